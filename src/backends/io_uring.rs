@@ -1,0 +1,1 @@
+//! Completions on Linux through io_uring.

@@ -1,0 +1,215 @@
+//! The backend: what a loop asks of the kernel, in the shape of completions.
+//!
+//! One trait, two real implementations and one for tests:
+//!
+//! - `readiness`: epoll on Linux, kqueue on macOS and the BSDs, through mio;
+//! - `io_uring`: completions on Linux;
+//! - `simulated`: a seeded network in memory, for tests.
+//!
+//! Rules of the contract, which one conformance suite checks against every backend that is compiled:
+//!
+//! - At most one receive and one send are in flight per socket. [`Backend::recv`] arms one receive; sends gather.
+//! - A call on a dead name does nothing and answers 0.
+//! - Everything queued in a turn leaves at the next [`Backend::wait`], in one gathered send per socket and batch.
+//! - Short writes, starved block pools, EAGAIN and EMFILE are the backend's affair.
+//! - [`Event::Close`] comes exactly once for every socket that was closed, and nothing comes after it. A socket that
+//!   failed or ended is still open until its owner closes it.
+//! - Events own what they carry and borrow nothing.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use socket2::SockAddr;
+
+pub use crate::buffers::block::Size;
+use crate::buffers::block::{Block, Pool};
+pub use crate::buffers::outbox::Piece;
+
+#[cfg(backend_io_uring)]
+pub mod io_uring;
+#[cfg(backend_readiness)]
+pub mod readiness;
+pub mod simulated;
+
+/// The name of a socket or listener in its backend: entry and life. Valid from the event or call that brought it until
+/// its [`Event::Close`].
+pub type Sock = crate::buffers::slots::Key;
+
+/// An outbox with more unsent bytes than this counts as past its high mark; [`Event::Drain`] follows once it is empty.
+pub const HIGH_MARK: usize = 64 * 1024;
+/// Connections taken from one listener in one turn at most, so that accepts never starve requests.
+pub const ACCEPT_BATCH: usize = 32;
+
+/// Who is at the other end of an accepted connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The address; the loopback address for a Unix socket's peer.
+    pub ip: IpAddr,
+    /// The port; 0 for a Unix socket's peer.
+    pub port: u16,
+    /// Whether it came over a Unix socket.
+    pub unix: bool,
+}
+
+impl Peer {
+    /// The peer of a connection over a Unix socket.
+    pub const UNIX: Peer = Peer { ip: IpAddr::V4(Ipv4Addr::LOCALHOST), port: 0, unix: true };
+}
+
+/// Which half of a socket failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// It never got connected. Only `close` makes sense now.
+    Connect,
+    /// A receive failed: no more bytes will come. Sends may go on.
+    Receive,
+    /// A send failed: what was queued is dropped and [`Backend::send`] does nothing from now on. Receives go on: an early
+    /// answer may be waiting.
+    Send,
+}
+
+/// How a socket is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum How {
+    /// At once; what is unsent is dropped.
+    Now,
+    /// Once the outbox is empty, with a FIN. Bytes that arrive meanwhile are discarded. When input may be left unread, the
+    /// write side is shut first and input is discarded until the peer ends or [`Options::linger`] is over, so that the
+    /// peer can read the answer and does not lose it to a reset (RFC 9112 §9.6).
+    Flushed,
+    /// At once and with an RST (SO_LINGER 0 on TCP), so that a cut answer does not look whole.
+    Reset,
+}
+
+/// What happened to a socket. All owned.
+#[derive(Debug)]
+pub enum Event {
+    /// A listener has a new connection. No receive is armed yet.
+    Accept {
+        /// Which listener.
+        listener: Sock,
+        /// The new connection.
+        sock: Sock,
+        /// Its other end, read at accept.
+        peer: Peer,
+    },
+    /// A connect has succeeded.
+    Connect {
+        /// Which socket.
+        sock: Sock,
+    },
+    /// The armed receive is done: at least one byte. No receive is armed now. At most one per socket and turn.
+    Receive {
+        /// Which socket.
+        sock: Sock,
+        /// The bytes.
+        block: Block,
+    },
+    /// The peer has finished sending; comes once, in place of a receive.
+    End {
+        /// Which socket.
+        sock: Sock,
+    },
+    /// The outbox had passed [`HIGH_MARK`] and is empty now.
+    Drain {
+        /// Which socket.
+        sock: Sock,
+    },
+    /// One half failed; each half fails at most once.
+    Fail {
+        /// Which socket.
+        sock: Sock,
+        /// Which half.
+        side: Side,
+        /// Why.
+        error: io::Error,
+    },
+    /// Nothing is in flight any more; the name is dead.
+    Close {
+        /// Which socket.
+        sock: Sock,
+    },
+    /// The bell was rung.
+    Wake,
+}
+
+/// Wakes a loop from another thread.
+pub trait Bell: Clone + Send + Sync + 'static {
+    /// Makes the loop's [`Backend::wait`] return soon with an [`Event::Wake`]. Rings may be merged.
+    fn ring(&self);
+}
+
+/// What a backend needs to know at its start.
+#[derive(Clone)]
+pub struct Options {
+    /// Sockets and listeners alive at once, at most. Room for all is reserved and not touched.
+    pub max_sockets: usize,
+    /// The loop's receive memory.
+    pub pool: Pool,
+    /// How long a [`How::Flushed`] close waits for the peer to take the answer and to stop sending.
+    pub linger: Duration,
+    /// For how long accepting stays paused after EMFILE or ENFILE before it is tried again.
+    pub accept_retry: Duration,
+}
+
+/// One loop's access to its sockets. See the module for the contract.
+pub trait Backend: Sized {
+    /// Wakes this backend.
+    type Bell: Bell;
+
+    /// Opens the backend, on the loop's own thread. An error says that the kernel refuses it.
+    fn new(options: Options) -> io::Result<Self>;
+
+    /// A handle to wake this loop with.
+    fn bell(&self) -> Self::Bell;
+
+    /// The time, sampled once per wait.
+    fn now(&self) -> Instant;
+
+    /// Starts to accept on a bound, listening TCP or Unix socket. In the ordinary case accepted sockets get TCP_NODELAY by
+    /// inheritance from the listener (Linux) or are given it.
+    fn listen(&mut self, listener: OwnedFd) -> io::Result<Sock>;
+
+    /// Stops accepting until [`Backend::resume`]. Accepts already brought by the kernel may still arrive.
+    fn pause(&mut self, listener: Sock);
+
+    /// Accepts again.
+    fn resume(&mut self, listener: Sock);
+
+    /// Starts a connection to a TCP or Unix address. `Connect` or `Fail` follows; sends may be queued at once and leave when
+    /// it is connected. `None`: the Unix socket's backlog is full (EAGAIN), ask again later. An error means that no
+    /// descriptor or no entry was left here; it says nothing about the other side, whose refusals arrive as `Fail`.
+    /// Receives on a connected socket take blocks from the workers' share.
+    fn connect(&mut self, address: &SockAddr) -> io::Result<Option<Sock>>;
+
+    /// Arms one receive into a block of that size; idempotent while one is armed. Does nothing after End or a failed receive.
+    fn recv(&mut self, sock: Sock, size: Size);
+
+    /// Queues a piece; it leaves at the end of the turn.
+    fn send(&mut self, sock: Sock, piece: Piece);
+
+    /// Bytes queued that the kernel has not taken yet.
+    fn unsent(&self, sock: Sock) -> usize;
+
+    /// Bytes that the kernel has taken since the socket was opened. Decides retries and write progress.
+    fn sent(&self, sock: Sock) -> u64;
+
+    /// Shuts the sending half once the outbox is empty.
+    fn finish(&mut self, sock: Sock);
+
+    /// Closes; exactly one [`Event::Close`] follows, in a later turn's events or in this one's. A second call can only make it
+    /// harsher (`Flushed` to `Now` or `Reset`).
+    fn close(&mut self, sock: Sock, how: How);
+
+    /// Sends what is queued, then sleeps until something happens or the timeout is over. `None` sleeps without end;
+    /// zero only polls.
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()>;
+
+    /// The next event of this turn; never sleeps. `None` ends the turn.
+    fn next(&mut self) -> Option<Event>;
+
+    /// Sockets and listeners alive, for limits and leak checks.
+    fn live(&self) -> usize;
+}

@@ -1,0 +1,1 @@
+//! Readiness through mio: epoll on Linux, kqueue on macOS and the BSDs.

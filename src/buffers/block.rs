@@ -1,0 +1,501 @@
+//! Blocks: owned pieces of a loop's receive memory, and of the heap where a block would be held too long.
+//!
+//! A [`Pool`] belongs to one loop and one thread. It hands out [`Block`]s of two sizes; a block goes back to its pool when
+//! its last clone is dropped, last in first out, so that the memory in use stays warm in the cache. Clones and slices
+//! share the memory, so that bytes are lent from a receive to a send and are never copied.
+//!
+//! Rules:
+//! - A quarter of the small blocks is reserved for [`Share::Worker`], so that slow clients cannot starve the workers' side.
+//! - Bytes that wait for somebody (a slow reader, a queue) live in heap blocks of exact size, charged to the one
+//!   [`Budget`] of the process; [`Block::settle`] moves them there.
+//! - The untouched part of the pool's memory costs nothing: pages are the kernel's until they are written.
+
+use std::cell::{Cell, RefCell};
+use std::ops::{Deref, Range};
+use std::ptr::NonNull;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Bytes of a small block: the largest head (16 KiB) with room for what follows it.
+pub const SMALL: usize = 18 * 1024;
+/// Bytes of a large block, for transfers known or seen to be long.
+pub const LARGE: usize = 128 * 1024;
+/// Added to each block's place so that the first lines of the blocks do not fall into the same cache set.
+const COLOUR: usize = 64;
+
+/// Which size of block a receive wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// [`SMALL`] bytes: heads and small bodies.
+    Small,
+    /// [`LARGE`] bytes: a transfer that is known or seen to be long.
+    Large,
+}
+
+/// On whose behalf a block is taken; clients leave the last quarter of the pool to workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// A client's receive.
+    Client,
+    /// A worker's receive, or a head that is being written.
+    Worker,
+}
+
+/// The bytes that the whole process may hold on the heap for slow clients and waiting requests.
+#[derive(Debug)]
+pub struct Budget {
+    limit: usize,
+    used: AtomicUsize,
+}
+
+impl Budget {
+    /// A budget of `limit` bytes.
+    pub fn new(limit: usize) -> Arc<Budget> {
+        Arc::new(Budget { limit, used: AtomicUsize::new(0) })
+    }
+
+    /// Whether `more` bytes still fit.
+    pub fn fits(&self, more: usize) -> bool {
+        self.used() + more <= self.limit
+    }
+
+    /// Bytes charged now.
+    pub fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    fn charge(&self, bytes: usize) {
+        self.used.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn credit(&self, bytes: usize) {
+        let before = self.used.fetch_sub(bytes, Ordering::Relaxed);
+        debug_assert!(before >= bytes, "budget credited more than it was charged");
+    }
+}
+
+/// One loop's receive memory. Cloning gives another handle to the same pool.
+#[derive(Clone)]
+pub struct Pool(Rc<Shared>);
+
+struct Shared {
+    groups: [Group; 2],
+    budget: Arc<Budget>,
+}
+
+struct Group {
+    /// Never read as a slice: blocks reach into it by pointer. Kept for its drop alone.
+    _memory: Box<[std::mem::MaybeUninit<u8>]>,
+    cores: Box<[Core]>,
+    free: RefCell<Vec<u32>>,
+    /// How many of the free blocks a client's receive may not take.
+    reserve: usize,
+}
+
+struct Core {
+    data: NonNull<u8>,
+    capacity: u32,
+    index: u32,
+    refs: Cell<u32>,
+    home: Home,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Home {
+    Pool(Size),
+    Heap,
+}
+
+impl Pool {
+    /// A pool of `small` and `large` blocks, whose heap copies are charged to `budget`.
+    pub fn new(small: usize, large: usize, budget: Arc<Budget>) -> Pool {
+        let groups = [Group::new(Size::Small, small, SMALL), Group::new(Size::Large, large, LARGE)];
+        Pool(Rc::new(Shared { groups, budget }))
+    }
+
+    /// Takes a block of which nothing is filled yet, or `None` when none is left for that share.
+    pub fn take(&self, size: Size, share: Share) -> Option<Block> {
+        let group = self.group(size);
+        let mut free = group.free.borrow_mut();
+        if share == Share::Client && free.len() <= group.reserve {
+            return None;
+        }
+        let index = free.pop()?;
+        let core = &group.cores[index as usize];
+        debug_assert_eq!(core.refs.get(), 0, "a free block is in use");
+        core.refs.set(1);
+        // The block keeps the pool alive; `Block::drop` gives this count back.
+        std::mem::forget(Rc::clone(&self.0));
+        Some(Block { core: NonNull::from(core), pool: Rc::as_ptr(&self.0), start: 0, len: 0 })
+    }
+
+    /// Copies `bytes` to a heap block of exactly that size, charged to the budget. The caller asks [`Budget::fits`]
+    /// where refusing is possible; this never refuses.
+    pub fn heap(&self, bytes: &[u8]) -> Block {
+        self.heap_joined(bytes, &[])
+    }
+
+    /// Like [`Pool::heap`], for two runs of bytes put behind each other.
+    pub fn heap_joined(&self, first: &[u8], second: &[u8]) -> Block {
+        let mut memory = Vec::with_capacity(first.len() + second.len());
+        memory.extend_from_slice(first);
+        memory.extend_from_slice(second);
+        let memory: Box<[u8]> = memory.into_boxed_slice();
+        let len = u32::try_from(memory.len()).expect("a heap block is below 4 GiB");
+        self.0.budget.charge(len as usize);
+        let data = NonNull::from(Box::leak(memory)).cast::<u8>();
+        let core = Box::new(Core { data, capacity: len, index: 0, refs: Cell::new(1), home: Home::Heap });
+        std::mem::forget(Rc::clone(&self.0));
+        Block { core: NonNull::from(Box::leak(core)), pool: Rc::as_ptr(&self.0), start: 0, len }
+    }
+
+    /// Blocks of that size that are free now.
+    pub fn free(&self, size: Size) -> usize {
+        self.group(size).free.borrow().len()
+    }
+
+    /// Blocks of that size in all.
+    pub fn total(&self, size: Size) -> usize {
+        self.group(size).cores.len()
+    }
+
+    /// Whether less than half of the small blocks is free, so that received bytes should not stay in their blocks.
+    pub fn scarce(&self) -> bool {
+        self.free(Size::Small) * 2 < self.total(Size::Small)
+    }
+
+    /// The budget to which heap blocks are charged.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.0.budget
+    }
+
+    fn group(&self, size: Size) -> &Group {
+        &self.0.groups[size as usize]
+    }
+}
+
+impl Group {
+    fn new(size: Size, count: usize, capacity: usize) -> Group {
+        let stride = capacity + COLOUR;
+        // Uninitialised on purpose: a page that no receive has touched is not resident.
+        let mut memory = Box::<[u8]>::new_uninit_slice(count * stride);
+        let base = memory.as_mut_ptr().cast::<u8>();
+        let cores = (0..count)
+            .map(|index| Core {
+                // SAFETY: index * stride lies within the allocation of count * stride bytes, which is not null.
+                data: unsafe { NonNull::new_unchecked(base.add(index * stride)) },
+                capacity: capacity as u32,
+                index: index as u32,
+                refs: Cell::new(0),
+                home: Home::Pool(size),
+            })
+            .collect();
+        let free = RefCell::new((0..count as u32).rev().collect());
+        Group { _memory: memory, cores, free, reserve: count / 4 }
+    }
+}
+
+/// An owned, shareable run of bytes in a pool's block or on the heap. Not `Send`: it belongs to its loop.
+pub struct Block {
+    core: NonNull<Core>,
+    pool: *const Shared,
+    start: u32,
+    len: u32,
+}
+
+impl Block {
+    /// A block with the bytes of `range` of this one, sharing its memory.
+    ///
+    /// # Panics
+    /// When the range lies outside of this block.
+    pub fn slice(&self, range: Range<usize>) -> Block {
+        assert!(range.start <= range.end && range.end <= self.len as usize, "slice outside of its block");
+        let mut slice = self.clone();
+        slice.start += range.start as u32;
+        slice.len = (range.end - range.start) as u32;
+        slice
+    }
+
+    /// Drops the first `count` bytes from view.
+    ///
+    /// # Panics
+    /// When the block holds fewer.
+    pub fn advance(&mut self, count: usize) {
+        assert!(count <= self.len as usize, "advance beyond the block's end");
+        self.start += count as u32;
+        self.len -= count as u32;
+    }
+
+    /// Keeps the first `len` bytes in view.
+    pub fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len as u32);
+    }
+
+    /// Where a receive may write, as pointer and length: the memory from the end of the view to the end of the block.
+    ///
+    /// # Panics
+    /// When the block is shared.
+    pub fn spare(&mut self) -> (*mut u8, usize) {
+        assert_eq!(self.core().refs.get(), 1, "a shared block cannot be written");
+        let end = (self.start + self.len) as usize;
+        // SAFETY: end is at most the capacity, so the pointer stays within the block's memory or one past its end.
+        (unsafe { self.core().data.as_ptr().add(end) }, self.core().capacity as usize - end)
+    }
+
+    /// Takes `count` more bytes into view, which a receive has written at [`Block::spare`].
+    ///
+    /// # Safety
+    /// These bytes must have been initialised.
+    pub unsafe fn filled(&mut self, count: usize) {
+        assert!(self.start as usize + self.len as usize + count <= self.core().capacity as usize);
+        self.len += count as u32;
+    }
+
+    /// Whether the view fills less than a quarter of the memory that it keeps from others.
+    pub fn wasteful(&self) -> bool {
+        self.core().home != Home::Heap && self.len * 4 < self.core().capacity
+    }
+
+    /// Whether the block lies on the heap.
+    pub fn on_heap(&self) -> bool {
+        self.core().home == Home::Heap
+    }
+
+    /// The same bytes in a form that may wait: a pool's block becomes a heap block of exact size.
+    pub fn settle(self, pool: &Pool) -> Block {
+        if self.on_heap() { self } else { pool.heap(&self) }
+    }
+
+    fn core(&self) -> &Core {
+        // SAFETY: a core lives as long as its references are counted; this block is one of them.
+        unsafe { self.core.as_ref() }
+    }
+}
+
+impl Deref for Block {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: start + len is within the capacity, and bytes in view were initialised by whoever called `filled`.
+        // Nobody writes to bytes in view: `spare` begins behind them and demands that the block is not shared.
+        unsafe { std::slice::from_raw_parts(self.core().data.as_ptr().add(self.start as usize), self.len as usize) }
+    }
+}
+
+impl Clone for Block {
+    fn clone(&self) -> Block {
+        let refs = &self.core().refs;
+        refs.set(refs.get() + 1);
+        Block { core: self.core, pool: self.pool, start: self.start, len: self.len }
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        let core = self.core();
+        let left = core.refs.get() - 1;
+        core.refs.set(left);
+        if left > 0 {
+            return;
+        }
+        // SAFETY: the first owner forgot one count of the pool; the last one takes it back here, exactly once.
+        let shared = unsafe { Rc::from_raw(self.pool) };
+        match core.home {
+            Home::Pool(size) => shared.groups[size as usize].free.borrow_mut().push(core.index),
+            Home::Heap => {
+                shared.budget.credit(core.capacity as usize);
+                let memory = NonNull::slice_from_raw_parts(core.data, core.capacity as usize);
+                // SAFETY: both were leaked from boxes in `heap_joined`, and no reference to either is left.
+                unsafe {
+                    drop(Box::from_raw(memory.as_ptr()));
+                    drop(Box::from_raw(self.core.as_ptr()));
+                }
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Block {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Block").field("len", &self.len).field("heap", &self.on_heap()).finish()
+    }
+}
+
+/// Where a loop writes heads and other small output: behind each other in one block, each handed out as a slice.
+///
+/// A head of 200 bytes in a block of its own would keep 18 KiB from others and touch a new page for each answer. What of
+/// it is still unsent after a flush is settled on the heap by the outbox, so that a slow reader pins nothing.
+pub struct Scratch {
+    pool: Pool,
+    current: Option<Block>,
+    used: usize,
+}
+
+impl Scratch {
+    /// An empty scratch that takes its blocks from `pool`.
+    pub fn new(pool: Pool) -> Scratch {
+        Scratch { pool, current: None, used: 0 }
+    }
+
+    /// Lets `fill` write at most `most` bytes and returns them as a block. With no block left in the pool, or for more
+    /// than a block holds, the bytes lie on the heap.
+    pub fn write(&mut self, most: usize, fill: impl FnOnce(&mut Writer<'_>)) -> Block {
+        if most > SMALL {
+            return self.write_heap(most, fill);
+        }
+        if self.used + most > SMALL {
+            self.current = None;
+        }
+        if self.current.is_none() {
+            self.current = self.pool.take(Size::Small, Share::Worker);
+            self.used = 0;
+        }
+        let Some(current) = &self.current else { return self.write_heap(most, fill) };
+        let core = current.core();
+        // SAFETY: used + most <= SMALL is the block's capacity; every slice handed out before ends at or below `used`,
+        // so these bytes are in nobody's view, and they are lent as memory that may be uninitialised.
+        let room = unsafe {
+            let place = core.data.as_ptr().add(self.used);
+            std::slice::from_raw_parts_mut(place.cast::<std::mem::MaybeUninit<u8>>(), most)
+        };
+        let mut writer = Writer { room, len: 0 };
+        fill(&mut writer);
+        let len = writer.len;
+        let mut written = current.clone();
+        written.start = self.used as u32;
+        written.len = len as u32;
+        self.used += len;
+        written
+    }
+
+    /// Forgets the current block when everything written into it has been dropped or moved elsewhere, so that the next
+    /// turn starts in warm memory.
+    pub fn rewind(&mut self) {
+        if self.current.as_ref().is_some_and(|block| block.core().refs.get() == 1) {
+            self.used = 0;
+        }
+    }
+
+    fn write_heap(&self, most: usize, fill: impl FnOnce(&mut Writer<'_>)) -> Block {
+        let mut memory: Vec<u8> = Vec::with_capacity(most);
+        let mut writer = Writer { room: &mut memory.spare_capacity_mut()[..most], len: 0 };
+        fill(&mut writer);
+        let len = writer.len;
+        // SAFETY: the writer has initialised the first `len` bytes.
+        unsafe { memory.set_len(len) };
+        self.pool.heap(&memory)
+    }
+}
+
+/// A cursor over memory of known size.
+pub struct Writer<'a> {
+    room: &'a mut [std::mem::MaybeUninit<u8>],
+    len: usize,
+}
+
+impl<'a> Writer<'a> {
+    /// A writer into `room`, for tests and for callers with memory of their own.
+    pub fn new(room: &'a mut [std::mem::MaybeUninit<u8>]) -> Writer<'a> {
+        Writer { room, len: 0 }
+    }
+
+    /// Appends bytes.
+    ///
+    /// # Panics
+    /// When the room was estimated too small, which is a mistake of ours: estimates are bounds.
+    #[inline]
+    pub fn put(&mut self, bytes: &[u8]) {
+        let end = self.len + bytes.len();
+        self.room[self.len..end].write_copy_of_slice(bytes);
+        self.len = end;
+    }
+
+    /// Appends a decimal number.
+    pub fn put_decimal(&mut self, number: u64) {
+        self.put(itoa::Buffer::new().format(number).as_bytes());
+    }
+
+    /// Bytes written so far.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing was written so far.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// What was written so far.
+    pub fn written(&self) -> &[u8] {
+        // SAFETY: `put` has initialised the first `len` bytes.
+        unsafe { std::slice::from_raw_parts(self.room.as_ptr().cast::<u8>(), self.len) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pool() -> Pool {
+        Pool::new(4, 1, Budget::new(1 << 20))
+    }
+
+    #[test]
+    fn a_block_returns_with_its_last_slice() {
+        let pool = pool();
+        let mut block = pool.take(Size::Small, Share::Client).unwrap();
+        let (place, room) = block.spare();
+        assert_eq!(room, SMALL);
+        // SAFETY: five bytes lie within the room.
+        unsafe {
+            std::ptr::copy_nonoverlapping(b"hello".as_ptr(), place, 5);
+            block.filled(5);
+        }
+        let slice = block.slice(1..3);
+        drop(block);
+        assert_eq!((&*slice, pool.free(Size::Small)), (&b"el"[..], 3));
+        drop(slice);
+        assert_eq!(pool.free(Size::Small), 4);
+    }
+
+    #[test]
+    fn clients_leave_the_reserve_to_workers() {
+        let pool = pool();
+        let held: Vec<_> = std::iter::from_fn(|| pool.take(Size::Small, Share::Client)).collect();
+        assert_eq!(held.len(), 3);
+        assert!(pool.take(Size::Small, Share::Worker).is_some());
+    }
+
+    #[test]
+    fn heap_blocks_are_charged_until_they_are_dropped() {
+        let pool = pool();
+        let block = pool.heap_joined(b"abc", b"def");
+        assert_eq!((&*block, pool.budget().used()), (&b"abcdef"[..], 6));
+        let clone = block.clone();
+        drop(block);
+        assert_eq!(pool.budget().used(), 6);
+        drop(clone);
+        assert_eq!(pool.budget().used(), 0);
+    }
+
+    #[test]
+    fn a_block_outlives_its_pool_handle() {
+        let pool = pool();
+        let block = pool.heap(b"still here");
+        drop(pool);
+        assert_eq!(&*block, b"still here");
+    }
+
+    #[test]
+    fn scratch_output_shares_a_block_and_falls_back_to_the_heap() {
+        let pool = pool();
+        let mut scratch = Scratch::new(pool.clone());
+        let first = scratch.write(100, |out| out.put(b"one"));
+        let second = scratch.write(100, |out| out.put_decimal(12345));
+        assert_eq!((&*first, &*second, pool.free(Size::Small)), (&b"one"[..], &b"12345"[..], 3));
+        let held: Vec<_> = std::iter::from_fn(|| pool.take(Size::Small, Share::Worker)).collect();
+        let third = scratch.write(SMALL, |out| out.put(b"three"));
+        assert!(third.on_heap() && held.len() == 3 && &*third == b"three");
+    }
+}

@@ -1,0 +1,6 @@
+//! Memory of a loop: blocks, outboxes, slots and the timing wheel. No descriptor, no clock, no thread.
+
+pub mod block;
+pub mod outbox;
+pub mod slots;
+pub mod wheel;

@@ -1,0 +1,221 @@
+//! The timing wheel: one deadline for each index of a loop's connection array.
+//!
+//! Lazy: moving a deadline later, which happens with every request, only writes it down; the entry is looked at when
+//! its old place in the wheel comes up, and put where it now belongs. So the cost is that of what falls due and not of
+//! what is open. Never early, late by at most one tick plus the loop's turn.
+
+use std::time::{Duration, Instant};
+
+/// The grain of all deadlines.
+pub const TICK: Duration = Duration::from_millis(10);
+/// Places in the wheel: 82 s. What is due later is looked at once a round.
+const SLOTS: u32 = 8192;
+const NONE: u32 = u32::MAX;
+
+#[derive(Clone, Copy)]
+struct Timer {
+    previous: u32,
+    next: u32,
+    /// When the entry is due, in ticks since the start.
+    due: u32,
+    /// At which tick the wheel will look at it; at most `due`.
+    place: u32,
+}
+
+const IDLE: Timer = Timer { previous: NONE, next: NONE, due: 0, place: NONE };
+
+/// Deadlines by index.
+pub struct Wheel {
+    start: Instant,
+    timers: Vec<Timer>,
+    heads: Box<[u32]>,
+    occupied: Box<[u64]>,
+    /// All ticks below this one were looked at.
+    current: u32,
+    armed: usize,
+}
+
+impl Wheel {
+    /// A wheel whose time starts at `start`, with room reserved for `capacity` timers.
+    pub fn new(start: Instant, capacity: usize) -> Wheel {
+        Wheel {
+            start,
+            timers: Vec::with_capacity(capacity),
+            heads: vec![NONE; SLOTS as usize].into_boxed_slice(),
+            occupied: vec![0; SLOTS as usize / 64].into_boxed_slice(),
+            current: 0,
+            armed: 0,
+        }
+    }
+
+    /// Sets the deadline of `index`, replacing the one it had.
+    pub fn arm(&mut self, index: u32, deadline: Instant) {
+        if self.timers.len() <= index as usize {
+            self.timers.resize(index as usize + 1, IDLE);
+        }
+        let due = self.tick_after(deadline).max(self.current);
+        let timer = &mut self.timers[index as usize];
+        timer.due = due;
+        if timer.place != NONE && timer.place <= due {
+            return;
+        }
+        if timer.place != NONE {
+            self.unlink(index);
+        }
+        self.link(index);
+    }
+
+    /// Takes the deadline of `index` away, if it has one.
+    pub fn disarm(&mut self, index: u32) {
+        if self.timers.get(index as usize).is_some_and(|timer| timer.place != NONE) {
+            self.unlink(index);
+        }
+    }
+
+    /// The next index whose deadline has passed at `now`; it has none afterwards.
+    pub fn expire(&mut self, now: Instant) -> Option<u32> {
+        let now = self.tick_before(now);
+        while self.current <= now {
+            let slot = self.current % SLOTS;
+            let index = self.heads[slot as usize];
+            if index == NONE {
+                self.current = self.next_occupied().map_or(now + 1, |tick| tick.min(now + 1)).max(self.current + 1);
+                continue;
+            }
+            self.unlink(index);
+            if self.timers[index as usize].due <= now {
+                return Some(index);
+            }
+            self.link(index);
+        }
+        None
+    }
+
+    /// How long a loop may sleep from `now` on before it has to look: `None` while nothing is armed.
+    pub fn sleep(&self, now: Instant) -> Option<Duration> {
+        let tick = self.next_occupied()?;
+        Some((self.start + TICK * tick).saturating_duration_since(now))
+    }
+
+    /// How many deadlines are set.
+    pub fn armed(&self) -> usize {
+        self.armed
+    }
+
+    fn link(&mut self, index: u32) {
+        let due = self.timers[index as usize].due;
+        let place = due.clamp(self.current, self.current + SLOTS - 1);
+        let slot = (place % SLOTS) as usize;
+        let next = self.heads[slot];
+        if next != NONE {
+            self.timers[next as usize].previous = index;
+        }
+        self.timers[index as usize] = Timer { previous: NONE, next, due, place };
+        self.heads[slot] = index;
+        self.occupied[slot / 64] |= 1 << (slot % 64);
+        self.armed += 1;
+    }
+
+    fn unlink(&mut self, index: u32) {
+        let timer = self.timers[index as usize];
+        let slot = (timer.place % SLOTS) as usize;
+        match timer.previous {
+            NONE => self.heads[slot] = timer.next,
+            previous => self.timers[previous as usize].next = timer.next,
+        }
+        if timer.next != NONE {
+            self.timers[timer.next as usize].previous = timer.previous;
+        }
+        if self.heads[slot] == NONE {
+            self.occupied[slot / 64] &= !(1 << (slot % 64));
+        }
+        self.timers[index as usize] = Timer { due: timer.due, ..IDLE };
+        self.armed -= 1;
+    }
+
+    /// The first tick from `current` on whose place is occupied.
+    fn next_occupied(&self) -> Option<u32> {
+        if self.armed == 0 {
+            return None;
+        }
+        let words = self.occupied.len() as u32;
+        let slot = self.current % SLOTS;
+        let first = self.occupied[(slot / 64) as usize] >> (slot % 64);
+        if first != 0 {
+            return Some(self.current + first.trailing_zeros());
+        }
+        (1..=words).find_map(|step| {
+            let word = (slot / 64 + step) % words;
+            let bits = self.occupied[word as usize];
+            (bits != 0).then(|| {
+                let found = word * 64 + bits.trailing_zeros();
+                self.current + (found + SLOTS - slot) % SLOTS
+            })
+        })
+    }
+
+    /// The tick at or after `instant`.
+    fn tick_after(&self, instant: Instant) -> u32 {
+        let passed = instant.saturating_duration_since(self.start).as_nanos();
+        u32::try_from(passed.div_ceil(TICK.as_nanos())).unwrap_or(u32::MAX - SLOTS)
+    }
+
+    /// The tick at or before `instant`.
+    fn tick_before(&self, instant: Instant) -> u32 {
+        let passed = instant.saturating_duration_since(self.start).as_nanos();
+        u32::try_from(passed / TICK.as_nanos()).unwrap_or(u32::MAX - SLOTS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn a_later_deadline_costs_no_move_and_is_never_early() {
+        let start = Instant::now();
+        let mut wheel = Wheel::new(start, 4);
+        wheel.arm(0, start + Duration::from_millis(25));
+        wheel.arm(0, start + Duration::from_secs(300));
+        assert_eq!(wheel.sleep(start), Some(Duration::from_millis(30)), "it is looked at where it was");
+        assert_eq!(wheel.expire(start + Duration::from_secs(299)), None);
+        assert_eq!(wheel.expire(start + Duration::from_secs(300)), Some(0));
+        assert_eq!((wheel.armed(), wheel.sleep(start)), (0, None));
+    }
+
+    proptest! {
+        #[test]
+        fn every_deadline_fires_once_in_its_time(
+            ops in prop::collection::vec((0u32..20, 0u64..200_000, 0u64..3_000, any::<bool>()), 1..200)
+        ) {
+            let start = Instant::now();
+            let mut now = start;
+            let mut wheel = Wheel::new(start, 0);
+            let mut model = std::collections::HashMap::new();
+            for (index, delay, step, disarm) in ops {
+                if disarm {
+                    wheel.disarm(index);
+                    model.remove(&index);
+                } else {
+                    let deadline = now + Duration::from_millis(delay);
+                    wheel.arm(index, deadline);
+                    model.insert(index, deadline);
+                }
+                now += Duration::from_millis(step);
+                while let Some(index) = wheel.expire(now) {
+                    let deadline = model.remove(&index);
+                    prop_assert!(deadline.is_some_and(|deadline| deadline <= now));
+                }
+                for deadline in model.values() {
+                    prop_assert!(*deadline + TICK > now, "a deadline was missed");
+                }
+                prop_assert_eq!(wheel.armed(), model.len());
+                if let Some(next) = model.values().min() {
+                    let sleep = wheel.sleep(now).unwrap();
+                    prop_assert!(now + sleep < *next + TICK, "the loop would oversleep");
+                }
+            }
+        }
+    }
+}

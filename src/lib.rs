@@ -1,0 +1,16 @@
+//! production_server: one binary in front of any app.
+//!
+//! The map, from the top down; each layer uses those below it and none above:
+//!
+//! ```text
+//! main → server → supervisor, control
+//!           └──→ reactor → connection, exchange → dispatch, mailbox
+//!                               └──→ http                    bytes in, bytes out: no descriptor, no clock, no thread
+//!                               └──→ backends → buffers
+//! config, metrics, log: usable by all, use none of them
+//! ```
+//!
+//! ARCHITECTURE.md has the road of a request and the states of a connection; `tests/tidy.rs` guards the layers.
+
+pub mod backends;
+pub mod buffers;
