@@ -14,3 +14,6 @@
 
 pub mod backends;
 pub mod buffers;
+pub mod dispatch;
+pub mod mailbox;
+pub mod planted;
