@@ -14,3 +14,4 @@
 
 pub mod backends;
 pub mod buffers;
+pub mod http;
