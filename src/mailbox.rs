@@ -40,6 +40,8 @@ pub enum Message {
     Died(WorkerId),
     /// Close the idle connections to this worker and forget it.
     Retire(WorkerId),
+    /// Connections have become fewer than `max_connections`: accept again.
+    Accept,
     /// Stop gracefully: finish what runs, cut what is left at the deadline.
     Drain {
         /// When the rest is cut.
