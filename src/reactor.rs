@@ -17,7 +17,8 @@ use crate::buffers::block::{Pool, Scratch};
 use crate::buffers::slots::Slots;
 use crate::buffers::wheel::Wheel;
 use crate::connection::{Clock, Kind, Loop, Role, Shared, Table};
-use crate::http::head::{Fields, HeadLimits};
+use crate::http::fields::Fields;
+use crate::http::head::HeadLimits;
 use crate::log::{AccessLog, Level};
 use crate::mailbox::{Mailbox, Message};
 use crate::metrics::Metrics;
@@ -33,7 +34,7 @@ pub struct Setup {
     /// Its mail.
     pub mailbox: Mailbox<Message>,
     /// The counters of all loops.
-    pub metrics: Arc<Metrics>,
+    pub metrics: Metrics,
     /// Its access log.
     pub access: AccessLog,
     /// Its receive memory; the backend has the same.
@@ -289,9 +290,5 @@ impl<B: Backend> Loop<B> {
             self.link_lost(sock, None);
             self.close_link(sock, How::Now);
         }
-    }
-
-    fn app_failed(&mut self, exchange: crate::buffers::slots::Key) {
-        self.fail_queued(exchange);
     }
 }

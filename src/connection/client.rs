@@ -30,7 +30,9 @@ impl<B: Backend> Loop<B> {
             skip: None,
         };
         self.table.put(sock, Role::Client(client));
-        self.count().accepted();
+        self.count().total_connections.add(1);
+        self.count().active_connections.increment();
+        self.count().moved(None, State::Accepting.gauge());
         self.arrived();
         self.become_state(sock, State::ReadingRequest);
         self.arm(sock, self.shared.settings.timeouts.header);
@@ -41,7 +43,7 @@ impl<B: Backend> Loop<B> {
     }
 
     pub fn client_received(&mut self, sock: Sock, block: Block) {
-        self.count().received(block.len());
+        self.count().bytes_received.add(block.len() as u64);
         let Some(client) = self.table.client(sock) else { return };
         match client.state {
             State::Closing | State::Closed => {}
@@ -53,8 +55,10 @@ impl<B: Backend> Loop<B> {
                 self.keep_input(sock, block);
                 self.read_requests(sock);
             }
-            _ if client.exchange != Key::NONE => self.received_during_exchange(sock, client_exchange(client), block),
-            _ => debug_assert!(false, "bytes for a client that has no exchange in {:?}", client.state),
+            State::Accepting | State::Processing | State::WritingResponse => {
+                let key = client.exchange;
+                self.received_during_exchange(sock, key, block);
+            }
         }
     }
 
@@ -148,7 +152,7 @@ impl<B: Backend> Loop<B> {
         if key != Key::NONE {
             return self.exchange_expired(key);
         }
-        let timeouts = self.shared.settings.timeouts;
+        let timeouts = self.shared.settings.timeouts.clone();
         let sent = self.backend.sent(sock);
         let unsent = self.backend.unsent(sock);
         if unsent > 0 {
@@ -192,6 +196,14 @@ impl<B: Backend> Loop<B> {
         }
     }
 
+    /// A graceful stop has begun: a connection between two requests closes, others after their answer.
+    pub fn client_drains(&mut self, sock: Sock) {
+        let Some(client) = self.table.client(sock) else { return };
+        if client.state == State::ReadingRequest && client.input.is_none() && client.skip.is_none() {
+            self.close_client(sock, How::Flushed);
+        }
+    }
+
     /// Whether so much waits to be sent that no further request is read now; the drain will resume.
     pub fn stalls(&mut self, sock: Sock) -> bool {
         let stalls = self.backend.unsent(sock) > HIGH_MARK;
@@ -200,8 +212,4 @@ impl<B: Backend> Loop<B> {
         }
         stalls
     }
-}
-
-fn client_exchange(client: &Client) -> Key {
-    client.exchange
 }

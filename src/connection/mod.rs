@@ -14,6 +14,8 @@ mod client;
 mod request;
 mod worker;
 
+pub(crate) use worker::Reach;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -26,11 +28,13 @@ use crate::buffers::wheel::Wheel;
 use crate::config::Settings;
 use crate::dispatch::{Dispatch, Grant, Target, WorkerId};
 use crate::exchange::{BodySkip, Exchange};
-use crate::http::head::{Fields, HeadLimits, HeadSearch};
+use crate::http::date::date;
+use crate::http::fields::Fields;
+use crate::http::head::{HeadLimits, HeadSearch};
 use crate::http::reply;
 use crate::log::{AccessLog, Log};
 use crate::mailbox::Postboxes;
-use crate::metrics::Counters;
+use crate::metrics::{ConnectionState, Counters, Metrics};
 
 /// Pipelined bytes kept for a client whose request is being answered; beyond this its receive stays unarmed.
 pub(crate) const PIPELINE_BYTES: usize = 16 * 1024;
@@ -54,6 +58,11 @@ pub enum State {
 }
 
 impl State {
+    /// Which gauge counts connections in this state; none for those that are closed.
+    fn gauge(self) -> Option<ConnectionState> {
+        ConnectionState::ALL.get(self as usize).copied()
+    }
+
     /// Whether a connection may go from this state to `next`.
     pub fn may_become(self, next: State) -> bool {
         use State::*;
@@ -265,7 +274,7 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub fn new(now: Instant) -> Clock {
-        let mut clock = Clock { at: now, micros: 0, second: 0, date: reply::date(0) };
+        let mut clock = Clock { at: now, micros: 0, second: 0, date: date(0) };
         clock.compare(now);
         clock
     }
@@ -288,7 +297,7 @@ impl Clock {
         self.at = now;
         self.micros = epoch.as_micros() as u64;
         self.second = epoch.as_secs();
-        self.date = reply::date(self.second);
+        self.date = date(self.second);
     }
 }
 
@@ -314,7 +323,7 @@ pub(crate) struct Loop<B: Backend> {
     pub paused: bool,
     /// Set once a graceful stop has begun.
     pub draining: bool,
-    pub counters: Arc<crate::metrics::Metrics>,
+    pub metrics: Metrics,
     pub access: AccessLog,
     /// Permits that came to exchanges of this loop during the event.
     pub grants: VecDeque<Grant>,
@@ -327,7 +336,7 @@ pub(crate) struct Loop<B: Backend> {
 impl<B: Backend> Loop<B> {
     #[inline]
     pub fn count(&self) -> &Counters {
-        self.counters.of_loop(self.index as usize)
+        self.metrics.of_loop(self.index as usize)
     }
 
     /// The one place where a client's state is assigned.
@@ -336,7 +345,7 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(sock) else { return };
         let before = std::mem::replace(&mut client.state, next);
         debug_assert!(before.may_become(next), "a connection went from {before:?} to {next:?}");
-        self.counters.of_loop(self.index as usize).moved(before as usize, next as usize);
+        self.count().moved(before.gauge(), next.gauge());
     }
 
     #[inline]
@@ -382,7 +391,8 @@ impl<B: Backend> Loop<B> {
         match self.table.take(sock) {
             Role::Client(client) => {
                 debug_assert!(client.state.may_become(State::Closed));
-                self.count().moved(client.state as usize, State::Closed as usize);
+                self.count().moved(client.state.gauge(), None);
+                self.count().active_connections.decrement();
                 self.departed();
             }
             Role::Link(link) => debug_assert!(link.state == LinkState::Closing),

@@ -9,7 +9,7 @@ use crate::buffers::block::Block;
 use crate::exchange::{BodySkip, Skipped};
 use crate::http::head::{self, Request};
 use crate::http::reply::{self, Reply};
-use crate::http::{Framing, Method, Refusal, Version};
+use crate::http::{Framing, Method, Refusal, Version, find_lines};
 use crate::log::AccessRecord;
 
 use super::{Loop, State};
@@ -165,21 +165,21 @@ impl<B: Backend> Loop<B> {
 
     fn answer_here(&mut self, sock: Sock, input: &[u8], request: &Request, route: &Route) {
         let keep_alive = self.keeps_alive(request);
-        let old = request.version == Version::Http10;
+        let version = request.version;
         let head_only = request.method == Method::Head;
         let date = &self.clock.date;
         let piece = match (route, &self.shared.direct) {
             (Route::Respond, Some(direct)) => self
                 .scratch
-                .write(direct.room(), |out| direct.write(out, date, keep_alive, old, head_only)),
+                .write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only)),
             (Route::Status, _) => {
                 let text = (self.shared.status)();
                 let direct = reply::Direct::new("application/json", text.as_bytes());
-                self.scratch.write(direct.room(), |out| direct.write(out, date, keep_alive, old, head_only))
+                self.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
             }
             (Route::Text(text), _) => {
                 let direct = reply::Direct::new("text/plain; charset=utf-8", text);
-                self.scratch.write(direct.room(), |out| direct.write(out, date, keep_alive, old, head_only))
+                self.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
             }
             _ => return debug_assert!(false, "this route is not answered here"),
         };
@@ -265,18 +265,19 @@ impl<B: Backend> Loop<B> {
     /// The access line of a request that no exchange carries.
     fn log_head(&mut self, sock: Sock, input: &[u8], request: Option<&Request>, status: u16, bytes: u64) {
         let Some(client) = self.table.client(sock) else { return };
-        let (method, target, version) = match request {
-            Some(request) => (request.method_span.of(input), request.target.of(input), request.version),
-            None => (&b"-"[..], &b"-"[..], Version::Http11),
+        let (method, target, protocol) = match request {
+            Some(request) => (request.method_span.of(input), request.target.of(input), request.version.name()),
+            None => (&b"-"[..], &b"-"[..], Version::Http11.name()),
         };
-        let find = |name: &[u8]| request.and_then(|_| super::find_field(input, name));
+        let head = request.map_or(&b""[..], |request| &input[..request.len]);
+        let [host, referer, user_agent] = find_lines(head, [b"host", b"referer", b"user-agent"]);
         self.access.record(&AccessRecord {
-            time_us: self.clock.micros(self.now),
+            time_micros: self.clock.micros(self.now),
             client: client.peer.ip,
             method,
             target,
-            version,
-            host: find(b"host"),
+            protocol,
+            host,
             status,
             bytes,
             duration_us: 0,
@@ -284,8 +285,8 @@ impl<B: Backend> Loop<B> {
             upstream_us: None,
             worker: None,
             request_id: b"",
-            referer: find(b"referer"),
-            user_agent: find(b"user-agent"),
+            referer,
+            user_agent,
         });
     }
 }

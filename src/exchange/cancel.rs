@@ -2,10 +2,10 @@
 
 use crate::backends::{Backend, How, Size};
 use crate::buffers::slots::Key;
-use crate::connection::{Loop, State, find_field};
+use crate::connection::{Loop, State};
 use crate::dispatch::{Outcome, WorkerId};
 use crate::http::reply::{self, Format, Reply};
-use crate::http::{Method, Version};
+use crate::http::{Method, Version, find_lines};
 use crate::log::AccessRecord;
 
 use super::start::id_text;
@@ -31,6 +31,15 @@ impl<B: Backend> Loop<B> {
             Phase::Tunnel => self.end_tunnel(key),
             Phase::Abandoned => debug_assert!(false, "an abandoned exchange has no client to wait for"),
         }
+    }
+
+    /// The app has given up while this exchange waited for a worker; its ticket is void.
+    pub fn app_failed(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup_mut(key).filter(|exchange| exchange.phase == Phase::Queued) else {
+            return;
+        };
+        exchange.ticket = None;
+        self.fail(key, 503, super::start::GIVEN_UP);
     }
 
     fn awaiting_expired(&mut self, key: Key) {
@@ -84,7 +93,7 @@ impl<B: Backend> Loop<B> {
         let sock = exchange.client;
         exchange.status = status;
         let keep_alive = exchange.keep_alive && exchange.upload.is_done() && !self.draining;
-        let accept = exchange.head.as_deref().and_then(|head| find_field(head, b"accept")).unwrap_or_default();
+        let [accept] = find_lines(exchange.head.as_deref().unwrap_or_default(), [b"accept"]);
         let format = reply::negotiate(accept);
         let reply = Reply {
             status,
@@ -168,16 +177,17 @@ impl<B: Backend> Loop<B> {
         let head: &[u8] = exchange.head.as_deref().unwrap_or_default();
         let mut words = head.split(|byte| *byte == b' ' || *byte == b'\r');
         let (method, target) = (words.next().unwrap_or(b"-"), words.next().unwrap_or(b"-"));
+        let [host, referer, user_agent] = find_lines(head, [b"host", b"referer", b"user-agent"]);
         let micros = |from: std::time::Instant, to: std::time::Instant| to.saturating_duration_since(from).as_micros() as u64;
         let end = exchange.finished.unwrap_or(self.now);
         let worker = self.worker_of(exchange);
         self.access.record(&AccessRecord {
-            time_us: self.clock.micros(self.now),
+            time_micros: self.clock.micros(self.now),
             client: peer,
             method,
             target,
-            version: exchange.version,
-            host: find_field(head, b"host"),
+            protocol: exchange.version.name(),
+            host,
             status: exchange.status,
             bytes: exchange.bytes,
             duration_us: micros(exchange.started, self.now),
@@ -185,8 +195,8 @@ impl<B: Backend> Loop<B> {
             upstream_us: exchange.granted.map(|granted| micros(granted, end)),
             worker,
             request_id: &id_text(exchange.id),
-            referer: find_field(head, b"referer"),
-            user_agent: find_field(head, b"user-agent"),
+            referer,
+            user_agent,
         });
     }
 

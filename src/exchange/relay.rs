@@ -60,7 +60,7 @@ impl<B: Backend> Loop<B> {
             return;
         }
         let client = exchange.client;
-        let room = rewrite::response_room(response, &self.fields);
+        let room = rewrite::informational_room(response, &self.fields);
         let piece = self.scratch.write(room, |out| rewrite::informational(out, input, response, &self.fields));
         self.backend.send(client, piece.into());
     }
@@ -121,7 +121,7 @@ impl<B: Backend> Loop<B> {
             _ => false,
         };
         let body = if let (true, Reader::Length(length)) = (whole, &exchange.answer) { *length as usize } else { 0 };
-        let room = rewrite::response_room(response, &self.fields) + body;
+        let room = rewrite::response_room(response, &self.fields, &answer) + body;
         let piece = self.scratch.write(room, |out| {
             rewrite::response(out, &input, response, &self.fields, &answer);
             out.put(&input[response.len..response.len + body]);

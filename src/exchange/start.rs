@@ -23,7 +23,7 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(sock) else { return };
         let app = &self.shared.settings.app;
         let forward = Forward {
-            ip: client.peer.ip,
+            peer: client.peer.ip,
             unix: client.peer.unix,
             local_port: self.listeners[client.listener as usize].1,
             https: false,
@@ -178,7 +178,7 @@ impl<B: Backend> Loop<B> {
                 self.count().queue_full.add(1);
                 self.fail(key, 503, QUEUE_FULL);
             }
-            Acquire::Failed => self.fail(key, 503, "the app has failed and is not being restarted"),
+            Acquire::Failed => self.fail(key, 503, GIVEN_UP),
         }
     }
 
@@ -381,6 +381,7 @@ pub(crate) fn id_text(id: u64) -> [u8; 16] {
     std::array::from_fn(|index| DIGITS[(id >> (60 - 4 * index)) as usize & 15])
 }
 
+pub(super) const GIVEN_UP: &str = "the app has failed and is not being restarted";
 pub(super) const QUEUE_FULL: &str = "the queue is full";
 pub(super) const TOO_LARGE: &str = "the body is larger than this server takes";
 

@@ -31,7 +31,7 @@ impl<B: Backend> Loop<B> {
             framing: Rewritten::Same,
             upgrade: true,
         };
-        let room = rewrite::response_room(response, &self.fields);
+        let room = rewrite::response_room(response, &self.fields, &answer);
         let piece = self.scratch.write(room, |out| rewrite::response(out, &input, response, &self.fields, &answer));
         exchange.bytes += piece.len() as u64;
         self.become_state(sock, State::WritingResponse);
