@@ -14,3 +14,6 @@
 
 pub mod backends;
 pub mod buffers;
+pub mod config;
+pub mod log;
+pub mod metrics;
