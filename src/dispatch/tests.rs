@@ -497,7 +497,8 @@ mod planted_bugs {
             let (dispatch, ids, now) = with_ready(Balance::Lifo, 1, 2);
             plant(bug);
             let mut out: Vec<_> = (0..2).map(|number| take(&dispatch, number, now)).collect();
-            let mut waiting = Vec::new();
+            // At each release at least two wait, so that a wrong order can show.
+            let mut waiting = vec![(200, wait(&dispatch, 200, now))];
             for number in 2..40 {
                 waiting.push((number, wait(&dispatch, number, now)));
                 if number % 2 == 0 {
