@@ -461,7 +461,7 @@ impl Dispatch {
     /// A permit comes back because its worker refused to be connected to.
     #[cold]
     fn release_unreachable(&self, worker: WorkerId, home: u32, now: Instant) -> Option<Grant> {
-        let mut astray = false;
+        let (mut astray, mut handed) = (false, None);
         let mut grants = self.retreat(worker, now, 1, |state, index| {
             if self.come_home(state, worker, home).is_none() {
                 astray = true;
@@ -471,13 +471,14 @@ impl Dispatch {
                 state.workers.enter(index, Phase::Unreachable);
                 state.tell(index, UNREACHABLE);
             }
-            // Nothing is handed on: the worker is not eligible.
-            let none = self.free(state, index);
-            debug_assert!(none.is_none(), "a slot of an unreachable worker was handed on");
+            // None, for the worker is not eligible; but a grant must not be lost even if that is wrong.
+            handed = self.free(state, index);
         });
         if astray {
             broken("a permit came back that was not out");
         }
+        debug_assert!(handed.is_none() || planted::active(Bug::StaleWorker), "a slot out of reach was handed on");
+        grants.extend(handed);
         let first = if grants.is_empty() { None } else { Some(grants.remove(0)) };
         self.deliver(grants);
         first

@@ -12,7 +12,7 @@ use loom::thread;
 
 use super::*;
 
-const PREEMPTIONS: usize = 4;
+const PREEMPTIONS: usize = 5;
 
 fn check(model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
@@ -89,7 +89,10 @@ fn all_is_quiet(dispatch: &Dispatch, now: Instant) {
 /// One request of a loop that may lose its patience at once: what became of it is in the answer and in the mail.
 /// True if its grant must be in the mail.
 fn one_request(dispatch: &Dispatch, mail: &Mail, who: Waiter, patient: bool, now: Instant) -> bool {
-    match dispatch.acquire(who, ask(now), now) {
+    let answer = dispatch.acquire(who, ask(now), now);
+    // Between any two calls of any loops the rules hold: a later call must not be what saves a forgotten waiter.
+    dispatch.check_invariants();
+    match answer {
         Acquire::Granted(permit) => {
             mail.post(dispatch.release(permit, Outcome::Answered, now));
             false
