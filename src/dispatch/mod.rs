@@ -202,7 +202,7 @@ impl Dispatch {
         self.lock().workers.lookup(worker)?.target.clone()
     }
 
-    /// Whether a request that came now would be refused: no worker has room, and the queue is full.
+    /// Whether a request that came now and would take any worker would be refused: none has room, and the queue is full.
     pub fn queue_is_full(&self) -> bool {
         let state = self.lock();
         state.queue.is_full() && !state.workers.any_room()

@@ -358,7 +358,9 @@ impl Run {
                 self.end(waiter, End::Granted);
             }
             (None, Acquire::Full) => {
-                assert!(!front && model.queue.len() >= QUEUE_SIZE && self.dispatch.queue_is_full());
+                assert!(!front && model.queue.len() >= QUEUE_SIZE);
+                // One who would take any worker might still be served by the one that was excluded.
+                assert_eq!(self.dispatch.queue_is_full(), model.choose(None).is_none());
                 self.end(waiter, End::Refused);
             }
             (None, Acquire::Queued(ticket)) => {
