@@ -197,3 +197,180 @@ impl Postboxes {
         self.0.iter().for_each(|postbox| postbox.post(message()));
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A mailbox, and how often it rang.
+    fn counted<T>() -> (Postbox<T>, Mailbox<T>, Shared<AtomicUsize>) {
+        let rings = Shared::new(AtomicUsize::new(0));
+        let counter = Shared::clone(&rings);
+        let (postbox, mailbox) = mailbox(move || {
+            counter.fetch_add(1, Ordering::Relaxed);
+        });
+        (postbox, mailbox, rings)
+    }
+
+    #[test]
+    fn mail_comes_in_the_order_of_posting() {
+        let (postbox, mailbox, rings) = counted();
+        postbox.post(1);
+        postbox.post(2);
+        let mut mail = vec![0];
+        mailbox.take(&mut mail);
+        postbox.post(3);
+        mailbox.take(&mut mail);
+        mailbox.take(&mut mail);
+        assert_eq!(mail, [0, 1, 2, 3]);
+        assert_eq!(rings.load(Ordering::Relaxed), 0, "nobody rings for one who is awake");
+    }
+
+    #[test]
+    fn it_rings_once_a_sleep() {
+        let (postbox, mailbox, rings) = counted();
+        let mut mail = Vec::new();
+        for sleep in 1..=3 {
+            assert!(mailbox.may_sleep());
+            postbox.post(1);
+            postbox.clone().post(2);
+            assert_eq!(rings.load(Ordering::Relaxed), sleep);
+            mailbox.awake();
+            postbox.post(3);
+            assert_eq!(rings.load(Ordering::Relaxed), sleep);
+            assert!(!mailbox.may_sleep(), "mail waits");
+            postbox.post(4);
+            assert_eq!(rings.load(Ordering::Relaxed), sleep);
+            mailbox.take(&mut mail);
+            assert_eq!(mail, [1, 2, 3, 4]);
+            mail.clear();
+        }
+    }
+
+    #[test]
+    fn two_vectors_go_to_and_fro() {
+        let (postbox, mailbox, _) = counted();
+        let mut mail = Vec::new();
+        let mut turn = || {
+            (0..100).for_each(|number| postbox.post(number));
+            mailbox.take(&mut mail);
+            assert_eq!(mail.len(), 100);
+            mail.clear();
+            (mail.as_ptr(), mail.capacity())
+        };
+        let warm = [turn(), turn()];
+        assert_eq!([turn(), turn()], warm, "once warm, nothing is allocated");
+    }
+
+    #[test]
+    fn nothing_is_lost_between_real_threads() {
+        const POSTS: usize = 20_000;
+        let (bell, sleeper) = mpsc::channel();
+        let (postbox, mailbox) = mailbox(move || bell.send(()).unwrap());
+        std::thread::scope(|scope| {
+            for poster in 0..2 {
+                let postbox = postbox.clone();
+                scope.spawn(move || (0..POSTS).for_each(|number| postbox.post((poster, number))));
+            }
+            let (mut mail, mut next) = (Vec::new(), [0, 0]);
+            while next != [POSTS; 2] {
+                if mailbox.may_sleep() {
+                    sleeper.recv_timeout(Duration::from_secs(20)).expect("a wake-up was lost");
+                    mailbox.awake();
+                }
+                mailbox.take(&mut mail);
+                for (poster, number) in mail.drain(..) {
+                    assert_eq!(number, next[poster]);
+                    next[poster] += 1;
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn each_loop_has_its_own_box() {
+        let (first, first_mail) = mailbox(|| ());
+        let (second, second_mail) = mailbox(|| ());
+        let boxes = Postboxes::new(vec![first, second]);
+        boxes.post(1, Message::AppFailed(Key { index: 7, generation: 1 }));
+        boxes.broadcast(|| Message::StopNow);
+        let [mut one, mut two] = [Vec::new(), Vec::new()];
+        first_mail.take(&mut one);
+        second_mail.take(&mut two);
+        assert!(matches!(one[..], [Message::StopNow]));
+        assert!(matches!(two[..], [Message::AppFailed(Key { index: 7, .. }), Message::StopNow]));
+    }
+}
+
+/// The command that runs these models stands in `dispatch/models.rs`.
+#[cfg(all(test, loom))]
+mod models {
+    use loom::sync::{Arc, Condvar};
+    use loom::thread;
+
+    use super::*;
+
+    /// A bell that one can sleep on. Loom fails a model in which all threads that are left sleep.
+    struct Bell {
+        rung: Mutex<(bool, usize)>,
+        changed: Condvar,
+    }
+
+    impl Bell {
+        fn ring(&self) {
+            let mut rung = self.rung.lock().expect("no thread panics");
+            *rung = (true, rung.1 + 1);
+            self.changed.notify_one();
+        }
+
+        fn sleep(&self) {
+            let mut rung = self.rung.lock().expect("no thread panics");
+            while !rung.0 {
+                rung = self.changed.wait(rung).expect("no thread panics");
+            }
+            rung.0 = false;
+        }
+    }
+
+    /// Posters, so many messages from each, and a receiver that sleeps until it has all of them.
+    fn all_mail_arrives(posters: usize, messages: usize) {
+        let mut builder = loom::model::Builder::new();
+        builder.preemption_bound = Some(4);
+        builder.check(move || {
+            let bell = Arc::new(Bell { rung: Mutex::new((false, 0)), changed: Condvar::new() });
+            let ringer = Arc::clone(&bell);
+            let (postbox, mailbox) = mailbox(move || ringer.ring());
+            let start = |_| {
+                let postbox = postbox.clone();
+                thread::spawn(move || (0..messages).for_each(|number| postbox.post(number)))
+            };
+            let running: Vec<_> = (0..posters).map(start).collect();
+            let (mut mail, mut sleeps) = (Vec::new(), 0);
+            while mail.len() < posters * messages {
+                sleeps += 1;
+                if mailbox.may_sleep() {
+                    bell.sleep();
+                    mailbox.awake();
+                }
+                mailbox.take(&mut mail);
+            }
+            running.into_iter().for_each(|poster| poster.join().expect("no thread panics"));
+            let rings = bell.rung.lock().expect("no thread panics").1;
+            assert!(rings <= sleeps, "{rings} rings for {sleeps} sleeps");
+        });
+    }
+
+    #[test]
+    fn loom_a_post_races_with_the_sleep() {
+        all_mail_arrives(1, 2);
+    }
+
+    #[test]
+    fn loom_two_posters_race_with_the_sleep() {
+        all_mail_arrives(2, 1);
+    }
+}

@@ -1,7 +1,7 @@
 //! Known faults, planted where the tests must be able to find such a one.
 //!
 //! Without the feature `planted-bugs` nothing of it is compiled: [`active`] and [`strikes`] are constants and vanish.
-//! With it, one fault sleeps in each place until [`plant`] wakes it for the calling thread (the simulation runs one seed
+//! With it, one fault sleeps in each place until `plant` wakes it for the calling thread (the simulation runs one seed
 //! on one thread, so tests may run side by side). Never for production.
 
 /// A known fault.
