@@ -24,3 +24,5 @@ pub mod mailbox;
 pub mod metrics;
 pub mod planted;
 pub mod reactor;
+pub mod server;
+pub mod supervisor;

@@ -234,7 +234,7 @@ pub(crate) struct Seat {
 /// What all loops of a server share.
 pub struct Shared {
     /// The checked configuration.
-    pub settings: Settings,
+    pub settings: Arc<Settings>,
     /// Permits and the waiting queue of the app.
     pub dispatch: Arc<Dispatch>,
     /// The way to every loop.
