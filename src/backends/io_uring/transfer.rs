@@ -15,7 +15,7 @@ use super::messages::NO_MESSAGE;
 use super::ring::{Operation, token};
 use super::socket::{
     ARMED, BLOCKED, CLOSING, CONNECTING, DIRTY, EMPTIED, ENDED, FINISH, FINISHED, FLUSHING, HIGH, LARGE, LINGERING,
-    PARKED, RECEIVE_FAILED, SEND_FAILED, SENDING, WANTED,
+    PARKED, QUIET, RECEIVE_FAILED, SEND_FAILED, SENDING, WANTED,
 };
 
 /// Waits for the socket to become ready before the first try (`IORING_RECVSEND_POLL_FIRST`, Linux 5.19).
