@@ -5,8 +5,8 @@ use super::IoUring;
 use super::groups;
 use super::ring::Operation;
 use super::socket::{
-    ARMED, CLOSING, CONNECTING, ENDED, ENDING, FINISHED, FLUSHING, LINGERING, LISTENER, PARKED, RECEIVE_FAILED, RESET,
-    SEND_FAILED, SENDING, UNCONNECTED, WANTED,
+    ARMED, CLOSING, CONNECTING, ENDED, ENDING, FINISH, FINISHED, FLUSHING, LINGERING, LISTENER, PARKED, QUIET,
+    RECEIVE_FAILED, RESET, SEND_FAILED, SENDING, UNCONNECTED, WANTED,
 };
 
 impl IoUring {
@@ -18,6 +18,9 @@ impl IoUring {
             return;
         }
         socket.set(CLOSING);
+        if socket.is(ARMED | PARKED | WANTED) && !socket.is(FINISH) {
+            socket.set(QUIET);
+        }
         socket.unset(WANTED | FLUSHING | LINGERING);
         match how {
             How::Flushed if !again => socket.set(FLUSHING),
@@ -86,13 +89,14 @@ impl IoUring {
             return true;
         }
         socket.unset(FLUSHING);
-        let more = !socket.is(ENDED | RECEIVE_FAILED) && (socket.is(ARMED | PARKED) || socket.has_unread_input());
-        if more && !failed {
+        let quiet = socket.is(ENDED | RECEIVE_FAILED) || (socket.is(QUIET) && !socket.has_unread_input());
+        if !quiet && !failed {
             socket.set(LINGERING);
             if !socket.is(FINISHED) {
                 socket.set(FINISHED);
                 socket.shut(libc::SHUT_WR);
             }
+            self.arm_deadline(sock, self.linger);
         }
         false
     }

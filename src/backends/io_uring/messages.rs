@@ -71,7 +71,7 @@ mod tests {
     #[test]
     fn a_message_shows_its_pieces_and_is_used_again() {
         let mut messages = Messages::default();
-        let pieces: Vec<&[u8]> = vec![b"one", b"three"; GATHER];
+        let pieces: Vec<&[u8]> = [&b"one"[..], b"three"].into_iter().cycle().take(GATHER).collect();
         let (first, header, bytes) = messages.fill(pieces.iter().copied());
         // SAFETY: the header is valid until its message is released.
         let header = unsafe { &*header };

@@ -60,6 +60,8 @@ pub struct IoUring {
     listeners: Vec<Listener>,
     /// Sockets with something to send.
     dirty: Vec<Sock>,
+    /// Sockets with a receive to arm.
+    wanted: Vec<Sock>,
     /// Events that no completion brings.
     ready: VecDeque<Event>,
     /// Deadlines of closing sockets and resting listeners.
@@ -143,6 +145,7 @@ impl Backend for IoUring {
             sockets: Slots::new(options.max_sockets),
             listeners: Vec::new(),
             dirty: Vec::new(),
+            wanted: Vec::new(),
             ready: VecDeque::new(),
             wheel: Wheel::new(now, 0),
             lives: Vec::new(),
@@ -308,12 +311,11 @@ impl IoUring {
         if error != 0 {
             return Some(Event::Fail { sock, side: Side::Connect, error: io::Error::from_raw_os_error(error) });
         }
-        let (wanted, size) = (socket.replace(WANTED), socket.size());
+        if socket.is(WANTED) {
+            self.wanted.push(sock);
+        }
         self.mark_dirty(sock);
         self.finish_if_empty(sock);
-        if wanted {
-            self.want_receive(sock, size);
-        }
         Some(Event::Connect { sock })
     }
 
@@ -380,6 +382,3 @@ impl Drop for IoUring {
 fn no_entry() -> io::Error {
     io::Error::new(io::ErrorKind::QuotaExceeded, "all sockets of this loop are in use")
 }
-
-#[cfg(test)]
-mod tests;

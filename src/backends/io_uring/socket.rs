@@ -16,7 +16,7 @@ use crate::buffers::outbox::Outbox;
 pub(super) const ARMED: u32 = 1 << 0;
 /// A receive waits for a block.
 pub(super) const PARKED: u32 = 1 << 1;
-/// A receive is wanted once the socket is connected.
+/// A receive is to be armed at the end of the turn, or once the socket is connected.
 pub(super) const WANTED: u32 = 1 << 2;
 /// The receive is to fill a large block.
 pub(super) const LARGE: u32 = 1 << 3;
@@ -58,6 +58,8 @@ pub(super) const RESET: u32 = 1 << 20;
 pub(super) const ENDING: u32 = 1 << 21;
 /// It is a listener.
 pub(super) const LISTENER: u32 = 1 << 22;
+/// It was closed with a receive armed at which nothing has come since: no more input is expected.
+pub(super) const QUIET: u32 = 1 << 23;
 
 /// One socket or listener; 40 bytes.
 pub(super) struct Socket {
@@ -124,7 +126,7 @@ impl Socket {
 
     /// Whether a receive may be armed.
     pub(super) fn can_receive(&self) -> bool {
-        !self.is(ARMED | PARKED | ENDED | RECEIVE_FAILED | UNCONNECTED | LISTENER)
+        !self.is(ARMED | PARKED | WANTED | ENDED | RECEIVE_FAILED | UNCONNECTED | LISTENER)
     }
 
     /// shutdown(2) of the given halves. A peer that is gone already is no error of ours.

@@ -15,7 +15,7 @@ use super::messages::NO_MESSAGE;
 use super::ring::{Operation, token};
 use super::socket::{
     ARMED, BLOCKED, CLOSING, CONNECTING, DIRTY, EMPTIED, ENDED, FINISH, FINISHED, FLUSHING, HIGH, LARGE, LINGERING,
-    PARKED, RECEIVE_FAILED, SEND_FAILED, SENDING, WANTED,
+    PARKED, QUIET, RECEIVE_FAILED, SEND_FAILED, SENDING, WANTED,
 };
 
 /// Waits for the socket to become ready before the first try (`IORING_RECVSEND_POLL_FIRST`, Linux 5.19).
@@ -29,13 +29,12 @@ impl IoUring {
             return;
         }
         match size {
-            Size::Small => socket.unset(LARGE),
-            Size::Large => socket.set(LARGE),
+            Size::Large if self.pool.total(Size::Large) > 0 => socket.set(LARGE),
+            _ => socket.unset(LARGE),
         }
-        if socket.is(CONNECTING) {
-            socket.set(WANTED);
-        } else {
-            self.arm_receive(sock);
+        socket.set(WANTED);
+        if !socket.is(CONNECTING) {
+            self.wanted.push(sock);
         }
     }
 
@@ -43,6 +42,7 @@ impl IoUring {
     pub(super) fn arm_receive(&mut self, sock: Sock) {
         let Some(socket) = self.sockets.lookup_mut(sock) else { return };
         debug_assert!(!socket.is(ARMED | PARKED), "a second receive is armed");
+        socket.unset(WANTED);
         let group = groups::number(socket.share(), socket.size());
         socket.set(ARMED);
         self.memory.groups[group].armed += 1;
@@ -58,15 +58,16 @@ impl IoUring {
 
     /// A receive is over.
     pub(super) fn complete_receive(&mut self, sock: Sock, group: usize, result: i32, flags: u32) -> Option<Event> {
-        let group = &mut self.memory.groups[group];
-        group.armed -= 1;
-        let block = group.take(flags);
+        let groups = &mut self.memory.groups;
+        groups[group].armed -= 1;
+        let block = groups[group].take(flags);
         let socket = self.sockets.lookup_mut(sock)?;
         socket.unset(ARMED);
         if result == -libc::ENOBUFS && (!socket.is(CLOSING) || socket.is(FLUSHING | LINGERING)) {
-            // The next try waits for bytes before it asks for a block.
+            // The next try waits for bytes before it asks for a block; and a small one is better than none.
             socket.set(PARKED | EMPTIED);
-            group.parked.push(sock);
+            socket.unset(LARGE);
+            groups[groups::number(socket.share(), Size::Small)].parked.push(sock);
             return None;
         }
         match result {
@@ -77,6 +78,9 @@ impl IoUring {
             _ => socket.set(RECEIVE_FAILED),
         }
         if socket.is(CLOSING) {
+            if result > 0 {
+                socket.unset(QUIET);
+            }
             if socket.is(FLUSHING) && socket.can_receive() {
                 self.arm_receive(sock);
             }
@@ -145,13 +149,21 @@ impl IoUring {
         }
     }
 
-    /// Queues the sends of this turn.
+    /// Queues the sends and receives of this turn. A receive waits until here, so that one that was asked for only to say that
+    /// no more is expected, right before a flushed close, costs nothing.
     pub(super) fn flush(&mut self) {
         let mut dirty = std::mem::take(&mut self.dirty);
         for sock in dirty.drain(..) {
             self.start_send(sock);
         }
         self.dirty = dirty;
+        let mut wanted = std::mem::take(&mut self.wanted);
+        for sock in wanted.drain(..) {
+            if self.sockets.lookup(sock).is_some_and(|socket| socket.is(WANTED)) {
+                self.arm_receive(sock);
+            }
+        }
+        self.wanted = wanted;
     }
 
     fn start_send(&mut self, sock: Sock) {
@@ -207,6 +219,11 @@ impl IoUring {
             self.memory.outboxes.settle(&socket.outbox, &self.pool);
         } else {
             socket.unset(BLOCKED);
+        }
+        let flushing = socket.is(FLUSHING);
+        if flushing && taken > 0 {
+            // Progress: the patience begins anew.
+            self.arm_deadline(sock, self.linger);
         }
         self.mark_dirty(sock);
         self.after_send(sock, None)
