@@ -14,3 +14,5 @@
 
 pub mod backends;
 pub mod buffers;
+pub mod supervisor;
+pub mod worker;
