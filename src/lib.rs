@@ -16,3 +16,6 @@ pub mod backends;
 pub mod buffers;
 pub mod supervisor;
 pub mod worker;
+pub mod dispatch;
+pub mod mailbox;
+pub mod planted;
