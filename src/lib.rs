@@ -19,3 +19,6 @@ pub mod worker;
 pub mod dispatch;
 pub mod mailbox;
 pub mod planted;
+pub mod config;
+pub mod log;
+pub mod metrics;
