@@ -22,3 +22,4 @@ pub mod planted;
 pub mod config;
 pub mod log;
 pub mod metrics;
+pub mod http;
