@@ -14,12 +14,12 @@
 
 pub mod backends;
 pub mod buffers;
+pub mod config;
+pub mod dispatch;
+pub mod http;
+pub mod log;
+pub mod mailbox;
+pub mod metrics;
+pub mod planted;
 pub mod supervisor;
 pub mod worker;
-pub mod dispatch;
-pub mod mailbox;
-pub mod planted;
-pub mod config;
-pub mod log;
-pub mod metrics;
-pub mod http;

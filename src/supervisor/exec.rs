@@ -78,7 +78,9 @@ impl Instructions {
 /// Runs the shim with the arguments behind `_exec`. Comes back only when the command could not be run.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let Some(instructions) = Instructions::parse(arguments) else {
-        eprintln!("production_server _exec is called by the server itself; to run a command: production_server -- COMMAND");
+        eprintln!(
+            "production_server _exec is called by the server itself; to run a command: production_server -- COMMAND"
+        );
         return ExitCode::from(USAGE);
     };
     if !die_with(instructions.parent) {
@@ -97,7 +99,10 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             eprintln!("cannot pass the listening socket on descriptor {LISTEN_DESCRIPTOR}: {error}");
             return ExitCode::from(CANNOT_RUN);
         }
-        command.env("LISTEN_FDS", "1").env("LISTEN_FDNAMES", "worker").env("LISTEN_PID", std::process::id().to_string());
+        command
+            .env("LISTEN_FDS", "1")
+            .env("LISTEN_FDNAMES", "worker")
+            .env("LISTEN_PID", std::process::id().to_string());
     }
     let error = command.exec();
     let (code, message) = explain(program, &error);
@@ -115,9 +120,10 @@ fn explain(program: &OsStr, error: &io::Error) -> (u8, String) {
         Some(libc::ENOENT) if name.contains('/') => (NOT_FOUND, format!("cannot run `{name}`: there is no such file")),
         Some(libc::ENOENT) => (NOT_FOUND, format!("cannot run `{name}`: not found in PATH")),
         Some(libc::EACCES) => (CANNOT_RUN, format!("cannot run `{name}`: permission denied (is it executable?)")),
-        Some(libc::ENOEXEC) => {
-            (CANNOT_RUN, format!("cannot run `{name}`: not a program for this machine, or a script without a `#!` line"))
-        }
+        Some(libc::ENOEXEC) => (
+            CANNOT_RUN,
+            format!("cannot run `{name}`: not a program for this machine, or a script without a `#!` line"),
+        ),
         _ => (CANNOT_RUN, format!("cannot run `{name}`: {error}")),
     }
 }
@@ -191,7 +197,8 @@ mod tests {
 
     #[test]
     fn a_wrong_call_is_refused() {
-        for arguments in [&["--parent", "x", "--", "a"][..], &["--parent", "1"], &["--parent", "1", "--"], &["a"], &[]] {
+        for arguments in [&["--parent", "x", "--", "a"][..], &["--parent", "1"], &["--parent", "1", "--"], &["a"], &[]]
+        {
             assert_eq!(Instructions::parse(arguments.iter().map(OsString::from)), None, "{arguments:?}");
         }
     }

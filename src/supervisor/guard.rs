@@ -190,6 +190,10 @@ mod tests {
         assert_eq!(watch(&b"+10\n+11\n-10\n+12\n"[..]), Some(BTreeSet::from([11, 12])));
         assert_eq!(watch(&b"+10\n+1"[..]), Some(BTreeSet::from([10])), "a cut line is no message");
         assert_eq!(watch(&b"+10\nq\n+11\n"[..]), None);
-        assert_eq!(watch(&b"+1\n+0\n+-5\nnonsense\n\n"[..]), Some(BTreeSet::new()), "never a group that is not a worker's");
+        assert_eq!(
+            watch(&b"+1\n+0\n+-5\nnonsense\n\n"[..]),
+            Some(BTreeSet::new()),
+            "never a group that is not a worker's"
+        );
     }
 }

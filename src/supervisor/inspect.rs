@@ -87,10 +87,12 @@ mod tests {
     #[test]
     fn lines_of_the_tables_are_read() {
         let inodes = HashSet::from([4711]);
-        let line = "   0: 0100007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000   0 4711 1 0 100 0";
+        let line =
+            "   0: 0100007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000   0 4711 1 0 100 0";
         if cfg!(target_endian = "little") {
             assert_eq!(tcp_listener(line, &inodes).as_deref(), Some("127.0.0.1:3000"));
-            let line = line.replace("0100007F", "00000000000000000000000001000000").replace("00000000:0000 0A", "0:0 0A");
+            let line =
+                line.replace("0100007F", "00000000000000000000000001000000").replace("00000000:0000 0A", "0:0 0A");
             assert_eq!(tcp_listener(&line, &inodes).as_deref(), Some("[::1]:3000"));
         }
         assert_eq!(tcp_listener(&line.replace(" 0A ", " 01 "), &inodes), None, "connected, not listening");

@@ -177,11 +177,13 @@ fn check(path: &Path) -> Result<(), RunDirectoryError> {
     let metadata = fs::metadata(path).map_err(|error| cannot("look at", path, &error))?;
     if metadata.uid() != user {
         let owner = metadata.uid();
-        let message = format!("the run directory {name} belongs to user {owner}, not to {user}: choose another with --run-dir");
+        let message =
+            format!("the run directory {name} belongs to user {owner}, not to {user}: choose another with --run-dir");
         return Err(RunDirectoryError::new(77, message));
     }
     if metadata.mode() & 0o022 != 0 {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(|error| cannot("protect", path, &error))?;
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+            .map_err(|error| cannot("protect", path, &error))?;
     }
     Ok(())
 }
@@ -251,7 +253,10 @@ fn make_fresh(path: &Path) -> io::Result<PathBuf> {
 fn cannot(what: &str, path: &Path, error: &io::Error) -> RunDirectoryError {
     let code = if error.kind() == io::ErrorKind::PermissionDenied { 77 } else { 73 };
     let name = OsStr::to_string_lossy(path.as_os_str());
-    RunDirectoryError::new(code, format!("cannot {what} the run directory {name}: {error}; choose another with --run-dir"))
+    RunDirectoryError::new(
+        code,
+        format!("cannot {what} the run directory {name}: {error}; choose another with --run-dir"),
+    )
 }
 
 #[cfg(test)]

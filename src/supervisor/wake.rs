@@ -14,7 +14,7 @@ impl Waker {
     /// Makes the supervisor's next or current sleep end at once.
     pub fn wake(&self) {
         // A full pipe already holds a wake; a closed one has nobody to be woken.
-        (&*self.0).write(&[1]).ok();
+        (&*self.0).write_all(&[1]).ok();
     }
 }
 
