@@ -59,8 +59,7 @@ def count(bench, kind, forwarding, browser, requests):
     # A worker that is already there must not be a child of the stack that ends with this run.
     if forwarding:
         bench.worker()
-    bench.started += 1
-    place = os.path.join(bench.home, f"callgrind-{bench.started}")
+    place = os.path.join(bench.home, f"callgrind-{next(bench.numbers)}")
     os.mkdir(place)
     prefix = ["valgrind", "--tool=callgrind", "-q", f"--callgrind-out-file={place}/out.%p"]
     with contextlib.ExitStack() as stack:

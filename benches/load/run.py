@@ -31,7 +31,7 @@ def main():
     try:
         with servers.bench(
             options.server, server_core=options.server_core, client_core=options.client_core,
-            concurrency=options.concurrency,
+            concurrency=options.concurrency, fields=options.fields,
         ) as bench:
             processes.need("wrk", "taskset")
             return compare(bench, options)
@@ -276,6 +276,9 @@ def arguments():
     parser.add_argument("--seconds", type=float, default=3.0, help="of each run, whole ones, 1 to 60 (default: %(default)s)")
     parser.add_argument("--concurrency", type=int, default=512,
                         help="requests in flight at the worker, and idle connections kept to it (default: %(default)s)")
+    parser.add_argument("--fields", default="forwarded", choices=("none", "forwarded", "all"),
+                        help="what the peers add to a forwarded request: nothing, the X-Forwarded-* fields as ours does, or "
+                             "also X-Request-Id and the rest (default: %(default)s)")
     parser.add_argument("--rate", type=int, default=15000, help="requests per second of the latency row (default: %(default)s)")
     parser.add_argument("--server-core", type=int, default=0)
     parser.add_argument("--client-core", type=int, default=1)

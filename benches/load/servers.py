@@ -1,11 +1,12 @@
 """The servers that are compared: ours, nginx and haproxy, each answering directly or forwarding to one Unix socket.
 
 Owns: their command lines and configurations. Rules: each gets one thread of work on one core, no access log, keep-alive
-to client and worker without a limit of requests, and adds the same fields to a forwarded request: X-Forwarded-For,
--Proto, -Host and -Port, X-Real-IP, X-Request-Id, X-Request-Start and Via. Nothing listens beyond loopback.
+to client and worker without a limit of requests. Ours always adds X-Forwarded-For, -Proto, -Host and -Port, X-Real-IP,
+X-Request-Id, X-Request-Start and Via; the peers are told to add the first four, or all. Nothing listens beyond loopback.
 """
 
 import contextlib
+import itertools
 import os
 
 import processes
@@ -51,22 +52,33 @@ NGINX_UPSTREAM = """upstream worker {{
         keepalive_timeout 600s;
     }}"""
 
-NGINX_FORWARD = """location / {
+# What is added to a forwarded request, and to its answer, by how much is asked for: {"forwarded": the X-Forwarded-*
+# fields alone, "all": also the others that ours adds}. $request_id alone costs nginx 7,400 instructions a request.
+NGINX_FIELDS = {
+    "none": [],
+    "forwarded": [
+        "proxy_set_header X-Forwarded-For $remote_addr;",
+        "proxy_set_header X-Forwarded-Proto $scheme;",
+        "proxy_set_header X-Forwarded-Host $http_host;",
+        "proxy_set_header X-Forwarded-Port $server_port;",
+    ],
+}
+NGINX_FIELDS["all"] = NGINX_FIELDS["forwarded"] + [
+    "proxy_set_header X-Real-IP $remote_addr;",
+    "proxy_set_header X-Request-Id $request_id;",
+    'proxy_set_header X-Request-Start "t=$msec";',
+    'proxy_set_header Via "1.1 nginx";',
+    "add_header X-Request-Id $request_id;",
+    'add_header Via "1.1 nginx";',
+]
+
+NGINX_FORWARD = """location / {{
             proxy_pass http://worker;
             proxy_http_version 1.1;
             proxy_set_header Connection "";
             proxy_set_header Host $http_host;
-            proxy_set_header X-Forwarded-For $remote_addr;
-            proxy_set_header X-Forwarded-Proto $scheme;
-            proxy_set_header X-Forwarded-Host $http_host;
-            proxy_set_header X-Forwarded-Port $server_port;
-            proxy_set_header X-Real-IP $remote_addr;
-            proxy_set_header X-Request-Id $request_id;
-            proxy_set_header X-Request-Start "t=$msec";
-            proxy_set_header Via "1.1 nginx";
-            add_header X-Request-Id $request_id;
-            add_header Via "1.1 nginx";
-        }"""
+            {fields}
+        }}"""
 
 HAPROXY = """
 global
@@ -86,17 +98,26 @@ frontend front
 
 HAPROXY_DIRECT = '    http-request return status 200 content-type text/plain string "{body}"'
 
-HAPROXY_FORWARD = """    unique-id-format %[uuid()]
-    unique-id-header X-Request-Id
-    http-request set-header X-Forwarded-For %[src]
-    http-request set-header X-Forwarded-Proto http
-    http-request set-header X-Forwarded-Host %[req.hdr(host)]
-    http-request set-header X-Forwarded-Port %[dst_port]
-    http-request set-header X-Real-IP %[src]
-    http-request set-header X-Request-Start t=%[date()]
-    http-request set-header Via "1.1 haproxy"
-    http-response set-header X-Request-Id %[unique-id]
-    http-response set-header Via "1.1 haproxy"
+HAPROXY_FIELDS = {
+    "none": [],
+    "forwarded": [
+        "http-request set-header X-Forwarded-For %[src]",
+        "http-request set-header X-Forwarded-Proto http",
+        "http-request set-header X-Forwarded-Host %[req.hdr(host)]",
+        "http-request set-header X-Forwarded-Port %[dst_port]",
+    ],
+}
+HAPROXY_FIELDS["all"] = HAPROXY_FIELDS["forwarded"] + [
+    "unique-id-format %[uuid()]",
+    "unique-id-header X-Request-Id",
+    "http-request set-header X-Real-IP %[src]",
+    "http-request set-header X-Request-Start t=%[date()]",
+    'http-request set-header Via "1.1 haproxy"',
+    "http-response set-header X-Request-Id %[unique-id]",
+    'http-response set-header Via "1.1 haproxy"',
+]
+
+HAPROXY_FORWARD = """    {fields}
     default_backend back
 backend back
     http-reuse always
@@ -113,10 +134,12 @@ class Server:
 class Bench:
     """The place of one run: its temporary directory, the compiled tools and everything that was started."""
 
-    def __init__(self, home, stack, server, server_core=None, client_core=None, concurrency=512):
+    def __init__(self, home, stack, server, server_core=None, client_core=None, concurrency=512,
+                 fields="forwarded"):
         self.home, self.stack, self.server = home, stack, server
         self.server_core, self.client_core, self.concurrency = server_core, client_core, concurrency
-        self.started = 0
+        self.fields = fields
+        self.numbers = itertools.count(1)  # for directories' names; next() is safe among threads
         self.worker_socket = None
 
     def compile(self, source):
@@ -145,8 +168,7 @@ class Bench:
         """Starts one server. `kind` is "nginx", "haproxy", "ours" or "ours:BACKEND"; `prefix` goes before its command,
         as for valgrind; `master=False` makes nginx a single process. It ends with `stack` (the bench's own by default)."""
         worker = self.worker() if forwarding else None
-        self.started += 1
-        home = os.path.join(self.home, f"{kind.replace(':', '-')}-{self.started}")
+        home = os.path.join(self.home, f"{kind.replace(':', '-')}-{next(self.numbers)}")
         os.mkdir(home)
         port = processes.free_port()
         base = kind.split(":")[0]
@@ -168,7 +190,8 @@ class Bench:
             file.write(NGINX.format(
                 home=home, port=port, master="on" if master else "off",
                 upstream=NGINX_UPSTREAM.format(worker=worker, concurrency=self.concurrency) if worker else "",
-                location=NGINX_FORWARD if worker else f'location / {{ return 200 "{BODY}"; }}',
+                location=NGINX_FORWARD.format(fields="\n            ".join(NGINX_FIELDS[self.fields]))
+                if worker else f'location / {{ return 200 "{BODY}"; }}',
             ))
         processes.need("nginx")
         # Started as root, nginx gives its worker to "nobody", who has to reach the socket in our 0700 directory.
@@ -181,7 +204,10 @@ class Bench:
         rules = HAPROXY_FORWARD if worker else HAPROXY_DIRECT
         with open(configuration, "w") as file:
             file.write(HAPROXY.format(
-                port=port, rules=rules.format(worker=worker, body=BODY, concurrency=self.concurrency)
+                port=port, rules=rules.format(
+                    worker=worker, body=BODY, concurrency=self.concurrency,
+                    fields="\n    ".join(HAPROXY_FIELDS[self.fields]),
+                )
             ))
         processes.need("haproxy")
         return [processes.find("haproxy"), "-f", configuration, "-db"]
