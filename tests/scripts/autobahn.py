@@ -4,7 +4,8 @@
     tests/scripts/autobahn.py [--server target/release/production_server] [--backends epoll,io_uring] [--cases 1.*,2.*]
 
 kosoku from PyPI runs Autobahn's own case files; the worker is examples/websocket/echo.py with `websockets` from PyPI. Behind the
-server each case must behave as it does alone. Exit codes: 0, 1 a case differs or fails, 64 wrong flags.
+server each case must pass that passes alone (case 7.1.5 fails alone, too: `websockets` answers with another close code). Exit
+codes: 0, 1 a case differs, 64 wrong flags.
 """
 
 import contextlib
@@ -19,7 +20,7 @@ import processes
 ECHO = os.path.join(common.ROOT, "examples", "websocket", "echo.py")
 CASES = "1.*,2.*,3.*,4.*,5.*,6.*,7.*,10.*"
 
-# Prints "BEHAVIOUR CASE" for each case: kosoku's own report names them.
+# Prints a line for each case: its number, whether it passed, how it behaved and how it closed.
 RUN = """
 import asyncio, sys
 from kosoku import FailureError, run_fuzzingclient
@@ -30,7 +31,8 @@ async def main():
     except FailureError as failure:
         results = failure.results
     for result in results:
-        print("CASE", result.id, result.behavior, result.behavior_close)
+        verdict = "passed" if result.passed else "FAILED"
+        print("CASE", result.case_id, f"{verdict}/{result.behavior.value}/{result.behavior_close.value}")
 
 asyncio.run(main())
 """
@@ -54,11 +56,19 @@ def main(home):
         print(f"\n{backend}: {len(behind)} cases, {tally(behind)}")
         for case in sorted(set(reference) | set(behind), key=lambda name: [int(part) for part in name.split(".")]):
             first, second = reference.get(case, "absent"), behind.get(case, "absent")
-            if first != second or "FAILED" in second:
+            if verdict(first) != verdict(second):
                 results.add(f"{backend} {case}", False, f"alone {first}, behind {second}")
-        same = reference == behind
+            elif first != second:
+                # OK or NON-STRICT: whether an echo left before the error behind it was seen, which is a matter of timing.
+                print(f"  note  {backend} {case}: alone {first}, behind {second}")
+        same = {case: verdict(text) for case, text in reference.items()} == {case: verdict(text) for case, text in behind.items()}
         results.add(f"{backend} as alone", same, tally(behind))
     return results.exit_code()
+
+
+def verdict(text):
+    """"passed" or "FAILED" of a case's line."""
+    return text.partition("/")[0]
 
 
 def tally(cases):

@@ -12,6 +12,7 @@ Exit codes: 0, 1 a check failed, 64 wrong flags.
 
 import contextlib
 import os
+import random
 import signal
 import sys
 import threading
@@ -120,10 +121,12 @@ def kill(home, options, backend, results):
         askers = [Asker(number, server.port, until) for number in range(32)]
         for asker in askers:
             asker.start()
-        killed = 0
+        killed, chance = 0, random.Random(backend)
         while time.monotonic() + 1 < until:
             time.sleep(1)  # the pace that the check is about, and not a wait for something
-            for pid in sorted(workers_of(server))[:1]:
+            alive = sorted(workers_of(server))
+            if alive:
+                pid = chance.choice(alive)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                     killed += 1
