@@ -23,8 +23,16 @@ fn temp() -> ExitCode {
     s.run_dir = "/tmp/psrun".into();
     s.stats_interval = std::time::Duration::ZERO;
     s.backend = if a[1] == "uring" { BackendChoice::IoUring } else { BackendChoice::Epoll };
-    if a[2] == "respond" { s.app.command = Command::None; s.app.respond = Some("ok".into()); } 
-    else if a[2] == "workers" { s.app.workers = 2; s.app.recycle.requests = 1000; }
-    else { s.app.command = Command::None; s.app.upstreams = vec![Upstream::Unix(a[2].clone().into())]; s.app.concurrency = 512; }
+    if a[2] == "respond" {
+        s.app.command = Command::None;
+        s.app.respond = Some("ok".into());
+    } else if a[2] == "workers" {
+        s.app.workers = 2;
+        s.app.recycle.requests = 1000;
+    } else {
+        s.app.command = Command::None;
+        s.app.upstreams = vec![Upstream::Unix(a[2].clone().into())];
+        s.app.concurrency = 512;
+    }
     ExitCode::from(production_server::server::run(s))
 }

@@ -232,7 +232,8 @@ impl LoopSet {
         let ready = Arc::new(std::sync::Barrier::new(settings.loops + 1));
         let mut threads = Vec::new();
         for (index, (mailbox, bell)) in self.mailboxes.into_iter().zip(self.bells).enumerate() {
-            let listeners: io::Result<Vec<_>> = self.listeners.iter().map(|listening| listening.of_loop(index)).collect();
+            let listeners: io::Result<Vec<_>> =
+                self.listeners.iter().map(|listening| listening.of_loop(index)).collect();
             let (listeners, shared, metrics) = (listeners?, self.shared.clone(), self.metrics.clone());
             let (budget, ready, waker) = (budget.clone(), ready.clone(), self.waker.clone());
             let core = if cores.is_empty() { None } else { Some(cores[index % cores.len()]) };
@@ -242,8 +243,7 @@ impl LoopSet {
                 }
                 let pool = Pool::new(SMALL_BLOCKS, LARGE_BLOCKS, budget);
                 let max_sockets = socket_room(&shared.settings);
-                let options =
-                    Options { max_sockets, pool: pool.clone(), linger: LINGER, accept_retry: ACCEPT_RETRY };
+                let options = Options { max_sockets, pool: pool.clone(), linger: LINGER, accept_retry: ACCEPT_RETRY };
                 let backend = B::new(options);
                 if let Ok(backend) = &backend {
                     let ring = backend.bell();
@@ -439,7 +439,11 @@ fn choose_backend(settings: &Settings, log: &Log) -> Result<BackendChoice, Start
         BackendChoice::IoUring if cfg!(backend_io_uring) => match probe_io_uring() {
             Ok(()) => Ok(BackendChoice::IoUring),
             Err(error) if cfg!(backend_readiness) => {
-                log.event(Level::Warn, "the kernel refuses io_uring, epoll is used", &[("error", &error), ("likely", &likely_cause())]);
+                log.event(
+                    Level::Warn,
+                    "the kernel refuses io_uring, epoll is used",
+                    &[("error", &error), ("likely", &likely_cause())],
+                );
                 Ok(readiness)
             }
             Err(error) => Err(refused(format!("the kernel refuses io_uring: {error}"), &error, exit::SYSTEM)),

@@ -169,9 +169,9 @@ impl<B: Backend> Loop<B> {
         let head_only = request.method == Method::Head;
         let date = &self.clock.date;
         let piece = match (route, &self.shared.direct) {
-            (Route::Respond, Some(direct)) => self
-                .scratch
-                .write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only)),
+            (Route::Respond, Some(direct)) => {
+                self.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
+            }
             (Route::Status, _) => {
                 let text = (self.shared.status)();
                 let direct = reply::Direct::new("application/json", text.as_bytes());

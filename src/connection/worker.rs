@@ -135,13 +135,15 @@ impl<B: Backend> Loop<B> {
             // Nobody asked for these bytes: an answer out of turn must never meet the next request.
             LinkState::Idle => self.close_link(sock, How::Now),
             LinkState::Closing => {}
-            LinkState::Connecting | LinkState::Busy => match self.exchanges.lookup(key).map(|exchange| exchange.phase) {
-                Some(Phase::Awaiting) => self.answer_head(key, sock, block),
-                Some(Phase::Relaying) => self.answer_body(key, block),
-                Some(Phase::Tunnel) => self.tunnel_to_client(key, block),
-                Some(Phase::Abandoned) => self.backend.recv(sock, Size::Small),
-                _ => self.close_link(sock, How::Now),
-            },
+            LinkState::Connecting | LinkState::Busy => {
+                match self.exchanges.lookup(key).map(|exchange| exchange.phase) {
+                    Some(Phase::Awaiting) => self.answer_head(key, sock, block),
+                    Some(Phase::Relaying) => self.answer_body(key, block),
+                    Some(Phase::Tunnel) => self.tunnel_to_client(key, block),
+                    Some(Phase::Abandoned) => self.backend.recv(sock, Size::Small),
+                    _ => self.close_link(sock, How::Now),
+                }
+            }
         }
     }
 
@@ -155,7 +157,9 @@ impl<B: Backend> Loop<B> {
         let key = link.exchange;
         match link.state {
             LinkState::Idle => self.close_link(sock, How::Now),
-            LinkState::Busy if self.exchanges.lookup(key).is_some_and(|exchange| exchange.phase == Phase::Abandoned) => {
+            LinkState::Busy
+                if self.exchanges.lookup(key).is_some_and(|exchange| exchange.phase == Phase::Abandoned) =>
+            {
                 self.abandoned_ended(key);
             }
             _ => {}

@@ -178,7 +178,8 @@ impl<B: Backend> Loop<B> {
         let mut words = head.split(|byte| *byte == b' ' || *byte == b'\r');
         let (method, target) = (words.next().unwrap_or(b"-"), words.next().unwrap_or(b"-"));
         let [host, referer, user_agent] = find_lines(head, [b"host", b"referer", b"user-agent"]);
-        let micros = |from: std::time::Instant, to: std::time::Instant| to.saturating_duration_since(from).as_micros() as u64;
+        let micros =
+            |from: std::time::Instant, to: std::time::Instant| to.saturating_duration_since(from).as_micros() as u64;
         let end = exchange.finished.unwrap_or(self.now);
         let worker = self.worker_of(exchange);
         self.access.record(&AccessRecord {
@@ -202,12 +203,17 @@ impl<B: Backend> Loop<B> {
 
     fn worker_of(&self, exchange: &Exchange) -> Option<u32> {
         let worker: WorkerId = exchange.permit.as_ref().map(|permit| permit.worker()).or(exchange.exclude)?;
-        self.seats.get(worker.index as usize)?.as_ref().filter(|seat| seat.worker == worker).map(|seat| seat.target.number)
+        self.seats
+            .get(worker.index as usize)?
+            .as_ref()
+            .filter(|seat| seat.worker == worker)
+            .map(|seat| seat.target.number)
     }
 
     /// The name of an exchange's worker, for messages.
     pub fn worker_label(&self, key: Key) -> String {
-        let worker = self.exchanges.lookup(key).and_then(|exchange| exchange.permit.as_ref()).map(|permit| permit.worker());
+        let worker =
+            self.exchanges.lookup(key).and_then(|exchange| exchange.permit.as_ref()).map(|permit| permit.worker());
         worker
             .and_then(|worker| self.shared.dispatch.target(worker))
             .map_or_else(|| "-".to_owned(), |target| target.label.clone())

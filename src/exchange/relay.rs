@@ -264,7 +264,11 @@ impl<B: Backend> Loop<B> {
         let kept = exchange.link_keeps && exchange.upload.is_done() && !surplus;
         let timeout = exchange.link_timeout;
         let permit = exchange.permit.take();
-        if kept && self.backend.unsent(link) == 0 { self.park(link, timeout) } else { self.close_link(link, How::Now) }
+        if kept && self.backend.unsent(link) == 0 {
+            self.park(link, timeout)
+        } else {
+            self.close_link(link, How::Now)
+        }
         if let Some(permit) = permit {
             self.release(permit, Outcome::Answered);
         }

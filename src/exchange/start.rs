@@ -6,9 +6,9 @@ use crate::buffers::block::{Block, SMALL};
 use crate::buffers::slots::Key;
 use crate::connection::{LinkState, Loop, Reach, State};
 use crate::dispatch::{Acquire, Ask, Grant, Outcome, Patience, Permit, Waiter};
+use crate::http::Framing;
 use crate::http::head::Request;
 use crate::http::rewrite::{self, Forward};
-use crate::http::Framing;
 
 use super::{Encoding, Exchange, Phase, Reader};
 
@@ -153,7 +153,8 @@ impl<B: Backend> Loop<B> {
         }
         let long = matches!(exchange.upload, Reader::Length(left) if left > SMALL as u64);
         // Slow senders are bounded by a rate: the deadline moves with what has arrived, and not with each byte.
-        let patience = self.shared.settings.timeouts.body + std::time::Duration::from_secs(exchange.body_bytes / BODY_RATE);
+        let patience =
+            self.shared.settings.timeouts.body + std::time::Duration::from_secs(exchange.body_bytes / BODY_RATE);
         let deadline = exchange.started + patience;
         self.wheel.arm(sock.index, deadline);
         self.backend.recv(sock, if long { Size::Large } else { Size::Small });

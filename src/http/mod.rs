@@ -165,7 +165,8 @@ pub fn find_lines<'a, const N: usize>(head: &'a [u8], names: [&[u8]; N]) -> [&'a
         let line = &rest[..end];
         rest = &rest[end + 1..];
         for (value, name) in values.iter_mut().zip(names) {
-            let named = line.len() > name.len() && line[name.len()] == b':' && line[..name.len()].eq_ignore_ascii_case(name);
+            let named =
+                line.len() > name.len() && line[name.len()] == b':' && line[..name.len()].eq_ignore_ascii_case(name);
             if named && value.is_empty() {
                 *value = line[name.len() + 1..].trim_ascii();
             }
@@ -173,4 +174,3 @@ pub fn find_lines<'a, const N: usize>(head: &'a [u8], names: [&[u8]; N]) -> [&'a
     }
     values
 }
-
