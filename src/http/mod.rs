@@ -18,6 +18,9 @@ pub mod head;
 pub mod reply;
 pub mod rewrite;
 
+#[cfg(test)]
+mod tests;
+
 pub use date::date;
 
 /// The protocol version of a message, as far as it changes what we do.
