@@ -34,6 +34,16 @@ pub enum Version {
     Http11,
 }
 
+impl Version {
+    /// The version as heads and logs write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Version::Http10 => "HTTP/1.0",
+            Version::Http11 => "HTTP/1.1",
+        }
+    }
+}
+
 /// A request method. Names are case-sensitive (RFC 9110 §9.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
@@ -149,4 +159,23 @@ impl std::error::Error for Refusal {}
 /// A refusal of a malformed message: 400.
 pub(crate) const fn bad(section: &'static str, reason: &'static str) -> Refusal {
     Refusal { status: 400, section, reason }
+}
+
+/// The values of the first lines with these names in a head that was parsed before; empty for names that it lacks. For access
+/// lines and error pages, where the parsed fields are gone.
+pub fn find_lines<'a, const N: usize>(head: &'a [u8], names: [&[u8]; N]) -> [&'a [u8]; N] {
+    let mut values = [&b""[..]; N];
+    let mut rest = head;
+    while let Some(end) = memchr::memchr(b'\n', rest) {
+        let line = &rest[..end];
+        rest = &rest[end + 1..];
+        for (value, name) in values.iter_mut().zip(names) {
+            let named =
+                line.len() > name.len() && line[name.len()] == b':' && line[..name.len()].eq_ignore_ascii_case(name);
+            if named && value.is_empty() {
+                *value = line[name.len() + 1..].trim_ascii();
+            }
+        }
+    }
+    values
 }

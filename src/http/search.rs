@@ -21,6 +21,11 @@ impl HeadSearch {
         HeadSearch::default()
     }
 
+    /// Whether nothing was searched yet.
+    pub fn is_fresh(&self) -> bool {
+        self.at == 0
+    }
+
     /// Whether `bytes`, all that was received so far, should be parsed now: they hold the head's end, or their first line
     /// has just become whole, or another 4 KiB came, so that limits are enforced and garbage is seen early. Each byte is
     /// looked at once over all calls.
