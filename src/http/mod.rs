@@ -15,8 +15,13 @@ pub mod body;
 pub mod date;
 pub mod fields;
 pub mod head;
+mod host;
 pub mod reply;
 pub mod rewrite;
+mod search;
+
+#[cfg(test)]
+mod tests;
 
 pub use date::date;
 
