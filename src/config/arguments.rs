@@ -212,7 +212,7 @@ fn from_flags(key: &'static Key, matches: &ArgMatches) -> Option<Given> {
     } else {
         let values = matches.get_many::<OsString>(key.name)?.cloned();
         // The last one wins, so that a wrapper's flags can be overridden.
-        if key.many { values.collect() } else { values.last().into_iter().collect() }
+        if key.many { values.collect() } else { values.rev().take(1).collect() }
     };
     Some(Given { key, source: Source::Flag, values })
 }
@@ -315,8 +315,8 @@ fn contradictions(given: &[Given], program: bool) -> Result<(), Refusal> {
             return refuse(app, "a command", "expected one of them");
         }
         // Variables such as WEB_CONCURRENCY are set by the surroundings for whatever runs there; only words count.
-        let own = ["workers", "max-requests", "max-lifetime"].into_iter().filter_map(find);
-        if let Some(own) = own.filter(|one| one.source.rank() > 0).next() {
+        let mut own = ["workers", "max-requests", "max-lifetime"].into_iter().filter_map(find);
+        if let Some(own) = own.find(|one| one.source.rank() > 0) {
             return refuse(app, &place(own), "no workers are started then");
         }
     }
@@ -377,7 +377,7 @@ fn one_line(error: &clap::Error) -> String {
         _ => None,
     };
     let argument = text(ContextKind::InvalidArg).unwrap_or_default();
-    let name = argument.split([' ', '=', '<']).next().unwrap_or_default();
+    let name = argument.split([' ', '=', '<']).next().unwrap_or_default().trim_end_matches("...");
     match error.kind() {
         ErrorKind::UnknownArgument => {
             let argument = quoted(OsStr::new(&argument)).trim_matches('"').to_owned();
