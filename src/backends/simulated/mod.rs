@@ -28,7 +28,7 @@ mod random;
 mod tests;
 mod world;
 
-pub use network::{End, Place};
+pub use network::{End, Place, Trace};
 use network::{LoopState, Network, Refusal};
 pub use random::{Faults, Random};
 pub use world::{Entered, Service, World};

@@ -26,6 +26,9 @@ use crate::buffers::slots::{Key, Slots};
 /// Connections alive at once, far above what a simulation opens.
 const MAX_CONNECTIONS: usize = 1 << 16;
 
+/// Takes the lines of a trace.
+pub type Trace = Box<dyn FnMut(&str)>;
+
 /// One end of a connection. Each end is held by one party: a scripted peer or a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct End {
@@ -74,7 +77,7 @@ pub(super) struct Network {
     pub descriptors: BTreeMap<RawFd, Key>,
     connections: Slots<Connection>,
     gates: Slots<Gate>,
-    trace: Option<Box<dyn FnMut(&str)>>,
+    trace: Option<Trace>,
     next_port: u16,
 }
 
@@ -135,7 +138,7 @@ impl Network {
         }
     }
 
-    pub fn trace_to(&mut self, trace: Option<Box<dyn FnMut(&str)>>) {
+    pub fn trace_to(&mut self, trace: Option<Trace>) {
         self.trace = trace;
     }
 
@@ -429,7 +432,8 @@ impl Network {
         let now = self.now;
         let Some(connection) = self.connections.lookup_mut(end.connection) else { return };
         let half = &mut connection.halves[end.side as usize];
-        while let Some((_, parcel)) = half.transit.pop_front_if(|(due, _)| *due <= now) {
+        while half.transit.front().is_some_and(|(due, _)| *due <= now) {
+            let Some((_, parcel)) = half.transit.pop_front() else { return };
             match parcel {
                 Parcel::Bytes(bytes) => {
                     half.on_the_way -= bytes.len();

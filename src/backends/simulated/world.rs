@@ -13,7 +13,7 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use super::network::{End, Network, Place, Refusal};
+use super::network::{End, Network, Place, Refusal, Trace};
 use super::random::{Faults, Random};
 use crate::buffers::slots::Key;
 
@@ -71,7 +71,7 @@ impl World {
     }
 
     /// Where to write what happens, for the replay of a failing seed.
-    pub fn trace_to(&self, trace: Box<dyn FnMut(&str)>) {
+    pub fn trace_to(&self, trace: Trace) {
         self.0.borrow_mut().trace_to(Some(trace));
     }
 
