@@ -1,0 +1,3 @@
+//! The one integration test binary. Each module holds the tests of one part.
+
+mod backends;
