@@ -140,10 +140,11 @@ impl IoUring {
         self.mark_dirty(sock);
     }
 
-    /// Puts a socket into the list of those whose outbox leaves at the next wait.
+    /// Puts a socket into the list of those whose outbox, or half-close, leaves at the next wait.
     pub(super) fn mark_dirty(&mut self, sock: Sock) {
         let Some(socket) = self.sockets.lookup_mut(sock) else { return };
-        if !socket.is(DIRTY | SENDING | CONNECTING) && !socket.outbox.is_empty() {
+        let work = !socket.outbox.is_empty() || socket.is(FINISH);
+        if work && !socket.is(DIRTY | SENDING | CONNECTING) {
             socket.set(DIRTY);
             self.dirty.push(sock);
         }
@@ -174,7 +175,7 @@ impl IoUring {
         }
         let memory = &mut *self.memory;
         let mut pieces = memory.outboxes.pieces(&socket.outbox);
-        let Some(first) = pieces.next() else { return };
+        let Some(first) = pieces.next() else { return self.finish_if_empty(sock) };
         let blocked = socket.is(BLOCKED);
         let flags = libc::MSG_NOSIGNAL | if blocked { 0 } else { libc::MSG_DONTWAIT };
         let priority = if blocked { POLL_FIRST } else { 0 };
