@@ -173,9 +173,12 @@ impl IoUring {
         if socket.is(SENDING | CONNECTING | SEND_FAILED) {
             return;
         }
+        if socket.outbox.is_empty() {
+            return self.finish_if_empty(sock);
+        }
         let memory = &mut *self.memory;
         let mut pieces = memory.outboxes.pieces(&socket.outbox);
-        let Some(first) = pieces.next() else { return self.finish_if_empty(sock) };
+        let Some(first) = pieces.next() else { return };
         let blocked = socket.is(BLOCKED);
         let flags = libc::MSG_NOSIGNAL | if blocked { 0 } else { libc::MSG_DONTWAIT };
         let priority = if blocked { POLL_FIRST } else { 0 };
