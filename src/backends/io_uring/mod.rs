@@ -226,7 +226,7 @@ impl Backend for IoUring {
         let Some(socket) = self.sockets.lookup_mut(sock) else { return };
         if socket.can_send() {
             socket.set(FINISH);
-            self.finish_if_empty(sock);
+            self.mark_dirty(sock);
         }
     }
 
