@@ -18,7 +18,7 @@ use production_server::dispatch::{
 };
 use production_server::log::{Captured, Log};
 use production_server::mailbox::{Mailbox, Message, Postboxes, mailbox};
-use production_server::supervisor::guard::{Guard, signal_group};
+use production_server::supervisor::guard::Guard;
 use production_server::supervisor::run_directory::RunDirectory;
 use production_server::supervisor::signals::{Request, Requester};
 use production_server::supervisor::{AppState, ExitReason, Hooks, Options, Status, Supervisor};
@@ -41,6 +41,15 @@ fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 fn is_alive(process: u32) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
     stat.rfind(')').is_some_and(|end| !stat[end..].starts_with(") Z"))
+}
+
+/// Whether a process group has a process that is no zombie. (Who reaps orphans here takes its time.)
+fn has_living(group: u32) -> bool {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries.filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok()).any(|stat| {
+        let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 1..].split_whitespace().collect();
+        fields[0] != "Z" && fields[2] == group.to_string()
+    })
 }
 
 /// A supervisor on a thread of its own, which lives as long as the server, as its rule demands.
@@ -458,14 +467,19 @@ fn the_shim_gives_a_clean_state_and_an_inherited_listener() {
     let directory = tempfile::tempdir().unwrap();
     let listener = UnixListener::bind(directory.path().join("socket")).unwrap();
     let script = "test -S /proc/self/fd/3 && test $LISTEN_PID = $$ && echo $LISTEN_FDS $LISTEN_FDNAMES && ulimit -n && \
-                  readlink /proc/self/fd/0 && grep -E 'SigIgn|SigBlk' /proc/self/status && ls /proc/$$/fd | wc -w";
+                  readlink /proc/self/fd/0 && grep -E 'SigIgn|SigBlk' /proc/self/status && \
+                  for n in 4 5 6 7 8 9 10 11 12; do test -e /proc/$$/fd/$n && echo open $n; done; echo end";
     let arguments = ["--descriptors", "200:300", "--socket-on-stdin", "--", "sh", "-c", script];
     let output = shim(&arguments, Stdio::from(OwnedFd::from(listener)));
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let lines: Vec<&str> = said.lines().collect();
     assert_eq!(lines[..3], ["1 worker", "200", "/dev/null"], "{said}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(lines[3].ends_with("0000000000000000") && lines[4].ends_with("0000000000000000"), "{said}");
-    assert_eq!(lines[5], "4", "nothing but 0 to 3 is open: {said}");
+    for line in &lines[3..5] {
+        let mask = u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap();
+        // Those above 31 are the C library's own and the real-time ones, which a program has no business with here.
+        assert_eq!(mask & 0x7fff_ffff, 0, "{said}");
+    }
+    assert_eq!(lines[5..], ["end"], "nothing but 0 to 3 is open: {said}");
 }
 
 #[test]
@@ -501,7 +515,7 @@ fn the_guard_ends_whole_groups_when_its_lifeline_ends() {
     drop(guard);
     for child in &mut children {
         eventually("the leader ends", || child.try_wait().unwrap());
-        eventually("its group ends", || (!signal_group(child.id() as i32, 0)).then_some(()));
+        eventually("its group ends", || (!has_living(child.id())).then_some(()));
     }
     assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
     eventually("the sockets go", || (!sockets.exists()).then_some(()));
@@ -518,4 +532,24 @@ fn a_guard_that_is_dismissed_or_killed_does_no_harm() {
     assert!(!is_alive(id) && child.try_wait().unwrap().is_none() && directory.path().exists());
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_worker_dies_with_the_server_that_was_killed() {
+    let script = format!("{PROGRAM} _exec --parent $$ -- sleep 1000 & echo $!; wait");
+    let mut command = Command::new("sh");
+    let mut server = command.args(["-c", &script]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(server.stdout.take().unwrap()), &mut line).unwrap();
+    let worker: u32 = line.trim().parse().unwrap();
+    eventually("the shim has become the command", || {
+        let command = std::fs::read(format!("/proc/{worker}/cmdline")).unwrap();
+        command.starts_with(b"sleep\0").then_some(())
+    });
+    let since = Instant::now();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    eventually("the worker ends", || (!is_alive(worker)).then_some(()));
+    assert!(since.elapsed() < Duration::from_secs(2));
 }
