@@ -4,14 +4,14 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use production_server::config::{self, Environment, Invocation};
-use production_server::server;
+use production_server::{server, supervisor, worker};
 
 fn main() -> ExitCode {
     match config::read(std::env::args_os(), &Environment::of_process()) {
         Ok(Invocation::Run(settings)) => ExitCode::from(server::run(*settings)),
-        Ok(Invocation::Worker) => server::worker(),
-        Ok(Invocation::Exec(arguments)) => server::exec(arguments),
-        Ok(Invocation::Guard(arguments)) => server::guard(arguments),
+        Ok(Invocation::Worker(arguments)) => worker::main(arguments.into_iter()),
+        Ok(Invocation::Exec(arguments)) => supervisor::exec::main(arguments.into_iter()),
+        Ok(Invocation::Guard(arguments)) => supervisor::guard::main(arguments.into_iter()),
         Ok(Invocation::Print(text)) => {
             // A reader that has gone (`--help | head`) is no error.
             let _ = text.print();

@@ -77,7 +77,9 @@ pub enum How {
     Now,
     /// Once the outbox is empty, with a FIN. Bytes that arrive meanwhile are discarded. When input may be left unread, the
     /// write side is shut first and input is discarded until the peer ends or [`Options::linger`] is over, so that the
-    /// peer can read the answer and does not lose it to a reset (RFC 9112 §9.6).
+    /// peer can read the answer and does not lose it to a reset (RFC 9112 §9.6). No input is left after End; and an armed
+    /// receive at which nothing has come says that all was read and no more is expected, unless [`Backend::finish`] was
+    /// called before: then it lingers in any case.
     Flushed,
     /// At once and with an RST (SO_LINGER 0 on TCP), so that a cut answer does not look whole.
     Reset,
@@ -148,7 +150,8 @@ pub struct Options {
     pub max_sockets: usize,
     /// The loop's receive memory.
     pub pool: Pool,
-    /// How long a [`How::Flushed`] close waits for the peer to take the answer and to stop sending.
+    /// How long a [`How::Flushed`] close waits for the peer to take more of the answer, counted from the last progress,
+    /// and then for it to stop sending, counted from the last byte sent.
     pub linger: Duration,
     /// For how long accepting stays paused after EMFILE or ENFILE before it is tried again.
     pub accept_retry: Duration,
@@ -184,7 +187,8 @@ pub trait Backend: Sized {
     /// Receives on a connected socket take blocks from the workers' share.
     fn connect(&mut self, address: &SockAddr) -> io::Result<Option<Sock>>;
 
-    /// Arms one receive into a block of that size; idempotent while one is armed. Does nothing after End or a failed receive.
+    /// Arms one receive into a block of that size, or into a small one when no large one is free; idempotent while one is
+    /// armed. Does nothing after End or a failed receive. Before `Connect` it is kept until then.
     fn recv(&mut self, sock: Sock, size: Size);
 
     /// Queues a piece; it leaves at the end of the turn.

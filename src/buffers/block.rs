@@ -232,6 +232,15 @@ impl Block {
         self.len = self.len.min(len as u32);
     }
 
+    /// Takes the bytes of `next` into view when they follow this view in the same memory; whether they did.
+    pub fn absorb(&mut self, next: &Block) -> bool {
+        let follows = self.core == next.core && self.start + self.len == next.start;
+        if follows {
+            self.len += next.len;
+        }
+        follows
+    }
+
     /// Where a receive may write, as pointer and length: the memory from the end of the view to the end of the block.
     ///
     /// # Panics

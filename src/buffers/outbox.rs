@@ -109,10 +109,19 @@ impl Outboxes {
         Outboxes { nodes: Vec::new(), free: NONE, live: 0 }
     }
 
-    /// Queues a piece behind the others; an empty one is dropped.
+    /// Queues a piece behind the others; an empty one is dropped, and one that continues the last in memory is joined
+    /// to it, so that sixteen pipelined answers leave as one run. An operation in flight keeps what it was given: its
+    /// own pointer and length.
     pub fn push(&mut self, outbox: &mut Outbox, piece: Piece) {
         let bytes = piece.bytes().len();
         if bytes == 0 {
+            return;
+        }
+        if let (Some(tail), Piece::Block(block)) = (self.nodes.get_mut(outbox.tail as usize), &piece)
+            && let Piece::Block(last) = &mut tail.piece
+            && last.absorb(block)
+        {
+            outbox.bytes += bytes;
             return;
         }
         let node = Node { piece, next: NONE };

@@ -1,0 +1,145 @@
+//! Cases that change or count what belongs to the whole process; each runs in one of its own.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use production_server::backends::{Backend, Bell, Event, Side, Size};
+use socket2::{Domain, Socket, Type};
+use tempfile::TempDir;
+
+use super::rig::{DEADLINE, Rig, echo_once, pattern, unix_listener};
+
+/// Takes every descriptor that the process may still open.
+fn exhaust() -> Vec<OwnedFd> {
+    let null = File::open("/dev/null").unwrap();
+    std::iter::from_fn(|| null.try_clone().ok()).map(OwnedFd::from).collect()
+}
+
+/// User and system time that this process has used.
+fn processor_time() -> Duration {
+    // SAFETY: an all-zero rusage is a valid value, and the call writes to nothing else.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        assert_eq!(libc::getrusage(libc::RUSAGE_SELF, &mut usage), 0);
+        usage
+    };
+    let part = |time: libc::timeval| Duration::new(time.tv_sec as u64, time.tv_usec as u32 * 1000);
+    part(usage.ru_utime) + part(usage.ru_stime)
+}
+
+fn limit_descriptors(count: u64) {
+    let limit = libc::rlimit { rlim_cur: count as libc::rlim_t, rlim_max: count as libc::rlim_t };
+    // SAFETY: the structure lives for the duration of the call.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }, 0);
+}
+
+/// Clients wait in the backlog while descriptors are short; nothing spins; old connections are served; new ones are
+/// once there are descriptors again.
+pub fn no_descriptors_left<B: Backend>() {
+    limit_descriptors(128);
+    let mut rig = Rig::<B>::new();
+    let (_, address) = rig.listen_tcp();
+    let mut old = TcpStream::connect(address).unwrap();
+    old.set_read_timeout(Some(DEADLINE)).unwrap();
+    let (old_sock, _) = rig.accept();
+    let late: Vec<_> = (0..20).map(|_| Socket::new(Domain::IPV4, Type::STREAM, None).unwrap()).collect();
+    let ballast = exhaust();
+    for socket in &late {
+        socket.connect(&address.into()).unwrap();
+    }
+    let (processor, start) = (processor_time(), Instant::now());
+    let mut turns = 0;
+    let mut accepted = 0;
+    while start.elapsed() < Duration::from_millis(500) {
+        let events = rig.turn(Duration::from_millis(100));
+        accepted += events.iter().filter(|event| matches!(event, Event::Accept { .. })).count();
+        assert!(events.iter().all(|event| matches!(event, Event::Accept { .. })), "{events:?}");
+        turns += 1;
+    }
+    let spent = processor_time() - processor;
+    assert!(accepted < late.len(), "descriptors were not short");
+    assert!(turns < 60, "{turns} turns in half a second");
+    assert!(spent < Duration::from_millis(100), "{spent:?} of processor time for waiting");
+    echo_once(&mut rig, &mut old, old_sock, b"still served");
+    drop(ballast);
+    while accepted < late.len() {
+        rig.accept();
+        accepted += 1;
+    }
+    rig.finish();
+}
+
+fn open_descriptors() -> usize {
+    std::fs::read_dir("/dev/fd").unwrap().count()
+}
+
+/// Everything is armed and half done when the backend goes away.
+pub fn dropping_the_backend_frees_everything<B: Backend>() {
+    let before = open_descriptors();
+    let directory = TempDir::new().unwrap();
+    for _ in 0..3 {
+        let mut rig = Rig::<B>::new();
+        let (_, address) = rig.listen_tcp();
+        let (_unix_peer, connected) = rig.unix_pair();
+        let mut idle = TcpStream::connect(address).unwrap();
+        idle.set_read_timeout(Some(DEADLINE)).unwrap();
+        let (idle_sock, _) = rig.accept();
+        let stuck = TcpStream::connect(address).unwrap();
+        let (stuck_sock, _) = rig.accept();
+        rig.recv(connected);
+        rig.recv(idle_sock);
+        rig.send(stuck_sock, &pattern(0, 8 << 20));
+        let full = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        full.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).unwrap();
+        full.listen(1).unwrap();
+        let full_address = full.local_addr().unwrap();
+        let queued: Vec<_> = (0..2).map(|_| TcpStream::connect(full_address.as_socket().unwrap()).unwrap()).collect();
+        rig.connect(&full_address).unwrap();
+        rig.turn(Duration::from_millis(10));
+        // An accept that the kernel has brought, perhaps, and nobody has taken.
+        let untaken = TcpStream::connect(address).unwrap();
+        rig.backend.wait(Some(Duration::from_millis(10))).unwrap();
+        let bell = rig.backend.bell();
+        let pool = rig.pool.clone();
+        drop(rig);
+        drop(TcpListener::bind(address).expect("the port is free at once"));
+        assert_eq!(idle.read(&mut [0; 1]).unwrap(), 0, "the peer sees the end at once");
+        assert_eq!(pool.free(Size::Small), pool.total(Size::Small), "a block was leaked");
+        bell.ring();
+        drop((stuck, queued, untaken, bell));
+    }
+    drop(unix_listener(&directory.path().join("last.sock")));
+    assert_eq!(open_descriptors(), before, "descriptors were leaked");
+}
+
+/// With the default action for SIGPIPE, a single send without MSG_NOSIGNAL would end this process.
+pub fn broken_pipes_raise_no_signal<B: Backend>() {
+    // SAFETY: sets a default action; no handler of ours is involved.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
+    let mut rig = Rig::<B>::new();
+    for gathered in [false, true] {
+        let (mut unix, connected) = rig.unix_pair();
+        unix.write_all(b"x").unwrap();
+        drop(unix);
+        let (tcp, accepted) = rig.tcp_pair();
+        drop(tcp);
+        for sock in [connected, accepted] {
+            let mut failed = false;
+            let deadline = Instant::now() + DEADLINE;
+            while !failed {
+                assert!(Instant::now() < deadline, "sends to a closed peer never fail");
+                rig.send(sock, &pattern(0, 100));
+                if gathered {
+                    rig.send(sock, &pattern(100, 100));
+                }
+                failed = rig.turn(Duration::from_millis(2)).iter().any(
+                    |event| matches!(event, Event::Fail { side: Side::Send, sock: failed, .. } if *failed == sock),
+                );
+            }
+        }
+    }
+    rig.finish();
+}

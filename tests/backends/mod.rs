@@ -1,0 +1,108 @@
+//! The conformance suite of the backends: one body for each case, run against every backend that is compiled.
+//!
+//! Beside what a case asserts itself, [`rig::Rig`] checks every event against the rules of the contract: nothing comes
+//! for a dead name, a receive comes only where one was armed and at most once per socket and turn, each half fails at
+//! most once, Close comes exactly once and last. Cases that touch limits of the process run in a process of their own.
+
+mod closing;
+mod connecting;
+mod exhaustion;
+mod rig;
+mod streaming;
+mod waiting;
+
+/// Instantiates the cases, each named by its module and function, for one backend.
+macro_rules! instantiate {
+    ($backend:ty; $($module:ident { $($case:ident)* })*; alone $($alone_module:ident { $($alone:ident)* })*) => {
+        $($(
+            #[test]
+            fn $case() {
+                super::$module::$case::<$backend>();
+            }
+        )*)*
+        $($(
+            #[test]
+            fn $alone() {
+                let name = concat!(module_path!(), "::", stringify!($alone));
+                super::rig::in_own_process(name, super::$alone_module::$alone::<$backend>);
+            }
+        )*)*
+    };
+}
+
+/// The list of all cases; those behind `alone` run in a process of their own.
+macro_rules! conformance {
+    ($backend:ty) => {
+        instantiate! {
+            $backend;
+            streaming {
+                echo_over_tcp
+                echo_over_unix
+                many_sockets_echo_in_turns
+                gathered_sends_reach_a_slow_reader_in_order
+                drain_follows_even_when_the_kernel_takes_all_at_once
+                a_long_transfer_arrives_whole_in_large_blocks
+                large_receives_fall_back_to_small_blocks
+                arming_twice_receives_once
+                end_comes_right_behind_the_data
+                a_half_closed_peer_gets_its_answer
+                finish_leaves_after_the_outbox
+                an_idle_connection_sees_the_end_at_once
+                a_reset_fails_the_receive
+                a_failed_send_leaves_an_early_answer_readable
+            }
+            closing {
+                close_now_with_a_receive_armed
+                close_flushed_with_a_receive_armed
+                close_reset_with_a_receive_armed
+                close_now_inside_of_a_turn_silences_the_socket
+                reset_cuts_what_is_queued
+                flushed_delivers_everything
+                flushed_lingers_for_a_peer_that_still_sends
+                finish_and_flushed_linger_though_a_receive_is_armed
+                lingering_ends_when_its_time_is_over
+                flushed_to_a_peer_that_never_reads_ends
+                a_steady_slow_reader_outlives_the_linger_time
+                a_harsher_close_cuts_a_flushed_one_short
+                calls_on_dead_names_do_nothing
+                a_closed_listener_refuses
+            }
+            connecting {
+                connect_over_unix
+                connect_over_tcp
+                sends_queued_before_connect_leave
+                refused_connects_fail
+                a_full_unix_backlog_asks_for_patience
+                close_while_connecting
+                peers_are_named
+                accepts_come_in_batches
+                pause_and_resume
+            }
+            waiting {
+                timeouts_are_kept
+                the_bell_wakes_from_another_thread
+                a_ring_while_awake_is_not_lost
+                many_rings_are_merged
+                a_starved_pool_parks_receives
+                workers_are_served_while_clients_starve
+                a_full_table_keeps_connections_waiting
+            };
+            alone
+            exhaustion {
+                no_descriptors_left
+                dropping_the_backend_frees_everything
+                broken_pipes_raise_no_signal
+            }
+        }
+    };
+}
+
+#[cfg(backend_readiness)]
+mod readiness {
+    conformance!(production_server::backends::readiness::Readiness);
+}
+
+#[cfg(backend_io_uring)]
+mod io_uring {
+    conformance!(production_server::backends::io_uring::IoUring);
+}
