@@ -87,7 +87,7 @@ impl<B: Backend> Loop<B> {
         link.reused = true;
         seat.idle.push(sock);
         if let Some(seconds) = timeout {
-            self.wheel.arm(sock.index, self.now + Duration::from_secs(u64::from(seconds) - 1));
+            self.wheel.arm_after(sock.index, Duration::from_secs(u64::from(seconds) - 1));
         }
         self.backend.recv(sock, Size::Small);
     }

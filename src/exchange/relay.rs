@@ -318,6 +318,6 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let wait = if exchange.stream { settings.timeouts.idle } else { settings.app.timeouts.read };
         exchange.read_by = self.now + wait;
-        self.wheel.arm(exchange.client.index, exchange.read_by);
+        self.wheel.arm_after(exchange.client.index, wait);
     }
 }

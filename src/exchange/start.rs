@@ -317,7 +317,7 @@ impl<B: Backend> Loop<B> {
             self.backend.send(sock, head.clone().into());
         }
         let wait = if connecting { settings.app.timeouts.connect } else { settings.app.timeouts.read };
-        self.wheel.arm(exchange.client.index, self.now + wait);
+        self.wheel.arm_after(exchange.client.index, wait);
         let client = exchange.client;
         if exchange.open || !exchange.body.is_empty() {
             self.send_body(key, sock);
