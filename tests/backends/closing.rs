@@ -100,10 +100,8 @@ pub fn flushed_delivers_everything<B: Backend>() {
         rig.close(sock, How::Flushed);
         rig.send(sock, b"not after close");
     }
-    let readers = [
-        thread::spawn(move || read_pattern(stream, EIGHT_MIB)),
-        thread::spawn(move || read_pattern(unix, EIGHT_MIB)),
-    ];
+    let readers =
+        [thread::spawn(move || read_pattern(stream, EIGHT_MIB)), thread::spawn(move || read_pattern(unix, EIGHT_MIB))];
     rig.expect_close(sock);
     rig.expect_close(connected);
     for reader in readers {
@@ -118,11 +116,11 @@ fn refuse_a_sender<B: Backend>(armed: bool) {
     let (mut stream, sock) = rig.tcp_pair();
     stream.write_all(b"head").unwrap();
     rig.expect_bytes(sock, b"head");
+    rig.send(sock, &pattern(0, 300));
     if armed {
         rig.recv(sock);
         rig.backend.finish(sock);
     }
-    rig.send(sock, &pattern(0, 300));
     rig.close(sock, How::Flushed);
     // The answer is on its way before the peer goes on.
     rig.pump();
