@@ -14,3 +14,16 @@
 
 pub mod backends;
 pub mod buffers;
+pub mod config;
+pub mod connection;
+pub mod dispatch;
+mod exchange;
+pub mod http;
+pub mod log;
+pub mod mailbox;
+pub mod metrics;
+pub mod planted;
+pub mod reactor;
+pub mod server;
+pub mod supervisor;
+pub mod worker;

@@ -1,1 +1,0 @@
-//! Completions on Linux through io_uring.

@@ -1,0 +1,163 @@
+//! Listeners: one multishot accept each. What it brings beyond a turn's batch waits as a bare descriptor.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use ::io_uring::{opcode, types};
+
+use super::super::{ACCEPT_BATCH, Event, Peer, Sock};
+use super::ring::{Operation, token};
+use super::socket::{self, CLOSING, LISTENER, Socket};
+use super::{IoUring, no_entry};
+
+/// Accepted connections that may wait for their turn; with more the accept is cancelled, and the rest waits in the
+/// kernel's backlog. What the kernel has brought until then, a completion queue's worth at most, is kept.
+const MOST_WAITING: usize = 256;
+
+/// A listener's state beyond that of a socket.
+pub(super) struct Listener {
+    sock: Sock,
+    unix: bool,
+    /// Accepted and not yet brought up.
+    waiting: VecDeque<OwnedFd>,
+    /// Brought up in this turn.
+    taken: usize,
+    /// The accept is in flight.
+    armed: bool,
+    /// The accept in flight was cancelled.
+    cancelled: bool,
+    paused: bool,
+    /// No descriptors were left; the deadline ends it.
+    resting: bool,
+}
+
+impl IoUring {
+    pub(super) fn start_listening(&mut self, fd: OwnedFd) -> io::Result<Sock> {
+        socket::make_blocking(fd.as_raw_fd())?;
+        let unix = socket::is_unix(fd.as_raw_fd());
+        if !unix {
+            // Accepted sockets inherit it.
+            socket::set_option(fd.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_NODELAY, &(1 as libc::c_int));
+        }
+        let sock = self.sockets.insert(Socket::new(fd, LISTENER)).map_err(|_| no_entry())?;
+        self.listeners.push(Listener {
+            sock,
+            unix,
+            waiting: VecDeque::new(),
+            taken: 0,
+            armed: false,
+            cancelled: false,
+            paused: false,
+            resting: false,
+        });
+        Ok(sock)
+    }
+
+    pub(super) fn pause_listener(&mut self, sock: Sock) {
+        let Some(position) = self.position(sock) else { return };
+        self.listeners[position].paused = true;
+        self.cancel_accept(position);
+    }
+
+    pub(super) fn resume_listener(&mut self, sock: Sock) {
+        let Some(position) = self.position(sock) else { return };
+        self.listeners[position].paused = false;
+    }
+
+    /// Closes a listener; `Close` follows at once when no accept is in flight.
+    pub(super) fn close_listener(&mut self, sock: Sock) -> Option<Event> {
+        let position = self.position(sock)?;
+        self.listeners[position].waiting.clear();
+        self.cancel_accept(position);
+        if self.listeners[position].armed {
+            return None;
+        }
+        self.listeners.remove(position);
+        self.wheel.disarm(sock.index);
+        self.sockets.remove(sock).map(|_| Event::Close { sock })
+    }
+
+    /// Arms the accepts that should be; whether accepted connections can be brought up without a wait.
+    pub(super) fn prepare_accepts(&mut self) -> bool {
+        let mut at_hand = false;
+        let room = self.sockets.len() < self.sockets.limit();
+        for position in 0..self.listeners.len() {
+            let listener = &mut self.listeners[position];
+            listener.taken = 0;
+            at_hand |= room && !listener.waiting.is_empty();
+            if listener.armed || listener.paused || listener.resting || listener.waiting.len() > MOST_WAITING / 2 {
+                continue;
+            }
+            let sock = listener.sock;
+            let Some(socket) = self.sockets.lookup(sock) else { continue };
+            (listener.armed, listener.cancelled) = (true, false);
+            let entry = opcode::AcceptMulti::new(types::Fd(socket.raw())).flags(libc::SOCK_CLOEXEC).build();
+            // SAFETY: a multishot accept is given no memory for addresses.
+            unsafe { self.ring.push(entry.user_data(token(Operation::Accept, sock))) };
+        }
+        at_hand
+    }
+
+    /// An accept has brought a connection, or has failed, or has ended.
+    pub(super) fn complete_accept(&mut self, sock: Sock, result: i32, more: bool) -> Option<Event> {
+        let accepted = (result >= 0).then(|| {
+            // SAFETY: an accept that succeeded gives a new descriptor to us alone.
+            unsafe { OwnedFd::from_raw_fd(result) }
+        });
+        let position = self.position(sock)?;
+        let closing = self.sockets.lookup(sock)?.is(CLOSING);
+        let listener = &mut self.listeners[position];
+        listener.armed = more;
+        if let Some(fd) = accepted {
+            if !closing {
+                listener.waiting.push_back(fd);
+            }
+            if listener.waiting.len() >= MOST_WAITING {
+                self.cancel_accept(position);
+            }
+        } else if !matches!(-result, libc::ECANCELED | libc::ECONNABORTED | libc::EINTR | libc::EAGAIN | libc::EPROTO) {
+            // EMFILE, ENFILE, ENOMEM, ENOBUFS, or worse: trying at once again would spin.
+            listener.resting = true;
+            self.arm_deadline(sock, self.accept_retry);
+        }
+        if closing && !more { self.close_listener(sock) } else { None }
+    }
+
+    /// The next accepted connection of this turn.
+    pub(super) fn next_accept(&mut self) -> Option<Event> {
+        for listener in &mut self.listeners {
+            while listener.taken < ACCEPT_BATCH && self.sockets.len() < self.sockets.limit() {
+                let Some(fd) = listener.waiting.pop_front() else { break };
+                listener.taken += 1;
+                let peer = if listener.unix { Some(Peer::UNIX) } else { socket::peer(fd.as_raw_fd()) };
+                // Without a peer it has been reset already, and nobody would read an answer.
+                let Some(peer) = peer else { continue };
+                if let Ok(sock) = self.sockets.insert(Socket::new(fd, 0)) {
+                    return Some(Event::Accept { listener: listener.sock, sock, peer });
+                }
+            }
+        }
+        None
+    }
+
+    /// Ends the rest of a listener that ran out of descriptors; whether it was one.
+    pub(super) fn end_rest(&mut self, sock: Sock) -> bool {
+        let Some(position) = self.position(sock) else { return false };
+        self.listeners[position].resting = false;
+        true
+    }
+
+    fn cancel_accept(&mut self, position: usize) {
+        let listener = &mut self.listeners[position];
+        if listener.armed && !listener.cancelled {
+            listener.cancelled = true;
+            let sock = listener.sock;
+            self.cancel(Operation::Accept, sock);
+        }
+    }
+
+    fn position(&self, sock: Sock) -> Option<usize> {
+        self.listeners.iter().position(|listener| listener.sock == sock)
+    }
+}

@@ -1,0 +1,384 @@
+//! Completions on Linux (5.19 and later) through io_uring.
+//!
+//! | file | owns |
+//! |---|---|
+//! | `mod` | the backend: its tables, the turn, connects, the bell |
+//! | `ring` | the queues shared with the kernel, tokens, the one enter of a turn |
+//! | `groups` | blocks that lie ready for receives |
+//! | `messages` | headers of gathered sends |
+//! | `accept`, `transfer`, `close` | what is done with listeners, bytes, and sockets that end |
+//! | `socket` | what is kept of a socket, and plain system calls |
+//!
+//! Rules:
+//! - A turn is one enter: it submits what the last turn has queued and sleeps. Completions are handled one by one as
+//!   [`Backend::next`] is called, so that each sees the state that the events before it have left.
+//! - What the kernel may read or write stays where it is until the operation's final completion: pieces in their outbox,
+//!   messages in boxes, blocks in their group. A socket's entry is freed only when nothing is in flight for it, so that a
+//!   completion always finds its socket.
+//! - Sockets are blocking for us: on one with O_NONBLOCK io_uring would answer EAGAIN where it should wait.
+
+mod accept;
+mod close;
+mod groups;
+mod messages;
+mod ring;
+mod socket;
+mod transfer;
+
+use std::collections::VecDeque;
+use std::io;
+use std::mem::ManuallyDrop;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use ::io_uring::{cqueue, opcode, types};
+use socket2::SockAddr;
+
+use super::{Backend, Bell, Event, How, Options, Piece, Side, Size, Sock};
+use crate::buffers::block::Pool;
+use crate::buffers::outbox::Outboxes;
+use crate::buffers::slots::Slots;
+use crate::buffers::wheel::Wheel;
+use accept::Listener;
+use groups::{GROUPS, Group};
+use messages::Messages;
+use ring::{Operation, Ring, bare_token, parse, token};
+use socket::{CLOSING, CONNECTING, FINISH, Socket, Started, UNCONNECTED, WANTED, WORKER};
+
+/// How long leaving waits for the kernel to let go of everything. It takes microseconds; beyond this the memory that the
+/// kernel may still write to is leaked rather than freed.
+const QUIESCE: Duration = Duration::from_secs(2);
+
+/// The io_uring backend of one loop.
+pub struct IoUring {
+    ring: Ring,
+    /// Freed by `drop`, and only once nothing is in flight.
+    memory: ManuallyDrop<Memory>,
+    sockets: Slots<Socket>,
+    listeners: Vec<Listener>,
+    /// Sockets with something to send.
+    dirty: Vec<Sock>,
+    /// Sockets with a receive to arm.
+    wanted: Vec<Sock>,
+    /// Events that no completion brings.
+    ready: VecDeque<Event>,
+    /// Deadlines of closing sockets and resting listeners.
+    wheel: Wheel,
+    /// The generation that armed the wheel, by index.
+    lives: Vec<u32>,
+    pool: Pool,
+    bell: IoUringBell,
+    linger: Duration,
+    accept_retry: Duration,
+    now: Instant,
+}
+
+/// What operations in flight may refer to.
+struct Memory {
+    groups: [Group; GROUPS],
+    messages: Messages,
+    outboxes: Outboxes,
+    /// Where the bell's counter is read to. From a box; raw, so that no reference to it is held while the kernel writes.
+    rings: *mut u64,
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // SAFETY: made by `Box::into_raw`, freed once, and the bell's read is over.
+        drop(unsafe { Box::from_raw(self.rings) });
+    }
+}
+
+/// Wakes an [`IoUring`] through an eventfd(2), whose read is always in flight.
+#[derive(Clone)]
+pub struct IoUringBell(Arc<BellState>);
+
+struct BellState {
+    fd: OwnedFd,
+    /// Whether it was rung since the last `Wake`.
+    rung: AtomicBool,
+}
+
+impl IoUringBell {
+    fn new() -> io::Result<IoUringBell> {
+        // SAFETY: plain numbers.
+        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor is new and nobody else's.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(IoUringBell(Arc::new(BellState { fd, rung: AtomicBool::new(false) })))
+    }
+}
+
+impl Bell for IoUringBell {
+    fn ring(&self) {
+        if self.0.rung.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let one = 1u64;
+        // SAFETY: eight bytes are read from a place that outlives the call. It cannot block: the counter is at most 1.
+        unsafe { libc::write(self.0.fd.as_raw_fd(), std::ptr::from_ref(&one).cast(), size_of::<u64>()) };
+    }
+}
+
+impl Backend for IoUring {
+    type Bell = IoUringBell;
+
+    fn new(options: Options) -> io::Result<IoUring> {
+        if options.max_sockets > ring::MOST_SOCKETS {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "io_uring: more than 16,777,216 sockets"));
+        }
+        let ring = Ring::new()?;
+        let group = |number| Group::new(ring.handle(), &options.pool, number);
+        let groups = [group(0)?, group(1)?, group(2)?, group(3)?];
+        let bell = IoUringBell::new()?;
+        let rings = Box::into_raw(Box::new(0));
+        let memory = Memory { groups, messages: Messages::default(), outboxes: Outboxes::new(), rings };
+        let now = Instant::now();
+        let mut backend = IoUring {
+            ring,
+            memory: ManuallyDrop::new(memory),
+            sockets: Slots::new(options.max_sockets),
+            listeners: Vec::new(),
+            dirty: Vec::new(),
+            wanted: Vec::new(),
+            ready: VecDeque::new(),
+            wheel: Wheel::new(now, 0),
+            lives: Vec::new(),
+            pool: options.pool,
+            bell,
+            linger: options.linger,
+            accept_retry: options.accept_retry,
+            now,
+        };
+        backend.await_bell();
+        // The kernel refuses an operation here rather than under load.
+        backend.ring.enter(0, None)?;
+        Ok(backend)
+    }
+
+    fn bell(&self) -> IoUringBell {
+        self.bell.clone()
+    }
+
+    fn now(&self) -> Instant {
+        self.now
+    }
+
+    fn listen(&mut self, listener: OwnedFd) -> io::Result<Sock> {
+        self.start_listening(listener)
+    }
+
+    fn pause(&mut self, listener: Sock) {
+        self.pause_listener(listener);
+    }
+
+    fn resume(&mut self, listener: Sock) {
+        self.resume_listener(listener);
+    }
+
+    fn connect(&mut self, address: &SockAddr) -> io::Result<Option<Sock>> {
+        if self.sockets.len() == self.sockets.limit() {
+            return Err(no_entry());
+        }
+        let (fd, started) = socket::start_connect(address)?;
+        let flags = match started {
+            Started::Full => return Ok(None),
+            Started::Connected => WORKER,
+            Started::InProgress => WORKER | CONNECTING,
+            Started::Refused(_) => WORKER | UNCONNECTED,
+        };
+        let descriptor = types::Fd(fd.as_raw_fd());
+        let sock = self.sockets.insert(Socket::new(fd, flags)).map_err(|_| no_entry())?;
+        match started {
+            Started::Refused(error) => self.ready.push_back(Event::Fail { sock, side: Side::Connect, error }),
+            Started::InProgress => {
+                let entry = opcode::PollAdd::new(descriptor, libc::POLLOUT as u32).build();
+                // SAFETY: a poll refers to no memory.
+                unsafe { self.ring.push(entry.user_data(token(Operation::Connect, sock))) };
+            }
+            _ => self.ready.push_back(Event::Connect { sock }),
+        }
+        Ok(Some(sock))
+    }
+
+    fn recv(&mut self, sock: Sock, size: Size) {
+        self.want_receive(sock, size);
+    }
+
+    fn send(&mut self, sock: Sock, piece: Piece) {
+        self.queue_piece(sock, piece);
+    }
+
+    fn unsent(&self, sock: Sock) -> usize {
+        self.sockets.lookup(sock).map_or(0, |socket| socket.outbox.bytes())
+    }
+
+    fn sent(&self, sock: Sock) -> u64 {
+        self.sockets.lookup(sock).map_or(0, |socket| socket.sent)
+    }
+
+    fn finish(&mut self, sock: Sock) {
+        let Some(socket) = self.sockets.lookup_mut(sock) else { return };
+        if socket.can_send() {
+            socket.set(FINISH);
+            self.mark_dirty(sock);
+        }
+    }
+
+    fn close(&mut self, sock: Sock, how: How) {
+        self.begin_close(sock, how);
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.expire();
+        self.flush();
+        let accepts = self.prepare_accepts();
+        let stalled = self.refill();
+        let at_hand = accepts || stalled || !self.ready.is_empty() || self.ring.has_completions();
+        let result = if at_hand {
+            self.ring.enter(0, None)
+        } else {
+            let sleep = self.wheel.sleep(self.now);
+            self.ring.enter(1, timeout.into_iter().chain(sleep).min())
+        };
+        self.now = Instant::now();
+        result
+    }
+
+    fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
+            }
+            let Some(entry) = self.ring.next() else { return self.next_accept() };
+            if let Some(event) = self.complete(&entry) {
+                return Some(event);
+            }
+        }
+    }
+
+    fn live(&self) -> usize {
+        self.sockets.len()
+    }
+}
+
+impl IoUring {
+    /// Handles one completion.
+    fn complete(&mut self, entry: &cqueue::Entry) -> Option<Event> {
+        let (operation, sock) = parse(entry.user_data());
+        match operation {
+            Operation::Send => self.complete_send(sock, entry.result()),
+            Operation::Accept => self.complete_accept(sock, entry.result(), cqueue::more(entry.flags())),
+            Operation::Connect => self.complete_connect(sock, entry.result()),
+            Operation::Cancel => None,
+            Operation::Bell => {
+                self.await_bell();
+                // A swap, so that what was done before a ring that found the bell rung already is seen now.
+                self.bell.0.rung.swap(false, Ordering::AcqRel);
+                Some(Event::Wake)
+            }
+            _ => {
+                let group = operation as usize - Operation::Receive0 as usize;
+                self.complete_receive(sock, group, entry.result(), entry.flags())
+            }
+        }
+    }
+
+    fn await_bell(&mut self) {
+        let fd = types::Fd(self.bell.0.fd.as_raw_fd());
+        let entry = opcode::Read::new(fd, self.memory.rings.cast(), size_of::<u64>() as u32).build();
+        // SAFETY: the eight bytes are freed only once nothing is in flight, and nobody else touches them.
+        unsafe { self.ring.push(entry.user_data(bare_token(Operation::Bell))) };
+    }
+
+    /// The connect has come to its end.
+    fn complete_connect(&mut self, sock: Sock, result: i32) -> Option<Event> {
+        let socket = self.sockets.lookup_mut(sock)?;
+        socket.unset(CONNECTING);
+        let error = if result < 0 { -result } else { socket::take_error(socket.raw()) };
+        if error != 0 {
+            socket.set(UNCONNECTED);
+            self.memory.outboxes.clear(&mut socket.outbox);
+        }
+        if socket.is(CLOSING) {
+            return self.proceed_to_close(sock);
+        }
+        if error != 0 {
+            return Some(Event::Fail { sock, side: Side::Connect, error: io::Error::from_raw_os_error(error) });
+        }
+        if socket.is(WANTED) {
+            self.wanted.push(sock);
+        }
+        self.mark_dirty(sock);
+        self.finish_if_empty(sock);
+        Some(Event::Connect { sock })
+    }
+
+    /// Sets the deadline of a closing socket or of a resting listener.
+    fn arm_deadline(&mut self, sock: Sock, after: Duration) {
+        let index = sock.index as usize;
+        if self.lives.len() <= index {
+            self.lives.resize(index + 1, 0);
+        }
+        self.lives[index] = sock.generation;
+        self.wheel.arm(sock.index, self.now + after);
+    }
+
+    /// Acts on the deadlines that have passed.
+    fn expire(&mut self) {
+        while let Some(index) = self.wheel.expire(self.now) {
+            let sock = Sock { index, generation: self.lives[index as usize] };
+            if !self.end_rest(sock) {
+                self.end_patience(sock);
+            }
+        }
+    }
+
+    /// Asks the kernel to end an operation.
+    fn cancel(&mut self, operation: Operation, sock: Sock) {
+        let entry = opcode::AsyncCancel::new(token(operation, sock)).build();
+        // SAFETY: a cancel refers to no memory.
+        unsafe { self.ring.push(entry.user_data(bare_token(Operation::Cancel))) };
+    }
+
+    /// Ends everything in flight and waits for it; whether the kernel has let go of all our memory.
+    fn quiesce(&mut self) -> bool {
+        let entry = opcode::AsyncCancel2::new(types::CancelBuilder::any()).build();
+        // SAFETY: a cancel refers to no memory.
+        unsafe { self.ring.push(entry.user_data(bare_token(Operation::Cancel))) };
+        let deadline = Instant::now() + QUIESCE;
+        while self.ring.in_flight() > 0 {
+            let at_hand = self.ring.has_completions();
+            let entered = self.ring.enter(u32::from(!at_hand), Some(QUIESCE / 8));
+            while let Some(entry) = self.ring.next() {
+                if parse(entry.user_data()).0 == Operation::Accept && entry.result() >= 0 {
+                    // SAFETY: an accept that succeeded gives a new descriptor to us alone.
+                    drop(unsafe { OwnedFd::from_raw_fd(entry.result()) });
+                }
+            }
+            if entered.is_err() || Instant::now() > deadline {
+                break;
+            }
+        }
+        self.ring.in_flight() == 0
+    }
+}
+
+impl Drop for IoUring {
+    fn drop(&mut self) {
+        if self.quiesce() {
+            // SAFETY: nothing in flight refers to it any more, and it is not used after this.
+            unsafe { ManuallyDrop::drop(&mut self.memory) };
+        }
+    }
+}
+
+/// All entries of the table are taken.
+fn no_entry() -> io::Error {
+    io::Error::new(io::ErrorKind::QuotaExceeded, "all sockets of this loop are in use")
+}

@@ -1,0 +1,259 @@
+//! Receives and sends.
+//!
+//! A send is first tried without waiting; only what the kernel had no room for waits in it, after its bytes were moved out
+//! of blocks that they would keep from others. So a slow reader pins no block of the pool.
+
+use std::io;
+use std::ptr::null_mut;
+
+use ::io_uring::{cqueue, opcode, squeue, types};
+
+use super::super::{Event, HIGH_MARK, Piece, Side, Size, Sock};
+use super::IoUring;
+use super::groups;
+use super::messages::NO_MESSAGE;
+use super::ring::{Operation, token};
+use super::socket::{
+    ARMED, BLOCKED, CLOSING, CONNECTING, DIRTY, EMPTIED, ENDED, FINISH, FINISHED, FLUSHING, HIGH, LARGE, LINGERING,
+    PARKED, QUIET, RECEIVE_FAILED, SEND_FAILED, SENDING, WANTED,
+};
+
+/// Waits for the socket to become ready before the first try (`IORING_RECVSEND_POLL_FIRST`, Linux 5.19).
+const POLL_FIRST: u16 = 1;
+
+impl IoUring {
+    /// Arms a receive, now or when the socket is connected.
+    pub(super) fn want_receive(&mut self, sock: Sock, size: Size) {
+        let Some(socket) = self.sockets.lookup_mut(sock) else { return };
+        if !socket.can_receive() || socket.is(CLOSING) {
+            return;
+        }
+        match size {
+            Size::Large if self.pool.total(Size::Large) > 0 => socket.set(LARGE),
+            _ => socket.unset(LARGE),
+        }
+        socket.set(WANTED);
+        if !socket.is(CONNECTING) {
+            self.wanted.push(sock);
+        }
+    }
+
+    /// Queues the entry of a receive.
+    pub(super) fn arm_receive(&mut self, sock: Sock) {
+        let Some(socket) = self.sockets.lookup_mut(sock) else { return };
+        debug_assert!(!socket.is(ARMED | PARKED), "a second receive is armed");
+        socket.unset(WANTED);
+        let group = groups::number(socket.share(), socket.size());
+        socket.set(ARMED);
+        self.memory.groups[group].armed += 1;
+        let entry = opcode::Recv::new(types::Fd(socket.raw()), null_mut(), 0)
+            .buf_group(group as u16)
+            .ioprio(if socket.is(EMPTIED) { POLL_FIRST } else { 0 })
+            .build()
+            .flags(squeue::Flags::BUFFER_SELECT)
+            .user_data(token(Operation::receive(group), sock));
+        // SAFETY: the bytes go to a block of the group, which keeps it in place until a completion names it.
+        unsafe { self.ring.push(entry) };
+    }
+
+    /// A receive is over.
+    pub(super) fn complete_receive(&mut self, sock: Sock, group: usize, result: i32, flags: u32) -> Option<Event> {
+        let groups = &mut self.memory.groups;
+        groups[group].armed -= 1;
+        let block = groups[group].take(flags);
+        let socket = self.sockets.lookup_mut(sock)?;
+        socket.unset(ARMED);
+        if result == -libc::ENOBUFS && (!socket.is(CLOSING) || socket.is(FLUSHING | LINGERING)) {
+            // The next try waits for bytes before it asks for a block; and a small one is better than none.
+            socket.set(PARKED | EMPTIED);
+            socket.unset(LARGE);
+            groups[groups::number(socket.share(), Size::Small)].parked.push(sock);
+            return None;
+        }
+        match result {
+            1.. if cqueue::sock_nonempty(flags) => socket.unset(EMPTIED),
+            1.. => socket.set(EMPTIED),
+            0 => socket.set(ENDED),
+            _ if matches!(-result, libc::EINTR | libc::EAGAIN | libc::ENOBUFS) => {}
+            _ => socket.set(RECEIVE_FAILED),
+        }
+        if socket.is(CLOSING) {
+            if result > 0 {
+                socket.unset(QUIET);
+            }
+            if socket.is(FLUSHING) && socket.can_receive() {
+                self.arm_receive(sock);
+            }
+            return self.proceed_to_close(sock);
+        }
+        if socket.is(RECEIVE_FAILED) {
+            return Some(Event::Fail { sock, side: Side::Receive, error: io::Error::from_raw_os_error(-result) });
+        }
+        if socket.is(ENDED) {
+            return Some(Event::End { sock });
+        }
+        if result < 0 {
+            self.arm_receive(sock);
+            return None;
+        }
+        let mut block = block.expect("a receive that brings bytes names their buffer");
+        // SAFETY: the kernel has written that many bytes to the block's spare room.
+        unsafe { block.filled(result as usize) };
+        Some(Event::Receive { sock, block })
+    }
+
+    /// Tops the groups up and lets parked receives try again; whether another round is needed before the loop may sleep.
+    pub(super) fn refill(&mut self) -> bool {
+        let mut stalled = false;
+        for number in 0..groups::GROUPS {
+            let group = &mut self.memory.groups[number];
+            group.refill(&self.pool);
+            if group.parked.is_empty() {
+                continue;
+            }
+            let count = group.ready().min(group.parked.len());
+            let again: Vec<Sock> = group.parked.drain(..count).collect();
+            stalled |= count > 0 && !group.parked.is_empty();
+            for sock in again {
+                if self.sockets.lookup_mut(sock).is_some_and(|socket| socket.replace(PARKED)) {
+                    self.arm_receive(sock);
+                }
+            }
+        }
+        stalled
+    }
+
+    /// Queues a piece for the end of the turn.
+    pub(super) fn queue_piece(&mut self, sock: Sock, piece: Piece) {
+        let Some(socket) = self.sockets.lookup_mut(sock) else { return };
+        if !socket.can_send() {
+            return;
+        }
+        let piece = match piece {
+            Piece::Block(block) if socket.is(BLOCKED) && block.wasteful() => Piece::Block(block.settle(&self.pool)),
+            piece => piece,
+        };
+        self.memory.outboxes.push(&mut socket.outbox, piece);
+        if socket.outbox.bytes() > HIGH_MARK {
+            socket.set(HIGH);
+        }
+        self.mark_dirty(sock);
+    }
+
+    /// Puts a socket into the list of those whose outbox, or half-close, leaves at the next wait.
+    pub(super) fn mark_dirty(&mut self, sock: Sock) {
+        let Some(socket) = self.sockets.lookup_mut(sock) else { return };
+        let work = !socket.outbox.is_empty() || socket.is(FINISH);
+        if work && !socket.is(DIRTY | SENDING | CONNECTING) {
+            socket.set(DIRTY);
+            self.dirty.push(sock);
+        }
+    }
+
+    /// Queues the sends and receives of this turn. A receive waits until here, so that one that was asked for only to say that
+    /// no more is expected, right before a flushed close, costs nothing.
+    pub(super) fn flush(&mut self) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for sock in dirty.drain(..) {
+            self.start_send(sock);
+        }
+        self.dirty = dirty;
+        let mut wanted = std::mem::take(&mut self.wanted);
+        for sock in wanted.drain(..) {
+            if self.sockets.lookup(sock).is_some_and(|socket| socket.is(WANTED)) {
+                self.arm_receive(sock);
+            }
+        }
+        self.wanted = wanted;
+    }
+
+    fn start_send(&mut self, sock: Sock) {
+        let Some(socket) = self.sockets.lookup_mut(sock) else { return };
+        socket.unset(DIRTY);
+        if socket.is(SENDING | CONNECTING | SEND_FAILED) {
+            return;
+        }
+        if socket.outbox.is_empty() {
+            return self.finish_if_empty(sock);
+        }
+        let memory = &mut *self.memory;
+        let mut pieces = memory.outboxes.pieces(&socket.outbox);
+        let Some(first) = pieces.next() else { return };
+        let blocked = socket.is(BLOCKED);
+        let flags = libc::MSG_NOSIGNAL | if blocked { 0 } else { libc::MSG_DONTWAIT };
+        let priority = if blocked { POLL_FIRST } else { 0 };
+        let fd = types::Fd(socket.raw());
+        let entry = if let Some(second) = pieces.next() {
+            let pieces = [first, second].into_iter().chain(pieces);
+            let (message, header, bytes) = memory.messages.fill(pieces);
+            (socket.message, socket.offered) = (message, u32::try_from(bytes).unwrap_or(u32::MAX));
+            opcode::SendMsg::new(fd, header).flags(flags as u32).ioprio(priority).build()
+        } else {
+            socket.offered = first.len() as u32;
+            opcode::Send::new(fd, first.as_ptr(), socket.offered).flags(flags).ioprio(priority).build()
+        };
+        socket.set(SENDING);
+        // SAFETY: the message is released, and the pieces are dropped, moved or shortened, only after the completion.
+        unsafe { self.ring.push(entry.user_data(token(Operation::Send, sock))) };
+    }
+
+    /// A send is over, in whole or in part.
+    pub(super) fn complete_send(&mut self, sock: Sock, result: i32) -> Option<Event> {
+        let socket = self.sockets.lookup_mut(sock)?;
+        socket.unset(SENDING);
+        if socket.message != NO_MESSAGE {
+            self.memory.messages.release(socket.message);
+            socket.message = NO_MESSAGE;
+        }
+        let taken = match result {
+            0.. => result as usize,
+            _ if matches!(-result, libc::EAGAIN | libc::EINTR) => 0,
+            _ => return self.fail_send(sock, -result),
+        };
+        socket.sent += taken as u64;
+        self.memory.outboxes.consume(&mut socket.outbox, taken);
+        if socket.outbox.is_empty() {
+            socket.unset(BLOCKED);
+            let drained = socket.replace(HIGH);
+            self.finish_if_empty(sock);
+            return self.after_send(sock, drained.then_some(Event::Drain { sock }));
+        }
+        if taken < socket.offered as usize {
+            socket.set(BLOCKED);
+            self.memory.outboxes.settle(&socket.outbox, &self.pool);
+        } else {
+            socket.unset(BLOCKED);
+        }
+        let flushing = socket.is(FLUSHING);
+        if flushing && taken > 0 {
+            // Progress: the patience begins anew.
+            self.arm_deadline(sock, self.linger);
+        }
+        self.mark_dirty(sock);
+        self.after_send(sock, None)
+    }
+
+    fn fail_send(&mut self, sock: Sock, error: i32) -> Option<Event> {
+        let socket = self.sockets.lookup_mut(sock)?;
+        self.memory.outboxes.clear(&mut socket.outbox);
+        socket.unset(HIGH | BLOCKED);
+        socket.set(SEND_FAILED);
+        let error = io::Error::from_raw_os_error(error);
+        self.after_send(sock, Some(Event::Fail { sock, side: Side::Send, error }))
+    }
+
+    /// A closing socket goes on closing; another gets its event.
+    fn after_send(&mut self, sock: Sock, event: Option<Event>) -> Option<Event> {
+        let closing = self.sockets.lookup(sock).is_some_and(|socket| socket.is(CLOSING));
+        if closing { self.proceed_to_close(sock) } else { event }
+    }
+
+    /// Shuts the sending half when that was asked for and nothing is left to send.
+    pub(super) fn finish_if_empty(&mut self, sock: Sock) {
+        let Some(socket) = self.sockets.lookup_mut(sock) else { return };
+        if socket.is(FINISH) && !socket.is(FINISHED | SENDING | CONNECTING) && socket.outbox.is_empty() {
+            socket.set(FINISHED);
+            socket.shut(libc::SHUT_WR);
+        }
+    }
+}

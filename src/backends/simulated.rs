@@ -1,1 +1,0 @@
-//! A seeded network in memory, for tests.

@@ -1,0 +1,608 @@
+//! A seeded network in memory, for tests: the same contract as the real backends, with chance in place of the kernel.
+//!
+//! [`World`] is the network, its time and its chance; a [`Simulated`] is one loop's access to it; scripted peers use the
+//! world itself. Everything happens on one thread and in the order that the seed gives, so that a failing run repeats.
+//!
+//! What it does to its loop, as often as [`Faults`] says: short sends and receives, slow and cut connections, refused
+//! connects, full backlogs, starved block pools, EMFILE, late Close events, small turns, early wakes, and events of
+//! different sockets in any order.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use socket2::SockAddr;
+
+use super::{ACCEPT_BATCH, Backend, Event, HIGH_MARK, How, Options, Peer, Piece, Side, Size, Sock};
+use crate::buffers::block::{Block, Share};
+use crate::buffers::outbox::{GATHER, Outbox, Outboxes};
+use crate::buffers::slots::{Key, Slots};
+
+mod network;
+mod random;
+#[cfg(test)]
+mod tests;
+mod world;
+
+pub use network::{End, Place, Trace};
+use network::{LoopState, Network, Refusal};
+pub use random::{Faults, Random};
+pub use world::{Entered, Service, World};
+
+/// One loop's access to a [`World`].
+pub struct Simulated {
+    world: World,
+    number: usize,
+    options: Options,
+    sockets: Slots<Socket>,
+    outboxes: Outboxes,
+    events: VecDeque<Event>,
+    /// The names alive at the start of the turn, in the order in which this turn looks at them.
+    order: Vec<Sock>,
+    bell: SimulatedBell,
+    now: Instant,
+}
+
+/// Wakes a [`Simulated`] backend.
+#[derive(Clone, Debug)]
+pub struct SimulatedBell(Arc<AtomicBool>);
+
+impl super::Bell for SimulatedBell {
+    fn ring(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+enum Socket {
+    Listener(Listener),
+    Stream(Stream),
+}
+
+struct Listener {
+    gate: Key,
+    descriptor: OwnedFd,
+    paused: bool,
+    retry_at: Option<Instant>,
+    close_due: Option<Instant>,
+}
+
+struct Stream {
+    /// `None` when the connect was refused.
+    end: Option<End>,
+    share: Share,
+    phase: Phase,
+    outbox: Outbox,
+    sent: u64,
+    armed: Option<Size>,
+    receive_over: bool,
+    send_over: bool,
+    past_high_mark: bool,
+    finish: bool,
+    closing: Option<Closing>,
+}
+
+enum Phase {
+    Connecting { until: Instant, error: Option<io::Error> },
+    Refused,
+    Open,
+}
+
+struct Closing {
+    how: How,
+    /// When a `Flushed` close gives up waiting.
+    gives_up_at: Instant,
+    /// Set once the end is closed: when the Close event comes.
+    close_due: Option<Instant>,
+    /// Whether it has come.
+    told: bool,
+}
+
+impl Stream {
+    fn new(end: Option<End>, share: Share, phase: Phase) -> Stream {
+        Stream {
+            end,
+            share,
+            phase,
+            outbox: Outbox::default(),
+            sent: 0,
+            armed: None,
+            receive_over: false,
+            send_over: false,
+            past_high_mark: false,
+            finish: false,
+            closing: None,
+        }
+    }
+
+    fn open_end(&self) -> Option<End> {
+        if matches!(self.phase, Phase::Open) { self.end } else { None }
+    }
+}
+
+impl Backend for Simulated {
+    type Bell = SimulatedBell;
+
+    /// Opens the backend in the world that this thread has entered; without one, that is an error.
+    fn new(options: Options) -> io::Result<Simulated> {
+        let world =
+            World::current().ok_or_else(|| io::Error::other("no simulated world was entered on this thread"))?;
+        let bell = SimulatedBell(Arc::new(AtomicBool::new(false)));
+        let (number, now) = {
+            let mut network = world.0.borrow_mut();
+            network.loops.push(LoopState { bell: Arc::clone(&bell.0), wakes_at: None });
+            (network.loops.len() - 1, network.now)
+        };
+        let sockets = Slots::new(options.max_sockets);
+        let (outboxes, events, order) = (Outboxes::new(), VecDeque::new(), Vec::new());
+        Ok(Simulated { world, number, options, sockets, outboxes, events, order, bell, now })
+    }
+
+    fn bell(&self) -> SimulatedBell {
+        self.bell.clone()
+    }
+
+    fn now(&self) -> Instant {
+        self.now
+    }
+
+    fn listen(&mut self, listener: OwnedFd) -> io::Result<Sock> {
+        let gate = self.world.0.borrow().descriptors.get(&listener.as_raw_fd()).copied();
+        let gate = gate.ok_or_else(|| io::Error::other("not a listener of the simulated world"))?;
+        let listener = Listener { gate, descriptor: listener, paused: false, retry_at: None, close_due: None };
+        self.sockets.insert(Socket::Listener(listener)).map_err(|_| no_entry())
+    }
+
+    fn pause(&mut self, listener: Sock) {
+        if let Some(Socket::Listener(listener)) = self.sockets.lookup_mut(listener) {
+            listener.paused = true;
+        }
+    }
+
+    fn resume(&mut self, listener: Sock) {
+        if let Some(Socket::Listener(listener)) = self.sockets.lookup_mut(listener) {
+            (listener.paused, listener.retry_at) = (false, None);
+            self.world.0.borrow_mut().activity += 1;
+        }
+    }
+
+    fn connect(&mut self, address: &SockAddr) -> io::Result<Option<Sock>> {
+        let place = place_of(address)?;
+        if self.sockets.len() == self.sockets.limit() {
+            return Err(no_entry());
+        }
+        let network = &mut *self.world.0.borrow_mut();
+        if network.random.chance(network.faults.descriptors) {
+            return Err(no_entry());
+        }
+        let (end, until, error) = match network.connect(&place) {
+            Ok((end, until)) => (Some(end), until, None),
+            Err(Refusal::Error(error)) => (None, network.now, Some(error)),
+            Err(Refusal::BacklogFull) => return Ok(None),
+        };
+        let stream = Stream::new(end, Share::Worker, Phase::Connecting { until, error });
+        self.sockets.insert(Socket::Stream(stream)).map(Some).map_err(|_| no_entry())
+    }
+
+    fn recv(&mut self, sock: Sock, size: Size) {
+        if let Some(stream) = self.living(sock)
+            && !stream.receive_over
+            && stream.armed.is_none()
+        {
+            stream.armed = Some(size);
+            self.world.0.borrow_mut().activity += 1;
+        }
+    }
+
+    fn send(&mut self, sock: Sock, piece: Piece) {
+        let Some(Socket::Stream(stream)) = self.sockets.lookup_mut(sock) else { return };
+        if stream.send_over || stream.finish || stream.closing.is_some() {
+            return;
+        }
+        self.outboxes.push(&mut stream.outbox, piece);
+        stream.past_high_mark |= stream.outbox.bytes() > HIGH_MARK;
+        self.world.0.borrow_mut().activity += 1;
+    }
+
+    fn unsent(&self, sock: Sock) -> usize {
+        self.stream(sock).map_or(0, |stream| stream.outbox.bytes())
+    }
+
+    fn sent(&self, sock: Sock) -> u64 {
+        self.stream(sock).map_or(0, |stream| stream.sent)
+    }
+
+    fn finish(&mut self, sock: Sock) {
+        if let Some(stream) = self.living(sock) {
+            stream.finish = true;
+            self.world.0.borrow_mut().activity += 1;
+        }
+    }
+
+    fn close(&mut self, sock: Sock, how: How) {
+        let gives_up_at = self.now + self.options.linger;
+        let mut network = self.world.0.borrow_mut();
+        match self.sockets.lookup_mut(sock) {
+            Some(Socket::Listener(listener)) if listener.close_due.is_none() => {
+                network.shut_down(listener.gate);
+                network.descriptors.remove(&listener.descriptor.as_raw_fd());
+                listener.close_due = Some(network.now);
+            }
+            Some(Socket::Stream(stream)) => {
+                let harsher = match &stream.closing {
+                    None => true,
+                    Some(closing) => closing.close_due.is_none() && closing.how == How::Flushed && how != How::Flushed,
+                };
+                if harsher {
+                    stream.closing = Some(Closing { how, gives_up_at, close_due: None, told: false });
+                }
+            }
+            _ => return,
+        }
+        network.activity += 1;
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let until = timeout.map(|timeout| self.world.now() + timeout);
+        // Events of the last turn that nobody has asked for are still there; a new turn adds its own behind them.
+        loop {
+            self.turn();
+            if !self.events.is_empty() || !self.sleep(until) {
+                break;
+            }
+        }
+        self.now = self.world.now();
+        Ok(())
+    }
+
+    fn next(&mut self) -> Option<Event> {
+        loop {
+            let event = self.events.pop_front()?;
+            let closing = event_sock(&event).and_then(|sock| self.stream(sock)).is_some_and(|it| it.closing.is_some());
+            let stale = closing && !matches!(event, Event::Close { .. });
+            let network = &mut *self.world.0.borrow_mut();
+            if stale && !network.random.chance(network.faults.stale_event) {
+                continue;
+            }
+            network.note(format_args!("loop {}: {event:?}", self.number));
+            if let Event::Close { sock } = event {
+                self.sockets.remove(sock);
+            }
+            return Some(event);
+        }
+    }
+
+    fn live(&self) -> usize {
+        self.sockets.len()
+    }
+}
+
+impl Simulated {
+    /// Pieces queued on all sockets, for leak checks.
+    pub fn queued(&self) -> usize {
+        self.outboxes.len()
+    }
+
+    /// One look at everything: sends leave, then events are gathered, from the sockets in a random order.
+    fn turn(&mut self) {
+        let world = self.world.clone();
+        let most = {
+            let network = &mut *world.0.borrow_mut();
+            self.order.clear();
+            self.order.extend(self.sockets.iter().map(|(sock, _)| sock));
+            network.random.shuffle(&mut self.order);
+            if self.bell.0.swap(false, Ordering::AcqRel) {
+                network.activity += 1;
+                self.events.push_back(Event::Wake);
+            }
+            let small = network.random.chance(network.faults.small_batch);
+            if small { self.events.len() + 1 + network.random.below(3) } else { usize::MAX }
+        };
+        let order = std::mem::take(&mut self.order);
+        for &sock in &order {
+            self.flush(sock);
+        }
+        for &sock in &order {
+            // What a small turn leaves out is still there in the next one.
+            if self.events.len() >= most {
+                break;
+            }
+            self.look(sock);
+        }
+        self.order = order;
+    }
+
+    /// Moves time to whatever comes first and says whether to look again; false ends the wait.
+    fn sleep(&mut self, until: Option<Instant>) -> bool {
+        let timer = self.sockets.iter().filter_map(|(_, socket)| timer(socket));
+        let now = self.world.now();
+        let timer = timer.filter(|due| *due > now).min();
+        let network = &mut *self.world.0.borrow_mut();
+        network.loops[self.number].wakes_at = [until, timer].into_iter().flatten().min();
+        if network.driven || network.random.chance(network.faults.early_wake) {
+            return false;
+        }
+        let next = [network.next_arrival(), timer].into_iter().flatten().min();
+        match next.filter(|next| until.is_none_or(|until| *next <= until)) {
+            Some(next) => {
+                network.now = next;
+                true
+            }
+            None => {
+                network.now = until.unwrap_or(network.now);
+                false
+            }
+        }
+    }
+
+    /// Sends what is queued, as far as the network takes it; then a FIN, if one is wanted.
+    fn flush(&mut self, sock: Sock) {
+        let Some(Socket::Stream(stream)) = self.sockets.lookup_mut(sock) else { return };
+        let Some(end) = stream.open_end() else { return };
+        if stream.send_over || stream.closing.as_ref().is_some_and(|closing| closing.how != How::Flushed) {
+            return;
+        }
+        let network = &mut *self.world.0.borrow_mut();
+        let queued = stream.outbox.bytes();
+        if queued > 0 {
+            let gathered: Vec<u8> = self.outboxes.pieces(&stream.outbox).take(GATHER).flatten().copied().collect();
+            match network.write(end, &gathered) {
+                Ok(count) => {
+                    stream.sent += count as u64;
+                    self.outboxes.consume(&mut stream.outbox, count);
+                    self.outboxes.settle(&stream.outbox, &self.options.pool);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => {
+                    self.outboxes.clear(&mut stream.outbox);
+                    (stream.send_over, stream.past_high_mark) = (true, false);
+                    if stream.closing.is_none() {
+                        self.events.push_back(Event::Fail { sock, side: Side::Send, error });
+                    }
+                    return;
+                }
+            }
+        }
+        if !stream.outbox.is_empty() {
+            return;
+        }
+        if std::mem::take(&mut stream.past_high_mark) && stream.closing.is_none() {
+            self.events.push_back(Event::Drain { sock });
+        }
+        if stream.finish || stream.closing.is_some() {
+            network.shut(end);
+        }
+    }
+
+    /// Gathers what has happened to one socket since the last look.
+    fn look(&mut self, sock: Sock) {
+        match self.sockets.lookup_mut(sock) {
+            Some(Socket::Listener(_)) => self.look_at_listener(sock),
+            Some(Socket::Stream(stream)) if stream.closing.is_some() => self.look_at_closing(sock),
+            Some(Socket::Stream(stream)) if matches!(stream.phase, Phase::Connecting { .. }) => {
+                self.look_at_connect(sock)
+            }
+            Some(Socket::Stream(_)) => self.receive(sock),
+            None => {}
+        }
+    }
+
+    fn look_at_listener(&mut self, sock: Sock) {
+        let world = self.world.clone();
+        for _ in 0..ACCEPT_BATCH {
+            let full = self.sockets.len() == self.sockets.limit();
+            let Some(Socket::Listener(listener)) = self.sockets.lookup_mut(sock) else { return };
+            let network = &mut *world.0.borrow_mut();
+            if listener.close_due.take_if(|due| *due <= network.now).is_some() {
+                self.events.push_back(Event::Close { sock });
+                return;
+            }
+            if listener.paused || listener.close_due.is_some() || listener.retry_at.is_some_and(|at| at > network.now) {
+                return;
+            }
+            listener.retry_at = None;
+            if !network.has_waiting(listener.gate) {
+                return;
+            }
+            if full || network.random.chance(network.faults.accept) {
+                listener.retry_at = Some(network.now + self.options.accept_retry);
+                return;
+            }
+            let (gate, unix) = (listener.gate, network.is_unix(listener.gate));
+            let Some(end) = network.accept(gate) else { return };
+            let ip = IpAddr::V4(Ipv4Addr::new(10, 0, 0, network.random.between(1, 250) as u8));
+            let peer = if unix { Peer::UNIX } else { Peer { ip, port: network.port(), unix } };
+            let stream = Stream::new(Some(end), Share::Client, Phase::Open);
+            let Ok(accepted) = self.sockets.insert(Socket::Stream(stream)) else { return };
+            self.events.push_back(Event::Accept { listener: sock, sock: accepted, peer });
+        }
+    }
+
+    fn look_at_connect(&mut self, sock: Sock) {
+        let now = self.world.now();
+        let Some(Socket::Stream(stream)) = self.sockets.lookup_mut(sock) else { return };
+        let Phase::Connecting { until, error } = &mut stream.phase else { return };
+        if *until > now {
+            return;
+        }
+        let event = match error.take() {
+            Some(error) => {
+                self.outboxes.clear(&mut stream.outbox);
+                (stream.phase, stream.send_over, stream.receive_over) = (Phase::Refused, true, true);
+                stream.armed = None;
+                Event::Fail { sock, side: Side::Connect, error }
+            }
+            None => {
+                stream.phase = Phase::Open;
+                Event::Connect { sock }
+            }
+        };
+        self.events.push_back(event);
+        self.world.0.borrow_mut().activity += 1;
+    }
+
+    fn receive(&mut self, sock: Sock) {
+        let Some(Socket::Stream(stream)) = self.sockets.lookup_mut(sock) else { return };
+        let (Some(end), Some(size)) = (stream.open_end(), stream.armed) else { return };
+        let network = &mut *self.world.0.borrow_mut();
+        if !network.is_readable(end) {
+            return;
+        }
+        if network.random.chance(network.faults.starve) {
+            // Chance alone keeps the block away, so the next look may bring it: this counts as something under way.
+            network.activity += 1;
+            return;
+        }
+        let pool = &self.options.pool;
+        let block = pool.take(size, stream.share).or_else(|| pool.take(Size::Small, stream.share));
+        let Some(mut block) = block else { return };
+        let event = match read_into(network, end, &mut block) {
+            Ok(0) => {
+                stream.receive_over = true;
+                Event::End { sock }
+            }
+            Ok(_) if pool.scarce() && pool.budget().fits(block.len()) => {
+                Event::Receive { sock, block: block.settle(pool) }
+            }
+            Ok(_) => Event::Receive { sock, block },
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+            Err(error) => {
+                stream.receive_over = true;
+                Event::Fail { sock, side: Side::Receive, error }
+            }
+        };
+        stream.armed = None;
+        self.events.push_back(event);
+    }
+
+    fn look_at_closing(&mut self, sock: Sock) {
+        let Some(Socket::Stream(stream)) = self.sockets.lookup_mut(sock) else { return };
+        let Some(closing) = &mut stream.closing else { return };
+        let network = &mut *self.world.0.borrow_mut();
+        if closing.close_due.is_none() {
+            if let Phase::Connecting { until, error: None } = stream.phase
+                && until <= network.now
+            {
+                stream.phase = Phase::Open;
+            }
+            let waits = closing.how == How::Flushed && closing.gives_up_at > network.now;
+            if waits && stream.end.is_some_and(|end| !is_flushed(network, end, &stream.outbox, stream.send_over)) {
+                return;
+            }
+            self.outboxes.clear(&mut stream.outbox);
+            stream.armed = None;
+            if let Some(end) = stream.end {
+                network.close(end, closing.how == How::Reset);
+            }
+            let late = network.random.chance(network.faults.late_close);
+            let delay = if late { network.random.duration(network.faults.delay) } else { Duration::ZERO };
+            closing.close_due = Some(network.now + delay);
+            network.activity += 1;
+        }
+        if closing.close_due.is_some_and(|due| due <= network.now) && !std::mem::replace(&mut closing.told, true) {
+            network.activity += 1;
+            self.events.push_back(Event::Close { sock });
+        }
+    }
+
+    fn stream(&self, sock: Sock) -> Option<&Stream> {
+        match self.sockets.lookup(sock)? {
+            Socket::Stream(stream) => Some(stream),
+            Socket::Listener(_) => None,
+        }
+    }
+
+    /// The stream of that name, unless its owner has closed it.
+    fn living(&mut self, sock: Sock) -> Option<&mut Stream> {
+        match self.sockets.lookup_mut(sock)? {
+            Socket::Stream(stream) if stream.closing.is_none() => Some(stream),
+            _ => None,
+        }
+    }
+}
+
+impl Drop for Simulated {
+    /// What a process leaves behind when it ends: everything closed by the kernel.
+    fn drop(&mut self) {
+        let network = &mut *self.world.0.borrow_mut();
+        for (_, socket) in self.sockets.iter() {
+            match socket {
+                Socket::Listener(listener) => {
+                    network.shut_down(listener.gate);
+                    network.descriptors.remove(&listener.descriptor.as_raw_fd());
+                }
+                Socket::Stream(Stream { end: Some(end), .. }) => drop(network.close(*end, false)),
+                Socket::Stream(_) => {}
+            }
+        }
+        network.loops[self.number].wakes_at = None;
+    }
+}
+
+/// Whether a `Flushed` close has nothing to wait for any more: all was sent and the peer has ended, or nothing can be sent.
+/// Discards the input.
+fn is_flushed(network: &mut Network, end: End, outbox: &Outbox, send_over: bool) -> bool {
+    let mut discarded = [0; 4096];
+    let ended = loop {
+        match network.read(end, &mut discarded) {
+            Ok(0) => break true,
+            Ok(_) => {}
+            Err(error) => break error.kind() != io::ErrorKind::WouldBlock,
+        }
+    };
+    send_over || (outbox.is_empty() && ended)
+}
+
+/// When the network itself has to look at a socket again although nothing arrives.
+fn timer(socket: &Socket) -> Option<Instant> {
+    match socket {
+        Socket::Listener(listener) => listener.close_due.or(listener.retry_at),
+        Socket::Stream(Stream { closing: Some(closing), .. }) => match closing.how {
+            How::Flushed => closing.close_due.or(Some(closing.gives_up_at)),
+            How::Now | How::Reset => closing.close_due,
+        },
+        Socket::Stream(Stream { phase: Phase::Connecting { until, .. }, .. }) => Some(*until),
+        Socket::Stream(_) => None,
+    }
+}
+
+fn read_into(network: &mut Network, end: End, block: &mut Block) -> io::Result<usize> {
+    let (place, room) = block.spare();
+    // SAFETY: `spare` gives `room` bytes that nobody else sees; they are zeroed before they are lent as a slice, and
+    // those that the read has filled are initialised.
+    unsafe {
+        std::ptr::write_bytes(place, 0, room);
+        let count = network.read(end, std::slice::from_raw_parts_mut(place, room))?;
+        block.filled(count);
+        Ok(count)
+    }
+}
+
+fn event_sock(event: &Event) -> Option<Sock> {
+    match event {
+        Event::Accept { sock, .. }
+        | Event::Connect { sock }
+        | Event::Receive { sock, .. }
+        | Event::End { sock }
+        | Event::Drain { sock }
+        | Event::Fail { sock, .. }
+        | Event::Close { sock } => Some(*sock),
+        Event::Wake => None,
+    }
+}
+
+fn place_of(address: &SockAddr) -> io::Result<Place> {
+    if let Some(path) = address.as_pathname() {
+        return Ok(Place::Unix(path.to_owned()));
+    }
+    let address = address.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?;
+    Ok(Place::Tcp(address))
+}
+
+/// As the kernel says it when no descriptor is left.
+fn no_entry() -> io::Error {
+    io::Error::from_raw_os_error(libc::EMFILE)
+}

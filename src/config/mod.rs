@@ -1,0 +1,374 @@
+//! The configuration: one checked [`Settings`], made of flags, shorthands, the environment and defaults.
+//!
+//! - `keys`: every key once, with its flag, its environment names, its default and how its value is read;
+//! - `arguments`: the command line, and its mistakes in one line;
+//! - `environment`: the variables;
+//! - `units`: durations, sizes, counts and addresses as people write them.
+//!
+//! Rules:
+//! - A key's value is read by the same function wherever it comes from, and an error names the place and the value.
+//! - Precedence: flag, shorthand, environment, default. A value that is overridden is not looked at.
+//! - Nothing here opens, binds or starts anything.
+
+mod arguments;
+mod environment;
+mod keys;
+mod units;
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+pub use arguments::{Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
+pub use environment::Environment;
+
+/// Everything that the server needs to know to run. Checked: every number is within its range.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where to listen; at least one. Port 0 lets the kernel choose.
+    pub listen: Vec<ListenAddress>,
+    /// Event loops, 1 to 1024.
+    pub loops: usize,
+    /// Which backend runs the loops.
+    pub backend: BackendChoice,
+    /// Client connections open at once, over all loops.
+    pub max_connections: usize,
+    /// Whether loops are pinned to cores.
+    pub pin: Pin,
+    /// Deadlines of the client side.
+    pub timeouts: Timeouts,
+    /// How long a graceful stop may take.
+    pub shutdown: Duration,
+    /// How often the statistics are printed; zero turns them off, the last one at the exit too.
+    pub stats_interval: Duration,
+    /// Where sockets and the lock lie.
+    pub run_dir: PathBuf,
+    /// Bytes that may be held on the heap for slow clients and waiting requests together.
+    pub buffer_bytes: usize,
+    /// The largest request body, in bytes.
+    pub max_body: u64,
+    /// The access log.
+    pub access_log: AccessLogSettings,
+    /// How events look on stderr.
+    pub event_format: EventFormat,
+    /// Whether the loop answers `/server`, `/status` and the like itself.
+    pub internal: bool,
+    /// The app behind the loops.
+    pub app: App,
+    /// What is odd but no error, each one line, to be logged at the start.
+    pub warnings: Vec<String>,
+}
+
+/// One address to listen on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ListenAddress {
+    /// A TCP address.
+    Tcp(SocketAddr),
+    /// The path of a Unix socket.
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for ListenAddress {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ListenAddress::Tcp(address) => address.fmt(formatter),
+            ListenAddress::Unix(path) => write!(formatter, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Which backend runs the loops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendChoice {
+    /// The one that the benchmarks show to be the faster, else the other.
+    Auto,
+    /// Readiness on Linux.
+    Epoll,
+    /// Readiness on macOS and the BSDs.
+    Kqueue,
+    /// Completions on Linux.
+    IoUring,
+}
+
+/// Whether loops are pinned to cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pin {
+    /// Where no workers share the cores.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
+/// Deadlines of the client side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From a request's first byte to the end of its head.
+    pub header: Duration,
+    /// Between two parts of a request body.
+    pub body: Duration,
+    /// Without any request on a kept connection.
+    pub idle: Duration,
+    /// Without progress while an answer is being sent.
+    pub write: Duration,
+}
+
+/// Where the access log goes and how it looks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccessLogSettings {
+    /// Where it goes.
+    pub target: AccessLogTarget,
+    /// How a line looks.
+    pub format: AccessLogFormat,
+}
+
+/// Where the access log goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessLogTarget {
+    /// Nowhere.
+    Off,
+    /// To stdout.
+    Stdout,
+    /// To the end of a file.
+    File(PathBuf),
+}
+
+/// How a line of the access log looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccessLogFormat {
+    /// Short and aligned, coloured on a terminal.
+    Human,
+    /// The combined format of Apache and nginx, byte for byte.
+    Combined,
+    /// One JSON object a line, with OpenTelemetry's names.
+    Json,
+}
+
+/// How events look on stderr.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventFormat {
+    /// Text on a terminal, JSON otherwise.
+    Auto,
+    /// Text.
+    Human,
+    /// One JSON object a line; lines of the workers, too.
+    Json,
+}
+
+/// The app behind the loops.
+#[derive(Clone, Debug)]
+pub struct App {
+    /// Its name in labels, sockets and documents.
+    pub name: String,
+    /// What its workers run.
+    pub command: Command,
+    /// How many workers, at least 1.
+    pub workers: usize,
+    /// Requests in flight per worker or upstream at once, 1 to 65535.
+    pub concurrency: u32,
+    /// Which worker gets the next request.
+    pub balance: Balance,
+    /// Deadlines of the worker side.
+    pub timeouts: AppTimeouts,
+    /// The waiting queue.
+    pub queue: Queue,
+    /// When a worker is replaced.
+    pub recycle: Recycle,
+    /// How dead workers come back.
+    pub restart: Restart,
+    /// Whether connections to workers are kept.
+    pub keepalive: bool,
+    /// Servers that something else runs; when there is one, no worker is started.
+    pub upstreams: Vec<Upstream>,
+    /// The text that the loops answer every request with, when set.
+    pub respond: Option<String>,
+    /// Bytes of a request body that are gathered before a worker is taken; beyond it the body streams.
+    pub request_buffer: usize,
+    /// Bytes of an answer held for a slow reader.
+    pub response_buffer: usize,
+    /// Whether a client that has sent its whole request and then ends is served rather than cancelled.
+    pub serve_half_closed: bool,
+}
+
+/// What the workers run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// The worker inside this binary.
+    BuiltIn,
+    /// A program and its arguments; never empty.
+    Argv(Vec<OsString>),
+    /// Nothing: the app is behind upstreams or answered by the loops.
+    None,
+}
+
+/// Which of the free workers gets the next request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// The one freed last: its memory is warm.
+    Lifo,
+    /// Each in turn.
+    RoundRobin,
+    /// The one with the fewest requests in flight.
+    Least,
+}
+
+/// Deadlines of the worker side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppTimeouts {
+    /// To get connected.
+    pub connect: Duration,
+    /// Without a byte from the worker.
+    pub read: Duration,
+    /// For the whole exchange.
+    pub request: Duration,
+    /// For how long a worker whose client left keeps its permit while it is still busy.
+    pub abandon: Duration,
+}
+
+/// The waiting queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Queue {
+    /// Requests that may wait; 0 refuses at once when all workers are busy.
+    pub size: usize,
+    /// How long one may wait while workers are there.
+    pub timeout: Duration,
+    /// How long one is held while no worker is ready; zero refuses at once.
+    pub hold: Duration,
+}
+
+/// When a worker is replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recycle {
+    /// After that many answers; 0: never.
+    pub requests: u64,
+    /// By how much the number varies between workers, in per cent, so that they do not all go at once.
+    pub jitter_percent: u32,
+    /// After that time.
+    pub lifetime: Option<Duration>,
+}
+
+/// How dead workers come back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restart {
+    /// The first delay after the immediate respawn; doubled each time.
+    pub base: Duration,
+    /// The longest delay.
+    pub max: Duration,
+    /// Exits before a first answer that make the app give up.
+    pub crashes: u32,
+    /// Within that time.
+    pub within: Duration,
+    /// How long a leaving worker may finish its requests before SIGKILL.
+    pub drain: Duration,
+}
+
+/// A server that something else runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Upstream {
+    /// The path of its Unix socket.
+    Unix(PathBuf),
+    /// Its host, a name or an address without brackets, and its port.
+    Tcp(String, u16),
+}
+
+impl std::fmt::Display for Upstream {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Upstream::Unix(path) => write!(formatter, "unix:{}", path.display()),
+            Upstream::Tcp(host, port) if host.contains(':') => write!(formatter, "http://[{host}]:{port}"),
+            Upstream::Tcp(host, port) => write!(formatter, "http://{host}:{port}"),
+        }
+    }
+}
+
+impl Default for Settings {
+    /// What holds when nothing is said, but for `run_dir`, which depends on the environment and the port.
+    fn default() -> Settings {
+        let cores = cores();
+        Settings {
+            listen: vec![ListenAddress::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080))],
+            loops: cores,
+            backend: BackendChoice::Auto,
+            max_connections: 10_000,
+            pin: Pin::Auto,
+            timeouts: Timeouts {
+                header: Duration::from_secs(10),
+                body: Duration::from_secs(30),
+                idle: Duration::from_secs(60),
+                write: Duration::from_secs(30),
+            },
+            shutdown: Duration::from_secs(5),
+            stats_interval: Duration::from_secs(10),
+            run_dir: PathBuf::from("/tmp/production_server"),
+            buffer_bytes: 256 * 1024 * 1024,
+            max_body: 64 * 1024 * 1024,
+            access_log: AccessLogSettings { target: AccessLogTarget::Stdout, format: AccessLogFormat::Human },
+            event_format: EventFormat::Auto,
+            internal: true,
+            app: App::default(),
+            warnings: Vec::new(),
+        }
+    }
+}
+
+impl Default for App {
+    /// The built-in worker with the default limits.
+    fn default() -> App {
+        App {
+            name: "web".to_owned(),
+            command: Command::BuiltIn,
+            workers: cores().max(2),
+            concurrency: 1,
+            balance: Balance::Lifo,
+            timeouts: AppTimeouts {
+                connect: Duration::from_millis(200),
+                read: Duration::from_secs(5),
+                request: Duration::from_secs(30),
+                abandon: Duration::from_secs(5),
+            },
+            queue: Queue { size: 8192, timeout: Duration::from_secs(2), hold: Duration::from_secs(10) },
+            recycle: Recycle { requests: 10_000, jitter_percent: 10, lifetime: None },
+            restart: Restart {
+                base: Duration::from_secs(1),
+                max: Duration::from_secs(30),
+                crashes: 5,
+                within: Duration::from_secs(60),
+                drain: Duration::from_secs(30),
+            },
+            keepalive: true,
+            upstreams: Vec::new(),
+            respond: None,
+            request_buffer: 1024 * 1024,
+            response_buffer: 16 * 1024 * 1024,
+            serve_half_closed: false,
+        }
+    }
+}
+
+impl Settings {
+    /// Settings for a test: one loop on a loopback port that the kernel chooses, no access log, no statistics, and a run
+    /// directory that the test replaces by its own.
+    pub fn for_test() -> Settings {
+        Settings {
+            listen: vec![ListenAddress::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0))],
+            loops: 1,
+            max_connections: 1024,
+            pin: Pin::Off,
+            stats_interval: Duration::ZERO,
+            access_log: AccessLogSettings { target: AccessLogTarget::Off, format: AccessLogFormat::Human },
+            run_dir: std::env::temp_dir().join(format!("production_server-test-{}", std::process::id())),
+            app: App { workers: 2, ..App::default() },
+            ..Settings::default()
+        }
+    }
+}
+
+/// The processors that this process may use: its affinity and its cgroup's quota (v1 and v2) hold.
+pub fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,292 @@
+//! From bytes to requests: reads heads, answers what the loop answers itself, refuses what is malformed, and hands the rest to
+//! an exchange.
+//!
+//! Pipelined requests that the loop answers itself are all read in one go, and their answers leave in one gathered write. A
+//! refusal closes the connection, and nothing behind it is ever read as a request.
+
+use crate::backends::{Backend, How, Sock};
+use crate::buffers::block::Block;
+use crate::exchange::{BodySkip, Skipped};
+use crate::http::head::{self, Request};
+use crate::http::reply::{self, Reply};
+use crate::http::{Framing, Method, Refusal, Version, find_lines};
+use crate::log::AccessRecord;
+
+use super::{Loop, State};
+
+/// What became of a look at the input.
+enum Step {
+    /// A request was answered: look for the next.
+    Again,
+    /// More bytes are needed.
+    Wait,
+    /// The request has gone to an exchange, or the connection is closing.
+    Stop,
+}
+
+/// Who answers a request.
+enum Route {
+    Text(&'static [u8]),
+    Respond,
+    Status,
+    Refuse(u16, &'static str),
+    App,
+}
+
+impl<B: Backend> Loop<B> {
+    /// Reads as many requests from the client's input as can be answered now.
+    pub fn read_requests(&mut self, sock: Sock) {
+        let mut answered = false;
+        loop {
+            let Some(client) = self.table.client(sock) else { return };
+            if client.state != State::ReadingRequest || client.stalled {
+                return;
+            }
+            let Some(input) = client.input.take() else { break };
+            if answered && self.stalls(sock) {
+                self.keep_input(sock, input);
+                break;
+            }
+            match self.read_request(sock, input) {
+                Step::Again => answered = true,
+                Step::Wait => break,
+                Step::Stop => return,
+            }
+        }
+        if answered {
+            let started = self.table.client(sock).is_some_and(|client| client.input.is_some());
+            let timeouts = &self.shared.settings.timeouts;
+            let wait = if started { timeouts.header } else { timeouts.idle.min(timeouts.write) };
+            self.wheel.arm(sock.index, self.now + wait);
+        }
+        let Some(client) = self.table.client(sock) else { return };
+        if (client.ended || self.draining) && client.input.is_none() && !client.stalled {
+            return self.close_client(sock, How::Flushed);
+        }
+        if !client.stalled {
+            self.backend.recv(sock, crate::backends::Size::Small);
+        }
+    }
+
+    fn read_request(&mut self, sock: Sock, mut input: Block) -> Step {
+        let Some(client) = self.table.client(sock) else { return Step::Stop };
+        if let Some(skip) = &mut client.skip {
+            match skip.skip(&mut input) {
+                Ok(Skipped::Done) => client.skip = None,
+                Ok(Skipped::More) => return Step::Wait,
+                Err(_) => return self.give_up_skipping(sock),
+            }
+            self.keep_input(sock, input);
+            return Step::Again;
+        }
+        if !client.search.is_fresh() && !client.search.scan(&input) && input.len() < self.limits.head {
+            client.input = Some(input);
+            return Step::Wait;
+        }
+        match head::request(&input, &self.limits, &mut self.fields) {
+            Ok(Some(request)) => self.take_request(sock, input, &request),
+            Ok(None) => {
+                self.wait_for_head(sock, input);
+                Step::Wait
+            }
+            Err(refusal) => {
+                self.refuse_malformed(sock, &refusal);
+                Step::Stop
+            }
+        }
+    }
+
+    /// Keeps a part of a head. Its deadline starts with its first byte and is not moved by further ones.
+    fn wait_for_head(&mut self, sock: Sock, input: Block) {
+        let input = input.settle(&self.pool);
+        let Some(client) = self.table.client(sock) else { return };
+        if client.search.is_fresh() {
+            self.wheel.arm(sock.index, self.now + self.shared.settings.timeouts.header);
+        }
+        client.search.scan(&input);
+        client.input = Some(input);
+    }
+
+    fn take_request(&mut self, sock: Sock, mut input: Block, request: &Request) -> Step {
+        self.count().requests.add(1);
+        if let Some(client) = self.table.client(sock) {
+            client.search = Default::default();
+        }
+        match self.route(sock, &input, request) {
+            Route::App => {
+                self.forward(sock, input, request);
+                Step::Stop
+            }
+            Route::Refuse(status, reason) => {
+                let accept = request.accept.of(&input).to_vec();
+                self.refuse(sock, status, reason, &accept);
+                Step::Stop
+            }
+            route => {
+                self.answer_here(sock, &input, request, &route);
+                input.advance(request.len);
+                self.after_answer(sock, input, request)
+            }
+        }
+    }
+
+    fn route(&mut self, sock: Sock, input: &[u8], request: &Request) -> Route {
+        let path = request.path.of(input);
+        if self.shared.settings.internal && path.len() <= 7 {
+            match path {
+                b"/server" => return Route::Text(b"ok"),
+                b"/status" if self.is_local(sock, request) => return Route::Status,
+                _ => {}
+            }
+        }
+        if request.method == Method::Connect {
+            return Route::Refuse(405, "CONNECT is for forward proxies; this server is an origin");
+        }
+        if self.shared.direct.is_some() {
+            return Route::Respond;
+        }
+        match request.max_forwards {
+            Some(0) if request.method == Method::Options => Route::Text(b""),
+            Some(0) if request.method == Method::Trace => Route::Refuse(405, "TRACE ends here and is not answered"),
+            _ => Route::App,
+        }
+    }
+
+    /// Whether the inside may be told: the peer is on this machine and speaks for nobody else.
+    fn is_local(&mut self, sock: Sock, request: &Request) -> bool {
+        let peer = self.table.client(sock).map(|client| client.peer);
+        !request.forwarded && peer.is_some_and(|peer| peer.ip.is_loopback())
+    }
+
+    fn keeps_alive(&self, request: &Request) -> bool {
+        // A client that waits for "100 Continue" may or may not send its body after a final answer (RFC 9110 §10.1.1).
+        request.keep_alive && !self.draining && !request.expect_continue
+    }
+
+    fn answer_here(&mut self, sock: Sock, input: &[u8], request: &Request, route: &Route) {
+        let keep_alive = self.keeps_alive(request);
+        let version = request.version;
+        let head_only = request.method == Method::Head;
+        let date = &self.clock.date;
+        let piece = match (route, &self.shared.direct) {
+            (Route::Respond, Some(direct)) => {
+                self.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
+            }
+            (Route::Status, _) => {
+                let text = (self.shared.status)();
+                let direct = reply::Direct::new("application/json", text.as_bytes());
+                self.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
+            }
+            (Route::Text(text), _) => {
+                let direct = reply::Direct::new("text/plain; charset=utf-8", text);
+                self.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
+            }
+            _ => return debug_assert!(false, "this route is not answered here"),
+        };
+        let bytes = piece.len() as u64;
+        self.become_state(sock, State::WritingResponse);
+        self.backend.send(sock, piece.into());
+        if self.access.enabled() {
+            self.log_head(sock, input, Some(request), 200, bytes);
+        }
+    }
+
+    /// After an answer of the loop itself: the next request, once the body of this one is out of the way.
+    fn after_answer(&mut self, sock: Sock, mut rest: Block, request: &Request) -> Step {
+        if !self.keeps_alive(request) {
+            self.close_client(sock, How::Flushed);
+            return Step::Stop;
+        }
+        self.become_state(sock, State::ReadingRequest);
+        if request.framing != Framing::None {
+            let mut skip = BodySkip::new(request.framing);
+            match skip.skip(&mut rest) {
+                Ok(Skipped::Done) => {}
+                Ok(Skipped::More) => {
+                    if let Some(client) = self.table.client(sock) {
+                        client.skip = Some(Box::new(skip));
+                    }
+                    self.arm(sock, self.shared.settings.timeouts.body);
+                    self.backend.recv(sock, crate::backends::Size::Small);
+                    return Step::Stop;
+                }
+                Err(_) => return self.give_up_skipping(sock),
+            }
+        }
+        if !rest.is_empty()
+            && let Some(client) = self.table.client(sock)
+        {
+            client.input = Some(rest);
+        }
+        Step::Again
+    }
+
+    /// The body behind an answer that has left is malformed or too long to be read for nothing.
+    fn give_up_skipping(&mut self, sock: Sock) -> Step {
+        self.count().errors.add(1);
+        self.close_client(sock, How::Flushed);
+        Step::Stop
+    }
+
+    fn refuse_malformed(&mut self, sock: Sock, refusal: &Refusal) {
+        let detail = format!("{} ({})", refusal.reason, refusal.section);
+        self.refuse(sock, refusal.status, &detail, b"");
+    }
+
+    /// Answers with an error and closes, lingering, so that a client that is still sending reads the refusal.
+    pub fn refuse(&mut self, sock: Sock, status: u16, detail: &str, accept: &[u8]) {
+        self.count().errors.add(1);
+        let reply = Reply {
+            status,
+            detail,
+            format: reply::negotiate(accept),
+            date: &self.clock.date,
+            keep_alive: false,
+            http10: false,
+            head_only: false,
+            retry_after: None,
+            reload: false,
+            request_id: None,
+        };
+        let piece = self.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
+        let bytes = piece.len() as u64;
+        if let Some(client) = self.table.client(sock)
+            && client.state == State::ReadingRequest
+        {
+            self.become_state(sock, State::WritingResponse);
+        }
+        self.backend.send(sock, piece.into());
+        if self.access.enabled() {
+            self.log_head(sock, b"", None, status, bytes);
+        }
+        self.close_client(sock, How::Flushed);
+    }
+
+    /// The access line of a request that no exchange carries.
+    fn log_head(&mut self, sock: Sock, input: &[u8], request: Option<&Request>, status: u16, bytes: u64) {
+        let Some(client) = self.table.client(sock) else { return };
+        let (method, target, protocol) = match request {
+            Some(request) => (request.method_span.of(input), request.target.of(input), request.version.name()),
+            None => (&b"-"[..], &b"-"[..], Version::Http11.name()),
+        };
+        let head = request.map_or(&b""[..], |request| &input[..request.len]);
+        let [host, referer, user_agent] = find_lines(head, [b"host", b"referer", b"user-agent"]);
+        self.access.record(&AccessRecord {
+            time_micros: self.clock.micros(self.now),
+            client: client.peer.ip,
+            method,
+            target,
+            protocol,
+            host,
+            status,
+            bytes,
+            duration_us: 0,
+            queue_us: None,
+            upstream_us: None,
+            worker: None,
+            request_id: b"",
+            referer,
+            user_agent,
+        });
+    }
+}

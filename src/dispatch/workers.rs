@@ -1,0 +1,495 @@
+//! The workers: who is eligible, who has room, and whose turn it is. All access is under the dispatch's lock.
+//!
+//! Workers of one app generation form a cohort; the newest cohort goes first. A cohort keeps, for each number of requests in
+//! flight, a doubly linked list of its workers with that many (round-robin: one list of all with room), and knows the
+//! lowest number that has any. So a choice is the head of one list, and a request begun or ended moves one worker by one
+//! list: constant time, for any number of workers and any concurrency. A worker stands in a list exactly while it is
+//! eligible (phase [`Phase::Ready`]) and has room. [`Workers::choose`] says what the places in a list mean.
+
+use std::sync::Arc;
+
+use super::{Balance, Notice, Phase, Policy, Target, WorkerId};
+use crate::buffers::slots::Key;
+use crate::planted::{self, Bug};
+
+/// No worker, no list.
+const NONE: u32 = u32::MAX;
+
+/// The kinds of notice, in the order in which they are told. Each worker has one bit for each.
+const NOTICES: [fn(WorkerId) -> Notice; 4] = [Notice::Unreachable, Notice::Threshold, Notice::Drained, Notice::Suspect];
+pub(super) const UNREACHABLE: u8 = 1;
+pub(super) const THRESHOLD: u8 = 1 << 1;
+pub(super) const DRAINED: u8 = 1 << 2;
+pub(super) const SUSPECT: u8 = 1 << 3;
+
+/// One worker, or a vacant place for one.
+pub(super) struct Worker {
+    /// Which life of this place; 0 before the first.
+    generation: u32,
+    vacant: bool,
+    pub phase: Phase,
+    pub in_flight: u32,
+    /// The list it stands in, or [`NONE`].
+    level: u32,
+    previous: u32,
+    next: u32,
+    cohort: u32,
+    /// Notices that nobody has taken yet, one bit each.
+    told: u8,
+    /// To be forgotten once its permits are back.
+    pub removed: bool,
+    /// Requests it was given and that ran, whole or broken.
+    pub served: u64,
+    pub request_limit: u64,
+    pub broken: u64,
+    pub tunnels: u32,
+    /// Stays behind in a vacant place, so that nothing is freed under the lock.
+    pub target: Option<Arc<Target>>,
+}
+
+/// The workers of one app generation, or a vacant place for them.
+struct Cohort {
+    app_generation: u32,
+    workers: u32,
+    /// The lowest level whose list is not empty, or the number of levels.
+    lowest: u32,
+    lists: Box<[List]>,
+}
+
+/// What a place held before, to be freed once the lock is open.
+pub(super) type Past = (Option<Arc<Target>>, Option<Box<[List]>>);
+
+/// The ends of a list.
+#[derive(Clone, Copy)]
+pub(super) struct List {
+    head: u32,
+    tail: u32,
+}
+
+pub(super) struct Workers {
+    places: Box<[Worker]>,
+    cohorts: Vec<Cohort>,
+    /// The cohorts that have workers, newest first.
+    order: Vec<u32>,
+    balance: Balance,
+    concurrency: u32,
+    eligible: u32,
+    /// How many workers have a notice that nobody has taken.
+    telling: u32,
+}
+
+impl Workers {
+    pub fn new(policy: &Policy, limit: usize) -> Workers {
+        let vacant = || Worker {
+            generation: 0,
+            vacant: true,
+            phase: Phase::Dead,
+            in_flight: 0,
+            level: NONE,
+            previous: NONE,
+            next: NONE,
+            cohort: NONE,
+            told: 0,
+            removed: false,
+            served: 0,
+            request_limit: u64::MAX,
+            broken: 0,
+            tunnels: 0,
+            target: None,
+        };
+        Workers {
+            places: (0..limit).map(|_| vacant()).collect(),
+            cohorts: Vec::with_capacity(limit),
+            order: Vec::with_capacity(limit),
+            balance: policy.balance,
+            concurrency: policy.concurrency,
+            eligible: 0,
+            telling: 0,
+        }
+    }
+
+    /// Empty lists for one more cohort, made before the lock is taken.
+    pub fn lists(policy: &Policy) -> Box<[List]> {
+        vec![List { head: NONE, tail: NONE }; levels(policy.balance, policy.concurrency) as usize].into()
+    }
+
+    /// Gives a new worker a place, and hands out what is to be freed once the lock is open.
+    pub fn insert(
+        &mut self,
+        target: Arc<Target>,
+        app_generation: u32,
+        request_limit: Option<u64>,
+        lists: Box<[List]>,
+    ) -> Option<(WorkerId, Past)> {
+        let index = self.places.iter().position(|worker| worker.vacant)? as u32;
+        let (cohort, spare) = self.cohort(app_generation, lists);
+        self.cohorts[cohort as usize].workers += 1;
+        let worker = &mut self.places[index as usize];
+        worker.generation = worker.generation.wrapping_add(1).max(1);
+        let past = worker.target.replace(target);
+        worker.vacant = false;
+        worker.phase = Phase::Starting;
+        worker.cohort = cohort;
+        worker.removed = false;
+        worker.request_limit = request_limit.unwrap_or(u64::MAX);
+        (worker.served, worker.broken, worker.tunnels) = (0, 0, 0);
+        debug_assert!(worker.in_flight == 0 && worker.level == NONE && worker.told == 0, "a vacant place is in use");
+        Some((self.id(index), (past, spare)))
+    }
+
+    /// The place of a living name.
+    #[inline]
+    pub fn find(&self, id: WorkerId) -> Option<u32> {
+        let worker = self.places.get(id.index as usize)?;
+        (worker.generation == id.generation && !worker.vacant).then_some(id.index)
+    }
+
+    #[inline]
+    pub fn at(&self, index: u32) -> &Worker {
+        &self.places[index as usize]
+    }
+
+    #[inline]
+    pub fn at_mut(&mut self, index: u32) -> &mut Worker {
+        &mut self.places[index as usize]
+    }
+
+    pub fn id(&self, index: u32) -> WorkerId {
+        Key { index, generation: self.places[index as usize].generation }
+    }
+
+    pub fn lookup(&self, id: WorkerId) -> Option<&Worker> {
+        self.find(id).map(|index| self.at(index))
+    }
+
+    /// How many workers are eligible, busy or idle.
+    #[inline]
+    pub fn eligible(&self) -> u32 {
+        self.eligible
+    }
+
+    /// Whether the worker may be given one more request.
+    #[inline]
+    pub fn has_room(&self, index: u32) -> bool {
+        self.places[index as usize].level != NONE
+    }
+
+    /// Whether any worker may be given one more request.
+    pub fn any_room(&self) -> bool {
+        self.order.iter().any(|&cohort| self.lowest(cohort).is_some())
+    }
+
+    /// Whether a waiter who would rather not have one worker has any other to wait for.
+    #[inline]
+    pub fn choosy(&self) -> bool {
+        self.eligible > 1
+    }
+
+    /// Whose turn it is: a worker with room, of the newest cohort that has one, and there
+    ///
+    /// - LIFO: one with the fewest requests in flight; among these the one whose request ended last (those that came to this
+    ///   number by a new request stand behind, in the order of these requests);
+    /// - least: one with the fewest in flight; among these the one that came to this number first;
+    /// - round-robin: the one that longest ago was given a request or, having been full, got room.
+    ///
+    /// `exclude` is passed over while any other worker is eligible, even if that one is busy.
+    #[inline]
+    pub fn choose(&self, exclude: WorkerId) -> Option<u32> {
+        let excluded = match self.find(exclude) {
+            Some(index) if self.choosy() => index,
+            _ => NONE,
+        };
+        self.order.iter().find_map(|&cohort| {
+            let head = self.lowest(cohort)?;
+            if head != excluded { Some(head) } else { self.behind(head) }
+        })
+    }
+
+    /// The worker next in turn in the cohort of one who is first in turn.
+    #[cold]
+    fn behind(&self, head: u32) -> Option<u32> {
+        let first = &self.places[head as usize];
+        if first.next != NONE {
+            return Some(first.next);
+        }
+        let lists = &self.cohorts[first.cohort as usize].lists;
+        lists[first.level as usize + 1..].iter().map(|list| list.head).find(|&head| head != NONE)
+    }
+
+    /// Some eligible worker.
+    pub fn any_eligible(&self) -> Option<u32> {
+        self.places.iter().position(|worker| worker.phase == Phase::Ready).map(|index| index as u32)
+    }
+
+    /// Begins one more request on a worker that has room.
+    #[inline]
+    pub fn take(&mut self, index: u32) {
+        let worker = &mut self.places[index as usize];
+        debug_assert!(worker.level != NONE, "a worker without room was chosen");
+        worker.in_flight += 1;
+        let (level, cohort) = (worker.level, worker.cohort);
+        let up = if worker.in_flight >= self.concurrency { NONE } else { self.level_of(index) };
+        self.unlink(index);
+        if up != NONE {
+            self.link(index, up, false);
+        }
+        let levels = levels(self.balance, self.concurrency);
+        let cohort = &mut self.cohorts[cohort as usize];
+        // The next list that is not empty is the one it went to: it was the lowest, and it moved up by one.
+        if cohort.lowest == level && cohort.lists[level as usize].head == NONE {
+            cohort.lowest = up.min(levels);
+        }
+    }
+
+    /// Ends one request on a worker.
+    #[inline]
+    pub fn give_back(&mut self, index: u32) {
+        let worker = &mut self.places[index as usize];
+        debug_assert!(worker.in_flight > 0, "a worker without requests ends one");
+        worker.in_flight -= 1;
+        if worker.phase != Phase::Ready {
+            return;
+        }
+        let listed = worker.level != NONE;
+        match self.balance {
+            Balance::RoundRobin if listed => (),
+            Balance::RoundRobin => self.link(index, 0, false),
+            Balance::Lifo | Balance::Least => {
+                if listed {
+                    self.unlink(index);
+                }
+                self.link(index, self.level_of(index), self.balance == Balance::Lifo);
+            }
+        }
+    }
+
+    /// Moves a worker to another phase, and in or out of the lists.
+    pub fn enter(&mut self, index: u32, phase: Phase) {
+        let worker = &mut self.places[index as usize];
+        let was = std::mem::replace(&mut worker.phase, phase);
+        let stale = planted::active(Bug::StaleWorker) && matches!(phase, Phase::Draining | Phase::Dead);
+        if was == Phase::Ready && phase != Phase::Ready {
+            self.eligible -= 1;
+            if self.has_room(index) && !stale {
+                self.withdraw(index);
+            }
+        } else if was != Phase::Ready && phase == Phase::Ready {
+            self.eligible += 1;
+            if worker.in_flight < self.concurrency && worker.level == NONE {
+                self.link(index, self.level_of(index), self.balance == Balance::Lifo);
+            }
+        }
+    }
+
+    /// Takes a worker out of the lists for good, though not by a new request: the lowest level is searched for.
+    fn withdraw(&mut self, index: u32) {
+        let cohort = self.places[index as usize].cohort as usize;
+        self.unlink(index);
+        let cohort = &mut self.cohorts[cohort];
+        let beyond = cohort.lists.len();
+        let from = cohort.lowest as usize;
+        let lowest = (from..beyond).find(|&level| cohort.lists[level].head != NONE).unwrap_or(beyond);
+        cohort.lowest = lowest as u32;
+    }
+
+    /// Ends the life of a removed worker's name once nothing of it is out any more.
+    pub fn vacate(&mut self, index: u32) {
+        let worker = &mut self.places[index as usize];
+        if !worker.removed || worker.in_flight > 0 {
+            return;
+        }
+        debug_assert!(worker.phase == Phase::Dead, "a removed worker is not dead");
+        worker.vacant = true;
+        if std::mem::take(&mut worker.told) != 0 {
+            self.telling -= 1;
+        }
+        let slot = worker.cohort;
+        if self.has_room(index) {
+            self.withdraw(index);
+        }
+        let cohort = &mut self.cohorts[slot as usize];
+        cohort.workers -= 1;
+        if cohort.workers == 0 {
+            self.order.retain(|&other| other != slot);
+        }
+    }
+
+    /// Leaves a notice about a worker, once until it is taken. True for the first of all that wait: the time to ring.
+    pub fn tell(&mut self, index: u32, notice: u8) -> bool {
+        let worker = &mut self.places[index as usize];
+        let silent = worker.told == 0;
+        worker.told |= notice;
+        self.telling += u32::from(silent);
+        silent && self.telling == 1
+    }
+
+    /// Takes one notice.
+    pub fn next_notice(&mut self) -> Option<Notice> {
+        if self.telling == 0 {
+            return None;
+        }
+        let index = self.places.iter().position(|worker| worker.told != 0)? as u32;
+        let worker = &mut self.places[index as usize];
+        let kind = worker.told.trailing_zeros() as usize;
+        worker.told &= worker.told - 1;
+        self.telling -= u32::from(worker.told == 0);
+        Some(NOTICES[kind](self.id(index)))
+    }
+
+    /// The living workers.
+    pub fn iter(&self) -> impl Iterator<Item = (WorkerId, &Worker)> {
+        let living = self.places.iter().enumerate().filter(|(_, worker)| !worker.vacant);
+        living.map(|(index, worker)| (self.id(index as u32), worker))
+    }
+
+    pub fn app_generation(&self, worker: &Worker) -> u32 {
+        self.cohorts[worker.cohort as usize].app_generation
+    }
+
+    /// What is wrong with the lists, if anything.
+    pub fn fault(&self) -> Option<&'static str> {
+        let ready = self.places.iter().filter(|worker| worker.phase == Phase::Ready).count();
+        if ready != self.eligible as usize {
+            return Some("the eligible workers are miscounted");
+        }
+        if self.places.iter().filter(|worker| worker.told != 0).count() != self.telling as usize {
+            return Some("the notices are miscounted");
+        }
+        for (index, worker) in self.places.iter().enumerate() {
+            let fit = worker.phase == Phase::Ready && worker.in_flight < self.concurrency;
+            if fit != (worker.level != NONE) {
+                return Some("a worker is listed that may get nothing, or one with room is not");
+            }
+            if fit && worker.level != self.level_of(index as u32) {
+                return Some("a worker stands in the wrong list");
+            }
+            if worker.in_flight > self.concurrency {
+                return Some("a worker has more requests than it may");
+            }
+            if worker.vacant && worker.in_flight > 0 {
+                return Some("a forgotten worker has requests");
+            }
+        }
+        let generations = || self.order.iter().map(|&cohort| self.cohorts[cohort as usize].app_generation);
+        if generations().zip(generations().skip(1)).any(|(newer, older)| newer <= older) {
+            return Some("the cohorts are out of order");
+        }
+        self.order.iter().find_map(|&cohort| self.list_fault(cohort))
+    }
+
+    fn list_fault(&self, slot: u32) -> Option<&'static str> {
+        let cohort = &self.cohorts[slot as usize];
+        let mut listed = 0;
+        let mut lowest = cohort.lists.len();
+        for (level, list) in cohort.lists.iter().enumerate() {
+            let (mut index, mut previous) = (list.head, NONE);
+            while index != NONE {
+                let worker = &self.places[index as usize];
+                listed += 1;
+                lowest = lowest.min(level);
+                let strayed = worker.cohort != slot || worker.level != level as u32 || worker.previous != previous;
+                if strayed || listed > self.places.len() {
+                    return Some("the lists of workers disagree");
+                }
+                (previous, index) = (index, worker.next);
+            }
+            if list.tail != previous {
+                return Some("a list of workers has a wrong end");
+            }
+        }
+        let mine = || self.places.iter().filter(|worker| !worker.vacant && worker.cohort == slot);
+        if listed != mine().filter(|worker| worker.level != NONE).count() {
+            return Some("a worker with room is out of reach");
+        }
+        if cohort.workers as usize != mine().count() {
+            return Some("the workers of a generation are miscounted");
+        }
+        (lowest != cohort.lowest as usize).then_some("the lowest list is misremembered")
+    }
+
+    /// The cohort of an app generation; the lists are used if it is new and go back otherwise.
+    fn cohort(&mut self, app_generation: u32, lists: Box<[List]>) -> (u32, Option<Box<[List]>>) {
+        let held = self.order.iter().find(|&&slot| self.cohorts[slot as usize].app_generation == app_generation);
+        if let Some(&slot) = held {
+            return (slot, Some(lists));
+        }
+        let vacant = self.cohorts.iter().position(|cohort| cohort.workers == 0);
+        let (slot, spare) = match vacant {
+            Some(slot) => {
+                // Its lists are empty, for its last worker left them.
+                self.cohorts[slot].app_generation = app_generation;
+                (slot, Some(lists))
+            }
+            None => {
+                let lowest = lists.len() as u32;
+                self.cohorts.push(Cohort { app_generation, workers: 0, lowest, lists });
+                (self.cohorts.len() - 1, None)
+            }
+        };
+        let newer = |&other: &u32| self.cohorts[other as usize].app_generation > app_generation;
+        let place = self.order.partition_point(newer);
+        self.order.insert(place, slot as u32);
+        (slot as u32, spare)
+    }
+
+    /// The head of a cohort's lowest list.
+    #[inline]
+    fn lowest(&self, cohort: u32) -> Option<u32> {
+        let cohort = &self.cohorts[cohort as usize];
+        cohort.lists.get(cohort.lowest as usize).map(|list| list.head)
+    }
+
+    /// The list of a worker with room.
+    #[inline]
+    fn level_of(&self, index: u32) -> u32 {
+        match self.balance {
+            Balance::RoundRobin => 0,
+            Balance::Lifo | Balance::Least => self.places[index as usize].in_flight,
+        }
+    }
+
+    #[inline]
+    fn link(&mut self, index: u32, level: u32, first: bool) {
+        let cohort = &mut self.cohorts[self.places[index as usize].cohort as usize];
+        cohort.lowest = cohort.lowest.min(level);
+        let list = &mut cohort.lists[level as usize];
+        let (previous, next) = if first { (NONE, list.head) } else { (list.tail, NONE) };
+        match previous {
+            NONE => list.head = index,
+            _ => self.places[previous as usize].next = index,
+        }
+        match next {
+            NONE => list.tail = index,
+            _ => self.places[next as usize].previous = index,
+        }
+        let worker = &mut self.places[index as usize];
+        debug_assert!(worker.level == NONE, "a worker is listed twice");
+        (worker.level, worker.previous, worker.next) = (level, previous, next);
+    }
+
+    /// Takes a worker out of its list. The caller sees to the cohort's lowest level.
+    #[inline]
+    fn unlink(&mut self, index: u32) {
+        let worker = &mut self.places[index as usize];
+        let (level, previous, next) = (worker.level, worker.previous, worker.next);
+        (worker.level, worker.previous, worker.next) = (NONE, NONE, NONE);
+        let list = &mut self.cohorts[worker.cohort as usize].lists[level as usize];
+        match previous {
+            NONE => list.head = next,
+            _ => self.places[previous as usize].next = next,
+        }
+        match next {
+            NONE => list.tail = previous,
+            _ => self.places[next as usize].previous = previous,
+        }
+    }
+}
+
+/// How many lists a cohort has.
+#[inline]
+fn levels(balance: Balance, concurrency: u32) -> u32 {
+    match balance {
+        Balance::RoundRobin => 1,
+        Balance::Lifo | Balance::Least => concurrency,
+    }
+}

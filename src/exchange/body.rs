@@ -1,0 +1,111 @@
+//! Readers of bodies: how much of a body is still to come, in either direction.
+
+use crate::buffers::block::Block;
+use crate::http::body::Chunked;
+use crate::http::{Framing, Refusal};
+
+/// What is still to come of a body.
+pub(crate) enum Reader {
+    /// Nothing: the body is complete.
+    Done,
+    /// So many bytes.
+    Length(u64),
+    /// Chunks; `true` once the last one was seen. The decoder then still holds the trailers.
+    Chunked(Chunked, bool),
+    /// All until the connection ends.
+    UntilClose,
+}
+
+impl Reader {
+    pub fn new(framing: Framing) -> Reader {
+        match framing {
+            Framing::None | Framing::Length(0) => Reader::Done,
+            Framing::Length(length) => Reader::Length(length),
+            Framing::Chunked => Reader::Chunked(Chunked::new(), false),
+            Framing::UntilClose => Reader::UntilClose,
+        }
+    }
+
+    pub fn is_done(&self) -> bool {
+        matches!(self, Reader::Done | Reader::Chunked(_, true))
+    }
+
+    /// The trailers of a body that ended with some, ready to be sent.
+    pub fn trailers(&self) -> &[u8] {
+        match self {
+            Reader::Chunked(chunked, true) => chunked.trailers(),
+            _ => b"",
+        }
+    }
+
+    /// Takes the next run of body bytes off `input`; `None` when nothing of the body is left in it.
+    pub fn take(&mut self, input: &mut Block) -> Result<Option<Block>, Refusal> {
+        match self {
+            Reader::Done => Ok(None),
+            Reader::Length(left) => {
+                let count = (*left).min(input.len() as u64) as usize;
+                if count == 0 {
+                    return Ok(None);
+                }
+                *left -= count as u64;
+                if *left == 0 {
+                    *self = Reader::Done;
+                }
+                let data = input.slice(0..count);
+                input.advance(count);
+                Ok(Some(data))
+            }
+            Reader::Chunked(chunked, done) => {
+                while !*done && !input.is_empty() {
+                    let progress = chunked.decode(input)?;
+                    let data = input.slice(progress.data);
+                    input.advance(progress.consumed);
+                    *done = progress.done;
+                    if !data.is_empty() {
+                        return Ok(Some(data));
+                    }
+                    debug_assert!(progress.done || progress.consumed > 0, "the decoder stands still");
+                }
+                Ok(None)
+            }
+            Reader::UntilClose => {
+                let data = input.slice(0..input.len());
+                input.advance(data.len());
+                Ok((!data.is_empty()).then_some(data))
+            }
+        }
+    }
+}
+
+/// The body of a request that was answered without it: read and forgotten, so that the connection can be kept.
+pub(crate) struct BodySkip {
+    reader: Reader,
+    left: usize,
+}
+
+/// Bytes of an unwanted body that are read before the connection is given up instead: closing is cheaper then.
+const SKIP_BYTES: usize = 256 * 1024;
+
+/// How far skipping has come.
+pub(crate) enum Skipped {
+    Done,
+    More,
+}
+
+impl BodySkip {
+    pub fn new(framing: Framing) -> BodySkip {
+        BodySkip { reader: Reader::new(framing), left: SKIP_BYTES }
+    }
+
+    pub fn skip(&mut self, input: &mut Block) -> Result<Skipped, Refusal> {
+        while !self.reader.is_done() {
+            let Some(data) = self.reader.take(input)? else { return Ok(Skipped::More) };
+            self.left = self.left.checked_sub(data.len()).ok_or(Refusal {
+                status: 413,
+                section: "RFC 9110 §15.5.14",
+                reason: "nobody here wants a body of that size",
+            })?;
+        }
+        Ok(Skipped::Done)
+    }
+}

@@ -1,0 +1,221 @@
+//! How exchanges end early: deadlines, refusals, clients that leave.
+
+use crate::backends::{Backend, How, Size};
+use crate::buffers::slots::Key;
+use crate::connection::{Loop, State};
+use crate::dispatch::{Outcome, WorkerId};
+use crate::http::reply::{self, Format, Reply};
+use crate::http::{Method, Version, find_lines};
+use crate::log::AccessRecord;
+
+use super::start::id_text;
+use super::{Exchange, Phase};
+
+/// What is said while no worker is ready.
+pub(super) const STARTING: &str = "the app is starting";
+
+impl<B: Backend> Loop<B> {
+    /// A deadline of an exchange has passed: which one depends on its phase.
+    pub fn exchange_expired(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        match exchange.phase {
+            Phase::Collecting => {
+                self.count().timeouts.add(1);
+                self.fail(key, 408, "the request's body did not arrive in time");
+            }
+            Phase::Queued => self.queue_expired(key),
+            Phase::Backlog => self.backlog_expired(key),
+            Phase::Verdict => self.hear_verdict(key, true),
+            Phase::Awaiting => self.awaiting_expired(key),
+            Phase::Relaying => self.relaying_expired(key),
+            Phase::Tunnel => self.end_tunnel(key),
+            Phase::Abandoned => debug_assert!(false, "an abandoned exchange has no client to wait for"),
+        }
+    }
+
+    /// The app has given up while this exchange waited for a worker; its ticket is void.
+    pub fn app_failed(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup_mut(key).filter(|exchange| exchange.phase == Phase::Queued) else {
+            return;
+        };
+        exchange.ticket = None;
+        self.fail(key, 503, super::start::GIVEN_UP);
+    }
+
+    fn awaiting_expired(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let (client, due) = (exchange.client, exchange.read_by.min(exchange.request_by));
+        if self.table.link(exchange.link).is_some_and(|link| link.is_connecting()) {
+            self.count().timeouts.add(1);
+            return self.unreachable(key);
+        }
+        if self.now < due {
+            return self.wheel.arm(client.index, due);
+        }
+        self.count().timeouts.add(1);
+        if !exchange.upload.is_done() && !exchange.upload_paused {
+            return self.break_upload(key, 408, "the request's body stopped arriving");
+        }
+        if let Some(worker) = exchange.permit.as_ref().map(|permit| permit.worker()) {
+            self.shared.dispatch.suspect(worker);
+        }
+        self.fail(key, 504, "the worker did not answer in time");
+    }
+
+    fn relaying_expired(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let (sock, paused, stream) = (exchange.client, exchange.paused, exchange.stream);
+        let due = if stream { exchange.read_by } else { exchange.read_by.min(exchange.request_by) };
+        if self.backend.unsent(sock) > 0 {
+            let sent = self.backend.sent(sock);
+            let Some(client) = self.table.client(sock) else { return };
+            let stuck = client.written == sent;
+            client.written = sent;
+            if stuck && paused {
+                self.count().timeouts.add(1);
+                return self.client_left(sock, How::Reset);
+            }
+        }
+        if paused {
+            return self.arm(sock, self.shared.settings.timeouts.write);
+        }
+        if self.now < due {
+            return self.wheel.arm(sock.index, due);
+        }
+        self.count().timeouts.add(1);
+        self.cut_answer(key, "the worker stopped in the middle of an answer");
+    }
+
+    /// Answers the client with an error, if no byte of an answer has left yet, and leaves the exchange without it.
+    pub fn fail(&mut self, key: Key, status: u16, detail: &str) {
+        self.count().errors.add(1);
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let sock = exchange.client;
+        exchange.status = status;
+        let keep_alive = exchange.keep_alive && exchange.upload.is_done() && !self.draining;
+        let [accept] = find_lines(exchange.head.as_deref().unwrap_or_default(), [b"accept"]);
+        let format = reply::negotiate(accept);
+        let reply = Reply {
+            status,
+            detail,
+            format,
+            date: &self.clock.date,
+            keep_alive,
+            http10: exchange.version == Version::Http10,
+            head_only: exchange.method == Method::Head,
+            retry_after: matches!(status, 503 | 504).then_some(1),
+            reload: format == Format::Html && detail == STARTING,
+            request_id: Some(&id_text(exchange.id)),
+        };
+        let piece = self.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
+        exchange.bytes += piece.len() as u64;
+        self.log_exchange(key);
+        self.abandon(key);
+        let Some(client) = self.table.client(sock) else { return };
+        client.exchange = Key::NONE;
+        self.become_state(sock, State::WritingResponse);
+        self.backend.send(sock, piece.into());
+        if keep_alive {
+            self.become_state(sock, State::ReadingRequest);
+            self.await_request(sock);
+        } else {
+            self.close_client(sock, How::Flushed);
+        }
+    }
+
+    /// Takes an exchange from its client. What a worker is still busy with stays until the worker is done.
+    pub fn abandon(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        exchange.client = Key::NONE;
+        if let Some(ticket) = exchange.ticket.take() {
+            // If it was granted meanwhile, the permit is in the mail and goes back when it finds nobody.
+            self.shared.dispatch.cancel(ticket);
+        }
+        match exchange.phase {
+            Phase::Awaiting | Phase::Relaying if exchange.link != Key::NONE => self.abandon_link(key),
+            Phase::Tunnel => return self.end_tunnel(key),
+            _ => self.give_back(key, Outcome::Unused),
+        }
+        if self.exchanges.lookup(key).is_some_and(|exchange| exchange.phase != Phase::Abandoned) {
+            self.exchanges.remove(key);
+        }
+    }
+
+    /// With one request at a time a worker that is still busy must not be given the next: its connection is half-closed, and
+    /// its answer discarded until it ends.
+    fn abandon_link(&mut self, key: Key) {
+        let isolated = self.shared.settings.app.concurrency == 1;
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let link = exchange.link;
+        let delivered = self.backend.sent(link) > exchange.sent_before;
+        if !isolated || exchange.stream || !delivered {
+            self.drop_link(key, How::Now);
+            return self.give_back(key, Outcome::Broken);
+        }
+        exchange.phase = Phase::Abandoned;
+        exchange.release_request(false);
+        self.backend.finish(link);
+        self.backend.recv(link, Size::Small);
+        self.arm(link, self.shared.settings.app.timeouts.abandon);
+    }
+
+    /// The worker is done with an abandoned request, or out of time.
+    pub fn abandoned_ended(&mut self, key: Key) {
+        self.drop_link(key, How::Now);
+        self.give_back(key, Outcome::Broken);
+        self.exchanges.remove(key);
+    }
+
+    /// The access line of an exchange.
+    pub fn log_exchange(&mut self, key: Key) {
+        if !self.access.enabled() {
+            return;
+        }
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let Some(client) = self.table.client(exchange.client) else { return };
+        let peer = client.peer.ip;
+        let head: &[u8] = exchange.head.as_deref().unwrap_or_default();
+        let mut words = head.split(|byte| *byte == b' ' || *byte == b'\r');
+        let (method, target) = (words.next().unwrap_or(b"-"), words.next().unwrap_or(b"-"));
+        let [host, referer, user_agent] = find_lines(head, [b"host", b"referer", b"user-agent"]);
+        let micros =
+            |from: std::time::Instant, to: std::time::Instant| to.saturating_duration_since(from).as_micros() as u64;
+        let end = exchange.finished.unwrap_or(self.now);
+        let worker = self.worker_of(exchange);
+        self.access.record(&AccessRecord {
+            time_micros: self.clock.micros(self.now),
+            client: peer,
+            method,
+            target,
+            protocol: exchange.version.name(),
+            host,
+            status: exchange.status,
+            bytes: exchange.bytes,
+            duration_us: micros(exchange.started, self.now),
+            queue_us: exchange.granted.map(|granted| micros(exchange.since, granted)),
+            upstream_us: exchange.granted.map(|granted| micros(granted, end)),
+            worker,
+            request_id: &id_text(exchange.id),
+            referer,
+            user_agent,
+        });
+    }
+
+    fn worker_of(&self, exchange: &Exchange) -> Option<u32> {
+        let worker: WorkerId = exchange.permit.as_ref().map(|permit| permit.worker()).or(exchange.exclude)?;
+        self.seats
+            .get(worker.index as usize)?
+            .as_ref()
+            .filter(|seat| seat.worker == worker)
+            .map(|seat| seat.target.number)
+    }
+
+    /// The name of an exchange's worker, for messages.
+    pub fn worker_label(&self, key: Key) -> String {
+        let worker =
+            self.exchanges.lookup(key).and_then(|exchange| exchange.permit.as_ref()).map(|permit| permit.worker());
+        worker
+            .and_then(|worker| self.shared.dispatch.target(worker))
+            .map_or_else(|| "-".to_owned(), |target| target.label.clone())
+    }
+}

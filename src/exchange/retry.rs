@@ -1,0 +1,152 @@
+//! What to do when a worker's connection fails: the retry table.
+//!
+//! At most one retry, and only while the whole request is in memory and no byte of an answer was seen:
+//!
+//! | what happened | method | what is done |
+//! |---|---|---|
+//! | the connect failed | any | the worker is reported; back to the head of the queue, no retry spent |
+//! | 503 with `Rip-Worker-Busy: 1` or `Rip-Worker-Draining: 1` | any | another worker: it did not run |
+//! | ended, and nothing of the request was taken by the kernel | any | a fresh connection, another worker |
+//! | a kept connection ended, bytes were delivered | idempotent | wait for word whether the worker died: then 502, else a fresh connection |
+//! | the same | others | 502 |
+//! | a fresh connection ended | any | 502 |
+//!
+//! A request that killed its worker may be poison: it is never given to a second one.
+
+use std::time::Duration;
+
+use crate::backends::{Backend, How, Side, Sock};
+use crate::buffers::slots::Key;
+use crate::connection::{LinkState, Loop};
+use crate::dispatch::{Outcome, WorkerId};
+
+use super::{Phase, Reader};
+
+/// How long the supervisor's word about a worker is waited for.
+const VERDICT: Duration = Duration::from_millis(50);
+
+impl<B: Backend> Loop<B> {
+    /// A worker's connection has ended or failed.
+    pub fn link_lost(&mut self, sock: Sock, side: Option<Side>) {
+        let Some(link) = self.table.link(sock) else { return };
+        let (state, key) = (link.state, link.exchange);
+        match state {
+            LinkState::Closing => {}
+            LinkState::Idle => self.close_link(sock, How::Now),
+            LinkState::Connecting => self.unreachable(key),
+            LinkState::Busy => self.busy_link_lost(key, sock, side),
+        }
+    }
+
+    fn busy_link_lost(&mut self, key: Key, sock: Sock, side: Option<Side>) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return self.close_link(sock, How::Now) };
+        let delivered = self.backend.sent(sock) > exchange.sent_before;
+        match exchange.phase {
+            // A failed send that delivered something leaves an early answer possible: receives go on.
+            Phase::Awaiting if side == Some(Side::Send) && delivered => {}
+            Phase::Awaiting => self.lost_before_answer(key, delivered),
+            Phase::Relaying if side == Some(Side::Send) => {}
+            Phase::Relaying if side.is_none() && matches!(exchange.answer, Reader::UntilClose) => self.end_answer(key),
+            Phase::Relaying => self.cut_answer(key, "the worker's connection ended in the middle of an answer"),
+            Phase::Abandoned => self.abandoned_ended(key),
+            Phase::Tunnel if side.is_none() => self.tunnel_worker_ended(key),
+            Phase::Tunnel => self.end_tunnel(key),
+            _ => debug_assert!(false, "a link was lost in {:?}", exchange.phase),
+        }
+    }
+
+    fn lost_before_answer(&mut self, key: Key, delivered: bool) {
+        let seen = self
+            .exchanges
+            .lookup(key)
+            .and_then(|exchange| self.table.link(exchange.link))
+            .is_some_and(|link| link.input.is_some());
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let may_retry = exchange.is_whole() && !exchange.retried && !seen;
+        let worker = exchange.permit.as_ref().map(|permit| permit.worker());
+        if may_retry && !delivered {
+            self.drop_link(key, How::Now);
+            self.give_back(key, Outcome::Broken);
+            return self.retry(key, worker);
+        }
+        if may_retry && !exchange.fresh && exchange.method.is_idempotent() {
+            return self.await_verdict(key, worker);
+        }
+        self.lose(key);
+    }
+
+    /// The worker is lost with the request in it.
+    pub fn lose(&mut self, key: Key) {
+        self.drop_link(key, How::Now);
+        self.give_back(key, Outcome::Broken);
+        self.fail(key, 502, "the worker's connection ended before it answered");
+    }
+
+    /// Sends the request again, over a fresh connection and preferably to another worker.
+    fn retry(&mut self, key: Key, worker: Option<WorkerId>) {
+        self.count().retries.add(1);
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        exchange.retried = true;
+        exchange.wants_fresh = true;
+        exchange.exclude = worker;
+        self.again.push_back(key);
+    }
+
+    /// The worker says that it did not run the request.
+    pub fn declined(&mut self, key: Key) {
+        let worker =
+            self.exchanges.lookup(key).and_then(|exchange| exchange.permit.as_ref()).map(|permit| permit.worker());
+        self.drop_link(key, How::Now);
+        self.give_back(key, Outcome::Unused);
+        self.retry(key, worker);
+    }
+
+    /// The connect was refused or took too long: dispatch learns of it, the request keeps its place and its retry.
+    pub fn unreachable(&mut self, key: Key) {
+        self.drop_link(key, How::Now);
+        self.give_back(key, Outcome::Unreachable);
+        if let Some(exchange) = self.exchanges.lookup_mut(key) {
+            exchange.phase = Phase::Queued;
+            self.again.push_back(key);
+        }
+    }
+
+    /// The request was delivered over a kept connection that ended. If the worker died of it, no other may have it.
+    fn await_verdict(&mut self, key: Key, worker: Option<WorkerId>) {
+        self.drop_link(key, How::Now);
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        exchange.phase = Phase::Verdict;
+        exchange.exclude = worker;
+        let client = exchange.client;
+        self.arm(client, VERDICT);
+        self.hear_verdict(key, false);
+    }
+
+    /// Looks whether the worker of an exchange in doubt is known to be dead; `over` when the wait is.
+    pub fn hear_verdict(&mut self, key: Key, over: bool) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let worker = exchange.exclude;
+        match worker.and_then(|worker| self.shared.dispatch.is_alive(worker)) {
+            Some(false) => self.lose(key),
+            Some(true) if !over => {}
+            _ => {
+                self.give_back(key, Outcome::Broken);
+                self.retry(key, worker);
+            }
+        }
+    }
+
+    /// The supervisor has seen a worker die.
+    pub fn worker_died(&mut self, worker: WorkerId) {
+        let doubtful: Vec<Key> = self
+            .exchanges
+            .iter()
+            .filter(|(_, exchange)| exchange.phase == Phase::Verdict && exchange.exclude == Some(worker))
+            .map(|(key, _)| key)
+            .collect();
+        for key in doubtful {
+            self.lose(key);
+        }
+        self.retire(worker);
+    }
+}

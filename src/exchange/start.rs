@@ -1,0 +1,395 @@
+//! The way to a worker: a request becomes an exchange, its body is collected, a permit is asked for, and head and body leave in
+//! one gather.
+
+use crate::backends::{Backend, HIGH_MARK, How, Size, Sock};
+use crate::buffers::block::{Block, SMALL};
+use crate::buffers::slots::Key;
+use crate::connection::{LinkState, Loop, Reach, State};
+use crate::dispatch::{Acquire, Ask, Grant, Outcome, Patience, Permit, Waiter};
+use crate::http::Framing;
+use crate::http::head::Request;
+use crate::http::rewrite::{self, Forward};
+
+use super::{Encoding, Exchange, Phase, Reader};
+
+/// How soon a worker whose backlog is full is asked again.
+const BACKLOG_RETRY: std::time::Duration = std::time::Duration::from_millis(5);
+/// Bytes a second below which a body is not arriving: each such portion extends the body's deadline by a second.
+const BODY_RATE: u64 = 1024;
+
+impl<B: Backend> Loop<B> {
+    /// Makes an exchange of a request for the app. `input` begins with its head.
+    pub fn forward(&mut self, sock: Sock, mut input: Block, request: &Request) {
+        let Some(client) = self.table.client(sock) else { return };
+        let app = &self.shared.settings.app;
+        let forward = Forward {
+            peer: client.peer.ip,
+            unix: client.peer.unix,
+            local_port: self.listeners[client.listener as usize].1,
+            https: false,
+            request_id: &id_text(self.next_id),
+            start_micros: self.clock.micros(self.now),
+            trusted: false,
+            keep_alive: app.keepalive,
+            open: request.framing == Framing::Chunked,
+        };
+        let room = rewrite::request_room(request, &self.fields, &forward);
+        let head = self.scratch.write(room, |out| rewrite::request(out, &input, request, &self.fields, &forward));
+        let exchange = Exchange {
+            client: sock,
+            link: Key::NONE,
+            permit: None,
+            ticket: None,
+            phase: Phase::Collecting,
+            method: request.method,
+            version: request.version,
+            keep_alive: request.keep_alive,
+            websocket: request.websocket,
+            expects: request.expect_continue && request.framing != Framing::None,
+            head: Some(head),
+            open: request.framing == Framing::Chunked,
+            body: Vec::new(),
+            body_bytes: 0,
+            upload: Reader::new(request.framing),
+            streamed: false,
+            upload_paused: false,
+            fresh: false,
+            retried: false,
+            wants_fresh: false,
+            exclude: None,
+            sent_before: 0,
+            answer: Reader::Done,
+            encoding: Encoding::Same,
+            paused: false,
+            stream: false,
+            link_keeps: false,
+            link_timeout: None,
+            long: false,
+            status: 0,
+            bytes: 0,
+            id: self.next_id,
+            started: self.now,
+            since: self.now,
+            granted: None,
+            finished: None,
+            read_by: self.now,
+            request_by: self.now + app.timeouts.request,
+        };
+        self.next_id = self.next_id.wrapping_add(1);
+        self.become_state(sock, State::Processing);
+        let Ok(key) = self.exchanges.insert(exchange) else {
+            return self.refuse(sock, 503, "too many requests are in progress", b"");
+        };
+        if let Some(client) = self.table.client(sock) {
+            client.exchange = key;
+        }
+        input.advance(request.len);
+        match request.framing {
+            Framing::None => {
+                self.keep_input(sock, input);
+                self.acquire(key, false);
+            }
+            Framing::Length(length) if length > self.shared.settings.max_body => self.fail(key, 413, TOO_LARGE),
+            framing => self.begin_body(key, framing, input),
+        }
+    }
+
+    fn begin_body(&mut self, key: Key, framing: Framing, input: Block) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let sock = exchange.client;
+        if exchange.expects {
+            if self.shared.dispatch.queue_is_full() {
+                return self.fail(key, 503, QUEUE_FULL);
+            }
+            if input.is_empty() {
+                self.backend.send(sock, crate::backends::Piece::Static(b"HTTP/1.1 100 Continue\r\n\r\n"));
+            }
+        }
+        self.arm(sock, self.shared.settings.timeouts.body);
+        let buffered = self.shared.settings.app.request_buffer as u64;
+        if matches!(framing, Framing::Length(length) if length > buffered) {
+            // It will not fit into memory: a permit is asked for at once, and the body streams.
+            if let Some(exchange) = self.exchanges.lookup_mut(key) {
+                exchange.streamed = true;
+            }
+            self.keep_input(sock, input);
+            return self.acquire(key, false);
+        }
+        if input.is_empty() { self.backend.recv(sock, Size::Small) } else { self.collect(key, input) }
+    }
+
+    /// Takes body bytes in before a permit is asked for.
+    pub fn collect(&mut self, key: Key, mut input: Block) {
+        loop {
+            let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+            match exchange.upload.take(&mut input) {
+                Ok(Some(data)) => {
+                    exchange.body_bytes += data.len() as u64;
+                    exchange.body.push(data);
+                    if exchange.body_bytes > self.shared.settings.max_body {
+                        return self.fail(key, 413, TOO_LARGE);
+                    }
+                }
+                Ok(None) => break,
+                Err(refusal) => return self.fail(key, refusal.status, refusal.reason),
+            }
+        }
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let sock = exchange.client;
+        if exchange.upload.is_done() {
+            self.keep_input(sock, input);
+            return self.acquire(key, false);
+        }
+        let budget = self.pool.budget();
+        if exchange.body_bytes > self.shared.settings.app.request_buffer as u64 || !budget.fits(SMALL) {
+            exchange.streamed = true;
+            return self.acquire(key, false);
+        }
+        let scarce = self.pool.scarce();
+        for block in &mut exchange.body {
+            if scarce || block.wasteful() {
+                *block = block.clone().settle(&self.pool);
+            }
+        }
+        let long = matches!(exchange.upload, Reader::Length(left) if left > SMALL as u64);
+        // Slow senders are bounded by a rate: the deadline moves with what has arrived, and not with each byte.
+        let patience =
+            self.shared.settings.timeouts.body + std::time::Duration::from_secs(exchange.body_bytes / BODY_RATE);
+        let deadline = exchange.started + patience;
+        self.wheel.arm(sock.index, deadline);
+        self.backend.recv(sock, if long { Size::Large } else { Size::Small });
+    }
+
+    /// Asks for a permit; `front` for an exchange that had one already.
+    pub fn acquire(&mut self, key: Key, front: bool) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        if !front {
+            exchange.since = self.now;
+        }
+        let waiter = Waiter { loop_index: self.index, exchange: key };
+        let ask = Ask { since: exchange.since, exclude: exchange.exclude, front };
+        match self.shared.dispatch.acquire(waiter, ask, self.now) {
+            Acquire::Granted(permit) => self.start(key, permit),
+            Acquire::Queued(ticket) => {
+                exchange.ticket = Some(ticket);
+                exchange.phase = Phase::Queued;
+                self.wait_in_queue(key);
+            }
+            Acquire::Full => {
+                self.count().queue_full.add(1);
+                self.fail(key, 503, QUEUE_FULL);
+            }
+            Acquire::Failed => self.fail(key, 503, GIVEN_UP),
+        }
+    }
+
+    /// No block waits in a queue: the request's bytes go to the heap, and the client is watched.
+    fn wait_in_queue(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        exchange.head = exchange.head.take().map(|head| head.settle(&self.pool));
+        for block in &mut exchange.body {
+            *block = block.clone().settle(&self.pool);
+        }
+        let (sock, streamed) = (exchange.client, exchange.streamed);
+        if !streamed {
+            self.watch(sock);
+        }
+        self.queue_expired(key);
+    }
+
+    /// Looks whether a queued exchange has waited too long, and when to look again.
+    pub fn queue_expired(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let (sock, Some(ticket)) = (exchange.client, exchange.ticket) else { return };
+        match self.shared.dispatch.patience(ticket, self.now) {
+            Patience::Until(instant) => {
+                // The clocks change when the app becomes ready or stops to be: look at least as often as the queue's own.
+                let soonest = self.now + self.shared.settings.app.queue.timeout;
+                self.wheel.arm(sock.index, instant.min(soonest));
+            }
+            Patience::Granted => self.arm(sock, self.shared.settings.app.queue.timeout),
+            Patience::QueueTimeout => {
+                exchange.ticket = None;
+                self.count().queue_timeouts.add(1);
+                self.count().timeouts.add(1);
+                self.fail(key, 504, "no worker became free in time");
+            }
+            Patience::HoldExpired => {
+                exchange.ticket = None;
+                self.count().hold_expired.add(1);
+                self.fail(key, 503, super::cancel::STARTING);
+            }
+        }
+    }
+
+    /// A permit has come to an exchange that waited. One that is gone, or no longer waits, gives it back unused.
+    pub fn granted(&mut self, grant: Grant) {
+        let key = grant.waiter.exchange;
+        match self.exchanges.lookup(key) {
+            Some(exchange) if exchange.phase == Phase::Queued => self.start(key, grant.permit),
+            _ => self.release(grant.permit, Outcome::Unused),
+        }
+    }
+
+    /// Gives a permit back and passes on what it freed.
+    pub fn release(&mut self, permit: Permit, outcome: Outcome) {
+        if let Some(grant) = self.shared.dispatch.release(permit, outcome, self.now) {
+            if grant.waiter.loop_index == self.index {
+                self.grants.push_back(grant);
+            } else {
+                self.shared.postboxes.grant(grant);
+            }
+        }
+    }
+
+    /// Sends the request to the worker of that permit.
+    pub fn start(&mut self, key: Key, permit: Permit) {
+        let worker = permit.worker();
+        let Some(exchange) = self.exchanges.lookup_mut(key) else {
+            return self.release(permit, Outcome::Unused);
+        };
+        exchange.ticket = None;
+        exchange.granted = Some(self.now);
+        exchange.permit = Some(permit);
+        let fresh = exchange.wants_fresh || exchange.websocket;
+        match self.reach(worker, fresh) {
+            Reach::Link(link) => self.send_request(key, link),
+            Reach::Backlog => self.wait_for_backlog(key),
+            Reach::Gone => {
+                self.unreachable(key);
+            }
+            Reach::Exhausted(error) => {
+                self.shared.log.event(
+                    crate::log::Level::Error,
+                    "cannot open a connection to a worker",
+                    &[("error", &error)],
+                );
+                self.give_back(key, Outcome::Unused);
+                self.fail(key, 503, "the server has no descriptor left to reach a worker with");
+            }
+        }
+    }
+
+    /// The worker's backlog is full: another worker, or the same again in a moment, until the connect timeout.
+    pub fn wait_for_backlog(&mut self, key: Key) {
+        let connect = self.shared.settings.app.timeouts.connect;
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let sock = exchange.client;
+        let first = exchange.phase != Phase::Backlog;
+        if first {
+            exchange.phase = Phase::Backlog;
+            exchange.read_by = self.now + connect;
+        }
+        if self.now >= exchange.read_by {
+            self.count().timeouts.add(1);
+            self.give_back(key, Outcome::Broken);
+            return self.fail(key, 503, "the worker accepts no connections: its backlog is full");
+        }
+        self.arm(sock, BACKLOG_RETRY);
+        self.watch(sock);
+    }
+
+    /// Tries the same worker again after its backlog was full.
+    pub fn backlog_expired(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        if let Some(permit) = exchange.permit.take() {
+            self.start(key, permit);
+        }
+    }
+
+    fn send_request(&mut self, key: Key, sock: Sock) {
+        let settings = &self.shared.settings;
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let Some(link) = self.table.link(sock) else { return };
+        exchange.link = sock;
+        exchange.phase = Phase::Awaiting;
+        exchange.fresh = !link.reused;
+        exchange.sent_before = self.backend.sent(sock);
+        exchange.read_by = self.now + settings.app.timeouts.read;
+        link.exchange = key;
+        let connecting = link.state == LinkState::Connecting;
+        if !connecting {
+            link.state = LinkState::Busy;
+        }
+        if let Some(head) = &exchange.head {
+            self.backend.send(sock, head.clone().into());
+        }
+        let wait = if connecting { settings.app.timeouts.connect } else { settings.app.timeouts.read };
+        self.wheel.arm(exchange.client.index, self.now + wait);
+        let client = exchange.client;
+        if exchange.open || !exchange.body.is_empty() {
+            self.send_body(key, sock);
+        }
+        self.backend.recv(sock, Size::Small);
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        if !exchange.streamed {
+            self.watch(client);
+        } else if let Some(input) = self.table.client(client).and_then(|client| client.input.take()) {
+            self.upload(key, input);
+        } else {
+            self.continue_upload(key);
+        }
+    }
+
+    /// The end of the head and the body collected so far.
+    fn send_body(&mut self, key: Key, sock: Sock) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let chunked = exchange.open && (exchange.streamed || !exchange.upload.trailers().is_empty());
+        if exchange.open {
+            let framing = if chunked { Framing::Chunked } else { Framing::Length(exchange.body_bytes) };
+            let end = self.scratch.write(64, |out| rewrite::request_end(out, framing));
+            self.backend.send(sock, end.into());
+        }
+        for index in 0..exchange.body.len() {
+            let data = self.exchanges.lookup(key).map(|exchange| exchange.body[index].clone());
+            if let Some(data) = data {
+                self.send_data(sock, data, chunked);
+            }
+        }
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        if exchange.streamed {
+            // What has been sent cannot be sent again; keeping it would double the memory.
+            exchange.body = Vec::new();
+        } else if chunked {
+            self.send_last_chunk(key, sock);
+        }
+    }
+
+    /// Whether so much of a request waits for its worker that no more is taken from the client.
+    pub fn link_is_full(&self, link: Sock) -> bool {
+        self.backend.unsent(link) > HIGH_MARK
+    }
+
+    /// Takes the permit out of an exchange and gives it back.
+    pub fn give_back(&mut self, key: Key, outcome: Outcome) {
+        let permit = self.exchanges.lookup_mut(key).and_then(|exchange| exchange.permit.take());
+        if let Some(permit) = permit {
+            self.release(permit, outcome);
+        }
+    }
+
+    /// Ends the use of a worker's connection by closing it.
+    pub fn drop_link(&mut self, key: Key, how: How) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let link = std::mem::replace(&mut exchange.link, Key::NONE);
+        self.close_link(link, how);
+    }
+}
+
+/// An exchange's id as sixteen hexadecimal digits.
+pub(crate) fn id_text(id: u64) -> [u8; 16] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    std::array::from_fn(|index| DIGITS[(id >> (60 - 4 * index)) as usize & 15])
+}
+
+pub(super) const GIVEN_UP: &str = "the app has failed and is not being restarted";
+pub(super) const QUEUE_FULL: &str = "the queue is full";
+pub(super) const TOO_LARGE: &str = "the body is larger than this server takes";
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn ids_are_sixteen_digits() {
+        assert_eq!(&super::id_text(0x0123_4567_89ab_cdef), b"0123456789abcdef");
+    }
+}

@@ -1,0 +1,81 @@
+//! Dates as HTTP writes them (IMF-fixdate, RFC 9110 §5.6.7), by integer arithmetic.
+
+/// The date of that many seconds since 1970-01-01, like `Sun, 06 Nov 1994 08:49:37 GMT`. Years above 9999 are held at the
+/// last second of that one, because the format has no room for them.
+pub fn date(unix_seconds: u64) -> [u8; 29] {
+    const LAST: u64 = 253_402_300_799;
+    const DAYS: &[u8; 21] = b"ThuFriSatSunMonTueWed";
+    const MONTHS: &[u8; 36] = b"JanFebMarAprMayJunJulAugSepOctNovDec";
+    let seconds = unix_seconds.min(LAST);
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let (year, month, day) = civil(days);
+    let mut text = *b"Thu, 01 Jan 1970 00:00:00 GMT";
+    let weekday = (days % 7) as usize * 3;
+    text[..3].copy_from_slice(&DAYS[weekday..weekday + 3]);
+    two(&mut text, 5, day);
+    let name = (month as usize - 1) * 3;
+    text[8..11].copy_from_slice(&MONTHS[name..name + 3]);
+    two(&mut text, 12, year / 100);
+    two(&mut text, 14, year % 100);
+    two(&mut text, 17, second / 3600);
+    two(&mut text, 20, second / 60 % 60);
+    two(&mut text, 23, second % 60);
+    text
+}
+
+/// Year, month and day of that many days since 1970-01-01. Years are counted from March, so that the leap day is the last
+/// of its year and months follow one line (Hinnant, "chrono-compatible low-level date algorithms").
+fn civil(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let era = days / 146_097;
+    let day_of_era = days % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 { shifted + 3 } else { shifted - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+fn two(text: &mut [u8; 29], at: usize, number: u64) {
+    text[at] = b'0' + (number / 10) as u8;
+    text[at + 1] = b'0' + (number % 10) as u8;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_dates() {
+        for (seconds, text) in [
+            (0, "Thu, 01 Jan 1970 00:00:00 GMT"),
+            (784_111_777, "Sun, 06 Nov 1994 08:49:37 GMT"),
+            (951_782_400, "Tue, 29 Feb 2000 00:00:00 GMT"),
+            (1_000_000_000, "Sun, 09 Sep 2001 01:46:40 GMT"),
+            (4_107_542_400, "Mon, 01 Mar 2100 00:00:00 GMT"),
+            (253_402_300_799, "Fri, 31 Dec 9999 23:59:59 GMT"),
+            (u64::MAX, "Fri, 31 Dec 9999 23:59:59 GMT"),
+        ] {
+            assert_eq!(std::str::from_utf8(&date(seconds)), Ok(text));
+        }
+    }
+
+    #[test]
+    fn every_day_of_a_leap_cycle_follows_the_calendar() {
+        let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+        let weekdays = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
+        let mut day = 0;
+        for year in 1970..2372 {
+            let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+            let lengths = [31, if leap { 29 } else { 28 }, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+            for (name, length) in months.iter().zip(lengths) {
+                for of_month in 1..=length {
+                    let expected = format!("{}, {of_month:02} {name} {year} 23:59:59 GMT", weekdays[day % 7]);
+                    assert_eq!(date(day as u64 * 86_400 + 86_399), expected.as_bytes());
+                    day += 1;
+                }
+            }
+        }
+    }
+}

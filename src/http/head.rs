@@ -1,0 +1,756 @@
+//! The head of a message: request line or status line, fields, and from them the one framing of the body.
+//!
+//! [`request`] and [`response`] take the bytes received so far and give `None` until the head is whole. What is wrong is
+//! said as soon as it is seen, with the rule's place in the RFCs. The start lines are parsed here; field lines by
+//! [`Fields`].
+
+use super::fields::{Fields, Kind, Kinds, is_token, list_items, same, trim};
+use super::host::host_is_legal;
+use super::{Framing, Method, Refusal, Span, Version, bad};
+
+pub use super::search::HeadSearch;
+
+/// The limits of a head.
+#[derive(Clone, Copy, Debug)]
+pub struct HeadLimits {
+    /// Bytes of the whole head: above it 431 (502 for an answer).
+    pub head: usize,
+    /// Bytes of a request's target: above it 414.
+    pub target: usize,
+    /// Field lines: above it 431 (502 for an answer). Never more than [`MOST_FIELDS`](super::fields::MOST_FIELDS).
+    pub fields: usize,
+}
+
+impl Default for HeadLimits {
+    /// 16 KiB, 8 KiB and 100 lines.
+    fn default() -> HeadLimits {
+        HeadLimits { head: 16 * 1024, target: 8 * 1024, fields: 100 }
+    }
+}
+
+/// The form of a request target (RFC 9112 §3.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// `/path?query`.
+    Origin,
+    /// `http://host/path?query`.
+    Absolute,
+    /// `*`, for OPTIONS alone.
+    Asterisk,
+    /// `host:port`, for CONNECT alone; never accepted.
+    Authority,
+}
+
+/// A request's head. The spans point into the bytes that it was parsed from.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    /// Bytes of the head, with the empty lines before it and the one behind it.
+    pub len: usize,
+    /// The method, where it is one that we know.
+    pub method: Method,
+    /// The method's name.
+    pub method_span: Span,
+    /// The target as it came.
+    pub target: Span,
+    /// The target's form.
+    pub form: Form,
+    /// Path and query. Of an absolute target it may lack the path, or be empty; see [`Request::path_bytes`].
+    pub path: Span,
+    /// What counts as the host: the authority of an absolute target, else the Host field's value. May be empty.
+    pub authority: Span,
+    /// The version.
+    pub version: Version,
+    /// How the body ends.
+    pub framing: Framing,
+    /// Whether the client will reuse the connection.
+    pub keep_alive: bool,
+    /// Whether the client waits for `100 Continue` before it sends the body.
+    pub expect_continue: bool,
+    /// Whether this asks for a WebSocket: a GET without a body, on HTTP/1.1, with both fields set (RFC 6455 §4.1).
+    pub websocket: bool,
+    /// `Max-Forwards` of an OPTIONS or TRACE request; with 0 the request must be answered here (RFC 9110 §7.6.2).
+    pub max_forwards: Option<u32>,
+    /// Whether a proxy stands before us, as far as fields tell: Forwarded, X-Forwarded-*, X-Real-IP or Via.
+    pub forwarded: bool,
+    /// The value of Accept, empty without one. For the format of our own answers.
+    pub accept: Span,
+    /// Where the request line begins.
+    pub(crate) start: u32,
+    /// Where the field lines begin.
+    pub(crate) fields_start: u32,
+    /// Whether the request line may leave as it came.
+    pub(crate) line_passes: bool,
+}
+
+impl Request {
+    /// The path without the query: `/` for an absolute target without one, `*` for the asterisk.
+    pub fn path_bytes<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        let path = self.path.of(bytes);
+        let path = &path[..memchr::memchr(b'?', path).unwrap_or(path.len())];
+        if path.is_empty() { b"/" } else { path }
+    }
+}
+
+/// An answer's head. The spans point into the bytes that it was parsed from.
+#[derive(Clone, Copy, Debug)]
+pub struct Response {
+    /// Bytes of the head, with the empty line behind it.
+    pub len: usize,
+    /// The status code, 100 to 599.
+    pub status: u16,
+    /// The reason phrase, possibly empty.
+    pub status_line_reason: Span,
+    /// The version.
+    pub version: Version,
+    /// How the body ends.
+    pub framing: Framing,
+    /// Whether the worker's connection may be used again after this answer.
+    pub keep_alive: bool,
+    /// `Keep-Alive: timeout=N`, in seconds.
+    pub keep_alive_timeout: Option<u32>,
+    /// Whether the body is `text/event-stream`.
+    pub event_stream: bool,
+    /// Whether the worker asked not to hold the body back: `X-Accel-Buffering: no`.
+    pub unbuffered: bool,
+    /// A 503 with `Rip-Worker-Busy: 1`: the worker did not run the request.
+    pub busy: bool,
+    /// A 503 with `Rip-Worker-Draining: 1`: the worker did not run the request and wants no more.
+    pub draining: bool,
+    /// Where the field lines begin.
+    pub(crate) fields_start: u32,
+    /// Whether the status line may leave as it came.
+    pub(crate) line_passes: bool,
+}
+
+/// Parses a request's head; `None` when more bytes are needed. `fields` is filled anew.
+///
+/// Call it for the first bytes, and when [`HeadSearch::scan`] says so.
+///
+/// # Errors
+/// The refusal to answer with before the connection is closed.
+pub fn request(bytes: &[u8], limits: &HeadLimits, fields: &mut Fields) -> Result<Option<Request>, Refusal> {
+    fields.clear();
+    let start = skip_empty_lines(bytes)?;
+    let Some(line) = request_line(bytes, start, limits)? else { return Ok(None) };
+    let Some(len) = fields.parse(bytes, line.fields_start, limits.fields.min(super::fields::MOST_FIELDS))? else {
+        return too_large(bytes.len() - start, limits);
+    };
+    if len - start > limits.head {
+        return Err(HEAD_TOO_LARGE);
+    }
+    let seen = Seen::of_request(bytes, fields)?;
+    let host = seen.host_of_request(bytes, fields, &line)?;
+    let framing = seen.framing_of_request(line.version)?;
+    if seen.nominates {
+        fields.nominate(bytes)?;
+    }
+    let modern = line.version == Version::Http11;
+    Ok(Some(Request {
+        len,
+        method: line.method,
+        method_span: line.method_span,
+        target: line.target,
+        form: line.form,
+        path: line.path,
+        authority: host,
+        version: line.version,
+        framing,
+        keep_alive: !seen.close && (modern || seen.keep_alive),
+        expect_continue: seen.expect_continue && modern && framing != Framing::None,
+        websocket: seen.websocket && seen.upgrade && modern && line.method == Method::Get && framing == Framing::None,
+        max_forwards: seen.max_forwards.filter(|_| matches!(line.method, Method::Options | Method::Trace)),
+        forwarded: fields.present().meets(FORWARDED),
+        accept: seen.accept,
+        start: start as u32,
+        fields_start: line.fields_start as u32,
+        line_passes: line.passes,
+    }))
+}
+
+/// Parses an answer's head; `None` when more bytes are needed. `to` is the method that was asked with, `asked_upgrade`
+/// whether a WebSocket was asked for. `fields` is filled anew.
+///
+/// # Errors
+/// A refusal with status 502: what a client is told instead.
+pub fn response(
+    bytes: &[u8],
+    to: Method,
+    asked_upgrade: bool,
+    limits: &HeadLimits,
+    fields: &mut Fields,
+) -> Result<Option<Response>, Refusal> {
+    answer(bytes, to, asked_upgrade, limits, fields).map_err(Refusal::of_answer)
+}
+
+fn answer(
+    bytes: &[u8],
+    to: Method,
+    asked_upgrade: bool,
+    limits: &HeadLimits,
+    fields: &mut Fields,
+) -> Result<Option<Response>, Refusal> {
+    fields.clear();
+    let Some(line) = status_line(bytes, limits)? else { return Ok(None) };
+    let Some(len) = fields.parse(bytes, line.fields_start, limits.fields.min(super::fields::MOST_FIELDS))? else {
+        return too_large(bytes.len(), limits);
+    };
+    if len > limits.head {
+        return Err(HEAD_TOO_LARGE);
+    }
+    let seen = Seen::of_response(bytes, fields)?;
+    let framing = seen.framing_of_response(&line, to)?;
+    if line.status == 101 && !(asked_upgrade && seen.websocket && seen.upgrade) {
+        return Err(bad("RFC 9110 §15.2.2", "a switch of protocols that nobody asked for"));
+    }
+    if seen.nominates {
+        fields.nominate(bytes)?;
+    }
+    let persists = !seen.close && (line.version == Version::Http11 || seen.keep_alive);
+    Ok(Some(Response {
+        len,
+        status: line.status,
+        status_line_reason: line.reason,
+        version: line.version,
+        framing,
+        keep_alive: persists && framing != Framing::UntilClose && line.status != 101,
+        keep_alive_timeout: seen.keep_alive_timeout,
+        event_stream: seen.event_stream,
+        unbuffered: seen.unbuffered,
+        busy: seen.busy && line.status == 503,
+        draining: seen.draining && line.status == 503,
+        fields_start: line.fields_start as u32,
+        line_passes: line.passes,
+    }))
+}
+
+/// A request's own id, when it carries a well-formed one: 1 to 128 letters, digits and `-_.:=+/@`. For requests from
+/// trusted proxies; everybody else's is replaced.
+pub fn request_id<'a>(bytes: &'a [u8], fields: &Fields) -> Option<&'a [u8]> {
+    let id = fields.find(Kind::XRequestId)?.value.of(bytes);
+    let legal = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:=+/@".contains(byte);
+    ((1..=128).contains(&id.len()) && id.iter().all(legal)).then_some(id)
+}
+
+/// Empty lines before a request line that are skipped (RFC 9112 §2.2), in bytes.
+pub(crate) const MOST_EMPTY_BYTES: usize = 16;
+/// A longer method is none that anybody knows.
+const MOST_METHOD_BYTES: usize = 32;
+const HEAD_TOO_LARGE: Refusal = Refusal { status: 431, section: "RFC 6585 §5", reason: "the head is too large" };
+const TARGET_TOO_LONG: Refusal =
+    Refusal { status: 414, section: "RFC 9110 §15.5.15", reason: "the target is too long" };
+const FORWARDED: Kinds = Kinds::of(&[
+    Kind::Forwarded,
+    Kind::Via,
+    Kind::XForwardedFor,
+    Kind::XForwardedProto,
+    Kind::XForwardedHost,
+    Kind::XForwardedPort,
+    Kind::XForwardedOther,
+    Kind::XRealIp,
+    Kind::Shadow,
+]);
+
+fn too_large<T>(len: usize, limits: &HeadLimits) -> Result<Option<T>, Refusal> {
+    if len > limits.head { Err(HEAD_TOO_LARGE) } else { Ok(None) }
+}
+
+fn skip_empty_lines(bytes: &[u8]) -> Result<usize, Refusal> {
+    let mut start = 0;
+    loop {
+        start += match &bytes[start..] {
+            [b'\n', ..] => 1,
+            [b'\r', b'\n', ..] => 2,
+            _ => break,
+        };
+        if start > MOST_EMPTY_BYTES {
+            return Err(bad("RFC 9112 §2.2", "too many empty lines before the request line"));
+        }
+    }
+    Ok(start)
+}
+
+struct RequestLine {
+    method: Method,
+    method_span: Span,
+    target: Span,
+    form: Form,
+    path: Span,
+    /// The authority of an absolute target, else empty.
+    authority: Span,
+    version: Version,
+    fields_start: usize,
+    passes: bool,
+}
+
+fn request_line(bytes: &[u8], start: usize, limits: &HeadLimits) -> Result<Option<RequestLine>, Refusal> {
+    let fresh = &bytes[start..];
+    let Some(feed) = memchr::memchr(b'\n', fresh) else {
+        return partial_request_line(fresh, limits).map(|()| None);
+    };
+    let bare = !fresh[..feed].ends_with(b"\r");
+    let line = &fresh[..feed - usize::from(!bare)];
+    let (method, method_len) = method(line)?;
+    // The version is the last eight bytes, and one space stands before it.
+    let Some((rest, version_text)) = line[method_len + 1..].split_last_chunk::<8>() else {
+        return Err(bad("RFC 9112 §3", "a request line without target or version"));
+    };
+    let [target @ .., b' '] = rest else { return Err(version_refusal(line)) };
+    let version = version(version_text).ok_or_else(|| version_refusal(line))?;
+    if target.len() > limits.target {
+        return Err(TARGET_TOO_LONG);
+    }
+    check_target(target)?;
+    let method_end = start + method_len;
+    let target_span = Span::new(method_end + 1, method_end + 1 + target.len());
+    let (form, authority, path) = target_form(bytes, target_span, method)?;
+    Ok(Some(RequestLine {
+        method,
+        method_span: Span::new(start, method_end),
+        target: target_span,
+        form,
+        path,
+        authority,
+        version,
+        fields_start: start + feed + 1,
+        passes: form != Form::Absolute && *version_text == *b"HTTP/1.1" && !bare,
+    }))
+}
+
+/// What can be said about a request line whose end is not there yet.
+#[cold]
+fn partial_request_line(line: &[u8], limits: &HeadLimits) -> Result<(), Refusal> {
+    if line == b"\r" {
+        return Ok(());
+    }
+    let method_len = line.iter().position(|byte| *byte == b' ').unwrap_or(line.len());
+    if !line[..method_len].iter().all(|byte| is_token(*byte)) || line.starts_with(b" ") {
+        return Err(bad("RFC 9112 §3", "a method that is not a token"));
+    }
+    if method_len > MOST_METHOD_BYTES {
+        return Err(METHOD_UNKNOWN);
+    }
+    let longest = method_len + 1 + limits.target + " HTTP/1.1\r".len();
+    if line.len() > longest { Err(TARGET_TOO_LONG) } else { Ok(()) }
+}
+
+const METHOD_UNKNOWN: Refusal =
+    Refusal { status: 501, section: "RFC 9110 §9.1", reason: "a method that nobody knows" };
+
+/// The method at the line's begin and the length of its name.
+fn method(line: &[u8]) -> Result<(Method, usize), Refusal> {
+    match line {
+        [b'G', b'E', b'T', b' ', ..] => return Ok((Method::Get, 3)),
+        [b'P', b'O', b'S', b'T', b' ', ..] => return Ok((Method::Post, 4)),
+        _ => {}
+    }
+    let len = line.iter().take_while(|byte| is_token(**byte)).count();
+    if len == 0 || line.get(len) != Some(&b' ') {
+        return Err(bad("RFC 9112 §3", "a method that is not a token and one space"));
+    }
+    let method = match &line[..len] {
+        b"HEAD" => Method::Head,
+        b"PUT" => Method::Put,
+        b"DELETE" => Method::Delete,
+        b"PATCH" => Method::Patch,
+        b"OPTIONS" => Method::Options,
+        b"TRACE" => Method::Trace,
+        b"CONNECT" => return Err(Refusal { reason: "CONNECT is not served", ..METHOD_UNKNOWN }),
+        _ if len > MOST_METHOD_BYTES => return Err(METHOD_UNKNOWN),
+        _ => Method::Other,
+    };
+    Ok((method, len))
+}
+
+fn version(text: &[u8; 8]) -> Option<Version> {
+    match text {
+        b"HTTP/1.1" => Some(Version::Http11),
+        b"HTTP/1.0" => Some(Version::Http10),
+        [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'2'..=b'9'] => Some(Version::Http11),
+        _ => None,
+    }
+}
+
+/// Why this request line has no version that we serve.
+#[cold]
+fn version_refusal(line: &[u8]) -> Refusal {
+    match line.last_chunk::<9>() {
+        Some([b' ', b'H', b'T', b'T', b'P', b'/', b'2'..=b'9', b'.', b'0'..=b'9']) => {
+            Refusal { status: 505, section: "RFC 9110 §15.6.6", reason: "a major version that is not 1" }
+        }
+        _ => bad("RFC 9112 §2.3", "a malformed request line or version"),
+    }
+}
+
+/// Refuses anything but visible ASCII, and `#`: a fragment never travels (RFC 9112 §3.2, RFC 9110 §7.1).
+fn check_target(target: &[u8]) -> Result<(), Refusal> {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    let suspicious = |word: u64| {
+        // High bit set in a byte that is below 0x21, is '#', or has its own high bit set, and possibly in a byte above
+        // such a one, which changes nothing: the word is looked at byte by byte then.
+        let fragment = word ^ (ONES * b'#' as u64);
+        let deleted = word ^ (ONES * 0x7f);
+        (word.wrapping_sub(ONES * 0x21) | fragment.wrapping_sub(ONES) | deleted.wrapping_sub(ONES) | word) & HIGH
+    };
+    let mut words = target.chunks_exact(8);
+    let mut found = 0;
+    for word in words.by_ref() {
+        found |= suspicious(u64::from_le_bytes(word.try_into().unwrap_or_default()));
+    }
+    if found != 0 || !words.remainder().iter().all(|byte| target_byte(*byte)) {
+        return check_target_bytes(target);
+    }
+    Ok(())
+}
+
+fn target_byte(byte: u8) -> bool {
+    (0x21..0x7f).contains(&byte) && byte != b'#'
+}
+
+#[cold]
+fn check_target_bytes(target: &[u8]) -> Result<(), Refusal> {
+    match target.iter().find(|byte| !target_byte(**byte)) {
+        None => Ok(()),
+        Some(b'#') => Err(bad("RFC 9112 §3.2", "a fragment in the target")),
+        Some(b' ') => Err(bad("RFC 9112 §3", "more than single spaces in the request line")),
+        Some(_) => Err(bad("RFC 9112 §3.2", "a target byte that is not visible ASCII")),
+    }
+}
+
+/// Form, authority and path of a target.
+fn target_form(bytes: &[u8], span: Span, method: Method) -> Result<(Form, Span, Span), Refusal> {
+    let target = span.of(bytes);
+    match target {
+        [b'/', ..] => Ok((Form::Origin, Span::default(), span)),
+        b"*" if method == Method::Options => Ok((Form::Asterisk, Span::default(), span)),
+        b"*" => Err(bad("RFC 9112 §3.2.4", "the asterisk with another method than OPTIONS")),
+        _ => absolute_form(target, span),
+    }
+}
+
+#[cold]
+fn absolute_form(target: &[u8], span: Span) -> Result<(Form, Span, Span), Refusal> {
+    let scheme = [&b"http://"[..], b"https://"]
+        .into_iter()
+        .find(|scheme| target.len() >= scheme.len() && target[..scheme.len()].eq_ignore_ascii_case(scheme));
+    let Some(scheme) = scheme else {
+        return Err(bad("RFC 9112 §3.2", "a target that is neither a path nor an http URI"));
+    };
+    let authority_start = span.start as usize + scheme.len();
+    let rest = &target[scheme.len()..];
+    let len = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
+    let authority = &rest[..len];
+    if authority.contains(&b'@') {
+        return Err(bad("RFC 9110 §4.2.4", "user information in the target"));
+    }
+    if authority.is_empty() || authority.starts_with(b":") {
+        return Err(bad("RFC 9110 §4.2.1", "an http URI without a host"));
+    }
+    if !host_is_legal(authority) {
+        return Err(bad("RFC 9112 §3.2.2", "a malformed authority in the target"));
+    }
+    let end = authority_start + len;
+    Ok((Form::Absolute, Span::new(authority_start, end), Span::new(end, span.end as usize)))
+}
+
+struct StatusLine {
+    version: Version,
+    status: u16,
+    reason: Span,
+    fields_start: usize,
+    passes: bool,
+}
+
+fn status_line(bytes: &[u8], limits: &HeadLimits) -> Result<Option<StatusLine>, Refusal> {
+    let malformed = bad("RFC 9112 §4", "a malformed status line");
+    let Some(feed) = memchr::memchr(b'\n', bytes) else {
+        let known = bytes.len().min(7);
+        if bytes[..known] != b"HTTP/1."[..known] {
+            return Err(malformed);
+        }
+        return too_large(bytes.len(), limits);
+    };
+    let bare = !bytes[..feed].ends_with(b"\r");
+    let line = &bytes[..feed - usize::from(!bare)];
+    let Some((version_text, rest)) = line.split_first_chunk::<8>() else { return Err(malformed) };
+    let version = version(version_text).ok_or(malformed)?;
+    let [b' ', a @ b'1'..=b'5', b @ b'0'..=b'9', c @ b'0'..=b'9', rest @ ..] = rest else { return Err(malformed) };
+    let status = u16::from(a - b'0') * 100 + u16::from(b - b'0') * 10 + u16::from(c - b'0');
+    let reason = match rest {
+        [] => rest,
+        [b' ', reason @ ..] => reason,
+        _ => return Err(malformed),
+    };
+    if reason.iter().any(|byte| (*byte < 0x20 && *byte != b'\t') || *byte == 0x7f) {
+        return Err(malformed);
+    }
+    Ok(Some(StatusLine {
+        version,
+        status,
+        reason: Span::new(line.len() - reason.len(), line.len()),
+        fields_start: feed + 1,
+        passes: *version_text == *b"HTTP/1.1" && !bare && !rest.is_empty(),
+    }))
+}
+
+/// What the fields of one head say, gathered in one pass.
+#[derive(Default)]
+struct Seen {
+    hosts: u32,
+    host: Span,
+    lengths: u32,
+    length: u64,
+    encodings: u32,
+    coding: Coding,
+    close: bool,
+    keep_alive: bool,
+    upgrade: bool,
+    websocket: bool,
+    nominates: bool,
+    expect_continue: bool,
+    max_forwards: Option<u32>,
+    accept: Span,
+    keep_alive_timeout: Option<u32>,
+    event_stream: bool,
+    unbuffered: bool,
+    busy: bool,
+    draining: bool,
+}
+
+/// What the Transfer-Encoding lines seen so far come to.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Coding {
+    /// No coding.
+    #[default]
+    Nothing,
+    /// `chunked` and nothing else.
+    Chunked,
+    /// `chunked` behind codings that we do not know.
+    UnknownChunked,
+    /// Codings that we do not know, without `chunked` so far.
+    Unknown,
+}
+
+impl Seen {
+    fn of_request(bytes: &[u8], fields: &Fields) -> Result<Seen, Refusal> {
+        const LOOKED_AT: Kinds = Kinds::of(&[
+            Kind::Host,
+            Kind::ContentLength,
+            Kind::TransferEncoding,
+            Kind::Connection,
+            Kind::Upgrade,
+            Kind::Expect,
+            Kind::MaxForwards,
+            Kind::Accept,
+        ]);
+        let mut seen = Seen::default();
+        for field in fields.iter().filter(|field| LOOKED_AT.has(field.kind)) {
+            let value = field.value.of(bytes);
+            match field.kind {
+                Kind::Host => {
+                    seen.hosts += 1;
+                    seen.host = field.value;
+                }
+                Kind::Expect => seen.expect(value)?,
+                Kind::MaxForwards if seen.max_forwards.is_none() => seen.max_forwards = small_number(value),
+                Kind::Accept if seen.accept.is_empty() => seen.accept = field.value,
+                _ => seen.framing_field(field.kind, value)?,
+            }
+        }
+        Ok(seen)
+    }
+
+    fn of_response(bytes: &[u8], fields: &Fields) -> Result<Seen, Refusal> {
+        const LOOKED_AT: Kinds = Kinds::of(&[
+            Kind::ContentLength,
+            Kind::TransferEncoding,
+            Kind::Connection,
+            Kind::Upgrade,
+            Kind::KeepAlive,
+            Kind::ContentType,
+            Kind::XAccelBuffering,
+            Kind::RipWorkerBusy,
+            Kind::RipWorkerDraining,
+        ]);
+        let mut seen = Seen::default();
+        for field in fields.iter().filter(|field| LOOKED_AT.has(field.kind)) {
+            let value = field.value.of(bytes);
+            match field.kind {
+                Kind::KeepAlive => seen.keep_alive_timeout = keep_alive_timeout(value),
+                Kind::ContentType => seen.event_stream |= is_event_stream(value),
+                Kind::XAccelBuffering => seen.unbuffered |= value.eq_ignore_ascii_case(b"no"),
+                Kind::RipWorkerBusy => seen.busy |= value == b"1",
+                Kind::RipWorkerDraining => seen.draining |= value == b"1",
+                _ => seen.framing_field(field.kind, value)?,
+            }
+        }
+        Ok(seen)
+    }
+
+    fn framing_field(&mut self, kind: Kind, value: &[u8]) -> Result<(), Refusal> {
+        match kind {
+            Kind::ContentLength => {
+                self.lengths += 1;
+                self.length = content_length(value)?;
+            }
+            Kind::TransferEncoding => {
+                self.encodings += 1;
+                self.transfer_encoding(value)?;
+            }
+            Kind::Connection => self.connection(value)?,
+            Kind::Upgrade => self.websocket |= list_items(value).any(|item| item.eq_ignore_ascii_case(b"websocket")),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn connection(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        if same(value, b"keep-alive") {
+            self.keep_alive = true;
+            return Ok(());
+        }
+        for option in list_items(value) {
+            if !option.iter().all(|byte| is_token(*byte)) {
+                return Err(bad("RFC 9110 §7.6.1", "a connection option that is not a token"));
+            }
+            if same(option, b"close") {
+                self.close = true;
+            } else if same(option, b"keep-alive") {
+                self.keep_alive = true;
+            } else if same(option, b"upgrade") {
+                self.upgrade = true;
+            } else {
+                self.nominates = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn transfer_encoding(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        for item in value.split(|byte| *byte == b',').map(trim) {
+            self.coding = match (self.coding, item) {
+                (Coding::Nothing, item) if same(item, b"chunked") => Coding::Chunked,
+                (Coding::Unknown, item) if same(item, b"chunked") => Coding::UnknownChunked,
+                (Coding::Nothing | Coding::Unknown, item) if coding_is_legal(item) => Coding::Unknown,
+                (Coding::Chunked | Coding::UnknownChunked, _) => {
+                    return Err(bad("RFC 9112 §6.1", "a transfer coding behind chunked"));
+                }
+                _ => return Err(bad("RFC 9112 §6.1", "a malformed Transfer-Encoding")),
+            };
+        }
+        Ok(())
+    }
+
+    fn expect(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        for item in list_items(value) {
+            if !item.eq_ignore_ascii_case(b"100-continue") {
+                return Err(Refusal { status: 417, section: "RFC 9110 §10.1.1", reason: "an unknown expectation" });
+            }
+            self.expect_continue = true;
+        }
+        Ok(())
+    }
+
+    fn host_of_request(&self, bytes: &[u8], fields: &Fields, line: &RequestLine) -> Result<Span, Refusal> {
+        debug_assert!(self.hosts as usize <= fields.len());
+        if self.hosts > 1 {
+            return Err(bad("RFC 9112 §3.2", "more than one Host"));
+        }
+        if self.hosts == 0 && line.version == Version::Http11 {
+            return Err(bad("RFC 9112 §3.2", "no Host"));
+        }
+        if !host_is_legal(self.host.of(bytes)) {
+            return Err(bad("RFC 9112 §3.2", "a malformed Host"));
+        }
+        Ok(if line.form == Form::Absolute { line.authority } else { self.host })
+    }
+
+    /// What holds for both directions: at most one length, and not beside a transfer coding.
+    fn check_framing(&self, version: Version) -> Result<(), Refusal> {
+        if self.encodings > 0 && self.lengths > 0 {
+            return Err(bad("RFC 9112 §6.1", "both Content-Length and Transfer-Encoding"));
+        }
+        if self.lengths > 1 {
+            return Err(bad("RFC 9112 §6.3", "more than one Content-Length"));
+        }
+        if self.encodings > 0 && version == Version::Http10 {
+            return Err(bad("RFC 9112 §6.1", "Transfer-Encoding on HTTP/1.0"));
+        }
+        if self.encodings > 0 && matches!(self.coding, Coding::Unknown | Coding::Nothing) {
+            return Err(bad("RFC 9112 §6.3", "a Transfer-Encoding that does not end in chunked"));
+        }
+        if self.coding == Coding::UnknownChunked {
+            return Err(Refusal { status: 501, section: "RFC 9112 §6.1", reason: "an unknown transfer coding" });
+        }
+        Ok(())
+    }
+
+    fn framing_of_request(&self, version: Version) -> Result<Framing, Refusal> {
+        self.check_framing(version)?;
+        Ok(match (self.coding, self.lengths) {
+            (Coding::Chunked, _) => Framing::Chunked,
+            (_, 0) => Framing::None,
+            _ if self.length == 0 => Framing::None,
+            _ => Framing::Length(self.length),
+        })
+    }
+
+    fn framing_of_response(&self, line: &StatusLine, to: Method) -> Result<Framing, Refusal> {
+        self.check_framing(line.version)?;
+        if to == Method::Head || matches!(line.status, 100..=199 | 204 | 304) {
+            return Ok(Framing::None);
+        }
+        Ok(match (self.coding, self.lengths) {
+            (Coding::Chunked, _) => Framing::Chunked,
+            (_, 0) => Framing::UntilClose,
+            _ => Framing::Length(self.length),
+        })
+    }
+}
+
+/// Digits and nothing else, and not more than a signed 64-bit number holds: some readers behind us have no more.
+fn content_length(value: &[u8]) -> Result<u64, Refusal> {
+    let malformed = bad("RFC 9112 §6.3", "a malformed Content-Length");
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return Err(malformed);
+    }
+    let mut length: u64 = 0;
+    for digit in value {
+        length =
+            length.checked_mul(10).and_then(|length| length.checked_add(u64::from(digit - b'0'))).ok_or(malformed)?;
+    }
+    if length > i64::MAX as u64 { Err(malformed) } else { Ok(length) }
+}
+
+/// `token *( OWS ";" OWS token "=" ( token / quoted-string ) )` (RFC 9112 §7), with plain tokens as values alone.
+fn coding_is_legal(item: &[u8]) -> bool {
+    let token = |bytes: &[u8]| !bytes.is_empty() && bytes.iter().all(|byte| is_token(*byte));
+    let mut parts = item.split(|byte| *byte == b';').map(trim);
+    let name = parts.next().unwrap_or_default();
+    token(name)
+        && !same(name, b"chunked")
+        && parts.all(|part| {
+            let equals = part.iter().position(|byte| *byte == b'=').unwrap_or(part.len());
+            token(&part[..equals]) && part.get(equals + 1..).is_some_and(token)
+        })
+}
+
+fn small_number(value: &[u8]) -> Option<u32> {
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    Some(value.iter().fold(0u32, |number, digit| number.saturating_mul(10).saturating_add(u32::from(digit - b'0'))))
+}
+
+/// `timeout=N` of a Keep-Alive field (RFC 2068 §19.7.1).
+fn keep_alive_timeout(value: &[u8]) -> Option<u32> {
+    list_items(value).find_map(|item| {
+        let (name, number) = item.split_at(item.iter().position(|byte| *byte == b'=')?);
+        trim(name).eq_ignore_ascii_case(b"timeout").then(|| small_number(trim(&number[1..])))?
+    })
+}
+
+fn is_event_stream(value: &[u8]) -> bool {
+    let end = value.iter().position(|byte| *byte == b';').unwrap_or(value.len());
+    trim(&value[..end]).eq_ignore_ascii_case(b"text/event-stream")
+}

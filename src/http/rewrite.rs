@@ -1,0 +1,395 @@
+//! Heads on their way through: a client's request as a worker gets it, a worker's answer as the client gets it.
+//!
+//! Lines that pass are copied as they came, in as few runs as the dropped ones leave; only a head with a bare LF in it is
+//! written anew line by line. What is hop-by-hop goes in both directions (RFC 9110 §7.6.1), and the framing that we write
+//! is the one that was parsed. The `*_room` functions bound what is written; see `Scratch::write`.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use super::fields::{Fields, Kind, Kinds};
+use super::head::{Form, Request, Response};
+use super::{Framing, Method, Span, Version};
+use crate::buffers::block::Writer;
+
+/// What a worker is told besides the request's own head.
+#[derive(Clone, Copy, Debug)]
+pub struct Forward<'a> {
+    /// The client's address. Ignored for a Unix socket's peer.
+    pub peer: IpAddr,
+    /// Whether the client came over a Unix socket, so that it has no address.
+    pub unix: bool,
+    /// The port that the client connected to; 0 leaves `X-Forwarded-Port` out.
+    pub local_port: u16,
+    /// Whether the client came over TLS.
+    pub https: bool,
+    /// The id of this request.
+    pub request_id: &'a [u8],
+    /// When the request arrived, in microseconds since 1970. Written as nginx does, `t=SECONDS.MILLISECONDS`, which every
+    /// reader of this field understands.
+    pub start_micros: u64,
+    /// Whether incoming `X-Forwarded-*`, `X-Real-IP` and `Forwarded` are believed.
+    pub trusted: bool,
+    /// Whether the worker's connection is kept; else `Connection: close` is added.
+    pub keep_alive: bool,
+    /// Leaves framing and empty line to [`request_end`].
+    pub open: bool,
+}
+
+/// What a client is told besides the answer's own head.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer<'a> {
+    /// The date now, for answers that carry none.
+    pub date: &'a [u8],
+    /// The id of this request; empty to leave it out.
+    pub request_id: &'a [u8],
+    /// The client's version.
+    pub client: Version,
+    /// Whether the client's connection is kept.
+    pub keep_alive: bool,
+    /// How the body leaves.
+    pub framing: Rewritten,
+    /// Whether this is the 101 that was asked for: Upgrade and Connection are kept.
+    pub upgrade: bool,
+}
+
+/// How an answer's body leaves, as against how it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rewritten {
+    /// As it came.
+    Same,
+    /// In chunks that we put around it.
+    Chunked,
+    /// Bare, until the connection closes. The caller does not keep it alive then.
+    UntilClose,
+    /// With this length.
+    Length(u64),
+}
+
+/// Our name in `Via` (RFC 9110 §7.6.3).
+const PSEUDONYM: &[u8] = b"production_server";
+
+/// Fields that end here in both directions.
+const HOP_BY_HOP: Kinds = Kinds::of(&[
+    Kind::Nominated,
+    Kind::Connection,
+    Kind::KeepAlive,
+    Kind::ProxyConnection,
+    Kind::Te,
+    Kind::Http2Settings,
+    Kind::Upgrade,
+    Kind::TransferEncoding,
+]);
+const DROPPED_FROM_REQUESTS: Kinds = HOP_BY_HOP.and(Kinds::of(&[
+    Kind::Shadow,
+    Kind::Proxy,
+    Kind::Expect,
+    Kind::XForwardedFor,
+    Kind::XRequestStart,
+    Kind::XRequestId,
+]));
+/// Believed when they come from a trusted proxy, and dropped otherwise.
+const CLAIMS: Kinds = Kinds::of(&[
+    Kind::XForwardedProto,
+    Kind::XForwardedHost,
+    Kind::XForwardedPort,
+    Kind::XForwardedOther,
+    Kind::XRealIp,
+    Kind::Forwarded,
+]);
+const DROPPED_FROM_ANSWERS: Kinds =
+    HOP_BY_HOP.and(Kinds::of(&[Kind::XRequestId, Kind::XAccelBuffering, Kind::RipWorkerBusy, Kind::RipWorkerDraining]));
+const LENGTH: Kinds = Kinds::of(&[Kind::ContentLength]);
+
+/// Bytes that [`request`] and [`request_end`] write at most.
+pub fn request_room(request: &Request, fields: &Fields, forward: &Forward<'_>) -> usize {
+    /// The names and fixed values of all that is added, two addresses, and the largest numbers.
+    const ADDED: usize = 512;
+    // A line written anew gains at most a space and a CR; the host may be written twice more.
+    request.len + 4 * (fields.len() + 2) + 2 * request.authority.len() + forward.request_id.len() + ADDED
+}
+
+/// Writes the head that a worker gets. Always HTTP/1.1, with exactly one Host.
+pub fn request(out: &mut Writer<'_>, bytes: &[u8], request: &Request, fields: &Fields, forward: &Forward<'_>) {
+    let mut dropped = DROPPED_FROM_REQUESTS;
+    if !forward.trusted {
+        dropped = dropped.and(CLAIMS);
+    }
+    if forward.open {
+        dropped = dropped.and(LENGTH);
+    }
+    if request.form == Form::Absolute {
+        dropped = dropped.and(Kinds::of(&[Kind::Host]));
+    }
+    if request.max_forwards.is_some() {
+        dropped = dropped.and(Kinds::of(&[Kind::MaxForwards]));
+    }
+    let start = if request.line_passes { request.start } else { request.fields_start };
+    if !request.line_passes {
+        request_line(out, bytes, request);
+    }
+    copy_lines(out, bytes, fields, dropped, start, request.fields_start);
+    if request.form == Form::Absolute || !fields.present().has(Kind::Host) {
+        // HTTP/1.0 without Host: an empty one is what RFC 9112 §3.2 asks for, and what no worker refuses.
+        line(out, b"Host: ", request.authority.of(bytes));
+    }
+    if let Some(left) = request.max_forwards {
+        out.put(b"Max-Forwards: ");
+        out.put_decimal(u64::from(left.saturating_sub(1)));
+        out.put(b"\r\n");
+    }
+    forwarded_fields(out, bytes, request, fields, forward);
+    if request.websocket {
+        out.put(b"Connection: upgrade\r\nUpgrade: websocket\r\n");
+    } else if !forward.keep_alive {
+        out.put(b"Connection: close\r\n");
+    }
+    if !forward.open {
+        match request.framing {
+            Framing::Chunked => out.put(b"Transfer-Encoding: chunked\r\n\r\n"),
+            _ => out.put(b"\r\n"),
+        }
+    }
+}
+
+/// Ends a head that was left open: the framing of the body as it will be sent, and the empty line.
+pub fn request_end(out: &mut Writer<'_>, framing: Framing) {
+    match framing {
+        Framing::Length(length) => {
+            out.put(b"Content-Length: ");
+            out.put_decimal(length);
+            out.put(b"\r\n\r\n");
+        }
+        Framing::Chunked => out.put(b"Transfer-Encoding: chunked\r\n\r\n"),
+        Framing::None | Framing::UntilClose => out.put(b"\r\n"),
+    }
+}
+
+#[cold]
+fn request_line(out: &mut Writer<'_>, bytes: &[u8], request: &Request) {
+    out.put(request.method_span.of(bytes));
+    out.put(b" ");
+    let path = request.path.of(bytes);
+    if path.is_empty() && request.method == Method::Options {
+        out.put(b"*");
+    } else if !path.starts_with(b"/") && path != b"*" {
+        out.put(b"/");
+    }
+    out.put(path);
+    out.put(b" HTTP/1.1\r\n");
+}
+
+/// Copies the lines that are not dropped. `start` is where a run may begin: at the field lines or at the start line.
+#[inline]
+fn copy_lines(out: &mut Writer<'_>, bytes: &[u8], fields: &Fields, dropped: Kinds, start: u32, fields_start: u32) {
+    if fields.bare_line_feed {
+        return copy_lines_anew(out, bytes, fields, dropped, Span { start, end: fields_start });
+    }
+    let mut run = Span { start, end: fields_start };
+    if !fields.present().meets(dropped) {
+        run.end = fields.iter().as_slice().last().map_or(run.end, |field| field.line.end);
+        return out.put(run.of(bytes));
+    }
+    for field in fields.iter() {
+        if dropped.has(field.kind) {
+            out.put(run.of(bytes));
+            run.start = field.line.end;
+        }
+        run.end = field.line.end;
+    }
+    out.put(run.of(bytes));
+}
+
+#[cold]
+fn copy_lines_anew(out: &mut Writer<'_>, bytes: &[u8], fields: &Fields, dropped: Kinds, start_line: Span) {
+    out.put(start_line.of(bytes));
+    for field in fields.iter().filter(|field| !dropped.has(field.kind)) {
+        out.put(field.name.of(bytes));
+        line(out, b": ", field.value.of(bytes));
+    }
+}
+
+#[inline]
+fn line<const N: usize>(out: &mut Writer<'_>, name: &[u8; N], value: &[u8]) {
+    out.put(name);
+    out.put(value);
+    out.put(b"\r\n");
+}
+
+/// X-Forwarded-*, X-Real-IP, X-Request-*, Via.
+fn forwarded_fields(out: &mut Writer<'_>, bytes: &[u8], request: &Request, fields: &Fields, forward: &Forward<'_>) {
+    let believed = if forward.trusted { fields.present() } else { Kinds::default() };
+    addresses(out, bytes, fields, forward, believed);
+    if !believed.has(Kind::XForwardedProto) {
+        out.put(if forward.https { b"X-Forwarded-Proto: https\r\n" } else { &b"X-Forwarded-Proto: http\r\n"[..] });
+    }
+    if !believed.has(Kind::XForwardedHost) && !request.authority.is_empty() {
+        line(out, b"X-Forwarded-Host: ", request.authority.of(bytes));
+    }
+    if !believed.has(Kind::XForwardedPort) && forward.local_port != 0 {
+        out.put(b"X-Forwarded-Port: ");
+        out.put_decimal(u64::from(forward.local_port));
+        out.put(b"\r\n");
+    }
+    if !forward.request_id.is_empty() {
+        line(out, b"X-Request-Id: ", forward.request_id);
+    }
+    let millis = forward.start_micros / 1000;
+    out.put(b"X-Request-Start: t=");
+    out.put_decimal(millis / 1000);
+    let rest = (millis % 1000) as u16;
+    out.put(&[b'.', b'0' + (rest / 100) as u8, b'0' + (rest / 10 % 10) as u8, b'0' + (rest % 10) as u8]);
+    out.put(if request.version == Version::Http10 { b"\r\nVia: 1.0 " } else { b"\r\nVia: 1.1 " });
+    out.put(PSEUDONYM);
+    out.put(b"\r\n");
+}
+
+/// X-Forwarded-For and X-Real-IP.
+fn addresses(out: &mut Writer<'_>, bytes: &[u8], fields: &Fields, forward: &Forward<'_>, believed: Kinds) {
+    let mut text = AddressText { text: [0; 46], len: 0 };
+    if !forward.unix {
+        text.set(forward.peer);
+    }
+    let chain = believed.has(Kind::XForwardedFor);
+    if chain || !forward.unix {
+        out.put(b"X-Forwarded-For: ");
+        let mut separate = false;
+        let claims = fields.iter().filter(|field| chain && field.kind == Kind::XForwardedFor);
+        for value in claims.map(|field| field.value.of(bytes)).chain([text.bytes()]) {
+            if value.is_empty() {
+                continue;
+            }
+            if separate {
+                out.put(b", ");
+            }
+            out.put(value);
+            separate = true;
+        }
+        out.put(b"\r\n");
+    }
+    if !forward.unix && !believed.has(Kind::XRealIp) {
+        line(out, b"X-Real-IP: ", text.bytes());
+    }
+}
+
+/// An address as text. Fixed room: the longest IPv6 address has 39 characters; an IPv4-mapped one is written as IPv4.
+struct AddressText {
+    text: [u8; 46],
+    len: usize,
+}
+
+impl AddressText {
+    fn set(&mut self, address: IpAddr) {
+        match address.to_canonical() {
+            IpAddr::V4(v4) => {
+                for (index, octet) in v4.octets().into_iter().enumerate() {
+                    if index > 0 {
+                        self.push(b'.');
+                    }
+                    if octet >= 100 {
+                        self.push(b'0' + octet / 100);
+                    }
+                    if octet >= 10 {
+                        self.push(b'0' + octet / 10 % 10);
+                    }
+                    self.push(b'0' + octet % 10);
+                }
+            }
+            IpAddr::V6(v6) => {
+                // Cannot fail: the room is larger than any address.
+                let _ = write!(self, "{v6}");
+            }
+        }
+    }
+
+    #[inline]
+    fn push(&mut self, byte: u8) {
+        self.text[self.len] = byte;
+        self.len += 1;
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.text[..self.len]
+    }
+}
+
+impl std::fmt::Write for AddressText {
+    fn write_str(&mut self, text: &str) -> std::fmt::Result {
+        let room = self.text.get_mut(self.len..self.len + text.len()).ok_or(std::fmt::Error)?;
+        room.copy_from_slice(text.as_bytes());
+        self.len += text.len();
+        Ok(())
+    }
+}
+
+/// Bytes that [`response`] writes at most.
+pub fn response_room(response: &Response, fields: &Fields, answer: &Answer<'_>) -> usize {
+    const ADDED: usize = 256;
+    response.len + 4 * (fields.len() + 2) + answer.request_id.len() + answer.date.len() + ADDED
+}
+
+/// Writes the head that the client gets, with the empty line.
+pub fn response(out: &mut Writer<'_>, bytes: &[u8], response: &Response, fields: &Fields, answer: &Answer<'_>) {
+    let mut dropped = DROPPED_FROM_ANSWERS;
+    let bodiless = matches!(response.status, 100..=199 | 204);
+    if bodiless || answer.framing != Rewritten::Same {
+        // RFC 9110 §8.6 forbids a length with 1xx and 204; a framing of our own replaces the one that came.
+        dropped = dropped.and(LENGTH);
+    }
+    status_and_lines(out, bytes, response, fields, dropped);
+    if !answer.request_id.is_empty() {
+        line(out, b"X-Request-Id: ", answer.request_id);
+    }
+    if !fields.present().has(Kind::Date) {
+        // RFC 9110 §6.6.1: the origin's own is left alone.
+        line(out, b"Date: ", answer.date);
+    }
+    if answer.upgrade {
+        return out.put(b"Connection: upgrade\r\nUpgrade: websocket\r\n\r\n");
+    }
+    if !bodiless {
+        answer_framing(out, response, answer);
+    }
+    match (answer.client, answer.keep_alive) {
+        (Version::Http11, true) | (Version::Http10, false) => out.put(b"\r\n"),
+        (Version::Http11, false) => out.put(b"Connection: close\r\n\r\n"),
+        (Version::Http10, true) => out.put(b"Connection: keep-alive\r\n\r\n"),
+    }
+}
+
+/// Bytes that [`informational`] writes at most.
+pub fn informational_room(response: &Response, fields: &Fields) -> usize {
+    response.len + 4 * (fields.len() + 2)
+}
+
+/// Writes an interim answer (1xx but not 101) on its way to an HTTP/1.1 client.
+pub fn informational(out: &mut Writer<'_>, bytes: &[u8], response: &Response, fields: &Fields) {
+    debug_assert!(response.status < 200 && response.status != 101);
+    status_and_lines(out, bytes, response, fields, DROPPED_FROM_ANSWERS.and(LENGTH));
+    out.put(b"\r\n");
+}
+
+#[inline]
+fn status_and_lines(out: &mut Writer<'_>, bytes: &[u8], response: &Response, fields: &Fields, dropped: Kinds) {
+    if response.line_passes {
+        return copy_lines(out, bytes, fields, dropped, 0, response.fields_start);
+    }
+    out.put(b"HTTP/1.1 ");
+    out.put_decimal(u64::from(response.status));
+    line(out, b" ", response.status_line_reason.of(bytes));
+    copy_lines(out, bytes, fields, dropped, response.fields_start, response.fields_start);
+}
+
+#[inline]
+fn answer_framing(out: &mut Writer<'_>, response: &Response, answer: &Answer<'_>) {
+    match answer.framing {
+        Rewritten::Same if response.framing == Framing::Chunked => out.put(b"Transfer-Encoding: chunked\r\n"),
+        Rewritten::Same | Rewritten::UntilClose => {}
+        Rewritten::Chunked => out.put(b"Transfer-Encoding: chunked\r\n"),
+        Rewritten::Length(length) => {
+            out.put(b"Content-Length: ");
+            out.put_decimal(length);
+            out.put(b"\r\n");
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! Bytes for lines: time stamps, numbers and escapes. Nothing here allocates beyond the buffer that it appends to.
+
+/// A moment as a calendar date and a time of day, in UTC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Calendar {
+    /// The year, as in 2026.
+    pub year: u32,
+    /// 1 to 12.
+    pub month: u32,
+    /// 1 to 31.
+    pub day: u32,
+    /// 0 to 23.
+    pub hour: u32,
+    /// 0 to 59.
+    pub minute: u32,
+    /// 0 to 59.
+    pub second: u32,
+}
+
+impl Calendar {
+    /// The date and time of that many seconds since 1970-01-01T00:00:00Z, in the Gregorian calendar.
+    pub fn of(seconds: u64) -> Calendar {
+        let (days, rest) = (seconds / 86_400, (seconds % 86_400) as u32);
+        // Years that begin in March put the leap day last; eras of 400 years all have 146,097 days.
+        let shifted = days + 719_468;
+        let day_of_era = shifted % 146_097;
+        let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+        let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+        let month_from_march = (5 * day_of_year + 2) / 153;
+        let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+        let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+        let year = year_of_era + shifted / 146_097 * 400 + u64::from(month <= 2);
+        Calendar {
+            year: year as u32,
+            month: month as u32,
+            day: day as u32,
+            hour: rest / 3600,
+            minute: rest / 60 % 60,
+            second: rest % 60,
+        }
+    }
+}
+
+/// Month names as log readers expect them.
+pub const MONTHS: [&str; 12] = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+
+/// Appends a number with leading zeros to at least `width` digits (at most 8).
+pub fn put_padded(out: &mut Vec<u8>, number: u32, width: usize) {
+    let mut digits = itoa::Buffer::new();
+    let digits = digits.format(number).as_bytes();
+    let zeros = width.min(8).saturating_sub(digits.len());
+    out.extend_from_slice(&b"00000000"[..zeros]);
+    out.extend_from_slice(digits);
+}
+
+/// Appends a number.
+pub fn put_number(out: &mut Vec<u8>, number: u64) {
+    out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+}
+
+/// Appends `2026-11-21T03:45:56`, with `separator` between date and time.
+pub fn put_date_time(out: &mut Vec<u8>, seconds: u64, separator: u8) {
+    let at = Calendar::of(seconds);
+    put_padded(out, at.year, 4);
+    for part in [at.month, at.day] {
+        out.push(b'-');
+        put_padded(out, part, 2);
+    }
+    out.push(separator);
+    put_clock(out, &at);
+}
+
+/// Appends `03:45:56`.
+pub fn put_clock(out: &mut Vec<u8>, at: &Calendar) {
+    put_padded(out, at.hour, 2);
+    for part in [at.minute, at.second] {
+        out.push(b':');
+        put_padded(out, part, 2);
+    }
+}
+
+/// Appends milliseconds with three decimals, as in `1.234`, from microseconds.
+pub fn put_milliseconds(out: &mut Vec<u8>, micros: u64) {
+    put_number(out, micros / 1000);
+    out.push(b'.');
+    put_padded(out, (micros % 1000) as u32, 3);
+}
+
+/// Appends bytes as nginx and Apache write them: quotes, backslashes, controls and everything above 0x7E become `\xHH`, so
+/// that nothing from the network can end a field, a line, or steer a terminal.
+pub fn put_escaped(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_runs(
+        out,
+        bytes,
+        |byte| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\',
+        |out, byte| {
+            out.extend_from_slice(&[b'\\', b'x', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+        },
+    );
+}
+
+/// Appends bytes as the inside of a JSON string. What is not UTF-8 becomes U+FFFD; controls, DEL and the C1 controls are
+/// escaped, so that a line shown on a terminal cannot steer it.
+pub fn put_json(out: &mut Vec<u8>, bytes: &[u8]) {
+    if bytes.is_ascii() {
+        return put_json_ascii(out, bytes);
+    }
+    for chunk in bytes.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            match character {
+                '\0'..='\u{7f}' => put_json_ascii(out, &[character as u8]),
+                '\u{80}'..='\u{9f}' | '\u{2028}' | '\u{2029}' => put_unicode_escape(out, character as u16),
+                _ => out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
+            }
+        }
+        if !chunk.invalid().is_empty() {
+            out.extend_from_slice("\u{fffd}".as_bytes());
+        }
+    }
+}
+
+fn put_json_ascii(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_runs(
+        out,
+        bytes,
+        |byte| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\',
+        |out, byte| match byte {
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            _ => put_unicode_escape(out, u16::from(byte)),
+        },
+    );
+}
+
+fn put_unicode_escape(out: &mut Vec<u8>, unit: u16) {
+    out.extend_from_slice(b"\\u");
+    for shift in [12, 8, 4, 0] {
+        out.push(HEX[usize::from(unit >> shift & 15)].to_ascii_lowercase());
+    }
+}
+
+/// Appends text for a reader: controls become spaces or `\xHH`, everything else stays.
+pub fn put_text(out: &mut Vec<u8>, text: &str) {
+    for character in text.chars() {
+        match character {
+            '\n' | '\t' | '\r' => out.push(b' '),
+            '\0'..='\u{1f}' | '\u{7f}' => put_escaped(out, &[character as u8]),
+            '\u{80}'..='\u{9f}' => put_unicode_escape(out, character as u16),
+            _ => out.extend_from_slice(character.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+}
+
+/// Copies the plain runs of `bytes` as they are, and has each other byte escaped.
+fn put_runs(out: &mut Vec<u8>, bytes: &[u8], plain: impl Fn(u8) -> bool, escape: impl Fn(&mut Vec<u8>, u8)) {
+    let mut rest = bytes;
+    while let Some(place) = rest.iter().position(|&byte| !plain(byte)) {
+        out.extend_from_slice(&rest[..place]);
+        escape(out, rest[place]);
+        rest = &rest[place + 1..];
+    }
+    out.extend_from_slice(rest);
+}
+
+const HEX: &[u8; 16] = b"0123456789ABCDEF";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(put: impl Fn(&mut Vec<u8>)) -> String {
+        let mut out = Vec::new();
+        put(&mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn dates_are_right_around_leap_days_and_years() {
+        // From `date -u -d @SECONDS +%FT%T`.
+        let cases = [
+            (0, "1970-01-01T00:00:00"),
+            (951_782_399, "2000-02-28T23:59:59"),
+            (951_782_400, "2000-02-29T00:00:00"),
+            (951_868_800, "2000-03-01T00:00:00"),
+            (1_709_164_800, "2024-02-29T00:00:00"),
+            (1_735_689_599, "2024-12-31T23:59:59"),
+            (1_795_232_756, "2026-11-21T03:45:56"),
+            (4_107_542_400, "2100-03-01T00:00:00"),
+        ];
+        for (seconds, expected) in cases {
+            assert_eq!(text(|out| put_date_time(out, seconds, b'T')), expected);
+        }
+    }
+
+    #[test]
+    fn nothing_from_the_network_ends_a_field_or_steers_a_terminal() {
+        let hostile = b"/a\"b\\c\r\n\x1b[31m\x7f\xff d";
+        assert_eq!(text(|out| put_escaped(out, hostile)), r"/a\x22b\x5Cc\x0D\x0A\x1B[31m\x7F\xFF d");
+        assert_eq!(text(|out| put_json(out, hostile)), r#"/a\"b\\c\r\n\u001b[31m\u007f"#.to_owned() + "\u{fffd} d");
+        assert_eq!(text(|out| put_text(out, "a\nb\u{1b}c\u{9b}dé")), r"a b\x1Bc\u009bdé");
+    }
+
+    #[test]
+    fn json_strings_read_back() {
+        for sample in ["plain", "é€𝄞", "tab\tnul\0 \u{85}\u{2028}", "\"quoted\" \\ back"] {
+            let line = format!("\"{}\"", text(|out| put_json(out, sample.as_bytes())));
+            assert_eq!(serde_json::from_str::<String>(&line).unwrap(), sample);
+        }
+    }
+
+    #[test]
+    fn milliseconds_have_three_decimals() {
+        assert_eq!(text(|out| put_milliseconds(out, 1_234_005)), "1234.005");
+        assert_eq!(text(|out| put_milliseconds(out, 7)), "0.007");
+    }
+}

@@ -1,0 +1,488 @@
+//! Counters of the loops, their totals, and the two texts made of them: the box on stdout and the status document.
+//!
+//! Rules:
+//! - Each loop owns one [`Counters`] and is the only one that writes it, with a relaxed load and store: no lock prefix on
+//!   the request path. Any thread may read at any time; what it sees may be one update old, never torn.
+//! - Counters only grow until the process ends; [`Gauge`]s go both ways.
+//! - Each loop's counters stand on cache lines of their own, so that loops do not slow each other down.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crossbeam_utils::CachePadded;
+use serde::Serialize;
+use serde::ser::{SerializeMap, Serializer};
+
+/// A number that only grows. One thread writes, all may read.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `more`. Only the owner's thread may call it: two writers would lose counts.
+    #[inline]
+    pub fn add(&self, more: u64) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+    }
+
+    /// The number now.
+    #[inline]
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A number that goes up and down and never below zero. One thread writes, all may read.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// One more. Only the owner's thread may call it.
+    #[inline]
+    pub fn increment(&self) {
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    }
+
+    /// One less. Only the owner's thread may call it.
+    #[inline]
+    pub fn decrement(&self) {
+        let before = self.0.load(Ordering::Relaxed);
+        debug_assert!(before > 0, "a gauge went below zero");
+        self.0.store(before.saturating_sub(1), Ordering::Relaxed);
+    }
+
+    /// The number now.
+    #[inline]
+    pub fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The public states of a client connection that a gauge counts. CLOSED is missing: nothing is left to count then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(usize)]
+pub enum ConnectionState {
+    /// Accepted; no byte was read yet.
+    Accepting,
+    /// Waiting for a request or in the middle of one.
+    ReadingRequest,
+    /// The request waits for a worker or its answer.
+    Processing,
+    /// The answer is on its way.
+    WritingResponse,
+    /// Being shut down.
+    Closing,
+}
+
+impl ConnectionState {
+    /// All of them, in the order of a connection's life.
+    pub const ALL: [ConnectionState; 5] = [
+        ConnectionState::Accepting,
+        ConnectionState::ReadingRequest,
+        ConnectionState::Processing,
+        ConnectionState::WritingResponse,
+        ConnectionState::Closing,
+    ];
+
+    /// The name in documents, in lower case with underscores.
+    pub const fn name(self) -> &'static str {
+        match self {
+            ConnectionState::Accepting => "accepting",
+            ConnectionState::ReadingRequest => "reading_request",
+            ConnectionState::Processing => "processing",
+            ConnectionState::WritingResponse => "writing_response",
+            ConnectionState::Closing => "closing",
+        }
+    }
+}
+
+macro_rules! counters {
+    ($($(#[doc = $text:literal])+ $name:ident,)+) => {
+        /// What one loop counts. Written by that loop's thread only.
+        #[derive(Debug, Default)]
+        pub struct Counters {
+            $($(#[doc = $text])+ pub $name: Counter,)+
+            /// Client connections open now.
+            pub active_connections: Gauge,
+            /// Tunnels (after `101 Switching Protocols`) open now.
+            pub active_tunnels: Gauge,
+            /// Client connections by state; see [`Counters::moved`].
+            pub states: [Gauge; 5],
+        }
+
+        /// The sum over all loops at one moment.
+        #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+        pub struct Totals {
+            $($(#[doc = $text])+ pub $name: u64,)+
+            /// Client connections open now.
+            pub active_connections: u64,
+            /// Tunnels (after `101 Switching Protocols`) open now.
+            pub active_tunnels: u64,
+            /// Client connections by state, in the order of [`ConnectionState::ALL`].
+            #[serde(rename = "connection_states", serialize_with = "states_by_name")]
+            pub states: [u64; 5],
+        }
+
+        impl Totals {
+            /// Adds one loop's counters.
+            pub fn add(&mut self, counters: &Counters) {
+                $(self.$name += counters.$name.value();)+
+                self.active_connections += counters.active_connections.value();
+                self.active_tunnels += counters.active_tunnels.value();
+                for (total, state) in self.states.iter_mut().zip(&counters.states) {
+                    *total += state.value();
+                }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Client connections accepted.
+    total_connections,
+    /// Requests answered, by the loop or by a worker, errors included.
+    requests,
+    /// Bytes received from clients.
+    bytes_received,
+    /// Bytes that the kernel took for clients.
+    bytes_sent,
+    /// Client connections or exchanges that ended in an error: resets, refused requests, answers of 502.
+    errors,
+    /// Deadlines that passed: slow heads, bodies and readers, idle connections, workers without an answer.
+    timeouts,
+    /// Panics caught at the loop's boundary.
+    panics,
+    /// Requests given to a second worker.
+    retries,
+    /// Requests refused because the waiting queue was full.
+    queue_full,
+    /// Requests that waited for a worker for too long.
+    queue_timeouts,
+    /// Requests held while no worker was ready, until the hold was over.
+    hold_expired,
+    /// Tunnels opened.
+    tunnels,
+    /// Times that accepting was paused: `max_connections` reached or descriptors exhausted.
+    accept_paused,
+    /// Requests whose client left before the answer was whole.
+    client_gone,
+    /// Connections opened to workers.
+    worker_connections,
+}
+
+impl Counters {
+    /// Counts a connection's move between two states; `None` stands for "not there": before ACCEPTING and after CLOSING.
+    #[inline]
+    pub fn moved(&self, from: Option<ConnectionState>, to: Option<ConnectionState>) {
+        if let Some(from) = from {
+            self.states[from as usize].decrement();
+        }
+        if let Some(to) = to {
+            self.states[to as usize].increment();
+        }
+    }
+
+    /// Connections in that state now.
+    pub fn in_state(&self, state: ConnectionState) -> u64 {
+        self.states[state as usize].value()
+    }
+}
+
+/// The counters of all loops. Cloning gives another handle.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<[CachePadded<Counters>]>);
+
+impl Metrics {
+    /// Counters for that many loops, all zero.
+    pub fn new(loops: usize) -> Metrics {
+        Metrics((0..loops).map(|_| CachePadded::default()).collect())
+    }
+
+    /// One loop's counters. Panics if there is no such loop, which is a mistake of ours.
+    #[inline]
+    pub fn of_loop(&self, index: usize) -> &Counters {
+        &self.0[index]
+    }
+
+    /// The counters of each loop, in order.
+    pub fn loops(&self) -> impl ExactSizeIterator<Item = &Counters> {
+        self.0.iter().map(|padded| &**padded)
+    }
+
+    /// The sum over all loops.
+    pub fn total(&self) -> Totals {
+        let mut totals = Totals::default();
+        self.loops().for_each(|counters| totals.add(counters));
+        totals
+    }
+}
+
+const RULE: &str = "═══════════════════════════════════════════════════════════";
+
+/// The box for stdout, with a line end behind it.
+pub fn stats_box(totals: &Totals) -> String {
+    let lines = [
+        ("Total connections:", totals.total_connections.to_string()),
+        ("Active connections:", totals.active_connections.to_string()),
+        ("Requests handled:", totals.requests.to_string()),
+        ("Bytes received:", human_bytes(totals.bytes_received)),
+        ("Bytes sent:", human_bytes(totals.bytes_sent)),
+        ("Errors:", totals.errors.to_string()),
+        ("Timeouts:", totals.timeouts.to_string()),
+    ];
+    let mut text = format!("{RULE}\n  SERVER STATISTICS\n{RULE}\n");
+    for (name, value) in lines {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {name:<20}{value}");
+    }
+    text + RULE + "\n"
+}
+
+/// Bytes with two decimals in the largest fitting unit (of 1024), as in `12.34 MB`; whole bytes below 1 KB.
+pub fn human_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 6] = ["KB", "MB", "GB", "TB", "PB", "EB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let mut value = bytes as f64 / 1024.0;
+    let mut unit = 0;
+    // 1023.995 would be printed as 1024.00.
+    while value >= 1023.995 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.2} {}", UNITS[unit])
+}
+
+/// The word that the status document opens with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// As many workers as wanted are ready.
+    Healthy,
+    /// Some, but not all of the workers are ready.
+    Degraded,
+    /// No worker was ready yet, or all are being replaced.
+    Starting,
+    /// The app has given up.
+    Failed,
+}
+
+impl Health {
+    /// The health of an app with `ready` of `wanted` workers.
+    pub fn of(ready: usize, wanted: usize, failed: bool) -> Health {
+        match ready {
+            _ if failed => Health::Failed,
+            ready if ready >= wanted => Health::Healthy,
+            0 => Health::Starting,
+            _ => Health::Degraded,
+        }
+    }
+}
+
+/// What the status document says besides the totals.
+#[derive(Clone, Debug)]
+pub struct Status {
+    /// How it goes.
+    pub health: Health,
+    /// The app's name.
+    pub app: String,
+    /// Workers wanted.
+    pub workers: usize,
+    /// Workers ready for requests.
+    pub ready: usize,
+    /// Workers with a request in flight.
+    pub busy: usize,
+    /// Requests waiting for a worker.
+    pub queue_depth: usize,
+    /// Requests that may wait.
+    pub queue_size: usize,
+    /// Listening ports by protocol, as in `("http", 8080)`.
+    pub ports: Vec<(&'static str, u16)>,
+    /// Since the start of the server.
+    pub uptime: Duration,
+    /// The backend that runs, as in `epoll`.
+    pub backend: &'static str,
+    /// How many loops run.
+    pub loops: usize,
+    /// Log lines dropped since the start because a sink blocked.
+    pub log_lines_dropped: u64,
+}
+
+/// The status document in JSON, without a line end.
+pub fn status_json(totals: &Totals, status: &Status) -> String {
+    #[derive(Serialize)]
+    struct Document<'a> {
+        status: Health,
+        app: &'a str,
+        workers: usize,
+        #[serde(serialize_with = "pairs")]
+        ports: &'a [(&'static str, u16)],
+        uptime: u64,
+        ready: usize,
+        busy: usize,
+        queue: Queue,
+        version: &'static str,
+        backend: &'static str,
+        loops: usize,
+        #[serde(flatten)]
+        totals: &'a Totals,
+        log_lines_dropped: u64,
+    }
+    #[derive(Serialize)]
+    struct Queue {
+        depth: usize,
+        size: usize,
+    }
+    let document = Document {
+        status: status.health,
+        app: &status.app,
+        workers: status.workers,
+        ports: &status.ports,
+        uptime: status.uptime.as_secs(),
+        ready: status.ready,
+        busy: status.busy,
+        queue: Queue { depth: status.queue_depth, size: status.queue_size },
+        version: env!("CARGO_PKG_VERSION"),
+        backend: status.backend,
+        loops: status.loops,
+        totals,
+        log_lines_dropped: status.log_lines_dropped,
+    };
+    serde_json::to_string(&document).expect("a document of numbers, strings and string keys is always JSON")
+}
+
+fn pairs<S: Serializer>(pairs: &[(&'static str, u16)], serializer: S) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(Some(pairs.len()))?;
+    for (name, value) in pairs {
+        map.serialize_entry(name, value)?;
+    }
+    map.end()
+}
+
+fn states_by_name<S: Serializer>(states: &[u64; 5], serializer: S) -> Result<S::Ok, S::Error> {
+    let mut map = serializer.serialize_map(Some(states.len()))?;
+    for state in ConnectionState::ALL {
+        map.serialize_entry(state.name(), &states[state as usize])?;
+    }
+    map.end()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Totals {
+        Totals {
+            total_connections: 15234,
+            active_connections: 87,
+            requests: 89421,
+            bytes_received: 12_939_428,
+            bytes_sent: 47_888_465,
+            errors: 3,
+            timeouts: 12,
+            ..Totals::default()
+        }
+    }
+
+    #[test]
+    fn the_box_is_the_one_that_readers_know() {
+        let expected = "\
+═══════════════════════════════════════════════════════════
+  SERVER STATISTICS
+═══════════════════════════════════════════════════════════
+  Total connections:  15234
+  Active connections: 87
+  Requests handled:   89421
+  Bytes received:     12.34 MB
+  Bytes sent:         45.67 MB
+  Errors:             3
+  Timeouts:           12
+═══════════════════════════════════════════════════════════
+";
+        assert_eq!(stats_box(&sample()), expected);
+    }
+
+    #[test]
+    fn bytes_are_shown_in_the_largest_fitting_unit() {
+        let cases = [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.00 KB"),
+            (1536, "1.50 KB"),
+            (1024 * 1024 - 1, "1.00 MB"),
+            (1024 * 1024, "1.00 MB"),
+            (5 * 1024 * 1024 * 1024, "5.00 GB"),
+            (u64::MAX, "16.00 EB"),
+        ];
+        for (bytes, text) in cases {
+            assert_eq!(human_bytes(bytes), text, "{bytes}");
+        }
+    }
+
+    #[test]
+    fn totals_sum_the_loops_and_read_from_another_thread() {
+        let metrics = Metrics::new(2);
+        metrics.of_loop(0).requests.add(3);
+        metrics.of_loop(1).requests.add(4);
+        metrics.of_loop(1).active_connections.increment();
+        metrics.of_loop(1).moved(None, Some(ConnectionState::Accepting));
+        metrics.of_loop(1).moved(Some(ConnectionState::Accepting), Some(ConnectionState::ReadingRequest));
+        let other = metrics.clone();
+        let totals = std::thread::spawn(move || other.total()).join().unwrap();
+        assert_eq!((totals.requests, totals.active_connections, totals.states), (7, 1, [0, 1, 0, 0, 0]));
+        metrics.of_loop(1).moved(Some(ConnectionState::ReadingRequest), None);
+        assert_eq!(metrics.total().states, [0; 5]);
+        assert_eq!(metrics.of_loop(1).in_state(ConnectionState::ReadingRequest), 0);
+    }
+
+    #[test]
+    fn each_loop_writes_its_own_cache_lines() {
+        let metrics = Metrics::new(2);
+        let (first, second) = (&raw const *metrics.of_loop(0) as usize, &raw const *metrics.of_loop(1) as usize);
+        let line = align_of::<CachePadded<u8>>();
+        assert!(line >= 64 && first % line == 0 && second % line == 0 && second - first >= size_of::<Counters>());
+    }
+
+    #[test]
+    fn health_follows_the_workers() {
+        let cases = [
+            (2, 2, false, Health::Healthy),
+            (3, 2, false, Health::Healthy),
+            (1, 2, false, Health::Degraded),
+            (0, 2, false, Health::Starting),
+            (0, 0, false, Health::Healthy),
+            (1, 2, true, Health::Failed),
+        ];
+        for (ready, wanted, failed, health) in cases {
+            assert_eq!(Health::of(ready, wanted, failed), health, "{ready} of {wanted}, failed: {failed}");
+        }
+    }
+
+    #[test]
+    fn the_status_document_is_json_that_opens_as_readers_know_it() {
+        let status = Status {
+            health: Health::Healthy,
+            app: "my \"app\"".to_owned(),
+            workers: 4,
+            ready: 4,
+            busy: 1,
+            queue_depth: 2,
+            queue_size: 8192,
+            ports: vec![("http", 5002)],
+            uptime: Duration::from_millis(3_600_900),
+            backend: "epoll",
+            loops: 2,
+            log_lines_dropped: 0,
+        };
+        let text = status_json(&sample(), &status);
+        let opening = r#"{"status":"healthy","app":"my \"app\"","workers":4,"ports":{"http":5002},"uptime":3600,"#;
+        assert!(text.starts_with(opening), "{text}");
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(value["queue"]["depth"], 2);
+        assert_eq!(value["connection_states"]["processing"], 0);
+        assert_eq!((&value["requests"], &value["bytes_sent"]), (&89421.into(), &47_888_465.into()));
+        assert_eq!(value["version"], env!("CARGO_PKG_VERSION"));
+    }
+}

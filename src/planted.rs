@@ -1,0 +1,74 @@
+//! Known faults, planted where the tests must be able to find such a one.
+//!
+//! Without the feature `planted-bugs` nothing of it is compiled: [`active`] and [`strikes`] are constants and vanish.
+//! With it, one fault sleeps in each place until `plant` wakes it for the calling thread (the simulation runs one seed
+//! on one thread, so tests may run side by side). Never for production.
+
+/// A known fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bug {
+    /// A released slot is given to a waiter who is never told.
+    LostGrant,
+    /// A released slot is freed twice: the worker gets a request too many.
+    DoubleRelease,
+    /// A cancelled waiter still gets a slot, and nobody brings it back.
+    ForgottenCancel,
+    /// Now and then the youngest waiter goes first.
+    QueueJump,
+    /// A draining or dead worker still gets requests.
+    StaleWorker,
+    /// A block is never given back to its pool.
+    LeakedBlock,
+    /// A request is sent again although an answer has begun, or although it may have run.
+    LateRetry,
+}
+
+#[cfg(feature = "planted-bugs")]
+mod awake {
+    use std::cell::Cell;
+
+    use super::Bug;
+
+    thread_local! {
+        static PLANTED: Cell<Option<Bug>> = const { Cell::new(None) };
+        static OCCASIONS: Cell<u32> = const { Cell::new(0) };
+    }
+
+    /// Wakes one fault for this thread, or puts the one that is awake to sleep.
+    pub fn plant(bug: Option<Bug>) {
+        PLANTED.set(bug);
+        OCCASIONS.set(0);
+    }
+
+    /// Whether this fault is awake.
+    pub fn active(bug: Bug) -> bool {
+        PLANTED.get() == Some(bug)
+    }
+
+    /// Whether this fault is awake and this is one of every `one_in` occasions for it.
+    pub fn strikes(bug: Bug, one_in: u32) -> bool {
+        if !active(bug) {
+            return false;
+        }
+        let occasion = OCCASIONS.get().wrapping_add(1);
+        OCCASIONS.set(occasion);
+        occasion.is_multiple_of(one_in)
+    }
+}
+
+#[cfg(feature = "planted-bugs")]
+pub use awake::{active, plant, strikes};
+
+/// Whether this fault is awake: never, in a build without the planted ones.
+#[cfg(not(feature = "planted-bugs"))]
+#[inline(always)]
+pub const fn active(_bug: Bug) -> bool {
+    false
+}
+
+/// Whether this fault strikes now: never, in a build without the planted ones.
+#[cfg(not(feature = "planted-bugs"))]
+#[inline(always)]
+pub const fn strikes(_bug: Bug, _one_in: u32) -> bool {
+    false
+}

@@ -1,0 +1,544 @@
+//! The server: start order and stop order.
+//!
+//! Start: descriptors, log, backend, listeners, run directory, loops, and then the supervisor on this thread. Everything that can
+//! fail for the user's reasons fails before a thread or a worker exists. Stop: the supervisor drains the loops and the
+//! workers and returns; the loops are joined; the log is flushed.
+//!
+//! All listeners are opened here, behind a probe bind without SO_REUSEPORT: otherwise a second instance of the same user would
+//! silently take its share of the connections.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+
+use crate::backends::{Backend, Bell, Options};
+use crate::buffers::block::{Budget, Pool};
+use crate::config::{BackendChoice, Command, ListenAddress, Pin, Settings};
+use crate::connection::Shared;
+use crate::dispatch::{Dispatch, Phase, Policy};
+use crate::http::reply::Direct;
+use crate::log::{Level, Log};
+use crate::mailbox::{Mailbox, Message, Postboxes, mailbox};
+use crate::metrics::{self, Health, Metrics, Status};
+use crate::reactor::{Reactor, Setup};
+use crate::supervisor::wake::Waker;
+use crate::supervisor::{self, RunDirectory, Supervisor};
+
+/// Connections that wait to be accepted, at most; the kernel clamps it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+/// Small blocks of a loop's pool: 36 MiB, of which only what is in use at once is ever touched.
+const SMALL_BLOCKS: usize = 2048;
+/// Large blocks of a loop's pool: 16 MiB.
+const LARGE_BLOCKS: usize = 128;
+/// Descriptors kept for what is not a client's connection: listeners, workers' pipes, logs, rings.
+const SPARE_DESCRIPTORS: usize = 64;
+/// How long a closing connection may still send before it is closed for good.
+const LINGER: Duration = Duration::from_secs(2);
+/// How soon accepting is tried again after descriptors ran out.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// How long the log may take to be written out at the end.
+const LOG_FLUSH: Duration = Duration::from_secs(2);
+
+/// Exit codes, of sysexits.h and PRODUCT's table.
+pub mod exit {
+    /// A clean stop.
+    pub const OK: u8 = 0;
+    /// Wrong flags.
+    pub const USAGE: u8 = 64;
+    /// An input file cannot be read.
+    pub const NO_INPUT: u8 = 66;
+    /// The app gave up before it was ever ready.
+    pub const UNAVAILABLE: u8 = 69;
+    /// An internal failure: a loop ended although nobody asked it to.
+    pub const SOFTWARE: u8 = 70;
+    /// The operating system refused something that every start needs.
+    pub const SYSTEM: u8 = 71;
+    /// Cannot bind, cannot make a socket.
+    pub const CANNOT_CREATE: u8 = 73;
+    /// Permission denied.
+    pub const PERMISSION: u8 = 77;
+    /// Invalid configuration.
+    pub const CONFIG: u8 = 78;
+}
+
+/// A failure at the start: one line, and the exit code.
+#[derive(Debug)]
+pub struct StartError {
+    /// What was wrong, and what to do.
+    pub message: String,
+    /// See [`exit`].
+    pub code: u8,
+}
+
+/// Runs the server until it is stopped; the exit code.
+pub fn run(settings: Settings) -> u8 {
+    match start(settings) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("production_server: {}", error.message);
+            error.code
+        }
+    }
+}
+
+fn start(mut settings: Settings) -> Result<u8, StartError> {
+    let original_limit = raise_descriptor_limit();
+    clamp_connections(&mut settings);
+    let listeners = open_listeners(&settings)?;
+    for (place, listener) in settings.listen.iter_mut().zip(&listeners) {
+        listener.address.clone_into(place);
+    }
+    let log = Log::open(&settings.access_log, settings.event_format)
+        .map_err(|error| refused(format!("cannot open the access log: {error}"), &error, exit::CANNOT_CREATE))?;
+    let backend = choose_backend(&settings, &log)?;
+    let run_directory = RunDirectory::open(&settings.run_dir)
+        .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;
+    for warning in &settings.warnings {
+        log.event(Level::Warn, warning, &[]);
+    }
+    let settings = Arc::new(settings);
+    let started = Instant::now();
+    let dispatch = Arc::new(Dispatch::new(policy(&settings), Supervisor::table_size(&settings), started));
+    let metrics = Metrics::new(settings.loops);
+    let (postboxes, mailboxes, bells) = post(settings.loops);
+    let options = supervisor::Options { descriptors: original_limit, ..Default::default() };
+    let supervisor = Supervisor::start_with(
+        settings.clone(),
+        dispatch.clone(),
+        postboxes.clone(),
+        log.clone(),
+        run_directory,
+        options,
+    )
+    .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;
+    let status = status_writer(&settings, &dispatch, &metrics, started, backend, &log);
+    let shared = Arc::new(Shared {
+        direct: settings.app.respond.as_ref().map(|text| Direct::new("text/plain; charset=utf-8", text.as_bytes())),
+        settings,
+        dispatch,
+        postboxes,
+        log,
+        admission: Default::default(),
+        status: Box::new(status),
+    });
+    let waker = supervisor.waker();
+    let loops = LoopSet { shared: shared.clone(), metrics: metrics.clone(), listeners, mailboxes, bells, waker };
+    let threads = match backend {
+        #[cfg(backend_io_uring)]
+        BackendChoice::IoUring => loops.spawn::<crate::backends::io_uring::IoUring>(),
+        #[cfg(backend_readiness)]
+        _ => loops.spawn::<crate::backends::readiness::Readiness>(),
+        #[cfg(not(backend_readiness))]
+        _ => loops.spawn::<crate::backends::io_uring::IoUring>(),
+    }
+    .map_err(|error| refused(format!("cannot start an event loop: {error}"), &error, exit::SYSTEM))?;
+    announce(&shared, backend);
+    Ok(supervise(&shared, &metrics, supervisor, threads))
+}
+
+fn supervise(
+    shared: &Arc<Shared>,
+    metrics: &Metrics,
+    supervisor: Supervisor,
+    threads: Vec<JoinHandle<io::Result<()>>>,
+) -> u8 {
+    let interval = shared.settings.stats_interval;
+    let print = || shared.log.print(metrics::stats_box(&metrics.total()));
+    let hooks = supervisor::Hooks {
+        loops_done: Box::new(|| threads.iter().all(JoinHandle::is_finished)),
+        every: (!interval.is_zero()).then(|| (interval, Box::new(print) as Box<dyn FnMut()>)),
+    };
+    let mut code = supervisor.run(hooks).code();
+    shared.postboxes.broadcast(|| Message::StopNow);
+    for thread in threads {
+        if let Err(error) = thread.join().unwrap_or_else(|_| Err(io::Error::other("a loop's thread panicked"))) {
+            shared.log.event(Level::Error, "an event loop failed", &[("error", &error)]);
+            code = exit::SOFTWARE;
+        }
+    }
+    if !shared.settings.stats_interval.is_zero() {
+        shared.log.print(metrics::stats_box(&metrics.total()));
+    }
+    for address in &shared.settings.listen {
+        if let ListenAddress::Unix(path) = address {
+            // Nobody listens there any more; a file that is gone already is as good.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+    shared.log.flush_and_stop(LOG_FLUSH);
+    code
+}
+
+fn policy(settings: &Settings) -> Policy {
+    let app = &settings.app;
+    Policy {
+        balance: match app.balance {
+            crate::config::Balance::Lifo => crate::dispatch::Balance::Lifo,
+            crate::config::Balance::RoundRobin => crate::dispatch::Balance::RoundRobin,
+            crate::config::Balance::Least => crate::dispatch::Balance::Least,
+        },
+        concurrency: app.concurrency,
+        queue_size: app.queue.size,
+        queue_timeout: app.queue.timeout,
+        hold: app.queue.hold,
+        max_tunnels: 1000,
+    }
+}
+
+type Bells = Vec<Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>>;
+
+/// The way to each loop. A loop's bell exists only once its backend does, on its own thread; mail posted before is found
+/// before the first sleep.
+fn post(loops: usize) -> (Postboxes, Vec<Mailbox<Message>>, Bells) {
+    let bells: Bells = (0..loops).map(|_| Arc::default()).collect();
+    let (boxes, mailboxes) = bells
+        .iter()
+        .map(|bell| {
+            let bell = bell.clone();
+            mailbox(move || {
+                if let Some(ring) = bell.get() {
+                    ring();
+                }
+            })
+        })
+        .unzip();
+    (Postboxes::new(boxes), mailboxes, bells)
+}
+
+/// What the loops' threads are made of.
+struct LoopSet {
+    shared: Arc<Shared>,
+    metrics: Metrics,
+    listeners: Vec<Listening>,
+    mailboxes: Vec<Mailbox<Message>>,
+    bells: Bells,
+    /// Tells the supervisor that a loop has ended.
+    waker: Waker,
+}
+
+impl LoopSet {
+    fn spawn<B: Backend + 'static>(self) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
+        let settings = &self.shared.settings;
+        let budget = Budget::new(settings.buffer_bytes);
+        let pinned = settings.pin == Pin::On || (settings.pin == Pin::Auto && settings.app.command == Command::None);
+        let cores = if pinned { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
+        let ready = Arc::new(std::sync::Barrier::new(settings.loops + 1));
+        let mut threads = Vec::new();
+        for (index, (mailbox, bell)) in self.mailboxes.into_iter().zip(self.bells).enumerate() {
+            let listeners: io::Result<Vec<_>> =
+                self.listeners.iter().map(|listening| listening.of_loop(index)).collect();
+            let (listeners, shared, metrics) = (listeners?, self.shared.clone(), self.metrics.clone());
+            let (budget, ready, waker) = (budget.clone(), ready.clone(), self.waker.clone());
+            let core = if cores.is_empty() { None } else { Some(cores[index % cores.len()]) };
+            let body = move || {
+                if let Some(core) = core {
+                    core_affinity::set_for_current(core);
+                }
+                let pool = Pool::new(SMALL_BLOCKS, LARGE_BLOCKS, budget);
+                let max_sockets = socket_room(&shared.settings);
+                let options = Options { max_sockets, pool: pool.clone(), linger: LINGER, accept_retry: ACCEPT_RETRY };
+                let backend = B::new(options);
+                if let Ok(backend) = &backend {
+                    let ring = backend.bell();
+                    // Set once, here.
+                    let _ = bell.set(Box::new(move || ring.ring()));
+                }
+                ready.wait();
+                let setup = Setup {
+                    index: index as u16,
+                    access: shared.log.access_log(),
+                    listeners,
+                    mailbox,
+                    metrics,
+                    pool,
+                    max_sockets,
+                    first_id: random(),
+                    shared,
+                };
+                let outcome = backend.and_then(|backend| Reactor::new(backend, setup)?.run());
+                waker.wake();
+                outcome
+            };
+            threads.push(std::thread::Builder::new().name(format!("loop-{index}")).spawn(body)?);
+        }
+        ready.wait();
+        Ok(threads)
+    }
+}
+
+/// Entries of a loop's table: all connections, which one loop might get, those to workers, and listeners.
+fn socket_room(settings: &Settings) -> usize {
+    let to_workers = settings.max_connections + settings.app.workers.max(settings.app.upstreams.len()) * 2;
+    settings.max_connections + to_workers + settings.listen.len() + 2 * crate::backends::ACCEPT_BATCH
+}
+
+/// A number to start request ids from, so that those of two loops or two servers do not meet.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new().build_hasher().finish()
+}
+
+/// One address and its sockets: one for each loop where the kernel balances between them, else one that all share.
+struct Listening {
+    address: ListenAddress,
+    sockets: Vec<OwnedFd>,
+}
+
+impl Listening {
+    fn of_loop(&self, index: usize) -> io::Result<(OwnedFd, u16)> {
+        let port = match &self.address {
+            ListenAddress::Tcp(address) => address.port(),
+            ListenAddress::Unix(_) => 0,
+        };
+        Ok((self.sockets[index % self.sockets.len()].try_clone()?, port))
+    }
+}
+
+fn open_listeners(settings: &Settings) -> Result<Vec<Listening>, StartError> {
+    let open = |address: &ListenAddress| match address {
+        ListenAddress::Tcp(address) => listen_tcp(*address, settings.loops),
+        ListenAddress::Unix(path) => listen_unix(path),
+    };
+    settings
+        .listen
+        .iter()
+        .map(|address| {
+            open(address).map_err(|error| {
+                let hint = match error.kind() {
+                    io::ErrorKind::AddrInUse => "; another program listens there: stop it or choose another address",
+                    io::ErrorKind::PermissionDenied => "; ports below 1024 need privileges",
+                    io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
+                    _ => "",
+                };
+                refused(format!("cannot listen on {address}: {error}{hint}"), &error, exit::CANNOT_CREATE)
+            })
+        })
+        .collect()
+}
+
+fn listen_tcp(address: SocketAddr, loops: usize) -> io::Result<Listening> {
+    let probe = tcp_socket(address)?;
+    probe.bind(&address.into())?;
+    // Only a listening socket conflicts with another instance's on every kernel.
+    probe.listen(1)?;
+    let address = probe.local_addr()?.as_socket().unwrap_or(address);
+    let balances = cfg!(any(target_os = "linux", target_os = "freebsd"));
+    let mut sockets = Vec::new();
+    if balances {
+        drop(probe);
+        for _ in 0..loops {
+            let socket = tcp_socket(address)?;
+            share_port(&socket)?;
+            socket.bind(&address.into())?;
+            socket.listen(BACKLOG)?;
+            sockets.push(socket.into());
+        }
+    } else {
+        probe.listen(BACKLOG)?;
+        sockets.push(probe.into());
+    }
+    Ok(Listening { address: ListenAddress::Tcp(address), sockets })
+}
+
+fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    // Linux hands these down to accepted sockets; elsewhere the backend sets what it needs.
+    socket.set_tcp_nodelay(true)?;
+    let keepalive = TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(10));
+    socket.set_tcp_keepalive(&keepalive)?;
+    Ok(socket)
+}
+
+#[cfg(target_os = "freebsd")]
+fn share_port(socket: &Socket) -> io::Result<()> {
+    socket.set_reuse_port_lb(true)
+}
+
+#[cfg(not(target_os = "freebsd"))]
+fn share_port(socket: &Socket) -> io::Result<()> {
+    socket.set_reuse_port(true)
+}
+
+/// A Unix socket at a path. A stale file is removed only after a connect to it was refused.
+fn listen_unix(path: &Path) -> io::Result<Listening> {
+    let listener = match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => match UnixStream::connect(path) {
+            Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {
+                std::fs::remove_file(path)?;
+                UnixListener::bind(path)?
+            }
+            _ => return Err(error),
+        },
+        bound => bound?,
+    };
+    listener.set_nonblocking(true)?;
+    SockRef::from(&listener).listen(BACKLOG)?;
+    Ok(Listening { address: ListenAddress::Unix(path.to_owned()), sockets: vec![listener.into()] })
+}
+
+/// Raises RLIMIT_NOFILE to its hard limit and returns what it was, for the workers get that back.
+fn raise_descriptor_limit() -> Option<(u64, u64)> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit writes to the struct that it is given.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
+        return None;
+    }
+    let original = (limit.rlim_cur, limit.rlim_max);
+    if limit.rlim_cur < limit.rlim_max {
+        limit.rlim_cur = limit.rlim_max;
+        // SAFETY: setrlimit only reads the struct. Where it is refused the old limit stays and connections are clamped.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+    }
+    Some(original)
+}
+
+/// Never promises more connections than there are descriptors: each client may need a second one, to a worker.
+fn clamp_connections(settings: &mut Settings) {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit writes to the struct that it is given.
+    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 || limit.rlim_cur == libc::RLIM_INFINITY {
+        return;
+    }
+    let descriptors = usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX);
+    let app = &settings.app;
+    let workers = if app.respond.is_some() { 0 } else { app.workers.max(app.upstreams.len()) };
+    let to_workers = workers.saturating_mul(app.concurrency as usize).saturating_mul(settings.loops);
+    let room = descriptors.saturating_sub(SPARE_DESCRIPTORS + settings.loops * 4);
+    let most = room.saturating_sub(to_workers.min(room / 2)).max(1);
+    if settings.max_connections > most {
+        settings.warnings.push(format!(
+            "max_connections is {most} and not {}: RLIMIT_NOFILE allows {descriptors} descriptors; raise it with `ulimit -n`",
+            settings.max_connections
+        ));
+        settings.max_connections = most;
+    }
+}
+
+/// Which backend runs: the one that was asked for, or for `auto` the faster one that the kernel grants.
+fn choose_backend(settings: &Settings, log: &Log) -> Result<BackendChoice, StartError> {
+    let readiness = if cfg!(target_os = "linux") { BackendChoice::Epoll } else { BackendChoice::Kqueue };
+    let not_compiled = |name: &str| StartError {
+        message: format!("the backend {name} is not compiled in; see `--backend auto`"),
+        code: exit::CONFIG,
+    };
+    let wants = match settings.backend {
+        BackendChoice::Auto if cfg!(backend_io_uring) && cfg!(not(backend_readiness)) => BackendChoice::IoUring,
+        BackendChoice::Auto => AUTO.unwrap_or(readiness),
+        choice => choice,
+    };
+    match wants {
+        BackendChoice::IoUring if cfg!(backend_io_uring) => match probe_io_uring() {
+            Ok(()) => Ok(BackendChoice::IoUring),
+            Err(error) if cfg!(backend_readiness) => {
+                log.event(
+                    Level::Warn,
+                    "the kernel refuses io_uring, epoll is used",
+                    &[("error", &error), ("likely", &likely_cause())],
+                );
+                Ok(readiness)
+            }
+            Err(error) => Err(refused(format!("the kernel refuses io_uring: {error}"), &error, exit::SYSTEM)),
+        },
+        BackendChoice::IoUring => Err(not_compiled("io_uring")),
+        choice if choice == readiness && cfg!(backend_readiness) => Ok(readiness),
+        BackendChoice::Epoll => Err(not_compiled("epoll")),
+        _ => Err(not_compiled("kqueue")),
+    }
+}
+
+/// What `auto` takes where both are compiled in; `None` is readiness. The README's table has the reason.
+const AUTO: Option<BackendChoice> = None;
+
+#[cfg(backend_io_uring)]
+fn probe_io_uring() -> io::Result<()> {
+    let pool = Pool::new(64, 1, Budget::new(0));
+    let options = Options { max_sockets: 16, pool, linger: LINGER, accept_retry: ACCEPT_RETRY };
+    crate::backends::io_uring::IoUring::new(options).map(drop)
+}
+
+#[cfg(not(backend_io_uring))]
+fn probe_io_uring() -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+fn likely_cause() -> &'static str {
+    match std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled").as_deref().map(str::trim) {
+        Ok("1" | "2") => "kernel.io_uring_disabled",
+        Ok(_) => "a seccomp filter, as containers have",
+        Err(_) => "a kernel before 5.19 or one without io_uring",
+    }
+}
+
+fn refused(message: String, error: &io::Error, code: u8) -> StartError {
+    let code = if error.kind() == io::ErrorKind::PermissionDenied { exit::PERMISSION } else { code };
+    StartError { message, code }
+}
+
+/// What `/status` tells.
+fn status_writer(
+    settings: &Arc<Settings>,
+    dispatch: &Arc<Dispatch>,
+    metrics: &Metrics,
+    started: Instant,
+    backend: BackendChoice,
+    log: &Log,
+) -> impl Fn() -> String + Send + Sync + use<> {
+    let (dispatch, metrics, settings, log) = (dispatch.clone(), metrics.clone(), settings.clone(), log.clone());
+    let wanted = match (&settings.app.respond, settings.app.upstreams.len()) {
+        (Some(_), _) => 0,
+        (None, 0) => settings.app.workers,
+        (None, upstreams) => upstreams,
+    };
+    let port = |address: &ListenAddress| match address {
+        ListenAddress::Tcp(address) => Some(("http", address.port())),
+        ListenAddress::Unix(_) => None,
+    };
+    let ports: Vec<_> = settings.listen.iter().filter_map(port).collect();
+    move || {
+        let snapshot = dispatch.snapshot();
+        let settled = |phase| matches!(phase, Phase::Ready | Phase::Draining);
+        let ready = snapshot.workers.iter().filter(|worker| worker.phase == Phase::Ready).count();
+        let busy = snapshot.workers.iter().filter(|worker| settled(worker.phase) && worker.in_flight > 0).count();
+        let status = Status {
+            health: Health::of(ready, wanted, snapshot.failed),
+            app: settings.app.name.clone(),
+            workers: wanted,
+            ready,
+            busy,
+            queue_depth: snapshot.queue_depth,
+            queue_size: settings.app.queue.size,
+            ports: ports.clone(),
+            uptime: started.elapsed(),
+            backend: backend_name(backend),
+            loops: settings.loops,
+            log_lines_dropped: log.dropped(),
+        };
+        metrics::status_json(&metrics.total(), &status)
+    }
+}
+
+fn backend_name(backend: BackendChoice) -> &'static str {
+    match backend {
+        BackendChoice::IoUring => "io_uring",
+        BackendChoice::Kqueue => "kqueue",
+        _ => "epoll",
+    }
+}
+
+fn announce(shared: &Shared, backend: BackendChoice) {
+    let settings = &shared.settings;
+    for address in &settings.listen {
+        let fields: [(&str, &dyn std::fmt::Display); 3] =
+            [("address", address), ("loops", &settings.loops), ("backend", &backend_name(backend))];
+        shared.log.event(Level::Info, "listening", &fields);
+    }
+}
