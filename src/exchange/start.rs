@@ -56,6 +56,7 @@ impl<B: Backend> Loop<B> {
             fresh: false,
             retried: false,
             wants_fresh: false,
+            worker: None,
             exclude: None,
             sent_before: 0,
             answer: Reader::Done,
@@ -250,6 +251,7 @@ impl<B: Backend> Loop<B> {
         };
         exchange.ticket = None;
         exchange.granted = Some(self.now);
+        exchange.worker = Some(worker);
         exchange.permit = Some(permit);
         let fresh = exchange.wants_fresh || exchange.websocket;
         match self.reach(worker, fresh) {
@@ -315,7 +317,7 @@ impl<B: Backend> Loop<B> {
             self.backend.send(sock, head.clone().into());
         }
         let wait = if connecting { settings.app.timeouts.connect } else { settings.app.timeouts.read };
-        self.wheel.arm(exchange.client.index, self.now + wait);
+        self.wheel.arm_after(exchange.client.index, wait);
         let client = exchange.client;
         if exchange.open || !exchange.body.is_empty() {
             self.send_body(key, sock);
