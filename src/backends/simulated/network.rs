@@ -37,7 +37,7 @@ pub struct End {
 }
 
 impl End {
-    fn other(self) -> End {
+    pub(super) fn other(self) -> End {
         End { connection: self.connection, side: 1 - self.side }
     }
 }

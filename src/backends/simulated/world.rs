@@ -128,6 +128,11 @@ impl World {
         network.activity
     }
 
+    /// Says that the driver has done something that a loop may have to notice, such as posting mail.
+    pub fn touch(&self) {
+        self.0.borrow_mut().activity += 1;
+    }
+
     // --- Places ---
 
     /// A listening socket for [`crate::backends::Backend::listen`]. The descriptor stands for the place and is good for
@@ -217,6 +222,11 @@ impl World {
     /// Whether this end was not closed yet by its own side.
     pub fn is_open(&self, end: End) -> bool {
         self.0.borrow().is_open(end)
+    }
+
+    /// Whether the other side has not closed its end yet.
+    pub fn other_is_open(&self, end: End) -> bool {
+        self.0.borrow().is_open(end.other())
     }
 
     // --- Leak checks ---
