@@ -1,3 +1,4 @@
 //! The one integration test binary. Each module holds the tests of one part.
 
 mod backends;
+mod simulation;

@@ -306,6 +306,10 @@ impl Simulated {
             if small { self.events.len() + 1 + network.random.below(3) } else { usize::MAX }
         };
         let order = std::mem::take(&mut self.order);
+        // Closed before anything leaves: nobody may see a later request while an earlier connection still looks open.
+        for &sock in &order {
+            self.cut(sock);
+        }
         for &sock in &order {
             self.flush(sock);
         }
@@ -488,38 +492,59 @@ impl Simulated {
     }
 
     fn look_at_closing(&mut self, sock: Sock) {
-        let Some(Socket::Stream(stream)) = self.sockets.lookup_mut(sock) else { return };
-        let Some(closing) = &mut stream.closing else { return };
-        let network = &mut *self.world.0.borrow_mut();
-        if closing.close_due.is_none() {
-            if let Phase::Connecting { until, error: None } = stream.phase
-                && until <= network.now
-            {
-                stream.phase = Phase::Open;
-            }
-            let waits = closing.how == How::Flushed && closing.gives_up_at > network.now;
-            if waits && let Some(end) = stream.end {
-                let (came, ended) = discard(network, end);
-                closing.lingers |= came;
-                let flushed = stream.outbox.is_empty() && (ended || !closing.lingers);
-                if !flushed && !stream.send_over {
-                    return;
-                }
-            }
-            self.outboxes.clear(&mut stream.outbox);
-            stream.armed = None;
-            if let Some(end) = stream.end {
-                network.close(end, closing.how == How::Reset);
-            }
-            let late = network.random.chance(network.faults.late_close);
-            let delay = if late { network.random.duration(network.faults.delay) } else { Duration::ZERO };
-            closing.close_due = Some(network.now + delay);
-            network.activity += 1;
+        if !self.is_flushed(sock) {
+            return;
         }
+        self.shut_down(sock);
+        let Some(Socket::Stream(Stream { closing: Some(closing), .. })) = self.sockets.lookup_mut(sock) else { return };
+        let network = &mut *self.world.0.borrow_mut();
         if closing.close_due.is_some_and(|due| due <= network.now) && !std::mem::replace(&mut closing.told, true) {
             network.activity += 1;
             self.events.push_back(Event::Close { sock });
         }
+    }
+
+    /// Whether a socket that is being closed has nothing to wait for any more.
+    fn is_flushed(&mut self, sock: Sock) -> bool {
+        let Some(Socket::Stream(stream)) = self.sockets.lookup_mut(sock) else { return true };
+        let Some(closing) = &mut stream.closing else { return true };
+        let network = &mut *self.world.0.borrow_mut();
+        if let Phase::Connecting { until, error: None } = stream.phase
+            && until <= network.now
+        {
+            stream.phase = Phase::Open;
+        }
+        if closing.how != How::Flushed || closing.close_due.is_some() || closing.gives_up_at <= network.now {
+            return true;
+        }
+        let Some(end) = stream.end else { return true };
+        let (came, ended) = discard(network, end);
+        closing.lingers |= came;
+        stream.send_over || (stream.outbox.is_empty() && (ended || !closing.lingers))
+    }
+
+    /// Carries out a close that does not wait for anything.
+    fn cut(&mut self, sock: Sock) {
+        let closing = self.stream(sock).and_then(|stream| stream.closing.as_ref());
+        if closing.is_some_and(|closing| closing.how != How::Flushed && closing.close_due.is_none()) {
+            self.shut_down(sock);
+        }
+    }
+
+    /// Closes the end of a socket; its Close event follows.
+    fn shut_down(&mut self, sock: Sock) {
+        let Some(Socket::Stream(stream)) = self.sockets.lookup_mut(sock) else { return };
+        let Some(closing) = stream.closing.as_mut().filter(|closing| closing.close_due.is_none()) else { return };
+        let network = &mut *self.world.0.borrow_mut();
+        self.outboxes.clear(&mut stream.outbox);
+        stream.armed = None;
+        if let Some(end) = stream.end {
+            network.close(end, closing.how == How::Reset);
+        }
+        let late = network.random.chance(network.faults.late_close);
+        let delay = if late { network.random.duration(network.faults.delay) } else { Duration::ZERO };
+        closing.close_due = Some(network.now + delay);
+        network.activity += 1;
     }
 
     fn stream(&self, sock: Sock) -> Option<&Stream> {
