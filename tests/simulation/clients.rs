@@ -156,7 +156,7 @@ impl Client {
         let total: usize = requests.iter().map(|request| request.bytes.len()).sum();
         let slow = world.chance(150) && total < 3000;
         let leave = match world.below(if manners.rude { 12 } else { 8 }) {
-            // Whoever ends before its answer may be taken for one who has left, unless the connection ends anyway.
+            // Whoever ends before an answer is taken for one who has left, unless the connection ends with that answer anyway.
             0 if manners.rude || requests.last().is_some_and(|request| request.last) => Leave::Finishes,
             8 => Leave::FinishesAt(world.between(1, total)),
             9 => Leave::ResetsAt(world.between(1, total)),
@@ -164,7 +164,7 @@ impl Client {
             _ => Leave::Done,
         };
         Plan {
-            depth: if world.chance(400) { world.between(2, 6) } else { 1 },
+            depth: if world.chance(400) && (manners.rude || leave == Leave::Done) { world.between(2, 6) } else { 1 },
             piece: if slow { 1 } else { [60, 700, 20_000][world.below(3)] },
             read: [100, 4096, 65_536][world.below(3)],
             reads: [200, 1000][world.below(2)],
@@ -296,6 +296,7 @@ impl Client {
         let (id, whole) = (request.id, request.bytes.len());
         if live.offset == 0 {
             self.ledger.borrow_mut().begun(id, now);
+            self.world.note(format_args!("{}: request {id}: {}", live.end, text(&request.bytes[..request.head])));
         }
         match self.world.write(live.end, &request.bytes[live.offset..most]) {
             Ok(count) => (live.offset, live.written) = (live.offset + count, live.written + count),
@@ -403,6 +404,7 @@ impl Client {
 
     fn begin_answer(&self, live: &mut Live, request: &Request, head: Head) -> Result<(), String> {
         let status = head.status()?;
+        self.world.note(format_args!("{}: request {} gets {head:?}", live.end, request.id));
         match status {
             100 if request.expects => live.continued = true,
             101 if request.tunnel.is_some() => {
@@ -435,7 +437,8 @@ impl Client {
         let reply = Reply { status: head.status()?, answer, body: body.bytes.len() };
         self.ledger.borrow_mut().answered(request.id, &reply);
         live.answered += 1;
-        live.closes = request.last || head.connection_says("close");
+        let kept = !request.http10 || head.connection_says("keep-alive");
+        live.closes = request.last || !kept || head.connection_says("close");
         if head.field("date").is_none() {
             return Err(format!("an answer without a date: {head:?}"));
         }

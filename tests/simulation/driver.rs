@@ -117,6 +117,7 @@ fn settings(kind: Kind, random: &mut Random) -> Settings {
     app.concurrency = if kind == Kind::Orderly || random.chance(600) { 1 } else { random.between(2, 4) as u32 };
     app.request_buffer = [1 << 20, 20_000, 1000][random.below(3)];
     app.keepalive = kind == Kind::Orderly || random.chance(850);
+    app.queue.size = 64;
     app.queue.timeout = Duration::from_secs(60);
     app.timeouts.request = Duration::from_secs(60);
     app.timeouts.read = Duration::from_secs(20);
@@ -128,7 +129,7 @@ fn settings(kind: Kind, random: &mut Random) -> Settings {
         app.timeouts.connect = Duration::from_millis(200);
         app.queue.timeout = Duration::from_millis(random.between(100, 2000) as u64);
         app.queue.hold = Duration::from_millis(random.between(100, 3000) as u64);
-        app.queue.size = [8192, 3, 0][random.below(3)];
+        app.queue.size = [64, 3, 0][random.below(3)];
         app.response_buffer = [1 << 24, 10_000][random.below(2)];
         app.serve_half_closed = random.chance(300);
         settings.max_connections = [1024, 3][random.below(2)];

@@ -198,8 +198,9 @@ impl World {
     /// Receives at most `most` bytes behind those in `into`; `Ok(0)` at the end.
     pub fn read(&self, end: End, into: &mut Vec<u8>, most: usize) -> io::Result<usize> {
         let start = into.len();
-        into.resize(start + most, 0);
-        let result = self.0.borrow_mut().read(end, &mut into[start..]);
+        let mut network = self.0.borrow_mut();
+        into.resize(start + most.min(network.held(end)).max(1), 0);
+        let result = network.read(end, &mut into[start..]);
         into.truncate(start + result.as_ref().copied().unwrap_or(0));
         result
     }
