@@ -26,3 +26,4 @@ pub mod planted;
 pub mod reactor;
 pub mod server;
 pub mod supervisor;
+pub mod worker;

@@ -250,7 +250,7 @@ impl Log {
     /// Waits until everything said so far is written, but not beyond `timeout`. Answers whether it is.
     pub fn flush(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
-        self.0.sinks().fold(true, |whole, sink| sink.flush(deadline) && whole)
+        self.0.sinks().all(|sink| sink.flush(deadline))
     }
 
     /// Writes what is left and ends the writers, but does not wait beyond `timeout` for a reader that does not read.
@@ -420,3 +420,6 @@ fn is_same(one: &File, other: &File) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,14 +1,26 @@
 //! Arguments in, exit code out.
-use production_server::config::*;
-fn main() {
-    let a: Vec<String> = std::env::args().collect();
-    let mut s = Settings::default();
-    s.listen = vec![ListenAddress::Tcp("127.0.0.1:8080".parse().unwrap())];
-    s.loops = 1;
-    s.access_log.target = AccessLogTarget::Off;
-    s.stats_interval = std::time::Duration::ZERO;
-    s.backend = if a[1] == "uring" { BackendChoice::IoUring } else { BackendChoice::Epoll };
-    s.app.command = Command::None;
-    if a[2] == "respond" { s.app.respond = Some("ok".into()); } else { s.app.upstreams = vec![Upstream::Unix(a[2].clone().into())]; s.app.concurrency = 512; }
-    std::process::exit(production_server::server::run(s) as i32);
+
+use std::io::Write;
+use std::process::ExitCode;
+
+use production_server::config::{self, Environment, Invocation};
+use production_server::{server, supervisor, worker};
+
+fn main() -> ExitCode {
+    match config::read(std::env::args_os(), &Environment::of_process()) {
+        Ok(Invocation::Run(settings)) => ExitCode::from(server::run(*settings)),
+        Ok(Invocation::Worker(arguments)) => worker::main(arguments.into_iter()),
+        Ok(Invocation::Exec(arguments)) => supervisor::exec::main(arguments.into_iter()),
+        Ok(Invocation::Guard(arguments)) => supervisor::guard::main(arguments.into_iter()),
+        Ok(Invocation::Print(text)) => {
+            // A reader that has gone (`--help | head`) is no error.
+            let _ = text.print();
+            ExitCode::SUCCESS
+        }
+        Err(refusal) => {
+            // There is no other place to say it.
+            let _ = writeln!(std::io::stderr(), "{}", refusal.line);
+            ExitCode::from(refusal.exit_code)
+        }
+    }
 }

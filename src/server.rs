@@ -28,7 +28,8 @@ use crate::log::{Level, Log};
 use crate::mailbox::{Mailbox, Message, Postboxes, mailbox};
 use crate::metrics::{self, Health, Metrics, Status};
 use crate::reactor::{Reactor, Setup};
-use crate::supervisor;
+use crate::supervisor::wake::Waker;
+use crate::supervisor::{self, RunDirectory, Supervisor};
 
 /// Connections that wait to be accepted, at most; the kernel clamps it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -44,8 +45,6 @@ const LINGER: Duration = Duration::from_secs(2);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// How long the log may take to be written out at the end.
 const LOG_FLUSH: Duration = Duration::from_secs(2);
-/// Workers that dispatch can know at once: twice the largest number, for a roll replaces each.
-const WORKER_ROOM: usize = 2048;
 
 /// Exit codes, of sysexits.h and PRODUCT's table.
 pub mod exit {
@@ -99,18 +98,26 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
     let log = Log::open(&settings.access_log, settings.event_format)
         .map_err(|error| refused(format!("cannot open the access log: {error}"), &error, exit::CANNOT_CREATE))?;
     let backend = choose_backend(&settings, &log)?;
-    let run_directory = supervisor::run_directory::RunDirectory::open(&settings.run_dir)
-        .map_err(|error| StartError { message: error.to_string(), code: error.exit_code() })?;
+    let run_directory = RunDirectory::open(&settings.run_dir)
+        .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;
     for warning in &settings.warnings {
         log.event(Level::Warn, warning, &[]);
     }
     let settings = Arc::new(settings);
     let started = Instant::now();
-    let dispatch = Arc::new(Dispatch::new(policy(&settings), WORKER_ROOM, started));
+    let dispatch = Arc::new(Dispatch::new(policy(&settings), Supervisor::table_size(&settings), started));
     let metrics = Metrics::new(settings.loops);
     let (postboxes, mailboxes, bells) = post(settings.loops);
-    let deliver = postboxes.clone();
-    dispatch.on_grant(Box::new(move |grant| deliver.grant(grant)));
+    let options = supervisor::Options { descriptors: original_limit, ..Default::default() };
+    let supervisor = Supervisor::start_with(
+        settings.clone(),
+        dispatch.clone(),
+        postboxes.clone(),
+        log.clone(),
+        run_directory,
+        options,
+    )
+    .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;
     let status = status_writer(&settings, &dispatch, &metrics, started, backend, &log);
     let shared = Arc::new(Shared {
         direct: settings.app.respond.as_ref().map(|text| Direct::new("text/plain; charset=utf-8", text.as_bytes())),
@@ -121,7 +128,8 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
         admission: Default::default(),
         status: Box::new(status),
     });
-    let loops = LoopSet { shared: shared.clone(), metrics: metrics.clone(), listeners, mailboxes, bells };
+    let waker = supervisor.waker();
+    let loops = LoopSet { shared: shared.clone(), metrics: metrics.clone(), listeners, mailboxes, bells, waker };
     let threads = match backend {
         #[cfg(backend_io_uring)]
         BackendChoice::IoUring => loops.spawn::<crate::backends::io_uring::IoUring>(),
@@ -132,34 +140,24 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
     }
     .map_err(|error| refused(format!("cannot start an event loop: {error}"), &error, exit::SYSTEM))?;
     announce(&shared, backend);
-    supervise(&shared, &metrics, run_directory, threads, original_limit)
+    Ok(supervise(&shared, &metrics, supervisor, threads))
 }
 
 fn supervise(
     shared: &Arc<Shared>,
     metrics: &Metrics,
-    run_directory: supervisor::run_directory::RunDirectory,
+    supervisor: Supervisor,
     threads: Vec<JoinHandle<io::Result<()>>>,
-    original_limit: u64,
-) -> Result<u8, StartError> {
-    let threads = Arc::new(threads);
-    let watched = threads.clone();
-    let totals = metrics.clone();
+) -> u8 {
+    let interval = shared.settings.stats_interval;
+    let print = || shared.log.print(metrics::stats_box(&metrics.total()));
     let hooks = supervisor::Hooks {
-        loops_done: Box::new(move || watched.iter().all(JoinHandle::is_finished)),
-        statistics: Box::new(move || metrics::stats_box(&totals.total())),
-        descriptor_limit: original_limit,
+        loops_done: Box::new(|| threads.iter().all(JoinHandle::is_finished)),
+        every: (!interval.is_zero()).then(|| (interval, Box::new(print) as Box<dyn FnMut()>)),
     };
-    let outcome = supervisor::run(shared, run_directory, hooks);
+    let mut code = supervisor.run(hooks).code();
     shared.postboxes.broadcast(|| Message::StopNow);
-    let mut code = match outcome {
-        Ok(ended) => ended.exit_code(),
-        Err(error) => {
-            shared.log.event(Level::Error, "the supervisor failed", &[("error", &error)]);
-            exit::SYSTEM
-        }
-    };
-    for thread in Arc::into_inner(threads).into_iter().flatten() {
+    for thread in threads {
         if let Err(error) = thread.join().unwrap_or_else(|_| Err(io::Error::other("a loop's thread panicked"))) {
             shared.log.event(Level::Error, "an event loop failed", &[("error", &error)]);
             code = exit::SOFTWARE;
@@ -175,7 +173,7 @@ fn supervise(
         }
     }
     shared.log.flush_and_stop(LOG_FLUSH);
-    Ok(code)
+    code
 }
 
 fn policy(settings: &Settings) -> Policy {
@@ -221,6 +219,8 @@ struct LoopSet {
     listeners: Vec<Listening>,
     mailboxes: Vec<Mailbox<Message>>,
     bells: Bells,
+    /// Tells the supervisor that a loop has ended.
+    waker: Waker,
 }
 
 impl LoopSet {
@@ -232,9 +232,10 @@ impl LoopSet {
         let ready = Arc::new(std::sync::Barrier::new(settings.loops + 1));
         let mut threads = Vec::new();
         for (index, (mailbox, bell)) in self.mailboxes.into_iter().zip(self.bells).enumerate() {
-            let listeners: io::Result<Vec<_>> = self.listeners.iter().map(|listening| listening.of_loop(index)).collect();
+            let listeners: io::Result<Vec<_>> =
+                self.listeners.iter().map(|listening| listening.of_loop(index)).collect();
             let (listeners, shared, metrics) = (listeners?, self.shared.clone(), self.metrics.clone());
-            let (budget, ready) = (budget.clone(), ready.clone());
+            let (budget, ready, waker) = (budget.clone(), ready.clone(), self.waker.clone());
             let core = if cores.is_empty() { None } else { Some(cores[index % cores.len()]) };
             let body = move || {
                 if let Some(core) = core {
@@ -242,8 +243,7 @@ impl LoopSet {
                 }
                 let pool = Pool::new(SMALL_BLOCKS, LARGE_BLOCKS, budget);
                 let max_sockets = socket_room(&shared.settings);
-                let options =
-                    Options { max_sockets, pool: pool.clone(), linger: LINGER, accept_retry: ACCEPT_RETRY };
+                let options = Options { max_sockets, pool: pool.clone(), linger: LINGER, accept_retry: ACCEPT_RETRY };
                 let backend = B::new(options);
                 if let Ok(backend) = &backend {
                     let ring = backend.bell();
@@ -262,7 +262,9 @@ impl LoopSet {
                     first_id: random(),
                     shared,
                 };
-                Reactor::new(backend?, setup)?.run()
+                let outcome = backend.and_then(|backend| Reactor::new(backend, setup)?.run());
+                waker.wake();
+                outcome
             };
             threads.push(std::thread::Builder::new().name(format!("loop-{index}")).spawn(body)?);
         }
@@ -384,19 +386,19 @@ fn listen_unix(path: &Path) -> io::Result<Listening> {
 }
 
 /// Raises RLIMIT_NOFILE to its hard limit and returns what it was, for the workers get that back.
-fn raise_descriptor_limit() -> u64 {
+fn raise_descriptor_limit() -> Option<(u64, u64)> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: getrlimit writes to the struct that it is given.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
-        return 0;
+        return None;
     }
-    let original = limit.rlim_cur;
+    let original = (limit.rlim_cur, limit.rlim_max);
     if limit.rlim_cur < limit.rlim_max {
         limit.rlim_cur = limit.rlim_max;
         // SAFETY: setrlimit only reads the struct. Where it is refused the old limit stays and connections are clamped.
         unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
     }
-    original as u64
+    Some(original)
 }
 
 /// Never promises more connections than there are descriptors: each client may need a second one, to a worker.
@@ -437,7 +439,11 @@ fn choose_backend(settings: &Settings, log: &Log) -> Result<BackendChoice, Start
         BackendChoice::IoUring if cfg!(backend_io_uring) => match probe_io_uring() {
             Ok(()) => Ok(BackendChoice::IoUring),
             Err(error) if cfg!(backend_readiness) => {
-                log.event(Level::Warn, "the kernel refuses io_uring, epoll is used", &[("error", &error), ("likely", &likely_cause())]);
+                log.event(
+                    Level::Warn,
+                    "the kernel refuses io_uring, epoll is used",
+                    &[("error", &error), ("likely", &likely_cause())],
+                );
                 Ok(readiness)
             }
             Err(error) => Err(refused(format!("the kernel refuses io_uring: {error}"), &error, exit::SYSTEM)),

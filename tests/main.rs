@@ -2,3 +2,7 @@
 
 mod backends;
 mod simulation;
+mod cli;
+mod supervision;
+mod tidy;
+mod worker;

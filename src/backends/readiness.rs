@@ -1,27 +1,829 @@
 //! Readiness through mio: epoll on Linux, kqueue on macOS and the BSDs.
-use super::*;
-/// x
-pub struct Readiness;
-/// x
+//!
+//! It owns the sockets of one loop and turns edge-triggered readiness into the completions of the contract. What keeps
+//! it cheap:
+//!
+//! - A socket is registered once, at the end of the turn that brought it, for reading alone: one that came and went
+//!   within a turn never is, and there are no wakeups for writability that nobody waits for (a Unix socket would give
+//!   one for every read of its peer). Writability is asked for when a send falls short, and closing deregisters.
+//! - A flag per socket remembers whether the kernel may have input. A receive is one recv(2) when the flag is set, and none
+//!   otherwise; a short one clears the flag (epoll(7), on stream sockets), unless the peer's end was announced.
+//! - An accepted socket counts as readable: its request has often come with it, and if so a whole turn is saved.
+//!
+//! Lists hold names, not references; a name in a list may have died, and every use looks it up.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mio::event::Event as Readied;
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token, Waker};
+use socket2::SockAddr;
+
+use self::system::Connecting;
+use super::{ACCEPT_BATCH, Backend, Bell, Event, HIGH_MARK, How, Options, Piece, Side, Size, Sock};
+use crate::buffers::block::{Pool, Share};
+use crate::buffers::outbox::{GATHER, Outbox, Outboxes};
+use crate::buffers::slots::Slots;
+
+mod system;
+
+/// Events taken from the kernel in one turn at most; more wait there for the next turn.
+const EVENTS: usize = 512;
+/// The bell's token: the index of no socket.
+const BELL: Token = Token(usize::MAX);
+/// Reads of unwanted input from one lingering socket in one turn at most.
+const DISCARDS: usize = 16;
+
+const _: () = assert!(usize::BITS == 64, "a token holds index and generation");
+
+/// Facts about a socket, one bit each.
+mod flag {
+    /// The kernel may have input.
+    pub const READABLE: u32 = 1 << 0;
+    /// The kernel may take output.
+    pub const WRITABLE: u32 = 1 << 1;
+    /// The peer's end or an error was announced: reads go on until they tell.
+    pub const HANGUP: u32 = 1 << 2;
+    /// A receive is armed.
+    pub const ARMED: u32 = 1 << 3;
+    /// It is to be a large one.
+    pub const LARGE: u32 = 1 << 4;
+    /// In the list of those to be read, or parked.
+    pub const QUEUED: u32 = 1 << 5;
+    /// In the list of those to be flushed.
+    pub const DIRTY: u32 = 1 << 6;
+    /// The connect has not ended.
+    pub const CONNECTING: u32 = 1 << 7;
+    /// We connected it: its receives take the workers' share.
+    pub const WORKER: u32 = 1 << 8;
+    /// End or a failed receive was told.
+    pub const ENDED: u32 = 1 << 9;
+    /// A send failed.
+    pub const BROKEN: u32 = 1 << 10;
+    /// The outbox has passed the high mark.
+    pub const HIGH: u32 = 1 << 11;
+    /// `finish` was called.
+    pub const FINISH: u32 = 1 << 12;
+    /// The sending half is shut.
+    pub const SHUT: u32 = 1 << 13;
+    /// `close` was called with `Flushed`, and it is not done.
+    pub const CLOSING: u32 = 1 << 14;
+    /// At that call, a receive was armed and `finish` not called: no more input is expected.
+    pub const CLEAN: u32 = 1 << 15;
+    /// All is sent; unwanted input is being discarded.
+    pub const LINGERING: u32 = 1 << 16;
+    /// Closed; only its event is still to be told.
+    pub const CLOSED: u32 = 1 << 17;
+    /// A listener.
+    pub const LISTENER: u32 = 1 << 18;
+    /// A listener that is to be left alone.
+    pub const PAUSED: u32 = 1 << 19;
+    /// Registered for writability, too.
+    pub const WATCHED: u32 = 1 << 20;
+    /// Registered.
+    pub const REGISTERED: u32 = 1 << 21;
+}
+use flag::*;
+
+/// One socket or listener. Kept small: an idle connection is this and the kernel's part.
+struct Socket {
+    descriptor: Option<OwnedFd>,
+    flags: u32,
+    outbox: Outbox,
+    sent: u64,
+    /// In which turn it last received.
+    turn: u32,
+}
+
+impl Socket {
+    fn is(&self, flags: u32) -> bool {
+        self.flags & flags != 0
+    }
+
+    fn set(&mut self, flags: u32) {
+        self.flags |= flags;
+    }
+
+    fn clear(&mut self, flags: u32) {
+        self.flags &= !flags;
+    }
+}
+
+/// A flushed close that the peer holds up.
+struct Patience {
+    until: Instant,
+    sock: Sock,
+    /// What `sent` was when this began, so that progress shows.
+    sent: u64,
+    /// Whether it is the peer's end that is waited for.
+    lingering: bool,
+}
+
+/// The readiness backend of one loop.
+pub struct Readiness {
+    poll: Poll,
+    events: Events,
+    chime: Chime,
+    now: Instant,
+    /// Counts waits; wraps.
+    turn: u32,
+    sockets: Slots<Socket>,
+    outboxes: Outboxes,
+    pool: Pool,
+    linger: Duration,
+    accept_retry: Duration,
+    listeners: Vec<Sock>,
+    /// Listeners that have connections for this turn, and how many they may still bring.
+    accepting: Vec<(Sock, usize)>,
+    /// Until when accepting is paused for lack of descriptors.
+    retry_at: Option<Instant>,
+    /// Opened in this turn and not registered yet.
+    fresh: Vec<Sock>,
+    /// To be flushed at the end of the turn.
+    dirty: Vec<Sock>,
+    /// To be read in this turn, those before `cursor` are done.
+    ready: Vec<Sock>,
+    cursor: usize,
+    /// To be read in the next turn.
+    later: Vec<Sock>,
+    /// Receives that wait for a block: clients', workers'.
+    parked: [VecDeque<Sock>; 2],
+    /// Everything that is told other than receives and accepts.
+    pending: VecDeque<Event>,
+    /// In the order of their ends, as all wait equally long.
+    patience: VecDeque<Patience>,
+    /// With no descriptor left, a request that came in can still reach a worker through this one.
+    spare: Option<OwnedFd>,
+}
+
+/// Wakes a [`Readiness`] from any thread.
 #[derive(Clone)]
-pub struct RBell;
-impl Bell for RBell { fn ring(&self) {} }
+pub struct Chime(Arc<Waker>);
+
+impl Bell for Chime {
+    fn ring(&self) {
+        // It fails only when the kernel has no memory for it; the loop then wakes by its timers.
+        let _ = self.0.wake();
+    }
+}
+
 impl Backend for Readiness {
-    type Bell = RBell;
-    fn new(_: Options) -> io::Result<Self> { todo!() }
-    fn bell(&self) -> RBell { todo!() }
-    fn now(&self) -> Instant { todo!() }
-    fn listen(&mut self, _: OwnedFd) -> io::Result<Sock> { todo!() }
-    fn pause(&mut self, _: Sock) { todo!() }
-    fn resume(&mut self, _: Sock) { todo!() }
-    fn connect(&mut self, _: &SockAddr) -> io::Result<Option<Sock>> { todo!() }
-    fn recv(&mut self, _: Sock, _: Size) { todo!() }
-    fn send(&mut self, _: Sock, _: Piece) { todo!() }
-    fn unsent(&self, _: Sock) -> usize { todo!() }
-    fn sent(&self, _: Sock) -> u64 { todo!() }
-    fn finish(&mut self, _: Sock) { todo!() }
-    fn close(&mut self, _: Sock, _: How) { todo!() }
-    fn wait(&mut self, _: Option<Duration>) -> io::Result<()> { todo!() }
-    fn next(&mut self) -> Option<Event> { todo!() }
-    fn live(&self) -> usize { todo!() }
+    type Bell = Chime;
+
+    fn new(options: Options) -> io::Result<Readiness> {
+        let poll = Poll::new()?;
+        let chime = Chime(Arc::new(Waker::new(poll.registry(), BELL)?));
+        Ok(Readiness {
+            poll,
+            events: Events::with_capacity(EVENTS),
+            chime,
+            now: Instant::now(),
+            turn: 0,
+            sockets: Slots::new(options.max_sockets),
+            outboxes: Outboxes::new(),
+            pool: options.pool,
+            linger: options.linger,
+            accept_retry: options.accept_retry,
+            listeners: Vec::new(),
+            accepting: Vec::new(),
+            retry_at: None,
+            fresh: Vec::new(),
+            dirty: Vec::new(),
+            ready: Vec::new(),
+            cursor: 0,
+            later: Vec::new(),
+            parked: [VecDeque::new(), VecDeque::new()],
+            pending: VecDeque::new(),
+            patience: VecDeque::new(),
+            spare: system::spare_descriptor(),
+        })
+    }
+
+    fn bell(&self) -> Chime {
+        self.chime.clone()
+    }
+
+    fn now(&self) -> Instant {
+        self.now
+    }
+
+    fn listen(&mut self, listener: OwnedFd) -> io::Result<Sock> {
+        system::prepare_listener(&listener)?;
+        let descriptor = listener.as_raw_fd();
+        // Edges from before the registration are told by it.
+        let sock = self.open(listener, LISTENER | REGISTERED).ok_or_else(table_is_full)?;
+        if let Err(error) = self.poll.registry().register(&mut SourceFd(&descriptor), token(sock), Interest::READABLE) {
+            self.sockets.remove(sock);
+            return Err(error);
+        }
+        self.listeners.push(sock);
+        Ok(sock)
+    }
+
+    fn pause(&mut self, listener: Sock) {
+        if let Some(socket) = alive(&mut self.sockets, listener)
+            && socket.is(LISTENER)
+        {
+            socket.set(PAUSED);
+        }
+    }
+
+    fn resume(&mut self, listener: Sock) {
+        if let Some(socket) = alive(&mut self.sockets, listener) {
+            socket.clear(PAUSED);
+        }
+    }
+
+    fn connect(&mut self, address: &SockAddr) -> io::Result<Option<Sock>> {
+        if self.sockets.len() == self.sockets.limit() {
+            return Err(table_is_full());
+        }
+        let outcome = match system::connect(address) {
+            Err(error) if system::is_exhaustion(&error) && self.spare.take().is_some() => system::connect(address)?,
+            outcome => outcome?,
+        };
+        let (descriptor, flags, refusal) = match outcome {
+            Connecting::Connected(descriptor) => (descriptor, WORKER | WRITABLE, None),
+            Connecting::Started(descriptor) => (descriptor, WORKER | CONNECTING, None),
+            Connecting::Refused(descriptor, error) => (descriptor, WORKER | BROKEN | ENDED, Some(error)),
+            Connecting::Full => {
+                self.replace_spare();
+                return Ok(None);
+            }
+        };
+        let sock = self.open(descriptor, flags).expect("room was checked above");
+        match refusal {
+            Some(error) => self.pending.push_back(Event::Fail { sock, side: Side::Connect, error }),
+            None => {
+                self.fresh.push(sock);
+                if flags & CONNECTING == 0 {
+                    self.pending.push_back(Event::Connect { sock });
+                }
+            }
+        }
+        Ok(Some(sock))
+    }
+
+    #[inline]
+    fn recv(&mut self, sock: Sock, size: Size) {
+        let Some(socket) = alive(&mut self.sockets, sock) else { return };
+        if socket.is(ARMED | ENDED | CLOSING | LISTENER) {
+            return;
+        }
+        socket.set(if size == Size::Large { ARMED | LARGE } else { ARMED });
+        if socket.flags & (READABLE | QUEUED) == READABLE {
+            socket.set(QUEUED);
+            let list = if socket.turn == self.turn { &mut self.later } else { &mut self.ready };
+            list.push(sock);
+        }
+    }
+
+    #[inline]
+    fn send(&mut self, sock: Sock, piece: Piece) {
+        let Some(socket) = alive(&mut self.sockets, sock) else { return };
+        if socket.is(BROKEN | FINISH | CLOSING | LISTENER) {
+            return;
+        }
+        self.outboxes.push(&mut socket.outbox, piece);
+        if socket.outbox.bytes() > HIGH_MARK {
+            socket.set(HIGH);
+        }
+        if !socket.is(DIRTY) {
+            socket.set(DIRTY);
+            self.dirty.push(sock);
+        }
+    }
+
+    fn unsent(&self, sock: Sock) -> usize {
+        self.sockets.lookup(sock).map_or(0, |socket| socket.outbox.bytes())
+    }
+
+    fn sent(&self, sock: Sock) -> u64 {
+        self.sockets.lookup(sock).filter(|socket| !socket.is(CLOSED)).map_or(0, |socket| socket.sent)
+    }
+
+    fn finish(&mut self, sock: Sock) {
+        let Some(socket) = alive(&mut self.sockets, sock) else { return };
+        if socket.is(BROKEN | FINISH | CLOSING | LISTENER) {
+            return;
+        }
+        socket.set(FINISH);
+        self.soil(sock);
+    }
+
+    fn close(&mut self, sock: Sock, how: How) {
+        let Some(socket) = alive(&mut self.sockets, sock) else { return };
+        let nothing_to_flush = socket.is(LISTENER | BROKEN) || (socket.is(CONNECTING) && socket.outbox.is_empty());
+        if how != How::Flushed || nothing_to_flush {
+            self.end(sock, how == How::Reset);
+            return;
+        }
+        if socket.is(CLOSING) {
+            return;
+        }
+        let read_whole = socket.is(ENDED) || socket.flags & (ARMED | READABLE | FINISH) == ARMED;
+        socket.clear(ARMED | HIGH);
+        socket.set(if read_whole { CLOSING | CLEAN } else { CLOSING });
+        if !socket.outbox.is_empty() {
+            self.be_patient(sock, false);
+        }
+        self.soil(sock);
+    }
+
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.flush_dirty();
+        self.register_fresh();
+        self.unpark();
+        self.ready.drain(..self.cursor);
+        self.cursor = 0;
+        self.ready.append(&mut self.later);
+        self.turn = self.turn.wrapping_add(1);
+        let sleep = if self.has_work() { Some(Duration::ZERO) } else { self.shorten(timeout) };
+        match self.poll.poll(&mut self.events, sleep) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        self.now = Instant::now();
+        let events = std::mem::replace(&mut self.events, Events::with_capacity(0));
+        for readied in events.iter() {
+            self.take_note(readied);
+        }
+        self.events = events;
+        self.lose_patience();
+        if self.retry_at.is_some_and(|retry_at| retry_at <= self.now) {
+            self.retry_at = None;
+        }
+        self.choose_listeners();
+        Ok(())
+    }
+
+    #[inline]
+    fn next(&mut self) -> Option<Event> {
+        loop {
+            while let Some(event) = self.pending.pop_front() {
+                if self.still_wanted(&event) {
+                    return Some(event);
+                }
+            }
+            if let Some(&sock) = self.ready.get(self.cursor) {
+                self.cursor += 1;
+                if let Some(event) = self.read(sock) {
+                    return Some(event);
+                }
+            } else if !self.accepting.is_empty() {
+                if let Some(event) = self.accept() {
+                    return Some(event);
+                }
+            } else {
+                return None;
+            }
+        }
+    }
+
+    fn live(&self) -> usize {
+        self.sockets.len()
+    }
+}
+
+/// The socket of a name that lives and is not closed.
+#[inline]
+fn alive(sockets: &mut Slots<Socket>, sock: Sock) -> Option<&mut Socket> {
+    sockets.lookup_mut(sock).filter(|socket| !socket.is(CLOSED))
+}
+
+fn table_is_full() -> io::Error {
+    io::Error::new(io::ErrorKind::QuotaExceeded, "no entry is left in this loop's socket table")
+}
+
+#[inline]
+fn token(sock: Sock) -> Token {
+    Token(sock.index as usize | (sock.generation as usize) << 32)
+}
+
+#[inline]
+fn named(token: Token) -> Sock {
+    Sock { index: token.0 as u32, generation: (token.0 >> 32) as u32 }
+}
+
+/// Opening, watching and closing.
+impl Readiness {
+    fn open(&mut self, descriptor: OwnedFd, flags: u32) -> Option<Sock> {
+        let turn = self.turn.wrapping_sub(1);
+        let socket = Socket { descriptor: Some(descriptor), flags, outbox: Outbox::default(), sent: 0, turn };
+        self.sockets.insert(socket).ok()
+    }
+
+    /// Puts the socket into the list of those to be flushed.
+    fn soil(&mut self, sock: Sock) {
+        if let Some(socket) = self.sockets.lookup_mut(sock)
+            && !socket.is(DIRTY)
+        {
+            socket.set(DIRTY);
+            self.dirty.push(sock);
+        }
+    }
+
+    fn register_fresh(&mut self) {
+        while let Some(sock) = self.fresh.pop() {
+            let Some(socket) = alive(&mut self.sockets, sock) else { continue };
+            let writes = socket.is(CONNECTING) || !(socket.is(WRITABLE) || socket.outbox.is_empty());
+            socket.set(if writes { REGISTERED | WATCHED } else { REGISTERED });
+            let interest = if writes { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+            let descriptor = system::borrow(&socket.descriptor).as_raw_fd();
+            if let Err(error) = self.poll.registry().register(&mut SourceFd(&descriptor), token(sock), interest) {
+                // The kernel has no room to watch it: nothing will ever be heard of it.
+                let side = if socket.is(CONNECTING) { Side::Connect } else { Side::Receive };
+                socket.set(ENDED);
+                self.pending.push_back(Event::Fail { sock, side, error });
+            }
+        }
+    }
+
+    /// Starts or stops to watch a registered socket for writability.
+    fn watch(&mut self, sock: Sock, writes: bool) {
+        let Some(socket) = alive(&mut self.sockets, sock) else { return };
+        if !socket.is(REGISTERED) || socket.is(WATCHED) == writes {
+            return;
+        }
+        let interest = if writes { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        let descriptor = system::borrow(&socket.descriptor).as_raw_fd();
+        match self.poll.registry().reregister(&mut SourceFd(&descriptor), token(sock), interest) {
+            Ok(()) if writes => socket.set(WATCHED),
+            Ok(()) => socket.clear(WATCHED),
+            // Without it the rest would never leave: that is a failed send.
+            Err(error) if writes => self.break_send(sock, error),
+            Err(_) => {}
+        }
+    }
+
+    /// Closes the descriptor now; the name dies when its event is told.
+    fn end(&mut self, sock: Sock, reset: bool) {
+        let Some(socket) = alive(&mut self.sockets, sock) else { return };
+        self.outboxes.clear(&mut socket.outbox);
+        let listener = socket.is(LISTENER);
+        socket.flags = CLOSED;
+        let descriptor = socket.descriptor.take();
+        if let Some(descriptor) = descriptor {
+            if reset { system::reset(descriptor) } else { drop(descriptor) }
+        }
+        if listener {
+            self.listeners.retain(|other| *other != sock);
+            self.accepting.retain(|(other, _)| *other != sock);
+        }
+        if self.spare.is_none() {
+            self.replace_spare();
+        }
+        self.pending.push_back(Event::Close { sock });
+    }
+
+    fn replace_spare(&mut self) {
+        if self.spare.is_none() {
+            self.spare = system::spare_descriptor();
+        }
+    }
+
+    /// Whether an event is still to be told; telling a close ends its name.
+    fn still_wanted(&mut self, event: &Event) -> bool {
+        match event {
+            Event::Close { sock } => self.sockets.remove(*sock).is_some(),
+            Event::Connect { sock } | Event::Drain { sock } | Event::Fail { sock, .. } => {
+                alive(&mut self.sockets, *sock).is_some_and(|socket| !socket.is(CLOSING))
+            }
+            _ => true,
+        }
+    }
+}
+
+/// Waiting.
+impl Readiness {
+    fn has_work(&self) -> bool {
+        !self.pending.is_empty() || !self.ready.is_empty() || self.listeners.iter().any(|sock| self.can_accept(*sock))
+    }
+
+    /// The caller's timeout, or the time until something of our own is due.
+    fn shorten(&mut self, timeout: Option<Duration>) -> Option<Duration> {
+        while self.patience.front().is_some_and(|first| alive(&mut self.sockets, first.sock).is_none()) {
+            self.patience.pop_front();
+        }
+        let due = [self.patience.front().map(|first| first.until), self.retry_at].into_iter().flatten().min();
+        let own = due.map(|due| due.saturating_duration_since(self.now));
+        [timeout, own].into_iter().flatten().min()
+    }
+
+    /// Takes over what the kernel says of one socket.
+    fn take_note(&mut self, readied: &Readied) {
+        if readied.token() == BELL {
+            self.pending.push_back(Event::Wake);
+            return;
+        }
+        let sock = named(readied.token());
+        let Some(socket) = alive(&mut self.sockets, sock) else { return };
+        let over = readied.is_read_closed() || readied.is_error();
+        if over || readied.is_readable() {
+            socket.set(if over { READABLE | HANGUP } else { READABLE });
+            if socket.is(ARMED | LINGERING) && !socket.is(QUEUED | CONNECTING) {
+                socket.set(QUEUED);
+                self.ready.push(sock);
+            }
+        }
+        if readied.is_writable() || over || readied.is_write_closed() {
+            if socket.is(CONNECTING) {
+                self.end_connect(sock);
+            } else if !socket.is(LISTENER) {
+                socket.set(WRITABLE);
+                if !socket.outbox.is_empty() {
+                    self.soil(sock);
+                }
+            }
+        }
+    }
+
+    fn end_connect(&mut self, sock: Sock) {
+        let Some(socket) = alive(&mut self.sockets, sock) else { return };
+        match system::connect_outcome(system::borrow(&socket.descriptor)) {
+            Ok(()) => {
+                socket.clear(CONNECTING);
+                socket.set(WRITABLE);
+                if socket.flags & (ARMED | READABLE | QUEUED) == ARMED | READABLE {
+                    socket.set(QUEUED);
+                    self.ready.push(sock);
+                }
+                self.pending.push_back(Event::Connect { sock });
+                self.soil(sock);
+            }
+            Err(_) if socket.is(CLOSING) => self.end(sock, false),
+            Err(error) => {
+                socket.clear(CONNECTING | ARMED);
+                socket.set(BROKEN | ENDED);
+                self.outboxes.clear(&mut socket.outbox);
+                self.pending.push_back(Event::Fail { sock, side: Side::Connect, error });
+            }
+        }
+    }
+
+    /// Gives a flushed close, or its lingering, its time.
+    fn be_patient(&mut self, sock: Sock, lingering: bool) {
+        // A fresh look at the clock: the turn may have been a long one, and this path is a rare one.
+        let until = Instant::now() + self.linger;
+        let sent = self.sent(sock);
+        self.patience.push_back(Patience { until, sock, sent, lingering });
+    }
+
+    /// Ends the closes that the peer holds up for too long.
+    fn lose_patience(&mut self) {
+        while self.patience.front().is_some_and(|first| first.until <= self.now) {
+            let Some(Patience { sock, sent, lingering, .. }) = self.patience.pop_front() else { return };
+            let Some(socket) = alive(&mut self.sockets, sock) else { continue };
+            if lingering || (!socket.is(LINGERING) && socket.sent == sent) {
+                self.end(sock, false);
+            } else if !socket.is(LINGERING) {
+                self.be_patient(sock, false);
+            }
+        }
+    }
+}
+
+/// Receiving.
+impl Readiness {
+    /// The one receive of this turn, if there is something to tell.
+    #[inline]
+    fn read(&mut self, sock: Sock) -> Option<Event> {
+        let socket = alive(&mut self.sockets, sock)?;
+        socket.clear(QUEUED);
+        if !socket.is(ARMED) {
+            if socket.is(LINGERING) {
+                self.discard(sock);
+            }
+            return None;
+        }
+        let share = if socket.is(WORKER) { Share::Worker } else { Share::Client };
+        let large = if socket.is(LARGE) { self.pool.take(Size::Large, share) } else { None };
+        let Some(mut block) = large.or_else(|| self.pool.take(Size::Small, share)) else {
+            self.park(sock, share);
+            return None;
+        };
+        match system::recv(system::borrow(&socket.descriptor), &mut block) {
+            Ok((0, _)) => {
+                socket.clear(ARMED | LARGE);
+                socket.set(ENDED);
+                Some(Event::End { sock })
+            }
+            Ok((_, full)) => {
+                if !full && !socket.is(HANGUP) {
+                    socket.clear(READABLE);
+                }
+                socket.clear(ARMED | LARGE);
+                socket.turn = self.turn;
+                Some(Event::Receive { sock, block })
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                socket.clear(READABLE | HANGUP);
+                None
+            }
+            Err(error) => {
+                socket.clear(ARMED | LARGE);
+                socket.set(ENDED);
+                Some(Event::Fail { sock, side: Side::Receive, error })
+            }
+        }
+    }
+
+    /// Keeps an armed receive for which no block is left.
+    fn park(&mut self, sock: Sock, share: Share) {
+        let parked = &mut self.parked[share as usize];
+        if parked.len() > 2 * self.sockets.len() {
+            // Sockets that came and went while the pool stayed empty.
+            parked.retain(|other| self.sockets.lookup(*other).is_some());
+        }
+        if let Some(socket) = self.sockets.lookup_mut(sock) {
+            socket.set(QUEUED);
+            parked.push_back(sock);
+        }
+    }
+
+    /// Lets as many parked receives go on as there are blocks for, workers first.
+    fn unpark(&mut self) {
+        for share in [Share::Worker, Share::Client] {
+            let parked = &mut self.parked[share as usize];
+            if parked.is_empty() || self.pool.take(Size::Small, share).is_none() {
+                continue;
+            }
+            let free = self.pool.free(Size::Small).min(parked.len());
+            self.ready.extend(parked.drain(..free));
+        }
+    }
+
+    /// Reads what a lingering socket's peer still sends, until its end.
+    fn discard(&mut self, sock: Sock) {
+        for _ in 0..DISCARDS {
+            let Some(socket) = alive(&mut self.sockets, sock) else { return };
+            match system::discard(system::borrow(&socket.descriptor)) {
+                Ok(1..) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    socket.clear(READABLE);
+                    return;
+                }
+                Ok(0) | Err(_) => return self.end(sock, false),
+            }
+        }
+        if let Some(socket) = self.sockets.lookup_mut(sock) {
+            socket.set(QUEUED);
+            self.later.push(sock);
+        }
+    }
+}
+
+/// Sending.
+impl Readiness {
+    fn flush_dirty(&mut self) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for &sock in &dirty {
+            self.flush(sock);
+        }
+        dirty.clear();
+        // Flushing soils nothing; keep the list's memory.
+        debug_assert!(self.dirty.is_empty(), "a flush has soiled a socket");
+        self.dirty = dirty;
+    }
+
+    /// Sends as much as the kernel takes, then does what was to follow it.
+    #[inline]
+    fn flush(&mut self, sock: Sock) {
+        let Some(socket) = alive(&mut self.sockets, sock) else { return };
+        socket.clear(DIRTY);
+        while socket.is(WRITABLE) && !socket.outbox.is_empty() {
+            match send_some(&self.outboxes, socket) {
+                Ok((sent, tried)) => {
+                    self.outboxes.consume(&mut socket.outbox, sent);
+                    socket.sent += sent as u64;
+                    if sent < tried {
+                        socket.clear(WRITABLE);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.clear(WRITABLE),
+                Err(error) => return self.break_send(sock, error),
+            }
+        }
+        if !socket.outbox.is_empty() {
+            self.outboxes.settle(&socket.outbox, &self.pool);
+            return self.watch(sock, true);
+        }
+        if socket.is(WATCHED | HIGH | FINISH | CLOSING) {
+            self.after_flush(sock);
+        }
+    }
+
+    /// The outbox is empty.
+    fn after_flush(&mut self, sock: Sock) {
+        let Some(socket) = alive(&mut self.sockets, sock) else { return };
+        if socket.is(CONNECTING) {
+            return;
+        }
+        if socket.is(HIGH) {
+            socket.clear(HIGH);
+            self.pending.push_back(Event::Drain { sock });
+        }
+        if socket.flags & (FINISH | SHUT) == FINISH {
+            socket.set(SHUT);
+            system::shut_write(system::borrow(&socket.descriptor));
+        }
+        if socket.flags & (CLOSING | LINGERING) == CLOSING {
+            return self.linger_or_end(sock);
+        }
+        self.watch(sock, false);
+    }
+
+    /// Everything of a flushed close is sent.
+    fn linger_or_end(&mut self, sock: Sock) {
+        let Some(socket) = alive(&mut self.sockets, sock) else { return };
+        if socket.is(ENDED) || socket.flags & (CLEAN | READABLE) == CLEAN {
+            return self.end(sock, false);
+        }
+        if !socket.is(SHUT) {
+            system::shut_write(system::borrow(&socket.descriptor));
+        }
+        socket.set(LINGERING | SHUT | QUEUED);
+        self.ready.push(sock);
+        self.be_patient(sock, true);
+    }
+
+    /// The sending half has failed: what is queued is dropped, and an armed receive tells what is left to read.
+    fn break_send(&mut self, sock: Sock, error: io::Error) {
+        let Some(socket) = alive(&mut self.sockets, sock) else { return };
+        self.outboxes.clear(&mut socket.outbox);
+        socket.set(BROKEN);
+        socket.clear(HIGH);
+        if socket.is(CLOSING) {
+            return self.end(sock, false);
+        }
+        self.pending.push_back(Event::Fail { sock, side: Side::Send, error });
+    }
+}
+
+/// One send from the head of the outbox: how many bytes left, of how many that were offered.
+#[inline]
+fn send_some(outboxes: &Outboxes, socket: &Socket) -> io::Result<(usize, usize)> {
+    let descriptor = system::borrow(&socket.descriptor);
+    let mut pieces = outboxes.pieces(&socket.outbox);
+    let first = pieces.next().unwrap_or_default();
+    if first.len() == socket.outbox.bytes() {
+        return Ok((system::send(descriptor, first)?, first.len()));
+    }
+    let mut vectors = [IoSlice::new(&[]); GATHER];
+    let count = outboxes.gather(&socket.outbox, &mut vectors);
+    let tried = vectors[..count].iter().map(|vector| vector.len()).sum();
+    Ok((system::send_gathered(descriptor, &vectors[..count])?, tried))
+}
+
+/// Accepting.
+impl Readiness {
+    fn can_accept(&self, listener: Sock) -> bool {
+        self.retry_at.is_none()
+            && self.sockets.len() < self.sockets.limit()
+            && self.sockets.lookup(listener).is_some_and(|socket| socket.flags & (READABLE | PAUSED) == READABLE)
+    }
+
+    fn choose_listeners(&mut self) {
+        self.accepting.clear();
+        for index in 0..self.listeners.len() {
+            let listener = self.listeners[index];
+            if self.can_accept(listener) {
+                self.accepting.push((listener, ACCEPT_BATCH));
+            }
+        }
+    }
+
+    /// The next connection of the last of this turn's listeners, or `None` when that one is done.
+    fn accept(&mut self) -> Option<Event> {
+        let (listener, left) = *self.accepting.last()?;
+        if left == 0 || !self.can_accept(listener) {
+            self.accepting.pop();
+            return None;
+        }
+        let socket = alive(&mut self.sockets, listener)?;
+        match system::accept(system::borrow(&socket.descriptor)) {
+            Ok((descriptor, peer)) => {
+                let sock = self.open(descriptor, READABLE | WRITABLE).expect("room was checked above");
+                self.fresh.push(sock);
+                self.accepting.last_mut().expect("it was looked at above").1 -= 1;
+                Some(Event::Accept { listener, sock, peer })
+            }
+            Err(error) => {
+                if error.kind() == io::ErrorKind::WouldBlock {
+                    socket.clear(READABLE);
+                    self.accepting.pop();
+                } else if system::is_exhaustion(&error) {
+                    self.retry_at = Some(self.now + self.accept_retry);
+                } else {
+                    // A connection that died in the queue (ECONNABORTED and its kin, accept(2)); it counts as one taken.
+                    self.accepting.last_mut().expect("it was looked at above").1 -= 1;
+                }
+                None
+            }
+        }
+    }
 }

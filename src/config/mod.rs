@@ -10,10 +10,18 @@
 //! - Precedence: flag, shorthand, environment, default. A value that is overridden is not looked at.
 //! - Nothing here opens, binds or starts anything.
 
+mod arguments;
+mod environment;
+mod keys;
+mod units;
+
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
+
+pub use arguments::{Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
+pub use environment::Environment;
 
 /// Everything that the server needs to know to run. Checked: every number is within its range.
 #[derive(Clone, Debug)]
@@ -361,3 +369,6 @@ impl Settings {
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
+
+#[cfg(test)]
+mod tests;

@@ -184,7 +184,7 @@ impl<B: Backend> Loop<B> {
     pub fn await_request(&mut self, sock: Sock) {
         let timeouts = &self.shared.settings.timeouts;
         let wait = timeouts.idle.min(timeouts.write);
-        self.wheel.arm(sock.index, self.now + wait);
+        self.wheel.arm_after(sock.index, wait);
         let Some(client) = self.table.client(sock) else { return };
         client.search = HeadSearch::default();
         if client.input.is_some() {

@@ -9,7 +9,7 @@ use crate::buffers::block::Block;
 use crate::exchange::{BodySkip, Skipped};
 use crate::http::head::{self, Request};
 use crate::http::reply::{self, Reply};
-use crate::http::{Framing, Method, Refusal, Version, find_lines};
+use crate::http::{Framing, Method, Refusal, Version, body_len, find_lines};
 use crate::log::AccessRecord;
 
 use super::{Loop, State};
@@ -57,7 +57,7 @@ impl<B: Backend> Loop<B> {
             let started = self.table.client(sock).is_some_and(|client| client.input.is_some());
             let timeouts = &self.shared.settings.timeouts;
             let wait = if started { timeouts.header } else { timeouts.idle.min(timeouts.write) };
-            self.wheel.arm(sock.index, self.now + wait);
+            self.wheel.arm_after(sock.index, wait);
         }
         let Some(client) = self.table.client(sock) else { return };
         if (client.ended || self.draining) && client.input.is_none() && !client.stalled {
@@ -101,7 +101,7 @@ impl<B: Backend> Loop<B> {
         let input = input.settle(&self.pool);
         let Some(client) = self.table.client(sock) else { return };
         if client.search.is_fresh() {
-            self.wheel.arm(sock.index, self.now + self.shared.settings.timeouts.header);
+            self.wheel.arm_after(sock.index, self.shared.settings.timeouts.header);
         }
         client.search.scan(&input);
         client.input = Some(input);
@@ -169,9 +169,9 @@ impl<B: Backend> Loop<B> {
         let head_only = request.method == Method::Head;
         let date = &self.clock.date;
         let piece = match (route, &self.shared.direct) {
-            (Route::Respond, Some(direct)) => self
-                .scratch
-                .write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only)),
+            (Route::Respond, Some(direct)) => {
+                self.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
+            }
             (Route::Status, _) => {
                 let text = (self.shared.status)();
                 let direct = reply::Direct::new("application/json", text.as_bytes());
@@ -183,7 +183,7 @@ impl<B: Backend> Loop<B> {
             }
             _ => return debug_assert!(false, "this route is not answered here"),
         };
-        let bytes = piece.len() as u64;
+        let bytes = if self.access.enabled() { body_len(&piece) as u64 } else { 0 };
         self.become_state(sock, State::WritingResponse);
         self.backend.send(sock, piece.into());
         if self.access.enabled() {
@@ -249,7 +249,7 @@ impl<B: Backend> Loop<B> {
             request_id: None,
         };
         let piece = self.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
-        let bytes = piece.len() as u64;
+        let bytes = body_len(&piece) as u64;
         if let Some(client) = self.table.client(sock)
             && client.state == State::ReadingRequest
         {

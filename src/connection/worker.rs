@@ -7,7 +7,7 @@
 use std::io;
 use std::time::Duration;
 
-use crate::backends::{Backend, How, Side, Size, Sock};
+use crate::backends::{Backend, How, Size, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::dispatch::WorkerId;
@@ -49,6 +49,7 @@ impl<B: Backend> Loop<B> {
                 let link =
                     Link { state: LinkState::Connecting, worker, exchange: Key::NONE, input: None, reused: false };
                 self.table.put(sock, Role::Link(link));
+                self.count().worker_connections.add(1);
                 Reach::Link(sock)
             }
             Ok(None) => Reach::Backlog,
@@ -86,7 +87,7 @@ impl<B: Backend> Loop<B> {
         link.reused = true;
         seat.idle.push(sock);
         if let Some(seconds) = timeout {
-            self.wheel.arm(sock.index, self.now + Duration::from_secs(u64::from(seconds) - 1));
+            self.wheel.arm_after(sock.index, Duration::from_secs(u64::from(seconds) - 1));
         }
         self.backend.recv(sock, Size::Small);
     }
@@ -135,18 +136,16 @@ impl<B: Backend> Loop<B> {
             // Nobody asked for these bytes: an answer out of turn must never meet the next request.
             LinkState::Idle => self.close_link(sock, How::Now),
             LinkState::Closing => {}
-            LinkState::Connecting | LinkState::Busy => match self.exchanges.lookup(key).map(|exchange| exchange.phase) {
-                Some(Phase::Awaiting) => self.answer_head(key, sock, block),
-                Some(Phase::Relaying) => self.answer_body(key, block),
-                Some(Phase::Tunnel) => self.tunnel_to_client(key, block),
-                Some(Phase::Abandoned) => self.backend.recv(sock, Size::Small),
-                _ => self.close_link(sock, How::Now),
-            },
+            LinkState::Connecting | LinkState::Busy => {
+                match self.exchanges.lookup(key).map(|exchange| exchange.phase) {
+                    Some(Phase::Awaiting) => self.answer_head(key, sock, block),
+                    Some(Phase::Relaying) => self.answer_body(key, block),
+                    Some(Phase::Tunnel) => self.tunnel_to_client(key, block),
+                    Some(Phase::Abandoned) => self.backend.recv(sock, Size::Small),
+                    _ => self.close_link(sock, How::Now),
+                }
+            }
         }
-    }
-
-    pub fn link_failed(&mut self, sock: Sock, side: Side) {
-        self.link_lost(sock, Some(side));
     }
 
     /// A deadline of a worker's connection: the worker's keep-alive time, or the end of an abandoned request.
@@ -155,7 +154,9 @@ impl<B: Backend> Loop<B> {
         let key = link.exchange;
         match link.state {
             LinkState::Idle => self.close_link(sock, How::Now),
-            LinkState::Busy if self.exchanges.lookup(key).is_some_and(|exchange| exchange.phase == Phase::Abandoned) => {
+            LinkState::Busy
+                if self.exchanges.lookup(key).is_some_and(|exchange| exchange.phase == Phase::Abandoned) =>
+            {
                 self.abandoned_ended(key);
             }
             _ => {}

@@ -3,9 +3,9 @@
 use crate::backends::{Backend, How, Size};
 use crate::buffers::slots::Key;
 use crate::connection::{Loop, State};
-use crate::dispatch::{Outcome, WorkerId};
+use crate::dispatch::Outcome;
 use crate::http::reply::{self, Format, Reply};
-use crate::http::{Method, Version, find_lines};
+use crate::http::{Method, Version, body_len, find_lines};
 use crate::log::AccessRecord;
 
 use super::start::id_text;
@@ -108,7 +108,7 @@ impl<B: Backend> Loop<B> {
             request_id: Some(&id_text(exchange.id)),
         };
         let piece = self.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
-        exchange.bytes += piece.len() as u64;
+        exchange.bytes += body_len(&piece) as u64;
         self.log_exchange(key);
         self.abandon(key);
         let Some(client) = self.table.client(sock) else { return };
@@ -178,7 +178,8 @@ impl<B: Backend> Loop<B> {
         let mut words = head.split(|byte| *byte == b' ' || *byte == b'\r');
         let (method, target) = (words.next().unwrap_or(b"-"), words.next().unwrap_or(b"-"));
         let [host, referer, user_agent] = find_lines(head, [b"host", b"referer", b"user-agent"]);
-        let micros = |from: std::time::Instant, to: std::time::Instant| to.saturating_duration_since(from).as_micros() as u64;
+        let micros =
+            |from: std::time::Instant, to: std::time::Instant| to.saturating_duration_since(from).as_micros() as u64;
         let end = exchange.finished.unwrap_or(self.now);
         let worker = self.worker_of(exchange);
         self.access.record(&AccessRecord {
@@ -201,13 +202,17 @@ impl<B: Backend> Loop<B> {
     }
 
     fn worker_of(&self, exchange: &Exchange) -> Option<u32> {
-        let worker: WorkerId = exchange.permit.as_ref().map(|permit| permit.worker()).or(exchange.exclude)?;
-        self.seats.get(worker.index as usize)?.as_ref().filter(|seat| seat.worker == worker).map(|seat| seat.target.number)
+        let worker = exchange.worker?;
+        self.seats
+            .get(worker.index as usize)?
+            .as_ref()
+            .filter(|seat| seat.worker == worker)
+            .map(|seat| seat.target.number)
     }
 
     /// The name of an exchange's worker, for messages.
     pub fn worker_label(&self, key: Key) -> String {
-        let worker = self.exchanges.lookup(key).and_then(|exchange| exchange.permit.as_ref()).map(|permit| permit.worker());
+        let worker = self.exchanges.lookup(key).and_then(|exchange| exchange.worker);
         worker
             .and_then(|worker| self.shared.dispatch.target(worker))
             .map_or_else(|| "-".to_owned(), |target| target.label.clone())

@@ -56,7 +56,11 @@ impl<B: Backend> Loop<B> {
     }
 
     fn lost_before_answer(&mut self, key: Key, delivered: bool) {
-        let seen = self.exchanges.lookup(key).and_then(|exchange| self.table.link(exchange.link)).is_some_and(|link| link.input.is_some());
+        let seen = self
+            .exchanges
+            .lookup(key)
+            .and_then(|exchange| self.table.link(exchange.link))
+            .is_some_and(|link| link.input.is_some());
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let may_retry = exchange.is_whole() && !exchange.retried && !seen;
         let worker = exchange.permit.as_ref().map(|permit| permit.worker());
@@ -90,7 +94,8 @@ impl<B: Backend> Loop<B> {
 
     /// The worker says that it did not run the request.
     pub fn declined(&mut self, key: Key) {
-        let worker = self.exchanges.lookup(key).and_then(|exchange| exchange.permit.as_ref()).map(|permit| permit.worker());
+        let worker =
+            self.exchanges.lookup(key).and_then(|exchange| exchange.permit.as_ref()).map(|permit| permit.worker());
         self.drop_link(key, How::Now);
         self.give_back(key, Outcome::Unused);
         self.retry(key, worker);

@@ -6,9 +6,9 @@ use crate::buffers::block::{Block, SMALL};
 use crate::buffers::slots::Key;
 use crate::connection::{LinkState, Loop, Reach, State};
 use crate::dispatch::{Acquire, Ask, Grant, Outcome, Patience, Permit, Waiter};
+use crate::http::Framing;
 use crate::http::head::Request;
 use crate::http::rewrite::{self, Forward};
-use crate::http::Framing;
 
 use super::{Encoding, Exchange, Phase, Reader};
 
@@ -56,6 +56,7 @@ impl<B: Backend> Loop<B> {
             fresh: false,
             retried: false,
             wants_fresh: false,
+            worker: None,
             exclude: None,
             sent_before: 0,
             answer: Reader::Done,
@@ -153,7 +154,8 @@ impl<B: Backend> Loop<B> {
         }
         let long = matches!(exchange.upload, Reader::Length(left) if left > SMALL as u64);
         // Slow senders are bounded by a rate: the deadline moves with what has arrived, and not with each byte.
-        let patience = self.shared.settings.timeouts.body + std::time::Duration::from_secs(exchange.body_bytes / BODY_RATE);
+        let patience =
+            self.shared.settings.timeouts.body + std::time::Duration::from_secs(exchange.body_bytes / BODY_RATE);
         let deadline = exchange.started + patience;
         self.wheel.arm(sock.index, deadline);
         self.backend.recv(sock, if long { Size::Large } else { Size::Small });
@@ -249,6 +251,7 @@ impl<B: Backend> Loop<B> {
         };
         exchange.ticket = None;
         exchange.granted = Some(self.now);
+        exchange.worker = Some(worker);
         exchange.permit = Some(permit);
         let fresh = exchange.wants_fresh || exchange.websocket;
         match self.reach(worker, fresh) {
@@ -314,7 +317,7 @@ impl<B: Backend> Loop<B> {
             self.backend.send(sock, head.clone().into());
         }
         let wait = if connecting { settings.app.timeouts.connect } else { settings.app.timeouts.read };
-        self.wheel.arm(exchange.client.index, self.now + wait);
+        self.wheel.arm_after(exchange.client.index, wait);
         let client = exchange.client;
         if exchange.open || !exchange.body.is_empty() {
             self.send_body(key, sock);

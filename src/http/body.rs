@@ -125,8 +125,8 @@ impl Chunked {
         Ok(Progress { consumed: at, data, done: self.state == State::Done })
     }
 
-    /// Goes over the input until it ends, the body ends, or a byte comes that is not passed on behind bytes that are:
-    /// leading zeros of sizes, and everything from the last chunk on. So a body that is cut never ends in a last chunk.
+    /// Goes over the input until it ends, the body ends, or a second run of bytes to pass on begins. Not passed on are
+    /// leading zeros of sizes, and everything from the last chunk on: so a body that is cut never ends in a last chunk.
     ///
     /// # Errors
     /// When the body is malformed; nothing of the piece may be passed on then.
@@ -141,10 +141,9 @@ impl Chunked {
                 continue;
             }
             let before = self.state;
-            if before == State::Size
-                && !pass.is_empty()
-                && !matches!(input[at], b'1'..=b'9' | b'a'..=b'f' | b'A'..=b'F')
-            {
+            let digit = matches!(input[at], b'1'..=b'9' | b'a'..=b'f' | b'A'..=b'F');
+            if before == State::Size && digit && !pass.is_empty() && pass.end != at {
+                // Zeros lie between what is passed and this size: the next call's run begins here.
                 break;
             }
             let within = self.digits > 0;
@@ -374,4 +373,208 @@ pub fn put_last_chunk(out: &mut Writer<'_>, trailers: &[u8]) {
     out.put(b"0\r\n");
     out.put(trailers);
     out.put(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::MaybeUninit;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq)]
+    struct Outcome {
+        bytes: Vec<u8>,
+        trailers: Vec<u8>,
+        consumed: usize,
+        done: bool,
+    }
+
+    type Step = fn(&mut Chunked, &[u8]) -> Result<(usize, Range<usize>, bool), Refusal>;
+    const DECODE: Step =
+        |chunked, input| chunked.decode(input).map(|progress| (progress.consumed, progress.data, progress.done));
+    const RELAY: Step = |chunked, input| chunked.relay(input).map(|relay| (relay.consumed, relay.pass, relay.done));
+
+    /// Runs over `bytes`, cut where `cuts` says, cyclically.
+    fn run(bytes: &[u8], cuts: &[usize], step: Step) -> Result<Outcome, Refusal> {
+        let mut chunked = Chunked::new();
+        let mut outcome = Outcome { bytes: Vec::new(), trailers: Vec::new(), consumed: 0, done: false };
+        let mut cuts = cuts.iter().cycle();
+        let mut rest = bytes;
+        while !rest.is_empty() && !outcome.done {
+            let (mut piece, behind) = rest.split_at((*cuts.next().unwrap_or(&usize::MAX)).clamp(1, rest.len()));
+            rest = behind;
+            while !piece.is_empty() && !outcome.done {
+                let (consumed, range, done) = step(&mut chunked, piece)?;
+                assert!(consumed > 0, "no progress in {piece:?}");
+                outcome.bytes.extend_from_slice(&piece[range]);
+                outcome.consumed += consumed;
+                outcome.done = done;
+                piece = &piece[consumed..];
+            }
+        }
+        outcome.trailers = chunked.trailers().to_vec();
+        Ok(outcome)
+    }
+
+    fn encode(chunks: &[Vec<u8>], trailers: &[u8]) -> Vec<u8> {
+        let mut room = vec![MaybeUninit::uninit(); 1 << 16];
+        let mut out = Writer::new(&mut room);
+        for chunk in chunks {
+            put_chunk_line(&mut out, chunk.len());
+            out.put(chunk);
+            out.put(b"\r\n");
+        }
+        put_last_chunk(&mut out, trailers);
+        out.written().to_vec()
+    }
+
+    /// Well-formed bodies with everything that the grammar allows.
+    fn body() -> impl Strategy<Value = (Vec<u8>, Vec<u8>)> {
+        let chunk = (0usize..4, any::<bool>(), prop::collection::vec(any::<u8>(), 1..40), extension());
+        (prop::collection::vec(chunk, 0..6), 1usize..5, extension(), any::<bool>()).prop_map(
+            |(chunks, zeros, last_extension, trailer)| {
+                let (mut wire, mut data) = (Vec::new(), Vec::new());
+                for (zeros, upper, bytes, extension) in chunks {
+                    let size = if upper { format!("{:X}", bytes.len()) } else { format!("{:x}", bytes.len()) };
+                    wire.extend_from_slice(format!("{}{size}{extension}\r\n", "0".repeat(zeros)).as_bytes());
+                    wire.extend_from_slice(&bytes);
+                    wire.extend_from_slice(b"\r\n");
+                    data.extend_from_slice(&bytes);
+                }
+                let trailers = if trailer { "X-Sum: 1\r\nHost: evil\r\n" } else { "" };
+                wire.extend_from_slice(format!("{}{last_extension}\r\n{trailers}\r\n", "0".repeat(zeros)).as_bytes());
+                (wire, data)
+            },
+        )
+    }
+
+    fn extension() -> impl Strategy<Value = &'static str> {
+        prop::sample::select(vec!["", "", ";a", ";a=b", "; a = b;c", ";a=\"x y\\\"z;\"", ";a=\"\" ;b"])
+    }
+
+    fn cuts() -> impl Strategy<Value = Vec<usize>> {
+        prop::collection::vec(1usize..24, 1..5)
+    }
+
+    proptest! {
+        #[test]
+        fn any_split_decodes_to_the_same((wire, data) in body(), cuts in cuts()) {
+            let decoded = run(&wire, &cuts, DECODE).unwrap();
+            prop_assert_eq!((&decoded.bytes, decoded.consumed, decoded.done), (&data, wire.len(), true));
+            prop_assert_eq!(decoded, run(&wire, &[], DECODE).unwrap());
+        }
+
+        #[test]
+        fn any_split_of_any_bytes_meets_the_same_end(wire in "[0-9a;=\" \r\n]{0,40}", cuts in cuts()) {
+            prop_assert_eq!(run(wire.as_bytes(), &cuts, DECODE), run(wire.as_bytes(), &[], DECODE));
+            prop_assert_eq!(run(wire.as_bytes(), &cuts, RELAY), run(wire.as_bytes(), &[], RELAY));
+        }
+
+        #[test]
+        fn what_is_encoded_decodes_to_itself(
+            chunks in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..600), 0..8),
+        ) {
+            let decoded = run(&encode(&chunks, b"X-Sum: 1\r\n"), &[], DECODE).unwrap();
+            prop_assert_eq!((decoded.bytes, decoded.done), (chunks.concat(), true));
+            prop_assert_eq!(decoded.trailers, b"X-Sum: 1\r\n");
+        }
+
+        #[test]
+        fn what_is_relayed_decodes_to_the_same((wire, data) in body(), cuts in cuts()) {
+            let mut relayed = run(&wire, &cuts, RELAY).unwrap();
+            prop_assert_eq!((relayed.consumed, relayed.done), (wire.len(), true));
+            let open = run(&relayed.bytes, &[], DECODE).unwrap();
+            prop_assert_eq!((&open.bytes, open.done), (&data, false));
+            relayed.bytes.extend_from_slice(&encode(&[], &relayed.trailers));
+            let again = run(&relayed.bytes, &[], DECODE).unwrap();
+            prop_assert_eq!((again.bytes, again.trailers, again.done), (data, relayed.trailers, true));
+        }
+
+        #[test]
+        fn no_part_of_a_body_is_relayed_with_its_end((wire, _) in body(), cuts in cuts()) {
+            for end in 0..wire.len() {
+                let relayed = run(&wire[..end], &cuts, RELAY).unwrap();
+                prop_assert!(!relayed.done);
+                prop_assert!(!run(&relayed.bytes, &[], DECODE).unwrap().done, "a clean end after {end} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn malformed_bodies_are_refused() {
+        let long = format!("1;{}\r\n", "a".repeat(300));
+        let zeros = format!("{}1\r\nx\r\n", "0".repeat(300));
+        let trailers = format!("0\r\n{}\r\n", "a: bbbbbbbbbbbbbbbbbbbb\r\n".repeat(400));
+        for (wire, section) in [
+            ("\r\n", SECTION),
+            (";a\r\n", SECTION),
+            ("g\r\n", SECTION),
+            ("+1\r\n", SECTION),
+            ("0x1\r\n", SECTION),
+            (" 1\r\n", SECTION),
+            ("1 \r\nx", SECTION),
+            ("0 \r\n\r\n", SECTION),
+            ("1 ;a\r\nx", SECTION),
+            ("1_0\r\n", SECTION),
+            ("1\nx", SECTION),
+            ("0\n\n", SECTION),
+            ("1\r\rx", "RFC 9112 §7.1.1"),
+            ("8000000000000000\r\n", SECTION),
+            ("10000000000000001\r\n", SECTION),
+            ("1\r\nxx\r\n", SECTION),
+            ("1\r\nx\n", SECTION),
+            ("1\r\nx\rx", SECTION),
+            ("1;\r\n", "RFC 9112 §7.1.1"),
+            ("1;=b\r\n", "RFC 9112 §7.1.1"),
+            ("1;a=\r\n", "RFC 9112 §7.1.1"),
+            ("1;a b\r\n", "RFC 9112 §7.1.1"),
+            ("1;a=\"b\r\n", "RFC 9112 §7.1.1"),
+            ("1;a=\"b\"c\r\n", "RFC 9112 §7.1.1"),
+            ("1;a\n", "RFC 9112 §7.1.1"),
+            ("1;a\0\r\n", "RFC 9112 §7.1.1"),
+            (&long, "RFC 9112 §7.1.1"),
+            (&zeros, "RFC 9112 §7.1.1"),
+            ("0\r\na: b\n\r\n", "RFC 9112 §2.2"),
+            ("0\r\na: b\rc\r\n\r\n", "RFC 9112 §2.2"),
+            ("0\r\n\n", "RFC 9112 §2.2"),
+            ("0\r\na\r\n\r\n", "RFC 9112 §7.1.2"),
+            ("0\r\na : b\r\n\r\n", "RFC 9112 §7.1.2"),
+            ("0\r\na: b\r\n c\r\n\r\n", "RFC 9112 §7.1.2"),
+            (&trailers, "RFC 9112 §7.1.2"),
+        ] {
+            for step in [DECODE, RELAY] {
+                let refusal = run(wire.as_bytes(), &[], step).err();
+                assert_eq!(refusal.map(|refusal| (refusal.status, refusal.section)), Some((400, section)), "{wire:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn trailers_lose_what_they_may_not_carry() {
+        let forbidden = "Content-Length: 1\r\nTRANSFER-ENCODING: chunked\r\nHost: a\r\nAuthorization: b\r\nset-cookie: c\r\n\
+             Connection: close\r\nX-Forwarded-For: d\r\nX_Real_IP: e\r\nContent-Type: f\r\nTrailer: g\r\nIf-Match: h\r\n\
+             X-Request-Id: i\r\nDate: j\r\nRip-Worker-Busy: 1\r\nCookie: k\r\nContent-Encoding: l\r\n";
+        let wire = format!("0\r\nX-Sum:1\r\n{forbidden}Server-Timing: a;dur=1\r\n\r\n");
+        let decoded = run(wire.as_bytes(), &[3], DECODE).unwrap();
+        assert_eq!(decoded.trailers, b"X-Sum: 1\r\nServer-Timing: a;dur=1\r\n");
+    }
+
+    #[test]
+    fn many_chunks_of_a_block_are_one_run() {
+        let chunks = encode(&[vec![b'a'; 1000], vec![b'b'; 1000], vec![b'c'; 1000]], b"");
+        let relay = Chunked::new().relay(&chunks).unwrap();
+        assert_eq!(relay, Relay { consumed: chunks.len(), pass: 0..chunks.len() - 5, done: true });
+    }
+
+    #[test]
+    fn chunk_lines_are_hexadecimal() {
+        for len in [1, 15, 16, 255, 256, 0xabcdef, usize::MAX] {
+            let mut room = [MaybeUninit::uninit(); CHUNK_LINE_ROOM];
+            let mut out = Writer::new(&mut room);
+            put_chunk_line(&mut out, len);
+            assert_eq!(out.written(), format!("{len:x}\r\n").as_bytes());
+        }
+    }
 }

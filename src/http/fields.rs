@@ -466,6 +466,9 @@ fn diagnose(bytes: &[u8]) -> Refusal {
         if content.contains(&b'\r') {
             return bad("RFC 9112 §2.2", "a bare CR");
         }
+        if content.is_empty() {
+            break;
+        }
         let colon = content.iter().position(|byte| *byte == b':').unwrap_or(content.len());
         if colon > 0 && content[..colon].ends_with(b" ") || content[..colon].ends_with(b"\t") {
             return bad("RFC 9112 §5.1", "whitespace between a field's name and its colon");
@@ -477,7 +480,7 @@ fn diagnose(bytes: &[u8]) -> Refusal {
             return bad("RFC 9110 §5.5", "a control character in a field value");
         }
     }
-    bad("RFC 9112 §5", "a malformed field line")
+    bad("RFC 9112 §5", "a field line without a colon")
 }
 
 #[cfg(test)]

@@ -5,7 +5,10 @@
 //! [`Fields`].
 
 use super::fields::{Fields, Kind, Kinds, is_token, list_items, same, trim};
+use super::host::host_is_legal;
 use super::{Framing, Method, Refusal, Span, Version, bad};
+
+pub use super::search::HeadSearch;
 
 /// The limits of a head.
 #[derive(Clone, Copy, Debug)]
@@ -228,65 +231,8 @@ pub fn request_id<'a>(bytes: &'a [u8], fields: &Fields) -> Option<&'a [u8]> {
     ((1..=128).contains(&id.len()) && id.iter().all(legal)).then_some(id)
 }
 
-/// Finds out whether a head that arrives in pieces is worth parsing again, without reading any byte twice.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct HeadSearch {
-    /// Bytes already looked at.
-    at: u32,
-    /// Whether anything but empty lines was seen.
-    begun: bool,
-    /// Whether the first line's end was told.
-    line: bool,
-    /// Whether the last byte, or the last but a CR, was a line's end.
-    empty: bool,
-}
-
-impl HeadSearch {
-    /// A search that begins at the first byte.
-    pub fn new() -> HeadSearch {
-        HeadSearch::default()
-    }
-
-    /// Whether nothing was searched yet.
-    pub fn is_fresh(&self) -> bool {
-        self.at == 0
-    }
-
-    /// Whether `bytes`, all that was received so far, should be parsed now: they hold the head's end, or their first line
-    /// has just become whole, or another 4 KiB came, so that limits are enforced and garbage is seen early. Each byte is
-    /// looked at once over all calls.
-    pub fn scan(&mut self, bytes: &[u8]) -> bool {
-        let from = self.at as usize;
-        self.at = bytes.len() as u32;
-        let mut fresh = bytes.get(from..).unwrap_or_default();
-        if !self.begun {
-            let Some(first) = fresh.iter().position(|byte| !matches!(byte, b'\r' | b'\n')) else {
-                return bytes.len() > MOST_EMPTY_BYTES;
-            };
-            self.begun = true;
-            fresh = &fresh[first..];
-        }
-        let mut worth = from / 4096 != bytes.len() / 4096;
-        while !fresh.is_empty() {
-            if self.empty {
-                let [first, rest @ ..] = fresh else { break };
-                fresh = rest;
-                worth |= *first == b'\n';
-                self.empty = matches!(first, b'\r' | b'\n');
-                continue;
-            }
-            let Some(end) = memchr::memchr(b'\n', fresh) else { break };
-            worth |= !self.line;
-            self.line = true;
-            self.empty = true;
-            fresh = &fresh[end + 1..];
-        }
-        worth
-    }
-}
-
 /// Empty lines before a request line that are skipped (RFC 9112 §2.2), in bytes.
-const MOST_EMPTY_BYTES: usize = 16;
+pub(crate) const MOST_EMPTY_BYTES: usize = 16;
 /// A longer method is none that anybody knows.
 const MOST_METHOD_BYTES: usize = 32;
 const HEAD_TOO_LARGE: Refusal = Refusal { status: 431, section: "RFC 6585 §5", reason: "the head is too large" };
@@ -506,67 +452,6 @@ fn absolute_form(target: &[u8], span: Span) -> Result<(Form, Span, Span), Refusa
     let end = authority_start + len;
     Ok((Form::Absolute, Span::new(authority_start, end), Span::new(end, span.end as usize)))
 }
-
-/// Whether this is `uri-host [ ":" port ]` (RFC 9110 §7.2, RFC 3986 §3.2.2). Empty is legal.
-fn host_is_legal(host: &[u8]) -> bool {
-    let (name_is_legal, port) = match host {
-        [b'[', rest @ ..] => {
-            let Some(close) = rest.iter().position(|byte| *byte == b']') else { return false };
-            (literal_is_legal(&rest[..close]), &rest[close + 1..])
-        }
-        _ => {
-            let len = host.iter().take_while(|byte| NAME_BYTE[**byte as usize]).count();
-            (escapes_are_legal(&host[..len]), &host[len..])
-        }
-    };
-    let port_is_legal = match port {
-        [] => true,
-        [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit) && port_fits(digits),
-        _ => false,
-    };
-    name_is_legal && port_is_legal
-}
-
-fn port_fits(digits: &[u8]) -> bool {
-    digits.iter().fold(0u32, |port, digit| port * 10 + u32::from(digit - b'0')) <= u32::from(u16::MAX)
-}
-
-fn literal_is_legal(literal: &[u8]) -> bool {
-    let text = std::str::from_utf8(literal).unwrap_or_default();
-    match text.as_bytes() {
-        [b'v' | b'V', rest @ ..] => {
-            let hex = rest.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
-            hex > 0
-                && rest.get(hex) == Some(&b'.')
-                && rest.len() > hex + 1
-                && rest[hex + 1..].iter().all(|byte| *byte == b':' || (NAME_BYTE[*byte as usize] && *byte != b'%'))
-        }
-        _ => text.parse::<std::net::Ipv6Addr>().is_ok(),
-    }
-}
-
-fn escapes_are_legal(name: &[u8]) -> bool {
-    if !name.contains(&b'%') {
-        return true;
-    }
-    name.split(|byte| *byte == b'%')
-        .skip(1)
-        .all(|rest| matches!(rest, [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit()))
-}
-
-/// unreserved, sub-delims and `%` of RFC 3986.
-const NAME_BYTE: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let b = byte as u8;
-        let unreserved = b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~');
-        let delimiter = matches!(b, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=');
-        table[byte] = unreserved || delimiter || b == b'%';
-        byte += 1;
-    }
-    table
-};
 
 struct StatusLine {
     version: Version,

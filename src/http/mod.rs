@@ -15,8 +15,13 @@ pub mod body;
 pub mod date;
 pub mod fields;
 pub mod head;
+mod host;
 pub mod reply;
 pub mod rewrite;
+mod search;
+
+#[cfg(test)]
+mod tests;
 
 pub use date::date;
 
@@ -156,6 +161,11 @@ pub(crate) const fn bad(section: &'static str, reason: &'static str) -> Refusal 
     Refusal { status: 400, section, reason }
 }
 
+/// How many bytes follow the head in an answer of our own.
+pub fn body_len(answer: &[u8]) -> usize {
+    memchr::memmem::find(answer, b"\r\n\r\n").map_or(0, |end| answer.len() - end - 4)
+}
+
 /// The values of the first lines with these names in a head that was parsed before; empty for names that it lacks. For access
 /// lines and error pages, where the parsed fields are gone.
 pub fn find_lines<'a, const N: usize>(head: &'a [u8], names: [&[u8]; N]) -> [&'a [u8]; N] {
@@ -165,7 +175,8 @@ pub fn find_lines<'a, const N: usize>(head: &'a [u8], names: [&[u8]; N]) -> [&'a
         let line = &rest[..end];
         rest = &rest[end + 1..];
         for (value, name) in values.iter_mut().zip(names) {
-            let named = line.len() > name.len() && line[name.len()] == b':' && line[..name.len()].eq_ignore_ascii_case(name);
+            let named =
+                line.len() > name.len() && line[name.len()] == b':' && line[..name.len()].eq_ignore_ascii_case(name);
             if named && value.is_empty() {
                 *value = line[name.len() + 1..].trim_ascii();
             }
@@ -173,4 +184,3 @@ pub fn find_lines<'a, const N: usize>(head: &'a [u8], names: [&[u8]; N]) -> [&'a
     }
     values
 }
-

@@ -316,3 +316,117 @@ impl Direct {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::mem::MaybeUninit;
+
+    use super::*;
+    use crate::http::fields::Fields;
+    use crate::http::head::{self, HeadLimits};
+    use crate::http::{Framing, Method, date};
+
+    #[test]
+    fn accept_chooses_the_form() {
+        let browser = "text/html,application/xhtml+xml,application/xml;q=0.9,image/webp,*/*;q=0.8";
+        for (accept, format) in [
+            ("", Format::Text),
+            ("*/*", Format::Text),
+            (browser, Format::Html),
+            ("application/json", Format::Json),
+            ("Application/Problem+JSON, */*", Format::Json),
+            ("application/json, text/plain, */*", Format::Json),
+            ("text/plain, application/json", Format::Text),
+            ("text/html;q=0.1, application/json;q=0.2", Format::Json),
+            ("text/html;q=0.251; x=y, application/json; q=0.25", Format::Html),
+            ("text/html;q=0", Format::Text),
+            ("application/json;q=0, text/html;q=0.001", Format::Html),
+            ("image/png", Format::Text),
+            (",;=,q=1;", Format::Text),
+        ] {
+            assert_eq!(negotiate(accept.as_bytes()), format, "{accept:?}");
+        }
+    }
+
+    const REPLY: Reply<'_> = Reply {
+        status: 503,
+        detail: "No <worker> is \"ready\" & able\n",
+        format: Format::Text,
+        date: b"Thu, 01 Jan 1970 00:00:00 GMT",
+        keep_alive: true,
+        http10: false,
+        head_only: false,
+        retry_after: Some(2),
+        reload: true,
+        request_id: Some(b"id1"),
+    };
+
+    /// Head and body of an error, checked by our own parser.
+    fn written(reply: &Reply<'_>) -> (String, String) {
+        let mut room = vec![MaybeUninit::uninit(); error_room(reply)];
+        let mut out = Writer::new(&mut room);
+        error(&mut out, reply);
+        let mut fields = Fields::new(16);
+        let bytes = out.written();
+        let response = head::response(bytes, Method::Get, false, &HeadLimits::default(), &mut fields).unwrap().unwrap();
+        assert_eq!((response.status, response.keep_alive), (reply.status, reply.keep_alive));
+        let (head, body) = bytes.split_at(response.len);
+        if !reply.head_only {
+            assert_eq!(response.framing, Framing::Length(body.len() as u64));
+        }
+        (String::from_utf8_lossy(head).into_owned(), String::from_utf8_lossy(body).into_owned())
+    }
+
+    #[test]
+    fn errors_are_whole_in_every_form() {
+        let (head, text) = written(&REPLY);
+        assert_eq!(text, "503 Service Unavailable: No <worker> is \"ready\" & able\n\n");
+        assert!(head.contains("\r\nRetry-After: 2\r\nX-Request-Id: id1\r\n"), "{head}");
+        let (_, page) = written(&Reply { format: Format::Html, ..REPLY });
+        assert!(
+            page.contains("No &lt;worker&gt; is &quot;ready&quot; &amp; able") && page.contains("location.reload"),
+            "{page}"
+        );
+        let (_, quiet) = written(&Reply { format: Format::Html, reload: false, keep_alive: false, ..REPLY });
+        assert!(quiet.ends_with("</html>\n") && !quiet.contains("reload") && !quiet.contains("refresh"), "{quiet}");
+        let (_, json) = written(&Reply { format: Format::Json, ..REPLY });
+        let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(value["error"]["status"], 503);
+        assert_eq!(value["error"]["message"], REPLY.detail);
+        assert_eq!(value["error"]["request_id"], "id1");
+    }
+
+    #[test]
+    fn every_error_fits_its_room() {
+        let worst = "\"'".repeat(500);
+        for format in [Format::Html, Format::Json, Format::Text] {
+            for status in 400..600 {
+                written(&Reply { status, detail: &worst, format, ..REPLY });
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_alone_tells_the_same_length() {
+        let (head, body) = written(&Reply { head_only: true, ..REPLY });
+        assert_eq!((head, body), (written(&REPLY).0, String::new()));
+        let (old, _) = written(&Reply { http10: true, ..REPLY });
+        assert!(old.ends_with("\r\nConnection: keep-alive\r\n\r\n"), "{old}");
+    }
+
+    #[test]
+    fn a_direct_answer_follows_version_and_method() {
+        let direct = Direct::new("text/plain", b"ok");
+        let write = |client, keep_alive, head_only| {
+            let mut room = vec![MaybeUninit::uninit(); direct.room()];
+            let mut out = Writer::new(&mut room);
+            direct.write(&mut out, &date(0), client, keep_alive, head_only);
+            String::from_utf8_lossy(out.written()).into_owned()
+        };
+        const HEAD: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 2\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n";
+        assert_eq!(write(Version::Http11, true, false), format!("{HEAD}\r\nok"));
+        assert_eq!(write(Version::Http11, false, true), format!("{HEAD}Connection: close\r\n\r\n"));
+        assert_eq!(write(Version::Http10, true, false), format!("{HEAD}Connection: keep-alive\r\n\r\nok"));
+        assert_eq!(write(Version::Http10, false, false), format!("{HEAD}\r\nok"));
+    }
+}

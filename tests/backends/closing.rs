@@ -100,10 +100,8 @@ pub fn flushed_delivers_everything<B: Backend>() {
         rig.close(sock, How::Flushed);
         rig.send(sock, b"not after close");
     }
-    let readers = [
-        thread::spawn(move || read_pattern(stream, EIGHT_MIB)),
-        thread::spawn(move || read_pattern(unix, EIGHT_MIB)),
-    ];
+    let readers =
+        [thread::spawn(move || read_pattern(stream, EIGHT_MIB)), thread::spawn(move || read_pattern(unix, EIGHT_MIB))];
     rig.expect_close(sock);
     rig.expect_close(connected);
     for reader in readers {

@@ -169,7 +169,8 @@ pub fn accepts_come_in_batches<B: Backend>() {
     let mut rig = Rig::<B>::new();
     let (_, one) = rig.listen_tcp();
     let (_, two) = rig.listen_tcp();
-    let clients: Vec<_> = (0..200).map(|turn| TcpStream::connect(if turn < 150 { one } else { two }).unwrap()).collect();
+    let clients: Vec<_> =
+        (0..200).map(|turn| TcpStream::connect(if turn < 150 { one } else { two }).unwrap()).collect();
     for _ in &clients {
         rig.accept();
     }

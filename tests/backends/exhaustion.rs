@@ -135,10 +135,9 @@ pub fn broken_pipes_raise_no_signal<B: Backend>() {
                 if gathered {
                     rig.send(sock, &pattern(100, 100));
                 }
-                failed = rig
-                    .turn(Duration::from_millis(2))
-                    .iter()
-                    .any(|event| matches!(event, Event::Fail { side: Side::Send, sock: failed, .. } if *failed == sock));
+                failed = rig.turn(Duration::from_millis(2)).iter().any(
+                    |event| matches!(event, Event::Fail { side: Side::Send, sock: failed, .. } if *failed == sock),
+                );
             }
         }
     }

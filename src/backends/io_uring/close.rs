@@ -84,13 +84,13 @@ impl IoUring {
             return false;
         }
         let failed = socket.is(SEND_FAILED | UNCONNECTED);
-        if !failed && (socket.is(SENDING | CONNECTING) || !socket.outbox.is_empty()) {
+        if !failed && (socket.is(SENDING) || !socket.outbox.is_empty()) {
             self.mark_dirty(sock);
             return true;
         }
         socket.unset(FLUSHING);
         let quiet = socket.is(ENDED | RECEIVE_FAILED) || (socket.is(QUIET) && !socket.has_unread_input());
-        if !quiet && !failed {
+        if !quiet && !failed && !socket.is(CONNECTING) {
             socket.set(LINGERING);
             if !socket.is(FINISHED) {
                 socket.set(FINISHED);

@@ -121,7 +121,7 @@ impl Socket {
 
     /// Whether bytes may still be sent.
     pub(super) fn can_send(&self) -> bool {
-        !self.is(SEND_FAILED | UNCONNECTED | CLOSING | FINISH | LISTENER)
+        !self.is(SEND_FAILED | UNCONNECTED | CLOSING | FINISHED | LISTENER)
     }
 
     /// Whether a receive may be armed.

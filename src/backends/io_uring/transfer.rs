@@ -140,10 +140,11 @@ impl IoUring {
         self.mark_dirty(sock);
     }
 
-    /// Puts a socket into the list of those whose outbox leaves at the next wait.
+    /// Puts a socket into the list of those whose outbox, or half-close, leaves at the next wait.
     pub(super) fn mark_dirty(&mut self, sock: Sock) {
         let Some(socket) = self.sockets.lookup_mut(sock) else { return };
-        if !socket.is(DIRTY | SENDING | CONNECTING) && !socket.outbox.is_empty() {
+        let work = !socket.outbox.is_empty() || socket.is(FINISH);
+        if work && !socket.is(DIRTY | SENDING | CONNECTING) {
             socket.set(DIRTY);
             self.dirty.push(sock);
         }
@@ -171,6 +172,9 @@ impl IoUring {
         socket.unset(DIRTY);
         if socket.is(SENDING | CONNECTING | SEND_FAILED) {
             return;
+        }
+        if socket.outbox.is_empty() {
+            return self.finish_if_empty(sock);
         }
         let memory = &mut *self.memory;
         let mut pieces = memory.outboxes.pieces(&socket.outbox);

@@ -1,0 +1,69 @@
+#!/usr/bin/env python3
+"""Guards the instructions per request: counts them under callgrind and fails above a checked-in bound.
+
+    benches/instructions.py --server target/release/production_server [--peer nginx]
+
+Build without AVX-512, which valgrind does not know: RUSTFLAGS="-C target-cpu=x86-64-v2" cargo build --release.
+The counts repeat on a noisy machine to some tenths of a per cent. Takes less than a minute.
+Exit codes: 0 all within bounds, 1 one is above or could not be counted, 64 wrong flags.
+"""
+
+import argparse
+import concurrent.futures
+import os
+import sys
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "load"))
+
+import callgrind  # noqa: E402  (found by the line above)
+import processes  # noqa: E402
+import rows  # noqa: E402
+import servers  # noqa: E402
+
+# The bounds stand beside the other targets, so that the table of the load script shows the same ones.
+BOUNDS = rows.INSTRUCTION_TARGETS
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--server", default="target/release/production_server", help="default: %(default)s")
+    parser.add_argument("--peer", choices=("nginx", "haproxy"), help="count this one, too, for comparison")
+    parser.add_argument("--requests", type=int, default=500, help="counted from N and 3 N of them (default: %(default)s)")
+    parser.add_argument("--fields", default="forwarded", choices=("none", "forwarded", "all"), help="what a peer adds")
+    try:
+        options = parser.parse_args()
+    except SystemExit as leaving:
+        return 64 if leaving.code else 0
+    if not 50 <= options.requests <= 100_000:
+        print("instructions.py: --requests must lie in 50 to 100000", file=sys.stderr)
+        return 64
+    kinds = ["ours:epoll"] + ([options.peer] if options.peer else [])
+    try:
+        with servers.bench(options.server, fields=options.fields) as bench:
+            return guard(bench, kinds, options.requests)
+    except processes.Trouble as trouble:
+        print(f"error: {trouble}", file=sys.stderr)
+        return 1
+
+
+def guard(bench, kinds, requests):
+    """Counts every case, two at a time, prints each and returns the exit code."""
+    bench.worker()  # Before the threads, of which each could otherwise start one.
+    above = 0
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        counting = {
+            (kind, case): pool.submit(callgrind.instructions, bench, kind, forwarding, browser, requests)
+            for kind in kinds
+            for case, forwarding, browser in callgrind.CASES
+        }
+        for (kind, case), count in counting.items():
+            counted, bound = count.result(), BOUNDS[case]
+            ours = kind.startswith("ours")
+            verdict = f"bound {bound:>6}  {'ok' if counted <= bound else 'ABOVE'}" if ours else ""
+            print(f"{kind:<12} {case:<20} {counted:>8.0f} instructions a request   {verdict}", flush=True)
+            above += ours and counted > bound
+    return 1 if above else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

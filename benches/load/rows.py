@@ -1,0 +1,67 @@
+"""The rows of the comparison: what is asked of the servers, and the target that each figure is held against."""
+
+import dataclasses
+
+from callgrind import BROWSER_FIELDS
+
+# Sends 16 requests at a time over each connection.
+PIPELINE = """
+init = function()
+    local requests = {}
+    for i = 1, 16 do requests[i] = wrk.format("GET", "/small") end
+    pipelined = table.concat(requests)
+end
+request = function() return pipelined end
+"""
+
+POST = """
+wrk.method = "POST"
+wrk.body = string.rep("x", 16384)
+wrk.headers["Content-Type"] = "application/octet-stream"
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One load row. Targets are × nginx's CPU per request, for epoll and for io_uring."""
+
+    name: str
+    title: str
+    forwarding: bool
+    path: str
+    connections: int
+    target_epoll: float
+    target_io_uring: float
+    script: str = ""
+    fields: tuple = ()
+
+
+LOAD = [
+    Row("direct-64", "direct, 64 connections", False, "/small", 64, 0.90, 0.90),
+    Row("direct-512", "direct, 512 connections", False, "/small", 512, 0.90, 0.90),
+    Row("pipelined", "direct, pipelined 16 deep", False, "/small", 64, 0.15, 0.15, script=PIPELINE),
+    Row("forwarded-64", "forwarded, small, 64 connections", True, "/small", 64, 0.85, 0.80),
+    Row("forwarded-512", "forwarded, small, 512 connections", True, "/small", 512, 0.70, 0.70),
+    Row("browser", "forwarded, browser headers", True, "/small", 64, 0.75, 0.75,
+        fields=tuple(f"{name}: {value}" for name, value in BROWSER_FIELDS)),
+    Row("64k", "forwarded, 64 KiB answer", True, "/64k", 64, 0.85, 1.10),
+    Row("1m", "forwarded, 1 MiB answer", True, "/1m", 64, 0.85, 1.10),
+    Row("post", "forwarded, POST of 16 KiB", True, "/small", 64, 0.85, 1.10, script=POST),
+    Row("chunked", "forwarded, chunked 4 x 1 KiB", True, "/chunked", 64, 0.60, 0.60),
+    Row("close", "direct, one connection a request", False, "/small", 64, 0.95, 0.85, fields=("Connection: close",)),
+]
+
+# Rows that are measured in another way, each once a server: name and title.
+OTHER = {
+    "memory": "resident bytes per idle connection",
+    "latency": "forwarded at a constant rate",
+    "instructions": "instructions per request",
+}
+
+# `--backend auto` takes the backend with the lower geometric mean over these.
+DECISIVE = ("forwarded-64", "64k", "post")
+
+MEMORY_TARGET = 300
+INSTRUCTION_TARGETS = {"direct": 3000, "forwarded": 8000, "direct, browser": 6000, "forwarded, browser": 14000}
+
+NAMES = [row.name for row in LOAD] + list(OTHER)

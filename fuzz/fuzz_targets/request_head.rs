@@ -1,0 +1,69 @@
+//! A request's head from anybody: it is refused, or what a worker gets of it is framed the same way.
+#![no_main]
+
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, Ipv4Addr};
+
+use libfuzzer_sys::fuzz_target;
+use production_server::buffers::block::Writer;
+use production_server::http::fields::{Fields, Kind};
+use production_server::http::head::{self, HeadLimits, HeadSearch};
+use production_server::http::rewrite::{self, Forward};
+use production_server::http::{Framing, Version};
+
+fuzz_target!(|bytes: &[u8]| {
+    let limits = HeadLimits::default();
+    let mut fields = Fields::new(limits.fields);
+    let half = head::request(&bytes[..bytes.len() / 2], &limits, &mut fields);
+    let whole = head::request(bytes, &limits, &mut fields);
+    if half.is_err() {
+        assert!(whole.is_err(), "refused in part, accepted whole");
+    }
+    let Ok(Some(request)) = whole else { return };
+    if let Ok(Some(earlier)) = half {
+        assert_eq!((earlier.len, earlier.framing), (request.len, request.framing));
+    }
+    let mut search = HeadSearch::new();
+    let found = (1..=request.len).filter(|end| search.scan(&bytes[..*end])).last();
+    assert_eq!(found, Some(request.len), "the search misses the head's end");
+    for variant in 0..8 {
+        let forward = Forward {
+            peer: IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7)),
+            unix: variant == 5,
+            local_port: 8080,
+            https: false,
+            request_id: b"0123456789abcdef",
+            start_micros: 1_700_000_000_123_456,
+            trusted: variant & 1 != 0,
+            keep_alive: variant & 2 != 0,
+            open: variant & 4 != 0,
+        };
+        let mut room = vec![MaybeUninit::uninit(); rewrite::request_room(&request, &fields, &forward)];
+        let mut out = Writer::new(&mut room);
+        rewrite::request(&mut out, bytes, &request, &fields, &forward);
+        if forward.open {
+            rewrite::request_end(&mut out, request.framing);
+        }
+        check(out.written(), &request, &forward);
+    }
+});
+
+fn check(written: &[u8], request: &head::Request, forward: &Forward<'_>) {
+    // What is added may take a head beyond the limits that it kept to.
+    let limits = HeadLimits { head: 1 << 20, target: 1 << 20, fields: 200 };
+    let mut fields = Fields::new(limits.fields);
+    let again = match head::request(written, &limits, &mut fields) {
+        Ok(Some(again)) => again,
+        other => panic!("not accepted again: {other:?} {:?}", String::from_utf8_lossy(written)),
+    };
+    assert_eq!(again.len, written.len(), "bytes behind the head");
+    assert_eq!((again.framing, again.method), (request.framing, request.method));
+    assert_eq!((again.version, again.websocket), (Version::Http11, request.websocket));
+    assert_eq!(again.keep_alive, forward.keep_alive || request.websocket);
+    let count = |kind| fields.iter().filter(|field| field.kind == kind).count();
+    assert_eq!(count(Kind::Host), 1);
+    assert_eq!(count(Kind::TransferEncoding), usize::from(request.framing == Framing::Chunked));
+    assert!(count(Kind::ContentLength) <= usize::from(request.framing != Framing::Chunked));
+    assert_eq!((count(Kind::Shadow), count(Kind::Expect), count(Kind::XRequestId)), (0, 0, 1));
+    assert!(!written.windows(2).any(|pair| pair[1] == b'\n' && pair[0] != b'\r'), "a bare LF");
+}

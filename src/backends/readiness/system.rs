@@ -1,0 +1,253 @@
+//! The system calls of the readiness backend, each in one safe function. None of them blocks, and none raises SIGPIPE.
+
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
+
+use crate::backends::Peer;
+use crate::buffers::block::Block;
+
+/// Flags of every send: where the platform has no MSG_NOSIGNAL, SO_NOSIGPIPE is set on the socket.
+#[cfg(not(target_vendor = "apple"))]
+const SEND_FLAGS: libc::c_int = libc::MSG_NOSIGNAL;
+#[cfg(target_vendor = "apple")]
+const SEND_FLAGS: libc::c_int = 0;
+
+/// Takes one connection, non-blocking and closed on exec, with the address of its other end.
+pub(super) fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Peer)> {
+    // SAFETY: accept fills the storage with an address of the length that it writes, or fails.
+    let (accepted, address) = unsafe {
+        SockAddr::try_init(|storage, len| {
+            let descriptor = accept_raw(listener, storage.cast(), len);
+            if descriptor < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(descriptor)) }
+        })?
+    };
+    prepare(&accepted)?;
+    let peer = address.as_socket().map_or(Peer::UNIX, |socket| Peer {
+        ip: socket.ip().to_canonical(),
+        port: socket.port(),
+        unix: false,
+    });
+    if cfg!(not(target_os = "linux")) && !peer.unix {
+        // Linux inherits it from the listener.
+        SockRef::from(&accepted).set_tcp_nodelay(true)?;
+    }
+    Ok((accepted, peer))
+}
+
+#[cfg(not(target_vendor = "apple"))]
+fn accept_raw(listener: BorrowedFd<'_>, address: *mut libc::sockaddr, len: *mut libc::socklen_t) -> libc::c_int {
+    // SAFETY: both pointers come from `SockAddr::try_init`, which keeps them valid for this call.
+    unsafe { libc::accept4(listener.as_raw_fd(), address, len, libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC) }
+}
+
+#[cfg(target_vendor = "apple")]
+fn accept_raw(listener: BorrowedFd<'_>, address: *mut libc::sockaddr, len: *mut libc::socklen_t) -> libc::c_int {
+    // SAFETY: both pointers come from `SockAddr::try_init`, which keeps them valid for this call.
+    unsafe { libc::accept(listener.as_raw_fd(), address, len) }
+}
+
+/// What accept4 and socket types do not do everywhere.
+#[cfg(not(target_vendor = "apple"))]
+fn prepare(_socket: &OwnedFd) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(target_vendor = "apple")]
+fn prepare(socket: &OwnedFd) -> io::Result<()> {
+    let socket = SockRef::from(socket);
+    socket.set_nonblocking(true)?;
+    socket.set_cloexec(true)?;
+    socket.set_nosigpipe(true)
+}
+
+/// How a connect began.
+pub(super) enum Connecting {
+    /// It is done.
+    Connected(OwnedFd),
+    /// The answer comes as writability.
+    Started(OwnedFd),
+    /// The Unix socket's backlog is full.
+    Full,
+    /// The other side refused at once.
+    Refused(OwnedFd, io::Error),
+}
+
+/// Opens a socket and starts to connect it. An error says that there is no descriptor or no memory for one.
+pub(super) fn connect(address: &SockAddr) -> io::Result<Connecting> {
+    let socket = new_socket(address.domain())?;
+    if !address.is_unix() {
+        socket.set_tcp_nodelay(true)?;
+    }
+    let outcome = socket.connect(address);
+    let socket = OwnedFd::from(socket);
+    Ok(match outcome {
+        Ok(()) => Connecting::Connected(socket),
+        Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => Connecting::Started(socket),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Connecting::Full,
+        Err(error) => Connecting::Refused(socket, error),
+    })
+}
+
+#[cfg(not(target_vendor = "apple"))]
+fn new_socket(domain: Domain) -> io::Result<Socket> {
+    Socket::new(domain, Type::STREAM.nonblocking(), None)
+}
+
+#[cfg(target_vendor = "apple")]
+fn new_socket(domain: Domain) -> io::Result<Socket> {
+    let socket = Socket::new(domain, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// recv(2) past the C library, whose wrapper is a cancellation point: with threads that costs it twice as many instructions
+/// as the call itself.
+///
+/// # Safety
+/// `place` must be good for `room` bytes.
+#[cfg(target_os = "linux")]
+#[inline]
+unsafe fn recv_raw(descriptor: libc::c_int, place: *mut u8, room: usize) -> isize {
+    let nobody = std::ptr::null::<libc::sockaddr>();
+    // SAFETY: the caller vouches for the memory; the address is not asked for.
+    unsafe { libc::syscall(libc::SYS_recvfrom, descriptor, place, room, 0, nobody, nobody) as isize }
+}
+
+#[cfg(not(target_os = "linux"))]
+#[inline]
+unsafe fn recv_raw(descriptor: libc::c_int, place: *mut u8, room: usize) -> isize {
+    // SAFETY: the caller vouches for the memory.
+    unsafe { libc::recv(descriptor, place.cast(), room, 0) }
+}
+
+/// send(2) past the C library, as [`recv_raw`].
+///
+/// # Safety
+/// `place` must be good for `len` bytes.
+#[cfg(target_os = "linux")]
+#[inline]
+unsafe fn send_raw(descriptor: libc::c_int, place: *const u8, len: usize) -> isize {
+    let nobody = std::ptr::null::<libc::sockaddr>();
+    // SAFETY: the caller vouches for the memory; a connected socket needs no address.
+    unsafe { libc::syscall(libc::SYS_sendto, descriptor, place, len, SEND_FLAGS, nobody, 0) as isize }
+}
+
+#[cfg(not(target_os = "linux"))]
+#[inline]
+unsafe fn send_raw(descriptor: libc::c_int, place: *const u8, len: usize) -> isize {
+    // SAFETY: the caller vouches for the memory.
+    unsafe { libc::send(descriptor, place.cast(), len, SEND_FLAGS) }
+}
+
+/// One recv(2) into the spare memory of `block`. Returns how many bytes came and whether they filled it.
+#[inline]
+pub(super) fn recv(socket: BorrowedFd<'_>, block: &mut Block) -> io::Result<(usize, bool)> {
+    let (place, room) = block.spare();
+    loop {
+        // SAFETY: `spare` gives memory of `room` bytes that nobody else reads or writes while the block is ours alone.
+        let count = unsafe { recv_raw(socket.as_raw_fd(), place, room) };
+        if count >= 0 {
+            let count = count as usize;
+            // SAFETY: the kernel has written these bytes.
+            unsafe { block.filled(count) };
+            return Ok((count, count == room));
+        }
+        interrupted_or()?;
+    }
+}
+
+/// One recv(2) whose bytes nobody wants.
+pub(super) fn discard(socket: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut rubbish = [MaybeUninit::<u8>::uninit(); 16 * 1024];
+    loop {
+        // SAFETY: the array lives for the duration of the call and is never read.
+        let count = unsafe { libc::recv(socket.as_raw_fd(), rubbish.as_mut_ptr().cast(), rubbish.len(), 0) };
+        if count >= 0 {
+            return Ok(count as usize);
+        }
+        interrupted_or()?;
+    }
+}
+
+/// Sends one run of bytes.
+#[inline]
+pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    loop {
+        // SAFETY: pointer and length are those of a living slice.
+        let count = unsafe { send_raw(socket.as_raw_fd(), bytes.as_ptr(), bytes.len()) };
+        if count >= 0 {
+            return Ok(count as usize);
+        }
+        interrupted_or()?;
+    }
+}
+
+/// Sends several runs of bytes as one.
+#[inline]
+pub(super) fn send_gathered(socket: BorrowedFd<'_>, vectors: &[IoSlice<'_>]) -> io::Result<usize> {
+    // SAFETY: an all-zero msghdr is a valid one without address, vectors and control data.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    // An IoSlice has the layout of an iovec, and sendmsg does not write through it.
+    message.msg_iov = vectors.as_ptr().cast_mut().cast();
+    message.msg_iovlen = vectors.len() as _;
+    loop {
+        // SAFETY: the message points to vectors that live for the duration of the call.
+        let count = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, SEND_FLAGS) };
+        if count >= 0 {
+            return Ok(count as usize);
+        }
+        interrupted_or()?;
+    }
+}
+
+/// Half-closes. That the peer is gone already is no failure of ours.
+pub(super) fn shut_write(socket: BorrowedFd<'_>) {
+    let _ = SockRef::from(&socket).shutdown(std::net::Shutdown::Write);
+}
+
+/// Closes with an RST on TCP; where the kernel refuses the option the close is an ordinary one.
+pub(super) fn reset(socket: OwnedFd) {
+    let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+}
+
+/// How a connect that was started has ended.
+pub(super) fn connect_outcome(socket: BorrowedFd<'_>) -> io::Result<()> {
+    match SockRef::from(&socket).take_error() {
+        Ok(None) => Ok(()),
+        Ok(Some(error)) | Err(error) => Err(error),
+    }
+}
+
+/// Makes a listener non-blocking and, on TCP, gives it TCP_NODELAY, which accepted sockets inherit on Linux.
+pub(super) fn prepare_listener(listener: &OwnedFd) -> io::Result<()> {
+    let socket = SockRef::from(listener);
+    socket.set_nonblocking(true)?;
+    if !socket.local_addr()?.is_unix() {
+        socket.set_tcp_nodelay(true)?;
+    }
+    Ok(())
+}
+
+/// A descriptor that is held only to be given up when there is no other.
+pub(super) fn spare_descriptor() -> Option<OwnedFd> {
+    std::fs::File::open("/dev/null").ok().map(OwnedFd::from)
+}
+
+/// Whether the process or the system has run out of descriptors or of memory for sockets.
+pub(super) fn is_exhaustion(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
+}
+
+fn interrupted_or() -> io::Result<()> {
+    let error = io::Error::last_os_error();
+    if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }
+}
+
+/// Lends the descriptor of a socket that is known to be open.
+pub(super) fn borrow(descriptor: &Option<OwnedFd>) -> BorrowedFd<'_> {
+    descriptor.as_ref().expect("a living socket has its descriptor").as_fd()
+}

@@ -1,0 +1,71 @@
+//! The environment: a snapshot of the variables, and the places that follow from it.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use super::ListenAddress;
+use super::keys::{self, PREFIX};
+
+/// The variables at the start. A variable that is set to nothing counts as not set.
+#[derive(Clone, Debug, Default)]
+pub struct Environment(BTreeMap<OsString, OsString>);
+
+impl Environment {
+    /// The variables of this process.
+    pub fn of_process() -> Environment {
+        std::env::vars_os().collect()
+    }
+
+    /// The value of a variable.
+    pub fn value(&self, name: impl AsRef<OsStr>) -> Option<&OsStr> {
+        self.0.get(name.as_ref()).map(OsString::as_os_str)
+    }
+
+    /// Lines about variables that look like ours and mean nothing. Those that Kubernetes sets for a service with the
+    /// name production-server are left out.
+    pub fn warnings(&self) -> Vec<String> {
+        let ours = self.0.keys().filter_map(|name| name.to_str()).filter(|name| name.starts_with(PREFIX));
+        ours.filter(|name| !keys::all().any(|key| key.variable() == *name))
+            .filter(|name| !["PORT", "SERVICE_"].iter().any(|start| name[PREFIX.len()..].starts_with(start)))
+            .map(|name| format!("{name} in the environment is not known and has no effect"))
+            .collect()
+    }
+
+    /// Where sockets and the lock lie when nothing is said: `$RUNTIME_DIRECTORY` (systemd.exec(5)),
+    /// `$XDG_RUNTIME_DIR/production_server-PORT`, or `/tmp/production_server-UID-PORT`.
+    pub fn run_dir(&self, listen: &[ListenAddress]) -> PathBuf {
+        if let Some(directories) = self.value("RUNTIME_DIRECTORY") {
+            // systemd separates several directories by colons; the first is the service's own.
+            return std::env::split_paths(directories).next().unwrap_or_else(|| PathBuf::from(directories));
+        }
+        let place = listen.first().map_or_else(String::new, place);
+        if let Some(directory) = self.value("XDG_RUNTIME_DIR") {
+            return PathBuf::from(directory).join(format!("production_server-{place}"));
+        }
+        PathBuf::from(format!("/tmp/production_server-{}-{place}", self.user()))
+    }
+
+    /// A number that tells users apart, without a system call that Rust calls unsafe: who owns this process, or where
+    /// there is no /proc, who owns the home directory.
+    fn user(&self) -> u32 {
+        let owner = |path: &OsStr| std::fs::metadata(path).ok().map(|metadata| metadata.uid());
+        owner("/proc/self".as_ref()).or_else(|| self.value("HOME").and_then(owner)).unwrap_or(0)
+    }
+}
+
+impl FromIterator<(OsString, OsString)> for Environment {
+    fn from_iter<I: IntoIterator<Item = (OsString, OsString)>>(variables: I) -> Environment {
+        Environment(variables.into_iter().filter(|(_, value)| !value.is_empty()).collect())
+    }
+}
+
+/// What tells servers on one machine apart: the port, the socket's name, or the process where the kernel chooses the port.
+fn place(address: &ListenAddress) -> String {
+    match address {
+        ListenAddress::Tcp(address) if address.port() == 0 => format!("0-{}", std::process::id()),
+        ListenAddress::Tcp(address) => address.port().to_string(),
+        ListenAddress::Unix(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+    }
+}

@@ -1,0 +1,307 @@
+//! Every key once: its flag, its names in the environment, its default for people, and how its value is read.
+
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::units::{choice, count, count_or_auto, duration, listen, milliseconds, size, switch, upstream};
+use super::{AccessLogFormat, AccessLogTarget, BackendChoice, Balance, Command, EventFormat, Pin, Settings, cores};
+
+/// What all variables of the server's own begin with; the flag's name in capitals follows.
+pub const PREFIX: &str = "PRODUCTION_SERVER_";
+
+/// One key. See the module.
+pub struct Key {
+    /// The long flag without its dashes.
+    pub name: &'static str,
+    /// The short flag.
+    pub short: Option<char>,
+    /// What stands for the value in the help; empty for a switch.
+    pub value: &'static str,
+    /// The default as people read it; empty if there is none.
+    pub default: &'static str,
+    /// A good value, for error messages.
+    pub example: &'static str,
+    /// What it does, in one line.
+    pub help: &'static str,
+    /// Whether it may be given many times.
+    pub many: bool,
+    /// Variables that others set for it, besides the one of our own, which wins.
+    pub variables: &'static [&'static str],
+    /// Reads one value into the settings, or says what would have been right.
+    pub set: Setter,
+}
+
+/// Reads one value into the settings, or says what would have been right, beginning with "expected".
+pub type Setter = fn(&mut Settings, &str) -> Result<(), String>;
+
+impl Key {
+    /// The name of its variable, as in `PRODUCTION_SERVER_MAX_QUEUE`.
+    pub fn variable(&self) -> String {
+        format!("{PREFIX}{}", self.name.replace('-', "_").to_ascii_uppercase())
+    }
+
+    /// Whether it takes no value as a flag.
+    pub fn is_switch(&self) -> bool {
+        self.value.is_empty()
+    }
+
+    const fn short(self, short: char) -> Key {
+        Key { short: Some(short), ..self }
+    }
+
+    const fn many(self) -> Key {
+        Key { many: true, ..self }
+    }
+
+    const fn variables(self, variables: &'static [&'static str]) -> Key {
+        Key { variables, ..self }
+    }
+
+    const fn example(self, example: &'static str) -> Key {
+        Key { example, ..self }
+    }
+}
+
+/// A key whose default is also a good example.
+const fn key(name: &'static str, value: &'static str, default: &'static str, help: &'static str, set: Setter) -> Key {
+    Key { name, short: None, value, default, example: default, help, many: false, variables: &[], set }
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+const MILLISECOND: Duration = Duration::from_millis(1);
+/// Any wait that may be zero.
+const FROM_ZERO: RangeInclusive<Duration> = Duration::ZERO..=DAY;
+/// Any wait that must not be zero.
+const POSITIVE: RangeInclusive<Duration> = MILLISECOND..=DAY;
+const HOUR: RangeInclusive<Duration> = MILLISECOND..=Duration::from_secs(3600);
+
+/// Stores a value that was read.
+fn store<T>(place: &mut T, value: Result<T, String>) -> Result<(), String> {
+    *place = value?;
+    Ok(())
+}
+
+/// All keys by the heading of the help under which they stand.
+pub const GROUPS: &[(&str, &[Key])] = &[
+    ("App and workers", APP),
+    ("Waiting and deadlines of the worker side", WAITING),
+    ("Listening and loops", LOOPS),
+    ("Deadlines and limits of the client side", LIMITS),
+    ("Logs and statistics", LOGS),
+];
+
+/// All keys in the order of the help.
+pub fn all() -> impl Iterator<Item = &'static Key> {
+    GROUPS.iter().flat_map(|(_, keys)| keys.iter())
+}
+
+/// The key of that name. Only for names that stand in this file.
+pub fn by_name(name: &str) -> &'static Key {
+    all().find(|key| key.name == name).expect("a key that the program names is in the table")
+}
+
+const APP: &[Key] = &[
+    key("workers", "N|auto", "auto", "Worker processes; auto: one per core, at least 2", |settings, text| {
+        let workers = count_or_auto(text, 1..=1024)?;
+        settings.app.workers = workers.map_or(cores().max(2), |workers| workers as usize);
+        Ok(())
+    })
+    .short('w')
+    .example("4")
+    .variables(&["WEB_CONCURRENCY"]),
+    key("concurrency", "N", "1", "Requests in flight per worker or upstream at once", |settings, text| {
+        store(&mut settings.app.concurrency, count(text, 1..=65_535).map(|number| number as u32))
+    })
+    .short('c'),
+    key("balance", "WAY", "lifo", "Which free worker is next: lifo, round-robin or least", |settings, text| {
+        let ways = [("lifo", Balance::Lifo), ("round-robin", Balance::RoundRobin), ("least", Balance::Least)];
+        store(&mut settings.app.balance, choice(text, &ways))
+    }),
+    key("max-requests", "N", "10000", "Replace a worker after N answers; 0: never", |settings, text| {
+        store(&mut settings.app.recycle.requests, count(text, 0..=1_000_000_000_000))
+    }),
+    key("max-lifetime", "DURATION", "", "Replace a worker after that time", |settings, text| {
+        let range = Duration::from_secs(1)..=DAY * 365;
+        store(&mut settings.app.recycle.lifetime, duration(text, range).map(Some))
+    })
+    .example("1h"),
+    key("keepalive", "on|off", "on", "Keep connections to workers; off for blocking workers", |settings, text| {
+        store(&mut settings.app.keepalive, switch(text))
+    }),
+    key(
+        "upstream",
+        "URL",
+        "",
+        "Forward to unix:PATH or http://HOST:PORT that something else runs",
+        |settings, text| {
+            settings.app.upstreams.push(upstream(text)?);
+            settings.app.command = Command::None;
+            Ok(())
+        },
+    )
+    .many()
+    .example("unix:/run/app.sock"),
+    key("respond", "TEXT", "", "Answer every request with TEXT from the loop itself", |settings, text| {
+        settings.app.respond = Some(text.to_owned());
+        settings.app.command = Command::None;
+        Ok(())
+    })
+    .example("hello"),
+    key(
+        "run-dir",
+        "PATH",
+        "",
+        "Where sockets and the lock lie [default: $RUNTIME_DIRECTORY, \
+        $XDG_RUNTIME_DIR/production_server-PORT or /tmp/production_server-UID-PORT]",
+        |settings, text| store(&mut settings.run_dir, path(text)),
+    )
+    .example("/run/production_server"),
+];
+
+const WAITING: &[Key] = &[
+    key("max-queue", "N", "8192", "Requests that may wait for a worker; beyond: 503", |settings, text| {
+        store(&mut settings.app.queue.size, count(text, 0..=1_000_000).map(|number| number as usize))
+    })
+    .variables(&["RIP_MAX_QUEUE"]),
+    key("queue-timeout-ms", "MS", "2000", "How long one may wait in the queue; then 504", |settings, text| {
+        store(&mut settings.app.queue.timeout, milliseconds(text, HOUR))
+    })
+    .variables(&["RIP_QUEUE_TIMEOUT_MS"]),
+    key("hold", "DURATION", "10s", "How long one is held while no worker is ready; then 503", |settings, text| {
+        store(&mut settings.app.queue.hold, duration(text, FROM_ZERO))
+    }),
+    key("connect-timeout-ms", "MS", "200", "To get connected to a worker", |settings, text| {
+        store(&mut settings.app.timeouts.connect, milliseconds(text, HOUR))
+    })
+    .variables(&["RIP_CONNECT_TIMEOUT_MS"]),
+    key("read-timeout-ms", "MS", "5000", "Without a byte from the worker; then 504", |settings, text| {
+        store(&mut settings.app.timeouts.read, milliseconds(text, HOUR))
+    })
+    .variables(&["RIP_READ_TIMEOUT_MS"]),
+    key("request-timeout", "DURATION", "30s", "For a request and its whole answer", |settings, text| {
+        store(&mut settings.app.timeouts.request, duration(text, POSITIVE))
+    }),
+];
+
+const LOOPS: &[Key] = &[
+    key("listen", "ADDRESS", "0.0.0.0:8080", "IP:PORT, a port, or unix:PATH", |settings, text| {
+        settings.listen.push(listen(text)?);
+        Ok(())
+    })
+    .many()
+    .variables(&["PORT"]),
+    key(
+        "loops",
+        "N|auto",
+        "auto",
+        "Event loops; auto: one per core that affinity and cgroup allow",
+        |settings, text| {
+            settings.loops = count_or_auto(text, 1..=1024)?.map_or(cores(), |loops| loops as usize);
+            Ok(())
+        },
+    )
+    .example("2"),
+    key("backend", "BACKEND", "auto", BACKEND_HELP, |settings, text| {
+        store(&mut settings.backend, choice(text, BACKENDS))
+    }),
+    key("pin", "on|off|auto", "auto", "Pin loops to cores; auto: where no workers share them", |settings, text| {
+        store(&mut settings.pin, choice(text, &[("on", Pin::On), ("off", Pin::Off), ("auto", Pin::Auto)]))
+    }),
+    key("max-connections", "N", "10000", "Client connections open at once", |settings, text| {
+        store(&mut settings.max_connections, count(text, 1..=1_000_000).map(|number| number as usize))
+    }),
+    key("internal", "on|off", "on", "Answer /server, /status and the like from the loop", |settings, text| {
+        store(&mut settings.internal, switch(text))
+    }),
+    key("shutdown", "DURATION", "5s", "How long a graceful stop may take", |settings, text| {
+        store(&mut settings.shutdown, duration(text, FROM_ZERO))
+    }),
+];
+
+const LIMITS: &[Key] = &[
+    key("header-timeout", "DURATION", "10s", "From a request's first byte to the end of its head", |settings, text| {
+        store(&mut settings.timeouts.header, duration(text, POSITIVE))
+    }),
+    key("body-timeout", "DURATION", "30s", "Between two parts of a request body", |settings, text| {
+        store(&mut settings.timeouts.body, duration(text, POSITIVE))
+    }),
+    key("idle-timeout", "DURATION", "60s", "Without a request on a kept connection", |settings, text| {
+        store(&mut settings.timeouts.idle, duration(text, POSITIVE))
+    }),
+    key("write-timeout", "DURATION", "30s", "Without progress while an answer is sent", |settings, text| {
+        store(&mut settings.timeouts.write, duration(text, POSITIVE))
+    }),
+    key("max-body", "SIZE", "64MiB", "The largest request body; beyond: 413", |settings, text| {
+        store(&mut settings.max_body, size(text, 0..=1 << 40))
+    }),
+    key(
+        "buffer-bytes",
+        "SIZE",
+        "256MiB",
+        "Memory held for slow clients and waiting requests together",
+        |settings, text| {
+            let bytes = size(text, 1 << 20..=1 << 40)?;
+            store(&mut settings.buffer_bytes, usize::try_from(bytes).map_err(|_| "expected less memory".to_owned()))
+        },
+    ),
+];
+
+/// `log-format` stands before `json-logging`, which is the more special and is read later.
+const LOGS: &[Key] = &[
+    key("access-log", "PATH|-", "-", "Where the access log goes; - is stdout", |settings, text| {
+        settings.access_log.target = match text {
+            "-" => AccessLogTarget::Stdout,
+            _ => AccessLogTarget::File(path(text)?),
+        };
+        Ok(())
+    })
+    .example("/var/log/access.log"),
+    key("no-access-log", "", "", "Write no access log", |settings, text| {
+        if switch(text)? {
+            settings.access_log.target = AccessLogTarget::Off;
+        }
+        Ok(())
+    })
+    .example("on"),
+    key("log-format", "FORMAT", "", LOG_FORMAT_HELP, |settings, text| {
+        let (human, combined, json) = (AccessLogFormat::Human, AccessLogFormat::Combined, AccessLogFormat::Json);
+        let formats = [
+            ("human", (human, EventFormat::Human)),
+            ("combined", (combined, EventFormat::Auto)),
+            ("json", (json, EventFormat::Json)),
+        ];
+        (settings.access_log.format, settings.event_format) = choice(text, &formats)?;
+        Ok(())
+    })
+    .example("json"),
+    key("json-logging", "", "", "Write the access log in JSON", |settings, text| {
+        if switch(text)? {
+            settings.access_log.format = AccessLogFormat::Json;
+        }
+        Ok(())
+    })
+    .example("on"),
+    key("stats-interval", "DURATION", "10s", "How often statistics are printed; 0s: never", |settings, text| {
+        store(&mut settings.stats_interval, duration(text, FROM_ZERO))
+    }),
+];
+
+const LOG_FORMAT_HELP: &str = "human, combined (the access log as Apache and nginx write it) or json \
+    [default: human; events in JSON unless stderr is a terminal]";
+
+#[cfg(all(backend_readiness, target_os = "linux", backend_io_uring))]
+const BACKENDS: &[(&str, BackendChoice)] =
+    &[("auto", BackendChoice::Auto), ("epoll", BackendChoice::Epoll), ("io_uring", BackendChoice::IoUring)];
+#[cfg(all(backend_readiness, target_os = "linux", not(backend_io_uring)))]
+const BACKENDS: &[(&str, BackendChoice)] = &[("auto", BackendChoice::Auto), ("epoll", BackendChoice::Epoll)];
+#[cfg(all(backend_readiness, not(target_os = "linux")))]
+const BACKENDS: &[(&str, BackendChoice)] = &[("auto", BackendChoice::Auto), ("kqueue", BackendChoice::Kqueue)];
+#[cfg(not(backend_readiness))]
+const BACKENDS: &[(&str, BackendChoice)] = &[("auto", BackendChoice::Auto), ("io_uring", BackendChoice::IoUring)];
+
+const BACKEND_HELP: &str = "auto, epoll, kqueue or io_uring, as far as this build and system have them";
+
+fn path(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() || text.contains('\0') { Err("expected a path".to_owned()) } else { Ok(PathBuf::from(text)) }
+}

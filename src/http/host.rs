@@ -1,0 +1,62 @@
+//! The grammar of an authority without user information: what Host and absolute targets may hold.
+
+/// Whether this is `uri-host [ ":" port ]` (RFC 9110 §7.2, RFC 3986 §3.2.2). Empty is legal.
+pub(crate) fn host_is_legal(host: &[u8]) -> bool {
+    let (name_is_legal, port) = match host {
+        [b'[', rest @ ..] => {
+            let Some(close) = rest.iter().position(|byte| *byte == b']') else { return false };
+            (literal_is_legal(&rest[..close]), &rest[close + 1..])
+        }
+        _ => {
+            let len = host.iter().take_while(|byte| NAME_BYTE[**byte as usize]).count();
+            (escapes_are_legal(&host[..len]), &host[len..])
+        }
+    };
+    let port_is_legal = match port {
+        [] => true,
+        [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit) && port_fits(digits),
+        _ => false,
+    };
+    name_is_legal && port_is_legal
+}
+
+fn port_fits(digits: &[u8]) -> bool {
+    digits.iter().fold(0u32, |port, digit| port * 10 + u32::from(digit - b'0')) <= u32::from(u16::MAX)
+}
+
+fn literal_is_legal(literal: &[u8]) -> bool {
+    let text = std::str::from_utf8(literal).unwrap_or_default();
+    match text.as_bytes() {
+        [b'v' | b'V', rest @ ..] => {
+            let hex = rest.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
+            hex > 0
+                && rest.get(hex) == Some(&b'.')
+                && rest.len() > hex + 1
+                && rest[hex + 1..].iter().all(|byte| *byte == b':' || (NAME_BYTE[*byte as usize] && *byte != b'%'))
+        }
+        _ => text.parse::<std::net::Ipv6Addr>().is_ok(),
+    }
+}
+
+fn escapes_are_legal(name: &[u8]) -> bool {
+    if !name.contains(&b'%') {
+        return true;
+    }
+    name.split(|byte| *byte == b'%')
+        .skip(1)
+        .all(|rest| matches!(rest, [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit()))
+}
+
+/// unreserved, sub-delims and `%` of RFC 3986.
+const NAME_BYTE: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        let b = byte as u8;
+        let unreserved = b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_' | b'~');
+        let delimiter = matches!(b, b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=');
+        table[byte] = unreserved || delimiter || b == b'%';
+        byte += 1;
+    }
+    table
+};

@@ -1,0 +1,119 @@
+//! What a worker's processes do, as /proc tells: on which addresses they listen. For the message about a worker that
+//! opened another door than the one it was given. Elsewhere than on Linux there is nothing to read and nothing is said.
+
+use std::collections::HashSet;
+use std::fs;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// The state of a listening socket in /proc/net/tcp (proc_net(5); TCP_LISTEN in the kernel's tcp_states.h).
+const TCP_LISTEN: &str = "0A";
+/// The flag of a listening socket in /proc/net/unix (__SO_ACCEPTCON).
+const UNIX_LISTENING: u32 = 0x10000;
+
+/// The addresses on which the processes of a group listen, as text: `127.0.0.1:3000`, `unix:/tmp/app.sock`.
+pub fn listening_addresses(group: u32) -> Vec<String> {
+    let processes = processes_of(group);
+    let inodes: HashSet<u64> = processes.iter().flat_map(|&process| sockets_of(process)).collect();
+    let Some(&first) = processes.first() else { return Vec::new() };
+    if inodes.is_empty() {
+        return Vec::new();
+    }
+    // Read below one of these processes: it may live in a network namespace of its own.
+    let table = |name: &str| fs::read_to_string(format!("/proc/{first}/net/{name}")).unwrap_or_default();
+    let mut found: Vec<String> = Vec::new();
+    for name in ["tcp", "tcp6"] {
+        found.extend(table(name).lines().filter_map(|line| tcp_listener(line, &inodes)));
+    }
+    found.extend(table("unix").lines().filter_map(|line| unix_listener(line, &inodes)));
+    found.sort();
+    found.dedup();
+    found
+}
+
+fn processes_of(group: u32) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    processes.filter(|process| group_of(*process) == Some(group)).collect()
+}
+
+/// The fifth field of /proc/PID/stat, counted behind the name, which may hold anything but ends at the last parenthesis.
+fn group_of(process: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(2)?.parse().ok()
+}
+
+fn sockets_of(process: u32) -> Vec<u64> {
+    let entries = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+    let links = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+    links.filter_map(|link| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()).collect()
+}
+
+/// A line of /proc/net/tcp or tcp6: `sl local remote st tx:rx tr:when retrnsmt uid timeout inode …`.
+fn tcp_listener(line: &str, inodes: &HashSet<u64>) -> Option<String> {
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    let ours = fields.get(9).and_then(|inode| inode.parse().ok()).is_some_and(|inode| inodes.contains(&inode));
+    if !ours || fields[3] != TCP_LISTEN {
+        return None;
+    }
+    let (address, port) = fields[1].split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    // Each group of eight digits is a 32-bit word in the machine's order.
+    let words: Option<Vec<[u8; 4]>> = (0..address.len() / 8)
+        .map(|index| Some(u32::from_str_radix(address.get(index * 8..index * 8 + 8)?, 16).ok()?.to_ne_bytes()))
+        .collect();
+    let bytes = words?.concat();
+    match <[u8; 4]>::try_from(bytes.as_slice()) {
+        Ok(four) => Some(SocketAddr::from((Ipv4Addr::from(four), port)).to_string()),
+        Err(_) => {
+            let sixteen = <[u8; 16]>::try_from(bytes.as_slice()).ok()?;
+            Some(SocketAddr::from((Ipv6Addr::from(sixteen), port)).to_string())
+        }
+    }
+}
+
+/// A line of /proc/net/unix: `num refcount protocol flags type st inode path`.
+fn unix_listener(line: &str, inodes: &HashSet<u64>) -> Option<String> {
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    let inode: u64 = fields.get(6)?.parse().ok()?;
+    let flags = u32::from_str_radix(fields[3], 16).ok()?;
+    let listens = inodes.contains(&inode) && flags & UNIX_LISTENING != 0;
+    listens.then(|| format!("unix:{}", fields.get(7).unwrap_or(&"(unnamed)")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_tables_are_read() {
+        let inodes = HashSet::from([4711]);
+        let line =
+            "   0: 0100007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000   0 4711 1 0 100 0";
+        if cfg!(target_endian = "little") {
+            assert_eq!(tcp_listener(line, &inodes).as_deref(), Some("127.0.0.1:3000"));
+            let line =
+                line.replace("0100007F", "00000000000000000000000001000000").replace("00000000:0000 0A", "0:0 0A");
+            assert_eq!(tcp_listener(&line, &inodes).as_deref(), Some("[::1]:3000"));
+        }
+        assert_eq!(tcp_listener(&line.replace(" 0A ", " 01 "), &inodes), None, "connected, not listening");
+        assert_eq!(tcp_listener(&line.replace("4711", "4712"), &inodes), None, "somebody else's");
+        let line = "ffff: 00000002 00000000 00010000 0001 01 4711 /tmp/app.sock";
+        assert_eq!(unix_listener(line, &inodes).as_deref(), Some("unix:/tmp/app.sock"));
+        assert_eq!(unix_listener(&line.replace("00010000", "00000000"), &inodes), None);
+        assert_eq!(tcp_listener("", &inodes), None);
+        assert_eq!(unix_listener("Num RefCount", &inodes), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn our_own_listeners_are_found() {
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let _unix = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        // SAFETY: getpgrp has no arguments and cannot fail.
+        let found = listening_addresses(unsafe { libc::getpgrp() } as u32);
+        assert!(found.contains(&tcp.local_addr().unwrap().to_string()), "{found:?}");
+        assert!(found.contains(&format!("unix:{}", path.display())), "{found:?}");
+    }
+}

@@ -1,0 +1,218 @@
+//! When a worker is started again: pure arithmetic over times that are handed in.
+//!
+//! One [`RestartPolicy`] for each place in the app. An exit of a worker that had answered is no crash loop: its place is
+//! filled at once and all is forgotten. Exits before a first answer count: the first is followed by a start at once, the
+//! next by the base delay, then twice that, and so on up to the longest delay, each with jitter on top so that workers
+//! that died together do not come back together. Too many of them within the window, and the place is given up.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// The numbers of the policy.
+#[derive(Clone, Copy, Debug)]
+pub struct RestartRule {
+    /// The first delay that is not zero.
+    pub base: Duration,
+    /// The longest delay, jitter included.
+    pub max: Duration,
+    /// This many exits before a first answer...
+    pub crashes: usize,
+    /// ...within this time end the attempts.
+    pub within: Duration,
+}
+
+/// What to do about an exit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Start again at that time, which may be now.
+    StartAt(Instant),
+    /// The place is given up.
+    GiveUp,
+}
+
+/// The history of one place.
+#[derive(Debug)]
+pub struct RestartPolicy {
+    rule: RestartRule,
+    jitter: Jitter,
+    /// Exits before a first answer since the last answer.
+    failures: u32,
+    /// The times of those within the window.
+    recent: VecDeque<Instant>,
+}
+
+impl RestartPolicy {
+    /// A place without history.
+    pub fn new(rule: RestartRule, jitter: Jitter) -> RestartPolicy {
+        RestartPolicy { rule, jitter, failures: 0, recent: VecDeque::new() }
+    }
+
+    /// Decides about an exit at `now` of a worker that had `answered` something, or nothing.
+    pub fn exited(&mut self, answered: bool, now: Instant) -> Decision {
+        if answered {
+            self.forget();
+            return Decision::StartAt(now);
+        }
+        self.recent.push_back(now);
+        while self.recent.front().is_some_and(|&first| now.duration_since(first) > self.rule.within) {
+            self.recent.pop_front();
+        }
+        if self.recent.len() >= self.rule.crashes {
+            return Decision::GiveUp;
+        }
+        let delay = self.delay();
+        self.failures += 1;
+        Decision::StartAt(now + delay)
+    }
+
+    /// Forgets all failures: the worker has answered, or somebody asked for a fresh start.
+    pub fn forget(&mut self) {
+        self.failures = 0;
+        self.recent.clear();
+    }
+
+    fn delay(&mut self) -> Duration {
+        let Some(doublings) = self.failures.checked_sub(1) else { return Duration::ZERO };
+        let factor = 1u32.checked_shl(doublings).unwrap_or(u32::MAX);
+        let plain = self.rule.base.saturating_mul(factor).min(self.rule.max);
+        self.jitter.stretch(plain).min(self.rule.max)
+    }
+}
+
+/// A small deterministic source of spread; not for secrets.
+#[derive(Clone, Debug)]
+pub struct Jitter {
+    state: u64,
+    percent: u32,
+}
+
+impl Jitter {
+    /// Spreads by up to `percent`, differently for each seed.
+    pub fn new(seed: u64, percent: u32) -> Jitter {
+        // The odd constant of splitmix64 keeps a seed of zero from staying zero.
+        Jitter { state: seed.wrapping_add(0x9e37_79b9_7f4a_7c15), percent }
+    }
+
+    /// No spread at all.
+    pub fn none() -> Jitter {
+        Jitter::new(0, 0)
+    }
+
+    /// `plain`, longer by 0 up to `percent` of it.
+    pub fn stretch(&mut self, plain: Duration) -> Duration {
+        let most = plain.as_micros() as u64 / 100 * u64::from(self.percent);
+        plain + Duration::from_micros(self.below(most + 1))
+    }
+
+    /// `plain`, larger by 0 up to `percent` of it.
+    pub fn add(&mut self, plain: u64) -> u64 {
+        let most = (u128::from(plain) * u128::from(self.percent) / 100) as u64;
+        plain.saturating_add(self.below(most.saturating_add(1)))
+    }
+
+    /// A number below `end`, which is not zero.
+    fn below(&mut self, end: u64) -> u64 {
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.state;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((u128::from(mixed ^ (mixed >> 31)) * u128::from(end)) >> 64) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RULE: RestartRule = RestartRule {
+        base: Duration::from_secs(1),
+        max: Duration::from_secs(30),
+        crashes: 5,
+        within: Duration::from_secs(60),
+    };
+
+    fn delays(policy: &mut RestartPolicy, now: &mut Instant, alive: Duration, exits: usize) -> Vec<Option<u128>> {
+        (0..exits)
+            .map(|_| {
+                *now += alive;
+                match policy.exited(false, *now) {
+                    Decision::GiveUp => None,
+                    Decision::StartAt(at) => {
+                        let delay = at - *now;
+                        *now = at;
+                        Some(delay.as_millis())
+                    }
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_crash_loop_has_this_schedule_and_is_given_up() {
+        let mut now = Instant::now();
+        let start = now;
+        let mut policy = RestartPolicy::new(RULE, Jitter::none());
+        let seen = delays(&mut policy, &mut now, Duration::from_millis(100), 5);
+        assert_eq!(seen, [Some(0), Some(1000), Some(2000), Some(4000), None]);
+        assert_eq!(now - start, Duration::from_millis(7500));
+    }
+
+    #[test]
+    fn slow_crashes_back_off_up_to_the_longest_delay_and_go_on() {
+        let mut now = Instant::now();
+        let mut policy = RestartPolicy::new(RULE, Jitter::none());
+        let seen = delays(&mut policy, &mut now, Duration::from_secs(20), 9);
+        let expected = [0, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000].map(Some);
+        assert_eq!(seen, expected, "never five within a minute");
+    }
+
+    #[test]
+    fn the_window_counts_its_edge() {
+        let start = Instant::now();
+        let mut policy = RestartPolicy::new(RULE, Jitter::none());
+        for second in [0, 10, 20, 30] {
+            assert_ne!(policy.exited(false, start + Duration::from_secs(second)), Decision::GiveUp);
+        }
+        assert_eq!(policy.exited(false, start + Duration::from_secs(60)), Decision::GiveUp);
+        let mut policy = RestartPolicy::new(RULE, Jitter::none());
+        for second in [0, 10, 20, 30] {
+            policy.exited(false, start + Duration::from_secs(second));
+        }
+        let late = start + Duration::from_millis(60_001);
+        assert_eq!(policy.exited(false, late), Decision::StartAt(late + Duration::from_secs(8)));
+    }
+
+    #[test]
+    fn an_answer_resets_everything() {
+        let mut now = Instant::now();
+        let mut policy = RestartPolicy::new(RULE, Jitter::none());
+        delays(&mut policy, &mut now, Duration::ZERO, 4);
+        assert_eq!(policy.exited(true, now), Decision::StartAt(now), "a worker that served comes back at once");
+        let seen = delays(&mut policy, &mut now, Duration::ZERO, 5);
+        assert_eq!(seen, [Some(0), Some(1000), Some(2000), Some(4000), None]);
+    }
+
+    #[test]
+    fn jitter_only_lengthens_and_stays_within_its_share_and_the_longest_delay() {
+        let mut distinct = std::collections::HashSet::new();
+        for seed in 0..200 {
+            let mut now = Instant::now();
+            let mut policy = RestartPolicy::new(RULE, Jitter::new(seed, 25));
+            let seen = delays(&mut policy, &mut now, Duration::from_secs(20), 8);
+            for (delay, plain) in seen.iter().zip([0, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]) {
+                let delay = delay.unwrap();
+                assert!(delay >= plain && delay <= (plain * 5 / 4).min(30_000), "{delay} for {plain}");
+                distinct.insert(delay);
+            }
+        }
+        assert!(distinct.len() > 100, "the spread spreads: {}", distinct.len());
+    }
+
+    #[test]
+    fn request_limits_are_spread_upwards_by_a_tenth() {
+        let seen: Vec<u64> = (0..500).map(|seed| Jitter::new(seed, 10).add(1000)).collect();
+        assert!(seen.iter().all(|limit| (1000..=1100).contains(limit)));
+        assert!(seen.iter().any(|&limit| limit < 1010) && seen.iter().any(|&limit| limit > 1090));
+        assert_eq!((Jitter::new(1, 10).add(5), Jitter::new(1, 10).add(0)), (5, 0));
+    }
+}

@@ -1,0 +1,90 @@
+//! The end: loops drain first, then the workers are told to stop, then the rest is killed. Every step has its deadline.
+
+use std::time::{Duration, Instant};
+
+use super::process::{Ending, Phase};
+use super::{AppState, Supervisor};
+use crate::log::Level;
+use crate::mailbox::Message;
+
+/// How often the loops are asked whether they have ended.
+const ASK_AGAIN: Duration = Duration::from_millis(10);
+/// How long after their deadline the loops may take to cut what is left.
+const CUT_PATIENCE: Duration = Duration::from_millis(250);
+/// From TERM to KILL at least, however late it is.
+const LEAST_GRACE: Duration = Duration::from_secs(1);
+/// From TERM to KILL when the server is to stop at once.
+const HASTY_GRACE: Duration = Duration::from_millis(200);
+
+/// Where the stop stands.
+#[derive(Debug)]
+pub(super) enum Stop {
+    /// The loops finish what runs.
+    Loops { deadline: Instant, ask_at: Instant },
+    /// The workers were sent TERM; KILL follows each by its own timer.
+    Workers { hasty: bool },
+}
+
+impl Stop {
+    pub(super) fn due(&self) -> Instant {
+        match self {
+            Stop::Loops { ask_at, .. } => *ask_at,
+            // Only the loops can be missing here, or workers that have their own timers.
+            Stop::Workers { .. } => Instant::now() + ASK_AGAIN,
+        }
+    }
+}
+
+impl Supervisor {
+    /// The first request to stop is graceful, the second one at once.
+    pub(super) fn begin_stop(&mut self, now: Instant) {
+        match self.stop {
+            None => {
+                let deadline = now + self.settings.shutdown;
+                let seconds = format!("{} s", self.settings.shutdown.as_secs_f32());
+                self.log.event(Level::Info, "stopping: requests may finish", &[("within", &seconds)]);
+                self.status.enter(AppState::Stopping);
+                self.postboxes.broadcast(|| Message::Drain { deadline });
+                self.stop = Some(Stop::Loops { deadline, ask_at: now });
+            }
+            Some(Stop::Workers { hasty: true }) => {}
+            Some(_) => {
+                self.log.event(Level::Warn, "stopping at once", &[]);
+                self.postboxes.broadcast(|| Message::StopNow);
+                self.stop_workers(HASTY_GRACE, now);
+                self.stop = Some(Stop::Workers { hasty: true });
+            }
+        }
+    }
+
+    /// Takes the next step if it is time. True: all is over.
+    pub(super) fn advance_stop(&mut self, loops_done: &mut dyn FnMut() -> bool, now: Instant) -> bool {
+        match &mut self.stop {
+            None => false,
+            Some(Stop::Loops { deadline, ask_at }) => {
+                *ask_at = now + ASK_AGAIN;
+                let deadline = *deadline;
+                if loops_done() || now >= deadline + CUT_PATIENCE {
+                    let grace = deadline.saturating_duration_since(now).max(LEAST_GRACE);
+                    self.stop_workers(grace, now);
+                    self.stop = Some(Stop::Workers { hasty: false });
+                }
+                self.stop.is_some() && self.processes.is_empty() && loops_done()
+            }
+            // The loops have been told twice over what to do; who drives them joins their threads after this.
+            Some(Stop::Workers { .. }) => self.processes.is_empty(),
+        }
+    }
+
+    fn stop_workers(&mut self, grace: Duration, now: Instant) {
+        for index in 0..self.processes.len() {
+            let process = &mut self.processes[index];
+            process.ending.get_or_insert(Ending::Shutdown);
+            match process.phase {
+                Phase::Killed => {}
+                Phase::Terminating { ref mut kill_at } => *kill_at = (*kill_at).min(now + grace),
+                _ => self.terminate(index, grace, now),
+            }
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! Waking the supervisor from another thread, and the poll(2) that it sleeps in.
+
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Wakes the supervisor. Any number of wakes before it looks are one.
+#[derive(Clone, Debug)]
+pub struct Waker(Arc<UnixStream>);
+
+impl Waker {
+    /// Makes the supervisor's next or current sleep end at once.
+    pub fn wake(&self) {
+        // A full pipe already holds a wake; a closed one has nobody to be woken.
+        (&*self.0).write_all(&[1]).ok();
+    }
+}
+
+/// The sleeping end.
+#[derive(Debug)]
+pub struct Sleeper(UnixStream);
+
+/// A pair of both.
+///
+/// # Errors
+/// When no socket pair can be made.
+pub fn pair() -> io::Result<(Waker, Sleeper)> {
+    let (read, write) = UnixStream::pair()?;
+    read.set_nonblocking(true)?;
+    write.set_nonblocking(true)?;
+    Ok((Waker(Arc::new(write)), Sleeper(read)))
+}
+
+impl Sleeper {
+    /// The descriptor to be polled for reading.
+    pub fn descriptor(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
+    /// Takes all wakes.
+    pub fn clear(&mut self) {
+        let mut buffer = [0; 64];
+        while matches!(self.0.read(&mut buffer), Ok(count) if count == buffer.len()) {}
+    }
+}
+
+/// Sleeps until one of the descriptors is ready or the timeout is over. Rounds the timeout up, so that a timer is due
+/// after the sleep. An interrupted sleep is a sleep that ended.
+///
+/// # Errors
+/// When poll(2) fails for another reason, which is a fault of ours.
+pub fn poll(descriptors: &mut [libc::pollfd], timeout: Option<Duration>) -> io::Result<()> {
+    let millis = match timeout {
+        None => -1,
+        Some(timeout) => i32::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX),
+    };
+    // SAFETY: pointer and length are those of one slice, which outlives the call.
+    let found = unsafe { libc::poll(descriptors.as_mut_ptr(), descriptors.len() as libc::nfds_t, millis) };
+    if found >= 0 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }
+}
+
+/// An entry for [`poll`] that waits for `events`.
+pub fn entry(descriptor: RawFd, events: i16) -> libc::pollfd {
+    libc::pollfd { fd: descriptor, events, revents: 0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_wakes_are_one() {
+        let (waker, mut sleeper) = pair().unwrap();
+        for _ in 0..100_000 {
+            waker.wake();
+        }
+        let mut entries = [entry(sleeper.descriptor(), libc::POLLIN)];
+        poll(&mut entries, None).unwrap();
+        assert_eq!(entries[0].revents, libc::POLLIN);
+        sleeper.clear();
+        poll(&mut entries, Some(Duration::ZERO)).unwrap();
+        assert_eq!(entries[0].revents, 0);
+    }
+}
