@@ -9,7 +9,7 @@ use production_server::{server, supervisor, worker};
 fn main() -> ExitCode {
     match config::read(std::env::args_os(), &Environment::of_process()) {
         Ok(Invocation::Run(settings)) => ExitCode::from(server::run(*settings)),
-        Ok(Invocation::Worker) => worker::main(std::env::args_os().skip(2)),
+        Ok(Invocation::Worker(arguments)) => worker::main(arguments.into_iter()),
         Ok(Invocation::Exec(arguments)) => supervisor::exec::main(arguments.into_iter()),
         Ok(Invocation::Guard(arguments)) => supervisor::guard::main(arguments.into_iter()),
         Ok(Invocation::Print(text)) => {

@@ -1,3 +1,7 @@
 //! The one integration test binary. Each module holds the tests of one part.
 
 mod backends;
+mod cli;
+mod supervision;
+mod tidy;
+mod worker;

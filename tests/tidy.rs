@@ -156,7 +156,12 @@ fn functions_are_short() {
 fn is_function(line: &str) -> bool {
     let words: Vec<&str> = line.split_whitespace().collect();
     let at = words.iter().position(|word| *word == "fn");
-    at.is_some_and(|at| words[..at].iter().all(|word| word.starts_with("pub") || matches!(*word, "const" | "unsafe" | "extern" | "\"C\"" | "in" | "crate)" | "super)")))
+    at.is_some_and(|at| {
+        words[..at].iter().all(|word| {
+            word.starts_with("pub")
+                || matches!(*word, "const" | "unsafe" | "extern" | "\"C\"" | "in" | "crate)" | "super)")
+        })
+    })
 }
 
 #[test]

@@ -21,8 +21,8 @@ pub const WRONG_CONFIGURATION: u8 = 78;
 pub enum Invocation {
     /// To serve.
     Run(Box<Settings>),
-    /// To be the built-in worker.
-    Worker,
+    /// To be the built-in worker; the arguments behind the word.
+    Worker(Vec<OsString>),
     /// To be the shim before a worker's command; the arguments behind the word.
     Exec(Vec<OsString>),
     /// To be the guard; the arguments behind the word.
@@ -94,7 +94,11 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
         Err(error) => return Err(Refusal::usage(one_line(&error))),
     };
     match matches.subcommand() {
-        Some(("worker", _)) => Ok(Invocation::Worker),
+        Some(("worker", worker)) => {
+            let socket = worker.get_one::<OsString>("socket").cloned();
+            let arguments = socket.map_or_else(Vec::new, |path| vec![OsString::from("--socket"), path]);
+            Ok(Invocation::Worker(arguments))
+        }
         Some((_, run)) => settings(run, environment).map(|settings| Invocation::Run(Box::new(settings))),
         None => settings(&matches, environment).map(|settings| Invocation::Run(Box::new(settings))),
     }
@@ -103,7 +107,10 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
 /// The whole command line as clap knows it; for the help, completions and the manual page.
 pub fn command() -> clap::Command {
     let run = clap::Command::new("run").about("Serve; the same as without the word");
-    let worker = clap::Command::new("worker").about("Be the built-in worker on the Unix socket at $SOCKET_PATH");
+    let socket = Arg::new("socket").long("socket").value_name("PATH").value_parser(OsStringValueParser::new());
+    let worker = clap::Command::new("worker")
+        .about("Be the built-in worker on a Unix socket")
+        .arg(socket.help("Where to listen [env: SOCKET_PATH]"));
     with_flags(clap::Command::new("production_server"))
         .about("One binary in front of any app: event loops that serve HTTP and forward it to supervised workers")
         .override_usage("production_server [run] [FLAGS] [SHORTHAND…] [-- COMMAND…]")

@@ -175,7 +175,9 @@ fn the_run_directory_follows_the_surroundings() {
 
 #[test]
 fn words_choose_what_is_done() {
-    assert!(matches!(invocation(&["worker"], &[]), Ok(Invocation::Worker)));
+    assert!(matches!(invocation(&["worker"], &[]), Ok(Invocation::Worker(rest)) if rest.is_empty()));
+    let worker = invocation(&["worker", "--socket=/s"], &[]);
+    assert!(matches!(worker, Ok(Invocation::Worker(rest)) if rest == ["--socket", "/s"]));
     assert!(matches!(invocation(&["_exec", "--", "-x"], &[]), Ok(Invocation::Exec(rest)) if rest == ["--", "-x"]));
     assert!(matches!(invocation(&["_guard", "/run"], &[]), Ok(Invocation::Guard(rest)) if rest == ["/run"]));
     for word in ["--version", "-V", "--help", "-h"] {

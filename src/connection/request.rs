@@ -9,7 +9,7 @@ use crate::buffers::block::Block;
 use crate::exchange::{BodySkip, Skipped};
 use crate::http::head::{self, Request};
 use crate::http::reply::{self, Reply};
-use crate::http::{Framing, Method, Refusal, Version, find_lines};
+use crate::http::{Framing, Method, Refusal, Version, body_len, find_lines};
 use crate::log::AccessRecord;
 
 use super::{Loop, State};
@@ -183,7 +183,7 @@ impl<B: Backend> Loop<B> {
             }
             _ => return debug_assert!(false, "this route is not answered here"),
         };
-        let bytes = piece.len() as u64;
+        let bytes = if self.access.enabled() { body_len(&piece) as u64 } else { 0 };
         self.become_state(sock, State::WritingResponse);
         self.backend.send(sock, piece.into());
         if self.access.enabled() {
@@ -249,7 +249,7 @@ impl<B: Backend> Loop<B> {
             request_id: None,
         };
         let piece = self.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
-        let bytes = piece.len() as u64;
+        let bytes = body_len(&piece) as u64;
         if let Some(client) = self.table.client(sock)
             && client.state == State::ReadingRequest
         {

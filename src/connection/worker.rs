@@ -7,7 +7,7 @@
 use std::io;
 use std::time::Duration;
 
-use crate::backends::{Backend, How, Side, Size, Sock};
+use crate::backends::{Backend, How, Size, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::dispatch::WorkerId;
@@ -49,6 +49,7 @@ impl<B: Backend> Loop<B> {
                 let link =
                     Link { state: LinkState::Connecting, worker, exchange: Key::NONE, input: None, reused: false };
                 self.table.put(sock, Role::Link(link));
+                self.count().worker_connections.add(1);
                 Reach::Link(sock)
             }
             Ok(None) => Reach::Backlog,
@@ -145,10 +146,6 @@ impl<B: Backend> Loop<B> {
                 }
             }
         }
-    }
-
-    pub fn link_failed(&mut self, sock: Sock, side: Side) {
-        self.link_lost(sock, Some(side));
     }
 
     /// A deadline of a worker's connection: the worker's keep-alive time, or the end of an abandoned request.

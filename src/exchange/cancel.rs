@@ -3,9 +3,9 @@
 use crate::backends::{Backend, How, Size};
 use crate::buffers::slots::Key;
 use crate::connection::{Loop, State};
-use crate::dispatch::{Outcome, WorkerId};
+use crate::dispatch::Outcome;
 use crate::http::reply::{self, Format, Reply};
-use crate::http::{Method, Version, find_lines};
+use crate::http::{Method, Version, body_len, find_lines};
 use crate::log::AccessRecord;
 
 use super::start::id_text;
@@ -108,7 +108,7 @@ impl<B: Backend> Loop<B> {
             request_id: Some(&id_text(exchange.id)),
         };
         let piece = self.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
-        exchange.bytes += piece.len() as u64;
+        exchange.bytes += body_len(&piece) as u64;
         self.log_exchange(key);
         self.abandon(key);
         let Some(client) = self.table.client(sock) else { return };
@@ -202,7 +202,7 @@ impl<B: Backend> Loop<B> {
     }
 
     fn worker_of(&self, exchange: &Exchange) -> Option<u32> {
-        let worker: WorkerId = exchange.permit.as_ref().map(|permit| permit.worker()).or(exchange.exclude)?;
+        let worker = exchange.worker?;
         self.seats
             .get(worker.index as usize)?
             .as_ref()
@@ -212,8 +212,7 @@ impl<B: Backend> Loop<B> {
 
     /// The name of an exchange's worker, for messages.
     pub fn worker_label(&self, key: Key) -> String {
-        let worker =
-            self.exchanges.lookup(key).and_then(|exchange| exchange.permit.as_ref()).map(|permit| permit.worker());
+        let worker = self.exchanges.lookup(key).and_then(|exchange| exchange.worker);
         worker
             .and_then(|worker| self.shared.dispatch.target(worker))
             .map_or_else(|| "-".to_owned(), |target| target.label.clone())

@@ -28,7 +28,6 @@ use std::time::Instant;
 
 use crate::backends::Sock;
 use crate::buffers::block::Block;
-use crate::buffers::slots::Key;
 use crate::dispatch::{Permit, Ticket, WorkerId};
 use crate::http::{Method, Version};
 
@@ -94,6 +93,8 @@ pub(crate) struct Exchange {
     pub retried: bool,
     /// The next connection must be a new one.
     pub wants_fresh: bool,
+    /// The worker that has it or had it last.
+    pub worker: Option<WorkerId>,
     /// Prefer any other worker.
     pub exclude: Option<WorkerId>,
     /// [`Backend::sent`](crate::backends::Backend::sent) of the worker's connection before this request.
@@ -114,7 +115,7 @@ pub(crate) struct Exchange {
     pub long: bool,
 
     pub status: u16,
-    /// Bytes of the answer, as queued for the client.
+    /// Bytes of the answer's body, as queued for the client.
     pub bytes: u64,
     pub id: u64,
     pub started: Instant,
@@ -151,9 +152,4 @@ impl Exchange {
         }
         self.body = Vec::new();
     }
-}
-
-/// Whether a key names an exchange at all.
-pub(crate) fn is_some(key: Key) -> bool {
-    key != Key::NONE
 }

@@ -129,7 +129,7 @@ impl<B: Backend> Loop<B> {
         if whole {
             exchange.answer = Reader::Done;
         }
-        exchange.bytes += piece.len() as u64;
+        exchange.bytes += body as u64;
         input.advance(response.len + body);
         self.become_state(sock, State::WritingResponse);
         self.backend.send(sock, piece.into());
@@ -179,7 +179,6 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let trailers = exchange.answer.trailers();
         if trailers.is_empty() {
-            exchange.bytes += 5;
             return self.backend.send(exchange.client, Piece::Static(b"0\r\n\r\n"));
         }
         let end = self.scratch.write(trailers.len() + 8, |out| {
@@ -187,7 +186,6 @@ impl<B: Backend> Loop<B> {
             out.put(trailers);
             out.put(b"\r\n");
         });
-        exchange.bytes += end.len() as u64;
         self.backend.send(exchange.client, end.into());
     }
 
@@ -200,7 +198,6 @@ impl<B: Backend> Loop<B> {
                 self.lend(key, data);
                 continue;
             }
-            exchange.bytes += 2;
             let client = exchange.client;
             let line = self.scratch.write(CHUNK_LINE, |out| put_chunk_line(out, data.len()));
             self.lend(key, line);
@@ -308,7 +305,6 @@ impl<B: Backend> Loop<B> {
     pub fn end_answer(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         if exchange.encoding == Encoding::Chunk {
-            exchange.bytes += 5;
             self.backend.send(exchange.client, Piece::Static(b"0\r\n\r\n"));
         }
         exchange.answer = Reader::Done;

@@ -56,6 +56,7 @@ impl<B: Backend> Loop<B> {
             fresh: false,
             retried: false,
             wants_fresh: false,
+            worker: None,
             exclude: None,
             sent_before: 0,
             answer: Reader::Done,
@@ -250,6 +251,7 @@ impl<B: Backend> Loop<B> {
         };
         exchange.ticket = None;
         exchange.granted = Some(self.now);
+        exchange.worker = Some(worker);
         exchange.permit = Some(permit);
         let fresh = exchange.wants_fresh || exchange.websocket;
         match self.reach(worker, fresh) {

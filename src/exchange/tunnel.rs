@@ -33,7 +33,6 @@ impl<B: Backend> Loop<B> {
         };
         let room = rewrite::response_room(response, &self.fields, &answer);
         let piece = self.scratch.write(room, |out| rewrite::response(out, &input, response, &self.fields, &answer));
-        exchange.bytes += piece.len() as u64;
         self.become_state(sock, State::WritingResponse);
         self.backend.send(sock, piece.into());
         self.log_exchange(key);

@@ -161,6 +161,11 @@ pub(crate) const fn bad(section: &'static str, reason: &'static str) -> Refusal 
     Refusal { status: 400, section, reason }
 }
 
+/// How many bytes follow the head in an answer of our own.
+pub fn body_len(answer: &[u8]) -> usize {
+    memchr::memmem::find(answer, b"\r\n\r\n").map_or(0, |end| answer.len() - end - 4)
+}
+
 /// The values of the first lines with these names in a head that was parsed before; empty for names that it lacks. For access
 /// lines and error pages, where the parsed fields are gone.
 pub fn find_lines<'a, const N: usize>(head: &'a [u8], names: [&[u8]; N]) -> [&'a [u8]; N] {

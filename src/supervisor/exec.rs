@@ -104,6 +104,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             .env("LISTEN_FDNAMES", "worker")
             .env("LISTEN_PID", std::process::id().to_string());
     }
+    close_others_on_exec(if instructions.socket_on_stdin { LISTEN_DESCRIPTOR as u32 + 1 } else { 3 });
     let error = command.exec();
     let (code, message) = explain(program, &error);
     eprintln!("{message}");
@@ -159,6 +160,18 @@ fn restore_descriptors(soft: u64, hard: u64) {
     let limit = libc::rlimit { rlim_cur: soft as libc::rlim_t, rlim_max: hard as libc::rlim_t };
     // SAFETY: the structure is initialised and outlives the call. A failure leaves the higher limit, which harms nobody.
     unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) };
+}
+
+/// What the server itself was started with beyond the standard three is not the worker's. Where close_range(2) is missing
+/// (before Linux 5.11, and elsewhere) it stays open, as it would under a shell.
+fn close_others_on_exec(first: u32) {
+    #[cfg(target_os = "linux")]
+    // SAFETY: close_range takes plain numbers, and with this flag closes nothing before the exec.
+    unsafe {
+        libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
+    };
+    #[cfg(not(target_os = "linux"))]
+    let _ = first;
 }
 
 /// Moves the listener from standard input to descriptor 3, open across exec, and puts /dev/null in its place. Descriptor

@@ -1,0 +1,132 @@
+//! The built-in worker as a process.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_production_server");
+const PATIENCE: Duration = Duration::from_secs(20);
+
+struct Worker {
+    _directory: tempfile::TempDir,
+    path: PathBuf,
+    child: Child,
+}
+
+impl Worker {
+    fn start() -> Worker {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("worker.sock");
+        let mut command = Command::new(PROGRAM);
+        command.arg("worker").arg("--socket").arg(&path).env("WORKER_ID", "7").stderr(Stdio::null());
+        let worker = Worker { _directory: directory, path, child: command.spawn().unwrap() };
+        let deadline = Instant::now() + PATIENCE;
+        while UnixStream::connect(&worker.path).is_err() {
+            assert!(Instant::now() < deadline, "the worker does not listen");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        worker
+    }
+
+    fn connect(&self) -> UnixStream {
+        let stream = UnixStream::connect(&self.path).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream
+    }
+
+    /// Sends bytes and reads to the end of the connection.
+    fn talk(&self, bytes: &str) -> String {
+        let mut stream = self.connect();
+        stream.write_all(bytes.as_bytes()).unwrap();
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).unwrap();
+        String::from_utf8(answer).unwrap()
+    }
+
+    fn term(&self) {
+        assert!(Command::new("kill").arg(self.child.id().to_string()).status().unwrap().success());
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+#[test]
+fn requests_are_answered_in_order_on_one_connection() {
+    let worker = Worker::start();
+    let answer = worker.talk(
+        "GET /ping HTTP/1.1\r\nHost: a\r\n\r\nPOST /echo HTTP/1.1\r\nHost: a\r\nContent-Type: a/b\r\nContent-Length: 5\r\n\r\n\
+         helloPUT /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n2\r\nde\r\n0\r\n\r\n\
+         HEAD /bytes?n=9 HTTP/1.1\r\nHost: a\r\n\r\nGET /status/204 HTTP/1.1\r\nHost: a\r\n\r\n\
+         GET /bytes?n=40 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+    );
+    let expected = "HTTP/1.1 200 OK\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: 4\r\n\r\npong\
+                    HTTP/1.1 200 OK\r\nContent-Type: a/b\r\nContent-Length: 5\r\n\r\nhello\
+                    HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: 5\r\n\r\nabcde\
+                    HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: 9\r\n\r\n\
+                    HTTP/1.1 204 \r\nContent-Type: text/plain; charset=utf-8\r\n\r\n\
+                    HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: 40\r\nConnection: close\r\n\r\n\
+                    abcdefghijklmnopqrstuvwxyz0123456789\nabc";
+    assert_eq!(answer, expected);
+}
+
+#[test]
+fn streams_are_chunked_for_1_1_events_on_demand_and_closed_for_1_0() {
+    let worker = Worker::start();
+    let answer = worker.talk("GET /stream?n=2&ms=1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    assert!(answer.ends_with("\r\n\r\n8\r\nchunk 1\n\r\n8\r\nchunk 2\n\r\n0\r\n\r\n"), "{answer}");
+    let answer =
+        worker.talk("GET /stream?n=1 HTTP/1.1\r\nHost: a\r\nAccept: text/event-stream\r\nConnection: close\r\n\r\n");
+    assert!(answer.contains("text/event-stream") && answer.contains("data: 1\n\n"), "{answer}");
+    let answer = worker.talk("GET /stream?n=1 HTTP/1.0\r\n\r\n");
+    assert!(answer.ends_with("\r\n\r\nchunk 1\n") && !answer.contains("chunked"), "{answer}");
+}
+
+#[test]
+fn pages_tell_about_the_worker_and_a_crash_cuts_its_own_request() {
+    let mut worker = Worker::start();
+    let page = worker.talk("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    let pid = worker.child.id();
+    assert!(
+        page.contains("Worker 7 ") && page.contains(&format!("process {pid}")) && page.contains("answered 1 "),
+        "{page}"
+    );
+    assert!(worker.talk("GET / nonsense\r\n\r\n").starts_with("HTTP/1.1 400 "));
+    assert_eq!(worker.talk("GET /crash HTTP/1.1\r\nHost: a\r\n\r\n"), "");
+    assert!(!worker.child.wait().unwrap().success());
+}
+
+#[test]
+fn term_lets_the_request_in_flight_finish_and_ends_idle_connections() {
+    let mut worker = Worker::start();
+    let mut idle = worker.connect();
+    idle.write_all(b"GET /ping HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    let mut buffer = [0; 4096];
+    assert!(idle.read(&mut buffer).unwrap() > 0);
+    let mut busy = worker.connect();
+    busy.write_all(b"GET /stream?n=2&ms=300 HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
+    assert!(busy.read(&mut buffer).unwrap() > 0, "it has begun");
+    worker.term();
+    assert_eq!(idle.read(&mut buffer).unwrap(), 0, "the idle one ends");
+    let mut rest = String::new();
+    busy.read_to_string(&mut rest).unwrap();
+    assert!(rest.ends_with("chunk 2\n\r\n0\r\n\r\n"), "{rest}");
+    assert!(worker.child.wait().unwrap().success(), "it exits with 0");
+    assert!(!worker.path.exists(), "and takes its socket along");
+}
+
+#[test]
+fn without_a_socket_it_says_what_it_needs() {
+    let output = Command::new(PROGRAM).arg("worker").env_remove("SOCKET_PATH").output().unwrap();
+    assert_eq!(output.status.code(), Some(64));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("$SOCKET_PATH"));
+    let worker = Worker::start();
+    let output = Command::new(PROGRAM).args(["worker", "--socket"]).arg(&worker.path).output().unwrap();
+    assert_eq!(output.status.code(), Some(73), "somebody answers there");
+}
