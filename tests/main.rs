@@ -2,6 +2,8 @@
 
 mod backends;
 mod cli;
+mod proxy;
 mod supervision;
+mod support;
 mod tidy;
 mod worker;
