@@ -3,6 +3,8 @@
 mod backends;
 mod simulation;
 mod cli;
+mod proxy;
 mod supervision;
+mod support;
 mod tidy;
 mod worker;

@@ -128,11 +128,11 @@ impl<B: Backend> Loop<B> {
                     exchange.body_bytes += data.len() as u64;
                     exchange.body.push(data);
                     if exchange.body_bytes > self.shared.settings.max_body {
-                        return self.fail(key, 413, TOO_LARGE);
+                        return self.refuse_body(key, 413, TOO_LARGE);
                     }
                 }
                 Ok(None) => break,
-                Err(refusal) => return self.fail(key, refusal.status, refusal.reason),
+                Err(refusal) => return self.refuse_body(key, refusal.status, refusal.reason),
             }
         }
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
