@@ -64,14 +64,17 @@ impl<B: Backend> Loop<B> {
 
     fn received_during_exchange(&mut self, sock: Sock, key: Key, block: Block) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let link = exchange.link;
         match exchange.phase {
             Phase::Collecting => self.collect(key, block),
             Phase::Tunnel => self.tunnel_to_worker(key, block),
-            _ if !exchange.upload.is_done() => self.upload(key, block),
-            _ => {
+            _ if exchange.upload.is_done() => {
                 self.keep_input(sock, block);
                 self.watch(sock);
             }
+            // The body streams, and its worker is not there yet: it waits, and no more of it is received.
+            _ if self.table.link(link).is_none_or(|link| link.is_connecting()) => self.keep_input(sock, block),
+            _ => self.upload(key, block),
         }
     }
 

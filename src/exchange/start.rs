@@ -247,8 +247,11 @@ impl<B: Backend> Loop<B> {
             self.give_back(key, Outcome::Broken);
             return self.fail(key, 503, "the worker accepts no connections: its backlog is full");
         }
+        let streamed = exchange.streamed;
         self.arm(sock, BACKLOG_RETRY);
-        self.watch(sock);
+        if !streamed {
+            self.watch(sock);
+        }
     }
 
     /// Tries the same worker again after its backlog was full.
@@ -273,18 +276,27 @@ impl<B: Backend> Loop<B> {
         if !connecting {
             link.state = LinkState::Busy;
         }
+        let wait = if connecting { settings.app.timeouts.connect } else { settings.app.timeouts.read };
+        self.wheel.arm_after(exchange.client.index, wait);
+        self.backend.recv(sock, Size::Small);
+        // A body that streams is not kept: nothing of it leaves before the worker is known to be there, so that a connect
+        // which fails costs nothing.
+        if !connecting || !exchange.streamed {
+            self.send_message(key, sock);
+        }
+    }
+
+    /// Queues the request for its worker; a body that streams begins to flow.
+    pub fn send_message(&mut self, key: Key, sock: Sock) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
         if let Some(head) = &exchange.head {
             self.backend.send(sock, head.clone().into());
         }
-        let wait = if connecting { settings.app.timeouts.connect } else { settings.app.timeouts.read };
-        self.wheel.arm_after(exchange.client.index, wait);
-        let client = exchange.client;
+        let (client, streamed) = (exchange.client, exchange.streamed);
         if exchange.open || !exchange.body.is_empty() {
             self.send_body(key, sock);
         }
-        self.backend.recv(sock, Size::Small);
-        let Some(exchange) = self.exchanges.lookup(key) else { return };
-        if !exchange.streamed {
+        if !streamed {
             self.watch(client);
         } else if let Some(input) = self.table.client(client).and_then(|client| client.input.take()) {
             self.upload(key, input);

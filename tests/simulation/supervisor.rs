@@ -18,6 +18,7 @@ use super::workers::{Temper, Worker};
 const REAPING: Duration = Duration::from_millis(20);
 
 /// What the supervisor is going to do.
+#[derive(Debug)]
 enum Task {
     /// A worker starts to listen and is ready.
     Ready(WorkerId),
@@ -47,6 +48,7 @@ pub struct Supervisor {
     tasks: Vec<(Instant, Task)>,
     notices: Vec<Notice>,
     next: u32,
+    started: Instant,
 }
 
 impl Supervisor {
@@ -72,6 +74,7 @@ impl Supervisor {
             tasks: Vec::new(),
             notices: Vec::new(),
             next: 1,
+            started: world.now(),
         };
         for _ in 0..plan.workers {
             supervisor.spawn();
@@ -151,6 +154,7 @@ impl Supervisor {
     }
 
     fn carry_out(&mut self, task: Task, now: Instant) {
+        self.world.note(format_args!("supervisor: {task:?} at {:?}", now - self.started));
         match task {
             Task::Ready(id) => {
                 let Some(worker) = self.worker(id) else { return };
@@ -181,6 +185,7 @@ impl Supervisor {
     }
 
     fn heed(&mut self, notice: Notice) {
+        self.world.note(format_args!("supervisor: {notice:?}"));
         match notice {
             Notice::Unreachable(id) => self.later(50, Task::Look(id)),
             Notice::Threshold(id) => self.replace(id),
@@ -200,6 +205,8 @@ impl Supervisor {
         let now = self.world.now();
         if let Some(worker) = self.worker(id).filter(|worker| worker.draining.is_none() && worker.is_alive()) {
             worker.draining = Some(now);
+            let number = worker.number;
+            self.world.note(format_args!("supervisor: drains {number}"));
             self.dispatch.drain(id, now);
         }
     }
