@@ -24,7 +24,7 @@ use super::supervisor::Supervisor;
 use super::workers::Temper;
 
 /// Rounds after which a run is taken for one that goes in circles.
-const MOST_ROUNDS: usize = 60_000;
+const MOST_ROUNDS: usize = 30_000;
 /// Simulated time after which a client that still waits is taken for one that waits forever.
 const MOST_TIME: Duration = Duration::from_secs(240);
 
