@@ -1,8 +1,10 @@
 //! The one integration test binary. Each module holds the tests of one part.
 
 mod backends;
-mod simulation;
 mod cli;
+mod proxy;
+mod simulation;
 mod supervision;
+mod support;
 mod tidy;
 mod worker;

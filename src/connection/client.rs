@@ -180,7 +180,7 @@ impl<B: Backend> Loop<B> {
         if sent == 0 {
             self.count().timeouts.add(1);
         }
-        self.close_client(sock, How::Flushed);
+        self.close_answered(sock);
     }
 
     /// The next request may come: waits for it, for the next one already here, or closes.
@@ -193,7 +193,7 @@ impl<B: Backend> Loop<B> {
         if client.input.is_some() {
             self.resume.push_back(sock);
         } else if client.ended || self.draining {
-            self.close_client(sock, How::Flushed);
+            self.close_answered(sock);
         } else {
             self.backend.recv(sock, Size::Small);
         }
@@ -203,7 +203,7 @@ impl<B: Backend> Loop<B> {
     pub fn client_drains(&mut self, sock: Sock) {
         let Some(client) = self.table.client(sock) else { return };
         if client.state == State::ReadingRequest && client.input.is_none() && client.skip.is_none() {
-            self.close_client(sock, How::Flushed);
+            self.close_answered(sock);
         }
     }
 
