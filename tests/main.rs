@@ -2,6 +2,7 @@
 
 mod backends;
 mod cli;
+mod queue;
 mod supervision;
 mod tidy;
 mod worker;
