@@ -2,7 +2,10 @@
 
 mod backends;
 mod cli;
+mod proxy;
 mod queue;
+mod simulation;
 mod supervision;
+mod support;
 mod tidy;
 mod worker;

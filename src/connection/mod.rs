@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::backends::{Backend, How, Peer, Sock};
+use crate::backends::{Backend, How, Peer, Size, Sock};
 use crate::buffers::block::{Block, Pool, Scratch};
 use crate::buffers::slots::{Key, Slots};
 use crate::buffers::wheel::Wheel;
@@ -384,6 +384,16 @@ impl<B: Backend> Loop<B> {
         self.become_state(sock, State::Closing);
         self.wheel.disarm(sock.index);
         self.backend.close(sock, how);
+    }
+
+    /// Closes a connection whose last request is answered. With a receive armed the backend expects no more input, and spares
+    /// the linger, unless bytes are here that nobody has read.
+    pub fn close_answered(&mut self, sock: Sock) {
+        let Some(client) = self.table.client(sock) else { return };
+        if client.input.is_none() && client.skip.is_none() {
+            self.backend.recv(sock, Size::Small);
+        }
+        self.close_client(sock, How::Flushed);
     }
 
     /// The backend is done with a socket: the entry is free.

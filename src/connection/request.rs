@@ -194,7 +194,11 @@ impl<B: Backend> Loop<B> {
     /// After an answer of the loop itself: the next request, once the body of this one is out of the way.
     fn after_answer(&mut self, sock: Sock, mut rest: Block, request: &Request) -> Step {
         if !self.keeps_alive(request) {
-            self.close_client(sock, How::Flushed);
+            if rest.is_empty() && request.framing == Framing::None {
+                self.close_answered(sock);
+            } else {
+                self.close_client(sock, How::Flushed);
+            }
             return Step::Stop;
         }
         self.become_state(sock, State::ReadingRequest);

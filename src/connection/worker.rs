@@ -124,8 +124,13 @@ impl<B: Backend> Loop<B> {
         let Some(link) = self.table.link(sock).filter(|link| link.is_connecting()) else { return };
         link.state = LinkState::Busy;
         let key = link.exchange;
-        if self.exchanges.lookup(key).is_some_and(|exchange| exchange.phase == Phase::Awaiting) {
-            self.extend_read(key);
+        let Some(exchange) = self.exchanges.lookup(key).filter(|exchange| exchange.phase == Phase::Awaiting) else {
+            return;
+        };
+        let streamed = exchange.streamed;
+        self.extend_read(key);
+        if streamed {
+            self.send_message(key, sock);
         }
     }
 

@@ -277,6 +277,8 @@ impl<B: Backend> Loop<B> {
         if exchange.keep_alive {
             self.become_state(sock, State::ReadingRequest);
             self.await_request(sock);
+        } else if exchange.upload.is_done() {
+            self.close_answered(sock);
         } else {
             self.close_client(sock, How::Flushed);
         }

@@ -107,8 +107,22 @@ impl<B: Backend> Loop<B> {
 
     /// The body cannot be finished: the worker sees a message that is visibly incomplete on a connection that closes.
     pub fn break_upload(&mut self, key: Key, status: u16, reason: &str) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        if exchange.phase == Phase::Relaying {
+            // The worker has answered early: behind the head of an answer there is no room for another.
+            return self.cut_answer(key, reason);
+        }
         self.drop_link(key, How::Now);
         self.give_back(key, Outcome::Broken);
+        self.refuse_body(key, status, reason);
+    }
+
+    /// Refuses a request for its body and closes: what stands behind such a body is never read as a request, even where the
+    /// fault came to light at the body's end.
+    pub fn refuse_body(&mut self, key: Key, status: u16, reason: &str) {
+        if let Some(exchange) = self.exchanges.lookup_mut(key) {
+            exchange.keep_alive = false;
+        }
         self.fail(key, status, reason);
     }
 }

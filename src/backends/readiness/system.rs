@@ -25,7 +25,8 @@ pub(super) fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Peer)> {
             if descriptor < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(descriptor)) }
         })?
     };
-    prepare(&accepted)?;
+    // The options fail only on a connection that is gone again.
+    prepare(&accepted).map_err(|_| io::Error::from_raw_os_error(libc::ECONNABORTED))?;
     let peer = address.as_socket().map_or(Peer::UNIX, |socket| Peer {
         ip: socket.ip().to_canonical(),
         port: socket.port(),
@@ -33,7 +34,8 @@ pub(super) fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Peer)> {
     });
     if cfg!(not(target_os = "linux")) && !peer.unix {
         // Linux inherits it from the listener.
-        SockRef::from(&accepted).set_tcp_nodelay(true)?;
+        let outcome = SockRef::from(&accepted).set_tcp_nodelay(true);
+        outcome.map_err(|_| io::Error::from_raw_os_error(libc::ECONNABORTED))?;
     }
     Ok((accepted, peer))
 }
@@ -235,6 +237,26 @@ pub(super) fn prepare_listener(listener: &OwnedFd) -> io::Result<()> {
 /// A descriptor that is held only to be given up when there is no other.
 pub(super) fn spare_descriptor() -> Option<OwnedFd> {
     std::fs::File::open("/dev/null").ok().map(OwnedFd::from)
+}
+
+/// Whether an accept failed for the sake of one connection that died in the queue, so that the next may be taken at once
+/// (accept(2) on Linux lists these). Anything else would fail again at once.
+pub(super) fn is_lost_connection(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ECONNABORTED
+                | libc::ECONNRESET
+                | libc::EHOSTDOWN
+                | libc::EHOSTUNREACH
+                | libc::ENETDOWN
+                | libc::ENETUNREACH
+                | libc::ENOPROTOOPT
+                | libc::EPERM
+                | libc::EPROTO
+                | libc::ETIMEDOUT
+        )
+    )
 }
 
 /// Whether the process or the system has run out of descriptors or of memory for sockets.

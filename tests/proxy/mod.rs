@@ -1,0 +1,3 @@
+//! The server from end to end: real connections, a recording worker behind it, every case on every backend.
+
+mod refusals;

@@ -1,0 +1,268 @@
+//! A raw client: it sends what it is told to, and cuts what comes into answers.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use super::{DEADLINE, Server, text};
+
+/// A connection to a server.
+pub struct Client {
+    stream: TcpStream,
+    /// Received and not yet used.
+    input: Vec<u8>,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// In order.
+    End,
+    /// By a reset.
+    Reset,
+}
+
+/// One answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    pub status: u16,
+    /// Status line and field lines, with their ends and without the empty line.
+    pub head: String,
+    /// The body without its framing.
+    pub body: Vec<u8>,
+    /// The trailer lines of a chunked body, with their ends.
+    pub trailers: String,
+    /// Whether the body ended as its framing says. One that ends with the connection is whole if that ends in order.
+    pub whole: bool,
+}
+
+impl Answer {
+    /// All values of a field.
+    pub fn all(&self, name: &str) -> Vec<&str> {
+        fields(&self.head, name)
+    }
+
+    /// The value of a field that is there at most once.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        let all = self.all(name);
+        assert!(all.len() <= 1, "{name} is there {} times:\n{}", all.len(), self.head);
+        all.first().copied()
+    }
+
+    pub fn body_text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+}
+
+/// All values of a field in a head.
+pub fn fields<'a>(head: &'a str, name: &str) -> Vec<&'a str> {
+    head.split("\r\n")
+        .skip(1)
+        .filter_map(|line| line.split_once(':'))
+        .filter(|(key, _)| key.eq_ignore_ascii_case(name))
+        .map(|(_, value)| value.trim())
+        .collect()
+}
+
+impl Client {
+    pub fn of(server: &Server) -> Client {
+        Client::to(server.address)
+    }
+
+    pub fn to(address: SocketAddr) -> Client {
+        let stream = TcpStream::connect_timeout(&address, DEADLINE).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.set_write_timeout(Some(DEADLINE)).unwrap();
+        Client { stream, input: Vec::new() }
+    }
+
+    /// Another handle of the same connection, to send while this one receives.
+    pub fn second(&self) -> Client {
+        Client { stream: self.stream.try_clone().unwrap(), input: Vec::new() }
+    }
+
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        self.stream.write_all(bytes.as_ref()).unwrap();
+    }
+
+    /// Sends as far as the peer lets it; whether all went out.
+    pub fn try_send(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).is_ok()
+    }
+
+    /// Sends byte by byte, each in a packet of its own.
+    pub fn send_slowly(&mut self, bytes: impl AsRef<[u8]>) {
+        for byte in bytes.as_ref() {
+            self.send([*byte]);
+        }
+    }
+
+    /// Says that nothing more will be sent.
+    pub fn finish(&mut self) {
+        self.stream.shutdown(Shutdown::Write).unwrap();
+    }
+
+    /// Sends a whole request and gives its answer.
+    pub fn ask(&mut self, request: &str) -> Answer {
+        self.send(request);
+        self.answer(request)
+    }
+
+    /// GET of a path over the kept connection.
+    pub fn get(&mut self, path: &str) -> Answer {
+        self.ask(&format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))
+    }
+
+    /// The final answer to `request`, of which only the method is looked at. An interim one is a mistake here.
+    pub fn answer(&mut self, request: &str) -> Answer {
+        let answer = self.next_answer(request.starts_with("HEAD"));
+        assert!(answer.status >= 200 || answer.status == 101, "an interim answer:\n{}", answer.head);
+        answer
+    }
+
+    /// The next answer, interim ones included.
+    pub fn next_answer(&mut self, to_head: bool) -> Answer {
+        let head = self.head().unwrap_or_else(|| panic!("no answer but {}", text(&self.input)));
+        let status = head.get(9..12).and_then(|status| status.parse().ok());
+        let status: u16 =
+            status.filter(|_| head.starts_with("HTTP/1.1 ")).unwrap_or_else(|| panic!("not HTTP: {head}"));
+        let mut answer = Answer { status, head, body: Vec::new(), trailers: String::new(), whole: true };
+        if to_head || matches!(status, 100..=199 | 204 | 304) {
+            return answer;
+        }
+        let length = answer.field("content-length").map(|length| length.parse::<usize>().unwrap());
+        let coding = answer.field("transfer-encoding").map(str::to_owned);
+        match (length, coding.as_deref()) {
+            (Some(length), None) => {
+                answer.whole = self.fill(length);
+                let length = length.min(self.input.len());
+                answer.body = self.input.drain(..length).collect();
+            }
+            (None, Some("chunked")) => self.chunks(&mut answer),
+            (None, None) => {
+                let (body, ending) = self.rest();
+                answer.body = body;
+                answer.whole = ending == Ending::End;
+            }
+            _ => panic!("framing that nobody can read:\n{}", answer.head),
+        }
+        answer
+    }
+
+    fn chunks(&mut self, answer: &mut Answer) {
+        loop {
+            let Some(line) = self.line() else { break answer.whole = false };
+            let size = line.split(';').next().unwrap_or_default();
+            let size = usize::from_str_radix(size, 16).unwrap_or_else(|_| panic!("a chunk of size {line:?}"));
+            if size == 0 {
+                break;
+            }
+            if !self.fill(size + 2) {
+                let rest: Vec<u8> = self.input.drain(..).take(size).collect();
+                answer.body.extend(rest);
+                break answer.whole = false;
+            }
+            answer.body.extend(self.input.drain(..size));
+            let end: Vec<u8> = self.input.drain(..2).collect();
+            assert_eq!(end, b"\r\n", "a chunk without its end");
+        }
+        while answer.whole {
+            match self.line() {
+                None => answer.whole = false,
+                Some(line) if line.is_empty() => break,
+                Some(line) => answer.trailers += &(line + "\r\n"),
+            }
+        }
+    }
+
+    /// One line without its end; `None` if the connection ends before.
+    pub fn line(&mut self) -> Option<String> {
+        let end = self.find(b"\r\n")?;
+        let line: Vec<u8> = self.input.drain(..end + 2).collect();
+        Some(String::from_utf8_lossy(&line[..end]).into_owned())
+    }
+
+    /// A head without its empty line; `None` if the connection ends before.
+    pub fn head(&mut self) -> Option<String> {
+        let end = self.find(b"\r\n\r\n")?;
+        let head: Vec<u8> = self.input.drain(..end + 4).collect();
+        Some(String::from_utf8_lossy(&head[..end + 2]).into_owned())
+    }
+
+    /// So many bytes exactly.
+    pub fn take(&mut self, count: usize) -> Vec<u8> {
+        assert!(self.fill(count), "the connection ended after {} of {count} bytes", self.input.len());
+        self.input.drain(..count).collect()
+    }
+
+    /// All up to the connection's end.
+    pub fn rest(&mut self) -> (Vec<u8>, Ending) {
+        let ending = loop {
+            match self.receive() {
+                Ok(0) => break Ending::End,
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::ConnectionReset => break Ending::Reset,
+                Err(error) => panic!("{error}, after {}", text(&self.input)),
+            }
+        };
+        (std::mem::take(&mut self.input), ending)
+    }
+
+    /// Nothing more comes, and the connection ends in order.
+    pub fn expect_end(&mut self) {
+        let (rest, ending) = self.rest();
+        assert!(rest.is_empty(), "more came: {}", text(&rest));
+        assert_eq!(ending, Ending::End);
+    }
+
+    /// Nothing comes for that long, and the connection stays.
+    pub fn expect_silence(&mut self, time: Duration) {
+        assert!(self.input.is_empty(), "{}", text(&self.input));
+        self.stream.set_read_timeout(Some(time)).unwrap();
+        let started = Instant::now();
+        let outcome = self.receive();
+        assert!(outcome.is_err() && started.elapsed() >= time, "{outcome:?}: {}", text(&self.input));
+        self.stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    }
+
+    /// Whether the connection is still of use: a request over it is answered by the loop itself.
+    pub fn expect_alive(&mut self) {
+        assert_eq!(self.get("/server").body_text(), "ok");
+    }
+
+    /// A small receive buffer, so that the server feels at once that this client does not read.
+    pub fn read_little(&mut self) {
+        socket2::SockRef::from(&self.stream).set_recv_buffer_size(4096).unwrap();
+    }
+
+    fn find(&mut self, needle: &[u8]) -> Option<usize> {
+        let mut from = 0;
+        loop {
+            let found = self.input[from..].windows(needle.len()).position(|window| window == needle);
+            if let Some(found) = found {
+                return Some(from + found);
+            }
+            from = self.input.len().saturating_sub(needle.len() - 1);
+            if !matches!(self.receive(), Ok(count) if count > 0) {
+                return None;
+            }
+        }
+    }
+
+    fn fill(&mut self, count: usize) -> bool {
+        while self.input.len() < count {
+            if !matches!(self.receive(), Ok(count) if count > 0) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn receive(&mut self) -> std::io::Result<usize> {
+        let mut buffer = [0; 65536];
+        let count = self.stream.read(&mut buffer)?;
+        self.input.extend_from_slice(&buffer[..count]);
+        Ok(count)
+    }
+}

@@ -1,0 +1,69 @@
+//! What the end-to-end tests are made of: the built server in a process of its own, a raw client, and a recording worker.
+//!
+//! Rules:
+//! - Nothing here knows more of HTTP than it takes to cut a stream into messages, and none of it is the server's code.
+//! - Every wait has a deadline ([`DEADLINE`]); every port and socket is the kernel's choice or lies in a folder of the test's own.
+//! - All ends with the test, also when it panics: the server is killed when its handle is dropped. A server that caught a panic or
+//!   failed an assertion fails the test that used it.
+
+mod client;
+mod server;
+mod worker;
+
+use std::time::{Duration, Instant};
+
+pub use client::{Answer, Client, Ending};
+pub use server::Server;
+pub use worker::{Incoming, Script, Worker};
+
+/// No wait of a test is longer; it ends a test that would hang.
+pub const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Waits until `condition` holds.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < end, "in vain: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Bytes as a test's message shows them.
+pub fn text(bytes: &[u8]) -> String {
+    let mut text = bytes.escape_ascii().to_string();
+    if text.len() > 2000 {
+        text.truncate(2000);
+        text.push('…');
+    }
+    text
+}
+
+/// A body that shows where bytes are lost, doubled or swapped.
+pub fn pattern(len: usize) -> Vec<u8> {
+    (0..len).map(|index| (index % 251) as u8 ^ (index >> 12) as u8).collect()
+}
+
+/// Instantiates tests for every backend that is compiled; each takes the backend's name.
+macro_rules! on_every_backend {
+    ($($case:ident)*) => {
+        #[cfg(backend_readiness)]
+        mod epoll {
+            $(
+                #[test]
+                fn $case() {
+                    super::$case("epoll");
+                }
+            )*
+        }
+        #[cfg(backend_io_uring)]
+        mod io_uring {
+            $(
+                #[test]
+                fn $case() {
+                    super::$case("io_uring");
+                }
+            )*
+        }
+    };
+}
+pub(crate) use on_every_backend;
