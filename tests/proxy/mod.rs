@@ -1,3 +1,6 @@
 //! The server from end to end: real connections, a recording worker behind it, every case on every backend.
 
+mod answers;
+mod fields;
+mod messages;
 mod refusals;
