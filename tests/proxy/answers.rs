@@ -345,7 +345,6 @@ fn a_flood_of_interim_answers_is_bounded(backend: &str) {
     let server = Server::before(backend, &worker.url, &[]);
     let before = server.resident_bytes();
     let mut client = Client::of(&server);
-    client.read_little();
     client.send(GET);
     // 100 MB of hints for a client that does not read them.
     eventually("the worker is through", || through.load(Ordering::SeqCst));
