@@ -114,6 +114,7 @@ impl<B: Backend> Reactor<B> {
         self.core.backend.wait(timeout)?;
         self.core.now = self.core.backend.now();
         self.core.clock.tick(self.core.now);
+        self.core.wheel.turn(self.core.now);
         self.mailbox.awake();
         while let Some(sock) = self.events() {
             self.core.count().panics.add(1);
@@ -133,9 +134,8 @@ impl<B: Backend> Reactor<B> {
         if !self.mailbox.may_sleep() {
             return Some(Duration::ZERO);
         }
-        let now = self.core.backend.now();
-        let until = self.deadline.map(|deadline| deadline.saturating_duration_since(now));
-        match (self.core.wheel.sleep(now), until) {
+        let until = self.deadline.map(|deadline| deadline.saturating_duration_since(self.core.now));
+        match (self.core.wheel.sleep(), until) {
             (Some(timer), Some(deadline)) => Some(timer.min(deadline)),
             (timer, deadline) => timer.or(deadline),
         }
@@ -179,7 +179,7 @@ impl<B: Backend> Reactor<B> {
     }
 
     fn expire(&mut self) {
-        while let Some(index) = self.core.wheel.expire(self.core.now) {
+        while let Some(index) = self.core.wheel.expire() {
             self.core.expired(index);
             self.core.settle();
         }

@@ -392,7 +392,9 @@ fn raise_descriptor_limit() -> Option<(u64, u64)> {
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 {
         return None;
     }
-    let original = (limit.rlim_cur, limit.rlim_max);
+    // Not of the same type on every platform.
+    #[allow(clippy::unnecessary_cast)]
+    let original = (limit.rlim_cur as u64, limit.rlim_max as u64);
     if limit.rlim_cur < limit.rlim_max {
         limit.rlim_cur = limit.rlim_max;
         // SAFETY: setrlimit only reads the struct. Where it is refused the old limit stays and connections are clamped.

@@ -3,6 +3,7 @@
 mod backends;
 mod cli;
 mod proxy;
+mod simulation;
 mod supervision;
 mod support;
 mod tidy;

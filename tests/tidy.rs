@@ -20,7 +20,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("connection", &["backends", "buffers", "dispatch", "exchange", "http", "mailbox"]),
     ("exchange", &["backends", "buffers", "connection", "dispatch", "http", "mailbox"]),
     ("reactor", &["backends", "buffers", "connection", "dispatch", "exchange", "http", "mailbox"]),
-    ("worker", &["http", "buffers"]),
+    ("worker", &["buffers", "http", "supervisor"]),
     ("supervisor", &["buffers", "dispatch", "mailbox"]),
 ];
 /// Usable by all; they use only each other, as listed above.

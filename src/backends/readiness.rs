@@ -23,12 +23,15 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use socket2::SockAddr;
 
+use self::socket::Socket;
+use self::socket::flag::*;
 use self::system::Connecting;
 use super::{ACCEPT_BATCH, Backend, Bell, Event, HIGH_MARK, How, Options, Piece, Side, Size, Sock};
 use crate::buffers::block::{Pool, Share};
 use crate::buffers::outbox::{GATHER, Outbox, Outboxes};
 use crate::buffers::slots::Slots;
 
+mod socket;
 mod system;
 
 /// Events taken from the kernel in one turn at most; more wait there for the next turn.
@@ -39,79 +42,6 @@ const BELL: Token = Token(usize::MAX);
 const DISCARDS: usize = 16;
 
 const _: () = assert!(usize::BITS == 64, "a token holds index and generation");
-
-/// Facts about a socket, one bit each.
-mod flag {
-    /// The kernel may have input.
-    pub const READABLE: u32 = 1 << 0;
-    /// The kernel may take output.
-    pub const WRITABLE: u32 = 1 << 1;
-    /// The peer's end or an error was announced: reads go on until they tell.
-    pub const HANGUP: u32 = 1 << 2;
-    /// A receive is armed.
-    pub const ARMED: u32 = 1 << 3;
-    /// It is to be a large one.
-    pub const LARGE: u32 = 1 << 4;
-    /// In the list of those to be read, or parked.
-    pub const QUEUED: u32 = 1 << 5;
-    /// In the list of those to be flushed.
-    pub const DIRTY: u32 = 1 << 6;
-    /// The connect has not ended.
-    pub const CONNECTING: u32 = 1 << 7;
-    /// We connected it: its receives take the workers' share.
-    pub const WORKER: u32 = 1 << 8;
-    /// End or a failed receive was told.
-    pub const ENDED: u32 = 1 << 9;
-    /// A send failed.
-    pub const BROKEN: u32 = 1 << 10;
-    /// The outbox has passed the high mark.
-    pub const HIGH: u32 = 1 << 11;
-    /// `finish` was called.
-    pub const FINISH: u32 = 1 << 12;
-    /// The sending half is shut.
-    pub const SHUT: u32 = 1 << 13;
-    /// `close` was called with `Flushed`, and it is not done.
-    pub const CLOSING: u32 = 1 << 14;
-    /// At that call, a receive was armed and `finish` not called: no more input is expected.
-    pub const CLEAN: u32 = 1 << 15;
-    /// All is sent; unwanted input is being discarded.
-    pub const LINGERING: u32 = 1 << 16;
-    /// Closed; only its event is still to be told.
-    pub const CLOSED: u32 = 1 << 17;
-    /// A listener.
-    pub const LISTENER: u32 = 1 << 18;
-    /// A listener that is to be left alone.
-    pub const PAUSED: u32 = 1 << 19;
-    /// Registered for writability, too.
-    pub const WATCHED: u32 = 1 << 20;
-    /// Registered.
-    pub const REGISTERED: u32 = 1 << 21;
-}
-use flag::*;
-
-/// One socket or listener. Kept small: an idle connection is this and the kernel's part.
-struct Socket {
-    descriptor: Option<OwnedFd>,
-    flags: u32,
-    outbox: Outbox,
-    sent: u64,
-    /// In which turn it last received.
-    turn: u32,
-}
-
-impl Socket {
-    fn is(&self, flags: u32) -> bool {
-        self.flags & flags != 0
-    }
-
-    fn set(&mut self, flags: u32) {
-        self.flags |= flags;
-    }
-
-    fn clear(&mut self, flags: u32) {
-        self.flags &= !flags;
-    }
-}
 
 /// A flushed close that the peer holds up.
 struct Patience {
@@ -816,11 +746,12 @@ impl Readiness {
                 if error.kind() == io::ErrorKind::WouldBlock {
                     socket.clear(READABLE);
                     self.accepting.pop();
-                } else if system::is_exhaustion(&error) {
-                    self.retry_at = Some(self.now + self.accept_retry);
-                } else {
-                    // A connection that died in the queue (ECONNABORTED and its kin, accept(2)); it counts as one taken.
+                } else if system::is_lost_connection(&error) {
+                    // It counts as one taken.
                     self.accepting.last_mut().expect("it was looked at above").1 -= 1;
+                } else {
+                    // No descriptors, no memory, or a listener that fails for good: never in a spin.
+                    self.retry_at = Some(self.now + self.accept_retry);
                 }
                 None
             }

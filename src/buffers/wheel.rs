@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 /// The grain of all deadlines.
 pub const TICK: Duration = Duration::from_millis(10);
+const TICK_NANOS: u64 = 10_000_000;
 /// Places in the wheel: 82 s. What is due later is looked at once a round.
 const SLOTS: u32 = 8192;
 const NONE: u32 = u32::MAX;
@@ -32,6 +33,10 @@ pub struct Wheel {
     occupied: Box<[u64]>,
     /// All ticks below this one were looked at.
     current: u32,
+    /// No occupied place comes before this tick; what was taken out may leave it too early, never too late.
+    earliest: u32,
+    /// The turn's time, in nanoseconds since the start.
+    now: u64,
     armed: usize,
 }
 
@@ -44,16 +49,32 @@ impl Wheel {
             heads: vec![NONE; SLOTS as usize].into_boxed_slice(),
             occupied: vec![0; SLOTS as usize / 64].into_boxed_slice(),
             current: 0,
+            earliest: NONE,
+            now: 0,
             armed: 0,
         }
     }
 
+    /// Begins a turn at `now`.
+    pub fn turn(&mut self, now: Instant) {
+        self.now = nanos(now.saturating_duration_since(self.start));
+    }
+
+    /// Sets the deadline of `index` to `wait` from the turn's time on, replacing the one it had.
+    pub fn arm_after(&mut self, index: u32, wait: Duration) {
+        self.arm_at(index, self.now + nanos(wait));
+    }
+
     /// Sets the deadline of `index`, replacing the one it had.
     pub fn arm(&mut self, index: u32, deadline: Instant) {
+        self.arm_at(index, nanos(deadline.saturating_duration_since(self.start)));
+    }
+
+    fn arm_at(&mut self, index: u32, deadline: u64) {
         if self.timers.len() <= index as usize {
             self.timers.resize(index as usize + 1, IDLE);
         }
-        let due = self.tick_after(deadline).max(self.current);
+        let due = ticks(deadline.div_ceil(TICK_NANOS)).max(self.current);
         let timer = &mut self.timers[index as usize];
         timer.due = due;
         if timer.place != NONE && timer.place <= due {
@@ -72,14 +93,19 @@ impl Wheel {
         }
     }
 
-    /// The next index whose deadline has passed at `now`; it has none afterwards.
-    pub fn expire(&mut self, now: Instant) -> Option<u32> {
-        let now = self.tick_before(now);
+    /// The next index whose deadline has passed at the turn's time; it has none afterwards.
+    pub fn expire(&mut self) -> Option<u32> {
+        let now = ticks(self.now / TICK_NANOS);
+        if now < self.earliest {
+            return None;
+        }
         while self.current <= now {
             let slot = self.current % SLOTS;
             let index = self.heads[slot as usize];
             if index == NONE {
-                self.current = self.next_occupied().map_or(now + 1, |tick| tick.min(now + 1)).max(self.current + 1);
+                let next = self.next_occupied();
+                self.earliest = next.unwrap_or(NONE);
+                self.current = next.map_or(now + 1, |tick| tick.min(now + 1)).max(self.current + 1);
                 continue;
             }
             self.unlink(index);
@@ -91,10 +117,9 @@ impl Wheel {
         None
     }
 
-    /// How long a loop may sleep from `now` on before it has to look: `None` while nothing is armed.
-    pub fn sleep(&self, now: Instant) -> Option<Duration> {
-        let tick = self.next_occupied()?;
-        Some((self.start + TICK * tick).saturating_duration_since(now))
+    /// How long a loop may sleep from the turn's time on before it has to look: `None` while nothing is armed.
+    pub fn sleep(&self) -> Option<Duration> {
+        (self.armed > 0).then(|| Duration::from_nanos((u64::from(self.earliest) * TICK_NANOS).saturating_sub(self.now)))
     }
 
     /// How many deadlines are set.
@@ -113,6 +138,7 @@ impl Wheel {
         self.timers[index as usize] = Timer { previous: NONE, next, due, place };
         self.heads[slot] = index;
         self.occupied[slot / 64] |= 1 << (slot % 64);
+        self.earliest = self.earliest.min(place);
         self.armed += 1;
     }
 
@@ -153,24 +179,16 @@ impl Wheel {
             })
         })
     }
-
-    /// The tick at or after `instant`.
-    fn tick_after(&self, instant: Instant) -> u32 {
-        let passed = instant.saturating_duration_since(self.start);
-        ticks(passed.as_secs(), passed.subsec_nanos().div_ceil(TICK.subsec_nanos()))
-    }
-
-    /// The tick at or before `instant`.
-    fn tick_before(&self, instant: Instant) -> u32 {
-        let passed = instant.saturating_duration_since(self.start);
-        ticks(passed.as_secs(), passed.subsec_nanos() / TICK.subsec_nanos())
-    }
 }
 
-/// Seconds and ticks as ticks; 497 days fit. In 64-bit arithmetic, for this runs twice a request.
-fn ticks(seconds: u64, rest: u32) -> u32 {
-    let total = seconds.saturating_mul(u64::from(1_000_000_000 / TICK.subsec_nanos())) + u64::from(rest);
-    u32::try_from(total).unwrap_or(u32::MAX).min(u32::MAX - SLOTS)
+/// 584 years fit. In 64-bit arithmetic, for this runs several times a request.
+fn nanos(duration: Duration) -> u64 {
+    duration.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(duration.subsec_nanos()))
+}
+
+/// 497 days fit.
+fn ticks(ticks: u64) -> u32 {
+    ticks.min(u64::from(u32::MAX - SLOTS)) as u32
 }
 
 #[cfg(test)]
@@ -184,10 +202,12 @@ mod tests {
         let mut wheel = Wheel::new(start, 4);
         wheel.arm(0, start + Duration::from_millis(25));
         wheel.arm(0, start + Duration::from_secs(300));
-        assert_eq!(wheel.sleep(start), Some(Duration::from_millis(30)), "it is looked at where it was");
-        assert_eq!(wheel.expire(start + Duration::from_secs(299)), None);
-        assert_eq!(wheel.expire(start + Duration::from_secs(300)), Some(0));
-        assert_eq!((wheel.armed(), wheel.sleep(start)), (0, None));
+        assert_eq!(wheel.sleep(), Some(Duration::from_millis(30)), "it is looked at where it was");
+        wheel.turn(start + Duration::from_secs(299));
+        assert_eq!(wheel.expire(), None);
+        wheel.turn(start + Duration::from_secs(300));
+        assert_eq!(wheel.expire(), Some(0));
+        assert_eq!((wheel.armed(), wheel.sleep()), (0, None));
     }
 
     proptest! {
@@ -205,11 +225,16 @@ mod tests {
                     model.remove(&index);
                 } else {
                     let deadline = now + Duration::from_millis(delay);
-                    wheel.arm(index, deadline);
+                    if delay % 2 == 0 {
+                        wheel.arm(index, deadline);
+                    } else {
+                        wheel.arm_after(index, Duration::from_millis(delay));
+                    }
                     model.insert(index, deadline);
                 }
                 now += Duration::from_millis(step);
-                while let Some(index) = wheel.expire(now) {
+                wheel.turn(now);
+                while let Some(index) = wheel.expire() {
                     let deadline = model.remove(&index);
                     prop_assert!(deadline.is_some_and(|deadline| deadline <= now));
                 }
@@ -218,7 +243,7 @@ mod tests {
                 }
                 prop_assert_eq!(wheel.armed(), model.len());
                 if let Some(next) = model.values().min() {
-                    let sleep = wheel.sleep(now).unwrap();
+                    let sleep = wheel.sleep().unwrap();
                     prop_assert!(now + sleep < *next + TICK, "the loop would oversleep");
                 }
             }

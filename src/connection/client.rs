@@ -64,14 +64,17 @@ impl<B: Backend> Loop<B> {
 
     fn received_during_exchange(&mut self, sock: Sock, key: Key, block: Block) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let link = exchange.link;
         match exchange.phase {
             Phase::Collecting => self.collect(key, block),
             Phase::Tunnel => self.tunnel_to_worker(key, block),
-            _ if !exchange.upload.is_done() => self.upload(key, block),
-            _ => {
+            _ if exchange.upload.is_done() => {
                 self.keep_input(sock, block);
                 self.watch(sock);
             }
+            // The body streams, and its worker is not there yet: it waits, and no more of it is received.
+            _ if self.table.link(link).is_none_or(|link| link.is_connecting()) => self.keep_input(sock, block),
+            _ => self.upload(key, block),
         }
     }
 
@@ -177,20 +180,20 @@ impl<B: Backend> Loop<B> {
         if sent == 0 {
             self.count().timeouts.add(1);
         }
-        self.close_client(sock, How::Flushed);
+        self.close_answered(sock);
     }
 
     /// The next request may come: waits for it, for the next one already here, or closes.
     pub fn await_request(&mut self, sock: Sock) {
         let timeouts = &self.shared.settings.timeouts;
         let wait = timeouts.idle.min(timeouts.write);
-        self.wheel.arm(sock.index, self.now + wait);
+        self.wheel.arm_after(sock.index, wait);
         let Some(client) = self.table.client(sock) else { return };
         client.search = HeadSearch::default();
         if client.input.is_some() {
             self.resume.push_back(sock);
         } else if client.ended || self.draining {
-            self.close_client(sock, How::Flushed);
+            self.close_answered(sock);
         } else {
             self.backend.recv(sock, Size::Small);
         }
@@ -200,7 +203,7 @@ impl<B: Backend> Loop<B> {
     pub fn client_drains(&mut self, sock: Sock) {
         let Some(client) = self.table.client(sock) else { return };
         if client.state == State::ReadingRequest && client.input.is_none() && client.skip.is_none() {
-            self.close_client(sock, How::Flushed);
+            self.close_answered(sock);
         }
     }
 

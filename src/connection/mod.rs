@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::backends::{Backend, How, Peer, Sock};
+use crate::backends::{Backend, How, Peer, Size, Sock};
 use crate::buffers::block::{Block, Pool, Scratch};
 use crate::buffers::slots::{Key, Slots};
 use crate::buffers::wheel::Wheel;
@@ -268,26 +268,27 @@ impl Admission {
 pub(crate) struct Clock {
     at: Instant,
     micros: u64,
-    second: u64,
+    /// When the next second begins.
+    next: Instant,
     pub date: [u8; 29],
 }
 
 impl Clock {
     pub fn new(now: Instant) -> Clock {
-        let mut clock = Clock { at: now, micros: 0, second: 0, date: date(0) };
+        let mut clock = Clock { at: now, micros: 0, next: now, date: date(0) };
         clock.compare(now);
         clock
     }
 
     /// Microseconds since the epoch at `now`.
     pub fn micros(&self, now: Instant) -> u64 {
-        self.micros + now.saturating_duration_since(self.at).as_micros() as u64
+        let passed = now.saturating_duration_since(self.at);
+        self.micros + passed.as_secs() * 1_000_000 + u64::from(passed.subsec_micros())
     }
 
     /// Brings the date up to `now`.
     pub fn tick(&mut self, now: Instant) {
-        let micros = self.micros(now);
-        if micros / 1_000_000 != self.second {
+        if now >= self.next {
             self.compare(now);
         }
     }
@@ -296,8 +297,8 @@ impl Clock {
         let epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         self.at = now;
         self.micros = epoch.as_micros() as u64;
-        self.second = epoch.as_secs();
-        self.date = date(self.second);
+        self.next = now + Duration::from_micros(1_000_000 - u64::from(epoch.subsec_micros()));
+        self.date = date(epoch.as_secs());
     }
 }
 
@@ -350,7 +351,7 @@ impl<B: Backend> Loop<B> {
 
     #[inline]
     pub fn arm(&mut self, sock: Sock, after: Duration) {
-        self.wheel.arm(sock.index, self.now + after);
+        self.wheel.arm_after(sock.index, after);
     }
 
     /// Works off what the handlers of an event have left: permits granted, permits to ask for, requests to read.
@@ -383,6 +384,16 @@ impl<B: Backend> Loop<B> {
         self.become_state(sock, State::Closing);
         self.wheel.disarm(sock.index);
         self.backend.close(sock, how);
+    }
+
+    /// Closes a connection whose last request is answered. With a receive armed the backend expects no more input, and spares
+    /// the linger, unless bytes are here that nobody has read.
+    pub fn close_answered(&mut self, sock: Sock) {
+        let Some(client) = self.table.client(sock) else { return };
+        if client.input.is_none() && client.skip.is_none() {
+            self.backend.recv(sock, Size::Small);
+        }
+        self.close_client(sock, How::Flushed);
     }
 
     /// The backend is done with a socket: the entry is free.

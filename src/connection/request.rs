@@ -57,7 +57,7 @@ impl<B: Backend> Loop<B> {
             let started = self.table.client(sock).is_some_and(|client| client.input.is_some());
             let timeouts = &self.shared.settings.timeouts;
             let wait = if started { timeouts.header } else { timeouts.idle.min(timeouts.write) };
-            self.wheel.arm(sock.index, self.now + wait);
+            self.wheel.arm_after(sock.index, wait);
         }
         let Some(client) = self.table.client(sock) else { return };
         if (client.ended || self.draining) && client.input.is_none() && !client.stalled {
@@ -101,7 +101,7 @@ impl<B: Backend> Loop<B> {
         let input = input.settle(&self.pool);
         let Some(client) = self.table.client(sock) else { return };
         if client.search.is_fresh() {
-            self.wheel.arm(sock.index, self.now + self.shared.settings.timeouts.header);
+            self.wheel.arm_after(sock.index, self.shared.settings.timeouts.header);
         }
         client.search.scan(&input);
         client.input = Some(input);
@@ -194,7 +194,11 @@ impl<B: Backend> Loop<B> {
     /// After an answer of the loop itself: the next request, once the body of this one is out of the way.
     fn after_answer(&mut self, sock: Sock, mut rest: Block, request: &Request) -> Step {
         if !self.keeps_alive(request) {
-            self.close_client(sock, How::Flushed);
+            if rest.is_empty() && request.framing == Framing::None {
+                self.close_answered(sock);
+            } else {
+                self.close_client(sock, How::Flushed);
+            }
             return Step::Stop;
         }
         self.become_state(sock, State::ReadingRequest);

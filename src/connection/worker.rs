@@ -87,7 +87,7 @@ impl<B: Backend> Loop<B> {
         link.reused = true;
         seat.idle.push(sock);
         if let Some(seconds) = timeout {
-            self.wheel.arm(sock.index, self.now + Duration::from_secs(u64::from(seconds) - 1));
+            self.wheel.arm_after(sock.index, Duration::from_secs(u64::from(seconds) - 1));
         }
         self.backend.recv(sock, Size::Small);
     }
@@ -124,8 +124,13 @@ impl<B: Backend> Loop<B> {
         let Some(link) = self.table.link(sock).filter(|link| link.is_connecting()) else { return };
         link.state = LinkState::Busy;
         let key = link.exchange;
-        if self.exchanges.lookup(key).is_some_and(|exchange| exchange.phase == Phase::Awaiting) {
-            self.extend_read(key);
+        let Some(exchange) = self.exchanges.lookup(key).filter(|exchange| exchange.phase == Phase::Awaiting) else {
+            return;
+        };
+        let streamed = exchange.streamed;
+        self.extend_read(key);
+        if streamed {
+            self.send_message(key, sock);
         }
     }
 

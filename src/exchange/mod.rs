@@ -24,12 +24,14 @@ mod start;
 mod tunnel;
 mod upload;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::backends::Sock;
 use crate::buffers::block::Block;
+use crate::buffers::slots::Key;
 use crate::dispatch::{Permit, Ticket, WorkerId};
-use crate::http::{Method, Version};
+use crate::http::head::Request;
+use crate::http::{Framing, Method, Version};
 
 pub(crate) use body::{BodySkip, Reader, Skipped};
 
@@ -140,6 +142,52 @@ pub(crate) enum Encoding {
 }
 
 impl Exchange {
+    /// A request whose head was rewritten to `head`, before anything else has happened to it; `deadline` is that of the whole
+    /// request.
+    pub fn new(client: Sock, request: &Request, head: Block, id: u64, now: Instant, deadline: Duration) -> Exchange {
+        Exchange {
+            client,
+            link: Key::NONE,
+            permit: None,
+            ticket: None,
+            phase: Phase::Collecting,
+            method: request.method,
+            version: request.version,
+            keep_alive: request.keep_alive,
+            websocket: request.websocket,
+            expects: request.expect_continue && request.framing != Framing::None,
+            head: Some(head),
+            open: request.framing == Framing::Chunked,
+            body: Vec::new(),
+            body_bytes: 0,
+            upload: Reader::new(request.framing),
+            streamed: false,
+            upload_paused: false,
+            fresh: false,
+            retried: false,
+            wants_fresh: false,
+            worker: None,
+            exclude: None,
+            sent_before: 0,
+            answer: Reader::Done,
+            encoding: Encoding::Same,
+            paused: false,
+            stream: false,
+            link_keeps: false,
+            link_timeout: None,
+            long: false,
+            status: 0,
+            bytes: 0,
+            id,
+            started: now,
+            since: now,
+            granted: None,
+            finished: None,
+            read_by: now,
+            request_by: now + deadline,
+        }
+    }
+
     /// Whether the whole request is in memory and no byte of an answer was seen, so that it could be sent again.
     pub fn is_whole(&self) -> bool {
         !self.streamed && self.upload.is_done() && self.head.is_some() && self.status == 0

@@ -281,6 +281,8 @@ impl<B: Backend> Loop<B> {
         if exchange.keep_alive {
             self.become_state(sock, State::ReadingRequest);
             self.await_request(sock);
+        } else if exchange.upload.is_done() {
+            self.close_answered(sock);
         } else {
             self.close_client(sock, How::Flushed);
         }
@@ -322,6 +324,6 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let wait = if exchange.stream { settings.timeouts.idle } else { settings.app.timeouts.read };
         exchange.read_by = self.now + wait;
-        self.wheel.arm(exchange.client.index, exchange.read_by);
+        self.wheel.arm_after(exchange.client.index, wait);
     }
 }

@@ -10,7 +10,7 @@ use crate::http::Framing;
 use crate::http::head::Request;
 use crate::http::rewrite::{self, Forward};
 
-use super::{Encoding, Exchange, Phase, Reader};
+use super::{Exchange, Phase, Reader};
 
 /// How soon a worker whose backlog is full is asked again.
 const BACKLOG_RETRY: std::time::Duration = std::time::Duration::from_millis(5);
@@ -35,47 +35,7 @@ impl<B: Backend> Loop<B> {
         };
         let room = rewrite::request_room(request, &self.fields, &forward);
         let head = self.scratch.write(room, |out| rewrite::request(out, &input, request, &self.fields, &forward));
-        let exchange = Exchange {
-            client: sock,
-            link: Key::NONE,
-            permit: None,
-            ticket: None,
-            phase: Phase::Collecting,
-            method: request.method,
-            version: request.version,
-            keep_alive: request.keep_alive,
-            websocket: request.websocket,
-            expects: request.expect_continue && request.framing != Framing::None,
-            head: Some(head),
-            open: request.framing == Framing::Chunked,
-            body: Vec::new(),
-            body_bytes: 0,
-            upload: Reader::new(request.framing),
-            streamed: false,
-            upload_paused: false,
-            fresh: false,
-            retried: false,
-            wants_fresh: false,
-            worker: None,
-            exclude: None,
-            sent_before: 0,
-            answer: Reader::Done,
-            encoding: Encoding::Same,
-            paused: false,
-            stream: false,
-            link_keeps: false,
-            link_timeout: None,
-            long: false,
-            status: 0,
-            bytes: 0,
-            id: self.next_id,
-            started: self.now,
-            since: self.now,
-            granted: None,
-            finished: None,
-            read_by: self.now,
-            request_by: self.now + app.timeouts.request,
-        };
+        let exchange = Exchange::new(sock, request, head, self.next_id, self.now, app.timeouts.request);
         self.next_id = self.next_id.wrapping_add(1);
         self.become_state(sock, State::Processing);
         let Ok(key) = self.exchanges.insert(exchange) else {
@@ -287,8 +247,11 @@ impl<B: Backend> Loop<B> {
             self.give_back(key, Outcome::Broken);
             return self.fail(key, 503, "the worker accepts no connections: its backlog is full");
         }
+        let streamed = exchange.streamed;
         self.arm(sock, BACKLOG_RETRY);
-        self.watch(sock);
+        if !streamed {
+            self.watch(sock);
+        }
     }
 
     /// Tries the same worker again after its backlog was full.
@@ -313,18 +276,27 @@ impl<B: Backend> Loop<B> {
         if !connecting {
             link.state = LinkState::Busy;
         }
+        let wait = if connecting { settings.app.timeouts.connect } else { settings.app.timeouts.read };
+        self.wheel.arm_after(exchange.client.index, wait);
+        self.backend.recv(sock, Size::Small);
+        // A body that streams is not kept: nothing of it leaves before the worker is known to be there, so that a connect
+        // which fails costs nothing.
+        if !connecting || !exchange.streamed {
+            self.send_message(key, sock);
+        }
+    }
+
+    /// Queues the request for its worker; a body that streams begins to flow.
+    pub fn send_message(&mut self, key: Key, sock: Sock) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
         if let Some(head) = &exchange.head {
             self.backend.send(sock, head.clone().into());
         }
-        let wait = if connecting { settings.app.timeouts.connect } else { settings.app.timeouts.read };
-        self.wheel.arm(exchange.client.index, self.now + wait);
-        let client = exchange.client;
+        let (client, streamed) = (exchange.client, exchange.streamed);
         if exchange.open || !exchange.body.is_empty() {
             self.send_body(key, sock);
         }
-        self.backend.recv(sock, Size::Small);
-        let Some(exchange) = self.exchanges.lookup(key) else { return };
-        if !exchange.streamed {
+        if !streamed {
             self.watch(client);
         } else if let Some(input) = self.table.client(client).and_then(|client| client.input.take()) {
             self.upload(key, input);

@@ -111,8 +111,10 @@ impl Chunked {
         let mut data = 0..0;
         while at < input.len() && self.state != State::Done {
             if self.state != State::Data {
-                self.step(input[at])?;
-                at += 1;
+                at += match self.usual_line(&input[at..]) {
+                    Some(count) => count,
+                    None => self.step(input[at]).map(|()| 1)?,
+                };
                 continue;
             }
             if !data.is_empty() {
@@ -141,6 +143,13 @@ impl Chunked {
                 continue;
             }
             let before = self.state;
+            if (pass.is_empty() || pass.end == at)
+                && let Some(count) = self.usual_line(&input[at..])
+            {
+                pass = extended(pass, at, count);
+                at += count;
+                continue;
+            }
             let digit = matches!(input[at], b'1'..=b'9' | b'a'..=b'f' | b'A'..=b'F');
             if before == State::Size && digit && !pass.is_empty() && pass.end != at {
                 // Zeros lie between what is passed and this size: the next call's run begins here.
@@ -176,6 +185,35 @@ impl Chunked {
             self.state = State::DataCr;
         }
         count
+    }
+
+    /// Takes in one step what nearly all lines are: the CRLF behind a chunk's data, or a whole size line of digits alone,
+    /// of which the first is not zero. Returns its length, or `None` with nothing taken.
+    #[inline]
+    fn usual_line(&mut self, input: &[u8]) -> Option<usize> {
+        match (self.state, input) {
+            (State::DataCr, [b'\r', b'\n', ..]) => {
+                self.state = State::Size;
+                Some(2)
+            }
+            (State::Size, [b'1'..=b'9' | b'a'..=b'f' | b'A'..=b'F', ..]) if self.line == 0 => {
+                let mut size = 0;
+                for (index, byte) in input.iter().enumerate().take(9) {
+                    size = match byte {
+                        b'0'..=b'9' => size << 4 | u64::from(byte - b'0'),
+                        b'a'..=b'f' | b'A'..=b'F' => size << 4 | u64::from((byte | 0x20) - b'a' + 10),
+                        b'\r' if input.get(index + 1) == Some(&b'\n') => {
+                            self.left = size;
+                            self.state = State::Data;
+                            return Some(index + 2);
+                        }
+                        _ => return None,
+                    };
+                }
+                None
+            }
+            _ => None,
+        }
     }
 
     /// Takes one byte that is not a chunk's data.
@@ -258,16 +296,17 @@ impl Chunked {
 
     #[cold]
     fn trailer(&mut self, byte: u8) -> Result<State, Refusal> {
+        // The usual section is empty: nothing is kept, so that nothing is allocated for it.
+        match (self.state, byte) {
+            (State::Trailer, b'\r') => return Ok(State::LastLf),
+            (State::LastLf, b'\n') => return self.filter_trailers().map(|()| State::Done),
+            _ => {}
+        }
         if self.trailers.len() >= MOST_TRAILER_BYTES {
             return Err(bad("RFC 9112 §7.1.2", "a trailer section that is too large"));
         }
         self.trailers.push(byte);
         Ok(match (self.state, byte) {
-            (State::Trailer, b'\r') => State::LastLf,
-            (State::LastLf, b'\n') => {
-                self.filter_trailers()?;
-                State::Done
-            }
             (State::TrailerLine, b'\r') => State::TrailerEnd,
             (State::TrailerEnd, b'\n') => State::Trailer,
             (State::Trailer | State::TrailerLine, b'\n') | (State::TrailerEnd | State::LastLf, _) => {
@@ -279,11 +318,11 @@ impl Chunked {
 
     /// Keeps the lines that may be passed on.
     fn filter_trailers(&mut self) -> Result<(), Refusal> {
-        if self.trailers == b"\r\n" {
-            self.trailers.clear();
+        if self.trailers.is_empty() {
             return Ok(());
         }
-        let raw = std::mem::take(&mut self.trailers);
+        let mut raw = std::mem::take(&mut self.trailers);
+        raw.extend_from_slice(b"\r\n");
         let mut headers = [httparse::EMPTY_HEADER; MOST_TRAILERS];
         let Ok(httparse::Status::Complete((_, headers))) = httparse::parse_headers(&raw, &mut headers) else {
             return Err(bad("RFC 9112 §7.1.2", "a malformed trailer section"));

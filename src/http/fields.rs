@@ -228,31 +228,30 @@ impl Fields {
         let base = bytes.as_ptr() as usize;
         let end = start + len;
         let empty_line = if len >= 2 && bytes[end - 2] == b'\r' { 2 } else { 1 };
-        self.bare_line_feed |= empty_line == 1;
+        let mut bare = empty_line == 1;
+        let mut present = self.present.0;
         let mut line_start = start;
-        for (index, header) in headers.iter().enumerate() {
+        // Each line ends where the next one's name begins.
+        let next_names = headers.iter().skip(1).map(|next| next.name.as_ptr() as usize - base);
+        let line_ends = next_names.chain([end - empty_line]);
+        self.list.extend(headers.iter().zip(line_ends).map(|(header, line_end)| {
             let name = header.name.as_bytes();
-            let line_end = match headers.get(index + 1) {
-                Some(next) => next.name.as_ptr() as usize - base,
-                None => end - empty_line,
-            };
-            self.bare_line_feed |= bytes[line_end - 2] != b'\r';
-            let value_start = header.value.as_ptr() as usize - base;
+            bare |= bytes[line_end - 2] != b'\r';
             let kind = classify(name);
-            self.present.0 |= 1 << kind as u8;
-            self.list.push(Field {
+            present |= 1 << kind as u8;
+            // httparse gives an empty value an address of its own, outside of `bytes`.
+            let value = if header.value.is_empty() { 0 } else { header.value.as_ptr() as usize - base };
+            let field = Field {
                 name: Span::new(line_start, line_start + name.len()),
-                // An empty value has no address of its own worth trusting.
-                value: if header.value.is_empty() {
-                    Span::default()
-                } else {
-                    Span::new(value_start, value_start + header.value.len())
-                },
+                value: Span::new(value, value + header.value.len()),
                 line: Span::new(line_start, line_end),
                 kind,
-            });
+            };
             line_start = line_end;
-        }
+            field
+        }));
+        self.bare_line_feed |= bare;
+        self.present.0 = present;
         Ok(Some(end))
     }
 
@@ -343,7 +342,22 @@ const TOKEN: [bool; 256] = {
 #[inline]
 pub(crate) fn classify(name: &[u8]) -> Kind {
     let kind = by_length(name);
-    if kind == Kind::Other && name.len() <= LONGEST && name.contains(&b'_') { shadow(name) } else { kind }
+    if kind == Kind::Other && name.len() <= LONGEST && has_underscore(name) { shadow(name) } else { kind }
+}
+
+/// Whether there is a `_`, eight bytes at a time: every unknown name of every request is asked this.
+#[inline]
+fn has_underscore(name: &[u8]) -> bool {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    // The high bit of a byte is set where it is zero after the exclusive or, and possibly above such a byte.
+    let found = |word: u64| {
+        let word = word ^ (ONES * b'_' as u64);
+        word.wrapping_sub(ONES) & !word & (ONES << 7)
+    };
+    let Some(tail) = name.last_chunk::<8>() else { return name.contains(&b'_') };
+    let (words, _) = name.as_chunks::<8>();
+    let any = words.iter().fold(found(u64::from_le_bytes(*tail)), |any, word| any | found(u64::from_le_bytes(*word)));
+    any != 0
 }
 
 /// The longest name with a meaning; names above it shadow nothing.
@@ -428,7 +442,15 @@ impl Kind {
 
 #[inline]
 fn pick<const N: usize, const M: usize>(name: &[u8], known: [(&[u8; N], Kind); M]) -> Kind {
-    known.into_iter().find(|(lower, _)| same(name, lower)).map_or(Kind::Other, |(_, kind)| kind)
+    // Indexed, because the compiler unrolls this and does not unroll the iterator.
+    let mut index = 0;
+    while index < M {
+        if same(name, known[index].0) {
+            return known[index].1;
+        }
+        index += 1;
+    }
+    Kind::Other
 }
 
 /// Whether the token `name` is `lower`, which is in lower case, whatever the case of `name`.

@@ -8,8 +8,15 @@ pub(crate) fn host_is_legal(host: &[u8]) -> bool {
             (literal_is_legal(&rest[..close]), &rest[close + 1..])
         }
         _ => {
-            let len = host.iter().take_while(|byte| NAME_BYTE[**byte as usize]).count();
-            (escapes_are_legal(&host[..len]), &host[len..])
+            let mut len = 0;
+            let mut escaped = false;
+            while let Some(byte) = host.get(len)
+                && NAME_BYTE[*byte as usize]
+            {
+                escaped |= *byte == b'%';
+                len += 1;
+            }
+            (!escaped || escapes_are_legal(&host[..len]), &host[len..])
         }
     };
     let port_is_legal = match port {
@@ -38,10 +45,8 @@ fn literal_is_legal(literal: &[u8]) -> bool {
     }
 }
 
+#[cold]
 fn escapes_are_legal(name: &[u8]) -> bool {
-    if !name.contains(&b'%') {
-        return true;
-    }
     name.split(|byte| *byte == b'%')
         .skip(1)
         .all(|rest| matches!(rest, [a, b, ..] if a.is_ascii_hexdigit() && b.is_ascii_hexdigit()))

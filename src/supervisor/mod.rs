@@ -48,6 +48,8 @@ use stop::Stop;
 use upstreams::Watched;
 use wake::{Sleeper, Waker};
 
+/// The word that makes this binary the built-in worker.
+pub const BUILT_IN: &str = "worker";
 /// How long a worker may take to open its socket.
 pub const READY_TIMEOUT: Duration = Duration::from_secs(15);
 /// How much longer than its rule a restart's delay may be, in per cent.
@@ -517,7 +519,7 @@ impl Place {
 fn launcher(settings: &Settings, options: &Options) -> Result<Option<Launcher>, StartError> {
     let command = match &settings.app.command {
         config::Command::None => return Ok(None),
-        config::Command::BuiltIn => vec![options.program.clone().into_os_string(), crate::worker::WORD.into()],
+        config::Command::BuiltIn => vec![options.program.clone().into_os_string(), BUILT_IN.into()],
         config::Command::Argv(words) => words.clone(),
     };
     let program = command.first().map(|word| word.as_os_str()).unwrap_or_default();

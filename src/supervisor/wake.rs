@@ -11,6 +11,18 @@ use std::time::Duration;
 pub struct Waker(Arc<UnixStream>);
 
 impl Waker {
+    /// Wakes whenever that signal arrives.
+    ///
+    /// # Errors
+    /// When the signal cannot be handled (`sigaction(2)`).
+    pub fn on_signal(&self, signal: libc::c_int) -> io::Result<()> {
+        let waker = self.clone();
+        // SAFETY: the handler writes one byte to a non-blocking socket, which is async-signal-safe, and the handle it
+        // uses lives in the handler itself.
+        unsafe { signal_hook::low_level::register(signal, move || waker.wake()) }?;
+        Ok(())
+    }
+
     /// Makes the supervisor's next or current sleep end at once.
     pub fn wake(&self) {
         // A full pipe already holds a wake; a closed one has nobody to be woken.

@@ -21,8 +21,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use crate::supervisor::run_directory;
 use crate::supervisor::wake;
 
-/// The word that selects the built-in worker.
-pub const WORD: &str = "worker";
 /// Connections at once; more wait in the listener's backlog.
 const MOST_CONNECTIONS: usize = 4096;
 /// A connection's thread needs little more than its buffers, which are on the heap.
@@ -97,10 +95,7 @@ fn serve(path: &Path) -> io::Result<()> {
     }
     let (waker, sleeper) = wake::pair()?;
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        let waker = waker.clone();
-        // SAFETY: the handler writes one byte to a non-blocking socket, which is async-signal-safe, and the handle it
-        // uses lives in the handler itself.
-        unsafe { signal_hook::low_level::register(signal, move || waker.wake()) }?;
+        waker.on_signal(signal)?;
     }
     let listener = UnixListener::bind(path)?;
     listener.set_nonblocking(true)?;

@@ -116,11 +116,11 @@ fn refuse_a_sender<B: Backend>(armed: bool) {
     let (mut stream, sock) = rig.tcp_pair();
     stream.write_all(b"head").unwrap();
     rig.expect_bytes(sock, b"head");
+    rig.send(sock, &pattern(0, 300));
     if armed {
         rig.recv(sock);
         rig.backend.finish(sock);
     }
-    rig.send(sock, &pattern(0, 300));
     rig.close(sock, How::Flushed);
     // The answer is on its way before the peer goes on.
     rig.pump();

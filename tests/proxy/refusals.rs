@@ -263,7 +263,9 @@ fn a_body_that_breaks_while_it_streams_is_visibly_incomplete(backend: &str) {
     let head = "POST /broken HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n";
     let beginning = format!("200000\r\n{}\r\n", "a".repeat(0x20_0000));
     let too_much = format!("200001\r\n{}\r\n0\r\n\r\n", "b".repeat(0x20_0001));
-    for (index, (status, end)) in [(400, "4\r\nabcdX\r\n0\r\n\r\n"), (400, "x"), (413, &too_much)].into_iter().enumerate() {
+    for (index, (status, end)) in
+        [(400, "4\r\nabcdX\r\n0\r\n\r\n"), (400, "x"), (413, &too_much)].into_iter().enumerate()
+    {
         let mut client = Client::of(&server);
         client.send(format!("{head}{beginning}"));
         eventually("the worker gets the body", || {
@@ -303,9 +305,11 @@ fn a_body_that_breaks_behind_an_early_answer_ends_it(backend: &str) {
 fn trailers_that_would_mislead_are_dropped(backend: &str) {
     let worker = Worker::echo();
     let server = Server::before(backend, &worker.url, &[]);
-    let dropped = ["Content-Length: 3", "Transfer-Encoding: chunked", "Host: evil", "Authorization: evil", "Cookie: a=b"];
+    let dropped =
+        ["Content-Length: 3", "Transfer-Encoding: chunked", "Host: evil", "Authorization: evil", "Cookie: a=b"];
     let trailers = format!("{}\r\nX-Checksum: 7\r\n", dropped.join("\r\n"));
-    let request = post("Transfer-Encoding: chunked\r\nTrailer: X-Checksum\r\n", &format!("2\r\nab\r\n0\r\n{trailers}\r\n"));
+    let request =
+        post("Transfer-Encoding: chunked\r\nTrailer: X-Checksum\r\n", &format!("2\r\nab\r\n0\r\n{trailers}\r\n"));
     let answer = Client::of(&server).ask(&request);
     assert_eq!(answer.status, 200);
     let body = answer.body_text();
@@ -383,7 +387,10 @@ fn a_refusal_does_not_overtake_earlier_answers(backend: &str) {
     let worker = Worker::echo();
     let server = Server::before(backend, &worker.url, &[]);
     let mut client = Client::of(&server);
-    client.send(format!("GET /1 HTTP/1.1\r\nHost: test\r\n\r\nGET /server HTTP/1.1\r\nHost: test\r\n\r\n{}{BEHIND}", get("X : y\r\n")));
+    client.send(format!(
+        "GET /1 HTTP/1.1\r\nHost: test\r\n\r\nGET /server HTTP/1.1\r\nHost: test\r\n\r\n{}{BEHIND}",
+        get("X : y\r\n")
+    ));
     assert!(client.answer("GET").body_text().starts_with("GET /1 "));
     assert_eq!(client.answer("GET").body_text(), "ok");
     expect_refusal(&mut client, 400, "behind two that are fine");

@@ -125,7 +125,8 @@ impl Client {
     pub fn next_answer(&mut self, to_head: bool) -> Answer {
         let head = self.head().unwrap_or_else(|| panic!("no answer but {}", text(&self.input)));
         let status = head.get(9..12).and_then(|status| status.parse().ok());
-        let status: u16 = status.filter(|_| head.starts_with("HTTP/1.1 ")).unwrap_or_else(|| panic!("not HTTP: {head}"));
+        let status: u16 =
+            status.filter(|_| head.starts_with("HTTP/1.1 ")).unwrap_or_else(|| panic!("not HTTP: {head}"));
         let mut answer = Answer { status, head, body: Vec::new(), trailers: String::new(), whole: true };
         if to_head || matches!(status, 100..=199 | 204 | 304) {
             return answer;

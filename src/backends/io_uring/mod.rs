@@ -243,7 +243,7 @@ impl Backend for IoUring {
         let result = if at_hand {
             self.ring.enter(0, None)
         } else {
-            let sleep = self.wheel.sleep(self.now);
+            let sleep = self.wheel.sleep();
             self.ring.enter(1, timeout.into_iter().chain(sleep).min())
         };
         self.now = Instant::now();
@@ -326,12 +326,13 @@ impl IoUring {
             self.lives.resize(index + 1, 0);
         }
         self.lives[index] = sock.generation;
-        self.wheel.arm(sock.index, self.now + after);
+        self.wheel.arm_after(sock.index, after);
     }
 
     /// Acts on the deadlines that have passed.
     fn expire(&mut self) {
-        while let Some(index) = self.wheel.expire(self.now) {
+        self.wheel.turn(self.now);
+        while let Some(index) = self.wheel.expire() {
             let sock = Sock { index, generation: self.lives[index as usize] };
             if !self.end_rest(sock) {
                 self.end_patience(sock);

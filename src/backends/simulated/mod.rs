@@ -95,6 +95,8 @@ struct Closing {
     how: How,
     /// When a `Flushed` close gives up waiting.
     gives_up_at: Instant,
+    /// Whether input may be left unread, so that a `Flushed` close has to wait for the peer's end.
+    lingers: bool,
     /// Set once the end is closed: when the Close event comes.
     close_due: Option<Instant>,
     /// Whether it has come.
@@ -236,8 +238,10 @@ impl Backend for Simulated {
                     None => true,
                     Some(closing) => closing.close_due.is_none() && closing.how == How::Flushed && how != How::Flushed,
                 };
+                // An armed receive at which nothing has come says that all was read, unless the owner has finished before.
+                let lingers = !stream.receive_over && (stream.armed.is_none() || stream.finish);
                 if harsher {
-                    stream.closing = Some(Closing { how, gives_up_at, close_due: None, told: false });
+                    stream.closing = Some(Closing { how, gives_up_at, lingers, close_due: None, told: false });
                 }
             }
             _ => return,
@@ -302,6 +306,10 @@ impl Simulated {
             if small { self.events.len() + 1 + network.random.below(3) } else { usize::MAX }
         };
         let order = std::mem::take(&mut self.order);
+        // Closed before anything leaves: nobody may see a later request while an earlier connection still looks open.
+        for &sock in &order {
+            self.cut(sock);
+        }
         for &sock in &order {
             self.flush(sock);
         }
@@ -322,6 +330,8 @@ impl Simulated {
         let timer = timer.filter(|due| *due > now).min();
         let network = &mut *self.world.0.borrow_mut();
         network.loops[self.number].wakes_at = [until, timer].into_iter().flatten().min();
+        // Who does not want to sleep at all has something to do.
+        network.activity += u64::from(until.is_some_and(|until| until <= now));
         if network.driven || network.random.chance(network.faults.early_wake) {
             return false;
         }
@@ -352,6 +362,9 @@ impl Simulated {
             match network.write(end, &gathered) {
                 Ok(count) => {
                     stream.sent += count as u64;
+                    if let Some(closing) = &mut stream.closing {
+                        closing.gives_up_at = network.now + self.options.linger;
+                    }
                     self.outboxes.consume(&mut stream.outbox, count);
                     self.outboxes.settle(&stream.outbox, &self.options.pool);
                 }
@@ -479,33 +492,59 @@ impl Simulated {
     }
 
     fn look_at_closing(&mut self, sock: Sock) {
-        let Some(Socket::Stream(stream)) = self.sockets.lookup_mut(sock) else { return };
-        let Some(closing) = &mut stream.closing else { return };
-        let network = &mut *self.world.0.borrow_mut();
-        if closing.close_due.is_none() {
-            if let Phase::Connecting { until, error: None } = stream.phase
-                && until <= network.now
-            {
-                stream.phase = Phase::Open;
-            }
-            let waits = closing.how == How::Flushed && closing.gives_up_at > network.now;
-            if waits && stream.end.is_some_and(|end| !is_flushed(network, end, &stream.outbox, stream.send_over)) {
-                return;
-            }
-            self.outboxes.clear(&mut stream.outbox);
-            stream.armed = None;
-            if let Some(end) = stream.end {
-                network.close(end, closing.how == How::Reset);
-            }
-            let late = network.random.chance(network.faults.late_close);
-            let delay = if late { network.random.duration(network.faults.delay) } else { Duration::ZERO };
-            closing.close_due = Some(network.now + delay);
-            network.activity += 1;
+        if !self.is_flushed(sock) {
+            return;
         }
+        self.shut_down(sock);
+        let Some(Socket::Stream(Stream { closing: Some(closing), .. })) = self.sockets.lookup_mut(sock) else { return };
+        let network = &mut *self.world.0.borrow_mut();
         if closing.close_due.is_some_and(|due| due <= network.now) && !std::mem::replace(&mut closing.told, true) {
             network.activity += 1;
             self.events.push_back(Event::Close { sock });
         }
+    }
+
+    /// Whether a socket that is being closed has nothing to wait for any more.
+    fn is_flushed(&mut self, sock: Sock) -> bool {
+        let Some(Socket::Stream(stream)) = self.sockets.lookup_mut(sock) else { return true };
+        let Some(closing) = &mut stream.closing else { return true };
+        let network = &mut *self.world.0.borrow_mut();
+        if let Phase::Connecting { until, error: None } = stream.phase
+            && until <= network.now
+        {
+            stream.phase = Phase::Open;
+        }
+        if closing.how != How::Flushed || closing.close_due.is_some() || closing.gives_up_at <= network.now {
+            return true;
+        }
+        let Some(end) = stream.end else { return true };
+        let (came, ended) = discard(network, end);
+        closing.lingers |= came;
+        stream.send_over || (stream.outbox.is_empty() && (ended || !closing.lingers))
+    }
+
+    /// Carries out a close that does not wait for anything.
+    fn cut(&mut self, sock: Sock) {
+        let closing = self.stream(sock).and_then(|stream| stream.closing.as_ref());
+        if closing.is_some_and(|closing| closing.how != How::Flushed && closing.close_due.is_none()) {
+            self.shut_down(sock);
+        }
+    }
+
+    /// Closes the end of a socket; its Close event follows.
+    fn shut_down(&mut self, sock: Sock) {
+        let Some(Socket::Stream(stream)) = self.sockets.lookup_mut(sock) else { return };
+        let Some(closing) = stream.closing.as_mut().filter(|closing| closing.close_due.is_none()) else { return };
+        let network = &mut *self.world.0.borrow_mut();
+        self.outboxes.clear(&mut stream.outbox);
+        stream.armed = None;
+        if let Some(end) = stream.end {
+            network.close(end, closing.how == How::Reset);
+        }
+        let late = network.random.chance(network.faults.late_close);
+        let delay = if late { network.random.duration(network.faults.delay) } else { Duration::ZERO };
+        closing.close_due = Some(network.now + delay);
+        network.activity += 1;
     }
 
     fn stream(&self, sock: Sock) -> Option<&Stream> {
@@ -542,18 +581,16 @@ impl Drop for Simulated {
     }
 }
 
-/// Whether a `Flushed` close has nothing to wait for any more: all was sent and the peer has ended, or nothing can be sent.
-/// Discards the input.
-fn is_flushed(network: &mut Network, end: End, outbox: &Outbox, send_over: bool) -> bool {
-    let mut discarded = [0; 4096];
-    let ended = loop {
+/// Reads and forgets what has come; whether something has, and whether the peer has ended.
+fn discard(network: &mut Network, end: End) -> (bool, bool) {
+    let (mut discarded, mut came) = ([0; 4096], false);
+    loop {
         match network.read(end, &mut discarded) {
-            Ok(0) => break true,
-            Ok(_) => {}
-            Err(error) => break error.kind() != io::ErrorKind::WouldBlock,
+            Ok(0) => return (came, true),
+            Ok(_) => came = true,
+            Err(error) => return (came, error.kind() != io::ErrorKind::WouldBlock),
         }
-    };
-    send_over || (outbox.is_empty() && ended)
+    }
 }
 
 /// When the network itself has to look at a socket again although nothing arrives.

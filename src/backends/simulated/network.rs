@@ -37,7 +37,7 @@ pub struct End {
 }
 
 impl End {
-    fn other(self) -> End {
+    pub(super) fn other(self) -> End {
         End { connection: self.connection, side: 1 - self.side }
     }
 }
@@ -303,9 +303,11 @@ impl Network {
         }
         let half = self.half_mut(end);
         let count = count.min(half.inbox.len());
-        for (place, byte) in room.iter_mut().zip(half.inbox.drain(..count)) {
-            *place = byte;
-        }
+        let (front, back) = half.inbox.as_slices();
+        let split = count.min(front.len());
+        room[..split].copy_from_slice(&front[..split]);
+        room[split..count].copy_from_slice(&back[..count - split]);
+        half.inbox.drain(..count);
         if count == 0 && half.reset && !std::mem::replace(&mut half.reset_was_told, true) {
             self.activity += 1;
             self.note(format_args!("read {end}: reset"));
@@ -317,6 +319,12 @@ impl Network {
             self.note(format_args!("read {end}: {count} bytes"));
         }
         Ok(count)
+    }
+
+    /// Bytes that have arrived and were not read.
+    pub fn held(&mut self, end: End) -> usize {
+        self.deliver(end);
+        self.half(end).map_or(0, |half| half.inbox.len())
     }
 
     /// Whether a receive would not block.

@@ -203,9 +203,30 @@ fn a_flushed_close_gives_up_after_the_linger_time() {
     let (_client, sock) = rig.client();
     let start = rig.loop_.now();
     rig.loop_.close(sock, How::Flushed);
+    assert!(rig.events().is_empty());
     rig.loop_.wait(None).unwrap();
     assert!(matches!(rig.loop_.next(), Some(Event::Close { sock: closed }) if closed == sock));
     assert_eq!(rig.loop_.now() - start, LINGER);
+}
+
+#[test]
+fn a_flushed_close_does_not_linger_where_all_was_read() {
+    let mut rig = Rig::calm();
+    let (ended, sock) = rig.client();
+    rig.world.finish(ended);
+    rig.loop_.recv(sock, Size::Small);
+    assert!(matches!(rig.events()[..], [Event::End { .. }]));
+    rig.loop_.close(sock, How::Flushed);
+    assert!(is_close(&rig.events(), sock));
+    let (_waits, sock) = rig.client();
+    rig.loop_.recv(sock, Size::Small);
+    rig.loop_.close(sock, How::Flushed);
+    assert!(is_close(&rig.events(), sock), "a receive was armed and nothing had come");
+    let (_finished, sock) = rig.client();
+    rig.loop_.recv(sock, Size::Small);
+    rig.loop_.finish(sock);
+    rig.loop_.close(sock, How::Flushed);
+    assert!(rig.events().is_empty(), "it was finished before");
 }
 
 #[test]

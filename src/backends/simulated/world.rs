@@ -128,6 +128,11 @@ impl World {
         network.activity
     }
 
+    /// Says that the driver has done something that a loop may have to notice, such as posting mail.
+    pub fn touch(&self) {
+        self.0.borrow_mut().activity += 1;
+    }
+
     // --- Places ---
 
     /// A listening socket for [`crate::backends::Backend::listen`]. The descriptor stands for the place and is good for
@@ -193,8 +198,9 @@ impl World {
     /// Receives at most `most` bytes behind those in `into`; `Ok(0)` at the end.
     pub fn read(&self, end: End, into: &mut Vec<u8>, most: usize) -> io::Result<usize> {
         let start = into.len();
-        into.resize(start + most, 0);
-        let result = self.0.borrow_mut().read(end, &mut into[start..]);
+        let mut network = self.0.borrow_mut();
+        into.resize(start + most.min(network.held(end)).max(1), 0);
+        let result = network.read(end, &mut into[start..]);
         into.truncate(start + result.as_ref().copied().unwrap_or(0));
         result
     }
@@ -217,6 +223,11 @@ impl World {
     /// Whether this end was not closed yet by its own side.
     pub fn is_open(&self, end: End) -> bool {
         self.0.borrow().is_open(end)
+    }
+
+    /// Whether the other side has not closed its end yet.
+    pub fn other_is_open(&self, end: End) -> bool {
+        self.0.borrow().is_open(end.other())
     }
 
     // --- Leak checks ---

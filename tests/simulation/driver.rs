@@ -1,0 +1,413 @@
+//! The driver: one seed is one run of real loops over the simulated network, with scripted clients and workers and a scripted
+//! supervisor, moved one at a time in the order that the seed gives.
+
+use std::cell::RefCell;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use production_server::backends::simulated::{Entered, Faults, Place, Random, Simulated, World};
+use production_server::backends::{Backend, Bell, Options, Size};
+use production_server::buffers::block::{Budget, Pool};
+use production_server::config::{self, Settings};
+use production_server::connection::Shared;
+use production_server::dispatch::{Balance, Dispatch, Policy};
+use production_server::log::Log;
+use production_server::mailbox::{Mailbox, Message, Postboxes, mailbox};
+use production_server::metrics::Metrics;
+use production_server::reactor::{Reactor, Setup};
+
+use super::checks::Ledger;
+use super::clients::{Client, Manners};
+use super::supervisor::Supervisor;
+use super::workers::Temper;
+
+/// Rounds after which a run is taken for one that goes in circles.
+const MOST_ROUNDS: usize = 60_000;
+/// Simulated time after which a client that still waits is taken for one that waits forever.
+const MOST_TIME: Duration = Duration::from_secs(240);
+
+/// What kind of run a seed is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Everything may go wrong.
+    Wild,
+    /// Nothing goes wrong but what no client may notice: every request gets its worker's answer.
+    Calm,
+    /// Calm, with one worker and one request at a time: first come, first served.
+    Orderly,
+}
+
+/// What a run consists of, drawn from its seed.
+pub struct Plan {
+    /// What kind of run it is.
+    pub kind: Kind,
+    /// How the workers behave.
+    pub temper: Temper,
+    /// How many there are at a time.
+    pub workers: usize,
+    /// What the loops are told.
+    pub settings: Settings,
+    /// How many loops there are.
+    pub loops: usize,
+    clients: usize,
+    faults: Faults,
+    small_blocks: usize,
+    large_blocks: usize,
+}
+
+impl Plan {
+    fn draw(seed: u64) -> Plan {
+        let mut random = Random::new(seed ^ 0x5eed);
+        let kind = match random.below(8) {
+            0 | 1 => Kind::Calm,
+            2 => Kind::Orderly,
+            _ => Kind::Wild,
+        };
+        let mut faults = Faults::draw(&mut random);
+        if kind != Kind::Wild {
+            faults = Faults { reset: 0, refuse: 0, backlog_full: 0, descriptors: 0, ..faults };
+        }
+        if kind == Kind::Orderly {
+            faults = Faults { starve: 0, accept: 0, small_batch: 0, ..faults };
+        }
+        let temper = temper(kind, &mut random);
+        let (small_blocks, large_blocks) = match kind {
+            Kind::Wild => (random.between(8, 40), random.between(0, 3)),
+            Kind::Calm | Kind::Orderly => (64, 4),
+        };
+        Plan {
+            kind,
+            temper,
+            workers: if kind == Kind::Orderly { 1 } else { random.between(1, 4) },
+            settings: settings(kind, &mut random),
+            loops: random.between(1, 2),
+            clients: random.between(1, 12),
+            faults,
+            small_blocks,
+            large_blocks,
+        }
+    }
+}
+
+fn temper(kind: Kind, random: &mut Random) -> Temper {
+    let thinks = Duration::from_millis(random.below(40) as u64);
+    let good = Temper { thinks, body: 2000, long_body: 40_000, ..Temper::default() };
+    if kind != Kind::Wild {
+        return good;
+    }
+    let mut of = |rare: u32, frequent: u32| [0, rare, rare, frequent][random.below(4)];
+    Temper {
+        declines: of(30, 200),
+        drops: of(20, 150),
+        dies: of(10, 60),
+        lies: of(20, 100),
+        hangs: of(5, 40),
+        hurries: of(50, 300),
+        closes_idle: of(100, 600),
+        ..good
+    }
+}
+
+fn settings(kind: Kind, random: &mut Random) -> Settings {
+    let mut settings = Settings::for_test();
+    let app = &mut settings.app;
+    app.balance = [config::Balance::Lifo, config::Balance::RoundRobin, config::Balance::Least][random.below(3)];
+    app.concurrency = if kind == Kind::Orderly || random.chance(600) { 1 } else { random.between(2, 4) as u32 };
+    app.request_buffer = [1 << 20, 20_000, 1000][random.below(3)];
+    app.keepalive = kind == Kind::Orderly || random.chance(850);
+    app.queue.size = 64;
+    app.queue.timeout = Duration::from_secs(60);
+    app.timeouts.request = Duration::from_secs(60);
+    app.timeouts.read = Duration::from_secs(20);
+    app.timeouts.connect = Duration::from_secs(2);
+    if kind == Kind::Wild {
+        app.timeouts.read = Duration::from_millis(random.between(200, 3000) as u64);
+        app.timeouts.request = Duration::from_millis(random.between(1000, 8000) as u64);
+        app.timeouts.abandon = Duration::from_millis(random.between(100, 2000) as u64);
+        app.timeouts.connect = Duration::from_millis(200);
+        app.queue.timeout = Duration::from_millis(random.between(100, 2000) as u64);
+        app.queue.hold = Duration::from_millis(random.between(100, 3000) as u64);
+        app.queue.size = [64, 3, 0][random.below(3)];
+        app.response_buffer = [1 << 24, 10_000][random.below(2)];
+        app.serve_half_closed = random.chance(300);
+        settings.max_connections = [1024, 3][random.below(2)];
+        settings.buffer_bytes = [1 << 24, 200_000][random.below(2)];
+    }
+    settings
+}
+
+/// One loop, and what is kept of it for the checks.
+struct Loop {
+    reactor: Reactor<Simulated>,
+    pool: Pool,
+}
+
+/// A run in progress.
+pub struct Run {
+    seed: u64,
+    /// What it consists of.
+    pub plan: Plan,
+    world: World,
+    ledger: Rc<RefCell<Ledger>>,
+    loops: Vec<Loop>,
+    clients: Vec<Client>,
+    supervisor: Supervisor,
+    dispatch: Arc<Dispatch>,
+    postboxes: Postboxes,
+    metrics: Metrics,
+    budget: Arc<Budget>,
+    started: Instant,
+    /// What the seed's clients saw, for the test of the tests.
+    pub rounds: usize,
+    _entered: Entered,
+}
+
+/// What a run amounted to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Requests that were planned.
+    pub requests: usize,
+    /// Requests that were answered.
+    pub answered: usize,
+    /// Requests that reached a worker twice.
+    pub retried: usize,
+    /// Workers that died.
+    pub deaths: usize,
+    /// Rounds that it took.
+    pub rounds: usize,
+}
+
+/// Runs one seed to its end; panics where a rule is broken.
+pub fn run(seed: u64, trace: Option<Box<dyn FnMut(&str)>>) -> Summary {
+    let mut run = Run::new(seed, trace);
+    run.serve();
+    run.stop();
+    let (requests, answered) = run.ledger.borrow().counts();
+    let retried = run.ledger.borrow().retried();
+    let deaths = run.supervisor.deaths;
+    let rounds = run.rounds;
+    run.check_that_nothing_is_left();
+    Summary { requests, answered, retried, deaths, rounds }
+}
+
+impl Run {
+    fn new(seed: u64, trace: Option<Box<dyn FnMut(&str)>>) -> Run {
+        let plan = Plan::draw(seed);
+        let world = World::with_faults(seed, plan.faults.clone());
+        if let Some(trace) = trace {
+            world.trace_to(trace);
+        }
+        world.drive();
+        let entered = world.enter();
+        let settings = Arc::new(plan.settings.clone());
+        let started = world.now();
+        let dispatch = Arc::new(Dispatch::new(policy(&settings), 64, started));
+        let bells: Vec<Arc<OnceLock<<Simulated as Backend>::Bell>>> = (0..plan.loops).map(|_| Arc::default()).collect();
+        let (boxes, mailboxes): (Vec<_>, Vec<_>) = bells.iter().map(ringing).unzip();
+        let postboxes = Postboxes::new(boxes);
+        let deliver = postboxes.clone();
+        dispatch.on_grant(Box::new(move |grant| deliver.grant(grant)));
+        let metrics = Metrics::new(plan.loops);
+        let shared = Arc::new(Shared {
+            settings,
+            dispatch: Arc::clone(&dispatch),
+            postboxes: postboxes.clone(),
+            log: Log::disabled(),
+            admission: Default::default(),
+            direct: None,
+            status: Box::new(String::new),
+        });
+        let (calm, orderly) = (plan.kind != Kind::Wild, plan.kind == Kind::Orderly);
+        let ledger = Rc::new(RefCell::new(Ledger::new(calm, orderly, plan.faults.delay)));
+        let place = Place::Tcp(([10, 0, 0, 1], 80).into());
+        let budget = Budget::new(plan.settings.buffer_bytes);
+        let parts = mailboxes.into_iter().zip(bells).enumerate();
+        let loops = parts
+            .map(|(index, (mailbox, bell))| {
+                open_loop(&world, &plan, (index as u16, mailbox, bell), &shared, &metrics, &budget, &place)
+            })
+            .collect();
+        let manners = Manners { rude: plan.kind == Kind::Wild, long_body: 60_000 };
+        let clients = (0..plan.clients).map(|_| Client::new(&world, &ledger, &place, manners)).collect();
+        let supervisor = Supervisor::new(&world, &ledger, &plan, &dispatch, &postboxes);
+        Run {
+            seed,
+            plan,
+            world,
+            ledger,
+            loops,
+            clients,
+            supervisor,
+            dispatch,
+            postboxes,
+            metrics,
+            budget,
+            started,
+            rounds: 0,
+            _entered: entered,
+        }
+    }
+
+    /// Until every client is done.
+    fn serve(&mut self) {
+        while self.clients.iter().any(|client| !client.is_done()) {
+            self.round();
+            let waiting =
+                || self.clients.iter().filter(|client| !client.is_done()).map(Client::state).collect::<Vec<_>>();
+            assert!(self.world.now() < self.started + MOST_TIME, "clients wait forever: {:#?}", waiting());
+            assert!(self.rounds < MOST_ROUNDS, "the run goes in circles: {:#?}", waiting());
+        }
+    }
+
+    /// A graceful stop, then the end of everything.
+    fn stop(&mut self) {
+        self.supervisor.rest();
+        let deadline = self.world.now() + Duration::from_secs(5);
+        self.postboxes.broadcast(|| Message::Drain { deadline });
+        self.world.touch();
+        // Requests whose clients have left may keep their workers busy until they are abandoned.
+        let abandoned = deadline + self.plan.settings.app.timeouts.abandon + Duration::from_secs(1);
+        while self.loops.iter().any(|it| !it.reactor.is_done() || it.reactor.holdings().1 > 0) {
+            self.round();
+            let holdings: Vec<_> = self.loops.iter().map(|it| it.reactor.holdings()).collect();
+            assert!(self.world.now() <= abandoned && self.rounds < MOST_ROUNDS, "a stop does not end: {holdings:?}");
+        }
+        self.postboxes.broadcast(|| Message::StopNow);
+        self.world.touch();
+        while self.loops.iter().any(|it| it.reactor.holdings().2 > 0) {
+            self.round();
+            let holdings: Vec<_> = self.loops.iter().map(|it| it.reactor.holdings()).collect();
+            assert!(self.rounds < MOST_ROUNDS, "sockets stay open after the stop: {holdings:?}");
+        }
+    }
+
+    /// Everybody moves at least once, in a random order; then time, if nobody had anything to do.
+    fn round(&mut self) {
+        self.rounds += 1;
+        let before = self.world.activity();
+        let parties = self.loops.len() + self.clients.len() + 1;
+        for _ in 0..parties {
+            self.move_one(self.world.below(parties));
+        }
+        (0..parties).for_each(|party| self.move_one(party));
+        if self.world.activity() != before {
+            return;
+        }
+        self.ledger.borrow_mut().stands_still(self.world.now());
+        let now = self.world.now();
+        let scripts = self.clients.iter().map(Client::deadline).chain([self.supervisor.deadline()]);
+        let next = scripts.flatten().filter(|at| *at > now).min();
+        assert!(self.world.advance_to_next(next), "nothing is to come, and the run is not over");
+    }
+
+    fn move_one(&mut self, party: usize) {
+        let loops = self.loops.len();
+        if party < loops {
+            if let Err(error) = self.loops[party].reactor.turn() {
+                panic!("a loop has failed: {error}");
+            }
+            let panics = self.metrics.total().panics;
+            assert_eq!(panics, 0, "a loop has caught a panic");
+        } else if party < loops + self.clients.len() {
+            self.clients[party - loops].step();
+        } else {
+            self.supervisor.step();
+        }
+        self.dispatch.check_invariants();
+    }
+
+    fn check_that_nothing_is_left(self) {
+        for it in &self.loops {
+            assert_eq!(it.reactor.holdings(), (0, 0, 0, 0), "clients, exchanges, sockets, deadlines are left");
+        }
+        let snapshot = self.dispatch.snapshot();
+        assert_eq!(snapshot.queue_depth, 0, "someone is left in the queue");
+        for worker in &snapshot.workers {
+            assert_eq!((worker.in_flight, worker.tunnels), (0, 0), "permits are left on {worker:?}");
+        }
+        let totals = self.metrics.total();
+        assert_eq!(totals.active_connections, 0, "connections are still counted");
+        let pools: Vec<Pool> = self.loops.iter().map(|it| it.pool.clone()).collect();
+        for mut it in self.loops {
+            assert_eq!(it.reactor.backend().queued(), 0, "pieces are left in outboxes");
+        }
+        for pool in &pools {
+            for size in [Size::Small, Size::Large] {
+                assert_eq!(pool.free(size), pool.total(size), "blocks are left in use");
+            }
+        }
+        assert_eq!(self.budget.used(), 0, "bytes are still charged to the budget");
+        self.supervisor.end();
+        assert!(self.world.quiescent(), "seed {}: {} connections are left", self.seed, self.world.live());
+    }
+}
+
+/// A mailbox that rings a loop's bell, which is there only later.
+fn ringing(
+    bell: &Arc<OnceLock<<Simulated as Backend>::Bell>>,
+) -> (production_server::mailbox::Postbox<Message>, Mailbox<Message>) {
+    let bell = Arc::clone(bell);
+    mailbox(move || {
+        if let Some(bell) = bell.get() {
+            bell.ring();
+        }
+    })
+}
+
+type Ways = (u16, Mailbox<Message>, Arc<OnceLock<<Simulated as Backend>::Bell>>);
+
+fn open_loop(
+    world: &World,
+    plan: &Plan,
+    (index, mailbox, bell): Ways,
+    shared: &Arc<Shared>,
+    metrics: &Metrics,
+    budget: &Arc<Budget>,
+    place: &Place,
+) -> Loop {
+    let pool = Pool::new(plan.small_blocks, plan.large_blocks, Arc::clone(budget));
+    let max_sockets = 200;
+    let options = Options {
+        max_sockets,
+        pool: pool.clone(),
+        linger: Duration::from_secs(2),
+        accept_retry: Duration::from_millis(100),
+    };
+    let backend = Simulated::new(options).unwrap();
+    bell.set(backend.bell()).unwrap_or_else(|_| panic!("a loop has one bell"));
+    let setup = Setup {
+        index,
+        shared: Arc::clone(shared),
+        listeners: vec![(world.listener(place.clone()).unwrap(), 80)],
+        mailbox,
+        metrics: metrics.clone(),
+        access: shared.log.access_log(),
+        pool: pool.clone(),
+        max_sockets,
+        first_id: u64::from(index) << 32,
+    };
+    Loop { reactor: Reactor::new(backend, setup).unwrap(), pool }
+}
+
+fn policy(settings: &Settings) -> Policy {
+    let app = &settings.app;
+    Policy {
+        balance: match app.balance {
+            config::Balance::Lifo => Balance::Lifo,
+            config::Balance::RoundRobin => Balance::RoundRobin,
+            config::Balance::Least => Balance::Least,
+        },
+        concurrency: app.concurrency,
+        queue_size: app.queue.size,
+        queue_timeout: app.queue.timeout,
+        hold: app.queue.hold,
+        max_tunnels: 1000,
+    }
+}
+
+/// Where the worker of that number listens.
+pub fn path_of(number: u32) -> PathBuf {
+    PathBuf::from(format!("/simulated/web.G1.{number}.sock"))
+}

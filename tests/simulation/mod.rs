@@ -1,0 +1,54 @@
+//! Real loops, exchanges and dispatch over a simulated network: many seeds, each a whole run with clients and workers that do
+//! everything wrong that is known of such.
+//!
+//! A failing seed prints one line that repeats it with a trace: `SIMULATION_SEED=… cargo test simulation`.
+//! `SIMULATION_SEEDS=…` runs that many.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+mod checks;
+mod clients;
+mod driver;
+mod supervisor;
+mod wire;
+mod workers;
+
+use driver::Summary;
+
+/// Seeds that each test run tries.
+const SEEDS: u64 = 256;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name} is not a number: {value}")))
+}
+
+/// Runs one seed; a failure says how to repeat it.
+fn run(seed: u64, traced: bool) -> Summary {
+    let trace = traced.then(|| Box::new(|line: &str| eprintln!("{line}")) as Box<dyn FnMut(&str)>);
+    catch_unwind(AssertUnwindSafe(|| driver::run(seed, trace))).unwrap_or_else(|panic| {
+        eprintln!("to repeat this: SIMULATION_SEED={seed} cargo test --test suite simulation -- --nocapture");
+        resume_unwind(panic)
+    })
+}
+
+#[test]
+fn every_seed_keeps_the_rules() {
+    if let Some(seed) = number("SIMULATION_SEED") {
+        println!("{:?}", run(seed, true));
+        return;
+    }
+    let mut total = Summary::default();
+    for seed in 0..number("SIMULATION_SEEDS").unwrap_or(SEEDS) {
+        let t = std::time::Instant::now();
+        let one = run(seed, false);
+        eprintln!("{seed} {one:?} {:?}", t.elapsed());
+        total.requests += one.requests;
+        total.answered += one.answered;
+        total.retried += one.retried;
+        total.deaths += one.deaths;
+        total.rounds += one.rounds;
+    }
+    println!("{total:?}");
+    assert!(total.answered * 2 > total.requests, "most requests are answered: {total:?}");
+    assert!(total.retried > 20 && total.deaths > 100, "faults do happen: {total:?}");
+}
