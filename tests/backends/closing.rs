@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use production_server::backends::{Backend, Event, How, Options, Piece, Size};
 
-use super::rig::{DEADLINE, Rig, options, pattern, read_pattern};
+use super::rig::{DEADLINE, Rig, options, pattern, read_pattern, unix_listener};
 
 const EIGHT_MIB: usize = 8 << 20;
 
@@ -44,6 +44,26 @@ pub fn close_flushed_with_a_receive_armed<B: Backend>() {
 
 pub fn close_reset_with_a_receive_armed<B: Backend>() {
     assert_eq!(close_while_armed::<B>(How::Reset).unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+/// What is opened before the Close was told does not take the closed socket's place.
+pub fn an_index_is_used_again_only_after_close<B: Backend>() {
+    let mut rig = Rig::<B>::new();
+    let (mut stream, sock) = rig.tcp_pair();
+    let folder = tempfile::tempdir().unwrap();
+    let (listener, address) = unix_listener(&folder.path().join("worker"));
+    rig.recv(sock);
+    stream.write_all(b"data").unwrap();
+    rig.receive(sock);
+    rig.close(sock, How::Now);
+    let connected = rig.connect(&address).expect("the backlog has room");
+    rig.expect_close(sock);
+    rig.until("the connect", |event| match event {
+        Event::Connect { sock } if sock == connected => Ok(()),
+        other => Err(other),
+    });
+    drop(listener);
+    rig.finish();
 }
 
 /// Two sockets are ready in the same turn; the first one's event closes both.

@@ -58,8 +58,9 @@ impl IoUring {
             socket.close_with_reset();
         }
         self.wheel.disarm(sock.index);
-        // Dropping the socket closes its descriptor.
-        self.sockets.remove(sock).map(|_| Event::Close { sock })
+        // Dropping the socket closes its descriptor. Its entry is used again only once the close was told: the layers above
+        // keep theirs at the same index until then.
+        self.sockets.retire(sock).map(|_| Event::Close { sock })
     }
 
     /// The patience with a closing socket's peer is over.

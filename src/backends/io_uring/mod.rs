@@ -251,15 +251,19 @@ impl Backend for IoUring {
     }
 
     fn next(&mut self) -> Option<Event> {
-        loop {
+        let event = loop {
             if let Some(event) = self.ready.pop_front() {
-                return Some(event);
+                break event;
             }
             let Some(entry) = self.ring.next() else { return self.next_accept() };
             if let Some(event) = self.complete(&entry) {
-                return Some(event);
+                break event;
             }
+        };
+        if let Event::Close { sock } = event {
+            self.sockets.reuse(sock);
         }
+        Some(event)
     }
 
     fn live(&self) -> usize {
