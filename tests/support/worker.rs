@@ -35,6 +35,8 @@ pub struct Worker {
 /// The two kinds of sockets that a worker has.
 trait Socket: Read + Write + Send {
     fn end(&self, how: Shutdown);
+    /// Makes the close a reset, where the kind of socket has such.
+    fn reset_at_close(&self);
 }
 
 impl Socket for UnixStream {
@@ -42,11 +44,19 @@ impl Socket for UnixStream {
         // The server may have closed it before.
         let _ = self.shutdown(how);
     }
+
+    fn reset_at_close(&self) {
+        panic!("a Unix socket has no reset");
+    }
 }
 
 impl Socket for TcpStream {
     fn end(&self, how: Shutdown) {
         let _ = self.shutdown(how);
+    }
+
+    fn reset_at_close(&self) {
+        socket2::SockRef::from(self).set_linger(Some(std::time::Duration::ZERO)).unwrap();
     }
 }
 
@@ -275,5 +285,10 @@ impl Incoming {
     /// Says that nothing more will be sent.
     pub fn finish(&mut self) {
         self.socket.end(Shutdown::Write);
+    }
+
+    /// The close at the script's end is a reset. Only on TCP.
+    pub fn reset(&mut self) {
+        self.socket.reset_at_close();
     }
 }
