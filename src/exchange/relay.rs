@@ -284,7 +284,7 @@ impl<B: Backend> Loop<B> {
         } else if exchange.upload.is_done() {
             self.close_answered(sock);
         } else {
-            self.close_client(sock, How::Flushed);
+            self.close_sending_client(sock);
         }
     }
 
