@@ -90,7 +90,9 @@ fn endless_heads_are_refused(backend: &str) {
         let worker = Worker::new(move |incoming| {
             if incoming.request().is_some() {
                 incoming.send(beginning);
-                while incoming.send("X-More: of the same\r\n".replace("\r\n", if beginning.ends_with('\n') { "\r\n" } else { "" })) {}
+                while incoming.send(
+                    "X-More: of the same\r\n".replace("\r\n", if beginning.ends_with('\n') { "\r\n" } else { "" }),
+                ) {}
             }
         });
         let server = Server::before(backend, &worker.url, &[]);
@@ -183,7 +185,16 @@ fn cut_bodies_never_look_whole(backend: &str) {
 }
 
 fn broken_chunks_never_look_whole(backend: &str) {
-    for broken in ["xyz\r\n", "2\r\nhiX", "2 \r\nhi\r\n", "2\nhi\r\n", "ffffffffffffffffff\r\n", "0\r\nX : y\r\n\r\n", "-1\r\n", "\0"] {
+    for broken in [
+        "xyz\r\n",
+        "2\r\nhiX",
+        "2 \r\nhi\r\n",
+        "2\nhi\r\n",
+        "ffffffffffffffffff\r\n",
+        "0\r\nX : y\r\n\r\n",
+        "-1\r\n",
+        "\0",
+    ] {
         for apart in [false, true] {
             let worker = Worker::new(move |incoming| {
                 while incoming.request().is_some() {
@@ -291,7 +302,11 @@ fn chunked_answers_keep_their_trailers(backend: &str) {
         let answer = client.ask(GET);
         assert!(answer.whole);
         assert_eq!((answer.body_text().as_str(), answer.field("trailer")), ("hello", Some("X-Sum")));
-        assert!(answer.trailers.contains("X-Sum: 42\r\n") && !answer.trailers.contains("Length"), "{}", answer.trailers);
+        assert!(
+            answer.trailers.contains("X-Sum: 42\r\n") && !answer.trailers.contains("Length"),
+            "{}",
+            answer.trailers
+        );
     }
     assert_eq!(worker.records().len(), 1);
 }
@@ -386,7 +401,11 @@ fn a_worker_on_tcp_is_as_good(backend: &str) {
     assert!(client.answer("POST").body.ends_with(&body));
     assert_eq!(worker.records().len(), 1);
     drop(worker);
-    let named = Worker::tcp(|incoming| while incoming.request().is_some() { incoming.respond(b"named") });
+    let named = Worker::tcp(|incoming| {
+        while incoming.request().is_some() {
+            incoming.respond(b"named")
+        }
+    });
     let url = named.url.replace("127.0.0.1", "localhost");
     let server = Server::before(backend, &url, &[]);
     assert_eq!(Client::of(&server).get("/").body_text(), "named");

@@ -78,7 +78,10 @@ fn forwarded_fields_are_ours(backend: &str) {
          x_real_ip: 6.6.6.6\r\nX_Request_Id: evil\r\nContent_Length: 6\r\nTransfer_Encoding: chunked\r\nX_Mine: kept\r\n\
          Via: 1.1 before\r\n",
     );
-    assert!(!lines.iter().any(|line| line.contains("evil") || line.contains("666") || line.contains("6.6")), "{lines:?}");
+    assert!(
+        !lines.iter().any(|line| line.contains("evil") || line.contains("666") || line.contains("6.6")),
+        "{lines:?}"
+    );
     assert_eq!(values(&lines, "x-forwarded-for"), ["127.0.0.1"]);
     assert_eq!(values(&lines, "x-real-ip"), ["127.0.0.1"]);
     assert_eq!(values(&lines, "x-forwarded-proto"), ["http"]);

@@ -201,7 +201,9 @@ fn expectations_are_answered_here(backend: &str) {
     let server = Server::before(backend, &worker.url, &["--max-body", "1MiB"]);
     let head = |lines: &str| format!("POST / HTTP/1.1\r\nHost: test\r\nExpect: 100-Continue\r\n{lines}\r\n");
     let mut client = Client::of(&server);
-    for (lines, body) in [("Content-Length: 5\r\n", "hello"), ("Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n")] {
+    for (lines, body) in
+        [("Content-Length: 5\r\n", "hello"), ("Transfer-Encoding: chunked\r\n", "5\r\nhello\r\n0\r\n\r\n")]
+    {
         // The body is waited for: 100 first.
         client.send(head(lines));
         assert_eq!(client.next_answer(false).status, 100);

@@ -9,9 +9,6 @@ use std::sync::{Arc, Mutex};
 use super::client::fields;
 use super::{DEADLINE, eventually, text};
 
-/// What a worker does with a connection. It may return early: then the connection is closed.
-pub type Script = dyn Fn(&mut Incoming) + Send + Sync;
-
 /// What came over one connection.
 #[derive(Clone, Default)]
 pub struct Record {
@@ -144,10 +141,22 @@ impl Worker {
         Worker { url, records, stopped, unblock: Box::new(unblock), _folder: folder }
     }
 
+    /// Stops listening; connections end as the server ends them.
+    pub fn vanish(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        (self.unblock)();
+    }
+
     /// What came over each connection on which anything came: the server also looks whether it may connect.
     pub fn records(&self) -> Vec<Record> {
         let records = self.records.lock().unwrap();
         records.iter().filter(|record| !record.bytes.is_empty()).cloned().collect()
+    }
+
+    /// The connection over which the request for that path came.
+    pub fn of(&self, path: &str) -> Option<Record> {
+        let path = path.as_bytes();
+        self.records().into_iter().find(|record| record.bytes.windows(path.len()).any(|window| window == path))
     }
 
     /// All bytes of all connections.
@@ -172,8 +181,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.stopped.store(true, Ordering::SeqCst);
-        (self.unblock)();
+        self.vanish();
     }
 }
 
@@ -248,6 +256,19 @@ impl Incoming {
             self.receive()?;
         }
         Some(self.input.drain(..count).collect())
+    }
+
+    /// Whether what was received and not taken ends so.
+    pub fn ends_with(&self, end: &[u8]) -> bool {
+        self.input.ends_with(end)
+    }
+
+    /// What has come, at least a byte; `None` at the end.
+    pub fn any(&mut self) -> Option<Vec<u8>> {
+        if self.input.is_empty() {
+            self.receive()?;
+        }
+        Some(std::mem::take(&mut self.input))
     }
 
     /// Receives until the server ends the connection.
