@@ -64,6 +64,10 @@ impl<B: Backend> Loop<B> {
             return;
         }
         let client = exchange.client;
+        if self.backend.unsent(client) > HIGH_MARK {
+            // A client that does not read would have a worker's flood of these held for it; none of them has to arrive.
+            return;
+        }
         let room = rewrite::informational_room(response, &self.fields);
         let piece = self.scratch.write(room, |out| rewrite::informational(out, input, response, &self.fields));
         self.backend.send(client, piece.into());
@@ -301,7 +305,7 @@ impl<B: Backend> Loop<B> {
         } else if exchange.upload.is_done() {
             self.close_answered(sock);
         } else {
-            self.close_client(sock, How::Flushed);
+            self.close_sending_client(sock);
         }
     }
 

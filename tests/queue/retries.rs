@@ -188,8 +188,11 @@ fn a_full_backlog_does_not_hold_a_request_from_an_idle_worker(backend: &str) {
     let mut clogged = Clogged::new(&folder.path().join("a"));
     let clogged_worker = Worker::absent(&folder.path().join("a"));
     let free = Worker::mirror(&folder.path().join("b"));
-    let server =
-        Server::before(backend, &[&clogged_worker, &free], &["--balance", "round-robin", "--connect-timeout-ms", "5000"]);
+    let server = Server::before(
+        backend,
+        &[&clogged_worker, &free],
+        &["--balance", "round-robin", "--connect-timeout-ms", "5000"],
+    );
     clogged.fill();
     let mut client = server.client();
     for number in 0..6 {
