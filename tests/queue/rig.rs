@@ -317,6 +317,7 @@ struct Record {
     open: AtomicUsize,
     running: AtomicUsize,
     most: AtomicUsize,
+    listens: AtomicBool,
     stopped: AtomicBool,
 }
 
@@ -345,6 +346,7 @@ impl Worker {
 
     pub fn listen(&self, handler: impl Fn(&Question, &mut UnixStream) -> bool + Send + Sync + 'static) {
         let listener = UnixListener::bind(&self.path).unwrap();
+        self.record.listens.store(true, Ordering::SeqCst);
         let (record, handler): (_, Arc<Handler>) = (self.record.clone(), Arc::new(handler));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -363,9 +365,11 @@ impl Worker {
         });
     }
 
-    /// No longer listens, and its socket's file is gone.
+    /// No longer listens, and its socket's file is gone. One that never listened leaves what lies at its path.
     pub fn stop(&self) {
-        self.record.stopped.store(true, Ordering::SeqCst);
+        if !self.record.listens.load(Ordering::SeqCst) || self.record.stopped.swap(true, Ordering::SeqCst) {
+            return;
+        }
         // Wakes the thread that accepts.
         drop(UnixStream::connect(&self.path));
         let _ = std::fs::remove_file(&self.path);
