@@ -345,7 +345,10 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let wait = if exchange.stream { settings.timeouts.idle } else { settings.app.timeouts.read };
         exchange.read_by = self.now + wait;
-        self.wheel.arm_after(exchange.client.index, wait);
+        // A worker that never pauses would else move the deadline past the request's own for ever.
+        let left = exchange.request_by.saturating_duration_since(self.now);
+        let due = if exchange.stream { wait } else { wait.min(left) };
+        self.wheel.arm_after(exchange.client.index, due);
     }
 }
 

@@ -240,6 +240,12 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let sock = exchange.client;
         let first = exchange.phase != Phase::Backlog;
+        if first && exchange.exclude.is_none() {
+            exchange.exclude = exchange.permit.as_ref().map(|permit| permit.worker());
+            exchange.phase = Phase::Queued;
+            self.give_back(key, Outcome::Unused);
+            return self.again.push_back(key);
+        }
         if first {
             exchange.phase = Phase::Backlog;
             exchange.read_by = self.now + connect;
