@@ -62,27 +62,11 @@ impl<T> Slots<T> {
 
     /// Takes the value out and ends the name, or `None` for a dead name.
     pub fn remove(&mut self, key: Key) -> Option<T> {
-        let value = self.retire(key)?;
-        self.reuse(key);
-        Some(value)
-    }
-
-    /// Takes the value out and ends the name, but keeps its entry from being used again until [`Slots::reuse`]: for an owner who
-    /// has yet to be told. Counts as living until then. `None` for a dead name.
-    pub fn retire(&mut self, key: Key) -> Option<T> {
-        self.entries.get_mut(key.index as usize).filter(|entry| entry.generation == key.generation)?.value.take()
-    }
-
-    /// Gives the entry of a retired name free; once for each.
-    pub fn reuse(&mut self, key: Key) {
-        debug_assert!(
-            self.entries
-                .get(key.index as usize)
-                .is_some_and(|entry| entry.generation == key.generation && entry.value.is_none()),
-            "only a retired name's entry becomes free"
-        );
+        let entry = self.entries.get_mut(key.index as usize).filter(|entry| entry.generation == key.generation)?;
+        let value = entry.value.take()?;
         self.free.push(key.index);
         self.live -= 1;
+        Some(value)
     }
 
     /// The value of a living name.
@@ -134,20 +118,6 @@ mod tests {
         assert_eq!(second.index, first.index);
         assert_eq!((slots.lookup(first), slots.lookup(second)), (None, Some(&"second")));
         assert_eq!(slots.remove(first), None);
-    }
-
-    #[test]
-    fn a_retired_entry_waits_to_be_used_again() {
-        let mut slots = Slots::new(2);
-        let first = slots.insert("first").unwrap();
-        assert_eq!(slots.retire(first), Some("first"));
-        assert_eq!((slots.lookup(first), slots.len()), (None, 1));
-        assert_eq!(slots.retire(first), None);
-        assert_ne!(slots.insert("second").unwrap().index, first.index);
-        assert_eq!(slots.insert("third"), Err("third"));
-        slots.reuse(first);
-        assert_eq!(slots.len(), 1);
-        assert_eq!(slots.insert("third").unwrap().index, first.index);
     }
 
     #[test]

@@ -244,7 +244,8 @@ impl<B: Backend> Loop<B> {
     fn continue_answer(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let unsent = self.backend.unsent(exchange.client);
-        let full = unsent > self.shared.settings.app.response_buffer
+        // Below the high mark no drain would follow, and the answer would stand still.
+        let full = unsent > self.shared.settings.app.response_buffer.max(HIGH_MARK)
             || (unsent > HIGH_MARK && !self.pool.budget().fits(unsent));
         exchange.paused = full;
         if full {

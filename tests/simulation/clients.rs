@@ -224,6 +224,9 @@ impl Client {
         let mut open = self.write(&mut live, now);
         if open && self.world.chance(live.plan.reads) {
             open = self.read(&mut live);
+        } else if open && self.world.is_readable(live.end) {
+            // It will read in a moment, so nobody may take this for a standstill.
+            self.world.touch();
         }
         if open {
             self.live = Some(live);

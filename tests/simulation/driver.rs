@@ -24,7 +24,7 @@ use super::supervisor::Supervisor;
 use super::workers::Temper;
 
 /// Rounds after which a run is taken for one that goes in circles.
-const MOST_ROUNDS: usize = 60_000;
+const MOST_ROUNDS: usize = 30_000;
 /// Simulated time after which a client that still waits is taken for one that waits forever.
 const MOST_TIME: Duration = Duration::from_secs(240);
 
@@ -72,7 +72,7 @@ impl Plan {
         if kind == Kind::Orderly {
             faults = Faults { starve: 0, accept: 0, small_batch: 0, ..faults };
         }
-        let temper = temper(kind, &mut random);
+        let temper = Temper { strays: faults.short_receive == 0, ..temper(kind, &mut random) };
         let (small_blocks, large_blocks) = match kind {
             Kind::Wild => (random.between(8, 40), random.between(0, 3)),
             Kind::Calm | Kind::Orderly => (64, 4),
@@ -112,6 +112,7 @@ fn temper(kind: Kind, random: &mut Random) -> Temper {
 
 fn settings(kind: Kind, random: &mut Random) -> Settings {
     let mut settings = Settings::for_test();
+    (settings.timeouts.idle, settings.timeouts.write) = (Duration::from_secs(6), Duration::from_secs(5));
     let app = &mut settings.app;
     app.balance = [config::Balance::Lifo, config::Balance::RoundRobin, config::Balance::Least][random.below(3)];
     app.concurrency = if kind == Kind::Orderly || random.chance(600) { 1 } else { random.between(2, 4) as u32 };
@@ -300,6 +301,7 @@ impl Run {
         let now = self.world.now();
         let scripts = self.clients.iter().map(Client::deadline).chain([self.supervisor.deadline()]);
         let next = scripts.flatten().filter(|at| *at > now).min();
+        self.world.note(format_args!("nobody moves at {:?}", now - self.started));
         assert!(self.world.advance_to_next(next), "nothing is to come, and the run is not over");
     }
 

@@ -26,6 +26,9 @@ pub struct Temper {
     pub dies: u32,
     /// It answers garbage, or with surplus bytes.
     pub lies: u32,
+    /// Surplus bytes are among its lies. Only where a receive brings all that is there: a server cannot know of those that
+    /// come after an answer was whole.
+    pub strays: bool,
     /// It never answers.
     pub hangs: u32,
     /// It answers before it has read the body.
@@ -58,6 +61,8 @@ struct Answer {
     bytes: Vec<u8>,
     written: usize,
     piece: usize,
+    /// How much of it is the answer; behind that are surplus bytes, which leave together with it or not at all.
+    whole: usize,
     not_before: Instant,
     after: After,
     /// How the request's part is over when all is written.
@@ -70,7 +75,8 @@ enum State {
     /// Reads the body of a request.
     Body(RequestId, usize, Head, Body),
     Answering(Answer),
-    Hanging,
+    /// Nothing more comes; a cut answer is named whose body ends with the connection.
+    Hanging(Option<(RequestId, usize)>),
     Tunnel(Vec<u8>),
 }
 
@@ -216,7 +222,8 @@ impl Worker {
                     ledger.shortened(id, number);
                 }
             }
-            State::Hanging | State::Tunnel(_) => {}
+            State::Hanging(Some((id, number))) => self.ledger.borrow_mut().shortened(id, number),
+            State::Hanging(None) | State::Tunnel(_) => {}
         }
     }
 
@@ -244,11 +251,12 @@ impl Worker {
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(_) => return false,
         }
-        match std::mem::replace(&mut connection.state, State::Hanging) {
+        match std::mem::replace(&mut connection.state, State::Hanging(None)) {
             State::Idle => self.read_head(connection),
             State::Body(id, number, head, body) => self.read_body(connection, (id, number), head, body),
             State::Answering(answer) => self.write(connection, answer, now),
-            State::Hanging => {
+            State::Hanging(cut) => {
+                connection.state = State::Hanging(cut);
                 connection.input.clear();
                 !connection.ended
             }
@@ -319,6 +327,7 @@ impl Worker {
             number,
             bytes: Vec::new(),
             written: 0,
+            whole: usize::MAX,
             piece: [7, 500, 100_000][world.below(3)],
             not_before: world.now() + think,
             after: if early { After::Close } else { After::Keep },
@@ -411,8 +420,9 @@ impl Worker {
                 2 => answer.bytes.splice(9..9, *b"\0").for_each(drop),
                 _ => {
                     // Surplus bytes are no part of a good answer; the connection must not be used again.
-                    if !reads_until_close(&answer.bytes) {
+                    if temper.strays && whole < 4096 && !reads_until_close(&answer.bytes) {
                         answer.bytes.extend_from_slice(b"HTTP/1.1 200 Stray\r\nContent-Length: 0\r\n\r\n");
+                        (answer.piece, answer.whole) = (usize::MAX, whole);
                         answer.after = if answer.after == After::Close { After::Close } else { After::Hang };
                     }
                     return;
@@ -431,7 +441,7 @@ impl Worker {
         } else if world.chance(temper.hangs) {
             answer.bytes.truncate(world.below(whole));
             answer.after = After::Hang;
-            intent.broken = true;
+            intent.broken = !reads_until_close(&answer.bytes);
         }
         if answer.fate != Fate::Answered && !intent.broken {
             // Nobody can tell a body cut at its end by a clean close from a shorter one.
@@ -442,9 +452,14 @@ impl Worker {
 
     fn write(&mut self, connection: &mut Connection, mut answer: Answer, now: Instant) -> bool {
         if answer.not_before <= now && answer.written < answer.bytes.len() {
-            let most = (answer.written + answer.piece).min(answer.bytes.len());
+            let most = answer.written.saturating_add(answer.piece).min(answer.bytes.len());
             match self.world.write(connection.end, &answer.bytes[answer.written..most]) {
-                Ok(count) => answer.written += count,
+                Ok(count) => {
+                    if count < answer.bytes.len() - answer.written {
+                        answer.bytes.truncate(answer.whole);
+                    }
+                    answer.written = (answer.written + count).min(answer.bytes.len());
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(_) => {
                     connection.state = State::Answering(answer);
@@ -474,7 +489,11 @@ impl Worker {
                 self.wants_to_die = true;
                 true
             }
-            After::Hang => true,
+            After::Hang => {
+                let cut = reads_until_close(&answer.bytes).then_some((answer.id, answer.number));
+                connection.state = State::Hanging(cut);
+                true
+            }
             After::Tunnel => {
                 connection.state = State::Tunnel(Vec::new());
                 true

@@ -253,17 +253,10 @@ impl Backend for IoUring {
     }
 
     fn next(&mut self) -> Option<Event> {
-        let event = loop {
-            if let Some(event) = self.ready.pop_front() {
-                break event;
-            }
-            let Some(entry) = self.ring.next() else { return self.next_accept() };
-            if let Some(event) = self.complete(&entry) {
-                break event;
-            }
-        };
+        let event = self.next_event()?;
         if let Event::Close { sock } = event {
-            self.sockets.reuse(sock);
+            // Dropping the socket closes its descriptor.
+            self.sockets.remove(sock);
         }
         Some(event)
     }
@@ -274,6 +267,19 @@ impl Backend for IoUring {
 }
 
 impl IoUring {
+    #[inline]
+    fn next_event(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
+            }
+            let Some(entry) = self.ring.next() else { return self.next_accept() };
+            if let Some(event) = self.complete(&entry) {
+                return Some(event);
+            }
+        }
+    }
+
     /// Handles one completion.
     fn complete(&mut self, entry: &cqueue::Entry) -> Option<Event> {
         let (operation, sock) = parse(entry.user_data());

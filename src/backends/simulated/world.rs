@@ -205,6 +205,11 @@ impl World {
         result
     }
 
+    /// Whether a read would bring something: bytes, the end, or an error.
+    pub fn is_readable(&self, end: End) -> bool {
+        self.0.borrow_mut().is_readable(end)
+    }
+
     /// Finishes sending.
     pub fn finish(&self, end: End) {
         self.0.borrow_mut().shut(end);
