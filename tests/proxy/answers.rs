@@ -109,7 +109,7 @@ fn surplus_bytes_end_the_workers_connection(backend: &str) {
         ("HEAD", format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{injected}", injected.len())),
         ("GET", format!("HTTP/1.1 204 No Content\r\n\r\n{injected}")),
         ("GET", format!("HTTP/1.1 304 Not Modified\r\nContent-Length: {}\r\n\r\n{injected}", injected.len())),
-        ("GET", format!("HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n")),
+        ("GET", "HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n".to_owned()),
     ];
     for (method, said) in cases {
         let worker = Worker::saying(said.as_str());
