@@ -126,6 +126,8 @@ impl<B: Backend> Reactor<B> {
         self.core.settle();
         self.core.access.flush();
         self.core.scratch.rewind();
+        #[cfg(debug_assertions)]
+        self.core.check_invariants();
         Ok(())
     }
 

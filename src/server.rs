@@ -126,6 +126,7 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
         postboxes,
         log,
         admission: Default::default(),
+        streams: Default::default(),
         status: Box::new(status),
     });
     let waker = supervisor.waker();

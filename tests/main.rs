@@ -3,6 +3,7 @@
 mod backends;
 mod cli;
 mod proxy;
+mod queue;
 mod simulation;
 mod supervision;
 mod support;

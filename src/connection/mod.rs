@@ -27,7 +27,7 @@ use crate::buffers::slots::{Key, Slots};
 use crate::buffers::wheel::Wheel;
 use crate::config::Settings;
 use crate::dispatch::{Dispatch, Grant, Target, WorkerId};
-use crate::exchange::{BodySkip, Exchange};
+use crate::exchange::{BodySkip, Exchange, Streams};
 use crate::http::date::date;
 use crate::http::fields::Fields;
 use crate::http::head::{HeadLimits, HeadSearch};
@@ -243,6 +243,8 @@ pub struct Shared {
     pub log: Log,
     /// How many connections there are in all loops.
     pub admission: Admission,
+    /// Event streams that hold permits.
+    pub streams: Streams,
     /// The answer of `--respond`.
     pub direct: Option<reply::Direct>,
     /// Writes the `/status` document.
@@ -352,6 +354,26 @@ impl<B: Backend> Loop<B> {
     #[inline]
     pub fn arm(&mut self, sock: Sock, after: Duration) {
         self.wheel.arm_after(sock.index, after);
+    }
+
+    /// What must hold between two turns: exchanges and connections name each other.
+    #[cfg(debug_assertions)]
+    pub fn check_invariants(&mut self) {
+        debug_assert!(
+            self.grants.is_empty() && self.again.is_empty() && self.resume.is_empty(),
+            "work was left undone"
+        );
+        for (key, exchange) in self.exchanges.iter() {
+            if exchange.client != Key::NONE {
+                let named = self.table.client(exchange.client).is_some_and(|client| client.exchange == key);
+                debug_assert!(named, "the client of an exchange in {:?} does not know it", exchange.phase);
+            }
+            if exchange.link != Key::NONE {
+                let named = self.table.link(exchange.link).is_some_and(|link| link.exchange == key);
+                debug_assert!(named, "the worker's connection of an exchange in {:?} does not know it", exchange.phase);
+            }
+        }
+        self.shared.dispatch.check_invariants();
     }
 
     /// Works off what the handlers of an event have left: permits granted, permits to ask for, requests to read.

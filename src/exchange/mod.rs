@@ -34,6 +34,8 @@ use crate::http::head::Request;
 use crate::http::{Framing, Method, Version};
 
 pub(crate) use body::{BodySkip, Reader, Skipped};
+pub(crate) use relay::StreamHold;
+pub use relay::Streams;
 
 /// Where an exchange stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +95,8 @@ pub(crate) struct Exchange {
     pub fresh: bool,
     /// The one retry is spent.
     pub retried: bool,
+    /// An interim answer was seen: the worker has begun.
+    pub begun: bool,
     /// The next connection must be a new one.
     pub wants_fresh: bool,
     /// The worker that has it or had it last.
@@ -110,6 +114,8 @@ pub(crate) struct Exchange {
     pub paused: bool,
     /// An event stream or unbuffered answer: the request's deadline no longer applies.
     pub stream: bool,
+    /// Its place among the streams that hold a permit.
+    pub stream_hold: Option<StreamHold>,
     /// The worker keeps its connection after this answer, for so many seconds when it says so.
     pub link_keeps: bool,
     pub link_timeout: Option<u32>,
@@ -165,6 +171,7 @@ impl Exchange {
             upload_paused: false,
             fresh: false,
             retried: false,
+            begun: false,
             wants_fresh: false,
             worker: None,
             exclude: None,
@@ -173,6 +180,7 @@ impl Exchange {
             encoding: Encoding::Same,
             paused: false,
             stream: false,
+            stream_hold: None,
             link_keeps: false,
             link_timeout: None,
             long: false,
@@ -190,7 +198,7 @@ impl Exchange {
 
     /// Whether the whole request is in memory and no byte of an answer was seen, so that it could be sent again.
     pub fn is_whole(&self) -> bool {
-        !self.streamed && self.upload.is_done() && self.head.is_some() && self.status == 0
+        !self.streamed && !self.begun && self.upload.is_done() && self.head.is_some() && self.status == 0
     }
 
     /// Forgets the request's bytes: the answer has begun.

@@ -6,6 +6,9 @@
 //! So that a slow reader does not hold a worker, the answer is received into memory up to `response_buffer`; blocks that would wait
 //! are copied to the heap. Beyond it the worker's receive is not armed until the client has drained.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
 use crate::backends::{Backend, HIGH_MARK, How, Piece, Size, Sock};
 use crate::buffers::block::{Block, SMALL};
 use crate::buffers::slots::Key;
@@ -55,6 +58,7 @@ impl<B: Backend> Loop<B> {
     /// An interim answer: passed on to clients that know such, but for 100, which was answered by us.
     fn inform(&mut self, key: Key, input: &[u8], response: &Response) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        exchange.begun = true;
         exchange.read_by = self.now + self.shared.settings.app.timeouts.read;
         if response.status == 100 || exchange.version == Version::Http10 {
             return;
@@ -90,6 +94,7 @@ impl<B: Backend> Loop<B> {
         exchange.release_request(keep_head);
         exchange.answer = Reader::new(response.framing);
         exchange.stream = response.event_stream || response.unbuffered;
+        exchange.stream_hold = exchange.stream.then(|| self.shared.streams.hold());
         exchange.link_keeps = response.keep_alive;
         exchange.link_timeout = response.keep_alive_timeout;
         exchange.keep_alive &= !self.draining && exchange.upload.is_done();
@@ -102,7 +107,22 @@ impl<B: Backend> Loop<B> {
             _ => (Encoding::Same, Rewritten::Same),
         };
         exchange.keep_alive &= rewritten != Rewritten::UntilClose;
+        if exchange.stream {
+            self.tell_of_streams();
+        }
         self.send_answer_head(key, input, response, rewritten);
+    }
+
+    /// Says, at most once in ten seconds, that event streams hold all permits: to others the app then looks stuck.
+    fn tell_of_streams(&mut self) {
+        let app = &self.shared.settings.app;
+        let permits = self.shared.dispatch.snapshot().eligible as usize * app.concurrency as usize;
+        let streams = self.shared.streams.held();
+        if streams >= permits && self.shared.streams.may_tell(self.clock.micros(self.now) / 1_000_000) {
+            let fields: [(&str, &dyn std::fmt::Display); 2] = [("streams", &streams), ("permits", &permits)];
+            let message = "event streams hold all permits, other requests wait: raise --concurrency or --workers";
+            self.shared.log.event(crate::log::Level::Warn, message, &fields);
+        }
     }
 
     fn send_answer_head(&mut self, key: Key, mut input: Block, response: &Response, rewritten: Rewritten) {
@@ -322,5 +342,42 @@ impl<B: Backend> Loop<B> {
         let wait = if exchange.stream { settings.timeouts.idle } else { settings.app.timeouts.read };
         exchange.read_by = self.now + wait;
         self.wheel.arm_after(exchange.client.index, wait);
+    }
+}
+
+/// How many event streams hold a permit, in all loops.
+#[derive(Default)]
+pub struct Streams {
+    held: Arc<AtomicUsize>,
+    /// The second in which it was last said that they hold all permits.
+    told: AtomicU64,
+}
+
+/// Counts as one stream as long as it lives.
+pub(crate) struct StreamHold(Arc<AtomicUsize>);
+
+/// Seconds between two lines about streams that hold all permits.
+const TELL_SECONDS: u64 = 10;
+
+impl Streams {
+    fn hold(&self) -> StreamHold {
+        self.held.fetch_add(1, Ordering::Relaxed);
+        StreamHold(self.held.clone())
+    }
+
+    fn held(&self) -> usize {
+        self.held.load(Ordering::Relaxed)
+    }
+
+    fn may_tell(&self, second: u64) -> bool {
+        let told = self.told.load(Ordering::Relaxed);
+        second >= told + TELL_SECONDS
+            && self.told.compare_exchange(told, second, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}
+
+impl Drop for StreamHold {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -18,11 +18,16 @@ use super::{Phase, Reader};
 impl<B: Backend> Loop<B> {
     pub fn begin_tunnel(&mut self, key: Key, mut input: Block, response: &Response) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        if exchange.worker.is_some_and(|worker| !self.shared.dispatch.tunnel_room(worker)) {
+            self.drop_link(key, How::Now);
+            self.give_back(key, Outcome::Unused);
+            return self.fail(key, 503, "the worker has as many tunnels as it may");
+        }
         exchange.phase = Phase::Tunnel;
         exchange.status = 101;
         (exchange.upload, exchange.answer) = (Reader::UntilClose, Reader::UntilClose);
         exchange.finished = Some(self.now);
-        let (sock, worker) = (exchange.client, exchange.permit.as_ref().map(|permit| permit.worker()));
+        let sock = exchange.client;
         let answer = Answer {
             date: &self.clock.date,
             request_id: &id_text(exchange.id),
@@ -37,9 +42,9 @@ impl<B: Backend> Loop<B> {
         self.backend.send(sock, piece.into());
         self.log_exchange(key);
         self.count().tunnels.add(1);
+        self.count().active_tunnels.increment();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.release_request(false);
-        exchange.exclude = worker;
         self.give_back(key, Outcome::Tunnel);
         input.advance(response.len);
         if !input.is_empty() {
@@ -113,10 +118,11 @@ impl<B: Backend> Loop<B> {
     /// Closes both sides.
     pub fn end_tunnel(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let (client, worker) = (exchange.client, exchange.exclude);
+        let (client, worker) = (exchange.client, exchange.worker);
         self.drop_link(key, How::Flushed);
         self.exchanges.remove(key);
         if let Some(worker) = worker {
+            self.count().active_tunnels.decrement();
             self.shared.dispatch.tunnel_ended(worker);
         }
         if let Some(entry) = self.table.client(client) {

@@ -217,6 +217,7 @@ impl Run {
             postboxes: postboxes.clone(),
             log: Log::disabled(),
             admission: Default::default(),
+            streams: Default::default(),
             direct: None,
             status: Box::new(String::new),
         });

@@ -75,7 +75,7 @@ impl IoUring {
         }
         self.listeners.remove(position);
         self.wheel.disarm(sock.index);
-        self.sockets.remove(sock).map(|_| Event::Close { sock })
+        Some(Event::Close { sock })
     }
 
     /// Arms the accepts that should be; whether accepted connections can be brought up without a wait.

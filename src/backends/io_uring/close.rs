@@ -5,7 +5,7 @@ use super::IoUring;
 use super::groups;
 use super::ring::Operation;
 use super::socket::{
-    ARMED, CLOSING, CONNECTING, ENDED, ENDING, FINISH, FINISHED, FLUSHING, LINGERING, LISTENER, PARKED, QUIET,
+    ARMED, CLOSING, CONNECTING, ENDED, ENDING, FINISH, FINISHED, FLUSHING, GONE, LINGERING, LISTENER, PARKED, QUIET,
     RECEIVE_FAILED, RESET, SEND_FAILED, SENDING, UNCONNECTED, WANTED,
 };
 
@@ -14,7 +14,7 @@ impl IoUring {
     pub(super) fn begin_close(&mut self, sock: Sock, how: How) {
         let Some(socket) = self.sockets.lookup_mut(sock) else { return };
         let again = socket.is(CLOSING);
-        if again && (how == How::Flushed || socket.is(LISTENER)) {
+        if socket.is(GONE) || (again && (how == How::Flushed || socket.is(LISTENER))) {
             return;
         }
         socket.set(CLOSING);
@@ -42,7 +42,7 @@ impl IoUring {
         if self.is_flushing(sock) || self.is_lingering(sock) {
             return None;
         }
-        let socket = self.sockets.lookup_mut(sock)?;
+        let socket = self.sockets.lookup_mut(sock).filter(|socket| !socket.is(GONE))?;
         debug_assert!(socket.is(CLOSING), "only what was closed ends");
         if !socket.is(SENDING) {
             self.memory.outboxes.clear(&mut socket.outbox);
@@ -57,9 +57,9 @@ impl IoUring {
         if socket.is(RESET) {
             socket.close_with_reset();
         }
+        socket.set(GONE);
         self.wheel.disarm(sock.index);
-        // Dropping the socket closes its descriptor.
-        self.sockets.remove(sock).map(|_| Event::Close { sock })
+        Some(Event::Close { sock })
     }
 
     /// The patience with a closing socket's peer is over.

@@ -251,6 +251,22 @@ impl Backend for IoUring {
     }
 
     fn next(&mut self) -> Option<Event> {
+        let event = self.next_event()?;
+        if let Event::Close { sock } = event {
+            // Dropping the socket closes its descriptor.
+            self.sockets.remove(sock);
+        }
+        Some(event)
+    }
+
+    fn live(&self) -> usize {
+        self.sockets.len()
+    }
+}
+
+impl IoUring {
+    #[inline]
+    fn next_event(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.ready.pop_front() {
                 return Some(event);
@@ -262,12 +278,6 @@ impl Backend for IoUring {
         }
     }
 
-    fn live(&self) -> usize {
-        self.sockets.len()
-    }
-}
-
-impl IoUring {
     /// Handles one completion.
     fn complete(&mut self, entry: &cqueue::Entry) -> Option<Event> {
         let (operation, sock) = parse(entry.user_data());

@@ -60,6 +60,9 @@ pub(super) const ENDING: u32 = 1 << 21;
 pub(super) const LISTENER: u32 = 1 << 22;
 /// It was closed with a receive armed at which nothing has come since: no more input is expected.
 pub(super) const QUIET: u32 = 1 << 23;
+/// Nothing is in flight any more, and its `Close` waits to be told. Its place is not given to another before that, for those above
+/// free theirs at the `Close`.
+pub(super) const GONE: u32 = 1 << 24;
 
 /// One socket or listener; 40 bytes.
 pub(super) struct Socket {

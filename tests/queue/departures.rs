@@ -1,0 +1,168 @@
+//! Clients that leave: while they wait, while their request runs, in the middle of a body.
+
+use std::io::{Read, Write};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use super::*;
+
+on_both_backends! {
+    who_leaves_the_queue_is_not_run,
+    who_leaves_a_running_request_leaves_the_worker_its_time,
+    who_leaves_in_the_middle_of_a_body_reaches_no_worker,
+    who_leaves_in_the_middle_of_a_streamed_body_leaves_no_dirty_connection,
+    who_leaves_in_the_middle_of_an_answer_leaves_no_dirty_connection,
+    a_half_closed_client_is_served_if_it_wants_no_more,
+}
+
+fn gated(folder: &std::path::Path) -> (Worker, mpsc::Sender<()>) {
+    let (go, gate) = mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    let worker = Worker::start(&folder.join("w"), move |question, stream| {
+        if question.target.starts_with("/slow") {
+            gate.lock().unwrap().recv().unwrap();
+        }
+        stream.write_all(&ok(&question.target)).is_ok()
+    });
+    (worker, go)
+}
+
+const PATIENT: [&str; 4] = ["--queue-timeout-ms", "60000", "--read-timeout-ms", "60000"];
+
+fn who_leaves_the_queue_is_not_run(backend: &str) {
+    let folder = folder();
+    let (worker, go) = gated(folder.path());
+    let server = Server::before(backend, &[&worker], &PATIENT);
+    let mut first = server.client();
+    first.get("/slow");
+    until("the first is with the worker", || worker.targets().len() == 1);
+    let mut clients: Vec<Client> = (0..6).map(|_| server.client()).collect();
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.get(&format!("/{number}"));
+        until("the request waits", || server.status()["queue"]["depth"] == number + 1);
+    }
+    // Every second one leaves: half by an end, half by a reset.
+    for (number, client) in clients.iter().enumerate().filter(|(number, _)| number % 2 == 0) {
+        if number == 2 {
+            socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap();
+        }
+    }
+    let mut number = 0;
+    let mut staying: Vec<(usize, Client)> = Vec::new();
+    for client in clients {
+        if number % 2 == 1 {
+            staying.push((number, client));
+        }
+        number += 1;
+    }
+    until("those who left are out of the queue", || server.status()["queue"]["depth"] == 3);
+    go.send(()).unwrap();
+    assert_eq!(first.answer().text(), "/slow");
+    for (number, client) in &mut staying {
+        assert_eq!(client.answer().text(), format!("/{number}"));
+    }
+    assert_eq!(worker.targets(), ["/slow", "/1", "/3", "/5"]);
+}
+
+fn who_leaves_a_running_request_leaves_the_worker_its_time(backend: &str) {
+    let folder = folder();
+    let (worker, go) = gated(folder.path());
+    let server = Server::before(backend, &[&worker], &PATIENT);
+    for round in 0..3 {
+        let mut leaving = server.client();
+        leaving.get("/slow");
+        until("it is with the worker", || worker.targets().len() == 2 * round + 1);
+        drop(leaving);
+        let mut next = server.client();
+        next.get("/next");
+        until("the next waits", || server.status()["queue"]["depth"] == 1);
+        assert_eq!(worker.targets().len(), 2 * round + 1, "a busy worker was given more");
+        go.send(()).unwrap();
+        assert_eq!(next.answer().text(), "/next");
+    }
+    assert_eq!(worker.most(), 1);
+}
+
+fn who_leaves_in_the_middle_of_a_body_reaches_no_worker(backend: &str) {
+    let folder = folder();
+    let (worker, _go) = gated(folder.path());
+    let server = Server::before(backend, &[&worker], &PATIENT);
+    let mut leaving = server.client();
+    leaving.send("POST /half HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nhalf of it");
+    until("it is being read", || server.status()["connection_states"]["processing"] == 1);
+    drop(leaving);
+    until("it is gone", || server.status()["active_connections"] == 1);
+    let mut next = server.client();
+    next.get("/next");
+    assert_eq!(next.answer().text(), "/next");
+    assert_eq!(worker.targets(), ["/next"]);
+}
+
+fn who_leaves_in_the_middle_of_a_streamed_body_leaves_no_dirty_connection(backend: &str) {
+    let folder = folder();
+    let (worker, _go) = gated(folder.path());
+    let server = Server::before(backend, &[&worker], &PATIENT);
+    let mut first = server.client();
+    first.get("/first");
+    assert_eq!(first.answer().text(), "/first");
+    let mut leaving = server.client();
+    leaving.send("POST /half HTTP/1.1\r\nHost: a\r\nContent-Length: 4000000\r\n\r\n");
+    leaving.send(&"x".repeat(1_500_000));
+    until("the worker has it", || server.status()["busy"] == 1);
+    drop(leaving);
+    first.get("/next");
+    assert_eq!(first.answer().text(), "/next");
+    // The half request is never whole, so that the worker's script never saw it; its connection was not used again.
+    assert_eq!(worker.targets(), ["/first", "/next"]);
+    assert_eq!(server.status()["busy"], 0);
+}
+
+fn who_leaves_in_the_middle_of_an_answer_leaves_no_dirty_connection(backend: &str) {
+    let folder = folder();
+    let cut = Arc::new(Mutex::new(0));
+    let count = cut.clone();
+    let worker = Worker::start(&folder.path().join("w"), move |question, stream| {
+        if question.target != "/endless" {
+            return stream.write_all(&ok(&question.target)).is_ok();
+        }
+        let mut going = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n").is_ok();
+        while going {
+            std::thread::sleep(Duration::from_millis(2));
+            going = stream.write_all(&[b'x'; 1000]).is_ok();
+        }
+        *count.lock().unwrap() += 1;
+        false
+    });
+    let server = Server::before(backend, &[&worker], &PATIENT);
+    for round in 1..=3 {
+        let mut leaving = server.client();
+        leaving.get("/endless");
+        leaving.stream.read_exact(&mut [0; 200]).unwrap();
+        drop(leaving);
+        let mut next = server.client();
+        next.get("/next");
+        assert_eq!(next.answer().text(), "/next");
+        until("the worker sees that nobody reads", || *cut.lock().unwrap() == round);
+    }
+}
+
+fn a_half_closed_client_is_served_if_it_wants_no_more(backend: &str) {
+    let folder = folder();
+    let (worker, go) = gated(folder.path());
+    let server = Server::before(backend, &[&worker], &PATIENT);
+    let mut last = server.client();
+    last.send("GET /slow HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    last.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    until("it is with the worker", || worker.targets().len() == 1);
+    let mut old = server.client();
+    old.send("GET /old HTTP/1.0\r\n\r\n");
+    old.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut kept = server.client();
+    kept.get("/kept");
+    kept.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    assert!(kept.try_answer().is_none(), "one who would have kept its connection has left");
+    go.send(()).unwrap();
+    assert_eq!(last.answer().text(), "/slow");
+    assert_eq!(old.answer().text(), "/old");
+    assert_eq!(worker.targets(), ["/slow", "/old"]);
+}

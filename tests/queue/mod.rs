@@ -1,0 +1,28 @@
+//! Waiting, permits, retries, departures, limits and stops: the built server between scripted clients and scripted workers.
+//!
+//! Every body runs on both backends. Nothing waits for a time: conditions are looked at until [`DEADLINE`].
+
+mod departures;
+mod limits;
+mod order;
+mod retries;
+mod rig;
+mod slow;
+mod stops;
+mod supervised;
+mod waiting;
+
+use rig::{Answer, Client, DEADLINE, Question, Server, Worker, folder, ok, until};
+
+/// Makes one test per backend of each body.
+macro_rules! on_both_backends {
+    ($($name:ident),* $(,)?) => {
+        mod epoll {
+            $(#[test] fn $name() { super::$name("epoll") })*
+        }
+        mod io_uring {
+            $(#[test] fn $name() { super::$name("io_uring") })*
+        }
+    };
+}
+use on_both_backends;
