@@ -11,6 +11,7 @@ use crate::connection::{Loop, State};
 use crate::dispatch::Outcome;
 use crate::http::head::Response;
 use crate::http::rewrite::{self, Answer, Rewritten};
+use crate::planted::{self, Bug};
 
 use super::start::id_text;
 use super::{Phase, Reader};

@@ -91,5 +91,8 @@ mod planted_bugs {
         a_stale_worker_is_found: StaleWorker,
         a_leaked_block_is_found: LeakedBlock,
         a_late_retry_is_found: LateRetry,
+        a_dirty_link_is_found: DirtyLink,
+        a_clean_cut_is_found: CleanCut,
+        a_forgotten_tunnel_is_found: ForgottenTunnel,
     }
 }
