@@ -286,10 +286,10 @@ impl Client {
             return true;
         }
         if let Some(tunnel) = &mut live.tunnel {
-            let piece = wire::patterned(tunnel.number, tunnel.total);
             let most = (tunnel.sent + live.plan.piece).min(tunnel.total);
             if tunnel.sent < most {
-                match self.world.write(live.end, &piece[tunnel.sent..most]) {
+                let piece: Vec<u8> = (tunnel.sent..most).map(|at| wire::pattern(tunnel.number, at)).collect();
+                match self.world.write(live.end, &piece) {
                     Ok(count) => tunnel.sent += count,
                     Err(error) => live.broken = error.kind() != ErrorKind::WouldBlock,
                 }

@@ -204,7 +204,7 @@ impl Run {
         let entered = world.enter();
         let settings = Arc::new(plan.settings.clone());
         let started = world.now();
-        let dispatch = Arc::new(Dispatch::new(policy(&settings), 64, started));
+        let dispatch = Arc::new(Dispatch::new(policy(&settings), 16, started));
         let bells: Vec<Arc<OnceLock<<Simulated as Backend>::Bell>>> = (0..plan.loops).map(|_| Arc::default()).collect();
         let (boxes, mailboxes): (Vec<_>, Vec<_>) = bells.iter().map(ringing).unzip();
         let postboxes = Postboxes::new(boxes);
@@ -231,7 +231,7 @@ impl Run {
                 open_loop(&world, &plan, (index as u16, mailbox, bell), &shared, &metrics, &budget, &place)
             })
             .collect();
-        let manners = Manners { rude: plan.kind == Kind::Wild, long_body: 60_000 };
+        let manners = Manners { rude: plan.kind == Kind::Wild, long_body: 40_000 };
         let clients = (0..plan.clients).map(|_| Client::new(&world, &ledger, &place, manners)).collect();
         let supervisor = Supervisor::new(&world, &ledger, &plan, &dispatch, &postboxes);
         Run {
@@ -294,6 +294,7 @@ impl Run {
             self.move_one(self.world.below(parties));
         }
         (0..parties).for_each(|party| self.move_one(party));
+        assert_eq!(self.metrics.total().panics, 0, "a loop has caught a panic");
         if self.world.activity() != before {
             return;
         }
@@ -311,14 +312,13 @@ impl Run {
             if let Err(error) = self.loops[party].reactor.turn() {
                 panic!("a loop has failed: {error}");
             }
-            let panics = self.metrics.total().panics;
-            assert_eq!(panics, 0, "a loop has caught a panic");
+            self.dispatch.check_invariants();
         } else if party < loops + self.clients.len() {
             self.clients[party - loops].step();
         } else {
             self.supervisor.step();
+            self.dispatch.check_invariants();
         }
-        self.dispatch.check_invariants();
     }
 
     fn check_that_nothing_is_left(self) {

@@ -39,9 +39,7 @@ fn every_seed_keeps_the_rules() {
     }
     let mut total = Summary::default();
     for seed in 0..number("SIMULATION_SEEDS").unwrap_or(SEEDS) {
-        let t = std::time::Instant::now();
         let one = run(seed, false);
-        eprintln!("{seed} {one:?} {:?}", t.elapsed());
         total.requests += one.requests;
         total.answered += one.answered;
         total.retried += one.retried;

@@ -227,7 +227,7 @@ impl Supervisor {
         let chosen = self.workers[self.world.below(self.workers.len())].id;
         let alive = self.worker(chosen).is_some_and(|worker| worker.is_alive());
         match self.world.below(if self.wild { 8 } else { 3 }) {
-            0 if alive && self.workers.len() < 12 => self.replace(chosen),
+            0 if alive && self.workers.len() < 8 => self.replace(chosen),
             3 | 4 => self.terminate(chosen),
             5 => self.drain(chosen),
             6 if self.world.chance(100) => {

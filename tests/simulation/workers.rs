@@ -213,7 +213,10 @@ impl Worker {
     fn forget(&self, connection: Connection, unread: &[u8], fate: Fate) {
         match connection.state {
             State::Idle => self.lost(&[&connection.input, unread].concat(), connection.served > 0, fate),
-            State::Body(id, number, ..) => self.ledger.borrow_mut().ended(id, number, fate),
+            State::Body(id, number, _, body) => {
+                assert!(wire::is_patterned(id, &body.bytes), "request {id} came with another body");
+                self.ledger.borrow_mut().ended(id, number, fate);
+            }
             State::Answering(Answer { id, number, bytes, written, .. }) => {
                 let mut ledger = self.ledger.borrow_mut();
                 ledger.ended(id, number, fate);
@@ -308,8 +311,8 @@ impl Worker {
         if let Err(complaint) = body.feed(&mut connection.input) {
             panic!("worker {}, request {}: {complaint}", self.number, name.0);
         }
-        assert!(wire::is_patterned(name.0, &body.bytes), "request {} came with another body", name.0);
         if body.done {
+            assert!(wire::is_patterned(name.0, &body.bytes), "request {} came with another body", name.0);
             self.answer(connection, name, &head, false);
             return true;
         }
