@@ -175,7 +175,7 @@ impl Client {
             8 => Leave::FinishesAt(world.between(1, total)),
             9 => Leave::ResetsAt(world.between(1, total)),
             10 => Leave::GoneAt(world.between(1, 2000)),
-            11 | 12 => Leave::Impatient(Duration::from_micros(world.below(60_000) as u64)),
+            11 | 12 => Leave::Impatient(Duration::from_micros(world.below(40_000) as u64)),
             _ => Leave::Done,
         };
         Plan {

@@ -83,7 +83,8 @@ impl Plan {
             workers: if kind == Kind::Orderly { 1 } else { random.between(1, 4) },
             settings: settings(kind, &mut random),
             loops: random.between(1, 2),
-            clients: random.between(1, 12),
+            // More of them than of workers in most runs, so that there is a queue.
+            clients: random.between(1, 12).max(random.between(1, 12)),
             faults,
             small_blocks,
             large_blocks,
@@ -100,9 +101,9 @@ fn temper(kind: Kind, random: &mut Random) -> Temper {
     let mut of = |rare: u32, frequent: u32| [0, rare, rare, frequent][random.below(4)];
     Temper {
         declines: of(30, 200),
-        drops: of(20, 150),
+        drops: of(60, 250),
         dies: of(10, 60),
-        lies: of(20, 100),
+        lies: of(30, 150),
         hangs: of(5, 40),
         hurries: of(50, 300),
         closes_idle: of(100, 600),
