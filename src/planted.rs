@@ -21,6 +21,12 @@ pub enum Bug {
     LeakedBlock,
     /// A request is sent again although an answer has begun, or although it may have run.
     LateRetry,
+    /// The connection of a request whose client left is kept for the next one, although its answer is still to come.
+    DirtyLink,
+    /// An answer that is cut gets a clean end.
+    CleanCut,
+    /// The end of a tunnel is not told.
+    ForgottenTunnel,
 }
 
 #[cfg(feature = "planted-bugs")]

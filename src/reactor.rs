@@ -275,8 +275,9 @@ impl<B: Backend> Loop<B> {
             return;
         }
         self.draining = true;
-        for (listener, _) in std::mem::take(&mut self.listeners) {
-            self.backend.close(listener, How::Now);
+        // Their names die, their ports are still told to workers for requests that come until the end.
+        for (listener, _) in &self.listeners {
+            self.backend.close(*listener, How::Now);
         }
         for sock in self.table.all(Kind::Client) {
             self.client_drains(sock);

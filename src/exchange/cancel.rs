@@ -7,6 +7,7 @@ use crate::dispatch::Outcome;
 use crate::http::reply::{self, Format, Reply};
 use crate::http::{Method, Version, body_len, find_lines};
 use crate::log::AccessRecord;
+use crate::planted::{self, Bug};
 
 use super::start::id_text;
 use super::{Exchange, Phase};
@@ -148,6 +149,11 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let link = exchange.link;
         let delivered = self.backend.sent(link) > exchange.sent_before;
+        if planted::active(Bug::DirtyLink) {
+            exchange.link = Key::NONE;
+            self.park(link, None);
+            return self.give_back(key, Outcome::Unused);
+        }
         if !isolated || exchange.stream || !delivered {
             self.drop_link(key, How::Now);
             return self.give_back(key, Outcome::Broken);

@@ -18,6 +18,7 @@ use crate::http::body::put_chunk_line;
 use crate::http::head::{self, Response};
 use crate::http::rewrite::{self, Answer, Rewritten};
 use crate::http::{Framing, Refusal, Version};
+use crate::planted::{self, Bug};
 
 use super::start::id_text;
 use super::{Encoding, Phase, Reader};
@@ -237,6 +238,9 @@ impl<B: Backend> Loop<B> {
         let client = exchange.client;
         let waits = self.backend.unsent(client) > 2 * HIGH_MARK || (self.pool.scarce() && data.wasteful());
         let data = if waits { data.settle(&self.pool) } else { data };
+        if planted::strikes(Bug::LeakedBlock, 20) {
+            std::mem::forget(data.clone());
+        }
         self.backend.send(client, data.into());
     }
 
@@ -318,6 +322,9 @@ impl<B: Backend> Loop<B> {
         self.drop_link(key, How::Now);
         self.give_back(key, Outcome::Broken);
         self.log_exchange(key);
+        if planted::active(Bug::CleanCut) {
+            self.end_chunks(key);
+        }
         let Some(exchange) = self.exchanges.remove(key) else { return };
         if let Some(client) = self.table.client(exchange.client) {
             client.exchange = Key::NONE;

@@ -19,6 +19,7 @@ use crate::backends::{Backend, How, Side, Sock};
 use crate::buffers::slots::Key;
 use crate::connection::{LinkState, Loop};
 use crate::dispatch::{Outcome, WorkerId};
+use crate::planted::{self, Bug};
 
 use super::{Phase, Reader};
 
@@ -64,7 +65,8 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let may_retry = exchange.is_whole() && !exchange.retried && !seen;
         let worker = exchange.permit.as_ref().map(|permit| permit.worker());
-        if may_retry && !delivered {
+        let late = planted::active(Bug::LateRetry) && exchange.is_whole() && !exchange.retried;
+        if (may_retry && !delivered) || late {
             self.drop_link(key, How::Now);
             self.give_back(key, Outcome::Broken);
             return self.retry(key, worker);

@@ -29,6 +29,8 @@ enum Leave {
     ResetsAt(usize),
     /// It is gone after so many bytes read.
     GoneAt(usize),
+    /// It is gone when it has waited so long since it last wrote.
+    Impatient(Duration),
 }
 
 struct Request {
@@ -72,6 +74,7 @@ struct Live {
     offset: usize,
     answered: usize,
     written: usize,
+    wrote_at: Instant,
     read: usize,
     input: Vec<u8>,
     answer: Option<(Head, Body)>,
@@ -83,6 +86,15 @@ struct Live {
     /// The last answer said that the connection closes.
     closes: bool,
     tunnel: Option<Tunnel>,
+}
+
+impl Live {
+    fn gone_at(&self) -> Option<Instant> {
+        match self.plan.leave {
+            Leave::Impatient(patience) => Some(self.wrote_at + patience),
+            _ => None,
+        }
+    }
 }
 
 /// A scripted client.
@@ -128,7 +140,9 @@ impl Client {
 
     /// When it goes on by itself.
     pub fn deadline(&self) -> Option<Instant> {
-        self.again_at.or(self.live.as_ref().and_then(|live| live.body_at))
+        let live = self.live.as_ref();
+        let [body_at, gone_at] = [live.and_then(|live| live.body_at), live.and_then(Live::gone_at)];
+        [self.again_at, body_at, gone_at].into_iter().flatten().filter(|at| *at > self.world.now()).min()
     }
 
     /// For messages: what it waits for.
@@ -155,12 +169,13 @@ impl Client {
         requests.truncate(last.map_or(count, |last| last + 1));
         let total: usize = requests.iter().map(|request| request.bytes.len()).sum();
         let slow = world.chance(150) && total < 3000;
-        let leave = match world.below(if manners.rude { 12 } else { 8 }) {
+        let leave = match world.below(if manners.rude { 13 } else { 8 }) {
             // Whoever ends before an answer is taken for one who has left, unless the connection ends with that answer anyway.
             0 if manners.rude || requests.last().is_some_and(|request| request.last) => Leave::Finishes,
             8 => Leave::FinishesAt(world.between(1, total)),
             9 => Leave::ResetsAt(world.between(1, total)),
             10 => Leave::GoneAt(world.between(1, 2000)),
+            11 | 12 => Leave::Impatient(Duration::from_micros(world.below(40_000) as u64)),
             _ => Leave::Done,
         };
         Plan {
@@ -221,7 +236,7 @@ impl Client {
             }
             return;
         };
-        let mut open = self.write(&mut live, now);
+        let mut open = self.leave_early(&mut live) && self.write(&mut live, now);
         if open && self.world.chance(live.plan.reads) {
             open = self.read(&mut live);
         } else if open && self.world.is_readable(live.end) {
@@ -252,6 +267,7 @@ impl Client {
             offset: 0,
             answered: 0,
             written: 0,
+            wrote_at: now,
             read: 0,
             input: Vec::new(),
             answer: None,
@@ -270,10 +286,10 @@ impl Client {
             return true;
         }
         if let Some(tunnel) = &mut live.tunnel {
-            let piece = wire::patterned(tunnel.number, tunnel.total);
             let most = (tunnel.sent + live.plan.piece).min(tunnel.total);
             if tunnel.sent < most {
-                match self.world.write(live.end, &piece[tunnel.sent..most]) {
+                let piece: Vec<u8> = (tunnel.sent..most).map(|at| wire::pattern(tunnel.number, at)).collect();
+                match self.world.write(live.end, &piece) {
                     Ok(count) => tunnel.sent += count,
                     Err(error) => live.broken = error.kind() != ErrorKind::WouldBlock,
                 }
@@ -302,7 +318,7 @@ impl Client {
             self.world.note(format_args!("{}: request {id}: {}", live.end, text(&request.bytes[..request.head])));
         }
         match self.world.write(live.end, &request.bytes[live.offset..most]) {
-            Ok(count) => (live.offset, live.written) = (live.offset + count, live.written + count),
+            Ok(count) => (live.offset, live.written, live.wrote_at) = (live.offset + count, live.written + count, now),
             Err(error) => live.broken = error.kind() != ErrorKind::WouldBlock,
         }
         if live.offset == whole {
@@ -323,6 +339,11 @@ impl Client {
             }
             Leave::ResetsAt(at) if live.written >= at => {
                 self.world.reset(live.end);
+                self.account(live, true);
+                false
+            }
+            Leave::Impatient(_) if live.gone_at().is_some_and(|at| at <= self.world.now()) => {
+                self.world.close(live.end);
                 self.account(live, true);
                 false
             }
@@ -420,7 +441,9 @@ impl Client {
             103 if !request.http10 => {}
             100..200 => return Err(format!("an interim answer that nobody wants: {head:?}")),
             _ => {
-                let bodiless = request.is_head || matches!(status, 204 | 304);
+                // A refusal of a head that never became whole has its body, whatever the method.
+                let sent = live.writing > live.answered;
+                let bodiless = (request.is_head && sent) || matches!(status, 204 | 304);
                 let framing = head.framing()?.unwrap_or(Framing::UntilClose);
                 if request.http10 && framing == Framing::Chunked && !bodiless {
                     return Err("chunks for HTTP/1.0".to_owned());

@@ -83,7 +83,8 @@ impl Plan {
             workers: if kind == Kind::Orderly { 1 } else { random.between(1, 4) },
             settings: settings(kind, &mut random),
             loops: random.between(1, 2),
-            clients: random.between(1, 12),
+            // More of them than of workers in most runs, so that there is a queue.
+            clients: random.between(1, 12).max(random.between(1, 12)),
             faults,
             small_blocks,
             large_blocks,
@@ -100,9 +101,9 @@ fn temper(kind: Kind, random: &mut Random) -> Temper {
     let mut of = |rare: u32, frequent: u32| [0, rare, rare, frequent][random.below(4)];
     Temper {
         declines: of(30, 200),
-        drops: of(20, 150),
+        drops: of(60, 250),
         dies: of(10, 60),
-        lies: of(20, 100),
+        lies: of(30, 150),
         hangs: of(5, 40),
         hurries: of(50, 300),
         closes_idle: of(100, 600),
@@ -204,7 +205,7 @@ impl Run {
         let entered = world.enter();
         let settings = Arc::new(plan.settings.clone());
         let started = world.now();
-        let dispatch = Arc::new(Dispatch::new(policy(&settings), 64, started));
+        let dispatch = Arc::new(Dispatch::new(policy(&settings), 16, started));
         let bells: Vec<Arc<OnceLock<<Simulated as Backend>::Bell>>> = (0..plan.loops).map(|_| Arc::default()).collect();
         let (boxes, mailboxes): (Vec<_>, Vec<_>) = bells.iter().map(ringing).unzip();
         let postboxes = Postboxes::new(boxes);
@@ -231,7 +232,7 @@ impl Run {
                 open_loop(&world, &plan, (index as u16, mailbox, bell), &shared, &metrics, &budget, &place)
             })
             .collect();
-        let manners = Manners { rude: plan.kind == Kind::Wild, long_body: 60_000 };
+        let manners = Manners { rude: plan.kind == Kind::Wild, long_body: 40_000 };
         let clients = (0..plan.clients).map(|_| Client::new(&world, &ledger, &place, manners)).collect();
         let supervisor = Supervisor::new(&world, &ledger, &plan, &dispatch, &postboxes);
         Run {
@@ -294,6 +295,7 @@ impl Run {
             self.move_one(self.world.below(parties));
         }
         (0..parties).for_each(|party| self.move_one(party));
+        assert_eq!(self.metrics.total().panics, 0, "a loop has caught a panic");
         if self.world.activity() != before {
             return;
         }
@@ -313,14 +315,13 @@ impl Run {
             if let Err(error) = self.loops[party].reactor.turn() {
                 panic!("a loop has failed: {error}");
             }
-            let panics = self.metrics.total().panics;
-            assert_eq!(panics, 0, "a loop has caught a panic");
+            self.dispatch.check_invariants();
         } else if party < loops + self.clients.len() {
             self.clients[party - loops].step();
         } else {
             self.supervisor.step();
+            self.dispatch.check_invariants();
         }
-        self.dispatch.check_invariants();
     }
 
     fn check_that_nothing_is_left(self) {

@@ -39,9 +39,7 @@ fn every_seed_keeps_the_rules() {
     }
     let mut total = Summary::default();
     for seed in 0..number("SIMULATION_SEEDS").unwrap_or(SEEDS) {
-        let t = std::time::Instant::now();
         let one = run(seed, false);
-        eprintln!("{seed} {one:?} {:?}", t.elapsed());
         total.requests += one.requests;
         total.answered += one.answered;
         total.retried += one.retried;
@@ -51,4 +49,48 @@ fn every_seed_keeps_the_rules() {
     println!("{total:?}");
     assert!(total.answered * 2 > total.requests, "most requests are answered: {total:?}");
     assert!(total.retried > 20 && total.deaths > 100, "faults do happen: {total:?}");
+}
+
+/// Each planted bug is found within as many seeds as an ordinary test run tries.
+#[cfg(feature = "planted-bugs")]
+mod planted_bugs {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use production_server::planted::{Bug, plant};
+
+    use super::{SEEDS, driver};
+
+    /// The first seed that finds a bug.
+    fn finder(bug: Bug) -> Option<u64> {
+        (0..SEEDS).find(|seed| {
+            plant(Some(bug));
+            let caught = catch_unwind(AssertUnwindSafe(|| driver::run(*seed, None))).is_err();
+            plant(None);
+            caught
+        })
+    }
+
+    macro_rules! is_found {
+        ($($name:ident: $bug:ident,)*) => {
+            $(#[test]
+            fn $name() {
+                let seed = finder(Bug::$bug);
+                println!("{:?} is found by seed {seed:?}", Bug::$bug);
+                assert!(seed.is_some(), "no seed finds {:?}", Bug::$bug);
+            })*
+        };
+    }
+
+    is_found! {
+        a_lost_grant_is_found: LostGrant,
+        a_double_release_is_found: DoubleRelease,
+        a_forgotten_cancel_is_found: ForgottenCancel,
+        a_queue_jump_is_found: QueueJump,
+        a_stale_worker_is_found: StaleWorker,
+        a_leaked_block_is_found: LeakedBlock,
+        a_late_retry_is_found: LateRetry,
+        a_dirty_link_is_found: DirtyLink,
+        a_clean_cut_is_found: CleanCut,
+        a_forgotten_tunnel_is_found: ForgottenTunnel,
+    }
 }

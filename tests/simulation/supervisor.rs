@@ -80,7 +80,7 @@ impl Supervisor {
             supervisor.spawn();
         }
         if plan.kind != Kind::Orderly {
-            supervisor.later(300, Task::Disturb);
+            supervisor.later(600, Task::Disturb);
         }
         supervisor
     }
@@ -223,11 +223,11 @@ impl Supervisor {
         if self.resting || self.workers.is_empty() {
             return;
         }
-        self.later(500, Task::Disturb);
+        self.later(1500, Task::Disturb);
         let chosen = self.workers[self.world.below(self.workers.len())].id;
         let alive = self.worker(chosen).is_some_and(|worker| worker.is_alive());
         match self.world.below(if self.wild { 8 } else { 3 }) {
-            0 if alive && self.workers.len() < 12 => self.replace(chosen),
+            0 if alive && self.workers.len() < 8 => self.replace(chosen),
             3 | 4 => self.terminate(chosen),
             5 => self.drain(chosen),
             6 if self.world.chance(100) => {

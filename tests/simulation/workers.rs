@@ -213,7 +213,10 @@ impl Worker {
     fn forget(&self, connection: Connection, unread: &[u8], fate: Fate) {
         match connection.state {
             State::Idle => self.lost(&[&connection.input, unread].concat(), connection.served > 0, fate),
-            State::Body(id, number, ..) => self.ledger.borrow_mut().ended(id, number, fate),
+            State::Body(id, number, _, body) => {
+                assert!(wire::is_patterned(id, &body.bytes), "request {id} came with another body");
+                self.ledger.borrow_mut().ended(id, number, fate);
+            }
             State::Answering(Answer { id, number, bytes, written, .. }) => {
                 let mut ledger = self.ledger.borrow_mut();
                 ledger.ended(id, number, fate);
@@ -308,8 +311,8 @@ impl Worker {
         if let Err(complaint) = body.feed(&mut connection.input) {
             panic!("worker {}, request {}: {complaint}", self.number, name.0);
         }
-        assert!(wire::is_patterned(name.0, &body.bytes), "request {} came with another body", name.0);
         if body.done {
+            assert!(wire::is_patterned(name.0, &body.bytes), "request {} came with another body", name.0);
             self.answer(connection, name, &head, false);
             return true;
         }
@@ -413,6 +416,7 @@ impl Worker {
     fn spoil(&self, answer: &mut Answer, intent: &mut Intent) {
         let (world, temper) = (&self.world, self.temper);
         let whole = answer.bytes.len();
+        let cut = self.place_to_cut(&answer.bytes);
         if world.chance(temper.lies) {
             match world.below(4) {
                 0 => answer.bytes = b"HTTP/1.1 2x0 What\r\n\r\n".to_vec(),
@@ -431,15 +435,15 @@ impl Worker {
             intent.broken = true;
             answer.after = After::Close;
         } else if world.chance(temper.drops) {
-            answer.bytes.truncate(world.below(whole));
+            answer.bytes.truncate(cut);
             (answer.after, answer.fate) = (After::Close, Fate::Dropped);
             intent.broken = !reads_until_close(&answer.bytes);
         } else if world.chance(temper.dies) {
-            answer.bytes.truncate(world.below(whole));
+            answer.bytes.truncate(cut);
             (answer.after, answer.fate) = (After::Die, Fate::Died);
             intent.broken = !reads_until_close(&answer.bytes);
         } else if world.chance(temper.hangs) {
-            answer.bytes.truncate(world.below(whole));
+            answer.bytes.truncate(cut);
             answer.after = After::Hang;
             intent.broken = !reads_until_close(&answer.bytes);
         }
@@ -448,6 +452,15 @@ impl Worker {
             let head = answer.bytes.windows(4).rposition(|four| four == b"\r\n\r\n").map_or(0, |at| at + 4);
             intent.body = intent.body.min(answer.bytes.len() - head);
         }
+    }
+
+    /// Somewhere before an answer's end: anywhere, or behind a line, where a cut is easiest to overlook.
+    fn place_to_cut(&self, bytes: &[u8]) -> usize {
+        let lines: Vec<usize> = (2..bytes.len()).filter(|end| bytes[end - 2..*end] == *b"\r\n").collect();
+        if lines.is_empty() || self.world.chance(300) {
+            return self.world.below(bytes.len());
+        }
+        lines[self.world.below(lines.len())]
     }
 
     fn write(&mut self, connection: &mut Connection, mut answer: Answer, now: Instant) -> bool {

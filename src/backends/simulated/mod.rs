@@ -358,7 +358,10 @@ impl Simulated {
         let network = &mut *self.world.0.borrow_mut();
         let queued = stream.outbox.bytes();
         if queued > 0 {
-            let gathered: Vec<u8> = self.outboxes.pieces(&stream.outbox).take(GATHER).flatten().copied().collect();
+            let mut gathered = Vec::new();
+            for piece in self.outboxes.pieces(&stream.outbox).take(GATHER) {
+                gathered.extend_from_slice(piece);
+            }
             match network.write(end, &gathered) {
                 Ok(count) => {
                     stream.sent += count as u64;
