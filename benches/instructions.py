@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Guards the instructions per request: counts them under callgrind and fails above a checked-in bound.
+"""Guards the instructions per request: counts them under callgrind, fails above where they stood, and tells the targets.
 
     benches/instructions.py --server target/release/production_server [--peer nginx]
 
 Build without AVX-512, which valgrind does not know: RUSTFLAGS="-C target-cpu=x86-64-v2" cargo build --release.
 The counts repeat on a noisy machine to some tenths of a per cent. Takes less than a minute.
-Exit codes: 0 all within bounds, 1 one is above or could not be counted, 64 wrong flags.
+Exit codes: 0 none has grown, 1 one is above its guard or could not be counted, 64 wrong flags.
 """
 
 import argparse
@@ -20,8 +20,11 @@ import processes  # noqa: E402
 import rows  # noqa: E402
 import servers  # noqa: E402
 
-# The bounds stand beside the other targets, so that the table of the load script shows the same ones.
-BOUNDS = rows.INSTRUCTION_TARGETS
+# The targets stand beside the others, so that the table of the load script shows the same ones.
+TARGETS = rows.INSTRUCTION_TARGETS
+# Where the counts stood when they were measured last, and 3 % for another compiler's mood: above it something has grown. To be
+# lowered with every gain.
+GUARDS = {"direct": 3070, "forwarded": 9320, "direct, browser": 8600, "forwarded, browser": 14930}
 
 
 def main():
@@ -57,11 +60,13 @@ def guard(bench, kinds, requests):
             for case, forwarding, browser in callgrind.CASES
         }
         for (kind, case), count in counting.items():
-            counted, bound = count.result(), BOUNDS[case]
+            counted, target, limit = count.result(), TARGETS[case], GUARDS[case]
             ours = kind.startswith("ours")
-            verdict = f"bound {bound:>6}  {'ok' if counted <= bound else 'ABOVE'}" if ours else ""
+            verdict = f"target {target:>6} {'met' if counted <= target else 'MISSED'}" if ours else ""
+            if ours and counted > limit:
+                verdict += f", and ABOVE the guard of {limit}: something has grown"
+                above += 1
             print(f"{kind:<12} {case:<20} {counted:>8.0f} instructions a request   {verdict}", flush=True)
-            above += ours and counted > bound
     return 1 if above else 0
 
 

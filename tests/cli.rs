@@ -21,7 +21,9 @@ fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
 #[test]
 fn a_mistake_is_one_line_on_stderr_and_nothing_is_started() {
     let queue = "expected a whole number from 0 to 1000000";
-    let cases: [(&[&str], &[(&str, &str)], i32, String); 5] = [
+    /// Arguments, environment, exit code, and what stderr says.
+    type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], i32, String);
+    let cases: [Case<'_>; 5] = [
         (&["--max-queue=x"], &[], 64, format!("error: --max-queue \"x\": {queue}, as in --max-queue 8192\n")),
         (&["--max-queu=1"], &[], 64, "error: --max-queu is no flag: did you mean --max-queue?\n".to_owned()),
         (

@@ -141,12 +141,14 @@ pub struct Fields {
     present: Kinds,
     /// Whether a line ends without CR.
     pub(crate) bare_line_feed: bool,
+    /// The host that was found legal last: nearly all requests of a server name the same.
+    legal_host: Vec<u8>,
 }
 
 impl Fields {
     /// An empty list with room for `capacity` lines.
     pub fn new(capacity: usize) -> Fields {
-        Fields { list: Vec::with_capacity(capacity), present: Kinds::default(), bare_line_feed: false }
+        Fields { list: Vec::with_capacity(capacity), ..Fields::default() }
     }
 
     /// The lines in their order.
@@ -180,6 +182,22 @@ impl Fields {
     #[inline]
     pub fn present(&self) -> Kinds {
         self.present
+    }
+
+    /// Whether that host was found legal just before.
+    #[inline]
+    pub(crate) fn knows_host(&self, host: &[u8]) -> bool {
+        self.legal_host == host
+    }
+
+    /// Remembers a legal host, within the memory that is there already.
+    pub(crate) fn remember_host(&mut self, host: &[u8]) {
+        const MOST: usize = 64;
+        if host.len() <= MOST {
+            self.legal_host.clear();
+            self.legal_host.reserve_exact(MOST);
+            self.legal_host.extend_from_slice(host);
+        }
     }
 
     pub(crate) fn clear(&mut self) {

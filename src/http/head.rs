@@ -651,7 +651,7 @@ impl Seen {
         Ok(())
     }
 
-    fn host_of_request(&self, bytes: &[u8], fields: &Fields, line: &RequestLine) -> Result<Span, Refusal> {
+    fn host_of_request(&self, bytes: &[u8], fields: &mut Fields, line: &RequestLine) -> Result<Span, Refusal> {
         debug_assert!(self.hosts as usize <= fields.len());
         if self.hosts > 1 {
             return Err(bad("RFC 9112 §3.2", "more than one Host"));
@@ -659,8 +659,12 @@ impl Seen {
         if self.hosts == 0 && line.version == Version::Http11 {
             return Err(bad("RFC 9112 §3.2", "no Host"));
         }
-        if !host_is_legal(self.host.of(bytes)) {
-            return Err(bad("RFC 9112 §3.2", "a malformed Host"));
+        let host = self.host.of(bytes);
+        if !fields.knows_host(host) {
+            if !host_is_legal(host) {
+                return Err(bad("RFC 9112 §3.2", "a malformed Host"));
+            }
+            fields.remember_host(host);
         }
         Ok(if line.form == Form::Absolute { line.authority } else { self.host })
     }

@@ -39,6 +39,7 @@ pub struct Intent {
 
 #[derive(Debug)]
 struct Delivery {
+    #[expect(dead_code, reason = "told in failures, through Debug")]
     worker: u32,
     reused: bool,
     fate: Fate,

@@ -181,8 +181,11 @@ pub struct Summary {
     pub rounds: usize,
 }
 
+/// Where each step of a replay is told.
+pub type Trace = Box<dyn FnMut(&str)>;
+
 /// Runs one seed to its end; panics where a rule is broken.
-pub fn run(seed: u64, trace: Option<Box<dyn FnMut(&str)>>) -> Summary {
+pub fn run(seed: u64, trace: Option<Trace>) -> Summary {
     let mut run = Run::new(seed, trace);
     run.serve();
     run.stop();
@@ -195,7 +198,7 @@ pub fn run(seed: u64, trace: Option<Box<dyn FnMut(&str)>>) -> Summary {
 }
 
 impl Run {
-    fn new(seed: u64, trace: Option<Box<dyn FnMut(&str)>>) -> Run {
+    fn new(seed: u64, trace: Option<Trace>) -> Run {
         let plan = Plan::draw(seed);
         let world = World::with_faults(seed, plan.faults.clone());
         if let Some(trace) = trace {
