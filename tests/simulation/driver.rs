@@ -304,7 +304,9 @@ impl Run {
         let scripts = self.clients.iter().map(Client::deadline).chain([self.supervisor.deadline()]);
         let next = scripts.flatten().filter(|at| *at > now).min();
         self.world.note(format_args!("nobody moves at {:?}", now - self.started));
-        assert!(self.world.advance_to_next(next), "nothing is to come, and the run is not over");
+        let holdings: Vec<_> = self.loops.iter().map(|it| it.reactor.holdings()).collect();
+        let waiting: Vec<_> = self.clients.iter().filter(|client| !client.is_done()).map(Client::state).collect();
+        assert!(self.world.advance_to_next(next), "nothing is to come, and loops hold {holdings:?}, clients {waiting:#?}");
     }
 
     fn move_one(&mut self, party: usize) {
