@@ -418,6 +418,13 @@ impl<B: Backend> Loop<B> {
         self.close_client(sock, How::Flushed);
     }
 
+    /// Closes a client's connection in the middle of its request: it may be sending, and is to read the answer nevertheless. The
+    /// half-close says to the backend that the peer is worth waiting for, although nothing of it waits to be read now.
+    pub fn close_sending_client(&mut self, sock: Sock) {
+        self.backend.finish(sock);
+        self.close_client(sock, How::Flushed);
+    }
+
     /// The backend is done with a socket: the entry is free.
     pub fn closed(&mut self, sock: Sock) {
         self.wheel.disarm(sock.index);

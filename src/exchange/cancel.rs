@@ -120,7 +120,7 @@ impl<B: Backend> Loop<B> {
             self.become_state(sock, State::ReadingRequest);
             self.await_request(sock);
         } else {
-            self.close_client(sock, How::Flushed);
+            self.close_sending_client(sock);
         }
     }
 

@@ -65,6 +65,10 @@ impl<B: Backend> Loop<B> {
             return;
         }
         let client = exchange.client;
+        if self.backend.unsent(client) > HIGH_MARK {
+            // A client that does not read would have a worker's flood of these held for it; none of them has to arrive.
+            return;
+        }
         let room = rewrite::informational_room(response, &self.fields);
         let piece = self.scratch.write(room, |out| rewrite::informational(out, input, response, &self.fields));
         self.backend.send(client, piece.into());
@@ -305,7 +309,7 @@ impl<B: Backend> Loop<B> {
         } else if exchange.upload.is_done() {
             self.close_answered(sock);
         } else {
-            self.close_client(sock, How::Flushed);
+            self.close_sending_client(sock);
         }
     }
 
@@ -348,7 +352,10 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let wait = if exchange.stream { settings.timeouts.idle } else { settings.app.timeouts.read };
         exchange.read_by = self.now + wait;
-        self.wheel.arm_after(exchange.client.index, wait);
+        // A worker that never pauses would else move the deadline past the request's own for ever.
+        let left = exchange.request_by.saturating_duration_since(self.now);
+        let due = if exchange.stream { wait } else { wait.min(left) };
+        self.wheel.arm_after(exchange.client.index, due);
     }
 }
 

@@ -2,7 +2,7 @@
 //! one gather.
 
 use crate::backends::{Backend, HIGH_MARK, How, Size, Sock};
-use crate::buffers::block::{Block, SMALL};
+use crate::buffers::block::{Block, Pool, SMALL};
 use crate::buffers::slots::Key;
 use crate::connection::{LinkState, Loop, Reach, State};
 use crate::dispatch::{Acquire, Ask, Grant, Outcome, Patience, Permit, Waiter};
@@ -14,6 +14,8 @@ use super::{Exchange, Phase, Reader};
 
 /// How soon a worker whose backlog is full is asked again.
 const BACKLOG_RETRY: std::time::Duration = std::time::Duration::from_millis(5);
+/// Runs of a held body are joined up to this size.
+const JOINED_BYTES: usize = 4096;
 /// Bytes a second below which a body is not arriving: each such portion extends the body's deadline by a second.
 const BODY_RATE: u64 = 1024;
 
@@ -86,7 +88,7 @@ impl<B: Backend> Loop<B> {
             match exchange.upload.take(&mut input) {
                 Ok(Some(data)) => {
                     exchange.body_bytes += data.len() as u64;
-                    exchange.body.push(data);
+                    join_small(&self.pool, &mut exchange.body, data);
                     if exchange.body_bytes > self.shared.settings.max_body {
                         return self.refuse_body(key, 413, TOO_LARGE);
                     }
@@ -238,6 +240,12 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let sock = exchange.client;
         let first = exchange.phase != Phase::Backlog;
+        if first && exchange.exclude.is_none() {
+            exchange.exclude = exchange.permit.as_ref().map(|permit| permit.worker());
+            exchange.phase = Phase::Queued;
+            self.give_back(key, Outcome::Unused);
+            return self.again.push_back(key);
+        }
         if first {
             exchange.phase = Phase::Backlog;
             exchange.read_by = self.now + connect;
@@ -348,6 +356,19 @@ impl<B: Backend> Loop<B> {
         let link = std::mem::replace(&mut exchange.link, Key::NONE);
         self.close_link(link, how);
     }
+}
+
+/// Puts a run of a body behind the others. Small ones are joined, each with those before it that are no larger: so a body in tiny
+/// chunks or packets costs neither an entry a byte nor copying over and over.
+fn join_small(pool: &Pool, body: &mut Vec<Block>, mut data: Block) {
+    while let Some(last) = body.last()
+        && last.len() <= data.len()
+        && last.len() + data.len() <= JOINED_BYTES
+    {
+        data = pool.heap_joined(last, &data);
+        body.pop();
+    }
+    body.push(data);
 }
 
 /// An exchange's id as sixteen hexadecimal digits.

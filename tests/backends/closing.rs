@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use production_server::backends::{Backend, Event, How, Options, Piece, Size};
 
-use super::rig::{DEADLINE, Rig, options, pattern, read_pattern};
+use super::rig::{DEADLINE, Rig, options, pattern, read_pattern, unix_listener};
 
 const EIGHT_MIB: usize = 8 << 20;
 
@@ -44,6 +44,45 @@ pub fn close_flushed_with_a_receive_armed<B: Backend>() {
 
 pub fn close_reset_with_a_receive_armed<B: Backend>() {
     assert_eq!(close_while_armed::<B>(How::Reset).unwrap_err().kind(), ErrorKind::ConnectionReset);
+}
+
+/// The patience with a peer begins at the close, however long the loop slept before.
+pub fn patience_counts_from_the_close<B: Backend>() {
+    let mut rig = Rig::<B>::with(Options { linger: Duration::from_millis(300), ..options() });
+    let (mut stream, sock) = rig.tcp_pair();
+    let end = Instant::now() + Duration::from_millis(500);
+    while Instant::now() < end {
+        rig.turn(end.saturating_duration_since(Instant::now()));
+    }
+    rig.send(sock, b"late");
+    rig.close(sock, How::Flushed);
+    let reader = thread::spawn(move || {
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).map(|_| bytes)
+    });
+    rig.expect_close(sock);
+    assert_eq!(reader.join().unwrap().unwrap(), b"late");
+    rig.finish();
+}
+
+/// What is opened before the Close was told does not take the closed socket's place.
+pub fn an_index_is_used_again_only_after_close<B: Backend>() {
+    let mut rig = Rig::<B>::new();
+    let (mut stream, sock) = rig.tcp_pair();
+    let folder = tempfile::tempdir().unwrap();
+    let (listener, address) = unix_listener(&folder.path().join("worker"));
+    rig.recv(sock);
+    stream.write_all(b"data").unwrap();
+    rig.receive(sock);
+    rig.close(sock, How::Now);
+    let connected = rig.connect(&address).expect("the backlog has room");
+    rig.expect_close(sock);
+    rig.until("the connect", |event| match event {
+        Event::Connect { sock } if sock == connected => Ok(()),
+        other => Err(other),
+    });
+    drop(listener);
+    rig.finish();
 }
 
 /// Two sockets are ready in the same turn; the first one's event closes both.

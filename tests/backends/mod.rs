@@ -55,6 +55,8 @@ macro_rules! conformance {
                 close_now_with_a_receive_armed
                 close_flushed_with_a_receive_armed
                 close_reset_with_a_receive_armed
+                patience_counts_from_the_close
+                an_index_is_used_again_only_after_close
                 close_now_inside_of_a_turn_silences_the_socket
                 reset_cuts_what_is_queued
                 flushed_delivers_everything

@@ -69,7 +69,7 @@ impl<B: Backend> Rig<B> {
 
     pub fn listen(&mut self, listener: std::os::fd::OwnedFd) -> Sock {
         let sock = self.backend.listen(listener).unwrap();
-        self.known.insert(sock, Known::default());
+        self.meet(sock);
         sock
     }
 
@@ -99,8 +99,15 @@ impl<B: Backend> Rig<B> {
 
     pub fn connect(&mut self, address: &SockAddr) -> Option<Sock> {
         let sock = self.backend.connect(address).unwrap()?;
-        self.known.insert(sock, Known::default());
+        self.meet(sock);
         Some(sock)
+    }
+
+    /// A new socket. Layers above keep what they know of a socket at its index, until its Close is told.
+    fn meet(&mut self, sock: Sock) {
+        let taken = self.known.keys().find(|other| other.index == sock.index);
+        assert!(taken.is_none(), "{sock:?} has the index of {taken:?}, whose Close was not told yet");
+        self.known.insert(sock, Known::default());
     }
 
     pub fn recv(&mut self, sock: Sock) {
@@ -278,7 +285,7 @@ impl<B: Backend> Rig<B> {
                 *count += 1;
                 assert!(*count <= ACCEPT_BATCH, "more accepts in one turn than a batch");
                 assert!(self.known.contains_key(listener), "an accept for an unknown listener");
-                assert!(self.known.insert(*sock, Known::default()).is_none(), "an accept with a living name");
+                self.meet(*sock);
             }
             Event::Close { sock } => {
                 let known = self.known.remove(sock).expect("Close came twice, or for an unknown socket");

@@ -1,3 +1,9 @@
 //! The server from end to end: real connections, a recording worker behind it, every case on every backend.
 
+mod answers;
+mod bodies;
+mod fields;
+mod messages;
 mod refusals;
+mod streaming;
+mod upgrades;

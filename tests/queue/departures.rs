@@ -41,20 +41,13 @@ fn who_leaves_the_queue_is_not_run(backend: &str) {
         client.get(&format!("/{number}"));
         until("the request waits", || server.status()["queue"]["depth"] == number + 1);
     }
-    // Every second one leaves: half by an end, half by a reset.
+    // Every second one leaves: one of them by a reset, the others by an end.
     for (number, client) in clients.iter().enumerate().filter(|(number, _)| number % 2 == 0) {
         if number == 2 {
             socket2::SockRef::from(&client.stream).set_linger(Some(Duration::ZERO)).unwrap();
         }
     }
-    let mut number = 0;
-    let mut staying: Vec<(usize, Client)> = Vec::new();
-    for client in clients {
-        if number % 2 == 1 {
-            staying.push((number, client));
-        }
-        number += 1;
-    }
+    let mut staying: Vec<_> = clients.into_iter().enumerate().filter(|(number, _)| number % 2 == 1).collect();
     until("those who left are out of the queue", || server.status()["queue"]["depth"] == 3);
     go.send(()).unwrap();
     assert_eq!(first.answer().text(), "/slow");

@@ -3,16 +3,12 @@
 //! Every body runs on both backends. Nothing waits for a time: conditions are looked at until [`DEADLINE`].
 
 mod departures;
-mod limits;
 mod order;
 mod retries;
 mod rig;
-mod slow;
-mod stops;
-mod supervised;
 mod waiting;
 
-use rig::{Answer, Client, DEADLINE, Question, Server, Worker, folder, ok, until};
+use rig::{Client, DEADLINE, Question, Server, Worker, folder, ok, until};
 
 /// Makes one test per backend of each body.
 macro_rules! on_both_backends {

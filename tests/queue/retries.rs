@@ -188,8 +188,11 @@ fn a_full_backlog_does_not_hold_a_request_from_an_idle_worker(backend: &str) {
     let mut clogged = Clogged::new(&folder.path().join("a"));
     let clogged_worker = Worker::absent(&folder.path().join("a"));
     let free = Worker::mirror(&folder.path().join("b"));
-    let server =
-        Server::before(backend, &[&clogged_worker, &free], &["--balance", "round-robin", "--connect-timeout-ms", "5000"]);
+    let server = Server::before(
+        backend,
+        &[&clogged_worker, &free],
+        &["--balance", "round-robin", "--connect-timeout-ms", "5000"],
+    );
     clogged.fill();
     let mut client = server.client();
     for number in 0..6 {
@@ -199,7 +202,6 @@ fn a_full_backlog_does_not_hold_a_request_from_an_idle_worker(backend: &str) {
         assert_eq!((answer.status, answer.text()), (200, format!("/{number}")));
         assert!(start.elapsed() < Duration::from_secs(4), "it waited for the full backlog");
     }
-    std::mem::forget(clogged_worker);
 }
 
 fn a_full_backlog_of_the_only_worker_is_waited_for_and_then_refused(backend: &str) {
@@ -232,7 +234,6 @@ fn a_full_backlog_of_the_only_worker_is_waited_for_and_then_refused(backend: &st
         }
     });
     assert_eq!(client.answer().text(), "served");
-    std::mem::forget(worker);
 }
 
 fn a_silent_worker_is_a_504(backend: &str) {
@@ -273,6 +274,12 @@ fn an_answer_that_never_ends_is_cut(backend: &str) {
     let mut client = server.client();
     let start = Instant::now();
     client.get("/");
+    let other = client.stream.try_clone().unwrap();
+    std::thread::spawn(move || {
+        // Were it never cut, the test would read for ever.
+        std::thread::sleep(DEADLINE);
+        let _ = other.shutdown(std::net::Shutdown::Both);
+    });
     assert!(client.try_answer().is_none(), "an answer that was cut looked whole");
     assert!(start.elapsed() >= Duration::from_secs(1) && start.elapsed() < Duration::from_secs(10));
 }

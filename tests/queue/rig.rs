@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -29,9 +29,8 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// A running server; killed when dropped.
 pub struct Server {
     pub address: SocketAddr,
-    pub child: Child,
+    child: Child,
     lines: Arc<Mutex<Vec<String>>>,
-    pub run_directory: PathBuf,
     _folder: tempfile::TempDir,
 }
 
@@ -48,11 +47,7 @@ impl Server {
     }
 
     pub fn start(backend: &str, flags: &[&str]) -> Server {
-        Server::start_as(Command::new(env!("CARGO_BIN_EXE_production_server")), backend, flags)
-    }
-
-    /// With a program before it, as in a shell that sets limits.
-    pub fn start_as(mut command: Command, backend: &str, flags: &[&str]) -> Server {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_production_server"));
         let folder = folder();
         let run_directory = folder.path().join("run");
         command
@@ -82,7 +77,7 @@ impl Server {
         });
         let address = address.recv_timeout(DEADLINE);
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut server = Server { address: unknown, child, lines, run_directory, _folder: folder };
+        let mut server = Server { address: unknown, child, lines, _folder: folder };
         server.address = address.unwrap_or_else(|_| panic!("the server does not listen: {:?}", server.lines()));
         let fell_back = server.lines().iter().any(|line| line.contains("refuses io_uring"));
         assert!(!fell_back, "{:?}", server.lines());
@@ -101,39 +96,6 @@ impl Server {
     pub fn status(&self) -> serde_json::Value {
         let answer = self.client().ask("GET /status HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         serde_json::from_slice(&answer.body).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
-    }
-
-    pub fn signal(&self, signal: &str) {
-        let done = Command::new("kill").args(["-s", signal, &self.child.id().to_string()]).status().unwrap();
-        assert!(done.success());
-    }
-
-    /// Its exit, which must come.
-    pub fn ended(&mut self) -> ExitStatus {
-        let mut status = None;
-        until("the server ends", || {
-            status = self.child.try_wait().unwrap();
-            status.is_some()
-        });
-        status.unwrap()
-    }
-
-    fn of_process(&self, file: &str) -> String {
-        std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
-    }
-
-    /// Its resident memory, in bytes.
-    pub fn resident_bytes(&self) -> usize {
-        let status = self.of_process("status");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
-    }
-
-    /// Its processor time so far, in ticks of a hundredth of a second.
-    pub fn processor_ticks(&self) -> u64 {
-        let stat = self.of_process("stat");
-        let fields: Vec<&str> = stat[stat.rfind(')').unwrap()..].split(' ').collect();
-        fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap()
     }
 }
 
@@ -275,11 +237,6 @@ impl Client {
             Err(error) => panic!("no more bytes: {error}; so far {:?}", String::from_utf8_lossy(&self.buffer)),
         }
     }
-
-    /// Whether the server ends the connection without another byte.
-    pub fn is_ended(&mut self) -> bool {
-        self.more().is_none() && self.buffer.is_empty()
-    }
 }
 
 fn find(bytes: &[u8], what: &[u8]) -> Option<usize> {
@@ -317,6 +274,7 @@ struct Record {
     open: AtomicUsize,
     running: AtomicUsize,
     most: AtomicUsize,
+    listens: AtomicBool,
     stopped: AtomicBool,
 }
 
@@ -345,6 +303,7 @@ impl Worker {
 
     pub fn listen(&self, handler: impl Fn(&Question, &mut UnixStream) -> bool + Send + Sync + 'static) {
         let listener = UnixListener::bind(&self.path).unwrap();
+        self.record.listens.store(true, Ordering::SeqCst);
         let (record, handler): (_, Arc<Handler>) = (self.record.clone(), Arc::new(handler));
         std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -363,9 +322,11 @@ impl Worker {
         });
     }
 
-    /// No longer listens, and its socket's file is gone.
+    /// No longer listens, and its socket's file is gone. One that never listened leaves what lies at its path.
     pub fn stop(&self) {
-        self.record.stopped.store(true, Ordering::SeqCst);
+        if !self.record.listens.load(Ordering::SeqCst) || self.record.stopped.swap(true, Ordering::SeqCst) {
+            return;
+        }
         // Wakes the thread that accepts.
         drop(UnixStream::connect(&self.path));
         let _ = std::fs::remove_file(&self.path);

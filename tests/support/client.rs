@@ -11,6 +11,8 @@ pub struct Client {
     stream: TcpStream,
     /// Received and not yet used.
     input: Vec<u8>,
+    /// What the last receive in vain said, for messages.
+    ending: String,
 }
 
 /// How a connection ended.
@@ -74,12 +76,12 @@ impl Client {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
-        Client { stream, input: Vec::new() }
+        Client { stream, input: Vec::new(), ending: String::new() }
     }
 
     /// Another handle of the same connection, to send while this one receives.
     pub fn second(&self) -> Client {
-        Client { stream: self.stream.try_clone().unwrap(), input: Vec::new() }
+        Client { stream: self.stream.try_clone().unwrap(), input: Vec::new(), ending: String::new() }
     }
 
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
@@ -123,7 +125,7 @@ impl Client {
 
     /// The next answer, interim ones included.
     pub fn next_answer(&mut self, to_head: bool) -> Answer {
-        let head = self.head().unwrap_or_else(|| panic!("no answer but {}", text(&self.input)));
+        let head = self.head().unwrap_or_else(|| panic!("no answer but {:?} and {}", text(&self.input), self.ending));
         let status = head.get(9..12).and_then(|status| status.parse().ok());
         let status: u16 =
             status.filter(|_| head.starts_with("HTTP/1.1 ")).unwrap_or_else(|| panic!("not HTTP: {head}"));
@@ -244,8 +246,12 @@ impl Client {
                 return Some(from + found);
             }
             from = self.input.len().saturating_sub(needle.len() - 1);
-            if !matches!(self.receive(), Ok(count) if count > 0) {
-                return None;
+            match self.receive() {
+                Ok(count) if count > 0 => {}
+                end => {
+                    self.ending = format!("{end:?}");
+                    return None;
+                }
             }
         }
     }

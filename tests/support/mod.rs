@@ -12,9 +12,9 @@ mod worker;
 
 use std::time::{Duration, Instant};
 
-pub use client::{Answer, Client, Ending};
+pub use client::{Client, Ending};
 pub use server::Server;
-pub use worker::{Incoming, Script, Worker};
+pub use worker::Worker;
 
 /// No wait of a test is longer; it ends a test that would hang.
 pub const DEADLINE: Duration = Duration::from_secs(20);

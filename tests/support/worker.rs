@@ -9,9 +9,6 @@ use std::sync::{Arc, Mutex};
 use super::client::fields;
 use super::{DEADLINE, eventually, text};
 
-/// What a worker does with a connection. It may return early: then the connection is closed.
-pub type Script = dyn Fn(&mut Incoming) + Send + Sync;
-
 /// What came over one connection.
 #[derive(Clone, Default)]
 pub struct Record {
@@ -35,6 +32,8 @@ pub struct Worker {
 /// The two kinds of sockets that a worker has.
 trait Socket: Read + Write + Send {
     fn end(&self, how: Shutdown);
+    /// Makes the close a reset, where the kind of socket has such.
+    fn reset_at_close(&self);
 }
 
 impl Socket for UnixStream {
@@ -42,11 +41,19 @@ impl Socket for UnixStream {
         // The server may have closed it before.
         let _ = self.shutdown(how);
     }
+
+    fn reset_at_close(&self) {
+        panic!("a Unix socket has no reset");
+    }
 }
 
 impl Socket for TcpStream {
     fn end(&self, how: Shutdown) {
         let _ = self.shutdown(how);
+    }
+
+    fn reset_at_close(&self) {
+        socket2::SockRef::from(self).set_linger(Some(std::time::Duration::ZERO)).unwrap();
     }
 }
 
@@ -134,10 +141,22 @@ impl Worker {
         Worker { url, records, stopped, unblock: Box::new(unblock), _folder: folder }
     }
 
+    /// Stops listening; connections end as the server ends them.
+    pub fn vanish(&self) {
+        self.stopped.store(true, Ordering::SeqCst);
+        (self.unblock)();
+    }
+
     /// What came over each connection on which anything came: the server also looks whether it may connect.
     pub fn records(&self) -> Vec<Record> {
         let records = self.records.lock().unwrap();
         records.iter().filter(|record| !record.bytes.is_empty()).cloned().collect()
+    }
+
+    /// The connection over which the request for that path came.
+    pub fn of(&self, path: &str) -> Option<Record> {
+        let path = path.as_bytes();
+        self.records().into_iter().find(|record| record.bytes.windows(path.len()).any(|window| window == path))
     }
 
     /// All bytes of all connections.
@@ -162,8 +181,7 @@ impl Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.stopped.store(true, Ordering::SeqCst);
-        (self.unblock)();
+        self.vanish();
     }
 }
 
@@ -240,6 +258,19 @@ impl Incoming {
         Some(self.input.drain(..count).collect())
     }
 
+    /// Whether what was received and not taken ends so.
+    pub fn ends_with(&self, end: &[u8]) -> bool {
+        self.input.ends_with(end)
+    }
+
+    /// What has come, at least a byte; `None` at the end.
+    pub fn any(&mut self) -> Option<Vec<u8>> {
+        if self.input.is_empty() {
+            self.receive()?;
+        }
+        Some(std::mem::take(&mut self.input))
+    }
+
     /// Receives until the server ends the connection.
     pub fn drain(&mut self) {
         while self.receive().is_some() {}
@@ -275,5 +306,10 @@ impl Incoming {
     /// Says that nothing more will be sent.
     pub fn finish(&mut self) {
         self.socket.end(Shutdown::Write);
+    }
+
+    /// The close at the script's end is a reset. Only on TCP.
+    pub fn reset(&mut self) {
+        self.socket.reset_at_close();
     }
 }

@@ -247,6 +247,8 @@ impl Backend for IoUring {
             self.ring.enter(1, timeout.into_iter().chain(sleep).min())
         };
         self.now = Instant::now();
+        // Deadlines set in this turn count from now on, and not from before the sleep.
+        self.wheel.turn(self.now);
         result
     }
 
@@ -341,7 +343,6 @@ impl IoUring {
 
     /// Acts on the deadlines that have passed.
     fn expire(&mut self) {
-        self.wheel.turn(self.now);
         while let Some(index) = self.wheel.expire() {
             let sock = Sock { index, generation: self.lives[index as usize] };
             if !self.end_rest(sock) {

@@ -1,0 +1,173 @@
+//! Answers that are produced bit by bit reach the client bit by bit.
+
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::support::{Client, Server, Worker, eventually, on_every_backend, pattern};
+
+on_every_backend! {
+    pieces_arrive_before_the_next_is_made
+    old_clients_get_their_pieces_at_once
+    a_client_that_leaves_a_stream_ends_it
+    a_stream_outlives_the_read_timeout
+    a_slow_reader_does_not_hold_the_worker
+    a_slow_reader_of_an_endless_answer_is_bounded
+}
+
+/// A worker that sends the head at once, and each piece when it is told to; the stream ends with the sender.
+fn told(head: &'static str) -> (Worker, mpsc::Sender<Vec<u8>>) {
+    let (sender, pieces) = mpsc::channel::<Vec<u8>>();
+    let pieces = Arc::new(Mutex::new(pieces));
+    let worker = Worker::new(move |incoming| {
+        if incoming.request().is_some() {
+            incoming.send(head);
+            let pieces = pieces.lock().unwrap();
+            while let Ok(piece) = pieces.recv() {
+                incoming.send(piece);
+            }
+        }
+    });
+    (worker, sender)
+}
+
+fn pieces_arrive_before_the_next_is_made(backend: &str) {
+    let heads = [
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nX-Accel-Buffering: no\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n",
+        "HTTP/1.0 200 OK\r\n\r\n",
+    ];
+    for head in heads {
+        let (worker, tell) = told(head);
+        let server = Server::before(backend, &worker.url, &[]);
+        let mut client = Client::of(&server);
+        client.send("GET /stream HTTP/1.1\r\nHost: test\r\n\r\n");
+        // The head is there before the first piece is made.
+        let got = client.head().unwrap();
+        assert!(got.starts_with("HTTP/1.1 200 "), "{got}");
+        assert!(!got.to_ascii_lowercase().contains("x-accel"), "{got}");
+        let chunked = !head.contains("Content-Length");
+        assert_eq!(got.contains("Transfer-Encoding: chunked\r\n"), chunked, "{got}");
+        for index in 0..5 {
+            let piece = format!("data: {index}\n\n ");
+            let framed = if head.contains("chunked") { format!("a\r\n{piece}\r\n") } else { piece.clone() };
+            tell.send(framed.into_bytes()).unwrap();
+            let expected = if chunked { format!("a\r\n{piece}\r\n") } else { piece };
+            assert_eq!(String::from_utf8(client.take(expected.len())).unwrap(), expected, "{head}");
+        }
+        if head.contains("chunked") {
+            tell.send(b"0\r\n\r\n".to_vec()).unwrap();
+        }
+        drop(tell);
+        if chunked {
+            assert_eq!(client.take(5), b"0\r\n\r\n");
+        }
+        client.expect_alive();
+    }
+}
+
+fn old_clients_get_their_pieces_at_once(backend: &str) {
+    for head in ["HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"] {
+        let (worker, tell) = told(head);
+        let server = Server::before(backend, &worker.url, &[]);
+        let mut client = Client::of(&server);
+        client.send("GET /stream HTTP/1.0\r\n\r\n");
+        client.head().unwrap();
+        for index in 0..5 {
+            let piece = format!("piece {index}");
+            let framed = if head.contains("chunked") { format!("7\r\n{piece}\r\n") } else { piece.clone() };
+            tell.send(framed.into_bytes()).unwrap();
+            assert_eq!(client.take(7), piece.as_bytes());
+        }
+        if head.contains("chunked") {
+            tell.send(b"0\r\n\r\n".to_vec()).unwrap();
+        }
+        drop(tell);
+        client.expect_end();
+    }
+}
+
+fn a_client_that_leaves_a_stream_ends_it(backend: &str) {
+    let (worker, tell) = told("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n");
+    let server = Server::before(backend, &worker.url, &[]);
+    let mut client = Client::of(&server);
+    client.send("GET /stream HTTP/1.1\r\nHost: test\r\n\r\n");
+    client.head().unwrap();
+    drop(client);
+    drop(tell);
+    // Its one permit is free: the next is served.
+    let mut client = Client::of(&server);
+    client.send("GET /next HTTP/1.1\r\nHost: test\r\n\r\n");
+    assert!(client.head().unwrap().starts_with("HTTP/1.1 200 "));
+}
+
+fn a_stream_outlives_the_read_timeout(backend: &str) {
+    let (worker, tell) = told("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n");
+    let flags = ["--read-timeout-ms", "200", "--request-timeout", "400ms"];
+    let server = Server::before(backend, &worker.url, &flags);
+    let mut client = Client::of(&server);
+    client.send("GET /stream HTTP/1.1\r\nHost: test\r\n\r\n");
+    client.head().unwrap();
+    std::thread::sleep(Duration::from_millis(900));
+    tell.send(b"late".to_vec()).unwrap();
+    assert_eq!(client.take(9), b"4\r\nlate\r\n");
+    drop(tell);
+    assert_eq!(client.take(5), b"0\r\n\r\n");
+}
+
+fn a_slow_reader_does_not_hold_the_worker(backend: &str) {
+    let body = pattern(10 << 20);
+    let large = body.clone();
+    let worker = Worker::new(move |incoming| {
+        while let Some((head, _)) = incoming.request() {
+            incoming.respond(if head.starts_with("GET /large") { &large } else { b"small" });
+        }
+    });
+    let server = Server::before(backend, &worker.url, &[]);
+    let mut slow: Vec<_> = (0..4).map(|_| Client::of(&server)).collect();
+    for client in &mut slow {
+        client.read_little();
+        client.send("GET /large HTTP/1.1\r\nHost: test\r\n\r\n");
+    }
+    let mut other = Client::of(&server);
+    for _ in 0..5 {
+        let started = Instant::now();
+        assert_eq!(other.get("/small").body_text(), "small");
+        assert!(started.elapsed() < Duration::from_secs(2), "behind slow readers it took {:?}", started.elapsed());
+    }
+    let mut slow = slow.pop().unwrap();
+    let head = slow.head().unwrap();
+    assert!(head.contains("Content-Length: 10485760\r\n"), "{head}");
+    assert!(slow.take(100_000) == body[..100_000]);
+}
+
+fn a_slow_reader_of_an_endless_answer_is_bounded(backend: &str) {
+    let worker = Worker::new(|incoming| {
+        if incoming.request().is_some() {
+            incoming.send("HTTP/1.1 200 OK\r\n\r\n");
+            let piece = pattern(1 << 20);
+            for _ in 0..200 {
+                if !incoming.send(&piece) {
+                    return;
+                }
+            }
+        }
+    });
+    let server = Server::before(backend, &worker.url, &["--write-timeout", "1s"]);
+    let before = server.resident_bytes();
+    let mut client = Client::of(&server);
+    client.read_little();
+    client.send("GET /endless HTTP/1.1\r\nHost: test\r\n\r\n");
+    client.head().unwrap();
+    // It makes no progress: the write timeout ends it, and with it the worker's connection.
+    eventually("the worker is let go", || {
+        worker.records().iter().any(|record| record.ended) || {
+            Client::of(&server).ask("GET /next HTTP/1.0\r\n\r\n").status == 200
+        }
+    });
+    let got = server.peak_bytes().saturating_sub(before);
+    assert!(got < 32 << 20, "{got} bytes more resident");
+}
