@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use production_server::backends::simulated::{Entered, Faults, Place, Random, Simulated, World};
+use production_server::backends::simulated::{Entered, Faults, Place, Random, Simulated, Trace, World};
 use production_server::backends::{Backend, Bell, Options, Size};
 use production_server::buffers::block::{Budget, Pool};
 use production_server::config::{self, Settings};
@@ -182,7 +182,7 @@ pub struct Summary {
 }
 
 /// Runs one seed to its end; panics where a rule is broken.
-pub fn run(seed: u64, trace: Option<Box<dyn FnMut(&str)>>) -> Summary {
+pub fn run(seed: u64, trace: Option<Trace>) -> Summary {
     let mut run = Run::new(seed, trace);
     run.serve();
     run.stop();
@@ -195,7 +195,7 @@ pub fn run(seed: u64, trace: Option<Box<dyn FnMut(&str)>>) -> Summary {
 }
 
 impl Run {
-    fn new(seed: u64, trace: Option<Box<dyn FnMut(&str)>>) -> Run {
+    fn new(seed: u64, trace: Option<Trace>) -> Run {
         let plan = Plan::draw(seed);
         let world = World::with_faults(seed, plan.faults.clone());
         if let Some(trace) = trace {

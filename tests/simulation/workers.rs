@@ -204,11 +204,6 @@ impl Worker {
         true
     }
 
-    /// Whether nothing is under way on it.
-    pub fn is_idle(&self) -> bool {
-        self.connections.iter().all(|connection| matches!(connection.state, State::Idle) && connection.input.is_empty())
-    }
-
     /// What becomes of the requests of a connection that is over.
     fn forget(&self, connection: Connection, unread: &[u8], fate: Fate) {
         match connection.state {
