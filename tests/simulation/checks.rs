@@ -152,7 +152,7 @@ impl Ledger {
                 Fate::Dropped => record.idempotent && before.reused && !before.wrote,
                 Fate::Running | Fate::Answered | Fate::Died => false,
             };
-            assert!(allowed, "request {id} went to worker {worker} again: {record:?}");
+            assert!(allowed, "request {id} went to worker {worker} after worker {}: {record:?}", before.worker);
         }
         assert!(!record.answered, "request {id} was delivered after its answer: {record:?}");
         record.deliveries.push(Delivery { worker, reused, fate: Fate::Running, wrote: false, intent: None });

@@ -168,7 +168,7 @@ impl Client {
         let last = requests.iter().position(|request| request.last || request.tunnel.is_some());
         requests.truncate(last.map_or(count, |last| last + 1));
         let total: usize = requests.iter().map(|request| request.bytes.len()).sum();
-        let slow = world.chance(150) && total < 3000;
+        let slow = world.chance(150) && total < 1500;
         let leave = match world.below(if manners.rude { 13 } else { 8 }) {
             // Whoever ends before an answer is taken for one who has left, unless the connection ends with that answer anyway.
             0 if manners.rude || requests.last().is_some_and(|request| request.last) => Leave::Finishes,
@@ -180,7 +180,7 @@ impl Client {
         };
         Plan {
             depth: if world.chance(400) && (manners.rude || leave == Leave::Done) { world.between(2, 6) } else { 1 },
-            piece: if slow { 1 } else { [60, 700, 20_000][world.below(3)] },
+            piece: if slow { 1 } else { [if total < 8000 { 60 } else { 700 }, 700, 20_000][world.below(3)] },
             read: [100, 4096, 65_536][world.below(3)],
             reads: [200, 1000][world.below(2)],
             requests,

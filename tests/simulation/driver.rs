@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use production_server::backends::simulated::{Entered, Faults, Place, Random, Simulated, World};
+use production_server::backends::simulated::{Entered, Faults, Place, Random, Simulated, Trace, World};
 use production_server::backends::{Backend, Bell, Options, Size};
 use production_server::buffers::block::{Budget, Pool};
 use production_server::config::{self, Settings};
@@ -307,9 +307,12 @@ impl Run {
         let scripts = self.clients.iter().map(Client::deadline).chain([self.supervisor.deadline()]);
         let next = scripts.flatten().filter(|at| *at > now).min();
         self.world.note(format_args!("nobody moves at {:?}", now - self.started));
+        let holdings: Vec<_> = self.loops.iter().map(|it| it.reactor.holdings()).collect();
+        let waiting: Vec<_> = self.clients.iter().filter(|client| !client.is_done()).map(Client::state).collect();
         // What ended last may have ended by its deadline alone, and nobody moved for it.
         let over = self.loops.iter().all(|it| it.reactor.is_done() && it.reactor.holdings().1 == 0);
-        assert!(self.world.advance_to_next(next) || over, "nothing is to come, and the run is not over");
+        let goes_on = self.world.advance_to_next(next) || over;
+        assert!(goes_on, "nothing is to come, and loops hold {holdings:?}, clients {waiting:#?}");
     }
 
     fn move_one(&mut self, party: usize) {

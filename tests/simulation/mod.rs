@@ -4,7 +4,9 @@
 //! A failing seed prints one line that repeats it with a trace: `SIMULATION_SEED=… cargo test simulation`.
 //! `SIMULATION_SEEDS=…` runs that many.
 
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
 
 mod checks;
 mod clients;
@@ -14,6 +16,7 @@ mod wire;
 mod workers;
 
 use driver::Summary;
+use production_server::backends::simulated::Trace;
 
 /// Seeds that each test run tries.
 const SEEDS: u64 = 256;
@@ -24,7 +27,7 @@ fn number(name: &str) -> Option<u64> {
 
 /// Runs one seed; a failure says how to repeat it.
 fn run(seed: u64, traced: bool) -> Summary {
-    let trace = traced.then(|| Box::new(|line: &str| eprintln!("{line}")) as Box<dyn FnMut(&str)>);
+    let trace = traced.then(|| Box::new(|line: &str| eprintln!("{line}")) as Trace);
     catch_unwind(AssertUnwindSafe(|| driver::run(seed, trace))).unwrap_or_else(|panic| {
         eprintln!("to repeat this: SIMULATION_SEED={seed} cargo test --test suite simulation -- --nocapture");
         resume_unwind(panic)
@@ -49,6 +52,28 @@ fn every_seed_keeps_the_rules() {
     println!("{total:?}");
     assert!(total.answered * 2 > total.requests, "most requests are answered: {total:?}");
     assert!(total.retried > 20 && total.deaths > 100, "faults do happen: {total:?}");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    let lines = |seed| {
+        let lines = Rc::new(RefCell::new(Vec::new()));
+        let kept = Rc::clone(&lines);
+        // The heads of answers show the date, and that is the machine's own.
+        let keep = move |line: &str| {
+            if !line.contains(" gets Head ") {
+                kept.borrow_mut().push(line.to_owned());
+            }
+        };
+        driver::run(seed, Some(Box::new(keep)));
+        lines.take()
+    };
+    for seed in [1, 4, 9, 10] {
+        let (first, second) = (lines(seed), lines(seed));
+        let differs = first.iter().zip(&second).find(|(first, second)| first != second);
+        assert_eq!(differs, None, "seed {seed} is not the whole run");
+        assert!(first.len() == second.len() && first.len() > 100);
+    }
 }
 
 /// Each planted bug is found within as many seeds as an ordinary test run tries.

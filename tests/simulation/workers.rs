@@ -275,7 +275,10 @@ impl Worker {
         let Some(id) = target.and_then(|id| id.parse().ok()) else { panic!("an unknown request: {head:?}") };
         assert_eq!(head.field("expect"), None, "worker {}: it is the server that continues", self.number);
         assert!(head.field("x-request-id").is_some() && head.field("host") == Some("simulated"), "{head:?}");
-        self.check_load(id);
+        // What the server has closed again already is no load that it has put on.
+        if self.world.other_is_open(connection.end) {
+            self.check_load(id);
+        }
         let number = self.ledger.borrow_mut().delivered(id, self.number, connection.served > 0);
         self.world.note(format_args!("worker {} begins {id}.{number}", self.number));
         connection.close_at = None;

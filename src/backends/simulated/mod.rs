@@ -321,6 +321,7 @@ impl Simulated {
             self.look(sock);
         }
         self.order = order;
+        self.world.0.borrow_mut().activity += self.events.len() as u64;
     }
 
     /// Moves time to whatever comes first and says whether to look again; false ends the wait.
