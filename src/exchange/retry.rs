@@ -80,7 +80,11 @@ impl<B: Backend> Loop<B> {
     /// The worker is lost with the request in it.
     pub fn lose(&mut self, key: Key) {
         self.drop_link(key, How::Now);
-        self.give_back(key, Outcome::Broken);
+        // A process that is dying closes its sockets one by one: until the supervisor has looked, it may still seem to listen, and
+        // the worker freed last would be asked first.
+        let worker = self.exchanges.lookup(key).and_then(|exchange| exchange.worker);
+        let ours = worker.is_some_and(|worker| self.shared.dispatch.is_alive(worker).is_some());
+        self.give_back(key, if ours { Outcome::Unreachable } else { Outcome::Broken });
         self.fail(key, 502, "the worker's connection ended before it answered");
     }
 

@@ -245,7 +245,7 @@ impl Supervisor {
         if matches!(process.phase, Phase::Running)
             && let Ok(address) = SockAddr::unix(&process.socket)
         {
-            let message = "the worker refused a connection; its socket is looked at";
+            let message = "the worker refused a connection or lost a request; its socket is looked at";
             self.log.event(Level::Warn, message, &[("worker", &process.label)]);
             let deadline = now + self.ready_timeout;
             process.phase = Phase::Checking { probe: Probe::of_worker(address, now), deadline };
