@@ -181,9 +181,6 @@ pub struct Summary {
     pub rounds: usize,
 }
 
-/// Where each step of a replay is told.
-pub type Trace = Box<dyn FnMut(&str)>;
-
 /// Runs one seed to its end; panics where a rule is broken.
 pub fn run(seed: u64, trace: Option<Trace>) -> Summary {
     let mut run = Run::new(seed, trace);
