@@ -39,7 +39,6 @@ pub struct Intent {
 
 #[derive(Debug)]
 struct Delivery {
-    #[expect(dead_code, reason = "told in failures, through Debug")]
     worker: u32,
     reused: bool,
     fate: Fate,
