@@ -72,6 +72,8 @@ pub(crate) struct Exchange {
     pub version: Version,
     /// The client wants its connection kept.
     pub keep_alive: bool,
+    /// What the client itself said of that: whoever wants it kept may send the next request before it learns that it closes.
+    pub may_go_on: bool,
     /// It asked for an upgrade to websocket.
     pub websocket: bool,
     /// The client waits for "100 Continue".
@@ -160,6 +162,7 @@ impl Exchange {
             method: request.method,
             version: request.version,
             keep_alive: request.keep_alive,
+            may_go_on: request.keep_alive,
             websocket: request.websocket,
             expects: request.expect_continue && request.framing != Framing::None,
             head: Some(head),

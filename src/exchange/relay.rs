@@ -306,9 +306,10 @@ impl<B: Backend> Loop<B> {
         if exchange.keep_alive {
             self.become_state(sock, State::ReadingRequest);
             self.await_request(sock);
-        } else if exchange.upload.is_done() {
+        } else if exchange.upload.is_done() && !exchange.may_go_on {
             self.close_answered(sock);
         } else {
+            // The client is still sending, or may have begun the next request: its bytes must not reset the answer.
             self.close_sending_client(sock);
         }
     }
