@@ -145,7 +145,7 @@ counters! {
     requests,
     /// Bytes received from clients.
     bytes_received,
-    /// Bytes that the kernel took for clients.
+    /// Bytes queued for clients.
     bytes_sent,
     /// Client connections or exchanges that ended in an error: resets, refused requests, answers of 502.
     errors,

@@ -99,6 +99,9 @@ impl<B: Backend> Reactor<B> {
         while !self.is_done() {
             self.turn()?;
         }
+        // Requests whose clients are gone may still be with their workers: their permits go back before the loop does.
+        self.core.cut();
+        self.core.settle();
         self.core.access.flush();
         Ok(())
     }
@@ -117,9 +120,7 @@ impl<B: Backend> Reactor<B> {
         self.core.wheel.turn(self.core.now);
         self.mailbox.awake();
         while let Some(sock) = self.events() {
-            self.core.count().panics.add(1);
-            self.core.shared.log.event(Level::Error, "a panic was caught; the connection is closed", &[]);
-            self.core.disown(sock);
+            self.core.caught(sock);
         }
         self.read_mail();
         self.expire();
@@ -182,8 +183,15 @@ impl<B: Backend> Reactor<B> {
 
     fn expire(&mut self) {
         while let Some(index) = self.core.wheel.expire() {
-            self.core.expired(index);
-            self.core.settle();
+            let sock = self.core.table.at(index);
+            let core = &mut self.core;
+            let handled = catch_unwind(AssertUnwindSafe(|| {
+                core.expired(sock);
+                core.settle();
+            }));
+            if handled.is_err() {
+                core.caught(sock);
+            }
         }
         if self.deadline.is_some_and(|deadline| deadline <= self.core.now) {
             self.deadline = None;
@@ -248,13 +256,19 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    fn expired(&mut self, index: u32) {
-        let sock = self.table.at(index);
+    fn expired(&mut self, sock: Sock) {
         match self.table.kind(sock) {
             Kind::Client => self.client_expired(sock),
             Kind::Link => self.link_expired(sock),
             Kind::Listener(_) | Kind::Free => {}
         }
+    }
+
+    /// A handler has panicked: counts it, says so, and gives up the connection that it was about.
+    fn caught(&mut self, sock: Sock) {
+        self.count().panics.add(1);
+        self.shared.log.event(Level::Error, "a panic was caught; the connection is closed", &[]);
+        self.disown(sock);
     }
 
     /// Gets rid of a connection whose handler has panicked, without trusting its state.

@@ -43,6 +43,8 @@ const SPARE_DESCRIPTORS: usize = 64;
 const LINGER: Duration = Duration::from_secs(2);
 /// How soon accepting is tried again after descriptors ran out.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+/// How long the loops may take to end once they were told to stop at once: lingering connections may take their time.
+const LOOP_GRACE: Duration = Duration::from_secs(3);
 /// How long the log may take to be written out at the end.
 const LOG_FLUSH: Duration = Duration::from_secs(2);
 
@@ -158,11 +160,9 @@ fn supervise(
     };
     let mut code = supervisor.run(hooks).code();
     shared.postboxes.broadcast(|| Message::StopNow);
-    for thread in threads {
-        if let Err(error) = thread.join().unwrap_or_else(|_| Err(io::Error::other("a loop's thread panicked"))) {
-            shared.log.event(Level::Error, "an event loop failed", &[("error", &error)]);
-            code = exit::SOFTWARE;
-        }
+    for error in join(threads, LOOP_GRACE) {
+        shared.log.event(Level::Error, "an event loop failed", &[("error", &error)]);
+        code = exit::SOFTWARE;
     }
     if !shared.settings.stats_interval.is_zero() {
         shared.log.print(metrics::stats_box(&metrics.total()));
@@ -175,6 +175,22 @@ fn supervise(
     }
     shared.log.flush_and_stop(LOG_FLUSH);
     code
+}
+
+/// Waits for the loops, which were told to stop at once, and tells what went wrong. One that does not end within the grace is left
+/// behind: the process ends without it.
+fn join(threads: Vec<JoinHandle<io::Result<()>>>, grace: Duration) -> Vec<io::Error> {
+    let end = Instant::now() + grace;
+    while threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let outcome = |thread: JoinHandle<io::Result<()>>| {
+        if !thread.is_finished() {
+            return Some(io::Error::other("it did not stop in time and is left behind"));
+        }
+        thread.join().unwrap_or_else(|_| Err(io::Error::other("its thread panicked"))).err()
+    };
+    threads.into_iter().filter_map(outcome).collect()
 }
 
 fn policy(settings: &Settings) -> Policy {
@@ -276,7 +292,10 @@ impl LoopSet {
 
 /// Entries of a loop's table: all connections, which one loop might get, those to workers, and listeners.
 fn socket_room(settings: &Settings) -> usize {
-    let to_workers = settings.max_connections + settings.app.workers.max(settings.app.upstreams.len()) * 2;
+    // Idle ones to other workers may stand open while all clients' requests are with one.
+    let idle = (settings.app.concurrency as usize).min(settings.max_connections).saturating_add(2);
+    let workers = settings.app.workers.max(settings.app.upstreams.len());
+    let to_workers = settings.max_connections.saturating_add(workers.saturating_mul(idle));
     settings.max_connections + to_workers + settings.listen.len() + 2 * crate::backends::ACCEPT_BATCH
 }
 
@@ -543,5 +562,27 @@ fn announce(shared: &Shared, backend: BackendChoice) {
         let fields: [(&str, &dyn std::fmt::Display); 3] =
             [("address", address), ("loops", &settings.loops), ("backend", &backend_name(backend))];
         shared.log.event(Level::Info, "listening", &fields);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loop_that_does_not_end_is_left_behind() {
+        let (release, stuck) = std::sync::mpsc::channel::<()>();
+        let threads = vec![
+            std::thread::spawn(|| Ok(())),
+            std::thread::spawn(|| Err(io::Error::other("broken"))),
+            std::thread::spawn(move || {
+                // Ends with the test.
+                let _ = stuck.recv();
+                Ok(())
+            }),
+        ];
+        let errors: Vec<String> = join(threads, Duration::from_millis(50)).iter().map(io::Error::to_string).collect();
+        assert_eq!(errors, ["broken", "it did not stop in time and is left behind"]);
+        drop(release);
     }
 }

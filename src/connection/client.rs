@@ -105,13 +105,20 @@ impl<B: Backend> Loop<B> {
         client.ended = true;
         let key = client.exchange;
         let Some(exchange) = self.exchanges.lookup(key) else {
+            if client.stalled && client.input.is_some() {
+                // Whole requests wait for the outbox; once it has drained they are answered, and then the connection closes.
+                return;
+            }
             // Nothing is being answered. Answers of earlier requests may still be on their way.
             return self.close_client(sock, How::Flushed);
         };
         match exchange.phase {
             Phase::Tunnel => self.tunnel_client_ended(key),
             _ if exchange.upload.is_done() && (serve || !exchange.keep_alive) => {}
-            _ => self.client_left(sock, How::Flushed),
+            _ => {
+                self.count().client_gone.add(1);
+                self.client_left(sock, How::Flushed);
+            }
         }
     }
 
@@ -128,6 +135,9 @@ impl<B: Backend> Loop<B> {
     pub fn client_failed(&mut self, sock: Sock, side: Side) {
         let Some(client) = self.table.client(sock) else { return };
         if side == Side::Send || !matches!(client.state, State::Closing | State::Closed) {
+            if client.exchange != Key::NONE {
+                self.count().client_gone.add(1);
+            }
             self.client_left(sock, How::Now);
         }
     }
@@ -166,7 +176,12 @@ impl<B: Backend> Loop<B> {
             self.count().timeouts.add(1);
             return self.close_client(sock, How::Reset);
         }
-        let started = client.input.is_some() || client.skip.is_some();
+        if client.skip.is_some() {
+            // Its request is answered: a second answer would be taken for that of the next one.
+            self.count().timeouts.add(1);
+            return self.close_client(sock, How::Flushed);
+        }
+        let started = client.input.is_some();
         let waited_for_write = client.written != sent;
         client.written = sent;
         if started {
@@ -190,9 +205,15 @@ impl<B: Backend> Loop<B> {
         self.wheel.arm_after(sock.index, wait);
         let Some(client) = self.table.client(sock) else { return };
         client.search = HeadSearch::default();
-        if client.input.is_some() {
+        let waits = client.input.is_some();
+        let over = !waits && (client.ended || self.draining);
+        if !over && self.stalls(sock) {
+            // A pipeline whose answers nobody reads must not fill the memory: the drain resumes.
+            return;
+        }
+        if waits {
             self.resume.push_back(sock);
-        } else if client.ended || self.draining {
+        } else if over {
             self.close_answered(sock);
         } else {
             self.backend.recv(sock, Size::Small);

@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::backends::{Backend, How, Peer, Size, Sock};
+use crate::backends::{Backend, How, Peer, Piece, Size, Sock};
 use crate::buffers::block::{Block, Pool, Scratch};
 use crate::buffers::slots::{Key, Slots};
 use crate::buffers::wheel::Wheel;
@@ -262,7 +262,8 @@ pub struct Admission {
 impl Admission {
     /// Client connections open now, in all loops.
     pub fn active(&self) -> usize {
-        self.active.load(Ordering::Relaxed)
+        // In one order with the flag, see `pause_accepting`.
+        self.active.load(Ordering::SeqCst)
     }
 }
 
@@ -356,6 +357,13 @@ impl<B: Backend> Loop<B> {
         self.wheel.arm_after(sock.index, after);
     }
 
+    /// Queues bytes for a client, and counts them.
+    #[inline]
+    pub fn send_client(&mut self, sock: Sock, piece: Piece) {
+        self.count().bytes_sent.add(piece.bytes().len() as u64);
+        self.backend.send(sock, piece);
+    }
+
     /// What must hold between two turns: exchanges and connections name each other.
     #[cfg(debug_assertions)]
     pub fn check_invariants(&mut self) {
@@ -443,9 +451,9 @@ impl<B: Backend> Loop<B> {
     /// One connection less: whoever paused its listeners for the limit may accept again.
     fn departed(&mut self) {
         let admission = &self.shared.admission;
-        let before = admission.active.fetch_sub(1, Ordering::AcqRel);
+        let before = admission.active.fetch_sub(1, Ordering::SeqCst);
         let below = before <= self.shared.settings.max_connections;
-        if below && admission.paused.load(Ordering::Acquire) && admission.paused.swap(false, Ordering::AcqRel) {
+        if below && admission.paused.load(Ordering::SeqCst) && admission.paused.swap(false, Ordering::SeqCst) {
             self.shared.postboxes.broadcast(|| crate::mailbox::Message::Accept);
         }
     }
@@ -453,7 +461,7 @@ impl<B: Backend> Loop<B> {
     /// One connection more: at the limit this loop pauses its listeners.
     fn arrived(&mut self) {
         let limit = self.shared.settings.max_connections;
-        let active = self.shared.admission.active.fetch_add(1, Ordering::AcqRel) + 1;
+        let active = self.shared.admission.active.fetch_add(1, Ordering::SeqCst) + 1;
         if active >= limit && !self.paused {
             self.pause_accepting();
         }
@@ -464,8 +472,9 @@ impl<B: Backend> Loop<B> {
         for (listener, _) in &self.listeners {
             self.backend.pause(*listener);
         }
-        self.shared.admission.paused.store(true, Ordering::Release);
-        // A connection may have left between the count and the flag: then nobody else would wake this loop.
+        self.shared.admission.paused.store(true, Ordering::SeqCst);
+        // A connection may have left between the count and the flag: then nobody else would wake this loop. Store and load here,
+        // and count and load there, must not pass each other: hence one order for all of them.
         if self.shared.admission.active() < self.shared.settings.max_connections {
             self.resume_accepting();
         }

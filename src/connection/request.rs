@@ -59,13 +59,16 @@ impl<B: Backend> Loop<B> {
             let wait = if started { timeouts.header } else { timeouts.idle.min(timeouts.write) };
             self.wheel.arm_after(sock.index, wait);
         }
+        // Also with nothing more to be read yet: a client that sends one request a packet and reads no answer must wait, too.
+        if self.stalls(sock) {
+            return;
+        }
         let Some(client) = self.table.client(sock) else { return };
-        if (client.ended || self.draining) && client.input.is_none() && !client.stalled {
+        // A part of a head whose client has finished sending never becomes a request.
+        if client.ended || (self.draining && client.input.is_none()) {
             return self.close_client(sock, How::Flushed);
         }
-        if !client.stalled {
-            self.backend.recv(sock, crate::backends::Size::Small);
-        }
+        self.backend.recv(sock, crate::backends::Size::Small);
     }
 
     fn read_request(&mut self, sock: Sock, mut input: Block) -> Step {
@@ -185,7 +188,7 @@ impl<B: Backend> Loop<B> {
         };
         let bytes = if self.access.enabled() { body_len(&piece) as u64 } else { 0 };
         self.become_state(sock, State::WritingResponse);
-        self.backend.send(sock, piece.into());
+        self.send_client(sock, piece.into());
         if self.access.enabled() {
             self.log_head(sock, input, Some(request), 200, bytes);
         }
@@ -259,7 +262,7 @@ impl<B: Backend> Loop<B> {
         {
             self.become_state(sock, State::WritingResponse);
         }
-        self.backend.send(sock, piece.into());
+        self.send_client(sock, piece.into());
         if self.access.enabled() {
             self.log_head(sock, b"", None, status, bytes);
         }

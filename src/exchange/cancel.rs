@@ -115,7 +115,7 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(sock) else { return };
         client.exchange = Key::NONE;
         self.become_state(sock, State::WritingResponse);
-        self.backend.send(sock, piece.into());
+        self.send_client(sock, piece.into());
         if keep_alive {
             self.become_state(sock, State::ReadingRequest);
             self.await_request(sock);
@@ -156,7 +156,7 @@ impl<B: Backend> Loop<B> {
         }
         if !isolated || exchange.stream || !delivered {
             self.drop_link(key, How::Now);
-            return self.give_back(key, Outcome::Broken);
+            return self.give_back(key, if delivered { Outcome::Broken } else { Outcome::Unused });
         }
         exchange.phase = Phase::Abandoned;
         exchange.release_request(false);

@@ -71,7 +71,7 @@ impl<B: Backend> Loop<B> {
         }
         let room = rewrite::informational_room(response, &self.fields);
         let piece = self.scratch.write(room, |out| rewrite::informational(out, input, response, &self.fields));
-        self.backend.send(client, piece.into());
+        self.send_client(client, piece.into());
     }
 
     /// A malformed answer: nothing of it reaches the client.
@@ -142,7 +142,8 @@ impl<B: Backend> Loop<B> {
             upgrade: false,
         };
         let whole = match exchange.answer {
-            Reader::Length(length) => length as usize + response.len <= input.len() && length as usize <= COPY_BYTES,
+            // The size first: a length is the worker's word, and may be near 2^64.
+            Reader::Length(length) => length <= COPY_BYTES as u64 && length as usize + response.len <= input.len(),
             _ => false,
         };
         let body = if let (true, Reader::Length(length)) = (whole, &exchange.answer) { *length as usize } else { 0 };
@@ -157,7 +158,7 @@ impl<B: Backend> Loop<B> {
         exchange.bytes += body as u64;
         input.advance(response.len + body);
         self.become_state(sock, State::WritingResponse);
-        self.backend.send(sock, piece.into());
+        self.send_client(sock, piece.into());
         self.answer_body(key, input);
     }
 
@@ -204,14 +205,16 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let trailers = exchange.answer.trailers();
         if trailers.is_empty() {
-            return self.backend.send(exchange.client, Piece::Static(b"0\r\n\r\n"));
+            let client = exchange.client;
+            return self.send_client(client, Piece::Static(b"0\r\n\r\n"));
         }
         let end = self.scratch.write(trailers.len() + 8, |out| {
             out.put(b"0\r\n");
             out.put(trailers);
             out.put(b"\r\n");
         });
-        self.backend.send(exchange.client, end.into());
+        let client = exchange.client;
+        self.send_client(client, end.into());
     }
 
     /// Passes the bare body on, with chunks put on where the client needs them.
@@ -227,7 +230,7 @@ impl<B: Backend> Loop<B> {
             let line = self.scratch.write(CHUNK_LINE, |out| put_chunk_line(out, data.len()));
             self.lend(key, line);
             self.lend(key, data);
-            self.backend.send(client, Piece::Static(b"\r\n"));
+            self.send_client(client, Piece::Static(b"\r\n"));
         }
     }
 
@@ -241,7 +244,7 @@ impl<B: Backend> Loop<B> {
         if planted::strikes(Bug::LeakedBlock, 20) {
             std::mem::forget(data.clone());
         }
-        self.backend.send(client, data.into());
+        self.send_client(client, data.into());
     }
 
     /// Arms the worker's next receive, unless so much waits for the client that the worker must wait, too.
@@ -289,15 +292,12 @@ impl<B: Backend> Loop<B> {
         let link = std::mem::replace(&mut exchange.link, Key::NONE);
         let kept = exchange.link_keeps && exchange.upload.is_done() && !surplus;
         let timeout = exchange.link_timeout;
-        let permit = exchange.permit.take();
         if kept && self.backend.unsent(link) == 0 {
             self.park(link, timeout)
         } else {
             self.close_link(link, How::Now)
         }
-        if let Some(permit) = permit {
-            self.release(permit, Outcome::Answered);
-        }
+        self.give_back(key, Outcome::Answered);
         self.log_exchange(key);
         let Some(exchange) = self.exchanges.remove(key) else { return };
         let sock = exchange.client;
@@ -339,11 +339,12 @@ impl<B: Backend> Loop<B> {
     /// The worker's end, where that is the end of the body.
     pub fn end_answer(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        if exchange.encoding == Encoding::Chunk {
-            self.backend.send(exchange.client, Piece::Static(b"0\r\n\r\n"));
-        }
         exchange.answer = Reader::Done;
         exchange.link_keeps = false;
+        let (client, chunked) = (exchange.client, exchange.encoding == Encoding::Chunk);
+        if chunked {
+            self.send_client(client, Piece::Static(b"0\r\n\r\n"));
+        }
         self.finish_answer(key, false);
     }
 

@@ -4,6 +4,7 @@
 use crate::backends::{Backend, HIGH_MARK, How, Size, Sock};
 use crate::buffers::block::{Block, Pool, SMALL};
 use crate::buffers::slots::Key;
+use crate::buffers::wheel::TICK;
 use crate::connection::{LinkState, Loop, Reach, State};
 use crate::dispatch::{Acquire, Ask, Grant, Outcome, Patience, Permit, Waiter};
 use crate::http::Framing;
@@ -65,7 +66,7 @@ impl<B: Backend> Loop<B> {
                 return self.fail(key, 503, QUEUE_FULL);
             }
             if input.is_empty() {
-                self.backend.send(sock, crate::backends::Piece::Static(b"HTTP/1.1 100 Continue\r\n\r\n"));
+                self.send_client(sock, crate::backends::Piece::Static(b"HTTP/1.1 100 Continue\r\n\r\n"));
             }
         }
         self.arm(sock, self.shared.settings.timeouts.body);
@@ -128,6 +129,8 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         if !front {
             exchange.since = self.now;
+            // A sender that was slow, and was allowed to be, has not used up its worker's time.
+            exchange.request_by = self.now + self.shared.settings.app.timeouts.request;
         }
         let waiter = Waiter { loop_index: self.index, exchange: key };
         let ask = Ask { since: exchange.since, exclude: exchange.exclude, front };
@@ -165,12 +168,9 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let (sock, Some(ticket)) = (exchange.client, exchange.ticket) else { return };
         match self.shared.dispatch.patience(ticket, self.now) {
-            Patience::Until(instant) => {
-                // The clocks change when the app becomes ready or stops to be: look at least as often as the queue's own.
-                let soonest = self.now + self.shared.settings.app.queue.timeout;
-                self.wheel.arm(sock.index, instant.min(soonest));
-            }
-            Patience::Granted => self.arm(sock, self.shared.settings.app.queue.timeout),
+            Patience::Until(instant) => self.wheel.arm(sock.index, instant),
+            // The permit is in the mail; were it lost, this would look for it again.
+            Patience::Granted => self.arm(sock, self.shared.settings.app.queue.timeout.max(TICK)),
             Patience::QueueTimeout => {
                 exchange.ticket = None;
                 self.count().queue_timeouts.add(1);
@@ -252,7 +252,7 @@ impl<B: Backend> Loop<B> {
         }
         if self.now >= exchange.read_by {
             self.count().timeouts.add(1);
-            self.give_back(key, Outcome::Broken);
+            self.give_back(key, Outcome::Unused);
             return self.fail(key, 503, "the worker accepts no connections: its backlog is full");
         }
         let streamed = exchange.streamed;

@@ -40,7 +40,7 @@ impl<B: Backend> Loop<B> {
         let room = rewrite::response_room(response, &self.fields, &answer);
         let piece = self.scratch.write(room, |out| rewrite::response(out, &input, response, &self.fields, &answer));
         self.become_state(sock, State::WritingResponse);
-        self.backend.send(sock, piece.into());
+        self.send_client(sock, piece.into());
         self.log_exchange(key);
         self.count().tunnels.add(1);
         self.count().active_tunnels.increment();
@@ -49,13 +49,17 @@ impl<B: Backend> Loop<B> {
         self.give_back(key, Outcome::Tunnel);
         input.advance(response.len);
         if !input.is_empty() {
-            self.backend.send(sock, input.into());
+            self.send_client(sock, input.into());
         }
         // What the client sent behind its request already belongs to the tunnel.
         if let Some(early) = self.table.client(sock).and_then(|client| client.input.take()) {
             self.tunnel_to_worker(key, early);
         }
         self.continue_tunnel(key);
+        // An end comes once, and this client's came before its tunnel did.
+        if self.table.client(sock).is_some_and(|client| client.ended) {
+            self.tunnel_client_ended(key);
+        }
     }
 
     pub fn tunnel_to_worker(&mut self, key: Key, block: Block) {
@@ -68,7 +72,8 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.bytes += block.len() as u64;
         let client = exchange.client;
-        self.backend.send(client, self.light(block).into());
+        let piece = self.light(block).into();
+        self.send_client(client, piece);
         self.continue_tunnel(key);
     }
 

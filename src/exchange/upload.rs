@@ -44,6 +44,11 @@ impl<B: Backend> Loop<B> {
                 self.send_last_chunk(key, link);
             }
             self.keep_input(sock, input);
+            // The worker has the whole request only now.
+            let request = self.shared.settings.app.timeouts.request;
+            if let Some(exchange) = self.exchanges.lookup_mut(key) {
+                exchange.request_by = self.now + request;
+            }
             self.extend_read(key);
             return self.watch(sock);
         }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::support::{Client, Server, Worker, eventually, on_every_backend, pattern, text};
 
 on_every_backend! {
+    a_slow_sender_does_not_use_up_its_workers_time
     bodies_of_all_sizes_arrive_whole
     large_bodies_wait_for_a_slow_worker
     a_held_body_takes_no_worker
@@ -254,4 +255,23 @@ fn a_client_that_leaves_in_a_streamed_body_leaves_it_incomplete(backend: &str) {
         assert!(got.len() < 2_100_000 && !got.ends_with(b"0\r\n\r\n"), "{}", text(&got[got.len() - 20..]));
     }
     assert_eq!(Client::of(&server).get("/next").status, 200);
+}
+
+fn a_slow_sender_does_not_use_up_its_workers_time(backend: &str) {
+    let worker = Worker::new(|incoming| {
+        while incoming.request().is_some() {
+            // Longer than the grain of the deadlines, shorter than the request's own.
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            incoming.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        }
+    });
+    let flags = ["--request-timeout", "1s", "--read-timeout-ms", "900"];
+    let server = Server::before(backend, &worker.url, &flags);
+    let mut client = Client::of(&server);
+    client.send("POST / HTTP/1.1\r\nHost: test\r\nContent-Length: 4\r\n\r\nsl");
+    // The body's own deadline allows for this; it is what the test is about.
+    std::thread::sleep(std::time::Duration::from_millis(1200));
+    client.send("ow");
+    let answer = client.answer("POST");
+    assert_eq!((answer.status, answer.body_text().as_str()), (200, "ok"));
 }

@@ -13,6 +13,8 @@ on_every_backend! {
     a_stream_outlives_the_read_timeout
     a_slow_reader_does_not_hold_the_worker
     a_slow_reader_of_an_endless_answer_is_bounded
+    a_pipeline_whose_answers_nobody_reads_is_bounded
+    a_pipeline_that_waits_for_its_reader_survives_a_half_close
 }
 
 /// A worker that sends the head at once, and each piece when it is told to; the stream ends with the sender.
@@ -170,4 +172,49 @@ fn a_slow_reader_of_an_endless_answer_is_bounded(backend: &str) {
     });
     let got = server.peak_bytes().saturating_sub(before);
     assert!(got < 32 << 20, "{got} bytes more resident");
+}
+
+fn a_pipeline_whose_answers_nobody_reads_is_bounded(backend: &str) {
+    let body = pattern(60_000);
+    let worker = Worker::new(move |incoming| {
+        while incoming.request().is_some() {
+            incoming.send("HTTP/1.1 200 OK\r\nContent-Length: 60000\r\n\r\n");
+            incoming.send(&body);
+        }
+    });
+    let server = Server::before(backend, &worker.url, &["--write-timeout", "1s"]);
+    let before = server.resident_bytes();
+    let mut client = Client::of(&server);
+    client.read_little();
+    // 120 MB of answers are asked for in a few packets, and none is read until the write timeout ends it.
+    client.send("GET /p HTTP/1.1\r\nHost: test\r\n\r\n".repeat(2000));
+    client.head().unwrap();
+    eventually("the client is cut", || {
+        let status = Client::of(&server).get("/status").body_text();
+        status.contains("\"active_connections\":1,") || status.contains("\"active_connections\": 1,")
+    });
+    let got = server.peak_bytes().saturating_sub(before);
+    assert!(got < 32 << 20, "{got} bytes more resident");
+}
+
+fn a_pipeline_that_waits_for_its_reader_survives_a_half_close(backend: &str) {
+    let body = pattern(8 << 20);
+    let large = body.clone();
+    let worker = Worker::new(move |incoming| {
+        while let Some(request) = incoming.request() {
+            let body = if format!("{request:?}").contains("large") { &large[..] } else { b"small" };
+            incoming.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()));
+            incoming.send(body);
+        }
+    });
+    let server = Server::before(backend, &worker.url, &[]);
+    let mut client = Client::of(&server);
+    client.send("GET /large HTTP/1.1\r\nHost: test\r\n\r\nGET /server HTTP/1.1\r\nHost: test\r\n\r\n");
+    // The worker's only place is free again: its part of the large answer is over, the reader's is not.
+    eventually("the worker has the large one", || !worker.records().is_empty());
+    assert_eq!(Client::of(&server).get("/small").body_text(), "small");
+    client.finish();
+    assert!(client.answer("GET").body == body, "the large answer is not whole");
+    assert_eq!(client.answer("GET").body_text(), "ok");
+    client.expect_end();
 }

@@ -9,6 +9,7 @@ use super::*;
 on_both_backends! {
     who_leaves_the_queue_is_not_run,
     who_leaves_a_running_request_leaves_the_worker_its_time,
+    a_stop_takes_the_permits_of_those_who_left,
     who_leaves_in_the_middle_of_a_body_reaches_no_worker,
     who_leaves_in_the_middle_of_a_streamed_body_leaves_no_dirty_connection,
     who_leaves_in_the_middle_of_an_answer_leaves_no_dirty_connection,
@@ -55,6 +56,22 @@ fn who_leaves_the_queue_is_not_run(backend: &str) {
         assert_eq!(client.answer().text(), format!("/{number}"));
     }
     assert_eq!(worker.targets(), ["/slow", "/1", "/3", "/5"]);
+}
+
+fn a_stop_takes_the_permits_of_those_who_left(backend: &str) {
+    let folder = folder();
+    let (worker, go) = gated(folder.path());
+    let mut server = Server::before(backend, &[&worker], &PATIENT);
+    let before = server.status();
+    assert!(before["bytes_sent"].as_u64() > Some(100), "{before}");
+    let mut leaving = server.client();
+    leaving.get("/slow");
+    until("it is with the worker", || worker.targets().len() == 1);
+    drop(leaving);
+    until("the departure is seen", || server.status()["client_gone"] == 1);
+    // The worker still has the request; the loop ends with its connection and its permit in hand.
+    assert_eq!(server.stop(), Some(0), "{:?}", server.lines());
+    drop(go);
 }
 
 fn who_leaves_a_running_request_leaves_the_worker_its_time(backend: &str) {

@@ -84,6 +84,18 @@ impl Server {
         server
     }
 
+    /// Asks it to stop, and waits for its exit code.
+    pub fn stop(&mut self) -> Option<i32> {
+        let asked = Command::new("kill").args(["-TERM", &self.child.id().to_string()]).status().unwrap();
+        assert!(asked.success());
+        let mut code = None;
+        until("the server has stopped", || {
+            code = self.child.try_wait().unwrap();
+            code.is_some()
+        });
+        code.and_then(|code| code.code())
+    }
+
     pub fn lines(&self) -> Vec<String> {
         self.lines.lock().unwrap().clone()
     }
