@@ -8,9 +8,10 @@ mod limits;
 mod order;
 mod retries;
 mod rig;
+mod stops;
 mod waiting;
 
-use rig::{Client, DEADLINE, PROGRAM, Process, Question, Server, Worker, folder, ok, send_signal, until};
+use rig::{Client, DEADLINE, PROGRAM, Process, Question, Server, Worker, folder, ok, until};
 
 /// Makes one test per backend of each body.
 macro_rules! on_both_backends {
