@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -29,7 +29,7 @@ pub fn until(what: &str, mut holds: impl FnMut() -> bool) {
 /// A running server; killed when dropped.
 pub struct Server {
     pub address: SocketAddr,
-    child: Child,
+    pub child: Child,
     lines: Arc<Mutex<Vec<String>>>,
     _folder: tempfile::TempDir,
 }
@@ -47,15 +47,19 @@ impl Server {
     }
 
     pub fn start(backend: &str, flags: &[&str]) -> Server {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_production_server"));
+        Server::start_as(Command::new(PROGRAM), backend, flags)
+    }
+
+    /// With a program before it, as a shell that sets limits. Flags of the test's own replace those of the rig.
+    pub fn start_as(mut command: Command, backend: &str, flags: &[&str]) -> Server {
         let folder = folder();
-        let run_directory = folder.path().join("run");
-        command
-            .args(["--listen", "127.0.0.1:0", "--stats-interval", "0s", "--json-logging", "--no-access-log"])
-            .args(["--pin", "off", "--backend", backend, "--run-dir"])
-            .arg(&run_directory);
-        if !flags.contains(&"--loops") {
-            command.args(["--loops", "1"]);
+        let run_directory = folder.path().join("run").display().to_string();
+        command.args(["--stats-interval", "0s", "--json-logging", "--no-access-log", "--pin", "off"]);
+        command.args(["--backend", backend]);
+        for (flag, value) in [("--listen", "127.0.0.1:0"), ("--run-dir", &run_directory), ("--loops", "1")] {
+            if !flags.contains(&flag) {
+                command.args([flag, value]);
+            }
         }
         command.args(flags).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         for variable in ["PORT", "WEB_CONCURRENCY"] {
@@ -108,6 +112,94 @@ impl Server {
     pub fn status(&self) -> serde_json::Value {
         let answer = self.client().ask("GET /status HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
         serde_json::from_slice(&answer.body).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
+    }
+
+    pub fn signal(&self, signal: &str) {
+        send_signal(self.child.id(), signal);
+    }
+
+    /// Its exit, which must come.
+    pub fn ended(&mut self) -> ExitStatus {
+        let mut status = None;
+        until("the server ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    fn of_process(&self, file: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
+    }
+
+    /// Its resident memory, in bytes.
+    pub fn resident_bytes(&self) -> usize {
+        let status = self.of_process("status");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+    }
+
+    /// Its processor time so far, in ticks of a hundredth of a second.
+    pub fn processor_ticks(&self) -> u64 {
+        let stat = self.of_process("stat");
+        let fields: Vec<&str> = stat[stat.rfind(')').unwrap()..].split(' ').collect();
+        fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap()
+    }
+
+    pub fn open_descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
+    /// All processes below it: workers, theirs, and whoever watches over them.
+    pub fn descendants(&self) -> Vec<Process> {
+        let all = Process::all();
+        let mut found = vec![self.child.id()];
+        let mut next = 0;
+        while next < found.len() {
+            let parent = found[next];
+            found.extend(all.iter().filter(|process| process.parent == parent).map(|process| process.id));
+            next += 1;
+        }
+        all.into_iter().filter(|process| found[1..].contains(&process.id)).collect()
+    }
+}
+
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_production_server");
+
+pub fn send_signal(process: u32, signal: &str) {
+    let done = Command::new("kill").args(["-s", signal, &process.to_string()]).status().unwrap();
+    assert!(done.success());
+}
+
+/// A process that a number alone does not tell, for numbers are given again.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Process {
+    pub id: u32,
+    pub parent: u32,
+    /// Its command line, with spaces between the words.
+    pub command: String,
+    started: u64,
+}
+
+impl Process {
+    /// All that run now; zombies do not.
+    fn all() -> Vec<Process> {
+        let entries = std::fs::read_dir("/proc").unwrap().flatten();
+        entries.filter_map(|entry| Process::of(entry.file_name().to_str()?.parse().ok()?)).collect()
+    }
+
+    fn of(id: u32) -> Option<Process> {
+        let stat = std::fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
+        let fields: Vec<&str> = stat[stat.rfind(')')? + 1..].split_whitespace().collect();
+        if matches!(fields[0], "Z" | "X") {
+            return None;
+        }
+        let command = std::fs::read_to_string(format!("/proc/{id}/cmdline")).ok()?.replace('\0', " ");
+        Some(Process { id, parent: fields[1].parse().ok()?, command, started: fields[19].parse().ok()? })
+    }
+
+    pub fn is_alive(&self) -> bool {
+        Process::of(self.id).is_some_and(|now| now.started == self.started)
     }
 }
 
@@ -248,6 +340,11 @@ impl Client {
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => None,
             Err(error) => panic!("no more bytes: {error}; so far {:?}", String::from_utf8_lossy(&self.buffer)),
         }
+    }
+
+    /// Whether the server ends the connection without another byte.
+    pub fn is_ended(&mut self) -> bool {
+        self.more().is_none() && self.buffer.is_empty()
     }
 }
 

@@ -85,7 +85,7 @@ impl IoUring {
         for position in 0..self.listeners.len() {
             let listener = &mut self.listeners[position];
             listener.taken = 0;
-            at_hand |= room && !listener.waiting.is_empty();
+            at_hand |= room && !listener.paused && !listener.waiting.is_empty();
             if listener.armed || listener.paused || listener.resting || listener.waiting.len() > MOST_WAITING / 2 {
                 continue;
             }
@@ -126,7 +126,8 @@ impl IoUring {
 
     /// The next accepted connection of this turn.
     pub(super) fn next_accept(&mut self) -> Option<Event> {
-        for listener in &mut self.listeners {
+        // A multishot accept brings more than was wanted by the time of a pause: that waits here as it would in the backlog.
+        for listener in self.listeners.iter_mut().filter(|listener| !listener.paused) {
             while listener.taken < ACCEPT_BATCH && self.sockets.len() < self.sockets.limit() {
                 let Some(fd) = listener.waiting.pop_front() else { break };
                 listener.taken += 1;
