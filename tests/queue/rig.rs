@@ -132,13 +132,6 @@ impl Server {
         std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
     }
 
-    /// Its resident memory, in bytes.
-    pub fn resident_bytes(&self) -> usize {
-        let status = self.of_process("status");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
-    }
-
     /// Its processor time so far, in ticks of a hundredth of a second.
     pub fn processor_ticks(&self) -> u64 {
         let stat = self.of_process("stat");
