@@ -139,10 +139,6 @@ impl Server {
         fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap()
     }
 
-    pub fn open_descriptors(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
-    }
-
     /// All processes below it: workers, theirs, and whoever watches over them.
     pub fn descendants(&self) -> Vec<Process> {
         let all = Process::all();
