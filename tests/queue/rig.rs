@@ -120,22 +120,11 @@ impl Server {
         std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
     }
 
-    /// Its resident memory, in bytes.
-    pub fn resident_bytes(&self) -> usize {
-        let status = self.of_process("status");
-        let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
-    }
-
     /// Its processor time so far, in ticks of a hundredth of a second.
     pub fn processor_ticks(&self) -> u64 {
         let stat = self.of_process("stat");
         let fields: Vec<&str> = stat[stat.rfind(')').unwrap()..].split(' ').collect();
         fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap()
-    }
-
-    pub fn open_descriptors(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
     }
 
     /// All processes below it: workers, theirs, and whoever watches over them.
