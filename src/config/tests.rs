@@ -255,7 +255,7 @@ const WRONG_ARGUMENTS: &[(&[&str], &str)] = &[
         &["--listen", "::1:80"],
         "error: --listen \"::1:80\": expected IP:PORT, a port, or unix:PATH; an IPv6 address stands in brackets, as in --listen 0.0.0.0:8080",
     ),
-    (&["--listen", "80", "--listen", "80"], "error: --listen 0.0.0.0:80 is given twice: expected different addresses"),
+    (&["--listen", "80", "--listen", "80"], "error: --listen: 0.0.0.0:80 is given twice: expected different addresses"),
     (
         &["--upstream", "app:80"],
         "error: --upstream \"app:80\": expected unix:PATH or http://HOST:PORT, as in --upstream unix:/run/app.sock",
@@ -351,18 +351,68 @@ fn wrong_variables_are_refused_in_one_line() {
             "maybe",
             "PRODUCTION_SERVER_NO_ACCESS_LOG=\"maybe\" in the environment: expected on or off, as in PRODUCTION_SERVER_NO_ACCESS_LOG=on",
         ),
-        ("PRODUCTION_SERVER_LISTEN", "80,80", "--listen 0.0.0.0:80 is given twice: expected different addresses"),
+        (
+            "PRODUCTION_SERVER_LISTEN",
+            "80,80",
+            "PRODUCTION_SERVER_LISTEN in the environment: 0.0.0.0:80 is given twice: expected different addresses",
+        ),
     ];
-    for (name, value, line) in &cases[..5] {
+    for (name, value, line) in cases {
         let refusal = invocation(&[], &[(name, value)]).unwrap_err();
         assert_eq!((refusal.line, refusal.exit_code), (format!("error: {line}"), 78));
     }
-    let (name, value, line) = cases[5];
-    assert_eq!(invocation(&[], &[(name, value)]).unwrap_err().line, format!("error: {line}"));
     let refusal = invocation(&["--", "node"], &[("PRODUCTION_SERVER_UPSTREAM", "unix:/a")]).unwrap_err();
     let line =
         "error: PRODUCTION_SERVER_UPSTREAM in the environment and a command exclude each other: expected one of them";
     assert_eq!((refusal.line.as_str(), refusal.exit_code), (line, 78));
+}
+
+/// Arguments, environment, exit code, and the line: which it is depends on where the values came from that do not go together.
+type Clash<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], u8, &'a str);
+
+#[test]
+fn values_that_clash_are_refused_by_where_they_came_from() {
+    let request = ("PRODUCTION_SERVER_REQUEST_TIMEOUT", "100ms");
+    let connect = ("RIP_CONNECT_TIMEOUT_MS", "300");
+    let cases: [Clash<'_>; 6] = [
+        (
+            &["--request-timeout=100ms"],
+            &[],
+            64,
+            "--connect-timeout-ms (200ms) is longer than --request-timeout (100ms): expected it to be shorter",
+        ),
+        (
+            &[],
+            &[request],
+            78,
+            "--connect-timeout-ms (200ms) is longer than PRODUCTION_SERVER_REQUEST_TIMEOUT in the environment (100ms): \
+             expected it to be shorter",
+        ),
+        (
+            &["--request-timeout=100ms"],
+            &[connect],
+            78,
+            "RIP_CONNECT_TIMEOUT_MS in the environment (300ms) is longer than --request-timeout (100ms): \
+             expected it to be shorter",
+        ),
+        (
+            &["--connect-timeout-ms=31000"],
+            &[("PORT", "1")],
+            64,
+            "--connect-timeout-ms (31s) is longer than --request-timeout (30s): expected it to be shorter",
+        ),
+        (
+            &["--upstream=unix:/a"],
+            &[("PRODUCTION_SERVER_RESPOND", "x")],
+            78,
+            "--upstream and PRODUCTION_SERVER_RESPOND in the environment exclude each other: expected one of them",
+        ),
+        (&["80", "http:80"], &[], 64, "80: 0.0.0.0:80 is given twice: expected different addresses"),
+    ];
+    for (arguments, variables, code, line) in cases {
+        let refusal = invocation(arguments, variables).expect_err(line);
+        assert_eq!((refusal.line, refusal.exit_code), (format!("error: {line}"), code), "{arguments:?} {variables:?}");
+    }
 }
 
 #[test]
