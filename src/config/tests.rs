@@ -113,6 +113,7 @@ fn flags_land_where_they_belong() {
             "--pin",
             "off",
             "--internal=off",
+            "--half-close=serve",
             "--shutdown=1m",
             "--run-dir",
             "/r",
@@ -130,7 +131,8 @@ fn flags_land_where_they_belong() {
     assert_eq!(said.app.recycle.requests, 5);
     assert_eq!(said.app.recycle.lifetime, Some(Duration::from_secs(90)));
     assert_eq!((said.app.queue.hold, said.app.queue.timeout), (Duration::ZERO, Duration::from_millis(1500)));
-    assert_eq!((said.max_body, said.app.keepalive, said.internal), (10_000_000, false, false));
+    assert_eq!((said.max_body, said.app.keepalive, said.internal), (10_000_000, false, Internal::Off));
+    assert!(said.app.serve_half_closed);
     assert_eq!((said.pin, said.shutdown, said.run_dir), (Pin::Off, Duration::from_secs(60), PathBuf::from("/r")));
     let target = AccessLogTarget::File("/a.log".into());
     assert_eq!(said.access_log, AccessLogSettings { target, format: AccessLogFormat::Json });
@@ -243,6 +245,16 @@ const WRONG_ARGUMENTS: &[(&[&str], &str)] = &[
         &["--read-timeout-ms", "0"],
         "error: --read-timeout-ms \"0\": expected milliseconds from 1 to 3600000, as in --read-timeout-ms 5000",
     ),
+    (
+        &["--internal", "ops"],
+        "error: --internal \"ops\": expected on, off, or a prefix that begins with a slash, as in --internal on",
+    ),
+    (
+        &["--internal", "/ops/"],
+        "error: --internal \"/ops/\": expected a prefix of letters, digits and -._~ between single slashes, \
+         without one at its end, as in --internal on",
+    ),
+    (&["--half-close", "keep"], "error: --half-close \"keep\": expected cancel or serve, as in --half-close cancel"),
     (
         &["--max-body", "1XB"],
         "error: --max-body \"1XB\": expected a size (bytes, KiB, MiB, GiB, kB, MB, GB) from 0 to 1TiB, as in --max-body 64MiB",

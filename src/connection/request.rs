@@ -135,8 +135,10 @@ impl<B: Backend> Loop<B> {
 
     fn route(&mut self, sock: Sock, input: &[u8], request: &Request) -> Route {
         let path = request.path.of(input);
-        if self.shared.settings.internal && path.len() <= 7 {
-            match path {
+        if let Some(name) = self.shared.settings.internal.name(path)
+            && name.len() <= 7
+        {
+            match name {
                 b"/server" => return Route::Text(b"ok"),
                 b"/status" if self.is_local(sock, request) => return Route::Status,
                 _ => {}
