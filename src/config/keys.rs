@@ -179,9 +179,13 @@ const WAITING: &[Key] = &[
         store(&mut settings.app.timeouts.read, milliseconds(text, HOUR))
     })
     .variables(&["RIP_READ_TIMEOUT_MS"]),
-    key("request-timeout", "DURATION", "30s", "For a request and its whole answer", |settings, text| {
-        store(&mut settings.app.timeouts.request, duration(text, POSITIVE))
-    }),
+    key(
+        "request-timeout",
+        "DURATION",
+        "30s",
+        "For a request: its wait, its run and its whole answer",
+        |settings, text| store(&mut settings.app.timeouts.request, duration(text, POSITIVE)),
+    ),
 ];
 
 const LOOPS: &[Key] = &[

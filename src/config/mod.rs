@@ -241,7 +241,7 @@ pub struct AppTimeouts {
     pub connect: Duration,
     /// Without a byte from the worker.
     pub read: Duration,
-    /// For the whole exchange.
+    /// For the whole exchange, from when its request is whole: the wait for a worker, and the answer.
     pub request: Duration,
     /// For how long a worker whose client left keeps its permit while it is still busy.
     pub abandon: Duration,

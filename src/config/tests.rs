@@ -212,6 +212,9 @@ fn odd_variables_are_told_and_stop_nothing() {
     ];
     let line = "PRODUCTION_SERVER_MAX_QUEU in the environment is not known and has no effect";
     assert_eq!(settings(&[], &variables).warnings, [line]);
+    let line = "--hold (1m) is longer than --request-timeout (30s): no request is held longer than that";
+    assert_eq!(settings(&["--hold=60s"], &[]).warnings, [line]);
+    assert!(settings(&["--request-timeout=5s"], &[]).warnings.is_empty(), "the hold was not asked for");
 }
 
 /// Arguments, and the line that refuses them with 64.

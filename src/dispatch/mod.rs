@@ -160,8 +160,9 @@ impl Dispatch {
     /// is cancelled under the same lock, so that no grant can follow.
     ///
     /// While a worker is eligible the queue's clock runs, from when the waiter came or the first worker became eligible, whichever
-    /// was later. While none is, the hold's clock runs likewise from when the last one ceased to be.
-    pub fn patience(&self, ticket: Ticket, now: Instant) -> Patience {
+    /// was later. While none is, the hold's clock runs likewise from when the last one ceased to be. Workers that come and go
+    /// start these clocks again and again: `by` ends the wait in any case.
+    pub fn patience(&self, ticket: Ticket, by: Instant, now: Instant) -> Patience {
         let mut state = self.lock();
         let Some(node) = state.queue.lookup(ticket.0) else {
             return Patience::Granted;
@@ -173,7 +174,7 @@ impl Dispatch {
         } else {
             (state.last_unready, hold, queue_timeout, Patience::HoldExpired)
         };
-        let deadline = after(clock.max(node.since), allowed);
+        let deadline = after(clock.max(node.since), allowed).min(by);
         if now >= deadline {
             state.queue.cancel(ticket.0);
             return expired;
