@@ -212,9 +212,13 @@ impl<B: Backend> Loop<B> {
             match skip.skip(&mut rest) {
                 Ok(Skipped::Done) => {}
                 Ok(Skipped::More) => {
-                    if let Some(client) = self.table.client(sock) {
-                        client.skip = Some(Box::new(skip));
+                    let Some(client) = self.table.client(sock) else { return Step::Stop };
+                    if client.ended {
+                        // The rest will never come.
+                        self.close_client(sock, How::Flushed);
+                        return Step::Stop;
                     }
+                    client.skip = Some(Box::new(skip));
                     self.arm(sock, self.shared.settings.timeouts.body);
                     self.backend.recv(sock, crate::backends::Size::Small);
                     return Step::Stop;

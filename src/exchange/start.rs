@@ -61,6 +61,10 @@ impl<B: Backend> Loop<B> {
     fn begin_body(&mut self, key: Key, framing: Framing, input: Block) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let sock = exchange.client;
+        if self.table.client(sock).is_some_and(|client| client.ended) {
+            // What is here is all there will be, and the end is not told a second time.
+            return self.collect(key, input);
+        }
         if exchange.expects {
             if self.shared.dispatch.queue_is_full() {
                 return self.fail(key, 503, QUEUE_FULL);
@@ -103,6 +107,10 @@ impl<B: Backend> Loop<B> {
         if exchange.upload.is_done() {
             self.keep_input(sock, input);
             return self.acquire(key, false);
+        }
+        if self.table.client(sock).is_some_and(|client| client.ended) {
+            self.count().client_gone.add(1);
+            return self.client_left(sock, How::Flushed);
         }
         let budget = self.pool.budget();
         if exchange.body_bytes > self.shared.settings.app.request_buffer as u64 || !budget.fits(SMALL) {
