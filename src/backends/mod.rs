@@ -197,8 +197,14 @@ pub trait Backend: Sized {
     /// Bytes queued that the kernel has not taken yet.
     fn unsent(&self, sock: Sock) -> usize;
 
-    /// Bytes that the kernel has taken since the socket was opened. Decides retries and write progress.
+    /// Bytes that the kernel has taken since the socket was opened, as far as is known here: write progress.
     fn sent(&self, sock: Sock) -> u64;
+
+    /// Bytes that the kernel was given since the socket was opened: those of [`Backend::sent`], and those of a send in flight,
+    /// which may have left although nobody has been told. Decides retries: what was not offered has not been delivered.
+    fn offered(&self, sock: Sock) -> u64 {
+        self.sent(sock)
+    }
 
     /// Shuts the sending half once the outbox is empty.
     fn finish(&mut self, sock: Sock);

@@ -289,7 +289,7 @@ impl<B: Backend> Loop<B> {
         exchange.link = sock;
         exchange.phase = Phase::Awaiting;
         exchange.fresh = !link.reused;
-        exchange.sent_before = self.backend.sent(sock);
+        exchange.sent_before = self.backend.offered(sock);
         exchange.read_by = self.now + settings.app.timeouts.read;
         link.exchange = key;
         let connecting = link.state == LinkState::Connecting;

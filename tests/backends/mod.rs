@@ -47,6 +47,7 @@ macro_rules! conformance {
                 end_comes_right_behind_the_data
                 a_half_closed_peer_gets_its_answer
                 finish_leaves_after_the_outbox
+                what_may_have_left_counts_as_offered
                 an_idle_connection_sees_the_end_at_once
                 a_reset_fails_the_receive
                 a_failed_send_leaves_an_early_answer_readable
