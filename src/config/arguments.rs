@@ -453,8 +453,9 @@ Signals:
   USR2, TTIN, TTOU   taken, and say so in the log
 
 Exit codes:
-  0   clean stop                     73  cannot bind an address or make a socket
-  64  wrong flags or shorthands      77  permission denied
-  69  the app gave up before it      78  invalid configuration, the environment
-      was ever ready                     included
+  0   clean stop                     71  the system refuses what every start needs
+  64  wrong flags or shorthands      73  cannot bind an address or make a socket
+  69  the app gave up before it      77  permission denied
+      was ever ready                 78  invalid configuration, the environment
+  70  an event loop failed               included
 ";

@@ -46,7 +46,7 @@ use signals::{Request, Requester, Requests};
 use spawn::Launcher;
 use stop::Stop;
 use upstreams::Watched;
-use wake::{Sleeper, Waker};
+use wake::{Farewell, Sleeper, Waker};
 
 /// The word that makes this binary the built-in worker.
 pub const BUILT_IN: &str = "worker";
@@ -140,6 +140,8 @@ pub enum ExitReason {
     Stopped,
     /// The app gave up before a worker was ever ready.
     NeverReady,
+    /// An event loop ended although nobody had asked it to.
+    LoopLost,
 }
 
 impl ExitReason {
@@ -148,6 +150,7 @@ impl ExitReason {
         match self {
             ExitReason::Stopped => 0,
             ExitReason::NeverReady => 69,
+            ExitReason::LoopLost => 70,
         }
     }
 }
@@ -221,6 +224,7 @@ pub struct Supervisor {
     requests: Requests,
     requester: Option<Requester>,
     waker: Waker,
+    farewell: Farewell,
     sleeper: Sleeper,
     places: Vec<Place>,
     processes: Vec<Process>,
@@ -296,6 +300,7 @@ impl Supervisor {
             guard,
             requests,
             requester,
+            farewell: Farewell::new(&waker),
             waker,
             sleeper,
             places,
@@ -309,9 +314,14 @@ impl Supervisor {
         })
     }
 
-    /// Wakes the supervisor, for instance when a loop has ended.
+    /// Wakes the supervisor.
     pub fn waker(&self) -> Waker {
         self.waker.clone()
+    }
+
+    /// How the event loops' threads tell that they end.
+    pub fn farewell(&self) -> Farewell {
+        self.farewell.clone()
     }
 
     /// Makes requests in place of signals; `None` when the supervisor has the signals.
@@ -353,6 +363,7 @@ impl Supervisor {
                 tick();
                 *due = now + *interval;
             }
+            self.notice_lost_loops(now);
             if self.advance_stop(&mut hooks.loops_done, now) {
                 break;
             }

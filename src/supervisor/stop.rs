@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::process::{Ending, Phase};
-use super::{AppState, Supervisor};
+use super::{AppState, ExitReason, Supervisor};
 use crate::log::Level;
 use crate::mailbox::Message;
 
@@ -54,6 +54,16 @@ impl Supervisor {
                 self.stop_workers(HASTY_GRACE, now);
                 self.stop = Some(Stop::Workers { hasty: true });
             }
+        }
+    }
+
+    /// A loop that ends unasked leaves connections, permits and its listeners' backlog behind: the server stops as gracefully as
+    /// the others can, and whoever started it may start it again.
+    pub(super) fn notice_lost_loops(&mut self, now: Instant) {
+        if self.stop.is_none() && self.farewell.was_said() {
+            self.log.event(Level::Error, "an event loop has ended although nobody asked it to: the server stops", &[]);
+            self.exit = Some(ExitReason::LoopLost);
+            self.begin_stop(now);
         }
     }
 
