@@ -37,7 +37,7 @@ mod loops;
 const BACKLOG: i32 = 4096;
 /// Descriptors kept for what is not a client's connection: listeners, workers' pipes, logs, rings.
 const SPARE_DESCRIPTORS: usize = 64;
-/// How long a closing connection may still send before it is closed for good.
+/// How long a connection on which all is sent may still send before it is closed for good.
 const LINGER: Duration = Duration::from_secs(2);
 /// How soon accepting is tried again after descriptors ran out.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);

@@ -67,6 +67,7 @@ impl Rig {
         let options = Options {
             max_sockets: 64,
             pool: pool.clone(),
+            stall: Duration::from_secs(30),
             linger: Duration::from_secs(2),
             accept_retry: Duration::from_millis(100),
         };

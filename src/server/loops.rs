@@ -186,8 +186,8 @@ fn open<B: Backend>(setup: Setup, bell: &Ringer) -> io::Result<Reactor<B>> {
 }
 
 /// What a backend of this server is to know.
-pub(super) fn options(_settings: &Settings, max_sockets: usize, pool: Pool) -> Options {
-    Options { max_sockets, pool, linger: LINGER, accept_retry: ACCEPT_RETRY }
+pub(super) fn options(settings: &Settings, max_sockets: usize, pool: Pool) -> Options {
+    Options { max_sockets, pool, stall: settings.timeouts.write, linger: LINGER, accept_retry: ACCEPT_RETRY }
 }
 
 /// Lives as long as a loop's thread and speaks when that ends.

@@ -182,3 +182,11 @@ fn a_loop_that_does_not_end_is_left_behind() {
     assert_eq!(join(threads, Duration::from_millis(50)), Ends { failed: 2, left: 1 });
     drop(release);
 }
+
+#[test]
+fn who_takes_nothing_of_an_answer_has_the_write_timeout() {
+    let mut settings = Settings::for_test();
+    settings.timeouts.write = Duration::from_secs(77);
+    let options = options(&settings, 16, Pool::new(1, 1, Budget::new(0)));
+    assert_eq!((options.stall, options.linger), (Duration::from_secs(77), LINGER));
+}
