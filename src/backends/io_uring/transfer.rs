@@ -60,7 +60,8 @@ impl IoUring {
     pub(super) fn complete_receive(&mut self, sock: Sock, group: usize, result: i32, flags: u32) -> Option<Event> {
         let groups = &mut self.memory.groups;
         groups[group].armed -= 1;
-        let block = groups[group].take(flags);
+        let mut block = groups[group].take(flags);
+        let full = block.as_mut().is_some_and(|block| block.spare().1 <= usize::try_from(result).unwrap_or(0));
         let socket = self.sockets.lookup_mut(sock)?;
         socket.unset(ARMED);
         if result == -libc::ENOBUFS && (!socket.is(CLOSING) || socket.is(FLUSHING | LINGERING)) {
@@ -71,7 +72,8 @@ impl IoUring {
             return None;
         }
         match result {
-            1.. if cqueue::sock_nonempty(flags) => socket.unset(EMPTIED),
+            // Not every kernel knows what is left in a Unix socket; a full block says that there may be more.
+            1.. if cqueue::sock_nonempty(flags) || full => socket.unset(EMPTIED),
             1.. => socket.set(EMPTIED),
             0 => socket.set(ENDED),
             _ if matches!(-result, libc::EINTR | libc::EAGAIN | libc::ENOBUFS) => {}
