@@ -711,15 +711,18 @@ impl Readiness {
 #[inline]
 fn send_some(outboxes: &Outboxes, socket: &Socket) -> io::Result<(usize, usize)> {
     let descriptor = system::borrow(&socket.descriptor);
+    // Both shut the sending half as soon as the outbox is empty.
+    let fin_follows = socket.is(FINISH | CLOSING);
     let mut pieces = outboxes.pieces(&socket.outbox);
     let first = pieces.next().unwrap_or_default();
     if first.len() == socket.outbox.bytes() {
-        return Ok((system::send(descriptor, first)?, first.len()));
+        return Ok((system::send(descriptor, first, fin_follows)?, first.len()));
     }
     let mut vectors = [IoSlice::new(&[]); GATHER];
     let count = outboxes.gather(&socket.outbox, &mut vectors);
     let tried = vectors[..count].iter().map(|vector| vector.len()).sum();
-    Ok((system::send_gathered(descriptor, &vectors[..count])?, tried))
+    let last = fin_follows && tried == socket.outbox.bytes();
+    Ok((system::send_gathered(descriptor, &vectors[..count], last)?, tried))
 }
 
 /// Accepting.

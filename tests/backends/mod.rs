@@ -63,6 +63,7 @@ macro_rules! conformance {
                 close_now_inside_of_a_turn_silences_the_socket
                 reset_cuts_what_is_queued
                 flushed_delivers_everything
+                the_last_bytes_share_the_segment_of_the_fin
                 flushed_lingers_for_a_peer_that_still_sends
                 finish_and_flushed_linger_though_a_receive_is_armed
                 lingering_ends_when_its_time_is_over
