@@ -26,6 +26,7 @@ use socket2::SockAddr;
 use self::socket::Socket;
 use self::socket::flag::*;
 use self::system::Connecting;
+use super::flags::Flagged;
 use super::{ACCEPT_BATCH, Backend, Bell, Event, HIGH_MARK, How, Options, Piece, Side, Size, Sock};
 use crate::buffers::block::{Pool, Share};
 use crate::buffers::outbox::{GATHER, Outbox, Outboxes};

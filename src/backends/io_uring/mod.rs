@@ -36,6 +36,7 @@ use std::time::{Duration, Instant};
 use ::io_uring::{cqueue, opcode, types};
 use socket2::SockAddr;
 
+use super::flags::Flagged;
 use super::{Backend, Bell, Event, How, Options, Piece, Side, Size, Sock};
 use crate::buffers::block::Pool;
 use crate::buffers::outbox::Outboxes;
@@ -330,7 +331,7 @@ impl IoUring {
     /// The connect has come to its end.
     fn complete_connect(&mut self, sock: Sock, result: i32) -> Option<Event> {
         let socket = self.sockets.lookup_mut(sock)?;
-        socket.unset(CONNECTING);
+        socket.clear(CONNECTING);
         let error = if result < 0 { -result } else { socket::take_error(socket.raw()) };
         if error != 0 {
             socket.set(UNCONNECTED);
