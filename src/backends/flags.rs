@@ -25,12 +25,4 @@ pub(super) trait Flagged {
     fn clear(&mut self, flags: u32) {
         *self.flags_mut() &= !flags;
     }
-
-    /// Makes them hold no longer, and says whether one of them did.
-    #[inline]
-    fn replace(&mut self, flags: u32) -> bool {
-        let was = self.is(flags);
-        self.clear(flags);
-        was
-    }
 }

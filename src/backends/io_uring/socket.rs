@@ -95,6 +95,14 @@ impl Socket {
         Socket { fd, flags, outbox: Outbox::default(), sent: 0, offered: 0, message: NO_MESSAGE }
     }
 
+    /// Clears the flags and says whether one of them was set.
+    #[inline]
+    pub(super) fn replace(&mut self, flags: u32) -> bool {
+        let was = self.is(flags);
+        self.clear(flags);
+        was
+    }
+
     pub(super) fn share(&self) -> Share {
         if self.is(WORKER) { Share::Worker } else { Share::Client }
     }
