@@ -32,6 +32,12 @@ struct Trial {
     look_at: Instant,
 }
 
+impl Trial {
+    fn of(name: Name, now: Instant) -> Trial {
+        Trial { name, until: now + TRIAL, look_at: now + TRIAL_LOOK }
+    }
+}
+
 impl Roll {
     pub(super) fn look_at(&self) -> Option<Instant> {
         self.trial.map(|trial| trial.look_at)
@@ -218,7 +224,7 @@ impl Fleet {
         };
         let new = self.members.iter().any(|member| member.name == name && member.generation == roll.generation);
         if new {
-            roll.trial.get_or_insert(Trial { name, until: now + TRIAL, look_at: now + TRIAL_LOOK });
+            roll.trial.get_or_insert(Trial::of(name, now));
         }
         new
     }
@@ -226,13 +232,22 @@ impl Fleet {
     fn judge_trial(&mut self, now: Instant, machine: &mut impl Machine) {
         let Some(roll) = &mut self.roll else { return };
         let Some(trial) = roll.trial.as_mut().filter(|trial| trial.look_at <= now) else { return };
-        if !self.members.iter().any(|member| member.name == trial.name && member.is_running()) {
-            // It has left again, as it said it would; the next one that gets ready is tried.
-            roll.trial = None;
-            return;
+        let new = |member: &&Member| member.generation == roll.generation && roll.doing.contains(&member.number);
+        match self.members.iter().find(|member| member.name == trial.name).map(Member::is_running) {
+            Some(true) => {}
+            Some(false) => {
+                // It refused a connection and is being looked at, or it leaves.
+                trial.look_at = now + TRIAL_LOOK;
+                return;
+            }
+            None => {
+                let other = self.members.iter().filter(new).find(|member| member.is_running());
+                roll.trial = other.map(|member| Trial::of(member.name, now));
+                return;
+            }
         }
         if now < trial.until && !machine.has_answered(trial.name) {
-            trial.look_at = (now + TRIAL_LOOK).min(trial.until);
+            trial.look_at = now + TRIAL_LOOK;
             return;
         }
         roll.trial = None;
