@@ -2,6 +2,7 @@
 
 mod backends;
 mod cli;
+mod panics;
 mod proxy;
 mod queue;
 mod simulation;
