@@ -23,33 +23,20 @@ use production_server::supervisor::run_directory::RunDirectory;
 use production_server::supervisor::signals::{Request, Requester};
 use production_server::supervisor::{AppState, ExitReason, Hooks, Options, Status, Supervisor};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_production_server");
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::support::{DEADLINE, PROGRAM, Process, send_signal, until};
 
 /// Looks again until `look` finds something, and fails with what was waited for.
 fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    let mut found = None;
+    until(what, || {
+        found = look();
+        found.is_some()
+    });
+    found.unwrap()
 }
 
 fn is_alive(process: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    stat.rfind(')').is_some_and(|end| !stat[end..].starts_with(") Z"))
-}
-
-/// Whether a process group has a process that is no zombie. (Who reaps orphans here takes its time.)
-fn has_living(group: u32) -> bool {
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    entries.filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok()).any(|stat| {
-        let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 1..].split_whitespace().collect();
-        fields[0] != "Z" && fields[2] == group.to_string()
-    })
+    Process::of(process).is_some()
 }
 
 /// A supervisor on a thread of its own, which lives as long as the server, as its rule demands.
@@ -84,15 +71,15 @@ fn dispatch_for(settings: &Settings) -> Arc<Dispatch> {
         balance: Balance::Lifo,
         concurrency: 1,
         queue_size: 8,
-        queue_timeout: PATIENCE,
-        hold: PATIENCE,
+        queue_timeout: DEADLINE,
+        hold: DEADLINE,
         max_tunnels: 10,
     };
     Arc::new(Dispatch::new(policy, Supervisor::table_size(settings), Instant::now()))
 }
 
 fn options() -> Options {
-    Options { program: PROGRAM.into(), signals: false, ready_timeout: PATIENCE, descriptors: None }
+    Options { program: PROGRAM.into(), signals: false, ready_timeout: DEADLINE, descriptors: None }
 }
 
 fn serve(settings: Settings) -> Server {
@@ -117,7 +104,7 @@ fn serve_with(settings: Settings, options: Options) -> Server {
         send.send((supervisor.requester().unwrap(), supervisor.status())).unwrap();
         supervisor.run(Hooks { loops_done: Box::new(|| done.load(Ordering::SeqCst)), every: None })
     });
-    let (requester, status) = receive.recv_timeout(PATIENCE).expect("the supervisor starts");
+    let (requester, status) = receive.recv_timeout(DEADLINE).expect("the supervisor starts");
     let letters = Vec::new();
     Server {
         _directory: directory,
@@ -149,7 +136,7 @@ impl Server {
     }
 
     fn log_text(&self) -> String {
-        self.log.flush(PATIENCE);
+        self.log.flush(DEADLINE);
         self.captured.text()
     }
 
@@ -211,10 +198,6 @@ fn pid_of(server: &Server, id: WorkerId) -> u32 {
     serde_json::from_str::<serde_json::Value>(json).unwrap()["pid"].as_u64().unwrap() as u32
 }
 
-fn kill_nine(process: u32) {
-    assert!(Command::new("kill").args(["-9", &process.to_string()]).status().unwrap().success());
-}
-
 #[test]
 fn workers_get_ready_know_their_contract_and_leave_nothing_behind() {
     let server = serve(settings(&[], 2));
@@ -249,7 +232,7 @@ fn a_killed_worker_is_announced_and_comes_back() {
     let mut server = serve(settings(&[], 1));
     let old = server.until_ready(1)[0].id;
     assert!(server.request("/ping").ends_with("pong"));
-    kill_nine(pid_of(&server, old));
+    send_signal(pid_of(&server, old), "KILL");
     let died = server.until_told("the word of the death", |message| matches!(message, Message::Died(id) if *id == old));
     let retired = server.until_told("the retirement", |message| matches!(message, Message::Retire(id) if *id == old));
     assert!(died < retired, "the loops wait for the first");
@@ -292,7 +275,7 @@ fn a_worker_that_has_served_enough_is_replaced_without_a_gap() {
         assert!(server.request("/ping").ends_with("pong"));
     }
     // It must be possible to get a worker at any moment of the replacement.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     while server.snapshot().workers.iter().any(|worker| worker.id == first) {
         assert!(server.snapshot().eligible > 0, "nobody serves");
         assert!(Instant::now() < deadline, "the old worker stays");
@@ -301,7 +284,7 @@ fn a_worker_that_has_served_enough_is_replaced_without_a_gap() {
     assert!(server.request("/ping").ends_with("pong"));
     server.until_told("the loops let the old one go", |message| matches!(message, Message::Retire(id) if *id == first));
     server.until_logged("recycle: 3 requests");
-    eventually("the old process ends", || (!is_alive(old_pid)).then_some(()));
+    until("the old process ends", || !is_alive(old_pid));
     assert_eq!(server.status.crashes.load(Ordering::Relaxed), 0, "that was no crash");
     assert_eq!(server.status.recycled.load(Ordering::Relaxed), 1);
     server.stop();
@@ -329,7 +312,7 @@ fn a_request_in_flight_keeps_the_old_worker_until_it_ends() {
         }
         server.dispatch.release(permit, Outcome::Answered, Instant::now());
     }
-    eventually("the old process ends", || (!is_alive(pid)).then_some(()));
+    until("the old process ends", || !is_alive(pid));
     server.stop();
 }
 
@@ -350,7 +333,7 @@ fn stopping_waits_for_the_loops_before_it_tells_the_workers() {
 #[test]
 fn a_second_stop_is_at_once_though_the_loops_and_the_workers_do_not_listen() {
     let mut settings = settings(&["sh", "-c", "trap '' TERM; sleep 1000 & wait; sleep 1000"], 1);
-    settings.shutdown = PATIENCE * 10;
+    settings.shutdown = DEADLINE * 10;
     let mut server = serve(settings);
     server.until_logged("worker started");
     server.requester.request(Request::Stop);
@@ -359,7 +342,7 @@ fn a_second_stop_is_at_once_though_the_loops_and_the_workers_do_not_listen() {
     server.until_told("the second", |message| matches!(message, Message::StopNow));
     let since = Instant::now();
     assert_eq!(server.end(), ExitReason::Stopped);
-    assert!(since.elapsed() < PATIENCE, "neither deadline was waited for");
+    assert!(since.elapsed() < DEADLINE, "neither deadline was waited for");
 }
 
 #[test]
@@ -502,14 +485,14 @@ fn the_guard_ends_whole_groups_when_its_lifeline_ends() {
     for child in &children {
         guard.add(child.id()).unwrap();
     }
-    for signal in ["-TERM", "-INT", "-HUP"] {
+    for signal in ["TERM", "INT", "HUP"] {
         // It may not have got to ignoring them yet: it is asked only once it runs the guard's code.
         eventually("the guard ignores signals", || {
             let status = std::fs::read_to_string(format!("/proc/{}/status", guard.id())).unwrap();
             let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?.trim().to_owned();
             (u64::from_str_radix(&ignored, 16).unwrap() & (1 << 14) != 0).then_some(())
         });
-        assert!(Command::new("kill").args([signal, &guard.id().to_string()]).status().unwrap().success());
+        send_signal(guard.id(), signal);
     }
     assert!(!guard.has_ended());
     let since = Instant::now();
@@ -517,10 +500,10 @@ fn the_guard_ends_whole_groups_when_its_lifeline_ends() {
     drop(guard);
     for child in &mut children {
         eventually("the leader ends", || child.try_wait().unwrap());
-        eventually("its group ends", || (!has_living(child.id())).then_some(()));
+        until("its group ends", || !Process::all().iter().any(|process| process.group == child.id()));
     }
     assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
-    eventually("the sockets go", || (!sockets.exists()).then_some(()));
+    until("the sockets go", || !sockets.exists());
 }
 
 #[test]
@@ -552,6 +535,6 @@ fn a_worker_dies_with_the_server_that_was_killed() {
     let since = Instant::now();
     server.kill().unwrap();
     server.wait().unwrap();
-    eventually("the worker ends", || (!is_alive(worker)).then_some(()));
+    until("the worker ends", || !is_alive(worker));
     assert!(since.elapsed() < Duration::from_secs(2));
 }

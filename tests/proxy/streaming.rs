@@ -4,7 +4,7 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Server, Worker, eventually, on_every_backend, pattern};
+use crate::support::{Client, Server, Worker, on_every_backend, pattern, until};
 
 on_every_backend! {
     pieces_arrive_before_the_next_is_made
@@ -137,7 +137,7 @@ fn a_slow_reader_does_not_hold_the_worker(backend: &str) {
     let mut other = Client::of(&server);
     for _ in 0..5 {
         let started = Instant::now();
-        assert_eq!(other.get("/small").body_text(), "small");
+        assert_eq!(other.get("/small").text(), "small");
         assert!(started.elapsed() < Duration::from_secs(2), "behind slow readers it took {:?}", started.elapsed());
     }
     let mut slow = slow.pop().unwrap();
@@ -165,7 +165,7 @@ fn a_slow_reader_of_an_endless_answer_is_bounded(backend: &str) {
     client.send("GET /endless HTTP/1.1\r\nHost: test\r\n\r\n");
     client.head().unwrap();
     // It makes no progress: the write timeout ends it, and with it the worker's connection.
-    eventually("the worker is let go", || {
+    until("the worker is let go", || {
         worker.records().iter().any(|record| record.ended) || {
             Client::of(&server).ask("GET /next HTTP/1.0\r\n\r\n").status == 200
         }
@@ -189,8 +189,8 @@ fn a_pipeline_whose_answers_nobody_reads_is_bounded(backend: &str) {
     // 120 MB of answers are asked for in a few packets, and none is read until the write timeout ends it.
     client.send("GET /p HTTP/1.1\r\nHost: test\r\n\r\n".repeat(2000));
     client.head().unwrap();
-    eventually("the client is cut", || {
-        let status = Client::of(&server).get("/status").body_text();
+    until("the client is cut", || {
+        let status = Client::of(&server).get("/status").text();
         status.contains("\"active_connections\":1,") || status.contains("\"active_connections\": 1,")
     });
     let got = server.peak_bytes().saturating_sub(before);
@@ -211,10 +211,10 @@ fn a_pipeline_that_waits_for_its_reader_survives_a_half_close(backend: &str) {
     let mut client = Client::of(&server);
     client.send("GET /large HTTP/1.1\r\nHost: test\r\n\r\nGET /server HTTP/1.1\r\nHost: test\r\n\r\n");
     // The worker's only place is free again: its part of the large answer is over, the reader's is not.
-    eventually("the worker has the large one", || !worker.records().is_empty());
-    assert_eq!(Client::of(&server).get("/small").body_text(), "small");
+    until("the worker has the large one", || !worker.records().is_empty());
+    assert_eq!(Client::of(&server).get("/small").text(), "small");
     client.finish();
-    assert!(client.answer("GET").body == body, "the large answer is not whole");
-    assert_eq!(client.answer("GET").body_text(), "ok");
+    assert!(client.answer().body == body, "the large answer is not whole");
+    assert_eq!(client.answer().text(), "ok");
     client.expect_end();
 }
