@@ -1,4 +1,4 @@
-//! The clocks of clients, and workers that are killed.
+//! The clocks of clients.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,6 @@ use super::*;
 
 on_every_backend! {
     late_heads_and_bodies_are_refused_and_idle_connections_closed,
-    a_killed_worker_takes_only_its_own_request_along,
 }
 
 fn late_heads_and_bodies_are_refused_and_idle_connections_closed(backend: &str) {
@@ -30,24 +29,4 @@ fn late_heads_and_bodies_are_refused_and_idle_connections_closed(backend: &str) 
     idle.expect_end();
     assert!(start.elapsed() >= least, "closed after {:?}", start.elapsed());
     assert_eq!(worker.targets(), ["/idle"]);
-}
-
-fn a_killed_worker_takes_only_its_own_request_along(backend: &str) {
-    let server = Server::start(backend, &["-w", "1"]);
-    for method in ["GET", "POST"] {
-        server.until_ready(1);
-        let mut running = server.client();
-        running.send(format!("{method} /sleep?ms=20000 HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n"));
-        until("it is with the worker", || server.status()["busy"] == 1);
-        let mut waiting = server.client();
-        waiting.begin("/ping");
-        until("another waits", || server.status()["queue"]["depth"] == 1);
-        let killed = server.workers();
-        assert_eq!(killed.len(), 1, "{killed:?}");
-        send_signal(killed[0].id, "KILL");
-        assert_eq!(running.answer().status, 502, "{method}");
-        // The one worker there is now answers at once: it was not given the request that killed its predecessor.
-        assert_eq!(waiting.answer().text(), "pong");
-        assert_eq!(server.status()["busy"], 0);
-    }
 }

@@ -1,9 +1,10 @@
-//! Waiting, permits, retries, departures, limits and stops: the built server between scripted clients and scripted workers.
+//! Waiting, permits, retries, deaths, departures, limits and stops: the built server between scripted clients and scripted workers.
 //!
 //! Every body runs on every backend. Nothing waits for a time: conditions are looked at until [`DEADLINE`]. The one
 //! exception is what must not happen, as a spinning loop, which is looked for during a second.
 
 mod clocks;
+mod deaths;
 mod departures;
 mod limits;
 mod order;
@@ -12,5 +13,7 @@ mod stops;
 mod waiting;
 mod worker;
 
-use crate::support::{Client, DEADLINE, PROGRAM, Server, assert_gone, folder, on_every_backend, send_signal, until};
+use crate::support::{
+    Client, DEADLINE, PROGRAM, Process, Server, assert_gone, folder, on_every_backend, send_signal, until,
+};
 use worker::{Question, Worker, ok};
