@@ -263,7 +263,15 @@ impl Client {
         assert_eq!(self.get("/server").text(), "ok");
     }
 
-    /// A small receive buffer, so that the server feels at once that this client does not read.
+    /// Takes no more than one byte from the kernel. Like all that came it is kept for whoever asks next.
+    pub fn sip(&mut self) {
+        let mut byte = [0];
+        self.stream.read_exact(&mut byte).unwrap();
+        self.input.extend_from_slice(&byte);
+    }
+
+    /// A small receive buffer, so that the server feels at once that this client does not read. (Whoever wants to read much in
+    /// the end has no patience for such: the kernel sends into it by timer.)
     pub fn read_little(&mut self) {
         socket2::SockRef::from(&self.stream).set_recv_buffer_size(4096).unwrap();
     }
