@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use production_server::buffers::slots::Key;
 use production_server::config::{self, Settings, Upstream};
 use production_server::dispatch::{
-    Acquire, Ask, Balance, Dispatch, Outcome, Phase, Policy, Snapshot, Waiter, WorkerId, WorkerSnapshot,
+    Acquire, Ask, Balance, Dispatch, Outcome, Permit, Phase, Policy, Snapshot, Waiter, WorkerId, WorkerSnapshot,
 };
 use production_server::log::{Captured, Log};
 use production_server::mailbox::{Mailbox, Message, Postboxes, mailbox};
@@ -69,7 +69,7 @@ fn settings(command: &[&str], workers: usize) -> Settings {
 fn dispatch_for(settings: &Settings) -> Arc<Dispatch> {
     let policy = Policy {
         balance: Balance::Lifo,
-        concurrency: 1,
+        concurrency: settings.app.concurrency,
         queue_size: 8,
         queue_timeout: DEADLINE,
         hold: DEADLINE,
@@ -154,16 +154,34 @@ impl Server {
         })
     }
 
-    /// One whole request through a worker, as a loop does it.
-    fn request(&self, path: &str) -> String {
+    fn phase(&self, id: WorkerId) -> Option<Phase> {
+        self.snapshot().workers.into_iter().find(|worker| worker.id == id).map(|worker| worker.phase)
+    }
+
+    fn acquire(&self) -> Acquire {
         let waiter = Waiter { loop_index: 0, exchange: Key { index: 0, generation: 1 } };
         let ask = Ask { since: Instant::now(), exclude: None, front: false };
-        let Acquire::Granted(permit) = self.dispatch.acquire(waiter, ask, Instant::now()) else {
-            panic!("no worker is free");
-        };
+        self.dispatch.acquire(waiter, ask, Instant::now())
+    }
+
+    /// The right to one request, which must be free.
+    fn permit(&self) -> Permit {
+        match self.acquire() {
+            Acquire::Granted(permit) => permit,
+            other => panic!("no worker is free: {other:?}"),
+        }
+    }
+
+    fn release(&self, permit: Permit, outcome: Outcome) {
+        assert!(self.dispatch.release(permit, outcome, Instant::now()).is_none());
+    }
+
+    /// One whole request through a worker, as a loop does it.
+    fn request(&self, path: &str) -> String {
+        let permit = self.permit();
         let target = self.dispatch.target(permit.worker()).unwrap();
         let answer = get(target.address.as_pathname().unwrap(), path);
-        assert!(self.dispatch.release(permit, Outcome::Answered, Instant::now()).is_none());
+        self.release(permit, Outcome::Answered);
         answer
     }
 
@@ -294,26 +312,91 @@ fn a_worker_that_has_served_enough_is_replaced_without_a_gap() {
 fn a_request_in_flight_keeps_the_old_worker_until_it_ends() {
     let mut settings = settings(&[], 1);
     settings.app.recycle.requests = 1;
+    settings.app.concurrency = 2;
     let server = serve(settings);
     let first = server.until_ready(1)[0].id;
     let pid = pid_of(&server, first);
+    let held = server.permit();
+    assert_eq!(held.worker(), first);
+    // A second request at a time, and its worker has served enough.
     server.request("/ping");
-    let waiter = Waiter { loop_index: 0, exchange: Key { index: 0, generation: 1 } };
-    let ask = Ask { since: Instant::now(), exclude: None, front: false };
-    // Whoever is given now may be the old worker or already the new one; the old one is what this test is about.
-    if let Acquire::Granted(permit) = server.dispatch.acquire(waiter, ask, Instant::now()) {
-        let held = permit.worker();
-        if held == first {
-            eventually("the replacement is ready", || server.ready().iter().any(|w| w.id != first).then_some(()));
-            eventually("the old one drains", || {
-                server.snapshot().workers.iter().any(|w| w.id == first && w.phase == Phase::Draining).then_some(())
-            });
-            assert!(is_alive(pid), "it has a request in flight");
-        }
-        server.dispatch.release(permit, Outcome::Answered, Instant::now());
-    }
+    until("the replacement is ready", || server.ready().iter().any(|worker| worker.id != first));
+    until("the old one drains", || server.phase(first) == Some(Phase::Draining));
+    let second = server.permit();
+    assert_ne!(second.worker(), first, "one that drains gets nothing new");
+    server.release(second, Outcome::Unused);
+    assert!(is_alive(pid), "it has a request in flight");
+    server.release(held, Outcome::Answered);
     until("the old process ends", || !is_alive(pid));
     server.stop();
+}
+
+#[test]
+fn a_request_that_does_not_end_is_cut_when_the_time_of_a_drain_is_over() {
+    let mut settings = settings(&[], 1);
+    settings.app.recycle.requests = 1;
+    settings.app.concurrency = 2;
+    settings.app.restart.drain = Duration::from_millis(300);
+    let mut server = serve(settings);
+    let first = server.until_ready(1)[0].id;
+    let pid = pid_of(&server, first);
+    let held = server.permit();
+    let since = Instant::now();
+    server.request("/ping");
+    until("the old process ends", || !is_alive(pid));
+    assert!(since.elapsed() >= Duration::from_millis(300), "it ended after {:?} already", since.elapsed());
+    server.until_logged("did not end in time and are cut");
+    server.until_told("the loops let it go", |message| matches!(message, Message::Retire(id) if *id == first));
+    server.until_logged("recycle: 1 requests");
+    // Its name stays until the permit is back.
+    assert_eq!(server.phase(first), Some(Phase::Dead));
+    server.release(held, Outcome::Broken);
+    assert_eq!(server.phase(first), None);
+    assert!(server.request("/ping").ends_with("pong"));
+    server.stop();
+}
+
+#[test]
+fn a_worker_that_has_lived_long_enough_is_replaced_without_a_gap() {
+    let mut settings = settings(&[], 1);
+    settings.app.recycle.lifetime = Some(Duration::from_millis(400));
+    let since = Instant::now();
+    let server = serve(settings);
+    let first = server.until_ready(1)[0].id;
+    let pid = pid_of(&server, first);
+    until("the first one ends", || {
+        assert!(server.snapshot().eligible > 0, "nobody serves");
+        !is_alive(pid)
+    });
+    assert!(since.elapsed() >= Duration::from_millis(400), "it lived for {:?} only", since.elapsed());
+    assert!(server.request("/ping").ends_with("pong"));
+    server.until_logged("recycle: lived 0 s");
+    until("the next one ends in its turn", || server.status.recycled.load(Ordering::Relaxed) >= 2);
+    assert_eq!(server.status.crashes.load(Ordering::Relaxed), 0, "that was no crash");
+    server.stop();
+}
+
+#[test]
+fn a_stop_with_a_dump_writes_the_state_down_first() {
+    let server = serve(settings(&[], 2));
+    let mut expected = Vec::new();
+    for worker in server.until_ready(2) {
+        expected.push((worker.target.label.clone(), pid_of(&server, worker.id)));
+    }
+    let held = server.permit();
+    server.loops_done.store(true, Ordering::SeqCst);
+    server.requester.request(Request::StopWithDump);
+    let log = server.until_logged("shutdown");
+    for (label, pid) in expected {
+        let line = log.lines().find(|line| line.contains("state of a worker") && line.contains(&label)).unwrap();
+        assert!(line.contains(&pid.to_string()) && line.contains("Ready"), "{line}");
+    }
+    assert!(
+        log.lines().any(|line| line.contains("state") && line.contains("Running") && line.contains("eligible")),
+        "{log}"
+    );
+    server.release(held, Outcome::Broken);
+    assert_eq!(server.end(), ExitReason::Stopped);
 }
 
 #[test]
@@ -364,13 +447,10 @@ fn a_worker_that_refuses_connections_is_looked_at_and_replaced() {
     let options = Options { ready_timeout: Duration::from_secs(2), ..options() };
     let server = serve_with(settings(&[], 1), options);
     let worker = server.until_ready(1)[0].clone();
-    let waiter = Waiter { loop_index: 0, exchange: Key { index: 0, generation: 1 } };
-    let ask = Ask { since: Instant::now(), exclude: None, front: false };
-    let lose = |id| match server.dispatch.acquire(waiter, ask, Instant::now()) {
-        Acquire::Granted(permit) if permit.worker() == id => {
-            server.dispatch.release(permit, Outcome::Unreachable, Instant::now());
-        }
-        other => panic!("{other:?}"),
+    let lose = |id| {
+        let permit = server.permit();
+        assert_eq!(permit.worker(), id);
+        server.release(permit, Outcome::Unreachable);
     };
     lose(worker.id);
     assert_eq!(server.until_ready(1)[0].id, worker.id, "it was there after all");
@@ -394,10 +474,7 @@ fn an_upstream_is_found_lost_and_found_again() {
     let id = server.until_ready(1)[0].id;
     drop(listener);
     std::fs::remove_file(&path).unwrap();
-    let waiter = Waiter { loop_index: 0, exchange: Key { index: 0, generation: 1 } };
-    let ask = Ask { since: Instant::now(), exclude: None, front: false };
-    let Acquire::Granted(permit) = server.dispatch.acquire(waiter, ask, Instant::now()) else { panic!("not ready") };
-    server.dispatch.release(permit, Outcome::Unreachable, Instant::now());
+    server.release(server.permit(), Outcome::Unreachable);
     assert!(server.ready().is_empty());
     let _listener = UnixListener::bind(&path).unwrap();
     assert_eq!(server.until_ready(1)[0].id, id);

@@ -1,4 +1,5 @@
-//! Waiting, permits, retries, deaths, departures, limits and stops: the built server between scripted clients and scripted workers.
+//! Waiting, permits, retries, deaths, departures, limits, signals and stops: the built server between scripted clients and
+//! scripted workers.
 //!
 //! Every body runs on every backend. Nothing waits for a time: conditions are looked at until [`DEADLINE`]. The one
 //! exception is what must not happen, as a spinning loop, which is looked for during a second.
@@ -9,6 +10,7 @@ mod departures;
 mod limits;
 mod order;
 mod retries;
+mod signals;
 mod stops;
 mod waiting;
 mod worker;

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use super::*;
@@ -39,18 +39,17 @@ fn ends_once(folder: &std::path::Path, name: &str) -> Worker {
 
 fn what_was_never_delivered_is_sent_again_whatever_the_method(backend: &str) {
     let folder = folder();
-    // Stops reading and takes no more after the first answer, but does not end its own half: only a write shows it.
-    let worker = Worker::start(&folder.path().join("w"), |question, stream| {
+    let (held, gate) = mpsc::channel::<()>();
+    let (gate, shut) = (Mutex::new(gate), Arc::new(AtomicBool::new(false)));
+    let done = shut.clone();
+    // Takes no more after its first answer, but does not end its own half: only a write shows it, by EPIPE.
+    let worker = Worker::start(&folder.path().join("w"), move |question, stream| {
         let written = stream.write_all(&ok(&question.target)).is_ok();
         if question.target == "/first" {
             stream.shutdown(std::net::Shutdown::Read).unwrap();
-            // Held open, or the end would be seen before the next request.
-            let kept = stream.try_clone().unwrap();
-            std::thread::spawn(move || {
-                std::thread::sleep(Duration::from_secs(3));
-                drop(kept);
-            });
-            std::thread::sleep(Duration::from_secs(3));
+            done.store(true, Ordering::SeqCst);
+            // Held open to the end of the test, or the end would be seen before the next request.
+            let _ = gate.lock().unwrap().recv();
         }
         written
     });
@@ -58,13 +57,13 @@ fn what_was_never_delivered_is_sent_again_whatever_the_method(backend: &str) {
     let mut client = server.client();
     client.begin("/first");
     assert_eq!(client.answer().text(), "/first");
-    // The worker's half is shut right after its answer; a request into the old connection gets EPIPE from then on.
-    std::thread::sleep(Duration::from_millis(300));
+    until("the worker takes no more", || shut.load(Ordering::SeqCst));
     client.begin_post("/second", "body");
     let answer = client.answer();
     assert_eq!((answer.status, answer.text().as_str()), (200, "/second"));
     assert_eq!(worker.targets(), ["/first", "/second"]);
     assert_eq!(server.status()["retries"], 1);
+    drop(held);
 }
 
 fn a_kept_connection_that_a_living_worker_ends_costs_a_get_nothing_and_a_post_its_answer(backend: &str) {

@@ -35,8 +35,10 @@ impl Server {
     pub fn start_as(mut command: Command, backend: &str, flags: &[&str]) -> Server {
         let folder = folder();
         let run_directory = folder.path().join("run").display().to_string();
-        command.args(["--stats-interval", "0s", "--json-logging", "--no-access-log", "--pin", "off"]);
-        command.args(["--backend", backend]);
+        command.args(["--stats-interval", "0s", "--json-logging", "--pin", "off", "--backend", backend]);
+        if !flags.contains(&"--access-log") {
+            command.arg("--no-access-log");
+        }
         for (flag, value) in [("--listen", "127.0.0.1:0"), ("--run-dir", &run_directory), ("--loops", "1")] {
             if !flags.contains(&flag) {
                 command.args([flag, value]);
