@@ -12,6 +12,7 @@ on_every_backend! {
     a_client_that_leaves_a_stream_ends_it
     a_stream_outlives_the_read_timeout
     slow_readers_hold_neither_the_worker_nor_much_memory
+    heads_that_arrive_byte_by_byte_do_not_slow_another_client
     memory_for_slow_readers_ends_at_its_limit
     a_reader_without_progress_is_cut_and_a_slow_one_is_not
     a_slow_reader_of_an_endless_answer_is_bounded
@@ -159,6 +160,26 @@ fn slow_readers_hold_neither_the_worker_nor_much_memory(backend: &str) {
     for client in &mut slow {
         assert!(client.take(body.len()) == body);
         client.expect_alive();
+    }
+}
+
+fn heads_that_arrive_byte_by_byte_do_not_slow_another_client(backend: &str) {
+    let worker = large_or_small(b"large");
+    let server = Server::before(backend, &worker.url, &["--queue-timeout-ms", "60000"]);
+    let mut other = Client::of(&server);
+    let mut slow: Vec<_> = (0..200).map(|_| Client::of(&server)).collect();
+    let mut slowest = Duration::ZERO;
+    for byte in b"GET /large HTTP/1.1\r\nHost: test\r\n\r\n" {
+        for client in &mut slow {
+            client.send([*byte]);
+        }
+        let started = Instant::now();
+        assert_eq!(other.get("/small").text(), "small");
+        slowest = slowest.max(started.elapsed());
+    }
+    assert!(slowest < Duration::from_secs(2), "behind slow heads a request took {slowest:?}");
+    for client in &mut slow {
+        assert_eq!(client.answer().text(), "large");
     }
 }
 

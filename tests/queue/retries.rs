@@ -219,8 +219,8 @@ fn a_full_backlog_of_the_only_worker_is_waited_for_and_then_refused(backend: &st
     assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
     // And one whose worker accepts again in time.
     client.begin("/served");
+    until("it holds the worker's permit", || server.status()["busy"] == 1);
     std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(200));
         drop(clogged.waiting);
         loop {
             let mut stream = clogged.listener.accept().unwrap().0;
