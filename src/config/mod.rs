@@ -15,6 +15,8 @@ mod environment;
 mod keys;
 mod units;
 
+pub use units::{signal, signal_name};
+
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -164,8 +166,10 @@ pub struct App {
     pub name: String,
     /// What its workers run.
     pub command: Command,
-    /// How many workers, at least 1.
+    /// How many workers at the start, 0 to 1024; 0: none but those that join by themselves.
     pub workers: usize,
+    /// Between which numbers of workers the server scales by itself; `None`: it does not.
+    pub scaling: Option<Scaling>,
     /// Requests in flight per worker or upstream at once, 1 to 65535.
     pub concurrency: u32,
     /// Which worker gets the next request.
@@ -176,8 +180,22 @@ pub struct App {
     pub queue: Queue,
     /// When a worker is replaced.
     pub recycle: Recycle,
-    /// How dead workers come back.
+    /// How dead workers come back, and how living ones are replaced.
     pub restart: Restart,
+    /// When a worker counts as ready.
+    pub ready: Ready,
+    /// How a worker gets its socket.
+    pub socket: WorkerSocket,
+    /// What is sent to a worker that is stuck, before SIGKILL; `None`: nothing.
+    pub dump_signal: Option<i32>,
+    /// How changed files reach the workers.
+    pub hot_reload: HotReload,
+    /// Files and directories to watch; empty: found from the command.
+    pub watch: Vec<PathBuf>,
+    /// What tells a worker to load its code again.
+    pub reload_signal: i32,
+    /// The shared object that the built-in worker answers with.
+    pub module: Option<PathBuf>,
     /// Whether connections to workers are kept.
     pub keepalive: bool,
     /// Servers that something else runs; when there is one, no worker is started.
@@ -247,6 +265,63 @@ pub struct Recycle {
     pub jitter_percent: u32,
     /// After that time.
     pub lifetime: Option<Duration>,
+    /// When its process group holds more memory (PSS) than so many bytes.
+    pub memory: Option<u64>,
+    /// After that many hot reloads; 0: never.
+    pub reloads: u64,
+}
+
+/// The bounds of automatic scaling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scaling {
+    /// At least so many workers, 1 or more.
+    pub min: usize,
+    /// At most so many.
+    pub max: usize,
+}
+
+/// When a worker counts as ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ready {
+    /// What shows it.
+    pub by: ReadyBy,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+/// What shows that a worker is ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadyBy {
+    /// Its socket accepts.
+    Listen,
+    /// A GET of that path is answered with 2xx.
+    Http(String),
+    /// It says READY=1 (sd_notify(3)).
+    Notify,
+    /// It joins over the control socket.
+    Join,
+}
+
+/// How a worker gets its socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerSocket {
+    /// It opens a Unix socket at the path that it is given.
+    Unix,
+    /// It inherits a listening Unix socket as descriptor 3 (sd_listen_fds(3)).
+    Inherit,
+    /// It opens a loopback TCP port that it is given.
+    Tcp,
+}
+
+/// How changed files reach the workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HotReload {
+    /// Not at all.
+    None,
+    /// By a rolling restart.
+    Process,
+    /// By the reload signal: the workers load their code again themselves.
+    Module,
 }
 
 /// How dead workers come back.
@@ -260,8 +335,14 @@ pub struct Restart {
     pub crashes: u32,
     /// Within that time.
     pub within: Duration,
-    /// How long a leaving worker may finish its requests before SIGKILL.
+    /// Exits before a first answer, in a row, however slow, that make the app give up.
+    pub max_restarts: u32,
+    /// How long a leaving worker may finish its requests before SIGTERM.
     pub drain: Duration,
+    /// Workers that a rolling restart replaces at a time, at least 1.
+    pub parallel: usize,
+    /// Workers that may be missing while they are replaced; 0: the replacement always starts first.
+    pub max_unavailable: usize,
 }
 
 /// A server that something else runs.
@@ -320,6 +401,7 @@ impl Default for App {
             name: "web".to_owned(),
             command: Command::BuiltIn,
             workers: cores().max(2),
+            scaling: None,
             concurrency: 1,
             balance: Balance::Lifo,
             timeouts: AppTimeouts {
@@ -329,14 +411,24 @@ impl Default for App {
                 abandon: Duration::from_secs(5),
             },
             queue: Queue { size: 8192, timeout: Duration::from_secs(2), hold: Duration::from_secs(10) },
-            recycle: Recycle { requests: 10_000, jitter_percent: 10, lifetime: None },
+            recycle: Recycle { requests: 10_000, jitter_percent: 10, lifetime: None, memory: None, reloads: 10 },
             restart: Restart {
                 base: Duration::from_secs(1),
                 max: Duration::from_secs(30),
                 crashes: 5,
                 within: Duration::from_secs(60),
+                max_restarts: 10,
                 drain: Duration::from_secs(30),
+                parallel: 1,
+                max_unavailable: 0,
             },
+            ready: Ready { by: ReadyBy::Listen, timeout: Duration::from_secs(15) },
+            socket: WorkerSocket::Unix,
+            dump_signal: None,
+            hot_reload: HotReload::None,
+            watch: Vec::new(),
+            reload_signal: libc::SIGHUP,
+            module: None,
             keepalive: true,
             upstreams: Vec::new(),
             respond: None,
