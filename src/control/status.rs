@@ -5,6 +5,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::metrics::latency::Recent;
+
 /// The whole document.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -113,7 +115,7 @@ pub struct Requests {
 }
 
 /// How long requests took, from their first byte to the last of their answer, in milliseconds. A value is at most 6.25 % above the
-/// true one. Event streams and tunnels are left out.
+/// true one. Answers of the loop itself count as taking no time. Event streams and tunnels are left out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Latency {
@@ -245,6 +247,20 @@ impl WorkerState {
             WorkerState::Stopping => "stopping",
             WorkerState::Stopped => "stopped",
             WorkerState::Failed => "failed",
+        }
+    }
+}
+
+impl From<&Recent> for Latency {
+    fn from(recent: &Recent) -> Latency {
+        let told = |share| recent.latencies.quantile(share).map(|took| took.as_secs_f64() * 1000.0);
+        Latency {
+            p50: told(0.5),
+            p90: told(0.9),
+            p99: told(0.99),
+            max: told(1.0),
+            count: recent.latencies.count(),
+            over_seconds: recent.over.map(|over| over.as_secs_f64()),
         }
     }
 }

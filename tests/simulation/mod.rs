@@ -48,9 +48,12 @@ fn every_seed_keeps_the_rules() {
         total.retried += one.retried;
         total.deaths += one.deaths;
         total.rounds += one.rounds;
+        total.timed += one.timed;
     }
     println!("{total:?}");
     assert!(total.answered * 2 > total.requests, "most requests are answered: {total:?}");
+    // Tunnels and event streams are not timed, and refusals without an exchange are not.
+    assert!(total.timed as usize * 2 > total.answered, "most requests are timed: {total:?}");
     assert!(total.retried > 20 && total.deaths > 100, "faults do happen: {total:?}");
 }
 
