@@ -25,14 +25,13 @@ mod requests;
 mod server;
 mod show;
 pub mod status;
-mod version;
 
 #[cfg(test)]
 mod tests;
 
 pub use crate::config::Change;
+pub use crate::fleet::Version;
 pub use server::ControlServer;
-pub use version::Version;
 
 /// The name of the control socket in the run directory.
 pub const SOCKET_NAME: &str = "control.sock";

@@ -223,7 +223,7 @@ fn worker(body: &[u8]) -> Result<Command, String> {
             }
             let pid = worker.pid.map(|pid| whole("pid", &pid, 1, i64::from(i32::MAX))).transpose()?;
             let version = worker.version.map(|version| {
-                Version::of_json(&version)
+                read_version(&version)
                     .map_err(|expected| format!("\"version\" is {}: {expected}", cut(&version.to_string())))
             });
             Ok(Command::Join(Join {
@@ -235,6 +235,16 @@ fn worker(body: &[u8]) -> Result<Command, String> {
         }
         _ => Err(format!("expected \"op\" with \"join\" or \"quit\", {example}")),
     }
+}
+
+/// A version: a string of dotted numbers, or a whole number. `1.10` as a number is refused: it is the same number as `1.1`.
+fn read_version(value: &Value) -> Result<Version, &'static str> {
+    let version = match value {
+        Value::String(text) if text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') => Version::parse(text),
+        Value::Number(number) => number.as_u64().and_then(|number| Version::parse(&number.to_string())),
+        _ => None,
+    };
+    version.ok_or("expected a whole number, or a string of numbers with dots between, as in \"1.10.2\"")
 }
 
 /// A whole number within a range.

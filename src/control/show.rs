@@ -137,12 +137,16 @@ fn table(text: &mut String, workers: &[Worker]) {
     }
 }
 
-/// One event as a line: when, what, and the rest as names and values.
+/// One event as a line: when, what, in words, and the rest as names and values.
 pub fn event(event: &Value) -> String {
     let Some(members) = event.as_object() else { return format!("{}\n", plain(&event.to_string())) };
     let word = |name: &str| members.get(name).and_then(Value::as_str).map_or_else(|| NONE.to_owned(), plain);
     let mut line = format!("{}  {}", word("time"), word("event"));
-    for (name, value) in members.iter().filter(|(name, _)| !matches!(name.as_str(), "time" | "event")) {
+    if let Some(message) = members.get("message").and_then(Value::as_str) {
+        let _ = write!(line, "  {}", plain(message));
+    }
+    let rest = members.iter().filter(|(name, _)| !matches!(name.as_str(), "time" | "event" | "message"));
+    for (name, value) in rest {
         let value = match value {
             Value::Null => continue,
             Value::String(text) if !text.is_empty() && !text.contains([' ', '"', '=']) => plain(text),
@@ -226,11 +230,11 @@ web  running  generation 3  workers 2/2  requests are held  queue 3/8192  reques
     #[test]
     fn events_are_lines() {
         let exit = json!({
-            "time": "2026-11-21T03:45:56.123Z", "event": "worker-exit", "app": "web", "worker": 2, "code": null,
+            "time": "2026-11-21T03:45:56.123Z", "event": "worker-exit", "message": "worker ended", "app": "web", "worker": 2, "code": null,
             "reason": "crash: signal 11", "text": "a\u{1b}[2Jb",
         });
         let line = event(&exit);
-        assert!(line.starts_with("2026-11-21T03:45:56.123Z  worker-exit  app=web  "), "{line}");
+        assert!(line.starts_with("2026-11-21T03:45:56.123Z  worker-exit  worker ended  app=web  "), "{line}");
         for part in ["  worker=2", "  reason=\"crash: signal 11\"", "  text=a\u{fffd}[2Jb"] {
             assert!(line.contains(part), "{line}");
         }

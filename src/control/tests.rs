@@ -129,6 +129,9 @@ fn every_mistake_is_named_with_what_would_be_right() {
         ("/worker", r#"{"op":"join","workerId":"7","socket":"/a","pid":0}"#, &["\"pid\" is 0", "from 1 to"]),
         ("/worker", r#"{"op":"join","workerId":"7","socket":"/a","version":1.10}"#, &["\"version\" is 1.1", "\"1.10.2\""]),
         ("/worker", r#"{"op":"join","workerId":"7","socket":"/a","version":"new"}"#, &["\"version\" is \"new\""]),
+        ("/worker", r#"{"op":"join","workerId":"7","socket":"/a","version":"+1"}"#, &["\"version\" is \"+1\""]),
+        ("/worker", r#"{"op":"join","workerId":"7","socket":"/a","version":"1."}"#, &["\"version\" is \"1.\""]),
+        ("/worker", r#"{"op":"join","workerId":"7","socket":"/a","version":[1]}"#, &["\"version\" is [1]"]),
     ];
     for (path, body, parts) in cases {
         let fault = ask("POST", path, body).unwrap_err();
