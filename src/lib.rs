@@ -16,6 +16,7 @@ pub mod backends;
 pub mod buffers;
 pub mod config;
 pub mod connection;
+pub mod control;
 pub mod dispatch;
 mod exchange;
 pub mod fleet;

@@ -2,6 +2,7 @@
 
 mod backends;
 mod cli;
+mod control;
 mod panics;
 mod proxy;
 mod queue;

@@ -22,7 +22,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("reactor", &["backends", "buffers", "connection", "dispatch", "exchange", "http", "mailbox"]),
     ("worker", &["buffers", "http", "supervisor"]),
     ("fleet", &[]),
-    ("supervisor", &["buffers", "dispatch", "fleet", "mailbox"]),
+    ("control", &["buffers", "fleet", "http"]),
+    ("supervisor", &["buffers", "control", "dispatch", "fleet", "mailbox"]),
 ];
 /// Usable by all; they use only each other, as listed above.
 const FOR_ALL: &[&str] = &["config", "metrics", "log", "planted"];

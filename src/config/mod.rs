@@ -3,6 +3,7 @@
 //! - `keys`: every key once, with its flag, its environment names, its default and how its value is read;
 //! - `arguments`: the command line, and its mistakes in one line;
 //! - `environment`: the variables;
+//! - `steering`: the words that speak to a server which runs already;
 //! - `units`: durations, sizes, counts and addresses as people write them.
 //!
 //! Rules:
@@ -13,9 +14,10 @@
 mod arguments;
 mod environment;
 mod keys;
+mod steering;
 mod units;
 
-pub use units::{signal, signal_name};
+pub use units::{duration, show_duration, signal, signal_name};
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -23,7 +25,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use arguments::{Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
-pub use environment::Environment;
+pub use environment::{Environment, Search};
+pub use steering::{Ask, Change, MOST_WORKERS, PAUSE_DEFAULT, PAUSE_RANGE, ServerPlace, Steering};
 
 /// Everything that the server needs to know to run. Checked: every number is within its range.
 #[derive(Clone, Debug)]

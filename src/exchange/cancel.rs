@@ -192,12 +192,16 @@ impl<B: Backend> Loop<B> {
         self.exchanges.remove(key);
     }
 
-    /// The access line of an exchange.
+    /// Counts how long an exchange took, and writes its access line.
     pub fn log_exchange(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        // Streams and tunnels last as long as somebody listens.
+        if !exchange.stream && exchange.status != 101 {
+            self.count().latency.record(self.now.saturating_duration_since(exchange.started));
+        }
         if !self.access.enabled() {
             return;
         }
-        let Some(exchange) = self.exchanges.lookup(key) else { return };
         let Some(client) = self.table.client(exchange.client) else { return };
         let peer = client.peer.ip;
         let head: &[u8] = exchange.head.as_deref().unwrap_or_default();

@@ -181,6 +181,8 @@ pub struct Summary {
     pub rolls: usize,
     /// Rounds that it took.
     pub rounds: usize,
+    /// Requests whose time was taken.
+    pub timed: u64,
 }
 
 /// Runs one seed to its end; panics where a rule is broken.
@@ -194,8 +196,9 @@ pub fn run(seed: u64, trace: Option<Trace>) -> Summary {
     let deaths = run.supervisor.deaths;
     let rolls = run.supervisor.rolls();
     let rounds = run.rounds;
+    let timed = run.metrics.latencies().count();
     run.check_that_nothing_is_left();
-    Summary { requests, answered, retried, deaths, rolls, rounds }
+    Summary { requests, answered, retried, deaths, rolls, rounds, timed }
 }
 
 impl Run {
@@ -363,6 +366,10 @@ impl Run {
         }
         let totals = self.metrics.total();
         assert_eq!(totals.active_connections, 0, "connections are still counted");
+        let latencies = self.metrics.latencies();
+        assert!(latencies.count() <= totals.requests, "the time of a request was taken twice: {totals:?}");
+        let (longest, whole) = (latencies.quantile(1.0).unwrap_or_default(), self.world.now() - self.started);
+        assert!(longest <= whole * 17 / 16 + Duration::from_micros(2), "a request took {longest:?} of {whole:?}");
         let pools: Vec<Pool> = self.loops.iter().map(|it| it.pool.clone()).collect();
         for mut it in self.loops {
             assert_eq!(it.reactor.backend().queued(), 0, "pieces are left in outboxes");
