@@ -25,6 +25,7 @@ use crate::mailbox::Postboxes;
 
 pub mod exec;
 pub mod guard;
+pub mod inquiry;
 pub mod inspect;
 mod lifecycle;
 pub mod output;
