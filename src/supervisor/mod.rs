@@ -28,6 +28,8 @@ pub mod guard;
 pub mod inquiry;
 pub mod inspect;
 mod lifecycle;
+pub mod memory;
+pub mod notify;
 pub mod output;
 pub mod policy;
 pub mod probe;

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::inquiry::{self, Inquiry, Outcome, Question, refusal};
+use super::inquiry::{Inquiry, Outcome, Question, refusal};
 use crate::config::ReadyBy;
 
 /// How long a TCP connect may take before it counts as failed.
@@ -94,7 +94,7 @@ impl Probe {
     }
 
     /// A probe that asks a worker for `path` until it answers with 2xx: 5 ms, doubling up to 100 ms; after 5 s every 500 ms.
-    /// A question is given up after [`inquiry::PATIENCE`].
+    /// A question is given up after [`super::inquiry::PATIENCE`].
     pub fn of_answers(address: SockAddr, path: &str, now: Instant) -> Probe {
         Probe { kind: Kind::Ask(Rc::new(Question::get(path))), ..Probe::of_worker(address, now) }
     }
@@ -274,10 +274,10 @@ fn waits_to_be_accepted(table: &[u8], path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervisor::wake;
+    use crate::supervisor::{inquiry, wake};
     use std::io::Write;
     use std::net::{SocketAddr, TcpListener};
-    use std::os::unix::net::{UnixListener, UnixStream};
+    use std::os::unix::net::UnixListener;
     use std::thread::JoinHandle;
 
     const PATIENCE: Duration = Duration::from_secs(20);
