@@ -94,14 +94,12 @@ impl Supervisor {
         let name = &self.settings.app.name;
         let label = format!("{name}.G{GENERATION}.{number}");
         let socket = self.run.socket(&format!("{label}.{incarnation}.sock")).map_err(|error| error.to_string())?;
-        if !run_directory::clear_path(&socket) {
-            return Err(format!("{} exists and is in use", socket.display()));
-        }
-        let address = SockAddr::unix(&socket).map_err(|error| error.to_string())?;
+        let mut endpoint = launcher.endpoint(socket.clone()).map_err(|error| error.to_string())?;
+        let address = endpoint.address().clone();
         let target = Target { address: address.clone(), label: label.clone(), unix: true, supervised: true, number };
         let Some(id) = self.dispatch.add(target, GENERATION, (limit > 0).then_some(limit)) else { return Ok(false) };
-        let particulars = Particulars { number, socket: &socket, limit };
-        let spawned = launcher.start(particulars).and_then(|mut child| {
+        let particulars = Particulars { number, generation: GENERATION, limit, notify: None };
+        let spawned = launcher.start(particulars, &mut endpoint).and_then(|mut child| {
             let captures = child.stdout.take().zip(child.stderr.take()).ok_or(std::io::ErrorKind::BrokenPipe)?;
             Ok((Capture::new(captures.0.into())?, Capture::new(captures.1.into())?, child))
         });
