@@ -145,7 +145,11 @@ impl Supervisor {
             match &mut process.phase {
                 Phase::Starting { probe, deadline } | Phase::Checking { probe, deadline } => {
                     let late = now >= *deadline;
-                    if probe.look(now) == Look::Listening {
+                    let listens = probe.look(now) == Look::Listening;
+                    if listens && inspect::is_dying(process.child.id()) {
+                        // Its listener is only what it closes last. The word of its end is on the way.
+                        probe.later(now);
+                    } else if listens {
                         self.became_ready(index, now);
                     } else if late {
                         self.never_came(index, now);
@@ -246,7 +250,10 @@ impl Supervisor {
             let message = "the worker refused a connection or lost a request; its socket is looked at";
             self.log.event(Level::Warn, message, &[("worker", &process.label)]);
             let deadline = now + self.ready_timeout;
-            process.phase = Phase::Checking { probe: Probe::of_worker(address, now), deadline };
+            let mut probe = Probe::of_worker(address, now);
+            // It may be a child of the process that we know, and dying: its listener is given the time to close.
+            probe.later(now);
+            process.phase = Phase::Checking { probe, deadline };
         }
     }
 
