@@ -4,6 +4,7 @@ mod backends;
 mod cli;
 mod proxy;
 mod queue;
+mod readiness;
 mod simulation;
 mod supervision;
 mod support;

@@ -20,6 +20,7 @@ use crate::mailbox::Postboxes;
 mod crew;
 pub mod endpoint;
 pub mod exec;
+pub mod given;
 pub mod guard;
 pub mod inquiry;
 pub mod inspect;
