@@ -114,6 +114,12 @@ impl Endpoint {
         }
     }
 
+    /// The sentence for a worker that refused a connection and did not come back.
+    pub fn not_back(&self, within: Duration, reason: Option<&str>) -> String {
+        let reason = reason.map_or(String::new(), |reason| format!(" ({reason})"));
+        format!("the worker did not accept any more on {self} within {} s{reason}", within.as_secs_f32())
+    }
+
     /// The sentence for a worker that did not get ready in time: what it should have done, where, and the last thing that
     /// was seen ([`super::probe::Probe::reason`]).
     pub fn not_ready(&self, ready: &ReadyBy, within: Duration, reason: Option<&str>) -> String {

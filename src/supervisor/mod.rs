@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::Settings;
 use crate::dispatch::{Dispatch, Notice};
-use crate::fleet::{self, Ending, Fleet, Load, RestartRule, Scaler};
+use crate::fleet::{self, Ending, Fleet, Load, Member, Name, RestartRule, Scaler};
 use crate::log::{Level, Log};
 use crate::mailbox::Postboxes;
 
@@ -22,6 +22,7 @@ pub mod endpoint;
 pub mod exec;
 pub mod given;
 pub mod guard;
+mod hearing;
 pub mod inquiry;
 pub mod inspect;
 pub mod memory;
@@ -38,6 +39,7 @@ mod upstreams;
 pub mod wake;
 
 use crew::Crew;
+use hearing::Heard;
 pub use run_directory::{RunDirectory, RunDirectoryError};
 use signals::{Request, Requester, Requests};
 use spawn::Launcher;
@@ -314,6 +316,9 @@ impl Supervisor {
             for name in self.crew.look_for_sockets(now) {
                 self.fleet.ready(name, now, &mut self.crew);
             }
+            for (name, heard) in self.crew.hear(now) {
+                self.take_notice(name, heard, now);
+            }
             self.look_at_upstreams(now);
             self.scale_by_load(now);
             self.fleet.tick(now, &mut self.crew);
@@ -354,6 +359,7 @@ impl Supervisor {
                 entries.extend(capture.descriptor().map(|descriptor| wake::entry(descriptor, libc::POLLIN)));
             }
         }
+        entries.extend(self.crew.entries());
         entries.extend(self.upstreams.iter().filter_map(Watched::descriptor).map(|fd| wake::entry(fd, libc::POLLOUT)));
         let due = self.next_due().into_iter().chain(next_tick).min();
         let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
@@ -365,7 +371,7 @@ impl Supervisor {
     }
 
     fn next_due(&self) -> Option<Instant> {
-        let probes = crew::probes_due(&self.crew.processes);
+        let probes = hearing::due(&self.crew.processes);
         let upstreams = self.upstreams.iter().filter_map(Watched::due).min();
         let stop = self.stop.as_ref().map(Stop::due);
         let sample = self.scaler.is_some().then_some(self.sample_at);
@@ -473,6 +479,19 @@ impl Supervisor {
             self.crew.postboxes.grant(grant);
         }
         self.release = more.then(|| (most, now + RELEASE_STEP));
+    }
+
+    fn take_notice(&mut self, name: Name, heard: Heard, now: Instant) {
+        match heard {
+            // A worker that has been ready and is looked at again is known by its socket alone.
+            Heard::Ready if self.fleet.member(name).is_some_and(Member::is_starting) => {
+                self.fleet.ready(name, now, &mut self.crew);
+            }
+            Heard::Ready => {}
+            Heard::Leaves => self.fleet.replace(name, Ending::Leaving),
+            Heard::Silent(period) => self.fleet.stuck(name, Ending::Watchdog(period), now, &mut self.crew),
+            Heard::Heavy(bytes) => self.fleet.replace(name, Ending::Memory(bytes)),
+        }
     }
 
     fn heed(&mut self, notice: Notice, now: Instant) {
