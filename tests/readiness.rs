@@ -13,6 +13,8 @@ use production_server::supervisor::probe::{Look, Probe};
 use production_server::supervisor::spawn::{Launcher, Particulars};
 use production_server::supervisor::{memory, wake};
 
+use crate::queue::rig::{Process, Server, send_signal, until};
+
 const PROGRAM: &str = env!("CARGO_BIN_EXE_production_server");
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -133,7 +135,7 @@ fn a_worker_that_inherits_its_socket_is_ready_when_it_accepts() {
         ("MAX_REQUESTS", "100"),
         ("CONTROL_SOCKET", "/run/control.sock"),
     ] {
-        assert_eq!(environment["env"].get(name).unwrap_or(&environment[name]), expected, "{name} in {environment}");
+        assert_eq!(environment[name], expected, "{name} in {environment}");
     }
     worker.signal(libc::SIGKILL);
     worker.child.wait().unwrap();
@@ -220,4 +222,102 @@ fn the_memory_of_a_worker_is_that_of_its_whole_group() {
         assert!(Instant::now() < deadline, "{held:?}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// The whole server with these flags, on one backend: what is looked at is the same on all.
+fn server(flags: &[&str]) -> Server {
+    Server::start("epoll", flags)
+}
+
+fn logged(server: &Server, text: &str) -> bool {
+    server.lines().iter().any(|line| line.contains(text))
+}
+
+fn until_logged(server: &Server, text: &str) {
+    until(text, || logged(server, text));
+}
+
+fn get(server: &Server, target: &str) -> (u16, String) {
+    let answer = server.client().ask(&format!("GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"));
+    (answer.status, answer.text())
+}
+
+/// The worker's process, once there is one other than these.
+fn worker_of(server: &Server, but: &[Process]) -> Process {
+    let mut found = None;
+    until("there is a worker", || {
+        let mut workers = server.descendants().into_iter().filter(|process| process.command.contains(" worker"));
+        found = workers.find(|process| !but.contains(process));
+        found.is_some()
+    });
+    found.unwrap()
+}
+
+#[test]
+fn a_server_asks_its_workers_on_tcp_and_serves_them() {
+    let script = "exec \"$0\" --listen 127.0.0.1:{port} --respond hello --no-access-log --run-dir \"$1/$WORKER_ID\"";
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().to_str().unwrap();
+    let mut server = server(&["-w", "2", "--ready", "http:/ready", "--", "sh", "-c", script, PROGRAM, place]);
+    until("both are ready", || server.status()["ready"] == 2);
+    assert_eq!(get(&server, "/"), (200, "hello".to_owned()));
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn a_worker_that_is_not_ready_is_told_what_it_answered() {
+    let server = server(&["-w", "1", "--ready", "http:/status/503", "--ready-timeout", "300ms"]);
+    until_logged(&server, "with 2xx within 0.3 s (GET /status/503 was answered with 503)");
+    until_logged(&server, "not ready in time");
+}
+
+#[test]
+fn a_worker_is_ready_when_it_says_so_and_not_before() {
+    let speaking = server(&["-w", "1", "--ready", "notify"]);
+    assert_eq!(get(&speaking, "/ping"), (200, "pong".to_owned()));
+    let flags = ["-w", "1", "--ready", "notify", "--ready-timeout", "300ms"];
+    let silent = ["--", "sh", "-c", "unset NOTIFY_SOCKET; exec \"$0\" worker", PROGRAM];
+    let silent = server(&[&flags[..], &silent].concat());
+    until_logged(&silent, "the worker did not say READY=1 within 0.3 s");
+    assert!(!logged(&silent, "worker ready"));
+}
+
+#[test]
+fn workers_that_inherit_their_sockets_serve_die_and_come_back() {
+    let mut server = server(&["-w", "1", "--socket", "inherit"]);
+    let mut killed = Vec::new();
+    for _ in 0..3 {
+        assert_eq!(get(&server, "/ping"), (200, "pong".to_owned()));
+        let worker = worker_of(&server, &killed);
+        send_signal(worker.id, "KILL");
+        killed.push(worker);
+        // What comes before the server knows may still find a socket, and nobody to answer.
+        let ended = || server.lines().iter().filter(|line| line.contains("worker ended")).count();
+        until("the server knows", || ended() == killed.len());
+    }
+    assert_eq!(get(&server, "/ping"), (200, "pong".to_owned()), "held until there is another");
+    assert_eq!(server.stop(), Some(0));
+}
+
+#[test]
+fn a_worker_that_falls_silent_is_killed_and_replaced() {
+    let server = server(&["-w", "1", "--watchdog", "1s"]);
+    assert_eq!(get(&server, "/ping"), (200, "pong".to_owned()));
+    let worker = worker_of(&server, &[]);
+    assert!(!logged(&server, "watchdog"));
+    send_signal(worker.id, "STOP");
+    until_logged(&server, "watchdog: silent for 1 s");
+    assert_eq!(get(&server, "/ping"), (200, "pong".to_owned()));
+    assert!(!worker.is_alive());
+}
+
+#[test]
+fn a_worker_that_says_that_it_stops_is_replaced_and_no_crash() {
+    let mut server = server(&["-w", "1", "--ready", "notify"]);
+    assert_eq!(get(&server, "/ping"), (200, "pong".to_owned()));
+    send_signal(worker_of(&server, &[]).id, "TERM");
+    until_logged(&server, "stops by itself");
+    assert_eq!(get(&server, "/ping"), (200, "pong".to_owned()));
+    assert!(!logged(&server, "crash") && !logged(&server, "exit: code"));
+    assert_eq!(server.stop(), Some(0));
 }

@@ -19,14 +19,14 @@ use std::time::{Duration, Instant};
 
 use super::guard::{Guard, signal_group};
 use super::hearing::Voice;
-use super::memory::{self, MemoryWatch};
+use super::memory::MemoryWatch;
 use super::news::News;
 use super::notify::{NotifySocket, Watchdog};
 use super::output::{Capture, LastLines};
 use super::probe::{Look, Probe};
 use super::process::{Process, exit_reason};
 use super::spawn::{Launcher, Particulars};
-use super::{READ_BUFFER, RunDirectory, Status, inspect};
+use super::{Options, READ_BUFFER, RunDirectory, Status, inspect};
 use crate::config::Settings;
 use crate::dispatch::{Dispatch, Target, WorkerId};
 use crate::fleet::{Ending, Event, Exit, Machine, Name, RollEnd, RollReport, Start, Started};
@@ -42,6 +42,7 @@ pub(super) struct Crew {
     /// Dropped last of all that it holds for others: its end removes sockets and lock.
     pub run: RunDirectory,
     pub program: PathBuf,
+    pub memory_interval: Duration,
     pub launcher: Option<Launcher>,
     pub guard: Option<Guard>,
     pub processes: Vec<Process>,
@@ -62,9 +63,10 @@ impl Crew {
         postboxes: Postboxes,
         log: Log,
         run: RunDirectory,
-        program: PathBuf,
+        options: Options,
         launcher: Option<Launcher>,
     ) -> io::Result<Crew> {
+        let Options { program, memory_interval, .. } = options;
         let guard = launcher.is_some().then(|| Guard::start(&program, run.sockets())).transpose()?;
         Ok(Crew {
             settings,
@@ -73,6 +75,7 @@ impl Crew {
             log,
             run,
             program,
+            memory_interval,
             launcher,
             guard,
             processes: Vec::new(),
@@ -144,7 +147,7 @@ impl Crew {
         let process = Process {
             probe: Probe::of_readiness(&app.ready.by, address, endpoint.inherited(), now),
             voice: notify.map(|socket| Voice { socket, watchdog, status: String::new() }),
-            memory: app.recycle.memory.map(|limit| MemoryWatch::new(limit, memory::INTERVAL, now)),
+            memory: app.recycle.memory.map(|limit| MemoryWatch::new(limit, self.memory_interval, now)),
             name,
             id,
             number,

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::time::{Duration, Instant};
 
 use super::exec::LISTEN_DESCRIPTOR;
 
@@ -38,4 +39,32 @@ pub fn tell(text: &str) {
     let Some(path) = std::env::var_os("NOTIFY_SOCKET") else { return };
     let told = UnixDatagram::unbound().and_then(|socket| socket.send_to(text.as_bytes(), path));
     drop(told);
+}
+
+/// Says `WATCHDOG=1` as often as the server asks for, if it does (sd_watchdog_enabled(3)).
+#[derive(Debug)]
+pub struct Heartbeat {
+    /// Half the server's period, as sd_watchdog_enabled(3) advises.
+    every: Option<Duration>,
+    next: Instant,
+}
+
+impl Heartbeat {
+    /// As the environment says: `WATCHDOG_USEC`, unless `WATCHDOG_PID` is another process.
+    pub fn from_environment() -> Heartbeat {
+        let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
+        let ours = number("WATCHDOG_PID").is_none_or(|id| id == u64::from(std::process::id()));
+        let period = number("WATCHDOG_USEC").filter(|&period| ours && period > 0);
+        Heartbeat { every: period.map(|period| Duration::from_micros(period) / 2), next: Instant::now() }
+    }
+
+    /// Says it if it is due, and how long the process may sleep until it is to be said again; `None`: for ever.
+    pub fn beat(&mut self, now: Instant) -> Option<Duration> {
+        let every = self.every?;
+        if now >= self.next {
+            tell("WATCHDOG=1");
+            self.next = now + every;
+        }
+        Some(self.next - now)
+    }
 }

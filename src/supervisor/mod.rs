@@ -71,11 +71,13 @@ pub struct Options {
     pub descriptors: Option<(u64, u64)>,
     /// Whether the process's signals are taken over. Otherwise [`Supervisor::requester`] makes the requests.
     pub signals: bool,
+    /// How often a worker's memory is looked at, where it has a limit.
+    pub memory_interval: Duration,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { program: spawn::this_program(), descriptors: None, signals: true }
+        Options { program: spawn::this_program(), descriptors: None, signals: true, memory_interval: memory::INTERVAL }
     }
 }
 
@@ -261,7 +263,7 @@ impl Supervisor {
         let upstreams = upstreams::watch_all(&settings, &dispatch, now)?;
         let scaling = settings.app.scaling.filter(|_| launcher.is_some());
         let fleet = Fleet::new(rule(&settings), workers, now);
-        let crew = Crew::new(settings, dispatch, postboxes, log, run, options.program, launcher)?;
+        let crew = Crew::new(settings, dispatch, postboxes, log, run, options, launcher)?;
         Ok(Supervisor {
             fleet,
             crew,
@@ -488,7 +490,7 @@ impl Supervisor {
                 self.fleet.ready(name, now, &mut self.crew);
             }
             Heard::Ready => {}
-            Heard::Leaves => self.fleet.replace(name, Ending::Leaving),
+            Heard::Leaves => self.fleet.leaving(name, now, &mut self.crew),
             Heard::Silent(period) => self.fleet.stuck(name, Ending::Watchdog(period), now, &mut self.crew),
             Heard::Heavy(bytes) => self.fleet.replace(name, Ending::Memory(bytes)),
         }

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use crate::supervisor::{given, run_directory, wake};
 
@@ -116,10 +117,11 @@ fn open(path: &Path) -> io::Result<UnixListener> {
 }
 
 fn accept_until_stopped(listener: &UnixListener, sleeper: &wake::Sleeper, shared: &Arc<Shared>) {
+    let mut heartbeat = given::Heartbeat::from_environment();
     loop {
         let mut entries =
             [wake::entry(sleeper.descriptor(), libc::POLLIN), wake::entry(listener.as_raw_fd(), libc::POLLIN)];
-        if wake::poll(&mut entries, None).is_err() || entries[0].revents != 0 {
+        if wake::poll(&mut entries, heartbeat.beat(Instant::now())).is_err() || entries[0].revents != 0 {
             return;
         }
         match listener.accept() {

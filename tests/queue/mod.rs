@@ -8,7 +8,7 @@ mod departures;
 mod limits;
 mod order;
 mod retries;
-mod rig;
+pub mod rig;
 mod stops;
 mod waiting;
 
