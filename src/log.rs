@@ -362,6 +362,13 @@ fn put_json_opening(out: &mut Vec<u8>, level: Level) {
     out.extend_from_slice(b"\",\"message\":\"");
 }
 
+/// The time in UTC to the millisecond, as in `2026-11-21T03:45:56.123Z` (RFC 3339).
+pub fn timestamp() -> String {
+    let mut text = Vec::with_capacity(24);
+    put_now(&mut text, b'T');
+    text.escape_ascii().to_string()
+}
+
 /// The time in UTC to the millisecond, as in `2026-11-21T03:45:56.123Z`.
 fn put_now(out: &mut Vec<u8>, separator: u8) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

@@ -6,6 +6,8 @@
 //! - Counters only grow until the process ends; [`Gauge`]s go both ways.
 //! - Each loop's counters stand on cache lines of their own, so that loops do not slow each other down.
 
+pub mod latency;
+
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,6 +16,8 @@ use std::time::Duration;
 use crossbeam_utils::CachePadded;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
+
+use latency::{Histogram, Latencies};
 
 /// A number that only grows. One thread writes, all may read.
 #[derive(Debug, Default)]
@@ -109,6 +113,8 @@ macro_rules! counters {
             pub active_tunnels: Gauge,
             /// Client connections by state; see [`Counters::moved`].
             pub states: [Gauge; 5],
+            /// Requests by how long they took.
+            pub latency: Histogram,
         }
 
         /// The sum over all loops at one moment.
@@ -208,6 +214,13 @@ impl Metrics {
     /// The counters of each loop, in order.
     pub fn loops(&self) -> impl ExactSizeIterator<Item = &Counters> {
         self.0.iter().map(|padded| &**padded)
+    }
+
+    /// How long the requests of all loops took.
+    pub fn latencies(&self) -> Latencies {
+        let mut latencies = Latencies::default();
+        self.loops().for_each(|counters| latencies.add(&counters.latency));
+        latencies
     }
 
     /// The sum over all loops.

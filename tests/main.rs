@@ -2,9 +2,11 @@
 
 mod backends;
 mod cli;
+mod control;
 mod panics;
 mod proxy;
 mod queue;
+mod readiness;
 mod simulation;
 mod supervision;
 mod support;

@@ -8,6 +8,7 @@ use clap::{Arg, ArgAction, ArgMatches};
 
 use super::environment::Environment;
 use super::keys::{self, Key};
+use super::steering::{self, Steering};
 use super::units::{port_number, show_duration};
 use super::{App, Command, Settings};
 
@@ -27,6 +28,8 @@ pub enum Invocation {
     Exec(Vec<OsString>),
     /// To be the guard; the arguments behind the word.
     Guard(Vec<OsString>),
+    /// To speak to a server that runs already.
+    Steer(Box<Steering>),
     /// To print the help or the version and to end well.
     Print(Box<clap::Error>),
 }
@@ -41,21 +44,21 @@ pub struct Refusal {
 }
 
 impl Refusal {
-    fn usage(line: impl Into<String>) -> Refusal {
+    pub(super) fn usage(line: impl Into<String>) -> Refusal {
         Refusal { line: line.into(), exit_code: WRONG_USAGE }
     }
 }
 
 /// Where a value came from; later ones win.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Source {
+pub(super) enum Source {
     Environment(String),
     Shorthand(String),
     Flag,
 }
 
 impl Source {
-    fn rank(&self) -> u8 {
+    pub(super) fn rank(&self) -> u8 {
         match self {
             Source::Environment(_) => 0,
             Source::Shorthand(_) => 1,
@@ -69,9 +72,9 @@ impl Source {
 }
 
 /// The values of one key from the place that wins.
-struct Given {
-    key: &'static Key,
-    source: Source,
+pub(super) struct Given {
+    pub(super) key: &'static Key,
+    pub(super) source: Source,
     values: Vec<OsString>,
 }
 
@@ -99,7 +102,10 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
             let arguments = socket.map_or_else(Vec::new, |path| vec![OsString::from("--socket"), path]);
             Ok(Invocation::Worker(arguments))
         }
-        Some((_, run)) => settings(run, environment).map(|settings| Invocation::Run(Box::new(settings))),
+        Some(("run", run)) => settings(run, environment).map(|settings| Invocation::Run(Box::new(settings))),
+        Some((word, matches)) => {
+            steering::read(word, matches, environment).map(|steering| Invocation::Steer(Box::new(steering)))
+        }
         None => settings(&matches, environment).map(|settings| Invocation::Run(Box::new(settings))),
     }
 }
@@ -111,14 +117,15 @@ pub fn command() -> clap::Command {
     let worker = clap::Command::new("worker")
         .about("Be the built-in worker on a Unix socket")
         .arg(socket.help("Where to listen [env: SOCKET_PATH]"));
-    with_flags(clap::Command::new("production_server"))
+    let command = with_flags(clap::Command::new("production_server"))
         .about("One binary in front of any app: event loops that serve HTTP and forward it to supervised workers")
         .override_usage("production_server [run] [FLAGS] [SHORTHAND…] [-- COMMAND…]")
         .version(env!("CARGO_PKG_VERSION"))
         .args_conflicts_with_subcommands(true)
         .disable_help_subcommand(true)
         .subcommand(with_flags(run).override_usage("production_server run [FLAGS] [SHORTHAND…] [-- COMMAND…]"))
-        .subcommand(worker)
+        .subcommand(worker);
+    steering::with_words(command)
 }
 
 fn with_flags(mut command: clap::Command) -> clap::Command {
@@ -141,7 +148,7 @@ fn with_flags(mut command: clap::Command) -> clap::Command {
     command.arg(shorthand).arg(program).after_help(AFTER_SHORT).after_long_help(AFTER_LONG)
 }
 
-fn flag(key: &Key) -> Arg {
+pub(super) fn flag(key: &Key) -> Arg {
     let default = if key.default.is_empty() { String::new() } else { format!(" [default: {}]", key.default) };
     let names: Vec<String> =
         std::iter::once(key.variable()).chain(key.variables.iter().map(|name| (*name).to_owned())).collect();
@@ -208,7 +215,7 @@ fn settings(matches: &ArgMatches, environment: &Environment) -> Result<Settings,
 }
 
 /// Puts in a value from a higher place: what came from lower ones goes, what came from the same adds up or is replaced.
-fn win(given: &mut Vec<Given>, one: Given) {
+pub(super) fn win(given: &mut Vec<Given>, one: Given) {
     if let Some(same) = given.iter_mut().find(|other| other.key.name == one.key.name) {
         if same.key.many && same.source.rank() == one.source.rank() {
             same.values.extend(one.values);
@@ -220,7 +227,7 @@ fn win(given: &mut Vec<Given>, one: Given) {
     }
 }
 
-fn from_flags(key: &'static Key, matches: &ArgMatches) -> Option<Given> {
+pub(super) fn from_flags(key: &'static Key, matches: &ArgMatches) -> Option<Given> {
     let values = if key.is_switch() {
         (matches.get_count(key.name) > 0).then(|| vec![OsString::from("on")])?
     } else {
@@ -231,7 +238,7 @@ fn from_flags(key: &'static Key, matches: &ArgMatches) -> Option<Given> {
     Some(Given { key, source: Source::Flag, values })
 }
 
-fn from_environment(key: &'static Key, environment: &Environment) -> Option<Given> {
+pub(super) fn from_environment(key: &'static Key, environment: &Environment) -> Option<Given> {
     let own = key.variable();
     let names = std::iter::once(own.as_str()).chain(key.variables.iter().copied());
     let (name, value) = names.filter_map(|name| environment.value(name).map(|value| (name, value))).next()?;
@@ -243,7 +250,7 @@ fn from_environment(key: &'static Key, environment: &Environment) -> Option<Give
 }
 
 /// What one shorthand stands for.
-fn shorthand(word: &OsStr) -> Result<Vec<Given>, Refusal> {
+pub(super) fn shorthand(word: &OsStr) -> Result<Vec<Given>, Refusal> {
     let text = word.to_string_lossy();
     let one = |name: &str, value: &str| Given {
         key: keys::by_name(name),
@@ -275,7 +282,7 @@ fn wrong_shorthand(text: &str, expected: &str, example: &str) -> Refusal {
 }
 
 /// Reads the values of one key into the settings.
-fn apply(settings: &mut Settings, given: &Given) -> Result<(), Refusal> {
+pub(super) fn apply(settings: &mut Settings, given: &Given) -> Result<(), Refusal> {
     let key = given.key;
     if key.name == "listen" {
         settings.listen.clear();
@@ -426,7 +433,7 @@ fn one_line(error: &clap::Error) -> String {
 }
 
 /// A value in quotes, with everything odd escaped and not longer than a line bears.
-fn quoted(value: &OsStr) -> String {
+pub(super) fn quoted(value: &OsStr) -> String {
     const LONGEST: usize = 80;
     let text = value.to_string_lossy();
     let short: String = text.chars().take(LONGEST).collect();

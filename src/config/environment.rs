@@ -12,6 +12,17 @@ use super::keys::{self, PREFIX};
 #[derive(Clone, Debug, Default)]
 pub struct Environment(BTreeMap<OsString, OsString>);
 
+/// A place where run directories lie: those in `parent` whose name begins with `prefix`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Search {
+    /// The directory that holds them.
+    pub parent: PathBuf,
+    /// What their names begin with.
+    pub prefix: String,
+    /// Who must own them where anybody could put one, as in /tmp.
+    pub owner: Option<u32>,
+}
+
 impl Environment {
     /// The variables of this process.
     pub fn of_process() -> Environment {
@@ -45,6 +56,20 @@ impl Environment {
             return PathBuf::from(directory).join(format!("production_server-{place}"));
         }
         PathBuf::from(format!("/tmp/production_server-{}-{place}", self.user()))
+    }
+
+    /// Where this user's run directories usually lie, whatever their ports: under `$XDG_RUNTIME_DIR`, in /tmp, and in /run as
+    /// systemd makes them (`RuntimeDirectory=production_server`).
+    pub fn run_dirs(&self) -> Vec<Search> {
+        let user = self.user();
+        let search = |parent: PathBuf, prefix: String, owner| Search { parent, prefix, owner };
+        let own = self.value("XDG_RUNTIME_DIR");
+        let own = own.map(|directory| search(directory.into(), "production_server-".to_owned(), Some(user)));
+        let shared = [
+            search("/tmp".into(), format!("production_server-{user}-"), Some(user)),
+            search("/run".into(), "production_server".to_owned(), None),
+        ];
+        own.into_iter().chain(shared).collect()
     }
 
     /// A number that tells users apart, without a system call that Rust calls unsafe: who owns this process, or where

@@ -4,8 +4,14 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::units::{choice, count, count_or_auto, duration, internal, listen, milliseconds, size, switch, upstream};
-use super::{AccessLogFormat, AccessLogTarget, BackendChoice, Balance, Command, EventFormat, Pin, Settings, cores};
+use super::units::{
+    choice, count, count_or_auto, duration, internal, listen, milliseconds, rate, ready, signal, size, switch,
+    upstream, worker_range,
+};
+use super::{
+    AccessLogFormat, AccessLogTarget, BackendChoice, Balance, Command, EventFormat, HotReload, Pin, Settings,
+    WorkerSocket, cores,
+};
 
 /// What all variables of the server's own begin with; the flag's name in capitals follows.
 pub const PREFIX: &str = "PRODUCTION_SERVER_";
@@ -85,6 +91,7 @@ fn store<T>(place: &mut T, value: Result<T, String>) -> Result<(), String> {
 /// All keys by the heading of the help under which they stand.
 pub const GROUPS: &[(&str, &[Key])] = &[
     ("App and workers", APP),
+    ("Replacing, reloading and limiting workers", LIVES),
     ("Waiting and deadlines of the worker side", WAITING),
     ("Listening and loops", LOOPS),
     ("Deadlines and limits of the client side", LIMITS),
@@ -102,9 +109,13 @@ pub fn by_name(name: &str) -> &'static Key {
 }
 
 const APP: &[Key] = &[
-    key("workers", "N|auto", "auto", "Worker processes; auto: one per core, at least 2", |settings, text| {
-        let workers = count_or_auto(text, 1..=1024)?;
-        settings.app.workers = workers.map_or(cores().max(2), |workers| workers as usize);
+    key("workers", "N|MIN..MAX|auto|join", "auto", WORKERS_HELP, |settings, text| {
+        settings.app.scaling = worker_range(text)?;
+        settings.app.workers = match settings.app.scaling {
+            Some(scaling) => scaling.min,
+            None if text.eq_ignore_ascii_case("join") => 0,
+            None => count_or_auto(text, 1..=1024)?.map_or(cores().max(2), |workers| workers as usize),
+        };
         Ok(())
     })
     .short('w')
@@ -118,14 +129,21 @@ const APP: &[Key] = &[
         let ways = [("lifo", Balance::Lifo), ("round-robin", Balance::RoundRobin), ("least", Balance::Least)];
         store(&mut settings.app.balance, choice(text, &ways))
     }),
-    key("max-requests", "N", "10000", "Replace a worker after N answers; 0: never", |settings, text| {
-        store(&mut settings.app.recycle.requests, count(text, 0..=1_000_000_000_000))
-    }),
-    key("max-lifetime", "DURATION", "", "Replace a worker after that time", |settings, text| {
-        let range = Duration::from_secs(1)..=DAY * 365;
-        store(&mut settings.app.recycle.lifetime, duration(text, range).map(Some))
+    key("ready", "WAY", "listen", "When a worker is ready: listen, http:PATH, notify or join", |settings, text| {
+        store(&mut settings.app.ready.by, ready(text))
     })
-    .example("1h"),
+    .example("http:/ready"),
+    key("ready-timeout", "DURATION", "15s", "How long a worker may take to get ready", |settings, text| {
+        store(&mut settings.app.ready.timeout, duration(text, POSITIVE))
+    }),
+    key("socket", "KIND", "unix", "What a worker listens on: unix, inherit (descriptor 3) or tcp", |settings, text| {
+        let kinds = [("unix", WorkerSocket::Unix), ("inherit", WorkerSocket::Inherit), ("tcp", WorkerSocket::Tcp)];
+        store(&mut settings.app.socket, choice(text, &kinds))
+    }),
+    key("watchdog", "DURATION", "", WATCHDOG_HELP, |settings, text| {
+        store(&mut settings.app.watchdog, duration(text, POSITIVE).map(Some))
+    })
+    .example("30s"),
     key("keepalive", "on|off", "on", "Keep connections to workers; off for blocking workers", |settings, text| {
         store(&mut settings.app.keepalive, switch(text))
     }),
@@ -158,6 +176,97 @@ const APP: &[Key] = &[
     )
     .example("/run/production_server"),
 ];
+
+const LIVES: &[Key] = &[
+    key("max-requests", "N", "10000", "Replace a worker after N answers; 0: never", |settings, text| {
+        store(&mut settings.app.recycle.requests, count(text, 0..=1_000_000_000_000))
+    }),
+    key("max-lifetime", "DURATION", "", "Replace a worker after that time", |settings, text| {
+        let range = Duration::from_secs(1)..=DAY * 365;
+        store(&mut settings.app.recycle.lifetime, duration(text, range).map(Some))
+    })
+    .example("1h"),
+    key("max-memory", "SIZE", "", "Replace a worker whose processes hold more memory (PSS)", |settings, text| {
+        store(&mut settings.app.recycle.memory, size(text, 1 << 20..=1 << 44).map(Some))
+    })
+    .example("400MiB"),
+    key("max-reloads", "N", "10", "Replace a worker after N hot reloads; 0: never", |settings, text| {
+        store(&mut settings.app.recycle.reloads, count(text, 0..=1_000_000))
+    })
+    .variables(&["RIP_MAX_RELOADS"]),
+    key("hot-reload", "WAY", "none", HOT_RELOAD_HELP, |settings, text| {
+        let ways = [("none", HotReload::None), ("process", HotReload::Process), ("module", HotReload::Module)];
+        store(&mut settings.app.hot_reload, choice(text, &ways))
+    })
+    .variables(&["RIP_HOT_RELOAD"]),
+    key(
+        "watch",
+        "PATH",
+        "",
+        "A file or directory that hot reload watches, else those of the command",
+        |settings, text| {
+            settings.app.watch.push(path(text)?);
+            Ok(())
+        },
+    )
+    .many()
+    .example("src"),
+    key("reload-signal", "SIGNAL", "HUP", "What tells a worker to load its code again", |settings, text| {
+        store(&mut settings.app.reload_signal, signal(text))
+    }),
+    key(
+        "module",
+        "PATH",
+        "",
+        "The built-in worker answers with the handler in this shared object",
+        |settings, text| store(&mut settings.app.module, path(text).map(Some)),
+    )
+    .example("./handler.so"),
+    key("drain", "DURATION", "30s", "How long a leaving worker may finish its requests", |settings, text| {
+        store(&mut settings.app.restart.drain, duration(text, FROM_ZERO))
+    }),
+    key("restart-parallel", "N", "1", "Workers that a rolling restart replaces at a time", |settings, text| {
+        store(&mut settings.app.restart.parallel, count(text, 1..=1024).map(|number| number as usize))
+    }),
+    key("max-unavailable", "N", "0", "Workers that may be missing while they are replaced", |settings, text| {
+        store(&mut settings.app.restart.max_unavailable, count(text, 0..=1024).map(|number| number as usize))
+    }),
+    key(
+        "restart-base",
+        "DURATION",
+        "1s",
+        "The second delay before a crashed worker is started again",
+        |settings, text| store(&mut settings.app.restart.base, duration(text, POSITIVE)),
+    ),
+    key("restart-max", "DURATION", "30s", "The longest such delay", |settings, text| {
+        store(&mut settings.app.restart.max, duration(text, POSITIVE))
+    }),
+    key(
+        "max-restarts",
+        "N",
+        "10",
+        "Crashes in a row before a first answer until a worker is given up",
+        |settings, text| {
+            store(&mut settings.app.restart.max_restarts, count(text, 1..=1_000_000).map(|number| number as u32))
+        },
+    ),
+    key("give-up", "N/DURATION", "5/60s", "The same, but within that time", |settings, text| {
+        let (crashes, within) = rate(text, 1..=10_000, POSITIVE)?;
+        (settings.app.restart.crashes, settings.app.restart.within) = (crashes as u32, within);
+        Ok(())
+    }),
+    key("dump-signal", "SIGNAL", "", "Sent to a worker that is stuck, before it is killed", |settings, text| {
+        store(&mut settings.app.dump_signal, signal(text).map(Some))
+    })
+    .example("QUIT"),
+];
+
+const WORKERS_HELP: &str = "Worker processes; MIN..MAX: as the load asks; auto: one per core, at least 2; \
+    join: none but those that join";
+
+const WATCHDOG_HELP: &str = "Replace a worker that has said WATCHDOG=1 and then nothing for that time (sd_notify)";
+
+const HOT_RELOAD_HELP: &str = "What changed files do: none, process (rolling restart) or module (reload signal)";
 
 const WAITING: &[Key] = &[
     key("max-queue", "N", "8192", "Requests that may wait for a worker; beyond: 503", |settings, text| {

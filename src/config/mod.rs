@@ -3,6 +3,7 @@
 //! - `keys`: every key once, with its flag, its environment names, its default and how its value is read;
 //! - `arguments`: the command line, and its mistakes in one line;
 //! - `environment`: the variables;
+//! - `steering`: the words that speak to a server which runs already;
 //! - `units`: durations, sizes, counts and addresses as people write them.
 //!
 //! Rules:
@@ -13,7 +14,10 @@
 mod arguments;
 mod environment;
 mod keys;
+mod steering;
 mod units;
+
+pub use units::{duration, show_duration, signal, signal_name};
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -21,7 +25,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use arguments::{Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
-pub use environment::Environment;
+pub use environment::{Environment, Search};
+pub use steering::{Ask, Change, MOST_WORKERS, PAUSE_DEFAULT, PAUSE_RANGE, ServerPlace, Steering};
 
 /// Everything that the server needs to know to run. Checked: every number is within its range.
 #[derive(Clone, Debug)]
@@ -184,8 +189,10 @@ pub struct App {
     pub name: String,
     /// What its workers run.
     pub command: Command,
-    /// How many workers, at least 1.
+    /// How many workers at the start, 0 to 1024; 0: none but those that join by themselves.
     pub workers: usize,
+    /// Between which numbers of workers the server scales by itself; `None`: it does not.
+    pub scaling: Option<Scaling>,
     /// Requests in flight per worker or upstream at once, 1 to 65535.
     pub concurrency: u32,
     /// Which worker gets the next request.
@@ -196,8 +203,24 @@ pub struct App {
     pub queue: Queue,
     /// When a worker is replaced.
     pub recycle: Recycle,
-    /// How dead workers come back.
+    /// How dead workers come back, and how living ones are replaced.
     pub restart: Restart,
+    /// When a worker counts as ready.
+    pub ready: Ready,
+    /// How a worker gets its socket.
+    pub socket: WorkerSocket,
+    /// How often a worker is to say that it is alive (sd_watchdog_enabled(3)); `None`: as often as it says itself.
+    pub watchdog: Option<Duration>,
+    /// What is sent to a worker that is stuck, before SIGKILL; `None`: nothing.
+    pub dump_signal: Option<i32>,
+    /// How changed files reach the workers.
+    pub hot_reload: HotReload,
+    /// Files and directories to watch; empty: found from the command.
+    pub watch: Vec<PathBuf>,
+    /// What tells a worker to load its code again.
+    pub reload_signal: i32,
+    /// The shared object that the built-in worker answers with.
+    pub module: Option<PathBuf>,
     /// Whether connections to workers are kept.
     pub keepalive: bool,
     /// Servers that something else runs; when there is one, no worker is started.
@@ -268,6 +291,63 @@ pub struct Recycle {
     pub jitter_percent: u32,
     /// After that time.
     pub lifetime: Option<Duration>,
+    /// When its process group holds more memory (PSS) than so many bytes.
+    pub memory: Option<u64>,
+    /// After that many hot reloads; 0: never.
+    pub reloads: u64,
+}
+
+/// The bounds of automatic scaling.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scaling {
+    /// At least so many workers, 1 or more.
+    pub min: usize,
+    /// At most so many.
+    pub max: usize,
+}
+
+/// When a worker counts as ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ready {
+    /// What shows it.
+    pub by: ReadyBy,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+/// What shows that a worker is ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadyBy {
+    /// Its socket accepts.
+    Listen,
+    /// A GET of that path is answered with 2xx.
+    Http(String),
+    /// It says READY=1 (sd_notify(3)).
+    Notify,
+    /// It joins over the control socket.
+    Join,
+}
+
+/// How a worker gets its socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkerSocket {
+    /// It opens a Unix socket at the path that it is given.
+    Unix,
+    /// It inherits a listening Unix socket as descriptor 3 (sd_listen_fds(3)).
+    Inherit,
+    /// It opens a loopback TCP port that it is given.
+    Tcp,
+}
+
+/// How changed files reach the workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HotReload {
+    /// Not at all.
+    None,
+    /// By a rolling restart.
+    Process,
+    /// By the reload signal: the workers load their code again themselves.
+    Module,
 }
 
 /// How dead workers come back.
@@ -281,8 +361,14 @@ pub struct Restart {
     pub crashes: u32,
     /// Within that time.
     pub within: Duration,
-    /// How long a leaving worker may finish its requests before SIGKILL.
+    /// Exits before a first answer, in a row, however slow, that make the app give up.
+    pub max_restarts: u32,
+    /// How long a leaving worker may finish its requests before SIGTERM.
     pub drain: Duration,
+    /// Workers that a rolling restart replaces at a time, at least 1.
+    pub parallel: usize,
+    /// Workers that may be missing while they are replaced; 0: the replacement always starts first.
+    pub max_unavailable: usize,
 }
 
 /// A server that something else runs.
@@ -341,6 +427,7 @@ impl Default for App {
             name: "web".to_owned(),
             command: Command::BuiltIn,
             workers: cores().max(2),
+            scaling: None,
             concurrency: 1,
             balance: Balance::Lifo,
             timeouts: AppTimeouts {
@@ -350,14 +437,25 @@ impl Default for App {
                 abandon: Duration::from_secs(5),
             },
             queue: Queue { size: 8192, timeout: Duration::from_secs(2), hold: Duration::from_secs(10) },
-            recycle: Recycle { requests: 10_000, jitter_percent: 10, lifetime: None },
+            recycle: Recycle { requests: 10_000, jitter_percent: 10, lifetime: None, memory: None, reloads: 10 },
             restart: Restart {
                 base: Duration::from_secs(1),
                 max: Duration::from_secs(30),
                 crashes: 5,
                 within: Duration::from_secs(60),
+                max_restarts: 10,
                 drain: Duration::from_secs(30),
+                parallel: 1,
+                max_unavailable: 0,
             },
+            ready: Ready { by: ReadyBy::Listen, timeout: Duration::from_secs(15) },
+            socket: WorkerSocket::Unix,
+            watchdog: None,
+            dump_signal: None,
+            hot_reload: HotReload::None,
+            watch: Vec::new(),
+            reload_signal: libc::SIGHUP,
+            module: None,
             keepalive: true,
             upstreams: Vec::new(),
             respond: None,

@@ -441,3 +441,39 @@ fn bytes_that_are_no_text_are_refused_and_paths_of_commands_are_not() {
     };
     assert_eq!(settings.app.command, Command::Argv(vec![odd]));
 }
+
+#[test]
+fn limits_of_workers_are_read() {
+    let app = |arguments: &[&str]| settings(arguments, &[]).app;
+    let scaled = app(&["w:2..8"]);
+    assert_eq!((scaled.workers, scaled.scaling), (2, Some(Scaling { min: 2, max: 8 })));
+    let plain = app(&["w:2..8", "-w", "3"]);
+    assert_eq!((plain.workers, plain.scaling), (3, None), "the higher place takes the range back");
+    assert_eq!(app(&["--ready", "http:/up"]).ready.by, ReadyBy::Http("/up".to_owned()));
+    assert_eq!(app(&["--dump-signal", "sigquit"]).dump_signal, Some(libc::SIGQUIT));
+    assert_eq!(app(&["--reload-signal", "10"]).reload_signal, 10);
+    assert_eq!(app(&["--watchdog", "30s"]).watchdog, Some(Duration::from_secs(30)));
+    let restart = app(&["--give-up", "3/10s"]).restart;
+    assert_eq!((restart.crashes, restart.within), (3, Duration::from_secs(10)));
+    for (arguments, expected) in [
+        (["-w", "8..2"], "MIN..MAX"),
+        (["-w", "0..2"], "MIN..MAX"),
+        (["--ready", "http:nowhere"], "http:/PATH"),
+        (["--dump-signal", "SIGFOO"], "a signal such as HUP"),
+        (["--give-up", "5"], "as in 5/60s"),
+        (["--watchdog", "0s"], "as in --watchdog 30s"),
+        (["--socket", "pipe"], "unix, inherit or tcp"),
+    ] {
+        let refusal = invocation(&arguments, &[]).unwrap_err();
+        assert!(refusal.line.contains(expected) && refusal.exit_code == 64, "{}", refusal.line);
+    }
+}
+
+#[test]
+fn signals_have_names_and_numbers() {
+    for (number, name) in [(libc::SIGHUP, "HUP"), (libc::SIGTERM, "TERM"), (31, "31")] {
+        assert_eq!(signal_name(number), name);
+        assert_eq!(signal(name), Ok(number));
+    }
+    assert!(signal("0").is_err() && signal("32").is_err() && signal("").is_err());
+}

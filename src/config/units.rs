@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Internal, ListenAddress, Upstream};
+use super::{Internal, ListenAddress, ReadyBy, Scaling, Upstream};
 
 /// The longest path of a Unix socket's address that every system takes, without the NUL (macOS and the BSDs: 104 bytes).
 #[cfg(not(target_os = "linux"))]
@@ -31,6 +31,78 @@ pub fn count_or_auto(text: &str, range: RangeInclusive<u64>) -> Result<Option<u6
         return Ok(None);
     }
     count(text, range).map(Some).map_err(|expected| format!("{expected}, or auto"))
+}
+
+/// The bounds of automatic scaling, `2..8`, or `None` for a text without dots.
+pub fn worker_range(text: &str) -> Result<Option<Scaling>, String> {
+    let Some((min, max)) = text.split_once("..") else { return Ok(None) };
+    let expected = || "expected MIN..MAX with whole numbers from 1 to 1024, the smaller first".to_owned();
+    let bound = |text| count(text, 1..=1024).map(|number| number as usize).map_err(|_| expected());
+    let scaling = Scaling { min: bound(min)?, max: bound(max)? };
+    if scaling.min <= scaling.max { Ok(Some(scaling)) } else { Err(expected()) }
+}
+
+/// So many within a time: `5/60s`.
+pub fn rate(
+    text: &str,
+    counts: RangeInclusive<u64>,
+    times: RangeInclusive<Duration>,
+) -> Result<(u64, Duration), String> {
+    let (number, time) = text.split_once('/').ok_or("expected a number and a duration, as in 5/60s")?;
+    Ok((count(number, counts)?, duration(time, times)?))
+}
+
+/// What shows that a worker is ready: `listen`, `http:PATH`, `notify` or `join`.
+pub fn ready(text: &str) -> Result<ReadyBy, String> {
+    if let Some(path) = text.strip_prefix("http:") {
+        let plain = path.starts_with('/') && path.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+        return if plain { Ok(ReadyBy::Http(path.to_owned())) } else { Err("expected http:/PATH".to_owned()) };
+    }
+    match text {
+        "listen" => Ok(ReadyBy::Listen),
+        "http" => Ok(ReadyBy::Http("/ready".to_owned())),
+        "notify" => Ok(ReadyBy::Notify),
+        "join" => Ok(ReadyBy::Join),
+        _ => Err("expected listen, http:PATH, notify or join".to_owned()),
+    }
+}
+
+/// The signals that people may name, by name.
+const SIGNALS: &[(&str, i32)] = &[
+    ("HUP", libc::SIGHUP),
+    ("INT", libc::SIGINT),
+    ("QUIT", libc::SIGQUIT),
+    ("ABRT", libc::SIGABRT),
+    ("KILL", libc::SIGKILL),
+    ("USR1", libc::SIGUSR1),
+    ("USR2", libc::SIGUSR2),
+    ("TERM", libc::SIGTERM),
+    ("CONT", libc::SIGCONT),
+    ("STOP", libc::SIGSTOP),
+    ("TSTP", libc::SIGTSTP),
+    ("TTIN", libc::SIGTTIN),
+    ("TTOU", libc::SIGTTOU),
+    ("WINCH", libc::SIGWINCH),
+    ("ALRM", libc::SIGALRM),
+    ("IO", libc::SIGIO),
+];
+
+/// A signal by its name, with or without SIG, in any case, or by its number from 1 to 31.
+pub fn signal(text: &str) -> Result<i32, String> {
+    let upper = text.to_ascii_uppercase();
+    let name = upper.strip_prefix("SIG").unwrap_or(&upper);
+    if let Some((_, number)) = SIGNALS.iter().find(|(known, _)| *known == name) {
+        return Ok(*number);
+    }
+    count(text, 1..=31)
+        .map(|number| number as i32)
+        .map_err(|_| "expected a signal such as HUP, USR1 or TERM, or its number from 1 to 31".to_owned())
+}
+
+/// The name of a signal without SIG, or its number.
+pub fn signal_name(signal: i32) -> String {
+    let known = SIGNALS.iter().find(|(_, number)| *number == signal);
+    known.map_or_else(|| signal.to_string(), |(name, _)| (*name).to_owned())
 }
 
 /// A duration with its unit: `200ms`, `5s`, `1m`, `2h`, and `0` for none. Whole milliseconds within the range.

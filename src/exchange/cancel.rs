@@ -57,9 +57,7 @@ impl<B: Backend> Loop<B> {
         if !exchange.upload.is_done() && !exchange.upload_paused {
             return self.break_upload(key, 408, "the request's body stopped arriving");
         }
-        if let Some(worker) = exchange.permit.as_ref().map(|permit| permit.worker()) {
-            self.shared.dispatch.suspect(worker);
-        }
+        self.suspect(key);
         self.fail(key, 504, "the worker did not answer in time");
     }
 
@@ -84,6 +82,7 @@ impl<B: Backend> Loop<B> {
             return self.wheel.arm(sock.index, due);
         }
         self.count().timeouts.add(1);
+        self.suspect(key);
         self.cut_answer(key, "the worker stopped in the middle of an answer");
     }
 
@@ -165,6 +164,27 @@ impl<B: Backend> Loop<B> {
         self.arm(link, self.shared.settings.app.timeouts.abandon);
     }
 
+    /// A worker has let a request time out. With the request's own deadline passed it may be stuck; the supervisor decides.
+    fn suspect(&self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let Some(worker) = exchange.permit.as_ref().map(|permit| permit.worker()) else { return };
+        self.shared.dispatch.suspect(worker);
+        if let (Some(granted), true) = (exchange.granted, self.now >= exchange.request_by) {
+            self.shared.dispatch.stuck(worker, granted);
+        }
+    }
+
+    /// An abandoned request has not ended in time. If it had timed out before its client was told so, its worker is stuck: with one
+    /// request at a time it has worked on nothing else.
+    pub fn abandoned_expired(&mut self, key: Key) {
+        if let Some(exchange) = self.exchanges.lookup(key)
+            && let (Some(permit), Some(granted), 504) = (&exchange.permit, exchange.granted, exchange.status)
+        {
+            self.shared.dispatch.stuck(permit.worker(), granted);
+        }
+        self.abandoned_ended(key);
+    }
+
     /// The worker is done with an abandoned request, or out of time.
     pub fn abandoned_ended(&mut self, key: Key) {
         self.drop_link(key, How::Now);
@@ -172,12 +192,16 @@ impl<B: Backend> Loop<B> {
         self.exchanges.remove(key);
     }
 
-    /// The access line of an exchange.
+    /// Counts how long an exchange took, and writes its access line.
     pub fn log_exchange(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        // Streams and tunnels last as long as somebody listens.
+        if !exchange.stream && exchange.status != 101 {
+            self.count().latency.record(self.now.saturating_duration_since(exchange.started));
+        }
         if !self.access.enabled() {
             return;
         }
-        let Some(exchange) = self.exchanges.lookup(key) else { return };
         let Some(client) = self.table.client(exchange.client) else { return };
         let peer = client.peer.ip;
         let head: &[u8] = exchange.head.as_deref().unwrap_or_default();

@@ -12,11 +12,11 @@ on_every_backend! {
 /// Who answers `/status` with these lines in the head: the loop, or the app.
 fn answers_status(client: &mut Client, lines: &str) -> &'static str {
     let answer = client.ask(&format!("GET /status HTTP/1.1\r\nHost: test\r\n{lines}\r\n"));
-    assert_eq!(answer.status, 200, "{}", answer.body_text());
-    if answer.body_text().starts_with("GET /status ") {
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    if answer.text().starts_with("GET /status ") {
         return "app";
     }
-    let document: serde_json::Value = serde_json::from_str(&answer.body_text()).unwrap();
+    let document: serde_json::Value = serde_json::from_str(&answer.text()).unwrap();
     assert_eq!(document["app"], "web");
     "loop"
 }
@@ -43,20 +43,20 @@ fn the_inside_is_told_to_this_machine_only(backend: &str) {
     }
     // `ok` tells nothing.
     let answer = client.ask("GET /server HTTP/1.1\r\nHost: test\r\nVia: 1.1 front\r\n\r\n");
-    assert_eq!((answer.status, answer.body_text().as_str()), (200, "ok"));
+    assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
 }
 
 fn the_documents_move_under_a_prefix(backend: &str) {
     let worker = Worker::echo();
     let server = Server::before(backend, &worker.url, &["--internal", "/ops/server"]);
     let mut client = Client::of(&server);
-    assert_eq!(client.get("/ops/server/server").body_text(), "ok");
-    assert!(client.get("/ops/server/status").body_text().starts_with('{'));
+    assert_eq!(client.get("/ops/server/server").text(), "ok");
+    assert!(client.get("/ops/server/status").text().starts_with('{'));
     assert_eq!(answers_status(&mut client, ""), "app");
     for path in
         ["/server", "/ops/server", "/ops/server/", "/ops/serverserver", "/ops/server/other", "/ops/server/server/"]
     {
-        let text = client.get(path).body_text();
+        let text = client.get(path).text();
         assert!(text.starts_with(&format!("GET {path} ")), "{path}: {text}");
     }
 }
@@ -66,7 +66,7 @@ fn the_documents_leave_their_paths_to_the_app(backend: &str) {
     let server = Server::before(backend, &worker.url, &["--internal", "off"]);
     let mut client = Client::of(&server);
     assert_eq!(answers_status(&mut client, ""), "app");
-    assert!(client.get("/server").body_text().starts_with("GET /server "));
+    assert!(client.get("/server").text().starts_with("GET /server "));
 }
 
 fn half_closed_clients_are_served_when_that_is_asked_for(backend: &str) {
@@ -76,6 +76,6 @@ fn half_closed_clients_are_served_when_that_is_asked_for(backend: &str) {
     client.send("GET /last HTTP/1.1\r\nHost: test\r\n\r\n");
     client.finish();
     let answer = client.next_answer(false);
-    assert!(answer.body_text().starts_with("GET /last "), "{}", answer.body_text());
+    assert!(answer.text().starts_with("GET /last "), "{}", answer.text());
     client.expect_end();
 }

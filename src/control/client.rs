@@ -1,0 +1,338 @@
+//! The words on the command line: asks a running server over its control socket, prints the answer, and ends with a code.
+//!
+//! This side may block: it is a process of its own. It gives up on a server that does not answer, but not on a restart or a stop
+//! that was to be waited for.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use serde_json::{Map, Value, json};
+
+use super::status::Status;
+use super::{find, show};
+use crate::config::{self, Ask, Change, Steering};
+use crate::http::body::Chunked;
+use crate::http::fields::Fields;
+use crate::http::head::{self, HeadLimits};
+use crate::http::{Framing, Method};
+
+/// `status` found that nothing runs.
+pub const NOTHING_RUNS: u8 = 3;
+/// The request was wrong (EX_USAGE of sysexits(3)).
+pub const WRONG_USAGE: u8 = 64;
+/// The server cannot be reached (EX_UNAVAILABLE).
+pub const UNREACHABLE: u8 = 69;
+/// What came back makes no sense (EX_SOFTWARE).
+pub const NONSENSE: u8 = 70;
+/// What was waited for has failed and nothing has changed (EX_TEMPFAIL).
+pub const ABORTED: u8 = 75;
+
+/// How long the server may take for an answer that it need not wait for.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a process may take to vanish after it has closed its control socket: it writes its last log lines.
+const EXIT_PATIENCE: Duration = Duration::from_secs(10);
+/// Bytes of an answer, at most.
+const MOST_ANSWER: u64 = 64 * 1024 * 1024;
+
+/// Why there is no answer: one line and an exit code.
+#[derive(Debug)]
+pub struct Trouble {
+    /// What is wrong.
+    pub line: String,
+    /// What the process ends with.
+    pub code: u8,
+    /// No server is there at all.
+    pub absent: bool,
+}
+
+impl Trouble {
+    /// Trouble with a server that is, or may be, there.
+    pub fn new(code: u8, line: impl Into<String>) -> Trouble {
+        Trouble { line: line.into(), code, absent: false }
+    }
+}
+
+/// Does what was asked for; the exit code. Answers go to stdout, everything else to stderr.
+pub fn run(steering: &Steering) -> u8 {
+    match speak(steering, &mut io::stdout().lock()) {
+        Ok(()) => 0,
+        Err(trouble) => {
+            let code = match &steering.ask {
+                Ask::Status { .. } if trouble.absent => NOTHING_RUNS,
+                _ => trouble.code,
+            };
+            // There is no other place to say it.
+            let _ = writeln!(io::stderr(), "production_server: {}", trouble.line);
+            code
+        }
+    }
+}
+
+fn speak(steering: &Steering, out: &mut dyn Write) -> Result<(), Trouble> {
+    let mut conversation = Conversation::new(find::connect(&steering.server)?);
+    match &steering.ask {
+        Ask::Status { json } => {
+            let body = conversation.ask("GET", "/status", None, Some(ANSWER_PATIENCE))?;
+            let text = match serde_json::from_slice::<Status>(&body) {
+                Ok(status) if !json => show::status(&status),
+                _ => String::from_utf8_lossy(&body).into_owned(),
+            };
+            print(out, &text)
+        }
+        Ask::Events { json } => conversation.events(*json, out),
+        Ask::Stop { now } => stop(&mut conversation, *now, out),
+        ask => {
+            let (path, body) = request(ask);
+            let waits = matches!(ask, Ask::Restart { wait: true, .. });
+            let answer = conversation.ask("POST", path, Some(body), (!waits).then_some(ANSWER_PATIENCE))?;
+            print(out, &message(&answer))
+        }
+    }
+}
+
+/// The path and the body that say a word.
+fn request(ask: &Ask) -> (&'static str, Value) {
+    let (path, app, members) = match ask {
+        Ask::Restart { app, wait } => ("/restart", app, json!({ "wait": wait })),
+        Ask::Scale { app, change: Change::To(workers) } => ("/scale", app, json!({ "workers": workers })),
+        Ask::Scale { app, change: Change::By(change) } => ("/scale", app, json!({ "change": change })),
+        Ask::Signal { app, worker, signal } => {
+            let mut members = json!({ "signal": config::signal_name(*signal) });
+            if let Some(worker) = worker {
+                members["worker"] = (*worker).into();
+            }
+            ("/signal", app, members)
+        }
+        Ask::Reload { app } => ("/reload", app, json!({})),
+        Ask::Pause { app, max } => ("/pause", app, json!({ "max": config::show_duration(*max) })),
+        Ask::Resume { app } => ("/resume", app, json!({})),
+        Ask::Drain => ("/drain", &None, json!({})),
+        Ask::Stop { now } => ("/stop", &None, json!({ "now": now })),
+        Ask::Status { .. } => ("/status", &None, json!({})),
+        Ask::Events { .. } => ("/events", &None, json!({})),
+    };
+    let mut members = match members {
+        Value::Object(members) => members,
+        _ => Map::new(),
+    };
+    if let Some(app) = app {
+        members.insert("app".to_owned(), app.as_str().into());
+    }
+    (path, Value::Object(members))
+}
+
+/// Asks the server to stop, and comes back when its process is gone.
+fn stop(conversation: &mut Conversation, now: bool, out: &mut dyn Write) -> Result<(), Trouble> {
+    let status = conversation.ask("GET", "/status", None, Some(ANSWER_PATIENCE))?;
+    let process = serde_json::from_slice::<Status>(&status).map(|status| status.pid).unwrap_or(0);
+    let (path, body) = request(&Ask::Stop { now });
+    let answer = conversation.ask("POST", path, Some(body), Some(ANSWER_PATIENCE))?;
+    print(out, &message(&answer))?;
+    conversation.wait_for_end();
+    let deadline = Instant::now() + EXIT_PATIENCE;
+    while is_alive(process) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// Whether a process runs, as far as /proc tells; without it, no.
+fn is_alive(process: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // The state stands behind the name, which stands in parentheses and may hold any byte.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
+}
+
+/// What the answer says to people.
+fn message(answer: &[u8]) -> String {
+    let message =
+        serde_json::from_slice::<Value>(answer).ok().and_then(|value| Some(value["message"].as_str()?.to_owned()));
+    format!("{}\n", show::plain(&message.unwrap_or_else(|| "ok".to_owned())))
+}
+
+fn print(out: &mut dyn Write, text: &str) -> Result<(), Trouble> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // A reader that has gone (`status | head`) is no error.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Trouble::new(NONSENSE, format!("cannot print the answer: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A connection to a server's control socket.
+struct Conversation {
+    stream: UnixStream,
+    /// Received and not used.
+    input: Vec<u8>,
+    fields: Fields,
+}
+
+impl Conversation {
+    fn new(stream: UnixStream) -> Conversation {
+        Conversation { stream, input: Vec::new(), fields: Fields::new(HeadLimits::default().fields) }
+    }
+
+    /// Asks, and returns the body of a 200.
+    fn ask(
+        &mut self,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+        patience: Option<Duration>,
+    ) -> Result<Vec<u8>, Trouble> {
+        let head = self.begin(method, path, body, patience)?;
+        let body = match head.framing {
+            Framing::Length(length) if length <= MOST_ANSWER => {
+                while (self.input.len() as u64) < length {
+                    self.receive()?;
+                }
+                let rest = self.input.split_off(length as usize);
+                std::mem::replace(&mut self.input, rest)
+            }
+            Framing::None => Vec::new(),
+            _ => return Err(nonsense("an answer without a length")),
+        };
+        if head.status == 200 { Ok(body) } else { Err(refusal(head.status, &body)) }
+    }
+
+    /// Sends a request and reads the head of its answer.
+    fn begin(
+        &mut self,
+        method: &str,
+        path: &str,
+        body: Option<Value>,
+        patience: Option<Duration>,
+    ) -> Result<head::Response, Trouble> {
+        self.stream.set_read_timeout(patience).map_err(|error| lost(&error))?;
+        let mut request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n");
+        let body = body.map(|body| body.to_string()).unwrap_or_default();
+        if method == "POST" {
+            request.push_str(&format!("Content-Type: application/json\r\nContent-Length: {}\r\n", body.len()));
+        }
+        request.push_str("\r\n");
+        request.push_str(&body);
+        self.stream.write_all(request.as_bytes()).map_err(|error| lost(&error))?;
+        let asked = if method == "POST" { Method::Post } else { Method::Get };
+        loop {
+            let head = head::response(&self.input, asked, false, &HeadLimits::default(), &mut self.fields);
+            match head.map_err(|refusal| nonsense(&refusal.to_string()))? {
+                Some(head) => {
+                    self.input.drain(..head.len);
+                    if head.status >= 200 {
+                        return Ok(head);
+                    }
+                }
+                None => self.receive()?,
+            }
+        }
+    }
+
+    fn receive(&mut self) -> Result<(), Trouble> {
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            match self.stream.read(&mut buffer) {
+                Ok(0) => return Err(Trouble::new(UNREACHABLE, "the server has ended without an answer")),
+                Ok(count) => {
+                    self.input.extend_from_slice(&buffer[..count]);
+                    return Ok(());
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(lost(&error)),
+            }
+        }
+    }
+
+    /// Prints events until the server ends or nobody reads them.
+    fn events(&mut self, json: bool, out: &mut dyn Write) -> Result<(), Trouble> {
+        let head = self.begin("GET", "/events", None, Some(ANSWER_PATIENCE))?;
+        if head.status != 200 {
+            let body = match head.framing {
+                Framing::Length(length) => {
+                    while (self.input.len() as u64) < length.min(MOST_ANSWER) {
+                        self.receive()?;
+                    }
+                    std::mem::take(&mut self.input)
+                }
+                _ => Vec::new(),
+            };
+            return Err(refusal(head.status, &body));
+        }
+        self.stream.set_read_timeout(None).map_err(|error| lost(&error))?;
+        let mut chunks = Chunked::new();
+        let mut line = Vec::new();
+        loop {
+            let input = std::mem::take(&mut self.input);
+            let mut at = 0;
+            while at < input.len() && !chunks.is_done() {
+                let progress = chunks.decode(&input[at..]).map_err(|refusal| nonsense(&refusal.to_string()))?;
+                line.extend_from_slice(&input[at..][progress.data]);
+                at += progress.consumed;
+            }
+            while let Some(end) = memchr::memchr(b'\n', &line) {
+                let rest = line.split_off(end + 1);
+                let whole = std::mem::replace(&mut line, rest);
+                if !put_event(&whole, json, out)? {
+                    return Ok(());
+                }
+            }
+            if chunks.is_done() {
+                return Ok(());
+            }
+            self.receive()?;
+        }
+    }
+
+    /// Waits until the server closes the connection.
+    fn wait_for_end(&mut self) {
+        // An error is an end, too.
+        if self.stream.set_read_timeout(None).is_ok() {
+            while self.receive().is_ok() {
+                self.input.clear();
+            }
+        }
+    }
+}
+
+/// Prints one event; false when nobody reads any more.
+fn put_event(line: &[u8], json: bool, out: &mut dyn Write) -> Result<bool, Trouble> {
+    let text = match serde_json::from_slice::<Value>(line) {
+        _ if line.trim_ascii().is_empty() => return Ok(true),
+        Ok(event) if !json => show::event(&event),
+        _ => String::from_utf8_lossy(line).into_owned(),
+    };
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Trouble::new(NONSENSE, format!("cannot print an event: {error}"))),
+    }
+}
+
+/// What the server refused, in its own words.
+fn refusal(status: u16, body: &[u8]) -> Trouble {
+    let said = serde_json::from_slice::<Value>(body).ok().and_then(|value| Some(value["error"].as_str()?.to_owned()));
+    let code = match status {
+        409 => ABORTED,
+        400..=499 => WRONG_USAGE,
+        _ => UNREACHABLE,
+    };
+    Trouble::new(
+        code,
+        said.map_or_else(|| format!("the server answers with status {status}"), |said| show::plain(&said)),
+    )
+}
+
+fn lost(error: &io::Error) -> Trouble {
+    match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            let seconds = ANSWER_PATIENCE.as_secs();
+            Trouble::new(UNREACHABLE, format!("the server does not answer within {seconds} s"))
+        }
+        _ => Trouble::new(UNREACHABLE, format!("the connection to the server broke: {error}")),
+    }
+}
+
+fn nonsense(what: &str) -> Trouble {
+    Trouble::new(NONSENSE, format!("the server's answer makes no sense: {what}"))
+}

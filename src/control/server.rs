@@ -1,0 +1,259 @@
+//! The control socket and its connections, turned by the supervisor's poll loop.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::connection::{Connection, may_wait};
+use super::requests::{self, Asked};
+use super::{Answer, Command, Steward};
+use crate::http::fields::Fields;
+use crate::http::head::HeadLimits;
+use crate::log;
+
+/// Connections at once. Further ones wait in the listener's backlog until one closes, which takes a slow peer five seconds at most.
+const MOST_CONNECTIONS: usize = 64;
+/// Readers of events at once.
+const MOST_STREAMS: usize = 16;
+/// Connections that wait for an answer at once. With the readers of events this leaves the half of all to those that come and go.
+const MOST_WAITING: usize = 16;
+/// Requests of one connection that are carried out in one turn.
+const REQUESTS_A_TURN: usize = 8;
+/// How soon accepting is tried again after it failed, for want of descriptors for instance.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// The control socket. See the [module](super).
+pub struct ControlServer {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the socket's file: another server's is not removed.
+    identity: (u64, u64),
+    connections: Vec<Connection>,
+    fields: Fields,
+    accept_again: Option<Instant>,
+    /// When it last had its turn.
+    turned: Instant,
+    closed: bool,
+}
+
+impl ControlServer {
+    /// Listens at a path, for this user alone (0600). What a dead server left there goes; whoever calls this holds the run
+    /// directory's lock.
+    ///
+    /// # Errors
+    /// `AddrInUse` when somebody listens there, `AlreadyExists` when something else than a socket lies there, `InvalidInput` when the
+    /// path is too long for a socket, and what the system says otherwise.
+    pub fn open(path: &Path) -> io::Result<ControlServer> {
+        clear(path)?;
+        // Bound beside its place, protected, and only then put there: at no time anybody else may connect.
+        let fresh = path.with_extension("new");
+        clear(&fresh)?;
+        let listener = UnixListener::bind(&fresh)?;
+        let placed = fs::set_permissions(&fresh, Permissions::from_mode(0o600))
+            .and_then(|()| listener.set_nonblocking(true))
+            .and_then(|()| fs::rename(&fresh, path))
+            .and_then(|()| fs::symlink_metadata(path));
+        match placed {
+            Ok(metadata) => Ok(ControlServer {
+                listener,
+                path: path.to_path_buf(),
+                identity: (metadata.dev(), metadata.ino()),
+                connections: Vec::new(),
+                fields: Fields::new(HeadLimits::default().fields),
+                accept_again: None,
+                turned: Instant::now(),
+                closed: false,
+            }),
+            Err(error) => {
+                fs::remove_file(&fresh).ok();
+                Err(error)
+            }
+        }
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Adds what poll(2) is to wait for.
+    pub fn poll_entries(&self, entries: &mut Vec<libc::pollfd>) {
+        if self.closed {
+            return;
+        }
+        if self.accept_again.is_none() && self.has_room() {
+            entries.push(libc::pollfd { fd: self.listener.as_raw_fd(), events: libc::POLLIN, revents: 0 });
+        }
+        entries.extend(self.connections.iter().filter_map(Connection::poll_entry));
+    }
+
+    /// When it needs a turn although nothing has come.
+    pub fn due(&self) -> Option<Instant> {
+        if self.connections.iter().any(Connection::is_eager) {
+            return Some(self.turned);
+        }
+        self.connections.iter().filter_map(Connection::due).chain(self.accept_again).min()
+    }
+
+    /// Does all that can be done without waiting: accepts, reads, has commands carried out, answers. To be called whenever poll(2)
+    /// has returned.
+    pub fn turn(&mut self, steward: &mut dyn Steward, now: Instant) {
+        if self.closed {
+            return;
+        }
+        self.turned = now;
+        self.accept(now);
+        for index in 0..self.connections.len() {
+            self.connections[index].expire(now);
+            for _ in 0..REQUESTS_A_TURN {
+                let Some(request) = self.connections[index].next_request(&mut self.fields, now) else { break };
+                let asked =
+                    Asked { method: &request.method, path: &request.path, query: request.query, body: &request.body };
+                match requests::command(&asked) {
+                    Ok(command) => self.carry_out(index, command, steward, now),
+                    Err(fault) => {
+                        self.connections[index].refuse_whole(fault.status, fault.allow, &fault.message, now);
+                    }
+                }
+            }
+            self.connections[index].flush(now);
+        }
+        self.connections.retain(|connection| !connection.is_closed());
+    }
+
+    /// Answers all that wait for this ticket; nobody may be there any more.
+    pub fn answer(&mut self, ticket: u64, answer: Answer) {
+        debug_assert!(matches!(answer, Answer::Done(_) | Answer::Refused { .. }), "a ticket is answered at last");
+        let now = Instant::now();
+        for connection in self.connections.iter_mut().filter(|connection| connection.waits(Some(ticket))) {
+            connection.answer(&answer, now);
+        }
+    }
+
+    /// Gives an event, a JSON object, to all who read events. One without `time` gets the time now.
+    pub fn publish(&mut self, event: &Value) {
+        if !self.connections.iter().any(Connection::is_stream) {
+            return;
+        }
+        let mut line = match event {
+            Value::Object(members) if !members.contains_key("time") => {
+                let mut timed = members.clone();
+                timed.insert("time".to_owned(), log::timestamp().into());
+                Value::Object(timed).to_string()
+            }
+            other => other.to_string(),
+        };
+        line.push('\n');
+        for connection in &mut self.connections {
+            connection.publish(line.as_bytes());
+        }
+    }
+
+    /// Ends: tells those who wait, sends what can be sent at once, closes all connections and removes the socket's file. Later
+    /// calls of anything do nothing.
+    pub fn close(&mut self) {
+        if std::mem::replace(&mut self.closed, true) {
+            return;
+        }
+        let ours =
+            fs::symlink_metadata(&self.path).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
+        if ours {
+            fs::remove_file(&self.path).ok();
+        }
+        let now = Instant::now();
+        for mut connection in self.connections.drain(..) {
+            connection.end(now);
+        }
+    }
+
+    fn carry_out(&mut self, index: usize, command: Command, steward: &mut dyn Steward, now: Instant) {
+        let waiting = self.connections.iter().filter(|connection| connection.waits(None)).count();
+        let streams = self.connections.iter().filter(|connection| connection.is_stream()).count();
+        let crowded = match &command {
+            Command::Events if streams >= MOST_STREAMS => Some(("read events", MOST_STREAMS)),
+            command if may_wait(command) && waiting >= MOST_WAITING => Some(("wait for an answer", MOST_WAITING)),
+            _ => None,
+        };
+        let connection = &mut self.connections[index];
+        if let Some((what, most)) = crowded {
+            let message = format!("{most} connections {what} already, and no more may");
+            return connection.refuse_whole(503, None, &message, now);
+        }
+        let ends = matches!(command, Command::Stop { .. });
+        let answer = steward.carry_out(command, now);
+        if ends && matches!(answer, Answer::Done(_)) {
+            connection.hold();
+        }
+        connection.answer(&answer, now);
+    }
+
+    fn accept(&mut self, now: Instant) {
+        if self.accept_again.is_some_and(|again| again > now) {
+            return;
+        }
+        self.accept_again = None;
+        while self.has_room() {
+            match self.listener.accept().and_then(|(stream, _)| nonblocking(stream)) {
+                Ok(stream) => {
+                    self.make_room();
+                    self.connections.push(Connection::new(stream, now));
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {
+                }
+                Err(_) => {
+                    self.accept_again = Some(now + ACCEPT_RETRY);
+                    return;
+                }
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.connections.len() < MOST_CONNECTIONS || self.connections.iter().any(|one| one.idle_since().is_some())
+    }
+
+    /// Closes the connection that has been idle the longest, when there is room for no other.
+    fn make_room(&mut self) {
+        if self.connections.len() < MOST_CONNECTIONS {
+            return;
+        }
+        let idle = self.connections.iter().enumerate().filter_map(|(index, one)| Some((one.idle_since()?, index)));
+        if let Some((_, index)) = idle.min() {
+            self.connections.swap_remove(index).close();
+        }
+    }
+}
+
+impl Drop for ControlServer {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn nonblocking(stream: UnixStream) -> io::Result<UnixStream> {
+    stream.set_nonblocking(true)?;
+    Ok(stream)
+}
+
+/// Removes a socket that nobody listens on.
+fn clear(path: &Path) -> io::Result<()> {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !metadata.file_type().is_socket() {
+        let message = format!("{} is there and is no socket: move it away", path.display());
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
+    }
+    match UnixStream::connect(path) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {
+            fs::remove_file(path)
+                .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
+        }
+        _ => Err(io::Error::new(io::ErrorKind::AddrInUse, format!("another server listens at {}", path.display()))),
+    }
+}

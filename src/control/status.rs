@@ -1,0 +1,389 @@
+//! The status document: what one look at the server shows. Filled by the supervisor, read by people and by scripts.
+//!
+//! Rules: a member that is there stays there and keeps its meaning; new ones may be added. What is not known is `null` and never a
+//! made-up zero. A reader fills in what an older server does not say.
+
+use serde::{Deserialize, Serialize};
+
+use crate::metrics::latency::Recent;
+
+/// The whole document.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// The server's version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Since its start, in seconds.
+    pub uptime_seconds: f64,
+    /// What it does.
+    pub state: State,
+    /// What runs its loops: `epoll`, `kqueue` or `io_uring`.
+    pub backend: String,
+    /// Its event loops.
+    pub loops: usize,
+    /// The addresses that it listens on.
+    pub listen: Vec<String>,
+    /// The path of its control socket.
+    pub control_socket: String,
+    /// Its apps.
+    pub apps: Vec<App>,
+}
+
+/// What a server or an app does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// No worker was ready yet.
+    #[default]
+    Starting,
+    /// It serves.
+    Running,
+    /// It takes no more connections and finishes what is in flight.
+    Draining,
+    /// It holds requests.
+    Paused,
+    /// It ends.
+    Stopping,
+    /// The workers crash before they answer anything, and are not started again.
+    Failed,
+}
+
+/// One app.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct App {
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    pub state: State,
+    /// The newest generation of its workers.
+    pub generation: u32,
+    /// Workers wanted.
+    pub workers_wanted: usize,
+    /// Workers ready for requests.
+    pub workers_ready: usize,
+    /// The bounds of automatic scaling, where it is on.
+    pub scaling: Option<Scaling>,
+    /// Whether requests are held.
+    pub paused: bool,
+    /// The waiting line.
+    pub queue: Queue,
+    /// Requests that ended.
+    pub requests: Requests,
+    /// How long they took.
+    pub latency_ms: Latency,
+    /// The last rolling restart; `null` when there was none.
+    pub roll: Option<Roll>,
+    /// Its workers.
+    pub workers: Vec<Worker>,
+}
+
+/// The bounds of automatic scaling.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Scaling {
+    /// At least so many workers.
+    pub min: usize,
+    /// At most so many.
+    pub max: usize,
+}
+
+/// The waiting line of an app.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Queue {
+    /// Requests that wait.
+    pub depth: usize,
+    /// Requests that may wait.
+    pub size: usize,
+    /// How long the one at the head has waited; `null` when none waits.
+    pub oldest_wait_ms: Option<f64>,
+    /// Workers that take requests, busy or idle.
+    pub eligible: u32,
+}
+
+/// Requests of an app.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Requests {
+    /// Since the server's start.
+    pub total: u64,
+    /// Over the last 10 to 20 seconds; `null` when that is not known yet.
+    pub per_second: Option<f64>,
+}
+
+/// How long requests took, from their first byte to the last of their answer, in milliseconds. A value is at most 6.25 % above the
+/// true one. Answers of the loop itself count as taking no time. Event streams and tunnels are left out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Latency {
+    /// Half of the requests took at most so long; `null` when there was none.
+    pub p50: Option<f64>,
+    /// 90 % took at most so long.
+    pub p90: Option<f64>,
+    /// 99 % took at most so long.
+    pub p99: Option<f64>,
+    /// All took at most so long.
+    pub max: Option<f64>,
+    /// How many there were.
+    pub count: u64,
+    /// Over how many of the last seconds; `null`: since the server's start.
+    pub over_seconds: Option<f64>,
+}
+
+/// A rolling restart.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Roll {
+    /// Its number, from 1.
+    pub id: u64,
+    /// The generation that it brings.
+    pub generation: u32,
+    /// How it stands.
+    pub state: RollState,
+    /// Workers replaced.
+    pub replaced: usize,
+    /// Workers to be replaced.
+    pub total: usize,
+    /// Why it was aborted.
+    pub reason: Option<String>,
+    /// The last lines that the worker which failed it wrote to stderr.
+    pub last_stderr: Vec<String>,
+}
+
+/// How a rolling restart stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RollState {
+    /// It is under way.
+    #[default]
+    Running,
+    /// All workers are of its generation.
+    Done,
+    /// A replacement failed; the old workers serve on.
+    Aborted,
+}
+
+/// One worker.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Worker {
+    /// Its `WORKER_ID`; for one that joined, the server's own number for it.
+    pub id: u32,
+    /// Its process; `null` while there is none, or when one that joined did not say.
+    pub pid: Option<u32>,
+    /// Its generation.
+    pub generation: u32,
+    /// What it does.
+    pub state: WorkerState,
+    /// Whether it was started by somebody else and has joined.
+    pub joined: bool,
+    /// Its name in the logs, as in `web.G3.2`; for one that joined, its `workerId`.
+    pub name: String,
+    /// Where it listens.
+    pub socket: String,
+    /// Since its process was started, or since it has joined; `null` while there is none.
+    pub uptime_seconds: Option<f64>,
+    /// How often its place was filled again after the process there had ended unasked.
+    pub restarts: u64,
+    /// Requests that it was given and that ran.
+    pub requests: u64,
+    /// Those that it has now.
+    pub in_flight: u32,
+    /// Tunnels through it.
+    pub tunnels: u32,
+    /// How often it was told to load changed code.
+    pub reloads: u64,
+    /// Memory of its process group (PSS); `null` when it was not measured.
+    pub memory_bytes: Option<u64>,
+    /// Why the process before this one in its place ended; `null` when there was none.
+    pub last_exit: Option<String>,
+    /// What it says of itself (`STATUS=` of sd_notify(3)).
+    pub status_text: Option<String>,
+}
+
+/// What a worker does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerState {
+    /// Its process runs and is not ready.
+    #[default]
+    Starting,
+    /// It takes requests.
+    Running,
+    /// It has ended unasked and is started again at its time.
+    Respawning,
+    /// It finishes what it has.
+    Stopping,
+    /// It has ended.
+    Stopped,
+    /// It has ended too often and is not started again.
+    Failed,
+}
+
+impl State {
+    /// The word in the document.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Starting => "starting",
+            State::Running => "running",
+            State::Draining => "draining",
+            State::Paused => "paused",
+            State::Stopping => "stopping",
+            State::Failed => "failed",
+        }
+    }
+}
+
+impl WorkerState {
+    /// The word in the document.
+    pub fn name(self) -> &'static str {
+        match self {
+            WorkerState::Starting => "starting",
+            WorkerState::Running => "running",
+            WorkerState::Respawning => "respawning",
+            WorkerState::Stopping => "stopping",
+            WorkerState::Stopped => "stopped",
+            WorkerState::Failed => "failed",
+        }
+    }
+}
+
+impl From<&Recent> for Latency {
+    fn from(recent: &Recent) -> Latency {
+        let told = |share| recent.latencies.quantile(share).map(|took| took.as_secs_f64() * 1000.0);
+        Latency {
+            p50: told(0.5),
+            p90: told(0.9),
+            p99: told(0.99),
+            max: told(1.0),
+            count: recent.latencies.count(),
+            over_seconds: recent.over.map(|over| over.as_secs_f64()),
+        }
+    }
+}
+
+impl Status {
+    /// The document as JSON.
+    pub fn to_json(&self) -> serde_json::Value {
+        serde_json::to_value(self).expect("a document of numbers, strings and string keys is always JSON")
+    }
+}
+
+/// A document with something of everything, for tests.
+#[cfg(test)]
+pub(super) fn sample() -> Status {
+    let worker = Worker {
+        id: 1,
+        pid: Some(4712),
+        generation: 3,
+        state: WorkerState::Running,
+        name: "web.G3.1".to_owned(),
+        socket: "/run/production_server/run-1/web.G3.1.7.sock".to_owned(),
+        uptime_seconds: Some(123.4),
+        restarts: 2,
+        requests: 60_000,
+        in_flight: 1,
+        memory_bytes: Some(26_214_400),
+        last_exit: Some("recycle: 10000 requests".to_owned()),
+        ..Worker::default()
+    };
+    let joined = Worker {
+        id: 2,
+        pid: None,
+        joined: true,
+        name: "blue\u{1b}[31m-7".to_owned(),
+        status_text: Some("warm".to_owned()),
+        last_exit: None,
+        memory_bytes: None,
+        ..worker.clone()
+    };
+    let roll = Roll {
+        id: 4,
+        generation: 4,
+        state: RollState::Aborted,
+        replaced: 0,
+        total: 2,
+        reason: Some("the replacement of worker 1 exited with code 1 before it was ready".to_owned()),
+        last_stderr: vec!["Error: Cannot find module 'express'".to_owned()],
+    };
+    let app = App {
+        name: "web".to_owned(),
+        state: State::Running,
+        generation: 3,
+        workers_wanted: 2,
+        workers_ready: 2,
+        scaling: Some(Scaling { min: 2, max: 8 }),
+        paused: false,
+        queue: Queue { depth: 3, size: 8192, oldest_wait_ms: Some(12.5), eligible: 2 },
+        requests: Requests { total: 120_031, per_second: Some(512.34) },
+        latency_ms: Latency {
+            p50: Some(1.25),
+            p90: Some(3.0),
+            p99: Some(12.0),
+            max: Some(80.0),
+            count: 6103,
+            over_seconds: Some(12.0),
+        },
+        roll: Some(roll),
+        workers: vec![worker, joined],
+    };
+    Status {
+        version: "0.1.0".to_owned(),
+        pid: 4711,
+        uptime_seconds: 10_923.0,
+        state: State::Running,
+        backend: "epoll".to_owned(),
+        loops: 2,
+        listen: vec!["0.0.0.0:8080".to_owned()],
+        control_socket: "/run/production_server/control.sock".to_owned(),
+        apps: vec![app],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_document_has_the_members_that_its_readers_know() {
+        let document = sample().to_json();
+        let keys = |value: &serde_json::Value| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
+        let sorted = |mut names: Vec<&str>| -> Vec<String> {
+            names.sort_unstable();
+            names.into_iter().map(str::to_owned).collect()
+        };
+        let top =
+            vec!["version", "pid", "uptime_seconds", "state", "backend", "loops", "listen", "control_socket", "apps"];
+        assert_eq!(keys(&document), sorted(top));
+        let app = &document["apps"][0];
+        #[rustfmt::skip]
+        let of_app = vec![
+            "name", "state", "generation", "workers_wanted", "workers_ready", "scaling", "paused", "queue", "requests", "latency_ms",
+            "roll", "workers",
+        ];
+        assert_eq!(keys(app), sorted(of_app));
+        assert_eq!(app["queue"], json!({"depth": 3, "size": 8192, "oldest_wait_ms": 12.5, "eligible": 2}));
+        assert_eq!(app["scaling"], json!({"min": 2, "max": 8}));
+        assert_eq!(app["roll"]["state"], "aborted");
+        #[rustfmt::skip]
+        let of_worker = vec![
+            "id", "pid", "generation", "state", "joined", "name", "socket", "uptime_seconds", "restarts", "requests", "in_flight",
+            "tunnels", "reloads", "memory_bytes", "last_exit", "status_text",
+        ];
+        assert_eq!(keys(&app["workers"][0]), sorted(of_worker));
+        assert!(app["workers"][1]["pid"].is_null());
+    }
+
+    #[test]
+    fn a_document_reads_back_and_an_older_one_is_filled_in() {
+        let text = sample().to_json().to_string();
+        assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), sample());
+        let older: Status =
+            serde_json::from_str(r#"{"pid":7,"state":"paused","new":1,"apps":[{"name":"web"}]}"#).unwrap();
+        assert_eq!((older.pid, older.state, older.apps[0].name.as_str()), (7, State::Paused, "web"));
+    }
+}
