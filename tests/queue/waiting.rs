@@ -22,12 +22,12 @@ fn who_waited_long_still_has_time_for_an_answer(backend: &str) {
         std::thread::sleep(Duration::from_millis(1100));
         stream.write_all(&ok(&question.target)).is_ok()
     });
-    let server = Server::before(backend, &[&worker], &["--queue-timeout-ms", "600000", "--request-timeout", "2s"]);
+    let server = Server::in_front_of(backend, &[&worker], &["--queue-timeout-ms", "600000", "--request-timeout", "2s"]);
     let mut first = server.client();
-    first.get("/first");
+    first.begin("/first");
     until("the first is with the worker", || worker.targets().len() == 1);
     let mut second = server.client();
-    second.get("/second");
+    second.begin("/second");
     assert_eq!(first.answer().text(), "/first");
     assert_eq!(second.answer().text(), "/second");
 }
