@@ -37,6 +37,7 @@ pub mod spawn;
 mod stop;
 mod upstreams;
 pub mod wake;
+pub mod watch;
 
 use guard::Guard;
 use policy::{Jitter, RestartPolicy, RestartRule};
