@@ -2,6 +2,7 @@
 
 mod backends;
 mod cli;
+mod module;
 mod proxy;
 mod queue;
 mod simulation;
