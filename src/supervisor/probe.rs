@@ -83,7 +83,8 @@ impl Probe {
         Look::NotYet
     }
 
-    fn later(&mut self, now: Instant) {
+    /// Puts the next look off, each time for longer.
+    pub fn later(&mut self, now: Instant) {
         self.next = now + self.delay;
         self.delay = (self.delay * 2).min(self.longest);
     }

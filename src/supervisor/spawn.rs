@@ -24,8 +24,6 @@ pub struct Launcher {
     pub command: Vec<OsString>,
     /// `WORKER_CONCURRENCY`.
     pub concurrency: u32,
-    /// `GENERATION`.
-    pub generation: u32,
     /// RLIMIT_NOFILE as the server found it, soft and hard.
     pub descriptors: Option<(u64, u64)>,
 }
@@ -35,6 +33,8 @@ pub struct Launcher {
 pub struct Particulars<'a> {
     /// `WORKER_ID`: its place, from 1.
     pub number: u32,
+    /// `GENERATION`.
+    pub generation: u32,
     /// Where it is to listen.
     pub socket: &'a Path,
     /// `MAX_REQUESTS`: the number of requests after which it is replaced; 0 for never.
@@ -60,7 +60,7 @@ impl Launcher {
             .env("WORKER_ID", &number)
             .env("CLUSTER_WORKER", "true")
             .env("CLUSTER_WORKER_ID", &number)
-            .env("GENERATION", self.generation.to_string())
+            .env("GENERATION", particulars.generation.to_string())
             .env("MAX_REQUESTS", particulars.limit.to_string())
             .env("WORKER_CONCURRENCY", self.concurrency.to_string());
         if is_node(&self.command[0]) {

@@ -14,6 +14,69 @@ on_both_backends! {
     who_leaves_in_the_middle_of_a_streamed_body_leaves_no_dirty_connection,
     who_leaves_in_the_middle_of_an_answer_leaves_no_dirty_connection,
     a_half_closed_client_is_served_if_it_wants_no_more,
+    what_ends_in_the_middle_of_a_message_is_over_at_once,
+    what_ends_in_the_middle_of_a_message_behind_another_is_over_at_once,
+}
+
+/// Ends of a request that never becomes one, and answers that come before the connection's end.
+const CUT: [(&str, usize); 9] = [
+    ("GET /cut HTTP/1.1\r\nHos", 0),
+    ("G", 0),
+    ("\r\n", 0),
+    ("POST /cut HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf", 0),
+    ("POST /cut HTTP/1.1\r\nHost: a\r\nContent-Length: 2000000\r\n\r\nhalf", 0),
+    ("POST /cut HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", 0),
+    ("POST /cut HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n0\r\n", 0),
+    ("POST /server HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhalf", 1),
+    ("POST /server HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", 1),
+];
+
+/// Deadlines that no test waits for: what ends, ends for another reason.
+const ENDLESS: [&str; 8] =
+    ["--header-timeout", "10m", "--body-timeout", "10m", "--idle-timeout", "10m", "--write-timeout", "10m"];
+
+fn what_ends_in_the_middle_of_a_message_is_over_at_once(backend: &str) {
+    let folder = folder();
+    let worker = Worker::mirror(&folder.path().join("w"));
+    let server = Server::before(backend, &[&worker], &ENDLESS);
+    for kept in [false, true] {
+        for (part, answers) in CUT {
+            let mut client = server.client();
+            if kept {
+                client.get("/kept");
+                assert_eq!(client.answer().text(), "/kept");
+            }
+            client.send(part);
+            client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+            for _ in 0..answers {
+                assert_eq!(client.answer().status, 200, "{part:?}");
+            }
+            assert!(client.is_ended(), "{part:?}");
+        }
+    }
+    assert!(worker.targets().iter().all(|target| target == "/kept"), "{:?}", worker.targets());
+}
+
+/// The client's end is known before the message's turn comes.
+fn what_ends_in_the_middle_of_a_message_behind_another_is_over_at_once(backend: &str) {
+    let folder = folder();
+    let (worker, go) = gated(folder.path());
+    let server = Server::before(backend, &[&worker], &[&ENDLESS[..], &PATIENT, &["--half-close", "serve"]].concat());
+    for (number, (part, answers)) in CUT.into_iter().enumerate() {
+        let mut client = server.client();
+        client.send(&format!("GET /slow HTTP/1.1\r\nHost: a\r\n\r\n{part}"));
+        client.stream.shutdown(std::net::Shutdown::Write).unwrap();
+        until("the first is with the worker", || worker.targets().len() == number + 1);
+        // The loop has seen what came before this answer was asked for.
+        server.status();
+        go.send(()).unwrap();
+        assert_eq!(client.answer().text(), "/slow");
+        for _ in 0..answers {
+            assert_eq!(client.answer().status, 200, "{part:?}");
+        }
+        assert!(client.is_ended(), "{part:?}");
+    }
+    assert!(worker.targets().iter().all(|target| target == "/slow"), "{:?}", worker.targets());
 }
 
 fn gated(folder: &std::path::Path) -> (Worker, mpsc::Sender<()>) {

@@ -25,6 +25,38 @@ on_both_backends! {
     the_keep_alive_time_of_a_worker_is_obeyed,
     without_keep_alive_each_request_has_a_connection,
     stray_bytes_on_a_kept_connection_retire_it,
+    stray_bytes_that_meet_a_request_are_not_its_answer,
+}
+
+/// The server stands still while both arrive, the request first, and then finds them in one turn.
+fn stray_bytes_that_meet_a_request_are_not_its_answer(backend: &str) {
+    for stray in ["HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nstray", "HTTP/1.1 2", "rubbish\r\n\r\n"] {
+        let folder = folder();
+        let (give, take) = std::sync::mpsc::channel();
+        let give = Mutex::new(give);
+        let worker = Worker::start(&folder.path().join("w"), move |question, stream| {
+            if question.target == "/first" {
+                give.lock().unwrap().send(stream.try_clone().unwrap()).unwrap();
+            }
+            stream.write_all(&ok(&format!("{} {}", question.connection, question.target))).is_ok()
+        });
+        let server = Server::before(backend, &[&worker], &[]);
+        let mut client = server.client();
+        client.get("/first");
+        let first: usize = client.answer().text().strip_suffix(" /first").unwrap().parse().unwrap();
+        let mut kept: UnixStream = take.recv().unwrap();
+        // Another turn has come and gone: the connection is kept.
+        server.status();
+        server.signal("STOP");
+        until("the server stands still", || server.is_stopped());
+        client.post("/second", "body");
+        kept.write_all(stray.as_bytes()).unwrap();
+        server.signal("CONT");
+        let answer = client.answer();
+        assert_eq!((answer.status, answer.text()), (200, format!("{} /second", first + 1)), "{stray:?}");
+        assert_eq!(worker.targets(), ["/first", "/second"]);
+        assert_eq!(server.status()["retries"], 1);
+    }
 }
 
 /// Ends its first connection when it gets its second request, without an answer; answers everything else.

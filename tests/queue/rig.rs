@@ -132,6 +132,15 @@ impl Server {
         std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
     }
 
+    /// Whether all its threads stand still after a STOP.
+    pub fn is_stopped(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap().flatten();
+        threads.map(|thread| std::fs::read_to_string(thread.path().join("stat")).unwrap()).all(|stat| {
+            let fields = &stat[stat.rfind(')').unwrap()..];
+            fields.starts_with(") T")
+        })
+    }
+
     /// Its processor time so far, in ticks of a hundredth of a second.
     pub fn processor_ticks(&self) -> u64 {
         let stat = self.of_process("stat");

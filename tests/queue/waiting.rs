@@ -11,6 +11,34 @@ on_both_backends! {
     a_worker_that_joins_drains_the_queue,
     a_request_is_held_until_a_worker_comes,
     after_the_hold_the_answer_is_in_the_form_that_was_asked_for,
+    no_wait_is_longer_than_the_whole_request_may_take,
+}
+
+fn no_wait_is_longer_than_the_whole_request_may_take(backend: &str) {
+    let folder = folder();
+    let worker = Worker::absent(&folder.path().join("w"));
+    let flags = ["--queue-timeout-ms", "600000", "--hold", "10m", "--request-timeout", "400ms"];
+    let server = Server::before(backend, &[&worker], &flags);
+    let start = Instant::now();
+    let mut held = server.client();
+    held.get("/held");
+    assert_eq!(held.answer().status, 503);
+    assert!(start.elapsed() >= Duration::from_millis(400), "{:?}", start.elapsed());
+    let (go, gate) = mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    worker.listen(move |_, stream| {
+        gate.lock().unwrap().recv().unwrap();
+        stream.write_all(&ok("late")).is_ok()
+    });
+    until("the worker is ready", || server.status()["ready"] == 1);
+    let mut first = server.client();
+    first.get("/first");
+    until("the first is with the worker", || worker.targets().len() == 1);
+    let mut waits = server.client();
+    waits.get("/waits");
+    assert_eq!(first.answer().status, 504, "the worker did not answer in time");
+    assert_eq!(waits.answer().status, 504, "nor became it free");
+    go.send(()).unwrap();
 }
 
 fn a_full_queue_refuses_at_once_and_a_long_wait_ends(backend: &str) {

@@ -20,7 +20,7 @@ use production_server::reactor::{Reactor, Setup};
 
 use super::checks::Ledger;
 use super::clients::{Client, Manners};
-use super::supervisor::Supervisor;
+use super::supervisor::{Supervisor, passed_over};
 use super::workers::Temper;
 
 /// Rounds after which a run is taken for one that goes in circles.
@@ -175,8 +175,10 @@ pub struct Summary {
     pub answered: usize,
     /// Requests that reached a worker twice.
     pub retried: usize,
-    /// Workers that died.
+    /// Workers that ended.
     pub deaths: usize,
+    /// Rolling restarts that ended.
+    pub rolls: usize,
     /// Rounds that it took.
     pub rounds: usize,
 }
@@ -185,13 +187,15 @@ pub struct Summary {
 pub fn run(seed: u64, trace: Option<Trace>) -> Summary {
     let mut run = Run::new(seed, trace);
     run.serve();
+    run.settle();
     run.stop();
     let (requests, answered) = run.ledger.borrow().counts();
     let retried = run.ledger.borrow().retried();
     let deaths = run.supervisor.deaths;
+    let rolls = run.supervisor.rolls();
     let rounds = run.rounds;
     run.check_that_nothing_is_left();
-    Summary { requests, answered, retried, deaths, rounds }
+    Summary { requests, answered, retried, deaths, rolls, rounds }
 }
 
 impl Run {
@@ -205,7 +209,7 @@ impl Run {
         let entered = world.enter();
         let settings = Arc::new(plan.settings.clone());
         let started = world.now();
-        let dispatch = Arc::new(Dispatch::new(policy(&settings), 16, started));
+        let dispatch = Arc::new(Dispatch::new(policy(&settings), 40, started));
         let bells: Vec<Arc<OnceLock<<Simulated as Backend>::Bell>>> = (0..plan.loops).map(|_| Arc::default()).collect();
         let (boxes, mailboxes): (Vec<_>, Vec<_>) = bells.iter().map(ringing).unzip();
         let postboxes = Postboxes::new(boxes);
@@ -264,6 +268,18 @@ impl Run {
         }
     }
 
+    /// Until as many workers serve as are wanted: what was done to the fleet has come to its end. Where workers die of what they are
+    /// asked there is nothing to wait for but requests, and these have ended.
+    fn settle(&mut self) {
+        self.supervisor.calm_down();
+        self.world.touch();
+        let deadline = self.world.now() + MOST_TIME;
+        while !self.supervisor.is_settled() {
+            self.round();
+            assert!(self.world.now() < deadline && self.rounds < MOST_ROUNDS, "the workers do not come to rest");
+        }
+    }
+
     /// A graceful stop, then the end of everything.
     fn stop(&mut self) {
         self.supervisor.rest();
@@ -309,16 +325,25 @@ impl Run {
         // What ended last may have ended by its deadline alone, and nobody moved for it.
         let over = self.loops.iter().all(|it| it.reactor.is_done() && it.reactor.holdings().1 == 0);
         let goes_on = self.world.advance_to_next(next) || over;
-        assert!(goes_on, "nothing is to come, and loops hold {holdings:?}, clients {waiting:#?}");
+        assert!(
+            goes_on,
+            "nothing is to come, and loops hold {holdings:?}, clients {waiting:#?}, workers {}",
+            self.supervisor.describe()
+        );
     }
 
     fn move_one(&mut self, party: usize) {
         let loops = self.loops.len();
         if party < loops {
+            // A request that would rather not have one worker may pass over it, which happens in wild runs only.
+            let before = (self.plan.kind != Kind::Wild).then(|| self.dispatch.snapshot());
             if let Err(error) = self.loops[party].reactor.turn() {
                 panic!("a loop has failed: {error}");
             }
             self.dispatch.check_invariants();
+            let concurrency = self.plan.settings.app.concurrency;
+            let wrong = before.is_some_and(|before| passed_over(&before, &self.dispatch.snapshot(), concurrency));
+            assert!(!wrong, "an older generation was given a request that a newer one could have had");
         } else if party < loops + self.clients.len() {
             self.clients[party - loops].step();
         } else {
@@ -381,6 +406,7 @@ fn open_loop(
     let options = Options {
         max_sockets,
         pool: pool.clone(),
+        stall: shared.settings.timeouts.write,
         linger: Duration::from_secs(2),
         accept_retry: Duration::from_millis(100),
     };

@@ -47,11 +47,12 @@ fn every_seed_keeps_the_rules() {
         total.answered += one.answered;
         total.retried += one.retried;
         total.deaths += one.deaths;
+        total.rolls += one.rolls;
         total.rounds += one.rounds;
     }
     println!("{total:?}");
     assert!(total.answered * 2 > total.requests, "most requests are answered: {total:?}");
-    assert!(total.retried > 20 && total.deaths > 100, "faults do happen: {total:?}");
+    assert!(total.retried > 20 && total.deaths > 100 && total.rolls > 100, "faults do happen: {total:?}");
 }
 
 #[test]

@@ -1,5 +1,5 @@
-//! The scripted supervisor: it starts workers, hears of their deaths a little later, answers the dispatch's notices, and now and
-//! then kills, drains or replaces a worker as operators do.
+//! The fleet of the real supervisor over scripted workers: they start late or never, die unseen for a moment, and an operator rolls,
+//! scales, recycles and kills while requests come. Now and then a worker joins that nobody here started.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -7,7 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use production_server::backends::simulated::World;
-use production_server::dispatch::{Dispatch, Notice, Target, WorkerId};
+use production_server::dispatch::{Dispatch, Notice, Phase, Snapshot, Target, WorkerId};
+use production_server::fleet::{
+    AppState, Ending, Event, Exit, Fleet, Guest, Machine, Member, Name, RestartRule, RollEnd, Rule, Start, Started,
+    Version,
+};
 use production_server::mailbox::{Message, Postboxes};
 
 use super::checks::Ledger;
@@ -15,40 +19,65 @@ use super::driver::{Kind, Plan, path_of};
 use super::workers::{Temper, Worker};
 
 /// How long it takes at most until a death is seen; below the time for which a doubtful exchange waits for that word.
-const REAPING: Duration = Duration::from_millis(20);
+const REAPING: usize = 20;
+/// Workers at a time, those included that leave.
+const MOST: usize = 12;
 
-/// What the supervisor is going to do.
-#[derive(Debug)]
+/// What is going to happen.
+#[derive(Clone, Copy, Debug)]
 enum Task {
-    /// A worker starts to listen and is ready.
-    Ready(WorkerId),
-    /// A worker's death is seen.
-    Reap(WorkerId),
+    /// A worker starts to listen, which is seen.
+    Listen(Name),
     /// A worker that had refused a connect is looked at.
-    Look(WorkerId),
+    Look(Name),
+    /// A worker that was told to end does.
+    End(Name),
+    /// A worker's death is seen.
+    Reap(Name),
     /// Something that an operator or the machine does.
     Disturb,
-    /// The app is tried again after it was given up.
-    Recover,
+    /// An app that has failed is tried again.
+    Restart,
+}
+
+/// A worker's process.
+struct Process {
+    name: Name,
+    /// Started here, not joined.
+    ours: bool,
+    worker: Worker,
+    /// Its death is on its way to be seen.
+    dead: bool,
 }
 
 /// The scripted supervisor, with its workers.
 pub struct Supervisor {
     /// Workers that died or were killed.
     pub deaths: usize,
+    fleet: Fleet,
+    crew: Crew,
+    wild: bool,
+    orderly: bool,
+    resting: bool,
+    guests: u32,
+    notices: Vec<Notice>,
+    started: Instant,
+}
+
+/// What carries out the fleet's decisions.
+struct Crew {
     world: World,
     ledger: Rc<RefCell<Ledger>>,
     dispatch: Arc<Dispatch>,
     postboxes: Postboxes,
     temper: Temper,
     concurrency: u32,
-    wild: bool,
-    resting: bool,
-    workers: Vec<Worker>,
+    /// Starts of 1000 that come to nothing.
+    breaks: u32,
+    processes: Vec<Process>,
     tasks: Vec<(Instant, Task)>,
-    notices: Vec<Notice>,
     next: u32,
-    started: Instant,
+    rolls: usize,
 }
 
 impl Supervisor {
@@ -60,187 +89,440 @@ impl Supervisor {
         dispatch: &Arc<Dispatch>,
         postboxes: &Postboxes,
     ) -> Supervisor {
-        let mut supervisor = Supervisor {
-            deaths: 0,
+        let now = world.now();
+        let crew = Crew {
             world: world.clone(),
             ledger: Rc::clone(ledger),
             dispatch: Arc::clone(dispatch),
             postboxes: postboxes.clone(),
             temper: plan.temper,
             concurrency: plan.settings.app.concurrency,
-            wild: plan.kind == Kind::Wild,
-            resting: false,
-            workers: Vec::new(),
+            breaks: if plan.kind == Kind::Wild { 150 } else { 0 },
+            processes: Vec::new(),
             tasks: Vec::new(),
-            notices: Vec::new(),
             next: 1,
-            started: world.now(),
+            rolls: 0,
         };
-        for _ in 0..plan.workers {
-            supervisor.spawn();
-        }
+        let mut supervisor = Supervisor {
+            deaths: 0,
+            fleet: Fleet::new(rule(world, plan), plan.workers, now),
+            crew,
+            wild: plan.kind == Kind::Wild,
+            orderly: plan.kind == Kind::Orderly,
+            resting: false,
+            guests: 0,
+            notices: Vec::new(),
+            started: now,
+        };
+        supervisor.fleet.tick(now, &mut supervisor.crew);
         if plan.kind != Kind::Orderly {
-            supervisor.later(600, Task::Disturb);
+            supervisor.crew.later(600, Task::Disturb);
         }
         supervisor
     }
 
-    /// When it, or one of its workers, goes on by itself.
-    pub fn deadline(&self) -> Option<Instant> {
-        let now = self.world.now();
-        let tasks = self.tasks.iter().map(|(at, _)| *at).filter(|at| *at > now);
-        tasks.chain(self.workers.iter().filter_map(Worker::deadline)).min()
+    /// Rolls that have ended.
+    pub fn rolls(&self) -> usize {
+        self.crew.rolls
     }
 
-    /// No more disturbances: the run is being stopped.
+    /// When it, or one of its workers, goes on by itself.
+    pub fn deadline(&self) -> Option<Instant> {
+        let now = self.crew.world.now();
+        let tasks = self.crew.tasks.iter().map(|(at, _)| *at).chain(self.fleet.due()).filter(|at| *at > now);
+        tasks.chain(self.crew.processes.iter().filter_map(|process| process.worker.deadline())).min()
+    }
+
+    /// No more disturbances, and what was begun comes to its end.
+    pub fn calm_down(&mut self) {
+        self.resting = true;
+        self.crew.breaks = 0;
+    }
+
+    /// Whether as many workers serve as are wanted, and nobody leaves. If the last roll was not aborted they are of one generation.
+    pub fn is_settled(&self) -> bool {
+        let (members, generation) = (self.fleet.members(), self.fleet.generation());
+        let settled = self.fleet.roll().is_none()
+            && members.len() == self.fleet.wanted()
+            && members.iter().all(Member::is_running);
+        if settled && self.fleet.last_roll().is_some_and(|report| report.end == RollEnd::Done) {
+            assert!(members.iter().all(|member| member.generation == generation), "a roll has left somebody behind");
+        }
+        settled
+    }
+
+    /// Where everybody stands, for the message of a broken rule.
+    pub fn describe(&self) -> String {
+        let (wanted, roll) = (self.fleet.wanted(), self.fleet.roll());
+        format!("{wanted} wanted, {roll:?}, {:#?} {:#?}", self.fleet.members(), self.fleet.places())
+    }
+
+    /// The run is being stopped.
     pub fn rest(&mut self) {
         self.resting = true;
+        self.fleet.hold_still();
     }
 
     /// The end of all workers.
     pub fn end(mut self) {
-        self.workers.iter_mut().for_each(Worker::kill);
+        self.crew.processes.iter_mut().for_each(|process| process.worker.kill());
     }
 
     /// Does what is due, and moves each worker.
     pub fn step(&mut self) {
-        let now = self.world.now();
-        while let Some(due) = self.tasks.iter().position(|(at, _)| *at <= now) {
-            let (_, task) = self.tasks.swap_remove(due);
+        let now = self.crew.world.now();
+        while let Some(due) = self.crew.tasks.iter().position(|(at, _)| *at <= now) {
+            let (_, task) = self.crew.tasks.swap_remove(due);
             self.carry_out(task, now);
-            self.world.touch();
+            self.crew.world.touch();
         }
-        self.dispatch.notices(&mut self.notices);
+        self.crew.dispatch.notices(&mut self.notices);
         for notice in std::mem::take(&mut self.notices) {
-            self.heed(notice);
-            self.world.touch();
+            self.heed(notice, now);
+            self.crew.world.touch();
         }
+        if self.fleet.due().is_some_and(|due| due <= now) {
+            self.crew.world.touch();
+        }
+        self.fleet.tick(now, &mut self.crew);
+        self.check();
         let mut dead = Vec::new();
-        for worker in &mut self.workers {
-            if worker.is_alive() && !worker.step() {
-                dead.push(worker.id);
+        for process in self.crew.processes.iter_mut().filter(|process| process.worker.is_alive()) {
+            if !process.worker.step() {
+                dead.push(process.name);
             }
         }
-        dead.into_iter().for_each(|id| self.seen_soon(id));
+        dead.into_iter().for_each(|name| self.crew.seen_soon(name));
     }
 
+    fn carry_out(&mut self, task: Task, now: Instant) {
+        self.crew.world.note(format_args!("supervisor: {task:?} at {:?}", now - self.started));
+        match task {
+            Task::Listen(name) => {
+                let Some(process) = self.crew.process(name).filter(|process| !process.dead) else { return };
+                process.worker.listen();
+                self.fleet.ready(name, now, &mut self.crew);
+            }
+            Task::Look(name) => {
+                if self.crew.process(name).is_some_and(|process| process.worker.is_alive()) {
+                    self.fleet.ready(name, now, &mut self.crew);
+                }
+            }
+            Task::End(name) => {
+                if let Some(process) = self.crew.process(name).filter(|process| !process.dead) {
+                    process.worker.kill();
+                    self.crew.seen_soon(name);
+                }
+            }
+            Task::Reap(name) => self.reap(name, now),
+            Task::Disturb => self.disturb(now),
+            Task::Restart => {
+                self.fleet.restart(now, &mut self.crew);
+            }
+        }
+    }
+
+    fn reap(&mut self, name: Name, now: Instant) {
+        self.deaths += 1;
+        let Some(exit) = self.crew.bury(name, now) else { return };
+        self.fleet.exited(name, &exit, now, &mut self.crew);
+        if self.fleet.state() == AppState::Failed && !self.resting {
+            self.crew.later(300, Task::Restart);
+        } else if self.fleet.state() == AppState::Failed {
+            self.fleet.restart(now, &mut self.crew);
+        }
+    }
+
+    fn heed(&mut self, notice: Notice, now: Instant) {
+        self.crew.world.note(format_args!("supervisor: {notice:?}"));
+        let (Notice::Unreachable(id)
+        | Notice::Threshold(id)
+        | Notice::Drained(id)
+        | Notice::Suspect(id)
+        | Notice::Stuck(id)) = notice;
+        let found = self.crew.processes.iter().find(|process| process.worker.id == id);
+        let Some((name, ours)) = found.map(|process| (process.name, process.ours)) else { return };
+        match notice {
+            // A guest is gone at its first refused connect, and also when its last request has ended after it quit.
+            Notice::Unreachable(_) | Notice::Drained(_) if !ours => self.part(name, now),
+            Notice::Unreachable(_) => self.fleet.unreachable(name, now, &mut self.crew),
+            Notice::Threshold(_) => self.fleet.replace(name, Ending::Requests(0)),
+            Notice::Drained(_) => self.fleet.drained(name, now, &mut self.crew),
+            Notice::Stuck(_) if ours => {
+                self.fleet.stuck(name, Ending::Deadline(Duration::ZERO), now, &mut self.crew);
+            }
+            Notice::Suspect(_) | Notice::Stuck(_) => {}
+        }
+    }
+
+    /// A guest is forgotten. Its process goes on, and ends some time.
+    fn part(&mut self, name: Name, now: Instant) {
+        self.fleet.part(name, now, &mut self.crew);
+        self.crew.later(50, Task::End(name));
+    }
+
+    fn join(&mut self, now: Instant) {
+        let name = self.fleet.next_name();
+        self.guests += 1;
+        let (generation, temper) = (self.fleet.generation(), Temper { dies: 0, ..self.crew.temper });
+        let Some(process) = self.crew.hire(name, generation, None, temper, false) else { return };
+        process.worker.listen();
+        let text = ["1", "2", "1.5"][self.crew.world.below(3)];
+        let version = self.crew.world.chance(700).then(|| Version::parse(text).unwrap());
+        let guest = Guest { name, worker_id: format!("guest-{}", self.guests), pid: None, version, since: now };
+        self.fleet.join(guest, now, &mut self.crew);
+    }
+
+    fn disturb(&mut self, now: Instant) {
+        if self.resting || self.crew.processes.is_empty() {
+            return;
+        }
+        self.crew.later(1500, Task::Disturb);
+        let chosen = self.crew.processes[self.crew.world.below(self.crew.processes.len())].name;
+        let guest = self.fleet.guests().first().map(|guest| guest.name);
+        match self.crew.world.below(if self.wild { 12 } else { 7 }) {
+            0 | 1 => {
+                self.fleet.restart(now, &mut self.crew);
+            }
+            2 | 3 => {
+                let target = self.crew.world.between(1, 5);
+                self.fleet.scale_to(target, "test", now, &mut self.crew);
+            }
+            4 => self.fleet.replace(chosen, Ending::Memory(0)),
+            5 if self.crew.processes.len() < MOST => self.join(now),
+            6 => {
+                // It quits: it is drained, and parted with when it has nothing left.
+                if let Some(guest) = guest {
+                    self.fleet.part(guest, now, &mut self.crew);
+                    self.crew.drain(guest, now);
+                }
+            }
+            7 | 8 => self.crew.kill(chosen),
+            9 => self.crew.terminate(chosen, now),
+            10 => self.fleet.stuck(chosen, Ending::Watchdog(Duration::ZERO), now, &mut self.crew),
+            11 => self.fleet.unreachable(chosen, now, &mut self.crew),
+            _ => {}
+        }
+    }
+
+    /// What holds at every moment.
+    fn check(&self) {
+        let members = self.fleet.members();
+        let active = members.iter().filter(|member| member.is_active()).count();
+        let rolled = self.fleet.wanted() + 1 + self.fleet.wanted().div_ceil(4);
+        assert!(
+            active <= rolled.max(self.fleet.wanted() * 2),
+            "{active} workers where {} are wanted",
+            self.fleet.wanted()
+        );
+        for place in self.fleet.places() {
+            let here = members.iter().filter(|member| member.number == place.number && member.is_active()).count();
+            assert!(here <= 2, "{here} workers fill place {}", place.number);
+        }
+        if self.orderly {
+            assert!(self.crew.processes.len() <= 3);
+        }
+    }
+}
+
+impl Crew {
     /// In up to so many milliseconds.
     fn later(&mut self, milliseconds: usize, task: Task) {
         let delay = Duration::from_micros(self.world.below(milliseconds * 1000 + 1) as u64);
         self.tasks.push((self.world.now() + delay, task));
     }
 
-    fn seen_soon(&mut self, id: WorkerId) {
-        self.deaths += 1;
-        self.later(REAPING.as_millis() as usize, Task::Reap(id));
+    fn process(&mut self, name: Name) -> Option<&mut Process> {
+        self.processes.iter_mut().find(|process| process.name == name)
     }
 
-    fn spawn(&mut self) {
+    fn id(&self, name: Name) -> Option<WorkerId> {
+        self.processes.iter().find(|process| process.name == name).map(|process| process.worker.id)
+    }
+
+    fn seen_soon(&mut self, name: Name) {
+        if let Some(process) = self.process(name).filter(|process| !process.dead) {
+            process.dead = true;
+            self.later(REAPING, Task::Reap(name));
+        }
+    }
+
+    fn hire(
+        &mut self,
+        name: Name,
+        generation: u32,
+        limit: Option<u64>,
+        temper: Temper,
+        ours: bool,
+    ) -> Option<&mut Process> {
         let number = self.next;
         self.next += 1;
         let path = path_of(number);
         let address = socket2::SockAddr::unix(&path).unwrap();
-        let label = format!("web.G1.{number}");
-        let limit = self.world.chance(300).then(|| self.world.between(3, 20) as u64);
-        let target = Target { address, label, unix: true, supervised: true, number };
-        let id = self.dispatch.add(target, 1, limit).expect("dead workers leave room in the table");
-        let worker = Worker::new(&self.world, &self.ledger, (number, id, path), self.temper, self.concurrency);
-        self.workers.push(worker);
-        self.later(100, Task::Ready(id));
+        let label = format!("web.G{generation}.{number}");
+        let target = Target { address, label, unix: true, supervised: ours, number };
+        let id = self.dispatch.add(target, generation, limit)?;
+        let worker = Worker::new(&self.world, &self.ledger, (number, id, path), temper, self.concurrency);
+        self.processes.push(Process { name, ours, worker, dead: false });
+        self.processes.last_mut()
     }
 
-    fn worker(&mut self, id: WorkerId) -> Option<&mut Worker> {
-        self.workers.iter_mut().find(|worker| worker.id == id)
-    }
-
-    fn carry_out(&mut self, task: Task, now: Instant) {
-        self.world.note(format_args!("supervisor: {task:?} at {:?}", now - self.started));
-        match task {
-            Task::Ready(id) => {
-                let Some(worker) = self.worker(id) else { return };
-                worker.listen();
-                self.make_ready(id, now);
-            }
-            Task::Reap(id) => {
-                self.dispatch.died(id, now);
-                self.postboxes.broadcast(|| Message::Died(id));
-                self.workers.retain(|worker| worker.id != id);
-                self.dispatch.remove(id, now);
-                self.spawn();
-            }
-            Task::Look(id) => {
-                if self.worker(id).is_some_and(|worker| worker.is_alive() && worker.draining.is_none()) {
-                    self.make_ready(id, now);
-                }
-            }
-            Task::Disturb => self.disturb(now),
-            Task::Recover => self.dispatch.recover(),
+    /// As the supervisor does it: the word of the death first.
+    fn bury(&mut self, name: Name, now: Instant) -> Option<Exit> {
+        let position = self.processes.iter().position(|process| process.name == name)?;
+        let process = self.processes.swap_remove(position);
+        let id = process.worker.id;
+        if process.ours {
+            self.dispatch.died(id, now);
+            self.postboxes.broadcast(|| Message::Died(id));
         }
+        let answered = self.dispatch.snapshot().worker(id).is_some_and(|worker| worker.answered_at.is_some());
+        self.postboxes.broadcast(|| Message::Retire(id));
+        self.dispatch.remove(id, now);
+        Some(Exit { answered, how: "crash".to_owned(), last_lines: String::new() })
+    }
+}
+
+impl Machine for Crew {
+    fn start(&mut self, start: Start) -> Started {
+        self.world.touch();
+        self.world.note(format_args!("fleet: {start:?}"));
+        if self.world.chance(self.breaks / 4) {
+            return Started::Failed("no such command".to_owned());
+        }
+        let temper = self.temper;
+        let limit = (start.limit > 0).then_some(start.limit);
+        if self.hire(start.name, start.generation, limit, temper, true).is_none() {
+            return Started::NoRoom;
+        }
+        match self.world.below(3) {
+            // It dies before it listens.
+            0 if self.world.chance(self.breaks) => self.later(100, Task::End(start.name)),
+            // It never listens.
+            1 if self.world.chance(self.breaks) => {}
+            _ => self.later(100, Task::Listen(start.name)),
+        }
+        Started::Yes
     }
 
-    fn make_ready(&mut self, id: WorkerId, now: Instant) {
+    fn open(&mut self, name: Name, now: Instant) {
+        let Some(id) = self.id(name) else { return };
         for grant in self.dispatch.ready(id, now) {
             self.postboxes.grant(grant);
         }
     }
 
-    fn heed(&mut self, notice: Notice) {
-        self.world.note(format_args!("supervisor: {notice:?}"));
-        match notice {
-            Notice::Unreachable(id) => self.later(50, Task::Look(id)),
-            Notice::Threshold(id) => self.replace(id),
-            Notice::Drained(id) => self.terminate(id),
-            Notice::Suspect(id) if self.world.chance(500) => self.terminate(id),
-            Notice::Suspect(_) => {}
+    fn shut(&mut self, name: Name, now: Instant) {
+        if let Some(id) = self.id(name) {
+            self.dispatch.unreachable(id, now);
         }
     }
 
-    /// The replacement first, then the old one is drained.
-    fn replace(&mut self, id: WorkerId) {
-        self.spawn();
-        self.drain(id);
+    fn drain(&mut self, name: Name, now: Instant) {
+        let Some(process) = self.process(name) else { return };
+        process.worker.draining.get_or_insert(now);
+        let id = process.worker.id;
+        self.dispatch.drain(id, now);
     }
 
-    fn drain(&mut self, id: WorkerId) {
-        let now = self.world.now();
-        if let Some(worker) = self.worker(id).filter(|worker| worker.draining.is_none() && worker.is_alive()) {
-            worker.draining = Some(now);
-            let number = worker.number;
-            self.world.note(format_args!("supervisor: drains {number}"));
-            self.dispatch.drain(id, now);
+    fn look(&mut self, name: Name, now: Instant) {
+        if let Some(id) = self.id(name) {
+            self.dispatch.unreachable(id, now);
+        }
+        self.later(50, Task::Look(name));
+    }
+
+    fn terminate(&mut self, name: Name, now: Instant) {
+        let Some(process) = self.process(name) else { return };
+        let id = process.worker.id;
+        process.worker.draining.get_or_insert(now);
+        self.dispatch.drain(id, now);
+        self.postboxes.broadcast(|| Message::Retire(id));
+        // Some do not listen to TERM.
+        if !self.world.chance(self.breaks) {
+            self.later(50, Task::End(name));
         }
     }
 
-    /// Ends a worker's process.
-    fn terminate(&mut self, id: WorkerId) {
-        if let Some(worker) = self.worker(id).filter(|worker| worker.is_alive()) {
-            worker.kill();
-            self.seen_soon(id);
+    fn signal(&mut self, _name: Name, _signal: i32) {}
+
+    fn kill(&mut self, name: Name) {
+        if let Some(process) = self.process(name).filter(|process| process.ours && !process.dead) {
+            process.worker.kill();
+            self.seen_soon(name);
         }
     }
 
-    fn disturb(&mut self, now: Instant) {
-        if self.resting || self.workers.is_empty() {
-            return;
-        }
-        self.later(1500, Task::Disturb);
-        let chosen = self.workers[self.world.below(self.workers.len())].id;
-        let alive = self.worker(chosen).is_some_and(|worker| worker.is_alive());
-        match self.world.below(if self.wild { 8 } else { 3 }) {
-            0 if alive && self.workers.len() < 8 => self.replace(chosen),
-            3 | 4 => self.terminate(chosen),
-            5 => self.drain(chosen),
-            6 if self.world.chance(100) => {
-                for waiter in self.dispatch.fail() {
-                    self.postboxes.post(waiter.loop_index, Message::AppFailed(waiter.exchange));
-                }
-                self.tasks.push((now + Duration::from_millis(200), Task::Recover));
-            }
-            7 => self.dispatch.unreachable(chosen, now),
-            _ => {}
-        }
-        if matches!(self.dispatch.snapshot().eligible, 0) {
-            self.later(100, Task::Look(chosen));
+    fn fits_beside(&mut self, _name: Name) -> bool {
+        !self.world.chance(50)
+    }
+
+    fn has_answered(&mut self, name: Name) -> bool {
+        let snapshot = self.dispatch.snapshot();
+        self.id(name).and_then(|id| snapshot.worker(id)).is_some_and(|worker| worker.answered_at.is_some())
+    }
+
+    fn coldest(&mut self, among: &[Name]) -> Option<Name> {
+        among.get(self.world.below(among.len().max(1))).copied()
+    }
+
+    fn give_up(&mut self, _now: Instant) {
+        for waiter in self.dispatch.fail() {
+            self.postboxes.post(waiter.loop_index, Message::AppFailed(waiter.exchange));
         }
     }
+
+    fn recover(&mut self) {
+        self.dispatch.recover();
+    }
+
+    fn say(&mut self, event: Event) {
+        self.world.note(format_args!("fleet: {event:?}"));
+        self.rolls += usize::from(matches!(event, Event::RollEnded(_)));
+    }
+}
+
+fn rule(world: &World, plan: &Plan) -> Rule {
+    let wild = plan.kind == Kind::Wild;
+    let milliseconds = |from: usize, to: usize| Duration::from_millis(world.between(from, to) as u64);
+    Rule {
+        restart: RestartRule {
+            base: Duration::from_millis(20),
+            max: Duration::from_millis(500),
+            crashes: 5,
+            within: Duration::from_secs(2),
+            max_restarts: 10,
+        },
+        requests: if world.chance(400) { world.between(3, 20) as u64 } else { 0 },
+        jitter_percent: 10,
+        lifetime: world.chance(300).then(|| milliseconds(500, 4000)),
+        reloads: 0,
+        ready_timeout: milliseconds(200, 2000),
+        // What a good worker has in hand ends in this time; what a bad one has need not.
+        drain: if wild { milliseconds(50, 4000) } else { Duration::from_secs(60) },
+        parallel: world.between(1, 2),
+        max_unavailable: if wild { world.below(2) } else { 0 },
+        dump_signal: world.chance(300).then_some(3),
+        seed: world.below(1000) as u64,
+    }
+}
+
+/// Of a good run: whether somebody of an older generation was given a request although one of a newer generation did nothing from
+/// before until after.
+pub fn passed_over(before: &Snapshot, after: &Snapshot, concurrency: u32) -> bool {
+    let touched = |id: WorkerId| match (before.worker(id), after.worker(id)) {
+        (Some(before), Some(after)) => before.in_flight + before.served as u32 != after.in_flight + after.served as u32,
+        _ => true,
+    };
+    let begun = |id: WorkerId| match (before.worker(id), after.worker(id)) {
+        (Some(before), Some(after)) => {
+            u64::from(after.in_flight) + after.served > u64::from(before.in_flight) + before.served
+        }
+        _ => false,
+    };
+    let free = |worker: &&production_server::dispatch::WorkerSnapshot| {
+        worker.phase == Phase::Ready && worker.in_flight < concurrency && !touched(worker.id)
+    };
+    let newest = before.workers.iter().filter(free).map(|worker| worker.app_generation).max();
+    newest.is_some_and(|newest| before.workers.iter().any(|worker| worker.app_generation < newest && begun(worker.id)))
 }
