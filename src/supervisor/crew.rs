@@ -109,17 +109,16 @@ impl Crew {
         let Start { name, number, generation, limit } = start;
         let label = format!("{}.G{generation}.{number}", self.settings.app.name);
         let socket = self.run.socket(&format!("{label}.{}.sock", name.0)).map_err(|error| error.to_string())?;
-        if !run_directory::clear_path(&socket) {
-            return Err(format!("{} exists and is in use", socket.display()));
-        }
-        let address = SockAddr::unix(&socket).map_err(|error| error.to_string())?;
+        let mut endpoint = launcher.endpoint(socket.clone()).map_err(|error| error.to_string())?;
+        let address = endpoint.address().clone();
         let target = Target { address: address.clone(), label: label.clone(), unix: true, supervised: true, number };
         let Some(id) = self.dispatch.add(target, generation, (limit > 0).then_some(limit)) else { return Ok(false) };
-        let spawned =
-            launcher.start(Particulars { number, generation, socket: &socket, limit }).and_then(|mut child| {
+        let spawned = launcher.start(Particulars { number, generation, limit, notify: None }, &mut endpoint).and_then(
+            |mut child| {
                 let captures = child.stdout.take().zip(child.stderr.take()).ok_or(io::ErrorKind::BrokenPipe)?;
                 Ok((Capture::new(captures.0.into())?, Capture::new(captures.1.into())?, child))
-            });
+            },
+        );
         let (stdout, stderr, child) = match spawned {
             Ok(parts) => parts,
             Err(error) => {

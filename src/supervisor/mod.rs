@@ -11,17 +11,22 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::config::{self, Settings};
+use crate::config::Settings;
 use crate::dispatch::{Dispatch, Notice};
 use crate::fleet::{self, Ending, Fleet, Load, RestartRule, Scaler};
 use crate::log::{Level, Log};
 use crate::mailbox::Postboxes;
 
 mod crew;
+pub mod endpoint;
 pub mod exec;
+pub mod given;
 pub mod guard;
+pub mod inquiry;
 pub mod inspect;
+pub mod memory;
 mod news;
+pub mod notify;
 pub mod output;
 pub mod probe;
 pub mod process;
@@ -586,19 +591,8 @@ fn rule(settings: &Settings) -> fleet::Rule {
     }
 }
 
-/// The app's command, if it has one, checked.
+/// What starts the workers, if there are any, with the app's command checked.
 fn launcher(settings: &Settings, options: &Options) -> Result<Option<Launcher>, StartError> {
-    let command = match &settings.app.command {
-        config::Command::None => return Ok(None),
-        config::Command::BuiltIn => vec![options.program.clone().into_os_string(), BUILT_IN.into()],
-        config::Command::Argv(words) => words.clone(),
-    };
-    let program = command.first().map(|word| word.as_os_str()).unwrap_or_default();
-    spawn::check_command(program).map_err(|message| StartError { message, code: 64 })?;
-    Ok(Some(Launcher {
-        program: options.program.clone(),
-        command,
-        concurrency: settings.app.concurrency.max(1),
-        descriptors: options.descriptors,
-    }))
+    Launcher::new(&settings.app, &options.program, None, options.descriptors)
+        .map_err(|message| StartError { message, code: 64 })
 }

@@ -25,8 +25,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use handlers::Handlers;
 
-use crate::supervisor::run_directory;
-use crate::supervisor::wake;
+use crate::supervisor::{given, run_directory, wake};
 
 /// Connections at once; more wait in the listener's backlog.
 const MOST_CONNECTIONS: usize = 4096;
@@ -85,20 +84,19 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             return ExitCode::from(64);
         }
     };
-    let handlers = match options.module.as_deref().map(Handlers::load).transpose() {
-        Ok(handlers) => handlers.map(Arc::new),
-        Err(message) => {
-            eprintln!("{message}");
-            return ExitCode::from(78);
-        }
-    };
-    match serve(&options.socket, handlers) {
+    match serve(&options) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("cannot serve on the Unix socket {}: {error}", options.socket.display());
-            ExitCode::from(73)
+        Err(failure) => {
+            eprintln!("{}", failure.message);
+            ExitCode::from(failure.code)
         }
     }
+}
+
+/// Why the worker cannot serve.
+struct Failure {
+    message: String,
+    code: u8,
 }
 
 fn options(
@@ -123,23 +121,30 @@ fn options(
     Ok(Options { socket, module: module.or_else(|| named("MODULE")) })
 }
 
-fn serve(path: &Path, handlers: Option<Arc<Handlers>>) -> io::Result<()> {
-    run_directory::check_length(path).map_err(io::Error::other)?;
-    if !run_directory::clear_path(path) {
-        return Err(io::Error::other("it exists, and somebody answers on it"));
-    }
-    let (stop, stopped) = wake::pair()?;
+fn serve(options: &Options) -> Result<(), Failure> {
+    let path = &options.socket;
+    let cannot = |error: io::Error| Failure {
+        message: format!("cannot serve on the Unix socket {}: {error}", path.display()),
+        code: 73,
+    };
+    // Before anything is opened here that could take its number.
+    let inherited = given::listener().map_err(cannot)?;
+    let (stop, stopped) = wake::pair().map_err(cannot)?;
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        stop.on_signal(signal)?;
+        stop.on_signal(signal).map_err(cannot)?;
     }
-    let (check, mut checks) = wake::pair()?;
+    let (check, mut checks) = wake::pair().map_err(cannot)?;
     for signal in [signal_hook::consts::SIGHUP, signal_hook::consts::SIGUSR1, signal_hook::consts::SIGUSR2] {
-        check.on_signal(signal)?;
+        check.on_signal(signal).map_err(cannot)?;
     }
-    let listener = UnixListener::bind(path)?;
-    listener.set_nonblocking(true)?;
+    let handlers = options.module.as_deref().map(Handlers::load).transpose();
+    let handlers = handlers.map_err(|message| Failure { message, code: 78 })?.map(Arc::new);
+    let listener = inherited.map_or_else(|| open(path), Ok).map_err(cannot)?;
+    listener.set_nonblocking(true).map_err(cannot)?;
     let shared = Arc::new(Shared { handlers, ..Shared::default() });
+    given::tell("READY=1");
     accept_until_stopped(&listener, &stopped, &mut checks, &shared);
+    given::tell("STOPPING=1");
     drop(listener);
     std::fs::remove_file(path).ok();
     finish(&shared);
@@ -147,6 +152,15 @@ fn serve(path: &Path, handlers: Option<Arc<Handlers>>) -> io::Result<()> {
         handlers.end();
     }
     Ok(())
+}
+
+/// Opens the socket at a path where nobody answers.
+fn open(path: &Path) -> io::Result<UnixListener> {
+    run_directory::check_length(path).map_err(io::Error::other)?;
+    if !run_directory::clear_path(path) {
+        return Err(io::Error::other("it exists, and somebody answers on it"));
+    }
+    UnixListener::bind(path)
 }
 
 fn accept_until_stopped(
