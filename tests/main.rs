@@ -3,6 +3,7 @@
 mod backends;
 mod cli;
 mod control;
+mod module;
 mod panics;
 mod proxy;
 mod queue;

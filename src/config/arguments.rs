@@ -98,9 +98,9 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
     };
     match matches.subcommand() {
         Some(("worker", worker)) => {
-            let socket = worker.get_one::<OsString>("socket").cloned();
-            let arguments = socket.map_or_else(Vec::new, |path| vec![OsString::from("--socket"), path]);
-            Ok(Invocation::Worker(arguments))
+            let given = |(name, flag)| Some([OsString::from(flag), worker.get_one::<OsString>(name)?.clone()]);
+            let flags = [("socket", "--socket"), ("module", "--module")];
+            Ok(Invocation::Worker(flags.into_iter().filter_map(given).flatten().collect()))
         }
         Some(("run", run)) => settings(run, environment).map(|settings| Invocation::Run(Box::new(settings))),
         Some((word, matches)) => {
@@ -114,9 +114,11 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
 pub fn command() -> clap::Command {
     let run = clap::Command::new("run").about("Serve; the same as without the word");
     let socket = Arg::new("socket").long("socket").value_name("PATH").value_parser(OsStringValueParser::new());
+    let module = Arg::new("module").long("module").value_name("FILE").value_parser(OsStringValueParser::new());
     let worker = clap::Command::new("worker")
         .about("Be the built-in worker on a Unix socket")
-        .arg(socket.help("Where to listen [env: SOCKET_PATH]"));
+        .arg(socket.help("Where to listen [env: SOCKET_PATH]"))
+        .arg(module.help("The shared object that answers, in place of the demonstration [env: MODULE]"));
     let command = with_flags(clap::Command::new("production_server"))
         .about("One binary in front of any app: event loops that serve HTTP and forward it to supervised workers")
         .override_usage("production_server [run] [FLAGS] [SHORTHAND…] [-- COMMAND…]")

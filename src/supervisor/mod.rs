@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::config::Settings;
+use crate::config::{HotReload, Settings};
 use crate::control::{ControlServer, SOCKET_NAME};
 use crate::dispatch::{Dispatch, Notice};
 use crate::fleet::{self, Ending, Fleet, Load, Member, Name, RestartRule, Scaler};
@@ -40,6 +40,7 @@ mod steward;
 mod stop;
 mod upstreams;
 pub mod wake;
+pub mod watch;
 
 use crew::Crew;
 use hearing::Heard;
@@ -51,6 +52,7 @@ use spawn::Launcher;
 use stop::Stop;
 use upstreams::Watched;
 use wake::{Farewell, Sleeper, Waker};
+use watch::Watcher;
 
 /// The word that makes this binary the built-in worker.
 pub const BUILT_IN: &str = "worker";
@@ -218,6 +220,8 @@ pub struct Supervisor {
     sleeper: Sleeper,
     upstreams: Vec<Watched>,
     upstream_seen: bool,
+    /// Sees changed files, where they are to reach the workers.
+    watcher: Option<Watcher>,
     control: Option<ControlServer>,
     observed: Option<Observed>,
     /// When a pause ends by itself.
@@ -288,6 +292,7 @@ impl Supervisor {
         let observed = options.about.clone().map(Observed::new);
         let fleet = Fleet::new(rule(&settings), workers, now);
         let crew = Crew::new(settings, dispatch, postboxes, log, run, options, launcher)?;
+        let watcher = watch_files(&crew, &waker);
         let control = observed.is_some().then(|| ControlServer::open(&crew.control_path()));
         let control = control.transpose().map_err(|error| StartError {
             message: format!("cannot open the control socket {}: {error}", crew.control_path().display()),
@@ -306,6 +311,7 @@ impl Supervisor {
             sleeper,
             upstreams,
             upstream_seen: false,
+            watcher,
             control,
             observed,
             pause_until: None,
@@ -360,6 +366,7 @@ impl Supervisor {
             for (name, heard) in self.crew.hear(now) {
                 self.take_notice(name, heard, now);
             }
+            self.look_at_files(now);
             self.look_at_upstreams(now);
             self.scale_by_load(now);
             self.fleet.tick(now, &mut self.crew);
@@ -535,6 +542,18 @@ impl Supervisor {
         self.release = more.then(|| (most, now + RELEASE_STEP));
     }
 
+    /// Changed files reach the workers.
+    fn look_at_files(&mut self, now: Instant) {
+        let Some(watcher) = self.watcher.as_ref().filter(|_| self.stop.is_none()) else { return };
+        if let Some(trouble) = watcher.take_trouble() {
+            self.crew.log.event(Level::Warn, trouble, &[]);
+        }
+        let Some(changes) = watcher.take_changes() else { return };
+        let changed = changes.to_string();
+        self.crew.tell(Level::Info, "files-changed", "files have changed", &[("changed", &changed)]);
+        self.load_again(now);
+    }
+
     fn take_notice(&mut self, name: Name, heard: Heard, now: Instant) {
         match heard {
             // A worker that has been ready and is looked at again is known by its socket alone.
@@ -627,6 +646,24 @@ impl Supervisor {
                 ("tunnels", &worker.tunnels),
             ];
             self.crew.log.event(Level::Info, "state of a worker", &fields);
+        }
+    }
+}
+
+/// Watches the app's files, if changes are to reach the workers. Where the system cannot, the server goes on without.
+fn watch_files(crew: &Crew, waker: &Waker) -> Option<Watcher> {
+    if crew.settings.app.hot_reload == HotReload::None || crew.launcher.is_none() {
+        return None;
+    }
+    let ring = waker.clone();
+    match Watcher::start(&crew.settings, move || ring.wake()) {
+        Ok(watcher) => {
+            crew.log.event(Level::Info, "hot reload: watching", &[("files", &watcher.summary())]);
+            Some(watcher)
+        }
+        Err(error) => {
+            crew.log.event(Level::Warn, format_args!("hot reload is off: {error}"), &[]);
+            None
         }
     }
 }

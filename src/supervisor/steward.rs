@@ -96,34 +96,33 @@ impl Supervisor {
         }))
     }
 
-    /// Changed code reaches the workers, the way that was chosen for it.
+    /// HUP, and the word `reload`.
     pub(super) fn reload(&mut self, now: Instant) -> String {
         self.crew.log.reopen();
+        format!("logs are reopened; {}", self.load_again(now))
+    }
+
+    /// Changed code reaches the workers, the way that was chosen for it. Only a worker that is ready is sent the signal: before, it
+    /// may not have a handler for it, and be killed.
+    pub(super) fn load_again(&mut self, now: Instant) -> String {
         match self.crew.settings.app.hot_reload {
-            _ if self.crew.launcher.is_none() => "logs are reopened".to_owned(),
-            HotReload::None => "logs are reopened; hot reload is off (--hot-reload process or module)".to_owned(),
+            _ if self.crew.launcher.is_none() => "the app has no workers of its own".to_owned(),
+            HotReload::None => "hot reload is off (--hot-reload process or module)".to_owned(),
             HotReload::Process => {
                 let roll = self.fleet.restart(now, &mut self.crew);
-                format!("logs are reopened; rolling restart {roll} is under way")
+                format!("rolling restart {roll} is under way")
             }
             HotReload::Module => {
                 let signal = self.crew.settings.app.reload_signal;
-                let running: Vec<Name> = self
-                    .fleet
-                    .members()
-                    .iter()
-                    .filter(|member| member.is_running())
-                    .map(|member| member.name)
-                    .collect();
+                let running = self.fleet.members().iter().filter(|member| member.is_running());
+                let running: Vec<Name> = running.map(|member| member.name).collect();
                 for name in &running {
                     self.crew.signal_leader(*name, signal);
                     self.fleet.reloaded(*name);
                 }
-                let count = running.len();
-                format!(
-                    "logs are reopened; {count} workers were sent SIG{} to load their code again",
-                    signal_name(signal)
-                )
+                let (count, signal) = (running.len(), signal_name(signal));
+                self.crew.tell(Level::Info, "reload", "workers load their code again", &[("workers", &count)]);
+                format!("{count} workers were sent SIG{signal} to load their code again")
             }
         }
     }

@@ -68,6 +68,7 @@ impl Supervisor {
 
     fn finish_requests(&mut self, within: Duration, now: Instant) {
         let deadline = now + within;
+        self.watcher = None;
         self.fleet.hold_still();
         self.resume(now);
         self.crew.postboxes.broadcast(|| Message::Drain { deadline });
