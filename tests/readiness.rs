@@ -11,7 +11,7 @@ use production_server::supervisor::endpoint::Endpoint;
 use production_server::supervisor::notify::{Message, NotifySocket};
 use production_server::supervisor::probe::{Look, Probe};
 use production_server::supervisor::spawn::{Launcher, Particulars};
-use production_server::supervisor::{memory, wake};
+use production_server::supervisor::wake;
 
 use crate::support::{Process, Server, send_signal, until};
 
@@ -215,7 +215,7 @@ fn the_memory_of_a_worker_is_that_of_its_whole_group() {
     let worker = Worker::shell(script, |_| {});
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let held = memory::proportional(worker.child.id() as i32);
+        let held = production_server::supervisor::memory::proportional(worker.child.id() as i32);
         if held.is_some_and(|bytes| bytes > 28_000_000) {
             break;
         }
