@@ -3,8 +3,10 @@
 //! A turn is: send what the last one queued and sleep until something happens; handle the events; read the mail; look at the
 //! deadlines that are due. Nothing else ever runs on a loop's thread.
 //!
-//! A panic while an event is handled is caught here: that connection closes, `panics` counts, and the loop goes on. A broken
-//! invariant of the backend or of dispatch is not survivable and aborts where it is found.
+//! A panic while an event, a message, a deadline or what follows from them is handled is caught here: the connection that it was
+//! about closes, `panics` counts, and the loop goes on. What is not caught: the wait itself, and in debug builds the check of
+//! invariants at the end of a turn. They end the loop, and the server with it, which notices. A broken invariant of dispatch
+//! aborts where it is found.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -79,6 +81,7 @@ impl<B: Backend> Reactor<B> {
             limits: HeadLimits::default(),
             seats: Vec::new(),
             now,
+            subject: Sock::NONE,
             clock: Clock::new(now),
             next_id: setup.first_id,
             listeners,
@@ -101,7 +104,7 @@ impl<B: Backend> Reactor<B> {
         }
         // Requests whose clients are gone may still be with their workers: their permits go back before the loop does.
         self.core.cut();
-        self.core.settle();
+        self.core.settle_guarded();
         self.core.access.flush();
         Ok(())
     }
@@ -119,12 +122,10 @@ impl<B: Backend> Reactor<B> {
         self.core.clock.tick(self.core.now);
         self.core.wheel.turn(self.core.now);
         self.mailbox.awake();
-        while let Some(sock) = self.events() {
-            self.core.caught(sock);
-        }
+        while !self.core.guarded(Loop::handle_all) {}
         self.read_mail();
         self.expire();
-        self.core.settle();
+        self.core.settle_guarded();
         self.core.access.flush();
         self.core.scratch.rewind();
         #[cfg(debug_assertions)]
@@ -144,54 +145,27 @@ impl<B: Backend> Reactor<B> {
         }
     }
 
-    /// Handles the turn's events. After a panic: the socket whose event it was.
-    fn events(&mut self) -> Option<Sock> {
-        let mut current = Sock::NONE;
-        let core = &mut self.core;
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            while let Some(event) = core.backend.next() {
-                current = socket_of(&event);
-                core.handle(event);
-                core.settle();
-            }
-        }));
-        outcome.err().map(|_| current)
-    }
-
     fn read_mail(&mut self) {
         self.mailbox.take(&mut self.mail);
         for message in self.mail.drain(..) {
-            match message {
-                Message::Grant(grant) => self.core.granted(grant),
-                Message::AppFailed(exchange) => self.core.app_failed(exchange),
-                Message::Died(worker) => self.core.worker_died(worker),
-                Message::Retire(worker) => self.core.retire(worker),
-                Message::Accept => self.core.resume_accepting(),
-                Message::Drain { deadline } => {
-                    self.deadline = Some(deadline);
-                    self.core.drain();
-                }
-                Message::StopNow => {
-                    self.stopped = true;
-                    self.core.drain();
-                    self.core.cut();
-                }
+            match &message {
+                Message::Drain { deadline } => self.deadline = Some(*deadline),
+                Message::StopNow => self.stopped = true,
+                _ => {}
             }
-            self.core.settle();
+            self.core.guarded(|core| core.heed(message));
+            self.core.settle_guarded();
         }
     }
 
     fn expire(&mut self) {
         while let Some(index) = self.core.wheel.expire() {
             let sock = self.core.table.at(index);
-            let core = &mut self.core;
-            let handled = catch_unwind(AssertUnwindSafe(|| {
+            self.core.guarded(|core| {
+                core.subject = sock;
                 core.expired(sock);
                 core.settle();
-            }));
-            if handled.is_err() {
-                core.caught(sock);
-            }
+            });
         }
         if self.deadline.is_some_and(|deadline| deadline <= self.core.now) {
             self.deadline = None;
@@ -227,6 +201,51 @@ fn socket_of(event: &Event) -> Sock {
 }
 
 impl<B: Backend> Loop<B> {
+    /// Does a part of the turn. A panic in it costs the connection that it was about, and not the loop; then this is false.
+    fn guarded(&mut self, part: impl FnOnce(&mut Loop<B>)) -> bool {
+        self.subject = Sock::NONE;
+        let outcome = catch_unwind(AssertUnwindSafe(|| part(self)));
+        if outcome.is_err() {
+            self.caught(self.subject);
+        }
+        outcome.is_ok()
+    }
+
+    /// [`Loop::settle`], to its end. What panics has been taken off its list before.
+    fn settle_guarded(&mut self) {
+        while !self.guarded(Loop::settle) {}
+    }
+
+    /// The turn's events.
+    fn handle_all(&mut self) {
+        while let Some(event) = self.backend.next() {
+            self.subject = socket_of(&event);
+            self.handle(event);
+            self.settle();
+        }
+    }
+
+    fn heed(&mut self, message: Message) {
+        match message {
+            Message::Grant(grant) => {
+                self.concern(grant.waiter.exchange);
+                self.granted(grant);
+            }
+            Message::AppFailed(exchange) => {
+                self.concern(exchange);
+                self.app_failed(exchange);
+            }
+            Message::Died(worker) => self.worker_died(worker),
+            Message::Retire(worker) => self.retire(worker),
+            Message::Accept => self.resume_accepting(),
+            Message::Drain { .. } => self.drain(),
+            Message::StopNow => {
+                self.drain();
+                self.cut();
+            }
+        }
+    }
+
     fn handle(&mut self, event: Event) {
         match event {
             Event::Receive { sock, block } => match self.table.kind(sock) {
@@ -293,19 +312,25 @@ impl<B: Backend> Loop<B> {
         for (listener, _) in &self.listeners {
             self.backend.close(*listener, How::Now);
         }
-        for sock in self.table.all(Kind::Client) {
-            self.client_drains(sock);
-        }
+        self.each(Kind::Client, Loop::client_drains);
     }
 
     /// The stop's deadline: what is left is cut.
     fn cut(&mut self) {
-        for sock in self.table.all(Kind::Client) {
-            self.client_left(sock, How::Now);
-        }
-        for sock in self.table.all(Kind::Link) {
-            self.link_lost(sock, None);
-            self.close_link(sock, How::Now);
+        self.each(Kind::Client, |core, sock| core.client_left(sock, How::Now));
+        self.each(Kind::Link, |core, sock| {
+            core.link_lost(sock, None);
+            core.close_link(sock, How::Now);
+        });
+    }
+
+    /// Does the same to all connections of a kind; a panic costs only the one that it was about.
+    fn each(&mut self, kind: Kind, act: impl Fn(&mut Loop<B>, Sock)) {
+        for sock in self.table.all(kind) {
+            self.guarded(|core| {
+                core.subject = sock;
+                act(core, sock);
+            });
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The server: start order and stop order.
+//! The server: start order and stop order. `loops` has the event loops' threads.
 //!
 //! Start: descriptors, log, backend, listeners, run directory, loops, and then the supervisor on this thread. Everything that can
 //! fail for the user's reasons fails before a thread or a worker exists. Stop: the supervisor drains the loops and the
@@ -12,34 +12,32 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
-use crate::backends::{Backend, Bell, Options};
+use crate::backends::Backend;
 use crate::buffers::block::{Budget, Pool};
-use crate::config::{BackendChoice, Command, ListenAddress, Pin, Settings};
+use crate::config::{BackendChoice, ListenAddress, Settings};
 use crate::connection::Shared;
 use crate::dispatch::{Dispatch, Phase, Policy};
 use crate::http::reply::Direct;
 use crate::log::{Level, Log};
-use crate::mailbox::{Mailbox, Message, Postboxes, mailbox};
+use crate::mailbox::Message;
 use crate::metrics::{self, Health, Metrics, Status};
-use crate::reactor::{Reactor, Setup};
-use crate::supervisor::wake::Waker;
 use crate::supervisor::{self, RunDirectory, Supervisor};
+
+use loops::LoopSet;
+
+mod loops;
 
 /// Connections that wait to be accepted, at most; the kernel clamps it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-/// Small blocks of a loop's pool: 36 MiB, of which only what is in use at once is ever touched.
-const SMALL_BLOCKS: usize = 2048;
-/// Large blocks of a loop's pool: 16 MiB.
-const LARGE_BLOCKS: usize = 128;
 /// Descriptors kept for what is not a client's connection: listeners, workers' pipes, logs, rings.
 const SPARE_DESCRIPTORS: usize = 64;
-/// How long a closing connection may still send before it is closed for good.
+/// How long a connection on which all is sent may still send before it is closed for good.
 const LINGER: Duration = Duration::from_secs(2);
 /// How soon accepting is tried again after descriptors ran out.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -109,7 +107,7 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
     let started = Instant::now();
     let dispatch = Arc::new(Dispatch::new(policy(&settings), Supervisor::table_size(&settings), started));
     let metrics = Metrics::new(settings.loops);
-    let (postboxes, mailboxes, bells) = post(settings.loops);
+    let (postboxes, mailboxes) = loops::post(settings.loops);
     let options = supervisor::Options { descriptors: original_limit, ..Default::default() };
     let supervisor = Supervisor::start_with(
         settings.clone(),
@@ -131,27 +129,31 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
         streams: Default::default(),
         status: Box::new(status),
     });
-    let waker = supervisor.waker();
-    let loops = LoopSet { shared: shared.clone(), metrics: metrics.clone(), listeners, mailboxes, bells, waker };
-    let threads = match backend {
+    let farewell = supervisor.farewell();
+    let loops = LoopSet { shared, metrics, listeners, mailboxes, farewell };
+    match backend {
         #[cfg(backend_io_uring)]
-        BackendChoice::IoUring => loops.spawn::<crate::backends::io_uring::IoUring>(),
+        BackendChoice::IoUring => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor),
         #[cfg(backend_readiness)]
-        _ => loops.spawn::<crate::backends::readiness::Readiness>(),
+        _ => serve::<crate::backends::readiness::Readiness>(loops, backend, supervisor),
         #[cfg(not(backend_readiness))]
-        _ => loops.spawn::<crate::backends::io_uring::IoUring>(),
+        _ => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor),
     }
-    .map_err(|error| refused(format!("cannot start an event loop: {error}"), &error, exit::SYSTEM))?;
+}
+
+/// Starts the loops, and supervises until the end.
+fn serve<B: Backend + 'static>(
+    loops: LoopSet,
+    backend: BackendChoice,
+    supervisor: Supervisor,
+) -> Result<u8, StartError> {
+    let (shared, metrics) = (loops.shared.clone(), loops.metrics.clone());
+    let threads = loops.spawn::<B>()?;
     announce(&shared, backend);
     Ok(supervise(&shared, &metrics, supervisor, threads))
 }
 
-fn supervise(
-    shared: &Arc<Shared>,
-    metrics: &Metrics,
-    supervisor: Supervisor,
-    threads: Vec<JoinHandle<io::Result<()>>>,
-) -> u8 {
+fn supervise(shared: &Arc<Shared>, metrics: &Metrics, supervisor: Supervisor, threads: Vec<loops::Thread>) -> u8 {
     let interval = shared.settings.stats_interval;
     let print = || shared.log.print(metrics::stats_box(&metrics.total()));
     let hooks = supervisor::Hooks {
@@ -160,8 +162,15 @@ fn supervise(
     };
     let mut code = supervisor.run(hooks).code();
     shared.postboxes.broadcast(|| Message::StopNow);
-    for error in join(threads, LOOP_GRACE) {
-        shared.log.event(Level::Error, "an event loop failed", &[("error", &error)]);
+    let ends = loops::join(threads, LOOP_GRACE);
+    if ends.left > 0 {
+        shared.log.event(
+            Level::Error,
+            "event loops did not stop in time and are left behind",
+            &[("loops", &ends.left)],
+        );
+    }
+    if ends != loops::Ends::default() {
         code = exit::SOFTWARE;
     }
     if !shared.settings.stats_interval.is_zero() {
@@ -175,22 +184,6 @@ fn supervise(
     }
     shared.log.flush_and_stop(LOG_FLUSH);
     code
-}
-
-/// Waits for the loops, which were told to stop at once, and tells what went wrong. One that does not end within the grace is left
-/// behind: the process ends without it.
-fn join(threads: Vec<JoinHandle<io::Result<()>>>, grace: Duration) -> Vec<io::Error> {
-    let end = Instant::now() + grace;
-    while threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < end {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    let outcome = |thread: JoinHandle<io::Result<()>>| {
-        if !thread.is_finished() {
-            return Some(io::Error::other("it did not stop in time and is left behind"));
-        }
-        thread.join().unwrap_or_else(|_| Err(io::Error::other("its thread panicked"))).err()
-    };
-    threads.into_iter().filter_map(outcome).collect()
 }
 
 fn policy(settings: &Settings) -> Policy {
@@ -207,102 +200,6 @@ fn policy(settings: &Settings) -> Policy {
         hold: app.queue.hold,
         max_tunnels: 1000,
     }
-}
-
-type Bells = Vec<Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>>;
-
-/// The way to each loop. A loop's bell exists only once its backend does, on its own thread; mail posted before is found
-/// before the first sleep.
-fn post(loops: usize) -> (Postboxes, Vec<Mailbox<Message>>, Bells) {
-    let bells: Bells = (0..loops).map(|_| Arc::default()).collect();
-    let (boxes, mailboxes) = bells
-        .iter()
-        .map(|bell| {
-            let bell = bell.clone();
-            mailbox(move || {
-                if let Some(ring) = bell.get() {
-                    ring();
-                }
-            })
-        })
-        .unzip();
-    (Postboxes::new(boxes), mailboxes, bells)
-}
-
-/// What the loops' threads are made of.
-struct LoopSet {
-    shared: Arc<Shared>,
-    metrics: Metrics,
-    listeners: Vec<Listening>,
-    mailboxes: Vec<Mailbox<Message>>,
-    bells: Bells,
-    /// Tells the supervisor that a loop has ended.
-    waker: Waker,
-}
-
-impl LoopSet {
-    fn spawn<B: Backend + 'static>(self) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
-        let settings = &self.shared.settings;
-        let budget = Budget::new(settings.buffer_bytes);
-        let pinned = settings.pin == Pin::On || (settings.pin == Pin::Auto && settings.app.command == Command::None);
-        let cores = if pinned { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
-        let ready = Arc::new(std::sync::Barrier::new(settings.loops + 1));
-        let mut threads = Vec::new();
-        for (index, (mailbox, bell)) in self.mailboxes.into_iter().zip(self.bells).enumerate() {
-            let listeners: io::Result<Vec<_>> =
-                self.listeners.iter().map(|listening| listening.of_loop(index)).collect();
-            let (listeners, shared, metrics) = (listeners?, self.shared.clone(), self.metrics.clone());
-            let (budget, ready, waker) = (budget.clone(), ready.clone(), self.waker.clone());
-            let core = if cores.is_empty() { None } else { Some(cores[index % cores.len()]) };
-            let body = move || {
-                if let Some(core) = core {
-                    core_affinity::set_for_current(core);
-                }
-                let pool = Pool::new(SMALL_BLOCKS, LARGE_BLOCKS, budget);
-                let max_sockets = socket_room(&shared.settings);
-                let options = Options { max_sockets, pool: pool.clone(), linger: LINGER, accept_retry: ACCEPT_RETRY };
-                let backend = B::new(options);
-                if let Ok(backend) = &backend {
-                    let ring = backend.bell();
-                    // Set once, here.
-                    let _ = bell.set(Box::new(move || ring.ring()));
-                }
-                ready.wait();
-                let setup = Setup {
-                    index: index as u16,
-                    access: shared.log.access_log(),
-                    listeners,
-                    mailbox,
-                    metrics,
-                    pool,
-                    max_sockets,
-                    first_id: random(),
-                    shared,
-                };
-                let outcome = backend.and_then(|backend| Reactor::new(backend, setup)?.run());
-                waker.wake();
-                outcome
-            };
-            threads.push(std::thread::Builder::new().name(format!("loop-{index}")).spawn(body)?);
-        }
-        ready.wait();
-        Ok(threads)
-    }
-}
-
-/// Entries of a loop's table: all connections, which one loop might get, those to workers, and listeners.
-fn socket_room(settings: &Settings) -> usize {
-    // Idle ones to other workers may stand open while all clients' requests are with one.
-    let idle = (settings.app.concurrency as usize).min(settings.max_connections).saturating_add(2);
-    let workers = Supervisor::most_workers(settings) + settings.app.upstreams.len();
-    let to_workers = settings.max_connections.saturating_add(workers.saturating_mul(idle));
-    settings.max_connections + to_workers + settings.listen.len() + 2 * crate::backends::ACCEPT_BATCH
-}
-
-/// A number to start request ids from, so that those of two loops or two servers do not meet.
-fn random() -> u64 {
-    use std::hash::{BuildHasher, Hasher};
-    std::collections::hash_map::RandomState::new().build_hasher().finish()
 }
 
 /// One address and its sockets: one for each loop where the kernel balances between them, else one that all share.
@@ -458,7 +355,7 @@ fn choose_backend(settings: &Settings, log: &Log) -> Result<BackendChoice, Start
         choice => choice,
     };
     match wants {
-        BackendChoice::IoUring if cfg!(backend_io_uring) => match probe_io_uring() {
+        BackendChoice::IoUring if cfg!(backend_io_uring) => match probe_io_uring(settings) {
             Ok(()) => Ok(BackendChoice::IoUring),
             Err(error) if cfg!(backend_readiness) => {
                 log.event(
@@ -481,14 +378,13 @@ fn choose_backend(settings: &Settings, log: &Log) -> Result<BackendChoice, Start
 const AUTO: Option<BackendChoice> = None;
 
 #[cfg(backend_io_uring)]
-fn probe_io_uring() -> io::Result<()> {
+fn probe_io_uring(settings: &Settings) -> io::Result<()> {
     let pool = Pool::new(64, 1, Budget::new(0));
-    let options = Options { max_sockets: 16, pool, linger: LINGER, accept_retry: ACCEPT_RETRY };
-    crate::backends::io_uring::IoUring::new(options).map(drop)
+    crate::backends::io_uring::IoUring::new(loops::options(settings, 16, pool)).map(drop)
 }
 
 #[cfg(not(backend_io_uring))]
-fn probe_io_uring() -> io::Result<()> {
+fn probe_io_uring(_settings: &Settings) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
@@ -560,27 +456,5 @@ fn announce(shared: &Shared, backend: BackendChoice) {
         let fields: [(&str, &dyn std::fmt::Display); 3] =
             [("address", address), ("loops", &settings.loops), ("backend", &backend_name(backend))];
         shared.log.event(Level::Info, "listening", &fields);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_loop_that_does_not_end_is_left_behind() {
-        let (release, stuck) = std::sync::mpsc::channel::<()>();
-        let threads = vec![
-            std::thread::spawn(|| Ok(())),
-            std::thread::spawn(|| Err(io::Error::other("broken"))),
-            std::thread::spawn(move || {
-                // Ends with the test.
-                let _ = stuck.recv();
-                Ok(())
-            }),
-        ];
-        let errors: Vec<String> = join(threads, Duration::from_millis(50)).iter().map(io::Error::to_string).collect();
-        assert_eq!(errors, ["broken", "it did not stop in time and is left behind"]);
-        drop(release);
     }
 }

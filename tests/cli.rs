@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 fn run(arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let directory = tempfile::tempdir().unwrap();
     let run_dir = directory.path().join("run");
-    let output = Command::new(env!("CARGO_BIN_EXE_production_server"))
+    let output = Command::new(crate::support::PROGRAM)
         .args(arguments)
         .env_clear()
         .env("RUNTIME_DIRECTORY", &run_dir)

@@ -3,6 +3,7 @@
 mod backends;
 mod cli;
 mod control;
+mod panics;
 mod proxy;
 mod queue;
 mod simulation;

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use production_server::buffers::slots::Key;
 use production_server::config::{self, Settings, Upstream};
 use production_server::dispatch::{
-    Acquire, Ask, Balance, Dispatch, Outcome, Phase, Policy, Snapshot, Waiter, WorkerId, WorkerSnapshot,
+    Acquire, Ask, Balance, Dispatch, Outcome, Permit, Phase, Policy, Snapshot, Waiter, WorkerId, WorkerSnapshot,
 };
 use production_server::log::{Captured, Log};
 use production_server::mailbox::{Mailbox, Message, Postboxes, mailbox};
@@ -23,33 +23,20 @@ use production_server::supervisor::run_directory::RunDirectory;
 use production_server::supervisor::signals::{Request, Requester};
 use production_server::supervisor::{AppState, ExitReason, Hooks, Options, Status, Supervisor};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_production_server");
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::support::{DEADLINE, PROGRAM, Process, send_signal, until};
 
 /// Looks again until `look` finds something, and fails with what was waited for.
 fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(found) = look() {
-            return found;
-        }
-        assert!(Instant::now() < deadline, "waited in vain: {what}");
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    let mut found = None;
+    until(what, || {
+        found = look();
+        found.is_some()
+    });
+    found.unwrap()
 }
 
 fn is_alive(process: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    stat.rfind(')').is_some_and(|end| !stat[end..].starts_with(") Z"))
-}
-
-/// Whether a process group has a process that is no zombie. (Who reaps orphans here takes its time.)
-fn has_living(group: u32) -> bool {
-    let entries = std::fs::read_dir("/proc").unwrap().flatten();
-    entries.filter_map(|entry| std::fs::read_to_string(entry.path().join("stat")).ok()).any(|stat| {
-        let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 1..].split_whitespace().collect();
-        fields[0] != "Z" && fields[2] == group.to_string()
-    })
+    Process::of(process).is_some()
 }
 
 /// A supervisor on a thread of its own, which lives as long as the server, as its rule demands.
@@ -76,17 +63,17 @@ fn settings(command: &[&str], workers: usize) -> Settings {
         words => config::Command::Argv(words.iter().map(Into::into).collect()),
     };
     settings.app.restart.base = Duration::from_millis(1);
-    settings.app.ready.timeout = PATIENCE;
+    settings.app.ready.timeout = DEADLINE;
     settings
 }
 
 fn dispatch_for(settings: &Settings) -> Arc<Dispatch> {
     let policy = Policy {
         balance: Balance::Lifo,
-        concurrency: 1,
+        concurrency: settings.app.concurrency,
         queue_size: 8,
-        queue_timeout: PATIENCE,
-        hold: PATIENCE,
+        queue_timeout: DEADLINE,
+        hold: DEADLINE,
         max_tunnels: 10,
     };
     Arc::new(Dispatch::new(policy, Supervisor::table_size(settings), Instant::now()))
@@ -115,7 +102,7 @@ fn serve(settings: Settings) -> Server {
         send.send((supervisor.requester().unwrap(), supervisor.status())).unwrap();
         supervisor.run(Hooks { loops_done: Box::new(|| done.load(Ordering::SeqCst)), every: None })
     });
-    let (requester, status) = receive.recv_timeout(PATIENCE).expect("the supervisor starts");
+    let (requester, status) = receive.recv_timeout(DEADLINE).expect("the supervisor starts");
     let letters = Vec::new();
     Server {
         _directory: directory,
@@ -147,7 +134,7 @@ impl Server {
     }
 
     fn log_text(&self) -> String {
-        self.log.flush(PATIENCE);
+        self.log.flush(DEADLINE);
         self.captured.text()
     }
 
@@ -165,16 +152,34 @@ impl Server {
         })
     }
 
-    /// One whole request through a worker, as a loop does it.
-    fn request(&self, path: &str) -> String {
+    fn phase(&self, id: WorkerId) -> Option<Phase> {
+        self.snapshot().workers.into_iter().find(|worker| worker.id == id).map(|worker| worker.phase)
+    }
+
+    fn acquire(&self) -> Acquire {
         let waiter = Waiter { loop_index: 0, exchange: Key { index: 0, generation: 1 } };
         let ask = Ask { since: Instant::now(), exclude: None, front: false };
-        let Acquire::Granted(permit) = self.dispatch.acquire(waiter, ask, Instant::now()) else {
-            panic!("no worker is free");
-        };
+        self.dispatch.acquire(waiter, ask, Instant::now())
+    }
+
+    /// The right to one request, which must be free.
+    fn permit(&self) -> Permit {
+        match self.acquire() {
+            Acquire::Granted(permit) => permit,
+            other => panic!("no worker is free: {other:?}"),
+        }
+    }
+
+    fn release(&self, permit: Permit, outcome: Outcome) {
+        assert!(self.dispatch.release(permit, outcome, Instant::now()).is_none());
+    }
+
+    /// One whole request through a worker, as a loop does it.
+    fn request(&self, path: &str) -> String {
+        let permit = self.permit();
         let target = self.dispatch.target(permit.worker()).unwrap();
         let answer = get(target.address.as_pathname().unwrap(), path);
-        assert!(self.dispatch.release(permit, Outcome::Answered, Instant::now()).is_none());
+        self.release(permit, Outcome::Answered);
         answer
     }
 
@@ -207,10 +212,6 @@ fn pid_of(server: &Server, id: WorkerId) -> u32 {
     let answer = get(socket.address.as_pathname().unwrap(), "/env");
     let json = answer.split_once("\r\n\r\n").unwrap().1;
     serde_json::from_str::<serde_json::Value>(json).unwrap()["pid"].as_u64().unwrap() as u32
-}
-
-fn kill_nine(process: u32) {
-    assert!(Command::new("kill").args(["-9", &process.to_string()]).status().unwrap().success());
 }
 
 #[test]
@@ -247,7 +248,7 @@ fn a_killed_worker_is_announced_and_comes_back() {
     let mut server = serve(settings(&[], 1));
     let old = server.until_ready(1)[0].id;
     assert!(server.request("/ping").ends_with("pong"));
-    kill_nine(pid_of(&server, old));
+    send_signal(pid_of(&server, old), "KILL");
     let died = server.until_told("the word of the death", |message| matches!(message, Message::Died(id) if *id == old));
     let retired = server.until_told("the retirement", |message| matches!(message, Message::Retire(id) if *id == old));
     assert!(died < retired, "the loops wait for the first");
@@ -290,7 +291,7 @@ fn a_worker_that_has_served_enough_is_replaced_without_a_gap() {
         assert!(server.request("/ping").ends_with("pong"));
     }
     // It must be possible to get a worker at any moment of the replacement.
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + DEADLINE;
     while server.snapshot().workers.iter().any(|worker| worker.id == first) {
         assert!(server.snapshot().eligible > 0, "nobody serves");
         assert!(Instant::now() < deadline, "the old worker stays");
@@ -299,7 +300,7 @@ fn a_worker_that_has_served_enough_is_replaced_without_a_gap() {
     assert!(server.request("/ping").ends_with("pong"));
     server.until_told("the loops let the old one go", |message| matches!(message, Message::Retire(id) if *id == first));
     server.until_logged("recycle: 3 requests");
-    eventually("the old process ends", || (!is_alive(old_pid)).then_some(()));
+    until("the old process ends", || !is_alive(old_pid));
     assert_eq!(server.status.crashes.load(Ordering::Relaxed), 0, "that was no crash");
     server.stop();
 }
@@ -308,26 +309,91 @@ fn a_worker_that_has_served_enough_is_replaced_without_a_gap() {
 fn a_request_in_flight_keeps_the_old_worker_until_it_ends() {
     let mut settings = settings(&[], 1);
     settings.app.recycle.requests = 1;
+    settings.app.concurrency = 2;
     let server = serve(settings);
     let first = server.until_ready(1)[0].id;
     let pid = pid_of(&server, first);
+    let held = server.permit();
+    assert_eq!(held.worker(), first);
+    // A second request at a time, and its worker has served enough.
     server.request("/ping");
-    let waiter = Waiter { loop_index: 0, exchange: Key { index: 0, generation: 1 } };
-    let ask = Ask { since: Instant::now(), exclude: None, front: false };
-    // Whoever is given now may be the old worker or already the new one; the old one is what this test is about.
-    if let Acquire::Granted(permit) = server.dispatch.acquire(waiter, ask, Instant::now()) {
-        let held = permit.worker();
-        if held == first {
-            eventually("the replacement is ready", || server.ready().iter().any(|w| w.id != first).then_some(()));
-            eventually("the old one drains", || {
-                server.snapshot().workers.iter().any(|w| w.id == first && w.phase == Phase::Draining).then_some(())
-            });
-            assert!(is_alive(pid), "it has a request in flight");
-        }
-        server.dispatch.release(permit, Outcome::Answered, Instant::now());
-    }
-    eventually("the old process ends", || (!is_alive(pid)).then_some(()));
+    until("the replacement is ready", || server.ready().iter().any(|worker| worker.id != first));
+    until("the old one drains", || server.phase(first) == Some(Phase::Draining));
+    let second = server.permit();
+    assert_ne!(second.worker(), first, "one that drains gets nothing new");
+    server.release(second, Outcome::Unused);
+    assert!(is_alive(pid), "it has a request in flight");
+    server.release(held, Outcome::Answered);
+    until("the old process ends", || !is_alive(pid));
     server.stop();
+}
+
+#[test]
+fn a_request_that_does_not_end_is_cut_when_the_time_of_a_drain_is_over() {
+    let mut settings = settings(&[], 1);
+    settings.app.recycle.requests = 1;
+    settings.app.concurrency = 2;
+    settings.app.restart.drain = Duration::from_millis(300);
+    let mut server = serve(settings);
+    let first = server.until_ready(1)[0].id;
+    let pid = pid_of(&server, first);
+    let held = server.permit();
+    let since = Instant::now();
+    server.request("/ping");
+    until("the old process ends", || !is_alive(pid));
+    assert!(since.elapsed() >= Duration::from_millis(300), "it ended after {:?} already", since.elapsed());
+    server.until_logged("did not end in time and are cut");
+    server.until_told("the loops let it go", |message| matches!(message, Message::Retire(id) if *id == first));
+    server.until_logged("recycle: 1 requests");
+    // Its name stays until the permit is back.
+    assert_eq!(server.phase(first), Some(Phase::Dead));
+    server.release(held, Outcome::Broken);
+    assert_eq!(server.phase(first), None);
+    assert!(server.request("/ping").ends_with("pong"));
+    server.stop();
+}
+
+#[test]
+fn a_worker_that_has_lived_long_enough_is_replaced_without_a_gap() {
+    let mut settings = settings(&[], 1);
+    settings.app.recycle.lifetime = Some(Duration::from_millis(400));
+    let since = Instant::now();
+    let server = serve(settings);
+    let first = server.until_ready(1)[0].id;
+    let pid = pid_of(&server, first);
+    until("the first one ends", || {
+        assert!(server.snapshot().eligible > 0, "nobody serves");
+        !is_alive(pid)
+    });
+    assert!(since.elapsed() >= Duration::from_millis(400), "it lived for {:?} only", since.elapsed());
+    assert!(server.request("/ping").ends_with("pong"));
+    server.until_logged("recycle: lived 0 s");
+    until("the next one ends in its turn", || server.log_text().matches("recycle: lived").count() >= 2);
+    assert_eq!(server.status.crashes.load(Ordering::Relaxed), 0, "that was no crash");
+    server.stop();
+}
+
+#[test]
+fn a_stop_with_a_dump_writes_the_state_down_first() {
+    let server = serve(settings(&[], 2));
+    let mut expected = Vec::new();
+    for worker in server.until_ready(2) {
+        expected.push((worker.target.label.clone(), pid_of(&server, worker.id)));
+    }
+    let held = server.permit();
+    server.loops_done.store(true, Ordering::SeqCst);
+    server.requester.request(Request::StopWithDump);
+    let log = server.until_logged("shutdown");
+    for (label, pid) in expected {
+        let line = log.lines().find(|line| line.contains("state of a worker") && line.contains(&label)).unwrap();
+        assert!(line.contains(&pid.to_string()) && line.contains("Ready"), "{line}");
+    }
+    assert!(
+        log.lines().any(|line| line.contains("state") && line.contains("Running") && line.contains("eligible")),
+        "{log}"
+    );
+    server.release(held, Outcome::Broken);
+    assert_eq!(server.end(), ExitReason::Stopped);
 }
 
 #[test]
@@ -347,7 +413,7 @@ fn stopping_waits_for_the_loops_before_it_tells_the_workers() {
 #[test]
 fn a_second_stop_is_at_once_though_the_loops_and_the_workers_do_not_listen() {
     let mut settings = settings(&["sh", "-c", "trap '' TERM; sleep 1000 & wait; sleep 1000"], 1);
-    settings.shutdown = PATIENCE * 10;
+    settings.shutdown = DEADLINE * 10;
     let mut server = serve(settings);
     server.until_logged("worker started");
     server.requester.request(Request::Stop);
@@ -356,7 +422,7 @@ fn a_second_stop_is_at_once_though_the_loops_and_the_workers_do_not_listen() {
     server.until_told("the second", |message| matches!(message, Message::StopNow));
     let since = Instant::now();
     assert_eq!(server.end(), ExitReason::Stopped);
-    assert!(since.elapsed() < PATIENCE, "neither deadline was waited for");
+    assert!(since.elapsed() < DEADLINE, "neither deadline was waited for");
 }
 
 #[test]
@@ -380,13 +446,10 @@ fn a_worker_that_refuses_connections_is_looked_at_and_replaced() {
     settings.app.ready.timeout = Duration::from_secs(2);
     let server = serve(settings);
     let worker = server.until_ready(1)[0].clone();
-    let waiter = Waiter { loop_index: 0, exchange: Key { index: 0, generation: 1 } };
-    let ask = Ask { since: Instant::now(), exclude: None, front: false };
-    let lose = |id| match server.dispatch.acquire(waiter, ask, Instant::now()) {
-        Acquire::Granted(permit) if permit.worker() == id => {
-            server.dispatch.release(permit, Outcome::Unreachable, Instant::now());
-        }
-        other => panic!("{other:?}"),
+    let lose = |id| {
+        let permit = server.permit();
+        assert_eq!(permit.worker(), id);
+        server.release(permit, Outcome::Unreachable);
     };
     lose(worker.id);
     assert_eq!(server.until_ready(1)[0].id, worker.id, "it was there after all");
@@ -410,10 +473,7 @@ fn an_upstream_is_found_lost_and_found_again() {
     let id = server.until_ready(1)[0].id;
     drop(listener);
     std::fs::remove_file(&path).unwrap();
-    let waiter = Waiter { loop_index: 0, exchange: Key { index: 0, generation: 1 } };
-    let ask = Ask { since: Instant::now(), exclude: None, front: false };
-    let Acquire::Granted(permit) = server.dispatch.acquire(waiter, ask, Instant::now()) else { panic!("not ready") };
-    server.dispatch.release(permit, Outcome::Unreachable, Instant::now());
+    server.release(server.permit(), Outcome::Unreachable);
     assert!(server.ready().is_empty());
     let _listener = UnixListener::bind(&path).unwrap();
     assert_eq!(server.until_ready(1)[0].id, id);
@@ -501,14 +561,14 @@ fn the_guard_ends_whole_groups_when_its_lifeline_ends() {
     for child in &children {
         guard.add(child.id()).unwrap();
     }
-    for signal in ["-TERM", "-INT", "-HUP"] {
+    for signal in ["TERM", "INT", "HUP"] {
         // It may not have got to ignoring them yet: it is asked only once it runs the guard's code.
         eventually("the guard ignores signals", || {
             let status = std::fs::read_to_string(format!("/proc/{}/status", guard.id())).unwrap();
             let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?.trim().to_owned();
             (u64::from_str_radix(&ignored, 16).unwrap() & (1 << 14) != 0).then_some(())
         });
-        assert!(Command::new("kill").args([signal, &guard.id().to_string()]).status().unwrap().success());
+        send_signal(guard.id(), signal);
     }
     assert!(!guard.has_ended());
     let since = Instant::now();
@@ -516,10 +576,10 @@ fn the_guard_ends_whole_groups_when_its_lifeline_ends() {
     drop(guard);
     for child in &mut children {
         eventually("the leader ends", || child.try_wait().unwrap());
-        eventually("its group ends", || (!has_living(child.id())).then_some(()));
+        until("its group ends", || !Process::all().iter().any(|process| process.group == child.id()));
     }
     assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
-    eventually("the sockets go", || (!sockets.exists()).then_some(()));
+    until("the sockets go", || !sockets.exists());
 }
 
 #[test]
@@ -551,6 +611,6 @@ fn a_worker_dies_with_the_server_that_was_killed() {
     let since = Instant::now();
     server.kill().unwrap();
     server.wait().unwrap();
-    eventually("the worker ends", || (!is_alive(worker)).then_some(()));
+    until("the worker ends", || !is_alive(worker));
     assert!(since.elapsed() < Duration::from_secs(2));
 }

@@ -4,10 +4,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
-const PROGRAM: &str = env!("CARGO_BIN_EXE_production_server");
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::support::{DEADLINE, PROGRAM, until};
 
 struct Worker {
     _directory: tempfile::TempDir,
@@ -22,17 +20,13 @@ impl Worker {
         let mut command = Command::new(PROGRAM);
         command.arg("worker").arg("--socket").arg(&path).env("WORKER_ID", "7").stderr(Stdio::null());
         let worker = Worker { _directory: directory, path, child: command.spawn().unwrap() };
-        let deadline = Instant::now() + PATIENCE;
-        while UnixStream::connect(&worker.path).is_err() {
-            assert!(Instant::now() < deadline, "the worker does not listen");
-            std::thread::sleep(Duration::from_millis(2));
-        }
+        until("the worker listens", || UnixStream::connect(&worker.path).is_ok());
         worker
     }
 
     fn connect(&self) -> UnixStream {
         let stream = UnixStream::connect(&self.path).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream
     }
 

@@ -75,8 +75,8 @@ pub enum Side {
 pub enum How {
     /// At once; what is unsent is dropped.
     Now,
-    /// Once the outbox is empty, with a FIN. Bytes that arrive meanwhile are discarded. When input may be left unread, the
-    /// write side is shut first and input is discarded until the peer ends or [`Options::linger`] is over, so that the
+    /// Once the outbox is empty, with a FIN; a peer that takes nothing of it for [`Options::stall`] is cut with a reset. Bytes that
+    /// arrive meanwhile are discarded. When input may be left unread, the write side is shut first and input is discarded until the peer ends or [`Options::linger`] is over, so that the
     /// peer can read the answer and does not lose it to a reset (RFC 9112 §9.6). No input is left after End; and an armed
     /// receive at which nothing has come says that all was read and no more is expected, unless [`Backend::finish`] was
     /// called before: then it lingers in any case.
@@ -150,8 +150,10 @@ pub struct Options {
     pub max_sockets: usize,
     /// The loop's receive memory.
     pub pool: Pool,
-    /// How long a [`How::Flushed`] close waits for the peer to take more of the answer, counted from the last progress,
-    /// and then for it to stop sending, counted from the last byte sent.
+    /// How long a [`How::Flushed`] close waits for a peer that takes nothing while bytes are still to be sent, counted from the
+    /// last progress, and never shorter. Then the rest is cut, with a reset.
+    pub stall: Duration,
+    /// How long it waits, once all is sent, for the peer to stop sending.
     pub linger: Duration,
     /// For how long accepting stays paused after EMFILE or ENFILE before it is tried again.
     pub accept_retry: Duration,
@@ -197,8 +199,14 @@ pub trait Backend: Sized {
     /// Bytes queued that the kernel has not taken yet.
     fn unsent(&self, sock: Sock) -> usize;
 
-    /// Bytes that the kernel has taken since the socket was opened. Decides retries and write progress.
+    /// Bytes that the kernel has taken since the socket was opened, as far as is known here: write progress.
     fn sent(&self, sock: Sock) -> u64;
+
+    /// Bytes that the kernel was given since the socket was opened: those of [`Backend::sent`], and those of a send in flight,
+    /// which may have left although nobody has been told. Decides retries: what was not offered has not been delivered.
+    fn offered(&self, sock: Sock) -> u64 {
+        self.sent(sock)
+    }
 
     /// Shuts the sending half once the outbox is empty.
     fn finish(&mut self, sock: Sock);

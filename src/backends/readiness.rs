@@ -49,8 +49,6 @@ struct Patience {
     sock: Sock,
     /// What `sent` was when this began, so that progress shows.
     sent: u64,
-    /// Whether it is the peer's end that is waited for.
-    lingering: bool,
 }
 
 /// The readiness backend of one loop.
@@ -64,6 +62,7 @@ pub struct Readiness {
     sockets: Slots<Socket>,
     outboxes: Outboxes,
     pool: Pool,
+    stall: Duration,
     linger: Duration,
     accept_retry: Duration,
     listeners: Vec<Sock>,
@@ -84,8 +83,10 @@ pub struct Readiness {
     parked: [VecDeque<Sock>; 2],
     /// Everything that is told other than receives and accepts.
     pending: VecDeque<Event>,
-    /// In the order of their ends, as all wait equally long.
-    patience: VecDeque<Patience>,
+    /// Flushed closes that wait for their peers to take more; in the order of their ends, as all wait equally long.
+    stalling: VecDeque<Patience>,
+    /// Those that wait for the peers' ends, likewise.
+    lingering: VecDeque<Patience>,
     /// With no descriptor left, a request that came in can still reach a worker through this one.
     spare: Option<OwnedFd>,
 }
@@ -116,6 +117,7 @@ impl Backend for Readiness {
             sockets: Slots::new(options.max_sockets),
             outboxes: Outboxes::new(),
             pool: options.pool,
+            stall: options.stall,
             linger: options.linger,
             accept_retry: options.accept_retry,
             listeners: Vec::new(),
@@ -128,7 +130,8 @@ impl Backend for Readiness {
             later: Vec::new(),
             parked: [VecDeque::new(), VecDeque::new()],
             pending: VecDeque::new(),
-            patience: VecDeque::new(),
+            stalling: VecDeque::new(),
+            lingering: VecDeque::new(),
             spare: system::spare_descriptor(),
         })
     }
@@ -259,7 +262,7 @@ impl Backend for Readiness {
         socket.clear(ARMED | HIGH);
         socket.set(if read_whole { CLOSING | CLEAN } else { CLOSING });
         if !socket.outbox.is_empty() {
-            self.be_patient(sock, false);
+            self.await_progress(sock);
         }
         self.soil(sock);
     }
@@ -436,10 +439,13 @@ impl Readiness {
 
     /// The caller's timeout, or the time until something of our own is due.
     fn shorten(&mut self, timeout: Option<Duration>) -> Option<Duration> {
-        while self.patience.front().is_some_and(|first| alive(&mut self.sockets, first.sock).is_none()) {
-            self.patience.pop_front();
+        let mut due = self.retry_at;
+        for waiting in [&mut self.stalling, &mut self.lingering] {
+            while waiting.front().is_some_and(|first| alive(&mut self.sockets, first.sock).is_none()) {
+                waiting.pop_front();
+            }
+            due = due.into_iter().chain(waiting.front().map(|first| first.until)).min();
         }
-        let due = [self.patience.front().map(|first| first.until), self.retry_at].into_iter().flatten().min();
         let own = due.map(|due| due.saturating_duration_since(self.now));
         [timeout, own].into_iter().flatten().min()
     }
@@ -495,24 +501,31 @@ impl Readiness {
         }
     }
 
-    /// Gives a flushed close, or its lingering, its time.
-    fn be_patient(&mut self, sock: Sock, lingering: bool) {
-        // A fresh look at the clock: the turn may have been a long one, and this path is a rare one.
-        let until = Instant::now() + self.linger;
-        let sent = self.sent(sock);
-        self.patience.push_back(Patience { until, sock, sent, lingering });
+    /// Gives the peer of a flushed close the time to take more. Both waits begin with a fresh look at the clock: the turn may have
+    /// been a long one, and this path is a rare one.
+    fn await_progress(&mut self, sock: Sock) {
+        let (until, sent) = (Instant::now() + self.stall, self.sent(sock));
+        self.stalling.push_back(Patience { until, sock, sent });
+    }
+
+    /// Gives the peer of a close the time to end.
+    fn await_end(&mut self, sock: Sock) {
+        let (until, sent) = (Instant::now() + self.linger, self.sent(sock));
+        self.lingering.push_back(Patience { until, sock, sent });
     }
 
     /// Ends the closes that the peer holds up for too long.
     fn lose_patience(&mut self) {
-        while self.patience.front().is_some_and(|first| first.until <= self.now) {
-            let Some(Patience { sock, sent, lingering, .. }) = self.patience.pop_front() else { return };
-            let Some(socket) = alive(&mut self.sockets, sock) else { continue };
-            if lingering || (!socket.is(LINGERING) && socket.sent == sent) {
-                self.end(sock, false);
-            } else if !socket.is(LINGERING) {
-                self.be_patient(sock, false);
+        while let Some(Patience { sock, sent, .. }) = self.stalling.pop_front_if(|first| first.until <= self.now) {
+            match alive(&mut self.sockets, sock) {
+                // What is cut should not look whole.
+                Some(socket) if !socket.outbox.is_empty() && socket.sent == sent => self.end(sock, true),
+                Some(socket) if !socket.outbox.is_empty() => self.await_progress(sock),
+                _ => {}
             }
+        }
+        while let Some(first) = self.lingering.pop_front_if(|first| first.until <= self.now) {
+            self.end(first.sock, false);
         }
     }
 }
@@ -678,7 +691,7 @@ impl Readiness {
         }
         socket.set(LINGERING | SHUT | QUEUED);
         self.ready.push(sock);
-        self.be_patient(sock, true);
+        self.await_end(sock);
     }
 
     /// The sending half has failed: what is queued is dropped, and an armed receive tells what is left to read.

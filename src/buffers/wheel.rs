@@ -10,16 +10,21 @@ use std::time::{Duration, Instant};
 pub const TICK: Duration = Duration::from_millis(10);
 const TICK_NANOS: u64 = 10_000_000;
 /// Places in the wheel: 82 s. What is due later is looked at once a round.
-const SLOTS: u32 = 8192;
+const SLOTS: u64 = 8192;
+/// No entry, no place.
 const NONE: u32 = u32::MAX;
+/// No tick: ticks in 64 bits do not run out.
+const NEVER: u64 = u64::MAX;
+/// The farthest deadline, in ticks from where the wheel is: 497 days. What is farther is due then.
+const FARTHEST: u64 = u32::MAX as u64;
 
 #[derive(Clone, Copy)]
 struct Timer {
     previous: u32,
     next: u32,
-    /// When the entry is due, in ticks since the start.
+    /// When the entry is due: the low half of that tick, of which the wheel's own tells the rest.
     due: u32,
-    /// At which tick the wheel will look at it; at most `due`.
+    /// In which place of the wheel it lies, or [`NONE`]; looked at when it is due or before.
     place: u32,
 }
 
@@ -32,9 +37,9 @@ pub struct Wheel {
     heads: Box<[u32]>,
     occupied: Box<[u64]>,
     /// All ticks below this one were looked at.
-    current: u32,
+    current: u64,
     /// No occupied place comes before this tick; what was taken out may leave it too early, never too late.
-    earliest: u32,
+    earliest: u64,
     /// The turn's time, in nanoseconds since the start.
     now: u64,
     armed: usize,
@@ -49,7 +54,7 @@ impl Wheel {
             heads: vec![NONE; SLOTS as usize].into_boxed_slice(),
             occupied: vec![0; SLOTS as usize / 64].into_boxed_slice(),
             current: 0,
-            earliest: NONE,
+            earliest: NEVER,
             now: 0,
             armed: 0,
         }
@@ -58,6 +63,10 @@ impl Wheel {
     /// Begins a turn at `now`.
     pub fn turn(&mut self, now: Instant) {
         self.now = nanos(now.saturating_duration_since(self.start));
+        if self.armed == 0 {
+            // With nothing to be looked at, there is no way to go.
+            self.current = self.current.max(self.now / TICK_NANOS);
+        }
     }
 
     /// Sets the deadline of `index` to `wait` from the turn's time on, replacing the one it had.
@@ -74,16 +83,17 @@ impl Wheel {
         if self.timers.len() <= index as usize {
             self.timers.resize(index as usize + 1, IDLE);
         }
-        let due = ticks(deadline.div_ceil(TICK_NANOS)).max(self.current);
+        let wait = deadline.div_ceil(TICK_NANOS).saturating_sub(self.current).min(FARTHEST);
+        let due = self.current + wait;
         let timer = &mut self.timers[index as usize];
-        timer.due = due;
-        if timer.place != NONE && timer.place <= due {
+        timer.due = due as u32;
+        if timer.place != NONE && until(self.current, timer.place) <= wait {
             return;
         }
         if timer.place != NONE {
             self.unlink(index);
         }
-        self.link(index);
+        self.link(index, due);
     }
 
     /// Takes the deadline of `index` away, if it has one.
@@ -95,7 +105,7 @@ impl Wheel {
 
     /// The next index whose deadline has passed at the turn's time; it has none afterwards.
     pub fn expire(&mut self) -> Option<u32> {
-        let now = ticks(self.now / TICK_NANOS);
+        let now = self.now / TICK_NANOS;
         if now < self.earliest {
             return None;
         }
@@ -104,22 +114,23 @@ impl Wheel {
             let index = self.heads[slot as usize];
             if index == NONE {
                 let next = self.next_occupied();
-                self.earliest = next.unwrap_or(NONE);
+                self.earliest = next.unwrap_or(NEVER);
                 self.current = next.map_or(now + 1, |tick| tick.min(now + 1)).max(self.current + 1);
                 continue;
             }
             self.unlink(index);
-            if self.timers[index as usize].due <= now {
+            let due = self.due(index);
+            if due <= now {
                 return Some(index);
             }
-            self.link(index);
+            self.link(index, due);
         }
         None
     }
 
     /// How long a loop may sleep from the turn's time on before it has to look: `None` while nothing is armed.
     pub fn sleep(&self) -> Option<Duration> {
-        (self.armed > 0).then(|| Duration::from_nanos((u64::from(self.earliest) * TICK_NANOS).saturating_sub(self.now)))
+        (self.armed > 0).then(|| Duration::from_nanos((self.earliest * TICK_NANOS).saturating_sub(self.now)))
     }
 
     /// How many deadlines are set.
@@ -127,24 +138,29 @@ impl Wheel {
         self.armed
     }
 
-    fn link(&mut self, index: u32) {
-        let due = self.timers[index as usize].due;
-        let place = due.clamp(self.current, self.current + SLOTS - 1);
-        let slot = (place % SLOTS) as usize;
+    /// The tick at which an entry is due that the wheel has not passed.
+    fn due(&self, index: u32) -> u64 {
+        self.current + u64::from(self.timers[index as usize].due.wrapping_sub(self.current as u32))
+    }
+
+    fn link(&mut self, index: u32, due: u64) {
+        debug_assert!(due >= self.current, "a deadline lies behind the wheel");
+        let tick = due.min(self.current + SLOTS - 1);
+        let slot = (tick % SLOTS) as usize;
         let next = self.heads[slot];
         if next != NONE {
             self.timers[next as usize].previous = index;
         }
-        self.timers[index as usize] = Timer { previous: NONE, next, due, place };
+        self.timers[index as usize] = Timer { previous: NONE, next, due: due as u32, place: slot as u32 };
         self.heads[slot] = index;
         self.occupied[slot / 64] |= 1 << (slot % 64);
-        self.earliest = self.earliest.min(place);
+        self.earliest = self.earliest.min(tick);
         self.armed += 1;
     }
 
     fn unlink(&mut self, index: u32) {
         let timer = self.timers[index as usize];
-        let slot = (timer.place % SLOTS) as usize;
+        let slot = timer.place as usize;
         match timer.previous {
             NONE => self.heads[slot] = timer.next,
             previous => self.timers[previous as usize].next = timer.next,
@@ -160,23 +176,20 @@ impl Wheel {
     }
 
     /// The first tick from `current` on whose place is occupied.
-    fn next_occupied(&self) -> Option<u32> {
+    fn next_occupied(&self) -> Option<u64> {
         if self.armed == 0 {
             return None;
         }
-        let words = self.occupied.len() as u32;
+        let words = self.occupied.len() as u64;
         let slot = self.current % SLOTS;
         let first = self.occupied[(slot / 64) as usize] >> (slot % 64);
         if first != 0 {
-            return Some(self.current + first.trailing_zeros());
+            return Some(self.current + u64::from(first.trailing_zeros()));
         }
         (1..=words).find_map(|step| {
             let word = (slot / 64 + step) % words;
             let bits = self.occupied[word as usize];
-            (bits != 0).then(|| {
-                let found = word * 64 + bits.trailing_zeros();
-                self.current + (found + SLOTS - slot) % SLOTS
-            })
+            (bits != 0).then(|| self.current + until(slot, word as u32 * 64 + bits.trailing_zeros()))
         })
     }
 }
@@ -186,9 +199,9 @@ fn nanos(duration: Duration) -> u64 {
     duration.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(duration.subsec_nanos()))
 }
 
-/// 497 days fit.
-fn ticks(ticks: u64) -> u32 {
-    ticks.min(u64::from(u32::MAX - SLOTS)) as u32
+/// How many ticks after `tick` that place of the wheel comes up.
+fn until(tick: u64, place: u32) -> u64 {
+    (u64::from(place) + SLOTS - tick % SLOTS) % SLOTS
 }
 
 #[cfg(test)]
@@ -210,14 +223,57 @@ mod tests {
         assert_eq!((wheel.armed(), wheel.sleep()), (0, None));
     }
 
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    #[test]
+    fn deadlines_are_kept_after_years() {
+        let start = Instant::now();
+        let mut wheel = Wheel::new(start, 1);
+        for days in [496, 497, 498, 1000, 10_000] {
+            let now = start + DAY * days;
+            wheel.turn(now);
+            assert_eq!(wheel.expire(), None, "after {days} days nothing is due");
+            wheel.arm_after(0, Duration::from_secs(1));
+            assert_eq!(wheel.sleep(), Some(Duration::from_secs(1)), "after {days} days");
+            wheel.turn(now + Duration::from_millis(999));
+            assert_eq!(wheel.expire(), None);
+            wheel.turn(now + Duration::from_secs(1));
+            assert_eq!((wheel.expire(), wheel.expire()), (Some(0), None), "after {days} days");
+        }
+    }
+
+    /// An entry is looked at once a round until it is due, also across the tick at which the stored half of it wraps.
+    #[test]
+    fn a_far_deadline_is_not_early_and_not_lost() {
+        let start = Instant::now();
+        let mut wheel = Wheel::new(start, 1);
+        let mut now = start + TICK * (u32::MAX - 100);
+        wheel.turn(now);
+        assert_eq!(wheel.expire(), None);
+        wheel.arm(0, now + DAY);
+        let due = now + DAY;
+        while now < due {
+            assert_eq!(wheel.expire(), None, "{:?} early", due - now);
+            now += wheel.sleep().expect("it is armed");
+            wheel.turn(now);
+        }
+        assert_eq!((wheel.expire(), now), (Some(0), due));
+        wheel.arm(0, now + DAY * 3000);
+        wheel.turn(now + DAY * 400);
+        assert_eq!(wheel.expire(), None, "a deadline beyond what the wheel can say is not early by much");
+    }
+
     proptest! {
         #[test]
         fn every_deadline_fires_once_in_its_time(
+            before in prop::sample::select(vec![Duration::ZERO, TICK * (u32::MAX - 1000), DAY * 700]),
             ops in prop::collection::vec((0u32..20, 0u64..200_000, 0u64..3_000, any::<bool>()), 1..200)
         ) {
             let start = Instant::now();
-            let mut now = start;
+            let mut now = start + before;
             let mut wheel = Wheel::new(start, 0);
+            wheel.turn(now);
+            prop_assert_eq!(wheel.expire(), None);
             let mut model = std::collections::HashMap::new();
             for (index, delay, step, disarm) in ops {
                 if disarm {

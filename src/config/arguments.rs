@@ -203,7 +203,14 @@ fn settings(matches: &ArgMatches, environment: &Environment) -> Result<Settings,
     if !given.iter().any(|one| one.key.name == "run-dir") {
         settings.run_dir = environment.run_dir(&settings.listen);
     }
-    whole(&settings)?;
+    whole(&settings, &given)?;
+    let (hold, request) = (settings.app.queue.hold, settings.app.timeouts.request);
+    if hold > request && given.iter().any(|one| one.key.name == "hold") {
+        let (hold, request) = (show_duration(hold), show_duration(request));
+        settings.warnings.push(format!(
+            "--hold ({hold}) is longer than --request-timeout ({request}): no request is held longer than that"
+        ));
+    }
     Ok(settings)
 }
 
@@ -316,35 +323,36 @@ fn wrong_value(given: &Given, value: &OsStr, expected: &str) -> Refusal {
 /// Refuses what cannot hold together, wherever it was said.
 fn contradictions(given: &[Given], program: bool) -> Result<(), Refusal> {
     let find = |name: &str| given.iter().find(|one| one.key.name == name);
-    let refuse = |one: &Given, other: &str, advice: &str| {
-        let line = format!("error: {} and {other} exclude each other: {advice}", place(one));
-        Err(Refusal { line, exit_code: one.source.exit_code() })
+    let refuse = |one: &Given, other: Option<&Given>, advice: &str| {
+        let other_place = other.map_or_else(|| "a command".to_owned(), place);
+        let line = format!("error: {} and {other_place} exclude each other: {advice}", place(one));
+        Err(Refusal { line, exit_code: exit_code([Some(one), other]) })
     };
     let apps: Vec<&Given> = ["upstream", "respond"].into_iter().filter_map(find).collect();
     if let [first, second] = &apps[..] {
-        return refuse(first, &place(second), "expected one of them");
+        return refuse(first, Some(second), "expected one of them");
     }
     if let Some(app) = apps.first() {
         if program {
-            return refuse(app, "a command", "expected one of them");
+            return refuse(app, None, "expected one of them");
         }
         // Variables such as WEB_CONCURRENCY are set by the surroundings for whatever runs there; only words count.
         let mut own = ["workers", "max-requests", "max-lifetime"].into_iter().filter_map(find);
         if let Some(own) = own.find(|one| one.source.rank() > 0) {
-            return refuse(app, &place(own), "no workers are started then");
+            return refuse(app, Some(own), "no workers are started then");
         }
     }
     let level = |one: &Given, other: &Given| one.source.rank() == other.source.rank();
     if let (Some(off), Some(on)) = (find("no-access-log").filter(|off| is_on(off)), find("access-log"))
         && level(off, on)
     {
-        return refuse(off, &place(on), "expected one of them");
+        return refuse(off, Some(on), "expected one of them");
     }
     if let (Some(json), Some(format)) = (find("json-logging").filter(|json| is_on(json)), find("log-format"))
         && level(json, format)
         && format.values.iter().any(|value| value == "human" || value == "combined")
     {
-        return refuse(json, &place(format), "expected one of them");
+        return refuse(json, Some(format), "expected one of them");
     }
     Ok(())
 }
@@ -362,23 +370,34 @@ fn place(given: &Given) -> String {
     }
 }
 
+/// The exit code for values that do not go together: where the environment has part in it, the configuration is wrong.
+fn exit_code<const N: usize>(involved: [Option<&Given>; N]) -> u8 {
+    let lowest = involved.into_iter().flatten().map(|one| &one.source).min_by_key(|source| source.rank());
+    lowest.map_or(WRONG_USAGE, Source::exit_code)
+}
+
 /// Checks what only shows when everything is read.
-fn whole(settings: &Settings) -> Result<(), Refusal> {
+fn whole(settings: &Settings, given: &[Given]) -> Result<(), Refusal> {
+    let find = |name: &str| given.iter().find(|one| one.key.name == name);
+    // A default is called by the flag that would change it.
+    let named = |name: &str| find(name).map_or_else(|| format!("--{name}"), place);
     for (index, address) in settings.listen.iter().enumerate() {
         let chosen_by_kernel = matches!(address, super::ListenAddress::Tcp(address) if address.port() == 0);
         if !chosen_by_kernel && settings.listen[..index].contains(address) {
-            return Err(Refusal::usage(format!(
-                "error: --listen {address} is given twice: expected different addresses"
-            )));
+            let line = format!("error: {}: {address} is given twice: expected different addresses", named("listen"));
+            return Err(Refusal { line, exit_code: exit_code([find("listen")]) });
         }
     }
     let timeouts = &settings.app.timeouts;
     if timeouts.connect > timeouts.request {
+        let keys = ["connect-timeout-ms", "request-timeout"];
         let (connect, request) = (show_duration(timeouts.connect), show_duration(timeouts.request));
         let line = format!(
-            "error: --connect-timeout-ms ({connect}) is longer than --request-timeout ({request}): expected it to be shorter"
+            "error: {} ({connect}) is longer than {} ({request}): expected it to be shorter",
+            named(keys[0]),
+            named(keys[1])
         );
-        return Err(Refusal::usage(line));
+        return Err(Refusal { line, exit_code: exit_code(keys.map(find)) });
     }
     Ok(())
 }
@@ -438,11 +457,21 @@ Signals:
   TERM, INT   graceful stop within --shutdown; a second one stops now
   QUIT        graceful stop
   HUP, USR1   reopen log files
-  USR2, TTIN, TTOU   taken, and say so in the log
+  USR2        rolling restart, the replacement first
+  TTIN, TTOU  one worker more, one fewer
+
+A running server is asked with the commands above, over the control socket in its run directory:
+  production_server status 3000                           what the server on port 3000 does
+  production_server restart --wait && echo deployed       new code without a lost request
+  production_server scale +1
+  production_server signal web:2 HUP
 
 Exit codes:
-  0   clean stop                     73  cannot bind an address or make a socket
-  64  wrong flags or shorthands      77  permission denied
-  69  the app gave up before it      78  invalid configuration, the environment
-      was ever ready                     included
+  0   clean stop, command done       71  the system refuses what every start needs
+  3   status: nothing runs           73  cannot bind an address or make a socket
+  64  wrong flags or shorthands      75  restart --wait: aborted, the old workers
+  69  the app gave up before it          serve on
+      was ever ready; no server to   77  permission denied
+      be asked                       78  invalid configuration, the environment
+  70  an event loop failed               included
 ";

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::units::{
-    choice, count, count_or_auto, duration, listen, milliseconds, rate, ready, signal, size, switch, upstream,
-    worker_range,
+    choice, count, count_or_auto, duration, internal, listen, milliseconds, rate, ready, signal, size, switch,
+    upstream, worker_range,
 };
 use super::{
     AccessLogFormat, AccessLogTarget, BackendChoice, Balance, Command, EventFormat, HotReload, Pin, Settings,
@@ -282,9 +282,13 @@ const WAITING: &[Key] = &[
         store(&mut settings.app.timeouts.read, milliseconds(text, HOUR))
     })
     .variables(&["RIP_READ_TIMEOUT_MS"]),
-    key("request-timeout", "DURATION", "30s", "For a request and its whole answer", |settings, text| {
-        store(&mut settings.app.timeouts.request, duration(text, POSITIVE))
-    }),
+    key(
+        "request-timeout",
+        "DURATION",
+        "30s",
+        "For a request: its wait, its run and its whole answer",
+        |settings, text| store(&mut settings.app.timeouts.request, duration(text, POSITIVE)),
+    ),
 ];
 
 const LOOPS: &[Key] = &[
@@ -314,9 +318,13 @@ const LOOPS: &[Key] = &[
     key("max-connections", "N", "10000", "Client connections open at once", |settings, text| {
         store(&mut settings.max_connections, count(text, 1..=1_000_000).map(|number| number as usize))
     }),
-    key("internal", "on|off", "on", "Answer /server, /status and the like from the loop", |settings, text| {
-        store(&mut settings.internal, switch(text))
-    }),
+    key(
+        "internal",
+        "on|off|PREFIX",
+        "on",
+        "Answer /server and /status from the loop, at PREFIX/server and so on, or leave them to the app",
+        |settings, text| store(&mut settings.internal, internal(text)),
+    ),
     key("shutdown", "DURATION", "5s", "How long a graceful stop may take", |settings, text| {
         store(&mut settings.shutdown, duration(text, FROM_ZERO))
     }),
@@ -335,6 +343,9 @@ const LIMITS: &[Key] = &[
     key("write-timeout", "DURATION", "30s", "Without progress while an answer is sent", |settings, text| {
         store(&mut settings.timeouts.write, duration(text, POSITIVE))
     }),
+    key("half-close", "cancel|serve", "cancel", HALF_CLOSE_HELP, |settings, text| {
+        store(&mut settings.app.serve_half_closed, choice(text, &[("cancel", false), ("serve", true)]))
+    }),
     key("max-body", "SIZE", "64MiB", "The largest request body; beyond: 413", |settings, text| {
         store(&mut settings.max_body, size(text, 0..=1 << 40))
     }),
@@ -349,6 +360,9 @@ const LIMITS: &[Key] = &[
         },
     ),
 ];
+
+const HALF_CLOSE_HELP: &str = "What a client gets that ends its side while its request runs, as one does that has left: \
+    nothing, or its answer; one that said Connection: close is always served";
 
 /// `log-format` stands before `json-logging`, which is the more special and is read later.
 const LOGS: &[Key] = &[

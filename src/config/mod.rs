@@ -57,8 +57,8 @@ pub struct Settings {
     pub access_log: AccessLogSettings,
     /// How events look on stderr.
     pub event_format: EventFormat,
-    /// Whether the loop answers `/server`, `/status` and the like itself.
-    pub internal: bool,
+    /// Where the loop answers `/server`, `/status` and the like itself.
+    pub internal: Internal,
     /// The app behind the loops.
     pub app: App,
     /// What is odd but no error, each one line, to be logged at the start.
@@ -105,6 +105,26 @@ pub enum Pin {
     On,
     /// Never.
     Off,
+}
+
+/// Where the loops answer documents of the server's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Internal {
+    /// Nowhere: every path belongs to the app.
+    Off,
+    /// Under this prefix, which is empty or begins with a slash and ends without one: `/server` or `/ops/server`.
+    Under(String),
+}
+
+impl Internal {
+    /// The path behind the prefix: a name such as `/status`, if `path` lies under it at all.
+    #[inline]
+    pub fn name<'a>(&self, path: &'a [u8]) -> Option<&'a [u8]> {
+        match self {
+            Internal::Off => None,
+            Internal::Under(prefix) => path.strip_prefix(prefix.as_bytes()),
+        }
+    }
 }
 
 /// Deadlines of the client side.
@@ -242,7 +262,7 @@ pub struct AppTimeouts {
     pub connect: Duration,
     /// Without a byte from the worker.
     pub read: Duration,
-    /// For the whole exchange.
+    /// For the whole exchange, from when its request is whole: the wait for a worker, and the answer.
     pub request: Duration,
     /// For how long a worker whose client left keeps its permit while it is still busy.
     pub abandon: Duration,
@@ -390,7 +410,7 @@ impl Default for Settings {
             max_body: 64 * 1024 * 1024,
             access_log: AccessLogSettings { target: AccessLogTarget::Stdout, format: AccessLogFormat::Human },
             event_format: EventFormat::Auto,
-            internal: true,
+            internal: Internal::Under(String::new()),
             app: App::default(),
             warnings: Vec::new(),
         }

@@ -113,6 +113,7 @@ fn flags_land_where_they_belong() {
             "--pin",
             "off",
             "--internal=off",
+            "--half-close=serve",
             "--shutdown=1m",
             "--run-dir",
             "/r",
@@ -130,7 +131,8 @@ fn flags_land_where_they_belong() {
     assert_eq!(said.app.recycle.requests, 5);
     assert_eq!(said.app.recycle.lifetime, Some(Duration::from_secs(90)));
     assert_eq!((said.app.queue.hold, said.app.queue.timeout), (Duration::ZERO, Duration::from_millis(1500)));
-    assert_eq!((said.max_body, said.app.keepalive, said.internal), (10_000_000, false, false));
+    assert_eq!((said.max_body, said.app.keepalive, said.internal), (10_000_000, false, Internal::Off));
+    assert!(said.app.serve_half_closed);
     assert_eq!((said.pin, said.shutdown, said.run_dir), (Pin::Off, Duration::from_secs(60), PathBuf::from("/r")));
     let target = AccessLogTarget::File("/a.log".into());
     assert_eq!(said.access_log, AccessLogSettings { target, format: AccessLogFormat::Json });
@@ -210,6 +212,9 @@ fn odd_variables_are_told_and_stop_nothing() {
     ];
     let line = "PRODUCTION_SERVER_MAX_QUEU in the environment is not known and has no effect";
     assert_eq!(settings(&[], &variables).warnings, [line]);
+    let line = "--hold (1m) is longer than --request-timeout (30s): no request is held longer than that";
+    assert_eq!(settings(&["--hold=60s"], &[]).warnings, [line]);
+    assert!(settings(&["--request-timeout=5s"], &[]).warnings.is_empty(), "the hold was not asked for");
 }
 
 /// Arguments, and the line that refuses them with 64.
@@ -244,6 +249,16 @@ const WRONG_ARGUMENTS: &[(&[&str], &str)] = &[
         "error: --read-timeout-ms \"0\": expected milliseconds from 1 to 3600000, as in --read-timeout-ms 5000",
     ),
     (
+        &["--internal", "ops"],
+        "error: --internal \"ops\": expected on, off, or a prefix that begins with a slash, as in --internal on",
+    ),
+    (
+        &["--internal", "/ops/"],
+        "error: --internal \"/ops/\": expected a prefix of letters, digits and -._~ between single slashes, \
+         without one at its end, as in --internal on",
+    ),
+    (&["--half-close", "keep"], "error: --half-close \"keep\": expected cancel or serve, as in --half-close cancel"),
+    (
         &["--max-body", "1XB"],
         "error: --max-body \"1XB\": expected a size (bytes, KiB, MiB, GiB, kB, MB, GB) from 0 to 1TiB, as in --max-body 64MiB",
     ),
@@ -255,7 +270,7 @@ const WRONG_ARGUMENTS: &[(&[&str], &str)] = &[
         &["--listen", "::1:80"],
         "error: --listen \"::1:80\": expected IP:PORT, a port, or unix:PATH; an IPv6 address stands in brackets, as in --listen 0.0.0.0:8080",
     ),
-    (&["--listen", "80", "--listen", "80"], "error: --listen 0.0.0.0:80 is given twice: expected different addresses"),
+    (&["--listen", "80", "--listen", "80"], "error: --listen: 0.0.0.0:80 is given twice: expected different addresses"),
     (
         &["--upstream", "app:80"],
         "error: --upstream \"app:80\": expected unix:PATH or http://HOST:PORT, as in --upstream unix:/run/app.sock",
@@ -351,18 +366,68 @@ fn wrong_variables_are_refused_in_one_line() {
             "maybe",
             "PRODUCTION_SERVER_NO_ACCESS_LOG=\"maybe\" in the environment: expected on or off, as in PRODUCTION_SERVER_NO_ACCESS_LOG=on",
         ),
-        ("PRODUCTION_SERVER_LISTEN", "80,80", "--listen 0.0.0.0:80 is given twice: expected different addresses"),
+        (
+            "PRODUCTION_SERVER_LISTEN",
+            "80,80",
+            "PRODUCTION_SERVER_LISTEN in the environment: 0.0.0.0:80 is given twice: expected different addresses",
+        ),
     ];
-    for (name, value, line) in &cases[..5] {
+    for (name, value, line) in cases {
         let refusal = invocation(&[], &[(name, value)]).unwrap_err();
         assert_eq!((refusal.line, refusal.exit_code), (format!("error: {line}"), 78));
     }
-    let (name, value, line) = cases[5];
-    assert_eq!(invocation(&[], &[(name, value)]).unwrap_err().line, format!("error: {line}"));
     let refusal = invocation(&["--", "node"], &[("PRODUCTION_SERVER_UPSTREAM", "unix:/a")]).unwrap_err();
     let line =
         "error: PRODUCTION_SERVER_UPSTREAM in the environment and a command exclude each other: expected one of them";
     assert_eq!((refusal.line.as_str(), refusal.exit_code), (line, 78));
+}
+
+/// Arguments, environment, exit code, and the line: which it is depends on where the values came from that do not go together.
+type Clash<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], u8, &'a str);
+
+#[test]
+fn values_that_clash_are_refused_by_where_they_came_from() {
+    let request = ("PRODUCTION_SERVER_REQUEST_TIMEOUT", "100ms");
+    let connect = ("RIP_CONNECT_TIMEOUT_MS", "300");
+    let cases: [Clash<'_>; 6] = [
+        (
+            &["--request-timeout=100ms"],
+            &[],
+            64,
+            "--connect-timeout-ms (200ms) is longer than --request-timeout (100ms): expected it to be shorter",
+        ),
+        (
+            &[],
+            &[request],
+            78,
+            "--connect-timeout-ms (200ms) is longer than PRODUCTION_SERVER_REQUEST_TIMEOUT in the environment (100ms): \
+             expected it to be shorter",
+        ),
+        (
+            &["--request-timeout=100ms"],
+            &[connect],
+            78,
+            "RIP_CONNECT_TIMEOUT_MS in the environment (300ms) is longer than --request-timeout (100ms): \
+             expected it to be shorter",
+        ),
+        (
+            &["--connect-timeout-ms=31000"],
+            &[("PORT", "1")],
+            64,
+            "--connect-timeout-ms (31s) is longer than --request-timeout (30s): expected it to be shorter",
+        ),
+        (
+            &["--upstream=unix:/a"],
+            &[("PRODUCTION_SERVER_RESPOND", "x")],
+            78,
+            "--upstream and PRODUCTION_SERVER_RESPOND in the environment exclude each other: expected one of them",
+        ),
+        (&["80", "http:80"], &[], 64, "80: 0.0.0.0:80 is given twice: expected different addresses"),
+    ];
+    for (arguments, variables, code, line) in cases {
+        let refusal = invocation(arguments, variables).expect_err(line);
+        assert_eq!((refusal.line, refusal.exit_code), (format!("error: {line}"), code), "{arguments:?} {variables:?}");
+    }
 }
 
 #[test]

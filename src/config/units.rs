@@ -7,7 +7,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{ListenAddress, ReadyBy, Scaling, Upstream};
+use super::{Internal, ListenAddress, ReadyBy, Scaling, Upstream};
 
 /// The longest path of a Unix socket's address that every system takes, without the NUL (macOS and the BSDs: 104 bytes).
 #[cfg(not(target_os = "linux"))]
@@ -206,6 +206,29 @@ pub fn switch(text: &str) -> Result<bool, String> {
     let words = [("on", true), ("off", false), ("true", true), ("false", false), ("yes", true), ("no", false)];
     let numbers = [("1", true), ("0", false)];
     choice(text, &words).or_else(|_| choice(text, &numbers)).map_err(|_| "expected on or off".to_owned())
+}
+
+/// Where the server's own documents are: `on`, `off`, or a prefix such as `/ops` of letters, digits and `-._~` between
+/// slashes, so that it can be compared byte by byte.
+pub fn internal(text: &str) -> Result<Internal, String> {
+    const LONGEST: usize = 64;
+    let Some(prefix) = text.strip_prefix('/') else {
+        return match switch(text) {
+            Ok(true) => Ok(Internal::Under(String::new())),
+            Ok(false) => Ok(Internal::Off),
+            Err(_) => Err("expected on, off, or a prefix that begins with a slash".to_owned()),
+        };
+    };
+    let plain = |segment: &str| {
+        let legal = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+        !matches!(segment, "" | "." | "..") && segment.bytes().all(legal)
+    };
+    if text.len() > LONGEST || !prefix.split('/').all(plain) {
+        return Err(
+            "expected a prefix of letters, digits and -._~ between single slashes, without one at its end".to_owned()
+        );
+    }
+    Ok(Internal::Under(text.to_owned()))
 }
 
 /// An address to listen on: `0.0.0.0:8080`, `[::]:8080`, `localhost:8080`, `:8080`, a port, or `unix:/run/app.sock`.

@@ -319,6 +319,8 @@ pub(crate) struct Loop<B: Backend> {
     pub limits: HeadLimits,
     pub seats: Vec<Option<Seat>>,
     pub now: Instant,
+    /// The connection that is worked on, which a panic is to cost; [`Key::NONE`] for what concerns none.
+    pub subject: Sock,
     pub clock: Clock,
     /// The next request's id: a random start, so that ids of two loops or two servers do not meet.
     pub next_id: u64,
@@ -388,15 +390,23 @@ impl<B: Backend> Loop<B> {
     pub fn settle(&mut self) {
         loop {
             if let Some(grant) = self.grants.pop_front() {
+                self.concern(grant.waiter.exchange);
                 self.granted(grant);
             } else if let Some(key) = self.again.pop_front() {
+                self.concern(key);
                 self.acquire(key, true);
             } else if let Some(sock) = self.resume.pop_front() {
+                self.subject = sock;
                 self.read_requests(sock);
             } else {
                 return;
             }
         }
+    }
+
+    /// Notes that an exchange is worked on: a panic is to cost its client.
+    pub fn concern(&mut self, exchange: Key) {
+        self.subject = self.exchanges.lookup(exchange).map_or(Key::NONE, |exchange| exchange.client);
     }
 
     /// Closes a client's connection, whose exchange has ended or been abandoned.

@@ -135,8 +135,10 @@ impl<B: Backend> Loop<B> {
 
     fn route(&mut self, sock: Sock, input: &[u8], request: &Request) -> Route {
         let path = request.path.of(input);
-        if self.shared.settings.internal && path.len() <= 7 {
-            match path {
+        if let Some(name) = self.shared.settings.internal.name(path)
+            && name.len() <= 7
+        {
+            match name {
                 b"/server" => return Route::Text(b"ok"),
                 b"/status" if self.is_local(sock, request) => return Route::Status,
                 _ => {}
@@ -210,9 +212,13 @@ impl<B: Backend> Loop<B> {
             match skip.skip(&mut rest) {
                 Ok(Skipped::Done) => {}
                 Ok(Skipped::More) => {
-                    if let Some(client) = self.table.client(sock) {
-                        client.skip = Some(Box::new(skip));
+                    let Some(client) = self.table.client(sock) else { return Step::Stop };
+                    if client.ended {
+                        // The rest will never come.
+                        self.close_client(sock, How::Flushed);
+                        return Step::Stop;
                     }
+                    client.skip = Some(Box::new(skip));
                     self.arm(sock, self.shared.settings.timeouts.body);
                     self.backend.recv(sock, crate::backends::Size::Small);
                     return Step::Stop;

@@ -177,14 +177,18 @@ impl Dispatch {
     ///
     /// While a worker is eligible the queue's clock runs, from when the waiter came or the first worker became eligible, whichever
     /// was later. While none is, the hold's clock runs likewise from when the last one ceased to be. While the gate is closed
-    /// neither runs.
-    pub fn patience(&self, ticket: Ticket, now: Instant) -> Patience {
+    /// neither runs. Workers that come and go start these clocks again and again: `by` ends the wait in any case.
+    pub fn patience(&self, ticket: Ticket, by: Instant, now: Instant) -> Patience {
         let mut state = self.lock();
         let Some(node) = state.queue.lookup(ticket.0) else {
             return Patience::Granted;
         };
         if state.gate == Gate::Closed {
-            return Patience::Until(after(now, SHORTEST_PATIENCE.max(self.policy.queue_timeout)));
+            if now < by {
+                return Patience::Until(by.min(after(now, SHORTEST_PATIENCE.max(self.policy.queue_timeout))));
+            }
+            state.queue.cancel(ticket.0);
+            return Patience::HoldExpired;
         }
         let (queue_timeout, hold) = (self.policy.queue_timeout, self.policy.hold);
         let ready = state.workers.eligible() > 0;
@@ -193,7 +197,7 @@ impl Dispatch {
         } else {
             (state.last_unready, hold, queue_timeout, Patience::HoldExpired)
         };
-        let deadline = after(clock.max(node.since), allowed);
+        let deadline = after(clock.max(node.since), allowed).min(by);
         if now >= deadline {
             state.queue.cancel(ticket.0);
             return expired;

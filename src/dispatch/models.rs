@@ -145,7 +145,7 @@ fn loom_cancel_races_with_the_grant() {
         let (releasing, outbox) = (Arc::clone(&dispatch), mail.clone());
         let releaser = thread::spawn(move || outbox.post(releasing.release(permit, Outcome::Answered, now)));
         let (timing, late) = (Arc::clone(&dispatch), now + Duration::from_secs(5));
-        let timer = thread::spawn(move || timing.patience(second, late));
+        let timer = thread::spawn(move || timing.patience(second, late + Duration::from_secs(60), late));
         let cancelled = dispatch.cancel(first);
         releaser.join().expect("no thread panics");
         let timed_out = timer.join().expect("no thread panics") == Patience::QueueTimeout;

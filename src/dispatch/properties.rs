@@ -16,6 +16,8 @@ use super::*;
 const QUEUE_SIZE: usize = 4;
 const QUEUE_TIMEOUT: Duration = Duration::from_millis(200);
 const HOLD: Duration = Duration::from_millis(500);
+/// Ends a wait whatever the clocks say.
+const REQUEST_TIMEOUT: Duration = Duration::from_millis(800);
 const REQUEST_LIMIT: u64 = 3;
 
 #[derive(Clone, Debug)]
@@ -408,7 +410,9 @@ impl Run {
             0 => (waiting.since.max(model.last_unready) + HOLD, Patience::HoldExpired),
             _ => (waiting.since.max(model.last_ready) + QUEUE_TIMEOUT, Patience::QueueTimeout),
         };
-        match self.dispatch.patience(waiting.ticket, now) {
+        let by = waiting.since + REQUEST_TIMEOUT;
+        let deadline = deadline.min(by);
+        match self.dispatch.patience(waiting.ticket, by, now) {
             Patience::Until(again) => {
                 assert!(now < deadline && now < again && again <= deadline);
                 // Whatever changes, a clock that starts from now on runs out no sooner than that.
@@ -418,7 +422,7 @@ impl Run {
                 assert!(now >= deadline, "{answer:?} came early");
                 assert_eq!(answer, expired);
                 let gone = model.queue.remove(which);
-                assert_eq!(self.dispatch.patience(gone.ticket, now), Patience::Granted);
+                assert_eq!(self.dispatch.patience(gone.ticket, by, now), Patience::Granted);
                 self.end(gone.waiter, End::TimedOut);
             }
         }

@@ -385,6 +385,11 @@ fn the_table_is_bounded() {
     assert!(dispatch.add(at_nowhere("web"), 3, None).is_some());
 }
 
+/// Asks with all the time in the world.
+fn patience(dispatch: &Dispatch, ticket: Ticket, now: Instant) -> Patience {
+    dispatch.patience(ticket, now + Duration::from_secs(1_000_000), now)
+}
+
 #[test]
 fn the_clocks_start_when_workers_come_and_go() {
     let (dispatch, _, start) = with_ready(Balance::Lifo, 1, 0);
@@ -392,22 +397,47 @@ fn the_clocks_start_when_workers_come_and_go() {
     let id = dispatch.add(at_nowhere("web"), 1, None).unwrap();
     let first = wait(&dispatch, 0, start);
     // The hold runs out at 10, but a worker that came now would have the queue's clock run out 2 s from now.
-    assert_eq!(dispatch.patience(first, at(1)), Patience::Until(at(3)));
-    assert_eq!(dispatch.patience(first, at(9)), Patience::Until(at(10)));
-    assert_eq!(dispatch.patience(first, at(10)), Patience::HoldExpired);
+    assert_eq!(patience(&dispatch, first, at(1)), Patience::Until(at(3)));
+    assert_eq!(patience(&dispatch, first, at(9)), Patience::Until(at(10)));
+    assert_eq!(patience(&dispatch, first, at(10)), Patience::HoldExpired);
     assert!(!dispatch.cancel(first));
 
     let second = wait(&dispatch, 1, at(10));
     let [granted] = <[Grant; 1]>::try_from(dispatch.ready(id, at(15))).unwrap();
-    assert_eq!(dispatch.patience(second, at(15)), Patience::Granted);
+    assert_eq!(patience(&dispatch, second, at(15)), Patience::Granted);
     let third = wait(&dispatch, 2, at(12));
-    assert_eq!(dispatch.patience(third, at(16)), Patience::Until(at(17)), "2 s from when a worker came");
+    assert_eq!(patience(&dispatch, third, at(16)), Patience::Until(at(17)), "2 s from when a worker came");
     let fourth = wait(&dispatch, 3, at(16));
-    assert_eq!(dispatch.patience(third, at(17)), Patience::QueueTimeout);
+    assert_eq!(patience(&dispatch, third, at(17)), Patience::QueueTimeout);
     dispatch.died(id, at(17));
-    assert_eq!(dispatch.patience(fourth, at(26)), Patience::Until(at(27)), "10 s from when the last one went");
-    assert_eq!(dispatch.patience(fourth, at(27)), Patience::HoldExpired);
+    assert_eq!(patience(&dispatch, fourth, at(26)), Patience::Until(at(27)), "10 s from when the last one went");
+    assert_eq!(patience(&dispatch, fourth, at(27)), Patience::HoldExpired);
     give_back(&dispatch, [granted.permit], at(27));
+    assert_eq!(dispatch.snapshot().queue_depth, 0);
+}
+
+/// A worker that comes and goes each second, and never has room: neither clock ever runs out.
+#[test]
+fn a_wait_ends_although_the_workers_flap() {
+    let (dispatch, ids, start) = with_ready(Balance::Lifo, 1, 1);
+    let at = |seconds: u64| start + Duration::from_secs(seconds);
+    let permit = take(&dispatch, 9, start);
+    let [first, second] = [0, 1].map(|number| wait(&dispatch, number, start));
+    let by = at(30);
+    for second in 1..30 {
+        match second % 2 {
+            0 => drop(dispatch.ready(ids[0], at(second))),
+            _ => dispatch.unreachable(ids[0], at(second)),
+        }
+        match dispatch.patience(first, by, at(second)) {
+            Patience::Until(again) => assert!(again > at(second) && again <= by),
+            other => panic!("{other:?} after {second} s"),
+        }
+    }
+    assert_eq!(dispatch.patience(first, by, at(30)), Patience::HoldExpired);
+    assert!(dispatch.ready(ids[0], at(30)).is_empty());
+    assert_eq!(dispatch.patience(second, by, at(30)), Patience::QueueTimeout);
+    give_back(&dispatch, [permit], at(30));
     assert_eq!(dispatch.snapshot().queue_depth, 0);
 }
 
@@ -417,7 +447,7 @@ fn endless_patience_is_sayable() {
     let endless = Policy { queue_timeout: Duration::MAX, hold: Duration::MAX, ..policy(Balance::Lifo, 1) };
     let dispatch = Dispatch::new(endless, 1, now);
     let waiting = wait(&dispatch, 0, now);
-    assert!(matches!(dispatch.patience(waiting, now), Patience::Until(again) if again > now));
+    assert!(matches!(patience(&dispatch, waiting, now), Patience::Until(again) if again > now));
 }
 
 #[test]
@@ -541,9 +571,9 @@ fn a_pause_holds_all_back_and_its_end_lets_them_go_by_and_by() {
     let tickets: Vec<Ticket> = (1..=3).map(|number| wait(&dispatch, number, now)).collect();
     assert!(dispatch.release(busy, Outcome::Answered, now).is_none(), "a free worker rests");
     let late = now + Duration::from_secs(3600);
-    assert!(matches!(dispatch.patience(tickets[0], late), Patience::Until(_)), "no clock runs");
+    assert!(matches!(patience(&dispatch, tickets[0], late), Patience::Until(_)), "no clock runs");
     assert_eq!(dispatch.resume(late), 3);
-    assert!(matches!(dispatch.patience(tickets[2], late), Patience::Until(_)), "the queue's clock begins anew");
+    assert!(matches!(patience(&dispatch, tickets[2], late), Patience::Until(_)), "the queue's clock begins anew");
     let (mut let_go, more) = dispatch.let_go(1);
     assert_eq!((let_go.len(), more), (1, true));
     wait(&dispatch, 4, late);

@@ -147,7 +147,7 @@ impl<B: Backend> Loop<B> {
         let isolated = self.shared.settings.app.concurrency == 1;
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let link = exchange.link;
-        let delivered = self.backend.sent(link) > exchange.sent_before;
+        let delivered = self.backend.offered(link) > exchange.sent_before;
         if planted::active(Bug::DirtyLink) {
             exchange.link = Key::NONE;
             self.park(link, None);

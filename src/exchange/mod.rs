@@ -105,7 +105,7 @@ pub(crate) struct Exchange {
     pub worker: Option<WorkerId>,
     /// Prefer any other worker.
     pub exclude: Option<WorkerId>,
-    /// [`Backend::sent`](crate::backends::Backend::sent) of the worker's connection before this request.
+    /// [`Backend::offered`](crate::backends::Backend::offered) of the worker's connection before this request.
     pub sent_before: u64,
 
     /// What is still to come of the answer's body.

@@ -31,8 +31,13 @@ const CHUNK_LINE: usize = 24;
 impl<B: Backend> Loop<B> {
     /// Bytes of an answer of which the head is not complete yet.
     pub fn answer_head(&mut self, key: Key, sock: Sock, block: Block) {
-        let Some(link) = self.table.link(sock) else { return };
-        let mut input = match link.input.take() {
+        let Some(before) = self.table.link(sock).map(|link| link.input.take()) else { return };
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        if before.is_none() && self.backend.offered(sock) == exchange.sent_before {
+            // They were on their way before anything of this request was: no answer to it, whatever they say.
+            return self.lost_before_answer(key, false);
+        }
+        let mut input = match before {
             None => block,
             Some(before) => self.pool.heap_joined(&before, &block),
         };

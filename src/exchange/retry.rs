@@ -7,6 +7,7 @@
 //! | the connect failed | any | the worker is reported; back to the head of the queue, no retry spent |
 //! | 503 with `Rip-Worker-Busy: 1` or `Rip-Worker-Draining: 1` | any | another worker: it did not run |
 //! | ended, and nothing of the request was taken by the kernel | any | a fresh connection, another worker |
+//! | bytes came before anything of the request was taken by the kernel | any | the same: they answer something else |
 //! | a kept connection ended, bytes were delivered | idempotent | wait for word whether the worker died: then 502, else a fresh connection |
 //! | the same | others | 502 |
 //! | a fresh connection ended | any | 502 |
@@ -41,7 +42,7 @@ impl<B: Backend> Loop<B> {
 
     fn busy_link_lost(&mut self, key: Key, sock: Sock, side: Option<Side>) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return self.close_link(sock, How::Now) };
-        let delivered = self.backend.sent(sock) > exchange.sent_before;
+        let delivered = self.backend.offered(sock) > exchange.sent_before;
         match exchange.phase {
             // A failed send that delivered something leaves an early answer possible: receives go on.
             Phase::Awaiting if side == Some(Side::Send) && delivered => {}
@@ -56,7 +57,8 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    fn lost_before_answer(&mut self, key: Key, delivered: bool) {
+    /// The connection is of no use any more, and no answer to the request has come.
+    pub fn lost_before_answer(&mut self, key: Key, delivered: bool) {
         let seen = self
             .exchanges
             .lookup(key)

@@ -61,6 +61,10 @@ impl<B: Backend> Loop<B> {
     fn begin_body(&mut self, key: Key, framing: Framing, input: Block) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let sock = exchange.client;
+        if self.table.client(sock).is_some_and(|client| client.ended) {
+            // What is here is all there will be, and the end is not told a second time.
+            return self.collect(key, input);
+        }
         if exchange.expects {
             if self.shared.dispatch.queue_is_full() {
                 return self.fail(key, 503, QUEUE_FULL);
@@ -104,6 +108,10 @@ impl<B: Backend> Loop<B> {
             self.keep_input(sock, input);
             return self.acquire(key, false);
         }
+        if self.table.client(sock).is_some_and(|client| client.ended) {
+            self.count().client_gone.add(1);
+            return self.client_left(sock, How::Flushed);
+        }
         let budget = self.pool.budget();
         if exchange.body_bytes > self.shared.settings.app.request_buffer as u64 || !budget.fits(SMALL) {
             exchange.streamed = true;
@@ -131,6 +139,10 @@ impl<B: Backend> Loop<B> {
             exchange.since = self.now;
             // A sender that was slow, and was allowed to be, has not used up its worker's time.
             exchange.request_by = self.now + self.shared.settings.app.timeouts.request;
+        } else if self.now >= exchange.request_by {
+            // Workers that look ready and refuse would else have it go from one to the next for ever.
+            self.count().timeouts.add(1);
+            return self.fail(key, 504, "no worker took the request in time");
         }
         let waiter = Waiter { loop_index: self.index, exchange: key };
         let ask = Ask { since: exchange.since, exclude: exchange.exclude, front };
@@ -167,7 +179,7 @@ impl<B: Backend> Loop<B> {
     pub fn queue_expired(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let (sock, Some(ticket)) = (exchange.client, exchange.ticket) else { return };
-        match self.shared.dispatch.patience(ticket, self.now) {
+        match self.shared.dispatch.patience(ticket, exchange.request_by, self.now) {
             Patience::Until(instant) => self.wheel.arm(sock.index, instant),
             // The permit is in the mail; were it lost, this would look for it again.
             Patience::Granted => self.arm(sock, self.shared.settings.app.queue.timeout.max(TICK)),
@@ -277,14 +289,15 @@ impl<B: Backend> Loop<B> {
         exchange.link = sock;
         exchange.phase = Phase::Awaiting;
         exchange.fresh = !link.reused;
-        exchange.sent_before = self.backend.sent(sock);
+        exchange.sent_before = self.backend.offered(sock);
         exchange.read_by = self.now + settings.app.timeouts.read;
         link.exchange = key;
         let connecting = link.state == LinkState::Connecting;
         if !connecting {
             link.state = LinkState::Busy;
         }
-        let wait = if connecting { settings.app.timeouts.connect } else { settings.app.timeouts.read };
+        let left = exchange.request_by.saturating_duration_since(self.now);
+        let wait = if connecting { settings.app.timeouts.connect } else { settings.app.timeouts.read.min(left) };
         self.wheel.arm_after(exchange.client.index, wait);
         self.backend.recv(sock, Size::Small);
         // A body that streams is not kept: nothing of it leaves before the worker is known to be there, so that a connect

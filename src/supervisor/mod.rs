@@ -38,7 +38,7 @@ use signals::{Request, Requester, Requests};
 use spawn::Launcher;
 use stop::Stop;
 use upstreams::Watched;
-use wake::{Sleeper, Waker};
+use wake::{Farewell, Sleeper, Waker};
 
 /// The word that makes this binary the built-in worker.
 pub const BUILT_IN: &str = "worker";
@@ -132,6 +132,8 @@ pub enum ExitReason {
     Stopped,
     /// The app gave up before a worker was ever ready.
     NeverReady,
+    /// An event loop ended although nobody had asked it to.
+    LoopLost,
 }
 
 impl ExitReason {
@@ -140,6 +142,7 @@ impl ExitReason {
         match self {
             ExitReason::Stopped => 0,
             ExitReason::NeverReady => 69,
+            ExitReason::LoopLost => 70,
         }
     }
 }
@@ -189,6 +192,7 @@ pub struct Supervisor {
     requests: Requests,
     requester: Option<Requester>,
     waker: Waker,
+    farewell: Farewell,
     sleeper: Sleeper,
     upstreams: Vec<Watched>,
     upstream_seen: bool,
@@ -263,6 +267,7 @@ impl Supervisor {
             release: None,
             requests,
             requester,
+            farewell: Farewell::new(&waker),
             waker,
             sleeper,
             upstreams,
@@ -272,9 +277,14 @@ impl Supervisor {
         })
     }
 
-    /// Wakes the supervisor, for instance when a loop has ended.
+    /// Wakes the supervisor.
     pub fn waker(&self) -> Waker {
         self.waker.clone()
+    }
+
+    /// How the event loops' threads tell that they end.
+    pub fn farewell(&self) -> Farewell {
+        self.farewell.clone()
     }
 
     /// Makes requests in place of signals; `None` when the supervisor has the signals.
@@ -322,6 +332,7 @@ impl Supervisor {
                 tick();
                 *due = now + *interval;
             }
+            self.notice_lost_loops(now);
             if self.advance_stop(&mut hooks.loops_done, now) {
                 break;
             }

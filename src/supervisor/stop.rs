@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::Supervisor;
+use super::{ExitReason, Supervisor};
 use crate::log::Level;
 use crate::mailbox::Message;
 
@@ -53,6 +53,20 @@ impl Supervisor {
                 self.fleet.stop(HASTY_GRACE, now, &mut self.crew);
                 self.stop = Some(Stop::Workers { hasty: true });
             }
+        }
+    }
+
+    /// A loop that ends unasked leaves connections, permits and its listeners' backlog behind: the server stops as gracefully as
+    /// the others can, and whoever started it may start it again.
+    pub(super) fn notice_lost_loops(&mut self, now: Instant) {
+        if self.stop.is_none() && self.farewell.was_said() {
+            self.crew.log.event(
+                Level::Error,
+                "an event loop has ended although nobody asked it to: the server stops",
+                &[],
+            );
+            self.exit = Some(ExitReason::LoopLost);
+            self.begin_stop(now);
         }
     }
 

@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// Wakes the supervisor. Any number of wakes before it looks are one.
@@ -27,6 +28,29 @@ impl Waker {
     pub fn wake(&self) {
         // A full pipe already holds a wake; a closed one has nobody to be woken.
         (&*self.0).write_all(&[1]).ok();
+    }
+}
+
+/// With this the thread of an event loop says that it ends, however it ends.
+#[derive(Clone, Debug)]
+pub struct Farewell {
+    said: Arc<AtomicBool>,
+    waker: Waker,
+}
+
+impl Farewell {
+    pub(super) fn new(waker: &Waker) -> Farewell {
+        Farewell { said: Arc::default(), waker: waker.clone() }
+    }
+
+    /// Tells the supervisor, for which a loop that ends before it was told to is a failure.
+    pub fn say(&self) {
+        self.said.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    pub(super) fn was_said(&self) -> bool {
+        self.said.load(Ordering::Acquire)
     }
 }
 

@@ -48,7 +48,8 @@ pub fn close_reset_with_a_receive_armed<B: Backend>() {
 
 /// The patience with a peer begins at the close, however long the loop slept before.
 pub fn patience_counts_from_the_close<B: Backend>() {
-    let mut rig = Rig::<B>::with(Options { linger: Duration::from_millis(300), ..options() });
+    let patience = Duration::from_millis(300);
+    let mut rig = Rig::<B>::with(Options { stall: patience, linger: patience, ..options() });
     let (mut stream, sock) = rig.tcp_pair();
     let end = Instant::now() + Duration::from_millis(500);
     while Instant::now() < end {
@@ -203,18 +204,45 @@ pub fn lingering_ends_when_its_time_is_over<B: Backend>() {
 }
 
 pub fn flushed_to_a_peer_that_never_reads_ends<B: Backend>() {
-    let mut rig = Rig::<B>::with(short_linger());
-    let (stream, sock) = rig.tcp_pair();
+    let mut rig = Rig::<B>::with(Options { stall: Duration::from_millis(200), ..options() });
+    let (mut stream, sock) = rig.tcp_pair();
     rig.send(sock, &pattern(0, 2 * EIGHT_MIB));
+    let start = Instant::now();
     rig.close(sock, How::Flushed);
     rig.expect_close(sock);
-    drop(stream);
+    assert!(start.elapsed() >= Duration::from_millis(190), "cut after {:?}", start.elapsed());
+    // What was cut does not look whole.
+    let mut got = Vec::new();
+    assert_eq!(stream.read_to_end(&mut got).unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(got.len() < 2 * EIGHT_MIB);
     rig.finish();
 }
 
-/// The linger time counts from the last progress, so that a slow reader does not lose the tail of its answer.
-pub fn a_steady_slow_reader_outlives_the_linger_time<B: Backend>() {
-    let mut rig = Rig::<B>::with(Options { linger: Duration::from_secs(1), ..options() });
+/// The linger time is for a peer that has everything: one that pauses in the middle has the stall time.
+pub fn a_reader_that_pauses_longer_than_the_linger_time_gets_all<B: Backend>() {
+    let mut rig = Rig::<B>::with(Options { linger: Duration::from_millis(50), ..options() });
+    let (tcp, accepted) = rig.tcp_pair();
+    let (unix, connected) = rig.unix_pair();
+    for sock in [accepted, connected] {
+        rig.send(sock, &pattern(0, EIGHT_MIB));
+        rig.close(sock, How::Flushed);
+    }
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(400) {
+        assert!(rig.turn(Duration::from_millis(20)).is_empty(), "nothing happens while nobody reads");
+    }
+    let readers =
+        [thread::spawn(move || read_pattern(tcp, EIGHT_MIB)), thread::spawn(move || read_pattern(unix, EIGHT_MIB))];
+    rig.expect_close(accepted);
+    rig.expect_close(connected);
+    readers.into_iter().for_each(|reader| reader.join().unwrap());
+    rig.finish();
+}
+
+/// The stall time counts from the last progress, so that a slow reader does not lose the tail of its answer.
+pub fn a_steady_slow_reader_outlives_the_stall_time<B: Backend>() {
+    let stall = Duration::from_secs(1);
+    let mut rig = Rig::<B>::with(Options { stall, linger: stall, ..options() });
     let (mut stream, sock) = rig.unix_pair();
     rig.send(sock, &pattern(0, EIGHT_MIB));
     rig.close(sock, How::Flushed);

@@ -47,6 +47,7 @@ macro_rules! conformance {
                 end_comes_right_behind_the_data
                 a_half_closed_peer_gets_its_answer
                 finish_leaves_after_the_outbox
+                what_may_have_left_counts_as_offered
                 an_idle_connection_sees_the_end_at_once
                 a_reset_fails_the_receive
                 a_failed_send_leaves_an_early_answer_readable
@@ -64,7 +65,8 @@ macro_rules! conformance {
                 finish_and_flushed_linger_though_a_receive_is_armed
                 lingering_ends_when_its_time_is_over
                 flushed_to_a_peer_that_never_reads_ends
-                a_steady_slow_reader_outlives_the_linger_time
+                a_steady_slow_reader_outlives_the_stall_time
+                a_reader_that_pauses_longer_than_the_linger_time_gets_all
                 a_harsher_close_cuts_a_flushed_one_short
                 calls_on_dead_names_do_nothing
                 a_closed_listener_refuses

@@ -41,6 +41,7 @@ pub fn options() -> Options {
     Options {
         max_sockets: 1024,
         pool: Pool::new(64, 8, Budget::new(64 << 20)),
+        stall: Duration::from_secs(60),
         linger: Duration::from_secs(60),
         accept_retry: Duration::from_millis(50),
     }

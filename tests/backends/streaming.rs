@@ -313,3 +313,35 @@ pub fn a_failed_send_leaves_an_early_answer_readable<B: Backend>() {
     rig.expect_end(sock);
     rig.finish();
 }
+
+/// What the peer has read was offered before, although the backend may not have told anybody yet.
+pub fn what_may_have_left_counts_as_offered<B: Backend>() {
+    let mut rig = Rig::<B>::new();
+    let (mut stream, sock) = rig.unix_pair();
+    for round in 0..3u64 {
+        rig.send(sock, b"four");
+        assert_eq!((rig.backend.offered(sock), rig.backend.sent(sock)), (4 * round, 4 * round));
+        rig.wait(Duration::ZERO);
+        let mut bytes = [0; 4];
+        stream.read_exact(&mut bytes).unwrap();
+        assert_eq!(rig.backend.offered(sock), 4 * (round + 1));
+        while rig.next().is_some() {}
+        assert_eq!((rig.backend.offered(sock), rig.backend.sent(sock)), (4 * (round + 1), 4 * (round + 1)));
+    }
+    // More than the kernel takes at once: never more than there is, and never less than was taken.
+    rig.send(sock, &pattern(0, EIGHT_MIB));
+    let mut buffer = vec![0; 64 * 1024];
+    let mut got = 0;
+    while got < EIGHT_MIB {
+        rig.wait(Duration::ZERO);
+        let count = stream.read(&mut buffer).unwrap();
+        assert_eq!(buffer[..count], pattern(got, count));
+        got += count;
+        let (offered, sent) = (rig.backend.offered(sock), rig.backend.sent(sock));
+        assert!(offered >= sent && offered >= 12 + got as u64 && offered <= 12 + EIGHT_MIB as u64);
+        while rig.next().is_some() {}
+    }
+    rig.close(sock, How::Now);
+    rig.expect_close(sock);
+    rig.finish();
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::support::{Client, Ending, Server, Worker, eventually, on_every_backend, pattern, text};
+use crate::support::{Client, Ending, Server, Worker, on_every_backend, pattern, text, until};
 
 on_every_backend! {
     malformed_answers_are_refused
@@ -139,7 +139,7 @@ fn late_surplus_bytes_never_meet_the_next_request(backend: &str) {
     let server = Server::before(backend, &worker.url, &[]);
     let mut client = Client::of(&server);
     for round in 0..2 {
-        assert_eq!(client.ask(GET).body_text(), "first");
+        assert_eq!(client.ask(GET).text(), "first");
         worker.expect_closed(round);
     }
 }
@@ -175,7 +175,7 @@ fn cut_bodies_never_look_whole(backend: &str) {
         let server = Server::before(backend, &worker.url, &[]);
         let mut client = Client::of(&server);
         client.send(format!("{GET}{GET}"));
-        let answer = client.answer(GET);
+        let answer = client.answer();
         assert_eq!(answer.status, 200);
         assert!(!answer.whole, "{}: came as if whole", text(said.as_bytes()));
         let (rest, _) = client.rest();
@@ -208,9 +208,9 @@ fn broken_chunks_never_look_whole(backend: &str) {
             let server = Server::before(backend, &worker.url, &[]);
             let mut client = Client::of(&server);
             client.send(GET);
-            let answer = client.answer(GET);
+            let answer = client.answer();
             assert!(!answer.whole, "{broken:?} came as if whole");
-            assert!(answer.body.len() <= 2, "{broken:?}: {}", answer.body_text());
+            assert!(answer.body.len() <= 2, "{broken:?}: {}", answer.text());
             assert!(client.rest().0.is_empty());
             worker.expect_closed(0);
             assert_eq!(Client::of(&server).get("/server").status, 200);
@@ -239,7 +239,7 @@ fn a_cut_answer_to_an_old_client_is_a_reset(backend: &str) {
     client.send("GET / HTTP/1.0\r\n\r\n");
     assert_eq!(client.rest().1, Ending::Reset);
     let answer = Client::of(&server).ask(GET);
-    assert!(!answer.whole && answer.body == b"half of it", "{}", answer.body_text());
+    assert!(!answer.whole && answer.body == b"half of it", "{}", answer.text());
 }
 
 fn answers_until_the_end_are_framed_anew(backend: &str) {
@@ -301,7 +301,7 @@ fn chunked_answers_keep_their_trailers(backend: &str) {
     for _ in 0..3 {
         let answer = client.ask(GET);
         assert!(answer.whole);
-        assert_eq!((answer.body_text().as_str(), answer.field("trailer")), ("hello", Some("X-Sum")));
+        assert_eq!((answer.text().as_str(), answer.field("trailer")), ("hello", Some("X-Sum")));
         assert!(
             answer.trailers.contains("X-Sum: 42\r\n") && !answer.trailers.contains("Length"),
             "{}",
@@ -332,8 +332,8 @@ fn answers_byte_by_byte_are_as_good_as_at_once(backend: &str) {
         if which == 1 {
             assert_eq!(client.next_answer(false).status, 103);
         }
-        let answer = client.answer(GET);
-        assert!(answer.whole && answer.body == b"hello", "{which}: {}", answer.body_text());
+        let answer = client.answer();
+        assert!(answer.whole && answer.body == b"hello", "{which}: {}", answer.text());
     }
     assert_eq!(worker.records().len(), 1);
 }
@@ -356,11 +356,11 @@ fn a_flood_of_interim_answers_is_bounded(backend: &str) {
     let mut client = Client::of(&server);
     client.send(GET);
     // 100 MB of hints for a client that does not read them.
-    eventually("the worker is through", || through.load(Ordering::SeqCst));
+    until("the worker is through", || through.load(Ordering::SeqCst));
     let got = server.peak_bytes() - before;
     assert!(got < 24 << 20, "{got} bytes more resident");
     let last = std::iter::repeat_with(|| client.next_answer(false)).find(|answer| answer.status != 103).unwrap();
-    assert_eq!((last.status, last.body_text().as_str()), (200, "at last"));
+    assert_eq!((last.status, last.text().as_str()), (200, "at last"));
 }
 
 fn a_silent_worker_is_a_504(backend: &str) {
@@ -380,7 +380,7 @@ fn a_silent_worker_is_a_504(backend: &str) {
     });
     let server = Server::before(backend, &worker.url, &["--read-timeout-ms", "300"]);
     let answer = Client::of(&server).ask(GET);
-    assert!(!answer.whole && answer.body == b"half", "{}", answer.body_text());
+    assert!(!answer.whole && answer.body == b"half", "{}", answer.text());
     worker.expect_closed(0);
 }
 
@@ -393,12 +393,12 @@ fn a_worker_on_tcp_is_as_good(backend: &str) {
     let server = Server::before(backend, &worker.url, &[]);
     let mut client = Client::of(&server);
     for _ in 0..3 {
-        assert!(client.get("/over-tcp").body_text().starts_with("GET /over-tcp HTTP/1.1\r\nHost: test\r\n"));
+        assert!(client.get("/over-tcp").text().starts_with("GET /over-tcp HTTP/1.1\r\nHost: test\r\n"));
     }
     let body = pattern(3 << 20);
     client.send(format!("POST /large HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n", body.len()));
     client.send(&body);
-    assert!(client.answer("POST").body.ends_with(&body));
+    assert!(client.answer().body.ends_with(&body));
     assert_eq!(worker.records().len(), 1);
     drop(worker);
     let named = Worker::tcp(|incoming| {
@@ -408,5 +408,5 @@ fn a_worker_on_tcp_is_as_good(backend: &str) {
     });
     let url = named.url.replace("127.0.0.1", "localhost");
     let server = Server::before(backend, &url, &[]);
-    assert_eq!(Client::of(&server).get("/").body_text(), "named");
+    assert_eq!(Client::of(&server).get("/").text(), "named");
 }

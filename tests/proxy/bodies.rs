@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Server, Worker, eventually, on_every_backend, pattern, text};
+use crate::support::{Client, Server, Worker, on_every_backend, pattern, text, until};
 
 on_every_backend! {
     a_slow_sender_does_not_use_up_its_workers_time
@@ -41,7 +41,7 @@ fn post(client: &mut Client, body: &[u8], chunk: Option<usize>) -> Vec<u8> {
     }
     let mut sender = client.second();
     let sending = std::thread::spawn(move || sender.try_send(&message));
-    let answer = client.answer("POST");
+    let answer = client.answer();
     assert!(sending.join().unwrap(), "the body was not taken");
     assert!(answer.status == 200 && answer.whole, "{}{}", answer.head, text(&answer.body));
     let head = answer.body.windows(4).position(|window| window == b"\r\n\r\n").unwrap();
@@ -100,7 +100,7 @@ fn large_bodies_wait_for_a_slow_worker(backend: &str) {
         let got = server.peak_bytes().saturating_sub(before);
         assert!(got < 8 * MIB, "{got} bytes more resident, chunked: {chunked}");
         go.store(true, Ordering::SeqCst);
-        assert_eq!(client.answer("POST").body_text(), "all of it");
+        assert_eq!(client.answer().text(), "all of it");
         sending.join().unwrap();
         let got = server.peak_bytes().saturating_sub(before);
         assert!(got < 8 * MIB, "{got} bytes more resident, chunked: {chunked}");
@@ -119,7 +119,7 @@ fn a_held_body_takes_no_worker(backend: &str) {
     assert!(!worker.everything().windows(5).any(|window| window == b"/slow"));
     for client in &mut slow {
         client.send(" of it");
-        assert!(client.answer("POST").body_text().ends_with("\r\n\r\nhalf of it"));
+        assert!(client.answer().text().ends_with("\r\n\r\nhalf of it"));
     }
 }
 
@@ -134,14 +134,14 @@ fn a_stalled_sender_gives_its_permit_up(backend: &str) {
         }
         stalled.send(vec![b'x'; 2_000_000]);
         let path = format!("/stalled{index}");
-        eventually("the worker has the beginning", || worker.of(&path).is_some());
+        until("the worker has the beginning", || worker.of(&path).is_some());
         let started = Instant::now();
         assert_eq!(Client::of(&server).get("/next").status, 200);
         assert!(started.elapsed() < Duration::from_secs(8), "the next one waited {:?}", started.elapsed());
-        let answer = stalled.answer("POST");
+        let answer = stalled.answer();
         assert_eq!((answer.status, answer.field("connection")), (408, Some("close")));
         stalled.expect_end();
-        eventually("the worker sees the end", || worker.of(&path).is_some_and(|record| record.ended));
+        until("the worker sees the end", || worker.of(&path).is_some_and(|record| record.ended));
     }
 }
 
@@ -164,12 +164,12 @@ fn an_early_answer_is_passed_on(backend: &str) {
         let body = [b"1c9c380\r\n".as_slice(), &pattern(2_000_000)].concat();
         let body = if framing.starts_with('T') { body } else { body[9..].to_vec() };
         let sending = std::thread::spawn(move || sender.try_send(&body));
-        let answer = client.answer("POST");
-        assert_eq!((answer.status, answer.body_text().as_str()), (403, "no!"));
+        let answer = client.answer();
+        assert_eq!((answer.status, answer.text().as_str()), (403, "no!"));
         assert_eq!(answer.field("connection"), Some("close"));
         assert!(sending.join().unwrap(), "a client must be able to send on until it reads the answer");
         client.expect_end();
-        assert_eq!(Client::of(&server).get("/next").body_text(), "fine");
+        assert_eq!(Client::of(&server).get("/next").text(), "fine");
     }
 }
 
@@ -185,8 +185,8 @@ fn an_early_answer_of_a_worker_that_closes_is_passed_on(backend: &str) {
         client.send(format!("POST /early HTTP/1.1\r\nHost: test\r\nContent-Length: {size}\r\n\r\n"));
         let mut sender = client.second();
         let sending = std::thread::spawn(move || sender.try_send(&pattern(2_000_000)));
-        let answer = client.answer("POST");
-        assert_eq!((answer.status, answer.body_text().as_str()), (413, "no!"), "{}", answer.head);
+        let answer = client.answer();
+        assert_eq!((answer.status, answer.text().as_str()), (413, "no!"), "{}", answer.head);
         assert!(sending.join().unwrap());
     }
 }
@@ -211,7 +211,7 @@ fn bodies_in_tiny_chunks_do_not_hold_others_up(backend: &str) {
         other.expect_alive();
         longest = longest.max(started.elapsed());
     }
-    let answer = client.answer("POST");
+    let answer = client.answer();
     assert!(answer.body.ends_with(&body), "{} bytes came back", answer.body.len());
     sending.join().unwrap();
     assert!(longest < Duration::from_millis(500), "another client waited {longest:?}");
@@ -249,7 +249,7 @@ fn a_client_that_leaves_in_a_streamed_body_leaves_it_incomplete(backend: &str) {
             client.send("2dc6c0\r\n");
         }
         client.send(vec![b'x'; 2_000_000]);
-        eventually("the worker has the beginning", || worker.records().len() > index);
+        until("the worker has the beginning", || worker.records().len() > index);
         drop(client);
         let got = worker.expect_closed(index);
         assert!(got.len() < 2_100_000 && !got.ends_with(b"0\r\n\r\n"), "{}", text(&got[got.len() - 20..]));
@@ -272,6 +272,6 @@ fn a_slow_sender_does_not_use_up_its_workers_time(backend: &str) {
     // The body's own deadline allows for this; it is what the test is about.
     std::thread::sleep(std::time::Duration::from_millis(1200));
     client.send("ow");
-    let answer = client.answer("POST");
-    assert_eq!((answer.status, answer.body_text().as_str()), (200, "ok"));
+    let answer = client.answer();
+    assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
 }

@@ -14,8 +14,8 @@ on_every_backend! {
 /// What the worker gets for a GET with these lines, in small letters, one string a line.
 fn seen(client: &mut Client, lines: &str) -> Vec<String> {
     let answer = client.ask(&format!("GET /seen HTTP/1.1\r\nHost: test\r\n{lines}\r\n"));
-    assert_eq!(answer.status, 200, "{}", answer.body_text());
-    answer.body_text().lines().map(str::to_ascii_lowercase).filter(|line| !line.is_empty()).collect()
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    answer.text().lines().map(str::to_ascii_lowercase).filter(|line| !line.is_empty()).collect()
 }
 
 fn values<'a>(lines: &'a [String], name: &str) -> Vec<&'a str> {
@@ -58,11 +58,11 @@ fn what_connection_names_ends_here(backend: &str) {
         "POST /framed HTTP/1.1\r\nHost: test\r\nConnection: Content-Length\r\nContent-Length: {}\r\n\r\n{smuggled}",
         smuggled.len()
     );
-    let body = client.ask(&request).body_text();
+    let body = client.ask(&request).text();
     assert!(body.starts_with("POST /framed ") && body.ends_with(smuggled), "{body}");
     let request = "POST /framed HTTP/1.1\r\nHost: test\r\nConnection: Transfer-Encoding\r\nTransfer-Encoding: chunked\r\n\
                    \r\n3\r\nabc\r\n0\r\n\r\n";
-    assert!(client.ask(request).body_text().ends_with("\r\n\r\nabc"));
+    assert!(client.ask(request).text().ends_with("\r\n\r\nabc"));
     client.expect_alive();
 }
 
@@ -98,7 +98,7 @@ fn forwarded_fields_are_ours(backend: &str) {
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
     assert!((now - 20.0..now + 1.0).contains(&seconds), "{start} at {now}");
     let answer = Client::of(&server).ask("GET / HTTP/1.0\r\n\r\n");
-    assert!(answer.body_text().contains("\r\nVia: 1.0 production_server\r\n"), "{}", answer.body_text());
+    assert!(answer.text().contains("\r\nVia: 1.0 production_server\r\n"), "{}", answer.text());
 }
 
 fn what_is_the_clients_passes_untouched(backend: &str) {
@@ -108,11 +108,11 @@ fn what_is_the_clients_passes_untouched(backend: &str) {
     let lines = "Cookie: a=b; c=\"d\"\r\nAccept: */*\r\nCookie: e=f\r\nx-CASE: MiXed\r\nX-Empty:\r\nX-Spaces:   a  b\t \r\n\
                  X-Utf8: gr\u{fc}n\r\nAuthorization: Basic eA==\r\nAccept-Encoding: gzip, br\r\n";
     let answer = client.ask(&format!("GET /seen HTTP/1.1\r\nHost: test\r\n{lines}\r\n"));
-    let body = answer.body_text();
+    let body = answer.text();
     assert!(body.starts_with(&format!("GET /seen HTTP/1.1\r\nHost: test\r\n{lines}")), "{body}");
     // Lines that end in a bare LF are accepted and do not leave as such.
     client.send("GET /bare HTTP/1.1\nHost: test\nX-A:  b \nX-C: d\r\n\n");
-    let body = client.answer("GET").body_text();
+    let body = client.answer().text();
     assert!(body.starts_with("GET /bare HTTP/1.1\r\nHost: test\r\nX-A: b\r\nX-C: d\r\n"), "{body}");
     assert!(!body.replace("\r\n", "").contains('\n'), "{body}");
 }
@@ -175,7 +175,7 @@ fn unwanted_upgrades_are_dropped(backend: &str) {
     let body = client.ask(
         "POST / HTTP/1.1\r\nHost: test\r\nConnection: upgrade\r\nUpgrade: websocket\r\nContent-Length: 2\r\n\r\nab",
     );
-    assert!(!body.body_text().to_ascii_lowercase().contains("upgrade"), "{}", body.body_text());
+    assert!(!body.text().to_ascii_lowercase().contains("upgrade"), "{}", body.text());
     let lines = seen(&mut client, "Connection: keep-alive, Upgrade\r\nUpgrade: WebSocket\r\nSec-WebSocket-Key: x\r\n");
     assert_eq!(values(&lines, "connection"), ["upgrade"]);
     assert_eq!(values(&lines, "upgrade"), ["websocket"]);

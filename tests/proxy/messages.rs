@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Client, Ending, Server, Worker, eventually, on_every_backend};
+use crate::support::{Client, Ending, Server, Worker, on_every_backend, until};
 
 on_every_backend! {
     pipelines_of_any_depth_are_answered_in_order
@@ -39,7 +39,7 @@ fn pipelines_of_any_depth_are_answered_in_order(backend: &str) {
         }
         client.send(requests);
         for index in 0..depth {
-            let body = client.answer("GET").body_text();
+            let body = client.answer().text();
             match index % 4 {
                 0 | 3 => assert_eq!(body, "ok"),
                 1 => assert!(body.starts_with(&format!("GET /{index} ")), "{body}"),
@@ -65,7 +65,7 @@ fn a_pipeline_across_many_packets_is_answered_in_order(backend: &str) {
         }
     });
     for index in 0..200 {
-        let body = client.answer("GET").body_text();
+        let body = client.answer().text();
         assert!(body.starts_with(&format!("GET /{index} ")), "{index}: {body}");
     }
     sending.join().unwrap();
@@ -87,7 +87,7 @@ fn connections_are_kept_and_closed_as_asked(backend: &str) {
             let mut client = Client::of(&server);
             // What stands behind a last request is not answered.
             client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\nConnection: {connection}\r\n\r\n{GET}"));
-            let answer = client.answer("GET");
+            let answer = client.answer();
             assert_eq!((answer.status, answer.field("connection")), (200, Some("close")), "{path} {connection}");
             client.expect_end();
         }
@@ -102,7 +102,7 @@ fn old_clients_are_served(backend: &str) {
     for path in ["/server", "/forwarded"] {
         let mut client = Client::of(&server);
         client.send(format!("GET {path} HTTP/1.0\r\n\r\nGET /behind HTTP/1.0\r\n\r\n"));
-        let answer = client.answer("GET");
+        let answer = client.answer();
         assert_eq!(answer.status, 200);
         assert!(matches!(answer.field("connection"), None | Some("close")), "{}", answer.head);
         client.expect_end();
@@ -113,13 +113,13 @@ fn old_clients_are_served(backend: &str) {
             assert_eq!((answer.status, answer.field("connection")), (200, Some("keep-alive")), "{path}");
         }
         client.send(format!("GET {path} HTTP/1.0\r\nConnection: keep-alive, close\r\n\r\n"));
-        assert_eq!(client.answer("GET").status, 200);
+        assert_eq!(client.answer().status, 200);
         client.expect_end();
     }
     // A later minor version is served as 1.1 (RFC 9110 §2.5).
     let mut client = Client::of(&server);
     let answer = client.ask("GET /next HTTP/1.2\r\nHost: test\r\n\r\n");
-    assert!(answer.body_text().starts_with("GET /next HTTP/1.1\r\n"), "{}", answer.body_text());
+    assert!(answer.text().starts_with("GET /next HTTP/1.1\r\n"), "{}", answer.text());
     client.expect_alive();
     let all = String::from_utf8(worker.everything()).unwrap();
     assert!(!all.contains("/behind") && !all.contains("HTTP/1.0\r\n"), "{all}");
@@ -131,17 +131,17 @@ fn byte_by_byte_is_as_good_as_at_once(backend: &str) {
     let server = Server::before(backend, &worker.url, &[]);
     let mut client = Client::of(&server);
     client.send_slowly("GET /slow HTTP/1.1\r\nHost: test\r\nX-A: b\r\n\r\n");
-    assert!(client.answer("GET").body_text().starts_with("GET /slow HTTP/1.1\r\nHost: test\r\nX-A: b\r\n"));
+    assert!(client.answer().text().starts_with("GET /slow HTTP/1.1\r\nHost: test\r\nX-A: b\r\n"));
     client.send_slowly("POST /slow HTTP/1.1\r\nHost: test\r\nContent-Length: 5\r\n\r\nhello");
-    assert!(client.answer("POST").body_text().ends_with("\r\n\r\nhello"));
+    assert!(client.answer().text().ends_with("\r\n\r\nhello"));
     client.send_slowly(
         "POST /slow HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n\
          03;a=\"b\"\r\nhel\r\n2\r\nlo\r\n0\r\nX-End: yes\r\n\r\n",
     );
-    let body = client.answer("POST").body_text();
+    let body = client.answer().text();
     assert!(body.ends_with("\r\n\r\nhelloX-End: yes\r\n"), "{body}");
     client.send_slowly("GET /server HTTP/1.1\nHost: test\n\n");
-    assert_eq!(client.answer("GET").body_text(), "ok");
+    assert_eq!(client.answer().text(), "ok");
     assert_eq!(worker.records().len(), 1, "one connection to the worker is enough");
 }
 
@@ -151,7 +151,7 @@ fn empty_lines_before_a_request_are_skipped(backend: &str) {
     let mut client = Client::of(&server);
     for empty in ["\r\n", "\r\n\r\n", "\n", "\r\n\n\r\n"] {
         let answer = client.ask(&format!("{empty}GET /fine HTTP/1.1\r\nHost: test\r\n\r\n"));
-        assert!(answer.body_text().starts_with("GET /fine "), "{}", answer.body_text());
+        assert!(answer.text().starts_with("GET /fine "), "{}", answer.text());
         client.send_slowly(empty);
         client.expect_alive();
     }
@@ -174,7 +174,7 @@ fn targets_of_all_forms_reach_the_worker(backend: &str) {
         ("GET /empty-host HTTP/1.1\r\nHost:", "/empty-host", ""),
     ];
     for (head, target, host) in cases {
-        let body = client.ask(&format!("{head}\r\n\r\n")).body_text();
+        let body = client.ask(&format!("{head}\r\n\r\n")).text();
         let method = head.split(' ').next().unwrap();
         assert!(body.starts_with(&format!("{method} {target} HTTP/1.1\r\n")), "{head}: {body}");
         assert_eq!(body.matches("\r\nHost:").count(), 1, "{head}: {body}");
@@ -190,10 +190,10 @@ fn max_forwards_is_counted_down(backend: &str) {
     assert_eq!((answer.status, answer.body.len()), (200, 0));
     worker.expect_nothing("Max-Forwards: 0");
     let answer = client.ask("OPTIONS / HTTP/1.1\r\nHost: test\r\nMax-Forwards: 3\r\n\r\n");
-    assert!(answer.body_text().contains("\r\nMax-Forwards: 2\r\n"), "{}", answer.body_text());
+    assert!(answer.text().contains("\r\nMax-Forwards: 2\r\n"), "{}", answer.text());
     // It means nothing with another method.
     let answer = client.ask("GET / HTTP/1.1\r\nHost: test\r\nMax-Forwards: 0\r\n\r\n");
-    assert!(answer.body_text().contains("\r\nMax-Forwards: 0\r\n"), "{}", answer.body_text());
+    assert!(answer.text().contains("\r\nMax-Forwards: 0\r\n"), "{}", answer.text());
 }
 
 fn expectations_are_answered_here(backend: &str) {
@@ -208,10 +208,10 @@ fn expectations_are_answered_here(backend: &str) {
         client.send(head(lines));
         assert_eq!(client.next_answer(false).status, 100);
         client.send(body);
-        assert!(client.answer("POST").body_text().ends_with("\r\n\r\nhello"));
+        assert!(client.answer().text().ends_with("\r\n\r\nhello"));
         // It is there already: no 100.
         client.send(head(lines) + body);
-        assert!(client.answer("POST").body_text().ends_with("\r\n\r\nhello"));
+        assert!(client.answer().text().ends_with("\r\n\r\nhello"));
     }
     // Nothing to wait for, and a client that does not know of 100 (RFC 9110 §10.1.1).
     assert_eq!(client.ask(&head("")).status, 200);
@@ -220,7 +220,7 @@ fn expectations_are_answered_here(backend: &str) {
     old.send("POST / HTTP/1.0\r\nExpect: 100-continue\r\nContent-Length: 5\r\n\r\n");
     old.expect_silence(Duration::from_millis(100));
     old.send("hello");
-    assert_eq!(old.answer("POST").status, 200);
+    assert_eq!(old.answer().status, 200);
     // A final answer comes without 100, whoever gives it.
     for (lines, status) in [("Content-Length: 1048577\r\n", 413), ("Expect: more\r\nContent-Length: 5\r\n", 417)] {
         let mut client = Client::of(&server);
@@ -256,7 +256,7 @@ fn bodiless_answers_stay_bodiless(backend: &str) {
         }
         let mut old = Client::of(&server);
         old.send(format!("{method} / HTTP/1.0\r\n\r\n"));
-        old.answer(&request);
+        old.next_answer(method == "HEAD");
         old.expect_end();
         // The request behind is read in the right place.
         client.expect_alive();
@@ -279,7 +279,7 @@ fn interim_answers_pass_to_clients_that_know_them(backend: &str) {
         assert_eq!((hints.status, hints.field("link")), (103, Some("</a.css>; rel=preload")));
         assert_eq!((hints.field("x-hop"), hints.field("connection")), (None, None));
         assert_eq!(client.next_answer(false).status, 102);
-        assert_eq!(client.answer(GET).body_text(), "hi");
+        assert_eq!(client.answer().text(), "hi");
     }
     let mut old = Client::of(&server);
     old.send("GET / HTTP/1.0\r\n\r\n");
@@ -306,7 +306,7 @@ fn half_closed_clients_that_said_close_are_served(backend: &str) {
         client.send(request);
         client.finish();
         for _ in 0..request.matches("Host: test").count().max(1) {
-            assert_eq!(client.answer(request).status, 200, "{request}");
+            assert_eq!(client.answer().status, 200, "{request}");
         }
         client.expect_end();
     }
@@ -321,10 +321,10 @@ fn half_closed_clients_that_wait_for_more_are_cancelled(backend: &str) {
     let server = Server::before(backend, &worker.url, &[]);
     let mut client = Client::of(&server);
     client.send(format!("GET /server HTTP/1.1\r\nHost: test\r\n\r\n{GET}"));
-    eventually("the worker has the request", || !worker.records().is_empty());
+    until("the worker has the request", || !worker.records().is_empty());
     client.finish();
     // The earlier answer leaves, the one that nobody can be sure to want does not.
-    assert_eq!(client.answer(GET).body_text(), "ok");
+    assert_eq!(client.answer().text(), "ok");
     client.expect_end();
     worker.expect_closed(0);
     // A request that is not whole is not served either.
@@ -350,12 +350,10 @@ fn a_client_that_leaves_frees_its_place(backend: &str) {
         let mut stuck = Client::of(&server);
         let before = worker.records().iter().filter(|record| record.ended).count();
         stuck.send("GET /stuck HTTP/1.1\r\nHost: test\r\n\r\n");
-        eventually("the worker is stuck", || worker.everything().ends_with(b"production_server\r\n\r\n"));
+        until("the worker is stuck", || worker.everything().ends_with(b"production_server\r\n\r\n"));
         drop(stuck);
-        assert_eq!(Client::of(&server).get("/next").body_text(), "served");
-        eventually("the stuck connection ends", || {
-            worker.records().iter().filter(|record| record.ended).count() > before
-        });
+        assert_eq!(Client::of(&server).get("/next").text(), "served");
+        until("the stuck connection ends", || worker.records().iter().filter(|record| record.ended).count() > before);
     }
 }
 
@@ -365,22 +363,22 @@ fn bodies_of_requests_answered_here_are_skipped(backend: &str) {
     let mut client = Client::of(&server);
     let body = "x".repeat(100_000);
     client.send(format!("POST /server HTTP/1.1\r\nHost: test\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
-    assert_eq!(client.answer("POST").body_text(), "ok");
+    assert_eq!(client.answer().text(), "ok");
     client.send(format!(
         "POST /server HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n{GET}",
         body.len()
     ));
-    assert_eq!(client.answer("POST").body_text(), "ok");
-    assert!(client.answer("GET").body_text().starts_with("GET / "));
+    assert_eq!(client.answer().text(), "ok");
+    assert!(client.answer().text().starts_with("GET / "));
     // A broken one is never mistaken for a request.
     client.send(format!("POST /server HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nabcdeX{GET}"));
-    assert_eq!(client.answer("POST").body_text(), "ok");
+    assert_eq!(client.answer().text(), "ok");
     client.expect_end();
     // One that is too long to be read for nothing ends the connection, and the answer is read nevertheless.
     let mut client = Client::of(&server);
     client.send("POST /server HTTP/1.1\r\nHost: test\r\nContent-Length: 5000000\r\n\r\n");
     client.try_send(&[b'x'; 5_000_000]);
-    assert_eq!(client.answer("POST").body_text(), "ok");
+    assert_eq!(client.answer().text(), "ok");
     let (rest, ending) = client.rest();
     assert_eq!((rest.len(), ending), (0, Ending::End));
 }

@@ -3,6 +3,7 @@
 mod answers;
 mod bodies;
 mod fields;
+mod inside;
 mod messages;
 mod refusals;
 mod streaming;

@@ -1,6 +1,6 @@
 //! What is refused, over the wire: the status, the connection's end, and that the worker got nothing of it.
 
-use crate::support::{Client, Ending, Server, Worker, eventually, on_every_backend, pattern, text};
+use crate::support::{Client, Ending, Server, Worker, on_every_backend, pattern, text, until};
 
 on_every_backend! {
     malformed_heads_are_refused
@@ -46,9 +46,9 @@ fn expect_refusals(backend: &str, cases: &[(u16, String)]) {
 }
 
 fn expect_refusal(client: &mut Client, status: u16, what: &str) {
-    let answer = client.answer("");
+    let answer = client.answer();
     let what = text(what.as_bytes());
-    assert_eq!(answer.status, status, "{what}\n{}{}", answer.head, answer.body_text());
+    assert_eq!(answer.status, status, "{what}\n{}{}", answer.head, answer.text());
     assert_eq!(answer.field("connection"), Some("close"), "{what}");
     let (rest, ending) = client.rest();
     assert!(rest.is_empty(), "{what}: behind the refusal came {}", text(&rest));
@@ -268,7 +268,7 @@ fn a_body_that_breaks_while_it_streams_is_visibly_incomplete(backend: &str) {
     {
         let mut client = Client::of(&server);
         client.send(format!("{head}{beginning}"));
-        eventually("the worker gets the body", || {
+        until("the worker gets the body", || {
             worker.records().get(index).is_some_and(|record| record.bytes.len() > 0x10_0000)
         });
         client.try_send(format!("{end}{BEHIND}").as_bytes());
@@ -312,7 +312,7 @@ fn trailers_that_would_mislead_are_dropped(backend: &str) {
         post("Transfer-Encoding: chunked\r\nTrailer: X-Checksum\r\n", &format!("2\r\nab\r\n0\r\n{trailers}\r\n"));
     let answer = Client::of(&server).ask(&request);
     assert_eq!(answer.status, 200);
-    let body = answer.body_text();
+    let body = answer.text();
     assert!(body.ends_with("\r\n\r\nabX-Checksum: 7\r\n"), "{body}");
     let all = String::from_utf8(worker.everything()).unwrap();
     assert!(!all.contains("evil") && !all.contains("a=b"), "{all}");
@@ -339,7 +339,7 @@ fn a_refused_client_that_still_sends_reads_the_refusal(backend: &str) {
         // A client that reads only when it has sent all is the hard case.
         assert!(sending.join().unwrap(), "the server stopped reading a client that it had refused: {head}");
         client.finish();
-        let answer = client.answer("");
+        let answer = client.answer();
         assert_eq!(answer.status, status);
         client.expect_end();
     }
@@ -391,8 +391,8 @@ fn a_refusal_does_not_overtake_earlier_answers(backend: &str) {
         "GET /1 HTTP/1.1\r\nHost: test\r\n\r\nGET /server HTTP/1.1\r\nHost: test\r\n\r\n{}{BEHIND}",
         get("X : y\r\n")
     ));
-    assert!(client.answer("GET").body_text().starts_with("GET /1 "));
-    assert_eq!(client.answer("GET").body_text(), "ok");
+    assert!(client.answer().text().starts_with("GET /1 "));
+    assert_eq!(client.answer().text(), "ok");
     expect_refusal(&mut client, 400, "behind two that are fine");
     let all = String::from_utf8(worker.everything()).unwrap();
     assert_eq!(all.matches("HTTP/1.1\r\n").count(), 1, "{all}");

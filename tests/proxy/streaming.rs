@@ -4,14 +4,17 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Server, Worker, eventually, on_every_backend, pattern};
+use crate::support::{Client, Server, Worker, on_every_backend, pattern, until};
 
 on_every_backend! {
     pieces_arrive_before_the_next_is_made
     old_clients_get_their_pieces_at_once
     a_client_that_leaves_a_stream_ends_it
     a_stream_outlives_the_read_timeout
-    a_slow_reader_does_not_hold_the_worker
+    slow_readers_hold_neither_the_worker_nor_much_memory
+    heads_that_arrive_byte_by_byte_do_not_slow_another_client
+    memory_for_slow_readers_ends_at_its_limit
+    a_reader_without_progress_is_cut_and_a_slow_one_is_not
     a_slow_reader_of_an_endless_answer_is_bounded
     a_pipeline_whose_answers_nobody_reads_is_bounded
     a_pipeline_that_waits_for_its_reader_survives_a_half_close
@@ -120,30 +123,110 @@ fn a_stream_outlives_the_read_timeout(backend: &str) {
     assert_eq!(client.take(5), b"0\r\n\r\n");
 }
 
-fn a_slow_reader_does_not_hold_the_worker(backend: &str) {
-    let body = pattern(10 << 20);
-    let large = body.clone();
-    let worker = Worker::new(move |incoming| {
+/// A worker of one request at a time: `/large` is that body, all else is small.
+fn large_or_small(body: &[u8]) -> Worker {
+    let large = body.to_vec();
+    Worker::new(move |incoming| {
         while let Some((head, _)) = incoming.request() {
             incoming.respond(if head.starts_with("GET /large") { &large } else { b"small" });
         }
-    });
+    })
+}
+
+fn slow_readers_hold_neither_the_worker_nor_much_memory(backend: &str) {
+    const READERS: usize = 4;
+    let body = pattern(10 << 20);
+    let worker = large_or_small(&body);
     let server = Server::before(backend, &worker.url, &[]);
-    let mut slow: Vec<_> = (0..4).map(|_| Client::of(&server)).collect();
-    for client in &mut slow {
-        client.read_little();
-        client.send("GET /large HTTP/1.1\r\nHost: test\r\n\r\n");
-    }
     let mut other = Client::of(&server);
-    for _ in 0..5 {
-        let started = Instant::now();
-        assert_eq!(other.get("/small").body_text(), "small");
-        assert!(started.elapsed() < Duration::from_secs(2), "behind slow readers it took {:?}", started.elapsed());
+    assert_eq!(other.get("/small").text(), "small");
+    let before = server.resident_bytes();
+    let mut slow: Vec<_> = (0..READERS).map(|_| Client::of(&server)).collect();
+    for client in &mut slow {
+        client.begin("/large");
+        assert!(client.head().unwrap().contains("Content-Length: 10485760\r\n"));
     }
-    let mut slow = slow.pop().unwrap();
-    let head = slow.head().unwrap();
-    assert!(head.contains("Content-Length: 10485760\r\n"), "{head}");
-    assert!(slow.take(100_000) == body[..100_000]);
+    // A byte of each answer goes by, and a whole request of somebody else through the one worker.
+    let mut slowest = Duration::ZERO;
+    for _ in 0..200 {
+        slow.iter_mut().for_each(Client::sip);
+        let started = Instant::now();
+        assert_eq!(other.get("/small").text(), "small");
+        slowest = slowest.max(started.elapsed());
+    }
+    assert!(slowest < Duration::from_secs(2), "behind slow readers a request took {slowest:?}");
+    let got = server.peak_bytes().saturating_sub(before);
+    assert!(got < READERS * body.len() * 5 / 4 + (8 << 20), "{got} bytes more resident");
+    for client in &mut slow {
+        assert!(client.take(body.len()) == body);
+        client.expect_alive();
+    }
+}
+
+fn heads_that_arrive_byte_by_byte_do_not_slow_another_client(backend: &str) {
+    let worker = large_or_small(b"large");
+    let server = Server::before(backend, &worker.url, &["--queue-timeout-ms", "60000"]);
+    let mut other = Client::of(&server);
+    let mut slow: Vec<_> = (0..200).map(|_| Client::of(&server)).collect();
+    let mut slowest = Duration::ZERO;
+    for byte in b"GET /large HTTP/1.1\r\nHost: test\r\n\r\n" {
+        for client in &mut slow {
+            client.send([*byte]);
+        }
+        let started = Instant::now();
+        assert_eq!(other.get("/small").text(), "small");
+        slowest = slowest.max(started.elapsed());
+    }
+    assert!(slowest < Duration::from_secs(2), "behind slow heads a request took {slowest:?}");
+    for client in &mut slow {
+        assert_eq!(client.answer().text(), "large");
+    }
+}
+
+fn memory_for_slow_readers_ends_at_its_limit(backend: &str) {
+    const LIMIT: usize = 16 << 20;
+    let body = pattern(10 << 20);
+    let worker = large_or_small(&body);
+    let flags = ["--buffer-bytes", "16MiB", "--queue-timeout-ms", "60000"];
+    let server = Server::before(backend, &worker.url, &flags);
+    let before = server.resident_bytes();
+    let mut slow: Vec<_> = (0..6).map(|_| Client::of(&server)).collect();
+    for client in &mut slow {
+        client.begin("/large");
+    }
+    // One after the other is read to its end: that makes room for the next.
+    for client in &mut slow {
+        assert!(client.answer().body == body);
+    }
+    let got = server.peak_bytes().saturating_sub(before);
+    assert!(got < LIMIT + (8 << 20), "{got} bytes more resident");
+}
+
+fn a_reader_without_progress_is_cut_and_a_slow_one_is_not(backend: &str) {
+    const TIMEOUT: Duration = Duration::from_secs(1);
+    let body = pattern(10 << 20);
+    let worker = large_or_small(&body);
+    let server = Server::before(backend, &worker.url, &["--write-timeout", "1s"]);
+    let (mut slow, mut stuck) = (Client::of(&server), Client::of(&server));
+    for client in [&mut slow, &mut stuck] {
+        client.begin("/large");
+        client.head().unwrap();
+    }
+    let started = Instant::now();
+    let mut cut = None;
+    // The one takes 2 MiB a second, and so more than four timeouts for all of it.
+    for portion in body.chunks(1 << 18) {
+        assert!(slow.take(portion.len()) == portion, "the slow one got other bytes");
+        std::thread::sleep(TIMEOUT / 8);
+        if cut.is_none() && server.status()["active_connections"] == 2 {
+            cut = Some(started.elapsed());
+        }
+    }
+    slow.expect_alive();
+    let cut = cut.expect("the one that reads nothing is cut");
+    assert!(cut >= TIMEOUT, "cut after {cut:?} already");
+    let (rest, _) = stuck.rest();
+    assert!(rest.len() < body.len() && body.starts_with(&rest), "it got all {} bytes", rest.len());
 }
 
 fn a_slow_reader_of_an_endless_answer_is_bounded(backend: &str) {
@@ -165,7 +248,7 @@ fn a_slow_reader_of_an_endless_answer_is_bounded(backend: &str) {
     client.send("GET /endless HTTP/1.1\r\nHost: test\r\n\r\n");
     client.head().unwrap();
     // It makes no progress: the write timeout ends it, and with it the worker's connection.
-    eventually("the worker is let go", || {
+    until("the worker is let go", || {
         worker.records().iter().any(|record| record.ended) || {
             Client::of(&server).ask("GET /next HTTP/1.0\r\n\r\n").status == 200
         }
@@ -189,8 +272,8 @@ fn a_pipeline_whose_answers_nobody_reads_is_bounded(backend: &str) {
     // 120 MB of answers are asked for in a few packets, and none is read until the write timeout ends it.
     client.send("GET /p HTTP/1.1\r\nHost: test\r\n\r\n".repeat(2000));
     client.head().unwrap();
-    eventually("the client is cut", || {
-        let status = Client::of(&server).get("/status").body_text();
+    until("the client is cut", || {
+        let status = Client::of(&server).get("/status").text();
         status.contains("\"active_connections\":1,") || status.contains("\"active_connections\": 1,")
     });
     let got = server.peak_bytes().saturating_sub(before);
@@ -211,10 +294,10 @@ fn a_pipeline_that_waits_for_its_reader_survives_a_half_close(backend: &str) {
     let mut client = Client::of(&server);
     client.send("GET /large HTTP/1.1\r\nHost: test\r\n\r\nGET /server HTTP/1.1\r\nHost: test\r\n\r\n");
     // The worker's only place is free again: its part of the large answer is over, the reader's is not.
-    eventually("the worker has the large one", || !worker.records().is_empty());
-    assert_eq!(Client::of(&server).get("/small").body_text(), "small");
+    until("the worker has the large one", || !worker.records().is_empty());
+    assert_eq!(Client::of(&server).get("/small").text(), "small");
     client.finish();
-    assert!(client.answer("GET").body == body, "the large answer is not whole");
-    assert_eq!(client.answer("GET").body_text(), "ok");
+    assert!(client.answer().body == body, "the large answer is not whole");
+    assert_eq!(client.answer().text(), "ok");
     client.expect_end();
 }

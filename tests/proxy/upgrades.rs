@@ -1,6 +1,6 @@
 //! WebSocket upgrades: a tunnel after a 101, an ordinary answer otherwise.
 
-use crate::support::{Client, Server, Worker, eventually, on_every_backend, pattern};
+use crate::support::{Client, Server, Worker, on_every_backend, pattern, until};
 
 on_every_backend! {
     a_tunnel_carries_bytes_both_ways
@@ -48,7 +48,7 @@ fn a_tunnel_carries_bytes_both_ways(backend: &str) {
     let server = Server::before(backend, &worker.url, &[]);
     let mut client = Client::of(&server);
     // Also behind ordinary requests on the same connection.
-    assert_eq!(client.get("/plain").body_text(), "plain");
+    assert_eq!(client.get("/plain").text(), "plain");
     upgrade(&mut client);
     for message in ["hello", "GET / HTTP/1.1\r\n\r\n", "\0\r\n\r\n0\r\n\r\n"] {
         client.send(message);
@@ -108,7 +108,7 @@ fn half_closes_pass_both_ways(backend: &str) {
     let (bytes, _) = client.rest();
     assert_eq!(bytes, b"bye");
     client.send("still here");
-    eventually("the worker still gets bytes", || worker.everything().ends_with(b"still here"));
+    until("the worker still gets bytes", || worker.everything().ends_with(b"still here"));
     client.finish();
     worker.expect_closed(0);
     // The client ends first and still reads.
@@ -149,7 +149,7 @@ fn a_refused_upgrade_is_an_ordinary_answer(backend: &str) {
     let mut client = Client::of(&server);
     for _ in 0..2 {
         let answer = client.ask(UPGRADE);
-        assert_eq!((answer.status, answer.body_text().as_str()), (403, "no"));
+        assert_eq!((answer.status, answer.text().as_str()), (403, "no"));
         assert_eq!(answer.field("upgrade"), None);
     }
     client.expect_alive();
@@ -164,7 +164,7 @@ fn a_tunnel_gives_its_permit_back(backend: &str) {
     }
     let mut other = Client::of(&server);
     for _ in 0..3 {
-        assert_eq!(other.get("/plain").body_text(), "plain");
+        assert_eq!(other.get("/plain").text(), "plain");
     }
     for (index, client) in tunnels.iter_mut().enumerate() {
         let message = format!("message {index}");
@@ -172,6 +172,6 @@ fn a_tunnel_gives_its_permit_back(backend: &str) {
         assert_eq!(client.take(message.len()), message.as_bytes());
     }
     drop(tunnels);
-    eventually("all tunnels end", || worker.records().iter().filter(|record| record.ended).count() >= 5);
-    assert_eq!(other.get("/plain").body_text(), "plain");
+    until("all tunnels end", || worker.records().iter().filter(|record| record.ended).count() >= 5);
+    assert_eq!(other.get("/plain").text(), "plain");
 }

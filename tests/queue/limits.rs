@@ -1,13 +1,12 @@
 //! Descriptors and connections run out: who is in is served, who is not waits without a cost, and is served in its turn.
 
-use std::net::TcpStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::*;
 
-on_both_backends! {
+on_every_backend! {
     without_descriptors_nothing_spins_and_service_returns,
     a_low_limit_of_descriptors_is_kept_from_the_start,
     beyond_the_most_connections_one_waits_for_another_to_leave,
@@ -44,25 +43,17 @@ fn with_few_descriptors(backend: &str, most: libc::rlim_t, taken: i32, flags: &[
     Server::start_as(command, backend, flags)
 }
 
-/// Whether an answer has begun to arrive; looks without taking anything.
-fn has_answer(stream: &TcpStream) -> bool {
-    stream.set_nonblocking(true).unwrap();
-    let seen = stream.peek(&mut [0]);
-    stream.set_nonblocking(false).unwrap();
-    matches!(seen, Ok(1))
-}
-
 /// Sends a request on each of some new connections, whether the server takes them or not.
 fn ask_all(server: &Server, count: usize) -> Vec<Client> {
     let mut clients: Vec<Client> = (0..count).map(|_| server.client()).collect();
     for client in &mut clients {
-        client.get("/late");
+        client.begin("/late");
     }
     clients
 }
 
 fn answered(clients: &[Client]) -> usize {
-    clients.iter().filter(|client| has_answer(&client.stream)).count()
+    clients.iter().filter(|client| client.has_input()).count()
 }
 
 fn without_descriptors_nothing_spins_and_service_returns(backend: &str) {
@@ -72,24 +63,24 @@ fn without_descriptors_nothing_spins_and_service_returns(backend: &str) {
     // The server trusts that it may have 59 connections; the 90 that it inherits are not what it reckons with.
     let server = with_few_descriptors(backend, 128, 90, &["--upstream", &upstream]);
     let mut old = server.client();
-    old.get("/old");
+    old.begin("/old");
     assert_eq!(old.answer().text(), "/old");
     let mut clients = ask_all(&server, 50);
     until("those for whom there is room are served", || answered(&clients) > 0);
     assert_idle(&server, "connections wait for descriptors");
     let served = answered(&clients);
     assert!(served < 40, "{served} served: descriptors were not short");
-    old.get("/again");
+    old.begin("/again");
     assert_eq!(old.answer().text(), "/again");
     // Each that leaves makes room for another, until all have been served.
     while !clients.is_empty() {
         until("somebody is served", || answered(&clients) > 0);
-        let position = clients.iter().position(|client| has_answer(&client.stream)).unwrap();
+        let position = clients.iter().position(Client::has_input).unwrap();
         let mut client = clients.swap_remove(position);
         let answer = client.answer();
         assert_eq!((answer.status, answer.text().as_str()), (200, "/late"));
     }
-    old.get("/last");
+    old.begin("/last");
     assert_eq!(old.answer().text(), "/last");
 }
 
@@ -100,14 +91,14 @@ fn a_low_limit_of_descriptors_is_kept_from_the_start(backend: &str) {
     shell.args(["-c", "ulimit -n 80; exec \"$0\" \"$@\"", PROGRAM]);
     let upstream = format!("unix:{}", worker.path.display());
     let server = Server::start_as(shell, backend, &["--upstream", &upstream]);
-    assert!(server.lines().iter().any(|line| line.contains("RLIMIT_NOFILE allows 80")), "{:?}", server.lines());
+    assert!(server.has_said("RLIMIT_NOFILE allows 80"), "{:?}", server.lines());
     let mut clients = ask_all(&server, 60);
     until("the first are served", || answered(&clients) > 0);
     assert_idle(&server, "connections wait for others to leave");
     assert!(answered(&clients) < 60, "there was no limit");
     while !clients.is_empty() {
         until("somebody is served", || answered(&clients) > 0);
-        let position = clients.iter().position(|client| has_answer(&client.stream)).unwrap();
+        let position = clients.iter().position(Client::has_input).unwrap();
         assert_eq!(clients.swap_remove(position).answer().status, 200);
     }
 }
@@ -124,10 +115,10 @@ fn two_loops_share_the_most_connections(backend: &str) {
 fn most_connections(backend: &str, loops: &str) {
     let folder = folder();
     let worker = Worker::mirror(&folder.path().join("w"));
-    let server = Server::before(backend, &[&worker], &["--max-connections", "8", "--loops", loops]);
+    let server = Server::in_front_of(backend, &[&worker], &["--max-connections", "8", "--loops", loops]);
     let mut inside: Vec<Client> = (0..7).map(|_| server.client()).collect();
     for client in &mut inside {
-        client.get("/in");
+        client.begin("/in");
         assert_eq!(client.answer().text(), "/in");
     }
     let slack = loops.parse::<usize>().unwrap();
@@ -137,16 +128,16 @@ fn most_connections(backend: &str, loops: &str) {
     let extra = answered(&waiting);
     assert!(extra <= 1 + slack, "{extra} more were let in behind 7 of 8");
     for client in &mut inside {
-        client.get("/still");
+        client.begin("/still");
         assert_eq!(client.answer().text(), "/still", "who is in must be served");
     }
     drop(inside);
     while !waiting.is_empty() {
         until("one who waits is served", || answered(&waiting) > 0);
-        let position = waiting.iter().position(|client| has_answer(&client.stream)).unwrap();
+        let position = waiting.iter().position(Client::has_input).unwrap();
         assert_eq!(waiting.swap_remove(position).answer().text(), "/late");
     }
     let mut after = server.client();
-    after.get("/after");
+    after.begin("/after");
     assert_eq!(after.answer().text(), "/after");
 }

@@ -1,13 +1,13 @@
 //! First come, first served; one permit, one request.
 
 use std::io::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use super::*;
 
-on_both_backends! {
+on_every_backend! {
     who_comes_first_is_served_first,
     ten_thousand_requests_of_two_hundred_clients_are_each_answered_once,
     a_worker_freed_on_one_loop_serves_a_waiter_of_the_other,
@@ -18,19 +18,13 @@ on_both_backends! {
 
 fn who_comes_first_is_served_first(backend: &str) {
     let folder = folder();
-    let (go, gate) = mpsc::channel::<()>();
-    let gate = Mutex::new(gate);
-    let worker = Worker::start(&folder.path().join("w"), move |question, stream| {
-        if question.target == "/0" {
-            gate.lock().unwrap().recv().unwrap();
-        }
-        stream.write_all(&ok(&question.target)).is_ok()
-    });
-    let server = Server::before(backend, &[&worker], &["--queue-timeout-ms", "60000", "--read-timeout-ms", "60000"]);
+    let (worker, go) = Worker::gated(&folder.path().join("w"), "/0");
+    let server =
+        Server::in_front_of(backend, &[&worker], &["--queue-timeout-ms", "60000", "--read-timeout-ms", "60000"]);
     let mut clients = Vec::new();
     for number in 0..60 {
         let mut client = server.client();
-        client.get(&format!("/{number}"));
+        client.begin(&format!("/{number}"));
         if number == 0 {
             until("the first is with the worker", || worker.targets().len() == 1);
         } else {
@@ -50,15 +44,15 @@ fn ten_thousand_requests_of_two_hundred_clients_are_each_answered_once(backend: 
     let folder = folder();
     let worker = Worker::mirror(&folder.path().join("w"));
     let flags = ["--queue-timeout-ms", "60000", "--loops", "2"];
-    let server = Server::before(backend, &[&worker], &flags);
+    let server = Server::in_front_of(backend, &[&worker], &flags);
     let address = server.address;
     let threads: Vec<_> = (0..8)
         .map(|thread| {
             std::thread::spawn(move || {
-                let mut clients: Vec<Client> = (0..25).map(|_| Client::connect(address)).collect();
+                let mut clients: Vec<Client> = (0..25).map(|_| Client::to(address)).collect();
                 for round in 0..50 {
                     for (number, client) in clients.iter_mut().enumerate() {
-                        client.get(&format!("/{thread}-{number}-{round}"));
+                        client.begin(&format!("/{thread}-{number}-{round}"));
                     }
                     for (number, client) in clients.iter_mut().enumerate() {
                         let answer = client.answer();
@@ -84,11 +78,11 @@ fn a_worker_freed_on_one_loop_serves_a_waiter_of_the_other(backend: &str) {
         std::thread::sleep(Duration::from_millis(2));
         stream.write_all(&ok(&question.target)).is_ok()
     });
-    let server = Server::before(backend, &[&worker], &["--loops", "2", "--queue-timeout-ms", "60000"]);
+    let server = Server::in_front_of(backend, &[&worker], &["--loops", "2", "--queue-timeout-ms", "60000"]);
     let mut clients: Vec<Client> = (0..64).map(|_| server.client()).collect();
     for round in 0..5 {
         for (number, client) in clients.iter_mut().enumerate() {
-            client.get(&format!("/{round}-{number}"));
+            client.begin(&format!("/{round}-{number}"));
         }
         for (number, client) in clients.iter_mut().enumerate() {
             assert_eq!(client.answer().text(), format!("/{round}-{number}"));
@@ -114,10 +108,10 @@ fn two_workers_are_both_used_before_anyone_waits(backend: &str) {
     let first = Worker::start(&folder.path().join("a"), meet(together.clone()));
     let second = Worker::start(&folder.path().join("b"), meet(together.clone()));
     let flags = ["--loops", "2", "--read-timeout-ms", "60000"];
-    let server = Server::before(backend, &[&first, &second], &flags);
+    let server = Server::in_front_of(backend, &[&first, &second], &flags);
     let (mut one, mut other) = (server.client(), server.client());
-    one.get("/1");
-    other.get("/2");
+    one.begin("/1");
+    other.begin("/2");
     assert_eq!(one.answer().status, 200);
     assert_eq!(other.answer().status, 200);
     assert_eq!((first.targets().len(), second.targets().len()), (1, 1));
@@ -125,49 +119,35 @@ fn two_workers_are_both_used_before_anyone_waits(backend: &str) {
 
 fn a_timed_out_request_keeps_its_worker_until_the_answer_is_done(backend: &str) {
     let folder = folder();
-    let (go, gate) = mpsc::channel::<()>();
-    let gate = Mutex::new(gate);
-    let worker = Worker::start(&folder.path().join("w"), move |question, stream| {
-        if question.target == "/slow" {
-            gate.lock().unwrap().recv().unwrap();
-        }
-        stream.write_all(&ok(&question.target)).is_ok()
-    });
-    let server = Server::before(backend, &[&worker], &["--read-timeout-ms", "200"]);
+    let (worker, go) = Worker::gated(&folder.path().join("w"), "/slow");
+    let server = Server::in_front_of(backend, &[&worker], &["--read-timeout-ms", "200"]);
     let mut slow = server.client();
-    slow.get("/slow");
+    slow.begin("/slow");
     let answer = slow.answer();
     assert_eq!(answer.status, 504);
     assert!(answer.has("retry-after: "), "{answer:?}");
     let mut next = server.client();
-    next.get("/next");
+    next.begin("/next");
     until("the next request waits", || server.status()["queue"]["depth"] == 1);
     assert_eq!(worker.targets(), ["/slow"]);
     go.send(()).unwrap();
     assert_eq!(next.answer().text(), "/next");
     assert_eq!(worker.most(), 1);
     // The late answer was discarded with its connection.
-    slow.get("/again");
+    slow.begin("/again");
     assert_eq!(slow.answer().text(), "/again");
 }
 
 fn a_worker_that_never_ends_an_abandoned_request_is_free_after_five_seconds(backend: &str) {
     let folder = folder();
-    let (go, gate) = mpsc::channel::<()>();
-    let gate = Mutex::new(gate);
-    let worker = Worker::start(&folder.path().join("w"), move |question, stream| {
-        if question.target == "/slow" {
-            gate.lock().unwrap().recv().unwrap();
-        }
-        stream.write_all(&ok(&question.target)).is_ok()
-    });
-    let server = Server::before(backend, &[&worker], &["--read-timeout-ms", "200", "--queue-timeout-ms", "20000"]);
+    let (worker, go) = Worker::gated(&folder.path().join("w"), "/slow");
+    let server = Server::in_front_of(backend, &[&worker], &["--read-timeout-ms", "200", "--queue-timeout-ms", "20000"]);
     let mut slow = server.client();
-    slow.get("/slow");
+    slow.begin("/slow");
     assert_eq!(slow.answer().status, 504);
     let start = std::time::Instant::now();
     let mut next = server.client();
-    next.get("/next");
+    next.begin("/next");
     assert_eq!(next.answer().text(), "/next");
     let waited = start.elapsed();
     assert!(waited >= Duration::from_millis(4500) && waited < Duration::from_secs(9), "{waited:?}");

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 
-on_both_backends! {
+on_every_backend! {
     a_killed_server_leaves_no_process_and_a_usable_run_directory,
     a_stop_answers_what_runs_and_leaves_nothing,
     the_deadline_of_a_stop_cuts_what_runs,
@@ -23,19 +23,9 @@ fn start_in(backend: &str, run_directory: &Path, flags: &[&str]) -> Server {
     Server::start(backend, &all)
 }
 
-fn until_ready(server: &Server, count: usize) {
-    until("the workers are ready", || server.status()["ready"] == count);
-}
-
-fn assert_gone(processes: &[Process], limit: Duration) {
-    let start = Instant::now();
-    until("every process of the server is gone", || !processes.iter().any(Process::is_alive));
-    assert!(start.elapsed() < limit, "the last process ended after {:?}", start.elapsed());
-}
-
 fn ask_for_sleep(server: &Server, millis: u64) -> Client {
     let mut client = server.client();
-    client.get(&format!("/sleep?ms={millis}"));
+    client.begin(&format!("/sleep?ms={millis}"));
     until("it is with the worker", || server.status()["busy"] == 1);
     client
 }
@@ -47,7 +37,7 @@ fn a_killed_server_leaves_no_process_and_a_usable_run_directory(backend: &str) {
     let family = ["-w", "2", "--", "sh", "-c", &script];
     for (flags, least) in [(&["-w", "2"][..], 2), (&family, 4)] {
         let mut server = start_in(backend, &run_directory, flags);
-        until_ready(&server, 2);
+        server.until_ready(2);
         let processes = server.descendants();
         assert!(processes.len() >= least, "{processes:?}");
         server.signal("KILL");
@@ -55,7 +45,7 @@ fn a_killed_server_leaves_no_process_and_a_usable_run_directory(backend: &str) {
         assert_gone(&processes, Duration::from_secs(2));
         // The next one is up without waiting for anything, and sweeps up behind the dead one when it goes.
         let mut next = start_in(backend, &run_directory, &["-w", "1"]);
-        until_ready(&next, 1);
+        next.until_ready(1);
         let runs = std::fs::read_dir(&run_directory).unwrap().flatten().filter(|entry| entry.path().is_dir()).count();
         assert_eq!(runs, 1, "the dead server's sockets are still there");
         next.signal("TERM");
@@ -67,14 +57,14 @@ fn a_stop_answers_what_runs_and_leaves_nothing(backend: &str) {
     let folder = folder();
     let run_directory = folder.path().join("r");
     let mut server = start_in(backend, &run_directory, &["-w", "2"]);
-    until_ready(&server, 2);
+    server.until_ready(2);
     let processes = server.descendants();
     let mut idle = server.client();
-    idle.get("/ping");
+    idle.begin("/ping");
     assert_eq!(idle.answer().text(), "pong");
     let mut running = ask_for_sleep(&server, 600);
     server.signal("TERM");
-    assert!(idle.is_ended(), "an idle connection was not closed");
+    idle.expect_end();
     until("new connections are refused", || TcpStream::connect(server.address).is_err());
     let answer = running.answer();
     assert_eq!((answer.status, answer.text().as_str()), (200, "slept 600 ms\n"));
@@ -87,12 +77,12 @@ fn the_deadline_of_a_stop_cuts_what_runs(backend: &str) {
     let folder = folder();
     let run_directory = folder.path().join("r");
     let mut server = start_in(backend, &run_directory, &["-w", "1", "--shutdown", "300ms"]);
-    until_ready(&server, 1);
+    server.until_ready(1);
     let processes = server.descendants();
     let mut running = ask_for_sleep(&server, 20_000);
     let start = Instant::now();
     server.signal("TERM");
-    let answer = running.try_answer();
+    let answer = running.whole_answer();
     assert!(answer.as_ref().is_none_or(|answer| answer.status >= 500), "{answer:?}");
     assert_eq!(server.ended().code(), Some(0));
     assert!(start.elapsed() >= Duration::from_millis(300), "cut after {:?} already", start.elapsed());
@@ -105,7 +95,7 @@ fn a_second_stop_is_at_once(backend: &str) {
     let folder = folder();
     let run_directory = folder.path().join("r");
     let mut server = start_in(backend, &run_directory, &["-w", "1", "--shutdown", "25s"]);
-    until_ready(&server, 1);
+    server.until_ready(1);
     let processes = server.descendants();
     let _running = ask_for_sleep(&server, 20_000);
     server.signal("TERM");
@@ -121,7 +111,7 @@ fn a_second_stop_is_at_once(backend: &str) {
 fn a_second_server_on_a_port_starts_nothing(backend: &str) {
     let folder = folder();
     let server = Server::start(backend, &["-w", "1"]);
-    until_ready(&server, 1);
+    server.until_ready(1);
     let started = folder.path().join("started");
     let second = Command::new(PROGRAM)
         .args(["--listen", &server.address.to_string(), "--backend", backend, "--no-access-log", "--run-dir"])
@@ -136,14 +126,14 @@ fn a_second_server_on_a_port_starts_nothing(backend: &str) {
     assert!(said.contains(&server.address.to_string()), "{said}");
     assert!(!started.exists() && !folder.path().join("other").exists(), "something was started");
     let mut client = server.client();
-    client.get("/ping");
+    client.begin("/ping");
     assert_eq!(client.answer().text(), "pong");
 }
 
 fn who_speaks_for_others_gets_no_status_from_the_loop(backend: &str) {
     let folder = folder();
     let worker = Worker::mirror(&folder.path().join("w"));
-    let server = Server::before(backend, &[&worker], &[]);
+    let server = Server::in_front_of(backend, &[&worker], &[]);
     assert_eq!(server.status()["ready"], 1);
     assert_eq!(worker.targets().len(), 0);
     for field in ["X-Forwarded-For: 127.0.0.1", "x-forwarded-for: 203.0.113.7"] {

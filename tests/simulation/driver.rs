@@ -413,6 +413,7 @@ fn open_loop(
     let options = Options {
         max_sockets,
         pool: pool.clone(),
+        stall: shared.settings.timeouts.write,
         linger: Duration::from_secs(2),
         accept_retry: Duration::from_millis(100),
     };

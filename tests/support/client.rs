@@ -2,13 +2,13 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{DEADLINE, Server, text};
 
 /// A connection to a server.
 pub struct Client {
-    stream: TcpStream,
+    pub stream: TcpStream,
     /// Received and not yet used.
     input: Vec<u8>,
     /// What the last receive in vain said, for messages.
@@ -51,7 +51,12 @@ impl Answer {
         all.first().copied()
     }
 
-    pub fn body_text(&self) -> String {
+    /// Whether the head has that line, or one that begins so.
+    pub fn has(&self, line: &str) -> bool {
+        self.head.to_lowercase().contains(&line.to_lowercase())
+    }
+
+    pub fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 }
@@ -105,10 +110,20 @@ impl Client {
         self.stream.shutdown(Shutdown::Write).unwrap();
     }
 
+    /// Sends a GET; its answer is left for later.
+    pub fn begin(&mut self, target: &str) {
+        self.send(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
+    }
+
+    /// Sends a POST; its answer is left for later.
+    pub fn begin_post(&mut self, target: &str, body: &str) {
+        self.send(format!("POST {target} HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+    }
+
     /// Sends a whole request and gives its answer.
     pub fn ask(&mut self, request: &str) -> Answer {
         self.send(request);
-        self.answer(request)
+        final_answer(self.next_answer(request.starts_with("HEAD")))
     }
 
     /// GET of a path over the kept connection.
@@ -116,22 +131,30 @@ impl Client {
         self.ask(&format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))
     }
 
-    /// The final answer to `request`, of which only the method is looked at. An interim one is a mistake here.
-    pub fn answer(&mut self, request: &str) -> Answer {
-        let answer = self.next_answer(request.starts_with("HEAD"));
-        assert!(answer.status >= 200 || answer.status == 101, "an interim answer:\n{}", answer.head);
-        answer
+    /// The final answer to a request that was no HEAD. An interim one is a mistake here.
+    pub fn answer(&mut self) -> Answer {
+        final_answer(self.next_answer(false))
+    }
+
+    /// The next answer; none if the connection ends before its end.
+    pub fn whole_answer(&mut self) -> Option<Answer> {
+        self.try_answer(false).filter(|answer| answer.whole)
     }
 
     /// The next answer, interim ones included.
     pub fn next_answer(&mut self, to_head: bool) -> Answer {
-        let head = self.head().unwrap_or_else(|| panic!("no answer but {:?} and {}", text(&self.input), self.ending));
+        let answer = self.try_answer(to_head);
+        answer.unwrap_or_else(|| panic!("no answer but {} and {}", text(&self.input), self.ending))
+    }
+
+    fn try_answer(&mut self, to_head: bool) -> Option<Answer> {
+        let head = self.head()?;
         let status = head.get(9..12).and_then(|status| status.parse().ok());
         let status: u16 =
             status.filter(|_| head.starts_with("HTTP/1.1 ")).unwrap_or_else(|| panic!("not HTTP: {head}"));
         let mut answer = Answer { status, head, body: Vec::new(), trailers: String::new(), whole: true };
         if to_head || matches!(status, 100..=199 | 204 | 304) {
-            return answer;
+            return Some(answer);
         }
         let length = answer.field("content-length").map(|length| length.parse::<usize>().unwrap());
         let coding = answer.field("transfer-encoding").map(str::to_owned);
@@ -149,7 +172,7 @@ impl Client {
             }
             _ => panic!("framing that nobody can read:\n{}", answer.head),
         }
-        answer
+        Some(answer)
     }
 
     fn chunks(&mut self, answer: &mut Answer) {
@@ -205,7 +228,7 @@ impl Client {
                 Ok(0) => break Ending::End,
                 Ok(_) => {}
                 Err(error) if error.kind() == ErrorKind::ConnectionReset => break Ending::Reset,
-                Err(error) => panic!("{error}, after {}", text(&self.input)),
+                Err(error) => panic!("{error}"),
             }
         };
         (std::mem::take(&mut self.input), ending)
@@ -222,18 +245,33 @@ impl Client {
     pub fn expect_silence(&mut self, time: Duration) {
         assert!(self.input.is_empty(), "{}", text(&self.input));
         self.stream.set_read_timeout(Some(time)).unwrap();
-        let started = Instant::now();
-        let outcome = self.receive();
-        assert!(outcome.is_err() && started.elapsed() >= time, "{outcome:?}: {}", text(&self.input));
+        let outcome = self.stream.peek(&mut [0]);
+        assert!(outcome.as_ref().is_err_and(is_timeout), "{outcome:?}");
         self.stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    }
+
+    /// Whether something has come that was not taken yet, or the connection's end; takes nothing.
+    pub fn has_input(&self) -> bool {
+        self.stream.set_nonblocking(true).unwrap();
+        let seen = self.stream.peek(&mut [0]);
+        self.stream.set_nonblocking(false).unwrap();
+        !self.input.is_empty() || seen.is_ok()
     }
 
     /// Whether the connection is still of use: a request over it is answered by the loop itself.
     pub fn expect_alive(&mut self) {
-        assert_eq!(self.get("/server").body_text(), "ok");
+        assert_eq!(self.get("/server").text(), "ok");
     }
 
-    /// A small receive buffer, so that the server feels at once that this client does not read.
+    /// Takes no more than one byte from the kernel. Like all that came it is kept for whoever asks next.
+    pub fn sip(&mut self) {
+        let mut byte = [0];
+        self.stream.read_exact(&mut byte).unwrap();
+        self.input.extend_from_slice(&byte);
+    }
+
+    /// A small receive buffer, so that the server feels at once that this client does not read. (Whoever wants to read much in
+    /// the end has no patience for such: the kernel sends into it by timer.)
     pub fn read_little(&mut self) {
         socket2::SockRef::from(&self.stream).set_recv_buffer_size(4096).unwrap();
     }
@@ -267,8 +305,19 @@ impl Client {
 
     fn receive(&mut self) -> std::io::Result<usize> {
         let mut buffer = [0; 65536];
-        let count = self.stream.read(&mut buffer)?;
+        let read = self.stream.read(&mut buffer);
+        assert!(!read.as_ref().is_err_and(is_timeout), "nothing came for {DEADLINE:?} after {}", text(&self.input));
+        let count = read?;
         self.input.extend_from_slice(&buffer[..count]);
         Ok(count)
     }
+}
+
+fn final_answer(answer: Answer) -> Answer {
+    assert!(answer.status >= 200 || answer.status == 101, "an interim answer:\n{}", answer.head);
+    answer
+}
+
+fn is_timeout(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }

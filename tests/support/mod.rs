@@ -7,20 +7,29 @@
 //!   failed an assertion fails the test that used it.
 
 mod client;
+mod process;
 mod server;
 mod worker;
 
 use std::time::{Duration, Instant};
 
-pub use client::{Client, Ending};
+pub use client::{Client, Ending, fields};
+pub use process::{Process, assert_gone, send_signal};
 pub use server::Server;
 pub use worker::Worker;
 
+/// The built binary.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_production_server");
 /// No wait of a test is longer; it ends a test that would hang.
-pub const DEADLINE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// A folder of the test's own, short enough for the path of a socket.
+pub fn folder() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("test").tempdir().unwrap()
+}
 
 /// Waits until `condition` holds.
-pub fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + DEADLINE;
     while !condition() {
         assert!(Instant::now() < end, "in vain: {what}");
@@ -45,7 +54,7 @@ pub fn pattern(len: usize) -> Vec<u8> {
 
 /// Instantiates tests for every backend that is compiled; each takes the backend's name.
 macro_rules! on_every_backend {
-    ($($case:ident)*) => {
+    ($($case:ident $(,)?)*) => {
         #[cfg(backend_readiness)]
         mod epoll {
             $(

@@ -2,11 +2,12 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 
-use super::DEADLINE;
+use super::process::{Process, send_signal};
+use super::{Client, DEADLINE, PROGRAM, folder, until};
 
 /// A running server; killed when dropped.
 pub struct Server {
@@ -20,23 +21,30 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts the server with one loop of that backend in front of `upstream`.
+    /// One loop of that backend in front of `upstream`.
     pub fn before(backend: &str, upstream: &str, flags: &[&str]) -> Server {
         Server::start(backend, &[&["--upstream", upstream], flags].concat())
     }
 
-    /// Starts the server with one loop of that backend, on a port of the kernel's choice, and waits until it listens.
+    /// One loop of that backend, on a port of the kernel's choice; it listens.
     pub fn start(backend: &str, flags: &[&str]) -> Server {
-        let folder = tempfile::tempdir().unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_production_server"));
-        command
-            .args(["--listen", "127.0.0.1:0", "--loops", "1", "--stats-interval", "0s", "--json-logging"])
-            .args(["--no-access-log", "--pin", "off", "--backend", backend, "--run-dir"])
-            .arg(folder.path().join("run"))
-            .args(flags)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+        Server::start_as(Command::new(PROGRAM), backend, flags)
+    }
+
+    /// With a program before it, as a shell that sets limits. Flags of the test's own replace those of the rig.
+    pub fn start_as(mut command: Command, backend: &str, flags: &[&str]) -> Server {
+        let folder = folder();
+        let run_directory = folder.path().join("run").display().to_string();
+        command.args(["--stats-interval", "0s", "--json-logging", "--pin", "off", "--backend", backend]);
+        if !flags.contains(&"--access-log") {
+            command.arg("--no-access-log");
+        }
+        for (flag, value) in [("--listen", "127.0.0.1:0"), ("--run-dir", &run_directory), ("--loops", "1")] {
+            if !flags.contains(&flag) {
+                command.args([flag, value]);
+            }
+        }
+        command.args(flags).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         for variable in ["PORT", "WEB_CONCURRENCY"] {
             command.env_remove(variable);
         }
@@ -55,15 +63,10 @@ impl Server {
             }
         });
         let address = address.recv_timeout(DEADLINE);
-        let mut server = Server {
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
-            child,
-            lines,
-            reader: Some(reader),
-            _folder: folder,
-        };
+        let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
+        let mut server = Server { address: unknown, child, lines, reader: Some(reader), _folder: folder };
         server.address = address.unwrap_or_else(|_| panic!("the server does not listen: {:?}", server.lines()));
-        assert!(!server.lines().iter().any(|line| line.contains("refuses io_uring")), "{:?}", server.lines());
+        assert!(!server.has_said("refuses io_uring"), "{:?}", server.lines());
         server
     }
 
@@ -72,20 +75,90 @@ impl Server {
         self.lines.lock().unwrap().clone()
     }
 
+    /// Whether a line of its stderr holds that.
+    pub fn has_said(&self, words: &str) -> bool {
+        self.lines.lock().unwrap().iter().any(|line| line.contains(words))
+    }
+
+    pub fn client(&self) -> Client {
+        Client::to(self.address)
+    }
+
+    /// The document about its inside.
+    pub fn status(&self) -> serde_json::Value {
+        let answer = self.client().ask("GET /status HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        serde_json::from_slice(&answer.body).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
+    }
+
+    /// Waits until so many workers are ready.
+    pub fn until_ready(&self, count: usize) {
+        until("the workers are ready", || self.status()["ready"] == count);
+    }
+
+    pub fn signal(&self, signal: &str) {
+        send_signal(self.child.id(), signal);
+    }
+
+    /// Its exit, which must come.
+    pub fn ended(&mut self) -> ExitStatus {
+        let mut status = None;
+        until("the server ends", || {
+            status = self.child.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+
+    /// Asks it to stop, and waits for its exit code.
+    pub fn stop(&mut self) -> Option<i32> {
+        self.signal("TERM");
+        self.ended().code()
+    }
+
     /// Its resident memory, in bytes.
     pub fn resident_bytes(&self) -> usize {
-        self.of_status("VmRSS:")
+        self.bytes_of("VmRSS:")
     }
 
     /// The most resident memory it has had, in bytes.
     pub fn peak_bytes(&self) -> usize {
-        self.of_status("VmHWM:")
+        self.bytes_of("VmHWM:")
     }
 
-    fn of_status(&self, key: &str) -> usize {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+    fn bytes_of(&self, key: &str) -> usize {
+        let status = self.of_process("status");
         let line = status.lines().find(|line| line.starts_with(key)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
+    }
+
+    /// Its processor time so far, in ticks of a hundredth of a second.
+    pub fn processor_ticks(&self) -> u64 {
+        let stat = self.of_process("stat");
+        let fields: Vec<&str> = stat[stat.rfind(')').unwrap()..].split(' ').collect();
+        fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap()
+    }
+
+    /// Whether all its threads stand still after a STOP.
+    pub fn is_stopped(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap().flatten();
+        threads.map(|thread| std::fs::read_to_string(thread.path().join("stat")).unwrap()).all(|stat| {
+            let fields = &stat[stat.rfind(')').unwrap()..];
+            fields.starts_with(") T")
+        })
+    }
+
+    fn of_process(&self, file: &str) -> String {
+        std::fs::read_to_string(format!("/proc/{}/{file}", self.child.id())).unwrap()
+    }
+
+    /// All processes below it: workers, theirs, and whoever watches over them.
+    pub fn descendants(&self) -> Vec<Process> {
+        Process::below(self.child.id())
+    }
+
+    /// Its workers' processes: the built-in ones.
+    pub fn workers(&self) -> Vec<Process> {
+        self.descendants().into_iter().filter(|process| process.command.contains(" worker")).collect()
     }
 }
 
@@ -94,6 +167,7 @@ impl Drop for Server {
         // It may be gone already; then there is nothing to kill, and the wait tells so.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        // Ends when the guard has, who ends the workers and holds the same stderr.
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();
         }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use super::client::fields;
-use super::{DEADLINE, eventually, text};
+use super::{DEADLINE, text, until};
 
 /// What came over one connection.
 #[derive(Clone, Default)]
@@ -172,7 +172,7 @@ impl Worker {
 
     /// The server closes the connection that was used as the `index`th; what came over it.
     pub fn expect_closed(&self, index: usize) -> Vec<u8> {
-        eventually("the server closes the connection to its worker", || {
+        until("the server closes the connection to its worker", || {
             self.records().get(index).is_some_and(|record| record.ended)
         });
         self.records().swap_remove(index).bytes

@@ -27,12 +27,11 @@ impl IoUring {
             How::Reset => socket.set(RESET),
             _ => {}
         }
-        let flushing = socket.is(FLUSHING);
         let listener = socket.is(LISTENER);
         self.ready.retain(|event| !concerns(event, sock));
         let event = if listener { self.close_listener(sock) } else { self.proceed_to_close(sock) };
-        if flushing && !listener && event.is_none() {
-            self.arm_deadline(sock, self.linger);
+        if self.sockets.lookup(sock).is_some_and(|socket| socket.is(FLUSHING)) {
+            self.arm_deadline(sock, self.stall);
         }
         self.ready.extend(event);
     }

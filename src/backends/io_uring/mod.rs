@@ -45,7 +45,7 @@ use accept::Listener;
 use groups::{GROUPS, Group};
 use messages::Messages;
 use ring::{Operation, Ring, bare_token, parse, token};
-use socket::{CLOSING, CONNECTING, FINISH, Socket, Started, UNCONNECTED, WANTED, WORKER};
+use socket::{CLOSING, CONNECTING, FINISH, SENDING, Socket, Started, UNCONNECTED, WANTED, WORKER};
 
 /// How long leaving waits for the kernel to let go of everything. It takes microseconds; beyond this the memory that the
 /// kernel may still write to is leaked rather than freed.
@@ -70,6 +70,7 @@ pub struct IoUring {
     lives: Vec<u32>,
     pool: Pool,
     bell: IoUringBell,
+    stall: Duration,
     linger: Duration,
     accept_retry: Duration,
     now: Instant,
@@ -151,6 +152,7 @@ impl Backend for IoUring {
             lives: Vec::new(),
             pool: options.pool,
             bell,
+            stall: options.stall,
             linger: options.linger,
             accept_retry: options.accept_retry,
             now,
@@ -220,6 +222,11 @@ impl Backend for IoUring {
 
     fn sent(&self, sock: Sock) -> u64 {
         self.sockets.lookup(sock).map_or(0, |socket| socket.sent)
+    }
+
+    fn offered(&self, sock: Sock) -> u64 {
+        let in_flight = |socket: &Socket| if socket.is(SENDING) { u64::from(socket.offered) } else { 0 };
+        self.sockets.lookup(sock).map_or(0, |socket| socket.sent + in_flight(socket))
     }
 
     fn finish(&mut self, sock: Sock) {

@@ -227,7 +227,7 @@ impl IoUring {
         let flushing = socket.is(FLUSHING);
         if flushing && taken > 0 {
             // Progress: the patience begins anew.
-            self.arm_deadline(sock, self.linger);
+            self.arm_deadline(sock, self.stall);
         }
         self.mark_dirty(sock);
         self.after_send(sock, None)

@@ -93,7 +93,7 @@ enum Phase {
 
 struct Closing {
     how: How,
-    /// When a `Flushed` close gives up waiting.
+    /// When a `Flushed` close gives up waiting, for progress first and for the peer's end then.
     gives_up_at: Instant,
     /// Whether input may be left unread, so that a `Flushed` close has to wait for the peer's end.
     lingers: bool,
@@ -225,7 +225,7 @@ impl Backend for Simulated {
     }
 
     fn close(&mut self, sock: Sock, how: How) {
-        let gives_up_at = self.now + self.options.linger;
+        let (now, stall, linger) = (self.now, self.options.stall, self.options.linger);
         let mut network = self.world.0.borrow_mut();
         match self.sockets.lookup_mut(sock) {
             Some(Socket::Listener(listener)) if listener.close_due.is_none() => {
@@ -240,6 +240,7 @@ impl Backend for Simulated {
                 };
                 // An armed receive at which nothing has come says that all was read, unless the owner has finished before.
                 let lingers = !stream.receive_over && (stream.armed.is_none() || stream.finish);
+                let gives_up_at = now + if stream.outbox.is_empty() { linger } else { stall };
                 if harsher {
                     stream.closing = Some(Closing { how, gives_up_at, lingers, close_due: None, told: false });
                 }
@@ -366,10 +367,11 @@ impl Simulated {
             match network.write(end, &gathered) {
                 Ok(count) => {
                     stream.sent += count as u64;
-                    if let Some(closing) = &mut stream.closing {
-                        closing.gives_up_at = network.now + self.options.linger;
-                    }
                     self.outboxes.consume(&mut stream.outbox, count);
+                    if let Some(closing) = &mut stream.closing {
+                        let Options { stall, linger, .. } = self.options;
+                        closing.gives_up_at = network.now + if stream.outbox.is_empty() { linger } else { stall };
+                    }
                     self.outboxes.settle(&stream.outbox, &self.options.pool);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -518,7 +520,14 @@ impl Simulated {
         {
             stream.phase = Phase::Open;
         }
-        if closing.how != How::Flushed || closing.close_due.is_some() || closing.gives_up_at <= network.now {
+        if closing.how != How::Flushed || closing.close_due.is_some() {
+            return true;
+        }
+        if closing.gives_up_at <= network.now {
+            if !stream.outbox.is_empty() {
+                // What is cut should not look whole.
+                closing.how = How::Reset;
+            }
             return true;
         }
         let Some(end) = stream.end else { return true };

@@ -10,6 +10,7 @@ use super::*;
 use crate::backends::Bell;
 use crate::buffers::block::{Budget, Pool};
 
+const STALL: Duration = Duration::from_secs(30);
 const LINGER: Duration = Duration::from_secs(2);
 const RETRY: Duration = Duration::from_millis(100);
 
@@ -26,7 +27,8 @@ impl Rig {
     fn new(world: World, blocks: usize) -> Rig {
         let entered = world.enter();
         let pool = Pool::new(blocks, 1, Budget::new(16 << 20));
-        let options = Options { max_sockets: 64, pool: pool.clone(), linger: LINGER, accept_retry: RETRY };
+        let options =
+            Options { max_sockets: 64, pool: pool.clone(), stall: STALL, linger: LINGER, accept_retry: RETRY };
         let mut loop_ = Simulated::new(options).unwrap();
         let place = Place::Tcp("10.0.0.1:80".parse().unwrap());
         let listener = loop_.listen(world.listener(place.clone()).unwrap()).unwrap();
@@ -207,6 +209,27 @@ fn a_flushed_close_gives_up_after_the_linger_time() {
     rig.loop_.wait(None).unwrap();
     assert!(matches!(rig.loop_.next(), Some(Event::Close { sock: closed }) if closed == sock));
     assert_eq!(rig.loop_.now() - start, LINGER);
+}
+
+#[test]
+fn a_flushed_close_gives_up_a_peer_that_takes_nothing_after_the_stall_time() {
+    let mut rig = Rig::calm();
+    let (client, sock) = rig.client();
+    let start = rig.loop_.now();
+    rig.loop_.send(sock, rig.pool.heap(&vec![b'x'; 1 << 20]).into());
+    rig.loop_.close(sock, How::Flushed);
+    assert!(rig.events().is_empty());
+    rig.loop_.wait(None).unwrap();
+    assert!(matches!(rig.loop_.next(), Some(Event::Close { sock: closed }) if closed == sock));
+    assert_eq!(rig.loop_.now() - start, STALL);
+    let mut read = Vec::new();
+    let outcome = loop {
+        match rig.world.read(client, &mut read, 1 << 20) {
+            Ok(1..) => {}
+            other => break other,
+        }
+    };
+    assert_eq!(outcome.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
 }
 
 #[test]

@@ -1,0 +1,192 @@
+//! A panic on a loop's thread costs the connection that it was about, and nothing else, wherever in the turn it happens.
+//!
+//! The loop runs over a simulated network. What panics is what others give it: the writer of `/status`, and the bell of the
+//! dispatch.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use production_server::backends::simulated::{End, Entered, Faults, Place, Simulated, World};
+use production_server::backends::{Backend, Options};
+use production_server::buffers::block::{Budget, Pool};
+use production_server::config::Settings;
+use production_server::connection::Shared;
+use production_server::dispatch::{Balance, Dispatch, Policy, Target, WorkerId};
+use production_server::log::Log;
+use production_server::mailbox::{Message, Postboxes, mailbox};
+use production_server::metrics::Metrics;
+use production_server::reactor::{Reactor, Setup};
+use socket2::SockAddr;
+
+/// Turns after which everything that can happen has happened.
+const TURNS: usize = 50;
+
+struct Rig {
+    world: World,
+    reactor: Reactor<Simulated>,
+    dispatch: Arc<Dispatch>,
+    postboxes: Postboxes,
+    metrics: Metrics,
+    place: Place,
+    _entered: Entered,
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let world = World::with_faults(1, Faults::NONE);
+        // Time passes as the test says, and not because nothing happens.
+        world.drive();
+        let entered = world.enter();
+        let mut settings = Settings::for_test();
+        settings.app.timeouts.abandon = Duration::from_secs(60);
+        let policy = Policy {
+            balance: Balance::Lifo,
+            concurrency: 1,
+            queue_size: 8,
+            queue_timeout: Duration::from_secs(60),
+            hold: Duration::from_secs(60),
+            max_tunnels: 8,
+        };
+        let dispatch = Arc::new(Dispatch::new(policy, 8, world.now()));
+        let (postbox, mailbox) = mailbox(|| {});
+        let postboxes = Postboxes::new(vec![postbox]);
+        let metrics = Metrics::new(1);
+        let shared = Arc::new(Shared {
+            settings: Arc::new(settings),
+            dispatch: Arc::clone(&dispatch),
+            postboxes: postboxes.clone(),
+            log: Log::disabled(),
+            admission: Default::default(),
+            streams: Default::default(),
+            direct: None,
+            status: Box::new(|| panic!("the writer of the status panics")),
+        });
+        let pool = Pool::new(64, 8, Budget::new(1 << 20));
+        let options = Options {
+            max_sockets: 64,
+            pool: pool.clone(),
+            stall: Duration::from_secs(30),
+            linger: Duration::from_secs(2),
+            accept_retry: Duration::from_millis(100),
+        };
+        // Over a Unix socket, for the inside is told to this machine only.
+        let place = Place::Unix(PathBuf::from("/simulated/front.sock"));
+        let setup = Setup {
+            index: 0,
+            listeners: vec![(world.listener(place.clone()).unwrap(), 0)],
+            mailbox,
+            metrics: metrics.clone(),
+            access: shared.log.access_log(),
+            pool,
+            max_sockets: 64,
+            first_id: 1,
+            shared,
+        };
+        let reactor = Reactor::new(Simulated::new(options).unwrap(), setup).unwrap();
+        Rig { world, reactor, dispatch, postboxes, metrics, place, _entered: entered }
+    }
+
+    fn turns(&mut self) {
+        for _ in 0..TURNS {
+            self.world.advance(Duration::from_millis(1));
+            self.reactor.turn().unwrap();
+        }
+    }
+
+    fn client(&mut self, bytes: &str) -> End {
+        let end = self.world.connect(&self.place).unwrap();
+        self.turns();
+        if !bytes.is_empty() {
+            assert_eq!(self.world.write(end, bytes.as_bytes()).unwrap(), bytes.len());
+        }
+        self.turns();
+        end
+    }
+
+    fn answer(&self, end: End) -> String {
+        let mut bytes = Vec::new();
+        while matches!(self.world.read(end, &mut bytes, 4096), Ok(1..)) {}
+        String::from_utf8(bytes).unwrap()
+    }
+
+    fn panics(&self) -> u64 {
+        self.metrics.total().panics
+    }
+
+    /// The loop goes on serving, and has nothing left of what panicked.
+    fn expect_health(&mut self, clients: usize) {
+        let other = self.client("GET /server HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert!(self.answer(other).ends_with("\r\n\r\nok"));
+        self.world.close(other);
+        self.turns();
+        let (left, exchanges, _, _) = self.reactor.holdings();
+        assert_eq!((left, exchanges), (clients, 0));
+    }
+
+    /// A worker whose connections nobody reads.
+    fn worker(&self) -> WorkerId {
+        let path = PathBuf::from("/simulated/worker.sock");
+        self.world.serve(&path, 8);
+        let address = SockAddr::unix(&path).unwrap();
+        let target = Target { address, label: "web:1".into(), unix: true, supervised: true, number: 1 };
+        let id = self.dispatch.add(target, 1, None).unwrap();
+        assert!(self.dispatch.ready(id, self.world.now()).is_empty());
+        id
+    }
+}
+
+const STATUS: &str = "GET /status HTTP/1.1\r\nHost: a\r\n\r\n";
+
+#[test]
+fn in_an_event() {
+    let mut rig = Rig::new();
+    let idle = rig.client("");
+    let end = rig.client(STATUS);
+    assert_eq!((rig.panics(), rig.answer(end).as_str(), rig.world.other_is_open(end)), (1, "", false));
+    assert!(rig.world.other_is_open(idle));
+    rig.expect_health(1);
+}
+
+/// The word that the app failed ends the request that waits, and the one behind it panics.
+#[test]
+fn in_the_mail() {
+    let mut rig = Rig::new();
+    let behind = format!("GET /app HTTP/1.1\r\nHost: a\r\n\r\n{STATUS}");
+    let ends = [rig.client(&behind), rig.client(&behind), rig.client("GET /app HTTP/1.1\r\nHost: a\r\n\r\n")];
+    assert_eq!(rig.dispatch.snapshot().queue_depth, 3);
+    for waiter in rig.dispatch.fail() {
+        rig.postboxes.post(waiter.loop_index, Message::AppFailed(waiter.exchange));
+    }
+    rig.turns();
+    assert_eq!(rig.panics(), 2, "each message for itself");
+    assert!(rig.answer(ends[2]).starts_with("HTTP/1.1 503 "));
+    assert_eq!(ends.map(|end| rig.world.other_is_open(end)), [false, false, true]);
+    rig.expect_health(1);
+}
+
+/// The stop's deadline cuts requests; the bell for what the supervisor is to know panics.
+#[test]
+fn in_a_cut() {
+    let mut rig = Rig::new();
+    let rung = Arc::new(AtomicBool::new(false));
+    let ring = Arc::clone(&rung);
+    rig.dispatch.on_notice(Box::new(move || {
+        ring.store(true, Ordering::SeqCst);
+        panic!("the bell panics");
+    }));
+    let worker = rig.worker();
+    let running = rig.client("GET /app HTTP/1.1\r\nHost: a\r\n\r\n");
+    let waiting = rig.client("GET /app HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!((rig.dispatch.snapshot().queue_depth, rig.dispatch.snapshot().workers[0].in_flight), (1, 1));
+    rig.dispatch.drain(worker, rig.world.now());
+    rig.postboxes.post(0, Message::Drain { deadline: rig.world.now() + Duration::from_millis(20) });
+    rig.turns();
+    assert!(rung.load(Ordering::SeqCst), "the test does what it says");
+    assert_eq!(rig.panics(), 1);
+    assert!(!rig.world.other_is_open(running) && !rig.world.other_is_open(waiting));
+    assert!(rig.reactor.is_done());
+    rig.reactor.run().unwrap();
+    assert_eq!(rig.dispatch.snapshot().workers[0].in_flight, 0);
+}

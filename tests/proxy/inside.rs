@@ -1,0 +1,81 @@
+//! The documents of the server's own: who gets them, and where.
+
+use crate::support::{Client, Server, Worker, on_every_backend};
+
+on_every_backend! {
+    the_inside_is_told_to_this_machine_only
+    the_documents_move_under_a_prefix
+    the_documents_leave_their_paths_to_the_app
+    half_closed_clients_are_served_when_that_is_asked_for
+}
+
+/// Who answers `/status` with these lines in the head: the loop, or the app.
+fn answers_status(client: &mut Client, lines: &str) -> &'static str {
+    let answer = client.ask(&format!("GET /status HTTP/1.1\r\nHost: test\r\n{lines}\r\n"));
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    if answer.text().starts_with("GET /status ") {
+        return "app";
+    }
+    let document: serde_json::Value = serde_json::from_str(&answer.text()).unwrap();
+    assert_eq!(document["app"], "web");
+    "loop"
+}
+
+fn the_inside_is_told_to_this_machine_only(backend: &str) {
+    let worker = Worker::echo();
+    let server = Server::before(backend, &worker.url, &[]);
+    let mut client = Client::of(&server);
+    assert_eq!(answers_status(&mut client, "Accept: */*\r\n"), "loop");
+    // Whoever asks through a proxy on this machine is a stranger.
+    for line in [
+        "Forwarded: for=192.0.2.1",
+        "X-Forwarded-For: 192.0.2.1",
+        "x-forwarded-proto: https",
+        "X-Forwarded-Host: a",
+        "X-Forwarded-Port: 443",
+        "X-Forwarded-Server: front",
+        "X_Forwarded_For: 192.0.2.1",
+        "Via: 1.1 front",
+        "X-Forwarded-For: 127.0.0.1",
+        "Connection: x-forwarded-for\r\nX-Forwarded-For: 192.0.2.1",
+    ] {
+        assert_eq!(answers_status(&mut client, &format!("{line}\r\n")), "app", "{line}");
+    }
+    // `ok` tells nothing.
+    let answer = client.ask("GET /server HTTP/1.1\r\nHost: test\r\nVia: 1.1 front\r\n\r\n");
+    assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
+}
+
+fn the_documents_move_under_a_prefix(backend: &str) {
+    let worker = Worker::echo();
+    let server = Server::before(backend, &worker.url, &["--internal", "/ops/server"]);
+    let mut client = Client::of(&server);
+    assert_eq!(client.get("/ops/server/server").text(), "ok");
+    assert!(client.get("/ops/server/status").text().starts_with('{'));
+    assert_eq!(answers_status(&mut client, ""), "app");
+    for path in
+        ["/server", "/ops/server", "/ops/server/", "/ops/serverserver", "/ops/server/other", "/ops/server/server/"]
+    {
+        let text = client.get(path).text();
+        assert!(text.starts_with(&format!("GET {path} ")), "{path}: {text}");
+    }
+}
+
+fn the_documents_leave_their_paths_to_the_app(backend: &str) {
+    let worker = Worker::echo();
+    let server = Server::before(backend, &worker.url, &["--internal", "off"]);
+    let mut client = Client::of(&server);
+    assert_eq!(answers_status(&mut client, ""), "app");
+    assert!(client.get("/server").text().starts_with("GET /server "));
+}
+
+fn half_closed_clients_are_served_when_that_is_asked_for(backend: &str) {
+    let worker = Worker::echo();
+    let server = Server::before(backend, &worker.url, &["--half-close", "serve"]);
+    let mut client = Client::of(&server);
+    client.send("GET /last HTTP/1.1\r\nHost: test\r\n\r\n");
+    client.finish();
+    let answer = client.next_answer(false);
+    assert!(answer.text().starts_with("GET /last "), "{}", answer.text());
+    client.expect_end();
+}
