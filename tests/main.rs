@@ -6,6 +6,7 @@ mod control;
 mod panics;
 mod proxy;
 mod queue;
+mod readiness;
 mod simulation;
 mod supervision;
 mod support;

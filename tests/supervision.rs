@@ -80,7 +80,12 @@ fn dispatch_for(settings: &Settings) -> Arc<Dispatch> {
 }
 
 fn options() -> Options {
-    Options { program: PROGRAM.into(), signals: false, descriptors: None }
+    Options {
+        program: PROGRAM.into(),
+        signals: false,
+        memory_interval: Duration::from_millis(20),
+        ..Options::default()
+    }
 }
 
 fn serve(settings: Settings) -> Server {
@@ -303,6 +308,20 @@ fn a_worker_that_has_served_enough_is_replaced_without_a_gap() {
     until("the old process ends", || !is_alive(old_pid));
     assert_eq!(server.status.crashes.load(Ordering::Relaxed), 0, "that was no crash");
     server.stop();
+}
+
+#[test]
+fn a_worker_that_holds_too_much_memory_is_replaced_without_a_gap() {
+    let mut settings = settings(&[], 1);
+    settings.app.recycle.memory = Some(1024);
+    let server = serve(settings);
+    server.until_ready(1);
+    let log = eventually("it is replaced", || {
+        assert!(server.snapshot().eligible > 0, "nobody serves");
+        Some(server.log_text()).filter(|log| log.contains("recycle: memory"))
+    });
+    assert!(!log.contains("crash"), "{log}");
+    assert_eq!(server.stop(), ExitReason::Stopped);
 }
 
 #[test]

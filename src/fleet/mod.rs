@@ -469,10 +469,28 @@ impl Fleet {
         }
     }
 
-    /// A worker is due to be replaced: a limit of its own is reached, or it said that it stops.
+    /// A worker is due to be replaced: a limit of its own is reached.
     pub fn replace(&mut self, name: Name, ending: Ending) {
         if let Some(member) = self.member_mut(name).filter(|member| member.is_active()) {
             member.mark(ending);
+        }
+    }
+
+    /// A worker says that it leaves by itself. It gets no more requests, and its place is filled at once, since it may be gone
+    /// before a replacement is ready. One that has answered nothing is of no use: it counts as a crash when it ends, so that
+    /// workers that only come and go are not started without end. A start that comes to nothing is judged at its exit anyway.
+    pub fn leaving(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
+        let leaves = |member: &Member| member.name == name && member.is_active() && !member.is_starting();
+        let Some(index) = self.members.iter().position(leaves) else { return };
+        if !machine.has_answered(name) {
+            self.members[index].phase = Phase::Draining { deadline: now + self.rule.drain };
+            return machine.drain(name, now);
+        }
+        self.members[index].replaced = true;
+        let number = self.members[index].number;
+        self.leave(index, Ending::Leaving, now, machine);
+        if let Some(place) = self.place_mut(number) {
+            place.start_at = now;
         }
     }
 

@@ -55,7 +55,7 @@ impl Fleet {
     /// Whether a replacement for that reason may be started now. A roll counts its own, and all others wait for its end.
     fn may_replace(&self, ending: Ending) -> bool {
         match ending {
-            Ending::Deploy | Ending::Leaving => true,
+            Ending::Deploy => true,
             _ if self.roll.is_some() => false,
             _ => {
                 let starting = self.members.iter().filter(|member| member.is_starting()).count();
@@ -123,7 +123,7 @@ impl Fleet {
 
     /// Start first where memory has room for both, else stop first where a worker may be missing, else wait.
     fn start_replacement(&mut self, number: u32, old: Name, ending: Ending, now: Instant, machine: &mut impl Machine) {
-        if ending == Ending::Leaving || machine.fits_beside(old) {
+        if machine.fits_beside(old) {
             return self.start(number, now, machine);
         }
         let serves =

@@ -183,6 +183,16 @@ impl Scene {
         }
     }
 
+    /// As [`Scene::let_the_old_go`], but they have never answered.
+    fn let_the_old_go_unanswered(&mut self) {
+        for name in std::mem::take(&mut self.paper.drained) {
+            self.fleet.drained(name, self.now, &mut self.paper);
+        }
+        for name in std::mem::take(&mut self.paper.terminated) {
+            self.exit(name, false);
+        }
+    }
+
     /// Whatever is started gets ready, whatever is drained goes, until all rests.
     fn settle(&mut self) {
         for _ in 0..200 {
@@ -516,6 +526,37 @@ fn a_lifetime_replaces_and_so_do_too_many_reloads() {
     scene.settle();
     assert!(scene.fleet.members()[0].name > second);
     assert_eq!(scene.fleet.places()[0].last_exit.as_deref(), Some("recycle: lived 60 s"));
+}
+
+#[test]
+fn a_worker_that_leaves_gets_nothing_more_and_is_replaced_at_once() {
+    let mut scene = Scene::running(rule(), 2);
+    let leaver = scene.fleet.members()[0].name;
+    scene.paper.answered.insert(leaver);
+    scene.fleet.leaving(leaver, scene.now, &mut scene.paper);
+    scene.fleet.leaving(leaver, scene.now, &mut scene.paper);
+    scene.tick();
+    assert_eq!((scene.serving(), scene.starting().len()), (vec![(2, 1)], 1));
+    assert_eq!(scene.exit(leaver, true), Some(Ending::Leaving), "no crash, though its replacement is not ready");
+    assert_eq!(scene.starting().len(), 1, "one place, one worker");
+    scene.ready_all();
+    assert_eq!(scene.serving(), [(1, 1), (2, 1)]);
+    assert_eq!(scene.fleet.places()[0].last_exit.as_deref(), Some("stops by itself"));
+}
+
+#[test]
+fn workers_that_leave_without_an_answer_are_not_started_without_end() {
+    let mut scene = Scene::running(rule(), 1);
+    for _ in 0..5 {
+        let leaver = scene.fleet.members()[0].name;
+        scene.fleet.leaving(leaver, scene.now, &mut scene.paper);
+        scene.tick();
+        assert_eq!((scene.serving().len(), scene.starting().len()), (0, 0));
+        scene.let_the_old_go_unanswered();
+        scene.pass(SECOND * 10);
+        scene.ready_all();
+    }
+    assert!(scene.paper.failed && scene.fleet.members().is_empty());
 }
 
 #[test]

@@ -17,15 +17,16 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use socket2::SockAddr;
-
 use super::guard::{Guard, signal_group};
+use super::hearing::Voice;
+use super::memory::MemoryWatch;
 use super::news::News;
+use super::notify::{NotifySocket, Watchdog};
 use super::output::{Capture, LastLines};
 use super::probe::{Look, Probe};
 use super::process::{Process, exit_reason};
 use super::spawn::{Launcher, Particulars};
-use super::{READ_BUFFER, RunDirectory, Status, inspect, run_directory};
+use super::{Options, READ_BUFFER, RunDirectory, Status, inspect};
 use crate::config::Settings;
 use crate::dispatch::{Dispatch, Target, WorkerId};
 use crate::fleet::{Ending, Event, Exit, Machine, Name, RollEnd, RollReport, Start, Started};
@@ -41,6 +42,7 @@ pub(super) struct Crew {
     /// Dropped last of all that it holds for others: its end removes sockets and lock.
     pub run: RunDirectory,
     pub program: PathBuf,
+    pub memory_interval: Duration,
     pub launcher: Option<Launcher>,
     pub guard: Option<Guard>,
     pub processes: Vec<Process>,
@@ -61,9 +63,10 @@ impl Crew {
         postboxes: Postboxes,
         log: Log,
         run: RunDirectory,
-        program: PathBuf,
+        options: Options,
         launcher: Option<Launcher>,
     ) -> io::Result<Crew> {
+        let Options { program, memory_interval, .. } = options;
         let guard = launcher.is_some().then(|| Guard::start(&program, run.sockets())).transpose()?;
         Ok(Crew {
             settings,
@@ -72,6 +75,7 @@ impl Crew {
             log,
             run,
             program,
+            memory_interval,
             launcher,
             guard,
             processes: Vec::new(),
@@ -109,30 +113,52 @@ impl Crew {
         let Start { name, number, generation, limit } = start;
         let label = format!("{}.G{generation}.{number}", self.settings.app.name);
         let socket = self.run.socket(&format!("{label}.{}.sock", name.0)).map_err(|error| error.to_string())?;
-        if !run_directory::clear_path(&socket) {
-            return Err(format!("{} exists and is in use", socket.display()));
-        }
-        let address = SockAddr::unix(&socket).map_err(|error| error.to_string())?;
-        let target = Target { address: address.clone(), label: label.clone(), unix: true, supervised: true, number };
-        let Some(id) = self.dispatch.add(target, generation, (limit > 0).then_some(limit)) else { return Ok(false) };
-        let spawned =
-            launcher.start(Particulars { number, generation, socket: &socket, limit }).and_then(|mut child| {
-                let captures = child.stdout.take().zip(child.stderr.take()).ok_or(io::ErrorKind::BrokenPipe)?;
-                Ok((Capture::new(captures.0.into())?, Capture::new(captures.1.into())?, child))
-            });
+        let speaks = launcher.listens_to_workers().then(|| NotifySocket::open(&socket.with_extension("note")));
+        let mut notify = speaks.transpose().map_err(|error| error.to_string())?;
+        let mut endpoint = launcher.endpoint(socket).map_err(|error| error.to_string())?;
+        let (address, unix) = (endpoint.address().clone(), endpoint.is_unix());
+        let target = Target { address: address.clone(), label: label.clone(), unix, supervised: true, number };
+        let Some(id) = self.dispatch.add(target, generation, (limit > 0).then_some(limit)) else {
+            endpoint.clear();
+            return Ok(false);
+        };
+        let particulars = Particulars { number, generation, limit, notify: notify.as_ref().map(NotifySocket::path) };
+        let spawned = launcher.start(particulars, &mut endpoint).and_then(|mut child| {
+            let captures = child.stdout.take().zip(child.stderr.take()).ok_or(io::ErrorKind::BrokenPipe)?;
+            Ok((Capture::new(captures.0.into())?, Capture::new(captures.1.into())?, child))
+        });
         let (stdout, stderr, child) = match spawned {
             Ok(parts) => parts,
             Err(error) => {
                 self.dispatch.died(id, now);
                 self.dispatch.remove(id, now);
+                endpoint.clear();
                 return Err(error.to_string());
             }
         };
         self.status.starts.fetch_add(1, Ordering::Relaxed);
         let group = child.id();
         self.tell(Level::Info, "worker-spawn", "worker started", &[("worker", &label), ("pid", &group)]);
-        let (probe, last_lines) = (Some(Probe::of_worker(address, now)), LastLines::default());
-        let process = Process { name, id, number, label, socket, child, probe, born: now, stdout, stderr, last_lines };
+        if let Some(socket) = &mut notify {
+            socket.belongs_to(group as i32);
+        }
+        let app = &self.settings.app;
+        let watchdog = Watchdog::new(app.watchdog);
+        let process = Process {
+            probe: Probe::of_readiness(&app.ready.by, address, endpoint.inherited(), now),
+            voice: notify.map(|socket| Voice { socket, watchdog, status: String::new() }),
+            memory: app.recycle.memory.map(|limit| MemoryWatch::new(limit, self.memory_interval, now)),
+            name,
+            id,
+            number,
+            label,
+            endpoint,
+            child,
+            born: now,
+            stdout,
+            stderr,
+            last_lines: LastLines::default(),
+        };
         self.processes.push(process);
         if self.guard.as_mut().is_some_and(|guard| guard.add(group).is_err()) {
             self.replace_guard();
@@ -183,7 +209,7 @@ impl Crew {
         let (served, answered) = known.map_or((0, false), |worker| (worker.served, worker.answered_at.is_some()));
         self.postboxes.broadcast(|| Message::Retire(id));
         self.dispatch.remove(id, now);
-        run_directory::clear_path(&process.socket);
+        process.endpoint.clear();
         let planned = ending.is_some_and(Ending::is_planned);
         if !planned {
             self.status.crashes.fetch_add(1, Ordering::Relaxed);
@@ -285,12 +311,11 @@ impl Crew {
             some => some,
         };
         let (label, pid, last) = (process.label.clone(), process.child.id(), process.last_lines.joined());
-        let (seconds, socket) = (format!("{} s", timeout.as_secs_f32()), process.socket.display());
-        let message = format!(
-            "the worker did not {} the Unix socket {socket} within {seconds}: it is to listen on the path in \
-             $SOCKET_PATH or {{socket}}",
-            if starting { "open" } else { "accept any more on" }
-        );
+        let reason = process.probe.as_ref().and_then(Probe::reason);
+        let message = match starting {
+            true => process.endpoint.not_ready(&self.settings.app.ready.by, timeout, reason),
+            false => process.endpoint.not_back(timeout, reason),
+        };
         let fields: [(&str, &dyn Display); 4] =
             [("worker", &label), ("pid", &pid), ("listens_on", &elsewhere), ("last_stderr", &last)];
         self.tell(Level::Error, "worker-not-ready", &message, &fields);
@@ -337,9 +362,9 @@ impl Machine for Crew {
 
     fn open(&mut self, name: Name, now: Instant) {
         let Some(id) = self.id(name) else { return };
-        if let Some(process) = self.process(name) {
+        if let Some(path) = self.process(name).and_then(|process| process.endpoint.path()) {
             // The directory is closed to others already; this is the second lock on the door.
-            fs::set_permissions(&process.socket, fs::Permissions::from_mode(0o600)).ok();
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600)).ok();
         }
         for grant in self.dispatch.ready(id, now) {
             self.postboxes.grant(grant);
@@ -360,8 +385,7 @@ impl Machine for Crew {
 
     fn look(&mut self, name: Name, now: Instant) {
         let Some(process) = self.process_mut(name) else { return };
-        let Ok(address) = SockAddr::unix(&process.socket) else { return };
-        let mut probe = Probe::of_worker(address, now);
+        let mut probe = Probe::of_worker(process.endpoint.address().clone(), now);
         // It may be a child of the process that we know, and dying: its listener is given the time to close.
         probe.later(now);
         process.probe = Some(probe);
@@ -393,8 +417,8 @@ impl Machine for Crew {
         }
     }
 
-    fn fits_beside(&mut self, _name: Name) -> bool {
-        true
+    fn fits_beside(&mut self, name: Name) -> bool {
+        self.has_room_beside(name)
     }
 
     fn has_answered(&mut self, name: Name) -> bool {
@@ -465,11 +489,6 @@ impl Machine for Crew {
             }
         }
     }
-}
-
-/// What is due for the probes.
-pub(super) fn probes_due(processes: &[Process]) -> Option<Instant> {
-    processes.iter().filter_map(|process| process.probe.as_ref()).map(Probe::next).min()
 }
 
 /// How long a time limit of a request is before its worker counts as stuck.

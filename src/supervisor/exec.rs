@@ -23,7 +23,7 @@ pub const CANNOT_RUN: u8 = 126;
 /// Exit code: wrong arguments.
 const USAGE: u8 = 64;
 /// The descriptor of an inherited listener, `SD_LISTEN_FDS_START` of sd_listen_fds(3).
-const LISTEN_DESCRIPTOR: i32 = 3;
+pub(super) const LISTEN_DESCRIPTOR: i32 = 3;
 
 /// What the shim is told by its arguments.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -103,6 +103,11 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             .env("LISTEN_FDS", "1")
             .env("LISTEN_FDNAMES", "worker")
             .env("LISTEN_PID", std::process::id().to_string());
+    }
+    if std::env::var_os("WATCHDOG_USEC").is_some() {
+        // The server passes on no watchdog but its own, which is for the process that this one becomes
+        // (sd_watchdog_enabled(3)) and not for its children.
+        command.env("WATCHDOG_PID", std::process::id().to_string());
     }
     close_others_on_exec(if instructions.socket_on_stdin { LISTEN_DESCRIPTOR as u32 + 1 } else { 3 });
     let error = command.exec();

@@ -11,17 +11,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::config::{self, Settings};
+use crate::config::Settings;
 use crate::dispatch::{Dispatch, Notice};
-use crate::fleet::{self, Ending, Fleet, Load, RestartRule, Scaler};
+use crate::fleet::{self, Ending, Fleet, Load, Member, Name, RestartRule, Scaler};
 use crate::log::{Level, Log};
 use crate::mailbox::Postboxes;
 
 mod crew;
+pub mod endpoint;
 pub mod exec;
+pub mod given;
 pub mod guard;
+mod hearing;
+pub mod inquiry;
 pub mod inspect;
+pub mod memory;
 mod news;
+pub mod notify;
 pub mod output;
 pub mod probe;
 pub mod process;
@@ -33,6 +39,7 @@ mod upstreams;
 pub mod wake;
 
 use crew::Crew;
+use hearing::Heard;
 pub use run_directory::{RunDirectory, RunDirectoryError};
 use signals::{Request, Requester, Requests};
 use spawn::Launcher;
@@ -64,11 +71,13 @@ pub struct Options {
     pub descriptors: Option<(u64, u64)>,
     /// Whether the process's signals are taken over. Otherwise [`Supervisor::requester`] makes the requests.
     pub signals: bool,
+    /// How often a worker's memory is looked at, where it has a limit.
+    pub memory_interval: Duration,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { program: spawn::this_program(), descriptors: None, signals: true }
+        Options { program: spawn::this_program(), descriptors: None, signals: true, memory_interval: memory::INTERVAL }
     }
 }
 
@@ -258,7 +267,7 @@ impl Supervisor {
         let upstreams = upstreams::watch_all(&settings, &dispatch, now)?;
         let scaling = settings.app.scaling.filter(|_| launcher.is_some());
         let fleet = Fleet::new(rule(&settings), workers, now);
-        let crew = Crew::new(settings, dispatch, postboxes, log, run, options.program, launcher)?;
+        let crew = Crew::new(settings, dispatch, postboxes, log, run, options, launcher)?;
         Ok(Supervisor {
             fleet,
             crew,
@@ -319,6 +328,9 @@ impl Supervisor {
             for name in self.crew.look_for_sockets(now) {
                 self.fleet.ready(name, now, &mut self.crew);
             }
+            for (name, heard) in self.crew.hear(now) {
+                self.take_notice(name, heard, now);
+            }
             self.look_at_upstreams(now);
             self.scale_by_load(now);
             self.fleet.tick(now, &mut self.crew);
@@ -360,6 +372,7 @@ impl Supervisor {
                 entries.extend(capture.descriptor().map(|descriptor| wake::entry(descriptor, libc::POLLIN)));
             }
         }
+        entries.extend(self.crew.entries());
         entries.extend(self.upstreams.iter().filter_map(Watched::descriptor).map(|fd| wake::entry(fd, libc::POLLOUT)));
         let due = self.next_due().into_iter().chain(next_tick).min();
         let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
@@ -371,7 +384,7 @@ impl Supervisor {
     }
 
     fn next_due(&self) -> Option<Instant> {
-        let probes = crew::probes_due(&self.crew.processes);
+        let probes = hearing::due(&self.crew.processes);
         let upstreams = self.upstreams.iter().filter_map(Watched::due).min();
         let stop = self.stop.as_ref().map(Stop::due);
         let sample = self.scaler.is_some().then_some(self.sample_at);
@@ -481,6 +494,19 @@ impl Supervisor {
         self.release = more.then(|| (most, now + RELEASE_STEP));
     }
 
+    fn take_notice(&mut self, name: Name, heard: Heard, now: Instant) {
+        match heard {
+            // A worker that has been ready and is looked at again is known by its socket alone.
+            Heard::Ready if self.fleet.member(name).is_some_and(Member::is_starting) => {
+                self.fleet.ready(name, now, &mut self.crew);
+            }
+            Heard::Ready => {}
+            Heard::Leaves => self.fleet.leaving(name, now, &mut self.crew),
+            Heard::Silent(period) => self.fleet.stuck(name, Ending::Watchdog(period), now, &mut self.crew),
+            Heard::Heavy(bytes) => self.fleet.replace(name, Ending::Memory(bytes)),
+        }
+    }
+
     fn heed(&mut self, notice: Notice, now: Instant) {
         let (Notice::Unreachable(id)
         | Notice::Threshold(id)
@@ -585,19 +611,8 @@ fn rule(settings: &Settings) -> fleet::Rule {
     }
 }
 
-/// The app's command, if it has one, checked.
+/// What starts the workers, if there are any, with the app's command checked.
 fn launcher(settings: &Settings, options: &Options) -> Result<Option<Launcher>, StartError> {
-    let command = match &settings.app.command {
-        config::Command::None => return Ok(None),
-        config::Command::BuiltIn => vec![options.program.clone().into_os_string(), BUILT_IN.into()],
-        config::Command::Argv(words) => words.clone(),
-    };
-    let program = command.first().map(|word| word.as_os_str()).unwrap_or_default();
-    spawn::check_command(program).map_err(|message| StartError { message, code: 64 })?;
-    Ok(Some(Launcher {
-        program: options.program.clone(),
-        command,
-        concurrency: settings.app.concurrency.max(1),
-        descriptors: options.descriptors,
-    }))
+    Launcher::new(&settings.app, &options.program, None, options.descriptors)
+        .map_err(|message| StartError { message, code: 64 })
 }

@@ -1,11 +1,13 @@
 //! One worker process: what belongs to it, and how it ended. Where it stands in its life is the fleet's to know.
 
-use std::path::PathBuf;
 use std::process::{Child, ExitStatus};
 use std::time::Instant;
 
 use std::os::unix::process::ExitStatusExt;
 
+use super::endpoint::Endpoint;
+use super::hearing::Voice;
+use super::memory::MemoryWatch;
 use super::output::{Capture, LastLines};
 use super::probe::Probe;
 use crate::dispatch::WorkerId;
@@ -32,11 +34,15 @@ pub struct Process {
     /// "web.G1.2".
     pub label: String,
     /// Where it listens.
-    pub socket: PathBuf,
+    pub endpoint: Endpoint,
     /// The child. Its process group has the same number.
     pub child: Child,
     /// Looks for its socket, while that is in question.
     pub probe: Option<Probe>,
+    /// Where it speaks, if somebody listens.
+    pub voice: Option<Voice>,
+    /// Watches its memory, if that has a limit.
+    pub memory: Option<MemoryWatch>,
     /// When it was spawned.
     pub born: Instant,
     /// Its stdout.
