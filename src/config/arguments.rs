@@ -459,12 +459,21 @@ Signals:
   TERM, INT   graceful stop within --shutdown; a second one stops now
   QUIT        graceful stop
   HUP, USR1   reopen log files
-  USR2, TTIN, TTOU   taken, and say so in the log
+  USR2        rolling restart, the replacement first
+  TTIN, TTOU  one worker more, one fewer
+
+A running server is asked with the commands above, over the control socket in its run directory:
+  production_server status 3000                           what the server on port 3000 does
+  production_server restart --wait && echo deployed       new code without a lost request
+  production_server scale +1
+  production_server signal web:2 HUP
 
 Exit codes:
-  0   clean stop                     71  the system refuses what every start needs
-  64  wrong flags or shorthands      73  cannot bind an address or make a socket
-  69  the app gave up before it      77  permission denied
-      was ever ready                 78  invalid configuration, the environment
+  0   clean stop, command done       71  the system refuses what every start needs
+  3   status: nothing runs           73  cannot bind an address or make a socket
+  64  wrong flags or shorthands      75  restart --wait: aborted, the old workers
+  69  the app gave up before it          serve on
+      was ever ready; no server to   77  permission denied
+      be asked                       78  invalid configuration, the environment
   70  an event loop failed               included
 ";

@@ -175,7 +175,6 @@ impl<B: Backend> Loop<B> {
         let date = &self.clock.date;
         let piece = match (route, &self.shared.direct) {
             (Route::Respond, Some(direct)) => {
-                self.metrics.of_loop(self.index as usize).latency.record_at_once();
                 self.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
             }
             (Route::Status, _) => {
