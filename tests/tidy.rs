@@ -21,6 +21,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("exchange", &["backends", "buffers", "connection", "dispatch", "http", "mailbox"]),
     ("reactor", &["backends", "buffers", "connection", "dispatch", "exchange", "http", "mailbox"]),
     ("worker", &["buffers", "http", "supervisor"]),
+    ("conformance", &["http", "supervisor"]),
     ("supervisor", &["buffers", "dispatch", "mailbox"]),
 ];
 /// Usable by all; they use only each other, as listed above.

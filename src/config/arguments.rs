@@ -9,7 +9,7 @@ use clap::{Arg, ArgAction, ArgMatches};
 use super::environment::Environment;
 use super::keys::{self, Key};
 use super::units::{port_number, show_duration};
-use super::{App, Command, Settings};
+use super::{App, Command, Conformance, Settings};
 
 /// Exit code for wrong flags and shorthands (EX_USAGE of sysexits(3)).
 pub const WRONG_USAGE: u8 = 64;
@@ -23,6 +23,8 @@ pub enum Invocation {
     Run(Box<Settings>),
     /// To be the built-in worker; the arguments behind the word.
     Worker(Vec<OsString>),
+    /// To look at a command through the worker contract.
+    Conformance(Conformance),
     /// To be the shim before a worker's command; the arguments behind the word.
     Exec(Vec<OsString>),
     /// To be the guard; the arguments behind the word.
@@ -99,6 +101,9 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
             let arguments = socket.map_or_else(Vec::new, |path| vec![OsString::from("--socket"), path]);
             Ok(Invocation::Worker(arguments))
         }
+        Some(("conformance", words)) => {
+            super::conformance::read(words).map(Invocation::Conformance).map_err(Refusal::usage)
+        }
         Some((_, run)) => settings(run, environment).map(|settings| Invocation::Run(Box::new(settings))),
         None => settings(&matches, environment).map(|settings| Invocation::Run(Box::new(settings))),
     }
@@ -119,6 +124,7 @@ pub fn command() -> clap::Command {
         .disable_help_subcommand(true)
         .subcommand(with_flags(run).override_usage("production_server run [FLAGS] [SHORTHAND…] [-- COMMAND…]"))
         .subcommand(worker)
+        .subcommand(super::conformance::subcommand())
 }
 
 fn with_flags(mut command: clap::Command) -> clap::Command {

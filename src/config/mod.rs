@@ -2,6 +2,7 @@
 //!
 //! - `keys`: every key once, with its flag, its environment names, its default and how its value is read;
 //! - `arguments`: the command line, and its mistakes in one line;
+//! - `conformance`: the words of that subcommand;
 //! - `environment`: the variables;
 //! - `units`: durations, sizes, counts and addresses as people write them.
 //!
@@ -11,6 +12,7 @@
 //! - Nothing here opens, binds or starts anything.
 
 mod arguments;
+mod conformance;
 mod environment;
 mod keys;
 mod units;
@@ -23,6 +25,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use arguments::{Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
+pub use conformance::Conformance;
 pub use environment::Environment;
 
 /// Everything that the server needs to know to run. Checked: every number is within its range.
