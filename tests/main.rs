@@ -2,6 +2,7 @@
 
 mod backends;
 mod cli;
+mod conformance;
 mod proxy;
 mod queue;
 mod simulation;

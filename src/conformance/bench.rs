@@ -27,6 +27,8 @@ use crate::supervisor::{RunDirectory, inspect, wake};
 
 /// Looks for what no descriptor tells about are this far apart.
 pub const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// From the end of a worker's connections to the end of its process.
+const EXIT_TIME: Duration = Duration::from_millis(100);
 /// Exit code: no process, pipe or socket can be made.
 const CANNOT_CREATE: u8 = 73;
 
@@ -303,14 +305,26 @@ impl Bench {
         self.last_lines.joined()
     }
 
+    /// Does something whose last lines are not kept.
+    pub fn quietly<T>(&mut self, task: impl FnOnce(&mut Bench) -> T) -> T {
+        let before = std::mem::take(&mut self.last_lines);
+        let done = task(self);
+        self.last_lines = before;
+        done
+    }
+
     /// What went wrong, and whether the worker has gone over it.
-    pub fn explain(&mut self, trouble: &Trouble) -> String {
-        match self.exit() {
-            Some(status) if !matches!(trouble, Trouble::NotReady(_)) => {
-                format!("{trouble}; the worker {}", ended_how(status))
-            }
-            _ => trouble.to_string(),
-        }
+    ///
+    /// # Errors
+    /// As [`Bench::turn`].
+    pub fn explain(&mut self, trouble: &Trouble) -> Result<String, Trouble> {
+        let cut = matches!(trouble, Trouble::Ended(_) | Trouble::Broken(_) | Trouble::Unreachable(_));
+        // A process closes its sockets a little before its end can be seen.
+        let gone = cut && self.until(EXIT_TIME, |bench| bench.exit().is_some())?;
+        Ok(match self.exit().filter(|_| gone) {
+            Some(status) => format!("{trouble}; the worker {}", ended_how(status)),
+            None => trouble.to_string(),
+        })
     }
 
     /// Sleeps until the socket has one of its events (true), the worker's output moved, a child ended, or `until`.

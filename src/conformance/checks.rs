@@ -114,7 +114,6 @@ fn answer(bench: &mut Bench, facts: &mut Facts) -> Result<Finding, Trouble> {
     // With an inherited socket there is no other sign of readiness than this.
     let patience = if bench.kind() == WorkerSocket::Inherit { bench.patience() } else { ANSWER_TIME };
     let answer = bench.answer(&mut client, Method::Get, patience)?;
-    facts.keeps = answer.keep_alive;
     facts.keep_alive_timeout = answer.keep_alive_timeout;
     let seen = describe(&answer);
     if answer.version == Version::Http10 {
@@ -143,12 +142,12 @@ fn keep_alive(bench: &mut Bench, facts: &mut Facts) -> Result<Finding, Trouble> 
     let mut client = bench.connect()?;
     client.send(get("/"));
     let first = bench.answer(&mut client, Method::Get, ANSWER_TIME)?;
-    facts.keeps = first.keep_alive;
     if !first.keep_alive {
         return Ok(Finding::note("closes after each answer", "works as it is; --keepalive off says so from the start"));
     }
     client.send(get("/"));
     let second = bench.answer(&mut client, Method::Get, ANSWER_TIME)?;
+    facts.keeps = true;
     Ok(Finding::pass(format!("a second request on the same connection: {}", describe(&second))))
 }
 
@@ -209,6 +208,8 @@ fn two_at_once(bench: &mut Bench, _: &mut Facts) -> Result<Finding, Trouble> {
     first.send("world");
     bench.answer(&mut first, Method::Post, ANSWER_TIME)?;
     let Some(answer) = early else {
+        // Who serves one connection at a time goes on when this one ends.
+        first.leave();
         bench.answer(&mut second, Method::Get, ANSWER_TIME)?;
         return Ok(Finding::pass("the second request is held until the first is done: one at a time"));
     };
@@ -240,16 +241,16 @@ fn head_request(bench: &mut Bench, _: &mut Facts) -> Result<Finding, Trouble> {
 }
 
 /// Sends a body of 1 MiB and then, if the connection is kept, another request behind it.
-fn large_body(bench: &mut Bench, _: &mut Facts) -> Result<Finding, Trouble> {
+fn large_body(bench: &mut Bench, facts: &mut Facts) -> Result<Finding, Trouble> {
     bench.ensure()?;
     let mut client = bench.connect()?;
     client.send(head("POST", "/", &format!("Content-Length: {LARGE_BODY}\r\n")));
     client.send(vec![b'x'; LARGE_BODY]);
     let answer = bench.answer(&mut client, Method::Post, ANSWER_TIME)?;
-    behind_a_body(bench, client, &answer)
+    behind_a_body(bench, facts, client, &answer)
 }
 
-fn chunked_body(bench: &mut Bench, _: &mut Facts) -> Result<Finding, Trouble> {
+fn chunked_body(bench: &mut Bench, facts: &mut Facts) -> Result<Finding, Trouble> {
     bench.ensure()?;
     let mut client = bench.connect()?;
     client.send(head("POST", "/", "Transfer-Encoding: chunked\r\n"));
@@ -260,13 +261,13 @@ fn chunked_body(bench: &mut Bench, _: &mut Facts) -> Result<Finding, Trouble> {
     }
     client.send("0\r\n\r\n");
     let answer = bench.answer(&mut client, Method::Post, ANSWER_TIME)?;
-    behind_a_body(bench, client, &answer)
+    behind_a_body(bench, facts, client, &answer)
 }
 
 /// Whether the bytes behind a body are the next request, and not taken for part of the body or the other way round.
-fn behind_a_body(bench: &mut Bench, mut client: Client, answer: &Answer) -> Result<Finding, Trouble> {
+fn behind_a_body(bench: &mut Bench, facts: &Facts, mut client: Client, answer: &Answer) -> Result<Finding, Trouble> {
     let seen = describe(answer);
-    if !answer.keep_alive {
+    if !answer.keep_alive || !facts.keeps {
         return Ok(Finding::pass(format!("{seen}, then closes")));
     }
     bench.flush(&mut client)?;

@@ -95,7 +95,7 @@ fn run(bench: &mut Bench, wanted: &Conformance, report: &mut Report<impl std::io
         let finding = match (check.run)(bench, &mut facts) {
             Err(Trouble::Halted) => return Err(Trouble::Halted),
             Err(Trouble::Machine(error)) => return Err(Trouble::Machine(error)),
-            Err(trouble) => Finding::fail(bench.explain(&trouble), check.advice),
+            Err(trouble) => Finding::fail(bench.explain(&trouble)?, check.advice),
             Ok(finding) => finding,
         };
         let failed = finding.is_failure();
