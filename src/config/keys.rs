@@ -140,6 +140,10 @@ const APP: &[Key] = &[
         let kinds = [("unix", WorkerSocket::Unix), ("inherit", WorkerSocket::Inherit), ("tcp", WorkerSocket::Tcp)];
         store(&mut settings.app.socket, choice(text, &kinds))
     }),
+    key("watchdog", "DURATION", "", WATCHDOG_HELP, |settings, text| {
+        store(&mut settings.app.watchdog, duration(text, POSITIVE).map(Some))
+    })
+    .example("30s"),
     key("keepalive", "on|off", "on", "Keep connections to workers; off for blocking workers", |settings, text| {
         store(&mut settings.app.keepalive, switch(text))
     }),
@@ -259,6 +263,8 @@ const LIVES: &[Key] = &[
 
 const WORKERS_HELP: &str = "Worker processes; MIN..MAX: as the load asks; auto: one per core, at least 2; \
     join: none but those that join";
+
+const WATCHDOG_HELP: &str = "Replace a worker that has said WATCHDOG=1 and then nothing for that time (sd_notify)";
 
 const HOT_RELOAD_HELP: &str = "What changed files do: none, process (rolling restart) or module (reload signal)";
 

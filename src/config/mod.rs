@@ -189,6 +189,8 @@ pub struct App {
     pub ready: Ready,
     /// How a worker gets its socket.
     pub socket: WorkerSocket,
+    /// How often a worker is to say that it is alive (sd_watchdog_enabled(3)); `None`: as often as it says itself.
+    pub watchdog: Option<Duration>,
     /// What is sent to a worker that is stuck, before SIGKILL; `None`: nothing.
     pub dump_signal: Option<i32>,
     /// How changed files reach the workers.
@@ -427,6 +429,7 @@ impl Default for App {
             },
             ready: Ready { by: ReadyBy::Listen, timeout: Duration::from_secs(15) },
             socket: WorkerSocket::Unix,
+            watchdog: None,
             dump_signal: None,
             hot_reload: HotReload::None,
             watch: Vec::new(),

@@ -387,6 +387,7 @@ fn limits_of_workers_are_read() {
     assert_eq!(app(&["--ready", "http:/up"]).ready.by, ReadyBy::Http("/up".to_owned()));
     assert_eq!(app(&["--dump-signal", "sigquit"]).dump_signal, Some(libc::SIGQUIT));
     assert_eq!(app(&["--reload-signal", "10"]).reload_signal, 10);
+    assert_eq!(app(&["--watchdog", "30s"]).watchdog, Some(Duration::from_secs(30)));
     let restart = app(&["--give-up", "3/10s"]).restart;
     assert_eq!((restart.crashes, restart.within), (3, Duration::from_secs(10)));
     for (arguments, expected) in [
@@ -395,6 +396,7 @@ fn limits_of_workers_are_read() {
         (["--ready", "http:nowhere"], "http:/PATH"),
         (["--dump-signal", "SIGFOO"], "a signal such as HUP"),
         (["--give-up", "5"], "as in 5/60s"),
+        (["--watchdog", "0s"], "as in --watchdog 30s"),
         (["--socket", "pipe"], "unix, inherit or tcp"),
     ] {
         let refusal = invocation(&arguments, &[]).unwrap_err();

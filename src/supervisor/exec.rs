@@ -104,6 +104,11 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             .env("LISTEN_FDNAMES", "worker")
             .env("LISTEN_PID", std::process::id().to_string());
     }
+    if std::env::var_os("WATCHDOG_USEC").is_some() {
+        // The server passes on no watchdog but its own, which is for the process that this one becomes
+        // (sd_watchdog_enabled(3)) and not for its children.
+        command.env("WATCHDOG_PID", std::process::id().to_string());
+    }
     close_others_on_exec(if instructions.socket_on_stdin { LISTEN_DESCRIPTOR as u32 + 1 } else { 3 });
     let error = command.exec();
     let (code, message) = explain(program, &error);

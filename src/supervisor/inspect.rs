@@ -1,5 +1,6 @@
-//! What a worker's processes do, as /proc tells: on which addresses they listen. For the message about a worker that
-//! opened another door than the one it was given. Elsewhere than on Linux there is nothing to read and nothing is said.
+//! What a worker's processes do, as /proc tells: on which addresses they listen, for the message about a worker that
+//! opened another door than the one it was given; and whether one is dying. Elsewhere than on Linux there is nothing to read
+//! and nothing is said.
 
 use std::collections::HashSet;
 use std::fs;
@@ -9,6 +10,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 const TCP_LISTEN: &str = "0A";
 /// The flag of a listening socket in /proc/net/unix (__SO_ACCEPTCON).
 const UNIX_LISTENING: u32 = 0x10000;
+/// The flag of a task that is in its exit (PF_EXITING in the kernel's sched.h). It is set before any descriptor closes.
+const EXITING: u32 = 0x4;
 
 /// The addresses on which the processes of a group listen, as text: `127.0.0.1:3000`, `unix:/tmp/app.sock`.
 pub fn listening_addresses(group: u32) -> Vec<String> {
@@ -36,10 +39,24 @@ fn processes_of(group: u32) -> Vec<u32> {
     processes.filter(|process| group_of(*process) == Some(group)).collect()
 }
 
-/// The fifth field of /proc/PID/stat, counted behind the name, which may hold anything but ends at the last parenthesis.
+/// Whether a process has begun to die. Its descriptors close one by one then, and its listener may be the last: a connect
+/// that succeeds says nothing of it any more. A zombie and one that is gone count, too.
+pub fn is_dying(process: u32) -> bool {
+    if !cfg!(target_os = "linux") {
+        return false;
+    }
+    let flags = stat_field(process, 6).and_then(|flags| flags.parse::<u32>().ok());
+    flags.is_none_or(|flags| flags & EXITING != 0)
+}
+
 fn group_of(process: u32) -> Option<u32> {
+    stat_field(process, 2)?.parse().ok()
+}
+
+/// A field of /proc/PID/stat, counted from 0 behind the name, which may hold anything but ends at the last parenthesis.
+fn stat_field(process: u32, index: usize) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(2)?.parse().ok()
+    stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(index).map(str::to_owned)
 }
 
 fn sockets_of(process: u32) -> Vec<u64> {
@@ -102,6 +119,22 @@ mod tests {
         assert_eq!(unix_listener(&line.replace("00010000", "00000000"), &inodes), None);
         assert_eq!(tcp_listener("", &inodes), None);
         assert_eq!(unix_listener("Num RefCount", &inodes), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_dying_are_told_from_the_living() {
+        assert!(!is_dying(std::process::id()));
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        assert!(!is_dying(child.id()));
+        child.kill().unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !is_dying(child.id()) {
+            assert!(std::time::Instant::now() < deadline, "it was killed, and does not seem to die");
+            std::thread::yield_now();
+        }
+        child.wait().unwrap();
+        assert!(is_dying(child.id()), "one that is gone");
     }
 
     #[cfg(target_os = "linux")]

@@ -94,14 +94,12 @@ impl Supervisor {
         let name = &self.settings.app.name;
         let label = format!("{name}.G{GENERATION}.{number}");
         let socket = self.run.socket(&format!("{label}.{incarnation}.sock")).map_err(|error| error.to_string())?;
-        if !run_directory::clear_path(&socket) {
-            return Err(format!("{} exists and is in use", socket.display()));
-        }
-        let address = SockAddr::unix(&socket).map_err(|error| error.to_string())?;
+        let mut endpoint = launcher.endpoint(socket.clone()).map_err(|error| error.to_string())?;
+        let address = endpoint.address().clone();
         let target = Target { address: address.clone(), label: label.clone(), unix: true, supervised: true, number };
         let Some(id) = self.dispatch.add(target, GENERATION, (limit > 0).then_some(limit)) else { return Ok(false) };
-        let particulars = Particulars { number, socket: &socket, limit };
-        let spawned = launcher.start(particulars).and_then(|mut child| {
+        let particulars = Particulars { number, generation: GENERATION, limit, notify: None };
+        let spawned = launcher.start(particulars, &mut endpoint).and_then(|mut child| {
             let captures = child.stdout.take().zip(child.stderr.take()).ok_or(std::io::ErrorKind::BrokenPipe)?;
             Ok((Capture::new(captures.0.into())?, Capture::new(captures.1.into())?, child))
         });
@@ -147,7 +145,11 @@ impl Supervisor {
             match &mut process.phase {
                 Phase::Starting { probe, deadline } | Phase::Checking { probe, deadline } => {
                     let late = now >= *deadline;
-                    if probe.look(now) == Look::Listening {
+                    let listens = probe.look(now) == Look::Listening;
+                    if listens && inspect::is_dying(process.child.id()) {
+                        // Its listener is only what it closes last. The word of its end is on the way.
+                        probe.later(now);
+                    } else if listens {
                         self.became_ready(index, now);
                     } else if late {
                         self.never_came(index, now);
@@ -248,7 +250,10 @@ impl Supervisor {
             let message = "the worker refused a connection or lost a request; its socket is looked at";
             self.log.event(Level::Warn, message, &[("worker", &process.label)]);
             let deadline = now + self.ready_timeout;
-            process.phase = Phase::Checking { probe: Probe::of_worker(address, now), deadline };
+            let mut probe = Probe::of_worker(address, now);
+            // It may be a child of the process that we know, and dying: its listener is given the time to close.
+            probe.later(now);
+            process.phase = Phase::Checking { probe, deadline };
         }
     }
 

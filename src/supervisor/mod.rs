@@ -18,15 +18,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::config::{self, Settings};
+use crate::config::Settings;
 use crate::dispatch::{Dispatch, Notice, WorkerId};
 use crate::log::{Level, Log};
 use crate::mailbox::Postboxes;
 
+pub mod endpoint;
 pub mod exec;
 pub mod guard;
+pub mod inquiry;
 pub mod inspect;
 mod lifecycle;
+pub mod memory;
+pub mod notify;
 pub mod output;
 pub mod policy;
 pub mod probe;
@@ -515,20 +519,8 @@ impl Place {
     }
 }
 
-/// The app's command, if it has one, checked.
+/// What starts the workers, if there are any, with the app's command checked.
 fn launcher(settings: &Settings, options: &Options) -> Result<Option<Launcher>, StartError> {
-    let command = match &settings.app.command {
-        config::Command::None => return Ok(None),
-        config::Command::BuiltIn => vec![options.program.clone().into_os_string(), BUILT_IN.into()],
-        config::Command::Argv(words) => words.clone(),
-    };
-    let program = command.first().map(|word| word.as_os_str()).unwrap_or_default();
-    spawn::check_command(program).map_err(|message| StartError { message, code: 64 })?;
-    Ok(Some(Launcher {
-        program: options.program.clone(),
-        command,
-        concurrency: settings.app.concurrency.max(1),
-        generation: GENERATION,
-        descriptors: options.descriptors,
-    }))
+    Launcher::new(&settings.app, &options.program, None, options.descriptors)
+        .map_err(|message| StartError { message, code: 64 })
 }

@@ -6,28 +6,48 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
+use super::endpoint::{Endpoint, Ports};
 use super::exec::Instructions;
+use crate::config::{self, App, ReadyBy, WorkerSocket};
 
 /// Replaced in the command's arguments by the path of the worker's socket.
-const SOCKET_WORD: &[u8] = b"{socket}";
-/// What the server may have been given by systemd or by a shell, and what is not the workers'.
-const NOT_INHERITED: [&str; 7] =
-    ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "PORT"];
+const SOCKET_WORD: &str = "{socket}";
+/// Replaced in the command's arguments by the worker's TCP port.
+const PORT_WORD: &str = "{port}";
+/// What the server may have been given by systemd, by a shell or by a server above it, and what is not the workers'.
+const NOT_INHERITED: [&str; 9] = [
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "PORT",
+    "SOCKET_PATH",
+    "CONTROL_SOCKET",
+];
 
 /// What is the same for all workers of an app.
 #[derive(Clone, Debug)]
 pub struct Launcher {
     /// The binary that has the shim in it: this one.
-    pub program: PathBuf,
+    program: PathBuf,
     /// The command and its arguments as they were given; never empty.
-    pub command: Vec<OsString>,
+    command: Vec<OsString>,
+    socket: WorkerSocket,
     /// `WORKER_CONCURRENCY`.
-    pub concurrency: u32,
-    /// `GENERATION`.
-    pub generation: u32,
+    concurrency: u32,
+    /// `WATCHDOG_USEC`.
+    watchdog: Option<Duration>,
+    /// Whether readiness waits for the worker's word.
+    notify: bool,
+    /// `CONTROL_SOCKET`.
+    control: Option<PathBuf>,
     /// RLIMIT_NOFILE as the server found it, soft and hard.
-    pub descriptors: Option<(u64, u64)>,
+    descriptors: Option<(u64, u64)>,
+    ports: Ports,
 }
 
 /// What is one worker's own.
@@ -35,38 +55,141 @@ pub struct Launcher {
 pub struct Particulars<'a> {
     /// `WORKER_ID`: its place, from 1.
     pub number: u32,
-    /// Where it is to listen.
-    pub socket: &'a Path,
+    /// `GENERATION`.
+    pub generation: u32,
     /// `MAX_REQUESTS`: the number of requests after which it is replaced; 0 for never.
     pub limit: u64,
+    /// `NOTIFY_SOCKET`: where it may speak ([`Launcher::listens_to_workers`]).
+    pub notify: Option<&'a Path>,
 }
 
 impl Launcher {
-    /// Starts a worker in a process group of its own, with pipes for its output. The group's id is the child's.
+    /// What starts the workers of an app, its command checked; `None` when it has none. `program` is this binary
+    /// ([`this_program`]), `control` the path of the control socket, `descriptors` the limit that workers get (soft, hard).
+    ///
+    /// # Errors
+    /// One sentence about a command that cannot be run or that contradicts the kind of socket.
+    pub fn new(
+        app: &App,
+        program: &Path,
+        control: Option<PathBuf>,
+        descriptors: Option<(u64, u64)>,
+    ) -> Result<Option<Launcher>, String> {
+        let command = match &app.command {
+            config::Command::None => return Ok(None),
+            config::Command::Argv(words) => words.clone(),
+            config::Command::BuiltIn => built_in(app, program)?,
+        };
+        check_command(command.first().map(OsString::as_os_str).unwrap_or_default())?;
+        Ok(Some(Launcher {
+            program: program.to_path_buf(),
+            socket: socket_kind(&command, app.socket)?,
+            command,
+            concurrency: app.concurrency.max(1),
+            watchdog: app.watchdog,
+            notify: app.ready.by == ReadyBy::Notify,
+            control,
+            descriptors,
+            ports: Ports::default(),
+        }))
+    }
+
+    /// The place where the next worker is to listen. `path` is for a Unix socket, and is not used for a TCP port.
+    ///
+    /// # Errors
+    /// As [`Endpoint::open`].
+    pub fn endpoint(&self, path: PathBuf) -> io::Result<Endpoint> {
+        Endpoint::open(self.socket, path, &self.ports)
+    }
+
+    /// Whether a worker needs a socket on which it speaks ([`super::notify::NotifySocket`]): its readiness or its watchdog
+    /// depends on it.
+    pub fn listens_to_workers(&self) -> bool {
+        self.notify || self.watchdog.is_some()
+    }
+
+    /// Starts a worker in a process group of its own, with pipes for its output. The group's id is the child's. A socket
+    /// that the worker inherits is the worker's alone afterwards, whatever comes back.
     ///
     /// # Errors
     /// When no process can be made. That the command cannot be run shows later, by the shim's exit code and message.
-    pub fn start(&self, particulars: Particulars<'_>) -> io::Result<Child> {
-        let command = self.command.iter().map(|word| with_socket(word, particulars.socket)).collect();
-        let instructions =
-            Instructions { parent: std::process::id(), descriptors: self.descriptors, socket_on_stdin: false, command };
+    pub fn start(&self, particulars: Particulars<'_>, endpoint: &mut Endpoint) -> io::Result<Child> {
+        let listener = endpoint.take_listener()?;
+        let instructions = Instructions {
+            parent: std::process::id(),
+            descriptors: self.descriptors,
+            socket_on_stdin: listener.is_some(),
+            command: self.command.iter().map(|word| filled_in(word, endpoint)).collect(),
+        };
         let mut shim = Command::new(&self.program);
         shim.arg0("production_server").args(instructions.to_arguments());
+        self.set_environment(&mut shim, particulars, endpoint);
+        // The command's end, at the end of this function, closes our copy of the listener.
+        let stdin = listener.map_or_else(Stdio::null, Stdio::from);
+        shim.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn()
+    }
+
+    /// The worker contract's variables.
+    fn set_environment(&self, shim: &mut Command, particulars: Particulars<'_>, endpoint: &Endpoint) {
         for name in NOT_INHERITED {
             shim.env_remove(name);
         }
         let number = particulars.number.to_string();
-        shim.env("SOCKET_PATH", particulars.socket)
-            .env("WORKER_ID", &number)
+        shim.env("WORKER_ID", &number)
             .env("CLUSTER_WORKER", "true")
             .env("CLUSTER_WORKER_ID", &number)
-            .env("GENERATION", self.generation.to_string())
+            .env("GENERATION", particulars.generation.to_string())
             .env("MAX_REQUESTS", particulars.limit.to_string())
             .env("WORKER_CONCURRENCY", self.concurrency.to_string());
-        if is_node(&self.command[0]) {
-            shim.env("PORT", particulars.socket);
+        if let Some(path) = endpoint.path() {
+            shim.env("SOCKET_PATH", path);
         }
-        shim.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0).spawn()
+        if let Some(port) = endpoint.port() {
+            shim.env("PORT", port.to_string());
+        } else if is_node(&self.command[0]) && endpoint.inherited().is_none() {
+            shim.env("PORT", endpoint.path().unwrap_or(Path::new("")));
+        }
+        if let Some(path) = &self.control {
+            shim.env("CONTROL_SOCKET", path);
+        }
+        if let Some(path) = particulars.notify {
+            shim.env("NOTIFY_SOCKET", path);
+        }
+        if let Some(period) = self.watchdog {
+            // The shim adds WATCHDOG_PID, which it alone knows.
+            shim.env("WATCHDOG_USEC", period.as_micros().to_string());
+        }
+    }
+}
+
+/// The command of the worker inside this binary.
+fn built_in(app: &App, program: &Path) -> Result<Vec<OsString>, String> {
+    if app.socket == WorkerSocket::Tcp {
+        return Err(
+            "the built-in worker serves on Unix sockets only: --socket tcp needs a command behind --".to_owned()
+        );
+    }
+    let mut command = vec![program.as_os_str().to_owned(), super::BUILT_IN.into()];
+    if let Some(module) = &app.module {
+        command.extend(["--module".into(), module.as_os_str().to_owned()]);
+    }
+    Ok(command)
+}
+
+/// What a worker listens on, as its command and the configuration say together: `{port}` asks for TCP by itself.
+fn socket_kind(command: &[OsString], configured: WorkerSocket) -> Result<WorkerSocket, String> {
+    let has = |name: &str| command.iter().any(|word| memchr::memmem::find(word.as_bytes(), name.as_bytes()).is_some());
+    match (has(SOCKET_WORD), has(PORT_WORD), configured) {
+        (true, true, _) => Err("the worker's command has both {socket} and {port}: expected one of them".to_owned()),
+        (true, _, WorkerSocket::Tcp) => {
+            Err("the worker's command has {socket}, and --socket tcp gives it a port: expected {port}".to_owned())
+        }
+        (_, true, WorkerSocket::Inherit) => {
+            Err("the worker's command has {port}, and --socket inherit gives it descriptor 3: expected one of them"
+                .to_owned())
+        }
+        (_, true, _) => Ok(WorkerSocket::Tcp),
+        _ => Ok(configured),
     }
 }
 
@@ -117,14 +240,23 @@ fn is_node(program: &OsStr) -> bool {
     Path::new(program).file_name().is_some_and(|name| name == "node" || name == "nodejs")
 }
 
-fn with_socket(word: &OsStr, socket: &Path) -> OsString {
+/// A word of the command with the worker's socket or port put in.
+fn filled_in(word: &OsStr, endpoint: &Endpoint) -> OsString {
+    match (endpoint.path(), endpoint.port()) {
+        (Some(path), _) => replaced(word, SOCKET_WORD, path.as_os_str().as_bytes()),
+        (None, Some(port)) => replaced(word, PORT_WORD, port.to_string().as_bytes()),
+        (None, None) => word.to_owned(),
+    }
+}
+
+fn replaced(word: &OsStr, name: &str, value: &[u8]) -> OsString {
     let bytes = word.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut rest = 0;
-    for found in memchr::memmem::find_iter(bytes, SOCKET_WORD) {
+    for found in memchr::memmem::find_iter(bytes, name) {
         out.extend_from_slice(&bytes[rest..found]);
-        out.extend_from_slice(socket.as_os_str().as_bytes());
-        rest = found + SOCKET_WORD.len();
+        out.extend_from_slice(value);
+        rest = found + name.len();
     }
     out.extend_from_slice(&bytes[rest..]);
     OsString::from_vec(out)
@@ -133,18 +265,118 @@ fn with_socket(word: &OsStr, socket: &Path) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashMap;
 
     #[test]
     fn the_socket_is_put_wherever_the_word_stands() {
-        let socket = Path::new("/run/web.sock");
         for (word, expected) in [
             ("{socket}", "/run/web.sock"),
             ("unix:{socket},{socket}!", "unix:/run/web.sock,/run/web.sock!"),
             ("{socke}", "{socke}"),
             ("", ""),
         ] {
-            assert_eq!(with_socket(OsStr::new(word), socket), expected);
+            assert_eq!(replaced(OsStr::new(word), SOCKET_WORD, b"/run/web.sock"), expected);
         }
+    }
+
+    /// A launcher of `sh -c SCRIPT` that is changed before it is made.
+    fn launcher(script: &str, change: impl FnOnce(&mut App)) -> Result<Launcher, String> {
+        let words = ["sh", "-c", script].map(OsString::from).to_vec();
+        let mut app = App { command: config::Command::Argv(words), ..App::default() };
+        change(&mut app);
+        Launcher::new(&app, Path::new("/bin/true"), None, None).map(|launcher| launcher.expect("there is a command"))
+    }
+
+    #[test]
+    fn the_command_and_the_kind_of_socket_agree() {
+        let kind = |script: &str, socket| launcher(script, |app| app.socket = socket).map(|launcher| launcher.socket);
+        use WorkerSocket::{Inherit, Tcp, Unix};
+        for (script, configured, expected) in [
+            ("x", Unix, Unix),
+            ("x {socket}", Unix, Unix),
+            ("x {socket}", Inherit, Inherit),
+            ("x :{port}", Unix, Tcp),
+            ("x :{port}", Tcp, Tcp),
+            ("x", Tcp, Tcp),
+        ] {
+            assert_eq!(kind(script, configured), Ok(expected), "{script}");
+        }
+        for (script, configured) in [("{port} {socket}", Unix), ("{socket}", Tcp), ("{port}", Inherit)] {
+            let refused = kind(script, configured).unwrap_err();
+            assert!(refused.contains("expected"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn the_built_in_worker_gets_its_module() {
+        let app = App { command: config::Command::BuiltIn, module: Some("a.so".into()), ..App::default() };
+        let made = |app: &App| Launcher::new(app, Path::new("/bin/true"), None, None);
+        let launcher = made(&app).unwrap().unwrap();
+        assert_eq!(launcher.command, ["/bin/true", "worker", "--module", "a.so"]);
+        assert!(made(&App { socket: WorkerSocket::Tcp, ..app.clone() }).unwrap_err().contains("--socket tcp"));
+        assert!(made(&App { command: config::Command::None, ..app }).unwrap().is_none());
+    }
+
+    /// The variables that a worker would be given, those that are taken away as `None`.
+    fn environment(launcher: &Launcher, endpoint: &Endpoint, notify: Option<&Path>) -> HashMap<String, Option<String>> {
+        let mut command = Command::new("x");
+        let particulars = Particulars { number: 3, generation: 7, limit: 500, notify };
+        launcher.set_environment(&mut command, particulars, endpoint);
+        let text = |value: &OsStr| value.to_str().unwrap().to_owned();
+        command.get_envs().map(|(name, value)| (text(name), value.map(text))).collect()
+    }
+
+    #[test]
+    fn the_environment_is_that_of_the_contract() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("web.sock");
+        let given = path.to_str().unwrap();
+        let of = |launcher: &Launcher, notify| {
+            environment(launcher, &launcher.endpoint(path.clone()).expect("an endpoint"), notify)
+        };
+        let plain = of(&launcher("x", |_| {}).unwrap(), None);
+        for (name, expected) in [
+            ("SOCKET_PATH", Some(given)),
+            ("WORKER_ID", Some("3")),
+            ("CLUSTER_WORKER", Some("true")),
+            ("CLUSTER_WORKER_ID", Some("3")),
+            ("GENERATION", Some("7")),
+            ("MAX_REQUESTS", Some("500")),
+            ("WORKER_CONCURRENCY", Some("1")),
+            ("PORT", None),
+            ("CONTROL_SOCKET", None),
+            ("NOTIFY_SOCKET", None),
+            ("WATCHDOG_USEC", None),
+            ("WATCHDOG_PID", None),
+            ("LISTEN_FDS", None),
+        ] {
+            assert_eq!(plain.get(name).map(Option::as_deref), Some(expected), "{name}");
+        }
+        let mut as_node = launcher("x", |_| {}).unwrap();
+        as_node.command = vec!["/usr/bin/node".into(), "a.js".into()];
+        assert_eq!(of(&as_node, None)["PORT"].as_deref(), Some(given));
+        as_node.socket = WorkerSocket::Inherit;
+        assert_eq!(of(&as_node, None)["PORT"], None, "there is nothing left to open");
+        std::fs::remove_file(&path).unwrap();
+        as_node.socket = WorkerSocket::Tcp;
+        let tcp = of(&as_node, None);
+        assert!(tcp["PORT"].as_ref().unwrap().parse::<u16>().unwrap() > 0);
+        assert_eq!(tcp["SOCKET_PATH"], None);
+        let mut speaking = launcher("x", |app| app.watchdog = Some(Duration::from_millis(1500))).unwrap();
+        speaking.control = Some("/run/control.sock".into());
+        assert!(speaking.listens_to_workers());
+        let speaking = of(&speaking, Some(Path::new("/run/web.note")));
+        assert_eq!(speaking["NOTIFY_SOCKET"].as_deref(), Some("/run/web.note"));
+        assert_eq!(speaking["CONTROL_SOCKET"].as_deref(), Some("/run/control.sock"));
+        assert_eq!(speaking["WATCHDOG_USEC"].as_deref(), Some("1500000"));
+    }
+
+    #[test]
+    fn a_socket_to_speak_on_is_made_where_somebody_listens() {
+        let listens = |change: fn(&mut App)| launcher("x", change).unwrap().listens_to_workers();
+        assert!(!listens(|_| {}));
+        assert!(listens(|app| app.ready.by = ReadyBy::Notify));
+        assert!(listens(|app| app.watchdog = Some(Duration::from_secs(1))));
     }
 
     #[test]
