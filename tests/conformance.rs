@@ -85,6 +85,19 @@ fn a_worker_without_a_fault_passes_everything() {
 }
 
 #[test]
+fn a_worker_may_inherit_its_socket_or_be_given_a_port() {
+    for (kind, place, skipped) in [("inherit", "the inherited Unix socket /", 1), ("tcp", "127.0.0.1:", 2)] {
+        let run = Run::new();
+        let output = run.faulty("none", &["--slow-path", "/slow", "--socket", kind]).output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(text.ends_with(&format!("14 passed, 0 failed, 0 noted, {skipped} skipped\n")), "{text}");
+        let ready = &rows(&output, "pass")[1];
+        assert!(ready.0 == "ready" && ready.1.contains(place), "{ready:?}");
+        run.assert_nothing_is_left();
+    }
+}
+
+#[test]
 fn each_fault_fails_its_row_and_no_other() {
     let faults: [(&str, &[&str], &str); 10] = [
         ("closes without a word", &["keep-alive"], "the connection"),

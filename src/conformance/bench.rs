@@ -3,7 +3,6 @@
 //! It owns the worker's process, the guard that ends it should this process be killed, and the directory of its socket.
 //! Dropping it kills the worker's process group and removes the directory.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
@@ -17,13 +16,16 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use socket2::SockAddr;
 
-use crate::config::{Conformance, WorkerSocket};
+use crate::config::{App, Command, Conformance, ReadyBy};
 use crate::http::Refusal;
+use crate::supervisor::endpoint::Endpoint;
 use crate::supervisor::guard::{self, Guard};
 use crate::supervisor::output::{Capture, LastLines};
 use crate::supervisor::probe::{Look, Probe};
-use crate::supervisor::spawn::{Launcher, Particulars};
+use crate::supervisor::spawn::{self, Launcher, Particulars};
 use crate::supervisor::{RunDirectory, inspect, wake};
+
+use super::USAGE;
 
 /// Looks for what no descriptor tells about are this far apart.
 pub const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -80,8 +82,7 @@ pub fn seconds(time: Duration) -> String {
 /// A running worker.
 struct Life {
     child: Child,
-    socket: PathBuf,
-    address: SockAddr,
+    endpoint: Endpoint,
     stdout: Capture,
     stderr: Capture,
     exit: Option<ExitStatus>,
@@ -90,7 +91,6 @@ struct Life {
 /// See the file.
 pub struct Bench {
     launcher: Launcher,
-    kind: WorkerSocket,
     patience: Duration,
     interrupted: Arc<AtomicBool>,
     sleeper: wake::Sleeper,
@@ -110,17 +110,14 @@ impl Bench {
     ///
     /// # Errors
     /// A sentence and an exit code.
-    pub fn new(
-        program: PathBuf,
-        command: Vec<OsString>,
-        wanted: &Conformance,
-        directory: &Path,
-    ) -> Result<Bench, (String, u8)> {
+    pub fn new(wanted: &Conformance, directory: &Path) -> Result<Bench, (String, u8)> {
         let cannot = |what: &str| {
             let what = what.to_owned();
-            move |error: io::Error| (format!("cannot {what}: {error}"), CANNOT_CREATE)
+            move |error: io::Error| (format!("error: cannot {what}: {error}"), CANNOT_CREATE)
         };
-        let run = RunDirectory::open(directory).map_err(|error| (error.to_string(), error.code()))?;
+        let program = spawn::this_program();
+        let launcher = launcher(wanted, &program).map_err(|message| (message, USAGE))?;
+        let run = RunDirectory::open(directory).map_err(|error| (format!("error: {error}"), error.code()))?;
         let (waker, sleeper) = wake::pair().map_err(cannot("make a pair of sockets"))?;
         let interrupted = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
@@ -131,8 +128,7 @@ impl Bench {
         waker.on_signal(SIGCHLD).map_err(cannot("handle signals"))?;
         let guard = Guard::start(&program, run.sockets()).map_err(cannot("start the guard"))?;
         Ok(Bench {
-            launcher: Launcher { program, command, concurrency: 1, generation: 1, descriptors: None },
-            kind: wanted.socket,
+            launcher,
             patience: wanted.timeout,
             interrupted,
             sleeper,
@@ -146,9 +142,14 @@ impl Bench {
         })
     }
 
-    /// What a worker listens on.
-    pub fn kind(&self) -> WorkerSocket {
-        self.kind
+    /// Whether the worker was given a listening socket.
+    pub fn is_inherited(&self) -> bool {
+        self.life.as_ref().is_some_and(|life| life.endpoint.inherited().is_some())
+    }
+
+    /// Whether the worker opens a TCP port.
+    pub fn is_tcp(&self) -> bool {
+        self.life.as_ref().is_some_and(|life| !life.endpoint.is_unix())
     }
 
     /// How long a worker may take to get ready.
@@ -170,10 +171,7 @@ impl Bench {
         self.lives += 1;
         let socket = self.run.socket(&format!("web.G1.{}.sock", self.lives));
         let socket = socket.map_err(|error| Trouble::Machine(io::Error::other(error)))?;
-        if stale {
-            drop(std::os::unix::net::UnixListener::bind(&socket).map_err(Trouble::Machine)?);
-        }
-        let life = launch(&self.launcher, self.kind, socket).map_err(Trouble::Machine)?;
+        let life = launch(&self.launcher, socket, stale).map_err(Trouble::Machine)?;
         let id = life.child.id();
         self.life = Some(life);
         let told = self.guard.as_mut().map_or(Ok(()), |guard| guard.add(id));
@@ -189,7 +187,9 @@ impl Bench {
         let begun = Instant::now();
         let end = begun + patience;
         let Some(life) = &self.life else { return Err(Trouble::NotReady("it does not run".to_owned())) };
-        let mut probe = Probe::of_worker(life.address.clone(), begun);
+        let (address, inherited) = (life.endpoint.address().clone(), life.endpoint.inherited());
+        let probe = Probe::of_readiness(&ReadyBy::Listen, address, inherited, begun);
+        let Some(mut probe) = probe else { return Err(Trouble::NotReady("it is not asked".to_owned())) };
         loop {
             let now = Instant::now();
             if let Some(status) = self.exit() {
@@ -205,21 +205,23 @@ impl Bench {
             if now >= end {
                 return Err(Trouble::NotReady(self.elsewhere(patience)));
             }
-            let writable = probe.descriptor().map(|descriptor| (descriptor, libc::POLLOUT));
-            self.turn(writable, probe.next().min(end))?;
+            let interest = probe.descriptor().map(|descriptor| (descriptor, probe.events()));
+            self.turn(interest, probe.next().min(end))?;
         }
     }
 
     /// Where it listens instead of where it should.
     fn elsewhere(&self, patience: Duration) -> String {
         let Some(life) = &self.life else { return String::new() };
-        let place = self.door();
         let found = inspect::listening_addresses(life.child.id());
         let instead = match &found[..] {
             [] => "its processes listen nowhere".to_owned(),
             some => format!("its processes listen on {}", some.join(", ")),
         };
-        format!("nobody listens on {place} after {}; {instead}", seconds(patience))
+        if life.endpoint.inherited().is_some() {
+            return format!("nobody accepts on descriptor 3 after {}; {instead}", seconds(patience));
+        }
+        format!("nobody listens on {} after {}; {instead}", self.door(), seconds(patience))
     }
 
     /// A worker that serves: the one that runs, or a new one.
@@ -236,11 +238,7 @@ impl Bench {
 
     /// Where the worker listens, for messages.
     pub fn door(&self) -> String {
-        let Some(life) = &self.life else { return "its socket".to_owned() };
-        match life.address.as_socket() {
-            Some(address) => address.to_string(),
-            None => life.socket.display().to_string(),
-        }
+        self.life.as_ref().map_or_else(|| "its socket".to_owned(), |life| life.endpoint.to_string())
     }
 
     /// The worker's address.
@@ -249,12 +247,12 @@ impl Bench {
     /// When none runs.
     pub fn address(&self) -> Result<SockAddr, Trouble> {
         let none = || Trouble::Unreachable(io::ErrorKind::NotConnected.into());
-        self.life.as_ref().map(|life| life.address.clone()).ok_or_else(none)
+        self.life.as_ref().map(|life| life.endpoint.address().clone()).ok_or_else(none)
     }
 
     /// The path of the worker's socket file, whether it is there or not.
     pub fn socket_path(&self) -> Option<&Path> {
-        self.life.as_ref().map(|life| life.socket.as_path())
+        self.life.as_ref().and_then(|life| life.endpoint.path())
     }
 
     /// Sends a signal to the worker's first process, as the supervisor does.
@@ -296,7 +294,7 @@ impl Bench {
         life.child.wait().ok();
         life.stdout.finish(&mut self.buffer, |_| {});
         life.stderr.finish(&mut self.buffer, |line| self.last_lines.push(line));
-        std::fs::remove_file(&life.socket).ok();
+        life.endpoint.clear();
         self.guard.as_mut().map_or(Ok(()), |guard| guard.remove(id)).map_err(Trouble::Machine)
     }
 
@@ -387,17 +385,31 @@ pub fn ended_how(status: ExitStatus) -> String {
     }
 }
 
+/// What starts the workers: the supervisor's own launcher, for an app that is all defaults but for its command.
+fn launcher(wanted: &Conformance, program: &Path) -> Result<Launcher, String> {
+    let command = match &wanted.command[..] {
+        [] => Command::BuiltIn,
+        words => Command::Argv(words.to_vec()),
+    };
+    let app = App { command, socket: wanted.socket, ..App::default() };
+    let launcher = Launcher::new(&app, program, None, None).map_err(|message| format!("error: {message}"))?;
+    launcher.ok_or_else(|| "error: there is no command".to_owned())
+}
+
 /// Starts a worker: the one place that knows how the supervisor does it.
-fn launch(launcher: &Launcher, kind: WorkerSocket, socket: PathBuf) -> io::Result<Life> {
-    let _ = kind;
-    let address = SockAddr::unix(&socket)?;
-    let mut child = launcher.start(Particulars { number: 1, socket: &socket, limit: 0 })?;
+fn launch(launcher: &Launcher, socket: PathBuf, stale: bool) -> io::Result<Life> {
+    let mut endpoint = launcher.endpoint(socket)?;
+    if let Some(path) = endpoint.path().filter(|_| stale) {
+        drop(std::os::unix::net::UnixListener::bind(path)?);
+    }
+    let particulars = Particulars { number: 1, generation: 1, limit: 0, notify: None };
+    let mut child = launcher.start(particulars, &mut endpoint)?;
     let capture = |pipe: Option<OwnedFd>| Capture::new(pipe.ok_or(io::ErrorKind::BrokenPipe)?);
     let stdout = child.stdout.take().map(OwnedFd::from);
     let stderr = child.stderr.take().map(OwnedFd::from);
     let pipes = capture(stdout).and_then(|stdout| Ok((stdout, capture(stderr)?)));
     match pipes {
-        Ok((stdout, stderr)) => Ok(Life { child, socket, address, stdout, stderr, exit: None }),
+        Ok((stdout, stderr)) => Ok(Life { child, endpoint, stdout, stderr, exit: None }),
         Err(error) => {
             guard::signal_group(child.id() as i32, libc::SIGKILL);
             child.wait().ok();

@@ -7,7 +7,6 @@ use super::Check;
 use super::bench::{Bench, Trouble, seconds};
 use super::report::{Finding, Report};
 use super::talk::{ANSWER_TIME, Answer, Client, get, head};
-use crate::config::WorkerSocket;
 use crate::http::{Framing, Method, Version};
 
 /// Bytes of the large body: what the server gathers before it asks for a worker, its default `request_buffer`.
@@ -88,22 +87,19 @@ pub fn begin(bench: &mut Bench, report: &mut Report<impl Write>) -> Result<bool,
     let id = bench.start(false)?;
     report.row("start", &Finding::pass(format!("process {id}")));
     let finding = match bench.until_ready(bench.patience()) {
-        Ok(_) if bench.kind() == WorkerSocket::Inherit => {
-            Finding::pass("it was given a listening socket as descriptor 3")
-        }
-        Ok(took) => Finding::pass(format!("{} accepts after {}", bench.door(), seconds(took))),
-        Err(trouble @ Trouble::NotReady(_)) => Finding::fail(trouble.to_string(), where_to_listen(bench.kind())),
+        Ok(took) => Finding::pass(format!("accepts after {} on {}", seconds(took), bench.door())),
+        Err(trouble @ Trouble::NotReady(_)) => Finding::fail(trouble.to_string(), where_to_listen(bench)),
         Err(trouble) => return Err(trouble),
     };
     report.row("ready", &finding);
     Ok(!finding.is_failure())
 }
 
-fn where_to_listen(kind: WorkerSocket) -> &'static str {
-    match kind {
-        WorkerSocket::Unix => "listen on the Unix socket $SOCKET_PATH, which {socket} in the command stands for too",
-        WorkerSocket::Inherit => "accept on descriptor 3 (sd_listen_fds(3)) and stay in the foreground",
-        WorkerSocket::Tcp => "listen on 127.0.0.1, on the port $PORT, which {port} in the command stands for too",
+fn where_to_listen(bench: &Bench) -> &'static str {
+    match (bench.is_inherited(), bench.is_tcp()) {
+        (true, _) => "accept on descriptor 3 (sd_listen_fds(3)) and stay in the foreground",
+        (_, true) => "listen on 127.0.0.1, on the port $PORT, which {port} in the command stands for too",
+        _ => "listen on the Unix socket $SOCKET_PATH, which {socket} in the command stands for too",
     }
 }
 
@@ -111,9 +107,7 @@ fn answer(bench: &mut Bench, facts: &mut Facts) -> Result<Finding, Trouble> {
     bench.ensure()?;
     let mut client = bench.connect()?;
     client.send(get("/"));
-    // With an inherited socket there is no other sign of readiness than this.
-    let patience = if bench.kind() == WorkerSocket::Inherit { bench.patience() } else { ANSWER_TIME };
-    let answer = bench.answer(&mut client, Method::Get, patience)?;
+    let answer = bench.answer(&mut client, Method::Get, ANSWER_TIME)?;
     facts.keep_alive_timeout = answer.keep_alive_timeout;
     let seen = describe(&answer);
     if answer.version == Version::Http10 {

@@ -10,7 +10,6 @@ use super::bench::{Bench, LOOK_AGAIN, Trouble, ended_how, seconds};
 use super::checks::Facts;
 use super::report::Finding;
 use super::talk::get;
-use crate::config::WorkerSocket;
 use crate::http::Method;
 
 /// From TERM to KILL, as the supervisor has it.
@@ -47,9 +46,8 @@ fn term_idle(bench: &mut Bench, facts: &mut Facts) -> Result<Finding, Trouble> {
     bench.signal(libc::SIGTERM);
     let told = Instant::now();
     let mut refused = None;
-    let inherited = bench.kind() == WorkerSocket::Inherit;
     let gone = bench.until(GRACE, |bench| {
-        if refused.is_none() && !inherited && !accepts(bench) {
+        if refused.is_none() && !accepts(bench) {
             refused = Some(told.elapsed());
         }
         bench.exit().is_some()
@@ -95,7 +93,7 @@ fn nothing_left(_: &mut Bench, facts: &mut Facts) -> Result<Finding, Trouble> {
 
 fn socket_file(bench: &mut Bench, facts: &mut Facts) -> Result<Finding, Trouble> {
     Ok(match facts.left_socket {
-        _ if bench.kind() != WorkerSocket::Unix => Finding::skip("it has none of its own", ""),
+        _ if bench.is_tcp() => Finding::skip("it has none", ""),
         Some(false) => Finding::info("removed at the exit"),
         Some(true) => Finding::info("stays behind; the server removes it"),
         None => Finding::skip("it did not end by itself", ""),
@@ -104,8 +102,9 @@ fn socket_file(bench: &mut Bench, facts: &mut Facts) -> Result<Finding, Trouble>
 
 /// A worker that was killed leaves its file, and half of the frameworks refuse to start over it.
 fn stale_socket(bench: &mut Bench, _: &mut Facts) -> Result<Finding, Trouble> {
-    if bench.kind() != WorkerSocket::Unix {
-        return Ok(Finding::skip("it has no socket file of its own", ""));
+    bench.ensure()?;
+    if bench.is_tcp() || bench.is_inherited() {
+        return Ok(Finding::skip("it opens no socket file", ""));
     }
     let patience = bench.patience().min(bench.start_time() * 4 + STALE_TIME);
     // What it says about the file is no last word of a worker that failed.

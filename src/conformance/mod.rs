@@ -13,7 +13,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use crate::config::Conformance;
-use crate::supervisor::{BUILT_IN, spawn};
 
 mod bench;
 mod checks;
@@ -43,19 +42,10 @@ struct Check {
 /// Goes through the contract. Exit codes: 0 no row failed, 1 one did, 64 wrong usage, 73 or 77 no place for the socket,
 /// 130 interrupted.
 pub fn main(wanted: Conformance) -> ExitCode {
-    let program = spawn::this_program();
-    let command = match &wanted.command[..] {
-        [] => vec![program.clone().into_os_string(), BUILT_IN.into()],
-        words => words.to_vec(),
-    };
-    if let Err(message) = spawn::check_command(&command[0]) {
-        eprintln!("error: {message}");
-        return ExitCode::from(USAGE);
-    }
-    let mut bench = match Bench::new(program, command, &wanted, &directory()) {
+    let mut bench = match Bench::new(&wanted, &directory()) {
         Ok(bench) => bench,
         Err((message, code)) => {
-            eprintln!("error: {message}");
+            eprintln!("{message}");
             return ExitCode::from(code);
         }
     };
