@@ -3,7 +3,7 @@
 //! The map, from the top down; each layer uses those below it and none above:
 //!
 //! ```text
-//! main → server → supervisor, control
+//! main → server → supervisor, control → fleet
 //!           └──→ reactor → connection, exchange → dispatch, mailbox
 //!                               └──→ http                    bytes in, bytes out: no descriptor, no clock, no thread
 //!                               └──→ backends → buffers
@@ -19,6 +19,7 @@ pub mod conformance;
 pub mod connection;
 pub mod dispatch;
 mod exchange;
+pub mod fleet;
 pub mod http;
 pub mod log;
 pub mod mailbox;

@@ -120,7 +120,7 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
         options,
     )
     .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;
-    let status = status_writer(&settings, &dispatch, &metrics, started, backend, &log);
+    let status = status_writer(&settings, &dispatch, &metrics, started, backend, &log, supervisor.status());
     let shared = Arc::new(Shared {
         direct: settings.app.respond.as_ref().map(|text| Direct::new("text/plain; charset=utf-8", text.as_bytes())),
         settings,
@@ -294,7 +294,7 @@ impl LoopSet {
 fn socket_room(settings: &Settings) -> usize {
     // Idle ones to other workers may stand open while all clients' requests are with one.
     let idle = (settings.app.concurrency as usize).min(settings.max_connections).saturating_add(2);
-    let workers = settings.app.workers.max(settings.app.upstreams.len());
+    let workers = Supervisor::most_workers(settings) + settings.app.upstreams.len();
     let to_workers = settings.max_connections.saturating_add(workers.saturating_mul(idle));
     settings.max_connections + to_workers + settings.listen.len() + 2 * crate::backends::ACCEPT_BATCH
 }
@@ -513,19 +513,17 @@ fn status_writer(
     started: Instant,
     backend: BackendChoice,
     log: &Log,
+    supervised: Arc<supervisor::Status>,
 ) -> impl Fn() -> String + Send + Sync + use<> {
     let (dispatch, metrics, settings, log) = (dispatch.clone(), metrics.clone(), settings.clone(), log.clone());
-    let wanted = match (&settings.app.respond, settings.app.upstreams.len()) {
-        (Some(_), _) => 0,
-        (None, 0) => settings.app.workers,
-        (None, upstreams) => upstreams,
-    };
+    let upstreams = settings.app.upstreams.len();
     let port = |address: &ListenAddress| match address {
         ListenAddress::Tcp(address) => Some(("http", address.port())),
         ListenAddress::Unix(_) => None,
     };
     let ports: Vec<_> = settings.listen.iter().filter_map(port).collect();
     move || {
+        let wanted = upstreams + supervised.wanted.load(std::sync::atomic::Ordering::Relaxed);
         let snapshot = dispatch.snapshot();
         let settled = |phase| matches!(phase, Phase::Ready | Phase::Draining);
         let ready = snapshot.workers.iter().filter(|worker| worker.phase == Phase::Ready).count();

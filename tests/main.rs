@@ -5,6 +5,7 @@ mod cli;
 mod conformance;
 mod proxy;
 mod queue;
+mod readiness;
 mod simulation;
 mod supervision;
 mod support;

@@ -22,7 +22,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("reactor", &["backends", "buffers", "connection", "dispatch", "exchange", "http", "mailbox"]),
     ("worker", &["buffers", "http", "supervisor"]),
     ("conformance", &["http", "supervisor"]),
-    ("supervisor", &["buffers", "dispatch", "mailbox"]),
+    ("fleet", &[]),
+    ("supervisor", &["buffers", "dispatch", "fleet", "mailbox"]),
 ];
 /// Usable by all; they use only each other, as listed above.
 const FOR_ALL: &[&str] = &["config", "metrics", "log", "planted"];

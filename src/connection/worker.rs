@@ -162,7 +162,7 @@ impl<B: Backend> Loop<B> {
             LinkState::Busy
                 if self.exchanges.lookup(key).is_some_and(|exchange| exchange.phase == Phase::Abandoned) =>
             {
-                self.abandoned_ended(key);
+                self.abandoned_expired(key);
             }
             _ => {}
         }

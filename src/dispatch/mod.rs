@@ -6,7 +6,8 @@
 //! - nothing under it allocates, logs, does I/O or calls out; what has to follow is handed to the caller, or done here once the
 //!   lock is open ([`Dispatch::on_notice`], [`Dispatch::on_grant`]);
 //! - nothing under it panics but for a broken invariant of this module; a lock so poisoned ends the process with a message;
-//! - each call leaves the state such that no waiter waits while an eligible worker has room. A waiter who would rather not
+//! - each call leaves the state such that no waiter waits while an eligible worker has room, unless the gate is not open
+//!   ([`Dispatch::pause`]). A waiter who would rather not
 //!   have one worker waits for any other that is eligible, and takes that one when it is the last; it never holds up those
 //!   behind it.
 //!
@@ -41,7 +42,7 @@ pub use types::{
     Acquire, Ask, Balance, Grant, Notice, Outcome, Patience, Permit, Phase, Policy, Snapshot, Target, Ticket, Waiter,
     WorkerId, WorkerSnapshot,
 };
-use workers::{DRAINED, SUSPECT, THRESHOLD, UNREACHABLE, Workers};
+use workers::{DRAINED, STUCK, SUSPECT, THRESHOLD, UNREACHABLE, Workers};
 
 /// Beyond the queue's size there is room reserved for this many waiters who rejoin, at most: as many as there are permits,
 /// for who rejoins has just given one up.
@@ -66,8 +67,20 @@ struct State {
     /// When the last one ceased to be.
     last_unready: Instant,
     failed: bool,
+    gate: Gate,
     /// A notice came where none was: ring once the lock is open.
     ring: bool,
+}
+
+/// Whether requests get through to the workers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gate {
+    Open,
+    /// All wait.
+    Closed,
+    /// Those who waited are let go little by little, and who comes meanwhile stands behind them. A permit that comes back is handed
+    /// on as always.
+    Opening,
 }
 
 /// Permits, workers and the waiting line of one app.
@@ -99,6 +112,7 @@ impl Dispatch {
             last_ready: now,
             last_unready: now,
             failed: false,
+            gate: Gate::Open,
             ring: false,
         };
         Dispatch {
@@ -120,7 +134,9 @@ impl Dispatch {
         if state.failed {
             return Acquire::Failed;
         }
-        if let Some(index) = state.workers.choose(exclude) {
+        if state.is_open()
+            && let Some(index) = state.workers.choose(exclude)
+        {
             return Acquire::Granted(self.permit(&mut state, index));
         }
         if ask.front {
@@ -145,7 +161,7 @@ impl Dispatch {
             drop(state);
             broken("a permit came back that was not out");
         };
-        state.count(index, outcome);
+        state.count(index, outcome, now);
         let grant = self.free(&mut state, index);
         self.unlock(state);
         grant
@@ -160,12 +176,16 @@ impl Dispatch {
     /// is cancelled under the same lock, so that no grant can follow.
     ///
     /// While a worker is eligible the queue's clock runs, from when the waiter came or the first worker became eligible, whichever
-    /// was later. While none is, the hold's clock runs likewise from when the last one ceased to be.
+    /// was later. While none is, the hold's clock runs likewise from when the last one ceased to be. While the gate is closed
+    /// neither runs.
     pub fn patience(&self, ticket: Ticket, now: Instant) -> Patience {
         let mut state = self.lock();
         let Some(node) = state.queue.lookup(ticket.0) else {
             return Patience::Granted;
         };
+        if state.gate == Gate::Closed {
+            return Patience::Until(after(now, SHORTEST_PATIENCE.max(self.policy.queue_timeout)));
+        }
         let (queue_timeout, hold) = (self.policy.queue_timeout, self.policy.hold);
         let ready = state.workers.eligible() > 0;
         let (clock, allowed, other, expired) = if ready {
@@ -205,7 +225,7 @@ impl Dispatch {
     /// Whether a request that came now and would take any worker would be refused: none has room, and the queue is full.
     pub fn queue_is_full(&self) -> bool {
         let state = self.lock();
-        state.queue.is_full() && !state.workers.any_room()
+        state.queue.is_full() && !(state.gate == Gate::Open && state.workers.any_room())
     }
 
     /// Says that a worker let a request time out.
@@ -213,6 +233,17 @@ impl Dispatch {
         let mut state = self.lock();
         if let Some(index) = state.workers.find(worker) {
             state.tell(index, SUSPECT);
+        }
+        self.unlock(state);
+    }
+
+    /// Says that a worker let a request time out that it was given at `since`; if it has answered nothing from then on, it is stuck.
+    pub fn stuck(&self, worker: WorkerId, since: Instant) {
+        let mut state = self.lock();
+        if let Some(index) = state.workers.find(worker)
+            && state.workers.at(index).answered_at.is_none_or(|at| at <= since)
+        {
+            state.tell(index, STUCK);
         }
         self.unlock(state);
     }
@@ -323,6 +354,48 @@ impl Dispatch {
         self.lock().failed = false;
     }
 
+    /// Holds all requests back: they wait without an end of their own, until [`Dispatch::resume`]. Those in flight go on.
+    pub fn pause(&self) {
+        self.lock().gate = Gate::Closed;
+    }
+
+    /// Requests get through again: those who wait by and by, with [`Dispatch::let_go`]. The queue's clock begins anew for them.
+    /// Returns how many wait; for 0 all is as before already.
+    pub fn resume(&self, now: Instant) -> usize {
+        let mut state = self.lock();
+        if state.gate != Gate::Closed {
+            return 0;
+        }
+        state.gate = if state.queue.is_empty() { Gate::Open } else { Gate::Opening };
+        state.last_ready = now;
+        state.last_unready = now;
+        state.queue.len()
+    }
+
+    /// Lets go of up to so many who wait, after [`Dispatch::resume`]; the caller is to tell them. False: nobody is left whom a
+    /// worker has room for, and the gate is open again.
+    pub fn let_go(&self, most: usize) -> (Vec<Grant>, bool) {
+        let mut grants = Vec::with_capacity(most);
+        let mut state = self.lock();
+        if state.gate != Gate::Opening {
+            return (grants, false);
+        }
+        let mut at = 0;
+        while grants.len() < most {
+            let next = state.workers.with_room().find(|index| *index >= at);
+            let Some(index) = next else { break };
+            match self.hand_on(&mut state, index) {
+                Some(grant) => grants.push(grant),
+                None => at = index + 1,
+            }
+        }
+        let more = grants.len() == most;
+        if !more {
+            state.gate = Gate::Open;
+        }
+        (grants, more)
+    }
+
     /// Takes the notices that wait, worker by worker.
     pub fn notices(&self, into: &mut Vec<Notice>) {
         loop {
@@ -366,11 +439,13 @@ impl Dispatch {
                 served: worker.served,
                 broken: worker.broken,
                 tunnels: worker.tunnels,
+                answered_at: worker.answered_at,
             })
         }));
         let (queue_depth, eligible, failed) = (state.queue.len(), state.workers.eligible(), state.failed);
+        let (oldest, paused) = (state.queue.iter().map(|node| node.since).min(), state.gate != Gate::Open);
         drop(state);
-        Snapshot { queue_depth, eligible, failed, workers }
+        Snapshot { queue_depth, oldest, paused, eligible, failed, workers }
     }
 
     /// Panics if the state contradicts itself, or someone waits whom an eligible worker has room for. For debug builds: takes time in
@@ -428,7 +503,7 @@ impl Dispatch {
     fn free(&self, state: &mut State, index: u32) -> Option<Grant> {
         state.permits_out -= 1;
         state.workers.give_back(index);
-        if state.queue.is_empty() || !state.workers.has_room(index) {
+        if state.queue.is_empty() || !state.workers.has_room(index) || state.gate == Gate::Closed {
             state.settle(index);
             return None;
         }
@@ -442,7 +517,7 @@ impl Dispatch {
     /// Gives a slot of a worker, if it has room, to the first in the queue who takes it.
     #[inline]
     fn hand_on(&self, state: &mut State, index: u32) -> Option<Grant> {
-        if !state.workers.has_room(index) {
+        if !state.workers.has_room(index) || state.gate == Gate::Closed {
             return None;
         }
         let waiting = state.queue.first_for(state.workers.id(index), state.workers.choosy())?;
@@ -530,15 +605,27 @@ impl Dispatch {
 }
 
 impl State {
+    /// Whether who comes now may be given a worker at once. A gate that opens is open when nobody waits any more.
+    #[inline]
+    fn is_open(&mut self) -> bool {
+        if self.gate == Gate::Opening && self.queue.is_empty() {
+            self.gate = Gate::Open;
+        }
+        self.gate == Gate::Open
+    }
+
     /// Counts a request that ended.
     #[inline]
-    fn count(&mut self, index: u32, outcome: Outcome) {
+    fn count(&mut self, index: u32, outcome: Outcome, now: Instant) {
         let worker = self.workers.at_mut(index);
         match outcome {
             Outcome::Unused | Outcome::Unreachable => return,
-            Outcome::Answered => (),
+            Outcome::Answered => worker.answered_at = Some(now),
             Outcome::Broken => worker.broken += 1,
-            Outcome::Tunnel => worker.tunnels += 1,
+            Outcome::Tunnel => {
+                worker.tunnels += 1;
+                worker.answered_at = Some(now);
+            }
         }
         worker.served += 1;
         // One that is draining or dead is being replaced already.
@@ -574,7 +661,8 @@ impl State {
         if self.failed && !self.queue.is_empty() {
             return Some("someone waits for an app that has failed");
         }
-        if self.queue.iter().any(|node| self.workers.choose(node.exclude).is_some()) {
+        let open = self.gate == Gate::Open;
+        if open && self.queue.iter().any(|node| self.workers.choose(node.exclude).is_some()) {
             return Some("someone waits whom an eligible worker has room for");
         }
         self.workers.fault().or_else(|| self.queue.fault())

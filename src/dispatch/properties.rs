@@ -210,7 +210,11 @@ impl Model {
 
 fn subject(notice: Notice) -> WorkerId {
     match notice {
-        Notice::Unreachable(id) | Notice::Threshold(id) | Notice::Drained(id) | Notice::Suspect(id) => id,
+        Notice::Unreachable(id)
+        | Notice::Threshold(id)
+        | Notice::Drained(id)
+        | Notice::Suspect(id)
+        | Notice::Stuck(id) => id,
     }
 }
 
@@ -220,6 +224,7 @@ fn rank(notice: &Notice) -> (u32, u8) {
         Notice::Threshold(_) => 1,
         Notice::Drained(_) => 2,
         Notice::Suspect(_) => 3,
+        Notice::Stuck(_) => 4,
     };
     (subject(*notice).index, kind)
 }

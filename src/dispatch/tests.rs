@@ -532,3 +532,55 @@ mod planted_bugs {
         }
     }
 }
+
+#[test]
+fn a_pause_holds_all_back_and_its_end_lets_them_go_by_and_by() {
+    let (dispatch, _, now) = with_ready(Balance::Lifo, 1, 2);
+    let busy = take(&dispatch, 0, now);
+    dispatch.pause();
+    let tickets: Vec<Ticket> = (1..=3).map(|number| wait(&dispatch, number, now)).collect();
+    assert!(dispatch.release(busy, Outcome::Answered, now).is_none(), "a free worker rests");
+    let late = now + Duration::from_secs(3600);
+    assert!(matches!(dispatch.patience(tickets[0], late), Patience::Until(_)), "no clock runs");
+    assert_eq!(dispatch.resume(late), 3);
+    assert!(matches!(dispatch.patience(tickets[2], late), Patience::Until(_)), "the queue's clock begins anew");
+    let (mut let_go, more) = dispatch.let_go(1);
+    assert_eq!((let_go.len(), more), (1, true));
+    wait(&dispatch, 4, late);
+    let (second, more) = dispatch.let_go(3);
+    assert_eq!((second.len(), more), (1, false), "no worker has room for more");
+    dispatch.check_invariants();
+    let_go.extend(second);
+    let mut order = Vec::new();
+    while let Some(grant) = let_go.pop() {
+        order.push(grant.waiter.exchange.index);
+        let_go.extend(dispatch.release(grant.permit, Outcome::Answered, late));
+    }
+    assert_eq!(order, [2, 3, 4, 1], "each permit is handed on as always");
+}
+
+#[test]
+fn a_pause_without_waiters_ends_at_once() {
+    let (dispatch, _, now) = with_ready(Balance::Lifo, 1, 1);
+    dispatch.pause();
+    assert!(dispatch.snapshot().paused);
+    assert_eq!(dispatch.resume(now), 0);
+    let permit = take(&dispatch, 0, now);
+    assert!(dispatch.release(permit, Outcome::Answered, now).is_none());
+    assert!(!dispatch.snapshot().paused);
+}
+
+#[test]
+fn a_worker_is_stuck_only_if_it_answered_nothing_meanwhile() {
+    let (dispatch, _, now) = with_ready(Balance::Lifo, 1, 2);
+    let (first, second) = (take(&dispatch, 0, now), take(&dispatch, 1, now));
+    let (answering, silent) = (first.worker(), second.worker());
+    let later = now + Duration::from_secs(1);
+    assert!(dispatch.release(first, Outcome::Answered, later).is_none());
+    assert!(dispatch.release(second, Outcome::Broken, later).is_none());
+    dispatch.stuck(answering, now);
+    dispatch.stuck(silent, now);
+    assert_eq!(notices(&dispatch), [Notice::Stuck(silent)]);
+    let answered = |id| dispatch.snapshot().worker(id).unwrap().answered_at;
+    assert_eq!((answered(answering), answered(silent)), (Some(later), None));
+}

@@ -156,6 +156,8 @@ pub enum Notice {
     Drained(WorkerId),
     /// It let a request time out.
     Suspect(WorkerId),
+    /// It let a request time out, and has answered nothing else since that one began.
+    Stuck(WorkerId),
 }
 
 /// What a request asks for.
@@ -203,6 +205,15 @@ pub struct WorkerSnapshot {
     pub broken: u64,
     /// Open tunnels.
     pub tunnels: u32,
+    /// When it last answered a request; `None`: it has answered none.
+    pub answered_at: Option<Instant>,
+}
+
+impl Snapshot {
+    /// One of the workers.
+    pub fn worker(&self, id: WorkerId) -> Option<&WorkerSnapshot> {
+        self.workers.iter().find(|worker| worker.id == id)
+    }
 }
 
 /// The state of a dispatch, for `status`.
@@ -210,6 +221,10 @@ pub struct WorkerSnapshot {
 pub struct Snapshot {
     /// How many requests wait.
     pub queue_depth: usize,
+    /// Since when the first of them waits.
+    pub oldest: Option<Instant>,
+    /// Whether requests are held back by [`super::Dispatch::pause`], or are being let go.
+    pub paused: bool,
     /// How many workers are eligible, busy or idle.
     pub eligible: u32,
     /// Whether the app has given up.

@@ -7,6 +7,7 @@
 //! eligible (phase [`Phase::Ready`]) and has room. [`Workers::choose`] says what the places in a list mean.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::{Balance, Notice, Phase, Policy, Target, WorkerId};
 use crate::buffers::slots::Key;
@@ -16,11 +17,13 @@ use crate::planted::{self, Bug};
 const NONE: u32 = u32::MAX;
 
 /// The kinds of notice, in the order in which they are told. Each worker has one bit for each.
-const NOTICES: [fn(WorkerId) -> Notice; 4] = [Notice::Unreachable, Notice::Threshold, Notice::Drained, Notice::Suspect];
+const NOTICES: [fn(WorkerId) -> Notice; 5] =
+    [Notice::Unreachable, Notice::Threshold, Notice::Drained, Notice::Suspect, Notice::Stuck];
 pub(super) const UNREACHABLE: u8 = 1;
 pub(super) const THRESHOLD: u8 = 1 << 1;
 pub(super) const DRAINED: u8 = 1 << 2;
 pub(super) const SUSPECT: u8 = 1 << 3;
+pub(super) const STUCK: u8 = 1 << 4;
 
 /// One worker, or a vacant place for one.
 pub(super) struct Worker {
@@ -42,6 +45,7 @@ pub(super) struct Worker {
     pub served: u64,
     pub request_limit: u64,
     pub broken: u64,
+    pub answered_at: Option<Instant>,
     pub tunnels: u32,
     /// Stays behind in a vacant place, so that nothing is freed under the lock.
     pub target: Option<Arc<Target>>,
@@ -94,6 +98,7 @@ impl Workers {
             served: 0,
             request_limit: u64::MAX,
             broken: 0,
+            answered_at: None,
             tunnels: 0,
             target: None,
         };
@@ -133,6 +138,7 @@ impl Workers {
         worker.removed = false;
         worker.request_limit = request_limit.unwrap_or(u64::MAX);
         (worker.served, worker.broken, worker.tunnels) = (0, 0, 0);
+        worker.answered_at = None;
         debug_assert!(worker.in_flight == 0 && worker.level == NONE && worker.told == 0, "a vacant place is in use");
         Some((self.id(index), (past, spare)))
     }
@@ -214,6 +220,11 @@ impl Workers {
         }
         let lists = &self.cohorts[first.cohort as usize].lists;
         lists[first.level as usize + 1..].iter().map(|list| list.head).find(|&head| head != NONE)
+    }
+
+    /// The places of those that may be given one more request.
+    pub fn with_room(&self) -> impl Iterator<Item = u32> {
+        (0..self.places.len() as u32).filter(|index| self.has_room(*index))
     }
 
     /// Some eligible worker.

@@ -57,9 +57,7 @@ impl<B: Backend> Loop<B> {
         if !exchange.upload.is_done() && !exchange.upload_paused {
             return self.break_upload(key, 408, "the request's body stopped arriving");
         }
-        if let Some(worker) = exchange.permit.as_ref().map(|permit| permit.worker()) {
-            self.shared.dispatch.suspect(worker);
-        }
+        self.suspect(key);
         self.fail(key, 504, "the worker did not answer in time");
     }
 
@@ -84,6 +82,7 @@ impl<B: Backend> Loop<B> {
             return self.wheel.arm(sock.index, due);
         }
         self.count().timeouts.add(1);
+        self.suspect(key);
         self.cut_answer(key, "the worker stopped in the middle of an answer");
     }
 
@@ -163,6 +162,27 @@ impl<B: Backend> Loop<B> {
         self.backend.finish(link);
         self.backend.recv(link, Size::Small);
         self.arm(link, self.shared.settings.app.timeouts.abandon);
+    }
+
+    /// A worker has let a request time out. With the request's own deadline passed it may be stuck; the supervisor decides.
+    fn suspect(&self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let Some(worker) = exchange.permit.as_ref().map(|permit| permit.worker()) else { return };
+        self.shared.dispatch.suspect(worker);
+        if let (Some(granted), true) = (exchange.granted, self.now >= exchange.request_by) {
+            self.shared.dispatch.stuck(worker, granted);
+        }
+    }
+
+    /// An abandoned request has not ended in time. If it had timed out before its client was told so, its worker is stuck: with one
+    /// request at a time it has worked on nothing else.
+    pub fn abandoned_expired(&mut self, key: Key) {
+        if let Some(exchange) = self.exchanges.lookup(key)
+            && let (Some(permit), Some(granted), 504) = (&exchange.permit, exchange.granted, exchange.status)
+        {
+            self.shared.dispatch.stuck(permit.worker(), granted);
+        }
+        self.abandoned_ended(key);
     }
 
     /// The worker is done with an abandoned request, or out of time.

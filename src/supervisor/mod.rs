@@ -1,38 +1,33 @@
 //! The supervisor: processes, signals, timers. The control plane, on the main thread.
 //!
-//! It owns the worker processes, their output, the guard and the run directory, and tells the loops what happens through
-//! the dispatch and their mailboxes; it never touches their state. It sleeps in one poll(2) over signals, workers'
-//! output, probes and wakes, and never blocks elsewhere. It must run on a thread that lives as long as the server: on
-//! Linux workers die with the thread that started them (PR_SET_PDEATHSIG, prctl(2)).
-//!
-//! - A **place** is one of the app's N workers. It is filled by one process at a time, and for the time of a
-//!   replacement by two: the new one starts first, and only when it is ready the old one is drained.
-//! - A process that has ended is announced to the loops before anything else is done about it: they wait for that word
-//!   before they decide whether a request may be tried again.
-//! - A process group is killed before its leader is reaped, so that its number cannot be another's by then.
+//! It is the loop around the fleet (what becomes of each worker) and the crew (the processes): it hears of what happens, tells the
+//! fleet, and sleeps in one poll(2) over signals, workers' output, probes and wakes. It never blocks elsewhere. It tells the loops what
+//! happens through the dispatch and their mailboxes; it never touches their state. It must run on a thread that lives as
+//! long as the server: on Linux workers die with the thread that started them (PR_SET_PDEATHSIG, prctl(2)).
 
-use std::collections::HashMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::config::Settings;
-use crate::dispatch::{Dispatch, Notice, WorkerId};
+use crate::dispatch::{Dispatch, Notice};
+use crate::fleet::{self, Ending, Fleet, Load, RestartRule, Scaler};
 use crate::log::{Level, Log};
 use crate::mailbox::Postboxes;
 
+mod crew;
 pub mod endpoint;
 pub mod exec;
+pub mod given;
 pub mod guard;
 pub mod inquiry;
 pub mod inspect;
-mod lifecycle;
 pub mod memory;
+mod news;
 pub mod notify;
 pub mod output;
-pub mod policy;
 pub mod probe;
 pub mod process;
 pub mod run_directory;
@@ -42,9 +37,7 @@ mod stop;
 mod upstreams;
 pub mod wake;
 
-use guard::Guard;
-use policy::{Jitter, RestartPolicy, RestartRule};
-use process::Process;
+use crew::Crew;
 pub use run_directory::{RunDirectory, RunDirectoryError};
 use signals::{Request, Requester, Requests};
 use spawn::Launcher;
@@ -54,14 +47,16 @@ use wake::{Sleeper, Waker};
 
 /// The word that makes this binary the built-in worker.
 pub const BUILT_IN: &str = "worker";
-/// How long a worker may take to open its socket.
-pub const READY_TIMEOUT: Duration = Duration::from_secs(15);
-/// How much longer than its rule a restart's delay may be, in per cent.
-const RESTART_JITTER_PERCENT: u32 = 25;
-/// The app's generation. It grows with rolling restarts.
-const GENERATION: u32 = 1;
-/// What the socket's name and number add to the length of a path at most: `.G99999.9999.999999.sock`.
-const LONGEST_SUFFIX: &str = ".G99999.9999.999999.sock";
+/// What the socket's name and number add to the length of a path at most: `.G99999.9999.9999999.sock`.
+const LONGEST_SUFFIX: &str = ".G99999.9999.9999999.sock";
+/// Workers that may be wanted at least, however few there are at the start.
+const LEAST_ROOM: usize = 64;
+/// Workers that may join by themselves.
+const GUESTS: usize = 64;
+/// Those who waited during a pause are let go in so many steps...
+const RELEASE_STEPS: usize = 50;
+/// ...with this time between them: all within half a second.
+const RELEASE_STEP: Duration = Duration::from_millis(10);
 /// Bytes read from a worker's pipe at once.
 const READ_BUFFER: usize = 16 * 1024;
 
@@ -70,8 +65,6 @@ const READ_BUFFER: usize = 16 * 1024;
 pub struct Options {
     /// The binary that holds shim, guard and built-in worker.
     pub program: PathBuf,
-    /// How long a worker may take to open its socket.
-    pub ready_timeout: Duration,
     /// Soft and hard RLIMIT_NOFILE as the server found them, restored for workers; `None`: as it is.
     pub descriptors: Option<(u64, u64)>,
     /// Whether the process's signals are taken over. Otherwise [`Supervisor::requester`] makes the requests.
@@ -80,7 +73,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { program: spawn::this_program(), ready_timeout: READY_TIMEOUT, descriptors: None, signals: true }
+        Options { program: spawn::this_program(), descriptors: None, signals: true }
     }
 }
 
@@ -116,8 +109,8 @@ pub struct Status {
     pub starts: AtomicU64,
     /// Workers that ended unasked.
     pub crashes: AtomicU64,
-    /// Workers replaced because they had served or lived enough.
-    pub recycled: AtomicU64,
+    /// Workers wanted, those that join not counted.
+    pub wanted: AtomicUsize,
 }
 
 impl Status {
@@ -190,57 +183,35 @@ impl From<RunDirectoryError> for StartError {
     }
 }
 
-/// One of the app's N workers, whoever fills it.
-#[derive(Debug)]
-struct Place {
-    /// `WORKER_ID`, from 1.
-    number: u32,
-    /// Processes started for it so far; part of the socket's name.
-    incarnation: u32,
-    policy: RestartPolicy,
-    /// Spreads the request limits.
-    jitter: Jitter,
-    /// When it is filled again if nobody fills it.
-    start_at: Instant,
-    /// When a replacement for the worker that fills it is to be started.
-    replace_at: Option<Instant>,
-    /// Why.
-    replace_reason: Option<process::Ending>,
-    /// Nobody is started for it any more.
-    given_up: bool,
-}
-
 /// See the module.
 pub struct Supervisor {
-    settings: Arc<Settings>,
-    dispatch: Arc<Dispatch>,
-    postboxes: Postboxes,
-    log: Log,
-    /// Dropped last of all that it holds for others: its end removes sockets and lock.
-    run: RunDirectory,
-    ready_timeout: Duration,
-    program: PathBuf,
-    launcher: Option<Launcher>,
-    guard: Option<Guard>,
+    fleet: Fleet,
+    crew: Crew,
+    scaler: Option<Scaler>,
+    sample_at: Instant,
+    /// Those who waited during a pause are let go: so many at a time, next then.
+    release: Option<(usize, Instant)>,
     requests: Requests,
     requester: Option<Requester>,
     waker: Waker,
     sleeper: Sleeper,
-    places: Vec<Place>,
-    processes: Vec<Process>,
     upstreams: Vec<Watched>,
-    status: Arc<Status>,
-    ever_ready: bool,
+    upstream_seen: bool,
     stop: Option<Stop>,
     exit: Option<ExitReason>,
-    buffer: Box<[u8]>,
 }
 
 impl Supervisor {
+    /// How many workers may be wanted at most: what scaling is bounded by.
+    pub fn most_workers(settings: &Settings) -> usize {
+        let most = settings.app.scaling.map_or(settings.app.workers * 4, |scaling| scaling.max);
+        most.clamp(LEAST_ROOM, 1024)
+    }
+
     /// Workers that the dispatch's table should have room for: each place may hold a worker that serves, its
     /// replacement, and some that are on their way out or remembered until their last permit is back.
     pub fn table_size(settings: &Settings) -> usize {
-        settings.app.workers * 4 + settings.app.upstreams.len() + 8
+        Supervisor::most_workers(settings) * 4 + settings.app.upstreams.len() + GUESTS + 8
     }
 
     /// Prepares everything and starts the guard. Workers are started by [`Supervisor::run`].
@@ -280,36 +251,29 @@ impl Supervisor {
         let deliver = postboxes.clone();
         dispatch.on_grant(Box::new(move |grant| deliver.grant(grant)));
         let now = Instant::now();
-        let mut guard = None;
-        let mut places = Vec::new();
+        let mut workers = 0;
         if launcher.is_some() {
             run.socket(&format!("{}{LONGEST_SUFFIX}", settings.app.name))?;
-            guard = Some(Guard::start(&options.program, run.sockets())?);
-            places = (1..=settings.app.workers as u32).map(|number| Place::new(number, &settings, now)).collect();
+            workers = settings.app.workers;
         }
         let upstreams = upstreams::watch_all(&settings, &dispatch, now)?;
+        let scaling = settings.app.scaling.filter(|_| launcher.is_some());
+        let fleet = Fleet::new(rule(&settings), workers, now);
+        let crew = Crew::new(settings, dispatch, postboxes, log, run, options.program, launcher)?;
         Ok(Supervisor {
-            settings,
-            dispatch,
-            postboxes,
-            log,
-            run,
-            ready_timeout: options.ready_timeout,
-            program: options.program,
-            launcher,
-            guard,
+            fleet,
+            crew,
+            scaler: scaling.map(|scaling| Scaler::new(scaling.min, scaling.max)),
+            sample_at: now,
+            release: None,
             requests,
             requester,
             waker,
             sleeper,
-            places,
-            processes: Vec::new(),
             upstreams,
-            status: Arc::default(),
-            ever_ready: false,
+            upstream_seen: false,
             stop: None,
             exit: None,
-            buffer: vec![0; READ_BUFFER].into_boxed_slice(),
         })
     }
 
@@ -325,7 +289,7 @@ impl Supervisor {
 
     /// State and counts, for other threads.
     pub fn status(&self) -> Arc<Status> {
-        Arc::clone(&self.status)
+        Arc::clone(&self.crew.status)
     }
 
     /// Supervises until the server is to end. Afterwards no process, socket or sub-directory of this server is left.
@@ -342,15 +306,21 @@ impl Supervisor {
             for request in requests.drain(..) {
                 self.serve(request, now);
             }
-            self.read_output();
-            self.dispatch.notices(&mut notices);
+            self.crew.read_output();
+            self.crew.dispatch.notices(&mut notices);
             for notice in notices.drain(..) {
                 self.heed(notice, now);
             }
-            self.act_on_timers(now);
+            for name in self.crew.look_for_sockets(now) {
+                self.fleet.ready(name, now, &mut self.crew);
+            }
             self.look_at_upstreams(now);
-            self.fill_places(now);
-            self.watch_guard();
+            self.scale_by_load(now);
+            self.fleet.tick(now, &mut self.crew);
+            self.let_go(now);
+            self.crew.watch_guard();
+            self.show_state(now);
+            self.crew.news.take();
             if let (Some(due), Some((interval, tick))) = (&mut next_tick, &mut hooks.every)
                 && now >= *due
             {
@@ -366,11 +336,11 @@ impl Supervisor {
     }
 
     fn finish(mut self) -> ExitReason {
-        debug_assert!(self.processes.is_empty(), "a worker process is left");
-        if let Some(guard) = self.guard.take() {
+        debug_assert!(self.crew.processes.is_empty(), "a worker process is left");
+        if let Some(guard) = self.crew.guard.take() {
             guard.dismiss();
         }
-        self.status.enter(AppState::Stopped);
+        self.crew.status.enter(AppState::Stopped);
         self.exit.unwrap_or(ExitReason::Stopped)
     }
 
@@ -379,7 +349,7 @@ impl Supervisor {
             wake::entry(self.requests.descriptor(), libc::POLLIN),
             wake::entry(self.sleeper.descriptor(), libc::POLLIN),
         ];
-        for process in &self.processes {
+        for process in &self.crew.processes {
             for capture in [&process.stdout, &process.stderr] {
                 entries.extend(capture.descriptor().map(|descriptor| wake::entry(descriptor, libc::POLLIN)));
             }
@@ -389,133 +359,223 @@ impl Supervisor {
         let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
         if let Err(error) = wake::poll(&mut entries, timeout) {
             // Not expected from poll(2) with these arguments. Without a pause this would spin.
-            self.log.event(Level::Error, format_args!("cannot wait for events: {error}"), &[]);
+            self.crew.log.event(Level::Error, format_args!("cannot wait for events: {error}"), &[]);
             std::thread::sleep(Duration::from_millis(100));
         }
     }
 
     fn next_due(&self) -> Option<Instant> {
-        let processes = self.processes.iter().filter_map(Process::due);
-        let upstreams = self.upstreams.iter().filter_map(Watched::due);
+        let probes = crew::probes_due(&self.crew.processes);
+        let upstreams = self.upstreams.iter().filter_map(Watched::due).min();
         let stop = self.stop.as_ref().map(Stop::due);
-        let places = self.places.iter().filter(|_| self.stop.is_none()).filter_map(|place| self.place_due(place));
-        processes.chain(upstreams).chain(stop).chain(places).min()
+        let sample = self.scaler.is_some().then_some(self.sample_at);
+        let release = self.release.map(|(_, at)| at);
+        [self.fleet.due(), probes, upstreams, stop, sample, release].into_iter().flatten().min()
     }
 
-    fn place_due(&self, place: &Place) -> Option<Instant> {
-        match self.active(place.number) {
-            _ if place.given_up => None,
-            None => Some(place.start_at),
-            // A replacement that waits for another to get ready is started by that event and needs no timer.
-            Some(_) => place.replace_at.filter(|_| self.may_replace(place)),
+    /// Buries the dead.
+    fn reap(&mut self, now: Instant) {
+        for name in self.crew.ended() {
+            let ending = self.fleet.member(name).and_then(fleet::Member::ending);
+            if let Some(exit) = self.crew.bury(name, ending, now) {
+                self.fleet.exited(name, &exit, now, &mut self.crew);
+            }
         }
     }
 
     fn serve(&mut self, request: Request, now: Instant) {
-        let say = |message: &str| self.log.event(Level::Warn, message, &[]);
         match request {
             Request::Stop => self.begin_stop(now),
             Request::StopWithDump => {
-                self.dump();
+                self.dump(now);
                 self.begin_stop(now);
             }
             Request::Reload => {
-                self.log.reopen();
-                say("SIGHUP: logs are reopened; there is no configuration file to be reloaded");
+                self.crew.log.reopen();
+                let message = "SIGHUP: logs are reopened; there is no configuration file to be reloaded";
+                self.crew.log.event(Level::Info, message, &[]);
             }
             Request::ReopenLogs => {
-                self.log.reopen();
-                self.log.event(Level::Info, "SIGUSR1: logs are reopened", &[]);
+                self.crew.log.reopen();
+                self.crew.log.event(Level::Info, "SIGUSR1: logs are reopened", &[]);
             }
-            Request::Restart => say("SIGUSR2: rolling restarts are not available yet; nothing is done"),
-            Request::More => say("SIGTTIN: changing the number of workers is not available yet; nothing is done"),
-            Request::Fewer => say("SIGTTOU: changing the number of workers is not available yet; nothing is done"),
+            Request::Restart => self.roll(now),
+            Request::More => self.scale_by(1, "SIGTTIN", now),
+            Request::Fewer => self.scale_by(-1, "SIGTTOU", now),
             Request::Child => {}
         }
     }
 
+    fn roll(&mut self, now: Instant) {
+        if self.stop.is_none() && self.has_workers() {
+            self.fleet.restart(now, &mut self.crew);
+        }
+    }
+
+    /// Whether the app has workers of ours; says so if not.
+    fn has_workers(&self) -> bool {
+        if self.crew.launcher.is_none() {
+            let message = "the app has no workers that this server starts; nothing is done";
+            self.crew.log.event(Level::Warn, message, &[]);
+        }
+        self.crew.launcher.is_some()
+    }
+
+    /// One worker more or fewer, within what there is room for.
+    fn scale_by(&mut self, change: i32, why: &'static str, now: Instant) {
+        if self.stop.is_some() || !self.has_workers() {
+            return;
+        }
+        let wanted = self.fleet.wanted().saturating_add_signed(change as isize);
+        let target = wanted.clamp(1, Supervisor::most_workers(&self.crew.settings));
+        self.fleet.scale_to(target, why, now, &mut self.crew);
+    }
+
+    /// The automatic number of workers.
+    fn scale_by_load(&mut self, now: Instant) {
+        let Some(scaler) = self.scaler.as_mut().filter(|_| self.sample_at <= now && self.stop.is_none()) else {
+            return;
+        };
+        self.sample_at = now + fleet::SAMPLE;
+        let snapshot = self.crew.dispatch.snapshot();
+        let load = Load {
+            queued: snapshot.queue_depth,
+            oldest_wait: snapshot.oldest.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
+            in_flight: snapshot.workers.iter().map(|worker| worker.in_flight as usize).sum(),
+            concurrency: self.crew.settings.app.concurrency as usize,
+            workers: self.fleet.wanted(),
+            changing: snapshot.paused
+                || self.fleet.roll().is_some()
+                || self.fleet.members().iter().any(fleet::Member::is_starting),
+        };
+        if let Some(target) = scaler.sample(load, now) {
+            self.fleet.scale_to(target, "load", now, &mut self.crew);
+        }
+    }
+
+    /// Holds requests back.
+    pub fn pause(&mut self) {
+        self.crew.dispatch.pause();
+        self.release = None;
+    }
+
+    /// Lets them through again, those who waited in steps. Returns how many those are.
+    pub fn resume(&mut self, now: Instant) -> usize {
+        let waiting = self.crew.dispatch.resume(now);
+        self.release = (waiting > 0).then(|| (waiting.div_ceil(RELEASE_STEPS), now));
+        waiting
+    }
+
+    fn let_go(&mut self, now: Instant) {
+        let Some((most, _)) = self.release.filter(|(_, at)| *at <= now) else { return };
+        let (grants, more) = self.crew.dispatch.let_go(most);
+        for grant in grants {
+            self.crew.postboxes.grant(grant);
+        }
+        self.release = more.then(|| (most, now + RELEASE_STEP));
+    }
+
     fn heed(&mut self, notice: Notice, now: Instant) {
+        let (Notice::Unreachable(id)
+        | Notice::Threshold(id)
+        | Notice::Drained(id)
+        | Notice::Suspect(id)
+        | Notice::Stuck(id)) = notice;
+        let Some(name) = self.crew.name(id) else {
+            if let Notice::Unreachable(id) = notice {
+                self.upstream_unreachable(id, now);
+            }
+            return;
+        };
         match notice {
-            Notice::Unreachable(id) => self.check_again(id, now),
-            Notice::Threshold(id) => self.plan_replacement(id, now),
-            Notice::Drained(id) => self.drained(id, now),
-            Notice::Suspect(id) => {
-                let label = self.dispatch.target(id).map(|target| target.label.clone()).unwrap_or_default();
-                self.log.event(Level::Warn, "a request to this worker has timed out", &[("worker", &label)]);
+            Notice::Unreachable(_) => self.fleet.unreachable(name, now, &mut self.crew),
+            Notice::Threshold(_) => {
+                let limit = self.fleet.member(name).map_or(0, |member| member.limit);
+                self.fleet.replace(name, Ending::Requests(limit));
+            }
+            Notice::Drained(_) => self.fleet.drained(name, now, &mut self.crew),
+            Notice::Suspect(_) => {
+                let label = self.crew.dispatch.target(id).map(|target| target.label.clone()).unwrap_or_default();
+                self.crew.log.event(Level::Warn, "a request to this worker has timed out", &[("worker", &label)]);
+            }
+            Notice::Stuck(_) => {
+                let time = crew::patience_with_requests(&self.crew.settings);
+                self.fleet.stuck(name, Ending::Deadline(time), now, &mut self.crew);
             }
         }
     }
 
-    fn dump(&self) {
-        let snapshot = self.dispatch.snapshot();
-        let state = format!("{:?}", self.status.state());
-        let fields: [(&str, &dyn std::fmt::Display); 4] = [
-            ("app", &self.settings.app.name),
+    /// Makes the app's state known, and ends a server whose app never came up.
+    fn show_state(&mut self, now: Instant) {
+        let state = match (&self.stop, self.fleet.state()) {
+            (Some(_), _) => AppState::Stopping,
+            (None, fleet::AppState::Failed) => AppState::Failed,
+            (None, fleet::AppState::Running) => AppState::Running,
+            (None, fleet::AppState::Starting) if self.upstream_seen => AppState::Running,
+            (None, fleet::AppState::Starting) => AppState::Starting,
+        };
+        self.crew.status.enter(state);
+        self.crew.status.wanted.store(self.fleet.wanted(), Ordering::Relaxed);
+        if state == AppState::Failed && !self.fleet.ever_ready() {
+            let app: &dyn std::fmt::Display = &self.crew.settings.app.name;
+            self.crew.log.event(Level::Error, "no worker was ever ready; the server ends", &[("app", app)]);
+            self.exit = Some(ExitReason::NeverReady);
+            self.begin_stop(now);
+        }
+    }
+
+    fn dump(&self, now: Instant) {
+        let snapshot = self.crew.dispatch.snapshot();
+        let state = format!("{:?}", self.crew.status.state());
+        let fields: [(&str, &dyn std::fmt::Display); 5] = [
+            ("app", &self.crew.settings.app.name),
             ("state", &state),
+            ("generation", &self.fleet.generation()),
             ("queued", &snapshot.queue_depth),
             ("eligible", &snapshot.eligible),
         ];
-        self.log.event(Level::Info, "state", &fields);
-        let processes: HashMap<WorkerId, u32> =
-            self.processes.iter().map(|process| (process.id, process.child.id())).collect();
+        self.crew.log.event(Level::Info, "state", &fields);
         for worker in snapshot.workers {
-            let (phase, pid) = (format!("{:?}", worker.phase), processes.get(&worker.id).copied().unwrap_or(0));
-            let fields: [(&str, &dyn std::fmt::Display); 6] = [
+            let name = self.crew.name(worker.id);
+            let pid = name.and_then(|name| self.crew.process(name)).map_or(0, |process| process.child.id());
+            let lived = name.and_then(|name| self.fleet.member(name)).map(|member| now.duration_since(member.born));
+            let lived = format!("{:.1} s", lived.unwrap_or_default().as_secs_f32());
+            let phase = format!("{:?}", worker.phase);
+            let fields: [(&str, &dyn std::fmt::Display); 7] = [
                 ("worker", &worker.target.label),
                 ("pid", &pid),
                 ("phase", &phase),
+                ("lived", &lived),
                 ("in_flight", &worker.in_flight),
                 ("served", &worker.served),
                 ("tunnels", &worker.tunnels),
             ];
-            self.log.event(Level::Info, "state of a worker", &fields);
-        }
-    }
-
-    /// A guard that has ended is replaced and told about all groups.
-    fn watch_guard(&mut self) {
-        if self.guard.as_mut().is_some_and(Guard::has_ended) {
-            self.replace_guard();
-        }
-    }
-
-    fn replace_guard(&mut self) {
-        let message = "the guard process is gone and is started again";
-        self.log.event(Level::Warn, message, &[]);
-        let started = Guard::start(&self.program, self.run.sockets()).and_then(|mut guard| {
-            self.processes.iter().try_for_each(|process| guard.add(process.child.id()))?;
-            Ok(guard)
-        });
-        match started {
-            Ok(guard) => self.guard = Some(guard),
-            Err(error) => {
-                self.log.event(Level::Error, format_args!("cannot start the guard process: {error}"), &[]);
-                self.guard = None;
-            }
+            self.crew.log.event(Level::Info, "state of a worker", &fields);
         }
     }
 }
 
-impl Place {
-    fn new(number: u32, settings: &Settings, now: Instant) -> Place {
-        let restart = &settings.app.restart;
-        let rule = RestartRule {
+/// What the fleet keeps to.
+fn rule(settings: &Settings) -> fleet::Rule {
+    let (restart, recycle) = (&settings.app.restart, &settings.app.recycle);
+    fleet::Rule {
+        restart: RestartRule {
             base: restart.base,
             max: restart.max,
             crashes: restart.crashes as usize,
             within: restart.within,
-        };
-        let seed = u64::from(std::process::id()) << 32 | u64::from(number);
-        Place {
-            number,
-            incarnation: 0,
-            policy: RestartPolicy::new(rule, Jitter::new(seed, RESTART_JITTER_PERCENT)),
-            jitter: Jitter::new(!seed, settings.app.recycle.jitter_percent),
-            start_at: now,
-            replace_at: None,
-            replace_reason: None,
-            given_up: false,
-        }
+            max_restarts: restart.max_restarts,
+        },
+        requests: recycle.requests,
+        jitter_percent: recycle.jitter_percent,
+        lifetime: recycle.lifetime,
+        reloads: recycle.reloads,
+        ready_timeout: settings.app.ready.timeout,
+        drain: restart.drain,
+        parallel: restart.parallel,
+        max_unavailable: restart.max_unavailable,
+        dump_signal: settings.app.dump_signal,
+        seed: u64::from(std::process::id()) << 32,
     }
 }
 

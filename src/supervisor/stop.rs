@@ -2,8 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::process::{Ending, Phase};
-use super::{AppState, Supervisor};
+use super::Supervisor;
 use crate::log::Level;
 use crate::mailbox::Message;
 
@@ -40,18 +39,18 @@ impl Supervisor {
     pub(super) fn begin_stop(&mut self, now: Instant) {
         match self.stop {
             None => {
-                let deadline = now + self.settings.shutdown;
-                let seconds = format!("{} s", self.settings.shutdown.as_secs_f32());
-                self.log.event(Level::Info, "stopping: requests may finish", &[("within", &seconds)]);
-                self.status.enter(AppState::Stopping);
-                self.postboxes.broadcast(|| Message::Drain { deadline });
+                let deadline = now + self.crew.settings.shutdown;
+                let seconds = format!("{} s", self.crew.settings.shutdown.as_secs_f32());
+                self.crew.log.event(Level::Info, "stopping: requests may finish", &[("within", &seconds)]);
+                self.fleet.hold_still();
+                self.crew.postboxes.broadcast(|| Message::Drain { deadline });
                 self.stop = Some(Stop::Loops { deadline, ask_at: now });
             }
             Some(Stop::Workers { hasty: true }) => {}
             Some(_) => {
-                self.log.event(Level::Warn, "stopping at once", &[]);
-                self.postboxes.broadcast(|| Message::StopNow);
-                self.stop_workers(HASTY_GRACE, now);
+                self.crew.log.event(Level::Warn, "stopping at once", &[]);
+                self.crew.postboxes.broadcast(|| Message::StopNow);
+                self.fleet.stop(HASTY_GRACE, now, &mut self.crew);
                 self.stop = Some(Stop::Workers { hasty: true });
             }
         }
@@ -66,25 +65,13 @@ impl Supervisor {
                 let deadline = *deadline;
                 if loops_done() || now >= deadline + CUT_PATIENCE {
                     let grace = deadline.saturating_duration_since(now).max(LEAST_GRACE);
-                    self.stop_workers(grace, now);
+                    self.fleet.stop(grace, now, &mut self.crew);
                     self.stop = Some(Stop::Workers { hasty: false });
                 }
-                self.stop.is_some() && self.processes.is_empty() && loops_done()
+                self.stop.is_some() && self.crew.processes.is_empty() && loops_done()
             }
             // The loops have been told twice over what to do; who drives them joins their threads after this.
-            Some(Stop::Workers { .. }) => self.processes.is_empty(),
-        }
-    }
-
-    fn stop_workers(&mut self, grace: Duration, now: Instant) {
-        for index in 0..self.processes.len() {
-            let process = &mut self.processes[index];
-            process.ending.get_or_insert(Ending::Shutdown);
-            match process.phase {
-                Phase::Killed => {}
-                Phase::Terminating { ref mut kill_at } => *kill_at = (*kill_at).min(now + grace),
-                _ => self.terminate(index, grace, now),
-            }
+            Some(Stop::Workers { .. }) => self.crew.processes.is_empty(),
         }
     }
 }

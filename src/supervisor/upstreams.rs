@@ -7,7 +7,7 @@ use std::time::Instant;
 use socket2::SockAddr;
 
 use super::probe::{Look, Probe};
-use super::{AppState, StartError, Supervisor, run_directory};
+use super::{StartError, Supervisor, run_directory};
 use crate::config::{Settings, Upstream};
 use crate::dispatch::{Dispatch, Target, WorkerId};
 use crate::log::Level;
@@ -84,21 +84,18 @@ impl Supervisor {
             match probe.look(now) {
                 Look::Listening => {
                     upstream.probe = None;
-                    if !self.ever_ready || std::mem::take(&mut upstream.said) {
-                        self.log.event(Level::Info, "upstream answers", &[("upstream", &upstream.label)]);
+                    if !self.upstream_seen || std::mem::take(&mut upstream.said) {
+                        self.crew.log.event(Level::Info, "upstream answers", &[("upstream", &upstream.label)]);
                     }
-                    self.ever_ready = true;
-                    if self.stop.is_none() {
-                        self.status.enter(AppState::Running);
-                    }
-                    for grant in self.dispatch.ready(upstream.id, now) {
-                        self.postboxes.grant(grant);
+                    self.upstream_seen = true;
+                    for grant in self.crew.dispatch.ready(upstream.id, now) {
+                        self.crew.postboxes.grant(grant);
                     }
                 }
                 Look::NotYet if probe.descriptor().is_none() && probe.next() != first && !upstream.said => {
                     upstream.said = true;
                     let message = "upstream does not accept connections; it is tried again";
-                    self.log.event(Level::Warn, message, &[("upstream", &upstream.label)]);
+                    self.crew.log.event(Level::Warn, message, &[("upstream", &upstream.label)]);
                 }
                 Look::NotYet => {}
             }

@@ -18,8 +18,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::supervisor::run_directory;
-use crate::supervisor::wake;
+use crate::supervisor::{given, run_directory, wake};
 
 /// Connections at once; more wait in the listener's backlog.
 const MOST_CONNECTIONS: usize = 4096;
@@ -89,22 +88,31 @@ fn socket_path(mut arguments: impl Iterator<Item = OsString>) -> Result<PathBuf,
 }
 
 fn serve(path: &Path) -> io::Result<()> {
-    run_directory::check_length(path).map_err(io::Error::other)?;
-    if !run_directory::clear_path(path) {
-        return Err(io::Error::other("it exists, and somebody answers on it"));
-    }
+    // Before anything is opened here that could take its number.
+    let inherited = given::listener()?;
     let (waker, sleeper) = wake::pair()?;
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         waker.on_signal(signal)?;
     }
-    let listener = UnixListener::bind(path)?;
+    let listener = inherited.map_or_else(|| open(path), Ok)?;
     listener.set_nonblocking(true)?;
     let shared = Arc::new(Shared::default());
+    given::tell("READY=1");
     accept_until_stopped(&listener, &sleeper, &shared);
+    given::tell("STOPPING=1");
     drop(listener);
     std::fs::remove_file(path).ok();
     finish(&shared);
     Ok(())
+}
+
+/// Opens the socket at a path where nobody answers.
+fn open(path: &Path) -> io::Result<UnixListener> {
+    run_directory::check_length(path).map_err(io::Error::other)?;
+    if !run_directory::clear_path(path) {
+        return Err(io::Error::other("it exists, and somebody answers on it"));
+    }
+    UnixListener::bind(path)
 }
 
 fn accept_until_stopped(listener: &UnixListener, sleeper: &wake::Sleeper, shared: &Arc<Shared>) {

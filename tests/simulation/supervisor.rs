@@ -192,6 +192,7 @@ impl Supervisor {
             Notice::Drained(id) => self.terminate(id),
             Notice::Suspect(id) if self.world.chance(500) => self.terminate(id),
             Notice::Suspect(_) => {}
+            Notice::Stuck(id) => self.terminate(id),
         }
     }
 

@@ -19,6 +19,8 @@ pub struct RestartRule {
     pub crashes: usize,
     /// ...within this time end the attempts.
     pub within: Duration,
+    /// So do this many in a row, however slow.
+    pub max_restarts: u32,
 }
 
 /// What to do about an exit.
@@ -31,7 +33,7 @@ pub enum Decision {
 }
 
 /// The history of one place.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct RestartPolicy {
     rule: RestartRule,
     jitter: Jitter,
@@ -57,7 +59,7 @@ impl RestartPolicy {
         while self.recent.front().is_some_and(|&first| now.duration_since(first) > self.rule.within) {
             self.recent.pop_front();
         }
-        if self.recent.len() >= self.rule.crashes {
+        if self.recent.len() >= self.rule.crashes || self.failures >= self.rule.max_restarts {
             return Decision::GiveUp;
         }
         let delay = self.delay();
@@ -129,6 +131,7 @@ mod tests {
         max: Duration::from_secs(30),
         crashes: 5,
         within: Duration::from_secs(60),
+        max_restarts: 10,
     };
 
     fn delays(policy: &mut RestartPolicy, now: &mut Instant, alive: Duration, exits: usize) -> Vec<Option<u128>> {
@@ -164,6 +167,14 @@ mod tests {
         let seen = delays(&mut policy, &mut now, Duration::from_secs(20), 9);
         let expected = [0, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000, 30_000].map(Some);
         assert_eq!(seen, expected, "never five within a minute");
+    }
+
+    #[test]
+    fn too_many_in_a_row_are_the_end_however_slow() {
+        let mut now = Instant::now();
+        let mut policy = RestartPolicy::new(RestartRule { max_restarts: 3, ..RULE }, Jitter::none());
+        let seen = delays(&mut policy, &mut now, Duration::from_secs(100), 4);
+        assert_eq!(seen, [Some(0), Some(1000), Some(2000), None]);
     }
 
     #[test]

@@ -1,0 +1,551 @@
+//! The fleet: the lives of one app's workers, decided without a process, a descriptor or a clock.
+//!
+//! It owns what is known of every worker and every decision about it: when one is started, trusted, replaced, drained, told to
+//! stop and killed. Time is an argument, and what is decided happens through a [`Machine`]: real processes in production, simulated
+//! ones under a seed. So what a test drives is what runs.
+//!
+//! - A **place** is one of the app's N workers, with a number of its own. It is filled by one worker at a time, and during a
+//!   replacement by two: the new one starts first, and the old one is drained only when the new one serves.
+//! - One mechanism replaces workers, whatever the reason (requests, lifetime, memory, reloads, deploy): a worker is marked as
+//!   due, and [`Fleet::tick`] replaces those that are, as many at a time as the reason allows.
+//! - A **roll** marks all places, in turn. Its first replacement is on trial: until it has answered a request, or has lived for a moment,
+//!   the old generation stays as it is; if it fails, the roll is aborted and nothing was lost.
+//! - A worker that leaves is drained first, then told to stop (TERM), then killed. Each step has its deadline.
+//!
+//! `place.rs` has places and members, `replace.rs` what fills and replaces them, `roll.rs` the rolling restart, `scale.rs` the automatic
+//! number of workers, `joined.rs` those who come by themselves, `policy.rs` the delays between restarts.
+
+mod joined;
+mod place;
+mod policy;
+mod replace;
+mod roll;
+mod scale;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+pub use joined::{Guest, Version};
+pub use place::{Member, Phase, Place, PlaceState};
+pub use policy::{Decision, Jitter, RestartPolicy, RestartRule};
+pub use roll::{Roll, RollEnd, RollReport};
+pub use scale::{Load, SAMPLE, Scaler};
+
+/// From TERM to KILL for a worker that was drained or does not answer.
+pub const TERM_GRACE: Duration = Duration::from_secs(5);
+/// From the dump signal to KILL for a worker that is stuck: time to write where it stands.
+pub const DUMP_GRACE: Duration = Duration::from_secs(1);
+/// How long the first replacement of a roll must live if nobody asks it for anything.
+const TRIAL: Duration = Duration::from_secs(1);
+/// How often a replacement on trial is looked at.
+const TRIAL_LOOK: Duration = Duration::from_millis(20);
+/// When a worker cannot be started for lack of room in the dispatch's table.
+const ROOM_RETRY: Duration = Duration::from_millis(100);
+/// When a replacement does not fit beside the old worker.
+const MEMORY_RETRY: Duration = Duration::from_secs(10);
+/// A quarter of the workers is recycled at a time at most, so that starts do not take the machine.
+const RECYCLED_AT_ONCE: usize = 4;
+/// How much longer than its rule a restart's delay may be, in per cent.
+const RESTART_JITTER_PERCENT: u32 = 25;
+
+/// The name of one worker's life. Never used again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Name(pub u64);
+
+/// What the fleet keeps to.
+#[derive(Clone, Debug)]
+pub struct Rule {
+    /// How crashed workers come back.
+    pub restart: RestartRule,
+    /// After that many requests a worker is replaced; 0: never.
+    pub requests: u64,
+    /// By how much that number varies between workers, in per cent.
+    pub jitter_percent: u32,
+    /// After that time a worker is replaced.
+    pub lifetime: Option<Duration>,
+    /// After that many reloads a worker is replaced; 0: never.
+    pub reloads: u64,
+    /// How long a worker may take to get ready.
+    pub ready_timeout: Duration,
+    /// How long a leaving worker may finish its requests.
+    pub drain: Duration,
+    /// Workers that a roll replaces at a time, at least 1.
+    pub parallel: usize,
+    /// Workers that may be missing where memory has no room for a replacement beside the old one.
+    pub max_unavailable: usize,
+    /// Sent to a stuck worker before it is killed.
+    pub dump_signal: Option<i32>,
+    /// Makes delays and limits differ from those of other servers.
+    pub seed: u64,
+}
+
+/// Why a worker is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// It has served its number of requests.
+    Requests(u64),
+    /// It has lived its time.
+    Lifetime(Duration),
+    /// It holds so many bytes of memory, more than it may.
+    Memory(u64),
+    /// It has loaded its code that often.
+    Reloads(u64),
+    /// A rolling restart replaces it.
+    Deploy,
+    /// Its rolling restart was aborted.
+    Aborted,
+    /// Fewer workers are wanted.
+    ScaledDown,
+    /// It said that it stops.
+    Leaving,
+    /// It did not get ready in time.
+    NotReady,
+    /// Its socket ceased to accept and did not come back.
+    Unreachable,
+    /// A request's deadline passed, and it is stuck.
+    Deadline(Duration),
+    /// It fell silent, although it had promised to say that it lives.
+    Watchdog(Duration),
+    /// The server stops.
+    Shutdown,
+}
+
+impl Ending {
+    /// Whether it served its purpose and goes as it should: no failure of its own.
+    pub fn is_planned(self) -> bool {
+        !matches!(self, Ending::NotReady | Ending::Unreachable | Ending::Deadline(_) | Ending::Watchdog(_))
+    }
+
+    /// One word for it, for counters.
+    pub fn word(self) -> &'static str {
+        match self {
+            Ending::Requests(_) => "requests",
+            Ending::Lifetime(_) => "lifetime",
+            Ending::Memory(_) => "memory",
+            Ending::Reloads(_) => "reloads",
+            Ending::Deploy => "deploy",
+            Ending::Aborted => "aborted",
+            Ending::ScaledDown => "scale_down",
+            Ending::Leaving => "leaving",
+            Ending::NotReady => "not_ready",
+            Ending::Unreachable => "unreachable",
+            Ending::Deadline(_) => "deadline",
+            Ending::Watchdog(_) => "watchdog",
+            Ending::Shutdown => "shutdown",
+        }
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ending::Requests(number) => write!(formatter, "recycle: {number} requests"),
+            Ending::Lifetime(time) => write!(formatter, "recycle: lived {} s", time.as_secs()),
+            Ending::Memory(bytes) => write!(formatter, "recycle: memory {} MiB", bytes >> 20),
+            Ending::Reloads(number) => write!(formatter, "recycle: {number} reloads"),
+            Ending::Deploy => formatter.write_str("deploy"),
+            Ending::Aborted => formatter.write_str("deploy aborted"),
+            Ending::ScaledDown => formatter.write_str("scale down"),
+            Ending::Leaving => formatter.write_str("stops by itself"),
+            Ending::NotReady => formatter.write_str("not ready in time"),
+            Ending::Unreachable => formatter.write_str("socket no longer accepts"),
+            Ending::Deadline(time) => write!(formatter, "deadline {} s", time.as_secs_f32()),
+            Ending::Watchdog(time) => write!(formatter, "watchdog: silent for {} s", time.as_secs_f32()),
+            Ending::Shutdown => formatter.write_str("shutdown"),
+        }
+    }
+}
+
+/// A worker to be started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Start {
+    /// Its name from now on.
+    pub name: Name,
+    /// Its place's number, from 1.
+    pub number: u32,
+    /// The app's generation that it belongs to.
+    pub generation: u32,
+    /// After how many requests it is replaced; 0: never.
+    pub limit: u64,
+}
+
+/// What became of a start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Started {
+    /// It is on its way; [`Fleet::ready`] or [`Fleet::exited`] follows.
+    Yes,
+    /// There is no room for it just now.
+    NoRoom,
+    /// It cannot be started, and why.
+    Failed(String),
+}
+
+/// What the fleet tells the operator and those who listen for events.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A worker is ready for the first time.
+    Ready(Name),
+    /// A worker could not be started.
+    StartFailed(u32, String),
+    /// A worker did not get ready in time, or did not come back.
+    NotReady(Name),
+    /// A worker's drain has taken too long: its requests are cut.
+    Cut(Name),
+    /// A place is given up: its workers crash before they answer anything.
+    GaveUp(u32),
+    /// Replacements for a place crash; the old worker serves on.
+    OldServesOn(u32),
+    /// A replacement does not fit into memory beside the old worker; it waits.
+    NoMemory(u32),
+    /// All places are given up.
+    AppFailed,
+    /// A roll has begun: its number, generation and places.
+    RollBegan(u64, u32, usize),
+    /// A roll has ended.
+    RollEnded(RollReport),
+    /// The number of wanted workers has changed, and why.
+    Scaled(usize, usize, &'static str),
+}
+
+/// What carries out the fleet's decisions. Nothing here calls back into the fleet.
+pub trait Machine {
+    /// Starts a worker.
+    fn start(&mut self, start: Start) -> Started;
+    /// The worker may get requests.
+    fn open(&mut self, name: Name, now: Instant);
+    /// No new requests for it, until [`Machine::open`].
+    fn shut(&mut self, name: Name, now: Instant);
+    /// No new requests for it ever; [`Fleet::drained`] is called when it has none left.
+    fn drain(&mut self, name: Name, now: Instant);
+    /// Looks at its socket again; [`Fleet::ready`] is called when it accepts.
+    fn look(&mut self, name: Name, now: Instant);
+    /// Takes its connections away and asks it to end.
+    fn terminate(&mut self, name: Name, now: Instant);
+    /// Sends it a signal.
+    fn signal(&mut self, name: Name, signal: i32);
+    /// Ends it at once, with all that it has started.
+    fn kill(&mut self, name: Name);
+    /// Whether memory has room for one more worker like this one.
+    fn fits_beside(&mut self, name: Name) -> bool;
+    /// Whether it has answered a request.
+    fn has_answered(&mut self, name: Name) -> bool;
+    /// The one among them whose last answer is the longest ago.
+    fn coldest(&mut self, among: &[Name]) -> Option<Name>;
+    /// The app has failed: requests are refused at once.
+    fn give_up(&mut self, now: Instant);
+    /// The app is tried again.
+    fn recover(&mut self);
+    /// Tells.
+    fn say(&mut self, event: Event);
+}
+
+/// How a process ended.
+#[derive(Clone, Debug)]
+pub struct Exit {
+    /// Whether it had answered anything.
+    pub answered: bool,
+    /// What is to be said about it: code or signal, if it was not asked to end.
+    pub how: String,
+    /// The last lines of its stderr.
+    pub last_lines: String,
+}
+
+/// The state of the app.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AppState {
+    /// No worker was ready yet.
+    Starting,
+    /// At least one worker has been ready.
+    Running,
+    /// The workers crash before they answer anything, and are not started again.
+    Failed,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Fleet {
+    rule: Rule,
+    /// By number.
+    places: Vec<Place>,
+    /// Oldest first.
+    members: Vec<Member>,
+    guests: Vec<Guest>,
+    next_name: u64,
+    next_roll: u64,
+    /// What a worker started outside of a roll belongs to.
+    generation: u32,
+    /// The greatest generation given out.
+    newest: u32,
+    roll: Option<Roll>,
+    /// The number of the roll that follows the one under way.
+    queued_roll: Option<u64>,
+    last_roll: Option<RollReport>,
+    failed: bool,
+    ever_ready: bool,
+    stopping: bool,
+}
+
+impl Fleet {
+    /// A fleet of so many places, to be filled by the first [`Fleet::tick`].
+    pub fn new(rule: Rule, workers: usize, now: Instant) -> Fleet {
+        let mut fleet = Fleet {
+            rule,
+            places: Vec::new(),
+            members: Vec::new(),
+            guests: Vec::new(),
+            next_name: 1,
+            next_roll: 1,
+            generation: 1,
+            newest: 1,
+            roll: None,
+            queued_roll: None,
+            last_roll: None,
+            failed: false,
+            ever_ready: false,
+            stopping: false,
+        };
+        fleet.add_places(workers, now);
+        fleet
+    }
+
+    /// The state of the app.
+    pub fn state(&self) -> AppState {
+        match (self.failed, self.ever_ready) {
+            (true, _) => AppState::Failed,
+            (false, true) => AppState::Running,
+            (false, false) => AppState::Starting,
+        }
+    }
+
+    /// Whether any worker has ever been ready.
+    pub fn ever_ready(&self) -> bool {
+        self.ever_ready
+    }
+
+    /// How many workers are wanted, those that join not counted.
+    pub fn wanted(&self) -> usize {
+        self.places.len()
+    }
+
+    /// The app's generation.
+    pub fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// The places, by number.
+    pub fn places(&self) -> &[Place] {
+        &self.places
+    }
+
+    /// The workers that live, oldest first; those that joined by themselves are [`Fleet::guests`].
+    pub fn members(&self) -> &[Member] {
+        &self.members
+    }
+
+    /// One of them.
+    pub fn member(&self, name: Name) -> Option<&Member> {
+        self.members.iter().find(|member| member.name == name)
+    }
+
+    fn member_mut(&mut self, name: Name) -> Option<&mut Member> {
+        self.members.iter_mut().find(|member| member.name == name)
+    }
+
+    fn place_mut(&mut self, number: u32) -> Option<&mut Place> {
+        self.places.iter_mut().find(|place| place.number == number)
+    }
+
+    /// When something is due by itself.
+    pub fn due(&self) -> Option<Instant> {
+        let members = self.members.iter().filter_map(|member| member.phase_due());
+        if self.stopping {
+            return members.min();
+        }
+        let expiries = self.members.iter().filter_map(Member::expires);
+        let places = self.places.iter().filter_map(|place| self.place_due(place));
+        members.chain(expiries).chain(places).chain(self.roll.as_ref().and_then(Roll::look_at)).min()
+    }
+
+    /// Does what is due: deadlines of workers, then the roll, then starts and replacements.
+    pub fn tick(&mut self, now: Instant, machine: &mut impl Machine) {
+        for index in 0..self.members.len() {
+            self.act_on_deadline(index, now, machine);
+        }
+        if self.stopping {
+            return;
+        }
+        self.advance_roll(now, machine);
+        self.fill_places(now, machine);
+    }
+
+    fn act_on_deadline(&mut self, index: usize, now: Instant, machine: &mut impl Machine) {
+        let member = &mut self.members[index];
+        let name = member.name;
+        if member.expires.is_some_and(|at| at <= now) {
+            member.expires = None;
+            if let (Some(lifetime), true) = (self.rule.lifetime, member.is_active()) {
+                member.mark(Ending::Lifetime(lifetime));
+            }
+        }
+        if member.phase_due().is_none_or(|at| at > now) {
+            return;
+        }
+        match member.phase {
+            Phase::Starting { .. } | Phase::Checking { .. } => {
+                let starting = member.is_starting();
+                member.ending = Some(if starting { Ending::NotReady } else { Ending::Unreachable });
+                machine.say(Event::NotReady(name));
+                self.terminate(index, TERM_GRACE, now, machine);
+            }
+            Phase::Draining { .. } => {
+                machine.say(Event::Cut(name));
+                self.terminate(index, TERM_GRACE, now, machine);
+            }
+            Phase::Dumped { .. } | Phase::Terminating { .. } => {
+                member.phase = Phase::Killed;
+                machine.kill(name);
+            }
+            Phase::Running | Phase::Killed => {}
+        }
+    }
+
+    fn terminate(&mut self, index: usize, grace: Duration, now: Instant, machine: &mut impl Machine) {
+        let member = &mut self.members[index];
+        member.phase = Phase::Terminating { kill_at: now + grace };
+        machine.terminate(member.name, now);
+    }
+
+    /// A worker gets no new requests, may finish what it has, and ends.
+    fn leave(&mut self, index: usize, ending: Ending, now: Instant, machine: &mut impl Machine) {
+        let deadline = now + self.rule.drain;
+        let member = &mut self.members[index];
+        member.ending.get_or_insert(ending);
+        match member.phase {
+            Phase::Running | Phase::Checking { .. } => {
+                member.phase = Phase::Draining { deadline };
+                machine.drain(member.name, now);
+            }
+            Phase::Starting { .. } => self.terminate(index, TERM_GRACE, now, machine),
+            _ => {}
+        }
+    }
+}
+
+/// What the fleet is told.
+impl Fleet {
+    /// A worker is ready: for the first time, or again after it was looked at.
+    pub fn ready(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
+        let lifetime = self.rule.lifetime;
+        let Some(member) = self.member_mut(name) else { return };
+        let first = match member.phase {
+            Phase::Starting { .. } => true,
+            Phase::Checking { .. } => false,
+            _ => return,
+        };
+        member.phase = Phase::Running;
+        if first {
+            member.ready_at = Some(now);
+            member.expires = lifetime.map(|lifetime| now + lifetime);
+            machine.say(Event::Ready(name));
+        }
+        machine.open(name, now);
+        self.ever_ready = true;
+        if std::mem::take(&mut self.failed) {
+            machine.recover();
+        }
+        if first {
+            self.filled(name, now, machine);
+        }
+    }
+
+    /// A connect to a worker was refused: it is looked at, and given up if it does not come back. A guest is forgotten.
+    pub fn unreachable(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
+        let deadline = now + self.rule.ready_timeout;
+        if let Some(member) = self.member_mut(name).filter(|member| member.phase == Phase::Running) {
+            member.phase = Phase::Checking { deadline };
+            machine.look(name, now);
+        }
+    }
+
+    /// A worker is due to be replaced: a limit of its own is reached, or it said that it stops.
+    pub fn replace(&mut self, name: Name, ending: Ending) {
+        if let Some(member) = self.member_mut(name).filter(|member| member.is_active()) {
+            member.mark(ending);
+        }
+    }
+
+    /// A worker loads its code again; after too many times it is replaced.
+    pub fn reloaded(&mut self, name: Name) {
+        let limit = self.rule.reloads;
+        let Some(member) = self.member_mut(name).filter(|member| member.is_active()) else { return };
+        member.reloads += 1;
+        if limit > 0 && member.reloads >= limit {
+            member.mark(Ending::Reloads(member.reloads));
+        }
+    }
+
+    /// A worker has no request left.
+    pub fn drained(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
+        let draining = |member: &Member| member.name == name && matches!(member.phase, Phase::Draining { .. });
+        if let Some(index) = self.members.iter().position(draining) {
+            self.terminate(index, TERM_GRACE, now, machine);
+        }
+    }
+
+    /// A worker is stuck: it is made to say where, if it can, and is killed.
+    pub fn stuck(&mut self, name: Name, ending: Ending, now: Instant, machine: &mut impl Machine) {
+        let dump = self.rule.dump_signal;
+        let Some(member) = self.member_mut(name) else { return };
+        if !(member.is_active() || matches!(member.phase, Phase::Draining { .. })) {
+            return;
+        }
+        member.ending.get_or_insert(ending);
+        machine.drain(name, now);
+        match dump {
+            Some(signal) => {
+                member.phase = Phase::Dumped { kill_at: now + DUMP_GRACE };
+                machine.signal(name, signal);
+            }
+            None => {
+                member.phase = Phase::Killed;
+                machine.kill(name);
+            }
+        }
+    }
+
+    /// A worker's process has ended. Returns why, if it was asked to.
+    pub fn exited(&mut self, name: Name, exit: &Exit, now: Instant, machine: &mut impl Machine) -> Option<Ending> {
+        let index = self.members.iter().position(|member| member.name == name)?;
+        let member = self.members.remove(index);
+        if self.stopping {
+            return member.ending;
+        }
+        let reason = member.ending.map_or_else(|| exit.how.clone(), |ending| ending.to_string());
+        if let Some(place) = self.place_mut(member.number) {
+            place.last_exit = Some(reason.clone());
+        }
+        self.lost(&member, exit, &reason, now, machine);
+        member.ending
+    }
+
+    /// Ends all workers: TERM now and KILL after the grace, or sooner where that was under way. No other is started.
+    pub fn stop(&mut self, grace: Duration, now: Instant, machine: &mut impl Machine) {
+        self.stopping = true;
+        for index in 0..self.members.len() {
+            let member = &mut self.members[index];
+            member.ending.get_or_insert(Ending::Shutdown);
+            match &mut member.phase {
+                Phase::Killed => {}
+                Phase::Terminating { kill_at } | Phase::Dumped { kill_at } => *kill_at = (*kill_at).min(now + grace),
+                _ => self.terminate(index, grace, now, machine),
+            }
+        }
+    }
+
+    /// No worker is started or replaced any more; those that live go on.
+    pub fn hold_still(&mut self) {
+        self.stopping = true;
+    }
+}

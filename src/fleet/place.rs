@@ -1,0 +1,198 @@
+//! Places, and the workers that fill them.
+
+use std::time::Instant;
+
+use super::policy::{Jitter, RestartPolicy};
+use super::{Ending, Name, RESTART_JITTER_PERCENT, Rule};
+
+/// Where a worker stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Started; not ready yet.
+    Starting {
+        /// When patience ends.
+        deadline: Instant,
+    },
+    /// It gets requests.
+    Running,
+    /// It refused a connection, and is looked at.
+    Checking {
+        /// When patience ends.
+        deadline: Instant,
+    },
+    /// It gets no new requests and finishes what it has.
+    Draining {
+        /// When it is told to stop, finished or not.
+        deadline: Instant,
+    },
+    /// It is stuck and was asked to say where.
+    Dumped {
+        /// When KILL follows.
+        kill_at: Instant,
+    },
+    /// It was sent TERM.
+    Terminating {
+        /// When KILL follows.
+        kill_at: Instant,
+    },
+    /// It was sent KILL.
+    Killed,
+}
+
+/// A worker that lives.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Its name.
+    pub name: Name,
+    /// The number of its place, which may be gone already.
+    pub number: u32,
+    /// The app's generation that it belongs to.
+    pub generation: u32,
+    /// Where it stands.
+    pub phase: Phase,
+    /// When it was started.
+    pub born: Instant,
+    /// When it got ready.
+    pub ready_at: Option<Instant>,
+    /// After how many requests it is replaced; 0: never.
+    pub limit: u64,
+    /// How often it has loaded its code again.
+    pub reloads: u64,
+    /// Why it is to be replaced, once it is.
+    pub(super) due: Option<Ending>,
+    /// Why it was told to end.
+    pub(super) ending: Option<Ending>,
+    /// When its lifetime is over, until that was acted upon.
+    pub(super) expires: Option<Instant>,
+    /// Another worker serves in its stead: its end is no loss.
+    pub(super) replaced: bool,
+}
+
+impl Member {
+    /// Whether it fills its place: it serves, or will.
+    pub fn is_active(&self) -> bool {
+        matches!(self.phase, Phase::Starting { .. } | Phase::Running | Phase::Checking { .. })
+    }
+
+    /// Whether it is on its way to its first readiness.
+    pub fn is_starting(&self) -> bool {
+        matches!(self.phase, Phase::Starting { .. })
+    }
+
+    /// Whether it gets requests.
+    pub fn is_running(&self) -> bool {
+        self.phase == Phase::Running
+    }
+
+    /// Why it was told to end, if it was.
+    pub fn ending(&self) -> Option<Ending> {
+        self.ending
+    }
+
+    /// Its state in the words of the life cycle.
+    pub fn state(&self) -> PlaceState {
+        match self.phase {
+            Phase::Starting { .. } => PlaceState::Starting,
+            Phase::Running | Phase::Checking { .. } => PlaceState::Running,
+            _ => PlaceState::Stopping,
+        }
+    }
+
+    /// Notes why it is to be replaced. A deploy counts for more than what would have replaced it anyway.
+    pub(super) fn mark(&mut self, ending: Ending) {
+        if ending == Ending::Deploy || self.due.is_none() {
+            self.due = Some(ending);
+        }
+    }
+
+    pub(super) fn expires(&self) -> Option<Instant> {
+        self.expires
+    }
+
+    pub(super) fn phase_due(&self) -> Option<Instant> {
+        match self.phase {
+            Phase::Starting { deadline } | Phase::Checking { deadline } | Phase::Draining { deadline } => {
+                Some(deadline)
+            }
+            Phase::Dumped { kill_at } | Phase::Terminating { kill_at } => Some(kill_at),
+            Phase::Running | Phase::Killed => None,
+        }
+    }
+}
+
+/// The life cycle of a worker as `status` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PlaceState {
+    /// Started; not ready yet.
+    Starting,
+    /// It gets requests.
+    Running,
+    /// It crashed and is started again when its delay is over.
+    Respawning,
+    /// It finishes its requests and ends.
+    Stopping,
+    /// It crashes before it answers anything, and is not started again.
+    Failed,
+}
+
+impl PlaceState {
+    /// The word for it.
+    pub fn word(self) -> &'static str {
+        match self {
+            PlaceState::Starting => "starting",
+            PlaceState::Running => "running",
+            PlaceState::Respawning => "respawning",
+            PlaceState::Stopping => "stopping",
+            PlaceState::Failed => "failed",
+        }
+    }
+}
+
+/// One of the app's N workers, whoever fills it.
+#[derive(Debug)]
+pub struct Place {
+    /// `WORKER_ID`, from 1.
+    pub number: u32,
+    /// How often it was filled again, for whatever reason.
+    pub restarts: u32,
+    /// Why its last worker ended.
+    pub last_exit: Option<String>,
+    /// Nobody is started for it any more.
+    pub given_up: bool,
+    pub(super) policy: RestartPolicy,
+    /// Spreads the request limits.
+    pub(super) jitter: Jitter,
+    /// When it is filled if nobody fills it.
+    pub(super) start_at: Instant,
+    /// Before that time no replacement is tried again.
+    pub(super) retry_at: Instant,
+    /// Its replacement lacks memory, and that was said.
+    pub(super) short_of_memory: bool,
+    pub(super) filled_before: bool,
+}
+
+impl Place {
+    pub(super) fn new(number: u32, rule: &Rule, now: Instant) -> Place {
+        let seed = rule.seed ^ u64::from(number);
+        Place {
+            number,
+            restarts: 0,
+            last_exit: None,
+            given_up: false,
+            policy: RestartPolicy::new(rule.restart, Jitter::new(seed, RESTART_JITTER_PERCENT)),
+            jitter: Jitter::new(!seed, rule.jitter_percent),
+            start_at: now,
+            retry_at: now,
+            short_of_memory: false,
+            filled_before: false,
+        }
+    }
+
+    /// Forgets its failures: it is filled at once.
+    pub(super) fn start_afresh(&mut self, now: Instant) {
+        self.policy.forget();
+        self.given_up = false;
+        self.start_at = now;
+        self.retry_at = now;
+    }
+}

@@ -1,0 +1,481 @@
+//! The crew: the fleet's decisions, carried out with real processes.
+//!
+//! It owns the worker processes, their output, the guard and the run directory, and knows who is called what: a worker has
+//! a name in the fleet, another in the dispatch, and a process id. It decides nothing about a worker's life.
+//!
+//! - A process that has ended is announced to the loops before anything else is done about it: they wait for that word
+//!   before they decide whether a request may be tried again.
+//! - A process group is killed before its leader is reaped, so that its number cannot be another's by then.
+
+use std::fmt::Display;
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use socket2::SockAddr;
+
+use super::guard::{Guard, signal_group};
+use super::news::News;
+use super::output::{Capture, LastLines};
+use super::probe::{Look, Probe};
+use super::process::{Process, exit_reason};
+use super::spawn::{Launcher, Particulars};
+use super::{READ_BUFFER, RunDirectory, Status, inspect, run_directory};
+use crate::config::Settings;
+use crate::dispatch::{Dispatch, Target, WorkerId};
+use crate::fleet::{Ending, Event, Exit, Machine, Name, RollEnd, RollReport, Start, Started};
+use crate::log::{Level, Log, Stream};
+use crate::mailbox::{Message, Postboxes};
+
+/// See the module.
+pub(super) struct Crew {
+    pub settings: Arc<Settings>,
+    pub dispatch: Arc<Dispatch>,
+    pub postboxes: Postboxes,
+    pub log: Log,
+    /// Dropped last of all that it holds for others: its end removes sockets and lock.
+    pub run: RunDirectory,
+    pub program: PathBuf,
+    pub launcher: Option<Launcher>,
+    pub guard: Option<Guard>,
+    pub processes: Vec<Process>,
+    /// Workers that joined by themselves: their names in the fleet and in the dispatch.
+    pub guests: Vec<(Name, WorkerId)>,
+    pub status: Arc<Status>,
+    /// What those who listen for events are still to be told.
+    pub news: News,
+    /// Rolls that have ended and were not told to those who wait for them.
+    pub ended_rolls: Vec<RollReport>,
+    buffer: Box<[u8]>,
+}
+
+impl Crew {
+    pub fn new(
+        settings: Arc<Settings>,
+        dispatch: Arc<Dispatch>,
+        postboxes: Postboxes,
+        log: Log,
+        run: RunDirectory,
+        program: PathBuf,
+        launcher: Option<Launcher>,
+    ) -> io::Result<Crew> {
+        let guard = launcher.is_some().then(|| Guard::start(&program, run.sockets())).transpose()?;
+        Ok(Crew {
+            settings,
+            dispatch,
+            postboxes,
+            log,
+            run,
+            program,
+            launcher,
+            guard,
+            processes: Vec::new(),
+            guests: Vec::new(),
+            status: Arc::default(),
+            news: News::default(),
+            ended_rolls: Vec::new(),
+            buffer: vec![0; READ_BUFFER].into_boxed_slice(),
+        })
+    }
+
+    pub fn process(&self, name: Name) -> Option<&Process> {
+        self.processes.iter().find(|process| process.name == name)
+    }
+
+    fn process_mut(&mut self, name: Name) -> Option<&mut Process> {
+        self.processes.iter_mut().find(|process| process.name == name)
+    }
+
+    /// A worker's name in the dispatch.
+    pub fn id(&self, name: Name) -> Option<WorkerId> {
+        let ours = self.process(name).map(|process| process.id);
+        ours.or_else(|| self.guests.iter().find(|(guest, _)| *guest == name).map(|(_, id)| *id))
+    }
+
+    /// A worker's name in the fleet.
+    pub fn name(&self, id: WorkerId) -> Option<Name> {
+        let ours = self.processes.iter().find(|process| process.id == id).map(|process| process.name);
+        ours.or_else(|| self.guests.iter().find(|(_, guest)| *guest == id).map(|(name, _)| *name))
+    }
+
+    fn try_start(&mut self, start: Start) -> Result<bool, String> {
+        let Some(launcher) = &self.launcher else { return Ok(false) };
+        let now = Instant::now();
+        let Start { name, number, generation, limit } = start;
+        let label = format!("{}.G{generation}.{number}", self.settings.app.name);
+        let socket = self.run.socket(&format!("{label}.{}.sock", name.0)).map_err(|error| error.to_string())?;
+        let mut endpoint = launcher.endpoint(socket.clone()).map_err(|error| error.to_string())?;
+        let address = endpoint.address().clone();
+        let target = Target { address: address.clone(), label: label.clone(), unix: true, supervised: true, number };
+        let Some(id) = self.dispatch.add(target, generation, (limit > 0).then_some(limit)) else { return Ok(false) };
+        let spawned = launcher.start(Particulars { number, generation, limit, notify: None }, &mut endpoint).and_then(
+            |mut child| {
+                let captures = child.stdout.take().zip(child.stderr.take()).ok_or(io::ErrorKind::BrokenPipe)?;
+                Ok((Capture::new(captures.0.into())?, Capture::new(captures.1.into())?, child))
+            },
+        );
+        let (stdout, stderr, child) = match spawned {
+            Ok(parts) => parts,
+            Err(error) => {
+                self.dispatch.died(id, now);
+                self.dispatch.remove(id, now);
+                return Err(error.to_string());
+            }
+        };
+        self.status.starts.fetch_add(1, Ordering::Relaxed);
+        let group = child.id();
+        self.tell(Level::Info, "worker-spawn", "worker started", &[("worker", &label), ("pid", &group)]);
+        let (probe, last_lines) = (Some(Probe::of_worker(address, now)), LastLines::default());
+        let process = Process { name, id, number, label, socket, child, probe, born: now, stdout, stderr, last_lines };
+        self.processes.push(process);
+        if self.guard.as_mut().is_some_and(|guard| guard.add(group).is_err()) {
+            self.replace_guard();
+        }
+        Ok(true)
+    }
+
+    /// Looks for the sockets that are in question; those that accept.
+    pub fn look_for_sockets(&mut self, now: Instant) -> Vec<Name> {
+        let mut found = Vec::new();
+        for process in &mut self.processes {
+            let Some(probe) = &mut process.probe else { continue };
+            if probe.look(now) != Look::Listening {
+                continue;
+            }
+            if inspect::is_dying(process.child.id()) {
+                // Its listener is only what it closes last. The word of its end is on the way.
+                probe.later(now);
+                continue;
+            }
+            process.probe = None;
+            found.push(process.name);
+        }
+        found
+    }
+
+    /// The processes that have ended, not reaped yet.
+    pub fn ended(&self) -> Vec<Name> {
+        self.processes.iter().filter(|process| process.has_ended()).map(|process| process.name).collect()
+    }
+
+    /// Announces the end of a process, reaps it, clears up behind it, and says why it ended.
+    pub fn bury(&mut self, name: Name, ending: Option<Ending>, now: Instant) -> Option<Exit> {
+        let position = self.processes.iter().position(|process| process.name == name)?;
+        let mut process = self.processes.swap_remove(position);
+        let id = process.id;
+        self.dispatch.died(id, now);
+        self.postboxes.broadcast(|| Message::Died(id));
+        // Whom it leaves behind goes too, while the zombie still keeps the group's number from others.
+        signal_group(process.group(), libc::SIGKILL);
+        let status = process.child.wait();
+        if self.guard.as_mut().is_some_and(|guard| guard.remove(process.child.id()).is_err()) {
+            self.replace_guard();
+        }
+        self.finish_output(&mut process);
+        let known = self.dispatch.snapshot();
+        let known = known.worker(id);
+        let (served, answered) = known.map_or((0, false), |worker| (worker.served, worker.answered_at.is_some()));
+        self.postboxes.broadcast(|| Message::Retire(id));
+        self.dispatch.remove(id, now);
+        run_directory::clear_path(&process.socket);
+        let planned = ending.is_some_and(Ending::is_planned);
+        if !planned {
+            self.status.crashes.fetch_add(1, Ordering::Relaxed);
+        }
+        let (how, reason) = match &status {
+            Ok(status) => (exit_reason(None, *status), exit_reason(ending, *status)),
+            Err(error) => (error.to_string(), error.to_string()),
+        };
+        self.report(&process, status.ok(), &reason, planned, served, now);
+        Some(Exit { answered, how, last_lines: process.last_lines.joined() })
+    }
+
+    fn report(
+        &mut self,
+        process: &Process,
+        status: Option<std::process::ExitStatus>,
+        reason: &str,
+        planned: bool,
+        served: u64,
+        now: Instant,
+    ) {
+        let level = if planned { Level::Info } else { Level::Error };
+        let lived = format!("{:.1} s", now.duration_since(process.born).as_secs_f32());
+        let last = process.last_lines.joined();
+        let pid = process.child.id();
+        let (code, signal) = (status.and_then(|status| status.code()), status.and_then(|status| status.signal()));
+        let mut fields: Vec<(&str, &dyn Display)> =
+            vec![("worker", &process.label), ("pid", &pid), ("reason", &reason)];
+        fields.extend(code.as_ref().map(|code| ("code", code as &dyn Display)));
+        fields.extend(signal.as_ref().map(|signal| ("signal", signal as &dyn Display)));
+        fields.extend([("served", &served as &dyn Display), ("lived", &lived)]);
+        if !planned && !last.is_empty() {
+            fields.push(("last_stderr", &last));
+        }
+        self.tell(level, "worker-exit", "worker ended", &fields);
+    }
+
+    pub fn read_output(&mut self) {
+        for process in &mut self.processes {
+            let Process { stdout, stderr, last_lines, label, .. } = process;
+            stdout.read(&mut self.buffer, |line| self.log.worker_line(label, Stream::Stdout, line));
+            stderr.read(&mut self.buffer, |line| {
+                self.log.worker_line(label, Stream::Stderr, line);
+                last_lines.push(line);
+            });
+        }
+    }
+
+    fn finish_output(&mut self, process: &mut Process) {
+        let Process { stdout, stderr, last_lines, label, .. } = process;
+        stdout.finish(&mut self.buffer, |line| self.log.worker_line(label, Stream::Stdout, line));
+        stderr.finish(&mut self.buffer, |line| {
+            self.log.worker_line(label, Stream::Stderr, line);
+            last_lines.push(line);
+        });
+    }
+
+    /// A guard that has ended is replaced and told about all groups.
+    pub fn watch_guard(&mut self) {
+        if self.guard.as_mut().is_some_and(Guard::has_ended) {
+            self.replace_guard();
+        }
+    }
+
+    fn replace_guard(&mut self) {
+        let message = "the guard process is gone and is started again";
+        self.log.event(Level::Warn, message, &[]);
+        let started = Guard::start(&self.program, self.run.sockets()).and_then(|mut guard| {
+            self.processes.iter().try_for_each(|process| guard.add(process.child.id()))?;
+            Ok(guard)
+        });
+        match started {
+            Ok(guard) => self.guard = Some(guard),
+            Err(error) => {
+                self.log.event(Level::Error, format_args!("cannot start the guard process: {error}"), &[]);
+                self.guard = None;
+            }
+        }
+    }
+
+    /// Writes a line to the log, and tells those who listen for events.
+    pub fn tell(&mut self, level: Level, event: &'static str, message: &str, fields: &[(&str, &dyn Display)]) {
+        self.log.event(level, message, &[&[("event", &event as &dyn Display)], fields].concat());
+        self.news.add(event, message, fields);
+    }
+
+    /// The socket did not come (or come back): says all that can be known.
+    fn say_not_ready(&mut self, name: Name) {
+        let timeout = self.settings.app.ready.timeout;
+        let Some(process) = self.process(name) else { return };
+        // Whoever was ready once has had its socket's mode changed; one that is looked for again has been there.
+        let starting = self
+            .dispatch
+            .snapshot()
+            .worker(process.id)
+            .is_none_or(|worker| worker.phase == crate::dispatch::Phase::Starting);
+        let elsewhere = match inspect::listening_addresses(process.child.id()).join(", ") {
+            none if none.is_empty() => "nothing".to_owned(),
+            some => some,
+        };
+        let (label, pid, last) = (process.label.clone(), process.child.id(), process.last_lines.joined());
+        let (seconds, socket) = (format!("{} s", timeout.as_secs_f32()), process.socket.display());
+        let message = format!(
+            "the worker did not {} the Unix socket {socket} within {seconds}: it is to listen on the path in \
+             $SOCKET_PATH or {{socket}}",
+            if starting { "open" } else { "accept any more on" }
+        );
+        let fields: [(&str, &dyn Display); 4] =
+            [("worker", &label), ("pid", &pid), ("listens_on", &elsewhere), ("last_stderr", &last)];
+        self.tell(Level::Error, "worker-not-ready", &message, &fields);
+    }
+
+    fn say_roll_ended(&mut self, report: RollReport) {
+        let replaced = format!("{} of {}", report.done, report.total);
+        let mut fields: Vec<(&str, &dyn Display)> =
+            vec![("roll", &report.id), ("generation", &report.generation), ("replaced", &replaced)];
+        match &report.end {
+            RollEnd::Done => self.tell(Level::Info, "roll-end", "rolling restart done", &fields),
+            RollEnd::Aborted { reason, last_lines } => {
+                fields.push(("reason", reason));
+                if !last_lines.is_empty() {
+                    fields.push(("last_stderr", last_lines));
+                }
+                self.tell(Level::Error, "roll-abort", "rolling restart aborted; the old workers serve on", &fields);
+            }
+        }
+        self.ended_rolls.push(report);
+    }
+
+    fn say_gave_up(&mut self, number: u32) {
+        let restart = &self.settings.app.restart;
+        let (crashes, within) = (restart.crashes, format!("{} s", restart.within.as_secs_f32()));
+        let fields: [(&str, &dyn Display); 3] = [("worker", &number), ("crashes", &crashes), ("within", &within)];
+        self.tell(
+            Level::Error,
+            "worker-failed",
+            "a worker crashes before it answers anything, and is given up",
+            &fields,
+        );
+    }
+}
+
+impl Machine for Crew {
+    fn start(&mut self, start: Start) -> Started {
+        match self.try_start(start) {
+            Ok(true) => Started::Yes,
+            Ok(false) => Started::NoRoom,
+            Err(message) => Started::Failed(message),
+        }
+    }
+
+    fn open(&mut self, name: Name, now: Instant) {
+        let Some(id) = self.id(name) else { return };
+        if let Some(process) = self.process(name) {
+            // The directory is closed to others already; this is the second lock on the door.
+            fs::set_permissions(&process.socket, fs::Permissions::from_mode(0o600)).ok();
+        }
+        for grant in self.dispatch.ready(id, now) {
+            self.postboxes.grant(grant);
+        }
+    }
+
+    fn shut(&mut self, name: Name, now: Instant) {
+        if let Some(id) = self.id(name) {
+            self.dispatch.unreachable(id, now);
+        }
+    }
+
+    fn drain(&mut self, name: Name, now: Instant) {
+        if let Some(id) = self.id(name) {
+            self.dispatch.drain(id, now);
+        }
+    }
+
+    fn look(&mut self, name: Name, now: Instant) {
+        let Some(process) = self.process_mut(name) else { return };
+        let Ok(address) = SockAddr::unix(&process.socket) else { return };
+        let mut probe = Probe::of_worker(address, now);
+        // It may be a child of the process that we know, and dying: its listener is given the time to close.
+        probe.later(now);
+        process.probe = Some(probe);
+        let label = process.label.clone();
+        let message = "the worker refused a connection or lost a request; its socket is looked at";
+        self.log.event(Level::Warn, message, &[("worker", &label)]);
+    }
+
+    fn terminate(&mut self, name: Name, now: Instant) {
+        let Some(process) = self.process_mut(name) else { return };
+        process.probe = None;
+        let (id, group) = (process.id, process.group());
+        self.dispatch.drain(id, now);
+        self.postboxes.broadcast(|| Message::Retire(id));
+        // SAFETY: kill takes plain numbers. The child is not reaped yet, so the number is its own.
+        unsafe { libc::kill(group, libc::SIGTERM) };
+    }
+
+    fn signal(&mut self, name: Name, signal: i32) {
+        if let Some(process) = self.process(name) {
+            // SAFETY: as above.
+            unsafe { libc::kill(process.group(), signal) };
+        }
+    }
+
+    fn kill(&mut self, name: Name) {
+        if let Some(process) = self.process(name) {
+            signal_group(process.group(), libc::SIGKILL);
+        }
+    }
+
+    fn fits_beside(&mut self, _name: Name) -> bool {
+        true
+    }
+
+    fn has_answered(&mut self, name: Name) -> bool {
+        let snapshot = self.dispatch.snapshot();
+        self.id(name).and_then(|id| snapshot.worker(id)).is_some_and(|worker| worker.answered_at.is_some())
+    }
+
+    fn coldest(&mut self, among: &[Name]) -> Option<Name> {
+        let snapshot = self.dispatch.snapshot();
+        let answered = |name: &Name| self.id(*name).and_then(|id| snapshot.worker(id)?.answered_at);
+        // Of those that have answered nothing yet the newest goes.
+        among.iter().copied().min_by_key(|name| (answered(name), std::cmp::Reverse(*name)))
+    }
+
+    fn give_up(&mut self, _now: Instant) {
+        for waiter in self.dispatch.fail() {
+            self.postboxes.post(waiter.loop_index, Message::AppFailed(waiter.exchange));
+        }
+    }
+
+    fn recover(&mut self) {
+        self.dispatch.recover();
+    }
+
+    fn say(&mut self, event: Event) {
+        let app = self.settings.app.name.clone();
+        match event {
+            Event::Ready(name) => {
+                let Some(process) = self.process(name) else { return };
+                let took = format!("{} ms", process.born.elapsed().as_millis());
+                let (label, pid) = (process.label.clone(), process.child.id());
+                let fields: [(&str, &dyn Display); 3] = [("worker", &label), ("pid", &pid), ("took", &took)];
+                self.tell(Level::Info, "worker-ready", "worker ready", &fields);
+            }
+            Event::StartFailed(number, why) => {
+                let message = format!("cannot start a worker: {why}");
+                self.tell(Level::Error, "worker-start-failed", &message, &[("worker", &number)]);
+            }
+            Event::NotReady(name) => self.say_not_ready(name),
+            Event::Cut(name) => {
+                let label = self.process(name).map(|process| process.label.clone()).unwrap_or_default();
+                let message = "the worker's requests did not end in time and are cut";
+                self.tell(Level::Warn, "worker-cut", message, &[("worker", &label)]);
+            }
+            Event::GaveUp(number) => self.say_gave_up(number),
+            Event::OldServesOn(number) => {
+                let message = "the replacements for this worker crash; the old one serves on";
+                self.tell(Level::Error, "worker-not-replaced", message, &[("worker", &number)]);
+            }
+            Event::NoMemory(number) => {
+                let message = "memory has no room for a replacement beside the old worker; it waits (--max-unavailable \
+                               permits that one is missing)";
+                self.tell(Level::Warn, "worker-not-replaced", message, &[("worker", &number)]);
+            }
+            Event::AppFailed => {
+                let message = "the app has failed: all its workers are given up";
+                self.tell(Level::Error, "app-failed", message, &[("app", &app)]);
+            }
+            Event::RollBegan(roll, generation, places) => {
+                let fields: [(&str, &dyn Display); 3] =
+                    [("roll", &roll), ("generation", &generation), ("workers", &places)];
+                self.tell(Level::Info, "roll-start", "rolling restart", &fields);
+            }
+            Event::RollEnded(report) => self.say_roll_ended(report),
+            Event::Scaled(from, to, why) => {
+                let fields: [(&str, &dyn Display); 3] = [("from", &from), ("to", &to), ("because", &why)];
+                self.tell(Level::Info, "scale", "the number of workers changes", &fields);
+            }
+        }
+    }
+}
+
+/// What is due for the probes.
+pub(super) fn probes_due(processes: &[Process]) -> Option<Instant> {
+    processes.iter().filter_map(|process| process.probe.as_ref()).map(Probe::next).min()
+}
+
+/// How long a time limit of a request is before its worker counts as stuck.
+pub(super) fn patience_with_requests(settings: &Settings) -> Duration {
+    let timeouts = &settings.app.timeouts;
+    match settings.app.concurrency {
+        1 => timeouts.request.min(timeouts.read + timeouts.abandon),
+        _ => timeouts.request,
+    }
+}
