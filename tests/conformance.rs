@@ -85,6 +85,18 @@ fn a_worker_without_a_fault_passes_everything() {
 }
 
 #[test]
+fn the_worker_on_the_page_keeps_to_it() {
+    let page = include_str!("../docs/worker.md");
+    let (_, rest) = page.split_once("```python\n").unwrap();
+    let run = Run::new();
+    let code = rest.split_once("```").unwrap().0;
+    let output = run.command(&["--", "python3", "-c", code]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && text.contains("13 passed, 0 failed, 0 noted, 1 skipped"), "{text}");
+    run.assert_nothing_is_left();
+}
+
+#[test]
 fn a_worker_may_inherit_its_socket_or_be_given_a_port() {
     for (kind, place, skipped) in [("inherit", "the inherited Unix socket /", 1), ("tcp", "127.0.0.1:", 2)] {
         let run = Run::new();

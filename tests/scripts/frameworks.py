@@ -36,6 +36,8 @@ WORKERS = 2
 SIZES = (0, 1, 100, 4_000, 16_384, 70_000, 300_000)
 # How much later than the framework's keep-alive time the requests come, in seconds.
 JUST_PAST = 0.3
+# The longest keep-alive time that is waited for twice, in seconds.
+RACED = 6.0
 
 
 @dataclasses.dataclass
@@ -139,11 +141,11 @@ FRAMEWORKS = (
 
 
 class Client(threading.Thread):
-    """One client that keeps its connection: does its requests, each a (method, path, body), and counts what came of them."""
+    """One client: does its requests, each a (method, path, body), over one connection or over one each, and keeps what came of them."""
 
-    def __init__(self, port, requests):
+    def __init__(self, port, requests, keep=True):
         super().__init__(daemon=True)
-        self.port, self.requests = port, requests
+        self.port, self.requests, self.keep = port, requests, keep
         self.stream, self.pending = None, b""
         self.outcomes = []
 
@@ -156,7 +158,7 @@ class Client(threading.Thread):
         """"ok", or what was wrong."""
         try:
             self.stream = self.stream or processes.connect(self.port, timeout=20.0)
-            head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n"
+            head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n" + ("" if self.keep else "Connection: close\r\n")
             if method == "POST":
                 head += f"Content-Type: test/bytes\r\nContent-Length: {len(body)}\r\n"
             self.stream.sendall(head.encode() + b"\r\n" + body)
@@ -219,9 +221,10 @@ def faults(outcomes):
 
 @contextlib.contextmanager
 def load(port):
-    """Eight clients that go on until the block is left; yields the list that holds all outcomes then."""
+    """Eight clients that go on until the block is left, every other one with a connection for each request; yields the list that
+    holds all outcomes then."""
     stop, outcomes = threading.Event(), []
-    clients = [Client(port, mixed(stop, number)) for number in range(CLIENTS)]
+    clients = [Client(port, mixed(stop, number), keep=number % 2 == 0) for number in range(CLIENTS)]
     for client in clients:
         client.start()
     try:
@@ -259,6 +262,19 @@ def contract(options, framework, command, add):
     add("contract", status == 0, output.splitlines()[-1] if status == 0 else "\n" + output)
 
 
+def page(home, options, results):
+    """The smallest workers, as docs/worker.md has them."""
+    with open(os.path.join(ROOT, "docs", "worker.md")) as file:
+        text = file.read()
+    for language, program in (("python", "python3"), ("js", "node")):
+        script = os.path.join(home, f"worker.{language}")
+        with open(script, "w") as file:
+            file.write(text.split(f"```{language}\n")[1].split("```")[0])
+        line = [os.path.abspath(options.server), "conformance", "--", program, script]
+        status, output = processes.run_to_end(line, 120)
+        results.add(f"docs/worker.md, {language}", status == 0, output.splitlines()[-1] if status == 0 else "\n" + output)
+
+
 def bodies(server, add):
     outcomes = together([Client(server.port, finite(1_000 // 16, number)) for number in range(16)])
     outcomes += together([Client(server.port, finite(1_000 % 16, "rest"))])
@@ -269,11 +285,11 @@ def bodies(server, add):
     add("bodies", len(outcomes) == 1_000 and not wrong, str(wrong or f"{len(outcomes)} requests"))
 
 
-def roll(server, add):
-    """One rolling restart, then two signals at once: the second joins the first or is done behind it."""
+def roll(server, count, add):
+    """Rolling restarts. Every second time there are two signals at once: the second joins the first or is done behind it."""
     with load(server.port) as outcomes:
         replaced = True
-        for signals in (1, 2):
+        for signals in ((1, 2) * count)[:count]:
             before = leaders(server)
             for _ in range(signals):
                 os.kill(server.pid, signal.SIGUSR2)
@@ -314,8 +330,10 @@ class Idle:
     def __init__(self, framework, server, add):
         self.framework, self.server, self.add = framework, server, add
         self.outcomes, self.due = [], 0.0
-        # Just past it, and then with requests that are sent while it runs out.
-        self.steps = [self.behind, self.while_it_runs_out] if framework.idle is not None else [self.behind]
+        self.steps = [self.behind]
+        # Where that takes seconds only, requests are sent while it runs out as well.
+        if framework.idle is not None and framework.idle <= RACED:
+            self.steps.append(self.while_it_runs_out)
 
     def warm(self):
         """Fills the server's store of connections to the workers; the clock starts at the end of that."""
@@ -369,6 +387,7 @@ def main(home):
     flags.add_argument("--only", default=",".join(names), help="separated by commas (default: all)")
     flags.add_argument("--checks", default=",".join(CHECKS), help="separated by commas (default: all)")
     flags.add_argument("--cache", default=os.path.join(ROOT, "target", "frameworks"), help="kept between runs (default: %(default)s)")
+    flags.add_argument("--rolls", type=int, default=2, help="rolling restarts, 1 to 1000 (default: %(default)s)")
     flags.add_argument("--longest-idle", type=float, default=100.0, help="seconds; longer idle checks are left out (default: %(default)s)")
     flags.set_defaults(backends="epoll")
     options = flags.parse_args()
@@ -376,9 +395,13 @@ def main(home):
     for name, known in [(name, names) for name in chosen] + [(check, CHECKS) for check in checks]:
         if name not in known:
             flags.error(f"{name!r} is none of {', '.join(known)}")
+    if not 1 <= options.rolls <= 1000 or not 0 <= options.longest_idle <= 3600:
+        flags.error("a number is out of range; see --help")
     os.makedirs(options.cache, exist_ok=True)
     results, table = common.Results(), {}
     frameworks = [framework for framework in FRAMEWORKS if framework.name in chosen]
+    if "contract" in checks:
+        page(home, options, results)
     for backend in common.backends(options):
         with contextlib.ExitStack() as stack:
             go_through(stack, home, options, backend, frameworks, checks, results, table)
@@ -406,7 +429,7 @@ def go_through(stack, home, options, backend, frameworks, checks, results, table
         if "bodies" in checks:
             bodies(server, add)
         if "roll" in checks:
-            roll(server, add)
+            roll(server, options.rolls, add)
         if "kill" in checks:
             kill(server, int(framework.flags[1]) if framework.flags else 1, add)
     if "idle" in checks:
