@@ -156,6 +156,17 @@ fn what_works_with_a_setting_is_noted() {
 }
 
 #[test]
+fn a_busy_worker_is_understood() {
+    let run = Run::new();
+    let output = run.faulty("says busy", &["--slow-path", "/slow"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let passed = rows(&output, "pass");
+    let seen = &passed.iter().find(|(name, _)| name == "two at once").unwrap_or_else(|| panic!("{text}")).1;
+    assert!(seen.starts_with("503 with Rip-Worker-Busy") && output.status.success(), "{text}");
+    run.assert_nothing_is_left();
+}
+
+#[test]
 fn a_worker_that_does_not_get_ready_says_why_and_where_it_listens_instead() {
     for (fault, seen) in [("exits", "exited with code 1 before it listened"), ("other door", "listen on 127.0.0.1:")] {
         let run = Run::new();

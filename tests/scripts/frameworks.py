@@ -7,7 +7,8 @@ Each of gunicorn (sync and gthread), uvicorn, Node, Express, Fastify, Bun, Puma 
 directory that is kept (`--cache`), and runs two workers of the app in examples/. The checks:
 
 `contract`  `production_server conformance` finds no fault
-`bodies`    1,000 requests with bodies both ways over 16 connections come back byte by byte; bodies that the app does not read are answered
+`bodies`    1,000 requests with bodies both ways over 16 connections, some chunked, some streamed, come back byte by byte; bodies that the
+            app does not read are answered
 `roll`      rolling restarts (USR2, then two at once) under load: no request fails, all workers are new, as many as before
 `kill`      a worker is killed by -9 under load: 502 only for what it had in flight, and a new one takes its place
 `idle`      requests behind an idle time just past the framework's keep-alive time: none fails; GETs sent while it runs out: none fails
@@ -34,6 +35,8 @@ CHECKS = ("contract", "bodies", "roll", "kill", "idle", "stop")
 CLIENTS = 8
 WORKERS = 2
 SIZES = (0, 1, 100, 4_000, 16_384, 70_000, 300_000)
+# A body that the server does not gather before it asks for a worker, in bytes.
+STREAMED = 2_500_000
 # How much later than the framework's keep-alive time the requests come, in seconds.
 JUST_PAST = 0.3
 # The longest keep-alive time that is waited for twice, in seconds.
@@ -143,9 +146,9 @@ FRAMEWORKS = (
 class Client(threading.Thread):
     """One client: does its requests, each a (method, path, body), over one connection or over one each, and keeps what came of them."""
 
-    def __init__(self, port, requests, keep=True):
+    def __init__(self, port, requests, keep=True, chunked=False):
         super().__init__(daemon=True)
-        self.port, self.requests, self.keep = port, requests, keep
+        self.port, self.requests, self.keep, self.chunked = port, requests, keep, chunked
         self.stream, self.pending = None, b""
         self.outcomes = []
 
@@ -160,8 +163,9 @@ class Client(threading.Thread):
             self.stream = self.stream or processes.connect(self.port, timeout=20.0)
             head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n" + ("" if self.keep else "Connection: close\r\n")
             if method == "POST":
-                head += f"Content-Type: test/bytes\r\nContent-Length: {len(body)}\r\n"
-            self.stream.sendall(head.encode() + b"\r\n" + body)
+                framing = "Transfer-Encoding: chunked" if self.chunked else f"Content-Length: {len(body)}"
+                head += f"Content-Type: test/bytes\r\n{framing}\r\n"
+            self.stream.sendall(head.encode() + b"\r\n" + (in_chunks(body) if self.chunked else body))
             status, head, answer, self.pending = processes.read_answer(self.stream, self.pending)
             if b"connection: close" in head.lower():
                 self.leave()
@@ -178,6 +182,11 @@ class Client(threading.Thread):
         if self.stream:
             self.stream.close()
         self.stream, self.pending = None, b""
+
+
+def in_chunks(body, size=30_000):
+    pieces = [body[start : start + size] for start in range(0, len(body), size)]
+    return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
 
 
 def finite(count, seed):
@@ -276,8 +285,9 @@ def page(home, options, results):
 
 
 def bodies(server, add):
-    outcomes = together([Client(server.port, finite(1_000 // 16, number)) for number in range(16)])
-    outcomes += together([Client(server.port, finite(1_000 % 16, "rest"))])
+    outcomes = together([Client(server.port, finite(1_000 // 16, number), chunked=number % 4 == 0) for number in range(16)])
+    large = [("POST", "/echo", os.urandom(STREAMED))]
+    outcomes += together([Client(server.port, iter(large), chunked=number % 2 == 0) for number in range(1_000 % 16)])
     unread = [Client(server.port, iter([("POST", "/", os.urandom(600_000))])) for _ in range(4)]
     # An app may refuse such a request with its 404; what counts is that the client gets to see it.
     cut = [outcome for outcome in together(unread) if outcome not in ("ok", "POST /: 404", "POST /: 405")]

@@ -40,7 +40,9 @@ def main():
         signal.signal(signal.SIGTERM, lambda *_: stop(listener))
     while True:
         connection, _ = listener.accept()
-        if fault == "drops the second" and any(not has_hung_up(other) for other in list(unanswered)):
+        if fault in ("drops the second", "says busy") and any(not has_hung_up(other) for other in list(unanswered)):
+            if fault == "says busy":
+                connection.sendall(b"HTTP/1.1 503 Busy\r\nRip-Worker-Busy: 1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             connection.close()
             continue
         unanswered.append(connection)
