@@ -2,6 +2,7 @@
 
 mod backends;
 mod cli;
+mod conformance;
 mod control;
 mod module;
 mod panics;

@@ -21,6 +21,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("exchange", &["backends", "buffers", "connection", "dispatch", "http", "mailbox"]),
     ("reactor", &["backends", "buffers", "connection", "dispatch", "exchange", "http", "mailbox"]),
     ("worker", &["buffers", "http", "supervisor"]),
+    ("conformance", &["http", "supervisor"]),
     ("fleet", &[]),
     ("control", &["buffers", "fleet", "http"]),
     ("supervisor", &["buffers", "control", "dispatch", "fleet", "mailbox"]),

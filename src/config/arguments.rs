@@ -10,7 +10,7 @@ use super::environment::Environment;
 use super::keys::{self, Key};
 use super::steering::{self, Steering};
 use super::units::{port_number, show_duration};
-use super::{App, Command, Settings};
+use super::{App, Command, Conformance, Settings};
 
 /// Exit code for wrong flags and shorthands (EX_USAGE of sysexits(3)).
 pub const WRONG_USAGE: u8 = 64;
@@ -24,6 +24,8 @@ pub enum Invocation {
     Run(Box<Settings>),
     /// To be the built-in worker; the arguments behind the word.
     Worker(Vec<OsString>),
+    /// To look at a command through the worker contract.
+    Conformance(Conformance),
     /// To be the shim before a worker's command; the arguments behind the word.
     Exec(Vec<OsString>),
     /// To be the guard; the arguments behind the word.
@@ -103,6 +105,9 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
             Ok(Invocation::Worker(flags.into_iter().filter_map(given).flatten().collect()))
         }
         Some(("run", run)) => settings(run, environment).map(|settings| Invocation::Run(Box::new(settings))),
+        Some(("conformance", words)) => {
+            super::conformance::read(words).map(Invocation::Conformance).map_err(Refusal::usage)
+        }
         Some((word, matches)) => {
             steering::read(word, matches, environment).map(|steering| Invocation::Steer(Box::new(steering)))
         }
@@ -126,7 +131,8 @@ pub fn command() -> clap::Command {
         .args_conflicts_with_subcommands(true)
         .disable_help_subcommand(true)
         .subcommand(with_flags(run).override_usage("production_server run [FLAGS] [SHORTHAND…] [-- COMMAND…]"))
-        .subcommand(worker);
+        .subcommand(worker)
+        .subcommand(super::conformance::subcommand());
     steering::with_words(command)
 }
 
