@@ -2,5 +2,6 @@
 
 pub mod block;
 pub mod outbox;
+pub(crate) mod scan;
 pub mod slots;
 pub mod wheel;

@@ -4,9 +4,11 @@
 //! said as soon as it is seen, with the rule's place in the RFCs. The start lines are parsed here; field lines by
 //! [`Fields`].
 
-use super::fields::{Fields, Kind, Kinds, is_token, list_items, same, trim};
+use super::fields::{Fields, Kind, Kinds, list_items, trim};
 use super::host::host_is_legal;
+use super::names::{is_token, same};
 use super::{Framing, Method, Refusal, Span, Version, bad};
+use crate::buffers::scan::{Piece, end_of};
 
 pub use super::search::HeadSearch;
 
@@ -283,6 +285,9 @@ struct RequestLine {
 }
 
 fn request_line(bytes: &[u8], start: usize, limits: &HeadLimits) -> Result<Option<RequestLine>, Refusal> {
+    if let Some(line) = plain_request_line(bytes, start, limits) {
+        return Ok(Some(line));
+    }
     let fresh = &bytes[start..];
     let Some(feed) = memchr::memchr(b'\n', fresh) else {
         return partial_request_line(fresh, limits).map(|()| None);
@@ -314,6 +319,29 @@ fn request_line(bytes: &[u8], start: usize, limits: &HeadLimits) -> Result<Optio
         fields_start: start + feed + 1,
         passes: form != Form::Absolute && *version_text == *b"HTTP/1.1" && !bare,
     }))
+}
+
+/// A request line as nearly all are: whole, with a path that nobody objects to, of HTTP/1.1. `None` leaves it to be looked at
+/// in all forms, with the same outcome.
+#[inline]
+fn plain_request_line(bytes: &[u8], start: usize, limits: &HeadLimits) -> Option<RequestLine> {
+    const END: &[u8; 11] = b" HTTP/1.1\r\n";
+    let (method, method_len) = method(&bytes[start..]).ok()?;
+    let method_end = start + method_len;
+    let target_end = end_of(Piece::Target, bytes, method_end + 1)?;
+    let target = Span::new(method_end + 1, target_end);
+    let plain = bytes[target_end..].starts_with(END) && target.of(bytes).starts_with(b"/");
+    (plain && target.len() <= limits.target).then(|| RequestLine {
+        method,
+        method_span: Span::new(start, method_end),
+        target,
+        form: Form::Origin,
+        path: target,
+        authority: Span::default(),
+        version: Version::Http11,
+        fields_start: target_end + END.len(),
+        passes: true,
+    })
 }
 
 /// What can be said about a request line whose end is not there yet.
@@ -383,33 +411,7 @@ fn version_refusal(line: &[u8]) -> Refusal {
 
 /// Refuses anything but visible ASCII, and `#`: a fragment never travels (RFC 9112 §3.2, RFC 9110 §7.1).
 fn check_target(target: &[u8]) -> Result<(), Refusal> {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    const HIGH: u64 = 0x8080_8080_8080_8080;
-    let suspicious = |word: u64| {
-        // High bit set in a byte that is below 0x21, is '#', or has its own high bit set, and possibly in a byte above
-        // such a one, which changes nothing: the word is looked at byte by byte then.
-        let fragment = word ^ (ONES * b'#' as u64);
-        let deleted = word ^ (ONES * 0x7f);
-        (word.wrapping_sub(ONES * 0x21) | fragment.wrapping_sub(ONES) | deleted.wrapping_sub(ONES) | word) & HIGH
-    };
-    let mut words = target.chunks_exact(8);
-    let mut found = 0;
-    for word in words.by_ref() {
-        found |= suspicious(u64::from_le_bytes(word.try_into().unwrap_or_default()));
-    }
-    if found != 0 || !words.remainder().iter().all(|byte| target_byte(*byte)) {
-        return check_target_bytes(target);
-    }
-    Ok(())
-}
-
-fn target_byte(byte: u8) -> bool {
-    (0x21..0x7f).contains(&byte) && byte != b'#'
-}
-
-#[cold]
-fn check_target_bytes(target: &[u8]) -> Result<(), Refusal> {
-    match target.iter().find(|byte| !target_byte(**byte)) {
+    match target.iter().find(|byte| !(0x21..0x7f).contains(*byte) || **byte == b'#') {
         None => Ok(()),
         Some(b'#') => Err(bad("RFC 9112 §3.2", "a fragment in the target")),
         Some(b' ') => Err(bad("RFC 9112 §3", "more than single spaces in the request line")),

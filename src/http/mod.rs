@@ -16,10 +16,13 @@ pub mod date;
 pub mod fields;
 pub mod head;
 mod host;
+mod names;
 pub mod reply;
 pub mod rewrite;
 mod search;
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;
 
