@@ -138,7 +138,7 @@ impl<B: Backend> Loop<B> {
             _ => self.give_back(key, Outcome::Unused),
         }
         if self.exchanges.lookup(key).is_some_and(|exchange| exchange.phase != Phase::Abandoned) {
-            self.exchanges.remove(key);
+            self.exchanges.discard(key);
         }
     }
 
@@ -169,7 +169,7 @@ impl<B: Backend> Loop<B> {
     pub fn abandoned_ended(&mut self, key: Key) {
         self.drop_link(key, How::Now);
         self.give_back(key, Outcome::Broken);
-        self.exchanges.remove(key);
+        self.exchanges.discard(key);
     }
 
     /// The access line of an exchange.

@@ -299,14 +299,16 @@ impl<B: Backend> Loop<B> {
         }
         self.give_back(key, Outcome::Answered);
         self.log_exchange(key);
-        let Some(exchange) = self.exchanges.remove(key) else { return };
-        let sock = exchange.client;
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let (sock, keep_alive) = (exchange.client, exchange.keep_alive);
+        let is_last = exchange.upload.is_done() && !exchange.may_go_on;
+        self.exchanges.discard(key);
         let Some(client) = self.table.client(sock) else { return };
         client.exchange = Key::NONE;
-        if exchange.keep_alive {
+        if keep_alive {
             self.become_state(sock, State::ReadingRequest);
             self.await_request(sock);
-        } else if exchange.upload.is_done() && !exchange.may_go_on {
+        } else if is_last {
             self.close_answered(sock);
         } else {
             // The client is still sending, or may have begun the next request: its bytes must not reset the answer.
