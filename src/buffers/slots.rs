@@ -42,8 +42,9 @@ impl<T> Slots<T> {
         Slots { entries: Vec::with_capacity(limit), free: Vec::new(), limit, live: 0 }
     }
 
-    /// Puts a value into the entry freed last, or `Err` with the value when all are taken.
-    #[inline]
+    /// Puts a value into the entry freed last, or `Err` with the value when all are taken. Always inlined, so that a large value is
+    /// made where it is to lie.
+    #[inline(always)]
     pub fn insert(&mut self, value: T) -> Result<Key, T> {
         let Some(index) = self.vacancy() else { return Err(value) };
         let entry = &mut self.entries[index as usize];
