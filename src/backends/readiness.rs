@@ -322,7 +322,8 @@ impl Backend for Readiness {
 /// The socket of a name that lives and is not closed.
 #[inline]
 fn alive(sockets: &mut Slots<Socket>, sock: Sock) -> Option<&mut Socket> {
-    sockets.lookup_mut(sock).filter(|socket| !socket.is(CLOSED))
+    let socket = sockets.lookup_mut(sock)?;
+    if socket.is(CLOSED) { None } else { Some(socket) }
 }
 
 fn table_is_full() -> io::Error {

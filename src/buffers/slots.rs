@@ -95,13 +95,15 @@ impl<T> Slots<T> {
     /// The value of a living name.
     #[inline]
     pub fn lookup(&self, key: Key) -> Option<&T> {
-        self.entries.get(key.index as usize).filter(|entry| entry.generation == key.generation)?.value.as_ref()
+        let entry = self.entries.get(key.index as usize)?;
+        if entry.generation == key.generation { entry.value.as_ref() } else { None }
     }
 
     /// The value of a living name, to be changed.
     #[inline]
     pub fn lookup_mut(&mut self, key: Key) -> Option<&mut T> {
-        self.entries.get_mut(key.index as usize).filter(|entry| entry.generation == key.generation)?.value.as_mut()
+        let entry = self.entries.get_mut(key.index as usize)?;
+        if entry.generation == key.generation { entry.value.as_mut() } else { None }
     }
 
     /// How many entries live.
