@@ -210,6 +210,9 @@ impl Exchange {
         if !keep_head {
             self.head = None;
         }
-        self.body = Vec::new();
+        // Asked first, because most requests have none, and dropping nothing is a call all the same.
+        if self.body.capacity() > 0 {
+            self.body = Vec::new();
+        }
     }
 }
