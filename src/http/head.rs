@@ -140,7 +140,8 @@ pub fn request(bytes: &[u8], limits: &HeadLimits, fields: &mut Fields) -> Result
     if len - start > limits.head {
         return Err(HEAD_TOO_LARGE);
     }
-    let seen = Seen::of_request(bytes, fields)?;
+    let mut seen = Seen::default();
+    seen.request_fields(bytes, fields)?;
     let host = seen.host_of_request(bytes, fields, &line)?;
     let framing = seen.framing_of_request(line.version)?;
     if seen.nominates {
@@ -199,7 +200,8 @@ fn answer(
     if len > limits.head {
         return Err(HEAD_TOO_LARGE);
     }
-    let seen = Seen::of_response(bytes, fields)?;
+    let mut seen = Seen::default();
+    seen.response_fields(bytes, fields)?;
     let framing = seen.framing_of_response(&line, to)?;
     if line.status == 101 && !(asked_upgrade && seen.websocket && seen.upgrade) {
         return Err(bad("RFC 9110 §15.2.2", "a switch of protocols that nobody asked for"));
@@ -540,7 +542,8 @@ enum Coding {
 }
 
 impl Seen {
-    fn of_request(bytes: &[u8], fields: &Fields) -> Result<Seen, Refusal> {
+    #[inline]
+    fn request_fields(&mut self, bytes: &[u8], fields: &Fields) -> Result<(), Refusal> {
         const LOOKED_AT: Kinds = Kinds::of(&[
             Kind::Host,
             Kind::ContentLength,
@@ -551,24 +554,24 @@ impl Seen {
             Kind::MaxForwards,
             Kind::Accept,
         ]);
-        let mut seen = Seen::default();
         for field in fields.iter().filter(|field| LOOKED_AT.has(field.kind)) {
             let value = field.value.of(bytes);
             match field.kind {
                 Kind::Host => {
-                    seen.hosts += 1;
-                    seen.host = field.value;
+                    self.hosts += 1;
+                    self.host = field.value;
                 }
-                Kind::Expect => seen.expect(value)?,
-                Kind::MaxForwards if seen.max_forwards.is_none() => seen.max_forwards = small_number(value),
-                Kind::Accept if seen.accept.is_empty() => seen.accept = field.value,
-                _ => seen.framing_field(field.kind, value)?,
+                Kind::Expect => self.expect(value)?,
+                Kind::MaxForwards if self.max_forwards.is_none() => self.max_forwards = small_number(value),
+                Kind::Accept if self.accept.is_empty() => self.accept = field.value,
+                _ => self.framing_field(field.kind, value)?,
             }
         }
-        Ok(seen)
+        Ok(())
     }
 
-    fn of_response(bytes: &[u8], fields: &Fields) -> Result<Seen, Refusal> {
+    #[inline]
+    fn response_fields(&mut self, bytes: &[u8], fields: &Fields) -> Result<(), Refusal> {
         const LOOKED_AT: Kinds = Kinds::of(&[
             Kind::ContentLength,
             Kind::TransferEncoding,
@@ -580,19 +583,18 @@ impl Seen {
             Kind::RipWorkerBusy,
             Kind::RipWorkerDraining,
         ]);
-        let mut seen = Seen::default();
         for field in fields.iter().filter(|field| LOOKED_AT.has(field.kind)) {
             let value = field.value.of(bytes);
             match field.kind {
-                Kind::KeepAlive => seen.keep_alive_timeout = keep_alive_timeout(value),
-                Kind::ContentType => seen.event_stream |= is_event_stream(value),
-                Kind::XAccelBuffering => seen.unbuffered |= value.eq_ignore_ascii_case(b"no"),
-                Kind::RipWorkerBusy => seen.busy |= value == b"1",
-                Kind::RipWorkerDraining => seen.draining |= value == b"1",
-                _ => seen.framing_field(field.kind, value)?,
+                Kind::KeepAlive => self.keep_alive_timeout = keep_alive_timeout(value),
+                Kind::ContentType => self.event_stream |= is_event_stream(value),
+                Kind::XAccelBuffering => self.unbuffered |= value.eq_ignore_ascii_case(b"no"),
+                Kind::RipWorkerBusy => self.busy |= value == b"1",
+                Kind::RipWorkerDraining => self.draining |= value == b"1",
+                _ => self.framing_field(field.kind, value)?,
             }
         }
-        Ok(seen)
+        Ok(())
     }
 
     fn framing_field(&mut self, kind: Kind, value: &[u8]) -> Result<(), Refusal> {
