@@ -110,7 +110,7 @@ impl Fields {
     pub(super) fn parse_plain(&mut self, bytes: &[u8], start: usize, most: usize) -> Option<usize> {
         let mut present = Kinds::default();
         let mut line = start;
-        for _ in 0..=most {
+        loop {
             let stop = end_of(Piece::Name, bytes, line)?;
             let (name_end, kind) = match bytes[stop] {
                 b':' => (stop, usual_kind(&bytes[line..stop])),
@@ -120,7 +120,7 @@ impl Fields {
                 }
                 _ => unusual_name(bytes, line, stop)?,
             };
-            if name_end == line {
+            if name_end == line || self.list.len() >= most {
                 return None;
             }
             let mut value = name_end + 1;
@@ -147,7 +147,6 @@ impl Fields {
             });
             line = line_end;
         }
-        None
     }
 
     #[cold]
