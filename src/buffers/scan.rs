@@ -18,21 +18,20 @@ pub(crate) enum Piece {
 /// fewer than are looked at together: no whole head is as short as that.
 #[inline(always)]
 pub(crate) fn end_of(piece: Piece, bytes: &[u8], from: usize) -> Option<usize> {
-    // A window that would reach beyond the end is moved back, and what lies before `at` is shifted out of the result.
     let last = bytes.len().checked_sub(WINDOW)?;
     let mut at = from;
-    loop {
-        let start = at.min(last);
-        let window = bytes[start..].first_chunk::<WINDOW>()?;
-        let ends = wide::strangers(piece, window) >> ((at - start) * BITS);
-        if ends != 0 {
-            return Some(at + ends.trailing_zeros() as usize / BITS);
+    while at <= last {
+        let strangers = wide::strangers(piece, bytes[at..].first_chunk::<WINDOW>()?);
+        if strangers != 0 {
+            return Some(at + strangers.trailing_zeros() as usize / BITS);
         }
-        if start == last {
-            return None;
-        }
-        at = start + WINDOW;
+        at += WINDOW;
     }
+    // A window from here would reach beyond the end: it is moved back, and what lies before `at` is shifted out of the result.
+    let seen = at - last;
+    let strangers = wide::strangers(piece, bytes[last..].first_chunk::<WINDOW>()?);
+    let strangers = if seen < WINDOW { strangers >> (seen * BITS) } else { 0 };
+    (strangers != 0).then(|| at + strangers.trailing_zeros() as usize / BITS)
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -187,6 +186,8 @@ mod tests {
     fn the_end_of_the_bytes_is_none() {
         assert_eq!(end_of(Piece::Name, b"0123456789abcdef", 16), None);
         assert_eq!(end_of(Piece::Name, b"0123456789abcdef", 0), None);
+        assert_eq!(end_of(Piece::Name, b"0123456789abcde:", 16), None);
+        assert_eq!(end_of(Piece::Name, b"0123456789abcde:", 40), None);
         assert_eq!(end_of(Piece::Name, b"a:", 0), None);
     }
 }
