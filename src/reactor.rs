@@ -79,7 +79,7 @@ impl<B: Backend> Reactor<B> {
             limits: HeadLimits::default(),
             seats: Vec::new(),
             now,
-            clock: Clock::new(now),
+            clock: Clock::new(0),
             next_id: setup.first_id,
             listeners,
             paused: false,
@@ -116,8 +116,8 @@ impl<B: Backend> Reactor<B> {
         let timeout = self.sleep();
         self.core.backend.wait(timeout)?;
         self.core.now = self.core.backend.now();
-        self.core.clock.tick(self.core.now);
         self.core.wheel.turn(self.core.now);
+        self.core.clock.tick(self.core.wheel.now_nanos());
         self.mailbox.awake();
         while let Some(sock) = self.events() {
             self.core.caught(sock);

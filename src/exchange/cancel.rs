@@ -189,7 +189,7 @@ impl<B: Backend> Loop<B> {
         let end = exchange.finished.unwrap_or(self.now);
         let worker = self.worker_of(exchange);
         self.access.record(&AccessRecord {
-            time_micros: self.clock.micros(self.now),
+            time_micros: self.clock.micros(self.wheel.now_nanos()),
             client: peer,
             method,
             target,

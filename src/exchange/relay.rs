@@ -123,7 +123,7 @@ impl<B: Backend> Loop<B> {
         let app = &self.shared.settings.app;
         let permits = self.shared.dispatch.snapshot().eligible as usize * app.concurrency as usize;
         let streams = self.shared.streams.held();
-        if streams >= permits && self.shared.streams.may_tell(self.clock.micros(self.now) / 1_000_000) {
+        if streams >= permits && self.shared.streams.may_tell(self.clock.micros(self.wheel.now_nanos()) / 1_000_000) {
             let fields: [(&str, &dyn std::fmt::Display); 2] = [("streams", &streams), ("permits", &permits)];
             let message = "event streams hold all permits, other requests wait: raise --concurrency or --workers";
             self.shared.log.event(crate::log::Level::Warn, message, &fields);

@@ -31,7 +31,7 @@ impl<B: Backend> Loop<B> {
             local_port: self.listeners[client.listener as usize].1,
             https: false,
             request_id: &id_text(self.next_id),
-            start_micros: self.clock.micros(self.now),
+            start_micros: self.clock.micros(self.wheel.now_nanos()),
             trusted: false,
             keep_alive: app.keepalive,
             open: request.framing == Framing::Chunked,

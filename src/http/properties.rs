@@ -64,7 +64,7 @@ fn meaning(bytes: &[u8]) -> Result<Option<String>, u16> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2000))]
+    #![proptest_config(ProptestConfig::with_cases(1000))]
 
     #[test]
     fn what_is_plain_means_the_same_to_httparse(
