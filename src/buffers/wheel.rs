@@ -99,11 +99,13 @@ impl Wheel {
     }
 
     /// The next index whose deadline has passed at the turn's time; it has none afterwards.
+    #[inline]
     pub fn expire(&mut self) -> Option<u32> {
         let now = ticks(self.now / TICK_NANOS);
-        if now < self.earliest {
-            return None;
-        }
+        if now < self.earliest { None } else { self.expire_by(now) }
+    }
+
+    fn expire_by(&mut self, now: u32) -> Option<u32> {
         while self.current <= now {
             let slot = self.current % SLOTS;
             let index = self.heads[slot as usize];

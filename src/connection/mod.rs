@@ -387,7 +387,14 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Works off what the handlers of an event have left: permits granted, permits to ask for, requests to read.
+    #[inline]
     pub fn settle(&mut self) {
+        if !(self.grants.is_empty() && self.again.is_empty() && self.resume.is_empty()) {
+            self.settle_all();
+        }
+    }
+
+    fn settle_all(&mut self) {
         loop {
             if let Some(grant) = self.grants.pop_front() {
                 self.granted(grant);

@@ -159,7 +159,7 @@ impl<B: Backend> Loop<B> {
         input.advance(response.len + body);
         self.become_state(sock, State::WritingResponse);
         self.send_client(sock, piece.into());
-        self.answer_body(key, input);
+        if whole { self.finish_answer(key, !input.is_empty()) } else { self.answer_body(key, input) }
     }
 
     /// Bytes of an answer's body.
