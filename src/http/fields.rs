@@ -107,7 +107,7 @@ impl Fields {
 
     /// Reads lines that are plain, as nearly all are: whole, ending with CRLF, names and values of bytes that nobody objects
     /// to. `None` for anything else, which is for httparse to judge.
-    pub(super) fn parse_plain(&mut self, bytes: &[u8], start: usize, most: usize) -> Option<usize> {
+    fn parse_plain(&mut self, bytes: &[u8], start: usize, most: usize) -> Option<usize> {
         let mut present = Kinds::default();
         let mut line = start;
         loop {
@@ -150,7 +150,7 @@ impl Fields {
     }
 
     #[cold]
-    pub(super) fn parse_any(&mut self, bytes: &[u8], start: usize, most: usize) -> Result<Option<usize>, Refusal> {
+    fn parse_any(&mut self, bytes: &[u8], start: usize, most: usize) -> Result<Option<usize>, Refusal> {
         self.list.clear();
         /// Enough for a browser's head, and cheap to clear.
         const USUAL: usize = 24;
@@ -214,6 +214,19 @@ impl Fields {
         self.bare_line_feed |= bare;
         self.present = present;
         Ok(Some(end))
+    }
+
+    /// Whether httparse splits these lines in the same way as the plain way does; `None` where that one leaves them to it.
+    #[cfg(any(test, fuzzing))]
+    pub fn plain_agrees(bytes: &[u8], start: usize, most: usize) -> Option<bool> {
+        let (mut plain, mut any) = (Fields::default(), Fields::default());
+        let end = plain.parse_plain(bytes, start, most)?;
+        let same_end = any.parse_any(bytes, start, most) == Ok(Some(end));
+        // Where an empty value lies means nothing.
+        let value = |field: &Field| if field.value.is_empty() { Span::default() } else { field.value };
+        let parts = |field: &Field| (field.name, value(field), field.line, field.kind);
+        let same = plain.present == any.present && plain.bare_line_feed == any.bare_line_feed;
+        Some(same_end && same && plain.iter().map(parts).eq(any.iter().map(parts)))
     }
 
     /// Marks the lines that a `Connection` field names. Host, the framing and what we write ourselves cannot be named
