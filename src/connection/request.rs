@@ -285,7 +285,7 @@ impl<B: Backend> Loop<B> {
         let head = request.map_or(&b""[..], |request| &input[..request.len]);
         let [host, referer, user_agent] = find_lines(head, [b"host", b"referer", b"user-agent"]);
         self.access.record(&AccessRecord {
-            time_micros: self.clock.micros(self.now),
+            time_micros: self.clock.micros(self.wheel.now_nanos()),
             client: client.peer.ip,
             method,
             target,

@@ -17,7 +17,7 @@ use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
 use super::answers::Question;
 use crate::http::Version;
-use crate::http::fields::is_token;
+use crate::http::is_token;
 
 /// `PS_ABI` of the header.
 const ABI: u32 = 1;
