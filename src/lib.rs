@@ -15,6 +15,7 @@
 pub mod backends;
 pub mod buffers;
 pub mod config;
+pub mod conformance;
 pub mod connection;
 pub mod control;
 pub mod dispatch;

@@ -116,12 +116,16 @@ impl<T> std::fmt::Debug for Mailbox<T> {
 impl<T> Mailbox<T> {
     /// Moves all mail into `into`, in the order of posting. An empty `into` is swapped with the box's own vector, so that two
     /// vectors go to and fro and nothing allocates once they have grown.
+    #[inline]
     pub fn take(&self, into: &mut Vec<T>) {
-        let hall = &*self.0;
         // A post that this load misses is found by `may_sleep`.
-        if !hall.filled.load(Ordering::Acquire) {
-            return;
+        if self.0.filled.load(Ordering::Acquire) {
+            self.take_all(into);
         }
+    }
+
+    fn take_all(&self, into: &mut Vec<T>) {
+        let hall = &*self.0;
         let mut letters = hall.lock();
         hall.filled.store(false, Ordering::Relaxed);
         if into.is_empty() {

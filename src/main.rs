@@ -4,13 +4,14 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use production_server::config::{self, Environment, Invocation};
-use production_server::{control, server, supervisor, worker};
+use production_server::{conformance, control, server, supervisor, worker};
 
 fn main() -> ExitCode {
     match config::read(std::env::args_os(), &Environment::of_process()) {
         Ok(Invocation::Run(settings)) => ExitCode::from(server::run(*settings)),
         Ok(Invocation::Steer(steering)) => ExitCode::from(control::client::run(&steering)),
         Ok(Invocation::Worker(arguments)) => worker::main(arguments.into_iter()),
+        Ok(Invocation::Conformance(wanted)) => conformance::main(wanted),
         Ok(Invocation::Exec(arguments)) => supervisor::exec::main(arguments.into_iter()),
         Ok(Invocation::Guard(arguments)) => supervisor::guard::main(arguments.into_iter()),
         Ok(Invocation::Print(text)) => {

@@ -82,7 +82,7 @@ impl<B: Backend> Reactor<B> {
             seats: Vec::new(),
             now,
             subject: Sock::NONE,
-            clock: Clock::new(now),
+            clock: Clock::new(0),
             next_id: setup.first_id,
             listeners,
             paused: false,
@@ -119,8 +119,8 @@ impl<B: Backend> Reactor<B> {
         let timeout = self.sleep();
         self.core.backend.wait(timeout)?;
         self.core.now = self.core.backend.now();
-        self.core.clock.tick(self.core.now);
         self.core.wheel.turn(self.core.now);
+        self.core.clock.tick(self.core.wheel.now_nanos());
         self.mailbox.awake();
         while !self.core.guarded(Loop::handle_all) {}
         self.read_mail();

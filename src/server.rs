@@ -26,7 +26,7 @@ use crate::http::reply::Direct;
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
 use crate::metrics::{self, Health, Metrics, Status};
-use crate::supervisor::{self, RunDirectory, Supervisor};
+use crate::supervisor::{self, About, RunDirectory, Supervisor};
 
 use loops::LoopSet;
 
@@ -107,7 +107,8 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
     let dispatch = Arc::new(Dispatch::new(policy(&settings), Supervisor::table_size(&settings), started));
     let metrics = Metrics::new(settings.loops);
     let (postboxes, mailboxes) = loops::post(settings.loops);
-    let options = supervisor::Options { descriptors: original_limit, ..Default::default() };
+    let about = About { backend: backend_name(backend), metrics: metrics.clone(), started };
+    let options = supervisor::Options { descriptors: original_limit, about: Some(about), ..Default::default() };
     let supervisor = Supervisor::start_with(
         settings.clone(),
         dispatch.clone(),

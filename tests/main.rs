@@ -2,7 +2,9 @@
 
 mod backends;
 mod cli;
+mod conformance;
 mod control;
+mod module;
 mod panics;
 mod proxy;
 mod queue;

@@ -3,7 +3,7 @@
 //     production_server -- node examples/node/server.js
 //
 // The server sets PORT to the path of a Unix socket, so that an app which listens on process.env.PORT needs no change; alone it
-// takes port 3000. The paths are those of the built-in worker: /, /ping, /echo, /bytes?n=, /stream, /sleep?ms=.
+// takes port 3000. The paths: /, /ping, /echo, /bytes?n=, /stream, /slow?ms= (and /sleep?ms=, as the built-in worker has it).
 'use strict';
 const fs = require('node:fs');
 const http = require('node:http');
@@ -58,6 +58,7 @@ const server = http.createServer((request, response) => {
       }, 20);
       return response.on('close', () => clearInterval(timer));
     }
+    case '/slow':
     case '/sleep': {
       const pause = number(url, 'ms', 100, 60000);
       return void setTimeout(() => text(response, `slept ${pause} ms\n`), pause);

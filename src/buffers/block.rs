@@ -420,6 +420,25 @@ impl<'a> Writer<'a> {
         self.len = end;
     }
 
+    /// Appends these runs of bytes behind each other, asking only once for room.
+    ///
+    /// # Panics
+    /// As [`Writer::put`].
+    #[inline]
+    pub fn put_all<const N: usize>(&mut self, parts: [&[u8]; N]) {
+        let total = parts.iter().fold(0usize, |total, part| total.saturating_add(part.len()));
+        assert!(total <= self.room.len() - self.len, "more is written than there is room for");
+        for part in parts {
+            // SAFETY: all parts together fit behind `len`, as was just asked. They are shared references and the room is an exclusive
+            // one, so that they do not overlap.
+            unsafe {
+                let place = self.room.as_mut_ptr().add(self.len).cast::<u8>();
+                std::ptr::copy_nonoverlapping(part.as_ptr(), place, part.len());
+            }
+            self.len += part.len();
+        }
+    }
+
     /// Appends a decimal number.
     pub fn put_decimal(&mut self, number: u64) {
         self.put(itoa::Buffer::new().format(number).as_bytes());

@@ -42,22 +42,30 @@ impl<T> Slots<T> {
         Slots { entries: Vec::with_capacity(limit), free: Vec::new(), limit, live: 0 }
     }
 
-    /// Puts a value into the entry freed last, or `Err` with the value when all are taken.
+    /// Puts a value into the entry freed last, or `Err` with the value when all are taken. Always inlined, so that a large value is
+    /// made where it is to lie.
+    #[inline(always)]
     pub fn insert(&mut self, value: T) -> Result<Key, T> {
-        let index = match self.free.pop() {
-            Some(index) => index,
-            None if self.entries.len() < self.limit => {
-                self.entries.push(Entry { generation: 0, value: None });
-                (self.entries.len() - 1) as u32
-            }
-            None => return Err(value),
-        };
+        let Some(index) = self.vacancy() else { return Err(value) };
         let entry = &mut self.entries[index as usize];
         debug_assert!(entry.value.is_none(), "a free entry holds a value");
         entry.generation = entry.generation.wrapping_add(1).max(1);
         entry.value = Some(value);
         self.live += 1;
         Ok(Key { index, generation: entry.generation })
+    }
+
+    /// The entry freed last, or a new one; `None` when all are taken.
+    #[inline]
+    fn vacancy(&mut self) -> Option<u32> {
+        if let Some(index) = self.free.pop() {
+            return Some(index);
+        }
+        if self.entries.len() == self.limit {
+            return None;
+        }
+        self.entries.push(Entry { generation: 0, value: None });
+        Some((self.entries.len() - 1) as u32)
     }
 
     /// Takes the value out and ends the name, or `None` for a dead name.
@@ -69,16 +77,33 @@ impl<T> Slots<T> {
         Some(value)
     }
 
+    /// Drops the value where it is and ends the name; whether it lived. Cheaper than [`Slots::remove`] for large values.
+    pub fn discard(&mut self, key: Key) -> bool {
+        let Some(entry) = self.entries.get_mut(key.index as usize).filter(|entry| entry.generation == key.generation)
+        else {
+            return false;
+        };
+        let lived = entry.value.is_some();
+        if lived {
+            entry.value = None;
+            self.free.push(key.index);
+            self.live -= 1;
+        }
+        lived
+    }
+
     /// The value of a living name.
     #[inline]
     pub fn lookup(&self, key: Key) -> Option<&T> {
-        self.entries.get(key.index as usize).filter(|entry| entry.generation == key.generation)?.value.as_ref()
+        let entry = self.entries.get(key.index as usize)?;
+        if entry.generation == key.generation { entry.value.as_ref() } else { None }
     }
 
     /// The value of a living name, to be changed.
     #[inline]
     pub fn lookup_mut(&mut self, key: Key) -> Option<&mut T> {
-        self.entries.get_mut(key.index as usize).filter(|entry| entry.generation == key.generation)?.value.as_mut()
+        let entry = self.entries.get_mut(key.index as usize)?;
+        if entry.generation == key.generation { entry.value.as_mut() } else { None }
     }
 
     /// How many entries live.
@@ -118,6 +143,8 @@ mod tests {
         assert_eq!(second.index, first.index);
         assert_eq!((slots.lookup(first), slots.lookup(second)), (None, Some(&"second")));
         assert_eq!(slots.remove(first), None);
+        assert!(!slots.discard(first) && slots.discard(second) && !slots.discard(second));
+        assert!(slots.is_empty() && slots.insert("third").is_ok_and(|third| third.index == first.index));
     }
 
     #[test]

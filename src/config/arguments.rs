@@ -10,7 +10,7 @@ use super::environment::Environment;
 use super::keys::{self, Key};
 use super::steering::{self, Steering};
 use super::units::{port_number, show_duration};
-use super::{App, Command, Settings};
+use super::{App, Command, Conformance, Settings};
 
 /// Exit code for wrong flags and shorthands (EX_USAGE of sysexits(3)).
 pub const WRONG_USAGE: u8 = 64;
@@ -24,6 +24,8 @@ pub enum Invocation {
     Run(Box<Settings>),
     /// To be the built-in worker; the arguments behind the word.
     Worker(Vec<OsString>),
+    /// To look at a command through the worker contract.
+    Conformance(Conformance),
     /// To be the shim before a worker's command; the arguments behind the word.
     Exec(Vec<OsString>),
     /// To be the guard; the arguments behind the word.
@@ -98,11 +100,14 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
     };
     match matches.subcommand() {
         Some(("worker", worker)) => {
-            let socket = worker.get_one::<OsString>("socket").cloned();
-            let arguments = socket.map_or_else(Vec::new, |path| vec![OsString::from("--socket"), path]);
-            Ok(Invocation::Worker(arguments))
+            let given = |(name, flag)| Some([OsString::from(flag), worker.get_one::<OsString>(name)?.clone()]);
+            let flags = [("socket", "--socket"), ("module", "--module")];
+            Ok(Invocation::Worker(flags.into_iter().filter_map(given).flatten().collect()))
         }
         Some(("run", run)) => settings(run, environment).map(|settings| Invocation::Run(Box::new(settings))),
+        Some(("conformance", words)) => {
+            super::conformance::read(words).map(Invocation::Conformance).map_err(Refusal::usage)
+        }
         Some((word, matches)) => {
             steering::read(word, matches, environment).map(|steering| Invocation::Steer(Box::new(steering)))
         }
@@ -114,9 +119,11 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
 pub fn command() -> clap::Command {
     let run = clap::Command::new("run").about("Serve; the same as without the word");
     let socket = Arg::new("socket").long("socket").value_name("PATH").value_parser(OsStringValueParser::new());
+    let module = Arg::new("module").long("module").value_name("FILE").value_parser(OsStringValueParser::new());
     let worker = clap::Command::new("worker")
         .about("Be the built-in worker on a Unix socket")
-        .arg(socket.help("Where to listen [env: SOCKET_PATH]"));
+        .arg(socket.help("Where to listen [env: SOCKET_PATH]"))
+        .arg(module.help("The shared object that answers, in place of the demonstration [env: MODULE]"));
     let command = with_flags(clap::Command::new("production_server"))
         .about("One binary in front of any app: event loops that serve HTTP and forward it to supervised workers")
         .override_usage("production_server [run] [FLAGS] [SHORTHAND…] [-- COMMAND…]")
@@ -124,7 +131,8 @@ pub fn command() -> clap::Command {
         .args_conflicts_with_subcommands(true)
         .disable_help_subcommand(true)
         .subcommand(with_flags(run).override_usage("production_server run [FLAGS] [SHORTHAND…] [-- COMMAND…]"))
-        .subcommand(worker);
+        .subcommand(worker)
+        .subcommand(super::conformance::subcommand());
     steering::with_words(command)
 }
 
@@ -457,12 +465,21 @@ Signals:
   TERM, INT   graceful stop within --shutdown; a second one stops now
   QUIT        graceful stop
   HUP, USR1   reopen log files
-  USR2, TTIN, TTOU   taken, and say so in the log
+  USR2        rolling restart, the replacement first
+  TTIN, TTOU  one worker more, one fewer
+
+A running server is asked with the commands above, over the control socket in its run directory:
+  production_server status 3000                           what the server on port 3000 does
+  production_server restart --wait && echo deployed       new code without a lost request
+  production_server scale +1
+  production_server signal web:2 HUP
 
 Exit codes:
-  0   clean stop                     71  the system refuses what every start needs
-  64  wrong flags or shorthands      73  cannot bind an address or make a socket
-  69  the app gave up before it      77  permission denied
-      was ever ready                 78  invalid configuration, the environment
+  0   clean stop, command done       71  the system refuses what every start needs
+  3   status: nothing runs           73  cannot bind an address or make a socket
+  64  wrong flags or shorthands      75  restart --wait: aborted, the old workers
+  69  the app gave up before it          serve on
+      was ever ready; no server to   77  permission denied
+      be asked                       78  invalid configuration, the environment
   70  an event loop failed               included
 ";

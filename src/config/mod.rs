@@ -2,6 +2,7 @@
 //!
 //! - `keys`: every key once, with its flag, its environment names, its default and how its value is read;
 //! - `arguments`: the command line, and its mistakes in one line;
+//! - `conformance`: the words of that subcommand;
 //! - `environment`: the variables;
 //! - `steering`: the words that speak to a server which runs already;
 //! - `units`: durations, sizes, counts and addresses as people write them.
@@ -12,6 +13,7 @@
 //! - Nothing here opens, binds or starts anything.
 
 mod arguments;
+mod conformance;
 mod environment;
 mod keys;
 mod steering;
@@ -25,6 +27,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use arguments::{Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
+pub use conformance::Conformance;
 pub use environment::{Environment, Search};
 pub use steering::{Ask, Change, MOST_WORKERS, PAUSE_DEFAULT, PAUSE_RANGE, ServerPlace, Steering};
 

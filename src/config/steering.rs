@@ -118,8 +118,8 @@ pub(super) fn with_words(command: clap::Command) -> clap::Command {
             .override_usage("production_server signal [FLAGS] [APP[:ID]] SIGNAL")
             .arg(target)
             .arg(word("signal", "SIGNAL", "Which, as in HUP or USR1")),
-        speaks("reload", "Let the workers load changed code").arg(app()),
-        speaks("drain", "Take no more connections and finish what is in flight").arg(port()),
+        speaks("reload", "Reopen the logs, and let the workers load changed code").arg(app()),
+        speaks("drain", "Take no more connections, finish what is in flight, and end").arg(port()),
         speaks("stop", "Stop the server, and come back when it is gone")
             .arg(switch("now", "Without letting requests finish"))
             .arg(port()),

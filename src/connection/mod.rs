@@ -267,40 +267,42 @@ impl Admission {
     }
 }
 
-/// The time of day, kept by the loop's own clock and compared with the system's once a second.
+/// The time of day, kept by the loop's own clock and compared with the system's once a second. Times are those of
+/// [`Wheel::now_nanos`].
 pub(crate) struct Clock {
-    at: Instant,
+    at: u64,
     micros: u64,
     /// When the next second begins.
-    next: Instant,
+    next: u64,
     pub date: [u8; 29],
 }
 
 impl Clock {
-    pub fn new(now: Instant) -> Clock {
+    pub fn new(now: u64) -> Clock {
         let mut clock = Clock { at: now, micros: 0, next: now, date: date(0) };
         clock.compare(now);
         clock
     }
 
     /// Microseconds since the epoch at `now`.
-    pub fn micros(&self, now: Instant) -> u64 {
-        let passed = now.saturating_duration_since(self.at);
-        self.micros + passed.as_secs() * 1_000_000 + u64::from(passed.subsec_micros())
+    pub fn micros(&self, now: u64) -> u64 {
+        self.micros + now.saturating_sub(self.at) / 1000
     }
 
     /// Brings the date up to `now`.
-    pub fn tick(&mut self, now: Instant) {
+    #[inline]
+    pub fn tick(&mut self, now: u64) {
         if now >= self.next {
             self.compare(now);
         }
     }
 
-    fn compare(&mut self, now: Instant) {
+    #[cold]
+    fn compare(&mut self, now: u64) {
         let epoch = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         self.at = now;
         self.micros = epoch.as_micros() as u64;
-        self.next = now + Duration::from_micros(1_000_000 - u64::from(epoch.subsec_micros()));
+        self.next = now + (1_000_000_000 - u64::from(epoch.subsec_nanos()));
         self.date = date(epoch.as_secs());
     }
 }
@@ -387,7 +389,14 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Works off what the handlers of an event have left: permits granted, permits to ask for, requests to read.
+    #[inline]
     pub fn settle(&mut self) {
+        if !(self.grants.is_empty() && self.again.is_empty() && self.resume.is_empty()) {
+            self.settle_all();
+        }
+    }
+
+    fn settle_all(&mut self) {
         loop {
             if let Some(grant) = self.grants.pop_front() {
                 self.concern(grant.waiter.exchange);

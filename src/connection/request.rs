@@ -175,7 +175,6 @@ impl<B: Backend> Loop<B> {
         let date = &self.clock.date;
         let piece = match (route, &self.shared.direct) {
             (Route::Respond, Some(direct)) => {
-                self.metrics.of_loop(self.index as usize).latency.record_at_once();
                 self.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
             }
             (Route::Status, _) => {
@@ -287,7 +286,7 @@ impl<B: Backend> Loop<B> {
         let head = request.map_or(&b""[..], |request| &input[..request.len]);
         let [host, referer, user_agent] = find_lines(head, [b"host", b"referer", b"user-agent"]);
         self.access.record(&AccessRecord {
-            time_micros: self.clock.micros(self.now),
+            time_micros: self.clock.micros(self.wheel.now_nanos()),
             client: client.peer.ip,
             method,
             target,

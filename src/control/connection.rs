@@ -10,7 +10,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant, SystemTime};
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::requests::WORKER_PATH;
 use super::{Answer, Command};
@@ -444,17 +444,13 @@ impl Connection {
         self.put_answer(status, allow, document);
     }
 
-    /// The document of a command that was carried out.
+    /// The document of a command that was carried out. The workers' protocol has one answer for all of them.
     fn document(&self, value: &Value) -> Value {
-        let mut members = match value {
-            Value::Object(members) => members.clone(),
-            Value::Null => Map::new(),
-            other => return other.clone(),
-        };
-        if self.form.worker {
-            members.insert("ok".to_owned(), true.into());
+        match value {
+            _ if self.form.worker => json!({ "ok": true }),
+            Value::Null => json!({}),
+            document => document.clone(),
         }
-        Value::Object(members)
     }
 
     fn put_answer(&mut self, status: u16, allow: Option<&str>, document: Value) {

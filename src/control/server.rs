@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::connection::{Connection, may_wait};
 use super::requests::{self, Asked};
@@ -24,7 +25,9 @@ const MOST_STREAMS: usize = 16;
 /// Connections that wait for an answer at once. With the readers of events this leaves the half of all to those that come and go.
 const MOST_WAITING: usize = 16;
 /// Requests of one connection that are carried out in one turn.
-const REQUESTS_A_TURN: usize = 8;
+const REQUESTS_A_CONNECTION: usize = 8;
+/// Requests of all connections that are carried out in one turn: the supervisor has other things to do.
+const REQUESTS_A_TURN: usize = 32;
 /// How soon accepting is tried again after it failed, for want of descriptors for instance.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -109,21 +112,17 @@ impl ControlServer {
         }
         self.turned = now;
         self.accept(now);
+        let mut left = REQUESTS_A_TURN;
+        let mut next = 0;
         for index in 0..self.connections.len() {
-            self.connections[index].expire(now);
-            for _ in 0..REQUESTS_A_TURN {
-                let Some(request) = self.connections[index].next_request(&mut self.fields, now) else { break };
-                let asked =
-                    Asked { method: &request.method, path: &request.path, query: request.query, body: &request.body };
-                match requests::command(&asked) {
-                    Ok(command) => self.carry_out(index, command, steward, now),
-                    Err(fault) => {
-                        self.connections[index].refuse_whole(fault.status, fault.allow, &fault.message, now);
-                    }
-                }
+            if left > 0 {
+                left -= self.serve(index, left.min(REQUESTS_A_CONNECTION), steward, now);
+                next = index + 1;
             }
             self.connections[index].flush(now);
         }
+        // Whoever had no turn is the first in the next.
+        self.connections.rotate_left(next);
         self.connections.retain(|connection| !connection.is_closed());
     }
 
@@ -170,6 +169,20 @@ impl ControlServer {
         for mut connection in self.connections.drain(..) {
             connection.end(now);
         }
+    }
+
+    /// Has up to so many requests of a connection carried out; how many there were.
+    fn serve(&mut self, index: usize, most: usize, steward: &mut dyn Steward, now: Instant) -> usize {
+        self.connections[index].expire(now);
+        for served in 0..most {
+            let Some(request) = self.connections[index].next_request(&mut self.fields, now) else { return served };
+            let (method, path, body) = (&request.method[..], &request.path[..], &request.body[..]);
+            match requests::command(&Asked { method, path, query: request.query, body }) {
+                Ok(command) => self.carry_out(index, command, steward, now),
+                Err(fault) => self.connections[index].refuse_whole(fault.status, fault.allow, &fault.message, now),
+            }
+        }
+        most
     }
 
     fn carry_out(&mut self, index: usize, command: Command, steward: &mut dyn Steward, now: Instant) {
@@ -249,11 +262,19 @@ fn clear(path: &Path) -> io::Result<()> {
         let message = format!("{} is there and is no socket: move it away", path.display());
         return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
     }
-    match UnixStream::connect(path) {
-        Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {
-            fs::remove_file(path)
-                .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
-        }
-        _ => Err(io::Error::new(io::ErrorKind::AddrInUse, format!("another server listens at {}", path.display()))),
+    match answers(path) {
+        false => fs::remove_file(path)
+            .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }),
+        true => Err(io::Error::new(io::ErrorKind::AddrInUse, format!("another server listens at {}", path.display()))),
     }
+}
+
+/// Whether somebody listens on a socket, found out without waiting: a full backlog (EAGAIN) is somebody.
+fn answers(path: &Path) -> bool {
+    let connected = SockAddr::unix(path).and_then(|address| {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.connect(&address)
+    });
+    !connected.is_err_and(|error| matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound))
 }

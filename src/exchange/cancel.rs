@@ -137,7 +137,7 @@ impl<B: Backend> Loop<B> {
             _ => self.give_back(key, Outcome::Unused),
         }
         if self.exchanges.lookup(key).is_some_and(|exchange| exchange.phase != Phase::Abandoned) {
-            self.exchanges.remove(key);
+            self.exchanges.discard(key);
         }
     }
 
@@ -189,7 +189,7 @@ impl<B: Backend> Loop<B> {
     pub fn abandoned_ended(&mut self, key: Key) {
         self.drop_link(key, How::Now);
         self.give_back(key, Outcome::Broken);
-        self.exchanges.remove(key);
+        self.exchanges.discard(key);
     }
 
     /// Counts how long an exchange took, and writes its access line.
@@ -213,7 +213,7 @@ impl<B: Backend> Loop<B> {
         let end = exchange.finished.unwrap_or(self.now);
         let worker = self.worker_of(exchange);
         self.access.record(&AccessRecord {
-            time_micros: self.clock.micros(self.now),
+            time_micros: self.clock.micros(self.wheel.now_nanos()),
             client: peer,
             method,
             target,

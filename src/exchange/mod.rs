@@ -152,6 +152,7 @@ pub(crate) enum Encoding {
 impl Exchange {
     /// A request whose head was rewritten to `head`, before anything else has happened to it; `deadline` is that of the whole
     /// request.
+    #[inline]
     pub fn new(client: Sock, request: &Request, head: Block, id: u64, now: Instant, deadline: Duration) -> Exchange {
         Exchange {
             client,
@@ -209,6 +210,9 @@ impl Exchange {
         if !keep_head {
             self.head = None;
         }
-        self.body = Vec::new();
+        // Asked first, because most requests have none, and dropping nothing is a call all the same.
+        if self.body.capacity() > 0 {
+            self.body = Vec::new();
+        }
     }
 }

@@ -128,7 +128,7 @@ impl<B: Backend> Loop<B> {
         let app = &self.shared.settings.app;
         let permits = self.shared.dispatch.snapshot().eligible as usize * app.concurrency as usize;
         let streams = self.shared.streams.held();
-        if streams >= permits && self.shared.streams.may_tell(self.clock.micros(self.now) / 1_000_000) {
+        if streams >= permits && self.shared.streams.may_tell(self.clock.micros(self.wheel.now_nanos()) / 1_000_000) {
             let fields: [(&str, &dyn std::fmt::Display); 2] = [("streams", &streams), ("permits", &permits)];
             let message = "event streams hold all permits, other requests wait: raise --concurrency or --workers";
             self.shared.log.event(crate::log::Level::Warn, message, &fields);
@@ -164,7 +164,7 @@ impl<B: Backend> Loop<B> {
         input.advance(response.len + body);
         self.become_state(sock, State::WritingResponse);
         self.send_client(sock, piece.into());
-        self.answer_body(key, input);
+        if whole { self.finish_answer(key, !input.is_empty()) } else { self.answer_body(key, input) }
     }
 
     /// Bytes of an answer's body.
@@ -304,14 +304,16 @@ impl<B: Backend> Loop<B> {
         }
         self.give_back(key, Outcome::Answered);
         self.log_exchange(key);
-        let Some(exchange) = self.exchanges.remove(key) else { return };
-        let sock = exchange.client;
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let (sock, keep_alive) = (exchange.client, exchange.keep_alive);
+        let is_last = exchange.upload.is_done() && !exchange.may_go_on;
+        self.exchanges.discard(key);
         let Some(client) = self.table.client(sock) else { return };
         client.exchange = Key::NONE;
-        if exchange.keep_alive {
+        if keep_alive {
             self.become_state(sock, State::ReadingRequest);
             self.await_request(sock);
-        } else if exchange.upload.is_done() && !exchange.may_go_on {
+        } else if is_last {
             self.close_answered(sock);
         } else {
             // The client is still sending, or may have begun the next request: its bytes must not reset the answer.

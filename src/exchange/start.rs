@@ -31,7 +31,7 @@ impl<B: Backend> Loop<B> {
             local_port: self.listeners[client.listener as usize].1,
             https: false,
             request_id: &id_text(self.next_id),
-            start_micros: self.clock.micros(self.now),
+            start_micros: self.clock.micros(self.wheel.now_nanos()),
             trusted: false,
             keep_alive: app.keepalive,
             open: request.framing == Framing::Chunked,
@@ -393,8 +393,21 @@ fn join_small(pool: &Pool, body: &mut Vec<Block>, mut data: Block) {
 
 /// An exchange's id as sixteen hexadecimal digits.
 pub(crate) fn id_text(id: u64) -> [u8; 16] {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    std::array::from_fn(|index| DIGITS[(id >> (60 - 4 * index)) as usize & 15])
+    let mut text = [0; 16];
+    text[..8].copy_from_slice(&hexadecimal((id >> 32) as u32));
+    text[8..].copy_from_slice(&hexadecimal(id as u32));
+    text
+}
+
+/// Eight digits at a time: each four bits are moved to a byte of their own, and those above nine on to the letters.
+fn hexadecimal(number: u32) -> [u8; 8] {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let spread = u64::from(number);
+    let spread = (spread | spread << 16) & 0x0000_ffff_0000_ffff;
+    let spread = (spread | spread << 8) & 0x00ff_00ff_00ff_00ff;
+    let spread = (spread | spread << 4) & (0x0f * ONES);
+    let letters = (spread + 6 * ONES) >> 4 & ONES;
+    (spread + u64::from(b'0') * ONES + letters * u64::from(b'a' - b'9' - 1)).to_be_bytes()
 }
 
 pub(super) const GIVEN_UP: &str = "the app has failed and is not being restarted";
@@ -405,6 +418,8 @@ pub(super) const TOO_LARGE: &str = "the body is larger than this server takes";
 mod tests {
     #[test]
     fn ids_are_sixteen_digits() {
-        assert_eq!(&super::id_text(0x0123_4567_89ab_cdef), b"0123456789abcdef");
+        for id in [0, 1, 9, 10, 0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210, 0xa0b1_c2d3_e4f5_9a90, u64::MAX] {
+            assert_eq!(super::id_text(id), *format!("{id:016x}").as_bytes());
+        }
     }
 }

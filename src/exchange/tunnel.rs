@@ -126,7 +126,7 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let (client, worker) = (exchange.client, exchange.worker);
         self.drop_link(key, How::Flushed);
-        self.exchanges.remove(key);
+        self.exchanges.discard(key);
         if let Some(worker) = worker {
             self.count().active_tunnels.decrement();
             if !planted::active(Bug::ForgottenTunnel) {

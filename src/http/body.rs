@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use super::fields::{Kind, Kinds, classify, is_token};
+use super::names::{Kind, Kinds, classify, is_token};
 use super::{Refusal, bad};
 use crate::buffers::block::Writer;
 

@@ -1,125 +1,15 @@
-//! Field lines: the reusable list of them, and the names that mean something to us.
+//! Field lines: the reusable list of them.
 //!
 //! Lines are split by httparse, which refuses folded lines, whitespace before the colon, empty names, bare CR, NUL and the
-//! other controls, and accepts a bare LF as a line's end. A name is classified by its length first and then by comparing
-//! whole words with the case bit set; that is exact, because names are tokens by then.
+//! other controls, and accepts a bare LF as a line's end. Heads in which all is plain, and those are nearly all, are spared
+//! that: a search with wide words splits them, and takes nothing that httparse would split otherwise. Whatever is out of the
+//! ordinary, incomplete or wrong is left to httparse.
 
+pub use super::names::{Kind, Kinds};
+
+use super::names::{classify, is_token, usual_kind};
 use super::{Refusal, Span, bad};
-
-/// A field name that we act upon. Everything else is [`Kind::Other`] and passes as it came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Kind {
-    /// Any name without a meaning to us.
-    Other,
-    /// A name that `Connection` declares to be hop-by-hop (RFC 9110 §7.6.1). Set instead of the kind that it had.
-    Nominated,
-    /// A name that only differs from one of ours by `_` in the place of `-`: CGI-like workers could not tell them apart.
-    Shadow,
-    /// `Host`.
-    Host,
-    /// `Content-Length`.
-    ContentLength,
-    /// `Transfer-Encoding`.
-    TransferEncoding,
-    /// `Connection`.
-    Connection,
-    /// `Keep-Alive`.
-    KeepAlive,
-    /// `Proxy-Connection`.
-    ProxyConnection,
-    /// `TE`.
-    Te,
-    /// `HTTP2-Settings`.
-    Http2Settings,
-    /// `Upgrade`.
-    Upgrade,
-    /// `Expect`.
-    Expect,
-    /// `Proxy`, which no client has a reason to send and which CGI-like workers take for `HTTP_PROXY` (CVE-2016-5385).
-    Proxy,
-    /// `X-Forwarded-For`.
-    XForwardedFor,
-    /// `X-Forwarded-Proto`.
-    XForwardedProto,
-    /// `X-Forwarded-Host`.
-    XForwardedHost,
-    /// `X-Forwarded-Port`.
-    XForwardedPort,
-    /// Any other `X-Forwarded-*`: frameworks believe `-Scheme`, `-Ssl` and `-Prefix` as well.
-    XForwardedOther,
-    /// `X-Real-IP`.
-    XRealIp,
-    /// `X-Request-Start`.
-    XRequestStart,
-    /// `X-Request-Id`.
-    XRequestId,
-    /// `Forwarded`.
-    Forwarded,
-    /// `Via`.
-    Via,
-    /// `Max-Forwards`.
-    MaxForwards,
-    /// `Accept`.
-    Accept,
-    /// `Cookie`.
-    Cookie,
-    /// `Referer`.
-    Referer,
-    /// `User-Agent`.
-    UserAgent,
-    /// `Content-Type`.
-    ContentType,
-    /// `Date`.
-    Date,
-    /// `Rip-Worker-Busy`.
-    RipWorkerBusy,
-    /// `Rip-Worker-Draining`.
-    RipWorkerDraining,
-    /// `X-Accel-Buffering`.
-    XAccelBuffering,
-}
-
-/// A set of kinds, one bit each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub struct Kinds(u64);
-
-impl Kinds {
-    /// The set of these kinds.
-    pub const fn of(kinds: &[Kind]) -> Kinds {
-        let mut bits = 0;
-        let mut index = 0;
-        while index < kinds.len() {
-            bits |= 1 << kinds[index] as u8;
-            index += 1;
-        }
-        Kinds(bits)
-    }
-
-    /// Whether `kind` is in the set.
-    #[inline]
-    pub const fn has(self, kind: Kind) -> bool {
-        self.0 & (1 << kind as u8) != 0
-    }
-
-    /// Whether any kind is in both sets.
-    #[inline]
-    pub const fn meets(self, other: Kinds) -> bool {
-        self.0 & other.0 != 0
-    }
-
-    /// What is in either set.
-    #[inline]
-    pub const fn and(self, other: Kinds) -> Kinds {
-        Kinds(self.0 | other.0)
-    }
-
-    /// What is in this set and not in the other.
-    #[inline]
-    pub const fn without(self, other: Kinds) -> Kinds {
-        Kinds(self.0 & !other.0)
-    }
-}
+use crate::buffers::scan::{Piece, end_of};
 
 /// One field line.
 #[derive(Clone, Copy, Debug)]
@@ -209,6 +99,59 @@ impl Fields {
     /// Reads the field lines that begin at `start`, up to and with the empty line. Returns the offset behind it, or `None`
     /// when more bytes are needed.
     pub(crate) fn parse(&mut self, bytes: &[u8], start: usize, most: usize) -> Result<Option<usize>, Refusal> {
+        match self.parse_plain(bytes, start, most) {
+            Some(end) => Ok(Some(end)),
+            None => self.parse_any(bytes, start, most),
+        }
+    }
+
+    /// Reads lines that are plain, as nearly all are: whole, ending with CRLF, names and values of bytes that nobody objects
+    /// to. `None` for anything else, which is for httparse to judge.
+    fn parse_plain(&mut self, bytes: &[u8], start: usize, most: usize) -> Option<usize> {
+        let mut present = Kinds::default();
+        let mut line = start;
+        loop {
+            let stop = end_of(Piece::Name, bytes, line)?;
+            let (name_end, kind) = match bytes[stop] {
+                b':' => (stop, usual_kind(&bytes[line..stop])),
+                b'\r' if stop == line => {
+                    self.present = present;
+                    return (bytes.get(line + 1) == Some(&b'\n')).then_some(line + 2);
+                }
+                _ => unusual_name(bytes, line, stop)?,
+            };
+            if name_end == line || self.list.len() >= most {
+                return None;
+            }
+            let mut value = name_end + 1;
+            while let Some(b' ' | b'\t') = bytes.get(value) {
+                value += 1;
+            }
+            let mut value_end = end_of(Piece::Value, bytes, value)?;
+            while bytes[value_end] == b'\t' {
+                value_end = end_of(Piece::Value, bytes, value_end + 1)?;
+            }
+            if !bytes[value_end..].starts_with(b"\r\n") {
+                return None;
+            }
+            let line_end = value_end + 2;
+            while value_end > value && matches!(bytes[value_end - 1], b' ' | b'\t') {
+                value_end -= 1;
+            }
+            present.insert(kind);
+            self.list.push(Field {
+                name: Span::new(line, name_end),
+                value: Span::new(value, value_end),
+                line: Span::new(line, line_end),
+                kind,
+            });
+            line = line_end;
+        }
+    }
+
+    #[cold]
+    fn parse_any(&mut self, bytes: &[u8], start: usize, most: usize) -> Result<Option<usize>, Refusal> {
+        self.list.clear();
         /// Enough for a browser's head, and cheap to clear.
         const USUAL: usize = 24;
         let mut headers = [httparse::EMPTY_HEADER; USUAL];
@@ -247,7 +190,7 @@ impl Fields {
         let end = start + len;
         let empty_line = if len >= 2 && bytes[end - 2] == b'\r' { 2 } else { 1 };
         let mut bare = empty_line == 1;
-        let mut present = self.present.0;
+        let mut present = Kinds::default();
         let mut line_start = start;
         // Each line ends where the next one's name begins.
         let next_names = headers.iter().skip(1).map(|next| next.name.as_ptr() as usize - base);
@@ -256,7 +199,7 @@ impl Fields {
             let name = header.name.as_bytes();
             bare |= bytes[line_end - 2] != b'\r';
             let kind = classify(name);
-            present |= 1 << kind as u8;
+            present.insert(kind);
             // httparse gives an empty value an address of its own, outside of `bytes`.
             let value = if header.value.is_empty() { 0 } else { header.value.as_ptr() as usize - base };
             let field = Field {
@@ -269,8 +212,21 @@ impl Fields {
             field
         }));
         self.bare_line_feed |= bare;
-        self.present.0 = present;
+        self.present = present;
         Ok(Some(end))
+    }
+
+    /// Whether httparse splits these lines in the same way as the plain way does; `None` where that one leaves them to it.
+    #[cfg(any(test, fuzzing))]
+    pub fn plain_agrees(bytes: &[u8], start: usize, most: usize) -> Option<bool> {
+        let (mut plain, mut any) = (Fields::default(), Fields::default());
+        let end = plain.parse_plain(bytes, start, most)?;
+        let same_end = any.parse_any(bytes, start, most) == Ok(Some(end));
+        // Where an empty value lies means nothing.
+        let value = |field: &Field| if field.value.is_empty() { Span::default() } else { field.value };
+        let parts = |field: &Field| (field.name, value(field), field.line, field.kind);
+        let same = plain.present == any.present && plain.bare_line_feed == any.bare_line_feed;
+        Some(same_end && same && plain.iter().map(parts).eq(any.iter().map(parts)))
     }
 
     /// Marks the lines that a `Connection` field names. Host, the framing and what we write ourselves cannot be named
@@ -297,7 +253,7 @@ impl Fields {
         for field in &mut self.list {
             if NOMINABLE.has(field.kind) && field.name.of(bytes).eq_ignore_ascii_case(option) {
                 field.kind = Kind::Nominated;
-                self.present.0 |= 1 << Kind::Nominated as u8;
+                self.present.insert(Kind::Nominated);
             }
         }
     }
@@ -335,164 +291,12 @@ pub(crate) fn trim(mut bytes: &[u8]) -> &[u8] {
     bytes
 }
 
-/// Whether the byte may stand in a token (RFC 9110 §5.6.2).
-#[inline]
-pub(crate) const fn is_token(byte: u8) -> bool {
-    TOKEN[byte as usize]
-}
-
-const TOKEN: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        let b = byte as u8;
-        table[byte] = b.is_ascii_alphanumeric()
-            || matches!(
-                b,
-                b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~'
-            );
-        byte += 1;
-    }
-    table
-};
-
-/// What a name means to us. `name` is a token.
-#[inline]
-pub(crate) fn classify(name: &[u8]) -> Kind {
-    let kind = by_length(name);
-    if kind == Kind::Other && name.len() <= LONGEST && has_underscore(name) { shadow(name) } else { kind }
-}
-
-/// Whether there is a `_`, eight bytes at a time: every unknown name of every request is asked this.
-#[inline]
-fn has_underscore(name: &[u8]) -> bool {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    // The high bit of a byte is set where it is zero after the exclusive or, and possibly above such a byte.
-    let found = |word: u64| {
-        let word = word ^ (ONES * b'_' as u64);
-        word.wrapping_sub(ONES) & !word & (ONES << 7)
-    };
-    let Some(tail) = name.last_chunk::<8>() else { return name.contains(&b'_') };
-    let (words, _) = name.as_chunks::<8>();
-    let any = words.iter().fold(found(u64::from_le_bytes(*tail)), |any, word| any | found(u64::from_le_bytes(*word)));
-    any != 0
-}
-
-/// The longest name with a meaning; names above it shadow nothing.
-const LONGEST: usize = 32;
-
+/// The end and kind of a name that has other bytes in it than [`usual_kind`] takes; `None` unless it is a token before a colon.
 #[cold]
-fn shadow(name: &[u8]) -> Kind {
-    let mut plain = [0; LONGEST];
-    for (to, from) in plain.iter_mut().zip(name) {
-        *to = if *from == b'_' { b'-' } else { *from };
-    }
-    if by_length(&plain[..name.len()]) == Kind::Other { Kind::Other } else { Kind::Shadow }
-}
-
-#[inline]
-fn by_length(name: &[u8]) -> Kind {
-    match name.len() {
-        2 if same(name, b"te") => Kind::Te,
-        3 if same(name, b"via") => Kind::Via,
-        4 => pick(name, [(b"host", Kind::Host), (b"date", Kind::Date)]),
-        5 if same(name, b"proxy") => Kind::Proxy,
-        6 => pick(name, [(b"accept", Kind::Accept), (b"cookie", Kind::Cookie), (b"expect", Kind::Expect)]),
-        7 => pick(name, [(b"upgrade", Kind::Upgrade), (b"referer", Kind::Referer)]),
-        9 => pick(name, [(b"forwarded", Kind::Forwarded), (b"x-real-ip", Kind::XRealIp)]),
-        10 => pick(
-            name,
-            [(b"connection", Kind::Connection), (b"user-agent", Kind::UserAgent), (b"keep-alive", Kind::KeepAlive)],
-        ),
-        12 => pick(
-            name,
-            [
-                (b"content-type", Kind::ContentType),
-                (b"x-request-id", Kind::XRequestId),
-                (b"max-forwards", Kind::MaxForwards),
-            ],
-        ),
-        14 => pick(name, [(b"content-length", Kind::ContentLength), (b"http2-settings", Kind::Http2Settings)])
-            .or_forwarded(name),
-        15 => pick(
-            name,
-            [
-                (b"x-forwarded-for", Kind::XForwardedFor),
-                (b"x-request-start", Kind::XRequestStart),
-                (b"rip-worker-busy", Kind::RipWorkerBusy),
-            ],
-        )
-        .or_forwarded(name),
-        16 => pick(
-            name,
-            [
-                (b"x-forwarded-host", Kind::XForwardedHost),
-                (b"x-forwarded-port", Kind::XForwardedPort),
-                (b"proxy-connection", Kind::ProxyConnection),
-            ],
-        )
-        .or_forwarded(name),
-        17 => pick(
-            name,
-            [
-                (b"transfer-encoding", Kind::TransferEncoding),
-                (b"x-forwarded-proto", Kind::XForwardedProto),
-                (b"x-accel-buffering", Kind::XAccelBuffering),
-            ],
-        )
-        .or_forwarded(name),
-        19 if same(name, b"rip-worker-draining") => Kind::RipWorkerDraining,
-        13.. => Kind::Other.or_forwarded(name),
-        _ => Kind::Other,
-    }
-}
-
-impl Kind {
-    /// This kind, or `XForwardedOther` for a name that nothing else knows and that begins like those.
-    #[inline]
-    fn or_forwarded(self, name: &[u8]) -> Kind {
-        match (self, name.first_chunk::<12>()) {
-            (Kind::Other, Some(first)) if same(first, b"x-forwarded-") => Kind::XForwardedOther,
-            _ => self,
-        }
-    }
-}
-
-#[inline]
-fn pick<const N: usize, const M: usize>(name: &[u8], known: [(&[u8; N], Kind); M]) -> Kind {
-    // Indexed, because the compiler unrolls this and does not unroll the iterator.
-    let mut index = 0;
-    while index < M {
-        if same(name, known[index].0) {
-            return known[index].1;
-        }
-        index += 1;
-    }
-    Kind::Other
-}
-
-/// Whether the token `name` is `lower`, which is in lower case, whatever the case of `name`.
-#[inline]
-pub(crate) fn same<const N: usize>(name: &[u8], lower: &[u8; N]) -> bool {
-    const FOLD: u64 = 0x2020_2020_2020_2020;
-    let Ok(name) = <&[u8; N]>::try_from(name) else { return false };
-    let word = |bytes: &[u8; N], at: usize| bytes[at..].first_chunk::<8>().map(|word| u64::from_le_bytes(*word));
-    if N < 8 {
-        let mut different = 0;
-        for (byte, lower) in name.iter().zip(lower) {
-            different |= (byte | 0x20) ^ lower;
-        }
-        return different == 0;
-    }
-    let mut at = 0;
-    let mut different = 0;
-    while at + 8 <= N {
-        different |= word(name, at).map(|word| word | FOLD).unwrap_or(0) ^ word(lower, at).unwrap_or(0);
-        at += 8;
-    }
-    let tail = N - 8;
-    different |= word(name, tail).map(|word| word | FOLD).unwrap_or(0) ^ word(lower, tail).unwrap_or(0);
-    different == 0
+fn unusual_name(bytes: &[u8], start: usize, from: usize) -> Option<(usize, Kind)> {
+    let len = bytes[from..].iter().position(|byte| !is_token(*byte))?;
+    let end = from + len;
+    (bytes[end] == b':').then(|| (end, classify(&bytes[start..end])))
 }
 
 /// Which rule the lines at `bytes` break; for the refusal's text alone.
@@ -521,34 +325,4 @@ fn diagnose(bytes: &[u8]) -> Refusal {
         }
     }
     bad("RFC 9112 §5", "a field line without a colon")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_known_in_any_case() {
-        for (name, kind) in [
-            ("hOST", Kind::Host),
-            ("TE", Kind::Te),
-            ("Transfer-Encoding", Kind::TransferEncoding),
-            ("X-FORWARDED-FOR", Kind::XForwardedFor),
-            ("X-Forwarded-Ssl", Kind::XForwardedOther),
-            ("X-Forwarded-Scheme", Kind::XForwardedOther),
-            ("X-Forwarded-Prefix-And-More", Kind::XForwardedOther),
-            ("X_Forwarded_For", Kind::Shadow),
-            ("X-Forwarded_Proto", Kind::Shadow),
-            ("Content_Length", Kind::Shadow),
-            ("X_Real-IP", Kind::Shadow),
-            ("my_field", Kind::Other),
-            ("Hosts", Kind::Other),
-            ("Content-Lengti", Kind::Other),
-            ("Content-LengtH", Kind::ContentLength),
-            ("Rip-Worker-Draining", Kind::RipWorkerDraining),
-            ("http2-settings", Kind::Http2Settings),
-        ] {
-            assert_eq!(classify(name.as_bytes()), kind, "{name}");
-        }
-    }
 }

@@ -16,14 +16,18 @@ pub mod date;
 pub mod fields;
 pub mod head;
 mod host;
+mod names;
 pub mod reply;
 pub mod rewrite;
 mod search;
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;
 
 pub use date::date;
+pub(crate) use names::is_token;
 
 /// The protocol version of a message, as far as it changes what we do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

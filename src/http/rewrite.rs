@@ -211,9 +211,7 @@ fn copy_lines_anew(out: &mut Writer<'_>, bytes: &[u8], fields: &Fields, dropped:
 
 #[inline]
 fn line<const N: usize>(out: &mut Writer<'_>, name: &[u8; N], value: &[u8]) {
-    out.put(name);
-    out.put(value);
-    out.put(b"\r\n");
+    out.put_all([name, value, b"\r\n"]);
 }
 
 /// X-Forwarded-*, X-Real-IP, X-Request-*, Via.
@@ -227,21 +225,19 @@ fn forwarded_fields(out: &mut Writer<'_>, bytes: &[u8], request: &Request, field
         line(out, b"X-Forwarded-Host: ", request.authority.of(bytes));
     }
     if !believed.has(Kind::XForwardedPort) && forward.local_port != 0 {
-        out.put(b"X-Forwarded-Port: ");
-        out.put_decimal(u64::from(forward.local_port));
-        out.put(b"\r\n");
+        line(out, b"X-Forwarded-Port: ", itoa::Buffer::new().format(forward.local_port).as_bytes());
     }
     if !forward.request_id.is_empty() {
         line(out, b"X-Request-Id: ", forward.request_id);
     }
+    let via: &[u8] = if request.version == Version::Http10 { b"\r\nVia: 1.0 " } else { b"\r\nVia: 1.1 " };
+    // As if a second had passed in 1970 that has not, for there to be digits before the point.
     let millis = forward.start_micros / 1000;
-    out.put(b"X-Request-Start: t=");
-    out.put_decimal(millis / 1000);
-    let rest = (millis % 1000) as u16;
-    out.put(&[b'.', b'0' + (rest / 100) as u8, b'0' + (rest / 10 % 10) as u8, b'0' + (rest % 10) as u8]);
-    out.put(if request.version == Version::Http10 { b"\r\nVia: 1.0 " } else { b"\r\nVia: 1.1 " });
-    out.put(PSEUDONYM);
-    out.put(b"\r\n");
+    let mut buffer = itoa::Buffer::new();
+    let text = buffer.format(millis.max(1000 + millis % 1000)).as_bytes();
+    let (seconds, fraction) = text.split_at(text.len() - 3);
+    let seconds = if millis < 1000 { b"0" } else { seconds };
+    out.put_all([b"X-Request-Start: t=", seconds, b".", fraction, via, PSEUDONYM, b"\r\n"]);
 }
 
 /// X-Forwarded-For and X-Real-IP.
@@ -250,26 +246,33 @@ fn addresses(out: &mut Writer<'_>, bytes: &[u8], fields: &Fields, forward: &Forw
     if !forward.unix {
         text.set(forward.peer);
     }
-    let chain = believed.has(Kind::XForwardedFor);
-    if chain || !forward.unix {
-        out.put(b"X-Forwarded-For: ");
-        let mut separate = false;
-        let claims = fields.iter().filter(|field| chain && field.kind == Kind::XForwardedFor);
-        for value in claims.map(|field| field.value.of(bytes)).chain([text.bytes()]) {
-            if value.is_empty() {
-                continue;
-            }
-            if separate {
-                out.put(b", ");
-            }
-            out.put(value);
-            separate = true;
-        }
-        out.put(b"\r\n");
+    if believed.has(Kind::XForwardedFor) {
+        chain(out, bytes, fields, text.bytes());
+    } else if !forward.unix {
+        line(out, b"X-Forwarded-For: ", text.bytes());
     }
     if !forward.unix && !believed.has(Kind::XRealIp) {
         line(out, b"X-Real-IP: ", text.bytes());
     }
+}
+
+/// X-Forwarded-For as it came, with the client's address behind it.
+#[cold]
+fn chain(out: &mut Writer<'_>, bytes: &[u8], fields: &Fields, address: &[u8]) {
+    out.put(b"X-Forwarded-For: ");
+    let mut separate = false;
+    let claims = fields.iter().filter(|field| field.kind == Kind::XForwardedFor);
+    for value in claims.map(|field| field.value.of(bytes)).chain([address]) {
+        if value.is_empty() {
+            continue;
+        }
+        if separate {
+            out.put(b", ");
+        }
+        out.put(value);
+        separate = true;
+    }
+    out.put(b"\r\n");
 }
 
 /// An address as text. Fixed room: the longest IPv6 address has 39 characters; an IPv4-mapped one is written as IPv4.

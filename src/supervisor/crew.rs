@@ -26,8 +26,10 @@ use super::output::{Capture, LastLines};
 use super::probe::{Look, Probe};
 use super::process::{Process, exit_reason};
 use super::spawn::{Launcher, Particulars};
+use super::steward::Visitor;
 use super::{Options, READ_BUFFER, RunDirectory, Status, inspect};
 use crate::config::Settings;
+use crate::control::SOCKET_NAME;
 use crate::dispatch::{Dispatch, Target, WorkerId};
 use crate::fleet::{Ending, Event, Exit, Machine, Name, RollEnd, RollReport, Start, Started};
 use crate::log::{Level, Log, Stream};
@@ -46,8 +48,8 @@ pub(super) struct Crew {
     pub launcher: Option<Launcher>,
     pub guard: Option<Guard>,
     pub processes: Vec<Process>,
-    /// Workers that joined by themselves: their names in the fleet and in the dispatch.
-    pub guests: Vec<(Name, WorkerId)>,
+    /// Workers that joined by themselves.
+    pub guests: Vec<Visitor>,
     pub status: Arc<Status>,
     /// What those who listen for events are still to be told.
     pub news: News,
@@ -98,13 +100,26 @@ impl Crew {
     /// A worker's name in the dispatch.
     pub fn id(&self, name: Name) -> Option<WorkerId> {
         let ours = self.process(name).map(|process| process.id);
-        ours.or_else(|| self.guests.iter().find(|(guest, _)| *guest == name).map(|(_, id)| *id))
+        ours.or_else(|| self.guests.iter().find(|visitor| visitor.name == name).map(|visitor| visitor.id))
     }
 
     /// A worker's name in the fleet.
     pub fn name(&self, id: WorkerId) -> Option<Name> {
         let ours = self.processes.iter().find(|process| process.id == id).map(|process| process.name);
-        ours.or_else(|| self.guests.iter().find(|(_, guest)| *guest == id).map(|(name, _)| *name))
+        ours.or_else(|| self.guests.iter().find(|visitor| visitor.id == id).map(|visitor| visitor.name))
+    }
+
+    /// Where the control socket is.
+    pub fn control_path(&self) -> PathBuf {
+        self.run.path().join(SOCKET_NAME)
+    }
+
+    /// Sends a signal to a worker's first process alone: what it started may not know it.
+    pub fn signal_leader(&self, name: Name, signal: i32) {
+        if let Some(process) = self.process(name) {
+            // SAFETY: kill takes plain numbers. The child is not reaped yet, so the number is its own.
+            unsafe { libc::kill(process.group(), signal) };
+        }
     }
 
     fn try_start(&mut self, start: Start) -> Result<bool, String> {
@@ -405,10 +420,7 @@ impl Machine for Crew {
     }
 
     fn signal(&mut self, name: Name, signal: i32) {
-        if let Some(process) = self.process(name) {
-            // SAFETY: as above.
-            unsafe { libc::kill(process.group(), signal) };
-        }
+        self.signal_leader(name, signal);
     }
 
     fn kill(&mut self, name: Name) {

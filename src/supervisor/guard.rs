@@ -158,6 +158,13 @@ pub fn signal_group(group: i32, signal: i32) -> bool {
     done || io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
 }
 
+/// Sends a signal to one process, a child of ours that is not reaped yet, so that the number is still its own.
+pub fn signal_process(process: i32, signal: i32) -> bool {
+    debug_assert!(process > 1, "process {process} is not a worker");
+    // SAFETY: kill takes and returns plain numbers.
+    unsafe { libc::kill(process, signal) == 0 }
+}
+
 fn ignore_signals() {
     let stopping = [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM, libc::SIGPIPE];
     let asking = [libc::SIGUSR1, libc::SIGUSR2, libc::SIGTTIN, libc::SIGTTOU, libc::SIGTSTP];

@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::config::Settings;
+use crate::config::{HotReload, Settings};
+use crate::control::{ControlServer, SOCKET_NAME};
 use crate::dispatch::{Dispatch, Notice};
 use crate::fleet::{self, Ending, Fleet, Load, Member, Name, RestartRule, Scaler};
 use crate::log::{Level, Log};
@@ -31,21 +32,27 @@ pub mod notify;
 pub mod output;
 pub mod probe;
 pub mod process;
+mod report;
 pub mod run_directory;
 pub mod signals;
 pub mod spawn;
+mod steward;
 mod stop;
 mod upstreams;
 pub mod wake;
+pub mod watch;
 
 use crew::Crew;
 use hearing::Heard;
+pub use report::About;
+use report::Observed;
 pub use run_directory::{RunDirectory, RunDirectoryError};
 use signals::{Request, Requester, Requests};
 use spawn::Launcher;
 use stop::Stop;
 use upstreams::Watched;
 use wake::{Farewell, Sleeper, Waker};
+use watch::Watcher;
 
 /// The word that makes this binary the built-in worker.
 pub const BUILT_IN: &str = "worker";
@@ -73,11 +80,19 @@ pub struct Options {
     pub signals: bool,
     /// How often a worker's memory is looked at, where it has a limit.
     pub memory_interval: Duration,
+    /// The server around the supervisor, for the control socket; `None`: there is no control socket.
+    pub about: Option<About>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { program: spawn::this_program(), descriptors: None, signals: true, memory_interval: memory::INTERVAL }
+        Options {
+            program: spawn::this_program(),
+            descriptors: None,
+            signals: true,
+            memory_interval: memory::INTERVAL,
+            about: None,
+        }
     }
 }
 
@@ -205,6 +220,14 @@ pub struct Supervisor {
     sleeper: Sleeper,
     upstreams: Vec<Watched>,
     upstream_seen: bool,
+    /// Sees changed files, where they are to reach the workers.
+    watcher: Option<Watcher>,
+    control: Option<ControlServer>,
+    observed: Option<Observed>,
+    /// When a pause ends by itself.
+    pause_until: Option<Instant>,
+    /// The stop under way was asked for as a drain: it has no deadline.
+    drains: bool,
     stop: Option<Stop>,
     exit: Option<ExitReason>,
 }
@@ -248,7 +271,7 @@ impl Supervisor {
         run: RunDirectory,
         options: Options,
     ) -> Result<Supervisor, StartError> {
-        let launcher = launcher(&settings, &options)?;
+        let launcher = launcher(&settings, &run, &options)?;
         let (waker, sleeper) = wake::pair()?;
         let (requests, requester) = match options.signals {
             true => (Requests::from_signals()?, None),
@@ -266,8 +289,15 @@ impl Supervisor {
         }
         let upstreams = upstreams::watch_all(&settings, &dispatch, now)?;
         let scaling = settings.app.scaling.filter(|_| launcher.is_some());
+        let observed = options.about.clone().map(Observed::new);
         let fleet = Fleet::new(rule(&settings), workers, now);
         let crew = Crew::new(settings, dispatch, postboxes, log, run, options, launcher)?;
+        let watcher = watch_files(&crew, &waker);
+        let control = observed.is_some().then(|| ControlServer::open(&crew.control_path()));
+        let control = control.transpose().map_err(|error| StartError {
+            message: format!("cannot open the control socket {}: {error}", crew.control_path().display()),
+            code: 73,
+        })?;
         Ok(Supervisor {
             fleet,
             crew,
@@ -281,6 +311,11 @@ impl Supervisor {
             sleeper,
             upstreams,
             upstream_seen: false,
+            watcher,
+            control,
+            observed,
+            pause_until: None,
+            drains: false,
             stop: None,
             exit: None,
         })
@@ -331,13 +366,16 @@ impl Supervisor {
             for (name, heard) in self.crew.hear(now) {
                 self.take_notice(name, heard, now);
             }
+            self.look_at_files(now);
             self.look_at_upstreams(now);
             self.scale_by_load(now);
             self.fleet.tick(now, &mut self.crew);
+            self.end_pause(now);
             self.let_go(now);
             self.crew.watch_guard();
             self.show_state(now);
-            self.crew.news.take();
+            self.attend(now);
+            self.sample_rates(now);
             if let (Some(due), Some((interval, tick))) = (&mut next_tick, &mut hooks.every)
                 && now >= *due
             {
@@ -373,6 +411,9 @@ impl Supervisor {
             }
         }
         entries.extend(self.crew.entries());
+        if let Some(control) = &self.control {
+            control.poll_entries(&mut entries);
+        }
         entries.extend(self.upstreams.iter().filter_map(Watched::descriptor).map(|fd| wake::entry(fd, libc::POLLOUT)));
         let due = self.next_due().into_iter().chain(next_tick).min();
         let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
@@ -389,7 +430,10 @@ impl Supervisor {
         let stop = self.stop.as_ref().map(Stop::due);
         let sample = self.scaler.is_some().then_some(self.sample_at);
         let release = self.release.map(|(_, at)| at);
-        [self.fleet.due(), probes, upstreams, stop, sample, release].into_iter().flatten().min()
+        let rates = self.observed.as_ref().map(|observed| observed.rates.due());
+        let others = [self.control_due(), self.pause_until, rates];
+        let own = [self.fleet.due(), probes, upstreams, stop, sample, release];
+        own.into_iter().chain(others).flatten().min()
     }
 
     /// Buries the dead.
@@ -410,9 +454,8 @@ impl Supervisor {
                 self.begin_stop(now);
             }
             Request::Reload => {
-                self.crew.log.reopen();
-                let message = "SIGHUP: logs are reopened; there is no configuration file to be reloaded";
-                self.crew.log.event(Level::Info, message, &[]);
+                let done = self.reload(now);
+                self.crew.log.event(Level::Info, format_args!("SIGHUP: {done}"), &[]);
             }
             Request::ReopenLogs => {
                 self.crew.log.reopen();
@@ -473,14 +516,19 @@ impl Supervisor {
     }
 
     /// Holds requests back.
-    pub fn pause(&mut self) {
+    fn pause(&mut self, until: Instant) {
         self.crew.dispatch.pause();
         self.release = None;
+        self.pause_until = Some(until);
+        self.crew.tell(Level::Info, "pause", "requests are held", &[]);
     }
 
     /// Lets them through again, those who waited in steps. Returns how many those are.
-    pub fn resume(&mut self, now: Instant) -> usize {
+    fn resume(&mut self, now: Instant) -> usize {
         let waiting = self.crew.dispatch.resume(now);
+        if self.pause_until.take().is_some() {
+            self.crew.tell(Level::Info, "resume", "requests go on", &[("held", &waiting)]);
+        }
         self.release = (waiting > 0).then(|| (waiting.div_ceil(RELEASE_STEPS), now));
         waiting
     }
@@ -492,6 +540,18 @@ impl Supervisor {
             self.crew.postboxes.grant(grant);
         }
         self.release = more.then(|| (most, now + RELEASE_STEP));
+    }
+
+    /// Changed files reach the workers.
+    fn look_at_files(&mut self, now: Instant) {
+        let Some(watcher) = self.watcher.as_ref().filter(|_| self.stop.is_none()) else { return };
+        if let Some(trouble) = watcher.take_trouble() {
+            self.crew.log.event(Level::Warn, trouble, &[]);
+        }
+        let Some(changes) = watcher.take_changes() else { return };
+        let changed = changes.to_string();
+        self.crew.tell(Level::Info, "files-changed", "files have changed", &[("changed", &changed)]);
+        self.load_again(now);
     }
 
     fn take_notice(&mut self, name: Name, heard: Heard, now: Instant) {
@@ -519,6 +579,9 @@ impl Supervisor {
             }
             return;
         };
+        if matches!(notice, Notice::Unreachable(_) | Notice::Drained(_)) && self.dismiss(name, now) {
+            return;
+        }
         match notice {
             Notice::Unreachable(_) => self.fleet.unreachable(name, now, &mut self.crew),
             Notice::Threshold(_) => {
@@ -587,6 +650,24 @@ impl Supervisor {
     }
 }
 
+/// Watches the app's files, if changes are to reach the workers. Where the system cannot, the server goes on without.
+fn watch_files(crew: &Crew, waker: &Waker) -> Option<Watcher> {
+    if crew.settings.app.hot_reload == HotReload::None || crew.launcher.is_none() {
+        return None;
+    }
+    let ring = waker.clone();
+    match Watcher::start(&crew.settings, move || ring.wake()) {
+        Ok(watcher) => {
+            crew.log.event(Level::Info, "hot reload: watching", &[("files", &watcher.summary())]);
+            Some(watcher)
+        }
+        Err(error) => {
+            crew.log.event(Level::Warn, format_args!("hot reload is off: {error}"), &[]);
+            None
+        }
+    }
+}
+
 /// What the fleet keeps to.
 fn rule(settings: &Settings) -> fleet::Rule {
     let (restart, recycle) = (&settings.app.restart, &settings.app.recycle);
@@ -612,7 +693,8 @@ fn rule(settings: &Settings) -> fleet::Rule {
 }
 
 /// What starts the workers, if there are any, with the app's command checked.
-fn launcher(settings: &Settings, options: &Options) -> Result<Option<Launcher>, StartError> {
-    Launcher::new(&settings.app, &options.program, None, options.descriptors)
+fn launcher(settings: &Settings, run: &RunDirectory, options: &Options) -> Result<Option<Launcher>, StartError> {
+    let control = options.about.is_some().then(|| run.path().join(SOCKET_NAME));
+    Launcher::new(&settings.app, &options.program, control, options.descriptors)
         .map_err(|message| StartError { message, code: 64 })
 }

@@ -1,7 +1,6 @@
 //! Events on their way to those who listen for them: one JSON object each, kept only until the supervisor's turn ends.
 
 use std::fmt::Display;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value};
 
@@ -10,12 +9,10 @@ use serde_json::{Map, Value};
 pub(super) struct News(Vec<Value>);
 
 impl News {
-    /// Adds an event with its time, its message for people, and its fields. Numbers stay numbers.
+    /// Adds an event with its message for people, and its fields. Numbers stay numbers. Who publishes it adds the time.
     pub fn add(&mut self, event: &str, message: &str, fields: &[(&str, &dyn Display)]) {
-        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
         let mut object = Map::new();
         object.insert("event".to_owned(), event.into());
-        object.insert("time".to_owned(), ((seconds * 1000.0).round() / 1000.0).into());
         object.insert("message".to_owned(), message.into());
         for (name, value) in fields {
             let text = value.to_string();
@@ -42,7 +39,6 @@ mod tests {
         let all = news.take();
         assert_eq!(all.len(), 1);
         assert_eq!((&all[0]["event"], &all[0]["code"]), (&Value::from("worker-exit"), &Value::from(3)));
-        assert!(all[0]["time"].as_f64().is_some_and(|time| time > 1.7e9));
         assert!(news.take().is_empty());
     }
 }

@@ -423,6 +423,7 @@ mod tests {
         assert_eq!(delays, [5, 10, 20, 40, 80, 500, 500, 500]);
     }
 
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_socket_that_is_inherited_is_ready_when_it_is_accepted_from() {
         let directory = tempfile::tempdir().unwrap();

@@ -15,6 +15,9 @@ const LEAST_GRACE: Duration = Duration::from_secs(1);
 /// From TERM to KILL when the server is to stop at once.
 const HASTY_GRACE: Duration = Duration::from_millis(200);
 
+/// A drain has no end of its own: a stop, or the last request, ends it.
+const NO_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// Where the stop stands.
 #[derive(Debug)]
 pub(super) enum Stop {
@@ -35,16 +38,16 @@ impl Stop {
 }
 
 impl Supervisor {
-    /// The first request to stop is graceful, the second one at once.
+    /// The first request to stop is graceful, the second one at once. A drain that is stopped gets a deadline first.
     pub(super) fn begin_stop(&mut self, now: Instant) {
         match self.stop {
             None => {
-                let deadline = now + self.crew.settings.shutdown;
                 let seconds = format!("{} s", self.crew.settings.shutdown.as_secs_f32());
-                self.crew.log.event(Level::Info, "stopping: requests may finish", &[("within", &seconds)]);
-                self.fleet.hold_still();
-                self.crew.postboxes.broadcast(|| Message::Drain { deadline });
-                self.stop = Some(Stop::Loops { deadline, ask_at: now });
+                self.crew.tell(Level::Info, "stop", "stopping: requests may finish", &[("within", &seconds)]);
+                self.finish_requests(self.crew.settings.shutdown, now);
+            }
+            Some(Stop::Loops { .. }) if std::mem::take(&mut self.drains) => {
+                self.finish_requests(self.crew.settings.shutdown, now);
             }
             Some(Stop::Workers { hasty: true }) => {}
             Some(_) => {
@@ -54,6 +57,22 @@ impl Supervisor {
                 self.stop = Some(Stop::Workers { hasty: true });
             }
         }
+    }
+
+    /// Requests may finish, however long they take; then the server ends.
+    pub(super) fn begin_drain(&mut self, now: Instant) {
+        self.drains = true;
+        self.crew.tell(Level::Info, "drain", "draining: the server ends when its last request has", &[]);
+        self.finish_requests(NO_DEADLINE, now);
+    }
+
+    fn finish_requests(&mut self, within: Duration, now: Instant) {
+        let deadline = now + within;
+        self.watcher = None;
+        self.fleet.hold_still();
+        self.resume(now);
+        self.crew.postboxes.broadcast(|| Message::Drain { deadline });
+        self.stop = Some(Stop::Loops { deadline, ask_at: now });
     }
 
     /// A loop that ends unasked leaves connections, permits and its listeners' backlog behind: the server stops as gracefully as

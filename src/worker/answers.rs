@@ -50,7 +50,8 @@ impl Question<'_> {
         self.fields.find_name(self.head, name)
     }
 
-    fn is_head(&self) -> bool {
+    /// Whether the answer has no body, whatever it says about one.
+    pub(super) fn is_head(&self) -> bool {
         self.request.method == Method::Head
     }
 }
@@ -105,18 +106,34 @@ fn reply(
     stream.write_all(out).map(|()| true)
 }
 
+/// Answers that something inside has failed. The connection stays.
+pub(super) fn failed(stream: &UnixStream, question: &Question<'_>, out: &mut Vec<u8>, body: &[u8]) -> io::Result<bool> {
+    reply(stream, question, out, 500, TEXT, body)
+}
+
 /// 204 and 304 never have a body (RFC 9112 §6.3).
-fn bodyless(status: u16) -> bool {
+pub(super) fn bodyless(status: u16) -> bool {
     matches!(status, 204 | 304)
 }
 
 /// Writes a head into `out`, which is cleared. No length means chunked on 1.1, and until close on 1.0.
 fn head(question: &Question<'_>, out: &mut Vec<u8>, status: u16, kind: &str, length: Option<u64>) {
     out.clear();
+    status_line(out, status);
+    out.extend_from_slice(b"\r\nContent-Type: ");
+    out.extend_from_slice(kind.as_bytes());
+    framing(question, out, status, length);
+}
+
+/// Writes the status line, without its end.
+pub(super) fn status_line(out: &mut Vec<u8>, status: u16) {
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(itoa::Buffer::new().format(status).as_bytes());
-    out.extend_from_slice(if status == 200 { b" OK\r\nContent-Type: " } else { b" \r\nContent-Type: " });
-    out.extend_from_slice(kind.as_bytes());
+    out.extend_from_slice(if status == 200 { b" OK" } else { b" " });
+}
+
+/// Writes the end of the line before, the fields of the framing, and the head's end.
+pub(super) fn framing(question: &Question<'_>, out: &mut Vec<u8>, status: u16, length: Option<u64>) {
     match length {
         _ if bodyless(status) => {}
         Some(length) => {

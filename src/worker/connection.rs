@@ -4,7 +4,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 
-use super::answers;
+use super::answers::{self, Question};
+use super::handlers;
+use super::module::Scratch;
 use super::{Entry, Shared};
 use crate::http::body::Chunked;
 use crate::http::fields::{Fields, MOST_FIELDS};
@@ -79,13 +81,20 @@ impl Input<'_> {
     }
 }
 
+/// A connection's memory for answers.
+#[derive(Default)]
+struct Out {
+    bytes: Vec<u8>,
+    scratch: Scratch,
+}
+
 /// Serves a connection to its end.
 pub(super) fn serve(entry: &Entry, shared: &Shared) -> io::Result<()> {
     let stream = &entry.stream;
     let mut input = Input { stream, buffer: vec![0; BUFFER].into_boxed_slice(), start: 0, end: 0 };
     let mut fields = Fields::new(MOST_FIELDS);
     let mut body = Vec::new();
-    let mut out = Vec::new();
+    let mut out = Out::default();
     loop {
         let served = one_request(&mut input, entry, shared, &mut fields, &mut body, &mut out);
         let keep = match served {
@@ -114,7 +123,7 @@ fn one_request(
     shared: &Shared,
     fields: &mut Fields,
     body: &mut Vec<u8>,
-    out: &mut Vec<u8>,
+    out: &mut Out,
 ) -> Result<bool, Trouble> {
     let request = loop {
         if !input.bytes().is_empty()
@@ -132,8 +141,8 @@ fn one_request(
     // The head's spans stay valid while the body is read: it is copied only when a body follows, which is the rarer case.
     if request.framing == Framing::None {
         let keep = request.keep_alive && !shared.stopping.load(Ordering::SeqCst);
-        let question = answers::Question { head: input.bytes(), request: &request, fields, body, count, keep };
-        let answered = answers::answer(entry, &question, out)?;
+        let question = Question { head: input.bytes(), request: &request, fields, body, count, keep };
+        let answered = answer(entry, shared, &question, out)?;
         input.consume(request.len);
         return Ok(answered && keep);
     }
@@ -146,8 +155,16 @@ fn one_request(
         return Ok(false);
     }
     let keep = request.keep_alive && !shared.stopping.load(Ordering::SeqCst);
-    let question = answers::Question { head: &head, request: &request, fields, body, count, keep };
-    Ok(answers::answer(entry, &question, out)? && keep)
+    let question = Question { head: &head, request: &request, fields, body, count, keep };
+    Ok(answer(entry, shared, &question, out)? && keep)
+}
+
+/// Answers, through the module if there is one. False: the answer's end is the connection's end.
+fn answer(entry: &Entry, shared: &Shared, question: &Question<'_>, out: &mut Out) -> io::Result<bool> {
+    match &shared.handlers {
+        Some(handlers) => handlers::answer(handlers, &entry.stream, question, &mut out.scratch, &mut out.bytes),
+        None => answers::answer(entry, question, &mut out.bytes),
+    }
 }
 
 /// Reads a body whole. False: the peer ended within it.

@@ -4,9 +4,14 @@
 //! One thread for each connection, which blocks in read(2): with few connections and one request at a time on each, that is
 //! one read and one write for a request and nothing else. On TERM it stops accepting, ends idle connections, finishes
 //! what is in flight and exits with 0.
+//!
+//! With `--module FILE` (or `$MODULE`) a handler in a shared object answers in place of the demonstration, and is loaded again
+//! when the file changes (`handlers`, `module`). HUP, USR1 and USR2 make it look at once.
 
 mod answers;
 mod connection;
+mod handlers;
+mod module;
 
 use std::ffi::OsString;
 use std::io;
@@ -19,16 +24,23 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use handlers::Handlers;
+
 use crate::supervisor::{given, run_directory, wake};
 
 /// Connections at once; more wait in the listener's backlog.
 const MOST_CONNECTIONS: usize = 4096;
 /// A connection's thread needs little more than its buffers, which are on the heap.
 const STACK: usize = 128 * 1024;
+/// A module may need more; `examples/module/production_server.h` promises so much.
+const MODULE_STACK: usize = 1024 * 1024;
+const USAGE: &str = "usage: production_server worker [--socket PATH] [--module FILE] (defaults: $SOCKET_PATH, $MODULE)";
 
 /// What all connections share.
 #[derive(Debug, Default)]
 struct Shared {
+    /// What answers, if it is a module.
+    handlers: Option<Arc<Handlers>>,
     requests: AtomicU64,
     stopping: AtomicBool,
     open: Mutex<Open>,
@@ -56,54 +68,90 @@ impl Shared {
     }
 }
 
-/// Runs the worker with the arguments behind `worker`: `--socket PATH`, else `$SOCKET_PATH`.
+/// What the worker is told.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Options {
+    socket: PathBuf,
+    module: Option<PathBuf>,
+}
+
+/// Runs the worker with the arguments behind `worker`: `--socket PATH`, else `$SOCKET_PATH`; `--module FILE`, else `$MODULE`,
+/// else the demonstration.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
-    let path = match socket_path(arguments) {
-        Ok(path) => path,
+    let options = match options(arguments, |name| std::env::var_os(name)) {
+        Ok(options) => options,
         Err(message) => {
-            eprintln!("{message}");
+            eprintln!("{message}\n{USAGE}");
             return ExitCode::from(64);
         }
     };
-    match serve(&path) {
+    match serve(&options) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("cannot serve on the Unix socket {}: {error}", path.display());
-            ExitCode::from(73)
+        Err(failure) => {
+            eprintln!("{}", failure.message);
+            ExitCode::from(failure.code)
         }
     }
 }
 
-fn socket_path(mut arguments: impl Iterator<Item = OsString>) -> Result<PathBuf, String> {
-    let usage = "usage: production_server worker [--socket PATH] (default: $SOCKET_PATH)";
-    match (arguments.next(), arguments.next(), arguments.next()) {
-        (None, ..) => std::env::var_os("SOCKET_PATH")
-            .filter(|path| !path.is_empty())
-            .map(PathBuf::from)
-            .ok_or_else(|| format!("the built-in worker needs a socket to listen on\n{usage}")),
-        (Some(flag), Some(path), None) if flag == "--socket" && !path.is_empty() => Ok(path.into()),
-        (Some(flag), ..) => {
-            Err(format!("the built-in worker does not understand `{}`\n{usage}", flag.to_string_lossy()))
-        }
-    }
+/// Why the worker cannot serve.
+struct Failure {
+    message: String,
+    code: u8,
 }
 
-fn serve(path: &Path) -> io::Result<()> {
+fn options(
+    mut arguments: impl Iterator<Item = OsString>,
+    variable: impl Fn(&str) -> Option<OsString>,
+) -> Result<Options, String> {
+    let named = |name: &str| variable(name).filter(|path| !path.is_empty()).map(PathBuf::from);
+    let (mut socket, mut module) = (None, None);
+    while let Some(flag) = arguments.next() {
+        let place = match flag.to_str() {
+            Some("--socket") => &mut socket,
+            Some("--module") => &mut module,
+            _ => return Err(format!("the built-in worker does not understand `{}`", flag.to_string_lossy())),
+        };
+        let path = arguments.next().filter(|path| !path.is_empty());
+        let path = path.ok_or_else(|| format!("`{}` needs a path", flag.to_string_lossy()))?;
+        if place.replace(PathBuf::from(path)).is_some() {
+            return Err(format!("`{}` is given twice", flag.to_string_lossy()));
+        }
+    }
+    let socket = socket.or_else(|| named("SOCKET_PATH")).ok_or("the built-in worker needs a socket to listen on")?;
+    Ok(Options { socket, module: module.or_else(|| named("MODULE")) })
+}
+
+fn serve(options: &Options) -> Result<(), Failure> {
+    let path = &options.socket;
+    let cannot = |error: io::Error| Failure {
+        message: format!("cannot serve on the Unix socket {}: {error}", path.display()),
+        code: 73,
+    };
     // Before anything is opened here that could take its number.
-    let inherited = given::listener()?;
-    let (waker, sleeper) = wake::pair()?;
+    let inherited = given::listener().map_err(cannot)?;
+    let (stop, stopped) = wake::pair().map_err(cannot)?;
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
-        waker.on_signal(signal)?;
+        stop.on_signal(signal).map_err(cannot)?;
     }
-    let listener = inherited.map_or_else(|| open(path), Ok)?;
-    listener.set_nonblocking(true)?;
-    let shared = Arc::new(Shared::default());
+    let (check, mut checks) = wake::pair().map_err(cannot)?;
+    for signal in [signal_hook::consts::SIGHUP, signal_hook::consts::SIGUSR1, signal_hook::consts::SIGUSR2] {
+        check.on_signal(signal).map_err(cannot)?;
+    }
+    let handlers = options.module.as_deref().map(Handlers::load).transpose();
+    let handlers = handlers.map_err(|message| Failure { message, code: 78 })?.map(Arc::new);
+    let listener = inherited.map_or_else(|| open(path), Ok).map_err(cannot)?;
+    listener.set_nonblocking(true).map_err(cannot)?;
+    let shared = Arc::new(Shared { handlers, ..Shared::default() });
     given::tell("READY=1");
-    accept_until_stopped(&listener, &sleeper, &shared);
+    accept_until_stopped(&listener, &stopped, &mut checks, &shared);
     given::tell("STOPPING=1");
     drop(listener);
     std::fs::remove_file(path).ok();
     finish(&shared);
+    if let Some(handlers) = &shared.handlers {
+        handlers.end();
+    }
     Ok(())
 }
 
@@ -116,13 +164,24 @@ fn open(path: &Path) -> io::Result<UnixListener> {
     UnixListener::bind(path)
 }
 
-fn accept_until_stopped(listener: &UnixListener, sleeper: &wake::Sleeper, shared: &Arc<Shared>) {
+fn accept_until_stopped(
+    listener: &UnixListener,
+    stopped: &wake::Sleeper,
+    checks: &mut wake::Sleeper,
+    shared: &Arc<Shared>,
+) {
     let mut heartbeat = given::Heartbeat::from_environment();
     loop {
-        let mut entries =
-            [wake::entry(sleeper.descriptor(), libc::POLLIN), wake::entry(listener.as_raw_fd(), libc::POLLIN)];
+        let descriptors = [stopped.descriptor(), checks.descriptor(), listener.as_raw_fd()];
+        let mut entries = descriptors.map(|descriptor| wake::entry(descriptor, libc::POLLIN));
         if wake::poll(&mut entries, heartbeat.beat(Instant::now())).is_err() || entries[0].revents != 0 {
             return;
+        }
+        if entries[1].revents != 0 {
+            checks.clear();
+            if let Some(handlers) = &shared.handlers {
+                handlers.check();
+            }
         }
         match listener.accept() {
             Ok((stream, _)) => start(stream, shared),
@@ -156,7 +215,8 @@ fn start(stream: UnixStream, shared: &Arc<Shared>) {
         connection::serve(&entry, &theirs).ok();
         forget(&theirs, place);
     };
-    if std::thread::Builder::new().stack_size(STACK).spawn(run).is_err() {
+    let stack = if shared.handlers.is_some() { MODULE_STACK } else { STACK };
+    if std::thread::Builder::new().stack_size(stack).spawn(run).is_err() {
         forget(shared, place);
     }
 }
@@ -183,5 +243,36 @@ fn finish(shared: &Shared) {
     }
     while open.count > 0 {
         open = shared.changed.wait(open).unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_win_over_the_environment() {
+        let read = |arguments: &[&str], environment: &[(&str, &str)]| {
+            let variable =
+                |name: &str| environment.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
+            options(arguments.iter().map(OsString::from), variable)
+        };
+        let told = |socket: &str, module: Option<&str>| {
+            Ok(Options { socket: PathBuf::from(socket), module: module.map(PathBuf::from) })
+        };
+        let environment = [("SOCKET_PATH", "e.sock"), ("MODULE", "e.so")];
+        assert_eq!(read(&[], &environment), told("e.sock", Some("e.so")));
+        assert_eq!(read(&["--module", "a.so", "--socket", "a.sock"], &environment), told("a.sock", Some("a.so")));
+        assert_eq!(read(&["--socket", "a.sock"], &[("MODULE", "")]), told("a.sock", None));
+        for (arguments, said) in [
+            (&[][..], "needs a socket"),
+            (&["--socket"], "needs a path"),
+            (&["--socket", ""], "needs a path"),
+            (&["--socket", "a", "--socket", "b"], "twice"),
+            (&["--port", "1"], "`--port`"),
+        ] {
+            let error = read(arguments, &[]).unwrap_err();
+            assert!(error.contains(said), "{arguments:?}: {error}");
+        }
     }
 }

@@ -117,6 +117,23 @@ fn a_hundred_connections_at_once_are_all_served() {
     assert!(closed >= 1, "{closed}");
 }
 
+/// What is left over for want of time in a turn has its turn without anything new having come.
+#[test]
+fn many_requests_on_many_connections_are_carried_out_over_several_turns() {
+    let rig = Rig::new();
+    let mut clients: Vec<_> = (0..40).map(|_| rig.connect()).collect();
+    for client in &mut clients {
+        client.send(&request("POST", "/resume", "").repeat(20));
+    }
+    for client in &mut clients {
+        for _ in 0..20 {
+            assert_eq!(client.answer().0, 200);
+        }
+    }
+    assert_eq!(rig.asked().len(), 800);
+    assert!(rig.turns() >= 800 / 32, "{} turns", rig.turns());
+}
+
 #[test]
 fn those_that_wait_leave_room_for_those_that_do_not() {
     let rig = Rig::new();

@@ -78,6 +78,7 @@ fn the_workers_protocol_has_its_own_answers() {
     let join = r#"{"op":"join","workerId":"7","pid":4711,"socket":"/run/app.sock","version":"1.10"}"#;
     for (answer, expected) in [
         (Answer::Done(Value::Null), (200, json!({"ok": true}))),
+        (Answer::done("welcome"), (200, json!({"ok": true}))),
         (Answer::refused(409, "nobody answers"), (400, json!({"ok": false, "error": "nobody answers"}))),
     ] {
         let mut client = rig.connect();

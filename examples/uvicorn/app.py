@@ -1,9 +1,9 @@
 """An ASGI app without dependencies, for uvicorn; /ws echoes WebSocket messages (it needs `pip install websockets` as well).
 
     pip install uvicorn
-    production_server -c 64 -- uvicorn --uds {socket} --app-dir examples/python asgi:application
+    production_server -c 64 -- uvicorn --uds {socket} --app-dir examples/uvicorn app:application
 
-`-c 64` lets 64 requests run in each worker at once, as an asynchronous app wants; the default is one.
+`-c 64` lets 64 requests run in each worker at once, as an asynchronous app wants; the default is one. Uvicorn handles TERM itself.
 """
 
 import asyncio
@@ -48,15 +48,23 @@ async def answer(scope, receive, send):
         body = f"Hello from worker {os.environ.get('WORKER_ID', '0')}, process {os.getpid()}\n".encode()
     elif path == "/echo":
         body = await whole_body(receive)
+    elif path == "/slow":
+        pause = number(query, "ms", 100, 60_000)
+        await asyncio.sleep(pause / 1000)
+        body = f"slept {pause} ms\n".encode()
     elif path == "/bytes":
-        count = query.get("n", ["1024"])[0]
-        body = b"x" * min(int(count) if count.isdigit() else 1024, 64 * 1024 * 1024)
+        body = b"x" * number(query, "n", 1024, 64 * 1024 * 1024)
     elif path != "/ping":
         status, body = 404, b"not found\n"
     length = str(len(body)).encode()
     await send({"type": "http.response.start", "status": status,
                 "headers": [(b"content-type", b"text/plain"), (b"content-length", length)]})
     await send({"type": "http.response.body", "body": body})
+
+
+def number(query, name, otherwise, most):
+    value = query.get(name, [""])[0]
+    return min(int(value), most) if value.isdigit() else otherwise
 
 
 async def whole_body(receive):

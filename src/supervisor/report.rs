@@ -1,0 +1,241 @@
+//! The status document, filled: what the fleet, the crew, the dispatch and the counters know, at one moment.
+
+use std::time::Instant;
+
+use super::Supervisor;
+use super::memory;
+use crate::control::status::{self, State, WorkerState};
+use crate::dispatch::{Snapshot, WorkerSnapshot};
+use crate::fleet::{self, Member, PlaceState, RollEnd};
+use crate::metrics::Metrics;
+use crate::metrics::latency::Rates;
+
+/// What the supervisor cannot know of the server around it.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// The name of the backend.
+    pub backend: &'static str,
+    /// The loops' counters.
+    pub metrics: Metrics,
+    /// When the server started.
+    pub started: Instant,
+}
+
+/// The same, with what is remembered of it.
+#[derive(Debug)]
+pub(super) struct Observed {
+    pub about: About,
+    pub rates: Rates,
+}
+
+impl Observed {
+    pub fn new(about: About) -> Observed {
+        let rates = Rates::new(about.started);
+        Observed { about, rates }
+    }
+}
+
+impl Supervisor {
+    /// Keeps a sample for the rates, when it is due.
+    pub(super) fn sample_rates(&mut self, now: Instant) {
+        if let Some(observed) = self.observed.as_mut().filter(|observed| observed.rates.due() <= now) {
+            let metrics = &observed.about.metrics;
+            observed.rates.sample(now, metrics.total().requests, metrics.latencies());
+        }
+    }
+
+    pub(super) fn status_document(&mut self, now: Instant) -> status::Status {
+        let snapshot = self.crew.dispatch.snapshot();
+        let state = self.state_now(&snapshot);
+        let app = self.status_of_app(&snapshot, state, now);
+        let about = self.observed.as_ref().map(|observed| &observed.about);
+        let settings = &self.crew.settings;
+        status::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_seconds: about.map_or(0.0, |about| now.duration_since(about.started).as_secs_f64()),
+            state,
+            backend: about.map_or_else(String::new, |about| about.backend.to_owned()),
+            loops: settings.loops,
+            listen: settings.listen.iter().map(ToString::to_string).collect(),
+            control_socket: self.crew.control_path().display().to_string(),
+            apps: vec![app],
+        }
+    }
+
+    fn state_now(&self, snapshot: &Snapshot) -> State {
+        match (&self.stop, self.fleet.state()) {
+            (Some(_), _) if self.drains => State::Draining,
+            (Some(_), _) => State::Stopping,
+            (None, fleet::AppState::Failed) => State::Failed,
+            (None, _) if snapshot.paused => State::Paused,
+            (None, fleet::AppState::Running) => State::Running,
+            (None, fleet::AppState::Starting) if self.upstream_seen || self.serves_itself() => State::Running,
+            (None, fleet::AppState::Starting) => State::Starting,
+        }
+    }
+
+    fn serves_itself(&self) -> bool {
+        self.crew.settings.app.respond.is_some()
+    }
+
+    fn status_of_app(&mut self, snapshot: &Snapshot, state: State, now: Instant) -> status::App {
+        let (mut requests, mut latency_ms) = (status::Requests::default(), status::Latency::default());
+        if let Some(observed) = &mut self.observed {
+            let metrics = &observed.about.metrics;
+            let total = metrics.total().requests;
+            let recent = observed.rates.sample(now, total, metrics.latencies());
+            requests = status::Requests { total, per_second: recent.per_second };
+            latency_ms = status::Latency::from(&recent);
+        }
+        let settings = &self.crew.settings;
+        let waited = snapshot.oldest.map(|since| now.saturating_duration_since(since).as_secs_f64() * 1000.0);
+        status::App {
+            name: settings.app.name.clone(),
+            state,
+            generation: self.fleet.generation(),
+            workers_wanted: self.fleet.wanted() + settings.app.upstreams.len(),
+            workers_ready: snapshot.eligible as usize,
+            scaling: settings.app.scaling.map(|scaling| status::Scaling { min: scaling.min, max: scaling.max }),
+            paused: snapshot.paused,
+            queue: status::Queue {
+                depth: snapshot.queue_depth,
+                size: settings.app.queue.size,
+                oldest_wait_ms: waited,
+                eligible: snapshot.eligible,
+            },
+            requests,
+            latency_ms,
+            roll: self.status_of_roll(),
+            workers: self.status_of_workers(snapshot, now),
+        }
+    }
+
+    /// The roll under way, else the last one.
+    fn status_of_roll(&self) -> Option<status::Roll> {
+        if let Some(roll) = self.fleet.roll() {
+            let (id, generation, replaced, total) = (roll.id, roll.generation, roll.done, roll.total);
+            return Some(status::Roll { id, generation, replaced, total, ..status::Roll::default() });
+        }
+        let report = self.fleet.last_roll()?;
+        let mut roll = status::Roll {
+            id: report.id,
+            generation: report.generation,
+            state: status::RollState::Done,
+            replaced: report.done,
+            total: report.total,
+            ..status::Roll::default()
+        };
+        if let RollEnd::Aborted { reason, last_lines } = &report.end {
+            roll.state = status::RollState::Aborted;
+            roll.reason = Some(reason.clone());
+            roll.last_stderr = last_lines.split(" | ").filter(|line| !line.is_empty()).map(str::to_owned).collect();
+        }
+        Some(roll)
+    }
+
+    fn status_of_workers(&self, snapshot: &Snapshot, now: Instant) -> Vec<status::Worker> {
+        let groups: Vec<i32> = self.crew.processes.iter().map(super::process::Process::group).collect();
+        let held = memory::proportional_of(&groups);
+        let weight = |name| {
+            let position = self.crew.processes.iter().position(|process| process.name == name)?;
+            held.get(position).copied().flatten()
+        };
+        let mut workers: Vec<status::Worker> = Vec::new();
+        for member in self.fleet.members() {
+            workers.push(self.status_of_member(member, snapshot, weight(member.name), now));
+        }
+        // A place that nobody fills is shown, too.
+        for place in self.fleet.places() {
+            if self.fleet.members().iter().any(|member| member.number == place.number) {
+                continue;
+            }
+            let state = if place.given_up { WorkerState::Failed } else { WorkerState::Respawning };
+            let (restarts, last_exit) = (u64::from(place.restarts), place.last_exit.clone());
+            workers.push(status::Worker { id: place.number, state, restarts, last_exit, ..status::Worker::default() });
+        }
+        workers.sort_by_key(|worker| (worker.id, worker.generation));
+        workers.extend(self.fleet.guests().iter().map(|guest| self.status_of_guest(guest, snapshot, now)));
+        let upstream = |worker: &&WorkerSnapshot| self.crew.name(worker.id).is_none() && !worker.target.supervised;
+        workers.extend(snapshot.workers.iter().filter(upstream).map(|worker| status::Worker {
+            id: worker.target.number,
+            state: if worker.phase == crate::dispatch::Phase::Ready {
+                WorkerState::Running
+            } else {
+                WorkerState::Starting
+            },
+            name: worker.target.label.clone(),
+            socket: worker.target.label.clone(),
+            ..counted(Some(worker))
+        }));
+        workers
+    }
+
+    fn status_of_member(
+        &self,
+        member: &Member,
+        snapshot: &Snapshot,
+        memory_bytes: Option<u64>,
+        now: Instant,
+    ) -> status::Worker {
+        let process = self.crew.process(member.name);
+        let place = self.fleet.places().iter().find(|place| place.number == member.number);
+        let known = process.and_then(|process| snapshot.worker(process.id));
+        status::Worker {
+            id: member.number,
+            pid: process.map(|process| process.child.id()),
+            generation: member.generation,
+            state: match member.state() {
+                PlaceState::Starting => WorkerState::Starting,
+                PlaceState::Running => WorkerState::Running,
+                PlaceState::Stopping => WorkerState::Stopping,
+                PlaceState::Respawning => WorkerState::Respawning,
+                PlaceState::Failed => WorkerState::Failed,
+            },
+            name: process.map_or_else(String::new, |process| process.label.clone()),
+            socket: process.map_or_else(String::new, |process| match process.endpoint.path() {
+                Some(path) => path.display().to_string(),
+                None => process.endpoint.to_string(),
+            }),
+            uptime_seconds: Some(now.duration_since(member.born).as_secs_f64()),
+            restarts: place.map_or(0, |place| u64::from(place.restarts)),
+            reloads: member.reloads,
+            memory_bytes,
+            last_exit: place.and_then(|place| place.last_exit.clone()),
+            status_text: process
+                .and_then(|process| process.voice.as_ref())
+                .map(|voice| voice.status.clone())
+                .filter(|text| !text.is_empty()),
+            ..counted(known)
+        }
+    }
+
+    fn status_of_guest(&self, guest: &fleet::Guest, snapshot: &Snapshot, now: Instant) -> status::Worker {
+        let visitor = self.crew.guests.iter().find(|visitor| visitor.name == guest.name);
+        let known = visitor.and_then(|visitor| snapshot.worker(visitor.id));
+        let serves = known.is_some_and(|worker| worker.phase == crate::dispatch::Phase::Ready);
+        status::Worker {
+            id: known.map_or(0, |worker| worker.target.number),
+            pid: guest.pid,
+            generation: known.map_or(0, |worker| worker.app_generation),
+            state: if serves { WorkerState::Running } else { WorkerState::Starting },
+            joined: true,
+            name: guest.worker_id.clone(),
+            socket: visitor.map_or_else(String::new, |visitor| visitor.socket.display().to_string()),
+            uptime_seconds: Some(now.duration_since(guest.since).as_secs_f64()),
+            status_text: guest.version.as_ref().map(|version| format!("version {version}")),
+            ..counted(known)
+        }
+    }
+}
+
+/// What the dispatch counts of a worker.
+fn counted(known: Option<&WorkerSnapshot>) -> status::Worker {
+    let Some(known) = known else { return status::Worker::default() };
+    status::Worker {
+        requests: known.served,
+        in_flight: known.in_flight,
+        tunnels: known.tunnels,
+        ..status::Worker::default()
+    }
+}
