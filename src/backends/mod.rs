@@ -79,7 +79,8 @@ pub enum How {
     /// arrive meanwhile are discarded. When input may be left unread, the write side is shut first and input is discarded until the peer ends or [`Options::linger`] is over, so that the
     /// peer can read the answer and does not lose it to a reset (RFC 9112 §9.6). No input is left after End; and an armed
     /// receive at which nothing has come says that all was read and no more is expected, unless [`Backend::finish`] was
-    /// called before: then it lingers in any case.
+    /// called before: then it lingers in any case. The last bytes may leave together with the FIN; so where none is expected,
+    /// input that arrives in the very moment of the close costs the peer the answer.
     Flushed,
     /// At once and with an RST (SO_LINGER 0 on TCP), so that a cut answer does not look whole.
     Reset,

@@ -436,10 +436,12 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Closes a connection whose last request is answered. With a receive armed the backend expects no more input, and spares
-    /// the linger, unless bytes are here that nobody has read.
+    /// the linger, unless bytes are here that nobody has read, or a drain ends a connection whose client reads an answer that
+    /// promised to go on, and may have begun its next request.
     pub fn close_answered(&mut self, sock: Sock) {
+        let may_go_on = self.draining && self.backend.unsent(sock) > 0;
         let Some(client) = self.table.client(sock) else { return };
-        if client.input.is_none() && client.skip.is_none() {
+        if client.input.is_none() && client.skip.is_none() && !may_go_on {
             self.backend.recv(sock, Size::Small);
         }
         self.close_client(sock, How::Flushed);

@@ -199,7 +199,8 @@ impl<B: Backend> Loop<B> {
     /// After an answer of the loop itself: the next request, once the body of this one is out of the way.
     fn after_answer(&mut self, sock: Sock, mut rest: Block, request: &Request) -> Step {
         if !self.keeps_alive(request) {
-            if rest.is_empty() && request.framing == Framing::None {
+            // A client that did not ask for the end may have begun its next request: its bytes must not reset the answer.
+            if rest.is_empty() && request.framing == Framing::None && !request.keep_alive {
                 self.close_answered(sock);
             } else {
                 self.close_client(sock, How::Flushed);

@@ -5,7 +5,8 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use production_server::backends::{Backend, Event, How, Options, Piece, Size};
+use production_server::backends::{Backend, Event, How, Options, Piece, Size, Sock};
+use production_server::buffers::outbox::GATHER;
 
 use super::rig::{DEADLINE, Rig, options, pattern, read_pattern, unix_listener};
 
@@ -149,6 +150,65 @@ pub fn flushed_delivers_everything<B: Backend>() {
     }
     rig.finish();
 }
+
+/// How many segments the socket has received so far, its peer's SYN among them.
+#[cfg(target_os = "linux")]
+fn segments_received(stream: &TcpStream) -> u32 {
+    use std::os::fd::AsRawFd;
+    /// Where `tcpi_segs_in` lies in `struct tcp_info` of linux/tcp.h (Linux 4.2 and later).
+    const SEGMENTS_IN: usize = 140;
+    let mut info = [0_u8; 256];
+    let mut len = info.len() as libc::socklen_t;
+    let place = info.as_mut_ptr().cast();
+    // SAFETY: the place has as many bytes as the length says, and both outlive the call.
+    let result =
+        unsafe { libc::getsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, place, &raw mut len) };
+    assert!(result == 0 && len as usize >= SEGMENTS_IN + 4, "no TCP_INFO: {result}, {len} bytes");
+    u32::from_ne_bytes(info[SEGMENTS_IN..][..4].try_into().unwrap())
+}
+
+/// The last bytes wait for the FIN and share its segment, whatever it is that sends it. They never wait without one: more
+/// than a gathered send takes arrives as well.
+#[cfg(target_os = "linux")]
+pub fn the_last_bytes_share_the_segment_of_the_fin<B: Backend>() {
+    let endings: [fn(&mut Rig<B>, Sock); 3] = [
+        |rig, sock| {
+            rig.recv(sock);
+            rig.close(sock, How::Flushed);
+        },
+        |rig, sock| rig.close(sock, How::Flushed),
+        |rig, sock| rig.backend.finish(sock),
+    ];
+    let mut rig = Rig::<B>::new();
+    for (number, ending) in endings.iter().enumerate() {
+        for pieces in [1, 2, 40] {
+            let (mut stream, sock) = rig.tcp_pair();
+            let before = segments_received(&stream);
+            for _ in 0..pieces {
+                rig.send(sock, b"piece");
+            }
+            ending(&mut rig, sock);
+            let reader = thread::spawn(move || {
+                let mut got = Vec::new();
+                stream.read_to_end(&mut got).unwrap();
+                (stream, got)
+            });
+            rig.pump_until("end read", |_| reader.is_finished());
+            let (stream, got) = reader.join().unwrap();
+            assert_eq!(got, b"piece".repeat(pieces));
+            let segments = segments_received(&stream) - before;
+            let gathered = pieces.div_ceil(GATHER) as u32;
+            assert!(segments <= gathered, "ending {number}: {pieces} pieces and the end came in {segments} segments");
+            drop(stream);
+            rig.close(sock, How::Now);
+            rig.expect_close(sock);
+        }
+    }
+    rig.finish();
+}
+
+#[cfg(not(target_os = "linux"))]
+pub use self::flushed_delivers_everything as the_last_bytes_share_the_segment_of_the_fin;
 
 /// The peer sends 4 MiB that nobody asked for and only then reads: it must find the answer and the end, not a reset.
 fn refuse_a_sender<B: Backend>(armed: bool) {

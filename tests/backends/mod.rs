@@ -61,6 +61,7 @@ macro_rules! conformance {
                 close_now_inside_of_a_turn_silences_the_socket
                 reset_cuts_what_is_queued
                 flushed_delivers_everything
+                the_last_bytes_share_the_segment_of_the_fin
                 flushed_lingers_for_a_peer_that_still_sends
                 finish_and_flushed_linger_though_a_receive_is_armed
                 lingering_ends_when_its_time_is_over
@@ -90,6 +91,8 @@ macro_rules! conformance {
                 a_starved_pool_parks_receives
                 workers_are_served_while_clients_starve
                 a_full_table_keeps_connections_waiting
+                connections_that_must_wait_let_the_loop_sleep
+                a_closed_listener_that_lives_on_elsewhere_is_not_heard_of
             };
             alone
             exhaustion {

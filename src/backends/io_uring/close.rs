@@ -5,8 +5,8 @@ use super::IoUring;
 use super::groups;
 use super::ring::Operation;
 use super::socket::{
-    ARMED, CLOSING, CONNECTING, ENDED, ENDING, FINISH, FINISHED, FLUSHING, GONE, LINGERING, LISTENER, PARKED, QUIET,
-    RECEIVE_FAILED, RESET, SEND_FAILED, SENDING, UNCONNECTED, WANTED,
+    ARMED, CLOSING, CONNECTING, EMPTIED, ENDED, ENDING, FINISH, FINISHED, FLUSHING, GONE, LINGERING, LISTENER, PARKED,
+    QUIET, RECEIVE_FAILED, RESET, SEND_FAILED, SENDING, Socket, UNCONNECTED, WANTED,
 };
 
 impl IoUring {
@@ -88,7 +88,10 @@ impl IoUring {
             return true;
         }
         socket.unset(FLUSHING);
-        let quiet = socket.is(ENDED | RECEIVE_FAILED) || (socket.is(QUIET) && !socket.has_unread_input());
+        // A receive that only was to be armed has seen nothing; but the one before it has, if it left nothing behind.
+        let read_whole = |socket: &Socket| !socket.is(ARMED | PARKED) && socket.is(EMPTIED);
+        let quiet = socket.is(QUIET) && (read_whole(socket) || !socket.has_unread_input());
+        let quiet = quiet || socket.is(ENDED | RECEIVE_FAILED);
         if !quiet && !failed && !socket.is(CONNECTING) {
             socket.set(LINGERING);
             if !socket.is(FINISHED) {

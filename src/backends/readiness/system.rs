@@ -2,9 +2,10 @@
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use mio::{Poll, Token};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::backends::Peer;
@@ -15,6 +16,12 @@ use crate::buffers::block::Block;
 const SEND_FLAGS: libc::c_int = libc::MSG_NOSIGNAL;
 #[cfg(target_vendor = "apple")]
 const SEND_FLAGS: libc::c_int = 0;
+/// Added to the last send before a FIN: the bytes wait for it and leave in the same segment, which spares both ends a
+/// packet (tcp(7), send(2)). Elsewhere they leave at once.
+#[cfg(target_os = "linux")]
+const BEFORE_FIN: libc::c_int = libc::MSG_MORE;
+#[cfg(not(target_os = "linux"))]
+const BEFORE_FIN: libc::c_int = 0;
 
 /// Takes one connection, non-blocking and closed on exec, with the address of its other end.
 pub(super) fn accept(listener: BorrowedFd<'_>) -> io::Result<(OwnedFd, Peer)> {
@@ -132,17 +139,17 @@ unsafe fn recv_raw(descriptor: libc::c_int, place: *mut u8, room: usize) -> isiz
 /// `place` must be good for `len` bytes.
 #[cfg(target_os = "linux")]
 #[inline]
-unsafe fn send_raw(descriptor: libc::c_int, place: *const u8, len: usize) -> isize {
+unsafe fn send_raw(descriptor: libc::c_int, place: *const u8, len: usize, flags: libc::c_int) -> isize {
     let nobody = std::ptr::null::<libc::sockaddr>();
     // SAFETY: the caller vouches for the memory; a connected socket needs no address.
-    unsafe { libc::syscall(libc::SYS_sendto, descriptor, place, len, SEND_FLAGS, nobody, 0) as isize }
+    unsafe { libc::syscall(libc::SYS_sendto, descriptor, place, len, flags, nobody, 0) as isize }
 }
 
 #[cfg(not(target_os = "linux"))]
 #[inline]
-unsafe fn send_raw(descriptor: libc::c_int, place: *const u8, len: usize) -> isize {
+unsafe fn send_raw(descriptor: libc::c_int, place: *const u8, len: usize, flags: libc::c_int) -> isize {
     // SAFETY: the caller vouches for the memory.
-    unsafe { libc::send(descriptor, place.cast(), len, SEND_FLAGS) }
+    unsafe { libc::send(descriptor, place.cast(), len, flags) }
 }
 
 /// One recv(2) into the spare memory of `block`. Returns how many bytes came and whether they filled it.
@@ -175,12 +182,13 @@ pub(super) fn discard(socket: BorrowedFd<'_>) -> io::Result<usize> {
     }
 }
 
-/// Sends one run of bytes.
+/// Sends one run of bytes. `last`: a half-close or a close follows at once when all of it was taken.
 #[inline]
-pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8], last: bool) -> io::Result<usize> {
+    let flags = if last { SEND_FLAGS | BEFORE_FIN } else { SEND_FLAGS };
     loop {
         // SAFETY: pointer and length are those of a living slice.
-        let count = unsafe { send_raw(socket.as_raw_fd(), bytes.as_ptr(), bytes.len()) };
+        let count = unsafe { send_raw(socket.as_raw_fd(), bytes.as_ptr(), bytes.len(), flags) };
         if count >= 0 {
             return Ok(count as usize);
         }
@@ -188,9 +196,10 @@ pub(super) fn send(socket: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     }
 }
 
-/// Sends several runs of bytes as one.
+/// Sends several runs of bytes as one; `last` as in [`send`].
 #[inline]
-pub(super) fn send_gathered(socket: BorrowedFd<'_>, vectors: &[IoSlice<'_>]) -> io::Result<usize> {
+pub(super) fn send_gathered(socket: BorrowedFd<'_>, vectors: &[IoSlice<'_>], last: bool) -> io::Result<usize> {
+    let flags = if last { SEND_FLAGS | BEFORE_FIN } else { SEND_FLAGS };
     // SAFETY: an all-zero msghdr is a valid one without address, vectors and control data.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     // An IoSlice has the layout of an iovec, and sendmsg does not write through it.
@@ -198,7 +207,7 @@ pub(super) fn send_gathered(socket: BorrowedFd<'_>, vectors: &[IoSlice<'_>]) -> 
     message.msg_iovlen = vectors.len() as _;
     loop {
         // SAFETY: the message points to vectors that live for the duration of the call.
-        let count = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, SEND_FLAGS) };
+        let count = unsafe { libc::sendmsg(socket.as_raw_fd(), &message, flags) };
         if count >= 0 {
             return Ok(count as usize);
         }
@@ -232,6 +241,50 @@ pub(super) fn prepare_listener(listener: &OwnedFd) -> io::Result<()> {
         socket.set_tcp_nodelay(true)?;
     }
     Ok(())
+}
+
+/// Whether every wait tells of a listener as long as it has connections, and not only when one comes.
+pub(super) const TELLS_AGAIN: bool = cfg!(target_os = "linux");
+
+/// Has the poll tell of a listener's connections. mio would ask for edges.
+#[cfg(target_os = "linux")]
+pub(super) fn watch_listener(poll: &Poll, listener: RawFd, token: Token) -> io::Result<()> {
+    control(poll, libc::EPOLL_CTL_ADD, listener, token, libc::EPOLLIN)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn watch_listener(poll: &Poll, listener: RawFd, token: Token) -> io::Result<()> {
+    poll.registry().register(&mut mio::unix::SourceFd(&listener), token, mio::Interest::READABLE)
+}
+
+/// Stops, or goes on, to tell of a listener. Where only edges are told there is nothing to stop.
+#[cfg(target_os = "linux")]
+pub(super) fn mute_listener(poll: &Poll, listener: RawFd, token: Token, mute: bool) {
+    // It is registered, and changing that takes no memory.
+    let _ = control(poll, libc::EPOLL_CTL_MOD, listener, token, if mute { libc::EPOLLET } else { libc::EPOLLIN });
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn mute_listener(_poll: &Poll, _listener: RawFd, _token: Token, _mute: bool) {}
+
+/// Ends the watch of a listener.
+pub(super) fn unwatch_listener(poll: &Poll, listener: RawFd) {
+    let _ = poll.registry().deregister(&mut mio::unix::SourceFd(&listener));
+}
+
+/// epoll_ctl(2), with the token as mio's events carry it.
+#[cfg(target_os = "linux")]
+fn control(
+    poll: &Poll,
+    operation: libc::c_int,
+    descriptor: RawFd,
+    token: Token,
+    events: libc::c_int,
+) -> io::Result<()> {
+    let mut event = libc::epoll_event { events: events as u32, u64: token.0 as u64 };
+    // SAFETY: the event outlives the call.
+    let result = unsafe { libc::epoll_ctl(poll.as_raw_fd(), operation, descriptor, &raw mut event) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// A descriptor that is held only to be given up when there is no other.
