@@ -23,15 +23,17 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
 use socket2::SockAddr;
 
+use self::accept::{Batch, Listener};
 use self::socket::Socket;
 use self::socket::flag::*;
 use self::system::Connecting;
 use super::flags::Flagged;
-use super::{ACCEPT_BATCH, Backend, Bell, Event, HIGH_MARK, How, Options, Piece, Side, Size, Sock};
+use super::{Backend, Bell, Event, HIGH_MARK, How, Options, Piece, Side, Size, Sock};
 use crate::buffers::block::{Pool, Share};
 use crate::buffers::outbox::{GATHER, Outbox, Outboxes};
 use crate::buffers::slots::Slots;
 
+mod accept;
 mod socket;
 mod system;
 #[cfg(test)]
@@ -68,9 +70,9 @@ pub struct Readiness {
     stall: Duration,
     linger: Duration,
     accept_retry: Duration,
-    listeners: Vec<Sock>,
-    /// Listeners that have connections for this turn, and how many they may still bring.
-    accepting: Vec<(Sock, usize)>,
+    listeners: Vec<Listener>,
+    /// Listeners that have connections for this turn.
+    accepting: Vec<Batch>,
     /// Until when accepting is paused for lack of descriptors.
     retry_at: Option<Instant>,
     /// Opened in this turn and not registered yet.
@@ -148,16 +150,7 @@ impl Backend for Readiness {
     }
 
     fn listen(&mut self, listener: OwnedFd) -> io::Result<Sock> {
-        system::prepare_listener(&listener)?;
-        let descriptor = listener.as_raw_fd();
-        // Edges from before the registration are told by it.
-        let sock = self.open(listener, LISTENER | REGISTERED).ok_or_else(table_is_full)?;
-        if let Err(error) = self.poll.registry().register(&mut SourceFd(&descriptor), token(sock), Interest::READABLE) {
-            self.sockets.remove(sock);
-            return Err(error);
-        }
-        self.listeners.push(sock);
-        Ok(sock)
+        self.add_listener(listener)
     }
 
     fn pause(&mut self, listener: Sock) {
@@ -278,6 +271,7 @@ impl Backend for Readiness {
         self.cursor = 0;
         self.ready.append(&mut self.later);
         self.turn = self.turn.wrapping_add(1);
+        self.tend_listeners();
         let sleep = if self.has_work() { Some(Duration::ZERO) } else { self.shorten(timeout) };
         match self.poll.poll(&mut self.events, sleep) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
@@ -401,15 +395,14 @@ impl Readiness {
     fn end(&mut self, sock: Sock, reset: bool) {
         let Some(socket) = alive(&mut self.sockets, sock) else { return };
         self.outboxes.clear(&mut socket.outbox);
-        let listener = socket.is(LISTENER);
+        if socket.is(LISTENER) {
+            self.remove_listener(sock);
+        }
+        let Some(socket) = alive(&mut self.sockets, sock) else { return };
         socket.flags = CLOSED;
         let descriptor = socket.descriptor.take();
         if let Some(descriptor) = descriptor {
             if reset { system::reset(descriptor) } else { drop(descriptor) }
-        }
-        if listener {
-            self.listeners.retain(|other| *other != sock);
-            self.accepting.retain(|(other, _)| *other != sock);
         }
         if self.spare.is_none() {
             self.replace_spare();
@@ -438,7 +431,7 @@ impl Readiness {
 /// Waiting.
 impl Readiness {
     fn has_work(&self) -> bool {
-        !self.pending.is_empty() || !self.ready.is_empty() || self.listeners.iter().any(|sock| self.can_accept(*sock))
+        !self.pending.is_empty() || !self.ready.is_empty() || self.can_accept()
     }
 
     /// The caller's timeout, or the time until something of our own is due.
@@ -731,56 +724,4 @@ fn send_some(outboxes: &Outboxes, socket: &Socket) -> io::Result<(usize, usize)>
     let tried = vectors[..count].iter().map(|vector| vector.len()).sum();
     let last = fin_follows && tried == socket.outbox.bytes();
     Ok((system::send_gathered(descriptor, &vectors[..count], last)?, tried))
-}
-
-/// Accepting.
-impl Readiness {
-    fn can_accept(&self, listener: Sock) -> bool {
-        self.retry_at.is_none()
-            && self.sockets.len() < self.sockets.limit()
-            && self.sockets.lookup(listener).is_some_and(|socket| socket.flags & (READABLE | PAUSED) == READABLE)
-    }
-
-    fn choose_listeners(&mut self) {
-        self.accepting.clear();
-        for index in 0..self.listeners.len() {
-            let listener = self.listeners[index];
-            if self.can_accept(listener) {
-                self.accepting.push((listener, ACCEPT_BATCH));
-            }
-        }
-    }
-
-    /// The next connection of the last of this turn's listeners, or `None` when that one is done. Kept apart, because the address in
-    /// its event would have all events moved byte by byte.
-    #[inline(never)]
-    fn accept(&mut self) -> Option<Event> {
-        let (listener, left) = *self.accepting.last()?;
-        if left == 0 || !self.can_accept(listener) {
-            self.accepting.pop();
-            return None;
-        }
-        let socket = alive(&mut self.sockets, listener)?;
-        match system::accept(system::borrow(&socket.descriptor)) {
-            Ok((descriptor, peer)) => {
-                let sock = self.open(descriptor, READABLE | WRITABLE).expect("room was checked above");
-                self.fresh.push(sock);
-                self.accepting.last_mut().expect("it was looked at above").1 -= 1;
-                Some(Event::Accept { listener, sock, peer })
-            }
-            Err(error) => {
-                if error.kind() == io::ErrorKind::WouldBlock {
-                    socket.clear(READABLE);
-                    self.accepting.pop();
-                } else if system::is_lost_connection(&error) {
-                    // It counts as one taken.
-                    self.accepting.last_mut().expect("it was looked at above").1 -= 1;
-                } else {
-                    // No descriptors, no memory, or a listener that fails for good: never in a spin.
-                    self.retry_at = Some(self.now + self.accept_retry);
-                }
-                None
-            }
-        }
-    }
 }

@@ -8,7 +8,7 @@ use crate::control::status::{self, State, WorkerState};
 use crate::dispatch::{Snapshot, WorkerSnapshot};
 use crate::fleet::{self, Member, PlaceState, RollEnd};
 use crate::metrics::Metrics;
-use crate::metrics::latency::Rates;
+use crate::metrics::latency::{Latencies, Rates};
 
 /// What the supervisor cannot know of the server around it.
 #[derive(Clone, Debug)]
@@ -33,14 +33,24 @@ impl Observed {
         let rates = Rates::new(about.started);
         Observed { about, rates }
     }
+
+    /// Requests so far, and how long they took. Where the loops answer all, they do so at once, and count no times.
+    fn counted(&self, direct: bool) -> (u64, Latencies) {
+        let (total, mut latencies) = (self.about.metrics.total().requests, self.about.metrics.latencies());
+        if direct {
+            latencies.add_at_once(total);
+        }
+        (total, latencies)
+    }
 }
 
 impl Supervisor {
     /// Keeps a sample for the rates, when it is due.
     pub(super) fn sample_rates(&mut self, now: Instant) {
+        let direct = self.serves_itself();
         if let Some(observed) = self.observed.as_mut().filter(|observed| observed.rates.due() <= now) {
-            let metrics = &observed.about.metrics;
-            observed.rates.sample(now, metrics.total().requests, metrics.latencies());
+            let (total, latencies) = observed.counted(direct);
+            observed.rates.sample(now, total, latencies);
         }
     }
 
@@ -81,10 +91,10 @@ impl Supervisor {
 
     fn status_of_app(&mut self, snapshot: &Snapshot, state: State, now: Instant) -> status::App {
         let (mut requests, mut latency_ms) = (status::Requests::default(), status::Latency::default());
+        let direct = self.serves_itself();
         if let Some(observed) = &mut self.observed {
-            let metrics = &observed.about.metrics;
-            let total = metrics.total().requests;
-            let recent = observed.rates.sample(now, total, metrics.latencies());
+            let (total, latencies) = observed.counted(direct);
+            let recent = observed.rates.sample(now, total, latencies);
             requests = status::Requests { total, per_second: recent.per_second };
             latency_ms = status::Latency::from(&recent);
         }

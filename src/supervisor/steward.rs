@@ -71,7 +71,7 @@ impl Supervisor {
                 }))
             }
             _ => Answer::refused(
-                409,
+                400,
                 format!("{target} workers are asked for: expected {least} to {most}, there are {wanted}"),
             ),
         }

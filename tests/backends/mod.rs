@@ -93,6 +93,8 @@ macro_rules! conformance {
                 a_starved_pool_parks_receives
                 workers_are_served_while_clients_starve
                 a_full_table_keeps_connections_waiting
+                connections_that_must_wait_let_the_loop_sleep
+                a_closed_listener_that_lives_on_elsewhere_is_not_heard_of
             };
             alone
             exhaustion {

@@ -1,7 +1,7 @@
 //! Waits, bells, and what must wait: receives for a block, connections for an entry.
 
 use std::io::Write;
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
@@ -181,5 +181,59 @@ pub fn a_full_table_keeps_connections_waiting<B: Backend>() {
     }
     clients[3].write_all(b"last").unwrap();
     rig.expect_bytes(socks[1], b"last");
+    rig.finish();
+}
+
+/// Waits that nothing ends early, though a connection waits at the listener.
+fn expect_sleep<B: Backend>(rig: &mut Rig<B>) {
+    let pause = Duration::from_millis(60);
+    rig.expect_silence();
+    let start = Instant::now();
+    assert!(rig.turn(pause).is_empty());
+    assert!(start.elapsed() >= pause, "the loop was woken after {:?}", start.elapsed());
+}
+
+/// Connections that may not be taken wake nobody; they are taken as soon as they may be.
+pub fn connections_that_must_wait_let_the_loop_sleep<B: Backend>() {
+    let mut rig = Rig::<B>::with(Options { max_sockets: 3, ..options() });
+    let (listener, address) = rig.listen_tcp();
+    rig.expect_silence();
+    rig.backend.pause(listener);
+    let clients: Vec<_> = (0..4).map(|_| TcpStream::connect(address).unwrap()).collect();
+    expect_sleep(&mut rig);
+    rig.backend.resume(listener);
+    let first = rig.accept().0;
+    rig.accept();
+    // Now the table is full.
+    expect_sleep(&mut rig);
+    rig.backend.pause(listener);
+    rig.close(first, How::Now);
+    rig.expect_close(first);
+    expect_sleep(&mut rig);
+    rig.backend.resume(listener);
+    rig.accept();
+    expect_sleep(&mut rig);
+    // A listener that is closed in that state does not wake it either.
+    rig.close(listener, How::Now);
+    rig.expect_close(listener);
+    expect_sleep(&mut rig);
+    drop(clients);
+    rig.finish();
+}
+
+/// A listener that another process, or another part of this one, holds as well is not heard of any more once it is closed.
+pub fn a_closed_listener_that_lives_on_elsewhere_is_not_heard_of<B: Backend>() {
+    let mut rig = Rig::<B>::new();
+    let shared = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let listener = rig.listen(shared.try_clone().unwrap().into());
+    let client = TcpStream::connect(shared.local_addr().unwrap()).unwrap();
+    let (sock, _) = rig.accept();
+    rig.close(listener, How::Now);
+    rig.expect_close(listener);
+    let late = TcpStream::connect(shared.local_addr().unwrap()).unwrap();
+    expect_sleep(&mut rig);
+    drop((client, late));
+    rig.close(sock, How::Now);
+    rig.expect_close(sock);
     rig.finish();
 }

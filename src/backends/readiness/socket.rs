@@ -51,7 +51,10 @@ pub(super) mod flag {
     pub const WATCHED: u32 = 1 << 20;
     /// Registered.
     pub const REGISTERED: u32 = 1 << 21;
+    /// A listener of which the kernel does not tell for now.
+    pub const MUTED: u32 = 1 << 22;
 }
+
 /// One socket or listener. Kept small: an idle connection is this and the kernel's part.
 pub(super) struct Socket {
     pub(super) descriptor: Option<OwnedFd>,

@@ -2,9 +2,10 @@
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
+use mio::{Poll, Token};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::backends::Peer;
@@ -240,6 +241,50 @@ pub(super) fn prepare_listener(listener: &OwnedFd) -> io::Result<()> {
         socket.set_tcp_nodelay(true)?;
     }
     Ok(())
+}
+
+/// Whether every wait tells of a listener as long as it has connections, and not only when one comes.
+pub(super) const TELLS_AGAIN: bool = cfg!(target_os = "linux");
+
+/// Has the poll tell of a listener's connections. mio would ask for edges.
+#[cfg(target_os = "linux")]
+pub(super) fn watch_listener(poll: &Poll, listener: RawFd, token: Token) -> io::Result<()> {
+    control(poll, libc::EPOLL_CTL_ADD, listener, token, libc::EPOLLIN)
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn watch_listener(poll: &Poll, listener: RawFd, token: Token) -> io::Result<()> {
+    poll.registry().register(&mut mio::unix::SourceFd(&listener), token, mio::Interest::READABLE)
+}
+
+/// Stops, or goes on, to tell of a listener. Where only edges are told there is nothing to stop.
+#[cfg(target_os = "linux")]
+pub(super) fn mute_listener(poll: &Poll, listener: RawFd, token: Token, mute: bool) {
+    // It is registered, and changing that takes no memory.
+    let _ = control(poll, libc::EPOLL_CTL_MOD, listener, token, if mute { libc::EPOLLET } else { libc::EPOLLIN });
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn mute_listener(_poll: &Poll, _listener: RawFd, _token: Token, _mute: bool) {}
+
+/// Ends the watch of a listener.
+pub(super) fn unwatch_listener(poll: &Poll, listener: RawFd) {
+    let _ = poll.registry().deregister(&mut mio::unix::SourceFd(&listener));
+}
+
+/// epoll_ctl(2), with the token as mio's events carry it.
+#[cfg(target_os = "linux")]
+fn control(
+    poll: &Poll,
+    operation: libc::c_int,
+    descriptor: RawFd,
+    token: Token,
+    events: libc::c_int,
+) -> io::Result<()> {
+    let mut event = libc::epoll_event { events: events as u32, u64: token.0 as u64 };
+    // SAFETY: the event outlives the call.
+    let result = unsafe { libc::epoll_ctl(poll.as_raw_fd(), operation, descriptor, &raw mut event) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// A descriptor that is held only to be given up when there is no other.

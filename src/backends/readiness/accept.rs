@@ -1,0 +1,152 @@
+//! Accepting, in batches.
+//!
+//! On Linux a listener is watched without EPOLLET: every wait tells of it as long as connections are there. So nobody has
+//! to go on accepting until the kernel says that there are no more, which costs as much as six receives (accept4(2)
+//! makes a socket, an inode and a file before it looks). How many are worth a try in a turn is learned from the turns
+//! before. Elsewhere the edge is told once, and a batch goes on until its bound or the refusal.
+
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use super::super::flags::Flagged;
+use super::super::{ACCEPT_BATCH, Event, Sock};
+use super::socket::flag::*;
+use super::system::{self, TELLS_AGAIN};
+use super::{Readiness, alive, table_is_full, token};
+
+/// Courage that one connection takes.
+const STEP: usize = 4;
+
+/// A listener, beyond what is known of any socket.
+pub(super) struct Listener {
+    sock: Sock,
+    /// [`STEP`] for each connection that is worth a try in one turn. Grows with turns in which all were there, slowly at
+    /// first, and falls to what was there in a turn that failed.
+    courage: usize,
+}
+
+/// A listener's part of this turn.
+pub(super) struct Batch {
+    sock: Sock,
+    taken: usize,
+    most: usize,
+}
+
+impl Readiness {
+    /// Watches a new listener.
+    pub(super) fn add_listener(&mut self, listener: OwnedFd) -> io::Result<Sock> {
+        system::prepare_listener(&listener)?;
+        let descriptor = listener.as_raw_fd();
+        let sock = self.open(listener, LISTENER | REGISTERED).ok_or_else(table_is_full)?;
+        // What came before the registration is told by it.
+        if let Err(error) = system::watch_listener(&self.poll, descriptor, token(sock)) {
+            self.sockets.remove(sock);
+            return Err(error);
+        }
+        self.listeners.push(Listener { sock, courage: STEP });
+        Ok(sock)
+    }
+
+    /// Forgets a listener that is about to be closed.
+    pub(super) fn remove_listener(&mut self, sock: Sock) {
+        if let Some(socket) = alive(&mut self.sockets, sock) {
+            // Closing alone does not end the watch while another process has the same listener.
+            system::unwatch_listener(&self.poll, system::borrow(&socket.descriptor).as_raw_fd());
+        }
+        self.listeners.retain(|other| other.sock != sock);
+        self.accepting.retain(|other| other.sock != sock);
+    }
+
+    /// Whether connections may be taken from it now.
+    fn is_open(&self, listener: Sock) -> bool {
+        self.retry_at.is_none()
+            && self.sockets.len() < self.sockets.limit()
+            && self.sockets.lookup(listener).is_some_and(|socket| !socket.is(PAUSED))
+    }
+
+    /// Whether connections wait that may be taken.
+    pub(super) fn can_accept(&self) -> bool {
+        let readable = |sock| self.sockets.lookup(sock).is_some_and(|socket| socket.is(READABLE));
+        self.listeners.iter().any(|listener| readable(listener.sock) && self.is_open(listener.sock))
+    }
+
+    /// Before a wait: the kernel is to be silent about connections that nobody may take, and to speak again afterwards.
+    pub(super) fn tend_listeners(&mut self) {
+        for index in 0..self.listeners.len() {
+            let sock = self.listeners[index].sock;
+            let open = self.is_open(sock);
+            let Some(socket) = alive(&mut self.sockets, sock) else { continue };
+            let mute = !open && socket.is(READABLE | MUTED);
+            if TELLS_AGAIN && socket.is(MUTED) != mute {
+                if mute {
+                    socket.set(MUTED)
+                } else {
+                    socket.clear(MUTED)
+                }
+                let descriptor = system::borrow(&socket.descriptor).as_raw_fd();
+                system::mute_listener(&self.poll, descriptor, token(sock), mute);
+            }
+        }
+    }
+
+    /// After a wait: whose connections are taken in this turn, and how many.
+    pub(super) fn choose_listeners(&mut self) {
+        self.accepting.clear();
+        for index in 0..self.listeners.len() {
+            let Listener { sock, courage } = self.listeners[index];
+            let readable = self.sockets.lookup(sock).is_some_and(|socket| socket.is(READABLE));
+            if readable && self.is_open(sock) {
+                let most = if TELLS_AGAIN { courage / STEP } else { ACCEPT_BATCH };
+                self.accepting.push(Batch { sock, taken: 0, most });
+            }
+        }
+    }
+
+    /// The next connection of the last of this turn's listeners, or `None` when that one is done. Kept apart, because the address in
+    /// its event would have all events moved byte by byte.
+    #[inline(never)]
+    pub(super) fn accept(&mut self) -> Option<Event> {
+        let Batch { sock: listener, taken, most } = *self.accepting.last()?;
+        if taken == most || !self.is_open(listener) {
+            self.end_batch(taken == most, TELLS_AGAIN && taken == most);
+            return None;
+        }
+        let socket = alive(&mut self.sockets, listener)?;
+        match system::accept(system::borrow(&socket.descriptor)) {
+            Ok((descriptor, peer)) => {
+                let sock = self.open(descriptor, READABLE | WRITABLE).expect("room was checked above");
+                self.fresh.push(sock);
+                self.count_one();
+                Some(Event::Accept { listener, sock, peer })
+            }
+            Err(error) => {
+                if error.kind() == io::ErrorKind::WouldBlock {
+                    self.end_batch(false, true);
+                } else if system::is_lost_connection(&error) {
+                    self.count_one();
+                } else {
+                    // No descriptors, no memory, or a listener that fails for good: never in a spin.
+                    self.retry_at = Some(self.now + self.accept_retry);
+                }
+                None
+            }
+        }
+    }
+
+    fn count_one(&mut self) {
+        self.accepting.last_mut().expect("a batch is under way").taken += 1;
+    }
+
+    /// The last batch is done. `whole`: as many connections were there as were tried for. `over`: if there are more, the
+    /// kernel will tell.
+    fn end_batch(&mut self, whole: bool, over: bool) {
+        let Some(Batch { sock, taken, .. }) = self.accepting.pop() else { return };
+        if over && let Some(socket) = alive(&mut self.sockets, sock) {
+            socket.clear(READABLE);
+        }
+        if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.sock == sock) {
+            let courage = if whole { listener.courage + 1 + listener.courage / (2 * STEP) } else { taken * STEP };
+            listener.courage = courage.clamp(STEP, ACCEPT_BATCH * STEP);
+        }
+    }
+}
