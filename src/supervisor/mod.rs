@@ -392,6 +392,8 @@ impl Supervisor {
     }
 
     fn finish(mut self) -> ExitReason {
+        // Before the crew goes: a run directory with a socket in it would stay.
+        drop(self.control.take());
         debug_assert!(self.crew.processes.is_empty(), "a worker process is left");
         if let Some(guard) = self.crew.guard.take() {
             guard.dismiss();

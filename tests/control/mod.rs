@@ -7,4 +7,5 @@ mod cli;
 mod events;
 mod limits;
 mod rig;
+mod whole;
 mod wire;
