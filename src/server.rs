@@ -19,7 +19,6 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 
 use crate::backends::Backend;
-use crate::buffers::block::{Budget, Pool};
 use crate::config::{BackendChoice, ListenAddress, Settings};
 use crate::connection::Shared;
 use crate::dispatch::{Dispatch, Phase, Policy};
@@ -380,6 +379,7 @@ const AUTO: Option<BackendChoice> = None;
 
 #[cfg(backend_io_uring)]
 fn probe_io_uring(settings: &Settings) -> io::Result<()> {
+    use crate::buffers::block::{Budget, Pool};
     let pool = Pool::new(64, 1, Budget::new(0));
     crate::backends::io_uring::IoUring::new(loops::options(settings, 16, pool)).map(drop)
 }

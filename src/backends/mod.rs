@@ -27,6 +27,8 @@ pub use crate::buffers::block::Size;
 use crate::buffers::block::{Block, Pool};
 pub use crate::buffers::outbox::Piece;
 
+#[cfg(any(backend_io_uring, backend_readiness))]
+mod flags;
 #[cfg(backend_io_uring)]
 pub mod io_uring;
 #[cfg(backend_readiness)]

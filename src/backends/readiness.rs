@@ -27,6 +27,7 @@ use self::accept::{Batch, Listener};
 use self::socket::Socket;
 use self::socket::flag::*;
 use self::system::Connecting;
+use super::flags::Flagged;
 use super::{Backend, Bell, Event, HIGH_MARK, How, Options, Piece, Side, Size, Sock};
 use crate::buffers::block::{Pool, Share};
 use crate::buffers::outbox::{GATHER, Outbox, Outboxes};
@@ -35,6 +36,8 @@ use crate::buffers::slots::Slots;
 mod accept;
 mod socket;
 mod system;
+#[cfg(test)]
+mod tests;
 
 /// Events taken from the kernel in one turn at most; more wait there for the next turn.
 const EVENTS: usize = 512;
@@ -498,6 +501,10 @@ impl Readiness {
     /// Gives the peer of a flushed close the time to take more. Both waits begin with a fresh look at the clock: the turn may have
     /// been a long one, and this path is a rare one.
     fn await_progress(&mut self, sock: Sock) {
+        if self.stalling.len() > 2 * self.sockets.len() {
+            // Closes that were soon over, behind one that takes its time.
+            self.stalling.retain(|waits| self.sockets.lookup(waits.sock).is_some());
+        }
         let (until, sent) = (Instant::now() + self.stall, self.sent(sock));
         self.stalling.push_back(Patience { until, sock, sent });
     }

@@ -267,7 +267,8 @@ pub struct AppTimeouts {
     pub connect: Duration,
     /// Without a byte from the worker.
     pub read: Duration,
-    /// For the whole exchange, from when its request is whole: the wait for a worker, and the answer.
+    /// For the whole exchange, from when its request is whole: the wait for a worker, and the answer; for this there is at least
+    /// the read timeout.
     pub request: Duration,
     /// For how long a worker whose client left keeps its permit while it is still busy.
     pub abandon: Duration,

@@ -200,8 +200,15 @@ impl<B: Backend> Loop<B> {
     /// A permit has come to an exchange that waited. One that is gone, or no longer waits, gives it back unused.
     pub fn granted(&mut self, grant: Grant) {
         let key = grant.waiter.exchange;
-        match self.exchanges.lookup(key) {
-            Some(exchange) if exchange.phase == Phase::Queued => self.start(key, grant.permit),
+        let read = self.shared.settings.app.timeouts.read;
+        match self.exchanges.lookup_mut(key) {
+            Some(exchange) if exchange.phase == Phase::Queued => {
+                if exchange.granted.is_none() {
+                    // However long it has waited, no worker is asked for what it is given no time to answer.
+                    exchange.request_by = exchange.request_by.max(self.now + read);
+                }
+                self.start(key, grant.permit);
+            }
             _ => self.release(grant.permit, Outcome::Unused),
         }
     }

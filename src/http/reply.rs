@@ -115,6 +115,10 @@ pub fn error(out: &mut Writer<'_>, reply: &Reply<'_>) {
     out.put_decimal(length.0 as u64);
     out.put(b"\r\nCache-Control: no-store\r\nDate: ");
     out.put(reply.date);
+    if reply.status == 405 {
+        // Demanded by RFC 9110 §15.5.6: what goes through here, whatever the app makes of it.
+        out.put(b"\r\nAllow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+    }
     if let Some(seconds) = reply.retry_after {
         out.put(b"\r\nRetry-After: ");
         out.put_decimal(u64::from(seconds));
@@ -394,6 +398,16 @@ mod tests {
         assert_eq!(value["error"]["status"], 503);
         assert_eq!(value["error"]["message"], REPLY.detail);
         assert_eq!(value["error"]["request_id"], "id1");
+    }
+
+    /// RFC 9110 §15.5.6.
+    #[test]
+    fn a_refused_method_comes_with_those_that_are_not() {
+        let allow = "\r\nAllow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n";
+        for status in 400..600 {
+            let (head, _) = written(&Reply { status, ..REPLY });
+            assert_eq!(head.contains(allow), status == 405, "{head}");
+        }
     }
 
     #[test]

@@ -9,8 +9,6 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use core_affinity::CoreId;
-
 use crate::backends::{Backend, Bell, Options};
 use crate::buffers::block::{Budget, Pool};
 use crate::config::{Command, Pin, Settings};
@@ -103,6 +101,10 @@ impl LoopSet {
             let (gate, go) = mpsc::channel();
             let report = reporter.clone();
             let body = move || {
+                if let Some(core) = core {
+                    // Before its memory is there, which is best near that core.
+                    core_affinity::set_for_current(core);
+                }
                 let setup = Setup {
                     index: index as u16,
                     access: shared.log.access_log(),
@@ -114,7 +116,7 @@ impl LoopSet {
                     first_id: random(),
                     shared,
                 };
-                run_loop::<B>(setup, &bell, core, &leaving, report, &go)
+                run_loop::<B>(setup, &bell, &leaving, report, &go)
             };
             threads.push(std::thread::Builder::new().name(format!("loop-{index}")).spawn(body).map_err(cannot)?);
             gates.push(gate);
@@ -147,14 +149,10 @@ fn cannot_start(error: &io::Error) -> StartError {
 fn run_loop<B: Backend>(
     setup: Setup,
     bell: &Ringer,
-    core: Option<CoreId>,
     leaving: &Leaving,
     report: Sender<io::Result<()>>,
     go: &Receiver<()>,
 ) -> io::Result<()> {
-    if let Some(core) = core {
-        core_affinity::set_for_current(core);
-    }
     let mut reactor = match open::<B>(setup, bell) {
         Ok(reactor) => reactor,
         Err(error) => {

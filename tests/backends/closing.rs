@@ -5,8 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use production_server::backends::{Backend, Event, How, Options, Piece, Size, Sock};
-use production_server::buffers::outbox::GATHER;
+use production_server::backends::{Backend, Event, How, Options, Piece, Size};
 
 use super::rig::{DEADLINE, Rig, options, pattern, read_pattern, unix_listener};
 
@@ -171,7 +170,7 @@ fn segments_received(stream: &TcpStream) -> u32 {
 /// than a gathered send takes arrives as well.
 #[cfg(target_os = "linux")]
 pub fn the_last_bytes_share_the_segment_of_the_fin<B: Backend>() {
-    let endings: [fn(&mut Rig<B>, Sock); 3] = [
+    let endings: [fn(&mut Rig<B>, production_server::backends::Sock); 3] = [
         |rig, sock| {
             rig.recv(sock);
             rig.close(sock, How::Flushed);
@@ -197,7 +196,7 @@ pub fn the_last_bytes_share_the_segment_of_the_fin<B: Backend>() {
             let (stream, got) = reader.join().unwrap();
             assert_eq!(got, b"piece".repeat(pieces));
             let segments = segments_received(&stream) - before;
-            let gathered = pieces.div_ceil(GATHER) as u32;
+            let gathered = pieces.div_ceil(production_server::buffers::outbox::GATHER) as u32;
             assert!(segments <= gathered, "ending {number}: {pieces} pieces and the end came in {segments} segments");
             drop(stream);
             rig.close(sock, How::Now);

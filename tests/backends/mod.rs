@@ -7,6 +7,8 @@
 mod closing;
 mod connecting;
 mod exhaustion;
+#[cfg(backend_io_uring)]
+mod oldest;
 mod rig;
 mod streaming;
 mod waiting;
@@ -112,4 +114,10 @@ mod readiness {
 #[cfg(backend_io_uring)]
 mod io_uring {
     conformance!(production_server::backends::io_uring::IoUring);
+}
+
+/// The flags of newer kernels change when completions come, and in what order.
+#[cfg(backend_io_uring)]
+mod io_uring_of_oldest_kernel {
+    conformance!(super::oldest::OldestIoUring);
 }

@@ -12,6 +12,24 @@ on_every_backend! {
     a_request_is_held_until_a_worker_comes,
     after_the_hold_the_answer_is_in_the_form_that_was_asked_for,
     no_wait_is_longer_than_the_whole_request_may_take,
+    who_waited_long_still_has_time_for_an_answer,
+}
+
+fn who_waited_long_still_has_time_for_an_answer(backend: &str) {
+    let folder = folder();
+    let worker = Worker::start(&folder.path().join("w"), |question, stream| {
+        // Each takes more than half of the time that a request has.
+        std::thread::sleep(Duration::from_millis(1100));
+        stream.write_all(&ok(&question.target)).is_ok()
+    });
+    let server = Server::in_front_of(backend, &[&worker], &["--queue-timeout-ms", "600000", "--request-timeout", "2s"]);
+    let mut first = server.client();
+    first.begin("/first");
+    until("the first is with the worker", || worker.targets().len() == 1);
+    let mut second = server.client();
+    second.begin("/second");
+    assert_eq!(first.answer().text(), "/first");
+    assert_eq!(second.answer().text(), "/second");
 }
 
 fn no_wait_is_longer_than_the_whole_request_may_take(backend: &str) {

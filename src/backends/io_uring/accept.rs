@@ -6,6 +6,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use ::io_uring::{opcode, types};
 
+use super::super::flags::Flagged;
 use super::super::{ACCEPT_BATCH, Event, Peer, Sock};
 use super::ring::{Operation, token};
 use super::socket::{self, CLOSING, LISTENER, Socket};

@@ -1,5 +1,6 @@
 //! How a socket ends: flush, linger, end what is in flight, close(2), `Close`.
 
+use super::super::flags::Flagged;
 use super::super::{Event, How, Sock};
 use super::IoUring;
 use super::groups;
@@ -21,7 +22,7 @@ impl IoUring {
         if socket.is(ARMED | PARKED | WANTED) && !socket.is(FINISH) {
             socket.set(QUIET);
         }
-        socket.unset(WANTED | FLUSHING | LINGERING);
+        socket.clear(WANTED | FLUSHING | LINGERING);
         match how {
             How::Flushed if !again => socket.set(FLUSHING),
             How::Reset => socket.set(RESET),
@@ -71,7 +72,7 @@ impl IoUring {
             // What was cut should not look whole.
             socket.set(RESET);
         }
-        socket.unset(FLUSHING | LINGERING);
+        socket.clear(FLUSHING | LINGERING);
         let event = self.proceed_to_close(sock);
         self.ready.extend(event);
     }
@@ -87,7 +88,7 @@ impl IoUring {
             self.mark_dirty(sock);
             return true;
         }
-        socket.unset(FLUSHING);
+        socket.clear(FLUSHING);
         // A receive that only was to be armed has seen nothing; but the one before it has, if it left nothing behind.
         let read_whole = |socket: &Socket| !socket.is(ARMED | PARKED) && socket.is(EMPTIED);
         let quiet = socket.is(QUIET) && (read_whole(socket) || !socket.has_unread_input());
@@ -110,7 +111,7 @@ impl IoUring {
             return false;
         }
         if socket.is(ENDED | RECEIVE_FAILED) {
-            socket.unset(LINGERING);
+            socket.clear(LINGERING);
             return false;
         }
         if socket.can_receive() {

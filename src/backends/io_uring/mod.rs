@@ -36,6 +36,7 @@ use std::time::{Duration, Instant};
 use ::io_uring::{cqueue, opcode, types};
 use socket2::SockAddr;
 
+use super::flags::Flagged;
 use super::{Backend, Bell, Event, How, Options, Piece, Side, Size, Sock};
 use crate::buffers::block::Pool;
 use crate::buffers::outbox::Outboxes;
@@ -44,7 +45,7 @@ use crate::buffers::wheel::Wheel;
 use accept::Listener;
 use groups::{GROUPS, Group};
 use messages::Messages;
-use ring::{Operation, Ring, bare_token, parse, token};
+use ring::{Helps, Operation, Ring, bare_token, parse, token};
 use socket::{CLOSING, CONNECTING, FINISH, SENDING, Socket, Started, UNCONNECTED, WANTED, WORKER};
 
 /// How long leaving waits for the kernel to let go of everything. It takes microseconds; beyond this the memory that the
@@ -130,37 +131,7 @@ impl Backend for IoUring {
     type Bell = IoUringBell;
 
     fn new(options: Options) -> io::Result<IoUring> {
-        if options.max_sockets > ring::MOST_SOCKETS {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "io_uring: more than 16,777,216 sockets"));
-        }
-        let ring = Ring::new()?;
-        let group = |number| Group::new(ring.handle(), &options.pool, number);
-        let groups = [group(0)?, group(1)?, group(2)?, group(3)?];
-        let bell = IoUringBell::new()?;
-        let rings = Box::into_raw(Box::new(0));
-        let memory = Memory { groups, messages: Messages::default(), outboxes: Outboxes::new(), rings };
-        let now = Instant::now();
-        let mut backend = IoUring {
-            ring,
-            memory: ManuallyDrop::new(memory),
-            sockets: Slots::new(options.max_sockets),
-            listeners: Vec::new(),
-            dirty: Vec::new(),
-            wanted: Vec::new(),
-            ready: VecDeque::new(),
-            wheel: Wheel::new(now, 0),
-            lives: Vec::new(),
-            pool: options.pool,
-            bell,
-            stall: options.stall,
-            linger: options.linger,
-            accept_retry: options.accept_retry,
-            now,
-        };
-        backend.await_bell();
-        // The kernel refuses an operation here rather than under load.
-        backend.ring.enter(0, None)?;
-        Ok(backend)
+        IoUring::open(options, Helps::Linux66)
     }
 
     fn bell(&self) -> IoUringBell {
@@ -274,6 +245,48 @@ impl Backend for IoUring {
 }
 
 impl IoUring {
+    /// The backend as on the oldest kernel that has what it needs, Linux 5.19: for tests of what newer ones do not show.
+    ///
+    /// # Errors
+    /// As [`Backend::new`].
+    pub fn on_oldest_kernel(options: Options) -> io::Result<IoUring> {
+        IoUring::open(options, Helps::Linux519)
+    }
+
+    fn open(options: Options, most: Helps) -> io::Result<IoUring> {
+        if options.max_sockets > ring::MOST_SOCKETS {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "io_uring: more than 16,777,216 sockets"));
+        }
+        let ring = Ring::new(most)?;
+        let group = |number| Group::new(ring.handle(), &options.pool, number);
+        let groups = [group(0)?, group(1)?, group(2)?, group(3)?];
+        let bell = IoUringBell::new()?;
+        let rings = Box::into_raw(Box::new(0));
+        let memory = Memory { groups, messages: Messages::default(), outboxes: Outboxes::new(), rings };
+        let now = Instant::now();
+        let mut backend = IoUring {
+            ring,
+            memory: ManuallyDrop::new(memory),
+            sockets: Slots::new(options.max_sockets),
+            listeners: Vec::new(),
+            dirty: Vec::new(),
+            wanted: Vec::new(),
+            ready: VecDeque::new(),
+            wheel: Wheel::new(now, 0),
+            lives: Vec::new(),
+            pool: options.pool,
+            bell,
+            stall: options.stall,
+            linger: options.linger,
+            accept_retry: options.accept_retry,
+            now,
+        };
+        backend.await_bell();
+        // The kernel refuses an operation here rather than under load.
+        backend.ring.enter(0, None)?;
+        Ok(backend)
+    }
+
     #[inline]
     fn next_event(&mut self) -> Option<Event> {
         loop {
@@ -318,7 +331,7 @@ impl IoUring {
     /// The connect has come to its end.
     fn complete_connect(&mut self, sock: Sock, result: i32) -> Option<Event> {
         let socket = self.sockets.lookup_mut(sock)?;
-        socket.unset(CONNECTING);
+        socket.clear(CONNECTING);
         let error = if result < 0 { -result } else { socket::take_error(socket.raw()) };
         if error != 0 {
             socket.set(UNCONNECTED);

@@ -2,7 +2,7 @@
 //!
 //! Rules:
 //! - A ring belongs to the thread that made it (SINGLE_ISSUER), and completions appear only in that thread's `enter`
-//!   (DEFER_TASKRUN), where the kernel accepts both.
+//!   (DEFER_TASKRUN), where the kernel accepts both; [`Helps`] has what it does without.
 //! - No entry is lost: one that finds the submission queue full goes out with an early submit, or waits in the backlog.
 //! - Every entry ends in exactly one final completion, so `in_flight` says whether the kernel may still touch our memory.
 
@@ -106,6 +106,18 @@ struct RingUpdate {
     data: u64,
 }
 
+/// How much help of the kernel a ring may have, by the version that brought it; each includes those before it. Provided buffers in
+/// rings came with the first, and without them there is no backend.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) enum Helps {
+    /// An entry that fails stops no other (SUBMIT_ALL); completions interrupt nobody (COOP_TASKRUN).
+    Linux519,
+    /// They wait for the one thread that submits (SINGLE_ISSUER, DEFER_TASKRUN).
+    Linux61,
+    /// No array of indices between the program and its entries (NO_SQARRAY).
+    Linux66,
+}
+
 /// The queues shared with the kernel.
 pub(super) struct Ring {
     ring: IoUring,
@@ -120,9 +132,9 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// Opens a ring with the most helpful set of flags that this kernel accepts.
-    pub(super) fn new() -> io::Result<Ring> {
-        let ring = open()?;
+    /// Opens a ring with as much help as this kernel gives, and no more than `most`.
+    pub(super) fn new(most: Helps) -> io::Result<Ring> {
+        let ring = open(most)?;
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel's io_uring lacks EXT_ARG or NODROP"));
         }
@@ -259,19 +271,16 @@ impl Drop for Ring {
 }
 
 /// Tries the sets of flags from the most to the least helpful.
-fn open() -> io::Result<IoUring> {
+fn open(most: Helps) -> io::Result<IoUring> {
     let mut result = Err(io::ErrorKind::Unsupported.into());
-    for level in (0..4).rev() {
+    for helps in [Helps::Linux66, Helps::Linux61, Helps::Linux519].into_iter().filter(|helps| *helps <= most) {
         let mut builder = IoUring::builder();
-        builder.dontfork().setup_cqsize(COMPLETIONS);
-        if level >= 1 {
-            builder.setup_submit_all().setup_coop_taskrun(); // Linux 5.19
+        builder.dontfork().setup_cqsize(COMPLETIONS).setup_submit_all().setup_coop_taskrun();
+        if helps >= Helps::Linux61 {
+            builder.setup_single_issuer().setup_defer_taskrun();
         }
-        if level >= 2 {
-            builder.setup_single_issuer().setup_defer_taskrun(); // Linux 6.1
-        }
-        if level >= 3 {
-            builder.setup_no_sqarray(); // Linux 6.6
+        if helps >= Helps::Linux66 {
+            builder.setup_no_sqarray();
         }
         result = builder.build(SUBMISSIONS);
         match &result {
@@ -322,20 +331,29 @@ mod tests {
 
     #[test]
     fn more_entries_than_the_queue_holds_all_complete() {
-        let mut ring = Ring::new().unwrap();
-        for number in 0..3000 {
-            let entry = opcode::Nop::new().build().user_data(number);
-            // SAFETY: a no-op refers to no memory.
-            unsafe { ring.push(entry) };
+        for helps in [Helps::Linux519, Helps::Linux61, Helps::Linux66] {
+            let mut ring = Ring::new(helps).unwrap();
+            for number in 0..3000 {
+                let entry = opcode::Nop::new().build().user_data(number);
+                // SAFETY: a no-op refers to no memory.
+                unsafe { ring.push(entry) };
+            }
+            let mut seen = Vec::new();
+            while seen.len() < 3000 {
+                ring.enter(1, Some(Duration::from_secs(10))).unwrap();
+                assert!(ring.has_completions(), "an entry was lost");
+                seen.extend(std::iter::from_fn(|| ring.next()).map(|entry| entry.user_data()));
+            }
+            seen.sort_unstable();
+            assert!(seen.into_iter().eq(0..3000));
+            assert_eq!(ring.in_flight(), 0);
         }
-        let mut seen = Vec::new();
-        while seen.len() < 3000 {
-            ring.enter(1, Some(Duration::from_secs(10))).unwrap();
-            assert!(ring.has_completions(), "an entry was lost");
-            seen.extend(std::iter::from_fn(|| ring.next()).map(|entry| entry.user_data()));
-        }
-        seen.sort_unstable();
-        assert!(seen.into_iter().eq(0..3000));
-        assert_eq!(ring.in_flight(), 0);
+    }
+
+    /// What is tested as the oldest kernel is not secretly the newest.
+    #[test]
+    fn a_ring_has_no_more_help_than_it_may() {
+        let plain = open(Helps::Linux519).unwrap();
+        assert!(!plain.params().is_setup_single_issuer());
     }
 }

@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use socket2::SockAddr;
 
+use super::super::flags::Flagged;
 use super::super::{Peer, Size};
 use super::messages::NO_MESSAGE;
 use crate::buffers::block::Share;
@@ -77,31 +78,28 @@ pub(super) struct Socket {
     pub(super) message: u32,
 }
 
+impl Flagged for Socket {
+    #[inline]
+    fn flags(&self) -> u32 {
+        self.flags
+    }
+
+    #[inline]
+    fn flags_mut(&mut self) -> &mut u32 {
+        &mut self.flags
+    }
+}
+
 impl Socket {
     pub(super) fn new(fd: OwnedFd, flags: u32) -> Socket {
         Socket { fd, flags, outbox: Outbox::default(), sent: 0, offered: 0, message: NO_MESSAGE }
-    }
-
-    #[inline]
-    pub(super) fn is(&self, flags: u32) -> bool {
-        self.flags & flags != 0
-    }
-
-    #[inline]
-    pub(super) fn set(&mut self, flags: u32) {
-        self.flags |= flags;
-    }
-
-    #[inline]
-    pub(super) fn unset(&mut self, flags: u32) {
-        self.flags &= !flags;
     }
 
     /// Clears the flags and says whether one of them was set.
     #[inline]
     pub(super) fn replace(&mut self, flags: u32) -> bool {
         let was = self.is(flags);
-        self.unset(flags);
+        self.clear(flags);
         was
     }
 

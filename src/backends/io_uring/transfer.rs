@@ -8,6 +8,7 @@ use std::ptr::null_mut;
 
 use ::io_uring::{cqueue, opcode, squeue, types};
 
+use super::super::flags::Flagged;
 use super::super::{Event, HIGH_MARK, Piece, Side, Size, Sock};
 use super::IoUring;
 use super::groups;
@@ -30,7 +31,7 @@ impl IoUring {
         }
         match size {
             Size::Large if self.pool.total(Size::Large) > 0 => socket.set(LARGE),
-            _ => socket.unset(LARGE),
+            _ => socket.clear(LARGE),
         }
         socket.set(WANTED);
         if !socket.is(CONNECTING) {
@@ -42,7 +43,7 @@ impl IoUring {
     pub(super) fn arm_receive(&mut self, sock: Sock) {
         let Some(socket) = self.sockets.lookup_mut(sock) else { return };
         debug_assert!(!socket.is(ARMED | PARKED), "a second receive is armed");
-        socket.unset(WANTED);
+        socket.clear(WANTED);
         let group = groups::number(socket.share(), socket.size());
         socket.set(ARMED);
         self.memory.groups[group].armed += 1;
@@ -63,17 +64,17 @@ impl IoUring {
         let mut block = groups[group].take(flags);
         let full = block.as_mut().is_some_and(|block| block.spare().1 <= usize::try_from(result).unwrap_or(0));
         let socket = self.sockets.lookup_mut(sock)?;
-        socket.unset(ARMED);
+        socket.clear(ARMED);
         if result == -libc::ENOBUFS && (!socket.is(CLOSING) || socket.is(FLUSHING | LINGERING)) {
             // The next try waits for bytes before it asks for a block; and a small one is better than none.
             socket.set(PARKED | EMPTIED);
-            socket.unset(LARGE);
+            socket.clear(LARGE);
             groups[groups::number(socket.share(), Size::Small)].parked.push(sock);
             return None;
         }
         match result {
             // Not every kernel knows what is left in a Unix socket; a full block says that there may be more.
-            1.. if cqueue::sock_nonempty(flags) || full => socket.unset(EMPTIED),
+            1.. if cqueue::sock_nonempty(flags) || full => socket.clear(EMPTIED),
             1.. => socket.set(EMPTIED),
             0 => socket.set(ENDED),
             _ if matches!(-result, libc::EINTR | libc::EAGAIN | libc::ENOBUFS) => {}
@@ -81,7 +82,7 @@ impl IoUring {
         }
         if socket.is(CLOSING) {
             if result > 0 {
-                socket.unset(QUIET);
+                socket.clear(QUIET);
             }
             if socket.is(FLUSHING) && socket.can_receive() {
                 self.arm_receive(sock);
@@ -171,7 +172,7 @@ impl IoUring {
 
     fn start_send(&mut self, sock: Sock) {
         let Some(socket) = self.sockets.lookup_mut(sock) else { return };
-        socket.unset(DIRTY);
+        socket.clear(DIRTY);
         if socket.is(SENDING | CONNECTING | SEND_FAILED) {
             return;
         }
@@ -204,7 +205,7 @@ impl IoUring {
     /// A send is over, in whole or in part.
     pub(super) fn complete_send(&mut self, sock: Sock, result: i32) -> Option<Event> {
         let socket = self.sockets.lookup_mut(sock)?;
-        socket.unset(SENDING);
+        socket.clear(SENDING);
         if socket.message != NO_MESSAGE {
             self.memory.messages.release(socket.message);
             socket.message = NO_MESSAGE;
@@ -217,7 +218,7 @@ impl IoUring {
         socket.sent += taken as u64;
         self.memory.outboxes.consume(&mut socket.outbox, taken);
         if socket.outbox.is_empty() {
-            socket.unset(BLOCKED);
+            socket.clear(BLOCKED);
             let drained = socket.replace(HIGH);
             self.finish_if_empty(sock);
             return self.after_send(sock, drained.then_some(Event::Drain { sock }));
@@ -226,7 +227,7 @@ impl IoUring {
             socket.set(BLOCKED);
             self.memory.outboxes.settle(&socket.outbox, &self.pool);
         } else {
-            socket.unset(BLOCKED);
+            socket.clear(BLOCKED);
         }
         let flushing = socket.is(FLUSHING);
         if flushing && taken > 0 {
@@ -240,7 +241,7 @@ impl IoUring {
     fn fail_send(&mut self, sock: Sock, error: i32) -> Option<Event> {
         let socket = self.sockets.lookup_mut(sock)?;
         self.memory.outboxes.clear(&mut socket.outbox);
-        socket.unset(HIGH | BLOCKED);
+        socket.clear(HIGH | BLOCKED);
         socket.set(SEND_FAILED);
         let error = io::Error::from_raw_os_error(error);
         self.after_send(sock, Some(Event::Fail { sock, side: Side::Send, error }))

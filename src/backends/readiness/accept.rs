@@ -8,6 +8,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
+use super::super::flags::Flagged;
 use super::super::{ACCEPT_BATCH, Event, Sock};
 use super::socket::flag::*;
 use super::system::{self, TELLS_AGAIN};

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
+use crate::backends::flags::Flagged;
 use crate::buffers::outbox::Outbox;
 
 /// Facts about a socket, one bit each.
@@ -64,20 +65,15 @@ pub(super) struct Socket {
     pub(super) turn: u32,
 }
 
-impl Socket {
+impl Flagged for Socket {
     #[inline]
-    pub(super) fn is(&self, flags: u32) -> bool {
-        self.flags & flags != 0
+    fn flags(&self) -> u32 {
+        self.flags
     }
 
     #[inline]
-    pub(super) fn set(&mut self, flags: u32) {
-        self.flags |= flags;
-    }
-
-    #[inline]
-    pub(super) fn clear(&mut self, flags: u32) {
-        self.flags &= !flags;
+    fn flags_mut(&mut self) -> &mut u32 {
+        &mut self.flags
     }
 }
 

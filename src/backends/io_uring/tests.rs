@@ -1,1 +1,0 @@
-//! Tests of what the conformance suite cannot see.
