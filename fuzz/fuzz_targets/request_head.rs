@@ -19,8 +19,7 @@ fuzz_target!(|bytes: &[u8]| {
     if half.is_err() {
         assert!(whole.is_err(), "refused in part, accepted whole");
     }
-    let first_line = bytes.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
-    assert_ne!(Fields::plain_agrees(bytes, first_line, limits.fields), Some(false), "a shorter way has another outcome");
+    compare_ways(bytes, limits.fields);
     let Ok(Some(request)) = whole else { return };
     if let Ok(Some(earlier)) = half {
         assert_eq!((earlier.len, earlier.framing), (request.len, request.framing));
@@ -49,6 +48,15 @@ fuzz_target!(|bytes: &[u8]| {
         check(out.written(), &request, &forward);
     }
 });
+
+/// The plain way through the field lines and httparse's. Only a library built for fuzzing shows both.
+fn compare_ways(bytes: &[u8], most: usize) {
+    let first_line = bytes.iter().position(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    #[cfg(fuzzing)]
+    assert_ne!(Fields::plain_agrees(bytes, first_line, most), Some(false), "the ways differ");
+    #[cfg(not(fuzzing))]
+    let _ = (first_line, most);
+}
 
 fn check(written: &[u8], request: &head::Request, forward: &Forward<'_>) {
     // What is added may take a head beyond the limits that it kept to.
