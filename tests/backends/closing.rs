@@ -5,8 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use production_server::backends::{Backend, Event, How, Options, Piece, Size, Sock};
-use production_server::buffers::outbox::GATHER;
+use production_server::backends::{Backend, Event, How, Options, Piece, Size};
 
 use super::rig::{DEADLINE, Rig, options, pattern, read_pattern, unix_listener};
 
@@ -170,6 +169,8 @@ fn segments_received(stream: &TcpStream) -> u32 {
 /// than a gathered send takes arrives as well.
 #[cfg(target_os = "linux")]
 pub fn the_last_bytes_share_the_segment_of_the_fin<B: Backend>() {
+    use production_server::backends::Sock;
+    use production_server::buffers::outbox::GATHER;
     let endings: [fn(&mut Rig<B>, Sock); 3] = [
         |rig, sock| {
             rig.recv(sock);
