@@ -170,7 +170,9 @@ fn segments_received(stream: &TcpStream) -> u32 {
 /// than a gathered send takes arrives as well.
 #[cfg(target_os = "linux")]
 pub fn the_last_bytes_share_the_segment_of_the_fin<B: Backend>() {
-    let endings: [fn(&mut Rig<B>, production_server::backends::Sock); 3] = [
+    use production_server::backends::Sock;
+    use production_server::buffers::outbox::GATHER;
+    let endings: [fn(&mut Rig<B>, Sock); 3] = [
         |rig, sock| {
             rig.recv(sock);
             rig.close(sock, How::Flushed);
