@@ -171,7 +171,6 @@ fn segments_received(stream: &TcpStream) -> u32 {
 #[cfg(target_os = "linux")]
 pub fn the_last_bytes_share_the_segment_of_the_fin<B: Backend>() {
     use production_server::backends::Sock;
-    use production_server::buffers::outbox::GATHER;
     let endings: [fn(&mut Rig<B>, Sock); 3] = [
         |rig, sock| {
             rig.recv(sock);
