@@ -116,6 +116,9 @@ impl Fleet {
             }
             Started::Failed(message) => {
                 machine.say(Event::StartFailed(number, message.clone()));
+                if self.ever_ready && !self.is_filled(number) && !self.is_in_turn(number) {
+                    return self.start_later(number, now);
+                }
                 self.start_failed(number, generation, &message, "", now, machine);
             }
         }
@@ -135,7 +138,7 @@ impl Fleet {
             }
             return;
         }
-        if ending == Ending::Deploy && self.rule.max_unavailable == 0 {
+        if ending == Ending::Deploy && self.rule.max_unavailable == 0 && self.roll.is_some() {
             let reason = "memory has no room for a replacement beside the old worker: free some, or permit that a worker \
                           is missing for a moment (--max-unavailable 1)";
             return self.abort_roll(reason, "", now, machine);
@@ -159,11 +162,11 @@ impl Fleet {
         }
     }
 
-    /// Drains all in a place but one.
+    /// Drains those in a place who were there before one of them.
     pub(super) fn retire_others(&mut self, number: u32, name: Name, now: Instant, machine: &mut impl Machine) {
         for index in 0..self.members.len() {
             let member = &mut self.members[index];
-            if member.number == number && member.name != name && member.is_active() {
+            if member.number == number && member.name < name && member.is_active() {
                 member.replaced = true;
                 let ending = member.due.unwrap_or(Ending::Deploy);
                 self.leave(index, ending, now, machine);
@@ -195,7 +198,13 @@ impl Fleet {
             Some(other) if other.name > member.name => {}
             Some(_) if failed => self.start_failed(number, member.generation, reason, &exit.last_lines, now, machine),
             Some(_) => {}
-            None if failed => self.decide(number, exit.answered, now, machine),
+            None if failed => {
+                self.decide(number, exit.answered, now, machine);
+                if self.is_given_up(number) && self.is_in_turn(number) {
+                    // Nobody will come to this place, and the roll would wait for that one for ever.
+                    self.abort_roll(reason, &exit.last_lines, now, machine);
+                }
+            }
             None => {
                 if let Some(place) = self.place_mut(number) {
                     place.start_at = now;
@@ -219,7 +228,7 @@ impl Fleet {
         if rolling && !self.is_proven() {
             return self.abort_roll(reason, last_lines, now, machine);
         }
-        if !self.members.iter().any(|member| member.number == number && member.is_active()) && !rolling {
+        if !self.is_filled(number) && !rolling {
             return self.decide(number, false, now, machine);
         }
         let longest = self.rule.restart.max;
@@ -233,6 +242,29 @@ impl Fleet {
                 machine.say(Event::OldServesOn(number));
             }
         }
+    }
+
+    /// The system has no process or descriptor for a worker. That is no fault of an app that has served before: it is tried again, as
+    /// rarely as crashes allow, but never given up for it.
+    fn start_later(&mut self, number: u32, now: Instant) {
+        let longest = self.rule.restart.max;
+        let Some(place) = self.place_mut(number) else { return };
+        place.start_at = match place.policy.exited(false, now) {
+            Decision::StartAt(at) => at.max(now + ROOM_RETRY),
+            Decision::GiveUp => {
+                place.policy.forget();
+                now + longest
+            }
+        };
+    }
+
+    /// Whether somebody serves in a place, or will.
+    pub(super) fn is_filled(&self, number: u32) -> bool {
+        self.members.iter().any(|member| member.number == number && member.is_active())
+    }
+
+    pub(super) fn is_given_up(&self, number: u32) -> bool {
+        self.places.iter().any(|place| place.number == number && place.given_up)
     }
 
     /// Nobody fills the place: when is it filled again, if ever?
@@ -289,8 +321,15 @@ impl Fleet {
             self.places.iter().position(|place| place.number == number)
         });
         let place = self.places.remove(position.unwrap_or(self.places.len() - 1));
+        self.place_was_removed(place.number);
         for index in 0..self.members.len() {
-            if self.members[index].number == place.number && self.members[index].is_active() {
+            let member = &mut self.members[index];
+            if member.number != place.number {
+                continue;
+            }
+            // Nobody's end is a loss to a place that gets this number next, or has to be waited for.
+            member.replaced = true;
+            if member.is_active() {
                 self.leave(index, Ending::ScaledDown, now, machine);
             }
         }

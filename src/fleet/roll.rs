@@ -138,7 +138,7 @@ impl Fleet {
         while roll.doing.len() < self.rule.parallel.max(1)
             && let Some(number) = roll.waiting.pop_front()
         {
-            if self.begin_place(number, now) {
+            if self.begin_place(number, roll.generation, now) {
                 roll.doing.push(number);
             } else {
                 roll.total -= 1;
@@ -152,10 +152,12 @@ impl Fleet {
     }
 
     /// False: the place is gone.
-    fn begin_place(&mut self, number: u32, now: Instant) -> bool {
+    fn begin_place(&mut self, number: u32, generation: u32, now: Instant) -> bool {
         let Some(place) = self.places.iter_mut().find(|place| place.number == number) else { return false };
         place.start_afresh(now);
-        for member in self.members.iter_mut().filter(|member| member.number == number && member.is_active()) {
+        // A place that was added meanwhile may have a new worker already.
+        let old = |member: &&mut Member| member.number == number && member.generation != generation;
+        for member in self.members.iter_mut().filter(|member| member.is_active()).filter(old) {
             member.mark(Ending::Deploy);
         }
         true
@@ -198,7 +200,7 @@ impl Fleet {
                 |member: &Member| member.number == number && member.generation != generation && member.is_active();
             if self.members.iter().any(serves) {
                 self.withdraw(number, generation, now, machine);
-            } else if !proven && !self.members.iter().any(|member| member.number == number && member.is_active()) {
+            } else if !proven && !self.is_given_up(number) && !self.is_filled(number) {
                 self.decide(number, false, now, machine);
             }
         }
@@ -229,30 +231,28 @@ impl Fleet {
         new
     }
 
+    /// Ends the trial if it is time. Who is judged, and whom the new ones relieve, is seen anew each time: a worker may have been out
+    /// of reach for a moment when it was its turn.
     fn judge_trial(&mut self, now: Instant, machine: &mut impl Machine) {
         let Some(roll) = &mut self.roll else { return };
-        let Some(trial) = roll.trial.as_mut().filter(|trial| trial.look_at <= now) else { return };
-        let new = |member: &&Member| member.generation == roll.generation && roll.doing.contains(&member.number);
-        match self.members.iter().find(|member| member.name == trial.name).map(Member::is_running) {
-            Some(true) => {}
-            Some(false) => {
-                // It refused a connection and is being looked at, or it leaves.
-                trial.look_at = now + TRIAL_LOOK;
-                return;
-            }
-            None => {
+        if !roll.proven {
+            let new = |member: &&Member| member.generation == roll.generation && roll.doing.contains(&member.number);
+            let on_trial = |trial: &Trial| self.members.iter().find(|member| member.name == trial.name);
+            let Some(judged) = roll.trial.as_ref().and_then(on_trial) else {
                 let other = self.members.iter().filter(new).find(|member| member.is_running());
                 roll.trial = other.map(|member| Trial::of(member.name, now));
                 return;
+            };
+            let Some(trial) = roll.trial.as_mut().filter(|trial| trial.look_at <= now) else { return };
+            // One that does not run refused a connection and is being looked at, or it leaves.
+            if !judged.is_running() || (now < trial.until && !machine.has_answered(trial.name)) {
+                trial.look_at = now + TRIAL_LOOK;
+                return;
             }
+            roll.trial = None;
+            roll.proven = true;
+            self.generation = roll.generation;
         }
-        if now < trial.until && !machine.has_answered(trial.name) {
-            trial.look_at = now + TRIAL_LOOK;
-            return;
-        }
-        roll.trial = None;
-        roll.proven = true;
-        self.generation = roll.generation;
         let (generation, doing) = (roll.generation, roll.doing.clone());
         for number in doing {
             let ready =
@@ -268,6 +268,11 @@ impl Fleet {
         self.roll.as_ref().filter(|roll| roll.doing.contains(&number)).map_or(self.generation, |roll| roll.generation)
     }
 
+    /// Whether it is a place's turn in the roll under way.
+    pub(super) fn is_in_turn(&self, number: u32) -> bool {
+        self.roll.as_ref().is_some_and(|roll| roll.doing.contains(&number))
+    }
+
     /// Whether the roll under way is replacing a place with workers of that generation.
     pub(super) fn is_rolling(&self, number: u32, generation: u32) -> bool {
         self.roll.as_ref().is_some_and(|roll| roll.generation == generation && roll.doing.contains(&number))
@@ -280,6 +285,15 @@ impl Fleet {
     /// Whether a worker is of a roll of which none has shown yet that it serves.
     pub(super) fn is_unproven(&self, member: &Member) -> bool {
         self.roll.as_ref().is_some_and(|roll| !roll.proven && roll.generation == member.generation)
+    }
+
+    /// A place is gone: the roll has one less to replace, if its turn had not come.
+    pub(super) fn place_was_removed(&mut self, number: u32) {
+        if let Some(roll) = &mut self.roll {
+            let before = roll.waiting.len();
+            roll.waiting.retain(|waiting| *waiting != number);
+            roll.total -= before - roll.waiting.len();
+        }
     }
 
     /// A place was added: a roll that is not proven yet takes it in, for its first worker may still be an old one.

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 
+mod edges;
+
 /// What the machine was asked for, in words.
 #[derive(Default)]
 struct Paper {

@@ -531,7 +531,10 @@ impl Supervisor {
         if self.pause_until.take().is_some() {
             self.crew.tell(Level::Info, "resume", "requests go on", &[("held", &waiting)]);
         }
-        self.release = (waiting > 0).then(|| (waiting.div_ceil(RELEASE_STEPS), now));
+        // Asked for twice, those who are being let go by the first go on.
+        if waiting > 0 {
+            self.release = Some((waiting.div_ceil(RELEASE_STEPS), now));
+        }
         waiting
     }
 

@@ -204,6 +204,24 @@ fn requests_are_held_by_a_pause_and_go_on_after_it() {
     assert!(server.get("/ping").ends_with("pong"));
 }
 
+#[test]
+fn a_pause_that_is_ended_twice_at_once_lets_all_go() {
+    let server = Server::start(&["-w", "1"], &[]);
+    assert_eq!(server.word(&["pause", "--max", "1h"]).0, Some(0));
+    let mut held: Vec<Client> = (0..5).map(|_| server.front()).collect();
+    for client in &mut held {
+        client.send("GET /ping HTTP/1.1\r\nHost: x\r\n\r\n");
+    }
+    server.until("all to be held", |app| app["queue"]["depth"] == 5);
+    let mut operator = Client::new(&server.socket());
+    operator.send(&request("POST", "/resume", "").repeat(2));
+    assert_eq!((operator.answer().1["held"].clone(), operator.answer().1["held"].clone()), (json!(5), json!(0)));
+    for client in &mut held {
+        let head = client.head();
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    }
+}
+
 /// A worker that this server did not start: the built-in one, started by the test.
 fn stranger(socket: &Path) -> Child {
     let mut process = Process::new(env!("CARGO_BIN_EXE_production_server"));

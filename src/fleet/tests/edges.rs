@@ -1,0 +1,116 @@
+//! What happens to places, rolls and starts when several things go wrong at once.
+
+use super::*;
+
+/// A roll whose first place is done, and whose second has its replacement on the way.
+fn proven(rule: Rule, workers: usize) -> Scene {
+    let mut scene = Scene::running(rule, workers);
+    scene.restart();
+    scene.ready_all();
+    scene.pass(TRIAL);
+    scene.let_the_old_go();
+    assert!(scene.fleet.roll().is_some_and(|roll| roll.done == 1), "the second place's turn has come");
+    scene
+}
+
+#[test]
+fn later_replacements_that_get_ready_and_crash_end_the_roll() {
+    let mut scene = proven(rule(), 2);
+    for _ in 0..5 {
+        scene.ready_all();
+        assert_eq!(scene.fleet.members().len(), 3, "the old one still has something to finish");
+        let new = scene.fleet.members()[2].name;
+        scene.exit(new, false);
+        scene.pass(SECOND * 5);
+    }
+    assert!(scene.fleet.places()[1].given_up);
+    assert!(matches!(&scene.ended_rolls()[..], [RollEnd::Aborted { .. }]), "{:?}", scene.paper.told);
+    scene.restart();
+    scene.settle();
+    assert_eq!(scene.serving(), [(1, 3), (2, 3)], "the next roll brings it back");
+}
+
+#[test]
+fn a_new_worker_that_was_looked_at_when_the_roll_was_proven_takes_over_when_it_is_back() {
+    let mut scene = Scene::running(Rule { parallel: 2, ..rule() }, 2);
+    scene.restart();
+    scene.ready_all();
+    let second = scene.fleet.members()[3].name;
+    scene.fleet.unreachable(second, scene.now, &mut scene.paper);
+    scene.pass(TRIAL);
+    assert_eq!(scene.serving(), [(1, 2), (2, 1)]);
+    scene.ready(second);
+    scene.settle();
+    assert_eq!(scene.ended_rolls(), [RollEnd::Done]);
+    assert_eq!(scene.serving(), [(1, 2), (2, 2)]);
+}
+
+#[test]
+fn a_system_without_processes_for_a_while_costs_no_place() {
+    let mut scene = Scene::running(rule(), 2);
+    scene.paper.refuses = true;
+    for name in [scene.fleet.members()[0].name, scene.fleet.members()[1].name] {
+        scene.exit(name, true);
+    }
+    scene.pass(SECOND * 600);
+    let attempts = scene.paper.told.iter().filter(|event| matches!(event, Event::StartFailed(..))).count();
+    assert!((20..200).contains(&attempts), "{attempts} attempts in ten minutes");
+    assert!(!scene.paper.failed);
+    scene.paper.refuses = false;
+    for _ in 0..30 {
+        scene.pass(SECOND);
+        scene.ready_all();
+    }
+    assert_eq!(scene.serving(), [(1, 1), (2, 1)]);
+}
+
+#[test]
+fn an_old_worker_that_gets_ready_late_leaves_its_replacement_alone() {
+    let mut scene = Scene::new(rule(), 1);
+    let old = scene.starting()[0];
+    scene.restart();
+    let new = scene.starting()[1];
+    scene.ready(old);
+    assert!(!scene.paper.terminated.contains(&new), "it is on its way");
+    scene.ready(new);
+    scene.pass(TRIAL);
+    scene.let_the_old_go();
+    assert_eq!((scene.serving(), scene.paper.starts.len()), (vec![(1, 2)], 2));
+    assert_eq!(scene.ended_rolls(), [RollEnd::Done]);
+}
+
+#[test]
+fn a_place_that_comes_back_does_not_wait_for_who_leaves_it() {
+    let mut scene = Scene::running(rule(), 3);
+    scene.fleet.scale_to(1, "test", scene.now, &mut scene.paper);
+    scene.tick();
+    scene.fleet.scale_to(3, "test", scene.now, &mut scene.paper);
+    scene.tick();
+    assert_eq!(scene.starting().len(), 2, "those that leave may take their time");
+    scene.ready_all();
+    assert_eq!(scene.serving().len(), 3);
+    scene.let_the_old_go();
+    assert_eq!((scene.serving().len(), scene.paper.starts.len()), (3, 5), "they were not lost");
+}
+
+#[test]
+fn a_place_that_was_away_during_a_roll_is_rolled_once() {
+    for memory in [true, false] {
+        let mut scene = proven(rule(), 3);
+        scene.ready_all();
+        scene.fleet.scale_to(2, "test", scene.now, &mut scene.paper);
+        scene.tick();
+        scene.fleet.scale_to(3, "test", scene.now, &mut scene.paper);
+        scene.tick();
+        scene.ready_all();
+        scene.paper.no_memory = !memory;
+        scene.settle();
+        assert_eq!(scene.ended_rolls(), [RollEnd::Done]);
+        assert!(scene.fleet.members().iter().all(|member| member.due.is_none()), "{:?}", scene.fleet.members());
+        scene.paper.no_memory = true;
+        let starts = scene.paper.starts.len();
+        scene.pass(SECOND * 60);
+        assert_eq!(scene.paper.starts.len(), starts);
+        assert_eq!(scene.serving(), [(1, 2), (2, 2), (3, 2)]);
+    }
+}
