@@ -4,6 +4,7 @@ mod backends;
 mod cli;
 mod conformance;
 mod control;
+mod hot_reload;
 mod listen;
 mod module;
 mod panics;
