@@ -28,5 +28,6 @@ pub mod metrics;
 pub mod planted;
 pub mod reactor;
 pub mod server;
+pub mod socket_file;
 pub mod supervisor;
 pub mod worker;

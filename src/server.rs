@@ -10,13 +10,11 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
+use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::backends::Backend;
 use crate::config::{BackendChoice, ListenAddress, Settings};
@@ -26,11 +24,13 @@ use crate::http::reply::Direct;
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
 use crate::metrics::{self, Health, Metrics, Status};
+use crate::socket_file::SocketFile;
 use crate::supervisor::{self, About, RunDirectory, Supervisor};
 
 use loops::LoopSet;
 
 mod loops;
+mod unix;
 
 /// Connections that wait to be accepted, at most; the kernel clamps it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -90,10 +90,12 @@ pub fn run(settings: Settings) -> u8 {
 fn start(mut settings: Settings) -> Result<u8, StartError> {
     let original_limit = raise_descriptor_limit();
     clamp_connections(&mut settings);
-    let listeners = open_listeners(&settings)?;
+    let mut listeners = open_listeners(&settings)?;
     for (place, listener) in settings.listen.iter_mut().zip(&listeners) {
         listener.address.clone_into(place);
     }
+    // Removed when this function ends, however it does.
+    let _socket_files: Vec<SocketFile> = listeners.iter_mut().filter_map(|listener| listener.file.take()).collect();
     let log = Log::open(&settings.access_log, settings.event_format)
         .map_err(|error| refused(format!("cannot open the access log: {error}"), &error, exit::CANNOT_CREATE))?;
     let backend = choose_backend(&settings, &log)?;
@@ -176,12 +178,6 @@ fn supervise(shared: &Arc<Shared>, metrics: &Metrics, supervisor: Supervisor, th
     if !shared.settings.stats_interval.is_zero() {
         shared.log.print(metrics::stats_box(&metrics.total()));
     }
-    for address in &shared.settings.listen {
-        if let ListenAddress::Unix(path) = address {
-            // Nobody listens there any more; a file that is gone already is as good.
-            let _ = std::fs::remove_file(path);
-        }
-    }
     shared.log.flush_and_stop(LOG_FLUSH);
     code
 }
@@ -206,6 +202,8 @@ fn policy(settings: &Settings) -> Policy {
 struct Listening {
     address: ListenAddress,
     sockets: Vec<OwnedFd>,
+    /// The file of a Unix socket.
+    file: Option<SocketFile>,
 }
 
 impl Listening {
@@ -219,25 +217,20 @@ impl Listening {
 }
 
 fn open_listeners(settings: &Settings) -> Result<Vec<Listening>, StartError> {
+    let owner = unix::Owner::find(&settings.unix_listen)?;
     let open = |address: &ListenAddress| match address {
-        ListenAddress::Tcp(address) => listen_tcp(*address, settings.loops),
-        ListenAddress::Unix(path) => listen_unix(path),
+        ListenAddress::Tcp(address) => listen_tcp(*address, settings.loops).map_err(|error| {
+            let hint = match error.kind() {
+                io::ErrorKind::AddrInUse => "; another program listens there: stop it or choose another address",
+                io::ErrorKind::PermissionDenied => "; ports below 1024 need privileges",
+                io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
+                _ => "",
+            };
+            refused(format!("cannot listen on {address}: {error}{hint}"), &error, exit::CANNOT_CREATE)
+        }),
+        ListenAddress::Unix(path) => unix::listen(path, settings.unix_listen.mode, owner),
     };
-    settings
-        .listen
-        .iter()
-        .map(|address| {
-            open(address).map_err(|error| {
-                let hint = match error.kind() {
-                    io::ErrorKind::AddrInUse => "; another program listens there: stop it or choose another address",
-                    io::ErrorKind::PermissionDenied => "; ports below 1024 need privileges",
-                    io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
-                    _ => "",
-                };
-                refused(format!("cannot listen on {address}: {error}{hint}"), &error, exit::CANNOT_CREATE)
-            })
-        })
-        .collect()
+    settings.listen.iter().map(open).collect()
 }
 
 fn listen_tcp(address: SocketAddr, loops: usize) -> io::Result<Listening> {
@@ -261,7 +254,7 @@ fn listen_tcp(address: SocketAddr, loops: usize) -> io::Result<Listening> {
         probe.listen(BACKLOG)?;
         sockets.push(probe.into());
     }
-    Ok(Listening { address: ListenAddress::Tcp(address), sockets })
+    Ok(Listening { address: ListenAddress::Tcp(address), sockets, file: None })
 }
 
 fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
@@ -283,23 +276,6 @@ fn share_port(socket: &Socket) -> io::Result<()> {
 #[cfg(not(target_os = "freebsd"))]
 fn share_port(socket: &Socket) -> io::Result<()> {
     socket.set_reuse_port(true)
-}
-
-/// A Unix socket at a path. A stale file is removed only after a connect to it was refused.
-fn listen_unix(path: &Path) -> io::Result<Listening> {
-    let listener = match UnixListener::bind(path) {
-        Err(error) if error.kind() == io::ErrorKind::AddrInUse => match UnixStream::connect(path) {
-            Err(refused) if refused.kind() == io::ErrorKind::ConnectionRefused => {
-                std::fs::remove_file(path)?;
-                UnixListener::bind(path)?
-            }
-            _ => return Err(error),
-        },
-        bound => bound?,
-    };
-    listener.set_nonblocking(true)?;
-    SockRef::from(&listener).listen(BACKLOG)?;
-    Ok(Listening { address: ListenAddress::Unix(path.to_owned()), sockets: vec![listener.into()] })
 }
 
 /// Raises RLIMIT_NOFILE to its hard limit and returns what it was, for the workers get that back.

@@ -4,6 +4,8 @@ mod backends;
 mod cli;
 mod conformance;
 mod control;
+mod hot_reload;
+mod listen;
 mod module;
 mod panics;
 mod proxy;

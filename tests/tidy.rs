@@ -23,7 +23,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("worker", &["buffers", "http", "supervisor"]),
     ("conformance", &["http", "supervisor"]),
     ("fleet", &[]),
-    ("control", &["buffers", "fleet", "http"]),
+    ("socket_file", &[]),
+    ("control", &["buffers", "fleet", "http", "socket_file"]),
     ("supervisor", &["buffers", "control", "dispatch", "fleet", "mailbox"]),
 ];
 /// Usable by all; they use only each other, as listed above.

@@ -219,6 +219,13 @@ fn settings(matches: &ArgMatches, environment: &Environment) -> Result<Settings,
             "--hold ({hold}) is longer than --request-timeout ({request}): no request is held longer than that"
         ));
     }
+    let unix_only = ["listen-mode", "listen-owner", "listen-group"];
+    if let Some(one) = given.iter().find(|one| unix_only.contains(&one.key.name))
+        && !settings.listen.iter().any(|address| matches!(address, super::ListenAddress::Unix(_)))
+    {
+        let name = one.key.name;
+        settings.warnings.push(format!("--{name} has no effect: no --listen unix:PATH is given"));
+    }
     Ok(settings)
 }
 

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::units::{
-    choice, count, count_or_auto, duration, internal, listen, milliseconds, rate, ready, signal, size, switch,
-    upstream, worker_range,
+    account, choice, count, count_or_auto, duration, internal, listen, milliseconds, mode, rate, ready, signal, size,
+    switch, upstream, worker_range,
 };
 use super::{
     AccessLogFormat, AccessLogTarget, BackendChoice, Balance, Command, EventFormat, HotReload, Pin, Settings,
@@ -304,6 +304,18 @@ const LOOPS: &[Key] = &[
     })
     .many()
     .variables(&["PORT"]),
+    key("listen-mode", "MODE", "0666", "Permissions of Unix sockets that are listened on", |settings, text| {
+        store(&mut settings.unix_listen.mode, mode(text))
+    })
+    .example("0660"),
+    key("listen-owner", "USER|UID", "", "Who owns them", |settings, text| {
+        store(&mut settings.unix_listen.owner, account(text).map(Some))
+    })
+    .example("www-data"),
+    key("listen-group", "GROUP|GID", "", "Which group they belong to", |settings, text| {
+        store(&mut settings.unix_listen.group, account(text).map(Some))
+    })
+    .example("www-data"),
     key(
         "loops",
         "N|auto",

@@ -36,6 +36,8 @@ pub use steering::{Ask, Change, MOST_WORKERS, PAUSE_DEFAULT, PAUSE_RANGE, Server
 pub struct Settings {
     /// Where to listen; at least one. Port 0 lets the kernel choose.
     pub listen: Vec<ListenAddress>,
+    /// What holds for every Unix socket among them.
+    pub unix_listen: UnixListen,
     /// Event loops, 1 to 1024.
     pub loops: usize,
     /// Which backend runs the loops.
@@ -75,6 +77,24 @@ pub enum ListenAddress {
     Tcp(SocketAddr),
     /// The path of a Unix socket.
     Unix(PathBuf),
+}
+
+/// Who may connect to the Unix sockets that are listened on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnixListen {
+    /// The permission bits of the file, whatever the umask; 0 to 0o777. Connecting takes the right to write.
+    pub mode: u32,
+    /// The name or number of the user it is given to; `None`: whoever runs the server.
+    pub owner: Option<String>,
+    /// The name or number of the group.
+    pub group: Option<String>,
+}
+
+impl Default for UnixListen {
+    /// Everybody who may enter the directory may connect, as with nginx and systemd.
+    fn default() -> UnixListen {
+        UnixListen { mode: 0o666, owner: None, group: None }
+    }
 }
 
 impl std::fmt::Display for ListenAddress {
@@ -399,6 +419,7 @@ impl Default for Settings {
         let cores = cores();
         Settings {
             listen: vec![ListenAddress::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080))],
+            unix_listen: UnixListen::default(),
             loops: cores,
             backend: BackendChoice::Auto,
             max_connections: 10_000,

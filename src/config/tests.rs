@@ -215,6 +215,28 @@ fn odd_variables_are_told_and_stop_nothing() {
     let line = "--hold (1m) is longer than --request-timeout (30s): no request is held longer than that";
     assert_eq!(settings(&["--hold=60s"], &[]).warnings, [line]);
     assert!(settings(&["--request-timeout=5s"], &[]).warnings.is_empty(), "the hold was not asked for");
+    let line = "--listen-mode has no effect: no --listen unix:PATH is given";
+    assert_eq!(settings(&["--listen-mode=0600"], &[]).warnings, [line]);
+    assert!(settings(&["--listen-mode=0600", "--listen=unix:/s"], &[]).warnings.is_empty());
+}
+
+#[test]
+fn modes_and_owners_of_unix_sockets_are_read() {
+    let said = settings(&["--listen=unix:/s", "--listen-mode=660", "--listen-owner=33", "--listen-group=web"], &[]);
+    let expected = UnixListen { mode: 0o660, owner: Some("33".to_owned()), group: Some("web".to_owned()) };
+    assert_eq!(said.unix_listen, expected);
+    for (text, mode) in [("0600", 0o600), ("0o777", 0o777), ("000", 0), ("0000", 0)] {
+        assert_eq!(units::mode(text), Ok(mode), "{text}");
+    }
+    for text in ["", "0", "66", "0668", "1777", "00660", "u=rw", "0x180", "-600", "+60"] {
+        assert_eq!(units::mode(text), Err("expected permissions of three octal digits".to_owned()), "{text}");
+    }
+    for text in ["0", "4294967294", "www-data", "0day", "user@realm"] {
+        assert_eq!(units::account(text).as_deref(), Ok(text));
+    }
+    for text in ["", "4294967295", "99999999999", "a:b", "-1", "+1", "a/b", "a\0"] {
+        assert!(units::account(text).is_err(), "{text}");
+    }
 }
 
 /// Arguments, and the line that refuses them with 64.

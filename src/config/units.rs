@@ -208,6 +208,24 @@ pub fn switch(text: &str) -> Result<bool, String> {
     choice(text, &words).or_else(|_| choice(text, &numbers)).map_err(|_| "expected on or off".to_owned())
 }
 
+/// Permission bits as chmod(1) writes them: three octal digits, with a 0 or 0o before them or without.
+pub fn mode(text: &str) -> Result<u32, String> {
+    let prefixed = text.strip_prefix("0o").or_else(|| text.strip_prefix('0').filter(|rest| rest.len() == 3));
+    let digits = prefixed.unwrap_or(text);
+    let octal = digits.len() == 3 && digits.bytes().all(|digit| (b'0'..=b'7').contains(&digit));
+    let bits = octal.then(|| u32::from_str_radix(digits, 8).ok()).flatten();
+    bits.ok_or_else(|| "expected permissions of three octal digits".to_owned())
+}
+
+/// The name or number of a user or group; whether there is one shows at the start.
+pub fn account(text: &str) -> Result<String, String> {
+    let numeric = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    // The greatest number means "leave it as it is" to chown(2).
+    let fits = !numeric || text.parse::<u32>().is_ok_and(|number| number < u32::MAX);
+    let fine = fits && !text.is_empty() && !text.contains([':', '\0', '/']) && !text.starts_with(['-', '+']);
+    if fine { Ok(text.to_owned()) } else { Err("expected a name or a number from 0 to 4294967294".to_owned()) }
+}
+
 /// Where the server's own documents are: `on`, `off`, or a prefix such as `/ops` of letters, digits and `-._~` between
 /// slashes, so that it can be compared byte by byte.
 pub fn internal(text: &str) -> Result<Internal, String> {

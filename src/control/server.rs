@@ -3,13 +3,12 @@
 use std::fs::{self, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::connection::{Connection, may_wait};
 use super::requests::{self, Asked};
@@ -17,6 +16,7 @@ use super::{Answer, Command, Steward};
 use crate::http::fields::Fields;
 use crate::http::head::HeadLimits;
 use crate::log;
+use crate::socket_file::{SocketFile, clear};
 
 /// Connections at once. Further ones wait in the listener's backlog until one closes, which takes a slow peer five seconds at most.
 const MOST_CONNECTIONS: usize = 64;
@@ -34,9 +34,7 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// The control socket. See the [module](super).
 pub struct ControlServer {
     listener: UnixListener,
-    path: PathBuf,
-    /// Device and inode of the socket's file: another server's is not removed.
-    identity: (u64, u64),
+    file: SocketFile,
     connections: Vec<Connection>,
     fields: Fields,
     accept_again: Option<Instant>,
@@ -61,12 +59,11 @@ impl ControlServer {
         let placed = fs::set_permissions(&fresh, Permissions::from_mode(0o600))
             .and_then(|()| listener.set_nonblocking(true))
             .and_then(|()| fs::rename(&fresh, path))
-            .and_then(|()| fs::symlink_metadata(path));
+            .and_then(|()| SocketFile::of(path));
         match placed {
-            Ok(metadata) => Ok(ControlServer {
+            Ok(file) => Ok(ControlServer {
                 listener,
-                path: path.to_path_buf(),
-                identity: (metadata.dev(), metadata.ino()),
+                file,
                 connections: Vec::new(),
                 fields: Fields::new(HeadLimits::default().fields),
                 accept_again: None,
@@ -82,7 +79,7 @@ impl ControlServer {
 
     /// Where it listens.
     pub fn path(&self) -> &Path {
-        &self.path
+        self.file.path()
     }
 
     /// Adds what poll(2) is to wait for.
@@ -160,11 +157,7 @@ impl ControlServer {
         if std::mem::replace(&mut self.closed, true) {
             return;
         }
-        let ours =
-            fs::symlink_metadata(&self.path).is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == self.identity);
-        if ours {
-            fs::remove_file(&self.path).ok();
-        }
+        self.file.remove();
         let now = Instant::now();
         for mut connection in self.connections.drain(..) {
             connection.end(now);
@@ -253,28 +246,4 @@ impl Drop for ControlServer {
 fn nonblocking(stream: UnixStream) -> io::Result<UnixStream> {
     stream.set_nonblocking(true)?;
     Ok(stream)
-}
-
-/// Removes a socket that nobody listens on.
-fn clear(path: &Path) -> io::Result<()> {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
-    if !metadata.file_type().is_socket() {
-        let message = format!("{} is there and is no socket: move it away", path.display());
-        return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
-    }
-    match answers(path) {
-        false => fs::remove_file(path)
-            .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }),
-        true => Err(io::Error::new(io::ErrorKind::AddrInUse, format!("another server listens at {}", path.display()))),
-    }
-}
-
-/// Whether somebody listens on a socket, found out without waiting: a full backlog (EAGAIN) is somebody.
-fn answers(path: &Path) -> bool {
-    let connected = SockAddr::unix(path).and_then(|address| {
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        socket.set_nonblocking(true)?;
-        socket.connect(&address)
-    });
-    !connected.is_err_and(|error| matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound))
 }

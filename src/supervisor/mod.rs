@@ -30,6 +30,7 @@ pub mod memory;
 mod news;
 pub mod notify;
 pub mod output;
+mod pace;
 pub mod probe;
 pub mod process;
 mod report;
@@ -44,6 +45,7 @@ pub mod watch;
 
 use crew::Crew;
 use hearing::Heard;
+use pace::Pace;
 pub use report::About;
 use report::Observed;
 pub use run_directory::{RunDirectory, RunDirectoryError};
@@ -222,6 +224,7 @@ pub struct Supervisor {
     upstream_seen: bool,
     /// Sees changed files, where they are to reach the workers.
     watcher: Option<Watcher>,
+    pace: Pace,
     control: Option<ControlServer>,
     observed: Option<Observed>,
     /// When a pause ends by itself.
@@ -312,6 +315,7 @@ impl Supervisor {
             upstreams,
             upstream_seen: false,
             watcher,
+            pace: Pace::default(),
             control,
             observed,
             pause_until: None,
@@ -366,10 +370,11 @@ impl Supervisor {
             for (name, heard) in self.crew.hear(now) {
                 self.take_notice(name, heard, now);
             }
-            self.look_at_files(now);
             self.look_at_upstreams(now);
             self.scale_by_load(now);
             self.fleet.tick(now, &mut self.crew);
+            // Behind the tick, which may have ended the roll that changes wait for.
+            self.look_at_files(now);
             self.end_pause(now);
             self.let_go(now);
             self.crew.watch_guard();
@@ -433,7 +438,7 @@ impl Supervisor {
         let sample = self.scaler.is_some().then_some(self.sample_at);
         let release = self.release.map(|(_, at)| at);
         let rates = self.observed.as_ref().map(|observed| observed.rates.due());
-        let others = [self.control_due(), self.pause_until, rates];
+        let others = [self.control_due(), self.pause_until, rates, self.pace.due()];
         let own = [self.fleet.due(), probes, upstreams, stop, sample, release];
         own.into_iter().chain(others).flatten().min()
     }
@@ -553,10 +558,21 @@ impl Supervisor {
         if let Some(trouble) = watcher.take_trouble() {
             self.crew.log.event(Level::Warn, trouble, &[]);
         }
-        let Some(changes) = watcher.take_changes() else { return };
+        if let Some(changes) = watcher.take_changes() {
+            self.pace.note(changes, now);
+        }
+        self.pace.ended(self.fleet.last_roll().map(|report| report.id), now);
+        let Some(changes) = self.pace.next(now) else { return };
         let changed = changes.to_string();
         self.crew.tell(Level::Info, "files-changed", "files have changed", &[("changed", &changed)]);
-        self.load_again(now);
+        let (roll, _) = self.load_again(now);
+        self.pace.began(roll, now);
+        if let Some(suspect) = self.pace.suspect() {
+            let message = "hot reload: this file has changed before each of three reloads was over; if the app writes \
+                it itself, name what is to be watched with --watch";
+            let file = suspect.display();
+            self.crew.log.event(Level::Warn, message, &[("file", &file)]);
+        }
     }
 
     fn take_notice(&mut self, name: Name, heard: Heard, now: Instant) {

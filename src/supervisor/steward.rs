@@ -99,18 +99,18 @@ impl Supervisor {
     /// HUP, and the word `reload`.
     pub(super) fn reload(&mut self, now: Instant) -> String {
         self.crew.log.reopen();
-        format!("logs are reopened; {}", self.load_again(now))
+        format!("logs are reopened; {}", self.load_again(now).1)
     }
 
     /// Changed code reaches the workers, the way that was chosen for it. Only a worker that is ready is sent the signal: before, it
-    /// may not have a handler for it, and be killed.
-    pub(super) fn load_again(&mut self, now: Instant) -> String {
+    /// may not have a handler for it, and be killed. The number of the roll that does it, if one does, and a sentence.
+    pub(super) fn load_again(&mut self, now: Instant) -> (Option<u64>, String) {
         match self.crew.settings.app.hot_reload {
-            _ if self.crew.launcher.is_none() => "the app has no workers of its own".to_owned(),
-            HotReload::None => "hot reload is off (--hot-reload process or module)".to_owned(),
+            _ if self.crew.launcher.is_none() => (None, "the app has no workers of its own".to_owned()),
+            HotReload::None => (None, "hot reload is off (--hot-reload process or module)".to_owned()),
             HotReload::Process => {
                 let roll = self.fleet.restart(now, &mut self.crew);
-                format!("rolling restart {roll} is under way")
+                (Some(roll), format!("rolling restart {roll} is under way"))
             }
             HotReload::Module => {
                 let signal = self.crew.settings.app.reload_signal;
@@ -122,7 +122,7 @@ impl Supervisor {
                 }
                 let (count, signal) = (running.len(), signal_name(signal));
                 self.crew.tell(Level::Info, "reload", "workers load their code again", &[("workers", &count)]);
-                format!("{count} workers were sent SIG{signal} to load their code again")
+                (None, format!("{count} workers were sent SIG{signal} to load their code again"))
             }
         }
     }

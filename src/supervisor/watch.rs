@@ -71,7 +71,7 @@ impl Changes {
         self.paths.is_empty() && self.more == 0
     }
 
-    fn merge(&mut self, later: Changes) {
+    pub(super) fn merge(&mut self, later: Changes) {
         later.paths.into_iter().for_each(|path| self.add(path));
         self.more += later.more;
     }

@@ -13,19 +13,19 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_production_server");
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
 /// A folder with a module in it, and what probes write.
-struct Folder(tempfile::TempDir);
+pub struct Folder(tempfile::TempDir);
 
 impl Folder {
-    fn new() -> Folder {
+    pub fn new() -> Folder {
         Folder(tempfile::tempdir().unwrap())
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// Compiles the probe with that name and these flags, somewhere aside.
-    fn probe(&self, name: &str, flags: &[&str]) -> PathBuf {
+    pub fn probe(&self, name: &str, flags: &[&str]) -> PathBuf {
         let text = |key: &str, value: &Path| format!("-D{key}=\"{}\"", value.display());
         let flags = [
             vec![
@@ -50,12 +50,12 @@ impl Folder {
     }
 
     /// Writes over the module's file, in place: the same file, with other bytes.
-    fn overwrite(&self, with: &Path) {
+    pub fn overwrite(&self, with: &Path) {
         std::fs::write(self.path("handler.so"), std::fs::read(with).unwrap()).unwrap();
     }
 
     /// Puts another file in the place of the module's.
-    fn replace(&self, with: &Path) {
+    pub fn replace(&self, with: &Path) {
         std::fs::copy(with, self.path("handler.new")).unwrap();
         std::fs::rename(self.path("handler.new"), self.path("handler.so")).unwrap();
     }

@@ -1,0 +1,80 @@
+//! Listening on a Unix socket: its place, its mode and its owner.
+//!
+//! Mode and owner are set between bind(2) and listen(2). Until the socket listens every connect is refused, so that at no time
+//! anybody else gets in.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::{PermissionsExt, lchown};
+use std::path::Path;
+
+use nix::unistd::{Group, User};
+use socket2::{Domain, SockAddr, Socket, Type};
+
+use super::{BACKLOG, Listening, StartError, exit, refused};
+use crate::config::{ListenAddress, UnixListen};
+use crate::socket_file::{self, SocketFile};
+
+/// Who the sockets are given to, as numbers; `None`: whoever runs the server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Owner {
+    user: Option<u32>,
+    group: Option<u32>,
+}
+
+impl Owner {
+    /// Looks names up. A text that is a number is that number, known here or not.
+    ///
+    /// # Errors
+    /// One line about a name that nobody has, with exit code 78.
+    pub(super) fn find(unix: &UnixListen) -> Result<Owner, StartError> {
+        let by_name = |name: &str| User::from_name(name).map(|user| user.map(|user| user.uid.as_raw()));
+        let user = look_up("--listen-owner", "user", unix.owner.as_deref(), by_name)?;
+        let by_name = |name: &str| Group::from_name(name).map(|group| group.map(|group| group.gid.as_raw()));
+        let group = look_up("--listen-group", "group", unix.group.as_deref(), by_name)?;
+        Ok(Owner { user, group })
+    }
+}
+
+fn look_up(
+    flag: &str,
+    kind: &str,
+    name: Option<&str>,
+    by_name: impl FnOnce(&str) -> nix::Result<Option<u32>>,
+) -> Result<Option<u32>, StartError> {
+    let Some(name) = name else { return Ok(None) };
+    if let Ok(number) = name.parse() {
+        return Ok(Some(number));
+    }
+    let message = match by_name(name) {
+        Ok(Some(number)) => return Ok(Some(number)),
+        Ok(None) => format!("{flag} {name:?}: there is no such {kind} on this machine"),
+        Err(error) => format!("{flag} {name:?}: the {kind} cannot be looked up: {error}"),
+    };
+    Err(StartError { message, code: exit::CONFIG })
+}
+
+/// Listens at a path. What a dead server left there goes; anything else stays, and is an error.
+pub(super) fn listen(path: &Path, mode: u32, owner: Owner) -> Result<Listening, StartError> {
+    let cannot = |error: io::Error, hint: &str| {
+        let message = format!("cannot listen on unix:{}: {error}{hint}", path.display());
+        refused(message, &error, exit::CANNOT_CREATE)
+    };
+    socket_file::clear(path).map_err(|error| cannot(error, ""))?;
+    let bound = SockAddr::unix(path).and_then(|address| {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&address)?;
+        Ok((socket, SocketFile::of(path)?))
+    });
+    // From here on the file goes with `file`, also when something fails.
+    let (socket, file) = bound.map_err(|error| cannot(error, ""))?;
+    if owner != Owner::default() {
+        let hint = "; only root may give a socket to another user, and others only to a group of their own";
+        lchown(path, owner.user, owner.group).map_err(|error| cannot(error, hint))?;
+    }
+    let protected = fs::set_permissions(path, Permissions::from_mode(mode));
+    protected.and_then(|()| socket.listen(BACKLOG)).map_err(|error| cannot(error, ""))?;
+    let address = ListenAddress::Unix(path.to_owned());
+    Ok(Listening { address, sockets: vec![socket.into()], file: Some(file) })
+}

@@ -1,0 +1,136 @@
+//! Files of Unix sockets: when one may be removed, and when not.
+//!
+//! Rules:
+//! - What is no socket is never removed.
+//! - A socket is cleared away only when a connect to it is refused: nobody listens there.
+//! - At the end only the own file goes, known by device, inode and birth: another server may have taken the path meanwhile.
+
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use socket2::{Domain, SockAddr, Socket, Type};
+
+/// The file of a socket of ours. Removed when dropped, if it is still that one.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    identity: Identity,
+}
+
+/// Inodes are used again, so the birth counts where the file system knows it.
+type Identity = (u64, u64, Option<SystemTime>);
+
+impl SocketFile {
+    /// Takes over the file of a socket that was just bound there.
+    ///
+    /// # Errors
+    /// When it is gone already.
+    pub fn of(path: &Path) -> io::Result<SocketFile> {
+        let identity = identity(&fs::symlink_metadata(path)?);
+        Ok(SocketFile { path: path.to_path_buf(), identity })
+    }
+
+    /// Where it lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Removes it, unless something else lies there by now.
+    pub fn remove(&self) {
+        if fs::symlink_metadata(&self.path).is_ok_and(|metadata| identity(&metadata) == self.identity) {
+            // Gone already is as good.
+            fs::remove_file(&self.path).ok();
+        }
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        self.remove();
+    }
+}
+
+/// Makes room for a socket at a path: removes one that nobody listens on.
+///
+/// # Errors
+/// `AddrInUse` when somebody listens there, or may; `AlreadyExists` when something else than a socket lies there.
+pub fn clear(path: &Path) -> io::Result<()> {
+    let Ok(metadata) = fs::symlink_metadata(path) else { return Ok(()) };
+    if !metadata.file_type().is_socket() {
+        let message = format!("{} is there and is no socket: move it away", path.display());
+        return Err(io::Error::new(io::ErrorKind::AlreadyExists, message));
+    }
+    match answers(path) {
+        false => fs::remove_file(path)
+            .or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) }),
+        true => Err(io::Error::new(io::ErrorKind::AddrInUse, format!("another server listens at {}", path.display()))),
+    }
+}
+
+fn identity(metadata: &Metadata) -> Identity {
+    (metadata.dev(), metadata.ino(), metadata.created().ok())
+}
+
+/// Whether somebody listens on a socket, found out without waiting: a full backlog (EAGAIN) is somebody.
+fn answers(path: &Path) -> bool {
+    let connected = SockAddr::unix(path).and_then(|address| {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        socket.set_nonblocking(true)?;
+        socket.connect(&address)
+    });
+    !connected.is_err_and(|error| matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixDatagram, UnixListener};
+
+    use super::*;
+
+    #[test]
+    fn only_what_nobody_listens_on_is_cleared_away() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        clear(&place("nothing")).unwrap();
+
+        drop(UnixListener::bind(place("dead")).unwrap());
+        clear(&place("dead")).unwrap();
+        assert!(!place("dead").exists());
+
+        let _alive = UnixListener::bind(place("alive")).unwrap();
+        let _datagrams = UnixDatagram::bind(place("datagrams")).unwrap();
+        fs::write(place("file"), "kept").unwrap();
+        std::os::unix::fs::symlink(place("dead"), place("link")).unwrap();
+        for (name, kind) in [
+            ("alive", io::ErrorKind::AddrInUse),
+            ("datagrams", io::ErrorKind::AddrInUse),
+            ("file", io::ErrorKind::AlreadyExists),
+            ("link", io::ErrorKind::AlreadyExists),
+        ] {
+            assert_eq!(clear(&place(name)).unwrap_err().kind(), kind, "{name}");
+            assert!(fs::symlink_metadata(place(name)).is_ok(), "{name} is gone");
+        }
+    }
+
+    #[test]
+    fn the_own_file_goes_at_the_end_and_anothers_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let listener = UnixListener::bind(&path).unwrap();
+        drop(SocketFile::of(&path).unwrap());
+        assert!(!path.exists());
+        drop(listener);
+
+        let first = UnixListener::bind(&path).unwrap();
+        let file = SocketFile::of(&path).unwrap();
+        drop(first);
+        fs::remove_file(&path).unwrap();
+        let _second = UnixListener::bind(&path).unwrap();
+        drop(file);
+        assert!(path.exists(), "another's was removed");
+        assert!(SocketFile::of(&folder.path().join("nothing")).is_err());
+    }
+}
