@@ -52,10 +52,11 @@ http {{
 
 
 class Running:
-    """A server that answers: its port, process and log."""
+    """A server that answers: its port, process and log, and its run directory."""
 
     def __init__(self, port, process, log):
         self.port, self.process, self.pid, self.log = port, process, process.pid, log
+        self.run = os.path.join(os.path.dirname(log), "run")
 
 
 class Parser(argparse.ArgumentParser):
@@ -168,7 +169,11 @@ def wrk(port, path="/ping", threads=2, connections=64, seconds=10, fields=()):
     line = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s"]
     for field in fields:
         line += ["-H", field]
-    status, output = processes.run_to_end([*line, f"http://127.0.0.1:{port}{path}"], timeout=seconds + 30)
+    return wrk_figures(*processes.run_to_end([*line, f"http://127.0.0.1:{port}{path}"], timeout=seconds + 30))
+
+
+def wrk_figures(status, output):
+    """What wrk has printed at its end."""
     done = re.search(r"(\d+) requests in", output)
     if status != 0 or not done:
         raise Trouble(f"wrk failed:\n{output}")

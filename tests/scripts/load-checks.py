@@ -7,6 +7,16 @@
 `recycle`: wrk -c64 with r:5 and with r:1000, workers being replaced all the while. No non-2xx, no socket error.
 `kill`: a worker is killed by -9 each second under load. Each request is numbered; each is answered by 200 or, when it had
 reached the killed worker, by 502, and the workers' own record shows that none ran twice.
+
+With wrk -c64 (kept connections) and ab (a connection for each request) at the same time, and no non-2xx and no socket error:
+`roll`: 20 rolling restarts in a row, some asked for twice, one by `restart --wait`; the built-in worker, Node and gunicorn.
+`scale`: 2, 8, 1, 4 workers by `scale`, then TTIN and TTOU.
+`lives`: r:50, and a lifetime of two seconds.
+`leak`: workers that leak are replaced under --max-memory.
+
+`dead`: all workers are killed at once; those inside get 502, all others are held, and the first of them is answered within 50 ms of the
+first worker that is ready. `idle`: four workers and no traffic take less than 0.1 % of a core. `crashloop`: a command that exits at
+once is started by the schedule, then given up; the server stays, does nothing, and comes back by a restart.
 Exit codes: 0, 1 a check failed, 64 wrong flags.
 """
 
@@ -19,9 +29,10 @@ import threading
 import time
 
 import common
+import lives
 import processes
 
-CHECKS = ("ab", "wrk", "recycle", "kill")
+CHECKS = ("ab", "wrk", "recycle", "kill", *lives.CHECKS)
 RECORDER = os.path.join(common.ROOT, "tests", "scripts", "clients", "recording_worker.js")
 
 
@@ -30,15 +41,20 @@ def main(home):
     flags.add_argument("--checks", default=",".join(CHECKS), help="separated by commas (default: all)")
     flags.add_argument("--seconds", type=int, default=10, help="of each timed load, 1 to 120 (default: %(default)s)")
     flags.add_argument("--requests", type=int, default=100_000, help="of ab, up to 1000000 (default: %(default)s)")
+    flags.add_argument("--apps", default=",".join(lives.APPS), help="of roll; left out where not installed (default: %(default)s)")
+    flags.add_argument("--rolls", type=int, default=20, help="rolling restarts in a row, 1 to 1000 (default: %(default)s)")
+    flags.add_argument("--idle", type=int, default=20, help="seconds without traffic, 1 to 600 (default: %(default)s)")
     options = flags.parse_args()
     chosen = options.checks.split(",")
-    for check in chosen:
-        if check not in CHECKS:
-            flags.error(f"{check!r} is none of {', '.join(CHECKS)}")
-    if not 1 <= options.seconds <= 120 or not 100 <= options.requests <= 1_000_000:
+    for name, known in [*((check, CHECKS) for check in chosen), *((app, lives.APPS) for app in options.apps.split(","))]:
+        if name not in known:
+            flags.error(f"{name!r} is none of {', '.join(known)}")
+    bounds = ((options.seconds, 1, 120), (options.requests, 100, 1_000_000), (options.rolls, 1, 1000), (options.idle, 1, 600))
+    if any(not least <= number <= most for number, least, most in bounds):
         flags.error("a number is out of range; see --help")
     results = common.Results()
-    for backend in common.backends(options):
+    mine = [check for check in chosen if check in lives.CHECKS]
+    for backend in common.backends(options) if len(mine) < len(chosen) else ():
         print(f"\n{backend}")
         if "ab" in chosen or "wrk" in chosen:
             steady(home, options, backend, chosen, results)
@@ -46,6 +62,8 @@ def main(home):
             recycle(home, options, backend, results)
         if "kill" in chosen and backend != "control":
             kill(home, options, backend, results)
+    if mine and options.server != "nginx":
+        lives.go_through(home, options, mine, common.backends(options), results)
     return results.exit_code()
 
 
