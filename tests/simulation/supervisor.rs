@@ -559,6 +559,10 @@ pub fn passed_over(before: &Snapshot, after: &Snapshot, concurrency: u32) -> boo
     let free = |worker: &&production_server::dispatch::WorkerSnapshot| {
         worker.phase == Phase::Ready && worker.in_flight < concurrency && !touched(worker.id)
     };
+    // While those who waited during a pause are let go, a worker's slot goes straight on to the next of them.
+    if before.paused || after.paused {
+        return false;
+    }
     let newest = before.workers.iter().filter(free).map(|worker| worker.app_generation).max();
     newest.is_some_and(|newest| before.workers.iter().any(|worker| worker.app_generation < newest && begun(worker.id)))
 }
