@@ -32,6 +32,7 @@ pub mod notify;
 pub mod output;
 pub mod probe;
 pub mod process;
+mod reload;
 mod report;
 pub mod run_directory;
 pub mod signals;
@@ -44,6 +45,7 @@ pub mod watch;
 
 use crew::Crew;
 use hearing::Heard;
+use reload::Echoes;
 pub use report::About;
 use report::Observed;
 pub use run_directory::{RunDirectory, RunDirectoryError};
@@ -222,6 +224,7 @@ pub struct Supervisor {
     upstream_seen: bool,
     /// Sees changed files, where they are to reach the workers.
     watcher: Option<Watcher>,
+    echoes: Echoes,
     control: Option<ControlServer>,
     observed: Option<Observed>,
     /// When a pause ends by itself.
@@ -312,6 +315,7 @@ impl Supervisor {
             upstreams,
             upstream_seen: false,
             watcher,
+            echoes: Echoes::default(),
             control,
             observed,
             pause_until: None,
@@ -433,7 +437,7 @@ impl Supervisor {
         let sample = self.scaler.is_some().then_some(self.sample_at);
         let release = self.release.map(|(_, at)| at);
         let rates = self.observed.as_ref().map(|observed| observed.rates.due());
-        let others = [self.control_due(), self.pause_until, rates];
+        let others = [self.control_due(), self.pause_until, rates, self.echoes.due()];
         let own = [self.fleet.due(), probes, upstreams, stop, sample, release];
         own.into_iter().chain(others).flatten().min()
     }
@@ -545,18 +549,6 @@ impl Supervisor {
             self.crew.postboxes.grant(grant);
         }
         self.release = more.then(|| (most, now + RELEASE_STEP));
-    }
-
-    /// Changed files reach the workers.
-    fn look_at_files(&mut self, now: Instant) {
-        let Some(watcher) = self.watcher.as_ref().filter(|_| self.stop.is_none()) else { return };
-        if let Some(trouble) = watcher.take_trouble() {
-            self.crew.log.event(Level::Warn, trouble, &[]);
-        }
-        let Some(changes) = watcher.take_changes() else { return };
-        let changed = changes.to_string();
-        self.crew.tell(Level::Info, "files-changed", "files have changed", &[("changed", &changed)]);
-        self.load_again(now);
     }
 
     fn take_notice(&mut self, name: Name, heard: Heard, now: Instant) {
