@@ -445,6 +445,19 @@ fn a_second_stop_is_at_once_though_the_loops_and_the_workers_do_not_listen() {
 }
 
 #[test]
+fn a_worker_that_has_left_its_group_is_killed_all_the_same() {
+    let script = "import os,signal,time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n\
+                  os.setpgid(0, os.getpgid(os.getppid()))\nprint('moved', flush=True)\ntime.sleep(1000)";
+    let server = serve(settings(&["python3", "-c", script], 1));
+    server.until_logged("moved");
+    server.requester.request(Request::Stop);
+    server.requester.request(Request::Stop);
+    let since = Instant::now();
+    assert_eq!(server.end(), ExitReason::Stopped);
+    assert!(since.elapsed() < DEADLINE);
+}
+
+#[test]
 fn a_worker_that_opens_another_door_is_told_which() {
     let script = "import socket,sys,time\ns=socket.socket();s.bind(('127.0.0.1',0));s.listen()\n\
                   print('port',s.getsockname()[1],file=sys.stderr,flush=True);time.sleep(1000)";
@@ -608,6 +621,22 @@ fn a_guard_that_is_dismissed_or_killed_does_no_harm() {
     let mut guard = Guard::start(Path::new(PROGRAM), directory.path()).unwrap();
     guard.add(child.id()).unwrap();
     let id = guard.id();
+    guard.dismiss();
+    assert!(!is_alive(id) && child.try_wait().unwrap().is_none() && directory.path().exists());
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn a_guard_that_does_not_read_is_dismissed_without_harm() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut child = Command::new("sleep").arg("1000").process_group(0).spawn().unwrap();
+    let mut guard = Guard::start(Path::new(PROGRAM), directory.path()).unwrap();
+    guard.add(child.id()).unwrap();
+    let id = guard.id();
+    // SAFETY: kill takes plain numbers; the guard is a child of ours that is not reaped.
+    unsafe { libc::kill(id as i32, libc::SIGSTOP) };
+    while guard.add(child.id()).is_ok() {}
     guard.dismiss();
     assert!(!is_alive(id) && child.try_wait().unwrap().is_none() && directory.path().exists());
     child.kill().unwrap();

@@ -384,14 +384,11 @@ impl Dispatch {
         if state.gate != Gate::Opening {
             return (grants, false);
         }
-        let mut at = 0;
         while grants.len() < most {
-            let next = state.workers.with_room().find(|index| *index >= at);
-            let Some(index) = next else { break };
-            match self.hand_on(&mut state, index) {
-                Some(grant) => grants.push(grant),
-                None => at = index + 1,
-            }
+            // Whose turn it is, as for everybody; or another, where all who wait would rather not have that one.
+            let Some(first) = state.workers.choose(Key::NONE) else { break };
+            let Some(grant) = self.hand_on(&mut state, first).or_else(|| self.hand_on_any(&mut state)) else { break };
+            grants.push(grant);
         }
         let more = grants.len() == most;
         if !more {
@@ -535,6 +532,19 @@ impl Dispatch {
             return None;
         }
         Some(Grant { waiter, permit })
+    }
+
+    /// Gives a slot of any worker that has room to the first in the queue who takes it.
+    #[cold]
+    fn hand_on_any(&self, state: &mut State) -> Option<Grant> {
+        let mut at = 0;
+        loop {
+            let index = state.workers.with_room().find(|index| *index >= at)?;
+            if let Some(grant) = self.hand_on(state, index) {
+                return Some(grant);
+            }
+            at = index + 1;
+        }
     }
 
     /// A permit comes back because its worker refused to be connected to.

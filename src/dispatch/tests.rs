@@ -590,6 +590,24 @@ fn a_pause_holds_all_back_and_its_end_lets_them_go_by_and_by() {
 }
 
 #[test]
+fn who_is_let_go_gets_whose_turn_it_is() {
+    let (dispatch, _, now) = with_ready(Balance::Least, 2, 2);
+    let new = dispatch.add(at_nowhere("web"), 2, None).unwrap();
+    dispatch.ready(new, now);
+    dispatch.pause();
+    for number in 1..=3 {
+        wait(&dispatch, number, now);
+    }
+    dispatch.resume(now);
+    let (mut let_go, more) = dispatch.let_go(2);
+    assert!(more && let_go.iter().all(|grant| grant.permit.worker() == new), "newest first");
+    let_go.extend(dispatch.let_go(2).0);
+    let next = take(&dispatch, 4, now);
+    assert_ne!(next.worker(), let_go[2].permit.worker(), "the others in turn");
+    give_back(&dispatch, let_go.into_iter().map(|grant| grant.permit).chain([next]), now);
+}
+
+#[test]
 fn a_pause_without_waiters_ends_at_once() {
     let (dispatch, _, now) = with_ready(Balance::Lifo, 1, 1);
     dispatch.pause();

@@ -134,6 +134,8 @@ impl Crew {
         let (address, unix) = (endpoint.address().clone(), endpoint.is_unix());
         let target = Target { address: address.clone(), label: label.clone(), unix, supervised: true, number };
         let Some(id) = self.dispatch.add(target, generation, (limit > 0).then_some(limit)) else {
+            // Closed first: a socket that still listens would be taken for another's, and stay.
+            drop(endpoint.take_listener());
             endpoint.clear();
             return Ok(false);
         };
@@ -175,7 +177,8 @@ impl Crew {
             last_lines: LastLines::default(),
         };
         self.processes.push(process);
-        if self.guard.as_mut().is_some_and(|guard| guard.add(group).is_err()) {
+        // Where no guard could be started, there may be room for one by now.
+        if self.guard.as_mut().is_none_or(|guard| guard.add(group).is_err()) {
             self.replace_guard();
         }
         Ok(true)
@@ -292,16 +295,17 @@ impl Crew {
     fn replace_guard(&mut self) {
         let message = "the guard process is gone and is started again";
         self.log.event(Level::Warn, message, &[]);
+        if let Some(old) = self.guard.take() {
+            // It may only have been too slow to read. Left alone it would take the end of its lifeline for our death.
+            old.dismiss();
+        }
         let started = Guard::start(&self.program, self.run.sockets()).and_then(|mut guard| {
             self.processes.iter().try_for_each(|process| guard.add(process.child.id()))?;
             Ok(guard)
         });
         match started {
             Ok(guard) => self.guard = Some(guard),
-            Err(error) => {
-                self.log.event(Level::Error, format_args!("cannot start the guard process: {error}"), &[]);
-                self.guard = None;
-            }
+            Err(error) => self.log.event(Level::Error, format_args!("cannot start the guard process: {error}"), &[]),
         }
     }
 
@@ -426,6 +430,8 @@ impl Machine for Crew {
     fn kill(&mut self, name: Name) {
         if let Some(process) = self.process(name) {
             signal_group(process.group(), libc::SIGKILL);
+            // It may have joined another group, which is not ours to kill.
+            self.signal_leader(name, libc::SIGKILL);
         }
     }
 

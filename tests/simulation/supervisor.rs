@@ -1,5 +1,5 @@
 //! The fleet of the real supervisor over scripted workers: they start late or never, die unseen for a moment, and an operator rolls,
-//! scales, recycles and kills while requests come. Now and then a worker joins that nobody here started.
+//! scales, recycles, kills, pauses and resumes while requests come. Now and then a worker joins that nobody here started.
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -38,6 +38,10 @@ enum Task {
     Disturb,
     /// An app that has failed is tried again.
     Restart,
+    /// A pause ends.
+    Resume,
+    /// Some of those who waited during a pause are let go.
+    LetGo(usize),
 }
 
 /// A worker's process.
@@ -59,6 +63,7 @@ pub struct Supervisor {
     wild: bool,
     orderly: bool,
     resting: bool,
+    stopping: bool,
     guests: u32,
     notices: Vec<Notice>,
     started: Instant,
@@ -110,6 +115,7 @@ impl Supervisor {
             wild: plan.kind == Kind::Wild,
             orderly: plan.kind == Kind::Orderly,
             resting: false,
+            stopping: false,
             guests: 0,
             notices: Vec::new(),
             started: now,
@@ -137,6 +143,7 @@ impl Supervisor {
     pub fn calm_down(&mut self) {
         self.resting = true;
         self.crew.breaks = 0;
+        self.resume();
     }
 
     /// Whether as many workers serve as are wanted, and nobody leaves. If the last roll was not aborted they are of one generation.
@@ -160,7 +167,17 @@ impl Supervisor {
     /// The run is being stopped.
     pub fn rest(&mut self) {
         self.resting = true;
+        self.stopping = true;
         self.fleet.hold_still();
+        self.resume();
+    }
+
+    /// Ends a pause, if there is one. Those who waited are let go a few at a time, by tasks.
+    fn resume(&mut self) {
+        let waiting = self.crew.dispatch.resume(self.crew.world.now());
+        if waiting > 0 {
+            self.crew.tasks.push((self.crew.world.now(), Task::LetGo(waiting.div_ceil(4))));
+        }
     }
 
     /// The end of all workers.
@@ -180,6 +197,11 @@ impl Supervisor {
         for notice in std::mem::take(&mut self.notices) {
             self.heed(notice, now);
             self.crew.world.touch();
+        }
+        // What was given up while things went wrong is brought back when they go well.
+        let given_up = self.fleet.places().iter().any(|place| place.given_up);
+        if self.resting && !self.stopping && given_up && self.fleet.roll().is_none() {
+            self.fleet.restart(now, &mut self.crew);
         }
         if self.fleet.due().is_some_and(|due| due <= now) {
             self.crew.world.touch();
@@ -218,6 +240,16 @@ impl Supervisor {
             Task::Disturb => self.disturb(now),
             Task::Restart => {
                 self.fleet.restart(now, &mut self.crew);
+            }
+            Task::Resume => self.resume(),
+            Task::LetGo(most) => {
+                let (grants, more) = self.crew.dispatch.let_go(most);
+                for grant in grants {
+                    self.crew.postboxes.grant(grant);
+                }
+                if more {
+                    self.crew.tasks.push((now + Duration::from_millis(10), Task::LetGo(most)));
+                }
             }
         }
     }
@@ -280,7 +312,7 @@ impl Supervisor {
         self.crew.later(1500, Task::Disturb);
         let chosen = self.crew.processes[self.crew.world.below(self.crew.processes.len())].name;
         let guest = self.fleet.guests().first().map(|guest| guest.name);
-        match self.crew.world.below(if self.wild { 12 } else { 7 }) {
+        match self.crew.world.below(if self.wild { 13 } else { 8 }) {
             0 | 1 => {
                 self.fleet.restart(now, &mut self.crew);
             }
@@ -297,10 +329,14 @@ impl Supervisor {
                     self.crew.drain(guest, now);
                 }
             }
-            7 | 8 => self.crew.kill(chosen),
-            9 => self.crew.terminate(chosen, now),
-            10 => self.fleet.stuck(chosen, Ending::Watchdog(Duration::ZERO), now, &mut self.crew),
-            11 => self.fleet.unreachable(chosen, now, &mut self.crew),
+            7 => {
+                self.crew.dispatch.pause();
+                self.crew.later(400, Task::Resume);
+            }
+            8 | 9 => self.crew.kill(chosen),
+            10 => self.crew.terminate(chosen, now),
+            11 => self.fleet.stuck(chosen, Ending::Watchdog(Duration::ZERO), now, &mut self.crew),
+            12 => self.fleet.unreachable(chosen, now, &mut self.crew),
             _ => {}
         }
     }
@@ -523,6 +559,10 @@ pub fn passed_over(before: &Snapshot, after: &Snapshot, concurrency: u32) -> boo
     let free = |worker: &&production_server::dispatch::WorkerSnapshot| {
         worker.phase == Phase::Ready && worker.in_flight < concurrency && !touched(worker.id)
     };
+    // While those who waited during a pause are let go, a worker's slot goes straight on to the next of them.
+    if before.paused || after.paused {
+        return false;
+    }
     let newest = before.workers.iter().filter(free).map(|worker| worker.app_generation).max();
     newest.is_some_and(|newest| before.workers.iter().any(|worker| worker.app_generation < newest && begun(worker.id)))
 }
