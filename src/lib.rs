@@ -7,6 +7,7 @@
 //!           └──→ reactor → connection, exchange → dispatch, mailbox
 //!                               └──→ http                    bytes in, bytes out: no descriptor, no clock, no thread
 //!                               └──→ backends → buffers
+//! socket_file: beside server and control
 //! config, metrics, log: usable by all, use none of them
 //! ```
 //!

@@ -68,3 +68,33 @@ fn help_and_version_go_to_stdout() {
     assert!(short.stdout.len() < long.stdout.len());
     assert!(String::from_utf8_lossy(&long.stdout).contains("Exit codes:"));
 }
+
+/// The flags that a text names, each at most once.
+fn flags(text: &str) -> std::collections::BTreeSet<String> {
+    let name = |rest: &str| rest.chars().take_while(|letter| letter.is_ascii_lowercase() || *letter == '-').collect();
+    let starts = text
+        .match_indices("--")
+        .filter(|(at, _)| !text[..*at].ends_with(|before: char| before != ' ' && before != '`'));
+    let names: std::collections::BTreeSet<String> =
+        starts.map(|(at, dashes)| name(&text[at + dashes.len()..])).collect();
+    names.into_iter().filter(|name| name.len() > 1).collect()
+}
+
+#[test]
+fn the_readme_has_every_flag_of_the_help_and_no_other() {
+    let readme = include_str!("../README.md");
+    let (_, section) = readme.split_once("\n## Flags\n").unwrap();
+    let rows: Vec<&str> = section.lines().take_while(|line| !line.starts_with("## ")).collect();
+    let documented: Vec<String> = rows
+        .iter()
+        .filter(|line| line.starts_with("| "))
+        .map(|line| line.split(" | ").next().unwrap().into())
+        .collect();
+    let help = String::from_utf8(run(&["--help"], &[]).stdout).unwrap();
+    // The line of a flag begins with it; elsewhere flags are only mentioned.
+    let lines = help.lines().map(str::trim).filter(|line| line.starts_with('-'));
+    let known: Vec<String> = lines.map(|line| line.replace(", --", " --")).collect();
+    let mut known = flags(&known.join("\n").replace('\n', " "));
+    assert!(known.remove("help") && known.remove("version") && known.len() > 40, "{known:?}");
+    assert_eq!(flags(&documented.join(" ")), known);
+}

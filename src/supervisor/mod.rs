@@ -438,7 +438,9 @@ impl Supervisor {
         let sample = self.scaler.is_some().then_some(self.sample_at);
         let release = self.release.map(|(_, at)| at);
         let rates = self.observed.as_ref().map(|observed| observed.rates.due());
-        let others = [self.control_due(), self.pause_until, rates, self.pace.due()];
+        // A server that stops loads nothing again.
+        let changes = self.pace.due().filter(|_| self.stop.is_none());
+        let others = [self.control_due(), self.pause_until, rates, changes];
         let own = [self.fleet.due(), probes, upstreams, stop, sample, release];
         own.into_iter().chain(others).flatten().min()
     }
@@ -571,7 +573,7 @@ impl Supervisor {
             let message = "hot reload: this file has changed before each of three reloads was over; if the app writes \
                 it itself, name what is to be watched with --watch";
             let file = suspect.display();
-            self.crew.log.event(Level::Warn, message, &[("file", &file)]);
+            self.crew.tell(Level::Warn, "files-keep-changing", message, &[("file", &file)]);
         }
     }
 
