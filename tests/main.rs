@@ -4,6 +4,7 @@ mod backends;
 mod cli;
 mod conformance;
 mod control;
+mod lives;
 mod module;
 mod panics;
 mod proxy;
