@@ -6,6 +6,7 @@ mod conformance;
 mod control;
 mod hot_reload;
 mod listen;
+mod lives;
 mod module;
 mod panics;
 mod proxy;

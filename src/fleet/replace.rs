@@ -10,7 +10,7 @@ use super::{Ending, Event, Exit, Fleet, MEMORY_RETRY, Machine, Name, RECYCLED_AT
 enum Occupant {
     /// Nobody: it is to be filled.
     Nobody,
-    /// Somebody who is not to be replaced, or whose replacement is on its way, or who has to end first.
+    /// Somebody who is not to be replaced, or whose replacement is on its way or was, or who has to end first.
     Somebody,
     /// Somebody who is to be replaced.
     Due(Name, Ending),
@@ -46,6 +46,8 @@ impl Fleet {
         match (active.next(), active.next()) {
             // Its replacement is on its way, or on trial.
             (Some(_), Some(_)) => Occupant::Somebody,
+            // A replacement that failed is judged at its exit, which may end the roll or ask for a delay: no other before that.
+            (Some(_), None) if here.clone().any(|other| !other.is_active() && !other.replaced) => Occupant::Somebody,
             (Some(member), None) => member.due.map_or(Occupant::Somebody, |ending| Occupant::Due(member.name, ending)),
             (None, _) if here.clone().all(|member| member.replaced) => Occupant::Nobody,
             (None, _) => Occupant::Somebody,

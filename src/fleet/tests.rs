@@ -282,6 +282,7 @@ fn a_first_replacement_that_never_gets_ready_aborts_the_roll() {
     assert!(scene.paper.told.contains(&Event::NotReady(new)) && scene.paper.terminated.contains(&new));
     scene.pass(TERM_GRACE);
     assert!(scene.paper.killed.contains(&new), "it ignored TERM");
+    assert_eq!(scene.paper.starts.len(), 3, "no other is tried before it is gone");
     scene.exit(new, false);
     let aborted = RollEnd::Aborted { reason: "not ready in time".to_owned(), last_lines: "no database".to_owned() };
     assert_eq!(scene.ended_rolls(), [aborted]);
@@ -513,6 +514,24 @@ fn limits_replace_start_first_a_quarter_at_a_time() {
     assert_eq!(scene.serving(), [(1, 1), (2, 1), (3, 1), (4, 1)]);
     assert_eq!(scene.paper.starts.len(), 8);
     assert!(scene.fleet.places().iter().all(|place| place.last_exit.as_deref() == Some("recycle: memory 9 MiB")));
+}
+
+#[test]
+fn a_recycled_worker_s_replacement_that_never_gets_ready_is_tried_again_one_at_a_time() {
+    let mut scene = Scene::running(rule(), 1);
+    scene.fleet.replace(scene.fleet.members()[0].name, Ending::Memory(9 << 20));
+    scene.tick();
+    // The first failure is followed by another try at once, the next ones by the rule's delays, each after the exit.
+    for (tries, delay) in [(1, Duration::ZERO), (2, SECOND), (3, SECOND * 2)] {
+        let new = scene.starting()[0];
+        scene.pass(SECOND * 15 + TERM_GRACE);
+        assert_eq!((scene.paper.starts.len(), scene.starting()), (1 + tries, Vec::new()), "it has not gone yet");
+        scene.exit(new, false);
+        scene.pass(delay + delay * RESTART_JITTER_PERCENT / 100);
+        assert_eq!((scene.starting().len(), scene.serving()), (1, vec![(1, 1)]));
+    }
+    scene.settle();
+    assert_eq!(scene.fleet.places()[0].last_exit.as_deref(), Some("recycle: memory 9 MiB"));
 }
 
 #[test]

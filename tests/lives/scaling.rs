@@ -1,0 +1,57 @@
+//! More and fewer workers, by signals and by the word.
+
+use super::*;
+
+on_every_backend! {
+    signals_add_and_take_workers_within_bounds,
+    a_busy_worker_that_is_one_too_many_finishes_its_request_first,
+}
+
+fn signals_add_and_take_workers_within_bounds(backend: &str) {
+    let site = Site::python(backend, &["-w", "1"]);
+    let first = site.settled(1);
+    let asking = Asking::begin(&site);
+    site.server.signal("TTIN");
+    let two = site.settled(2);
+    site.server.signal("TTIN");
+    let three = site.settled(3);
+    assert!(two.contains(&first[0]) && two.iter().all(|pid| three.contains(pid)), "{first:?} {two:?} {three:?}");
+    for left in [2, 1] {
+        site.server.signal("TTOU");
+        site.settled(left);
+    }
+    let last = site.settled(1);
+    // The last one stays, however often it is asked for.
+    site.server.signal("TTOU");
+    assert_eq!((site.settled(1), &site.app()["workers_wanted"]), (last.clone(), &1.into()));
+    assert!(three.contains(&last[0]), "nobody was started to have fewer");
+    asking.end();
+    assert_eq!((site.events("worker-spawn").len(), site.events("worker-exit").len()), (3, 2));
+    assert!(site.events("worker-exit").iter().all(|exit| exit["reason"] == "scale down"));
+}
+
+fn a_busy_worker_that_is_one_too_many_finishes_its_request_first(backend: &str) {
+    let site = Site::python(backend, &["-w", "2", "--read-timeout-ms", "60000", "--request-timeout", "60s"]);
+    let before = site.settled(2);
+    let mut running = [site.begin("/hold/answer"), site.begin("/hold/answer")];
+    // This one waits for whoever is free first.
+    let mut waiting = site.server.client();
+    waiting.begin("/pid");
+    site.until("it waits", |app| app["queue"]["depth"] == 1);
+    let (code, said) = site.word(&["scale", "1"]);
+    assert_eq!(code, Some(0), "{said}");
+    let app = site.until("one leaves", |app| app["workers_wanted"] == 1);
+    let leaving = app["workers"].as_array().unwrap().iter().find(|worker| worker["state"] == "stopping").cloned();
+    let leaving = leaving.unwrap_or_else(|| panic!("nobody leaves: {app}"))["pid"].as_u64().unwrap() as u32;
+    assert_eq!(pids(&app), before, "it is not gone before its request");
+    site.make("answer");
+    let mut answered: Vec<u32> = running.iter_mut().map(|client| client.answer().text().parse().unwrap()).collect();
+    answered.sort_unstable();
+    let mut both = before.clone();
+    both.sort_unstable();
+    assert_eq!(answered, both);
+    let stays = site.settled(1)[0];
+    assert_ne!(stays, leaving);
+    assert_eq!(waiting.answer().text(), stays.to_string(), "who leaves gets no more requests");
+    assert!(site.events("worker-cut").is_empty());
+}
