@@ -68,7 +68,7 @@ fn names(output: &Output, result: &str) -> Vec<String> {
 #[test]
 fn the_built_in_worker_passes_everything() {
     let run = Run::new();
-    let output = run.command(&["--slow-path", "/sleep?ms=500"]).output().unwrap();
+    let output = run.command(&["--slow-path", "/sleep?ms=1500"]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert_eq!(output.status.code(), Some(0), "{text}");
     assert!(text.ends_with("14 passed, 0 failed, 0 noted, 0 skipped\n"), "{text}");
@@ -123,19 +123,22 @@ fn each_fault_fails_its_row_and_no_other() {
         ("cuts on TERM", &["TERM in flight"], "ended by signal 15"),
         ("says close", &[], ""),
     ];
-    std::thread::scope(|scope| {
-        for (fault, expected, said) in faults {
-            scope.spawn(move || {
-                let run = Run::new();
-                let output = run.faulty(fault, &["--slow-path", "/slow"]).output().unwrap();
-                let text = String::from_utf8_lossy(&output.stdout).into_owned();
-                assert_eq!(names(&output, "FAIL"), *expected, "{fault}:\n{text}");
-                assert!(rows(&output, "FAIL").iter().all(|(_, seen)| seen.contains(said)), "{fault}:\n{text}");
-                assert_eq!(output.status.code(), Some(i32::from(!expected.is_empty())), "{fault}");
-                run.assert_nothing_is_left();
-            });
-        }
-    });
+    // Two at a time: more would keep each other from answering in time where there are few cores.
+    for pair in faults.chunks(2) {
+        std::thread::scope(|scope| {
+            for (fault, expected, said) in pair {
+                scope.spawn(move || {
+                    let run = Run::new();
+                    let output = run.faulty(fault, &["--slow-path", "/slow"]).output().unwrap();
+                    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+                    assert_eq!(names(&output, "FAIL"), *expected, "{fault}:\n{text}");
+                    assert!(rows(&output, "FAIL").iter().all(|(_, seen)| seen.contains(said)), "{fault}:\n{text}");
+                    assert_eq!(output.status.code(), Some(i32::from(!expected.is_empty())), "{fault}");
+                    run.assert_nothing_is_left();
+                });
+            }
+        });
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ const LARGE_BODY: usize = 1024 * 1024;
 /// Bytes of one chunk of the chunked body.
 const CHUNK: usize = 16 * 1024;
 /// How long a request may be held before another connection counts as being in its way.
-const HELD_TIME: Duration = Duration::from_secs(1);
+const HELD_TIME: Duration = Duration::from_secs(3);
 /// The pause between the pieces of a request; long enough for the worker to read each by itself.
 const PIECE_PAUSE: Duration = Duration::from_millis(5);
 /// How long a connection may stay open behind an answer that was to be its last.

@@ -15,13 +15,13 @@ use crate::http::Method;
 /// From TERM to KILL, as the supervisor has it.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long processes of the group may outlive the first one before they count as left behind.
-const COMPANY_TIME: Duration = Duration::from_millis(500);
+const COMPANY_TIME: Duration = Duration::from_secs(2);
 /// How long a request on the slow path is under way before TERM.
 const UNDER_WAY: Duration = Duration::from_millis(150);
 /// The longest that the slow path may take.
 const SLOW_TIME: Duration = Duration::from_secs(30);
 /// Added to a multiple of the first start's time for a start over a stale socket file.
-const STALE_TIME: Duration = Duration::from_secs(2);
+const STALE_TIME: Duration = Duration::from_secs(4);
 
 /// The rows at the end.
 pub const ENDINGS: &[Check] = &[
