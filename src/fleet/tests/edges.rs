@@ -130,3 +130,20 @@ fn the_only_worker_that_joins_again_is_never_missing() {
     assert!(scene.fleet.part(first, scene.now, &mut scene.paper).is_none());
     assert_eq!(scene.fleet.state(), AppState::Running);
 }
+
+#[test]
+fn a_roll_ends_though_its_workers_answer_once_and_leave() {
+    let mut scene = Scene::running(rule(), 1);
+    scene.restart();
+    for _ in 0..5 {
+        for new in scene.starting() {
+            scene.ready(new);
+            scene.paper.answered.insert(new);
+            scene.fleet.leaving(new, scene.now, &mut scene.paper);
+            scene.exit(new, true);
+        }
+        scene.let_the_old_go();
+    }
+    scene.ready_all();
+    assert_eq!((scene.ended_rolls(), scene.serving()), (vec![RollEnd::Done], vec![(1, 2)]));
+}
