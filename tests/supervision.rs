@@ -458,6 +458,16 @@ fn a_worker_that_has_left_its_group_is_killed_all_the_same() {
 }
 
 #[test]
+fn an_app_whose_workers_join_starts_none_whatever_is_asked() {
+    let server = serve(settings(&[], 0));
+    server.requester.request(Request::Restart);
+    server.requester.request(Request::More);
+    eventually("both to be refused", || (server.log_text().matches("nothing is done").count() == 2).then_some(()));
+    assert!(server.snapshot().workers.is_empty() && !server.log_text().contains("rolling restart"));
+    server.stop();
+}
+
+#[test]
 fn a_worker_that_opens_another_door_is_told_which() {
     let script = "import socket,sys,time\ns=socket.socket();s.bind(('127.0.0.1',0));s.listen()\n\
                   print('port',s.getsockname()[1],file=sys.stderr,flush=True);time.sleep(1000)";

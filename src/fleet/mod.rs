@@ -486,6 +486,7 @@ impl Fleet {
             self.members[index].phase = Phase::Draining { deadline: now + self.rule.drain };
             return machine.drain(name, now);
         }
+        self.prove(name);
         self.members[index].replaced = true;
         let number = self.members[index].number;
         self.leave(index, Ending::Leaving, now, machine);

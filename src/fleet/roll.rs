@@ -249,10 +249,10 @@ impl Fleet {
                 trial.look_at = now + TRIAL_LOOK;
                 return;
             }
-            roll.trial = None;
-            roll.proven = true;
-            self.generation = roll.generation;
+            let name = trial.name;
+            self.prove(name);
         }
+        let Some(roll) = &self.roll else { return };
         let (generation, doing) = (roll.generation, roll.doing.clone());
         for number in doing {
             let ready =
@@ -260,6 +260,15 @@ impl Fleet {
             if let Some(name) = self.members.iter().find(ready).map(|member| member.name) {
                 self.retire_others(number, name, now, machine);
             }
+        }
+    }
+
+    /// A worker has shown that it serves: if it was on trial, the roll goes on.
+    pub(super) fn prove(&mut self, name: Name) {
+        if let Some(roll) = self.roll.as_mut().filter(|roll| roll.trial.is_some_and(|trial| trial.name == name)) {
+            roll.trial = None;
+            roll.proven = true;
+            self.generation = roll.generation;
         }
     }
 

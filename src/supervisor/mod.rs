@@ -483,13 +483,19 @@ impl Supervisor {
         }
     }
 
-    /// Whether the app has workers of ours; says so if not.
+    /// Whether the app has workers of ours, and not only such as join.
+    fn starts_workers(&self) -> bool {
+        self.crew.launcher.is_some() && !self.fleet.places().is_empty()
+    }
+
+    /// The same; says so if not.
     fn has_workers(&self) -> bool {
-        if self.crew.launcher.is_none() {
+        let has = self.starts_workers();
+        if !has {
             let message = "the app has no workers that this server starts; nothing is done";
             self.crew.log.event(Level::Warn, message, &[]);
         }
-        self.crew.launcher.is_some()
+        has
     }
 
     /// One worker more or fewer, within what there is room for.

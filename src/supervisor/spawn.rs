@@ -81,9 +81,17 @@ impl Launcher {
             config::Command::BuiltIn => built_in(app, program)?,
         };
         check_command(command.first().map(OsString::as_os_str).unwrap_or_default())?;
+        let socket = socket_kind(&command, app.socket)?;
+        if socket == WorkerSocket::Tcp && app.ready.by == ReadyBy::Join {
+            return Err(
+                "a worker on a TCP port has no socket to join with: expected another --ready, or no {port} and no \
+                        --socket tcp"
+                    .to_owned(),
+            );
+        }
         Ok(Some(Launcher {
             program: program.to_path_buf(),
-            socket: socket_kind(&command, app.socket)?,
+            socket,
             command,
             concurrency: app.concurrency.max(1),
             watchdog: app.watchdog,
@@ -305,6 +313,13 @@ mod tests {
             let refused = kind(script, configured).unwrap_err();
             assert!(refused.contains("expected"), "{refused}");
         }
+    }
+
+    #[test]
+    fn a_worker_on_a_port_cannot_be_ready_by_joining() {
+        let made = |script| launcher(script, |app| app.ready.by = ReadyBy::Join);
+        assert!(made("x {port}").unwrap_err().contains("--ready"));
+        assert!(made("x").is_ok());
     }
 
     #[test]

@@ -106,7 +106,7 @@ impl Supervisor {
     /// may not have a handler for it, and be killed. The number of the roll that does it, if one does, and a sentence.
     pub(super) fn load_again(&mut self, now: Instant) -> (Option<u64>, String) {
         match self.crew.settings.app.hot_reload {
-            _ if self.crew.launcher.is_none() => (None, "the app has no workers of its own".to_owned()),
+            _ if !self.starts_workers() => (None, "the app has no workers of its own".to_owned()),
             HotReload::None => (None, "hot reload is off (--hot-reload process or module)".to_owned()),
             HotReload::Process => {
                 let roll = self.fleet.restart(now, &mut self.crew);
@@ -147,9 +147,7 @@ impl Supervisor {
             }
             return Answer::done("welcome");
         }
-        if let Some(before) = self.guest(&join.worker_id) {
-            self.dismiss(before, now);
-        }
+        let before = self.guest(&join.worker_id);
         let number = self.crew.guests.iter().map(|visitor| visitor.name.0 as u32).max().unwrap_or(0);
         let name = self.fleet.next_name();
         let generation = self.fleet.generation();
@@ -160,7 +158,7 @@ impl Supervisor {
             supervised: false,
             number: number.max(name.0 as u32),
         };
-        if self.crew.guests.len() >= super::GUESTS {
+        if self.crew.guests.len() >= super::GUESTS + usize::from(before.is_some()) {
             return Answer::refused(503, format!("{} workers have joined, and no more may", super::GUESTS));
         }
         let Some(id) = self.crew.dispatch.add(target, generation, None) else {
@@ -172,6 +170,10 @@ impl Supervisor {
         self.crew.tell(Level::Info, "worker-join", "a worker has joined", &fields);
         let guest = Guest { name, worker_id: join.worker_id, pid: join.pid, version: join.version, since: now };
         self.fleet.join(guest, now, &mut self.crew);
+        // Only now, so that there is no moment without it: if it was the only worker, all who wait would be refused.
+        if let Some(before) = before {
+            self.dismiss(before, now);
+        }
         Answer::done("welcome")
     }
 
@@ -281,7 +283,7 @@ impl Supervisor {
             return Some(Answer::unknown_app(app, &[name]));
         }
         let own = matches!(command, Command::Restart { .. } | Command::Scale { .. } | Command::Signal { .. });
-        if own && (self.crew.launcher.is_none() || self.fleet.places().is_empty()) {
+        if own && !self.starts_workers() {
             return Some(Answer::refused(409, format!("the app {name} has no workers that this server starts")));
         }
         let harmless = matches!(

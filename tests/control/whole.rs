@@ -252,6 +252,8 @@ fn strangers_join_quit_and_are_dropped_when_they_are_gone() {
     assert_eq!((status, &refused["ok"]), (404, &json!(false)));
 
     assert_eq!(join("one", &place("one.sock"), "1.10").0, 200);
+    assert_eq!(join("one", &place("one.sock"), "1.11").0, 200);
+    server.until("one of that name", |app| joined(app) == 1);
     one.kill().unwrap();
     one.wait().unwrap();
     // Whoever serves next meets the dead one or not; the request is answered either way.

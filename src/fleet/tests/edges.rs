@@ -114,3 +114,36 @@ fn a_place_that_was_away_during_a_roll_is_rolled_once() {
         assert_eq!(scene.serving(), [(1, 2), (2, 2), (3, 2)]);
     }
 }
+
+#[test]
+fn the_only_worker_that_joins_again_is_never_missing() {
+    let mut scene = Scene::new(rule(), 1);
+    let first = guest(&mut scene, "a", Some("1"));
+    while let [name] = scene.starting()[..] {
+        scene.exit(name, false);
+        scene.pass(SECOND * 8);
+    }
+    assert!(scene.fleet.places()[0].given_up && !scene.paper.failed);
+    let second = guest(&mut scene, "a", Some("1"));
+    assert!(scene.paper.alive[&second] && !scene.paper.told.contains(&Event::AppFailed));
+    assert_eq!(scene.fleet.guests().iter().map(|guest| guest.name).collect::<Vec<_>>(), [second]);
+    assert!(scene.fleet.part(first, scene.now, &mut scene.paper).is_none());
+    assert_eq!(scene.fleet.state(), AppState::Running);
+}
+
+#[test]
+fn a_roll_ends_though_its_workers_answer_once_and_leave() {
+    let mut scene = Scene::running(rule(), 1);
+    scene.restart();
+    for _ in 0..5 {
+        for new in scene.starting() {
+            scene.ready(new);
+            scene.paper.answered.insert(new);
+            scene.fleet.leaving(new, scene.now, &mut scene.paper);
+            scene.exit(new, true);
+        }
+        scene.let_the_old_go();
+    }
+    scene.ready_all();
+    assert_eq!((scene.ended_rolls(), scene.serving()), (vec![RollEnd::Done], vec![(1, 2)]));
+}
