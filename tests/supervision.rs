@@ -89,7 +89,10 @@ fn options() -> Options {
 }
 
 fn serve(settings: Settings) -> Server {
-    let options = options();
+    serve_with(settings, options())
+}
+
+fn serve_with(settings: Settings, options: Options) -> Server {
     let directory = tempfile::tempdir().unwrap();
     let run_path = directory.path().join("run");
     let run = RunDirectory::open(&run_path).unwrap();
@@ -389,6 +392,73 @@ fn a_worker_that_has_lived_long_enough_is_replaced_without_a_gap() {
     server.until_logged("recycle: lived 0 s");
     until("the next one ends in its turn", || server.log_text().matches("recycle: lived").count() >= 2);
     assert_eq!(server.status.crashes.load(Ordering::Relaxed), 0, "that was no crash");
+    server.stop();
+}
+
+/// Memory has no room for another worker.
+fn full() -> Options {
+    Options { headroom: || Some(1), ..options() }
+}
+
+#[test]
+fn without_room_for_both_a_restart_is_aborted_and_the_old_workers_serve_on() {
+    let server = serve_with(settings(&[], 2), full());
+    let before: Vec<WorkerId> = server.until_ready(2).iter().map(|worker| worker.id).collect();
+    server.requester.request(Request::Restart);
+    let log = server.until_logged("rolling restart aborted; the old workers serve on");
+    assert!(log.contains("memory has no room for a replacement beside the old worker"), "{log}");
+    assert_eq!(server.ready().iter().map(|worker| worker.id).collect::<Vec<_>>(), before);
+    assert_eq!(log.matches("worker started").count(), 2, "{log}");
+    assert!(server.request("/ping").ends_with("pong"));
+    server.stop();
+}
+
+#[test]
+fn without_room_for_both_the_old_worker_goes_first_if_one_may_be_missing() {
+    let mut settings = settings(&[], 2);
+    settings.app.restart.max_unavailable = 1;
+    let server = serve_with(settings, full());
+    let before: Vec<u32> = server.until_ready(2).iter().map(|worker| pid_of(&server, worker.id)).collect();
+    server.requester.request(Request::Restart);
+    let log = eventually("the restart ends", || {
+        // Never more than there were, and never less than one.
+        let ready = server.ready();
+        assert!((1..=2).contains(&ready.len()), "{ready:?}");
+        Some(server.log_text()).filter(|log| log.contains("rolling restart done"))
+    });
+    assert_eq!((log.matches("worker started").count(), log.matches("reason=deploy").count()), (4, 2), "{log}");
+    // Stop first: each successor is started behind the end of the one before it.
+    let at = |words: &str, count: usize| log.match_indices(words).nth(count).map(|(at, _)| at);
+    assert!(
+        at("worker ended", 0) < at("worker started", 2) && at("worker ended", 1) < at("worker started", 3),
+        "{log}"
+    );
+    assert!(at("worker ready", 2) < at("worker ended", 1), "the second one goes when the first is back: {log}");
+    let after = server.until_ready(2);
+    assert!(after.iter().all(|worker| !before.contains(&pid_of(&server, worker.id))));
+    server.stop();
+}
+
+#[test]
+fn the_only_worker_s_restart_without_room_for_both_holds_who_asks_meanwhile() {
+    let mut settings = settings(&[], 1);
+    settings.app.restart.max_unavailable = 1;
+    let mut server = serve_with(settings, full());
+    let old = server.until_ready(1)[0].id;
+    let pid = pid_of(&server, old);
+    // The old one has a request, so that the restart is in its middle for as long as this test likes.
+    let running = server.permit();
+    server.requester.request(Request::Restart);
+    until("the old one drains", || server.phase(old) == Some(Phase::Draining));
+    assert!(matches!(server.acquire(), Acquire::Queued(_)), "nobody is there, and it is held");
+    assert!(is_alive(pid));
+    server.release(running, Outcome::Answered);
+    let granted = server.until_told("the held one gets a worker", |message| matches!(message, Message::Grant(_)));
+    assert!(!is_alive(pid), "the new one was started behind the end of the old one");
+    let Message::Grant(grant) = server.letters.swap_remove(granted) else { unreachable!("it was looked for") };
+    assert_ne!(grant.permit.worker(), old);
+    server.release(grant.permit, Outcome::Answered);
+    server.until_logged("rolling restart done");
     server.stop();
 }
 

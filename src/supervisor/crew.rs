@@ -45,6 +45,8 @@ pub(super) struct Crew {
     pub run: RunDirectory,
     pub program: PathBuf,
     pub memory_interval: Duration,
+    /// How many bytes may still be used.
+    pub headroom: fn() -> Option<u64>,
     pub launcher: Option<Launcher>,
     pub guard: Option<Guard>,
     pub processes: Vec<Process>,
@@ -68,7 +70,7 @@ impl Crew {
         options: Options,
         launcher: Option<Launcher>,
     ) -> io::Result<Crew> {
-        let Options { program, memory_interval, .. } = options;
+        let Options { program, memory_interval, headroom, .. } = options;
         let guard = launcher.is_some().then(|| Guard::start(&program, run.sockets())).transpose()?;
         Ok(Crew {
             settings,
@@ -78,6 +80,7 @@ impl Crew {
             run,
             program,
             memory_interval,
+            headroom,
             launcher,
             guard,
             processes: Vec::new(),

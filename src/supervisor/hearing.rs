@@ -92,7 +92,7 @@ impl Crew {
     /// Whether memory has room for another worker like this one; so, where nothing is known.
     pub(super) fn has_room_beside(&self, name: Name) -> bool {
         let held = self.process(name).and_then(|process| memory::proportional(process.group()));
-        held.zip(memory::headroom()).is_none_or(|(held, free)| held <= free)
+        held.zip((self.headroom)()).is_none_or(|(held, free)| held <= free)
     }
 
     /// What the supervisor sleeps on for probes and voices.

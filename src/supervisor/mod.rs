@@ -82,6 +82,8 @@ pub struct Options {
     pub signals: bool,
     /// How often a worker's memory is looked at, where it has a limit.
     pub memory_interval: Duration,
+    /// How many bytes may still be used, as [`memory::headroom`].
+    pub headroom: fn() -> Option<u64>,
     /// The server around the supervisor, for the control socket; `None`: there is no control socket.
     pub about: Option<About>,
 }
@@ -93,6 +95,7 @@ impl Default for Options {
             descriptors: None,
             signals: true,
             memory_interval: memory::INTERVAL,
+            headroom: memory::headroom,
             about: None,
         }
     }

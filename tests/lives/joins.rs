@@ -40,7 +40,7 @@ fn who(site: &Site) -> Vec<String> {
 }
 
 fn the_highest_version_that_has_joined_serves_alone(backend: &str) {
-    let site = Site::start(backend, &["--workers", "join"], |_| Vec::new());
+    let site = Site::empty(backend, &[]);
     let (one, two, dead) = (named("one"), named("two"), named("dead"));
     dead.vanish();
     let (status, refused) = join(&site, "dead", &dead, "9");
@@ -63,7 +63,7 @@ fn the_highest_version_that_has_joined_serves_alone(backend: &str) {
 }
 
 fn who_waits_while_there_is_nobody_is_served_by_whoever_joins(backend: &str) {
-    let site = Site::start(backend, &["--workers", "join", "--hold", "25s"], |_| Vec::new());
+    let site = Site::empty(backend, &["--hold", "25s"]);
     let mut held: Vec<Client> = (0..5).map(|_| site.server.client()).collect();
     for client in &mut held {
         client.begin("/");
@@ -86,7 +86,7 @@ fn who_waits_while_there_is_nobody_is_served_by_whoever_joins(backend: &str) {
 }
 
 fn who_joins_again_with_the_same_id_takes_its_own_place(backend: &str) {
-    let site = Site::start(backend, &["--workers", "join"], |_| Vec::new());
+    let site = Site::empty(backend, &[]);
     let (one, again, low) = (named("one"), named("again"), named("low"));
     assert_eq!(join(&site, "w", &one, "1").0, 200);
     assert_eq!(who(&site), ["one"]);

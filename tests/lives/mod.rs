@@ -31,9 +31,9 @@ struct Site {
 }
 
 impl Site {
-    /// Built-in workers.
-    fn built_in(backend: &str, flags: &[&str]) -> Site {
-        Site::start(backend, flags, |_| Vec::new())
+    /// No workers but those that join.
+    fn empty(backend: &str, flags: &[&str]) -> Site {
+        Site::start(backend, &[&["--workers", "join"], flags].concat(), |_| Vec::new())
     }
 
     /// `worker.py`.
@@ -121,11 +121,17 @@ impl Site {
         client
     }
 
-    /// The events of that name in the log.
-    fn events(&self, name: &str) -> Vec<Value> {
-        let lines = self.server.lines();
-        let events = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        events.filter(|line| line["event"] == name).collect()
+    /// The events of that name in the log, which is written behind the server's back: so many have to come.
+    fn events(&self, name: &str, count: usize) -> Vec<Value> {
+        let mut events = Vec::new();
+        until("the events are logged", || {
+            let lines = self.server.lines();
+            let lines = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            events = lines.filter(|line| line["event"] == name).collect();
+            events.len() >= count
+        });
+        assert_eq!(events.len(), count, "{name}: {events:?}");
+        events
     }
 }
 

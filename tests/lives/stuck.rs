@@ -37,16 +37,15 @@ fn stuck(site: &Site, reason: &str) {
     let answered = others.end();
     let (ended, kept): (Vec<u32>, Vec<u32>) = before.iter().partition(|pid| !pids(&after).contains(pid));
     assert!(!answered.contains(&ended[0]) && answered.contains(&kept[0]), "{answered:?}");
-    // The dump comes from that worker, once, and from nobody else.
-    let lines = site.server.lines();
-    let dumps: Vec<&String> = lines.iter().filter(|line| line.contains("] dumped by")).collect();
-    assert!(dumps.len() == 1 && dumps[0].contains(&format!("dumped by {}", ended[0])), "{dumps:?}");
-    let exits = site.events("worker-exit");
-    assert_eq!(exits.len(), 1, "{exits:?}");
+    let exits = site.events("worker-exit", 1);
     assert_eq!(
         (&exits[0]["pid"], &exits[0]["reason"], &exits[0]["signal"]),
         (&ended[0].into(), &reason.into(), &9.into())
     );
+    // The dump comes from that worker, once, and from nobody else.
+    let lines = site.server.lines();
+    let dumps: Vec<&String> = lines.iter().filter(|line| line.contains("] dumped by")).collect();
+    assert!(dumps.len() == 1 && dumps[0].contains(&format!("dumped by {}", ended[0])), "{dumps:?}");
     let workers = after["workers"].as_array().unwrap();
     assert_eq!(workers.iter().filter(|worker| worker["last_exit"] == reason).count(), 1, "{after}");
     assert_eq!(site.server.status()["busy"], 0);
