@@ -147,3 +147,20 @@ fn a_roll_ends_though_its_workers_answer_once_and_leave() {
     scene.ready_all();
     assert_eq!((scene.ended_rolls(), scene.serving()), (vec![RollEnd::Done], vec![(1, 2)]));
 }
+
+#[test]
+fn a_place_that_was_given_up_keeps_no_roll_waiting_for_its_worker() {
+    let mut scene = Scene::running(Rule { max_unavailable: 1, ..rule() }, 2);
+    let name = scene.fleet.members()[1].name;
+    scene.exit(name, false);
+    for _ in 0..4 {
+        scene.pass(SECOND * 5);
+        let name = scene.starting()[0];
+        scene.exit(name, false);
+    }
+    assert!(scene.fleet.places()[1].given_up);
+    scene.paper.no_memory = true;
+    scene.restart();
+    scene.settle();
+    assert_eq!((scene.ended_rolls(), scene.serving()), (vec![RollEnd::Done], vec![(1, 2), (2, 2)]));
+}
