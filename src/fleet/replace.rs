@@ -105,6 +105,7 @@ impl Fleet {
                     limit,
                     reloads: 0,
                     due: None,
+                    due_anyway: None,
                     ending: None,
                     expires: None,
                     replaced: false,
