@@ -60,6 +60,8 @@ pub struct Member {
     pub reloads: u64,
     /// Why it is to be replaced, once it is.
     pub(super) due: Option<Ending>,
+    /// What would replace it if it were not for a roll; told once, and needed again if the roll is aborted.
+    pub(super) due_anyway: Option<Ending>,
     /// Why it was told to end.
     pub(super) ending: Option<Ending>,
     /// When its lifetime is over, until that was acted upon.
@@ -100,8 +102,18 @@ impl Member {
 
     /// Notes why it is to be replaced. A deploy counts for more than what would have replaced it anyway.
     pub(super) fn mark(&mut self, ending: Ending) {
-        if ending == Ending::Deploy || self.due.is_none() {
-            self.due = Some(ending);
+        match (self.due, ending) {
+            (Some(Ending::Deploy), Ending::Deploy) => {}
+            (Some(Ending::Deploy), _) => self.due_anyway = self.due_anyway.or(Some(ending)),
+            (_, Ending::Deploy) => self.due_anyway = self.due.replace(ending),
+            (due, _) => self.due = due.or(Some(ending)),
+        }
+    }
+
+    /// The roll that was to replace it is aborted.
+    pub(super) fn spare(&mut self) {
+        if self.due == Some(Ending::Deploy) {
+            self.due = self.due_anyway.take();
         }
     }
 

@@ -107,6 +107,7 @@ impl Fleet {
                     limit,
                     reloads: 0,
                     due: None,
+                    due_anyway: None,
                     ending: None,
                     expires: None,
                     replaced: false,
@@ -133,7 +134,8 @@ impl Fleet {
         }
         let serves =
             |place: &&Place| self.members.iter().any(|member| member.number == place.number && member.is_running());
-        let missing = self.places.len() - self.places.iter().filter(serves).count();
+        // Nobody comes back to a place that was given up: waiting for that would have no end.
+        let missing = self.places.iter().filter(|place| !place.given_up && !serves(place)).count();
         if missing < self.rule.max_unavailable {
             if let Some(index) = self.members.iter().position(|member| member.name == old) {
                 self.leave(index, ending, now, machine);

@@ -192,9 +192,7 @@ impl Fleet {
         let (generation, proven, doing) = (roll.generation, roll.proven, std::mem::take(&mut roll.doing));
         roll.trial = None;
         roll.waiting.clear();
-        for member in self.members.iter_mut().filter(|member| member.due == Some(Ending::Deploy)) {
-            member.due = None;
-        }
+        self.members.iter_mut().for_each(Member::spare);
         for number in doing {
             let serves =
                 |member: &Member| member.number == number && member.generation != generation && member.is_active();

@@ -150,9 +150,13 @@ fn end_groups(mut groups: BTreeSet<i32>) {
     }
 }
 
-/// Sends a signal to a whole process group, and says whether anybody is in it. Signal 0 only asks.
+/// Sends a signal to a whole process group, and says whether anybody is in it. Signal 0 only asks. Nothing is sent for a number that
+/// would mean our own group (0), all processes (1) or a single one (below; kill(2)).
 pub fn signal_group(group: i32, signal: i32) -> bool {
     debug_assert!(group > 1, "group {group} is not a worker's");
+    if group <= 1 {
+        return false;
+    }
     // SAFETY: kill takes and returns plain numbers.
     let done = unsafe { libc::kill(-group, signal) } == 0;
     done || io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)

@@ -147,3 +147,39 @@ fn a_roll_ends_though_its_workers_answer_once_and_leave() {
     scene.ready_all();
     assert_eq!((scene.ended_rolls(), scene.serving()), (vec![RollEnd::Done], vec![(1, 2)]));
 }
+
+#[test]
+fn a_place_that_was_given_up_keeps_no_roll_waiting_for_its_worker() {
+    let mut scene = Scene::running(Rule { max_unavailable: 1, ..rule() }, 2);
+    let name = scene.fleet.members()[1].name;
+    scene.exit(name, false);
+    for _ in 0..4 {
+        scene.pass(SECOND * 5);
+        let name = scene.starting()[0];
+        scene.exit(name, false);
+    }
+    assert!(scene.fleet.places()[1].given_up);
+    scene.paper.no_memory = true;
+    scene.restart();
+    scene.settle();
+    assert_eq!((scene.ended_rolls(), scene.serving()), (vec![RollEnd::Done], vec![(1, 2), (2, 2)]));
+}
+
+#[test]
+fn a_limit_that_was_reached_outlives_an_aborted_roll() {
+    for before in [true, false] {
+        let mut scene = Scene::running(rule(), 1);
+        let old = scene.fleet.members()[0].name;
+        if before {
+            scene.fleet.replace(old, Ending::Requests(10));
+        }
+        scene.restart();
+        scene.fleet.replace(old, Ending::Requests(10));
+        let new = scene.starting()[0];
+        scene.exit(new, false);
+        assert!(matches!(&scene.ended_rolls()[..], [RollEnd::Aborted { .. }]));
+        scene.settle();
+        assert_eq!(scene.fleet.places()[0].last_exit.as_deref(), Some("recycle: 10 requests"));
+        assert_eq!(scene.serving(), [(1, 1)]);
+    }
+}
