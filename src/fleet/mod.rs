@@ -284,6 +284,8 @@ pub struct Fleet {
     last_roll: Option<RollReport>,
     failed: bool,
     ever_ready: bool,
+    /// Nothing is changed any more; who crashes is replaced, for requests still come to their end.
+    settling: bool,
     stopping: bool,
 }
 
@@ -304,6 +306,7 @@ impl Fleet {
             last_roll: None,
             failed: false,
             ever_ready: false,
+            settling: false,
             stopping: false,
         };
         fleet.add_places(workers, now);
@@ -563,8 +566,11 @@ impl Fleet {
         }
     }
 
-    /// No worker is started or replaced any more; those that live go on.
-    pub fn hold_still(&mut self) {
-        self.stopping = true;
+    /// The server is about to stop: the roll under way is over, and no worker is replaced any more but one that crashes, for the
+    /// requests that are still there are to be answered.
+    pub fn hold_still(&mut self, now: Instant, machine: &mut impl Machine) {
+        self.settling = true;
+        self.queued_roll = None;
+        self.abort_roll("the server stops", "", now, machine);
     }
 }

@@ -57,6 +57,7 @@ impl Fleet {
     /// Whether a replacement for that reason may be started now. A roll counts its own, and all others wait for its end.
     fn may_replace(&self, ending: Ending) -> bool {
         match ending {
+            _ if self.settling => false,
             Ending::Deploy => true,
             _ if self.roll.is_some() => false,
             _ => {
@@ -136,7 +137,8 @@ impl Fleet {
             |place: &&Place| self.members.iter().any(|member| member.number == place.number && member.is_running());
         // Nobody comes back to a place that was given up: waiting for that would have no end.
         let missing = self.places.iter().filter(|place| !place.given_up && !serves(place)).count();
-        if missing < self.rule.max_unavailable {
+        // Who holds too much memory is what takes the room.
+        if missing < self.rule.max_unavailable || matches!(ending, Ending::Memory(_)) {
             if let Some(index) = self.members.iter().position(|member| member.name == old) {
                 self.leave(index, ending, now, machine);
             }
@@ -301,7 +303,7 @@ impl Fleet {
     /// the coldest; each is drained.
     pub fn scale_to(&mut self, target: usize, why: &'static str, now: Instant, machine: &mut impl Machine) {
         let before = self.places.len();
-        if target == before || self.stopping {
+        if target == before || self.settling || self.stopping {
             return;
         }
         if target > before {

@@ -656,19 +656,51 @@ fn a_refused_connect_is_looked_at_and_the_worker_comes_back_or_goes() {
 }
 
 #[test]
+fn before_the_stop_who_crashes_is_replaced_and_nothing_else_changes() {
+    let mut scene = Scene::running(rule(), 2);
+    scene.restart();
+    let waits = scene.restart();
+    scene.fleet.hold_still(scene.now, &mut scene.paper);
+    assert!(matches!(&scene.ended_rolls()[..], [RollEnd::Aborted { reason, .. }] if reason == "the server stops"));
+    assert!(scene.fleet.roll().is_none() && waits == 2, "nor does the queued one begin");
+    scene.settle();
+    let first = scene.fleet.members()[0].name;
+    scene.fleet.replace(first, Ending::Requests(10));
+    scene.fleet.scale_to(5, "test", scene.now, &mut scene.paper);
+    scene.pass(SECOND * 60);
+    let starts = scene.paper.starts.len();
+    assert_eq!((scene.serving(), scene.starting().len()), (vec![(1, 1), (2, 1)], 0));
+    scene.exit(first, true);
+    assert_eq!(scene.paper.starts.len(), starts + 1, "requests are still to be answered");
+    scene.ready_all();
+    assert_eq!(scene.serving(), [(1, 1), (2, 1)]);
+}
+
+#[test]
 fn stopping_ends_all_and_starts_none() {
     let mut scene = Scene::running(rule(), 2);
-    scene.fleet.hold_still();
-    let first = scene.fleet.members()[0].name;
-    scene.exit(first, true);
-    scene.pass(SECOND * 60);
-    assert_eq!(scene.paper.starts.len(), 2);
-    let second = scene.fleet.members()[0].name;
+    let (first, second) = (scene.fleet.members()[0].name, scene.fleet.members()[1].name);
     scene.fleet.stop(SECOND, scene.now, &mut scene.paper);
+    scene.exit(first, true);
     assert!(scene.paper.terminated.contains(&second));
     scene.pass(SECOND);
     assert!(scene.paper.killed.contains(&second));
     assert_eq!(scene.exit(second, true), Some(Ending::Shutdown));
+    scene.pass(SECOND * 60);
+    assert_eq!(scene.paper.starts.len(), 2);
+}
+
+#[test]
+fn who_holds_too_much_memory_goes_first_where_there_is_no_room_beside_it() {
+    let mut scene = Scene::running(rule(), 1);
+    scene.paper.no_memory = true;
+    let name = scene.fleet.members()[0].name;
+    scene.fleet.replace(name, Ending::Memory(1 << 30));
+    scene.tick();
+    assert_eq!((scene.serving().len(), scene.starting().len()), (0, 0));
+    scene.settle();
+    assert_ne!(scene.fleet.members()[0].name, name);
+    assert_eq!(scene.serving(), [(1, 1)]);
 }
 
 fn guest(scene: &mut Scene, worker_id: &str, version: Option<&str>) -> Name {

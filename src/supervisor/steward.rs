@@ -147,8 +147,12 @@ impl Supervisor {
             }
             return Answer::done("welcome");
         }
+        if self.crew.processes.iter().any(|process| process.number.to_string() == join.worker_id) {
+            let message =
+                format!("worker {} is one of this server's own: another workerId is expected", join.worker_id);
+            return Answer::refused(400, message);
+        }
         let before = self.guest(&join.worker_id);
-        let number = self.crew.guests.iter().map(|visitor| visitor.name.0 as u32).max().unwrap_or(0);
         let name = self.fleet.next_name();
         let generation = self.fleet.generation();
         let target = Target {
@@ -156,7 +160,7 @@ impl Supervisor {
             label: format!("{}.joined.{}", self.crew.settings.app.name, join.worker_id),
             unix: true,
             supervised: false,
-            number: number.max(name.0 as u32),
+            number: name.0 as u32,
         };
         if self.crew.guests.len() >= super::GUESTS + usize::from(before.is_some()) {
             return Answer::refused(503, format!("{} workers have joined, and no more may", super::GUESTS));

@@ -69,7 +69,7 @@ impl Supervisor {
     fn finish_requests(&mut self, within: Duration, now: Instant) {
         let deadline = now + within;
         self.watcher = None;
-        self.fleet.hold_still();
+        self.fleet.hold_still(now, &mut self.crew);
         self.resume(now);
         self.crew.postboxes.broadcast(|| Message::Drain { deadline });
         self.stop = Some(Stop::Loops { deadline, ask_at: now });

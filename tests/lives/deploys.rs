@@ -85,7 +85,9 @@ fn a_server_that_is_told_to_stop_in_the_middle_finishes_its_requests_and_leaves_
     assert_gone(&all, Duration::from_secs(2));
     assert!(!site.run().exists());
     // Two by the server's end, and one that was about to start.
-    assert!(site.events("worker-exit", 3).iter().all(|exit| exit["reason"] == "shutdown"));
+    let exits = site.events("worker-exit", 3);
+    let reasons = |reason| exits.iter().filter(|exit| exit["reason"] == reason).count();
+    assert_eq!((reasons("shutdown"), reasons("deploy aborted")), (2, 1), "{exits:?}");
 }
 
 fn a_server_that_is_killed_in_the_middle_leaves_no_process(backend: &str) {

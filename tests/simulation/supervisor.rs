@@ -168,7 +168,8 @@ impl Supervisor {
     pub fn rest(&mut self) {
         self.resting = true;
         self.stopping = true;
-        self.fleet.hold_still();
+        let now = self.crew.world.now();
+        self.fleet.hold_still(now, &mut self.crew);
         self.resume();
     }
 
