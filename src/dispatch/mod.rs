@@ -242,14 +242,21 @@ impl Dispatch {
     }
 
     /// Says that a worker let a request time out that it was given at `since`; if it has answered nothing from then on, it is stuck.
-    pub fn stuck(&self, worker: WorkerId, since: Instant) {
-        let mut state = self.lock();
-        if let Some(index) = state.workers.find(worker)
-            && state.workers.at(index).answered_at.is_none_or(|at| at <= since)
-        {
+    /// One that the supervisor is going to end for it gets nothing more from this moment: what came to it before the supervisor's
+    /// turn would die with it.
+    pub fn stuck(&self, worker: WorkerId, since: Instant, now: Instant) {
+        let grants = self.retreat(worker, now, 0, |state, index| {
+            let stuck = state.workers.at(index);
+            if stuck.answered_at.is_some_and(|at| at > since) {
+                return;
+            }
+            let (phase, ours) = (stuck.phase, stuck.target.as_ref().is_some_and(|target| target.supervised));
             state.tell(index, STUCK);
-        }
-        self.unlock(state);
+            if ours && matches!(phase, Phase::Ready | Phase::Unreachable) {
+                state.workers.enter(index, Phase::Draining);
+            }
+        });
+        self.deliver(grants);
     }
 
     /// Whether a worker's process lives. `None`: it is not ours to know. A forgotten one counts as dead.

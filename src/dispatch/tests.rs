@@ -626,9 +626,17 @@ fn a_worker_is_stuck_only_if_it_answered_nothing_meanwhile() {
     let later = now + Duration::from_secs(1);
     assert!(dispatch.release(first, Outcome::Answered, later).is_none());
     assert!(dispatch.release(second, Outcome::Broken, later).is_none());
-    dispatch.stuck(answering, now);
-    dispatch.stuck(silent, now);
+    dispatch.stuck(answering, now, later);
+    dispatch.stuck(silent, now, later);
     assert_eq!(notices(&dispatch), [Notice::Stuck(silent)]);
+    // Before the supervisor has heard of it: the next request goes to the other one, and the one after that waits.
+    let next = take(&dispatch, 2, later);
+    assert_eq!(next.worker(), answering);
+    wait(&dispatch, 3, later);
+    let handed_on = dispatch.release(next, Outcome::Answered, later).expect("somebody waits");
+    assert_eq!(handed_on.permit.worker(), answering);
+    assert!(dispatch.release(handed_on.permit, Outcome::Unused, later).is_none());
+    assert_eq!(dispatch.snapshot().worker(silent).unwrap().phase, Phase::Draining);
     let answered = |id| dispatch.snapshot().worker(id).unwrap().answered_at;
     assert_eq!((answered(answering), answered(silent)), (Some(later), None));
 }

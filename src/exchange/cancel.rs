@@ -170,7 +170,7 @@ impl<B: Backend> Loop<B> {
         let Some(worker) = exchange.permit.as_ref().map(|permit| permit.worker()) else { return };
         self.shared.dispatch.suspect(worker);
         if let (Some(granted), true) = (exchange.granted, self.now >= exchange.request_by) {
-            self.shared.dispatch.stuck(worker, granted);
+            self.shared.dispatch.stuck(worker, granted, self.now);
         }
     }
 
@@ -180,7 +180,7 @@ impl<B: Backend> Loop<B> {
         if let Some(exchange) = self.exchanges.lookup(key)
             && let (Some(permit), Some(granted), 504) = (&exchange.permit, exchange.granted, exchange.status)
         {
-            self.shared.dispatch.stuck(permit.worker(), granted);
+            self.shared.dispatch.stuck(permit.worker(), granted, self.now);
         }
         self.abandoned_ended(key);
     }

@@ -30,6 +30,13 @@ fn joined(app: &Value) -> Vec<&str> {
     all.map(|worker| worker["name"].as_str().unwrap().rsplit('.').next().unwrap()).collect()
 }
 
+/// Nobody accepts at its socket any more.
+fn vanish(worker: &Worker) {
+    worker.vanish();
+    let socket = worker.url.strip_prefix("unix:").unwrap();
+    until("nobody accepts there", || UnixStream::connect(socket).is_err());
+}
+
 /// Who answers twenty requests over connections new and kept.
 fn who(site: &Site) -> Vec<String> {
     let mut kept = site.server.client();
@@ -42,7 +49,7 @@ fn who(site: &Site) -> Vec<String> {
 fn the_highest_version_that_has_joined_serves_alone(backend: &str) {
     let site = Site::empty(backend, &[]);
     let (one, two, dead) = (named("one"), named("two"), named("dead"));
-    dead.vanish();
+    vanish(&dead);
     let (status, refused) = join(&site, "dead", &dead, "9");
     assert_eq!((status, &refused["ok"]), (400, &json!(false)));
     assert!(joined(&site.app()).is_empty());
@@ -75,9 +82,8 @@ fn who_waits_while_there_is_nobody_is_served_by_whoever_joins(backend: &str) {
         assert_eq!(client.answer().text(), "one");
     }
     // It dies; the next request finds that out, is held, and served by the next one that joins.
-    one.vanish();
+    vanish(&one);
     let mut next = site.server.client();
-    until("nobody accepts there", || UnixStream::connect(one.url.strip_prefix("unix:").unwrap()).is_err());
     next.begin("/");
     site.until("it is dropped", |app| joined(app).is_empty());
     let two = named("two");
@@ -98,8 +104,7 @@ fn who_joins_again_with_the_same_id_takes_its_own_place(backend: &str) {
     assert_eq!(join(&site, "w", &again, "0.4").0, 200);
     assert_eq!(who(&site), ["low"]);
     // Whoever cannot be connected to is refused, and who was there before stays.
-    again.vanish();
-    until("nobody accepts there", || UnixStream::connect(again.url.strip_prefix("unix:").unwrap()).is_err());
+    vanish(&again);
     assert_eq!(join(&site, "other", &again, "7").0, 400);
     assert_eq!(who(&site), ["low"]);
 }
