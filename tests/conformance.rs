@@ -85,6 +85,15 @@ fn a_worker_without_a_fault_passes_everything() {
 }
 
 #[test]
+fn an_answer_that_ends_with_its_connection_is_whole() {
+    let run = Run::new();
+    let output = run.faulty("refuses until the close", &["--slow-path", "/slow"]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("refuses a request without Host (400)") && output.status.success(), "{text}");
+    run.assert_nothing_is_left();
+}
+
+#[test]
 fn the_worker_on_the_page_keeps_to_it() {
     let page = include_str!("../docs/worker.md");
     let (_, rest) = page.split_once("```python\n").unwrap();

@@ -246,9 +246,11 @@ impl Bench {
                 Framing::UntilClose => {
                     length += client.input.len() as u64;
                     client.input.clear();
-                    if client.ended && client.broken.is_none() {
-                        return Ok(length);
+                    match self.more(client, length, end, patience) {
+                        Err(Trouble::Ended(_)) => return Ok(length),
+                        other => other?,
                     }
+                    continue;
                 }
             }
             self.more(client, length, end, patience)?;

@@ -125,6 +125,13 @@ def one_request(connection):
         while line := source.line():
             name, _, value = line.decode().partition(":")
             fields[name.lower()] = value.strip()
+        if fault == "refuses until the close" and "host" not in fields:
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\n\r\nno Host")
+            # The end is to come alone, behind the bytes.
+            time.sleep(0.1)
+            unanswered.remove(connection)
+            busy.remove(connection)
+            return False
         if fault != "leaves the body":
             read_body(source, fields)
         if path == "/slow":
