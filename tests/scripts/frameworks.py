@@ -328,9 +328,11 @@ def kill(server, concurrency, add):
         back = wait_for(lambda: len(leaders(server) - {victim}) == WORKERS, 15)
         time.sleep(0.3)  # and goes on with the new one
     wrong = faults(outcomes)
-    lost = sum(count for fault, count in wrong.items() if fault.endswith(": 502"))
-    others = {fault: count for fault, count in wrong.items() if not fault.endswith(": 502")}
-    detail = f"{len(outcomes)} requests, {lost} x 502 {others or ''}"
+    # What was inside the worker ends with 502, or visibly cut where its answer had begun.
+    inside = (": 502", ": the connection ended inside an answer")
+    lost = sum(count for fault, count in wrong.items() if fault.endswith(inside))
+    others = {fault: count for fault, count in wrong.items() if not fault.endswith(inside)}
+    detail = f"{len(outcomes)} requests, {lost} inside the killed worker {others or ''}"
     add("kill", back and not others and lost <= min(CLIENTS, concurrency), detail)
 
 
