@@ -189,8 +189,10 @@ pub enum Event {
     Ready(Name),
     /// A worker could not be started.
     StartFailed(u32, String),
-    /// A worker did not get ready in time, or did not come back.
+    /// A worker did not get ready in time.
     NotReady(Name),
+    /// A worker that was ready once refused a connection and did not come back in time.
+    NotBack(Name),
     /// A worker's drain has taken too long: its requests are cut.
     Cut(Name),
     /// A place is given up: its workers crash before they answer anything.
@@ -397,9 +399,12 @@ impl Fleet {
         }
         match member.phase {
             Phase::Starting { .. } | Phase::Checking { .. } => {
-                let starting = member.is_starting();
-                member.ending = Some(if starting { Ending::NotReady } else { Ending::Unreachable });
-                machine.say(Event::NotReady(name));
+                let (ending, event) = match member.is_starting() {
+                    true => (Ending::NotReady, Event::NotReady(name)),
+                    false => (Ending::Unreachable, Event::NotBack(name)),
+                };
+                member.ending = Some(ending);
+                machine.say(event);
                 self.terminate(index, TERM_GRACE, now, machine);
             }
             Phase::Draining { .. } => {
@@ -463,7 +468,7 @@ impl Fleet {
         }
     }
 
-    /// A connect to a worker was refused: it is looked at, and given up if it does not come back. A guest is forgotten.
+    /// A connect to a worker was refused: it is looked at, and given up if it does not come back.
     pub fn unreachable(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
         let deadline = now + self.rule.ready_timeout;
         if let Some(member) = self.member_mut(name).filter(|member| member.phase == Phase::Running) {

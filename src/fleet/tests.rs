@@ -650,7 +650,7 @@ fn a_refused_connect_is_looked_at_and_the_worker_comes_back_or_goes() {
     assert_eq!(scene.serving(), [(1, 1)]);
     scene.fleet.unreachable(name, scene.now, &mut scene.paper);
     scene.pass(SECOND * 15);
-    assert!(scene.paper.terminated.contains(&name));
+    assert!(scene.paper.told.contains(&Event::NotBack(name)) && scene.paper.terminated.contains(&name));
     assert_eq!(scene.exit(name, true), Some(Ending::Unreachable));
     assert_eq!(scene.starting().len(), 1);
 }

@@ -318,16 +318,10 @@ impl Crew {
         self.news.add(event, message, fields);
     }
 
-    /// The socket did not come (or come back): says all that can be known.
-    fn say_not_ready(&mut self, name: Name) {
+    /// The socket did not come, or not come back: says all that can be known.
+    fn say_not_ready(&mut self, name: Name, starting: bool) {
         let timeout = self.settings.app.ready.timeout;
         let Some(process) = self.process(name) else { return };
-        // Whoever was ready once has had its socket's mode changed; one that is looked for again has been there.
-        let starting = self
-            .dispatch
-            .snapshot()
-            .worker(process.id)
-            .is_none_or(|worker| worker.phase == crate::dispatch::Phase::Starting);
         let elsewhere = match inspect::listening_addresses(process.child.id()).join(", ") {
             none if none.is_empty() => "nothing".to_owned(),
             some => some,
@@ -478,7 +472,8 @@ impl Machine for Crew {
                 let message = format!("cannot start a worker: {why}");
                 self.tell(Level::Error, "worker-start-failed", &message, &[("worker", &number)]);
             }
-            Event::NotReady(name) => self.say_not_ready(name),
+            Event::NotReady(name) => self.say_not_ready(name, true),
+            Event::NotBack(name) => self.say_not_ready(name, false),
             Event::Cut(name) => {
                 let label = self.process(name).map(|process| process.label.clone()).unwrap_or_default();
                 let message = "the worker's requests did not end in time and are cut";

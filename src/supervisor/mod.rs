@@ -501,13 +501,23 @@ impl Supervisor {
         has
     }
 
-    /// One worker more or fewer, within what there is room for.
+    /// How few and how many workers may be asked for: what automatic scaling was given, or what there is room for.
+    fn worker_bounds(&self) -> (usize, usize) {
+        let settings = &self.crew.settings;
+        settings
+            .app
+            .scaling
+            .map_or_else(|| (1, Supervisor::most_workers(settings)), |scaling| (scaling.min, scaling.max))
+    }
+
+    /// One worker more or fewer, within those bounds.
     fn scale_by(&mut self, change: i32, why: &'static str, now: Instant) {
         if self.stop.is_some() || !self.has_workers() {
             return;
         }
         let wanted = self.fleet.wanted().saturating_add_signed(change as isize);
-        let target = wanted.clamp(1, Supervisor::most_workers(&self.crew.settings));
+        let (least, most) = self.worker_bounds();
+        let target = wanted.clamp(least, most);
         self.fleet.scale_to(target, why, now, &mut self.crew);
     }
 

@@ -58,11 +58,7 @@ impl Supervisor {
             Change::To(target) => i64::from(target),
             Change::By(more) => wanted as i64 + i64::from(more),
         };
-        let settings = &self.crew.settings;
-        let (least, most) = match settings.app.scaling {
-            Some(scaling) => (scaling.min, scaling.max),
-            None => (1, Supervisor::most_workers(settings)),
-        };
+        let (least, most) = self.worker_bounds();
         match usize::try_from(target) {
             Ok(target) if (least..=most).contains(&target) => {
                 self.fleet.scale_to(target, "asked for", now, &mut self.crew);
