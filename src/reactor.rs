@@ -68,6 +68,8 @@ impl<B: Backend> Reactor<B> {
             table.put(sock, Role::Listener(index as u16));
             listeners.push((sock, port));
         }
+        let settings = &setup.shared.settings;
+        let limits = HeadLimits::new(settings.max_head, settings.max_fields);
         let core = Loop {
             backend,
             index: setup.index,
@@ -78,7 +80,7 @@ impl<B: Backend> Reactor<B> {
             scratch: Scratch::new(setup.pool.clone()),
             pool: setup.pool,
             fields: Fields::default(),
-            limits: HeadLimits::default(),
+            limits,
             seats: Vec::new(),
             now,
             subject: Sock::NONE,

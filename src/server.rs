@@ -194,7 +194,7 @@ fn policy(settings: &Settings) -> Policy {
         queue_size: app.queue.size,
         queue_timeout: app.queue.timeout,
         hold: app.queue.hold,
-        max_tunnels: 1000,
+        max_tunnels: app.max_tunnels,
     }
 }
 

@@ -212,13 +212,6 @@ fn settings(matches: &ArgMatches, environment: &Environment) -> Result<Settings,
         settings.run_dir = environment.run_dir(&settings.listen);
     }
     whole(&settings, &given)?;
-    let (hold, request) = (settings.app.queue.hold, settings.app.timeouts.request);
-    if hold > request && given.iter().any(|one| one.key.name == "hold") {
-        let (hold, request) = (show_duration(hold), show_duration(request));
-        settings.warnings.push(format!(
-            "--hold ({hold}) is longer than --request-timeout ({request}): no request is held longer than that"
-        ));
-    }
     let unix_only = ["listen-mode", "listen-owner", "listen-group"];
     if let Some(one) = given.iter().find(|one| unix_only.contains(&one.key.name))
         && !settings.listen.iter().any(|address| matches!(address, super::ListenAddress::Unix(_)))

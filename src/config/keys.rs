@@ -284,18 +284,34 @@ const WAITING: &[Key] = &[
         store(&mut settings.app.timeouts.connect, milliseconds(text, HOUR))
     })
     .variables(&["RIP_CONNECT_TIMEOUT_MS"]),
-    key("read-timeout-ms", "MS", "5000", "Without a byte from the worker; then 504", |settings, text| {
+    key("read-timeout-ms", "MS", "5000", READ_HELP, |settings, text| {
         store(&mut settings.app.timeouts.read, milliseconds(text, HOUR))
     })
     .variables(&["RIP_READ_TIMEOUT_MS"]),
-    key(
-        "request-timeout",
-        "DURATION",
-        "30s",
-        "For a request: its wait, its run and its whole answer",
-        |settings, text| store(&mut settings.app.timeouts.request, duration(text, POSITIVE)),
-    ),
+    key("request-timeout", "DURATION", "30s", REQUEST_HELP, |settings, text| {
+        store(&mut settings.app.timeouts.request, duration(text, POSITIVE))
+    }),
+    key("answer-timeout", "DURATION", "", ANSWER_HELP, |settings, text| {
+        store(&mut settings.app.timeouts.answer, duration(text, POSITIVE).map(Some))
+    })
+    .example("10m"),
+    key("max-tunnels", "N", "", TUNNELS_HELP, |settings, text| {
+        store(&mut settings.app.max_tunnels, count(text, 0..=1_000_000).map(|number| number as u32))
+    })
+    .example("1000"),
 ];
+
+const READ_HELP: &str = "Without a byte from the worker while it is waited for: 504, and behind the head of an answer the \
+    answer is cut";
+
+const REQUEST_HELP: &str = "From when a worker was given a request to the head of its answer; then 504, and a worker that was \
+    silent, and on which nothing else moves, is replaced";
+
+const ANSWER_HELP: &str =
+    "From when a worker was given a request to the end of its answer [default: as long as it takes]";
+
+const TUNNELS_HELP: &str =
+    "WebSockets through each worker at once; beyond: 503 [default: as many as there are connections]";
 
 const LOOPS: &[Key] = &[
     key("listen", "ADDRESS", "0.0.0.0:8080", "IP:PORT, a port, or unix:PATH", |settings, text| {
@@ -352,20 +368,34 @@ const LIMITS: &[Key] = &[
     key("header-timeout", "DURATION", "10s", "From a request's first byte to the end of its head", |settings, text| {
         store(&mut settings.timeouts.header, duration(text, POSITIVE))
     }),
-    key("body-timeout", "DURATION", "30s", "Between two parts of a request body", |settings, text| {
+    key("body-timeout", "DURATION", "30s", BODY_HELP, |settings, text| {
         store(&mut settings.timeouts.body, duration(text, POSITIVE))
     }),
-    key("idle-timeout", "DURATION", "60s", "Without a request on a kept connection", |settings, text| {
+    key("idle-timeout", "DURATION", "60s", IDLE_HELP, |settings, text| {
         store(&mut settings.timeouts.idle, duration(text, POSITIVE))
     }),
-    key("write-timeout", "DURATION", "30s", "Without progress while an answer is sent", |settings, text| {
-        store(&mut settings.timeouts.write, duration(text, POSITIVE))
-    }),
+    key(
+        "write-timeout",
+        "DURATION",
+        "30s",
+        "Since the client last acknowledged something of an answer",
+        |settings, text| store(&mut settings.timeouts.write, duration(text, POSITIVE)),
+    ),
     key("half-close", "cancel|serve", "cancel", HALF_CLOSE_HELP, |settings, text| {
         store(&mut settings.app.serve_half_closed, choice(text, &[("cancel", false), ("serve", true)]))
     }),
     key("max-body", "SIZE", "64MiB", "The largest request body; beyond: 413", |settings, text| {
         store(&mut settings.max_body, size(text, 0..=1 << 40))
+    }),
+    key(
+        "max-head",
+        "SIZE",
+        "32KiB",
+        "The largest head of a request; beyond: 431; or of an answer: 502",
+        |settings, text| store(&mut settings.max_head, size(text, 1 << 10..=1 << 20).map(|bytes| bytes as usize)),
+    ),
+    key("max-fields", "N", "200", "The most field lines of such a head", |settings, text| {
+        store(&mut settings.max_fields, count(text, 10..=10_000).map(|number| number as usize))
     }),
     key(
         "buffer-bytes",
@@ -378,6 +408,11 @@ const LIMITS: &[Key] = &[
         },
     ),
 ];
+
+const BODY_HELP: &str =
+    "Since the last byte of a request body; one below a mean rate of 1 KiB/s ends as well; then 408";
+
+const IDLE_HELP: &str = "Between two requests, and for quiet event streams and tunnels";
 
 const HALF_CLOSE_HELP: &str = "What a client gets that ends its side while its request runs, as one does that has left: \
     nothing, or its answer; one that said Connection: close is always served";

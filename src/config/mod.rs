@@ -58,6 +58,10 @@ pub struct Settings {
     pub buffer_bytes: usize,
     /// The largest request body, in bytes.
     pub max_body: u64,
+    /// The largest head of a request or of a worker's answer, in bytes, 1 KiB to 1 MiB.
+    pub max_head: usize,
+    /// The most field lines of such a head, 10 to 10000.
+    pub max_fields: usize,
     /// The access log.
     pub access_log: AccessLogSettings,
     /// How events look on stderr.
@@ -155,11 +159,11 @@ impl Internal {
 pub struct Timeouts {
     /// From a request's first byte to the end of its head.
     pub header: Duration,
-    /// Between two parts of a request body.
+    /// Since the last byte of a request body. The body ends as well when it falls below a mean rate of 1 KiB/s, whichever is first.
     pub body: Duration,
-    /// Without any request on a kept connection.
+    /// Between two requests, and without a byte on event streams and tunnels.
     pub idle: Duration,
-    /// Without progress while an answer is being sent.
+    /// Since the client last acknowledged something of an answer.
     pub write: Duration,
 }
 
@@ -218,6 +222,8 @@ pub struct App {
     pub scaling: Option<Scaling>,
     /// Requests in flight per worker or upstream at once, 1 to 65535.
     pub concurrency: u32,
+    /// Tunnels (WebSockets) through each worker or upstream at once; `u32::MAX`: as many as there are connections.
+    pub max_tunnels: u32,
     /// Which worker gets the next request.
     pub balance: Balance,
     /// Deadlines of the worker side.
@@ -285,11 +291,14 @@ pub enum Balance {
 pub struct AppTimeouts {
     /// To get connected.
     pub connect: Duration,
-    /// Without a byte from the worker.
+    /// Without a byte from a worker that is waited for: 504 before the answer's head, and the answer is cut behind it. Never a
+    /// reason to kill the worker.
     pub read: Duration,
-    /// For the whole exchange, from when its request is whole: the wait for a worker, and the answer; for this there is at least
-    /// the read timeout.
+    /// From when the worker was given the request to the head of its answer. A worker that is silent until then, and on which
+    /// nothing else moves, is stuck and is replaced.
     pub request: Duration,
+    /// From the same moment to the end of the answer; `None`: as long as it takes.
+    pub answer: Option<Duration>,
     /// For how long a worker whose client left keeps its permit while it is still busy.
     pub abandon: Duration,
 }
@@ -435,6 +444,8 @@ impl Default for Settings {
             run_dir: PathBuf::from("/tmp/production_server"),
             buffer_bytes: 256 * 1024 * 1024,
             max_body: 64 * 1024 * 1024,
+            max_head: 32 * 1024,
+            max_fields: 200,
             access_log: AccessLogSettings { target: AccessLogTarget::Stdout, format: AccessLogFormat::Human },
             event_format: EventFormat::Auto,
             internal: Internal::Under(String::new()),
@@ -453,11 +464,13 @@ impl Default for App {
             workers: cores().max(2),
             scaling: None,
             concurrency: 1,
+            max_tunnels: u32::MAX,
             balance: Balance::Lifo,
             timeouts: AppTimeouts {
                 connect: Duration::from_millis(200),
                 read: Duration::from_secs(5),
                 request: Duration::from_secs(30),
+                answer: None,
                 abandon: Duration::from_secs(5),
             },
             queue: Queue { size: 8192, timeout: Duration::from_secs(2), hold: Duration::from_secs(10) },

@@ -53,6 +53,7 @@ fn nothing_said_serves_the_built_in_worker_on_8080() {
     assert!(settings.app.workers >= 2 && settings.loops >= 1);
     assert_eq!(settings.run_dir, PathBuf::from("/run/user/7/production_server-8080"));
     assert_eq!(settings.access_log.target, AccessLogTarget::Stdout);
+    assert_eq!((settings.app.timeouts.answer, settings.app.max_tunnels), (None, u32::MAX));
 }
 
 /// (arguments, environment, queue size): flag, shorthand, environment of our own, of others, default.
@@ -109,6 +110,10 @@ fn flags_land_where_they_belong() {
             "0s",
             "--queue-timeout-ms=1500",
             "--max-body=10MB",
+            "--max-head=64KiB",
+            "--max-fields=500",
+            "--max-tunnels=7",
+            "--answer-timeout=10m",
             "--keepalive=off",
             "--pin",
             "off",
@@ -132,6 +137,8 @@ fn flags_land_where_they_belong() {
     assert_eq!(said.app.recycle.lifetime, Some(Duration::from_secs(90)));
     assert_eq!((said.app.queue.hold, said.app.queue.timeout), (Duration::ZERO, Duration::from_millis(1500)));
     assert_eq!((said.max_body, said.app.keepalive, said.internal), (10_000_000, false, Internal::Off));
+    assert_eq!((said.max_head, said.max_fields, said.app.max_tunnels), (65_536, 500, 7));
+    assert_eq!(said.app.timeouts.answer, Some(Duration::from_secs(600)));
     assert!(said.app.serve_half_closed);
     assert_eq!((said.pin, said.shutdown, said.run_dir), (Pin::Off, Duration::from_secs(60), PathBuf::from("/r")));
     let target = AccessLogTarget::File("/a.log".into());
@@ -212,9 +219,6 @@ fn odd_variables_are_told_and_stop_nothing() {
     ];
     let line = "PRODUCTION_SERVER_MAX_QUEU in the environment is not known and has no effect";
     assert_eq!(settings(&[], &variables).warnings, [line]);
-    let line = "--hold (1m) is longer than --request-timeout (30s): no request is held longer than that";
-    assert_eq!(settings(&["--hold=60s"], &[]).warnings, [line]);
-    assert!(settings(&["--request-timeout=5s"], &[]).warnings.is_empty(), "the hold was not asked for");
     let line = "--listen-mode has no effect: no --listen unix:PATH is given";
     assert_eq!(settings(&["--listen-mode=0600"], &[]).warnings, [line]);
     assert!(settings(&["--listen-mode=0600", "--listen=unix:/s"], &[]).warnings.is_empty());
@@ -283,6 +287,23 @@ const WRONG_ARGUMENTS: &[(&[&str], &str)] = &[
     (
         &["--max-body", "1XB"],
         "error: --max-body \"1XB\": expected a size (bytes, KiB, MiB, GiB, kB, MB, GB) from 0 to 1TiB, as in --max-body 64MiB",
+    ),
+    (
+        &["--max-head", "2MiB"],
+        "error: --max-head \"2MiB\": expected a size (bytes, KiB, MiB, GiB, kB, MB, GB) from 1KiB to 1MiB, as in --max-head 32KiB",
+    ),
+    (
+        &["--max-fields", "9"],
+        "error: --max-fields \"9\": expected a whole number from 10 to 10000, as in --max-fields 200",
+    ),
+    (
+        &["--max-tunnels", "many"],
+        "error: --max-tunnels \"many\": expected a whole number from 0 to 1000000, as in --max-tunnels 1000",
+    ),
+    (
+        &["--answer-timeout", "0"],
+        "error: --answer-timeout \"0\": expected a duration with its unit (ms, s, m, h) from 1ms to 24h, \
+         as in --answer-timeout 10m",
     ),
     (
         &["--listen", "example.org:80"],

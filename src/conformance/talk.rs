@@ -9,7 +9,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::bench::{Bench, LOOK_AGAIN, Trouble};
 use crate::http::body::Chunked;
-use crate::http::fields::{Fields, MOST_FIELDS};
+use crate::http::fields::Fields;
 use crate::http::head::{self, HeadLimits, Response};
 use crate::http::{Framing, Method, Version};
 
@@ -302,8 +302,7 @@ fn take_head(client: &mut Client, to: Method) -> Result<Option<Response>, Troubl
     if client.input.is_empty() {
         return Ok(None);
     }
-    let mut fields = Fields::new(MOST_FIELDS);
-    let parsed = head::response(&client.input, to, false, &HeadLimits::default(), &mut fields);
+    let parsed = head::response(&client.input, to, false, &HeadLimits::default(), &mut Fields::default());
     let response = parsed.map_err(Trouble::Malformed)?;
     if let Some(response) = &response {
         client.input.drain(..response.len);

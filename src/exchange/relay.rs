@@ -25,6 +25,7 @@ use super::{Encoding, Phase, Reader};
 
 /// A body up to this size that came whole with its head is copied behind it: one vector is cheaper than two.
 const COPY_BYTES: usize = 2048;
+const MALFORMED: &str = "a worker sent a malformed answer";
 /// Room for a chunk's size line and what ends a chunk.
 const CHUNK_LINE: usize = 24;
 
@@ -79,15 +80,20 @@ impl<B: Backend> Loop<B> {
         self.send_client(client, piece.into());
     }
 
-    /// A malformed answer: nothing of it reaches the client.
+    /// A malformed answer, or one whose head is above a limit: nothing of it reaches the client.
     fn bad_answer(&mut self, key: Key, refusal: &Refusal) {
         let label = self.worker_label(key);
-        let fields: [(&str, &dyn std::fmt::Display); 3] =
-            [("worker", &label), ("reason", &refusal.reason), ("section", &refusal.section)];
-        self.shared.log.event(crate::log::Level::Warn, "a worker sent a malformed answer", &fields);
+        let limit = self.limits.exceeded(refusal);
+        let fields: [(&str, &dyn std::fmt::Display); 3] = [
+            ("worker", &label),
+            ("reason", limit.as_ref().map_or(&refusal.reason as &dyn std::fmt::Display, |limit| limit)),
+            ("section", &refusal.section),
+        ];
+        let message = if limit.is_some() { "a worker's answer is above a limit" } else { MALFORMED };
+        self.shared.log.event(crate::log::Level::Warn, message, &fields);
         self.drop_link(key, How::Now);
         self.give_back(key, Outcome::Broken);
-        self.fail(key, 502, "the worker sent a malformed answer");
+        self.fail(key, 502, limit.as_deref().unwrap_or("the worker sent a malformed answer"));
     }
 
     fn begin_answer(&mut self, key: Key, input: Block, response: &Response) {

@@ -31,6 +31,9 @@ pub struct Fields {
     present: Kinds,
     /// Whether a line ends without CR.
     pub(crate) bare_line_feed: bool,
+    /// Room for httparse's view of a head with many lines, always empty between two heads. Kept: a head that arrives in pieces is
+    /// looked at again and again.
+    spare: Vec<httparse::Header<'static>>,
     /// The host that was found legal last: nearly all requests of a server name the same.
     legal_host: Vec<u8>,
 }
@@ -165,13 +168,18 @@ impl Fields {
 
     #[cold]
     fn parse_many(&mut self, bytes: &[u8], start: usize, most: usize) -> Result<Option<usize>, Refusal> {
-        let mut headers = [httparse::EMPTY_HEADER; MOST_FIELDS];
-        match httparse::parse_headers(&bytes[start..], &mut headers) {
+        let mut headers = emptied(std::mem::take(&mut self.spare));
+        // There are no more fields than line ends, and clearing room for all that are allowed may be dear.
+        let lines = memchr::memchr_iter(b'\n', &bytes[start..]).count() + 1;
+        headers.resize(lines.min(most), httparse::EMPTY_HEADER);
+        let outcome = match httparse::parse_headers(&bytes[start..], &mut headers) {
             Ok(httparse::Status::Complete((len, headers))) => self.take(bytes, start, len, headers, most),
             Ok(httparse::Status::Partial) => Ok(None),
-            Err(httparse::Error::TooManyHeaders) => Err(TOO_MANY),
+            Err(httparse::Error::TooManyHeaders) => Err(TOO_MANY_FIELDS),
             Err(_) => Err(diagnose(&bytes[start..])),
-        }
+        };
+        self.spare = emptied(headers);
+        outcome
     }
 
     /// Takes over what httparse has found: `len` bytes at `start`, with the empty line.
@@ -184,7 +192,7 @@ impl Fields {
         most: usize,
     ) -> Result<Option<usize>, Refusal> {
         if headers.len() > most {
-            return Err(TOO_MANY);
+            return Err(TOO_MANY_FIELDS);
         }
         let base = bytes.as_ptr() as usize;
         let end = start + len;
@@ -259,11 +267,17 @@ impl Fields {
     }
 }
 
-/// More field lines than this are refused, whatever the configured limit.
-pub const MOST_FIELDS: usize = 256;
+/// The same memory, for headers that borrow from other bytes.
+fn emptied<'to>(mut headers: Vec<httparse::Header<'_>>) -> Vec<httparse::Header<'to>> {
+    headers.clear();
+    // The standard library collects a vector's own iterator in place where the layout is the same.
+    headers.into_iter().map(|_| httparse::EMPTY_HEADER).collect()
+}
+
 /// Options of `Connection` in one head, so that marking what they name stays cheap.
 const MOST_OPTIONS: usize = 32;
-const TOO_MANY: Refusal = Refusal { status: 431, section: "RFC 6585 §5", reason: "too many field lines" };
+pub(super) const TOO_MANY_FIELDS: Refusal =
+    Refusal { status: 431, section: "RFC 6585 §5", reason: "too many field lines" };
 
 /// What `Connection` may declare to be hop-by-hop: what we neither need for framing or routing nor write ourselves.
 const NOMINABLE: Kinds = Kinds::of(&[
@@ -325,4 +339,28 @@ fn diagnose(bytes: &[u8]) -> Refusal {
         }
     }
     bad("RFC 9112 §5", "a field line without a colon")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heads_with_many_lines_reuse_their_memory() {
+        let lines = |count: usize| (0..count).map(|number| format!("x-{number}: y\n")).collect::<String>();
+        let (mut fields, head) = (Fields::default(), lines(5000) + "\n");
+        assert_eq!(fields.parse(head.as_bytes(), 0, 5000), Ok(Some(head.len())));
+        assert_eq!(fields.len(), 5000);
+        let before = (fields.list.as_ptr(), fields.spare.as_ptr(), fields.spare.capacity());
+        assert!(before.2 >= 5000);
+        for _ in 0..2 {
+            fields.clear();
+            assert_eq!(fields.parse(&head.as_bytes()[..head.len() - 1], 0, 5000), Ok(None));
+            fields.clear();
+            assert_eq!(fields.parse(head.as_bytes(), 0, 5000), Ok(Some(head.len())));
+        }
+        assert_eq!((fields.list.as_ptr(), fields.spare.as_ptr(), fields.spare.capacity()), before);
+        fields.clear();
+        assert_eq!(fields.parse(head.as_bytes(), 0, 4999), Err(TOO_MANY_FIELDS));
+    }
 }

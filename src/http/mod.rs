@@ -20,6 +20,7 @@ mod names;
 pub mod reply;
 pub mod rewrite;
 mod search;
+mod seen;
 
 #[cfg(test)]
 mod properties;

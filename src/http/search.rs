@@ -15,6 +15,13 @@ pub struct HeadSearch {
     empty: bool,
 }
 
+/// In which portion a head without an end of so many bytes is: another one has begun after 4 KiB, and from 32 KiB on after a quarter
+/// of the last power of two.
+fn portion(len: usize) -> (u32, usize) {
+    let shift = len.max(1).ilog2().saturating_sub(2).max(12);
+    (shift, len >> shift)
+}
+
 impl HeadSearch {
     /// A search that begins at the first byte.
     pub fn new() -> HeadSearch {
@@ -27,8 +34,8 @@ impl HeadSearch {
     }
 
     /// Whether `bytes`, all that was received so far, should be parsed now: they hold the head's end, or their first line
-    /// has just become whole, or another 4 KiB came, so that limits are enforced and garbage is seen early. Each byte is
-    /// looked at once over all calls.
+    /// has just become whole, or another 4 KiB or quarter came, so that limits are enforced and garbage is seen early, and a head
+    /// of a mebibyte in small pieces is not parsed a hundred times. Each byte is looked at once over all calls.
     pub fn scan(&mut self, bytes: &[u8]) -> bool {
         let from = self.at as usize;
         self.at = bytes.len() as u32;
@@ -40,7 +47,7 @@ impl HeadSearch {
             self.begun = true;
             fresh = &fresh[first..];
         }
-        let mut worth = from / 4096 != bytes.len() / 4096;
+        let mut worth = portion(from) != portion(bytes.len());
         while !fresh.is_empty() {
             if self.empty {
                 let [first, rest @ ..] = fresh else { break };

@@ -9,18 +9,18 @@ use super::handlers;
 use super::module::Scratch;
 use super::{Entry, Shared};
 use crate::http::body::Chunked;
-use crate::http::fields::{Fields, MOST_FIELDS};
+use crate::http::fields::Fields;
 use crate::http::head::{self, HeadLimits};
 use crate::http::{Framing, Refusal};
 
-/// Room for a head, and for what comes with it.
+/// Room for a head, and for what comes with it. More is taken for a head that needs it, and given back after its request.
 const BUFFER: usize = 64 * 1024;
 /// The longest body that is taken.
 const MOST_BODY: usize = 64 * 1024 * 1024;
 /// A body's memory above this is given back after its request.
 const KEPT_BODY: usize = 1024 * 1024;
-/// A front may add to what a client may send.
-const LIMITS: HeadLimits = HeadLimits { head: 32 * 1024, target: 16 * 1024, fields: MOST_FIELDS };
+/// What a server in front may let pass (`--max-head`, `--max-fields`) is taken, with what it adds: among others the host, twice.
+const LIMITS: HeadLimits = HeadLimits { head: 4 << 20, target: 1 << 20, fields: 10_000 + 100 };
 
 /// What goes wrong while a request is read.
 enum Trouble {
@@ -44,7 +44,7 @@ impl From<Refusal> for Trouble {
 /// What was read and not yet used.
 struct Input<'a> {
     stream: &'a UnixStream,
-    buffer: Box<[u8]>,
+    buffer: Vec<u8>,
     start: usize,
     end: usize,
 }
@@ -59,14 +59,21 @@ impl Input<'_> {
         debug_assert!(self.start <= self.end);
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
+            if self.buffer.len() > BUFFER {
+                self.buffer = vec![0; BUFFER];
+            }
         }
     }
 
-    /// Reads more. False: the peer has finished, or the buffer is full, which the limits prevent.
+    /// Reads more. False: the peer has finished.
     fn fill(&mut self) -> io::Result<bool> {
         if self.end == self.buffer.len() {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
+            if self.end == self.buffer.len() {
+                // The limits of a head bound this.
+                self.buffer.resize(2 * self.buffer.len(), 0);
+            }
         }
         loop {
             match (&mut &*self.stream).read(&mut self.buffer[self.end..]) {
@@ -91,8 +98,8 @@ struct Out {
 /// Serves a connection to its end.
 pub(super) fn serve(entry: &Entry, shared: &Shared) -> io::Result<()> {
     let stream = &entry.stream;
-    let mut input = Input { stream, buffer: vec![0; BUFFER].into_boxed_slice(), start: 0, end: 0 };
-    let mut fields = Fields::new(MOST_FIELDS);
+    let mut input = Input { stream, buffer: vec![0; BUFFER], start: 0, end: 0 };
+    let mut fields = Fields::new(HeadLimits::default().fields);
     let mut body = Vec::new();
     let mut out = Out::default();
     loop {

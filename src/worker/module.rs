@@ -23,7 +23,7 @@ use crate::http::is_token;
 const ABI: u32 = 1;
 /// Field lines of an answer at most: a front counts its own up to 100.
 const MOST_FIELDS: usize = 96;
-/// Bytes of an answer's field lines at most: a front takes heads of 16 KiB.
+/// Bytes of an answer's field lines at most: a front takes heads of 32 KiB, if nothing else is said.
 const MOST_FIELD_BYTES: usize = 15 * 1024;
 /// Loads of this process; each has a name of its own.
 static LOADS: AtomicU32 = AtomicU32::new(0);

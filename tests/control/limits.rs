@@ -46,7 +46,7 @@ fn a_body_may_have_64_kib_and_no_byte_more() {
 fn a_head_that_is_too_large_is_refused() {
     let rig = Rig::new();
     let mut client = rig.connect();
-    client.send(&format!("GET /status HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(17 * 1024)));
+    client.send(&format!("GET /status HTTP/1.1\r\nHost: x\r\nX: {}\r\n\r\n", "x".repeat(33 * 1024)));
     assert!(client.rest().starts_with("HTTP/1.1 431 "));
     let mut malformed = rig.connect();
     malformed.send("POST /stop HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n{}");

@@ -10,6 +10,7 @@ use crate::support::{Client, Ending, Server, Worker, on_every_backend, pattern, 
 on_every_backend! {
     malformed_answers_are_refused
     endless_heads_are_refused
+    heads_above_a_limit_say_which_and_the_flags_raise_it
     surplus_bytes_end_the_workers_connection
     late_surplus_bytes_never_meet_the_next_request
     a_worker_that_ends_without_an_answer_is_a_502
@@ -27,8 +28,47 @@ on_every_backend! {
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: test\r\n\r\n";
 
+fn heads_above_a_limit_say_which_and_the_flags_raise_it(backend: &str) {
+    // As long cookies, tickets and policies make them: larger than a block of the pool.
+    let lines = |count: usize, len: usize| {
+        (0..count).map(|index| format!("Set-Cookie: c{index}={}\r\n", "x".repeat(len))).collect::<String>()
+    };
+    let worker = Worker::new(move |incoming| {
+        while let Some((head, _)) = incoming.request() {
+            let numbers = head.split(['/', 'x', ' ']).filter_map(|word| word.parse().ok()).collect::<Vec<usize>>();
+            incoming.send(format!("HTTP/1.1 200 OK\r\n{}Content-Length: 2\r\n\r\nhi", lines(numbers[0], numbers[1])));
+        }
+    });
+    let server = Server::before(backend, &worker.url, &[]);
+    let mut client = Client::of(&server);
+    for (count, len) in [(7, 4000), (1, 30_000), (190, 9)] {
+        let answer = client.get(&format!("/{count}x{len}"));
+        assert_eq!((answer.status, answer.text().as_str()), (200, "hi"), "{count} of {len}");
+        assert_eq!(answer.all("set-cookie").len(), count);
+        let request = format!("GET /1x1 HTTP/1.1\r\nHost: test\r\n{}\r\n", lines(count, len).replace("Set-", ""));
+        assert_eq!(client.ask(&request).status, 200, "{count} of {len}");
+    }
+    for (path, said) in [
+        ("/9x4000", "the worker's head has more than 32768 bytes: raise --max-head"),
+        ("/300x9", "the worker's head has more than 200 fields: raise --max-fields"),
+    ] {
+        let answer = client.get(path);
+        assert!(answer.status == 502 && answer.text().contains(said), "{}", answer.text());
+        until("the log says it", || server.has_said(said));
+    }
+    assert!(!server.has_said("malformed"), "{:?}", server.lines());
+    let server = Server::before(backend, &worker.url, &["--max-head", "1MiB", "--max-fields", "10000"]);
+    let mut client = Client::of(&server);
+    for (count, len) in [(200, 4000), (9000, 9), (1, 900_000)] {
+        let answer = client.get(&format!("/{count}x{len}"));
+        assert_eq!((answer.status, answer.all("set-cookie").len()), (200, count), "{count} of {len}");
+        let request = format!("GET /1x1 HTTP/1.1\r\nHost: test\r\n{}\r\n", lines(count, len).replace("Set-", ""));
+        assert_eq!(client.ask(&request).status, 200, "{count} of {len}");
+    }
+}
+
 fn malformed_answers_are_refused(backend: &str) {
-    let long = format!("HTTP/1.1 200 OK\r\nX: {}\r\nContent-Length: 0\r\n\r\n", "v".repeat(17_000));
+    let long = format!("HTTP/1.1 200 OK\r\nX: {}\r\nContent-Length: 0\r\n\r\n", "v".repeat(33_000));
     let many = format!("HTTP/1.1 200 OK\r\n{}Content-Length: 0\r\n\r\n", "X: v\r\n".repeat(200));
     let said = [
         "garbage\r\n\r\n",

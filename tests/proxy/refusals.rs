@@ -166,12 +166,12 @@ fn heads_that_are_too_large_are_refused(backend: &str) {
         (0..count).map(|index| format!("X-{index}: {}\r\n", "v".repeat(len))).collect::<String>()
     };
     let mut cases = vec![
-        (414, format!("GET /{} HTTP/1.1\r\nHost: test\r\n\r\n", "p".repeat(9000))),
+        (414, format!("GET /{} HTTP/1.1\r\nHost: test\r\n\r\n", "p".repeat(17_000))),
         // Its line never ends.
         (414, format!("GET /{}", "p".repeat(40_000))),
-        (431, get(&format!("X: {}\r\n", "v".repeat(17_000)))),
-        (431, get(&many(50, 400))),
-        (431, get(&many(101, 1))),
+        (431, get(&format!("X: {}\r\n", "v".repeat(33_000)))),
+        (431, get(&many(50, 800))),
+        (431, get(&many(201, 1))),
         (431, get(&many(3000, 1))),
         (501, format!("{} /refused HTTP/1.1\r\nHost: test\r\n\r\n", "M".repeat(40))),
         (400, "\r\n".repeat(40)),
