@@ -17,8 +17,15 @@ pub const MOST_TRAILER_BYTES: usize = 8 * 1024;
 /// Field lines of a trailer section.
 const MOST_TRAILERS: usize = 64;
 
+/// Bytes of size lines, line ends and trailers that are free.
+pub const FREE_OVERHEAD: u64 = 1 << 20;
+/// Further bytes of these that each byte of data pays for. A chunk of one byte has five, so that a sender of the smallest chunks is
+/// served, and one whose extensions outweigh its data is not: it costs work and, by what it sends, nobody's body limit. nginx draws
+/// its line for tiny frames of HTTP/2 in the same way.
+pub const OVERHEAD_PER_BYTE: u64 = 8;
+
 /// A decoder of one chunked body, which takes it in pieces of any size.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Chunked {
     state: State,
     /// The digits of the current size line, then the bytes of the current chunk that are still to come.
@@ -27,6 +34,8 @@ pub struct Chunked {
     digits: u8,
     /// Bytes of the current size line.
     line: u16,
+    /// Bytes besides the data that may still come.
+    overhead_left: u64,
     /// The trailer section: raw while it arrives, filtered once the body is whole.
     trailers: Vec<u8>,
 }
@@ -49,6 +58,8 @@ pub struct Relay {
     pub consumed: usize,
     /// The bytes among them to pass on as they are, possibly none.
     pub pass: Range<usize>,
+    /// How many of the passed bytes are the body's, and not chunk framing.
+    pub data: usize,
     /// Whether the body is whole; the last chunk was not passed on, see [`put_last_chunk`].
     pub done: bool,
 }
@@ -90,6 +101,20 @@ enum State {
 }
 
 const SECTION: &str = "RFC 9112 §7.1";
+const TOO_MUCH_OVERHEAD: Refusal = bad(SECTION, "chunks that are nearly all size lines and extensions");
+
+impl Default for Chunked {
+    fn default() -> Chunked {
+        Chunked {
+            state: State::default(),
+            left: 0,
+            digits: 0,
+            line: 0,
+            overhead_left: FREE_OVERHEAD,
+            trailers: Vec::new(),
+        }
+    }
+}
 
 impl Chunked {
     /// A decoder at the begin of a body.
@@ -105,16 +130,18 @@ impl Chunked {
     /// Decodes until the input ends, the body ends, or a second run of data begins.
     ///
     /// # Errors
-    /// When the body is malformed; this decoder is of no use then.
+    /// When the body is malformed, or nearly all overhead; this decoder is of no use then.
     pub fn decode(&mut self, input: &[u8]) -> Result<Progress, Refusal> {
         let mut at = 0;
         let mut data = 0..0;
         while at < input.len() && self.state != State::Done {
             if self.state != State::Data {
-                at += match self.usual_line(&input[at..]) {
+                let count = match self.usual_line(&input[at..]) {
                     Some(count) => count,
                     None => self.step(input[at]).map(|()| 1)?,
                 };
+                self.spend(count)?;
+                at += count;
                 continue;
             }
             if !data.is_empty() {
@@ -131,21 +158,24 @@ impl Chunked {
     /// leading zeros of sizes, and everything from the last chunk on: so a body that is cut never ends in a last chunk.
     ///
     /// # Errors
-    /// When the body is malformed; nothing of the piece may be passed on then.
+    /// When the body is malformed, or nearly all overhead; nothing of the piece may be passed on then.
     pub fn relay(&mut self, input: &[u8]) -> Result<Relay, Refusal> {
         let mut at = 0;
+        let mut data = 0;
         let mut pass = 0..0;
         while at < input.len() && self.state != State::Done {
             if self.state == State::Data {
                 let count = self.take_data(input.len() - at);
                 pass = extended(pass, at, count);
                 at += count;
+                data += count;
                 continue;
             }
             let before = self.state;
             if (pass.is_empty() || pass.end == at)
                 && let Some(count) = self.usual_line(&input[at..])
             {
+                self.spend(count)?;
                 pass = extended(pass, at, count);
                 at += count;
                 continue;
@@ -157,6 +187,7 @@ impl Chunked {
             }
             let within = self.digits > 0;
             self.step(input[at])?;
+            self.spend(1)?;
             let passes = match before {
                 State::Size => self.digits > 0,
                 State::DataCr | State::DataLf => true,
@@ -169,7 +200,7 @@ impl Chunked {
             }
             at += 1;
         }
-        Ok(Relay { consumed: at, pass, done: self.state == State::Done })
+        Ok(Relay { consumed: at, pass, data, done: self.state == State::Done })
     }
 
     /// The trailer fields that may be passed on, each line with its CRLF and without the empty line behind them. To be
@@ -181,10 +212,18 @@ impl Chunked {
     fn take_data(&mut self, available: usize) -> usize {
         let count = usize::try_from(self.left).unwrap_or(usize::MAX).min(available);
         self.left -= count as u64;
+        self.overhead_left = self.overhead_left.saturating_add(count as u64 * OVERHEAD_PER_BYTE);
         if self.left == 0 {
             self.state = State::DataCr;
         }
         count
+    }
+
+    /// Pays for bytes that are no data.
+    #[inline]
+    fn spend(&mut self, count: usize) -> Result<(), Refusal> {
+        self.overhead_left = self.overhead_left.checked_sub(count as u64).ok_or(TOO_MUCH_OVERHEAD)?;
+        Ok(())
     }
 
     /// Takes in one step what nearly all lines are: the CRLF behind a chunk's data, or a whole size line of digits alone,
@@ -601,10 +640,44 @@ mod tests {
     }
 
     #[test]
+    fn chunks_that_are_nearly_all_overhead_are_refused() {
+        let extension = format!("1;a={}\r\nx\r\n", "e".repeat(200));
+        let paid = FREE_OVERHEAD as usize / (extension.len() - 1 - OVERHEAD_PER_BYTE as usize);
+        for step in [DECODE, RELAY] {
+            for cuts in [&[][..], &[1000], &[7, 1460]] {
+                assert!(run(extension.repeat(paid).as_bytes(), cuts, step).is_ok());
+                let refusal = run(extension.repeat(paid + 1).as_bytes(), cuts, step).err();
+                assert_eq!(refusal, Some(TOO_MUCH_OVERHEAD));
+            }
+            // The smallest chunks are no attack, however many come; and what large ones pay for is not forgotten.
+            assert!(run("1\r\nx\r\n".repeat(1_000_000).as_bytes(), &[16_384], step).is_ok());
+            let large = [format!("{:x}\r\n", 4 << 20).as_bytes(), &[b'x'; 4 << 20], b"\r\n"].concat();
+            assert!(run(&[large, extension.repeat(2 * paid).into_bytes()].concat(), &[16_384], step).is_ok());
+        }
+    }
+
+    #[test]
+    fn what_is_data_of_the_relayed_bytes_is_told() {
+        let wire = "1\r\na\r\n0002;x=y\r\nbc\r\n000\r\nX: y\r\n\r\n";
+        for cut in 1..wire.len() {
+            let (mut chunked, mut data) = (Chunked::new(), 0);
+            for mut piece in wire.as_bytes().chunks(cut) {
+                while !piece.is_empty() {
+                    let relay = chunked.relay(piece).unwrap();
+                    assert!(relay.data <= relay.pass.len());
+                    data += relay.data;
+                    piece = &piece[relay.consumed..];
+                }
+            }
+            assert_eq!((data, chunked.is_done()), (3, true), "cut {cut}");
+        }
+    }
+
+    #[test]
     fn many_chunks_of_a_block_are_one_run() {
         let chunks = encode(&[vec![b'a'; 1000], vec![b'b'; 1000], vec![b'c'; 1000]], b"");
         let relay = Chunked::new().relay(&chunks).unwrap();
-        assert_eq!(relay, Relay { consumed: chunks.len(), pass: 0..chunks.len() - 5, done: true });
+        assert_eq!(relay, Relay { consumed: chunks.len(), pass: 0..chunks.len() - 5, data: 3000, done: true });
     }
 
     #[test]

@@ -113,7 +113,7 @@ impl Kinds {
 
     /// What is in either set.
     #[inline]
-    pub const fn and(self, other: Kinds) -> Kinds {
+    pub const fn with(self, other: Kinds) -> Kinds {
         Kinds(self.0 | other.0)
     }
 

@@ -80,7 +80,7 @@ const HOP_BY_HOP: Kinds = Kinds::of(&[
     Kind::Upgrade,
     Kind::TransferEncoding,
 ]);
-const DROPPED_FROM_REQUESTS: Kinds = HOP_BY_HOP.and(Kinds::of(&[
+const DROPPED_FROM_REQUESTS: Kinds = HOP_BY_HOP.with(Kinds::of(&[
     Kind::Shadow,
     Kind::Proxy,
     Kind::Expect,
@@ -98,7 +98,7 @@ const CLAIMS: Kinds = Kinds::of(&[
     Kind::Forwarded,
 ]);
 const DROPPED_FROM_ANSWERS: Kinds =
-    HOP_BY_HOP.and(Kinds::of(&[Kind::XRequestId, Kind::XAccelBuffering, Kind::RipWorkerBusy, Kind::RipWorkerDraining]));
+    HOP_BY_HOP.with(Kinds::of(&[Kind::XRequestId, Kind::RipWorkerBusy, Kind::RipWorkerDraining]));
 const LENGTH: Kinds = Kinds::of(&[Kind::ContentLength]);
 
 /// Bytes that [`request`] and [`request_end`] write at most.
@@ -113,16 +113,16 @@ pub fn request_room(request: &Request, fields: &Fields, forward: &Forward<'_>) -
 pub fn request(out: &mut Writer<'_>, bytes: &[u8], request: &Request, fields: &Fields, forward: &Forward<'_>) {
     let mut dropped = DROPPED_FROM_REQUESTS;
     if !forward.trusted {
-        dropped = dropped.and(CLAIMS);
+        dropped = dropped.with(CLAIMS);
     }
     if forward.open {
-        dropped = dropped.and(LENGTH);
+        dropped = dropped.with(LENGTH);
     }
     if request.form == Form::Absolute {
-        dropped = dropped.and(Kinds::of(&[Kind::Host]));
+        dropped = dropped.with(Kinds::of(&[Kind::Host]));
     }
     if request.max_forwards.is_some() {
-        dropped = dropped.and(Kinds::of(&[Kind::MaxForwards]));
+        dropped = dropped.with(Kinds::of(&[Kind::MaxForwards]));
     }
     let start = if request.line_passes { request.start } else { request.fields_start };
     if !request.line_passes {
@@ -337,7 +337,7 @@ pub fn response(out: &mut Writer<'_>, bytes: &[u8], response: &Response, fields:
     let bodiless = matches!(response.status, 100..=199 | 204);
     if bodiless || answer.framing != Rewritten::Same {
         // RFC 9110 §8.6 forbids a length with 1xx and 204; a framing of our own replaces the one that came.
-        dropped = dropped.and(LENGTH);
+        dropped = dropped.with(LENGTH);
     }
     status_and_lines(out, bytes, response, fields, dropped);
     if !answer.request_id.is_empty() {
@@ -368,7 +368,7 @@ pub fn informational_room(response: &Response, fields: &Fields) -> usize {
 /// Writes an interim answer (1xx but not 101) on its way to an HTTP/1.1 client.
 pub fn informational(out: &mut Writer<'_>, bytes: &[u8], response: &Response, fields: &Fields) {
     debug_assert!(response.status < 200 && response.status != 101);
-    status_and_lines(out, bytes, response, fields, DROPPED_FROM_ANSWERS.and(LENGTH));
+    status_and_lines(out, bytes, response, fields, DROPPED_FROM_ANSWERS.with(LENGTH));
     out.put(b"\r\n");
 }
 
