@@ -3,10 +3,12 @@
 //! Rules:
 //! - Nobody who logs ever waits for a reader. Every sink has a bounded backlog and a thread that writes it; what does not
 //!   fit is dropped and counted, and said once it flows again.
+//! - What a crowd could cause is said at most once a second ([`Log::seldom`]).
 //! - Events and access lines escape what came from the network, so that no request can forge a line.
 //! - stdout and stderr that are the same terminal, pipe or file share one sink, so that lines are never torn.
 
 mod access;
+mod seldom;
 mod sink;
 mod text;
 
@@ -84,6 +86,7 @@ struct Inner {
     worker_json: bool,
     stdout_colour: bool,
     stderr_colour: bool,
+    seldom: seldom::Seldom,
 }
 
 impl Drop for Inner {
@@ -133,6 +136,7 @@ impl Log {
             worker_json: events == EventFormat::Json,
             stdout_colour,
             stderr_colour: look.colour,
+            seldom: Default::default(),
         })))
     }
 
@@ -148,6 +152,7 @@ impl Log {
             worker_json: false,
             stdout_colour: false,
             stderr_colour: false,
+            seldom: Default::default(),
         }))
     }
 
@@ -177,6 +182,7 @@ impl Log {
             worker_json: look.json,
             stdout_colour: false,
             stderr_colour: false,
+            seldom: Default::default(),
         })))
     }
 
@@ -191,6 +197,19 @@ impl Log {
     pub fn event(&self, level: Level, message: impl Display, fields: &[(&str, &dyn Display)]) {
         if let Some(sink) = &self.0.stderr {
             push_event(sink, self.0.event_look, level, &message, fields);
+        }
+    }
+
+    /// The same, for what a crowd could cause: at most one line with that message within a second in the whole process. The next
+    /// one tells how many were left out since, in the field `left_out`. Never blocks.
+    pub fn seldom(&self, level: Level, message: &'static str, fields: &[(&str, &dyn Display)]) {
+        if self.0.stderr.is_none() {
+            return;
+        }
+        match self.0.seldom.allow(message, Instant::now()) {
+            None => {}
+            Some(0) => self.event(level, message, fields),
+            Some(left_out) => self.event(level, message, &[fields, &[("left_out", &left_out)]].concat()),
         }
     }
 

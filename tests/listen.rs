@@ -105,6 +105,21 @@ fn daemon_group() -> u32 {
 }
 
 #[test]
+fn who_comes_over_a_unix_socket_has_no_address() {
+    let folder = folder();
+    let (socket, log) = (folder.path().join("app.sock"), folder.path().join("access.log"));
+    let server = serve(&socket, &["--access-log", log.to_str().unwrap()]);
+    hello(&socket);
+    server.client().get("/over-tcp");
+    let lines = || fs::read_to_string(&log).unwrap_or_default();
+    until("both are logged", || lines().lines().count() == 2);
+    for (line, address) in lines().lines().zip(["unix:", "127.0.0.1"]) {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        assert_eq!(line["client.address"], address, "{line}");
+    }
+}
+
+#[test]
 fn an_unknown_owner_is_one_line_and_nothing_is_left() {
     let folder = folder();
     let socket = folder.path().join("app.sock");

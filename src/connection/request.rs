@@ -287,7 +287,7 @@ impl<B: Backend> Loop<B> {
         let [host, referer, user_agent] = find_lines(head, [b"host", b"referer", b"user-agent"]);
         self.access.record(&AccessRecord {
             time_micros: self.clock.micros(self.wheel.now_nanos()),
-            client: client.peer.ip,
+            client: (!client.peer.unix).then_some(client.peer.ip),
             method,
             target,
             protocol,

@@ -203,7 +203,7 @@ impl<B: Backend> Loop<B> {
             return;
         }
         let Some(client) = self.table.client(exchange.client) else { return };
-        let peer = client.peer.ip;
+        let peer = (!client.peer.unix).then_some(client.peer.ip);
         let head: &[u8] = exchange.head.as_deref().unwrap_or_default();
         let mut words = head.split(|byte| *byte == b' ' || *byte == b'\r');
         let (method, target) = (words.next().unwrap_or(b"-"), words.next().unwrap_or(b"-"));

@@ -90,7 +90,7 @@ impl<B: Backend> Loop<B> {
             ("section", &refusal.section),
         ];
         let message = if limit.is_some() { "a worker's answer is above a limit" } else { MALFORMED };
-        self.shared.log.event(crate::log::Level::Warn, message, &fields);
+        self.shared.log.seldom(crate::log::Level::Warn, message, &fields);
         self.drop_link(key, How::Now);
         self.give_back(key, Outcome::Broken);
         self.fail(key, 502, limit.as_deref().unwrap_or("the worker sent a malformed answer"));
@@ -332,7 +332,7 @@ impl<B: Backend> Loop<B> {
         self.count().errors.add(1);
         let label = self.worker_label(key);
         let fields: [(&str, &dyn std::fmt::Display); 2] = [("worker", &label), ("reason", &reason)];
-        self.shared.log.event(crate::log::Level::Warn, "an answer was cut", &fields);
+        self.shared.log.seldom(crate::log::Level::Warn, "an answer was cut", &fields);
         self.drop_link(key, How::Now);
         self.give_back(key, Outcome::Broken);
         self.log_exchange(key);

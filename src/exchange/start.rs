@@ -242,7 +242,7 @@ impl<B: Backend> Loop<B> {
                 self.unreachable(key);
             }
             Reach::Exhausted(error) => {
-                self.shared.log.event(
+                self.shared.log.seldom(
                     crate::log::Level::Error,
                     "cannot open a connection to a worker",
                     &[("error", &error)],

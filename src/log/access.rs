@@ -20,8 +20,8 @@ const FULL: usize = 64 * 1024;
 pub struct AccessRecord<'a> {
     /// When its first byte came, in microseconds since 1970-01-01T00:00:00Z.
     pub time_micros: u64,
-    /// Who asked.
-    pub client: IpAddr,
+    /// Who asked; `None`: somebody on a Unix socket, who has no address, and is written as `unix:`, as nginx does.
+    pub client: Option<IpAddr>,
     /// The method as it came.
     pub method: &'a [u8],
     /// The request target as it came.
@@ -260,9 +260,10 @@ fn put_json_line(out: &mut Vec<u8>, stamp: &[u8], record: &AccessRecord<'_>) {
 }
 
 /// An address without the formatter's detour for the usual kind.
-fn put_address(out: &mut Vec<u8>, address: IpAddr) {
-    match address.to_canonical() {
-        IpAddr::V4(address) => {
+fn put_address(out: &mut Vec<u8>, address: Option<IpAddr>) {
+    match address.map(|address| address.to_canonical()) {
+        None => out.extend_from_slice(b"unix:"),
+        Some(IpAddr::V4(address)) => {
             let [first, rest @ ..] = address.octets();
             put_number(out, u64::from(first));
             for octet in rest {
@@ -270,7 +271,7 @@ fn put_address(out: &mut Vec<u8>, address: IpAddr) {
                 put_number(out, u64::from(octet));
             }
         }
-        IpAddr::V6(address) => {
+        Some(IpAddr::V6(address)) => {
             // Writing to a Vec cannot fail.
             let _ = std::io::Write::write_fmt(out, format_args!("{address}"));
         }

@@ -10,7 +10,7 @@ const LONG: Duration = Duration::from_secs(20);
 fn record<'a>() -> AccessRecord<'a> {
     AccessRecord {
         time_micros: 1_795_232_756_123_456,
-        client: IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7)),
+        client: Some(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 7))),
         method: b"GET",
         target: b"/a?b=1",
         protocol: "HTTP/1.1",
@@ -54,6 +54,17 @@ fn access_lines_look_as_their_readers_expect() {
         "server.address": "example.org", "network.protocol.version": "1.1", "user_agent.original": "curl/8",
     });
     assert_eq!(json, expected);
+}
+
+#[test]
+fn clients_of_a_unix_socket_have_no_address() {
+    let unix = AccessRecord { client: None, ..record() };
+    assert!(access_line(AccessLogFormat::Human, &unix).ends_with(" GET /a?b=1 unix: #2\n"));
+    assert!(access_line(AccessLogFormat::Combined, &unix).starts_with("unix: - - ["));
+    let json: serde_json::Value = serde_json::from_str(&access_line(AccessLogFormat::Json, &unix)).unwrap();
+    assert_eq!(json["client.address"], "unix:");
+    let v6 = AccessRecord { client: Some("2001:db8::1".parse().unwrap()), ..record() };
+    assert!(access_line(AccessLogFormat::Combined, &v6).starts_with("2001:db8::1 - - ["));
 }
 
 #[test]
@@ -190,6 +201,22 @@ fn events_are_text_for_people_and_json_for_machines() {
     let json: serde_json::Value = serde_json::from_str(&event_line(EventFormat::Json, say)).unwrap();
     assert_eq!((&json["level"], &json["message"]), (&"warn".into(), &"worker\nleft".into()));
     assert_eq!((&json["pid"], &json["why"], &json["id"]), (&42.into(), &"signal \"9\"".into(), &"007".into()));
+}
+
+#[test]
+fn what_a_crowd_causes_is_said_once_a_second_and_counted() {
+    let (log, captured) = Log::captured().unwrap();
+    let (mut said, deadline) = (0, Instant::now() + LONG);
+    while captured.text().lines().count() < 2 {
+        assert!(Instant::now() < deadline, "{}", captured.text());
+        log.seldom(Level::Warn, "an answer was cut", &[("worker", &"web.1")]);
+        said += 1;
+        assert!(log.flush(LONG));
+    }
+    let text = captured.text();
+    let [first, second] = text.lines().collect::<Vec<&str>>()[..] else { panic!("{text}") };
+    assert!(first.ends_with("  WARN an answer was cut worker=web.1"), "{text}");
+    assert!(second.ends_with(&format!("  WARN an answer was cut worker=web.1 left_out={}", said - 2)), "{text}");
 }
 
 #[test]
