@@ -219,22 +219,30 @@ impl Listening {
 fn open_listeners(settings: &Settings) -> Result<Vec<Listening>, StartError> {
     let owner = unix::Owner::find(&settings.unix_listen)?;
     let open = |address: &ListenAddress| match address {
-        ListenAddress::Tcp(address) => listen_tcp(*address, settings.loops).map_err(|error| {
-            let hint = match error.kind() {
-                io::ErrorKind::AddrInUse => "; another program listens there: stop it or choose another address",
-                io::ErrorKind::PermissionDenied => "; ports below 1024 need privileges",
-                io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
-                _ => "",
-            };
-            refused(format!("cannot listen on {address}: {error}{hint}"), &error, exit::CANNOT_CREATE)
-        }),
+        ListenAddress::Tcp(address) => listen_tcp(*address, only_v6(*address, &settings.listen), settings.loops)
+            .map_err(|error| {
+                let hint = match error.kind() {
+                    io::ErrorKind::AddrInUse => "; another program listens there: stop it or choose another address",
+                    io::ErrorKind::PermissionDenied => "; ports below 1024 need privileges",
+                    io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
+                    _ => "",
+                };
+                refused(format!("cannot listen on {address}: {error}{hint}"), &error, exit::CANNOT_CREATE)
+            }),
         ListenAddress::Unix(path) => unix::listen(path, settings.unix_listen.mode, owner),
     };
     settings.listen.iter().map(open).collect()
 }
 
-fn listen_tcp(address: SocketAddr, loops: usize) -> io::Result<Listening> {
-    let probe = tcp_socket(address)?;
+/// Whether an address is `[::]:PORT` beside an IPv4 address with that port. Alone it takes IPv4 as well, where the system does so by
+/// default, as Linux does; both together would be refused as if another program listened.
+fn only_v6(address: SocketAddr, all: &[ListenAddress]) -> bool {
+    let is_v4 = |other: &ListenAddress| matches!(other, ListenAddress::Tcp(other) if other.is_ipv4() && other.port() == address.port());
+    address.is_ipv6() && address.ip().is_unspecified() && address.port() != 0 && all.iter().any(is_v4)
+}
+
+fn listen_tcp(address: SocketAddr, only_v6: bool, loops: usize) -> io::Result<Listening> {
+    let probe = tcp_socket(address, only_v6)?;
     probe.bind(&address.into())?;
     // Only a listening socket conflicts with another instance's on every kernel.
     probe.listen(1)?;
@@ -244,7 +252,7 @@ fn listen_tcp(address: SocketAddr, loops: usize) -> io::Result<Listening> {
     if balances {
         drop(probe);
         for _ in 0..loops {
-            let socket = tcp_socket(address)?;
+            let socket = tcp_socket(address, only_v6)?;
             share_port(&socket)?;
             socket.bind(&address.into())?;
             socket.listen(BACKLOG)?;
@@ -257,8 +265,11 @@ fn listen_tcp(address: SocketAddr, loops: usize) -> io::Result<Listening> {
     Ok(Listening { address: ListenAddress::Tcp(address), sockets, file: None })
 }
 
-fn tcp_socket(address: SocketAddr) -> io::Result<Socket> {
+fn tcp_socket(address: SocketAddr, only_v6: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if only_v6 {
+        socket.set_only_v6(true)?;
+    }
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     // Linux hands these down to accepted sockets; elsewhere the backend sets what it needs.
@@ -435,3 +446,6 @@ fn announce(shared: &Shared, backend: BackendChoice) {
         shared.log.event(Level::Info, "listening", &fields);
     }
 }
+
+#[cfg(test)]
+mod tests;

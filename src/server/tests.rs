@@ -1,0 +1,57 @@
+//! Listening: both families on one port.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+
+use super::*;
+
+const V4: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+const V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+
+/// Listens on these addresses with one port that is free at the moment.
+fn listening(addresses: &[IpAddr]) -> (Vec<Listening>, u16) {
+    for _ in 0..20 {
+        let free = TcpListener::bind((addresses[0], 0)).unwrap().local_addr().unwrap().port();
+        let listen = addresses.iter().map(|ip| ListenAddress::Tcp(SocketAddr::new(*ip, free))).collect();
+        match open_listeners(&Settings { listen, ..Settings::for_test() }) {
+            Ok(listeners) => return (listeners, free),
+            // Another test may have been given that port meanwhile; but not each time.
+            Err(error) => assert!(error.message.contains("in use"), "{}", error.message),
+        }
+    }
+    panic!("no port can be listened on in {addresses:?} at once");
+}
+
+/// Which of the listeners a client that connects there meets.
+fn met(listeners: &[Listening], client: SocketAddr) -> Option<usize> {
+    let _client = TcpStream::connect(client).ok()?;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    loop {
+        for (index, listening) in listeners.iter().enumerate() {
+            let listener = TcpListener::from(listening.of_loop(0).unwrap().0);
+            if listener.accept().is_ok() {
+                return Some(index);
+            }
+        }
+        assert!(Instant::now() < deadline, "the connection to {client} is accepted by nobody");
+    }
+}
+
+#[test]
+fn both_families_may_have_one_port() {
+    if let Err(error) = TcpListener::bind((Ipv6Addr::LOCALHOST, 0)) {
+        return eprintln!("skipped: this machine has no IPv6: {error}");
+    }
+    for (addresses, v4, v6) in [
+        (&[V4, V6][..], Some(0), Some(1)),
+        (&[V6, V4], Some(1), Some(0)),
+        (&[V6, IpAddr::V4(Ipv4Addr::LOCALHOST)], Some(1), Some(0)),
+        (&[V4], Some(0), None),
+        // Alone it takes both.
+        #[cfg(target_os = "linux")]
+        (&[V6], Some(0), Some(0)),
+    ] {
+        let (listeners, port) = listening(addresses);
+        assert_eq!(met(&listeners, SocketAddr::from((Ipv4Addr::LOCALHOST, port))), v4, "{addresses:?}");
+        assert_eq!(met(&listeners, SocketAddr::from((Ipv6Addr::LOCALHOST, port))), v6, "{addresses:?}");
+    }
+}
