@@ -1,4 +1,4 @@
-//! Counters of the loops, their totals, and the two texts made of them: the box on stdout and the status document.
+//! Counters of the loops, their totals, the box on stdout, and the short status document.
 //!
 //! Rules:
 //! - Each loop owns one [`Counters`] and is the only one that writes it, with a relaxed load and store: no lock prefix on
@@ -169,8 +169,12 @@ counters! {
     hold_expired,
     /// Tunnels opened.
     tunnels,
-    /// Times that accepting was paused: `max_connections` reached or descriptors exhausted.
-    accept_paused,
+    /// Times that accepting paused for lack of descriptors.
+    accept_pauses,
+    /// Times that an answer was not read on from its worker because `buffer_bytes` was used up.
+    paused_for_memory,
+    /// Requests refused because `buffer_bytes` was used up.
+    memory_refused,
     /// Requests whose client left before the answer was whole.
     client_gone,
     /// Connections opened to workers.
@@ -294,7 +298,7 @@ impl Health {
     }
 }
 
-/// What the status document says besides the totals.
+/// What `/status` tells over HTTP. The document of the control socket has more.
 #[derive(Clone, Debug)]
 pub struct Status {
     /// How it goes.
@@ -303,75 +307,35 @@ pub struct Status {
     pub app: String,
     /// Workers wanted.
     pub workers: usize,
-    /// Workers ready for requests.
-    pub ready: usize,
-    /// Workers with a request in flight.
-    pub busy: usize,
-    /// Requests waiting for a worker.
-    pub queue_depth: usize,
-    /// Requests that may wait.
-    pub queue_size: usize,
-    /// Listening ports by protocol, as in `("http", 8080)`.
-    pub ports: Vec<(&'static str, u16)>,
+    /// The first TCP port that is listened on.
+    pub http_port: Option<u16>,
     /// Since the start of the server.
     pub uptime: Duration,
-    /// The backend that runs, as in `epoll`.
-    pub backend: &'static str,
-    /// How many loops run.
-    pub loops: usize,
-    /// Log lines dropped since the start because a sink blocked.
-    pub log_lines_dropped: u64,
 }
 
-/// The status document in JSON, without a line end.
-pub fn status_json(totals: &Totals, status: &Status) -> String {
+/// The document of `/status` in JSON, without a line end; its times are in whole seconds.
+pub fn status_json(status: &Status) -> String {
     #[derive(Serialize)]
     struct Document<'a> {
         status: Health,
         app: &'a str,
         workers: usize,
-        #[serde(serialize_with = "pairs")]
-        ports: &'a [(&'static str, u16)],
+        ports: Ports,
         uptime: u64,
-        ready: usize,
-        busy: usize,
-        queue: Queue,
-        version: &'static str,
-        backend: &'static str,
-        loops: usize,
-        #[serde(flatten)]
-        totals: &'a Totals,
-        log_lines_dropped: u64,
     }
     #[derive(Serialize)]
-    struct Queue {
-        depth: usize,
-        size: usize,
+    struct Ports {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        http: Option<u16>,
     }
     let document = Document {
         status: status.health,
         app: &status.app,
         workers: status.workers,
-        ports: &status.ports,
+        ports: Ports { http: status.http_port },
         uptime: status.uptime.as_secs(),
-        ready: status.ready,
-        busy: status.busy,
-        queue: Queue { depth: status.queue_depth, size: status.queue_size },
-        version: env!("CARGO_PKG_VERSION"),
-        backend: status.backend,
-        loops: status.loops,
-        totals,
-        log_lines_dropped: status.log_lines_dropped,
     };
     serde_json::to_string(&document).expect("a document of numbers, strings and string keys is always JSON")
-}
-
-fn pairs<S: Serializer>(pairs: &[(&'static str, u16)], serializer: S) -> Result<S::Ok, S::Error> {
-    let mut map = serializer.serialize_map(Some(pairs.len()))?;
-    for (name, value) in pairs {
-        map.serialize_entry(name, value)?;
-    }
-    map.end()
 }
 
 fn states_by_name<S: Serializer>(states: &[u64; 5], serializer: S) -> Result<S::Ok, S::Error> {
@@ -474,28 +438,25 @@ mod tests {
     }
 
     #[test]
-    fn the_status_document_is_json_that_opens_as_readers_know_it() {
+    fn the_status_document_is_the_one_that_readers_know() {
         let status = Status {
             health: Health::Healthy,
             app: "my \"app\"".to_owned(),
             workers: 4,
-            ready: 4,
-            busy: 1,
-            queue_depth: 2,
-            queue_size: 8192,
-            ports: vec![("http", 5002)],
+            http_port: Some(5002),
             uptime: Duration::from_millis(3_600_900),
-            backend: "epoll",
-            loops: 2,
-            log_lines_dropped: 0,
         };
-        let text = status_json(&sample(), &status);
-        let opening = r#"{"status":"healthy","app":"my \"app\"","workers":4,"ports":{"http":5002},"uptime":3600,"#;
-        assert!(text.starts_with(opening), "{text}");
-        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
-        assert_eq!(value["queue"]["depth"], 2);
+        let expected = r#"{"status":"healthy","app":"my \"app\"","workers":4,"ports":{"http":5002},"uptime":3600}"#;
+        assert_eq!(status_json(&status), expected);
+        let unix = status_json(&Status { http_port: None, ..status });
+        assert!(unix.contains(r#""ports":{},"#), "{unix}");
+    }
+
+    #[test]
+    fn totals_are_told_by_name() {
+        let value = serde_json::to_value(sample()).unwrap();
         assert_eq!(value["connection_states"]["processing"], 0);
         assert_eq!((&value["requests"], &value["bytes_sent"]), (&89421.into(), &47_888_465.into()));
-        assert_eq!(value["version"], env!("CARGO_PKG_VERSION"));
+        assert!(["accept_pauses", "paused_for_memory", "memory_refused"].iter().all(|name| value[name] == 0));
     }
 }

@@ -120,7 +120,7 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
         options,
     )
     .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;
-    let status = status_writer(&settings, &dispatch, &metrics, started, backend, &log, supervisor.status());
+    let status = status_writer(&settings, &dispatch, started, supervisor.status());
     let shared = Arc::new(Shared {
         direct: settings.app.respond.as_ref().map(|text| Direct::new("text/plain; charset=utf-8", text.as_bytes())),
         settings,
@@ -393,40 +393,27 @@ fn refused(message: String, error: &io::Error, code: u8) -> StartError {
 fn status_writer(
     settings: &Arc<Settings>,
     dispatch: &Arc<Dispatch>,
-    metrics: &Metrics,
     started: Instant,
-    backend: BackendChoice,
-    log: &Log,
     supervised: Arc<supervisor::Status>,
 ) -> impl Fn() -> String + Send + Sync + use<> {
-    let (dispatch, metrics, settings, log) = (dispatch.clone(), metrics.clone(), settings.clone(), log.clone());
+    let (dispatch, settings) = (dispatch.clone(), settings.clone());
     let upstreams = settings.app.upstreams.len();
     let port = |address: &ListenAddress| match address {
-        ListenAddress::Tcp(address) => Some(("http", address.port())),
+        ListenAddress::Tcp(address) => Some(address.port()),
         ListenAddress::Unix(_) => None,
     };
-    let ports: Vec<_> = settings.listen.iter().filter_map(port).collect();
+    let http_port = settings.listen.iter().find_map(port);
     move || {
         let wanted = upstreams + supervised.wanted.load(std::sync::atomic::Ordering::Relaxed);
         let snapshot = dispatch.snapshot();
-        let settled = |phase| matches!(phase, Phase::Ready | Phase::Draining);
         let ready = snapshot.workers.iter().filter(|worker| worker.phase == Phase::Ready).count();
-        let busy = snapshot.workers.iter().filter(|worker| settled(worker.phase) && worker.in_flight > 0).count();
-        let status = Status {
+        metrics::status_json(&Status {
             health: Health::of(ready, wanted, snapshot.failed),
             app: settings.app.name.clone(),
             workers: wanted,
-            ready,
-            busy,
-            queue_depth: snapshot.queue_depth,
-            queue_size: settings.app.queue.size,
-            ports: ports.clone(),
+            http_port,
             uptime: started.elapsed(),
-            backend: backend_name(backend),
-            loops: settings.loops,
-            log_lines_dropped: log.dropped(),
-        };
-        metrics::status_json(&metrics.total(), &status)
+        })
     }
 }
 

@@ -3,13 +3,16 @@
 //! The loop runs over a simulated network. What panics is what others give it: the writer of `/status`, and the bell of the
 //! dispatch.
 
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use production_server::backends::simulated::{End, Entered, Faults, Place, Simulated, World};
-use production_server::backends::{Backend, Options};
+use production_server::backends::{Backend, Event, How, Options, Piece, Size, Sock};
 use production_server::buffers::block::{Budget, Pool};
 use production_server::config::Settings;
 use production_server::connection::Shared;
@@ -23,9 +26,72 @@ use socket2::SockAddr;
 /// Turns after which everything that can happen has happened.
 const TURNS: usize = 50;
 
+/// The simulated network with clients on this machine, for the inside is told to nobody else.
+struct Local(Simulated);
+
+impl Backend for Local {
+    type Bell = <Simulated as Backend>::Bell;
+
+    fn new(options: Options) -> io::Result<Local> {
+        Simulated::new(options).map(Local)
+    }
+    fn next(&mut self) -> Option<Event> {
+        let mut event = self.0.next();
+        if let Some(Event::Accept { peer, .. }) = &mut event {
+            peer.ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        }
+        event
+    }
+    fn bell(&self) -> Self::Bell {
+        self.0.bell()
+    }
+    fn now(&self) -> Instant {
+        self.0.now()
+    }
+    fn listen(&mut self, listener: OwnedFd) -> io::Result<Sock> {
+        self.0.listen(listener)
+    }
+    fn pause(&mut self, listener: Sock) {
+        self.0.pause(listener);
+    }
+    fn resume(&mut self, listener: Sock) {
+        self.0.resume(listener);
+    }
+    fn connect(&mut self, address: &SockAddr) -> io::Result<Option<Sock>> {
+        self.0.connect(address)
+    }
+    fn recv(&mut self, sock: Sock, size: Size) {
+        self.0.recv(sock, size);
+    }
+    fn send(&mut self, sock: Sock, piece: Piece) {
+        self.0.send(sock, piece);
+    }
+    fn unsent(&self, sock: Sock) -> usize {
+        self.0.unsent(sock)
+    }
+    fn sent(&self, sock: Sock) -> u64 {
+        self.0.sent(sock)
+    }
+    fn offered(&self, sock: Sock) -> u64 {
+        self.0.offered(sock)
+    }
+    fn finish(&mut self, sock: Sock) {
+        self.0.finish(sock);
+    }
+    fn close(&mut self, sock: Sock, how: How) {
+        self.0.close(sock, how);
+    }
+    fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.0.wait(timeout)
+    }
+    fn live(&self) -> usize {
+        self.0.live()
+    }
+}
+
 struct Rig {
     world: World,
-    reactor: Reactor<Simulated>,
+    reactor: Reactor<Local>,
     dispatch: Arc<Dispatch>,
     postboxes: Postboxes,
     metrics: Metrics,
@@ -71,11 +137,10 @@ impl Rig {
             linger: Duration::from_secs(2),
             accept_retry: Duration::from_millis(100),
         };
-        // Over a Unix socket, for the inside is told to this machine only.
-        let place = Place::Unix(PathBuf::from("/simulated/front.sock"));
+        let place = Place::Tcp(([127, 0, 0, 1], 80).into());
         let setup = Setup {
             index: 0,
-            listeners: vec![(world.listener(place.clone()).unwrap(), 0)],
+            listeners: vec![(world.listener(place.clone()).unwrap(), 80)],
             mailbox,
             metrics: metrics.clone(),
             access: shared.log.access_log(),
@@ -84,7 +149,7 @@ impl Rig {
             first_id: 1,
             shared,
         };
-        let reactor = Reactor::new(Simulated::new(options).unwrap(), setup).unwrap();
+        let reactor = Reactor::new(Local::new(options).unwrap(), setup).unwrap();
         Rig { world, reactor, dispatch, postboxes, metrics, place, _entered: entered }
     }
 
@@ -137,7 +202,7 @@ impl Rig {
     }
 }
 
-const STATUS: &str = "GET /status HTTP/1.1\r\nHost: a\r\n\r\n";
+const STATUS: &str = "GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n";
 
 #[test]
 fn in_an_event() {

@@ -9,7 +9,7 @@ use crate::buffers::block::Block;
 use crate::exchange::{BodySkip, Skipped};
 use crate::http::head::{self, Request};
 use crate::http::reply::{self, Reply};
-use crate::http::{Framing, Method, Refusal, Version, body_len, find_lines};
+use crate::http::{Framing, Method, Refusal, Version, body_len, find_lines, is_loopback_host};
 use crate::log::AccessRecord;
 
 use super::{Loop, State};
@@ -140,7 +140,7 @@ impl<B: Backend> Loop<B> {
         {
             match name {
                 b"/server" => return Route::Text(b"ok"),
-                b"/status" if self.is_local(sock, request) => return Route::Status,
+                b"/status" if self.is_local(sock, input, request) => return Route::Status,
                 _ => {}
             }
         }
@@ -157,10 +157,13 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// Whether the inside may be told: the peer is on this machine and speaks for nobody else.
-    fn is_local(&mut self, sock: Sock, request: &Request) -> bool {
+    /// Whether the inside may be told: the peer is on this machine, speaks for nobody else, and means this machine by the name that
+    /// it asks for. Who comes over a Unix socket may be a proxy that says nothing of itself.
+    fn is_local(&mut self, sock: Sock, input: &[u8], request: &Request) -> bool {
         let peer = self.table.client(sock).map(|client| client.peer);
-        !request.forwarded && peer.is_some_and(|peer| peer.ip.is_loopback())
+        !request.forwarded
+            && peer.is_some_and(|peer| !peer.unix && peer.ip.is_loopback())
+            && is_loopback_host(request.authority.of(input))
     }
 
     fn keeps_alive(&self, request: &Request) -> bool {

@@ -25,11 +25,38 @@ pub fn status(status: &Status) -> String {
         status.loops,
         if status.loops == 1 { "loop" } else { "loops" },
     );
+    counted(&mut text, status);
     for one in &status.apps {
         text.push('\n');
         app(&mut text, one);
     }
     text
+}
+
+/// Counters that say that something was in the way, in the order in which they are shown.
+const TROUBLES: &[&str] = &[
+    "errors",
+    "timeouts",
+    "panics",
+    "retries",
+    "queue_full",
+    "queue_timeouts",
+    "hold_expired",
+    "client_gone",
+    "accept_pauses",
+    "paused_for_memory",
+    "memory_refused",
+];
+
+/// What was in the way since the start, as far as anything was.
+fn counted(text: &mut String, status: &Status) {
+    let counters = TROUBLES.iter().map(|name| (*name, status.counters.get(*name).and_then(Value::as_u64).unwrap_or(0)));
+    let all = counters.chain([("log_lines_dropped", status.log_lines_dropped)]).filter(|(_, count)| *count > 0);
+    let all: Vec<String> = all.map(|(name, count)| format!("{name} {count}")).collect();
+    if !all.is_empty() {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "counted  {}", all.join("  "));
+    }
 }
 
 fn app(text: &mut String, app: &App) {
@@ -200,6 +227,7 @@ mod tests {
     fn the_table_is_the_one_that_people_read() {
         let expected = "\
 production_server 0.1.0  running  pid 4711  up 3h 2m  on 0.0.0.0:8080  epoll, 2 loops
+counted  timeouts 12  retries 1
 
 web  running  generation 3  workers 2/2 (scales 2..8)  queue 3/8192, oldest 12.50 ms  requests 120031 (512.3/s)
 latency  p50 1.25 ms  p90 3.00 ms  p99 12.00 ms  max 80.00 ms  (6103 requests, last 12 s)
@@ -216,6 +244,7 @@ blue\u{fffd}[31m-7     -           3  running (joined)  2m 3s         2     6000
     fn a_server_without_workers_has_no_table_and_no_latencies() {
         let mut document = sample();
         document.loops = 1;
+        document.counters.clear();
         let app = &mut document.apps[0];
         (app.roll, app.scaling, app.workers, app.paused) = (None, None, Vec::new(), true);
         (app.latency_ms, app.requests.per_second, app.queue.oldest_wait_ms) = (Latency::default(), None, None);

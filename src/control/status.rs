@@ -27,6 +27,10 @@ pub struct Status {
     pub listen: Vec<String>,
     /// The path of its control socket.
     pub control_socket: String,
+    /// What its loops have counted since its start, by name; see [`Counters`](crate::metrics::Counters).
+    pub counters: serde_json::Map<String, serde_json::Value>,
+    /// Log lines dropped since its start, because nobody read them.
+    pub log_lines_dropped: u64,
     /// Its apps.
     pub apps: Vec<App>,
 }
@@ -64,6 +68,8 @@ pub struct App {
     pub workers_wanted: usize,
     /// Workers ready for requests.
     pub workers_ready: usize,
+    /// Workers that have a request.
+    pub workers_busy: usize,
     /// The bounds of automatic scaling, where it is on.
     pub scaling: Option<Scaling>,
     /// Whether requests are held.
@@ -300,21 +306,13 @@ pub(super) fn sample() -> Status {
         memory_bytes: None,
         ..worker.clone()
     };
-    let roll = Roll {
-        id: 4,
-        generation: 4,
-        state: RollState::Aborted,
-        replaced: 0,
-        total: 2,
-        reason: Some("the replacement of worker 1 exited with code 1 before it was ready".to_owned()),
-        last_stderr: vec!["Error: Cannot find module 'express'".to_owned()],
-    };
     let app = App {
         name: "web".to_owned(),
         state: State::Running,
         generation: 3,
         workers_wanted: 2,
         workers_ready: 2,
+        workers_busy: 1,
         scaling: Some(Scaling { min: 2, max: 8 }),
         paused: false,
         queue: Queue { depth: 3, size: 8192, oldest_wait_ms: Some(12.5), eligible: 2 },
@@ -327,7 +325,7 @@ pub(super) fn sample() -> Status {
             count: 6103,
             over_seconds: Some(12.0),
         },
-        roll: Some(roll),
+        roll: Some(sample_roll()),
         workers: vec![worker, joined],
     };
     Status {
@@ -339,8 +337,29 @@ pub(super) fn sample() -> Status {
         loops: 2,
         listen: vec!["0.0.0.0:8080".to_owned()],
         control_socket: "/run/production_server/control.sock".to_owned(),
+        counters: sample_counters(),
+        log_lines_dropped: 0,
         apps: vec![app],
     }
+}
+
+#[cfg(test)]
+fn sample_roll() -> Roll {
+    Roll {
+        id: 4,
+        generation: 4,
+        state: RollState::Aborted,
+        replaced: 0,
+        total: 2,
+        reason: Some("the replacement of worker 1 exited with code 1 before it was ready".to_owned()),
+        last_stderr: vec!["Error: Cannot find module 'express'".to_owned()],
+    }
+}
+
+#[cfg(test)]
+fn sample_counters() -> serde_json::Map<String, serde_json::Value> {
+    let counters = [("requests", 120_031), ("timeouts", 12), ("retries", 1), ("panics", 0)];
+    counters.into_iter().map(|(name, count)| (name.to_owned(), count.into())).collect()
 }
 
 #[cfg(test)]
@@ -356,13 +375,16 @@ mod tests {
             names.sort_unstable();
             names.into_iter().map(str::to_owned).collect()
         };
-        let top =
-            vec!["version", "pid", "uptime_seconds", "state", "backend", "loops", "listen", "control_socket", "apps"];
+        #[rustfmt::skip]
+        let top = vec![
+            "version", "pid", "uptime_seconds", "state", "backend", "loops", "listen", "control_socket", "counters",
+            "log_lines_dropped", "apps",
+        ];
         assert_eq!(keys(&document), sorted(top));
         let app = &document["apps"][0];
         #[rustfmt::skip]
         let of_app = vec![
-            "name", "state", "generation", "workers_wanted", "workers_ready", "scaling", "paused", "queue", "requests", "latency_ms",
+            "name", "state", "generation", "workers_wanted", "workers_ready", "workers_busy", "scaling", "paused", "queue", "requests", "latency_ms",
             "roll", "workers",
         ];
         assert_eq!(keys(app), sorted(of_app));

@@ -27,6 +27,27 @@ pub(crate) fn host_is_legal(host: &[u8]) -> bool {
     name_is_legal && port_is_legal
 }
 
+/// Whether an authority names this machine from within: `localhost`, an IPv4 address of 127.0.0.0/8 or `[::1]`, with any port. A
+/// page of elsewhere may have its own name point here and have the browser of somebody on this machine ask (DNS rebinding): then
+/// the address is a loopback one, and the name is not.
+pub fn is_loopback_host(host: &[u8]) -> bool {
+    let Ok(host) = std::str::from_utf8(host) else { return false };
+    let (name, port) = match host.rfind(':') {
+        // Those within brackets belong to the address.
+        Some(colon) if !host[colon..].contains(']') => (&host[..colon], &host[colon + 1..]),
+        _ => (host, ""),
+    };
+    let is_v6 = |literal: &str| literal.parse() == Ok(std::net::Ipv6Addr::LOCALHOST);
+    let is_named = match name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(literal) => is_v6(literal),
+        None => {
+            name.eq_ignore_ascii_case("localhost")
+                || name.parse().is_ok_and(|address: std::net::Ipv4Addr| address.is_loopback())
+        }
+    };
+    is_named && port.len() <= 5 && port.bytes().all(|digit| digit.is_ascii_digit()) && port_fits(port.as_bytes())
+}
+
 fn port_fits(digits: &[u8]) -> bool {
     digits.iter().fold(0u32, |port, digit| port * 10 + u32::from(digit - b'0')) <= u32::from(u16::MAX)
 }
@@ -65,3 +86,58 @@ const NAME_BYTE: [bool; 256] = {
     }
     table
 };
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_of_the_loopback_are_local() {
+        for host in [
+            "localhost",
+            "LocalHost:8080",
+            "localhost:",
+            "127.0.0.1",
+            "127.0.0.1:1",
+            "127.255.3.4:65535",
+            "[::1]",
+            "[::1]:8080",
+            "[0:0:0:0:0:0:0:1]:8080",
+        ] {
+            assert!(is_loopback_host(host.as_bytes()) && host_is_legal(host.as_bytes()), "{host}");
+        }
+        for host in [
+            "",
+            ":80",
+            "a",
+            "example.org",
+            "localhost.example.org",
+            "localhost.",
+            "a.localhost",
+            "localhost:99999",
+            "localhost:80:80",
+            "localhost:a",
+            "localhost@example.org",
+            "127.0.0.1.example.org",
+            "127.1",
+            "2130706433",
+            "0x7f.0.0.1",
+            "127.0.0.01",
+            "0.0.0.0",
+            "128.0.0.1",
+            "10.0.0.1",
+            "::1",
+            "[::2]",
+            "[::]",
+            "[::ffff:127.0.0.1]",
+            "[::1",
+            "[::1]a",
+            "[127.0.0.1]",
+            "[localhost]",
+            "\u{e9}",
+        ] {
+            assert!(!is_loopback_host(host.as_bytes()), "{host}");
+        }
+        assert!(!is_loopback_host(b"localhost\xff"));
+    }
+}

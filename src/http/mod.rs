@@ -28,6 +28,7 @@ mod properties;
 mod tests;
 
 pub use date::date;
+pub use host::is_loopback_host;
 pub(crate) use names::is_token;
 
 /// The protocol version of a message, as far as it changes what we do.

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::Supervisor;
 use super::memory;
 use crate::control::status::{self, State, WorkerState};
-use crate::dispatch::{Snapshot, WorkerSnapshot};
+use crate::dispatch::{Phase, Snapshot, WorkerSnapshot};
 use crate::fleet::{self, Member, PlaceState, RollEnd};
 use crate::metrics::Metrics;
 use crate::metrics::latency::{Latencies, Rates};
@@ -69,6 +69,8 @@ impl Supervisor {
             loops: settings.loops,
             listen: settings.listen.iter().map(ToString::to_string).collect(),
             control_socket: self.crew.control_path().display().to_string(),
+            counters: about.map(|about| counters(&about.metrics)).unwrap_or_default(),
+            log_lines_dropped: self.crew.log.dropped(),
             apps: vec![app],
         }
     }
@@ -106,6 +108,7 @@ impl Supervisor {
             generation: self.fleet.generation(),
             workers_wanted: self.fleet.wanted() + settings.app.upstreams.len(),
             workers_ready: snapshot.eligible as usize,
+            workers_busy: snapshot.workers.iter().filter(|worker| is_busy(worker)).count(),
             scaling: settings.app.scaling.map(|scaling| status::Scaling { min: scaling.min, max: scaling.max }),
             paused: snapshot.paused,
             queue: status::Queue {
@@ -169,11 +172,7 @@ impl Supervisor {
         let upstream = |worker: &&WorkerSnapshot| self.crew.name(worker.id).is_none() && !worker.target.supervised;
         workers.extend(snapshot.workers.iter().filter(upstream).map(|worker| status::Worker {
             id: worker.target.number,
-            state: if worker.phase == crate::dispatch::Phase::Ready {
-                WorkerState::Running
-            } else {
-                WorkerState::Starting
-            },
+            state: if worker.phase == Phase::Ready { WorkerState::Running } else { WorkerState::Starting },
             name: worker.target.label.clone(),
             socket: worker.target.label.clone(),
             ..counted(Some(worker))
@@ -223,7 +222,7 @@ impl Supervisor {
     fn status_of_guest(&self, guest: &fleet::Guest, snapshot: &Snapshot, now: Instant) -> status::Worker {
         let visitor = self.crew.guests.iter().find(|visitor| visitor.name == guest.name);
         let known = visitor.and_then(|visitor| snapshot.worker(visitor.id));
-        let serves = known.is_some_and(|worker| worker.phase == crate::dispatch::Phase::Ready);
+        let serves = known.is_some_and(|worker| worker.phase == Phase::Ready);
         status::Worker {
             id: known.map_or(0, |worker| worker.target.number),
             pid: guest.pid,
@@ -237,6 +236,19 @@ impl Supervisor {
             ..counted(known)
         }
     }
+}
+
+/// What the loops have counted, by name.
+fn counters(metrics: &Metrics) -> serde_json::Map<String, serde_json::Value> {
+    match serde_json::to_value(metrics.total()) {
+        Ok(serde_json::Value::Object(counters)) => counters,
+        _ => serde_json::Map::new(),
+    }
+}
+
+/// Whether a worker that takes requests, or did until it was to leave, has one.
+fn is_busy(worker: &WorkerSnapshot) -> bool {
+    matches!(worker.phase, Phase::Ready | Phase::Draining) && worker.in_flight > 0
 }
 
 /// What the dispatch counts of a worker.

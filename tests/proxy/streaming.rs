@@ -53,7 +53,7 @@ fn pieces_arrive_before_the_next_is_made(backend: &str) {
         // The head is there before the first piece is made.
         let got = client.head().unwrap();
         assert!(got.starts_with("HTTP/1.1 200 "), "{got}");
-        assert!(!got.to_ascii_lowercase().contains("x-accel"), "{got}");
+        assert_eq!(got.contains("X-Accel-Buffering: no"), head.contains("X-Accel"), "{got}");
         let chunked = !head.contains("Content-Length");
         assert_eq!(got.contains("Transfer-Encoding: chunked\r\n"), chunked, "{got}");
         for index in 0..5 {
@@ -218,7 +218,7 @@ fn a_reader_without_progress_is_cut_and_a_slow_one_is_not(backend: &str) {
     for portion in body.chunks(1 << 18) {
         assert!(slow.take(portion.len()) == portion, "the slow one got other bytes");
         std::thread::sleep(TIMEOUT / 8);
-        if cut.is_none() && server.status()["active_connections"] == 2 {
+        if cut.is_none() && server.status()["active_connections"] == 1 {
             cut = Some(started.elapsed());
         }
     }
@@ -272,10 +272,7 @@ fn a_pipeline_whose_answers_nobody_reads_is_bounded(backend: &str) {
     // 120 MB of answers are asked for in a few packets, and none is read until the write timeout ends it.
     client.send("GET /p HTTP/1.1\r\nHost: test\r\n\r\n".repeat(2000));
     client.head().unwrap();
-    until("the client is cut", || {
-        let status = Client::of(&server).get("/status").text();
-        status.contains("\"active_connections\":1,") || status.contains("\"active_connections\": 1,")
-    });
+    until("the client is cut", || server.status()["active_connections"] == 0);
     let got = server.peak_bytes().saturating_sub(before);
     assert!(got < 32 << 20, "{got} bytes more resident");
 }

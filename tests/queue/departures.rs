@@ -69,7 +69,7 @@ fn what_ends_in_the_middle_of_a_message_behind_another_is_over_at_once(backend: 
         client.stream.shutdown(std::net::Shutdown::Write).unwrap();
         until("the first is with the worker", || worker.targets().len() == number + 1);
         // The loop has seen what came before this answer was asked for.
-        server.status();
+        server.turn();
         go.send(()).unwrap();
         assert_eq!(client.answer().text(), "/slow");
         for _ in 0..answers {
@@ -114,8 +114,6 @@ fn a_stop_takes_the_permits_of_those_who_left(backend: &str) {
     let folder = folder();
     let (worker, go) = Worker::gated(&folder.path().join("w"), "/slow");
     let mut server = Server::in_front_of(backend, &[&worker], &PATIENT);
-    let before = server.status();
-    assert!(before["bytes_sent"].as_u64() > Some(100), "{before}");
     let mut leaving = server.client();
     leaving.begin("/slow");
     until("it is with the worker", || worker.targets().len() == 1);
@@ -153,7 +151,7 @@ fn who_leaves_in_the_middle_of_a_body_reaches_no_worker(backend: &str) {
     leaving.send("POST /half HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\nhalf of it");
     until("it is being read", || server.status()["connection_states"]["processing"] == 1);
     drop(leaving);
-    until("it is gone", || server.status()["active_connections"] == 1);
+    until("it is gone", || server.status()["active_connections"] == 0);
     let mut next = server.client();
     next.begin("/next");
     assert_eq!(next.answer().text(), "/next");

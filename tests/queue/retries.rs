@@ -46,7 +46,7 @@ fn stray_bytes_that_meet_a_request_are_not_its_answer(backend: &str) {
         let first: usize = client.answer().text().strip_suffix(" /first").unwrap().parse().unwrap();
         let mut kept: UnixStream = take.recv().unwrap();
         // Another turn has come and gone: the connection is kept.
-        server.status();
+        server.turn();
         server.signal("STOP");
         until("the server stands still", || server.is_stopped());
         client.begin_post("/second", "body");

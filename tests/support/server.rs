@@ -1,7 +1,9 @@
 //! The built server in a process of its own.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
@@ -16,6 +18,7 @@ pub struct Server {
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
     reader: Option<JoinHandle<()>>,
+    run: PathBuf,
     // Last, so that the folder goes when nobody uses it any more.
     _folder: tempfile::TempDir,
 }
@@ -34,7 +37,9 @@ impl Server {
     /// With a program before it, as a shell that sets limits. Flags of the test's own replace those of the rig.
     pub fn start_as(mut command: Command, backend: &str, flags: &[&str]) -> Server {
         let folder = folder();
-        let run_directory = folder.path().join("run").display().to_string();
+        let said = flags.iter().position(|flag| *flag == "--run-dir").and_then(|flag| flags.get(flag + 1));
+        let run = said.map_or_else(|| folder.path().join("run"), PathBuf::from);
+        let run_directory = run.display().to_string();
         command.args(["--stats-interval", "0s", "--json-logging", "--pin", "off", "--backend", backend]);
         if !flags.contains(&"--access-log") {
             command.arg("--no-access-log");
@@ -64,7 +69,7 @@ impl Server {
         });
         let address = address.recv_timeout(DEADLINE);
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut server = Server { address: unknown, child, lines, reader: Some(reader), _folder: folder };
+        let mut server = Server { address: unknown, child, lines, reader: Some(reader), run, _folder: folder };
         server.address = address.unwrap_or_else(|_| panic!("the server does not listen: {:?}", server.lines()));
         assert!(!server.has_said("refuses io_uring"), "{:?}", server.lines());
         server
@@ -84,10 +89,26 @@ impl Server {
         Client::to(self.address)
     }
 
-    /// The document about its inside.
+    /// What it says about its inside, on the control socket: the counters, and what the tests look for of the app.
     pub fn status(&self) -> serde_json::Value {
-        let answer = self.client().ask("GET /status HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
-        serde_json::from_slice(&answer.body).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
+        let mut stream = UnixStream::connect(self.run.join("control.sock")).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.write_all(b"GET /status HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        let document: serde_json::Value =
+            serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer:?}"));
+        let (app, mut status) = (&document["apps"][0], document["counters"].clone());
+        for (name, value) in [("ready", "workers_ready"), ("busy", "workers_busy"), ("queue", "queue")] {
+            status[name] = app[value].clone();
+        }
+        status
+    }
+
+    /// Waits for an answer of the loop itself: it has then seen what came to it before.
+    pub fn turn(&self) {
+        assert_eq!(self.client().get("/server").text(), "ok");
     }
 
     /// Waits until so many workers are ready.
