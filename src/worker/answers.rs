@@ -153,12 +153,13 @@ pub(super) fn framing(question: &Question<'_>, out: &mut Vec<u8>, status: u16, l
     }
 }
 
+/// The page at `/`. Its numbers have a fixed width, because `ab` counts an answer of another length than the first as failed.
 fn page(question: &Question<'_>) -> Vec<u8> {
     let worker = std::env::var("WORKER_ID").unwrap_or_else(|_| "(alone)".to_owned());
     let (process, count) = (std::process::id(), question.count);
     format!(
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><title>production_server</title>\n\
-         <h1>It works.</h1>\n<p>Worker {} (process {process}) has answered {count} requests.</p>\n\
+         <h1>It works.</h1>\n<p>Worker {:>7} (process {process:>10}) has answered {count:>20} requests.</p>\n\
          <p>Try <a href=\"/ping\">/ping</a>, <a href=\"/env\">/env</a>, <a href=\"/bytes?n=100\">/bytes?n=100</a>, \
          <a href=\"/stream?n=5&amp;ms=500\">/stream</a>, <a href=\"/sleep?ms=500\">/sleep?ms=500</a>, /echo with a body, \
          <a href=\"/status/418\">/status/418</a>, or <a href=\"/crash\">/crash</a>, which ends this worker.</p>\n\
