@@ -2,6 +2,7 @@
 //!
 //! `cargo bench --bench dispatch`
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use production_server::buffers::slots::Key;
@@ -20,7 +21,8 @@ fn dispatch(balance: Balance, concurrency: u32, workers: u32, now: Instant) -> D
     let dispatch = Dispatch::new(policy, workers as usize, now);
     for number in 0..workers {
         let address = socket2::SockAddr::unix("/nonexistent").expect("a short path is an address");
-        let target = Target { address, label: String::new(), unix: true, supervised: true, number };
+        let target =
+            Target { address, label: String::new(), unix: true, supervised: true, number, moves: Arc::default() };
         let id = dispatch.add(target, 1, None).expect("the table has room");
         assert!(dispatch.ready(id, now).is_empty());
     }
@@ -28,7 +30,7 @@ fn dispatch(balance: Balance, concurrency: u32, workers: u32, now: Instant) -> D
 }
 
 fn ask(since: Instant) -> Ask {
-    Ask { since, exclude: None, front: false }
+    Ask { since, exclude: None, front: false, tunnel: false }
 }
 
 fn take(dispatch: &Dispatch, now: Instant) -> Permit {
@@ -45,10 +47,10 @@ fn take_and_give_back(bencher: divan::Bencher, balance: Balance, concurrency: u3
     let taken: Vec<_> = (0..workers * concurrency / 2).map(|_| take(&dispatch, now)).collect();
     bencher.bench_local(|| {
         let permit = take(&dispatch, now);
-        assert!(dispatch.release(permit, Outcome::Answered, now).is_none());
+        assert!(dispatch.release(permit, Outcome::Answered, now, 0).is_none());
     });
     for permit in taken {
-        assert!(dispatch.release(permit, Outcome::Answered, now).is_none());
+        assert!(dispatch.release(permit, Outcome::Answered, now, 0).is_none());
     }
 }
 
@@ -86,11 +88,50 @@ fn queue_and_hand_on(bencher: divan::Bencher, waiting: u32) {
     bencher.bench_local(|| {
         queue();
         let back = permit.take().expect("it is always handed on");
-        permit = dispatch.release(back, Outcome::Answered, now).map(|grant| grant.permit);
+        permit = dispatch.release(back, Outcome::Answered, now, 0).map(|grant| grant.permit);
     });
     while let Some(back) = permit.take() {
-        permit = dispatch.release(back, Outcome::Answered, now).map(|grant| grant.permit);
+        permit = dispatch.release(back, Outcome::Answered, now, 0).map(|grant| grant.permit);
     }
+}
+
+/// Two loops with so many waiters each: a request queues, and the slot that comes free goes to one of the loop that gives it back.
+#[divan::bench(args = [1, 64, 2048])]
+fn queue_and_hand_on_at_home(bencher: divan::Bencher, waiting: u32) {
+    let now = Instant::now();
+    let dispatch = dispatch(Balance::Lifo, 1, 2, now);
+    let of = |loop_index| Waiter { loop_index, ..WAITER };
+    let mut permits = [0, 1].map(|_| Some(take(&dispatch, now)));
+    let queue = |home| match dispatch.acquire(of(home), ask(now), now) {
+        Acquire::Queued(_) => (),
+        other => panic!("nothing is free: {other:?}"),
+    };
+    (0..waiting).for_each(|_| [0, 1].into_iter().for_each(queue));
+    let mut home = 0;
+    bencher.bench_local(|| {
+        home = 1 - home;
+        let back = permits[usize::from(home)].take().expect("it is always handed on");
+        let grant = dispatch.release(back, Outcome::Answered, now, home).expect("somebody waits");
+        assert!(grant.waiter.loop_index == home, "it stays at home");
+        permits[usize::from(home)] = Some(grant.permit);
+        queue(home);
+    });
+    for permit in &mut permits {
+        while let Some(back) = permit.take() {
+            *permit = dispatch.release(back, Outcome::Answered, now, 0).map(|grant| grant.permit);
+        }
+    }
+}
+
+/// An upgrade, with as many tunnels through each worker.
+#[divan::bench(args = [1, 8, 256])]
+fn upgrade(bencher: divan::Bencher, workers: u32) {
+    let now = Instant::now();
+    let dispatch = dispatch(Balance::Lifo, 16, workers, now);
+    bencher.bench_local(|| match dispatch.acquire(WAITER, Ask { tunnel: true, ..ask(now) }, now) {
+        Acquire::Granted(permit) => assert!(dispatch.release(permit, Outcome::Answered, now, 0).is_none()),
+        other => panic!("no worker is free: {other:?}"),
+    });
 }
 
 /// A request queues and leaves again.
@@ -103,5 +144,5 @@ fn queue_and_cancel(bencher: divan::Bencher) {
         Acquire::Queued(ticket) => assert!(dispatch.cancel(ticket)),
         other => panic!("nothing is free: {other:?}"),
     });
-    assert!(dispatch.release(permit, Outcome::Answered, now).is_none());
+    assert!(dispatch.release(permit, Outcome::Answered, now, 0).is_none());
 }

@@ -19,6 +19,7 @@ pub mod config;
 pub mod conformance;
 pub mod connection;
 pub mod control;
+mod day;
 pub mod dispatch;
 mod exchange;
 pub mod fleet;

@@ -42,6 +42,10 @@ pub enum Message {
     Retire(WorkerId),
     /// Connections have become fewer than `max_connections`: accept again.
     Accept,
+    /// The limit on connections is reached, and another loop has no idle one to close: close one.
+    CloseIdle,
+    /// Memory has come back: answers that stopped for the lack of it may go on.
+    Memory,
     /// Stop gracefully: finish what runs, cut what is left at the deadline.
     Drain {
         /// When the rest is cut.
@@ -52,7 +56,7 @@ pub enum Message {
 }
 
 /// What both ends share.
-struct Hall<T> {
+struct Channel<T> {
     letters: Mutex<Vec<T>>,
     /// Whether `letters` holds any; written under its lock. Lets an empty [`Mailbox::take`] go without the lock.
     filled: AtomicBool,
@@ -61,7 +65,7 @@ struct Hall<T> {
     ring: Box<dyn Fn() + Send + Sync>,
 }
 
-impl<T> Hall<T> {
+impl<T> Channel<T> {
     fn lock(&self) -> MutexGuard<'_, Vec<T>> {
         match self.letters.lock() {
             Ok(letters) => letters,
@@ -76,7 +80,7 @@ impl<T> Hall<T> {
 }
 
 /// The posters' end.
-pub struct Postbox<T>(Shared<Hall<T>>);
+pub struct Postbox<T>(Shared<Channel<T>>);
 
 impl<T> Clone for Postbox<T> {
     fn clone(&self) -> Self {
@@ -93,19 +97,19 @@ impl<T> std::fmt::Debug for Postbox<T> {
 impl<T> Postbox<T> {
     /// Posts one message, and rings when the receiver sleeps and was not yet rung for that sleep.
     pub fn post(&self, message: T) {
-        let hall = &*self.0;
-        let mut letters = hall.lock();
+        let channel = &*self.0;
+        let mut letters = channel.lock();
         letters.push(message);
-        hall.filled.store(true, Ordering::Release);
+        channel.filled.store(true, Ordering::Release);
         drop(letters);
-        if hall.flag.compare_exchange(IDLE, NOTIFIED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
-            (hall.ring)();
+        if channel.flag.compare_exchange(IDLE, NOTIFIED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            (channel.ring)();
         }
     }
 }
 
 /// The receiver's end; one thread's.
-pub struct Mailbox<T>(Shared<Hall<T>>);
+pub struct Mailbox<T>(Shared<Channel<T>>);
 
 impl<T> std::fmt::Debug for Mailbox<T> {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -125,9 +129,9 @@ impl<T> Mailbox<T> {
     }
 
     fn take_all(&self, into: &mut Vec<T>) {
-        let hall = &*self.0;
-        let mut letters = hall.lock();
-        hall.filled.store(false, Ordering::Relaxed);
+        let channel = &*self.0;
+        let mut letters = channel.lock();
+        channel.filled.store(false, Ordering::Relaxed);
         if into.is_empty() {
             mem::swap(&mut *letters, into);
         } else {
@@ -138,13 +142,13 @@ impl<T> Mailbox<T> {
     /// Says that the receiver is about to sleep. `false`: mail waits, so it must not. After `true` every post rings once
     /// until [`Mailbox::awake`].
     pub fn may_sleep(&self) -> bool {
-        let hall = &*self.0;
-        hall.flag.store(IDLE, Ordering::Release);
+        let channel = &*self.0;
+        channel.flag.store(IDLE, Ordering::Release);
         // The lock orders this look against each post: one that pushed before is seen here, one that pushes after has
         // the flag's new value before its eyes.
-        let empty = hall.lock().is_empty();
+        let empty = channel.lock().is_empty();
         if !empty {
-            hall.flag.store(AWAKE, Ordering::Release);
+            channel.flag.store(AWAKE, Ordering::Release);
         }
         empty
     }
@@ -157,13 +161,13 @@ impl<T> Mailbox<T> {
 
 /// A mailbox whose posters wake the receiver by `ring`, which may be called from any thread.
 pub fn mailbox<T>(ring: impl Fn() + Send + Sync + 'static) -> (Postbox<T>, Mailbox<T>) {
-    let hall = Shared::new(Hall {
+    let channel = Shared::new(Channel {
         letters: Mutex::new(Vec::new()),
         filled: AtomicBool::new(false),
         flag: AtomicU8::new(AWAKE),
         ring: Box::new(ring),
     });
-    (Postbox(Shared::clone(&hall)), Mailbox(hall))
+    (Postbox(Shared::clone(&channel)), Mailbox(channel))
 }
 
 /// The postboxes of all loops, by loop index.

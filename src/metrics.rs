@@ -161,6 +161,8 @@ counters! {
     panics,
     /// Requests given to a second worker.
     retries,
+    /// Idle connections closed because `max_connections` was near.
+    idle_closed,
     /// Requests refused because the waiting queue was full.
     queue_full,
     /// Requests that waited for a worker for too long.

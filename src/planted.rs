@@ -27,6 +27,12 @@ pub enum Bug {
     CleanCut,
     /// The end of a tunnel is not told.
     ForgottenTunnel,
+    /// A request's bytes stay in blocks of the pool for as long as it waits.
+    WaitingBlock,
+    /// The clock of a worker runs while its answer is held up by its client.
+    BlamingClock,
+    /// The ticket of a request that ends in the queue is not given back.
+    ForgottenTicket,
 }
 
 #[cfg(feature = "planted-bugs")]

@@ -15,15 +15,27 @@ use std::time::{Duration, Instant};
 use std::os::fd::OwnedFd;
 
 use crate::backends::{Backend, Event, How, Sock};
-use crate::buffers::block::{Pool, Scratch};
+use crate::buffers::block::Pool;
 use crate::buffers::slots::Slots;
 use crate::buffers::wheel::Wheel;
-use crate::connection::{Clock, Kind, Loop, Role, Shared, Table};
-use crate::http::fields::Fields;
-use crate::http::head::HeadLimits;
+use crate::connection::{Accepting, Heads, Kind, Listener, Loop, Memory, Role, Scheme, Shared, Table, Time, Work};
+use crate::day::Day;
+use crate::exchange::{Exchange, Hold, Phase};
 use crate::log::{AccessLog, Level};
 use crate::mailbox::{Mailbox, Message};
 use crate::metrics::Metrics;
+
+/// What a listener of a loop is.
+pub struct ListenerSetup {
+    /// The socket, bound and listening.
+    pub descriptor: OwnedFd,
+    /// The local port that `X-Forwarded-Port` tells; 0 for a Unix socket.
+    pub port: u16,
+    /// What is spoken on it.
+    pub scheme: Scheme,
+    /// The index of the app that its requests go to.
+    pub app: u16,
+}
 
 /// What a loop is made of.
 pub struct Setup {
@@ -31,8 +43,8 @@ pub struct Setup {
     pub index: u16,
     /// What it shares with the others.
     pub shared: Arc<Shared>,
-    /// Its listeners, each with the local port that `X-Forwarded-Port` tells.
-    pub listeners: Vec<(OwnedFd, u16)>,
+    /// Its listeners.
+    pub listeners: Vec<ListenerSetup>,
     /// Its mail.
     pub mailbox: Mailbox<Message>,
     /// The counters of all loops.
@@ -62,38 +74,34 @@ impl<B: Backend> Reactor<B> {
     pub fn new(mut backend: B, setup: Setup) -> std::io::Result<Reactor<B>> {
         let now = backend.now();
         let mut table = Table::new(setup.max_sockets);
-        let mut listeners = Vec::new();
-        for (index, (listener, port)) in setup.listeners.into_iter().enumerate() {
-            let sock = backend.listen(listener)?;
+        let mut accepting = Accepting::default();
+        for (index, ListenerSetup { descriptor, port, scheme, app }) in setup.listeners.into_iter().enumerate() {
+            let sock = backend.listen(descriptor)?;
             table.put(sock, Role::Listener(index as u16));
-            listeners.push((sock, port));
+            accepting.listeners.push(Listener { sock, port, scheme, app });
         }
-        let settings = &setup.shared.settings;
-        let limits = HeadLimits::new(settings.max_head, settings.max_fields);
+        let time = Time {
+            now,
+            day: Day::new(0),
+            connections: Wheel::new(now, setup.max_sockets),
+            exchanges: Wheel::new(now, setup.max_sockets),
+        };
         let core = Loop {
             backend,
             index: setup.index,
             table,
-            // Each client has at most one, and each worker's connection may hold one that its client has left.
+            // Each client has at most one.
             exchanges: Slots::new(setup.max_sockets),
-            wheel: Wheel::new(now, setup.max_sockets),
-            scratch: Scratch::new(setup.pool.clone()),
-            pool: setup.pool,
-            fields: Fields::default(),
-            limits,
-            seats: Vec::new(),
-            now,
+            time,
+            memory: Memory::new(setup.pool),
+            heads: Heads::new(&setup.shared.settings),
+            seats: setup.shared.apps.iter().map(|_| Vec::new()).collect(),
             subject: Sock::NONE,
-            clock: Clock::new(0),
             next_id: setup.first_id,
-            listeners,
-            paused: false,
-            draining: false,
+            accepting,
             metrics: setup.metrics,
             access: setup.access,
-            grants: Default::default(),
-            again: Default::default(),
-            resume: Default::default(),
+            work: Work::default(),
             shared: setup.shared,
         };
         Ok(Reactor { core, mailbox: setup.mailbox, mail: Vec::new(), deadline: None, stopped: false })
@@ -106,30 +114,36 @@ impl<B: Backend> Reactor<B> {
         }
         // Requests whose clients are gone may still be with their workers: their permits go back before the loop does.
         self.core.cut();
-        self.core.settle_guarded();
+        self.core.work_off_guarded();
         self.core.access.flush();
         Ok(())
     }
 
     /// Whether the loop was told to stop and nothing is left to be done.
     pub fn is_done(&self) -> bool {
-        (self.core.draining || self.stopped) && self.core.table.clients() == 0
+        (self.core.accepting.draining || self.stopped) && self.core.table.clients() == 0
     }
 
     /// One turn.
     pub fn turn(&mut self) -> std::io::Result<()> {
         let timeout = self.sleep();
         self.core.backend.wait(timeout)?;
-        self.core.now = self.core.backend.now();
-        self.core.wheel.turn(self.core.now);
-        self.core.clock.tick(self.core.wheel.now_nanos());
+        self.core.time.turn(self.core.backend.now());
         self.mailbox.awake();
         while !self.core.guarded(Loop::handle_all) {}
         self.read_mail();
         self.expire();
-        self.core.settle_guarded();
+        self.core.work_off_guarded();
+        if self.core.must_make_place() {
+            self.core.guarded(Loop::make_places);
+        }
+        if self.core.must_make_room() {
+            self.core.guarded(Loop::make_room);
+            self.core.work_off_guarded();
+        }
+        self.core.count_taken();
         self.core.access.flush();
-        self.core.scratch.rewind();
+        self.core.memory.scratch.rewind();
         #[cfg(debug_assertions)]
         self.core.check_invariants();
         Ok(())
@@ -140,11 +154,10 @@ impl<B: Backend> Reactor<B> {
         if !self.mailbox.may_sleep() {
             return Some(Duration::ZERO);
         }
-        let until = self.deadline.map(|deadline| deadline.saturating_duration_since(self.core.now));
-        match (self.core.wheel.sleep(), until) {
-            (Some(timer), Some(deadline)) => Some(timer.min(deadline)),
-            (timer, deadline) => timer.or(deadline),
-        }
+        let timer = self.core.time.sleep();
+        let Some(deadline) = self.deadline else { return timer };
+        let until = deadline.saturating_duration_since(self.core.time.now);
+        Some(timer.map_or(until, |timer| timer.min(until)))
     }
 
     fn read_mail(&mut self) {
@@ -155,21 +168,27 @@ impl<B: Backend> Reactor<B> {
                 Message::StopNow => self.stopped = true,
                 _ => {}
             }
-            self.core.guarded(|core| core.heed(message));
-            self.core.settle_guarded();
+            self.core.guarded(|core| core.take_message(message));
+            self.core.work_off_guarded();
         }
     }
 
     fn expire(&mut self) {
-        while let Some(index) = self.core.wheel.expire() {
+        while let Some(index) = self.core.time.connections.expire() {
             let sock = self.core.table.at(index);
             self.core.guarded(|core| {
                 core.subject = sock;
                 core.expired(sock);
-                core.settle();
+                core.work_off();
             });
         }
-        if self.deadline.is_some_and(|deadline| deadline <= self.core.now) {
+        while let Some(index) = self.core.time.exchanges.expire() {
+            self.core.guarded(|core| {
+                core.exchange_expired(index);
+                core.work_off();
+            });
+        }
+        if self.deadline.is_some_and(|deadline| deadline <= self.core.time.now) {
             self.deadline = None;
             self.stopped = true;
             self.core.cut();
@@ -179,26 +198,19 @@ impl<B: Backend> Reactor<B> {
     /// What the loop holds, for checks that nothing leaks: client connections, exchanges, sockets, armed deadlines.
     pub fn holdings(&self) -> (usize, usize, usize, usize) {
         let core = &self.core;
-        (core.table.clients(), core.exchanges.len(), core.backend.live(), core.wheel.armed())
+        (core.table.clients(), core.exchanges.len(), core.backend.live(), core.time.connections.armed())
+    }
+
+    /// How many exchanges wait for a permit and how many answers for memory, for checks that nobody is forgotten.
+    pub fn waiting(&self) -> (usize, usize) {
+        let count = |waits: fn(&Exchange) -> bool| self.core.exchanges.iter().filter(|(_, it)| waits(it)).count();
+        let queued = count(|exchange| matches!(exchange.phase, Phase::Queued { .. }));
+        (queued, count(|exchange| exchange.answer.hold == Hold::Memory))
     }
 
     /// The backend, for tests that drive it.
     pub fn backend(&mut self) -> &mut B {
         &mut self.core.backend
-    }
-}
-
-/// The socket that an event is about.
-fn socket_of(event: &Event) -> Sock {
-    match event {
-        Event::Accept { sock, .. }
-        | Event::Connect { sock }
-        | Event::Receive { sock, .. }
-        | Event::End { sock }
-        | Event::Drain { sock }
-        | Event::Fail { sock, .. }
-        | Event::Close { sock } => *sock,
-        Event::Wake => Sock::NONE,
     }
 }
 
@@ -213,21 +225,28 @@ impl<B: Backend> Loop<B> {
         outcome.is_ok()
     }
 
-    /// [`Loop::settle`], to its end. What panics has been taken off its list before.
-    fn settle_guarded(&mut self) {
-        while !self.guarded(Loop::settle) {}
+    /// [`Loop::work_off`], to its end. What panics has been taken off its list before.
+    fn work_off_guarded(&mut self) {
+        while !self.work.is_done() && !self.guarded(Loop::work_off) {}
+    }
+
+    /// Brings the counter of sent bytes up to what the kernel has taken.
+    #[inline]
+    fn count_taken(&mut self) {
+        let sent = &self.count().bytes_sent;
+        sent.add(self.backend.taken() - sent.value());
     }
 
     /// The turn's events.
     fn handle_all(&mut self) {
         while let Some(event) = self.backend.next() {
-            self.subject = socket_of(&event);
+            self.subject = event.sock();
             self.handle(event);
-            self.settle();
+            self.work_off();
         }
     }
 
-    fn heed(&mut self, message: Message) {
+    fn take_message(&mut self, message: Message) {
         match message {
             Message::Grant(grant) => {
                 self.concern(grant.waiter.exchange);
@@ -238,8 +257,10 @@ impl<B: Backend> Loop<B> {
                 self.app_failed(exchange);
             }
             Message::Died(worker) => self.worker_died(worker),
-            Message::Retire(worker) => self.retire(worker),
+            Message::Retire(worker) => self.retire(0, worker),
             Message::Accept => self.resume_accepting(),
+            Message::CloseIdle => drop(self.close_longest_idle()),
+            Message::Memory => self.share_memory(),
             Message::Drain { .. } => self.drain(),
             Message::StopNow => {
                 self.drain();
@@ -255,7 +276,16 @@ impl<B: Backend> Loop<B> {
                 Kind::Link => self.link_received(sock, block),
                 Kind::Listener(_) | Kind::Free => {}
             },
-            Event::Accept { listener, sock, peer } => self.accepted(listener, sock, peer),
+            Event::Accept { listener, sock, peer } => match self.table.kind(listener) {
+                Kind::Listener(index) => self.accepted(index, sock, peer),
+                _ => self.backend.close(sock, How::Now),
+            },
+            Event::Exhausted { error, .. } => self.exhausted(&error),
+            Event::Full { sock } => match self.table.kind(sock) {
+                Kind::Client => self.client_full(sock),
+                // A worker's clock is its exchange's.
+                Kind::Link | Kind::Listener(_) | Kind::Free => {}
+            },
             Event::Connect { sock } => self.link_connected(sock),
             Event::End { sock } => match self.table.kind(sock) {
                 Kind::Client => self.client_ended(sock),
@@ -306,14 +336,10 @@ impl<B: Backend> Loop<B> {
 
     /// A graceful stop begins: no new connections, idle ones close, busy ones after their answer.
     fn drain(&mut self) {
-        if self.draining {
+        if self.accepting.draining {
             return;
         }
-        self.draining = true;
-        // Their names die, their ports are still told to workers for requests that come until the end.
-        for (listener, _) in &self.listeners {
-            self.backend.close(*listener, How::Now);
-        }
+        self.stop_accepting();
         self.each(Kind::Client, Loop::client_drains);
     }
 

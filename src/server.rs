@@ -18,12 +18,13 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::backends::Backend;
 use crate::config::{BackendChoice, ListenAddress, Settings};
-use crate::connection::Shared;
-use crate::dispatch::{Dispatch, Phase, Policy};
+use crate::connection::{App, Scheme, Shared};
+use crate::dispatch::{Dispatch, Policy, Standing};
 use crate::http::reply::Direct;
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
 use crate::metrics::{self, Health, Metrics, Status};
+use crate::reactor::ListenerSetup;
 use crate::socket_file::SocketFile;
 use crate::supervisor::{self, About, RunDirectory, Supervisor};
 
@@ -123,12 +124,12 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
     let status = status_writer(&settings, &dispatch, started, supervisor.status());
     let shared = Arc::new(Shared {
         direct: settings.app.respond.as_ref().map(|text| Direct::new("text/plain; charset=utf-8", text.as_bytes())),
+        apps: vec![App::new(settings.app.clone(), dispatch)],
         settings,
-        dispatch,
         postboxes,
         log,
         admission: Default::default(),
-        streams: Default::default(),
+        scarcity: Default::default(),
         status: Box::new(status),
     });
     let farewell = supervisor.farewell();
@@ -207,12 +208,13 @@ struct Listening {
 }
 
 impl Listening {
-    fn of_loop(&self, index: usize) -> io::Result<(OwnedFd, u16)> {
+    fn of_loop(&self, index: usize) -> io::Result<ListenerSetup> {
         let port = match &self.address {
             ListenAddress::Tcp(address) => address.port(),
             ListenAddress::Unix(_) => 0,
         };
-        Ok((self.sockets[index % self.sockets.len()].try_clone()?, port))
+        let descriptor = self.sockets[index % self.sockets.len()].try_clone()?;
+        Ok(ListenerSetup { descriptor, port, scheme: Scheme::Http, app: 0 })
     }
 }
 
@@ -406,7 +408,7 @@ fn status_writer(
     move || {
         let wanted = upstreams + supervised.wanted.load(std::sync::atomic::Ordering::Relaxed);
         let snapshot = dispatch.snapshot();
-        let ready = snapshot.workers.iter().filter(|worker| worker.phase == Phase::Ready).count();
+        let ready = snapshot.workers.iter().filter(|worker| worker.standing == Standing::Ready).count();
         metrics::status_json(&Status {
             health: Health::of(ready, wanted, snapshot.failed),
             app: settings.app.name.clone(),

@@ -4,6 +4,7 @@ mod backends;
 mod cli;
 mod conformance;
 mod control;
+mod crowds;
 mod hot_reload;
 mod listen;
 mod lives;

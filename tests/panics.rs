@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 
 use production_server::backends::simulated::{End, Entered, Faults, Place, Simulated, World};
 use production_server::backends::{Backend, Event, How, Options, Piece, Size, Sock};
-use production_server::buffers::block::{Budget, Pool};
+use production_server::buffers::block::{Budget, Census, Pool};
 use production_server::config::Settings;
-use production_server::connection::Shared;
+use production_server::connection::{App, Scheme, Shared};
 use production_server::dispatch::{Balance, Dispatch, Policy, Target, WorkerId};
 use production_server::log::Log;
 use production_server::mailbox::{Message, Postboxes, mailbox};
 use production_server::metrics::Metrics;
-use production_server::reactor::{Reactor, Setup};
+use production_server::reactor::{ListenerSetup, Reactor, Setup};
 use socket2::SockAddr;
 
 /// Turns after which everything that can happen has happened.
@@ -75,6 +75,21 @@ impl Backend for Local {
     fn offered(&self, sock: Sock) -> u64 {
         self.0.offered(sock)
     }
+    fn await_room(&mut self, sock: Sock) {
+        self.0.await_room(sock);
+    }
+    fn acknowledged(&self, sock: Sock) -> u64 {
+        self.0.acknowledged(sock)
+    }
+    fn is_starved(&self, sock: Sock) -> bool {
+        self.0.is_starved(sock)
+    }
+    fn taken(&self) -> u64 {
+        self.0.taken()
+    }
+    fn count_blocks(&self, census: &mut Census) {
+        self.0.count_blocks(census);
+    }
     fn finish(&mut self, sock: Sock) {
         self.0.finish(sock);
     }
@@ -120,12 +135,12 @@ impl Rig {
         let postboxes = Postboxes::new(vec![postbox]);
         let metrics = Metrics::new(1);
         let shared = Arc::new(Shared {
+            apps: vec![App::new(settings.app.clone(), Arc::clone(&dispatch))],
             settings: Arc::new(settings),
-            dispatch: Arc::clone(&dispatch),
             postboxes: postboxes.clone(),
             log: Log::disabled(),
             admission: Default::default(),
-            streams: Default::default(),
+            scarcity: Default::default(),
             direct: None,
             status: Box::new(|| panic!("the writer of the status panics")),
         });
@@ -140,7 +155,12 @@ impl Rig {
         let place = Place::Tcp(([127, 0, 0, 1], 80).into());
         let setup = Setup {
             index: 0,
-            listeners: vec![(world.listener(place.clone()).unwrap(), 80)],
+            listeners: vec![ListenerSetup {
+                descriptor: world.listener(place.clone()).unwrap(),
+                port: 80,
+                scheme: Scheme::Http,
+                app: 0,
+            }],
             mailbox,
             metrics: metrics.clone(),
             access: shared.log.access_log(),
@@ -195,7 +215,8 @@ impl Rig {
         let path = PathBuf::from("/simulated/worker.sock");
         self.world.serve(&path, 8);
         let address = SockAddr::unix(&path).unwrap();
-        let target = Target { address, label: "web:1".into(), unix: true, supervised: true, number: 1 };
+        let (label, moves) = ("web:1".into(), Arc::default());
+        let target = Target { address, label, unix: true, supervised: true, number: 1, moves };
         let id = self.dispatch.add(target, 1, None).unwrap();
         assert!(self.dispatch.ready(id, self.world.now()).is_empty());
         id

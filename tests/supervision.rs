@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use production_server::buffers::slots::Key;
 use production_server::config::{self, Settings, Upstream};
 use production_server::dispatch::{
-    Acquire, Ask, Balance, Dispatch, Outcome, Permit, Phase, Policy, Snapshot, Waiter, WorkerId, WorkerSnapshot,
+    Acquire, Ask, Balance, Dispatch, Outcome, Permit, Policy, Snapshot, Standing, Waiter, WorkerId, WorkerSnapshot,
 };
 use production_server::log::{Captured, Log};
 use production_server::mailbox::{Mailbox, Message, Postboxes, mailbox};
@@ -134,7 +134,7 @@ impl Server {
     }
 
     fn ready(&self) -> Vec<WorkerSnapshot> {
-        self.snapshot().workers.into_iter().filter(|worker| worker.phase == Phase::Ready).collect()
+        self.snapshot().workers.into_iter().filter(|worker| worker.standing == Standing::Ready).collect()
     }
 
     fn until_ready(&self, count: usize) -> Vec<WorkerSnapshot> {
@@ -160,13 +160,13 @@ impl Server {
         })
     }
 
-    fn phase(&self, id: WorkerId) -> Option<Phase> {
-        self.snapshot().workers.into_iter().find(|worker| worker.id == id).map(|worker| worker.phase)
+    fn standing(&self, id: WorkerId) -> Option<Standing> {
+        self.snapshot().workers.into_iter().find(|worker| worker.id == id).map(|worker| worker.standing)
     }
 
     fn acquire(&self) -> Acquire {
         let waiter = Waiter { loop_index: 0, exchange: Key { index: 0, generation: 1 } };
-        let ask = Ask { since: Instant::now(), exclude: None, front: false };
+        let ask = Ask { since: Instant::now(), exclude: None, front: false, tunnel: false };
         self.dispatch.acquire(waiter, ask, Instant::now())
     }
 
@@ -179,7 +179,7 @@ impl Server {
     }
 
     fn release(&self, permit: Permit, outcome: Outcome) {
-        assert!(self.dispatch.release(permit, outcome, Instant::now()).is_none());
+        assert!(self.dispatch.release(permit, outcome, Instant::now(), 0).is_none());
     }
 
     /// One whole request through a worker, as a loop does it.
@@ -273,7 +273,7 @@ fn a_killed_worker_is_announced_and_comes_back() {
 fn an_app_that_never_gets_ready_is_given_up_with_its_last_words() {
     let server = serve(settings(&["sh", "-c", "echo no database >&2; exit 3"], 2));
     let waiter = Waiter { loop_index: 0, exchange: Key { index: 5, generation: 1 } };
-    let ask = Ask { since: Instant::now(), exclude: None, front: false };
+    let ask = Ask { since: Instant::now(), exclude: None, front: false, tunnel: false };
     let queued = server.dispatch.acquire(waiter, ask, Instant::now());
     assert!(matches!(queued, Acquire::Queued(_)));
     let mut server = server;
@@ -340,7 +340,7 @@ fn a_request_in_flight_keeps_the_old_worker_until_it_ends() {
     // A second request at a time, and its worker has served enough.
     server.request("/ping");
     until("the replacement is ready", || server.ready().iter().any(|worker| worker.id != first));
-    until("the old one drains", || server.phase(first) == Some(Phase::Draining));
+    until("the old one drains", || server.standing(first) == Some(Standing::Draining));
     let second = server.permit();
     assert_ne!(second.worker(), first, "one that drains gets nothing new");
     server.release(second, Outcome::Unused);
@@ -368,9 +368,9 @@ fn a_request_that_does_not_end_is_cut_when_the_time_of_a_drain_is_over() {
     server.until_told("the loops let it go", |message| matches!(message, Message::Retire(id) if *id == first));
     server.until_logged("recycle: 1 requests");
     // Its name stays until the permit is back.
-    assert_eq!(server.phase(first), Some(Phase::Dead));
+    assert_eq!(server.standing(first), Some(Standing::Dead));
     server.release(held, Outcome::Broken);
-    assert_eq!(server.phase(first), None);
+    assert_eq!(server.standing(first), None);
     assert!(server.request("/ping").ends_with("pong"));
     server.stop();
 }
@@ -449,7 +449,7 @@ fn the_only_worker_s_restart_without_room_for_both_holds_who_asks_meanwhile() {
     // The old one has a request, so that the restart is in its middle for as long as this test likes.
     let running = server.permit();
     server.requester.request(Request::Restart);
-    until("the old one drains", || server.phase(old) == Some(Phase::Draining));
+    until("the old one drains", || server.standing(old) == Some(Standing::Draining));
     assert!(matches!(server.acquire(), Acquire::Queued(_)), "nobody is there, and it is held");
     assert!(is_alive(pid));
     server.release(running, Outcome::Answered);

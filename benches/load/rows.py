@@ -55,11 +55,23 @@ LOAD = [
 OTHER = {
     "memory": "resident bytes per idle connection",
     "latency": "forwarded at a constant rate",
+    "queue": "two loops, more clients than permits",
+    "slow-readers": "fast clients beside 2,000 slow readers of 400 KB",
+    "streams": "fast clients beside 10,000 event streams",
     "instructions": "instructions per request",
 }
 
 # `--backend auto` takes the backend with the lower geometric mean over these.
 DECISIVE = ("forwarded-64", "64k", "post")
+
+# The crowds of those rows: what each peer does (see crowd.c), how many come, and where the fast ones may be with them, as a multiple
+# of their p99 without.
+CROWDS = {"slow-readers": ("readers", 2000), "streams": ("listeners", 10_000)}
+CROWD_FACTOR = 2.0
+# Requests a second of the fast clients together: far from what would keep any of the servers busy.
+CROWD_RATE = 3000
+# The permits of the queue's row, each with a worker of its own, and its clients.
+QUEUE_PERMITS, QUEUE_CLIENTS = 2, 64
 
 MEMORY_TARGET = 300
 INSTRUCTION_TARGETS = {"direct": 3000, "forwarded": 8000, "direct, browser": 6000, "forwarded, browser": 14000}

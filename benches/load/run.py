@@ -23,6 +23,7 @@ import callgrind
 import processes
 import rows
 import servers
+import waiting
 from processes import Trouble
 
 
@@ -47,7 +48,8 @@ def compare(bench, options):
     print(f"server core {options.server_core}, clients' core {options.client_core}, {options.rounds} rounds of "
           f"{options.seconds:g} s a server; µs is CPU time per request, ratios are to nginx in the same round")
     ours = ours_of(options)
-    results = {"machine": machine(), "options": vars(options), "rows": {}, "memory": {}, "latency": {}, "instructions": {}}
+    results = {"machine": machine(), "options": vars(options), "rows": {}, "memory": {}, "latency": {}, "instructions": {},
+               "queue": {}, "crowds": {}}
     failures = []
     chosen = [row for row in rows.LOAD if row.name in options.rows]
     if chosen:
@@ -60,6 +62,11 @@ def compare(bench, options):
         results["memory"] = memory_rows(bench, ours, options)
     if "latency" in options.rows:
         results["latency"] = latency_rows(bench, ours, options, failures)
+    if "queue" in options.rows:
+        results["queue"] = waiting.queue_rows(bench, ours, options, failures)
+    for name in rows.CROWDS:
+        if name in options.rows:
+            results["crowds"][name] = waiting.crowd_rows(bench, name, ours, options, failures)
     if "instructions" in options.rows:
         results["instructions"] = instruction_rows(bench, ours, options)
     if options.json:

@@ -19,15 +19,16 @@ NGINX = """
 daemon off;
 master_process {master};
 worker_processes 1;
-worker_rlimit_nofile 19000;
+worker_rlimit_nofile {descriptors};
 pid {home}/nginx.pid;
 error_log {home}/error.log crit;
-events {{ worker_connections 16384; }}
+events {{ worker_connections 32768; }}
 http {{
     access_log off;
     server_tokens off;
     keepalive_timeout 600s;
     keepalive_requests 1000000000;
+    send_timeout 600s;
     client_body_temp_path {home}/body;
     proxy_temp_path {home}/proxy;
     fastcgi_temp_path {home}/fastcgi;
@@ -75,6 +76,7 @@ NGINX_FIELDS["all"] = NGINX_FIELDS["forwarded"] + [
 NGINX_FORWARD = """location / {{
             proxy_pass http://worker;
             proxy_http_version 1.1;
+            proxy_read_timeout 600s;
             proxy_set_header Connection "";
             proxy_set_header Host $http_host;
             {fields}
@@ -140,7 +142,7 @@ class Bench:
         self.server_core, self.client_core, self.concurrency = server_core, client_core, concurrency
         self.fields = fields
         self.numbers = itertools.count(1)  # for directories' names; next() is safe among threads
-        self.worker_socket = None
+        self.workers = {}  # the sockets of those that run, by name
 
     def compile(self, source):
         """Compiles a C file of this directory with `gcc -O2`; returns the program's path."""
@@ -154,20 +156,21 @@ class Bench:
                 raise Trouble(f"gcc could not compile {source}:\n{output}")
         return program
 
-    def worker(self):
-        """Starts the one worker on the clients' core; returns its socket."""
-        if self.worker_socket is None:
-            program, path = self.compile("worker.c"), os.path.join(self.home, "worker.sock")
-            log = os.path.join(self.home, "worker.log")
+    def worker(self, source="worker.c", name="worker"):
+        """Starts a worker on the clients' core, unless it runs; returns its socket."""
+        if name not in self.workers:
+            program, path = self.compile(source), os.path.join(self.home, f"{name}.sock")
+            log = os.path.join(self.home, f"{name}.log")
             process = self.stack.enter_context(processes.running([program, path], log, self.client_core))
             processes.wait_until_it_answers(process, log, path, "/small")
-            self.worker_socket = path
-        return self.worker_socket
+            self.workers[name] = path
+        return self.workers[name]
 
-    def start(self, kind, forwarding, prefix=(), master=True, stack=None):
+    def start(self, kind, forwarding, prefix=(), master=True, stack=None, worker=None, flags=(), cores=None):
         """Starts one server. `kind` is "nginx", "haproxy", "ours" or "ours:BACKEND"; `prefix` goes before its command,
-        as for valgrind; `master=False` makes nginx a single process. It ends with `stack` (the bench's own by default)."""
-        worker = self.worker() if forwarding else None
+        as for valgrind; `master=False` makes nginx a single process. It ends with `stack` (the bench's own by default). `worker` is
+        the socket of another worker than the usual one; ours gets the `flags`, and takes other `cores` than the one for servers."""
+        worker = worker or (self.worker() if forwarding else None)
         home = os.path.join(self.home, f"{kind.replace(':', '-')}-{next(self.numbers)}")
         os.mkdir(home)
         port = processes.free_port()
@@ -177,9 +180,10 @@ class Bench:
         command = {"nginx": self.nginx, "haproxy": self.haproxy, "ours": self.ours}[base](
             home, port, worker, kind.partition(":")[2], master
         )
+        command += flags if base == "ours" else []
         log = os.path.join(home, "log")
         process = (stack or self.stack).enter_context(
-            processes.running([*prefix, *command], log, self.server_core, cwd=home)
+            processes.running([*prefix, *command], log, self.server_core if cores is None else cores, cwd=home)
         )
         processes.wait_until_it_answers(process, log, port, deadline=60.0 if prefix else 15.0)
         return Server(kind, port, process)
@@ -188,7 +192,7 @@ class Bench:
         configuration = os.path.join(home, "nginx.conf")
         with open(configuration, "w") as file:
             file.write(NGINX.format(
-                home=home, port=port, master="on" if master else "off",
+                home=home, port=port, descriptors=processes.raise_descriptor_limit(), master="on" if master else "off",
                 upstream=NGINX_UPSTREAM.format(worker=worker, concurrency=self.concurrency) if worker else "",
                 location=NGINX_FORWARD.format(fields="\n            ".join(NGINX_FIELDS[self.fields]))
                 if worker else f'location / {{ return 200 "{BODY}"; }}',

@@ -11,7 +11,11 @@
 //! - At most one receive and one send are in flight per socket. [`Backend::recv`] arms one receive; sends gather.
 //! - A call on a dead name does nothing and answers 0.
 //! - Everything queued in a turn leaves at the next [`Backend::wait`], in one gathered send per socket and batch.
-//! - Short writes, starved block pools, EAGAIN and EMFILE are the backend's affair.
+//! - Short writes, starved block pools, EAGAIN and EMFILE are the backend's affair. Who has to act on one is told: by
+//!   [`Event::Full`], [`Backend::is_starved`], [`Event::Exhausted`].
+//! - A block of the pool never waits for a peer. A peer is behind from the moment when the kernel takes less than it was offered
+//!   until its outbox is empty. What is queued then, and whatever is queued while it lasts or before the connect has ended, is moved
+//!   to the heap and charged to the budget.
 //! - [`Event::Close`] comes exactly once for every socket that was closed, and nothing comes after it. A socket that
 //!   failed or ended is still open until its owner closes it.
 //! - Events own what they carry and borrow nothing.
@@ -24,22 +28,24 @@ use std::time::{Duration, Instant};
 use socket2::SockAddr;
 
 pub use crate::buffers::block::Size;
-use crate::buffers::block::{Block, Pool};
+use crate::buffers::block::{Block, Census, Pool};
 pub use crate::buffers::outbox::Piece;
 
-#[cfg(any(backend_io_uring, backend_readiness))]
+mod closing;
 mod flags;
 #[cfg(backend_io_uring)]
 pub mod io_uring;
+mod kernel;
 #[cfg(backend_readiness)]
 pub mod readiness;
+mod shortage;
 pub mod simulated;
 
 /// The name of a socket or listener in its backend: entry and life. Valid from the event or call that brought it until
 /// its [`Event::Close`].
 pub type Sock = crate::buffers::slots::Key;
 
-/// An outbox with more unsent bytes than this counts as past its high mark; [`Event::Drain`] follows once it is empty.
+/// An outbox with more unsent bytes than this holds enough: who fills it should ask for room ([`Backend::await_room`]) first.
 pub const HIGH_MARK: usize = 64 * 1024;
 /// Connections taken from one listener in one turn at most, so that accepts never starve requests.
 pub const ACCEPT_BATCH: usize = 32;
@@ -77,8 +83,8 @@ pub enum Side {
 pub enum How {
     /// At once; what is unsent is dropped.
     Now,
-    /// Once the outbox is empty, with a FIN; a peer that takes nothing of it for [`Options::stall`] is cut with a reset. Bytes that
-    /// arrive meanwhile are discarded. When input may be left unread, the write side is shut first and input is discarded until the peer ends or [`Options::linger`] is over, so that the
+    /// Once the outbox is empty, with a FIN; a peer that acknowledges nothing of it for [`Options::stall`] is cut with a reset. Bytes
+    /// that arrive meanwhile are discarded. When input may be left unread, the write side is shut first and input is discarded until the peer ends or [`Options::linger`] is over, so that the
     /// peer can read the answer and does not lose it to a reset (RFC 9112 §9.6). No input is left after End; and an armed
     /// receive at which nothing has come says that all was read and no more is expected, unless [`Backend::finish`] was
     /// called before: then it lingers in any case. The last bytes may leave together with the FIN; so where none is expected,
@@ -117,7 +123,13 @@ pub enum Event {
         /// Which socket.
         sock: Sock,
     },
-    /// The outbox had passed [`HIGH_MARK`] and is empty now.
+    /// The kernel has taken less than it was offered: the peer is behind, and what waits for it lies on the heap, charged to the
+    /// budget. Told once until the outbox is empty again.
+    Full {
+        /// Which socket.
+        sock: Sock,
+    },
+    /// The answer to [`Backend::await_room`]: the kernel has taken more of the outbox since, or nothing waits in it.
     Drain {
         /// Which socket.
         sock: Sock,
@@ -136,8 +148,35 @@ pub enum Event {
         /// Which socket.
         sock: Sock,
     },
+    /// Accepting has failed for lack of descriptors or memory, or for good, and rests; it is tried again by itself, after
+    /// [`Options::accept_retry`] each time. Told once until a connection was accepted again.
+    Exhausted {
+        /// Which listener.
+        listener: Sock,
+        /// Why.
+        error: io::Error,
+    },
     /// The bell was rung.
     Wake,
+}
+
+impl Event {
+    /// The socket that it is about; for [`Event::Accept`] the new one, for [`Event::Exhausted`] the listener, and
+    /// [`Sock::NONE`] for [`Event::Wake`].
+    pub fn sock(&self) -> Sock {
+        match self {
+            Event::Accept { sock, .. }
+            | Event::Connect { sock }
+            | Event::Receive { sock, .. }
+            | Event::End { sock }
+            | Event::Full { sock }
+            | Event::Drain { sock }
+            | Event::Fail { sock, .. }
+            | Event::Close { sock }
+            | Event::Exhausted { listener: sock, .. } => *sock,
+            Event::Wake => Sock::NONE,
+        }
+    }
 }
 
 /// Wakes a loop from another thread.
@@ -153,8 +192,8 @@ pub struct Options {
     pub max_sockets: usize,
     /// The loop's receive memory.
     pub pool: Pool,
-    /// How long a [`How::Flushed`] close waits for a peer that takes nothing while bytes are still to be sent, counted from the
-    /// last progress, and never shorter. Then the rest is cut, with a reset.
+    /// How long a [`How::Flushed`] close waits for a peer that acknowledges nothing while bytes are still to be sent, counted from
+    /// the last progress, and never shorter. Then the rest is cut, with a reset.
     pub stall: Duration,
     /// How long it waits, once all is sent, for the peer to stop sending.
     pub linger: Duration,
@@ -202,7 +241,7 @@ pub trait Backend: Sized {
     /// Bytes queued that the kernel has not taken yet.
     fn unsent(&self, sock: Sock) -> usize;
 
-    /// Bytes that the kernel has taken since the socket was opened, as far as is known here: write progress.
+    /// Bytes that the kernel has taken since the socket was opened, as far as is known here.
     fn sent(&self, sock: Sock) -> u64;
 
     /// Bytes that the kernel was given since the socket was opened: those of [`Backend::sent`], and those of a send in flight,
@@ -210,6 +249,23 @@ pub trait Backend: Sized {
     fn offered(&self, sock: Sock) -> u64 {
         self.sent(sock)
     }
+
+    /// Bytes that the peer has acknowledged since the socket was opened: write progress, which the kernel's own buffers hide from
+    /// [`Backend::sent`] for as long as the peer needs for some megabytes. On Linux what was sent without what the kernel still
+    /// holds, which on a Unix socket counts with its bookkeeping: never too much, and it may go back when more is sent. Elsewhere
+    /// what was sent. Costs a system call.
+    fn acknowledged(&self, sock: Sock) -> u64;
+
+    /// Bytes that the kernel has taken since the start from all accepted sockets, as far as is known here; those that we connected do
+    /// not count.
+    fn taken(&self) -> u64;
+
+    /// Asks for one [`Event::Drain`]: it follows once the kernel has taken more of what is queued, or in the next turn when nothing
+    /// waits. Idempotent until then. None follows when the sending half fails, or after a close.
+    fn await_room(&mut self, sock: Sock);
+
+    /// Whether an armed receive waits for a block of the pool: then silence is not the peer's.
+    fn is_starved(&self, sock: Sock) -> bool;
 
     /// Shuts the sending half once the outbox is empty.
     fn finish(&mut self, sock: Sock);
@@ -227,4 +283,9 @@ pub trait Backend: Sized {
 
     /// Sockets and listeners alive, for limits and leak checks.
     fn live(&self) -> usize;
+
+    /// Counts the blocks of the pool that it holds now: those with pieces that were not tried yet or are in flight, with receives
+    /// that were not told yet, and, where the kernel chooses a block itself, those that lie ready for it. Any other that is out is
+    /// its loop's to account for. For checks of invariants: looks at everything.
+    fn count_blocks(&self, census: &mut Census);
 }

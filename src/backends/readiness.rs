@@ -7,7 +7,8 @@
 //!   within a turn never is, and there are no wakeups for writability that nobody waits for (a Unix socket would give
 //!   one for every read of its peer). Writability is asked for when a send falls short, and closing deregisters.
 //! - A flag per socket remembers whether the kernel may have input. A receive is one recv(2) when the flag is set, and none
-//!   otherwise; a short one clears the flag (epoll(7), on stream sockets), unless the peer's end was announced.
+//!   otherwise; a short one clears the flag (epoll(7), on stream sockets), unless the peer's end was announced, or urgent data, at
+//!   which recv(2) stops short whatever lies behind it.
 //! - An accepted socket counts as readable: its request has often come with it, and if so a whole turn is saved.
 //!
 //! Lists hold names, not references; a name in a list may have died, and every use looks it up.
@@ -20,24 +21,24 @@ use std::time::{Duration, Instant};
 
 use mio::event::Event as Readied;
 use mio::unix::SourceFd;
-use mio::{Events, Interest, Poll, Token, Waker};
+use mio::{Events, Poll, Token, Waker};
 use socket2::SockAddr;
 
 use self::accept::{Batch, Listener};
 use self::socket::Socket;
 use self::socket::flag::*;
 use self::system::Connecting;
+use super::closing::{CloseDeadlines, Step};
 use super::flags::Flagged;
-use super::{Backend, Bell, Event, HIGH_MARK, How, Options, Piece, Side, Size, Sock};
-use crate::buffers::block::{Pool, Share};
+use super::shortage::{Shortage, Spare};
+use super::{Backend, Bell, Event, How, Options, Piece, Side, Size, Sock};
+use crate::buffers::block::{Census, Pool, Share};
 use crate::buffers::outbox::{GATHER, Outbox, Outboxes};
 use crate::buffers::slots::Slots;
 
 mod accept;
 mod socket;
 mod system;
-#[cfg(test)]
-mod tests;
 
 /// Events taken from the kernel in one turn at most; more wait there for the next turn.
 const EVENTS: usize = 512;
@@ -48,35 +49,26 @@ const DISCARDS: usize = 16;
 
 const _: () = assert!(usize::BITS == 64, "a token holds index and generation");
 
-/// A flushed close that the peer holds up.
-struct Patience {
-    until: Instant,
-    sock: Sock,
-    /// What `sent` was when this began, so that progress shows.
-    sent: u64,
-}
-
 /// The readiness backend of one loop.
 pub struct Readiness {
     poll: Poll,
     events: Events,
-    chime: Chime,
+    bell: ReadinessBell,
     now: Instant,
     /// Counts waits; wraps.
     turn: u32,
     sockets: Slots<Socket>,
     outboxes: Outboxes,
     pool: Pool,
-    stall: Duration,
-    linger: Duration,
-    accept_retry: Duration,
+    close_deadlines: CloseDeadlines,
     listeners: Vec<Listener>,
     /// Listeners that have connections for this turn.
     accepting: Vec<Batch>,
-    /// Until when accepting is paused for lack of descriptors.
-    retry_at: Option<Instant>,
+    shortage: Shortage,
+    /// Bytes that the kernel took from accepted sockets.
+    taken: u64,
     /// Opened in this turn and not registered yet.
-    fresh: Vec<Sock>,
+    unregistered: Vec<Sock>,
     /// To be flushed at the end of the turn.
     dirty: Vec<Sock>,
     /// To be read in this turn, those before `cursor` are done.
@@ -88,19 +80,14 @@ pub struct Readiness {
     parked: [VecDeque<Sock>; 2],
     /// Everything that is told other than receives and accepts.
     pending: VecDeque<Event>,
-    /// Flushed closes that wait for their peers to take more; in the order of their ends, as all wait equally long.
-    stalling: VecDeque<Patience>,
-    /// Those that wait for the peers' ends, likewise.
-    lingering: VecDeque<Patience>,
-    /// With no descriptor left, a request that came in can still reach a worker through this one.
-    spare: Option<OwnedFd>,
+    spare: Spare,
 }
 
 /// Wakes a [`Readiness`] from any thread.
 #[derive(Clone)]
-pub struct Chime(Arc<Waker>);
+pub struct ReadinessBell(Arc<Waker>);
 
-impl Bell for Chime {
+impl Bell for ReadinessBell {
     fn ring(&self) {
         // It fails only when the kernel has no memory for it; the loop then wakes by its timers.
         let _ = self.0.wake();
@@ -108,41 +95,39 @@ impl Bell for Chime {
 }
 
 impl Backend for Readiness {
-    type Bell = Chime;
+    type Bell = ReadinessBell;
 
     fn new(options: Options) -> io::Result<Readiness> {
         let poll = Poll::new()?;
-        let chime = Chime(Arc::new(Waker::new(poll.registry(), BELL)?));
+        let bell = ReadinessBell(Arc::new(Waker::new(poll.registry(), BELL)?));
+        let close_deadlines = CloseDeadlines::new(&options);
         Ok(Readiness {
             poll,
             events: Events::with_capacity(EVENTS),
-            chime,
+            bell,
             now: Instant::now(),
             turn: 0,
             sockets: Slots::new(options.max_sockets),
             outboxes: Outboxes::new(),
             pool: options.pool,
-            stall: options.stall,
-            linger: options.linger,
-            accept_retry: options.accept_retry,
+            close_deadlines,
             listeners: Vec::new(),
             accepting: Vec::new(),
-            retry_at: None,
-            fresh: Vec::new(),
+            shortage: Shortage::new(options.accept_retry),
+            taken: 0,
+            unregistered: Vec::new(),
             dirty: Vec::new(),
             ready: Vec::new(),
             cursor: 0,
             later: Vec::new(),
             parked: [VecDeque::new(), VecDeque::new()],
             pending: VecDeque::new(),
-            stalling: VecDeque::new(),
-            lingering: VecDeque::new(),
-            spare: system::spare_descriptor(),
+            spare: Spare::new(),
         })
     }
 
-    fn bell(&self) -> Chime {
-        self.chime.clone()
+    fn bell(&self) -> ReadinessBell {
+        self.bell.clone()
     }
 
     fn now(&self) -> Instant {
@@ -171,16 +156,12 @@ impl Backend for Readiness {
         if self.sockets.len() == self.sockets.limit() {
             return Err(table_is_full());
         }
-        let outcome = match system::connect(address) {
-            Err(error) if system::is_exhaustion(&error) && self.spare.take().is_some() => system::connect(address)?,
-            outcome => outcome?,
-        };
-        let (descriptor, flags, refusal) = match outcome {
+        let (descriptor, flags, refusal) = match self.spare.help(|| system::connect(address))? {
             Connecting::Connected(descriptor) => (descriptor, WORKER | WRITABLE, None),
             Connecting::Started(descriptor) => (descriptor, WORKER | CONNECTING, None),
-            Connecting::Refused(descriptor, error) => (descriptor, WORKER | BROKEN | ENDED, Some(error)),
+            Connecting::Refused(descriptor, error) => (descriptor, WORKER | SEND_FAILED | ENDED, Some(error)),
             Connecting::Full => {
-                self.replace_spare();
+                self.spare.restore();
                 return Ok(None);
             }
         };
@@ -188,7 +169,7 @@ impl Backend for Readiness {
         match refusal {
             Some(error) => self.pending.push_back(Event::Fail { sock, side: Side::Connect, error }),
             None => {
-                self.fresh.push(sock);
+                self.unregistered.push(sock);
                 if flags & CONNECTING == 0 {
                     self.pending.push_back(Event::Connect { sock });
                 }
@@ -214,12 +195,13 @@ impl Backend for Readiness {
     #[inline]
     fn send(&mut self, sock: Sock, piece: Piece) {
         let Some(socket) = alive(&mut self.sockets, sock) else { return };
-        if socket.is(BROKEN | FINISH | CLOSING | LISTENER) {
+        if socket.is(SEND_FAILED | FINISH | CLOSING | LISTENER) {
             return;
         }
-        self.outboxes.push(&mut socket.outbox, piece);
-        if socket.outbox.bytes() > HIGH_MARK {
-            socket.set(HIGH);
+        if socket.is(BEHIND | CONNECTING) {
+            self.outboxes.push_waiting(&mut socket.outbox, piece, &self.pool);
+        } else {
+            self.outboxes.push(&mut socket.outbox, piece);
         }
         if !socket.is(DIRTY) {
             socket.set(DIRTY);
@@ -235,43 +217,67 @@ impl Backend for Readiness {
         self.sockets.lookup(sock).filter(|socket| !socket.is(CLOSED)).map_or(0, |socket| socket.sent)
     }
 
+    fn acknowledged(&self, sock: Sock) -> u64 {
+        self.sockets.lookup(sock).filter(|socket| !socket.is(CLOSED | LISTENER)).map_or(0, Socket::acknowledged)
+    }
+
+    fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    fn await_room(&mut self, sock: Sock) {
+        let Some(socket) = alive(&mut self.sockets, sock) else { return };
+        if socket.is(SEND_FAILED | CLOSING | LISTENER) {
+            return;
+        }
+        socket.set(AWAITS_ROOM);
+        if socket.outbox.is_empty() {
+            self.mark_dirty(sock);
+        }
+    }
+
+    fn is_starved(&self, sock: Sock) -> bool {
+        self.sockets.lookup(sock).is_some_and(|socket| socket.is(PARKED))
+    }
+
     fn finish(&mut self, sock: Sock) {
         let Some(socket) = alive(&mut self.sockets, sock) else { return };
-        if socket.is(BROKEN | FINISH | CLOSING | LISTENER) {
+        if socket.is(SEND_FAILED | FINISH | CLOSING | LISTENER) {
             return;
         }
         socket.set(FINISH);
-        self.soil(sock);
+        self.mark_dirty(sock);
     }
 
     fn close(&mut self, sock: Sock, how: How) {
         let Some(socket) = alive(&mut self.sockets, sock) else { return };
-        let nothing_to_flush = socket.is(LISTENER | BROKEN) || (socket.is(CONNECTING) && socket.outbox.is_empty());
-        if how != How::Flushed || nothing_to_flush {
-            self.end(sock, how == How::Reset);
-            return;
+        if how != How::Flushed || socket.is(LISTENER) {
+            return self.close_now(sock, how == How::Reset);
         }
         if socket.is(CLOSING) {
             return;
         }
-        let read_whole = socket.is(ENDED) || socket.flags & (ARMED | READABLE | FINISH) == ARMED;
-        socket.clear(ARMED | HIGH);
-        socket.set(if read_whole { CLOSING | CLEAN } else { CLOSING });
-        if !socket.outbox.is_empty() {
-            self.await_progress(sock);
+        let expects_no_input = socket.flags & (ARMED | READABLE | FINISH) == ARMED;
+        socket.clear(ARMED | PARKED | AWAITS_ROOM);
+        socket.set(if expects_no_input { CLOSING | EXPECTS_NO_INPUT } else { CLOSING });
+        if socket.outbox.is_empty() {
+            return self.proceed_to_close(sock);
         }
-        self.soil(sock);
+        if socket.is(BEHIND | CONNECTING) {
+            self.close_deadlines.await_progress(Instant::now(), sock, socket.acknowledged());
+        }
+        self.mark_dirty(sock);
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.flush_dirty();
-        self.register_fresh();
+        self.register_new();
         self.unpark();
         self.ready.drain(..self.cursor);
         self.cursor = 0;
         self.ready.append(&mut self.later);
         self.turn = self.turn.wrapping_add(1);
-        self.tend_listeners();
+        self.suspend_or_resume_listeners();
         let sleep = if self.has_work() { Some(Duration::ZERO) } else { self.shorten(timeout) };
         match self.poll.poll(&mut self.events, sleep) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
@@ -280,13 +286,11 @@ impl Backend for Readiness {
         self.now = Instant::now();
         let events = std::mem::replace(&mut self.events, Events::with_capacity(0));
         for readied in events.iter() {
-            self.take_note(readied);
+            self.note_readiness(readied);
         }
         self.events = events;
-        self.lose_patience();
-        if self.retry_at.is_some_and(|retry_at| retry_at <= self.now) {
-            self.retry_at = None;
-        }
+        self.close_overdue();
+        self.shortage.expire(self.now);
         self.choose_listeners();
         Ok(())
     }
@@ -317,6 +321,10 @@ impl Backend for Readiness {
     fn live(&self) -> usize {
         self.sockets.len()
     }
+
+    fn count_blocks(&self, census: &mut Census) {
+        self.outboxes.count_blocks(census);
+    }
 }
 
 /// The socket of a name that lives and is not closed.
@@ -336,7 +344,7 @@ fn token(sock: Sock) -> Token {
 }
 
 #[inline]
-fn named(token: Token) -> Sock {
+fn sock_of(token: Token) -> Sock {
     Sock { index: token.0 as u32, generation: (token.0 >> 32) as u32 }
 }
 
@@ -349,7 +357,7 @@ impl Readiness {
     }
 
     /// Puts the socket into the list of those to be flushed.
-    fn soil(&mut self, sock: Sock) {
+    fn mark_dirty(&mut self, sock: Sock) {
         if let Some(socket) = self.sockets.lookup_mut(sock)
             && !socket.is(DIRTY)
         {
@@ -358,12 +366,12 @@ impl Readiness {
         }
     }
 
-    fn register_fresh(&mut self) {
-        while let Some(sock) = self.fresh.pop() {
+    fn register_new(&mut self) {
+        while let Some(sock) = self.unregistered.pop() {
             let Some(socket) = alive(&mut self.sockets, sock) else { continue };
             let writes = socket.is(CONNECTING) || !(socket.is(WRITABLE) || socket.outbox.is_empty());
             socket.set(if writes { REGISTERED | WATCHED } else { REGISTERED });
-            let interest = if writes { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+            let interest = system::interest(writes);
             let descriptor = system::borrow(&socket.descriptor).as_raw_fd();
             if let Err(error) = self.poll.registry().register(&mut SourceFd(&descriptor), token(sock), interest) {
                 // The kernel has no room to watch it: nothing will ever be heard of it.
@@ -380,19 +388,38 @@ impl Readiness {
         if !socket.is(REGISTERED) || socket.is(WATCHED) == writes {
             return;
         }
-        let interest = if writes { Interest::READABLE | Interest::WRITABLE } else { Interest::READABLE };
+        let interest = system::interest(writes);
         let descriptor = system::borrow(&socket.descriptor).as_raw_fd();
         match self.poll.registry().reregister(&mut SourceFd(&descriptor), token(sock), interest) {
             Ok(()) if writes => socket.set(WATCHED),
             Ok(()) => socket.clear(WATCHED),
             // Without it the rest would never leave: that is a failed send.
-            Err(error) if writes => self.break_send(sock, error),
+            Err(error) if writes => self.fail_send(sock, error),
             Err(_) => {}
         }
     }
 
+    /// Takes a flushed close as far as it can go now.
+    fn proceed_to_close(&mut self, sock: Sock) {
+        let Some(socket) = alive(&mut self.sockets, sock) else { return };
+        debug_assert!(socket.is(CLOSING), "only what was closed ends");
+        let expects_no_input = socket.flags & (EXPECTS_NO_INPUT | READABLE) == EXPECTS_NO_INPUT;
+        match socket.facts().next(|| expects_no_input) {
+            Step::Wait => {}
+            Step::Linger => {
+                if !socket.is(SHUT) {
+                    system::shut_write(system::borrow(&socket.descriptor));
+                }
+                socket.set(LINGERING | SHUT | QUEUED);
+                self.ready.push(sock);
+                self.close_deadlines.await_end(Instant::now(), sock);
+            }
+            Step::End => self.close_now(sock, false),
+        }
+    }
+
     /// Closes the descriptor now; the name dies when its event is told.
-    fn end(&mut self, sock: Sock, reset: bool) {
+    fn close_now(&mut self, sock: Sock, reset: bool) {
         let Some(socket) = alive(&mut self.sockets, sock) else { return };
         self.outboxes.clear(&mut socket.outbox);
         if socket.is(LISTENER) {
@@ -404,23 +431,15 @@ impl Readiness {
         if let Some(descriptor) = descriptor {
             if reset { system::reset(descriptor) } else { drop(descriptor) }
         }
-        if self.spare.is_none() {
-            self.replace_spare();
-        }
+        self.spare.restore();
         self.pending.push_back(Event::Close { sock });
-    }
-
-    fn replace_spare(&mut self) {
-        if self.spare.is_none() {
-            self.spare = system::spare_descriptor();
-        }
     }
 
     /// Whether an event is still to be told; telling a close ends its name.
     fn still_wanted(&mut self, event: &Event) -> bool {
         match event {
             Event::Close { sock } => self.sockets.remove(*sock).is_some(),
-            Event::Connect { sock } | Event::Drain { sock } | Event::Fail { sock, .. } => {
+            Event::Connect { sock } | Event::Full { sock } | Event::Drain { sock } | Event::Fail { sock, .. } => {
                 alive(&mut self.sockets, *sock).is_some_and(|socket| !socket.is(CLOSING))
             }
             _ => true,
@@ -436,28 +455,38 @@ impl Readiness {
 
     /// The caller's timeout, or the time until something of our own is due.
     fn shorten(&mut self, timeout: Option<Duration>) -> Option<Duration> {
-        let mut due = self.retry_at;
-        for waiting in [&mut self.stalling, &mut self.lingering] {
-            while waiting.front().is_some_and(|first| alive(&mut self.sockets, first.sock).is_none()) {
-                waiting.pop_front();
-            }
-            due = due.into_iter().chain(waiting.front().map(|first| first.until)).min();
-        }
+        let sockets = &self.sockets;
+        let due = self.close_deadlines.next_due(sockets.len(), |sock| sockets.lookup(sock).is_some());
+        let due = due.into_iter().chain(self.shortage.until()).min();
         let own = due.map(|due| due.saturating_duration_since(self.now));
-        [timeout, own].into_iter().flatten().min()
+        timeout.into_iter().chain(own).min()
+    }
+
+    /// Ends the closes that their peers have held up for too long.
+    fn close_overdue(&mut self) {
+        if self.close_deadlines.is_empty() {
+            return;
+        }
+        let flushes = |socket: &&Socket| socket.flags & (CLOSING | LINGERING) == CLOSING;
+        while let Some((sock, how)) = self
+            .close_deadlines
+            .overdue(self.now, |sock| self.sockets.lookup(sock).filter(flushes).map(Socket::acknowledged))
+        {
+            self.close(sock, how);
+        }
     }
 
     /// Takes over what the kernel says of one socket.
-    fn take_note(&mut self, readied: &Readied) {
+    fn note_readiness(&mut self, readied: &Readied) {
         if readied.token() == BELL {
             self.pending.push_back(Event::Wake);
             return;
         }
-        let sock = named(readied.token());
+        let sock = sock_of(readied.token());
         let Some(socket) = alive(&mut self.sockets, sock) else { return };
         let over = readied.is_read_closed() || readied.is_error();
         if over || readied.is_readable() {
-            socket.set(if over { READABLE | HANGUP } else { READABLE });
+            socket.set(if over || system::is_urgent(readied) { READABLE | ANNOUNCED } else { READABLE });
             if socket.is(ARMED | LINGERING) && !socket.is(QUEUED | CONNECTING) {
                 socket.set(QUEUED);
                 self.ready.push(sock);
@@ -469,7 +498,7 @@ impl Readiness {
             } else if !socket.is(LISTENER) {
                 socket.set(WRITABLE);
                 if !socket.outbox.is_empty() {
-                    self.soil(sock);
+                    self.mark_dirty(sock);
                 }
             }
         }
@@ -486,47 +515,17 @@ impl Readiness {
                     self.ready.push(sock);
                 }
                 self.pending.push_back(Event::Connect { sock });
-                self.soil(sock);
+                self.mark_dirty(sock);
             }
-            Err(_) if socket.is(CLOSING) => self.end(sock, false),
             Err(error) => {
                 socket.clear(CONNECTING | ARMED);
-                socket.set(BROKEN | ENDED);
+                socket.set(SEND_FAILED | ENDED);
                 self.outboxes.clear(&mut socket.outbox);
+                if socket.is(CLOSING) {
+                    return self.proceed_to_close(sock);
+                }
                 self.pending.push_back(Event::Fail { sock, side: Side::Connect, error });
             }
-        }
-    }
-
-    /// Gives the peer of a flushed close the time to take more. Both waits begin with a fresh look at the clock: the turn may have
-    /// been a long one, and this path is a rare one.
-    fn await_progress(&mut self, sock: Sock) {
-        if self.stalling.len() > 2 * self.sockets.len() {
-            // Closes that were soon over, behind one that takes its time.
-            self.stalling.retain(|waits| self.sockets.lookup(waits.sock).is_some());
-        }
-        let (until, sent) = (Instant::now() + self.stall, self.sent(sock));
-        self.stalling.push_back(Patience { until, sock, sent });
-    }
-
-    /// Gives the peer of a close the time to end.
-    fn await_end(&mut self, sock: Sock) {
-        let (until, sent) = (Instant::now() + self.linger, self.sent(sock));
-        self.lingering.push_back(Patience { until, sock, sent });
-    }
-
-    /// Ends the closes that the peer holds up for too long.
-    fn lose_patience(&mut self) {
-        while let Some(Patience { sock, sent, .. }) = self.stalling.pop_front_if(|first| first.until <= self.now) {
-            match alive(&mut self.sockets, sock) {
-                // What is cut should not look whole.
-                Some(socket) if !socket.outbox.is_empty() && socket.sent == sent => self.end(sock, true),
-                Some(socket) if !socket.outbox.is_empty() => self.await_progress(sock),
-                _ => {}
-            }
-        }
-        while let Some(first) = self.lingering.pop_front_if(|first| first.until <= self.now) {
-            self.end(first.sock, false);
         }
     }
 }
@@ -537,7 +536,7 @@ impl Readiness {
     #[inline]
     fn read(&mut self, sock: Sock) -> Option<Event> {
         let socket = alive(&mut self.sockets, sock)?;
-        socket.clear(QUEUED);
+        socket.clear(QUEUED | PARKED);
         if !socket.is(ARMED) {
             if socket.is(LINGERING) {
                 self.discard(sock);
@@ -557,7 +556,7 @@ impl Readiness {
                 Some(Event::End { sock })
             }
             Ok((_, full)) => {
-                if !full && !socket.is(HANGUP) {
+                if !full && !socket.is(ANNOUNCED) && system::short_is_all(&socket.descriptor) {
                     socket.clear(READABLE);
                 }
                 socket.clear(ARMED | LARGE);
@@ -565,7 +564,7 @@ impl Readiness {
                 Some(Event::Receive { sock, block })
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                socket.clear(READABLE | HANGUP);
+                socket.clear(READABLE | ANNOUNCED);
                 None
             }
             Err(error) => {
@@ -584,7 +583,7 @@ impl Readiness {
             parked.retain(|other| self.sockets.lookup(*other).is_some());
         }
         if let Some(socket) = self.sockets.lookup_mut(sock) {
-            socket.set(QUEUED);
+            socket.set(QUEUED | PARKED);
             parked.push_back(sock);
         }
     }
@@ -611,7 +610,10 @@ impl Readiness {
                     socket.clear(READABLE);
                     return;
                 }
-                Ok(0) | Err(_) => return self.end(sock, false),
+                Ok(0) | Err(_) => {
+                    socket.set(ENDED);
+                    return self.proceed_to_close(sock);
+                }
             }
         }
         if let Some(socket) = self.sockets.lookup_mut(sock) {
@@ -627,11 +629,18 @@ impl Readiness {
         let mut dirty = std::mem::take(&mut self.dirty);
         for &sock in &dirty {
             self.flush(sock);
+            debug_assert!(!self.pins_blocks(sock), "a block of the pool waits for a peer");
         }
         dirty.clear();
-        // Flushing soils nothing; keep the list's memory.
-        debug_assert!(self.dirty.is_empty(), "a flush has soiled a socket");
+        // Flushing marks nothing; keep the list's memory.
+        debug_assert!(self.dirty.is_empty(), "a flush has marked a socket");
         self.dirty = dirty;
+    }
+
+    /// Whether a peer that is behind, or not connected yet, keeps a block of the pool.
+    fn pins_blocks(&self, sock: Sock) -> bool {
+        let waits = |socket: &&Socket| socket.is(BEHIND | CONNECTING);
+        self.sockets.lookup(sock).filter(waits).is_some_and(|socket| self.outboxes.holds_blocks(&socket.outbox))
     }
 
     /// Sends as much as the kernel takes, then does what was to follow it.
@@ -644,21 +653,42 @@ impl Readiness {
                 Ok((sent, tried)) => {
                     self.outboxes.consume(&mut socket.outbox, sent);
                     socket.sent += sent as u64;
+                    if !socket.is(WORKER) {
+                        self.taken += sent as u64;
+                    }
+                    if socket.is(AWAITS_ROOM) {
+                        socket.clear(AWAITS_ROOM);
+                        self.pending.push_back(Event::Drain { sock });
+                    }
                     if sent < tried {
                         socket.clear(WRITABLE);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.clear(WRITABLE),
-                Err(error) => return self.break_send(sock, error),
+                Err(error) => return self.fail_send(sock, error),
             }
         }
         if !socket.outbox.is_empty() {
-            self.outboxes.settle(&socket.outbox, &self.pool);
-            return self.watch(sock, true);
+            return self.fall_behind(sock);
         }
-        if socket.is(WATCHED | HIGH | FINISH | CLOSING) {
+        if socket.is(WATCHED | BEHIND | AWAITS_ROOM | FINISH | CLOSING) {
             self.after_flush(sock);
         }
+    }
+
+    /// The kernel takes no more for now, or is not connected yet.
+    fn fall_behind(&mut self, sock: Sock) {
+        let Some(socket) = alive(&mut self.sockets, sock) else { return };
+        if !socket.is(BEHIND | CONNECTING) {
+            socket.set(BEHIND);
+            self.outboxes.settle(&mut socket.outbox, &self.pool);
+            if socket.is(CLOSING) {
+                self.close_deadlines.await_progress(Instant::now(), sock, socket.acknowledged());
+            } else {
+                self.pending.push_back(Event::Full { sock });
+            }
+        }
+        self.watch(sock, true);
     }
 
     /// The outbox is empty.
@@ -667,42 +697,29 @@ impl Readiness {
         if socket.is(CONNECTING) {
             return;
         }
-        if socket.is(HIGH) {
-            socket.clear(HIGH);
+        socket.clear(BEHIND);
+        if socket.is(AWAITS_ROOM) {
+            socket.clear(AWAITS_ROOM);
             self.pending.push_back(Event::Drain { sock });
         }
         if socket.flags & (FINISH | SHUT) == FINISH {
             socket.set(SHUT);
             system::shut_write(system::borrow(&socket.descriptor));
         }
-        if socket.flags & (CLOSING | LINGERING) == CLOSING {
-            return self.linger_or_end(sock);
+        if socket.is(CLOSING) {
+            return self.proceed_to_close(sock);
         }
         self.watch(sock, false);
     }
 
-    /// Everything of a flushed close is sent.
-    fn linger_or_end(&mut self, sock: Sock) {
-        let Some(socket) = alive(&mut self.sockets, sock) else { return };
-        if socket.is(ENDED) || socket.flags & (CLEAN | READABLE) == CLEAN {
-            return self.end(sock, false);
-        }
-        if !socket.is(SHUT) {
-            system::shut_write(system::borrow(&socket.descriptor));
-        }
-        socket.set(LINGERING | SHUT | QUEUED);
-        self.ready.push(sock);
-        self.await_end(sock);
-    }
-
     /// The sending half has failed: what is queued is dropped, and an armed receive tells what is left to read.
-    fn break_send(&mut self, sock: Sock, error: io::Error) {
+    fn fail_send(&mut self, sock: Sock, error: io::Error) {
         let Some(socket) = alive(&mut self.sockets, sock) else { return };
         self.outboxes.clear(&mut socket.outbox);
-        socket.set(BROKEN);
-        socket.clear(HIGH);
+        socket.set(SEND_FAILED);
+        socket.clear(BEHIND | AWAITS_ROOM);
         if socket.is(CLOSING) {
-            return self.end(sock, false);
+            return self.proceed_to_close(sock);
         }
         self.pending.push_back(Event::Fail { sock, side: Side::Send, error });
     }

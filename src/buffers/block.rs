@@ -6,11 +6,13 @@
 //!
 //! Rules:
 //! - A quarter of the small blocks is reserved for [`Share::Worker`], so that slow clients cannot starve the workers' side.
-//! - Bytes that wait for somebody (a slow reader, a queue) live in heap blocks of exact size, charged to the one
-//!   [`Budget`] of the process; [`Block::settle`] moves them there.
+//! - Bytes that wait for somebody (a slow reader, a queue) live in heap blocks, charged with all that they cost to the one
+//!   [`Budget`] of the process; [`Block::settle`] and [`super::outbox::Outboxes::settle`] move them there.
 //! - The untouched part of the pool's memory costs nothing: pages are the kernel's until they are written.
 
+use std::alloc::Layout;
 use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
 use std::ops::{Deref, Range};
 use std::ptr::NonNull;
 use std::rc::Rc;
@@ -21,6 +23,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 pub const SMALL: usize = 18 * 1024;
 /// Bytes of a large block, for transfers known or seen to be long.
 pub const LARGE: usize = 128 * 1024;
+/// Bytes that a heap block costs beyond its capacity, and is charged for: its core, the allocator's header and rounding, and the
+/// outbox's node that holds it.
+pub const HEAP_OVERHEAD: usize = 96;
 /// Added to each block's place so that the first lines of the blocks do not fall into the same cache set.
 const COLOUR: usize = 64;
 
@@ -53,6 +58,11 @@ impl Budget {
     /// A budget of `limit` bytes.
     pub fn new(limit: usize) -> Arc<Budget> {
         Arc::new(Budget { limit, used: AtomicUsize::new(0) })
+    }
+
+    /// Bytes that may be charged.
+    pub fn limit(&self) -> usize {
+        self.limit
     }
 
     /// Whether `more` bytes still fit.
@@ -138,16 +148,34 @@ impl Pool {
 
     /// Like [`Pool::heap`], for two runs of bytes put behind each other.
     pub fn heap_joined(&self, first: &[u8], second: &[u8]) -> Block {
-        let mut memory = Vec::with_capacity(first.len() + second.len());
-        memory.extend_from_slice(first);
-        memory.extend_from_slice(second);
-        let memory: Box<[u8]> = memory.into_boxed_slice();
-        let len = u32::try_from(memory.len()).expect("a heap block is below 4 GiB");
-        self.0.budget.charge(len as usize);
-        let data = NonNull::from(Box::leak(memory)).cast::<u8>();
-        let core = Box::new(Core { data, capacity: len, index: 0, refs: Cell::new(1), home: Home::Heap });
+        let mut block = self.heap_empty(first.len() + second.len());
+        block.append(first);
+        block.append(second);
+        block
+    }
+
+    /// Like [`Pool::heap`], with room for at least `capacity` bytes in all, so that [`Block::append`] can put more behind them.
+    pub fn heap_with_room(&self, bytes: &[u8], capacity: usize) -> Block {
+        let mut block = self.heap_empty(capacity.max(bytes.len()));
+        block.append(bytes);
+        block
+    }
+
+    /// A heap block of which nothing is filled yet.
+    fn heap_empty(&self, capacity: usize) -> Block {
+        let layout = heap_layout(capacity);
+        let size = u32::try_from(capacity).expect("a heap block is below 4 GiB");
+        // SAFETY: the layout's size is not zero, as it begins with a core.
+        let place = NonNull::new(unsafe { std::alloc::alloc(layout) });
+        let place = place.unwrap_or_else(|| std::alloc::handle_alloc_error(layout));
+        // SAFETY: the bytes behind the core lie within the allocation, or one past its end when there are none.
+        let data = unsafe { place.add(size_of::<Core>()) };
+        let core = place.cast::<Core>();
+        // SAFETY: the allocation has room for a core, is aligned for one, and is nobody else's.
+        unsafe { core.write(Core { data, capacity: size, index: 0, refs: Cell::new(1), home: Home::Heap }) };
+        self.0.budget.charge(capacity + HEAP_OVERHEAD);
         std::mem::forget(Rc::clone(&self.0));
-        Block { core: NonNull::from(Box::leak(core)), pool: Rc::as_ptr(&self.0), start: 0, len }
+        Block { core, pool: Rc::as_ptr(&self.0), start: 0, len: 0 }
     }
 
     /// Blocks of that size that are free now.
@@ -158,6 +186,16 @@ impl Pool {
     /// Blocks of that size in all.
     pub fn total(&self, size: Size) -> usize {
         self.group(size).cores.len()
+    }
+
+    /// Blocks of that size that are in use now.
+    pub fn out(&self, size: Size) -> usize {
+        self.total(size) - self.free(size)
+    }
+
+    /// Begins a check of who holds the blocks that are out.
+    pub fn census(&self) -> Census {
+        Census { pool: self.clone(), counted: HashSet::new() }
     }
 
     /// Whether less than half of the small blocks is free, so that received bytes should not stay in their blocks.
@@ -194,6 +232,13 @@ impl Group {
         let free = RefCell::new((0..count as u32).rev().collect());
         Group { _memory: memory, cores, free, reserve: count / 4 }
     }
+}
+
+/// The memory of a heap block: its core, and behind it room for `capacity` bytes.
+fn heap_layout(capacity: usize) -> Layout {
+    let size = capacity.checked_add(size_of::<Core>());
+    let layout = size.and_then(|size| Layout::from_size_align(size, align_of::<Core>()).ok());
+    layout.expect("a heap block is below 4 GiB")
 }
 
 /// An owned, shareable run of bytes in a pool's block or on the heap. Not `Send`: it belongs to its loop.
@@ -261,6 +306,23 @@ impl Block {
         self.len += count as u32;
     }
 
+    /// Copies as many of `bytes` behind those in view as there is room for, and returns how many. Only a heap block that nobody
+    /// else has takes any. What is in view stays where it is, so that the kernel may be reading it meanwhile.
+    pub fn append(&mut self, bytes: &[u8]) -> usize {
+        if !self.on_heap() || self.core().refs.get() != 1 {
+            return 0;
+        }
+        let (place, room) = self.spare();
+        let count = room.min(bytes.len());
+        // SAFETY: `place` is good for `room` bytes, which are in nobody's view, so that `bytes` lies elsewhere; they are initialised
+        // by the copy.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, count);
+            self.filled(count);
+        }
+        count
+    }
+
     /// Whether the view fills less than a quarter of the memory that it keeps from others.
     pub fn wasteful(&self) -> bool {
         self.core().home != Home::Heap && self.len * 4 < self.core().capacity
@@ -313,13 +375,10 @@ impl Drop for Block {
         match core.home {
             Home::Pool(size) => shared.groups[size as usize].free.borrow_mut().push(core.index),
             Home::Heap => {
-                shared.budget.credit(core.capacity as usize);
-                let memory = NonNull::slice_from_raw_parts(core.data, core.capacity as usize);
-                // SAFETY: both were leaked from boxes in `heap_joined`, and no reference to either is left.
-                unsafe {
-                    drop(Box::from_raw(memory.as_ptr()));
-                    drop(Box::from_raw(self.core.as_ptr()));
-                }
+                let capacity = core.capacity as usize;
+                shared.budget.credit(capacity + HEAP_OVERHEAD);
+                // SAFETY: allocated in `heap_empty` with this layout, and no reference to it is left.
+                unsafe { std::alloc::dealloc(self.core.as_ptr().cast(), heap_layout(capacity)) };
             }
         }
     }
@@ -331,10 +390,36 @@ impl std::fmt::Debug for Block {
     }
 }
 
+/// A count of the blocks of a pool by their holders, for checks that each which is out is held by somebody who may. Several views of
+/// one block count once.
+pub struct Census {
+    pool: Pool,
+    counted: HashSet<NonNull<Core>>,
+}
+
+impl Census {
+    /// Counts a block in somebody's hands. One on the heap, or of another pool, is no concern of this pool's.
+    pub fn count(&mut self, block: &Block) {
+        if !block.on_heap() && std::ptr::eq(block.pool, Rc::as_ptr(&self.pool.0)) {
+            self.counted.insert(block.core);
+        }
+    }
+
+    /// How many blocks were counted so far.
+    pub fn counted(&self) -> usize {
+        self.counted.len()
+    }
+
+    /// How many blocks are out of which nobody was counted as the holder.
+    pub fn missing(&self) -> usize {
+        self.pool.out(Size::Small) + self.pool.out(Size::Large) - self.counted.len()
+    }
+}
+
 /// Where a loop writes heads and other small output: behind each other in one block, each handed out as a slice.
 ///
 /// A head of 200 bytes in a block of its own would keep 18 KiB from others and touch a new page for each answer. What of
-/// it is still unsent after a flush is settled on the heap by the outbox, so that a slow reader pins nothing.
+/// it the kernel does not take is settled on the heap by the outbox, so that a slow reader pins nothing.
 pub struct Scratch {
     pool: Pool,
     current: Option<Block>,
@@ -376,6 +461,11 @@ impl Scratch {
         written.len = len as u32;
         self.used += len;
         written
+    }
+
+    /// Counts the block that is being written into.
+    pub fn count_block(&self, census: &mut Census) {
+        self.current.iter().for_each(|block| census.count(block));
     }
 
     /// Forgets the current block when everything written into it has been dropped or moved elsewhere, so that the next
@@ -499,12 +589,45 @@ mod tests {
     fn heap_blocks_are_charged_until_they_are_dropped() {
         let pool = pool();
         let block = pool.heap_joined(b"abc", b"def");
-        assert_eq!((&*block, pool.budget().used()), (&b"abcdef"[..], 6));
+        assert_eq!((&*block, pool.budget().used()), (&b"abcdef"[..], 6 + HEAP_OVERHEAD));
         let clone = block.clone();
         drop(block);
-        assert_eq!(pool.budget().used(), 6);
+        assert_eq!(pool.budget().used(), 6 + HEAP_OVERHEAD);
         drop(clone);
         assert_eq!(pool.budget().used(), 0);
+    }
+
+    #[test]
+    fn only_a_heap_block_of_one_owner_grows_and_only_within_its_room() {
+        let pool = pool();
+        let mut block = pool.heap_with_room(b"abc", 8);
+        let place = block.as_ptr();
+        assert_eq!((block.append(b"defg"), block.append(b"hi"), &*block), (4, 1, &b"abcdefgh"[..]));
+        block.advance(2);
+        assert_eq!((block.append(b"x"), block.as_ptr()), (0, place.wrapping_add(2)));
+        assert_eq!(pool.budget().used(), 8 + HEAP_OVERHEAD);
+        let mut shared = pool.heap_with_room(b"abc", 8);
+        let clone = shared.clone();
+        assert_eq!(shared.append(b"d"), 0);
+        drop(clone);
+        assert_eq!(shared.append(b"d"), 1);
+        assert_eq!(pool.take(Size::Small, Share::Worker).unwrap().append(b"d"), 0, "the pool's blocks wait for nobody");
+    }
+
+    #[test]
+    fn a_census_counts_each_block_once_and_shows_what_nobody_holds() {
+        let pool = pool();
+        let mut scratch = Scratch::new(pool.clone());
+        let written = [scratch.write(100, |out| out.put(b"one")), scratch.write(100, |out| out.put(b"two"))];
+        let large = pool.take(Size::Large, Share::Client).unwrap();
+        let mut census = pool.census();
+        written.iter().for_each(|block| census.count(block));
+        census.count(&pool.heap(b"three"));
+        census.count(&self::pool().take(Size::Small, Share::Client).unwrap());
+        assert_eq!((census.counted(), census.missing()), (1, 1), "the large one is missing");
+        scratch.count_block(&mut census);
+        census.count(&large);
+        assert_eq!((census.counted(), census.missing(), pool.out(Size::Small)), (2, 0, 1));
     }
 
     #[test]

@@ -2,18 +2,30 @@
 //!
 //! An idle socket costs 16 bytes here and allocates nothing; nodes are used again, last freed first.
 //!
-//! Rules: pieces leave in the order of their arrival; what stays behind after a flush is settled on the heap when it
-//! would otherwise keep a mostly empty block from others.
+//! Rules:
+//! - Pieces leave in the order of their arrival.
+//! - A block of the pool never waits for a peer: where waiting begins, [`Outboxes::settle`] moves what lies in one to the heap, and
+//!   from then on [`Outboxes::push_waiting`] does so with each piece.
+//! - Small pieces that wait are put behind each other in one heap block, so that ten thousand slow streams of tiny events cost
+//!   neither a node nor an allocation for each event. What is queued already is never moved by that.
 
 use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::block::{Block, Pool};
+use super::block::{Block, Census, Pool};
 
 /// Vectors gathered into one send at most: more would not fit the copy that the kernel makes of them on its stack
 /// (`UIO_FASTIOV` is 8, beyond it the kernel allocates), and 16 still hold any ordinary pipeline.
 pub const GATHER: usize = 16;
+
+/// A piece of at most this many bytes is copied when it has to wait, though it could wait where it is: a node and a heap block
+/// of its own would cost as much.
+const COPY_BYTES: usize = 1024;
+/// Room of the first heap block in which pieces wait; others have as much as waits already, up to [`MOST_ROOM`], so that at most
+/// half of what is charged is room that nothing fills yet.
+const LEAST_ROOM: usize = 256;
+const MOST_ROOM: usize = 16 * 1024;
 
 const NONE: u32 = u32::MAX;
 
@@ -89,7 +101,6 @@ impl Outbox {
 pub struct Outboxes {
     nodes: Vec<Node>,
     free: u32,
-    live: usize,
 }
 
 struct Node {
@@ -106,7 +117,7 @@ impl Default for Outboxes {
 impl Outboxes {
     /// No nodes yet.
     pub fn new() -> Outboxes {
-        Outboxes { nodes: Vec::new(), free: NONE, live: 0 }
+        Outboxes { nodes: Vec::new(), free: NONE }
     }
 
     /// Queues a piece behind the others; an empty one is dropped, and one that continues the last in memory is joined
@@ -124,6 +135,34 @@ impl Outboxes {
             outbox.bytes += bytes;
             return;
         }
+        self.push_node(outbox, piece);
+    }
+
+    /// Queues a piece that will have to wait for the peer: what lies in a block of the pool, and what is small, is copied to the
+    /// heap, into the room of the last piece and then into a new one with room for more.
+    pub fn push_waiting(&mut self, outbox: &mut Outbox, piece: Piece, pool: &Pool) {
+        let bytes = piece.bytes();
+        let may_wait_there = !matches!(&piece, Piece::Block(block) if !block.on_heap());
+        if may_wait_there && bytes.len() > COPY_BYTES {
+            return self.push_node(outbox, piece);
+        }
+        let mut copied = 0;
+        if let Some(tail) = self.nodes.get_mut(outbox.tail as usize)
+            && let Piece::Block(last) = &mut tail.piece
+        {
+            copied = last.append(bytes);
+            outbox.bytes += copied;
+        }
+        let rest = &bytes[copied..];
+        if !rest.is_empty() {
+            let room = outbox.bytes.clamp(LEAST_ROOM, MOST_ROOM);
+            let block = pool.heap_with_room(rest, room);
+            self.push_node(outbox, Piece::Block(block));
+        }
+    }
+
+    fn push_node(&mut self, outbox: &mut Outbox, piece: Piece) {
+        let bytes = piece.bytes().len();
         let node = Node { piece, next: NONE };
         let index = if self.free == NONE {
             self.nodes.push(node);
@@ -141,7 +180,6 @@ impl Outboxes {
         }
         outbox.tail = index;
         outbox.bytes += bytes;
-        self.live += 1;
     }
 
     /// The pieces at the head of the queue, in order.
@@ -177,60 +215,80 @@ impl Outboxes {
                 return;
             }
             left -= len;
-            self.pop(outbox);
+            drop(self.pop(outbox));
         }
     }
 
-    /// Moves what waits in mostly empty blocks to the heap. For pieces that no operation in flight refers to.
-    pub fn settle(&mut self, outbox: &Outbox, pool: &Pool) {
+    /// Moves everything that lies in blocks of the pool to the heap, as waiting for the peer begins. No operation in flight may
+    /// refer to the outbox's pieces.
+    pub fn settle(&mut self, outbox: &mut Outbox, pool: &Pool) {
+        let mut queued = std::mem::take(outbox);
+        while !queued.is_empty() {
+            let piece = self.pop(&mut queued);
+            self.push_waiting(outbox, piece, pool);
+        }
+    }
+
+    /// Whether one of its pieces lies in a block of the pool.
+    pub fn holds_blocks(&self, outbox: &Outbox) -> bool {
         let mut index = outbox.head;
-        while let Some(node) = self.nodes.get_mut(index as usize) {
-            if let Piece::Block(block) = &mut node.piece
-                && block.wasteful()
-            {
-                *block = block.clone().settle(pool);
+        while let Some(node) = self.nodes.get(index as usize) {
+            if matches!(&node.piece, Piece::Block(block) if !block.on_heap()) {
+                return true;
             }
             index = node.next;
         }
+        false
     }
 
     /// Drops everything queued.
     pub fn clear(&mut self, outbox: &mut Outbox) {
         while !outbox.is_empty() {
-            self.pop(outbox);
+            drop(self.pop(outbox));
         }
         outbox.bytes = 0;
     }
 
-    /// Pieces queued in all outboxes.
+    /// Counts the blocks of the pool in which pieces lie.
+    pub fn count_blocks(&self, census: &mut Census) {
+        for node in &self.nodes {
+            if let Piece::Block(block) = &node.piece {
+                census.count(block);
+            }
+        }
+    }
+
+    /// Pieces queued in all outboxes, for leak checks: looks at each that is not.
     pub fn len(&self) -> usize {
-        self.live
+        let unused =
+            std::iter::successors(self.nodes.get(self.free as usize), |node| self.nodes.get(node.next as usize));
+        self.nodes.len() - unused.count()
     }
 
     /// Whether no outbox holds a piece.
     pub fn is_empty(&self) -> bool {
-        self.live == 0
+        self.len() == 0
     }
 
-    fn pop(&mut self, outbox: &mut Outbox) {
+    /// Takes the first piece out. Its node's own is gone with it, and gives its block back now, not when the node is used again.
+    fn pop(&mut self, outbox: &mut Outbox) -> Piece {
         let index = outbox.head;
         let node = &mut self.nodes[index as usize];
         outbox.head = node.next;
         if outbox.head == NONE {
             outbox.tail = NONE;
         }
-        // Dropping the piece gives its block back now, not when the node is used again.
-        node.piece = Piece::Static(b"");
+        let piece = std::mem::replace(&mut node.piece, Piece::Static(b""));
         node.next = self.free;
         self.free = index;
-        self.live -= 1;
+        piece
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::buffers::block::{Budget, Share, Size};
+    use crate::buffers::block::{Budget, HEAP_OVERHEAD, Share, Size};
 
     #[test]
     fn pieces_leave_in_order_and_in_parts() {
@@ -250,22 +308,68 @@ mod tests {
         assert_eq!(nodes.nodes.len(), 3, "nodes are used again");
     }
 
+    /// A block of the pool with these bytes.
+    fn lent(pool: &Pool, bytes: &[u8]) -> Block {
+        let mut block = pool.take(Size::Small, Share::Worker).unwrap();
+        let (place, room) = block.spare();
+        assert!(bytes.len() <= room);
+        // SAFETY: the bytes lie within the room, and are elsewhere now.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), place, bytes.len());
+            block.filled(bytes.len());
+        }
+        block
+    }
+
     #[test]
-    fn waiting_bytes_leave_their_block() {
+    fn waiting_bytes_leave_their_blocks() {
         let pool = Pool::new(4, 0, Budget::new(1000));
         let mut nodes = Outboxes::new();
         let mut outbox = Outbox::default();
-        let mut block = pool.take(Size::Small, Share::Worker).unwrap();
-        let (place, _) = block.spare();
-        // SAFETY: one byte lies within the room.
-        unsafe {
-            place.write(b'x');
-            block.filled(1);
+        let scratch = lent(&pool, b"one two");
+        nodes.push(&mut outbox, scratch.slice(0..3).into());
+        nodes.push(&mut outbox, Piece::Static(b"-"));
+        nodes.push(&mut outbox, scratch.slice(4..7).into());
+        nodes.push(&mut outbox, lent(&pool, &[b'x'; 5000]).into());
+        drop(scratch);
+        assert!(nodes.holds_blocks(&outbox) && pool.free(Size::Small) == 2);
+        nodes.settle(&mut outbox, &pool);
+        assert!(!nodes.holds_blocks(&outbox) && pool.free(Size::Small) == 4);
+        assert_eq!((outbox.bytes(), nodes.len()), (5007, 2), "small pieces lie behind each other");
+        let bytes: Vec<u8> = nodes.pieces(&outbox).flatten().copied().collect();
+        assert!(bytes.starts_with(b"one-twoxxx") && bytes.len() == 5007);
+        assert_eq!(pool.budget().used(), 5007 + 2 * HEAP_OVERHEAD);
+        nodes.clear(&mut outbox);
+        assert_eq!((outbox.bytes(), nodes.len(), pool.budget().used()), (0, 0, 0));
+    }
+
+    #[test]
+    fn tiny_pieces_that_wait_cost_little_more_than_their_bytes() {
+        let pool = Pool::new(1, 0, Budget::new(1 << 20));
+        let mut nodes = Outboxes::new();
+        let mut outbox = Outbox::default();
+        nodes.push_waiting(&mut outbox, Piece::Static(b"data: 0\n\n"), &pool);
+        assert_eq!(pool.budget().used(), LEAST_ROOM + HEAP_OVERHEAD);
+        let first = nodes.pieces(&outbox).next().unwrap().as_ptr();
+        for _ in 0..10_000 {
+            nodes.push_waiting(&mut outbox, Piece::Static(b"data: 0\n\n"), &pool);
         }
-        nodes.push(&mut outbox, block.into());
-        assert_eq!(pool.free(Size::Small), 3);
-        nodes.settle(&outbox, &pool);
-        assert_eq!((pool.free(Size::Small), pool.budget().used()), (4, 1));
-        assert_eq!(nodes.pieces(&outbox).collect::<Vec<_>>(), [&b"x"[..]]);
+        assert_eq!(nodes.pieces(&outbox).next().unwrap().as_ptr(), first, "what waits stays where it is");
+        assert!(nodes.len() < 20, "{} nodes", nodes.len());
+        let used = pool.budget().used();
+        assert!(used < outbox.bytes() * 5 / 4, "{used} bytes charged for {}", outbox.bytes());
+        assert!(nodes.pieces(&outbox).flatten().eq(b"data: 0\n\n".repeat(10_001).iter()));
+        nodes.clear(&mut outbox);
+        assert_eq!(pool.budget().used(), 0);
+    }
+
+    #[test]
+    fn what_many_share_waits_where_it_is() {
+        let pool = Pool::new(1, 0, Budget::new(1 << 20));
+        let mut nodes = Outboxes::new();
+        let mut outbox = Outbox::default();
+        let event: Arc<[u8]> = Arc::from(vec![7; COPY_BYTES + 1]);
+        nodes.push_waiting(&mut outbox, Piece::shared(event.clone()), &pool);
+        assert_eq!((pool.budget().used(), Arc::strong_count(&event)), (0, 2));
     }
 }

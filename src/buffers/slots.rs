@@ -106,6 +106,12 @@ impl<T> Slots<T> {
         if entry.generation == key.generation { entry.value.as_mut() } else { None }
     }
 
+    /// The name of the entry that lives at that index.
+    pub fn key_at(&self, index: u32) -> Option<Key> {
+        let entry = self.entries.get(index as usize)?;
+        entry.value.is_some().then_some(Key { index, generation: entry.generation })
+    }
+
     /// How many entries live.
     pub fn len(&self) -> usize {
         self.live

@@ -30,6 +30,20 @@ struct Timer {
 
 const IDLE: Timer = Timer { previous: NONE, next: NONE, due: 0, place: NONE };
 
+/// Entries that one search passes over, at most.
+const LOOKS: usize = 4096;
+
+/// What a search makes of an entry.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Look {
+    /// This is the one.
+    Take,
+    /// Not this one.
+    Pass,
+    /// Not this one, and its deadline is void.
+    Disarm,
+}
+
 /// Deadlines by index.
 pub struct Wheel {
     start: Instant,
@@ -38,8 +52,9 @@ pub struct Wheel {
     occupied: Box<[u64]>,
     /// All ticks below this one were looked at.
     current: u64,
-    /// No occupied place comes before this tick; what was taken out may leave it too early, never too late.
-    earliest: u64,
+    /// No occupied place comes before this time, in nanoseconds since the start; what was taken out may leave it too early, never too
+    /// late. [`NEVER`] while nothing is armed, as far as is known.
+    looks_at: u64,
     /// The turn's time, in nanoseconds since the start.
     now: u64,
     armed: usize,
@@ -54,19 +69,23 @@ impl Wheel {
             heads: vec![NONE; SLOTS as usize].into_boxed_slice(),
             occupied: vec![0; SLOTS as usize / 64].into_boxed_slice(),
             current: 0,
-            earliest: NEVER,
+            looks_at: NEVER,
             now: 0,
             armed: 0,
         }
     }
 
-    /// Begins a turn at `now`.
-    pub fn turn(&mut self, now: Instant) {
-        self.now = nanos(now.saturating_duration_since(self.start));
-        if self.armed == 0 {
-            // With nothing to be looked at, there is no way to go.
-            self.current = self.current.max(self.now / TICK_NANOS);
-        }
+    /// Begins a turn at `now`; the time since the wheel's start.
+    pub fn turn(&mut self, now: Instant) -> u64 {
+        let now = nanos(now.saturating_duration_since(self.start));
+        self.turn_at(now);
+        now
+    }
+
+    /// Begins a turn at so many nanoseconds since the wheel's start.
+    #[inline]
+    pub fn turn_at(&mut self, now: u64) {
+        self.now = now;
     }
 
     /// The turn's time, in nanoseconds since the wheel's start: for those who compare times more often than is cheap with `Instant`.
@@ -84,9 +103,14 @@ impl Wheel {
         self.arm_at(index, nanos(deadline.saturating_duration_since(self.start)));
     }
 
-    fn arm_at(&mut self, index: u32, deadline: u64) {
+    /// Sets the deadline of `index`, in nanoseconds since the wheel's start, replacing the one it had.
+    pub fn arm_at(&mut self, index: u32, deadline: u64) {
         if self.timers.len() <= index as usize {
             self.timers.resize(index as usize + 1, IDLE);
+        }
+        if self.armed == 0 {
+            // With nothing to be looked at, there is no way to go.
+            self.current = self.current.max(self.now / TICK_NANOS);
         }
         let wait = deadline.div_ceil(TICK_NANOS).saturating_sub(self.current).min(FARTHEST);
         let due = self.current + wait;
@@ -111,8 +135,7 @@ impl Wheel {
     /// The next index whose deadline has passed at the turn's time; it has none afterwards.
     #[inline]
     pub fn expire(&mut self) -> Option<u32> {
-        let now = self.now / TICK_NANOS;
-        if now < self.earliest { None } else { self.expire_by(now) }
+        if self.now < self.looks_at { None } else { self.expire_by(self.now / TICK_NANOS) }
     }
 
     fn expire_by(&mut self, now: u64) -> Option<u32> {
@@ -121,7 +144,7 @@ impl Wheel {
             let index = self.heads[slot as usize];
             if index == NONE {
                 let next = self.next_occupied();
-                self.earliest = next.unwrap_or(NEVER);
+                self.look_from(next.unwrap_or(NEVER));
                 self.current = next.map_or(now + 1, |tick| tick.min(now + 1)).max(self.current + 1);
                 continue;
             }
@@ -135,9 +158,49 @@ impl Wheel {
         None
     }
 
+    /// The entry that is due first among those that `look` takes. Entries are shown in the order in which they are due, and it may
+    /// pass over [`LOOKS`] of them at most; `look` may also say that one needs its deadline no more.
+    pub fn first(&mut self, mut look: impl FnMut(u32) -> Look) -> Option<u32> {
+        let (mut tick, mut looks) = (self.current, 0);
+        while looks < LOOKS && tick < self.current + SLOTS {
+            let slot = (tick % SLOTS) as usize;
+            let mut index = self.heads[slot];
+            while index != NONE && looks < LOOKS {
+                let next = self.timers[index as usize].next;
+                let due = self.due(index);
+                if due.min(self.current + SLOTS - 1) > tick {
+                    // It was put off since it was put here.
+                    self.unlink(index);
+                    self.link(index, due);
+                } else {
+                    match look(index) {
+                        Look::Take => return Some(index),
+                        Look::Pass => looks += 1,
+                        Look::Disarm => self.unlink(index),
+                    }
+                }
+                index = next;
+            }
+            tick = self.occupied_from(tick + 1)?;
+        }
+        None
+    }
+
     /// How long a loop may sleep from the turn's time on before it has to look: `None` while nothing is armed.
     pub fn sleep(&self) -> Option<Duration> {
-        (self.armed > 0).then(|| Duration::from_nanos((self.earliest * TICK_NANOS).saturating_sub(self.now)))
+        let until = self.looks_at();
+        (until < NEVER).then(|| Duration::from_nanos(until.saturating_sub(self.now)))
+    }
+
+    /// When it has to be looked at next, in nanoseconds since its start; [`u64::MAX`] while nothing is armed.
+    #[inline]
+    pub fn looks_at(&self) -> u64 {
+        self.looks_at
+    }
+
+    /// Nothing lies before that tick.
+    fn look_from(&mut self, tick: u64) {
+        self.looks_at = tick.saturating_mul(TICK_NANOS);
     }
 
     /// How many deadlines are set.
@@ -161,7 +224,7 @@ impl Wheel {
         self.timers[index as usize] = Timer { previous: NONE, next, due: due as u32, place: slot as u32 };
         self.heads[slot] = index;
         self.occupied[slot / 64] |= 1 << (slot % 64);
-        self.earliest = self.earliest.min(tick);
+        self.looks_at = self.looks_at.min(tick * TICK_NANOS);
         self.armed += 1;
     }
 
@@ -180,29 +243,37 @@ impl Wheel {
         }
         self.timers[index as usize] = Timer { due: timer.due, ..IDLE };
         self.armed -= 1;
+        if self.armed == 0 {
+            self.looks_at = NEVER;
+        }
     }
 
     /// The first tick from `current` on whose place is occupied.
     fn next_occupied(&self) -> Option<u64> {
+        self.occupied_from(self.current)
+    }
+
+    /// The first tick from `from` on, once around, whose place is occupied.
+    fn occupied_from(&self, from: u64) -> Option<u64> {
         if self.armed == 0 {
             return None;
         }
         let words = self.occupied.len() as u64;
-        let slot = self.current % SLOTS;
+        let slot = from % SLOTS;
         let first = self.occupied[(slot / 64) as usize] >> (slot % 64);
         if first != 0 {
-            return Some(self.current + u64::from(first.trailing_zeros()));
+            return Some(from + u64::from(first.trailing_zeros()));
         }
         (1..=words).find_map(|step| {
             let word = (slot / 64 + step) % words;
             let bits = self.occupied[word as usize];
-            (bits != 0).then(|| self.current + until(slot, word as u32 * 64 + bits.trailing_zeros()))
+            (bits != 0).then(|| from + until(slot, word as u32 * 64 + bits.trailing_zeros()))
         })
     }
 }
 
-/// 584 years fit. In 64-bit arithmetic, for this runs several times a request.
-fn nanos(duration: Duration) -> u64 {
+/// A time span in nanoseconds; 584 years fit. In 64-bit arithmetic, for this runs several times a request.
+pub fn nanos(duration: Duration) -> u64 {
     duration.as_secs().saturating_mul(1_000_000_000).saturating_add(u64::from(duration.subsec_nanos()))
 }
 

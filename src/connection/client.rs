@@ -1,47 +1,119 @@
-//! What happens to a client's connection: accepted, bytes, its end, failures, timeouts.
+//! What happens to a client's connection: bytes, its end, failures, timeouts.
 //!
 //! While a request is being answered the receive stays armed, so that a departure is seen; what comes meanwhile is kept on the
-//! heap up to [`PIPELINE_BYTES`]. A head has one deadline from its first byte on, however the bytes trickle in.
+//! heap up to [`PIPELINE_BYTES`]. The connection's timer has three uses, one at a time:
+//!
+//! | clock | runs | past it |
+//! |---|---|---|
+//! | `--header-timeout` | from the first byte of a head on, however the rest trickles in | 408 |
+//! | `--idle-timeout` | between two requests | the connection closes |
+//! | `--write-timeout` | while the peer is behind, since it last acknowledged something worth the name | it is cut |
+
+use std::time::Duration;
 
 use crate::backends::{Backend, HIGH_MARK, How, Peer, Side, Size, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
-use crate::exchange::Phase;
+use crate::exchange::{Ending, Phase};
 use crate::http::head::HeadSearch;
+use crate::http::reader::Reader;
+use crate::http::{Framing, Refusal};
 
-use super::{Client, Kind, Loop, PIPELINE_BYTES, Role, State};
+use super::{Http1, Loop, State, Stream};
 
-impl<B: Backend> Loop<B> {
-    pub fn accepted(&mut self, listener: Sock, sock: Sock, peer: Peer) {
-        let Kind::Listener(index) = self.table.kind(listener) else {
-            debug_assert!(false, "accepted by an unknown listener");
-            return self.backend.close(sock, How::Now);
-        };
-        let client = Client {
+/// Pipelined bytes kept for a client whose request is being answered; beyond this its receive stays unarmed.
+const PIPELINE_BYTES: usize = 16 * 1024;
+/// Bytes of an unwanted body that are read before the connection is given up instead: closing is cheaper then.
+const SKIP_BYTES: usize = 256 * 1024;
+/// How often in a write timeout it is looked whether the peer makes progress.
+const LOOKS: u32 = 4;
+/// What counts as progress over a write timeout: so many bytes for each of its seconds, and at most [`MOST_PROGRESS`].
+const WRITE_RATE: u64 = 512;
+const MOST_PROGRESS: u64 = 16 * 1024;
+
+/// A client's connection.
+pub(crate) struct Client {
+    pub state: State,
+    /// The peer has finished sending.
+    pub ended: bool,
+    /// Requests wait in `input` until the outbox has drained.
+    pub stalled: bool,
+    /// The peer has not taken all that the kernel was offered: the write clock runs, or will once the head's does not.
+    pub behind: bool,
+    /// It has sent a request.
+    pub requested: bool,
+    /// Looks in a row at which the peer had made no progress.
+    pub silent_looks: u8,
+    /// The request in hand.
+    pub http: Http1,
+    /// Which of the loop's listeners accepted it.
+    pub listener: u16,
+    pub peer: Peer,
+    /// The request that is being answered, or [`Key::NONE`].
+    pub exchange: Key,
+    /// Bytes received and not yet used: a part of a head, or requests that wait for their turn.
+    pub input: Option<Block>,
+    /// How far `input` was searched for the end of a head.
+    pub search: HeadSearch,
+    /// [`Backend::acknowledged`] when progress was last seen.
+    pub acknowledged: u64,
+    /// The request's body, while more of it is to come.
+    pub body: Option<Box<RequestBody>>,
+}
+
+/// A request's body that is coming in.
+pub(crate) struct RequestBody {
+    pub reader: Reader,
+    /// Nobody wants it: so many bytes are read and forgotten at most, for the sake of the next request.
+    skip: Option<usize>,
+}
+
+impl RequestBody {
+    pub fn new(framing: Framing) -> Option<Box<RequestBody>> {
+        let reader = Reader::new(framing);
+        (!reader.is_done()).then(|| Box::new(RequestBody { reader, skip: None }))
+    }
+
+    /// Takes a run of an unwanted body off `input` and forgets it; false when there was none.
+    fn skip(&mut self, input: &mut Block) -> Result<bool, Refusal> {
+        let Some(data) = self.reader.take(input)? else { return Ok(false) };
+        let left = self.skip.unwrap_or(SKIP_BYTES);
+        self.skip = Some(left.checked_sub(data.len()).ok_or(Refusal {
+            status: 413,
+            section: "RFC 9110 §15.5.14",
+            reason: "nobody here wants a body of that size",
+        })?);
+        Ok(true)
+    }
+}
+
+impl Client {
+    pub fn new(listener: u16, peer: Peer) -> Client {
+        Client {
             state: State::Accepting,
             ended: false,
             stalled: false,
-            listener: index,
+            behind: false,
+            requested: false,
+            silent_looks: 0,
+            http: Http1::NONE,
+            listener,
             peer,
             exchange: Key::NONE,
             input: None,
             search: HeadSearch::default(),
-            written: 0,
-            skip: None,
-        };
-        self.table.put(sock, Role::Client(client));
-        self.count().total_connections.add(1);
-        self.count().active_connections.increment();
-        self.count().moved(None, State::Accepting.gauge());
-        self.arrived();
-        self.become_state(sock, State::ReadingRequest);
-        self.arm(sock, self.shared.settings.timeouts.header);
-        if self.draining {
-            return self.close_client(sock, How::Flushed);
+            acknowledged: 0,
+            body: None,
         }
-        self.backend.recv(sock, Size::Small);
     }
 
+    /// Whether it stands between two requests, or before its first.
+    pub fn is_idle(&self) -> bool {
+        self.state == State::ReadingRequest && self.input.is_none() && self.body.is_none() && !self.behind
+    }
+}
+
+impl<B: Backend> Loop<B> {
     pub fn client_received(&mut self, sock: Sock, block: Block) {
         self.count().bytes_received.add(block.len() as u64);
         let Some(client) = self.table.client(sock) else { return };
@@ -64,18 +136,52 @@ impl<B: Backend> Loop<B> {
 
     fn received_during_exchange(&mut self, sock: Sock, key: Key, block: Block) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let link = exchange.link;
-        match exchange.phase {
-            Phase::Collecting => self.collect(key, block),
-            Phase::Tunnel => self.tunnel_to_worker(key, block),
-            _ if exchange.upload.is_done() => {
-                self.keep_input(sock, block);
-                self.watch(sock);
-            }
-            // The body streams, and its worker is not there yet: it waits, and no more of it is received.
-            _ if self.table.link(link).is_none_or(|link| link.is_connecting()) => self.keep_input(sock, block),
-            _ => self.upload(key, block),
+        if matches!(exchange.phase, Phase::Tunnel { .. }) {
+            return self.tunnel_to_worker(key, block);
         }
+        if self.table.client(sock).is_some_and(|client| client.body.is_some()) {
+            return self.read_body(sock, block);
+        }
+        self.keep_input(sock, block);
+        self.watch(sock);
+    }
+
+    /// Decodes bytes of a request's body and hands them to its exchange. What it cannot use yet waits, and no more is received.
+    pub fn read_body(&mut self, sock: Sock, mut input: Block) {
+        let Some(key) = self.table.client(sock).map(|client| client.exchange) else { return };
+        if !self.takes_body(key) {
+            return self.keep_input(sock, input);
+        }
+        loop {
+            let Some(body) = self.table.client(sock).and_then(|client| client.body.as_mut()) else { return };
+            let taken = body.reader.take(&mut input);
+            let done = body.reader.is_done();
+            match taken {
+                Ok(Some(data)) => {
+                    if !self.body_came(key, data) {
+                        return;
+                    }
+                }
+                Ok(None) if done => break,
+                Ok(None) => return self.body_goes_on(key),
+                Err(refusal) => return self.refuse_body(key, refusal.status, refusal.reason),
+            }
+        }
+        let body = self.table.client(sock).and_then(|client| client.body.take());
+        self.keep_input(sock, input);
+        self.body_ended(key, body.as_ref().map_or(b"", |body| body.reader.trailers()));
+    }
+
+    /// Reads and forgets a body that nobody wants; whether the connection can go on with what follows in `input`.
+    pub fn skip_body(&mut self, sock: Sock, input: &mut Block) -> Result<bool, Refusal> {
+        let Some(client) = self.table.client(sock) else { return Ok(false) };
+        let Some(body) = client.body.as_mut() else { return Ok(true) };
+        while body.skip(input)? {}
+        let done = body.reader.is_done();
+        if done {
+            client.body = None;
+        }
+        Ok(done)
     }
 
     /// Keeps the receive armed while a request is being answered, so that the client's departure is seen.
@@ -93,17 +199,28 @@ impl<B: Backend> Loop<B> {
             return;
         }
         client.input = Some(match client.input.take() {
-            None => block.settle(&self.pool),
-            Some(before) => self.pool.heap_joined(&before, &block),
+            None => block.settle(&self.memory.pool),
+            Some(before) => self.memory.pool.heap_joined(&before, &block),
         });
+    }
+
+    /// What had to wait can be looked at: a body for which there is room, or the next requests.
+    pub fn resume_client(&mut self, sock: Sock) {
+        let Some(client) = self.table.client(sock) else { return };
+        if client.exchange == Key::NONE || client.body.is_none() {
+            return self.read_requests(sock);
+        }
+        match client.input.take() {
+            Some(input) => self.read_body(sock, input),
+            None => self.stream_want(Stream { connection: sock, id: 0 }),
+        }
     }
 
     /// The client has finished sending.
     pub fn client_ended(&mut self, sock: Sock) {
-        let serve = self.shared.settings.app.serve_half_closed;
         let Some(client) = self.table.client(sock) else { return };
         client.ended = true;
-        let key = client.exchange;
+        let (key, closes) = (client.exchange, !client.http.keeps_alive());
         let Some(exchange) = self.exchanges.lookup(key) else {
             if client.stalled && client.input.is_some() {
                 // Whole requests wait for the outbox; once it has drained they are answered, and then the connection closes.
@@ -112,9 +229,10 @@ impl<B: Backend> Loop<B> {
             // Nothing is being answered. Answers of earlier requests may still be on their way.
             return self.close_client(sock, How::Flushed);
         };
+        let serve = self.shared.apps[exchange.app as usize].settings.serve_half_closed;
         match exchange.phase {
-            Phase::Tunnel => self.tunnel_client_ended(key),
-            _ if exchange.upload.is_done() && (serve || !exchange.keep_alive) => {}
+            Phase::Tunnel { .. } => self.tunnel_client_ended(key),
+            _ if exchange.is_uploaded() && (serve || closes) => {}
             _ => {
                 self.count().client_gone.add(1);
                 self.client_left(sock, How::Flushed);
@@ -126,9 +244,7 @@ impl<B: Backend> Loop<B> {
     pub fn client_left(&mut self, sock: Sock, how: How) {
         let Some(client) = self.table.client(sock) else { return };
         let key = std::mem::replace(&mut client.exchange, Key::NONE);
-        if key != Key::NONE {
-            self.abandon(key);
-        }
+        self.finish(key, Ending::Left { how });
         self.close_client(sock, how);
     }
 
@@ -142,14 +258,31 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// The outbox had been full and is empty.
+    /// The peer has not taken all that it was offered: from now on it is watched.
+    pub fn client_full(&mut self, sock: Sock) {
+        let Some(client) = self.table.client(sock) else { return };
+        client.behind = true;
+        // A head that is coming in has the clock, and will not have it for long.
+        if client.exchange != Key::NONE || client.input.is_none() || client.stalled {
+            self.watch_write(sock);
+        }
+    }
+
+    fn watch_write(&mut self, sock: Sock) {
+        let acknowledged = self.backend.acknowledged(sock);
+        let Some(client) = self.table.client(sock) else { return };
+        (client.acknowledged, client.silent_looks) = (acknowledged, 0);
+        self.arm(sock, self.shared.settings.timeouts.write / LOOKS);
+    }
+
+    /// Some of the outbox has left.
     pub fn client_drained(&mut self, sock: Sock) {
         let Some(client) = self.table.client(sock) else { return };
-        if client.stalled {
-            client.stalled = false;
-            self.resume.push_back(sock);
+        // Whether it has caught up is seen when the write clock is looked at.
+        let (key, stalled) = (client.exchange, client.stalled);
+        if stalled && !self.stalls(sock) {
+            self.work.resume.push_back(sock);
         }
-        let key = client.exchange;
         if key != Key::NONE {
             self.answer_drained(key);
         }
@@ -157,62 +290,76 @@ impl<B: Backend> Loop<B> {
 
     /// The client's deadline has passed: which one it was depends on what it is doing.
     pub fn client_expired(&mut self, sock: Sock) {
+        let unsent = self.backend.unsent(sock);
         let Some(client) = self.table.client(sock) else { return };
         if matches!(client.state, State::Closing | State::Closed) {
             return;
         }
-        let key = client.exchange;
-        if key != Key::NONE {
-            return self.exchange_expired(key);
+        let caught_up = client.behind && unsent == 0;
+        client.behind &= unsent > 0;
+        if client.behind && (client.input.is_none() || client.exchange != Key::NONE || client.stalled) {
+            return self.look_at_write(sock);
         }
-        let timeouts = self.shared.settings.timeouts.clone();
-        let sent = self.backend.sent(sock);
-        let unsent = self.backend.unsent(sock);
-        if unsent > 0 {
-            if sent != client.written {
-                client.written = sent;
-                return self.arm(sock, timeouts.write);
-            }
-            self.count().timeouts.add(1);
-            return self.close_client(sock, How::Reset);
+        if client.exchange != Key::NONE {
+            // Its exchange has timers of its own.
+            return;
         }
-        if client.skip.is_some() {
+        if caught_up && client.is_idle() {
+            return self.arm(sock, self.shared.settings.timeouts.idle);
+        }
+        let (requested, started, skips) = (client.requested, client.input.is_some(), client.body.is_some());
+        if skips {
             // Its request is answered: a second answer would be taken for that of the next one.
             self.count().timeouts.add(1);
             return self.close_client(sock, How::Flushed);
         }
-        let started = client.input.is_some();
-        let waited_for_write = client.written != sent;
-        client.written = sent;
         if started {
             self.count().timeouts.add(1);
             return self.refuse(sock, 408, "the request did not arrive in time", b"");
         }
-        if waited_for_write && timeouts.idle > timeouts.write {
-            return self.arm(sock, timeouts.idle - timeouts.write);
-        }
         // An idle connection at its end is no failure; one that never sent anything is a timeout.
-        if sent == 0 {
+        if !requested {
             self.count().timeouts.add(1);
         }
         self.close_answered(sock);
     }
 
+    /// Looks whether the peer has acknowledged something since the last look that is worth the name, and cuts it when it has not
+    /// for the whole of the write timeout.
+    fn look_at_write(&mut self, sock: Sock) {
+        let patience = self.shared.settings.timeouts.write;
+        let worth = (patience.as_millis() as u64 * WRITE_RATE / 1000).min(MOST_PROGRESS);
+        let acknowledged = self.backend.acknowledged(sock);
+        let Some(client) = self.table.client(sock) else { return };
+        if acknowledged.saturating_sub(client.acknowledged) >= worth {
+            (client.acknowledged, client.silent_looks) = (acknowledged, 0);
+        } else {
+            client.silent_looks += 1;
+        }
+        if u32::from(client.silent_looks) < LOOKS {
+            return self.arm(sock, patience / LOOKS);
+        }
+        self.count().timeouts.add(1);
+        self.client_left(sock, How::Reset);
+    }
+
     /// The next request may come: waits for it, for the next one already here, or closes.
     pub fn await_request(&mut self, sock: Sock) {
-        let timeouts = &self.shared.settings.timeouts;
-        let wait = timeouts.idle.min(timeouts.write);
-        self.wheel.arm_after(sock.index, wait);
+        self.time.connections.arm_after(sock.index, self.shared.settings.timeouts.idle);
+        let sends_away = self.sends_away();
         let Some(client) = self.table.client(sock) else { return };
         client.search = HeadSearch::default();
-        let waits = client.input.is_some();
-        let over = !waits && (client.ended || self.draining);
+        let (waits, behind) = (client.input.is_some(), client.behind);
+        let over = !waits && (client.ended || sends_away);
+        if behind {
+            self.watch_write(sock);
+        }
         if !over && self.stalls(sock) {
             // A pipeline whose answers nobody reads must not fill the memory: the drain resumes.
             return;
         }
         if waits {
-            self.resume.push_back(sock);
+            self.work.resume.push_back(sock);
         } else if over {
             self.close_answered(sock);
         } else {
@@ -223,7 +370,7 @@ impl<B: Backend> Loop<B> {
     /// A graceful stop has begun: a connection between two requests closes, others after their answer.
     pub fn client_drains(&mut self, sock: Sock) {
         let Some(client) = self.table.client(sock) else { return };
-        if client.state == State::ReadingRequest && client.input.is_none() && client.skip.is_none() {
+        if client.state == State::ReadingRequest && client.input.is_none() && client.body.is_none() {
             self.close_answered(sock);
         }
     }
@@ -231,9 +378,18 @@ impl<B: Backend> Loop<B> {
     /// Whether so much waits to be sent that no further request is read now; the drain will resume.
     pub fn stalls(&mut self, sock: Sock) -> bool {
         let stalls = self.backend.unsent(sock) > HIGH_MARK;
+        if stalls {
+            self.backend.await_room(sock);
+        }
         if let Some(client) = self.table.client(sock) {
             client.stalled = stalls;
         }
         stalls
+    }
+
+    /// Sets a connection's timer.
+    #[inline]
+    pub fn arm(&mut self, sock: Sock, after: Duration) {
+        self.time.connections.arm_after(sock.index, after);
     }
 }

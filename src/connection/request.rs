@@ -5,14 +5,14 @@
 //! refusal closes the connection, and nothing behind it is ever read as a request.
 
 use crate::backends::{Backend, How, Sock};
-use crate::buffers::block::Block;
-use crate::exchange::{BodySkip, Skipped};
+use crate::buffers::block::{Block, SMALL};
 use crate::http::head::{self, Request};
 use crate::http::reply::{self, Reply};
 use crate::http::{Framing, Method, Refusal, Version, body_len, find_lines, is_loopback_host};
 use crate::log::AccessRecord;
 
-use super::{Loop, State};
+use super::client::RequestBody;
+use super::{Http1, Loop, State, Stream};
 
 /// What became of a look at the input.
 enum Step {
@@ -56,8 +56,7 @@ impl<B: Backend> Loop<B> {
         if answered {
             let started = self.table.client(sock).is_some_and(|client| client.input.is_some());
             let timeouts = &self.shared.settings.timeouts;
-            let wait = if started { timeouts.header } else { timeouts.idle.min(timeouts.write) };
-            self.wheel.arm_after(sock.index, wait);
+            self.time.connections.arm_after(sock.index, if started { timeouts.header } else { timeouts.idle });
         }
         // Also with nothing more to be read yet: a client that sends one request a packet and reads no answer must wait, too.
         if self.stalls(sock) {
@@ -65,7 +64,7 @@ impl<B: Backend> Loop<B> {
         }
         let Some(client) = self.table.client(sock) else { return };
         // A part of a head whose client has finished sending never becomes a request.
-        if client.ended || (self.draining && client.input.is_none()) {
+        if client.ended || (client.input.is_none() && self.sends_away()) {
             return self.close_client(sock, How::Flushed);
         }
         self.backend.recv(sock, crate::backends::Size::Small);
@@ -73,25 +72,23 @@ impl<B: Backend> Loop<B> {
 
     fn read_request(&mut self, sock: Sock, mut input: Block) -> Step {
         let Some(client) = self.table.client(sock) else { return Step::Stop };
-        if let Some(skip) = &mut client.skip {
-            match skip.skip(&mut input) {
-                Ok(Skipped::Done) => client.skip = None,
-                Ok(Skipped::More) => return Step::Wait,
-                Err(_) => return self.give_up_skipping(sock),
-            }
-            self.keep_input(sock, input);
-            return Step::Again;
+        if client.body.is_some() {
+            return match self.skip_body(sock, &mut input) {
+                Ok(true) => {
+                    self.keep_input(sock, input);
+                    Step::Again
+                }
+                Ok(false) => Step::Wait,
+                Err(_) => self.give_up_skipping(sock),
+            };
         }
-        if !client.search.is_fresh() && !client.search.scan(&input) && input.len() < self.limits.head {
+        if !client.search.is_fresh() && !client.search.scan(&input) && input.len() < self.heads.limits.head {
             client.input = Some(input);
             return Step::Wait;
         }
-        match head::request(&input, &self.limits, &mut self.fields) {
+        match head::request(&input, &self.heads.limits, &mut self.heads.fields) {
             Ok(Some(request)) => self.take_request(sock, input, &request),
-            Ok(None) => {
-                self.wait_for_head(sock, input);
-                Step::Wait
-            }
+            Ok(None) => self.wait_for_head(sock, input),
             Err(refusal) => {
                 self.refuse_malformed(sock, &refusal);
                 Step::Stop
@@ -100,29 +97,46 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Keeps a part of a head. Its deadline starts with its first byte and is not moved by further ones.
-    fn wait_for_head(&mut self, sock: Sock, input: Block) {
-        let input = input.settle(&self.pool);
-        let Some(client) = self.table.client(sock) else { return };
+    fn wait_for_head(&mut self, sock: Sock, input: Block) -> Step {
+        if !self.memory.has_reserve() {
+            self.count().memory_refused.add(1);
+            self.refuse(sock, 503, "the server has no memory left for requests that come in parts", b"");
+            return Step::Stop;
+        }
+        let input = input.settle(&self.memory.pool);
+        let Some(client) = self.table.client(sock) else { return Step::Stop };
         if client.search.is_fresh() {
-            self.wheel.arm_after(sock.index, self.shared.settings.timeouts.header);
+            self.time.connections.arm_after(sock.index, self.shared.settings.timeouts.header);
         }
         client.search.scan(&input);
         client.input = Some(input);
+        Step::Wait
     }
 
     fn take_request(&mut self, sock: Sock, mut input: Block, request: &Request) -> Step {
         self.count().requests.add(1);
         if let Some(client) = self.table.client(sock) {
             client.search = Default::default();
+            client.requested = true;
+            client.http = Http1::new(request);
+            if request.framing != Framing::None {
+                client.body = RequestBody::new(request.framing);
+            }
         }
         match self.route(sock, &input, request) {
             Route::App => {
-                self.forward(sock, input, request);
+                self.forward(Stream { connection: sock, id: 0 }, input, request);
                 Step::Stop
             }
             Route::Refuse(status, reason) => {
                 let accept = request.accept.of(&input).to_vec();
                 self.refuse(sock, status, reason, &accept);
+                Step::Stop
+            }
+            Route::Respond if self.responds_at_length(request) => {
+                self.respond(Stream { connection: sock, id: 0 }, &input, request);
+                input.advance(request.len);
+                self.keep_input(sock, input);
                 Step::Stop
             }
             route => {
@@ -157,6 +171,12 @@ impl<B: Backend> Loop<B> {
         }
     }
 
+    /// Whether the text of `--respond` is too long for one piece.
+    fn responds_at_length(&self, request: &Request) -> bool {
+        let long = self.shared.direct.as_ref().is_some_and(|direct| direct.room() > SMALL);
+        long && request.method != Method::Head
+    }
+
     /// Whether the inside may be told: the peer is on this machine, speaks for nobody else, and means this machine by the name that
     /// it asks for. Who comes over a Unix socket may be a proxy that says nothing of itself.
     fn is_local(&mut self, sock: Sock, input: &[u8], request: &Request) -> bool {
@@ -168,26 +188,26 @@ impl<B: Backend> Loop<B> {
 
     fn keeps_alive(&self, request: &Request) -> bool {
         // A client that waits for "100 Continue" may or may not send its body after a final answer (RFC 9110 §10.1.1).
-        request.keep_alive && !self.draining && !request.expect_continue
+        request.keep_alive && !self.accepting.draining && !request.expect_continue
     }
 
     fn answer_here(&mut self, sock: Sock, input: &[u8], request: &Request, route: &Route) {
         let keep_alive = self.keeps_alive(request);
         let version = request.version;
         let head_only = request.method == Method::Head;
-        let date = &self.clock.date;
+        let date = &self.time.day.date;
         let piece = match (route, &self.shared.direct) {
             (Route::Respond, Some(direct)) => {
-                self.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
+                self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
             }
             (Route::Status, _) => {
                 let text = (self.shared.status)();
                 let direct = reply::Direct::new("application/json", text.as_bytes());
-                self.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
+                self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
             }
             (Route::Text(text), _) => {
                 let direct = reply::Direct::new("text/plain; charset=utf-8", text);
-                self.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
+                self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
             }
             _ => return debug_assert!(false, "this route is not answered here"),
         };
@@ -211,24 +231,20 @@ impl<B: Backend> Loop<B> {
             return Step::Stop;
         }
         self.become_state(sock, State::ReadingRequest);
-        if request.framing != Framing::None {
-            let mut skip = BodySkip::new(request.framing);
-            match skip.skip(&mut rest) {
-                Ok(Skipped::Done) => {}
-                Ok(Skipped::More) => {
-                    let Some(client) = self.table.client(sock) else { return Step::Stop };
-                    if client.ended {
-                        // The rest will never come.
-                        self.close_client(sock, How::Flushed);
-                        return Step::Stop;
-                    }
-                    client.skip = Some(Box::new(skip));
-                    self.arm(sock, self.shared.settings.timeouts.body);
-                    self.backend.recv(sock, crate::backends::Size::Small);
+        let whole = request.framing == Framing::None;
+        match if whole { Ok(true) } else { self.skip_body(sock, &mut rest) } {
+            Ok(true) => {}
+            Ok(false) => {
+                if self.table.client(sock).is_none_or(|client| client.ended) {
+                    // The rest will never come.
+                    self.close_client(sock, How::Flushed);
                     return Step::Stop;
                 }
-                Err(_) => return self.give_up_skipping(sock),
+                self.arm(sock, self.shared.settings.timeouts.body);
+                self.backend.recv(sock, crate::backends::Size::Small);
+                return Step::Stop;
             }
+            Err(_) => return self.give_up_skipping(sock),
         }
         if !rest.is_empty()
             && let Some(client) = self.table.client(sock)
@@ -257,7 +273,7 @@ impl<B: Backend> Loop<B> {
             status,
             detail,
             format: reply::negotiate(accept),
-            date: &self.clock.date,
+            date: &self.time.day.date,
             keep_alive: false,
             http10: false,
             head_only: false,
@@ -265,7 +281,7 @@ impl<B: Backend> Loop<B> {
             reload: false,
             request_id: None,
         };
-        let piece = self.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
+        let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
         let bytes = body_len(&piece) as u64;
         if let Some(client) = self.table.client(sock)
             && client.state == State::ReadingRequest
@@ -289,7 +305,7 @@ impl<B: Backend> Loop<B> {
         let head = request.map_or(&b""[..], |request| &input[..request.len]);
         let [host, referer, user_agent] = find_lines(head, [b"host", b"referer", b"user-agent"]);
         self.access.record(&AccessRecord {
-            time_micros: self.clock.micros(self.wheel.now_nanos()),
+            time_micros: self.time.day.micros(self.time.connections.now_nanos()),
             client: (!client.peer.unix).then_some(client.peer.ip),
             method,
             target,

@@ -5,15 +5,17 @@
 //! worker says about its keep-alive time is obeyed with a second to spare.
 
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::backends::{Backend, How, Size, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
-use crate::dispatch::WorkerId;
-use crate::exchange::Phase;
+use crate::dispatch::{Target, WorkerId};
+use crate::exchange::{Phase, Upload};
 
-use super::{Link, LinkState, Loop, Role, Seat};
+use super::leftover::Leftover;
+use super::{Loop, Role};
 
 /// What came of the wish for a connection.
 pub(crate) enum Reach {
@@ -27,6 +29,42 @@ pub(crate) enum Reach {
     Exhausted(io::Error),
 }
 
+/// What a worker's connection is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LinkState {
+    /// connect(2) has not come back yet.
+    Connecting,
+    /// Kept open for the next request.
+    Idle,
+    /// It carries an exchange.
+    Busy,
+    /// Its exchange has ended without it (`leftover.rs`).
+    Leftover,
+    /// Being closed.
+    Closing,
+}
+
+/// A connection to a worker.
+pub(crate) struct Link {
+    pub state: LinkState,
+    /// Whether a request has been answered over it before.
+    pub reused: bool,
+    pub app: u16,
+    pub worker: WorkerId,
+    /// The exchange it carries, or [`Key::NONE`].
+    pub exchange: Key,
+    /// Part of an answer's head.
+    pub input: Option<Block>,
+    pub leftover: Option<Box<Leftover>>,
+}
+
+/// A worker as this loop knows it: where it listens, and the connections kept open to it.
+pub(crate) struct Seat {
+    pub worker: WorkerId,
+    pub target: Arc<Target>,
+    pub idle: Vec<Sock>,
+}
+
 impl Link {
     pub fn is_connecting(&self) -> bool {
         self.state == LinkState::Connecting
@@ -34,20 +72,34 @@ impl Link {
 }
 
 impl<B: Backend> Loop<B> {
-    /// A connection to that worker: the one used last, or a new one.
-    pub fn reach(&mut self, worker: WorkerId, fresh: bool) -> Reach {
-        let known = matches!(self.seats.get(worker.index as usize), Some(Some(seat)) if seat.worker == worker);
-        if !known && !self.meet(worker) {
+    /// The place of a worker, if this loop has met it.
+    #[inline]
+    pub fn seat(&mut self, app: u16, worker: WorkerId) -> Option<&mut Seat> {
+        let seat = self.seats.get_mut(app as usize)?.get_mut(worker.index as usize)?.as_mut()?;
+        (seat.worker == worker).then_some(seat)
+    }
+
+    /// A connection to that worker of an app: the one used last, or a new one.
+    pub fn reach(&mut self, app: u16, worker: WorkerId, fresh: bool) -> Reach {
+        if self.seat(app, worker).is_none() && !self.meet(app, worker) {
             return Reach::Gone;
         }
-        let Some(Some(seat)) = self.seats.get_mut(worker.index as usize) else { return Reach::Gone };
+        let seats = self.seats.get_mut(app as usize).and_then(|seats| seats.get_mut(worker.index as usize));
+        let Some(Some(seat)) = seats else { return Reach::Gone };
         if !fresh && let Some(sock) = seat.idle.pop() {
             return Reach::Link(sock);
         }
         match self.backend.connect(&seat.target.address) {
             Ok(Some(sock)) => {
-                let link =
-                    Link { state: LinkState::Connecting, worker, exchange: Key::NONE, input: None, reused: false };
+                let link = Link {
+                    state: LinkState::Connecting,
+                    reused: false,
+                    app,
+                    worker,
+                    exchange: Key::NONE,
+                    input: None,
+                    leftover: None,
+                };
                 self.table.put(sock, Role::Link(link));
                 self.count().worker_connections.add(1);
                 Reach::Link(sock)
@@ -58,13 +110,14 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Learns where a worker listens.
-    fn meet(&mut self, worker: WorkerId) -> bool {
-        let Some(target) = self.shared.dispatch.target(worker) else { return false };
+    fn meet(&mut self, app: u16, worker: WorkerId) -> bool {
+        let Some(target) = self.shared.apps[app as usize].dispatch.target(worker) else { return false };
         let index = worker.index as usize;
-        if self.seats.len() <= index {
-            self.seats.resize_with(index + 1, || None);
+        let seats = &mut self.seats[app as usize];
+        if seats.len() <= index {
+            seats.resize_with(index + 1, || None);
         }
-        if let Some(before) = self.seats[index].replace(Seat { worker, target, idle: Vec::new() }) {
+        if let Some(before) = seats[index].replace(Seat { worker, target, idle: Vec::new() }) {
             for sock in before.idle {
                 self.close_link(sock, How::Now);
             }
@@ -74,10 +127,10 @@ impl<B: Backend> Loop<B> {
 
     /// Keeps a connection for the next request, or closes it.
     pub fn park(&mut self, sock: Sock, timeout: Option<u32>) {
-        let app = &self.shared.settings.app;
-        let most = app.concurrency as usize;
         let Some(link) = self.table.link(sock) else { return };
-        let seat = self.seats.get_mut(link.worker.index as usize).and_then(Option::as_mut);
+        let app = &self.shared.apps[link.app as usize].settings;
+        let most = app.concurrency as usize;
+        let seat = self.seats[link.app as usize].get_mut(link.worker.index as usize).and_then(Option::as_mut);
         let seat = seat.filter(|seat| seat.worker == link.worker && seat.idle.len() < most);
         let (Some(seat), true, false) = (seat, app.keepalive, timeout.is_some_and(|seconds| seconds <= 1)) else {
             return self.close_link(sock, How::Now);
@@ -87,33 +140,34 @@ impl<B: Backend> Loop<B> {
         link.reused = true;
         seat.idle.push(sock);
         if let Some(seconds) = timeout {
-            self.wheel.arm_after(sock.index, Duration::from_secs(u64::from(seconds) - 1));
+            self.time.connections.arm_after(sock.index, Duration::from_secs(u64::from(seconds) - 1));
         }
         self.backend.recv(sock, Size::Small);
     }
 
     pub fn close_link(&mut self, sock: Sock, how: How) {
         let Some(link) = self.table.link(sock) else { return };
-        let (before, worker) = (link.state, link.worker);
+        let (before, app, worker) = (link.state, link.app, link.worker);
+        debug_assert!(link.leftover.is_none(), "a connection closes with a permit in it");
         link.state = LinkState::Closing;
         link.input = None;
         if before == LinkState::Idle
-            && let Some(Some(seat)) = self.seats.get_mut(worker.index as usize)
+            && let Some(seat) = self.seat(app, worker)
         {
             seat.idle.retain(|idle| *idle != sock);
         }
         if before != LinkState::Closing {
-            self.wheel.disarm(sock.index);
+            self.time.connections.disarm(sock.index);
             self.backend.close(sock, how);
         }
     }
 
     /// Forgets a worker: its idle connections close, busy ones once they are done.
-    pub fn retire(&mut self, worker: WorkerId) {
-        let Some(place) = self.seats.get_mut(worker.index as usize) else { return };
-        if place.as_ref().is_some_and(|seat| seat.worker == worker)
-            && let Some(seat) = place.take()
-        {
+    pub fn retire(&mut self, app: u16, worker: WorkerId) {
+        if self.seat(app, worker).is_none() {
+            return;
+        }
+        if let Some(seat) = self.seats[app as usize][worker.index as usize].take() {
             for sock in seat.idle {
                 self.close_link(sock, How::Now);
             }
@@ -127,9 +181,9 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup(key).filter(|exchange| exchange.phase == Phase::Awaiting) else {
             return;
         };
-        let streamed = exchange.streamed;
-        self.extend_read(key);
-        if streamed {
+        let held = exchange.request.upload == Upload::Held;
+        self.heard(key);
+        if held {
             self.send_message(key, sock);
         }
     }
@@ -141,29 +195,30 @@ impl<B: Backend> Loop<B> {
             // Nobody asked for these bytes: an answer out of turn must never meet the next request.
             LinkState::Idle => self.close_link(sock, How::Now),
             LinkState::Closing => {}
+            LinkState::Leftover => self.leftover_received(sock, block),
             LinkState::Connecting | LinkState::Busy => {
                 match self.exchanges.lookup(key).map(|exchange| exchange.phase) {
                     Some(Phase::Awaiting) => self.answer_head(key, sock, block),
                     Some(Phase::Relaying) => self.answer_body(key, block),
-                    Some(Phase::Tunnel) => self.tunnel_to_client(key, block),
-                    Some(Phase::Abandoned) => self.backend.recv(sock, Size::Small),
+                    Some(Phase::Tunnel { .. }) => self.tunnel_to_client(key, block),
                     _ => self.close_link(sock, How::Now),
                 }
             }
         }
     }
 
-    /// A deadline of a worker's connection: the worker's keep-alive time, or the end of an abandoned request.
-    pub fn link_expired(&mut self, sock: Sock) {
+    /// The worker has taken some of what waited for it.
+    pub fn link_drained(&mut self, sock: Sock) {
         let Some(link) = self.table.link(sock) else { return };
         let key = link.exchange;
-        match link.state {
-            LinkState::Idle => self.close_link(sock, How::Now),
-            LinkState::Busy
-                if self.exchanges.lookup(key).is_some_and(|exchange| exchange.phase == Phase::Abandoned) =>
-            {
-                self.abandoned_expired(key);
-            }
+        self.upload_drained(key);
+    }
+
+    /// A deadline of a worker's connection: the worker's keep-alive time, or the end of a leftover.
+    pub fn link_expired(&mut self, sock: Sock) {
+        match self.table.link(sock).map(|link| link.state) {
+            Some(LinkState::Idle) => self.close_link(sock, How::Now),
+            Some(LinkState::Leftover) => self.leftover_expired(sock),
             _ => {}
         }
     }

@@ -8,13 +8,17 @@
 //! - nothing under it panics but for a broken invariant of this module; a lock so poisoned ends the process with a message;
 //! - each call leaves the state such that no waiter waits while an eligible worker has room, unless the gate is not open
 //!   ([`Dispatch::pause`]). A waiter who would rather not
-//!   have one worker waits for any other that is eligible, and takes that one when it is the last; it never holds up those
-//!   behind it.
+//!   have one worker waits for any other that is eligible, and takes that one when it is the last; one who wants a tunnel waits for a
+//!   worker with room for it. Neither holds up those behind it;
+//! - a slot goes to the oldest waiter whom it suits, but for two exceptions: those who rejoin stand first, and a permit that comes back
+//!   prefers its own loop's waiters to those who came up to a millisecond before them ([`Dispatch::release`]).
 //!
 //! `workers.rs` keeps the workers and whose turn it is, `queue.rs` the waiting line; `types.rs` has the words spoken
 //! here.
 
+mod moves;
 mod queue;
+mod streams;
 mod types;
 mod workers;
 
@@ -37,11 +41,15 @@ use std::sync::{Mutex, MutexGuard};
 
 use crate::buffers::slots::Key;
 use crate::planted::{self, Bug};
-use queue::Queue;
+pub use moves::Moves;
+pub use queue::HOME_ADVANTAGE;
+use queue::{Queue, Removed};
+pub use streams::{StreamHold, Streams};
 pub use types::{
-    Acquire, Ask, Balance, Grant, Notice, Outcome, Patience, Permit, Phase, Policy, Snapshot, Target, Ticket, Waiter,
-    WorkerId, WorkerSnapshot,
+    Acquire, Ask, Balance, Grant, Notice, Outcome, Patience, Permit, Policy, Snapshot, Standing, Target, Ticket,
+    Waiter, WorkerId, WorkerSnapshot,
 };
+use types::{Claim, Wish};
 use workers::{DRAINED, STUCK, SUSPECT, THRESHOLD, UNREACHABLE, Workers};
 
 /// Beyond the queue's size there is room reserved for this many waiters who rejoin, at most: as many as there are permits,
@@ -57,8 +65,8 @@ const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 /// Numbers the dispatches, so that a permit knows where it belongs.
 static DISPATCHES: AtomicU32 = AtomicU32::new(0);
 
-/// What stands under the lock.
-struct State {
+/// What stands under the lock: who works, who waits, and what is out.
+struct Board {
     workers: Workers,
     queue: Queue,
     permits_out: u64,
@@ -85,7 +93,7 @@ enum Gate {
 
 /// Permits, workers and the waiting line of one app.
 pub struct Dispatch {
-    state: Mutex<State>,
+    board: Mutex<Board>,
     policy: Policy,
     max_workers: usize,
     number: u32,
@@ -105,7 +113,7 @@ impl Dispatch {
     pub fn new(mut policy: Policy, max_workers: usize, now: Instant) -> Dispatch {
         policy.concurrency = policy.concurrency.max(1);
         let permits = max_workers.saturating_mul(policy.concurrency as usize);
-        let state = State {
+        let board = Board {
             workers: Workers::new(&policy, max_workers),
             queue: Queue::new(policy.queue_size, permits.min(REJOINING)),
             permits_out: 0,
@@ -116,7 +124,7 @@ impl Dispatch {
             ring: false,
         };
         Dispatch {
-            state: Mutex::new(state),
+            board: Mutex::new(board),
             policy,
             max_workers,
             number: DISPATCHES.fetch_add(1, Ordering::Relaxed),
@@ -125,45 +133,42 @@ impl Dispatch {
         }
     }
 
-    /// Asks for a worker: the one whose turn it is, or a place in the queue. `_now` decides nothing today; every call that may change
-    /// who waits for whom takes the caller's clock.
+    /// Asks for a worker: the one whose turn it is, or a place in the queue. A request for a tunnel is refused at once where every worker
+    /// that would do has as many as it may.
     #[inline]
-    pub fn acquire(&self, waiter: Waiter, ask: Ask, _now: Instant) -> Acquire {
-        let exclude = ask.exclude.unwrap_or(Key::NONE);
-        let mut state = self.lock();
-        if state.failed {
+    pub fn acquire(&self, waiter: Waiter, ask: Ask, now: Instant) -> Acquire {
+        let wish = Wish { exclude: ask.exclude.unwrap_or(Key::NONE), tunnel: ask.tunnel };
+        let mut board = self.lock();
+        if board.failed {
             return Acquire::Failed;
         }
-        if state.is_open()
-            && let Some(index) = state.workers.choose(exclude)
-        {
-            return Acquire::Granted(self.permit(&mut state, index));
+        if board.is_open() {
+            if let Some(index) = board.workers.choose(wish) {
+                return Acquire::Granted(self.permit(&mut board, index, wish.tunnel));
+            }
+            if wish.tunnel && board.workers.no_tunnel(wish.exclude) {
+                return Acquire::NoTunnel;
+            }
         }
-        if ask.front {
-            return Acquire::Queued(Ticket(state.queue.rejoin(waiter, exclude, ask.since)));
-        }
-        if state.queue.is_full() {
-            return Acquire::Full;
-        }
-        Acquire::Queued(Ticket(state.queue.push(waiter, exclude, ask.since)))
+        board.stand_in_line(waiter, ask, wish, now)
     }
 
-    /// Gives a permit back. The slot goes straight to the waiter who is first in turn for it, whom the caller is to tell.
+    /// Gives a permit back. The slot goes straight to the waiter who is first in turn for it, whom the caller is to tell: the oldest of
+    /// the loop `home`, which gives it back, unless one of another loop is older by more than a millisecond.
     #[inline]
-    pub fn release(&self, permit: Permit, outcome: Outcome, now: Instant) -> Option<Grant> {
-        let (worker, home) = (permit.worker, permit.dispatch);
-        mem::forget(permit);
-        if outcome == Outcome::Unreachable {
-            return self.release_unreachable(worker, home, now);
+    pub fn release(&self, permit: Permit, outcome: Outcome, now: Instant, home: u16) -> Option<Grant> {
+        let claim = permit.surrender();
+        if matches!(outcome, Outcome::Unreachable | Outcome::Lost) {
+            return self.release_lost(claim, outcome, now, home);
         }
-        let mut state = self.lock();
-        let Some(index) = self.come_home(&state, worker, home) else {
-            drop(state);
+        let mut board = self.lock();
+        let Some(index) = self.worker_of(&board, claim) else {
+            drop(board);
             broken("a permit came back that was not out");
         };
-        state.count(index, outcome, now);
-        let grant = self.free(&mut state, index);
-        self.unlock(state);
+        board.count(index, outcome, now);
+        let grant = self.free(&mut board, index, claim, home);
+        self.unlock(board);
         grant
     }
 
@@ -179,27 +184,27 @@ impl Dispatch {
     /// was later. While none is, the hold's clock runs likewise from when the last one ceased to be. While the gate is closed
     /// neither runs. Workers that come and go start these clocks again and again: `by` ends the wait in any case.
     pub fn patience(&self, ticket: Ticket, by: Instant, now: Instant) -> Patience {
-        let mut state = self.lock();
-        let Some(node) = state.queue.lookup(ticket.0) else {
+        let mut board = self.lock();
+        let Some(node) = board.queue.lookup(ticket.0) else {
             return Patience::Granted;
         };
-        if state.gate == Gate::Closed {
+        if board.gate == Gate::Closed {
             if now < by {
                 return Patience::Until(by.min(after(now, SHORTEST_PATIENCE.max(self.policy.queue_timeout))));
             }
-            state.queue.cancel(ticket.0);
+            board.queue.cancel(ticket.0);
             return Patience::HoldExpired;
         }
         let (queue_timeout, hold) = (self.policy.queue_timeout, self.policy.hold);
-        let ready = state.workers.eligible() > 0;
+        let ready = board.workers.eligible() > 0;
         let (clock, allowed, other, expired) = if ready {
-            (state.last_ready, queue_timeout, hold, Patience::QueueTimeout)
+            (board.last_ready, queue_timeout, hold, Patience::QueueTimeout)
         } else {
-            (state.last_unready, hold, queue_timeout, Patience::HoldExpired)
+            (board.last_unready, hold, queue_timeout, Patience::HoldExpired)
         };
         let deadline = after(clock.max(node.since), allowed).min(by);
         if now >= deadline {
-            state.queue.cancel(ticket.0);
+            board.queue.cancel(ticket.0);
             return expired;
         }
         // Should the workers' state change right now, the other clock would run out that much later and no sooner: whoever asks
@@ -207,16 +212,22 @@ impl Dispatch {
         Patience::Until(deadline.min(after(now, other.max(SHORTEST_PATIENCE))))
     }
 
-    /// Says that a tunnel through a worker has ended.
+    /// Says that a tunnel through a worker has ended. A waiter for a tunnel who can have it now is told through [`Dispatch::on_grant`].
     pub fn tunnel_ended(&self, worker: WorkerId) {
-        let mut state = self.lock();
-        if let Some(index) = state.workers.find(worker) {
-            let worker = state.workers.at_mut(index);
-            worker.tunnels = worker.tunnels.saturating_sub(1);
+        let mut board = self.lock();
+        let Some(index) = board.workers.find(worker) else { return };
+        let tunnels = &mut board.workers.at_mut(index).tunnels;
+        *tunnels = tunnels.saturating_sub(1);
+        let deliver = self.deliver.get().filter(|_| !board.queue.is_empty());
+        let grant = deliver.and_then(|_| self.hand_on(&mut board, index, None));
+        drop(board);
+        if let (Some(deliver), Some(grant)) = (deliver, grant) {
+            deliver(grant);
         }
     }
 
-    /// Whether a worker may have one more tunnel. Several loops that ask at once may each open one.
+    /// Whether a worker may have one more tunnel. Several loops that ask at once may each open one, if their requests did not ask for a
+    /// tunnel: one that did ([`Ask::tunnel`]) has its room from when it is granted.
     pub fn tunnel_room(&self, worker: WorkerId) -> bool {
         self.lock().workers.lookup(worker).is_some_and(|worker| worker.tunnels < self.policy.max_tunnels)
     }
@@ -228,32 +239,34 @@ impl Dispatch {
 
     /// Whether a request that came now and would take any worker would be refused: none has room, and the queue is full.
     pub fn queue_is_full(&self) -> bool {
-        let state = self.lock();
-        state.queue.is_full() && !(state.gate == Gate::Open && state.workers.any_room())
+        let board = self.lock();
+        board.queue.is_full() && !(board.gate == Gate::Open && board.workers.any_room())
     }
 
     /// Says that a worker let a request time out.
     pub fn suspect(&self, worker: WorkerId) {
-        let mut state = self.lock();
-        if let Some(index) = state.workers.find(worker) {
-            state.tell(index, SUSPECT);
+        let mut board = self.lock();
+        if let Some(index) = board.workers.find(worker) {
+            board.tell(index, SUSPECT);
         }
-        self.unlock(state);
+        self.unlock(board);
     }
 
-    /// Says that a worker let a request time out that it was given at `since`; if it has answered nothing from then on, it is stuck.
+    /// Says that a worker let a request time out that it was given at `since`; if it has neither answered any nor sent a byte from then
+    /// on, it is stuck.
     /// One that the supervisor is going to end for it gets nothing more from this moment: what came to it before the supervisor's
     /// turn would die with it.
     pub fn stuck(&self, worker: WorkerId, since: Instant, now: Instant) {
-        let grants = self.retreat(worker, now, 0, |state, index| {
-            let stuck = state.workers.at(index);
-            if stuck.answered_at.is_some_and(|at| at > since) {
+        let grants = self.retreat(worker, now, 0, |board, index| {
+            let stuck = board.workers.at(index);
+            let moved = stuck.target.as_ref().is_some_and(|target| target.moves.since(since));
+            if moved || stuck.answered_at.is_some_and(|at| at > since) {
                 return;
             }
-            let (phase, ours) = (stuck.phase, stuck.target.as_ref().is_some_and(|target| target.supervised));
-            state.tell(index, STUCK);
-            if ours && matches!(phase, Phase::Ready | Phase::Unreachable) {
-                state.workers.enter(index, Phase::Draining);
+            let ours = stuck.is_supervised() && matches!(stuck.standing, Standing::Ready | Standing::Unreachable);
+            board.tell(index, STUCK);
+            if ours {
+                board.workers.enter(index, Standing::Draining);
             }
         });
         self.deliver(grants);
@@ -261,12 +274,11 @@ impl Dispatch {
 
     /// Whether a worker's process lives. `None`: it is not ours to know. A forgotten one counts as dead.
     pub fn is_alive(&self, worker: WorkerId) -> Option<bool> {
-        let state = self.lock();
-        let Some(worker) = state.workers.lookup(worker) else {
+        let board = self.lock();
+        let Some(worker) = board.workers.lookup(worker) else {
             return Some(false);
         };
-        let supervised = worker.target.as_ref().is_some_and(|target| target.supervised);
-        supervised.then_some(worker.phase != Phase::Dead)
+        worker.is_supervised().then_some(worker.standing != Standing::Dead)
     }
 
     /// Permits that were dropped and never released, in the whole process: each is a slot lost. Always 0, or there is a bug.
@@ -282,9 +294,9 @@ impl Dispatch {
     pub fn add(&self, target: Target, app_generation: u32, request_limit: Option<u64>) -> Option<WorkerId> {
         let (target, lists) = (Arc::new(target), Workers::lists(&self.policy));
         let limit = request_limit.filter(|&limit| limit > 0);
-        let mut state = self.lock();
-        let added = state.workers.insert(target, app_generation, limit, lists);
-        drop(state);
+        let mut board = self.lock();
+        let added = board.workers.insert(target, app_generation, limit, lists);
+        drop(board);
         // What the new worker's place still held of the last one is freed here, and not under the lock.
         added.map(|(id, _past)| id)
     }
@@ -293,16 +305,16 @@ impl Dispatch {
     /// is ready, draining, dead or forgotten.
     pub fn ready(&self, worker: WorkerId, now: Instant) -> Vec<Grant> {
         let mut grants = self.room_for_grants();
-        let mut state = self.lock();
-        let Some(index) = state.workers.find(worker) else {
+        let mut board = self.lock();
+        let Some(index) = board.workers.find(worker) else {
             return grants;
         };
-        if matches!(state.workers.at(index).phase, Phase::Starting | Phase::Unreachable) {
-            if state.workers.eligible() == 0 {
-                state.last_ready = now;
+        if matches!(board.workers.at(index).standing, Standing::Starting | Standing::Unreachable) {
+            if board.workers.eligible() == 0 {
+                board.last_ready = now;
             }
-            state.workers.enter(index, Phase::Ready);
-            grants.extend(std::iter::from_fn(|| self.hand_on(&mut state, index)));
+            board.workers.enter(index, Standing::Ready);
+            grants.extend(std::iter::from_fn(|| self.hand_on(&mut board, index, None)));
         }
         grants
     }
@@ -310,13 +322,13 @@ impl Dispatch {
     /// No new requests for this worker; [`Notice::Drained`] says when the last has ended, which may be at once. Not
     /// undone by [`Dispatch::ready`].
     pub fn drain(&self, worker: WorkerId, now: Instant) {
-        let grants = self.retreat(worker, now, 0, |state, index| {
-            if matches!(state.workers.at(index).phase, Phase::Draining | Phase::Dead) {
+        let grants = self.retreat(worker, now, 0, |board, index| {
+            if matches!(board.workers.at(index).standing, Standing::Draining | Standing::Dead) {
                 return;
             }
-            state.workers.enter(index, Phase::Draining);
-            if state.workers.at(index).in_flight == 0 {
-                state.tell(index, DRAINED);
+            board.workers.enter(index, Standing::Draining);
+            if board.workers.at(index).in_flight == 0 {
+                board.tell(index, DRAINED);
             }
         });
         self.deliver(grants);
@@ -324,25 +336,25 @@ impl Dispatch {
 
     /// Says that a worker's process is gone. Permits for it are still taken back.
     pub fn died(&self, worker: WorkerId, now: Instant) {
-        self.deliver(self.retreat(worker, now, 0, |state, index| state.workers.enter(index, Phase::Dead)));
+        self.deliver(self.retreat(worker, now, 0, |board, index| board.workers.enter(index, Standing::Dead)));
     }
 
     /// Forgets a worker once its permits are back; until then it counts as dead. Notices about it that were not taken are dropped
     /// with it, and its tunnels are counted no longer.
     pub fn remove(&self, worker: WorkerId, now: Instant) {
-        let grants = self.retreat(worker, now, 0, |state, index| {
-            state.workers.enter(index, Phase::Dead);
-            state.workers.at_mut(index).removed = true;
-            state.workers.vacate(index);
+        let grants = self.retreat(worker, now, 0, |board, index| {
+            board.workers.enter(index, Standing::Dead);
+            board.workers.at_mut(index).removed = true;
+            board.workers.vacate(index);
         });
         self.deliver(grants);
     }
 
     /// Takes a worker out of the choice until [`Dispatch::ready`], as a refused connect does, but without a notice.
     pub fn unreachable(&self, worker: WorkerId, now: Instant) {
-        let grants = self.retreat(worker, now, 0, |state, index| {
-            if state.workers.at(index).phase == Phase::Ready {
-                state.workers.enter(index, Phase::Unreachable);
+        let grants = self.retreat(worker, now, 0, |board, index| {
+            if board.workers.at(index).standing == Standing::Ready {
+                board.workers.enter(index, Standing::Unreachable);
             }
         });
         self.deliver(grants);
@@ -352,10 +364,10 @@ impl Dispatch {
     /// and returned, to be told.
     pub fn fail(&self) -> Vec<Waiter> {
         let mut waiters = Vec::with_capacity(self.lock().queue.capacity());
-        let mut state = self.lock();
-        state.failed = true;
-        while let Some(index) = state.queue.first() {
-            waiters.push(state.queue.remove(index).0);
+        let mut board = self.lock();
+        board.failed = true;
+        while let Some(index) = board.queue.first() {
+            waiters.push(board.queue.remove(index).waiter);
         }
         waiters
     }
@@ -373,33 +385,31 @@ impl Dispatch {
     /// Requests get through again: those who wait by and by, with [`Dispatch::let_go`]. The queue's clock begins anew for them.
     /// Returns how many wait; for 0 all is as before already.
     pub fn resume(&self, now: Instant) -> usize {
-        let mut state = self.lock();
-        if state.gate != Gate::Closed {
+        let mut board = self.lock();
+        if board.gate != Gate::Closed {
             return 0;
         }
-        state.gate = if state.queue.is_empty() { Gate::Open } else { Gate::Opening };
-        state.last_ready = now;
-        state.last_unready = now;
-        state.queue.len()
+        board.gate = if board.queue.is_empty() { Gate::Open } else { Gate::Opening };
+        board.last_ready = now;
+        board.last_unready = now;
+        board.queue.len()
     }
 
     /// Lets go of up to so many who wait, after [`Dispatch::resume`]; the caller is to tell them. False: nobody is left whom a
     /// worker has room for, and the gate is open again.
     pub fn let_go(&self, most: usize) -> (Vec<Grant>, bool) {
         let mut grants = Vec::with_capacity(most);
-        let mut state = self.lock();
-        if state.gate != Gate::Opening {
+        let mut board = self.lock();
+        if board.gate != Gate::Opening {
             return (grants, false);
         }
         while grants.len() < most {
-            // Whose turn it is, as for everybody; or another, where all who wait would rather not have that one.
-            let Some(first) = state.workers.choose(Key::NONE) else { break };
-            let Some(grant) = self.hand_on(&mut state, first).or_else(|| self.hand_on_any(&mut state)) else { break };
-            grants.push(grant);
+            let Some((waiting, index)) = board.oldest_with_worker() else { break };
+            grants.extend(self.grant(&mut board, waiting, index));
         }
         let more = grants.len() == most;
         if !more {
-            state.gate = Gate::Open;
+            board.gate = Gate::Open;
         }
         (grants, more)
     }
@@ -408,9 +418,9 @@ impl Dispatch {
     pub fn notices(&self, into: &mut Vec<Notice>) {
         loop {
             let mut some = [None; 16];
-            let mut state = self.lock();
-            some.fill_with(|| state.workers.next_notice());
-            drop(state);
+            let mut board = self.lock();
+            some.fill_with(|| board.workers.next_notice());
+            drop(board);
             into.extend(some.iter().flatten());
             if some.contains(&None) {
                 return;
@@ -426,7 +436,8 @@ impl Dispatch {
     }
 
     /// Has `deliver` called, by any thread and outside the lock, with grants that come of a call which cannot return them: when all
-    /// workers but one cease to be eligible, those who were waiting for any but this one get it. To be set once, before the
+    /// workers but one cease to be eligible, those who were waiting for any but this one get it; and when a tunnel ends, one who waits
+    /// for a tunnel. To be set once, before the
     /// first worker is added; without it they wait for a permit to come back.
     pub fn on_grant(&self, deliver: Box<dyn Fn(Grant) + Send + Sync>) {
         // As above.
@@ -436,13 +447,13 @@ impl Dispatch {
     /// The state of the queue and of each worker.
     pub fn snapshot(&self) -> Snapshot {
         let mut workers = Vec::with_capacity(self.max_workers);
-        let state = self.lock();
-        workers.extend(state.workers.iter().filter_map(|(id, worker)| {
+        let board = self.lock();
+        workers.extend(board.workers.iter().filter_map(|(id, worker)| {
             Some(WorkerSnapshot {
                 id,
                 target: Arc::clone(worker.target.as_ref()?),
-                app_generation: state.workers.app_generation(worker),
-                phase: worker.phase,
+                app_generation: board.workers.app_generation(worker),
+                standing: worker.standing,
                 in_flight: worker.in_flight,
                 served: worker.served,
                 broken: worker.broken,
@@ -450,19 +461,19 @@ impl Dispatch {
                 answered_at: worker.answered_at,
             })
         }));
-        let (queue_depth, eligible, failed) = (state.queue.len(), state.workers.eligible(), state.failed);
-        let (oldest, paused) = (state.queue.iter().map(|node| node.since).min(), state.gate != Gate::Open);
-        drop(state);
+        let (queue_depth, eligible, failed) = (board.queue.len(), board.workers.eligible(), board.failed);
+        let (oldest, paused) = (board.queue.iter().map(|node| node.since).min(), board.gate != Gate::Open);
+        drop(board);
         Snapshot { queue_depth, oldest, paused, eligible, failed, workers }
     }
 
     /// Panics if the state contradicts itself, or someone waits whom an eligible worker has room for. For debug builds: takes time in
     /// proportion to workers and waiters.
     pub fn check_invariants(&self) {
-        let state = self.lock();
-        let fault = state.fault();
+        let board = self.lock();
+        let fault = board.fault();
         // Opened first, so that the panic does not poison it.
-        drop(state);
+        drop(board);
         if let Some(fault) = fault {
             panic!("dispatch: {fault}");
         }
@@ -471,9 +482,9 @@ impl Dispatch {
 
 /// The inside.
 impl Dispatch {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        match self.state.lock() {
-            Ok(state) => state,
+    fn lock(&self) -> MutexGuard<'_, Board> {
+        match self.board.lock() {
+            Ok(board) => board,
             Err(_) => {
                 eprintln!("production_server: the dispatch is broken: a thread panicked while it held the lock");
                 std::process::abort()
@@ -483,9 +494,9 @@ impl Dispatch {
 
     /// Opens the lock, and rings if a notice came.
     #[inline]
-    fn unlock(&self, mut state: MutexGuard<'_, State>) {
-        let ring = mem::take(&mut state.ring);
-        drop(state);
+    fn unlock(&self, mut board: MutexGuard<'_, Board>) {
+        let ring = mem::take(&mut board.ring);
+        drop(board);
         if ring && let Some(ring) = self.ring.get() {
             ring();
         }
@@ -493,47 +504,52 @@ impl Dispatch {
 
     /// A permit for a worker that has room.
     #[inline]
-    fn permit(&self, state: &mut State, index: u32) -> Permit {
-        state.workers.take(index);
-        state.permits_out += 1;
-        Permit { worker: state.workers.id(index), dispatch: self.number }
+    fn permit(&self, board: &mut Board, index: u32, tunnel: bool) -> Permit {
+        board.permits_out += 1;
+        Permit(Claim::new(board.workers.take(index, tunnel), self.number, tunnel))
     }
 
     /// The worker of a permit that came back, or `None` for one that cannot be out.
     #[inline]
-    fn come_home(&self, state: &State, worker: WorkerId, home: u32) -> Option<u32> {
-        let index = state.workers.find(worker)?;
-        (home == self.number && state.workers.at(index).in_flight > 0).then_some(index)
+    fn worker_of(&self, board: &Board, claim: Claim) -> Option<u32> {
+        let index = board.workers.find(claim.worker)?;
+        (claim.is_of(self.number) && board.workers.at(index).in_flight > 0).then_some(index)
     }
 
     /// Frees one slot of a worker and hands it on.
     #[inline]
-    fn free(&self, state: &mut State, index: u32) -> Option<Grant> {
-        state.permits_out -= 1;
-        state.workers.give_back(index);
-        if state.queue.is_empty() || !state.workers.has_room(index) || state.gate == Gate::Closed {
-            state.settle(index);
+    fn free(&self, board: &mut Board, index: u32, claim: Claim, home: u16) -> Option<Grant> {
+        board.permits_out -= 1;
+        board.workers.give_back(index, claim.tunnel());
+        if board.queue.is_empty() || !board.workers.has_room(index) || board.gate == Gate::Closed {
+            board.conclude(index);
             return None;
         }
-        let grant = self.hand_on(state, index);
+        let grant = self.hand_on(board, index, Some(home));
         if grant.is_some() && planted::strikes(Bug::DoubleRelease, 5) {
-            state.workers.give_back(index);
+            board.workers.give_back(index, false);
         }
         grant
     }
 
-    /// Gives a slot of a worker, if it has room, to the first in the queue who takes it.
+    /// Gives a slot of a worker, if it has room, to whose turn it is: the oldest whom it suits, or with `home` that loop's oldest.
     #[inline]
-    fn hand_on(&self, state: &mut State, index: u32) -> Option<Grant> {
-        if !state.workers.has_room(index) || state.gate == Gate::Closed {
+    fn hand_on(&self, board: &mut Board, index: u32, home: Option<u16>) -> Option<Grant> {
+        if !board.workers.has_room(index) || board.gate == Gate::Closed {
             return None;
         }
-        let waiting = state.queue.first_for(state.workers.id(index), state.workers.choosy())?;
-        let (waiter, departed) = state.queue.remove(waiting);
+        let waiting = board.queue.first_for(&board.workers.slot(index), home)?;
+        self.grant(board, waiting, index)
+    }
+
+    /// Gives a slot of a worker to one who waits.
+    #[inline]
+    fn grant(&self, board: &mut Board, waiting: u32, index: u32) -> Option<Grant> {
+        let Removed { waiter, tunnel, departed } = board.queue.remove(waiting);
         if planted::strikes(Bug::LostGrant, 5) {
             return None;
         }
-        let permit = self.permit(state, index);
+        let permit = self.permit(board, index, tunnel);
         if departed {
             mem::forget(permit);
             return None;
@@ -541,39 +557,30 @@ impl Dispatch {
         Some(Grant { waiter, permit })
     }
 
-    /// Gives a slot of any worker that has room to the first in the queue who takes it.
+    /// A permit comes back because its worker refused to be connected to, or lost the request.
     #[cold]
-    fn hand_on_any(&self, state: &mut State) -> Option<Grant> {
-        let mut at = 0;
-        loop {
-            let index = state.workers.with_room().find(|index| *index >= at)?;
-            if let Some(grant) = self.hand_on(state, index) {
-                return Some(grant);
-            }
-            at = index + 1;
-        }
-    }
-
-    /// A permit comes back because its worker refused to be connected to.
-    #[cold]
-    fn release_unreachable(&self, worker: WorkerId, home: u32, now: Instant) -> Option<Grant> {
-        let (mut astray, mut handed) = (false, None);
-        let mut grants = self.retreat(worker, now, 1, |state, index| {
-            if self.come_home(state, worker, home).is_none() {
-                astray = true;
+    fn release_lost(&self, claim: Claim, outcome: Outcome, now: Instant, home: u16) -> Option<Grant> {
+        let (mut astray, mut gone, mut handed) = (true, false, None);
+        let mut grants = self.retreat(claim.worker, now, 1, |board, index| {
+            if self.worker_of(board, claim).is_none() {
                 return;
             }
-            if state.workers.at(index).phase == Phase::Ready {
-                state.workers.enter(index, Phase::Unreachable);
-                state.tell(index, UNREACHABLE);
+            astray = false;
+            board.count(index, outcome, now);
+            let lost = board.workers.at(index);
+            gone = outcome == Outcome::Unreachable || (lost.in_flight == 1 && lost.is_supervised());
+            if gone && lost.standing == Standing::Ready {
+                board.workers.enter(index, Standing::Unreachable);
+                board.tell(index, UNREACHABLE);
             }
-            // None, for the worker is not eligible; but a grant must not be lost even if that is wrong.
-            handed = self.free(state, index);
+            // Nobody gets the slot of one that is gone; but a grant must not be lost even if that is wrong.
+            handed = self.free(board, index, claim, home);
         });
         if astray {
             broken("a permit came back that was not out");
         }
-        debug_assert!(handed.is_none() || planted::active(Bug::StaleWorker), "a slot out of reach was handed on");
+        let fine = !gone || handed.is_none() || planted::active(Bug::StaleWorker);
+        debug_assert!(fine, "a slot out of reach was handed on");
         grants.extend(handed);
         let first = if grants.is_empty() { None } else { Some(grants.remove(0)) };
         self.deliver(grants);
@@ -588,30 +595,30 @@ impl Dispatch {
         worker: WorkerId,
         now: Instant,
         at_hand: usize,
-        action: impl FnOnce(&mut State, u32),
+        action: impl FnOnce(&mut Board, u32),
     ) -> Vec<Grant> {
         let most = if self.deliver.get().is_some() { usize::MAX } else { at_hand };
         let mut grants = self.room_for_grants();
-        let mut state = self.lock();
-        let eligible = state.workers.eligible();
-        if let Some(index) = state.workers.find(worker) {
-            action(&mut state, index);
+        let mut board = self.lock();
+        let eligible = board.workers.eligible();
+        if let Some(index) = board.workers.find(worker) {
+            action(&mut board, index);
         }
-        if state.workers.eligible() < eligible {
-            if state.workers.eligible() == 0 {
-                state.last_unready = now;
-            } else if state.workers.eligible() == 1
-                && let Some(last) = state.workers.any_eligible()
+        if board.workers.eligible() < eligible {
+            if board.workers.eligible() == 0 {
+                board.last_unready = now;
+            } else if board.workers.eligible() == 1
+                && let Some(last) = board.workers.any_eligible()
             {
-                grants.extend(std::iter::from_fn(|| self.hand_on(&mut state, last)).take(most));
+                grants.extend(std::iter::from_fn(|| self.hand_on(&mut board, last, None)).take(most));
             }
         }
-        self.unlock(state);
+        self.unlock(board);
         grants
     }
 
     /// Room for all grants that one worker can bring, made before the lock is held for them. (Waiters who come in between may
-    /// make it grow under the lock; that takes a worker's change of phase at that very moment, and does no harm.)
+    /// make it grow under the lock; that takes a worker whose standing changes at that very moment, and does no harm.)
     fn room_for_grants(&self) -> Vec<Grant> {
         let waiting = self.lock().queue.len();
         Vec::with_capacity(waiting.min(self.policy.concurrency as usize))
@@ -625,7 +632,7 @@ impl Dispatch {
     }
 }
 
-impl State {
+impl Board {
     /// Whether who comes now may be given a worker at once. A gate that opens is open when nobody waits any more.
     #[inline]
     fn is_open(&mut self) -> bool {
@@ -635,6 +642,18 @@ impl State {
         self.gate == Gate::Open
     }
 
+    /// Puts a waiter in the line, if it takes one more. Apart from [`Dispatch::acquire`], which mostly finds a worker.
+    #[inline(never)]
+    fn stand_in_line(&mut self, waiter: Waiter, ask: Ask, wish: Wish, now: Instant) -> Acquire {
+        if ask.front {
+            return Acquire::Queued(Ticket(self.queue.rejoin(waiter, wish, ask.since, now)));
+        }
+        if self.queue.is_full() {
+            return Acquire::Full;
+        }
+        Acquire::Queued(Ticket(self.queue.push(waiter, wish, ask.since, now)))
+    }
+
     /// Counts a request that ended.
     #[inline]
     fn count(&mut self, index: u32, outcome: Outcome, now: Instant) {
@@ -642,7 +661,7 @@ impl State {
         match outcome {
             Outcome::Unused | Outcome::Unreachable => return,
             Outcome::Answered => worker.answered_at = Some(now),
-            Outcome::Broken => worker.broken += 1,
+            Outcome::Broken | Outcome::Lost => worker.broken += 1,
             Outcome::Tunnel => {
                 worker.tunnels += 1;
                 worker.answered_at = Some(now);
@@ -650,7 +669,7 @@ impl State {
         }
         worker.served += 1;
         // One that is draining or dead is being replaced already.
-        let replaceable = matches!(worker.phase, Phase::Ready | Phase::Unreachable);
+        let replaceable = matches!(worker.standing, Standing::Ready | Standing::Unreachable);
         if worker.served == worker.request_limit && replaceable {
             self.tell(index, THRESHOLD);
         }
@@ -658,15 +677,26 @@ impl State {
 
     /// Sees to a worker that got nothing new when one of its requests ended.
     #[inline]
-    fn settle(&mut self, index: u32) {
+    fn conclude(&mut self, index: u32) {
         let worker = self.workers.at(index);
-        if worker.in_flight > 0 || worker.phase == Phase::Ready {
+        if worker.in_flight > 0 || worker.standing == Standing::Ready {
             return;
         }
-        if worker.phase == Phase::Draining {
+        if worker.standing == Standing::Draining {
             self.tell(index, DRAINED);
         }
         self.workers.vacate(index);
+    }
+
+    /// The oldest of those whom a worker has room for, and the worker whose turn it is for that one.
+    fn oldest_with_worker(&self) -> Option<(u32, u32)> {
+        let found = [false, true].map(|tunnel| {
+            // Where not even who takes any finds one, nobody does.
+            self.workers.choose(Wish { exclude: Key::NONE, tunnel })?;
+            self.queue.line(tunnel).find_map(|(waiting, node)| Some((waiting, self.workers.choose(node.wish)?)))
+        });
+        let oldest = self.queue.older(found.map(|pair| pair.map(|(waiting, _)| waiting)))?;
+        found.into_iter().flatten().find(|(waiting, _)| *waiting == oldest)
     }
 
     fn tell(&mut self, index: u32, notice: u8) {
@@ -683,7 +713,7 @@ impl State {
             return Some("someone waits for an app that has failed");
         }
         let open = self.gate == Gate::Open;
-        if open && self.queue.iter().any(|node| self.workers.choose(node.exclude).is_some()) {
+        if open && self.queue.iter().any(|node| self.workers.choose(node.wish).is_some()) {
             return Some("someone waits whom an eligible worker has room for");
         }
         self.workers.fault().or_else(|| self.queue.fault())

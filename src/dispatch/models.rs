@@ -26,7 +26,7 @@ fn waiter(loop_index: u16, number: u32) -> Waiter {
 
 fn at_nowhere() -> Target {
     let address = socket2::SockAddr::unix("/nonexistent").expect("a short path is an address");
-    Target { address, label: "web".to_owned(), unix: true, supervised: true, number: 0 }
+    Target { address, label: "web".to_owned(), unix: true, supervised: true, number: 0, moves: Arc::default() }
 }
 
 /// A dispatch with one worker that is starting.
@@ -45,7 +45,7 @@ fn with_worker(concurrency: u32, now: Instant) -> (Arc<Dispatch>, WorkerId) {
 }
 
 fn ask(since: Instant) -> Ask {
-    Ask { since, exclude: None, front: false }
+    Ask { since, exclude: None, front: false, tunnel: false }
 }
 
 /// Grants on their way to their loops.
@@ -69,7 +69,7 @@ impl Mail {
             let letter = self.0.lock().expect("no thread panics").pop();
             let Some(grant) = letter else { return answered };
             answered.push(grant.waiter);
-            self.post(dispatch.release(grant.permit, Outcome::Answered, now));
+            self.post(dispatch.release(grant.permit, Outcome::Answered, now, grant.waiter.loop_index));
         }
     }
 }
@@ -81,7 +81,7 @@ fn all_is_quiet(dispatch: &Dispatch, now: Instant) {
     assert_eq!(snapshot.queue_depth, 0, "a waiter was forgotten");
     assert!(snapshot.workers.iter().all(|worker| worker.in_flight == 0), "a permit was lost");
     match dispatch.acquire(waiter(9, 9), ask(now), now) {
-        Acquire::Granted(permit) => assert!(dispatch.release(permit, Outcome::Unused, now).is_none()),
+        Acquire::Granted(permit) => assert!(dispatch.release(permit, Outcome::Unused, now, 0).is_none()),
         other => panic!("the idle worker is out of reach: {other:?}"),
     }
 }
@@ -94,7 +94,7 @@ fn one_request(dispatch: &Dispatch, mail: &Mail, who: Waiter, patient: bool, now
     dispatch.check_invariants();
     match answer {
         Acquire::Granted(permit) => {
-            mail.post(dispatch.release(permit, Outcome::Answered, now));
+            mail.post(dispatch.release(permit, Outcome::Answered, now, who.loop_index));
             false
         }
         Acquire::Queued(ticket) => patient || !dispatch.cancel(ticket),
@@ -143,7 +143,7 @@ fn loom_cancel_races_with_the_grant() {
         let Acquire::Queued(second) = dispatch.acquire(waiter(1, 2), ask(now), now) else { panic!("it is taken") };
         let mail = Mail::new();
         let (releasing, outbox) = (Arc::clone(&dispatch), mail.clone());
-        let releaser = thread::spawn(move || outbox.post(releasing.release(permit, Outcome::Answered, now)));
+        let releaser = thread::spawn(move || outbox.post(releasing.release(permit, Outcome::Answered, now, 0)));
         let (timing, late) = (Arc::clone(&dispatch), now + Duration::from_secs(5));
         let timer = thread::spawn(move || timing.patience(second, late + Duration::from_secs(60), late));
         let cancelled = dispatch.cancel(first);
@@ -199,13 +199,57 @@ fn loom_a_worker_goes_while_requests_come_back() {
         let Acquire::Queued(_) = dispatch.acquire(waiter(1, 1), choosy, now) else { panic!("both are taken") };
         let loops = permits.map(|permit| {
             let (dispatch, mail) = (Arc::clone(&dispatch), mail.clone());
-            thread::spawn(move || mail.post(dispatch.release(permit, Outcome::Answered, now)))
+            thread::spawn(move || mail.post(dispatch.release(permit, Outcome::Answered, now, 0)))
         });
         dispatch.died(worker, now);
         dispatch.remove(worker, now);
         loops.into_iter().for_each(|running| running.join().expect("no thread panics"));
         assert_eq!(mail.answer_all(&dispatch, now), [waiter(1, 1)], "it is granted once");
         assert!(dispatch.target(worker).is_none(), "the dead one is forgotten with its last permit");
+        all_is_quiet(&dispatch, now);
+    });
+}
+
+#[test]
+fn loom_a_tunnel_ends_while_another_is_asked_for() {
+    check(|| {
+        let now = Instant::now();
+        let (dispatch, full) = with_worker(1, now);
+        let busy = dispatch.add(at_nowhere(), 1, None).expect("the table has room");
+        let mail = Mail::new();
+        let outbox = mail.clone();
+        dispatch.on_grant(Box::new(move |grant| outbox.post([grant])));
+        let take = |number| match dispatch.acquire(waiter(0, number), ask(now), now) {
+            Acquire::Granted(permit) => permit,
+            other => panic!("{other:?}"),
+        };
+        assert!(dispatch.ready(full, now).is_empty());
+        assert!(dispatch.release(take(1), Outcome::Tunnel, now, 0).is_none());
+        let tunnel = take(2);
+        assert!(dispatch.ready(busy, now).is_empty());
+        let permit = take(3);
+        assert!(dispatch.release(tunnel, Outcome::Answered, now, 0).is_none());
+        // The one worker is idle and full, the other busy and has room, until it becomes a tunnel.
+        let (asking, letters) = (Arc::clone(&dispatch), mail.clone());
+        let asker = thread::spawn(move || {
+            let answer = asking.acquire(waiter(1, 1), Ask { tunnel: true, ..ask(now) }, now);
+            asking.check_invariants();
+            match answer {
+                Acquire::Granted(permit) => letters.post(asking.release(permit, Outcome::Answered, now, 1)),
+                Acquire::Queued(_) => return true,
+                Acquire::NoTunnel => (),
+                other => panic!("{other:?}"),
+            }
+            false
+        });
+        let (ending, letters) = (Arc::clone(&dispatch), mail.clone());
+        let other = thread::spawn(move || letters.post(ending.release(permit, Outcome::Tunnel, now, 0)));
+        dispatch.tunnel_ended(full);
+        dispatch.check_invariants();
+        other.join().expect("no thread panics");
+        let waited = asker.join().expect("no thread panics");
+        let expected: Vec<_> = waited.then_some(waiter(1, 1)).into_iter().collect();
+        assert_eq!(mail.answer_all(&dispatch, now), expected, "whoever waits gets the room that the tunnel left");
         all_is_quiet(&dispatch, now);
     });
 }

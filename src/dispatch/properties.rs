@@ -1,7 +1,7 @@
 //! The dispatch against a model that keeps plain lists and looks through all of them each time.
 //!
 //! Any sequence of calls must give the same answers as the model's, grant for grant and notice for notice: first come first
-//! served, the choice of each balance, the bound, the clocks. Besides, whatever the model says, no one may wait whom an eligible
+//! served but for the advantage of the own loop, the choice of each balance, tunnels, the bound, the clocks. Besides, whatever the model says, no one may wait whom an eligible
 //! worker has room for, and each waiter must end exactly once.
 
 use std::collections::HashMap;
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 
-use super::tests::{at_nowhere, waiter};
+use super::tests::{at_nowhere, waiter_of};
 use super::*;
 
 const QUEUE_SIZE: usize = 4;
@@ -19,14 +19,17 @@ const HOLD: Duration = Duration::from_millis(500);
 /// Ends a wait whatever the clocks say.
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(800);
 const REQUEST_LIMIT: u64 = 3;
+const MAX_TUNNELS: u32 = 2;
+const LOOPS: u16 = 3;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Acquire { exclude: Option<usize>, front: bool, age: u64 },
-    Release { which: usize, outcome: Outcome },
+    Acquire { home: u16, exclude: Option<usize>, front: bool, tunnel: bool, age: u64 },
+    Release { which: usize, outcome: Outcome, home: u16 },
+    TunnelEnded(usize),
     Cancel(usize),
     Patience(usize),
-    Add { app_generation: u32 },
+    Add { app_generation: u32, ours: bool },
     Ready(usize),
     Drain(usize),
     Died(usize),
@@ -46,16 +49,28 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         8 => Just(Outcome::Answered),
         1 => Just(Outcome::Unused),
         1 => Just(Outcome::Broken),
+        1 => Just(Outcome::Lost),
         1 => Just(Outcome::Unreachable),
-        1 => Just(Outcome::Tunnel),
+        3 => Just(Outcome::Tunnel),
     ];
+    // Around what the own loop's waiters may be ahead.
+    let instant = (0..4_u64).prop_map(|steps| steps * 500);
     let step = prop_oneof![
-        16 => (prop::option::weighted(0.3, any.clone()), prop::bool::weighted(0.2), moment.clone())
-            .prop_map(|(exclude, front, age)| Step::Acquire { exclude, front, age }),
-        12 => (any.clone(), outcome).prop_map(|(which, outcome)| Step::Release { which, outcome }),
+        16 => (
+            0..LOOPS,
+            prop::option::weighted(0.3, any.clone()),
+            prop::bool::weighted(0.2),
+            prop::bool::weighted(0.3),
+            moment.clone(),
+        )
+            .prop_map(|(home, exclude, front, tunnel, age)| Step::Acquire { home, exclude, front, tunnel, age }),
+        12 => (any.clone(), outcome, 0..LOOPS)
+            .prop_map(|(which, outcome, home)| Step::Release { which, outcome, home }),
+        2 => any.clone().prop_map(Step::TunnelEnded),
         3 => any.clone().prop_map(Step::Cancel),
         4 => any.clone().prop_map(Step::Patience),
-        2 => (0..3_u32).prop_map(|app_generation| Step::Add { app_generation }),
+        2 => (0..3_u32, prop::bool::weighted(0.7))
+            .prop_map(|(app_generation, ours)| Step::Add { app_generation, ours }),
         5 => any.clone().prop_map(Step::Ready),
         1 => any.clone().prop_map(Step::Drain),
         1 => any.clone().prop_map(Step::Died),
@@ -64,7 +79,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any.prop_map(Step::Suspect),
         1 => Just(Step::Fail),
         2 => Just(Step::Recover),
-        4 => moment.prop_map(Step::Pass),
+        3 => moment.prop_map(|millis| Step::Pass(millis * 1000)),
+        6 => instant.prop_map(Step::Pass),
     ];
     prop::collection::vec(step, 1..160)
 }
@@ -73,9 +89,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 struct ModelWorker {
     id: WorkerId,
     app_generation: u32,
-    phase: Phase,
+    standing: Standing,
+    ours: bool,
     in_flight: u32,
     served: u64,
+    tunnels: u32,
+    upgrading: u32,
     /// Orders the workers that are otherwise equal; see `Model::before`.
     stamp: i64,
     removed: bool,
@@ -86,8 +105,18 @@ struct ModelWaiter {
     waiter: Waiter,
     ticket: Ticket,
     exclude: Option<WorkerId>,
+    tunnel: bool,
     since: Instant,
+    came: Instant,
     front: bool,
+}
+
+impl ModelWaiter {
+    /// Whether it came up to a millisecond later than another, by the clock that orders them.
+    fn nearly_as_old(&self, other: &ModelWaiter) -> bool {
+        let clock = |waiter: &ModelWaiter| if self.front { waiter.since } else { waiter.came };
+        self.front == other.front && clock(self) <= clock(other) + HOME_ADVANTAGE
+    }
 }
 
 struct Model {
@@ -104,24 +133,31 @@ struct Model {
 
 impl Model {
     fn eligible(&self) -> usize {
-        self.workers.iter().filter(|worker| worker.phase == Phase::Ready).count()
+        self.workers.iter().filter(|worker| worker.standing == Standing::Ready).count()
     }
 
     fn has_room(&self, worker: &ModelWorker) -> bool {
-        worker.phase == Phase::Ready && worker.in_flight < self.concurrency
+        worker.standing == Standing::Ready && worker.in_flight < self.concurrency
     }
 
-    fn suits(&self, worker: &ModelWorker, exclude: Option<WorkerId>) -> bool {
-        self.has_room(worker) && (exclude != Some(worker.id) || self.eligible() == 1)
+    fn suits(&self, worker: &ModelWorker, exclude: Option<WorkerId>, tunnel: bool) -> bool {
+        self.has_room(worker) && self.would_do(worker, exclude, tunnel)
     }
 
-    fn choose(&self, exclude: Option<WorkerId>) -> Option<usize> {
+    /// Whether a worker is worth waiting for.
+    fn would_do(&self, worker: &ModelWorker, exclude: Option<WorkerId>, tunnel: bool) -> bool {
+        let room = !tunnel || worker.tunnels + worker.upgrading < MAX_TUNNELS;
+        worker.standing == Standing::Ready && room && (exclude != Some(worker.id) || self.eligible() == 1)
+    }
+
+    fn choose(&self, exclude: Option<WorkerId>, tunnel: bool) -> Option<usize> {
         let rank = |worker: &ModelWorker| {
             let load = if self.balance == Balance::RoundRobin { 0 } else { worker.in_flight };
             let stamp = if self.balance == Balance::Lifo { -worker.stamp } else { worker.stamp };
-            (u32::MAX - worker.app_generation, load, stamp)
+            let tunnels = if tunnel { worker.tunnels + worker.upgrading } else { 0 };
+            (u32::MAX - worker.app_generation, tunnels, load, stamp)
         };
-        let suited = (0..self.workers.len()).filter(|&index| self.suits(&self.workers[index], exclude));
+        let suited = (0..self.workers.len()).filter(|&index| self.suits(&self.workers[index], exclude, tunnel));
         suited.min_by_key(|&index| rank(&self.workers[index]))
     }
 
@@ -130,46 +166,57 @@ impl Model {
         self.stamp
     }
 
-    fn take(&mut self, index: usize) -> WorkerId {
+    fn take(&mut self, index: usize, tunnel: bool) -> WorkerId {
         let stamp = self.next_stamp();
         let worker = &mut self.workers[index];
         worker.in_flight += 1;
+        worker.upgrading += u32::from(tunnel);
         // LIFO puts one that was given a request behind those equal to it, and one whose request ended before them.
         worker.stamp = if self.balance == Balance::Lifo { -stamp } else { stamp };
         worker.id
     }
 
     /// A request on this worker ends; who gets its slot.
-    fn release(&mut self, id: WorkerId, outcome: Outcome) -> Option<(Waiter, WorkerId)> {
+    fn release(&mut self, id: WorkerId, tunnel: bool, outcome: Outcome, home: u16) -> Option<(Waiter, WorkerId)> {
         let stamp = self.next_stamp();
         let (balance, concurrency) = (self.balance, self.concurrency);
         let worker = self.worker(id)?;
         let was_full = worker.in_flight == concurrency;
         worker.in_flight -= 1;
-        let phase = worker.phase;
+        worker.upgrading -= u32::from(tunnel);
+        worker.tunnels += u32::from(outcome == Outcome::Tunnel);
+        let standing = worker.standing;
         let mut told = Vec::new();
-        if matches!(outcome, Outcome::Answered | Outcome::Broken | Outcome::Tunnel) {
+        if matches!(outcome, Outcome::Answered | Outcome::Broken | Outcome::Lost | Outcome::Tunnel) {
             worker.served += 1;
-            if worker.served == REQUEST_LIMIT && matches!(phase, Phase::Ready | Phase::Unreachable) {
+            if worker.served == REQUEST_LIMIT && matches!(standing, Standing::Ready | Standing::Unreachable) {
                 told.push(Notice::Threshold(id));
             }
         }
-        if phase == Phase::Ready && (balance != Balance::RoundRobin || was_full) {
+        if standing == Standing::Ready && (balance != Balance::RoundRobin || was_full) {
             worker.stamp = stamp;
         }
-        if phase == Phase::Draining && worker.in_flight == 0 {
+        if standing == Standing::Draining && worker.in_flight == 0 {
             told.push(Notice::Drained(id));
         }
         self.notices.extend(told);
         self.forget();
-        self.hand_on(id)
+        self.hand_on(id, Some(home))
     }
 
-    fn hand_on(&mut self, id: WorkerId) -> Option<(Waiter, WorkerId)> {
+    fn hand_on(&mut self, id: WorkerId, home: Option<u16>) -> Option<(Waiter, WorkerId)> {
         let index = self.workers.iter().position(|worker| worker.id == id)?;
-        let first = self.queue.iter().position(|waiter| self.suits(&self.workers[index], waiter.exclude))?;
-        let waiter = self.queue.remove(first).waiter;
-        Some((waiter, self.take(index)))
+        let suited = |waiter: &ModelWaiter| self.suits(&self.workers[index], waiter.exclude, waiter.tunnel);
+        let oldest = self.queue.iter().position(suited)?;
+        let own = self.queue.iter().position(|waiter| Some(waiter.waiter.loop_index) == home && suited(waiter));
+        let chosen = own.filter(|&own| self.queue[own].nearly_as_old(&self.queue[oldest])).unwrap_or(oldest);
+        let waiter = &self.queue[chosen];
+        let passed_over = self.queue[..chosen].iter().filter(|other| suited(other));
+        for other in passed_over {
+            assert!(waiter.nearly_as_old(other), "{other:?} is passed over by {waiter:?}");
+        }
+        let ModelWaiter { waiter, tunnel, .. } = self.queue.remove(chosen);
+        Some((waiter, self.take(index, tunnel)))
     }
 
     fn worker(&mut self, id: WorkerId) -> Option<&mut ModelWorker> {
@@ -183,17 +230,17 @@ impl Model {
         self.notices.retain(|notice| !dead.contains(&subject(*notice)));
     }
 
-    /// A worker changes its phase; the grants that follow from it.
-    fn enter(&mut self, id: WorkerId, phase: Phase, now: Instant) -> Vec<(Waiter, WorkerId)> {
+    /// A worker changes its standing; the grants that follow from it.
+    fn enter(&mut self, id: WorkerId, standing: Standing, now: Instant) -> Vec<(Waiter, WorkerId)> {
         let (eligible, stamp) = (self.eligible(), self.next_stamp());
         let Some(worker) = self.worker(id) else { return Vec::new() };
-        worker.phase = phase;
-        if phase == Phase::Ready {
+        worker.standing = standing;
+        if standing == Standing::Ready {
             worker.stamp = stamp;
             if eligible == 0 {
                 self.last_ready = now;
             }
-            return std::iter::from_fn(|| self.hand_on(id)).collect();
+            return std::iter::from_fn(|| self.hand_on(id, None)).collect();
         }
         if self.eligible() == eligible {
             return Vec::new();
@@ -201,8 +248,8 @@ impl Model {
         match self.eligible() {
             0 => self.last_unready = now,
             1 => {
-                let last = self.workers.iter().find(|worker| worker.phase == Phase::Ready).unwrap().id;
-                return std::iter::from_fn(|| self.hand_on(last)).collect();
+                let last = self.workers.iter().find(|worker| worker.standing == Standing::Ready).unwrap().id;
+                return std::iter::from_fn(|| self.hand_on(last, None)).collect();
             }
             _ => (),
         }
@@ -259,7 +306,7 @@ impl Run {
             queue_size: QUEUE_SIZE,
             queue_timeout: QUEUE_TIMEOUT,
             hold: HOLD,
-            max_tunnels: 2,
+            max_tunnels: MAX_TUNNELS,
         };
         let dispatch = Dispatch::new(policy, 5, now);
         let delivered = Arc::new(Mutex::new(Vec::new()));
@@ -305,8 +352,23 @@ impl Run {
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Acquire { exclude, front, age } => self.acquire(exclude, front, age),
-            Step::Release { which, outcome } => self.release(which, outcome),
+            Step::Acquire { home, exclude, front, tunnel, age } => {
+                let exclude = exclude.and_then(|which| self.worker_id(which));
+                // An age before the run's first moment may not be sayable.
+                let since = self.now.checked_sub(Duration::from_millis(age)).unwrap_or(self.now);
+                self.acquire(home, Ask { since, exclude, front, tunnel });
+            }
+            Step::Release { which, outcome, home } => self.release(which, outcome, home),
+            Step::TunnelEnded(which) => {
+                if let Some(id) = self.worker_id(which) {
+                    self.dispatch.tunnel_ended(id);
+                    let worker = self.model.worker(id).unwrap();
+                    worker.tunnels = worker.tunnels.saturating_sub(1);
+                    let expected = self.model.hand_on(id, None);
+                    let delivered = self.take_delivered();
+                    self.granted(delivered, expected.into_iter().collect());
+                }
+            }
             Step::Cancel(which) if !self.model.queue.is_empty() => {
                 let gone = self.model.queue.remove(which % self.model.queue.len());
                 assert!(self.dispatch.cancel(gone.ticket));
@@ -316,7 +378,7 @@ impl Run {
             Step::Patience(which) if !self.model.queue.is_empty() => {
                 self.patience(which % self.model.queue.len());
             }
-            Step::Add { app_generation } => self.add(app_generation),
+            Step::Add { app_generation, ours } => self.add(app_generation, ours),
             Step::Fail => {
                 let told = self.dispatch.fail();
                 let expected: Vec<_> = self.model.queue.drain(..).map(|waiter| waiter.waiter).collect();
@@ -328,7 +390,7 @@ impl Run {
                 self.dispatch.recover();
                 self.model.failed = false;
             }
-            Step::Pass(millis) => self.now += Duration::from_millis(millis),
+            Step::Pass(micros) => self.now += Duration::from_micros(micros),
             Step::Cancel(_) | Step::Patience(_) => (),
             Step::Ready(which)
             | Step::Drain(which)
@@ -344,61 +406,67 @@ impl Run {
         self.check();
     }
 
-    fn acquire(&mut self, exclude: Option<usize>, front: bool, age: u64) {
+    fn acquire(&mut self, home: u16, ask: Ask) {
         self.asked += 1;
-        let waiter = waiter(self.asked);
-        let exclude = exclude.and_then(|which| self.worker_id(which));
-        // An age before the run's first moment may not be sayable.
-        let since = self.now.checked_sub(Duration::from_millis(age)).unwrap_or(self.now);
-        let answer = self.dispatch.acquire(waiter, Ask { since, exclude, front }, self.now);
+        let waiter = waiter_of(home, self.asked);
+        let Ask { since, exclude, front, tunnel } = ask;
+        let answer = self.dispatch.acquire(waiter, ask, self.now);
         let model = &mut self.model;
         if model.failed {
             assert!(matches!(answer, Acquire::Failed), "{answer:?}");
             return self.end(waiter, End::Refused);
         }
-        match (model.choose(exclude), answer) {
+        let hopeless = model.eligible() > 0 && !model.workers.iter().any(|it| model.would_do(it, exclude, tunnel));
+        match (model.choose(exclude, tunnel), answer) {
             (Some(index), Acquire::Granted(permit)) => {
-                let expected = model.take(index);
+                let expected = model.take(index, tunnel);
                 let got = permit.worker();
                 self.permits.push(permit);
                 assert_eq!(got, expected);
                 self.end(waiter, End::Granted);
             }
+            (None, Acquire::NoTunnel) => {
+                assert!(tunnel && hopeless);
+                self.end(waiter, End::Refused);
+            }
             (None, Acquire::Full) => {
-                assert!(!front && model.queue.len() >= QUEUE_SIZE);
+                assert!(!front && !hopeless && model.queue.len() >= QUEUE_SIZE);
                 // One who would take any worker might still be served by the one that was excluded.
-                assert_eq!(self.dispatch.queue_is_full(), model.choose(None).is_none());
+                assert_eq!(self.dispatch.queue_is_full(), model.choose(None, false).is_none());
                 self.end(waiter, End::Refused);
             }
             (None, Acquire::Queued(ticket)) => {
-                assert!(front || model.queue.len() < QUEUE_SIZE, "the bound is passed");
+                assert!(!hopeless && (front || model.queue.len() < QUEUE_SIZE), "the bound is passed");
                 let place = match front {
                     true => model.queue.iter().position(|other| !other.front || other.since > since),
                     false => None,
                 };
-                let waiting = ModelWaiter { waiter, ticket, exclude, since, front };
+                let waiting = ModelWaiter { waiter, ticket, exclude, tunnel, since, came: self.now, front };
                 model.queue.insert(place.unwrap_or(model.queue.len()), waiting);
             }
             (expected, answer) => panic!("{answer:?} instead of {expected:?}"),
         }
     }
 
-    fn release(&mut self, which: usize, outcome: Outcome) {
+    fn release(&mut self, which: usize, outcome: Outcome, home: u16) {
         if self.permits.is_empty() {
             return;
         }
         let permit = self.permits.swap_remove(which % self.permits.len());
-        let id = permit.worker();
-        let grant = self.dispatch.release(permit, outcome, self.now);
+        let (id, tunnel) = (permit.worker(), permit.0.tunnel());
+        let grant = self.dispatch.release(permit, outcome, self.now, home);
         let mut expected = Vec::new();
-        if outcome == Outcome::Unreachable {
-            let ready = self.model.worker(id).is_some_and(|worker| worker.phase == Phase::Ready);
-            if ready {
-                self.model.notices.push(Notice::Unreachable(id));
-                expected = self.model.enter(id, Phase::Unreachable, self.now);
-            }
+        let ready = self.model.worker(id).filter(|worker| worker.standing == Standing::Ready);
+        let gone = ready.is_some_and(|worker| match outcome {
+            Outcome::Unreachable => true,
+            Outcome::Lost => worker.ours && worker.in_flight == 1,
+            _ => false,
+        });
+        if gone {
+            self.model.notices.push(Notice::Unreachable(id));
+            expected = self.model.enter(id, Standing::Unreachable, self.now);
         }
-        expected.extend(self.model.release(id, outcome));
+        expected.extend(self.model.release(id, tunnel, outcome, home));
         let rest = self.take_delivered();
         self.granted(grant.into_iter().chain(rest), expected);
     }
@@ -428,16 +496,20 @@ impl Run {
         }
     }
 
-    fn add(&mut self, app_generation: u32) {
-        let added = self.dispatch.add(at_nowhere("any"), app_generation, Some(REQUEST_LIMIT));
+    fn add(&mut self, app_generation: u32, ours: bool) {
+        let target = Target { supervised: ours, ..at_nowhere("any") };
+        let added = self.dispatch.add(target, app_generation, Some(REQUEST_LIMIT));
         assert_eq!(added.is_none(), self.model.workers.len() == 5, "the table's limit");
         if let Some(id) = added {
             self.model.workers.push(ModelWorker {
                 id,
                 app_generation,
-                phase: Phase::Starting,
+                standing: Standing::Starting,
+                ours,
                 in_flight: 0,
                 served: 0,
+                tunnels: 0,
+                upgrading: 0,
                 stamp: 0,
                 removed: false,
             });
@@ -446,39 +518,40 @@ impl Run {
 
     fn change(&mut self, step: &Step, id: WorkerId) {
         let now = self.now;
-        let (phase, in_flight) = self.model.worker(id).map(|worker| (worker.phase, worker.in_flight)).unwrap();
+        let worker = self.model.worker(id).unwrap();
+        let (standing, in_flight, ours) = (worker.standing, worker.in_flight, worker.ours);
         let mut grants = Vec::new();
         let mut expected = Vec::new();
         match step {
             Step::Ready(_) => {
                 grants = self.dispatch.ready(id, now);
-                if matches!(phase, Phase::Starting | Phase::Unreachable) {
-                    expected = self.model.enter(id, Phase::Ready, now);
+                if matches!(standing, Standing::Starting | Standing::Unreachable) {
+                    expected = self.model.enter(id, Standing::Ready, now);
                 }
             }
             Step::Drain(_) => {
                 self.dispatch.drain(id, now);
-                if !matches!(phase, Phase::Draining | Phase::Dead) {
-                    expected = self.model.enter(id, Phase::Draining, now);
+                if !matches!(standing, Standing::Draining | Standing::Dead) {
+                    expected = self.model.enter(id, Standing::Draining, now);
                     self.model.notices.extend((in_flight == 0).then_some(Notice::Drained(id)));
                 }
             }
             Step::Died(_) => {
                 self.dispatch.died(id, now);
-                expected = self.model.enter(id, Phase::Dead, now);
-                assert_eq!(self.dispatch.is_alive(id), Some(false));
+                expected = self.model.enter(id, Standing::Dead, now);
+                assert_eq!(self.dispatch.is_alive(id), ours.then_some(false));
             }
             Step::Remove(_) => {
                 self.dispatch.remove(id, now);
                 self.model.worker(id).unwrap().removed = true;
-                expected = self.model.enter(id, Phase::Dead, now);
+                expected = self.model.enter(id, Standing::Dead, now);
                 self.model.forget();
                 assert_eq!(self.dispatch.target(id).is_some(), in_flight > 0);
             }
             Step::Unreachable(_) => {
                 self.dispatch.unreachable(id, now);
-                if phase == Phase::Ready {
-                    expected = self.model.enter(id, Phase::Unreachable, now);
+                if standing == Standing::Ready {
+                    expected = self.model.enter(id, Standing::Unreachable, now);
                 }
             }
             _ => {
@@ -499,7 +572,7 @@ impl Run {
         self.model.notices.clear();
         let model = &self.model;
         for waiter in &model.queue {
-            let idle = model.workers.iter().find(|worker| model.suits(worker, waiter.exclude));
+            let idle = model.workers.iter().find(|worker| model.suits(worker, waiter.exclude, waiter.tunnel));
             assert!(idle.is_none(), "{waiter:?} waits while there is {idle:?}");
             assert!(!self.ends.contains_key(&waiter.waiter), "{waiter:?} waits and has ended");
         }
@@ -508,8 +581,8 @@ impl Run {
         for worker in &snapshot.workers {
             let expected = model.workers.iter().find(|expected| expected.id == worker.id).unwrap();
             let (got, expected) = (
-                (worker.phase, worker.in_flight, worker.served, worker.app_generation),
-                (expected.phase, expected.in_flight, expected.served, expected.app_generation),
+                (worker.standing, worker.in_flight, worker.served, worker.tunnels, worker.app_generation),
+                (expected.standing, expected.in_flight, expected.served, expected.tunnels, expected.app_generation),
             );
             assert_eq!(got, expected);
         }
@@ -519,7 +592,7 @@ impl Run {
     /// All permits come back, all who wait leave: then nothing is left, and everyone has ended once.
     fn close(mut self) {
         while !self.permits.is_empty() {
-            self.step(Step::Release { which: 0, outcome: Outcome::Answered });
+            self.step(Step::Release { which: 0, outcome: Outcome::Answered, home: 0 });
         }
         while !self.model.queue.is_empty() {
             self.step(Step::Cancel(0));
@@ -549,7 +622,7 @@ proptest! {
     ) {
         let mut run = Run::new(balance, concurrency);
         for app_generation in [0, 1] {
-            run.step(Step::Add { app_generation });
+            run.step(Step::Add { app_generation, ours: true });
             run.step(Step::Ready(app_generation as usize));
         }
         steps.into_iter().for_each(|step| run.step(step));

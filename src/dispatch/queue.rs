@@ -1,49 +1,101 @@
 //! The waiters: a bounded line, first come first served, with cancel by ticket in constant time.
 //!
-//! The line is threaded through an array of nodes that is reserved once; so are the free nodes, by the same links. Those who
-//! rejoin stand at its head, ordered by their clocks. All access is under the dispatch's lock.
+//! Nodes stand in an array that is reserved once; the free ones are chained through it. Each waiter stands in two lines threaded
+//! through the nodes: that of all loops, and that of its own loop. Requests that want a tunnel have lines of their own, for a
+//! worker full of tunnels passes over all of them, however many they are. In each line those who rejoined stand first, by
+//! their clocks, and behind them the others as they came: the oldest of all, or of one loop, is the older of two heads. All access
+//! is under the dispatch's lock.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::{Waiter, WorkerId};
+use super::Waiter;
+use super::types::{Slot, Wish};
 use crate::buffers::slots::Key;
 use crate::planted::{self, Bug};
 
 /// No node.
 const NONE: u32 = u32::MAX;
 
+/// Who came at most so much later than the oldest goes first where a slot comes free on its own loop. A grant for another loop costs
+/// a letter and a bell there: with two loops that share workers of one request at a time, half of all grants, and a third of the CPU
+/// of a request. One millisecond is what a loop's turn takes when requests queue, so nobody could tell.
+pub const HOME_ADVANTAGE: Duration = Duration::from_millis(1);
+
+/// For so many loops the ends of their lines are reserved: as many as the settings allow.
+const LOOPS: usize = 1024;
+
+/// Which of its two lines a link belongs to.
+#[derive(Clone, Copy)]
+enum Scope {
+    All = 0,
+    Loop = 1,
+}
+
 /// One who waits.
 pub(super) struct Node {
     pub waiter: Waiter,
-    /// The worker it would rather not get, or [`Key::NONE`].
-    pub exclude: WorkerId,
+    pub wish: Wish,
     /// Its request's clock.
     pub since: Instant,
+    /// When it came to the line; never earlier than who came before, whatever the loops' clocks say.
+    came: Instant,
+    /// Orders those who came, or rejoined, at the same moment.
+    number: u64,
     /// How often this node was used; even while it is free, so that no ticket names a free node.
     generation: u32,
-    previous: u32,
-    next: u32,
+    links: [Links; 2],
     /// Whether it rejoined, and so stands in the ordered part at the head.
     front: bool,
     /// Only ever set by a planted fault: a waiter who left and still stands in the line.
+    departed: bool,
+}
+
+/// Who stands before a node in a line, and who behind. Of a free node, `next` chains the free ones.
+#[derive(Clone, Copy)]
+struct Links {
+    previous: u32,
+    next: u32,
+}
+
+/// The ends of a line.
+#[derive(Clone, Copy)]
+struct Ends {
+    head: u32,
+    tail: u32,
+}
+
+const UNLINKED: Links = Links { previous: NONE, next: NONE };
+const EMPTY: Ends = Ends { head: NONE, tail: NONE };
+
+/// One who was taken out of the line.
+pub(super) struct Removed {
+    pub waiter: Waiter,
+    pub tunnel: bool,
+    /// True only for one who, by a planted fault, is long gone.
     pub departed: bool,
 }
 
 pub(super) struct Queue {
     nodes: Vec<Node>,
-    /// The first of the free nodes, chained by `next`.
+    /// The first of the free nodes.
     free: u32,
-    head: u32,
-    tail: u32,
+    /// Two of all loops and two of each: without a tunnel and for one; [`line_of`] says which is where.
+    lines: Vec<Ends>,
     len: usize,
     limit: usize,
+    /// When the last one came.
+    latest: Option<Instant>,
+    /// How many have come.
+    came: u64,
 }
 
 impl Queue {
     /// A line for `limit` waiters and, beyond these, room for `rejoining` who come back with a permit's failure.
     pub fn new(limit: usize, rejoining: usize) -> Queue {
         let nodes = Vec::with_capacity(limit.saturating_add(rejoining));
-        Queue { nodes, free: NONE, head: NONE, tail: NONE, len: 0, limit }
+        let mut lines = Vec::with_capacity(2 * (1 + LOOPS));
+        lines.resize(2, EMPTY);
+        Queue { nodes, free: NONE, lines, len: 0, limit, latest: None, came: 0 }
     }
 
     pub fn len(&self) -> usize {
@@ -64,24 +116,30 @@ impl Queue {
     }
 
     /// Puts a waiter at the end of the line.
-    pub fn push(&mut self, waiter: Waiter, exclude: WorkerId, since: Instant) -> Key {
-        let index = self.node(waiter, exclude, since, false);
-        self.insert_before(index, NONE);
+    pub fn push(&mut self, waiter: Waiter, wish: Wish, since: Instant, now: Instant) -> Key {
+        let index = self.node(waiter, wish, since, now, false);
+        for scope in [Scope::All, Scope::Loop] {
+            self.insert_before(scope, index, NONE);
+        }
+        self.len += 1;
         self.ticket(index)
     }
 
     /// Puts a waiter at the head of the line, behind those who rejoined with an older clock (or an equal one).
-    pub fn rejoin(&mut self, waiter: Waiter, exclude: WorkerId, since: Instant) -> Key {
-        let index = self.node(waiter, exclude, since, true);
-        let mut behind = self.head;
-        while behind != NONE {
-            let node = &self.nodes[behind as usize];
-            if !node.front || node.since > since {
-                break;
+    pub fn rejoin(&mut self, waiter: Waiter, wish: Wish, since: Instant, now: Instant) -> Key {
+        let index = self.node(waiter, wish, since, now, true);
+        for scope in [Scope::All, Scope::Loop] {
+            let mut behind = self.lines[line_of(scope, waiter.loop_index, wish.tunnel)].head;
+            while behind != NONE {
+                let node = &self.nodes[behind as usize];
+                if !node.front || node.since > since {
+                    break;
+                }
+                behind = node.links[scope as usize].next;
             }
-            behind = node.next;
+            self.insert_before(scope, index, behind);
         }
-        self.insert_before(index, behind);
+        self.len += 1;
         self.ticket(index)
     }
 
@@ -103,133 +161,237 @@ impl Queue {
 
     /// The first in the line.
     pub fn first(&self) -> Option<u32> {
-        (self.head != NONE).then_some(self.head)
+        let heads = [false, true].map(|tunnel| self.lines[line_of(Scope::All, 0, tunnel)].head);
+        self.older(heads.map(|head| (head != NONE).then_some(head)))
     }
 
-    /// The first in the line who takes a slot of `worker`: one who would rather have another (`choosy`) is passed over.
+    /// Who gets a slot: the oldest whom it suits, or, if it came free on a loop, the oldest of that loop, unless another is older by
+    /// more than [`HOME_ADVANTAGE`] or has rejoined.
     #[inline]
-    pub fn first_for(&self, worker: WorkerId, choosy: bool) -> Option<u32> {
-        let mut index = self.head;
-        let mut found = None;
-        while index != NONE {
-            let node = &self.nodes[index as usize];
-            if !(choosy && node.exclude == worker) {
-                found = Some(index);
-                if !planted::active(Bug::QueueJump) || !planted::strikes(Bug::QueueJump, 2) {
-                    break;
-                }
-            }
-            index = node.next;
+    pub fn first_for(&self, slot: &Slot, home: Option<u16>) -> Option<u32> {
+        let oldest = self.oldest_for(slot, Scope::All, 0)?;
+        if planted::strikes(Bug::QueueJump, 2) {
+            let youngest = self.line(false).filter(|(_, node)| slot.suits(node.wish.exclude)).last();
+            return youngest.map(|(index, _)| index).or(Some(oldest));
         }
-        found
+        let Some(home) = home else { return Some(oldest) };
+        if self.nodes[oldest as usize].waiter.loop_index == home {
+            return Some(oldest);
+        }
+        let own = self.oldest_for(slot, Scope::Loop, home).filter(|&own| self.nearly_as_old(own, oldest));
+        own.or(Some(oldest))
     }
 
-    /// Takes a waiter out of the line; the second is true only for one who, by a planted fault, is long gone.
+    /// Takes a waiter out of the line.
     #[inline]
-    pub fn remove(&mut self, index: u32) -> (Waiter, bool) {
-        let free = self.free;
+    pub fn remove(&mut self, index: u32) -> Removed {
+        for scope in [Scope::All, Scope::Loop] {
+            self.unlink(scope, index);
+        }
         let node = &mut self.nodes[index as usize];
         debug_assert!(is_waiting(node), "a free node was taken out of the line");
-        let (previous, next, waiter, departed) = (node.previous, node.next, node.waiter, node.departed);
         node.generation = node.generation.wrapping_add(1);
-        node.next = free;
+        node.links[0].next = self.free;
         self.free = index;
-        match previous {
-            NONE => self.head = next,
-            _ => self.nodes[previous as usize].next = next,
-        }
-        match next {
-            NONE => self.tail = previous,
-            _ => self.nodes[next as usize].previous = previous,
-        }
         self.len -= 1;
-        (waiter, departed)
+        Removed { waiter: node.waiter, tunnel: node.wish.tunnel, departed: node.departed }
     }
 
-    /// Those who wait, first to last.
+    /// Those who wait, first to last: without a tunnel, or for one.
+    pub fn line(&self, tunnel: bool) -> impl Iterator<Item = (u32, &Node)> {
+        self.walk(line_of(Scope::All, 0, tunnel), Scope::All)
+    }
+
+    /// All who wait, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Node> {
-        let mut index = self.head;
-        std::iter::from_fn(move || {
-            let node = self.nodes.get(index as usize)?;
-            index = node.next;
-            Some(node)
-        })
+        [false, true].into_iter().flat_map(|tunnel| self.line(tunnel)).map(|(_, node)| node)
     }
 
-    /// What is wrong with the line, if anything.
-    pub fn fault(&self) -> Option<&'static str> {
-        let (mut index, mut previous, mut count) = (self.head, NONE, 0);
-        while index != NONE {
-            let node = &self.nodes[index as usize];
-            if !is_waiting(node) {
-                return Some("a free node stands in the queue");
+    /// The older of two who wait.
+    #[inline]
+    pub fn older(&self, pair: [Option<u32>; 2]) -> Option<u32> {
+        match pair {
+            [Some(one), Some(other)] => {
+                let ahead = self.nodes[other as usize].stands_before(&self.nodes[one as usize]);
+                Some(if ahead { other } else { one })
             }
-            if node.previous != previous {
-                return Some("the queue's links disagree");
-            }
-            if node.front && previous != NONE {
-                let ahead = &self.nodes[previous as usize];
-                if !ahead.front || ahead.since > node.since {
-                    return Some("one who rejoined stands in the wrong place");
-                }
-            }
-            count += 1;
-            if count > self.len {
-                return Some("the queue holds more than it counts");
-            }
-            (previous, index) = (index, node.next);
+            [one, other] => one.or(other),
         }
-        if previous != self.tail || count != self.len {
-            return Some("the queue holds fewer than it counts");
+    }
+
+    /// What is wrong with the lines, if anything.
+    pub fn fault(&self) -> Option<&'static str> {
+        let mut counts = [0; 2];
+        for line in 0..self.lines.len() {
+            let scope = if line < 2 { Scope::All } else { Scope::Loop };
+            match self.line_length(line, scope) {
+                Ok(length) => counts[scope as usize] += length,
+                Err(fault) => return Some(fault),
+            }
+        }
+        if counts != [self.len; 2] {
+            return Some("the lines hold more or fewer than the queue counts");
         }
         let waiting = self.nodes.iter().filter(|node| is_waiting(node)).count();
         (waiting != self.len).then_some("a living ticket stands outside the queue")
     }
 
+    /// How many stand in a line, or what is wrong with it.
+    fn line_length(&self, line: usize, scope: Scope) -> Result<usize, &'static str> {
+        let (mut previous, mut count) = (NONE, 0);
+        for (index, node) in self.walk(line, scope) {
+            if !is_waiting(node) {
+                return Err("a free node stands in the queue");
+            }
+            if line_of(scope, node.waiter.loop_index, node.wish.tunnel) != line {
+                return Err("a waiter stands in the line of another loop, or of other wishes");
+            }
+            if node.links[scope as usize].previous != previous {
+                return Err("the queue's links disagree");
+            }
+            if previous != NONE && !self.nodes[previous as usize].stands_before(node) {
+                return Err("a waiter stands in the wrong place");
+            }
+            count += 1;
+            if count > self.len {
+                return Err("the queue holds more than it counts");
+            }
+            previous = index;
+        }
+        if previous == self.lines[line].tail { Ok(count) } else { Err("a line has a wrong end") }
+    }
+
+    fn walk(&self, line: usize, scope: Scope) -> impl Iterator<Item = (u32, &Node)> {
+        let mut index = self.lines.get(line).map_or(NONE, |ends| ends.head);
+        std::iter::from_fn(move || {
+            let at = index;
+            let node = self.nodes.get(at as usize)?;
+            index = node.links[scope as usize].next;
+            Some((at, node))
+        })
+    }
+
+    /// The oldest whom a slot suits, of all or of one loop.
+    #[inline]
+    fn oldest_for(&self, slot: &Slot, scope: Scope, loop_index: u16) -> Option<u32> {
+        let plain = self.first_suited(slot, scope, line_of(scope, loop_index, false));
+        if !slot.tunnel {
+            return plain;
+        }
+        self.older([plain, self.first_suited(slot, scope, line_of(scope, loop_index, true))])
+    }
+
+    /// The first of a line whom a slot suits: those who would rather have another worker are passed over.
+    #[inline]
+    fn first_suited(&self, slot: &Slot, scope: Scope, line: usize) -> Option<u32> {
+        let mut waiting = self.walk(line, scope);
+        waiting.find(|(_, node)| slot.suits(node.wish.exclude)).map(|(index, _)| index)
+    }
+
+    /// Whether the oldest of a loop may go before the oldest of all.
+    #[inline]
+    fn nearly_as_old(&self, own: u32, oldest: u32) -> bool {
+        let (own, oldest) = (&self.nodes[own as usize], &self.nodes[oldest as usize]);
+        match (own.front, oldest.front) {
+            (true, true) => own.since.saturating_duration_since(oldest.since) <= HOME_ADVANTAGE,
+            (false, false) => own.came.saturating_duration_since(oldest.came) <= HOME_ADVANTAGE,
+            _ => false,
+        }
+    }
+
     /// A node with these values, linked nowhere yet.
     #[inline]
-    fn node(&mut self, waiter: Waiter, exclude: WorkerId, since: Instant, front: bool) -> u32 {
-        let (mut index, mut generation) = (self.free, 0);
+    fn node(&mut self, waiter: Waiter, wish: Wish, since: Instant, now: Instant, front: bool) -> u32 {
+        let lines = line_of(Scope::Loop, waiter.loop_index, true) + 1;
+        if self.lines.len() < lines {
+            // Once for each loop, and within the reserved room.
+            self.lines.resize(lines, EMPTY);
+        }
+        let came = self.latest.map_or(now, |latest| latest.max(now));
+        self.latest = Some(came);
+        self.came += 1;
+        let number = self.came;
+        let index = self.free;
         if index == NONE {
             // Within the reserved room this allocates nothing. Beyond it are only more rejoining waiters than there are
             // permits, whom to refuse would be worse than one growth of the array.
-            index = self.nodes.len() as u32;
-        } else {
-            let node = &self.nodes[index as usize];
-            (self.free, generation) = (node.next, node.generation);
+            let (generation, links) = (1, [UNLINKED; 2]);
+            let node = Node { waiter, wish, since, came, number, generation, links, front, departed: false };
+            self.nodes.push(node);
+            return self.nodes.len() as u32 - 1;
         }
-        let generation = generation.wrapping_add(1);
-        let node = Node { waiter, exclude, since, generation, previous: NONE, next: NONE, front, departed: false };
-        match self.nodes.get_mut(index as usize) {
-            Some(place) => *place = node,
-            None => self.nodes.push(node),
-        }
+        // Field by field: a node that is made whole and then moved here is written twice.
+        let node = &mut self.nodes[index as usize];
+        self.free = node.links[0].next;
+        (node.waiter, node.wish, node.since) = (waiter, wish, since);
+        (node.came, node.number) = (came, number);
+        node.generation = node.generation.wrapping_add(1);
+        (node.front, node.departed) = (front, false);
         index
     }
 
-    /// Links a node in before another, or at the end.
+    /// Links a node in before another of its line, or at the end.
     #[inline]
-    fn insert_before(&mut self, index: u32, behind: u32) {
+    fn insert_before(&mut self, scope: Scope, index: u32, behind: u32) {
+        let node = &self.nodes[index as usize];
+        let line = &mut self.lines[line_of(scope, node.waiter.loop_index, node.wish.tunnel)];
+        let kind = scope as usize;
         let ahead = match behind {
-            NONE => self.tail,
-            _ => self.nodes[behind as usize].previous,
+            NONE => line.tail,
+            _ => self.nodes[behind as usize].links[kind].previous,
         };
-        let node = &mut self.nodes[index as usize];
-        (node.previous, node.next) = (ahead, behind);
+        self.nodes[index as usize].links[kind] = Links { previous: ahead, next: behind };
         match ahead {
-            NONE => self.head = index,
-            _ => self.nodes[ahead as usize].next = index,
+            NONE => line.head = index,
+            _ => self.nodes[ahead as usize].links[kind].next = index,
         }
         match behind {
-            NONE => self.tail = index,
-            _ => self.nodes[behind as usize].previous = index,
+            NONE => line.tail = index,
+            _ => self.nodes[behind as usize].links[kind].previous = index,
         }
-        self.len += 1;
+    }
+
+    #[inline]
+    fn unlink(&mut self, scope: Scope, index: u32) {
+        let node = &self.nodes[index as usize];
+        let line = &mut self.lines[line_of(scope, node.waiter.loop_index, node.wish.tunnel)];
+        let kind = scope as usize;
+        let Links { previous, next } = node.links[kind];
+        match previous {
+            NONE => line.head = next,
+            _ => self.nodes[previous as usize].links[kind].next = next,
+        }
+        match next {
+            NONE => line.tail = previous,
+            _ => self.nodes[next as usize].links[kind].previous = previous,
+        }
     }
 
     fn ticket(&self, index: u32) -> Key {
         Key { index, generation: self.nodes[index as usize].generation }
     }
+}
+
+impl Node {
+    /// The order of every line.
+    #[inline]
+    fn stands_before(&self, other: &Node) -> bool {
+        match (self.front, other.front) {
+            (true, true) => (self.since, self.number) < (other.since, other.number),
+            (false, false) => self.number < other.number,
+            (front, _) => front,
+        }
+    }
+}
+
+/// Where in [`Queue::lines`] the line stands that a waiter of this loop and wish belongs to.
+#[inline]
+fn line_of(scope: Scope, loop_index: u16, tunnel: bool) -> usize {
+    let first = match scope {
+        Scope::All => 0,
+        Scope::Loop => 2 * (1 + usize::from(loop_index)),
+    };
+    first + usize::from(tunnel)
 }
 
 /// A node's generation is odd while someone waits in it.

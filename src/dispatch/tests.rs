@@ -1,5 +1,8 @@
 //! What the dispatch does, case by case.
 
+mod home;
+mod tunnels;
+
 use std::sync::Mutex;
 use std::sync::atomic::AtomicUsize;
 
@@ -8,12 +11,17 @@ use super::*;
 /// A worker's place that nobody connects to.
 pub(super) fn at_nowhere(label: &str) -> Target {
     let address = socket2::SockAddr::unix("/nonexistent").unwrap();
-    Target { address, label: label.to_owned(), unix: true, supervised: true, number: 0 }
+    Target { address, label: label.to_owned(), unix: true, supervised: true, number: 0, moves: Arc::default() }
 }
 
-/// The waiter of this number.
-pub(super) fn waiter(number: u32) -> Waiter {
-    Waiter { loop_index: 0, exchange: Key { index: number, generation: 1 } }
+/// The waiter of this number, on the first loop.
+fn waiter(number: u32) -> Waiter {
+    waiter_of(0, number)
+}
+
+/// The waiter of this number on a loop.
+pub(super) fn waiter_of(loop_index: u16, number: u32) -> Waiter {
+    Waiter { loop_index, exchange: Key { index: number, generation: 1 } }
 }
 
 fn policy(balance: Balance, concurrency: u32) -> Policy {
@@ -23,8 +31,12 @@ fn policy(balance: Balance, concurrency: u32) -> Policy {
 
 /// A dispatch with so many ready workers of one generation, at the moment of its making.
 fn with_ready(balance: Balance, concurrency: u32, workers: usize) -> (Dispatch, Vec<WorkerId>, Instant) {
+    with_policy(policy(balance, concurrency), workers)
+}
+
+fn with_policy(policy: Policy, workers: usize) -> (Dispatch, Vec<WorkerId>, Instant) {
     let now = Instant::now();
-    let dispatch = Dispatch::new(policy(balance, concurrency), 8, now);
+    let dispatch = Dispatch::new(policy, 8, now);
     let add = |_| {
         let id = dispatch.add(at_nowhere("web"), 1, None).unwrap();
         assert!(dispatch.ready(id, now).is_empty());
@@ -35,7 +47,7 @@ fn with_ready(balance: Balance, concurrency: u32, workers: usize) -> (Dispatch, 
 }
 
 fn ask(since: Instant) -> Ask {
-    Ask { since, exclude: None, front: false }
+    Ask { since, exclude: None, front: false, tunnel: false }
 }
 
 fn grant(answer: Acquire) -> Permit {
@@ -62,10 +74,18 @@ fn wait(dispatch: &Dispatch, number: u32, now: Instant) -> Ticket {
     ticket(dispatch.acquire(waiter(number), ask(now), now))
 }
 
+/// Has the grants that no call can return put aside.
+fn collect(dispatch: &Dispatch) -> Arc<Mutex<Vec<Grant>>> {
+    let delivered = Arc::new(Mutex::new(Vec::new()));
+    let mail = Arc::clone(&delivered);
+    dispatch.on_grant(Box::new(move |grant| mail.lock().unwrap().push(grant)));
+    delivered
+}
+
 /// Gives back all, where nobody waits.
 fn give_back(dispatch: &Dispatch, permits: impl IntoIterator<Item = Permit>, now: Instant) {
     for permit in permits {
-        assert!(dispatch.release(permit, Outcome::Answered, now).is_none());
+        assert!(dispatch.release(permit, Outcome::Answered, now, 0).is_none());
         dispatch.check_invariants();
     }
 }
@@ -164,7 +184,7 @@ fn first_come_first_served_and_bounded() {
     assert!(dispatch.queue_is_full());
     assert!(matches!(dispatch.acquire(waiter(4), ask(now), now), Acquire::Full));
     for number in 1..=3 {
-        let grant = dispatch.release(permit, Outcome::Answered, now).unwrap();
+        let grant = dispatch.release(permit, Outcome::Answered, now, 0).unwrap();
         assert_eq!(grant.waiter, waiter(number));
         permit = grant.permit;
         dispatch.check_invariants();
@@ -183,10 +203,10 @@ fn a_cancelled_waiter_is_passed_over_and_its_ticket_is_dead() {
     let again = wait(&dispatch, 4, now);
     assert_ne!(again, middle, "a place that is used again has another name");
     let mut order = Vec::new();
-    let mut grant = dispatch.release(permit, Outcome::Unused, now);
+    let mut grant = dispatch.release(permit, Outcome::Unused, now, 0);
     while let Some(Grant { waiter, permit }) = grant {
         order.push(waiter);
-        grant = dispatch.release(permit, Outcome::Answered, now);
+        grant = dispatch.release(permit, Outcome::Answered, now, 0);
     }
     assert_eq!(order, [waiter(1), waiter(3), waiter(4)]);
     assert!(!dispatch.cancel(again), "a granted one is in the mail");
@@ -201,14 +221,14 @@ fn those_who_rejoin_stand_first_by_their_clocks_and_are_never_refused() {
     }
     let second = Duration::from_secs(1);
     for (number, since) in [(4, now + second), (5, now), (6, now + 2 * second), (7, now + second)] {
-        let _ = ticket(dispatch.acquire(waiter(number), Ask { since, exclude: None, front: true }, now));
+        let _ = ticket(dispatch.acquire(waiter(number), Ask { since, exclude: None, front: true, tunnel: false }, now));
         dispatch.check_invariants();
     }
     let mut order = Vec::new();
-    let mut grant = dispatch.release(permit, Outcome::Unused, now);
+    let mut grant = dispatch.release(permit, Outcome::Unused, now, 0);
     while let Some(Grant { waiter, permit }) = grant {
         order.push(waiter.exchange.index);
-        grant = dispatch.release(permit, Outcome::Answered, now);
+        grant = dispatch.release(permit, Outcome::Answered, now, 0);
     }
     assert_eq!(order, [5, 4, 7, 6, 1, 2, 3]);
 }
@@ -216,17 +236,17 @@ fn those_who_rejoin_stand_first_by_their_clocks_and_are_never_refused() {
 #[test]
 fn an_excluded_worker_is_passed_over_while_there_is_another() {
     let (dispatch, ids, now) = with_ready(Balance::Lifo, 1, 2);
-    let not_second = Ask { since: now, exclude: Some(ids[1]), front: false };
+    let not_second = Ask { since: now, exclude: Some(ids[1]), front: false, tunnel: false };
     let permit = grant(dispatch.acquire(waiter(0), not_second, now));
     assert_eq!(permit.worker(), ids[0], "the excluded one was next in turn");
     // The other one is busy: it waits for that, and does not hold up one behind it who is not so choosy.
     let choosy = ticket(dispatch.acquire(waiter(1), not_second, now));
     let other = take(&dispatch, 2, now);
     let _ = wait(&dispatch, 3, now);
-    let handed = dispatch.release(other, Outcome::Answered, now).unwrap();
+    let handed = dispatch.release(other, Outcome::Answered, now, 0).unwrap();
     assert_eq!((handed.waiter, handed.permit.worker()), (waiter(3), ids[1]));
     give_back(&dispatch, [handed.permit], now);
-    let handed = dispatch.release(permit, Outcome::Answered, now).unwrap();
+    let handed = dispatch.release(permit, Outcome::Answered, now, 0).unwrap();
     assert_eq!((handed.waiter, handed.permit.worker()), (waiter(1), ids[0]));
     assert!(!dispatch.cancel(choosy));
     // With the other one gone, it takes what there is.
@@ -239,18 +259,20 @@ fn an_excluded_worker_is_passed_over_while_there_is_another() {
 #[test]
 fn waiters_take_the_worker_they_had_excluded_when_it_is_the_last() {
     let (dispatch, ids, now) = with_ready(Balance::Lifo, 3, 2);
-    let delivered = Arc::new(Mutex::new(Vec::new()));
-    let mail = Arc::clone(&delivered);
-    dispatch.on_grant(Box::new(move |grant| mail.lock().unwrap().push(grant)));
+    let delivered = collect(&dispatch);
     let busy: Vec<_> = (0..6).map(|number| take(&dispatch, number, now)).collect();
     let (on_last, on_other): (Vec<_>, Vec<_>) = busy.into_iter().partition(|permit| permit.worker() == ids[1]);
     give_back(&dispatch, on_last, now);
     for number in 10..13 {
-        let _ = ticket(dispatch.acquire(waiter(number), Ask { since: now, exclude: Some(ids[1]), front: false }, now));
+        let _ = ticket(dispatch.acquire(
+            waiter(number),
+            Ask { since: now, exclude: Some(ids[1]), front: false, tunnel: false },
+            now,
+        ));
     }
     dispatch.check_invariants();
     let mut permits = on_other.into_iter();
-    let first = dispatch.release(permits.next().unwrap(), Outcome::Unreachable, now).unwrap();
+    let first = dispatch.release(permits.next().unwrap(), Outcome::Unreachable, now, 0).unwrap();
     assert_eq!((first.waiter, first.permit.worker()), (waiter(10), ids[1]));
     let rest = mem::take(&mut *delivered.lock().unwrap());
     assert_eq!(rest.iter().map(|grant| grant.waiter).collect::<Vec<_>>(), [waiter(11), waiter(12)]);
@@ -271,7 +293,7 @@ fn a_worker_that_becomes_ready_drains_the_queue() {
     assert_eq!(grants.iter().map(|grant| grant.waiter).collect::<Vec<_>>(), [waiter(0), waiter(1)]);
     dispatch.check_invariants();
     let mut grants = grants.into_iter();
-    let last = dispatch.release(grants.next().unwrap().permit, Outcome::Answered, now).unwrap();
+    let last = dispatch.release(grants.next().unwrap().permit, Outcome::Answered, now, 0).unwrap();
     assert_eq!(last.waiter, waiter(2));
     give_back(&dispatch, grants.map(|grant| grant.permit).chain([last.permit]), now);
 }
@@ -281,8 +303,8 @@ fn an_unreachable_worker_gets_nothing_until_it_is_ready_again() {
     let (dispatch, ids, now) = with_ready(Balance::Lifo, 2, 1);
     let [a, b] = [0, 1].map(|number| take(&dispatch, number, now));
     let _ = wait(&dispatch, 2, now);
-    assert!(dispatch.release(a, Outcome::Unreachable, now).is_none());
-    assert!(dispatch.release(b, Outcome::Unreachable, now).is_none());
+    assert!(dispatch.release(a, Outcome::Unreachable, now, 0).is_none());
+    assert!(dispatch.release(b, Outcome::Unreachable, now, 0).is_none());
     assert_eq!(notices(&dispatch), [Notice::Unreachable(ids[0])], "once, though two came back");
     assert_eq!(notices(&dispatch), []);
     dispatch.check_invariants();
@@ -299,9 +321,9 @@ fn a_draining_worker_says_once_that_it_is_empty_though_tunnels_are_open() {
     let [a, b] = [0, 1].map(|number| take(&dispatch, number, now));
     dispatch.drain(ids[1], now);
     assert!(matches!(dispatch.acquire(waiter(2), ask(now), now), Acquire::Queued(_)));
-    assert!(dispatch.release(a, Outcome::Answered, now).is_none(), "the slot of a draining worker is not handed on");
+    assert!(dispatch.release(a, Outcome::Answered, now, 0).is_none(), "the slot of a draining worker is not handed on");
     assert_eq!(notices(&dispatch), []);
-    assert!(dispatch.release(b, Outcome::Tunnel, now).is_none());
+    assert!(dispatch.release(b, Outcome::Tunnel, now, 0).is_none());
     assert_eq!(notices(&dispatch), [Notice::Drained(ids[1])]);
     assert_eq!(dispatch.snapshot().workers[1].tunnels, 1);
     assert!(dispatch.ready(ids[1], now).is_empty(), "a drain is not undone");
@@ -314,7 +336,7 @@ fn tunnels_free_the_slot_and_are_bounded() {
     for _ in 0..2 {
         assert!(dispatch.tunnel_room(ids[0]));
         let permit = take(&dispatch, 0, now);
-        assert!(dispatch.release(permit, Outcome::Tunnel, now).is_none());
+        assert!(dispatch.release(permit, Outcome::Tunnel, now, 0).is_none());
     }
     assert!(!dispatch.tunnel_room(ids[0]));
     dispatch.tunnel_ended(ids[0]);
@@ -333,7 +355,7 @@ fn the_request_limit_is_a_threshold_said_once() {
     let outcomes = [Outcome::Answered, Outcome::Unused, Outcome::Broken, Outcome::Tunnel, Outcome::Answered];
     for outcome in outcomes {
         let permit = take(&dispatch, 0, now);
-        assert!(dispatch.release(permit, outcome, now).is_none());
+        assert!(dispatch.release(permit, outcome, now, 0).is_none());
         told.push(notices(&dispatch));
     }
     let expected = [vec![], vec![], vec![], vec![Notice::Threshold(id)], vec![]];
@@ -511,7 +533,7 @@ fn a_permit_of_another_dispatch_is_noticed() {
     let mine = take(&one, 0, now);
     let yours = take(&other, 0, now);
     give_back(&other, [yours], now);
-    let _ = other.release(mine, Outcome::Answered, now);
+    let _ = other.release(mine, Outcome::Answered, now, 0);
 }
 
 #[cfg(feature = "planted-bugs")]
@@ -536,7 +558,7 @@ mod planted_bugs {
                     let (_, ticket) = waiting.remove(0);
                     assert!(dispatch.cancel(ticket));
                 }
-                let grant = dispatch.release(out.remove(0), Outcome::Answered, now);
+                let grant = dispatch.release(out.remove(0), Outcome::Answered, now, 0);
                 let grant = grant.expect("someone waits, and gets it");
                 out.push(grant.permit);
                 let (first, _) = waiting.remove(0);
@@ -569,7 +591,7 @@ fn a_pause_holds_all_back_and_its_end_lets_them_go_by_and_by() {
     let busy = take(&dispatch, 0, now);
     dispatch.pause();
     let tickets: Vec<Ticket> = (1..=3).map(|number| wait(&dispatch, number, now)).collect();
-    assert!(dispatch.release(busy, Outcome::Answered, now).is_none(), "a free worker rests");
+    assert!(dispatch.release(busy, Outcome::Answered, now, 0).is_none(), "a free worker rests");
     let late = now + Duration::from_secs(3600);
     assert!(matches!(patience(&dispatch, tickets[0], late), Patience::Until(_)), "no clock runs");
     assert_eq!(dispatch.resume(late), 3);
@@ -584,7 +606,7 @@ fn a_pause_holds_all_back_and_its_end_lets_them_go_by_and_by() {
     let mut order = Vec::new();
     while let Some(grant) = let_go.pop() {
         order.push(grant.waiter.exchange.index);
-        let_go.extend(dispatch.release(grant.permit, Outcome::Answered, late));
+        let_go.extend(dispatch.release(grant.permit, Outcome::Answered, late, 0));
     }
     assert_eq!(order, [2, 3, 4, 1], "each permit is handed on as always");
 }
@@ -614,7 +636,7 @@ fn a_pause_without_waiters_ends_at_once() {
     assert!(dispatch.snapshot().paused);
     assert_eq!(dispatch.resume(now), 0);
     let permit = take(&dispatch, 0, now);
-    assert!(dispatch.release(permit, Outcome::Answered, now).is_none());
+    assert!(dispatch.release(permit, Outcome::Answered, now, 0).is_none());
     assert!(!dispatch.snapshot().paused);
 }
 
@@ -624,8 +646,8 @@ fn a_worker_is_stuck_only_if_it_answered_nothing_meanwhile() {
     let (first, second) = (take(&dispatch, 0, now), take(&dispatch, 1, now));
     let (answering, silent) = (first.worker(), second.worker());
     let later = now + Duration::from_secs(1);
-    assert!(dispatch.release(first, Outcome::Answered, later).is_none());
-    assert!(dispatch.release(second, Outcome::Broken, later).is_none());
+    assert!(dispatch.release(first, Outcome::Answered, later, 0).is_none());
+    assert!(dispatch.release(second, Outcome::Broken, later, 0).is_none());
     dispatch.stuck(answering, now, later);
     dispatch.stuck(silent, now, later);
     assert_eq!(notices(&dispatch), [Notice::Stuck(silent)]);
@@ -633,10 +655,82 @@ fn a_worker_is_stuck_only_if_it_answered_nothing_meanwhile() {
     let next = take(&dispatch, 2, later);
     assert_eq!(next.worker(), answering);
     wait(&dispatch, 3, later);
-    let handed_on = dispatch.release(next, Outcome::Answered, later).expect("somebody waits");
+    let handed_on = dispatch.release(next, Outcome::Answered, later, 0).expect("somebody waits");
     assert_eq!(handed_on.permit.worker(), answering);
-    assert!(dispatch.release(handed_on.permit, Outcome::Unused, later).is_none());
-    assert_eq!(dispatch.snapshot().worker(silent).unwrap().phase, Phase::Draining);
+    assert!(dispatch.release(handed_on.permit, Outcome::Unused, later, 0).is_none());
+    assert_eq!(dispatch.snapshot().worker(silent).unwrap().standing, Standing::Draining);
     let answered = |id| dispatch.snapshot().worker(id).unwrap().answered_at;
     assert_eq!((answered(answering), answered(silent)), (Some(later), None));
+}
+
+#[test]
+fn a_worker_that_was_heard_from_meanwhile_is_not_stuck() {
+    let (dispatch, ids, now) = with_ready(Balance::Lifo, 1, 2);
+    let at = |millis: u64| now + Duration::from_millis(millis);
+    let permits = [0, 1].map(|number| take(&dispatch, number, now));
+    let [streaming, silent] = permits.each_ref().map(Permit::worker);
+    let moves = [streaming, silent].map(|id| dispatch.target(id).unwrap().moves.clone());
+    moves[1].note(at(10));
+    moves[0].note(at(10));
+    moves[0].note(at(900));
+    for id in [streaming, silent] {
+        dispatch.stuck(id, at(20), at(1000));
+    }
+    assert_eq!(notices(&dispatch), [Notice::Stuck(silent)]);
+    dispatch.stuck(streaming, at(900), at(2000));
+    assert_eq!(notices(&dispatch), [Notice::Stuck(streaming)], "nothing came since");
+    assert!(ids.iter().all(|&id| dispatch.snapshot().worker(id).unwrap().standing == Standing::Draining));
+    permits.into_iter().for_each(|permit| assert!(dispatch.release(permit, Outcome::Broken, now, 0).is_none()));
+}
+
+#[test]
+fn moves_are_noted_coarsely_and_never_before_they_come() {
+    let epoch = Instant::now();
+    let at = |millis: u64| epoch + Duration::from_millis(millis);
+    let moves = Moves::new(epoch);
+    assert!(!moves.since(epoch), "it has not been heard from");
+    moves.note(epoch);
+    assert!(
+        moves.since(epoch.checked_sub(Duration::from_secs(1)).unwrap_or(epoch)),
+        "whatever was before the epoch is past"
+    );
+    moves.note(at(50));
+    assert!(!moves.since(at(10)), "within the grain of what was noted last");
+    moves.note(at(101));
+    assert!(moves.since(at(100)) && !moves.since(at(101)));
+    moves.note(at(60));
+    assert!(moves.since(at(100)), "a loop that is behind takes nothing back");
+}
+
+#[test]
+fn a_lost_connection_takes_a_worker_out_only_if_nothing_else_was_in_flight() {
+    let (dispatch, ids, now) = with_ready(Balance::Lifo, 3, 1);
+    let standing = || dispatch.snapshot().worker(ids[0]).unwrap().standing;
+    let [a, b, c] = [0, 1, 2].map(|number| take(&dispatch, number, now));
+    wait(&dispatch, 3, now);
+    let d = dispatch.release(a, Outcome::Lost, now, 0).unwrap().permit;
+    assert_eq!(standing(), Standing::Ready, "the others may fare better");
+    for permit in [b, c] {
+        assert!(dispatch.release(permit, Outcome::Lost, now, 0).is_none());
+    }
+    assert_eq!((standing(), notices(&dispatch)), (Standing::Ready, vec![]));
+    assert!(dispatch.release(d, Outcome::Lost, now, 0).is_none());
+    assert_eq!((standing(), notices(&dispatch)), (Standing::Unreachable, vec![Notice::Unreachable(ids[0])]));
+    let snapshot = dispatch.snapshot();
+    assert_eq!((snapshot.workers[0].served, snapshot.workers[0].broken), (4, 4));
+    wait(&dispatch, 4, now);
+    let back = dispatch.ready(ids[0], now);
+    give_back(&dispatch, back.into_iter().map(|grant| grant.permit), now);
+}
+
+#[test]
+fn a_lost_connection_to_what_is_not_ours_says_nothing_about_it() {
+    let (dispatch, _, now) = with_ready(Balance::Lifo, 1, 0);
+    let id = dispatch.add(Target { supervised: false, ..at_nowhere("upstream") }, 1, None).unwrap();
+    assert!(dispatch.ready(id, now).is_empty());
+    let permit = take(&dispatch, 0, now);
+    wait(&dispatch, 1, now);
+    let next = dispatch.release(permit, Outcome::Lost, now, 0).expect("it serves on");
+    assert_eq!((next.waiter, notices(&dispatch)), (waiter(1), vec![]));
+    give_back(&dispatch, [next.permit], now);
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::Moves;
 use crate::buffers::slots::Key;
 
 /// A worker's name: which place in the table, and which of its lives. A dead name finds nothing, and is never used again.
@@ -24,24 +25,55 @@ pub struct Waiter {
 /// The right to have one request in flight on one worker. It must go back through `release`.
 #[must_use = "a permit goes back through release()"]
 #[derive(Debug)]
-pub struct Permit {
-    pub(super) worker: WorkerId,
-    /// The number of its dispatch.
-    pub(super) dispatch: u32,
+pub struct Permit(pub(super) Claim);
+
+/// What a permit stands for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Claim {
+    pub worker: WorkerId,
+    /// The number of its dispatch, and below it one bit for [`Claim::tunnel`]: in three whole words a permit is moved at no cost.
+    origin: u32,
+}
+
+impl Claim {
+    #[inline]
+    pub fn new(worker: WorkerId, dispatch: u32, tunnel: bool) -> Claim {
+        Claim { worker, origin: dispatch << 1 | u32::from(tunnel) }
+    }
+
+    /// Whether it is on a worker of that dispatch. (Numbers come again after 2^31 dispatches.)
+    #[inline]
+    pub fn is_of(&self, dispatch: u32) -> bool {
+        self.origin >> 1 == dispatch & (u32::MAX >> 1)
+    }
+
+    /// It was asked for by a request that wants a tunnel, and counts among its worker's tunnels until it comes back.
+    #[inline]
+    pub fn tunnel(&self) -> bool {
+        self.origin & 1 == 1
+    }
 }
 
 impl Permit {
     /// The worker it is for.
     #[inline]
     pub fn worker(&self) -> WorkerId {
-        self.worker
+        self.0.worker
+    }
+
+    /// Ends the permit, for it has come back.
+    #[inline]
+    pub(super) fn surrender(self) -> Claim {
+        let claim = self.0;
+        std::mem::forget(self);
+        claim
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
         LOST_PERMITS.fetch_add(1, Ordering::Relaxed);
-        debug_assert!(std::thread::panicking(), "a permit for worker {:?} was dropped, not released", self.worker);
+        debug_assert!(std::thread::panicking(), "a permit for worker {:?} was dropped, not released", self.0.worker);
     }
 }
 
@@ -69,6 +101,8 @@ pub enum Acquire {
     Queued(Ticket),
     /// None has room and the queue is full: 503.
     Full,
+    /// The request wants a tunnel, and every eligible worker has as many as it may: 503.
+    NoTunnel,
     /// The app has given up: 503 at once.
     Failed,
 }
@@ -82,6 +116,11 @@ pub enum Outcome {
     Unused,
     /// The connection died, or time ran out; counts towards recycling, for the request may have run.
     Broken,
+    /// The connection ended before a byte of an answer. Counts as broken; and if nothing else was in flight on a supervised worker,
+    /// no new requests for it until `ready`: a process that is dying closes its sockets one by one and its listener last, so until the
+    /// supervisor has looked it may still seem to listen. With others in flight it stays, for one lost connection among many
+    /// says little about the process.
+    Lost,
     /// The connect was refused, or the socket does not exist: no new requests for this worker until `ready`.
     Unreachable,
     /// The worker switched protocols (101): the slot is free, and the tunnel counts until `tunnel_ended`.
@@ -113,7 +152,7 @@ pub struct Policy {
     pub queue_timeout: Duration,
     /// How long a request waits while none is.
     pub hold: Duration,
-    /// Tunnels through one worker, at most.
+    /// Tunnels through one worker, at most; `u32::MAX` for no limit.
     pub max_tunnels: u32,
 }
 
@@ -130,6 +169,8 @@ pub struct Target {
     pub supervised: bool,
     /// Its `WORKER_ID`.
     pub number: u32,
+    /// When it was last heard from.
+    pub moves: Arc<Moves>,
 }
 
 /// What becomes of a waiter's patience.
@@ -156,7 +197,7 @@ pub enum Notice {
     Drained(WorkerId),
     /// It let a request time out.
     Suspect(WorkerId),
-    /// It let a request time out, and has answered nothing else since that one began.
+    /// It let a request time out, and has neither answered another nor sent a byte since that one began.
     Stuck(WorkerId),
 }
 
@@ -165,15 +206,44 @@ pub enum Notice {
 pub struct Ask {
     /// The request's clock: when it was ready to be forwarded for the first time.
     pub since: Instant,
-    /// A worker to be passed over while any other is eligible.
+    /// A worker to be passed over while any other is eligible, whether or not that one has room.
     pub exclude: Option<WorkerId>,
     /// Rejoin the head of the queue, among the others there by the age of `since`; never [`Acquire::Full`].
     pub front: bool,
+    /// The request wants a tunnel (it asks for an upgrade): only a worker with room for one more will do.
+    pub tunnel: bool,
+}
+
+/// Which workers will do for a request.
+#[derive(Clone, Copy)]
+pub(super) struct Wish {
+    /// The worker it would rather not get, or [`Key::NONE`].
+    pub exclude: WorkerId,
+    /// It must have room for one more tunnel.
+    pub tunnel: bool,
+}
+
+/// For which wishes a slot of a worker will do.
+#[derive(Clone, Copy)]
+pub(super) struct Slot {
+    pub worker: WorkerId,
+    /// Who would rather not have the worker may pass it over, for there is another to wait for.
+    pub refusable: bool,
+    /// The worker has room for one more tunnel.
+    pub tunnel: bool,
+}
+
+impl Slot {
+    /// Whether the worker will do. Whether its room will do is told by the line of a waiter.
+    #[inline]
+    pub fn suits(&self, exclude: WorkerId) -> bool {
+        !(self.refusable && exclude == self.worker)
+    }
 }
 
 /// Where a worker stands. Only a ready one is eligible for requests.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
-pub enum Phase {
+pub enum Standing {
     /// Not seen ready yet.
     Starting,
     /// Eligible, busy or idle.
@@ -196,7 +266,7 @@ pub struct WorkerSnapshot {
     /// The app generation it belongs to.
     pub app_generation: u32,
     /// Where it stands.
-    pub phase: Phase,
+    pub standing: Standing,
     /// Requests in flight.
     pub in_flight: u32,
     /// Requests that it was given and that ran.

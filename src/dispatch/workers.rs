@@ -4,12 +4,14 @@
 //! flight, a doubly linked list of its workers with that many (round-robin: one list of all with room), and knows the
 //! lowest number that has any. So a choice is the head of one list, and a request begun or ended moves one worker by one
 //! list: constant time, for any number of workers and any concurrency. A worker stands in a list exactly while it is
-//! eligible (phase [`Phase::Ready`]) and has room. [`Workers::choose`] says what the places in a list mean.
+//! eligible ([`Standing::Ready`]) and has room. [`Workers::choose`] says what the places in a list mean.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Balance, Notice, Phase, Policy, Target, WorkerId};
+use super::types::{Slot, Wish};
+use super::{Balance, Notice, Policy, Standing, Target, WorkerId};
 use crate::buffers::slots::Key;
 use crate::planted::{self, Bug};
 
@@ -30,7 +32,7 @@ pub(super) struct Worker {
     /// Which life of this place; 0 before the first.
     generation: u32,
     vacant: bool,
-    pub phase: Phase,
+    pub standing: Standing,
     pub in_flight: u32,
     /// The list it stands in, or [`NONE`].
     level: u32,
@@ -47,6 +49,8 @@ pub(super) struct Worker {
     pub broken: u64,
     pub answered_at: Option<Instant>,
     pub tunnels: u32,
+    /// Requests for a tunnel that are in flight: each may become one.
+    upgrading: u32,
     /// Stays behind in a vacant place, so that nothing is freed under the lock.
     pub target: Option<Arc<Target>>,
 }
@@ -77,6 +81,7 @@ pub(super) struct Workers {
     order: Vec<u32>,
     balance: Balance,
     concurrency: u32,
+    max_tunnels: u32,
     eligible: u32,
     /// How many workers have a notice that nobody has taken.
     telling: u32,
@@ -87,7 +92,7 @@ impl Workers {
         let vacant = || Worker {
             generation: 0,
             vacant: true,
-            phase: Phase::Dead,
+            standing: Standing::Dead,
             in_flight: 0,
             level: NONE,
             previous: NONE,
@@ -100,6 +105,7 @@ impl Workers {
             broken: 0,
             answered_at: None,
             tunnels: 0,
+            upgrading: 0,
             target: None,
         };
         Workers {
@@ -108,6 +114,7 @@ impl Workers {
             order: Vec::with_capacity(limit),
             balance: policy.balance,
             concurrency: policy.concurrency,
+            max_tunnels: policy.max_tunnels,
             eligible: 0,
             telling: 0,
         }
@@ -133,13 +140,14 @@ impl Workers {
         worker.generation = worker.generation.wrapping_add(1).max(1);
         let past = worker.target.replace(target);
         worker.vacant = false;
-        worker.phase = Phase::Starting;
+        worker.standing = Standing::Starting;
         worker.cohort = cohort;
         worker.removed = false;
         worker.request_limit = request_limit.unwrap_or(u64::MAX);
         (worker.served, worker.broken, worker.tunnels) = (0, 0, 0);
         worker.answered_at = None;
         debug_assert!(worker.in_flight == 0 && worker.level == NONE && worker.told == 0, "a vacant place is in use");
+        debug_assert!(worker.upgrading == 0, "a vacant place is in use");
         Some((self.id(index), (past, spare)))
     }
 
@@ -185,10 +193,30 @@ impl Workers {
         self.order.iter().any(|&cohort| self.lowest(cohort).is_some())
     }
 
-    /// Whether a waiter who would rather not have one worker has any other to wait for.
+    /// Whether who would rather not have one worker has another to wait for.
     #[inline]
-    pub fn choosy(&self) -> bool {
+    fn refusable(&self) -> bool {
         self.eligible > 1
+    }
+
+    /// For whom a slot of this worker will do.
+    #[inline]
+    pub fn slot(&self, index: u32) -> Slot {
+        Slot { worker: self.id(index), refusable: self.refusable(), tunnel: self.takes_tunnel(self.at(index)) }
+    }
+
+    /// Whether a worker may have one more tunnel, counting those that may yet come of requests in flight.
+    #[inline]
+    fn takes_tunnel(&self, worker: &Worker) -> bool {
+        worker.tunnel_load() < self.max_tunnels
+    }
+
+    /// Whether a request for a tunnel has nothing to wait for: there are eligible workers, and all that would do are full of tunnels.
+    #[cold]
+    pub fn no_tunnel(&self, exclude: WorkerId) -> bool {
+        let excluded = self.excluded(exclude);
+        let mut eligible = (0..).zip(&self.places).filter(|(_, worker)| worker.standing == Standing::Ready);
+        self.eligible > 0 && eligible.all(|(index, worker)| index == excluded || !self.takes_tunnel(worker))
     }
 
     /// Whose turn it is: a worker with room, of the newest cohort that has one, and there
@@ -198,17 +226,48 @@ impl Workers {
     /// - least: one with the fewest in flight; among these the one that came to this number first;
     /// - round-robin: the one that longest ago was given a request or, having been full, got room.
     ///
-    /// `exclude` is passed over while any other worker is eligible, even if that one is busy.
+    /// For a tunnel it is one with room for it, and the fewest tunnels; among these the one whose turn it is.
+    ///
+    /// The worker that the wish excludes is passed over while any other is eligible, even if that one is busy.
     #[inline]
-    pub fn choose(&self, exclude: WorkerId) -> Option<u32> {
-        let excluded = match self.find(exclude) {
-            Some(index) if self.choosy() => index,
-            _ => NONE,
-        };
+    pub fn choose(&self, wish: Wish) -> Option<u32> {
+        let excluded = self.excluded(wish.exclude);
+        if wish.tunnel {
+            return self.choose_for_tunnel(excluded);
+        }
         self.order.iter().find_map(|&cohort| {
             let head = self.lowest(cohort)?;
             if head != excluded { Some(head) } else { self.behind(head) }
         })
+    }
+
+    /// The place of a worker that is to be passed over, or [`NONE`].
+    #[inline]
+    fn excluded(&self, exclude: WorkerId) -> u32 {
+        match self.find(exclude) {
+            Some(index) if self.refusable() => index,
+            _ => NONE,
+        }
+    }
+
+    /// Tunnels are few and long, so all workers are looked at: first for the fewest tunnels and the level at which they are found,
+    /// then in that one list for whose turn it is.
+    #[cold]
+    fn choose_for_tunnel(&self, excluded: u32) -> Option<u32> {
+        let fits = |index: u32, worker: &Worker| index != excluded && worker.level != NONE && self.takes_tunnel(worker);
+        let rank = |worker: &Worker| (Reverse(self.app_generation(worker)), worker.tunnel_load(), worker.level);
+        let fitting = (0..).zip(&self.places).filter(|(index, worker)| fits(*index, worker)).map(|(_, worker)| worker);
+        let best = fitting.min_by_key(|worker| rank(worker))?;
+        let mut index = self.cohorts[best.cohort as usize].lists[best.level as usize].head;
+        while index != NONE {
+            let worker = self.at(index);
+            if fits(index, worker) && worker.tunnel_load() == best.tunnel_load() {
+                return Some(index);
+            }
+            index = worker.next;
+        }
+        debug_assert!(false, "a worker stands in no list");
+        None
     }
 
     /// The worker next in turn in the cohort of one who is first in turn.
@@ -222,43 +281,44 @@ impl Workers {
         lists[first.level as usize + 1..].iter().map(|list| list.head).find(|&head| head != NONE)
     }
 
-    /// The places of those that may be given one more request.
-    pub fn with_room(&self) -> impl Iterator<Item = u32> {
-        (0..self.places.len() as u32).filter(|index| self.has_room(*index))
-    }
-
     /// Some eligible worker.
     pub fn any_eligible(&self) -> Option<u32> {
-        self.places.iter().position(|worker| worker.phase == Phase::Ready).map(|index| index as u32)
+        self.places.iter().position(|worker| worker.standing == Standing::Ready).map(|index| index as u32)
     }
 
     /// Begins one more request on a worker that has room.
     #[inline]
-    pub fn take(&mut self, index: u32) {
+    pub fn take(&mut self, index: u32, tunnel: bool) -> WorkerId {
         let worker = &mut self.places[index as usize];
         debug_assert!(worker.level != NONE, "a worker without room was chosen");
         worker.in_flight += 1;
+        worker.upgrading += u32::from(tunnel);
+        let id = Key { index, generation: worker.generation };
         let (level, cohort) = (worker.level, worker.cohort);
         let up = if worker.in_flight >= self.concurrency { NONE } else { self.level_of(index) };
-        self.unlink(index);
+        let emptied = self.unlink(index);
         if up != NONE {
             self.link(index, up, false);
         }
-        let levels = levels(self.balance, self.concurrency);
-        let cohort = &mut self.cohorts[cohort as usize];
-        // The next list that is not empty is the one it went to: it was the lowest, and it moved up by one.
-        if cohort.lowest == level && cohort.lists[level as usize].head == NONE {
-            cohort.lowest = up.min(levels);
+        // The next list that is not empty is the one it went to: it was the lowest, and it moved up by one. (Round-robin has only one,
+        // to which it went back.)
+        if emptied && up != level {
+            let cohort = &mut self.cohorts[cohort as usize];
+            if cohort.lowest == level {
+                cohort.lowest = up.min(cohort.lists.len() as u32);
+            }
         }
+        id
     }
 
     /// Ends one request on a worker.
     #[inline]
-    pub fn give_back(&mut self, index: u32) {
+    pub fn give_back(&mut self, index: u32, tunnel: bool) {
         let worker = &mut self.places[index as usize];
         debug_assert!(worker.in_flight > 0, "a worker without requests ends one");
         worker.in_flight -= 1;
-        if worker.phase != Phase::Ready {
+        worker.upgrading -= u32::from(tunnel);
+        if worker.standing != Standing::Ready {
             return;
         }
         let listed = worker.level != NONE;
@@ -274,17 +334,17 @@ impl Workers {
         }
     }
 
-    /// Moves a worker to another phase, and in or out of the lists.
-    pub fn enter(&mut self, index: u32, phase: Phase) {
+    /// Moves a worker to another standing, and in or out of the lists.
+    pub fn enter(&mut self, index: u32, standing: Standing) {
         let worker = &mut self.places[index as usize];
-        let was = std::mem::replace(&mut worker.phase, phase);
-        let stale = planted::active(Bug::StaleWorker) && matches!(phase, Phase::Draining | Phase::Dead);
-        if was == Phase::Ready && phase != Phase::Ready {
+        let was = std::mem::replace(&mut worker.standing, standing);
+        let stale = planted::active(Bug::StaleWorker) && matches!(standing, Standing::Draining | Standing::Dead);
+        if was == Standing::Ready && standing != Standing::Ready {
             self.eligible -= 1;
             if self.has_room(index) && !stale {
                 self.withdraw(index);
             }
-        } else if was != Phase::Ready && phase == Phase::Ready {
+        } else if was != Standing::Ready && standing == Standing::Ready {
             self.eligible += 1;
             if worker.in_flight < self.concurrency && worker.level == NONE {
                 self.link(index, self.level_of(index), self.balance == Balance::Lifo);
@@ -309,7 +369,7 @@ impl Workers {
         if !worker.removed || worker.in_flight > 0 {
             return;
         }
-        debug_assert!(worker.phase == Phase::Dead, "a removed worker is not dead");
+        debug_assert!(worker.standing == Standing::Dead, "a removed worker is not dead");
         worker.vacant = true;
         if std::mem::take(&mut worker.told) != 0 {
             self.telling -= 1;
@@ -359,7 +419,7 @@ impl Workers {
 
     /// What is wrong with the lists, if anything.
     pub fn fault(&self) -> Option<&'static str> {
-        let ready = self.places.iter().filter(|worker| worker.phase == Phase::Ready).count();
+        let ready = self.places.iter().filter(|worker| worker.standing == Standing::Ready).count();
         if ready != self.eligible as usize {
             return Some("the eligible workers are miscounted");
         }
@@ -367,7 +427,7 @@ impl Workers {
             return Some("the notices are miscounted");
         }
         for (index, worker) in self.places.iter().enumerate() {
-            let fit = worker.phase == Phase::Ready && worker.in_flight < self.concurrency;
+            let fit = worker.standing == Standing::Ready && worker.in_flight < self.concurrency;
             if fit != (worker.level != NONE) {
                 return Some("a worker is listed that may get nothing, or one with room is not");
             }
@@ -376,6 +436,9 @@ impl Workers {
             }
             if worker.in_flight > self.concurrency {
                 return Some("a worker has more requests than it may");
+            }
+            if worker.upgrading > worker.in_flight {
+                return Some("more requests for tunnels are in flight than requests");
             }
             if worker.vacant && worker.in_flight > 0 {
                 return Some("a forgotten worker has requests");
@@ -478,9 +541,9 @@ impl Workers {
         (worker.level, worker.previous, worker.next) = (level, previous, next);
     }
 
-    /// Takes a worker out of its list. The caller sees to the cohort's lowest level.
+    /// Takes a worker out of its list, and says whether that is empty now. The caller sees to the cohort's lowest level.
     #[inline]
-    fn unlink(&mut self, index: u32) {
+    fn unlink(&mut self, index: u32) -> bool {
         let worker = &mut self.places[index as usize];
         let (level, previous, next) = (worker.level, worker.previous, worker.next);
         (worker.level, worker.previous, worker.next) = (NONE, NONE, NONE);
@@ -493,6 +556,20 @@ impl Workers {
             NONE => list.tail = previous,
             _ => self.places[next as usize].previous = previous,
         }
+        previous == NONE && next == NONE
+    }
+}
+
+impl Worker {
+    /// Whether it is a child process of ours.
+    pub fn is_supervised(&self) -> bool {
+        self.target.as_ref().is_some_and(|target| target.supervised)
+    }
+
+    /// Its tunnels, and those that may yet come of requests in flight.
+    #[inline]
+    fn tunnel_load(&self) -> u32 {
+        self.tunnels.saturating_add(self.upgrading)
     }
 }
 

@@ -1,98 +1,128 @@
 //! Exchanges: one request and its answer.
 //!
-//! An exchange owns the permit or the queue ticket, the worker's connection while it uses one, the request's bytes while they may
-//! still be needed for another try, and the timings. It is an entry of its own, not a field of the connection, and its permit
-//! lives in that entry and never on a stack frame, so that nothing can lose it.
+//! An exchange answers a [`Stream`], is fed by a [`Source`], waits on a timer of its own, and ends in one place
+//! (`ending.rs`). It owns the permit or the queue ticket, the worker's connection while it uses one, the request's bytes while
+//! they may still be needed for another try, and the timings. It is an entry of its own, not a field of the connection, and its
+//! permit lives in that entry and never on a stack frame, so that nothing can lose it.
 //!
 //! ```text
-//! Collecting → Queued → Awaiting → Relaying → (removed)
-//!      └─────────┴──────↗  │  ↖        └→ (client gone or deadline) Abandoned → (removed)
-//!                          │   Backlog    a 101 instead of an answer: Tunnel → (removed)
-//!                          └→ Verdict → Queued
+//! Collecting → Asking → Queued → Awaiting → Relaying → (ended)
+//!      └─────────┴────────┴──────↗ │  ↖
+//!                                  │   Backlog            a 101 instead of an answer: Tunnel → (ended)
+//!                                  └→ Verdict → Asking
 //! ```
 //!
+//! | file | what |
+//! |---|---|
+//! | `request` | a request becomes an exchange; its body is collected, or streams |
+//! | `permit` | a permit is asked for, waited for, given back; the request leaves for the worker |
+//! | `answer` | the worker's answer is read and passed on |
+//! | `source` | where an answer's bytes come from, and when more are pulled |
+//! | `retry` | what is done when a worker's connection fails |
+//! | `tunnel` | bytes both ways, after a 101 |
+//! | `clock` | who is waited for, until when, and what happens then |
+//! | `ending` | the one way in which exchanges end |
+//!
 //! Rules:
-//! - The client is told of a failure at most once: [`Loop::fail`] detaches it from the exchange as it answers.
-//! - A permit is given back at the worker's last byte, although the client may still drain, or when the worker's connection is
-//!   closed. A busy worker whose client has left is never given more before that.
+//! - Who is waited for is derived from the state by [`Exchange::waits`], and never stored beside it.
+//! - The client is told of a failure at most once, as the exchange ends.
+//! - A permit is given back at the worker's last byte, although the client may still drain. A worker that may be busy with a
+//!   request whose client has left gets nothing more before it is done (`connection/leftover.rs`).
 
-mod body;
-mod cancel;
-mod relay;
+mod answer;
+mod clock;
+mod ending;
+mod permit;
+mod request;
 mod retry;
-mod start;
+mod source;
 mod tunnel;
-mod upload;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::backends::Sock;
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
-use crate::dispatch::{Permit, Ticket, WorkerId};
-use crate::http::head::Request;
-use crate::http::{Framing, Method, Version};
+use crate::connection::{Stream, Time};
+use crate::dispatch::{Permit, StreamHold, Ticket, WorkerId};
+use crate::http::Method;
+use crate::http::head;
+use crate::http::reader::Reader;
 
-pub(crate) use body::{BodySkip, Reader, Skipped};
-pub(crate) use relay::StreamHold;
-pub use relay::Streams;
+pub(crate) use clock::Pace;
+pub(crate) use ending::{Ending, Fate};
+pub(crate) use source::Source;
+
+/// A time, in nanoseconds since the loop's start ([`Time::nanos`](crate::connection::Time::nanos)).
+pub(crate) type Nanos = u64;
 
 /// Where an exchange stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// The request's body is coming in; no worker is asked for yet.
     Collecting,
-    /// It waits for a permit.
-    Queued,
-    /// It has a permit, and the worker's backlog is full: connecting again soon.
-    Backlog,
+    /// It is about to ask for a permit.
+    Asking,
+    /// It waits for a permit; whether for too long is looked at then.
+    Queued { ticket: Ticket, look: Nanos },
+    /// It has a permit, and the worker's backlog is full: connecting again soon, until then.
+    Backlog { again: Nanos, until: Nanos },
     /// The request has been sent or is being sent; no head of an answer yet.
     Awaiting,
     /// A kept connection ended under the request: waiting for word whether the worker died.
-    Verdict,
+    Verdict { until: Nanos },
     /// The answer is on its way to the client.
     Relaying,
     /// Bytes flow both ways until either side ends.
-    Tunnel,
-    /// The client is gone; the worker is still busy with the request.
-    Abandoned,
+    Tunnel { client_ended: bool, worker_ended: bool },
 }
 
-/// One request and its answer.
-pub(crate) struct Exchange {
-    /// The client's connection; [`Key::NONE`] once abandoned.
-    pub client: Sock,
-    /// The worker's connection, or [`Key::NONE`].
-    pub link: Sock,
-    pub permit: Option<Permit>,
-    pub ticket: Option<Ticket>,
-    pub phase: Phase,
+/// How a request's body gets to the worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Upload {
+    /// It is being collected.
+    Collecting,
+    /// All of it is in memory, so that the request can be sent again.
+    Whole,
+    /// It is too large for that and will stream, once the worker is there.
+    Held,
+    /// It streams, and more of it is expected from the client.
+    Streaming,
+    /// It streams, and the worker has to take what it was sent before more is read from the client.
+    Full,
+    /// It has streamed to its end.
+    Sent,
+}
 
+/// What is asked for.
+pub(crate) struct Request {
+    pub id: u64,
     pub method: Method,
-    pub version: Version,
-    /// The client wants its connection kept.
-    pub keep_alive: bool,
-    /// What the client itself said of that: whoever wants it kept may send the next request before it learns that it closes.
-    pub may_go_on: bool,
     /// It asked for an upgrade to websocket.
     pub websocket: bool,
     /// The client waits for "100 Continue".
     pub expects: bool,
-
     /// The rewritten head, kept until the answer begins (with an access log until it ends).
     pub head: Option<Block>,
     /// The head ends without framing and blank line, which depend on how the body is sent.
     pub open: bool,
-    /// What the request's body has been so far, while it is kept.
+    /// What the body has been so far, while it is kept.
     pub body: Vec<Block>,
-    pub body_bytes: u64,
-    /// What is still to come of the request's body.
-    pub upload: Reader,
-    /// The body goes to the worker as it comes: the request is not whole in memory, and can't be sent again.
-    pub streamed: bool,
-    /// The client's receive waits for the worker's outbox.
-    pub upload_paused: bool,
+    /// Its trailers, ready to be sent.
+    pub trailers: Option<Block>,
+    /// Bytes of the body that have come.
+    pub bytes: u64,
+    pub upload: Upload,
+    /// How the client keeps up with its body.
+    pub pace: Pace,
+    /// It stands in the list of those that keep blocks of the pool while they wait.
+    pub listed: bool,
+}
 
+/// What was tried to have it answered.
+#[derive(Default)]
+pub(crate) struct Attempt {
+    pub permit: Option<Permit>,
     /// It goes over a connection that has not carried a request before.
     pub fresh: bool,
     /// The one retry is spent.
@@ -107,14 +137,31 @@ pub(crate) struct Exchange {
     pub exclude: Option<WorkerId>,
     /// [`Backend::offered`](crate::backends::Backend::offered) of the worker's connection before this request.
     pub sent_before: u64,
+    /// [`Backend::acknowledged`](crate::backends::Backend::acknowledged) of it when it was last asked whether it takes the request.
+    pub taken: u64,
+}
 
-    /// What is still to come of the answer's body.
-    pub answer: Reader,
-    /// How the body is framed towards the client.
-    pub encoding: Encoding,
-    /// The worker's receive waits for the client's outbox.
-    pub paused: bool,
-    /// An event stream or unbuffered answer: the request's deadline no longer applies.
+/// What holds an answer up on our side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Hold {
+    /// Nothing: its source is read.
+    #[default]
+    Not,
+    /// As much as may wait for one client waits for this one.
+    Client,
+    /// The memory for all is used up.
+    Memory,
+}
+
+/// What comes back.
+#[derive(Default)]
+pub(crate) struct Answer {
+    /// What is still to come of the body.
+    pub reader: Reader,
+    pub hold: Hold,
+    /// It stands in the list of those that stopped for lack of memory.
+    pub starved: bool,
+    /// An event stream or unbuffered answer: only the idle timeout applies.
     pub stream: bool,
     /// Its place among the streams that hold a permit.
     pub stream_hold: Option<StreamHold>,
@@ -123,90 +170,96 @@ pub(crate) struct Exchange {
     pub link_timeout: Option<u32>,
     /// Blocks arrive full: the answer is long.
     pub long: bool,
-
+    /// 0 before it has one.
     pub status: u16,
-    /// Bytes of the answer's body, as queued for the client.
+    /// Bytes of the body that went to the client, without framing.
     pub bytes: u64,
-    pub id: u64,
-    pub started: Instant,
-    /// When it first asked for a permit: the queue's clock.
-    pub since: Instant,
-    pub granted: Option<Instant>,
-    /// When the worker's side was finished.
-    pub finished: Option<Instant>,
-    pub read_by: Instant,
-    pub request_by: Instant,
 }
 
-/// How an answer's body is framed towards the client, seen from how the worker framed it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Encoding {
-    /// As it came.
-    Same,
-    /// The worker's chunks are taken off; the connection's end is the body's.
-    Dechunk,
-    /// The worker's end is the body's: chunks are put on.
-    Chunk,
+/// When things happened to an exchange.
+pub(crate) struct Times {
+    pub started: Nanos,
+    /// When it first asked for a permit: the queue's clock.
+    pub asked: Instant,
+    pub granted: Option<Instant>,
+    /// From when on the worker has had the whole request: `--request-timeout` counts from here.
+    pub given: Nanos,
+    /// Since when the worker has been waited for without a byte from it.
+    pub heard: Nanos,
+    /// When the worker's side was finished.
+    pub finished: Option<Instant>,
+}
+
+/// One request and its answer.
+pub(crate) struct Exchange {
+    /// Whom it answers.
+    pub stream: Stream,
+    /// Which app's.
+    pub app: u16,
+    pub phase: Phase,
+    /// What feeds the answer.
+    pub source: Source,
+    pub request: Request,
+    pub attempt: Attempt,
+    pub answer: Answer,
+    pub times: Times,
 }
 
 impl Exchange {
-    /// A request whose head was rewritten to `head`, before anything else has happened to it; `deadline` is that of the whole
-    /// request.
+    /// A request whose head was rewritten to `head`, before anything else has happened to it.
     #[inline]
-    pub fn new(client: Sock, request: &Request, head: Block, id: u64, now: Instant, deadline: Duration) -> Exchange {
+    pub fn new(stream: Stream, app: u16, request: &head::Request, head: Block, id: u64, time: &Time) -> Exchange {
+        use crate::http::Framing;
+        let now = time.nanos();
+        let upload = if request.framing == Framing::None { Upload::Whole } else { Upload::Collecting };
         Exchange {
-            client,
-            link: Key::NONE,
-            permit: None,
-            ticket: None,
+            stream,
+            app,
             phase: Phase::Collecting,
-            method: request.method,
-            version: request.version,
-            keep_alive: request.keep_alive,
-            may_go_on: request.keep_alive,
-            websocket: request.websocket,
-            expects: request.expect_continue && request.framing != Framing::None,
-            head: Some(head),
-            open: request.framing == Framing::Chunked,
-            body: Vec::new(),
-            body_bytes: 0,
-            upload: Reader::new(request.framing),
-            streamed: false,
-            upload_paused: false,
-            fresh: false,
-            retried: false,
-            begun: false,
-            wants_fresh: false,
-            worker: None,
-            exclude: None,
-            sent_before: 0,
-            answer: Reader::Done,
-            encoding: Encoding::Same,
-            paused: false,
-            stream: false,
-            stream_hold: None,
-            link_keeps: false,
-            link_timeout: None,
-            long: false,
-            status: 0,
-            bytes: 0,
-            id,
-            started: now,
-            since: now,
-            granted: None,
-            finished: None,
-            read_by: now,
-            request_by: now + deadline,
+            source: Source::None,
+            request: Request {
+                id,
+                method: request.method,
+                websocket: request.websocket,
+                expects: request.expect_continue && request.framing != Framing::None,
+                head: Some(head),
+                open: request.framing == Framing::Chunked,
+                body: Vec::new(),
+                trailers: None,
+                bytes: 0,
+                upload,
+                pace: Pace::new(now, 0),
+                listed: false,
+            },
+            attempt: Attempt::default(),
+            answer: Answer::default(),
+            times: Times { started: now, asked: time.now, granted: None, given: now, heard: now, finished: None },
         }
+    }
+
+    /// The worker's connection, or [`Key::NONE`].
+    #[inline]
+    pub fn link(&self) -> Sock {
+        if let Source::Worker(link) = self.source { link } else { Key::NONE }
     }
 
     /// Whether the whole request is in memory and no byte of an answer was seen, so that it could be sent again.
     pub fn is_whole(&self) -> bool {
-        !self.streamed && !self.begun && self.upload.is_done() && self.head.is_some() && self.status == 0
+        self.request.upload == Upload::Whole
+            && !self.attempt.begun
+            && self.request.head.is_some()
+            && self.answer.status == 0
     }
 
+    /// Whether the worker has, or will get without the client, the whole request.
+    pub fn is_uploaded(&self) -> bool {
+        matches!(self.request.upload, Upload::Whole | Upload::Sent)
+    }
+}
+
+impl Request {
     /// Forgets the request's bytes: the answer has begun.
-    pub fn release_request(&mut self, keep_head: bool) {
+    pub fn release(&mut self, keep_head: bool) {
         if !keep_head {
             self.head = None;
         }
@@ -214,5 +267,15 @@ impl Exchange {
         if self.body.capacity() > 0 {
             self.body = Vec::new();
         }
+    }
+
+    /// What it keeps of the request's bytes.
+    pub fn blocks(&self) -> impl Iterator<Item = &Block> {
+        self.head.iter().chain(&self.body).chain(&self.trailers)
+    }
+
+    /// Whether it keeps blocks of the pool.
+    pub fn keeps_blocks(&self) -> bool {
+        self.blocks().any(|block| !block.on_heap())
     }
 }

@@ -18,11 +18,13 @@ use std::time::Duration;
 
 use crate::backends::{Backend, How, Side, Sock};
 use crate::buffers::slots::Key;
+use crate::buffers::wheel::nanos;
 use crate::connection::{LinkState, Loop};
 use crate::dispatch::{Outcome, WorkerId};
+use crate::http::reader::Reader;
 use crate::planted::{self, Bug};
 
-use super::{Phase, Reader};
+use super::{Ending, Fate, Phase};
 
 /// How long the supervisor's word about a worker is waited for.
 const VERDICT: Duration = Duration::from_millis(50);
@@ -37,104 +39,107 @@ impl<B: Backend> Loop<B> {
             LinkState::Idle => self.close_link(sock, How::Now),
             LinkState::Connecting => self.unreachable(key),
             LinkState::Busy => self.busy_link_lost(key, sock, side),
+            LinkState::Leftover if side == Some(Side::Send) => {}
+            LinkState::Leftover => self.leftover_ended(sock, side.is_none()),
         }
     }
 
     fn busy_link_lost(&mut self, key: Key, sock: Sock, side: Option<Side>) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return self.close_link(sock, How::Now) };
-        let delivered = self.backend.offered(sock) > exchange.sent_before;
+        let delivered = self.backend.offered(sock) > exchange.attempt.sent_before;
         match exchange.phase {
             // A failed send that delivered something leaves an early answer possible: receives go on.
             Phase::Awaiting if side == Some(Side::Send) && delivered => {}
             Phase::Awaiting => self.lost_before_answer(key, delivered),
             Phase::Relaying if side == Some(Side::Send) => {}
-            Phase::Relaying if side.is_none() && matches!(exchange.answer, Reader::UntilClose) => self.end_answer(key),
-            Phase::Relaying => self.cut_answer(key, "the worker's connection ended in the middle of an answer"),
-            Phase::Abandoned => self.abandoned_ended(key),
-            Phase::Tunnel if side.is_none() => self.tunnel_worker_ended(key),
-            Phase::Tunnel => self.end_tunnel(key),
+            Phase::Relaying if side.is_none() && matches!(exchange.answer.reader, Reader::UntilClose) => {
+                self.end_answer(key)
+            }
+            Phase::Relaying => {
+                let reason = "the worker's connection ended in the middle of an answer";
+                self.finish(key, Ending::Cut { reason, fate: Fate::Broken })
+            }
+            Phase::Tunnel { .. } if side.is_none() => self.tunnel_worker_ended(key),
+            Phase::Tunnel { .. } => self.finish(key, Ending::TunnelOver),
             _ => debug_assert!(false, "a link was lost in {:?}", exchange.phase),
         }
     }
 
     /// The connection is of no use any more, and no answer to the request has come.
     pub fn lost_before_answer(&mut self, key: Key, delivered: bool) {
-        let seen = self
-            .exchanges
-            .lookup(key)
-            .and_then(|exchange| self.table.link(exchange.link))
-            .is_some_and(|link| link.input.is_some());
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let may_retry = exchange.is_whole() && !exchange.retried && !seen;
-        let worker = exchange.permit.as_ref().map(|permit| permit.worker());
-        let late = planted::active(Bug::LateRetry) && exchange.is_whole() && !exchange.retried;
+        let seen = self.table.link(exchange.link()).is_some_and(|link| link.input.is_some());
+        let may_retry = exchange.is_whole() && !exchange.attempt.retried && !seen;
+        let worker = exchange.attempt.permit.as_ref().map(|permit| permit.worker());
+        let late = planted::active(Bug::LateRetry) && exchange.is_whole() && !exchange.attempt.retried;
+        let (fresh, idempotent) = (exchange.attempt.fresh, exchange.request.method.is_idempotent());
         if (may_retry && !delivered) || late {
-            self.drop_link(key, How::Now);
-            self.give_back(key, Outcome::Broken);
+            self.drop_worker(key, How::Now, Outcome::Broken);
             return self.retry(key, worker);
         }
-        if may_retry && !exchange.fresh && exchange.method.is_idempotent() {
+        if may_retry && !fresh && idempotent {
             return self.await_verdict(key, worker);
         }
         self.lose(key);
     }
 
     /// The worker is lost with the request in it.
-    pub fn lose(&mut self, key: Key) {
-        self.drop_link(key, How::Now);
+    fn lose(&mut self, key: Key) {
+        let detail = "the worker's connection ended before it answered";
         // A process that is dying closes its sockets one by one: until the supervisor has looked, it may still seem to listen, and
-        // the worker freed last would be asked first.
-        let worker = self.exchanges.lookup(key).and_then(|exchange| exchange.worker);
-        let ours = worker.is_some_and(|worker| self.shared.dispatch.is_alive(worker).is_some());
-        self.give_back(key, if ours { Outcome::Unreachable } else { Outcome::Broken });
-        self.fail(key, 502, "the worker's connection ended before it answered");
+        // the worker freed last would be asked first. The dispatch knows whether this was all it had.
+        self.finish(key, Ending::Refused { status: 502, detail, fate: Fate::Lost });
     }
 
     /// Sends the request again, over a fresh connection and preferably to another worker.
     fn retry(&mut self, key: Key, worker: Option<WorkerId>) {
         self.count().retries.add(1);
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        exchange.retried = true;
-        exchange.wants_fresh = true;
-        exchange.exclude = worker;
-        self.again.push_back(key);
+        exchange.attempt.retried = true;
+        exchange.attempt.wants_fresh = true;
+        exchange.attempt.exclude = worker;
+        self.ask_again(key);
+    }
+
+    /// The request is to ask for a permit once more, from where it stood in the queue.
+    pub fn ask_again(&mut self, key: Key) {
+        if let Some(exchange) = self.exchanges.lookup_mut(key) {
+            exchange.phase = Phase::Asking;
+            self.work.again.push_back(key);
+        }
     }
 
     /// The worker says that it did not run the request.
     pub fn declined(&mut self, key: Key) {
-        let worker =
-            self.exchanges.lookup(key).and_then(|exchange| exchange.permit.as_ref()).map(|permit| permit.worker());
-        self.drop_link(key, How::Now);
-        self.give_back(key, Outcome::Unused);
+        let permit = self.exchanges.lookup(key).and_then(|exchange| exchange.attempt.permit.as_ref());
+        let worker = permit.map(|permit| permit.worker());
+        self.drop_worker(key, How::Now, Outcome::Unused);
         self.retry(key, worker);
     }
 
     /// The connect was refused or took too long: dispatch learns of it, the request keeps its place and its retry.
     pub fn unreachable(&mut self, key: Key) {
-        self.drop_link(key, How::Now);
-        self.give_back(key, Outcome::Unreachable);
-        if let Some(exchange) = self.exchanges.lookup_mut(key) {
-            exchange.phase = Phase::Queued;
-            self.again.push_back(key);
-        }
+        self.drop_worker(key, How::Now, Outcome::Unreachable);
+        self.ask_again(key);
     }
 
     /// The request was delivered over a kept connection that ended. If the worker died of it, no other may have it.
     fn await_verdict(&mut self, key: Key, worker: Option<WorkerId>) {
-        self.drop_link(key, How::Now);
+        let until = self.time.nanos() + nanos(VERDICT);
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        exchange.phase = Phase::Verdict;
-        exchange.exclude = worker;
-        let client = exchange.client;
-        self.arm(client, VERDICT);
+        let link = std::mem::take(&mut exchange.source).link();
+        exchange.phase = Phase::Verdict { until };
+        exchange.attempt.exclude = worker;
+        self.close_link(link, How::Now);
+        self.rearm(key);
         self.hear_verdict(key, false);
     }
 
     /// Looks whether the worker of an exchange in doubt is known to be dead; `over` when the wait is.
     pub fn hear_verdict(&mut self, key: Key, over: bool) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let worker = exchange.exclude;
-        match worker.and_then(|worker| self.shared.dispatch.is_alive(worker)) {
+        let worker = exchange.attempt.exclude;
+        match worker.and_then(|worker| self.dispatch_of(exchange).is_alive(worker)) {
             Some(false) => self.lose(key),
             Some(true) if !over => {}
             _ => {
@@ -149,12 +154,14 @@ impl<B: Backend> Loop<B> {
         let doubtful: Vec<Key> = self
             .exchanges
             .iter()
-            .filter(|(_, exchange)| exchange.phase == Phase::Verdict && exchange.exclude == Some(worker))
+            .filter(|(_, exchange)| {
+                matches!(exchange.phase, Phase::Verdict { .. }) && exchange.attempt.exclude == Some(worker)
+            })
             .map(|(key, _)| key)
             .collect();
         for key in doubtful {
             self.lose(key);
         }
-        self.retire(worker);
+        self.retire(0, worker);
     }
 }

@@ -1,5 +1,7 @@
 //! Answers of our own: errors in the form that the client reads best, and the fixed 200 of a directly served text.
 
+use std::sync::Arc;
+
 use super::Version;
 use crate::buffers::block::Writer;
 
@@ -289,7 +291,7 @@ pub fn reason(status: u16) -> &'static str {
 pub struct Direct {
     /// From the status line up to the date's value.
     start: Box<[u8]>,
-    body: Box<[u8]>,
+    body: Arc<[u8]>,
 }
 
 impl Direct {
@@ -299,6 +301,11 @@ impl Direct {
         let length = body.len();
         let start = format!("HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nDate: ");
         Direct { start: start.into_bytes().into(), body: body.into() }
+    }
+
+    /// Its body, which connections and loops share.
+    pub fn body(&self) -> &Arc<[u8]> {
+        &self.body
     }
 
     /// Bytes that [`Direct::write`] writes at most.

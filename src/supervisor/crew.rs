@@ -30,7 +30,7 @@ use super::steward::Visitor;
 use super::{Options, READ_BUFFER, RunDirectory, Status, inspect};
 use crate::config::Settings;
 use crate::control::SOCKET_NAME;
-use crate::dispatch::{Dispatch, Target, WorkerId};
+use crate::dispatch::{Dispatch, Moves, Target, WorkerId};
 use crate::fleet::{Ending, Event, Exit, Machine, Name, RollEnd, RollReport, Start, Started};
 use crate::log::{Level, Log, Stream};
 use crate::mailbox::{Message, Postboxes};
@@ -135,7 +135,14 @@ impl Crew {
         let mut notify = speaks.transpose().map_err(|error| error.to_string())?;
         let mut endpoint = launcher.endpoint(socket).map_err(|error| error.to_string())?;
         let (address, unix) = (endpoint.address().clone(), endpoint.is_unix());
-        let target = Target { address: address.clone(), label: label.clone(), unix, supervised: true, number };
+        let target = Target {
+            address: address.clone(),
+            label: label.clone(),
+            unix,
+            supervised: true,
+            number,
+            moves: Arc::new(Moves::new(now)),
+        };
         let Some(id) = self.dispatch.add(target, generation, (limit > 0).then_some(limit)) else {
             // Closed first: a socket that still listens would be taken for another's, and stay.
             drop(endpoint.take_listener());
@@ -504,14 +511,5 @@ impl Machine for Crew {
                 self.tell(Level::Info, "scale", "the number of workers changes", &fields);
             }
         }
-    }
-}
-
-/// How long a time limit of a request is before its worker counts as stuck.
-pub(super) fn patience_with_requests(settings: &Settings) -> Duration {
-    let timeouts = &settings.app.timeouts;
-    match settings.app.concurrency {
-        1 => timeouts.request.min(timeouts.read + timeouts.abandon),
-        _ => timeouts.request,
     }
 }

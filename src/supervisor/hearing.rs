@@ -50,7 +50,7 @@ impl Crew {
             let Some(voice) = &mut process.voice else { continue };
             let Voice { socket, watchdog, status } = voice;
             socket.read(|message| {
-                watchdog.heed(&message, now);
+                watchdog.take(&message, now);
                 match message {
                     Message::Ready if waited_for => heard.push((process.name, Heard::Ready)),
                     Message::Stopping => heard.push((process.name, Heard::Leaves)),

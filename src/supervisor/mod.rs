@@ -365,7 +365,7 @@ impl Supervisor {
             self.crew.read_output();
             self.crew.dispatch.notices(&mut notices);
             for notice in notices.drain(..) {
-                self.heed(notice, now);
+                self.act_on(notice, now);
             }
             for name in self.crew.look_for_sockets(now) {
                 self.fleet.ready(name, now, &mut self.crew);
@@ -609,7 +609,7 @@ impl Supervisor {
         }
     }
 
-    fn heed(&mut self, notice: Notice, now: Instant) {
+    fn act_on(&mut self, notice: Notice, now: Instant) {
         let (Notice::Unreachable(id)
         | Notice::Threshold(id)
         | Notice::Drained(id)
@@ -636,7 +636,7 @@ impl Supervisor {
                 self.crew.log.event(Level::Warn, "a request to this worker has timed out", &[("worker", &label)]);
             }
             Notice::Stuck(_) => {
-                let time = crew::patience_with_requests(&self.crew.settings);
+                let time = self.crew.settings.app.timeouts.request;
                 self.fleet.stuck(name, Ending::Deadline(time), now, &mut self.crew);
             }
         }
@@ -677,7 +677,7 @@ impl Supervisor {
             let pid = name.and_then(|name| self.crew.process(name)).map_or(0, |process| process.child.id());
             let lived = name.and_then(|name| self.fleet.member(name)).map(|member| now.duration_since(member.born));
             let lived = format!("{:.1} s", lived.unwrap_or_default().as_secs_f32());
-            let phase = format!("{:?}", worker.phase);
+            let phase = format!("{:?}", worker.standing);
             let fields: [(&str, &dyn std::fmt::Display); 7] = [
                 ("worker", &worker.target.label),
                 ("pid", &pid),

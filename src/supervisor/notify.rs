@@ -240,7 +240,7 @@ impl Watchdog {
     }
 
     /// Takes notice of what the worker says.
-    pub fn heed(&mut self, message: &Message, now: Instant) {
+    pub fn take(&mut self, message: &Message, now: Instant) {
         match message {
             Message::Stopping => self.stopping = true,
             Message::WatchdogTrigger => self.due = Some(now),
@@ -450,16 +450,16 @@ mod tests {
         let start = Instant::now();
         let at = |millis: u64| start + Duration::from_millis(millis);
         let mut watchdog = Watchdog::new(Some(Duration::from_millis(100)));
-        watchdog.heed(&Message::Ready, at(0));
+        watchdog.take(&Message::Ready, at(0));
         assert_eq!((watchdog.due(), watchdog.has_expired(at(1_000_000))), (None, false), "it never promised anything");
-        watchdog.heed(&Message::WatchdogPing, at(1000));
-        watchdog.heed(&Message::WatchdogPing, at(1050));
+        watchdog.take(&Message::WatchdogPing, at(1000));
+        watchdog.take(&Message::WatchdogPing, at(1050));
         assert_eq!(watchdog.due(), Some(at(1150)));
         assert!(!watchdog.has_expired(at(1149)) && watchdog.has_expired(at(1150)));
-        watchdog.heed(&Message::WatchdogUsec(Duration::from_millis(500)), at(1100));
+        watchdog.take(&Message::WatchdogUsec(Duration::from_millis(500)), at(1100));
         assert_eq!(watchdog.due(), Some(at(1600)));
-        watchdog.heed(&Message::Stopping, at(1200));
-        watchdog.heed(&Message::WatchdogPing, at(1200));
+        watchdog.take(&Message::Stopping, at(1200));
+        watchdog.take(&Message::WatchdogPing, at(1200));
         assert_eq!(watchdog.due(), None, "it leaves, and the drain has a deadline of its own");
     }
 
@@ -467,18 +467,18 @@ mod tests {
     fn the_period_may_be_the_workers_own() {
         let now = Instant::now();
         let mut watchdog = Watchdog::new(None);
-        watchdog.heed(&Message::WatchdogPing, now);
+        watchdog.take(&Message::WatchdogPing, now);
         assert_eq!((watchdog.period(), watchdog.due()), (None, None));
-        watchdog.heed(&Message::WatchdogUsec(Duration::from_secs(1)), now);
+        watchdog.take(&Message::WatchdogUsec(Duration::from_secs(1)), now);
         assert_eq!(watchdog.due(), None, "announced, not yet promised");
-        watchdog.heed(&Message::WatchdogPing, now);
+        watchdog.take(&Message::WatchdogPing, now);
         assert_eq!(watchdog.due(), Some(now + Duration::from_secs(1)));
-        watchdog.heed(&Message::WatchdogUsec(Duration::ZERO), now);
+        watchdog.take(&Message::WatchdogUsec(Duration::ZERO), now);
         assert_eq!((watchdog.period(), watchdog.due()), (None, None));
-        watchdog.heed(&Message::WatchdogUsec(Duration::from_micros(u64::MAX)), now);
-        watchdog.heed(&Message::WatchdogPing, now);
+        watchdog.take(&Message::WatchdogUsec(Duration::from_micros(u64::MAX)), now);
+        watchdog.take(&Message::WatchdogPing, now);
         assert!(!watchdog.has_expired(now + Duration::from_secs(1_000_000)));
-        watchdog.heed(&Message::WatchdogTrigger, now);
+        watchdog.take(&Message::WatchdogTrigger, now);
         assert!(watchdog.has_expired(now));
     }
 }

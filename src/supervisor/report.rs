@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::Supervisor;
 use super::memory;
 use crate::control::status::{self, State, WorkerState};
-use crate::dispatch::{Phase, Snapshot, WorkerSnapshot};
+use crate::dispatch::{Snapshot, Standing, WorkerSnapshot};
 use crate::fleet::{self, Member, PlaceState, RollEnd};
 use crate::metrics::Metrics;
 use crate::metrics::latency::{Latencies, Rates};
@@ -172,7 +172,7 @@ impl Supervisor {
         let upstream = |worker: &&WorkerSnapshot| self.crew.name(worker.id).is_none() && !worker.target.supervised;
         workers.extend(snapshot.workers.iter().filter(upstream).map(|worker| status::Worker {
             id: worker.target.number,
-            state: if worker.phase == Phase::Ready { WorkerState::Running } else { WorkerState::Starting },
+            state: if worker.standing == Standing::Ready { WorkerState::Running } else { WorkerState::Starting },
             name: worker.target.label.clone(),
             socket: worker.target.label.clone(),
             ..counted(Some(worker))
@@ -222,7 +222,7 @@ impl Supervisor {
     fn status_of_guest(&self, guest: &fleet::Guest, snapshot: &Snapshot, now: Instant) -> status::Worker {
         let visitor = self.crew.guests.iter().find(|visitor| visitor.name == guest.name);
         let known = visitor.and_then(|visitor| snapshot.worker(visitor.id));
-        let serves = known.is_some_and(|worker| worker.phase == Phase::Ready);
+        let serves = known.is_some_and(|worker| worker.standing == Standing::Ready);
         status::Worker {
             id: known.map_or(0, |worker| worker.target.number),
             pid: guest.pid,
@@ -248,7 +248,7 @@ fn counters(metrics: &Metrics) -> serde_json::Map<String, serde_json::Value> {
 
 /// Whether a worker that takes requests, or did until it was to leave, has one.
 fn is_busy(worker: &WorkerSnapshot) -> bool {
-    matches!(worker.phase, Phase::Ready | Phase::Draining) && worker.in_flight > 0
+    matches!(worker.standing, Standing::Ready | Standing::Draining) && worker.in_flight > 0
 }
 
 /// What the dispatch counts of a worker.

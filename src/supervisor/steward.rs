@@ -2,6 +2,7 @@
 //!
 //! Every command is checked whole before anything changes, and none waits: a restart that is waited for is answered by a later turn.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::json;
@@ -11,7 +12,7 @@ use super::probe::{Look, Probe};
 use super::{Supervisor, run_directory};
 use crate::config::{HotReload, ReadyBy, signal_name};
 use crate::control::{Answer, Change, Command, ControlServer, Join, Steward};
-use crate::dispatch::{Target, WorkerId};
+use crate::dispatch::{Moves, Target, WorkerId};
 use crate::fleet::{Guest, Machine, Member, Name, RollEnd, RollReport};
 use crate::log::Level;
 use crate::mailbox::Message;
@@ -157,6 +158,7 @@ impl Supervisor {
             unix: true,
             supervised: false,
             number: name.0 as u32,
+            moves: Arc::new(Moves::new(now)),
         };
         if self.crew.guests.len() >= super::GUESTS + usize::from(before.is_some()) {
             return Answer::refused(503, format!("{} workers have joined, and no more may", super::GUESTS));

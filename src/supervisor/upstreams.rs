@@ -2,6 +2,7 @@
 
 use std::net::ToSocketAddrs;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::time::Instant;
 
 use socket2::SockAddr;
@@ -9,7 +10,7 @@ use socket2::SockAddr;
 use super::probe::{Look, Probe};
 use super::{StartError, Supervisor, run_directory};
 use crate::config::{Settings, Upstream};
-use crate::dispatch::{Dispatch, Target, WorkerId};
+use crate::dispatch::{Dispatch, Moves, Target, WorkerId};
 use crate::log::Level;
 
 /// One upstream and what is known of it.
@@ -52,6 +53,7 @@ pub(super) fn watch_all(settings: &Settings, dispatch: &Dispatch, now: Instant) 
             unix,
             supervised: false,
             number: index as u32 + 1,
+            moves: Arc::new(Moves::new(now)),
         };
         let full = || StartError { message: "too many upstreams".to_owned(), code: 64 };
         let id = dispatch.add(target, 0, None).ok_or_else(full)?;

@@ -46,10 +46,10 @@ pub fn close_reset_with_a_receive_armed<B: Backend>() {
     assert_eq!(close_while_armed::<B>(How::Reset).unwrap_err().kind(), ErrorKind::ConnectionReset);
 }
 
-/// The patience with a peer begins at the close, however long the loop slept before.
-pub fn patience_counts_from_the_close<B: Backend>() {
-    let patience = Duration::from_millis(300);
-    let mut rig = Rig::<B>::with(Options { stall: patience, linger: patience, ..options() });
+/// The time that a peer is given begins at the close, however long the loop slept before.
+pub fn the_time_for_a_close_counts_from_it<B: Backend>() {
+    let given = Duration::from_millis(300);
+    let mut rig = Rig::<B>::with(Options { stall: given, linger: given, ..options() });
     let (mut stream, sock) = rig.tcp_pair();
     let end = Instant::now() + Duration::from_millis(500);
     while Instant::now() < end {
@@ -122,7 +122,7 @@ pub fn reset_cuts_what_is_queued<B: Backend>() {
     let mut rig = Rig::<B>::new();
     let (mut stream, sock) = rig.tcp_pair();
     rig.send(sock, &pattern(0, EIGHT_MIB));
-    rig.pump();
+    rig.expect_full(sock);
     rig.close(sock, How::Reset);
     rig.expect_close(sock);
     let mut got = Vec::new();

@@ -90,7 +90,7 @@ pub fn refused_connects_fail<B: Backend>() {
     rig.finish();
 }
 
-pub fn a_full_unix_backlog_asks_for_patience<B: Backend>() {
+pub fn a_full_unix_backlog_is_no_refusal<B: Backend>() {
     let mut rig = Rig::<B>::new();
     let directory = TempDir::new().unwrap();
     let address = SockAddr::unix(directory.path().join("full.sock")).unwrap();
@@ -188,14 +188,14 @@ pub fn pause_and_resume<B: Backend>() {
         rig.expect_silence();
         let mut client = TcpStream::connect(address).unwrap();
         client.set_read_timeout(Some(DEADLINE)).unwrap();
-        client.write_all(b"patience").unwrap();
+        client.write_all(b"in time").unwrap();
         rig.expect_silence();
         rig.backend.resume(listener);
         if round == 1 {
             rig.backend.resume(listener);
         }
         let (sock, _) = rig.accept();
-        rig.expect_bytes(sock, b"patience");
+        rig.expect_bytes(sock, b"in time");
     }
     // Paused and resumed within one turn.
     rig.backend.pause(listener);

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use production_server::backends::{Backend, Bell, Event, Side, Size};
+use production_server::backends::{Backend, Bell, Event, How, Side, Size};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
@@ -15,7 +15,9 @@ use super::rig::{DEADLINE, Rig, echo_once, pattern, unix_listener};
 /// Takes every descriptor that the process may still open.
 fn exhaust() -> Vec<OwnedFd> {
     let null = File::open("/dev/null").unwrap();
-    std::iter::from_fn(|| null.try_clone().ok()).map(OwnedFd::from).collect()
+    let mut taken: Vec<OwnedFd> = std::iter::from_fn(|| null.try_clone().ok()).map(OwnedFd::from).collect();
+    taken.push(null.into());
+    taken
 }
 
 /// User and system time that this process has used.
@@ -53,14 +55,18 @@ pub fn no_descriptors_left<B: Backend>() {
     let (processor, start) = (processor_time(), Instant::now());
     let mut turns = 0;
     let mut accepted = 0;
+    let mut told = 0;
     while start.elapsed() < Duration::from_millis(500) {
         let events = rig.turn(Duration::from_millis(100));
         accepted += events.iter().filter(|event| matches!(event, Event::Accept { .. })).count();
-        assert!(events.iter().all(|event| matches!(event, Event::Accept { .. })), "{events:?}");
+        told += events.iter().filter(|event| matches!(event, Event::Exhausted { .. })).count();
+        let expected = |event: &Event| matches!(event, Event::Accept { .. } | Event::Exhausted { .. });
+        assert!(events.iter().all(expected), "{events:?}");
         turns += 1;
     }
     let spent = processor_time() - processor;
     assert!(accepted < late.len(), "descriptors were not short");
+    assert_eq!(told, 1, "a pause that goes on is told once");
     assert!(turns < 60, "{turns} turns in half a second");
     assert!(spent < Duration::from_millis(100), "{spent:?} of processor time for waiting");
     echo_once(&mut rig, &mut old, old_sock, b"still served");
@@ -69,6 +75,36 @@ pub fn no_descriptors_left<B: Backend>() {
         rig.accept();
         accepted += 1;
     }
+    rig.finish();
+}
+
+/// A request that came in reaches its worker, though no descriptor is left; and so does the next, once a connection has closed.
+pub fn one_descriptor_is_spared_for_a_worker<B: Backend>() {
+    limit_descriptors(128);
+    let directory = TempDir::new().unwrap();
+    let (worker, address) = unix_listener(&directory.path().join("worker.sock"));
+    let mut rig = Rig::<B>::new();
+    let (_client, sock) = rig.tcp_pair();
+    rig.pump();
+    let mut ballast = exhaust();
+    for _ in 0..3 {
+        let connected = rig.connect(&address).expect("the backlog has room");
+        rig.until("connect", |event| match event {
+            Event::Connect { sock } if sock == connected => Ok(()),
+            other => Err(other),
+        });
+        assert!(rig.backend.connect(&address).is_err(), "there was one to spare");
+        // The peer needs a descriptor of its own.
+        drop(ballast.pop());
+        let (peer, _) = worker.accept().unwrap();
+        echo_once(&mut rig, &peer, connected, b"to a worker");
+        rig.close(connected, How::Now);
+        rig.expect_close(connected);
+        ballast.push(peer.into());
+    }
+    drop(ballast);
+    rig.close(sock, How::Now);
+    rig.expect_close(sock);
     rig.finish();
 }
 

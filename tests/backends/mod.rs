@@ -4,6 +4,7 @@
 //! for a dead name, a receive comes only where one was armed and at most once per socket and turn, each half fails at
 //! most once, Close comes exactly once and last. Cases that touch limits of the process run in a process of their own.
 
+mod behind;
 mod closing;
 mod connecting;
 mod exhaustion;
@@ -42,7 +43,6 @@ macro_rules! conformance {
                 echo_over_unix
                 many_sockets_echo_in_turns
                 gathered_sends_reach_a_slow_reader_in_order
-                drain_follows_even_when_the_kernel_takes_all_at_once
                 a_long_transfer_arrives_whole_in_large_blocks
                 large_receives_fall_back_to_small_blocks
                 arming_twice_receives_once
@@ -50,15 +50,25 @@ macro_rules! conformance {
                 a_half_closed_peer_gets_its_answer
                 finish_leaves_after_the_outbox
                 what_may_have_left_counts_as_offered
+                urgent_data_hides_nothing
                 an_idle_connection_sees_the_end_at_once
                 a_reset_fails_the_receive
                 a_failed_send_leaves_an_early_answer_readable
+            }
+            behind {
+                full_is_told_once_and_what_waits_lies_on_the_heap
+                tiny_pieces_for_a_peer_that_is_behind_cost_little
+                room_is_told_when_it_was_asked_for
+                what_waits_for_a_connect_lies_on_the_heap
+                what_a_peer_has_read_is_acknowledged
+                a_close_waits_for_a_peer_that_acknowledges
+                what_accepted_sockets_took_is_counted
             }
             closing {
                 close_now_with_a_receive_armed
                 close_flushed_with_a_receive_armed
                 close_reset_with_a_receive_armed
-                patience_counts_from_the_close
+                the_time_for_a_close_counts_from_it
                 an_index_is_used_again_only_after_close
                 close_now_inside_of_a_turn_silences_the_socket
                 reset_cuts_what_is_queued
@@ -79,7 +89,7 @@ macro_rules! conformance {
                 connect_over_tcp
                 sends_queued_before_connect_leave
                 refused_connects_fail
-                a_full_unix_backlog_asks_for_patience
+                a_full_unix_backlog_is_no_refusal
                 close_while_connecting
                 peers_are_named
                 accepts_come_in_batches
@@ -99,6 +109,7 @@ macro_rules! conformance {
             alone
             exhaustion {
                 no_descriptors_left
+                one_descriptor_is_spared_for_a_worker
                 dropping_the_backend_frees_everything
                 broken_pipes_raise_no_signal
             }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use production_server::backends::io_uring::{IoUring, IoUringBell};
 use production_server::backends::{Backend, Event, How, Options, Piece, Size, Sock};
+use production_server::buffers::block::Census;
 use socket2::SockAddr;
 
 /// [`IoUring::on_oldest_kernel`]; everything else is the backend's own.
@@ -62,6 +63,22 @@ impl Backend for OldestIoUring {
         self.0.offered(sock)
     }
 
+    fn acknowledged(&self, sock: Sock) -> u64 {
+        self.0.acknowledged(sock)
+    }
+
+    fn taken(&self) -> u64 {
+        self.0.taken()
+    }
+
+    fn await_room(&mut self, sock: Sock) {
+        self.0.await_room(sock);
+    }
+
+    fn is_starved(&self, sock: Sock) -> bool {
+        self.0.is_starved(sock)
+    }
+
     fn finish(&mut self, sock: Sock) {
         self.0.finish(sock);
     }
@@ -80,5 +97,9 @@ impl Backend for OldestIoUring {
 
     fn live(&self) -> usize {
         self.0.live()
+    }
+
+    fn count_blocks(&self, census: &mut Census) {
+        self.0.count_blocks(census);
     }
 }

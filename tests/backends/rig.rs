@@ -24,6 +24,9 @@ struct Known {
     received_in: Option<u64>,
     ended: bool,
     failed: Vec<Side>,
+    /// Full was told, and the outbox was not empty since.
+    full: bool,
+    awaits_room: bool,
 }
 
 /// A backend under test. All calls go through here, so that the rules know what was asked.
@@ -127,6 +130,13 @@ impl<B: Backend> Rig<B> {
         self.backend.send(sock, piece);
     }
 
+    pub fn await_room(&mut self, sock: Sock) {
+        if let Some(known) = self.known.get_mut(&sock) {
+            known.awaits_room = true;
+        }
+        self.backend.await_room(sock);
+    }
+
     pub fn close(&mut self, sock: Sock, how: How) {
         if let Some(known) = self.known.get_mut(&sock) {
             known.closing = true;
@@ -144,13 +154,24 @@ impl<B: Backend> Rig<B> {
         self.backend.wait(Some(timeout)).unwrap();
         self.turn += 1;
         self.accepted.clear();
+        self.forget_full();
+    }
+
+    /// Full may be told again once the outbox was empty.
+    fn forget_full(&mut self) {
+        for (sock, known) in &mut self.known {
+            known.full &= self.backend.unsent(*sock) > 0;
+        }
     }
 
     /// The next event of this turn, checked.
     pub fn next(&mut self) -> Option<Event> {
-        let event = self.backend.next()?;
-        self.check(&event);
-        Some(event)
+        let event = self.backend.next();
+        if let Some(event) = &event {
+            self.check(event);
+        }
+        self.forget_full();
+        event
     }
 
     /// Runs turns until `wanted` takes an event; those that it gives back wait for a later call.
@@ -230,11 +251,27 @@ impl<B: Backend> Rig<B> {
         });
     }
 
+    pub fn expect_full(&mut self, sock: Sock) {
+        self.until("full", |event| match event {
+            Event::Full { sock: from } if from == sock => Ok(()),
+            other => Err(other),
+        });
+    }
+
     pub fn expect_drain(&mut self, sock: Sock) {
         self.until("drain", |event| match event {
             Event::Drain { sock: from } if from == sock => Ok(()),
             other => Err(other),
         });
+    }
+
+    /// Asks for room until the outbox is empty; whether Full was told meanwhile does not matter.
+    pub fn expect_empty(&mut self, sock: Sock) {
+        while self.backend.unsent(sock) > 0 {
+            self.await_room(sock);
+            self.expect_drain(sock);
+        }
+        self.waiting.retain(|event| !matches!(event, Event::Full { sock: from } if *from == sock));
     }
 
     pub fn expect_fail(&mut self, sock: Sock, side: Side) -> io::Error {
@@ -280,7 +317,7 @@ impl<B: Backend> Rig<B> {
     /// The rules that hold for every event.
     fn check(&mut self, event: &Event) {
         match event {
-            Event::Wake => {}
+            Event::Wake | Event::Exhausted { .. } => {}
             Event::Accept { listener, sock, .. } => {
                 let count = self.accepted.entry(*listener).or_default();
                 *count += 1;
@@ -292,8 +329,19 @@ impl<B: Backend> Rig<B> {
                 let known = self.known.remove(sock).expect("Close came twice, or for an unknown socket");
                 assert!(known.closing, "Close came unasked");
             }
-            Event::Connect { sock } | Event::Drain { sock } => {
-                assert!(!self.speak(*sock).closing, "{event:?} after close was called");
+            Event::Connect { sock } => {
+                assert!(!self.speak(*sock).closing, "Connect after close was called");
+            }
+            Event::Full { sock } => {
+                assert!(self.backend.unsent(*sock) > 0, "Full, and nothing waits");
+                let known = self.speak(*sock);
+                assert!(!known.closing, "Full after close was called");
+                assert!(!std::mem::replace(&mut known.full, true), "Full came twice");
+            }
+            Event::Drain { sock } => {
+                let known = self.speak(*sock);
+                assert!(!known.closing, "Drain after close was called");
+                assert!(std::mem::take(&mut known.awaits_room), "Drain came unasked");
             }
             Event::Receive { sock, block } => {
                 let turn = self.turn;

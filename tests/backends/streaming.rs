@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use production_server::backends::{Backend, Event, HIGH_MARK, How, Piece, Side, Size, Sock};
+use production_server::backends::{Backend, Event, How, Piece, Side, Size, Sock};
 use production_server::buffers::block::{Budget, Pool};
 use socket2::SockRef;
 
@@ -68,12 +68,12 @@ pub fn many_sockets_echo_in_turns<B: Backend>() {
                     ends += 1;
                     rig.backend.finish(sock);
                 }
-                Event::Drain { .. } => {}
+                Event::Full { .. } => {}
                 other => panic!("unexpected: {other:?}"),
             }
         }
     }
-    // What is still queued leaves, and Drain may follow, before silence is demanded.
+    // What is still queued leaves, and Full may be told, before silence is demanded.
     for client in clients {
         while !client.is_finished() {
             rig.turn(Duration::from_millis(5));
@@ -112,6 +112,7 @@ pub fn gathered_sends_reach_a_slow_reader_in_order<B: Backend>() {
     assert_eq!((rig.backend.sent(sock), rig.backend.unsent(sock)), (0, 0));
     queue_mixed(&mut rig, sock, EIGHT_MIB);
     assert_eq!(rig.backend.sent(sock), 0, "nothing leaves before the end of the turn");
+    rig.expect_full(sock);
     for _ in 0..10 {
         assert!(rig.turn(Duration::from_millis(1)).is_empty());
         assert_eq!(rig.backend.sent(sock) as usize + rig.backend.unsent(sock), EIGHT_MIB);
@@ -129,38 +130,16 @@ pub fn gathered_sends_reach_a_slow_reader_in_order<B: Backend>() {
         }
         stream
     });
-    rig.expect_drain(sock);
+    rig.expect_empty(sock);
     assert_eq!((rig.backend.sent(sock), rig.backend.unsent(sock)), (EIGHT_MIB as u64, 0));
     let mut stream = reader.join().unwrap();
-    // Drain came exactly once, and a send below the mark brings none.
+    // Nobody asked for more, so that nothing more is told.
     rig.send(sock, b"small");
     rig.pump();
     stream.read_exact(&mut [0; 5]).unwrap();
     rig.expect_silence();
     assert_eq!(rig.backend.sent(sock), EIGHT_MIB as u64 + 5);
     rig.finish();
-}
-
-pub fn drain_follows_even_when_the_kernel_takes_all_at_once<B: Backend>() {
-    let mut rig = Rig::<B>::new();
-    let (mut stream, sock) = rig.tcp_pair();
-    for _ in 0..3 {
-        rig.send(sock, &pattern(0, HIGH_MARK + 1));
-        let mut reading = stream.try_clone().unwrap();
-        let reader = thread::spawn(move || reading.read_exact(&mut vec![0; HIGH_MARK + 1]).unwrap());
-        rig.expect_drain(sock);
-        reader.join().unwrap();
-        rig.send(sock, &pattern(0, HIGH_MARK));
-        rig.pump();
-        let mut reading = stream.try_clone().unwrap();
-        let reader = thread::spawn(move || reading.read_exact(&mut vec![0; HIGH_MARK]).unwrap());
-        rig.pump_until("empty outbox", |rig| rig.backend.unsent(sock) == 0);
-        reader.join().unwrap();
-        rig.expect_silence();
-    }
-    stream.shutdown(Shutdown::Both).unwrap();
-    rig.finish();
-    stream.read_to_end(&mut Vec::new()).unwrap();
 }
 
 pub fn a_long_transfer_arrives_whole_in_large_blocks<B: Backend>() {
@@ -239,7 +218,7 @@ pub fn a_half_closed_peer_gets_its_answer<B: Backend>() {
     rig.send(sock, &pattern(0, 1 << 20));
     rig.backend.finish(sock);
     let reader = thread::spawn(move || read_pattern(stream, 1 << 20));
-    rig.expect_drain(sock);
+    rig.expect_empty(sock);
     reader.join().unwrap();
     // Ended both ways, and still its owner's to close.
     rig.expect_silence();
@@ -256,12 +235,44 @@ pub fn finish_leaves_after_the_outbox<B: Backend>() {
     rig.backend.finish(sock);
     let reading = stream.try_clone().unwrap();
     let reader = thread::spawn(move || read_pattern(reading, EIGHT_MIB));
-    rig.expect_drain(sock);
+    rig.expect_empty(sock);
     reader.join().unwrap();
     // The other half is untouched.
     stream.write_all(b"more").unwrap();
     rig.expect_bytes(sock, b"more");
     drop(stream);
+    rig.recv(sock);
+    rig.expect_end(sock);
+    rig.finish();
+}
+
+/// A receive stops short at urgent data, though more has come already: that is received nevertheless, and the byte sent as urgent,
+/// which is no part of the stream, is not.
+pub fn urgent_data_hides_nothing<B: Backend>() {
+    let mut rig = Rig::<B>::new();
+    let (mut stream, sock) = rig.tcp_pair();
+    for round in 0..3 {
+        rig.recv(sock);
+        rig.expect_silence();
+        stream.write_all(b"before").unwrap();
+        SockRef::from(&stream).send_out_of_band(b"!").unwrap();
+        stream.write_all(b"behind").unwrap();
+        rig.expect_bytes(sock, b"beforebehind");
+        // One that has nothing behind it, or nothing around it.
+        stream.write_all(b"before").unwrap();
+        SockRef::from(&stream).send_out_of_band(b"!").unwrap();
+        rig.expect_bytes(sock, b"before");
+        SockRef::from(&stream).send_out_of_band(b"!").unwrap();
+        rig.recv(sock);
+        rig.expect_silence();
+        stream.write_all(b"after").unwrap();
+        rig.expect_bytes(sock, b"after");
+        echo_once(&mut rig, &mut stream, sock, &pattern(round, 1000));
+    }
+    stream.write_all(b"last").unwrap();
+    SockRef::from(&stream).send_out_of_band(b"!").unwrap();
+    drop(stream);
+    rig.expect_bytes(sock, b"last");
     rig.recv(sock);
     rig.expect_end(sock);
     rig.finish();

@@ -114,6 +114,7 @@ pub fn a_starved_pool_parks_receives<B: Backend>() {
         (&mut &*stream).write_all(&[number as u8; 100]).unwrap();
     }
     rig.expect_silence();
+    assert!(pairs.iter().all(|(_, sock)| rig.backend.is_starved(*sock)), "it is not the peers who are silent");
     // One block serves all of them, one after the other.
     let block = held.pop();
     drop(block);
@@ -129,6 +130,7 @@ pub fn a_starved_pool_parks_receives<B: Backend>() {
         seen.push(number);
         drop(block);
     }
+    assert!(pairs.iter().all(|(_, sock)| !rig.backend.is_starved(*sock)));
     // Parked again, then closed: the parked receive goes with its socket.
     held.extend(rig.pool.take(Size::Small, Share::Client));
     rig.recv(pairs[0].1);

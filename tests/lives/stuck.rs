@@ -19,9 +19,9 @@ fn a_worker_stuck_beyond_the_deadline_of_a_request_is_dumped_killed_and_replaced
 fn a_worker_that_stays_silent_after_it_was_given_up_is_dumped_killed_and_replaced(backend: &str) {
     let site = Site::python(
         backend,
-        &["-w", "2", "--read-timeout-ms", "300", "--request-timeout", "60s", "--dump-signal", "USR1"],
+        &["-w", "2", "--read-timeout-ms", "300", "--request-timeout", "2s", "--dump-signal", "USR1"],
     );
-    stuck(&site, "deadline 5.3 s");
+    stuck(&site, "deadline 2 s");
 }
 
 fn stuck(site: &Site, reason: &str) {

@@ -125,7 +125,7 @@ fn a_held_body_takes_no_worker(backend: &str) {
 
 fn a_stalled_sender_gives_its_permit_up(backend: &str) {
     let worker = Worker::echo();
-    let server = Server::before(backend, &worker.url, &["--queue-timeout-ms", "15000"]);
+    let server = Server::before(backend, &worker.url, &["--queue-timeout-ms", "15000", "--body-timeout", "1s"]);
     for (index, framing) in ["Content-Length: 3000000", "Transfer-Encoding: chunked"].into_iter().enumerate() {
         let mut stalled = Client::of(&server);
         stalled.send(format!("POST /stalled{index} HTTP/1.1\r\nHost: test\r\n{framing}\r\n\r\n"));

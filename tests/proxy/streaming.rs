@@ -190,9 +190,17 @@ fn memory_for_slow_readers_ends_at_its_limit(backend: &str) {
     let flags = ["--buffer-bytes", "16MiB", "--queue-timeout-ms", "60000"];
     let server = Server::before(backend, &worker.url, &flags);
     let before = server.resident_bytes();
-    let mut slow: Vec<_> = (0..6).map(|_| Client::of(&server)).collect();
-    for client in &mut slow {
-        client.begin("/large");
+    let mut slow = Vec::new();
+    for index in 0..6 {
+        let mut client = Client::of(&server);
+        client.begin(&format!("/large/{index}"));
+        slow.push(client);
+        // Each is with the worker or in the line before the next one asks, so that they are served in this order: the second holds
+        // the worker until the first is read, and whoever waits for it cannot be the first to be read.
+        until("it is with the worker or in the line", || {
+            let begun = (0..=index).filter(|other| worker.of(&format!("/large/{other}")).is_some()).count();
+            server.status()["queue"]["depth"] == index + 1 - begun
+        });
     }
     // One after the other is read to its end: that makes room for the next.
     for client in &mut slow {

@@ -1,7 +1,7 @@
 //! Clients that leave: while they wait, while their request runs, in the middle of a body.
 
 use std::io::{Read, Write};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use super::*;
@@ -9,6 +9,7 @@ use super::*;
 on_every_backend! {
     who_leaves_the_queue_is_not_run,
     who_leaves_a_running_request_leaves_the_worker_its_time,
+    who_has_left_holds_the_worker_no_longer_than_its_answer,
     a_stop_takes_the_permits_of_those_who_left,
     who_leaves_in_the_middle_of_a_body_reaches_no_worker,
     who_leaves_in_the_middle_of_a_streamed_body_leaves_no_dirty_connection,
@@ -141,6 +142,36 @@ fn who_leaves_a_running_request_leaves_the_worker_its_time(backend: &str) {
         assert_eq!(next.answer().text(), "/next");
     }
     assert_eq!(worker.most(), 1);
+}
+
+/// The end of an answer that nobody waits for is known by its framing, and not by the connection's end.
+fn who_has_left_holds_the_worker_no_longer_than_its_answer(backend: &str) {
+    let folder = folder();
+    let (answer, answered) = mpsc::channel::<()>();
+    let (leave, left) = mpsc::channel::<()>();
+    let gates = Mutex::new((answered, left));
+    let worker = Worker::start(&folder.path().join("w"), move |question, stream| {
+        if question.target != "/slow" {
+            return stream.write_all(&ok(&question.target)).is_ok();
+        }
+        let gates = gates.lock().unwrap();
+        gates.0.recv().unwrap();
+        stream.write_all(&ok("too late")).unwrap();
+        // Its connection stays open.
+        gates.1.recv().unwrap();
+        false
+    });
+    let server = Server::in_front_of(backend, &[&worker], &PATIENT);
+    let mut leaving = server.client();
+    leaving.begin("/slow");
+    until("it is with the worker", || worker.targets().len() == 1);
+    drop(leaving);
+    let mut next = server.client();
+    next.begin("/next");
+    until("the next waits", || server.status()["queue"]["depth"] == 1);
+    answer.send(()).unwrap();
+    assert_eq!(next.answer().text(), "/next");
+    leave.send(()).unwrap();
 }
 
 fn who_leaves_in_the_middle_of_a_body_reaches_no_worker(backend: &str) {

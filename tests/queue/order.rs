@@ -138,10 +138,15 @@ fn a_timed_out_request_keeps_its_worker_until_the_answer_is_done(backend: &str) 
     assert_eq!(slow.answer().text(), "/again");
 }
 
+/// It is waited for as long as a request may take.
 fn a_worker_that_never_ends_an_abandoned_request_is_free_after_five_seconds(backend: &str) {
     let folder = folder();
     let (worker, go) = Worker::gated(&folder.path().join("w"), "/slow");
-    let server = Server::in_front_of(backend, &[&worker], &["--read-timeout-ms", "200", "--queue-timeout-ms", "20000"]);
+    let server = Server::in_front_of(
+        backend,
+        &[&worker],
+        &["--read-timeout-ms", "200", "--request-timeout", "5s", "--queue-timeout-ms", "20000"],
+    );
     let mut slow = server.client();
     slow.begin("/slow");
     assert_eq!(slow.answer().status, 504);

@@ -301,7 +301,11 @@ fn an_answer_that_never_ends_is_cut(backend: &str) {
         }
         false
     });
-    let server = Server::in_front_of(backend, &[&worker], &["--request-timeout", "1s", "--read-timeout-ms", "500"]);
+    let server = Server::in_front_of(
+        backend,
+        &[&worker],
+        &["--answer-timeout", "1s", "--request-timeout", "1s", "--read-timeout-ms", "500"],
+    );
     let mut client = server.client();
     let start = Instant::now();
     client.begin("/");

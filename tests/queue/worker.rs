@@ -30,6 +30,15 @@ pub struct Question {
     pub connection: usize,
     /// Which request of its connection it is, from 0.
     pub number: usize,
+    running: Running,
+}
+
+impl Question {
+    /// The worker is done with it, but for the writing: where the answer's end frees the worker for a request on another connection,
+    /// this has to come before it.
+    pub fn ends(&self) {
+        self.running.end();
+    }
 }
 
 /// The answer of a worker that has nothing special to say.
@@ -77,6 +86,7 @@ impl Worker {
                 // The test may be over.
                 let _ = gate.lock().unwrap().recv();
             }
+            question.ends();
             stream.write_all(&ok(&question.target)).is_ok()
         });
         (worker, go)
@@ -145,29 +155,41 @@ impl Drop for Worker {
     }
 }
 
-fn serve(mut stream: UnixStream, connection: usize, record: &Record, handler: &Handler) {
+fn serve(mut stream: UnixStream, connection: usize, record: &Arc<Record>, handler: &Handler) {
     let mut buffer = Vec::new();
     for number in 0.. {
         let Some(mut question) = read_question(&mut stream, &mut buffer) else { return };
         (question.connection, question.number) = (connection, number);
         record.targets.lock().unwrap().push(question.target.clone());
-        let running = record.running.fetch_add(1, Ordering::SeqCst) + 1;
-        record.most.fetch_max(running, Ordering::SeqCst);
-        // The place is free before the answer can be: the handler's last write must not race with the next request.
-        let guard = Running(record);
+        question.running = Running::begin(record);
         let keep = handler(&question, &mut stream);
-        drop(guard);
+        question.ends();
         if !keep {
             return;
         }
     }
 }
 
-struct Running<'a>(&'a Record);
+/// Counts as one request that the worker is at, until it ends.
+struct Running(Mutex<Option<Arc<Record>>>);
 
-impl Drop for Running<'_> {
+impl Running {
+    fn begin(record: &Arc<Record>) -> Running {
+        let running = record.running.fetch_add(1, Ordering::SeqCst) + 1;
+        record.most.fetch_max(running, Ordering::SeqCst);
+        Running(Mutex::new(Some(record.clone())))
+    }
+
+    fn end(&self) {
+        if let Some(record) = self.0.lock().unwrap().take() {
+            record.running.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Drop for Running {
     fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::SeqCst);
+        self.end();
     }
 }
 
@@ -188,5 +210,5 @@ fn read_question(stream: &mut UnixStream, buffer: &mut Vec<u8>) -> Option<Questi
     let body = fill(buffer, &|bytes| (bytes.len() >= length).then_some(length))?;
     let mut words = head.split(' ').map(str::to_owned);
     let (method, target) = (words.next()?, words.next()?);
-    Some(Question { method, target, head, body, connection: 0, number: 0 })
+    Some(Question { method, target, head, body, connection: 0, number: 0, running: Running(Mutex::default()) })
 }

@@ -6,6 +6,11 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use production_server::dispatch::HOME_ADVANTAGE;
+
+/// Deadlines pass in steps, and what a worker does is seen a moment later.
+const COARSE: Duration = Duration::from_millis(20);
+
 /// A request's number, in its target and in the answer to it.
 pub type RequestId = u32;
 
@@ -42,13 +47,60 @@ struct Delivery {
     worker: u32,
     reused: bool,
     fate: Fate,
-    wrote: bool,
+    /// When it wrote the first byte of its answer.
+    wrote: Option<Instant>,
     intent: Option<Intent>,
+    begun: Instant,
+    /// Since when the worker neither writes nor waits for the other side, and the longest time for which it did so.
+    silent_since: Option<Instant>,
+    longest_silence: Duration,
+    /// It reads the request slowly. From when on it has all of it is not known to anybody.
+    slow: bool,
+}
+
+impl Delivery {
+    fn new(worker: u32, reused: bool, begun: Instant) -> Delivery {
+        Delivery {
+            worker,
+            reused,
+            fate: Fate::Running,
+            wrote: None,
+            intent: None,
+            begun,
+            silent_since: None,
+            longest_silence: Duration::ZERO,
+            slow: false,
+        }
+    }
+
+    fn was_silent(&self, patience: Duration, now: Instant) -> bool {
+        let silence = self.silent_since.map_or(Duration::ZERO, |since| now - since);
+        self.longest_silence.max(silence) + COARSE >= patience || (self.slow && self.was_late(patience, now))
+    }
+
+    /// Whether no byte of its answer came for so long.
+    fn was_late(&self, patience: Duration, now: Instant) -> bool {
+        self.wrote.unwrap_or(now) + COARSE >= self.begun + patience
+    }
+}
+
+/// What a client is prepared for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expects {
+    /// The answer of a worker, where nothing goes wrong.
+    Answer,
+    /// Anything but to be blamed: it is never silent when it is to send.
+    Anything,
+    /// Anything: it stops sending in the middle of its request.
+    Blame,
 }
 
 #[derive(Debug)]
 struct Record {
     idempotent: bool,
+    expects: Expects,
+    /// One of a crowd.
+    crowded: bool,
     first_byte: Option<Instant>,
     /// When its last byte was written, and it was the first in its connection's line.
     whole: Option<Instant>,
@@ -69,28 +121,68 @@ pub struct Reply {
     pub answer: Option<(RequestId, usize)>,
     /// Bytes of the body.
     pub body: usize,
+    /// What the server's own answer says.
+    pub text: String,
+}
+
+impl Reply {
+    /// An answer with that body.
+    pub fn new(status: u16, answer: Option<(RequestId, usize)>, body: &[u8]) -> Reply {
+        let text = if answer.is_some() { String::new() } else { String::from_utf8_lossy(body).into_owned() };
+        Reply { status, answer, body: body.len(), text }
+    }
+}
+
+/// What the rules of a run are.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// When it began.
+    pub started: Instant,
+    /// No fault may cost a request, each gets its worker's answer.
+    pub calm: bool,
+    /// One worker, one request at a time and nothing that changes the order, so first come, first served.
+    pub orderly: bool,
+    /// The longest way of bytes to the server.
+    pub way: Duration,
+    /// For how long a worker may be silent, before its head altogether, and for how long its requests wait for one.
+    pub read: Duration,
+    /// See there.
+    pub request: Duration,
+    /// See there.
+    pub queue: Duration,
 }
 
 /// All requests of a run.
 pub struct Ledger {
     requests: BTreeMap<RequestId, Record>,
-    calm: bool,
-    orderly: bool,
-    way: Duration,
+    /// The rules.
+    pub rules: Rules,
+    /// How long the ordinary request waited for its answer that waited longest.
+    pub longest_wait: Duration,
 }
 
 impl Ledger {
-    /// An empty one. `calm`: no fault may cost a request, each gets its worker's answer. `orderly`: one worker, one request at
-    /// a time and nothing that changes the order, so first come, first served; `way` is the longest way of bytes to the server.
-    pub fn new(calm: bool, orderly: bool, way: Duration) -> Ledger {
-        Ledger { requests: BTreeMap::new(), calm, orderly, way }
+    /// An empty one.
+    pub fn new(rules: Rules) -> Ledger {
+        Ledger { requests: BTreeMap::new(), rules, longest_wait: Duration::ZERO }
     }
 
-    /// Registers a request.
+    /// Registers a request of an ordinary client.
     pub fn open(&mut self, idempotent: bool) -> RequestId {
+        self.register(idempotent, Expects::Answer, false)
+    }
+
+    /// Registers one of a crowd.
+    pub fn open_crowded(&mut self, idempotent: bool, expects: Expects) -> RequestId {
+        self.register(idempotent, expects, true)
+    }
+
+    fn register(&mut self, idempotent: bool, expects: Expects, crowded: bool) -> RequestId {
         let id = self.requests.len() as u32 + 1;
         let record = Record {
             idempotent,
+            expects,
+            crowded,
             first_byte: None,
             whole: None,
             settled: false,
@@ -102,9 +194,10 @@ impl Ledger {
         id
     }
 
-    /// How many requests there are, and how many of them got a worker's or the server's own answer.
+    /// How many requests of ordinary clients there are, and how many of them got a worker's or the server's own answer.
     pub fn counts(&self) -> (usize, usize) {
-        (self.requests.len(), self.requests.values().filter(|record| record.answered).count())
+        let ordinary = || self.requests.values().filter(|record| !record.crowded);
+        (ordinary().count(), ordinary().filter(|record| record.answered).count())
     }
 
     /// How many requests have reached a worker twice.
@@ -118,7 +211,7 @@ impl Ledger {
 
     /// The first byte of a request is being written.
     pub fn begun(&mut self, id: RequestId, now: Instant) {
-        if self.orderly {
+        if self.rules.orderly {
             let waiting = self.requests.iter().filter(|(_, record)| record.settled && record.deliveries.is_empty());
             let after = waiting.filter(|(_, record)| !record.answered).map(|(id, _)| *id).collect();
             self.record(id).after = after;
@@ -131,30 +224,31 @@ impl Ledger {
         self.record(id).whole = Some(now);
     }
 
-    /// Nobody can go on before time does: what was whole long enough ago stands in the queue by now.
+    /// Nobody can go on before time does: what was whole long enough ago stands in the queue by now, and for so long that nobody who
+    /// comes now may go first, even on a loop whose permit comes back.
     pub fn stands_still(&mut self, now: Instant) {
-        let way = self.way;
+        let way = self.rules.way + HOME_ADVANTAGE;
         for record in self.requests.values_mut() {
             record.settled |= record.whole.is_some_and(|whole| now > whole + way);
         }
     }
 
     /// A worker has got a request, or a part of it: by the retry table that must be allowed. Returns which delivery it is.
-    pub fn delivered(&mut self, id: RequestId, worker: u32, reused: bool) -> usize {
-        let orderly = self.orderly;
+    pub fn delivered(&mut self, id: RequestId, worker: u32, reused: bool, now: Instant) -> usize {
+        let orderly = self.rules.orderly;
         let record = self.record(id);
         assert!(record.first_byte.is_some(), "request {id} was delivered before it was sent");
         assert!(record.deliveries.len() < 2, "request {id} was delivered three times: {record:?}");
         if let Some(before) = record.deliveries.last() {
             let allowed = match before.fate {
                 Fate::Declined => true,
-                Fate::Dropped => record.idempotent && before.reused && !before.wrote,
+                Fate::Dropped => record.idempotent && before.reused && before.wrote.is_none(),
                 Fate::Running | Fate::Answered | Fate::Died => false,
             };
             assert!(allowed, "request {id} went to worker {worker} after worker {}: {record:?}", before.worker);
         }
         assert!(!record.answered, "request {id} was delivered after its answer: {record:?}");
-        record.deliveries.push(Delivery { worker, reused, fate: Fate::Running, wrote: false, intent: None });
+        record.deliveries.push(Delivery::new(worker, reused, now));
         let (number, after) = (record.deliveries.len() - 1, std::mem::take(&mut record.after));
         if orderly && number == 0 {
             for earlier in after {
@@ -183,8 +277,36 @@ impl Ledger {
     }
 
     /// A worker has written a byte of an answer.
-    pub fn wrote(&mut self, id: RequestId, number: usize) {
-        self.delivery(id, number).wrote = true;
+    pub fn wrote(&mut self, id: RequestId, number: usize, now: Instant) {
+        self.delivery(id, number).wrote.get_or_insert(now);
+    }
+
+    /// The worker writes, or waits for what the other side is to send or to take.
+    pub fn speaks(&mut self, id: RequestId, number: usize, now: Instant) {
+        let delivery = self.delivery(id, number);
+        if let Some(since) = delivery.silent_since.take() {
+            delivery.longest_silence = delivery.longest_silence.max(now - since);
+        }
+    }
+
+    /// The worker reads this request slowly.
+    pub fn reads_slowly(&mut self, id: RequestId, number: usize) {
+        self.delivery(id, number).slow = true;
+    }
+
+    /// The worker is waited for, and is silent.
+    pub fn pauses(&mut self, id: RequestId, number: usize, now: Instant) {
+        self.delivery(id, number).silent_since.get_or_insert(now);
+    }
+
+    /// Whether a worker has given reason to report it: it was silent for too long with a request, or, unless that must be said of it,
+    /// did not answer one in time.
+    pub fn was_silent(&self, worker: u32, stuck: bool, now: Instant) -> bool {
+        let Rules { read, request, .. } = self.rules;
+        let patience = if stuck { request } else { read.min(request) };
+        let failed = |it: &Delivery| it.was_silent(patience, now) || (!stuck && it.was_late(request, now));
+        let mut deliveries = self.requests.values().flat_map(|record| &record.deliveries);
+        deliveries.any(|delivery| delivery.worker == worker && failed(delivery))
     }
 
     /// How a delivery ended.
@@ -196,16 +318,18 @@ impl Ledger {
     }
 
     /// A client has got a whole answer to its request.
-    pub fn answered(&mut self, id: RequestId, reply: &Reply) {
-        let calm = self.calm;
+    pub fn answered(&mut self, id: RequestId, reply: &Reply, now: Instant) {
+        let rules = self.rules;
         let record = self.record(id);
         assert!(!record.answered, "request {id} was answered twice");
         record.answered = true;
         let Some((answered, number)) = reply.answer else {
-            assert!(!calm, "request {id} was refused although nothing was wrong: {reply:?}, {record:?}");
-            let own = [408, 413, 502, 503, 504].contains(&reply.status);
-            return assert!(own, "request {id} got an answer that nobody gave: {reply:?}");
+            return record.refused(id, reply, &rules, now);
         };
+        if let (Some(whole), false) = (record.whole, record.crowded) {
+            self.longest_wait = self.longest_wait.max(now - whole);
+        }
+        let record = self.record(id);
         assert_eq!(answered, id, "request {id} got the answer to another: {reply:?}");
         assert_eq!(number + 1, record.deliveries.len(), "request {id} got the answer of an earlier try");
         let intent = record.deliveries[number].intent.as_ref();
@@ -217,9 +341,39 @@ impl Ledger {
 
     /// A connection ended with this request unanswered.
     pub fn cut(&mut self, id: RequestId, by_client: bool) {
-        let calm = self.calm;
+        let rules = self.rules;
         let record = self.record(id);
-        assert!(by_client || !calm, "request {id} was cut although nothing was wrong: {record:?}");
+        let expected = by_client || !rules.calm || record.expects != Expects::Answer;
+        assert!(expected, "request {id} was cut although nothing was wrong: {record:?}");
+    }
+}
+
+impl Record {
+    /// The server has answered in a worker's place: it may do so, and blames nobody who does his part.
+    fn refused(&self, id: RequestId, reply: &Reply, rules: &Rules, now: Instant) {
+        let expected = !rules.calm || self.expects != Expects::Answer;
+        let Reply { status, text, .. } = reply;
+        assert!(expected, "request {id} was refused although nothing was wrong: {status} {text:?}, {self:?}");
+        match *status {
+            408 => assert!(self.expects == Expects::Blame, "request {id} was blamed, and was not silent: {self:?}"),
+            504 => {
+                assert!(self.waited_in_vain(rules, now), "request {id} got a 504, and no worker was silent: {self:?}")
+            }
+            413 | 502 | 503 => {}
+            _ => panic!("request {id} got an answer that nobody gave: {reply:?}"),
+        }
+    }
+
+    /// Whether a worker was silent for longer than it may be, or none was found for long enough.
+    fn waited_in_vain(&self, rules: &Rules, now: Instant) -> bool {
+        let elapsed =
+            |since: Option<Instant>, patience: Duration| since.is_some_and(|at| now + COARSE >= at + patience);
+        match self.deliveries.last() {
+            Some(last) if matches!(last.fate, Fate::Running | Fate::Answered) => {
+                last.was_silent(rules.read.min(rules.request), now) || last.was_late(rules.request, now)
+            }
+            _ => elapsed(self.first_byte, rules.read.min(rules.request).min(rules.queue)),
+        }
     }
 }
 
@@ -228,7 +382,10 @@ mod tests {
     use super::*;
 
     fn ledger() -> (Ledger, RequestId) {
-        let mut ledger = Ledger::new(false, false, Duration::ZERO);
+        let second = Duration::from_secs(1);
+        let (way, read, request, queue) = (Duration::ZERO, second, second * 2, second * 3);
+        let mut ledger =
+            Ledger::new(Rules { started: Instant::now(), calm: false, orderly: false, way, read, request, queue });
         let id = ledger.open(true);
         ledger.begun(id, Instant::now());
         (ledger, id)
@@ -250,32 +407,53 @@ mod tests {
         ];
         for (reused, fate, allowed) in cases {
             let (mut ledger, id) = ledger();
-            let number = ledger.delivered(id, 1, reused);
+            let number = ledger.delivered(id, 1, reused, Instant::now());
             ledger.ended(id, number, fate);
-            assert_eq!(panics(|| assert!(ledger.delivered(id, 2, false) == 1)), !allowed, "{reused} {fate:?}");
+            assert_eq!(
+                panics(|| assert!(ledger.delivered(id, 2, false, Instant::now()) == 1)),
+                !allowed,
+                "{reused} {fate:?}"
+            );
         }
         let (mut ledger, id) = ledger();
-        let number = ledger.delivered(id, 1, true);
-        ledger.wrote(id, number);
+        let number = ledger.delivered(id, 1, true, Instant::now());
+        ledger.wrote(id, number, Instant::now());
         ledger.ended(id, number, Fate::Dropped);
-        assert!(panics(|| assert!(ledger.delivered(id, 2, false) == 1)), "an answer had begun");
+        assert!(panics(|| assert!(ledger.delivered(id, 2, false, Instant::now()) == 1)), "an answer had begun");
     }
 
     #[test]
     fn an_answer_must_be_the_one_that_was_given() {
-        let right = Reply { status: 200, answer: Some((1, 0)), body: 5 };
+        let right = Reply::new(200, Some((1, 0)), b"12345");
         let wrong = [
-            Reply { status: 200, answer: Some((2, 0)), body: 5 },
-            Reply { status: 201, answer: Some((1, 0)), body: 5 },
-            Reply { status: 200, answer: Some((1, 0)), body: 4 },
-            Reply { status: 200, answer: None, body: 5 },
+            Reply::new(200, Some((2, 0)), b"12345"),
+            Reply::new(201, Some((1, 0)), b"12345"),
+            Reply::new(200, Some((1, 0)), b"1234"),
+            Reply::new(200, None, b"12345"),
         ];
         for (reply, fine) in std::iter::once((&right, true)).chain(wrong.iter().map(|reply| (reply, false))) {
             let (mut ledger, id) = ledger();
-            let number = ledger.delivered(id, 1, false);
+            let number = ledger.delivered(id, 1, false, Instant::now());
             ledger.intends(id, number, Intent { status: 200, body: 5, broken: false, shortened: false });
-            assert_eq!(panics(|| ledger.answered(id, reply)), !fine, "{reply:?}");
-            assert!(panics(|| ledger.answered(id, &right)), "twice");
+            assert_eq!(panics(|| ledger.answered(id, reply, Instant::now())), !fine, "{reply:?}");
+            assert!(panics(|| ledger.answered(id, &right, Instant::now())), "twice");
+        }
+    }
+
+    #[test]
+    fn nobody_is_blamed_who_does_his_part() {
+        let refusal = |status| Reply { status, answer: None, body: 5, text: String::new() };
+        let (mut ledger, id) = ledger();
+        assert!(panics(|| ledger.answered(id, &refusal(408), Instant::now())), "it had sent all");
+        for (silence, allowed) in [(900, false), (1100, true)] {
+            let (mut ledger, id) = super::tests::ledger();
+            let now = Instant::now();
+            let number = ledger.delivered(id, 1, false, now);
+            ledger.pauses(id, number, now);
+            let later = now + Duration::from_millis(silence);
+            ledger.speaks(id, number, later);
+            assert_eq!(ledger.was_silent(1, false, later), allowed);
+            assert_eq!(!panics(|| ledger.answered(id, &refusal(504), later)), allowed);
         }
     }
 }

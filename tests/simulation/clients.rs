@@ -288,7 +288,7 @@ impl Client {
         if let Some(tunnel) = &mut live.tunnel {
             let most = (tunnel.sent + live.plan.piece).min(tunnel.total);
             if tunnel.sent < most {
-                let piece: Vec<u8> = (tunnel.sent..most).map(|at| wire::pattern(tunnel.number, at)).collect();
+                let piece = wire::patterned_from(tunnel.number, tunnel.sent, most - tunnel.sent);
                 match self.world.write(live.end, &piece) {
                     Ok(count) => tunnel.sent += count,
                     Err(error) => live.broken = error.kind() != ErrorKind::WouldBlock,
@@ -390,11 +390,7 @@ impl Client {
     fn parse(&self, live: &mut Live, ended: bool) -> Result<(), String> {
         loop {
             if let Some(tunnel) = &mut live.tunnel {
-                let fine = live
-                    .input
-                    .iter()
-                    .enumerate()
-                    .all(|(at, byte)| *byte == wire::pattern(tunnel.number, tunnel.came + at));
+                let fine = wire::is_patterned_from(tunnel.number, tunnel.came, &live.input);
                 tunnel.came += live.input.len();
                 live.input.clear();
                 let kept = fine && tunnel.came <= tunnel.sent;
@@ -432,8 +428,8 @@ impl Client {
         match status {
             100 if request.expects => live.continued = true,
             101 if request.tunnel.is_some() => {
-                let reply = Reply { status, answer: answer_of(&head), body: 0 };
-                self.ledger.borrow_mut().answered(request.id, &reply);
+                let reply = Reply::new(status, wire::answer_of(&head), b"");
+                self.ledger.borrow_mut().answered(request.id, &reply, self.world.now());
                 live.answered += 1;
                 let total = request.tunnel.unwrap_or_default();
                 live.tunnel = Some(Tunnel { number: request.id, total, sent: 0, came: 0 });
@@ -456,12 +452,12 @@ impl Client {
     }
 
     fn finish_answer(&self, live: &mut Live, request: &Request, head: &Head, body: &Body) -> Result<(), String> {
-        let answer = answer_of(head);
+        let answer = wire::answer_of(head);
         if answer.is_some() && !wire::is_patterned(!request.id, &body.bytes) {
             return Err(format!("the answer to {} has another body", request.id));
         }
-        let reply = Reply { status: head.status()?, answer, body: body.bytes.len() };
-        self.ledger.borrow_mut().answered(request.id, &reply);
+        let reply = Reply::new(head.status()?, answer, &body.bytes);
+        self.ledger.borrow_mut().answered(request.id, &reply, self.world.now());
         live.answered += 1;
         let kept = !request.http10 || head.connection_says("keep-alive");
         live.closes = request.last || !kept || head.connection_says("close");
@@ -487,12 +483,6 @@ fn waits_for_continue(live: &mut Live, request: &Request, now: Instant) -> bool 
         return false;
     }
     now < *live.body_at.get_or_insert(now + CONTINUE_PATIENCE)
-}
-
-/// The request and the delivery that an answer says it belongs to.
-fn answer_of(head: &Head) -> Option<(RequestId, usize)> {
-    let (id, number) = head.field("x-answer")?.split_once('.')?;
-    Some((id.parse().ok()?, number.parse().ok()?))
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -11,15 +11,17 @@ use production_server::backends::simulated::{Entered, Faults, Place, Random, Sim
 use production_server::backends::{Backend, Bell, Options, Size};
 use production_server::buffers::block::{Budget, Pool};
 use production_server::config::{self, Settings};
-use production_server::connection::Shared;
+use production_server::connection::{App, Scheme, Shared};
 use production_server::dispatch::{Balance, Dispatch, Policy};
 use production_server::log::Log;
 use production_server::mailbox::{Mailbox, Message, Postboxes, mailbox};
 use production_server::metrics::Metrics;
-use production_server::reactor::{Reactor, Setup};
+use production_server::reactor::{ListenerSetup, Reactor, Setup};
 
-use super::checks::Ledger;
+use super::checks::{Ledger, Rules};
 use super::clients::{Client, Manners};
+use super::crowd::{self, Crowd};
+use super::standstill::Standstill;
 use super::supervisor::{Supervisor, passed_over};
 use super::workers::Temper;
 
@@ -27,6 +29,13 @@ use super::workers::Temper;
 const MOST_ROUNDS: usize = 30_000;
 /// Simulated time after which a client that still waits is taken for one that waits forever.
 const MOST_TIME: Duration = Duration::from_secs(240);
+
+/// Runs of 1000 that have a crowd: as many as `SIMULATION_CROWDS` says. Those with little memory go on by one receive for each drain,
+/// and take more rounds than an ordinary test run has time for; so without it only the planted bugs are looked for in crowds.
+fn crowds() -> u32 {
+    let asked = std::env::var("SIMULATION_CROWDS").ok().and_then(|value| value.parse().ok());
+    asked.unwrap_or(if cfg!(feature = "planted-bugs") { 250 } else { 0 })
+}
 
 /// What kind of run a seed is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +61,7 @@ pub struct Plan {
     /// How many loops there are.
     pub loops: usize,
     clients: usize,
+    crowd: Option<crowd::Plan>,
     faults: Faults,
     small_blocks: usize,
     large_blocks: usize,
@@ -77,7 +87,7 @@ impl Plan {
             Kind::Wild => (random.between(8, 40), random.between(0, 3)),
             Kind::Calm | Kind::Orderly => (64, 4),
         };
-        Plan {
+        let mut plan = Plan {
             kind,
             temper,
             workers: if kind == Kind::Orderly { 1 } else { random.between(1, 4) },
@@ -85,10 +95,28 @@ impl Plan {
             loops: random.between(1, 2),
             // More of them than of workers in most runs, so that there is a queue.
             clients: random.between(1, 12).max(random.between(1, 12)),
+            crowd: None,
             faults,
             small_blocks,
             large_blocks,
+        };
+        if random.chance(crowds()) {
+            plan.join_crowd(&mut random);
         }
+        plan
+    }
+
+    /// Puts a crowd beside the ordinary clients.
+    fn join_crowd(&mut self, random: &mut Random) {
+        let crowd = crowd::Plan::draw(self.kind, random);
+        crowd.adjust(&mut self.settings, &mut self.faults, random);
+        (self.small_blocks, self.large_blocks) = (random.between(8, 24), random.below(3));
+        self.clients = self.clients.min(6);
+        if let Some(most) = crowd.crowded_doors(self.kind) {
+            self.settings.max_connections = most + self.clients;
+            self.loops = 1;
+        }
+        self.crowd = Some(crowd);
     }
 }
 
@@ -134,7 +162,7 @@ fn settings(kind: Kind, random: &mut Random) -> Settings {
         app.queue.size = [64, 3, 0][random.below(3)];
         app.response_buffer = [1 << 24, 10_000][random.below(2)];
         app.serve_half_closed = random.chance(300);
-        settings.max_connections = [1024, 3][random.below(2)];
+        settings.max_connections = [1024, 8][random.below(2)];
         settings.buffer_bytes = [1 << 24, 200_000][random.below(2)];
     }
     settings
@@ -155,6 +183,8 @@ pub struct Run {
     ledger: Rc<RefCell<Ledger>>,
     loops: Vec<Loop>,
     clients: Vec<Client>,
+    crowd: Crowd,
+    standstill: Standstill,
     supervisor: Supervisor,
     dispatch: Arc<Dispatch>,
     postboxes: Postboxes,
@@ -183,6 +213,14 @@ pub struct Summary {
     pub rounds: usize,
     /// Requests whose time was taken.
     pub timed: u64,
+    /// Runs with a crowd.
+    pub crowds: usize,
+    /// Answers that were paused for memory.
+    pub paused: u64,
+    /// The most bytes that were charged beyond a budget.
+    pub overdraft: usize,
+    /// How long an ordinary request waited for its answer beside a crowd although nothing was wrong, at most.
+    pub longest_wait: Duration,
 }
 
 /// Runs one seed to its end; panics where a rule is broken.
@@ -197,8 +235,13 @@ pub fn run(seed: u64, trace: Option<Trace>) -> Summary {
     let rolls = run.supervisor.rolls();
     let rounds = run.rounds;
     let timed = run.metrics.latencies().count();
+    let crowds = usize::from(run.plan.crowd.is_some());
+    let paused = run.metrics.total().paused_for_memory;
+    let overdraft = run.standstill.overdraft;
+    let beside = run.plan.kind != Kind::Wild && crowds > 0;
+    let longest_wait = if beside { run.ledger.borrow().longest_wait } else { Duration::ZERO };
     run.check_that_nothing_is_left();
-    Summary { requests, answered, retried, deaths, rolls, rounds, timed }
+    Summary { requests, answered, retried, deaths, rolls, rounds, timed, crowds, paused, overdraft, longest_wait }
 }
 
 impl Run {
@@ -220,17 +263,16 @@ impl Run {
         dispatch.on_grant(Box::new(move |grant| deliver.grant(grant)));
         let metrics = Metrics::new(plan.loops);
         let shared = Arc::new(Shared {
+            apps: vec![App::new(settings.app.clone(), Arc::clone(&dispatch))],
             settings,
-            dispatch: Arc::clone(&dispatch),
             postboxes: postboxes.clone(),
             log: Log::disabled(),
             admission: Default::default(),
-            streams: Default::default(),
+            scarcity: Default::default(),
             direct: None,
             status: Box::new(String::new),
         });
-        let (calm, orderly) = (plan.kind != Kind::Wild, plan.kind == Kind::Orderly);
-        let ledger = Rc::new(RefCell::new(Ledger::new(calm, orderly, plan.faults.delay)));
+        let ledger = Rc::new(RefCell::new(Ledger::new(rules(&plan, started))));
         let place = Place::Tcp(([10, 0, 0, 1], 80).into());
         let budget = Budget::new(plan.settings.buffer_bytes);
         let parts = mailboxes.into_iter().zip(bells).enumerate();
@@ -241,6 +283,7 @@ impl Run {
             .collect();
         let manners = Manners { rude: plan.kind == Kind::Wild, long_body: 40_000 };
         let clients = (0..plan.clients).map(|_| Client::new(&world, &ledger, &place, manners)).collect();
+        let crowd = Crowd::new(&world, &ledger, &place, plan.crowd.as_ref());
         let supervisor = Supervisor::new(&world, &ledger, &plan, &dispatch, &postboxes);
         Run {
             seed,
@@ -249,6 +292,8 @@ impl Run {
             ledger,
             loops,
             clients,
+            crowd,
+            standstill: Standstill::default(),
             supervisor,
             dispatch,
             postboxes,
@@ -262,10 +307,9 @@ impl Run {
 
     /// Until every client is done.
     fn serve(&mut self) {
-        while self.clients.iter().any(|client| !client.is_done()) {
+        while self.clients.iter().any(|client| !client.is_done()) || !self.crowd.is_done() {
             self.round();
-            let waiting =
-                || self.clients.iter().filter(|client| !client.is_done()).map(Client::state).collect::<Vec<_>>();
+            let waiting = || self.waiting();
             assert!(self.world.now() < self.started + MOST_TIME, "clients wait forever: {:#?}", waiting());
             assert!(self.rounds < MOST_ROUNDS, "the run goes in circles: {:#?}", waiting());
         }
@@ -305,34 +349,60 @@ impl Run {
         }
     }
 
+    /// For messages: who still waits.
+    fn waiting(&self) -> Vec<String> {
+        let clients = self.clients.iter().filter(|client| !client.is_done()).map(Client::state);
+        clients.chain(self.crowd.state()).collect()
+    }
+
     /// Everybody moves at least once, in a random order; then time, if nobody had anything to do.
     fn round(&mut self) {
         self.rounds += 1;
         let before = self.world.activity();
-        let parties = self.loops.len() + self.clients.len() + 1;
-        for _ in 0..parties {
-            self.move_one(self.world.below(parties));
+        let parties = self.loops.len() + self.clients.len() + 1 + usize::from(self.plan.crowd.is_some());
+        // With a crowd a turn takes long, and the order of moves is less than what it is about.
+        if self.plan.crowd.is_none() || self.world.chance(200) {
+            for _ in 0..parties {
+                self.move_one(self.world.below(parties));
+            }
         }
         (0..parties).for_each(|party| self.move_one(party));
         assert_eq!(self.metrics.total().panics, 0, "a loop has caught a panic");
         if self.world.activity() != before {
             return;
         }
-        self.ledger.borrow_mut().stands_still(self.world.now());
+        self.check_standstill();
         let now = self.world.now();
-        let scripts = self.clients.iter().map(Client::deadline).chain([self.supervisor.deadline()]);
+        let others = [self.supervisor.deadline(), self.crowd.deadline()];
+        let scripts = self.clients.iter().map(Client::deadline).chain(others);
         let next = scripts.flatten().filter(|at| *at > now).min();
         self.world.note(format_args!("nobody moves at {:?}", now - self.started));
         let holdings: Vec<_> = self.loops.iter().map(|it| it.reactor.holdings()).collect();
-        let waiting: Vec<_> = self.clients.iter().filter(|client| !client.is_done()).map(Client::state).collect();
+        let waiting = || self.waiting();
         // What ended last may have ended by its deadline alone, and nobody moved for it.
         let over = self.loops.iter().all(|it| it.reactor.is_done() && it.reactor.holdings().1 == 0);
         let goes_on = self.world.advance_to_next(next) || over;
         assert!(
             goes_on,
-            "nothing is to come, and loops hold {holdings:?}, clients {waiting:#?}, workers {}",
+            "nothing is to come, and loops hold {holdings:?}, clients {:#?}, workers {}",
+            waiting(),
             self.supervisor.describe()
         );
+    }
+
+    /// Nobody moves before time does.
+    fn check_standstill(&mut self) {
+        let now = self.world.now();
+        self.ledger.borrow_mut().stands_still(now);
+        let (mut queued, mut paused) = (0, 0);
+        for it in &self.loops {
+            Standstill::check(&it.pool, &it.reactor);
+            let (in_queue, for_memory) = it.reactor.waiting();
+            (queued, paused) = (queued + in_queue, paused + for_memory);
+        }
+        self.standstill.check_budget(&self.budget, paused, now);
+        let depth = self.dispatch.snapshot().queue_depth;
+        assert_eq!(depth, queued, "the queue's places are not those of the requests that wait");
     }
 
     fn move_one(&mut self, party: usize) {
@@ -343,15 +413,23 @@ impl Run {
             if let Err(error) = self.loops[party].reactor.turn() {
                 panic!("a loop has failed: {error}");
             }
-            self.dispatch.check_invariants();
+            // In debug builds the loop has done so itself.
+            if !cfg!(debug_assertions) {
+                self.dispatch.check_invariants();
+            }
             let concurrency = self.plan.settings.app.concurrency;
             let wrong = before.is_some_and(|before| passed_over(&before, &self.dispatch.snapshot(), concurrency));
             assert!(!wrong, "an older generation was given a request that a newer one could have had");
         } else if party < loops + self.clients.len() {
             self.clients[party - loops].step();
+        } else if party > loops + self.clients.len() {
+            self.crowd.step();
         } else {
+            let before = self.world.activity();
             self.supervisor.step();
-            self.dispatch.check_invariants();
+            if self.world.activity() != before {
+                self.dispatch.check_invariants();
+            }
         }
     }
 
@@ -409,7 +487,7 @@ fn open_loop(
     place: &Place,
 ) -> Loop {
     let pool = Pool::new(plan.small_blocks, plan.large_blocks, Arc::clone(budget));
-    let max_sockets = 200;
+    let max_sockets = 200 + 2 * plan.crowd.as_ref().map_or(0, crowd::Plan::len);
     let options = Options {
         max_sockets,
         pool: pool.clone(),
@@ -422,7 +500,12 @@ fn open_loop(
     let setup = Setup {
         index,
         shared: Arc::clone(shared),
-        listeners: vec![(world.listener(place.clone()).unwrap(), 80)],
+        listeners: vec![ListenerSetup {
+            descriptor: world.listener(place.clone()).unwrap(),
+            port: 80,
+            scheme: Scheme::Http,
+            app: 0,
+        }],
         mailbox,
         metrics: metrics.clone(),
         access: shared.log.access_log(),
@@ -446,6 +529,19 @@ fn policy(settings: &Settings) -> Policy {
         queue_timeout: app.queue.timeout,
         hold: app.queue.hold,
         max_tunnels: 1000,
+    }
+}
+
+fn rules(plan: &Plan, started: Instant) -> Rules {
+    let app = &plan.settings.app;
+    Rules {
+        started,
+        calm: plan.kind != Kind::Wild,
+        orderly: plan.kind == Kind::Orderly,
+        way: plan.faults.delay,
+        read: app.timeouts.read,
+        request: app.timeouts.request,
+        queue: app.queue.timeout,
     }
 }
 

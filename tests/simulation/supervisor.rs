@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use production_server::backends::simulated::World;
-use production_server::dispatch::{Dispatch, Notice, Phase, Snapshot, Target, WorkerId};
+use production_server::dispatch::{Dispatch, Moves, Notice, Snapshot, Standing, Target, WorkerId};
 use production_server::fleet::{
     AppState, Ending, Event, Exit, Fleet, Guest, Machine, Member, Name, RestartRule, RollEnd, Rule, Start, Started,
     Version,
@@ -274,6 +274,11 @@ impl Supervisor {
         | Notice::Suspect(id)
         | Notice::Stuck(id)) = notice;
         let found = self.crew.processes.iter().find(|process| process.worker.id == id);
+        if let (Notice::Suspect(_) | Notice::Stuck(_), Some(process)) = (notice, found) {
+            let stuck = notice == Notice::Stuck(id);
+            let silent = self.crew.ledger.borrow().was_silent(process.worker.number, stuck, now);
+            assert!(silent, "worker {} was reported, {notice:?}, and did its work", process.worker.number);
+        }
         let Some((name, ours)) = found.map(|process| (process.name, process.ours)) else { return };
         match notice {
             // A guest is gone at its first refused connect, and also when its last request has ended after it quit.
@@ -397,7 +402,8 @@ impl Crew {
         let path = path_of(number);
         let address = socket2::SockAddr::unix(&path).unwrap();
         let label = format!("web.G{generation}.{number}");
-        let target = Target { address, label, unix: true, supervised: ours, number };
+        let moves = Arc::new(Moves::new(self.world.now()));
+        let target = Target { address, label, unix: true, supervised: ours, number, moves };
         let id = self.dispatch.add(target, generation, limit)?;
         let worker = Worker::new(&self.world, &self.ledger, (number, id, path), temper, self.concurrency);
         self.processes.push(Process { name, ours, worker, dead: false });
@@ -558,7 +564,7 @@ pub fn passed_over(before: &Snapshot, after: &Snapshot, concurrency: u32) -> boo
         _ => false,
     };
     let free = |worker: &&production_server::dispatch::WorkerSnapshot| {
-        worker.phase == Phase::Ready && worker.in_flight < concurrency && !touched(worker.id)
+        worker.standing == Standing::Ready && worker.in_flight < concurrency && !touched(worker.id)
     };
     // While those who waited during a pause are let go, a worker's slot goes straight on to the next of them.
     if before.paused || after.paused {

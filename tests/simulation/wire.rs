@@ -1,18 +1,62 @@
 //! HTTP/1.1 as the scripted clients and workers read it: simple, strict, and independent of the product's own parser.
 
-/// The bytes that a message with that number has as its body.
-pub fn pattern(number: u32, index: usize) -> u8 {
-    (number as usize).wrapping_mul(131).wrapping_add(index * 7).wrapping_add(index / 251) as u8
+use super::checks::RequestId;
+
+/// Bytes after which a pattern repeats: a prime, so that no piece of a round size looks like the one before it.
+const PERIOD: usize = 4093;
+
+static PATTERN: [u8; PERIOD] = {
+    let (mut bytes, mut at, mut state) = ([0; PERIOD], 0, 1u32);
+    while at < PERIOD {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        bytes[at] = (state >> 24) as u8;
+        at += 1;
+    }
+    bytes
+};
+
+/// The body of the message with that number, from `at` on, in runs that end only where the pattern repeats.
+fn runs(number: u32, at: usize) -> impl Iterator<Item = &'static [u8]> {
+    let start = ((number as usize).wrapping_mul(131) + at) % PERIOD;
+    std::iter::once(&PATTERN[start..]).chain(std::iter::repeat(&PATTERN[..]))
 }
 
-/// A run of such bytes.
+/// A run of the bytes that a message with that number has as its body.
 pub fn patterned(number: u32, len: usize) -> Vec<u8> {
-    (0..len).map(|index| pattern(number, index)).collect()
+    patterned_from(number, 0, len)
+}
+
+/// Such a run that begins at `at`.
+pub fn patterned_from(number: u32, at: usize, len: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(len);
+    for run in runs(number, at) {
+        if bytes.len() == len {
+            break;
+        }
+        bytes.extend_from_slice(&run[..run.len().min(len - bytes.len())]);
+    }
+    bytes
 }
 
 /// Whether `bytes` are the beginning of that body.
 pub fn is_patterned(number: u32, bytes: &[u8]) -> bool {
-    bytes.iter().enumerate().all(|(index, byte)| *byte == pattern(number, index))
+    is_patterned_from(number, 0, bytes)
+}
+
+/// Whether `bytes` are what stands at `at` in that body.
+pub fn is_patterned_from(number: u32, at: usize, bytes: &[u8]) -> bool {
+    let mut rest = bytes;
+    for run in runs(number, at) {
+        if rest.is_empty() {
+            break;
+        }
+        let (front, back) = rest.split_at(run.len().min(rest.len()));
+        if front != &run[..front.len()] {
+            return false;
+        }
+        rest = back;
+    }
+    true
 }
 
 /// A message's head.
@@ -26,7 +70,7 @@ pub struct Head {
 impl Head {
     /// Takes a whole head off the front of `input`.
     pub fn take(input: &mut Vec<u8>) -> Result<Option<Head>, String> {
-        let Some(end) = input.windows(4).position(|four| four == b"\r\n\r\n") else { return Ok(None) };
+        let Some(end) = end_of_head(input) else { return Ok(None) };
         let bytes: Vec<u8> = input.drain(..end + 4).collect();
         let text = String::from_utf8(bytes).map_err(|_| "a head that is no text".to_owned())?;
         let mut lines = text.trim_end().split("\r\n");
@@ -72,6 +116,24 @@ impl Head {
     }
 }
 
+/// The request and the delivery that an answer says it belongs to.
+pub fn answer_of(head: &Head) -> Option<(RequestId, usize)> {
+    let (id, number) = head.field("x-answer")?.split_once('.')?;
+    Some((id.parse().ok()?, number.parse().ok()?))
+}
+
+/// Where the empty line begins that ends a head.
+fn end_of_head(input: &[u8]) -> Option<usize> {
+    let mut from = 0;
+    while let Some(at) = memchr::memchr(b'\r', &input[from..]) {
+        if input[from + at..].starts_with(b"\r\n\r\n") {
+            return Some(from + at);
+        }
+        from += at + 1;
+    }
+    None
+}
+
 /// How a body ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
@@ -108,7 +170,8 @@ impl Body {
             Framing::UntilClose => self.bytes.append(input),
             Framing::Length(length) => {
                 let count = input.len().min(length - self.bytes.len());
-                self.bytes.extend(input.drain(..count));
+                self.bytes.extend_from_slice(&input[..count]);
+                input.drain(..count);
                 self.done = self.bytes.len() == length;
             }
             Framing::Chunked => while !self.done && self.feed_chunk(input)? {},
@@ -125,7 +188,8 @@ impl Body {
     fn feed_chunk(&mut self, input: &mut Vec<u8>) -> Result<bool, String> {
         if self.chunk_left > 2 {
             let count = input.len().min(self.chunk_left - 2);
-            self.bytes.extend(input.drain(..count));
+            self.bytes.extend_from_slice(&input[..count]);
+            input.drain(..count);
             self.chunk_left -= count;
             return Ok(count > 0);
         }

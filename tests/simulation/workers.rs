@@ -10,10 +10,20 @@ use production_server::backends::simulated::{End, Service, World};
 use production_server::dispatch::WorkerId;
 
 use super::checks::{Fate, Intent, Ledger, RequestId};
+use super::tasks::{Pace, Task};
 use super::wire::{self, Body, Framing, Head};
 
 /// A worker that is being drained may still be given what was granted before, for so long.
 const DRAIN_GRACE: Duration = Duration::from_millis(500);
+
+/// Pauses end at multiples of that.
+const GRAIN: Duration = Duration::from_millis(50);
+
+/// What waits to be sent back through a tunnel, before no more is read.
+const ECHO_BYTES: usize = 20_000;
+
+/// An answer of more bytes is cut anywhere: to look for the ends of its lines takes too long.
+const LONG: usize = 50_000;
 
 /// How often a worker does what a good one does not, in requests of 1000.
 #[derive(Clone, Copy, Debug, Default)]
@@ -64,6 +74,8 @@ struct Answer {
     /// How much of it is the answer; behind that are surplus bytes, which leave together with it or not at all.
     whole: usize,
     not_before: Instant,
+    /// How long after a piece the next is written.
+    every: Duration,
     after: After,
     /// How the request's part is over when all is written.
     fate: Fate,
@@ -87,6 +99,33 @@ struct Connection {
     served: usize,
     close_at: Option<Instant>,
     ended: bool,
+    /// The request in hand, and what it asks for.
+    name: Option<(RequestId, usize)>,
+    task: Option<Task>,
+    /// A task that is read slowly goes on then.
+    read_at: Option<Instant>,
+}
+
+impl Connection {
+    fn new(end: End) -> Connection {
+        Connection {
+            end,
+            input: Vec::new(),
+            state: State::Idle,
+            served: 0,
+            close_at: None,
+            ended: false,
+            name: None,
+            task: None,
+            read_at: None,
+        }
+    }
+
+    /// How the bytes are read that it waits for; `None` while there are none, or all are read as they come.
+    fn slowly(&self) -> Option<Pace> {
+        let pace = self.task.filter(|_| matches!(self.state, State::Body(..) | State::Tunnel(_)))?.reads;
+        (pace != Pace::FULL).then_some(pace)
+    }
 }
 
 /// A scripted worker.
@@ -100,6 +139,7 @@ pub struct Worker {
     /// When the supervisor began to drain it.
     pub draining: Option<Instant>,
     world: World,
+    started: Instant,
     ledger: Rc<RefCell<Ledger>>,
     temper: Temper,
     concurrency: usize,
@@ -123,6 +163,7 @@ impl Worker {
             path,
             draining: None,
             world: world.clone(),
+            started: ledger.borrow().rules.started,
             ledger: Rc::clone(ledger),
             temper,
             concurrency: concurrency as usize,
@@ -147,7 +188,8 @@ impl Worker {
     pub fn deadline(&self) -> Option<Instant> {
         let now = self.world.now();
         let of = |connection: &Connection| match &connection.state {
-            State::Answering(answer) if answer.written == 0 => Some(answer.not_before),
+            State::Answering(answer) => Some(answer.not_before),
+            State::Body(..) | State::Tunnel(_) => connection.read_at,
             State::Idle => connection.close_at,
             _ => None,
         };
@@ -174,15 +216,7 @@ impl Worker {
     pub fn step(&mut self) -> bool {
         let Some(service) = self.service else { return false };
         while let Some(end) = self.world.accept(service) {
-            let state = State::Idle;
-            self.connections.push(Connection {
-                end,
-                input: Vec::new(),
-                state,
-                served: 0,
-                close_at: None,
-                ended: false,
-            });
+            self.connections.push(Connection::new(end));
         }
         let mut index = 0;
         while index < self.connections.len() {
@@ -231,7 +265,7 @@ impl Worker {
         let target = text.split_once(" /r/").and_then(|(_, rest)| rest.split_once(' '));
         if let Some(id) = target.and_then(|(id, _)| id.parse().ok()) {
             let mut ledger = self.ledger.borrow_mut();
-            let number = ledger.delivered(id, self.number, reused);
+            let number = ledger.delivered(id, self.number, reused, self.world.now());
             ledger.ended(id, number, fate);
         }
     }
@@ -242,13 +276,69 @@ impl Worker {
         if matches!(connection.state, State::Idle) && connection.close_at.is_some_and(|at| at <= now) {
             return false;
         }
-        let most = [50, 4096, 65_536][self.world.below(3)];
+        let open = self.take_in(connection, now) && self.go_on(connection, now);
+        self.note_silence(connection, now);
+        open
+    }
+
+    /// Reads what is there; of a task, what its pace allows. False: the connection has failed.
+    fn take_in(&self, connection: &mut Connection, now: Instant) -> bool {
+        let pace = connection.slowly();
+        if pace.is_some() && connection.read_at.is_some_and(|at| at > now) {
+            return true;
+        }
+        if matches!(&connection.state, State::Tunnel(out) if out.len() > ECHO_BYTES) {
+            return true;
+        }
+        let Some(pace) = pace else { return self.take_piece(connection, [50, 4096, 65_536][self.world.below(3)]) };
+        let before = connection.input.len();
+        while !connection.ended && connection.input.len() - before < pace.bytes {
+            let came = connection.input.len();
+            if !self.take_piece(connection, pace.bytes - (came - before)) {
+                return false;
+            }
+            if connection.input.len() == came {
+                break;
+            }
+        }
+        if let (true, Some((id, number))) = (connection.input.len() > before, connection.name) {
+            connection.read_at = Some(self.after(pace.every));
+            self.ledger.borrow_mut().speaks(id, number, now);
+        }
+        true
+    }
+
+    fn take_piece(&self, connection: &mut Connection, most: usize) -> bool {
         match self.world.read(connection.end, &mut connection.input, most) {
             Ok(0) => connection.ended = true,
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
             Err(_) => return false,
         }
+        true
+    }
+
+    /// When a pause of that length is over: the pauses of a crowd end together, so that it costs few turns.
+    fn after(&self, pause: Duration) -> Instant {
+        let now = self.world.now();
+        let grains = (now - self.started + pause).as_millis().div_ceil(GRAIN.as_millis()) as u32;
+        if pause.is_zero() { now } else { self.started + GRAIN * grains }
+    }
+
+    /// Tells the ledger whether the request in hand waits for this worker now, or this worker for the other side.
+    fn note_silence(&self, connection: &Connection, now: Instant) {
+        let Some((id, number)) = connection.name else { return };
+        let pauses = match &connection.state {
+            State::Body(..) => connection.slowly().is_some() && connection.read_at.is_some_and(|at| at > now),
+            State::Answering(answer) => answer.not_before > now,
+            State::Hanging(_) => true,
+            State::Idle | State::Tunnel(_) => false,
+        };
+        let mut ledger = self.ledger.borrow_mut();
+        if pauses { ledger.pauses(id, number, now) } else { ledger.speaks(id, number, now) }
+    }
+
+    fn go_on(&mut self, connection: &mut Connection, now: Instant) -> bool {
         match std::mem::replace(&mut connection.state, State::Hanging(None)) {
             State::Idle => self.read_head(connection),
             State::Body(id, number, head, body) => self.read_body(connection, (id, number), head, body),
@@ -279,14 +369,19 @@ impl Worker {
         if self.world.other_is_open(connection.end) {
             self.check_load(id);
         }
-        let number = self.ledger.borrow_mut().delivered(id, self.number, connection.served > 0);
+        let number = self.ledger.borrow_mut().delivered(id, self.number, connection.served > 0, self.world.now());
         self.world.note(format_args!("worker {} begins {id}.{number}", self.number));
-        connection.close_at = None;
+        (connection.name, connection.task) = (Some((id, number)), Task::of(&head));
+        (connection.close_at, connection.read_at) = (None, None);
+        if connection.task.is_some_and(|task| task.reads != Pace::FULL) {
+            self.ledger.borrow_mut().reads_slowly(id, number);
+        }
         let framing = match head.framing() {
             Ok(framing) => framing.unwrap_or(Framing::Length(0)),
             Err(complaint) => panic!("worker {}, request {id}: {complaint}", self.number),
         };
-        if self.world.chance(self.temper.hurries) && framing != Framing::Length(0) {
+        let hurries = self.world.chance(self.temper.hurries) || connection.task.is_some_and(|task| task.early);
+        if hurries && framing != Framing::Length(0) {
             self.answer(connection, (id, number), &head, true);
             return true;
         }
@@ -331,6 +426,7 @@ impl Worker {
             whole: usize::MAX,
             piece: [7, 500, 100_000][world.below(3)],
             not_before: world.now() + think,
+            every: Duration::ZERO,
             after: if early { After::Close } else { After::Keep },
             fate: Fate::Answered,
         };
@@ -351,6 +447,8 @@ impl Worker {
             )
             .into();
             Intent { status: 101, body: 0, broken: false, shortened: false }
+        } else if let Some(task) = connection.task {
+            self.task_answer(&mut answer, head, &task)
         } else {
             self.ordinary_answer(&mut answer, head)
         };
@@ -410,6 +508,40 @@ impl Worker {
         Intent { status, body: shown, broken: false, shortened: false }
     }
 
+    /// What a crowd's request asks for.
+    fn task_answer(&self, answer: &mut Answer, head: &Head, task: &Task) -> Intent {
+        (answer.piece, answer.every) = (task.writes.bytes.min(100_000), task.writes.every);
+        let name = format!("{}.{}", answer.id, answer.number);
+        let kind = if task.stream { "text/event-stream" } else { "application/octet-stream" };
+        let mut out = format!("HTTP/1.1 200 Said\r\nX-Answer: {name}\r\nContent-Type: {kind}\r\n");
+        if answer.after == After::Close {
+            out += "Connection: close\r\n";
+        }
+        let body = wire::patterned(!answer.id, task.length);
+        let is_head = head.line.starts_with("HEAD");
+        let wire_body = match self.world.below(if task.early { 2 } else { 3 }) {
+            0 if !task.stream => {
+                out += &format!("Content-Length: {}\r\n", task.length);
+                body
+            }
+            2 if !is_head => {
+                answer.after = After::Close;
+                body
+            }
+            _ => {
+                out += "Transfer-Encoding: chunked\r\n";
+                wire::chunked(&body, &[self.world.between(100, 3000), 20_000], "")
+            }
+        };
+        out += "\r\n";
+        answer.bytes = out.into_bytes();
+        let shown = if is_head { 0 } else { task.length };
+        if !is_head {
+            answer.bytes.extend(wire_body);
+        }
+        Intent { status: 200, body: shown, broken: false, shortened: false }
+    }
+
     /// Makes a bad answer of a good one.
     fn spoil(&self, answer: &mut Answer, intent: &mut Intent) {
         let (world, temper) = (&self.world, self.temper);
@@ -454,6 +586,9 @@ impl Worker {
 
     /// Somewhere before an answer's end: anywhere, or behind a line, where a cut is easiest to overlook.
     fn place_to_cut(&self, bytes: &[u8]) -> usize {
+        if bytes.len() > LONG {
+            return self.world.below(bytes.len());
+        }
         let lines: Vec<usize> = (2..bytes.len()).filter(|end| bytes[end - 2..*end] == *b"\r\n").collect();
         if lines.is_empty() || self.world.chance(300) {
             return self.world.below(bytes.len());
@@ -470,6 +605,7 @@ impl Worker {
                         answer.bytes.truncate(answer.whole);
                     }
                     answer.written = (answer.written + count).min(answer.bytes.len());
+                    answer.not_before = self.after(answer.every);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                 Err(_) => {
@@ -477,11 +613,13 @@ impl Worker {
                     return false;
                 }
             }
+            let mut ledger = self.ledger.borrow_mut();
+            ledger.speaks(answer.id, answer.number, now);
             if answer.written > 0 && answer.fate != Fate::Declined {
-                self.ledger.borrow_mut().wrote(answer.id, answer.number);
+                ledger.wrote(answer.id, answer.number, now);
             }
         }
-        if answer.not_before > now || answer.written < answer.bytes.len() {
+        if answer.written < answer.bytes.len() || (answer.written == 0 && answer.not_before > now) {
             connection.state = State::Answering(answer);
             return true;
         }
@@ -489,7 +627,7 @@ impl Worker {
         connection.served += 1;
         match answer.after {
             After::Keep => {
-                connection.state = State::Idle;
+                (connection.state, connection.name, connection.task) = (State::Idle, None, None);
                 if self.world.chance(self.temper.closes_idle) {
                     connection.close_at = Some(now + Duration::from_micros(self.world.below(20_000) as u64));
                 }

@@ -77,11 +77,15 @@ impl Client {
     }
 
     pub fn to(address: SocketAddr) -> Client {
-        let stream = TcpStream::connect_timeout(&address, DEADLINE).unwrap();
+        Client::over(TcpStream::connect_timeout(&address, DEADLINE).unwrap(), Vec::new())
+    }
+
+    /// A connection that is there already, with what has been received over it.
+    pub fn over(stream: TcpStream, input: Vec<u8>) -> Client {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
         stream.set_write_timeout(Some(DEADLINE)).unwrap();
-        Client { stream, input: Vec::new(), ending: String::new() }
+        Client { stream, input, ending: String::new() }
     }
 
     /// Another handle of the same connection, to send while this one receives.

@@ -37,6 +37,20 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// How many descriptors this process, and each server that it starts, may have: the soft limit is raised to the hard one.
+pub fn descriptor_limit() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: getrlimit writes to the struct that it is given, and setrlimit only reads it.
+    let raised = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit) == 0
+        }
+    };
+    assert!(raised, "{}", std::io::Error::last_os_error());
+    usize::try_from(limit.rlim_cur).unwrap()
+}
+
 /// Bytes as a test's message shows them.
 pub fn text(bytes: &[u8]) -> String {
     let mut text = bytes.escape_ascii().to_string();

@@ -146,6 +146,11 @@ impl Server {
         self.bytes_of("VmHWM:")
     }
 
+    /// Its open descriptors.
+    pub fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap().count()
+    }
+
     fn bytes_of(&self, key: &str) -> usize {
         let status = self.of_process("status");
         let line = status.lines().find(|line| line.starts_with(key)).unwrap();

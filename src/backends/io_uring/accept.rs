@@ -29,8 +29,6 @@ pub(super) struct Listener {
     /// The accept in flight was cancelled.
     cancelled: bool,
     paused: bool,
-    /// No descriptors were left; the deadline ends it.
-    resting: bool,
 }
 
 impl IoUring {
@@ -50,7 +48,6 @@ impl IoUring {
             armed: false,
             cancelled: false,
             paused: false,
-            resting: false,
         });
         Ok(sock)
     }
@@ -75,19 +72,19 @@ impl IoUring {
             return None;
         }
         self.listeners.remove(position);
-        self.wheel.disarm(sock.index);
         Some(Event::Close { sock })
     }
 
     /// Arms the accepts that should be; whether accepted connections can be brought up without a wait.
     pub(super) fn prepare_accepts(&mut self) -> bool {
-        let mut at_hand = false;
+        let mut has_waiting = false;
+        let rests = self.shortage.until().is_some();
         let room = self.sockets.len() < self.sockets.limit();
         for position in 0..self.listeners.len() {
             let listener = &mut self.listeners[position];
             listener.taken = 0;
-            at_hand |= room && !listener.paused && !listener.waiting.is_empty();
-            if listener.armed || listener.paused || listener.resting || listener.waiting.len() > MOST_WAITING / 2 {
+            has_waiting |= room && !listener.paused && !listener.waiting.is_empty();
+            if listener.armed || listener.paused || rests || listener.waiting.len() > MOST_WAITING / 2 {
                 continue;
             }
             let sock = listener.sock;
@@ -97,7 +94,7 @@ impl IoUring {
             // SAFETY: a multishot accept is given no memory for addresses.
             unsafe { self.ring.push(entry.user_data(token(Operation::Accept, sock))) };
         }
-        at_hand
+        has_waiting
     }
 
     /// An accept has brought a connection, or has failed, or has ended.
@@ -110,7 +107,9 @@ impl IoUring {
         let closing = self.sockets.lookup(sock)?.is(CLOSING);
         let listener = &mut self.listeners[position];
         listener.armed = more;
+        let mut event = None;
         if let Some(fd) = accepted {
+            self.shortage.accepted();
             if !closing {
                 listener.waiting.push_back(fd);
             }
@@ -118,11 +117,10 @@ impl IoUring {
                 self.cancel_accept(position);
             }
         } else if !matches!(-result, libc::ECANCELED | libc::ECONNABORTED | libc::EINTR | libc::EAGAIN | libc::EPROTO) {
-            // EMFILE, ENFILE, ENOMEM, ENOBUFS, or worse: trying at once again would spin.
-            listener.resting = true;
-            self.arm_deadline(sock, self.accept_retry);
+            let told = self.shortage.begin(self.now) && !closing;
+            event = told.then(|| Event::Exhausted { listener: sock, error: io::Error::from_raw_os_error(-result) });
         }
-        if closing && !more { self.close_listener(sock) } else { None }
+        if closing && !more { self.close_listener(sock) } else { event }
     }
 
     /// The next accepted connection of this turn.
@@ -141,13 +139,6 @@ impl IoUring {
             }
         }
         None
-    }
-
-    /// Ends the rest of a listener that ran out of descriptors; whether it was one.
-    pub(super) fn end_rest(&mut self, sock: Sock) -> bool {
-        let Some(position) = self.position(sock) else { return false };
-        self.listeners[position].resting = false;
-        true
     }
 
     fn cancel_accept(&mut self, position: usize) {

@@ -16,7 +16,7 @@ use ::io_uring::types::BufRingEntry;
 use ::io_uring::{IoUring, cqueue};
 
 use super::super::{Size, Sock};
-use crate::buffers::block::{Block, Pool, Share};
+use crate::buffers::block::{Block, Census, Pool, Share};
 
 /// Groups: two shares of two sizes.
 pub(super) const GROUPS: usize = 4;
@@ -88,6 +88,11 @@ impl Group {
     /// Blocks that lie ready.
     pub(super) fn ready(&self) -> usize {
         usize::from(self.entries) - self.unused.len()
+    }
+
+    /// Counts the blocks in the ring.
+    pub(super) fn count_blocks(&self, census: &mut Census) {
+        self.blocks.iter().flatten().for_each(|block| census.count(block));
     }
 
     /// Tops the ring up from the pool, last freed first.

@@ -36,17 +36,22 @@ use std::time::{Duration, Instant};
 use ::io_uring::{cqueue, opcode, types};
 use socket2::SockAddr;
 
+use super::closing::CloseDeadlines;
 use super::flags::Flagged;
+use super::kernel::unacknowledged;
+use super::shortage::{Shortage, Spare};
 use super::{Backend, Bell, Event, How, Options, Piece, Side, Size, Sock};
-use crate::buffers::block::Pool;
+use crate::buffers::block::{Census, Pool};
 use crate::buffers::outbox::Outboxes;
 use crate::buffers::slots::Slots;
-use crate::buffers::wheel::Wheel;
 use accept::Listener;
 use groups::{GROUPS, Group};
 use messages::Messages;
-use ring::{Helps, Operation, Ring, bare_token, parse, token};
-use socket::{CLOSING, CONNECTING, FINISH, SENDING, Socket, Started, UNCONNECTED, WANTED, WORKER};
+use ring::{KernelVersion, Operation, Ring, bare_token, parse, token};
+use socket::{
+    AWAITS_ROOM, CLOSING, CONNECTING, FINISH, FLUSHED, GONE, LINGERING, LISTENER, PARKED, SEND_FAILED, SENDING, Socket,
+    Started, UNCONNECTED, WANTED, WORKER,
+};
 
 /// How long leaving waits for the kernel to let go of everything. It takes microseconds; beyond this the memory that the
 /// kernel may still write to is leaked rather than freed.
@@ -65,15 +70,13 @@ pub struct IoUring {
     wanted: Vec<Sock>,
     /// Events that no completion brings.
     ready: VecDeque<Event>,
-    /// Deadlines of closing sockets and resting listeners.
-    wheel: Wheel,
-    /// The generation that armed the wheel, by index.
-    lives: Vec<u32>,
+    close_deadlines: CloseDeadlines,
+    shortage: Shortage,
+    /// Bytes that the kernel took from accepted sockets.
+    taken: u64,
+    spare: Spare,
     pool: Pool,
     bell: IoUringBell,
-    stall: Duration,
-    linger: Duration,
-    accept_retry: Duration,
     now: Instant,
 }
 
@@ -131,7 +134,7 @@ impl Backend for IoUring {
     type Bell = IoUringBell;
 
     fn new(options: Options) -> io::Result<IoUring> {
-        IoUring::open(options, Helps::Linux66)
+        IoUring::open(options, KernelVersion::Linux66)
     }
 
     fn bell(&self) -> IoUringBell {
@@ -158,9 +161,13 @@ impl Backend for IoUring {
         if self.sockets.len() == self.sockets.limit() {
             return Err(no_entry());
         }
-        let (fd, started) = socket::start_connect(address)?;
+        let (fd, started) = self.spare.help(|| socket::start_connect(address))?;
         let flags = match started {
-            Started::Full => return Ok(None),
+            Started::Full => {
+                drop(fd);
+                self.spare.restore();
+                return Ok(None);
+            }
             Started::Connected => WORKER,
             Started::InProgress => WORKER | CONNECTING,
             Started::Refused(_) => WORKER | UNCONNECTED,
@@ -200,6 +207,28 @@ impl Backend for IoUring {
         self.sockets.lookup(sock).map_or(0, |socket| socket.sent + in_flight(socket))
     }
 
+    fn acknowledged(&self, sock: Sock) -> u64 {
+        let socket = self.sockets.lookup(sock).filter(|socket| !socket.is(LISTENER | GONE));
+        socket.map_or(0, |socket| acknowledged(&self.ring, sock, socket))
+    }
+
+    fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    fn await_room(&mut self, sock: Sock) {
+        let Some(socket) = self.sockets.lookup_mut(sock) else { return };
+        if socket.is(SEND_FAILED | UNCONNECTED | CLOSING | LISTENER) {
+            return;
+        }
+        socket.set(AWAITS_ROOM);
+        self.mark_dirty(sock);
+    }
+
+    fn is_starved(&self, sock: Sock) -> bool {
+        self.sockets.lookup(sock).is_some_and(|socket| socket.is(PARKED) && !socket.is(CLOSING))
+    }
+
     fn finish(&mut self, sock: Sock) {
         let Some(socket) = self.sockets.lookup_mut(sock) else { return };
         if socket.can_send() {
@@ -213,20 +242,19 @@ impl Backend for IoUring {
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.expire();
+        self.close_overdue();
+        self.shortage.expire(self.now);
         self.flush();
         let accepts = self.prepare_accepts();
-        let stalled = self.refill();
-        let at_hand = accepts || stalled || !self.ready.is_empty() || self.ring.has_completions();
-        let result = if at_hand {
+        let parked = self.refill();
+        let has_work = accepts || parked || !self.ready.is_empty() || self.ring.has_completions();
+        let result = if has_work {
             self.ring.enter(0, None)
         } else {
-            let sleep = self.wheel.sleep();
-            self.ring.enter(1, timeout.into_iter().chain(sleep).min())
+            let sleep = self.shorten(timeout);
+            self.ring.enter(1, sleep)
         };
         self.now = Instant::now();
-        // Deadlines set in this turn count from now on, and not from before the sleep.
-        self.wheel.turn(self.now);
         result
     }
 
@@ -235,12 +263,18 @@ impl Backend for IoUring {
         if let Event::Close { sock } = event {
             // Dropping the socket closes its descriptor.
             self.sockets.remove(sock);
+            self.spare.restore();
         }
         Some(event)
     }
 
     fn live(&self) -> usize {
         self.sockets.len()
+    }
+
+    fn count_blocks(&self, census: &mut Census) {
+        self.memory.outboxes.count_blocks(census);
+        self.memory.groups.iter().for_each(|group| group.count_blocks(census));
     }
 }
 
@@ -250,10 +284,10 @@ impl IoUring {
     /// # Errors
     /// As [`Backend::new`].
     pub fn on_oldest_kernel(options: Options) -> io::Result<IoUring> {
-        IoUring::open(options, Helps::Linux519)
+        IoUring::open(options, KernelVersion::Linux519)
     }
 
-    fn open(options: Options, most: Helps) -> io::Result<IoUring> {
+    fn open(options: Options, most: KernelVersion) -> io::Result<IoUring> {
         if options.max_sockets > ring::MOST_SOCKETS {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "io_uring: more than 16,777,216 sockets"));
         }
@@ -263,7 +297,7 @@ impl IoUring {
         let bell = IoUringBell::new()?;
         let rings = Box::into_raw(Box::new(0));
         let memory = Memory { groups, messages: Messages::default(), outboxes: Outboxes::new(), rings };
-        let now = Instant::now();
+        let close_deadlines = CloseDeadlines::new(&options);
         let mut backend = IoUring {
             ring,
             memory: ManuallyDrop::new(memory),
@@ -272,14 +306,13 @@ impl IoUring {
             dirty: Vec::new(),
             wanted: Vec::new(),
             ready: VecDeque::new(),
-            wheel: Wheel::new(now, 0),
-            lives: Vec::new(),
+            close_deadlines,
+            shortage: Shortage::new(options.accept_retry),
+            taken: 0,
+            spare: Spare::new(),
             pool: options.pool,
             bell,
-            stall: options.stall,
-            linger: options.linger,
-            accept_retry: options.accept_retry,
-            now,
+            now: Instant::now(),
         };
         backend.await_bell();
         // The kernel refuses an operation here rather than under load.
@@ -291,13 +324,22 @@ impl IoUring {
     fn next_event(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.ready.pop_front() {
-                return Some(event);
+                if self.is_wanted(&event) {
+                    return Some(event);
+                }
+                continue;
             }
             let Some(entry) = self.ring.next() else { return self.next_accept() };
             if let Some(event) = self.complete(&entry) {
                 return Some(event);
             }
         }
+    }
+
+    /// Whether an event is still to be told: once its owner has closed a socket, only `Close` is.
+    fn is_wanted(&self, event: &Event) -> bool {
+        let closing = |sock| self.sockets.lookup(sock).is_none_or(|socket| socket.is(CLOSING));
+        matches!(event, Event::Close { .. } | Event::Wake) || !closing(event.sock())
     }
 
     /// Handles one completion.
@@ -347,27 +389,30 @@ impl IoUring {
             self.wanted.push(sock);
         }
         self.mark_dirty(sock);
-        self.finish_if_empty(sock);
         Some(Event::Connect { sock })
     }
 
-    /// Sets the deadline of a closing socket or of a resting listener.
-    fn arm_deadline(&mut self, sock: Sock, after: Duration) {
-        let index = sock.index as usize;
-        if self.lives.len() <= index {
-            self.lives.resize(index + 1, 0);
-        }
-        self.lives[index] = sock.generation;
-        self.wheel.arm_after(sock.index, after);
+    /// The caller's timeout, or the time until something of our own is due.
+    fn shorten(&mut self, timeout: Option<Duration>) -> Option<Duration> {
+        let sockets = &self.sockets;
+        let due = self.close_deadlines.next_due(sockets.len(), |sock| sockets.lookup(sock).is_some());
+        let due = due.into_iter().chain(self.shortage.until()).min();
+        let own = due.map(|due| due.saturating_duration_since(self.now));
+        timeout.into_iter().chain(own).min()
     }
 
-    /// Acts on the deadlines that have passed.
-    fn expire(&mut self) {
-        while let Some(index) = self.wheel.expire() {
-            let sock = Sock { index, generation: self.lives[index as usize] };
-            if !self.end_rest(sock) {
-                self.end_patience(sock);
-            }
+    /// Ends the closes that their peers have held up for too long.
+    fn close_overdue(&mut self) {
+        if self.close_deadlines.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        let flushes = |socket: &&Socket| socket.flags & (FLUSHED | LINGERING) == FLUSHED;
+        while let Some((sock, how)) = self.close_deadlines.overdue(now, |sock| {
+            let socket = self.sockets.lookup(sock).filter(flushes);
+            socket.map(|socket| acknowledged(&self.ring, sock, socket))
+        }) {
+            self.begin_close(sock, how);
         }
     }
 
@@ -385,8 +430,8 @@ impl IoUring {
         unsafe { self.ring.push(entry.user_data(bare_token(Operation::Cancel))) };
         let deadline = Instant::now() + QUIESCE;
         while self.ring.in_flight() > 0 {
-            let at_hand = self.ring.has_completions();
-            let entered = self.ring.enter(u32::from(!at_hand), Some(QUIESCE / 8));
+            let has_work = self.ring.has_completions();
+            let entered = self.ring.enter(u32::from(!has_work), Some(QUIESCE / 8));
             while let Some(entry) = self.ring.next() {
                 if parse(entry.user_data()).0 == Operation::Accept && entry.result() >= 0 {
                     // SAFETY: an accept that succeeded gives a new descriptor to us alone.
@@ -407,6 +452,21 @@ impl Drop for IoUring {
             // SAFETY: nothing in flight refers to it any more, and it is not used after this.
             unsafe { ManuallyDrop::drop(&mut self.memory) };
         }
+    }
+}
+
+/// Bytes that the peer has acknowledged. A send may have completed and not been seen yet: what the kernel holds then has more in it
+/// than is known to be sent.
+fn acknowledged(ring: &Ring, sock: Sock, socket: &Socket) -> u64 {
+    let send = token(Operation::Send, sock);
+    let mut unseen = ring.untaken(send);
+    loop {
+        let held = unacknowledged(&socket.fd);
+        let meanwhile = ring.untaken(send);
+        if meanwhile == unseen {
+            return (socket.sent + unseen).saturating_sub(held);
+        }
+        unseen = meanwhile;
     }
 }
 

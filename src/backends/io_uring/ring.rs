@@ -2,7 +2,7 @@
 //!
 //! Rules:
 //! - A ring belongs to the thread that made it (SINGLE_ISSUER), and completions appear only in that thread's `enter`
-//!   (DEFER_TASKRUN), where the kernel accepts both; [`Helps`] has what it does without.
+//!   (DEFER_TASKRUN), where the kernel accepts both; [`KernelVersion`] has what is done without.
 //! - No entry is lost: one that finds the submission queue full goes out with an early submit, or waits in the backlog.
 //! - Every entry ends in exactly one final completion, so `in_flight` says whether the kernel may still touch our memory.
 
@@ -106,10 +106,10 @@ struct RingUpdate {
     data: u64,
 }
 
-/// How much help of the kernel a ring may have, by the version that brought it; each includes those before it. Provided buffers in
+/// The versions of the kernel that brought something which a ring makes use of; each includes those before it. Provided buffers in
 /// rings came with the first, and without them there is no backend.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) enum Helps {
+pub(super) enum KernelVersion {
     /// An entry that fails stops no other (SUBMIT_ALL); completions interrupt nobody (COOP_TASKRUN).
     Linux519,
     /// They wait for the one thread that submits (SINGLE_ISSUER, DEFER_TASKRUN).
@@ -133,7 +133,7 @@ pub(super) struct Ring {
 
 impl Ring {
     /// Opens a ring with as much help as this kernel gives, and no more than `most`.
-    pub(super) fn new(most: Helps) -> io::Result<Ring> {
+    pub(super) fn new(most: KernelVersion) -> io::Result<Ring> {
         let ring = open(most)?;
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
             return Err(io::Error::new(io::ErrorKind::Unsupported, "this kernel's io_uring lacks EXT_ARG or NODROP"));
@@ -194,6 +194,18 @@ impl Ring {
             Err(error) if !is_passing(&error) => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// The sum of what succeeded under that token and was not taken by [`Ring::next`] yet.
+    pub(super) fn untaken(&self, token: u64) -> u64 {
+        // SAFETY: the queue's other users take it as exclusive, and none of them is under way while this lives.
+        let mut queue = unsafe { self.ring.completion_shared() };
+        let taken_in = self.completions[self.cursor..].iter().cloned();
+        let ours = taken_in.chain(&mut queue).filter(|entry| entry.user_data() == token);
+        let sum = ours.map(|entry| u64::try_from(entry.result()).unwrap_or(0)).sum();
+        // Dropped, it would say that what was looked at has been taken.
+        std::mem::forget(queue);
+        sum
     }
 
     /// The next completion of this turn.
@@ -271,15 +283,18 @@ impl Drop for Ring {
 }
 
 /// Tries the sets of flags from the most to the least helpful.
-fn open(most: Helps) -> io::Result<IoUring> {
+fn open(most: KernelVersion) -> io::Result<IoUring> {
     let mut result = Err(io::ErrorKind::Unsupported.into());
-    for helps in [Helps::Linux66, Helps::Linux61, Helps::Linux519].into_iter().filter(|helps| *helps <= most) {
+    for version in [KernelVersion::Linux66, KernelVersion::Linux61, KernelVersion::Linux519]
+        .into_iter()
+        .filter(|version| *version <= most)
+    {
         let mut builder = IoUring::builder();
         builder.dontfork().setup_cqsize(COMPLETIONS).setup_submit_all().setup_coop_taskrun();
-        if helps >= Helps::Linux61 {
+        if version >= KernelVersion::Linux61 {
             builder.setup_single_issuer().setup_defer_taskrun();
         }
-        if helps >= Helps::Linux66 {
+        if version >= KernelVersion::Linux66 {
             builder.setup_no_sqarray();
         }
         result = builder.build(SUBMISSIONS);
@@ -331,8 +346,8 @@ mod tests {
 
     #[test]
     fn more_entries_than_the_queue_holds_all_complete() {
-        for helps in [Helps::Linux519, Helps::Linux61, Helps::Linux66] {
-            let mut ring = Ring::new(helps).unwrap();
+        for version in [KernelVersion::Linux519, KernelVersion::Linux61, KernelVersion::Linux66] {
+            let mut ring = Ring::new(version).unwrap();
             for number in 0..3000 {
                 let entry = opcode::Nop::new().build().user_data(number);
                 // SAFETY: a no-op refers to no memory.
@@ -353,7 +368,7 @@ mod tests {
     /// What is tested as the oldest kernel is not secretly the newest.
     #[test]
     fn a_ring_has_no_more_help_than_it_may() {
-        let plain = open(Helps::Linux519).unwrap();
+        let plain = open(KernelVersion::Linux519).unwrap();
         assert!(!plain.params().is_setup_single_issuer());
     }
 }

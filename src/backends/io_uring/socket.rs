@@ -7,6 +7,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use socket2::SockAddr;
 
+use super::super::closing::Facts;
 use super::super::flags::Flagged;
 use super::super::{Peer, Size};
 use super::messages::NO_MESSAGE;
@@ -33,8 +34,8 @@ pub(super) const SENDING: u32 = 1 << 7;
 pub(super) const DIRTY: u32 = 1 << 8;
 /// The kernel's send buffer was full: the next send waits for room.
 pub(super) const BLOCKED: u32 = 1 << 9;
-/// The outbox has passed its high mark.
-pub(super) const HIGH: u32 = 1 << 10;
+/// The kernel has taken less than it was offered, and the outbox was not empty since: nothing in it lies in the pool.
+pub(super) const BEHIND: u32 = 1 << 10;
 /// A send has failed.
 pub(super) const SEND_FAILED: u32 = 1 << 11;
 /// The sending half is to be shut once the outbox is empty.
@@ -49,9 +50,9 @@ pub(super) const UNCONNECTED: u32 = 1 << 15;
 pub(super) const WORKER: u32 = 1 << 16;
 /// Its owner has closed it; only `Close` may follow.
 pub(super) const CLOSING: u32 = 1 << 17;
-/// The close waits for the outbox.
-pub(super) const FLUSHING: u32 = 1 << 18;
-/// The close waits for the peer's end, so that the answer is read.
+/// The close is a flushed one, which goes on.
+pub(super) const FLUSHED: u32 = 1 << 18;
+/// All of it is sent; what still comes is discarded until the peer's end.
 pub(super) const LINGERING: u32 = 1 << 19;
 /// The close is to look like a failure to the peer.
 pub(super) const RESET: u32 = 1 << 20;
@@ -59,11 +60,13 @@ pub(super) const RESET: u32 = 1 << 20;
 pub(super) const ENDING: u32 = 1 << 21;
 /// It is a listener.
 pub(super) const LISTENER: u32 = 1 << 22;
-/// It was closed with a receive armed at which nothing has come since: no more input is expected.
-pub(super) const QUIET: u32 = 1 << 23;
+/// It was closed with a receive armed, at which nothing has come since, and `finish` not called.
+pub(super) const EXPECTS_NO_INPUT: u32 = 1 << 23;
 /// Nothing is in flight any more, and its `Close` waits to be told. Its place is not given to another before that, for those above
 /// free theirs at the `Close`.
 pub(super) const GONE: u32 = 1 << 24;
+/// `Drain` is to follow the next progress.
+pub(super) const AWAITS_ROOM: u32 = 1 << 25;
 
 /// One socket or listener; 40 bytes.
 pub(super) struct Socket {
@@ -130,6 +133,24 @@ impl Socket {
         !self.is(ARMED | PARKED | WANTED | ENDED | RECEIVE_FAILED | UNCONNECTED | LISTENER)
     }
 
+    /// What a close has to know of it.
+    pub(super) fn facts(&self) -> Facts {
+        Facts {
+            connected: !self.is(CONNECTING),
+            unsent: self.is(SENDING) || !self.outbox.is_empty(),
+            send_failed: self.is(SEND_FAILED | UNCONNECTED),
+            input_over: self.is(ENDED | RECEIVE_FAILED),
+            lingering: self.is(LINGERING),
+        }
+    }
+
+    /// Whether a close may take it that nothing more comes. A receive that only was to be armed has seen nothing; but the one before
+    /// it has, if it left nothing behind.
+    pub(super) fn expects_no_input(&self) -> bool {
+        let read_whole = !self.is(ARMED | PARKED) && self.is(EMPTIED);
+        self.is(EXPECTS_NO_INPUT) && (read_whole || !self.has_unread_input())
+    }
+
     /// shutdown(2) of the given halves. A peer that is gone already is no error of ours.
     pub(super) fn shut(&self, halves: libc::c_int) {
         // SAFETY: the descriptor is open as long as the socket is.
@@ -137,7 +158,7 @@ impl Socket {
     }
 
     /// Whether received bytes lie in the kernel that nobody has read.
-    pub(super) fn has_unread_input(&self) -> bool {
+    fn has_unread_input(&self) -> bool {
         let mut bytes: libc::c_int = 0;
         // SAFETY: FIONREAD writes one int, which outlives the call.
         let result = unsafe { libc::ioctl(self.raw(), libc::FIONREAD, &mut bytes) };

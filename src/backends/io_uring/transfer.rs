@@ -1,23 +1,24 @@
 //! Receives and sends.
 //!
 //! A send is first tried without waiting; only what the kernel had no room for waits in it, after its bytes were moved out
-//! of blocks that they would keep from others. So a slow reader pins no block of the pool.
+//! of the pool's blocks. So a slow reader pins none.
 
 use std::io;
 use std::ptr::null_mut;
+use std::time::Instant;
 
 use ::io_uring::{cqueue, opcode, squeue, types};
 
 use super::super::flags::Flagged;
-use super::super::{Event, HIGH_MARK, Piece, Side, Size, Sock};
-use super::IoUring;
+use super::super::{Event, Piece, Side, Size, Sock};
 use super::groups;
 use super::messages::NO_MESSAGE;
 use super::ring::{Operation, token};
 use super::socket::{
-    ARMED, BLOCKED, CLOSING, CONNECTING, DIRTY, EMPTIED, ENDED, FINISH, FINISHED, FLUSHING, HIGH, LARGE, LINGERING,
-    PARKED, QUIET, RECEIVE_FAILED, SEND_FAILED, SENDING, Socket, WANTED,
+    ARMED, AWAITS_ROOM, BEHIND, BLOCKED, CLOSING, CONNECTING, DIRTY, EMPTIED, ENDED, EXPECTS_NO_INPUT, FINISH,
+    FINISHED, FLUSHED, LARGE, PARKED, RECEIVE_FAILED, SEND_FAILED, SENDING, Socket, WANTED, WORKER,
 };
+use super::{IoUring, acknowledged};
 
 /// Waits for the socket to become ready before the first try (`IORING_RECVSEND_POLL_FIRST`, Linux 5.19).
 const POLL_FIRST: u16 = 1;
@@ -65,7 +66,7 @@ impl IoUring {
         let full = block.as_mut().is_some_and(|block| block.spare().1 <= usize::try_from(result).unwrap_or(0));
         let socket = self.sockets.lookup_mut(sock)?;
         socket.clear(ARMED);
-        if result == -libc::ENOBUFS && (!socket.is(CLOSING) || socket.is(FLUSHING | LINGERING)) {
+        if result == -libc::ENOBUFS && (!socket.is(CLOSING) || socket.is(FLUSHED)) {
             // The next try waits for bytes before it asks for a block; and a small one is better than none.
             socket.set(PARKED | EMPTIED);
             socket.clear(LARGE);
@@ -82,9 +83,9 @@ impl IoUring {
         }
         if socket.is(CLOSING) {
             if result > 0 {
-                socket.clear(QUIET);
+                socket.clear(EXPECTS_NO_INPUT);
             }
-            if socket.is(FLUSHING) && socket.can_receive() {
+            if socket.is(FLUSHED) && socket.can_receive() {
                 self.arm_receive(sock);
             }
             return self.proceed_to_close(sock);
@@ -107,7 +108,7 @@ impl IoUring {
 
     /// Tops the groups up and lets parked receives try again; whether another round is needed before the loop may sleep.
     pub(super) fn refill(&mut self) -> bool {
-        let mut stalled = false;
+        let mut parked = false;
         for number in 0..groups::GROUPS {
             let group = &mut self.memory.groups[number];
             group.refill(&self.pool);
@@ -116,14 +117,14 @@ impl IoUring {
             }
             let count = group.ready().min(group.parked.len());
             let again: Vec<Sock> = group.parked.drain(..count).collect();
-            stalled |= count > 0 && !group.parked.is_empty();
+            parked |= count > 0 && !group.parked.is_empty();
             for sock in again {
                 if self.sockets.lookup_mut(sock).is_some_and(|socket| socket.replace(PARKED)) {
                     self.arm_receive(sock);
                 }
             }
         }
-        stalled
+        parked
     }
 
     /// Queues a piece for the end of the turn.
@@ -132,13 +133,10 @@ impl IoUring {
         if !socket.can_send() {
             return;
         }
-        let piece = match piece {
-            Piece::Block(block) if socket.is(BLOCKED) && block.wasteful() => Piece::Block(block.settle(&self.pool)),
-            piece => piece,
-        };
-        self.memory.outboxes.push(&mut socket.outbox, piece);
-        if socket.outbox.bytes() > HIGH_MARK {
-            socket.set(HIGH);
+        if socket.is(BEHIND | CONNECTING) {
+            self.memory.outboxes.push_waiting(&mut socket.outbox, piece, &self.pool);
+        } else {
+            self.memory.outboxes.push(&mut socket.outbox, piece);
         }
         self.mark_dirty(sock);
     }
@@ -146,7 +144,7 @@ impl IoUring {
     /// Puts a socket into the list of those whose outbox, or half-close, leaves at the next wait.
     pub(super) fn mark_dirty(&mut self, sock: Sock) {
         let Some(socket) = self.sockets.lookup_mut(sock) else { return };
-        let work = !socket.outbox.is_empty() || socket.is(FINISH);
+        let work = !socket.outbox.is_empty() || socket.is(FINISH | AWAITS_ROOM);
         if work && !socket.is(DIRTY | SENDING | CONNECTING) {
             socket.set(DIRTY);
             self.dirty.push(sock);
@@ -159,6 +157,7 @@ impl IoUring {
         let mut dirty = std::mem::take(&mut self.dirty);
         for sock in dirty.drain(..) {
             self.start_send(sock);
+            debug_assert!(!self.pins_blocks(sock), "a block of the pool waits for a peer");
         }
         self.dirty = dirty;
         let mut wanted = std::mem::take(&mut self.wanted);
@@ -170,6 +169,12 @@ impl IoUring {
         self.wanted = wanted;
     }
 
+    /// Whether a peer that is behind, or not connected yet, keeps a block of the pool.
+    fn pins_blocks(&self, sock: Sock) -> bool {
+        let waits = |socket: &&Socket| socket.is(BEHIND | CONNECTING);
+        self.sockets.lookup(sock).filter(waits).is_some_and(|socket| self.memory.outboxes.holds_blocks(&socket.outbox))
+    }
+
     fn start_send(&mut self, sock: Sock) {
         let Some(socket) = self.sockets.lookup_mut(sock) else { return };
         socket.clear(DIRTY);
@@ -177,6 +182,9 @@ impl IoUring {
             return;
         }
         if socket.outbox.is_empty() {
+            if socket.replace(AWAITS_ROOM) {
+                self.ready.push_back(Event::Drain { sock });
+            }
             return self.finish_if_empty(sock);
         }
         let memory = &mut *self.memory;
@@ -216,32 +224,43 @@ impl IoUring {
             _ => return self.fail_send(sock, -result),
         };
         socket.sent += taken as u64;
+        if !socket.is(WORKER) {
+            self.taken += taken as u64;
+        }
         self.memory.outboxes.consume(&mut socket.outbox, taken);
+        if socket.flags & (CLOSING | FLUSHED) == CLOSING {
+            // What is left was given up.
+            return self.proceed_to_close(sock);
+        }
+        let drains = taken > 0 && socket.replace(AWAITS_ROOM);
+        let drain = drains.then_some(Event::Drain { sock });
         if socket.outbox.is_empty() {
-            socket.clear(BLOCKED);
-            let drained = socket.replace(HIGH);
+            socket.clear(BLOCKED | BEHIND);
             self.finish_if_empty(sock);
-            return self.after_send(sock, drained.then_some(Event::Drain { sock }));
+            return self.after_send(sock, drain);
         }
-        if taken < socket.offered as usize {
-            socket.set(BLOCKED);
-            self.memory.outboxes.settle(&socket.outbox, &self.pool);
-        } else {
+        if taken == socket.offered as usize {
             socket.clear(BLOCKED);
-        }
-        let flushing = socket.is(FLUSHING);
-        if flushing && taken > 0 {
-            // Progress: the patience begins anew.
-            self.arm_deadline(sock, self.stall);
+        } else {
+            socket.set(BLOCKED);
+            if !socket.is(BEHIND) {
+                socket.set(BEHIND);
+                self.memory.outboxes.settle(&mut socket.outbox, &self.pool);
+                if socket.is(FLUSHED) {
+                    self.close_deadlines.await_progress(Instant::now(), sock, acknowledged(&self.ring, sock, socket));
+                } else if !socket.is(CLOSING) {
+                    self.ready.push_back(Event::Full { sock });
+                }
+            }
         }
         self.mark_dirty(sock);
-        self.after_send(sock, None)
+        self.after_send(sock, drain)
     }
 
     fn fail_send(&mut self, sock: Sock, error: i32) -> Option<Event> {
         let socket = self.sockets.lookup_mut(sock)?;
         self.memory.outboxes.clear(&mut socket.outbox);
-        socket.clear(HIGH | BLOCKED);
+        socket.clear(BLOCKED | BEHIND | AWAITS_ROOM);
         socket.set(SEND_FAILED);
         let error = io::Error::from_raw_os_error(error);
         self.after_send(sock, Some(Event::Fail { sock, side: Side::Send, error }))
@@ -266,6 +285,6 @@ impl IoUring {
 /// A flag for the send that was just offered, if it is the last before a FIN: its bytes wait for that and leave in the same
 /// segment, which spares both ends a packet (tcp(7), send(2)).
 fn before_fin(socket: &Socket) -> libc::c_int {
-    let last = socket.is(FINISH | FLUSHING) && socket.offered as usize == socket.outbox.bytes();
+    let last = socket.is(FINISH | FLUSHED) && socket.offered as usize == socket.outbox.bytes();
     if last { libc::MSG_MORE } else { 0 }
 }

@@ -14,7 +14,7 @@ use super::socket::flag::*;
 use super::system::{self, TELLS_AGAIN};
 use super::{Readiness, alive, table_is_full, token};
 
-/// Courage that one connection takes.
+/// How much allowance one connection takes.
 const STEP: usize = 4;
 
 /// A listener, beyond what is known of any socket.
@@ -22,7 +22,7 @@ pub(super) struct Listener {
     sock: Sock,
     /// [`STEP`] for each connection that is worth a try in one turn. Grows with turns in which all were there, slowly at
     /// first, and falls to what was there in a turn that failed.
-    courage: usize,
+    allowance: usize,
 }
 
 /// A listener's part of this turn.
@@ -43,7 +43,7 @@ impl Readiness {
             self.sockets.remove(sock);
             return Err(error);
         }
-        self.listeners.push(Listener { sock, courage: STEP });
+        self.listeners.push(Listener { sock, allowance: STEP });
         Ok(sock)
     }
 
@@ -59,7 +59,7 @@ impl Readiness {
 
     /// Whether connections may be taken from it now.
     fn is_open(&self, listener: Sock) -> bool {
-        self.retry_at.is_none()
+        self.shortage.until().is_none()
             && self.sockets.len() < self.sockets.limit()
             && self.sockets.lookup(listener).is_some_and(|socket| !socket.is(PAUSED))
     }
@@ -71,20 +71,20 @@ impl Readiness {
     }
 
     /// Before a wait: the kernel is to be silent about connections that nobody may take, and to speak again afterwards.
-    pub(super) fn tend_listeners(&mut self) {
+    pub(super) fn suspend_or_resume_listeners(&mut self) {
         for index in 0..self.listeners.len() {
             let sock = self.listeners[index].sock;
             let open = self.is_open(sock);
             let Some(socket) = alive(&mut self.sockets, sock) else { continue };
-            let mute = !open && socket.is(READABLE | MUTED);
-            if TELLS_AGAIN && socket.is(MUTED) != mute {
-                if mute {
-                    socket.set(MUTED)
+            let suspend = !open && socket.is(READABLE | SUSPENDED);
+            if TELLS_AGAIN && socket.is(SUSPENDED) != suspend {
+                if suspend {
+                    socket.set(SUSPENDED)
                 } else {
-                    socket.clear(MUTED)
+                    socket.clear(SUSPENDED)
                 }
                 let descriptor = system::borrow(&socket.descriptor).as_raw_fd();
-                system::mute_listener(&self.poll, descriptor, token(sock), mute);
+                system::suspend_listener(&self.poll, descriptor, token(sock), suspend);
             }
         }
     }
@@ -93,10 +93,10 @@ impl Readiness {
     pub(super) fn choose_listeners(&mut self) {
         self.accepting.clear();
         for index in 0..self.listeners.len() {
-            let Listener { sock, courage } = self.listeners[index];
+            let Listener { sock, allowance } = self.listeners[index];
             let readable = self.sockets.lookup(sock).is_some_and(|socket| socket.is(READABLE));
             if readable && self.is_open(sock) {
-                let most = if TELLS_AGAIN { courage / STEP } else { ACCEPT_BATCH };
+                let most = if TELLS_AGAIN { allowance / STEP } else { ACCEPT_BATCH };
                 self.accepting.push(Batch { sock, taken: 0, most });
             }
         }
@@ -115,7 +115,8 @@ impl Readiness {
         match system::accept(system::borrow(&socket.descriptor)) {
             Ok((descriptor, peer)) => {
                 let sock = self.open(descriptor, READABLE | WRITABLE).expect("room was checked above");
-                self.fresh.push(sock);
+                self.unregistered.push(sock);
+                self.shortage.accepted();
                 self.count_one();
                 Some(Event::Accept { listener, sock, peer })
             }
@@ -125,8 +126,7 @@ impl Readiness {
                 } else if system::is_lost_connection(&error) {
                     self.count_one();
                 } else {
-                    // No descriptors, no memory, or a listener that fails for good: never in a spin.
-                    self.retry_at = Some(self.now + self.accept_retry);
+                    return self.shortage.begin(self.now).then_some(Event::Exhausted { listener, error });
                 }
                 None
             }
@@ -145,8 +145,8 @@ impl Readiness {
             socket.clear(READABLE);
         }
         if let Some(listener) = self.listeners.iter_mut().find(|listener| listener.sock == sock) {
-            let courage = if whole { listener.courage + 1 + listener.courage / (2 * STEP) } else { taken * STEP };
-            listener.courage = courage.clamp(STEP, ACCEPT_BATCH * STEP);
+            let allowance = if whole { listener.allowance + 1 + listener.allowance / (2 * STEP) } else { taken * STEP };
+            listener.allowance = allowance.clamp(STEP, ACCEPT_BATCH * STEP);
         }
     }
 }

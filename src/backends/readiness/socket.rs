@@ -2,7 +2,10 @@
 
 use std::os::fd::OwnedFd;
 
+use super::system;
+use crate::backends::closing::Facts;
 use crate::backends::flags::Flagged;
+use crate::backends::kernel::unacknowledged;
 use crate::buffers::outbox::Outbox;
 
 /// Facts about a socket, one bit each.
@@ -11,8 +14,9 @@ pub(super) mod flag {
     pub const READABLE: u32 = 1 << 0;
     /// The kernel may take output.
     pub const WRITABLE: u32 = 1 << 1;
-    /// The peer's end or an error was announced: reads go on until they tell.
-    pub const HANGUP: u32 = 1 << 2;
+    /// The peer's end, an error or urgent data was announced: a short read does not say that nothing is left, and reads go on until
+    /// one says so itself.
+    pub const ANNOUNCED: u32 = 1 << 2;
     /// A receive is armed.
     pub const ARMED: u32 = 1 << 3;
     /// It is to be a large one.
@@ -28,18 +32,18 @@ pub(super) mod flag {
     /// End or a failed receive was told.
     pub const ENDED: u32 = 1 << 9;
     /// A send failed.
-    pub const BROKEN: u32 = 1 << 10;
-    /// The outbox has passed the high mark.
-    pub const HIGH: u32 = 1 << 11;
+    pub const SEND_FAILED: u32 = 1 << 10;
+    /// The kernel has taken less than it was offered, and the outbox was not empty since: nothing in it lies in the pool.
+    pub const BEHIND: u32 = 1 << 11;
     /// `finish` was called.
     pub const FINISH: u32 = 1 << 12;
     /// The sending half is shut.
     pub const SHUT: u32 = 1 << 13;
     /// `close` was called with `Flushed`, and it is not done.
     pub const CLOSING: u32 = 1 << 14;
-    /// At that call, a receive was armed and `finish` not called: no more input is expected.
-    pub const CLEAN: u32 = 1 << 15;
-    /// All is sent; unwanted input is being discarded.
+    /// At that call, a receive was armed and `finish` not called, and nothing had come.
+    pub const EXPECTS_NO_INPUT: u32 = 1 << 15;
+    /// All is sent; what still comes is discarded.
     pub const LINGERING: u32 = 1 << 16;
     /// Closed; only its event is still to be told.
     pub const CLOSED: u32 = 1 << 17;
@@ -52,7 +56,11 @@ pub(super) mod flag {
     /// Registered.
     pub const REGISTERED: u32 = 1 << 21;
     /// A listener of which the kernel does not tell for now.
-    pub const MUTED: u32 = 1 << 22;
+    pub const SUSPENDED: u32 = 1 << 22;
+    /// `Drain` is to follow the next progress.
+    pub const AWAITS_ROOM: u32 = 1 << 23;
+    /// An armed receive found no block.
+    pub const PARKED: u32 = 1 << 24;
 }
 
 /// One socket or listener. Kept small: an idle connection is this and the kernel's part.
@@ -63,6 +71,24 @@ pub(super) struct Socket {
     pub(super) sent: u64,
     /// In which turn it last received.
     pub(super) turn: u32,
+}
+
+impl Socket {
+    /// What a close has to know of it.
+    pub(super) fn facts(&self) -> Facts {
+        Facts {
+            connected: !self.is(flag::CONNECTING),
+            unsent: !self.outbox.is_empty(),
+            send_failed: self.is(flag::SEND_FAILED),
+            input_over: self.is(flag::ENDED),
+            lingering: self.is(flag::LINGERING),
+        }
+    }
+
+    /// Bytes that the peer has acknowledged.
+    pub(super) fn acknowledged(&self) -> u64 {
+        self.sent.saturating_sub(unacknowledged(system::borrow(&self.descriptor)))
+    }
 }
 
 impl Flagged for Socket {

@@ -5,7 +5,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use mio::{Poll, Token};
+use mio::event::Event as Readied;
+use mio::{Interest, Poll, Token};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
 use crate::backends::Peer;
@@ -169,12 +170,12 @@ pub(super) fn recv(socket: BorrowedFd<'_>, block: &mut Block) -> io::Result<(usi
     }
 }
 
-/// One recv(2) whose bytes nobody wants.
+/// One recv(2) whose bytes are discarded.
 pub(super) fn discard(socket: BorrowedFd<'_>) -> io::Result<usize> {
-    let mut rubbish = [MaybeUninit::<u8>::uninit(); 16 * 1024];
+    let mut discarded = [MaybeUninit::<u8>::uninit(); 16 * 1024];
     loop {
         // SAFETY: the array lives for the duration of the call and is never read.
-        let count = unsafe { libc::recv(socket.as_raw_fd(), rubbish.as_mut_ptr().cast(), rubbish.len(), 0) };
+        let count = unsafe { libc::recv(socket.as_raw_fd(), discarded.as_mut_ptr().cast(), discarded.len(), 0) };
         if count >= 0 {
             return Ok(count as usize);
         }
@@ -243,6 +244,40 @@ pub(super) fn prepare_listener(listener: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// What to tell of a connection: input, urgent data where that is told apart, and room for output if wanted.
+pub(super) fn interest(writes: bool) -> Interest {
+    #[cfg(target_os = "linux")]
+    let reads = Interest::READABLE | Interest::PRIORITY;
+    #[cfg(not(target_os = "linux"))]
+    let reads = Interest::READABLE;
+    if writes { reads | Interest::WRITABLE } else { reads }
+}
+
+/// Whether urgent data has come: a receive stops short at its mark.
+#[cfg(target_os = "linux")]
+pub(super) fn is_urgent(readied: &Readied) -> bool {
+    readied.is_priority()
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn is_urgent(_readied: &Readied) -> bool {
+    false
+}
+
+/// Whether a receive that came short has left nothing behind. On Linux what it may stop at was announced before.
+#[cfg(target_os = "linux")]
+pub(super) fn short_is_all(_socket: &Option<OwnedFd>) -> bool {
+    true
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(super) fn short_is_all(socket: &Option<OwnedFd>) -> bool {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int, which outlives the call.
+    let result = unsafe { libc::ioctl(borrow(socket).as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    result == 0 && bytes == 0
+}
+
 /// Whether every wait tells of a listener as long as it has connections, and not only when one comes.
 pub(super) const TELLS_AGAIN: bool = cfg!(target_os = "linux");
 
@@ -259,13 +294,13 @@ pub(super) fn watch_listener(poll: &Poll, listener: RawFd, token: Token) -> io::
 
 /// Stops, or goes on, to tell of a listener. Where only edges are told there is nothing to stop.
 #[cfg(target_os = "linux")]
-pub(super) fn mute_listener(poll: &Poll, listener: RawFd, token: Token, mute: bool) {
+pub(super) fn suspend_listener(poll: &Poll, listener: RawFd, token: Token, suspend: bool) {
     // It is registered, and changing that takes no memory.
-    let _ = control(poll, libc::EPOLL_CTL_MOD, listener, token, if mute { libc::EPOLLET } else { libc::EPOLLIN });
+    let _ = control(poll, libc::EPOLL_CTL_MOD, listener, token, if suspend { libc::EPOLLET } else { libc::EPOLLIN });
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(super) fn mute_listener(_poll: &Poll, _listener: RawFd, _token: Token, _mute: bool) {}
+pub(super) fn suspend_listener(_poll: &Poll, _listener: RawFd, _token: Token, _suspend: bool) {}
 
 /// Ends the watch of a listener.
 pub(super) fn unwatch_listener(poll: &Poll, listener: RawFd) {
@@ -287,11 +322,6 @@ fn control(
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// A descriptor that is held only to be given up when there is no other.
-pub(super) fn spare_descriptor() -> Option<OwnedFd> {
-    std::fs::File::open("/dev/null").ok().map(OwnedFd::from)
-}
-
 /// Whether an accept failed for the sake of one connection that died in the queue, so that the next may be taken at once
 /// (accept(2) on Linux lists these). Anything else would fail again at once.
 pub(super) fn is_lost_connection(error: &io::Error) -> bool {
@@ -310,11 +340,6 @@ pub(super) fn is_lost_connection(error: &io::Error) -> bool {
                 | libc::ETIMEDOUT
         )
     )
-}
-
-/// Whether the process or the system has run out of descriptors or of memory for sockets.
-pub(super) fn is_exhaustion(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM))
 }
 
 fn interrupted_or() -> io::Result<()> {

@@ -17,8 +17,10 @@ use std::time::{Duration, Instant};
 
 use socket2::SockAddr;
 
-use super::{ACCEPT_BATCH, Backend, Event, HIGH_MARK, How, Options, Peer, Piece, Side, Size, Sock};
-use crate::buffers::block::{Block, Share};
+use super::closing::{CloseDeadlines, Facts, Step};
+use super::shortage::Shortage;
+use super::{ACCEPT_BATCH, Backend, Event, How, Options, Peer, Piece, Side, Size, Sock};
+use crate::buffers::block::{Block, Census, Share};
 use crate::buffers::outbox::{GATHER, Outbox, Outboxes};
 use crate::buffers::slots::{Key, Slots};
 
@@ -45,6 +47,9 @@ pub struct Simulated {
     order: Vec<Sock>,
     bell: SimulatedBell,
     now: Instant,
+    taken: u64,
+    close_deadlines: CloseDeadlines,
+    shortage: Shortage,
 }
 
 /// Wakes a [`Simulated`] backend.
@@ -66,7 +71,6 @@ struct Listener {
     gate: Key,
     descriptor: OwnedFd,
     paused: bool,
-    retry_at: Option<Instant>,
     close_due: Option<Instant>,
 }
 
@@ -80,7 +84,11 @@ struct Stream {
     armed: Option<Size>,
     receive_over: bool,
     send_over: bool,
-    past_high_mark: bool,
+    /// A write was short, and the outbox was not empty since.
+    behind: bool,
+    awaits_room: bool,
+    /// The armed receive found no block.
+    starved: bool,
     finish: bool,
     closing: Option<Closing>,
 }
@@ -93,10 +101,9 @@ enum Phase {
 
 struct Closing {
     how: How,
-    /// When a `Flushed` close gives up waiting, for progress first and for the peer's end then.
-    gives_up_at: Instant,
-    /// Whether input may be left unread, so that a `Flushed` close has to wait for the peer's end.
-    lingers: bool,
+    /// A receive was armed, at which nothing has come since, and the sending half was not shut before.
+    expects_no_input: bool,
+    lingering: bool,
     /// Set once the end is closed: when the Close event comes.
     close_due: Option<Instant>,
     /// Whether it has come.
@@ -114,10 +121,17 @@ impl Stream {
             armed: None,
             receive_over: false,
             send_over: false,
-            past_high_mark: false,
+            behind: false,
+            awaits_room: false,
+            starved: false,
             finish: false,
             closing: None,
         }
+    }
+
+    /// What the peer has read of what was sent.
+    fn acknowledged(&self, network: &Network) -> u64 {
+        self.sent - self.end.map_or(0, |end| network.unread(end.other())) as u64
     }
 
     fn open_end(&self) -> Option<End> {
@@ -140,7 +154,21 @@ impl Backend for Simulated {
         };
         let sockets = Slots::new(options.max_sockets);
         let (outboxes, events, order) = (Outboxes::new(), VecDeque::new(), Vec::new());
-        Ok(Simulated { world, number, options, sockets, outboxes, events, order, bell, now })
+        let (close_deadlines, shortage) = (CloseDeadlines::new(&options), Shortage::new(options.accept_retry));
+        Ok(Simulated {
+            world,
+            number,
+            options,
+            sockets,
+            outboxes,
+            events,
+            order,
+            bell,
+            now,
+            taken: 0,
+            close_deadlines,
+            shortage,
+        })
     }
 
     fn bell(&self) -> SimulatedBell {
@@ -154,7 +182,7 @@ impl Backend for Simulated {
     fn listen(&mut self, listener: OwnedFd) -> io::Result<Sock> {
         let gate = self.world.0.borrow().descriptors.get(&listener.as_raw_fd()).copied();
         let gate = gate.ok_or_else(|| io::Error::other("not a listener of the simulated world"))?;
-        let listener = Listener { gate, descriptor: listener, paused: false, retry_at: None, close_due: None };
+        let listener = Listener { gate, descriptor: listener, paused: false, close_due: None };
         self.sockets.insert(Socket::Listener(listener)).map_err(|_| no_entry())
     }
 
@@ -166,7 +194,7 @@ impl Backend for Simulated {
 
     fn resume(&mut self, listener: Sock) {
         if let Some(Socket::Listener(listener)) = self.sockets.lookup_mut(listener) {
-            (listener.paused, listener.retry_at) = (false, None);
+            listener.paused = false;
             self.world.0.borrow_mut().activity += 1;
         }
     }
@@ -204,8 +232,11 @@ impl Backend for Simulated {
         if stream.send_over || stream.finish || stream.closing.is_some() {
             return;
         }
-        self.outboxes.push(&mut stream.outbox, piece);
-        stream.past_high_mark |= stream.outbox.bytes() > HIGH_MARK;
+        if stream.behind || matches!(stream.phase, Phase::Connecting { .. }) {
+            self.outboxes.push_waiting(&mut stream.outbox, piece, &self.options.pool);
+        } else {
+            self.outboxes.push(&mut stream.outbox, piece);
+        }
         self.world.0.borrow_mut().activity += 1;
     }
 
@@ -217,6 +248,27 @@ impl Backend for Simulated {
         self.stream(sock).map_or(0, |stream| stream.sent)
     }
 
+    fn acknowledged(&self, sock: Sock) -> u64 {
+        self.stream(sock).map_or(0, |stream| stream.acknowledged(&self.world.0.borrow()))
+    }
+
+    fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    fn await_room(&mut self, sock: Sock) {
+        if let Some(stream) = self.living(sock)
+            && !stream.send_over
+        {
+            stream.awaits_room = true;
+            self.world.0.borrow_mut().activity += 1;
+        }
+    }
+
+    fn is_starved(&self, sock: Sock) -> bool {
+        self.stream(sock).is_some_and(|stream| stream.starved)
+    }
+
     fn finish(&mut self, sock: Sock) {
         if let Some(stream) = self.living(sock) {
             stream.finish = true;
@@ -225,26 +277,25 @@ impl Backend for Simulated {
     }
 
     fn close(&mut self, sock: Sock, how: How) {
-        let (now, stall, linger) = (self.now, self.options.stall, self.options.linger);
-        let mut network = self.world.0.borrow_mut();
+        let network = &mut *self.world.0.borrow_mut();
         match self.sockets.lookup_mut(sock) {
             Some(Socket::Listener(listener)) if listener.close_due.is_none() => {
                 network.shut_down(listener.gate);
                 network.descriptors.remove(&listener.descriptor.as_raw_fd());
                 listener.close_due = Some(network.now);
             }
-            Some(Socket::Stream(stream)) => {
-                let harsher = match &stream.closing {
-                    None => true,
-                    Some(closing) => closing.close_due.is_none() && closing.how == How::Flushed && how != How::Flushed,
-                };
-                // An armed receive at which nothing has come says that all was read, unless the owner has finished before.
-                let lingers = !stream.receive_over && (stream.armed.is_none() || stream.finish);
-                let gives_up_at = now + if stream.outbox.is_empty() { linger } else { stall };
-                if harsher {
-                    stream.closing = Some(Closing { how, gives_up_at, lingers, close_due: None, told: false });
+            Some(Socket::Stream(stream)) => match &mut stream.closing {
+                Some(closing) if closing.how == How::Flushed => closing.how = how,
+                Some(_) => return,
+                None => {
+                    let expects_no_input = stream.armed.is_some() && !stream.finish;
+                    let closing = Closing { how, expects_no_input, lingering: false, close_due: None, told: false };
+                    stream.closing = Some(closing);
+                    if stream.behind || matches!(stream.phase, Phase::Connecting { .. }) {
+                        self.close_deadlines.await_progress(network.now, sock, stream.acknowledged(network));
+                    }
                 }
-            }
+            },
             _ => return,
         }
         network.activity += 1;
@@ -266,7 +317,7 @@ impl Backend for Simulated {
     fn next(&mut self) -> Option<Event> {
         loop {
             let event = self.events.pop_front()?;
-            let closing = event_sock(&event).and_then(|sock| self.stream(sock)).is_some_and(|it| it.closing.is_some());
+            let closing = self.stream(event.sock()).is_some_and(|stream| stream.closing.is_some());
             let stale = closing && !matches!(event, Event::Close { .. });
             let network = &mut *self.world.0.borrow_mut();
             if stale && !network.random.chance(network.faults.stale_event) {
@@ -282,6 +333,15 @@ impl Backend for Simulated {
 
     fn live(&self) -> usize {
         self.sockets.len()
+    }
+
+    fn count_blocks(&self, census: &mut Census) {
+        self.outboxes.count_blocks(census);
+        for event in &self.events {
+            if let Event::Receive { block, .. } = event {
+                census.count(block);
+            }
+        }
     }
 }
 
@@ -306,6 +366,7 @@ impl Simulated {
             let small = network.random.chance(network.faults.small_batch);
             if small { self.events.len() + 1 + network.random.below(3) } else { usize::MAX }
         };
+        self.close_overdue();
         let order = std::mem::take(&mut self.order);
         // Closed before anything leaves: nobody may see a later request while an earlier connection still looks open.
         for &sock in &order {
@@ -321,15 +382,24 @@ impl Simulated {
             }
             self.look(sock);
         }
+        debug_assert!(order.iter().all(|sock| !self.pins_blocks(*sock)), "a block of the pool waits for a peer");
         self.order = order;
         self.world.0.borrow_mut().activity += self.events.len() as u64;
     }
 
+    /// Whether a peer that is behind, or not connected yet, keeps a block of the pool.
+    fn pins_blocks(&self, sock: Sock) -> bool {
+        let waits = |stream: &&Stream| stream.behind || matches!(stream.phase, Phase::Connecting { .. });
+        self.stream(sock).filter(waits).is_some_and(|stream| self.outboxes.holds_blocks(&stream.outbox))
+    }
+
     /// Moves time to whatever comes first and says whether to look again; false ends the wait.
     fn sleep(&mut self, until: Option<Instant>) -> bool {
-        let timer = self.sockets.iter().filter_map(|(_, socket)| timer(socket));
         let now = self.world.now();
-        let timer = timer.filter(|due| *due > now).min();
+        let sockets = &self.sockets;
+        let due = self.close_deadlines.next_due(sockets.len(), |sock| sockets.lookup(sock).is_some());
+        let timers = sockets.iter().filter_map(|(_, socket)| timer(socket));
+        let timer = timers.chain(due).chain(self.shortage.until()).filter(|due| *due > now).min();
         let network = &mut *self.world.0.borrow_mut();
         network.loops[self.number].wakes_at = [until, timer].into_iter().flatten().min();
         // Who does not want to sleep at all has something to do.
@@ -358,26 +428,25 @@ impl Simulated {
             return;
         }
         let network = &mut *self.world.0.borrow_mut();
-        let queued = stream.outbox.bytes();
-        if queued > 0 {
-            let mut gathered = Vec::new();
+        let (mut falls_behind, mut drains) = (false, false);
+        if !stream.outbox.is_empty() {
+            // No more than the network ever holds, and a byte that it cannot take: copying the rest would take most of the time.
+            let (mut gathered, most) = (Vec::new(), network.faults.capacity + 1);
             for piece in self.outboxes.pieces(&stream.outbox).take(GATHER) {
-                gathered.extend_from_slice(piece);
+                gathered.extend_from_slice(&piece[..piece.len().min(most - gathered.len())]);
             }
             match network.write(end, &gathered) {
                 Ok(count) => {
                     stream.sent += count as u64;
+                    self.taken += if stream.share == Share::Client { count as u64 } else { 0 };
                     self.outboxes.consume(&mut stream.outbox, count);
-                    if let Some(closing) = &mut stream.closing {
-                        let Options { stall, linger, .. } = self.options;
-                        closing.gives_up_at = network.now + if stream.outbox.is_empty() { linger } else { stall };
-                    }
-                    self.outboxes.settle(&stream.outbox, &self.options.pool);
+                    falls_behind = count < gathered.len();
+                    drains = std::mem::take(&mut stream.awaits_room);
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => falls_behind = true,
                 Err(error) => {
                     self.outboxes.clear(&mut stream.outbox);
-                    (stream.send_over, stream.past_high_mark) = (true, false);
+                    (stream.send_over, stream.behind, stream.awaits_room) = (true, false, false);
                     if stream.closing.is_none() {
                         self.events.push_back(Event::Fail { sock, side: Side::Send, error });
                     }
@@ -385,13 +454,23 @@ impl Simulated {
                 }
             }
         }
+        let told = stream.closing.is_none();
+        if falls_behind && !std::mem::replace(&mut stream.behind, true) {
+            self.outboxes.settle(&mut stream.outbox, &self.options.pool);
+            if told {
+                self.events.push_back(Event::Full { sock });
+            } else {
+                self.close_deadlines.await_progress(network.now, sock, stream.acknowledged(network));
+            }
+        }
+        if told && (drains || (stream.outbox.is_empty() && std::mem::take(&mut stream.awaits_room))) {
+            self.events.push_back(Event::Drain { sock });
+        }
         if !stream.outbox.is_empty() {
             return;
         }
-        if std::mem::take(&mut stream.past_high_mark) && stream.closing.is_none() {
-            self.events.push_back(Event::Drain { sock });
-        }
-        if stream.finish || stream.closing.is_some() {
+        stream.behind = false;
+        if stream.finish {
             network.shut(end);
         }
     }
@@ -419,19 +498,25 @@ impl Simulated {
                 self.events.push_back(Event::Close { sock });
                 return;
             }
-            if listener.paused || listener.close_due.is_some() || listener.retry_at.is_some_and(|at| at > network.now) {
+            self.shortage.expire(network.now);
+            if listener.paused || listener.close_due.is_some() || self.shortage.until().is_some() {
                 return;
             }
-            listener.retry_at = None;
             if !network.has_waiting(listener.gate) {
                 return;
             }
-            if full || network.random.chance(network.faults.accept) {
-                listener.retry_at = Some(network.now + self.options.accept_retry);
+            if full {
+                return;
+            }
+            if network.random.chance(network.faults.accept) {
+                if self.shortage.begin(network.now) {
+                    self.events.push_back(Event::Exhausted { listener: sock, error: no_entry() });
+                }
                 return;
             }
             let (gate, unix) = (listener.gate, network.is_unix(listener.gate));
             let Some(end) = network.accept(gate) else { return };
+            self.shortage.accepted();
             let ip = IpAddr::V4(Ipv4Addr::new(10, 0, 0, network.random.between(1, 250) as u8));
             let peer = if unix { Peer::UNIX } else { Peer { ip, port: network.port(), unix } };
             let stream = Stream::new(Some(end), Share::Client, Phase::Open);
@@ -473,18 +558,17 @@ impl Simulated {
         if network.random.chance(network.faults.starve) {
             // Chance alone keeps the block away, so the next look may bring it: this counts as something under way.
             network.activity += 1;
+            stream.starved = true;
             return;
         }
         let pool = &self.options.pool;
         let block = pool.take(size, stream.share).or_else(|| pool.take(Size::Small, stream.share));
+        stream.starved = block.is_none();
         let Some(mut block) = block else { return };
         let event = match read_into(network, end, &mut block) {
             Ok(0) => {
                 stream.receive_over = true;
                 Event::End { sock }
-            }
-            Ok(_) if pool.scarce() && pool.budget().fits(block.len()) => {
-                Event::Receive { sock, block: block.settle(pool) }
             }
             Ok(_) => Event::Receive { sock, block },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -498,7 +582,7 @@ impl Simulated {
     }
 
     fn look_at_closing(&mut self, sock: Sock) {
-        if !self.is_flushed(sock) {
+        if self.next_step(sock) == Step::Wait {
             return;
         }
         self.shut_down(sock);
@@ -510,10 +594,10 @@ impl Simulated {
         }
     }
 
-    /// Whether a socket that is being closed has nothing to wait for any more.
-    fn is_flushed(&mut self, sock: Sock) -> bool {
-        let Some(Socket::Stream(stream)) = self.sockets.lookup_mut(sock) else { return true };
-        let Some(closing) = &mut stream.closing else { return true };
+    /// Whether a socket that is being closed has something to wait for. Begins to linger when that is the next step.
+    fn next_step(&mut self, sock: Sock) -> Step {
+        let Some(Socket::Stream(stream)) = self.sockets.lookup_mut(sock) else { return Step::End };
+        let (Some(end), Some(closing)) = (stream.end, &mut stream.closing) else { return Step::End };
         let network = &mut *self.world.0.borrow_mut();
         if let Phase::Connecting { until, error: None } = stream.phase
             && until <= network.now
@@ -521,19 +605,42 @@ impl Simulated {
             stream.phase = Phase::Open;
         }
         if closing.how != How::Flushed || closing.close_due.is_some() {
-            return true;
+            return Step::End;
         }
-        if closing.gives_up_at <= network.now {
-            if !stream.outbox.is_empty() {
-                // What is cut should not look whole.
-                closing.how = How::Reset;
-            }
-            return true;
-        }
-        let Some(end) = stream.end else { return true };
         let (came, ended) = discard(network, end);
-        closing.lingers |= came;
-        stream.send_over || (stream.outbox.is_empty() && (ended || !closing.lingers))
+        closing.expects_no_input &= !came;
+        let facts = Facts {
+            connected: matches!(stream.phase, Phase::Open),
+            unsent: !stream.outbox.is_empty(),
+            send_failed: stream.send_over,
+            input_over: stream.receive_over || ended,
+            lingering: closing.lingering,
+        };
+        let step = facts.next(|| closing.expects_no_input);
+        if step == Step::Linger {
+            closing.lingering = true;
+            network.shut(end);
+            self.close_deadlines.await_end(network.now, sock);
+            return Step::Wait;
+        }
+        step
+    }
+
+    /// Ends the closes that their peers have held up for too long.
+    fn close_overdue(&mut self) {
+        let world = self.world.clone();
+        let progress = |stream: &Stream| {
+            let closing = stream.closing.as_ref()?;
+            let flushes = closing.how == How::Flushed && !closing.lingering && closing.close_due.is_none();
+            flushes.then(|| stream.acknowledged(&world.0.borrow()))
+        };
+        let now = world.now();
+        while let Some((sock, how)) = self.close_deadlines.overdue(now, |sock| match self.sockets.lookup(sock)? {
+            Socket::Stream(stream) => progress(stream),
+            Socket::Listener(_) => None,
+        }) {
+            self.close(sock, how);
+        }
     }
 
     /// Carries out a close that does not wait for anything.
@@ -550,7 +657,7 @@ impl Simulated {
         let Some(closing) = stream.closing.as_mut().filter(|closing| closing.close_due.is_none()) else { return };
         let network = &mut *self.world.0.borrow_mut();
         self.outboxes.clear(&mut stream.outbox);
-        stream.armed = None;
+        (stream.armed, stream.starved) = (None, false);
         if let Some(end) = stream.end {
             network.close(end, closing.how == How::Reset);
         }
@@ -609,11 +716,8 @@ fn discard(network: &mut Network, end: End) -> (bool, bool) {
 /// When the network itself has to look at a socket again although nothing arrives.
 fn timer(socket: &Socket) -> Option<Instant> {
     match socket {
-        Socket::Listener(listener) => listener.close_due.or(listener.retry_at),
-        Socket::Stream(Stream { closing: Some(closing), .. }) => match closing.how {
-            How::Flushed => closing.close_due.or(Some(closing.gives_up_at)),
-            How::Now | How::Reset => closing.close_due,
-        },
+        Socket::Listener(listener) => listener.close_due,
+        Socket::Stream(Stream { closing: Some(Closing { close_due: Some(due), .. }), .. }) => Some(*due),
         Socket::Stream(Stream { phase: Phase::Connecting { until, .. }, .. }) => Some(*until),
         Socket::Stream(_) => None,
     }
@@ -628,19 +732,6 @@ fn read_into(network: &mut Network, end: End, block: &mut Block) -> io::Result<u
         let count = network.read(end, std::slice::from_raw_parts_mut(place, room))?;
         block.filled(count);
         Ok(count)
-    }
-}
-
-fn event_sock(event: &Event) -> Option<Sock> {
-    match event {
-        Event::Accept { sock, .. }
-        | Event::Connect { sock }
-        | Event::Receive { sock, .. }
-        | Event::End { sock }
-        | Event::Drain { sock }
-        | Event::Fail { sock, .. }
-        | Event::Close { sock } => Some(*sock),
-        Event::Wake => None,
     }
 }
 

@@ -327,6 +327,11 @@ impl Network {
         self.half(end).map_or(0, |half| half.inbox.len())
     }
 
+    /// Bytes that were sent to an end and not read there.
+    pub fn unread(&self, end: End) -> usize {
+        self.half(end).map_or(0, |half| half.inbox.len() + half.on_the_way)
+    }
+
     /// Whether a receive would not block.
     pub fn is_readable(&mut self, end: End) -> bool {
         self.deliver(end);

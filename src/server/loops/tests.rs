@@ -7,6 +7,7 @@ use socket2::SockAddr;
 use super::*;
 use crate::backends::{Event, How, Piece, Size, Sock};
 use crate::config::BackendChoice;
+use crate::connection::App;
 use crate::dispatch::Dispatch;
 use crate::http::reply::Direct;
 use crate::server::{policy, serve};
@@ -83,6 +84,18 @@ impl<const FAULT: u8> Backend for Broken<FAULT> {
         0
     }
 
+    fn acknowledged(&self, _sock: Sock) -> u64 {
+        0
+    }
+
+    fn taken(&self) -> u64 {
+        0
+    }
+
+    fn is_starved(&self, _sock: Sock) -> bool {
+        false
+    }
+
     fn next(&mut self) -> Option<Event> {
         None
     }
@@ -95,6 +108,8 @@ impl<const FAULT: u8> Backend for Broken<FAULT> {
     fn resume(&mut self, _listener: Sock) {}
     fn recv(&mut self, _sock: Sock, _size: Size) {}
     fn send(&mut self, _sock: Sock, _piece: Piece) {}
+    fn await_room(&mut self, _sock: Sock) {}
+    fn count_blocks(&self, _census: &mut crate::buffers::block::Census) {}
     fn finish(&mut self, _sock: Sock) {}
     fn close(&mut self, _sock: Sock, _how: How) {}
 }
@@ -123,12 +138,12 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
     let metrics = Metrics::new(settings.loops);
     let shared = Arc::new(Shared {
         direct: Some(Direct::new("text/plain", b"hello")),
+        apps: vec![App::new(settings.app.clone(), dispatch)],
         settings,
-        dispatch,
         postboxes,
         log,
         admission: Default::default(),
-        streams: Default::default(),
+        scarcity: Default::default(),
         status: Box::new(String::new),
     });
     let listeners = crate::server::open_listeners(&shared.settings).unwrap();

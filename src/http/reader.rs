@@ -1,12 +1,14 @@
 //! Readers of bodies: how much of a body is still to come, in either direction.
 
+use super::body::Chunked;
+use super::{Framing, Refusal};
 use crate::buffers::block::Block;
-use crate::http::body::Chunked;
-use crate::http::{Framing, Refusal};
 
 /// What is still to come of a body.
-pub(crate) enum Reader {
+#[derive(Debug, Default)]
+pub enum Reader {
     /// Nothing: the body is complete.
+    #[default]
     Done,
     /// So many bytes.
     Length(u64),
@@ -17,6 +19,7 @@ pub(crate) enum Reader {
 }
 
 impl Reader {
+    /// A reader at the begin of a body that is framed so.
     pub fn new(framing: Framing) -> Reader {
         match framing {
             Framing::None | Framing::Length(0) => Reader::Done,
@@ -26,6 +29,7 @@ impl Reader {
         }
     }
 
+    /// Whether the body is whole.
     pub fn is_done(&self) -> bool {
         matches!(self, Reader::Done | Reader::Chunked(_, true))
     }
@@ -39,6 +43,9 @@ impl Reader {
     }
 
     /// Takes the next run of body bytes off `input`; `None` when nothing of the body is left in it.
+    ///
+    /// # Errors
+    /// When the body is malformed; the reader is of no use then.
     pub fn take(&mut self, input: &mut Block) -> Result<Option<Block>, Refusal> {
         match self {
             Reader::Done => Ok(None),
@@ -74,38 +81,5 @@ impl Reader {
                 Ok((!data.is_empty()).then_some(data))
             }
         }
-    }
-}
-
-/// The body of a request that was answered without it: read and forgotten, so that the connection can be kept.
-pub(crate) struct BodySkip {
-    reader: Reader,
-    left: usize,
-}
-
-/// Bytes of an unwanted body that are read before the connection is given up instead: closing is cheaper then.
-const SKIP_BYTES: usize = 256 * 1024;
-
-/// How far skipping has come.
-pub(crate) enum Skipped {
-    Done,
-    More,
-}
-
-impl BodySkip {
-    pub fn new(framing: Framing) -> BodySkip {
-        BodySkip { reader: Reader::new(framing), left: SKIP_BYTES }
-    }
-
-    pub fn skip(&mut self, input: &mut Block) -> Result<Skipped, Refusal> {
-        while !self.reader.is_done() {
-            let Some(data) = self.reader.take(input)? else { return Ok(Skipped::More) };
-            self.left = self.left.checked_sub(data.len()).ok_or(Refusal {
-                status: 413,
-                section: "RFC 9110 §15.5.14",
-                reason: "nobody here wants a body of that size",
-            })?;
-        }
-        Ok(Skipped::Done)
     }
 }

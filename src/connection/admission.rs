@@ -1,0 +1,234 @@
+//! Who gets in: the limit on the connections of all loops together.
+//!
+//! The limit is exact: a connection is let in by [`Admission::enter`], and one that was accepted beyond it waits, unread
+//! and bounded by what one turn accepts, until another leaves. Above fifteen sixteenths of the limit each newcomer takes the
+//! place of the connection that has been idle longest; and while somebody waits, none is kept after its answer. So idle
+//! ones never keep anybody out.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::backends::{Backend, How, Peer, Sock};
+use crate::buffers::slots::Key;
+use crate::buffers::wheel::{Look, TICK, nanos};
+use crate::log::Level;
+use crate::mailbox::Message;
+
+use super::{Loop, State};
+
+/// A listener of a loop.
+pub(crate) struct Listener {
+    pub sock: Sock,
+    /// The local port, for `X-Forwarded-Port`; 0 for a Unix socket.
+    pub port: u16,
+    pub scheme: Scheme,
+    /// The app that its requests go to.
+    pub app: u16,
+}
+
+/// What is spoken on a listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    /// HTTP without encryption.
+    Http,
+}
+
+impl Scheme {
+    /// Whether the client's side is encrypted.
+    pub fn is_secure(self) -> bool {
+        match self {
+            Scheme::Http => false,
+        }
+    }
+}
+
+/// A loop's listeners, and whether they let anybody in.
+#[derive(Default)]
+pub(crate) struct Accepting {
+    pub listeners: Vec<Listener>,
+    /// They are paused, for `max_connections`.
+    paused: bool,
+    /// A graceful stop has begun.
+    pub draining: bool,
+    /// Accepted beyond the limit: the socket, the listener's index, the peer.
+    waiting: VecDeque<(Sock, u16, Peer)>,
+    /// When place was last made for those, in nanoseconds since the loop's start.
+    tried: u64,
+}
+
+/// The bound on the connections of all loops together.
+#[derive(Default)]
+pub struct Admission {
+    active: AtomicUsize,
+    /// How many wait, in all loops.
+    waiting: AtomicUsize,
+    /// Some loop has paused its listeners.
+    paused: AtomicBool,
+}
+
+impl Admission {
+    /// Client connections that were let in and are open now, in all loops.
+    pub fn active(&self) -> usize {
+        // In one order with the flag, see `pause_accepting`.
+        self.active.load(Ordering::SeqCst)
+    }
+
+    /// Whether somebody waits.
+    pub(crate) fn is_crowded(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0
+    }
+
+    /// Lets one in, unless `limit` are: how many there are with it.
+    fn enter(&self, limit: usize) -> Option<usize> {
+        let entered = self
+            .active
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |active| (active < limit).then_some(active + 1));
+        entered.ok().map(|before| before + 1)
+    }
+}
+
+impl<B: Backend> Loop<B> {
+    /// A connection was accepted.
+    pub fn accepted(&mut self, listener: u16, sock: Sock, peer: Peer) {
+        if self.accepting.draining {
+            return self.backend.close(sock, How::Now);
+        }
+        let limit = self.shared.settings.max_connections;
+        match self.shared.admission.enter(limit) {
+            Some(active) if active > limit - limit / 16 => {
+                self.make_place(active == limit);
+                self.admit(sock, listener, peer);
+            }
+            Some(_) => self.admit(sock, listener, peer),
+            None => {
+                self.accepting.waiting.push_back((sock, listener, peer));
+                self.shared.admission.waiting.fetch_add(1, Ordering::SeqCst);
+                self.make_place(true);
+                self.pause_accepting();
+            }
+        }
+    }
+
+    /// Closes an idle connection of this loop; where there is none and the limit is `reached`, another loop is to.
+    fn make_place(&mut self, reached: bool) {
+        if !self.close_longest_idle() && reached {
+            let this = self.index;
+            for other in (0..self.shared.postboxes.len() as u16).filter(|other| *other != this) {
+                self.shared.postboxes.post(other, Message::CloseIdle);
+            }
+        }
+    }
+
+    /// Whether it is time to look once more for an idle connection in whose place somebody who waits may come in.
+    #[inline]
+    pub fn must_make_place(&self) -> bool {
+        !self.accepting.waiting.is_empty() && self.time.nanos() - self.accepting.tried >= nanos(TICK)
+    }
+
+    /// Makes place for as many as wait.
+    pub fn make_places(&mut self) {
+        self.accepting.tried = self.time.nanos();
+        for _ in 0..self.accepting.waiting.len() {
+            self.make_place(true);
+        }
+    }
+
+    /// Whether no connection stays that has nothing to do: a stop has begun, or somebody waits.
+    #[inline]
+    pub fn sends_away(&self) -> bool {
+        self.accepting.draining || self.shared.admission.is_crowded()
+    }
+
+    /// Closes the connection of this loop that has been idle longest; whether there is one.
+    pub fn close_longest_idle(&mut self) -> bool {
+        let (table, backend) = (&mut self.table, &self.backend);
+        let idle = self.time.connections.first(|index| {
+            let sock = table.at(index);
+            match table.client(sock) {
+                Some(client) if client.exchange != Key::NONE && !client.behind => Look::Disarm,
+                Some(client) if client.is_idle() && client.requested && backend.unsent(sock) == 0 => Look::Take,
+                _ => Look::Pass,
+            }
+        });
+        let Some(index) = idle else { return false };
+        let sock = self.table.at(index);
+        self.count().idle_closed.add(1);
+        self.close_answered(sock);
+        true
+    }
+
+    /// One connection less: whoever paused its listeners for the limit may accept again.
+    pub fn departed(&mut self) {
+        let admission = &self.shared.admission;
+        admission.active.fetch_sub(1, Ordering::SeqCst);
+        if admission.paused.load(Ordering::SeqCst) && admission.paused.swap(false, Ordering::SeqCst) {
+            self.shared.postboxes.broadcast(|| Message::Accept);
+        }
+    }
+
+    fn pause_accepting(&mut self) {
+        self.accepting.paused = true;
+        for listener in &self.accepting.listeners {
+            self.backend.pause(listener.sock);
+        }
+        self.shared.admission.paused.store(true, Ordering::SeqCst);
+        // A connection may have left between the count and the flag: then nobody else would wake this loop. Store and load here,
+        // and count and load there, must not pass each other: hence one order for all of them.
+        if self.shared.admission.active() < self.shared.settings.max_connections {
+            self.resume_accepting();
+        }
+    }
+
+    /// Lets those in who wait, and accepts again, as far as the limit allows.
+    pub fn resume_accepting(&mut self) {
+        if self.accepting.draining {
+            return;
+        }
+        let limit = self.shared.settings.max_connections;
+        while !self.accepting.waiting.is_empty() {
+            if self.shared.admission.enter(limit).is_none() {
+                // Whoever leaves next is to tell.
+                return self.pause_accepting();
+            }
+            if let Some((sock, listener, peer)) = self.accepting.waiting.pop_front() {
+                self.shared.admission.waiting.fetch_sub(1, Ordering::SeqCst);
+                self.admit(sock, listener, peer);
+            }
+        }
+        if std::mem::take(&mut self.accepting.paused) {
+            for listener in &self.accepting.listeners {
+                self.backend.resume(listener.sock);
+            }
+        }
+    }
+
+    /// A graceful stop begins: no new connections, idle ones close, busy ones after their answer.
+    pub fn stop_accepting(&mut self) {
+        self.accepting.draining = true;
+        // Their names die, their ports are still told to workers for requests that come until the end.
+        for listener in &self.accepting.listeners {
+            self.backend.close(listener.sock, How::Now);
+        }
+        for (sock, _, _) in std::mem::take(&mut self.accepting.waiting) {
+            self.shared.admission.waiting.fetch_sub(1, Ordering::SeqCst);
+            self.backend.close(sock, How::Now);
+        }
+    }
+
+    /// No descriptor or memory was left for one more: the backend tries again in a moment.
+    pub fn exhausted(&mut self, error: &std::io::Error) {
+        self.count().accept_pauses.add(1);
+        let fields: [(&str, &dyn std::fmt::Display); 1] = [("error", error)];
+        self.shared.log.seldom(Level::Warn, "cannot accept connections for a moment", &fields);
+    }
+
+    fn admit(&mut self, sock: Sock, listener: u16, peer: Peer) {
+        self.table.put(sock, super::Role::Client(super::Client::new(listener, peer)));
+        self.count().total_connections.add(1);
+        self.count().active_connections.increment();
+        self.count().moved(None, State::Accepting.gauge());
+        self.become_state(sock, State::ReadingRequest);
+        self.arm(sock, self.shared.settings.timeouts.header);
+        self.backend.recv(sock, crate::backends::Size::Small);
+    }
+}

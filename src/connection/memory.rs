@@ -1,0 +1,173 @@
+//! The loop's memory, and one rule: **a block of the pool never waits for a peer.**
+//!
+//! Where waiting begins, bytes move to heap that is charged to the budget of the process, or are not read at all:
+//!
+//! | who waits | where its bytes are |
+//! |---|---|
+//! | an outbox whose peer is behind | on the heap; the backend moves them as it tells [`Event::Full`](crate::backends::Event::Full) |
+//! | a part of a head, pipelined requests | on the heap ([`Loop::keep_input`]) |
+//! | a request in the queue | on the heap, or refused with 503 when the budget has no room |
+//! | a request that waits for its answer, a body that comes in | in blocks while three quarters of the pool are free; else the longest waiting are moved first ([`Loop::make_room`]) |
+//! | an answer, a tunnel or an upload whose taker is behind while the budget is used up | not read further |
+//!
+//! Answers that stopped because the budget was used up go on when memory comes back, the longest waiting first and each by one
+//! receive at a time, whoever gave it back: this loop looks at the end of each turn, and tells the others.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::backends::{Backend, Size};
+use crate::buffers::block::{Pool, SMALL, Scratch};
+use crate::buffers::slots::Key;
+use crate::exchange::Hold;
+use crate::mailbox::Message;
+use crate::planted::{self, Bug};
+
+use super::Loop;
+
+/// Of the budget, what answers and uploads leave to heads and waiting requests: so that readers who take nothing cannot have
+/// others refused.
+const RESERVED_SHARE: usize = 3;
+
+/// A loop's memory.
+pub(crate) struct Memory {
+    pub pool: Pool,
+    pub scratch: Scratch,
+    /// Exchanges that keep blocks of the pool while they wait, the longest waiting first. Some have ended or keep none any more.
+    holders: VecDeque<Key>,
+    /// Exchanges whose answers stopped for lack of memory, the longest waiting first.
+    starved: VecDeque<Key>,
+}
+
+/// What the loops tell each other of the budget.
+#[derive(Default)]
+pub struct Scarcity {
+    /// Some loop has answers that wait for memory.
+    starved: AtomicBool,
+}
+
+impl Memory {
+    pub fn new(pool: Pool) -> Memory {
+        let scratch = Scratch::new(pool.clone());
+        Memory { pool, scratch, holders: VecDeque::new(), starved: VecDeque::new() }
+    }
+
+    /// Whether the budget has room for one more block of an answer or of an upload.
+    pub fn has_room(&self) -> bool {
+        let budget = self.pool.budget();
+        budget.fits(SMALL + budget.limit() / RESERVED_SHARE)
+    }
+
+    /// Whether it has room for a request that is to wait.
+    pub fn has_reserve(&self) -> bool {
+        self.pool.budget().fits(SMALL)
+    }
+
+    /// Whether more than a quarter of the pool's blocks is out.
+    fn is_pressed(&self) -> bool {
+        let pressed = |size| self.pool.out(size) > self.pool.total(size) / 4;
+        pressed(Size::Small) || pressed(Size::Large)
+    }
+
+    /// How many answers may go on at a time while the budget has room: each may bring a block before it is known to be stuck.
+    fn places(&self) -> usize {
+        let budget = self.pool.budget();
+        let shared = budget.limit() - budget.limit() / RESERVED_SHARE;
+        shared.saturating_sub(budget.used()).div_ceil(2 * SMALL)
+    }
+
+    /// The size of a receive: large blocks are for long transfers, while little of the budget is used. What gets stuck later is to find
+    /// room where something of its size was before.
+    pub fn size(&self, long: bool) -> Size {
+        if long && self.pool.budget().fits(self.pool.budget().limit() / 4 * 3) { Size::Large } else { Size::Small }
+    }
+}
+
+impl<B: Backend> Loop<B> {
+    /// Notes that an exchange keeps blocks of the pool, and is about to wait.
+    #[inline]
+    pub fn list_holder(&mut self, key: Key) {
+        if let Some(exchange) = self.exchanges.lookup_mut(key)
+            && !exchange.request.listed
+        {
+            exchange.request.listed = true;
+            self.memory.holders.push_back(key);
+        }
+    }
+
+    /// Notes that an answer has stopped for lack of memory.
+    pub fn starve(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        if std::mem::replace(&mut exchange.answer.starved, true) {
+            return;
+        }
+        self.memory.starved.push_back(key);
+        self.shared.scarcity.starved.store(true, Ordering::SeqCst);
+        self.count().paused_for_memory.add(1);
+    }
+
+    /// Whether there is anything for [`Loop::make_room`] to look at.
+    #[inline]
+    pub fn must_make_room(&self) -> bool {
+        !self.memory.holders.is_empty() || self.shared.scarcity.starved.load(Ordering::Relaxed)
+    }
+
+    /// At the end of a turn: those that wait longest move out of the pool's way, and memory that came back is shared out.
+    #[inline]
+    pub fn make_room(&mut self) {
+        while let Some(&key) = self.memory.holders.front() {
+            let holds = self.exchanges.lookup(key).is_some_and(|exchange| exchange.request.keeps_blocks());
+            if holds && (!self.memory.is_pressed() || planted::active(Bug::WaitingBlock)) {
+                break;
+            }
+            self.memory.holders.pop_front();
+            if holds {
+                self.settle_request(key);
+            } else if let Some(exchange) = self.exchanges.lookup_mut(key) {
+                exchange.request.listed = false;
+            }
+        }
+        if self.shared.scarcity.starved.load(Ordering::Relaxed) {
+            self.share_memory();
+        }
+    }
+
+    /// The rule of memory: every block that is out lies in a send that is in flight or not tried yet, lies ready for a receive, or is
+    /// kept by a request that waits while the pool is not pressed.
+    #[cfg(debug_assertions)]
+    pub fn check_blocks(&self) {
+        let mut census = self.memory.pool.census();
+        self.memory.scratch.count_block(&mut census);
+        self.backend.count_blocks(&mut census);
+        let sending = census.counted();
+        let waiting = self.exchanges.iter().filter(|(_, exchange)| exchange.request.listed);
+        waiting.flat_map(|(_, exchange)| exchange.request.blocks()).for_each(|block| census.count(block));
+        debug_assert_eq!(census.missing(), 0, "a block of the pool waits for a peer");
+        debug_assert!(
+            census.counted() == sending || !self.memory.is_pressed(),
+            "requests that wait keep blocks of a pool that is pressed"
+        );
+    }
+
+    /// Lets answers that stopped for lack of memory go on, and tells the other loops that there is some.
+    #[cold]
+    pub fn share_memory(&mut self) {
+        for _ in 0..self.memory.starved.len().min(self.memory.places()) {
+            let Some(key) = self.memory.starved.pop_front() else { break };
+            let Some(exchange) = self.exchanges.lookup_mut(key) else { continue };
+            exchange.answer.starved = false;
+            if exchange.answer.hold == Hold::Memory {
+                self.pull(key);
+            }
+        }
+        if !self.memory.has_room() {
+            // The flag stays up, also where this loop's list is empty: whoever gives memory back is to tell the others.
+            return;
+        }
+        // Those that are left have their turn in the next one, which the message brings about here, too.
+        let left = !self.memory.starved.is_empty();
+        if self.shared.scarcity.starved.swap(left, Ordering::SeqCst) {
+            self.shared.postboxes.broadcast(|| Message::Memory);
+        }
+    }
+}

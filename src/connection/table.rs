@@ -1,0 +1,117 @@
+//! The connection array: one entry for each socket of the backend, at the same index.
+
+use super::{Client, Link, Role};
+use crate::backends::Sock;
+
+/// What [`Role`] a socket has, without its state.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Free,
+    Listener(u16),
+    Client,
+    Link,
+}
+
+struct Entry {
+    generation: u32,
+    role: Role,
+}
+
+/// The connection array.
+pub(crate) struct Table {
+    entries: Vec<Entry>,
+    clients: usize,
+}
+
+impl Table {
+    pub fn new(capacity: usize) -> Table {
+        Table { entries: Vec::with_capacity(capacity), clients: 0 }
+    }
+
+    pub fn put(&mut self, sock: Sock, role: Role) {
+        while self.entries.len() <= sock.index as usize {
+            self.entries.push(Entry { generation: 0, role: Role::Free });
+        }
+        let entry = &mut self.entries[sock.index as usize];
+        debug_assert!(matches!(entry.role, Role::Free), "an entry is used twice");
+        self.clients += usize::from(matches!(role, Role::Client(_)));
+        *entry = Entry { generation: sock.generation, role };
+    }
+
+    pub fn take(&mut self, sock: Sock) -> Role {
+        match self.entries.get_mut(sock.index as usize) {
+            Some(entry) if entry.generation == sock.generation => {
+                let role = std::mem::replace(&mut entry.role, Role::Free);
+                self.clients -= usize::from(matches!(role, Role::Client(_)));
+                role
+            }
+            _ => Role::Free,
+        }
+    }
+
+    #[inline]
+    fn role(&self, sock: Sock) -> &Role {
+        match self.entries.get(sock.index as usize) {
+            Some(entry) if entry.generation == sock.generation => &entry.role,
+            _ => &Role::Free,
+        }
+    }
+
+    #[inline]
+    pub fn kind(&self, sock: Sock) -> Kind {
+        match self.role(sock) {
+            Role::Free => Kind::Free,
+            Role::Listener(index) => Kind::Listener(*index),
+            Role::Client(_) => Kind::Client,
+            Role::Link(_) => Kind::Link,
+        }
+    }
+
+    /// Whether that worker's connection is not connected yet.
+    #[inline]
+    pub fn is_connecting(&self, sock: Sock) -> bool {
+        matches!(self.role(sock), Role::Link(link) if link.is_connecting())
+    }
+
+    /// The socket that lives at that index now.
+    pub fn at(&self, index: u32) -> Sock {
+        let generation = self.entries.get(index as usize).map_or(0, |entry| entry.generation);
+        Sock { index, generation }
+    }
+
+    /// How many clients' connections are in the table.
+    pub fn clients(&self) -> usize {
+        self.clients
+    }
+
+    /// All sockets of that kind, for what concerns every connection: a drain, a stop.
+    pub fn all(&self, kind: Kind) -> Vec<Sock> {
+        (0..self.entries.len() as u32).map(|index| self.at(index)).filter(|sock| self.kind(*sock) == kind).collect()
+    }
+
+    #[inline]
+    pub fn client(&mut self, sock: Sock) -> Option<&mut Client> {
+        match self.entries.get_mut(sock.index as usize) {
+            Some(Entry { generation, role: Role::Client(client) }) if *generation == sock.generation => Some(client),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    pub fn link(&mut self, sock: Sock) -> Option<&mut Link> {
+        match self.entries.get_mut(sock.index as usize) {
+            Some(Entry { generation, role: Role::Link(link) }) if *generation == sock.generation => Some(link),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_idle_connection_is_small() {
+        assert!(size_of::<Entry>() <= 120, "an entry has {} bytes", size_of::<Entry>());
+    }
+}

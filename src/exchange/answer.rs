@@ -1,0 +1,219 @@
+//! The way back: a worker's answer is read, its head edited once, and its body lent to the stream.
+//!
+//! A worker's answer is hostile input. What is malformed before the head has left is a 502; what breaks later ends the
+//! client's stream without a clean end of the body.
+
+use std::fmt::Display;
+
+use crate::backends::{Backend, HIGH_MARK, Size, Sock};
+use crate::buffers::block::{Block, SMALL};
+use crate::buffers::slots::Key;
+use crate::connection::Loop;
+use crate::http::Refusal;
+use crate::http::head::{self, Response};
+use crate::http::reader::Reader;
+use crate::log::Level;
+use crate::planted::{self, Bug};
+
+use super::{Ending, Exchange, Fate, Phase};
+
+const MALFORMED: &str = "a worker sent a malformed answer";
+/// A body up to this size that came whole with its head is copied behind it: one vector is cheaper than two.
+const COPY_BYTES: usize = 2048;
+
+impl<B: Backend> Loop<B> {
+    /// Bytes of an answer of which the head is not complete yet.
+    pub fn answer_head(&mut self, key: Key, sock: Sock, block: Block) {
+        let Some(before) = self.table.link(sock).map(|link| link.input.take()) else { return };
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let (method, upgrade) = (exchange.request.method, exchange.request.websocket);
+        if before.is_none() && self.backend.offered(sock) == exchange.attempt.sent_before {
+            // They were on their way before anything of this request was: no answer to it, whatever they say.
+            return self.lost_before_answer(key, false);
+        }
+        let mut input = match before {
+            None => block,
+            Some(before) => self.memory.pool.heap_joined(&before, &block),
+        };
+        loop {
+            match head::response(&input, method, upgrade, &self.heads.limits, &mut self.heads.fields) {
+                Err(refusal) => return self.bad_answer(key, &refusal),
+                Ok(None) => {
+                    self.heard(key);
+                    if let Some(link) = self.table.link(sock) {
+                        link.input = (!input.is_empty()).then(|| input.settle(&self.memory.pool));
+                    }
+                    return self.backend.recv(sock, Size::Small);
+                }
+                Ok(Some(response)) if response.status < 200 && response.status != 101 => {
+                    self.inform(key, &input, &response);
+                    input.advance(response.len);
+                }
+                Ok(Some(response)) => return self.begin_answer(key, input, &response),
+            }
+        }
+    }
+
+    /// An interim answer: passed on to clients that know such, but for 100, which was answered by us.
+    fn inform(&mut self, key: Key, input: &[u8], response: &Response) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        exchange.attempt.begun = true;
+        let stream = exchange.stream;
+        // A client that does not read would have a worker's flood of these held for it; none of them has to arrive.
+        if response.status != 100 && self.backend.unsent(stream.connection) <= HIGH_MARK {
+            self.stream_interim(stream, input, response);
+        }
+    }
+
+    /// A malformed answer, or one whose head is above a limit: nothing of it reaches the client.
+    fn bad_answer(&mut self, key: Key, refusal: &Refusal) {
+        let label = self.worker_label(key);
+        let limit = self.heads.limits.exceeded(refusal);
+        let reason = limit.as_deref().unwrap_or(refusal.reason);
+        let fields: [(&str, &dyn Display); 3] =
+            [("worker", &label), ("reason", &reason), ("section", &refusal.section)];
+        let message = if limit.is_some() { "a worker's answer is above a limit" } else { MALFORMED };
+        self.shared.log.seldom(Level::Warn, message, &fields);
+        let detail = limit.as_deref().unwrap_or("the worker sent a malformed answer");
+        self.finish(key, Ending::Refused { status: 502, detail, fate: Fate::Broken });
+    }
+
+    fn begin_answer(&mut self, key: Key, mut input: Block, response: &Response) {
+        let keep_head = self.access.enabled();
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        if (response.busy || response.draining) && exchange.is_whole() && !exchange.attempt.retried {
+            return self.declined(key);
+        }
+        if response.status == 101 {
+            return self.begin_tunnel(key, input, response);
+        }
+        exchange.phase = Phase::Relaying;
+        exchange.request.release(keep_head);
+        let answer = &mut exchange.answer;
+        answer.status = response.status;
+        answer.reader = Reader::new(response.framing);
+        answer.stream = response.event_stream || response.unbuffered;
+        // Whoever says that a body follows where none may come might send it all the same.
+        answer.link_keeps = response.keep_alive && !response.announces_body;
+        answer.link_timeout = response.keep_alive_timeout;
+        let (stream, id) = (exchange.stream, exchange.request.id);
+        // The size first: a length is the worker's word, and may be near 2^64.
+        let whole = match exchange.answer.reader {
+            Reader::Done => Some(0),
+            Reader::Length(length) if length > COPY_BYTES as u64 => None,
+            Reader::Length(length) => Some(length as usize).filter(|length| length + response.len <= input.len()),
+            _ => None,
+        };
+        let body = whole.unwrap_or(0);
+        exchange.answer.bytes += body as u64;
+        if whole.is_some() {
+            exchange.answer.reader = Reader::Done;
+        }
+        let endless = exchange.answer.stream;
+        self.stream_head(stream, id, &input, response, body);
+        input.advance(response.len + body);
+        if whole.is_some() {
+            return self.finish(key, Ending::Answered { surplus: !input.is_empty() });
+        }
+        if endless {
+            self.begin_stream(key);
+        }
+        self.answer_body(key, input);
+    }
+
+    /// An answer that goes on for as long as somebody listens.
+    fn begin_stream(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let app = &self.shared.apps[exchange.app as usize];
+        exchange.answer.stream_hold = Some(app.streams.hold());
+        // Says, at most once in ten seconds, that event streams hold all permits: to others the app then looks stuck.
+        let permits = app.dispatch.snapshot().eligible as usize * app.settings.concurrency as usize;
+        let streams = app.streams.held();
+        let second = self.time.day.micros(self.time.connections.now_nanos()) / 1_000_000;
+        if streams >= permits && app.streams.may_tell(second) {
+            let fields: [(&str, &dyn Display); 2] = [("streams", &streams), ("permits", &permits)];
+            let message = "event streams hold all permits, other requests wait: raise --concurrency or --workers";
+            self.shared.log.event(Level::Warn, message, &fields);
+        }
+        self.keep_for_log(key);
+    }
+
+    /// Bytes of an answer's body.
+    pub fn answer_body(&mut self, key: Key, mut input: Block) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        exchange.answer.long |= input.len() >= SMALL;
+        let stream = exchange.stream;
+        let chunked = matches!(exchange.answer.reader, Reader::Chunked(..));
+        let relayed = if chunked && self.stream_takes_chunks(stream) {
+            self.relay_chunks(key, &mut input)
+        } else {
+            self.relay_runs(key, &mut input)
+        };
+        if let Err(refusal) = relayed {
+            return self.finish(key, Ending::Cut { reason: refusal.reason, fate: Fate::Broken });
+        }
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        if exchange.answer.reader.is_done() {
+            return self.finish(key, Ending::Answered { surplus: !input.is_empty() });
+        }
+        self.note_move(exchange);
+        self.heard(key);
+        self.pull(key);
+    }
+
+    /// Passes chunks on as they came, checked; the end is written by us.
+    fn relay_chunks(&mut self, key: Key, input: &mut Block) -> Result<(), Refusal> {
+        while !input.is_empty() {
+            let Some(exchange) = self.exchanges.lookup_mut(key) else { return Ok(()) };
+            let Reader::Chunked(chunked, done) = &mut exchange.answer.reader else { return Ok(()) };
+            if *done {
+                return Ok(());
+            }
+            let relay = chunked.relay(input)?;
+            *done = relay.done;
+            exchange.answer.bytes += relay.data as u64;
+            let (stream, pass) = (exchange.stream, input.slice(relay.pass));
+            input.advance(relay.consumed);
+            leak_by_plan(&pass);
+            self.send_client(stream.connection, pass.into());
+        }
+        Ok(())
+    }
+
+    /// Passes the bare body on.
+    fn relay_runs(&mut self, key: Key, input: &mut Block) -> Result<(), Refusal> {
+        loop {
+            let Some(exchange) = self.exchanges.lookup_mut(key) else { return Ok(()) };
+            let Some(data) = exchange.answer.reader.take(input)? else { return Ok(()) };
+            exchange.answer.bytes += data.len() as u64;
+            let stream = exchange.stream;
+            leak_by_plan(&data);
+            self.stream_body(stream, data);
+        }
+    }
+
+    /// The worker's end, where that is the end of the body.
+    pub fn end_answer(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        exchange.answer.reader = Reader::Done;
+        exchange.answer.link_keeps = false;
+        self.finish(key, Ending::Answered { surplus: false });
+    }
+
+    /// The worker of an exchange has been heard, which saves it when another of its requests is silent.
+    pub fn note_move(&self, exchange: &Exchange) {
+        let Some(worker) = exchange.attempt.worker else { return };
+        let seat = self.seats.get(exchange.app as usize).and_then(|seats| seats.get(worker.index as usize));
+        if let Some(Some(seat)) = seat
+            && seat.worker == worker
+        {
+            seat.target.moves.note(self.time.now);
+        }
+    }
+}
+
+fn leak_by_plan(data: &Block) {
+    if planted::strikes(Bug::LeakedBlock, 20) {
+        std::mem::forget(data.clone());
+    }
+}

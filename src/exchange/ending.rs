@@ -1,0 +1,248 @@
+//! The one way in which exchanges end.
+//!
+//! Whatever the reason, [`Loop::finish`] gives everything back in one order: the rest of the answer's framing, the worker's
+//! connection and the permit, the ticket, the tunnel's and the stream's count, the log line and the counters, the entry with
+//! its memory, and last the client's connection, which may go on with its next request.
+
+use std::fmt::Display;
+use std::time::Instant;
+
+use crate::backends::{Backend, How};
+use crate::buffers::block::Block;
+use crate::buffers::slots::Key;
+use crate::connection::Loop;
+use crate::dispatch::Outcome;
+use crate::http::id::id_text;
+use crate::http::reply::{self, Format, Reply};
+use crate::http::{Method, body_len, find_lines};
+use crate::log::{AccessRecord, Level};
+use crate::planted::{self, Bug};
+
+use super::{Exchange, Phase};
+
+/// What is said while no worker is ready.
+pub(super) const STARTING: &str = "the app is starting";
+/// The status in the access line of a request whose client left before it was answered, as nginx has it.
+const CLIENT_LEFT: u16 = 499;
+
+/// How an exchange ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ending<'a> {
+    /// The worker's answer is whole; `surplus`: more bytes came behind it.
+    Answered { surplus: bool },
+    /// We answer in the worker's place: a status of 400 to 599 and a sentence for the reader.
+    Refused { status: u16, detail: &'a str, fate: Fate },
+    /// The answer has begun and cannot be completed, which the client must see.
+    Cut { reason: &'a str, fate: Fate },
+    /// The client has left, or must go.
+    Left { how: How },
+    /// A tunnel is over.
+    TunnelOver,
+}
+
+/// What becomes of the worker's connection and of the permit, where the answer is not whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// The connection closes, and this is how the request ended for the worker.
+    Ended(Outcome),
+    /// The worker may still be at it, and gets nothing more before it is done; `timed_out`: it has kept us waiting.
+    Busy { timed_out: bool },
+}
+
+impl Fate {
+    #[allow(non_upper_case_globals)]
+    pub const Broken: Fate = Fate::Ended(Outcome::Broken);
+    #[allow(non_upper_case_globals)]
+    pub const Unused: Fate = Fate::Ended(Outcome::Unused);
+    #[allow(non_upper_case_globals)]
+    pub const Lost: Fate = Fate::Ended(Outcome::Lost);
+}
+
+impl<B: Backend> Loop<B> {
+    /// Ends an exchange. The name is dead afterwards; so may be its client's connection.
+    pub fn finish(&mut self, key: Key, ending: Ending<'_>) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let stream = exchange.stream;
+        let refusal = match ending {
+            Ending::Refused { status, detail, .. } => Some(self.refusal(key, status, detail)),
+            Ending::Cut { reason, .. } => {
+                self.tell_of_cut(key, reason);
+                None
+            }
+            Ending::Answered { .. } => {
+                self.end_body(key);
+                None
+            }
+            Ending::Left { .. } | Ending::TunnelOver => None,
+        };
+        self.return_worker(key, ending);
+        if matches!(ending, Ending::Refused { .. } | Ending::Left { .. }) {
+            self.leave_queue(key);
+        }
+        // A tunnel's line is written when it begins.
+        if !matches!(ending, Ending::TunnelOver) {
+            self.account(key, matches!(ending, Ending::Left { .. }));
+        }
+        if planted::active(Bug::CleanCut) && matches!(ending, Ending::Cut { .. }) {
+            self.end_body(key);
+        }
+        self.exchanges.discard(key);
+        match (ending, refusal) {
+            (Ending::Answered { .. }, _) => self.stream_over(stream),
+            (Ending::Refused { .. }, Some(piece)) => self.stream_reply(stream, piece),
+            (Ending::Left { how }, _) => self.stream_leave(stream, how),
+            (Ending::TunnelOver, _) => self.stream_leave(stream, How::Flushed),
+            (Ending::Refused { .. } | Ending::Cut { .. }, _) => self.stream_abort(stream),
+        }
+    }
+
+    /// Writes the end of an answer's body.
+    fn end_body(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let stream = exchange.stream;
+        let trailers = exchange.answer.reader.trailers();
+        Self::stream_end(&mut self.backend, &mut self.memory.scratch, &mut self.table, stream, trailers);
+    }
+
+    /// The worker's connection is kept, closed or left to what it is still doing, and the permit goes back or stays with it.
+    fn return_worker(&mut self, key: Key, ending: Ending<'_>) {
+        match ending {
+            Ending::Answered { surplus } => self.keep_worker(key, surplus),
+            Ending::Refused { fate: Fate::Ended(outcome), .. } | Ending::Cut { fate: Fate::Ended(outcome), .. } => {
+                self.drop_worker(key, How::Now, outcome)
+            }
+            Ending::Refused { fate: Fate::Busy { timed_out }, .. }
+            | Ending::Cut { fate: Fate::Busy { timed_out }, .. } => self.leave_worker(key, timed_out),
+            Ending::Left { .. } if self.is_tunnel(key) => self.end_tunnel(key),
+            Ending::Left { .. } => self.leave_worker(key, false),
+            Ending::TunnelOver => self.end_tunnel(key),
+        }
+    }
+
+    fn is_tunnel(&self, key: Key) -> bool {
+        self.exchanges.lookup(key).is_some_and(|exchange| matches!(exchange.phase, Phase::Tunnel { .. }))
+    }
+
+    fn keep_worker(&mut self, key: Key, surplus: bool) {
+        let now = self.time.now;
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        exchange.times.finished = Some(now);
+        let link = exchange.link();
+        let kept = exchange.answer.link_keeps && exchange.is_uploaded() && !surplus;
+        let timeout = exchange.answer.link_timeout;
+        let (app, permit) = (exchange.app, exchange.attempt.permit.take());
+        if kept && self.backend.unsent(link) == 0 {
+            self.park(link, timeout)
+        } else {
+            self.close_link(link, How::Now)
+        }
+        if let Some(permit) = permit {
+            self.release(app, permit, Outcome::Answered);
+        }
+    }
+
+    /// Ends the use of a worker: its connection closes, its permit goes back.
+    pub fn drop_worker(&mut self, key: Key, how: How, outcome: Outcome) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let link = std::mem::take(&mut exchange.source).link();
+        self.close_link(link, how);
+        self.give_back(key, outcome);
+    }
+
+    fn leave_queue(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let Phase::Queued { ticket, .. } = exchange.phase else { return };
+        if !planted::active(Bug::ForgottenTicket) {
+            // If it was granted meanwhile, the permit is in the mail and goes back when it finds nobody.
+            self.dispatch_of(exchange).cancel(ticket);
+        }
+    }
+
+    /// Our own answer to the exchange's request.
+    fn refusal(&mut self, key: Key, status: u16, detail: &str) -> Block {
+        self.count().errors.add(1);
+        let connection = self.exchanges.lookup(key).map_or(Key::NONE, |exchange| exchange.stream.connection);
+        let keep_alive = self.decide_keep_alive(connection);
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return self.memory.scratch.write(0, |_| {}) };
+        exchange.answer.status = status;
+        let http10 = self.table.client(connection).is_some_and(|client| client.http.is_old());
+        let [accept] = find_lines(exchange.request.head.as_deref().unwrap_or_default(), [b"accept"]);
+        let format = reply::negotiate(accept);
+        let reply = Reply {
+            status,
+            detail,
+            format,
+            date: &self.time.day.date,
+            keep_alive,
+            http10,
+            head_only: exchange.request.method == Method::Head,
+            retry_after: matches!(status, 503 | 504).then_some(1),
+            reload: format == Format::Html && detail == STARTING,
+            request_id: Some(&id_text(exchange.request.id)),
+        };
+        let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
+        exchange.answer.bytes += body_len(&piece) as u64;
+        piece
+    }
+
+    fn tell_of_cut(&mut self, key: Key, reason: &str) {
+        self.count().errors.add(1);
+        let label = self.worker_label(key);
+        let waits = self.exchanges.lookup(key).map_or("", |exchange| exchange.waits().name());
+        let fields: [(&str, &dyn Display); 3] = [("worker", &label), ("reason", &reason), ("waited_for", &waits)];
+        self.shared.log.seldom(Level::Warn, "an answer was cut", &fields);
+    }
+
+    /// Counts how long an exchange took, and writes its access line.
+    pub fn account(&mut self, key: Key, left: bool) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let now = self.time.now;
+        // Streams and tunnels last as long as somebody listens.
+        if !exchange.answer.stream && exchange.answer.status != 101 && !left {
+            self.count().latency.record(self.time.nanos() - exchange.times.started);
+        }
+        if !self.access.enabled() {
+            return;
+        }
+        let Some(client) = self.table.client(exchange.stream.connection) else { return };
+        let head: &[u8] = exchange.request.head.as_deref().unwrap_or_default();
+        let mut words = head.split(|byte| *byte == b' ' || *byte == b'\r');
+        let (method, target) = (words.next().unwrap_or(b"-"), words.next().unwrap_or(b"-"));
+        let [host, referer, user_agent] = find_lines(head, [b"host", b"referer", b"user-agent"]);
+        let micros = |from: Instant, to: Instant| to.saturating_duration_since(from).as_micros() as u64;
+        let times = &exchange.times;
+        let end = times.finished.unwrap_or(now);
+        let status = if left && exchange.answer.status == 0 { CLIENT_LEFT } else { exchange.answer.status };
+        let worker = Self::worker_number(&self.seats, exchange);
+        self.access.record(&AccessRecord {
+            time_micros: self.time.day.micros(self.time.connections.now_nanos()),
+            client: (!client.peer.unix).then_some(client.peer.ip),
+            method,
+            target,
+            protocol: client.http.version.name(),
+            host,
+            status,
+            bytes: exchange.answer.bytes,
+            duration_us: (self.time.nanos() - times.started) / 1000,
+            queue_us: times.granted.map(|granted| micros(times.asked, granted)),
+            upstream_us: times.granted.map(|granted| micros(granted, end)),
+            worker,
+            request_id: &id_text(exchange.request.id),
+            referer,
+            user_agent,
+        });
+    }
+
+    /// The name of an exchange's worker, for messages.
+    pub fn worker_label(&self, key: Key) -> String {
+        let Some(exchange) = self.exchanges.lookup(key) else { return "-".to_owned() };
+        let target = exchange.attempt.worker.and_then(|worker| self.dispatch_of(exchange).target(worker));
+        target.map_or_else(|| "-".to_owned(), |target| target.label.clone())
+    }
+
+    fn worker_number(seats: &[Vec<Option<crate::connection::Seat>>], exchange: &Exchange) -> Option<u32> {
+        let worker = exchange.attempt.worker?;
+        let seat = seats.get(exchange.app as usize)?.get(worker.index as usize)?.as_ref();
+        seat.filter(|seat| seat.worker == worker).map(|seat| seat.target.number)
+    }
+}

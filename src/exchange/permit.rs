@@ -1,0 +1,311 @@
+//! The way to a worker: a permit is asked for and waited for, a connection found, and head and body leave in one gather.
+
+use std::time::Duration;
+
+use crate::backends::{Backend, HIGH_MARK, Piece, Size, Sock};
+use crate::buffers::block::Block;
+use crate::buffers::slots::Key;
+use crate::buffers::wheel::{TICK, nanos};
+use crate::config::App;
+use crate::connection::{LinkState, Loop, Reach};
+use crate::dispatch::{Acquire, Ask, Dispatch, Grant, Outcome, Patience, Permit, Waiter};
+use crate::http::body::put_chunk_line;
+use crate::http::{Framing, rewrite};
+
+use super::{Ending, Exchange, Fate, Pace, Phase, Source, Upload};
+
+/// How soon a worker whose backlog is full is asked again.
+const BACKLOG_RETRY: Duration = Duration::from_millis(5);
+/// Room for a chunk's size line: sixteen digits and the line's end.
+const CHUNK_LINE: usize = 24;
+
+impl<B: Backend> Loop<B> {
+    /// The dispatch of an exchange's app.
+    #[inline]
+    pub fn dispatch_of(&self, exchange: &Exchange) -> &Dispatch {
+        &self.shared.apps[exchange.app as usize].dispatch
+    }
+
+    /// Answers in the worker's place, before any worker was busy with the request.
+    fn refuse_unasked(&mut self, key: Key, status: u16, detail: &str) {
+        self.finish(key, Ending::Refused { status, detail, fate: Fate::Unused });
+    }
+
+    /// Asks for a permit; `front` for an exchange that had one already.
+    pub fn acquire(&mut self, key: Key, front: bool) {
+        let now = self.time.now;
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let app = &self.shared.apps[exchange.app as usize];
+        if !front {
+            exchange.times.asked = now;
+        } else if now >= exchange.times.asked + longest_wait(&app.settings) {
+            // Workers that look ready and refuse would else have it go from one to the next for ever.
+            self.count().timeouts.add(1);
+            return self.refuse_unasked(key, 504, "no worker took the request in time");
+        }
+        let waiter = Waiter { loop_index: self.index, exchange: key };
+        let exclude = exchange.attempt.exclude;
+        let ask = Ask { since: exchange.times.asked, exclude, front, tunnel: exchange.request.websocket };
+        match app.dispatch.acquire(waiter, ask, now) {
+            Acquire::Granted(permit) => self.start(key, permit),
+            Acquire::Queued(ticket) => {
+                exchange.phase = Phase::Queued { ticket, look: self.time.nanos() };
+                self.wait_in_queue(key);
+            }
+            Acquire::Full => {
+                self.count().queue_full.add(1);
+                self.refuse_unasked(key, 503, QUEUE_FULL);
+            }
+            Acquire::NoTunnel => self.refuse_unasked(key, 503, "every worker has as many tunnels as it may"),
+            Acquire::Failed => self.refuse_unasked(key, 503, GIVEN_UP),
+        }
+    }
+
+    /// No block waits in a queue: the request's bytes go to the heap, and the client is watched.
+    fn wait_in_queue(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let (connection, held) = (exchange.stream.connection, exchange.request.upload == Upload::Held);
+        if exchange.request.keeps_blocks() && !self.memory.has_reserve() {
+            return self.refuse_unasked(key, 503, "the server has no memory left for requests that wait");
+        }
+        self.settle_request(key);
+        if !held {
+            self.watch(connection);
+        }
+        self.queue_expired(key);
+    }
+
+    /// Looks whether a queued exchange has waited too long, and when to look again.
+    pub fn queue_expired(&mut self, key: Key) {
+        let now = self.time.now;
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let app = &self.shared.apps[exchange.app as usize];
+        let Phase::Queued { ticket, look } = &mut exchange.phase else { return };
+        let by = exchange.times.asked + longest_wait(&app.settings);
+        match app.dispatch.patience(*ticket, by, now) {
+            Patience::Until(instant) => *look = self.time.nanos() + nanos(instant.saturating_duration_since(now)),
+            // The permit is in the mail; were it lost, this would look for it again.
+            Patience::Granted => *look = self.time.nanos() + nanos(app.settings.queue.timeout.max(TICK)),
+            Patience::QueueTimeout => {
+                exchange.phase = Phase::Asking;
+                self.count().queue_timeouts.add(1);
+                self.count().timeouts.add(1);
+                return self.refuse_unasked(key, 504, "no worker became free in time");
+            }
+            Patience::HoldExpired => {
+                exchange.phase = Phase::Asking;
+                self.count().hold_expired.add(1);
+                return self.refuse_unasked(key, 503, super::ending::STARTING);
+            }
+        }
+        self.rearm(key);
+    }
+
+    /// The app has given up while this exchange waited for a worker; its ticket is void.
+    pub fn app_failed(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        if matches!(exchange.phase, Phase::Queued { .. }) {
+            exchange.phase = Phase::Asking;
+            self.refuse_unasked(key, 503, GIVEN_UP);
+        }
+    }
+
+    /// A permit has come to an exchange that waited. One that is gone, or no longer waits, gives it back unused.
+    pub fn granted(&mut self, grant: Grant) {
+        let key = grant.waiter.exchange;
+        match self.exchanges.lookup(key).map(|exchange| exchange.phase) {
+            Some(Phase::Queued { .. }) => self.start(key, grant.permit),
+            _ => self.release(0, grant.permit, Outcome::Unused),
+        }
+    }
+
+    /// Gives a permit of an app back and passes on what it freed.
+    pub fn release(&mut self, app: u16, permit: Permit, outcome: Outcome) {
+        let dispatch = &self.shared.apps[app as usize].dispatch;
+        if let Some(grant) = dispatch.release(permit, outcome, self.time.now, self.index) {
+            if grant.waiter.loop_index == self.index {
+                self.work.grants.push_back(grant);
+            } else {
+                self.shared.postboxes.grant(grant);
+            }
+        }
+    }
+
+    /// Takes the permit out of an exchange and gives it back.
+    pub fn give_back(&mut self, key: Key, outcome: Outcome) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        if let Some(permit) = exchange.attempt.permit.take() {
+            let app = exchange.app;
+            self.release(app, permit, outcome);
+        }
+    }
+
+    /// Sends the request to the worker of that permit.
+    fn start(&mut self, key: Key, permit: Permit) {
+        let worker = permit.worker();
+        let now = self.time.now;
+        let Some(exchange) = self.exchanges.lookup_mut(key) else {
+            return self.release(0, permit, Outcome::Unused);
+        };
+        exchange.times.granted = Some(now);
+        exchange.attempt.worker = Some(worker);
+        exchange.attempt.permit = Some(permit);
+        let fresh = exchange.attempt.wants_fresh || exchange.request.websocket;
+        let app = exchange.app;
+        match self.reach(app, worker, fresh) {
+            Reach::Link(link) => self.send_request(key, link),
+            Reach::Backlog => self.wait_for_backlog(key),
+            Reach::Gone => self.unreachable(key),
+            Reach::Exhausted(error) => {
+                let fields: [(&str, &dyn std::fmt::Display); 1] = [("error", &error)];
+                self.shared.log.seldom(crate::log::Level::Error, "cannot open a connection to a worker", &fields);
+                self.refuse_unasked(key, 503, "the server has no descriptor left to reach a worker with");
+            }
+        }
+    }
+
+    /// The worker's backlog is full: another worker, or the same again in a moment, until the connect timeout.
+    fn wait_for_backlog(&mut self, key: Key) {
+        let now = self.time.nanos();
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let connection = exchange.stream.connection;
+        let until = match exchange.phase {
+            Phase::Backlog { until, .. } => until,
+            _ if exchange.attempt.exclude.is_none() => {
+                exchange.attempt.exclude = exchange.attempt.permit.as_ref().map(|permit| permit.worker());
+                self.give_back(key, Outcome::Unused);
+                return self.ask_again(key);
+            }
+            _ => now + nanos(self.shared.apps[exchange.app as usize].settings.timeouts.connect),
+        };
+        if now >= until {
+            self.count().timeouts.add(1);
+            return self.refuse_unasked(key, 503, "the worker accepts no connections: its backlog is full");
+        }
+        exchange.phase = Phase::Backlog { again: now + nanos(BACKLOG_RETRY), until };
+        let held = exchange.request.upload == Upload::Held;
+        self.settle_request(key);
+        self.rearm(key);
+        if !held {
+            self.watch(connection);
+        }
+    }
+
+    /// Tries the same worker again after its backlog was full.
+    pub fn backlog_expired(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        if let Some(permit) = exchange.attempt.permit.take() {
+            self.start(key, permit);
+        }
+    }
+
+    fn send_request(&mut self, key: Key, sock: Sock) {
+        let now = self.time.nanos();
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let Some(link) = self.table.link(sock) else { return };
+        exchange.source = Source::Worker(sock);
+        exchange.phase = Phase::Awaiting;
+        exchange.attempt.fresh = !link.reused;
+        exchange.attempt.sent_before = self.backend.offered(sock);
+        exchange.attempt.taken = exchange.attempt.sent_before;
+        (exchange.times.given, exchange.times.heard) = (now, now);
+        link.exchange = key;
+        let connecting = link.is_connecting();
+        if !connecting {
+            link.state = LinkState::Busy;
+        }
+        let held = exchange.request.upload == Upload::Held;
+        self.rearm(key);
+        self.backend.recv(sock, Size::Small);
+        // A body that streams is not kept: nothing of it leaves before the worker is known to be there, so that a connect
+        // which fails costs nothing.
+        if !connecting || !held {
+            self.send_message(key, sock);
+        } else {
+            self.list_holder(key);
+        }
+    }
+
+    /// Queues the request for its worker; a body that streams begins to flow.
+    pub fn send_message(&mut self, key: Key, sock: Sock) {
+        let now = self.time.nanos();
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        if let Some(head) = &exchange.request.head {
+            self.backend.send(sock, head.clone().into());
+        }
+        let (connection, held) = (exchange.stream.connection, exchange.request.upload == Upload::Held);
+        if exchange.request.open || !exchange.request.body.is_empty() {
+            self.send_body(key, sock);
+        }
+        self.list_holder(key);
+        if !held {
+            return self.watch(connection);
+        }
+        if let Some(exchange) = self.exchanges.lookup_mut(key) {
+            exchange.request.upload = Upload::Streaming;
+            exchange.request.pace = Pace::new(now, exchange.request.bytes);
+        }
+        self.continue_upload(key);
+    }
+
+    /// The end of the head and the body collected so far.
+    fn send_body(&mut self, key: Key, sock: Sock) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let request = &exchange.request;
+        let streams = request.upload == Upload::Held;
+        let chunked = request.open && (streams || request.trailers.is_some());
+        let trailers = request.trailers.clone();
+        if request.open {
+            let framing = if chunked { Framing::Chunked } else { Framing::Length(request.bytes) };
+            let end = self.memory.scratch.write(64, |out| rewrite::request_end(out, framing));
+            self.backend.send(sock, end.into());
+        }
+        for index in 0..request.body.len() {
+            let data = self.exchanges.lookup(key).map(|exchange| exchange.request.body[index].clone());
+            if let Some(data) = data {
+                self.send_data(sock, data, chunked);
+            }
+        }
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        if streams {
+            // What has been sent cannot be sent again; keeping it would double the memory.
+            exchange.request.body = Vec::new();
+        } else if chunked {
+            self.send_last_chunk(sock, trailers.as_deref().unwrap_or_default());
+        }
+    }
+
+    /// Sends a run of a body to a worker, as a chunk where the body is chunked.
+    pub fn send_data(&mut self, link: Sock, data: Block, chunked: bool) {
+        if !chunked {
+            return self.backend.send(link, data.into());
+        }
+        let line = self.memory.scratch.write(CHUNK_LINE, |out| put_chunk_line(out, data.len()));
+        self.backend.send(link, line.into());
+        self.backend.send(link, data.into());
+        self.backend.send(link, Piece::Static(b"\r\n"));
+    }
+
+    pub fn send_last_chunk(&mut self, link: Sock, trailers: &[u8]) {
+        let end = self.memory.scratch.write(trailers.len() + 8, |out| {
+            out.put(b"0\r\n");
+            out.put(trailers);
+            out.put(b"\r\n");
+        });
+        self.backend.send(link, end.into());
+    }
+
+    /// Whether so much of a request waits for its worker that no more is taken from the client.
+    pub fn link_is_full(&self, link: Sock) -> bool {
+        let unsent = self.backend.unsent(link);
+        unsent > HIGH_MARK || (unsent > 0 && !self.memory.has_room())
+    }
+}
+
+/// How long a request goes from worker to worker, or from one wait to the next, when workers come and go under it.
+fn longest_wait(app: &App) -> Duration {
+    app.timeouts.request.max(app.queue.hold + app.queue.timeout)
+}
+
+pub(super) const GIVEN_UP: &str = "the app has failed and is not being restarted";
+pub(super) const QUEUE_FULL: &str = "the queue is full";

@@ -1,0 +1,143 @@
+//! Where an answer's bytes come from: pulled while its stream has room, left alone while it has none.
+//!
+//! So that a slow reader does not hold a worker, an answer is taken into memory up to `response_buffer` for one client, and up to
+//! `buffer_bytes` for all. Beyond the first, its source goes on once half of what waited has left; beyond the second, once memory
+//! comes back, whoever gave it back (`connection/memory.rs`), or once its own client has taken everything.
+
+use std::sync::Arc;
+
+use crate::backends::{Backend, HIGH_MARK, Piece, Sock};
+use crate::buffers::block::SMALL;
+use crate::buffers::slots::Key;
+use crate::connection::{Loop, State, Stream};
+use crate::http::head;
+use crate::http::reader::Reader;
+
+use super::{Ending, Exchange, Hold, Phase, Upload};
+
+/// Bytes of our own that are handed to a stream at a time.
+const OWN_PIECE: usize = 64 * 1024;
+
+/// What feeds an answer.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum Source {
+    /// Nothing yet, or no more.
+    #[default]
+    None,
+    /// A worker's connection, read as the stream has room.
+    Worker(Sock),
+    /// Bytes of our own, from that place on.
+    Own(Arc<[u8]>, usize),
+}
+
+impl Source {
+    /// The worker's connection, or [`Key::NONE`].
+    pub fn link(&self) -> Sock {
+        if let Source::Worker(link) = self { *link } else { Key::NONE }
+    }
+}
+
+impl<B: Backend> Loop<B> {
+    /// Has the source bring more, unless so much waits for the client that it must wait, too.
+    pub fn pull(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        debug_assert!(exchange.phase == Phase::Relaying, "only an answer's body is pulled");
+        let (connection, was) = (exchange.stream.connection, exchange.answer.hold);
+        let most = self.shared.apps[exchange.app as usize].settings.response_buffer.max(HIGH_MARK);
+        let unsent = self.backend.unsent(connection);
+        let hold = if unsent > if was == Hold::Client { most / 2 } else { most } {
+            Hold::Client
+        } else if unsent > 0 && !self.memory.has_room() {
+            Hold::Memory
+        } else {
+            Hold::Not
+        };
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        exchange.answer.hold = hold;
+        if hold != Hold::Not {
+            self.backend.await_room(connection);
+            if hold == Hold::Memory {
+                self.starve(key);
+            }
+            return;
+        }
+        if was != Hold::Not {
+            // The worker was held up for our own sake or the client's: it is waited for from now on.
+            self.heard(key);
+        }
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        match &exchange.source {
+            Source::Worker(link) => {
+                let left = match exchange.answer.reader {
+                    Reader::Length(left) => left,
+                    _ if exchange.answer.long => u64::MAX,
+                    _ => 0,
+                };
+                let size = self.memory.size(left > SMALL as u64);
+                self.backend.recv(*link, size);
+            }
+            Source::Own(..) => self.pull_own(key),
+            Source::None => {}
+        }
+    }
+
+    /// Answers with a long text of our own, which is handed out as the client takes it. `input` begins with the request's head.
+    pub fn respond(&mut self, stream: Stream, input: &[u8], request: &head::Request) {
+        let keep_alive = self.decide_keep_alive(stream.connection);
+        let Some(direct) = &self.shared.direct else { return };
+        let Some(client) = self.table.client(stream.connection) else { return };
+        let version = client.http.version;
+        let app = self.accepting.listeners[client.listener as usize].app;
+        let kept = self.memory.pool.heap(&input[..request.len]);
+        let mut exchange = Exchange::new(stream, app, request, kept, self.next_id, &self.time);
+        (exchange.phase, exchange.request.upload) = (Phase::Relaying, Upload::Sent);
+        (exchange.answer.status, exchange.source) = (200, Source::Own(direct.body().clone(), 0));
+        let date = &self.time.day.date;
+        let piece = self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, true));
+        self.next_id = self.next_id.wrapping_add(1);
+        let Ok(key) = self.exchanges.insert(exchange) else {
+            return self.refuse(stream.connection, 503, "too many requests are in progress", b"");
+        };
+        if let Some(client) = self.table.client(stream.connection) {
+            client.exchange = key;
+        }
+        self.become_state(stream.connection, State::WritingResponse);
+        self.send_client(stream.connection, piece.into());
+        self.watch(stream.connection);
+        self.pull(key);
+    }
+
+    /// Hands bytes of our own to the stream until it is full or they are all.
+    fn pull_own(&mut self, key: Key) {
+        loop {
+            let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+            let connection = exchange.stream.connection;
+            let Source::Own(bytes, at) = &mut exchange.source else { return };
+            let end = (*at + OWN_PIECE).min(bytes.len());
+            let piece = Piece::Shared(bytes.clone(), *at as u32..end as u32);
+            exchange.answer.bytes += (end - *at) as u64;
+            *at = end;
+            let whole = end == bytes.len();
+            self.send_client(connection, piece);
+            if whole {
+                return self.finish(key, Ending::Answered { surplus: false });
+            }
+            if self.backend.unsent(connection) > HIGH_MARK {
+                if let Some(exchange) = self.exchanges.lookup_mut(key) {
+                    exchange.answer.hold = Hold::Client;
+                }
+                return self.backend.await_room(connection);
+            }
+        }
+    }
+
+    /// The client has taken some of what waited for it.
+    pub fn answer_drained(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        match exchange.phase {
+            Phase::Tunnel { .. } => self.continue_tunnel(key),
+            Phase::Relaying => self.pull(key),
+            _ => {}
+        }
+    }
+}

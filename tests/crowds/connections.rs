@@ -1,0 +1,52 @@
+//! Connections up to their limit: idle ones make room, and never are more served at once.
+
+use super::*;
+
+on_every_backend! {
+    idle_connections_make_room_for_newcomers
+    no_more_than_the_limit_are_served_at_once
+}
+
+fn idle_connections_make_room_for_newcomers(backend: &str) {
+    let most = peers() / 2;
+    let scene = Scene::open(backend, &["--max-connections", &most.to_string()]);
+    // As many as stay undisturbed: above fifteen sixteenths of the limit the longest idle ones have to go.
+    let crowd = Crowd::enter(&scene.server, most / 16 * 15 - FAST, Habit::reading(|_| get("/server")));
+    crowd.until("all are idle", |places| places.good);
+    assert!(crowd.ended().is_empty());
+    // The first have come back meanwhile, and so they are not the longest idle ones.
+    crowd.ask_again(0..FAST);
+    let more = Crowd::enter(&scene.server, most / 8, Habit::reading(|_| get("/fast")));
+    more.until("the newcomers are served", |places| places.good);
+    scene.others_notice_nothing();
+    assert!(super::connections(&scene.server) <= most as u64);
+    let ended = crowd.ended();
+    assert!(ended.len() >= FAST, "only {ended:?} have made room");
+    // Each loop closes its own longest idle ones, and the loops may have got unlike numbers of them.
+    let longest_idle = FAST..FAST + most / 2;
+    assert!(ended.iter().all(|index| longest_idle.contains(index)), "{ended:?} are not the longest idle ones");
+    assert!(more.ended().is_empty(), "newcomers made room for newcomers");
+    let places = crowd.places();
+    assert_eq!(places.open, crowd.size - ended.len());
+    crowd.leave();
+    more.leave();
+    scene.all_is_given_back();
+}
+
+fn no_more_than_the_limit_are_served_at_once(backend: &str) {
+    const MOST: usize = 200;
+    let scene = Scene::open(backend, &["--max-connections", &MOST.to_string()]);
+    let crowd = Crowd::enter(&scene.server, 5 * MOST, Habit::reading(|index| get(&format!("/hold/{index}"))));
+    while crowd.places().good < crowd.size {
+        // Those who have their answers are idle, and make room for those who wait at the door.
+        until("the next are with the worker", || {
+            let left = crowd.size - crowd.places().good;
+            scene.worker.tally().held >= left.min(MOST / 16 * 15)
+        });
+        scene.worker.release_held();
+    }
+    let most = scene.worker.tally().most;
+    assert!(most <= MOST, "{most} were served at once");
+    crowd.leave();
+    scene.all_is_given_back();
+}
