@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use production_server::backends::simulated::{Faults, Place, Random, World};
 use production_server::config::Settings;
+use production_server::connection::RESERVED_SHARE;
 
 use super::checks::{Expects, Ledger};
 use super::driver::Kind as RunKind;
 use super::peers::{Peer, Script};
-use super::standstill::RESERVED_SHARE;
 use super::tasks::{Pace, Task};
 use super::wire;
 
