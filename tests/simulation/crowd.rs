@@ -60,7 +60,8 @@ pub enum Kind {
     SilentHeads,
 }
 
-const KINDS: [Kind; 13] = [
+/// All of them.
+pub const KINDS: [Kind; 13] = [
     Kind::Readers,
     Kind::DeafReaders,
     Kind::Streams,
@@ -115,6 +116,11 @@ impl Plan {
     /// How many peers there are.
     pub fn len(&self) -> usize {
         self.groups.iter().map(|(_, count)| count).sum()
+    }
+
+    /// Which kinds take part, in the order of [`KINDS`].
+    pub fn kinds(&self) -> [usize; KINDS.len()] {
+        KINDS.map(|kind| usize::from(self.groups.iter().any(|(other, _)| *other == kind)))
     }
 
     fn count(&self, suits: impl Fn(Kind) -> bool) -> usize {
