@@ -25,9 +25,9 @@ use crate::planted::{self, Bug};
 
 use super::Loop;
 
-/// Of the budget, what answers and uploads leave to heads and waiting requests: so that readers who take nothing cannot have
-/// others refused.
-const RESERVED_SHARE: usize = 3;
+/// The part of the budget, one in so many, that answers and uploads leave to heads and waiting requests: so that readers who take
+/// nothing cannot have others refused.
+pub const RESERVED_SHARE: usize = 3;
 
 /// So many names of exchanges that keep blocks are looked through for those that keep none any more.
 const MOST_HOLDERS: usize = 1024;
@@ -78,8 +78,12 @@ impl Memory {
         pressed(Size::Small) || pressed(Size::Large)
     }
 
-    /// How many answers may go on at a time while the budget has room: each may bring a block before it is known to be stuck.
+    /// How many answers may go on at a time while the budget has room: each may bring a block before it is known to be stuck. Without
+    /// room for a whole block, none: it would stop at once, and stand last in the list for it.
     fn places(&self) -> usize {
+        if !self.has_room() {
+            return 0;
+        }
         let budget = self.pool.budget();
         let shared = budget.limit() - budget.limit() / RESERVED_SHARE;
         shared.saturating_sub(budget.used()).div_ceil(2 * SMALL)

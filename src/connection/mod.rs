@@ -33,7 +33,7 @@ pub(crate) use admission::{Accepting, Listener};
 pub use admission::{Admission, Scheme};
 pub(crate) use client::Client;
 pub(crate) use memory::Memory;
-pub use memory::Scarcity;
+pub use memory::{RESERVED_SHARE, Scarcity};
 pub(crate) use stream::{Http1, Stream};
 pub(crate) use table::{Kind, Table};
 pub(crate) use worker::{Link, LinkState, Reach, Seat};
