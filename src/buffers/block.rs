@@ -38,6 +38,16 @@ pub enum Size {
     Large,
 }
 
+impl Size {
+    /// How many bytes a block of that size has room for.
+    pub fn bytes(self) -> usize {
+        match self {
+            Size::Small => SMALL,
+            Size::Large => LARGE,
+        }
+    }
+}
+
 /// On whose behalf a block is taken; clients leave the last quarter of the pool to workers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Share {
@@ -85,6 +95,25 @@ impl Budget {
     }
 }
 
+/// Bytes of the budget that are set aside, until this is dropped.
+pub struct Promise {
+    pool: Pool,
+    bytes: usize,
+}
+
+impl Promise {
+    /// How many bytes are set aside.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.pool.0.budget.credit(self.bytes);
+    }
+}
+
 /// One loop's receive memory. Cloning gives another handle to the same pool.
 #[derive(Clone)]
 pub struct Pool(Rc<Shared>);
@@ -118,9 +147,16 @@ enum Home {
 }
 
 impl Pool {
+    /// Sets aside what a receive of that size may bring, so that no more of them are asked for than there will be room for.
+    pub fn promise(&self, size: Size) -> Promise {
+        let bytes = size.bytes();
+        self.0.budget.charge(bytes);
+        Promise { pool: self.clone(), bytes }
+    }
+
     /// A pool of `small` and `large` blocks, whose heap copies are charged to `budget`.
     pub fn new(small: usize, large: usize, budget: Arc<Budget>) -> Pool {
-        let groups = [Group::new(Size::Small, small, SMALL), Group::new(Size::Large, large, LARGE)];
+        let groups = [Group::new(Size::Small, small), Group::new(Size::Large, large)];
         Pool(Rc::new(Shared { groups, budget }))
     }
 
@@ -214,7 +250,8 @@ impl Pool {
 }
 
 impl Group {
-    fn new(size: Size, count: usize, capacity: usize) -> Group {
+    fn new(size: Size, count: usize) -> Group {
+        let capacity = size.bytes();
         let stride = capacity + COLOUR;
         // Uninitialised on purpose: a page that no receive has touched is not resident.
         let mut memory = Box::<[u8]>::new_uninit_slice(count * stride);
