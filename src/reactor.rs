@@ -19,7 +19,7 @@ use crate::backends::{Backend, Event, How, Sock};
 use crate::buffers::block::Pool;
 use crate::buffers::slots::Slots;
 use crate::buffers::wheel::Wheel;
-use crate::connection::{Accepting, Heads, Kind, Listener, Loop, Memory, Role, Scheme, Shared, Table, Time};
+use crate::connection::{Accepting, Heads, Kind, Listener, Loop, Memory, Role, Scheme, Seats, Shared, Table, Time};
 use crate::day::Day;
 use crate::exchange::{Exchange, Hold, Phase};
 use crate::log::{AccessLog, Level};
@@ -96,7 +96,7 @@ impl<B: Backend> Reactor<B> {
             time,
             memory: Memory::new(setup.pool),
             heads: Heads::new(&setup.shared.settings),
-            seats: setup.shared.apps.iter().map(|_| Vec::new()).collect(),
+            seats: Seats::new(setup.shared.apps.len()),
             subject: Sock::NONE,
             next_id: setup.first_id,
             accepting,

@@ -17,7 +17,8 @@ use crate::buffers::slots::Key;
 use crate::exchange::{Ending, Phase};
 use crate::http::head::HeadSearch;
 use crate::http::reader::Reader;
-use crate::http::{Framing, Refusal};
+use crate::http::{Framing, Refusal, find_lines};
+use crate::log::AccessRecord;
 
 use super::{Http1, Loop, State, Stream, Task};
 
@@ -104,6 +105,32 @@ impl Client {
             search: HeadSearch::default(),
             acknowledged: 0,
             body: None,
+        }
+    }
+
+    /// The access line of a request of its, whose head `head` begins with, or is empty where none was understood. What became of the
+    /// request is left open.
+    pub fn access_record<'a>(&self, head: &'a [u8], time_micros: u64) -> AccessRecord<'a> {
+        let mut words = head.split(|byte| matches!(byte, b' ' | b'\r'));
+        let mut word = || words.next().filter(|word| !word.is_empty()).unwrap_or(b"-");
+        let (method, target) = (word(), word());
+        let [host, referer, user_agent] = find_lines(head, [b"host", b"referer", b"user-agent"]);
+        AccessRecord {
+            time_micros,
+            client: (!self.peer.unix).then_some(self.peer.ip),
+            method,
+            target,
+            protocol: self.http.version.name(),
+            host,
+            status: 0,
+            bytes: 0,
+            duration_us: 0,
+            queue_us: None,
+            upstream_us: None,
+            worker: None,
+            request_id: b"",
+            referer,
+            user_agent,
         }
     }
 
@@ -231,7 +258,7 @@ impl<B: Backend> Loop<B> {
         };
         let serve = self.shared.apps[exchange.app as usize].settings.serve_half_closed;
         match exchange.phase {
-            Phase::Tunnel { .. } => self.tunnel_client_ended(key),
+            Phase::Tunnel { .. } => self.tunnel_side_ended(key, true),
             _ if exchange.is_uploaded() && (serve || closes) => {}
             _ => {
                 self.count().client_gone.add(1);

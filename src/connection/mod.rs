@@ -34,15 +34,15 @@ pub use admission::{Admission, Scheme};
 pub(crate) use client::Client;
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
-pub(crate) use stream::{Http1, Stream};
+pub(crate) use stream::{Http1, Stream, last_chunk};
 pub(crate) use table::{Kind, Table};
-pub(crate) use worker::{Link, LinkState, Reach, Seat};
+pub(crate) use worker::{Link, LinkState, Reach, Seats};
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::backends::{Backend, How, Piece, Size, Sock};
+use crate::backends::{Backend, How, Size, Sock};
 use crate::buffers::slots::{Key, Slots};
 use crate::buffers::wheel::Wheel;
 use crate::config::{self, Settings};
@@ -212,8 +212,7 @@ pub(crate) struct Loop<B: Backend> {
     pub time: Time,
     pub memory: Memory,
     pub heads: Heads,
-    /// The workers that this loop has met, by app and by their places in its dispatch.
-    pub seats: Vec<Vec<Option<Seat>>>,
+    pub seats: Seats,
     /// The connection that is worked on, which a panic is to cost; [`Key::NONE`] for what concerns none.
     pub subject: Sock,
     /// The next request's id: a random start, so that ids of two loops or two servers do not meet.
@@ -238,12 +237,6 @@ impl<B: Backend> Loop<B> {
         let before = std::mem::replace(&mut client.state, next);
         debug_assert!(before.may_become(next), "a connection went from {before:?} to {next:?}");
         self.count().moved(before.gauge(), next.gauge());
-    }
-
-    /// Queues bytes for a client.
-    #[inline]
-    pub fn send_client(&mut self, sock: Sock, piece: Piece) {
-        self.backend.send(sock, piece);
     }
 
     /// What must hold between two turns: exchanges and connections name each other, and the pool's blocks are where they may be.

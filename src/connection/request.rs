@@ -5,10 +5,10 @@
 //! refusal closes the connection, and nothing behind it is ever read as a request.
 
 use crate::backends::{Backend, How, Sock};
-use crate::buffers::block::{Block, SMALL};
+use crate::buffers::block::{Block, SMALL, Writer};
 use crate::http::head::{self, Request};
 use crate::http::reply::{self, Reply};
-use crate::http::{Framing, Method, Refusal, Version, body_len, find_lines, is_loopback_host};
+use crate::http::{Framing, Method, Refusal, body_len, is_loopback_host};
 use crate::log::AccessRecord;
 
 use super::client::RequestBody;
@@ -196,27 +196,18 @@ impl<B: Backend> Loop<B> {
         let version = request.version;
         let head_only = request.method == Method::Head;
         let date = &self.time.day.date;
-        let piece = match (route, &self.shared.direct) {
-            (Route::Respond, Some(direct)) => {
-                self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
-            }
-            (Route::Status, _) => {
-                let text = (self.shared.status)();
-                let direct = reply::Direct::new("application/json", text.as_bytes());
-                self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
-            }
-            (Route::Text(text), _) => {
-                let direct = reply::Direct::new("text/plain; charset=utf-8", text);
-                self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
-            }
-            _ => return debug_assert!(false, "this route is not answered here"),
+        let made = match route {
+            Route::Status => Some(reply::Direct::new("application/json", (self.shared.status)().as_bytes())),
+            Route::Text(text) => Some(reply::Direct::new("text/plain; charset=utf-8", text)),
+            _ => None,
         };
+        let Some(direct) = made.as_ref().or(self.shared.direct.as_ref()) else { return };
+        let write = |out: &mut Writer<'_>| direct.write(out, date, version, keep_alive, head_only);
+        let piece = self.memory.scratch.write(direct.room(), write);
         let bytes = if self.access.enabled() { body_len(&piece) as u64 } else { 0 };
         self.become_state(sock, State::WritingResponse);
-        self.send_client(sock, piece.into());
-        if self.access.enabled() {
-            self.log_head(sock, input, Some(request), 200, bytes);
-        }
+        self.backend.send(sock, piece.into());
+        self.log_answer(sock, &input[request.method_span.start as usize..request.len], 200, bytes);
     }
 
     /// After an answer of the loop itself: the next request, once the body of this one is out of the way.
@@ -269,18 +260,7 @@ impl<B: Backend> Loop<B> {
     /// Answers with an error and closes, lingering, so that a client that is still sending reads the refusal.
     pub fn refuse(&mut self, sock: Sock, status: u16, detail: &str, accept: &[u8]) {
         self.count().errors.add(1);
-        let reply = Reply {
-            status,
-            detail,
-            format: reply::negotiate(accept),
-            date: &self.time.day.date,
-            keep_alive: false,
-            http10: false,
-            head_only: false,
-            retry_after: None,
-            reload: false,
-            request_id: None,
-        };
+        let reply = Reply { format: reply::negotiate(accept), ..Reply::new(status, detail, &self.time.day.date) };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
         let bytes = body_len(&piece) as u64;
         if let Some(client) = self.table.client(sock)
@@ -288,38 +268,18 @@ impl<B: Backend> Loop<B> {
         {
             self.become_state(sock, State::WritingResponse);
         }
-        self.send_client(sock, piece.into());
-        if self.access.enabled() {
-            self.log_head(sock, b"", None, status, bytes);
-        }
+        self.backend.send(sock, piece.into());
+        self.log_answer(sock, b"", status, bytes);
         self.close_client(sock, How::Flushed);
     }
 
-    /// The access line of a request that no exchange carries.
-    fn log_head(&mut self, sock: Sock, input: &[u8], request: Option<&Request>, status: u16, bytes: u64) {
-        let Some(client) = self.table.client(sock) else { return };
-        let (method, target, protocol) = match request {
-            Some(request) => (request.method_span.of(input), request.target.of(input), request.version.name()),
-            None => (&b"-"[..], &b"-"[..], Version::Http11.name()),
-        };
-        let head = request.map_or(&b""[..], |request| &input[..request.len]);
-        let [host, referer, user_agent] = find_lines(head, [b"host", b"referer", b"user-agent"]);
-        self.access.record(&AccessRecord {
-            time_micros: self.time.day.micros(self.time.connections.now_nanos()),
-            client: (!client.peer.unix).then_some(client.peer.ip),
-            method,
-            target,
-            protocol,
-            host,
-            status,
-            bytes,
-            duration_us: 0,
-            queue_us: None,
-            upstream_us: None,
-            worker: None,
-            request_id: b"",
-            referer,
-            user_agent,
-        });
+    /// Writes the access line of a request that no exchange carries.
+    fn log_answer(&mut self, sock: Sock, head: &[u8], status: u16, bytes: u64) {
+        if self.access.enabled()
+            && let Some(client) = self.table.client(sock)
+        {
+            let record = client.access_record(head, self.time.day.micros(self.time.nanos()));
+            self.access.record(&AccessRecord { status, bytes, ..record });
+        }
     }
 }

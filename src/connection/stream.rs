@@ -4,7 +4,7 @@
 //!
 //! | call | says |
 //! |---|---|
-//! | [`Loop::stream_head`], [`Loop::stream_body`], [`Loop::stream_end`] | an answer, in this order |
+//! | [`Loop::stream_head`], [`Loop::send_run`], [`last_chunk`] | an answer, in this order |
 //! | [`Loop::stream_interim`], [`Loop::stream_continue`] | a 1xx before it |
 //! | [`Loop::stream_reply`] | a short answer of our own, head and body in one piece |
 //! | [`Loop::stream_switch`] | a 101: from here on bytes pass as they are |
@@ -18,17 +18,14 @@
 use crate::backends::{Backend, How, Piece, Sock};
 use crate::buffers::block::{Block, SMALL, Scratch};
 use crate::buffers::slots::Key;
-use crate::http::body::put_chunk_line;
+use crate::http::body::{CHUNK_LINE_ROOM, put_chunk_line, put_last_chunk};
 use crate::http::head::{Request, Response};
 use crate::http::id::id_text;
 use crate::http::reader::Reader;
 use crate::http::rewrite::{self, Answer, Rewritten};
 use crate::http::{Framing, Version};
 
-use super::{Client, Loop, State, Table, Task};
-
-/// Room for a chunk's size line and what ends a chunk.
-const CHUNK_LINE: usize = 24;
+use super::{Client, Loop, State, Task};
 
 /// Whom an exchange answers: one request of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,6 +71,11 @@ impl Http1 {
         self.version == Version::Http10
     }
 
+    /// Whether the body of the answer in hand leaves in chunks.
+    pub fn is_chunked(self) -> bool {
+        self.framing == BodyFraming::Chunks
+    }
+
     /// Whether the client means to go on behind the request in hand.
     pub fn keeps_alive(self) -> bool {
         self.keep_alive
@@ -98,6 +100,15 @@ impl Client {
     }
 }
 
+/// The end of a chunked body with these trailers.
+#[inline]
+pub(crate) fn last_chunk(scratch: &mut Scratch, trailers: &[u8]) -> Piece {
+    if trailers.is_empty() {
+        return Piece::Static(b"0\r\n\r\n");
+    }
+    scratch.write(trailers.len() + 5, |out| put_last_chunk(out, trailers)).into()
+}
+
 impl<B: Backend> Loop<B> {
     /// Decides, as an answer begins, whether the connection is kept: not in a stop, not while the request's body is still coming in,
     /// and not while others wait to be let in, unless its next request is here already.
@@ -117,7 +128,7 @@ impl<B: Backend> Loop<B> {
         let http = client.http;
         let piece = self.write_head(http, id, input, response, framing, body);
         self.become_state(stream.connection, State::WritingResponse);
-        self.send_client(stream.connection, piece.into());
+        self.backend.send(stream.connection, piece.into());
     }
 
     fn write_head(
@@ -146,38 +157,20 @@ impl<B: Backend> Loop<B> {
         })
     }
 
-    /// Whether an answer's chunks may be passed on with their framing.
+    /// Whether an answer's body leaves in chunks, so that those of the worker may be passed on with their framing.
     pub fn stream_takes_chunks(&mut self, stream: Stream) -> bool {
-        self.table.client(stream.connection).is_some_and(|client| client.http.framing == BodyFraming::Chunks)
+        self.table.client(stream.connection).is_some_and(|client| client.http.is_chunked())
     }
 
-    /// A run of an answer's body.
-    pub fn stream_body(&mut self, stream: Stream, data: Block) {
-        if !self.stream_takes_chunks(stream) {
-            return self.send_client(stream.connection, data.into());
+    /// Sends a run of a body, of an answer or of a request: as a chunk where the body is `chunked`.
+    pub fn send_run(&mut self, sock: Sock, data: Block, chunked: bool) {
+        if !chunked {
+            return self.backend.send(sock, data.into());
         }
-        let line = self.memory.scratch.write(CHUNK_LINE, |out| put_chunk_line(out, data.len()));
-        self.send_client(stream.connection, line.into());
-        self.send_client(stream.connection, data.into());
-        self.send_client(stream.connection, Piece::Static(b"\r\n"));
-    }
-
-    /// The end of an answer's body, with its trailers, ready to be sent. Apart from the loop, because the trailers are the exchange's.
-    #[inline]
-    pub fn stream_end(backend: &mut B, scratch: &mut Scratch, table: &mut Table, stream: Stream, trailers: &[u8]) {
-        let connection = stream.connection;
-        if table.client(connection).is_none_or(|client| client.http.framing != BodyFraming::Chunks) {
-            return;
-        }
-        if trailers.is_empty() {
-            return backend.send(connection, Piece::Static(b"0\r\n\r\n"));
-        }
-        let end = scratch.write(trailers.len() + 8, |out| {
-            out.put(b"0\r\n");
-            out.put(trailers);
-            out.put(b"\r\n");
-        });
-        backend.send(connection, end.into());
+        let line = self.memory.scratch.write(CHUNK_LINE_ROOM, |out| put_chunk_line(out, data.len()));
+        self.backend.send(sock, line.into());
+        self.backend.send(sock, data.into());
+        self.backend.send(sock, Piece::Static(b"\r\n"));
     }
 
     /// An interim answer, to clients that know such.
@@ -188,12 +181,12 @@ impl<B: Backend> Loop<B> {
         let fields = &self.heads.fields;
         let room = rewrite::informational_room(response, fields);
         let piece = self.memory.scratch.write(room, |out| rewrite::informational(out, input, response, fields));
-        self.send_client(stream.connection, piece.into());
+        self.backend.send(stream.connection, piece.into());
     }
 
     /// Tells the client to send the body that it has announced.
     pub fn stream_continue(&mut self, stream: Stream) {
-        self.send_client(stream.connection, Piece::Static(b"HTTP/1.1 100 Continue\r\n\r\n"));
+        self.backend.send(stream.connection, Piece::Static(b"HTTP/1.1 100 Continue\r\n\r\n"));
     }
 
     /// The 101 that was asked for.
@@ -202,13 +195,13 @@ impl<B: Backend> Loop<B> {
         let http = client.http;
         let piece = self.write_head(http, id, input, response, Rewritten::Same, 0);
         self.become_state(stream.connection, State::WritingResponse);
-        self.send_client(stream.connection, piece.into());
+        self.backend.send(stream.connection, piece.into());
     }
 
     /// An answer of our own; [`Loop::decide_keep_alive`] was asked for it.
     pub fn stream_reply(&mut self, stream: Stream, piece: Block) {
         self.become_state(stream.connection, State::WritingResponse);
-        self.send_client(stream.connection, piece.into());
+        self.backend.send(stream.connection, piece.into());
         self.stream_over(stream);
     }
 

@@ -144,10 +144,11 @@ impl<B: Backend> Loop<B> {
         exchange.answer.long |= input.len() >= SMALL;
         let stream = exchange.stream;
         let chunked = matches!(exchange.answer.reader, Reader::Chunked(..));
-        let relayed = if chunked && self.stream_takes_chunks(stream) {
+        let chunks = self.stream_takes_chunks(stream);
+        let relayed = if chunked && chunks {
             self.relay_chunks(key, &mut input)
         } else {
-            self.relay_runs(key, &mut input)
+            self.relay_runs(key, &mut input, chunks)
         };
         if let Err(refusal) = relayed {
             return self.finish(key, Ending::Cut { reason: refusal.reason, fate: Fate::Broken });
@@ -175,20 +176,20 @@ impl<B: Backend> Loop<B> {
             let (stream, pass) = (exchange.stream, input.slice(relay.pass));
             input.advance(relay.consumed);
             leak_by_plan(&pass);
-            self.send_client(stream.connection, pass.into());
+            self.backend.send(stream.connection, pass.into());
         }
         Ok(())
     }
 
-    /// Passes the bare body on.
-    fn relay_runs(&mut self, key: Key, input: &mut Block) -> Result<(), Refusal> {
+    /// Passes the bare body on, in chunks of our own where it is to be `chunked`.
+    fn relay_runs(&mut self, key: Key, input: &mut Block, chunked: bool) -> Result<(), Refusal> {
         loop {
             let Some(exchange) = self.exchanges.lookup_mut(key) else { return Ok(()) };
             let Some(data) = exchange.answer.reader.take(input)? else { return Ok(()) };
             exchange.answer.bytes += data.len() as u64;
             let stream = exchange.stream;
             leak_by_plan(&data);
-            self.stream_body(stream, data);
+            self.send_run(stream.connection, data, chunked);
         }
     }
 
@@ -203,10 +204,7 @@ impl<B: Backend> Loop<B> {
     /// The worker of an exchange has been heard, which saves it when another of its requests is silent.
     pub fn note_move(&self, exchange: &Exchange) {
         let Some(worker) = exchange.attempt.worker else { return };
-        let seat = self.seats.get(exchange.app as usize).and_then(|seats| seats.get(worker.index as usize));
-        if let Some(Some(seat)) = seat
-            && seat.worker == worker
-        {
+        if let Some(seat) = self.seats.get(exchange.app, worker) {
             seat.target.moves.note(self.time.now);
         }
     }

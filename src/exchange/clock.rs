@@ -144,8 +144,7 @@ impl<B: Backend> Loop<B> {
         };
         let (Some(limit), Some(granted)) = (timeouts.answer, times.granted) else { return own };
         let ordinary = matches!(exchange.phase, Phase::Awaiting | Phase::Relaying) && !exchange.answer.stream;
-        let left = (granted + limit).saturating_duration_since(self.time.now);
-        let whole = ordinary.then(|| (self.time.nanos() + nanos(left), Due::Answer));
+        let whole = ordinary.then(|| (granted + nanos(limit), Due::Answer));
         own.into_iter().chain(whole).min_by_key(|(time, _)| *time)
     }
 

@@ -5,12 +5,11 @@
 //! its memory, and last the client's connection, which may go on with its next request.
 
 use std::fmt::Display;
-use std::time::Instant;
 
 use crate::backends::{Backend, How};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
-use crate::connection::Loop;
+use crate::connection::{Loop, last_chunk};
 use crate::dispatch::Outcome;
 use crate::http::id::id_text;
 use crate::http::reply::{self, Format, Reply};
@@ -18,7 +17,7 @@ use crate::http::{Method, body_len, find_lines};
 use crate::log::{AccessRecord, Level};
 use crate::planted::{self, Bug};
 
-use super::{Exchange, Phase};
+use super::Phase;
 
 /// What is said while no worker is ready.
 pub(super) const STARTING: &str = "the app is starting";
@@ -99,9 +98,10 @@ impl<B: Backend> Loop<B> {
     /// Writes the end of an answer's body.
     fn end_body(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let stream = exchange.stream;
-        let trailers = exchange.answer.reader.trailers();
-        Self::stream_end(&mut self.backend, &mut self.memory.scratch, &mut self.table, stream, trailers);
+        if self.table.client(exchange.stream.connection).is_some_and(|client| client.http.is_chunked()) {
+            let end = last_chunk(&mut self.memory.scratch, exchange.answer.reader.trailers());
+            self.backend.send(exchange.stream.connection, end);
+        }
     }
 
     /// The worker's connection is kept, closed or left to what it is still doing, and the permit goes back or stays with it.
@@ -124,7 +124,7 @@ impl<B: Backend> Loop<B> {
     }
 
     fn keep_worker(&mut self, key: Key, surplus: bool) {
-        let now = self.time.now;
+        let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.times.finished = Some(now);
         let link = exchange.link();
@@ -169,16 +169,14 @@ impl<B: Backend> Loop<B> {
         let [accept] = find_lines(exchange.request.head.as_deref().unwrap_or_default(), [b"accept"]);
         let format = reply::negotiate(accept);
         let reply = Reply {
-            status,
-            detail,
             format,
-            date: &self.time.day.date,
             keep_alive,
             http10,
             head_only: exchange.request.method == Method::Head,
             retry_after: matches!(status, 503 | 504).then_some(1),
             reload: format == Format::Html && detail == STARTING,
             request_id: Some(&id_text(exchange.request.id)),
+            ..Reply::new(status, detail, &self.time.day.date)
         };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
         exchange.answer.bytes += body_len(&piece) as u64;
@@ -196,40 +194,30 @@ impl<B: Backend> Loop<B> {
     /// Counts how long an exchange took, and writes its access line.
     pub fn account(&mut self, key: Key, left: bool) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let now = self.time.now;
+        let now = self.time.nanos();
         // Streams and tunnels last as long as somebody listens.
         if !exchange.answer.stream && exchange.answer.status != 101 && !left {
-            self.count().latency.record(self.time.nanos() - exchange.times.started);
+            self.count().latency.record(now - exchange.times.started);
         }
         if !self.access.enabled() {
             return;
         }
         let Some(client) = self.table.client(exchange.stream.connection) else { return };
         let head: &[u8] = exchange.request.head.as_deref().unwrap_or_default();
-        let mut words = head.split(|byte| *byte == b' ' || *byte == b'\r');
-        let (method, target) = (words.next().unwrap_or(b"-"), words.next().unwrap_or(b"-"));
-        let [host, referer, user_agent] = find_lines(head, [b"host", b"referer", b"user-agent"]);
-        let micros = |from: Instant, to: Instant| to.saturating_duration_since(from).as_micros() as u64;
         let times = &exchange.times;
+        let waited = |granted| self.time.instant(granted).saturating_duration_since(times.asked).as_micros() as u64;
         let end = times.finished.unwrap_or(now);
         let status = if left && exchange.answer.status == 0 { CLIENT_LEFT } else { exchange.answer.status };
-        let worker = Self::worker_number(&self.seats, exchange);
+        let seat = exchange.attempt.worker.and_then(|worker| self.seats.get(exchange.app, worker));
         self.access.record(&AccessRecord {
-            time_micros: self.time.day.micros(self.time.connections.now_nanos()),
-            client: (!client.peer.unix).then_some(client.peer.ip),
-            method,
-            target,
-            protocol: client.http.version.name(),
-            host,
             status,
             bytes: exchange.answer.bytes,
-            duration_us: (self.time.nanos() - times.started) / 1000,
-            queue_us: times.granted.map(|granted| micros(times.asked, granted)),
-            upstream_us: times.granted.map(|granted| micros(granted, end)),
-            worker,
+            duration_us: (now - times.started) / 1000,
+            queue_us: times.granted.map(waited),
+            upstream_us: times.granted.map(|granted| (end - granted) / 1000),
+            worker: seat.map(|seat| seat.target.number),
             request_id: &id_text(exchange.request.id),
-            referer,
-            user_agent,
+            ..client.access_record(head, self.time.day.micros(now))
         });
     }
 
@@ -238,11 +226,5 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup(key) else { return "-".to_owned() };
         let target = exchange.attempt.worker.and_then(|worker| self.dispatch_of(exchange).target(worker));
         target.map_or_else(|| "-".to_owned(), |target| target.label.clone())
-    }
-
-    fn worker_number(seats: &[Vec<Option<crate::connection::Seat>>], exchange: &Exchange) -> Option<u32> {
-        let worker = exchange.attempt.worker?;
-        let seat = seats.get(exchange.app as usize)?.get(worker.index as usize)?.as_ref();
-        seat.filter(|seat| seat.worker == worker).map(|seat| seat.target.number)
     }
 }

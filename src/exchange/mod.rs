@@ -74,7 +74,7 @@ pub(crate) enum Phase {
     /// The answer is on its way to the client.
     Relaying,
     /// Bytes flow both ways until either side ends.
-    Tunnel { client_ended: bool, worker_ended: bool },
+    Tunnel { half_closed: bool },
 }
 
 /// How a request's body gets to the worker.
@@ -121,14 +121,10 @@ pub(crate) struct Request {
 #[derive(Default)]
 pub(crate) struct Attempt {
     pub permit: Option<Permit>,
-    /// It goes over a connection that has not carried a request before.
-    pub fresh: bool,
     /// The one retry is spent.
     pub retried: bool,
     /// An interim answer was seen: the worker has begun.
     pub begun: bool,
-    /// The next connection must be a new one.
-    pub wants_fresh: bool,
     /// The worker that has it or had it last.
     pub worker: Option<WorkerId>,
     /// Prefer any other worker.
@@ -177,15 +173,15 @@ pub(crate) struct Answer {
 /// When things happened to an exchange.
 pub(crate) struct Times {
     pub started: Nanos,
-    /// When it first asked for a permit: the queue's clock.
+    /// When it first asked for a permit: the queue's clock, which the dispatch compares between loops.
     pub asked: Instant,
-    pub granted: Option<Instant>,
+    pub granted: Option<Nanos>,
     /// From when on the worker has had the whole request: `--request-timeout` counts from here.
     pub given: Nanos,
     /// Since when the worker has been waited for without a byte from it.
     pub heard: Nanos,
     /// When the worker's side was finished.
-    pub finished: Option<Instant>,
+    pub finished: Option<Nanos>,
 }
 
 /// One request and its answer.

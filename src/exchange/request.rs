@@ -9,7 +9,7 @@ use std::io::Write;
 use crate::backends::{Backend, How};
 use crate::buffers::block::{Block, Pool, SMALL};
 use crate::buffers::slots::Key;
-use crate::connection::{Loop, State, Stream};
+use crate::connection::{Loop, State, Stream, last_chunk};
 use crate::http::head::Request;
 use crate::http::id::id_text;
 use crate::http::rewrite::{self, Forward};
@@ -48,6 +48,7 @@ impl<B: Backend> Loop<B> {
             return self.refuse(stream.connection, 503, "too many requests are in progress", b"");
         };
         input.advance(request.len);
+        self.memory.hold(key);
         if let Some(client) = self.table.client(stream.connection) {
             client.exchange = key;
         }
@@ -75,22 +76,20 @@ impl<B: Backend> Loop<B> {
         }
         let buffered = self.shared.apps[app].settings.request_buffer as u64;
         if matches!(framing, Framing::Length(length) if length > buffered) && !ended {
-            // It will not fit into memory: a permit is asked for at once, and the body streams.
-            return self.hold_body(key, input);
+            // It will not fit into memory: a permit is asked for at once, and what comes waits until the worker is there.
+            self.keep_input(stream.connection, input);
+            return self.hold_body(key);
         }
         self.rearm(key);
         if input.is_empty() && !ended { self.stream_want(stream) } else { self.read_body(stream.connection, input) }
     }
 
     /// The rest of a body waits until its worker is there.
-    fn hold_body(&mut self, key: Key, input: Block) {
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        exchange.request.upload = Upload::Held;
-        // It cannot be sent again, so that a kept connection that has just died would cost it.
-        exchange.attempt.wants_fresh = true;
-        let connection = exchange.stream.connection;
-        self.keep_input(connection, input);
-        self.acquire(key, false);
+    fn hold_body(&mut self, key: Key) {
+        if let Some(exchange) = self.exchanges.lookup_mut(key) {
+            exchange.request.upload = Upload::Held;
+            self.acquire(key, false);
+        }
     }
 
     /// Whether a body's bytes are of use now.
@@ -112,9 +111,12 @@ impl<B: Backend> Loop<B> {
         }
         if request.upload == Upload::Collecting {
             join_small(&self.memory.pool, &mut request.body, data);
+            if request.body.last().is_some_and(|last| !last.on_heap()) {
+                self.memory.hold(key);
+            }
         } else {
             let (link, chunked) = (exchange.link(), exchange.request.open);
-            self.send_data(link, data, chunked);
+            self.send_run(link, data, chunked);
         }
         true
     }
@@ -133,11 +135,8 @@ impl<B: Backend> Loop<B> {
         }
         let most = self.shared.apps[exchange.app as usize].settings.request_buffer as u64;
         if exchange.request.bytes > most || !self.memory.has_room() {
-            exchange.request.upload = Upload::Held;
-            exchange.attempt.wants_fresh = true;
-            return self.acquire(key, false);
+            return self.hold_body(key);
         }
-        self.memory.hold(key);
         self.rearm(key);
         self.stream_want(stream);
     }
@@ -156,7 +155,7 @@ impl<B: Backend> Loop<B> {
         // The worker has the whole request only now.
         exchange.times.given = now;
         if exchange.request.open {
-            self.send_last_chunk(link, trailers);
+            self.backend.send(link, last_chunk(&mut self.memory.scratch, trailers));
         }
         self.heard(key);
         self.watch(connection);

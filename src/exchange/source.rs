@@ -102,7 +102,7 @@ impl<B: Backend> Loop<B> {
             client.exchange = key;
         }
         self.become_state(stream.connection, State::WritingResponse);
-        self.send_client(stream.connection, piece.into());
+        self.backend.send(stream.connection, piece.into());
         self.watch(stream.connection);
         self.pull(key);
     }
@@ -118,7 +118,7 @@ impl<B: Backend> Loop<B> {
             exchange.answer.bytes += (end - *at) as u64;
             *at = end;
             let whole = end == bytes.len();
-            self.send_client(connection, piece);
+            self.backend.send(connection, piece);
             if whole {
                 return self.finish(key, Ending::Answered { surplus: false });
             }
