@@ -21,6 +21,7 @@ pub mod connection;
 pub mod control;
 mod day;
 pub mod dispatch;
+pub mod event_loop;
 mod exchange;
 pub mod fleet;
 pub mod http;

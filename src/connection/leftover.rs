@@ -16,7 +16,8 @@ use crate::http::head;
 use crate::http::reader::Reader;
 use crate::planted::{self, Bug};
 
-use super::{LinkState, Loop};
+use super::LinkState;
+use crate::event_loop::Loop;
 
 /// What is left of an exchange at its worker's connection.
 pub(crate) struct Leftover {
@@ -51,7 +52,7 @@ impl<B: Backend> Loop<B> {
         } else {
             now + nanos(app.timeouts.abandon)
         };
-        if !delivered || !waits || sock == Key::NONE {
+        if !delivered || !waits {
             self.close_link(sock, How::Now);
             return self.give_back(key, if delivered { Outcome::Broken } else { Outcome::Unused });
         }
@@ -84,10 +85,7 @@ impl<B: Backend> Loop<B> {
         if let Some(since) = &mut leftover.silent_since {
             *since = now;
         }
-        let mut input = match link.input.take() {
-            None => block,
-            Some(before) => self.memory.pool.heap_joined(&before, &block),
-        };
+        let mut input = self.memory.pool.joined(link.input.take(), block);
         while leftover.reader.is_none() {
             match head::response(&input, leftover.method, false, &self.heads.limits, &mut self.heads.fields) {
                 Ok(None) => {

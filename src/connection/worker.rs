@@ -14,20 +14,9 @@ use crate::buffers::slots::Key;
 use crate::dispatch::{Target, WorkerId};
 use crate::exchange::{Phase, Upload};
 
+use super::Role;
 use super::leftover::Leftover;
-use super::{Loop, Role};
-
-/// What came of the wish for a connection.
-pub(crate) enum Reach {
-    /// A kept one, or one that is being opened.
-    Link(Sock),
-    /// The worker's backlog is full.
-    Backlog,
-    /// The worker is no longer known.
-    Gone,
-    /// No descriptor or entry is left here.
-    Exhausted(io::Error),
-}
+use crate::event_loop::Loop;
 
 /// What a worker's connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,41 +85,39 @@ impl Seats {
 }
 
 impl Link {
+    fn new(app: u16, worker: WorkerId) -> Link {
+        let (state, exchange) = (LinkState::Connecting, Key::NONE);
+        Link { state, reused: false, app, worker, exchange, input: None, leftover: None }
+    }
+
     pub fn is_connecting(&self) -> bool {
         self.state == LinkState::Connecting
     }
 }
 
 impl<B: Backend> Loop<B> {
-    /// A connection to that worker of an app: the one used last, or a new one.
-    pub fn reach(&mut self, app: u16, worker: WorkerId, fresh: bool) -> Reach {
-        if self.seats.get(app, worker).is_none() {
-            let Some(target) = self.shared.apps[app as usize].dispatch.target(worker) else { return Reach::Gone };
-            let before = self.seats.put(app, worker.index, Some(Seat { worker, target, idle: Vec::new() }));
-            self.forget(before);
+    /// Learns where a worker listens; whether it is still known.
+    pub fn meet(&mut self, app: u16, worker: WorkerId) -> bool {
+        if self.seats.get(app, worker).is_some() {
+            return true;
         }
-        let Some(seat) = self.seats.get_mut(app, worker) else { return Reach::Gone };
+        let Some(target) = self.shared.apps[app as usize].dispatch.target(worker) else { return false };
+        let before = self.seats.put(app, worker.index, Some(Seat { worker, target, idle: Vec::new() }));
+        self.forget(before);
+        true
+    }
+
+    /// A connection to a worker that was met: unless it is to be `fresh`, the one used last, or else one that is being opened. None while
+    /// the worker's backlog is full. An error says that no descriptor or entry is left here.
+    pub fn reach(&mut self, app: u16, worker: WorkerId, fresh: bool) -> io::Result<Option<Sock>> {
+        let Some(seat) = self.seats.get_mut(app, worker) else { return Ok(None) };
         if !fresh && let Some(sock) = seat.idle.pop() {
-            return Reach::Link(sock);
+            return Ok(Some(sock));
         }
-        match self.backend.connect(&seat.target.address) {
-            Ok(Some(sock)) => {
-                let link = Link {
-                    state: LinkState::Connecting,
-                    reused: false,
-                    app,
-                    worker,
-                    exchange: Key::NONE,
-                    input: None,
-                    leftover: None,
-                };
-                self.table.put(sock, Role::Link(link));
-                self.count().worker_connections.add(1);
-                Reach::Link(sock)
-            }
-            Ok(None) => Reach::Backlog,
-            Err(error) => Reach::Exhausted(error),
-        }
+        let Some(sock) = self.backend.connect(&seat.target.address)? else { return Ok(None) };
+        self.table.put(sock, Role::Link(Link::new(app, worker)));
+        self.count().worker_connections.add(1);
+        Ok(Some(sock))
     }
 
     /// Keeps a connection for the next request, or closes it.

@@ -8,7 +8,8 @@ use std::fmt::Display;
 use crate::backends::{Backend, HIGH_MARK, Size, Sock};
 use crate::buffers::block::{Block, SMALL};
 use crate::buffers::slots::Key;
-use crate::connection::Loop;
+use crate::dispatch::Outcome;
+use crate::event_loop::Loop;
 use crate::http::Refusal;
 use crate::http::head::{self, Response};
 use crate::http::reader::Reader;
@@ -31,10 +32,7 @@ impl<B: Backend> Loop<B> {
             // They were on their way before anything of this request was: no answer to it, whatever they say.
             return self.lost_before_answer(key, false);
         }
-        let mut input = match before {
-            None => block,
-            Some(before) => self.memory.pool.heap_joined(&before, &block),
-        };
+        let mut input = self.memory.pool.joined(before, block);
         loop {
             match head::response(&input, method, upgrade, &self.heads.limits, &mut self.heads.fields) {
                 Err(refusal) => return self.bad_answer(key, &refusal),
@@ -75,7 +73,7 @@ impl<B: Backend> Loop<B> {
         let message = if limit.is_some() { "a worker's answer is above a limit" } else { MALFORMED };
         self.shared.log.seldom(Level::Warn, message, &fields);
         let detail = limit.as_deref().unwrap_or("the worker sent a malformed answer");
-        self.finish(key, Ending::Refused { status: 502, detail, fate: Fate::Broken });
+        self.finish(key, Ending::Refused { status: 502, detail, fate: Fate::Ended(Outcome::Broken) });
     }
 
     fn begin_answer(&mut self, key: Key, mut input: Block, response: &Response) {
@@ -151,7 +149,7 @@ impl<B: Backend> Loop<B> {
             self.relay_runs(key, &mut input, chunks)
         };
         if let Err(refusal) = relayed {
-            return self.finish(key, Ending::Cut { reason: refusal.reason, fate: Fate::Broken });
+            return self.finish(key, Ending::Cut { reason: refusal.reason, fate: Fate::Ended(Outcome::Broken) });
         }
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         if exchange.answer.reader.is_done() {

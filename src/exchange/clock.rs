@@ -18,7 +18,8 @@ use std::time::Duration;
 use crate::backends::Backend;
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::nanos;
-use crate::connection::Loop;
+use crate::dispatch::Outcome;
+use crate::event_loop::Loop;
 use crate::log::Level;
 use crate::planted::{self, Bug};
 
@@ -201,9 +202,10 @@ impl<B: Backend> Loop<B> {
             }
             Due::Idle => match phase {
                 Phase::Tunnel { .. } => self.finish(key, Ending::TunnelOver),
-                _ => {
-                    self.finish(key, Ending::Cut { reason: "the stream was idle: --idle-timeout", fate: Fate::Broken })
-                }
+                _ => self.finish(
+                    key,
+                    Ending::Cut { reason: "the stream was idle: --idle-timeout", fate: Fate::Ended(Outcome::Broken) },
+                ),
             },
         }
     }
@@ -241,7 +243,7 @@ impl<B: Backend> Loop<B> {
     /// Ends an exchange whose worker has taken too long, and may still be at it.
     fn give_up_answer(&mut self, key: Key, reason: &str) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let fate = Fate::Busy { timed_out: true };
+        let fate = Fate::Busy;
         if exchange.phase == Phase::Relaying {
             self.finish(key, Ending::Cut { reason, fate });
         } else {

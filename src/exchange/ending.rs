@@ -7,10 +7,11 @@
 use std::fmt::Display;
 
 use crate::backends::{Backend, How};
-use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
-use crate::connection::{Loop, last_chunk};
+use crate::connection::State;
 use crate::dispatch::Outcome;
+use crate::event_loop::Loop;
+use crate::http::body::last_chunk;
 use crate::http::id::id_text;
 use crate::http::reply::{self, Format, Reply};
 use crate::http::{Method, body_len, find_lines};
@@ -44,17 +45,8 @@ pub(crate) enum Ending<'a> {
 pub(crate) enum Fate {
     /// The connection closes, and this is how the request ended for the worker.
     Ended(Outcome),
-    /// The worker may still be at it, and gets nothing more before it is done; `timed_out`: it has kept us waiting.
-    Busy { timed_out: bool },
-}
-
-impl Fate {
-    #[allow(non_upper_case_globals)]
-    pub const Broken: Fate = Fate::Ended(Outcome::Broken);
-    #[allow(non_upper_case_globals)]
-    pub const Unused: Fate = Fate::Ended(Outcome::Unused);
-    #[allow(non_upper_case_globals)]
-    pub const Lost: Fate = Fate::Ended(Outcome::Lost);
+    /// It has kept us waiting, may still be at it, and gets nothing more before it is done.
+    Busy,
 }
 
 impl<B: Backend> Loop<B> {
@@ -62,18 +54,12 @@ impl<B: Backend> Loop<B> {
     pub fn finish(&mut self, key: Key, ending: Ending<'_>) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let stream = exchange.stream;
-        let refusal = match ending {
-            Ending::Refused { status, detail, .. } => Some(self.refusal(key, status, detail)),
-            Ending::Cut { reason, .. } => {
-                self.tell_of_cut(key, reason);
-                None
-            }
-            Ending::Answered { .. } => {
-                self.end_body(key);
-                None
-            }
-            Ending::Left { .. } | Ending::TunnelOver => None,
-        };
+        match ending {
+            Ending::Answered { .. } => self.end_body(key),
+            Ending::Refused { status, detail, .. } => self.send_refusal(key, status, detail),
+            Ending::Cut { reason, .. } => self.tell_of_cut(key, reason),
+            Ending::Left { .. } | Ending::TunnelOver => {}
+        }
         self.return_worker(key, ending);
         if matches!(ending, Ending::Refused { .. } | Ending::Left { .. }) {
             self.leave_queue(key);
@@ -86,12 +72,11 @@ impl<B: Backend> Loop<B> {
             self.end_body(key);
         }
         self.exchanges.discard(key);
-        match (ending, refusal) {
-            (Ending::Answered { .. }, _) => self.stream_over(stream),
-            (Ending::Refused { .. }, Some(piece)) => self.stream_reply(stream, piece),
-            (Ending::Left { how }, _) => self.stream_leave(stream, how),
-            (Ending::TunnelOver, _) => self.stream_leave(stream, How::Flushed),
-            (Ending::Refused { .. } | Ending::Cut { .. }, _) => self.stream_abort(stream),
+        match ending {
+            Ending::Answered { .. } | Ending::Refused { .. } => self.stream_over(stream),
+            Ending::Cut { .. } => self.stream_abort(stream),
+            Ending::Left { how } => self.stream_leave(stream, how),
+            Ending::TunnelOver => self.stream_leave(stream, How::Flushed),
         }
     }
 
@@ -108,19 +93,16 @@ impl<B: Backend> Loop<B> {
     fn return_worker(&mut self, key: Key, ending: Ending<'_>) {
         match ending {
             Ending::Answered { surplus } => self.keep_worker(key, surplus),
-            Ending::Refused { fate: Fate::Ended(outcome), .. } | Ending::Cut { fate: Fate::Ended(outcome), .. } => {
-                self.drop_worker(key, How::Now, outcome)
-            }
-            Ending::Refused { fate: Fate::Busy { timed_out }, .. }
-            | Ending::Cut { fate: Fate::Busy { timed_out }, .. } => self.leave_worker(key, timed_out),
-            Ending::Left { .. } if self.is_tunnel(key) => self.end_tunnel(key),
-            Ending::Left { .. } => self.leave_worker(key, false),
+            Ending::Refused { fate, .. } | Ending::Cut { fate, .. } => match fate {
+                Fate::Ended(outcome) => self.drop_worker(key, outcome),
+                Fate::Busy => self.leave_worker(key, true),
+            },
             Ending::TunnelOver => self.end_tunnel(key),
+            Ending::Left { .. } => match self.exchanges.lookup(key).map(|exchange| exchange.phase) {
+                Some(Phase::Tunnel { .. }) => self.end_tunnel(key),
+                _ => self.leave_worker(key, false),
+            },
         }
-    }
-
-    fn is_tunnel(&self, key: Key) -> bool {
-        self.exchanges.lookup(key).is_some_and(|exchange| matches!(exchange.phase, Phase::Tunnel { .. }))
     }
 
     fn keep_worker(&mut self, key: Key, surplus: bool) {
@@ -142,10 +124,10 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Ends the use of a worker: its connection closes, its permit goes back.
-    pub fn drop_worker(&mut self, key: Key, how: How, outcome: Outcome) {
+    pub fn drop_worker(&mut self, key: Key, outcome: Outcome) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let link = std::mem::take(&mut exchange.source).link();
-        self.close_link(link, how);
+        self.close_link(link, How::Now);
         self.give_back(key, outcome);
     }
 
@@ -159,11 +141,11 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Our own answer to the exchange's request.
-    fn refusal(&mut self, key: Key, status: u16, detail: &str) -> Block {
+    fn send_refusal(&mut self, key: Key, status: u16, detail: &str) {
         self.count().errors.add(1);
         let connection = self.exchanges.lookup(key).map_or(Key::NONE, |exchange| exchange.stream.connection);
         let keep_alive = self.decide_keep_alive(connection);
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return self.memory.scratch.write(0, |_| {}) };
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.answer.status = status;
         let http10 = self.table.client(connection).is_some_and(|client| client.http.is_old());
         let [accept] = find_lines(exchange.request.head.as_deref().unwrap_or_default(), [b"accept"]);
@@ -180,7 +162,8 @@ impl<B: Backend> Loop<B> {
         };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
         exchange.answer.bytes += body_len(&piece) as u64;
-        piece
+        self.become_state(connection, State::WritingResponse);
+        self.backend.send(connection, piece.into());
     }
 
     fn tell_of_cut(&mut self, key: Key, reason: &str) {

@@ -43,8 +43,9 @@ use std::time::Instant;
 use crate::backends::Sock;
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
-use crate::connection::{Stream, Time};
+use crate::connection::Stream;
 use crate::dispatch::{Permit, StreamHold, Ticket, WorkerId};
+use crate::event_loop::Time;
 use crate::http::Method;
 use crate::http::head;
 use crate::http::reader::Reader;
@@ -53,7 +54,7 @@ pub(crate) use clock::Pace;
 pub(crate) use ending::{Ending, Fate};
 pub(crate) use source::Source;
 
-/// A time, in nanoseconds since the loop's start ([`Time::nanos`](crate::connection::Time::nanos)).
+/// A time, in nanoseconds since the loop's start ([`Time::nanos`](crate::event_loop::Time::nanos)).
 pub(crate) type Nanos = u64;
 
 /// Where an exchange stands.

@@ -6,8 +6,10 @@ use crate::backends::{Backend, HIGH_MARK, Size, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::{TICK, nanos};
 use crate::config::App;
-use crate::connection::{LinkState, Loop, Reach, Task, last_chunk};
+use crate::connection::LinkState;
 use crate::dispatch::{Acquire, Ask, Dispatch, Grant, Outcome, Patience, Permit, Waiter};
+use crate::event_loop::{Loop, Task};
+use crate::http::body::last_chunk;
 use crate::http::{Framing, rewrite};
 
 use super::{Ending, Exchange, Fate, Pace, Phase, Source, Upload};
@@ -24,7 +26,7 @@ impl<B: Backend> Loop<B> {
 
     /// Answers in the worker's place, before any worker was busy with the request.
     fn refuse_unasked(&mut self, key: Key, status: u16, detail: &str) {
-        self.finish(key, Ending::Refused { status, detail, fate: Fate::Unused });
+        self.finish(key, Ending::Refused { status, detail, fate: Fate::Ended(Outcome::Unused) });
     }
 
     /// Asks for a permit; `front` for an exchange that had one already.
@@ -155,11 +157,13 @@ impl<B: Backend> Loop<B> {
         let streams = exchange.request.upload == Upload::Held;
         let fresh = exchange.attempt.retried || streams || exchange.request.websocket;
         let app = exchange.app;
+        if !self.meet(app, worker) {
+            return self.unreachable(key);
+        }
         match self.reach(app, worker, fresh) {
-            Reach::Link(link) => self.send_request(key, link),
-            Reach::Backlog => self.wait_for_backlog(key),
-            Reach::Gone => self.unreachable(key),
-            Reach::Exhausted(error) => {
+            Ok(Some(link)) => self.send_request(key, link),
+            Ok(None) => self.wait_for_backlog(key),
+            Err(error) => {
                 let fields: [(&str, &dyn std::fmt::Display); 1] = [("error", &error)];
                 self.shared.log.seldom(crate::log::Level::Error, "cannot open a connection to a worker", &fields);
                 self.refuse_unasked(key, 503, "the server has no descriptor left to reach a worker with");

@@ -19,8 +19,9 @@ use std::time::Duration;
 use crate::backends::{Backend, How, Side, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::nanos;
-use crate::connection::{LinkState, Loop, Task};
+use crate::connection::LinkState;
 use crate::dispatch::{Outcome, WorkerId};
+use crate::event_loop::{Loop, Task};
 use crate::http::reader::Reader;
 use crate::planted::{self, Bug};
 
@@ -57,7 +58,7 @@ impl<B: Backend> Loop<B> {
             }
             Phase::Relaying => {
                 let reason = "the worker's connection ended in the middle of an answer";
-                self.finish(key, Ending::Cut { reason, fate: Fate::Broken })
+                self.finish(key, Ending::Cut { reason, fate: Fate::Ended(Outcome::Broken) })
             }
             Phase::Tunnel { .. } if side.is_none() => self.tunnel_side_ended(key, false),
             Phase::Tunnel { .. } => self.finish(key, Ending::TunnelOver),
@@ -74,7 +75,7 @@ impl<B: Backend> Loop<B> {
         let late = planted::active(Bug::LateRetry) && exchange.is_whole() && !exchange.attempt.retried;
         let idempotent = exchange.request.method.is_idempotent();
         if (may_retry && !delivered) || late {
-            self.drop_worker(key, How::Now, Outcome::Broken);
+            self.drop_worker(key, Outcome::Broken);
             return self.retry(key);
         }
         if may_retry && reused && idempotent {
@@ -88,7 +89,7 @@ impl<B: Backend> Loop<B> {
         let detail = "the worker's connection ended before it answered";
         // A process that is dying closes its sockets one by one: until the supervisor has looked, it may still seem to listen, and
         // the worker freed last would be asked first. The dispatch knows whether this was all it had.
-        self.finish(key, Ending::Refused { status: 502, detail, fate: Fate::Lost });
+        self.finish(key, Ending::Refused { status: 502, detail, fate: Fate::Ended(Outcome::Lost) });
     }
 
     /// Sends the request again, over a fresh connection and preferably to another worker.
@@ -110,13 +111,13 @@ impl<B: Backend> Loop<B> {
 
     /// The worker says that it did not run the request.
     pub fn declined(&mut self, key: Key) {
-        self.drop_worker(key, How::Now, Outcome::Unused);
+        self.drop_worker(key, Outcome::Unused);
         self.retry(key);
     }
 
     /// The connect was refused or took too long: dispatch learns of it, the request keeps its place and its retry.
     pub fn unreachable(&mut self, key: Key) {
-        self.drop_worker(key, How::Now, Outcome::Unreachable);
+        self.drop_worker(key, Outcome::Unreachable);
         self.ask_again(key);
     }
 

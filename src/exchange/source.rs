@@ -9,7 +9,8 @@ use std::sync::Arc;
 use crate::backends::{Backend, HIGH_MARK, Piece, Sock};
 use crate::buffers::block::SMALL;
 use crate::buffers::slots::Key;
-use crate::connection::{Loop, State, Stream};
+use crate::connection::{State, Stream};
+use crate::event_loop::Loop;
 use crate::http::head;
 use crate::http::reader::Reader;
 
@@ -94,13 +95,7 @@ impl<B: Backend> Loop<B> {
         (exchange.answer.status, exchange.source) = (200, Source::Own(direct.body().clone(), 0));
         let date = &self.time.day.date;
         let piece = self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, true));
-        self.next_id = self.next_id.wrapping_add(1);
-        let Ok(key) = self.exchanges.insert(exchange) else {
-            return self.refuse(stream.connection, 503, "too many requests are in progress", b"");
-        };
-        if let Some(client) = self.table.client(stream.connection) {
-            client.exchange = key;
-        }
+        let Some(key) = self.begin_exchange(stream, exchange) else { return };
         self.become_state(stream.connection, State::WritingResponse);
         self.backend.send(stream.connection, piece.into());
         self.watch(stream.connection);

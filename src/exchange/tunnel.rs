@@ -7,8 +7,8 @@
 use crate::backends::{Backend, HIGH_MARK, How, Size, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
-use crate::connection::Loop;
 use crate::dispatch::Outcome;
+use crate::event_loop::Loop;
 use crate::http::head::Response;
 use crate::planted::{self, Bug};
 
