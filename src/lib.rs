@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! main → server → supervisor, control → fleet
-//!           └──→ reactor → connection, exchange → dispatch, mailbox
+//!           └──→ reactor → event_loop, connection, exchange → dispatch, mailbox
 //!                               └──→ http                    bytes in, bytes out: no descriptor, no clock, no thread
 //!                               └──→ backends → buffers
 //! socket_file: beside server and control

@@ -96,15 +96,9 @@ impl Client {
             target,
             protocol: self.http.version.name(),
             host,
-            status: 0,
-            bytes: 0,
-            duration_us: 0,
-            queue_us: None,
-            upstream_us: None,
-            worker: None,
-            request_id: b"",
             referer,
             user_agent,
+            ..AccessRecord::default()
         }
     }
 
@@ -119,7 +113,7 @@ impl<B: Backend> Loop<B> {
         self.count().bytes_received.add(block.len() as u64);
         let Some(client) = self.table.client(sock) else { return };
         match client.state {
-            State::Closing | State::Closed => {}
+            State::Closing => {}
             State::ReadingRequest => {
                 match client.input {
                     None => client.input = Some(block),
@@ -232,7 +226,7 @@ impl<B: Backend> Loop<B> {
 
     pub fn client_failed(&mut self, sock: Sock, side: Side) {
         let Some(client) = self.table.client(sock) else { return };
-        if side == Side::Send || !matches!(client.state, State::Closing | State::Closed) {
+        if side == Side::Send || client.state != State::Closing {
             if client.exchange != Key::NONE {
                 self.count().client_gone.add(1);
             }
@@ -274,7 +268,7 @@ impl<B: Backend> Loop<B> {
     pub fn client_expired(&mut self, sock: Sock) {
         let unsent = self.backend.unsent(sock);
         let Some(client) = self.table.client(sock) else { return };
-        if matches!(client.state, State::Closing | State::Closed) {
+        if client.state == State::Closing {
             return;
         }
         let caught_up = client.behind && unsent == 0;

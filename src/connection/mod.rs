@@ -31,42 +31,19 @@ pub(crate) use worker::{Link, LinkState, Seats};
 use crate::backends::{Backend, How, Size, Sock};
 use crate::buffers::slots::Key;
 use crate::event_loop::Loop;
-use crate::metrics::ConnectionState;
-
 /// A client connection's public life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum State {
-    /// Just accepted.
-    Accepting,
-    /// Waiting for a request, or in the middle of its head.
-    ReadingRequest,
-    /// A request is being collected, is queued, or is with a worker.
-    Processing,
-    /// The head of the answer has been written.
-    WritingResponse,
-    /// Being closed; what is queued may still leave.
-    Closing,
-    /// Closed: nothing is in flight, the entry is free.
-    Closed,
-}
+pub use crate::metrics::ConnectionState as State;
 
 impl State {
-    /// Which gauge counts connections in this state; none for those that are closed.
-    pub(crate) fn gauge(self) -> Option<ConnectionState> {
-        ConnectionState::ALL.get(self as usize).copied()
-    }
-
-    /// Whether a connection may go from this state to `next`.
+    /// Whether a connection may go from this state to `next`. From every one it may end, and then nothing is left of it.
     pub fn may_become(self, next: State) -> bool {
         use State::*;
         matches!(
             (self, next),
-            (Accepting, ReadingRequest | Closing | Closed)
-                | (ReadingRequest, Processing | WritingResponse | Closing | Closed)
-                | (Processing, WritingResponse | Closing | Closed)
-                | (WritingResponse, ReadingRequest | Closing | Closed)
-                | (Closing, Closed)
+            (Accepting, ReadingRequest | Closing)
+                | (ReadingRequest, Processing | WritingResponse | Closing)
+                | (Processing, WritingResponse | Closing)
+                | (WritingResponse, ReadingRequest | Closing)
         )
     }
 }
@@ -86,13 +63,13 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(sock) else { return };
         let before = std::mem::replace(&mut client.state, next);
         debug_assert!(before.may_become(next), "a connection went from {before:?} to {next:?}");
-        self.count().moved(before.gauge(), next.gauge());
+        self.count().moved(Some(before), Some(next));
     }
 
     /// Closes a client's connection, whose exchange has ended.
     pub fn close_client(&mut self, sock: Sock, how: How) {
         let Some(client) = self.table.client(sock) else { return };
-        if matches!(client.state, State::Closing | State::Closed) {
+        if client.state == State::Closing {
             if how != How::Flushed {
                 self.backend.close(sock, how);
             }
@@ -123,8 +100,7 @@ impl<B: Backend> Loop<B> {
         self.time.connections.disarm(sock.index);
         match self.table.take(sock) {
             Role::Client(client) => {
-                debug_assert!(client.state.may_become(State::Closed));
-                self.count().moved(client.state.gauge(), None);
+                self.count().moved(Some(client.state), None);
                 self.count().active_connections.decrement();
                 self.departed();
             }
@@ -139,11 +115,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_closed_connection_becomes_nothing() {
-        use State::*;
-        for next in [Accepting, ReadingRequest, Processing, WritingResponse, Closing, Closed] {
-            assert!(!Closed.may_become(next));
-            assert!(next == Closed || !Closing.may_become(next));
-        }
+    fn a_closing_connection_becomes_nothing_else() {
+        assert!(State::ALL.iter().all(|next| !State::Closing.may_become(*next)));
+        assert!(State::ALL.iter().all(|next| !next.may_become(State::Accepting)));
     }
 }

@@ -203,13 +203,6 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// The worker has taken some of what waited for it.
-    pub fn link_drained(&mut self, sock: Sock) {
-        let Some(link) = self.table.link(sock) else { return };
-        let key = link.exchange;
-        self.upload_drained(key);
-    }
-
     /// A deadline of a worker's connection: the worker's keep-alive time, or the end of a leftover.
     pub fn link_expired(&mut self, sock: Sock) {
         match self.table.link(sock).map(|link| link.state) {

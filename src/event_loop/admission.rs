@@ -227,7 +227,7 @@ impl<B: Backend> Loop<B> {
         self.table.put(sock, Role::Client(Client::new(listener, peer)));
         self.count().total_connections.add(1);
         self.count().active_connections.increment();
-        self.count().moved(None, State::Accepting.gauge());
+        self.count().moved(None, Some(State::Accepting));
         self.become_state(sock, State::ReadingRequest);
         self.arm(sock, self.shared.settings.timeouts.header);
         self.backend.recv(sock, crate::backends::Size::Small);

@@ -110,6 +110,15 @@ impl<B: Backend> Loop<B> {
         self.count().paused_for_memory.add(1);
     }
 
+    /// Moves what an exchange keeps of its request to the heap, as it begins to wait for longer than blocks of the pool may.
+    pub fn settle_request(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        match exchange.phase {
+            Phase::Relaying => exchange.request.keep_for_log(&self.memory.pool),
+            _ => exchange.request.settle(&self.memory.pool),
+        }
+    }
+
     /// Whether there is anything for [`Loop::make_room`] to look at.
     #[inline]
     pub fn must_make_room(&self) -> bool {

@@ -65,13 +65,10 @@ impl<B: Backend> Loop<B> {
 
     /// A malformed answer, or one whose head is above a limit: nothing of it reaches the client.
     fn bad_answer(&mut self, key: Key, refusal: &Refusal) {
-        let label = self.worker_label(key);
         let limit = self.heads.limits.exceeded(refusal);
         let reason = limit.as_deref().unwrap_or(refusal.reason);
-        let fields: [(&str, &dyn Display); 3] =
-            [("worker", &label), ("reason", &reason), ("section", &refusal.section)];
         let message = if limit.is_some() { "a worker's answer is above a limit" } else { MALFORMED };
-        self.shared.log.seldom(Level::Warn, message, &fields);
+        self.warn(key, message, reason, &[("section", &refusal.section)]);
         let detail = limit.as_deref().unwrap_or("the worker sent a malformed answer");
         self.finish(key, Ending::Refused { status: 502, detail, fate: Fate::Ended(Outcome::Broken) });
     }
@@ -123,6 +120,7 @@ impl<B: Backend> Loop<B> {
     fn begin_stream(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let app = &self.shared.apps[exchange.app as usize];
+        exchange.request.keep_for_log(&self.memory.pool);
         exchange.answer.stream_hold = Some(app.streams.hold());
         // Says, at most once in ten seconds, that event streams hold all permits: to others the app then looks stuck.
         let permits = app.dispatch.snapshot().eligible as usize * app.settings.concurrency as usize;
@@ -133,7 +131,6 @@ impl<B: Backend> Loop<B> {
             let message = "event streams hold all permits, other requests wait: raise --concurrency or --workers";
             self.shared.log.event(Level::Warn, message, &fields);
         }
-        self.keep_for_log(key);
     }
 
     /// Bytes of an answer's body.
@@ -149,7 +146,7 @@ impl<B: Backend> Loop<B> {
             self.relay_runs(key, &mut input, chunks)
         };
         if let Err(refusal) = relayed {
-            return self.finish(key, Ending::Cut { reason: refusal.reason, fate: Fate::Ended(Outcome::Broken) });
+            return self.cut_answer(key, refusal.reason);
         }
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         if exchange.answer.reader.is_done() {
@@ -162,19 +159,16 @@ impl<B: Backend> Loop<B> {
 
     /// Passes chunks on as they came, checked; the end is written by us.
     fn relay_chunks(&mut self, key: Key, input: &mut Block) -> Result<(), Refusal> {
-        while !input.is_empty() {
-            let Some(exchange) = self.exchanges.lookup_mut(key) else { return Ok(()) };
-            let Reader::Chunked(chunked, done) = &mut exchange.answer.reader else { return Ok(()) };
-            if *done {
-                return Ok(());
-            }
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return Ok(()) };
+        let Reader::Chunked(chunked, done) = &mut exchange.answer.reader else { return Ok(()) };
+        while !*done && !input.is_empty() {
             let relay = chunked.relay(input)?;
             *done = relay.done;
             exchange.answer.bytes += relay.data as u64;
-            let (stream, pass) = (exchange.stream, input.slice(relay.pass));
+            let pass = input.slice(relay.pass);
             input.advance(relay.consumed);
             leak_by_plan(&pass);
-            self.backend.send(stream.connection, pass.into());
+            self.backend.send(exchange.stream.connection, pass.into());
         }
         Ok(())
     }
@@ -189,14 +183,6 @@ impl<B: Backend> Loop<B> {
             leak_by_plan(&data);
             self.send_run(stream.connection, data, chunked);
         }
-    }
-
-    /// The worker's end, where that is the end of the body.
-    pub fn end_answer(&mut self, key: Key) {
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        exchange.answer.reader = Reader::Done;
-        exchange.answer.link_keeps = false;
-        self.finish(key, Ending::Answered { surplus: false });
     }
 
     /// The worker of an exchange has been heard, which saves it when another of its requests is silent.

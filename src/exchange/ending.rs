@@ -50,6 +50,11 @@ pub(crate) enum Fate {
 }
 
 impl<B: Backend> Loop<B> {
+    /// Ends an answer that has begun and cannot be completed.
+    pub fn cut_answer(&mut self, key: Key, reason: &str) {
+        self.finish(key, Ending::Cut { reason, fate: Fate::Ended(Outcome::Broken) });
+    }
+
     /// Ends an exchange. The name is dead afterwards; so may be its client's connection.
     pub fn finish(&mut self, key: Key, ending: Ending<'_>) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
@@ -168,10 +173,8 @@ impl<B: Backend> Loop<B> {
 
     fn tell_of_cut(&mut self, key: Key, reason: &str) {
         self.count().errors.add(1);
-        let label = self.worker_label(key);
         let waits = self.exchanges.lookup(key).map_or("", |exchange| exchange.waits().name());
-        let fields: [(&str, &dyn Display); 3] = [("worker", &label), ("reason", &reason), ("waited_for", &waits)];
-        self.shared.log.seldom(Level::Warn, "an answer was cut", &fields);
+        self.warn(key, "an answer was cut", reason, &[("waited_for", &waits)]);
     }
 
     /// Counts how long an exchange took, and writes its access line.
@@ -204,10 +207,12 @@ impl<B: Backend> Loop<B> {
         });
     }
 
-    /// The name of an exchange's worker, for messages.
-    pub fn worker_label(&self, key: Key) -> String {
-        let Some(exchange) = self.exchanges.lookup(key) else { return "-".to_owned() };
+    /// Says what was wrong with an exchange, and with which worker.
+    pub fn warn(&self, key: Key, message: &'static str, reason: &str, more: &[(&str, &dyn Display)]) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
         let target = exchange.attempt.worker.and_then(|worker| self.dispatch_of(exchange).target(worker));
-        target.map_or_else(|| "-".to_owned(), |target| target.label.clone())
+        let label = target.as_ref().map_or("-", |target| target.label.as_str());
+        let fields: [(&str, &dyn Display); 2] = [("worker", &label), ("reason", &reason)];
+        self.shared.log.seldom(Level::Warn, message, &[&fields, more].concat());
     }
 }

@@ -41,14 +41,13 @@ mod tunnel;
 use std::time::Instant;
 
 use crate::backends::Sock;
-use crate::buffers::block::Block;
-use crate::buffers::slots::Key;
+use crate::buffers::block::{Block, Pool};
 use crate::connection::Stream;
 use crate::dispatch::{Permit, StreamHold, Ticket, WorkerId};
 use crate::event_loop::Time;
-use crate::http::Method;
 use crate::http::head;
 use crate::http::reader::Reader;
+use crate::http::{Method, keep_logged};
 
 pub(crate) use clock::Pace;
 pub(crate) use ending::{Ending, Fate};
@@ -231,10 +230,10 @@ impl Exchange {
         }
     }
 
-    /// The worker's connection, or [`Key::NONE`].
+    /// The worker's connection, or [`Sock::NONE`].
     #[inline]
     pub fn link(&self) -> Sock {
-        if let Source::Worker(link) = self.source { link } else { Key::NONE }
+        self.source.link()
     }
 
     /// Whether the whole request is in memory and no byte of an answer was seen, so that it could be sent again.
@@ -261,6 +260,19 @@ impl Request {
         if self.body.capacity() > 0 {
             self.body = Vec::new();
         }
+    }
+
+    /// Moves what is kept of it to the heap, as it begins to wait for longer than blocks of the pool may.
+    pub fn settle(&mut self, pool: &Pool) {
+        self.head = self.head.take().map(|head| head.settle(pool));
+        for block in &mut self.body {
+            *block = block.clone().settle(pool);
+        }
+    }
+
+    /// Keeps of its head only what its access line will show.
+    pub fn keep_for_log(&mut self, pool: &Pool) {
+        self.head = self.head.take().map(|head| pool.heap(&keep_logged(&head)));
     }
 
     /// What it keeps of the request's bytes.

@@ -4,17 +4,17 @@
 //! The connection decodes the body; what a worker sees is framed anew by us, so that a malformed or cut body ends in no last
 //! chunk and a closed connection.
 
-use crate::backends::{Backend, How};
+use crate::backends::{Backend, How, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::connection::{State, Stream};
 use crate::dispatch::Outcome;
 use crate::event_loop::Loop;
+use crate::http::Framing;
 use crate::http::body::last_chunk;
 use crate::http::head::Request;
 use crate::http::id::id_text;
 use crate::http::rewrite::{self, Forward};
-use crate::http::{Framing, keep_logged};
 
 use super::{Ending, Exchange, Fate, Pace, Phase, Upload};
 
@@ -193,7 +193,8 @@ impl<B: Backend> Loop<B> {
     }
 
     /// The worker has taken some of what it was sent.
-    pub fn upload_drained(&mut self, key: Key) {
+    pub fn link_drained(&mut self, link: Sock) {
+        let Some(key) = self.table.link(link).map(|link| link.exchange) else { return };
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         if matches!(exchange.phase, Phase::Tunnel { .. }) {
             return self.continue_tunnel(key);
@@ -211,31 +212,11 @@ impl<B: Backend> Loop<B> {
     pub fn refuse_body(&mut self, key: Key, status: u16, reason: &str) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         if exchange.phase == Phase::Relaying {
-            return self.finish(key, Ending::Cut { reason, fate: Fate::Ended(Outcome::Broken) });
+            return self.cut_answer(key, reason);
         }
         let fate =
             if exchange.attempt.permit.is_some() { Fate::Ended(Outcome::Broken) } else { Fate::Ended(Outcome::Unused) };
         self.finish(key, Ending::Refused { status, detail: reason, fate });
-    }
-
-    /// Moves what an exchange keeps of its request to the heap, as it begins to wait for longer than pool blocks may.
-    pub fn settle_request(&mut self, key: Key) {
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let (pool, request) = (&self.memory.pool, &mut exchange.request);
-        if matches!(exchange.phase, Phase::Relaying) {
-            return self.keep_for_log(key);
-        }
-        request.head = request.head.take().map(|head| head.settle(pool));
-        for block in &mut request.body {
-            *block = block.clone().settle(pool);
-        }
-    }
-
-    /// Keeps of a request's head only what its access line will show.
-    pub fn keep_for_log(&mut self, key: Key) {
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let Some(head) = exchange.request.head.take() else { return };
-        exchange.request.head = Some(self.memory.pool.heap(&keep_logged(&head)));
     }
 }
 

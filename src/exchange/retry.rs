@@ -54,12 +54,11 @@ impl<B: Backend> Loop<B> {
             Phase::Awaiting => self.lost_before_answer(key, delivered),
             Phase::Relaying if side == Some(Side::Send) => {}
             Phase::Relaying if side.is_none() && matches!(exchange.answer.reader, Reader::UntilClose) => {
-                self.end_answer(key)
+                // Its end is the end of the body.
+                (exchange.answer.reader, exchange.answer.link_keeps) = (Reader::Done, false);
+                self.finish(key, Ending::Answered { surplus: false });
             }
-            Phase::Relaying => {
-                let reason = "the worker's connection ended in the middle of an answer";
-                self.finish(key, Ending::Cut { reason, fate: Fate::Ended(Outcome::Broken) })
-            }
+            Phase::Relaying => self.cut_answer(key, "the worker's connection ended in the middle of an answer"),
             Phase::Tunnel { .. } if side.is_none() => self.tunnel_side_ended(key, false),
             Phase::Tunnel { .. } => self.finish(key, Ending::TunnelOver),
             _ => debug_assert!(false, "a link was lost in {:?}", exchange.phase),
