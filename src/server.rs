@@ -18,8 +18,8 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::backends::Backend;
 use crate::config::{BackendChoice, ListenAddress, Settings};
-use crate::connection::{App, Scheme, Shared};
 use crate::dispatch::{Dispatch, Policy, Standing};
+use crate::event_loop::{App, Scheme, Shared};
 use crate::http::reply::Direct;
 use crate::log::{Level, Log};
 use crate::mailbox::Message;

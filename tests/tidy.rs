@@ -8,7 +8,7 @@ const MOST_LINES_OF_A_FUNCTION: usize = 70;
 /// Who waits for whom was once spread over the 42 fields of one struct: nobody could see that all cases were thought of.
 const MOST_FIELDS: usize = 15;
 /// Lines of the road of a request, `src/connection` and `src/exchange`, without tests: what it does more is to replace something.
-const MOST_LINES_OF_THE_ROAD: usize = 4240;
+const MOST_LINES_OF_THE_ROAD: usize = 3260;
 
 /// Structs with more than [`MOST_FIELDS`], each with its reason.
 const LARGE_STRUCTS: &[(&str, &str)] = &[
@@ -36,9 +36,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("day", &["http"]),
     ("dispatch", &["buffers"]),
     ("mailbox", &["buffers", "dispatch"]),
-    ("connection", &["backends", "buffers", "day", "dispatch", "exchange", "http", "mailbox"]),
-    ("exchange", &["backends", "buffers", "connection", "dispatch", "http", "mailbox"]),
-    ("reactor", &["backends", "buffers", "connection", "day", "dispatch", "exchange", "http", "mailbox"]),
+    ("event_loop", &["backends", "buffers", "connection", "day", "dispatch", "exchange", "http", "mailbox"]),
+    ("connection", &["backends", "buffers", "dispatch", "event_loop", "exchange", "http", "mailbox"]),
+    ("exchange", &["backends", "buffers", "connection", "dispatch", "event_loop", "http", "mailbox"]),
+    ("reactor", &["backends", "buffers", "connection", "day", "dispatch", "event_loop", "exchange", "http", "mailbox"]),
     ("worker", &["buffers", "http", "supervisor"]),
     ("conformance", &["http", "supervisor"]),
     ("fleet", &[]),

@@ -26,6 +26,8 @@ pub const LARGE: usize = 128 * 1024;
 /// Bytes that a heap block costs beyond its capacity, and is charged for: its core, the allocator's header and rounding, and the
 /// outbox's node that holds it.
 pub const HEAP_OVERHEAD: usize = 96;
+/// Runs that are kept behind each other are joined up to this size.
+const JOINED_BYTES: usize = 4096;
 /// Added to each block's place so that the first lines of the blocks do not fall into the same cache set.
 const COLOUR: usize = 64;
 
@@ -190,11 +192,34 @@ impl Pool {
         block
     }
 
+    /// Bytes behind those that wait already, or as they are where none do.
+    pub fn joined(&self, waiting: Option<Block>, block: Block) -> Block {
+        match waiting {
+            None => block,
+            Some(waiting) => self.heap_joined(&waiting, &block),
+        }
+    }
+
     /// Like [`Pool::heap`], with room for at least `capacity` bytes in all, so that [`Block::append`] can put more behind them.
     pub fn heap_with_room(&self, bytes: &[u8], capacity: usize) -> Block {
         let mut block = self.heap_empty(capacity.max(bytes.len()));
         block.append(bytes);
         block
+    }
+
+    /// Puts a run of bytes that are kept behind others. Small ones are joined, each with those before it that are no larger: so bytes that
+    /// come in tiny pieces cost neither an entry a byte nor copying over and over.
+    pub fn append_run(&self, runs: &mut Vec<Block>, mut run: Block) {
+        while let Some(last) = runs.last()
+            && last.len() <= run.len()
+            && last.len() + run.len() <= JOINED_BYTES
+        {
+            run = self.heap_joined(last, &run);
+            runs.pop();
+        }
+        // A small one would keep a whole block.
+        let small = run.len() < SMALL / 4;
+        runs.push(if small { run.settle(self) } else { run });
     }
 
     /// A heap block of which nothing is filled yet.
@@ -232,11 +257,6 @@ impl Pool {
     /// Begins a check of who holds the blocks that are out.
     pub fn census(&self) -> Census {
         Census { pool: self.clone(), counted: HashSet::new() }
-    }
-
-    /// Whether less than half of the small blocks is free, so that received bytes should not stay in their blocks.
-    pub fn scarce(&self) -> bool {
-        self.free(Size::Small) * 2 < self.total(Size::Small)
     }
 
     /// The budget to which heap blocks are charged.
@@ -358,11 +378,6 @@ impl Block {
             self.filled(count);
         }
         count
-    }
-
-    /// Whether the view fills less than a quarter of the memory that it keeps from others.
-    pub fn wasteful(&self) -> bool {
-        self.core().home != Home::Heap && self.len * 4 < self.core().capacity
     }
 
     /// Whether the block lies on the heap.

@@ -226,12 +226,6 @@ impl Dispatch {
         }
     }
 
-    /// Whether a worker may have one more tunnel. Several loops that ask at once may each open one, if their requests did not ask for a
-    /// tunnel: one that did ([`Ask::tunnel`]) has its room from when it is granted.
-    pub fn tunnel_room(&self, worker: WorkerId) -> bool {
-        self.lock().workers.lookup(worker).is_some_and(|worker| worker.tunnels < self.policy.max_tunnels)
-    }
-
     /// Where a worker is, or `None` once it is forgotten. The loops keep the answer; it does not change in a worker's life.
     pub fn target(&self, worker: WorkerId) -> Option<Arc<Target>> {
         self.lock().workers.lookup(worker)?.target.clone()

@@ -16,7 +16,7 @@ use crate::config::AccessLogFormat;
 const FULL: usize = 64 * 1024;
 
 /// One answered request. An empty slice stands for a field that the request did not have.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct AccessRecord<'a> {
     /// When its first byte came, in microseconds since 1970-01-01T00:00:00Z.
     pub time_micros: u64,

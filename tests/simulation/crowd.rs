@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use production_server::backends::simulated::{Faults, Place, Random, World};
 use production_server::config::Settings;
-use production_server::connection::RESERVED_SHARE;
+use production_server::event_loop::RESERVED_SHARE;
 
 use super::checks::{Expects, Ledger};
 use super::driver::Kind as RunKind;

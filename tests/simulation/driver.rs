@@ -11,8 +11,8 @@ use production_server::backends::simulated::{Entered, Faults, Place, Random, Sim
 use production_server::backends::{Backend, Bell, Options, Size};
 use production_server::buffers::block::{Budget, Pool};
 use production_server::config::{self, Settings};
-use production_server::connection::{App, Scheme, Shared};
 use production_server::dispatch::{Balance, Dispatch, Policy};
+use production_server::event_loop::{App, Scheme, Shared};
 use production_server::log::Log;
 use production_server::mailbox::{Mailbox, Message, Postboxes, mailbox};
 use production_server::metrics::Metrics;
