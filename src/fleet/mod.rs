@@ -351,15 +351,25 @@ impl Fleet {
 
     /// One of them.
     pub fn member(&self, name: Name) -> Option<&Member> {
-        self.members.iter().find(|member| member.name == name)
+        self.position(name).map(|index| &self.members[index])
     }
 
     fn member_mut(&mut self, name: Name) -> Option<&mut Member> {
-        self.members.iter_mut().find(|member| member.name == name)
+        self.position(name).map(|index| &mut self.members[index])
+    }
+
+    /// Names are given out in order, so that the members are sorted by them.
+    fn position(&self, name: Name) -> Option<usize> {
+        self.members.binary_search_by_key(&name, |member| member.name).ok()
+    }
+
+    /// The place of that number.
+    pub fn place(&self, number: u32) -> Option<&Place> {
+        self.places.binary_search_by_key(&number, |place| place.number).ok().map(|index| &self.places[index])
     }
 
     fn place_mut(&mut self, number: u32) -> Option<&mut Place> {
-        self.places.iter_mut().find(|place| place.number == number)
+        self.places.binary_search_by_key(&number, |place| place.number).ok().map(|index| &mut self.places[index])
     }
 
     /// When something is due by itself.
@@ -369,8 +379,8 @@ impl Fleet {
             return members.min();
         }
         let expiries = self.members.iter().filter_map(Member::expires);
-        let places = self.places.iter().filter_map(|place| self.place_due(place));
-        members.chain(expiries).chain(places).chain(self.roll.as_ref().and_then(Roll::look_at)).min()
+        let places = self.places.iter().filter_map(|place| self.wish(place)).map(|wish| wish.at);
+        members.chain(expiries).chain(places).chain(self.roll.as_ref().and_then(|roll| roll.look_at)).min()
     }
 
     /// Does what is due: deadlines of workers, then the roll, then starts and replacements.
@@ -391,7 +401,7 @@ impl Fleet {
         if member.expires.is_some_and(|at| at <= now) {
             member.expires = None;
             if let (Some(lifetime), true) = (self.rule.lifetime, member.is_active()) {
-                member.mark(Ending::Lifetime(lifetime));
+                member.due.get_or_insert(Ending::Lifetime(lifetime));
             }
         }
         if member.phase_due().is_none_or(|at| at > now) {
@@ -426,17 +436,20 @@ impl Fleet {
     }
 
     /// A worker gets no new requests, may finish what it has, and ends.
-    fn leave(&mut self, index: usize, ending: Ending, now: Instant, machine: &mut impl Machine) {
+    fn leave(&mut self, name: Name, ending: Ending, now: Instant, machine: &mut impl Machine) {
         let deadline = now + self.rule.drain;
+        let Some(index) = self.position(name) else { return };
         let member = &mut self.members[index];
+        if !member.is_active() {
+            return;
+        }
         member.ending.get_or_insert(ending);
         match member.phase {
-            Phase::Running | Phase::Checking { .. } => {
-                member.phase = Phase::Draining { deadline };
-                machine.drain(member.name, now);
-            }
             Phase::Starting { .. } => self.terminate(index, TERM_GRACE, now, machine),
-            _ => {}
+            _ => {
+                member.phase = Phase::Draining { deadline };
+                machine.drain(name, now);
+            }
         }
     }
 }
@@ -480,7 +493,7 @@ impl Fleet {
     /// A worker is due to be replaced: a limit of its own is reached.
     pub fn replace(&mut self, name: Name, ending: Ending) {
         if let Some(member) = self.member_mut(name).filter(|member| member.is_active()) {
-            member.mark(ending);
+            member.due.get_or_insert(ending);
         }
     }
 
@@ -488,17 +501,19 @@ impl Fleet {
     /// before a replacement is ready. One that has answered nothing is of no use: it counts as a crash when it ends, so that
     /// workers that only come and go are not started without end. A start that comes to nothing is judged at its exit anyway.
     pub fn leaving(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
-        let leaves = |member: &Member| member.name == name && member.is_active() && !member.is_starting();
-        let Some(index) = self.members.iter().position(leaves) else { return };
+        let deadline = now + self.rule.drain;
+        let Some(member) = self.member_mut(name).filter(|member| member.is_active() && !member.is_starting()) else {
+            return;
+        };
         if !machine.has_answered(name) {
-            self.members[index].phase = Phase::Draining { deadline: now + self.rule.drain };
+            member.phase = Phase::Draining { deadline };
             return machine.drain(name, now);
         }
+        let number = member.number;
         self.prove(name);
-        self.members[index].replaced = true;
-        let number = self.members[index].number;
-        self.leave(index, Ending::Leaving, now, machine);
+        self.leave(name, Ending::Leaving, now, machine);
         if let Some(place) = self.place_mut(number) {
+            place.release(name);
             place.start_at = now;
         }
     }
@@ -509,14 +524,14 @@ impl Fleet {
         let Some(member) = self.member_mut(name).filter(|member| member.is_active()) else { return };
         member.reloads += 1;
         if limit > 0 && member.reloads >= limit {
-            member.mark(Ending::Reloads(member.reloads));
+            member.due.get_or_insert(Ending::Reloads(member.reloads));
         }
     }
 
     /// A worker has no request left.
     pub fn drained(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
-        let draining = |member: &Member| member.name == name && matches!(member.phase, Phase::Draining { .. });
-        if let Some(index) = self.members.iter().position(draining) {
+        let draining = |index: &usize| matches!(self.members[*index].phase, Phase::Draining { .. });
+        if let Some(index) = self.position(name).filter(draining) {
             self.terminate(index, TERM_GRACE, now, machine);
         }
     }
@@ -544,7 +559,7 @@ impl Fleet {
 
     /// A worker's process has ended. Returns why, if it was asked to.
     pub fn exited(&mut self, name: Name, exit: &Exit, now: Instant, machine: &mut impl Machine) -> Option<Ending> {
-        let index = self.members.iter().position(|member| member.name == name)?;
+        let index = self.position(name)?;
         let member = self.members.remove(index);
         if self.stopping {
             return member.ending;

@@ -58,16 +58,12 @@ pub struct Member {
     pub limit: u64,
     /// How often it has loaded its code again.
     pub reloads: u64,
-    /// Why it is to be replaced, once it is.
+    /// The limit of its own that it has reached, if it has.
     pub(super) due: Option<Ending>,
-    /// What would replace it if it were not for a roll; told once, and needed again if the roll is aborted.
-    pub(super) due_anyway: Option<Ending>,
     /// Why it was told to end.
     pub(super) ending: Option<Ending>,
     /// When its lifetime is over, until that was acted upon.
     pub(super) expires: Option<Instant>,
-    /// Another worker serves in its stead: its end is no loss.
-    pub(super) replaced: bool,
 }
 
 impl Member {
@@ -97,23 +93,6 @@ impl Member {
             Phase::Starting { .. } => PlaceState::Starting,
             Phase::Running | Phase::Checking { .. } => PlaceState::Running,
             _ => PlaceState::Stopping,
-        }
-    }
-
-    /// Notes why it is to be replaced. A deploy counts for more than what would have replaced it anyway.
-    pub(super) fn mark(&mut self, ending: Ending) {
-        match (self.due, ending) {
-            (Some(Ending::Deploy), Ending::Deploy) => {}
-            (Some(Ending::Deploy), _) => self.due_anyway = self.due_anyway.or(Some(ending)),
-            (_, Ending::Deploy) => self.due_anyway = self.due.replace(ending),
-            (due, _) => self.due = due.or(Some(ending)),
-        }
-    }
-
-    /// The roll that was to replace it is aborted.
-    pub(super) fn spare(&mut self) {
-        if self.due == Some(Ending::Deploy) {
-            self.due = self.due_anyway.take();
         }
     }
 
@@ -165,8 +144,12 @@ impl PlaceState {
 pub struct Place {
     /// `WORKER_ID`, from 1.
     pub number: u32,
-    /// How often it was filled again, for whatever reason.
-    pub restarts: u32,
+    /// Workers that were started for it.
+    pub(super) starts: u32,
+    /// Who fills it: from its start until it has ended, or another has taken over, or it leaves for good reason.
+    pub(super) serving: Option<Name>,
+    /// Who is to take over.
+    pub(super) next: Option<Name>,
     /// Why its last worker ended.
     pub last_exit: Option<String>,
     /// Nobody is started for it any more.
@@ -180,7 +163,6 @@ pub struct Place {
     pub(super) retry_at: Instant,
     /// Its replacement lacks memory, and that was said.
     pub(super) short_of_memory: bool,
-    pub(super) filled_before: bool,
 }
 
 impl Place {
@@ -188,7 +170,9 @@ impl Place {
         let seed = rule.seed ^ u64::from(number);
         Place {
             number,
-            restarts: 0,
+            starts: 0,
+            serving: None,
+            next: None,
             last_exit: None,
             given_up: false,
             policy: RestartPolicy::new(rule.restart, Jitter::new(seed, RESTART_JITTER_PERCENT)),
@@ -196,7 +180,24 @@ impl Place {
             start_at: now,
             retry_at: now,
             short_of_memory: false,
-            filled_before: false,
+        }
+    }
+
+    /// How often it was filled again, for whatever reason.
+    pub fn restarts(&self) -> u32 {
+        self.starts.saturating_sub(1)
+    }
+
+    pub(super) fn holds(&self, name: Name) -> bool {
+        self.serving == Some(name) || self.next == Some(name)
+    }
+
+    /// Lets go of a worker whose end is no loss any more: whoever was to take over does.
+    pub(super) fn release(&mut self, name: Name) {
+        if self.next == Some(name) {
+            self.next = None;
+        } else if self.serving == Some(name) {
+            self.serving = self.next.take();
         }
     }
 
