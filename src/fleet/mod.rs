@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 pub use joined::{Guest, Version};
 pub use place::{Member, Phase, Place, PlaceState};
-pub use policy::{Decision, Jitter, RestartPolicy, RestartRule};
+pub use policy::{Decision, End, Jitter, RestartPolicy, RestartRule};
 pub use roll::{Roll, RollEnd, RollReport};
 pub use scale::{Load, SAMPLE, Scaler};
 
@@ -37,8 +37,6 @@ pub use scale::{Load, SAMPLE, Scaler};
 pub const TERM_GRACE: Duration = Duration::from_secs(5);
 /// From the dump signal to KILL for a worker that is stuck: time to write where it stands.
 pub const DUMP_GRACE: Duration = Duration::from_secs(1);
-/// How long the first replacement of a roll must live if nobody asks it for anything.
-const TRIAL: Duration = Duration::from_secs(1);
 /// How often a replacement on trial is looked at.
 const TRIAL_LOOK: Duration = Duration::from_millis(20);
 /// When a worker cannot be started for lack of room in the dispatch's table.
@@ -69,6 +67,8 @@ pub struct Rule {
     pub reloads: u64,
     /// How long a worker may take to get ready.
     pub ready_timeout: Duration,
+    /// After so long a ready worker counts as one that serves, though nobody has asked it for anything.
+    pub proven_after: Duration,
     /// How long a leaving worker may finish its requests.
     pub drain: Duration,
     /// Workers that a roll replaces at a time, at least 1.
@@ -248,6 +248,8 @@ pub trait Machine {
 pub struct Exit {
     /// Whether it had answered anything.
     pub answered: bool,
+    /// Whether it ended as a worker does that is told to: with code 0, or by TERM.
+    pub clean: bool,
     /// What is to be said about it: code or signal, if it was not asked to end.
     pub how: String,
     /// The last lines of its stderr.
@@ -498,14 +500,15 @@ impl Fleet {
     }
 
     /// A worker says that it leaves by itself. It gets no more requests, and its place is filled at once, since it may be gone
-    /// before a replacement is ready. One that has answered nothing is of no use: it counts as a crash when it ends, so that
-    /// workers that only come and go are not started without end. A start that comes to nothing is judged at its exit anyway.
+    /// before a replacement is ready. One that has not served yet is judged when it ends, so that workers that only come and go are
+    /// not started without end. A start that comes to nothing is judged at its exit anyway.
     pub fn leaving(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
         let deadline = now + self.rule.drain;
+        let proven = self.is_proven(name, now, machine);
         let Some(member) = self.member_mut(name).filter(|member| member.is_active() && !member.is_starting()) else {
             return;
         };
-        if !machine.has_answered(name) {
+        if !proven {
             member.phase = Phase::Draining { deadline };
             return machine.drain(name, now);
         }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::place::{Member, Phase, Place};
-use super::policy::Decision;
+use super::policy::{Decision, End};
 use super::roll::Roll;
 use super::{Ending, Event, Exit, Fleet, MEMORY_RETRY, Machine, Name, RECYCLED_AT_ONCE, ROOM_RETRY, Start, Started};
 
@@ -19,7 +19,7 @@ pub(super) struct Wish {
 struct Loss<'a> {
     number: u32,
     generation: u32,
-    answered: bool,
+    end: End,
     reason: &'a str,
     last_lines: &'a str,
 }
@@ -112,7 +112,7 @@ impl Fleet {
                 if self.ever_ready && !filled && !self.is_in_turn(number) {
                     return self.start_later(number, now);
                 }
-                let loss = Loss { number, generation, answered: false, reason: &message, last_lines: "" };
+                let loss = Loss { number, generation, end: End::Crash, reason: &message, last_lines: "" };
                 self.failed(&loss, now, machine);
             }
         }
@@ -189,17 +189,35 @@ impl Fleet {
             }
         } else if was_next || !filled {
             let (number, generation, last_lines) = (member.number, member.generation, &*exit.last_lines);
-            let loss = Loss { number, generation, answered: exit.answered, reason, last_lines };
+            let loss = Loss { number, generation, end: self.end_of(member, exit, now), reason, last_lines };
             self.failed(&loss, now, machine);
         }
         // Where the one that served died while its replacement starts, the replacement fills the place.
+    }
+
+    /// Whether a worker has shown that it serves: it has answered, or was ready for long enough. The one measure of it, for what
+    /// crashes count, for the trial of a roll, and for those that leave.
+    pub(super) fn is_proven(&self, name: Name, now: Instant, machine: &mut impl Machine) -> bool {
+        self.member(name).is_some_and(|member| self.was_ready_long(member, now)) || machine.has_answered(name)
+    }
+
+    fn was_ready_long(&self, member: &Member, now: Instant) -> bool {
+        member.ready_at.is_some_and(|at| at + self.rule.proven_after <= now)
+    }
+
+    fn end_of(&self, member: &Member, exit: &Exit, now: Instant) -> End {
+        match member.ending {
+            _ if exit.answered || self.was_ready_long(member, now) => End::Settled,
+            None if exit.clean && member.ready_at.is_some() => End::Short,
+            _ => End::Crash,
+        }
     }
 
     /// Before a roll is proven that is its end. Else it is decided when the place gets another worker, if ever.
     fn failed(&mut self, loss: &Loss<'_>, now: Instant, machine: &mut impl Machine) {
         let in_turn = self.is_in_turn(loss.number);
         let on_trial = |roll: &Roll| in_turn && !roll.proven && roll.generation == loss.generation;
-        let nobody_comes = self.roll().is_some_and(on_trial) || !self.decide(loss.number, loss.answered, now, machine);
+        let nobody_comes = self.roll().is_some_and(on_trial) || !self.decide(loss.number, loss.end, now, machine);
         if nobody_comes && in_turn {
             // The roll would wait for that one for ever.
             self.abort_roll(loss.reason, loss.last_lines, now, machine);
@@ -211,7 +229,7 @@ impl Fleet {
     fn start_later(&mut self, number: u32, now: Instant) {
         let longest = self.rule.restart.max;
         let Some(place) = self.place_mut(number) else { return };
-        place.start_at = match place.policy.exited(false, now) {
+        place.start_at = match place.policy.ended(End::Crash, now) {
             Decision::StartAt(at) => at.max(now + ROOM_RETRY),
             Decision::GiveUp => {
                 place.policy.forget();
@@ -222,10 +240,10 @@ impl Fleet {
 
     /// A worker has failed: when does its place get another one? Where the old one serves on, not for a while if this happens too
     /// often; a place that nobody fills is given up then. False: too often.
-    pub(super) fn decide(&mut self, number: u32, answered: bool, now: Instant, machine: &mut impl Machine) -> bool {
+    pub(super) fn decide(&mut self, number: u32, end: End, now: Instant, machine: &mut impl Machine) -> bool {
         let longest = self.rule.restart.max;
         let Some(place) = self.place_mut(number) else { return true };
-        match place.policy.exited(answered, now) {
+        match place.policy.ended(end, now) {
             Decision::StartAt(at) => {
                 (place.retry_at, place.start_at) = (at, at);
                 return true;

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::time::Instant;
 
 use super::place::Member;
-use super::{Ending, Event, Fleet, Machine, Name, TRIAL, TRIAL_LOOK};
+use super::policy::End;
+use super::{Ending, Event, Fleet, Machine, Name, TRIAL_LOOK};
 
 /// A rolling restart under way.
 #[derive(Debug)]
@@ -185,7 +186,7 @@ impl Fleet {
                     self.place_mut(number).into_iter().for_each(|place| place.release(next));
                 }
                 (None, None) if !proven && !place.given_up => {
-                    self.decide(number, false, now, machine);
+                    self.decide(number, End::Crash, now, machine);
                 }
                 _ => {}
             }
@@ -213,11 +214,6 @@ impl Fleet {
                 self.take_over(number, now, machine);
             }
         }
-    }
-
-    fn is_proven(&self, name: Name, now: Instant, machine: &mut impl Machine) -> bool {
-        let lived = self.member(name).and_then(|member| member.ready_at).is_some_and(|at| at + TRIAL <= now);
-        lived || machine.has_answered(name)
     }
 
     /// A worker has shown that it serves: if it was on trial, the roll goes on.

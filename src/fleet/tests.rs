@@ -96,6 +96,7 @@ struct Scene {
 }
 
 const SECOND: Duration = Duration::from_secs(1);
+const TRIAL: Duration = SECOND;
 
 fn rule() -> Rule {
     Rule {
@@ -105,6 +106,7 @@ fn rule() -> Rule {
         lifetime: None,
         reloads: 0,
         ready_timeout: SECOND * 15,
+        proven_after: TRIAL,
         drain: SECOND * 30,
         parallel: 1,
         max_unavailable: 0,
@@ -168,9 +170,19 @@ impl Scene {
     }
 
     fn exit(&mut self, name: Name, answered: bool) -> Option<Ending> {
-        let exit = Exit { answered, how: "exit: code 1".to_owned(), last_lines: "no database".to_owned() };
+        let exit =
+            Exit { answered, clean: false, how: "exit: code 1".to_owned(), last_lines: "no database".to_owned() };
+        self.end(name, &exit)
+    }
+
+    /// It ends by itself with code 0, or by another's TERM.
+    fn exit_cleanly(&mut self, name: Name, answered: bool) -> Option<Ending> {
+        self.end(name, &Exit { answered, clean: true, how: "exit: code 0".to_owned(), last_lines: String::new() })
+    }
+
+    fn end(&mut self, name: Name, exit: &Exit) -> Option<Ending> {
         self.paper.alive.remove(&name);
-        let ending = self.fleet.exited(name, &exit, self.now, &mut self.paper);
+        let ending = self.fleet.exited(name, exit, self.now, &mut self.paper);
         self.tick();
         ending
     }
@@ -578,6 +590,63 @@ fn workers_that_leave_without_an_answer_are_not_started_without_end() {
         scene.ready_all();
     }
     assert!(scene.paper.failed && scene.fleet.members().is_empty());
+}
+
+#[test]
+fn workers_that_leave_with_code_0_before_they_have_served_come_back_ever_later_and_are_not_given_up() {
+    let mut scene = Scene::running(rule(), 1);
+    for _ in 0..20 {
+        let leaver = scene.fleet.members()[0].name;
+        scene.fleet.leaving(leaver, scene.now, &mut scene.paper);
+        scene.tick();
+        assert_eq!((scene.serving().len(), scene.starting().len()), (0, 0));
+        scene.exit_cleanly(leaver, false);
+        while scene.starting().is_empty() {
+            scene.pass(SECOND);
+        }
+        scene.ready_all();
+    }
+    assert!(!scene.paper.failed && scene.serving() == [(1, 1)]);
+    let early = scene.paper.starts.len();
+    scene.exit_cleanly(scene.fleet.members()[0].name, false);
+    scene.pass(SECOND * 29);
+    assert_eq!(scene.paper.starts.len(), early);
+}
+
+#[test]
+fn who_was_ready_for_long_served_though_nobody_asked() {
+    let mut scene = Scene::running(rule(), 2);
+    for _ in 0..20 {
+        scene.pass(TRIAL);
+        let idle = scene.fleet.members()[0].name;
+        scene.exit(idle, false);
+        assert_eq!(scene.starting().len(), 1, "filled at once");
+        scene.ready_all();
+    }
+    assert!(!scene.paper.told.iter().any(|event| matches!(event, Event::GaveUp(_))), "{:?}", scene.paper.told);
+    scene.pass(TRIAL);
+    let idle = scene.fleet.members()[0].name;
+    scene.fleet.leaving(idle, scene.now, &mut scene.paper);
+    scene.tick();
+    assert_eq!(scene.starting().len(), 1, "one that leaves is measured alike");
+}
+
+#[test]
+fn an_operator_who_ends_workers_with_term_fails_no_app() {
+    let mut scene = Scene::running(Rule { proven_after: SECOND * 10, ..rule() }, 2);
+    for _ in 0..12 {
+        let first = scene.fleet.members()[0].name;
+        scene.exit_cleanly(first, false);
+        scene.pass(SECOND * 5);
+        scene.ready_all();
+    }
+    assert!(!scene.paper.told.iter().any(|event| matches!(event, Event::GaveUp(_))), "{:?}", scene.paper.told);
+    let mut scene = Scene::new(rule(), 1);
+    while let [name] = scene.starting()[..] {
+        scene.exit_cleanly(name, false);
+        scene.pass(SECOND * 8);
+    }
+    assert!(scene.paper.failed, "who ends before it is ready has crashed, whatever its code");
 }
 
 #[test]

@@ -24,7 +24,7 @@ use super::news::News;
 use super::notify::{NotifySocket, Watchdog};
 use super::output::{Capture, LastLines};
 use super::probe::{Look, Probe};
-use super::process::{Process, exit_reason};
+use super::process::{Process, exit_reason, is_clean};
 use super::spawn::{Launcher, Particulars};
 use super::steward::Visitor;
 use super::{Options, READ_BUFFER, RunDirectory, Status, inspect};
@@ -219,7 +219,7 @@ impl Crew {
     }
 
     /// Announces the end of a process, reaps it, clears up behind it, and says why it ended.
-    pub fn bury(&mut self, name: Name, ending: Option<Ending>, now: Instant) -> Option<Exit> {
+    pub fn bury(&mut self, name: Name, ending: Option<Ending>, was_ready: bool, now: Instant) -> Option<Exit> {
         let position = self.processes.iter().position(|process| process.name == name)?;
         let mut process = self.processes.swap_remove(position);
         let id = process.id;
@@ -238,16 +238,17 @@ impl Crew {
         self.postboxes.broadcast(|| Message::Retire(id));
         self.dispatch.remove(id, now);
         process.endpoint.clear();
-        let planned = ending.is_some_and(Ending::is_planned);
-        if !planned {
+        let clean = status.as_ref().is_ok_and(|status| is_clean(*status));
+        let is_crash = ending.map_or(!(was_ready && clean), |ending| !ending.is_planned());
+        if is_crash {
             self.status.crashes.fetch_add(1, Ordering::Relaxed);
         }
         let (how, reason) = match &status {
-            Ok(status) => (exit_reason(None, *status), exit_reason(ending, *status)),
+            Ok(status) => (exit_reason(None, was_ready, *status), exit_reason(ending, was_ready, *status)),
             Err(error) => (error.to_string(), error.to_string()),
         };
-        self.report(&process, status.ok(), &reason, planned, served, now);
-        Some(Exit { answered, how, last_lines: process.last_lines.joined() })
+        self.report(&process, status.ok(), &reason, !is_crash, served, now);
+        Some(Exit { answered, clean, how, last_lines: process.last_lines.joined() })
     }
 
     fn report(

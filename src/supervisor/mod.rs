@@ -68,6 +68,10 @@ const GUESTS: usize = 64;
 const RELEASE_STEPS: usize = 50;
 /// ...with this time between them: all within half a second.
 const RELEASE_STEP: Duration = Duration::from_millis(10);
+/// A ready worker that nobody asks counts as one that serves after so long...
+const PROVEN_AFTER: Duration = Duration::from_secs(10);
+/// ...and while its code is being edited.
+const PROVEN_AFTER_EDIT: Duration = Duration::from_secs(1);
 /// Bytes read from a worker's pipe at once.
 const READ_BUFFER: usize = 16 * 1024;
 
@@ -451,8 +455,9 @@ impl Supervisor {
     /// Buries the dead.
     fn reap(&mut self, now: Instant) {
         for name in self.crew.ended() {
-            let ending = self.fleet.member(name).and_then(fleet::Member::ending);
-            if let Some(exit) = self.crew.bury(name, ending, now) {
+            let member = self.fleet.member(name);
+            let (ending, ready_at) = member.map_or((None, None), |member| (member.ending(), member.ready_at));
+            if let Some(exit) = self.crew.bury(name, ending, ready_at.is_some(), now) {
                 self.fleet.exited(name, &exit, now, &mut self.crew);
             }
         }
@@ -719,13 +724,18 @@ fn rule(settings: &Settings) -> fleet::Rule {
             max: restart.max,
             crashes: restart.crashes as usize,
             within: restart.within,
-            max_restarts: restart.max_restarts,
+            max_restarts: restart.max_restarts as usize,
         },
         requests: recycle.requests,
         jitter_percent: recycle.jitter_percent,
         lifetime: recycle.lifetime,
         reloads: recycle.reloads,
         ready_timeout: settings.app.ready.timeout,
+        proven_after: match settings.app.hot_reload {
+            HotReload::None => PROVEN_AFTER,
+            // Who edits waits for the next roll until this one is over.
+            HotReload::Process | HotReload::Module => PROVEN_AFTER_EDIT,
+        },
         drain: restart.drain,
         parallel: restart.parallel,
         max_unavailable: restart.max_unavailable,

@@ -422,7 +422,7 @@ impl Crew {
         let answered = self.dispatch.snapshot().worker(id).is_some_and(|worker| worker.answered_at.is_some());
         self.postboxes.broadcast(|| Message::Retire(id));
         self.dispatch.remove(id, now);
-        Some(Exit { answered, how: "crash".to_owned(), last_lines: String::new() })
+        Some(Exit { answered, clean: false, how: "crash".to_owned(), last_lines: String::new() })
     }
 }
 
@@ -541,6 +541,7 @@ fn rule(world: &World, plan: &Plan) -> Rule {
         lifetime: world.chance(300).then(|| milliseconds(500, 4000)),
         reloads: 0,
         ready_timeout: milliseconds(200, 2000),
+        proven_after: milliseconds(200, 2000),
         // What a good worker has in hand ends in this time; what a bad one has need not.
         drain: if wild { milliseconds(50, 4000) } else { Duration::from_secs(60) },
         parallel: world.between(1, 2),
