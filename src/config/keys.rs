@@ -235,7 +235,7 @@ const LIVES: &[Key] = &[
         "restart-base",
         "DURATION",
         "1s",
-        "The second delay before a crashed worker is started again",
+        "The second delay before a crashed worker is started again, and how long one must live to reset it",
         |settings, text| store(&mut settings.app.restart.base, duration(text, POSITIVE)),
     ),
     key("restart-max", "DURATION", "30s", "The longest such delay", |settings, text| {

@@ -195,6 +195,8 @@ pub enum Event {
     NotBack(Name),
     /// A worker's drain has taken too long: its requests are cut.
     Cut(Name),
+    /// Workers of a place serve and keep ending: so many within a minute, and the next starts that much later. Told once a minute.
+    Loops(u32, usize, Duration),
     /// A place is given up: its workers crash before they answer anything.
     GaveUp(u32),
     /// Replacements for a place crash; the old worker serves on.
@@ -512,13 +514,10 @@ impl Fleet {
             member.phase = Phase::Draining { deadline };
             return machine.drain(name, now);
         }
-        let number = member.number;
+        let member = member.clone();
         self.prove(name);
         self.leave(name, Ending::Leaving, now, machine);
-        if let Some(place) = self.place_mut(number) {
-            place.release(name);
-            place.start_at = now;
-        }
+        self.vacated(&member, now, machine);
     }
 
     /// A worker loads its code again; after too many times it is replaced.

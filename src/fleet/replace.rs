@@ -207,10 +207,14 @@ impl Fleet {
 
     fn end_of(&self, member: &Member, exit: &Exit, now: Instant) -> End {
         match member.ending {
-            _ if exit.answered || self.was_ready_long(member, now) => End::Settled,
+            _ if exit.answered || self.was_ready_long(member, now) => self.end_of_proven(member, now),
             None if exit.clean && member.ready_at.is_some() => End::Short,
             _ => End::Crash,
         }
+    }
+
+    fn end_of_proven(&self, member: &Member, now: Instant) -> End {
+        if now.duration_since(member.born) >= self.rule.restart.base { End::Settled } else { End::Short }
     }
 
     /// Before a roll is proven that is its end. Else it is decided when the place gets another worker, if ever.
@@ -240,12 +244,27 @@ impl Fleet {
 
     /// A worker has failed: when does its place get another one? Where the old one serves on, not for a while if this happens too
     /// often; a place that nobody fills is given up then. False: too often.
+    /// A worker that has served leaves its place by itself.
+    pub(super) fn vacated(&mut self, member: &Member, now: Instant, machine: &mut impl Machine) {
+        let Some(place) = self.place_mut(member.number) else { return };
+        place.release(member.name);
+        if place.serving.is_none() {
+            self.decide(member.number, self.end_of_proven(member, now), now, machine);
+        }
+    }
+
     pub(super) fn decide(&mut self, number: u32, end: End, now: Instant, machine: &mut impl Machine) -> bool {
         let longest = self.rule.restart.max;
         let Some(place) = self.place_mut(number) else { return true };
         match place.policy.ended(end, now) {
             Decision::StartAt(at) => {
                 (place.retry_at, place.start_at) = (at, at);
+                if end != End::Crash
+                    && at > now
+                    && let Some(ends) = place.policy.tell_loop(now)
+                {
+                    machine.say(Event::Loops(number, ends, at - now));
+                }
                 return true;
             }
             Decision::GiveUp if place.serving.is_some() => {

@@ -617,7 +617,7 @@ fn workers_that_leave_with_code_0_before_they_have_served_come_back_ever_later_a
 fn who_was_ready_for_long_served_though_nobody_asked() {
     let mut scene = Scene::running(rule(), 2);
     for _ in 0..20 {
-        scene.pass(TRIAL);
+        scene.pass(TRIAL * 3);
         let idle = scene.fleet.members()[0].name;
         scene.exit(idle, false);
         assert_eq!(scene.starting().len(), 1, "filled at once");
@@ -629,6 +629,42 @@ fn who_was_ready_for_long_served_though_nobody_asked() {
     scene.fleet.leaving(idle, scene.now, &mut scene.paper);
     scene.tick();
     assert_eq!(scene.starting().len(), 1, "one that leaves is measured alike");
+}
+
+#[test]
+fn workers_that_die_right_after_each_answer_are_started_ever_later_and_the_log_says_how_often() {
+    let mut scene = Scene::new(rule(), 1);
+    let end = scene.now + SECOND * 60;
+    while scene.now < end {
+        scene.ready_all();
+        scene.pass(Duration::from_millis(20));
+        if let Some(name) = scene.fleet.members().first().filter(|member| member.is_running()).map(|member| member.name)
+        {
+            scene.exit(name, true);
+        }
+    }
+    assert_eq!(scene.paper.starts.len(), 7, "0, 1, 2, 4, 8 and 16 seconds apart");
+    assert!(!scene.paper.failed && scene.fleet.places()[0].restarts() == 6);
+    let told = scene.paper.told.iter().filter(|event| matches!(event, Event::Loops(1, 2, _))).count();
+    assert_eq!(told, 1, "{:?}", scene.paper.told);
+}
+
+#[test]
+fn workers_that_live_for_a_second_and_answer_come_back_at_once_unless_that_is_all_they_do() {
+    let mut scene = Scene::new(rule(), 1);
+    let begin = scene.now;
+    for _ in 0..30 {
+        scene.ready_all();
+        scene.pass(SECOND);
+        let name = scene.fleet.members()[0].name;
+        scene.exit(name, true);
+        while scene.starting().is_empty() {
+            scene.pass(Duration::from_millis(100));
+        }
+    }
+    let seconds = (scene.now - begin).as_secs();
+    assert!((50..70).contains(&seconds), "half of the time nobody is started: {seconds} s");
+    assert!(scene.paper.told.iter().any(|event| matches!(event, Event::Loops(1, 6, _))), "{:?}", scene.paper.told);
 }
 
 #[test]

@@ -487,6 +487,14 @@ impl Machine for Crew {
                 let message = "the worker's requests did not end in time and are cut";
                 self.tell(Level::Warn, "worker-cut", message, &[("worker", &label)]);
             }
+            Event::Loops(number, ends, delay) => {
+                let within = "60 s";
+                let next = format!("{:.1} s", delay.as_secs_f32());
+                let fields: [(&str, &dyn Display); 4] =
+                    [("worker", &number), ("ends", &ends), ("within", &within), ("next_in", &next)];
+                let message = "a worker answers and ends again and again; it is started later each time";
+                self.tell(Level::Error, "worker-looping", message, &fields);
+            }
             Event::GaveUp(number) => self.say_gave_up(number),
             Event::OldServesOn(number) => {
                 let message = "the replacements for this worker crash; the old one serves on";

@@ -143,6 +143,7 @@ fn a_roll_ends_though_its_workers_answer_once_and_leave() {
         }
         scene.let_the_old_go();
     }
+    scene.pass(SECOND * 10);
     scene.ready_all();
     assert_eq!((scene.ended_rolls(), scene.serving()), (vec![RollEnd::Done], vec![(1, 2)]));
 }
