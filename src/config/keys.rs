@@ -133,7 +133,7 @@ const APP: &[Key] = &[
         store(&mut settings.app.ready.by, ready(text))
     })
     .example("http:/ready"),
-    key("ready-timeout", "DURATION", "15s", "How long a worker may take to get ready", |settings, text| {
+    key("ready-timeout", "DURATION", "15s", READY_TIMEOUT_HELP, |settings, text| {
         store(&mut settings.app.ready.timeout, duration(text, POSITIVE))
     }),
     key("socket", "KIND", "unix", "What a worker listens on: unix, inherit (descriptor 3) or tcp", |settings, text| {
@@ -225,6 +225,11 @@ const LIVES: &[Key] = &[
     key("drain", "DURATION", "30s", "How long a leaving worker may finish its requests", |settings, text| {
         store(&mut settings.app.restart.drain, duration(text, FROM_ZERO))
     }),
+    key("start-parallel", "N|auto", "auto", START_PARALLEL_HELP, |settings, text| {
+        settings.app.restart.start_parallel = count_or_auto(text, 1..=1024)?.map_or(cores(), |count| count as usize);
+        Ok(())
+    })
+    .example("2"),
     key("restart-parallel", "N", "1", "Workers that a rolling restart replaces at a time", |settings, text| {
         store(&mut settings.app.restart.parallel, count(text, 1..=1024).map(|number| number as usize))
     }),
@@ -263,6 +268,10 @@ const LIVES: &[Key] = &[
 
 const WORKERS_HELP: &str = "Worker processes; MIN..MAX: as the load asks; auto: one per core, at least 2; \
     join: none but those that join";
+
+const READY_TIMEOUT_HELP: &str = "How long a worker may take to get ready; up to four times as long while it burns CPU";
+
+const START_PARALLEL_HELP: &str = "Workers that may be on their way to readiness at once; auto: one per core";
 
 const WATCHDOG_HELP: &str = "Replace a worker that has said WATCHDOG=1 and then nothing for that time (sd_notify)";
 

@@ -397,6 +397,8 @@ pub struct Restart {
     pub max_restarts: u32,
     /// How long a leaving worker may finish its requests before SIGTERM.
     pub drain: Duration,
+    /// Workers that may be on their way to readiness at once, whatever they are started for, 1 to 1024.
+    pub start_parallel: usize,
     /// Workers that a rolling restart replaces at a time, at least 1.
     pub parallel: usize,
     /// Workers that may be missing while they are replaced; 0: the replacement always starts first.
@@ -482,6 +484,7 @@ impl Default for App {
                 within: Duration::from_secs(60),
                 max_restarts: 10,
                 drain: Duration::from_secs(30),
+                start_parallel: cores(),
                 parallel: 1,
                 max_unavailable: 0,
             },

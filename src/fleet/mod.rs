@@ -43,6 +43,12 @@ const TRIAL_LOOK: Duration = Duration::from_millis(20);
 const ROOM_RETRY: Duration = Duration::from_millis(100);
 /// When a replacement does not fit beside the old worker.
 const MEMORY_RETRY: Duration = Duration::from_secs(10);
+/// A worker that burns CPU may take so many times the rule's time to get ready...
+const MOST_PATIENCE: u32 = 4;
+/// ...and is looked at so many times in each of these times.
+const LOOKS: u32 = 4;
+/// It burns CPU if it has used this much of a core since it was last looked at, in per cent: its share may be small on a busy machine.
+const BURNS_PERCENT: u32 = 5;
 /// A quarter of the workers is recycled at a time at most, so that starts do not take the machine.
 const RECYCLED_AT_ONCE: usize = 4;
 /// How much longer than its rule a restart's delay may be, in per cent.
@@ -65,8 +71,10 @@ pub struct Rule {
     pub lifetime: Option<Duration>,
     /// After that many reloads a worker is replaced; 0: never.
     pub reloads: u64,
-    /// How long a worker may take to get ready.
+    /// How long a worker may take to get ready; one that burns CPU all the while, up to four times as long.
     pub ready_timeout: Duration,
+    /// Workers that may be on their way at once, at least 1.
+    pub start_parallel: usize,
     /// After so long a ready worker counts as one that serves, though nobody has asked it for anything.
     pub proven_after: Duration,
     /// How long a leaving worker may finish its requests.
@@ -189,8 +197,8 @@ pub enum Event {
     Ready(Name),
     /// A worker could not be started.
     StartFailed(u32, String),
-    /// A worker did not get ready in time.
-    NotReady(Name),
+    /// A worker did not get ready in time; so many others were on their way.
+    NotReady(Name, usize),
     /// A worker that was ready once refused a connection and did not come back in time.
     NotBack(Name),
     /// A worker's drain has taken too long: its requests are cut.
@@ -231,6 +239,10 @@ pub trait Machine {
     fn signal(&mut self, name: Name, signal: i32);
     /// Ends it at once, with all that it has started.
     fn kill(&mut self, name: Name);
+    /// How much CPU time it has used, with all that it has started; `None`: nothing is known.
+    fn cpu_time(&mut self, _name: Name) -> Option<Duration> {
+        None
+    }
     /// Whether memory has room for one more worker like this one.
     fn fits_beside(&mut self, name: Name) -> bool;
     /// Whether it has answered a request.
@@ -383,7 +395,8 @@ impl Fleet {
             return members.min();
         }
         let expiries = self.members.iter().filter_map(Member::expires);
-        let places = self.places.iter().filter_map(|place| self.wish(place)).map(|wish| wish.at);
+        let places = self.places.iter().filter(|_| self.may_start()).filter_map(|place| self.wish(place));
+        let places = places.map(|wish| wish.at);
         members.chain(expiries).chain(places).chain(self.roll.as_ref().and_then(|roll| roll.look_at)).min()
     }
 
@@ -412,13 +425,17 @@ impl Fleet {
             return;
         }
         match member.phase {
-            Phase::Starting { .. } | Phase::Checking { .. } => {
-                let (ending, event) = match member.is_starting() {
-                    true => (Ending::NotReady, Event::NotReady(name)),
-                    false => (Ending::Unreachable, Event::NotBack(name)),
-                };
-                member.ending = Some(ending);
-                machine.say(event);
+            Phase::Starting { .. } => {
+                let used = machine.cpu_time(name);
+                if !member.has_patience(self.rule.ready_timeout, used, now) {
+                    member.ending = Some(Ending::NotReady);
+                    machine.say(Event::NotReady(name, self.starting() - 1));
+                    self.terminate(index, TERM_GRACE, now, machine);
+                }
+            }
+            Phase::Checking { .. } => {
+                member.ending = Some(Ending::Unreachable);
+                machine.say(Event::NotBack(name));
                 self.terminate(index, TERM_GRACE, now, machine);
             }
             Phase::Draining { .. } => {

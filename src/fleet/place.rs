@@ -1,9 +1,9 @@
 //! Places, and the workers that fill them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::policy::{Jitter, RestartPolicy};
-use super::{Ending, Name, RESTART_JITTER_PERCENT, Rule};
+use super::{BURNS_PERCENT, Ending, LOOKS, MOST_PATIENCE, Name, RESTART_JITTER_PERCENT, Rule};
 
 /// Where a worker stands in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,6 +64,8 @@ pub struct Member {
     pub(super) ending: Option<Ending>,
     /// When its lifetime is over, until that was acted upon.
     pub(super) expires: Option<Instant>,
+    /// The CPU time it had used when it was last looked at because it was not ready, and when that was.
+    pub(super) burned: (Duration, Instant),
 }
 
 impl Member {
@@ -94,6 +96,18 @@ impl Member {
             Phase::Running | Phase::Checking { .. } => PlaceState::Running,
             _ => PlaceState::Stopping,
         }
+    }
+
+    /// It is not ready in time: whether it gets more, since it has burned CPU and the bound is not reached.
+    pub(super) fn has_patience(&mut self, timeout: Duration, used: Option<Duration>, now: Instant) -> bool {
+        let Some(used) = used else { return false };
+        let ((before, since), bound) = (self.burned, self.born + timeout * MOST_PATIENCE);
+        let burns = used.saturating_sub(before) * 100 >= now.duration_since(since) * BURNS_PERCENT;
+        if burns && now < bound {
+            self.burned = (used, now);
+            self.phase = Phase::Starting { deadline: (now + timeout / LOOKS).min(bound) };
+        }
+        burns && now < bound
     }
 
     pub(super) fn expires(&self) -> Option<Instant> {

@@ -1,6 +1,6 @@
 //! What fills places and replaces workers, and what happens when one is lost.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::place::{Member, Phase, Place};
 use super::policy::{Decision, End};
@@ -54,23 +54,36 @@ impl Fleet {
         }
     }
 
+    /// Workers on their way.
+    pub(super) fn starting(&self) -> usize {
+        self.members.iter().filter(|member| member.is_starting()).count()
+    }
+
+    /// Whether one more may be on its way: those that start at once take the machine from each other, until none is ready in time.
+    pub(super) fn may_start(&self) -> bool {
+        self.starting() < self.rule.start_parallel.max(1)
+    }
+
     /// Whether a replacement for that reason may be started now. A roll counts its own, and all others wait for its end.
     fn may_replace(&self, ending: Ending) -> bool {
         match ending {
             _ if self.settling => false,
             Ending::Deploy => true,
             _ if self.roll.is_some() => false,
-            _ => {
-                let starting = self.members.iter().filter(|member| member.is_starting()).count();
-                starting < self.places.len().div_ceil(RECYCLED_AT_ONCE)
-            }
+            _ => self.starting() < self.places.len().div_ceil(RECYCLED_AT_ONCE),
         }
     }
 
-    /// Starts a worker for every place that has none and is due, and the replacements that are due.
+    /// Starts a worker for every place that has none and is due, and the replacements that are due, as many as may be on their way:
+    /// those first that have waited longest.
     pub(super) fn fill_places(&mut self, now: Instant, machine: &mut impl Machine) {
-        let numbers: Vec<u32> = self.places.iter().map(|place| place.number).collect();
-        for number in numbers {
+        let wishes = self.places.iter().filter_map(|place| Some((self.wish(place)?.at, place.number)));
+        let mut waiting: Vec<(Instant, u32)> = wishes.filter(|(at, _)| *at <= now).collect();
+        waiting.sort_unstable();
+        for (_, number) in waiting {
+            if !self.may_start() {
+                return;
+            }
             let wish = self.place(number).and_then(|place| self.wish(place)).filter(|wish| wish.at <= now);
             match wish.map(|wish| wish.instead_of) {
                 Some(None) => self.start(number, now, machine),
@@ -103,6 +116,7 @@ impl Fleet {
                     due: None,
                     ending: None,
                     expires: None,
+                    burned: (Duration::ZERO, now),
                 });
             }
             Started::NoRoom => (place.start_at, place.retry_at) = (now + ROOM_RETRY, now + ROOM_RETRY),

@@ -20,6 +20,8 @@ struct Paper {
     drained: Vec<Name>,
     failed: bool,
     no_memory: bool,
+    /// CPU time used so far, by name.
+    burned: BTreeMap<Name, Duration>,
     refuses: bool,
 }
 
@@ -61,6 +63,10 @@ impl Machine for Paper {
 
     fn kill(&mut self, name: Name) {
         self.killed.insert(name);
+    }
+
+    fn cpu_time(&mut self, name: Name) -> Option<Duration> {
+        self.burned.get(&name).copied()
     }
 
     fn fits_beside(&mut self, _name: Name) -> bool {
@@ -106,6 +112,7 @@ fn rule() -> Rule {
         lifetime: None,
         reloads: 0,
         ready_timeout: SECOND * 15,
+        start_parallel: 1024,
         proven_after: TRIAL,
         drain: SECOND * 30,
         parallel: 1,
@@ -291,7 +298,7 @@ fn a_first_replacement_that_never_gets_ready_aborts_the_roll() {
     scene.restart();
     let new = scene.starting()[0];
     scene.pass(SECOND * 15);
-    assert!(scene.paper.told.contains(&Event::NotReady(new)) && scene.paper.terminated.contains(&new));
+    assert!(scene.paper.told.contains(&Event::NotReady(new, 0)) && scene.paper.terminated.contains(&new));
     scene.pass(TERM_GRACE);
     assert!(scene.paper.killed.contains(&new), "it ignored TERM");
     assert_eq!(scene.paper.starts.len(), 3, "no other is tried before it is gone");
@@ -683,6 +690,62 @@ fn an_operator_who_ends_workers_with_term_fails_no_app() {
         scene.pass(SECOND * 8);
     }
     assert!(scene.paper.failed, "who ends before it is ready has crashed, whatever its code");
+}
+
+#[test]
+fn as_many_start_at_once_as_there_are_cores_and_who_waits_longest_is_next() {
+    let mut scene = Scene::new(Rule { start_parallel: 2, ..rule() }, 100);
+    let mut most = 0;
+    while scene.serving().len() < 100 {
+        most = most.max(scene.starting().len());
+        let first = scene.starting()[0];
+        scene.pass(SECOND * 4);
+        scene.ready(first);
+    }
+    assert_eq!((most, scene.paper.starts.len()), (2, 100));
+    let numbers: Vec<u32> = scene.paper.starts.iter().map(|start| start.number).collect();
+    assert_eq!(numbers, (1..=100).collect::<Vec<u32>>());
+    // After all have died, who died first comes first; one that crashes while it starts goes to the end of the line.
+    let names: Vec<Name> = scene.fleet.members().iter().map(|member| member.name).collect();
+    for name in names.iter().rev() {
+        scene.now += Duration::from_millis(1);
+        scene.exit(*name, true);
+    }
+    let second = scene.starting()[1];
+    scene.exit(second, false);
+    scene.pass(SECOND * 2);
+    scene.ready_all();
+    let numbers: Vec<u32> = scene.paper.starts[100..104].iter().map(|start| start.number).collect();
+    assert_eq!(numbers, [100, 99, 98, 97]);
+}
+
+#[test]
+fn a_roll_and_recycling_keep_to_the_starts_at_once_as_well() {
+    let mut scene = Scene::running(Rule { start_parallel: 2, parallel: 8, ..rule() }, 8);
+    scene.restart();
+    assert_eq!(scene.starting().len(), 2);
+    scene.settle();
+    assert_eq!(scene.ended_rolls(), [RollEnd::Done]);
+    assert!(scene.serving().iter().all(|(_, generation)| *generation == 2));
+}
+
+#[test]
+fn a_worker_that_burns_cpu_gets_more_time_up_to_four_times() {
+    let mut scene = Scene::new(Rule { start_parallel: 3, ..rule() }, 3);
+    let [busy, slow, idle] = scene.starting()[..] else { panic!("three start") };
+    scene.paper.burned.insert(idle, Duration::from_millis(700));
+    for second in 1..=59 {
+        scene.paper.burned.insert(busy, SECOND * second / 10);
+        scene.paper.burned.insert(slow, (SECOND * second / 10).min(SECOND * 2));
+        scene.pass(SECOND);
+        let late = |name: Name| scene.paper.terminated.contains(&name);
+        let expected = (false, second >= 23, second >= 15);
+        assert_eq!((late(busy), late(slow), late(idle)), expected, "{second} s");
+    }
+    scene.pass(SECOND);
+    assert!(scene.paper.terminated.contains(&busy), "even who burns CPU has a bound");
+    assert!(scene.paper.told.contains(&Event::NotReady(idle, 2)), "{:?}", scene.paper.told);
+    assert!(scene.paper.told.contains(&Event::NotReady(busy, 0)));
 }
 
 #[test]

@@ -326,8 +326,9 @@ impl Crew {
         self.news.add(event, message, fields);
     }
 
-    /// The socket did not come, or not come back: says all that can be known.
-    fn say_not_ready(&mut self, name: Name, starting: bool) {
+    /// The socket did not come, while so many others were on their way, or not come back: says all that can be known.
+    fn say_not_ready(&mut self, name: Name, starting: Option<usize>) {
+        let now = Instant::now();
         let timeout = self.settings.app.ready.timeout;
         let Some(process) = self.process(name) else { return };
         let elsewhere = match inspect::listening_addresses(process.child.id()).join(", ") {
@@ -337,8 +338,16 @@ impl Crew {
         let (label, pid, last) = (process.label.clone(), process.child.id(), process.last_lines.joined());
         let reason = process.probe.as_ref().and_then(Probe::reason);
         let message = match starting {
-            true => process.endpoint.not_ready(&self.settings.app.ready.by, timeout, reason),
-            false => process.endpoint.not_back(timeout, reason),
+            // Longer than it was given, for one that burned CPU.
+            Some(others) => {
+                let took = timeout.max(Duration::from_secs(now.duration_since(process.born).as_secs()));
+                let mut message = process.endpoint.not_ready(&self.settings.app.ready.by, took, reason);
+                if others > 0 {
+                    message += &format!("; {others} others were starting beside it (--start-parallel)");
+                }
+                message
+            }
+            None => process.endpoint.not_back(timeout, reason),
         };
         let fields: [(&str, &dyn Display); 4] =
             [("worker", &label), ("pid", &pid), ("listens_on", &elsewhere), ("last_stderr", &last)];
@@ -440,6 +449,10 @@ impl Machine for Crew {
         }
     }
 
+    fn cpu_time(&mut self, name: Name) -> Option<Duration> {
+        inspect::cpu_time(self.process(name)?.child.id())
+    }
+
     fn fits_beside(&mut self, name: Name) -> bool {
         self.has_room_beside(name)
     }
@@ -480,8 +493,8 @@ impl Machine for Crew {
                 let message = format!("cannot start a worker: {why}");
                 self.tell(Level::Error, "worker-start-failed", &message, &[("worker", &number)]);
             }
-            Event::NotReady(name) => self.say_not_ready(name, true),
-            Event::NotBack(name) => self.say_not_ready(name, false),
+            Event::NotReady(name, others) => self.say_not_ready(name, Some(others)),
+            Event::NotBack(name) => self.say_not_ready(name, None),
             Event::Cut(name) => {
                 let label = self.process(name).map(|process| process.label.clone()).unwrap_or_default();
                 let message = "the worker's requests did not end in time and are cut";

@@ -731,6 +731,7 @@ fn rule(settings: &Settings) -> fleet::Rule {
         lifetime: recycle.lifetime,
         reloads: recycle.reloads,
         ready_timeout: settings.app.ready.timeout,
+        start_parallel: restart.start_parallel,
         proven_after: match settings.app.hot_reload {
             HotReload::None => PROVEN_AFTER,
             // Who edits waits for the next roll until this one is over.
