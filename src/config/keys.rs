@@ -178,9 +178,14 @@ const APP: &[Key] = &[
 ];
 
 const LIVES: &[Key] = &[
-    key("max-requests", "N", "10000", "Replace a worker after N answers; 0: never", |settings, text| {
-        store(&mut settings.app.recycle.requests, count(text, 0..=1_000_000_000_000))
-    }),
+    key("max-requests", "N|auto", "auto", MAX_REQUESTS_HELP, |settings, text| {
+        let recycle = &mut settings.app.recycle;
+        if let Some(requests) = count_or_auto(text, 0..=1_000_000_000_000)? {
+            (recycle.requests, recycle.requests_not_before) = (requests, Duration::ZERO);
+        }
+        Ok(())
+    })
+    .example("10000"),
     key("max-lifetime", "DURATION", "", "Replace a worker after that time", |settings, text| {
         let range = Duration::from_secs(1)..=DAY * 365;
         store(&mut settings.app.recycle.lifetime, duration(text, range).map(Some))
@@ -268,6 +273,9 @@ const LIVES: &[Key] = &[
 
 const WORKERS_HELP: &str = "Worker processes; MIN..MAX: as the load asks; auto: one per core, at least 2; \
     join: none but those that join";
+
+const MAX_REQUESTS_HELP: &str =
+    "Replace a worker after N answers; 0: never; auto: after 10000, but none younger than ten minutes";
 
 const READY_TIMEOUT_HELP: &str = "How long a worker may take to get ready; up to four times as long while it burns CPU";
 

@@ -314,11 +314,16 @@ pub struct Queue {
     pub hold: Duration,
 }
 
+/// By default no worker younger than this is replaced for the number of its requests: under load it would never get warm.
+const WARM: Duration = Duration::from_secs(600);
+
 /// When a worker is replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recycle {
     /// After that many answers; 0: never.
     pub requests: u64,
+    /// But not before it has lived for so long; zero where the number was asked for.
+    pub requests_not_before: Duration,
     /// By how much the number varies between workers, in per cent, so that they do not all go at once.
     pub jitter_percent: u32,
     /// After that time.
@@ -476,7 +481,14 @@ impl Default for App {
                 abandon: Duration::from_secs(5),
             },
             queue: Queue { size: 8192, timeout: Duration::from_secs(2), hold: Duration::from_secs(10) },
-            recycle: Recycle { requests: 10_000, jitter_percent: 10, lifetime: None, memory: None, reloads: 10 },
+            recycle: Recycle {
+                requests: 10_000,
+                requests_not_before: WARM,
+                jitter_percent: 10,
+                lifetime: None,
+                memory: None,
+                reloads: 10,
+            },
             restart: Restart {
                 base: Duration::from_secs(1),
                 max: Duration::from_secs(30),

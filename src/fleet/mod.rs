@@ -49,8 +49,6 @@ const MOST_PATIENCE: u32 = 4;
 const LOOKS: u32 = 4;
 /// It burns CPU if it has used this much of a core since it was last looked at, in per cent: its share may be small on a busy machine.
 const BURNS_PERCENT: u32 = 5;
-/// A quarter of the workers is recycled at a time at most, so that starts do not take the machine.
-const RECYCLED_AT_ONCE: usize = 4;
 /// How much longer than its rule a restart's delay may be, in per cent.
 const RESTART_JITTER_PERCENT: u32 = 25;
 
@@ -65,6 +63,8 @@ pub struct Rule {
     pub restart: RestartRule,
     /// After that many requests a worker is replaced; 0: never.
     pub requests: u64,
+    /// But not before it has lived for so long: a busy worker that is replaced all the time never gets warm.
+    pub requests_not_before: Duration,
     /// By how much that number varies between workers, in per cent.
     pub jitter_percent: u32,
     /// After that time a worker is replaced.
@@ -300,6 +300,8 @@ pub struct Fleet {
     /// The number of the roll that follows the one under way.
     queued_roll: Option<u64>,
     last_roll: Option<RollReport>,
+    /// When the next worker may be recycled: the last one's replacement has been ready for as long as it took to start.
+    recycle_at: Instant,
     failed: bool,
     ever_ready: bool,
     /// Nothing is changed any more; who crashes is replaced, for requests still come to their end.
@@ -322,6 +324,7 @@ impl Fleet {
             roll: None,
             queued_roll: None,
             last_roll: None,
+            recycle_at: now,
             failed: false,
             ever_ready: false,
             settling: false,
@@ -418,7 +421,7 @@ impl Fleet {
         if member.expires.is_some_and(|at| at <= now) {
             member.expires = None;
             if let (Some(lifetime), true) = (self.rule.lifetime, member.is_active()) {
-                member.due.get_or_insert(Ending::Lifetime(lifetime));
+                member.mark(Ending::Lifetime(lifetime), now);
             }
         }
         if member.phase_due().is_none_or(|at| at > now) {
@@ -513,8 +516,10 @@ impl Fleet {
 
     /// A worker is due to be replaced: a limit of its own is reached.
     pub fn replace(&mut self, name: Name, ending: Ending) {
+        let not_before = self.rule.requests_not_before;
         if let Some(member) = self.member_mut(name).filter(|member| member.is_active()) {
-            member.due.get_or_insert(ending);
+            let limited = matches!(ending, Ending::Requests(_));
+            member.mark(ending, if limited { member.born + not_before } else { member.born });
         }
     }
 
@@ -543,7 +548,7 @@ impl Fleet {
         let Some(member) = self.member_mut(name).filter(|member| member.is_active()) else { return };
         member.reloads += 1;
         if limit > 0 && member.reloads >= limit {
-            member.due.get_or_insert(Ending::Reloads(member.reloads));
+            member.mark(Ending::Reloads(member.reloads), member.born);
         }
     }
 

@@ -58,8 +58,8 @@ pub struct Member {
     pub limit: u64,
     /// How often it has loaded its code again.
     pub reloads: u64,
-    /// The limit of its own that it has reached, if it has.
-    pub(super) due: Option<Ending>,
+    /// The limit of its own that it has reached, if it has, and when it is replaced for it at the earliest.
+    pub(super) due: Option<(Ending, Instant)>,
     /// Why it was told to end.
     pub(super) ending: Option<Ending>,
     /// When its lifetime is over, until that was acted upon.
@@ -95,6 +95,13 @@ impl Member {
             Phase::Starting { .. } => PlaceState::Starting,
             Phase::Running | Phase::Checking { .. } => PlaceState::Running,
             _ => PlaceState::Stopping,
+        }
+    }
+
+    /// A limit of its own is reached. What counts is the one that it is replaced for first.
+    pub(super) fn mark(&mut self, ending: Ending, at: Instant) {
+        if self.due.is_none_or(|(_, due)| at < due) {
+            self.due = Some((ending, at));
         }
     }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::place::{Member, Phase, Place};
 use super::policy::{Decision, End};
 use super::roll::Roll;
-use super::{Ending, Event, Exit, Fleet, MEMORY_RETRY, Machine, Name, RECYCLED_AT_ONCE, ROOM_RETRY, Start, Started};
+use super::{Ending, Event, Exit, Fleet, MEMORY_RETRY, Machine, Name, ROOM_RETRY, Start, Started};
 
 /// A place wants a worker.
 pub(super) struct Wish {
@@ -34,9 +34,11 @@ impl Fleet {
         }
     }
 
-    /// Why a worker is to be replaced, if it is. A deploy counts for more than what would have replaced it anyway.
-    fn reason(&self, member: &Member) -> Option<Ending> {
-        if self.roll().is_some_and(|roll| roll.replaces(member)) { Some(Ending::Deploy) } else { member.due }
+    /// Why a worker is to be replaced, if it is, and when at the earliest. A deploy counts for more than what would have replaced it
+    /// anyway.
+    fn reason(&self, member: &Member) -> Option<(Ending, Instant)> {
+        let deploy = self.roll().is_some_and(|roll| roll.replaces(member));
+        if deploy { Some((Ending::Deploy, member.born)) } else { member.due }
     }
 
     /// The worker that a place wants now, or at a time that is known. One that waits for what another does is not wished for
@@ -47,8 +49,9 @@ impl Fleet {
             (None, _) => Some(Wish { at: place.start_at, instead_of: None }),
             (Some(name), None) => {
                 let member = self.member(name).filter(|member| member.is_active())?;
-                let ending = self.reason(member).filter(|ending| self.may_replace(*ending))?;
-                Some(Wish { at: place.retry_at, instead_of: Some((name, ending)) })
+                let (ending, at) = self.reason(member).filter(|(ending, _)| self.may_replace(*ending))?;
+                let next = if ending == Ending::Deploy { at } else { self.recycle_at };
+                Some(Wish { at: place.retry_at.max(at).max(next), instead_of: Some((name, ending)) })
             }
             (Some(_), Some(_)) => None,
         }
@@ -64,13 +67,14 @@ impl Fleet {
         self.starting() < self.rule.start_parallel.max(1)
     }
 
-    /// Whether a replacement for that reason may be started now. A roll counts its own, and all others wait for its end.
+    /// Whether a replacement for that reason may be started now. A roll counts its own, and all others wait for its end, and for
+    /// whoever is on the way, so that starts do not take the machine.
     fn may_replace(&self, ending: Ending) -> bool {
         match ending {
             _ if self.settling => false,
             Ending::Deploy => true,
             _ if self.roll.is_some() => false,
-            _ => self.starting() < self.places.len().div_ceil(RECYCLED_AT_ONCE),
+            _ => self.starting() == 0,
         }
     }
 
@@ -165,10 +169,14 @@ impl Fleet {
     /// A worker got ready for the first time: it takes over, unless it is on trial.
     pub(super) fn filled(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
         let Some(member) = self.member(name) else { return };
-        let (number, on_trial) = (member.number, self.roll().is_some_and(|roll| roll.tries(member)));
+        let (number, born) = (member.number, member.born);
+        let (rolls, on_trial) = (self.roll.is_some(), self.roll().is_some_and(|roll| roll.tries(member)));
         let Some(place) = self.place_mut(number) else { return };
         place.short_of_memory = false;
         if place.next == Some(name) && !on_trial {
+            if !rolls {
+                self.recycle_at = now + now.duration_since(born);
+            }
             self.take_over(number, now, machine);
         }
     }
@@ -177,7 +185,8 @@ impl Fleet {
     pub(super) fn take_over(&mut self, number: u32, now: Instant, machine: &mut impl Machine) {
         let Some(place) = self.place_mut(number).filter(|place| place.next.is_some()) else { return };
         let Some(old) = std::mem::replace(&mut place.serving, place.next.take()) else { return };
-        let ending = self.member(old).and_then(|member| self.reason(member)).unwrap_or(Ending::Deploy);
+        let ending =
+            self.member(old).and_then(|member| self.reason(member)).map_or(Ending::Deploy, |(ending, _)| ending);
         self.leave(old, ending, now, machine);
     }
 

@@ -108,6 +108,7 @@ fn rule() -> Rule {
     Rule {
         restart: RestartRule { base: SECOND, max: SECOND * 30, crashes: 5, within: SECOND * 60, max_restarts: 10 },
         requests: 0,
+        requests_not_before: Duration::ZERO,
         jitter_percent: 0,
         lifetime: None,
         reloads: 0,
@@ -521,7 +522,7 @@ fn scaling_during_a_roll_leaves_all_new_and_no_more_than_wanted() {
 }
 
 #[test]
-fn limits_replace_start_first_a_quarter_at_a_time() {
+fn limits_replace_start_first_one_at_a_time() {
     let mut scene = Scene::running(rule(), 4);
     let names: Vec<Name> = scene.fleet.members().iter().map(|member| member.name).collect();
     for name in names {
@@ -533,6 +534,70 @@ fn limits_replace_start_first_a_quarter_at_a_time() {
     assert_eq!(scene.serving(), [(1, 1), (2, 1), (3, 1), (4, 1)]);
     assert_eq!(scene.paper.starts.len(), 8);
     assert!(scene.fleet.places().iter().all(|place| place.last_exit.as_deref() == Some("recycle: memory 9 MiB")));
+}
+
+#[test]
+fn two_recycles_lie_a_start_up_apart() {
+    let mut scene = Scene::running(rule(), 8);
+    let names: Vec<Name> = scene.fleet.members().iter().map(|member| member.name).collect();
+    for name in names {
+        scene.fleet.replace(name, Ending::Requests(10));
+    }
+    scene.tick();
+    for recycled in 1..=8 {
+        assert_eq!((scene.starting().len(), scene.paper.starts.len()), (1, 8 + recycled), "one at a time");
+        scene.pass(SECOND * 3);
+        scene.ready_all();
+        scene.let_the_old_go();
+        scene.pass(SECOND * 3 - Duration::from_millis(1));
+        assert_eq!(scene.paper.starts.len(), 8 + recycled, "the machine rests for as long as that start took");
+        scene.pass(Duration::from_millis(1));
+    }
+    assert_eq!((scene.starting().len(), scene.serving().len()), (0, 8));
+}
+
+#[test]
+fn a_limit_of_requests_may_leave_a_worker_time_to_get_warm_and_other_limits_do_not() {
+    let mut scene = Scene::running(Rule { requests_not_before: SECOND * 600, ..rule() }, 2);
+    let (busy, heavy) = (scene.fleet.members()[0].name, scene.fleet.members()[1].name);
+    scene.pass(SECOND);
+    scene.fleet.replace(busy, Ending::Requests(10_000));
+    scene.fleet.replace(heavy, Ending::Requests(10_000));
+    scene.fleet.replace(heavy, Ending::Memory(9 << 20));
+    scene.tick();
+    scene.settle();
+    assert_eq!(scene.fleet.places()[1].last_exit.as_deref(), Some("recycle: memory 9 MiB"));
+    scene.pass(SECOND * 590);
+    assert_eq!(scene.paper.starts.len(), 3, "the busy one is younger than ten minutes");
+    scene.pass(SECOND * 10);
+    scene.settle();
+    assert_eq!(scene.fleet.places()[0].last_exit.as_deref(), Some("recycle: 10000 requests"));
+    assert_eq!(scene.paper.starts.len(), 4);
+}
+
+#[test]
+fn nobody_is_recycled_in_the_middle_of_a_roll() {
+    let mut scene = Scene::running(rule(), 3);
+    scene.restart();
+    let last = scene.fleet.members()[2].name;
+    for ending in [Ending::Requests(10), Ending::Lifetime(SECOND), Ending::Memory(9 << 20), Ending::Reloads(3)] {
+        scene.fleet.replace(last, ending);
+    }
+    scene.pass(SECOND);
+    assert_eq!(scene.starting().len(), 1, "only the first place has its turn");
+    scene.ready_all();
+    scene.pass(TRIAL);
+    let new =
+        scene.serving().iter().position(|worker| *worker == (1, 2)).map(|_| scene.fleet.members()[3].name).unwrap();
+    scene.fleet.replace(new, Ending::Requests(10));
+    scene.let_the_old_go();
+    scene.pass(SECOND);
+    assert_eq!(scene.starting().len(), 1, "the roll goes on, and who is new waits for its end");
+    assert_eq!(scene.fleet.member(scene.starting()[0]).unwrap().number, 2);
+    scene.settle();
+    assert_eq!(scene.ended_rolls(), [RollEnd::Done]);
+    assert_eq!(scene.paper.starts.len(), 7, "three for the roll, and one for the limit that was reached meanwhile");
+    assert_eq!(scene.fleet.places()[2].last_exit.as_deref(), Some("deploy"));
 }
 
 #[test]

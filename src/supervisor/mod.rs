@@ -727,6 +727,7 @@ fn rule(settings: &Settings) -> fleet::Rule {
             max_restarts: restart.max_restarts as usize,
         },
         requests: recycle.requests,
+        requests_not_before: recycle.requests_not_before,
         jitter_percent: recycle.jitter_percent,
         lifetime: recycle.lifetime,
         reloads: recycle.reloads,

@@ -537,6 +537,7 @@ fn rule(world: &World, plan: &Plan) -> Rule {
             max_restarts: 10,
         },
         requests: if world.chance(400) { world.between(3, 20) as u64 } else { 0 },
+        requests_not_before: milliseconds(0, 1000),
         jitter_percent: 10,
         lifetime: world.chance(300).then(|| milliseconds(500, 4000)),
         reloads: 0,
