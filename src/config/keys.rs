@@ -255,7 +255,7 @@ const LIVES: &[Key] = &[
         "max-restarts",
         "N",
         "10",
-        "Crashes in a row before a first answer until a worker is given up",
+        "Crashes within an hour before a first answer until a worker is given up",
         |settings, text| {
             store(&mut settings.app.restart.max_restarts, count(text, 1..=1_000_000).map(|number| number as u32))
         },
@@ -265,6 +265,10 @@ const LIVES: &[Key] = &[
         (settings.app.restart.crashes, settings.app.restart.within) = (crashes as u32, within);
         Ok(())
     }),
+    key("give-up-exit", "", "", GIVE_UP_EXIT_HELP, |settings, text| {
+        store(&mut settings.app.restart.give_up_exit, switch(text))
+    })
+    .example("on"),
     key("dump-signal", "SIGNAL", "", "Sent to a worker that is stuck, before it is killed", |settings, text| {
         store(&mut settings.app.dump_signal, signal(text).map(Some))
     })
@@ -276,6 +280,9 @@ const WORKERS_HELP: &str = "Worker processes; MIN..MAX: as the load asks; auto: 
 
 const MAX_REQUESTS_HELP: &str =
     "Replace a worker after N answers; 0: never; auto: after 10000, but none younger than ten minutes";
+
+const GIVE_UP_EXIT_HELP: &str = "End with 69 when all are given up; else one is tried again, first after --restart-max, then ever \
+    later, up to 5 minutes";
 
 const READY_TIMEOUT_HELP: &str = "How long a worker may take to get ready; up to four times as long while it burns CPU";
 

@@ -394,12 +394,14 @@ pub struct Restart {
     pub base: Duration,
     /// The longest delay.
     pub max: Duration,
-    /// Exits before a first answer that make the app give up.
+    /// Crashes of workers that never served that make a place be given up.
     pub crashes: u32,
     /// Within that time.
     pub within: Duration,
-    /// Exits before a first answer, in a row, however slow, that make the app give up.
+    /// So do more of them than this within an hour.
     pub max_restarts: u32,
+    /// Whether the server ends when the app has failed, to be started again by whoever started it.
+    pub give_up_exit: bool,
     /// How long a leaving worker may finish its requests before SIGTERM.
     pub drain: Duration,
     /// Workers that may be on their way to readiness at once, whatever they are started for, 1 to 1024.
@@ -495,6 +497,7 @@ impl Default for App {
                 crashes: 5,
                 within: Duration::from_secs(60),
                 max_restarts: 10,
+                give_up_exit: false,
                 drain: Duration::from_secs(30),
                 start_parallel: cores(),
                 parallel: 1,

@@ -12,13 +12,15 @@
 //!   the old generation stays as it is; if it fails, the roll is aborted and nothing was lost.
 //! - A worker that leaves is drained first, then told to stop (TERM), then killed. Each step has its deadline.
 //!
-//! `place.rs` has places and members, `replace.rs` what fills and replaces them, `roll.rs` the rolling restart, `scale.rs` the automatic
+//! `place.rs` has places and members, `replace.rs` what fills and replaces them, `revive.rs` what brings
+//! back those that were given up, `roll.rs` the rolling restart, `scale.rs` the automatic
 //! number of workers, `joined.rs` those who come by themselves, `policy.rs` the delays between restarts.
 
 mod joined;
 mod place;
 mod policy;
 mod replace;
+mod revive;
 mod roll;
 mod scale;
 #[cfg(test)]
@@ -30,6 +32,7 @@ use std::time::{Duration, Instant};
 pub use joined::{Guest, Version};
 pub use place::{Member, Phase, Place, PlaceState};
 pub use policy::{Decision, End, Jitter, RestartPolicy, RestartRule};
+use revive::Revival;
 pub use roll::{Roll, RollEnd, RollReport};
 pub use scale::{Load, SAMPLE, Scaler};
 
@@ -205,13 +208,13 @@ pub enum Event {
     Cut(Name),
     /// Workers of a place serve and keep ending: so many within a minute, and the next starts that much later. Told once a minute.
     Loops(u32, usize, Duration),
-    /// A place is given up: its workers crash before they answer anything.
-    GaveUp(u32),
+    /// A place is given up, for its workers crash before they answer anything, or an attempt to fill it was in vain. Then comes the next.
+    GaveUp(u32, Duration),
     /// Replacements for a place crash; the old worker serves on.
     OldServesOn(u32),
     /// A replacement does not fit into memory beside the old worker; it waits.
     NoMemory(u32),
-    /// All places are given up.
+    /// All places are given up. One is tried again by itself now and then.
     AppFailed,
     /// A roll has begun: its number, generation and places.
     RollBegan(u64, u32, usize),
@@ -277,7 +280,7 @@ pub enum AppState {
     Starting,
     /// At least one worker has been ready.
     Running,
-    /// The workers crash before they answer anything, and are not started again.
+    /// The workers crash before they answer anything. Requests are refused, and one worker is tried now and then.
     Failed,
 }
 
@@ -300,6 +303,10 @@ pub struct Fleet {
     /// The number of the roll that follows the one under way.
     queued_roll: Option<u64>,
     last_roll: Option<RollReport>,
+    /// When those on trial are looked at next.
+    look_at: Option<Instant>,
+    /// When a place that was given up is tried next, if there is one.
+    revival: Option<Revival>,
     /// When the next worker may be recycled: the last one's replacement has been ready for as long as it took to start.
     recycle_at: Instant,
     failed: bool,
@@ -324,6 +331,8 @@ impl Fleet {
             roll: None,
             queued_roll: None,
             last_roll: None,
+            look_at: None,
+            revival: None,
             recycle_at: now,
             failed: false,
             ever_ready: false,
@@ -400,7 +409,8 @@ impl Fleet {
         let expiries = self.members.iter().filter_map(Member::expires);
         let places = self.places.iter().filter(|_| self.may_start()).filter_map(|place| self.wish(place));
         let places = places.map(|wish| wish.at);
-        members.chain(expiries).chain(places).chain(self.roll.as_ref().and_then(|roll| roll.look_at)).min()
+        let attempt = self.attempt().filter(|_| self.may_start()).map(|(at, _)| at);
+        members.chain(expiries).chain(places).chain(attempt).chain(self.look_at).min()
     }
 
     /// Does what is due: deadlines of workers, then the roll, then starts and replacements.
@@ -411,6 +421,7 @@ impl Fleet {
         if self.stopping {
             return;
         }
+        self.judge_trials(now, machine);
         self.advance_roll(now, machine);
         self.fill_places(now, machine);
     }
@@ -537,7 +548,7 @@ impl Fleet {
             return machine.drain(name, now);
         }
         let member = member.clone();
-        self.prove(name);
+        self.prove(name, now);
         self.leave(name, Ending::Leaving, now, machine);
         self.vacated(&member, now, machine);
     }

@@ -173,12 +173,12 @@ pub struct Place {
     pub(super) next: Option<Name>,
     /// Why its last worker ended.
     pub last_exit: Option<String>,
-    /// Nobody is started for it any more.
+    /// Nobody is started for it any more, but for an attempt now and then.
     pub given_up: bool,
     pub(super) policy: RestartPolicy,
     /// Spreads the request limits.
     pub(super) jitter: Jitter,
-    /// When it is filled if nobody fills it.
+    /// When it is filled if nobody fills it; for one that was given up, when it was tried last.
     pub(super) start_at: Instant,
     /// Before that time no replacement is tried again.
     pub(super) retry_at: Instant,

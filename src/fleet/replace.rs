@@ -82,11 +82,16 @@ impl Fleet {
     /// those first that have waited longest.
     pub(super) fn fill_places(&mut self, now: Instant, machine: &mut impl Machine) {
         let wishes = self.places.iter().filter_map(|place| Some((self.wish(place)?.at, place.number)));
+        let wishes = wishes.chain(self.attempt());
         let mut waiting: Vec<(Instant, u32)> = wishes.filter(|(at, _)| *at <= now).collect();
         waiting.sort_unstable();
         for (_, number) in waiting {
             if !self.may_start() {
                 return;
+            }
+            if self.attempt().is_some_and(|attempt| attempt.1 == number) {
+                self.start(number, now, machine);
+                continue;
             }
             let wish = self.place(number).and_then(|place| self.wish(place)).filter(|wish| wish.at <= now);
             match wish.map(|wish| wish.instead_of) {
@@ -123,11 +128,12 @@ impl Fleet {
                     burned: (Duration::ZERO, now),
                 });
             }
+            Started::NoRoom if place.given_up => self.attempt_later(now + ROOM_RETRY),
             Started::NoRoom => (place.start_at, place.retry_at) = (now + ROOM_RETRY, now + ROOM_RETRY),
             Started::Failed(message) => {
-                let filled = place.serving.is_some();
+                let counts = place.serving.is_some() || place.given_up;
                 machine.say(Event::StartFailed(number, message.clone()));
-                if self.ever_ready && !filled && !self.is_in_turn(number) {
+                if self.ever_ready && !counts && !self.is_in_turn(number) {
                     return self.start_later(number, now);
                 }
                 let loss = Loss { number, generation, end: End::Crash, reason: &message, last_lines: "" };
@@ -206,16 +212,19 @@ impl Fleet {
         }
         place.release(member.name);
         let filled = place.serving.is_some();
+        if exit.answered || self.was_ready_long(member, now) {
+            self.bring_back(member.number, now);
+        }
         if member.ending.is_some_and(Ending::is_planned) {
-            if !filled {
+            if let Some(place) = self.place_mut(member.number).filter(|_| !filled) {
                 place.start_at = now;
             }
         } else if was_next || !filled {
+            // Where the one that served died while its replacement starts, the replacement fills the place.
             let (number, generation, last_lines) = (member.number, member.generation, &*exit.last_lines);
             let loss = Loss { number, generation, end: self.end_of(member, exit, now), reason, last_lines };
             self.failed(&loss, now, machine);
         }
-        // Where the one that served died while its replacement starts, the replacement fills the place.
     }
 
     /// Whether a worker has shown that it serves: it has answered, or was ready for long enough. The one measure of it, for what
@@ -279,6 +288,10 @@ impl Fleet {
     pub(super) fn decide(&mut self, number: u32, end: End, now: Instant, machine: &mut impl Machine) -> bool {
         let longest = self.rule.restart.max;
         let Some(place) = self.place_mut(number) else { return true };
+        if place.given_up {
+            self.give_up(number, now, machine);
+            return false;
+        }
         match place.policy.ended(end, now) {
             Decision::StartAt(at) => {
                 (place.retry_at, place.start_at) = (at, at);
@@ -295,11 +308,7 @@ impl Fleet {
                 place.retry_at = now + longest;
                 machine.say(Event::OldServesOn(number));
             }
-            Decision::GiveUp => {
-                place.given_up = true;
-                machine.say(Event::GaveUp(number));
-                self.fail_if_all_gave_up(now, machine);
-            }
+            Decision::GiveUp => self.give_up(number, now, machine),
         }
         false
     }

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::place::Member;
 use super::policy::End;
-use super::{Ending, Event, Fleet, Machine, Name, TRIAL_LOOK};
+use super::{Ending, Event, Fleet, Machine, Name};
 
 /// A rolling restart under way.
 #[derive(Debug)]
@@ -22,8 +22,6 @@ pub struct Roll {
     doing: Vec<u32>,
     /// A replacement has shown that it serves.
     pub(super) proven: bool,
-    /// When those on trial are looked at next.
-    pub(super) look_at: Option<Instant>,
 }
 
 impl Roll {
@@ -116,14 +114,13 @@ impl Fleet {
             machine.recover();
         }
         let generation = self.newest;
-        self.roll =
-            Some(Roll { id, generation, done: 0, total, waiting, doing: Vec::new(), proven: false, look_at: None });
+        self.roll = Some(Roll { id, generation, done: 0, total, waiting, doing: Vec::new(), proven: false });
         self.advance_roll(now, machine);
     }
 
-    /// Ends the trial if it is time, counts what is done, and begins what is next.
+    /// Relieves the old where that may be, counts what is done, and begins what is next.
     pub(super) fn advance_roll(&mut self, now: Instant, machine: &mut impl Machine) {
-        self.judge_trial(now, machine);
+        self.relieve(now, machine);
         let Some(mut roll) = self.roll.take() else { return };
         let (done, doing): (Vec<u32>, Vec<u32>) =
             roll.doing.iter().copied().partition(|number| self.is_rolled(&roll, *number));
@@ -195,34 +192,15 @@ impl Fleet {
         self.end_roll(RollEnd::Aborted { reason, last_lines }, now, machine);
     }
 
-    /// Looks whether one of those on trial serves by now; if so, they take over wherever they are ready. Who is judged, and whom the
-    /// new ones relieve, is seen anew each time: a worker may have been out of reach for a moment when it was its turn.
-    fn judge_trial(&mut self, now: Instant, machine: &mut impl Machine) {
-        let Some(roll) = self.roll.as_mut().filter(|roll| roll.look_at.is_none_or(|at| at <= now)) else { return };
-        if !roll.proven {
-            let tried = self.members.iter().filter(|member| member.is_running() && roll.tries(member));
-            let tried: Vec<Name> = tried.map(|member| member.name).collect();
-            roll.look_at = tried.first().map(|_| now + TRIAL_LOOK);
-            if let Some(name) = tried.into_iter().find(|name| self.is_proven(*name, now, machine)) {
-                self.prove(name);
-            }
-        }
+    /// Where a roll is proven, the new ones that are ready relieve the old. Whom is seen anew each time: a worker may have been out of
+    /// reach for a moment when it was its turn.
+    fn relieve(&mut self, now: Instant, machine: &mut impl Machine) {
         let Some(roll) = self.roll.as_ref().filter(|roll| roll.proven) else { return };
         for number in roll.doing.clone() {
             let next = self.place(number).and_then(|place| place.next).and_then(|next| self.member(next));
             if next.is_some_and(Member::is_running) {
                 self.take_over(number, now, machine);
             }
-        }
-    }
-
-    /// A worker has shown that it serves: if it was on trial, the roll goes on.
-    pub(super) fn prove(&mut self, name: Name) {
-        let Some(member) = self.position(name).map(|index| &self.members[index]) else { return };
-        if let Some(roll) = self.roll.as_mut().filter(|roll| roll.tries(member)) {
-            roll.look_at = None;
-            roll.proven = true;
-            self.generation = roll.generation;
         }
     }
 

@@ -371,14 +371,16 @@ impl Crew {
         self.ended_rolls.push(report);
     }
 
-    fn say_gave_up(&mut self, number: u32) {
+    fn say_gave_up(&mut self, number: u32, next: Duration) {
         let restart = &self.settings.app.restart;
         let (crashes, within) = (restart.crashes, format!("{} s", restart.within.as_secs_f32()));
-        let fields: [(&str, &dyn Display); 3] = [("worker", &number), ("crashes", &crashes), ("within", &within)];
+        let next = format!("{} s", next.as_secs());
+        let fields: [(&str, &dyn Display); 4] =
+            [("worker", &number), ("crashes", &crashes), ("within", &within), ("next_in", &next)];
         self.tell(
             Level::Error,
             "worker-failed",
-            "a worker crashes before it answers anything, and is given up",
+            "a worker crashes before it answers anything, and is given up; one is tried again now and then",
             &fields,
         );
     }
@@ -508,7 +510,7 @@ impl Machine for Crew {
                 let message = "a worker answers and ends again and again; it is started later each time";
                 self.tell(Level::Error, "worker-looping", message, &fields);
             }
-            Event::GaveUp(number) => self.say_gave_up(number),
+            Event::GaveUp(number, next) => self.say_gave_up(number, next),
             Event::OldServesOn(number) => {
                 let message = "the replacements for this worker crash; the old one serves on";
                 self.tell(Level::Error, "worker-not-replaced", message, &[("worker", &number)]);
@@ -519,7 +521,7 @@ impl Machine for Crew {
                 self.tell(Level::Warn, "worker-not-replaced", message, &[("worker", &number)]);
             }
             Event::AppFailed => {
-                let message = "the app has failed: all its workers are given up";
+                let message = "the app has failed: all its workers are given up, and one is tried again now and then";
                 self.tell(Level::Error, "app-failed", message, &[("app", &app)]);
             }
             Event::RollBegan(roll, generation, places) => {

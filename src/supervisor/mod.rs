@@ -125,7 +125,7 @@ pub enum AppState {
     Stopping,
     /// All has ended.
     Stopped,
-    /// The workers crash before they answer anything, and are not started again.
+    /// The workers crash before they answer anything. Requests are refused, and one worker is tried now and then.
     Failed,
 }
 
@@ -165,6 +165,8 @@ pub enum ExitReason {
     Stopped,
     /// The app gave up before a worker was ever ready.
     NeverReady,
+    /// The app has failed, and whoever started the server wants to know (`--give-up-exit`).
+    GaveUp,
     /// An event loop ended although nobody had asked it to.
     LoopLost,
 }
@@ -174,7 +176,7 @@ impl ExitReason {
     pub fn code(self) -> u8 {
         match self {
             ExitReason::Stopped => 0,
-            ExitReason::NeverReady => 69,
+            ExitReason::NeverReady | ExitReason::GaveUp => 69,
             ExitReason::LoopLost => 70,
         }
     }
@@ -658,10 +660,14 @@ impl Supervisor {
         };
         self.crew.status.enter(state);
         self.crew.status.wanted.store(self.fleet.wanted(), Ordering::Relaxed);
-        if state == AppState::Failed && !self.fleet.ever_ready() {
+        if state == AppState::Failed && (!self.fleet.ever_ready() || self.crew.settings.app.restart.give_up_exit) {
             let app: &dyn std::fmt::Display = &self.crew.settings.app.name;
-            self.crew.log.event(Level::Error, "no worker was ever ready; the server ends", &[("app", app)]);
-            self.exit = Some(ExitReason::NeverReady);
+            let (message, reason) = match self.fleet.ever_ready() {
+                true => ("the app has failed; the server ends (--give-up-exit)", ExitReason::GaveUp),
+                false => ("no worker was ever ready; the server ends", ExitReason::NeverReady),
+            };
+            self.crew.log.event(Level::Error, message, &[("app", app)]);
+            self.exit = Some(reason);
             self.begin_stop(now);
         }
     }
