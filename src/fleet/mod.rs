@@ -516,8 +516,12 @@ impl Fleet {
         }
     }
 
-    /// A connect to a worker was refused: it is looked at, and given up if it does not come back.
+    /// A connect to a worker was refused: it is looked at, and given up if it does not come back. While the server stops, whoever told
+    /// it to may have told its workers as well: this one leaves, and those who wait are not to wait for it.
     pub fn unreachable(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
+        if self.settling {
+            return self.leaves_for_good(name, now, machine);
+        }
         let deadline = now + self.rule.ready_timeout;
         if let Some(member) = self.member_mut(name).filter(|member| member.phase == Phase::Running) {
             member.phase = Phase::Checking { deadline };
@@ -547,8 +551,12 @@ impl Fleet {
             member.phase = Phase::Draining { deadline };
             return machine.drain(name, now);
         }
-        let member = member.clone();
         self.prove(name, now);
+        self.leaves_for_good(name, now, machine);
+    }
+
+    fn leaves_for_good(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
+        let Some(member) = self.member(name).filter(|member| member.is_active()).cloned() else { return };
         self.leave(name, Ending::Leaving, now, machine);
         self.vacated(&member, now, machine);
     }

@@ -274,8 +274,6 @@ impl Fleet {
         };
     }
 
-    /// A worker has failed: when does its place get another one? Where the old one serves on, not for a while if this happens too
-    /// often; a place that nobody fills is given up then. False: too often.
     /// A worker that has served leaves its place by itself.
     pub(super) fn vacated(&mut self, member: &Member, now: Instant, machine: &mut impl Machine) {
         let Some(place) = self.place_mut(member.number) else { return };
@@ -285,6 +283,8 @@ impl Fleet {
         }
     }
 
+    /// A worker has failed: when does its place get another one? Where the old one serves on, not for a while if this happens too
+    /// often; a place that nobody fills is given up then. False: too often.
     pub(super) fn decide(&mut self, number: u32, end: End, now: Instant, machine: &mut impl Machine) -> bool {
         let longest = self.rule.restart.max;
         let Some(place) = self.place_mut(number) else { return true };
