@@ -342,8 +342,10 @@ impl Crew {
             Some(others) => {
                 let took = timeout.max(Duration::from_secs(now.duration_since(process.born).as_secs()));
                 let mut message = process.endpoint.not_ready(&self.settings.app.ready.by, took, reason);
-                if others > 0 {
-                    message += &format!("; {others} others were starting beside it (--start-parallel)");
+                match others {
+                    0 => {}
+                    1 => message += "; 1 other was starting beside it (--start-parallel)",
+                    _ => message += &format!("; {others} others were starting beside it (--start-parallel)"),
                 }
                 message
             }

@@ -6,6 +6,7 @@ use super::*;
 
 on_every_backend! {
     heavy_workers_come_up_a_few_at_a_time,
+    who_is_late_is_told_of_with_those_that_started_beside_it,
     an_outage_behind_the_app_ends_when_it_ends,
     a_server_that_is_to_end_when_its_app_has_failed_does,
     workers_that_die_after_each_answer_are_started_ever_later,
@@ -41,6 +42,15 @@ fn heavy_workers_come_up_a_few_at_a_time(backend: &str) {
         site.until("all are back", |app| running(app) == 10 && pids(app).iter().all(|pid| !before.contains(pid)));
     site.events("worker-ready", 20);
     assert_eq!((most_on_their_way(&site), pids(&after).len()), (2, 10));
+}
+
+fn who_is_late_is_told_of_with_those_that_started_beside_it(backend: &str) {
+    let flags = ["-w", "3", "--start-parallel", "2", "--ready-timeout", "1s"];
+    let site = Site::python_with(backend, &flags, &["slow"]);
+    until("one is late", || site.server.has_said("worker-not-ready"));
+    let lines = site.server.lines();
+    let late: Vec<&String> = lines.iter().filter(|line| line.contains("worker-not-ready")).collect();
+    assert!(late[0].contains("1 other was starting beside it (--start-parallel)"), "{late:?}");
 }
 
 /// Fails at once, and is tried again soon.
