@@ -14,11 +14,12 @@
 //!
 //! `place.rs` has places and members, `replace.rs` what fills and replaces them, `revive.rs` what brings
 //! back those that were given up, `roll.rs` the rolling restart, `scale.rs` the automatic
-//! number of workers, `joined.rs` those who come by themselves, `policy.rs` the delays between restarts.
+//! number of workers, `release.rs` the end of a pause, `joined.rs` those who come by themselves, `policy.rs` the delays between restarts.
 
 mod joined;
 mod place;
 mod policy;
+mod release;
 mod replace;
 mod revive;
 mod roll;
@@ -32,6 +33,7 @@ use std::time::{Duration, Instant};
 pub use joined::{Guest, Version};
 pub use place::{Member, Phase, Place, PlaceState};
 pub use policy::{Decision, End, Jitter, RestartPolicy, RestartRule};
+pub use release::Release;
 use revive::Revival;
 pub use roll::{Roll, RollEnd, RollReport};
 pub use scale::{Load, SAMPLE, Scaler};

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::config::{HotReload, Settings};
 use crate::control::{ControlServer, SOCKET_NAME};
 use crate::dispatch::{Dispatch, Notice};
-use crate::fleet::{self, Ending, Fleet, Load, Member, Name, RestartRule, Scaler};
+use crate::fleet::{self, Ending, Fleet, Load, Member, Name, Release, RestartRule, Scaler};
 use crate::log::{Level, Log};
 use crate::mailbox::Postboxes;
 
@@ -64,10 +64,6 @@ const LONGEST_SUFFIX: &str = ".G99999.9999.9999999.sock";
 const LEAST_ROOM: usize = 64;
 /// Workers that may join by themselves.
 const GUESTS: usize = 64;
-/// Those who waited during a pause are let go in so many steps...
-const RELEASE_STEPS: usize = 50;
-/// ...with this time between them: all within half a second.
-const RELEASE_STEP: Duration = Duration::from_millis(10);
 /// A ready worker that nobody asks counts as one that serves after so long...
 const PROVEN_AFTER: Duration = Duration::from_secs(10);
 /// ...and while its code is being edited.
@@ -222,8 +218,8 @@ pub struct Supervisor {
     crew: Crew,
     scaler: Option<Scaler>,
     sample_at: Instant,
-    /// Those who waited during a pause are let go: so many at a time, next then.
-    release: Option<(usize, Instant)>,
+    /// Those who waited during a pause are let go.
+    release: Option<Release>,
     requests: Requests,
     requester: Option<Requester>,
     waker: Waker,
@@ -445,7 +441,7 @@ impl Supervisor {
         let upstreams = self.upstreams.iter().filter_map(Watched::due).min();
         let stop = self.stop.as_ref().map(Stop::due);
         let sample = self.scaler.is_some().then_some(self.sample_at);
-        let release = self.release.map(|(_, at)| at);
+        let release = self.release.map(|release| release.due());
         let rates = self.observed.as_ref().map(|observed| observed.rates.due());
         // A server that stops loads nothing again.
         let changes = self.pace.due().filter(|_| self.stop.is_none());
@@ -566,18 +562,18 @@ impl Supervisor {
         }
         // Asked for twice, those who are being let go by the first go on.
         if waiting > 0 {
-            self.release = Some((waiting.div_ceil(RELEASE_STEPS), now));
+            self.release = Some(Release::of(waiting, now));
         }
         waiting
     }
 
     fn let_go(&mut self, now: Instant) {
-        let Some((most, _)) = self.release.filter(|(_, at)| *at <= now) else { return };
+        let Some(most) = self.release.as_mut().and_then(|release| release.step(now)) else { return };
         let (grants, more) = self.crew.dispatch.let_go(most);
         for grant in grants {
             self.crew.postboxes.grant(grant);
         }
-        self.release = more.then(|| (most, now + RELEASE_STEP));
+        self.release = self.release.filter(|_| more);
     }
 
     /// Changed files reach the workers.
