@@ -295,12 +295,9 @@ pub struct Fleet {
     /// Oldest first.
     members: Vec<Member>,
     guests: Vec<Guest>,
-    next_name: u64,
-    next_roll: u64,
+    last: Last,
     /// What a worker started outside of a roll belongs to.
     generation: u32,
-    /// The greatest generation given out.
-    newest: u32,
     roll: Option<Roll>,
     /// The number of the roll that follows the one under way.
     queued_roll: Option<u64>,
@@ -313,9 +310,25 @@ pub struct Fleet {
     recycle_at: Instant,
     failed: bool,
     ever_ready: bool,
+    course: Course,
+}
+
+/// What was given out last.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    name: u64,
+    roll: u64,
+    generation: u32,
+}
+
+/// What the server is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Course {
+    Serve,
     /// Nothing is changed any more; who crashes is replaced, for requests still come to their end.
-    settling: bool,
-    stopping: bool,
+    Settle,
+    /// All workers end.
+    Stop,
 }
 
 impl Fleet {
@@ -326,10 +339,8 @@ impl Fleet {
             places: Vec::new(),
             members: Vec::new(),
             guests: Vec::new(),
-            next_name: 1,
-            next_roll: 1,
+            last: Last { name: 0, roll: 0, generation: 1 },
             generation: 1,
-            newest: 1,
             roll: None,
             queued_roll: None,
             last_roll: None,
@@ -338,8 +349,7 @@ impl Fleet {
             recycle_at: now,
             failed: false,
             ever_ready: false,
-            settling: false,
-            stopping: false,
+            course: Course::Serve,
         };
         fleet.add_places(workers, now);
         fleet
@@ -405,7 +415,7 @@ impl Fleet {
     /// When something is due by itself.
     pub fn due(&self) -> Option<Instant> {
         let members = self.members.iter().filter_map(|member| member.phase_due());
-        if self.stopping {
+        if self.course == Course::Stop {
             return members.min();
         }
         let expiries = self.members.iter().filter_map(Member::expires);
@@ -420,7 +430,7 @@ impl Fleet {
         for index in 0..self.members.len() {
             self.act_on_deadline(index, now, machine);
         }
-        if self.stopping {
+        if self.course == Course::Stop {
             return;
         }
         self.judge_trials(now, machine);
@@ -521,7 +531,7 @@ impl Fleet {
     /// A connect to a worker was refused: it is looked at, and given up if it does not come back. While the server stops, whoever told
     /// it to may have told its workers as well: this one leaves, and those who wait are not to wait for it.
     pub fn unreachable(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
-        if self.settling {
+        if self.course == Course::Settle {
             return self.leaves_for_good(name, now, machine);
         }
         let deadline = now + self.rule.ready_timeout;
@@ -606,7 +616,7 @@ impl Fleet {
     pub fn exited(&mut self, name: Name, exit: &Exit, now: Instant, machine: &mut impl Machine) -> Option<Ending> {
         let index = self.position(name)?;
         let member = self.members.remove(index);
-        if self.stopping {
+        if self.course == Course::Stop {
             return member.ending;
         }
         let reason = member.ending.map_or_else(|| exit.how.clone(), |ending| ending.to_string());
@@ -619,7 +629,7 @@ impl Fleet {
 
     /// Ends all workers: TERM now and KILL after the grace, or sooner where that was under way. No other is started.
     pub fn stop(&mut self, grace: Duration, now: Instant, machine: &mut impl Machine) {
-        self.stopping = true;
+        self.course = Course::Stop;
         for index in 0..self.members.len() {
             let member = &mut self.members[index];
             member.ending.get_or_insert(Ending::Shutdown);
@@ -634,7 +644,9 @@ impl Fleet {
     /// The server is about to stop: the roll under way is over, and no worker is replaced any more but one that crashes, for the
     /// requests that are still there are to be answered.
     pub fn hold_still(&mut self, now: Instant, machine: &mut impl Machine) {
-        self.settling = true;
+        if self.course == Course::Serve {
+            self.course = Course::Settle;
+        }
         self.queued_roll = None;
         self.abort_roll("the server stops", "", now, machine);
     }

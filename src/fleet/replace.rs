@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::place::{Member, Phase, Place};
 use super::policy::{Decision, End};
 use super::roll::Roll;
-use super::{Ending, Event, Exit, Fleet, MEMORY_RETRY, Machine, Name, ROOM_RETRY, Start, Started};
+use super::{Course, Ending, Event, Exit, Fleet, MEMORY_RETRY, Machine, Name, ROOM_RETRY, Start, Started};
 
 /// A place wants a worker.
 pub(super) struct Wish {
@@ -71,7 +71,7 @@ impl Fleet {
     /// whoever is on the way, so that starts do not take the machine.
     fn may_replace(&self, ending: Ending) -> bool {
         match ending {
-            _ if self.settling => false,
+            _ if self.course != Course::Serve => false,
             Ending::Deploy => true,
             _ if self.roll.is_some() => false,
             _ => self.starting() == 0,
@@ -330,7 +330,7 @@ impl Fleet {
     /// the coldest; each is drained.
     pub fn scale_to(&mut self, target: usize, why: &'static str, now: Instant, machine: &mut impl Machine) {
         let before = self.places.len();
-        if target == before || self.settling || self.stopping {
+        if target == before || self.course != Course::Serve {
             return;
         }
         if target > before {

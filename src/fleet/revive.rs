@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use super::place::Member;
-use super::{Event, Fleet, Machine, Name, TRIAL_LOOK};
+use super::{Course, Event, Fleet, Machine, Name, TRIAL_LOOK};
 
 /// The longest time between two attempts, unless crashed workers may wait for longer.
 const LONGEST: Duration = Duration::from_secs(300);
@@ -42,7 +42,7 @@ impl Fleet {
     /// The place that is tried next, and when: the one that was not tried for the longest time. `None`: one is being tried, or nothing is
     /// to be. A roll has its own way to bring places back.
     pub(super) fn attempt(&self) -> Option<(Instant, u32)> {
-        let revival = self.revival.filter(|_| self.roll.is_none() && !self.settling)?;
+        let revival = self.revival.filter(|_| self.roll.is_none() && self.course == Course::Serve)?;
         let given_up = self.places.iter().filter(|place| place.given_up);
         if given_up.clone().any(|place| place.serving.is_some()) {
             return None;

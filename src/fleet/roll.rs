@@ -100,20 +100,19 @@ impl Fleet {
     }
 
     fn number_roll(&mut self) -> u64 {
-        let id = self.next_roll;
-        self.next_roll += 1;
-        id
+        self.last.roll += 1;
+        self.last.roll
     }
 
     fn begin_roll(&mut self, id: u64, now: Instant, machine: &mut impl Machine) {
-        self.newest += 1;
+        self.last.generation += 1;
         let waiting: VecDeque<u32> = self.places.iter().map(|place| place.number).collect();
         let total = waiting.len();
-        machine.say(Event::RollBegan(id, self.newest, total));
+        machine.say(Event::RollBegan(id, self.last.generation, total));
         if std::mem::take(&mut self.failed) {
             machine.recover();
         }
-        let generation = self.newest;
+        let generation = self.last.generation;
         self.roll = Some(Roll { id, generation, done: 0, total, waiting, doing: Vec::new(), proven: false });
         self.advance_roll(now, machine);
     }

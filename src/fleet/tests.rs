@@ -142,7 +142,10 @@ impl Scene {
 
     fn tick(&mut self) {
         self.fleet.tick(self.now, &mut self.paper);
-        assert!(self.fleet.due().is_none_or(|due| due > self.now || self.fleet.stopping), "nothing due is left undone");
+        assert!(
+            self.fleet.due().is_none_or(|due| due > self.now || self.fleet.course == Course::Stop),
+            "nothing due is left undone"
+        );
     }
 
     /// Lets time pass as the supervisor does: from one due moment to the next.

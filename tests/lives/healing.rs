@@ -29,19 +29,19 @@ fn most_on_their_way(site: &Site) -> usize {
 }
 
 fn heavy_workers_come_up_a_few_at_a_time(backend: &str) {
-    let flags = ["-w", "10", "--start-parallel", "2", "--ready-timeout", "5s"];
+    let flags = ["-w", "6", "--start-parallel", "2", "--ready-timeout", "60s"];
     let site = Site::python_with(backend, &flags, &["heavy"]);
-    let before = site.settled(10);
-    site.events("worker-spawn", 10);
+    let before = site.settled(6);
+    site.events("worker-spawn", 6);
     assert!(!site.server.has_said("worker-not-ready"));
     // The same after all have died.
     for pid in &before {
         kill(*pid, "KILL");
     }
     let after =
-        site.until("all are back", |app| running(app) == 10 && pids(app).iter().all(|pid| !before.contains(pid)));
-    site.events("worker-ready", 20);
-    assert_eq!((most_on_their_way(&site), pids(&after).len()), (2, 10));
+        site.until("all are back", |app| running(app) == 6 && pids(app).iter().all(|pid| !before.contains(pid)));
+    site.events("worker-ready", 12);
+    assert_eq!((most_on_their_way(&site), pids(&after).len()), (2, 6));
 }
 
 fn who_is_late_is_told_of_with_those_that_started_beside_it(backend: &str) {
