@@ -292,6 +292,7 @@ fn an_app_that_never_gets_ready_is_given_up_with_its_last_words() {
 fn a_worker_that_has_served_enough_is_replaced_without_a_gap() {
     let mut settings = settings(&[], 1);
     settings.app.recycle.requests = 3;
+    settings.app.recycle.requests_not_before = Duration::ZERO;
     let mut server = serve(settings);
     let first = server.until_ready(1)[0].id;
     let old_pid = pid_of(&server, first);
@@ -331,6 +332,7 @@ fn a_worker_that_holds_too_much_memory_is_replaced_without_a_gap() {
 fn a_request_in_flight_keeps_the_old_worker_until_it_ends() {
     let mut settings = settings(&[], 1);
     settings.app.recycle.requests = 1;
+    settings.app.recycle.requests_not_before = Duration::ZERO;
     settings.app.concurrency = 2;
     let server = serve(settings);
     let first = server.until_ready(1)[0].id;
@@ -354,6 +356,7 @@ fn a_request_in_flight_keeps_the_old_worker_until_it_ends() {
 fn a_request_that_does_not_end_is_cut_when_the_time_of_a_drain_is_over() {
     let mut settings = settings(&[], 1);
     settings.app.recycle.requests = 1;
+    settings.app.recycle.requests_not_before = Duration::ZERO;
     settings.app.concurrency = 2;
     settings.app.restart.drain = Duration::from_millis(300);
     let mut server = serve(settings);

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use crate::config::{HotReload, Settings};
 use crate::control::{ControlServer, SOCKET_NAME};
 use crate::dispatch::{Dispatch, Notice};
-use crate::fleet::{self, Ending, Fleet, Load, Member, Name, RestartRule, Scaler};
+use crate::fleet::{self, Ending, Fleet, Load, Member, Name, Release, RestartRule, Scaler};
 use crate::log::{Level, Log};
 use crate::mailbox::Postboxes;
 
@@ -64,10 +64,10 @@ const LONGEST_SUFFIX: &str = ".G99999.9999.9999999.sock";
 const LEAST_ROOM: usize = 64;
 /// Workers that may join by themselves.
 const GUESTS: usize = 64;
-/// Those who waited during a pause are let go in so many steps...
-const RELEASE_STEPS: usize = 50;
-/// ...with this time between them: all within half a second.
-const RELEASE_STEP: Duration = Duration::from_millis(10);
+/// A ready worker that nobody asks counts as one that serves after so long...
+const PROVEN_AFTER: Duration = Duration::from_secs(10);
+/// ...and while its code is being edited.
+const PROVEN_AFTER_EDIT: Duration = Duration::from_secs(1);
 /// Bytes read from a worker's pipe at once.
 const READ_BUFFER: usize = 16 * 1024;
 
@@ -121,7 +121,7 @@ pub enum AppState {
     Stopping,
     /// All has ended.
     Stopped,
-    /// The workers crash before they answer anything, and are not started again.
+    /// The workers crash before they answer anything. Requests are refused, and one worker is tried now and then.
     Failed,
 }
 
@@ -161,6 +161,8 @@ pub enum ExitReason {
     Stopped,
     /// The app gave up before a worker was ever ready.
     NeverReady,
+    /// The app has failed, and whoever started the server wants to know (`--give-up-exit`).
+    GaveUp,
     /// An event loop ended although nobody had asked it to.
     LoopLost,
 }
@@ -170,7 +172,7 @@ impl ExitReason {
     pub fn code(self) -> u8 {
         match self {
             ExitReason::Stopped => 0,
-            ExitReason::NeverReady => 69,
+            ExitReason::NeverReady | ExitReason::GaveUp => 69,
             ExitReason::LoopLost => 70,
         }
     }
@@ -216,8 +218,8 @@ pub struct Supervisor {
     crew: Crew,
     scaler: Option<Scaler>,
     sample_at: Instant,
-    /// Those who waited during a pause are let go: so many at a time, next then.
-    release: Option<(usize, Instant)>,
+    /// Those who waited during a pause are let go.
+    release: Option<Release>,
     requests: Requests,
     requester: Option<Requester>,
     waker: Waker,
@@ -439,7 +441,7 @@ impl Supervisor {
         let upstreams = self.upstreams.iter().filter_map(Watched::due).min();
         let stop = self.stop.as_ref().map(Stop::due);
         let sample = self.scaler.is_some().then_some(self.sample_at);
-        let release = self.release.map(|(_, at)| at);
+        let release = self.release.map(|release| release.due());
         let rates = self.observed.as_ref().map(|observed| observed.rates.due());
         // A server that stops loads nothing again.
         let changes = self.pace.due().filter(|_| self.stop.is_none());
@@ -451,8 +453,9 @@ impl Supervisor {
     /// Buries the dead.
     fn reap(&mut self, now: Instant) {
         for name in self.crew.ended() {
-            let ending = self.fleet.member(name).and_then(fleet::Member::ending);
-            if let Some(exit) = self.crew.bury(name, ending, now) {
+            let member = self.fleet.member(name);
+            let (ending, ready_at) = member.map_or((None, None), |member| (member.ending(), member.ready_at));
+            if let Some(exit) = self.crew.bury(name, ending, ready_at.is_some(), now) {
                 self.fleet.exited(name, &exit, now, &mut self.crew);
             }
         }
@@ -559,18 +562,18 @@ impl Supervisor {
         }
         // Asked for twice, those who are being let go by the first go on.
         if waiting > 0 {
-            self.release = Some((waiting.div_ceil(RELEASE_STEPS), now));
+            self.release = Some(Release::of(waiting, now));
         }
         waiting
     }
 
     fn let_go(&mut self, now: Instant) {
-        let Some((most, _)) = self.release.filter(|(_, at)| *at <= now) else { return };
+        let Some(most) = self.release.as_mut().and_then(|release| release.step(now)) else { return };
         let (grants, more) = self.crew.dispatch.let_go(most);
         for grant in grants {
             self.crew.postboxes.grant(grant);
         }
-        self.release = more.then(|| (most, now + RELEASE_STEP));
+        self.release = self.release.filter(|_| more);
     }
 
     /// Changed files reach the workers.
@@ -653,10 +656,14 @@ impl Supervisor {
         };
         self.crew.status.enter(state);
         self.crew.status.wanted.store(self.fleet.wanted(), Ordering::Relaxed);
-        if state == AppState::Failed && !self.fleet.ever_ready() {
+        if state == AppState::Failed && (!self.fleet.ever_ready() || self.crew.settings.app.restart.give_up_exit) {
             let app: &dyn std::fmt::Display = &self.crew.settings.app.name;
-            self.crew.log.event(Level::Error, "no worker was ever ready; the server ends", &[("app", app)]);
-            self.exit = Some(ExitReason::NeverReady);
+            let (message, reason) = match self.fleet.ever_ready() {
+                true => ("the app has failed; the server ends (--give-up-exit)", ExitReason::GaveUp),
+                false => ("no worker was ever ready; the server ends", ExitReason::NeverReady),
+            };
+            self.crew.log.event(Level::Error, message, &[("app", app)]);
+            self.exit = Some(reason);
             self.begin_stop(now);
         }
     }
@@ -719,13 +726,20 @@ fn rule(settings: &Settings) -> fleet::Rule {
             max: restart.max,
             crashes: restart.crashes as usize,
             within: restart.within,
-            max_restarts: restart.max_restarts,
+            max_restarts: restart.max_restarts as usize,
         },
         requests: recycle.requests,
+        requests_not_before: recycle.requests_not_before,
         jitter_percent: recycle.jitter_percent,
         lifetime: recycle.lifetime,
         reloads: recycle.reloads,
         ready_timeout: settings.app.ready.timeout,
+        start_parallel: restart.start_parallel,
+        proven_after: match settings.app.hot_reload {
+            HotReload::None => PROVEN_AFTER,
+            // Who edits waits for the next roll until this one is over.
+            HotReload::Process | HotReload::Module => PROVEN_AFTER_EDIT,
+        },
         drain: restart.drain,
         parallel: restart.parallel,
         max_unavailable: restart.max_unavailable,
