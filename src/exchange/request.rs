@@ -79,7 +79,12 @@ impl<B: Backend> Loop<B> {
             return self.hold_body(key, input);
         }
         self.rearm(key);
-        if input.is_empty() && !ended { self.stream_want(stream) } else { self.read_body(stream.connection, input) }
+        if !input.is_empty() || ended {
+            return self.read_body(stream.connection, input);
+        }
+        // Its head waits for a body of which nothing has come.
+        self.list_holder(key);
+        self.stream_want(stream);
     }
 
     /// The rest of a body waits until its worker is there.
