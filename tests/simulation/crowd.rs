@@ -311,7 +311,9 @@ impl Crowd {
             return script;
         }
         script.writes = world.between(2, 6) * 1024;
-        let at = world.between(1, script.request.len() - 1);
+        // Its head alone is what many a client sends first.
+        let head = script.request.windows(4).position(|four| four == b"\r\n\r\n").map_or(1, |at| at + 4);
+        let at = if world.chance(300) { head } else { world.between(1, script.request.len() - 1) };
         let pause = if kind == Kind::SilentUploads { world.between(4000, 9000) } else { world.below(STALL) };
         script.stall = Some((at, milliseconds(pause)));
         script

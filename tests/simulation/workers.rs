@@ -45,6 +45,8 @@ pub struct Temper {
     pub hurries: u32,
     /// It closes an idle connection soon.
     pub closes_idle: u32,
+    /// For so many connections at a time there is always room in its backlog, so that nobody has to go to another for that.
+    pub backlog: usize,
     /// The longest time that it takes to answer.
     pub thinks: Duration,
     /// The longest body of an ordinary answer, and of a few.
@@ -175,7 +177,7 @@ impl Worker {
 
     /// Listens from now on.
     pub fn listen(&mut self) {
-        let backlog = self.world.between(1, 8);
+        let backlog = self.world.between(1, 8) + self.temper.backlog;
         self.service = Some(self.world.serve(&self.path, backlog));
     }
 
