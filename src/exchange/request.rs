@@ -158,8 +158,9 @@ impl<B: Backend> Loop<B> {
         }
         let (connection, link) = (exchange.stream.connection, exchange.link());
         exchange.request.upload = Upload::Sent;
-        // The worker has the whole request only now.
+        // The worker has the whole request only now, and what it takes from now on shows that it is at work.
         exchange.times.given = now;
+        exchange.attempt.taken = self.backend.acknowledged(link);
         if exchange.request.open {
             self.send_last_chunk(link, trailers);
         }
