@@ -372,6 +372,11 @@ impl Dispatch {
         waiters
     }
 
+    /// Whether the app has given up.
+    pub fn has_failed(&self) -> bool {
+        self.lock().failed
+    }
+
     /// The app is tried again: requests wait for it as usual.
     pub fn recover(&self) {
         self.lock().failed = false;

@@ -307,5 +307,5 @@ fn longest_wait(app: &App) -> Duration {
     app.timeouts.request.max(app.queue.hold + app.queue.timeout)
 }
 
-pub(super) const GIVEN_UP: &str = "the app has failed and is not being restarted";
+pub(super) const GIVEN_UP: &str = "the app has failed, and is tried again now and then";
 pub(super) const QUEUE_FULL: &str = "the queue is full";

@@ -20,6 +20,8 @@ struct Paper {
     drained: Vec<Name>,
     failed: bool,
     no_memory: bool,
+    /// CPU time used so far, by name.
+    burned: BTreeMap<Name, Duration>,
     refuses: bool,
 }
 
@@ -63,6 +65,10 @@ impl Machine for Paper {
         self.killed.insert(name);
     }
 
+    fn cpu_time(&mut self, name: Name) -> Option<Duration> {
+        self.burned.get(&name).copied()
+    }
+
     fn fits_beside(&mut self, _name: Name) -> bool {
         !self.no_memory
     }
@@ -96,15 +102,19 @@ struct Scene {
 }
 
 const SECOND: Duration = Duration::from_secs(1);
+const TRIAL: Duration = SECOND;
 
 fn rule() -> Rule {
     Rule {
         restart: RestartRule { base: SECOND, max: SECOND * 30, crashes: 5, within: SECOND * 60, max_restarts: 10 },
         requests: 0,
+        requests_not_before: Duration::ZERO,
         jitter_percent: 0,
         lifetime: None,
         reloads: 0,
         ready_timeout: SECOND * 15,
+        start_parallel: 1024,
+        proven_after: TRIAL,
         drain: SECOND * 30,
         parallel: 1,
         max_unavailable: 0,
@@ -168,9 +178,19 @@ impl Scene {
     }
 
     fn exit(&mut self, name: Name, answered: bool) -> Option<Ending> {
-        let exit = Exit { answered, how: "exit: code 1".to_owned(), last_lines: "no database".to_owned() };
+        let exit =
+            Exit { answered, clean: false, how: "exit: code 1".to_owned(), last_lines: "no database".to_owned() };
+        self.end(name, &exit)
+    }
+
+    /// It ends by itself with code 0, or by another's TERM.
+    fn exit_cleanly(&mut self, name: Name, answered: bool) -> Option<Ending> {
+        self.end(name, &Exit { answered, clean: true, how: "exit: code 0".to_owned(), last_lines: String::new() })
+    }
+
+    fn end(&mut self, name: Name, exit: &Exit) -> Option<Ending> {
         self.paper.alive.remove(&name);
-        let ending = self.fleet.exited(name, &exit, self.now, &mut self.paper);
+        let ending = self.fleet.exited(name, exit, self.now, &mut self.paper);
         self.tick();
         ending
     }
@@ -279,7 +299,7 @@ fn a_first_replacement_that_never_gets_ready_aborts_the_roll() {
     scene.restart();
     let new = scene.starting()[0];
     scene.pass(SECOND * 15);
-    assert!(scene.paper.told.contains(&Event::NotReady(new)) && scene.paper.terminated.contains(&new));
+    assert!(scene.paper.told.contains(&Event::NotReady(new, 0)) && scene.paper.terminated.contains(&new));
     scene.pass(TERM_GRACE);
     assert!(scene.paper.killed.contains(&new), "it ignored TERM");
     assert_eq!(scene.paper.starts.len(), 3, "no other is tried before it is gone");
@@ -394,7 +414,9 @@ fn a_crash_loop_has_its_schedule_and_is_given_up_and_a_restart_brings_it_back() 
     }
     assert_eq!(scene.paper.starts.len(), 5, "no storm");
     assert!(scene.paper.failed && scene.fleet.state() == AppState::Failed);
-    assert!(scene.paper.told.contains(&Event::AppFailed) && scene.fleet.due().is_none(), "nothing is due: it rests");
+    assert!(scene.paper.told.contains(&Event::AppFailed));
+    let due = scene.fleet.due().unwrap() - scene.now;
+    assert!(due > SECOND * 20, "it rests, until it is tried again: {due:?}");
     scene.restart();
     assert!(!scene.paper.failed, "requests wait for it");
     scene.ready_all();
@@ -502,7 +524,7 @@ fn scaling_during_a_roll_leaves_all_new_and_no_more_than_wanted() {
 }
 
 #[test]
-fn limits_replace_start_first_a_quarter_at_a_time() {
+fn limits_replace_start_first_one_at_a_time() {
     let mut scene = Scene::running(rule(), 4);
     let names: Vec<Name> = scene.fleet.members().iter().map(|member| member.name).collect();
     for name in names {
@@ -514,6 +536,70 @@ fn limits_replace_start_first_a_quarter_at_a_time() {
     assert_eq!(scene.serving(), [(1, 1), (2, 1), (3, 1), (4, 1)]);
     assert_eq!(scene.paper.starts.len(), 8);
     assert!(scene.fleet.places().iter().all(|place| place.last_exit.as_deref() == Some("recycle: memory 9 MiB")));
+}
+
+#[test]
+fn two_recycles_lie_a_start_up_apart() {
+    let mut scene = Scene::running(rule(), 8);
+    let names: Vec<Name> = scene.fleet.members().iter().map(|member| member.name).collect();
+    for name in names {
+        scene.fleet.replace(name, Ending::Requests(10));
+    }
+    scene.tick();
+    for recycled in 1..=8 {
+        assert_eq!((scene.starting().len(), scene.paper.starts.len()), (1, 8 + recycled), "one at a time");
+        scene.pass(SECOND * 3);
+        scene.ready_all();
+        scene.let_the_old_go();
+        scene.pass(SECOND * 3 - Duration::from_millis(1));
+        assert_eq!(scene.paper.starts.len(), 8 + recycled, "the machine rests for as long as that start took");
+        scene.pass(Duration::from_millis(1));
+    }
+    assert_eq!((scene.starting().len(), scene.serving().len()), (0, 8));
+}
+
+#[test]
+fn a_limit_of_requests_may_leave_a_worker_time_to_get_warm_and_other_limits_do_not() {
+    let mut scene = Scene::running(Rule { requests_not_before: SECOND * 600, ..rule() }, 2);
+    let (busy, heavy) = (scene.fleet.members()[0].name, scene.fleet.members()[1].name);
+    scene.pass(SECOND);
+    scene.fleet.replace(busy, Ending::Requests(10_000));
+    scene.fleet.replace(heavy, Ending::Requests(10_000));
+    scene.fleet.replace(heavy, Ending::Memory(9 << 20));
+    scene.tick();
+    scene.settle();
+    assert_eq!(scene.fleet.places()[1].last_exit.as_deref(), Some("recycle: memory 9 MiB"));
+    scene.pass(SECOND * 590);
+    assert_eq!(scene.paper.starts.len(), 3, "the busy one is younger than ten minutes");
+    scene.pass(SECOND * 10);
+    scene.settle();
+    assert_eq!(scene.fleet.places()[0].last_exit.as_deref(), Some("recycle: 10000 requests"));
+    assert_eq!(scene.paper.starts.len(), 4);
+}
+
+#[test]
+fn nobody_is_recycled_in_the_middle_of_a_roll() {
+    let mut scene = Scene::running(rule(), 3);
+    scene.restart();
+    let last = scene.fleet.members()[2].name;
+    for ending in [Ending::Requests(10), Ending::Lifetime(SECOND), Ending::Memory(9 << 20), Ending::Reloads(3)] {
+        scene.fleet.replace(last, ending);
+    }
+    scene.pass(SECOND);
+    assert_eq!(scene.starting().len(), 1, "only the first place has its turn");
+    scene.ready_all();
+    scene.pass(TRIAL);
+    let new =
+        scene.serving().iter().position(|worker| *worker == (1, 2)).map(|_| scene.fleet.members()[3].name).unwrap();
+    scene.fleet.replace(new, Ending::Requests(10));
+    scene.let_the_old_go();
+    scene.pass(SECOND);
+    assert_eq!(scene.starting().len(), 1, "the roll goes on, and who is new waits for its end");
+    assert_eq!(scene.fleet.member(scene.starting()[0]).unwrap().number, 2);
+    scene.settle();
+    assert_eq!(scene.ended_rolls(), [RollEnd::Done]);
+    assert_eq!(scene.paper.starts.len(), 7, "three for the roll, and one for the limit that was reached meanwhile");
+    assert_eq!(scene.fleet.places()[2].last_exit.as_deref(), Some("deploy"));
 }
 
 #[test]
@@ -578,6 +664,261 @@ fn workers_that_leave_without_an_answer_are_not_started_without_end() {
         scene.ready_all();
     }
     assert!(scene.paper.failed && scene.fleet.members().is_empty());
+}
+
+#[test]
+fn workers_that_leave_with_code_0_before_they_have_served_come_back_ever_later_and_are_not_given_up() {
+    let mut scene = Scene::running(rule(), 1);
+    for _ in 0..20 {
+        let leaver = scene.fleet.members()[0].name;
+        scene.fleet.leaving(leaver, scene.now, &mut scene.paper);
+        scene.tick();
+        assert_eq!((scene.serving().len(), scene.starting().len()), (0, 0));
+        scene.exit_cleanly(leaver, false);
+        while scene.starting().is_empty() {
+            scene.pass(SECOND);
+        }
+        scene.ready_all();
+    }
+    assert!(!scene.paper.failed && scene.serving() == [(1, 1)]);
+    let early = scene.paper.starts.len();
+    scene.exit_cleanly(scene.fleet.members()[0].name, false);
+    scene.pass(SECOND * 29);
+    assert_eq!(scene.paper.starts.len(), early);
+}
+
+#[test]
+fn who_was_ready_for_long_served_though_nobody_asked() {
+    let mut scene = Scene::running(rule(), 2);
+    for _ in 0..20 {
+        scene.pass(TRIAL * 3);
+        let idle = scene.fleet.members()[0].name;
+        scene.exit(idle, false);
+        assert_eq!(scene.starting().len(), 1, "filled at once");
+        scene.ready_all();
+    }
+    assert!(!scene.paper.told.iter().any(|event| matches!(event, Event::GaveUp(..))), "{:?}", scene.paper.told);
+    scene.pass(TRIAL);
+    let idle = scene.fleet.members()[0].name;
+    scene.fleet.leaving(idle, scene.now, &mut scene.paper);
+    scene.tick();
+    assert_eq!(scene.starting().len(), 1, "one that leaves is measured alike");
+}
+
+#[test]
+fn workers_that_die_right_after_each_answer_are_started_ever_later_and_the_log_says_how_often() {
+    let mut scene = Scene::new(rule(), 1);
+    let end = scene.now + SECOND * 60;
+    while scene.now < end {
+        scene.ready_all();
+        scene.pass(Duration::from_millis(20));
+        if let Some(name) = scene.fleet.members().first().filter(|member| member.is_running()).map(|member| member.name)
+        {
+            scene.exit(name, true);
+        }
+    }
+    assert_eq!(scene.paper.starts.len(), 7, "0, 1, 2, 4, 8 and 16 seconds apart");
+    assert!(!scene.paper.failed && scene.fleet.places()[0].restarts() == 6);
+    let told = scene.paper.told.iter().filter(|event| matches!(event, Event::Loops(1, 2, _))).count();
+    assert_eq!(told, 1, "{:?}", scene.paper.told);
+}
+
+#[test]
+fn workers_that_live_for_a_second_and_answer_come_back_at_once_unless_that_is_all_they_do() {
+    let mut scene = Scene::new(rule(), 1);
+    let begin = scene.now;
+    for _ in 0..30 {
+        scene.ready_all();
+        scene.pass(SECOND);
+        let name = scene.fleet.members()[0].name;
+        scene.exit(name, true);
+        while scene.starting().is_empty() {
+            scene.pass(Duration::from_millis(100));
+        }
+    }
+    let seconds = (scene.now - begin).as_secs();
+    assert!((50..70).contains(&seconds), "half of the time nobody is started: {seconds} s");
+    assert!(scene.paper.told.iter().any(|event| matches!(event, Event::Loops(1, 6, _))), "{:?}", scene.paper.told);
+}
+
+#[test]
+fn an_operator_who_ends_workers_with_term_fails_no_app() {
+    let mut scene = Scene::running(Rule { proven_after: SECOND * 10, ..rule() }, 2);
+    for _ in 0..12 {
+        let first = scene.fleet.members()[0].name;
+        scene.exit_cleanly(first, false);
+        scene.pass(SECOND * 5);
+        scene.ready_all();
+    }
+    assert!(!scene.paper.told.iter().any(|event| matches!(event, Event::GaveUp(..))), "{:?}", scene.paper.told);
+    let mut scene = Scene::new(rule(), 1);
+    while let [name] = scene.starting()[..] {
+        scene.exit_cleanly(name, false);
+        scene.pass(SECOND * 8);
+    }
+    assert!(scene.paper.failed, "who ends before it is ready has crashed, whatever its code");
+}
+
+#[test]
+fn as_many_start_at_once_as_there_are_cores_and_who_waits_longest_is_next() {
+    let mut scene = Scene::new(Rule { start_parallel: 2, ..rule() }, 100);
+    let mut most = 0;
+    while scene.serving().len() < 100 {
+        most = most.max(scene.starting().len());
+        let first = scene.starting()[0];
+        scene.pass(SECOND * 4);
+        scene.ready(first);
+    }
+    assert_eq!((most, scene.paper.starts.len()), (2, 100));
+    let numbers: Vec<u32> = scene.paper.starts.iter().map(|start| start.number).collect();
+    assert_eq!(numbers, (1..=100).collect::<Vec<u32>>());
+    // After all have died, who died first comes first; one that crashes while it starts goes to the end of the line.
+    let names: Vec<Name> = scene.fleet.members().iter().map(|member| member.name).collect();
+    for name in names.iter().rev() {
+        scene.now += Duration::from_millis(1);
+        scene.exit(*name, true);
+    }
+    let second = scene.starting()[1];
+    scene.exit(second, false);
+    scene.pass(SECOND * 2);
+    scene.ready_all();
+    let numbers: Vec<u32> = scene.paper.starts[100..104].iter().map(|start| start.number).collect();
+    assert_eq!(numbers, [100, 99, 98, 97]);
+}
+
+#[test]
+fn a_roll_and_recycling_keep_to_the_starts_at_once_as_well() {
+    let mut scene = Scene::running(Rule { start_parallel: 2, parallel: 8, ..rule() }, 8);
+    scene.restart();
+    assert_eq!(scene.starting().len(), 2);
+    scene.settle();
+    assert_eq!(scene.ended_rolls(), [RollEnd::Done]);
+    assert!(scene.serving().iter().all(|(_, generation)| *generation == 2));
+}
+
+#[test]
+fn a_worker_that_burns_cpu_gets_more_time_up_to_four_times() {
+    let mut scene = Scene::new(Rule { start_parallel: 3, ..rule() }, 3);
+    let [busy, slow, idle] = scene.starting()[..] else { panic!("three start") };
+    scene.paper.burned.insert(idle, Duration::from_millis(700));
+    for second in 1..=59 {
+        scene.paper.burned.insert(busy, SECOND * second / 10);
+        scene.paper.burned.insert(slow, (SECOND * second / 10).min(SECOND * 2));
+        scene.pass(SECOND);
+        let late = |name: Name| scene.paper.terminated.contains(&name);
+        let expected = (false, second >= 23, second >= 15);
+        assert_eq!((late(busy), late(slow), late(idle)), expected, "{second} s");
+    }
+    scene.pass(SECOND);
+    assert!(scene.paper.terminated.contains(&busy), "even who burns CPU has a bound");
+    assert!(scene.paper.told.contains(&Event::NotReady(idle, 2)), "{:?}", scene.paper.told);
+    assert!(scene.paper.told.contains(&Event::NotReady(busy, 0)));
+}
+
+/// An app that had served and whose workers all crash at their start, until it has failed; and when it did.
+fn failed(workers: usize) -> (Scene, Instant) {
+    let mut scene = Scene::running(rule(), workers);
+    let served: Vec<Name> = scene.fleet.members().iter().map(|member| member.name).collect();
+    for name in served {
+        scene.exit(name, true);
+    }
+    while !scene.paper.failed {
+        for name in scene.starting() {
+            scene.exit(name, false);
+        }
+        scene.pass(Duration::from_millis(100));
+    }
+    let at = scene.now;
+    (scene, at)
+}
+
+#[test]
+fn a_failed_app_is_tried_again_one_worker_at_a_time_and_later_each_time() {
+    let (mut scene, since) = failed(3);
+    let (mut tried, mut numbers) = (Vec::new(), Vec::new());
+    for _ in 0..7 {
+        let due = scene.fleet.due().expect("it is tried again") - scene.now;
+        scene.pass(due);
+        assert_eq!(scene.starting().len(), 1, "one at a time");
+        tried.push(((scene.now - since).as_secs_f32() / 10.0).round() as u64 * 10);
+        assert!(scene.paper.failed, "requests are refused meanwhile");
+        numbers.push(scene.fleet.members()[0].number);
+        scene.exit(scene.starting()[0], false);
+    }
+    assert_eq!(tried, [30, 90, 210, 450, 750, 1050, 1350], "30 s, 60 s, 120 s, 240 s, and 5 min from then on");
+    assert_eq!(BTreeSet::from_iter(&numbers[..3]).len(), 3, "each in turn: {numbers:?}");
+    assert_eq!(numbers[..3], numbers[3..6]);
+    assert_eq!(scene.paper.told.iter().filter(|event| matches!(event, Event::AppFailed)).count(), 1);
+}
+
+#[test]
+fn the_first_that_answers_brings_the_others_back() {
+    let (mut scene, _) = failed(3);
+    scene.pass(SECOND * 30);
+    let tried = scene.starting()[0];
+    scene.ready(tried);
+    assert!(!scene.paper.failed && scene.serving().len() == 1, "it gets requests");
+    assert_eq!(scene.starting().len(), 0, "the others wait until it has shown that it serves");
+    // It crashes at its first request.
+    scene.exit(tried, false);
+    assert!(scene.paper.failed);
+    scene.pass(SECOND * 59);
+    assert_eq!(scene.starting().len(), 0);
+    scene.pass(SECOND);
+    let tried = scene.starting()[0];
+    scene.ready(tried);
+    scene.paper.answered.insert(tried);
+    scene.pass(TRIAL_LOOK);
+    assert_eq!(scene.starting().len(), 2);
+    scene.ready_all();
+    assert_eq!(scene.serving(), [(1, 1), (2, 1), (3, 1)]);
+    assert_eq!(scene.fleet.state(), AppState::Running);
+    assert!(scene.fleet.places().iter().all(|place| !place.given_up) && scene.fleet.due().is_none());
+}
+
+#[test]
+fn a_single_place_comes_back_as_well_and_so_does_one_that_answers_and_dies() {
+    let mut scene = Scene::running(rule(), 2);
+    let name = scene.fleet.members()[1].name;
+    scene.exit(name, false);
+    while !scene.fleet.places()[1].given_up {
+        scene.pass(Duration::from_millis(100));
+        for name in scene.starting() {
+            scene.exit(name, false);
+        }
+    }
+    assert!(!scene.paper.failed && scene.serving() == [(1, 1)]);
+    scene.pass(SECOND * 30);
+    let tried = scene.starting()[0];
+    scene.ready(tried);
+    scene.exit(tried, true);
+    assert!(!scene.fleet.places()[1].given_up, "it has answered");
+    scene.pass(SECOND);
+    scene.ready_all();
+    assert_eq!(scene.serving(), [(1, 1), (2, 1)]);
+}
+
+#[test]
+fn a_try_that_cannot_be_started_or_finds_no_room_is_put_off() {
+    let (mut scene, _) = failed(1);
+    scene.paper.refuses = true;
+    scene.pass(SECOND * 30);
+    assert!(scene.starting().is_empty() && scene.paper.failed);
+    scene.paper.refuses = false;
+    scene.pass(SECOND * 59);
+    assert!(scene.starting().is_empty());
+    scene.pass(SECOND);
+    scene.ready_all();
+    scene.pass(TRIAL);
+    assert_eq!(scene.serving(), [(1, 1)]);
+}
+
+#[test]
+fn a_server_that_stops_tries_nothing_again() {
+    let (mut scene, _) = failed(2);
+    scene.fleet.hold_still(scene.now, &mut scene.paper);
+    scene.pass(SECOND * 600);
+    assert!(scene.starting().is_empty() && scene.fleet.due().is_none());
 }
 
 #[test]

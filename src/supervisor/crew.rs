@@ -24,7 +24,7 @@ use super::news::News;
 use super::notify::{NotifySocket, Watchdog};
 use super::output::{Capture, LastLines};
 use super::probe::{Look, Probe};
-use super::process::{Process, exit_reason};
+use super::process::{Process, exit_reason, is_clean};
 use super::spawn::{Launcher, Particulars};
 use super::steward::Visitor;
 use super::{Options, READ_BUFFER, RunDirectory, Status, inspect};
@@ -219,7 +219,7 @@ impl Crew {
     }
 
     /// Announces the end of a process, reaps it, clears up behind it, and says why it ended.
-    pub fn bury(&mut self, name: Name, ending: Option<Ending>, now: Instant) -> Option<Exit> {
+    pub fn bury(&mut self, name: Name, ending: Option<Ending>, was_ready: bool, now: Instant) -> Option<Exit> {
         let position = self.processes.iter().position(|process| process.name == name)?;
         let mut process = self.processes.swap_remove(position);
         let id = process.id;
@@ -238,16 +238,17 @@ impl Crew {
         self.postboxes.broadcast(|| Message::Retire(id));
         self.dispatch.remove(id, now);
         process.endpoint.clear();
-        let planned = ending.is_some_and(Ending::is_planned);
-        if !planned {
+        let clean = status.as_ref().is_ok_and(|status| is_clean(*status));
+        let is_crash = ending.map_or(!(was_ready && clean), |ending| !ending.is_planned());
+        if is_crash {
             self.status.crashes.fetch_add(1, Ordering::Relaxed);
         }
         let (how, reason) = match &status {
-            Ok(status) => (exit_reason(None, *status), exit_reason(ending, *status)),
+            Ok(status) => (exit_reason(None, was_ready, *status), exit_reason(ending, was_ready, *status)),
             Err(error) => (error.to_string(), error.to_string()),
         };
-        self.report(&process, status.ok(), &reason, planned, served, now);
-        Some(Exit { answered, how, last_lines: process.last_lines.joined() })
+        self.report(&process, status.ok(), &reason, !is_crash, served, now);
+        Some(Exit { answered, clean, how, last_lines: process.last_lines.joined() })
     }
 
     fn report(
@@ -325,8 +326,9 @@ impl Crew {
         self.news.add(event, message, fields);
     }
 
-    /// The socket did not come, or not come back: says all that can be known.
-    fn say_not_ready(&mut self, name: Name, starting: bool) {
+    /// The socket did not come, while so many others were on their way, or not come back: says all that can be known.
+    fn say_not_ready(&mut self, name: Name, starting: Option<usize>) {
+        let now = Instant::now();
         let timeout = self.settings.app.ready.timeout;
         let Some(process) = self.process(name) else { return };
         let elsewhere = match inspect::listening_addresses(process.child.id()).join(", ") {
@@ -336,8 +338,16 @@ impl Crew {
         let (label, pid, last) = (process.label.clone(), process.child.id(), process.last_lines.joined());
         let reason = process.probe.as_ref().and_then(Probe::reason);
         let message = match starting {
-            true => process.endpoint.not_ready(&self.settings.app.ready.by, timeout, reason),
-            false => process.endpoint.not_back(timeout, reason),
+            // Longer than it was given, for one that burned CPU.
+            Some(others) => {
+                let took = timeout.max(Duration::from_secs(now.duration_since(process.born).as_secs()));
+                let mut message = process.endpoint.not_ready(&self.settings.app.ready.by, took, reason);
+                if others > 0 {
+                    message += &format!("; {others} others were starting beside it (--start-parallel)");
+                }
+                message
+            }
+            None => process.endpoint.not_back(timeout, reason),
         };
         let fields: [(&str, &dyn Display); 4] =
             [("worker", &label), ("pid", &pid), ("listens_on", &elsewhere), ("last_stderr", &last)];
@@ -361,14 +371,16 @@ impl Crew {
         self.ended_rolls.push(report);
     }
 
-    fn say_gave_up(&mut self, number: u32) {
+    fn say_gave_up(&mut self, number: u32, next: Duration) {
         let restart = &self.settings.app.restart;
         let (crashes, within) = (restart.crashes, format!("{} s", restart.within.as_secs_f32()));
-        let fields: [(&str, &dyn Display); 3] = [("worker", &number), ("crashes", &crashes), ("within", &within)];
+        let next = format!("{} s", next.as_secs());
+        let fields: [(&str, &dyn Display); 4] =
+            [("worker", &number), ("crashes", &crashes), ("within", &within), ("next_in", &next)];
         self.tell(
             Level::Error,
             "worker-failed",
-            "a worker crashes before it answers anything, and is given up",
+            "a worker crashes before it answers anything, and is given up; one is tried again now and then",
             &fields,
         );
     }
@@ -439,6 +451,10 @@ impl Machine for Crew {
         }
     }
 
+    fn cpu_time(&mut self, name: Name) -> Option<Duration> {
+        inspect::cpu_time(self.process(name)?.child.id())
+    }
+
     fn fits_beside(&mut self, name: Name) -> bool {
         self.has_room_beside(name)
     }
@@ -479,14 +495,22 @@ impl Machine for Crew {
                 let message = format!("cannot start a worker: {why}");
                 self.tell(Level::Error, "worker-start-failed", &message, &[("worker", &number)]);
             }
-            Event::NotReady(name) => self.say_not_ready(name, true),
-            Event::NotBack(name) => self.say_not_ready(name, false),
+            Event::NotReady(name, others) => self.say_not_ready(name, Some(others)),
+            Event::NotBack(name) => self.say_not_ready(name, None),
             Event::Cut(name) => {
                 let label = self.process(name).map(|process| process.label.clone()).unwrap_or_default();
                 let message = "the worker's requests did not end in time and are cut";
                 self.tell(Level::Warn, "worker-cut", message, &[("worker", &label)]);
             }
-            Event::GaveUp(number) => self.say_gave_up(number),
+            Event::Loops(number, ends, delay) => {
+                let within = "60 s";
+                let next = format!("{:.1} s", delay.as_secs_f32());
+                let fields: [(&str, &dyn Display); 4] =
+                    [("worker", &number), ("ends", &ends), ("within", &within), ("next_in", &next)];
+                let message = "a worker answers and ends again and again; it is started later each time";
+                self.tell(Level::Error, "worker-looping", message, &fields);
+            }
+            Event::GaveUp(number, next) => self.say_gave_up(number, next),
             Event::OldServesOn(number) => {
                 let message = "the replacements for this worker crash; the old one serves on";
                 self.tell(Level::Error, "worker-not-replaced", message, &[("worker", &number)]);
@@ -497,7 +521,7 @@ impl Machine for Crew {
                 self.tell(Level::Warn, "worker-not-replaced", message, &[("worker", &number)]);
             }
             Event::AppFailed => {
-                let message = "the app has failed: all its workers are given up";
+                let message = "the app has failed: all its workers are given up, and one is tried again now and then";
                 self.tell(Level::Error, "app-failed", message, &[("app", &app)]);
             }
             Event::RollBegan(roll, generation, places) => {

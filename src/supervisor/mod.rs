@@ -68,6 +68,10 @@ const GUESTS: usize = 64;
 const RELEASE_STEPS: usize = 50;
 /// ...with this time between them: all within half a second.
 const RELEASE_STEP: Duration = Duration::from_millis(10);
+/// A ready worker that nobody asks counts as one that serves after so long...
+const PROVEN_AFTER: Duration = Duration::from_secs(10);
+/// ...and while its code is being edited.
+const PROVEN_AFTER_EDIT: Duration = Duration::from_secs(1);
 /// Bytes read from a worker's pipe at once.
 const READ_BUFFER: usize = 16 * 1024;
 
@@ -121,7 +125,7 @@ pub enum AppState {
     Stopping,
     /// All has ended.
     Stopped,
-    /// The workers crash before they answer anything, and are not started again.
+    /// The workers crash before they answer anything. Requests are refused, and one worker is tried now and then.
     Failed,
 }
 
@@ -161,6 +165,8 @@ pub enum ExitReason {
     Stopped,
     /// The app gave up before a worker was ever ready.
     NeverReady,
+    /// The app has failed, and whoever started the server wants to know (`--give-up-exit`).
+    GaveUp,
     /// An event loop ended although nobody had asked it to.
     LoopLost,
 }
@@ -170,7 +176,7 @@ impl ExitReason {
     pub fn code(self) -> u8 {
         match self {
             ExitReason::Stopped => 0,
-            ExitReason::NeverReady => 69,
+            ExitReason::NeverReady | ExitReason::GaveUp => 69,
             ExitReason::LoopLost => 70,
         }
     }
@@ -451,8 +457,9 @@ impl Supervisor {
     /// Buries the dead.
     fn reap(&mut self, now: Instant) {
         for name in self.crew.ended() {
-            let ending = self.fleet.member(name).and_then(fleet::Member::ending);
-            if let Some(exit) = self.crew.bury(name, ending, now) {
+            let member = self.fleet.member(name);
+            let (ending, ready_at) = member.map_or((None, None), |member| (member.ending(), member.ready_at));
+            if let Some(exit) = self.crew.bury(name, ending, ready_at.is_some(), now) {
                 self.fleet.exited(name, &exit, now, &mut self.crew);
             }
         }
@@ -653,10 +660,14 @@ impl Supervisor {
         };
         self.crew.status.enter(state);
         self.crew.status.wanted.store(self.fleet.wanted(), Ordering::Relaxed);
-        if state == AppState::Failed && !self.fleet.ever_ready() {
+        if state == AppState::Failed && (!self.fleet.ever_ready() || self.crew.settings.app.restart.give_up_exit) {
             let app: &dyn std::fmt::Display = &self.crew.settings.app.name;
-            self.crew.log.event(Level::Error, "no worker was ever ready; the server ends", &[("app", app)]);
-            self.exit = Some(ExitReason::NeverReady);
+            let (message, reason) = match self.fleet.ever_ready() {
+                true => ("the app has failed; the server ends (--give-up-exit)", ExitReason::GaveUp),
+                false => ("no worker was ever ready; the server ends", ExitReason::NeverReady),
+            };
+            self.crew.log.event(Level::Error, message, &[("app", app)]);
+            self.exit = Some(reason);
             self.begin_stop(now);
         }
     }
@@ -719,13 +730,20 @@ fn rule(settings: &Settings) -> fleet::Rule {
             max: restart.max,
             crashes: restart.crashes as usize,
             within: restart.within,
-            max_restarts: restart.max_restarts,
+            max_restarts: restart.max_restarts as usize,
         },
         requests: recycle.requests,
+        requests_not_before: recycle.requests_not_before,
         jitter_percent: recycle.jitter_percent,
         lifetime: recycle.lifetime,
         reloads: recycle.reloads,
         ready_timeout: settings.app.ready.timeout,
+        start_parallel: restart.start_parallel,
+        proven_after: match settings.app.hot_reload {
+            HotReload::None => PROVEN_AFTER,
+            // Who edits waits for the next roll until this one is over.
+            HotReload::Process | HotReload::Module => PROVEN_AFTER_EDIT,
+        },
         drain: restart.drain,
         parallel: restart.parallel,
         max_unavailable: restart.max_unavailable,

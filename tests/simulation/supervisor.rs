@@ -418,7 +418,7 @@ impl Crew {
         let answered = self.dispatch.snapshot().worker(id).is_some_and(|worker| worker.answered_at.is_some());
         self.postboxes.broadcast(|| Message::Retire(id));
         self.dispatch.remove(id, now);
-        Some(Exit { answered, how: "crash".to_owned(), last_lines: String::new() })
+        Some(Exit { answered, clean: false, how: "crash".to_owned(), last_lines: String::new() })
     }
 }
 
@@ -533,10 +533,13 @@ fn rule(world: &World, plan: &Plan) -> Rule {
             max_restarts: 10,
         },
         requests: if world.chance(400) { world.between(3, 20) as u64 } else { 0 },
+        requests_not_before: milliseconds(0, 1000),
         jitter_percent: 10,
         lifetime: world.chance(300).then(|| milliseconds(500, 4000)),
         reloads: 0,
         ready_timeout: milliseconds(200, 2000),
+        proven_after: milliseconds(200, 2000),
+        start_parallel: world.between(1, 4),
         // What a good worker has in hand ends in this time; what a bad one has need not.
         drain: if wild { milliseconds(50, 4000) } else { Duration::from_secs(60) },
         parallel: world.between(1, 2),
