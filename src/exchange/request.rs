@@ -83,7 +83,7 @@ impl<B: Backend> Loop<B> {
             return self.read_body(stream.connection, input);
         }
         // Its head waits for a body of which nothing has come.
-        self.list_holder(key);
+        self.memory.hold(key);
         self.stream_want(stream);
     }
 
