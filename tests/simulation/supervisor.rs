@@ -550,7 +550,7 @@ fn rule(world: &World, plan: &Plan) -> Rule {
         drain: if wild { milliseconds(50, 4000) } else { Duration::from_secs(60) },
         parallel: world.between(1, 2),
         max_unavailable: if wild { world.below(2) } else { 0 },
-        dump_signal: world.chance(300).then_some(3),
+        dump_signal: world.chance(500).then_some(3),
         seed: world.below(1000) as u64,
     }
 }
