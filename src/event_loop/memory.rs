@@ -51,6 +51,13 @@ pub struct Scarcity {
     starved: AtomicBool,
 }
 
+impl Scarcity {
+    /// Whether whoever gives memory back knows that somebody waits for it.
+    pub fn is_known(&self) -> bool {
+        self.starved.load(Ordering::SeqCst)
+    }
+}
+
 impl Memory {
     pub fn new(pool: Pool) -> Memory {
         let scratch = Scratch::new(pool.clone());
@@ -172,12 +179,16 @@ impl<B: Backend> Loop<B> {
                 self.pull(key);
             }
         }
+        let left = !self.memory.starved.is_empty();
         if !self.memory.has_room() {
-            // The flag stays up, also where this loop's list is empty: whoever gives memory back is to tell the others.
+            // The flag stays up, also where this loop's list is empty: whoever gives memory back is to tell the others. Another loop
+            // may have taken it down and used the room up before this one came to its turn.
+            if left {
+                self.shared.scarcity.starved.store(true, Ordering::SeqCst);
+            }
             return;
         }
         // Those that are left have their turn in the next one, which the message brings about here, too.
-        let left = !self.memory.starved.is_empty();
         if self.shared.scarcity.starved.swap(left, Ordering::SeqCst) {
             self.shared.postboxes.broadcast(|| Message::Memory);
         }

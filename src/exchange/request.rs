@@ -87,7 +87,12 @@ impl<B: Backend> Loop<B> {
             return self.hold_body(key);
         }
         self.rearm(key);
-        if input.is_empty() && !ended { self.stream_want(stream) } else { self.read_body(stream.connection, input) }
+        if !input.is_empty() || ended {
+            return self.read_body(stream.connection, input);
+        }
+        // Its head waits for a body of which nothing has come.
+        self.memory.hold(key);
+        self.stream_want(stream);
     }
 
     /// The rest of a body waits until its worker is there.
@@ -158,8 +163,9 @@ impl<B: Backend> Loop<B> {
         }
         let (connection, link) = (exchange.stream.connection, exchange.link());
         exchange.request.upload = Upload::Sent;
-        // The worker has the whole request only now.
+        // The worker has the whole request only now, and what it takes from now on shows that it is at work.
         exchange.times.given = now;
+        exchange.attempt.taken = self.backend.acknowledged(link);
         if exchange.request.open {
             self.backend.send(link, last_chunk(&mut self.memory.scratch, trailers));
         }

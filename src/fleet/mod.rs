@@ -30,6 +30,7 @@ mod tests;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use crate::planted::{self, Bug};
 pub use joined::{Guest, Version};
 pub use place::{Member, Phase, Place, PlaceState};
 pub use policy::{Decision, End, Jitter, RestartPolicy, RestartRule};
@@ -599,7 +600,9 @@ impl Fleet {
             return;
         }
         member.ending.get_or_insert(ending);
-        machine.drain(name, now);
+        if !planted::active(Bug::StuckServes) {
+            machine.drain(name, now);
+        }
         match dump {
             Some(signal) => {
                 member.phase = Phase::Dumped { kill_at: now + DUMP_GRACE };

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::planted::{self, Bug};
+
 use super::place::{Member, Phase, Place};
 use super::policy::{Decision, End};
 use super::roll::Roll;
@@ -44,7 +46,9 @@ impl Fleet {
     /// The worker that a place wants now, or at a time that is known. One that waits for what another does is not wished for
     /// yet: that event brings it.
     pub(super) fn wish(&self, place: &Place) -> Option<Wish> {
-        match (place.serving, place.next) {
+        let hasty =
+            |next: &Name| planted::active(Bug::SecondReplacement) && !self.member(*next).is_some_and(Member::is_active);
+        match (place.serving, place.next.filter(|next| !hasty(next))) {
             _ if place.given_up => None,
             (None, _) => Some(Wish { at: place.start_at, instead_of: None }),
             (Some(name), None) => {
@@ -73,7 +77,7 @@ impl Fleet {
         match ending {
             _ if self.course != Course::Serve => false,
             Ending::Deploy => true,
-            _ if self.roll.is_some() => false,
+            _ if self.roll.is_some() && !planted::active(Bug::RecycleInRoll) => false,
             _ => self.starting() == 0,
         }
     }
@@ -179,7 +183,7 @@ impl Fleet {
         let (rolls, on_trial) = (self.roll.is_some(), self.roll().is_some_and(|roll| roll.tries(member)));
         let Some(place) = self.place_mut(number) else { return };
         place.short_of_memory = false;
-        if place.next == Some(name) && !on_trial {
+        if place.next == Some(name) && (!on_trial || planted::active(Bug::NoTrial)) {
             if !rolls {
                 self.recycle_at = now + now.duration_since(born);
             }
