@@ -33,6 +33,7 @@ pub mod output;
 mod pace;
 pub mod probe;
 pub mod process;
+mod program;
 mod report;
 pub mod run_directory;
 pub mod signals;

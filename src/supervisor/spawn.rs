@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::endpoint::{Endpoint, Ports};
 use super::exec::Instructions;
+use super::program;
 use crate::config::{self, App, ReadyBy, WorkerSocket};
 
 /// Replaced in the command's arguments by the path of the worker's socket.
@@ -80,7 +81,7 @@ impl Launcher {
             config::Command::Argv(words) => words.clone(),
             config::Command::BuiltIn => built_in(app, program)?,
         };
-        check_command(command.first().map(OsString::as_os_str).unwrap_or_default())?;
+        program::check(&command)?;
         let socket = socket_kind(&command, app.socket)?;
         if socket == WorkerSocket::Tcp && app.ready.by == ReadyBy::Join {
             return Err(
@@ -207,41 +208,6 @@ pub fn this_program() -> PathBuf {
         return PathBuf::from("/proc/self/exe");
     }
     std::env::current_exe().unwrap_or_else(|_| PathBuf::from("production_server"))
-}
-
-/// Whether a command can be found and run, before anything is started.
-///
-/// # Errors
-/// One sentence that names the command and what is wrong with it.
-pub fn check_command(program: &OsStr) -> Result<(), String> {
-    let name = program.to_string_lossy();
-    if program.is_empty() {
-        return Err("the worker's command is empty".to_owned());
-    }
-    if name.contains('/') {
-        let path = Path::new(program);
-        return match path.metadata() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(format!("cannot run `{name}`: there is no such file"))
-            }
-            Err(error) => Err(format!("cannot run `{name}`: {error}")),
-            Ok(metadata) if metadata.is_dir() => Err(format!("cannot run `{name}`: it is a directory")),
-            Ok(_) if !may_execute(path) => Err(format!("cannot run `{name}`: it is not executable (chmod +x)")),
-            Ok(_) => Ok(()),
-        };
-    }
-    let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/bin:/usr/bin"));
-    let mut candidates = std::env::split_paths(&path).map(|directory| directory.join(program));
-    if candidates.any(|candidate| candidate.is_file() && may_execute(&candidate)) {
-        return Ok(());
-    }
-    Err(format!("cannot run `{name}`: not found in PATH; install it, or give its path"))
-}
-
-fn may_execute(path: &Path) -> bool {
-    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
-    // SAFETY: the path is a string that ends in NUL and outlives the call.
-    unsafe { libc::access(path.as_ptr(), libc::X_OK) == 0 }
 }
 
 fn is_node(program: &OsStr) -> bool {
@@ -398,21 +364,6 @@ mod tests {
     fn only_node_is_given_the_socket_as_port() {
         for (program, expected) in [("node", true), ("/usr/bin/nodejs", true), ("nodemon", false), ("deno", false)] {
             assert_eq!(is_node(OsStr::new(program)), expected, "{program}");
-        }
-    }
-
-    #[test]
-    fn a_command_that_cannot_run_is_named() {
-        assert_eq!(check_command(OsStr::new("sh")), Ok(()));
-        assert_eq!(check_command(OsStr::new("/bin/sh")), Ok(()));
-        for (program, expected) in [
-            ("no-such-command-here", "not found in PATH"),
-            ("/no/such/file", "no such file"),
-            ("/etc/passwd", "not executable"),
-            ("/etc/", "directory"),
-        ] {
-            let said = check_command(OsStr::new(program)).unwrap_err();
-            assert!(said.contains(expected) && said.contains(program), "{said}");
         }
     }
 }
