@@ -17,4 +17,5 @@ mod simulation;
 mod supervision;
 mod support;
 mod tidy;
+mod upstreams;
 mod worker;

@@ -35,6 +35,7 @@ pub mod probe;
 pub mod process;
 mod program;
 mod report;
+pub mod resolver;
 pub mod run_directory;
 pub mod signals;
 pub mod spawn;
@@ -53,7 +54,7 @@ pub use run_directory::{RunDirectory, RunDirectoryError};
 use signals::{Request, Requester, Requests};
 use spawn::Launcher;
 use stop::Stop;
-use upstreams::Watched;
+use upstreams::{Listeners, Upstreams};
 use wake::{Farewell, Sleeper, Waker};
 use watch::Watcher;
 
@@ -85,6 +86,8 @@ pub struct Options {
     pub memory_interval: Duration,
     /// How many bytes may still be used, as [`memory::headroom`].
     pub headroom: fn() -> Option<u64>,
+    /// How the addresses of upstreams' names are found.
+    pub resolve: resolver::Resolve,
     /// The server around the supervisor, for the control socket; `None`: there is no control socket.
     pub about: Option<About>,
 }
@@ -97,6 +100,7 @@ impl Default for Options {
             signals: true,
             memory_interval: memory::INTERVAL,
             headroom: memory::headroom,
+            resolve: resolver::by_system,
             about: None,
         }
     }
@@ -224,8 +228,7 @@ pub struct Supervisor {
     waker: Waker,
     farewell: Farewell,
     sleeper: Sleeper,
-    upstreams: Vec<Watched>,
-    upstream_seen: bool,
+    upstreams: Upstreams,
     /// Sees changed files, where they are to reach the workers.
     watcher: Option<Watcher>,
     pace: Pace,
@@ -294,7 +297,7 @@ impl Supervisor {
             run.socket(&format!("{}{LONGEST_SUFFIX}", settings.app.name))?;
             workers = settings.app.workers;
         }
-        let upstreams = upstreams::watch_all(&settings, &dispatch, now)?;
+        let upstreams = Upstreams::new(&settings, &dispatch, options.resolve, waker.clone(), now)?;
         let scaling = settings.app.scaling.filter(|_| launcher.is_some());
         let observed = options.about.clone().map(Observed::new);
         let fleet = Fleet::new(rule(&settings), workers, now);
@@ -317,7 +320,6 @@ impl Supervisor {
             waker,
             sleeper,
             upstreams,
-            upstream_seen: false,
             watcher,
             pace: Pace::default(),
             control,
@@ -374,7 +376,8 @@ impl Supervisor {
             for (name, heard) in self.crew.hear(now) {
                 self.take_notice(name, heard, now);
             }
-            self.look_at_upstreams(now);
+            let Crew { dispatch, postboxes, log, .. } = &self.crew;
+            self.upstreams.look(Listeners { dispatch, postboxes, log }, now);
             self.scale_by_load(now);
             self.fleet.tick(now, &mut self.crew);
             // Behind the tick, which may have ended the roll that changes wait for.
@@ -425,7 +428,7 @@ impl Supervisor {
         if let Some(control) = &self.control {
             control.poll_entries(&mut entries);
         }
-        entries.extend(self.upstreams.iter().filter_map(Watched::descriptor).map(|fd| wake::entry(fd, libc::POLLOUT)));
+        entries.extend(self.upstreams.entries());
         let due = self.next_due().into_iter().chain(next_tick).min();
         let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
         if let Err(error) = wake::poll(&mut entries, timeout) {
@@ -437,7 +440,7 @@ impl Supervisor {
 
     fn next_due(&self) -> Option<Instant> {
         let probes = hearing::due(&self.crew.processes);
-        let upstreams = self.upstreams.iter().filter_map(Watched::due).min();
+        let upstreams = self.upstreams.due();
         let stop = self.stop.as_ref().map(Stop::due);
         let sample = self.scaler.is_some().then_some(self.sample_at);
         let release = self.release.map(|(_, at)| at);
@@ -617,8 +620,10 @@ impl Supervisor {
         | Notice::Suspect(id)
         | Notice::Stuck(id)) = notice;
         let Some(name) = self.crew.name(id) else {
-            if let Notice::Unreachable(id) = notice {
-                self.upstream_unreachable(id, now);
+            match notice {
+                Notice::Unreachable(id) => self.upstreams.unreachable(id, now),
+                Notice::Drained(id) => self.upstreams.drained(id, &self.crew.dispatch, now),
+                _ => {}
             }
             return;
         };
@@ -649,7 +654,7 @@ impl Supervisor {
             (Some(_), _) => AppState::Stopping,
             (None, fleet::AppState::Failed) => AppState::Failed,
             (None, fleet::AppState::Running) => AppState::Running,
-            (None, fleet::AppState::Starting) if self.upstream_seen => AppState::Running,
+            (None, fleet::AppState::Starting) if self.upstreams.seen() => AppState::Running,
             (None, fleet::AppState::Starting) => AppState::Starting,
         };
         self.crew.status.enter(state);
