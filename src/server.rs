@@ -92,6 +92,8 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
     let original_limit = raise_descriptor_limit();
     clamp_connections(&mut settings);
     let mut listeners = open_listeners(&settings)?;
+    // Workers may start elsewhere, and are told paths in it.
+    settings.run_dir = std::path::absolute(&settings.run_dir).unwrap_or(settings.run_dir);
     for (place, listener) in settings.listen.iter_mut().zip(&listeners) {
         listener.address.clone_into(place);
     }

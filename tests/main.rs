@@ -5,6 +5,7 @@ mod cli;
 mod conformance;
 mod control;
 mod crowds;
+mod environment;
 mod hot_reload;
 mod listen;
 mod lives;

@@ -140,6 +140,10 @@ const APP: &[Key] = &[
         let kinds = [("unix", WorkerSocket::Unix), ("inherit", WorkerSocket::Inherit), ("tcp", WorkerSocket::Tcp)];
         store(&mut settings.app.socket, choice(text, &kinds))
     }),
+    key("directory", "PATH", "", DIRECTORY_HELP, |settings, text| {
+        store(&mut settings.app.directory, path(text).map(Some))
+    })
+    .example("/srv/app/current"),
     key("watchdog", "DURATION", "", WATCHDOG_HELP, |settings, text| {
         store(&mut settings.app.watchdog, duration(text, POSITIVE).map(Some))
     })
@@ -263,6 +267,9 @@ const LIVES: &[Key] = &[
 
 const WORKERS_HELP: &str = "Worker processes; MIN..MAX: as the load asks; auto: one per core, at least 2; \
     join: none but those that join";
+
+const DIRECTORY_HELP: &str = "Where workers start; a link on the way is followed anew at each start [default: where the server was \
+    started, by the path in $PWD]";
 
 const WATCHDOG_HELP: &str = "Replace a worker that has said WATCHDOG=1 and then nothing for that time (sd_notify)";
 

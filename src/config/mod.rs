@@ -238,6 +238,8 @@ pub struct App {
     pub ready: Ready,
     /// How a worker gets its socket.
     pub socket: WorkerSocket,
+    /// Where workers start, as an absolute path that is resolved anew at each start; `None`: the server's own directory.
+    pub directory: Option<PathBuf>,
     /// How often a worker is to say that it is alive (sd_watchdog_enabled(3)); `None`: as often as it says itself.
     pub watchdog: Option<Duration>,
     /// What is sent to a worker that is stuck, before SIGKILL; `None`: nothing.
@@ -487,6 +489,7 @@ impl Default for App {
             },
             ready: Ready { by: ReadyBy::Listen, timeout: Duration::from_secs(15) },
             socket: WorkerSocket::Unix,
+            directory: None,
             watchdog: None,
             dump_signal: None,
             hot_reload: HotReload::None,

@@ -27,7 +27,7 @@ use super::probe::{Look, Probe};
 use super::process::{Process, exit_reason};
 use super::spawn::{Launcher, Particulars};
 use super::steward::Visitor;
-use super::{Options, READ_BUFFER, RunDirectory, Status, inspect};
+use super::{Options, READ_BUFFER, RunDirectory, Status, advice, inspect};
 use crate::config::Settings;
 use crate::control::SOCKET_NAME;
 use crate::dispatch::{Dispatch, Moves, Target, WorkerId};
@@ -57,6 +57,8 @@ pub(super) struct Crew {
     pub news: News,
     /// Rolls that have ended and were not told to those who wait for them.
     pub ended_rolls: Vec<RollReport>,
+    /// The newest generation of which a worker has been ready.
+    newest_ready: u32,
     buffer: Box<[u8]>,
 }
 
@@ -88,6 +90,7 @@ impl Crew {
             status: Arc::default(),
             news: News::default(),
             ended_rolls: Vec::new(),
+            newest_ready: 0,
             buffer: vec![0; READ_BUFFER].into_boxed_slice(),
         })
     }
@@ -178,6 +181,7 @@ impl Crew {
             name,
             id,
             number,
+            generation,
             label,
             endpoint,
             child,
@@ -325,6 +329,24 @@ impl Crew {
         self.news.add(event, message, fields);
     }
 
+    /// With the first of a generation comes where it really runs, behind all links, and whether it has a pool of its own.
+    fn say_ready(&mut self, name: Name) {
+        let Some(process) = self.process(name) else { return };
+        let took = format!("{} ms", process.born.elapsed().as_millis());
+        let (label, pid, generation) = (process.label.clone(), process.child.id(), process.generation);
+        let is_first = generation > self.newest_ready;
+        self.newest_ready = self.newest_ready.max(generation);
+        let directory = is_first.then(|| inspect::directory(pid)).flatten();
+        let directory = directory.map(|directory| directory.display().to_string());
+        let mut fields: Vec<(&str, &dyn Display)> = vec![("worker", &label), ("pid", &pid), ("took", &took)];
+        fields.extend(directory.as_ref().map(|directory| ("directory", directory as &dyn Display)));
+        self.tell(Level::Info, "worker-ready", "worker ready", &fields);
+        let concurrency = self.settings.app.concurrency;
+        if let Some(advice) = is_first.then(|| advice::about_children(pid, concurrency)).flatten() {
+            self.tell(Level::Warn, "own-pool", &advice, &[("worker", &label)]);
+        }
+    }
+
     /// The socket did not come, or not come back: says all that can be known.
     fn say_not_ready(&mut self, name: Name, starting: bool) {
         let timeout = self.settings.app.ready.timeout;
@@ -468,13 +490,7 @@ impl Machine for Crew {
     fn say(&mut self, event: Event) {
         let app = self.settings.app.name.clone();
         match event {
-            Event::Ready(name) => {
-                let Some(process) = self.process(name) else { return };
-                let took = format!("{} ms", process.born.elapsed().as_millis());
-                let (label, pid) = (process.label.clone(), process.child.id());
-                let fields: [(&str, &dyn Display); 3] = [("worker", &label), ("pid", &pid), ("took", &took)];
-                self.tell(Level::Info, "worker-ready", "worker ready", &fields);
-            }
+            Event::Ready(name) => self.say_ready(name),
             Event::StartFailed(number, why) => {
                 let message = format!("cannot start a worker: {why}");
                 self.tell(Level::Error, "worker-start-failed", &message, &[("worker", &number)]);

@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 
 /// The state of a listening socket in /proc/net/tcp (proc_net(5); TCP_LISTEN in the kernel's tcp_states.h).
 const TCP_LISTEN: &str = "0A";
@@ -47,6 +48,11 @@ pub fn is_dying(process: u32) -> bool {
     }
     let flags = stat_field(process, 6).and_then(|flags| flags.parse::<u32>().ok());
     flags.is_none_or(|flags| flags & EXITING != 0)
+}
+
+/// The directory in which a process is, behind all links. The system keeps it with the process: no file system is asked.
+pub fn directory(process: u32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{process}/cwd")).ok()
 }
 
 fn group_of(process: u32) -> Option<u32> {

@@ -18,6 +18,7 @@ use crate::fleet::{self, Ending, Fleet, Load, Member, Name, RestartRule, Scaler}
 use crate::log::{Level, Log};
 use crate::mailbox::Postboxes;
 
+mod advice;
 mod crew;
 pub mod endpoint;
 pub mod exec;
@@ -301,6 +302,9 @@ impl Supervisor {
         let scaling = settings.app.scaling.filter(|_| launcher.is_some());
         let observed = options.about.clone().map(Observed::new);
         let fleet = Fleet::new(rule(&settings), workers, now);
+        if let Some(advice) = launcher.as_ref().and_then(Launcher::advice) {
+            log.event(Level::Warn, advice, &[("event", &"own-pool")]);
+        }
         let crew = Crew::new(settings, dispatch, postboxes, log, run, options, launcher)?;
         let watcher = watch_files(&crew, &waker);
         let control = observed.is_some().then(|| ControlServer::open(&crew.control_path()));

@@ -11,22 +11,22 @@ use std::path::Path;
 /// Characters that mean something to a shell, and nothing to a program.
 const OF_SHELLS: &[char] = &['|', '&', ';', '<', '>', '(', ')', '$', '`', '"', '\'', '\\', '*', '?', '[', '~', '#'];
 
-/// Whether a command can be found and run.
+/// Whether a command can be found and run. A path is relative to `directory`, or where there is none, to where the server started.
 ///
 /// # Errors
 /// One sentence that names the program and what is wrong with it, and where that is known, the line that works.
-pub fn check(command: &[OsString]) -> Result<(), String> {
+pub fn check(command: &[OsString], directory: Option<&Path>) -> Result<(), String> {
     let program = command.first().map(OsString::as_os_str).unwrap_or_default();
-    check_program(program).map_err(|error| explain_as_shell(command).unwrap_or(error))
+    check_program(program, directory).map_err(|error| explain_as_shell(command, directory).unwrap_or(error))
 }
 
-fn check_program(program: &OsStr) -> Result<(), String> {
+fn check_program(program: &OsStr, directory: Option<&Path>) -> Result<(), String> {
     let name = program.to_string_lossy();
     if program.is_empty() {
         return Err("the worker's command is empty".to_owned());
     }
     if name.contains('/') {
-        let path = Path::new(program);
+        let path = &directory.unwrap_or(Path::new("")).join(program);
         return match path.metadata() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 Err(format!("cannot run `{name}`: there is no such file"))
@@ -52,7 +52,7 @@ fn may_execute(path: &Path) -> bool {
 }
 
 /// What to say about a command that cannot be run and that looks as if it were for a shell; `None`: it does not.
-fn explain_as_shell(command: &[OsString]) -> Option<String> {
+fn explain_as_shell(command: &[OsString], directory: Option<&Path>) -> Option<String> {
     let (first, others) = command.split_first()?;
     let first = first.to_str()?;
     let behind: String = others.iter().map(|word| format!(" {}", quoted(&word.to_string_lossy()))).collect();
@@ -72,7 +72,7 @@ fn explain_as_shell(command: &[OsString]) -> Option<String> {
         ));
     }
     let line = words.join(" ");
-    let missing = match check_program(OsStr::new(words[0])) {
+    let missing = match check_program(OsStr::new(words[0]), directory) {
         Ok(()) => String::new(),
         Err(error) => format!("; and {error}"),
     };
@@ -103,13 +103,13 @@ mod tests {
     use super::*;
 
     fn refusal(words: &[&str]) -> String {
-        check(&words.iter().map(OsString::from).collect::<Vec<_>>()).unwrap_err()
+        check(&words.iter().map(OsString::from).collect::<Vec<_>>(), None).unwrap_err()
     }
 
     #[test]
     fn a_command_that_cannot_run_is_named() {
-        assert_eq!(check(&["sh".into()]), Ok(()));
-        assert_eq!(check(&["/bin/sh".into(), "-c".into(), "a; b".into()]), Ok(()));
+        assert_eq!(check(&["sh".into()], None), Ok(()));
+        assert_eq!(check(&["/bin/sh".into(), "-c".into(), "a; b".into()], None), Ok(()));
         assert!(refusal(&[]).contains("empty"));
         for (program, expected) in [
             ("no-such-command-here", "not found in PATH"),
@@ -152,6 +152,9 @@ mod tests {
         let path = directory.path().join("my server");
         std::fs::write(&path, "#!/bin/sh\n").unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-        assert_eq!(check(&[path.into()]), Ok(()));
+        assert_eq!(check(&[path.into()], None), Ok(()));
+        let relative = [OsString::from("./my server")];
+        assert_eq!(check(&relative, Some(directory.path())), Ok(()));
+        assert!(check(&relative, None).is_err());
     }
 }

@@ -10,25 +10,44 @@ use std::time::Duration;
 
 use super::endpoint::{Endpoint, Ports};
 use super::exec::Instructions;
-use super::program;
+use super::{advice, program};
 use crate::config::{self, App, ReadyBy, WorkerSocket};
 
 /// Replaced in the command's arguments by the path of the worker's socket.
 const SOCKET_WORD: &str = "{socket}";
 /// Replaced in the command's arguments by the worker's TCP port.
 const PORT_WORD: &str = "{port}";
-/// What the server may have been given by systemd, by a shell or by a server above it, and what is not the workers'.
-const NOT_INHERITED: [&str; 9] = [
+/// What is meant for the server and does not reach the workers, whoever set it: systemd (systemd.exec(5)), a shell, or a server above.
+/// Credentials ($CREDENTIALS_DIRECTORY) are the app's and do.
+const NOT_INHERITED: [&str; 19] = [
     "LISTEN_FDS",
     "LISTEN_PID",
+    "LISTEN_PIDFDID",
     "LISTEN_FDNAMES",
+    "FDSTORE",
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
+    "SYSTEMD_EXEC_PID",
+    "JOURNAL_STREAM",
+    "RUNTIME_DIRECTORY",
+    "STATE_DIRECTORY",
+    "CACHE_DIRECTORY",
+    "LOGS_DIRECTORY",
+    "CONFIGURATION_DIRECTORY",
     "PORT",
     "SOCKET_PATH",
     "CONTROL_SOCKET",
+    "WEB_CONCURRENCY",
 ];
+/// What the names of the server's own settings begin with.
+const PREFIXES_NOT_INHERITED: [&str; 2] = ["PRODUCTION_SERVER_", "RIP_"];
+
+/// Whether a variable of the server's environment is kept from the workers.
+fn is_for_the_server(name: &OsStr) -> bool {
+    NOT_INHERITED.iter().any(|own| name == *own)
+        || PREFIXES_NOT_INHERITED.iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes()))
+}
 
 /// What is the same for all workers of an app.
 #[derive(Clone, Debug)]
@@ -38,6 +57,8 @@ pub struct Launcher {
     /// The command and its arguments as they were given; never empty.
     command: Vec<OsString>,
     socket: WorkerSocket,
+    /// Where workers start, resolved anew at each start; `None`: where the server did.
+    directory: Option<PathBuf>,
     /// `WORKER_CONCURRENCY`.
     concurrency: u32,
     /// `WATCHDOG_USEC`.
@@ -81,7 +102,10 @@ impl Launcher {
             config::Command::Argv(words) => words.clone(),
             config::Command::BuiltIn => built_in(app, program)?,
         };
-        program::check(&command)?;
+        if let Some(directory) = app.directory.as_ref().filter(|directory| !directory.is_dir()) {
+            return Err(format!("cannot start workers in {}: there is no such directory", directory.display()));
+        }
+        program::check(&command, app.directory.as_deref())?;
         let socket = socket_kind(&command, app.socket)?;
         if socket == WorkerSocket::Tcp && app.ready.by == ReadyBy::Join {
             return Err(
@@ -94,6 +118,7 @@ impl Launcher {
             program: program.to_path_buf(),
             socket,
             command,
+            directory: app.directory.clone(),
             concurrency: app.concurrency.max(1),
             watchdog: app.watchdog,
             notify: app.ready.by == ReadyBy::Notify,
@@ -117,6 +142,11 @@ impl Launcher {
         self.notify || self.watchdog.is_some()
     }
 
+    /// A line about a command that starts a pool of its own ([`advice`]).
+    pub fn advice(&self) -> Option<String> {
+        advice::about(&self.command, self.concurrency)
+    }
+
     /// Starts a worker in a process group of its own, with pipes for its output. The group's id is the child's. A socket
     /// that the worker inherits is the worker's alone afterwards, whatever comes back.
     ///
@@ -128,6 +158,7 @@ impl Launcher {
             parent: std::process::id(),
             descriptors: self.descriptors,
             socket_on_stdin: listener.is_some(),
+            directory: self.directory.clone(),
             command: self.command.iter().map(|word| filled_in(word, endpoint)).collect(),
         };
         let mut shim = Command::new(&self.program);
@@ -140,7 +171,7 @@ impl Launcher {
 
     /// The worker contract's variables.
     fn set_environment(&self, shim: &mut Command, particulars: Particulars<'_>, endpoint: &Endpoint) {
-        for name in NOT_INHERITED {
+        for name in std::env::vars_os().map(|(name, _)| name).filter(|name| is_for_the_server(name)) {
             shim.env_remove(name);
         }
         let number = particulars.number.to_string();
@@ -149,7 +180,12 @@ impl Launcher {
             .env("CLUSTER_WORKER_ID", &number)
             .env("GENERATION", particulars.generation.to_string())
             .env("MAX_REQUESTS", particulars.limit.to_string())
-            .env("WORKER_CONCURRENCY", self.concurrency.to_string());
+            .env("WORKER_CONCURRENCY", self.concurrency.to_string())
+            // For gunicorn, uvicorn and Puma: a worker is one process, and the server has several.
+            .env("WEB_CONCURRENCY", "1");
+        if let Some(path) = &self.directory {
+            shim.env("PWD", path);
+        }
         if let Some(path) = endpoint.path() {
             shim.env("SOCKET_PATH", path);
         }
@@ -324,25 +360,24 @@ mod tests {
             ("GENERATION", Some("7")),
             ("MAX_REQUESTS", Some("500")),
             ("WORKER_CONCURRENCY", Some("1")),
+            ("WEB_CONCURRENCY", Some("1")),
             ("PORT", None),
             ("CONTROL_SOCKET", None),
             ("NOTIFY_SOCKET", None),
             ("WATCHDOG_USEC", None),
-            ("WATCHDOG_PID", None),
-            ("LISTEN_FDS", None),
         ] {
-            assert_eq!(plain.get(name).map(Option::as_deref), Some(expected), "{name}");
+            assert_eq!(plain.get(name).cloned().flatten().as_deref(), expected, "{name}");
         }
         let mut as_node = launcher("x", |_| {}).unwrap();
         as_node.command = vec!["/usr/bin/node".into(), "a.js".into()];
         assert_eq!(of(&as_node, None)["PORT"].as_deref(), Some(given));
         as_node.socket = WorkerSocket::Inherit;
-        assert_eq!(of(&as_node, None)["PORT"], None, "there is nothing left to open");
+        assert_eq!(of(&as_node, None).get("PORT").cloned().flatten(), None, "there is nothing left to open");
         std::fs::remove_file(&path).unwrap();
         as_node.socket = WorkerSocket::Tcp;
         let tcp = of(&as_node, None);
         assert!(tcp["PORT"].as_ref().unwrap().parse::<u16>().unwrap() > 0);
-        assert_eq!(tcp["SOCKET_PATH"], None);
+        assert_eq!(tcp.get("SOCKET_PATH").cloned().flatten(), None);
         let mut speaking = launcher("x", |app| app.watchdog = Some(Duration::from_millis(1500))).unwrap();
         speaking.control = Some("/run/control.sock".into());
         assert!(speaking.listens_to_workers());
@@ -350,6 +385,25 @@ mod tests {
         assert_eq!(speaking["NOTIFY_SOCKET"].as_deref(), Some("/run/web.note"));
         assert_eq!(speaking["CONTROL_SOCKET"].as_deref(), Some("/run/control.sock"));
         assert_eq!(speaking["WATCHDOG_USEC"].as_deref(), Some("1500000"));
+    }
+
+    #[test]
+    fn what_is_meant_for_the_server_is_known_by_its_name() {
+        for (name, expected) in [
+            ("WEB_CONCURRENCY", true),
+            ("RIP_MAX_QUEUE", true),
+            ("PRODUCTION_SERVER_WORKERS", true),
+            ("RUNTIME_DIRECTORY", true),
+            ("STATE_DIRECTORY", true),
+            ("LISTEN_FDS", true),
+            ("WATCHDOG_PID", true),
+            ("CREDENTIALS_DIRECTORY", false),
+            ("RIPPLE", false),
+            ("MY_PORT", false),
+            ("PATH", false),
+        ] {
+            assert_eq!(is_for_the_server(OsStr::new(name)), expected, "{name}");
+        }
     }
 
     #[test]

@@ -1,0 +1,139 @@
+//! What a worker finds around itself: its variables, and the directory that it starts in.
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::support::{PROGRAM, Server, folder, until};
+
+/// A command whose built-in worker leaves its variables in `environment.ID` first.
+fn telling(directory: &Path) -> String {
+    format!(
+        "env > {0}/new.$WORKER_ID; mv {0}/new.$WORKER_ID {0}/environment.$WORKER_ID; exec {PROGRAM} worker",
+        directory.display()
+    )
+}
+
+fn variables(directory: &Path) -> Vec<(String, String)> {
+    let text = std::fs::read_to_string(directory.join("environment.1")).unwrap();
+    let pairs = text.lines().filter_map(|line| line.split_once('='));
+    pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
+#[test]
+fn what_is_meant_for_the_server_does_not_reach_its_workers() {
+    let folder = folder();
+    let mut command = Command::new(PROGRAM);
+    let for_the_server = [
+        ("RIP_MAX_QUEUE", "7"),
+        ("PRODUCTION_SERVER_WORKERS", "1"),
+        ("RUNTIME_DIRECTORY", "/nonexistent"),
+        ("STATE_DIRECTORY", "/var/lib/app"),
+        ("NOTIFY_SOCKET", "/nonexistent"),
+    ];
+    command.envs(for_the_server).env("DATABASE_URL", "db://");
+    let server = Server::start_as(command, "epoll", &["--", "sh", "-c", &telling(folder.path())]);
+    server.until_ready(1);
+    let found = variables(folder.path());
+    for (name, _) in for_the_server {
+        assert!(!found.iter().any(|(found, _)| found == name), "{name} reached the worker");
+    }
+    for (name, value) in [("WEB_CONCURRENCY", "1"), ("DATABASE_URL", "db://"), ("WORKER_ID", "1")] {
+        assert!(found.contains(&(name.to_owned(), value.to_owned())), "{name}: {found:?}");
+    }
+}
+
+/// Two releases, each of which tells its name and then serves, and a link to the first.
+struct Releases {
+    folder: tempfile::TempDir,
+    current: PathBuf,
+}
+
+impl Releases {
+    fn new() -> Releases {
+        let folder = folder();
+        for release in ["1", "2"] {
+            let directory = folder.path().join("releases").join(release);
+            std::fs::create_dir_all(&directory).unwrap();
+            let script = directory.join("serve");
+            let seen = folder.path().join("seen");
+            let text = format!("#!/bin/sh\necho {release} $PWD >> {}\nexec {PROGRAM} worker\n", seen.display());
+            std::fs::write(&script, text).unwrap();
+            std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        let current = folder.path().join("current");
+        symlink("releases/1", &current).unwrap();
+        Releases { folder, current }
+    }
+
+    /// What has started so far: the release, and where it thinks that it is.
+    fn seen(&self) -> Vec<String> {
+        let text = std::fs::read_to_string(self.folder.path().join("seen")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Deploys the second release, and removes the first.
+    fn deploy(&self, run: &str) {
+        let restart = || Command::new(PROGRAM).args(["restart", "--wait", "--run-dir", run]).output().unwrap();
+        let other = self.folder.path().join("next");
+        symlink("releases/2", &other).unwrap();
+        std::fs::rename(&other, &self.current).unwrap();
+        let output = restart();
+        assert!(output.status.success(), "{output:?}");
+        std::fs::remove_dir_all(self.folder.path().join("releases/1")).unwrap();
+        let output = restart();
+        assert!(output.status.success(), "{output:?}");
+    }
+
+    /// Serves from `current` by that command, with these flags, through a deploy.
+    fn survive(&self, command: Command, flags: &[&str]) {
+        let run = self.folder.path().join("run").display().to_string();
+        let flags = [flags, &["--run-dir", &run, "-w", "1", "--", "./serve"]].concat();
+        let server = Server::start_as(command, "epoll", &flags);
+        server.until_ready(1);
+        let here = self.current.display();
+        assert_eq!(self.seen(), [format!("1 {here}")]);
+        self.deploy(&run);
+        assert_eq!(self.seen()[1..], [format!("2 {here}"), format!("2 {here}")]);
+        let real = std::fs::canonicalize(&self.current).unwrap();
+        until("the log names the real directory", || server.has_said(&format!("\"directory\":\"{}\"", real.display())));
+    }
+}
+
+#[test]
+fn a_deploy_through_a_link_runs_the_new_release() {
+    let releases = Releases::new();
+    let mut command = Command::new(PROGRAM);
+    command.current_dir(&releases.current).env("PWD", &releases.current);
+    releases.survive(command, &[]);
+}
+
+#[test]
+fn workers_start_in_the_directory_that_was_given() {
+    let releases = Releases::new();
+    let current = releases.current.display().to_string();
+    releases.survive(Command::new(PROGRAM), &["--directory", &current]);
+}
+
+#[test]
+fn another_path_in_pwd_is_not_believed() {
+    let releases = Releases::new();
+    let mut command = Command::new(PROGRAM);
+    command.current_dir(releases.folder.path().join("releases/2")).env("PWD", &releases.current);
+    let server = Server::start_as(command, "epoll", &["-w", "1", "--", "./serve"]);
+    server.until_ready(1);
+    assert!(releases.seen()[0].starts_with("2 "), "{:?}", releases.seen());
+}
+
+#[test]
+fn a_command_with_a_pool_of_its_own_gets_a_line_of_advice() {
+    let folder = folder();
+    let gunicorn = folder.path().join("gunicorn");
+    symlink("/bin/sh", &gunicorn).unwrap();
+    let script = format!("exec {PROGRAM} worker");
+    let flags = ["-w", "1", "--", gunicorn.to_str().unwrap(), "-c", &script, "-w", "3"];
+    let server = Server::start("epoll", &flags);
+    server.until_ready(1);
+    assert_eq!(server.lines().iter().filter(|line| line.contains("own-pool")).count(), 1);
+    assert!(server.has_said("(gunicorn -w 3)"));
+}
