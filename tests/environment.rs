@@ -125,6 +125,102 @@ fn another_path_in_pwd_is_not_believed() {
     assert!(releases.seen()[0].starts_with("2 "), "{:?}", releases.seen());
 }
 
+/// A server in Python that listens as those lines say, in `address`.
+fn python(lines: &str) -> String {
+    format!(
+        "import os, socketserver\n\
+         from http.server import BaseHTTPRequestHandler\n\
+         class Handler(BaseHTTPRequestHandler):\n    \
+             def do_GET(self):\n        \
+                 self.send_response(200)\n        \
+                 self.send_header('Content-Length', '2')\n        \
+                 self.end_headers()\n        \
+                 self.wfile.write(b'ok')\n    \
+             def log_message(self, *_): pass\n    \
+             def address_string(self): return ''\n\
+         socketserver.TCPServer.allow_reuse_address = True\n\
+         {lines}\n"
+    )
+}
+
+const ON_PORT: &str = "socketserver.TCPServer(('127.0.0.1', int(os.environ['PORT'])), Handler).serve_forever()";
+const ON_ALL: &str = "socketserver.TCPServer(('', int(os.environ['PORT'])), Handler).serve_forever()";
+const ON_PATH: &str = "socketserver.UnixStreamServer(os.environ['SOCKET_PATH'], Handler).serve_forever()";
+const ON_V6: &str = "import socket\nclass V6(socketserver.TCPServer):\n    address_family = socket.AF_INET6\n\
+    V6(('::1', int(os.environ['PORT'])), Handler).serve_forever()";
+
+/// Whether this machine has an IPv6 loopback address.
+fn has_v6() -> bool {
+    std::net::TcpListener::bind("[::1]:0").is_ok()
+}
+
+#[test]
+fn a_worker_is_found_on_whichever_it_opens() {
+    let folder = folder();
+    for (number, lines) in [ON_PORT, ON_ALL, ON_PATH, ON_V6].into_iter().enumerate() {
+        if lines == ON_V6 && !has_v6() {
+            continue;
+        }
+        let app = folder.path().join(format!("app{number}.py"));
+        std::fs::write(&app, python(lines)).unwrap();
+        let script = format!("exec python3 {}", app.display());
+        for ready in ["listen", "http:/"] {
+            let server = Server::start("epoll", &["-w", "2", "--ready", ready, "--", "sh", "-c", &script]);
+            server.until_ready(2);
+            for _ in 0..3 {
+                assert_eq!(server.client().get("/x").text(), "ok", "{lines}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_port_that_another_program_has_taken_is_not_the_workers() {
+    let folder = folder();
+    let app = folder.path().join("app.py");
+    // The listener leaves the worker's process group, so that to the server it is a stranger's; it ends with the worker.
+    let lines = format!(
+        "import threading, time\n\
+         r, w = os.pipe()\n\
+         if os.fork() == 0:\n    \
+             os.setsid()\n    \
+             os.close(w)\n    \
+             threading.Thread(target=lambda: (os.read(r, 1), os._exit(0))).start()\n    \
+             Handler.do_GET = lambda self: (self.send_response(418), self.end_headers())\n    \
+             {ON_PORT}\n\
+         time.sleep(1)\n\
+         {ON_PATH}"
+    );
+    std::fs::write(&app, python(&lines)).unwrap();
+    let script = format!("exec python3 {}", app.display());
+    let server = Server::start("epoll", &["-w", "1", "--", "sh", "-c", &script]);
+    server.until_ready(1);
+    assert_eq!(server.client().get("/x").text(), "ok");
+}
+
+#[test]
+fn an_app_that_takes_its_port_for_a_number_is_told_the_flag() {
+    let folder = folder();
+    let app = folder.path().join("app.py");
+    std::fs::write(&app, python("socketserver.TCPServer(('127.0.0.1', 0), Handler).serve_forever()")).unwrap();
+    let script = format!("exec python3 {}", app.display());
+    let told = |flags: &[&str]| {
+        let command = ["--ready-timeout", "2s", "-w", "1", "--", "sh", "-c", &script];
+        let server = Server::start("epoll", &[flags, &command].concat());
+        let mut line = None;
+        until("it is told", || {
+            line = server.lines().into_iter().find(|line| line.contains("worker-not-ready"));
+            line.is_some()
+        });
+        let line: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+        line["message"].as_str().unwrap().to_owned()
+    };
+    let message = told(&["--socket", "unix"]);
+    assert!(message.ends_with("needs --socket tcp"), "{message}");
+    let message = told(&[]);
+    assert!(message.contains("it listens on 127.0.0.1:") && message.ends_with("--port {port}"), "{message}");
+}
+
 #[test]
 fn a_command_with_a_pool_of_its_own_gets_a_line_of_advice() {
     let folder = folder();

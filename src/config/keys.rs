@@ -136,8 +136,13 @@ const APP: &[Key] = &[
     key("ready-timeout", "DURATION", "15s", "How long a worker may take to get ready", |settings, text| {
         store(&mut settings.app.ready.timeout, duration(text, POSITIVE))
     }),
-    key("socket", "KIND", "unix", "What a worker listens on: unix, inherit (descriptor 3) or tcp", |settings, text| {
-        let kinds = [("unix", WorkerSocket::Unix), ("inherit", WorkerSocket::Inherit), ("tcp", WorkerSocket::Tcp)];
+    key("socket", "KIND", "auto", SOCKET_HELP, |settings, text| {
+        let kinds = [
+            ("auto", WorkerSocket::Auto),
+            ("unix", WorkerSocket::Unix),
+            ("inherit", WorkerSocket::Inherit),
+            ("tcp", WorkerSocket::Tcp),
+        ];
         store(&mut settings.app.socket, choice(text, &kinds))
     }),
     key("directory", "PATH", "", DIRECTORY_HELP, |settings, text| {
@@ -267,6 +272,9 @@ const LIVES: &[Key] = &[
 
 const WORKERS_HELP: &str = "Worker processes; MIN..MAX: as the load asks; auto: one per core, at least 2; \
     join: none but those that join";
+
+const SOCKET_HELP: &str = "What a worker listens on: unix ($SOCKET_PATH), tcp ($PORT), inherit (descriptor 3), or auto: whichever \
+    of the first two it opens";
 
 const DIRECTORY_HELP: &str = "Where workers start; a link on the way is followed anew at each start [default: where the server was \
     started, by the path in $PWD]";

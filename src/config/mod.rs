@@ -365,6 +365,8 @@ pub enum ReadyBy {
 /// How a worker gets its socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkerSocket {
+    /// It is given both a path and a port, and uses either; one that is known to take a path is given that alone.
+    Auto,
     /// It opens a Unix socket at the path that it is given.
     Unix,
     /// It inherits a listening Unix socket as descriptor 3 (sd_listen_fds(3)).
@@ -488,7 +490,7 @@ impl Default for App {
                 max_unavailable: 0,
             },
             ready: Ready { by: ReadyBy::Listen, timeout: Duration::from_secs(15) },
-            socket: WorkerSocket::Unix,
+            socket: WorkerSocket::Auto,
             directory: None,
             watchdog: None,
             dump_signal: None,

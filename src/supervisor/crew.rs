@@ -175,7 +175,8 @@ impl Crew {
         let app = &self.settings.app;
         let watchdog = Watchdog::new(app.watchdog);
         let process = Process {
-            probe: Probe::of_readiness(&app.ready.by, address, endpoint.inherited(), now),
+            probe: Probe::of_readiness(&app.ready.by, address, endpoint.inherited(), now)
+                .map(|probe| probe.or_at(endpoint.others().iter().cloned())),
             voice: notify.map(|socket| Voice { socket, watchdog, status: String::new() }),
             memory: app.recycle.memory.map(|limit| MemoryWatch::new(limit, self.memory_interval, now)),
             name,
@@ -211,10 +212,29 @@ impl Crew {
                 probe.later(now);
                 continue;
             }
+            let address = probe.address().clone();
+            let port = address.as_socket().filter(|_| process.endpoint.may_leave_port()).map(|address| address.port());
+            if port.is_some_and(|port| inspect::is_foreign(process.child.id(), port)) {
+                probe.later(now);
+                continue;
+            }
             process.probe = None;
+            if process.endpoint.settle(&address) {
+                self.dispatch.locate(process.id, address);
+            }
             found.push(process.name);
         }
         found
+    }
+
+    /// A worker says that it is ready. Whether it has to be looked for first, since it may listen at several places.
+    pub fn must_be_found(&mut self, name: Name, now: Instant) -> bool {
+        let Some(process) = self.process_mut(name).filter(|process| !process.endpoint.others().is_empty()) else {
+            return false;
+        };
+        let probe = Probe::of_worker(process.endpoint.address().clone(), now);
+        process.probe = Some(probe.or_at(process.endpoint.others().iter().cloned()));
+        true
     }
 
     /// The processes that have ended, not reaped yet.
@@ -351,14 +371,18 @@ impl Crew {
     fn say_not_ready(&mut self, name: Name, starting: bool) {
         let timeout = self.settings.app.ready.timeout;
         let Some(process) = self.process(name) else { return };
-        let elsewhere = match inspect::listening_addresses(process.child.id()).join(", ") {
+        let listens_on = inspect::listening_addresses(process.child.id());
+        let elsewhere = match listens_on.join(", ") {
             none if none.is_empty() => "nothing".to_owned(),
             some => some,
         };
         let (label, pid, last) = (process.label.clone(), process.child.id(), process.last_lines.joined());
         let reason = process.probe.as_ref().and_then(Probe::reason);
         let message = match starting {
-            true => process.endpoint.not_ready(&self.settings.app.ready.by, timeout, reason),
+            true => {
+                let message = process.endpoint.not_ready(&self.settings.app.ready.by, timeout, reason);
+                message + &process.endpoint.remedy(&listens_on)
+            }
             false => process.endpoint.not_back(timeout, reason),
         };
         let fields: [(&str, &dyn Display); 4] =

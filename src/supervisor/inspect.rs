@@ -50,6 +50,13 @@ pub fn is_dying(process: u32) -> bool {
     flags.is_none_or(|flags| flags & EXITING != 0)
 }
 
+/// Whether a port on which somebody listens is not known to be that group's. Where there is nothing to read it is taken for the group's.
+pub fn is_foreign(group: u32, port: u16) -> bool {
+    let suffix = format!(":{port}");
+    let is_it = |address: &String| !address.starts_with("unix:") && address.ends_with(&suffix);
+    cfg!(target_os = "linux") && !listening_addresses(group).iter().any(is_it)
+}
+
 /// The directory in which a process is, behind all links. The system keeps it with the process: no file system is asked.
 pub fn directory(process: u32) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{process}/cwd")).ok()

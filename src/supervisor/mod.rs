@@ -608,7 +608,9 @@ impl Supervisor {
         match heard {
             // A worker that has been ready and is looked at again is known by its socket alone.
             Heard::Ready if self.fleet.member(name).is_some_and(Member::is_starting) => {
-                self.fleet.ready(name, now, &mut self.crew);
+                if !self.crew.must_be_found(name, now) {
+                    self.fleet.ready(name, now, &mut self.crew);
+                }
             }
             Heard::Ready => {}
             Heard::Leaves => self.fleet.leaving(name, now, &mut self.crew),
@@ -665,7 +667,11 @@ impl Supervisor {
         self.crew.status.wanted.store(self.fleet.wanted(), Ordering::Relaxed);
         if state == AppState::Failed && !self.fleet.ever_ready() {
             let app: &dyn std::fmt::Display = &self.crew.settings.app.name;
-            self.crew.log.event(Level::Error, "no worker was ever ready; the server ends", &[("app", app)]);
+            let hint = "an app that takes $PORT for a number needs --socket tcp";
+            let has_path = self.crew.launcher.as_ref().is_some_and(Launcher::has_path_as_port);
+            let mut fields = vec![("app", app)];
+            fields.extend(has_path.then_some(("hint", &hint as &dyn std::fmt::Display)));
+            self.crew.log.event(Level::Error, "no worker was ever ready; the server ends", &fields);
             self.exit = Some(ExitReason::NeverReady);
             self.begin_stop(now);
         }

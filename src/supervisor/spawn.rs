@@ -106,7 +106,7 @@ impl Launcher {
             return Err(format!("cannot start workers in {}: there is no such directory", directory.display()));
         }
         program::check(&command, app.directory.as_deref())?;
-        let socket = socket_kind(&command, app.socket)?;
+        let socket = socket_kind(&command, app)?;
         if socket == WorkerSocket::Tcp && app.ready.by == ReadyBy::Join {
             return Err(
                 "a worker on a TCP port has no socket to join with: expected another --ready, or no {port} and no \
@@ -140,6 +140,11 @@ impl Launcher {
     /// depends on it.
     pub fn listens_to_workers(&self) -> bool {
         self.notify || self.watchdog.is_some()
+    }
+
+    /// Whether `PORT` is the path of the worker's socket: in node, `listen(process.env.PORT)` takes either.
+    pub fn has_path_as_port(&self) -> bool {
+        self.socket == WorkerSocket::Unix && is_node(&self.command[0])
     }
 
     /// A line about a command that starts a pool of its own ([`advice`]).
@@ -191,8 +196,8 @@ impl Launcher {
         }
         if let Some(port) = endpoint.port() {
             shim.env("PORT", port.to_string());
-        } else if is_node(&self.command[0]) && endpoint.inherited().is_none() {
-            shim.env("PORT", endpoint.path().unwrap_or(Path::new("")));
+        } else if let Some(path) = endpoint.path().filter(|_| self.has_path_as_port()) {
+            shim.env("PORT", path);
         }
         if let Some(path) = &self.control {
             shim.env("CONTROL_SOCKET", path);
@@ -221,8 +226,14 @@ fn built_in(app: &App, program: &Path) -> Result<Vec<OsString>, String> {
     Ok(command)
 }
 
-/// What a worker listens on, as its command and the configuration say together: `{port}` asks for TCP by itself.
-fn socket_kind(command: &[OsString], configured: WorkerSocket) -> Result<WorkerSocket, String> {
+/// What a worker listens on, as its command and the configuration say together: `{port}` asks for TCP by itself, and what is known to
+/// take a path, be it as its `PORT`, is given no port.
+fn socket_kind(command: &[OsString], app: &App) -> Result<WorkerSocket, String> {
+    let takes_path = app.command == config::Command::BuiltIn || is_node(&command[0]) || app.ready.by == ReadyBy::Join;
+    let configured = match app.socket {
+        WorkerSocket::Auto if takes_path => WorkerSocket::Unix,
+        configured => configured,
+    };
     let has = |name: &str| command.iter().any(|word| memchr::memmem::find(word.as_bytes(), name.as_bytes()).is_some());
     match (has(SOCKET_WORD), has(PORT_WORD), configured) {
         (true, true, _) => Err("the worker's command has both {socket} and {port}: expected one of them".to_owned()),
@@ -234,6 +245,7 @@ fn socket_kind(command: &[OsString], configured: WorkerSocket) -> Result<WorkerS
                 .to_owned())
         }
         (_, true, _) => Ok(WorkerSocket::Tcp),
+        (true, _, WorkerSocket::Auto) => Ok(WorkerSocket::Unix),
         _ => Ok(configured),
     }
 }
@@ -300,8 +312,11 @@ mod tests {
     #[test]
     fn the_command_and_the_kind_of_socket_agree() {
         let kind = |script: &str, socket| launcher(script, |app| app.socket = socket).map(|launcher| launcher.socket);
-        use WorkerSocket::{Inherit, Tcp, Unix};
+        use WorkerSocket::{Auto, Inherit, Tcp, Unix};
         for (script, configured, expected) in [
+            ("x", Auto, Auto),
+            ("x {socket}", Auto, Unix),
+            ("x :{port}", Auto, Tcp),
             ("x", Unix, Unix),
             ("x {socket}", Unix, Unix),
             ("x {socket}", Inherit, Inherit),
@@ -330,6 +345,7 @@ mod tests {
         let made = |app: &App| Launcher::new(app, Path::new("/bin/true"), None, None);
         let launcher = made(&app).unwrap().unwrap();
         assert_eq!(launcher.command, ["/bin/true", "worker", "--module", "a.so"]);
+        assert_eq!(launcher.socket, WorkerSocket::Unix, "it is known to take a path");
         assert!(made(&App { socket: WorkerSocket::Tcp, ..app.clone() }).unwrap_err().contains("--socket tcp"));
         assert!(made(&App { command: config::Command::None, ..app }).unwrap().is_none());
     }
@@ -351,7 +367,7 @@ mod tests {
         let of = |launcher: &Launcher, notify| {
             environment(launcher, &launcher.endpoint(path.clone()).expect("an endpoint"), notify)
         };
-        let plain = of(&launcher("x", |_| {}).unwrap(), None);
+        let plain = of(&launcher("x", |app| app.socket = WorkerSocket::Unix).unwrap(), None);
         for (name, expected) in [
             ("SOCKET_PATH", Some(given)),
             ("WORKER_ID", Some("3")),
@@ -368,7 +384,10 @@ mod tests {
         ] {
             assert_eq!(plain.get(name).cloned().flatten().as_deref(), expected, "{name}");
         }
-        let mut as_node = launcher("x", |_| {}).unwrap();
+        let either = of(&launcher("x", |_| {}).unwrap(), None);
+        assert!(either["PORT"].as_ref().unwrap().parse::<u16>().unwrap() > 0);
+        assert_eq!(either["SOCKET_PATH"].as_deref(), Some(given));
+        let mut as_node = launcher("x", |app| app.socket = WorkerSocket::Unix).unwrap();
         as_node.command = vec!["/usr/bin/node".into(), "a.js".into()];
         assert_eq!(of(&as_node, None)["PORT"].as_deref(), Some(given));
         as_node.socket = WorkerSocket::Inherit;
