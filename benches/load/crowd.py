@@ -9,8 +9,12 @@ import time
 import processes
 from processes import Trouble
 
-# No wait for a word of the program, or for a state of the crowd, is longer, in seconds.
+# No wait for a word of the program is longer, in seconds.
 PATIENCE = 60.0
+# How long a crowd may stand still before it is taken for stuck, and how long it may take in all. Thousands of uploads together are more
+# than the kernel's memory for TCP (tcp_mem): it drops segments, and some senders creep on at a few KB/s for as long.
+STILL = 30.0
+LONGEST = 300.0
 
 
 class Crowd:
@@ -32,9 +36,9 @@ class Crowd:
 
     def until(self, member, at_worker=None):
         """Waits until that member of the state counts all peers, and `at_worker()` of them are there; or until nothing has moved
-        for five seconds. The last state, and whether all were there."""
+        for a long time. The last state, and whether all were there."""
         last, since = None, time.monotonic()
-        end = since + PATIENCE
+        end = since + LONGEST
         while True:
             state = self.say("state")
             here = state[member], at_worker() if at_worker else self.peers
@@ -43,7 +47,7 @@ class Crowd:
             moved = here, state["bytes_sent"], state["bytes_got"] if member == "whole" else 0
             if moved != last:
                 last, since = moved, time.monotonic()
-            if time.monotonic() > min(since + 5, end):
+            if time.monotonic() > min(since + STILL, end):
                 return state, False
             time.sleep(0.05)
 

@@ -22,8 +22,8 @@ pub const GATHER: usize = 16;
 /// A piece of at most this many bytes is copied when it has to wait, though it could wait where it is: a node and a heap block
 /// of its own would cost as much.
 const COPY_BYTES: usize = 1024;
-/// Room of the first heap block in which pieces wait; others have as much as waits already, up to [`MOST_ROOM`], so that at most
-/// half of what is charged is room that nothing fills yet.
+/// Room of the first heap block in which pieces wait, and of one behind a piece that waits where it is: the next may come soon. Others
+/// have as much as waits already, up to [`MOST_ROOM`], so that at most half of what is charged is room that nothing fills yet.
 const LEAST_ROOM: usize = 256;
 const MOST_ROOM: usize = 16 * 1024;
 
@@ -106,6 +106,8 @@ pub struct Outboxes {
 struct Node {
     piece: Piece,
     next: u32,
+    /// A heap block made for pieces that are copied.
+    copied: bool,
 }
 
 impl Default for Outboxes {
@@ -135,7 +137,7 @@ impl Outboxes {
             outbox.bytes += bytes;
             return;
         }
-        self.push_node(outbox, piece);
+        self.push_node(outbox, piece, false);
     }
 
     /// Queues a piece that will have to wait for the peer: what lies in a block of the pool, and what is small, is copied to the
@@ -144,26 +146,28 @@ impl Outboxes {
         let bytes = piece.bytes();
         let may_wait_there = !matches!(&piece, Piece::Block(block) if !block.on_heap());
         if may_wait_there && bytes.len() > COPY_BYTES {
-            return self.push_node(outbox, piece);
+            return self.push_node(outbox, piece, false);
         }
-        let mut copied = 0;
+        let (mut copied, mut room) = (0, LEAST_ROOM);
         if let Some(tail) = self.nodes.get_mut(outbox.tail as usize)
             && let Piece::Block(last) = &mut tail.piece
         {
             copied = last.append(bytes);
             outbox.bytes += copied;
+            if tail.copied {
+                room = outbox.bytes.clamp(LEAST_ROOM, MOST_ROOM);
+            }
         }
         let rest = &bytes[copied..];
         if !rest.is_empty() {
-            let room = outbox.bytes.clamp(LEAST_ROOM, MOST_ROOM);
             let block = pool.heap_with_room(rest, room);
-            self.push_node(outbox, Piece::Block(block));
+            self.push_node(outbox, Piece::Block(block), true);
         }
     }
 
-    fn push_node(&mut self, outbox: &mut Outbox, piece: Piece) {
+    fn push_node(&mut self, outbox: &mut Outbox, piece: Piece, copied: bool) {
         let bytes = piece.bytes().len();
-        let node = Node { piece, next: NONE };
+        let node = Node { piece, next: NONE, copied };
         let index = if self.free == NONE {
             self.nodes.push(node);
             (self.nodes.len() - 1) as u32
@@ -361,6 +365,20 @@ mod tests {
         assert!(nodes.pieces(&outbox).flatten().eq(b"data: 0\n\n".repeat(10_001).iter()));
         nodes.clear(&mut outbox);
         assert_eq!(pool.budget().used(), 0);
+    }
+
+    #[test]
+    fn the_frames_of_chunks_that_wait_cost_little_more_than_their_bytes() {
+        let pool = Pool::new(1, 0, Budget::new(1 << 20));
+        let mut nodes = Outboxes::new();
+        let mut outbox = Outbox::default();
+        for _ in 0..100 {
+            nodes.push_waiting(&mut outbox, Piece::Static(b"1000\r\n"), &pool);
+            nodes.push_waiting(&mut outbox, pool.heap(&[7; 4096]).into(), &pool);
+            nodes.push_waiting(&mut outbox, Piece::Static(b"\r\n"), &pool);
+        }
+        let used = pool.budget().used();
+        assert!(used < outbox.bytes() * 5 / 4, "{used} bytes charged for {}", outbox.bytes());
     }
 
     #[test]

@@ -82,8 +82,9 @@ def backends(options):
 
 
 @contextlib.contextmanager
-def serving(home, server, backend, flags=(), command=None, workers=2, path="/ping"):
-    """Runs the server until the block is left, in front of its built-in workers or of `command` (with {socket} in it)."""
+def serving(home, server, backend, flags=(), command=None, workers=2, path="/ping", directory=None, environment=None):
+    """Runs the server until the block is left, in front of its built-in workers or of `command` (with {socket} in it), which starts in
+    `directory`, else in an empty one."""
     with contextlib.ExitStack() as stack:
         place = os.path.join(home, f"run-{processes.free_port()}")
         os.mkdir(place)
@@ -96,7 +97,7 @@ def serving(home, server, backend, flags=(), command=None, workers=2, path="/pin
             line = [os.path.abspath(server), "--backend", backend, "--listen", f"127.0.0.1:{port}", "--workers", str(workers),
                     "--run-dir", os.path.join(place, "run"), "--no-access-log", "--stats-interval", "0s", *flags]
             line += ["--", *command] if command else []
-        process = stack.enter_context(processes.running(line, log, cwd=place))
+        process = stack.enter_context(processes.running(line, log, env=environment, cwd=directory or place))
         processes.wait_until_it_answers(process, log, port, path)
         yield Running(port, process, log)
 

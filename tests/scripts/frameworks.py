@@ -229,11 +229,11 @@ def faults(outcomes):
 
 
 @contextlib.contextmanager
-def load(port):
+def load(port, requests=mixed):
     """Eight clients that go on until the block is left, every other one with a connection for each request; yields the list that
     holds all outcomes then."""
     stop, outcomes = threading.Event(), []
-    clients = [Client(port, mixed(stop, number), keep=number % 2 == 0) for number in range(CLIENTS)]
+    clients = [Client(port, requests(stop, number), keep=number % 2 == 0) for number in range(CLIENTS)]
     for client in clients:
         client.start()
     try:
@@ -295,9 +295,9 @@ def bodies(server, add):
     add("bodies", len(outcomes) == 1_000 and not wrong, str(wrong or f"{len(outcomes)} requests"))
 
 
-def roll(server, count, add):
+def roll(server, count, add, requests=mixed):
     """Rolling restarts. Every second time there are two signals at once: the second joins the first or is done behind it."""
-    with load(server.port) as outcomes:
+    with load(server.port, requests) as outcomes:
         replaced = True
         for signals in ((1, 2) * count)[:count]:
             before = leaders(server)

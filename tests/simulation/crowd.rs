@@ -10,11 +10,11 @@ use std::time::{Duration, Instant};
 
 use production_server::backends::simulated::{Faults, Place, Random, World};
 use production_server::config::Settings;
+use production_server::connection::RESERVED_SHARE;
 
 use super::checks::{Expects, Ledger};
 use super::driver::Kind as RunKind;
 use super::peers::{Peer, Script};
-use super::standstill::RESERVED_SHARE;
 use super::tasks::{Pace, Task};
 use super::wire;
 
@@ -60,7 +60,8 @@ pub enum Kind {
     SilentHeads,
 }
 
-const KINDS: [Kind; 13] = [
+/// All of them.
+pub const KINDS: [Kind; 13] = [
     Kind::Readers,
     Kind::DeafReaders,
     Kind::Streams,
@@ -115,6 +116,11 @@ impl Plan {
     /// How many peers there are.
     pub fn len(&self) -> usize {
         self.groups.iter().map(|(_, count)| count).sum()
+    }
+
+    /// Which kinds take part, in the order of [`KINDS`].
+    pub fn kinds(&self) -> [usize; KINDS.len()] {
+        KINDS.map(|kind| usize::from(self.groups.iter().any(|(other, _)| *other == kind)))
     }
 
     fn count(&self, suits: impl Fn(Kind) -> bool) -> usize {

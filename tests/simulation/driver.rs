@@ -30,12 +30,8 @@ const MOST_ROUNDS: usize = 30_000;
 /// Simulated time after which a client that still waits is taken for one that waits forever.
 const MOST_TIME: Duration = Duration::from_secs(240);
 
-/// Runs of 1000 that have a crowd: as many as `SIMULATION_CROWDS` says. Those with little memory go on by one receive for each drain,
-/// and take more rounds than an ordinary test run has time for; so without it only the planted bugs are looked for in crowds.
-fn crowds() -> u32 {
-    let asked = std::env::var("SIMULATION_CROWDS").ok().and_then(|value| value.parse().ok());
-    asked.unwrap_or(if cfg!(feature = "planted-bugs") { 250 } else { 0 })
-}
+/// Runs of 1000 that have a crowd.
+const CROWDS: u32 = 400;
 
 /// What kind of run a seed is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +96,7 @@ impl Plan {
             small_blocks,
             large_blocks,
         };
-        if random.chance(crowds()) {
+        if random.chance(CROWDS) {
             plan.join_crowd(&mut random);
         }
         plan
@@ -213,10 +209,12 @@ pub struct Summary {
     pub rounds: usize,
     /// Requests whose time was taken.
     pub timed: u64,
-    /// Runs with a crowd.
+    /// Runs with a crowd, and with peers of each kind.
     pub crowds: usize,
-    /// Answers that were paused for memory.
-    pub paused: u64,
+    /// See there.
+    pub kinds: [usize; crowd::KINDS.len()],
+    /// Runs in which answers were paused for memory.
+    pub paused: usize,
     /// The most bytes that were charged beyond a budget.
     pub overdraft: usize,
     /// How long an ordinary request waited for its answer beside a crowd although nothing was wrong, at most.
@@ -236,12 +234,26 @@ pub fn run(seed: u64, trace: Option<Trace>) -> Summary {
     let rounds = run.rounds;
     let timed = run.metrics.latencies().count();
     let crowds = usize::from(run.plan.crowd.is_some());
-    let paused = run.metrics.total().paused_for_memory;
+    let kinds = run.plan.crowd.as_ref().map_or([0; crowd::KINDS.len()], crowd::Plan::kinds);
+    let paused = usize::from(run.metrics.total().paused_for_memory > 0);
     let overdraft = run.standstill.overdraft;
     let beside = run.plan.kind != Kind::Wild && crowds > 0;
     let longest_wait = if beside { run.ledger.borrow().longest_wait } else { Duration::ZERO };
     run.check_that_nothing_is_left();
-    Summary { requests, answered, retried, deaths, rolls, rounds, timed, crowds, paused, overdraft, longest_wait }
+    Summary {
+        requests,
+        answered,
+        retried,
+        deaths,
+        rolls,
+        rounds,
+        timed,
+        crowds,
+        kinds,
+        paused,
+        overdraft,
+        longest_wait,
+    }
 }
 
 impl Run {
@@ -401,6 +413,9 @@ impl Run {
             (queued, paused) = (queued + in_queue, paused + for_memory);
         }
         self.standstill.check_budget(&self.budget, paused, now);
+        // Everybody's bytes have been thought of, so that nobody may be refused for those of others.
+        let overdrawn = self.plan.kind != Kind::Wild && self.standstill.overdraft > 0;
+        assert!(!overdrawn, "{} bytes are charged beyond the budget", self.standstill.overdraft);
         let depth = self.dispatch.snapshot().queue_depth;
         assert_eq!(depth, queued, "the queue's places are not those of the requests that wait");
     }

@@ -5,8 +5,12 @@
 //! `SIMULATION_SEEDS=…` runs that many, from `SIMULATION_FIRST=…` on.
 
 use std::cell::RefCell;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::available_parallelism;
 
 mod checks;
 mod clients;
@@ -48,34 +52,66 @@ fn every_seed_keeps_the_rules() {
         println!("{:?}", run(seed, true).expect("the seed keeps the rules"));
         return;
     }
-    let (mut total, mut failures) = (Summary::default(), Vec::new());
     let first = number("SIMULATION_FIRST").unwrap_or(0);
-    for seed in first..first + number("SIMULATION_SEEDS").unwrap_or(SEEDS) {
-        let Some(one) = run(seed, false) else {
-            failures.push(seed);
-            if failures.len() == MOST_FAILURES {
+    let count = number("SIMULATION_SEEDS").unwrap_or(SEEDS);
+    let (total, failures) = run_all(first..first + count);
+    println!("{total:#?}");
+    assert!(failures.is_empty(), "seeds break the rules: {failures:?}");
+    if count >= SEEDS {
+        total.check_coverage();
+    }
+}
+
+/// Runs these seeds, as many at a time as there are processors. A run is one thread's affair, whoever else runs beside it.
+fn run_all(seeds: Range<u64>) -> (Summary, Vec<u64>) {
+    let next = AtomicU64::new(seeds.start);
+    let results = Mutex::new((Summary::default(), Vec::new()));
+    let work = || {
+        while results.lock().unwrap().1.len() < MOST_FAILURES {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
                 break;
             }
-            continue;
-        };
-        total.requests += one.requests;
-        total.answered += one.answered;
-        total.retried += one.retried;
-        total.deaths += one.deaths;
-        total.rolls += one.rolls;
-        total.rounds += one.rounds;
-        total.timed += one.timed;
-        total.crowds += one.crowds;
-        total.paused += one.paused;
-        total.overdraft = total.overdraft.max(one.overdraft);
-        total.longest_wait = total.longest_wait.max(one.longest_wait);
+            let outcome = run(seed, false);
+            let (total, failures) = &mut *results.lock().unwrap();
+            match outcome {
+                Some(one) => total.add(&one),
+                None => failures.push(seed),
+            }
+        }
+    };
+    let threads = available_parallelism().map_or(1, |count| count.get());
+    std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    let (total, mut failures) = results.into_inner().unwrap();
+    failures.sort_unstable();
+    (total, failures)
+}
+
+impl Summary {
+    fn add(&mut self, one: &Summary) {
+        self.requests += one.requests;
+        self.answered += one.answered;
+        self.retried += one.retried;
+        self.deaths += one.deaths;
+        self.rolls += one.rolls;
+        self.rounds += one.rounds;
+        self.timed += one.timed;
+        self.paused += one.paused;
+        self.crowds += one.crowds;
+        self.kinds.iter_mut().zip(one.kinds).for_each(|(sum, more)| *sum += more);
+        self.overdraft = self.overdraft.max(one.overdraft);
+        self.longest_wait = self.longest_wait.max(one.longest_wait);
     }
-    println!("{total:?}");
-    assert!(failures.is_empty(), "seeds break the rules: {failures:?}");
-    assert!(total.answered * 2 > total.requests, "most requests are answered: {total:?}");
-    // Tunnels and event streams are not timed, and refusals without an exchange are not.
-    assert!(total.timed as usize * 2 > total.answered, "most requests are timed: {total:?}");
-    assert!(total.retried > 20 && total.deaths > 100 && total.rolls > 100, "faults do happen: {total:?}");
+
+    /// The runs are what they are meant to be: a change that keeps the faults or the crowds away would else be a green test.
+    fn check_coverage(&self) {
+        assert!(self.answered * 2 > self.requests, "most requests are answered");
+        // Tunnels and event streams are not timed, and refusals without an exchange are not.
+        assert!(self.timed as usize * 2 > self.answered, "most requests are timed");
+        assert!(self.retried > 20 && self.deaths > 100 && self.rolls > 100, "faults do happen");
+        assert!(self.crowds > 40 && self.kinds.iter().all(|runs| *runs > 5), "crowds of each kind take part");
+        assert!(self.paused > 20, "answers are paused for memory");
+    }
 }
 
 #[test]

@@ -6,13 +6,11 @@ use std::time::{Duration, Instant};
 use production_server::backends::Size;
 use production_server::backends::simulated::Simulated;
 use production_server::buffers::block::{Budget, Pool, SMALL};
+use production_server::connection::RESERVED_SHARE;
 use production_server::reactor::Reactor;
 
 /// How long an answer may stay paused although the budget has room: it goes on by being told, and not because a timer looks.
 const PAUSED: Duration = Duration::from_millis(100);
-
-/// Of the budget, what is left to requests and heads, for which answers stop.
-pub const RESERVED_SHARE: usize = 4;
 
 /// What was seen at the standstills of a run.
 #[derive(Default)]
