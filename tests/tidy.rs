@@ -44,12 +44,12 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("connection", &["backends", "buffers", "dispatch", "event_loop", "exchange", "http", "mailbox"]),
     ("exchange", &["backends", "buffers", "connection", "dispatch", "event_loop", "http", "mailbox"]),
     ("reactor", &["backends", "buffers", "connection", "day", "dispatch", "event_loop", "exchange", "http", "mailbox"]),
-    ("worker", &["buffers", "http", "supervisor"]),
+    ("worker", &["buffers", "http", "socket_file", "supervisor"]),
     ("conformance", &["http", "supervisor"]),
     ("fleet", &[]),
     ("socket_file", &[]),
     ("control", &["buffers", "fleet", "http", "socket_file"]),
-    ("supervisor", &["buffers", "control", "dispatch", "fleet", "mailbox"]),
+    ("supervisor", &["buffers", "control", "dispatch", "fleet", "mailbox", "socket_file"]),
 ];
 /// Usable by all; they use only each other, as listed above.
 const FOR_ALL: &[&str] = &["config", "metrics", "log", "planted"];

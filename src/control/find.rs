@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::SOCKET_NAME;
 use super::client::{Trouble, UNREACHABLE};
+use super::{OWN_PART, SOCKET_NAME};
 use crate::config::{Search, ServerPlace};
 
 /// How long to wait for a place in the socket's backlog.
@@ -27,7 +27,8 @@ pub fn connect(place: &ServerPlace) -> Result<UnixStream, Trouble> {
     match place {
         ServerPlace::Socket(path) => open(path).map_err(|error| trouble(path, &error)),
         ServerPlace::Directory(directory) => {
-            let path = directory.join(SOCKET_NAME);
+            let (path, own) = (directory.join(SOCKET_NAME), directory.join(OWN_PART).join(SOCKET_NAME));
+            let path = if !path.exists() && own.exists() { own } else { path };
             open(&path).map_err(|error| trouble(&path, &error))
         }
         ServerPlace::Likely(directory, searches) => {

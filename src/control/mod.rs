@@ -35,6 +35,8 @@ pub use server::ControlServer;
 
 /// The name of the control socket in the run directory.
 pub const SOCKET_NAME: &str = "control.sock";
+/// The server's own part of a run directory that others may write to: lock, sockets and all lie there.
+pub const OWN_PART: &str = "production_server";
 
 /// What is asked. `None` as an app stands for every app.
 #[derive(Clone, Debug, PartialEq, Eq)]

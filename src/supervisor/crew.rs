@@ -22,9 +22,10 @@ use super::hearing::Voice;
 use super::memory::MemoryWatch;
 use super::news::News;
 use super::notify::{NotifySocket, Watchdog};
+use super::orphans::{Mark, Orphans};
 use super::output::{Capture, LastLines};
 use super::probe::{Look, Probe};
-use super::process::{Process, exit_reason, is_clean};
+use super::process::{Process, Told, exit_reason, is_clean};
 use super::spawn::{Launcher, Particulars};
 use super::steward::Visitor;
 use super::{Options, READ_BUFFER, RunDirectory, Status, advice, inspect};
@@ -34,6 +35,13 @@ use crate::dispatch::{Dispatch, Moves, Target, WorkerId};
 use crate::fleet::{Ending, Event, Exit, Machine, Name, RollEnd, RollReport, Start, Started};
 use crate::log::{Level, Log, Stream};
 use crate::mailbox::{Message, Postboxes};
+
+/// How long a process may take to end after KILL. One that is frozen, or in the middle of a system call that cannot be interrupted, takes
+/// for ever; its place is filled again.
+const KILL_PATIENCE: Duration = Duration::from_secs(5);
+/// How long after a guard's start another may be started: doubled each time, until one has lived for the longer one.
+const LEAST_GUARD_DELAY: Duration = Duration::from_millis(100);
+const MOST_GUARD_DELAY: Duration = Duration::from_secs(30);
 
 /// See the module.
 pub(super) struct Crew {
@@ -49,7 +57,20 @@ pub(super) struct Crew {
     pub headroom: fn() -> Option<u64>,
     pub launcher: Option<Launcher>,
     pub guard: Option<Guard>,
+    /// When the guard was started last, and how long after that another may be.
+    guard_started: Instant,
+    guard_delay: Duration,
     pub processes: Vec<Process>,
+    /// How long a process may take to end after KILL; then it is left behind.
+    pub kill_patience: Duration,
+    /// Some process was left behind: it could not be killed.
+    pub left_behind: bool,
+    /// What has left its worker and come here, where this process takes it.
+    pub orphans: Option<Orphans>,
+    /// A worker has ended: whose processes came here because of that is to be looked at.
+    orphaned: bool,
+    /// The last worker that ended well although nobody had told it to.
+    went: Option<String>,
     /// Workers that joined by themselves.
     pub guests: Vec<Visitor>,
     pub status: Arc<Status>,
@@ -72,7 +93,7 @@ impl Crew {
         options: Options,
         launcher: Option<Launcher>,
     ) -> io::Result<Crew> {
-        let Options { program, memory_interval, headroom, .. } = options;
+        let Options { program, memory_interval, headroom, signals, about, .. } = options;
         let guard = launcher.is_some().then(|| Guard::start(&program, run.sockets())).transpose()?;
         Ok(Crew {
             settings,
@@ -85,7 +106,15 @@ impl Crew {
             headroom,
             launcher,
             guard,
+            guard_started: Instant::now(),
+            guard_delay: LEAST_GUARD_DELAY,
             processes: Vec::new(),
+            kill_patience: KILL_PATIENCE,
+            left_behind: false,
+            // Inside of another program its children are not ours.
+            orphans: (signals && about.is_some()).then(Orphans::adopt),
+            orphaned: false,
+            went: None,
             guests: Vec::new(),
             status: Arc::default(),
             news: News::default(),
@@ -190,6 +219,7 @@ impl Crew {
             stdout,
             stderr,
             last_lines: LastLines::default(),
+            told: Told::Nothing,
         };
         self.processes.push(process);
         // Where no guard could be started, there may be room for one by now.
@@ -237,9 +267,52 @@ impl Crew {
         true
     }
 
-    /// The processes that have ended, not reaped yet.
-    pub fn ended(&self) -> Vec<Name> {
-        self.processes.iter().filter(|process| process.has_ended()).map(|process| process.name).collect()
+    /// The processes that are over, not reaped yet; `child`: one of this process's children has ended.
+    pub fn ended(&mut self, child: bool, now: Instant) -> Vec<Name> {
+        let patience = self.kill_patience;
+        let over = self.processes.iter_mut().filter_map(|process| {
+            let over = process.is_over(child, patience, now);
+            over.then_some(process.name)
+        });
+        over.collect()
+    }
+
+    /// Looks after what has left its worker: `child` as in [`Crew::ended`].
+    pub fn look_at_orphans(&mut self, child: bool, now: Instant) {
+        let due = self.orphans.as_ref().and_then(Orphans::due).is_some_and(|due| now >= due);
+        let Some(mut orphans) = self.orphans.take_if(|_| child || due || self.orphaned) else { return };
+        self.orphaned = false;
+        let lives = |mark: &Mark| self.processes.iter().any(|process| mark.is_of(&process.endpoint));
+        let told = orphans.look(&self.owned(), lives, now);
+        self.orphans = Some(orphans);
+        let went = self.went.take();
+        for (pid, command) in told {
+            let fields: [(&str, &dyn Display); 2] = [("pid", &pid), ("command", &command)];
+            match &went {
+                Some(label) => {
+                    let message =
+                        "the command went into the background: run it in the foreground, e.g. with --nodaemon";
+                    let fields = [&[("worker", label as &dyn Display)], &fields[..]].concat();
+                    self.tell(Level::Error, "worker-in-background", message, &fields);
+                }
+                None => {
+                    let message = "a process that had left its worker is ended with it";
+                    self.tell(Level::Info, "worker-escaped", message, &fields);
+                }
+            }
+        }
+    }
+
+    /// The children that have an owner.
+    pub fn owned(&self) -> Vec<u32> {
+        self.processes.iter().map(|process| process.child.id()).chain(self.guard.as_ref().map(Guard::id)).collect()
+    }
+
+    /// When a process or an orphan is to be looked at again.
+    pub fn due(&self) -> Option<Instant> {
+        let processes = self.processes.iter().filter_map(|process| process.due(self.kill_patience));
+        let guard = (self.guard.is_none() && self.launcher.is_some()).then(|| self.guard_started + self.guard_delay);
+        processes.chain(self.orphans.as_ref().and_then(Orphans::due)).chain(guard).min()
     }
 
     /// Announces the end of a process, reaps it, clears up behind it, and says why it ended.
@@ -251,8 +324,16 @@ impl Crew {
         self.postboxes.broadcast(|| Message::Died(id));
         // Whom it leaves behind goes too, while the zombie still keeps the group's number from others.
         signal_group(process.group(), libc::SIGKILL);
-        let status = process.child.wait();
-        if self.guard.as_mut().is_some_and(|guard| guard.remove(process.child.id()).is_err()) {
+        let status = match process.has_ended() {
+            true => process.child.wait(),
+            false => Err(io::Error::other("it could not be killed, and is left behind")),
+        };
+        self.orphaned = true;
+        self.left_behind |= status.is_err();
+        if status.as_ref().is_ok_and(|status| status.success()) && process.told == Told::Nothing {
+            self.went = Some(process.label.clone());
+        }
+        if status.is_ok() && self.guard.as_mut().is_some_and(|guard| guard.remove(process.child.id()).is_err()) {
             self.replace_guard();
         }
         self.finish_output(&mut process);
@@ -322,18 +403,28 @@ impl Crew {
 
     /// A guard that has ended is replaced and told about all groups.
     pub fn watch_guard(&mut self) {
-        if self.guard.as_mut().is_some_and(Guard::has_ended) {
+        let missing = self.guard.as_mut().map_or(self.launcher.is_some(), Guard::has_ended);
+        if missing {
             self.replace_guard();
         }
     }
 
+    /// Starts another guard, ever later when they end again and again.
     fn replace_guard(&mut self) {
-        let message = "the guard process is gone and is started again";
-        self.log.event(Level::Warn, message, &[]);
         if let Some(old) = self.guard.take() {
             // It may only have been too slow to read. Left alone it would take the end of its lifeline for our death.
-            old.dismiss();
+            old.discard();
         }
+        let lived = self.guard_started.elapsed();
+        if lived < self.guard_delay {
+            return;
+        }
+        if lived > MOST_GUARD_DELAY {
+            self.guard_delay = LEAST_GUARD_DELAY;
+        }
+        self.log.seldom(Level::Warn, "the guard process is gone and is started again", &[]);
+        self.guard_delay = (self.guard_delay * 2).min(MOST_GUARD_DELAY);
+        self.guard_started = Instant::now();
         let started = Guard::start(&self.program, self.run.sockets()).and_then(|mut guard| {
             self.processes.iter().try_for_each(|process| guard.add(process.child.id()))?;
             Ok(guard)
@@ -478,10 +569,12 @@ impl Machine for Crew {
         let Some(process) = self.process_mut(name) else { return };
         process.probe = None;
         let (id, group) = (process.id, process.group());
+        process.told = Told::Term { look_at: now };
         self.dispatch.drain(id, now);
         self.postboxes.broadcast(|| Message::Retire(id));
-        // SAFETY: kill takes plain numbers. The child is not reaped yet, so the number is its own.
-        unsafe { libc::kill(group, libc::SIGTERM) };
+        // The app may be behind a shell or a package manager that ends without telling it.
+        signal_group(group, libc::SIGTERM);
+        self.signal_leader(name, libc::SIGTERM);
     }
 
     fn signal(&mut self, name: Name, signal: i32) {
@@ -489,7 +582,10 @@ impl Machine for Crew {
     }
 
     fn kill(&mut self, name: Name) {
-        if let Some(process) = self.process(name) {
+        if let Some(process) = self.process_mut(name) {
+            if !matches!(process.told, Told::Kill { .. }) {
+                process.told = Told::Kill { at: Instant::now() };
+            }
             signal_group(process.group(), libc::SIGKILL);
             // It may have joined another group, which is not ours to kill.
             self.signal_leader(name, libc::SIGKILL);

@@ -18,8 +18,9 @@ use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::run_directory::{check_length, clear_path};
+use super::run_directory::check_length;
 use crate::config::{ReadyBy, WorkerSocket};
+use crate::socket_file;
 
 /// Connections that may wait in the queue of an inherited socket; the system's own limit (somaxconn) may be lower.
 const BACKLOG: i32 = 4096;
@@ -61,9 +62,7 @@ impl Endpoint {
             return Ok(Endpoint { address: loopback(port).into(), others, place: Place::Port(port) });
         }
         check_length(&path).map_err(io::Error::other)?;
-        if !clear_path(&path) {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, format!("{} exists and is in use", path.display())));
-        }
+        socket_file::clear(&path)?;
         let address = SockAddr::unix(&path)?;
         if kind == WorkerSocket::Unix {
             return Ok(Endpoint { address, others: Vec::new(), place: Place::Unix(path) });
@@ -142,7 +141,7 @@ impl Endpoint {
     /// Removes the socket's file once its worker is gone, unless somebody answers there.
     pub fn clear(&self) {
         if let Some(path) = self.path() {
-            clear_path(path);
+            socket_file::clear(path).ok();
         }
     }
 

@@ -82,6 +82,13 @@ impl Guard {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
+    /// Ends the guard at once.
+    pub fn discard(mut self) {
+        // Killed before the lifeline is dropped, so that it never takes the silence for our death.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+
     /// Tells the guard to leave and waits for its end; one that does not listen is killed.
     pub fn dismiss(mut self) {
         let told = self.lifeline.write_all(b"q\n");
@@ -92,9 +99,7 @@ impl Guard {
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        // Killed before the lifeline is dropped, so that it never takes the silence for our death.
-        self.child.kill().ok();
-        self.child.wait().ok();
+        self.discard();
     }
 }
 

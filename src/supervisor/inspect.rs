@@ -41,6 +41,12 @@ fn processes_of(group: u32) -> Vec<u32> {
     processes.filter(|process| group_of(*process) == Some(group)).collect()
 }
 
+/// Whether a process lives in that group, other than its first one.
+pub fn is_populated(group: u32) -> bool {
+    let lives = |process: &u32| stat_field(*process, 0).is_some_and(|state| state != "Z" && state != "X");
+    processes_of(group).iter().any(|process| *process != group && lives(process))
+}
+
 /// Whether a process has begun to die. Its descriptors close one by one then, and its listener may be the last: a connect
 /// that succeeds says nothing of it any more. A zombie and one that is gone count, too.
 pub fn is_dying(process: u32) -> bool {

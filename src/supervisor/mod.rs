@@ -30,6 +30,7 @@ pub mod inspect;
 pub mod memory;
 mod news;
 pub mod notify;
+mod orphans;
 pub mod output;
 mod pace;
 pub mod probe;
@@ -367,7 +368,7 @@ impl Supervisor {
             self.sleeper.clear();
             self.requests.take(&mut requests);
             // The dead first: their news must not wait behind anything.
-            self.reap(now);
+            self.reap(requests.contains(&Request::Child), now);
             for request in requests.drain(..) {
                 self.serve(request, now);
             }
@@ -413,7 +414,14 @@ impl Supervisor {
         // Before the crew goes: a run directory with a socket in it would stay.
         drop(self.control.take());
         debug_assert!(self.crew.processes.is_empty(), "a worker process is left");
-        if let Some(guard) = self.crew.guard.take() {
+        let owned = self.crew.owned();
+        if let Some(orphans) = &mut self.crew.orphans {
+            orphans.end(&owned);
+        }
+        // What was left behind is the guard's to end, once it can be.
+        if let Some(guard) = self.crew.guard.take()
+            && !self.crew.left_behind
+        {
             guard.dismiss();
         }
         self.crew.status.enter(AppState::Stopped);
@@ -454,19 +462,20 @@ impl Supervisor {
         // A server that stops loads nothing again.
         let changes = self.pace.due().filter(|_| self.stop.is_none());
         let others = [self.control_due(), self.pause_until, rates, changes];
-        let own = [self.fleet.due(), probes, upstreams, stop, sample, release];
+        let own = [self.fleet.due(), self.crew.due(), probes, upstreams, stop, sample, release];
         own.into_iter().chain(others).flatten().min()
     }
 
     /// Buries the dead.
-    fn reap(&mut self, now: Instant) {
-        for name in self.crew.ended() {
+    fn reap(&mut self, child: bool, now: Instant) {
+        for name in self.crew.ended(child, now) {
             let member = self.fleet.member(name);
             let (ending, ready_at) = member.map_or((None, None), |member| (member.ending(), member.ready_at));
             if let Some(exit) = self.crew.bury(name, ending, ready_at.is_some(), now) {
                 self.fleet.exited(name, &exit, now, &mut self.crew);
             }
         }
+        self.crew.look_at_orphans(child, now);
     }
 
     fn serve(&mut self, request: Request, now: Instant) {

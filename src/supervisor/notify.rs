@@ -18,7 +18,8 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::run_directory::{self, check_length};
+use super::run_directory::check_length;
+use crate::socket_file;
 
 /// The longest datagram that is understood, in bytes, as in systemd.
 pub const DATAGRAM_LIMIT: usize = 4096;
@@ -63,9 +64,7 @@ impl NotifySocket {
     /// When the path is too long for a socket, in use, or the kernel refuses (bind(2), setsockopt(2), chmod(2)).
     pub fn open(path: &Path) -> io::Result<NotifySocket> {
         check_length(path).map_err(io::Error::other)?;
-        if !run_directory::clear_path(path) {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, format!("{} exists and is in use", path.display())));
-        }
+        socket_file::clear(path)?;
         let socket = UnixDatagram::bind(path)?;
         let socket = NotifySocket { socket, path: path.to_path_buf(), group: None, ignored: 0 };
         socket.socket.set_nonblocking(true)?;

@@ -1,17 +1,21 @@
 //! One worker process: what belongs to it, and how it ended. Where it stands in its life is the fleet's to know.
 
 use std::process::{Child, ExitStatus};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use std::os::unix::process::ExitStatusExt;
 
 use super::endpoint::Endpoint;
 use super::hearing::Voice;
+use super::inspect;
 use super::memory::MemoryWatch;
 use super::output::{Capture, LastLines};
 use super::probe::Probe;
 use crate::dispatch::WorkerId;
 use crate::fleet::{Ending, Name};
+
+/// How often a group is looked at whose first process has ended, when no child says that it has.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Whether a process ended as one does that is told to: with code 0, or by TERM.
 pub fn is_clean(status: ExitStatus) -> bool {
@@ -61,12 +65,63 @@ pub struct Process {
     pub stderr: Capture,
     /// The last lines of its stderr.
     pub last_lines: LastLines,
+    /// How it was told to end.
+    pub told: Told,
+}
+
+/// How a worker was told to end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Told {
+    /// Not at all.
+    #[default]
+    Nothing,
+    /// By TERM, and so was its whole group: whoever is in it has the time until KILL, also when the first process has gone before, as
+    /// shells and package managers do.
+    Term {
+        /// When to look whether anybody is left.
+        look_at: Instant,
+    },
+    /// By KILL, then.
+    Kill {
+        /// When.
+        at: Instant,
+    },
 }
 
 impl Process {
     /// Its process group.
     pub fn group(&self) -> i32 {
         self.child.id() as i32
+    }
+
+    /// Whether it is over: it has ended, and where its group was told to, that has, too; or it was killed and does not end, for
+    /// longer than `patience`. `child`: some process has ended.
+    pub fn is_over(&mut self, child: bool, patience: Duration, now: Instant) -> bool {
+        if let Told::Kill { at } = self.told
+            && now >= at + patience
+        {
+            return true;
+        }
+        if !self.has_ended() {
+            return false;
+        }
+        match &mut self.told {
+            Told::Term { look_at } if !child && now < *look_at => false,
+            Told::Term { look_at } => {
+                *look_at = now + LOOK_AGAIN;
+                !inspect::is_populated(self.child.id())
+            }
+            Told::Nothing | Told::Kill { .. } => true,
+        }
+    }
+
+    /// When to look at it again.
+    pub fn due(&self, patience: Duration) -> Option<Instant> {
+        match self.told {
+            Told::Nothing => None,
+            Told::Term { look_at } => self.has_ended().then_some(look_at),
+            Told::Kill { at } => Some(at + patience),
+        }
     }
 
     /// Whether it has ended. It stays a zombie, so that its number and its group's are not given to others yet.

@@ -1,8 +1,12 @@
 //! The run directory: locked by one server, with a fresh sub-directory for the sockets of each start.
 //!
-//! Rules: the directory is ours alone (0700, our user's), since whoever may write there could put a socket of theirs in a
-//! worker's place. The lock is flock(2) on a file in it, which the kernel takes back however the server ends. Sockets that
-//! an earlier server left are removed only after a connect to them has failed: what answers is somebody's.
+//! Rules:
+//! - Nothing that a server of ours did not make is changed, locked against others or removed. What one has made is known by its owner
+//!   and by a marker in it, a file of the name [`MARKER`].
+//! - Nobody else may write where the sockets lie, since they could put one of theirs in a worker's place. In a directory that the
+//!   operator has made for more users than this one, the server keeps to a sub-directory of its own ([`OWN_PART`]).
+//! - The lock is flock(2) on a file in it, which the kernel takes back however the server ends. Sockets that an earlier server left are
+//!   removed only where a connect to them is refused at once: what answers, or might, is somebody's.
 
 use std::ffi::OsStr;
 use std::fmt;
@@ -10,15 +14,21 @@ use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
+
+use crate::control::OWN_PART;
+use crate::socket_file;
 
 /// The longest path of a Unix socket in bytes: `sun_path` without its final NUL (unix(7): 108; macOS and the BSDs: 104).
 pub const PATH_LIMIT: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 const LOCK_NAME: &str = "lock";
 const PREFIX: &str = "run-";
+/// Digits behind it.
+const STAMP: usize = 8;
+/// What a directory holds that a server of ours has made.
+const MARKER: &str = ".production_server";
 
 /// Why the run directory cannot be used: one sentence for the operator, and the exit code.
 #[derive(Debug)]
@@ -62,12 +72,18 @@ impl RunDirectory {
     /// # Errors
     /// See [`RunDirectoryError::code`].
     pub fn open(path: &Path) -> Result<RunDirectory, RunDirectoryError> {
-        let made = make(path)?;
-        check(path)?;
-        let lock = lock(path)?;
-        clear_stale(path);
-        let sockets = make_fresh(path).map_err(|error| cannot("make a directory in", path, &error))?;
-        Ok(RunDirectory { path: path.to_path_buf(), sockets, made, lock })
+        let mut path = path.to_path_buf();
+        make(&path)?;
+        if check(&path)? == Access::Shared {
+            path.push(OWN_PART);
+            make(&path)?;
+            check_own(&path)?;
+        }
+        let lock = lock(&path)?;
+        clear_stale(&path);
+        let sockets = make_fresh(&path).map_err(|error| cannot("make a directory in", &path, &error))?;
+        let made = is_marked(&path);
+        Ok(RunDirectory { path, sockets, made, lock })
     }
 
     /// The directory itself.
@@ -97,7 +113,7 @@ impl Drop for RunDirectory {
         // Removed while still locked; `lock` makes sure that nobody keeps a lock on a file that has no name any more.
         fs::remove_file(self.path.join(LOCK_NAME)).ok();
         if self.made {
-            fs::remove_dir(&self.path).ok();
+            remove_marked(&self.path);
         }
         self.lock.flush().ok();
     }
@@ -120,50 +136,83 @@ pub fn check_length(path: &Path) -> Result<(), RunDirectoryError> {
     Err(RunDirectoryError::new(73, message))
 }
 
-/// Removes the sockets in a sub-directory of the run directory, and the sub-directory when nothing else is in it.
+/// Removes the sockets in a sub-directory that a server of ours has made, and the sub-directory when nothing else is in it.
 pub fn remove_sockets(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_socket()) {
             fs::remove_file(entry.path()).ok();
         }
     }
-    fs::remove_dir(directory).ok();
+    remove_marked(directory);
 }
 
-/// Removes what lies at a worker's path before its start. False: a socket is there and answers, or it is no socket.
-pub fn clear_path(path: &Path) -> bool {
-    match fs::symlink_metadata(path) {
-        Err(_) => true,
-        Ok(metadata) => metadata.file_type().is_socket() && !answers(path) && fs::remove_file(path).is_ok(),
+/// Removes a marked directory in which nothing is left; one that is not empty keeps its marker.
+fn remove_marked(directory: &Path) {
+    let others = fs::read_dir(directory).map(|mut entries| {
+        entries.any(|entry| entry.map_or(true, |entry| entry.file_name().as_bytes() != MARKER.as_bytes()))
+    });
+    if others.is_ok_and(|others| !others) {
+        fs::remove_file(directory.join(MARKER)).ok();
+        fs::remove_dir(directory).ok();
     }
 }
 
-/// Whether somebody listens on a socket. A full backlog (EAGAIN) is somebody.
-fn answers(path: &Path) -> bool {
-    match UnixStream::connect(path) {
-        Ok(_) => true,
-        Err(error) => !matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound),
-    }
-}
-
-fn make(path: &Path) -> Result<bool, RunDirectoryError> {
+/// Makes a directory of ours, and marks it; one that is there stays as it is.
+fn make(path: &Path) -> Result<(), RunDirectoryError> {
     if path.exists() {
-        return Ok(false);
+        return Ok(());
     }
     let parents = path.parent().map_or(Ok(()), fs::create_dir_all);
-    match parents.and_then(|()| DirBuilder::new().mode(0o700).create(path)) {
-        Ok(()) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(error) => Err(cannot("make", path, &error)),
+    match parents.and_then(|()| make_marked(path)) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(cannot("make", path, &error)),
+        _ => Ok(()),
     }
 }
 
-/// The directory must be a real one, ours, and writable by nobody else.
-fn check(path: &Path) -> Result<(), RunDirectoryError> {
-    let metadata = fs::symlink_metadata(path).map_err(|error| cannot("look at", path, &error))?;
-    let name = path.display();
+fn make_marked(path: &Path) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(path)?;
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path.join(MARKER)).map(drop)
+}
+
+/// Whether a server of ours, run by this user, has made the directory.
+fn is_marked(path: &Path) -> bool {
+    let ours = |metadata: fs::Metadata| metadata.uid() == user();
+    let marker = fs::symlink_metadata(path.join(MARKER)).is_ok_and(|metadata| metadata.is_file() && ours(metadata));
+    marker && fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir() && ours(metadata))
+}
+
+fn user() -> u32 {
     // SAFETY: geteuid has no arguments and cannot fail.
-    let user = unsafe { libc::geteuid() };
+    unsafe { libc::geteuid() }
+}
+
+/// Who may write to a directory of ours.
+#[derive(PartialEq, Eq)]
+enum Access {
+    /// Nobody else.
+    Own,
+    /// Others, who cannot take away what this user makes there, or whom the operator trusts as much.
+    Shared,
+}
+
+/// The server's part of a shared directory is a real directory, this user's, and open to nobody else.
+fn check_own(path: &Path) -> Result<(), RunDirectoryError> {
+    let metadata = fs::symlink_metadata(path).map_err(|error| cannot("look at", path, &error))?;
+    if metadata.is_dir() && metadata.uid() == user() && metadata.mode() & 0o077 == 0 {
+        return Ok(());
+    }
+    let message = format!(
+        "{} is not this server's own directory (a directory of user {}, mode 0700): choose another with --run-dir",
+        path.display(),
+        user()
+    );
+    Err(RunDirectoryError::new(77, message))
+}
+
+/// The directory must be a real one, and ours.
+fn check(path: &Path) -> Result<Access, RunDirectoryError> {
+    let metadata = fs::symlink_metadata(path).map_err(|error| cannot("look at", path, &error))?;
+    let (name, user) = (path.display(), user());
     if metadata.file_type().is_symlink() || !metadata.is_dir() {
         // A link that the operator made is fine as long as it is not in a place where anybody may put one.
         let target = fs::metadata(path).map_err(|error| cannot("look at", path, &error))?;
@@ -181,11 +230,16 @@ fn check(path: &Path) -> Result<(), RunDirectoryError> {
             format!("the run directory {name} belongs to user {owner}, not to {user}: choose another with --run-dir");
         return Err(RunDirectoryError::new(77, message));
     }
-    if metadata.mode() & 0o022 != 0 {
-        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
-            .map_err(|error| cannot("protect", path, &error))?;
+    let (open_to_all, sticky) = (metadata.mode() & 0o002 != 0, metadata.mode() & 0o1000 != 0);
+    if open_to_all && !sticky {
+        let mode = metadata.mode() & 0o7777;
+        let message = format!(
+            "everybody may write to the run directory {name} (mode {mode:04o}) and could replace the sockets in it: take that \
+             right away (chmod o-w), or choose another with --run-dir"
+        );
+        return Err(RunDirectoryError::new(77, message));
     }
-    Ok(())
+    Ok(if metadata.mode() & 0o022 == 0 { Access::Own } else { Access::Shared })
 }
 
 fn lock(directory: &Path) -> Result<File, RunDirectoryError> {
@@ -223,17 +277,23 @@ fn taken(directory: &Path, file: &mut File) -> RunDirectoryError {
     RunDirectoryError::new(73, message)
 }
 
-/// Only the holder of the lock gets here, so that every sub-directory is that of a server which is gone.
+/// Only the holder of the lock gets here, so that every sub-directory that is marked is that of a server which is gone.
 fn clear_stale(path: &Path) {
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        let ours = entry.file_name().as_bytes().starts_with(PREFIX.as_bytes());
-        if !ours || !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+        let (name, path) = (entry.file_name(), entry.path());
+        let stamp = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+        let ours =
+            stamp.is_some_and(|stamp| stamp.len() == STAMP && stamp.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        if !ours || !is_marked(&path) {
             continue;
         }
-        for socket in fs::read_dir(entry.path()).into_iter().flatten().flatten() {
-            clear_path(&socket.path());
+        for socket in fs::read_dir(&path).into_iter().flatten().flatten() {
+            if socket.file_type().is_ok_and(|kind| kind.is_socket()) {
+                // What answers stays.
+                socket_file::clear(&socket.path()).ok();
+            }
         }
-        fs::remove_dir(entry.path()).ok();
+        remove_marked(&path);
     }
 }
 
@@ -242,8 +302,8 @@ fn make_fresh(path: &Path) -> io::Result<PathBuf> {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let mut stamp = since.as_micros() as u32;
     loop {
-        let fresh = path.join(format!("{PREFIX}{stamp:08x}"));
-        match DirBuilder::new().mode(0o700).create(&fresh) {
+        let fresh = path.join(format!("{PREFIX}{stamp:0STAMP$x}"));
+        match make_marked(&fresh) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => stamp = stamp.wrapping_add(1),
             made => return made.map(|()| fresh),
         }
@@ -262,6 +322,7 @@ fn cannot(what: &str, path: &Path, error: &io::Error) -> RunDirectoryError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixListener;
 
     #[test]
@@ -288,21 +349,102 @@ mod tests {
         for made in [directory.path(), directory.sockets()] {
             assert_eq!(fs::metadata(made).unwrap().mode() & 0o777, 0o700);
         }
+    }
+
+    /// Whatever its mode, a directory of the operator's keeps it, and all that is in it; the server takes a part of its own where
+    /// others may write, and none where they could take that away.
+    #[test]
+    fn a_directory_that_was_there_stays_as_it_is() {
+        for (mode, own) in
+            [(0o755, Some("")), (0o700, Some("")), (0o2775, Some(OWN_PART)), (0o1777, Some(OWN_PART)), (0o777, None)]
+        {
+            let root = tempfile::tempdir().unwrap();
+            let path = root.path().join("run");
+            for others in ["run-parts", "run-empty", "run-0123abcd"] {
+                fs::create_dir_all(path.join(others)).unwrap();
+            }
+            drop(UnixListener::bind(path.join("run-parts/other.sock")).unwrap());
+            drop(UnixListener::bind(path.join("run-0123abcd/other.sock")).unwrap());
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let whole = || {
+                assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, mode, "the mode of {mode:o} was changed");
+                for kept in ["run-parts/other.sock", "run-empty", "run-0123abcd/other.sock"] {
+                    assert!(path.join(kept).exists(), "{kept} is gone from a directory of mode {mode:o}");
+                }
+            };
+            match (RunDirectory::open(&path), own) {
+                (Ok(directory), Some(own)) => {
+                    assert_eq!(directory.path(), if own.is_empty() { path.clone() } else { path.join(own) });
+                    whole();
+                    drop(directory);
+                    assert!(
+                        !path.join(OWN_PART).exists() && !path.join(LOCK_NAME).exists(),
+                        "{mode:o}: something was left"
+                    );
+                }
+                (Err(refused), None) => assert!(refused.code() == 77 && refused.to_string().contains("chmod o-w")),
+                (opened, _) => panic!("{mode:o}: {opened:?}"),
+            }
+            whole();
+        }
+    }
+
+    /// Somebody else was there first, with a link or a directory that is too open.
+    #[test]
+    fn a_part_of_its_own_that_is_not_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        fs::set_permissions(root.path(), fs::Permissions::from_mode(0o1777)).unwrap();
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), root.path().join(OWN_PART)).unwrap();
+        assert_eq!(RunDirectory::open(root.path()).unwrap_err().code(), 77);
+        fs::remove_file(root.path().join(OWN_PART)).unwrap();
+        fs::create_dir(root.path().join(OWN_PART)).unwrap();
+        fs::set_permissions(root.path().join(OWN_PART), fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(RunDirectory::open(root.path()).unwrap_err().code(), 77);
+    }
+
+    /// A stopped process holds a socket whose backlog is full: connect(2) would wait for it for ever.
+    #[test]
+    fn a_full_backlog_holds_nobody_up() {
+        let root = tempfile::tempdir().unwrap();
+        let old = root.path().join("run-00000001");
+        make_marked(&old).unwrap();
+        let listener = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+        let address = socket2::SockAddr::unix(old.join("web.sock")).unwrap();
+        listener.bind(&address).unwrap();
+        listener.listen(0).unwrap();
+        let mut waiting = Vec::new();
+        loop {
+            let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
+            socket.set_nonblocking(true).unwrap();
+            if socket.connect(&address).is_err() {
+                break;
+            }
+            waiting.push(socket);
+        }
+        let directory = RunDirectory::open(root.path()).unwrap();
+        assert!(old.join("web.sock").exists(), "whoever listens there may come back");
         drop(directory);
-        fs::create_dir(&path).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
-        let directory = RunDirectory::open(&path).unwrap();
-        assert_eq!(fs::metadata(directory.path()).unwrap().mode() & 0o777, 0o700);
-        drop(directory);
-        assert!(path.exists(), "a directory that was there before stays");
+    }
+
+    /// After a kill -9 the directory that the server had made is known as its own by the next one, which removes it at its end.
+    #[test]
+    fn what_an_earlier_server_made_is_still_ours() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("run");
+        std::mem::forget(RunDirectory::open(&path).unwrap());
+        // The lock went with the process; here its descriptor lives on.
+        fs::remove_file(path.join(LOCK_NAME)).unwrap();
+        drop(RunDirectory::open(&path).unwrap());
+        assert!(!path.exists());
     }
 
     #[test]
     fn dead_sockets_of_earlier_servers_go_and_living_ones_stay() {
         let root = tempfile::tempdir().unwrap();
-        let (old, living) = (root.path().join("run-1"), root.path().join("run-2"));
-        fs::create_dir(&old).unwrap();
-        fs::create_dir(&living).unwrap();
+        let (old, living) = (root.path().join("run-00000001"), root.path().join("run-00000002"));
+        make_marked(&old).unwrap();
+        make_marked(&living).unwrap();
         drop(UnixListener::bind(old.join("web.sock")).unwrap());
         let listener = UnixListener::bind(living.join("web.sock")).unwrap();
         fs::write(root.path().join("mine.txt"), "x").unwrap();

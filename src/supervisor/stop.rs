@@ -53,6 +53,8 @@ impl Supervisor {
             Some(_) => {
                 self.crew.log.event(Level::Warn, "stopping at once", &[]);
                 self.crew.postboxes.broadcast(|| Message::StopNow);
+                // Whatever hangs is left behind, so that the server ends within a second.
+                self.crew.kill_patience = HASTY_GRACE;
                 self.fleet.stop(HASTY_GRACE, now, &mut self.crew);
                 self.stop = Some(Stop::Workers { hasty: true });
             }

@@ -26,6 +26,7 @@ use std::time::Instant;
 
 use handlers::Handlers;
 
+use crate::socket_file;
 use crate::supervisor::{given, run_directory, wake};
 
 /// Connections at once; more wait in the listener's backlog.
@@ -159,9 +160,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
 /// Opens the socket at a path where nobody answers.
 fn open(path: &Path) -> io::Result<UnixListener> {
     run_directory::check_length(path).map_err(io::Error::other)?;
-    if !run_directory::clear_path(path) {
-        return Err(io::Error::other("it exists, and somebody answers on it"));
-    }
+    socket_file::clear(path)?;
     UnixListener::bind(path)
 }
 

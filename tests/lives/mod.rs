@@ -4,6 +4,7 @@
 //! time. What has to last (a deadline, a drain) is told by the server's own answer.
 
 mod deploys;
+mod groups;
 mod healing;
 mod joins;
 mod scaling;

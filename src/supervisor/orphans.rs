@@ -1,0 +1,140 @@
+//! Processes that have left their worker: started by one, in a session or group of their own or behind a parent that has ended, they
+//! come to this process, which is a child subreaper (prctl(2), Linux 3.4) or process 1.
+//!
+//! Rules:
+//! - Whatever ends here is reaped; workers and the guard are not touched, they have owners of their own.
+//! - Whose it is, is known by its environment: the socket or port that its worker was given belongs to one life of one worker. It lives
+//!   as long as that worker does: then come TERM and KILL. What carries no such mark is left alone until the server ends.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::endpoint::Endpoint;
+use super::guard::signal_process;
+
+/// From TERM to KILL.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// What a worker's processes are known by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Mark {
+    path: Option<Vec<u8>>,
+    port: Option<Vec<u8>>,
+}
+
+impl Mark {
+    /// Whether it is that of the worker which was given this place.
+    pub fn is_of(&self, endpoint: &Endpoint) -> bool {
+        match (endpoint.path(), endpoint.port()) {
+            (Some(path), _) => self.path.as_deref() == Some(path.as_os_str().as_encoded_bytes()),
+            (None, Some(port)) => self.port.as_deref() == Some(port.to_string().as_bytes()),
+            (None, None) => false,
+        }
+    }
+
+    /// From /proc/PID/environ; `None` when the process is no worker's, or gone.
+    fn of(process: u32) -> Option<Mark> {
+        let environment = fs::read(format!("/proc/{process}/environ")).ok()?;
+        let mut variables = environment.split(|byte| *byte == 0);
+        let value = |name: &[u8]| {
+            let found = variables.clone().find_map(|variable| variable.strip_prefix(name));
+            found.map(<[u8]>::to_vec)
+        };
+        let mark = Mark { path: value(b"SOCKET_PATH="), port: value(b"PORT=") };
+        variables.any(|variable| variable.starts_with(b"WORKER_ID=")).then_some(mark)
+    }
+}
+
+struct Orphan {
+    mark: Option<Mark>,
+    kill_at: Option<Instant>,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Orphans(HashMap<u32, Orphan>);
+
+impl Orphans {
+    /// Has what workers leave behind come to this process, where the kernel can.
+    pub fn adopt() -> Orphans {
+        #[cfg(target_os = "linux")]
+        // SAFETY: plain numbers; a kernel that does not know the option refuses it.
+        unsafe {
+            libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1 as libc::c_ulong, 0, 0, 0);
+        }
+        Orphans::default()
+    }
+
+    /// Reaps those that have ended, and tells those to end whose worker has; which ones, with the first words of their commands. `owned`
+    /// are the children that others wait for.
+    pub fn look(&mut self, owned: &[u32], lives: impl Fn(&Mark) -> bool, now: Instant) -> Vec<(u32, String)> {
+        let children: Vec<u32> = children().into_iter().filter(|child| !owned.contains(child)).collect();
+        self.0.retain(|process, _| children.contains(process));
+        let mut told = Vec::new();
+        for process in children {
+            if reap(process) {
+                self.0.remove(&process);
+                continue;
+            }
+            let orphan = self.0.entry(process).or_insert_with(|| Orphan { mark: Mark::of(process), kill_at: None });
+            match orphan.kill_at {
+                Some(at) if now >= at => {
+                    signal_process(process as i32, libc::SIGKILL);
+                    orphan.kill_at = Some(now + GRACE);
+                }
+                None if orphan.mark.as_ref().is_some_and(|mark| !lives(mark)) => {
+                    signal_process(process as i32, libc::SIGTERM);
+                    orphan.kill_at = Some(now + GRACE);
+                    told.push((process, command(process)));
+                }
+                _ => {}
+            }
+        }
+        told
+    }
+
+    /// When one of them is to be killed.
+    pub fn due(&self) -> Option<Instant> {
+        self.0.values().filter_map(|orphan| orphan.kill_at).min()
+    }
+
+    /// The server ends: so does all that has come to it, and what comes to it by that.
+    pub fn end(&mut self, owned: &[u32]) {
+        let deadline = Instant::now() + GRACE;
+        loop {
+            let left: Vec<u32> =
+                children().into_iter().filter(|child| !owned.contains(child) && !reap(*child)).collect();
+            if left.is_empty() || Instant::now() > deadline {
+                return;
+            }
+            for process in left {
+                signal_process(process as i32, libc::SIGKILL);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+/// Waits for a child of ours if it has ended.
+fn reap(process: u32) -> bool {
+    // SAFETY: waitpid takes numbers, and a null pointer where the status is of no interest.
+    unsafe { libc::waitpid(process as libc::pid_t, std::ptr::null_mut(), libc::WNOHANG) != 0 }
+}
+
+/// The children of this process, whichever thread they came to (proc_tid_children(5)).
+fn children() -> Vec<u32> {
+    let threads = fs::read_dir("/proc/self/task").into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_ascii_whitespace().filter_map(|number| number.parse().ok()).collect::<Vec<u32>>())
+        .collect()
+}
+
+fn command(process: u32) -> String {
+    let line = fs::read(Path::new("/proc").join(process.to_string()).join("cmdline")).unwrap_or_default();
+    let words: Vec<String> =
+        line.split(|byte| *byte == 0).take(4).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+    words.join(" ").trim_end().to_owned()
+}
