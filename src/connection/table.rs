@@ -1,6 +1,6 @@
 //! The connection array: one entry for each socket of the backend, at the same index.
 
-use super::{Client, Link, Role};
+use super::{Client, Link, LinkState, Role};
 use crate::backends::Sock;
 
 /// What [`Role`] a socket has, without its state.
@@ -70,7 +70,7 @@ impl Table {
     /// Whether that worker's connection is not connected yet.
     #[inline]
     pub fn is_connecting(&self, sock: Sock) -> bool {
-        matches!(self.role(sock), Role::Link(link) if link.is_connecting())
+        matches!(self.role(sock), Role::Link(link) if link.state == LinkState::Connecting)
     }
 
     /// The socket that lives at that index now.

@@ -89,10 +89,6 @@ impl Link {
         let (state, exchange) = (LinkState::Connecting, Key::NONE);
         Link { state, reused: false, app, worker, exchange, input: None, leftover: None }
     }
-
-    pub fn is_connecting(&self) -> bool {
-        self.state == LinkState::Connecting
-    }
 }
 
 impl<B: Backend> Loop<B> {
@@ -171,7 +167,7 @@ impl<B: Backend> Loop<B> {
     }
 
     pub fn link_connected(&mut self, sock: Sock) {
-        let Some(link) = self.table.link(sock).filter(|link| link.is_connecting()) else { return };
+        let Some(link) = self.table.link(sock).filter(|link| link.state == LinkState::Connecting) else { return };
         link.state = LinkState::Busy;
         let key = link.exchange;
         let Some(exchange) = self.exchanges.lookup(key).filter(|exchange| exchange.phase == Phase::Awaiting) else {

@@ -211,7 +211,7 @@ impl<B: Backend> Loop<B> {
         exchange.attempt.taken = exchange.attempt.sent_before;
         (exchange.times.given, exchange.times.heard) = (now, now);
         link.exchange = key;
-        let connecting = link.is_connecting();
+        let connecting = link.state == LinkState::Connecting;
         if !connecting {
             link.state = LinkState::Busy;
         }

@@ -87,12 +87,7 @@ impl<B: Backend> Loop<B> {
             return self.hold_body(key);
         }
         self.rearm(key);
-        if !input.is_empty() || ended {
-            return self.read_body(stream.connection, input);
-        }
-        // Its head waits for a body of which nothing has come.
-        self.memory.hold(key);
-        self.stream_want(stream);
+        if input.is_empty() && !ended { self.stream_want(stream) } else { self.read_body(stream.connection, input) }
     }
 
     /// The rest of a body waits until its worker is there.

@@ -12,9 +12,11 @@ on_every_backend! {
 
 /// What is sent through each.
 const MUCH: usize = 1 << 20;
+/// A side that does not read may take longer than the idle timeout of a minute, on a busy machine.
+const PATIENT: &[&str] = &["--idle-timeout", "600s"];
 
 fn tunnels_whose_clients_do_not_read_are_not_noticed(backend: &str) {
-    let scene = Scene::open(backend, &[]);
+    let scene = Scene::open(backend, PATIENT);
     let crowd = scene.enter(Habit::asking(|_| upgrade(&format!("/pour/{MUCH}"))));
     crowd.until("every tunnel is open", |places| places.good);
     scene.others_notice_nothing();
@@ -30,7 +32,7 @@ fn tunnels_whose_clients_do_not_read_are_not_noticed(backend: &str) {
 }
 
 fn tunnels_whose_workers_do_not_read_are_not_noticed(backend: &str) {
-    let scene = Scene::open(backend, &[]);
+    let scene = Scene::open(backend, PATIENT);
     let crowd = scene.enter(Habit::tunnelling(|index| upgrade(&format!("/deaf/{index}/{MUCH}")), MUCH));
     crowd.until("every tunnel is open", |places| places.good);
     scene.others_notice_nothing();
