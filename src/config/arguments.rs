@@ -211,6 +211,7 @@ fn settings(matches: &ArgMatches, environment: &Environment) -> Result<Settings,
     if !given.iter().any(|one| one.key.name == "run-dir") {
         settings.run_dir = environment.run_dir(&settings.listen);
     }
+    settings.app.directory = environment.directory(settings.app.directory.take());
     whole(&settings, &given)?;
     let unix_only = ["listen-mode", "listen-owner", "listen-group"];
     if let Some(one) = given.iter().find(|one| unix_only.contains(&one.key.name))

@@ -136,10 +136,19 @@ const APP: &[Key] = &[
     key("ready-timeout", "DURATION", "15s", READY_TIMEOUT_HELP, |settings, text| {
         store(&mut settings.app.ready.timeout, duration(text, POSITIVE))
     }),
-    key("socket", "KIND", "unix", "What a worker listens on: unix, inherit (descriptor 3) or tcp", |settings, text| {
-        let kinds = [("unix", WorkerSocket::Unix), ("inherit", WorkerSocket::Inherit), ("tcp", WorkerSocket::Tcp)];
+    key("socket", "KIND", "auto", SOCKET_HELP, |settings, text| {
+        let kinds = [
+            ("auto", WorkerSocket::Auto),
+            ("unix", WorkerSocket::Unix),
+            ("inherit", WorkerSocket::Inherit),
+            ("tcp", WorkerSocket::Tcp),
+        ];
         store(&mut settings.app.socket, choice(text, &kinds))
     }),
+    key("directory", "PATH", "", DIRECTORY_HELP, |settings, text| {
+        store(&mut settings.app.directory, path(text).map(Some))
+    })
+    .example("/srv/app/current"),
     key("watchdog", "DURATION", "", WATCHDOG_HELP, |settings, text| {
         store(&mut settings.app.watchdog, duration(text, POSITIVE).map(Some))
     })
@@ -287,6 +296,12 @@ const GIVE_UP_EXIT_HELP: &str = "End with 69 when all are given up; else one is 
 const READY_TIMEOUT_HELP: &str = "How long a worker may take to get ready; up to four times as long while it burns CPU";
 
 const START_PARALLEL_HELP: &str = "Workers that may be on their way to readiness at once; auto: one per core";
+
+const SOCKET_HELP: &str = "What a worker listens on: unix ($SOCKET_PATH), tcp ($PORT), inherit (descriptor 3), or auto: whichever \
+    of the first two it opens";
+
+const DIRECTORY_HELP: &str = "Where workers start; a link on the way is followed anew at each start [default: where the server was \
+    started, by the path in $PWD]";
 
 const WATCHDOG_HELP: &str = "Replace a worker that has said WATCHDOG=1 and then nothing for that time (sd_notify)";
 

@@ -238,6 +238,8 @@ pub struct App {
     pub ready: Ready,
     /// How a worker gets its socket.
     pub socket: WorkerSocket,
+    /// Where workers start, as an absolute path that is resolved anew at each start; `None`: the server's own directory.
+    pub directory: Option<PathBuf>,
     /// How often a worker is to say that it is alive (sd_watchdog_enabled(3)); `None`: as often as it says itself.
     pub watchdog: Option<Duration>,
     /// What is sent to a worker that is stuck, before SIGKILL; `None`: nothing.
@@ -368,6 +370,8 @@ pub enum ReadyBy {
 /// How a worker gets its socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkerSocket {
+    /// It is given both a path and a port, and uses either; one that is known to take a path is given that alone.
+    Auto,
     /// It opens a Unix socket at the path that it is given.
     Unix,
     /// It inherits a listening Unix socket as descriptor 3 (sd_listen_fds(3)).
@@ -504,7 +508,8 @@ impl Default for App {
                 max_unavailable: 0,
             },
             ready: Ready { by: ReadyBy::Listen, timeout: Duration::from_secs(15) },
-            socket: WorkerSocket::Unix,
+            socket: WorkerSocket::Auto,
+            directory: None,
             watchdog: None,
             dump_signal: None,
             hot_reload: HotReload::None,

@@ -295,6 +295,19 @@ impl Dispatch {
         added.map(|(id, _past)| id)
     }
 
+    /// Says where a worker listens after all. Only before it has ever been ready: nobody has asked for its target by then.
+    pub fn locate(&self, worker: WorkerId, address: socket2::SockAddr) {
+        let Some(known) = self.target(worker) else { return };
+        let unix = address.is_unix();
+        let moved = Arc::new(Target { address, unix, ..Target::clone(&known) });
+        let mut board = self.lock();
+        let index = board.workers.find(worker);
+        let place = index.map(|index| board.workers.at_mut(index));
+        let _past =
+            place.filter(|place| place.standing == Standing::Starting).and_then(|place| place.target.replace(moved));
+        drop(board);
+    }
+
     /// Makes a worker eligible and gives its slots to those who wait; the caller is to tell them. Does nothing for one that
     /// is ready, draining, dead or forgotten.
     pub fn ready(&self, worker: WorkerId, now: Instant) -> Vec<Grant> {

@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::sink::Sink;
+use super::sink::{Sink, Source};
 use super::text::{
     Calendar, MONTHS, put_clock, put_date_time, put_escaped, put_json, put_milliseconds, put_number, put_padded,
 };
@@ -101,7 +101,7 @@ impl AccessLog {
 
     fn hand_over(&mut self) {
         if let Some(sink) = &self.sink {
-            sink.push(&self.buffer, self.lines);
+            sink.push(Source::Access, &self.buffer, self.lines);
         }
         self.buffer.clear();
         self.lines = 0;

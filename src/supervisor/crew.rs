@@ -27,7 +27,7 @@ use super::probe::{Look, Probe};
 use super::process::{Process, exit_reason, is_clean};
 use super::spawn::{Launcher, Particulars};
 use super::steward::Visitor;
-use super::{Options, READ_BUFFER, RunDirectory, Status, inspect};
+use super::{Options, READ_BUFFER, RunDirectory, Status, advice, inspect};
 use crate::config::Settings;
 use crate::control::SOCKET_NAME;
 use crate::dispatch::{Dispatch, Moves, Target, WorkerId};
@@ -57,6 +57,8 @@ pub(super) struct Crew {
     pub news: News,
     /// Rolls that have ended and were not told to those who wait for them.
     pub ended_rolls: Vec<RollReport>,
+    /// The newest generation of which a worker has been ready.
+    newest_ready: u32,
     buffer: Box<[u8]>,
 }
 
@@ -88,6 +90,7 @@ impl Crew {
             status: Arc::default(),
             news: News::default(),
             ended_rolls: Vec::new(),
+            newest_ready: 0,
             buffer: vec![0; READ_BUFFER].into_boxed_slice(),
         })
     }
@@ -172,12 +175,14 @@ impl Crew {
         let app = &self.settings.app;
         let watchdog = Watchdog::new(app.watchdog);
         let process = Process {
-            probe: Probe::of_readiness(&app.ready.by, address, endpoint.inherited(), now),
+            probe: Probe::of_readiness(&app.ready.by, address, endpoint.inherited(), now)
+                .map(|probe| probe.or_at(endpoint.others().iter().cloned())),
             voice: notify.map(|socket| Voice { socket, watchdog, status: String::new() }),
             memory: app.recycle.memory.map(|limit| MemoryWatch::new(limit, self.memory_interval, now)),
             name,
             id,
             number,
+            generation,
             label,
             endpoint,
             child,
@@ -207,10 +212,29 @@ impl Crew {
                 probe.later(now);
                 continue;
             }
+            let address = probe.address().clone();
+            let port = address.as_socket().filter(|_| process.endpoint.may_leave_port()).map(|address| address.port());
+            if port.is_some_and(|port| inspect::is_foreign(process.child.id(), port)) {
+                probe.later(now);
+                continue;
+            }
             process.probe = None;
+            if process.endpoint.settle(&address) {
+                self.dispatch.locate(process.id, address);
+            }
             found.push(process.name);
         }
         found
+    }
+
+    /// A worker says that it is ready. Whether it has to be looked for first, since it may listen at several places.
+    pub fn must_be_found(&mut self, name: Name, now: Instant) -> bool {
+        let Some(process) = self.process_mut(name).filter(|process| !process.endpoint.others().is_empty()) else {
+            return false;
+        };
+        let probe = Probe::of_worker(process.endpoint.address().clone(), now);
+        process.probe = Some(probe.or_at(process.endpoint.others().iter().cloned()));
+        true
     }
 
     /// The processes that have ended, not reaped yet.
@@ -326,12 +350,31 @@ impl Crew {
         self.news.add(event, message, fields);
     }
 
+    /// With the first of a generation comes where it really runs, behind all links, and whether it has a pool of its own.
+    fn say_ready(&mut self, name: Name) {
+        let Some(process) = self.process(name) else { return };
+        let took = format!("{} ms", process.born.elapsed().as_millis());
+        let (label, pid, generation) = (process.label.clone(), process.child.id(), process.generation);
+        let is_first = generation > self.newest_ready;
+        self.newest_ready = self.newest_ready.max(generation);
+        let directory = is_first.then(|| inspect::directory(pid)).flatten();
+        let directory = directory.map(|directory| directory.display().to_string());
+        let mut fields: Vec<(&str, &dyn Display)> = vec![("worker", &label), ("pid", &pid), ("took", &took)];
+        fields.extend(directory.as_ref().map(|directory| ("directory", directory as &dyn Display)));
+        self.tell(Level::Info, "worker-ready", "worker ready", &fields);
+        let concurrency = self.settings.app.concurrency;
+        if let Some(advice) = is_first.then(|| advice::about_children(pid, concurrency)).flatten() {
+            self.tell(Level::Warn, "own-pool", &advice, &[("worker", &label)]);
+        }
+    }
+
     /// The socket did not come, while so many others were on their way, or not come back: says all that can be known.
     fn say_not_ready(&mut self, name: Name, starting: Option<usize>) {
         let now = Instant::now();
         let timeout = self.settings.app.ready.timeout;
         let Some(process) = self.process(name) else { return };
-        let elsewhere = match inspect::listening_addresses(process.child.id()).join(", ") {
+        let listens_on = inspect::listening_addresses(process.child.id());
+        let elsewhere = match listens_on.join(", ") {
             none if none.is_empty() => "nothing".to_owned(),
             some => some,
         };
@@ -347,7 +390,7 @@ impl Crew {
                     1 => message += "; 1 other was starting beside it (--start-parallel)",
                     _ => message += &format!("; {others} others were starting beside it (--start-parallel)"),
                 }
-                message
+                message + &process.endpoint.remedy(&listens_on)
             }
             None => process.endpoint.not_back(timeout, reason),
         };
@@ -486,13 +529,7 @@ impl Machine for Crew {
     fn say(&mut self, event: Event) {
         let app = self.settings.app.name.clone();
         match event {
-            Event::Ready(name) => {
-                let Some(process) = self.process(name) else { return };
-                let took = format!("{} ms", process.born.elapsed().as_millis());
-                let (label, pid) = (process.label.clone(), process.child.id());
-                let fields: [(&str, &dyn Display); 3] = [("worker", &label), ("pid", &pid), ("took", &took)];
-                self.tell(Level::Info, "worker-ready", "worker ready", &fields);
-            }
+            Event::Ready(name) => self.say_ready(name),
             Event::StartFailed(number, why) => {
                 let message = format!("cannot start a worker: {why}");
                 self.tell(Level::Error, "worker-start-failed", &message, &[("worker", &number)]);

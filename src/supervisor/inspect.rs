@@ -5,6 +5,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// The state of a listening socket in /proc/net/tcp (proc_net(5); TCP_LISTEN in the kernel's tcp_states.h).
@@ -63,6 +64,18 @@ fn cpu_ticks(process: u32) -> Option<u64> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     let fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace().skip(11).take(4);
     fields.map(|field| field.parse::<u64>().ok()).sum()
+}
+
+/// Whether a port on which somebody listens is not known to be that group's. Where there is nothing to read it is taken for the group's.
+pub fn is_foreign(group: u32, port: u16) -> bool {
+    let suffix = format!(":{port}");
+    let is_it = |address: &String| !address.starts_with("unix:") && address.ends_with(&suffix);
+    cfg!(target_os = "linux") && !listening_addresses(group).iter().any(is_it)
+}
+
+/// The directory in which a process is, behind all links. The system keeps it with the process: no file system is asked.
+pub fn directory(process: u32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{process}/cwd")).ok()
 }
 
 fn group_of(process: u32) -> Option<u32> {

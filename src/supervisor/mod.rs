@@ -18,6 +18,7 @@ use crate::fleet::{self, Ending, Fleet, Load, Member, Name, Release, RestartRule
 use crate::log::{Level, Log};
 use crate::mailbox::Postboxes;
 
+mod advice;
 mod crew;
 pub mod endpoint;
 pub mod exec;
@@ -33,7 +34,9 @@ pub mod output;
 mod pace;
 pub mod probe;
 pub mod process;
+mod program;
 mod report;
+pub mod resolver;
 pub mod run_directory;
 pub mod signals;
 pub mod spawn;
@@ -52,7 +55,7 @@ pub use run_directory::{RunDirectory, RunDirectoryError};
 use signals::{Request, Requester, Requests};
 use spawn::Launcher;
 use stop::Stop;
-use upstreams::Watched;
+use upstreams::{Listeners, Upstreams};
 use wake::{Farewell, Sleeper, Waker};
 use watch::Watcher;
 
@@ -84,6 +87,8 @@ pub struct Options {
     pub memory_interval: Duration,
     /// How many bytes may still be used, as [`memory::headroom`].
     pub headroom: fn() -> Option<u64>,
+    /// How the addresses of upstreams' names are found.
+    pub resolve: resolver::Resolve,
     /// The server around the supervisor, for the control socket; `None`: there is no control socket.
     pub about: Option<About>,
 }
@@ -96,6 +101,7 @@ impl Default for Options {
             signals: true,
             memory_interval: memory::INTERVAL,
             headroom: memory::headroom,
+            resolve: resolver::by_system,
             about: None,
         }
     }
@@ -225,8 +231,7 @@ pub struct Supervisor {
     waker: Waker,
     farewell: Farewell,
     sleeper: Sleeper,
-    upstreams: Vec<Watched>,
-    upstream_seen: bool,
+    upstreams: Upstreams,
     /// Sees changed files, where they are to reach the workers.
     watcher: Option<Watcher>,
     pace: Pace,
@@ -295,10 +300,13 @@ impl Supervisor {
             run.socket(&format!("{}{LONGEST_SUFFIX}", settings.app.name))?;
             workers = settings.app.workers;
         }
-        let upstreams = upstreams::watch_all(&settings, &dispatch, now)?;
+        let upstreams = Upstreams::new(&settings, &dispatch, options.resolve, waker.clone(), now)?;
         let scaling = settings.app.scaling.filter(|_| launcher.is_some());
         let observed = options.about.clone().map(Observed::new);
         let fleet = Fleet::new(rule(&settings), workers, now);
+        if let Some(advice) = launcher.as_ref().and_then(Launcher::advice) {
+            log.event(Level::Warn, advice, &[("event", &"own-pool")]);
+        }
         let crew = Crew::new(settings, dispatch, postboxes, log, run, options, launcher)?;
         let watcher = watch_files(&crew, &waker);
         let control = observed.is_some().then(|| ControlServer::open(&crew.control_path()));
@@ -318,7 +326,6 @@ impl Supervisor {
             waker,
             sleeper,
             upstreams,
-            upstream_seen: false,
             watcher,
             pace: Pace::default(),
             control,
@@ -375,7 +382,8 @@ impl Supervisor {
             for (name, heard) in self.crew.hear(now) {
                 self.take_notice(name, heard, now);
             }
-            self.look_at_upstreams(now);
+            let Crew { dispatch, postboxes, log, .. } = &self.crew;
+            self.upstreams.look(Listeners { dispatch, postboxes, log }, now);
             self.scale_by_load(now);
             self.fleet.tick(now, &mut self.crew);
             // Behind the tick, which may have ended the roll that changes wait for.
@@ -426,7 +434,7 @@ impl Supervisor {
         if let Some(control) = &self.control {
             control.poll_entries(&mut entries);
         }
-        entries.extend(self.upstreams.iter().filter_map(Watched::descriptor).map(|fd| wake::entry(fd, libc::POLLOUT)));
+        entries.extend(self.upstreams.entries());
         let due = self.next_due().into_iter().chain(next_tick).min();
         let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
         if let Err(error) = wake::poll(&mut entries, timeout) {
@@ -438,7 +446,7 @@ impl Supervisor {
 
     fn next_due(&self) -> Option<Instant> {
         let probes = hearing::due(&self.crew.processes);
-        let upstreams = self.upstreams.iter().filter_map(Watched::due).min();
+        let upstreams = self.upstreams.due();
         let stop = self.stop.as_ref().map(Stop::due);
         let sample = self.scaler.is_some().then_some(self.sample_at);
         let release = self.release.map(|release| release.due());
@@ -603,7 +611,9 @@ impl Supervisor {
         match heard {
             // A worker that has been ready and is looked at again is known by its socket alone.
             Heard::Ready if self.fleet.member(name).is_some_and(Member::is_starting) => {
-                self.fleet.ready(name, now, &mut self.crew);
+                if !self.crew.must_be_found(name, now) {
+                    self.fleet.ready(name, now, &mut self.crew);
+                }
             }
             Heard::Ready => {}
             Heard::Leaves => self.fleet.leaving(name, now, &mut self.crew),
@@ -619,8 +629,10 @@ impl Supervisor {
         | Notice::Suspect(id)
         | Notice::Stuck(id)) = notice;
         let Some(name) = self.crew.name(id) else {
-            if let Notice::Unreachable(id) = notice {
-                self.upstream_unreachable(id, now);
+            match notice {
+                Notice::Unreachable(id) => self.upstreams.unreachable(id, now),
+                Notice::Drained(id) => self.upstreams.drained(id, &self.crew.dispatch, now),
+                _ => {}
             }
             return;
         };
@@ -651,7 +663,7 @@ impl Supervisor {
             (Some(_), _) => AppState::Stopping,
             (None, fleet::AppState::Failed) => AppState::Failed,
             (None, fleet::AppState::Running) => AppState::Running,
-            (None, fleet::AppState::Starting) if self.upstream_seen => AppState::Running,
+            (None, fleet::AppState::Starting) if self.upstreams.seen() => AppState::Running,
             (None, fleet::AppState::Starting) => AppState::Starting,
         };
         self.crew.status.enter(state);
@@ -662,7 +674,13 @@ impl Supervisor {
                 true => ("the app has failed; the server ends (--give-up-exit)", ExitReason::GaveUp),
                 false => ("no worker was ever ready; the server ends", ExitReason::NeverReady),
             };
-            self.crew.log.event(Level::Error, message, &[("app", app)]);
+            let hint = "an app that takes $PORT for a number needs --socket tcp";
+            let has_path = self.crew.launcher.as_ref().is_some_and(Launcher::has_path_as_port);
+            let mut fields = vec![("app", app)];
+            if reason == ExitReason::NeverReady && has_path {
+                fields.push(("hint", &hint));
+            }
+            self.crew.log.event(Level::Error, message, &fields);
             self.exit = Some(reason);
             self.begin_stop(now);
         }

@@ -39,6 +39,8 @@ pub struct Process {
     pub id: WorkerId,
     /// `WORKER_ID`.
     pub number: u32,
+    /// `GENERATION`.
+    pub generation: u32,
     /// "web.G1.2".
     pub label: String,
     /// Where it listens.

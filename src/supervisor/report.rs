@@ -82,7 +82,7 @@ impl Supervisor {
             (None, fleet::AppState::Failed) => State::Failed,
             (None, _) if snapshot.paused => State::Paused,
             (None, fleet::AppState::Running) => State::Running,
-            (None, fleet::AppState::Starting) if self.upstream_seen || self.serves_itself() => State::Running,
+            (None, fleet::AppState::Starting) if self.upstreams.seen() || self.serves_itself() => State::Running,
             (None, fleet::AppState::Starting) => State::Starting,
         }
     }
