@@ -205,7 +205,7 @@ fn an_app_that_takes_its_port_for_a_number_is_told_the_flag() {
     std::fs::write(&app, python("socketserver.TCPServer(('127.0.0.1', 0), Handler).serve_forever()")).unwrap();
     let script = format!("exec python3 {}", app.display());
     let told = |flags: &[&str]| {
-        let command = ["--ready-timeout", "2s", "-w", "1", "--", "sh", "-c", &script];
+        let command = ["-w", "1", "--", "sh", "-c", &script];
         let server = Server::start("epoll", &[flags, &command].concat());
         let mut line = None;
         until("it is told", || {
@@ -215,9 +215,10 @@ fn an_app_that_takes_its_port_for_a_number_is_told_the_flag() {
         let line: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
         line["message"].as_str().unwrap().to_owned()
     };
-    let message = told(&["--socket", "unix"]);
+    let message = told(&["--socket", "unix", "--ready-timeout", "100ms"]);
     assert!(message.ends_with("needs --socket tcp"), "{message}");
-    let message = told(&[]);
+    // Time enough for it to listen.
+    let message = told(&["--ready-timeout", "10s"]);
     assert!(message.contains("it listens on 127.0.0.1:") && message.ends_with("--port {port}"), "{message}");
 }
 
