@@ -153,9 +153,7 @@ impl<B: Backend> Loop<B> {
             && name.len() <= 7
         {
             match name {
-                b"/server" if self.shared.apps.iter().any(|app| app.dispatch.has_failed()) => {
-                    return Route::Refuse(503, "the app has failed");
-                }
+                b"/server" if self.shared.has_failed() => return Route::Refuse(503, "the app has failed"),
                 b"/server" => return Route::Text(b"ok"),
                 b"/status" if self.is_local(sock, input, request) => return Route::Status,
                 _ => {}

@@ -75,6 +75,13 @@ pub struct Shared {
     pub status: Box<dyn Fn() -> String + Send + Sync>,
 }
 
+impl Shared {
+    /// Whether an app has given up.
+    pub fn has_failed(&self) -> bool {
+        self.apps.iter().any(|app| app.dispatch.has_failed())
+    }
+}
+
 /// What time it is, and what is due when.
 pub(crate) struct Time {
     /// The turn's.

@@ -8,8 +8,8 @@
 //!   replacement by two: the new one starts first, and the old one is drained only when the new one serves.
 //! - One mechanism replaces workers, whatever the reason (requests, lifetime, memory, reloads, deploy): a worker is marked as
 //!   due, and [`Fleet::tick`] replaces those that are, as many at a time as the reason allows.
-//! - A **roll** marks all places, in turn. Its first replacement is on trial: until it has answered a request, or has lived for a moment,
-//!   the old generation stays as it is; if it fails, the roll is aborted and nothing was lost.
+//! - A **roll** marks all places, in turn. Its first replacement is on trial: until it has answered a request, or was ready for
+//!   a while, the old generation stays as it is; if it fails, the roll is aborted and nothing was lost.
 //! - A worker that leaves is drained first, then told to stop (TERM), then killed. Each step has its deadline.
 //!
 //! `place.rs` has places and members, `replace.rs` what fills and replaces them, `revive.rs` what brings
@@ -130,25 +130,6 @@ impl Ending {
     /// Whether it served its purpose and goes as it should: no failure of its own.
     pub fn is_planned(self) -> bool {
         !matches!(self, Ending::NotReady | Ending::Unreachable | Ending::Deadline(_) | Ending::Watchdog(_))
-    }
-
-    /// One word for it, for counters.
-    pub fn word(self) -> &'static str {
-        match self {
-            Ending::Requests(_) => "requests",
-            Ending::Lifetime(_) => "lifetime",
-            Ending::Memory(_) => "memory",
-            Ending::Reloads(_) => "reloads",
-            Ending::Deploy => "deploy",
-            Ending::Aborted => "aborted",
-            Ending::ScaledDown => "scale_down",
-            Ending::Leaving => "leaving",
-            Ending::NotReady => "not_ready",
-            Ending::Unreachable => "unreachable",
-            Ending::Deadline(_) => "deadline",
-            Ending::Watchdog(_) => "watchdog",
-            Ending::Shutdown => "shutdown",
-        }
     }
 }
 

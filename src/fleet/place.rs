@@ -139,25 +139,8 @@ pub enum PlaceState {
     Starting,
     /// It gets requests.
     Running,
-    /// It crashed and is started again when its delay is over.
-    Respawning,
     /// It finishes its requests and ends.
     Stopping,
-    /// It crashes before it answers anything, and is not started again.
-    Failed,
-}
-
-impl PlaceState {
-    /// The word for it.
-    pub fn word(self) -> &'static str {
-        match self {
-            PlaceState::Starting => "starting",
-            PlaceState::Running => "running",
-            PlaceState::Respawning => "respawning",
-            PlaceState::Stopping => "stopping",
-            PlaceState::Failed => "failed",
-        }
-    }
 }
 
 /// One of the app's N workers, whoever fills it.

@@ -198,8 +198,6 @@ impl Supervisor {
                 PlaceState::Starting => WorkerState::Starting,
                 PlaceState::Running => WorkerState::Running,
                 PlaceState::Stopping => WorkerState::Stopping,
-                PlaceState::Respawning => WorkerState::Respawning,
-                PlaceState::Failed => WorkerState::Failed,
             },
             name: process.map_or_else(String::new, |process| process.label.clone()),
             socket: process.map_or_else(String::new, |process| match process.endpoint.path() {

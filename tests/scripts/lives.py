@@ -367,7 +367,9 @@ def crashloop(home, options, backend, results):
     command = ["sh", "-c", '[ ! -e "$1" ] || { echo no database >&2; exit 3; }; exec "$0" worker', os.path.abspath(options.server), place]
     base, flags = 0.5, ["--restart-base", "500ms", "--restart-max", "8s", "--give-up", "5/60s"]
     with common.serving(home, options.server, backend, flags, command) as server:
-        workers = until_settled(server, 2)["workers"]
+        until_settled(server, 2)
+        lived = lambda: [worker for worker in app_of(server)["workers"] if worker["uptime_seconds"] > 2 * base]
+        workers = until("the workers to have lived", lambda: len(lived()) == 2 and lived())
         with open(place, "w"):
             pass
         for worker in workers:
