@@ -64,15 +64,7 @@ pub struct IoUring {
     memory: ManuallyDrop<Memory>,
     sockets: Slots<Socket>,
     listeners: Vec<Listener>,
-    /// Sockets with something to send.
-    dirty: Vec<Sock>,
-    /// The same for those whose peers were behind and that have room now: as many a turn as [`BULK_BYTES`] say.
-    dirty_bulk: VecDeque<Sock>,
-    /// Sockets with a receive to arm.
-    wanted: Vec<Sock>,
-    /// The same for those in the middle of a long transfer: as many a turn as [`BULK_BYTES`] say. What they may bring is set aside
-    /// meanwhile.
-    wanted_bulk: VecDeque<(Sock, Promise)>,
+    work: Work,
     /// Events that no completion brings.
     ready: VecDeque<Event>,
     close_deadlines: CloseDeadlines,
@@ -83,6 +75,20 @@ pub struct IoUring {
     pool: Pool,
     bell: IoUringBell,
     now: Instant,
+}
+
+/// What is to be submitted at the next wait.
+#[derive(Default)]
+struct Work {
+    /// Sockets with something to send.
+    dirty: Vec<Sock>,
+    /// The same for those whose peers were behind and that have room now: as many a turn as [`BULK_BYTES`] say.
+    dirty_bulk: VecDeque<Sock>,
+    /// Sockets with a receive to arm.
+    wanted: Vec<Sock>,
+    /// The same for those in the middle of a long transfer: as many a turn as [`BULK_BYTES`] say. What they may bring is set aside
+    /// meanwhile.
+    wanted_bulk: VecDeque<(Sock, Promise)>,
 }
 
 /// What operations in flight may refer to.
@@ -252,7 +258,7 @@ impl Backend for IoUring {
         self.flush();
         let accepts = self.prepare_accepts();
         let parked = self.refill();
-        let bulk = !(self.dirty_bulk.is_empty() && self.wanted_bulk.is_empty());
+        let bulk = !(self.work.dirty_bulk.is_empty() && self.work.wanted_bulk.is_empty());
         let has_work = accepts || parked || bulk || !self.ready.is_empty() || self.ring.has_completions();
         let result = if has_work {
             self.ring.enter(0, None)
@@ -309,10 +315,7 @@ impl IoUring {
             memory: ManuallyDrop::new(memory),
             sockets: Slots::new(options.max_sockets),
             listeners: Vec::new(),
-            dirty: Vec::new(),
-            dirty_bulk: VecDeque::new(),
-            wanted: Vec::new(),
-            wanted_bulk: VecDeque::new(),
+            work: Work::default(),
             ready: VecDeque::new(),
             close_deadlines,
             shortage: Shortage::new(options.accept_retry),
@@ -395,7 +398,7 @@ impl IoUring {
             return Some(Event::Fail { sock, side: Side::Connect, error: io::Error::from_raw_os_error(error) });
         }
         if socket.is(WANTED) {
-            self.wanted.push(sock);
+            self.work.wanted.push(sock);
         }
         self.mark_dirty(sock);
         Some(Event::Connect { sock })

@@ -37,9 +37,9 @@ impl IoUring {
         }
         socket.set(WANTED);
         if socket.is(BULK) {
-            self.wanted_bulk.push_back((sock, self.pool.promise(socket.size())));
+            self.work.wanted_bulk.push_back((sock, self.pool.promise(socket.size())));
         } else if !socket.is(CONNECTING) {
-            self.wanted.push(sock);
+            self.work.wanted.push(sock);
         }
     }
 
@@ -157,8 +157,8 @@ impl IoUring {
         if work && !socket.is(DIRTY | SENDING | POLLING | CONNECTING) {
             socket.set(DIRTY);
             match socket.is(BEHIND) && !socket.is(BLOCKED) {
-                true => self.dirty_bulk.push_back(sock),
-                false => self.dirty.push(sock),
+                true => self.work.dirty_bulk.push_back(sock),
+                false => self.work.dirty.push(sock),
             }
         }
     }
@@ -166,29 +166,29 @@ impl IoUring {
     /// Queues the sends and receives of this turn. A receive waits until here, so that one that was asked for only to say that
     /// no more is expected, right before a flushed close, costs nothing.
     pub(super) fn flush(&mut self) {
-        let mut dirty = std::mem::take(&mut self.dirty);
+        let mut dirty = std::mem::take(&mut self.work.dirty);
         for sock in dirty.drain(..) {
             self.start_send(sock);
             debug_assert!(!self.pins_blocks(sock), "a block of the pool waits for a peer");
         }
-        self.dirty = dirty;
+        self.work.dirty = dirty;
         let mut left = BULK_BYTES;
         while left > 0
-            && let Some(sock) = self.dirty_bulk.pop_front()
+            && let Some(sock) = self.work.dirty_bulk.pop_front()
         {
             self.start_send(sock);
             let offered = self.sockets.lookup(sock).map_or(0, |socket| socket.offered as usize);
             left = left.saturating_sub(offered.clamp(block::SMALL, block::LARGE));
         }
-        let mut wanted = std::mem::take(&mut self.wanted);
+        let mut wanted = std::mem::take(&mut self.work.wanted);
         for sock in wanted.drain(..) {
             self.arm_wanted(sock);
         }
-        self.wanted = wanted;
+        self.work.wanted = wanted;
         let (mut left, mut armed) = (BULK_BYTES, [0; groups::GROUPS]);
         while left > 0
             && armed.iter().zip(&self.memory.groups).all(|(armed, group)| *armed < group.most_bulk())
-            && let Some((sock, promise)) = self.wanted_bulk.pop_front()
+            && let Some((sock, promise)) = self.work.wanted_bulk.pop_front()
         {
             if let Some(group) = self.arm_wanted(sock) {
                 armed[group] += 1;
