@@ -15,6 +15,7 @@
 
 pub mod backends;
 pub mod buffers;
+pub mod check;
 pub mod config;
 pub mod conformance;
 pub mod connection;

@@ -4,11 +4,12 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use production_server::config::{self, Environment, Invocation};
-use production_server::{conformance, control, server, supervisor, worker};
+use production_server::{check, conformance, control, server, supervisor, worker};
 
 fn main() -> ExitCode {
     match config::read(std::env::args_os(), &Environment::of_process()) {
         Ok(Invocation::Run(settings)) => ExitCode::from(server::run(*settings)),
+        Ok(Invocation::Check(loaded)) => ExitCode::from(check::run(&loaded)),
         Ok(Invocation::Steer(steering)) => ExitCode::from(control::client::run(&steering)),
         Ok(Invocation::Worker(arguments)) => worker::main(arguments.into_iter()),
         Ok(Invocation::Conformance(wanted)) => conformance::main(wanted),

@@ -219,7 +219,6 @@ impl Listening {
 }
 
 fn open_listeners(settings: &Settings) -> Result<Vec<Listening>, StartError> {
-    let owner = unix::Owner::find(&settings.unix_listen)?;
     let open = |address: &ListenAddress| match address {
         ListenAddress::Tcp(address) => listen_tcp(*address, only_v6(*address, &settings.listen), settings.loops)
             .map_err(|error| {
@@ -231,7 +230,10 @@ fn open_listeners(settings: &Settings) -> Result<Vec<Listening>, StartError> {
                 };
                 refused(format!("cannot listen on {address}: {error}{hint}"), &error, exit::CANNOT_CREATE)
             }),
-        ListenAddress::Unix(path) => unix::listen(path, settings.unix_listen.mode, owner),
+        ListenAddress::Unix(path) => {
+            let access = settings.unix_listen_at(path);
+            unix::listen(path, access.mode, unix::Owner::find(access)?)
+        }
     };
     settings.listen.iter().map(open).collect()
 }

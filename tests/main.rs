@@ -2,6 +2,7 @@
 
 mod backends;
 mod cli;
+mod configuration;
 mod conformance;
 mod control;
 mod crowds;

@@ -29,6 +29,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("buffers", &[]),
     ("planted", &[]),
     ("config", &[]),
+    ("check", &[]),
     ("metrics", &["config"]),
     ("log", &["config", "metrics"]),
     ("backends", &["buffers"]),

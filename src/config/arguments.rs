@@ -1,16 +1,20 @@
 //! The command line: what is to be done, and every mistake in one line.
 
 use std::ffi::{OsStr, OsString};
+use std::ops::Range;
 
 use clap::builder::OsStringValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches};
 
 use super::environment::Environment;
+use super::file::{self, File};
 use super::keys::{self, Key};
+use super::places;
+use super::report::{Problem, report};
 use super::steering::{self, Steering};
 use super::units::{port_number, show_duration};
-use super::{App, Command, Conformance, Settings};
+use super::{App, Command, Conformance, ListenAddress, Settings};
 
 /// Exit code for wrong flags and shorthands (EX_USAGE of sysexits(3)).
 pub const WRONG_USAGE: u8 = 64;
@@ -22,6 +26,8 @@ pub const WRONG_CONFIGURATION: u8 = 78;
 pub enum Invocation {
     /// To serve.
     Run(Box<Settings>),
+    /// To look whether that would work.
+    Check(Box<Loaded>),
     /// To be the built-in worker; the arguments behind the word.
     Worker(Vec<OsString>),
     /// To look at a command through the worker contract.
@@ -39,7 +45,8 @@ pub enum Invocation {
 /// Why nothing is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// One line without its end, that says what is wrong and what would be right.
+    /// One line without its end, that says what is wrong and what would be right; for a configuration file all its mistakes, with
+    /// the lines where they are.
     pub line: String,
     /// What the process ends with.
     pub exit_code: u8,
@@ -52,32 +59,103 @@ impl Refusal {
 }
 
 /// Where a value came from; later ones win.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Source {
+    File(Spot),
     Environment(String),
     Shorthand(String),
     Flag,
 }
 
+/// A place in the configuration file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Spot {
+    /// The file.
+    pub(super) file: String,
+    /// The tables and the key there, with dots between.
+    pub(super) path: String,
+    /// From 1.
+    pub(super) line: usize,
+    /// From 1.
+    pub(super) column: usize,
+    /// The value, in bytes of the file.
+    pub(super) span: Range<usize>,
+}
+
 impl Source {
     pub(super) fn rank(&self) -> u8 {
         match self {
-            Source::Environment(_) => 0,
-            Source::Shorthand(_) => 1,
-            Source::Flag => 2,
+            Source::File(_) => 0,
+            Source::Environment(_) => 1,
+            Source::Shorthand(_) => 2,
+            Source::Flag => 3,
         }
     }
 
     fn exit_code(&self) -> u8 {
-        if self.rank() == 0 { WRONG_CONFIGURATION } else { WRONG_USAGE }
+        if self.rank() <= 1 { WRONG_CONFIGURATION } else { WRONG_USAGE }
     }
 }
 
 /// The values of one key from the place that wins.
+#[derive(Clone, Debug)]
 pub(super) struct Given {
     pub(super) key: &'static Key,
     pub(super) source: Source,
-    values: Vec<OsString>,
+    pub(super) values: Vec<OsString>,
+}
+
+/// What the workers run, and where it was said.
+#[derive(Clone, Debug)]
+pub(super) struct Program {
+    pub(super) words: Vec<OsString>,
+    pub(super) source: Source,
+}
+
+/// Everything that was said, and what it makes together.
+#[derive(Debug)]
+pub struct Loaded {
+    /// What holds.
+    pub settings: Settings,
+    /// The configuration file, if there is one.
+    pub file: Option<File>,
+}
+
+/// What does not go together, and what has part in it.
+struct Clash<'a> {
+    line: String,
+    involved: Vec<&'a Source>,
+}
+
+impl Clash<'_> {
+    /// Whether the file alone is to blame: all that has part in it stands there, and no default.
+    fn in_file(&self) -> bool {
+        self.involved.len() > 1 && self.involved.iter().all(|source| source.rank() == 0)
+    }
+
+    /// Where the environment or the file has part in it, the configuration is wrong.
+    fn exit_code(&self) -> u8 {
+        let lowest = self.involved.iter().min_by_key(|source| source.rank());
+        lowest.map_or(WRONG_USAGE, |source| source.exit_code())
+    }
+
+    fn problem(&self) -> Problem {
+        let spots = self.involved.iter().filter_map(|source| match source {
+            Source::File(spot) => Some((spot.span.clone(), String::new())),
+            _ => None,
+        });
+        Problem { marks: spots.collect(), ..Problem::error(self.line.clone(), 0..0, "") }
+    }
+
+    fn refusal(&self, file: Option<&File>) -> Refusal {
+        let line = match file {
+            Some(file) if self.involved.iter().any(|source| source.rank() == 0) => {
+                report(&file.text, &[self.problem()])
+            }
+            _ => format!("error: {}", self.line),
+        };
+        Refusal { line: line.trim_end().to_owned(), exit_code: self.exit_code() }
+    }
 }
 
 /// Reads the command line (the program's name first) and the environment.
@@ -104,20 +182,31 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
             let flags = [("socket", "--socket"), ("module", "--module")];
             Ok(Invocation::Worker(flags.into_iter().filter_map(given).flatten().collect()))
         }
-        Some(("run", run)) => settings(run, environment).map(|settings| Invocation::Run(Box::new(settings))),
+        Some(("run", run)) => serve(run, environment),
+        Some(("check", words)) => load(words, environment).map(|loaded| Invocation::Check(Box::new(loaded))),
         Some(("conformance", words)) => {
             super::conformance::read(words).map(Invocation::Conformance).map_err(Refusal::usage)
         }
         Some((word, matches)) => {
             steering::read(word, matches, environment).map(|steering| Invocation::Steer(Box::new(steering)))
         }
-        None => settings(&matches, environment).map(|settings| Invocation::Run(Box::new(settings))),
+        None => serve(&matches, environment),
     }
+}
+
+fn serve(matches: &ArgMatches, environment: &Environment) -> Result<Invocation, Refusal> {
+    let loaded = load(matches, environment)?;
+    Ok(if matches.get_flag("test") {
+        Invocation::Check(Box::new(loaded))
+    } else {
+        Invocation::Run(Box::new(loaded.settings))
+    })
 }
 
 /// The whole command line as clap knows it; for the help, completions and the manual page.
 pub fn command() -> clap::Command {
     let run = clap::Command::new("run").about("Serve; the same as without the word");
+    let check = clap::Command::new("check").about("Look whether all that is said would work, and start nothing");
     let socket = Arg::new("socket").long("socket").value_name("PATH").value_parser(OsStringValueParser::new());
     let module = Arg::new("module").long("module").value_name("FILE").value_parser(OsStringValueParser::new());
     let worker = clap::Command::new("worker")
@@ -131,6 +220,7 @@ pub fn command() -> clap::Command {
         .args_conflicts_with_subcommands(true)
         .disable_help_subcommand(true)
         .subcommand(with_flags(run).override_usage("production_server run [FLAGS] [SHORTHAND…] [-- COMMAND…]"))
+        .subcommand(with_flags(check).override_usage("production_server check [FLAGS] [SHORTHAND…] [-- COMMAND…]"))
         .subcommand(worker)
         .subcommand(super::conformance::subcommand());
     steering::with_words(command)
@@ -153,7 +243,27 @@ fn with_flags(mut command: clap::Command) -> clap::Command {
         .last(true)
         .value_parser(OsStringValueParser::new())
         .help("What the workers run; {socket} stands for the worker's socket. Without it: the built-in worker");
+    let test = Arg::new("test")
+        .short('t')
+        .long("test")
+        .action(ArgAction::SetTrue)
+        .help("Only look whether all that is said would work, as production_server check does");
+    let command = command.arg(config_flag()).arg(test);
     command.arg(shorthand).arg(program).after_help(AFTER_SHORT).after_long_help(AFTER_LONG)
+}
+
+/// The flag that names the configuration file.
+pub(super) fn config_flag() -> Arg {
+    let help = "The configuration file, or none [default: ./production_server.toml, \
+        ~/.config/production_server/production_server.toml or /etc/production_server/production_server.toml]";
+    Arg::new("config")
+        .short('f')
+        .long("config")
+        .value_name("FILE")
+        .action(ArgAction::Append)
+        .value_parser(OsStringValueParser::new())
+        .help(help)
+        .long_help(format!("{help}\n[env: {}]", file::VARIABLE))
 }
 
 pub(super) fn flag(key: &Key) -> Arg {
@@ -177,49 +287,121 @@ pub(super) fn flag(key: &Key) -> Arg {
     }
 }
 
+/// The configuration file that the command line, the environment or its usual place name.
+pub(super) fn file_of(matches: &ArgMatches, environment: &Environment) -> Result<Option<File>, Refusal> {
+    let named = matches.get_many::<OsString>("config").and_then(|mut values| values.next_back());
+    Ok(file::find(named, environment)?.map(|text| File::parse(text, environment)))
+}
+
 /// Makes the settings of everything that was said.
-fn settings(matches: &ArgMatches, environment: &Environment) -> Result<Settings, Refusal> {
-    let mut given = Vec::new();
-    for key in keys::all() {
-        given.extend(from_environment(key, environment));
-    }
-    for word in matches.get_many::<OsString>("shorthand").into_iter().flatten() {
-        for one in shorthand(word)? {
-            win(&mut given, one);
-        }
-    }
-    for key in keys::all() {
-        if let Some(one) = from_flags(key, matches) {
-            win(&mut given, one);
-        }
-    }
+pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Loaded, Refusal> {
     let program: Option<Vec<OsString>> = matches.get_many("command").map(|words| words.cloned().collect());
     if program.as_ref().is_some_and(|words| words[0].is_empty()) {
         return Err(Refusal::usage("error: the command behind -- is empty, as in production_server -- node server.js"));
     }
-    contradictions(&given, program.is_some())?;
-
+    let mut program = program.map(|words| Program { words, source: Source::Flag });
+    let mut shorthands = Vec::new();
+    for word in matches.get_many::<OsString>("shorthand").into_iter().flatten() {
+        shorthands.extend(shorthand(word)?);
+    }
+    let file = file_of(matches, environment)?;
+    let mut given = Vec::new();
+    if let Some(file) = &file {
+        let problems = problems_of(file);
+        if !problems.is_empty() {
+            let line = report(&file.text, &problems).trim_end().to_owned();
+            return Err(Refusal { line, exit_code: WRONG_CONFIGURATION });
+        }
+        given.clone_from(&file.given);
+    }
+    keys::all().filter_map(|key| from_environment(key, environment)).for_each(|one| win(&mut given, one));
+    shorthands.into_iter().for_each(|one| win(&mut given, one));
+    keys::all().filter_map(|key| from_flags(key, matches)).for_each(|one| win(&mut given, one));
+    inherit(file.as_ref(), &mut given, &mut program);
+    if let Some(clash) = contradictions(&given, program.as_ref()).first() {
+        return Err(clash.refusal(file.as_ref()));
+    }
     // The lower places first, so that of two keys with one effect the higher place's wins.
     given.sort_by_key(|one| one.source.rank());
     let mut settings = Settings { warnings: environment.warnings(), app: App::default(), ..Settings::default() };
+    if let Some(file) = &file {
+        begin(&mut settings, file);
+    }
     for one in &given {
         apply(&mut settings, one)?;
     }
-    if let Some(words) = program {
-        settings.app.command = Command::Argv(words);
+    if let Some(program) = &program {
+        settings.app.command = Command::Argv(program.words.clone());
     }
     if !given.iter().any(|one| one.key.name == "run-dir") {
         settings.run_dir = environment.run_dir(&settings.listen);
     }
-    whole(&settings, &given)?;
-    let unix_only = ["listen-mode", "listen-owner", "listen-group"];
-    if let Some(one) = given.iter().find(|one| unix_only.contains(&one.key.name))
-        && !settings.listen.iter().any(|address| matches!(address, super::ListenAddress::Unix(_)))
-    {
+    if let Some(clash) = whole(&settings, &given).first() {
+        return Err(clash.refusal(file.as_ref()));
+    }
+    let has_unix = settings.listen.iter().any(|address| matches!(address, ListenAddress::Unix(_)));
+    let unix_only = given.iter().find(|one| places::OF_SOCKET.contains(&one.key.name));
+    if let Some(one) = unix_only.filter(|_| !has_unix) {
         let name = one.key.name;
         settings.warnings.push(format!("--{name} has no effect: no --listen unix:PATH is given"));
     }
-    Ok(settings)
+    Ok(Loaded { settings, file })
+}
+
+/// What is wrong with a file: values, and what does not go together in it.
+fn problems_of(file: &File) -> Vec<Problem> {
+    let mut problems = file.problems.clone();
+    if !problems.is_empty() && file.given.is_empty() {
+        return problems;
+    }
+    let program = file_program(file);
+    let mut settings = Settings::default();
+    for one in &file.given {
+        // Each was read once already, or it would not be among these.
+        apply(&mut settings, one).ok();
+    }
+    let clashes = contradictions(&file.given, program.as_ref());
+    let clashes = clashes.into_iter().chain(whole(&settings, &file.given));
+    problems.extend(clashes.filter(Clash::in_file).map(|clash| clash.problem()));
+    problems
+}
+
+fn file_program(file: &File) -> Option<Program> {
+    let (words, spot) = file.command.as_ref()?;
+    Some(Program { words: words.iter().map(OsString::from).collect(), source: Source::File(spot.clone()) })
+}
+
+/// Takes the command from the file, unless somebody says elsewhere what the app is; then what the file says of that goes.
+fn inherit(file: Option<&File>, given: &mut Vec<Given>, program: &mut Option<Program>) {
+    let Some(file) = file else { return };
+    let kinds = ["upstream", "respond"];
+    let from_file = |one: &Given| one.source.rank() == 0;
+    let replaced = given.iter().any(|one| kinds.contains(&one.key.name) && !from_file(one));
+    if program.is_some() || replaced {
+        given.retain(|one| !(from_file(one) && kinds.contains(&one.key.name)));
+    } else {
+        *program = file_program(file);
+    }
+    if replaced {
+        given.retain(|one| !(from_file(one) && OF_WORKERS.contains(&one.key.name)));
+    }
+}
+
+/// What a file says that is no key: the app's name, and what belongs to single sockets.
+fn begin(settings: &mut Settings, file: &File) {
+    settings.config = Some(file.text.path.clone());
+    if let Some(name) = &file.app {
+        settings.app.name.clone_from(name);
+    }
+    for listen in &file.listen {
+        let Ok(ListenAddress::Unix(path)) = super::units::listen(&listen.address) else { continue };
+        let mut scratch = Settings::default();
+        for (key, value) in &listen.own {
+            // It was read once already.
+            (key.set)(&mut scratch, value).ok();
+        }
+        settings.unix_listen_of.insert(path, scratch.unix_listen);
+    }
 }
 
 /// Puts in a value from a higher place: what came from lower ones goes, what came from the same adds up or is replaced.
@@ -302,6 +484,16 @@ pub(super) fn apply(settings: &mut Settings, given: &Given) -> Result<(), Refusa
         };
         read.map_err(|expected| wrong_value(given, value, &expected))?;
     }
+    if places::OF_SOCKET.contains(&key.name) {
+        // What is said for all sockets holds for those of the file, too.
+        for access in settings.unix_listen_of.values_mut() {
+            let mut scratch = Settings { unix_listen: access.clone(), ..Settings::default() };
+            for text in given.values.iter().filter_map(|value| value.to_str()) {
+                (key.set)(&mut scratch, text).ok();
+            }
+            *access = scratch.unix_listen;
+        }
+    }
     Ok(())
 }
 
@@ -309,6 +501,9 @@ fn wrong_value(given: &Given, value: &OsStr, expected: &str) -> Refusal {
     let (key, value) = (given.key, quoted(value));
     let example = key.example;
     let line = match &given.source {
+        Source::File(spot) => {
+            format!("error: {}, line {}: {} {value}: {expected}", spot.file, spot.line, spot.path)
+        }
         Source::Flag => format!("error: --{} {value}: {expected}, as in --{} {example}", key.name, key.name),
         Source::Environment(name) => {
             // A name of somebody else's may take less than the key: PORT is a port.
@@ -328,41 +523,49 @@ fn wrong_value(given: &Given, value: &OsStr, expected: &str) -> Refusal {
     Refusal { line, exit_code: given.source.exit_code() }
 }
 
-/// Refuses what cannot hold together, wherever it was said.
-fn contradictions(given: &[Given], program: bool) -> Result<(), Refusal> {
+/// What only workers of our own have.
+const OF_WORKERS: [&str; 3] = ["workers", "max-requests", "max-lifetime"];
+
+/// What cannot hold together, wherever it was said.
+fn contradictions<'a>(given: &'a [Given], program: Option<&'a Program>) -> Vec<Clash<'a>> {
     let find = |name: &str| given.iter().find(|one| one.key.name == name);
-    let refuse = |one: &Given, other: Option<&Given>, advice: &str| {
-        let other_place = other.map_or_else(|| "a command".to_owned(), place);
-        let line = format!("error: {} and {other_place} exclude each other: {advice}", place(one));
-        Err(Refusal { line, exit_code: exit_code([Some(one), other]) })
+    let mut clashes = Vec::new();
+    let mut clash = |one: &'a Given, other: (String, &'a Source), advice: &str| {
+        let line = format!("{} and {} exclude each other: {advice}", place(one), other.0);
+        clashes.push(Clash { line, involved: vec![&one.source, other.1] });
     };
+    let by_key = |other: &'a Given| (place(other), &other.source);
     let apps: Vec<&Given> = ["upstream", "respond"].into_iter().filter_map(find).collect();
     if let [first, second] = &apps[..] {
-        return refuse(first, Some(second), "expected one of them");
+        clash(first, by_key(second), "expected one of them");
     }
     if let Some(app) = apps.first() {
-        if program {
-            return refuse(app, None, "expected one of them");
+        if let Some(program) = program {
+            let command = match &program.source {
+                Source::File(spot) => format!("`{}`", spot.path),
+                _ => "a command".to_owned(),
+            };
+            clash(app, (command, &program.source), "expected one of them");
         }
-        // Variables such as WEB_CONCURRENCY are set by the surroundings for whatever runs there; only words count.
-        let mut own = ["workers", "max-requests", "max-lifetime"].into_iter().filter_map(find);
-        if let Some(own) = own.find(|one| one.source.rank() > 0) {
-            return refuse(app, Some(own), "no workers are started then");
+        // Variables such as WEB_CONCURRENCY are set by the surroundings for whatever runs there; they do not count.
+        let mut own = OF_WORKERS.into_iter().filter_map(find);
+        if let Some(own) = own.find(|one| !matches!(one.source, Source::Environment(_))) {
+            clash(app, by_key(own), "no workers are started then");
         }
     }
     let level = |one: &Given, other: &Given| one.source.rank() == other.source.rank();
     if let (Some(off), Some(on)) = (find("no-access-log").filter(|off| is_on(off)), find("access-log"))
         && level(off, on)
     {
-        return refuse(off, Some(on), "expected one of them");
+        clash(off, by_key(on), "expected one of them");
     }
     if let (Some(json), Some(format)) = (find("json-logging").filter(|json| is_on(json)), find("log-format"))
         && level(json, format)
         && format.values.iter().any(|value| value == "human" || value == "combined")
     {
-        return refuse(json, Some(format), "expected one of them");
+        clash(json, by_key(format), "expected one of them");
     }
-    Ok(())
+    clashes
 }
 
 /// Whether a switch is on, as far as its value can be read.
@@ -372,42 +575,50 @@ fn is_on(given: &Given) -> bool {
 
 fn place(given: &Given) -> String {
     match &given.source {
+        Source::File(spot) => format!("`{}`", spot.path),
         Source::Flag => format!("--{}", given.key.name),
         Source::Shorthand(text) => text.clone(),
         Source::Environment(name) => format!("{name} in the environment"),
     }
 }
 
-/// The exit code for values that do not go together: where the environment has part in it, the configuration is wrong.
-fn exit_code<const N: usize>(involved: [Option<&Given>; N]) -> u8 {
-    let lowest = involved.into_iter().flatten().map(|one| &one.source).min_by_key(|source| source.rank());
-    lowest.map_or(WRONG_USAGE, Source::exit_code)
-}
-
-/// Checks what only shows when everything is read.
-fn whole(settings: &Settings, given: &[Given]) -> Result<(), Refusal> {
+/// What only shows when everything is read.
+fn whole<'a>(settings: &Settings, given: &'a [Given]) -> Vec<Clash<'a>> {
     let find = |name: &str| given.iter().find(|one| one.key.name == name);
-    // A default is called by the flag that would change it.
-    let named = |name: &str| find(name).map_or_else(|| format!("--{name}"), place);
+    // A default is called by what would change it.
+    let default = |name: &str, in_file: bool| match places::main_of(name).filter(|_| in_file) {
+        Some(place) => format!("the default of `{}`", place.path.replace('*', &settings.app.name)),
+        None => format!("--{name}"),
+    };
+    let named = |name: &str, other: Option<&Given>| {
+        let in_file = other.is_some_and(|other| other.source.rank() == 0);
+        find(name).map_or_else(|| default(name, in_file), place)
+    };
+    let sources = |names: &[&str]| names.iter().filter_map(|name| find(name)).map(|one| &one.source).collect();
+    let mut clashes = Vec::new();
     for (index, address) in settings.listen.iter().enumerate() {
-        let chosen_by_kernel = matches!(address, super::ListenAddress::Tcp(address) if address.port() == 0);
+        let chosen_by_kernel = matches!(address, ListenAddress::Tcp(address) if address.port() == 0);
         if !chosen_by_kernel && settings.listen[..index].contains(address) {
-            let line = format!("error: {}: {address} is given twice: expected different addresses", named("listen"));
-            return Err(Refusal { line, exit_code: exit_code([find("listen")]) });
+            let line = format!("{}: {address} is given twice: expected different addresses", named("listen", None));
+            clashes.push(Clash { line, involved: sources(&["listen"]) });
         }
     }
-    let timeouts = &settings.app.timeouts;
-    if timeouts.connect > timeouts.request {
-        let keys = ["connect-timeout-ms", "request-timeout"];
-        let (connect, request) = (show_duration(timeouts.connect), show_duration(timeouts.request));
+    let (timeouts, restart) = (&settings.app.timeouts, &settings.app.restart);
+    let order = [
+        (["connect-timeout-ms", "request-timeout"], timeouts.connect, timeouts.request),
+        (["restart-base", "restart-max"], restart.base, restart.max),
+    ];
+    for (keys, shorter, longer) in order.into_iter().filter(|(_, shorter, longer)| shorter > longer) {
         let line = format!(
-            "error: {} ({connect}) is longer than {} ({request}): expected it to be shorter",
-            named(keys[0]),
-            named(keys[1])
+            "{} ({}) is longer than {} ({}): expected it to be shorter",
+            named(keys[0], find(keys[1])),
+            show_duration(shorter),
+            named(keys[1], find(keys[0])),
+            show_duration(longer)
         );
-        return Err(Refusal { line, exit_code: exit_code(keys.map(find)) });
+        clashes.push(Clash { line, involved: sources(&keys) });
     }
-    Ok(())
+    clashes
 }
 
 /// clap's message for several lines, as one line.
@@ -451,7 +662,7 @@ pub(super) fn quoted(value: &OsStr) -> String {
 const AFTER_SHORT: &str = "production_server --help shows more: the environment, examples, signals and exit codes.";
 
 const AFTER_LONG: &str = "\
-Of two places the first wins: flag, shorthand, environment, default.
+Of two places the first wins: flag, shorthand, environment, configuration file, default.
 
 Examples:
   production_server                                       the built-in worker on port 8080
