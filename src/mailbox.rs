@@ -119,13 +119,15 @@ impl<T> std::fmt::Debug for Mailbox<T> {
 
 impl<T> Mailbox<T> {
     /// Moves all mail into `into`, in the order of posting. An empty `into` is swapped with the box's own vector, so that two
-    /// vectors go to and fro and nothing allocates once they have grown.
+    /// vectors go to and fro and nothing allocates once they have grown. Whether there was any.
     #[inline]
-    pub fn take(&self, into: &mut Vec<T>) {
+    pub fn take(&self, into: &mut Vec<T>) -> bool {
         // A post that this load misses is found by `may_sleep`.
-        if self.0.filled.load(Ordering::Acquire) {
+        let any = self.0.filled.load(Ordering::Acquire);
+        if any {
             self.take_all(into);
         }
+        any
     }
 
     fn take_all(&self, into: &mut Vec<T>) {

@@ -8,6 +8,7 @@
 //! invariants at the end of a turn. They end the loop, and the server with it, which notices. A broken invariant of dispatch
 //! aborts where it is found.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ use crate::backends::{Backend, Event, How, Sock};
 use crate::buffers::block::Pool;
 use crate::buffers::slots::Slots;
 use crate::buffers::wheel::Wheel;
-use crate::connection::{Accepting, Heads, Kind, Listener, Loop, Memory, Role, Scheme, Shared, Table, Time, Work};
+use crate::connection::{Accepting, Heads, Kind, Listener, Loop, Memory, Role, Scheme, Shared, Table, Time};
 use crate::day::Day;
 use crate::exchange::{Exchange, Hold, Phase};
 use crate::log::{AccessLog, Level};
@@ -101,7 +102,7 @@ impl<B: Backend> Reactor<B> {
             accepting,
             metrics: setup.metrics,
             access: setup.access,
-            work: Work::default(),
+            work: VecDeque::new(),
             shared: setup.shared,
         };
         Ok(Reactor { core, mailbox: setup.mailbox, mail: Vec::new(), deadline: None, stopped: false })
@@ -161,7 +162,9 @@ impl<B: Backend> Reactor<B> {
     }
 
     fn read_mail(&mut self) {
-        self.mailbox.take(&mut self.mail);
+        if !self.mailbox.take(&mut self.mail) {
+            return;
+        }
         for message in self.mail.drain(..) {
             match &message {
                 Message::Drain { deadline } => self.deadline = Some(*deadline),
@@ -227,7 +230,7 @@ impl<B: Backend> Loop<B> {
 
     /// [`Loop::work_off`], to its end. What panics has been taken off its list before.
     fn work_off_guarded(&mut self) {
-        while !self.work.is_done() && !self.guarded(Loop::work_off) {}
+        while !self.work.is_empty() && !self.guarded(Loop::work_off) {}
     }
 
     /// Brings the counter of sent bytes up to what the kernel has taken.

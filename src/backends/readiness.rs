@@ -62,6 +62,8 @@ pub struct Readiness {
     pool: Pool,
     close_deadlines: CloseDeadlines,
     listeners: Vec<Listener>,
+    /// One of them has connections, or is one of which the kernel does not tell for now: they are to be looked at.
+    announced: bool,
     /// Listeners that have connections for this turn.
     accepting: Vec<Batch>,
     shortage: Shortage,
@@ -112,6 +114,7 @@ impl Backend for Readiness {
             pool: options.pool,
             close_deadlines,
             listeners: Vec::new(),
+            announced: false,
             accepting: Vec::new(),
             shortage: Shortage::new(options.accept_retry),
             taken: 0,
@@ -273,9 +276,10 @@ impl Backend for Readiness {
         self.flush_dirty();
         self.register_new();
         self.unpark();
-        self.ready.drain(..self.cursor);
-        self.cursor = 0;
-        self.ready.append(&mut self.later);
+        self.ready.drain(..std::mem::take(&mut self.cursor));
+        if !self.later.is_empty() {
+            self.ready.append(&mut self.later);
+        }
         self.turn = self.turn.wrapping_add(1);
         self.suspend_or_resume_listeners();
         let sleep = if self.has_work() { Some(Duration::ZERO) } else { self.shorten(timeout) };
@@ -455,6 +459,9 @@ impl Readiness {
 
     /// The caller's timeout, or the time until something of our own is due.
     fn shorten(&mut self, timeout: Option<Duration>) -> Option<Duration> {
+        if self.close_deadlines.is_empty() && self.shortage.until().is_none() {
+            return timeout;
+        }
         let sockets = &self.sockets;
         let due = self.close_deadlines.next_due(sockets.len(), |sock| sockets.lookup(sock).is_some());
         let due = due.into_iter().chain(self.shortage.until()).min();
@@ -490,6 +497,8 @@ impl Readiness {
             if socket.is(ARMED | LINGERING) && !socket.is(QUEUED | CONNECTING) {
                 socket.set(QUEUED);
                 self.ready.push(sock);
+            } else if socket.is(LISTENER) {
+                self.announced = true;
             }
         }
         if readied.is_writable() || over || readied.is_write_closed() {

@@ -11,8 +11,10 @@ pub const TICK: Duration = Duration::from_millis(10);
 const TICK_NANOS: u64 = 10_000_000;
 /// Places in the wheel: 82 s. What is due later is looked at once a round.
 const SLOTS: u64 = 8192;
-/// No entry, no place.
+/// No entry.
 const NONE: u32 = u32::MAX;
+/// In the place of the next entry: this one lies nowhere in the wheel.
+const OUTSIDE: u32 = u32::MAX - 1;
 /// No tick: ticks in 64 bits do not run out.
 const NEVER: u64 = u64::MAX;
 /// The farthest deadline, in ticks from where the wheel is: 497 days. What is farther is due then.
@@ -24,11 +26,11 @@ struct Timer {
     next: u32,
     /// When the entry is due: the low half of that tick, of which the wheel's own tells the rest.
     due: u32,
-    /// In which place of the wheel it lies, or [`NONE`]; looked at when it is due or before.
-    place: u32,
+    /// When it is looked at, which is when it is due or before: the low half of that tick, which tells its place.
+    look: u32,
 }
 
-const IDLE: Timer = Timer { previous: NONE, next: NONE, due: 0, place: NONE };
+const IDLE: Timer = Timer { previous: NONE, next: OUTSIDE, due: 0, look: 0 };
 
 /// Entries that one search passes over, at most.
 const LOOKS: usize = 4096;
@@ -116,10 +118,10 @@ impl Wheel {
         let due = self.current + wait;
         let timer = &mut self.timers[index as usize];
         timer.due = due as u32;
-        if timer.place != NONE && until(self.current, timer.place) <= wait {
-            return;
-        }
-        if timer.place != NONE {
+        if timer.next != OUTSIDE {
+            if u64::from(timer.look.wrapping_sub(self.current as u32)) <= wait {
+                return;
+            }
             self.unlink(index);
         }
         self.link(index, due);
@@ -127,7 +129,7 @@ impl Wheel {
 
     /// Takes the deadline of `index` away, if it has one.
     pub fn disarm(&mut self, index: u32) {
-        if self.timers.get(index as usize).is_some_and(|timer| timer.place != NONE) {
+        if self.timers.get(index as usize).is_some_and(|timer| timer.next != OUTSIDE) {
             self.unlink(index);
         }
     }
@@ -221,7 +223,7 @@ impl Wheel {
         if next != NONE {
             self.timers[next as usize].previous = index;
         }
-        self.timers[index as usize] = Timer { previous: NONE, next, due: due as u32, place: slot as u32 };
+        self.timers[index as usize] = Timer { previous: NONE, next, due: due as u32, look: tick as u32 };
         self.heads[slot] = index;
         self.occupied[slot / 64] |= 1 << (slot % 64);
         self.looks_at = self.looks_at.min(tick * TICK_NANOS);
@@ -230,7 +232,7 @@ impl Wheel {
 
     fn unlink(&mut self, index: u32) {
         let timer = self.timers[index as usize];
-        let slot = timer.place as usize;
+        let slot = timer.look as usize % SLOTS as usize;
         match timer.previous {
             NONE => self.heads[slot] = timer.next,
             previous => self.timers[previous as usize].next = timer.next,

@@ -19,7 +19,7 @@ use crate::http::head::HeadSearch;
 use crate::http::reader::Reader;
 use crate::http::{Framing, Refusal};
 
-use super::{Http1, Loop, State, Stream};
+use super::{Http1, Loop, State, Stream, Task};
 
 /// Pipelined bytes kept for a client whose request is being answered; beyond this its receive stays unarmed.
 const PIPELINE_BYTES: usize = 16 * 1024;
@@ -281,7 +281,7 @@ impl<B: Backend> Loop<B> {
         // Whether it has caught up is seen when the write clock is looked at.
         let (key, stalled) = (client.exchange, client.stalled);
         if stalled && !self.stalls(sock) {
-            self.work.resume.push_back(sock);
+            self.work.push_back(Task::Resume(sock));
         }
         if key != Key::NONE {
             self.answer_drained(key);
@@ -359,7 +359,7 @@ impl<B: Backend> Loop<B> {
             return;
         }
         if waits {
-            self.work.resume.push_back(sock);
+            self.work.push_back(Task::Resume(sock));
         } else if over {
             self.close_answered(sock);
         } else {

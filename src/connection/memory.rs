@@ -7,7 +7,7 @@
 //! | an outbox whose peer is behind | on the heap; the backend moves them as it tells [`Event::Full`](crate::backends::Event::Full) |
 //! | a part of a head, pipelined requests | on the heap ([`Loop::keep_input`]) |
 //! | a request in the queue | on the heap, or refused with 503 when the budget has no room |
-//! | a request that waits for its answer, a body that comes in | in blocks while three quarters of the pool are free; else the longest waiting are moved first ([`Loop::make_room`]) |
+//! | a request that waits for its answer, a body that comes in | in blocks while three quarters of the pool are free; else they are moved ([`Loop::make_room`]) |
 //! | an answer, a tunnel or an upload whose taker is behind while the budget is used up | not read further |
 //!
 //! Answers that stopped because the budget was used up go on when memory comes back, the longest waiting first and each by one
@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use crate::backends::{Backend, Size};
 use crate::buffers::block::{Pool, SMALL, Scratch};
 use crate::buffers::slots::Key;
-use crate::exchange::Hold;
+use crate::exchange::{Exchange, Hold, Phase};
 use crate::mailbox::Message;
 use crate::planted::{self, Bug};
 
@@ -29,12 +29,15 @@ use super::Loop;
 /// nothing cannot have others refused.
 pub const RESERVED_SHARE: usize = 3;
 
+/// So many names of exchanges that keep blocks are looked through for those that keep none any more.
+const MOST_HOLDERS: usize = 1024;
+
 /// A loop's memory.
 pub(crate) struct Memory {
     pub pool: Pool,
     pub scratch: Scratch,
-    /// Exchanges that keep blocks of the pool while they wait, the longest waiting first. Some have ended or keep none any more.
-    holders: VecDeque<Key>,
+    /// Exchanges that began to wait with blocks of the pool. Some have ended or keep none any more.
+    holders: Vec<Key>,
     /// Exchanges whose answers stopped for lack of memory, the longest waiting first.
     starved: VecDeque<Key>,
 }
@@ -49,7 +52,7 @@ pub struct Scarcity {
 impl Memory {
     pub fn new(pool: Pool) -> Memory {
         let scratch = Scratch::new(pool.clone());
-        Memory { pool, scratch, holders: VecDeque::new(), starved: VecDeque::new() }
+        Memory { pool, scratch, holders: Vec::new(), starved: VecDeque::new() }
     }
 
     /// Whether the budget has room for one more block of an answer or of an upload.
@@ -61,6 +64,12 @@ impl Memory {
     /// Whether it has room for a request that is to wait.
     pub fn has_reserve(&self) -> bool {
         self.pool.budget().fits(SMALL)
+    }
+
+    /// Notes that an exchange keeps blocks of the pool, and is about to wait.
+    #[inline]
+    pub fn hold(&mut self, key: Key) {
+        self.holders.push(key);
     }
 
     /// Whether more than a quarter of the pool's blocks is out.
@@ -88,17 +97,6 @@ impl Memory {
 }
 
 impl<B: Backend> Loop<B> {
-    /// Notes that an exchange keeps blocks of the pool, and is about to wait.
-    #[inline]
-    pub fn list_holder(&mut self, key: Key) {
-        if let Some(exchange) = self.exchanges.lookup_mut(key)
-            && !exchange.request.listed
-        {
-            exchange.request.listed = true;
-            self.memory.holders.push_back(key);
-        }
-    }
-
     /// Notes that an answer has stopped for lack of memory.
     pub fn starve(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
@@ -113,24 +111,21 @@ impl<B: Backend> Loop<B> {
     /// Whether there is anything for [`Loop::make_room`] to look at.
     #[inline]
     pub fn must_make_room(&self) -> bool {
-        !self.memory.holders.is_empty() || self.shared.scarcity.starved.load(Ordering::Relaxed)
+        let memory = &self.memory;
+        let held = !memory.holders.is_empty() && (memory.is_pressed() || memory.holders.len() >= MOST_HOLDERS);
+        held || self.shared.scarcity.starved.load(Ordering::Relaxed)
     }
 
-    /// At the end of a turn: those that wait longest move out of the pool's way, and memory that came back is shared out.
-    #[inline]
+    /// At the end of a turn: those that wait move out of the way of a pool that is pressed, and memory that came back is shared out.
+    #[cold]
     pub fn make_room(&mut self) {
-        while let Some(&key) = self.memory.holders.front() {
-            let holds = self.exchanges.lookup(key).is_some_and(|exchange| exchange.request.keeps_blocks());
-            if holds && (!self.memory.is_pressed() || planted::active(Bug::WaitingBlock)) {
-                break;
-            }
-            self.memory.holders.pop_front();
-            if holds {
-                self.settle_request(key);
-            } else if let Some(exchange) = self.exchanges.lookup_mut(key) {
-                exchange.request.listed = false;
-            }
+        let mut holders = std::mem::take(&mut self.memory.holders);
+        if self.memory.is_pressed() && !planted::active(Bug::WaitingBlock) {
+            holders.drain(..).for_each(|key| self.settle_request(key));
+        } else {
+            holders.retain(|key| self.exchanges.lookup(*key).is_some_and(|exchange| exchange.request.keeps_blocks()));
         }
+        self.memory.holders = holders;
         if self.shared.scarcity.starved.load(Ordering::Relaxed) {
             self.share_memory();
         }
@@ -144,8 +139,9 @@ impl<B: Backend> Loop<B> {
         self.memory.scratch.count_block(&mut census);
         self.backend.count_blocks(&mut census);
         let sending = census.counted();
-        let waiting = self.exchanges.iter().filter(|(_, exchange)| exchange.request.listed);
-        waiting.flat_map(|(_, exchange)| exchange.request.blocks()).for_each(|block| census.count(block));
+        let mut waiting: Vec<&Exchange> = self.exchanges.iter().map(|(_, exchange)| exchange).collect();
+        waiting.retain(|exchange| !matches!(exchange.phase, Phase::Queued { .. } | Phase::Backlog { .. }));
+        waiting.iter().flat_map(|exchange| exchange.request.blocks()).for_each(|block| census.count(block));
         debug_assert_eq!(census.missing(), 0, "a block of the pool waits for a peer");
         debug_assert!(
             census.counted() == sending || !self.memory.is_pressed(),

@@ -192,21 +192,14 @@ impl Heads {
     }
 }
 
-/// What the handlers of an event have left to be done.
-#[derive(Default)]
-pub(crate) struct Work {
-    /// Permits that came to exchanges of this loop.
-    pub grants: VecDeque<Grant>,
-    /// Exchanges that ask for a permit again.
-    pub again: VecDeque<Key>,
-    /// Clients whose input can be looked at again.
-    pub resume: VecDeque<Sock>,
-}
-
-impl Work {
-    pub fn is_done(&self) -> bool {
-        self.grants.is_empty() && self.again.is_empty() && self.resume.is_empty()
-    }
+/// Something that the handler of an event has left to be done.
+pub(crate) enum Task {
+    /// A permit came to an exchange of this loop.
+    Start(Grant),
+    /// An exchange asks for a permit again.
+    Ask(Key),
+    /// A client's input can be looked at again.
+    Resume(Sock),
 }
 
 /// One loop's state: everything that its handlers work on.
@@ -228,7 +221,8 @@ pub(crate) struct Loop<B: Backend> {
     pub accepting: Accepting,
     pub metrics: Metrics,
     pub access: AccessLog,
-    pub work: Work,
+    /// What the handlers have left to be done, in this order.
+    pub work: VecDeque<Task>,
 }
 
 impl<B: Backend> Loop<B> {
@@ -255,7 +249,7 @@ impl<B: Backend> Loop<B> {
     /// What must hold between two turns: exchanges and connections name each other, and the pool's blocks are where they may be.
     #[cfg(debug_assertions)]
     pub fn check_invariants(&mut self) {
-        debug_assert!(self.work.is_done(), "work was left undone");
+        debug_assert!(self.work.is_empty(), "work was left undone");
         for (key, exchange) in self.exchanges.iter() {
             let phase = exchange.phase;
             let named = self.table.client(exchange.stream.connection).is_some_and(|client| client.exchange == key);
@@ -273,24 +267,25 @@ impl<B: Backend> Loop<B> {
     /// Works off what the handlers of an event have left: permits granted, permits to ask for, input to read.
     #[inline]
     pub fn work_off(&mut self) {
-        if !self.work.is_done() {
-            self.work_off_all();
+        while let Some(task) = self.work.pop_front() {
+            self.do_task(task);
         }
     }
 
-    fn work_off_all(&mut self) {
-        loop {
-            if let Some(grant) = self.work.grants.pop_front() {
+    #[inline(never)]
+    fn do_task(&mut self, task: Task) {
+        match task {
+            Task::Start(grant) => {
                 self.concern(grant.waiter.exchange);
                 self.granted(grant);
-            } else if let Some(key) = self.work.again.pop_front() {
+            }
+            Task::Ask(key) => {
                 self.concern(key);
                 self.acquire(key, true);
-            } else if let Some(sock) = self.work.resume.pop_front() {
+            }
+            Task::Resume(sock) => {
                 self.subject = sock;
                 self.resume_client(sock);
-            } else {
-                return;
             }
         }
     }

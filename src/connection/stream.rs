@@ -25,7 +25,7 @@ use crate::http::reader::Reader;
 use crate::http::rewrite::{self, Answer, Rewritten};
 use crate::http::{Framing, Version};
 
-use super::{Client, Loop, State, Table};
+use super::{Client, Loop, State, Table, Task};
 
 /// Room for a chunk's size line and what ends a chunk.
 const CHUNK_LINE: usize = 24;
@@ -249,7 +249,7 @@ impl<B: Backend> Loop<B> {
     pub fn stream_want(&mut self, stream: Stream) {
         let Some(client) = self.table.client(stream.connection) else { return };
         if client.input.is_some() {
-            return self.work.resume.push_back(stream.connection);
+            return self.work.push_back(Task::Resume(stream.connection));
         }
         let long = match &client.body {
             Some(body) => !matches!(body.reader, Reader::Length(left) if left <= SMALL as u64),

@@ -520,9 +520,12 @@ impl Dispatch {
     #[inline]
     fn free(&self, board: &mut Board, index: u32, claim: Claim, home: u16) -> Option<Grant> {
         board.permits_out -= 1;
-        board.workers.give_back(index, claim.tunnel());
-        if board.queue.is_empty() || !board.workers.has_room(index) || board.gate == Gate::Closed {
+        let eligible = board.workers.give_back(index, claim.tunnel());
+        if !eligible && !board.workers.has_room(index) {
             board.conclude(index);
+            return None;
+        }
+        if board.queue.is_empty() || board.gate == Gate::Closed {
             return None;
         }
         let grant = self.hand_on(board, index, Some(home));
@@ -675,11 +678,12 @@ impl Board {
         }
     }
 
-    /// Sees to a worker that got nothing new when one of its requests ended.
-    #[inline]
+    /// Sees to a worker that may get nothing new when one of its requests ended.
+    #[cold]
     fn conclude(&mut self, index: u32) {
         let worker = self.workers.at(index);
-        if worker.in_flight > 0 || worker.standing == Standing::Ready {
+        debug_assert!(worker.standing != Standing::Ready, "an eligible worker is taken for one that goes");
+        if worker.in_flight > 0 {
             return;
         }
         if worker.standing == Standing::Draining {

@@ -311,16 +311,17 @@ impl Workers {
         id
     }
 
-    /// Ends one request on a worker.
+    /// Ends one request on a worker. True if it may get another: an eligible one has room then.
     #[inline]
-    pub fn give_back(&mut self, index: u32, tunnel: bool) {
+    pub fn give_back(&mut self, index: u32, tunnel: bool) -> bool {
         let worker = &mut self.places[index as usize];
         debug_assert!(worker.in_flight > 0, "a worker without requests ends one");
         worker.in_flight -= 1;
         worker.upgrading -= u32::from(tunnel);
         if worker.standing != Standing::Ready {
-            return;
+            return false;
         }
+        let level = worker.in_flight;
         let listed = worker.level != NONE;
         match self.balance {
             Balance::RoundRobin if listed => (),
@@ -329,9 +330,10 @@ impl Workers {
                 if listed {
                     self.unlink(index);
                 }
-                self.link(index, self.level_of(index), self.balance == Balance::Lifo);
+                self.link(index, level, self.balance == Balance::Lifo);
             }
         }
+        true
     }
 
     /// Moves a worker to another standing, and in or out of the lists.

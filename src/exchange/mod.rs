@@ -115,8 +115,6 @@ pub(crate) struct Request {
     pub upload: Upload,
     /// How the client keeps up with its body.
     pub pace: Pace,
-    /// It stands in the list of those that keep blocks of the pool while they wait.
-    pub listed: bool,
 }
 
 /// What was tried to have it answered.
@@ -229,7 +227,6 @@ impl Exchange {
                 bytes: 0,
                 upload,
                 pace: Pace::new(now, 0),
-                listed: false,
             },
             attempt: Attempt::default(),
             answer: Answer::default(),

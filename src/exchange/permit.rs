@@ -7,7 +7,7 @@ use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::{TICK, nanos};
 use crate::config::App;
-use crate::connection::{LinkState, Loop, Reach};
+use crate::connection::{LinkState, Loop, Reach, Task};
 use crate::dispatch::{Acquire, Ask, Dispatch, Grant, Outcome, Patience, Permit, Waiter};
 use crate::http::body::put_chunk_line;
 use crate::http::{Framing, rewrite};
@@ -124,7 +124,7 @@ impl<B: Backend> Loop<B> {
         let dispatch = &self.shared.apps[app as usize].dispatch;
         if let Some(grant) = dispatch.release(permit, outcome, self.time.now, self.index) {
             if grant.waiter.loop_index == self.index {
-                self.work.grants.push_back(grant);
+                self.work.push_back(Task::Start(grant));
             } else {
                 self.shared.postboxes.grant(grant);
             }
@@ -222,7 +222,7 @@ impl<B: Backend> Loop<B> {
         if !connecting || !held {
             self.send_message(key, sock);
         } else {
-            self.list_holder(key);
+            self.memory.hold(key);
         }
     }
 
@@ -237,7 +237,7 @@ impl<B: Backend> Loop<B> {
         if exchange.request.open || !exchange.request.body.is_empty() {
             self.send_body(key, sock);
         }
-        self.list_holder(key);
+        self.memory.hold(key);
         if !held {
             return self.watch(connection);
         }

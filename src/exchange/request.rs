@@ -137,7 +137,7 @@ impl<B: Backend> Loop<B> {
             exchange.attempt.wants_fresh = true;
             return self.acquire(key, false);
         }
-        self.list_holder(key);
+        self.memory.hold(key);
         self.rearm(key);
         self.stream_want(stream);
     }
@@ -216,7 +216,6 @@ impl<B: Backend> Loop<B> {
     pub fn settle_request(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let (pool, request) = (&self.memory.pool, &mut exchange.request);
-        request.listed = false;
         if matches!(exchange.phase, Phase::Relaying) {
             return self.keep_for_log(key);
         }

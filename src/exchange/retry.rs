@@ -19,7 +19,7 @@ use std::time::Duration;
 use crate::backends::{Backend, How, Side, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::nanos;
-use crate::connection::{LinkState, Loop};
+use crate::connection::{LinkState, Loop, Task};
 use crate::dispatch::{Outcome, WorkerId};
 use crate::http::reader::Reader;
 use crate::planted::{self, Bug};
@@ -105,7 +105,7 @@ impl<B: Backend> Loop<B> {
     pub fn ask_again(&mut self, key: Key) {
         if let Some(exchange) = self.exchanges.lookup_mut(key) {
             exchange.phase = Phase::Asking;
-            self.work.again.push_back(key);
+            self.work.push_back(Task::Ask(key));
         }
     }
 

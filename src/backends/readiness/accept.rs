@@ -66,12 +66,24 @@ impl Readiness {
 
     /// Whether connections wait that may be taken.
     pub(super) fn can_accept(&self) -> bool {
-        let readable = |sock| self.sockets.lookup(sock).is_some_and(|socket| socket.is(READABLE));
-        self.listeners.iter().any(|listener| readable(listener.sock) && self.is_open(listener.sock))
+        self.announced && self.listeners.iter().any(|listener| self.has_any(listener.sock))
+    }
+
+    /// Whether that one has connections that may be taken.
+    fn has_any(&self, listener: Sock) -> bool {
+        self.sockets.lookup(listener).is_some_and(|socket| socket.is(READABLE)) && self.is_open(listener)
     }
 
     /// Before a wait: the kernel is to be silent about connections that nobody may take, and to speak again afterwards.
+    #[inline]
     pub(super) fn suspend_or_resume_listeners(&mut self) {
+        if self.announced {
+            self.announced = false;
+            self.look_at_listeners();
+        }
+    }
+
+    fn look_at_listeners(&mut self) {
         for index in 0..self.listeners.len() {
             let sock = self.listeners[index].sock;
             let open = self.is_open(sock);
@@ -86,16 +98,19 @@ impl Readiness {
                 let descriptor = system::borrow(&socket.descriptor).as_raw_fd();
                 system::suspend_listener(&self.poll, descriptor, token(sock), suspend);
             }
+            self.announced |= socket.is(READABLE | SUSPENDED);
         }
     }
 
     /// After a wait: whose connections are taken in this turn, and how many.
     pub(super) fn choose_listeners(&mut self) {
         self.accepting.clear();
+        if !self.announced {
+            return;
+        }
         for index in 0..self.listeners.len() {
             let Listener { sock, allowance } = self.listeners[index];
-            let readable = self.sockets.lookup(sock).is_some_and(|socket| socket.is(READABLE));
-            if readable && self.is_open(sock) {
+            if self.has_any(sock) {
                 let most = if TELLS_AGAIN { allowance / STEP } else { ACCEPT_BATCH };
                 self.accepting.push(Batch { sock, taken: 0, most });
             }
