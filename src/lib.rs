@@ -3,7 +3,7 @@
 //! The map, from the top down; each layer uses those below it and none above:
 //!
 //! ```text
-//! main → server → supervisor, control → fleet
+//! main → server, check, init → supervisor, control → fleet
 //!           └──→ reactor → connection, exchange → dispatch, mailbox
 //!                               └──→ http                    bytes in, bytes out: no descriptor, no clock, no thread
 //!                               └──→ backends → buffers
@@ -25,6 +25,7 @@ pub mod dispatch;
 mod exchange;
 pub mod fleet;
 pub mod http;
+pub mod init;
 pub mod log;
 pub mod mailbox;
 pub mod metrics;

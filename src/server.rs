@@ -431,6 +431,9 @@ fn backend_name(backend: BackendChoice) -> &'static str {
 
 fn announce(shared: &Shared, backend: BackendChoice) {
     let settings = &shared.settings;
+    if let Some(path) = &settings.config {
+        shared.log.event(Level::Info, "configuration", &[("file", &path.display())]);
+    }
     for address in &settings.listen {
         let fields: [(&str, &dyn std::fmt::Display); 3] =
             [("address", address), ("loops", &settings.loops), ("backend", &backend_name(backend))];

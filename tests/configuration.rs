@@ -121,3 +121,103 @@ fn the_file_of_the_readme_is_valid_as_it_stands() {
     let output = program(repository, &["check", "-f", path.to_str().unwrap()], &[("PATH", "/usr/bin:/bin")]);
     assert_eq!(output.status.code(), Some(0), "{output:?}");
 }
+
+#[test]
+fn the_manual_is_made_of_the_tables_and_not_stale() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/configuration.md");
+    let manual = production_server::config::manual();
+    if std::env::var_os("UPDATE_REPORTS").is_some() {
+        std::fs::write(&path, &manual).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap();
+    assert!(
+        written == manual,
+        "docs/configuration.md is stale: UPDATE_REPORTS=1 cargo test --test suite configuration"
+    );
+}
+
+#[test]
+fn the_schema_has_every_key_and_the_ranges_of_its_setter() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = program(folder.path(), &["config", "schema"], &[]);
+    assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0));
+    let schema: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let at = |path: &str| schema.pointer(path).unwrap_or_else(|| panic!("{path}"));
+    let app = "/properties/apps/additionalProperties/properties";
+    assert_eq!(at(&format!("{app}/queue/properties/size/anyOf/0/maximum")), 1_000_000);
+    assert_eq!(at(&format!("{app}/queue/properties/size/default")), 8192);
+    assert_eq!(at(&format!("{app}/balance/anyOf/0/enum")), &serde_json::json!(["lifo", "round-robin", "least"]));
+    assert_eq!(at(&format!("{app}/ready/anyOf/1/properties/timeout/default")), "15s");
+    assert_eq!(at("/properties/listen/items/required/0"), "address");
+    assert_eq!(at("/properties/server/properties/max_connections/anyOf/0/minimum"), 1);
+    assert_eq!(at("/properties/log/properties/access/anyOf/1/const"), false);
+    assert_eq!(at("/additionalProperties"), false);
+}
+
+/// What `config show` prints is a file that makes the same configuration.
+#[test]
+fn what_is_shown_says_the_same_again() {
+    let good = folder("good");
+    let cases: [&[&str]; 5] = [
+        &["-f", "forms.toml"],
+        &["-f", "whole.toml"],
+        &["-f", "whole.toml", "w:3", "--watch=a", "--watch=b c", "--queue-timeout-ms=250", "--hold=0"],
+        &["-f", "none", "--no-access-log", "--listen=unix:/run/x", "--listen-mode=640", "--", "node", "a \"b"],
+        &["-f", "none", "--upstream=unix:/a", "--upstream=unix:/b", "--json-logging", "--ready=http:/up"],
+    ];
+    for words in cases {
+        let show = |more: &[&str], words: &[&str]| {
+            let all: Vec<&str> = ["config", "show"].iter().chain(more).chain(words).copied().collect();
+            let output = program(&good, &all, &[("RUNTIME_DIRECTORY", "/run/shown")]);
+            assert_eq!((text(&output.stderr).as_str(), output.status.code()), ("", Some(0)), "{all:?}");
+            text(&output.stdout)
+        };
+        let again = tempfile::tempdir().unwrap();
+        let path = again.path().join("again.toml");
+        for options in [&[][..], &["--effective"], &["--origin"], &["--effective", "--origin"]] {
+            std::fs::write(&path, show(options, words)).unwrap();
+            let shown = show(&["--effective"], &["-f", path.to_str().unwrap()]);
+            assert_eq!(shown, show(&["--effective"], words), "{options:?} {words:?}");
+        }
+    }
+}
+
+#[test]
+fn origins_are_told_and_secrets_are_not() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("secret"), "hush\n").unwrap();
+    let file = "[apps.shop]\nrespond = { file = \"secret\" }\nqueue = { size = 5 }\nrestart.give_up = \"3/10s\"\n";
+    std::fs::write(folder.path().join("production_server.toml"), file).unwrap();
+    let variables = [("RIP_QUEUE_TIMEOUT_MS", "300"), ("PORT", "3000")];
+    let output = program(folder.path(), &["config", "show", "--origin", "c:2", "--hold=1s"], &variables);
+    let expected = [
+        ("[[listen]]", ""),
+        ("address = \"0.0.0.0:3000\"", "environment: PORT"),
+        ("[apps.shop]", ""),
+        ("concurrency = 2", "shorthand: c:2"),
+        ("respond = { file = \"secret\" }", "production_server.toml:2:11"),
+        ("[apps.shop.queue]", ""),
+        ("size = 5", "production_server.toml:3:18"),
+        ("timeout = \"300ms\"", "environment: RIP_QUEUE_TIMEOUT_MS"),
+        ("hold = \"1s\"", "flag"),
+        ("[apps.shop.restart]", ""),
+        ("give_up = \"3/10s\"", "production_server.toml:4:19"),
+    ];
+    let shown = text(&output.stdout);
+    let lines: Vec<(&str, &str)> = shown
+        .lines()
+        .filter(|line| !line.is_empty())
+        .map(|line| line.split_once(" # ").map_or((line, ""), |(value, origin)| (value.trim_end(), origin)))
+        .collect();
+    assert_eq!(lines, expected);
+    let output = program(folder.path(), &["config", "show", "--effective", "--json"], &variables);
+    let entries: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let of = |key: &str| entries.iter().find(|entry| entry["key"] == key).unwrap_or_else(|| panic!("{key}"));
+    assert_eq!(of("apps.shop.queue.size")["value"], 5);
+    assert_eq!(of("apps.shop.respond")["value"]["file"], "secret");
+    assert_eq!(
+        (of("server.loops")["value"].as_str(), of("server.loops")["origin"].as_str()),
+        (Some("auto"), Some("default"))
+    );
+    assert!(!text(&output.stdout).contains("hush"));
+}

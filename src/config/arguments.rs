@@ -8,13 +8,14 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches};
 
 use super::environment::Environment;
-use super::file::{self, File};
+use super::file;
 use super::keys::{self, Key};
+use super::load::{Loaded, load};
 use super::places;
-use super::report::{Problem, report};
+use super::show::Show;
 use super::steering::{self, Steering};
-use super::units::{port_number, show_duration};
-use super::{App, Command, Conformance, ListenAddress, Settings};
+use super::units::port_number;
+use super::{Conformance, Settings};
 
 /// Exit code for wrong flags and shorthands (EX_USAGE of sysexits(3)).
 pub const WRONG_USAGE: u8 = 64;
@@ -28,6 +29,12 @@ pub enum Invocation {
     Run(Box<Settings>),
     /// To look whether that would work.
     Check(Box<Loaded>),
+    /// To show what is configured.
+    Show(Box<Loaded>, Show),
+    /// To print the schema of the configuration file.
+    Schema,
+    /// To write a first configuration file.
+    Init,
     /// To be the built-in worker; the arguments behind the word.
     Worker(Vec<OsString>),
     /// To look at a command through the worker contract.
@@ -92,7 +99,7 @@ impl Source {
         }
     }
 
-    fn exit_code(&self) -> u8 {
+    pub(super) fn exit_code(&self) -> u8 {
         if self.rank() <= 1 { WRONG_CONFIGURATION } else { WRONG_USAGE }
     }
 }
@@ -103,59 +110,6 @@ pub(super) struct Given {
     pub(super) key: &'static Key,
     pub(super) source: Source,
     pub(super) values: Vec<OsString>,
-}
-
-/// What the workers run, and where it was said.
-#[derive(Clone, Debug)]
-pub(super) struct Program {
-    pub(super) words: Vec<OsString>,
-    pub(super) source: Source,
-}
-
-/// Everything that was said, and what it makes together.
-#[derive(Debug)]
-pub struct Loaded {
-    /// What holds.
-    pub settings: Settings,
-    /// The configuration file, if there is one.
-    pub file: Option<File>,
-}
-
-/// What does not go together, and what has part in it.
-struct Clash<'a> {
-    line: String,
-    involved: Vec<&'a Source>,
-}
-
-impl Clash<'_> {
-    /// Whether the file alone is to blame: all that has part in it stands there, and no default.
-    fn in_file(&self) -> bool {
-        self.involved.len() > 1 && self.involved.iter().all(|source| source.rank() == 0)
-    }
-
-    /// Where the environment or the file has part in it, the configuration is wrong.
-    fn exit_code(&self) -> u8 {
-        let lowest = self.involved.iter().min_by_key(|source| source.rank());
-        lowest.map_or(WRONG_USAGE, |source| source.exit_code())
-    }
-
-    fn problem(&self) -> Problem {
-        let spots = self.involved.iter().filter_map(|source| match source {
-            Source::File(spot) => Some((spot.span.clone(), String::new())),
-            _ => None,
-        });
-        Problem { marks: spots.collect(), ..Problem::error(self.line.clone(), 0..0, "") }
-    }
-
-    fn refusal(&self, file: Option<&File>) -> Refusal {
-        let line = match file {
-            Some(file) if self.involved.iter().any(|source| source.rank() == 0) => {
-                report(&file.text, &[self.problem()])
-            }
-            _ => format!("error: {}", self.line),
-        };
-        Refusal { line: line.trim_end().to_owned(), exit_code: self.exit_code() }
-    }
 }
 
 /// Reads the command line (the program's name first) and the environment.
@@ -183,6 +137,15 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
             Ok(Invocation::Worker(flags.into_iter().filter_map(given).flatten().collect()))
         }
         Some(("run", run)) => serve(run, environment),
+        Some(("config", words)) => match words.subcommand() {
+            Some(("show", words)) => {
+                let flag = |name| words.get_flag(name);
+                let show = Show { effective: flag("effective"), origin: flag("origin"), json: flag("json") };
+                load(words, environment).map(|loaded| Invocation::Show(Box::new(loaded), show))
+            }
+            _ => Ok(Invocation::Schema),
+        },
+        Some(("init", _)) => Ok(Invocation::Init),
         Some(("check", words)) => load(words, environment).map(|loaded| Invocation::Check(Box::new(loaded))),
         Some(("conformance", words)) => {
             super::conformance::read(words).map(Invocation::Conformance).map_err(Refusal::usage)
@@ -221,9 +184,33 @@ pub fn command() -> clap::Command {
         .disable_help_subcommand(true)
         .subcommand(with_flags(run).override_usage("production_server run [FLAGS] [SHORTHAND…] [-- COMMAND…]"))
         .subcommand(with_flags(check).override_usage("production_server check [FLAGS] [SHORTHAND…] [-- COMMAND…]"))
+        .subcommand(configuration())
+        .subcommand(
+            clap::Command::new("init").about("Write a first production_server.toml for the app in this directory"),
+        )
         .subcommand(worker)
         .subcommand(super::conformance::subcommand());
     steering::with_words(command)
+}
+
+/// The words about the configuration.
+fn configuration() -> clap::Command {
+    let switch =
+        |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
+    let show = clap::Command::new("show").about("Print what is said, as a configuration file that says the same");
+    let show = with_flags(show)
+        .override_usage(
+            "production_server config show [--effective] [--origin] [--json] [FLAGS] [SHORTHAND…] [-- COMMAND…]",
+        )
+        .arg(switch("effective", "Everything that holds, defaults included"))
+        .arg(switch("origin", "With the place that each value comes from"))
+        .arg(switch("json", "As JSON"));
+    clap::Command::new("config")
+        .about("Show the configuration, or what may stand in its file")
+        .subcommand_required(true)
+        .disable_help_subcommand(true)
+        .subcommand(show)
+        .subcommand(clap::Command::new("schema").about("Print a JSON Schema of the configuration file, for editors"))
 }
 
 fn with_flags(mut command: clap::Command) -> clap::Command {
@@ -284,123 +271,6 @@ pub(super) fn flag(key: &Key) -> Arg {
         arg.action(ArgAction::Count)
     } else {
         arg.action(ArgAction::Append).value_name(key.value).value_parser(OsStringValueParser::new())
-    }
-}
-
-/// The configuration file that the command line, the environment or its usual place name.
-pub(super) fn file_of(matches: &ArgMatches, environment: &Environment) -> Result<Option<File>, Refusal> {
-    let named = matches.get_many::<OsString>("config").and_then(|mut values| values.next_back());
-    Ok(file::find(named, environment)?.map(|text| File::parse(text, environment)))
-}
-
-/// Makes the settings of everything that was said.
-pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Loaded, Refusal> {
-    let program: Option<Vec<OsString>> = matches.get_many("command").map(|words| words.cloned().collect());
-    if program.as_ref().is_some_and(|words| words[0].is_empty()) {
-        return Err(Refusal::usage("error: the command behind -- is empty, as in production_server -- node server.js"));
-    }
-    let mut program = program.map(|words| Program { words, source: Source::Flag });
-    let mut shorthands = Vec::new();
-    for word in matches.get_many::<OsString>("shorthand").into_iter().flatten() {
-        shorthands.extend(shorthand(word)?);
-    }
-    let file = file_of(matches, environment)?;
-    let mut given = Vec::new();
-    if let Some(file) = &file {
-        let problems = problems_of(file);
-        if !problems.is_empty() {
-            let line = report(&file.text, &problems).trim_end().to_owned();
-            return Err(Refusal { line, exit_code: WRONG_CONFIGURATION });
-        }
-        given.clone_from(&file.given);
-    }
-    keys::all().filter_map(|key| from_environment(key, environment)).for_each(|one| win(&mut given, one));
-    shorthands.into_iter().for_each(|one| win(&mut given, one));
-    keys::all().filter_map(|key| from_flags(key, matches)).for_each(|one| win(&mut given, one));
-    inherit(file.as_ref(), &mut given, &mut program);
-    if let Some(clash) = contradictions(&given, program.as_ref()).first() {
-        return Err(clash.refusal(file.as_ref()));
-    }
-    // The lower places first, so that of two keys with one effect the higher place's wins.
-    given.sort_by_key(|one| one.source.rank());
-    let mut settings = Settings { warnings: environment.warnings(), app: App::default(), ..Settings::default() };
-    if let Some(file) = &file {
-        begin(&mut settings, file);
-    }
-    for one in &given {
-        apply(&mut settings, one)?;
-    }
-    if let Some(program) = &program {
-        settings.app.command = Command::Argv(program.words.clone());
-    }
-    if !given.iter().any(|one| one.key.name == "run-dir") {
-        settings.run_dir = environment.run_dir(&settings.listen);
-    }
-    if let Some(clash) = whole(&settings, &given).first() {
-        return Err(clash.refusal(file.as_ref()));
-    }
-    let has_unix = settings.listen.iter().any(|address| matches!(address, ListenAddress::Unix(_)));
-    let unix_only = given.iter().find(|one| places::OF_SOCKET.contains(&one.key.name));
-    if let Some(one) = unix_only.filter(|_| !has_unix) {
-        let name = one.key.name;
-        settings.warnings.push(format!("--{name} has no effect: no --listen unix:PATH is given"));
-    }
-    Ok(Loaded { settings, file })
-}
-
-/// What is wrong with a file: values, and what does not go together in it.
-fn problems_of(file: &File) -> Vec<Problem> {
-    let mut problems = file.problems.clone();
-    if !problems.is_empty() && file.given.is_empty() {
-        return problems;
-    }
-    let program = file_program(file);
-    let mut settings = Settings::default();
-    for one in &file.given {
-        // Each was read once already, or it would not be among these.
-        apply(&mut settings, one).ok();
-    }
-    let clashes = contradictions(&file.given, program.as_ref());
-    let clashes = clashes.into_iter().chain(whole(&settings, &file.given));
-    problems.extend(clashes.filter(Clash::in_file).map(|clash| clash.problem()));
-    problems
-}
-
-fn file_program(file: &File) -> Option<Program> {
-    let (words, spot) = file.command.as_ref()?;
-    Some(Program { words: words.iter().map(OsString::from).collect(), source: Source::File(spot.clone()) })
-}
-
-/// Takes the command from the file, unless somebody says elsewhere what the app is; then what the file says of that goes.
-fn inherit(file: Option<&File>, given: &mut Vec<Given>, program: &mut Option<Program>) {
-    let Some(file) = file else { return };
-    let kinds = ["upstream", "respond"];
-    let from_file = |one: &Given| one.source.rank() == 0;
-    let replaced = given.iter().any(|one| kinds.contains(&one.key.name) && !from_file(one));
-    if program.is_some() || replaced {
-        given.retain(|one| !(from_file(one) && kinds.contains(&one.key.name)));
-    } else {
-        *program = file_program(file);
-    }
-    if replaced {
-        given.retain(|one| !(from_file(one) && OF_WORKERS.contains(&one.key.name)));
-    }
-}
-
-/// What a file says that is no key: the app's name, and what belongs to single sockets.
-fn begin(settings: &mut Settings, file: &File) {
-    settings.config = Some(file.text.path.clone());
-    if let Some(name) = &file.app {
-        settings.app.name.clone_from(name);
-    }
-    for listen in &file.listen {
-        let Ok(ListenAddress::Unix(path)) = super::units::listen(&listen.address) else { continue };
-        let mut scratch = Settings::default();
-        for (key, value) in &listen.own {
-            // It was read once already.
-            (key.set)(&mut scratch, value).ok();
-        }
-        settings.unix_listen_of.insert(path, scratch.unix_listen);
     }
 }
 
@@ -523,104 +393,6 @@ fn wrong_value(given: &Given, value: &OsStr, expected: &str) -> Refusal {
     Refusal { line, exit_code: given.source.exit_code() }
 }
 
-/// What only workers of our own have.
-const OF_WORKERS: [&str; 3] = ["workers", "max-requests", "max-lifetime"];
-
-/// What cannot hold together, wherever it was said.
-fn contradictions<'a>(given: &'a [Given], program: Option<&'a Program>) -> Vec<Clash<'a>> {
-    let find = |name: &str| given.iter().find(|one| one.key.name == name);
-    let mut clashes = Vec::new();
-    let mut clash = |one: &'a Given, other: (String, &'a Source), advice: &str| {
-        let line = format!("{} and {} exclude each other: {advice}", place(one), other.0);
-        clashes.push(Clash { line, involved: vec![&one.source, other.1] });
-    };
-    let by_key = |other: &'a Given| (place(other), &other.source);
-    let apps: Vec<&Given> = ["upstream", "respond"].into_iter().filter_map(find).collect();
-    if let [first, second] = &apps[..] {
-        clash(first, by_key(second), "expected one of them");
-    }
-    if let Some(app) = apps.first() {
-        if let Some(program) = program {
-            let command = match &program.source {
-                Source::File(spot) => format!("`{}`", spot.path),
-                _ => "a command".to_owned(),
-            };
-            clash(app, (command, &program.source), "expected one of them");
-        }
-        // Variables such as WEB_CONCURRENCY are set by the surroundings for whatever runs there; they do not count.
-        let mut own = OF_WORKERS.into_iter().filter_map(find);
-        if let Some(own) = own.find(|one| !matches!(one.source, Source::Environment(_))) {
-            clash(app, by_key(own), "no workers are started then");
-        }
-    }
-    let level = |one: &Given, other: &Given| one.source.rank() == other.source.rank();
-    if let (Some(off), Some(on)) = (find("no-access-log").filter(|off| is_on(off)), find("access-log"))
-        && level(off, on)
-    {
-        clash(off, by_key(on), "expected one of them");
-    }
-    if let (Some(json), Some(format)) = (find("json-logging").filter(|json| is_on(json)), find("log-format"))
-        && level(json, format)
-        && format.values.iter().any(|value| value == "human" || value == "combined")
-    {
-        clash(json, by_key(format), "expected one of them");
-    }
-    clashes
-}
-
-/// Whether a switch is on, as far as its value can be read.
-fn is_on(given: &Given) -> bool {
-    given.values.iter().filter_map(|value| value.to_str()).any(|text| super::units::switch(text) == Ok(true))
-}
-
-fn place(given: &Given) -> String {
-    match &given.source {
-        Source::File(spot) => format!("`{}`", spot.path),
-        Source::Flag => format!("--{}", given.key.name),
-        Source::Shorthand(text) => text.clone(),
-        Source::Environment(name) => format!("{name} in the environment"),
-    }
-}
-
-/// What only shows when everything is read.
-fn whole<'a>(settings: &Settings, given: &'a [Given]) -> Vec<Clash<'a>> {
-    let find = |name: &str| given.iter().find(|one| one.key.name == name);
-    // A default is called by what would change it.
-    let default = |name: &str, in_file: bool| match places::main_of(name).filter(|_| in_file) {
-        Some(place) => format!("the default of `{}`", place.path.replace('*', &settings.app.name)),
-        None => format!("--{name}"),
-    };
-    let named = |name: &str, other: Option<&Given>| {
-        let in_file = other.is_some_and(|other| other.source.rank() == 0);
-        find(name).map_or_else(|| default(name, in_file), place)
-    };
-    let sources = |names: &[&str]| names.iter().filter_map(|name| find(name)).map(|one| &one.source).collect();
-    let mut clashes = Vec::new();
-    for (index, address) in settings.listen.iter().enumerate() {
-        let chosen_by_kernel = matches!(address, ListenAddress::Tcp(address) if address.port() == 0);
-        if !chosen_by_kernel && settings.listen[..index].contains(address) {
-            let line = format!("{}: {address} is given twice: expected different addresses", named("listen", None));
-            clashes.push(Clash { line, involved: sources(&["listen"]) });
-        }
-    }
-    let (timeouts, restart) = (&settings.app.timeouts, &settings.app.restart);
-    let order = [
-        (["connect-timeout-ms", "request-timeout"], timeouts.connect, timeouts.request),
-        (["restart-base", "restart-max"], restart.base, restart.max),
-    ];
-    for (keys, shorter, longer) in order.into_iter().filter(|(_, shorter, longer)| shorter > longer) {
-        let line = format!(
-            "{} ({}) is longer than {} ({}): expected it to be shorter",
-            named(keys[0], find(keys[1])),
-            show_duration(shorter),
-            named(keys[1], find(keys[0])),
-            show_duration(longer)
-        );
-        clashes.push(Clash { line, involved: sources(&keys) });
-    }
-    clashes
-}
-
 /// clap's message for several lines, as one line.
 fn one_line(error: &clap::Error) -> String {
     let text = |kind| match error.get(kind) {
@@ -680,6 +452,11 @@ Signals:
   USR2        rolling restart, the replacement first
   TTIN, TTOU  one worker more, one fewer
 
+The configuration file, docs/configuration.md:
+  production_server init                                  writes a first one for the app in this directory
+  production_server check                                 looks whether all would work, and starts nothing
+  production_server config show --effective --origin      what holds, and where it was said
+
 A running server is asked with the commands above, over the control socket in its run directory:
   production_server status 3000                           what the server on port 3000 does
   production_server restart --wait && echo deployed       new code without a lost request
@@ -690,8 +467,9 @@ Exit codes:
   0   clean stop, command done       71  the system refuses what every start needs
   3   status: nothing runs           73  cannot bind an address or make a socket
   64  wrong flags or shorthands      75  restart --wait: aborted, the old workers
-  69  the app gave up before it          serve on
-      was ever ready; no server to   77  permission denied
-      be asked                       78  invalid configuration, the environment
-  70  an event loop failed               included
+  66  a file cannot be read              serve on
+  69  the app gave up before it      77  permission denied
+      was ever ready; no server to   78  invalid configuration, the environment
+      be asked                           included
+  70  an event loop failed
 ";

@@ -6,7 +6,7 @@
 mod find;
 mod values;
 
-pub use find::{Text, VARIABLE, find};
+pub use find::{NAME, Text, VARIABLE, find};
 
 use std::ops::Range;
 use std::time::Duration;
@@ -48,8 +48,8 @@ pub(super) struct Listen {
     pub(super) address: String,
     /// Where the address stands.
     pub(super) at: Range<usize>,
-    /// Mode, owner and group, as far as they are said, each with its value.
-    pub(super) own: Vec<(&'static Key, String)>,
+    /// Mode, owner and group, as far as they are said, each with its value and where that stands.
+    pub(super) own: Vec<(&'static Key, String, Range<usize>)>,
 }
 
 impl File {
@@ -185,7 +185,7 @@ impl Reader<'_> {
                     let spot = self.spot(format!("listen.{name}"), value.span());
                     address = Some((text.clone(), spot, key.span()));
                 }
-                _ => own.push((flag, text.clone(), key.span())),
+                _ => own.push((flag, text.clone(), value.span())),
             }
         }
         let Some((address, spot, key_at)) = address else {
@@ -201,7 +201,6 @@ impl Reader<'_> {
                 self.wrong(problem.and(key_at.clone(), "this is a TCP address"));
             }
         }
-        let own = own.into_iter().map(|(key, text, _)| (key, text)).collect();
         let read = |text: &str| units::listen(text).ok().filter(|address| !chosen_by_kernel(address));
         let same = self
             .file
@@ -517,7 +516,9 @@ fn header(place: &Place, app: &str) -> String {
 
 /// What a key's setter would have taken, in its own words.
 pub(super) fn expectation(place: &Place) -> String {
-    let set = place.key().map(|key| (key.set)(&mut Settings::default(), ""));
+    // Nothing is an address without a port to its reader, which then speaks of ports alone.
+    let nothing = if place.path == places::ADDRESS { "?" } else { "" };
+    let set = place.key().map(|key| (key.set)(&mut Settings::default(), nothing));
     let expected = match set {
         Some(Err(expected)) => in_file(place, expected),
         _ => "expected a string".to_owned(),

@@ -3,7 +3,9 @@
 //! - `keys`: every key once, with its flag, its environment names, its default and how its value is read;
 //! - `places`: where each key stands in the configuration file;
 //! - `file`: that file, from finding it to its values and problems, and `report`: how problems are shown;
+//! - `show` and `schema`: what is configured, and what may be;
 //! - `arguments`: the command line, and its mistakes in one line;
+//! - `load`: all places together, and `clashes`: what of them does not go together;
 //! - `conformance`: the words of that subcommand;
 //! - `environment`: the variables;
 //! - `steering`: the words that speak to a server which runs already;
@@ -16,12 +18,16 @@
 //! - Nothing here binds or starts anything; all that is opened is the configuration file and the files that it names for values.
 
 mod arguments;
+mod clashes;
 mod conformance;
 mod environment;
 mod file;
 mod keys;
+mod load;
 mod places;
 mod report;
+mod schema;
+mod show;
 mod steering;
 mod units;
 
@@ -33,9 +39,15 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use arguments::{Invocation, Loaded, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
+pub use arguments::{Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
 pub use conformance::Conformance;
 pub use environment::{Environment, Search};
+pub use file::{File, NAME as FILE_NAME, Text};
+pub use load::Loaded;
+pub use places::quoted as toml_string;
+pub use report::{Problem, Severity};
+pub use schema::{manual, schema};
+pub use show::Show;
 pub use steering::{Ask, Change, MOST_WORKERS, PAUSE_DEFAULT, PAUSE_RANGE, ServerPlace, Steering};
 
 /// Everything that the server needs to know to run. Checked: every number is within its range.

@@ -5,7 +5,10 @@
 //!
 //! A path names tables and, last, the key, with dots between; `*` is the name of an app, and `listen[]` each table `[[listen]]`.
 
+use std::time::Duration;
+
 use super::keys::{self, Key};
+use super::units::show_duration;
 
 /// Where one key stands.
 pub struct Place {
@@ -77,7 +80,10 @@ impl Place {
             Shape::Switch | Shape::Word if text.eq_ignore_ascii_case("off") => "false".to_owned(),
             Shape::Switch | Shape::Word if text.eq_ignore_ascii_case("on") => "true".to_owned(),
             // Only flags in milliseconds have durations without a unit.
-            Shape::Duration if plain(text) && text != "0" => quoted(&format!("{text}ms")),
+            Shape::Duration if plain(text) && text != "0" => {
+                let duration = text.parse().map(|milliseconds| show_duration(Duration::from_millis(milliseconds)));
+                quoted(&duration.unwrap_or_else(|_| format!("{text}ms")))
+            }
             _ => quoted(text),
         }
     }
@@ -121,7 +127,7 @@ pub const ADDRESS: &str = "listen[].address";
 /// What belongs to one Unix socket that is listened on.
 pub const OF_SOCKET: [&str; 3] = ["listen-mode", "listen-owner", "listen-group"];
 
-use Shape::{Count, Duration, False, List, Size, Switch, Text, TextOrFalse, Word};
+use Shape::{Count, False, List, Size, Switch, Text, TextOrFalse, Word};
 
 /// All places in the order of the documents.
 pub const PLACES: &[Place] = &[
@@ -129,17 +135,17 @@ pub const PLACES: &[Place] = &[
     at("backend", "server.backend", Word),
     at("pin", "server.pin", Word),
     at("max-connections", "server.max_connections", Count),
-    at("header-timeout", "server.timeouts.header", Duration),
-    at("body-timeout", "server.timeouts.body", Duration),
-    at("idle-timeout", "server.timeouts.idle", Duration),
-    at("write-timeout", "server.timeouts.write", Duration),
+    at("header-timeout", "server.timeouts.header", Shape::Duration),
+    at("body-timeout", "server.timeouts.body", Shape::Duration),
+    at("idle-timeout", "server.timeouts.idle", Shape::Duration),
+    at("write-timeout", "server.timeouts.write", Shape::Duration),
     at("max-body", "server.max_body", Size),
     at("max-head", "server.max_head", Size),
     at("max-fields", "server.max_fields", Count),
     at("buffer-bytes", "server.buffer_bytes", Size),
     at("internal", "server.internal", Word),
-    at("shutdown", "server.shutdown", Duration),
-    at("stats-interval", "server.stats_interval", Duration),
+    at("shutdown", "server.shutdown", Shape::Duration),
+    at("stats-interval", "server.stats_interval", Shape::Duration),
     at("run-dir", "server.run_dir", Text),
     at("listen", ADDRESS, Text),
     at("listen-mode", "listen[].mode", Text),
@@ -159,9 +165,9 @@ pub const PLACES: &[Place] = &[
     at("balance", "apps.*.balance", Word),
     at("ready", "apps.*.ready.by", Word),
     Place { prefix: "http:", ..at("ready", "apps.*.ready.http", Text) },
-    at("ready-timeout", "apps.*.ready.timeout", Duration),
+    at("ready-timeout", "apps.*.ready.timeout", Shape::Duration),
     at("socket", "apps.*.socket", Word),
-    at("watchdog", "apps.*.watchdog", Duration),
+    at("watchdog", "apps.*.watchdog", Shape::Duration),
     at("keepalive", "apps.*.keepalive", Switch),
     at("max-tunnels", "apps.*.max_tunnels", Count),
     at("half-close", "apps.*.half_close", Word),
@@ -169,28 +175,28 @@ pub const PLACES: &[Place] = &[
     at("respond", "apps.*.respond", Text),
     at("module", "apps.*.module", Text),
     at("dump-signal", "apps.*.dump_signal", Word),
-    at("connect-timeout-ms", "apps.*.timeouts.connect", Duration),
-    at("read-timeout-ms", "apps.*.timeouts.read", Duration),
-    at("request-timeout", "apps.*.timeouts.request", Duration),
-    at("answer-timeout", "apps.*.timeouts.answer", Duration),
+    at("connect-timeout-ms", "apps.*.timeouts.connect", Shape::Duration),
+    at("read-timeout-ms", "apps.*.timeouts.read", Shape::Duration),
+    at("request-timeout", "apps.*.timeouts.request", Shape::Duration),
+    at("answer-timeout", "apps.*.timeouts.answer", Shape::Duration),
     at("max-queue", "apps.*.queue.size", Count),
-    at("queue-timeout-ms", "apps.*.queue.timeout", Duration),
-    at("hold", "apps.*.queue.hold", Duration),
+    at("queue-timeout-ms", "apps.*.queue.timeout", Shape::Duration),
+    at("hold", "apps.*.queue.hold", Shape::Duration),
     at("max-requests", "apps.*.recycle.requests", Count),
     at("recycle-jitter", "apps.*.recycle.jitter", Text),
-    at("max-lifetime", "apps.*.recycle.lifetime", Duration),
+    at("max-lifetime", "apps.*.recycle.lifetime", Shape::Duration),
     at("max-memory", "apps.*.recycle.memory", Size),
     at("max-reloads", "apps.*.recycle.reloads", Count),
-    at("drain", "apps.*.restart.drain", Duration),
+    at("drain", "apps.*.restart.drain", Shape::Duration),
     at("restart-parallel", "apps.*.restart.parallel", Count),
     at("max-unavailable", "apps.*.restart.max_unavailable", Count),
-    at("restart-base", "apps.*.restart.base", Duration),
-    at("restart-max", "apps.*.restart.max", Duration),
+    at("restart-base", "apps.*.restart.base", Shape::Duration),
+    at("restart-max", "apps.*.restart.max", Shape::Duration),
     at("max-restarts", "apps.*.restart.max_restarts", Count),
     Place {
         pair: Some(Pair {
             names: ["crashes", "within"],
-            shapes: [Count, Duration],
+            shapes: [Count, Shape::Duration],
             joint: "/",
             example: "{ crashes = 5, within = \"60s\" }",
         }),

@@ -76,7 +76,8 @@ pub fn report(file: &Text, problems: &[Problem]) -> String {
         return out;
     }
     let more = if problems.len() > MOST_SHOWN { format!(", the first {MOST_SHOWN} are shown") } else { String::new() };
-    out.push_str(&format!("{}: {}{more}\n", shown_path(file), counts.join(", ")));
+    let place = if file.path.as_os_str().is_empty() { String::new() } else { format!("{}: ", shown_path(file)) };
+    out.push_str(&format!("{place}{}{more}\n", counts.join(", ")));
     out
 }
 

@@ -1,6 +1,7 @@
 //! The file among the other places: precedence, what overrides what, and where every key of it lands.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::arguments::{Invocation, Refusal, read};
@@ -127,4 +128,52 @@ fn a_default_that_the_environment_changes_is_no_mistake_of_the_file() {
 fn mistakes_of_the_command_line_come_before_those_of_the_file() {
     let refusal = invocation("loops = 1", &["nonsense"], &[]).unwrap_err();
     assert_eq!(refusal.exit_code, 64);
+}
+
+/// Files with a piece taken out, doubled or replaced: each is read or refused, and what is said has its place in the file and nothing
+/// that a terminal could take for a command. `fuzz/` has more of it.
+#[test]
+fn broken_files_are_refused_without_a_panic() {
+    const PIECES: [&str; 17] = [
+        "[",
+        "]]",
+        "{",
+        "}",
+        "=",
+        "\"",
+        "'''",
+        ".",
+        ",",
+        "${",
+        "\u{1b}[31m",
+        "\u{7}",
+        "ä",
+        "\n",
+        "\r",
+        "[apps.web]\n",
+        "7",
+    ];
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config");
+    let entries = ["bad", "good"].iter().flat_map(|name| std::fs::read_dir(folder.join(name)).unwrap());
+    let mut sources: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    sources.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    sources.sort();
+    let texts: Vec<String> = sources.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let strategy = (0..texts.len(), 0.0..1.0_f64, 0..12_usize, 0..PIECES.len());
+    let outcome = proptest::test_runner::TestRunner::deterministic().run(&strategy, |(index, place, length, piece)| {
+        let text = &texts[index];
+        let boundary = |at: usize| (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap();
+        let start = boundary((place * text.len() as f64) as usize);
+        let end = boundary(start + length).max(start);
+        let broken = format!("{}{}{}", &text[..start], PIECES[piece], &text[end..]);
+        let file = File::parse(Text { path: "broken.toml".into(), text: broken.clone() }, &Environment::default());
+        let report = file.complaints();
+        assert!(!report.contains(|letter: char| letter.is_control() && letter != '\n'), "{broken:?}\n{report:?}");
+        for problem in &file.problems {
+            assert!(problem.marks.first().is_some_and(|(at, _)| at.start <= broken.len()), "{broken:?}\n{problem:?}");
+        }
+        assert!(file.problems.is_empty() || !report.is_empty(), "{broken:?}");
+        Ok(())
+    });
+    outcome.unwrap();
 }
