@@ -15,7 +15,7 @@ use socket2::{Domain, Socket, Type};
 
 use crate::config::{AccessLogTarget, Command, ListenAddress, Loaded, Problem, Severity};
 use crate::socket_file;
-use crate::supervisor::{memory, spawn};
+use crate::supervisor::{memory, program};
 
 /// Exit code for an invalid configuration (EX_CONFIG of sysexits(3)).
 const INVALID: u8 = 78;
@@ -207,12 +207,17 @@ impl Found<'_> {
 
     fn command(&mut self) {
         let Command::Argv(words) = &self.loaded.settings.app.command else { return };
-        if let Some(Err(what)) = words.first().map(|program| spawn::check_command(program)) {
+        let directory = self.loaded.settings.app.directory.as_deref();
+        if let Some(missing) = directory.filter(|directory| !directory.is_dir()) {
+            let title = format!("there is no directory {}", missing.display());
+            return self.error("directory", 0, &title, "workers start there");
+        }
+        if let Err(what) = program::check(words, directory) {
             self.error("command", 0, "the command cannot be run", &what);
         }
         // The script of an interpreter; other words may mean anything.
         if let Some(script) = words.get(1).map(PathBuf::from).filter(|word| is_script(word))
-            && !script.exists()
+            && !directory.unwrap_or(Path::new("")).join(&script).exists()
         {
             let title = format!("there is no {} here", script.display());
             self.warning("command", 0, &title, "the command probably needs it");

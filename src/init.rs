@@ -2,12 +2,13 @@
 //!
 //! It looks at files alone, runs nothing of the app, and never writes over a file.
 
+use std::ffi::OsString;
 use std::fs::OpenOptions;
 use std::io::{ErrorKind, Read, Write};
 use std::path::Path;
 
 use crate::config::FILE_NAME;
-use crate::supervisor::spawn;
+use crate::supervisor::program;
 
 /// Exit code for a file that cannot be made (EX_CANTCREAT of sysexits(3)).
 const CANNOT_CREATE: u8 = 73;
@@ -45,7 +46,10 @@ pub fn run(directory: &Path) -> u8 {
         return code;
     }
     println!("{FILE_NAME}: written for {}", found.why);
-    if let Some(Err(what)) = found.command.first().map(|program| spawn::check_command(program.as_ref())) {
+    let words: Vec<OsString> = found.command.iter().map(OsString::from).collect();
+    if let Err(what) = program::check(&words, Some(directory))
+        && !words.is_empty()
+    {
         println!("note: {what}");
     }
     println!("next: production_server check, and then production_server");

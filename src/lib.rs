@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! main → server, check, init → supervisor, control → fleet
-//!           └──→ reactor → connection, exchange → dispatch, mailbox
+//!           └──→ reactor → event_loop, connection, exchange → dispatch, mailbox
 //!                               └──→ http                    bytes in, bytes out: no descriptor, no clock, no thread
 //!                               └──→ backends → buffers
 //! socket_file: beside server and control
@@ -22,6 +22,7 @@ pub mod connection;
 pub mod control;
 mod day;
 pub mod dispatch;
+pub mod event_loop;
 mod exchange;
 pub mod fleet;
 pub mod http;

@@ -3,6 +3,8 @@
 //! Rules:
 //! - Nobody who logs ever waits for a reader. Every sink has a bounded backlog and a thread that writes it; what does not
 //!   fit is dropped and counted, and said once it flows again.
+//! - A flood of one worker's lines, or of access lines, costs lines of that source alone: never the server's events, nor those of
+//!   another worker.
 //! - What a crowd could cause is said at most once a second ([`Log::seldom`]).
 //! - Events and access lines escape what came from the network, so that no request can forge a line.
 //! - stdout and stderr that are the same terminal, pipe or file share one sink, so that lines are never torn.
@@ -21,7 +23,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 pub use access::{AccessLog, AccessRecord};
-use sink::{Output, Sink, Trouble};
+use sink::{Output, Sink, Source, Trouble};
 
 use crate::config::{AccessLogFormat, AccessLogSettings, AccessLogTarget, EventFormat};
 
@@ -221,6 +223,10 @@ impl Log {
             Stream::Stderr => (&inner.stderr, inner.stderr_colour),
         };
         let Some(sink) = sink else { return };
+        let source = Source::Worker(label);
+        if !sink.would_take(source, line.len()) {
+            return;
+        }
         let mut out = Vec::with_capacity(line.len() + label.len() + 96);
         if inner.worker_json {
             put_json_opening(&mut out, Level::Info);
@@ -235,13 +241,13 @@ impl Log {
             out.extend(line.iter().map(|&byte| if byte == b'\n' || byte == b'\r' { b' ' } else { byte }));
             out.push(b'\n');
         }
-        sink.push(&out, 1);
+        sink.push(source, &out, 1);
     }
 
     /// Prints text to stdout as it is: whole lines, with their ends.
     pub fn print(&self, text: String) {
         if let Some(sink) = &self.0.stdout {
-            sink.push(text.as_bytes(), memchr::memchr_iter(b'\n', text.as_bytes()).count() as u64);
+            sink.push(Source::Server, text.as_bytes(), memchr::memchr_iter(b'\n', text.as_bytes()).count() as u64);
         }
     }
 
@@ -319,8 +325,10 @@ fn start_sink(name: &str, output: Output, events: Option<&Arc<Sink>>, look: Look
         let to = events.as_deref().unwrap_or(own);
         let sink = ("sink", &own.name() as &dyn Display);
         match trouble {
-            Trouble::Dropped(lines) => {
-                push_event(to, look, Level::Warn, &"log lines were dropped", &[sink, ("lines", &lines)]);
+            Trouble::Dropped(whose, lines) => {
+                let mut fields = vec![sink, ("lines", &lines as &dyn Display)];
+                fields.extend(whose.as_ref().map(|label| ("worker", label as &dyn Display)));
+                push_event(to, look, Level::Warn, &"log lines were dropped", &fields);
             }
             Trouble::Failed(error) => {
                 push_event(to, look, Level::Error, &"cannot write the log", &[sink, ("error", &error)]);
@@ -369,7 +377,7 @@ fn push_event(sink: &Sink, look: Look, level: Level, message: &dyn Display, fiel
         }
         line.push(b'\n');
     }
-    sink.push(&line, 1);
+    sink.push(Source::Server, &line, 1);
 }
 
 /// `{"time":"…","level":"…","message":"`

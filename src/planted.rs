@@ -33,6 +33,16 @@ pub enum Bug {
     BlamingClock,
     /// The ticket of a request that ends in the queue is not given back.
     ForgottenTicket,
+    /// A replacement that failed is tried again before it is gone.
+    SecondReplacement,
+    /// The first replacement of a roll relieves an old worker as soon as it is ready.
+    NoTrial,
+    /// A roll goes on to the next place before the old worker is gone.
+    HastyRoll,
+    /// Workers are recycled in the middle of a roll.
+    RecycleInRoll,
+    /// A stuck worker gets requests until it is killed.
+    StuckServes,
 }
 
 #[cfg(feature = "planted-bugs")]

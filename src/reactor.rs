@@ -19,8 +19,9 @@ use crate::backends::{Backend, Event, How, Sock};
 use crate::buffers::block::Pool;
 use crate::buffers::slots::Slots;
 use crate::buffers::wheel::Wheel;
-use crate::connection::{Accepting, Heads, Kind, Listener, Loop, Memory, Role, Scheme, Shared, Table, Time};
+use crate::connection::{Kind, Role, Seats, Table};
 use crate::day::Day;
+use crate::event_loop::{Accepting, Heads, Listener, Loop, Memory, Scheme, Shared, Time};
 use crate::exchange::{Exchange, Hold, Phase};
 use crate::log::{AccessLog, Level};
 use crate::mailbox::{Mailbox, Message};
@@ -96,7 +97,7 @@ impl<B: Backend> Reactor<B> {
             time,
             memory: Memory::new(setup.pool),
             heads: Heads::new(&setup.shared.settings),
-            seats: setup.shared.apps.iter().map(|_| Vec::new()).collect(),
+            seats: Seats::new(setup.shared.apps.len()),
             subject: Sock::NONE,
             next_id: setup.first_id,
             accepting,
@@ -277,33 +278,30 @@ impl<B: Backend> Loop<B> {
             Event::Receive { sock, block } => match self.table.kind(sock) {
                 Kind::Client => self.client_received(sock, block),
                 Kind::Link => self.link_received(sock, block),
-                Kind::Listener(_) | Kind::Free => {}
+                _ => {}
             },
             Event::Accept { listener, sock, peer } => match self.table.kind(listener) {
                 Kind::Listener(index) => self.accepted(index, sock, peer),
                 _ => self.backend.close(sock, How::Now),
             },
             Event::Exhausted { error, .. } => self.exhausted(&error),
-            Event::Full { sock } => match self.table.kind(sock) {
-                Kind::Client => self.client_full(sock),
-                // A worker's clock is its exchange's.
-                Kind::Link | Kind::Listener(_) | Kind::Free => {}
-            },
+            // A worker's clock is its exchange's.
+            Event::Full { sock } => self.client_full(sock),
             Event::Connect { sock } => self.link_connected(sock),
             Event::End { sock } => match self.table.kind(sock) {
                 Kind::Client => self.client_ended(sock),
                 Kind::Link => self.link_lost(sock, None),
-                Kind::Listener(_) | Kind::Free => {}
+                _ => {}
             },
             Event::Drain { sock } => match self.table.kind(sock) {
                 Kind::Client => self.client_drained(sock),
                 Kind::Link => self.link_drained(sock),
-                Kind::Listener(_) | Kind::Free => {}
+                _ => {}
             },
             Event::Fail { sock, side, .. } => match self.table.kind(sock) {
                 Kind::Client => self.client_failed(sock, side),
                 Kind::Link => self.link_lost(sock, Some(side)),
-                Kind::Listener(_) | Kind::Free => {}
+                _ => {}
             },
             Event::Close { sock } => self.closed(sock),
             Event::Wake => {}
@@ -314,7 +312,7 @@ impl<B: Backend> Loop<B> {
         match self.table.kind(sock) {
             Kind::Client => self.client_expired(sock),
             Kind::Link => self.link_expired(sock),
-            Kind::Listener(_) | Kind::Free => {}
+            _ => {}
         }
     }
 
@@ -330,7 +328,7 @@ impl<B: Backend> Loop<B> {
         let closed = catch_unwind(AssertUnwindSafe(|| match self.table.kind(sock) {
             Kind::Client => self.client_left(sock, How::Now),
             Kind::Link => self.link_lost(sock, None),
-            Kind::Listener(_) | Kind::Free => {}
+            _ => {}
         }));
         if closed.is_err() {
             self.backend.close(sock, How::Now);

@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::backends::Backend;
-use crate::config::{BackendChoice, ListenAddress, Settings};
-use crate::connection::{App, Scheme, Shared};
+use crate::config::{BackendChoice, Command, ListenAddress, Settings};
 use crate::dispatch::{Dispatch, Policy, Standing};
+use crate::event_loop::{App, Scheme, Shared};
 use crate::http::reply::Direct;
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
@@ -35,8 +35,10 @@ mod unix;
 
 /// Connections that wait to be accepted, at most; the kernel clamps it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-/// Descriptors kept for what is not a client's connection: listeners, workers' pipes, logs, rings.
+/// Descriptors kept for what is neither a client's connection nor a worker's: listeners, logs, rings, control connections.
 const SPARE_DESCRIPTORS: usize = 64;
+/// Descriptors kept for each worker: the pipes of its output, and as many for its replacement, or for its notify socket and a probe.
+const DESCRIPTORS_OF_A_WORKER: usize = 4;
 /// How long a connection on which all is sent may still send before it is closed for good.
 const LINGER: Duration = Duration::from_secs(2);
 /// How soon accepting is tried again after descriptors ran out.
@@ -92,6 +94,8 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
     let original_limit = raise_descriptor_limit();
     clamp_connections(&mut settings);
     let mut listeners = open_listeners(&settings)?;
+    // Workers may start elsewhere, and are told paths in it.
+    settings.run_dir = std::path::absolute(&settings.run_dir).unwrap_or(settings.run_dir);
     for (place, listener) in settings.listen.iter_mut().zip(&listeners) {
         listener.address.clone_into(place);
     }
@@ -319,11 +323,7 @@ fn clamp_connections(settings: &mut Settings) {
         return;
     }
     let descriptors = usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX);
-    let app = &settings.app;
-    let workers = if app.respond.is_some() { 0 } else { app.workers.max(app.upstreams.len()) };
-    let to_workers = workers.saturating_mul(app.concurrency as usize).saturating_mul(settings.loops);
-    let room = descriptors.saturating_sub(SPARE_DESCRIPTORS + settings.loops * 4);
-    let most = room.saturating_sub(to_workers.min(room / 2)).max(1);
+    let most = most_connections(settings, descriptors);
     if settings.max_connections > most {
         settings.warnings.push(format!(
             "max_connections is {most} and not {}: RLIMIT_NOFILE allows {descriptors} descriptors; raise it with `ulimit -n`",
@@ -331,6 +331,19 @@ fn clamp_connections(settings: &mut Settings) {
         ));
         settings.max_connections = most;
     }
+}
+
+/// How many clients so many descriptors are enough for, beside the workers and what else the server opens.
+fn most_connections(settings: &Settings, descriptors: usize) -> usize {
+    let app = &settings.app;
+    let own = match app.command {
+        Command::None => 0,
+        Command::BuiltIn | Command::Argv(_) => app.scaling.map_or(app.workers, |scaling| scaling.max),
+    };
+    let to_workers =
+        own.max(app.upstreams.len()).saturating_mul(app.concurrency as usize).saturating_mul(settings.loops);
+    let room = descriptors.saturating_sub(SPARE_DESCRIPTORS + settings.loops * 4 + own * DESCRIPTORS_OF_A_WORKER);
+    room.saturating_sub(to_workers.min(room / 2)).max(1)
 }
 
 /// Which backend runs: the one that was asked for, or for `auto` the faster one that the kernel grants.

@@ -44,6 +44,12 @@ fn what_would_not_work_here_is_said_with_its_place() {
         ("server.run_dir = \"file/run\"", "the run directory cannot be made", "1:18", "file is no directory"),
         ("apps.web.module = \"absent.so\"", "there is no absent.so", "1:19", ""),
         ("apps.web.hot_reload = { watch = [\"absent\"] }", "there is no absent", "1:33", ""),
+        (
+            "apps.web = { command = [\"sh\"], directory = \"nowhere\" }",
+            "there is no directory /",
+            "1:43",
+            "workers start there",
+        ),
         ("listen = [{ address = \"unix:nowhere/a\" }]", "nowhere/a cannot be made", "1:23", "no directory nowhere"),
         ("listen = [{ address = \"unix:file\" }]", "cannot listen on unix:file", "1:23", "move it away"),
         ("listen = [{ address = \"198.51.100.7:0\" }]", "198.51.100.7:0 is not an address", "1:23", "no interface"),

@@ -15,8 +15,8 @@ use production_server::backends::simulated::{End, Entered, Faults, Place, Simula
 use production_server::backends::{Backend, Event, How, Options, Piece, Size, Sock};
 use production_server::buffers::block::{Budget, Census, Pool};
 use production_server::config::Settings;
-use production_server::connection::{App, Scheme, Shared};
 use production_server::dispatch::{Balance, Dispatch, Policy, Target, WorkerId};
+use production_server::event_loop::{App, Scheme, Shared};
 use production_server::log::Log;
 use production_server::mailbox::{Message, Postboxes, mailbox};
 use production_server::metrics::Metrics;

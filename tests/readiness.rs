@@ -193,7 +193,10 @@ fn a_worker_says_that_it_is_ready_and_that_it_leaves() {
 #[test]
 fn the_watchdog_is_for_the_command_itself() {
     let script = "echo $$ $WATCHDOG_PID $WATCHDOG_USEC $NOTIFY_SOCKET; echo port=${PORT-none}";
-    let mut worker = Worker::shell(script, |app| app.watchdog = Some(Duration::from_secs(2)));
+    let mut worker = Worker::shell(script, |app| {
+        app.watchdog = Some(Duration::from_secs(2));
+        app.socket = WorkerSocket::Unix;
+    });
     let (id, note) = (worker.child.id(), worker.directory.path().join("web.note"));
     assert_eq!(worker.output(), format!("{id} {id} 2000000 {}\nport=none\n", note.display()));
 }

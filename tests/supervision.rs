@@ -40,7 +40,7 @@ fn is_alive(process: u32) -> bool {
 }
 
 /// A supervisor on a thread of its own, which lives as long as the server, as its rule demands.
-struct Server {
+pub(crate) struct Server {
     _directory: tempfile::TempDir,
     run: PathBuf,
     sockets: PathBuf,
@@ -55,7 +55,7 @@ struct Server {
     thread: JoinHandle<ExitReason>,
 }
 
-fn settings(command: &[&str], workers: usize) -> Settings {
+pub(crate) fn settings(command: &[&str], workers: usize) -> Settings {
     let mut settings = Settings::for_test();
     settings.app.workers = workers;
     settings.app.command = match command {
@@ -79,7 +79,7 @@ fn dispatch_for(settings: &Settings) -> Arc<Dispatch> {
     Arc::new(Dispatch::new(policy, Supervisor::table_size(settings), Instant::now()))
 }
 
-fn options() -> Options {
+pub(crate) fn options() -> Options {
     Options {
         program: PROGRAM.into(),
         signals: false,
@@ -92,7 +92,7 @@ fn serve(settings: Settings) -> Server {
     serve_with(settings, options())
 }
 
-fn serve_with(settings: Settings, options: Options) -> Server {
+pub(crate) fn serve_with(settings: Settings, options: Options) -> Server {
     let directory = tempfile::tempdir().unwrap();
     let run_path = directory.path().join("run");
     let run = RunDirectory::open(&run_path).unwrap();
@@ -129,15 +129,15 @@ fn serve_with(settings: Settings, options: Options) -> Server {
 }
 
 impl Server {
-    fn snapshot(&self) -> Snapshot {
+    pub(crate) fn snapshot(&self) -> Snapshot {
         self.dispatch.snapshot()
     }
 
-    fn ready(&self) -> Vec<WorkerSnapshot> {
+    pub(crate) fn ready(&self) -> Vec<WorkerSnapshot> {
         self.snapshot().workers.into_iter().filter(|worker| worker.standing == Standing::Ready).collect()
     }
 
-    fn until_ready(&self, count: usize) -> Vec<WorkerSnapshot> {
+    pub(crate) fn until_ready(&self, count: usize) -> Vec<WorkerSnapshot> {
         eventually("workers get ready", || Some(self.ready()).filter(|ready| ready.len() == count))
     }
 
@@ -146,7 +146,7 @@ impl Server {
         self.captured.text()
     }
 
-    fn until_logged(&self, text: &str) -> String {
+    pub(crate) fn until_logged(&self, text: &str) -> String {
         eventually(text, || Some(self.log_text()).filter(|log| log.contains(text)))
     }
 
@@ -171,14 +171,14 @@ impl Server {
     }
 
     /// The right to one request, which must be free.
-    fn permit(&self) -> Permit {
+    pub(crate) fn permit(&self) -> Permit {
         match self.acquire() {
             Acquire::Granted(permit) => permit,
             other => panic!("no worker is free: {other:?}"),
         }
     }
 
-    fn release(&self, permit: Permit, outcome: Outcome) {
+    pub(crate) fn release(&self, permit: Permit, outcome: Outcome) {
         assert!(self.dispatch.release(permit, outcome, Instant::now(), 0).is_none());
     }
 
@@ -191,7 +191,7 @@ impl Server {
         answer
     }
 
-    fn stop(self) -> ExitReason {
+    pub(crate) fn stop(self) -> ExitReason {
         self.loops_done.store(true, Ordering::SeqCst);
         self.requester.request(Request::Stop);
         self.end()
@@ -292,6 +292,7 @@ fn an_app_that_never_gets_ready_is_given_up_with_its_last_words() {
 fn a_worker_that_has_served_enough_is_replaced_without_a_gap() {
     let mut settings = settings(&[], 1);
     settings.app.recycle.requests = 3;
+    settings.app.recycle.requests_not_before = Duration::ZERO;
     let mut server = serve(settings);
     let first = server.until_ready(1)[0].id;
     let old_pid = pid_of(&server, first);
@@ -331,6 +332,7 @@ fn a_worker_that_holds_too_much_memory_is_replaced_without_a_gap() {
 fn a_request_in_flight_keeps_the_old_worker_until_it_ends() {
     let mut settings = settings(&[], 1);
     settings.app.recycle.requests = 1;
+    settings.app.recycle.requests_not_before = Duration::ZERO;
     settings.app.concurrency = 2;
     let server = serve(settings);
     let first = server.until_ready(1)[0].id;
@@ -354,6 +356,7 @@ fn a_request_in_flight_keeps_the_old_worker_until_it_ends() {
 fn a_request_that_does_not_end_is_cut_when_the_time_of_a_drain_is_over() {
     let mut settings = settings(&[], 1);
     settings.app.recycle.requests = 1;
+    settings.app.recycle.requests_not_before = Duration::ZERO;
     settings.app.concurrency = 2;
     settings.app.restart.drain = Duration::from_millis(300);
     let mut server = serve(settings);

@@ -47,6 +47,9 @@ pub type Sock = crate::buffers::slots::Key;
 
 /// An outbox with more unsent bytes than this holds enough: who fills it should ask for room ([`Backend::await_room`]) first.
 pub const HIGH_MARK: usize = 64 * 1024;
+/// How much of long transfers, those whose last receive filled its block or whose peer is behind, is moved in one turn and direction,
+/// in bytes: whoever wants a little never waits behind thousands that want a lot. What is left has its turn in the next ones.
+pub const BULK_BYTES: usize = 256 * 1024;
 /// Connections taken from one listener in one turn at most, so that accepts never starve requests.
 pub const ACCEPT_BATCH: usize = 32;
 

@@ -31,8 +31,8 @@ use self::system::Connecting;
 use super::closing::{CloseDeadlines, Step};
 use super::flags::Flagged;
 use super::shortage::{Shortage, Spare};
-use super::{Backend, Bell, Event, How, Options, Piece, Side, Size, Sock};
-use crate::buffers::block::{Census, Pool, Share};
+use super::{BULK_BYTES, Backend, Bell, Event, How, Options, Piece, Side, Size, Sock};
+use crate::buffers::block::{self, Census, Pool, Promise, Share};
 use crate::buffers::outbox::{GATHER, Outbox, Outboxes};
 use crate::buffers::slots::Slots;
 
@@ -73,11 +73,15 @@ pub struct Readiness {
     unregistered: Vec<Sock>,
     /// To be flushed at the end of the turn.
     dirty: Vec<Sock>,
+    /// The same for those whose peers were behind and that have room now: as many a turn as [`BULK_BYTES`] say.
+    dirty_bulk: VecDeque<Sock>,
     /// To be read in this turn, those before `cursor` are done.
     ready: Vec<Sock>,
     cursor: usize,
     /// To be read in the next turn.
     later: Vec<Sock>,
+    /// To be read as [`BULK_BYTES`] say, behind all others. What they may bring is set aside meanwhile.
+    ready_bulk: VecDeque<(Sock, Promise)>,
     /// Receives that wait for a block: clients', workers'.
     parked: [VecDeque<Sock>; 2],
     /// Everything that is told other than receives and accepts.
@@ -120,9 +124,11 @@ impl Backend for Readiness {
             taken: 0,
             unregistered: Vec::new(),
             dirty: Vec::new(),
+            dirty_bulk: VecDeque::new(),
             ready: Vec::new(),
             cursor: 0,
             later: Vec::new(),
+            ready_bulk: VecDeque::new(),
             parked: [VecDeque::new(), VecDeque::new()],
             pending: VecDeque::new(),
             spare: Spare::new(),
@@ -190,8 +196,13 @@ impl Backend for Readiness {
         socket.set(if size == Size::Large { ARMED | LARGE } else { ARMED });
         if socket.flags & (READABLE | QUEUED) == READABLE {
             socket.set(QUEUED);
-            let list = if socket.turn == self.turn { &mut self.later } else { &mut self.ready };
-            list.push(sock);
+            if socket.is(BULK) {
+                self.ready_bulk.push_back((sock, self.pool.promise(size)));
+            } else if socket.turn == self.turn {
+                self.later.push(sock);
+            } else {
+                self.ready.push(sock);
+            }
         }
     }
 
@@ -293,6 +304,7 @@ impl Backend for Readiness {
             self.note_readiness(readied);
         }
         self.events = events;
+        self.take_bulk();
         self.close_overdue();
         self.shortage.expire(self.now);
         self.choose_listeners();
@@ -454,7 +466,8 @@ impl Readiness {
 /// Waiting.
 impl Readiness {
     fn has_work(&self) -> bool {
-        !self.pending.is_empty() || !self.ready.is_empty() || self.can_accept()
+        let bulk = !(self.ready_bulk.is_empty() && self.dirty_bulk.is_empty());
+        bulk || !self.pending.is_empty() || !self.ready.is_empty() || self.can_accept()
     }
 
     /// The caller's timeout, or the time until something of our own is due.
@@ -496,7 +509,12 @@ impl Readiness {
             socket.set(if over || system::is_urgent(readied) { READABLE | ANNOUNCED } else { READABLE });
             if socket.is(ARMED | LINGERING) && !socket.is(QUEUED | CONNECTING) {
                 socket.set(QUEUED);
-                self.ready.push(sock);
+                if socket.is(BULK) {
+                    let promise = self.pool.promise(if socket.is(LARGE) { Size::Large } else { Size::Small });
+                    self.ready_bulk.push_back((sock, promise));
+                } else {
+                    self.ready.push(sock);
+                }
             } else if socket.is(LISTENER) {
                 self.announced = true;
             }
@@ -506,8 +524,9 @@ impl Readiness {
                 self.end_connect(sock);
             } else if !socket.is(LISTENER) {
                 socket.set(WRITABLE);
-                if !socket.outbox.is_empty() {
-                    self.mark_dirty(sock);
+                if !socket.outbox.is_empty() && !socket.is(DIRTY) {
+                    socket.set(DIRTY);
+                    self.dirty_bulk.push_back(sock);
                 }
             }
         }
@@ -568,7 +587,10 @@ impl Readiness {
                 if !full && !socket.is(ANNOUNCED) && system::short_is_all(&socket.descriptor) {
                     socket.clear(READABLE);
                 }
-                socket.clear(ARMED | LARGE);
+                socket.clear(ARMED | LARGE | BULK);
+                if full {
+                    socket.set(BULK);
+                }
                 socket.turn = self.turn;
                 Some(Event::Receive { sock, block })
             }
@@ -580,6 +602,20 @@ impl Readiness {
                 socket.clear(ARMED | LARGE);
                 socket.set(ENDED);
                 Some(Event::Fail { sock, side: Side::Receive, error })
+            }
+        }
+    }
+
+    /// Lets long transfers be read in this turn, the longest waiting first.
+    #[inline]
+    fn take_bulk(&mut self) {
+        let mut left = BULK_BYTES;
+        while left > 0
+            && let Some((sock, promise)) = self.ready_bulk.pop_front()
+        {
+            if alive(&mut self.sockets, sock).is_some() {
+                left = left.saturating_sub(promise.bytes());
+                self.ready.push(sock);
             }
         }
     }
@@ -641,6 +677,14 @@ impl Readiness {
             debug_assert!(!self.pins_blocks(sock), "a block of the pool waits for a peer");
         }
         dirty.clear();
+        let mut left = BULK_BYTES;
+        while left > 0
+            && let Some(sock) = self.dirty_bulk.pop_front()
+        {
+            let before = self.sent(sock);
+            self.flush(sock);
+            left = left.saturating_sub((self.sent(sock).saturating_sub(before) as usize).max(block::SMALL));
+        }
         // Flushing marks nothing; keep the list's memory.
         debug_assert!(self.dirty.is_empty(), "a flush has marked a socket");
         self.dirty = dirty;

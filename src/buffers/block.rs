@@ -26,6 +26,8 @@ pub const LARGE: usize = 128 * 1024;
 /// Bytes that a heap block costs beyond its capacity, and is charged for: its core, the allocator's header and rounding, and the
 /// outbox's node that holds it.
 pub const HEAP_OVERHEAD: usize = 96;
+/// Runs that are kept behind each other are joined up to this size.
+const JOINED_BYTES: usize = 4096;
 /// Added to each block's place so that the first lines of the blocks do not fall into the same cache set.
 const COLOUR: usize = 64;
 
@@ -36,6 +38,16 @@ pub enum Size {
     Small,
     /// [`LARGE`] bytes: a transfer that is known or seen to be long.
     Large,
+}
+
+impl Size {
+    /// How many bytes a block of that size has room for.
+    pub fn bytes(self) -> usize {
+        match self {
+            Size::Small => SMALL,
+            Size::Large => LARGE,
+        }
+    }
 }
 
 /// On whose behalf a block is taken; clients leave the last quarter of the pool to workers.
@@ -85,6 +97,25 @@ impl Budget {
     }
 }
 
+/// Bytes of the budget that are set aside, until this is dropped.
+pub struct Promise {
+    pool: Pool,
+    bytes: usize,
+}
+
+impl Promise {
+    /// How many bytes are set aside.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.pool.0.budget.credit(self.bytes);
+    }
+}
+
 /// One loop's receive memory. Cloning gives another handle to the same pool.
 #[derive(Clone)]
 pub struct Pool(Rc<Shared>);
@@ -118,9 +149,16 @@ enum Home {
 }
 
 impl Pool {
+    /// Sets aside what a receive of that size may bring, so that no more of them are asked for than there will be room for.
+    pub fn promise(&self, size: Size) -> Promise {
+        let bytes = size.bytes();
+        self.0.budget.charge(bytes);
+        Promise { pool: self.clone(), bytes }
+    }
+
     /// A pool of `small` and `large` blocks, whose heap copies are charged to `budget`.
     pub fn new(small: usize, large: usize, budget: Arc<Budget>) -> Pool {
-        let groups = [Group::new(Size::Small, small, SMALL), Group::new(Size::Large, large, LARGE)];
+        let groups = [Group::new(Size::Small, small), Group::new(Size::Large, large)];
         Pool(Rc::new(Shared { groups, budget }))
     }
 
@@ -154,11 +192,34 @@ impl Pool {
         block
     }
 
+    /// Bytes behind those that wait already, or as they are where none do.
+    pub fn joined(&self, waiting: Option<Block>, block: Block) -> Block {
+        match waiting {
+            None => block,
+            Some(waiting) => self.heap_joined(&waiting, &block),
+        }
+    }
+
     /// Like [`Pool::heap`], with room for at least `capacity` bytes in all, so that [`Block::append`] can put more behind them.
     pub fn heap_with_room(&self, bytes: &[u8], capacity: usize) -> Block {
         let mut block = self.heap_empty(capacity.max(bytes.len()));
         block.append(bytes);
         block
+    }
+
+    /// Puts a run of bytes that are kept behind others. Small ones are joined, each with those before it that are no larger: so bytes that
+    /// come in tiny pieces cost neither an entry a byte nor copying over and over.
+    pub fn append_run(&self, runs: &mut Vec<Block>, mut run: Block) {
+        while let Some(last) = runs.last()
+            && last.len() <= run.len()
+            && last.len() + run.len() <= JOINED_BYTES
+        {
+            run = self.heap_joined(last, &run);
+            runs.pop();
+        }
+        // A small one would keep a whole block.
+        let small = run.len() < SMALL / 4;
+        runs.push(if small { run.settle(self) } else { run });
     }
 
     /// A heap block of which nothing is filled yet.
@@ -198,11 +259,6 @@ impl Pool {
         Census { pool: self.clone(), counted: HashSet::new() }
     }
 
-    /// Whether less than half of the small blocks is free, so that received bytes should not stay in their blocks.
-    pub fn scarce(&self) -> bool {
-        self.free(Size::Small) * 2 < self.total(Size::Small)
-    }
-
     /// The budget to which heap blocks are charged.
     pub fn budget(&self) -> &Arc<Budget> {
         &self.0.budget
@@ -214,7 +270,8 @@ impl Pool {
 }
 
 impl Group {
-    fn new(size: Size, count: usize, capacity: usize) -> Group {
+    fn new(size: Size, count: usize) -> Group {
+        let capacity = size.bytes();
         let stride = capacity + COLOUR;
         // Uninitialised on purpose: a page that no receive has touched is not resident.
         let mut memory = Box::<[u8]>::new_uninit_slice(count * stride);
@@ -321,11 +378,6 @@ impl Block {
             self.filled(count);
         }
         count
-    }
-
-    /// Whether the view fills less than a quarter of the memory that it keeps from others.
-    pub fn wasteful(&self) -> bool {
-        self.core().home != Home::Heap && self.len * 4 < self.core().capacity
     }
 
     /// Whether the block lies on the heap.

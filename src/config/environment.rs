@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::keys::{self, PREFIX};
 use super::{ListenAddress, file};
@@ -56,6 +56,20 @@ impl Environment {
             return PathBuf::from(directory).join(format!("production_server-{place}"));
         }
         PathBuf::from(format!("/tmp/production_server-{}-{place}", self.user()))
+    }
+
+    /// Where workers start, absolute: that directory, or the one where this process was started. `$PWD` is the shell's path to the
+    /// latter, which may go through links (`/srv/app/current`), and is taken as long as it leads there. `None`: nothing but
+    /// the directory itself is known.
+    pub fn directory(&self, given: Option<PathBuf>) -> Option<PathBuf> {
+        let place = |path: &Path| std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
+        let logical = self.value("PWD").map(PathBuf::from).filter(|path| path.is_absolute());
+        let logical = logical.filter(|path| place(path).is_some_and(|named| Some(named) == place(Path::new("."))));
+        match given {
+            None => logical,
+            Some(path) if path.is_absolute() => Some(path),
+            Some(path) => logical.or_else(|| std::env::current_dir().ok()).map(|here| here.join(path)),
+        }
     }
 
     /// Where this user's run directories usually lie, whatever their ports: under `$XDG_RUNTIME_DIR`, in /tmp, and in /run as

@@ -134,13 +134,22 @@ const APP: &[Key] = &[
         store(&mut settings.app.ready.by, ready(text))
     })
     .example("http:/ready"),
-    key("ready-timeout", "DURATION", "15s", "How long a worker may take to get ready", |settings, text| {
+    key("ready-timeout", "DURATION", "15s", READY_TIMEOUT_HELP, |settings, text| {
         store(&mut settings.app.ready.timeout, duration(text, POSITIVE))
     }),
-    key("socket", "KIND", "unix", "What a worker listens on: unix, inherit (descriptor 3) or tcp", |settings, text| {
-        let kinds = [("unix", WorkerSocket::Unix), ("inherit", WorkerSocket::Inherit), ("tcp", WorkerSocket::Tcp)];
+    key("socket", "KIND", "auto", SOCKET_HELP, |settings, text| {
+        let kinds = [
+            ("auto", WorkerSocket::Auto),
+            ("unix", WorkerSocket::Unix),
+            ("inherit", WorkerSocket::Inherit),
+            ("tcp", WorkerSocket::Tcp),
+        ];
         store(&mut settings.app.socket, choice(text, &kinds))
     }),
+    key("directory", "PATH", "", DIRECTORY_HELP, |settings, text| {
+        store(&mut settings.app.directory, path(text).map(Some))
+    })
+    .example("/srv/app/current"),
     key("watchdog", "DURATION", "", WATCHDOG_HELP, |settings, text| {
         store(&mut settings.app.watchdog, duration(text, POSITIVE).map(Some))
     })
@@ -179,9 +188,14 @@ const APP: &[Key] = &[
 ];
 
 const LIVES: &[Key] = &[
-    key("max-requests", "N", "10000", "Replace a worker after N answers; 0: never", |settings, text| {
-        store(&mut settings.app.recycle.requests, count(text, 0..=1_000_000_000_000))
-    }),
+    key("max-requests", "N|auto", "auto", MAX_REQUESTS_HELP, |settings, text| {
+        let recycle = &mut settings.app.recycle;
+        if let Some(requests) = count_or_auto(text, 0..=1_000_000_000_000)? {
+            (recycle.requests, recycle.requests_not_before) = (requests, Duration::ZERO);
+        }
+        Ok(())
+    })
+    .example("10000"),
     key("recycle-jitter", "PERCENT", "10%", "By how much that number varies between workers", |settings, text| {
         store(&mut settings.app.recycle.jitter_percent, percent(text, 0..=100))
     }),
@@ -229,6 +243,11 @@ const LIVES: &[Key] = &[
     key("drain", "DURATION", "30s", "How long a leaving worker may finish its requests", |settings, text| {
         store(&mut settings.app.restart.drain, duration(text, FROM_ZERO))
     }),
+    key("start-parallel", "N|auto", "auto", START_PARALLEL_HELP, |settings, text| {
+        settings.app.restart.start_parallel = count_or_auto(text, 1..=1024)?.map_or(cores(), |count| count as usize);
+        Ok(())
+    })
+    .example("2"),
     key("restart-parallel", "N", "1", "Workers that a rolling restart replaces at a time", |settings, text| {
         store(&mut settings.app.restart.parallel, count(text, 1..=1024).map(|number| number as usize))
     }),
@@ -239,7 +258,7 @@ const LIVES: &[Key] = &[
         "restart-base",
         "DURATION",
         "1s",
-        "The second delay before a crashed worker is started again",
+        "The second delay before a crashed worker is started again, and how long one must live to reset it",
         |settings, text| store(&mut settings.app.restart.base, duration(text, POSITIVE)),
     ),
     key("restart-max", "DURATION", "30s", "The longest such delay", |settings, text| {
@@ -249,7 +268,7 @@ const LIVES: &[Key] = &[
         "max-restarts",
         "N",
         "10",
-        "Crashes in a row before a first answer until a worker is given up",
+        "Crashes within an hour before a first answer until a worker is given up",
         |settings, text| {
             store(&mut settings.app.restart.max_restarts, count(text, 1..=1_000_000).map(|number| number as u32))
         },
@@ -259,6 +278,10 @@ const LIVES: &[Key] = &[
         (settings.app.restart.crashes, settings.app.restart.within) = (crashes as u32, within);
         Ok(())
     }),
+    key("give-up-exit", "", "", GIVE_UP_EXIT_HELP, |settings, text| {
+        store(&mut settings.app.restart.give_up_exit, switch(text))
+    })
+    .example("on"),
     key("dump-signal", "SIGNAL", "", "Sent to a worker that is stuck, before it is killed", |settings, text| {
         store(&mut settings.app.dump_signal, signal(text).map(Some))
     })
@@ -267,6 +290,22 @@ const LIVES: &[Key] = &[
 
 const WORKERS_HELP: &str = "Worker processes; MIN..MAX: as the load asks; auto: one per core, at least 2; \
     join: none but those that join";
+
+const MAX_REQUESTS_HELP: &str =
+    "Replace a worker after N answers; 0: never; auto: after 10000, but none younger than ten minutes";
+
+const GIVE_UP_EXIT_HELP: &str = "End with 69 when all are given up; else one is tried again, first after --restart-max, then ever \
+    later, up to 5 minutes";
+
+const READY_TIMEOUT_HELP: &str = "How long a worker may take to get ready; up to four times as long while it burns CPU";
+
+const START_PARALLEL_HELP: &str = "Workers that may be on their way to readiness at once; auto: one per core";
+
+const SOCKET_HELP: &str = "What a worker listens on: unix ($SOCKET_PATH), tcp ($PORT), inherit (descriptor 3), or auto: whichever \
+    of the first two it opens";
+
+const DIRECTORY_HELP: &str = "Where workers start; a link on the way is followed anew at each start [default: where the server was \
+    started, by the path in $PWD]";
 
 const WATCHDOG_HELP: &str = "Replace a worker that has said WATCHDOG=1 and then nothing for that time (sd_notify)";
 

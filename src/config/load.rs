@@ -108,6 +108,7 @@ pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Lo
     if !given.iter().any(|one| one.key.name == "run-dir") {
         settings.run_dir = environment.run_dir(&settings.listen);
     }
+    settings.app.directory = environment.directory(settings.app.directory.take());
     if let Some(clash) = whole(&settings, &given).first() {
         return Err(clash.refusal(file.as_ref()));
     }

@@ -261,6 +261,8 @@ pub struct App {
     pub ready: Ready,
     /// How a worker gets its socket.
     pub socket: WorkerSocket,
+    /// Where workers start, as an absolute path that is resolved anew at each start; `None`: the server's own directory.
+    pub directory: Option<PathBuf>,
     /// How often a worker is to say that it is alive (sd_watchdog_enabled(3)); `None`: as often as it says itself.
     pub watchdog: Option<Duration>,
     /// What is sent to a worker that is stuck, before SIGKILL; `None`: nothing.
@@ -337,11 +339,16 @@ pub struct Queue {
     pub hold: Duration,
 }
 
+/// By default no worker younger than this is replaced for the number of its requests: under load it would never get warm.
+const WARM: Duration = Duration::from_secs(600);
+
 /// When a worker is replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recycle {
     /// After that many answers; 0: never.
     pub requests: u64,
+    /// But not before it has lived for so long; zero where the number was asked for.
+    pub requests_not_before: Duration,
     /// By how much the number varies between workers, in per cent, so that they do not all go at once.
     pub jitter_percent: u32,
     /// After that time.
@@ -386,6 +393,8 @@ pub enum ReadyBy {
 /// How a worker gets its socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkerSocket {
+    /// It is given both a path and a port, and uses either; one that is known to take a path is given that alone.
+    Auto,
     /// It opens a Unix socket at the path that it is given.
     Unix,
     /// It inherits a listening Unix socket as descriptor 3 (sd_listen_fds(3)).
@@ -412,14 +421,18 @@ pub struct Restart {
     pub base: Duration,
     /// The longest delay.
     pub max: Duration,
-    /// Exits before a first answer that make the app give up.
+    /// Crashes of workers that never served that make a place be given up.
     pub crashes: u32,
     /// Within that time.
     pub within: Duration,
-    /// Exits before a first answer, in a row, however slow, that make the app give up.
+    /// So do more of them than this within an hour.
     pub max_restarts: u32,
+    /// Whether the server ends when the app has failed, to be started again by whoever started it.
+    pub give_up_exit: bool,
     /// How long a leaving worker may finish its requests before SIGTERM.
     pub drain: Duration,
+    /// Workers that may be on their way to readiness at once, whatever they are started for, 1 to 1024.
+    pub start_parallel: usize,
     /// Workers that a rolling restart replaces at a time, at least 1.
     pub parallel: usize,
     /// Workers that may be missing while they are replaced; 0: the replacement always starts first.
@@ -499,19 +512,29 @@ impl Default for App {
                 abandon: Duration::from_secs(5),
             },
             queue: Queue { size: 8192, timeout: Duration::from_secs(2), hold: Duration::from_secs(10) },
-            recycle: Recycle { requests: 10_000, jitter_percent: 10, lifetime: None, memory: None, reloads: 10 },
+            recycle: Recycle {
+                requests: 10_000,
+                requests_not_before: WARM,
+                jitter_percent: 10,
+                lifetime: None,
+                memory: None,
+                reloads: 10,
+            },
             restart: Restart {
                 base: Duration::from_secs(1),
                 max: Duration::from_secs(30),
                 crashes: 5,
                 within: Duration::from_secs(60),
                 max_restarts: 10,
+                give_up_exit: false,
                 drain: Duration::from_secs(30),
+                start_parallel: cores(),
                 parallel: 1,
                 max_unavailable: 0,
             },
             ready: Ready { by: ReadyBy::Listen, timeout: Duration::from_secs(15) },
-            socket: WorkerSocket::Unix,
+            socket: WorkerSocket::Auto,
+            directory: None,
             watchdog: None,
             dump_signal: None,
             hot_reload: HotReload::None,

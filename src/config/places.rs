@@ -152,6 +152,7 @@ pub const PLACES: &[Place] = &[
     at("listen-owner", "listen[].owner", Text),
     at("listen-group", "listen[].group", Text),
     at("", COMMAND, List),
+    at("directory", "apps.*.directory", Text),
     Place {
         pair: Some(Pair {
             names: ["min", "max"],
@@ -188,6 +189,7 @@ pub const PLACES: &[Place] = &[
     at("max-memory", "apps.*.recycle.memory", Size),
     at("max-reloads", "apps.*.recycle.reloads", Count),
     at("drain", "apps.*.restart.drain", Shape::Duration),
+    at("start-parallel", "apps.*.restart.start_parallel", Count),
     at("restart-parallel", "apps.*.restart.parallel", Count),
     at("max-unavailable", "apps.*.restart.max_unavailable", Count),
     at("restart-base", "apps.*.restart.base", Shape::Duration),
@@ -202,6 +204,7 @@ pub const PLACES: &[Place] = &[
         }),
         ..at("give-up", "apps.*.restart.give_up", Text)
     },
+    at("give-up-exit", "apps.*.restart.give_up_exit", Switch),
     at("hot-reload", "apps.*.hot_reload.by", Word),
     at("watch", "apps.*.hot_reload.watch", List),
     at("reload-signal", "apps.*.hot_reload.signal", Word),
@@ -256,7 +259,6 @@ pub const NOT_YET: &[&str] = &[
     "listen[].alpn",
     "listen[].client_ca",
     "listen[].systemd",
-    "apps.*.directory",
     "apps.*.environment",
     "apps.*.group",
 ];

@@ -329,7 +329,7 @@ const WRONG_ARGUMENTS: &[(&[&str], &str)] = &[
     ),
     (&["w:many"], "error: shorthand \"w:many\": expected a whole number from 1 to 1024, or auto, as in w:4"),
     (&["c:"], "error: shorthand \"c:\": expected a whole number from 1 to 65535, as in c:1"),
-    (&["r:x"], "error: shorthand \"r:x\": expected a whole number from 0 to 1000000000000, as in r:10000"),
+    (&["r:x"], "error: shorthand \"r:x\": expected a whole number from 0 to 1000000000000, or auto, as in r:10000"),
     (
         &["r:5,60"],
         "error: shorthand \"r:5,60\": expected a duration with its unit (ms, s, m, h) from 1s to 8760h, as in r:10000,3600s",

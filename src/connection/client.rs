@@ -16,15 +16,16 @@ use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::exchange::{Ending, Phase};
 use crate::http::head::HeadSearch;
-use crate::http::reader::Reader;
-use crate::http::{Framing, Refusal};
+use crate::http::http1::Http1;
+use crate::http::logged_lines;
+use crate::http::reader::RequestBody;
+use crate::log::AccessRecord;
 
-use super::{Http1, Loop, State, Stream, Task};
+use super::{State, Stream};
+use crate::event_loop::{Loop, Task};
 
 /// Pipelined bytes kept for a client whose request is being answered; beyond this its receive stays unarmed.
 const PIPELINE_BYTES: usize = 16 * 1024;
-/// Bytes of an unwanted body that are read before the connection is given up instead: closing is cheaper then.
-const SKIP_BYTES: usize = 256 * 1024;
 /// How often in a write timeout it is looked whether the peer makes progress.
 const LOOKS: u32 = 4;
 /// What counts as progress over a write timeout: so many bytes for each of its seconds, and at most [`MOST_PROGRESS`].
@@ -61,32 +62,6 @@ pub(crate) struct Client {
     pub body: Option<Box<RequestBody>>,
 }
 
-/// A request's body that is coming in.
-pub(crate) struct RequestBody {
-    pub reader: Reader,
-    /// Nobody wants it: so many bytes are read and forgotten at most, for the sake of the next request.
-    skip: Option<usize>,
-}
-
-impl RequestBody {
-    pub fn new(framing: Framing) -> Option<Box<RequestBody>> {
-        let reader = Reader::new(framing);
-        (!reader.is_done()).then(|| Box::new(RequestBody { reader, skip: None }))
-    }
-
-    /// Takes a run of an unwanted body off `input` and forgets it; false when there was none.
-    fn skip(&mut self, input: &mut Block) -> Result<bool, Refusal> {
-        let Some(data) = self.reader.take(input)? else { return Ok(false) };
-        let left = self.skip.unwrap_or(SKIP_BYTES);
-        self.skip = Some(left.checked_sub(data.len()).ok_or(Refusal {
-            status: 413,
-            section: "RFC 9110 §15.5.14",
-            reason: "nobody here wants a body of that size",
-        })?);
-        Ok(true)
-    }
-}
-
 impl Client {
     pub fn new(listener: u16, peer: Peer) -> Client {
         Client {
@@ -107,6 +82,26 @@ impl Client {
         }
     }
 
+    /// The access line of a request of its, whose head `head` begins with, or is empty where none was understood. What became of the
+    /// request is left open.
+    pub fn access_record<'a>(&self, head: &'a [u8], time_micros: u64) -> AccessRecord<'a> {
+        let mut words = head.split(|byte| matches!(byte, b' ' | b'\r'));
+        let mut word = || words.next().filter(|word| !word.is_empty()).unwrap_or(b"-");
+        let (method, target) = (word(), word());
+        let [host, referer, user_agent] = logged_lines(head);
+        AccessRecord {
+            time_micros,
+            client: (!self.peer.unix).then_some(self.peer.ip),
+            method,
+            target,
+            protocol: self.http.version.name(),
+            host,
+            referer,
+            user_agent,
+            ..AccessRecord::default()
+        }
+    }
+
     /// Whether it stands between two requests, or before its first.
     pub fn is_idle(&self) -> bool {
         self.state == State::ReadingRequest && self.input.is_none() && self.body.is_none() && !self.behind
@@ -118,32 +113,27 @@ impl<B: Backend> Loop<B> {
         self.count().bytes_received.add(block.len() as u64);
         let Some(client) = self.table.client(sock) else { return };
         match client.state {
-            State::Closing | State::Closed => {}
-            State::ReadingRequest if client.input.is_none() => {
-                client.input = Some(block);
-                self.read_requests(sock);
-            }
+            State::Closing => {}
             State::ReadingRequest => {
-                self.keep_input(sock, block);
+                match client.input {
+                    None => client.input = Some(block),
+                    Some(_) => self.keep_input(sock, block),
+                }
                 self.read_requests(sock);
             }
             State::Accepting | State::Processing | State::WritingResponse => {
-                let key = client.exchange;
-                self.received_during_exchange(sock, key, block);
+                let (key, body) = (client.exchange, client.body.is_some());
+                match self.exchanges.lookup(key).map(|exchange| exchange.phase) {
+                    Some(Phase::Tunnel { .. }) => self.tunnel_to_worker(key, block),
+                    Some(_) if body => self.read_body(sock, block),
+                    Some(_) => {
+                        self.keep_input(sock, block);
+                        self.watch(sock);
+                    }
+                    None => {}
+                }
             }
         }
-    }
-
-    fn received_during_exchange(&mut self, sock: Sock, key: Key, block: Block) {
-        let Some(exchange) = self.exchanges.lookup(key) else { return };
-        if matches!(exchange.phase, Phase::Tunnel { .. }) {
-            return self.tunnel_to_worker(key, block);
-        }
-        if self.table.client(sock).is_some_and(|client| client.body.is_some()) {
-            return self.read_body(sock, block);
-        }
-        self.keep_input(sock, block);
-        self.watch(sock);
     }
 
     /// Decodes bytes of a request's body and hands them to its exchange. What it cannot use yet waits, and no more is received.
@@ -172,18 +162,6 @@ impl<B: Backend> Loop<B> {
         self.body_ended(key, body.as_ref().map_or(b"", |body| body.reader.trailers()));
     }
 
-    /// Reads and forgets a body that nobody wants; whether the connection can go on with what follows in `input`.
-    pub fn skip_body(&mut self, sock: Sock, input: &mut Block) -> Result<bool, Refusal> {
-        let Some(client) = self.table.client(sock) else { return Ok(false) };
-        let Some(body) = client.body.as_mut() else { return Ok(true) };
-        while body.skip(input)? {}
-        let done = body.reader.is_done();
-        if done {
-            client.body = None;
-        }
-        Ok(done)
-    }
-
     /// Keeps the receive armed while a request is being answered, so that the client's departure is seen.
     pub fn watch(&mut self, sock: Sock) {
         let Some(client) = self.table.client(sock) else { return };
@@ -194,14 +172,12 @@ impl<B: Backend> Loop<B> {
 
     /// Puts bytes behind those that wait already.
     pub fn keep_input(&mut self, sock: Sock, block: Block) {
-        let Some(client) = self.table.client(sock) else { return };
         if block.is_empty() {
             return;
         }
-        client.input = Some(match client.input.take() {
-            None => block.settle(&self.memory.pool),
-            Some(before) => self.memory.pool.heap_joined(&before, &block),
-        });
+        let Some(client) = self.table.client(sock) else { return };
+        let input = self.memory.pool.joined(client.input.take(), block);
+        client.input = Some(input.settle(&self.memory.pool));
     }
 
     /// What had to wait can be looked at: a body for which there is room, or the next requests.
@@ -220,7 +196,7 @@ impl<B: Backend> Loop<B> {
     pub fn client_ended(&mut self, sock: Sock) {
         let Some(client) = self.table.client(sock) else { return };
         client.ended = true;
-        let (key, closes) = (client.exchange, !client.http.keeps_alive());
+        let (key, closes) = (client.exchange, !client.http.keep_alive);
         let Some(exchange) = self.exchanges.lookup(key) else {
             if client.stalled && client.input.is_some() {
                 // Whole requests wait for the outbox; once it has drained they are answered, and then the connection closes.
@@ -231,7 +207,7 @@ impl<B: Backend> Loop<B> {
         };
         let serve = self.shared.apps[exchange.app as usize].settings.serve_half_closed;
         match exchange.phase {
-            Phase::Tunnel { .. } => self.tunnel_client_ended(key),
+            Phase::Tunnel { .. } => self.tunnel_side_ended(key, true),
             _ if exchange.is_uploaded() && (serve || closes) => {}
             _ => {
                 self.count().client_gone.add(1);
@@ -250,7 +226,7 @@ impl<B: Backend> Loop<B> {
 
     pub fn client_failed(&mut self, sock: Sock, side: Side) {
         let Some(client) = self.table.client(sock) else { return };
-        if side == Side::Send || !matches!(client.state, State::Closing | State::Closed) {
+        if side == Side::Send || client.state != State::Closing {
             if client.exchange != Key::NONE {
                 self.count().client_gone.add(1);
             }
@@ -292,7 +268,7 @@ impl<B: Backend> Loop<B> {
     pub fn client_expired(&mut self, sock: Sock) {
         let unsent = self.backend.unsent(sock);
         let Some(client) = self.table.client(sock) else { return };
-        if matches!(client.state, State::Closing | State::Closed) {
+        if client.state == State::Closing {
             return;
         }
         let caught_up = client.behind && unsent == 0;

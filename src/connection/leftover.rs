@@ -10,19 +10,19 @@ use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::nanos;
 use crate::dispatch::{Outcome, Permit};
-use crate::exchange::{Nanos, Phase, Source};
+use crate::exchange::{Nanos, Phase};
 use crate::http::Method;
 use crate::http::head;
 use crate::http::reader::Reader;
 use crate::planted::{self, Bug};
 
-use super::{LinkState, Loop};
+use super::LinkState;
+use crate::event_loop::Loop;
 
 /// What is left of an exchange at its worker's connection.
 pub(crate) struct Leftover {
     /// Stays out while nothing else may be given to the worker.
     permit: Option<Permit>,
-    app: u16,
     method: Method,
     /// What is still to come of the answer's body; `None` before its head.
     reader: Option<Reader>,
@@ -39,7 +39,7 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let app = &self.shared.apps[exchange.app as usize].settings;
         let isolated = app.concurrency == 1;
-        let sock = std::mem::replace(&mut exchange.source, Source::None).link();
+        let sock = std::mem::take(&mut exchange.source).link();
         let delivered = self.backend.offered(sock) > exchange.attempt.sent_before;
         if planted::active(Bug::DirtyLink) && sock != Key::NONE {
             self.park(sock, None);
@@ -51,26 +51,24 @@ impl<B: Backend> Loop<B> {
         } else {
             now + nanos(app.timeouts.abandon)
         };
-        if !delivered || !waits || sock == Key::NONE {
+        if !delivered || !waits {
             self.close_link(sock, How::Now);
             return self.give_back(key, if delivered { Outcome::Broken } else { Outcome::Unused });
         }
         let relaying = exchange.phase == Phase::Relaying;
-        let mut leftover = Leftover {
-            permit: exchange.attempt.permit.take(),
-            app: exchange.app,
+        let leftover = Leftover {
+            permit: exchange.attempt.permit.take_if(|_| isolated),
             method: exchange.request.method,
-            reader: relaying.then(|| std::mem::replace(&mut exchange.answer.reader, Reader::Done)),
+            reader: relaying.then(|| std::mem::take(&mut exchange.answer.reader)),
             silent_since: timed_out.then_some(exchange.times.heard),
             taken: if timed_out { self.backend.acknowledged(sock) } else { 0 },
         };
-        if !isolated && let Some(permit) = leftover.permit.take() {
-            self.release(leftover.app, permit, Outcome::Broken);
+        if let Some(link) = self.table.link(sock) {
+            (link.state, link.exchange) = (LinkState::Leftover, Key::NONE);
+            link.leftover = Some(Box::new(leftover));
         }
-        let Some(link) = self.table.link(sock) else { return };
-        link.state = LinkState::Leftover;
-        link.exchange = Key::NONE;
-        link.leftover = Some(Box::new(leftover));
+        // A worker that takes several at a time may be given others meanwhile.
+        self.give_back(key, Outcome::Broken);
         self.backend.finish(sock);
         self.backend.recv(sock, Size::Small);
         self.time.connections.arm_at(sock.index, due);
@@ -84,10 +82,7 @@ impl<B: Backend> Loop<B> {
         if let Some(since) = &mut leftover.silent_since {
             *since = now;
         }
-        let mut input = match link.input.take() {
-            None => block,
-            Some(before) => self.memory.pool.heap_joined(&before, &block),
-        };
+        let mut input = self.memory.pool.joined(link.input.take(), block);
         while leftover.reader.is_none() {
             match head::response(&input, leftover.method, false, &self.heads.limits, &mut self.heads.fields) {
                 Ok(None) => {
@@ -115,7 +110,8 @@ impl<B: Backend> Loop<B> {
 
     /// The worker is done with it, or its connection is of no use any more; `end`: it has ended its side.
     pub fn leftover_ended(&mut self, sock: Sock, end: bool) {
-        let Some(leftover) = self.table.link(sock).and_then(|link| link.leftover.take()) else { return };
+        let Some(link) = self.table.link(sock) else { return };
+        let (app, Some(leftover)) = (link.app, link.leftover.take()) else { return };
         self.close_link(sock, How::Now);
         let whole = match &leftover.reader {
             Some(Reader::UntilClose) => end,
@@ -123,7 +119,7 @@ impl<B: Backend> Loop<B> {
             None => false,
         };
         if let Some(permit) = leftover.permit {
-            self.release(leftover.app, permit, if whole { Outcome::Answered } else { Outcome::Broken });
+            self.release(app, permit, if whole { Outcome::Answered } else { Outcome::Broken });
         }
     }
 
@@ -133,7 +129,7 @@ impl<B: Backend> Loop<B> {
         let (now, taken) = (self.time.nanos(), self.backend.acknowledged(sock));
         let Some(link) = self.table.link(sock) else { return };
         let (worker, Some(leftover)) = (link.worker, link.leftover.as_ref()) else { return };
-        let app = &self.shared.apps[leftover.app as usize];
+        let app = &self.shared.apps[link.app as usize];
         if let Some(since) = leftover.silent_since
             && taken <= leftover.taken
             && now >= since + nanos(app.settings.timeouts.request)

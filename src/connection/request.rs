@@ -5,14 +5,16 @@
 //! refusal closes the connection, and nothing behind it is ever read as a request.
 
 use crate::backends::{Backend, How, Sock};
-use crate::buffers::block::{Block, SMALL};
+use crate::buffers::block::{Block, SMALL, Writer};
 use crate::http::head::{self, Request};
+use crate::http::http1::Http1;
+use crate::http::reader::RequestBody;
 use crate::http::reply::{self, Reply};
-use crate::http::{Framing, Method, Refusal, Version, body_len, find_lines, is_loopback_host};
+use crate::http::{Framing, Method, body_len, is_loopback_host};
 use crate::log::AccessRecord;
 
-use super::client::RequestBody;
-use super::{Http1, Loop, State, Stream};
+use super::{State, Stream};
+use crate::event_loop::Loop;
 
 /// What became of a look at the input.
 enum Step {
@@ -54,9 +56,14 @@ impl<B: Backend> Loop<B> {
             }
         }
         if answered {
-            let started = self.table.client(sock).is_some_and(|client| client.input.is_some());
+            let Some(client) = self.table.client(sock) else { return };
             let timeouts = &self.shared.settings.timeouts;
-            self.time.connections.arm_after(sock.index, if started { timeouts.header } else { timeouts.idle });
+            let timeout = match (&client.body, &client.input) {
+                (Some(_), _) => timeouts.body,
+                (None, Some(_)) => timeouts.header,
+                (None, None) => timeouts.idle,
+            };
+            self.arm(sock, timeout);
         }
         // Also with nothing more to be read yet: a client that sends one request a packet and reads no answer must wait, too.
         if self.stalls(sock) {
@@ -70,17 +77,10 @@ impl<B: Backend> Loop<B> {
         self.backend.recv(sock, crate::backends::Size::Small);
     }
 
-    fn read_request(&mut self, sock: Sock, mut input: Block) -> Step {
+    fn read_request(&mut self, sock: Sock, input: Block) -> Step {
         let Some(client) = self.table.client(sock) else { return Step::Stop };
         if client.body.is_some() {
-            return match self.skip_body(sock, &mut input) {
-                Ok(true) => {
-                    self.keep_input(sock, input);
-                    Step::Again
-                }
-                Ok(false) => Step::Wait,
-                Err(_) => self.give_up_skipping(sock),
-            };
+            return self.skip_body(sock, input);
         }
         if !client.search.is_fresh() && !client.search.scan(&input) && input.len() < self.heads.limits.head {
             client.input = Some(input);
@@ -90,7 +90,7 @@ impl<B: Backend> Loop<B> {
             Ok(Some(request)) => self.take_request(sock, input, &request),
             Ok(None) => self.wait_for_head(sock, input),
             Err(refusal) => {
-                self.refuse_malformed(sock, &refusal);
+                self.refuse(sock, refusal.status, &refusal.to_string(), b"");
                 Step::Stop
             }
         }
@@ -153,6 +153,9 @@ impl<B: Backend> Loop<B> {
             && name.len() <= 7
         {
             match name {
+                b"/server" if self.shared.apps.iter().any(|app| app.dispatch.has_failed()) => {
+                    return Route::Refuse(503, "the app has failed");
+                }
                 b"/server" => return Route::Text(b"ok"),
                 b"/status" if self.is_local(sock, input, request) => return Route::Status,
                 _ => {}
@@ -196,31 +199,22 @@ impl<B: Backend> Loop<B> {
         let version = request.version;
         let head_only = request.method == Method::Head;
         let date = &self.time.day.date;
-        let piece = match (route, &self.shared.direct) {
-            (Route::Respond, Some(direct)) => {
-                self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
-            }
-            (Route::Status, _) => {
-                let text = (self.shared.status)();
-                let direct = reply::Direct::new("application/json", text.as_bytes());
-                self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
-            }
-            (Route::Text(text), _) => {
-                let direct = reply::Direct::new("text/plain; charset=utf-8", text);
-                self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, head_only))
-            }
-            _ => return debug_assert!(false, "this route is not answered here"),
+        let made = match route {
+            Route::Status => Some(reply::Direct::new("application/json", (self.shared.status)().as_bytes())),
+            Route::Text(text) => Some(reply::Direct::new("text/plain; charset=utf-8", text)),
+            _ => None,
         };
+        let Some(direct) = made.as_ref().or(self.shared.direct.as_ref()) else { return };
+        let write = |out: &mut Writer<'_>| direct.write(out, date, version, keep_alive, head_only);
+        let piece = self.memory.scratch.write(direct.room(), write);
         let bytes = if self.access.enabled() { body_len(&piece) as u64 } else { 0 };
         self.become_state(sock, State::WritingResponse);
-        self.send_client(sock, piece.into());
-        if self.access.enabled() {
-            self.log_head(sock, input, Some(request), 200, bytes);
-        }
+        self.backend.send(sock, piece.into());
+        self.log_answer(sock, &input[request.method_span.start as usize..request.len], 200, bytes);
     }
 
     /// After an answer of the loop itself: the next request, once the body of this one is out of the way.
-    fn after_answer(&mut self, sock: Sock, mut rest: Block, request: &Request) -> Step {
+    fn after_answer(&mut self, sock: Sock, rest: Block, request: &Request) -> Step {
         if !self.keeps_alive(request) {
             // A client that did not ask for the end may have begun its next request: its bytes must not reset the answer.
             if rest.is_empty() && request.framing == Framing::None && !request.keep_alive {
@@ -231,21 +225,6 @@ impl<B: Backend> Loop<B> {
             return Step::Stop;
         }
         self.become_state(sock, State::ReadingRequest);
-        let whole = request.framing == Framing::None;
-        match if whole { Ok(true) } else { self.skip_body(sock, &mut rest) } {
-            Ok(true) => {}
-            Ok(false) => {
-                if self.table.client(sock).is_none_or(|client| client.ended) {
-                    // The rest will never come.
-                    self.close_client(sock, How::Flushed);
-                    return Step::Stop;
-                }
-                self.arm(sock, self.shared.settings.timeouts.body);
-                self.backend.recv(sock, crate::backends::Size::Small);
-                return Step::Stop;
-            }
-            Err(_) => return self.give_up_skipping(sock),
-        }
         if !rest.is_empty()
             && let Some(client) = self.table.client(sock)
         {
@@ -254,33 +233,33 @@ impl<B: Backend> Loop<B> {
         Step::Again
     }
 
-    /// The body behind an answer that has left is malformed or too long to be read for nothing.
-    fn give_up_skipping(&mut self, sock: Sock) -> Step {
-        self.count().errors.add(1);
-        self.close_client(sock, How::Flushed);
-        Step::Stop
-    }
-
-    fn refuse_malformed(&mut self, sock: Sock, refusal: &Refusal) {
-        let detail = format!("{} ({})", refusal.reason, refusal.section);
-        self.refuse(sock, refusal.status, &detail, b"");
+    /// Reads and forgets the body behind an answer that has left. One that is malformed or too long to be read for nothing ends the
+    /// connection.
+    fn skip_body(&mut self, sock: Sock, mut input: Block) -> Step {
+        let Some(client) = self.table.client(sock) else { return Step::Stop };
+        let Some(body) = &mut client.body else { return Step::Again };
+        loop {
+            match body.skip(&mut input) {
+                Ok(true) => {}
+                Ok(false) if body.reader.is_done() => {
+                    client.body = None;
+                    self.keep_input(sock, input);
+                    return Step::Again;
+                }
+                Ok(false) => return Step::Wait,
+                Err(_) => {
+                    self.count().errors.add(1);
+                    self.close_client(sock, How::Flushed);
+                    return Step::Stop;
+                }
+            }
+        }
     }
 
     /// Answers with an error and closes, lingering, so that a client that is still sending reads the refusal.
     pub fn refuse(&mut self, sock: Sock, status: u16, detail: &str, accept: &[u8]) {
         self.count().errors.add(1);
-        let reply = Reply {
-            status,
-            detail,
-            format: reply::negotiate(accept),
-            date: &self.time.day.date,
-            keep_alive: false,
-            http10: false,
-            head_only: false,
-            retry_after: None,
-            reload: false,
-            request_id: None,
-        };
+        let reply = Reply { format: reply::negotiate(accept), ..Reply::new(status, detail, &self.time.day.date) };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
         let bytes = body_len(&piece) as u64;
         if let Some(client) = self.table.client(sock)
@@ -288,38 +267,18 @@ impl<B: Backend> Loop<B> {
         {
             self.become_state(sock, State::WritingResponse);
         }
-        self.send_client(sock, piece.into());
-        if self.access.enabled() {
-            self.log_head(sock, b"", None, status, bytes);
-        }
+        self.backend.send(sock, piece.into());
+        self.log_answer(sock, b"", status, bytes);
         self.close_client(sock, How::Flushed);
     }
 
-    /// The access line of a request that no exchange carries.
-    fn log_head(&mut self, sock: Sock, input: &[u8], request: Option<&Request>, status: u16, bytes: u64) {
-        let Some(client) = self.table.client(sock) else { return };
-        let (method, target, protocol) = match request {
-            Some(request) => (request.method_span.of(input), request.target.of(input), request.version.name()),
-            None => (&b"-"[..], &b"-"[..], Version::Http11.name()),
-        };
-        let head = request.map_or(&b""[..], |request| &input[..request.len]);
-        let [host, referer, user_agent] = find_lines(head, [b"host", b"referer", b"user-agent"]);
-        self.access.record(&AccessRecord {
-            time_micros: self.time.day.micros(self.time.connections.now_nanos()),
-            client: (!client.peer.unix).then_some(client.peer.ip),
-            method,
-            target,
-            protocol,
-            host,
-            status,
-            bytes,
-            duration_us: 0,
-            queue_us: None,
-            upstream_us: None,
-            worker: None,
-            request_id: b"",
-            referer,
-            user_agent,
-        });
+    /// Writes the access line of a request that no exchange carries.
+    fn log_answer(&mut self, sock: Sock, head: &[u8], status: u16, bytes: u64) {
+        if self.access.enabled()
+            && let Some(client) = self.table.client(sock)
+        {
+            let record = client.access_record(head, self.time.day.micros(self.time.nanos()));
+            self.access.record(&AccessRecord { status, bytes, ..record });
+        }
     }
 }

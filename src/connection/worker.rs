@@ -14,20 +14,9 @@ use crate::buffers::slots::Key;
 use crate::dispatch::{Target, WorkerId};
 use crate::exchange::{Phase, Upload};
 
+use super::Role;
 use super::leftover::Leftover;
-use super::{Loop, Role};
-
-/// What came of the wish for a connection.
-pub(crate) enum Reach {
-    /// A kept one, or one that is being opened.
-    Link(Sock),
-    /// The worker's backlog is full.
-    Backlog,
-    /// The worker is no longer known.
-    Gone,
-    /// No descriptor or entry is left here.
-    Exhausted(io::Error),
-}
+use crate::event_loop::Loop;
 
 /// What a worker's connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,64 +54,70 @@ pub(crate) struct Seat {
     pub idle: Vec<Sock>,
 }
 
+/// The workers that a loop has met, by app and by their places in its dispatch.
+pub(crate) struct Seats(Vec<Vec<Option<Seat>>>);
+
+impl Seats {
+    /// Nobody was met yet.
+    pub fn new(apps: usize) -> Seats {
+        Seats((0..apps).map(|_| Vec::new()).collect())
+    }
+
+    /// The place of a worker, if it was met.
+    #[inline]
+    pub fn get(&self, app: u16, worker: WorkerId) -> Option<&Seat> {
+        self.0[app as usize].get(worker.index as usize)?.as_ref().filter(|seat| seat.worker == worker)
+    }
+
+    #[inline]
+    fn get_mut(&mut self, app: u16, worker: WorkerId) -> Option<&mut Seat> {
+        self.0[app as usize].get_mut(worker.index as usize)?.as_mut().filter(|seat| seat.worker == worker)
+    }
+
+    /// Seats a worker, or nobody, in that place: who had it before.
+    fn put(&mut self, app: u16, index: u32, seat: Option<Seat>) -> Option<Seat> {
+        let seats = &mut self.0[app as usize];
+        if seats.len() <= index as usize {
+            seats.resize_with(index as usize + 1, || None);
+        }
+        std::mem::replace(&mut seats[index as usize], seat)
+    }
+}
+
 impl Link {
+    fn new(app: u16, worker: WorkerId) -> Link {
+        let (state, exchange) = (LinkState::Connecting, Key::NONE);
+        Link { state, reused: false, app, worker, exchange, input: None, leftover: None }
+    }
+
     pub fn is_connecting(&self) -> bool {
         self.state == LinkState::Connecting
     }
 }
 
 impl<B: Backend> Loop<B> {
-    /// The place of a worker, if this loop has met it.
-    #[inline]
-    pub fn seat(&mut self, app: u16, worker: WorkerId) -> Option<&mut Seat> {
-        let seat = self.seats.get_mut(app as usize)?.get_mut(worker.index as usize)?.as_mut()?;
-        (seat.worker == worker).then_some(seat)
-    }
-
-    /// A connection to that worker of an app: the one used last, or a new one.
-    pub fn reach(&mut self, app: u16, worker: WorkerId, fresh: bool) -> Reach {
-        if self.seat(app, worker).is_none() && !self.meet(app, worker) {
-            return Reach::Gone;
+    /// Learns where a worker listens; whether it is still known.
+    pub fn meet(&mut self, app: u16, worker: WorkerId) -> bool {
+        if self.seats.get(app, worker).is_some() {
+            return true;
         }
-        let seats = self.seats.get_mut(app as usize).and_then(|seats| seats.get_mut(worker.index as usize));
-        let Some(Some(seat)) = seats else { return Reach::Gone };
-        if !fresh && let Some(sock) = seat.idle.pop() {
-            return Reach::Link(sock);
-        }
-        match self.backend.connect(&seat.target.address) {
-            Ok(Some(sock)) => {
-                let link = Link {
-                    state: LinkState::Connecting,
-                    reused: false,
-                    app,
-                    worker,
-                    exchange: Key::NONE,
-                    input: None,
-                    leftover: None,
-                };
-                self.table.put(sock, Role::Link(link));
-                self.count().worker_connections.add(1);
-                Reach::Link(sock)
-            }
-            Ok(None) => Reach::Backlog,
-            Err(error) => Reach::Exhausted(error),
-        }
-    }
-
-    /// Learns where a worker listens.
-    fn meet(&mut self, app: u16, worker: WorkerId) -> bool {
         let Some(target) = self.shared.apps[app as usize].dispatch.target(worker) else { return false };
-        let index = worker.index as usize;
-        let seats = &mut self.seats[app as usize];
-        if seats.len() <= index {
-            seats.resize_with(index + 1, || None);
-        }
-        if let Some(before) = seats[index].replace(Seat { worker, target, idle: Vec::new() }) {
-            for sock in before.idle {
-                self.close_link(sock, How::Now);
-            }
-        }
+        let before = self.seats.put(app, worker.index, Some(Seat { worker, target, idle: Vec::new() }));
+        self.forget(before);
         true
+    }
+
+    /// A connection to a worker that was met: unless it is to be `fresh`, the one used last, or else one that is being opened. None while
+    /// the worker's backlog is full. An error says that no descriptor or entry is left here.
+    pub fn reach(&mut self, app: u16, worker: WorkerId, fresh: bool) -> io::Result<Option<Sock>> {
+        let Some(seat) = self.seats.get_mut(app, worker) else { return Ok(None) };
+        if !fresh && let Some(sock) = seat.idle.pop() {
+            return Ok(Some(sock));
+        }
+        let Some(sock) = self.backend.connect(&seat.target.address)? else { return Ok(None) };
+        self.table.put(sock, Role::Link(Link::new(app, worker)));
+        self.count().worker_connections.add(1);
+        Ok(Some(sock))
     }
 
     /// Keeps a connection for the next request, or closes it.
@@ -130,8 +125,7 @@ impl<B: Backend> Loop<B> {
         let Some(link) = self.table.link(sock) else { return };
         let app = &self.shared.apps[link.app as usize].settings;
         let most = app.concurrency as usize;
-        let seat = self.seats[link.app as usize].get_mut(link.worker.index as usize).and_then(Option::as_mut);
-        let seat = seat.filter(|seat| seat.worker == link.worker && seat.idle.len() < most);
+        let seat = self.seats.get_mut(link.app, link.worker).filter(|seat| seat.idle.len() < most);
         let (Some(seat), true, false) = (seat, app.keepalive, timeout.is_some_and(|seconds| seconds <= 1)) else {
             return self.close_link(sock, How::Now);
         };
@@ -152,7 +146,7 @@ impl<B: Backend> Loop<B> {
         link.state = LinkState::Closing;
         link.input = None;
         if before == LinkState::Idle
-            && let Some(seat) = self.seat(app, worker)
+            && let Some(seat) = self.seats.get_mut(app, worker)
         {
             seat.idle.retain(|idle| *idle != sock);
         }
@@ -164,13 +158,15 @@ impl<B: Backend> Loop<B> {
 
     /// Forgets a worker: its idle connections close, busy ones once they are done.
     pub fn retire(&mut self, app: u16, worker: WorkerId) {
-        if self.seat(app, worker).is_none() {
-            return;
+        if self.seats.get(app, worker).is_some() {
+            let seat = self.seats.put(app, worker.index, None);
+            self.forget(seat);
         }
-        if let Some(seat) = self.seats[app as usize][worker.index as usize].take() {
-            for sock in seat.idle {
-                self.close_link(sock, How::Now);
-            }
+    }
+
+    fn forget(&mut self, seat: Option<Seat>) {
+        for sock in seat.into_iter().flat_map(|seat| seat.idle) {
+            self.close_link(sock, How::Now);
         }
     }
 
@@ -205,13 +201,6 @@ impl<B: Backend> Loop<B> {
                 }
             }
         }
-    }
-
-    /// The worker has taken some of what waited for it.
-    pub fn link_drained(&mut self, sock: Sock) {
-        let Some(link) = self.table.link(sock) else { return };
-        let key = link.exchange;
-        self.upload_drained(key);
     }
 
     /// A deadline of a worker's connection: the worker's keep-alive time, or the end of a leftover.

@@ -81,7 +81,7 @@ fn speak(steering: &Steering, out: &mut dyn Write) -> Result<(), Trouble> {
             print(out, &text)
         }
         Ask::Events { json } => conversation.events(*json, out),
-        Ask::Stop { now } => stop(&mut conversation, *now, out),
+        Ask::Stop { now } => stop(&mut conversation, *now, EXIT_PATIENCE, out),
         ask => {
             let (path, body) = request(ask);
             let waits = matches!(ask, Ask::Restart { wait: true, .. });
@@ -122,16 +122,20 @@ fn request(ask: &Ask) -> (&'static str, Value) {
     (path, Value::Object(members))
 }
 
-/// Asks the server to stop, and comes back when its process is gone.
-fn stop(conversation: &mut Conversation, now: bool, out: &mut dyn Write) -> Result<(), Trouble> {
+/// Asks the server to stop, and comes back when its process is gone, or is still there so long after its control socket.
+fn stop(conversation: &mut Conversation, now: bool, patience: Duration, out: &mut dyn Write) -> Result<(), Trouble> {
     let status = conversation.ask("GET", "/status", None, Some(ANSWER_PATIENCE))?;
     let process = serde_json::from_slice::<Status>(&status).map(|status| status.pid).unwrap_or(0);
     let (path, body) = request(&Ask::Stop { now });
     let answer = conversation.ask("POST", path, Some(body), Some(ANSWER_PATIENCE))?;
     print(out, &message(&answer))?;
     conversation.wait_for_end();
-    let deadline = Instant::now() + EXIT_PATIENCE;
-    while is_alive(process) && Instant::now() < deadline {
+    let deadline = Instant::now() + patience;
+    while is_alive(process) {
+        if Instant::now() >= deadline {
+            let line = format!("the server stops, but its process {process} has not ended within {patience:?}");
+            return Err(Trouble::new(ABORTED, line));
+        }
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
@@ -335,4 +339,44 @@ fn lost(error: &io::Error) -> Trouble {
 
 fn nonsense(what: &str) -> Trouble {
     Trouble::new(NONSENSE, format!("the server's answer makes no sense: {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A server that answers each request with the next of these bodies, and then ends the connection.
+    fn answering(bodies: Vec<String>) -> Conversation {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        std::thread::spawn(move || {
+            for body in bodies {
+                let (mut request, mut byte) = (Vec::new(), [0]);
+                while !request.ends_with(b"\r\n\r\n") && theirs.read(&mut byte).unwrap() == 1 {
+                    request.push(byte[0]);
+                }
+                write!(theirs, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len()).unwrap();
+            }
+            // What is left of the last request, its body, must be read, or the end would be a reset.
+            theirs.shutdown(std::net::Shutdown::Write).ok();
+            theirs.read_to_end(&mut Vec::new()).ok();
+        });
+        Conversation::new(ours)
+    }
+
+    #[test]
+    fn a_server_that_does_not_end_is_no_success() {
+        let stopping = |pid: u32| {
+            let status = Status { pid, ..crate::control::status::sample() };
+            let bodies = vec![status.to_json().to_string(), json!({ "message": "stopping" }).to_string()];
+            stop(&mut answering(bodies), false, Duration::ZERO, &mut io::sink())
+        };
+        let trouble = stopping(std::process::id()).unwrap_err();
+        assert_eq!(trouble.code, ABORTED);
+        assert!(
+            trouble.line.contains(&format!("its process {} has not ended", std::process::id())),
+            "{}",
+            trouble.line
+        );
+        assert!(stopping(u32::MAX).is_ok());
+    }
 }

@@ -226,12 +226,6 @@ impl Dispatch {
         }
     }
 
-    /// Whether a worker may have one more tunnel. Several loops that ask at once may each open one, if their requests did not ask for a
-    /// tunnel: one that did ([`Ask::tunnel`]) has its room from when it is granted.
-    pub fn tunnel_room(&self, worker: WorkerId) -> bool {
-        self.lock().workers.lookup(worker).is_some_and(|worker| worker.tunnels < self.policy.max_tunnels)
-    }
-
     /// Where a worker is, or `None` once it is forgotten. The loops keep the answer; it does not change in a worker's life.
     pub fn target(&self, worker: WorkerId) -> Option<Arc<Target>> {
         self.lock().workers.lookup(worker)?.target.clone()
@@ -299,6 +293,19 @@ impl Dispatch {
         drop(board);
         // What the new worker's place still held of the last one is freed here, and not under the lock.
         added.map(|(id, _past)| id)
+    }
+
+    /// Says where a worker listens after all. Only before it has ever been ready: nobody has asked for its target by then.
+    pub fn locate(&self, worker: WorkerId, address: socket2::SockAddr) {
+        let Some(known) = self.target(worker) else { return };
+        let unix = address.is_unix();
+        let moved = Arc::new(Target { address, unix, ..Target::clone(&known) });
+        let mut board = self.lock();
+        let index = board.workers.find(worker);
+        let place = index.map(|index| board.workers.at_mut(index));
+        let _past =
+            place.filter(|place| place.standing == Standing::Starting).and_then(|place| place.target.replace(moved));
+        drop(board);
     }
 
     /// Makes a worker eligible and gives its slots to those who wait; the caller is to tell them. Does nothing for one that
@@ -370,6 +377,11 @@ impl Dispatch {
             waiters.push(board.queue.remove(index).waiter);
         }
         waiters
+    }
+
+    /// Whether the app has given up.
+    pub fn has_failed(&self) -> bool {
+        self.lock().failed
     }
 
     /// The app is tried again: requests wait for it as usual.

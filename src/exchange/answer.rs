@@ -8,7 +8,8 @@ use std::fmt::Display;
 use crate::backends::{Backend, HIGH_MARK, Size, Sock};
 use crate::buffers::block::{Block, SMALL};
 use crate::buffers::slots::Key;
-use crate::connection::Loop;
+use crate::dispatch::Outcome;
+use crate::event_loop::Loop;
 use crate::http::Refusal;
 use crate::http::head::{self, Response};
 use crate::http::reader::Reader;
@@ -31,10 +32,7 @@ impl<B: Backend> Loop<B> {
             // They were on their way before anything of this request was: no answer to it, whatever they say.
             return self.lost_before_answer(key, false);
         }
-        let mut input = match before {
-            None => block,
-            Some(before) => self.memory.pool.heap_joined(&before, &block),
-        };
+        let mut input = self.memory.pool.joined(before, block);
         loop {
             match head::response(&input, method, upgrade, &self.heads.limits, &mut self.heads.fields) {
                 Err(refusal) => return self.bad_answer(key, &refusal),
@@ -67,15 +65,12 @@ impl<B: Backend> Loop<B> {
 
     /// A malformed answer, or one whose head is above a limit: nothing of it reaches the client.
     fn bad_answer(&mut self, key: Key, refusal: &Refusal) {
-        let label = self.worker_label(key);
         let limit = self.heads.limits.exceeded(refusal);
         let reason = limit.as_deref().unwrap_or(refusal.reason);
-        let fields: [(&str, &dyn Display); 3] =
-            [("worker", &label), ("reason", &reason), ("section", &refusal.section)];
         let message = if limit.is_some() { "a worker's answer is above a limit" } else { MALFORMED };
-        self.shared.log.seldom(Level::Warn, message, &fields);
+        self.warn(key, message, reason, &[("section", &refusal.section)]);
         let detail = limit.as_deref().unwrap_or("the worker sent a malformed answer");
-        self.finish(key, Ending::Refused { status: 502, detail, fate: Fate::Broken });
+        self.finish(key, Ending::Refused { status: 502, detail, fate: Fate::Ended(Outcome::Broken) });
     }
 
     fn begin_answer(&mut self, key: Key, mut input: Block, response: &Response) {
@@ -125,6 +120,7 @@ impl<B: Backend> Loop<B> {
     fn begin_stream(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let app = &self.shared.apps[exchange.app as usize];
+        exchange.request.keep_for_log(&self.memory.pool);
         exchange.answer.stream_hold = Some(app.streams.hold());
         // Says, at most once in ten seconds, that event streams hold all permits: to others the app then looks stuck.
         let permits = app.dispatch.snapshot().eligible as usize * app.settings.concurrency as usize;
@@ -135,7 +131,6 @@ impl<B: Backend> Loop<B> {
             let message = "event streams hold all permits, other requests wait: raise --concurrency or --workers";
             self.shared.log.event(Level::Warn, message, &fields);
         }
-        self.keep_for_log(key);
     }
 
     /// Bytes of an answer's body.
@@ -144,13 +139,14 @@ impl<B: Backend> Loop<B> {
         exchange.answer.long |= input.len() >= SMALL;
         let stream = exchange.stream;
         let chunked = matches!(exchange.answer.reader, Reader::Chunked(..));
-        let relayed = if chunked && self.stream_takes_chunks(stream) {
+        let chunks = self.stream_takes_chunks(stream);
+        let relayed = if chunked && chunks {
             self.relay_chunks(key, &mut input)
         } else {
-            self.relay_runs(key, &mut input)
+            self.relay_runs(key, &mut input, chunks)
         };
         if let Err(refusal) = relayed {
-            return self.finish(key, Ending::Cut { reason: refusal.reason, fate: Fate::Broken });
+            return self.cut_answer(key, refusal.reason);
         }
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         if exchange.answer.reader.is_done() {
@@ -163,50 +159,36 @@ impl<B: Backend> Loop<B> {
 
     /// Passes chunks on as they came, checked; the end is written by us.
     fn relay_chunks(&mut self, key: Key, input: &mut Block) -> Result<(), Refusal> {
-        while !input.is_empty() {
-            let Some(exchange) = self.exchanges.lookup_mut(key) else { return Ok(()) };
-            let Reader::Chunked(chunked, done) = &mut exchange.answer.reader else { return Ok(()) };
-            if *done {
-                return Ok(());
-            }
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return Ok(()) };
+        let Reader::Chunked(chunked, done) = &mut exchange.answer.reader else { return Ok(()) };
+        while !*done && !input.is_empty() {
             let relay = chunked.relay(input)?;
             *done = relay.done;
             exchange.answer.bytes += relay.data as u64;
-            let (stream, pass) = (exchange.stream, input.slice(relay.pass));
+            let pass = input.slice(relay.pass);
             input.advance(relay.consumed);
             leak_by_plan(&pass);
-            self.send_client(stream.connection, pass.into());
+            self.backend.send(exchange.stream.connection, pass.into());
         }
         Ok(())
     }
 
-    /// Passes the bare body on.
-    fn relay_runs(&mut self, key: Key, input: &mut Block) -> Result<(), Refusal> {
+    /// Passes the bare body on, in chunks of our own where it is to be `chunked`.
+    fn relay_runs(&mut self, key: Key, input: &mut Block, chunked: bool) -> Result<(), Refusal> {
         loop {
             let Some(exchange) = self.exchanges.lookup_mut(key) else { return Ok(()) };
             let Some(data) = exchange.answer.reader.take(input)? else { return Ok(()) };
             exchange.answer.bytes += data.len() as u64;
             let stream = exchange.stream;
             leak_by_plan(&data);
-            self.stream_body(stream, data);
+            self.send_run(stream.connection, data, chunked);
         }
-    }
-
-    /// The worker's end, where that is the end of the body.
-    pub fn end_answer(&mut self, key: Key) {
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        exchange.answer.reader = Reader::Done;
-        exchange.answer.link_keeps = false;
-        self.finish(key, Ending::Answered { surplus: false });
     }
 
     /// The worker of an exchange has been heard, which saves it when another of its requests is silent.
     pub fn note_move(&self, exchange: &Exchange) {
         let Some(worker) = exchange.attempt.worker else { return };
-        let seat = self.seats.get(exchange.app as usize).and_then(|seats| seats.get(worker.index as usize));
-        if let Some(Some(seat)) = seat
-            && seat.worker == worker
-        {
+        if let Some(seat) = self.seats.get(exchange.app, worker) {
             seat.target.moves.note(self.time.now);
         }
     }

@@ -12,14 +12,12 @@
 //!
 //! `--answer-timeout`, where it is set, bounds an ordinary answer as a whole.
 
-use std::fmt::Display;
 use std::time::Duration;
 
 use crate::backends::Backend;
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::nanos;
-use crate::connection::Loop;
-use crate::log::Level;
+use crate::event_loop::Loop;
 use crate::planted::{self, Bug};
 
 use super::{Ending, Exchange, Fate, Hold, Nanos, Phase, Upload};
@@ -144,8 +142,7 @@ impl<B: Backend> Loop<B> {
         };
         let (Some(limit), Some(granted)) = (timeouts.answer, times.granted) else { return own };
         let ordinary = matches!(exchange.phase, Phase::Awaiting | Phase::Relaying) && !exchange.answer.stream;
-        let left = (granted + limit).saturating_duration_since(self.time.now);
-        let whole = ordinary.then(|| (self.time.nanos() + nanos(left), Due::Answer));
+        let whole = ordinary.then(|| (granted + nanos(limit), Due::Answer));
         own.into_iter().chain(whole).min_by_key(|(time, _)| *time)
     }
 
@@ -182,29 +179,21 @@ impl<B: Backend> Loop<B> {
         if self.time.nanos() < time {
             return self.rearm(key);
         }
+        if matches!(due, Due::Connect | Due::Body | Due::Answer) {
+            self.count().timeouts.add(1);
+        }
         match due {
             Due::Queue => self.queue_expired(key),
             Due::Backlog => self.backlog_expired(key),
             Due::Verdict => self.hear_verdict(key, true),
             Due::Memory => {}
-            Due::Connect => {
-                self.count().timeouts.add(1);
-                self.unreachable(key)
-            }
-            Due::Body => {
-                self.count().timeouts.add(1);
-                self.refuse_body(key, 408, "the request's body did not arrive in time: --body-timeout")
-            }
+            Due::Connect => self.unreachable(key),
+            Due::Body => self.refuse_body(key, 408, "the request's body did not arrive in time: --body-timeout"),
             Due::Read | Due::Request => self.silent(key, due == Due::Request),
-            Due::Answer => {
-                self.count().timeouts.add(1);
-                self.give_up_answer(key, "the answer was not whole in time: --answer-timeout")
-            }
+            Due::Answer => self.give_up_answer(key, "the answer was not whole in time: --answer-timeout"),
             Due::Idle => match phase {
                 Phase::Tunnel { .. } => self.finish(key, Ending::TunnelOver),
-                _ => {
-                    self.finish(key, Ending::Cut { reason: "the stream was idle: --idle-timeout", fate: Fate::Broken })
-                }
+                _ => self.cut_answer(key, "the stream was idle: --idle-timeout"),
             },
         }
     }
@@ -242,13 +231,11 @@ impl<B: Backend> Loop<B> {
     /// Ends an exchange whose worker has taken too long, and may still be at it.
     fn give_up_answer(&mut self, key: Key, reason: &str) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let fate = Fate::Busy { timed_out: true };
+        let fate = Fate::Busy;
         if exchange.phase == Phase::Relaying {
             self.finish(key, Ending::Cut { reason, fate });
         } else {
-            let label = self.worker_label(key);
-            let fields: [(&str, &dyn Display); 2] = [("worker", &label), ("reason", &reason)];
-            self.shared.log.seldom(Level::Warn, "a request timed out", &fields);
+            self.warn(key, "a request timed out", reason, &[]);
             self.finish(key, Ending::Refused { status: 504, detail: reason, fate });
         }
     }

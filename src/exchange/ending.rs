@@ -5,20 +5,20 @@
 //! its memory, and last the client's connection, which may go on with its next request.
 
 use std::fmt::Display;
-use std::time::Instant;
 
 use crate::backends::{Backend, How};
-use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
-use crate::connection::Loop;
+use crate::connection::State;
 use crate::dispatch::Outcome;
+use crate::event_loop::Loop;
+use crate::http::body::last_chunk;
 use crate::http::id::id_text;
 use crate::http::reply::{self, Format, Reply};
 use crate::http::{Method, body_len, find_lines};
 use crate::log::{AccessRecord, Level};
 use crate::planted::{self, Bug};
 
-use super::{Exchange, Phase};
+use super::Phase;
 
 /// What is said while no worker is ready.
 pub(super) const STARTING: &str = "the app is starting";
@@ -45,36 +45,26 @@ pub(crate) enum Ending<'a> {
 pub(crate) enum Fate {
     /// The connection closes, and this is how the request ended for the worker.
     Ended(Outcome),
-    /// The worker may still be at it, and gets nothing more before it is done; `timed_out`: it has kept us waiting.
-    Busy { timed_out: bool },
-}
-
-impl Fate {
-    #[allow(non_upper_case_globals)]
-    pub const Broken: Fate = Fate::Ended(Outcome::Broken);
-    #[allow(non_upper_case_globals)]
-    pub const Unused: Fate = Fate::Ended(Outcome::Unused);
-    #[allow(non_upper_case_globals)]
-    pub const Lost: Fate = Fate::Ended(Outcome::Lost);
+    /// It has kept us waiting, may still be at it, and gets nothing more before it is done.
+    Busy,
 }
 
 impl<B: Backend> Loop<B> {
+    /// Ends an answer that has begun and cannot be completed.
+    pub fn cut_answer(&mut self, key: Key, reason: &str) {
+        self.finish(key, Ending::Cut { reason, fate: Fate::Ended(Outcome::Broken) });
+    }
+
     /// Ends an exchange. The name is dead afterwards; so may be its client's connection.
     pub fn finish(&mut self, key: Key, ending: Ending<'_>) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let stream = exchange.stream;
-        let refusal = match ending {
-            Ending::Refused { status, detail, .. } => Some(self.refusal(key, status, detail)),
-            Ending::Cut { reason, .. } => {
-                self.tell_of_cut(key, reason);
-                None
-            }
-            Ending::Answered { .. } => {
-                self.end_body(key);
-                None
-            }
-            Ending::Left { .. } | Ending::TunnelOver => None,
-        };
+        match ending {
+            Ending::Answered { .. } => self.end_body(key),
+            Ending::Refused { status, detail, .. } => self.send_refusal(key, status, detail),
+            Ending::Cut { reason, .. } => self.tell_of_cut(key, reason),
+            Ending::Left { .. } | Ending::TunnelOver => {}
+        }
         self.return_worker(key, ending);
         if matches!(ending, Ending::Refused { .. } | Ending::Left { .. }) {
             self.leave_queue(key);
@@ -87,44 +77,41 @@ impl<B: Backend> Loop<B> {
             self.end_body(key);
         }
         self.exchanges.discard(key);
-        match (ending, refusal) {
-            (Ending::Answered { .. }, _) => self.stream_over(stream),
-            (Ending::Refused { .. }, Some(piece)) => self.stream_reply(stream, piece),
-            (Ending::Left { how }, _) => self.stream_leave(stream, how),
-            (Ending::TunnelOver, _) => self.stream_leave(stream, How::Flushed),
-            (Ending::Refused { .. } | Ending::Cut { .. }, _) => self.stream_abort(stream),
+        match ending {
+            Ending::Answered { .. } | Ending::Refused { .. } => self.stream_over(stream),
+            Ending::Cut { .. } => self.stream_abort(stream),
+            Ending::Left { how } => self.stream_leave(stream, how),
+            Ending::TunnelOver => self.stream_leave(stream, How::Flushed),
         }
     }
 
     /// Writes the end of an answer's body.
     fn end_body(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let stream = exchange.stream;
-        let trailers = exchange.answer.reader.trailers();
-        Self::stream_end(&mut self.backend, &mut self.memory.scratch, &mut self.table, stream, trailers);
+        if self.table.client(exchange.stream.connection).is_some_and(|client| client.http.is_chunked()) {
+            let end = last_chunk(&mut self.memory.scratch, exchange.answer.reader.trailers());
+            self.backend.send(exchange.stream.connection, end);
+        }
     }
 
     /// The worker's connection is kept, closed or left to what it is still doing, and the permit goes back or stays with it.
     fn return_worker(&mut self, key: Key, ending: Ending<'_>) {
         match ending {
             Ending::Answered { surplus } => self.keep_worker(key, surplus),
-            Ending::Refused { fate: Fate::Ended(outcome), .. } | Ending::Cut { fate: Fate::Ended(outcome), .. } => {
-                self.drop_worker(key, How::Now, outcome)
-            }
-            Ending::Refused { fate: Fate::Busy { timed_out }, .. }
-            | Ending::Cut { fate: Fate::Busy { timed_out }, .. } => self.leave_worker(key, timed_out),
-            Ending::Left { .. } if self.is_tunnel(key) => self.end_tunnel(key),
-            Ending::Left { .. } => self.leave_worker(key, false),
+            Ending::Refused { fate, .. } | Ending::Cut { fate, .. } => match fate {
+                Fate::Ended(outcome) => self.drop_worker(key, outcome),
+                Fate::Busy => self.leave_worker(key, true),
+            },
             Ending::TunnelOver => self.end_tunnel(key),
+            Ending::Left { .. } => match self.exchanges.lookup(key).map(|exchange| exchange.phase) {
+                Some(Phase::Tunnel { .. }) => self.end_tunnel(key),
+                _ => self.leave_worker(key, false),
+            },
         }
     }
 
-    fn is_tunnel(&self, key: Key) -> bool {
-        self.exchanges.lookup(key).is_some_and(|exchange| matches!(exchange.phase, Phase::Tunnel { .. }))
-    }
-
     fn keep_worker(&mut self, key: Key, surplus: bool) {
-        let now = self.time.now;
+        let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.times.finished = Some(now);
         let link = exchange.link();
@@ -142,10 +129,10 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Ends the use of a worker: its connection closes, its permit goes back.
-    pub fn drop_worker(&mut self, key: Key, how: How, outcome: Outcome) {
+    pub fn drop_worker(&mut self, key: Key, outcome: Outcome) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let link = std::mem::take(&mut exchange.source).link();
-        self.close_link(link, how);
+        self.close_link(link, How::Now);
         self.give_back(key, outcome);
     }
 
@@ -159,90 +146,73 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Our own answer to the exchange's request.
-    fn refusal(&mut self, key: Key, status: u16, detail: &str) -> Block {
+    fn send_refusal(&mut self, key: Key, status: u16, detail: &str) {
         self.count().errors.add(1);
         let connection = self.exchanges.lookup(key).map_or(Key::NONE, |exchange| exchange.stream.connection);
         let keep_alive = self.decide_keep_alive(connection);
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return self.memory.scratch.write(0, |_| {}) };
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.answer.status = status;
         let http10 = self.table.client(connection).is_some_and(|client| client.http.is_old());
         let [accept] = find_lines(exchange.request.head.as_deref().unwrap_or_default(), [b"accept"]);
         let format = reply::negotiate(accept);
         let reply = Reply {
-            status,
-            detail,
             format,
-            date: &self.time.day.date,
             keep_alive,
             http10,
             head_only: exchange.request.method == Method::Head,
             retry_after: matches!(status, 503 | 504).then_some(1),
             reload: format == Format::Html && detail == STARTING,
             request_id: Some(&id_text(exchange.request.id)),
+            ..Reply::new(status, detail, &self.time.day.date)
         };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
         exchange.answer.bytes += body_len(&piece) as u64;
-        piece
+        self.become_state(connection, State::WritingResponse);
+        self.backend.send(connection, piece.into());
     }
 
     fn tell_of_cut(&mut self, key: Key, reason: &str) {
         self.count().errors.add(1);
-        let label = self.worker_label(key);
         let waits = self.exchanges.lookup(key).map_or("", |exchange| exchange.waits().name());
-        let fields: [(&str, &dyn Display); 3] = [("worker", &label), ("reason", &reason), ("waited_for", &waits)];
-        self.shared.log.seldom(Level::Warn, "an answer was cut", &fields);
+        self.warn(key, "an answer was cut", reason, &[("waited_for", &waits)]);
     }
 
     /// Counts how long an exchange took, and writes its access line.
     pub fn account(&mut self, key: Key, left: bool) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let now = self.time.now;
+        let now = self.time.nanos();
         // Streams and tunnels last as long as somebody listens.
         if !exchange.answer.stream && exchange.answer.status != 101 && !left {
-            self.count().latency.record(self.time.nanos() - exchange.times.started);
+            self.count().latency.record(now - exchange.times.started);
         }
         if !self.access.enabled() {
             return;
         }
         let Some(client) = self.table.client(exchange.stream.connection) else { return };
         let head: &[u8] = exchange.request.head.as_deref().unwrap_or_default();
-        let mut words = head.split(|byte| *byte == b' ' || *byte == b'\r');
-        let (method, target) = (words.next().unwrap_or(b"-"), words.next().unwrap_or(b"-"));
-        let [host, referer, user_agent] = find_lines(head, [b"host", b"referer", b"user-agent"]);
-        let micros = |from: Instant, to: Instant| to.saturating_duration_since(from).as_micros() as u64;
         let times = &exchange.times;
+        let waited = |granted| self.time.instant(granted).saturating_duration_since(times.asked).as_micros() as u64;
         let end = times.finished.unwrap_or(now);
         let status = if left && exchange.answer.status == 0 { CLIENT_LEFT } else { exchange.answer.status };
-        let worker = Self::worker_number(&self.seats, exchange);
+        let seat = exchange.attempt.worker.and_then(|worker| self.seats.get(exchange.app, worker));
         self.access.record(&AccessRecord {
-            time_micros: self.time.day.micros(self.time.connections.now_nanos()),
-            client: (!client.peer.unix).then_some(client.peer.ip),
-            method,
-            target,
-            protocol: client.http.version.name(),
-            host,
             status,
             bytes: exchange.answer.bytes,
-            duration_us: (self.time.nanos() - times.started) / 1000,
-            queue_us: times.granted.map(|granted| micros(times.asked, granted)),
-            upstream_us: times.granted.map(|granted| micros(granted, end)),
-            worker,
+            duration_us: (now - times.started) / 1000,
+            queue_us: times.granted.map(waited),
+            upstream_us: times.granted.map(|granted| (end - granted) / 1000),
+            worker: seat.map(|seat| seat.target.number),
             request_id: &id_text(exchange.request.id),
-            referer,
-            user_agent,
+            ..client.access_record(head, self.time.day.micros(now))
         });
     }
 
-    /// The name of an exchange's worker, for messages.
-    pub fn worker_label(&self, key: Key) -> String {
-        let Some(exchange) = self.exchanges.lookup(key) else { return "-".to_owned() };
+    /// Says what was wrong with an exchange, and with which worker.
+    pub fn warn(&self, key: Key, message: &'static str, reason: &str, more: &[(&str, &dyn Display)]) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
         let target = exchange.attempt.worker.and_then(|worker| self.dispatch_of(exchange).target(worker));
-        target.map_or_else(|| "-".to_owned(), |target| target.label.clone())
-    }
-
-    fn worker_number(seats: &[Vec<Option<crate::connection::Seat>>], exchange: &Exchange) -> Option<u32> {
-        let worker = exchange.attempt.worker?;
-        let seat = seats.get(exchange.app as usize)?.get(worker.index as usize)?.as_ref();
-        seat.filter(|seat| seat.worker == worker).map(|seat| seat.target.number)
+        let label = target.as_ref().map_or("-", |target| target.label.as_str());
+        let fields: [(&str, &dyn Display); 2] = [("worker", &label), ("reason", &reason)];
+        self.shared.log.seldom(Level::Warn, message, &[&fields, more].concat());
     }
 }

@@ -41,19 +41,19 @@ mod tunnel;
 use std::time::Instant;
 
 use crate::backends::Sock;
-use crate::buffers::block::Block;
-use crate::buffers::slots::Key;
-use crate::connection::{Stream, Time};
+use crate::buffers::block::{Block, Pool};
+use crate::connection::Stream;
 use crate::dispatch::{Permit, StreamHold, Ticket, WorkerId};
-use crate::http::Method;
+use crate::event_loop::Time;
 use crate::http::head;
 use crate::http::reader::Reader;
+use crate::http::{Method, keep_logged};
 
 pub(crate) use clock::Pace;
 pub(crate) use ending::{Ending, Fate};
 pub(crate) use source::Source;
 
-/// A time, in nanoseconds since the loop's start ([`Time::nanos`](crate::connection::Time::nanos)).
+/// A time, in nanoseconds since the loop's start ([`Time::nanos`](crate::event_loop::Time::nanos)).
 pub(crate) type Nanos = u64;
 
 /// Where an exchange stands.
@@ -74,7 +74,7 @@ pub(crate) enum Phase {
     /// The answer is on its way to the client.
     Relaying,
     /// Bytes flow both ways until either side ends.
-    Tunnel { client_ended: bool, worker_ended: bool },
+    Tunnel { half_closed: bool },
 }
 
 /// How a request's body gets to the worker.
@@ -121,14 +121,10 @@ pub(crate) struct Request {
 #[derive(Default)]
 pub(crate) struct Attempt {
     pub permit: Option<Permit>,
-    /// It goes over a connection that has not carried a request before.
-    pub fresh: bool,
     /// The one retry is spent.
     pub retried: bool,
     /// An interim answer was seen: the worker has begun.
     pub begun: bool,
-    /// The next connection must be a new one.
-    pub wants_fresh: bool,
     /// The worker that has it or had it last.
     pub worker: Option<WorkerId>,
     /// Prefer any other worker.
@@ -177,15 +173,15 @@ pub(crate) struct Answer {
 /// When things happened to an exchange.
 pub(crate) struct Times {
     pub started: Nanos,
-    /// When it first asked for a permit: the queue's clock.
+    /// When it first asked for a permit: the queue's clock, which the dispatch compares between loops.
     pub asked: Instant,
-    pub granted: Option<Instant>,
+    pub granted: Option<Nanos>,
     /// From when on the worker has had the whole request: `--request-timeout` counts from here.
     pub given: Nanos,
     /// Since when the worker has been waited for without a byte from it.
     pub heard: Nanos,
     /// When the worker's side was finished.
-    pub finished: Option<Instant>,
+    pub finished: Option<Nanos>,
 }
 
 /// One request and its answer.
@@ -234,10 +230,10 @@ impl Exchange {
         }
     }
 
-    /// The worker's connection, or [`Key::NONE`].
+    /// The worker's connection, or [`Sock::NONE`].
     #[inline]
     pub fn link(&self) -> Sock {
-        if let Source::Worker(link) = self.source { link } else { Key::NONE }
+        self.source.link()
     }
 
     /// Whether the whole request is in memory and no byte of an answer was seen, so that it could be sent again.
@@ -264,6 +260,19 @@ impl Request {
         if self.body.capacity() > 0 {
             self.body = Vec::new();
         }
+    }
+
+    /// Moves what is kept of it to the heap, as it begins to wait for longer than blocks of the pool may.
+    pub fn settle(&mut self, pool: &Pool) {
+        self.head = self.head.take().map(|head| head.settle(pool));
+        for block in &mut self.body {
+            *block = block.clone().settle(pool);
+        }
+    }
+
+    /// Keeps of its head only what its access line will show.
+    pub fn keep_for_log(&mut self, pool: &Pool) {
+        self.head = self.head.take().map(|head| pool.heap(&keep_logged(&head)));
     }
 
     /// What it keeps of the request's bytes.

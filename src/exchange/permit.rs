@@ -2,22 +2,20 @@
 
 use std::time::Duration;
 
-use crate::backends::{Backend, HIGH_MARK, Piece, Size, Sock};
-use crate::buffers::block::Block;
+use crate::backends::{Backend, HIGH_MARK, Size, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::{TICK, nanos};
 use crate::config::App;
-use crate::connection::{LinkState, Loop, Reach, Task};
+use crate::connection::LinkState;
 use crate::dispatch::{Acquire, Ask, Dispatch, Grant, Outcome, Patience, Permit, Waiter};
-use crate::http::body::put_chunk_line;
+use crate::event_loop::{Loop, Task};
+use crate::http::body::last_chunk;
 use crate::http::{Framing, rewrite};
 
 use super::{Ending, Exchange, Fate, Pace, Phase, Source, Upload};
 
 /// How soon a worker whose backlog is full is asked again.
 const BACKLOG_RETRY: Duration = Duration::from_millis(5);
-/// Room for a chunk's size line: sixteen digits and the line's end.
-const CHUNK_LINE: usize = 24;
 
 impl<B: Backend> Loop<B> {
     /// The dispatch of an exchange's app.
@@ -28,7 +26,7 @@ impl<B: Backend> Loop<B> {
 
     /// Answers in the worker's place, before any worker was busy with the request.
     fn refuse_unasked(&mut self, key: Key, status: u16, detail: &str) {
-        self.finish(key, Ending::Refused { status, detail, fate: Fate::Unused });
+        self.finish(key, Ending::Refused { status, detail, fate: Fate::Ended(Outcome::Unused) });
     }
 
     /// Asks for a permit; `front` for an exchange that had one already.
@@ -61,18 +59,23 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// No block waits in a queue: the request's bytes go to the heap, and the client is watched.
     fn wait_in_queue(&mut self, key: Key) {
-        let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let (connection, held) = (exchange.stream.connection, exchange.request.upload == Upload::Held);
-        if exchange.request.keeps_blocks() && !self.memory.has_reserve() {
+        let keeps_blocks = self.exchanges.lookup(key).is_some_and(|exchange| exchange.request.keeps_blocks());
+        if keeps_blocks && !self.memory.has_reserve() {
             return self.refuse_unasked(key, 503, "the server has no memory left for requests that wait");
         }
-        self.settle_request(key);
-        if !held {
-            self.watch(connection);
-        }
+        self.set_aside(key);
         self.queue_expired(key);
+    }
+
+    /// No block waits for a worker: the request's bytes go to the heap, and the client is watched.
+    fn set_aside(&mut self, key: Key) {
+        self.settle_request(key);
+        if let Some(exchange) = self.exchanges.lookup(key)
+            && exchange.request.upload != Upload::Held
+        {
+            self.watch(exchange.stream.connection);
+        }
     }
 
     /// Looks whether a queued exchange has waited too long, and when to look again.
@@ -143,20 +146,24 @@ impl<B: Backend> Loop<B> {
     /// Sends the request to the worker of that permit.
     fn start(&mut self, key: Key, permit: Permit) {
         let worker = permit.worker();
-        let now = self.time.now;
+        let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else {
             return self.release(0, permit, Outcome::Unused);
         };
         exchange.times.granted = Some(now);
         exchange.attempt.worker = Some(worker);
         exchange.attempt.permit = Some(permit);
-        let fresh = exchange.attempt.wants_fresh || exchange.request.websocket;
+        // A body that streams cannot be sent again, so that a kept connection which has just died would cost it.
+        let streams = exchange.request.upload == Upload::Held;
+        let fresh = exchange.attempt.retried || streams || exchange.request.websocket;
         let app = exchange.app;
+        if !self.meet(app, worker) {
+            return self.unreachable(key);
+        }
         match self.reach(app, worker, fresh) {
-            Reach::Link(link) => self.send_request(key, link),
-            Reach::Backlog => self.wait_for_backlog(key),
-            Reach::Gone => self.unreachable(key),
-            Reach::Exhausted(error) => {
+            Ok(Some(link)) => self.send_request(key, link),
+            Ok(None) => self.wait_for_backlog(key),
+            Err(error) => {
                 let fields: [(&str, &dyn std::fmt::Display); 1] = [("error", &error)];
                 self.shared.log.seldom(crate::log::Level::Error, "cannot open a connection to a worker", &fields);
                 self.refuse_unasked(key, 503, "the server has no descriptor left to reach a worker with");
@@ -168,11 +175,10 @@ impl<B: Backend> Loop<B> {
     fn wait_for_backlog(&mut self, key: Key) {
         let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let connection = exchange.stream.connection;
         let until = match exchange.phase {
             Phase::Backlog { until, .. } => until,
             _ if exchange.attempt.exclude.is_none() => {
-                exchange.attempt.exclude = exchange.attempt.permit.as_ref().map(|permit| permit.worker());
+                exchange.attempt.exclude = exchange.attempt.worker;
                 self.give_back(key, Outcome::Unused);
                 return self.ask_again(key);
             }
@@ -183,12 +189,8 @@ impl<B: Backend> Loop<B> {
             return self.refuse_unasked(key, 503, "the worker accepts no connections: its backlog is full");
         }
         exchange.phase = Phase::Backlog { again: now + nanos(BACKLOG_RETRY), until };
-        let held = exchange.request.upload == Upload::Held;
-        self.settle_request(key);
+        self.set_aside(key);
         self.rearm(key);
-        if !held {
-            self.watch(connection);
-        }
     }
 
     /// Tries the same worker again after its backlog was full.
@@ -205,7 +207,6 @@ impl<B: Backend> Loop<B> {
         let Some(link) = self.table.link(sock) else { return };
         exchange.source = Source::Worker(sock);
         exchange.phase = Phase::Awaiting;
-        exchange.attempt.fresh = !link.reused;
         exchange.attempt.sent_before = self.backend.offered(sock);
         exchange.attempt.taken = exchange.attempt.sent_before;
         (exchange.times.given, exchange.times.heard) = (now, now);
@@ -221,8 +222,6 @@ impl<B: Backend> Loop<B> {
         // which fails costs nothing.
         if !connecting || !held {
             self.send_message(key, sock);
-        } else {
-            self.memory.hold(key);
         }
     }
 
@@ -237,7 +236,6 @@ impl<B: Backend> Loop<B> {
         if exchange.request.open || !exchange.request.body.is_empty() {
             self.send_body(key, sock);
         }
-        self.memory.hold(key);
         if !held {
             return self.watch(connection);
         }
@@ -250,49 +248,25 @@ impl<B: Backend> Loop<B> {
 
     /// The end of the head and the body collected so far.
     fn send_body(&mut self, key: Key, sock: Sock) {
-        let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let request = &exchange.request;
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let request = &mut exchange.request;
         let streams = request.upload == Upload::Held;
         let chunked = request.open && (streams || request.trailers.is_some());
         let trailers = request.trailers.clone();
+        // What has streamed cannot be sent again; keeping it would double the memory.
+        let body = if streams { std::mem::take(&mut request.body) } else { request.body.clone() };
         if request.open {
             let framing = if chunked { Framing::Chunked } else { Framing::Length(request.bytes) };
             let end = self.memory.scratch.write(64, |out| rewrite::request_end(out, framing));
             self.backend.send(sock, end.into());
         }
-        for index in 0..request.body.len() {
-            let data = self.exchanges.lookup(key).map(|exchange| exchange.request.body[index].clone());
-            if let Some(data) = data {
-                self.send_data(sock, data, chunked);
-            }
+        for data in body {
+            self.send_run(sock, data, chunked);
         }
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        if streams {
-            // What has been sent cannot be sent again; keeping it would double the memory.
-            exchange.request.body = Vec::new();
-        } else if chunked {
-            self.send_last_chunk(sock, trailers.as_deref().unwrap_or_default());
+        if chunked && !streams {
+            let end = last_chunk(&mut self.memory.scratch, trailers.as_deref().unwrap_or_default());
+            self.backend.send(sock, end);
         }
-    }
-
-    /// Sends a run of a body to a worker, as a chunk where the body is chunked.
-    pub fn send_data(&mut self, link: Sock, data: Block, chunked: bool) {
-        if !chunked {
-            return self.backend.send(link, data.into());
-        }
-        let line = self.memory.scratch.write(CHUNK_LINE, |out| put_chunk_line(out, data.len()));
-        self.backend.send(link, line.into());
-        self.backend.send(link, data.into());
-        self.backend.send(link, Piece::Static(b"\r\n"));
-    }
-
-    pub fn send_last_chunk(&mut self, link: Sock, trailers: &[u8]) {
-        let end = self.memory.scratch.write(trailers.len() + 8, |out| {
-            out.put(b"0\r\n");
-            out.put(trailers);
-            out.put(b"\r\n");
-        });
-        self.backend.send(link, end.into());
     }
 
     /// Whether so much of a request waits for its worker that no more is taken from the client.
@@ -307,5 +281,5 @@ fn longest_wait(app: &App) -> Duration {
     app.timeouts.request.max(app.queue.hold + app.queue.timeout)
 }
 
-pub(super) const GIVEN_UP: &str = "the app has failed and is not being restarted";
+pub(super) const GIVEN_UP: &str = "the app has failed, and is tried again now and then";
 pub(super) const QUEUE_FULL: &str = "the queue is full";

@@ -4,21 +4,19 @@
 //! The connection decodes the body; what a worker sees is framed anew by us, so that a malformed or cut body ends in no last
 //! chunk and a closed connection.
 
-use std::io::Write;
-
-use crate::backends::{Backend, How};
-use crate::buffers::block::{Block, Pool, SMALL};
+use crate::backends::{Backend, How, Sock};
+use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
-use crate::connection::{Loop, State, Stream};
+use crate::connection::{State, Stream};
+use crate::dispatch::Outcome;
+use crate::event_loop::Loop;
+use crate::http::Framing;
+use crate::http::body::last_chunk;
 use crate::http::head::Request;
 use crate::http::id::id_text;
 use crate::http::rewrite::{self, Forward};
-use crate::http::{Framing, find_lines};
 
 use super::{Ending, Exchange, Fate, Pace, Phase, Upload};
-
-/// Runs of a held body are joined up to this size.
-const JOINED_BYTES: usize = 4096;
 
 impl<B: Backend> Loop<B> {
     /// Makes an exchange of a request for the app. `input` begins with its head.
@@ -42,15 +40,10 @@ impl<B: Backend> Loop<B> {
             rewrite::request(out, &input, request, &self.heads.fields, &forward);
         });
         let exchange = Exchange::new(stream, app, request, head, self.next_id, &self.time);
-        self.next_id = self.next_id.wrapping_add(1);
         self.become_state(stream.connection, State::Processing);
-        let Ok(key) = self.exchanges.insert(exchange) else {
-            return self.refuse(stream.connection, 503, "too many requests are in progress", b"");
-        };
+        let Some(key) = self.begin_exchange(stream, exchange) else { return };
         input.advance(request.len);
-        if let Some(client) = self.table.client(stream.connection) {
-            client.exchange = key;
-        }
+        self.memory.hold(key);
         match request.framing {
             Framing::None => {
                 self.keep_input(stream.connection, input);
@@ -59,6 +52,20 @@ impl<B: Backend> Loop<B> {
             Framing::Length(length) if length > self.shared.settings.max_body => self.refuse_body(key, 413, TOO_LARGE),
             framing => self.begin_body(key, framing, input),
         }
+    }
+
+    /// Gives an exchange its entry and tells its client, or refuses its request where there is none.
+    #[inline(always)]
+    pub fn begin_exchange(&mut self, stream: Stream, exchange: Exchange) -> Option<Key> {
+        self.next_id = self.next_id.wrapping_add(1);
+        let Ok(key) = self.exchanges.insert(exchange) else {
+            self.refuse(stream.connection, 503, "too many requests are in progress", b"");
+            return None;
+        };
+        if let Some(client) = self.table.client(stream.connection) {
+            client.exchange = key;
+        }
+        Some(key)
     }
 
     fn begin_body(&mut self, key: Key, framing: Framing, input: Block) {
@@ -75,22 +82,25 @@ impl<B: Backend> Loop<B> {
         }
         let buffered = self.shared.apps[app].settings.request_buffer as u64;
         if matches!(framing, Framing::Length(length) if length > buffered) && !ended {
-            // It will not fit into memory: a permit is asked for at once, and the body streams.
-            return self.hold_body(key, input);
+            // It will not fit into memory: a permit is asked for at once, and what comes waits until the worker is there.
+            self.keep_input(stream.connection, input);
+            return self.hold_body(key);
         }
         self.rearm(key);
-        if input.is_empty() && !ended { self.stream_want(stream) } else { self.read_body(stream.connection, input) }
+        if !input.is_empty() || ended {
+            return self.read_body(stream.connection, input);
+        }
+        // Its head waits for a body of which nothing has come.
+        self.memory.hold(key);
+        self.stream_want(stream);
     }
 
     /// The rest of a body waits until its worker is there.
-    fn hold_body(&mut self, key: Key, input: Block) {
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        exchange.request.upload = Upload::Held;
-        // It cannot be sent again, so that a kept connection that has just died would cost it.
-        exchange.attempt.wants_fresh = true;
-        let connection = exchange.stream.connection;
-        self.keep_input(connection, input);
-        self.acquire(key, false);
+    fn hold_body(&mut self, key: Key) {
+        if let Some(exchange) = self.exchanges.lookup_mut(key) {
+            exchange.request.upload = Upload::Held;
+            self.acquire(key, false);
+        }
     }
 
     /// Whether a body's bytes are of use now.
@@ -111,10 +121,13 @@ impl<B: Backend> Loop<B> {
             return false;
         }
         if request.upload == Upload::Collecting {
-            join_small(&self.memory.pool, &mut request.body, data);
+            self.memory.pool.append_run(&mut request.body, data);
+            if request.body.last().is_some_and(|last| !last.on_heap()) {
+                self.memory.hold(key);
+            }
         } else {
             let (link, chunked) = (exchange.link(), exchange.request.open);
-            self.send_data(link, data, chunked);
+            self.send_run(link, data, chunked);
         }
         true
     }
@@ -133,11 +146,8 @@ impl<B: Backend> Loop<B> {
         }
         let most = self.shared.apps[exchange.app as usize].settings.request_buffer as u64;
         if exchange.request.bytes > most || !self.memory.has_room() {
-            exchange.request.upload = Upload::Held;
-            exchange.attempt.wants_fresh = true;
-            return self.acquire(key, false);
+            return self.hold_body(key);
         }
-        self.memory.hold(key);
         self.rearm(key);
         self.stream_want(stream);
     }
@@ -153,10 +163,11 @@ impl<B: Backend> Loop<B> {
         }
         let (connection, link) = (exchange.stream.connection, exchange.link());
         exchange.request.upload = Upload::Sent;
-        // The worker has the whole request only now.
+        // The worker has the whole request only now, and what it takes from now on shows that it is at work.
         exchange.times.given = now;
+        exchange.attempt.taken = self.backend.acknowledged(link);
         if exchange.request.open {
-            self.send_last_chunk(link, trailers);
+            self.backend.send(link, last_chunk(&mut self.memory.scratch, trailers));
         }
         self.heard(key);
         self.watch(connection);
@@ -188,7 +199,8 @@ impl<B: Backend> Loop<B> {
     }
 
     /// The worker has taken some of what it was sent.
-    pub fn upload_drained(&mut self, key: Key) {
+    pub fn link_drained(&mut self, link: Sock) {
+        let Some(key) = self.table.link(link).map(|link| link.exchange) else { return };
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         if matches!(exchange.phase, Phase::Tunnel { .. }) {
             return self.continue_tunnel(key);
@@ -206,53 +218,12 @@ impl<B: Backend> Loop<B> {
     pub fn refuse_body(&mut self, key: Key, status: u16, reason: &str) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         if exchange.phase == Phase::Relaying {
-            return self.finish(key, Ending::Cut { reason, fate: Fate::Broken });
+            return self.cut_answer(key, reason);
         }
-        let fate = if exchange.attempt.permit.is_some() { Fate::Broken } else { Fate::Unused };
+        let fate =
+            if exchange.attempt.permit.is_some() { Fate::Ended(Outcome::Broken) } else { Fate::Ended(Outcome::Unused) };
         self.finish(key, Ending::Refused { status, detail: reason, fate });
     }
-
-    /// Moves what an exchange keeps of its request to the heap, as it begins to wait for longer than pool blocks may.
-    pub fn settle_request(&mut self, key: Key) {
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let (pool, request) = (&self.memory.pool, &mut exchange.request);
-        if matches!(exchange.phase, Phase::Relaying) {
-            return self.keep_for_log(key);
-        }
-        request.head = request.head.take().map(|head| head.settle(pool));
-        for block in &mut request.body {
-            *block = block.clone().settle(pool);
-        }
-    }
-
-    /// Keeps of a request's head only what its access line will show.
-    pub fn keep_for_log(&mut self, key: Key) {
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let Some(head) = exchange.request.head.take() else { return };
-        let names: [&[u8]; 3] = [b"host", b"referer", b"user-agent"];
-        let line = memchr::memchr(b'\n', &head).map_or(0, |end| end + 1);
-        let mut kept = head[..line].to_vec();
-        for (name, value) in names.iter().zip(find_lines(&head, names)) {
-            // Writing to memory does not fail.
-            let _ = kept.write_all(&[*name, &b": "[..], value, &b"\r\n"[..]].concat());
-        }
-        exchange.request.head = Some(self.memory.pool.heap(&kept));
-    }
-}
-
-/// Puts a run of a body behind the others. Small ones are joined, each with those before it that are no larger: so a body in tiny
-/// chunks or packets costs neither an entry a byte nor copying over and over.
-fn join_small(pool: &Pool, body: &mut Vec<Block>, mut data: Block) {
-    while let Some(last) = body.last()
-        && last.len() <= data.len()
-        && last.len() + data.len() <= JOINED_BYTES
-    {
-        data = pool.heap_joined(last, &data);
-        body.pop();
-    }
-    // A small one would keep a whole block.
-    let small = data.len() < SMALL / 4;
-    body.push(if small { data.settle(pool) } else { data });
 }
 
 pub(super) const TOO_LARGE: &str = "the body is larger than this server takes";

@@ -19,12 +19,13 @@ use std::time::Duration;
 use crate::backends::{Backend, How, Side, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::nanos;
-use crate::connection::{LinkState, Loop, Task};
+use crate::connection::LinkState;
 use crate::dispatch::{Outcome, WorkerId};
+use crate::event_loop::{Loop, Task};
 use crate::http::reader::Reader;
 use crate::planted::{self, Bug};
 
-use super::{Ending, Fate, Phase};
+use super::{Ending, Exchange, Fate, Phase};
 
 /// How long the supervisor's word about a worker is waited for.
 const VERDICT: Duration = Duration::from_millis(50);
@@ -53,13 +54,12 @@ impl<B: Backend> Loop<B> {
             Phase::Awaiting => self.lost_before_answer(key, delivered),
             Phase::Relaying if side == Some(Side::Send) => {}
             Phase::Relaying if side.is_none() && matches!(exchange.answer.reader, Reader::UntilClose) => {
-                self.end_answer(key)
+                // Its end is the end of the body.
+                (exchange.answer.reader, exchange.answer.link_keeps) = (Reader::Done, false);
+                self.finish(key, Ending::Answered { surplus: false });
             }
-            Phase::Relaying => {
-                let reason = "the worker's connection ended in the middle of an answer";
-                self.finish(key, Ending::Cut { reason, fate: Fate::Broken })
-            }
-            Phase::Tunnel { .. } if side.is_none() => self.tunnel_worker_ended(key),
+            Phase::Relaying => self.cut_answer(key, "the worker's connection ended in the middle of an answer"),
+            Phase::Tunnel { .. } if side.is_none() => self.tunnel_side_ended(key, false),
             Phase::Tunnel { .. } => self.finish(key, Ending::TunnelOver),
             _ => debug_assert!(false, "a link was lost in {:?}", exchange.phase),
         }
@@ -68,17 +68,17 @@ impl<B: Backend> Loop<B> {
     /// The connection is of no use any more, and no answer to the request has come.
     pub fn lost_before_answer(&mut self, key: Key, delivered: bool) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let seen = self.table.link(exchange.link()).is_some_and(|link| link.input.is_some());
+        let link = self.table.link(exchange.link());
+        let (seen, reused) = link.map_or((true, false), |link| (link.input.is_some(), link.reused));
         let may_retry = exchange.is_whole() && !exchange.attempt.retried && !seen;
-        let worker = exchange.attempt.permit.as_ref().map(|permit| permit.worker());
         let late = planted::active(Bug::LateRetry) && exchange.is_whole() && !exchange.attempt.retried;
-        let (fresh, idempotent) = (exchange.attempt.fresh, exchange.request.method.is_idempotent());
+        let idempotent = exchange.request.method.is_idempotent();
         if (may_retry && !delivered) || late {
-            self.drop_worker(key, How::Now, Outcome::Broken);
-            return self.retry(key, worker);
+            self.drop_worker(key, Outcome::Broken);
+            return self.retry(key);
         }
-        if may_retry && !fresh && idempotent {
-            return self.await_verdict(key, worker);
+        if may_retry && reused && idempotent {
+            return self.await_verdict(key);
         }
         self.lose(key);
     }
@@ -88,16 +88,15 @@ impl<B: Backend> Loop<B> {
         let detail = "the worker's connection ended before it answered";
         // A process that is dying closes its sockets one by one: until the supervisor has looked, it may still seem to listen, and
         // the worker freed last would be asked first. The dispatch knows whether this was all it had.
-        self.finish(key, Ending::Refused { status: 502, detail, fate: Fate::Lost });
+        self.finish(key, Ending::Refused { status: 502, detail, fate: Fate::Ended(Outcome::Lost) });
     }
 
     /// Sends the request again, over a fresh connection and preferably to another worker.
-    fn retry(&mut self, key: Key, worker: Option<WorkerId>) {
+    fn retry(&mut self, key: Key) {
         self.count().retries.add(1);
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.attempt.retried = true;
-        exchange.attempt.wants_fresh = true;
-        exchange.attempt.exclude = worker;
+        exchange.attempt.exclude = exchange.attempt.worker;
         self.ask_again(key);
     }
 
@@ -111,25 +110,22 @@ impl<B: Backend> Loop<B> {
 
     /// The worker says that it did not run the request.
     pub fn declined(&mut self, key: Key) {
-        let permit = self.exchanges.lookup(key).and_then(|exchange| exchange.attempt.permit.as_ref());
-        let worker = permit.map(|permit| permit.worker());
-        self.drop_worker(key, How::Now, Outcome::Unused);
-        self.retry(key, worker);
+        self.drop_worker(key, Outcome::Unused);
+        self.retry(key);
     }
 
     /// The connect was refused or took too long: dispatch learns of it, the request keeps its place and its retry.
     pub fn unreachable(&mut self, key: Key) {
-        self.drop_worker(key, How::Now, Outcome::Unreachable);
+        self.drop_worker(key, Outcome::Unreachable);
         self.ask_again(key);
     }
 
     /// The request was delivered over a kept connection that ended. If the worker died of it, no other may have it.
-    fn await_verdict(&mut self, key: Key, worker: Option<WorkerId>) {
+    fn await_verdict(&mut self, key: Key) {
         let until = self.time.nanos() + nanos(VERDICT);
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let link = std::mem::take(&mut exchange.source).link();
         exchange.phase = Phase::Verdict { until };
-        exchange.attempt.exclude = worker;
         self.close_link(link, How::Now);
         self.rearm(key);
         self.hear_verdict(key, false);
@@ -138,30 +134,21 @@ impl<B: Backend> Loop<B> {
     /// Looks whether the worker of an exchange in doubt is known to be dead; `over` when the wait is.
     pub fn hear_verdict(&mut self, key: Key, over: bool) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let worker = exchange.attempt.exclude;
-        match worker.and_then(|worker| self.dispatch_of(exchange).is_alive(worker)) {
+        match exchange.attempt.worker.and_then(|worker| self.dispatch_of(exchange).is_alive(worker)) {
             Some(false) => self.lose(key),
             Some(true) if !over => {}
             _ => {
                 self.give_back(key, Outcome::Broken);
-                self.retry(key, worker);
+                self.retry(key);
             }
         }
     }
 
     /// The supervisor has seen a worker die.
     pub fn worker_died(&mut self, worker: WorkerId) {
-        let doubtful: Vec<Key> = self
-            .exchanges
-            .iter()
-            .filter(|(_, exchange)| {
-                matches!(exchange.phase, Phase::Verdict { .. }) && exchange.attempt.exclude == Some(worker)
-            })
-            .map(|(key, _)| key)
-            .collect();
-        for key in doubtful {
-            self.lose(key);
-        }
+        let in_doubt = |it: &Exchange| matches!(it.phase, Phase::Verdict { .. }) && it.attempt.worker == Some(worker);
+        let lost: Vec<Key> = self.exchanges.iter().filter(|(_, it)| in_doubt(it)).map(|(key, _)| key).collect();
+        lost.into_iter().for_each(|key| self.lose(key));
         self.retire(0, worker);
     }
 }

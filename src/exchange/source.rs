@@ -2,14 +2,15 @@
 //!
 //! So that a slow reader does not hold a worker, an answer is taken into memory up to `response_buffer` for one client, and up to
 //! `buffer_bytes` for all. Beyond the first, its source goes on once half of what waited has left; beyond the second, once memory
-//! comes back, whoever gave it back (`connection/memory.rs`), or once its own client has taken everything.
+//! comes back, whoever gave it back (`event_loop/memory.rs`), or once its own client has taken everything.
 
 use std::sync::Arc;
 
 use crate::backends::{Backend, HIGH_MARK, Piece, Sock};
 use crate::buffers::block::SMALL;
 use crate::buffers::slots::Key;
-use crate::connection::{Loop, State, Stream};
+use crate::connection::{State, Stream};
+use crate::event_loop::Loop;
 use crate::http::head;
 use crate::http::reader::Reader;
 
@@ -94,15 +95,9 @@ impl<B: Backend> Loop<B> {
         (exchange.answer.status, exchange.source) = (200, Source::Own(direct.body().clone(), 0));
         let date = &self.time.day.date;
         let piece = self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, true));
-        self.next_id = self.next_id.wrapping_add(1);
-        let Ok(key) = self.exchanges.insert(exchange) else {
-            return self.refuse(stream.connection, 503, "too many requests are in progress", b"");
-        };
-        if let Some(client) = self.table.client(stream.connection) {
-            client.exchange = key;
-        }
+        let Some(key) = self.begin_exchange(stream, exchange) else { return };
         self.become_state(stream.connection, State::WritingResponse);
-        self.send_client(stream.connection, piece.into());
+        self.backend.send(stream.connection, piece.into());
         self.watch(stream.connection);
         self.pull(key);
     }
@@ -118,7 +113,7 @@ impl<B: Backend> Loop<B> {
             exchange.answer.bytes += (end - *at) as u64;
             *at = end;
             let whole = end == bytes.len();
-            self.send_client(connection, piece);
+            self.backend.send(connection, piece);
             if whole {
                 return self.finish(key, Ending::Answered { surplus: false });
             }

@@ -7,23 +7,18 @@
 use crate::backends::{Backend, HIGH_MARK, How, Size, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
-use crate::connection::Loop;
 use crate::dispatch::Outcome;
+use crate::event_loop::Loop;
 use crate::http::head::Response;
 use crate::planted::{self, Bug};
 
-use super::{Ending, Fate, Phase, Upload};
+use super::{Ending, Phase, Upload};
 
 impl<B: Backend> Loop<B> {
     pub fn begin_tunnel(&mut self, key: Key, mut input: Block, response: &Response) {
-        let now = self.time.now;
-        let Some(exchange) = self.exchanges.lookup(key) else { return };
-        if exchange.attempt.worker.is_some_and(|worker| !self.dispatch_of(exchange).tunnel_room(worker)) {
-            let detail = "the worker has as many tunnels as it may: --max-tunnels";
-            return self.finish(key, Ending::Refused { status: 503, detail, fate: Fate::Unused });
-        }
+        let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        exchange.phase = Phase::Tunnel { client_ended: false, worker_ended: false };
+        exchange.phase = Phase::Tunnel { half_closed: false };
         exchange.answer.status = 101;
         exchange.times.finished = Some(now);
         exchange.request.upload = Upload::Sent;
@@ -38,7 +33,7 @@ impl<B: Backend> Loop<B> {
         self.give_back(key, Outcome::Tunnel);
         input.advance(response.len);
         if !input.is_empty() {
-            self.send_client(stream.connection, input.into());
+            self.backend.send(stream.connection, input.into());
         }
         // What the client sent behind its request already belongs to the tunnel.
         if let Some(early) = self.table.client(stream.connection).and_then(|client| client.input.take()) {
@@ -48,7 +43,7 @@ impl<B: Backend> Loop<B> {
         self.continue_tunnel(key);
         // An end comes once, and this client's came before its tunnel did.
         if self.table.client(stream.connection).is_some_and(|client| client.ended) {
-            self.tunnel_client_ended(key);
+            self.tunnel_side_ended(key, true);
         }
     }
 
@@ -63,7 +58,7 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.answer.bytes += block.len() as u64;
         let connection = exchange.stream.connection;
-        self.send_client(connection, block.into());
+        self.backend.send(connection, block.into());
         if let Some(exchange) = self.exchanges.lookup(key) {
             self.note_move(exchange);
         }
@@ -88,22 +83,15 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// The client's end is passed on; the worker may still send.
-    pub fn tunnel_client_ended(&mut self, key: Key) {
+    /// The end of the client's side, or else of the worker's, is passed on; the other may still send.
+    pub fn tunnel_side_ended(&mut self, key: Key, client: bool) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let link = exchange.link();
-        let Phase::Tunnel { client_ended, worker_ended } = &mut exchange.phase else { return };
-        *client_ended = true;
-        if *worker_ended { self.finish(key, Ending::TunnelOver) } else { self.backend.finish(link) }
-    }
-
-    /// The worker's end is passed on; the client may still send.
-    pub fn tunnel_worker_ended(&mut self, key: Key) {
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let connection = exchange.stream.connection;
-        let Phase::Tunnel { client_ended, worker_ended } = &mut exchange.phase else { return };
-        *worker_ended = true;
-        if *client_ended { self.finish(key, Ending::TunnelOver) } else { self.backend.finish(connection) }
+        let other = if client { exchange.link() } else { exchange.stream.connection };
+        let Phase::Tunnel { half_closed } = &mut exchange.phase else { return };
+        if std::mem::replace(half_closed, true) {
+            return self.finish(key, Ending::TunnelOver);
+        }
+        self.backend.finish(other);
     }
 
     /// Gives a tunnel's part of its worker back.

@@ -58,9 +58,8 @@ impl Fleet {
 
     /// A name for somebody who is about to join.
     pub fn next_name(&mut self) -> Name {
-        let name = Name(self.next_name);
-        self.next_name += 1;
-        name
+        self.last.name += 1;
+        Name(self.last.name)
     }
 
     /// Lets somebody in who was seen to accept connections. Whoever had the same id before is forgotten as if it had parted.

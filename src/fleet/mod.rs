@@ -12,13 +12,16 @@
 //!   the old generation stays as it is; if it fails, the roll is aborted and nothing was lost.
 //! - A worker that leaves is drained first, then told to stop (TERM), then killed. Each step has its deadline.
 //!
-//! `place.rs` has places and members, `replace.rs` what fills and replaces them, `roll.rs` the rolling restart, `scale.rs` the automatic
-//! number of workers, `joined.rs` those who come by themselves, `policy.rs` the delays between restarts.
+//! `place.rs` has places and members, `replace.rs` what fills and replaces them, `revive.rs` what brings
+//! back those that were given up, `roll.rs` the rolling restart, `scale.rs` the automatic
+//! number of workers, `release.rs` the end of a pause, `joined.rs` those who come by themselves, `policy.rs` the delays between restarts.
 
 mod joined;
 mod place;
 mod policy;
+mod release;
 mod replace;
+mod revive;
 mod roll;
 mod scale;
 #[cfg(test)]
@@ -27,9 +30,12 @@ mod tests;
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use crate::planted::{self, Bug};
 pub use joined::{Guest, Version};
 pub use place::{Member, Phase, Place, PlaceState};
-pub use policy::{Decision, Jitter, RestartPolicy, RestartRule};
+pub use policy::{Decision, End, Jitter, RestartPolicy, RestartRule};
+pub use release::Release;
+use revive::Revival;
 pub use roll::{Roll, RollEnd, RollReport};
 pub use scale::{Load, SAMPLE, Scaler};
 
@@ -37,16 +43,18 @@ pub use scale::{Load, SAMPLE, Scaler};
 pub const TERM_GRACE: Duration = Duration::from_secs(5);
 /// From the dump signal to KILL for a worker that is stuck: time to write where it stands.
 pub const DUMP_GRACE: Duration = Duration::from_secs(1);
-/// How long the first replacement of a roll must live if nobody asks it for anything.
-const TRIAL: Duration = Duration::from_secs(1);
 /// How often a replacement on trial is looked at.
 const TRIAL_LOOK: Duration = Duration::from_millis(20);
 /// When a worker cannot be started for lack of room in the dispatch's table.
 const ROOM_RETRY: Duration = Duration::from_millis(100);
 /// When a replacement does not fit beside the old worker.
 const MEMORY_RETRY: Duration = Duration::from_secs(10);
-/// A quarter of the workers is recycled at a time at most, so that starts do not take the machine.
-const RECYCLED_AT_ONCE: usize = 4;
+/// A worker that burns CPU may take so many times the rule's time to get ready...
+const MOST_PATIENCE: u32 = 4;
+/// ...and is looked at so many times in each of these times.
+const LOOKS: u32 = 4;
+/// It burns CPU if it has used this much of a core since it was last looked at, in per cent: its share may be small on a busy machine.
+const BURNS_PERCENT: u32 = 5;
 /// How much longer than its rule a restart's delay may be, in per cent.
 const RESTART_JITTER_PERCENT: u32 = 25;
 
@@ -61,14 +69,20 @@ pub struct Rule {
     pub restart: RestartRule,
     /// After that many requests a worker is replaced; 0: never.
     pub requests: u64,
+    /// But not before it has lived for so long: a busy worker that is replaced all the time never gets warm.
+    pub requests_not_before: Duration,
     /// By how much that number varies between workers, in per cent.
     pub jitter_percent: u32,
     /// After that time a worker is replaced.
     pub lifetime: Option<Duration>,
     /// After that many reloads a worker is replaced; 0: never.
     pub reloads: u64,
-    /// How long a worker may take to get ready.
+    /// How long a worker may take to get ready; one that burns CPU all the while, up to four times as long.
     pub ready_timeout: Duration,
+    /// Workers that may be on their way at once, at least 1.
+    pub start_parallel: usize,
+    /// After so long a ready worker counts as one that serves, though nobody has asked it for anything.
+    pub proven_after: Duration,
     /// How long a leaving worker may finish its requests.
     pub drain: Duration,
     /// Workers that a roll replaces at a time, at least 1.
@@ -189,19 +203,21 @@ pub enum Event {
     Ready(Name),
     /// A worker could not be started.
     StartFailed(u32, String),
-    /// A worker did not get ready in time.
-    NotReady(Name),
+    /// A worker did not get ready in time; so many others were on their way.
+    NotReady(Name, usize),
     /// A worker that was ready once refused a connection and did not come back in time.
     NotBack(Name),
     /// A worker's drain has taken too long: its requests are cut.
     Cut(Name),
-    /// A place is given up: its workers crash before they answer anything.
-    GaveUp(u32),
+    /// Workers of a place serve and keep ending: so many within a minute, and the next starts that much later. Told once a minute.
+    Loops(u32, usize, Duration),
+    /// A place is given up, for its workers crash before they answer anything, or an attempt to fill it was in vain. Then comes the next.
+    GaveUp(u32, Duration),
     /// Replacements for a place crash; the old worker serves on.
     OldServesOn(u32),
     /// A replacement does not fit into memory beside the old worker; it waits.
     NoMemory(u32),
-    /// All places are given up.
+    /// All places are given up. One is tried again by itself now and then.
     AppFailed,
     /// A roll has begun: its number, generation and places.
     RollBegan(u64, u32, usize),
@@ -229,6 +245,10 @@ pub trait Machine {
     fn signal(&mut self, name: Name, signal: i32);
     /// Ends it at once, with all that it has started.
     fn kill(&mut self, name: Name);
+    /// How much CPU time it has used, with all that it has started; `None`: nothing is known.
+    fn cpu_time(&mut self, _name: Name) -> Option<Duration> {
+        None
+    }
     /// Whether memory has room for one more worker like this one.
     fn fits_beside(&mut self, name: Name) -> bool;
     /// Whether it has answered a request.
@@ -248,6 +268,8 @@ pub trait Machine {
 pub struct Exit {
     /// Whether it had answered anything.
     pub answered: bool,
+    /// Whether it ended as a worker does that is told to: with code 0, or by TERM.
+    pub clean: bool,
     /// What is to be said about it: code or signal, if it was not asked to end.
     pub how: String,
     /// The last lines of its stderr.
@@ -261,7 +283,7 @@ pub enum AppState {
     Starting,
     /// At least one worker has been ready.
     Running,
-    /// The workers crash before they answer anything, and are not started again.
+    /// The workers crash before they answer anything. Requests are refused, and one worker is tried now and then.
     Failed,
 }
 
@@ -274,21 +296,40 @@ pub struct Fleet {
     /// Oldest first.
     members: Vec<Member>,
     guests: Vec<Guest>,
-    next_name: u64,
-    next_roll: u64,
+    last: Last,
     /// What a worker started outside of a roll belongs to.
     generation: u32,
-    /// The greatest generation given out.
-    newest: u32,
     roll: Option<Roll>,
     /// The number of the roll that follows the one under way.
     queued_roll: Option<u64>,
     last_roll: Option<RollReport>,
+    /// When those on trial are looked at next.
+    look_at: Option<Instant>,
+    /// When a place that was given up is tried next, if there is one.
+    revival: Option<Revival>,
+    /// When the next worker may be recycled: the last one's replacement has been ready for as long as it took to start.
+    recycle_at: Instant,
     failed: bool,
     ever_ready: bool,
+    course: Course,
+}
+
+/// What was given out last.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    name: u64,
+    roll: u64,
+    generation: u32,
+}
+
+/// What the server is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Course {
+    Serve,
     /// Nothing is changed any more; who crashes is replaced, for requests still come to their end.
-    settling: bool,
-    stopping: bool,
+    Settle,
+    /// All workers end.
+    Stop,
 }
 
 impl Fleet {
@@ -299,17 +340,17 @@ impl Fleet {
             places: Vec::new(),
             members: Vec::new(),
             guests: Vec::new(),
-            next_name: 1,
-            next_roll: 1,
+            last: Last { name: 0, roll: 0, generation: 1 },
             generation: 1,
-            newest: 1,
             roll: None,
             queued_roll: None,
             last_roll: None,
+            look_at: None,
+            revival: None,
+            recycle_at: now,
             failed: false,
             ever_ready: false,
-            settling: false,
-            stopping: false,
+            course: Course::Serve,
         };
         fleet.add_places(workers, now);
         fleet
@@ -351,26 +392,38 @@ impl Fleet {
 
     /// One of them.
     pub fn member(&self, name: Name) -> Option<&Member> {
-        self.members.iter().find(|member| member.name == name)
+        self.position(name).map(|index| &self.members[index])
     }
 
     fn member_mut(&mut self, name: Name) -> Option<&mut Member> {
-        self.members.iter_mut().find(|member| member.name == name)
+        self.position(name).map(|index| &mut self.members[index])
+    }
+
+    /// Names are given out in order, so that the members are sorted by them.
+    fn position(&self, name: Name) -> Option<usize> {
+        self.members.binary_search_by_key(&name, |member| member.name).ok()
+    }
+
+    /// The place of that number.
+    pub fn place(&self, number: u32) -> Option<&Place> {
+        self.places.binary_search_by_key(&number, |place| place.number).ok().map(|index| &self.places[index])
     }
 
     fn place_mut(&mut self, number: u32) -> Option<&mut Place> {
-        self.places.iter_mut().find(|place| place.number == number)
+        self.places.binary_search_by_key(&number, |place| place.number).ok().map(|index| &mut self.places[index])
     }
 
     /// When something is due by itself.
     pub fn due(&self) -> Option<Instant> {
         let members = self.members.iter().filter_map(|member| member.phase_due());
-        if self.stopping {
+        if self.course == Course::Stop {
             return members.min();
         }
         let expiries = self.members.iter().filter_map(Member::expires);
-        let places = self.places.iter().filter_map(|place| self.place_due(place));
-        members.chain(expiries).chain(places).chain(self.roll.as_ref().and_then(Roll::look_at)).min()
+        let places = self.places.iter().filter(|_| self.may_start()).filter_map(|place| self.wish(place));
+        let places = places.map(|wish| wish.at);
+        let attempt = self.attempt().filter(|_| self.may_start()).map(|(at, _)| at);
+        members.chain(expiries).chain(places).chain(attempt).chain(self.look_at).min()
     }
 
     /// Does what is due: deadlines of workers, then the roll, then starts and replacements.
@@ -378,9 +431,10 @@ impl Fleet {
         for index in 0..self.members.len() {
             self.act_on_deadline(index, now, machine);
         }
-        if self.stopping {
+        if self.course == Course::Stop {
             return;
         }
+        self.judge_trials(now, machine);
         self.advance_roll(now, machine);
         self.fill_places(now, machine);
     }
@@ -391,20 +445,24 @@ impl Fleet {
         if member.expires.is_some_and(|at| at <= now) {
             member.expires = None;
             if let (Some(lifetime), true) = (self.rule.lifetime, member.is_active()) {
-                member.mark(Ending::Lifetime(lifetime));
+                member.mark(Ending::Lifetime(lifetime), now);
             }
         }
         if member.phase_due().is_none_or(|at| at > now) {
             return;
         }
         match member.phase {
-            Phase::Starting { .. } | Phase::Checking { .. } => {
-                let (ending, event) = match member.is_starting() {
-                    true => (Ending::NotReady, Event::NotReady(name)),
-                    false => (Ending::Unreachable, Event::NotBack(name)),
-                };
-                member.ending = Some(ending);
-                machine.say(event);
+            Phase::Starting { .. } => {
+                let used = machine.cpu_time(name);
+                if !member.has_patience(self.rule.ready_timeout, used, now) {
+                    member.ending = Some(Ending::NotReady);
+                    machine.say(Event::NotReady(name, self.starting() - 1));
+                    self.terminate(index, TERM_GRACE, now, machine);
+                }
+            }
+            Phase::Checking { .. } => {
+                member.ending = Some(Ending::Unreachable);
+                machine.say(Event::NotBack(name));
                 self.terminate(index, TERM_GRACE, now, machine);
             }
             Phase::Draining { .. } => {
@@ -426,17 +484,20 @@ impl Fleet {
     }
 
     /// A worker gets no new requests, may finish what it has, and ends.
-    fn leave(&mut self, index: usize, ending: Ending, now: Instant, machine: &mut impl Machine) {
+    fn leave(&mut self, name: Name, ending: Ending, now: Instant, machine: &mut impl Machine) {
         let deadline = now + self.rule.drain;
+        let Some(index) = self.position(name) else { return };
         let member = &mut self.members[index];
+        if !member.is_active() {
+            return;
+        }
         member.ending.get_or_insert(ending);
         match member.phase {
-            Phase::Running | Phase::Checking { .. } => {
-                member.phase = Phase::Draining { deadline };
-                machine.drain(member.name, now);
-            }
             Phase::Starting { .. } => self.terminate(index, TERM_GRACE, now, machine),
-            _ => {}
+            _ => {
+                member.phase = Phase::Draining { deadline };
+                machine.drain(name, now);
+            }
         }
     }
 }
@@ -468,8 +529,12 @@ impl Fleet {
         }
     }
 
-    /// A connect to a worker was refused: it is looked at, and given up if it does not come back.
+    /// A connect to a worker was refused: it is looked at, and given up if it does not come back. While the server stops, whoever told
+    /// it to may have told its workers as well: this one leaves, and those who wait are not to wait for it.
     pub fn unreachable(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
+        if self.course == Course::Settle {
+            return self.leaves_for_good(name, now, machine);
+        }
         let deadline = now + self.rule.ready_timeout;
         if let Some(member) = self.member_mut(name).filter(|member| member.phase == Phase::Running) {
             member.phase = Phase::Checking { deadline };
@@ -479,28 +544,34 @@ impl Fleet {
 
     /// A worker is due to be replaced: a limit of its own is reached.
     pub fn replace(&mut self, name: Name, ending: Ending) {
+        let not_before = self.rule.requests_not_before;
         if let Some(member) = self.member_mut(name).filter(|member| member.is_active()) {
-            member.mark(ending);
+            let limited = matches!(ending, Ending::Requests(_));
+            member.mark(ending, if limited { member.born + not_before } else { member.born });
         }
     }
 
     /// A worker says that it leaves by itself. It gets no more requests, and its place is filled at once, since it may be gone
-    /// before a replacement is ready. One that has answered nothing is of no use: it counts as a crash when it ends, so that
-    /// workers that only come and go are not started without end. A start that comes to nothing is judged at its exit anyway.
+    /// before a replacement is ready. One that has not served yet is judged when it ends, so that workers that only come and go are
+    /// not started without end. A start that comes to nothing is judged at its exit anyway.
     pub fn leaving(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
-        let leaves = |member: &Member| member.name == name && member.is_active() && !member.is_starting();
-        let Some(index) = self.members.iter().position(leaves) else { return };
-        if !machine.has_answered(name) {
-            self.members[index].phase = Phase::Draining { deadline: now + self.rule.drain };
+        let deadline = now + self.rule.drain;
+        let proven = self.is_proven(name, now, machine);
+        let Some(member) = self.member_mut(name).filter(|member| member.is_active() && !member.is_starting()) else {
+            return;
+        };
+        if !proven {
+            member.phase = Phase::Draining { deadline };
             return machine.drain(name, now);
         }
-        self.prove(name);
-        self.members[index].replaced = true;
-        let number = self.members[index].number;
-        self.leave(index, Ending::Leaving, now, machine);
-        if let Some(place) = self.place_mut(number) {
-            place.start_at = now;
-        }
+        self.prove(name, now);
+        self.leaves_for_good(name, now, machine);
+    }
+
+    fn leaves_for_good(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
+        let Some(member) = self.member(name).filter(|member| member.is_active()).cloned() else { return };
+        self.leave(name, Ending::Leaving, now, machine);
+        self.vacated(&member, now, machine);
     }
 
     /// A worker loads its code again; after too many times it is replaced.
@@ -509,14 +580,14 @@ impl Fleet {
         let Some(member) = self.member_mut(name).filter(|member| member.is_active()) else { return };
         member.reloads += 1;
         if limit > 0 && member.reloads >= limit {
-            member.mark(Ending::Reloads(member.reloads));
+            member.mark(Ending::Reloads(member.reloads), member.born);
         }
     }
 
     /// A worker has no request left.
     pub fn drained(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
-        let draining = |member: &Member| member.name == name && matches!(member.phase, Phase::Draining { .. });
-        if let Some(index) = self.members.iter().position(draining) {
+        let draining = |index: &usize| matches!(self.members[*index].phase, Phase::Draining { .. });
+        if let Some(index) = self.position(name).filter(draining) {
             self.terminate(index, TERM_GRACE, now, machine);
         }
     }
@@ -529,7 +600,9 @@ impl Fleet {
             return;
         }
         member.ending.get_or_insert(ending);
-        machine.drain(name, now);
+        if !planted::active(Bug::StuckServes) {
+            machine.drain(name, now);
+        }
         match dump {
             Some(signal) => {
                 member.phase = Phase::Dumped { kill_at: now + DUMP_GRACE };
@@ -544,9 +617,9 @@ impl Fleet {
 
     /// A worker's process has ended. Returns why, if it was asked to.
     pub fn exited(&mut self, name: Name, exit: &Exit, now: Instant, machine: &mut impl Machine) -> Option<Ending> {
-        let index = self.members.iter().position(|member| member.name == name)?;
+        let index = self.position(name)?;
         let member = self.members.remove(index);
-        if self.stopping {
+        if self.course == Course::Stop {
             return member.ending;
         }
         let reason = member.ending.map_or_else(|| exit.how.clone(), |ending| ending.to_string());
@@ -559,7 +632,7 @@ impl Fleet {
 
     /// Ends all workers: TERM now and KILL after the grace, or sooner where that was under way. No other is started.
     pub fn stop(&mut self, grace: Duration, now: Instant, machine: &mut impl Machine) {
-        self.stopping = true;
+        self.course = Course::Stop;
         for index in 0..self.members.len() {
             let member = &mut self.members[index];
             member.ending.get_or_insert(Ending::Shutdown);
@@ -574,7 +647,9 @@ impl Fleet {
     /// The server is about to stop: the roll under way is over, and no worker is replaced any more but one that crashes, for the
     /// requests that are still there are to be answered.
     pub fn hold_still(&mut self, now: Instant, machine: &mut impl Machine) {
-        self.settling = true;
+        if self.course == Course::Serve {
+            self.course = Course::Settle;
+        }
         self.queued_roll = None;
         self.abort_roll("the server stops", "", now, machine);
     }

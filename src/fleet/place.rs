@@ -1,9 +1,9 @@
 //! Places, and the workers that fill them.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::policy::{Jitter, RestartPolicy};
-use super::{Ending, Name, RESTART_JITTER_PERCENT, Rule};
+use super::{BURNS_PERCENT, Ending, LOOKS, MOST_PATIENCE, Name, RESTART_JITTER_PERCENT, Rule};
 
 /// Where a worker stands in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,16 +58,14 @@ pub struct Member {
     pub limit: u64,
     /// How often it has loaded its code again.
     pub reloads: u64,
-    /// Why it is to be replaced, once it is.
-    pub(super) due: Option<Ending>,
-    /// What would replace it if it were not for a roll; told once, and needed again if the roll is aborted.
-    pub(super) due_anyway: Option<Ending>,
+    /// The limit of its own that it has reached, if it has, and when it is replaced for it at the earliest.
+    pub(super) due: Option<(Ending, Instant)>,
     /// Why it was told to end.
     pub(super) ending: Option<Ending>,
     /// When its lifetime is over, until that was acted upon.
     pub(super) expires: Option<Instant>,
-    /// Another worker serves in its stead: its end is no loss.
-    pub(super) replaced: bool,
+    /// The CPU time it had used when it was last looked at because it was not ready, and when that was.
+    pub(super) burned: (Duration, Instant),
 }
 
 impl Member {
@@ -100,21 +98,23 @@ impl Member {
         }
     }
 
-    /// Notes why it is to be replaced. A deploy counts for more than what would have replaced it anyway.
-    pub(super) fn mark(&mut self, ending: Ending) {
-        match (self.due, ending) {
-            (Some(Ending::Deploy), Ending::Deploy) => {}
-            (Some(Ending::Deploy), _) => self.due_anyway = self.due_anyway.or(Some(ending)),
-            (_, Ending::Deploy) => self.due_anyway = self.due.replace(ending),
-            (due, _) => self.due = due.or(Some(ending)),
+    /// A limit of its own is reached. What counts is the one that it is replaced for first.
+    pub(super) fn mark(&mut self, ending: Ending, at: Instant) {
+        if self.due.is_none_or(|(_, due)| at < due) {
+            self.due = Some((ending, at));
         }
     }
 
-    /// The roll that was to replace it is aborted.
-    pub(super) fn spare(&mut self) {
-        if self.due == Some(Ending::Deploy) {
-            self.due = self.due_anyway.take();
+    /// It is not ready in time: whether it gets more, since it has burned CPU and the bound is not reached.
+    pub(super) fn has_patience(&mut self, timeout: Duration, used: Option<Duration>, now: Instant) -> bool {
+        let Some(used) = used else { return false };
+        let ((before, since), bound) = (self.burned, self.born + timeout * MOST_PATIENCE);
+        let burns = used.saturating_sub(before) * 100 >= now.duration_since(since) * BURNS_PERCENT;
+        if burns && now < bound {
+            self.burned = (used, now);
+            self.phase = Phase::Starting { deadline: (now + timeout / LOOKS).min(bound) };
         }
+        burns && now < bound
     }
 
     pub(super) fn expires(&self) -> Option<Instant> {
@@ -165,22 +165,25 @@ impl PlaceState {
 pub struct Place {
     /// `WORKER_ID`, from 1.
     pub number: u32,
-    /// How often it was filled again, for whatever reason.
-    pub restarts: u32,
+    /// Workers that were started for it.
+    pub(super) starts: u32,
+    /// Who fills it: from its start until it has ended, or another has taken over, or it leaves for good reason.
+    pub(super) serving: Option<Name>,
+    /// Who is to take over.
+    pub(super) next: Option<Name>,
     /// Why its last worker ended.
     pub last_exit: Option<String>,
-    /// Nobody is started for it any more.
+    /// Nobody is started for it any more, but for an attempt now and then.
     pub given_up: bool,
     pub(super) policy: RestartPolicy,
     /// Spreads the request limits.
     pub(super) jitter: Jitter,
-    /// When it is filled if nobody fills it.
+    /// When it is filled if nobody fills it; for one that was given up, when it was tried last.
     pub(super) start_at: Instant,
     /// Before that time no replacement is tried again.
     pub(super) retry_at: Instant,
     /// Its replacement lacks memory, and that was said.
     pub(super) short_of_memory: bool,
-    pub(super) filled_before: bool,
 }
 
 impl Place {
@@ -188,7 +191,9 @@ impl Place {
         let seed = rule.seed ^ u64::from(number);
         Place {
             number,
-            restarts: 0,
+            starts: 0,
+            serving: None,
+            next: None,
             last_exit: None,
             given_up: false,
             policy: RestartPolicy::new(rule.restart, Jitter::new(seed, RESTART_JITTER_PERCENT)),
@@ -196,7 +201,24 @@ impl Place {
             start_at: now,
             retry_at: now,
             short_of_memory: false,
-            filled_before: false,
+        }
+    }
+
+    /// How often it was filled again, for whatever reason.
+    pub fn restarts(&self) -> u32 {
+        self.starts.saturating_sub(1)
+    }
+
+    pub(super) fn holds(&self, name: Name) -> bool {
+        self.serving == Some(name) || self.next == Some(name)
+    }
+
+    /// Lets go of a worker whose end is no loss any more: whoever was to take over does.
+    pub(super) fn release(&mut self, name: Name) {
+        if self.next == Some(name) {
+            self.next = None;
+        } else if self.serving == Some(name) {
+            self.serving = self.next.take();
         }
     }
 

@@ -1,9 +1,10 @@
 //! When a worker is started again: pure arithmetic over times that are handed in.
 //!
-//! One [`RestartPolicy`] for each place in the app. An exit of a worker that had answered is no crash loop: its place is
-//! filled at once and all is forgotten. Exits before a first answer count: the first is followed by a start at once, the
-//! next by the base delay, then twice that, and so on up to the longest delay, each with jitter on top so that workers
-//! that died together do not come back together. Too many of them within the window, and the place is given up.
+//! One [`RestartPolicy`] for each place in the app. What counts is what an [`End`] shows: a worker that had settled is no crash
+//! loop, its place is filled at once and all is forgotten. After any other the first start comes at once, the next after the base
+//! delay, then twice that, and so on up to the longest delay, each with jitter on top so that workers that died together do not
+//! come back together. Too many crashes of workers that never served, within the window or within an hour, and the place is given
+//! up. Whatever was served, a place whose workers end too often gets the base delay at least.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -11,19 +12,39 @@ use std::time::{Duration, Instant};
 /// The numbers of the policy.
 #[derive(Clone, Copy, Debug)]
 pub struct RestartRule {
-    /// The first delay that is not zero.
+    /// The first delay that is not zero, and how long a worker must have lived to be no part of a crash loop.
     pub base: Duration,
     /// The longest delay, jitter included.
     pub max: Duration,
-    /// This many exits before a first answer...
+    /// This many crashes of workers that never served...
     pub crashes: usize,
     /// ...within this time end the attempts.
     pub within: Duration,
-    /// So do this many in a row, however slow.
-    pub max_restarts: u32,
+    /// So do more than this many within an hour.
+    pub max_restarts: usize,
 }
 
-/// What to do about an exit.
+/// For how long failures are remembered.
+const MEMORY: Duration = Duration::from_secs(3600);
+/// More ends than this...
+const LOOP_ENDS: usize = 5;
+/// ...within this time are a loop, whatever was served between them.
+const LOOP_WITHIN: Duration = Duration::from_secs(10);
+/// A loop is told of once in that time, with the number of ends in it.
+const TELL_EVERY: Duration = Duration::from_secs(60);
+
+/// What the end of a worker shows about the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It never served, and did not end as it should.
+    Crash,
+    /// It had served, but had not lived for [`RestartRule::base`]; or it never served, and ended as it should once it was ready.
+    Short,
+    /// It had served, and lived for that long.
+    Settled,
+}
+
+/// What to do about an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Start again at that time, which may be now.
@@ -37,45 +58,58 @@ pub enum Decision {
 pub struct RestartPolicy {
     rule: RestartRule,
     jitter: Jitter,
-    /// Exits before a first answer since the last answer.
-    failures: u32,
-    /// The times of those within the window.
-    recent: VecDeque<Instant>,
+    /// The ends since a worker had settled, of the last hour: when, and whether it was a crash.
+    failures: VecDeque<(Instant, bool)>,
+    /// All ends of the last minute.
+    ends: VecDeque<Instant>,
+    /// When a loop was told of.
+    told: Option<Instant>,
 }
 
 impl RestartPolicy {
     /// A place without history.
     pub fn new(rule: RestartRule, jitter: Jitter) -> RestartPolicy {
-        RestartPolicy { rule, jitter, failures: 0, recent: VecDeque::new() }
+        RestartPolicy { rule, jitter, failures: VecDeque::new(), ends: VecDeque::new(), told: None }
     }
 
-    /// Decides about an exit at `now` of a worker that had `answered` something, or nothing.
-    pub fn exited(&mut self, answered: bool, now: Instant) -> Decision {
-        if answered {
-            self.forget();
-            return Decision::StartAt(now);
+    /// Decides about an end at `now`.
+    pub fn ended(&mut self, end: End, now: Instant) -> Decision {
+        self.ends.push_back(now);
+        self.ends.retain(|&at| now.duration_since(at) <= TELL_EVERY);
+        if end == End::Settled {
+            self.failures.clear();
+            let within = self.ends.iter().filter(|&&at| now.duration_since(at) <= LOOP_WITHIN).count();
+            return Decision::StartAt(if within > LOOP_ENDS { now + self.rule.base } else { now });
         }
-        self.recent.push_back(now);
-        while self.recent.front().is_some_and(|&first| now.duration_since(first) > self.rule.within) {
-            self.recent.pop_front();
-        }
-        if self.recent.len() >= self.rule.crashes || self.failures >= self.rule.max_restarts {
+        self.failures.retain(|&(at, _)| now.duration_since(at) <= MEMORY);
+        let delay = self.delay();
+        self.failures.push_back((now, end == End::Crash));
+        let crashes = self.failures.iter().filter(|(_, crash)| *crash);
+        let recent = crashes.clone().filter(|(at, _)| now.duration_since(*at) <= self.rule.within).count();
+        if end == End::Crash && (recent >= self.rule.crashes || crashes.count() > self.rule.max_restarts) {
             return Decision::GiveUp;
         }
-        let delay = self.delay();
-        self.failures += 1;
         Decision::StartAt(now + delay)
     }
 
-    /// Forgets all failures: the worker has answered, or somebody asked for a fresh start.
+    /// Workers that serve keep ending, and the next start is late for it: how many have ended within a minute, if that is to be told.
+    pub fn tell_loop(&mut self, now: Instant) -> Option<usize> {
+        let due = self.told.is_none_or(|at| now.duration_since(at) >= TELL_EVERY);
+        due.then(|| {
+            self.told = Some(now);
+            self.ends.len()
+        })
+    }
+
+    /// Forgets all failures: somebody asked for a fresh start.
     pub fn forget(&mut self) {
-        self.failures = 0;
-        self.recent.clear();
+        self.failures.clear();
+        self.ends.clear();
     }
 
     fn delay(&mut self) -> Duration {
-        let Some(doublings) = self.failures.checked_sub(1) else { return Duration::ZERO };
-        let factor = 1u32.checked_shl(doublings).unwrap_or(u32::MAX);
+        let Some(doublings) = self.failures.len().checked_sub(1) else { return Duration::ZERO };
+        let factor = 1u32.checked_shl(doublings as u32).unwrap_or(u32::MAX);
         let plain = self.rule.base.saturating_mul(factor).min(self.rule.max);
         self.jitter.stretch(plain).min(self.rule.max)
     }
@@ -138,7 +172,7 @@ mod tests {
         (0..exits)
             .map(|_| {
                 *now += alive;
-                match policy.exited(false, *now) {
+                match policy.ended(End::Crash, *now) {
                     Decision::GiveUp => None,
                     Decision::StartAt(at) => {
                         let delay = at - *now;
@@ -182,15 +216,15 @@ mod tests {
         let start = Instant::now();
         let mut policy = RestartPolicy::new(RULE, Jitter::none());
         for second in [0, 10, 20, 30] {
-            assert_ne!(policy.exited(false, start + Duration::from_secs(second)), Decision::GiveUp);
+            assert_ne!(policy.ended(End::Crash, start + Duration::from_secs(second)), Decision::GiveUp);
         }
-        assert_eq!(policy.exited(false, start + Duration::from_secs(60)), Decision::GiveUp);
+        assert_eq!(policy.ended(End::Crash, start + Duration::from_secs(60)), Decision::GiveUp);
         let mut policy = RestartPolicy::new(RULE, Jitter::none());
         for second in [0, 10, 20, 30] {
-            policy.exited(false, start + Duration::from_secs(second));
+            policy.ended(End::Crash, start + Duration::from_secs(second));
         }
         let late = start + Duration::from_millis(60_001);
-        assert_eq!(policy.exited(false, late), Decision::StartAt(late + Duration::from_secs(8)));
+        assert_eq!(policy.ended(End::Crash, late), Decision::StartAt(late + Duration::from_secs(8)));
     }
 
     #[test]
@@ -198,9 +232,51 @@ mod tests {
         let mut now = Instant::now();
         let mut policy = RestartPolicy::new(RULE, Jitter::none());
         delays(&mut policy, &mut now, Duration::ZERO, 4);
-        assert_eq!(policy.exited(true, now), Decision::StartAt(now), "a worker that served comes back at once");
+        assert_eq!(policy.ended(End::Settled, now), Decision::StartAt(now), "a worker that served comes back at once");
         let seen = delays(&mut policy, &mut now, Duration::ZERO, 5);
         assert_eq!(seen, [Some(0), Some(1000), Some(2000), Some(4000), None]);
+    }
+
+    #[test]
+    fn who_served_and_did_not_live_long_backs_off_and_is_never_given_up() {
+        let mut now = Instant::now();
+        let mut policy = RestartPolicy::new(RULE, Jitter::none());
+        let mut seen = Vec::new();
+        for _ in 0..200 {
+            let Decision::StartAt(at) = policy.ended(End::Short, now) else { panic!("given up") };
+            seen.push((at - now).as_millis());
+            now = at + Duration::from_millis(20);
+        }
+        assert_eq!(seen[..8], [0, 1000, 2000, 4000, 8000, 16_000, 30_000, 30_000]);
+        assert!(policy.failures.len() < 130, "an hour is remembered");
+        assert_eq!(policy.ended(End::Settled, now), Decision::StartAt(now));
+        assert_eq!(policy.ended(End::Short, now), Decision::StartAt(now), "one that lived resets it");
+    }
+
+    #[test]
+    fn more_than_five_ends_in_ten_seconds_have_a_floor_and_it_is_told_once_a_minute() {
+        let mut now = Instant::now();
+        let mut policy = RestartPolicy::new(RULE, Jitter::none());
+        let mut told = Vec::new();
+        for second in 0..120 {
+            let floor = Duration::from_secs(u64::from(second >= 5));
+            assert_eq!(policy.ended(End::Settled, now), Decision::StartAt(now + floor), "{second}");
+            if !floor.is_zero() {
+                told.extend(policy.tell_loop(now));
+            }
+            now += Duration::from_secs(1);
+        }
+        assert_eq!(told, [6, 61]);
+    }
+
+    #[test]
+    fn an_hour_is_remembered_and_not_a_life() {
+        let mut now = Instant::now();
+        let mut policy = RestartPolicy::new(RestartRule { max_restarts: 3, ..RULE }, Jitter::none());
+        for _ in 0..50 {
+            assert_ne!(policy.ended(End::Crash, now), Decision::GiveUp);
+            now += Duration::from_secs(1201);
+        }
     }
 
     #[test]

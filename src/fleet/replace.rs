@@ -1,86 +1,107 @@
 //! What fills places and replaces workers, and what happens when one is lost.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use crate::planted::{self, Bug};
 
 use super::place::{Member, Phase, Place};
-use super::policy::Decision;
-use super::{Ending, Event, Exit, Fleet, MEMORY_RETRY, Machine, Name, RECYCLED_AT_ONCE, ROOM_RETRY, Start, Started};
+use super::policy::{Decision, End};
+use super::roll::Roll;
+use super::{Course, Ending, Event, Exit, Fleet, MEMORY_RETRY, Machine, Name, ROOM_RETRY, Start, Started};
 
-/// Who holds a place.
-enum Occupant {
-    /// Nobody: it is to be filled.
-    Nobody,
-    /// Somebody who is not to be replaced, or whose replacement is on its way or was, or who has to end first.
-    Somebody,
-    /// Somebody who is to be replaced.
-    Due(Name, Ending),
+/// A place wants a worker.
+pub(super) struct Wish {
+    /// From then on.
+    pub at: Instant,
+    /// Whom it is to replace, and why; `None`: the place is empty.
+    instead_of: Option<(Name, Ending)>,
+}
+
+/// A worker of a place has failed, or could not be started.
+struct Loss<'a> {
+    number: u32,
+    generation: u32,
+    end: End,
+    reason: &'a str,
+    last_lines: &'a str,
 }
 
 impl Fleet {
     pub(super) fn add_places(&mut self, count: usize, now: Instant) {
         for _ in 0..count {
-            let taken = |number: u32| self.places.iter().any(|place| place.number == number);
-            let number = (1..).find(|number| !taken(*number)).unwrap_or(u32::MAX);
+            let number = (1..).find(|number| self.place(*number).is_none()).unwrap_or(u32::MAX);
             self.places.push(Place::new(number, &self.rule, now));
             self.places.sort_by_key(|place| place.number);
             self.place_was_added(number);
         }
     }
 
-    /// When something is to be done about a place, as far as that is known.
-    pub(super) fn place_due(&self, place: &Place) -> Option<Instant> {
-        if place.given_up {
-            return None;
-        }
-        match self.occupant(place.number) {
-            Occupant::Nobody => Some(place.start_at),
-            // A replacement that waits for another to get ready is started by that event and needs no timer.
-            Occupant::Due(_, ending) if self.may_replace(ending) => Some(place.retry_at),
-            Occupant::Due(..) | Occupant::Somebody => None,
+    /// Why a worker is to be replaced, if it is, and when at the earliest. A deploy counts for more than what would have replaced it
+    /// anyway.
+    fn reason(&self, member: &Member) -> Option<(Ending, Instant)> {
+        let deploy = self.roll().is_some_and(|roll| roll.replaces(member));
+        if deploy { Some((Ending::Deploy, member.born)) } else { member.due }
+    }
+
+    /// The worker that a place wants now, or at a time that is known. One that waits for what another does is not wished for
+    /// yet: that event brings it.
+    pub(super) fn wish(&self, place: &Place) -> Option<Wish> {
+        let hasty =
+            |next: &Name| planted::active(Bug::SecondReplacement) && !self.member(*next).is_some_and(Member::is_active);
+        match (place.serving, place.next.filter(|next| !hasty(next))) {
+            _ if place.given_up => None,
+            (None, _) => Some(Wish { at: place.start_at, instead_of: None }),
+            (Some(name), None) => {
+                let member = self.member(name).filter(|member| member.is_active())?;
+                let (ending, at) = self.reason(member).filter(|(ending, _)| self.may_replace(*ending))?;
+                let next = if ending == Ending::Deploy { at } else { self.recycle_at };
+                Some(Wish { at: place.retry_at.max(at).max(next), instead_of: Some((name, ending)) })
+            }
+            (Some(_), Some(_)) => None,
         }
     }
 
-    fn occupant(&self, number: u32) -> Occupant {
-        let here = self.members.iter().filter(|member| member.number == number);
-        let mut active = here.clone().filter(|member| member.is_active());
-        match (active.next(), active.next()) {
-            // Its replacement is on its way, or on trial.
-            (Some(_), Some(_)) => Occupant::Somebody,
-            // A replacement that failed is judged at its exit, which may end the roll or ask for a delay: no other before that.
-            (Some(_), None) if here.clone().any(|other| !other.is_active() && !other.replaced) => Occupant::Somebody,
-            (Some(member), None) => member.due.map_or(Occupant::Somebody, |ending| Occupant::Due(member.name, ending)),
-            (None, _) if here.clone().all(|member| member.replaced) => Occupant::Nobody,
-            (None, _) => Occupant::Somebody,
-        }
+    /// Workers on their way.
+    pub(super) fn starting(&self) -> usize {
+        self.members.iter().filter(|member| member.is_starting()).count()
     }
 
-    /// Whether a replacement for that reason may be started now. A roll counts its own, and all others wait for its end.
+    /// Whether one more may be on its way: those that start at once take the machine from each other, until none is ready in time.
+    pub(super) fn may_start(&self) -> bool {
+        self.starting() < self.rule.start_parallel.max(1)
+    }
+
+    /// Whether a replacement for that reason may be started now. A roll counts its own, and all others wait for its end, and for
+    /// whoever is on the way, so that starts do not take the machine.
     fn may_replace(&self, ending: Ending) -> bool {
         match ending {
-            _ if self.settling => false,
+            _ if self.course != Course::Serve => false,
             Ending::Deploy => true,
-            _ if self.roll.is_some() => false,
-            _ => {
-                let starting = self.members.iter().filter(|member| member.is_starting()).count();
-                starting < self.places.len().div_ceil(RECYCLED_AT_ONCE)
-            }
+            _ if self.roll.is_some() && !planted::active(Bug::RecycleInRoll) => false,
+            _ => self.starting() == 0,
         }
     }
 
-    /// Starts a worker for every place that has none and is due, and the replacements that are due.
+    /// Starts a worker for every place that has none and is due, and the replacements that are due, as many as may be on their way:
+    /// those first that have waited longest.
     pub(super) fn fill_places(&mut self, now: Instant, machine: &mut impl Machine) {
-        let numbers: Vec<u32> = self.places.iter().map(|place| place.number).collect();
-        for number in numbers {
-            let Some(place) = self.places.iter().find(|place| place.number == number && !place.given_up) else {
+        let wishes = self.places.iter().filter_map(|place| Some((self.wish(place)?.at, place.number)));
+        let wishes = wishes.chain(self.attempt());
+        let mut waiting: Vec<(Instant, u32)> = wishes.filter(|(at, _)| *at <= now).collect();
+        waiting.sort_unstable();
+        for (_, number) in waiting {
+            if !self.may_start() {
+                return;
+            }
+            if self.attempt().is_some_and(|attempt| attempt.1 == number) {
+                self.start(number, now, machine);
                 continue;
-            };
-            let (start_at, retry_at) = (place.start_at, place.retry_at);
-            match self.occupant(number) {
-                Occupant::Nobody if start_at <= now => self.start(number, now, machine),
-                Occupant::Due(name, ending) if retry_at <= now && self.may_replace(ending) => {
-                    self.start_replacement(number, name, ending, now, machine);
-                }
-                _ => {}
+            }
+            let wish = self.place(number).and_then(|place| self.wish(place)).filter(|wish| wish.at <= now);
+            match wish.map(|wish| wish.instead_of) {
+                Some(None) => self.start(number, now, machine),
+                Some(Some((name, ending))) => self.start_replacement(number, name, ending, now, machine),
+                None => {}
             }
         }
     }
@@ -88,16 +109,14 @@ impl Fleet {
     fn start(&mut self, number: u32, now: Instant, machine: &mut impl Machine) {
         let generation = self.generation_for(number);
         let requests = self.rule.requests;
-        let name = Name(self.next_name);
-        self.next_name += 1;
+        let name = self.next_name();
+        let deadline = now + self.rule.ready_timeout;
         let Some(place) = self.place_mut(number) else { return };
         let limit = if requests == 0 { 0 } else { place.jitter.add(requests) };
-        let start = Start { name, number, generation, limit };
-        match machine.start(start) {
+        match machine.start(Start { name, number, generation, limit }) {
             Started::Yes => {
-                place.restarts += u32::from(place.filled_before);
-                place.filled_before = true;
-                let deadline = now + self.rule.ready_timeout;
+                place.starts += 1;
+                *(if place.serving.is_none() { &mut place.serving } else { &mut place.next }) = Some(name);
                 self.members.push(Member {
                     name,
                     number,
@@ -108,22 +127,21 @@ impl Fleet {
                     limit,
                     reloads: 0,
                     due: None,
-                    due_anyway: None,
                     ending: None,
                     expires: None,
-                    replaced: false,
+                    burned: (Duration::ZERO, now),
                 });
             }
-            Started::NoRoom => {
-                place.start_at = now + ROOM_RETRY;
-                place.retry_at = now + ROOM_RETRY;
-            }
+            Started::NoRoom if place.given_up => self.attempt_later(now + ROOM_RETRY),
+            Started::NoRoom => (place.start_at, place.retry_at) = (now + ROOM_RETRY, now + ROOM_RETRY),
             Started::Failed(message) => {
+                let counts = place.serving.is_some() || place.given_up;
                 machine.say(Event::StartFailed(number, message.clone()));
-                if self.ever_ready && !self.is_filled(number) && !self.is_in_turn(number) {
+                if self.ever_ready && !counts && !self.is_in_turn(number) {
                     return self.start_later(number, now);
                 }
-                self.start_failed(number, generation, &message, "", now, machine);
+                let loss = Loss { number, generation, end: End::Crash, reason: &message, last_lines: "" };
+                self.failed(&loss, now, machine);
             }
         }
     }
@@ -133,18 +151,13 @@ impl Fleet {
         if machine.fits_beside(old) {
             return self.start(number, now, machine);
         }
-        let serves =
-            |place: &&Place| self.members.iter().any(|member| member.number == place.number && member.is_running());
         // Nobody comes back to a place that was given up: waiting for that would have no end.
-        let missing = self.places.iter().filter(|place| !place.given_up && !serves(place)).count();
+        let missing = self.places.iter().filter(|place| !place.given_up && !self.serves(place)).count();
         // Who holds too much memory is what takes the room.
         if missing < self.rule.max_unavailable || matches!(ending, Ending::Memory(_)) {
-            if let Some(index) = self.members.iter().position(|member| member.name == old) {
-                self.leave(index, ending, now, machine);
-            }
-            return;
+            return self.leave(old, ending, now, machine);
         }
-        if ending == Ending::Deploy && self.rule.max_unavailable == 0 && self.roll.is_some() {
+        if ending == Ending::Deploy && self.rule.max_unavailable == 0 {
             let reason = "memory has no room for a replacement beside the old worker: free some, or permit that a worker \
                           is missing for a moment (--max-unavailable 1)";
             return self.abort_roll(reason, "", now, machine);
@@ -157,27 +170,34 @@ impl Fleet {
         }
     }
 
-    /// A worker got ready for the first time: whoever filled its place before is drained, unless the new one is on trial.
+    /// Whether a place has a worker that gets requests.
+    fn serves(&self, place: &Place) -> bool {
+        let running = |name: Name| self.member(name).is_some_and(Member::is_running);
+        place.serving.is_some_and(running) || place.next.is_some_and(running)
+    }
+
+    /// A worker got ready for the first time: it takes over, unless it is on trial.
     pub(super) fn filled(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
-        let Some(number) = self.member(name).map(|member| member.number) else { return };
-        if let Some(place) = self.place_mut(number) {
-            place.short_of_memory = false;
-        }
-        if !self.is_on_trial(name, number, now) {
-            self.retire_others(number, name, now, machine);
+        let Some(member) = self.member(name) else { return };
+        let (number, born) = (member.number, member.born);
+        let (rolls, on_trial) = (self.roll.is_some(), self.roll().is_some_and(|roll| roll.tries(member)));
+        let Some(place) = self.place_mut(number) else { return };
+        place.short_of_memory = false;
+        if place.next == Some(name) && (!on_trial || planted::active(Bug::NoTrial)) {
+            if !rolls {
+                self.recycle_at = now + now.duration_since(born);
+            }
+            self.take_over(number, now, machine);
         }
     }
 
-    /// Drains those in a place who were there before one of them.
-    pub(super) fn retire_others(&mut self, number: u32, name: Name, now: Instant, machine: &mut impl Machine) {
-        for index in 0..self.members.len() {
-            let member = &mut self.members[index];
-            if member.number == number && member.name < name && member.is_active() {
-                member.replaced = true;
-                let ending = member.due.unwrap_or(Ending::Deploy);
-                self.leave(index, ending, now, machine);
-            }
-        }
+    /// The replacement fills its place, and whoever did is drained.
+    pub(super) fn take_over(&mut self, number: u32, now: Instant, machine: &mut impl Machine) {
+        let Some(place) = self.place_mut(number).filter(|place| place.next.is_some()) else { return };
+        let Some(old) = std::mem::replace(&mut place.serving, place.next.take()) else { return };
+        let ending =
+            self.member(old).and_then(|member| self.reason(member)).map_or(Ending::Deploy, |(ending, _)| ending);
+        self.leave(old, ending, now, machine);
     }
 
     /// A worker that filled a place, or was to, is gone.
@@ -189,64 +209,58 @@ impl Fleet {
         now: Instant,
         machine: &mut impl Machine,
     ) {
-        let number = member.number;
-        if member.replaced || !self.places.iter().any(|place| place.number == number) {
+        let Some(place) = self.place_mut(member.number) else { return };
+        let was_next = place.next == Some(member.name);
+        if !was_next && place.serving != Some(member.name) {
             return;
         }
-        let failed = !member.ending.is_some_and(Ending::is_planned);
-        let unproven = member.ready_at.is_none() || self.is_unproven(member);
-        if failed && unproven && self.is_rolling(number, member.generation) {
-            return self.start_failed(number, member.generation, reason, &exit.last_lines, now, machine);
+        place.release(member.name);
+        let filled = place.serving.is_some();
+        if exit.answered || self.was_ready_long(member, now) {
+            self.bring_back(member.number, now);
         }
-        let other = self.members.iter().find(|other| other.number == number && other.is_active());
-        match other {
-            // The one that served died while its replacement starts: the replacement fills the place.
-            Some(other) if other.name > member.name => {}
-            Some(_) if failed => self.start_failed(number, member.generation, reason, &exit.last_lines, now, machine),
-            Some(_) => {}
-            None if failed => {
-                self.decide(number, exit.answered, now, machine);
-                if self.is_given_up(number) && self.is_in_turn(number) {
-                    // Nobody will come to this place, and the roll would wait for that one for ever.
-                    self.abort_roll(reason, &exit.last_lines, now, machine);
-                }
+        if member.ending.is_some_and(Ending::is_planned) {
+            if let Some(place) = self.place_mut(member.number).filter(|_| !filled) {
+                place.start_at = now;
             }
-            None => {
-                if let Some(place) = self.place_mut(number) {
-                    place.start_at = now;
-                }
-            }
+        } else if was_next || !filled {
+            // Where the one that served died while its replacement starts, the replacement fills the place.
+            let (number, generation, last_lines) = (member.number, member.generation, &*exit.last_lines);
+            let loss = Loss { number, generation, end: self.end_of(member, exit, now), reason, last_lines };
+            self.failed(&loss, now, machine);
         }
     }
 
-    /// A start came to nothing. In a roll that may be its end. Else, where the old worker still serves it goes on, and the
-    /// replacement is tried again later.
-    fn start_failed(
-        &mut self,
-        number: u32,
-        generation: u32,
-        reason: &str,
-        last_lines: &str,
-        now: Instant,
-        machine: &mut impl Machine,
-    ) {
-        let rolling = self.is_rolling(number, generation);
-        if rolling && !self.is_proven() {
-            return self.abort_roll(reason, last_lines, now, machine);
+    /// Whether a worker has shown that it serves: it has answered, or was ready for long enough. The one measure of it, for what
+    /// crashes count, for the trial of a roll, and for those that leave.
+    pub(super) fn is_proven(&self, name: Name, now: Instant, machine: &mut impl Machine) -> bool {
+        self.member(name).is_some_and(|member| self.was_ready_long(member, now)) || machine.has_answered(name)
+    }
+
+    fn was_ready_long(&self, member: &Member, now: Instant) -> bool {
+        member.ready_at.is_some_and(|at| at + self.rule.proven_after <= now)
+    }
+
+    fn end_of(&self, member: &Member, exit: &Exit, now: Instant) -> End {
+        match member.ending {
+            _ if exit.answered || self.was_ready_long(member, now) => self.end_of_proven(member, now),
+            None if exit.clean && member.ready_at.is_some() => End::Short,
+            _ => End::Crash,
         }
-        if !self.is_filled(number) && !rolling {
-            return self.decide(number, false, now, machine);
-        }
-        let longest = self.rule.restart.max;
-        let Some(place) = self.place_mut(number) else { return };
-        match place.policy.exited(false, now) {
-            Decision::StartAt(at) => (place.retry_at, place.start_at) = (at, at),
-            Decision::GiveUp if rolling => self.abort_roll(reason, last_lines, now, machine),
-            Decision::GiveUp => {
-                place.policy.forget();
-                place.retry_at = now + longest;
-                machine.say(Event::OldServesOn(number));
-            }
+    }
+
+    fn end_of_proven(&self, member: &Member, now: Instant) -> End {
+        if now.duration_since(member.born) >= self.rule.restart.base { End::Settled } else { End::Short }
+    }
+
+    /// Before a roll is proven that is its end. Else it is decided when the place gets another worker, if ever.
+    fn failed(&mut self, loss: &Loss<'_>, now: Instant, machine: &mut impl Machine) {
+        let in_turn = self.is_in_turn(loss.number);
+        let on_trial = |roll: &Roll| in_turn && !roll.proven && roll.generation == loss.generation;
+        let nobody_comes = self.roll().is_some_and(on_trial) || !self.decide(loss.number, loss.end, now, machine);
+        if nobody_comes && in_turn {
+            // The roll would wait for that one for ever.
+            self.abort_roll(loss.reason, loss.last_lines, now, machine);
         }
     }
 
@@ -255,7 +269,7 @@ impl Fleet {
     fn start_later(&mut self, number: u32, now: Instant) {
         let longest = self.rule.restart.max;
         let Some(place) = self.place_mut(number) else { return };
-        place.start_at = match place.policy.exited(false, now) {
+        place.start_at = match place.policy.ended(End::Crash, now) {
             Decision::StartAt(at) => at.max(now + ROOM_RETRY),
             Decision::GiveUp => {
                 place.policy.forget();
@@ -264,26 +278,43 @@ impl Fleet {
         };
     }
 
-    /// Whether somebody serves in a place, or will.
-    pub(super) fn is_filled(&self, number: u32) -> bool {
-        self.members.iter().any(|member| member.number == number && member.is_active())
-    }
-
-    pub(super) fn is_given_up(&self, number: u32) -> bool {
-        self.places.iter().any(|place| place.number == number && place.given_up)
-    }
-
-    /// Nobody fills the place: when is it filled again, if ever?
-    pub(super) fn decide(&mut self, number: u32, answered: bool, now: Instant, machine: &mut impl Machine) {
-        let Some(place) = self.place_mut(number) else { return };
-        match place.policy.exited(answered, now) {
-            Decision::StartAt(at) => place.start_at = at,
-            Decision::GiveUp => {
-                place.given_up = true;
-                machine.say(Event::GaveUp(number));
-                self.fail_if_all_gave_up(now, machine);
-            }
+    /// A worker that has served leaves its place by itself.
+    pub(super) fn vacated(&mut self, member: &Member, now: Instant, machine: &mut impl Machine) {
+        let Some(place) = self.place_mut(member.number) else { return };
+        place.release(member.name);
+        if place.serving.is_none() {
+            self.decide(member.number, self.end_of_proven(member, now), now, machine);
         }
+    }
+
+    /// A worker has failed: when does its place get another one? Where the old one serves on, not for a while if this happens too
+    /// often; a place that nobody fills is given up then. False: too often.
+    pub(super) fn decide(&mut self, number: u32, end: End, now: Instant, machine: &mut impl Machine) -> bool {
+        let longest = self.rule.restart.max;
+        let Some(place) = self.place_mut(number) else { return true };
+        if place.given_up {
+            self.give_up(number, now, machine);
+            return false;
+        }
+        match place.policy.ended(end, now) {
+            Decision::StartAt(at) => {
+                (place.retry_at, place.start_at) = (at, at);
+                if end != End::Crash
+                    && at > now
+                    && let Some(ends) = place.policy.tell_loop(now)
+                {
+                    machine.say(Event::Loops(number, ends, at - now));
+                }
+                return true;
+            }
+            Decision::GiveUp if place.serving.is_some() => {
+                place.policy.forget();
+                place.retry_at = now + longest;
+                machine.say(Event::OldServesOn(number));
+            }
+            Decision::GiveUp => self.give_up(number, now, machine),
+        }
+        false
     }
 
     pub(super) fn fail_if_all_gave_up(&mut self, now: Instant, machine: &mut impl Machine) {
@@ -303,7 +334,7 @@ impl Fleet {
     /// the coldest; each is drained.
     pub fn scale_to(&mut self, target: usize, why: &'static str, now: Instant, machine: &mut impl Machine) {
         let before = self.places.len();
-        if target == before || self.settling || self.stopping {
+        if target == before || self.course != Course::Serve {
             return;
         }
         if target > before {
@@ -317,27 +348,18 @@ impl Fleet {
     }
 
     fn remove_place(&mut self, now: Instant, machine: &mut impl Machine) {
-        let running = |number: u32| self.members.iter().find(|member| member.number == number && member.is_running());
-        let idle = self.places.iter().rposition(|place| running(place.number).is_none());
+        let idle = self.places.iter().rposition(|place| !self.serves(place));
         let position = idle.or_else(|| {
-            let names: Vec<Name> =
-                self.places.iter().filter_map(|place| running(place.number)).map(|member| member.name).collect();
+            let running = self.members.iter().filter(|member| member.is_running());
+            let here = running.filter(|member| self.place(member.number).is_some_and(|place| place.holds(member.name)));
+            let names: Vec<Name> = here.map(|member| member.name).collect();
             let coldest = machine.coldest(&names)?;
-            let number = self.member(coldest)?.number;
-            self.places.iter().position(|place| place.number == number)
+            self.places.iter().position(|place| place.holds(coldest))
         });
         let place = self.places.remove(position.unwrap_or(self.places.len() - 1));
         self.place_was_removed(place.number);
-        for index in 0..self.members.len() {
-            let member = &mut self.members[index];
-            if member.number != place.number {
-                continue;
-            }
-            // Nobody's end is a loss to a place that gets this number next, or has to be waited for.
-            member.replaced = true;
-            if member.is_active() {
-                self.leave(index, Ending::ScaledDown, now, machine);
-            }
+        for name in place.serving.into_iter().chain(place.next) {
+            self.leave(name, Ending::ScaledDown, now, machine);
         }
     }
 }

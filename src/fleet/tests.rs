@@ -4,7 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 
+mod crashes;
 mod edges;
+mod starts;
 
 /// What the machine was asked for, in words.
 #[derive(Default)]
@@ -20,6 +22,8 @@ struct Paper {
     drained: Vec<Name>,
     failed: bool,
     no_memory: bool,
+    /// CPU time used so far, by name.
+    burned: BTreeMap<Name, Duration>,
     refuses: bool,
 }
 
@@ -63,6 +67,10 @@ impl Machine for Paper {
         self.killed.insert(name);
     }
 
+    fn cpu_time(&mut self, name: Name) -> Option<Duration> {
+        self.burned.get(&name).copied()
+    }
+
     fn fits_beside(&mut self, _name: Name) -> bool {
         !self.no_memory
     }
@@ -96,15 +104,19 @@ struct Scene {
 }
 
 const SECOND: Duration = Duration::from_secs(1);
+const TRIAL: Duration = SECOND;
 
 fn rule() -> Rule {
     Rule {
         restart: RestartRule { base: SECOND, max: SECOND * 30, crashes: 5, within: SECOND * 60, max_restarts: 10 },
         requests: 0,
+        requests_not_before: Duration::ZERO,
         jitter_percent: 0,
         lifetime: None,
         reloads: 0,
         ready_timeout: SECOND * 15,
+        start_parallel: 1024,
+        proven_after: TRIAL,
         drain: SECOND * 30,
         parallel: 1,
         max_unavailable: 0,
@@ -130,7 +142,10 @@ impl Scene {
 
     fn tick(&mut self) {
         self.fleet.tick(self.now, &mut self.paper);
-        assert!(self.fleet.due().is_none_or(|due| due > self.now || self.fleet.stopping), "nothing due is left undone");
+        assert!(
+            self.fleet.due().is_none_or(|due| due > self.now || self.fleet.course == Course::Stop),
+            "nothing due is left undone"
+        );
     }
 
     /// Lets time pass as the supervisor does: from one due moment to the next.
@@ -168,9 +183,19 @@ impl Scene {
     }
 
     fn exit(&mut self, name: Name, answered: bool) -> Option<Ending> {
-        let exit = Exit { answered, how: "exit: code 1".to_owned(), last_lines: "no database".to_owned() };
+        let exit =
+            Exit { answered, clean: false, how: "exit: code 1".to_owned(), last_lines: "no database".to_owned() };
+        self.end(name, &exit)
+    }
+
+    /// It ends by itself with code 0, or by another's TERM.
+    fn exit_cleanly(&mut self, name: Name, answered: bool) -> Option<Ending> {
+        self.end(name, &Exit { answered, clean: true, how: "exit: code 0".to_owned(), last_lines: String::new() })
+    }
+
+    fn end(&mut self, name: Name, exit: &Exit) -> Option<Ending> {
         self.paper.alive.remove(&name);
-        let ending = self.fleet.exited(name, &exit, self.now, &mut self.paper);
+        let ending = self.fleet.exited(name, exit, self.now, &mut self.paper);
         self.tick();
         ending
     }
@@ -279,7 +304,7 @@ fn a_first_replacement_that_never_gets_ready_aborts_the_roll() {
     scene.restart();
     let new = scene.starting()[0];
     scene.pass(SECOND * 15);
-    assert!(scene.paper.told.contains(&Event::NotReady(new)) && scene.paper.terminated.contains(&new));
+    assert!(scene.paper.told.contains(&Event::NotReady(new, 0)) && scene.paper.terminated.contains(&new));
     scene.pass(TERM_GRACE);
     assert!(scene.paper.killed.contains(&new), "it ignored TERM");
     assert_eq!(scene.paper.starts.len(), 3, "no other is tried before it is gone");
@@ -386,65 +411,6 @@ fn a_worker_that_dies_during_a_roll_is_replaced_by_what_is_on_its_way() {
 }
 
 #[test]
-fn a_crash_loop_has_its_schedule_and_is_given_up_and_a_restart_brings_it_back() {
-    let mut scene = Scene::new(rule(), 1);
-    while let [name] = scene.starting()[..] {
-        scene.exit(name, false);
-        scene.pass(SECOND * 8);
-    }
-    assert_eq!(scene.paper.starts.len(), 5, "no storm");
-    assert!(scene.paper.failed && scene.fleet.state() == AppState::Failed);
-    assert!(scene.paper.told.contains(&Event::AppFailed) && scene.fleet.due().is_none(), "nothing is due: it rests");
-    scene.restart();
-    assert!(!scene.paper.failed, "requests wait for it");
-    scene.ready_all();
-    scene.pass(TRIAL);
-    assert_eq!(scene.fleet.state(), AppState::Running);
-    assert_eq!(scene.ended_rolls(), [RollEnd::Done]);
-    assert_eq!(scene.serving(), [(1, 2)]);
-}
-
-#[test]
-fn a_failed_app_that_is_restarted_in_vain_fails_again() {
-    let mut scene = Scene::new(rule(), 1);
-    while let [name] = scene.starting()[..] {
-        scene.exit(name, false);
-        scene.pass(SECOND * 8);
-    }
-    scene.restart();
-    let name = scene.starting()[0];
-    scene.exit(name, false);
-    assert!(matches!(&scene.ended_rolls()[..], [RollEnd::Aborted { .. }]));
-    for _ in 0..5 {
-        scene.pass(SECOND * 8);
-        scene.starting().into_iter().for_each(|name| {
-            scene.exit(name, false);
-        });
-    }
-    assert_eq!(scene.fleet.state(), AppState::Failed);
-    assert!(scene.paper.failed);
-}
-
-#[test]
-fn the_delays_between_restarts_are_the_rule_s() {
-    let mut scene = Scene::new(rule(), 1);
-    let mut seen = Vec::new();
-    for _ in 0..4 {
-        let name = scene.starting()[0];
-        scene.exit(name, false);
-        let before = scene.now;
-        while scene.starting().is_empty() {
-            let due = scene.fleet.due().expect("a start is due");
-            scene.pass(due - scene.now);
-        }
-        seen.push((scene.now - before).as_millis());
-    }
-    for (delay, plain) in seen.iter().zip([0u128, 1000, 2000, 4000]) {
-        assert!((plain..=plain * 5 / 4).contains(delay), "{seen:?}");
-    }
-}
-
-#[test]
 fn scaling_up_starts_and_scaling_down_drains_the_coldest() {
     let mut scene = Scene::running(rule(), 2);
     scene.fleet.scale_to(4, "test", scene.now, &mut scene.paper);
@@ -502,54 +468,6 @@ fn scaling_during_a_roll_leaves_all_new_and_no_more_than_wanted() {
 }
 
 #[test]
-fn limits_replace_start_first_a_quarter_at_a_time() {
-    let mut scene = Scene::running(rule(), 4);
-    let names: Vec<Name> = scene.fleet.members().iter().map(|member| member.name).collect();
-    for name in names {
-        scene.fleet.replace(name, Ending::Memory(9 << 20));
-    }
-    scene.tick();
-    assert_eq!((scene.starting().len(), scene.serving().len()), (1, 4));
-    scene.settle();
-    assert_eq!(scene.serving(), [(1, 1), (2, 1), (3, 1), (4, 1)]);
-    assert_eq!(scene.paper.starts.len(), 8);
-    assert!(scene.fleet.places().iter().all(|place| place.last_exit.as_deref() == Some("recycle: memory 9 MiB")));
-}
-
-#[test]
-fn a_recycled_worker_s_replacement_that_never_gets_ready_is_tried_again_one_at_a_time() {
-    let mut scene = Scene::running(rule(), 1);
-    scene.fleet.replace(scene.fleet.members()[0].name, Ending::Memory(9 << 20));
-    scene.tick();
-    // The first failure is followed by another try at once, the next ones by the rule's delays, each after the exit.
-    for (tries, delay) in [(1, Duration::ZERO), (2, SECOND), (3, SECOND * 2)] {
-        let new = scene.starting()[0];
-        scene.pass(SECOND * 15 + TERM_GRACE);
-        assert_eq!((scene.paper.starts.len(), scene.starting()), (1 + tries, Vec::new()), "it has not gone yet");
-        scene.exit(new, false);
-        scene.pass(delay + delay * RESTART_JITTER_PERCENT / 100);
-        assert_eq!((scene.starting().len(), scene.serving()), (1, vec![(1, 1)]));
-    }
-    scene.settle();
-    assert_eq!(scene.fleet.places()[0].last_exit.as_deref(), Some("recycle: memory 9 MiB"));
-}
-
-#[test]
-fn a_lifetime_replaces_and_so_do_too_many_reloads() {
-    let mut scene = Scene::running(Rule { lifetime: Some(SECOND * 60), reloads: 3, ..rule() }, 1);
-    let first = scene.fleet.members()[0].name;
-    (0..3).for_each(|_| scene.fleet.reloaded(first));
-    scene.tick();
-    scene.settle();
-    assert_eq!(scene.fleet.places()[0].last_exit.as_deref(), Some("recycle: 3 reloads"));
-    let second = scene.fleet.members()[0].name;
-    scene.pass(SECOND * 60);
-    scene.settle();
-    assert!(scene.fleet.members()[0].name > second);
-    assert_eq!(scene.fleet.places()[0].last_exit.as_deref(), Some("recycle: lived 60 s"));
-}
-
-#[test]
 fn a_worker_that_leaves_gets_nothing_more_and_is_replaced_at_once() {
     let mut scene = Scene::running(rule(), 2);
     let leaver = scene.fleet.members()[0].name;
@@ -563,21 +481,6 @@ fn a_worker_that_leaves_gets_nothing_more_and_is_replaced_at_once() {
     scene.ready_all();
     assert_eq!(scene.serving(), [(1, 1), (2, 1)]);
     assert_eq!(scene.fleet.places()[0].last_exit.as_deref(), Some("stops by itself"));
-}
-
-#[test]
-fn workers_that_leave_without_an_answer_are_not_started_without_end() {
-    let mut scene = Scene::running(rule(), 1);
-    for _ in 0..5 {
-        let leaver = scene.fleet.members()[0].name;
-        scene.fleet.leaving(leaver, scene.now, &mut scene.paper);
-        scene.tick();
-        assert_eq!((scene.serving().len(), scene.starting().len()), (0, 0));
-        scene.let_the_old_go_unanswered();
-        scene.pass(SECOND * 10);
-        scene.ready_all();
-    }
-    assert!(scene.paper.failed && scene.fleet.members().is_empty());
 }
 
 #[test]
@@ -672,6 +575,25 @@ fn before_the_stop_who_crashes_is_replaced_and_nothing_else_changes() {
     assert_eq!((scene.serving(), scene.starting().len()), (vec![(1, 1), (2, 1)], 0));
     scene.exit(first, true);
     assert_eq!(scene.paper.starts.len(), starts + 1, "requests are still to be answered");
+    scene.ready_all();
+    assert_eq!(scene.serving(), [(1, 1), (2, 1)]);
+}
+
+#[test]
+fn a_worker_that_closes_its_door_during_the_stop_is_let_go_and_replaced_at_once() {
+    let mut scene = Scene::running(rule(), 2);
+    let (first, second) = (scene.fleet.members()[0].name, scene.fleet.members()[1].name);
+    scene.fleet.hold_still(scene.now, &mut scene.paper);
+    for name in [first, second] {
+        scene.fleet.unreachable(name, scene.now, &mut scene.paper);
+        scene.fleet.unreachable(name, scene.now, &mut scene.paper);
+    }
+    scene.tick();
+    assert_eq!((scene.serving().len(), scene.starting().len()), (0, 2), "they are not waited for");
+    assert_eq!(scene.paper.drained, [first, second]);
+    scene.fleet.drained(first, scene.now, &mut scene.paper);
+    assert!(scene.paper.terminated.contains(&first), "it would wait for its idle connections");
+    assert_eq!(scene.exit(first, true), Some(Ending::Leaving));
     scene.ready_all();
     assert_eq!(scene.serving(), [(1, 1), (2, 1)]);
 }

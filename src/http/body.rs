@@ -8,7 +8,8 @@ use std::ops::Range;
 
 use super::names::{Kind, Kinds, classify, is_token};
 use super::{Refusal, bad};
-use crate::buffers::block::Writer;
+use crate::buffers::block::{Scratch, Writer};
+use crate::buffers::outbox::Piece;
 
 /// Bytes of a chunk's size line, with its extensions and without the CRLF.
 pub const MOST_LINE_BYTES: u16 = 256;
@@ -451,6 +452,15 @@ pub fn put_last_chunk(out: &mut Writer<'_>, trailers: &[u8]) {
     out.put(b"0\r\n");
     out.put(trailers);
     out.put(b"\r\n");
+}
+
+/// The end of a chunked body with these trailers.
+#[inline]
+pub(crate) fn last_chunk(scratch: &mut Scratch, trailers: &[u8]) -> Piece {
+    if trailers.is_empty() {
+        return Piece::Static(b"0\r\n\r\n");
+    }
+    scratch.write(trailers.len() + 5, |out| put_last_chunk(out, trailers)).into()
 }
 
 #[cfg(test)]

@@ -4,6 +4,9 @@ use super::body::Chunked;
 use super::{Framing, Refusal};
 use crate::buffers::block::Block;
 
+/// Bytes of an unwanted body that are read before the connection is given up instead: closing is cheaper then.
+const SKIP_BYTES: usize = 256 * 1024;
+
 /// What is still to come of a body.
 #[derive(Debug, Default)]
 pub enum Reader {
@@ -81,5 +84,36 @@ impl Reader {
                 Ok((!data.is_empty()).then_some(data))
             }
         }
+    }
+}
+
+/// A request's body that is coming in.
+pub struct RequestBody {
+    /// What is still to come of it.
+    pub reader: Reader,
+    /// Nobody wants it: so many bytes are read and forgotten at most, for the sake of the next request.
+    skip: Option<usize>,
+}
+
+impl RequestBody {
+    /// One that is framed so; `None` when nothing of it is to come.
+    pub fn new(framing: Framing) -> Option<Box<RequestBody>> {
+        let reader = Reader::new(framing);
+        (!reader.is_done()).then(|| Box::new(RequestBody { reader, skip: None }))
+    }
+
+    /// Takes a run of an unwanted body off `input` and forgets it; false when there was none.
+    ///
+    /// # Errors
+    /// When the body is malformed, or too long to be read for nothing.
+    pub fn skip(&mut self, input: &mut Block) -> Result<bool, Refusal> {
+        let Some(data) = self.reader.take(input)? else { return Ok(false) };
+        let left = self.skip.unwrap_or(SKIP_BYTES);
+        self.skip = Some(left.checked_sub(data.len()).ok_or(Refusal {
+            status: 413,
+            section: "RFC 9110 §15.5.14",
+            reason: "nobody here wants a body of that size",
+        })?);
+        Ok(true)
     }
 }

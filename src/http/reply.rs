@@ -89,6 +89,24 @@ pub struct Reply<'a> {
     pub request_id: Option<&'a [u8]>,
 }
 
+impl<'a> Reply<'a> {
+    /// In plain text, to an HTTP/1.1 client whose connection closes.
+    pub fn new(status: u16, detail: &'a str, date: &'a [u8]) -> Reply<'a> {
+        Reply {
+            status,
+            detail,
+            format: Format::Text,
+            date,
+            keep_alive: false,
+            http10: false,
+            head_only: false,
+            retry_after: None,
+            reload: false,
+            request_id: None,
+        }
+    }
+}
+
 /// Bytes that [`error`] writes at most.
 pub fn error_room(reply: &Reply<'_>) -> usize {
     const ADDED: usize = 512;

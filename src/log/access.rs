@@ -6,7 +6,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::sink::Sink;
+use super::sink::{Sink, Source};
 use super::text::{
     Calendar, MONTHS, put_clock, put_date_time, put_escaped, put_json, put_milliseconds, put_number, put_padded,
 };
@@ -16,7 +16,7 @@ use crate::config::AccessLogFormat;
 const FULL: usize = 64 * 1024;
 
 /// One answered request. An empty slice stands for a field that the request did not have.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct AccessRecord<'a> {
     /// When its first byte came, in microseconds since 1970-01-01T00:00:00Z.
     pub time_micros: u64,
@@ -101,7 +101,7 @@ impl AccessLog {
 
     fn hand_over(&mut self) {
         if let Some(sink) = &self.sink {
-            sink.push(&self.buffer, self.lines);
+            sink.push(Source::Access, &self.buffer, self.lines);
         }
         self.buffer.clear();
         self.lines = 0;

@@ -1,12 +1,16 @@
 //! One place where lines go: a bounded backlog, and the thread that alone writes it out.
 //!
 //! Rules:
-//! - A caller appends under a short lock and never waits for the writing. What would pass the limit is dropped and counted.
+//! - A caller appends under a short lock and never waits for the writing. What would pass the limit is dropped and counted, for
+//!   each source of its own.
+//! - A flood costs its own source's lines: a part of the backlog is the server's alone, and of the rest a source may hold at most
+//!   three times as much as is free, so that however many flood, there is room for one that does not.
 //! - The writer takes the whole backlog at once and writes without the lock; two buffers change places, so that nothing
 //!   is allocated once they have grown.
 //! - A sink that closed (EPIPE) stays closed: its lines are counted as dropped and the process goes on.
 //! - Each sink has a writer of its own, so that a blocked stdout does not hold up what goes to stderr.
 
+use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -17,6 +21,11 @@ use std::time::{Duration, Instant};
 
 /// Bytes that may wait for one sink: some seconds of access lines at full load, and nothing that memory would notice.
 pub const BACKLOG: usize = 4 * 1024 * 1024;
+/// Of those, what only the server's own lines may use.
+const OWN_ROOM: usize = 512 * 1024;
+/// What a source may hold, in parts of what is free beside it. A single one gets three quarters of the room; with two that flood,
+/// a seventh stays free (Choudhury and Hahne, Dynamic Queue Length Thresholds, 1998).
+const PARTS_OF_FREE: usize = 3;
 /// After the first line wakes the writer, it waits so long for more, so that a busy server writes in large pieces and
 /// its loops rarely have to wake anybody.
 const GATHER: Duration = Duration::from_millis(5);
@@ -51,11 +60,36 @@ fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o640).open(path)
 }
 
+/// Whose lines they are.
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
+    /// The server's: events and statistics.
+    Server,
+    /// The access log's.
+    Access,
+    /// Those of the worker with that label.
+    Worker(&'a str),
+}
+
+impl Source<'_> {
+    /// The name of its share; the server has none.
+    fn share(&self) -> Option<&str> {
+        match self {
+            Source::Server => None,
+            Source::Access => Some(ACCESS),
+            Source::Worker(label) => Some(label),
+        }
+    }
+}
+
+/// The access log's share; no worker has that label.
+const ACCESS: &str = "";
+
 /// What the writer has to tell about its sink.
 #[derive(Debug)]
 pub enum Trouble {
-    /// So many lines were dropped, and now it flows again.
-    Dropped(u64),
+    /// So many lines were dropped, and now it flows again; the label of the worker whose they were, if they all were.
+    Dropped(Option<String>, u64),
     /// Writing failed; nothing more is said until it works again.
     Failed(io::Error),
     /// The reader is gone for good.
@@ -75,18 +109,33 @@ pub struct Sink {
 #[derive(Default)]
 struct State {
     pending: Vec<u8>,
+    /// How much of that is the server's.
+    own_pending: usize,
     /// Bytes that the writer has taken and not written yet.
     in_flight: usize,
     /// Lines dropped since the start.
     dropped: u64,
-    /// Lines dropped that nobody was told of.
+    /// Lines dropped that nobody was told of, those of shares not counted.
     unsaid: u64,
+    /// Who else has lines here, or lost some that nobody was told of.
+    shares: HashMap<String, Share>,
     /// Whether the writer sleeps until it is woken.
     asleep: bool,
     closed: bool,
     reopen: bool,
     stop: bool,
     ended: bool,
+}
+
+/// One source's part of the backlog, in bytes.
+#[derive(Default)]
+struct Share {
+    /// In what waits.
+    pending: usize,
+    /// In what the writer has taken.
+    in_flight: usize,
+    /// Lines dropped that nobody was told of.
+    unsaid: u64,
 }
 
 impl Sink {
@@ -109,21 +158,34 @@ impl Sink {
     }
 
     /// Appends whole lines, or drops and counts them.
-    pub fn push(&self, bytes: &[u8], lines: u64) {
+    pub fn push(&self, source: Source<'_>, bytes: &[u8], lines: u64) {
         if bytes.is_empty() {
             return;
         }
         let mut state = self.lock();
-        if state.closed || state.stop || state.pending.len() + state.in_flight + bytes.len() > BACKLOG {
-            state.dropped += lines;
-            state.unsaid += lines;
+        if !state.admits(source, bytes.len()) {
+            state.drop_lines(source, lines);
             return;
         }
         state.pending.extend_from_slice(bytes);
+        match source.share() {
+            Some(name) => state.share(name).pending += bytes.len(),
+            None => state.own_pending += bytes.len(),
+        }
         if std::mem::take(&mut state.asleep) {
             drop(state);
             self.work.notify_one();
         }
+    }
+
+    /// Whether a line of about that many bytes would be taken; if not, it counts as dropped. Spares a flood's lines their making.
+    pub fn would_take(&self, source: Source<'_>, bytes: usize) -> bool {
+        let mut state = self.lock();
+        let takes = state.admits(source, bytes);
+        if !takes {
+            state.drop_lines(source, 1);
+        }
+        takes
     }
 
     /// Lines dropped since the start.
@@ -162,6 +224,61 @@ impl Sink {
 }
 
 impl State {
+    fn admits(&self, source: Source<'_>, bytes: usize) -> bool {
+        if self.closed || self.stop {
+            return false;
+        }
+        let used = self.pending.len() + self.in_flight;
+        let Some(name) = source.share() else { return used + bytes <= BACKLOG };
+        // What of the server's waits lies in its own room first.
+        let own = self.own_pending.min(OWN_ROOM);
+        let free = (BACKLOG - OWN_ROOM + own).saturating_sub(used);
+        let held = self.shares.get(name).map_or(0, |share| share.pending + share.in_flight);
+        bytes <= free && held + bytes <= free * PARTS_OF_FREE
+    }
+
+    fn drop_lines(&mut self, source: Source<'_>, lines: u64) {
+        self.dropped += lines;
+        match source.share() {
+            Some(name) => self.share(name).unsaid += lines,
+            None => self.unsaid += lines,
+        }
+    }
+
+    fn share(&mut self, name: &str) -> &mut Share {
+        self.shares.entry(name.to_owned()).or_default()
+    }
+
+    /// What waits goes to the writer.
+    fn hand_over(&mut self, batch: &mut Vec<u8>) {
+        std::mem::swap(&mut self.pending, batch);
+        self.in_flight = batch.len();
+        self.own_pending = 0;
+        for share in self.shares.values_mut() {
+            share.in_flight = std::mem::take(&mut share.pending);
+        }
+    }
+
+    /// The lines dropped that nobody was told of, which the caller tells.
+    fn take_unsaid(&mut self) -> Vec<(Option<String>, u64)> {
+        let mut all = vec![(None, std::mem::take(&mut self.unsaid))];
+        for (name, share) in &mut self.shares {
+            let whose = (name != ACCESS).then(|| name.clone());
+            all.push((whose, std::mem::take(&mut share.unsaid)));
+        }
+        all.retain(|(_, lines)| *lines > 0);
+        all
+    }
+
+    /// The writer is done with its batch. Sources that have nothing here any more are forgotten: labels come and go.
+    fn written(&mut self) {
+        self.in_flight = 0;
+        self.shares.retain(|_, share| {
+            share.in_flight = 0;
+            share.pending > 0 || share.unsaid > 0
+        });
+    }
+
     fn is_idle(&self) -> bool {
         self.pending.is_empty() && self.in_flight == 0 && !self.reopen
     }
@@ -178,7 +295,7 @@ struct Writer<T> {
 /// What the writer is woken for.
 struct Task {
     reopen: bool,
-    unsaid: u64,
+    unsaid: Vec<(Option<String>, u64)>,
 }
 
 impl<T: Fn(&Sink, Trouble)> Writer<T> {
@@ -188,19 +305,23 @@ impl<T: Fn(&Sink, Trouble)> Writer<T> {
                 self.reopen();
             }
             let whole = self.batch.is_empty() || self.write();
-            if whole && task.unsaid > 0 {
-                (self.tell)(&self.sink, Trouble::Dropped(task.unsaid));
+            let (said, unsaid) = if whole { (task.unsaid, Vec::new()) } else { (Vec::new(), task.unsaid) };
+            for (whose, lines) in said {
+                (self.tell)(&self.sink, Trouble::Dropped(whose, lines));
             }
             self.batch.clear();
             if self.batch.capacity() > BACKLOG / 4 {
                 self.batch = Vec::new();
             }
             let mut state = self.sink.lock();
-            state.in_flight = 0;
-            if !whole {
-                // They are told when it flows again.
-                state.unsaid += task.unsaid;
+            // They are told when it flows again.
+            for (whose, lines) in unsaid {
+                match whose {
+                    Some(label) => state.share(&label).unsaid += lines,
+                    None => state.unsaid += lines,
+                }
             }
+            state.written();
             drop(state);
             self.sink.idle.notify_all();
         }
@@ -223,10 +344,9 @@ impl<T: Fn(&Sink, Trouble)> Writer<T> {
         if state.is_idle() && state.stop {
             return None;
         }
-        std::mem::swap(&mut state.pending, &mut self.batch);
-        state.in_flight = self.batch.len();
+        state.hand_over(&mut self.batch);
         // Without a batch there is no write that would show that it flows.
-        let unsaid = if self.batch.is_empty() { 0 } else { std::mem::take(&mut state.unsaid) };
+        let unsaid = if self.batch.is_empty() { Vec::new() } else { state.take_unsaid() };
         Some(Task { reopen: std::mem::take(&mut state.reopen), unsaid })
     }
 
@@ -269,6 +389,8 @@ impl<T: Fn(&Sink, Trouble)> Writer<T> {
             if closed {
                 state.closed = true;
                 let pending = std::mem::take(&mut state.pending);
+                state.own_pending = 0;
+                state.shares.values_mut().for_each(|share| share.pending = 0);
                 let more = memchr::memchr_iter(b'\n', &pending).count() as u64;
                 state.dropped += more;
                 state.unsaid += more;

@@ -128,6 +128,83 @@ fn a_blocked_reader_blocks_nobody_and_the_drops_are_told_once_it_reads() {
     assert_eq!(lines.join().unwrap() + dropped, sent, "every line was written or counted");
 }
 
+/// A log whose stdout and stderr are one pipe, as under a service manager; what was read of it.
+fn one_pipe() -> (Log, impl FnOnce(Log) -> String) {
+    let (mut reader, writer) = pipe().unwrap();
+    let look = Look { json: false, colour: false };
+    let stderr = start_sink("stderr", Output::Stream(Box::new(writer)), None, look).unwrap();
+    let mut log = Log::disabled();
+    let inner = Arc::get_mut(&mut log.0).unwrap();
+    (inner.stdout, inner.access) = (Some(Arc::clone(&stderr)), Some(Arc::clone(&stderr)));
+    inner.stderr = Some(stderr);
+    let read = move |log: Log| {
+        let reading = std::thread::spawn(move || {
+            let mut text = String::new();
+            reader.read_to_string(&mut text).unwrap();
+            text
+        });
+        assert!(log.flush(LONG));
+        // What was dropped is told with the next write, and that one is written, too.
+        log.event(Level::Info, "the end", &[]);
+        assert!(log.flush(LONG));
+        assert!(log.flush_and_stop(LONG));
+        drop(log);
+        reading.join().unwrap()
+    };
+    (log, read)
+}
+
+/// Says lines until the log has dropped some of them; how many were said.
+fn flood(log: &Log, mut say: impl FnMut()) -> u64 {
+    let dropped = log.dropped();
+    let mut said = 0;
+    while log.dropped() < dropped + 100 {
+        say();
+        said += 1;
+        assert!(said < 1_000_000, "nothing was dropped");
+    }
+    said
+}
+
+#[test]
+fn a_flood_of_a_worker_costs_nobody_elses_lines() {
+    let (log, read) = one_pipe();
+    let mut access = log.access_log();
+    let line = [b'x'; 1000];
+    let first = flood(&log, || log.worker_line("web.1", Stream::Stderr, &line));
+    let first_dropped = log.dropped();
+    let second = flood(&log, || log.worker_line("web.2", Stream::Stdout, &line));
+    let second_dropped = log.dropped() - first_dropped;
+    let crowd = flood(&log, || {
+        access.record(&record());
+        access.flush();
+    });
+    assert!(
+        first - first_dropped > 2 * (second - second_dropped),
+        "each has its part of what is free, and a first one most"
+    );
+    assert!(second - second_dropped > 100 && crowd > 100);
+    let events = 1000;
+    for number in 0..events {
+        log.event(Level::Error, "worker ended", &[("number", &number)]);
+        log.worker_line(&format!("web.{}", 3 + number % 8), Stream::Stderr, b"quiet");
+    }
+    let all_dropped = log.dropped();
+    drop(access);
+    let text = read(log);
+    assert_eq!(text.matches("worker ended number=").count(), events, "no event is lost");
+    assert_eq!(text.matches("] quiet").count(), events, "nor a line of a worker that says little");
+    for (label, dropped, said) in [("web.1", first_dropped, first), ("web.2", second_dropped, second)] {
+        assert!(
+            text.contains(&format!("log lines were dropped sink=stderr lines={dropped} worker={label}")),
+            "{label}"
+        );
+        assert_eq!(text.matches(&format!("[{label}] xxx")).count() as u64 + dropped, said, "written or counted");
+    }
+    let crowd_dropped = all_dropped - first_dropped - second_dropped;
+    assert!(text.contains(&format!("log lines were dropped sink=stderr lines={crowd_dropped}\n")));
+}
+
 #[test]
 fn a_reader_that_leaves_is_told_once_and_counted() {
     let (reader, writer) = pipe().unwrap();

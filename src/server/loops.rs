@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::backends::{Backend, Bell, Options};
 use crate::buffers::block::{Budget, Pool};
 use crate::config::{Command, Pin, Settings};
-use crate::connection::Shared;
+use crate::event_loop::Shared;
 use crate::log::{Level, Log};
 use crate::mailbox::{Mailbox, Message, Postboxes, mailbox};
 use crate::metrics::Metrics;

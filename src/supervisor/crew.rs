@@ -24,10 +24,10 @@ use super::news::News;
 use super::notify::{NotifySocket, Watchdog};
 use super::output::{Capture, LastLines};
 use super::probe::{Look, Probe};
-use super::process::{Process, exit_reason};
+use super::process::{Process, exit_reason, is_clean};
 use super::spawn::{Launcher, Particulars};
 use super::steward::Visitor;
-use super::{Options, READ_BUFFER, RunDirectory, Status, inspect};
+use super::{Options, READ_BUFFER, RunDirectory, Status, advice, inspect};
 use crate::config::Settings;
 use crate::control::SOCKET_NAME;
 use crate::dispatch::{Dispatch, Moves, Target, WorkerId};
@@ -57,6 +57,8 @@ pub(super) struct Crew {
     pub news: News,
     /// Rolls that have ended and were not told to those who wait for them.
     pub ended_rolls: Vec<RollReport>,
+    /// The newest generation of which a worker has been ready.
+    newest_ready: u32,
     buffer: Box<[u8]>,
 }
 
@@ -88,6 +90,7 @@ impl Crew {
             status: Arc::default(),
             news: News::default(),
             ended_rolls: Vec::new(),
+            newest_ready: 0,
             buffer: vec![0; READ_BUFFER].into_boxed_slice(),
         })
     }
@@ -172,12 +175,14 @@ impl Crew {
         let app = &self.settings.app;
         let watchdog = Watchdog::new(app.watchdog);
         let process = Process {
-            probe: Probe::of_readiness(&app.ready.by, address, endpoint.inherited(), now),
+            probe: Probe::of_readiness(&app.ready.by, address, endpoint.inherited(), now)
+                .map(|probe| probe.or_at(endpoint.others().iter().cloned())),
             voice: notify.map(|socket| Voice { socket, watchdog, status: String::new() }),
             memory: app.recycle.memory.map(|limit| MemoryWatch::new(limit, self.memory_interval, now)),
             name,
             id,
             number,
+            generation,
             label,
             endpoint,
             child,
@@ -207,10 +212,29 @@ impl Crew {
                 probe.later(now);
                 continue;
             }
+            let address = probe.address().clone();
+            let port = address.as_socket().filter(|_| process.endpoint.may_leave_port()).map(|address| address.port());
+            if port.is_some_and(|port| inspect::is_foreign(process.child.id(), port)) {
+                probe.later(now);
+                continue;
+            }
             process.probe = None;
+            if process.endpoint.settle(&address) {
+                self.dispatch.locate(process.id, address);
+            }
             found.push(process.name);
         }
         found
+    }
+
+    /// A worker says that it is ready. Whether it has to be looked for first, since it may listen at several places.
+    pub fn must_be_found(&mut self, name: Name, now: Instant) -> bool {
+        let Some(process) = self.process_mut(name).filter(|process| !process.endpoint.others().is_empty()) else {
+            return false;
+        };
+        let probe = Probe::of_worker(process.endpoint.address().clone(), now);
+        process.probe = Some(probe.or_at(process.endpoint.others().iter().cloned()));
+        true
     }
 
     /// The processes that have ended, not reaped yet.
@@ -219,7 +243,7 @@ impl Crew {
     }
 
     /// Announces the end of a process, reaps it, clears up behind it, and says why it ended.
-    pub fn bury(&mut self, name: Name, ending: Option<Ending>, now: Instant) -> Option<Exit> {
+    pub fn bury(&mut self, name: Name, ending: Option<Ending>, was_ready: bool, now: Instant) -> Option<Exit> {
         let position = self.processes.iter().position(|process| process.name == name)?;
         let mut process = self.processes.swap_remove(position);
         let id = process.id;
@@ -238,16 +262,17 @@ impl Crew {
         self.postboxes.broadcast(|| Message::Retire(id));
         self.dispatch.remove(id, now);
         process.endpoint.clear();
-        let planned = ending.is_some_and(Ending::is_planned);
-        if !planned {
+        let clean = status.as_ref().is_ok_and(|status| is_clean(*status));
+        let is_crash = ending.map_or(!(was_ready && clean), |ending| !ending.is_planned());
+        if is_crash {
             self.status.crashes.fetch_add(1, Ordering::Relaxed);
         }
         let (how, reason) = match &status {
-            Ok(status) => (exit_reason(None, *status), exit_reason(ending, *status)),
+            Ok(status) => (exit_reason(None, was_ready, *status), exit_reason(ending, was_ready, *status)),
             Err(error) => (error.to_string(), error.to_string()),
         };
-        self.report(&process, status.ok(), &reason, planned, served, now);
-        Some(Exit { answered, how, last_lines: process.last_lines.joined() })
+        self.report(&process, status.ok(), &reason, !is_crash, served, now);
+        Some(Exit { answered, clean, how, last_lines: process.last_lines.joined() })
     }
 
     fn report(
@@ -325,19 +350,49 @@ impl Crew {
         self.news.add(event, message, fields);
     }
 
-    /// The socket did not come, or not come back: says all that can be known.
-    fn say_not_ready(&mut self, name: Name, starting: bool) {
+    /// With the first of a generation comes where it really runs, behind all links, and whether it has a pool of its own.
+    fn say_ready(&mut self, name: Name) {
+        let Some(process) = self.process(name) else { return };
+        let took = format!("{} ms", process.born.elapsed().as_millis());
+        let (label, pid, generation) = (process.label.clone(), process.child.id(), process.generation);
+        let is_first = generation > self.newest_ready;
+        self.newest_ready = self.newest_ready.max(generation);
+        let directory = is_first.then(|| inspect::directory(pid)).flatten();
+        let directory = directory.map(|directory| directory.display().to_string());
+        let mut fields: Vec<(&str, &dyn Display)> = vec![("worker", &label), ("pid", &pid), ("took", &took)];
+        fields.extend(directory.as_ref().map(|directory| ("directory", directory as &dyn Display)));
+        self.tell(Level::Info, "worker-ready", "worker ready", &fields);
+        let concurrency = self.settings.app.concurrency;
+        if let Some(advice) = is_first.then(|| advice::about_children(pid, concurrency)).flatten() {
+            self.tell(Level::Warn, "own-pool", &advice, &[("worker", &label)]);
+        }
+    }
+
+    /// The socket did not come, while so many others were on their way, or not come back: says all that can be known.
+    fn say_not_ready(&mut self, name: Name, starting: Option<usize>) {
+        let now = Instant::now();
         let timeout = self.settings.app.ready.timeout;
         let Some(process) = self.process(name) else { return };
-        let elsewhere = match inspect::listening_addresses(process.child.id()).join(", ") {
+        let listens_on = inspect::listening_addresses(process.child.id());
+        let elsewhere = match listens_on.join(", ") {
             none if none.is_empty() => "nothing".to_owned(),
             some => some,
         };
         let (label, pid, last) = (process.label.clone(), process.child.id(), process.last_lines.joined());
         let reason = process.probe.as_ref().and_then(Probe::reason);
         let message = match starting {
-            true => process.endpoint.not_ready(&self.settings.app.ready.by, timeout, reason),
-            false => process.endpoint.not_back(timeout, reason),
+            // Longer than it was given, for one that burned CPU.
+            Some(others) => {
+                let took = timeout.max(Duration::from_secs(now.duration_since(process.born).as_secs()));
+                let mut message = process.endpoint.not_ready(&self.settings.app.ready.by, took, reason);
+                match others {
+                    0 => {}
+                    1 => message += "; 1 other was starting beside it (--start-parallel)",
+                    _ => message += &format!("; {others} others were starting beside it (--start-parallel)"),
+                }
+                message + &process.endpoint.remedy(&listens_on)
+            }
+            None => process.endpoint.not_back(timeout, reason),
         };
         let fields: [(&str, &dyn Display); 4] =
             [("worker", &label), ("pid", &pid), ("listens_on", &elsewhere), ("last_stderr", &last)];
@@ -361,14 +416,16 @@ impl Crew {
         self.ended_rolls.push(report);
     }
 
-    fn say_gave_up(&mut self, number: u32) {
+    fn say_gave_up(&mut self, number: u32, next: Duration) {
         let restart = &self.settings.app.restart;
         let (crashes, within) = (restart.crashes, format!("{} s", restart.within.as_secs_f32()));
-        let fields: [(&str, &dyn Display); 3] = [("worker", &number), ("crashes", &crashes), ("within", &within)];
+        let next = format!("{} s", next.as_secs());
+        let fields: [(&str, &dyn Display); 4] =
+            [("worker", &number), ("crashes", &crashes), ("within", &within), ("next_in", &next)];
         self.tell(
             Level::Error,
             "worker-failed",
-            "a worker crashes before it answers anything, and is given up",
+            "a worker crashes before it answers anything, and is given up; one is tried again now and then",
             &fields,
         );
     }
@@ -439,6 +496,10 @@ impl Machine for Crew {
         }
     }
 
+    fn cpu_time(&mut self, name: Name) -> Option<Duration> {
+        inspect::cpu_time(self.process(name)?.child.id())
+    }
+
     fn fits_beside(&mut self, name: Name) -> bool {
         self.has_room_beside(name)
     }
@@ -468,25 +529,27 @@ impl Machine for Crew {
     fn say(&mut self, event: Event) {
         let app = self.settings.app.name.clone();
         match event {
-            Event::Ready(name) => {
-                let Some(process) = self.process(name) else { return };
-                let took = format!("{} ms", process.born.elapsed().as_millis());
-                let (label, pid) = (process.label.clone(), process.child.id());
-                let fields: [(&str, &dyn Display); 3] = [("worker", &label), ("pid", &pid), ("took", &took)];
-                self.tell(Level::Info, "worker-ready", "worker ready", &fields);
-            }
+            Event::Ready(name) => self.say_ready(name),
             Event::StartFailed(number, why) => {
                 let message = format!("cannot start a worker: {why}");
                 self.tell(Level::Error, "worker-start-failed", &message, &[("worker", &number)]);
             }
-            Event::NotReady(name) => self.say_not_ready(name, true),
-            Event::NotBack(name) => self.say_not_ready(name, false),
+            Event::NotReady(name, others) => self.say_not_ready(name, Some(others)),
+            Event::NotBack(name) => self.say_not_ready(name, None),
             Event::Cut(name) => {
                 let label = self.process(name).map(|process| process.label.clone()).unwrap_or_default();
                 let message = "the worker's requests did not end in time and are cut";
                 self.tell(Level::Warn, "worker-cut", message, &[("worker", &label)]);
             }
-            Event::GaveUp(number) => self.say_gave_up(number),
+            Event::Loops(number, ends, delay) => {
+                let within = "60 s";
+                let next = format!("{:.1} s", delay.as_secs_f32());
+                let fields: [(&str, &dyn Display); 4] =
+                    [("worker", &number), ("ends", &ends), ("within", &within), ("next_in", &next)];
+                let message = "a worker answers and ends again and again; it is started later each time";
+                self.tell(Level::Error, "worker-looping", message, &fields);
+            }
+            Event::GaveUp(number, next) => self.say_gave_up(number, next),
             Event::OldServesOn(number) => {
                 let message = "the replacements for this worker crash; the old one serves on";
                 self.tell(Level::Error, "worker-not-replaced", message, &[("worker", &number)]);
@@ -497,7 +560,7 @@ impl Machine for Crew {
                 self.tell(Level::Warn, "worker-not-replaced", message, &[("worker", &number)]);
             }
             Event::AppFailed => {
-                let message = "the app has failed: all its workers are given up";
+                let message = "the app has failed: all its workers are given up, and one is tried again now and then";
                 self.tell(Level::Error, "app-failed", message, &[("app", &app)]);
             }
             Event::RollBegan(roll, generation, places) => {

@@ -1,4 +1,5 @@
-//! Where a worker listens: a Unix socket that it opens itself, one that it inherits listening, or a loopback TCP port.
+//! Where a worker listens: a Unix socket that it opens itself, one that it inherits listening, a loopback TCP port, or the first or
+//! the last of these as it likes.
 //!
 //! Owns what has to exist before the worker does: the listening socket that it is to inherit, until its start. Rules:
 //! - The server never keeps a listening socket that a worker has: when the worker is gone, connects are refused.
@@ -9,7 +10,7 @@ use std::collections::VecDeque;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,8 @@ const PORT_ATTEMPTS: usize = 16;
 #[derive(Debug)]
 pub struct Endpoint {
     address: SockAddr,
+    /// Where else it may turn out to listen, until that is known.
+    others: Vec<SockAddr>,
     place: Place,
 }
 
@@ -42,6 +45,8 @@ enum Place {
     Inherited(PathBuf, Option<OwnedFd>),
     /// The worker opens it, on the loopback address.
     Port(u16),
+    /// The worker opens the one or the other.
+    Either(PathBuf, u16),
 }
 
 impl Endpoint {
@@ -52,7 +57,8 @@ impl Endpoint {
     pub fn open(kind: WorkerSocket, path: PathBuf, ports: &Ports) -> io::Result<Endpoint> {
         if kind == WorkerSocket::Tcp {
             let port = ports.choose()?;
-            return Ok(Endpoint { address: loopback(port).into(), place: Place::Port(port) });
+            let others = vec![loopback_v6(port).into()];
+            return Ok(Endpoint { address: loopback(port).into(), others, place: Place::Port(port) });
         }
         check_length(&path).map_err(io::Error::other)?;
         if !clear_path(&path) {
@@ -60,13 +66,18 @@ impl Endpoint {
         }
         let address = SockAddr::unix(&path)?;
         if kind == WorkerSocket::Unix {
-            return Ok(Endpoint { address, place: Place::Unix(path) });
+            return Ok(Endpoint { address, others: Vec::new(), place: Place::Unix(path) });
+        }
+        if kind == WorkerSocket::Auto {
+            let port = ports.choose()?;
+            let others = vec![loopback(port).into(), loopback_v6(port).into()];
+            return Ok(Endpoint { address, others, place: Place::Either(path, port) });
         }
         let listener = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         listener.bind(&address)?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
         listener.listen(BACKLOG)?;
-        Ok(Endpoint { address, place: Place::Inherited(path, Some(listener.into())) })
+        Ok(Endpoint { address, others: Vec::new(), place: Place::Inherited(path, Some(listener.into())) })
     }
 
     /// Where requests go to.
@@ -74,15 +85,33 @@ impl Endpoint {
         &self.address
     }
 
-    /// Whether it is a Unix socket.
-    pub fn is_unix(&self) -> bool {
-        self.path().is_some()
+    /// Where the worker may turn out to listen instead; none once that is known.
+    pub fn others(&self) -> &[SockAddr] {
+        &self.others
     }
 
-    /// The Unix socket's path; `None` for a TCP port.
+    /// It listens there. True: that is not where it was looked for first.
+    pub fn settle(&mut self, address: &SockAddr) -> bool {
+        self.others.clear();
+        let moved = self.address != *address;
+        self.address = address.clone();
+        moved
+    }
+
+    /// Whether it is a Unix socket, as far as is known.
+    pub fn is_unix(&self) -> bool {
+        self.address.is_unix()
+    }
+
+    /// Whether the worker may open a port or leave it alone, so that somebody else may have it by now.
+    pub fn may_leave_port(&self) -> bool {
+        matches!(self.place, Place::Either(..))
+    }
+
+    /// The Unix socket's path; `None` where it is given none.
     pub fn path(&self) -> Option<&Path> {
         match &self.place {
-            Place::Unix(path) | Place::Inherited(path, _) => Some(path),
+            Place::Unix(path) | Place::Inherited(path, _) | Place::Either(path, _) => Some(path),
             Place::Port(_) => None,
         }
     }
@@ -92,9 +121,12 @@ impl Endpoint {
         self.path().filter(|_| matches!(self.place, Place::Inherited(..)))
     }
 
-    /// The TCP port; `None` for a Unix socket.
+    /// The TCP port; `None` where it is given none.
     pub fn port(&self) -> Option<u16> {
-        if let Place::Port(port) = self.place { Some(port) } else { None }
+        match self.place {
+            Place::Port(port) | Place::Either(_, port) => Some(port),
+            Place::Unix(_) | Place::Inherited(..) => None,
+        }
     }
 
     /// Takes the listening socket out, to be given to the worker and kept by nobody else.
@@ -128,19 +160,21 @@ impl Endpoint {
             Place::Unix(_) => "it is to listen on the path in $SOCKET_PATH or {socket}",
             Place::Inherited(..) => "it is to accept on descriptor 3 (LISTEN_FDS of sd_listen_fds(3))",
             Place::Port(_) => "it is to listen on 127.0.0.1 and the port in $PORT or {port}",
+            Place::Either(..) => "it is to listen on the path in $SOCKET_PATH, or on the port in $PORT",
         };
         let reason = reason.map_or(String::new(), |reason| format!(" ({reason})"));
         match ready {
-            ReadyBy::Listen => {
+            ReadyBy::Notify if reason.is_empty() => format!(
+                "the worker did not say READY=1 within {seconds}: it is to send that to $NOTIFY_SOCKET (sd_notify(3))"
+            ),
+            // One that has said so and is looked for is waited for as if it had not.
+            ReadyBy::Listen | ReadyBy::Notify => {
                 let verb = if self.inherited().is_some() { "accept on" } else { "open" };
                 format!("the worker did not {verb} {self} within {seconds}{reason}: {duty}")
             }
             ReadyBy::Http(path) => format!(
                 "the worker did not answer GET {path} on {self} with 2xx within {seconds}{reason}: {duty}, and to answer \
                  that path"
-            ),
-            ReadyBy::Notify => format!(
-                "the worker did not say READY=1 within {seconds}: it is to send that to $NOTIFY_SOCKET (sd_notify(3))"
             ),
             ReadyBy::Join => {
                 format!(
@@ -151,18 +185,52 @@ impl Endpoint {
     }
 }
 
+impl Endpoint {
+    /// What helps a worker that did not get ready and listens on these addresses instead; empty where nothing is known.
+    pub fn remedy(&self, listens_on: &[String]) -> String {
+        let port = listens_on.iter().find(|address| !address.starts_with("unix:"));
+        match (&self.place, port) {
+            (Place::Unix(_), _) => "; an app that takes $PORT for a number needs --socket tcp".to_owned(),
+            (Place::Port(_) | Place::Either(..), Some(port)) => format!(
+                "; it listens on {port} instead: tell it its port by {{port}} in the command, as in -- npm start -- --port {{port}}"
+            ),
+            _ => String::new(),
+        }
+    }
+}
+
 impl fmt::Display for Endpoint {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.place {
             Place::Unix(path) => write!(formatter, "the Unix socket {}", path.display()),
             Place::Inherited(path, _) => write!(formatter, "the inherited Unix socket {}", path.display()),
-            Place::Port(port) => write!(formatter, "{}", loopback(*port)),
+            Place::Port(_) => match self.address.as_socket() {
+                Some(address) => write!(formatter, "{address}"),
+                None => Ok(()),
+            },
+            Place::Either(path, port) if !self.others.is_empty() => {
+                write!(formatter, "the Unix socket {} or {}", path.display(), loopback(*port))
+            }
+            Place::Either(path, _) => match self.address.as_socket() {
+                Some(address) => write!(formatter, "{address}"),
+                None => write!(formatter, "the Unix socket {}", path.display()),
+            },
         }
     }
 }
 
 fn loopback(port: u16) -> SocketAddr {
     (Ipv4Addr::LOCALHOST, port).into()
+}
+
+/// What `localhost` is first on many systems.
+fn loopback_v6(port: u16) -> SocketAddr {
+    (Ipv6Addr::LOCALHOST, port).into()
+}
+
+/// Whether somebody has that port of the other family; where there is no IPv6 nobody does.
+fn is_taken_v6(port: u16) -> bool {
+    TcpListener::bind(loopback_v6(port)).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
 }
 
 /// Free loopback ports, chosen by the system. Between the choice and the worker's bind another program may take one: the
@@ -176,7 +244,7 @@ impl Ports {
         for _ in 0..PORT_ATTEMPTS {
             // Bound and closed without a connection, the port is free again at once: there is no TIME_WAIT.
             let port = TcpListener::bind(loopback(0))?.local_addr()?.port();
-            if !given.contains(&port) {
+            if !given.contains(&port) && !is_taken_v6(port) {
                 if given.len() == REMEMBERED_PORTS {
                     given.pop_front();
                 }
@@ -243,6 +311,34 @@ mod tests {
         assert_eq!(address, loopback(endpoint.port().unwrap()));
         assert!(!endpoint.is_unix());
         TcpListener::bind(address).expect("the port is free");
+    }
+
+    #[test]
+    fn a_worker_may_listen_at_either_place() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut endpoint = open(WorkerSocket::Auto, &directory);
+        let (path, port) = (directory.path().join("web.sock"), endpoint.port().unwrap());
+        assert_eq!(endpoint.path(), Some(path.as_path()));
+        assert_eq!(endpoint.others(), [loopback(port).into(), loopback_v6(port).into()]);
+        assert!(endpoint.to_string().contains(&format!("web.sock or 127.0.0.1:{port}")));
+        assert!(endpoint.settle(&loopback(port).into()));
+        assert_eq!((endpoint.is_unix(), endpoint.to_string()), (false, format!("127.0.0.1:{port}")));
+        assert!(endpoint.others().is_empty() && !endpoint.settle(&loopback(port).into()));
+    }
+
+    #[test]
+    fn the_message_ends_with_what_helps() {
+        let directory = tempfile::tempdir().unwrap();
+        let of = |kind, listens_on: &[&str]| {
+            open(kind, &directory).remedy(&listens_on.iter().map(|address| (*address).to_owned()).collect::<Vec<_>>())
+        };
+        assert!(of(WorkerSocket::Unix, &["[::]:3000"]).ends_with("--socket tcp"));
+        assert!(of(WorkerSocket::Unix, &[]).ends_with("--socket tcp"));
+        for kind in [WorkerSocket::Auto, WorkerSocket::Tcp] {
+            let said = of(kind, &["[::]:3000"]);
+            assert!(said.contains("listens on [::]:3000") && said.ends_with("--port {port}"), "{said}");
+            assert_eq!(of(kind, &["unix:/x"]), "");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! The server starts every worker through this shim, so that it never runs code of its own between fork and exec. The
 //! shim asks to die with the server, gives the worker a clean signal state and the descriptor limit that the server was
-//! started with, puts an inherited listener on descriptor 3, and becomes the command. It owns nothing and leaves
+//! started with, goes to the directory where workers start, puts an inherited listener on descriptor 3, and becomes the command. It owns nothing and leaves
 //! nothing behind; the process group was made by the spawn itself.
 //!
 //! Exit codes are the shell's: 127 when the command is not found, 126 when it is there and cannot be run, 64 for a
@@ -12,6 +12,7 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 /// The word that selects the shim.
@@ -34,6 +35,8 @@ pub struct Instructions {
     pub descriptors: Option<(u64, u64)>,
     /// Whether standard input is a listening socket that belongs on descriptor 3 (sd_listen_fds(3)).
     pub socket_on_stdin: bool,
+    /// Where the command starts; `None`: where the server did.
+    pub directory: Option<PathBuf>,
     /// The command and its arguments; never empty.
     pub command: Vec<OsString>,
 }
@@ -48,6 +51,9 @@ impl Instructions {
         if self.socket_on_stdin {
             arguments.push("--socket-on-stdin".into());
         }
+        if let Some(directory) = &self.directory {
+            arguments.extend(["--directory".into(), directory.into()]);
+        }
         arguments.push("--".into());
         arguments.extend(self.command.iter().cloned());
         arguments
@@ -57,6 +63,7 @@ impl Instructions {
         let mut instructions = Instructions::default();
         while let Some(argument) = arguments.next() {
             match argument.to_str()? {
+                "--directory" => instructions.directory = Some(arguments.next()?.into()),
                 "--parent" => instructions.parent = arguments.next()?.to_str()?.parse().ok()?,
                 "--descriptors" => {
                     let value = arguments.next()?;
@@ -90,6 +97,13 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     reset_signals();
     if let Some((soft, hard)) = instructions.descriptors {
         restore_descriptors(soft, hard);
+    }
+    if let Some(directory) = &instructions.directory {
+        // Here and not in the server: a path on a dead network file system may block for ever.
+        if let Err(error) = std::env::set_current_dir(directory) {
+            eprintln!("cannot start in the directory {}: {error}", directory.display());
+            return ExitCode::from(CANNOT_RUN);
+        }
     }
     let (program, arguments) = instructions.command.split_first().expect("the parser refuses an empty command");
     let mut command = Command::new(program);
@@ -206,6 +220,7 @@ mod tests {
             parent: 42,
             descriptors: Some((1024, u64::MAX)),
             socket_on_stdin: true,
+            directory: Some("/srv/app/current".into()),
             command: ["sh", "-c", "--", "--parent"].map(OsString::from).to_vec(),
         };
         let arguments = said.to_arguments();

@@ -64,6 +64,8 @@ pub enum Outcome {
     Yes,
     /// It is not, and why.
     No(String),
+    /// Nobody could be asked, and why.
+    Nobody(String),
 }
 
 #[derive(Debug)]
@@ -124,13 +126,13 @@ impl Inquiry {
     pub fn advance(&mut self, now: Instant) -> Outcome {
         let connecting = matches!(self.stage, Stage::Connecting);
         match self.exchange() {
-            Err(error) if connecting && matches!(self.stage, Stage::Connecting) => Outcome::No(refusal(&error)),
+            Err(error) if connecting && matches!(self.stage, Stage::Connecting) => Outcome::Nobody(refusal(&error)),
             // An answer may have come before the connection broke, as from a server that does not read to the end.
             Err(error) => self.judged(End::Broken).unwrap_or_else(|| self.no(&format!("failed: {error}"))),
             Ok(true) => self.judged(End::Orderly).unwrap_or_else(|| self.no("got no answer, and the connection's end")),
             Ok(false) if now < self.deadline => self.judged(End::NotYet).unwrap_or(Outcome::Pending),
             Ok(false) if matches!(self.stage, Stage::Connecting) => {
-                Outcome::No("a connection to it is not answered".to_owned())
+                Outcome::Nobody("a connection to it is not answered".to_owned())
             }
             Ok(false) => {
                 let late = || self.no(&format!("was not answered within {} s", PATIENCE.as_secs_f32()));

@@ -5,6 +5,8 @@
 use std::collections::HashSet;
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
 
 /// The state of a listening socket in /proc/net/tcp (proc_net(5); TCP_LISTEN in the kernel's tcp_states.h).
 const TCP_LISTEN: &str = "0A";
@@ -47,6 +49,33 @@ pub fn is_dying(process: u32) -> bool {
     }
     let flags = stat_field(process, 6).and_then(|flags| flags.parse::<u32>().ok());
     flags.is_none_or(|flags| flags & EXITING != 0)
+}
+
+/// How much CPU time the processes of a group have used, with their children that have ended; `None`: nothing is known of any.
+pub fn cpu_time(group: u32) -> Option<Duration> {
+    // SAFETY: sysconf takes a plain number and has no other effect.
+    let per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).ok().filter(|ticks| *ticks > 0)?;
+    let ticks: Vec<u64> = processes_of(group).into_iter().filter_map(cpu_ticks).collect();
+    (!ticks.is_empty()).then(|| Duration::from_millis(ticks.iter().sum::<u64>() * 1000 / per_second))
+}
+
+/// utime, stime, cutime and cstime of /proc/PID/stat (proc_pid_stat(5)), in clock ticks.
+fn cpu_ticks(process: u32) -> Option<u64> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace().skip(11).take(4);
+    fields.map(|field| field.parse::<u64>().ok()).sum()
+}
+
+/// Whether a port on which somebody listens is not known to be that group's. Where there is nothing to read it is taken for the group's.
+pub fn is_foreign(group: u32, port: u16) -> bool {
+    let suffix = format!(":{port}");
+    let is_it = |address: &String| !address.starts_with("unix:") && address.ends_with(&suffix);
+    cfg!(target_os = "linux") && !listening_addresses(group).iter().any(is_it)
+}
+
+/// The directory in which a process is, behind all links. The system keeps it with the process: no file system is asked.
+pub fn directory(process: u32) -> Option<PathBuf> {
+    fs::read_link(format!("/proc/{process}/cwd")).ok()
 }
 
 fn group_of(process: u32) -> Option<u32> {
@@ -100,6 +129,22 @@ fn unix_listener(line: &str, inodes: &HashSet<u64>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_cpu_time_of_a_group_grows_as_it_works() {
+        use std::os::unix::process::CommandExt;
+        let mut child =
+            std::process::Command::new("sh").args(["-c", "while :; do :; done"]).process_group(0).spawn().unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while cpu_time(child.id()).unwrap() < Duration::from_millis(50) {
+            assert!(std::time::Instant::now() < deadline, "it burns CPU");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(cpu_time(child.id()), None);
+    }
 
     #[test]
     fn lines_of_the_tables_are_read() {

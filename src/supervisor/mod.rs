@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 use crate::config::{HotReload, Settings};
 use crate::control::{ControlServer, SOCKET_NAME};
 use crate::dispatch::{Dispatch, Notice};
-use crate::fleet::{self, Ending, Fleet, Load, Member, Name, RestartRule, Scaler};
+use crate::fleet::{self, Ending, Fleet, Load, Member, Name, Release, RestartRule, Scaler};
 use crate::log::{Level, Log};
 use crate::mailbox::Postboxes;
 
+mod advice;
 mod crew;
 pub mod endpoint;
 pub mod exec;
@@ -33,7 +34,9 @@ pub mod output;
 mod pace;
 pub mod probe;
 pub mod process;
+pub mod program;
 mod report;
+pub mod resolver;
 pub mod run_directory;
 pub mod signals;
 pub mod spawn;
@@ -52,7 +55,7 @@ pub use run_directory::{RunDirectory, RunDirectoryError};
 use signals::{Request, Requester, Requests};
 use spawn::Launcher;
 use stop::Stop;
-use upstreams::Watched;
+use upstreams::{Listeners, Upstreams};
 use wake::{Farewell, Sleeper, Waker};
 use watch::Watcher;
 
@@ -64,10 +67,10 @@ const LONGEST_SUFFIX: &str = ".G99999.9999.9999999.sock";
 const LEAST_ROOM: usize = 64;
 /// Workers that may join by themselves.
 const GUESTS: usize = 64;
-/// Those who waited during a pause are let go in so many steps...
-const RELEASE_STEPS: usize = 50;
-/// ...with this time between them: all within half a second.
-const RELEASE_STEP: Duration = Duration::from_millis(10);
+/// A ready worker that nobody asks counts as one that serves after so long...
+const PROVEN_AFTER: Duration = Duration::from_secs(10);
+/// ...and while its code is being edited.
+const PROVEN_AFTER_EDIT: Duration = Duration::from_secs(1);
 /// Bytes read from a worker's pipe at once.
 const READ_BUFFER: usize = 16 * 1024;
 
@@ -84,6 +87,8 @@ pub struct Options {
     pub memory_interval: Duration,
     /// How many bytes may still be used, as [`memory::headroom`].
     pub headroom: fn() -> Option<u64>,
+    /// How the addresses of upstreams' names are found.
+    pub resolve: resolver::Resolve,
     /// The server around the supervisor, for the control socket; `None`: there is no control socket.
     pub about: Option<About>,
 }
@@ -96,6 +101,7 @@ impl Default for Options {
             signals: true,
             memory_interval: memory::INTERVAL,
             headroom: memory::headroom,
+            resolve: resolver::by_system,
             about: None,
         }
     }
@@ -121,7 +127,7 @@ pub enum AppState {
     Stopping,
     /// All has ended.
     Stopped,
-    /// The workers crash before they answer anything, and are not started again.
+    /// The workers crash before they answer anything. Requests are refused, and one worker is tried now and then.
     Failed,
 }
 
@@ -161,6 +167,8 @@ pub enum ExitReason {
     Stopped,
     /// The app gave up before a worker was ever ready.
     NeverReady,
+    /// The app has failed, and whoever started the server wants to know (`--give-up-exit`).
+    GaveUp,
     /// An event loop ended although nobody had asked it to.
     LoopLost,
 }
@@ -170,7 +178,7 @@ impl ExitReason {
     pub fn code(self) -> u8 {
         match self {
             ExitReason::Stopped => 0,
-            ExitReason::NeverReady => 69,
+            ExitReason::NeverReady | ExitReason::GaveUp => 69,
             ExitReason::LoopLost => 70,
         }
     }
@@ -216,15 +224,14 @@ pub struct Supervisor {
     crew: Crew,
     scaler: Option<Scaler>,
     sample_at: Instant,
-    /// Those who waited during a pause are let go: so many at a time, next then.
-    release: Option<(usize, Instant)>,
+    /// Those who waited during a pause are let go.
+    release: Option<Release>,
     requests: Requests,
     requester: Option<Requester>,
     waker: Waker,
     farewell: Farewell,
     sleeper: Sleeper,
-    upstreams: Vec<Watched>,
-    upstream_seen: bool,
+    upstreams: Upstreams,
     /// Sees changed files, where they are to reach the workers.
     watcher: Option<Watcher>,
     pace: Pace,
@@ -293,10 +300,13 @@ impl Supervisor {
             run.socket(&format!("{}{LONGEST_SUFFIX}", settings.app.name))?;
             workers = settings.app.workers;
         }
-        let upstreams = upstreams::watch_all(&settings, &dispatch, now)?;
+        let upstreams = Upstreams::new(&settings, &dispatch, options.resolve, waker.clone(), now)?;
         let scaling = settings.app.scaling.filter(|_| launcher.is_some());
         let observed = options.about.clone().map(Observed::new);
         let fleet = Fleet::new(rule(&settings), workers, now);
+        if let Some(advice) = launcher.as_ref().and_then(Launcher::advice) {
+            log.event(Level::Warn, advice, &[("event", &"own-pool")]);
+        }
         let crew = Crew::new(settings, dispatch, postboxes, log, run, options, launcher)?;
         let watcher = watch_files(&crew, &waker);
         let control = observed.is_some().then(|| ControlServer::open(&crew.control_path()));
@@ -316,7 +326,6 @@ impl Supervisor {
             waker,
             sleeper,
             upstreams,
-            upstream_seen: false,
             watcher,
             pace: Pace::default(),
             control,
@@ -373,7 +382,8 @@ impl Supervisor {
             for (name, heard) in self.crew.hear(now) {
                 self.take_notice(name, heard, now);
             }
-            self.look_at_upstreams(now);
+            let Crew { dispatch, postboxes, log, .. } = &self.crew;
+            self.upstreams.look(Listeners { dispatch, postboxes, log }, now);
             self.scale_by_load(now);
             self.fleet.tick(now, &mut self.crew);
             // Behind the tick, which may have ended the roll that changes wait for.
@@ -424,7 +434,7 @@ impl Supervisor {
         if let Some(control) = &self.control {
             control.poll_entries(&mut entries);
         }
-        entries.extend(self.upstreams.iter().filter_map(Watched::descriptor).map(|fd| wake::entry(fd, libc::POLLOUT)));
+        entries.extend(self.upstreams.entries());
         let due = self.next_due().into_iter().chain(next_tick).min();
         let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
         if let Err(error) = wake::poll(&mut entries, timeout) {
@@ -436,10 +446,10 @@ impl Supervisor {
 
     fn next_due(&self) -> Option<Instant> {
         let probes = hearing::due(&self.crew.processes);
-        let upstreams = self.upstreams.iter().filter_map(Watched::due).min();
+        let upstreams = self.upstreams.due();
         let stop = self.stop.as_ref().map(Stop::due);
         let sample = self.scaler.is_some().then_some(self.sample_at);
-        let release = self.release.map(|(_, at)| at);
+        let release = self.release.map(|release| release.due());
         let rates = self.observed.as_ref().map(|observed| observed.rates.due());
         // A server that stops loads nothing again.
         let changes = self.pace.due().filter(|_| self.stop.is_none());
@@ -451,8 +461,9 @@ impl Supervisor {
     /// Buries the dead.
     fn reap(&mut self, now: Instant) {
         for name in self.crew.ended() {
-            let ending = self.fleet.member(name).and_then(fleet::Member::ending);
-            if let Some(exit) = self.crew.bury(name, ending, now) {
+            let member = self.fleet.member(name);
+            let (ending, ready_at) = member.map_or((None, None), |member| (member.ending(), member.ready_at));
+            if let Some(exit) = self.crew.bury(name, ending, ready_at.is_some(), now) {
                 self.fleet.exited(name, &exit, now, &mut self.crew);
             }
         }
@@ -559,18 +570,18 @@ impl Supervisor {
         }
         // Asked for twice, those who are being let go by the first go on.
         if waiting > 0 {
-            self.release = Some((waiting.div_ceil(RELEASE_STEPS), now));
+            self.release = Some(Release::of(waiting, now));
         }
         waiting
     }
 
     fn let_go(&mut self, now: Instant) {
-        let Some((most, _)) = self.release.filter(|(_, at)| *at <= now) else { return };
+        let Some(most) = self.release.as_mut().and_then(|release| release.step(now)) else { return };
         let (grants, more) = self.crew.dispatch.let_go(most);
         for grant in grants {
             self.crew.postboxes.grant(grant);
         }
-        self.release = more.then(|| (most, now + RELEASE_STEP));
+        self.release = self.release.filter(|_| more);
     }
 
     /// Changed files reach the workers.
@@ -600,7 +611,9 @@ impl Supervisor {
         match heard {
             // A worker that has been ready and is looked at again is known by its socket alone.
             Heard::Ready if self.fleet.member(name).is_some_and(Member::is_starting) => {
-                self.fleet.ready(name, now, &mut self.crew);
+                if !self.crew.must_be_found(name, now) {
+                    self.fleet.ready(name, now, &mut self.crew);
+                }
             }
             Heard::Ready => {}
             Heard::Leaves => self.fleet.leaving(name, now, &mut self.crew),
@@ -616,8 +629,10 @@ impl Supervisor {
         | Notice::Suspect(id)
         | Notice::Stuck(id)) = notice;
         let Some(name) = self.crew.name(id) else {
-            if let Notice::Unreachable(id) = notice {
-                self.upstream_unreachable(id, now);
+            match notice {
+                Notice::Unreachable(id) => self.upstreams.unreachable(id, now),
+                Notice::Drained(id) => self.upstreams.drained(id, &self.crew.dispatch, now),
+                _ => {}
             }
             return;
         };
@@ -648,15 +663,25 @@ impl Supervisor {
             (Some(_), _) => AppState::Stopping,
             (None, fleet::AppState::Failed) => AppState::Failed,
             (None, fleet::AppState::Running) => AppState::Running,
-            (None, fleet::AppState::Starting) if self.upstream_seen => AppState::Running,
+            (None, fleet::AppState::Starting) if self.upstreams.seen() => AppState::Running,
             (None, fleet::AppState::Starting) => AppState::Starting,
         };
         self.crew.status.enter(state);
         self.crew.status.wanted.store(self.fleet.wanted(), Ordering::Relaxed);
-        if state == AppState::Failed && !self.fleet.ever_ready() {
+        if state == AppState::Failed && (!self.fleet.ever_ready() || self.crew.settings.app.restart.give_up_exit) {
             let app: &dyn std::fmt::Display = &self.crew.settings.app.name;
-            self.crew.log.event(Level::Error, "no worker was ever ready; the server ends", &[("app", app)]);
-            self.exit = Some(ExitReason::NeverReady);
+            let (message, reason) = match self.fleet.ever_ready() {
+                true => ("the app has failed; the server ends (--give-up-exit)", ExitReason::GaveUp),
+                false => ("no worker was ever ready; the server ends", ExitReason::NeverReady),
+            };
+            let hint = "an app that takes $PORT for a number needs --socket tcp";
+            let has_path = self.crew.launcher.as_ref().is_some_and(Launcher::has_path_as_port);
+            let mut fields = vec![("app", app)];
+            if reason == ExitReason::NeverReady && has_path {
+                fields.push(("hint", &hint));
+            }
+            self.crew.log.event(Level::Error, message, &fields);
+            self.exit = Some(reason);
             self.begin_stop(now);
         }
     }
@@ -719,13 +744,20 @@ fn rule(settings: &Settings) -> fleet::Rule {
             max: restart.max,
             crashes: restart.crashes as usize,
             within: restart.within,
-            max_restarts: restart.max_restarts,
+            max_restarts: restart.max_restarts as usize,
         },
         requests: recycle.requests,
+        requests_not_before: recycle.requests_not_before,
         jitter_percent: recycle.jitter_percent,
         lifetime: recycle.lifetime,
         reloads: recycle.reloads,
         ready_timeout: settings.app.ready.timeout,
+        start_parallel: restart.start_parallel,
+        proven_after: match settings.app.hot_reload {
+            HotReload::None => PROVEN_AFTER,
+            // Who edits waits for the next roll until this one is over.
+            HotReload::Process | HotReload::Module => PROVEN_AFTER_EDIT,
+        },
         drain: restart.drain,
         parallel: restart.parallel,
         max_unavailable: restart.max_unavailable,

@@ -1,6 +1,6 @@
 //! Is a worker there and ready? Non-blocking looks with back-off, and what to say when the answer does not come.
 //!
-//! There are three ways to look, all at the address that requests will go to:
+//! There are three ways to look, all at the address that requests will go to, or in turn at several of which it will be one:
 //!
 //! - **connect**: somebody listens. The connection is closed at once. On a Unix socket the answer is immediate; on TCP it is
 //!   waited for in the supervisor's poll. A full backlog is an answer: somebody listens and is busy.
@@ -63,10 +63,13 @@ enum Pending {
     Ask(Inquiry),
 }
 
-/// A series of looks at one address, each a little later than the one before.
+/// A series of looks, each a little later than the one before.
 #[derive(Debug)]
 pub struct Probe {
-    address: SockAddr,
+    /// Where somebody may listen: each look goes through those that are left until somebody does. Never empty.
+    addresses: Vec<SockAddr>,
+    /// The one that is looked at.
+    at: usize,
     kind: Kind,
     pending: Option<Pending>,
     start: Instant,
@@ -79,8 +82,28 @@ pub struct Probe {
 impl Probe {
     /// A probe that connects at once, then after `first`, then after twice that, up to every `longest`.
     pub fn new(address: SockAddr, first: Duration, longest: Duration, now: Instant) -> Probe {
-        let kind = Kind::Connect;
-        Probe { address, kind, pending: None, start: now, next: now, delay: first, longest, reason: None }
+        Probe {
+            addresses: vec![address],
+            at: 0,
+            kind: Kind::Connect,
+            pending: None,
+            start: now,
+            next: now,
+            delay: first,
+            longest,
+            reason: None,
+        }
+    }
+
+    /// The same, and where nobody listens there, at these addresses in turn.
+    pub fn or_at(mut self, others: impl IntoIterator<Item = SockAddr>) -> Probe {
+        self.addresses.extend(others);
+        self
+    }
+
+    /// The address that is looked at; after [`Look::Listening`], where that was.
+    pub fn address(&self) -> &SockAddr {
+        &self.addresses[self.at]
     }
 
     /// A probe for a worker's own socket: 5 ms, doubling up to 100 ms.
@@ -161,8 +184,9 @@ impl Probe {
         }
     }
 
-    /// Puts the next look off, each time for longer.
+    /// Puts the next look off, each time for longer. It begins with the first address again.
     pub fn later(&mut self, now: Instant) {
+        self.at = 0;
         self.next = now + self.delay;
         let late = matches!(self.kind, Kind::Ask(_)) && now.saturating_duration_since(self.start) >= EAGER;
         self.delay = if late { LATE_DELAY } else { (self.delay * 2).min(self.longest) };
@@ -174,14 +198,23 @@ impl Probe {
         Look::NotYet
     }
 
+    /// Nobody listens there: goes on with the next address.
+    fn nobody(&mut self, reason: String, now: Instant) -> Look {
+        if self.at + 1 < self.addresses.len() {
+            self.at += 1;
+            return self.begin(now);
+        }
+        self.failed(reason, now)
+    }
+
     fn begin(&mut self, now: Instant) -> Look {
         if let Kind::Ask(question) = &self.kind {
-            return match Inquiry::begin(&self.address, question, now) {
+            return match Inquiry::begin(self.address(), question, now) {
                 Ok(inquiry) => self.follow_inquiry(inquiry, now),
-                Err(reason) => self.failed(reason, now),
+                Err(reason) => self.nobody(reason, now),
             };
         }
-        match (connect(&self.address), &self.kind) {
+        match (connect(self.address()), &self.kind) {
             (Ok(socket), Kind::Accept(_)) => {
                 // Nobody can have accepted it yet.
                 self.pending = Some(Pending::Accept(socket));
@@ -189,7 +222,7 @@ impl Probe {
             }
             (Ok(socket), _) => self.follow_connect(socket, now, now),
             (Err(error), Kind::Connect) if error.kind() == io::ErrorKind::WouldBlock => Look::Listening,
-            (Err(error), _) => self.failed(refusal(&error), now),
+            (Err(error), _) => self.nobody(refusal(&error), now),
         }
     }
 
@@ -201,8 +234,8 @@ impl Probe {
                 self.next = since + CONNECT_PATIENCE;
                 Look::NotYet
             }
-            Ok(None) => self.failed("a connection to it is not answered".to_owned(), now),
-            Ok(Some(error)) | Err(error) => self.failed(refusal(&error), now),
+            Ok(None) => self.nobody("a connection to it is not answered".to_owned(), now),
+            Ok(Some(error)) | Err(error) => self.nobody(refusal(&error), now),
         }
     }
 
@@ -237,6 +270,7 @@ impl Probe {
         match inquiry.advance(now) {
             Outcome::Yes => Look::Listening,
             Outcome::No(reason) => self.failed(reason, now),
+            Outcome::Nobody(reason) => self.nobody(reason, now),
             Outcome::Pending => {
                 self.next = inquiry.deadline();
                 self.pending = Some(Pending::Ask(inquiry));
@@ -312,6 +346,48 @@ mod tests {
         let mut probe = Probe::of_upstream(address.into(), Instant::now());
         assert_eq!(follow(&mut probe), Look::NotYet);
         assert_eq!(probe.reason(), Some("nobody listens there"));
+    }
+
+    #[test]
+    fn several_addresses_are_looked_at_in_turn() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let port = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port_at: SocketAddr = port.local_addr().unwrap();
+        drop(port);
+        let both = |probe: Probe| probe.or_at([SockAddr::from(port_at)]);
+        let unix = || SockAddr::unix(&path).unwrap();
+        for asks in [false, true] {
+            let mut probe = match asks {
+                false => both(Probe::of_worker(unix(), Instant::now())),
+                true => both(Probe::of_answers(unix(), "/ready", Instant::now())),
+            };
+            for _ in 0..2 {
+                assert_eq!(follow(&mut probe), Look::NotYet);
+                assert_eq!(probe.reason(), Some("nobody listens there"));
+                probe.next = Instant::now();
+            }
+            let listener = TcpListener::bind(port_at).unwrap();
+            let ready = std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").ok();
+                stream.read_to_end(&mut Vec::new()).ok();
+            });
+            assert_eq!(follow(&mut probe), Look::Listening);
+            assert_eq!(probe.address().as_socket(), Some(port_at));
+            drop(probe);
+            ready.join().unwrap();
+        }
+        let listener = UnixListener::bind(&path).unwrap();
+        let worker = answering(listener, &[b"HTTP/1.1 503 x\r\n\r\n"]);
+        let mut probe = both(Probe::of_answers(unix(), "/ready", Instant::now()));
+        assert_eq!(follow(&mut probe), Look::NotYet);
+        assert_eq!(
+            probe.reason(),
+            Some("GET /ready was answered with 503"),
+            "it is there, and the others are not asked"
+        );
+        worker.join().unwrap();
     }
 
     /// Looks until what is under way has its answer.

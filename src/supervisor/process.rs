@@ -13,10 +13,18 @@ use super::probe::Probe;
 use crate::dispatch::WorkerId;
 use crate::fleet::{Ending, Name};
 
-/// The reason of an exit, as the log says it: `recycle: 10000 requests`, `crash: signal 11`, `exit: code 1`.
-pub fn exit_reason(ending: Option<Ending>, status: ExitStatus) -> String {
+/// Whether a process ended as one does that is told to: with code 0, or by TERM.
+pub fn is_clean(status: ExitStatus) -> bool {
+    status.success() || status.signal() == Some(libc::SIGTERM)
+}
+
+/// The reason of an exit, as the log says it: `recycle: 10000 requests`, `crash: signal 11`, `exit: code 1`. A worker that was ready
+/// and ends as if it were told to, which nobody here did, is no crash.
+pub fn exit_reason(ending: Option<Ending>, was_ready: bool, status: ExitStatus) -> String {
     match (ending, status.signal(), status.code()) {
         (Some(ending), ..) => ending.to_string(),
+        (None, Some(_), _) if was_ready && is_clean(status) => "TERM from outside".to_owned(),
+        (None, None, _) if was_ready && is_clean(status) => "ended by itself: code 0".to_owned(),
         (None, Some(signal), _) => format!("crash: signal {signal}"),
         (None, None, code) => format!("exit: code {}", code.unwrap_or(-1)),
     }
@@ -31,6 +39,8 @@ pub struct Process {
     pub id: WorkerId,
     /// `WORKER_ID`.
     pub number: u32,
+    /// `GENERATION`.
+    pub generation: u32,
     /// "web.G1.2".
     pub label: String,
     /// Where it listens.
@@ -79,9 +89,15 @@ mod tests {
     #[test]
     fn reasons_are_said_in_few_words() {
         let status = ExitStatus::from_raw;
-        assert_eq!(exit_reason(None, status(9)), "crash: signal 9");
-        assert_eq!(exit_reason(None, status(1 << 8)), "exit: code 1");
-        assert_eq!(exit_reason(Some(Ending::Requests(7)), status(15)), "recycle: 7 requests");
-        assert_eq!(exit_reason(Some(Ending::Shutdown), status(0)), "shutdown");
+        for was_ready in [false, true] {
+            assert_eq!(exit_reason(None, was_ready, status(9)), "crash: signal 9");
+            assert_eq!(exit_reason(None, was_ready, status(1 << 8)), "exit: code 1");
+            assert_eq!(exit_reason(Some(Ending::Requests(7)), was_ready, status(15)), "recycle: 7 requests");
+            assert_eq!(exit_reason(Some(Ending::Shutdown), was_ready, status(0)), "shutdown");
+        }
+        assert_eq!(exit_reason(None, false, status(0)), "exit: code 0");
+        assert_eq!(exit_reason(None, false, status(15)), "crash: signal 15");
+        assert_eq!(exit_reason(None, true, status(0)), "ended by itself: code 0");
+        assert_eq!(exit_reason(None, true, status(15)), "TERM from outside");
     }
 }

@@ -82,7 +82,7 @@ impl Supervisor {
             (None, fleet::AppState::Failed) => State::Failed,
             (None, _) if snapshot.paused => State::Paused,
             (None, fleet::AppState::Running) => State::Running,
-            (None, fleet::AppState::Starting) if self.upstream_seen || self.serves_itself() => State::Running,
+            (None, fleet::AppState::Starting) if self.upstreams.seen() || self.serves_itself() => State::Running,
             (None, fleet::AppState::Starting) => State::Starting,
         }
     }
@@ -164,7 +164,7 @@ impl Supervisor {
                 continue;
             }
             let state = if place.given_up { WorkerState::Failed } else { WorkerState::Respawning };
-            let (restarts, last_exit) = (u64::from(place.restarts), place.last_exit.clone());
+            let (restarts, last_exit) = (u64::from(place.restarts()), place.last_exit.clone());
             workers.push(status::Worker { id: place.number, state, restarts, last_exit, ..status::Worker::default() });
         }
         workers.sort_by_key(|worker| (worker.id, worker.generation));
@@ -207,7 +207,7 @@ impl Supervisor {
                 None => process.endpoint.to_string(),
             }),
             uptime_seconds: Some(now.duration_since(member.born).as_secs_f64()),
-            restarts: place.map_or(0, |place| u64::from(place.restarts)),
+            restarts: place.map_or(0, |place| u64::from(place.restarts())),
             reloads: member.reloads,
             memory_bytes,
             last_exit: place.and_then(|place| place.last_exit.clone()),

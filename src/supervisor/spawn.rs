@@ -10,24 +10,44 @@ use std::time::Duration;
 
 use super::endpoint::{Endpoint, Ports};
 use super::exec::Instructions;
+use super::{advice, program};
 use crate::config::{self, App, ReadyBy, WorkerSocket};
 
 /// Replaced in the command's arguments by the path of the worker's socket.
 const SOCKET_WORD: &str = "{socket}";
 /// Replaced in the command's arguments by the worker's TCP port.
 const PORT_WORD: &str = "{port}";
-/// What the server may have been given by systemd, by a shell or by a server above it, and what is not the workers'.
-const NOT_INHERITED: [&str; 9] = [
+/// What is meant for the server and does not reach the workers, whoever set it: systemd (systemd.exec(5)), a shell, or a server above.
+/// Credentials ($CREDENTIALS_DIRECTORY) are the app's and do.
+const NOT_INHERITED: [&str; 19] = [
     "LISTEN_FDS",
     "LISTEN_PID",
+    "LISTEN_PIDFDID",
     "LISTEN_FDNAMES",
+    "FDSTORE",
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",
     "WATCHDOG_PID",
+    "SYSTEMD_EXEC_PID",
+    "JOURNAL_STREAM",
+    "RUNTIME_DIRECTORY",
+    "STATE_DIRECTORY",
+    "CACHE_DIRECTORY",
+    "LOGS_DIRECTORY",
+    "CONFIGURATION_DIRECTORY",
     "PORT",
     "SOCKET_PATH",
     "CONTROL_SOCKET",
+    "WEB_CONCURRENCY",
 ];
+/// What the names of the server's own settings begin with.
+const PREFIXES_NOT_INHERITED: [&str; 2] = ["PRODUCTION_SERVER_", "RIP_"];
+
+/// Whether a variable of the server's environment is kept from the workers.
+fn is_for_the_server(name: &OsStr) -> bool {
+    NOT_INHERITED.iter().any(|own| name == *own)
+        || PREFIXES_NOT_INHERITED.iter().any(|prefix| name.as_bytes().starts_with(prefix.as_bytes()))
+}
 
 /// What is the same for all workers of an app.
 #[derive(Clone, Debug)]
@@ -37,6 +57,8 @@ pub struct Launcher {
     /// The command and its arguments as they were given; never empty.
     command: Vec<OsString>,
     socket: WorkerSocket,
+    /// Where workers start, resolved anew at each start; `None`: where the server did.
+    directory: Option<PathBuf>,
     /// `WORKER_CONCURRENCY`.
     concurrency: u32,
     /// `WATCHDOG_USEC`.
@@ -80,8 +102,11 @@ impl Launcher {
             config::Command::Argv(words) => words.clone(),
             config::Command::BuiltIn => built_in(app, program)?,
         };
-        check_command(command.first().map(OsString::as_os_str).unwrap_or_default())?;
-        let socket = socket_kind(&command, app.socket)?;
+        if let Some(directory) = app.directory.as_ref().filter(|directory| !directory.is_dir()) {
+            return Err(format!("cannot start workers in {}: there is no such directory", directory.display()));
+        }
+        program::check(&command, app.directory.as_deref())?;
+        let socket = socket_kind(&command, app)?;
         if socket == WorkerSocket::Tcp && app.ready.by == ReadyBy::Join {
             return Err(
                 "a worker on a TCP port has no socket to join with: expected another --ready, or no {port} and no \
@@ -93,6 +118,7 @@ impl Launcher {
             program: program.to_path_buf(),
             socket,
             command,
+            directory: app.directory.clone(),
             concurrency: app.concurrency.max(1),
             watchdog: app.watchdog,
             notify: app.ready.by == ReadyBy::Notify,
@@ -116,6 +142,16 @@ impl Launcher {
         self.notify || self.watchdog.is_some()
     }
 
+    /// Whether `PORT` is the path of the worker's socket: in node, `listen(process.env.PORT)` takes either.
+    pub fn has_path_as_port(&self) -> bool {
+        self.socket == WorkerSocket::Unix && is_node(&self.command[0])
+    }
+
+    /// A line about a command that starts a pool of its own ([`advice`]).
+    pub fn advice(&self) -> Option<String> {
+        advice::about(&self.command, self.concurrency)
+    }
+
     /// Starts a worker in a process group of its own, with pipes for its output. The group's id is the child's. A socket
     /// that the worker inherits is the worker's alone afterwards, whatever comes back.
     ///
@@ -127,6 +163,7 @@ impl Launcher {
             parent: std::process::id(),
             descriptors: self.descriptors,
             socket_on_stdin: listener.is_some(),
+            directory: self.directory.clone(),
             command: self.command.iter().map(|word| filled_in(word, endpoint)).collect(),
         };
         let mut shim = Command::new(&self.program);
@@ -139,7 +176,7 @@ impl Launcher {
 
     /// The worker contract's variables.
     fn set_environment(&self, shim: &mut Command, particulars: Particulars<'_>, endpoint: &Endpoint) {
-        for name in NOT_INHERITED {
+        for name in std::env::vars_os().map(|(name, _)| name).filter(|name| is_for_the_server(name)) {
             shim.env_remove(name);
         }
         let number = particulars.number.to_string();
@@ -148,14 +185,19 @@ impl Launcher {
             .env("CLUSTER_WORKER_ID", &number)
             .env("GENERATION", particulars.generation.to_string())
             .env("MAX_REQUESTS", particulars.limit.to_string())
-            .env("WORKER_CONCURRENCY", self.concurrency.to_string());
+            .env("WORKER_CONCURRENCY", self.concurrency.to_string())
+            // For gunicorn, uvicorn and Puma: a worker is one process, and the server has several.
+            .env("WEB_CONCURRENCY", "1");
+        if let Some(path) = &self.directory {
+            shim.env("PWD", path);
+        }
         if let Some(path) = endpoint.path() {
             shim.env("SOCKET_PATH", path);
         }
         if let Some(port) = endpoint.port() {
             shim.env("PORT", port.to_string());
-        } else if is_node(&self.command[0]) && endpoint.inherited().is_none() {
-            shim.env("PORT", endpoint.path().unwrap_or(Path::new("")));
+        } else if let Some(path) = endpoint.path().filter(|_| self.has_path_as_port()) {
+            shim.env("PORT", path);
         }
         if let Some(path) = &self.control {
             shim.env("CONTROL_SOCKET", path);
@@ -184,8 +226,14 @@ fn built_in(app: &App, program: &Path) -> Result<Vec<OsString>, String> {
     Ok(command)
 }
 
-/// What a worker listens on, as its command and the configuration say together: `{port}` asks for TCP by itself.
-fn socket_kind(command: &[OsString], configured: WorkerSocket) -> Result<WorkerSocket, String> {
+/// What a worker listens on, as its command and the configuration say together: `{port}` asks for TCP by itself, and what is known to
+/// take a path, be it as its `PORT`, is given no port.
+fn socket_kind(command: &[OsString], app: &App) -> Result<WorkerSocket, String> {
+    let takes_path = app.command == config::Command::BuiltIn || is_node(&command[0]) || app.ready.by == ReadyBy::Join;
+    let configured = match app.socket {
+        WorkerSocket::Auto if takes_path => WorkerSocket::Unix,
+        configured => configured,
+    };
     let has = |name: &str| command.iter().any(|word| memchr::memmem::find(word.as_bytes(), name.as_bytes()).is_some());
     match (has(SOCKET_WORD), has(PORT_WORD), configured) {
         (true, true, _) => Err("the worker's command has both {socket} and {port}: expected one of them".to_owned()),
@@ -197,6 +245,7 @@ fn socket_kind(command: &[OsString], configured: WorkerSocket) -> Result<WorkerS
                 .to_owned())
         }
         (_, true, _) => Ok(WorkerSocket::Tcp),
+        (true, _, WorkerSocket::Auto) => Ok(WorkerSocket::Unix),
         _ => Ok(configured),
     }
 }
@@ -207,41 +256,6 @@ pub fn this_program() -> PathBuf {
         return PathBuf::from("/proc/self/exe");
     }
     std::env::current_exe().unwrap_or_else(|_| PathBuf::from("production_server"))
-}
-
-/// Whether a command can be found and run, before anything is started.
-///
-/// # Errors
-/// One sentence that names the command and what is wrong with it.
-pub fn check_command(program: &OsStr) -> Result<(), String> {
-    let name = program.to_string_lossy();
-    if program.is_empty() {
-        return Err("the worker's command is empty".to_owned());
-    }
-    if name.contains('/') {
-        let path = Path::new(program);
-        return match path.metadata() {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                Err(format!("cannot run `{name}`: there is no such file"))
-            }
-            Err(error) => Err(format!("cannot run `{name}`: {error}")),
-            Ok(metadata) if metadata.is_dir() => Err(format!("cannot run `{name}`: it is a directory")),
-            Ok(_) if !may_execute(path) => Err(format!("cannot run `{name}`: it is not executable (chmod +x)")),
-            Ok(_) => Ok(()),
-        };
-    }
-    let path = std::env::var_os("PATH").unwrap_or_else(|| OsString::from("/bin:/usr/bin"));
-    let mut candidates = std::env::split_paths(&path).map(|directory| directory.join(program));
-    if candidates.any(|candidate| candidate.is_file() && may_execute(&candidate)) {
-        return Ok(());
-    }
-    Err(format!("cannot run `{name}`: not found in PATH; install it, or give its path"))
-}
-
-fn may_execute(path: &Path) -> bool {
-    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return false };
-    // SAFETY: the path is a string that ends in NUL and outlives the call.
-    unsafe { libc::access(path.as_ptr(), libc::X_OK) == 0 }
 }
 
 fn is_node(program: &OsStr) -> bool {
@@ -298,8 +312,11 @@ mod tests {
     #[test]
     fn the_command_and_the_kind_of_socket_agree() {
         let kind = |script: &str, socket| launcher(script, |app| app.socket = socket).map(|launcher| launcher.socket);
-        use WorkerSocket::{Inherit, Tcp, Unix};
+        use WorkerSocket::{Auto, Inherit, Tcp, Unix};
         for (script, configured, expected) in [
+            ("x", Auto, Auto),
+            ("x {socket}", Auto, Unix),
+            ("x :{port}", Auto, Tcp),
             ("x", Unix, Unix),
             ("x {socket}", Unix, Unix),
             ("x {socket}", Inherit, Inherit),
@@ -328,6 +345,7 @@ mod tests {
         let made = |app: &App| Launcher::new(app, Path::new("/bin/true"), None, None);
         let launcher = made(&app).unwrap().unwrap();
         assert_eq!(launcher.command, ["/bin/true", "worker", "--module", "a.so"]);
+        assert_eq!(launcher.socket, WorkerSocket::Unix, "it is known to take a path");
         assert!(made(&App { socket: WorkerSocket::Tcp, ..app.clone() }).unwrap_err().contains("--socket tcp"));
         assert!(made(&App { command: config::Command::None, ..app }).unwrap().is_none());
     }
@@ -349,7 +367,7 @@ mod tests {
         let of = |launcher: &Launcher, notify| {
             environment(launcher, &launcher.endpoint(path.clone()).expect("an endpoint"), notify)
         };
-        let plain = of(&launcher("x", |_| {}).unwrap(), None);
+        let plain = of(&launcher("x", |app| app.socket = WorkerSocket::Unix).unwrap(), None);
         for (name, expected) in [
             ("SOCKET_PATH", Some(given)),
             ("WORKER_ID", Some("3")),
@@ -358,25 +376,27 @@ mod tests {
             ("GENERATION", Some("7")),
             ("MAX_REQUESTS", Some("500")),
             ("WORKER_CONCURRENCY", Some("1")),
+            ("WEB_CONCURRENCY", Some("1")),
             ("PORT", None),
             ("CONTROL_SOCKET", None),
             ("NOTIFY_SOCKET", None),
             ("WATCHDOG_USEC", None),
-            ("WATCHDOG_PID", None),
-            ("LISTEN_FDS", None),
         ] {
-            assert_eq!(plain.get(name).map(Option::as_deref), Some(expected), "{name}");
+            assert_eq!(plain.get(name).cloned().flatten().as_deref(), expected, "{name}");
         }
-        let mut as_node = launcher("x", |_| {}).unwrap();
+        let either = of(&launcher("x", |_| {}).unwrap(), None);
+        assert!(either["PORT"].as_ref().unwrap().parse::<u16>().unwrap() > 0);
+        assert_eq!(either["SOCKET_PATH"].as_deref(), Some(given));
+        let mut as_node = launcher("x", |app| app.socket = WorkerSocket::Unix).unwrap();
         as_node.command = vec!["/usr/bin/node".into(), "a.js".into()];
         assert_eq!(of(&as_node, None)["PORT"].as_deref(), Some(given));
         as_node.socket = WorkerSocket::Inherit;
-        assert_eq!(of(&as_node, None)["PORT"], None, "there is nothing left to open");
+        assert_eq!(of(&as_node, None).get("PORT").cloned().flatten(), None, "there is nothing left to open");
         std::fs::remove_file(&path).unwrap();
         as_node.socket = WorkerSocket::Tcp;
         let tcp = of(&as_node, None);
         assert!(tcp["PORT"].as_ref().unwrap().parse::<u16>().unwrap() > 0);
-        assert_eq!(tcp["SOCKET_PATH"], None);
+        assert_eq!(tcp.get("SOCKET_PATH").cloned().flatten(), None);
         let mut speaking = launcher("x", |app| app.watchdog = Some(Duration::from_millis(1500))).unwrap();
         speaking.control = Some("/run/control.sock".into());
         assert!(speaking.listens_to_workers());
@@ -384,6 +404,25 @@ mod tests {
         assert_eq!(speaking["NOTIFY_SOCKET"].as_deref(), Some("/run/web.note"));
         assert_eq!(speaking["CONTROL_SOCKET"].as_deref(), Some("/run/control.sock"));
         assert_eq!(speaking["WATCHDOG_USEC"].as_deref(), Some("1500000"));
+    }
+
+    #[test]
+    fn what_is_meant_for_the_server_is_known_by_its_name() {
+        for (name, expected) in [
+            ("WEB_CONCURRENCY", true),
+            ("RIP_MAX_QUEUE", true),
+            ("PRODUCTION_SERVER_WORKERS", true),
+            ("RUNTIME_DIRECTORY", true),
+            ("STATE_DIRECTORY", true),
+            ("LISTEN_FDS", true),
+            ("WATCHDOG_PID", true),
+            ("CREDENTIALS_DIRECTORY", false),
+            ("RIPPLE", false),
+            ("MY_PORT", false),
+            ("PATH", false),
+        ] {
+            assert_eq!(is_for_the_server(OsStr::new(name)), expected, "{name}");
+        }
     }
 
     #[test]
@@ -398,21 +437,6 @@ mod tests {
     fn only_node_is_given_the_socket_as_port() {
         for (program, expected) in [("node", true), ("/usr/bin/nodejs", true), ("nodemon", false), ("deno", false)] {
             assert_eq!(is_node(OsStr::new(program)), expected, "{program}");
-        }
-    }
-
-    #[test]
-    fn a_command_that_cannot_run_is_named() {
-        assert_eq!(check_command(OsStr::new("sh")), Ok(()));
-        assert_eq!(check_command(OsStr::new("/bin/sh")), Ok(()));
-        for (program, expected) in [
-            ("no-such-command-here", "not found in PATH"),
-            ("/no/such/file", "no such file"),
-            ("/etc/passwd", "not executable"),
-            ("/etc/", "directory"),
-        ] {
-            let said = check_command(OsStr::new(program)).unwrap_err();
-            assert!(said.contains(expected) && said.contains(program), "{said}");
         }
     }
 }

@@ -1,106 +1,303 @@
 //! Servers that something else runs: found by connecting, lost by a refused connect, found again.
+//!
+//! A name may have several addresses, and others tomorrow (`localhost` is ::1 and 127.0.0.1; a container that is made anew moves). All
+//! of them are tried in turn, and the name is looked up again after each round in vain. To the dispatch an upstream at
+//! another address is another worker: the connections to the old one are given up, its requests end where they are.
 
-use std::net::ToSocketAddrs;
-use std::os::fd::RawFd;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use socket2::SockAddr;
 
 use super::probe::{Look, Probe};
-use super::{StartError, Supervisor, run_directory};
+use super::resolver::{Lookup, Resolve};
+use super::wake::Waker;
+use super::{StartError, run_directory};
 use crate::config::{Settings, Upstream};
 use crate::dispatch::{Dispatch, Moves, Target, WorkerId};
-use crate::log::Level;
+use crate::log::{Level, Log};
+use crate::mailbox::{Message, Postboxes};
+
+/// The wait after the first round in vain; each is twice as long as the one before, up to...
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+/// ...this one.
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+
+/// All upstreams of the app.
+pub(super) struct Upstreams {
+    all: Vec<Watched>,
+    /// Those that have moved: forgotten once their requests have ended.
+    leaving: Vec<WorkerId>,
+    resolve: Resolve,
+    waker: Waker,
+    seen: bool,
+}
+
+/// Whom an upstream's news reach.
+#[derive(Clone, Copy)]
+pub(super) struct Listeners<'a> {
+    pub dispatch: &'a Dispatch,
+    pub postboxes: &'a Postboxes,
+    pub log: &'a Log,
+}
 
 /// One upstream and what is known of it.
-#[derive(Debug)]
-pub(super) struct Watched {
-    id: WorkerId,
+struct Watched {
     label: String,
-    address: SockAddr,
+    number: u32,
+    /// What is looked up; `None`: it was given as an address.
+    name: Option<(String, u16)>,
+    /// Where it may be, as was last heard.
+    addresses: Vec<SockAddr>,
+    /// Where it was last found, as the dispatch knows it.
+    at: Option<(WorkerId, SockAddr)>,
     /// `None` while it answers.
-    probe: Option<Probe>,
+    search: Option<Search>,
     /// Whether its absence was said.
     said: bool,
 }
 
-impl Watched {
-    pub(super) fn descriptor(&self) -> Option<RawFd> {
-        self.probe.as_ref().and_then(Probe::descriptor)
+/// The search for an upstream: rounds over its addresses.
+struct Search {
+    /// A connect to the address with that index.
+    probe: Option<(usize, Probe)>,
+    lookup: Option<Lookup>,
+    /// When the next round begins.
+    next: Instant,
+    wait: Duration,
+    /// Why the last attempt failed.
+    reason: String,
+}
+
+impl Search {
+    fn new(now: Instant) -> Search {
+        Search { probe: None, lookup: None, next: now, wait: FIRST_WAIT, reason: String::new() }
     }
 
-    pub(super) fn due(&self) -> Option<Instant> {
-        self.probe.as_ref().map(Probe::next)
+    /// A round was in vain.
+    fn rest(&mut self, now: Instant) {
+        self.next = now + self.wait;
+        self.wait = (self.wait * 2).min(LONGEST_WAIT);
     }
 }
 
-/// Resolves all upstreams and adds them to the dispatch. Names are resolved here, once.
-pub(super) fn watch_all(settings: &Settings, dispatch: &Dispatch, now: Instant) -> Result<Vec<Watched>, StartError> {
-    let mut watched = Vec::new();
-    for (index, upstream) in settings.app.upstreams.iter().enumerate() {
-        let (address, unix) = match upstream {
-            Upstream::Unix(path) => {
-                run_directory::check_length(path)?;
-                (SockAddr::unix(path)?, true)
+impl Upstreams {
+    /// Those of the settings. Nothing is asked yet; the dispatch knows those that were given as addresses.
+    ///
+    /// # Errors
+    /// When the path of a socket is too long, or the dispatch has no room.
+    pub fn new(
+        settings: &Settings,
+        dispatch: &Dispatch,
+        resolve: Resolve,
+        waker: Waker,
+        now: Instant,
+    ) -> Result<Upstreams, StartError> {
+        let mut all = Vec::new();
+        for (index, upstream) in settings.app.upstreams.iter().enumerate() {
+            let (name, addresses) = match upstream {
+                Upstream::Unix(path) => {
+                    run_directory::check_length(path)?;
+                    (None, vec![SockAddr::unix(path)?])
+                }
+                Upstream::Tcp(host, port) => match host.parse::<IpAddr>() {
+                    Ok(ip) => (None, vec![SocketAddr::new(ip, *port).into()]),
+                    Err(_) => (Some((host.clone(), *port)), Vec::new()),
+                },
+            };
+            let (label, number) = (upstream.to_string(), index as u32 + 1);
+            let search = Some(Search::new(now));
+            let mut upstream = Watched { label, number, name, addresses, at: None, search, said: false };
+            if let (None, [address]) = (&upstream.name, &upstream.addresses[..]) {
+                let address = address.clone();
+                let full = || StartError { message: "too many upstreams".to_owned(), code: 64 };
+                upstream.at = Some((upstream.add(&address, dispatch, now).ok_or_else(full)?, address));
             }
-            Upstream::Tcp(host, port) => (resolve(host, *port)?, false),
-        };
-        let label = upstream.to_string();
+            all.push(upstream);
+        }
+        Ok(Upstreams { all, leaving: Vec::new(), resolve, waker, seen: false })
+    }
+
+    /// Whether one was ever found.
+    pub fn seen(&self) -> bool {
+        self.seen
+    }
+
+    /// What is to be polled for.
+    pub fn entries(&self) -> impl Iterator<Item = libc::pollfd> {
+        self.all.iter().filter_map(|upstream| upstream.search.as_ref()?.probe.as_ref()?.1.entry())
+    }
+
+    /// When to look again, whatever the descriptors do.
+    pub fn due(&self) -> Option<Instant> {
+        self.all.iter().filter_map(Watched::due).min()
+    }
+
+    /// A connect to an upstream was refused.
+    pub fn unreachable(&mut self, id: WorkerId, now: Instant) {
+        let lost = self.all.iter_mut().find(|upstream| upstream.at.as_ref().is_some_and(|(known, _)| *known == id));
+        if let Some(upstream) = lost
+            && upstream.search.is_none()
+        {
+            upstream.search = Some(Search::new(now));
+        }
+    }
+
+    /// A worker that drains has no request left; it may be an upstream that has moved.
+    pub fn drained(&mut self, id: WorkerId, dispatch: &Dispatch, now: Instant) {
+        if let Some(index) = self.leaving.iter().position(|leaving| *leaving == id) {
+            self.leaving.swap_remove(index);
+            dispatch.remove(id, now);
+        }
+    }
+
+    /// Looks at those that do not answer.
+    pub fn look(&mut self, listeners: Listeners<'_>, now: Instant) {
+        for upstream in &mut self.all {
+            let Some(mut search) = upstream.search.take() else { continue };
+            match upstream.go_on(&mut search, self.resolve, &self.waker, now) {
+                Some(address) => {
+                    if !upstream.is_found(address, &mut self.leaving, listeners, now) {
+                        search.rest(now);
+                        upstream.search = Some(search);
+                        continue;
+                    }
+                    if !self.seen || std::mem::take(&mut upstream.said) {
+                        upstream.say_found(listeners.log);
+                    }
+                    self.seen = true;
+                }
+                None => {
+                    if !search.reason.is_empty() && !std::mem::replace(&mut upstream.said, true) {
+                        let message = "upstream does not accept connections; it is tried again";
+                        let fields: [(&str, &dyn std::fmt::Display); 2] =
+                            [("upstream", &upstream.label), ("reason", &search.reason)];
+                        listeners.log.event(Level::Warn, message, &fields);
+                    }
+                    upstream.search = Some(search);
+                }
+            }
+        }
+    }
+}
+
+impl Watched {
+    /// Goes on with the search as far as that is possible now; where it answers, if it does.
+    fn go_on(&mut self, search: &mut Search, resolve: Resolve, waker: &Waker, now: Instant) -> Option<SockAddr> {
+        self.hear(search, now);
+        if search.probe.is_none() && now >= search.next {
+            search.probe = self.probe(0, now);
+            if search.probe.is_none() {
+                self.look_up(search, resolve, waker);
+            }
+        }
+        while let Some((index, mut probe)) = search.probe.take() {
+            match probe.look(now) {
+                Look::Listening => return self.addresses.get(index).cloned(),
+                Look::NotYet if probe.descriptor().is_some() => {
+                    search.probe = Some((index, probe));
+                    return None;
+                }
+                Look::NotYet => search.reason = probe.reason().unwrap_or_default().to_owned(),
+            }
+            search.probe = self.probe(index + 1, now);
+            if search.probe.is_none() {
+                // The round was in vain.
+                search.rest(now);
+                self.look_up(search, resolve, waker);
+            }
+        }
+        None
+    }
+
+    /// Takes in what a look-up has found. What is known already stays in use while one runs, and when it fails.
+    fn hear(&mut self, search: &mut Search, now: Instant) {
+        let Some(found) = search.lookup.as_ref().and_then(Lookup::take) else { return };
+        search.lookup = None;
+        match found.map(|found| found.into_iter().map(SockAddr::from).collect::<Vec<_>>()) {
+            Ok(found) if found == self.addresses => {}
+            Ok(found) => {
+                self.addresses = found;
+                (search.probe, search.next) = (None, now);
+            }
+            Err(error) if self.addresses.is_empty() => {
+                search.reason = format!("its name cannot be looked up: {error}");
+                search.rest(now);
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// Begins to look the name up, unless it is an address or that is under way.
+    fn look_up(&self, search: &mut Search, resolve: Resolve, waker: &Waker) {
+        if let (Some((host, port)), None) = (&self.name, &search.lookup) {
+            search.lookup = Some(Lookup::begin(resolve, host, *port, waker));
+        }
+    }
+
+    fn due(&self) -> Option<Instant> {
+        let search = self.search.as_ref()?;
+        match &search.probe {
+            Some((_, probe)) => Some(probe.next()),
+            // The look-up's end wakes.
+            None if self.addresses.is_empty() && search.lookup.is_some() => None,
+            None => Some(search.next),
+        }
+    }
+
+    /// A look at the address with that index.
+    fn probe(&self, index: usize, now: Instant) -> Option<(usize, Probe)> {
+        let address = self.addresses.get(index)?.clone();
+        Some((index, Probe::of_upstream(address, now)))
+    }
+
+    fn say_found(&self, log: &Log) {
+        let address = self.at.as_ref().filter(|_| self.name.is_some()).and_then(|(_, at)| at.as_socket());
+        let mut fields = vec![("upstream", &self.label as &dyn std::fmt::Display)];
+        fields.extend(address.as_ref().map(|address| ("address", address as &dyn std::fmt::Display)));
+        log.event(Level::Info, "upstream answers", &fields);
+    }
+
+    /// Makes it known to the dispatch.
+    fn add(&self, address: &SockAddr, dispatch: &Dispatch, now: Instant) -> Option<WorkerId> {
         let target = Target {
             address: address.clone(),
-            label: label.clone(),
-            unix,
+            label: self.label.clone(),
+            unix: address.is_unix(),
             supervised: false,
-            number: index as u32 + 1,
+            number: self.number,
             moves: Arc::new(Moves::new(now)),
         };
-        let full = || StartError { message: "too many upstreams".to_owned(), code: 64 };
-        let id = dispatch.add(target, 0, None).ok_or_else(full)?;
-        let probe = Some(Probe::of_upstream(address.clone(), now));
-        watched.push(Watched { id, label, address, probe, said: false });
-    }
-    Ok(watched)
-}
-
-fn resolve(host: &str, port: u16) -> Result<SockAddr, StartError> {
-    let found = (host, port).to_socket_addrs().ok().and_then(|mut found| found.next());
-    let message = || format!("the upstream http://{host}:{port} cannot be resolved to an address");
-    found.map(SockAddr::from).ok_or_else(|| StartError { message: message(), code: 69 })
-}
-
-impl Supervisor {
-    /// A connect to an upstream was refused.
-    pub(super) fn upstream_unreachable(&mut self, id: WorkerId, now: Instant) {
-        if let Some(upstream) = self.upstreams.iter_mut().find(|upstream| upstream.id == id && upstream.probe.is_none())
-        {
-            upstream.probe = Some(Probe::of_upstream(upstream.address.clone(), now));
-        }
+        dispatch.add(target, 0, None)
     }
 
-    pub(super) fn look_at_upstreams(&mut self, now: Instant) {
-        for upstream in &mut self.upstreams {
-            let Some(probe) = &mut upstream.probe else { continue };
-            // Due only when a connect failed before, or one is under way.
-            let first = probe.next();
-            match probe.look(now) {
-                Look::Listening => {
-                    upstream.probe = None;
-                    if !self.upstream_seen || std::mem::take(&mut upstream.said) {
-                        self.crew.log.event(Level::Info, "upstream answers", &[("upstream", &upstream.label)]);
-                    }
-                    self.upstream_seen = true;
-                    for grant in self.crew.dispatch.ready(upstream.id, now) {
-                        self.crew.postboxes.grant(grant);
-                    }
-                }
-                Look::NotYet if probe.descriptor().is_none() && probe.next() != first && !upstream.said => {
-                    upstream.said = true;
-                    let message = "upstream does not accept connections; it is tried again";
-                    self.crew.log.event(Level::Warn, message, &[("upstream", &upstream.label)]);
-                }
-                Look::NotYet => {}
+    /// It answers there: gives it what waits; an address that it has moved from is given up. False: the dispatch has no room for it.
+    fn is_found(
+        &mut self,
+        address: SockAddr,
+        leaving: &mut Vec<WorkerId>,
+        listeners: Listeners<'_>,
+        now: Instant,
+    ) -> bool {
+        let Listeners { dispatch, postboxes, .. } = listeners;
+        if let Some((id, at)) = self.at.take() {
+            if at == address {
+                self.at = Some((id, at));
+            } else {
+                postboxes.broadcast(|| Message::Retire(id));
+                leaving.push(id);
+                dispatch.drain(id, now);
             }
         }
+        if self.at.is_none() {
+            let Some(id) = self.add(&address, dispatch, now) else { return false };
+            self.at = Some((id, address));
+        }
+        let id = self.at.as_ref().map(|(id, _)| *id);
+        for grant in id.into_iter().flat_map(|id| dispatch.ready(id, now)) {
+            postboxes.grant(grant);
+        }
+        true
     }
 }

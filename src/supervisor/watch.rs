@@ -133,7 +133,7 @@ impl Watcher {
         if let AccessLogTarget::File(path) = &settings.access_log.target {
             left_out.push(path.clone());
         }
-        let here = here();
+        let here = here(settings);
         let targets = Targets::find(&settings.app.watch, command, &module, &left_out, &here);
         Watcher::start_for(targets, here, on_change)
     }
@@ -494,8 +494,10 @@ fn look(path: &Path, touch: Touch, named: bool) -> Seen {
     if changed { Seen::Changed } else { Seen::Nothing }
 }
 
-fn here() -> PathBuf {
-    std::env::current_dir().and_then(fs::canonicalize).unwrap_or_else(|_| PathBuf::from("/"))
+/// Where the workers start: what the command's relative paths are relative to.
+fn here(settings: &Settings) -> PathBuf {
+    let start = settings.app.directory.clone().map_or_else(std::env::current_dir, Ok);
+    start.and_then(fs::canonicalize).unwrap_or_else(|_| PathBuf::from("/"))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! One connection of the built-in worker: requests in, answers out, until either side ends it.
 
 use std::io::{self, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 
@@ -117,8 +118,9 @@ pub(super) fn serve(entry: &Entry, shared: &Shared) -> io::Result<()> {
             body = Vec::new();
         }
         entry.busy.store(!input.bytes().is_empty(), Ordering::SeqCst);
-        if shared.stopping.load(Ordering::SeqCst) && input.bytes().is_empty() {
-            return Ok(());
+        if shared.stopping.load(Ordering::SeqCst) {
+            // What has arrived by now is still read and answered; then comes the end.
+            stream.shutdown(Shutdown::Read).ok();
         }
     }
 }

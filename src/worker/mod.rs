@@ -146,6 +146,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
     given::tell("READY=1");
     accept_until_stopped(&listener, &stopped, &mut checks, &shared);
     given::tell("STOPPING=1");
+    take_the_rest(&listener, &shared);
     drop(listener);
     std::fs::remove_file(path).ok();
     finish(&shared);
@@ -192,6 +193,15 @@ fn accept_until_stopped(
     }
 }
 
+/// Takes in those who have been connected by the kernel already: they may have sent their requests, and would be cut. Who comes now is
+/// refused, and goes elsewhere. (Where a listener cannot be shut, there is a moment left in which one may come too late.)
+fn take_the_rest(listener: &UnixListener, shared: &Arc<Shared>) {
+    socket2::SockRef::from(listener).shutdown(Shutdown::Read).ok();
+    while let Ok((stream, _)) = listener.accept() {
+        start(stream, shared);
+    }
+}
+
 fn start(stream: UnixStream, shared: &Arc<Shared>) {
     // macOS and the BSDs hand the listener's flag down.
     if stream.set_nonblocking(false).is_err() {
@@ -230,8 +240,8 @@ fn forget(shared: &Shared, place: usize) {
     shared.changed.notify_all();
 }
 
-/// Ends idle connections and waits for the busy ones, which look at `stopping` after their answer. Each connection either
-/// sees that or is seen idle here, whichever comes first.
+/// Lets nothing more in on idle connections, and waits for the busy ones, which do the same after their answer, for they look at
+/// `stopping` then. Each connection either sees that or is seen idle here, whichever comes first.
 fn finish(shared: &Shared) {
     shared.stopping.store(true, Ordering::SeqCst);
     let mut open = shared.open();

@@ -45,6 +45,7 @@ macro_rules! conformance {
                 gathered_sends_reach_a_slow_reader_in_order
                 a_long_transfer_arrives_whole_in_large_blocks
                 large_receives_fall_back_to_small_blocks
+                long_transfers_take_turns_and_who_wants_little_does_not_wait
                 arming_twice_receives_once
                 end_comes_right_behind_the_data
                 a_half_closed_peer_gets_its_answer

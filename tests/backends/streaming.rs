@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
-use production_server::backends::{Backend, Event, How, Piece, Side, Size, Sock};
-use production_server::buffers::block::{Budget, Pool};
+use production_server::backends::{BULK_BYTES, Backend, Event, How, Piece, Side, Size, Sock};
+use production_server::buffers::block::{Budget, Pool, SMALL};
 use socket2::SockRef;
 
 use super::rig::{DEADLINE, Rig, echo_once, options_with_pool, pattern, read_pattern};
@@ -169,6 +169,43 @@ pub fn large_receives_fall_back_to_small_blocks<B: Backend>() {
     stream.write_all(b"hello").unwrap();
     rig.recv_sized(sock, Size::Large);
     assert_eq!(rig.receive(sock)[..], b"hello"[..]);
+    rig.finish();
+}
+
+/// Of many long transfers only a part moves in a turn, what the others may bring is set aside, and a short message is told in the next
+/// turn all the same.
+pub fn long_transfers_take_turns_and_who_wants_little_does_not_wait<B: Backend>() {
+    const TRANSFERS: usize = 40;
+    let mut rig = Rig::<B>::new();
+    let mut peers: Vec<_> = (0..TRANSFERS).map(|_| rig.unix_pair()).collect();
+    let (mut stream, small) = rig.unix_pair();
+    rig.recv(small);
+    for (peer, sock) in &mut peers {
+        peer.write_all(&pattern(0, 4 * SMALL)).unwrap();
+        rig.recv(*sock);
+    }
+    let received = |events: &[Event]| {
+        let sock = |event: &Event| if let Event::Receive { sock, .. } = event { Some(*sock) } else { None };
+        events.iter().filter_map(sock).collect::<Vec<_>>()
+    };
+    // That they are long is seen at their first blocks.
+    let mut begun = 0;
+    while begun < TRANSFERS {
+        begun += received(&rig.turn(DEADLINE)).len();
+    }
+    peers.iter().for_each(|(_, sock)| rig.recv(*sock));
+    let set_aside = rig.pool.budget().used();
+    assert!(set_aside <= TRANSFERS * SMALL && set_aside > 0, "{set_aside} bytes are set aside");
+    stream.write_all(b"little").unwrap();
+    let mut told = Vec::new();
+    while told.len() < TRANSFERS + 1 {
+        let turn = received(&rig.turn(DEADLINE));
+        assert!(turn.len() <= BULK_BYTES / SMALL + 2, "{} transfers in one turn", turn.len());
+        told.extend(turn);
+    }
+    let place = told.iter().position(|sock| *sock == small);
+    assert!(place <= Some(2 * (BULK_BYTES / SMALL + 2)), "a short message waits behind long transfers: {place:?}");
+    assert_eq!(rig.pool.budget().used(), 0);
     rig.finish();
 }
 

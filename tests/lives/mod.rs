@@ -4,6 +4,7 @@
 //! time. What has to last (a deadline, a drain) is told by the server's own answer.
 
 mod deploys;
+mod healing;
 mod joins;
 mod scaling;
 mod stuck;
@@ -41,6 +42,14 @@ impl Site {
         Site::start(backend, flags, |folder| ["--", "python3", WORKER, folder].map(str::to_owned).to_vec())
     }
 
+    /// `worker.py`, with files in its folder from the start.
+    fn python_with(backend: &str, flags: &[&str], files: &[&str]) -> Site {
+        Site::start(backend, flags, |folder| {
+            files.iter().for_each(|name| std::fs::write(format!("{folder}/{name}"), "").unwrap());
+            ["--", "python3", WORKER, folder].map(str::to_owned).to_vec()
+        })
+    }
+
     fn start(backend: &str, flags: &[&str], command: impl Fn(&str) -> Vec<String>) -> Site {
         let folder = folder();
         let run = folder.path().join("run").display().to_string();
@@ -55,6 +64,10 @@ impl Site {
     /// Makes the file that something waits for.
     fn make(&self, name: &str) {
         std::fs::write(self.folder.path().join(name), "").unwrap();
+    }
+
+    fn remove(&self, name: &str) {
+        std::fs::remove_file(self.folder.path().join(name)).unwrap();
     }
 
     fn run(&self) -> PathBuf {

@@ -4,8 +4,12 @@
 /hold/NAME  the process id, once FOLDER/NAME exists; /begun/NAME the same, with the head and half of the body at once
 /spin       runs in a circle, holding the interpreter
 
-On USR1 it writes where it stands. With FOLDER/broken it does not start; with FOLDER/slow not until FOLDER/go exists. A request that is
-under way when TERM comes is not waited for: that is the server's part.
+/last       its process id, and then it dies
+
+On USR1 it writes where it stands. With FOLDER/broken it does not start, with FOLDER/absent it ends at once; with FOLDER/slow it does not start
+until FOLDER/go exists, and with FOLDER/heavy not before it has burned 0.3 s of CPU. A request that is under way when TERM comes is not waited for:
+that is the server's part. With FOLDER/patient TERM only closes the socket, and the worker ends when its last connection has; with FOLDER/plain
+TERM does what it does by default.
 """
 
 import os
@@ -53,6 +57,9 @@ def serve(connection):
             wait_for(path[len("/begun/"):])
             connection.sendall(body)
             continue
+        if path == "/last":
+            connection.sendall(head(len(body)) + body)
+            os._exit(1)
         if path == "/spin":
             spinning.set()
             threading.Event().wait()
@@ -61,7 +68,14 @@ def serve(connection):
 
 def take_all(listener):
     while True:
-        threading.Thread(target=quietly, args=(listener.accept()[0],), daemon=True).start()
+        try:
+            connection = listener.accept()[0]
+        except OSError:
+            closed.set()
+            return
+        thread = threading.Thread(target=quietly, args=(connection,), daemon=True)
+        served.append(thread)
+        thread.start()
 
 
 def quietly(connection):
@@ -71,9 +85,24 @@ def quietly(connection):
         pass  # the server has closed it: the request was cut
 
 
+def end(*_):
+    if not there("patient"):
+        os._exit(0)
+    # Refuses, and takes nobody in any more.
+    listener.shutdown(socket.SHUT_RDWR)
+
+
+served = []
+closed = threading.Event()
 spinning = threading.Event()
 signal.signal(signal.SIGUSR1, lambda *_: say("dumped by"))
-signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+if not there("plain"):
+    signal.signal(signal.SIGTERM, end)
+if there("absent"):
+    say("cannot reach the database, says")
+    sys.exit(1)
+while there("heavy") and time.process_time() < 0.3:
+    pass
 if there("broken"):
     say("cannot reach the database, says")
     # Not ready, and not gone either.
@@ -91,3 +120,5 @@ while True:
     if spinning.wait(0.05):
         while True:
             pass
+    if closed.is_set() and not any(thread.is_alive() for thread in served):
+        os._exit(0)

@@ -47,8 +47,10 @@ struct Delivery {
     worker: u32,
     reused: bool,
     fate: Fate,
-    /// When it wrote the first byte of its answer.
+    /// When it wrote the first byte of its answer, and when the last of its head.
     wrote: Option<Instant>,
+    /// See there.
+    headed: Option<Instant>,
     intent: Option<Intent>,
     begun: Instant,
     /// Since when the worker neither writes nor waits for the other side, and the longest time for which it did so.
@@ -65,6 +67,7 @@ impl Delivery {
             reused,
             fate: Fate::Running,
             wrote: None,
+            headed: None,
             intent: None,
             begun,
             silent_since: None,
@@ -78,9 +81,9 @@ impl Delivery {
         self.longest_silence.max(silence) + COARSE >= patience || (self.slow && self.was_late(patience, now))
     }
 
-    /// Whether no byte of its answer came for so long.
+    /// Whether no head of its answer came for so long.
     fn was_late(&self, patience: Duration, now: Instant) -> bool {
-        self.wrote.unwrap_or(now) + COARSE >= self.begun + patience
+        self.headed.unwrap_or(now) + COARSE >= self.begun + patience
     }
 }
 
@@ -276,9 +279,13 @@ impl Ledger {
         }
     }
 
-    /// A worker has written a byte of an answer.
-    pub fn wrote(&mut self, id: RequestId, number: usize, now: Instant) {
-        self.delivery(id, number).wrote.get_or_insert(now);
+    /// A worker has written a byte of an answer; with `headed`, all of its head.
+    pub fn wrote(&mut self, id: RequestId, number: usize, headed: bool, now: Instant) {
+        let delivery = self.delivery(id, number);
+        delivery.wrote.get_or_insert(now);
+        if headed {
+            delivery.headed.get_or_insert(now);
+        }
     }
 
     /// The worker writes, or waits for what the other side is to send or to take.
@@ -417,7 +424,7 @@ mod tests {
         }
         let (mut ledger, id) = ledger();
         let number = ledger.delivered(id, 1, true, Instant::now());
-        ledger.wrote(id, number, Instant::now());
+        ledger.wrote(id, number, true, Instant::now());
         ledger.ended(id, number, Fate::Dropped);
         assert!(panics(|| assert!(ledger.delivered(id, 2, false, Instant::now()) == 1)), "an answer had begun");
     }

@@ -437,9 +437,9 @@ impl Client {
             103 if !request.http10 => {}
             100..200 => return Err(format!("an interim answer that nobody wants: {head:?}")),
             _ => {
-                // A refusal of a head that never became whole has its body, whatever the method.
-                let sent = live.writing > live.answered;
-                let bodiless = (request.is_head && sent) || matches!(status, 204 | 304);
+                // A refusal of a head that the server never had whole has its body, whatever the method, and no number.
+                let known = live.writing > live.answered && head.field("x-request-id").is_some();
+                let bodiless = (request.is_head && known) || matches!(status, 204 | 304);
                 let framing = head.framing()?.unwrap_or(Framing::UntilClose);
                 if request.http10 && framing == Framing::Chunked && !bodiless {
                     return Err("chunks for HTTP/1.0".to_owned());

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use production_server::backends::simulated::{Faults, Place, Random, World};
 use production_server::config::Settings;
-use production_server::connection::RESERVED_SHARE;
+use production_server::event_loop::RESERVED_SHARE;
 
 use super::checks::{Expects, Ledger};
 use super::driver::Kind as RunKind;
@@ -311,7 +311,9 @@ impl Crowd {
             return script;
         }
         script.writes = world.between(2, 6) * 1024;
-        let at = world.between(1, script.request.len() - 1);
+        // Its head alone is what many a client sends first.
+        let head = script.request.windows(4).position(|four| four == b"\r\n\r\n").map_or(1, |at| at + 4);
+        let at = if world.chance(300) { head } else { world.between(1, script.request.len() - 1) };
         let pause = if kind == Kind::SilentUploads { world.between(4000, 9000) } else { world.below(STALL) };
         script.stall = Some((at, milliseconds(pause)));
         script
@@ -321,8 +323,14 @@ impl Crowd {
     fn slow_reads(&self, bytes: usize) -> Pace {
         let world = &self.world;
         let piece = world.between(2, 8) * 1024;
-        let took = if world.chance(500) { world.between(200, 1000) } else { world.between(4000, 8000) };
-        let pause = if self.calm { took * piece / bytes } else { world.between(20, 300) };
+        // The first read brings all that the network holds.
+        let later = bytes.saturating_sub(*CAPACITY.end());
+        let soon = later < 4 * piece || world.chance(500);
+        let pause = match (self.calm, soon) {
+            (true, true) => world.between(200, 1000) * piece / bytes,
+            (true, false) => world.between(4000, 8000) * piece / later,
+            (false, _) => world.between(20, 300),
+        };
         Pace::new(piece, pause.clamp(1, 1000))
     }
 

@@ -11,8 +11,8 @@ use production_server::backends::simulated::{Entered, Faults, Place, Random, Sim
 use production_server::backends::{Backend, Bell, Options, Size};
 use production_server::buffers::block::{Budget, Pool};
 use production_server::config::{self, Settings};
-use production_server::connection::{App, Scheme, Shared};
 use production_server::dispatch::{Balance, Dispatch, Policy};
+use production_server::event_loop::{App, Scheme, Shared};
 use production_server::log::Log;
 use production_server::mailbox::{Mailbox, Message, Postboxes, mailbox};
 use production_server::metrics::Metrics;
@@ -99,6 +99,9 @@ impl Plan {
         if random.chance(CROWDS) {
             plan.join_crowd(&mut random);
         }
+        if kind != Kind::Wild {
+            plan.temper.backlog = plan.settings.app.concurrency as usize;
+        }
         plan
     }
 
@@ -184,6 +187,7 @@ pub struct Run {
     supervisor: Supervisor,
     dispatch: Arc<Dispatch>,
     postboxes: Postboxes,
+    shared: Arc<Shared>,
     metrics: Metrics,
     budget: Arc<Budget>,
     started: Instant,
@@ -309,6 +313,7 @@ impl Run {
             supervisor,
             dispatch,
             postboxes,
+            shared,
             metrics,
             budget,
             started,
@@ -432,6 +437,11 @@ impl Run {
             if !cfg!(debug_assertions) {
                 self.dispatch.check_invariants();
             }
+            let (_, paused) = self.loops[party].reactor.waiting();
+            assert!(
+                paused == 0 || self.shared.scarcity.is_known(),
+                "{paused} answers are forgotten that wait for memory"
+            );
             let concurrency = self.plan.settings.app.concurrency;
             let wrong = before.is_some_and(|before| passed_over(&before, &self.dispatch.snapshot(), concurrency));
             assert!(!wrong, "an older generation was given a request that a newer one could have had");

@@ -17,6 +17,7 @@ mod clients;
 mod crowd;
 mod driver;
 mod peers;
+mod promises;
 mod standstill;
 mod supervisor;
 mod tasks;
@@ -186,5 +187,10 @@ mod planted_bugs {
         a_waiting_block_is_found: WaitingBlock by ["keep blocks of a pool that is pressed", "blocks wait for somebody"],
         a_blaming_clock_is_found: BlamingClock by ["and did its work", "no worker was silent", "was cut although"],
         a_forgotten_ticket_is_found: ForgottenTicket by ["not those of the requests that wait"],
+        a_second_replacement_is_found: SecondReplacement by ["a second replacement"],
+        a_roll_without_a_trial_is_found: NoTrial by ["nobody of the new generation has served"],
+        a_hasty_roll_is_found: HastyRoll by ["places at a time"],
+        a_recycled_worker_in_a_roll_is_found: RecycleInRoll by ["recycled in the middle of a roll"],
+        a_stuck_worker_with_requests_is_found: StuckServes by ["requests still go to"],
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use production_server::backends::Size;
 use production_server::backends::simulated::Simulated;
 use production_server::buffers::block::{Budget, Pool, SMALL};
-use production_server::connection::RESERVED_SHARE;
+use production_server::event_loop::RESERVED_SHARE;
 use production_server::reactor::Reactor;
 
 /// How long an answer may stay paused although the budget has room: it goes on by being told, and not because a timer looks.

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use production_server::backends::simulated::World;
 use production_server::dispatch::{Dispatch, Moves, Notice, Snapshot, Standing, Target, WorkerId};
 use production_server::fleet::{
-    AppState, Ending, Event, Exit, Fleet, Guest, Machine, Member, Name, RestartRule, RollEnd, Rule, Start, Started,
-    Version,
+    Ending, Event, Exit, Fleet, Guest, Machine, Member, Name, RestartRule, RollEnd, Rule, Start, Started, Version,
 };
 use production_server::mailbox::{Message, Postboxes};
 
 use super::checks::Ledger;
 use super::driver::{Kind, Plan, path_of};
+use super::promises::Promises;
 use super::workers::{Temper, Worker};
 
 /// How long it takes at most until a death is seen; below the time for which a doubtful exchange waits for that word.
@@ -36,8 +36,6 @@ enum Task {
     Reap(Name),
     /// Something that an operator or the machine does.
     Disturb,
-    /// An app that has failed is tried again.
-    Restart,
     /// A pause ends.
     Resume,
     /// Some of those who waited during a pause are let go.
@@ -59,9 +57,9 @@ pub struct Supervisor {
     /// Workers that died or were killed.
     pub deaths: usize,
     fleet: Fleet,
+    promises: Promises,
     crew: Crew,
     wild: bool,
-    orderly: bool,
     resting: bool,
     stopping: bool,
     guests: u32,
@@ -81,6 +79,8 @@ struct Crew {
     breaks: u32,
     processes: Vec<Process>,
     tasks: Vec<(Instant, Task)>,
+    /// Those beside whom there was no memory for another.
+    unfit: Vec<Name>,
     next: u32,
     rolls: usize,
 }
@@ -105,15 +105,17 @@ impl Supervisor {
             breaks: if plan.kind == Kind::Wild { 150 } else { 0 },
             processes: Vec::new(),
             tasks: Vec::new(),
+            unfit: Vec::new(),
             next: 1,
             rolls: 0,
         };
+        let rule = rule(world, plan);
         let mut supervisor = Supervisor {
             deaths: 0,
-            fleet: Fleet::new(rule(world, plan), plan.workers, now),
+            promises: Promises::new(&rule),
+            fleet: Fleet::new(rule, plan.workers, now),
             crew,
             wild: plan.kind == Kind::Wild,
-            orderly: plan.kind == Kind::Orderly,
             resting: false,
             stopping: false,
             guests: 0,
@@ -192,23 +194,20 @@ impl Supervisor {
         while let Some(due) = self.crew.tasks.iter().position(|(at, _)| *at <= now) {
             let (_, task) = self.crew.tasks.swap_remove(due);
             self.carry_out(task, now);
+            self.check(now);
             self.crew.world.touch();
         }
         self.crew.dispatch.notices(&mut self.notices);
         for notice in std::mem::take(&mut self.notices) {
             self.heed(notice, now);
+            self.check(now);
             self.crew.world.touch();
-        }
-        // What was given up while things went wrong is brought back when they go well.
-        let given_up = self.fleet.places().iter().any(|place| place.given_up);
-        if self.resting && !self.stopping && given_up && self.fleet.roll().is_none() {
-            self.fleet.restart(now, &mut self.crew);
         }
         if self.fleet.due().is_some_and(|due| due <= now) {
             self.crew.world.touch();
         }
         self.fleet.tick(now, &mut self.crew);
-        self.check();
+        self.check(now);
         let mut dead = Vec::new();
         for process in self.crew.processes.iter_mut().filter(|process| process.worker.is_alive()) {
             if !process.worker.step() {
@@ -239,9 +238,6 @@ impl Supervisor {
             }
             Task::Reap(name) => self.reap(name, now),
             Task::Disturb => self.disturb(now),
-            Task::Restart => {
-                self.fleet.restart(now, &mut self.crew);
-            }
             Task::Resume => self.resume(),
             Task::LetGo(most) => {
                 let (grants, more) = self.crew.dispatch.let_go(most);
@@ -259,11 +255,6 @@ impl Supervisor {
         self.deaths += 1;
         let Some(exit) = self.crew.bury(name, now) else { return };
         self.fleet.exited(name, &exit, now, &mut self.crew);
-        if self.fleet.state() == AppState::Failed && !self.resting {
-            self.crew.later(300, Task::Restart);
-        } else if self.fleet.state() == AppState::Failed {
-            self.fleet.restart(now, &mut self.crew);
-        }
     }
 
     fn heed(&mut self, notice: Notice, now: Instant) {
@@ -304,6 +295,7 @@ impl Supervisor {
         self.guests += 1;
         let (generation, temper) = (self.fleet.generation(), Temper { dies: 0, ..self.crew.temper });
         let Some(process) = self.crew.hire(name, generation, None, temper, false) else { return };
+        process.worker.joined = true;
         process.worker.listen();
         let text = ["1", "2", "1.5"][self.crew.world.below(3)];
         let version = self.crew.world.chance(700).then(|| Version::parse(text).unwrap());
@@ -318,7 +310,7 @@ impl Supervisor {
         self.crew.later(1500, Task::Disturb);
         let chosen = self.crew.processes[self.crew.world.below(self.crew.processes.len())].name;
         let guest = self.fleet.guests().first().map(|guest| guest.name);
-        match self.crew.world.below(if self.wild { 13 } else { 8 }) {
+        match self.crew.world.below(if self.wild { 15 } else { 9 }) {
             0 | 1 => {
                 self.fleet.restart(now, &mut self.crew);
             }
@@ -339,30 +331,34 @@ impl Supervisor {
                 self.crew.dispatch.pause();
                 self.crew.later(400, Task::Resume);
             }
-            8 | 9 => self.crew.kill(chosen),
-            10 => self.crew.terminate(chosen, now),
-            11 => self.fleet.stuck(chosen, Ending::Watchdog(Duration::ZERO), now, &mut self.crew),
-            12 => self.fleet.unreachable(chosen, now, &mut self.crew),
+            8 => (0..3).for_each(|_| self.fleet.reloaded(chosen)),
+            9 | 10 => self.crew.kill(chosen),
+            11 => self.crew.terminate(chosen, now),
+            12 => self.fleet.stuck(chosen, Ending::Watchdog(Duration::ZERO), now, &mut self.crew),
+            13 => self.fleet.unreachable(chosen, now, &mut self.crew),
+            14 => {
+                // It says that it stops, and does.
+                self.fleet.leaving(chosen, now, &mut self.crew);
+                self.crew.later(1000, Task::End(chosen));
+            }
             _ => {}
         }
     }
 
     /// What holds at every moment.
-    fn check(&self) {
-        let members = self.fleet.members();
-        let active = members.iter().filter(|member| member.is_active()).count();
-        let rolled = self.fleet.wanted() + 1 + self.fleet.wanted().div_ceil(4);
-        assert!(
-            active <= rolled.max(self.fleet.wanted() * 2),
-            "{active} workers where {} are wanted",
-            self.fleet.wanted()
-        );
-        for place in self.fleet.places() {
-            let here = members.iter().filter(|member| member.number == place.number && member.is_active()).count();
-            assert!(here <= 2, "{here} workers fill place {}", place.number);
+    fn check(&mut self, now: Instant) {
+        for name in self.crew.unfit.drain(..) {
+            self.promises.unfit(name);
         }
-        if self.orderly {
-            assert!(self.crew.processes.len() <= 3);
+        let crew = &self.crew;
+        let gets_none = |name: Name| {
+            let found = crew.processes.iter().find(|process| process.name == name);
+            found.is_none_or(|process| process.dead || process.worker.draining.is_some())
+        };
+        self.promises.check(&self.fleet, now, |name| crew.answered(name), gets_none);
+        for place in self.fleet.places() {
+            let here = self.fleet.members().iter().filter(|it| it.number == place.number && it.is_active()).count();
+            assert!(here <= 2, "{here} workers fill place {}", place.number);
         }
     }
 }
@@ -380,6 +376,11 @@ impl Crew {
 
     fn id(&self, name: Name) -> Option<WorkerId> {
         self.processes.iter().find(|process| process.name == name).map(|process| process.worker.id)
+    }
+
+    fn answered(&self, name: Name) -> bool {
+        let snapshot = self.dispatch.snapshot();
+        self.id(name).and_then(|id| snapshot.worker(id)).is_some_and(|worker| worker.answered_at.is_some())
     }
 
     fn seen_soon(&mut self, name: Name) {
@@ -422,7 +423,7 @@ impl Crew {
         let answered = self.dispatch.snapshot().worker(id).is_some_and(|worker| worker.answered_at.is_some());
         self.postboxes.broadcast(|| Message::Retire(id));
         self.dispatch.remove(id, now);
-        Some(Exit { answered, how: "crash".to_owned(), last_lines: String::new() })
+        Some(Exit { answered, clean: false, how: "crash".to_owned(), last_lines: String::new() })
     }
 }
 
@@ -496,13 +497,14 @@ impl Machine for Crew {
         }
     }
 
-    fn fits_beside(&mut self, _name: Name) -> bool {
-        !self.world.chance(50)
+    fn fits_beside(&mut self, name: Name) -> bool {
+        let fits = !self.world.chance(50);
+        self.unfit.extend((!fits).then_some(name));
+        fits
     }
 
     fn has_answered(&mut self, name: Name) -> bool {
-        let snapshot = self.dispatch.snapshot();
-        self.id(name).and_then(|id| snapshot.worker(id)).is_some_and(|worker| worker.answered_at.is_some())
+        self.answered(name)
     }
 
     fn coldest(&mut self, among: &[Name]) -> Option<Name> {
@@ -537,15 +539,18 @@ fn rule(world: &World, plan: &Plan) -> Rule {
             max_restarts: 10,
         },
         requests: if world.chance(400) { world.between(3, 20) as u64 } else { 0 },
+        requests_not_before: milliseconds(0, 1000),
         jitter_percent: 10,
         lifetime: world.chance(300).then(|| milliseconds(500, 4000)),
-        reloads: 0,
+        reloads: if world.chance(300) { world.between(1, 4) as u64 } else { 0 },
         ready_timeout: milliseconds(200, 2000),
+        proven_after: milliseconds(200, 2000),
+        start_parallel: world.between(1, 4),
         // What a good worker has in hand ends in this time; what a bad one has need not.
         drain: if wild { milliseconds(50, 4000) } else { Duration::from_secs(60) },
         parallel: world.between(1, 2),
         max_unavailable: if wild { world.below(2) } else { 0 },
-        dump_signal: world.chance(300).then_some(3),
+        dump_signal: world.chance(500).then_some(3),
         seed: world.below(1000) as u64,
     }
 }

@@ -22,6 +22,9 @@ const GRAIN: Duration = Duration::from_millis(50);
 /// What waits to be sent back through a tunnel, before no more is read.
 const ECHO_BYTES: usize = 20_000;
 
+/// No head that a worker writes is longer.
+const MOST_HEAD: usize = 4096;
+
 /// An answer of more bytes is cut anywhere: to look for the ends of its lines takes too long.
 const LONG: usize = 50_000;
 
@@ -45,6 +48,8 @@ pub struct Temper {
     pub hurries: u32,
     /// It closes an idle connection soon.
     pub closes_idle: u32,
+    /// For so many connections at a time there is always room in its backlog, so that nobody has to go to another for that.
+    pub backlog: usize,
     /// The longest time that it takes to answer.
     pub thinks: Duration,
     /// The longest body of an ordinary answer, and of a few.
@@ -69,6 +74,8 @@ struct Answer {
     id: RequestId,
     number: usize,
     bytes: Vec<u8>,
+    /// How much of that is its head, interim ones included; more than all of it where there is none.
+    head: usize,
     written: usize,
     piece: usize,
     /// How much of it is the answer; behind that are surplus bytes, which leave together with it or not at all.
@@ -138,6 +145,8 @@ pub struct Worker {
     pub path: PathBuf,
     /// When the supervisor began to drain it.
     pub draining: Option<Instant>,
+    /// It joined by itself: nobody learns that its process is gone.
+    pub joined: bool,
     world: World,
     started: Instant,
     ledger: Rc<RefCell<Ledger>>,
@@ -162,6 +171,7 @@ impl Worker {
             id,
             path,
             draining: None,
+            joined: false,
             world: world.clone(),
             started: ledger.borrow().rules.started,
             ledger: Rc::clone(ledger),
@@ -175,7 +185,7 @@ impl Worker {
 
     /// Listens from now on.
     pub fn listen(&mut self) {
-        let backlog = self.world.between(1, 8);
+        let backlog = self.world.between(1, 8) + self.temper.backlog;
         self.service = Some(self.world.serve(&self.path, backlog));
     }
 
@@ -204,11 +214,12 @@ impl Worker {
         let ends: Vec<End> = connections.iter().map(|connection| connection.end).collect();
         let unread = self.world.kill(service, &ends);
         let (waiting, read) = unread.split_at(unread.len() - ends.len());
+        let fate = if self.joined { Fate::Dropped } else { Fate::Died };
         for bytes in waiting {
-            self.lost(bytes, false, Fate::Died);
+            self.lost(bytes, false, fate);
         }
         for (connection, unread) in connections.into_iter().zip(read) {
-            self.forget(connection, unread, Fate::Died);
+            self.forget(connection, unread, fate);
         }
     }
 
@@ -422,6 +433,7 @@ impl Worker {
             id,
             number,
             bytes: Vec::new(),
+            head: usize::MAX,
             written: 0,
             whole: usize::MAX,
             piece: [7, 500, 100_000][world.below(3)],
@@ -459,6 +471,7 @@ impl Worker {
             self.spoil(&mut answer, &mut intent);
         }
         self.ledger.borrow_mut().intends(id, number, intent);
+        answer.head = head_length(&answer.bytes);
         connection.state = State::Answering(answer);
     }
 
@@ -616,7 +629,7 @@ impl Worker {
             let mut ledger = self.ledger.borrow_mut();
             ledger.speaks(answer.id, answer.number, now);
             if answer.written > 0 && answer.fate != Fate::Declined {
-                ledger.wrote(answer.id, answer.number, now);
+                ledger.wrote(answer.id, answer.number, answer.written >= answer.head, now);
             }
         }
         if answer.written < answer.bytes.len() || (answer.written == 0 && answer.not_before > now) {
@@ -664,6 +677,18 @@ impl Worker {
         connection.state = State::Tunnel(out);
         !over
     }
+}
+
+/// How long the head of an answer is, with the interim ones before it; more than anything where it has none.
+fn head_length(answer: &[u8]) -> usize {
+    let most = answer.len().min(MOST_HEAD);
+    let mut bytes = answer[..most].to_vec();
+    while let Ok(Some(head)) = Head::take(&mut bytes) {
+        if head.status().is_ok_and(|status| status >= 200 || status == 101) {
+            return most - bytes.len();
+        }
+    }
+    usize::MAX
 }
 
 /// Whether an answer's body ends with the connection: its head is whole and has no framing.

@@ -9,7 +9,7 @@ use super::groups;
 use super::ring::Operation;
 use super::socket::{
     ARMED, AWAITS_ROOM, BEHIND, CLOSING, CONNECTING, ENDING, EXPECTS_NO_INPUT, FINISH, FINISHED, FLUSHED, GONE,
-    LINGERING, LISTENER, PARKED, RESET, SENDING, WANTED,
+    LINGERING, LISTENER, PARKED, POLLING, RESET, SENDING, WANTED,
 };
 use super::{IoUring, acknowledged};
 
@@ -95,7 +95,8 @@ impl IoUring {
         }
         let receive = Operation::receive(groups::number(socket.share(), socket.size()));
         let flags = socket.flags;
-        for (flag, operation) in [(ARMED, receive), (SENDING, Operation::Send), (CONNECTING, Operation::Connect)] {
+        let send = [(SENDING, Operation::Send), (POLLING, Operation::Room), (CONNECTING, Operation::Connect)];
+        for (flag, operation) in [(ARMED, receive)].into_iter().chain(send) {
             if flags & flag != 0 {
                 self.cancel(operation, sock);
             }

@@ -90,6 +90,11 @@ impl Group {
         usize::from(self.entries) - self.unused.len()
     }
 
+    /// How many long transfers may be received in one turn: so that blocks are left for those who want little.
+    pub(super) fn most_bulk(&self) -> usize {
+        self.depth.div_ceil(2)
+    }
+
     /// Counts the blocks in the ring.
     pub(super) fn count_blocks(&self, census: &mut Census) {
         self.blocks.iter().flatten().for_each(|block| census.count(block));

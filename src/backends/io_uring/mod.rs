@@ -41,7 +41,7 @@ use super::flags::Flagged;
 use super::kernel::unacknowledged;
 use super::shortage::{Shortage, Spare};
 use super::{Backend, Bell, Event, How, Options, Piece, Side, Size, Sock};
-use crate::buffers::block::{Census, Pool};
+use crate::buffers::block::{Census, Pool, Promise};
 use crate::buffers::outbox::Outboxes;
 use crate::buffers::slots::Slots;
 use accept::Listener;
@@ -66,8 +66,13 @@ pub struct IoUring {
     listeners: Vec<Listener>,
     /// Sockets with something to send.
     dirty: Vec<Sock>,
+    /// The same for those whose peers were behind and that have room now: as many a turn as [`BULK_BYTES`] say.
+    dirty_bulk: VecDeque<Sock>,
     /// Sockets with a receive to arm.
     wanted: Vec<Sock>,
+    /// The same for those in the middle of a long transfer: as many a turn as [`BULK_BYTES`] say. What they may bring is set aside
+    /// meanwhile.
+    wanted_bulk: VecDeque<(Sock, Promise)>,
     /// Events that no completion brings.
     ready: VecDeque<Event>,
     close_deadlines: CloseDeadlines,
@@ -247,7 +252,8 @@ impl Backend for IoUring {
         self.flush();
         let accepts = self.prepare_accepts();
         let parked = self.refill();
-        let has_work = accepts || parked || !self.ready.is_empty() || self.ring.has_completions();
+        let bulk = !(self.dirty_bulk.is_empty() && self.wanted_bulk.is_empty());
+        let has_work = accepts || parked || bulk || !self.ready.is_empty() || self.ring.has_completions();
         let result = if has_work {
             self.ring.enter(0, None)
         } else {
@@ -304,7 +310,9 @@ impl IoUring {
             sockets: Slots::new(options.max_sockets),
             listeners: Vec::new(),
             dirty: Vec::new(),
+            dirty_bulk: VecDeque::new(),
             wanted: Vec::new(),
+            wanted_bulk: VecDeque::new(),
             ready: VecDeque::new(),
             close_deadlines,
             shortage: Shortage::new(options.accept_retry),
@@ -347,6 +355,7 @@ impl IoUring {
         let (operation, sock) = parse(entry.user_data());
         match operation {
             Operation::Send => self.complete_send(sock, entry.result()),
+            Operation::Room => self.complete_room(sock),
             Operation::Accept => self.complete_accept(sock, entry.result(), cqueue::more(entry.flags())),
             Operation::Connect => self.complete_connect(sock, entry.result()),
             Operation::Cancel => None,

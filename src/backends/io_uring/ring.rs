@@ -36,6 +36,8 @@ pub(super) enum Operation {
     Cancel,
     Connect,
     Send,
+    /// A poll for room to send.
+    Room,
     /// A receive from the group with that number; the four follow each other.
     Receive0,
     Receive1,
@@ -43,12 +45,13 @@ pub(super) enum Operation {
     Receive3,
 }
 
-const OPERATIONS: [Operation; 9] = [
+const OPERATIONS: [Operation; 10] = [
     Operation::Accept,
     Operation::Bell,
     Operation::Cancel,
     Operation::Connect,
     Operation::Send,
+    Operation::Room,
     Operation::Receive0,
     Operation::Receive1,
     Operation::Receive2,

@@ -32,7 +32,7 @@ pub(super) const RECEIVE_FAILED: u32 = 1 << 6;
 pub(super) const SENDING: u32 = 1 << 7;
 /// The socket stands in the list of those with something to send.
 pub(super) const DIRTY: u32 = 1 << 8;
-/// The kernel's send buffer was full: the next send waits for room.
+/// The kernel's send buffer was full: there is to be room before the next send.
 pub(super) const BLOCKED: u32 = 1 << 9;
 /// The kernel has taken less than it was offered, and the outbox was not empty since: nothing in it lies in the pool.
 pub(super) const BEHIND: u32 = 1 << 10;
@@ -67,6 +67,10 @@ pub(super) const EXPECTS_NO_INPUT: u32 = 1 << 23;
 pub(super) const GONE: u32 = 1 << 24;
 /// `Drain` is to follow the next progress.
 pub(super) const AWAITS_ROOM: u32 = 1 << 25;
+/// The last receive filled its block: it is in the middle of a long transfer.
+pub(super) const BULK: u32 = 1 << 26;
+/// A poll for room in the kernel's send buffer is in flight.
+pub(super) const POLLING: u32 = 1 << 27;
 
 /// One socket or listener; 40 bytes.
 pub(super) struct Socket {
@@ -120,7 +124,7 @@ impl Socket {
 
     /// Whether an operation of the kernel still refers to the socket.
     pub(super) fn is_busy(&self) -> bool {
-        self.is(ARMED | SENDING | CONNECTING)
+        self.is(ARMED | SENDING | POLLING | CONNECTING)
     }
 
     /// Whether bytes may still be sent.

@@ -1,7 +1,7 @@
 //! Receives and sends.
 //!
-//! A send is first tried without waiting; only what the kernel had no room for waits in it, after its bytes were moved out
-//! of the pool's blocks. So a slow reader pins none.
+//! A send is tried without waiting. What the kernel has no room for moves out of the pool's blocks, so that a slow reader pins
+//! none, and is tried again once a poll says that there is room.
 
 use std::io;
 use std::ptr::null_mut;
@@ -10,15 +10,16 @@ use std::time::Instant;
 use ::io_uring::{cqueue, opcode, squeue, types};
 
 use super::super::flags::Flagged;
-use super::super::{Event, Piece, Side, Size, Sock};
+use super::super::{BULK_BYTES, Event, Piece, Side, Size, Sock};
 use super::groups;
 use super::messages::NO_MESSAGE;
 use super::ring::{Operation, token};
 use super::socket::{
-    ARMED, AWAITS_ROOM, BEHIND, BLOCKED, CLOSING, CONNECTING, DIRTY, EMPTIED, ENDED, EXPECTS_NO_INPUT, FINISH,
-    FINISHED, FLUSHED, LARGE, PARKED, RECEIVE_FAILED, SEND_FAILED, SENDING, Socket, WANTED, WORKER,
+    ARMED, AWAITS_ROOM, BEHIND, BLOCKED, BULK, CLOSING, CONNECTING, DIRTY, EMPTIED, ENDED, EXPECTS_NO_INPUT, FINISH,
+    FINISHED, FLUSHED, LARGE, PARKED, POLLING, RECEIVE_FAILED, SEND_FAILED, SENDING, Socket, WANTED, WORKER,
 };
 use super::{IoUring, acknowledged};
+use crate::buffers::block;
 
 /// Waits for the socket to become ready before the first try (`IORING_RECVSEND_POLL_FIRST`, Linux 5.19).
 const POLL_FIRST: u16 = 1;
@@ -35,7 +36,9 @@ impl IoUring {
             _ => socket.clear(LARGE),
         }
         socket.set(WANTED);
-        if !socket.is(CONNECTING) {
+        if socket.is(BULK) {
+            self.wanted_bulk.push_back((sock, self.pool.promise(socket.size())));
+        } else if !socket.is(CONNECTING) {
             self.wanted.push(sock);
         }
     }
@@ -75,8 +78,14 @@ impl IoUring {
         }
         match result {
             // Not every kernel knows what is left in a Unix socket; a full block says that there may be more.
-            1.. if cqueue::sock_nonempty(flags) || full => socket.clear(EMPTIED),
-            1.. => socket.set(EMPTIED),
+            1.. if full => {
+                socket.clear(EMPTIED);
+                socket.set(BULK);
+            }
+            1.. => {
+                socket.clear(BULK);
+                if cqueue::sock_nonempty(flags) { socket.clear(EMPTIED) } else { socket.set(EMPTIED) }
+            }
             0 => socket.set(ENDED),
             _ if matches!(-result, libc::EINTR | libc::EAGAIN | libc::ENOBUFS) => {}
             _ => socket.set(RECEIVE_FAILED),
@@ -145,9 +154,12 @@ impl IoUring {
     pub(super) fn mark_dirty(&mut self, sock: Sock) {
         let Some(socket) = self.sockets.lookup_mut(sock) else { return };
         let work = !socket.outbox.is_empty() || socket.is(FINISH | AWAITS_ROOM);
-        if work && !socket.is(DIRTY | SENDING | CONNECTING) {
+        if work && !socket.is(DIRTY | SENDING | POLLING | CONNECTING) {
             socket.set(DIRTY);
-            self.dirty.push(sock);
+            match socket.is(BEHIND) && !socket.is(BLOCKED) {
+                true => self.dirty_bulk.push_back(sock),
+                false => self.dirty.push(sock),
+            }
         }
     }
 
@@ -160,13 +172,37 @@ impl IoUring {
             debug_assert!(!self.pins_blocks(sock), "a block of the pool waits for a peer");
         }
         self.dirty = dirty;
+        let mut left = BULK_BYTES;
+        while left > 0
+            && let Some(sock) = self.dirty_bulk.pop_front()
+        {
+            self.start_send(sock);
+            let offered = self.sockets.lookup(sock).map_or(0, |socket| socket.offered as usize);
+            left = left.saturating_sub(offered.clamp(block::SMALL, block::LARGE));
+        }
         let mut wanted = std::mem::take(&mut self.wanted);
         for sock in wanted.drain(..) {
-            if self.sockets.lookup(sock).is_some_and(|socket| socket.is(WANTED)) {
-                self.arm_receive(sock);
-            }
+            self.arm_wanted(sock);
         }
         self.wanted = wanted;
+        let (mut left, mut armed) = (BULK_BYTES, [0; groups::GROUPS]);
+        while left > 0
+            && armed.iter().zip(&self.memory.groups).all(|(armed, group)| *armed < group.most_bulk())
+            && let Some((sock, promise)) = self.wanted_bulk.pop_front()
+        {
+            if let Some(group) = self.arm_wanted(sock) {
+                armed[group] += 1;
+                left = left.saturating_sub(promise.bytes());
+            }
+        }
+    }
+
+    /// Arms a receive, if it is still wanted; the number of its group.
+    fn arm_wanted(&mut self, sock: Sock) -> Option<usize> {
+        let socket = self.sockets.lookup(sock).filter(|socket| socket.is(WANTED))?;
+        let group = groups::number(socket.share(), socket.size());
+        self.arm_receive(sock);
+        Some(group)
     }
 
     /// Whether a peer that is behind, or not connected yet, keeps a block of the pool.
@@ -178,8 +214,14 @@ impl IoUring {
     fn start_send(&mut self, sock: Sock) {
         let Some(socket) = self.sockets.lookup_mut(sock) else { return };
         socket.clear(DIRTY);
-        if socket.is(SENDING | CONNECTING | SEND_FAILED) {
+        if socket.is(SENDING | POLLING | CONNECTING | SEND_FAILED) {
             return;
+        }
+        if socket.is(BLOCKED) && !socket.outbox.is_empty() {
+            socket.set(POLLING);
+            let entry = opcode::PollAdd::new(types::Fd(socket.raw()), libc::POLLOUT as u32).build();
+            // SAFETY: a poll refers to no memory.
+            return unsafe { self.ring.push(entry.user_data(token(Operation::Room, sock))) };
         }
         if socket.outbox.is_empty() {
             if socket.replace(AWAITS_ROOM) {
@@ -190,24 +232,33 @@ impl IoUring {
         let memory = &mut *self.memory;
         let mut pieces = memory.outboxes.pieces(&socket.outbox);
         let Some(first) = pieces.next() else { return };
-        let blocked = socket.is(BLOCKED);
-        let mut flags = libc::MSG_NOSIGNAL | if blocked { 0 } else { libc::MSG_DONTWAIT };
-        let priority = if blocked { POLL_FIRST } else { 0 };
+        let mut flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         let fd = types::Fd(socket.raw());
         let entry = if let Some(second) = pieces.next() {
             let pieces = [first, second].into_iter().chain(pieces);
             let (message, header, bytes) = memory.messages.fill(pieces);
             (socket.message, socket.offered) = (message, u32::try_from(bytes).unwrap_or(u32::MAX));
             flags |= before_fin(socket);
-            opcode::SendMsg::new(fd, header).flags(flags as u32).ioprio(priority).build()
+            opcode::SendMsg::new(fd, header).flags(flags as u32).build()
         } else {
             socket.offered = first.len() as u32;
             flags |= before_fin(socket);
-            opcode::Send::new(fd, first.as_ptr(), socket.offered).flags(flags).ioprio(priority).build()
+            opcode::Send::new(fd, first.as_ptr(), socket.offered).flags(flags).build()
         };
         socket.set(SENDING);
         // SAFETY: the message is released, and the pieces are dropped, moved or shortened, only after the completion.
         unsafe { self.ring.push(entry.user_data(token(Operation::Send, sock))) };
+    }
+
+    /// The kernel has room again, or says what is wrong with the socket at the next send.
+    pub(super) fn complete_room(&mut self, sock: Sock) -> Option<Event> {
+        let socket = self.sockets.lookup_mut(sock)?;
+        socket.clear(POLLING | BLOCKED);
+        if socket.flags & (CLOSING | FLUSHED) == CLOSING {
+            return self.proceed_to_close(sock);
+        }
+        self.mark_dirty(sock);
+        None
     }
 
     /// A send is over, in whole or in part.

@@ -61,6 +61,8 @@ pub(super) mod flag {
     pub const AWAITS_ROOM: u32 = 1 << 23;
     /// An armed receive found no block.
     pub const PARKED: u32 = 1 << 24;
+    /// The last receive filled its block: it is in the middle of a long transfer.
+    pub const BULK: u32 = 1 << 25;
 }
 
 /// One socket or listener. Kept small: an idle connection is this and the kernel's part.

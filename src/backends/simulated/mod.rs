@@ -277,7 +277,8 @@ impl Backend for Simulated {
     }
 
     fn close(&mut self, sock: Sock, how: How) {
-        let network = &mut *self.world.0.borrow_mut();
+        let world = self.world.clone();
+        let network = &mut *world.0.borrow_mut();
         match self.sockets.lookup_mut(sock) {
             Some(Socket::Listener(listener)) if listener.close_due.is_none() => {
                 network.shut_down(listener.gate);
@@ -299,6 +300,10 @@ impl Backend for Simulated {
             _ => return,
         }
         network.activity += 1;
+        if how != How::Flushed {
+            // At once: nobody, of another loop either, may see a later request while this connection still looks open.
+            self.shut_down(sock, network);
+        }
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
@@ -368,10 +373,6 @@ impl Simulated {
         };
         self.close_overdue();
         let order = std::mem::take(&mut self.order);
-        // Closed before anything leaves: nobody may see a later request while an earlier connection still looks open.
-        for &sock in &order {
-            self.cut(sock);
-        }
         for &sock in &order {
             self.flush(sock);
         }
@@ -585,7 +586,8 @@ impl Simulated {
         if self.next_step(sock) == Step::Wait {
             return;
         }
-        self.shut_down(sock);
+        let world = self.world.clone();
+        self.shut_down(sock, &mut world.0.borrow_mut());
         let Some(Socket::Stream(Stream { closing: Some(closing), .. })) = self.sockets.lookup_mut(sock) else { return };
         let network = &mut *self.world.0.borrow_mut();
         if closing.close_due.is_some_and(|due| due <= network.now) && !std::mem::replace(&mut closing.told, true) {
@@ -643,19 +645,10 @@ impl Simulated {
         }
     }
 
-    /// Carries out a close that does not wait for anything.
-    fn cut(&mut self, sock: Sock) {
-        let closing = self.stream(sock).and_then(|stream| stream.closing.as_ref());
-        if closing.is_some_and(|closing| closing.how != How::Flushed && closing.close_due.is_none()) {
-            self.shut_down(sock);
-        }
-    }
-
     /// Closes the end of a socket; its Close event follows.
-    fn shut_down(&mut self, sock: Sock) {
+    fn shut_down(&mut self, sock: Sock, network: &mut Network) {
         let Some(Socket::Stream(stream)) = self.sockets.lookup_mut(sock) else { return };
         let Some(closing) = stream.closing.as_mut().filter(|closing| closing.close_due.is_none()) else { return };
-        let network = &mut *self.world.0.borrow_mut();
         self.outboxes.clear(&mut stream.outbox);
         (stream.armed, stream.starved) = (None, false);
         if let Some(end) = stream.end {

@@ -29,8 +29,8 @@ use super::Loop;
 /// nothing cannot have others refused.
 pub const RESERVED_SHARE: usize = 3;
 
-/// So many names of exchanges that keep blocks are looked through for those that keep none any more.
-const MOST_HOLDERS: usize = 1024;
+/// Names of holders that are looked through at once, at least.
+const LEAST_LOOK: usize = 1024;
 
 /// A loop's memory.
 pub(crate) struct Memory {
@@ -38,6 +38,8 @@ pub(crate) struct Memory {
     pub scratch: Scratch,
     /// Exchanges that began to wait with blocks of the pool. Some have ended or keep none any more.
     holders: Vec<Key>,
+    /// With so many names in that list, those that keep none any more are forgotten.
+    look_at: usize,
     /// Exchanges whose answers stopped for lack of memory, the longest waiting first.
     starved: VecDeque<Key>,
 }
@@ -49,10 +51,17 @@ pub struct Scarcity {
     starved: AtomicBool,
 }
 
+impl Scarcity {
+    /// Whether whoever gives memory back knows that somebody waits for it.
+    pub fn is_known(&self) -> bool {
+        self.starved.load(Ordering::SeqCst)
+    }
+}
+
 impl Memory {
     pub fn new(pool: Pool) -> Memory {
         let scratch = Scratch::new(pool.clone());
-        Memory { pool, scratch, holders: Vec::new(), starved: VecDeque::new() }
+        Memory { pool, scratch, holders: Vec::new(), look_at: LEAST_LOOK, starved: VecDeque::new() }
     }
 
     /// Whether the budget has room for one more block of an answer or of an upload.
@@ -108,11 +117,20 @@ impl<B: Backend> Loop<B> {
         self.count().paused_for_memory.add(1);
     }
 
+    /// Moves what an exchange keeps of its request to the heap, as it begins to wait for longer than blocks of the pool may.
+    pub fn settle_request(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        match exchange.phase {
+            Phase::Relaying => exchange.request.keep_for_log(&self.memory.pool),
+            _ => exchange.request.settle(&self.memory.pool),
+        }
+    }
+
     /// Whether there is anything for [`Loop::make_room`] to look at.
     #[inline]
     pub fn must_make_room(&self) -> bool {
         let memory = &self.memory;
-        let held = !memory.holders.is_empty() && (memory.is_pressed() || memory.holders.len() >= MOST_HOLDERS);
+        let held = !memory.holders.is_empty() && (memory.is_pressed() || memory.holders.len() >= memory.look_at);
         held || self.shared.scarcity.starved.load(Ordering::Relaxed)
     }
 
@@ -125,6 +143,7 @@ impl<B: Backend> Loop<B> {
         } else {
             holders.retain(|key| self.exchanges.lookup(*key).is_some_and(|exchange| exchange.request.keeps_blocks()));
         }
+        self.memory.look_at = LEAST_LOOK.max(2 * holders.len());
         self.memory.holders = holders;
         if self.shared.scarcity.starved.load(Ordering::Relaxed) {
             self.share_memory();
@@ -160,12 +179,16 @@ impl<B: Backend> Loop<B> {
                 self.pull(key);
             }
         }
+        let left = !self.memory.starved.is_empty();
         if !self.memory.has_room() {
-            // The flag stays up, also where this loop's list is empty: whoever gives memory back is to tell the others.
+            // The flag stays up, also where this loop's list is empty: whoever gives memory back is to tell the others. Another loop
+            // may have taken it down and used the room up before this one came to its turn.
+            if left {
+                self.shared.scarcity.starved.store(true, Ordering::SeqCst);
+            }
             return;
         }
         // Those that are left have their turn in the next one, which the message brings about here, too.
-        let left = !self.memory.starved.is_empty();
         if self.shared.scarcity.starved.swap(left, Ordering::SeqCst) {
             self.shared.postboxes.broadcast(|| Message::Memory);
         }

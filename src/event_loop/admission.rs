@@ -14,7 +14,8 @@ use crate::buffers::wheel::{Look, TICK, nanos};
 use crate::log::Level;
 use crate::mailbox::Message;
 
-use super::{Loop, State};
+use super::Loop;
+use crate::connection::{Client, Role, State};
 
 /// A listener of a loop.
 pub(crate) struct Listener {
@@ -223,10 +224,10 @@ impl<B: Backend> Loop<B> {
     }
 
     fn admit(&mut self, sock: Sock, listener: u16, peer: Peer) {
-        self.table.put(sock, super::Role::Client(super::Client::new(listener, peer)));
+        self.table.put(sock, Role::Client(Client::new(listener, peer)));
         self.count().total_connections.add(1);
         self.count().active_connections.increment();
-        self.count().moved(None, State::Accepting.gauge());
+        self.count().moved(None, Some(State::Accepting));
         self.become_state(sock, State::ReadingRequest);
         self.arm(sock, self.shared.settings.timeouts.header);
         self.backend.recv(sock, crate::backends::Size::Small);

@@ -1,0 +1,217 @@
+//! One loop's state, [`Loop`], and what belongs to the loop and to no connection of it: who gets in, the memory, the time, the work
+//! that handlers leave.
+//!
+//! `connection/` and `exchange/` are the handlers that work on it, `reactor.rs` is the turn that calls them.
+//!
+//! | file | what |
+//! |---|---|
+//! | `admission` | listeners, and the limit on connections |
+//! | `memory` | where bytes are that wait, and who goes on when memory comes back |
+//!
+//! Rule: handlers never call each other in circles: what must be looked at again goes onto a list that the reactor works off after
+//! each event ([`Loop::work_off`]).
+
+mod admission;
+mod memory;
+
+pub(crate) use admission::{Accepting, Listener};
+pub use admission::{Admission, Scheme};
+pub(crate) use memory::Memory;
+pub use memory::{RESERVED_SHARE, Scarcity};
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::backends::{Backend, Sock};
+use crate::buffers::slots::{Key, Slots};
+use crate::buffers::wheel::Wheel;
+use crate::config::{self, Settings};
+use crate::connection::{Seats, Table};
+use crate::day::Day;
+use crate::dispatch::{Dispatch, Grant, Streams};
+use crate::exchange::Exchange;
+use crate::http::fields::Fields;
+use crate::http::head::HeadLimits;
+use crate::http::reply;
+use crate::log::{AccessLog, Log};
+use crate::mailbox::Postboxes;
+use crate::metrics::{Counters, Metrics};
+
+/// An app as the loops know it.
+pub struct App {
+    /// Its part of the checked configuration.
+    pub settings: config::App,
+    /// Its permits and its waiting queue.
+    pub dispatch: Arc<Dispatch>,
+    /// Its event streams that hold permits.
+    pub streams: Streams,
+}
+
+impl App {
+    /// An app without streams yet.
+    pub fn new(settings: config::App, dispatch: Arc<Dispatch>) -> App {
+        App { settings, dispatch, streams: Streams::default() }
+    }
+}
+
+/// What all loops of a server share.
+pub struct Shared {
+    /// The checked configuration.
+    pub settings: Arc<Settings>,
+    /// The apps; exchanges and listeners name them by their index.
+    pub apps: Vec<App>,
+    /// The way to every loop.
+    pub postboxes: Postboxes,
+    /// Where events are told.
+    pub log: Log,
+    /// How many connections there are in all loops.
+    pub admission: Admission,
+    /// Whether answers wait for memory.
+    pub scarcity: Scarcity,
+    /// The answer of `--respond`.
+    pub direct: Option<reply::Direct>,
+    /// Writes the `/status` document.
+    pub status: Box<dyn Fn() -> String + Send + Sync>,
+}
+
+/// What time it is, and what is due when.
+pub(crate) struct Time {
+    /// The turn's.
+    pub now: Instant,
+    pub day: Day,
+    /// Deadlines of connections, by socket.
+    pub connections: Wheel,
+    /// Deadlines of exchanges, by entry. Never taken away, but found void.
+    pub exchanges: Wheel,
+}
+
+impl Time {
+    /// Begins a turn.
+    #[inline]
+    pub fn turn(&mut self, now: Instant) {
+        self.now = now;
+        let nanos = self.connections.turn(now);
+        self.exchanges.turn_at(nanos);
+        self.day.tick(nanos);
+    }
+
+    /// How long the loop may sleep before something is due.
+    #[inline]
+    pub fn sleep(&self) -> Option<Duration> {
+        let until = self.connections.looks_at().min(self.exchanges.looks_at());
+        (until < u64::MAX).then(|| Duration::from_nanos(until.saturating_sub(self.nanos())))
+    }
+
+    /// The turn's, in nanoseconds since the loop's start: for what is compared more often than is cheap with `Instant`.
+    #[inline]
+    pub fn nanos(&self) -> u64 {
+        self.connections.now_nanos()
+    }
+
+    /// The time of the turn when it was so many nanoseconds after the loop's start.
+    pub fn instant(&self, nanos: u64) -> Instant {
+        self.now.checked_sub(Duration::from_nanos(self.nanos() - nanos)).unwrap_or(self.now)
+    }
+}
+
+/// How heads are parsed.
+pub(crate) struct Heads {
+    pub limits: HeadLimits,
+    /// The fields of the head in hand.
+    pub fields: Fields,
+}
+
+impl Heads {
+    pub fn new(settings: &Settings) -> Heads {
+        Heads { limits: HeadLimits::new(settings.max_head, settings.max_fields), fields: Fields::default() }
+    }
+}
+
+/// Something that the handler of an event has left to be done.
+pub(crate) enum Task {
+    /// A permit came to an exchange of this loop.
+    Start(Grant),
+    /// An exchange asks for a permit again.
+    Ask(Key),
+    /// A client's input can be looked at again.
+    Resume(Sock),
+}
+
+/// One loop's state: everything that its handlers work on.
+pub(crate) struct Loop<B: Backend> {
+    pub backend: B,
+    pub shared: Arc<Shared>,
+    pub index: u16,
+    pub table: Table,
+    pub exchanges: Slots<Exchange>,
+    pub time: Time,
+    pub memory: Memory,
+    pub heads: Heads,
+    pub seats: Seats,
+    /// The connection that is worked on, which a panic is to cost; [`Key::NONE`] for what concerns none.
+    pub subject: Sock,
+    /// The next request's id: a random start, so that ids of two loops or two servers do not meet.
+    pub next_id: u64,
+    pub accepting: Accepting,
+    pub metrics: Metrics,
+    pub access: AccessLog,
+    /// What the handlers have left to be done, in this order.
+    pub work: VecDeque<Task>,
+}
+
+impl<B: Backend> Loop<B> {
+    #[inline]
+    pub fn count(&self) -> &Counters {
+        self.metrics.of_loop(self.index as usize)
+    }
+
+    /// What must hold between two turns: exchanges and connections name each other, and the pool's blocks are where they may be.
+    #[cfg(debug_assertions)]
+    pub fn check_invariants(&mut self) {
+        debug_assert!(self.work.is_empty(), "work was left undone");
+        for (key, exchange) in self.exchanges.iter() {
+            let phase = exchange.phase;
+            let named = self.table.client(exchange.stream.connection).is_some_and(|client| client.exchange == key);
+            debug_assert!(named, "the client of an exchange in {phase:?} does not know it");
+            let link = exchange.link();
+            let named = link == Key::NONE || self.table.link(link).is_some_and(|link| link.exchange == key);
+            debug_assert!(named, "the worker's connection of an exchange in {phase:?} does not know it");
+        }
+        for app in &self.shared.apps {
+            app.dispatch.check_invariants();
+        }
+        self.check_blocks();
+    }
+
+    /// Works off what the handlers of an event have left: permits granted, permits to ask for, input to read.
+    #[inline]
+    pub fn work_off(&mut self) {
+        while let Some(task) = self.work.pop_front() {
+            self.do_task(task);
+        }
+    }
+
+    #[inline(never)]
+    fn do_task(&mut self, task: Task) {
+        match task {
+            Task::Start(grant) => {
+                self.concern(grant.waiter.exchange);
+                self.granted(grant);
+            }
+            Task::Ask(key) => {
+                self.concern(key);
+                self.acquire(key, true);
+            }
+            Task::Resume(sock) => {
+                self.subject = sock;
+                self.resume_client(sock);
+            }
+        }
+    }
+
+    /// Notes that an exchange is worked on: a panic is to cost its client.
+    pub fn concern(&mut self, exchange: Key) {
+        self.subject = self.exchanges.lookup(exchange).map_or(Key::NONE, |exchange| exchange.stream.connection);
+    }
+}
