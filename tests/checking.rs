@@ -47,7 +47,7 @@ fn what_would_not_work_here_is_said_with_its_place() {
         (
             "apps.web = { command = [\"sh\"], directory = \"nowhere\" }",
             "there is no directory /",
-            "1:43",
+            "1:44",
             "workers start there",
         ),
         ("listen = [{ address = \"unix:nowhere/a\" }]", "nowhere/a cannot be made", "1:23", "no directory nowhere"),
