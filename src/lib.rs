@@ -3,7 +3,7 @@
 //! The map, from the top down; each layer uses those below it and none above:
 //!
 //! ```text
-//! main → server → supervisor, control → fleet
+//! main → server, check, init → supervisor, control → fleet
 //!           └──→ reactor → event_loop, connection, exchange → dispatch, mailbox
 //!                               └──→ http                    bytes in, bytes out: no descriptor, no clock, no thread
 //!                               └──→ backends → buffers
@@ -15,6 +15,7 @@
 
 pub mod backends;
 pub mod buffers;
+pub mod check;
 pub mod config;
 pub mod conformance;
 pub mod connection;
@@ -25,6 +26,7 @@ pub mod event_loop;
 mod exchange;
 pub mod fleet;
 pub mod http;
+pub mod init;
 pub mod log;
 pub mod mailbox;
 pub mod metrics;

@@ -4,11 +4,15 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use production_server::config::{self, Environment, Invocation};
-use production_server::{conformance, control, server, supervisor, worker};
+use production_server::{check, conformance, control, init, server, supervisor, worker};
 
 fn main() -> ExitCode {
     match config::read(std::env::args_os(), &Environment::of_process()) {
         Ok(Invocation::Run(settings)) => ExitCode::from(server::run(*settings)),
+        Ok(Invocation::Check(loaded)) => ExitCode::from(check::run(&loaded)),
+        Ok(Invocation::Show(loaded, show)) => print(&loaded.show(show)),
+        Ok(Invocation::Schema) => print(&config::schema()),
+        Ok(Invocation::Init) => ExitCode::from(init::run(std::path::Path::new("."))),
         Ok(Invocation::Steer(steering)) => ExitCode::from(control::client::run(&steering)),
         Ok(Invocation::Worker(arguments)) => worker::main(arguments.into_iter()),
         Ok(Invocation::Conformance(wanted)) => conformance::main(wanted),
@@ -25,4 +29,10 @@ fn main() -> ExitCode {
             ExitCode::from(refusal.exit_code)
         }
     }
+}
+
+/// A reader that has gone (`config schema | head`) is no error.
+fn print(text: &str) -> ExitCode {
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    ExitCode::SUCCESS
 }

@@ -223,7 +223,6 @@ impl Listening {
 }
 
 fn open_listeners(settings: &Settings) -> Result<Vec<Listening>, StartError> {
-    let owner = unix::Owner::find(&settings.unix_listen)?;
     let open = |address: &ListenAddress| match address {
         ListenAddress::Tcp(address) => listen_tcp(*address, only_v6(*address, &settings.listen), settings.loops)
             .map_err(|error| {
@@ -235,7 +234,10 @@ fn open_listeners(settings: &Settings) -> Result<Vec<Listening>, StartError> {
                 };
                 refused(format!("cannot listen on {address}: {error}{hint}"), &error, exit::CANNOT_CREATE)
             }),
-        ListenAddress::Unix(path) => unix::listen(path, settings.unix_listen.mode, owner),
+        ListenAddress::Unix(path) => {
+            let access = settings.unix_listen_at(path);
+            unix::listen(path, access.mode, unix::Owner::find(access)?)
+        }
     };
     settings.listen.iter().map(open).collect()
 }
@@ -442,6 +444,9 @@ fn backend_name(backend: BackendChoice) -> &'static str {
 
 fn announce(shared: &Shared, backend: BackendChoice) {
     let settings = &shared.settings;
+    if let Some(path) = &settings.config {
+        shared.log.event(Level::Info, "configuration", &[("file", &path.display())]);
+    }
     for address in &settings.listen {
         let fields: [(&str, &dyn std::fmt::Display); 3] =
             [("address", address), ("loops", &settings.loops), ("backend", &backend_name(backend))];

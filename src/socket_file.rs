@@ -75,7 +75,7 @@ fn identity(metadata: &Metadata) -> Identity {
 }
 
 /// Whether somebody listens on a socket, found out without waiting: a full backlog (EAGAIN) is somebody.
-fn answers(path: &Path) -> bool {
+pub fn answers(path: &Path) -> bool {
     let connected = SockAddr::unix(path).and_then(|address| {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.set_nonblocking(true)?;

@@ -1,7 +1,9 @@
 //! The one integration test binary. Each module holds the tests of one part.
 
 mod backends;
+mod checking;
 mod cli;
+mod configuration;
 mod conformance;
 mod control;
 mod crowds;

@@ -33,6 +33,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("buffers", &[]),
     ("planted", &[]),
     ("config", &[]),
+    ("check", &["socket_file", "supervisor"]),
+    ("init", &["supervisor"]),
     ("metrics", &["config"]),
     ("log", &["config", "metrics"]),
     ("backends", &["buffers"]),

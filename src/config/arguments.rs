@@ -1,16 +1,21 @@
 //! The command line: what is to be done, and every mistake in one line.
 
 use std::ffi::{OsStr, OsString};
+use std::ops::Range;
 
 use clap::builder::OsStringValueParser;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, ArgMatches};
 
 use super::environment::Environment;
+use super::file;
 use super::keys::{self, Key};
+use super::load::{Loaded, load};
+use super::places;
+use super::show::Show;
 use super::steering::{self, Steering};
-use super::units::{port_number, show_duration};
-use super::{App, Command, Conformance, Settings};
+use super::units::port_number;
+use super::{Conformance, Settings};
 
 /// Exit code for wrong flags and shorthands (EX_USAGE of sysexits(3)).
 pub const WRONG_USAGE: u8 = 64;
@@ -22,6 +27,14 @@ pub const WRONG_CONFIGURATION: u8 = 78;
 pub enum Invocation {
     /// To serve.
     Run(Box<Settings>),
+    /// To look whether that would work.
+    Check(Box<Loaded>),
+    /// To show what is configured.
+    Show(Box<Loaded>, Show),
+    /// To print the schema of the configuration file.
+    Schema,
+    /// To write a first configuration file.
+    Init,
     /// To be the built-in worker; the arguments behind the word.
     Worker(Vec<OsString>),
     /// To look at a command through the worker contract.
@@ -39,7 +52,8 @@ pub enum Invocation {
 /// Why nothing is started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
-    /// One line without its end, that says what is wrong and what would be right.
+    /// One line without its end, that says what is wrong and what would be right; for a configuration file all its mistakes, with
+    /// the lines where they are.
     pub line: String,
     /// What the process ends with.
     pub exit_code: u8,
@@ -52,32 +66,50 @@ impl Refusal {
 }
 
 /// Where a value came from; later ones win.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Source {
+    File(Spot),
     Environment(String),
     Shorthand(String),
     Flag,
 }
 
+/// A place in the configuration file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Spot {
+    /// The file.
+    pub(super) file: String,
+    /// The tables and the key there, with dots between.
+    pub(super) path: String,
+    /// From 1.
+    pub(super) line: usize,
+    /// From 1.
+    pub(super) column: usize,
+    /// The value, in bytes of the file.
+    pub(super) span: Range<usize>,
+}
+
 impl Source {
     pub(super) fn rank(&self) -> u8 {
         match self {
-            Source::Environment(_) => 0,
-            Source::Shorthand(_) => 1,
-            Source::Flag => 2,
+            Source::File(_) => 0,
+            Source::Environment(_) => 1,
+            Source::Shorthand(_) => 2,
+            Source::Flag => 3,
         }
     }
 
-    fn exit_code(&self) -> u8 {
-        if self.rank() == 0 { WRONG_CONFIGURATION } else { WRONG_USAGE }
+    pub(super) fn exit_code(&self) -> u8 {
+        if self.rank() <= 1 { WRONG_CONFIGURATION } else { WRONG_USAGE }
     }
 }
 
 /// The values of one key from the place that wins.
+#[derive(Clone, Debug)]
 pub(super) struct Given {
     pub(super) key: &'static Key,
     pub(super) source: Source,
-    values: Vec<OsString>,
+    pub(super) values: Vec<OsString>,
 }
 
 /// Reads the command line (the program's name first) and the environment.
@@ -104,20 +136,40 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
             let flags = [("socket", "--socket"), ("module", "--module")];
             Ok(Invocation::Worker(flags.into_iter().filter_map(given).flatten().collect()))
         }
-        Some(("run", run)) => settings(run, environment).map(|settings| Invocation::Run(Box::new(settings))),
+        Some(("run", run)) => serve(run, environment),
+        Some(("config", words)) => match words.subcommand() {
+            Some(("show", words)) => {
+                let flag = |name| words.get_flag(name);
+                let show = Show { effective: flag("effective"), origin: flag("origin"), json: flag("json") };
+                load(words, environment).map(|loaded| Invocation::Show(Box::new(loaded), show))
+            }
+            _ => Ok(Invocation::Schema),
+        },
+        Some(("init", _)) => Ok(Invocation::Init),
+        Some(("check", words)) => load(words, environment).map(|loaded| Invocation::Check(Box::new(loaded))),
         Some(("conformance", words)) => {
             super::conformance::read(words).map(Invocation::Conformance).map_err(Refusal::usage)
         }
         Some((word, matches)) => {
             steering::read(word, matches, environment).map(|steering| Invocation::Steer(Box::new(steering)))
         }
-        None => settings(&matches, environment).map(|settings| Invocation::Run(Box::new(settings))),
+        None => serve(&matches, environment),
     }
+}
+
+fn serve(matches: &ArgMatches, environment: &Environment) -> Result<Invocation, Refusal> {
+    let loaded = load(matches, environment)?;
+    Ok(if matches.get_flag("test") {
+        Invocation::Check(Box::new(loaded))
+    } else {
+        Invocation::Run(Box::new(loaded.settings))
+    })
 }
 
 /// The whole command line as clap knows it; for the help, completions and the manual page.
 pub fn command() -> clap::Command {
     let run = clap::Command::new("run").about("Serve; the same as without the word");
+    let check = clap::Command::new("check").about("Look whether all that is said would work, and start nothing");
     let socket = Arg::new("socket").long("socket").value_name("PATH").value_parser(OsStringValueParser::new());
     let module = Arg::new("module").long("module").value_name("FILE").value_parser(OsStringValueParser::new());
     let worker = clap::Command::new("worker")
@@ -131,9 +183,34 @@ pub fn command() -> clap::Command {
         .args_conflicts_with_subcommands(true)
         .disable_help_subcommand(true)
         .subcommand(with_flags(run).override_usage("production_server run [FLAGS] [SHORTHAND…] [-- COMMAND…]"))
+        .subcommand(with_flags(check).override_usage("production_server check [FLAGS] [SHORTHAND…] [-- COMMAND…]"))
+        .subcommand(configuration())
+        .subcommand(
+            clap::Command::new("init").about("Write a first production_server.toml for the app in this directory"),
+        )
         .subcommand(worker)
         .subcommand(super::conformance::subcommand());
     steering::with_words(command)
+}
+
+/// The words about the configuration.
+fn configuration() -> clap::Command {
+    let switch =
+        |name: &'static str, help: &'static str| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
+    let show = clap::Command::new("show").about("Print what is said, as a configuration file that says the same");
+    let show = with_flags(show)
+        .override_usage(
+            "production_server config show [--effective] [--origin] [--json] [FLAGS] [SHORTHAND…] [-- COMMAND…]",
+        )
+        .arg(switch("effective", "Everything that holds, defaults included"))
+        .arg(switch("origin", "With the place that each value comes from"))
+        .arg(switch("json", "As JSON"));
+    clap::Command::new("config")
+        .about("Show the configuration, or what may stand in its file")
+        .subcommand_required(true)
+        .disable_help_subcommand(true)
+        .subcommand(show)
+        .subcommand(clap::Command::new("schema").about("Print a JSON Schema of the configuration file, for editors"))
 }
 
 fn with_flags(mut command: clap::Command) -> clap::Command {
@@ -153,7 +230,27 @@ fn with_flags(mut command: clap::Command) -> clap::Command {
         .last(true)
         .value_parser(OsStringValueParser::new())
         .help("What the workers run; {socket} stands for the worker's socket. Without it: the built-in worker");
+    let test = Arg::new("test")
+        .short('t')
+        .long("test")
+        .action(ArgAction::SetTrue)
+        .help("Only look whether all that is said would work, as production_server check does");
+    let command = command.arg(config_flag()).arg(test);
     command.arg(shorthand).arg(program).after_help(AFTER_SHORT).after_long_help(AFTER_LONG)
+}
+
+/// The flag that names the configuration file.
+pub(super) fn config_flag() -> Arg {
+    let help = "The configuration file, or none [default: ./production_server.toml, \
+        ~/.config/production_server/production_server.toml or /etc/production_server/production_server.toml]";
+    Arg::new("config")
+        .short('f')
+        .long("config")
+        .value_name("FILE")
+        .action(ArgAction::Append)
+        .value_parser(OsStringValueParser::new())
+        .help(help)
+        .long_help(format!("{help}\n[env: {}]", file::VARIABLE))
 }
 
 pub(super) fn flag(key: &Key) -> Arg {
@@ -175,52 +272,6 @@ pub(super) fn flag(key: &Key) -> Arg {
     } else {
         arg.action(ArgAction::Append).value_name(key.value).value_parser(OsStringValueParser::new())
     }
-}
-
-/// Makes the settings of everything that was said.
-fn settings(matches: &ArgMatches, environment: &Environment) -> Result<Settings, Refusal> {
-    let mut given = Vec::new();
-    for key in keys::all() {
-        given.extend(from_environment(key, environment));
-    }
-    for word in matches.get_many::<OsString>("shorthand").into_iter().flatten() {
-        for one in shorthand(word)? {
-            win(&mut given, one);
-        }
-    }
-    for key in keys::all() {
-        if let Some(one) = from_flags(key, matches) {
-            win(&mut given, one);
-        }
-    }
-    let program: Option<Vec<OsString>> = matches.get_many("command").map(|words| words.cloned().collect());
-    if program.as_ref().is_some_and(|words| words[0].is_empty()) {
-        return Err(Refusal::usage("error: the command behind -- is empty, as in production_server -- node server.js"));
-    }
-    contradictions(&given, program.is_some())?;
-
-    // The lower places first, so that of two keys with one effect the higher place's wins.
-    given.sort_by_key(|one| one.source.rank());
-    let mut settings = Settings { warnings: environment.warnings(), app: App::default(), ..Settings::default() };
-    for one in &given {
-        apply(&mut settings, one)?;
-    }
-    if let Some(words) = program {
-        settings.app.command = Command::Argv(words);
-    }
-    if !given.iter().any(|one| one.key.name == "run-dir") {
-        settings.run_dir = environment.run_dir(&settings.listen);
-    }
-    settings.app.directory = environment.directory(settings.app.directory.take());
-    whole(&settings, &given)?;
-    let unix_only = ["listen-mode", "listen-owner", "listen-group"];
-    if let Some(one) = given.iter().find(|one| unix_only.contains(&one.key.name))
-        && !settings.listen.iter().any(|address| matches!(address, super::ListenAddress::Unix(_)))
-    {
-        let name = one.key.name;
-        settings.warnings.push(format!("--{name} has no effect: no --listen unix:PATH is given"));
-    }
-    Ok(settings)
 }
 
 /// Puts in a value from a higher place: what came from lower ones goes, what came from the same adds up or is replaced.
@@ -303,6 +354,16 @@ pub(super) fn apply(settings: &mut Settings, given: &Given) -> Result<(), Refusa
         };
         read.map_err(|expected| wrong_value(given, value, &expected))?;
     }
+    if places::OF_SOCKET.contains(&key.name) {
+        // What is said for all sockets holds for those of the file, too.
+        for access in settings.unix_listen_of.values_mut() {
+            let mut scratch = Settings { unix_listen: access.clone(), ..Settings::default() };
+            for text in given.values.iter().filter_map(|value| value.to_str()) {
+                (key.set)(&mut scratch, text).ok();
+            }
+            *access = scratch.unix_listen;
+        }
+    }
     Ok(())
 }
 
@@ -310,6 +371,9 @@ fn wrong_value(given: &Given, value: &OsStr, expected: &str) -> Refusal {
     let (key, value) = (given.key, quoted(value));
     let example = key.example;
     let line = match &given.source {
+        Source::File(spot) => {
+            format!("error: {}, line {}: {} {value}: {expected}", spot.file, spot.line, spot.path)
+        }
         Source::Flag => format!("error: --{} {value}: {expected}, as in --{} {example}", key.name, key.name),
         Source::Environment(name) => {
             // A name of somebody else's may take less than the key: PORT is a port.
@@ -327,88 +391,6 @@ fn wrong_value(given: &Given, value: &OsStr, expected: &str) -> Refusal {
         }
     };
     Refusal { line, exit_code: given.source.exit_code() }
-}
-
-/// Refuses what cannot hold together, wherever it was said.
-fn contradictions(given: &[Given], program: bool) -> Result<(), Refusal> {
-    let find = |name: &str| given.iter().find(|one| one.key.name == name);
-    let refuse = |one: &Given, other: Option<&Given>, advice: &str| {
-        let other_place = other.map_or_else(|| "a command".to_owned(), place);
-        let line = format!("error: {} and {other_place} exclude each other: {advice}", place(one));
-        Err(Refusal { line, exit_code: exit_code([Some(one), other]) })
-    };
-    let apps: Vec<&Given> = ["upstream", "respond"].into_iter().filter_map(find).collect();
-    if let [first, second] = &apps[..] {
-        return refuse(first, Some(second), "expected one of them");
-    }
-    if let Some(app) = apps.first() {
-        if program {
-            return refuse(app, None, "expected one of them");
-        }
-        // Variables such as WEB_CONCURRENCY are set by the surroundings for whatever runs there; only words count.
-        let mut own = ["workers", "max-requests", "max-lifetime"].into_iter().filter_map(find);
-        if let Some(own) = own.find(|one| one.source.rank() > 0) {
-            return refuse(app, Some(own), "no workers are started then");
-        }
-    }
-    let level = |one: &Given, other: &Given| one.source.rank() == other.source.rank();
-    if let (Some(off), Some(on)) = (find("no-access-log").filter(|off| is_on(off)), find("access-log"))
-        && level(off, on)
-    {
-        return refuse(off, Some(on), "expected one of them");
-    }
-    if let (Some(json), Some(format)) = (find("json-logging").filter(|json| is_on(json)), find("log-format"))
-        && level(json, format)
-        && format.values.iter().any(|value| value == "human" || value == "combined")
-    {
-        return refuse(json, Some(format), "expected one of them");
-    }
-    Ok(())
-}
-
-/// Whether a switch is on, as far as its value can be read.
-fn is_on(given: &Given) -> bool {
-    given.values.iter().filter_map(|value| value.to_str()).any(|text| super::units::switch(text) == Ok(true))
-}
-
-fn place(given: &Given) -> String {
-    match &given.source {
-        Source::Flag => format!("--{}", given.key.name),
-        Source::Shorthand(text) => text.clone(),
-        Source::Environment(name) => format!("{name} in the environment"),
-    }
-}
-
-/// The exit code for values that do not go together: where the environment has part in it, the configuration is wrong.
-fn exit_code<const N: usize>(involved: [Option<&Given>; N]) -> u8 {
-    let lowest = involved.into_iter().flatten().map(|one| &one.source).min_by_key(|source| source.rank());
-    lowest.map_or(WRONG_USAGE, Source::exit_code)
-}
-
-/// Checks what only shows when everything is read.
-fn whole(settings: &Settings, given: &[Given]) -> Result<(), Refusal> {
-    let find = |name: &str| given.iter().find(|one| one.key.name == name);
-    // A default is called by the flag that would change it.
-    let named = |name: &str| find(name).map_or_else(|| format!("--{name}"), place);
-    for (index, address) in settings.listen.iter().enumerate() {
-        let chosen_by_kernel = matches!(address, super::ListenAddress::Tcp(address) if address.port() == 0);
-        if !chosen_by_kernel && settings.listen[..index].contains(address) {
-            let line = format!("error: {}: {address} is given twice: expected different addresses", named("listen"));
-            return Err(Refusal { line, exit_code: exit_code([find("listen")]) });
-        }
-    }
-    let timeouts = &settings.app.timeouts;
-    if timeouts.connect > timeouts.request {
-        let keys = ["connect-timeout-ms", "request-timeout"];
-        let (connect, request) = (show_duration(timeouts.connect), show_duration(timeouts.request));
-        let line = format!(
-            "error: {} ({connect}) is longer than {} ({request}): expected it to be shorter",
-            named(keys[0]),
-            named(keys[1])
-        );
-        return Err(Refusal { line, exit_code: exit_code(keys.map(find)) });
-    }
-    Ok(())
 }
 
 /// clap's message for several lines, as one line.
@@ -452,7 +434,7 @@ pub(super) fn quoted(value: &OsStr) -> String {
 const AFTER_SHORT: &str = "production_server --help shows more: the environment, examples, signals and exit codes.";
 
 const AFTER_LONG: &str = "\
-Of two places the first wins: flag, shorthand, environment, default.
+Of two places the first wins: flag, shorthand, environment, configuration file, default.
 
 Examples:
   production_server                                       the built-in worker on port 8080
@@ -470,6 +452,11 @@ Signals:
   USR2        rolling restart, the replacement first
   TTIN, TTOU  one worker more, one fewer
 
+The configuration file, docs/configuration.md:
+  production_server init                                  writes a first one for the app in this directory
+  production_server check                                 looks whether all would work, and starts nothing
+  production_server config show --effective --origin      what holds, and where it was said
+
 A running server is asked with the commands above, over the control socket in its run directory:
   production_server status 3000                           what the server on port 3000 does
   production_server restart --wait && echo deployed       new code without a lost request
@@ -480,8 +467,9 @@ Exit codes:
   0   clean stop, command done       71  the system refuses what every start needs
   3   status: nothing runs           73  cannot bind an address or make a socket
   64  wrong flags or shorthands      75  restart --wait: aborted, the old workers
-  69  the app gave up before it          serve on
-      was ever ready; no server to   77  permission denied
-      be asked                       78  invalid configuration, the environment
-  70  an event loop failed               included
+  66  a file cannot be read              serve on
+  69  the app gave up before it      77  permission denied
+      was ever ready; no server to   78  invalid configuration, the environment
+      be asked                           included
+  70  an event loop failed
 ";

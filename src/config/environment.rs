@@ -5,8 +5,8 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::ListenAddress;
 use super::keys::{self, PREFIX};
+use super::{ListenAddress, file};
 
 /// The variables at the start. A variable that is set to nothing counts as not set.
 #[derive(Clone, Debug, Default)]
@@ -38,7 +38,7 @@ impl Environment {
     /// name production-server are left out.
     pub fn warnings(&self) -> Vec<String> {
         let ours = self.0.keys().filter_map(|name| name.to_str()).filter(|name| name.starts_with(PREFIX));
-        ours.filter(|name| !keys::all().any(|key| key.variable() == *name))
+        ours.filter(|name| *name != file::VARIABLE && !keys::all().any(|key| key.variable() == *name))
             .filter(|name| !["PORT", "SERVICE_"].iter().any(|start| name[PREFIX.len()..].starts_with(start)))
             .map(|name| format!("{name} in the environment is not known and has no effect"))
             .collect()
@@ -88,7 +88,7 @@ impl Environment {
 
     /// A number that tells users apart, without a system call that Rust calls unsafe: who owns this process, or where
     /// there is no /proc, who owns the home directory.
-    fn user(&self) -> u32 {
+    pub(super) fn user(&self) -> u32 {
         let owner = |path: &OsStr| std::fs::metadata(path).ok().map(|metadata| metadata.uid());
         owner("/proc/self".as_ref()).or_else(|| self.value("HOME").and_then(owner)).unwrap_or(0)
     }

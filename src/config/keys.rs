@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::units::{
-    account, choice, count, count_or_auto, duration, internal, listen, milliseconds, mode, rate, ready, signal, size,
-    switch, upstream, worker_range,
+    account, choice, count, count_or_auto, duration, internal, listen, milliseconds, mode, percent, rate, ready,
+    signal, size, switch, upstream, worker_range,
 };
 use super::{
     AccessLogFormat, AccessLogTarget, BackendChoice, Balance, Command, EventFormat, HotReload, Pin, Settings,
@@ -17,6 +17,7 @@ use super::{
 pub const PREFIX: &str = "PRODUCTION_SERVER_";
 
 /// One key. See the module.
+#[derive(Debug)]
 pub struct Key {
     /// The long flag without its dashes.
     pub name: &'static str,
@@ -195,6 +196,9 @@ const LIVES: &[Key] = &[
         Ok(())
     })
     .example("10000"),
+    key("recycle-jitter", "PERCENT", "10%", "By how much that number varies between workers", |settings, text| {
+        store(&mut settings.app.recycle.jitter_percent, percent(text, 0..=100))
+    }),
     key("max-lifetime", "DURATION", "", "Replace a worker after that time", |settings, text| {
         let range = Duration::from_secs(1)..=DAY * 365;
         store(&mut settings.app.recycle.lifetime, duration(text, range).map(Some))

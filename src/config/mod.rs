@@ -1,7 +1,11 @@
-//! The configuration: one checked [`Settings`], made of flags, shorthands, the environment and defaults.
+//! The configuration: one checked [`Settings`], made of flags, shorthands, the environment, a file and defaults.
 //!
 //! - `keys`: every key once, with its flag, its environment names, its default and how its value is read;
+//! - `places`: where each key stands in the configuration file;
+//! - `file`: that file, from finding it to its values and problems, and `report`: how problems are shown;
+//! - `show` and `schema`: what is configured, and what may be;
 //! - `arguments`: the command line, and its mistakes in one line;
+//! - `load`: all places together, and `clashes`: what of them does not go together;
 //! - `conformance`: the words of that subcommand;
 //! - `environment`: the variables;
 //! - `steering`: the words that speak to a server which runs already;
@@ -9,26 +13,41 @@
 //!
 //! Rules:
 //! - A key's value is read by the same function wherever it comes from, and an error names the place and the value.
-//! - Precedence: flag, shorthand, environment, default. A value that is overridden is not looked at.
-//! - Nothing here opens, binds or starts anything.
+//! - Precedence: flag, shorthand, environment, file, default. A value that is overridden is not looked at, but for those of the file, of
+//!   which every mistake is told.
+//! - Nothing here binds or starts anything; all that is opened is the configuration file and the files that it names for values.
 
 mod arguments;
+mod clashes;
 mod conformance;
 mod environment;
+mod file;
 mod keys;
+mod load;
+mod places;
+mod report;
+mod schema;
+mod show;
 mod steering;
 mod units;
 
 pub use units::{duration, show_duration, signal, signal_name};
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use arguments::{Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
 pub use conformance::Conformance;
 pub use environment::{Environment, Search};
+pub use file::{File, NAME as FILE_NAME, Text};
+pub use load::Loaded;
+pub use places::quoted as toml_string;
+pub use report::{Problem, Severity};
+pub use schema::{manual, schema};
+pub use show::Show;
 pub use steering::{Ask, Change, MOST_WORKERS, PAUSE_DEFAULT, PAUSE_RANGE, ServerPlace, Steering};
 
 /// Everything that the server needs to know to run. Checked: every number is within its range.
@@ -36,8 +55,10 @@ pub use steering::{Ask, Change, MOST_WORKERS, PAUSE_DEFAULT, PAUSE_RANGE, Server
 pub struct Settings {
     /// Where to listen; at least one. Port 0 lets the kernel choose.
     pub listen: Vec<ListenAddress>,
-    /// What holds for every Unix socket among them.
+    /// What holds for every Unix socket among them that is not in `unix_listen_of`.
     pub unix_listen: UnixListen,
+    /// What holds for single ones.
+    pub unix_listen_of: BTreeMap<PathBuf, UnixListen>,
     /// Event loops, 1 to 1024.
     pub loops: usize,
     /// Which backend runs the loops.
@@ -70,6 +91,8 @@ pub struct Settings {
     pub internal: Internal,
     /// The app behind the loops.
     pub app: App,
+    /// The configuration file that was read.
+    pub config: Option<PathBuf>,
     /// What is odd but no error, each one line, to be logged at the start.
     pub warnings: Vec<String>,
 }
@@ -442,6 +465,7 @@ impl Default for Settings {
         Settings {
             listen: vec![ListenAddress::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080))],
             unix_listen: UnixListen::default(),
+            unix_listen_of: BTreeMap::new(),
             loops: cores,
             backend: BackendChoice::Auto,
             max_connections: 10_000,
@@ -463,6 +487,7 @@ impl Default for Settings {
             event_format: EventFormat::Auto,
             internal: Internal::Under(String::new()),
             app: App::default(),
+            config: None,
             warnings: Vec::new(),
         }
     }
@@ -527,6 +552,11 @@ impl Default for App {
 }
 
 impl Settings {
+    /// Who may connect to the Unix socket at a path.
+    pub fn unix_listen_at(&self, path: &Path) -> &UnixListen {
+        self.unix_listen_of.get(path).unwrap_or(&self.unix_listen)
+    }
+
     /// Settings for a test: one loop on a loopback port that the kernel chooses, no access log, no statistics, and a run
     /// directory that the test replaces by its own.
     pub fn for_test() -> Settings {

@@ -1,6 +1,6 @@
 //! The words that speak to a server which runs already: `status`, `restart`, `scale` and the like.
 //!
-//! Where that server is follows from the same flags, variables and rules as where `run` puts it; nothing is looked for
+//! Where that server is follows from the same flags, variables, file and rules as where `run` puts it; nothing is looked for
 //! here, only what was said is read.
 
 use std::ffi::OsString;
@@ -11,9 +11,12 @@ use clap::builder::OsStringValueParser;
 use clap::{Arg, ArgAction, ArgMatches};
 
 use super::Settings;
-use super::arguments::{Refusal, apply, flag, from_environment, from_flags, quoted, shorthand, win};
+use super::arguments::{
+    Given, Refusal, apply, config_flag, flag, from_environment, from_flags, quoted, shorthand, win,
+};
 use super::environment::{Environment, Search};
 use super::keys;
+use super::load::file_of;
 use super::units::{count, duration, signal};
 
 /// The most workers that an app may have.
@@ -169,6 +172,7 @@ fn speaks(name: &'static str, about: &'static str) -> clap::Command {
     ["listen", "run-dir"]
         .into_iter()
         .fold(command, |command, name| command.arg(flag(keys::by_name(name)).help_heading("Which server")))
+        .arg(config_flag().help_heading("Which server"))
         .arg(socket.help_heading("Which server"))
 }
 
@@ -232,9 +236,17 @@ fn place(matches: &ArgMatches, environment: &Environment) -> Result<ServerPlace,
         return Ok(ServerPlace::Socket(path.into()));
     }
     let (listen, run_dir) = (keys::by_name("listen"), keys::by_name("run-dir"));
-    let mut given: Vec<_> =
-        [listen, run_dir].into_iter().filter_map(|key| from_environment(key, environment)).collect();
-    let mut said = false;
+    let named = matches.contains_id("config");
+    let mut given = match file_of(matches, environment) {
+        // Mistakes in it are no reason not to find the server that runs.
+        Ok(file) => file.map_or_else(Vec::new, |file| file.given),
+        Err(refusal) if named => return Err(refusal),
+        Err(_) => Vec::new(),
+    };
+    given.retain(|one: &Given| ["listen", "run-dir"].contains(&one.key.name));
+    let from_environment = |key| from_environment(key, environment);
+    [listen, run_dir].into_iter().filter_map(from_environment).for_each(|one| win(&mut given, one));
+    let mut said = named;
     // Not every word has a port behind it, and clap panics when it is asked for what it does not know.
     if let Ok(Some(port)) = matches.try_get_one::<OsString>("port") {
         let read = shorthand(port)?;

@@ -130,6 +130,14 @@ pub fn duration(text: &str, range: RangeInclusive<Duration>) -> Result<Duration,
     Some(Duration::from_millis(milliseconds as u64)).filter(|duration| range.contains(duration)).ok_or_else(expected)
 }
 
+/// A share in per cent: `10%`.
+pub fn percent(text: &str, range: RangeInclusive<u64>) -> Result<u32, String> {
+    let number = text.strip_suffix('%').and_then(|number| count(number.trim_end(), range.clone()).ok());
+    number
+        .map(|number| number as u32)
+        .ok_or_else(|| format!("expected a share from {}% to {}%", range.start(), range.end()))
+}
+
 /// A duration where a plain number means milliseconds.
 pub fn milliseconds(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, String> {
     let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());

@@ -35,7 +35,7 @@ pub mod output;
 mod pace;
 pub mod probe;
 pub mod process;
-mod program;
+pub mod program;
 mod report;
 pub mod resolver;
 pub mod run_directory;

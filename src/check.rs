@@ -1,0 +1,257 @@
+//! `production_server check`: whether what is said on the command line, in the environment and in the file would work on this machine.
+//!
+//! What cannot be read never comes here; this looks at what it means. Nothing is started, made or removed: addresses are bound for a
+//! moment, and never listened on.
+
+mod holder;
+
+use std::io::{ErrorKind, Write};
+use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{AccessFlags, Group, User, access};
+use socket2::{Domain, Socket, Type};
+
+use crate::config::{AccessLogTarget, Command, ListenAddress, Loaded, Problem, Severity};
+use crate::socket_file;
+use crate::supervisor::{memory, program};
+
+/// Exit code for an invalid configuration (EX_CONFIG of sysexits(3)).
+const INVALID: u8 = 78;
+
+/// Looks, and says on stderr what is wrong. The exit code: 0, or 78 when something would not work.
+pub fn run(loaded: &Loaded) -> u8 {
+    let problems = look(loaded);
+    let report = loaded.report(&problems);
+    // There is no other place to say it.
+    let _ = std::io::stderr().write_all(report.as_bytes());
+    if problems.iter().any(|problem| problem.severity == Severity::Error) {
+        return INVALID;
+    }
+    let what = loaded.file.as_ref().map_or_else(
+        || "no configuration file; what is said elsewhere is valid".to_owned(),
+        |file| format!("{}: valid", file.text.path.display()),
+    );
+    let _ = writeln!(std::io::stdout(), "{what}");
+    0
+}
+
+/// Everything that would not work, or is odd.
+pub fn look(loaded: &Loaded) -> Vec<Problem> {
+    let mut found = Found { loaded, problems: Vec::new() };
+    for warning in &loaded.settings.warnings {
+        found.problems.push(Problem {
+            severity: Severity::Warning,
+            title: warning.clone(),
+            marks: Vec::new(),
+            help: Vec::new(),
+        });
+    }
+    found.listeners();
+    found.accounts();
+    found.places();
+    found.command();
+    found.memory();
+    found.problems
+}
+
+struct Found<'a> {
+    loaded: &'a Loaded,
+    problems: Vec<Problem>,
+}
+
+impl Found<'_> {
+    fn error(&mut self, key: &str, index: usize, title: &str, label: &str) {
+        self.problems.push(self.loaded.problem(Severity::Error, key, index, title, label));
+    }
+
+    fn warning(&mut self, key: &str, index: usize, title: &str, label: &str) {
+        self.problems.push(self.loaded.problem(Severity::Warning, key, index, title, label));
+    }
+
+    fn listeners(&mut self) {
+        let all = &self.loaded.settings.listen;
+        for (index, address) in all.iter().enumerate() {
+            match address {
+                ListenAddress::Tcp(address) => self.tcp(index, *address),
+                ListenAddress::Unix(path) => self.unix(index, path),
+            }
+        }
+    }
+
+    fn tcp(&mut self, index: usize, address: SocketAddr) {
+        let Err(error) = bind(address) else { return };
+        match error.kind() {
+            ErrorKind::AddrInUse => self.taken(index, &address.to_string(), holder::of_tcp(address)),
+            ErrorKind::PermissionDenied => {
+                let label = "ports below 1024 need privileges, or net.ipv4.ip_unprivileged_port_start";
+                self.error("listen", index, &format!("this user may not listen on {address}"), label);
+            }
+            ErrorKind::AddrNotAvailable => {
+                let label = "no interface of this machine has that address";
+                self.error("listen", index, &format!("{address} is not an address of this machine"), label);
+            }
+            _ => self.error("listen", index, &format!("cannot listen on {address}"), &error.to_string()),
+        }
+    }
+
+    fn unix(&mut self, index: usize, path: &Path) {
+        let shown = path.display();
+        match std::fs::symlink_metadata(path) {
+            Ok(metadata) if !metadata.file_type().is_socket() => {
+                let label = "something that is no socket lies there: move it away";
+                self.error("listen", index, &format!("cannot listen on unix:{shown}"), label);
+            }
+            Ok(_) if socket_file::answers(path) => self.taken(index, &format!("unix:{shown}"), holder::of_unix(path)),
+            _ => self.writable_parent("listen", index, path),
+        }
+    }
+
+    /// An address on which somebody listens. A server of this kind is probably the one that the configuration is for.
+    fn taken(&mut self, index: usize, address: &str, holder: Option<holder::Holder>) {
+        match holder {
+            Some(holder) if holder.is_ours() => {
+                let label = format!("by process {}: fine if that is the one to be replaced", holder.process);
+                self.warning("listen", index, &format!("production_server listens on {address} already"), &label);
+            }
+            Some(holder) => {
+                let label =
+                    format!("by {} (process {}): stop it, or choose another address", holder.name, holder.process);
+                self.error("listen", index, &format!("{address} is in use"), &label);
+            }
+            None => {
+                let label = "another program listens there: stop it, or choose another address";
+                self.error("listen", index, &format!("{address} is in use"), label);
+            }
+        }
+    }
+
+    fn accounts(&mut self) {
+        let settings = &self.loaded.settings;
+        for address in &settings.listen {
+            let ListenAddress::Unix(path) = address else { continue };
+            let access = settings.unix_listen_at(path);
+            let numeric = |name: &&String| name.parse::<u32>().is_err();
+            if let Some(name) = access.owner.as_ref().filter(numeric)
+                && !matches!(User::from_name(name), Ok(Some(_)))
+            {
+                self.error("listen-owner", 0, &format!("there is no user {name:?} on this machine"), "");
+            }
+            if let Some(name) = access.group.as_ref().filter(numeric)
+                && !matches!(Group::from_name(name), Ok(Some(_)))
+            {
+                self.error("listen-group", 0, &format!("there is no group {name:?} on this machine"), "");
+            }
+        }
+    }
+
+    /// Files and directories that are named.
+    fn places(&mut self) {
+        let settings = &self.loaded.settings;
+        self.run_directory(&settings.run_dir);
+        if let AccessLogTarget::File(path) = &settings.access_log.target {
+            if path.is_dir() {
+                self.error("access-log", 0, "the access log is a directory", "expected a file");
+            } else if path.exists() {
+                if access(path, AccessFlags::W_OK).is_err() {
+                    self.error("access-log", 0, "this user may not write the access log", "");
+                }
+            } else {
+                self.writable_parent("access-log", 0, path);
+            }
+        }
+        if let Some(module) = &settings.app.module {
+            self.readable("module", 0, module);
+        }
+        for (index, path) in settings.app.watch.iter().enumerate() {
+            self.readable("watch", index, path);
+        }
+    }
+
+    fn run_directory(&mut self, path: &Path) {
+        // What is missing of it is made.
+        let there = path.ancestors().find(|ancestor| ancestor.as_os_str().is_empty() || ancestor.exists());
+        let there = there.filter(|ancestor| !ancestor.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let shown = there.display();
+        if !there.is_dir() {
+            self.error("run-dir", 0, "the run directory cannot be made", &format!("{shown} is no directory"));
+        } else if access(there, AccessFlags::W_OK | AccessFlags::X_OK).is_err() {
+            let what = if there == path { "used" } else { "made" };
+            let label = format!("this user may not write in {shown}");
+            self.error("run-dir", 0, &format!("the run directory cannot be {what}"), &label);
+        }
+    }
+
+    /// The directory in which a file is to be made.
+    fn writable_parent(&mut self, key: &str, index: usize, path: &Path) {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let (title, shown) = (format!("{} cannot be made", path.display()), parent.display());
+        if !parent.exists() {
+            self.error(key, index, &title, &format!("there is no directory {shown}"));
+        } else if !parent.is_dir() {
+            self.error(key, index, &title, &format!("{shown} is no directory"));
+        } else if access(parent, AccessFlags::W_OK | AccessFlags::X_OK).is_err() {
+            self.error(key, index, &title, &format!("this user may not write in {shown}"));
+        }
+    }
+
+    fn readable(&mut self, key: &str, index: usize, path: &Path) {
+        let shown = path.display();
+        if !path.exists() {
+            self.error(key, index, &format!("there is no {shown}"), "");
+        } else if access(path, AccessFlags::R_OK).is_err() {
+            self.error(key, index, &format!("{shown} cannot be read"), "this user may not read it");
+        }
+    }
+
+    fn command(&mut self) {
+        let Command::Argv(words) = &self.loaded.settings.app.command else { return };
+        let directory = self.loaded.settings.app.directory.as_deref();
+        if let Some(missing) = directory.filter(|directory| !directory.is_dir()) {
+            let title = format!("there is no directory {}", missing.display());
+            return self.error("directory", 0, &title, "workers start there");
+        }
+        if let Err(what) = program::check(words, directory) {
+            self.error("command", 0, "the command cannot be run", &what);
+        }
+        // The script of an interpreter; other words may mean anything.
+        if let Some(script) = words.get(1).map(PathBuf::from).filter(|word| is_script(word))
+            && !directory.unwrap_or(Path::new("")).join(&script).exists()
+        {
+            let title = format!("there is no {} here", script.display());
+            self.warning("command", 0, &title, "the command probably needs it");
+        }
+    }
+
+    /// Whether the workers at their largest, and what may be held beside them, have room. What they need when nothing is said nobody knows.
+    fn memory(&mut self) {
+        let settings = &self.loaded.settings;
+        let (Some(headroom), app) = (memory::headroom(), &settings.app) else { return };
+        let buffers = settings.buffer_bytes as u64;
+        let most = app.scaling.map_or(app.workers, |scaling| scaling.max) as u64;
+        let mebibytes = |bytes: u64| format!("{} MiB", bytes >> 20);
+        if buffers > headroom {
+            let title = format!("buffer_bytes may take {}, and {} are left", mebibytes(buffers), mebibytes(headroom));
+            self.warning("buffer-bytes", 0, &title, "memory may run short");
+        } else if let Some(each) = app.recycle.memory
+            && each.saturating_mul(most).saturating_add(buffers) > headroom
+        {
+            let all = mebibytes(each.saturating_mul(most));
+            let title = format!("{most} workers may take {all} together, and {} are left", mebibytes(headroom));
+            self.warning("max-memory", 0, &title, "memory may run short before a worker is replaced");
+        }
+    }
+}
+
+fn is_script(word: &Path) -> bool {
+    let endings = ["js", "mjs", "cjs", "ts", "py", "rb", "php", "pl"];
+    word.extension().and_then(|ending| ending.to_str()).is_some_and(|ending| endings.contains(&ending))
+}
+
+/// Takes the address for a moment, as the server would, without listening: a bound socket disturbs nobody.
+fn bind(address: SocketAddr) -> std::io::Result<()> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())
+}

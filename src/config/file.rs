@@ -1,0 +1,556 @@
+//! The configuration file: from its text to the values of keys, and to every problem that it has, all at once.
+//!
+//! `find` reads it, `values` puts in what lies elsewhere, `places` says what may stand where, and the keys' own setters read the
+//! values. Nothing here stops at the first problem, and no value is passed over because a flag overrides it.
+
+mod find;
+mod values;
+
+pub use find::{NAME, Text, VARIABLE, find};
+
+use std::ops::Range;
+use std::time::Duration;
+
+use serde_spanned::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::arguments::{Given, Source, Spot};
+use super::environment::Environment;
+use super::keys::{self, Key};
+use super::places::{self, Place, Shape};
+use super::report::{Problem, line_and_column, shown_path};
+use super::units::show_duration;
+use super::{ListenAddress, Settings, units};
+
+/// The longest name of an app, in bytes: it stands in the paths of sockets.
+const LONGEST_NAME: usize = 32;
+
+/// What a file says.
+#[derive(Debug, Default)]
+pub struct File {
+    /// Its text.
+    pub text: Text,
+    /// The name of its app.
+    pub app: Option<String>,
+    /// What the app's workers run, and where that stands.
+    pub(super) command: Option<(Vec<String>, Spot)>,
+    /// The values of keys; those of `[[listen]]` are in `listen` besides.
+    pub(super) given: Vec<Given>,
+    /// The addresses to listen on, and what belongs to each alone.
+    pub(super) listen: Vec<Listen>,
+    /// Everything that is wrong.
+    pub problems: Vec<Problem>,
+}
+
+/// One `[[listen]]`.
+#[derive(Debug)]
+pub(super) struct Listen {
+    pub(super) address: String,
+    /// Where the address stands.
+    pub(super) at: Range<usize>,
+    /// Mode, owner and group, as far as they are said, each with its value and where that stands.
+    pub(super) own: Vec<(&'static Key, String, Range<usize>)>,
+}
+
+impl File {
+    /// Reads the text. What is wrong is in `problems`; what could be read all the same is in the rest.
+    pub fn parse(text: Text, environment: &Environment) -> File {
+        let source = text.text.clone();
+        let (table, errors) = DeTable::parse_recoverable(&source);
+        let mut reader = Reader { file: File { text, ..File::default() }, environment, quiet: false };
+        for error in errors {
+            let at = error.span().unwrap_or(0..0);
+            let message = error.message().replace('\n', " ");
+            reader.file.problems.push(Problem::error("this is not TOML", at, message));
+        }
+        let broken: Vec<usize> =
+            reader.file.problems.iter().map(|problem| line(&source, &problem.marks[0].0)).collect();
+        reader.root(table.get_ref());
+        let mut file = reader.file;
+        // Of a line that could not be read in whole, what was read of it says nothing.
+        let mut seen = 0;
+        file.problems.retain(|problem| {
+            seen += 1;
+            let at = &problem.marks[0].0;
+            seen <= broken.len() || !(at.is_empty() && at.start == 0 || broken.contains(&line(&source, at)))
+        });
+        file
+    }
+}
+
+fn line(text: &str, range: &Range<usize>) -> usize {
+    line_and_column(text, range.start).0
+}
+
+/// A value's text for the setter, and where it stands.
+type Said = (String, Range<usize>);
+
+struct Reader<'a> {
+    file: File,
+    environment: &'a Environment,
+    /// Inside of what this version cannot use; it is looked at, but not taken.
+    quiet: bool,
+}
+
+type Entry<'a, 'i> = (&'a Spanned<std::borrow::Cow<'i, str>>, &'a Spanned<DeValue<'i>>);
+
+/// The entries of a table in the order of the file.
+fn entries<'a, 'i>(table: &'a DeTable<'i>) -> Vec<Entry<'a, 'i>> {
+    let mut entries: Vec<Entry<'a, 'i>> = table.iter().collect();
+    entries.sort_by_key(|(key, _)| key.span().start);
+    entries
+}
+
+impl Reader<'_> {
+    fn root(&mut self, table: &DeTable<'_>) {
+        for (key, value) in entries(table) {
+            match (key.get_ref().as_ref(), value.get_ref()) {
+                ("apps", DeValue::Table(apps)) => self.apps(apps),
+                ("listen", DeValue::Array(listeners)) => self.listeners(key.span(), listeners),
+                ("listen", _) => {
+                    let label = "expected a list: write `[[listen]]` above `address = \"0.0.0.0:8080\"`";
+                    self.wrong(Problem::error("`listen` is not a list of tables", key.span(), label));
+                }
+                _ => self.entry("", "", (key, value)),
+            }
+        }
+    }
+
+    fn wrong(&mut self, problem: Problem) {
+        self.file.problems.push(problem);
+    }
+
+    fn apps(&mut self, apps: &DeTable<'_>) {
+        let mut first: Option<Range<usize>> = None;
+        for (key, value) in entries(apps) {
+            let name = key.get_ref().as_ref();
+            let DeValue::Table(app) = value.get_ref() else {
+                let label = format!("expected the name of an app above it, as in `[apps.web]` and then `{name} = …`");
+                self.wrong(Problem::error(format!("`{name}` belongs to an app"), key.span(), label));
+                continue;
+            };
+            let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+            let plain = name.bytes().all(letter) && name.starts_with(|first: char| first.is_ascii_alphanumeric());
+            if !plain || name.len() > LONGEST_NAME {
+                let label =
+                    format!("expected 1 to {LONGEST_NAME} letters, digits, `_` and `-`, a letter or digit first");
+                self.wrong(Problem::error("invalid name of an app", key.span(), label));
+            }
+            if let Some(first) = &first {
+                let problem =
+                    Problem::error("several apps are not known to this version", key.span(), "the second app");
+                self.wrong(problem.and(first.clone(), "the first app").help("run a server of its own for each app"));
+                self.quiet = true;
+            } else {
+                first = Some(key.span());
+                self.file.app = Some(name.to_owned());
+            }
+            let shown = format!("apps.{name}");
+            self.table("apps.*", &shown, app);
+            self.quiet = false;
+        }
+    }
+
+    fn listeners(&mut self, at: Range<usize>, listeners: &[Spanned<DeValue<'_>>]) {
+        if listeners.is_empty() {
+            let label = "expected at least one address";
+            self.wrong(Problem::error("there is nothing to listen on", at.clone(), label));
+        }
+        for listener in listeners {
+            let DeValue::Table(table) = listener.get_ref() else {
+                let label = "expected a table, as in `[[listen]]` above `address = \"0.0.0.0:8080\"`";
+                self.wrong(Problem::error("`listen` is not a list of tables", listener.span(), label));
+                continue;
+            };
+            self.listener(listener.span(), table);
+        }
+    }
+
+    fn listener(&mut self, at: Range<usize>, table: &DeTable<'_>) {
+        let mut address = None;
+        let mut own = Vec::new();
+        let mut complete = true;
+        for (key, value) in entries(table) {
+            let name = key.get_ref().as_ref();
+            let place = places::by_path(&format!("listen[].{name}"));
+            let (Some(place), Some(flag)) = (place, place.and_then(Place::key)) else {
+                self.unknown("listen[]", "listen", key);
+                complete = false;
+                continue;
+            };
+            let Some(said) = self.leaf(place, &format!("listen.{name}"), value) else { continue };
+            let Some((text, _)) = said.first() else { continue };
+            match flag.name {
+                "listen" => {
+                    let spot = self.spot(format!("listen.{name}"), value.span());
+                    address = Some((text.clone(), spot, key.span()));
+                }
+                _ => own.push((flag, text.clone(), value.span())),
+            }
+        }
+        let Some((address, spot, key_at)) = address else {
+            if complete && !table.contains_key("address") {
+                let label = "expected `address = \"IP:PORT\"` or `address = \"unix:PATH\"` in it";
+                self.wrong(Problem::error("a listener without an address", at, label));
+            }
+            return;
+        };
+        if !address.starts_with("unix:") {
+            for (_, _, at) in &own {
+                let problem = Problem::error("only a Unix socket has a mode, an owner and a group", at.clone(), "");
+                self.wrong(problem.and(key_at.clone(), "this is a TCP address"));
+            }
+        }
+        let read = |text: &str| units::listen(text).ok().filter(|address| !chosen_by_kernel(address));
+        let same = self
+            .file
+            .listen
+            .iter()
+            .find(|other| read(&other.address).is_some_and(|other| Some(other) == read(&address)));
+        if let Some(same) = same {
+            let problem = Problem::error("an address is given twice", spot.span, "expected different addresses");
+            let problem = problem.and(same.at.clone(), "the first time");
+            self.wrong(problem);
+            return;
+        }
+        let at = spot.span.clone();
+        match self.file.given.iter_mut().find(|given| given.key.name == "listen") {
+            Some(given) => given.values.push(address.as_str().into()),
+            None => self.give("listen", spot, vec![address.clone()]),
+        }
+        self.file.listen.push(Listen { address, at, own });
+    }
+
+    /// Reads what stands in a table. `path` is as in `places`, `shown` as the file has it.
+    fn table(&mut self, path: &str, shown: &str, table: &DeTable<'_>) {
+        for entry in entries(table) {
+            self.entry(path, shown, entry);
+        }
+    }
+
+    fn entry(&mut self, path: &str, shown: &str, (key, value): Entry<'_, '_>) {
+        let name = key.get_ref().as_ref();
+        let join = |path: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+        let (path_of, shown_of) = (join(path), join(shown));
+        let place = places::by_path(&path_of);
+        match value.get_ref() {
+            DeValue::Table(inner) if places::is_table(&path_of) && !is_reference(inner) => {
+                self.table(&path_of, &shown_of, inner);
+            }
+            _ if place.is_some_and(|place| place.path == places::COMMAND) => self.command(&shown_of, value),
+            _ if place.is_some() => {
+                let Some(place) = place else { return };
+                self.value(place, shown_of, value);
+            }
+            _ if places::is_table(&path_of) => {
+                let label = format!("expected a table, as in `[{shown_of}]`");
+                self.wrong(Problem::error(format!("`{shown_of}` is not a table"), key.span(), label));
+            }
+            _ => self.unknown(path, shown, key),
+        }
+    }
+
+    /// One value of a key.
+    fn value(&mut self, place: &'static Place, shown: String, value: &Spanned<DeValue<'_>>) {
+        let Some(said) = self.leaf(place, &shown, value) else { return };
+        let spot = self.spot(shown, value.span());
+        let off = place.shape == Shape::TextOrFalse && matches!(value.get_ref(), DeValue::Boolean(_));
+        let name = if off { "no-access-log" } else { place.name };
+        let earlier = self.file.given.iter().find(|given| given.key.name == name);
+        if let Some(Source::File(earlier)) = earlier.map(|given| &given.source) {
+            let title = format!("`{}` and `{}` exclude each other", earlier.path, spot.path);
+            let problem = Problem::error(title, spot.span, "expected one of them");
+            let problem = problem.and(earlier.span.clone(), "and the other");
+            self.wrong(problem);
+            return;
+        }
+        let texts = if off { vec!["on".to_owned()] } else { said.into_iter().map(|(text, _)| text).collect() };
+        self.give(name, spot, texts);
+    }
+
+    fn give(&mut self, name: &str, spot: Spot, texts: Vec<String>) {
+        if !self.quiet {
+            let values = texts.into_iter().map(Into::into).collect();
+            self.file.given.push(Given { key: keys::by_name(name), source: Source::File(spot), values });
+        }
+    }
+
+    fn spot(&self, path: String, span: Range<usize>) -> Spot {
+        let (line, column) = line_and_column(&self.file.text.text, span.start);
+        Spot { file: shown_path(&self.file.text), path, line, column, span }
+    }
+
+    /// The texts of a value, each read by the setter once, or `None` and a problem.
+    fn leaf(&mut self, place: &'static Place, shown: &str, value: &Spanned<DeValue<'_>>) -> Option<Vec<Said>> {
+        let said = self.texts(place, shown, value)?;
+        let key = place.key()?;
+        let mut fine = true;
+        let mut scratch = Settings::default();
+        for (text, at) in &said {
+            if let Err(expected) = (key.set)(&mut scratch, text) {
+                fine = false;
+                self.invalid(place, shown, at.clone(), &expected);
+            }
+        }
+        fine.then_some(said)
+    }
+
+    fn invalid(&mut self, place: &Place, shown: &str, at: Range<usize>, expected: &str) {
+        let is_pair = self.file.text.text.get(at.clone()).is_some_and(|source| source.starts_with('{'));
+        let pair = place.pair.filter(|_| is_pair).map(|pair| pair.example.to_owned());
+        let example = pair.unwrap_or_else(|| place.example());
+        let label = format!("{}, as in {example}", in_file(place, expected.to_owned()));
+        self.wrong(Problem::error(format!("invalid value of `{shown}`"), at, label));
+    }
+
+    fn texts(&mut self, place: &'static Place, shown: &str, value: &Spanned<DeValue<'_>>) -> Option<Vec<Said>> {
+        match value.get_ref() {
+            DeValue::Array(items) if place.shape == Shape::List => {
+                if items.is_empty() {
+                    self.invalid(place, shown, value.span(), "expected at least one");
+                    return None;
+                }
+                let texts: Vec<_> = items.iter().map(|item| self.text(place, shown, item)).collect();
+                texts.into_iter().collect()
+            }
+            DeValue::Table(table) => match place.pair {
+                Some(pair) if !is_reference(table) => {
+                    self.pair(pair, shown, value.span(), table).map(|said| vec![said])
+                }
+                _ => self.text(place, shown, value).map(|said| vec![said]),
+            },
+            _ => self.text(place, shown, value).map(|said| vec![said]),
+        }
+    }
+
+    /// The text of a value that is none of several.
+    fn text(&mut self, place: &'static Place, shown: &str, value: &Spanned<DeValue<'_>>) -> Option<Said> {
+        use Shape::{Count, Duration, Size, Switch, Text, TextOrFalse, Word};
+        let at = value.span();
+        let read = match (value.get_ref(), place.shape) {
+            (DeValue::String(text), _) => match text.strip_prefix(values::FILE) {
+                Some(path) => values::expand(path, self.environment).and_then(|path| values::contents(&path)),
+                None => values::expand(text, self.environment),
+            },
+            (DeValue::Table(table), _) if is_reference(table) => self.reference(table),
+            (DeValue::Boolean(on), Switch | Word) => Ok(if *on { "on" } else { "off" }.to_owned()),
+            (DeValue::Boolean(false), TextOrFalse) => return Some(("-".to_owned(), at)),
+            (DeValue::Integer(number), Count | Size | Word) => {
+                let value = i128::from_str_radix(number.as_str(), number.radix());
+                Ok(value.map_or_else(|_| number.as_str().to_owned(), |value| value.to_string()))
+            }
+            // chmod's numbers are octal; in decimal they mean something else.
+            (DeValue::Integer(number), Text) if place.name == "listen-mode" && number.radix() == 8 => {
+                Ok(format!("{:0>3}", number.as_str()))
+            }
+            (DeValue::Integer(number), Duration) if number.as_str() == "0" => Ok("0".to_owned()),
+            (other, _) => {
+                let expected = format!("{}, found {}", expectation(place), kind(other));
+                let label = format!("{expected}; as in {}", place.example());
+                self.wrong(Problem::error(format!("invalid value of `{shown}`"), at, label));
+                return None;
+            }
+        };
+        match read {
+            Ok(text) => Some((format!("{}{text}", place.prefix), at)),
+            Err(what) => {
+                self.wrong(Problem::error(format!("the value of `{shown}` cannot be had"), at, what));
+                None
+            }
+        }
+    }
+
+    /// What `{ file = "PATH" }` stands for.
+    fn reference(&self, table: &DeTable<'_>) -> Result<String, String> {
+        let path = table.values().next().and_then(|value| value.get_ref().as_str());
+        let path = path.ok_or("expected `file` to be the path of a file")?;
+        values::contents(&values::expand(path, self.environment)?)
+    }
+
+    /// Two keys that make one value.
+    fn pair(&mut self, pair: places::Pair, shown: &str, at: Range<usize>, table: &DeTable<'_>) -> Option<Said> {
+        let mut texts = [None, None];
+        let mut complete = true;
+        for (key, value) in entries(table) {
+            let name = key.get_ref().as_ref();
+            let Some(index) = pair.names.iter().position(|known| *known == name) else {
+                let label = near(name, pair.names.into_iter())
+                    .map_or_else(|| format!("expected `{}` and `{}`", pair.names[0], pair.names[1]), mean);
+                self.wrong(Problem::error(format!("unknown key `{name}`"), key.span(), label));
+                complete = false;
+                continue;
+            };
+            texts[index] = match (value.get_ref(), pair.shapes[index]) {
+                (DeValue::String(text), _) => values::expand(text, self.environment).ok(),
+                (DeValue::Integer(number), Shape::Count) => Some(number.to_string()),
+                _ => None,
+            };
+            if texts[index].is_none() {
+                let what =
+                    if pair.shapes[index] == Shape::Count { "a whole number" } else { "a duration such as \"60s\"" };
+                let label = format!("expected {what}, found {}", kind(value.get_ref()));
+                self.wrong(Problem::error(format!("invalid value of `{shown}.{name}`"), value.span(), label));
+                complete = false;
+            }
+        }
+        match texts {
+            [Some(first), Some(second)] if complete => Some((format!("{first}{}{second}", pair.joint), at)),
+            _ if !complete => None,
+            _ => {
+                let label = format!("expected `{}` and `{}`, as in {}", pair.names[0], pair.names[1], pair.example);
+                self.wrong(Problem::error(format!("`{shown}` is not complete"), at, label));
+                None
+            }
+        }
+    }
+
+    /// The words of a command.
+    fn command(&mut self, shown: &str, value: &Spanned<DeValue<'_>>) {
+        let title = format!("invalid value of `{shown}`");
+        let items = match value.get_ref() {
+            DeValue::Array(items) if !items.is_empty() => items,
+            DeValue::String(text) => {
+                let words: Vec<String> = text.split_whitespace().map(places::quoted).collect();
+                let label = format!("expected an array of words, as in [{}]", words.join(", "));
+                return self.wrong(Problem::error(title, value.span(), label));
+            }
+            other => {
+                let found = if other.is_array() { "none" } else { kind(other) };
+                let label = format!("expected an array of words, found {found}; as in [\"node\", \"server.js\"]");
+                return self.wrong(Problem::error(title, value.span(), label));
+            }
+        };
+        let mut words = Vec::new();
+        for item in items.iter() {
+            let read = match item.get_ref() {
+                DeValue::String(text) => values::expand(text, self.environment),
+                other => Err(format!("expected a string, found {}", kind(other))),
+            };
+            match read {
+                Ok(word) if word.contains('\0') => {
+                    self.wrong(Problem::error(title.clone(), item.span(), "a word of a command has no NUL in it"));
+                }
+                Ok(word) if words.is_empty() && word.is_empty() => {
+                    self.wrong(Problem::error(title.clone(), item.span(), "expected the name of a program"));
+                    words.push(word);
+                }
+                Ok(word) => words.push(word),
+                Err(what) => self.wrong(Problem::error(title.clone(), item.span(), what)),
+            }
+        }
+        if words.len() == items.len() && !self.quiet {
+            let spot = self.spot(shown.to_owned(), value.span());
+            self.file.command = Some((words, spot));
+        }
+    }
+
+    /// A key that means nothing where it stands.
+    fn unknown(&mut self, path: &str, shown: &str, key: &Spanned<std::borrow::Cow<'_, str>>) {
+        let name = key.get_ref().as_ref();
+        let full = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+        if places::NOT_YET.iter().any(|known| *known == full || *known == name) {
+            let title = format!("`{name}` is not known to this version of production_server");
+            self.wrong(Problem::error(title, key.span(), "it has no meaning yet: take it out"));
+            return;
+        }
+        let names = places::names_in(path);
+        let close = near(name, names.iter().copied());
+        let label = close.map_or_else(|| elsewhere(name, shown), |close| Some(mean(close)));
+        let label = label.unwrap_or_else(|| {
+            let names: Vec<String> = names.iter().map(|name| format!("`{name}`")).collect();
+            format!("expected one of {}", names.join(", "))
+        });
+        let shown_name: String = name.chars().take(80).collect();
+        self.wrong(Problem::error(format!("unknown key `{}`", shown_name.escape_debug()), key.span(), label));
+    }
+}
+
+fn chosen_by_kernel(address: &ListenAddress) -> bool {
+    matches!(address, ListenAddress::Tcp(address) if address.port() == 0)
+}
+
+fn mean(name: &str) -> String {
+    format!("did you mean `{name}`?")
+}
+
+/// Whether a table is `{ file = "PATH" }`.
+fn is_reference(table: &DeTable<'_>) -> bool {
+    table.len() == 1 && table.contains_key("file")
+}
+
+/// The name that was probably meant.
+fn near<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let plain = name.to_ascii_lowercase().replace('-', "_");
+    let distances = names.map(|known| (strsim::osa_distance(&plain, known), known));
+    distances
+        .filter(|(distance, known)| *distance <= known.len().max(3) / 3)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, known)| known)
+}
+
+/// Where a key belongs that stands in the wrong table, or that has the name of its flag.
+fn elsewhere(name: &str, shown: &str) -> Option<String> {
+    let plain = name.replace('_', "-");
+    let by_flag = |flag: &str| places::main_of(flag).filter(|_| !flag.is_empty());
+    let app = shown.strip_prefix("apps.").and_then(|rest| rest.split('.').next()).unwrap_or("web");
+    let close = || {
+        let flags: Vec<String> = keys::all().map(|key| key.name.replace('-', "_")).collect();
+        near(name, flags.iter().map(String::as_str)).and_then(|flag| by_flag(&flag.replace('_', "-")))
+    };
+    let same = places::PLACES.iter().filter(|place| place.last() == name && place.shape != Shape::False);
+    let mut found: Vec<&Place> = by_flag(&plain).map_or_else(|| same.collect(), |place| vec![place]);
+    found.extend(close().filter(|_| found.is_empty()));
+    let headers: Vec<String> = found.iter().map(|place| format!("`{}`", header(place, app))).collect();
+    let last = found.first()?.last();
+    Some(format!("did you mean `{last}` in {}?", headers.join(" or ")))
+}
+
+/// The line above a key.
+fn header(place: &Place, app: &str) -> String {
+    let table = place.path.rsplit_once('.').map_or("", |(table, _)| table).replace('*', app);
+    match table.strip_suffix("[]") {
+        Some(list) => format!("[[{list}]]"),
+        None => format!("[{table}]"),
+    }
+}
+
+/// What a key's setter would have taken, in its own words.
+pub(super) fn expectation(place: &Place) -> String {
+    // Nothing is an address without a port to its reader, which then speaks of ports alone.
+    let nothing = if place.path == places::ADDRESS { "?" } else { "" };
+    let set = place.key().map(|key| (key.set)(&mut Settings::default(), nothing));
+    let expected = match set {
+        Some(Err(expected)) => in_file(place, expected),
+        _ => "expected a string".to_owned(),
+    };
+    if place.shape == Shape::TextOrFalse { format!("{expected} or false") } else { expected }
+}
+
+/// A setter's words, where the flag takes a number of milliseconds and the file a duration.
+fn in_file(place: &Place, expected: String) -> String {
+    let bounds = expected.strip_prefix("expected milliseconds from ").and_then(|bounds| bounds.split_once(" to "));
+    let read = |text: &str| text.parse().ok().map(|milliseconds| show_duration(Duration::from_millis(milliseconds)));
+    match bounds.map(|(from, to)| (read(from), read(to))) {
+        Some((Some(from), Some(to))) if place.shape == Shape::Duration => {
+            format!("expected a duration with its unit (ms, s, m, h) from {from} to {to}")
+        }
+        _ => expected,
+    }
+}
+
+/// What a value is, for people.
+fn kind(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "a number without quotes",
+        DeValue::Float(_) => "a number with a fraction",
+        DeValue::Boolean(true) => "true",
+        DeValue::Boolean(false) => "false",
+        DeValue::Datetime(_) => "a date or time",
+        DeValue::Array(_) => "an array",
+        DeValue::Table(_) => "a table",
+    }
+}
+
+#[cfg(test)]
+mod tests;

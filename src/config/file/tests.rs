@@ -1,0 +1,179 @@
+//! The file among the other places: precedence, what overrides what, and where every key of it lands.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::super::arguments::{Invocation, Refusal, read};
+use super::super::places::PLACES;
+use super::super::*;
+use super::*;
+
+/// What holds with that file, those arguments and variables.
+fn invocation(file: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Settings, Refusal> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("site.toml");
+    std::fs::write(&path, file).unwrap();
+    let named = [OsString::from("production_server"), "--config".into(), path.into_os_string()];
+    let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    match read(named.into_iter().chain(arguments.iter().map(OsString::from)), &variables.collect())? {
+        Invocation::Run(settings) => Ok(Settings { config: None, ..*settings }),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn settings(file: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Settings {
+    invocation(file, arguments, variables).unwrap_or_else(|refusal| panic!("{file}\n{}", refusal.line))
+}
+
+/// A file with one value, in the table where the place has it.
+fn one(place: &Place, value: &str) -> String {
+    let (table, name) =
+        place.path.replace('*', "web").rsplit_once('.').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    match table.strip_suffix("[]") {
+        Some(list) if name == "address" => format!("[[{list}]]\naddress = {value}\n"),
+        Some(list) => format!("[[{list}]]\naddress = \"unix:/run/x.sock\"\n{name} = {value}\n"),
+        None => format!("[{table}]\n{name} = {value}\n"),
+    }
+}
+
+#[test]
+fn every_key_is_read_from_the_file_as_from_its_flag() {
+    for place in PLACES.iter().filter(|place| place.path != super::super::places::COMMAND) {
+        let key = place.key().unwrap();
+        let example = if place.prefix.is_empty() { key.example } else { "http:/ready" };
+        let flag = if key.is_switch() { format!("--{}", key.name) } else { format!("--{}={example}", key.name) };
+        let of_socket = super::super::places::OF_SOCKET.contains(&key.name);
+        let (flags, from_file) = (
+            if of_socket { vec!["--listen=unix:/run/x.sock", &flag] } else { vec![flag.as_str()] },
+            settings(&one(place, &place.example()), &[], &[]),
+        );
+        let mut from_flag = settings("", &flags, &[]);
+        if of_socket {
+            let access = from_flag.unix_listen_at("/run/x.sock".as_ref());
+            assert_eq!(access, from_file.unix_listen_at("/run/x.sock".as_ref()), "{}", place.path);
+            assert_ne!(access, &UnixListen::default(), "{}", place.path);
+            from_flag.unix_listen = from_file.unix_listen.clone();
+        }
+        from_flag.unix_listen_of.clone_from(&from_file.unix_listen_of);
+        assert_eq!(format!("{from_flag:?}"), format!("{from_file:?}"), "{}", place.path);
+    }
+}
+
+#[test]
+fn the_file_is_the_lowest_place_but_for_defaults() {
+    let file = "apps.web.queue.size = 40";
+    let (rip, own) = (("RIP_MAX_QUEUE", "30"), ("PRODUCTION_SERVER_MAX_QUEUE", "20"));
+    assert_eq!(settings(file, &[], &[]).app.queue.size, 40);
+    assert_eq!(settings(file, &[], &[rip]).app.queue.size, 30);
+    assert_eq!(settings(file, &["--max-queue=10"], &[rip, own]).app.queue.size, 10);
+    let workers = "apps.web.workers = { min = 2, max = 8 }";
+    assert_eq!(settings(workers, &[], &[]).app.scaling, Some(Scaling { min: 2, max: 8 }));
+    assert_eq!(settings(workers, &["w:3"], &[]).app.scaling, None);
+    let listen = "listen = [{ address = \"1000\" }, { address = \"1001\" }]";
+    let ports = |arguments: &[&str], variables: &[(&str, &str)]| -> Vec<String> {
+        settings(listen, arguments, variables).listen.iter().map(ToString::to_string).collect()
+    };
+    assert_eq!(ports(&[], &[]), ["0.0.0.0:1000", "0.0.0.0:1001"]);
+    assert_eq!(ports(&[], &[("PORT", "3000")]), ["0.0.0.0:3000"]);
+    assert_eq!(ports(&["http:4000"], &[("PORT", "3000")]), ["0.0.0.0:4000"]);
+    assert!(settings(listen, &[], &[("XDG_RUNTIME_DIR", "/x")]).run_dir.ends_with("production_server-1000"));
+    let target = |file: &str, arguments: &[&str]| settings(file, arguments, &[]).access_log.target;
+    assert_eq!(target("log.access = false", &[]), AccessLogTarget::Off);
+    assert_eq!(target("log.access = false", &["--access-log=/a"]), AccessLogTarget::File("/a".into()));
+    assert_eq!(target("log.access = \"/a\"", &["--no-access-log"]), AccessLogTarget::Off);
+    assert_eq!(settings("", &[], &[]).config, None);
+}
+
+#[test]
+fn the_app_is_what_the_highest_place_says() {
+    let command = |words: &[&str]| Command::Argv(words.iter().map(OsString::from).collect());
+    let file = "[apps.shop]\ncommand = [\"node\", \"${SCRIPT:-server.js}\"]\nworkers = 4";
+    let from_file = settings(file, &[], &[("SCRIPT", "a.js")]).app;
+    assert_eq!((from_file.name.as_str(), from_file.command), ("shop", command(&["node", "a.js"])));
+    let said = settings(file, &["--", "ruby", "x"], &[]).app;
+    assert_eq!((said.name.as_str(), said.command, said.workers), ("shop", command(&["ruby", "x"]), 4));
+    let said = settings(file, &["--respond=hello"], &[]).app;
+    assert_eq!((said.command, said.respond.as_deref()), (Command::None, Some("hello")));
+    let said = settings("apps.web.respond = \"hello\"", &["--", "node"], &[]).app;
+    assert_eq!((said.command, said.respond), (command(&["node"]), None));
+    let said = settings("apps.web.upstream = \"unix:/a\"", &[], &[("PRODUCTION_SERVER_RESPOND", "x")]).app;
+    assert_eq!((said.upstreams.len(), said.respond.as_deref()), (0, Some("x")));
+    let refusal = invocation("apps.web.respond = \"x\"", &["w:4"], &[]).unwrap_err();
+    assert!(refusal.exit_code == 78 && refusal.line.contains("`apps.web.respond` and w:4"), "{}", refusal.line);
+}
+
+#[test]
+fn sockets_of_the_file_have_their_own_modes() {
+    let file = "listen = [{ address = \"unix:/a\", mode = \"0600\", group = \"web\" }, { address = \"unix:/b\" }]";
+    let plain = settings(file, &[], &[]);
+    let group = Some("web".to_owned());
+    assert_eq!(plain.unix_listen_at("/a".as_ref()), &UnixListen { mode: 0o600, owner: None, group: group.clone() });
+    assert_eq!(plain.unix_listen_at("/b".as_ref()), &UnixListen::default());
+    let said = settings(file, &["--listen-mode=0640"], &[]);
+    assert_eq!(said.unix_listen_at("/a".as_ref()), &UnixListen { mode: 0o640, owner: None, group });
+    assert_eq!(said.unix_listen_at("/b".as_ref()).mode, 0o640);
+}
+
+#[test]
+fn a_default_that_the_environment_changes_is_no_mistake_of_the_file() {
+    let file = "apps.web.timeouts.connect = \"40s\"";
+    let refusal = invocation(file, &[], &[]).unwrap_err();
+    assert!(refusal.line.contains("the default of `apps.web.timeouts.request`"), "{}", refusal.line);
+    let said = settings(file, &["--request-timeout=60s"], &[]).app.timeouts;
+    assert_eq!((said.connect, said.request), (Duration::from_secs(40), Duration::from_secs(60)));
+}
+
+#[test]
+fn mistakes_of_the_command_line_come_before_those_of_the_file() {
+    let refusal = invocation("loops = 1", &["nonsense"], &[]).unwrap_err();
+    assert_eq!(refusal.exit_code, 64);
+}
+
+/// Files with a piece taken out, doubled or replaced: each is read or refused, and what is said has its place in the file and nothing
+/// that a terminal could take for a command. `fuzz/` has more of it.
+#[test]
+fn broken_files_are_refused_without_a_panic() {
+    const PIECES: [&str; 17] = [
+        "[",
+        "]]",
+        "{",
+        "}",
+        "=",
+        "\"",
+        "'''",
+        ".",
+        ",",
+        "${",
+        "\u{1b}[31m",
+        "\u{7}",
+        "ä",
+        "\n",
+        "\r",
+        "[apps.web]\n",
+        "7",
+    ];
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/config");
+    let entries = ["bad", "good"].iter().flat_map(|name| std::fs::read_dir(folder.join(name)).unwrap());
+    let mut sources: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    sources.retain(|path| path.extension().is_some_and(|extension| extension == "toml"));
+    sources.sort();
+    let texts: Vec<String> = sources.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
+    let strategy = (0..texts.len(), 0.0..1.0_f64, 0..12_usize, 0..PIECES.len());
+    let outcome = proptest::test_runner::TestRunner::deterministic().run(&strategy, |(index, place, length, piece)| {
+        let text = &texts[index];
+        let boundary = |at: usize| (0..=at.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap();
+        let start = boundary((place * text.len() as f64) as usize);
+        let end = boundary(start + length).max(start);
+        let broken = format!("{}{}{}", &text[..start], PIECES[piece], &text[end..]);
+        let file = File::parse(Text { path: "broken.toml".into(), text: broken.clone() }, &Environment::default());
+        let report = file.complaints();
+        assert!(!report.contains(|letter: char| letter.is_control() && letter != '\n'), "{broken:?}\n{report:?}");
+        for problem in &file.problems {
+            assert!(problem.marks.first().is_some_and(|(at, _)| at.start <= broken.len()), "{broken:?}\n{problem:?}");
+        }
+        assert!(file.problems.is_empty() || !report.is_empty(), "{broken:?}");
+        Ok(())
+    });
+    outcome.unwrap();
+}

@@ -1,0 +1,219 @@
+//! What the configuration file may hold, made of the tables in `keys` and `places`: a JSON Schema for editors, and docs/configuration.md.
+//!
+//! What a value may be is asked of its setter: the words with which it refuses nothing name the range or the choices.
+
+use serde_json::{Map, Value, json};
+
+use super::file::expectation;
+use super::places::{self, PLACES, Place, SHORT, Shape, TABLES};
+
+/// The schema (draft 2020-12), with an end of line.
+pub fn schema() -> String {
+    let mut properties = Map::new();
+    for name in places::names_in("") {
+        properties.insert(name.to_owned(), top(name));
+    }
+    let file = json!({
+        "type": "object",
+        "description": "The value is what that file says.",
+        "properties": { "file": { "type": "string" } },
+        "required": ["file"],
+        "additionalProperties": false,
+    });
+    let whole = json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Configuration file of production_server",
+        "type": "object",
+        "properties": properties,
+        "additionalProperties": false,
+        "$defs": { "file": file },
+    });
+    format!("{whole:#}\n")
+}
+
+fn top(name: &str) -> Value {
+    let described = |table: &str| TABLES.iter().find(|(path, _)| *path == table).map_or("", |(_, help)| help);
+    match name {
+        "apps" => json!({
+            "type": "object",
+            "description": described("apps"),
+            "maxProperties": 1,
+            "propertyNames": { "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$" },
+            "additionalProperties": table("apps.*"),
+        }),
+        "listen" => {
+            let mut item = table("listen[]");
+            item["required"] = json!(["address"]);
+            json!({ "type": "array", "description": described("listen[]"), "minItems": 1, "items": item })
+        }
+        name => table(name),
+    }
+}
+
+fn table(path: &str) -> Value {
+    let mut properties = Map::new();
+    for name in places::names_in(path) {
+        let inner = format!("{path}.{name}");
+        let value = match places::by_path(&inner) {
+            Some(place) if places::is_table(&inner) => json!({ "anyOf": [value(place), table(&inner)] }),
+            Some(place) => value(place),
+            None => table(&inner),
+        };
+        properties.insert(name.to_owned(), value);
+    }
+    let help = TABLES.iter().find(|(known, _)| *known == path).map_or("", |(_, help)| help);
+    json!({ "type": "object", "description": help, "properties": properties, "additionalProperties": false })
+}
+
+fn value(place: &Place) -> Value {
+    let text = json!({ "type": "string" });
+    let mut kinds = match place.shape {
+        Shape::Text => vec![text],
+        Shape::Word => words(place),
+        Shape::Switch => vec![json!({ "type": "boolean" }), json!({ "enum": ["on", "off"] })],
+        Shape::Count => vec![number(place), text],
+        Shape::Duration => vec![json!({ "type": "string", "pattern": DURATION }), json!({ "const": 0 })],
+        Shape::Size => vec![json!({ "type": "string", "pattern": SIZE }), json!({ "type": "integer", "minimum": 0 })],
+        Shape::List => vec![text, json!({ "type": "array", "items": { "type": "string" }, "minItems": 1 })],
+        Shape::TextOrFalse | Shape::False => vec![text, json!({ "const": false })],
+    };
+    if place.path == places::COMMAND {
+        kinds.remove(0);
+    } else {
+        kinds.push(json!({ "$ref": "#/$defs/file" }));
+    }
+    if let Some(pair) = place.pair {
+        let properties: Map<String, Value> =
+            pair.names.iter().map(|name| ((*name).to_owned(), json!({ "type": ["integer", "string"] }))).collect();
+        let required = pair.names;
+        kinds.push(json!({
+            "type": "object", "properties": properties, "required": required, "additionalProperties": false,
+        }));
+    }
+    let key = place.key();
+    let mut schema = json!({ "anyOf": kinds, "description": key.map_or(COMMAND_HELP, |key| key.help) });
+    if let Some(key) = key.filter(|key| !key.default.is_empty()) {
+        let default = place.write(key.default);
+        let default = toml::de::DeValue::parse(&default).ok();
+        schema["default"] = default.map_or(Value::Null, |value| super::show::to_json(value.get_ref()));
+    }
+    schema
+}
+
+/// With a variable in it any string may be right, so that patterns have a way for them.
+const DURATION: &str = r"^([0-9.]+ *(ms|s|m|min|h)|0|.*\$\{.*|file:.*)$";
+const SIZE: &str = r"^([0-9.]+ *([kKmMgG]([iI]?[bB])?|[bB])?|.*\$\{.*|file:.*)$";
+
+/// The range of a whole number.
+fn number(place: &Place) -> Value {
+    let expected = expectation(place);
+    let bounds = expected.strip_prefix("expected a whole number from ").and_then(|rest| rest.split_once(" to "));
+    let digits = |text: &str| {
+        text.split(|letter: char| !letter.is_ascii_digit()).next().and_then(|text| text.parse::<u64>().ok())
+    };
+    match bounds.map(|(from, to)| (digits(from), digits(to))) {
+        Some((Some(from), Some(to))) => json!({ "type": "integer", "minimum": from, "maximum": to }),
+        _ => json!({ "type": "integer" }),
+    }
+}
+
+/// The choices of a word; those that are no plain list may be any string.
+fn words(place: &Place) -> Vec<Value> {
+    let expected = expectation(place);
+    let list = expected.strip_prefix("expected ").unwrap_or_default().replace(" or ", ", ");
+    let choices: Vec<&str> = list.split(", ").collect();
+    let plain = |word: &&str| word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-' || byte == b'_');
+    let boolean = json!({ "type": "boolean" });
+    match choices.iter().all(plain) && place.name != "backend" {
+        true if choices.contains(&"on") => vec![json!({ "enum": choices }), boolean],
+        true => vec![json!({ "enum": choices })],
+        false if choices.contains(&"on") => vec![json!({ "type": "string" }), boolean],
+        false => vec![json!({ "type": ["string", "integer"] })],
+    }
+}
+
+const COMMAND_HELP: &str =
+    "What the workers run, an array of words; {socket} stands for the worker's socket. Without it: the built-in worker";
+
+/// docs/configuration.md.
+pub fn manual() -> String {
+    let mut out = String::from(INTRODUCTION);
+    for (path, help) in TABLES.iter().filter(|(path, _)| *path != "apps") {
+        let header = match path.strip_suffix("[]") {
+            Some(list) => format!("[[{list}]]"),
+            None => format!("[{}]", path.replace('*', "NAME")),
+        };
+        out.push_str(&format!(
+            "\n## `{header}`\n\n{help}\n\n| key | default | takes | flag | |\n|---|---|---|---|---|\n"
+        ));
+        let inside = |place: &&Place| place.path.rsplit_once('.').is_some_and(|(table, _)| table == *path);
+        for place in PLACES.iter().filter(inside).filter(|place| place.shape != Shape::False) {
+            out.push_str(&row(place));
+        }
+    }
+    out.push_str(&end());
+    out
+}
+
+fn row(place: &Place) -> String {
+    let cell = |text: &str| text.replace('|', "\\|");
+    let Some(key) = place.key() else {
+        return format!("| `{}` | – | an array of words | behind `--` | {} |\n", place.last(), cell(COMMAND_HELP));
+    };
+    let main = places::main_of(place.name).is_some_and(|main| main.path == place.path);
+    let default =
+        if key.default.is_empty() || !main { "–".to_owned() } else { format!("`{}`", place.write(key.default)) };
+    let takes = match (place.shape, place.pair) {
+        // What is compiled in differs.
+        _ if place.name == "backend" => "auto, epoll, kqueue or io_uring".to_owned(),
+        (Shape::List, _) => format!("one or an array of {}", expectation(place).trim_start_matches("expected ")),
+        (Shape::Switch, _) => "true or false".to_owned(),
+        (_, Some(pair)) => format!("{}, or `{}`", expectation(place).trim_start_matches("expected "), pair.example),
+        _ => expectation(place).trim_start_matches("expected ").to_owned(),
+    };
+    let names: Vec<String> = std::iter::once(key.variable())
+        .chain(key.variables.iter().map(|name| (*name).to_owned()))
+        .map(|name| format!("`{name}`"))
+        .collect();
+    let short = key.short.map_or_else(String::new, |short| format!("`-{short}`, "));
+    let help = key.help.split(" [default:").next().unwrap_or(key.help);
+    format!(
+        "| `{}` | {} | {} | {short}`--{}`, {} | {} |\n",
+        place.last(),
+        cell(&default),
+        cell(&takes),
+        key.name,
+        names.join(", "),
+        cell(help)
+    )
+}
+
+fn end() -> String {
+    let shorts: Vec<String> =
+        SHORT.iter().map(|(table, leaf)| format!("`{}` for `{}`", short_name(table), short_name(leaf))).collect();
+    format!("\nA value alone may stand for a table: {}.\n", shorts.join(", "))
+}
+
+fn short_name(path: &str) -> String {
+    path.replace("apps.*.", "")
+}
+
+const INTRODUCTION: &str = "# The configuration file
+
+This page is made of the same tables that read the file; a test fails when it is stale.
+
+The file is TOML. It is `-f FILE`, else `$PRODUCTION_SERVER_CONFIG`, else the first that is there of `./production_server.toml`,
+`$XDG_CONFIG_HOME/production_server/production_server.toml` (`~/.config/…`) and `/etc/production_server/production_server.toml`; `-f none` reads none. A
+file in a directory that everybody may write to is taken up only when it is the user's own or root's.
+
+Every key may be left out. For each of them a flag wins over a shorthand, that over the environment, that over the file, that over the default; of a list the
+higher place replaces the whole. A command behind `--`, `--upstream` or `--respond` takes the place of whatever the file says the app is.
+
+- Durations are strings with a unit (`\"200ms\"`, `\"5s\"`, `\"1m\"`, `\"2h\"`), sizes too (`\"64KiB\"`, `\"10MB\"`).
+- `${NAME}` in a string is the value of that variable, `${NAME:-text}` has a default, `$${` stands for the characters.
+- `{ file = \"PATH\" }` in the place of a value, or `\"file:PATH\"`, is what that file says without the end of its last line: for secrets.
+- Relative paths start in the directory where the server is started, as those of flags do.
+
+`production_server check` looks at everything and starts nothing (exit code 0 or 78), `config show --effective --origin` tells what holds and why, `config schema`
+prints a JSON Schema for editors, and `init` writes a first file.
+";

@@ -1,0 +1,224 @@
+//! `production_server config show`: what was said, or all that holds, as a configuration file that says the same, and where each value
+//! comes from.
+//!
+//! Values of the file are shown as they stand there: what `${VARIABLE}` and files for secrets stand for is not printed.
+
+use std::ops::Range;
+
+use serde_json::{Map, Value, json};
+use toml::de::DeValue;
+
+use super::arguments::{Given, Source};
+use super::clashes::OF_WORKERS;
+use super::file::File;
+use super::load::Loaded;
+use super::places::{self, PLACES, Place, Shape, TABLES};
+use super::report::{line_and_column, shown_path};
+
+/// What is to be shown, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Show {
+    /// Defaults, too.
+    pub effective: bool,
+    /// Where each value comes from.
+    pub origin: bool,
+    /// As JSON.
+    pub json: bool,
+}
+
+/// One line: a key in a table, its value in TOML, and its origin.
+struct Line {
+    table: String,
+    name: &'static str,
+    value: String,
+    origin: String,
+}
+
+impl Loaded {
+    /// The configuration as text, with an end of line.
+    pub fn show(&self, show: Show) -> String {
+        let mut lines = Vec::new();
+        for (table, _) in TABLES {
+            if *table == "listen[]" {
+                lines.extend(self.listeners(show));
+            } else {
+                lines.extend(self.lines_of(table, show));
+            }
+        }
+        if show.json { as_json(&lines) } else { as_toml(&lines, show.origin) }
+    }
+
+    fn lines_of(&self, table: &str, show: Show) -> Vec<Line> {
+        let here = |place: &&Place| place.path.rsplit_once('.').is_some_and(|(parent, _)| parent == table);
+        let table = table.replace('*', &self.settings.app.name);
+        let line = |place: &'static Place| {
+            let (value, origin) = match self.said(place) {
+                Some(said) => said,
+                None if show.effective => (self.default_of(place)?, "default".to_owned()),
+                None => return None,
+            };
+            Some(Line { table: table.clone(), name: place.last(), value, origin })
+        };
+        PLACES.iter().filter(here).filter_map(line).collect()
+    }
+
+    /// The value that was said for a place, and where.
+    fn said(&self, place: &'static Place) -> Option<(String, String)> {
+        if place.path == places::COMMAND {
+            let program = self.program.as_ref()?;
+            let words = program.words.iter().map(|word| places::quoted(&word.to_string_lossy()));
+            let value = self.raw(&program.source).unwrap_or_else(|| array(words));
+            return Some((value, origin(&program.source)));
+        }
+        let given = self.given.iter().find(|given| given.key.name == place.name)?;
+        let value = match &given.source {
+            Source::File(spot) => {
+                let path = spot.path.strip_prefix(&format!("apps.{}", self.settings.app.name));
+                let path = path.map_or_else(|| spot.path.clone(), |rest| format!("apps.*{rest}"));
+                let here = places::by_path(&path).is_some_and(|found| found.path == place.path);
+                self.raw(&given.source).filter(|_| here)?
+            }
+            _ if places::main_of(place.name).is_some_and(|main| main.path == place.path) => written(place, given)?,
+            _ => return None,
+        };
+        Some((value, origin(&given.source)))
+    }
+
+    /// A value as it stands in the file.
+    fn raw(&self, source: &Source) -> Option<String> {
+        let Source::File(spot) = source else { return None };
+        self.slice(&spot.span)
+    }
+
+    fn slice(&self, span: &Range<usize>) -> Option<String> {
+        self.file.as_ref()?.text.text.get(span.clone()).map(str::to_owned)
+    }
+
+    fn default_of(&self, place: &'static Place) -> Option<String> {
+        let key = place.key()?;
+        let said = |name: &str| self.given.iter().any(|given| given.key.name == name);
+        let main = places::main_of(place.name).is_some_and(|main| main.path == place.path);
+        if said(place.name) || !main || place.shape == Shape::False {
+            return None;
+        }
+        if place.name == "run-dir" {
+            return Some(places::quoted(&self.settings.run_dir.to_string_lossy()));
+        }
+        // What the app's workers are is not to be said of an app that has none, nor where the log goes of one that goes nowhere.
+        let no_workers = OF_WORKERS.contains(&place.name) && (said("upstream") || said("respond"));
+        let no_log = place.name == "access-log" && said("no-access-log");
+        let applies = !key.default.is_empty() && !no_workers && !no_log;
+        applies.then(|| place.write(key.default))
+    }
+
+    fn listeners(&self, show: Show) -> Vec<Line> {
+        let from_file = self.given.iter().any(|given| given.key.name == "listen" && given.source.rank() == 0);
+        let file = self.file.as_ref().filter(|_| from_file);
+        let given = self.given.iter().find(|given| given.key.name == "listen");
+        if given.is_none() && !show.effective {
+            return Vec::new();
+        }
+        let listen = self.settings.listen.iter().enumerate();
+        listen.flat_map(|(index, address)| self.listener(index, &address.to_string(), file, given)).collect()
+    }
+
+    fn listener(&self, index: usize, address: &str, file: Option<&File>, given: Option<&Given>) -> Vec<Line> {
+        let listen = file.and_then(|file| file.listen.get(index));
+        let at = |file: &File, span: &Range<usize>| {
+            let (line, column) = line_and_column(&file.text.text, span.start);
+            format!("{}:{line}:{column}", shown_path(&file.text))
+        };
+        let raw = listen.and_then(|listen| self.slice(&listen.at));
+        let origin_of = given.map_or_else(|| "default".to_owned(), |given| origin(&given.source));
+        let origin_of = listen.zip(file).map_or(origin_of, |(listen, file)| at(file, &listen.at));
+        let line = |name, value, origin| Line { table: format!("listen[{index}]"), name, value, origin };
+        let mut lines = vec![line("address", raw.unwrap_or_else(|| places::quoted(address)), origin_of)];
+        if !address.starts_with("unix:") {
+            return lines;
+        }
+        for name in places::OF_SOCKET {
+            let Some(place) = places::main_of(name) else { continue };
+            let own = listen.and_then(|listen| listen.own.iter().find(|(key, _, _)| key.name == name));
+            let given = self.given.iter().find(|given| given.key.name == name);
+            match (given, own.zip(file)) {
+                (Some(given), _) => {
+                    let value = given.values.last().map(|value| place.write(&value.to_string_lossy()));
+                    lines.extend(value.map(|value| line(place.last(), value, origin(&given.source))));
+                }
+                (None, Some(((_, _, span), file))) => {
+                    lines.extend(self.slice(span).map(|value| line(place.last(), value, at(file, span))));
+                }
+                (None, None) => {}
+            }
+        }
+        lines
+    }
+}
+
+/// A value from elsewhere than the file, in TOML.
+fn written(place: &Place, given: &Given) -> Option<String> {
+    let texts: Vec<String> = given.values.iter().map(|value| value.to_string_lossy().into_owned()).collect();
+    match place.shape {
+        Shape::List => Some(array(texts.iter().map(|text| places::quoted(text)))),
+        // What is not switched off is not said.
+        Shape::False if texts.iter().all(|text| super::units::switch(text) != Ok(true)) => None,
+        Shape::Switch => Some(texts.last().is_some_and(|text| super::units::switch(text) == Ok(true)).to_string()),
+        _ => texts.last().map(|text| place.write(text)),
+    }
+}
+
+fn array(items: impl Iterator<Item = String>) -> String {
+    format!("[{}]", items.collect::<Vec<_>>().join(", "))
+}
+
+fn origin(source: &Source) -> String {
+    match source {
+        Source::File(spot) => format!("{}:{}:{}", spot.file, spot.line, spot.column),
+        Source::Environment(name) => format!("environment: {}", name.escape_debug()),
+        Source::Shorthand(text) => format!("shorthand: {}", text.escape_debug()),
+        Source::Flag => "flag".to_owned(),
+    }
+}
+
+fn as_toml(lines: &[Line], origins: bool) -> String {
+    let mut out = String::new();
+    let mut table = "";
+    for line in lines {
+        if line.table != table {
+            table = &line.table;
+            let separator = if out.is_empty() { "" } else { "\n" };
+            let header = if table.starts_with("listen[") { "[[listen]]".to_owned() } else { format!("[{table}]") };
+            out.push_str(&format!("{separator}{header}\n"));
+        }
+        let entry = format!("{} = {}", line.name, line.value);
+        // Behind a value of several lines a comment stands as well.
+        out.push_str(&if origins { format!("{entry:<40} # {}\n", line.origin) } else { format!("{entry}\n") });
+    }
+    out
+}
+
+fn as_json(lines: &[Line]) -> String {
+    let entry = |line: &Line| {
+        let value = DeValue::parse(&line.value).map_or(Value::Null, |value| to_json(value.get_ref()));
+        json!({ "key": format!("{}.{}", line.table, line.name), "value": value, "origin": line.origin })
+    };
+    let entries: Vec<Value> = lines.iter().map(entry).collect();
+    format!("{:#}\n", Value::Array(entries))
+}
+
+pub(super) fn to_json(value: &DeValue<'_>) -> Value {
+    match value {
+        DeValue::String(text) => Value::String(text.to_string()),
+        DeValue::Integer(number) => {
+            i64::from_str_radix(number.as_str(), number.radix()).map_or(Value::Null, Value::from)
+        }
+        DeValue::Float(number) => number.as_str().parse::<f64>().map_or(Value::Null, Value::from),
+        DeValue::Boolean(on) => Value::Bool(*on),
+        DeValue::Datetime(time) => Value::String(time.to_string()),
+        DeValue::Array(items) => items.iter().map(|item| to_json(item.get_ref())).collect(),
+        DeValue::Table(table) => {
+            let entries = table.iter().map(|(key, value)| (key.get_ref().to_string(), to_json(value.get_ref())));
+            Value::Object(entries.collect::<Map<String, Value>>())
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! `check` looks at what a configuration means on this machine, and `init` writes a first one.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+const PATH: (&str, &str) = ("PATH", "/usr/bin:/bin");
+
+/// Runs the program in a folder, with nothing but a PATH in its environment.
+fn program(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(crate::support::PROGRAM);
+    command
+        .args(arguments)
+        .current_dir(folder)
+        .env_clear()
+        .envs([PATH, ("RUNTIME_DIRECTORY", "run")])
+        .stdin(Stdio::null());
+    let output = command.output().unwrap();
+    assert!(!folder.join("run").exists(), "{arguments:?}: something was started");
+    output
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// What `check` says of a file, and its exit code.
+fn check(folder: &Path, file: &str) -> (String, Option<i32>) {
+    std::fs::write(folder.join("production_server.toml"), file).unwrap();
+    let output = program(folder, &["check"]);
+    (text(&output.stderr), output.status.code())
+}
+
+#[test]
+fn what_would_not_work_here_is_said_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("directory")).unwrap();
+    std::fs::write(folder.path().join("file"), "").unwrap();
+    for (file, title, place, label) in [
+        ("apps.web.command = [\"no-such-program\"]", "the command cannot be run", "1:20", "not found in PATH"),
+        ("apps.web.command = [\"./file\"]", "the command cannot be run", "1:20", "not executable"),
+        ("log.access = \"nowhere/access.log\"", "nowhere/access.log cannot be made", "1:14", "no directory nowhere"),
+        ("log.access = \"directory\"", "the access log is a directory", "1:14", "expected a file"),
+        ("server.run_dir = \"file/run\"", "the run directory cannot be made", "1:18", "file is no directory"),
+        ("apps.web.module = \"absent.so\"", "there is no absent.so", "1:19", ""),
+        ("apps.web.hot_reload = { watch = [\"absent\"] }", "there is no absent", "1:33", ""),
+        (
+            "apps.web = { command = [\"sh\"], directory = \"nowhere\" }",
+            "there is no directory /",
+            "1:44",
+            "workers start there",
+        ),
+        ("listen = [{ address = \"unix:nowhere/a\" }]", "nowhere/a cannot be made", "1:23", "no directory nowhere"),
+        ("listen = [{ address = \"unix:file\" }]", "cannot listen on unix:file", "1:23", "move it away"),
+        ("listen = [{ address = \"198.51.100.7:0\" }]", "198.51.100.7:0 is not an address", "1:23", "no interface"),
+        (
+            "listen = [{ address = \"unix:a\", owner = \"nobody-at-all\" }]",
+            "there is no user \"nobody-at-all\"",
+            "",
+            "",
+        ),
+    ] {
+        let (said, code) = check(folder.path(), file);
+        assert_eq!(code, Some(78), "{file}\n{said}");
+        assert!(said.contains(title) && said.contains(label), "{file}\n{said}");
+        assert!(said.contains(&format!(" --> production_server.toml:{place}\n")) || place.is_empty(), "{file}\n{said}");
+    }
+}
+
+#[test]
+fn a_port_in_use_is_said_with_who_uses_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let (said, code) = check(folder.path(), &format!("[[listen]]\naddress = \"127.0.0.1:{port}\"\n"));
+    assert_eq!(code, Some(78), "{said}");
+    assert!(said.contains(&format!("error: 127.0.0.1:{port} is in use\n --> production_server.toml:2:11\n")), "{said}");
+    if cfg!(target_os = "linux") {
+        assert!(said.contains(&format!("(process {})", std::process::id())), "{said}");
+    }
+    // The same from a flag, where there is no line to show.
+    let output = program(folder.path(), &["-t", "-f", "none", "--listen", &format!("127.0.0.1:{port}")]);
+    assert_eq!(output.status.code(), Some(78));
+    assert!(text(&output.stderr).starts_with(&format!("error: --listen: 127.0.0.1:{port} is in use\n")), "{output:?}");
+    drop(taken);
+    let (said, code) = check(folder.path(), &format!("[[listen]]\naddress = \"127.0.0.1:{port}\"\n"));
+    assert_eq!((said.as_str(), code), ("", Some(0)));
+}
+
+#[test]
+fn what_is_only_odd_is_a_warning() {
+    let folder = tempfile::tempdir().unwrap();
+    let listen = "listen = [{ address = \"127.0.0.1:0\" }]\n";
+    let memory = "apps.web = { workers = 1000, recycle = { memory = \"10000GiB\" } }";
+    for (file, title) in [
+        (format!("{listen}apps.web.command = [\"sh\", \"absent.js\"]"), "warning: there is no absent.js here"),
+        (format!("{listen}{memory}"), "warning: 1000 workers may take"),
+        (format!("{listen}server.buffer_bytes = \"1000GiB\""), "warning: buffer_bytes may take 1024000 MiB"),
+    ] {
+        let (said, code) = check(folder.path(), &file);
+        assert!(said.contains(title) || !cfg!(target_os = "linux"), "{file}\n{said}");
+        assert_eq!(code, Some(0), "{said}");
+    }
+}
+
+#[test]
+fn init_writes_a_file_that_is_valid_and_never_writes_over_one() {
+    let apps: [(&[(&str, &str)], &str); 3] = [
+        (&[("package.json", r#"{"scripts": {"start": "sh server.js"}}"#)], "the script start in package.json"),
+        (&[("Procfile", "web: sh ./start ${PORT} \"a b\"\n"), ("start", "")], "Procfile"),
+        (&[], "the built-in demo worker"),
+    ];
+    for (files, why) in apps {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            std::fs::write(folder.path().join(name), content).unwrap();
+        }
+        let output = program(folder.path(), &["init"]);
+        assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""), "{files:?}");
+        assert!(text(&output.stdout).contains(why), "{output:?}");
+        let path = folder.path().join("production_server.toml");
+        let written = std::fs::read_to_string(&path).unwrap();
+        assert!(written.contains(why));
+        let shown = program(folder.path(), &["config", "show"]);
+        assert_eq!((shown.status.code(), text(&shown.stderr).as_str()), (Some(0), ""), "{written}");
+        // Each line that is commented out is right when it is not.
+        let uncommented: Vec<String> =
+            written.lines().map(|line| line.strip_prefix("# ").unwrap_or(line).to_owned()).collect();
+        let is_code = |line: &&String| {
+            line.starts_with('[') || line.split_once(" = ").is_some_and(|(name, _)| !name.contains(' '))
+        };
+        let mut seen = Vec::new();
+        let lines = uncommented.iter().filter(is_code).filter(|line| {
+            let name = line.split(" = ").next().unwrap();
+            let fresh = !seen.contains(&name);
+            seen.push(name);
+            fresh
+        });
+        let all = folder.path().join("all.toml");
+        std::fs::write(&all, lines.cloned().collect::<Vec<_>>().join("\n")).unwrap();
+        let shown = program(folder.path(), &["config", "show", "-f", "all.toml"]);
+        assert_eq!((shown.status.code(), text(&shown.stderr).as_str()), (Some(0), ""));
+        let again = program(folder.path(), &["init"]);
+        let said = "error: production_server.toml is here already, and stays as it is\n";
+        assert_eq!((again.status.code(), text(&again.stderr).as_str()), (Some(73), said));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), written);
+    }
+}
