@@ -202,11 +202,10 @@ impl Crew {
             socket.belongs_to(group as i32);
         }
         let app = &self.settings.app;
-        let watchdog = Watchdog::new(app.watchdog);
         let process = Process {
             probe: Probe::of_readiness(&app.ready.by, address, endpoint.inherited(), now)
                 .map(|probe| probe.or_at(endpoint.others().iter().cloned())),
-            voice: notify.map(|socket| Voice { socket, watchdog, status: String::new() }),
+            voice: notify.map(|socket| Voice { socket, watchdog: Watchdog::new(app.watchdog), status: String::new() }),
             memory: app.recycle.memory.map(|limit| MemoryWatch::new(limit, self.memory_interval, now)),
             name,
             id,
