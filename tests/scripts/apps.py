@@ -247,7 +247,8 @@ def crash(server, concurrency, add):
             before = leaders(server)
             time.sleep(0.3)  # the load is under way
             leader = random.Random(server.port).choice(sorted(before))
-            os.kill(victim_of(leader), signal.SIGKILL)
+            # Package managers start short-lived processes of their own.
+            wait_for(lambda of=victim_of, leader=leader: killed(of(leader)), 5)
             # A manager that keeps processes of its own replaces the inner one by itself, and stays.
             back = wait_for(lambda gone=leader: len(leaders(server) - {gone}) == WORKERS or replaced_inside(gone, server), 30) and back
         time.sleep(0.3)  # and goes on with the new ones
@@ -257,6 +258,14 @@ def crash(server, concurrency, add):
     others = {fault: count for fault, count in wrong.items() if not fault.endswith(inside)}
     ok = back and not others and lost <= 2 * min(frameworks.CLIENTS, concurrency)
     add("crash", ok, f"{len(outcomes)} requests, {lost} inside the killed ones {others or ''}{'' if back else '; not two workers again'}")
+
+
+def killed(process):
+    try:
+        os.kill(process, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def replaced_inside(leader, server):
