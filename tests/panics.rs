@@ -249,6 +249,8 @@ fn in_the_mail() {
     assert_eq!(rig.panics(), 2, "each message for itself");
     assert!(rig.answer(ends[2]).starts_with("HTTP/1.1 503 "));
     assert_eq!(ends.map(|end| rig.world.other_is_open(end)), [false, false, true]);
+    // An app that has failed says so at /server.
+    rig.dispatch.recover();
     rig.expect_health(1);
 }
 

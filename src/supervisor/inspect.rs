@@ -35,13 +35,23 @@ pub fn listening_addresses(group: u32) -> Vec<String> {
     found
 }
 
+/// The processes of a group, and all that they have started: some package managers give the app a group of its own.
 fn processes_of(group: u32) -> Vec<u32> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    processes.filter(|process| group_of(*process) == Some(group)).collect()
+    let known: Vec<[u32; 3]> = processes.filter_map(parent_and_group).collect();
+    let mut found: Vec<u32> = known.iter().filter(|[_, _, of]| *of == group).map(|[process, ..]| *process).collect();
+    let mut cursor = 0;
+    while let Some(parent) = found.get(cursor).copied() {
+        let children = known.iter().filter(|[_, of, _]| *of == parent).map(|[process, ..]| *process);
+        let more: Vec<u32> = children.filter(|child| !found.contains(child)).collect();
+        found.extend(more);
+        cursor += 1;
+    }
+    found
 }
 
-/// Whether a process lives in that group, other than its first one.
+/// Whether a process of that group, or one that they have started, lives, other than its first one.
 pub fn is_populated(group: u32) -> bool {
     let lives = |process: &u32| stat_field(*process, 0).is_some_and(|state| state != "Z" && state != "X");
     processes_of(group).iter().any(|process| *process != group && lives(process))
@@ -84,8 +94,11 @@ pub fn directory(process: u32) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{process}/cwd")).ok()
 }
 
-fn group_of(process: u32) -> Option<u32> {
-    stat_field(process, 2)?.parse().ok()
+/// A process, its parent and its group (proc_pid_stat(5)).
+fn parent_and_group(process: u32) -> Option<[u32; 3]> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace().skip(1);
+    Some([process, fields.next()?.parse().ok()?, fields.next()?.parse().ok()?])
 }
 
 /// A field of /proc/PID/stat, counted from 0 behind the name, which may hold anything but ends at the last parenthesis.
