@@ -27,12 +27,11 @@ pub fn connect(place: &ServerPlace) -> Result<UnixStream, Trouble> {
     match place {
         ServerPlace::Socket(path) => open(path).map_err(|error| trouble(path, &error)),
         ServerPlace::Directory(directory) => {
-            let (path, own) = (directory.join(SOCKET_NAME), directory.join(OWN_PART).join(SOCKET_NAME));
-            let path = if !path.exists() && own.exists() { own } else { path };
+            let path = socket_in(directory);
             open(&path).map_err(|error| trouble(&path, &error))
         }
         ServerPlace::Likely(directory, searches) => {
-            let path = directory.join(SOCKET_NAME);
+            let path = socket_in(directory);
             match open(&path) {
                 Err(error) if is_absent(&error) => only_one(&path, searches),
                 connected => connected.map_err(|error| trouble(&path, &error)),
@@ -41,12 +40,18 @@ pub fn connect(place: &ServerPlace) -> Result<UnixStream, Trouble> {
     }
 }
 
+/// The control socket of a run directory, which may lie in the server's own part of it.
+fn socket_in(directory: &Path) -> PathBuf {
+    let (path, own) = (directory.join(SOCKET_NAME), directory.join(OWN_PART).join(SOCKET_NAME));
+    if !path.exists() && own.exists() { own } else { path }
+}
+
 /// The only server in the usual places; `likely` is where there is none.
 fn only_one(likely: &Path, searches: &[Search]) -> Result<UnixStream, Trouble> {
     let mut found: Vec<(PathBuf, UnixStream)> = Vec::new();
     let mut refused = None;
     for directory in searches.iter().flat_map(directories) {
-        let path = directory.join(SOCKET_NAME);
+        let path = socket_in(&directory);
         match open(&path) {
             Ok(stream) => found.push((directory, stream)),
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => refused = Some(trouble(&path, &error)),
@@ -109,6 +114,17 @@ mod tests {
     fn listen(directory: &Path) -> UnixListener {
         fs::create_dir_all(directory).unwrap();
         UnixListener::bind(directory.join(SOCKET_NAME)).unwrap()
+    }
+
+    #[test]
+    fn a_server_that_keeps_to_its_own_part_is_found() {
+        let root = tempfile::tempdir().unwrap();
+        let place = ServerPlace::Directory(root.path().to_owned());
+        let nobody = connect(&place).unwrap_err();
+        assert_eq!(nobody.line, format!("no server runs at {}", root.path().join(SOCKET_NAME).display()));
+        let own = listen(&root.path().join(OWN_PART));
+        connect(&place).unwrap();
+        own.accept().unwrap();
     }
 
     #[test]

@@ -77,9 +77,8 @@ pub fn cpu_time(group: u32) -> Option<Duration> {
 
 /// utime, stime, cutime and cstime of /proc/PID/stat (proc_pid_stat(5)), in clock ticks.
 fn cpu_ticks(process: u32) -> Option<u64> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    let fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace().skip(11).take(4);
-    fields.map(|field| field.parse::<u64>().ok()).sum()
+    let stat = stat(process)?;
+    stat.split_ascii_whitespace().skip(11).take(4).map(|field| field.parse::<u64>().ok()).sum()
 }
 
 /// Whether a port on which somebody listens is not known to be that group's. Where there is nothing to read it is taken for the group's.
@@ -96,15 +95,20 @@ pub fn directory(process: u32) -> Option<PathBuf> {
 
 /// A process, its parent and its group (proc_pid_stat(5)).
 fn parent_and_group(process: u32) -> Option<[u32; 3]> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    let mut fields = stat[stat.rfind(')')? + 1..].split_ascii_whitespace().skip(1);
+    let stat = stat(process)?;
+    let mut fields = stat.split_ascii_whitespace().skip(1);
     Some([process, fields.next()?.parse().ok()?, fields.next()?.parse().ok()?])
 }
 
-/// A field of /proc/PID/stat, counted from 0 behind the name, which may hold anything but ends at the last parenthesis.
+/// A field of [`stat`], counted from 0.
 fn stat_field(process: u32, index: usize) -> Option<String> {
+    stat(process)?.split_ascii_whitespace().nth(index).map(str::to_owned)
+}
+
+/// The fields of /proc/PID/stat behind the name, which may hold anything but ends at the last parenthesis.
+fn stat(process: u32) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(index).map(str::to_owned)
+    Some(stat[stat.rfind(')')? + 1..].to_owned())
 }
 
 fn sockets_of(process: u32) -> Vec<u64> {
@@ -163,6 +167,30 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(cpu_time(child.id()), None);
+    }
+
+    /// As pnpm has it: the app is in a session of its own, below the process that the worker began with.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn what_a_group_has_started_is_its_own_in_whatever_group_it_is() {
+        use std::os::unix::process::CommandExt;
+        let line = "setsid sleep 1000 & wait";
+        let mut leader = std::process::Command::new("sh").args(["-c", line]).process_group(0).spawn().unwrap();
+        let group = leader.id();
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        let app = loop {
+            assert!(std::time::Instant::now() < deadline, "the app is not found");
+            let elsewhere = |process: &u32| parent_and_group(*process).is_some_and(|[.., of]| of != group);
+            if let Some(app) = processes_of(group).into_iter().find(elsewhere) {
+                break app;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        assert!(is_populated(group));
+        // The child of a child of ours that is not reaped: both numbers are still theirs.
+        crate::supervisor::guard::signal_process(app as i32, libc::SIGKILL);
+        leader.wait().unwrap();
+        assert!(!is_populated(group));
     }
 
     #[test]

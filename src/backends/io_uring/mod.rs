@@ -36,6 +36,8 @@ use std::time::{Duration, Instant};
 use ::io_uring::{cqueue, opcode, types};
 use socket2::SockAddr;
 
+#[cfg(doc)]
+use super::BULK_BYTES;
 use super::closing::CloseDeadlines;
 use super::flags::Flagged;
 use super::kernel::unacknowledged;
