@@ -178,22 +178,25 @@ fn a_worker_is_found_on_whichever_it_opens() {
 fn a_port_that_another_program_has_taken_is_not_the_workers() {
     let folder = folder();
     let app = folder.path().join("app.py");
-    // The listener leaves the worker's process group, so that to the server it is a stranger's; it ends with the worker.
+    let port_file = folder.path().join("port");
+    // It tells its port, and opens its path when somebody else listens on that port.
     let lines = format!(
-        "import threading, time\n\
-         r, w = os.pipe()\n\
-         if os.fork() == 0:\n    \
-             os.setsid()\n    \
-             os.close(w)\n    \
-             threading.Thread(target=lambda: (os.read(r, 1), os._exit(0))).start()\n    \
-             Handler.do_GET = lambda self: (self.send_response(418), self.end_headers())\n    \
-             {ON_PORT}\n\
-         time.sleep(1)\n\
-         {ON_PATH}"
+        "import socket, time\n\
+         open('{port}.new', 'w').write(os.environ['PORT'])\n\
+         os.rename('{port}.new', '{port}')\n\
+         while socket.socket().connect_ex(('127.0.0.1', int(os.environ['PORT']))):\n    \
+             time.sleep(0.005)\n\
+         time.sleep(0.5)\n\
+         {ON_PATH}",
+        port = port_file.display(),
     );
     std::fs::write(&app, python(&lines)).unwrap();
     let script = format!("exec python3 {}", app.display());
     let server = Server::start("epoll", &["-w", "1", "--", "sh", "-c", &script]);
+    until("the port is told", || port_file.exists());
+    let port: u16 = std::fs::read_to_string(&port_file).unwrap().parse().unwrap();
+    // Ours: to the server it is a stranger's, and whoever is sent here gets no answer.
+    let _taken = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
     server.until_ready(1);
     assert_eq!(server.client().get("/x").text(), "ok");
 }
