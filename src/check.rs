@@ -76,6 +76,8 @@ impl Found<'_> {
             match address {
                 ListenAddress::Tcp(address) => self.tcp(index, *address),
                 ListenAddress::Unix(path) => self.unix(index, path),
+                // Who starts the server has them, and not whoever looks.
+                ListenAddress::Systemd(_) => {}
             }
         }
     }

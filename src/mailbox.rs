@@ -51,6 +51,14 @@ pub enum Message {
         /// When the rest is cut.
         deadline: Instant,
     },
+    /// Another process accepts on the same sockets from now on: finish what runs as in a drain, but send nobody away who may just be
+    /// asking for something. What is left at the deadline is cut.
+    HandOver {
+        /// When the rest is cut.
+        deadline: Instant,
+    },
+    /// Say that the loop turns: see [`crate::metrics::Counters::beats`].
+    Beat,
     /// Stop at once.
     StopNow,
 }

@@ -4,11 +4,12 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use production_server::config::{self, Environment, Invocation};
+use production_server::handover::Channel;
 use production_server::{check, conformance, control, init, server, supervisor, worker};
 
 fn main() -> ExitCode {
     match config::read(std::env::args_os(), &Environment::of_process()) {
-        Ok(Invocation::Run(settings)) => ExitCode::from(server::run(*settings)),
+        Ok(Invocation::Run(settings)) => ExitCode::from(server::run(*settings, Channel::of_this_process())),
         Ok(Invocation::Check(loaded)) => ExitCode::from(check::run(&loaded)),
         Ok(Invocation::Show(loaded, show)) => print(&loaded.show(show)),
         Ok(Invocation::Schema) => print(&config::schema()),
@@ -24,6 +25,9 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(refusal) => {
+            if let Some(predecessor) = Channel::of_this_process() {
+                predecessor.fail(&refusal.line);
+            }
             // There is no other place to say it.
             let _ = writeln!(std::io::stderr(), "{}", refusal.line);
             ExitCode::from(refusal.exit_code)

@@ -10,6 +10,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -20,17 +21,22 @@ use crate::backends::Backend;
 use crate::config::{BackendChoice, Command, ListenAddress, Settings};
 use crate::dispatch::{Dispatch, Policy, Standing};
 use crate::event_loop::{App, Scheme, Shared};
+use crate::handover::Channel;
 use crate::http::reply::Direct;
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
 use crate::metrics::{self, Health, Metrics, Status};
 use crate::reactor::ListenerSetup;
-use crate::socket_file::SocketFile;
+use crate::socket_file::{Identity, SocketFile};
+use crate::supervisor::upgrade::{Held, Holdings, Succession};
 use crate::supervisor::{self, About, RunDirectory, Supervisor};
 
+use inherit::Inherited;
 use loops::LoopSet;
 
+mod inherit;
 mod loops;
+mod privileges;
 mod unix;
 
 /// Connections that wait to be accepted, at most; the kernel clamps it to `net.core.somaxconn`.
@@ -79,33 +85,40 @@ pub struct StartError {
     pub code: u8,
 }
 
-/// Runs the server until it is stopped; the exit code.
-pub fn run(settings: Settings) -> u8 {
-    match start(settings) {
+/// Runs the server until it is stopped; the exit code. With a predecessor it takes that one's place.
+pub fn run(settings: Settings, mut predecessor: Option<Channel>) -> u8 {
+    match start(settings, &mut predecessor) {
         Ok(code) => code,
         Err(error) => {
+            if let Some(channel) = predecessor {
+                channel.fail(&error.message);
+            }
             eprintln!("production_server: {}", error.message);
             error.code
         }
     }
 }
 
-fn start(mut settings: Settings) -> Result<u8, StartError> {
+fn start(mut settings: Settings, predecessor: &mut Option<Channel>) -> Result<u8, StartError> {
+    // Before anything else is opened: systemd's sockets are known by their numbers.
+    let mut inherited = Inherited::take(predecessor.as_mut())?;
     let original_limit = raise_descriptor_limit();
     clamp_connections(&mut settings);
-    let mut listeners = open_listeners(&settings)?;
+    let listeners = open_listeners(&settings, &mut inherited)?;
+    privileges::give_up(&settings)?;
     // Workers may start elsewhere, and are told paths in it.
     settings.run_dir = std::path::absolute(&settings.run_dir).unwrap_or(settings.run_dir);
-    for (place, listener) in settings.listen.iter_mut().zip(&listeners) {
-        listener.address.clone_into(place);
-    }
-    // Removed when this function ends, however it does.
-    let _socket_files: Vec<SocketFile> = listeners.iter_mut().filter_map(|listener| listener.file.take()).collect();
+    settings.listen = listeners.iter().map(|listener| listener.address.clone()).collect();
     let log = Log::open(&settings.access_log, settings.event_format)
         .map_err(|error| refused(format!("cannot open the access log: {error}"), &error, exit::CANNOT_CREATE))?;
     let backend = choose_backend(&settings, &log)?;
-    let run_directory = RunDirectory::open(&settings.run_dir)
-        .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;
+    let (run_directory, run_dir_is_inherited) = match inherited.run_directory(&settings.run_dir)? {
+        Some(directory) => (directory, true),
+        None => (open_run_directory(&settings)?, false),
+    };
+    for name in inherited.left_over() {
+        settings.warnings.push(format!("systemd has opened the socket {name}, and no listener asks for it (systemd:{name})"));
+    }
     for warning in &settings.warnings {
         log.event(Level::Warn, warning, &[]);
     }
@@ -113,9 +126,29 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
     let started = Instant::now();
     let dispatch = Arc::new(Dispatch::new(policy(&settings), Supervisor::table_size(&settings), started));
     let metrics = Metrics::new(settings.loops);
+    if let Some(account) = inherited.account.take() {
+        metrics.inherit(account);
+    }
     let (postboxes, mailboxes) = loops::post(settings.loops);
     let about = About { backend: backend_name(backend), metrics: metrics.clone(), started };
-    let options = supervisor::Options { descriptors: original_limit, about: Some(about), ..Default::default() };
+    let loop_listeners = (0..settings.loops).map(|index| loops::listeners_of(&listeners, index, settings.loops));
+    let loop_listeners = loop_listeners.collect::<io::Result<Vec<_>>>().map_err(|error| loops::cannot_start(&error))?;
+    let holdings = Holdings { run_dir: settings.run_dir.clone(), listeners: listeners.into_iter().map(Held::from).collect() };
+    let succession = predecessor.take().map(|channel| Succession {
+        channel,
+        takes_run_dir: run_dir_is_inherited,
+        lives: inherited.lives,
+        guests: std::mem::take(&mut inherited.guests),
+    });
+    let held = succession.is_some();
+    let options = supervisor::Options {
+        descriptors: original_limit,
+        about: Some(about),
+        holdings,
+        succession,
+        serves_systemd: true,
+        ..Default::default()
+    };
     let supervisor = Supervisor::start_with(
         settings.clone(),
         dispatch.clone(),
@@ -137,7 +170,7 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
         status: Box::new(status),
     });
     let farewell = supervisor.farewell();
-    let loops = LoopSet { shared, metrics, listeners, mailboxes, farewell };
+    let loops = LoopSet { shared, metrics, listeners: loop_listeners, held, mailboxes, farewell };
     match backend {
         #[cfg(backend_io_uring)]
         BackendChoice::IoUring => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor),
@@ -205,25 +238,59 @@ fn policy(settings: &Settings) -> Policy {
 
 /// One address and its sockets: one for each loop where the kernel balances between them, else one that all share.
 struct Listening {
+    /// As it is configured.
+    asked: ListenAddress,
+    /// Where it is.
     address: ListenAddress,
     sockets: Vec<OwnedFd>,
     /// The file of a Unix socket.
     file: Option<SocketFile>,
+    /// The same, as long as it is another server's to remove.
+    inherited_file: Option<(PathBuf, Identity)>,
 }
 
 impl Listening {
-    fn of_loop(&self, index: usize) -> io::Result<ListenerSetup> {
+    /// The sockets of one of so many loops. There may be more of them than loops, or fewer, when they were inherited: each has at least
+    /// one loop, and each loop at least one of them.
+    fn of_loop(&self, index: usize, loops: usize) -> io::Result<Vec<ListenerSetup>> {
         let port = match &self.address {
             ListenAddress::Tcp(address) => address.port(),
-            ListenAddress::Unix(_) => 0,
+            ListenAddress::Unix(_) | ListenAddress::Systemd(_) => 0,
         };
-        let descriptor = self.sockets[index % self.sockets.len()].try_clone()?;
-        Ok(ListenerSetup { descriptor, port, scheme: Scheme::Http, app: 0 })
+        let count = self.sockets.len();
+        let own = if count <= loops { index % count..index % count + 1 } else { index..count };
+        let setup = |socket: &OwnedFd| {
+            Ok(ListenerSetup { descriptor: socket.try_clone()?, port, scheme: Scheme::Http, app: 0 })
+        };
+        self.sockets[own].iter().step_by(loops).map(setup).collect()
     }
 }
 
-fn open_listeners(settings: &Settings) -> Result<Vec<Listening>, StartError> {
-    let open = |address: &ListenAddress| match address {
+impl From<Listening> for Held {
+    fn from(listening: Listening) -> Held {
+        let Listening { asked, address, sockets, file, inherited_file } = listening;
+        Held { asked: asked.to_string(), address: address.to_string(), sockets, file, inherited_file }
+    }
+}
+
+fn open_run_directory(settings: &Settings) -> Result<RunDirectory, StartError> {
+    RunDirectory::open(&settings.run_dir).map_err(|error| StartError { message: error.to_string(), code: error.code() })
+}
+
+/// Opens all listeners that nobody else has opened for this process.
+fn open_listeners(settings: &Settings, inherited: &mut Inherited) -> Result<Vec<Listening>, StartError> {
+    let mut listeners = Vec::new();
+    for asked in &settings.listen {
+        match inherited.listeners(asked)? {
+            Some(found) => listeners.extend(found),
+            None => listeners.push(open_listener(settings, asked)?),
+        }
+    }
+    Ok(listeners)
+}
+
+fn open_listener(settings: &Settings, address: &ListenAddress) -> Result<Listening, StartError> {
+    match address {
         ListenAddress::Tcp(address) => listen_tcp(*address, only_v6(*address, &settings.listen), settings.loops)
             .map_err(|error| {
                 let hint = match error.kind() {
@@ -238,8 +305,12 @@ fn open_listeners(settings: &Settings) -> Result<Vec<Listening>, StartError> {
             let access = settings.unix_listen_at(path);
             unix::listen(path, access.mode, unix::Owner::find(access)?)
         }
-    };
-    settings.listen.iter().map(open).collect()
+        // The inherited sockets are looked at first, and say what is missing.
+        ListenAddress::Systemd(name) => Err(StartError {
+            message: format!("systemd has opened no socket {name}"),
+            code: exit::CANNOT_CREATE,
+        }),
+    }
 }
 
 /// Whether an address is `[::]:PORT` beside an IPv4 address with that port. Alone it takes IPv4 as well, where the system does so by
@@ -250,6 +321,7 @@ fn only_v6(address: SocketAddr, all: &[ListenAddress]) -> bool {
 }
 
 fn listen_tcp(address: SocketAddr, only_v6: bool, loops: usize) -> io::Result<Listening> {
+    let asked = ListenAddress::Tcp(address);
     let probe = tcp_socket(address, only_v6)?;
     probe.bind(&address.into())?;
     // Only a listening socket conflicts with another instance's on every kernel.
@@ -270,7 +342,7 @@ fn listen_tcp(address: SocketAddr, only_v6: bool, loops: usize) -> io::Result<Li
         probe.listen(BACKLOG)?;
         sockets.push(probe.into());
     }
-    Ok(Listening { address: ListenAddress::Tcp(address), sockets, file: None })
+    Ok(Listening { asked, address: ListenAddress::Tcp(address), sockets, file: None, inherited_file: None })
 }
 
 fn tcp_socket(address: SocketAddr, only_v6: bool) -> io::Result<Socket> {
@@ -417,7 +489,7 @@ fn status_writer(
     let upstreams = settings.app.upstreams.len();
     let port = |address: &ListenAddress| match address {
         ListenAddress::Tcp(address) => Some(address.port()),
-        ListenAddress::Unix(_) => None,
+        ListenAddress::Unix(_) | ListenAddress::Systemd(_) => None,
     };
     let http_port = settings.listen.iter().find_map(port);
     move || {

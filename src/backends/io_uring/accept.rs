@@ -63,12 +63,13 @@ impl IoUring {
         self.listeners[position].paused = false;
     }
 
-    /// Closes a listener; `Close` follows at once when no accept is in flight.
+    /// Closes a listener. What the kernel has accepted already is brought up before its `Close`, which follows at once when nothing is
+    /// left: those clients are connected, and nobody else has their sockets.
     pub(super) fn close_listener(&mut self, sock: Sock) -> Option<Event> {
         let position = self.position(sock)?;
-        self.listeners[position].waiting.clear();
+        self.listeners[position].paused = false;
         self.cancel_accept(position);
-        if self.listeners[position].armed {
+        if self.listeners[position].armed || !self.listeners[position].waiting.is_empty() {
             return None;
         }
         self.listeners.remove(position);
@@ -88,7 +89,7 @@ impl IoUring {
                 continue;
             }
             let sock = listener.sock;
-            let Some(socket) = self.sockets.lookup(sock) else { continue };
+            let Some(socket) = self.sockets.lookup(sock).filter(|socket| !socket.is(CLOSING)) else { continue };
             (listener.armed, listener.cancelled) = (true, false);
             let entry = opcode::AcceptMulti::new(types::Fd(socket.raw())).flags(libc::SOCK_CLOEXEC).build();
             // SAFETY: a multishot accept is given no memory for addresses.
@@ -110,9 +111,7 @@ impl IoUring {
         let mut event = None;
         if let Some(fd) = accepted {
             self.shortage.accepted();
-            if !closing {
-                listener.waiting.push_back(fd);
-            }
+            listener.waiting.push_back(fd);
             if listener.waiting.len() >= MOST_WAITING {
                 self.cancel_accept(position);
             }
@@ -138,7 +137,18 @@ impl IoUring {
                 }
             }
         }
-        None
+        self.next_close_of_a_listener()
+    }
+
+    /// The end of a listener that waited for the last of what it had accepted.
+    fn next_close_of_a_listener(&mut self) -> Option<Event> {
+        let sockets = &self.sockets;
+        let is_over = |listener: &&Listener| {
+            let closing = sockets.lookup(listener.sock).is_some_and(|socket| socket.is(CLOSING));
+            closing && !listener.armed && listener.waiting.is_empty()
+        };
+        let sock = self.listeners.iter().find(is_over)?.sock;
+        self.close_listener(sock)
     }
 
     fn cancel_accept(&mut self, position: usize) {

@@ -146,8 +146,10 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
         scarcity: Default::default(),
         status: Box::new(String::new),
     });
-    let listeners = crate::server::open_listeners(&shared.settings).unwrap();
-    let loops = LoopSet { shared, metrics, listeners, mailboxes, farewell };
+    let listeners = crate::server::open_listeners(&shared.settings, &mut Default::default()).unwrap();
+    let count = shared.settings.loops;
+    let listeners = (0..count).map(|index| listeners_of(&listeners, index, count).unwrap()).collect();
+    let loops = LoopSet { shared, metrics, listeners, held: false, mailboxes, farewell };
     let outcome = serve::<Broken<FAULT>>(loops, BackendChoice::Epoll, supervisor);
     told.flush(Duration::from_secs(10));
     (outcome, captured.text())
