@@ -169,8 +169,8 @@ fn start(mut settings: Settings, predecessor: &mut Option<Channel>) -> Result<u8
         scarcity: Default::default(),
         status: Box::new(status),
     });
-    let farewell = supervisor.farewell();
-    let loops = LoopSet { shared, metrics, listeners: loop_listeners, held, mailboxes, farewell };
+    let loop_exit = supervisor.loop_exit();
+    let loops = LoopSet { shared, metrics, listeners: loop_listeners, held, mailboxes, loop_exit };
     match backend {
         #[cfg(backend_io_uring)]
         BackendChoice::IoUring => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor),

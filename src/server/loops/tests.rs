@@ -134,7 +134,7 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
         supervisor::Options { signals: false, ..Default::default() },
     )
     .unwrap();
-    let farewell = supervisor.farewell();
+    let loop_exit = supervisor.loop_exit();
     let metrics = Metrics::new(settings.loops);
     let shared = Arc::new(Shared {
         direct: Some(Direct::new("text/plain", b"hello")),
@@ -149,7 +149,7 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
     let listeners = crate::server::open_listeners(&shared.settings, &mut Default::default()).unwrap();
     let count = shared.settings.loops;
     let listeners = (0..count).map(|index| listeners_of(&listeners, index, count).unwrap()).collect();
-    let loops = LoopSet { shared, metrics, listeners, held: false, mailboxes, farewell };
+    let loops = LoopSet { shared, metrics, listeners, held: false, mailboxes, loop_exit };
     let outcome = serve::<Broken<FAULT>>(loops, BackendChoice::Epoll, supervisor);
     told.flush(Duration::from_secs(10));
     (outcome, captured.text())
