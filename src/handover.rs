@@ -89,7 +89,7 @@ pub struct Estate {
     /// Workers started and crashed so far.
     pub lives: (u64, u64),
     /// Workers that have joined by themselves.
-    pub guests: Vec<Guest>,
+    pub joined: Vec<JoinedWorker>,
 }
 
 /// A locked run directory.
@@ -116,7 +116,7 @@ pub struct Listener {
 
 /// A worker that has joined by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Guest {
+pub struct JoinedWorker {
     /// The body with which it joined, or would join again.
     pub join: serde_json::Value,
 }
@@ -278,7 +278,11 @@ impl Channel {
         self.say(&Message::Hello(Hello::own())).map_err(broken)?;
         let estate = match self.next_line().and_then(|line| read(&line)).map_err(broken)? {
             Message::Estate(estate) => *estate,
-            _ => return Err("the handover failed: the running server has said something else than was expected".to_owned()),
+            _ => {
+                return Err(
+                    "the handover failed: the running server has said something else than was expected".to_owned()
+                );
+            }
         };
         let mut missing = estate.descriptors()?;
         let mut descriptors = Vec::with_capacity(missing);
@@ -432,7 +436,8 @@ mod tests {
 
     #[test]
     fn a_member_that_is_not_known_is_passed_over() {
-        let newer = br#"{"estate":{"listeners":[{"asked":"a","address":"b","sockets":2,"file":null,"new":1}],"also":[]}}"#;
+        let newer =
+            br#"{"estate":{"listeners":[{"asked":"a","address":"b","sockets":2,"file":null,"new":1}],"also":[]}}"#;
         let Message::Estate(estate) = read(newer).unwrap() else { panic!() };
         assert_eq!((estate.listeners[0].sockets, estate.run_dir), (2, None));
     }

@@ -28,6 +28,7 @@ use crate::mailbox::Message;
 use crate::metrics::{self, Health, Metrics, Status};
 use crate::reactor::ListenerSetup;
 use crate::socket_file::{Identity, SocketFile};
+use crate::supervisor::pid_file::PidFile;
 use crate::supervisor::upgrade::{Held, Holdings, Succession};
 use crate::supervisor::{self, About, RunDirectory, Supervisor};
 
@@ -117,7 +118,9 @@ fn start(mut settings: Settings, predecessor: &mut Option<Channel>) -> Result<u8
         None => (open_run_directory(&settings)?, false),
     };
     for name in inherited.left_over() {
-        settings.warnings.push(format!("systemd has opened the socket {name}, and no listener asks for it (systemd:{name})"));
+        settings
+            .warnings
+            .push(format!("systemd has opened the socket {name}, and no listener asks for it (systemd:{name})"));
     }
     for warning in &settings.warnings {
         log.event(Level::Warn, warning, &[]);
@@ -133,20 +136,16 @@ fn start(mut settings: Settings, predecessor: &mut Option<Channel>) -> Result<u8
     let about = About { backend: backend_name(backend), metrics: metrics.clone(), started };
     let loop_listeners = (0..settings.loops).map(|index| loops::listeners_of(&listeners, index, settings.loops));
     let loop_listeners = loop_listeners.collect::<io::Result<Vec<_>>>().map_err(|error| loops::cannot_start(&error))?;
-    let holdings = Holdings { run_dir: settings.run_dir.clone(), listeners: listeners.into_iter().map(Held::from).collect() };
-    let succession = predecessor.take().map(|channel| Succession {
-        channel,
-        takes_run_dir: run_dir_is_inherited,
-        lives: inherited.lives,
-        guests: std::mem::take(&mut inherited.guests),
-    });
-    let held = succession.is_some();
+    let holdings =
+        Holdings { run_dir: settings.run_dir.clone(), listeners: listeners.into_iter().map(Held::from).collect() };
+    let held = predecessor.is_some();
+    let pid_file = settings.pid_file.as_deref().filter(|_| !held).map(write_pid_file).transpose()?;
     let options = supervisor::Options {
         descriptors: original_limit,
         about: Some(about),
         holdings,
-        succession,
-        serves_systemd: true,
+        pid_file,
+        manager: true,
         ..Default::default()
     };
     let supervisor = Supervisor::start_with(
@@ -171,25 +170,37 @@ fn start(mut settings: Settings, predecessor: &mut Option<Channel>) -> Result<u8
     });
     let loop_exit = supervisor.loop_exit();
     let loops = LoopSet { shared, metrics, listeners: loop_listeners, held, mailboxes, loop_exit };
+    let succeed = || {
+        predecessor.take().map(|channel| Succession {
+            channel,
+            takes_run_dir: run_dir_is_inherited,
+            lives: inherited.lives,
+            joined: inherited.joined,
+        })
+    };
     match backend {
         #[cfg(backend_io_uring)]
-        BackendChoice::IoUring => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor),
+        BackendChoice::IoUring => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor, succeed),
         #[cfg(backend_readiness)]
-        _ => serve::<crate::backends::readiness::Readiness>(loops, backend, supervisor),
+        _ => serve::<crate::backends::readiness::Readiness>(loops, backend, supervisor, succeed),
         #[cfg(not(backend_readiness))]
-        _ => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor),
+        _ => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor, succeed),
     }
 }
 
-/// Starts the loops, and supervises until the end.
+/// Starts the loops, and supervises until the end. `succeed` tells in whose place; nothing can fail after that.
 fn serve<B: Backend + 'static>(
     loops: LoopSet,
     backend: BackendChoice,
-    supervisor: Supervisor,
+    mut supervisor: Supervisor,
+    succeed: impl FnOnce() -> Option<Succession>,
 ) -> Result<u8, StartError> {
     let (shared, metrics) = (loops.shared.clone(), loops.metrics.clone());
     let threads = loops.spawn::<B>()?;
     announce(&shared, backend);
+    if let Some(succession) = succeed() {
+        supervisor.succeed(succession);
+    }
     Ok(supervise(&shared, &metrics, supervisor, threads))
 }
 
@@ -277,6 +288,14 @@ fn open_run_directory(settings: &Settings) -> Result<RunDirectory, StartError> {
     RunDirectory::open(&settings.run_dir).map_err(|error| StartError { message: error.to_string(), code: error.code() })
 }
 
+fn write_pid_file(path: &std::path::Path) -> Result<PidFile, StartError> {
+    let cannot = |error: io::Error| {
+        let message = format!("cannot write the pid file {}: {error}", path.display());
+        refused(message, &error, exit::CANNOT_CREATE)
+    };
+    PidFile::write(path).map_err(cannot)
+}
+
 /// Opens all listeners that nobody else has opened for this process.
 fn open_listeners(settings: &Settings, inherited: &mut Inherited) -> Result<Vec<Listening>, StartError> {
     let mut listeners = Vec::new();
@@ -306,10 +325,9 @@ fn open_listener(settings: &Settings, address: &ListenAddress) -> Result<Listeni
             unix::listen(path, access.mode, unix::Owner::find(access)?)
         }
         // The inherited sockets are looked at first, and say what is missing.
-        ListenAddress::Systemd(name) => Err(StartError {
-            message: format!("systemd has opened no socket {name}"),
-            code: exit::CANNOT_CREATE,
-        }),
+        ListenAddress::Systemd(name) => {
+            Err(StartError { message: format!("systemd has opened no socket {name}"), code: exit::CANNOT_CREATE })
+        }
     }
 }
 

@@ -251,7 +251,8 @@ mod tests {
 
     fn heard(socket: &UnixDatagram) -> Vec<String> {
         let mut buffer = [0; 512];
-        let next = || socket.recv(&mut buffer).ok().map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned());
+        let next =
+            || socket.recv(&mut buffer).ok().map(|length| String::from_utf8_lossy(&buffer[..length]).into_owned());
         std::iter::from_fn(next).collect()
     }
 

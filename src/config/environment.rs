@@ -41,10 +41,12 @@ impl Environment {
     /// name production-server are left out.
     pub fn warnings(&self) -> Vec<String> {
         let ours = self.0.keys().filter_map(|name| name.to_str()).filter(|name| name.starts_with(PREFIX));
-        ours.filter(|name| ![file::VARIABLE, HANDOVER].contains(name) && !keys::all().any(|key| key.variable() == *name))
-            .filter(|name| !["PORT", "SERVICE_"].iter().any(|start| name[PREFIX.len()..].starts_with(start)))
-            .map(|name| format!("{name} in the environment is not known and has no effect"))
-            .collect()
+        ours.filter(|name| {
+            ![file::VARIABLE, HANDOVER].contains(name) && !keys::all().any(|key| key.variable() == *name)
+        })
+        .filter(|name| !["PORT", "SERVICE_"].iter().any(|start| name[PREFIX.len()..].starts_with(start)))
+        .map(|name| format!("{name} in the environment is not known and has no effect"))
+        .collect()
     }
 
     /// Where sockets and the lock lie when nothing is said: `$RUNTIME_DIRECTORY` (systemd.exec(5)),

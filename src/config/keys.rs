@@ -408,13 +408,12 @@ const LOOPS: &[Key] = &[
     }),
 ];
 
-const LISTEN_HELP: &str = "IP:PORT, a port, unix:PATH, systemd:NAME (sockets that systemd has opened) or systemd: (all of them)";
+const LISTEN_HELP: &str =
+    "IP:PORT, a port, unix:PATH, systemd:NAME (sockets that systemd has opened) or systemd: (all of them)";
 
 const PROCESS: &[Key] = &[
-    key("pid-file", "PATH", "", PID_FILE_HELP, |settings, text| {
-        store(&mut settings.pid_file, path(text).map(Some))
-    })
-    .example("/run/production_server.pid"),
+    key("pid-file", "PATH", "", PID_FILE_HELP, |settings, text| store(&mut settings.pid_file, path(text).map(Some)))
+        .example("/run/production_server.pid"),
     key("user", "USER|UID", "", USER_HELP, |settings, text| store(&mut settings.user, account(text).map(Some)))
         .example("www-data"),
     key("group", "GROUP|GID", "", "Its group [default: that user's]", |settings, text| {

@@ -11,7 +11,7 @@ use socket2::Socket;
 
 use super::{Listening, StartError, exit};
 use crate::config::ListenAddress;
-use crate::handover::{Channel, Estate, Guest};
+use crate::handover::{Channel, Estate, JoinedWorker};
 use crate::metrics::Account;
 use crate::socket_file::Identity;
 use crate::supervisor::RunDirectory;
@@ -25,7 +25,7 @@ pub(super) struct Inherited {
     run_dir: Option<(PathBuf, PathBuf, OwnedFd)>,
     pub account: Option<Account>,
     pub lives: (u64, u64),
-    pub guests: Vec<Guest>,
+    pub joined: Vec<JoinedWorker>,
 }
 
 /// One listener of the server before this one.
@@ -67,8 +67,8 @@ impl Inherited {
             file: listener.file,
         };
         let listeners = estate.listeners.into_iter().map(&mut inheritance).collect();
-        let (account, lives, guests) = (Some(estate.account), estate.lives, estate.guests);
-        Inherited { listeners, run_dir, account, lives, guests, ..Inherited::default() }
+        let (account, lives, joined) = (Some(estate.account), estate.lives, estate.joined);
+        Inherited { listeners, run_dir, account, lives, joined, ..Inherited::default() }
     }
 
     /// The listeners that are there already for an address; `None`: it is to be opened.
@@ -102,8 +102,9 @@ impl Inherited {
     }
 
     fn of_systemd(&mut self, asked: &ListenAddress, wanted: &str) -> Result<Vec<Listening>, StartError> {
-        let (taken, left): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.systemd).into_iter().partition(|socket| wanted.is_empty() || socket.name == wanted);
+        let (taken, left): (Vec<_>, Vec<_>) = std::mem::take(&mut self.systemd)
+            .into_iter()
+            .partition(|socket| wanted.is_empty() || socket.name == wanted);
         let names: Vec<&str> = left.iter().map(|socket| socket.name.as_str()).collect();
         if taken.is_empty() {
             let there = match names[..] {
@@ -168,7 +169,8 @@ fn of_socket(asked: &ListenAddress, descriptor: OwnedFd) -> io::Result<Listening
         Some(address) => ListenAddress::Tcp(address),
         None => {
             let path = local.as_pathname().map(Path::to_path_buf);
-            let name = || local.as_abstract_namespace().map(|name| format!("@{}", String::from_utf8_lossy(name)).into());
+            let name =
+                || local.as_abstract_namespace().map(|name| format!("@{}", String::from_utf8_lossy(name)).into());
             ListenAddress::Unix(path.or_else(name).ok_or(io::ErrorKind::Unsupported)?)
         }
     };

@@ -20,7 +20,10 @@ pub(super) fn give_up(settings: &Settings) -> Result<(), StartError> {
     let wanted = group.or_else(|| user.as_ref().and_then(|(_, named)| named.as_ref()).map(|named| named.gid));
     if wanted.is_some_and(|group| group != getegid()) || user.as_ref().is_some_and(|(number, _)| *number != geteuid()) {
         let group = wanted.unwrap_or_else(getegid);
-        let name = user.as_ref().and_then(|(_, named)| named.as_ref()).and_then(|named| CString::new(named.name.as_str()).ok());
+        let name = user
+            .as_ref()
+            .and_then(|(_, named)| named.as_ref())
+            .and_then(|named| CString::new(named.name.as_str()).ok());
         // The further groups go with the user that had them.
         let further = match (&name, &user) {
             (Some(name), _) => initgroups(name, group),
@@ -55,7 +58,10 @@ fn find_user(name: &str) -> Result<(Uid, Option<User>), StartError> {
         (_, Ok(Some(user))) => Ok((user.uid, Some(user))),
         // A number needs no name.
         (Some(number), _) => Ok((number, None)),
-        (None, _) => Err(StartError { message: format!("--user {name:?}: there is no such user on this machine"), code: exit::CONFIG }),
+        (None, _) => Err(StartError {
+            message: format!("--user {name:?}: there is no such user on this machine"),
+            code: exit::CONFIG,
+        }),
     }
 }
 
@@ -65,7 +71,10 @@ fn find_group(name: &str) -> Result<Gid, StartError> {
     }
     match Group::from_name(name) {
         Ok(Some(group)) => Ok(group.gid),
-        _ => Err(StartError { message: format!("--group {name:?}: there is no such group on this machine"), code: exit::CONFIG }),
+        _ => Err(StartError {
+            message: format!("--group {name:?}: there is no such group on this machine"),
+            code: exit::CONFIG,
+        }),
     }
 }
 

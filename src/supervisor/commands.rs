@@ -22,6 +22,9 @@ impl Supervisor {
         for report in ended.iter().chain(&std::mem::take(&mut self.processes.events.ended_rolls)) {
             control.answer(report.id, answer_to(report));
         }
+        for (ticket, answer) in self.upgrades.answers.drain(..) {
+            control.answer(ticket, answer);
+        }
         for event in events.iter().chain(&self.processes.events.take()) {
             control.publish(event);
         }
@@ -74,8 +77,11 @@ impl Supervisor {
 
     /// HUP, and the word `reload`.
     pub(super) fn reload(&mut self, now: Instant) -> String {
+        self.manager.reloading(now);
         self.processes.log.reopen();
-        format!("logs are reopened; {}", self.load_again(now).1)
+        let done = format!("logs are reopened; {}", self.load_again(now).1);
+        self.manager.ready(now);
+        done
     }
 
     /// Changed code reaches the workers, the way that was chosen for it. Only a worker that is ready is sent the signal: before, it
@@ -147,6 +153,7 @@ impl CommandHandler for Supervisor {
                 let waiting = self.resume(now);
                 Answer::Done(json!({ "message": format!("{waiting} requests were held and go on"), "held": waiting }))
             }
+            Command::Upgrade { program, wait } => self.upgrade(program, wait, now),
             Command::Events => Answer::Stream,
             Command::Join(join) => self.join(join, now),
             Command::Quit { worker_id } => self.quit(&worker_id, now),

@@ -11,11 +11,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::config::{HotReload, Settings};
-use crate::control::{ControlServer, SOCKET_NAME};
+use crate::control::ControlServer;
 use crate::dispatch::{Dispatch, Notice};
 use crate::fleet::{self, Ending, Fleet, Load, Member, Name, RestartRule, Scaler};
 use crate::log::{Level, Log};
 use crate::mailbox::Postboxes;
+use crate::systemd::Manager;
 
 mod advice;
 mod commands;
@@ -24,11 +25,13 @@ mod events;
 pub mod exec;
 pub mod guard;
 mod joined;
+mod manager;
 pub mod memory;
 pub mod notify;
 mod orphans;
 pub mod output;
 mod pause;
+pub mod pid_file;
 pub mod probe;
 pub mod process;
 mod processes;
@@ -40,11 +43,14 @@ pub mod spawn;
 mod state;
 mod status;
 mod stop;
+pub mod upgrade;
 mod upstreams;
 pub mod wake;
 pub mod watch;
 
+use manager::Heartbeat;
 use pause::Pause;
+use pid_file::PidFile;
 use processes::{Observation, Processes};
 pub use run_directory::{RunDirectory, RunDirectoryError};
 use signals::{Request, Requester, Requests};
@@ -53,6 +59,7 @@ pub use state::{AppState, ExitReason, StartError, Status};
 pub use status::About;
 use status::Observed;
 use stop::Stop;
+use upgrade::{Holdings, Upgrades};
 use upstreams::{Listeners, Upstreams};
 use wake::{LoopExit, Sleeper, Waker};
 use watch::Watcher;
@@ -90,6 +97,12 @@ pub struct Options {
     pub resolve: resolver::Resolve,
     /// The server around the supervisor, for the control socket; `None`: there is no control socket.
     pub about: Option<About>,
+    /// What is kept for a successor.
+    pub holdings: Holdings,
+    /// The file with this process's number.
+    pub pid_file: Option<PidFile>,
+    /// Whether the service manager that has started this process is told about it.
+    pub manager: bool,
 }
 
 impl Default for Options {
@@ -102,6 +115,9 @@ impl Default for Options {
             headroom: memory::headroom,
             resolve: resolver::by_system,
             about: None,
+            holdings: Holdings::default(),
+            pid_file: None,
+            manager: false,
         }
     }
 }
@@ -136,6 +152,12 @@ pub struct Supervisor {
     drains: bool,
     stop: Option<Stop>,
     exit: Option<ExitReason>,
+    upgrades: Upgrades,
+    manager: Manager,
+    heartbeat: Heartbeat,
+    /// The manager is not known yet.
+    was_silent: bool,
+    told_ready: bool,
 }
 
 impl Supervisor {
@@ -175,7 +197,7 @@ impl Supervisor {
         postboxes: Postboxes,
         log: Log,
         run: RunDirectory,
-        options: Options,
+        mut options: Options,
     ) -> Result<Supervisor, StartError> {
         let launcher = launcher(&settings, &run, &options)?;
         let (waker, sleeper) = wake::pair()?;
@@ -200,11 +222,13 @@ impl Supervisor {
         if let Some(advice) = launcher.as_ref().and_then(Launcher::advice) {
             log.event(Level::Warn, advice, &[("event", &"own-pool")]);
         }
+        let upgrades = Upgrades::new(std::mem::take(&mut options.holdings), options.pid_file.take());
+        let (control_path, was_silent) = (run.control_path(), options.manager);
         let processes = Processes::new(settings, dispatch, postboxes, log, run, options, launcher)?;
         let watcher = watch_files(&processes, &waker);
-        let control = observed.is_some().then(|| ControlServer::open(&processes.control_path()));
+        let control = observed.is_some().then(|| ControlServer::open(&control_path));
         let control = control.transpose().map_err(|error| StartError {
-            message: format!("cannot open the control socket {}: {error}", processes.control_path().display()),
+            message: format!("cannot open the control socket {}: {error}", control_path.display()),
             code: 73,
         })?;
         Ok(Supervisor {
@@ -226,6 +250,11 @@ impl Supervisor {
             drains: false,
             stop: None,
             exit: None,
+            upgrades,
+            manager: Manager::default(),
+            heartbeat: Heartbeat::default(),
+            was_silent,
+            told_ready: false,
         })
     }
 
@@ -283,7 +312,9 @@ impl Supervisor {
             self.advance_pause(now);
             self.processes.watch_guard();
             self.show_state(now);
+            self.advance_upgrade(now);
             self.serve_control(now);
+            self.tell_manager(now);
             self.sample_rates(now);
             if let (Some(due), Some((interval, tick))) = (&mut next_tick, &mut hooks.every)
                 && now >= *due
@@ -301,6 +332,7 @@ impl Supervisor {
     }
 
     fn finish(mut self) -> ExitReason {
+        self.say_farewell();
         // Before the processes go: a run directory with a socket in it would stay.
         drop(self.control.take());
         debug_assert!(self.processes.workers.is_empty(), "a worker process is left");
@@ -333,6 +365,7 @@ impl Supervisor {
             control.poll_entries(&mut entries);
         }
         entries.extend(self.upstreams.entries());
+        entries.extend(self.upgrades.entries());
         let due = self.next_due().into_iter().chain(next_tick).min();
         let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
         if let Err(error) = wake::poll(&mut entries, timeout) {
@@ -349,7 +382,8 @@ impl Supervisor {
         let rates = self.observed.as_ref().map(|observed| observed.rates.due());
         // A server that stops loads nothing again.
         let changes = self.reloads.due().filter(|_| self.stop.is_none());
-        let others = [self.control_due(), self.pause.due(), rates, changes];
+        let outside = [self.upgrades.due(), self.manager.due()].into_iter().flatten().min();
+        let others = [self.control_due(), self.pause.due(), rates, changes, outside];
         let own = [self.fleet.due(), self.processes.due(), upstreams, stop, sample];
         own.into_iter().chain(others).flatten().min()
     }
@@ -548,6 +582,8 @@ impl Supervisor {
                 fields.push(("hint", &hint));
             }
             self.processes.log.event(Level::Error, message, &fields);
+            let last = self.fleet.places().iter().find_map(|place| place.last_exit.clone());
+            self.fail_succession(&last.map_or_else(|| message.to_owned(), |last| format!("{message} ({last})")));
             self.exit = Some(reason);
             self.begin_stop(now);
         }
@@ -635,7 +671,7 @@ fn rule(settings: &Settings) -> fleet::Rule {
 
 /// What starts the workers, if there are any, with the app's command checked.
 fn launcher(settings: &Settings, run: &RunDirectory, options: &Options) -> Result<Option<Launcher>, StartError> {
-    let control = options.about.is_some().then(|| run.path().join(SOCKET_NAME));
+    let control = options.about.is_some().then(|| run.control_path());
     Launcher::new(&settings.app, &options.program, control, options.descriptors)
         .map_err(|message| StartError { message, code: 64 })
 }

@@ -73,6 +73,10 @@ pub(super) struct Processes {
     guard_started: Instant,
     guard_delay: Duration,
     pub workers: Vec<Process>,
+    /// Children that are neither workers nor the guard, and that somebody else waits for.
+    pub others: Vec<u32>,
+    /// RLIMIT_NOFILE as the server found it, soft and hard.
+    pub descriptors: Option<(u64, u64)>,
     /// How long a process may take to end after KILL; then it is left behind.
     pub kill_patience: Duration,
     /// Some process was left behind: it could not be killed.
@@ -100,7 +104,7 @@ impl Processes {
         options: Options,
         launcher: Option<Launcher>,
     ) -> io::Result<Processes> {
-        let Options { program, memory_interval, headroom, signals, about, .. } = options;
+        let Options { program, memory_interval, headroom, signals, about, descriptors, .. } = options;
         let guard = launcher.is_some().then(|| Guard::start(&program, run.sockets())).transpose()?;
         let events = Events::new(log.clone(), Arc::clone(&settings));
         Ok(Processes {
@@ -117,6 +121,8 @@ impl Processes {
             guard_started: Instant::now(),
             guard_delay: LEAST_GUARD_DELAY,
             workers: Vec::new(),
+            others: Vec::new(),
+            descriptors,
             kill_patience: KILL_PATIENCE,
             left_behind: false,
             // Inside of another program its children are not ours.
@@ -310,7 +316,8 @@ impl Processes {
 
     /// The children that have an owner.
     pub fn owned(&self) -> Vec<u32> {
-        self.workers.iter().map(|process| process.child.id()).chain(self.guard.as_ref().map(Guard::id)).collect()
+        let workers = self.workers.iter().map(|process| process.child.id());
+        workers.chain(self.guard.as_ref().map(Guard::id)).chain(self.others.iter().copied()).collect()
     }
 
     /// When a process or an orphan is to be looked at again.

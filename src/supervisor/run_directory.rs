@@ -18,7 +18,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt}
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::control::OWN_PART;
+use crate::control::{OWN_PART, SOCKET_NAME};
 use crate::socket_file;
 
 /// The longest path of a Unix socket in bytes: `sun_path` without its final NUL (unix(7): 108; macOS and the BSDs: 104).
@@ -103,6 +103,11 @@ impl RunDirectory {
         }
         let sockets = make_fresh(path).map_err(|error| cannot("make a directory in", path, &error))?;
         Ok(RunDirectory { path: path.to_owned(), sockets, made: is_marked(path), lock, ours: false })
+    }
+
+    /// Where the control socket lies that workers are told: beside their own sockets, as long as the directory is another server's.
+    pub fn control_path(&self) -> PathBuf {
+        if self.ours { self.path.join(SOCKET_NAME) } else { self.sockets.join(SOCKET_NAME) }
     }
 
     /// The lock, for a successor. It holds as long as somebody has it (flock(2)).

@@ -42,6 +42,8 @@ impl Supervisor {
     pub(super) fn begin_stop(&mut self, now: Instant) {
         match self.stop {
             None => {
+                self.abandon_upgrade();
+                self.manager.stopping(now);
                 let seconds = format!("{} s", self.processes.settings.shutdown.as_secs_f32());
                 self.processes.events.emit(
                     Level::Info,
@@ -69,16 +71,31 @@ impl Supervisor {
     /// Requests may finish, however long they take; then the server ends.
     pub(super) fn begin_drain(&mut self, now: Instant) {
         self.drains = true;
+        self.abandon_upgrade();
+        self.manager.stopping(now);
         self.processes.events.emit(Level::Info, "drain", "draining: the server ends when its last request has", &[]);
         self.finish_requests(NO_DEADLINE, now);
     }
 
     fn finish_requests(&mut self, within: Duration, now: Instant) {
         let deadline = now + within;
+        self.begin_last_requests(deadline, now);
+        self.processes.postboxes.broadcast(|| Message::Drain { deadline });
+    }
+
+    /// Another server accepts on the same sockets: requests may finish, and no client is sent away that may just be asking.
+    pub(super) fn begin_handed_over_stop(&mut self, now: Instant) {
+        let deadline = now + self.processes.settings.shutdown;
+        self.begin_last_requests(deadline, now);
+        self.processes.postboxes.broadcast(|| Message::HandOver { deadline });
+    }
+
+    fn begin_last_requests(&mut self, deadline: Instant, now: Instant) {
         self.watcher = None;
         self.fleet.hold_still(now, &mut self.processes);
         self.resume(now);
-        self.processes.postboxes.broadcast(|| Message::Drain { deadline });
+        // A copy that nobody accepts from would keep clients waiting; where another serves, it has its own.
+        self.upgrades.holdings.close();
         self.stop = Some(Stop::Loops { deadline, ask_at: now });
     }
 

@@ -150,7 +150,7 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
     let count = shared.settings.loops;
     let listeners = (0..count).map(|index| listeners_of(&listeners, index, count).unwrap()).collect();
     let loops = LoopSet { shared, metrics, listeners, held: false, mailboxes, loop_exit };
-    let outcome = serve::<Broken<FAULT>>(loops, BackendChoice::Epoll, supervisor);
+    let outcome = serve::<Broken<FAULT>>(loops, BackendChoice::Epoll, supervisor, || None);
     told.flush(Duration::from_secs(10));
     (outcome, captured.text())
 }

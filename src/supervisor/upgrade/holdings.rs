@@ -60,14 +60,20 @@ impl Holdings {
     /// From now on the files are this server's.
     pub fn take_over(&mut self) {
         for held in &mut self.listeners {
-            held.file = held.inherited_file.take().map(|(path, identity)| SocketFile::known(&path, identity)).or(held.file.take());
+            held.file = held
+                .inherited_file
+                .take()
+                .map(|(path, identity)| SocketFile::known(&path, identity))
+                .or(held.file.take());
         }
     }
 
     /// From now on the files of those listeners are the successor's.
     pub fn give_away(&mut self, addresses: &[String]) {
         for held in self.listeners.iter_mut().filter(|held| addresses.contains(&held.address)) {
-            held.file.take().map_or((), SocketFile::forget);
+            if let Some(file) = held.file.take() {
+                file.forget();
+            }
         }
     }
 
