@@ -131,6 +131,17 @@ impl Found<'_> {
 
     fn accounts(&mut self) {
         let settings = &self.loaded.settings;
+        let is_name = |name: &&String| name.parse::<u32>().is_err();
+        if let Some(name) = settings.user.as_ref().filter(is_name)
+            && !matches!(User::from_name(name), Ok(Some(_)))
+        {
+            self.error("user", 0, &format!("there is no user {name:?} on this machine"), "");
+        }
+        if let Some(name) = settings.group.as_ref().filter(is_name)
+            && !matches!(Group::from_name(name), Ok(Some(_)))
+        {
+            self.error("group", 0, &format!("there is no group {name:?} on this machine"), "");
+        }
         for address in &settings.listen {
             let ListenAddress::Unix(path) = address else { continue };
             let access = settings.unix_listen_at(path);
@@ -152,6 +163,9 @@ impl Found<'_> {
     fn places(&mut self) {
         let settings = &self.loaded.settings;
         self.run_directory(&settings.run_dir);
+        if let Some(path) = &settings.pid_file {
+            self.writable_parent("pid-file", 0, path);
+        }
         if let AccessLogTarget::File(path) = &settings.access_log.target {
             if path.is_dir() {
                 self.error("access-log", 0, "the access log is a directory", "expected a file");

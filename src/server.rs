@@ -105,6 +105,7 @@ fn start(mut settings: Settings, predecessor: &mut Option<Channel>) -> Result<u8
     let mut inherited = Inherited::take(predecessor.as_mut())?;
     let original_limit = raise_descriptor_limit();
     clamp_connections(&mut settings);
+    warn_of_memory(&mut settings);
     let listeners = open_listeners(&settings, &mut inherited)?;
     privileges::give_up(&settings)?;
     // Workers may start elsewhere, and are told paths in it.
@@ -420,6 +421,15 @@ fn clamp_connections(settings: &mut Settings) {
             settings.max_connections
         ));
         settings.max_connections = most;
+    }
+}
+
+/// Says so when what may be held for slow clients is more than there is: in a container, than its limit leaves.
+fn warn_of_memory(settings: &mut Settings) {
+    let buffers = settings.buffer_bytes as u64;
+    if let Some(left) = supervisor::memory::headroom().filter(|left| *left < buffers) {
+        let warning = "buffer_bytes may take";
+        settings.warnings.push(format!("{warning} {} MiB, and {} MiB of memory are left", buffers >> 20, left >> 20));
     }
 }
 

@@ -51,16 +51,30 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("fleet", &[]),
     ("proc", &[]),
     ("socket_file", &[]),
+    ("systemd", &[]),
+    ("handover", &["socket_file"]),
     ("control", &["buffers", "fleet", "http", "proc", "socket_file"]),
-    ("supervisor", &["buffers", "control", "dispatch", "fleet", "mailbox", "proc", "socket_file"]),
+    (
+        "supervisor",
+        &["buffers", "control", "dispatch", "fleet", "handover", "mailbox", "proc", "socket_file", "systemd"],
+    ),
 ];
 /// Usable by all; they use only each other, as listed above.
 const FOR_ALL: &[&str] = &["config", "metrics", "log", "planted"];
 
 /// Where `unsafe` may stand: the rooms, the few calls into libc around them, and the calls into a module of the built-in
 /// worker, which are those of a C interface.
-const UNSAFE_ROOMS: &[&str] =
-    &["backends", "buffers", "proc.rs", "supervisor", "server.rs", "worker/contract.rs", "worker/module.rs"];
+const UNSAFE_ROOMS: &[&str] = &[
+    "backends",
+    "buffers",
+    "handover.rs",
+    "systemd.rs",
+    "proc.rs",
+    "supervisor",
+    "server.rs",
+    "worker/contract.rs",
+    "worker/module.rs",
+];
 
 /// A rule: what it has against one file, each with `:LINE: ` or `: ` in front.
 type Rule = fn(&Source) -> Vec<String>;

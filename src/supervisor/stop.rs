@@ -86,6 +86,8 @@ impl Supervisor {
     /// Another server accepts on the same sockets: requests may finish, and no client is sent away that may just be asking.
     pub(super) fn begin_handed_over_stop(&mut self, now: Instant) {
         let deadline = now + self.processes.settings.shutdown;
+        // The first request to stop is no second one.
+        self.drains = true;
         self.begin_last_requests(deadline, now);
         self.processes.postboxes.broadcast(|| Message::HandOver { deadline });
     }
