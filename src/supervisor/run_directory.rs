@@ -157,6 +157,8 @@ impl Drop for RunDirectory {
         if !self.ours {
             return;
         }
+        // What a successor has left that did not get far.
+        clear_stale(&self.path);
         // Removed while still locked; `lock` makes sure that nobody keeps a lock on a file that has no name any more.
         fs::remove_file(self.path.join(LOCK_NAME)).ok();
         if self.made {

@@ -51,8 +51,8 @@ fn a_new_server_that_cannot_start_says_why(backend: &str) {
     line.until_ready(2);
     let crowd = Crowd::begin(&line, 4, 4);
     // What the new binary is started with is not what it understands.
-    let other = line.script("other", &format!("exec {PROGRAM} \"$@\" --no-such-flag"));
-    refused(&line, &other, "exited with code");
+    let other = line.script("other", &format!("exec {PROGRAM} --no-such-flag \"$@\""));
+    refused(&line, &other, "the new server cannot start: error: --no-such-flag is no flag");
     let other = line.script("taken", &format!("exec {PROGRAM} --listen {} \"$@\"", "192.0.2.1:1"));
     refused(&line, &other, "the new server cannot start: cannot listen on 192.0.2.1:1");
     crowd.end();

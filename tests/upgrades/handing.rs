@@ -28,7 +28,7 @@ fn nobody_notices_several_upgrades(backend: &str) {
     until("all answers are counted", || line.status()["counters"]["requests"].as_u64().unwrap() >= answered);
     let status = line.status();
     assert_eq!(status["counters"]["requests"].as_u64().unwrap(), answered);
-    assert_eq!(status["apps"][0]["latency_ms"]["count"].as_u64().is_some(), true);
+    assert!(status["apps"][0]["requests"]["total"].as_u64().unwrap() >= answered);
     until("the servers before are gone", || processes[..3].iter().all(|process| Process::of(*process).is_none()));
     line.stop();
 }

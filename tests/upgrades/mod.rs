@@ -30,7 +30,10 @@ impl Line {
     }
 
     fn start_as(command: Command, backend: &str, flags: &[&str]) -> Line {
-        let folder = folder();
+        Line::start_in(folder(), command, backend, flags)
+    }
+
+    fn start_in(folder: tempfile::TempDir, command: Command, backend: &str, flags: &[&str]) -> Line {
         let (run, pid) = (path(&folder, "run"), path(&folder, "pid"));
         let own = ["--run-dir", &run, "--pid-file", &pid, "--shutdown", "10s"];
         let server = Server::start_as(command, backend, &[&own, flags].concat());
@@ -92,7 +95,11 @@ impl Line {
         assert_eq!(code, Some(0), "{said}");
         // The first one may be a zombie since long, or the one that was stopped.
         self.server.ended();
-        assert!(!self.run().exists() && !self.folder.path().join("pid").exists(), "something is left");
+        let left: Vec<PathBuf> =
+            [self.run(), self.folder.path().join("pid")].into_iter().filter(|path| path.exists()).collect();
+        let inside =
+            fs::read_dir(self.run()).map(|entries| entries.flatten().map(|entry| entry.path()).collect::<Vec<_>>());
+        assert!(left.is_empty(), "{left:?} is left: {inside:?}");
         assert!(self.processes().is_empty(), "{:?}", self.processes());
     }
 

@@ -19,43 +19,31 @@ fn server_and_workers_are_that_user_for_good(backend: &str) {
     if owner(std::process::id()).0 != 0 {
         return eprintln!("skipped: only root may become another user");
     }
-    // The binary may lie where nobody else may go: it is started from a folder where all may.
-    let outside = folder();
-    fs::set_permissions(outside.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    let program = path(&outside, "production_server");
-    fs::copy(PROGRAM, &program).unwrap();
-    let (run, pid) = (path(&outside, "run"), path(&outside, "pid"));
-    let flags = ["-w", "1", "--user", "65534", "--group", "65534", "--run-dir", &run, "--pid-file", &pid];
-    // The command for the workers must be one that this user may run, too.
-    let command = ["--", &program, "worker"];
-    let server = Server::start_as(Command::new(&program), backend, &[&flags[..], &command].concat());
-    until("the worker is ready", || ask(Path::new(&run)).is_some_and(|status| status["apps"][0]["workers_ready"] == 1));
+    // The tests' binary may lie where nobody else may go.
+    let folder = folder();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let program = path(&folder, "production_server");
+    // By a process of its own: nobody whom another test starts meanwhile has it open for writing.
+    assert!(Command::new("cp").args([PROGRAM, &program]).status().unwrap().success());
+    let flags = ["-w", "1", "--user", "65534", "--group", "65534"];
+    let line = Line::start_in(folder, Command::new(&program), backend, &flags);
+    line.until_ready(1);
     let whole = |process: u32| {
         assert_eq!(owner(process), (NOBODY, NOBODY));
-        let below = Process::below(process);
-        assert!(
-            below.iter().filter(|one| one.parent == process).all(|one| owner(one.id) == (NOBODY, NOBODY)),
-            "{below:?}"
-        );
-        assert_eq!(fs::metadata(&run).unwrap().uid(), NOBODY);
-        assert_eq!(fs::metadata(&pid).unwrap().uid(), NOBODY);
+        let below = Process::below(process).into_iter().filter(|one| one.parent == process);
+        below.for_each(|one| assert_eq!(owner(one.id), (NOBODY, NOBODY), "{one:?}"));
+        for made in [line.run(), line.folder.path().join("pid")] {
+            assert_eq!(fs::metadata(made).unwrap().uid(), NOBODY);
+        }
     };
-    let before = ask(Path::new(&run)).unwrap()["pid"].as_u64().unwrap() as u32;
-    whole(before);
-    let word = |words: &[&str]| {
-        let output = Command::new(&program).args(words).args(["--run-dir", &run]).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    word(&["upgrade", "--wait"]);
-    let after = ask(Path::new(&run)).unwrap()["pid"].as_u64().unwrap() as u32;
-    assert_ne!(before, after);
-    whole(after);
-    assert_eq!(server.client().get("/ping").text(), "pong");
-    word(&["stop"]);
-    drop(server);
-    let refused =
-        Command::new(&program).args(["--user", "no-such-user", "--listen", "127.0.0.1:0", "--run-dir", &run]).output();
-    let refused = refused.unwrap();
+    whole(line.process());
+    whole(line.upgraded());
+    assert_eq!(line.server.client().get("/ping").text(), "pong");
+    let run = line.run().display().to_string();
+    line.stop();
+    let mut refused = Command::new(PROGRAM);
+    refused.args(["--user", "no-such-user", "--listen", "127.0.0.1:0", "--run-dir", &run]);
+    let refused = refused.output().unwrap();
     assert_eq!(refused.status.code(), Some(78));
     assert!(String::from_utf8_lossy(&refused.stderr).contains("there is no such user"));
 }
