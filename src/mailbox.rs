@@ -42,6 +42,9 @@ pub enum Message {
     Retire(WorkerId),
     /// Connections have become fewer than `max_connections`: accept again.
     Accept,
+    /// Another process has given up accepting on the same sockets: the kernel may have told it alone of a client that still waits, so ask
+    /// for clients anew.
+    AcceptAnew,
     /// The limit on connections is reached, and another loop has no idle one to close: close one.
     CloseIdle,
     /// Memory has come back: answers that stopped for the lack of it may go on.

@@ -268,6 +268,7 @@ impl<B: Backend> Loop<B> {
             Message::Died(worker) => self.worker_died(worker),
             Message::Retire(worker) => self.retire(0, worker),
             Message::Accept => self.resume_accepting(),
+            Message::AcceptAnew => self.accept_anew(),
             Message::CloseIdle => drop(self.close_longest_idle()),
             Message::Memory => self.share_memory(),
             Message::Drain { .. } => self.drain(false),

@@ -239,6 +239,18 @@ impl<B: Backend> Loop<B> {
         }
     }
 
+    /// Asks the kernel anew for clients that wait. io_uring's accepts are woken one at a time (and epoll's waits all): a wake that went to an
+    /// accept which was being cancelled is lost for the others.
+    pub fn accept_anew(&mut self) {
+        if self.accepting.paused || self.accepting.draining {
+            return;
+        }
+        for listener in &self.accepting.listeners {
+            self.backend.pause(listener.sock);
+            self.backend.resume(listener.sock);
+        }
+    }
+
     /// A graceful stop begins: no new connections, idle ones close, busy ones after their answer. `handed_over`: another process
     /// accepts on the same sockets.
     pub fn stop_accepting(&mut self, handed_over: bool) {

@@ -96,9 +96,11 @@ impl Supervisor {
                 (Phase::Serving | Phase::Main, Some(Message::Counted(account))) => {
                     self.inherit_counts(account);
                     successor.phase = Phase::Main;
+                    self.processes.postboxes.broadcast(|| Mail::AcceptAnew);
                 }
                 (Phase::Serving | Phase::Main, Some(Message::Farewell(account))) => {
                     self.inherit_counts(account);
+                    self.processes.postboxes.broadcast(|| Mail::AcceptAnew);
                     (successor.phase, successor.channel) = (Phase::Main, None);
                     self.processes.events.emit(
                         Level::Info,
@@ -123,6 +125,7 @@ impl Supervisor {
         if matches!(phase, Phase::Serving | Phase::Main) {
             let message = "the server before this one has ended before its requests were finished";
             self.processes.events.emit(Level::Warn, "upgrade-over", message, &fields);
+            self.processes.postboxes.broadcast(|| Mail::AcceptAnew);
         } else {
             let message = "the server before this one has ended without a word; this one takes over";
             self.processes.events.emit(Level::Warn, "upgrade-alone", message, &fields);
