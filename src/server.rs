@@ -30,7 +30,7 @@ use crate::reactor::ListenerSetup;
 use crate::socket_file::{Identity, SocketFile};
 use crate::supervisor::pid_file::PidFile;
 use crate::supervisor::upgrade::{Held, Holdings, Succession};
-use crate::supervisor::{self, About, RunDirectory, Supervisor};
+use crate::supervisor::{self, About, Supervisor};
 
 use inherit::Inherited;
 use loops::LoopSet;
@@ -114,38 +114,24 @@ fn start(mut settings: Settings, predecessor: &mut Option<Channel>) -> Result<u8
     let log = Log::open(&settings.access_log, settings.event_format)
         .map_err(|error| refused(format!("cannot open the access log: {error}"), &error, exit::CANNOT_CREATE))?;
     let backend = choose_backend(&settings, &log)?;
-    let (run_directory, run_dir_is_inherited) = match inherited.run_directory(&settings.run_dir)? {
-        Some(directory) => (directory, true),
-        None => (open_run_directory(&settings)?, false),
-    };
-    for name in inherited.left_over() {
-        settings
-            .warnings
-            .push(format!("systemd has opened the socket {name}, and no listener asks for it (systemd:{name})"));
-    }
+    let run_directory = inherited.run_directory(&settings.run_dir)?;
+    settings.warnings.extend(inherited.warnings());
     for warning in &settings.warnings {
         log.event(Level::Warn, warning, &[]);
     }
     let settings = Arc::new(settings);
     let started = Instant::now();
     let dispatch = Arc::new(Dispatch::new(policy(&settings), Supervisor::table_size(&settings), started));
-    let metrics = Metrics::new(settings.loops);
-    if let Some(account) = inherited.account.take() {
-        metrics.inherit(account);
-    }
+    let metrics = inherited.metrics(settings.loops);
     let (postboxes, mailboxes) = loops::post(settings.loops);
     let about = About { backend: backend_name(backend), metrics: metrics.clone(), started };
-    let loop_listeners = (0..settings.loops).map(|index| loops::listeners_of(&listeners, index, settings.loops));
-    let loop_listeners = loop_listeners.collect::<io::Result<Vec<_>>>().map_err(|error| loops::cannot_start(&error))?;
-    let holdings =
-        Holdings { run_dir: settings.run_dir.clone(), listeners: listeners.into_iter().map(Held::from).collect() };
+    let loop_listeners = loops::share_out(&listeners, settings.loops)?;
     let held = predecessor.is_some();
-    let pid_file = settings.pid_file.as_deref().filter(|_| !held).map(write_pid_file).transpose()?;
     let options = supervisor::Options {
         descriptors: original_limit,
         about: Some(about),
-        holdings,
-        pid_file,
+        holdings: holdings(&settings, listeners),
+        pid_file: settings.pid_file.as_deref().filter(|_| !held).map(write_pid_file).transpose()?,
         manager: true,
         ..Default::default()
     };
@@ -171,14 +157,7 @@ fn start(mut settings: Settings, predecessor: &mut Option<Channel>) -> Result<u8
     });
     let loop_exit = supervisor.loop_exit();
     let loops = LoopSet { shared, metrics, listeners: loop_listeners, held, mailboxes, loop_exit };
-    let succeed = || {
-        predecessor.take().map(|channel| Succession {
-            channel,
-            takes_run_dir: run_dir_is_inherited,
-            lives: inherited.lives,
-            joined: inherited.joined,
-        })
-    };
+    let succeed = || predecessor.take().map(|channel| inherited.succession(channel));
     match backend {
         #[cfg(backend_io_uring)]
         BackendChoice::IoUring => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor, succeed),
@@ -285,8 +264,9 @@ impl From<Listening> for Held {
     }
 }
 
-fn open_run_directory(settings: &Settings) -> Result<RunDirectory, StartError> {
-    RunDirectory::open(&settings.run_dir).map_err(|error| StartError { message: error.to_string(), code: error.code() })
+/// What is kept for a successor.
+fn holdings(settings: &Settings, listeners: Vec<Listening>) -> Holdings {
+    Holdings { run_dir: settings.run_dir.clone(), listeners: listeners.into_iter().map(Held::from).collect() }
 }
 
 fn write_pid_file(path: &std::path::Path) -> Result<PidFile, StartError> {

@@ -72,6 +72,7 @@ const UNSAFE_ROOMS: &[&str] = &[
     "proc.rs",
     "supervisor",
     "server.rs",
+    "server/privileges.rs",
     "worker/contract.rs",
     "worker/module.rs",
 ];

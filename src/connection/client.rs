@@ -343,18 +343,11 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// A graceful stop has begun: a connection between two requests closes, at once or when no request is on its way; others after
-    /// their answer.
+    /// A graceful stop has begun: a connection between two requests closes, others after their answer.
     pub fn client_drains(&mut self, sock: Sock) {
-        let (away, idle) = (self.sends_away(), self.shared.settings.timeouts.idle);
         let Some(client) = self.table.client(sock) else { return };
-        if client.state != State::ReadingRequest || client.input.is_some() || client.body.is_some() {
-            return;
-        }
-        match away {
-            true => self.close_answered(sock),
-            false if client.behind => {}
-            false => self.arm(sock, self.patience(idle)),
+        if client.state == State::ReadingRequest && client.input.is_none() && client.body.is_none() {
+            self.drain_idle(sock);
         }
     }
 

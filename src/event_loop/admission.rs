@@ -231,6 +231,15 @@ impl<B: Backend> Loop<B> {
         }
     }
 
+    /// In a stop: closes a connection between two requests, at once, or in a handover when none is on its way.
+    pub fn drain_idle(&mut self, sock: Sock) {
+        if self.sends_away() {
+            self.close_answered(sock);
+        } else if self.table.client(sock).is_some_and(|client| !client.behind) {
+            self.arm(sock, self.patience(self.shared.settings.timeouts.idle));
+        }
+    }
+
     /// Accepts nobody until mail says so ([`Message::Accept`]).
     pub fn hold_listeners(&mut self) {
         self.accepting.paused = true;

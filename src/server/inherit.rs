@@ -12,9 +12,10 @@ use socket2::Socket;
 use super::{Listening, StartError, exit};
 use crate::config::ListenAddress;
 use crate::handover::{Channel, Estate, JoinedWorker};
-use crate::metrics::Account;
+use crate::metrics::{Account, Metrics};
 use crate::socket_file::Identity;
 use crate::supervisor::RunDirectory;
+use crate::supervisor::upgrade::Succession;
 use crate::systemd;
 
 /// What was inherited and is not used yet.
@@ -23,9 +24,10 @@ pub(super) struct Inherited {
     listeners: Vec<Inheritance>,
     systemd: Vec<systemd::Socket>,
     run_dir: Option<(PathBuf, PathBuf, OwnedFd)>,
-    pub account: Option<Account>,
-    pub lives: (u64, u64),
-    pub joined: Vec<JoinedWorker>,
+    took_run_dir: bool,
+    account: Option<Account>,
+    lives: (u64, u64),
+    joined: Vec<JoinedWorker>,
 }
 
 /// One listener of the server before this one.
@@ -125,21 +127,42 @@ impl Inherited {
         taken.into_iter().map(listening).collect()
     }
 
-    /// The run directory of the server before, when it is the one that is configured now.
+    /// The run directory: that of the server before, when it is the one that is configured now.
     ///
     /// # Errors
     /// When it cannot be used.
-    pub fn run_directory(&mut self, configured: &Path) -> Result<Option<RunDirectory>, StartError> {
-        let Some((_, path, lock)) = self.run_dir.take().filter(|(before, ..)| before == configured) else {
-            return Ok(None);
+    pub fn run_directory(&mut self, configured: &Path) -> Result<RunDirectory, StartError> {
+        let opened = match self.run_dir.take().filter(|(before, ..)| before == configured) {
+            Some((_, path, lock)) => {
+                self.took_run_dir = true;
+                RunDirectory::inherit(&path, lock)
+            }
+            None => RunDirectory::open(configured),
         };
-        let opened = RunDirectory::inherit(&path, lock);
-        opened.map(Some).map_err(|error| StartError { message: error.to_string(), code: error.code() })
+        opened.map_err(|error| StartError { message: error.to_string(), code: error.code() })
     }
 
-    /// Names of systemd's sockets that nothing was configured for.
-    pub fn left_over(&self) -> Vec<String> {
-        self.systemd.iter().map(|socket| socket.name.clone()).collect()
+    /// Counters for that many loops, which go on where those of the server before stand.
+    pub fn metrics(&mut self, loops: usize) -> Metrics {
+        let metrics = Metrics::new(loops);
+        if let Some(account) = self.account.take() {
+            metrics.inherit(account);
+        }
+        metrics
+    }
+
+    /// Lines about sockets of systemd that nothing was configured for.
+    pub fn warnings(&self) -> Vec<String> {
+        let line = |socket: &systemd::Socket| {
+            let name = &socket.name;
+            format!("systemd has opened the socket {name}, and no listener asks for it (systemd:{name})")
+        };
+        self.systemd.iter().map(line).collect()
+    }
+
+    /// In whose place this server is.
+    pub fn succession(self, channel: Channel) -> Succession {
+        Succession { channel, takes_run_dir: self.took_run_dir, lives: self.lives, joined: self.joined }
     }
 }
 

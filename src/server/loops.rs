@@ -127,10 +127,13 @@ impl LoopSet {
     }
 }
 
-/// The listeners of one of so many loops.
-pub(super) fn listeners_of(listeners: &[Listening], index: usize, loops: usize) -> io::Result<Vec<ListenerSetup>> {
-    let all: io::Result<Vec<Vec<ListenerSetup>>> = listeners.iter().map(|one| one.of_loop(index, loops)).collect();
-    all.map(|all| all.into_iter().flatten().collect())
+/// The listeners of each of so many loops.
+pub(super) fn share_out(listeners: &[Listening], loops: usize) -> Result<Vec<Vec<ListenerSetup>>, StartError> {
+    let of_loop = |index| -> io::Result<Vec<ListenerSetup>> {
+        let all: io::Result<Vec<_>> = listeners.iter().map(|listening| listening.of_loop(index, loops)).collect();
+        all.map(|all| all.into_iter().flatten().collect())
+    };
+    (0..loops).map(of_loop).collect::<io::Result<_>>().map_err(|error| cannot_start(&error))
 }
 
 /// Waits for the report of each loop: one for each that still holds a sender.
@@ -149,7 +152,7 @@ fn await_all(reports: &Receiver<io::Result<()>>, loops: usize) -> Result<(), Sta
     Ok(())
 }
 
-pub(super) fn cannot_start(error: &io::Error) -> StartError {
+fn cannot_start(error: &io::Error) -> StartError {
     refused(format!("cannot start an event loop: {error}"), error, exit::SYSTEM)
 }
 

@@ -95,12 +95,13 @@ impl Line {
         assert_eq!(code, Some(0), "{said}");
         // The first one may be a zombie since long, or the one that was stopped.
         self.server.ended();
+        // The guard of one that was killed takes a moment.
+        until("all processes are gone", || self.processes().is_empty());
         let left: Vec<PathBuf> =
             [self.run(), self.folder.path().join("pid")].into_iter().filter(|path| path.exists()).collect();
         let inside =
             fs::read_dir(self.run()).map(|entries| entries.flatten().map(|entry| entry.path()).collect::<Vec<_>>());
         assert!(left.is_empty(), "{left:?} is left: {inside:?}");
-        assert!(self.processes().is_empty(), "{:?}", self.processes());
     }
 
     /// All that were started with this run directory, and their workers.

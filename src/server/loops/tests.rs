@@ -147,8 +147,7 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
         status: Box::new(String::new),
     });
     let listeners = crate::server::open_listeners(&shared.settings, &mut Default::default()).unwrap();
-    let count = shared.settings.loops;
-    let listeners = (0..count).map(|index| listeners_of(&listeners, index, count).unwrap()).collect();
+    let listeners = share_out(&listeners, shared.settings.loops).unwrap();
     let loops = LoopSet { shared, metrics, listeners, held: false, mailboxes, loop_exit };
     let outcome = serve::<Broken<FAULT>>(loops, BackendChoice::Epoll, supervisor, || None);
     told.flush(Duration::from_secs(10));
