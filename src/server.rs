@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::backends::Backend;
-use crate::config::{BackendChoice, Command, ListenAddress, Settings};
+use crate::config::{BackendChoice, Command, ListenAddress, Loaded, Settings};
 use crate::dispatch::{Dispatch, Policy, Standing};
 use crate::event_loop::{App, Scheme, Shared};
 use crate::handover::Channel;
@@ -87,8 +87,8 @@ pub struct StartError {
 }
 
 /// Runs the server until it is stopped; the exit code. With a predecessor it takes that one's place.
-pub fn run(settings: Settings, mut predecessor: Option<Channel>) -> u8 {
-    match start(settings, &mut predecessor) {
+pub fn run(loaded: Loaded, mut predecessor: Option<Channel>) -> u8 {
+    match start(loaded, &mut predecessor) {
         Ok(code) => code,
         Err(error) => {
             if let Some(channel) = predecessor {
@@ -100,12 +100,19 @@ pub fn run(settings: Settings, mut predecessor: Option<Channel>) -> u8 {
     }
 }
 
-fn start(mut settings: Settings, predecessor: &mut Option<Channel>) -> Result<u8, StartError> {
+fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartError> {
+    if let Some(problem) = loaded.not_yet() {
+        return Err(StartError { message: loaded.report(&[problem]), code: exit::CONFIG });
+    }
+    let mut warnings = loaded.warnings();
+    let mut settings = loaded.config.server;
     // Before anything else is opened: systemd's sockets are known by their numbers.
     let mut inherited = Inherited::take(predecessor.as_mut())?;
     let original_limit = raise_descriptor_limit();
+    let known = settings.warnings.len();
     clamp_connections(&mut settings);
     warn_of_memory(&mut settings);
+    warnings.extend(settings.warnings.drain(known..));
     let listeners = open_listeners(&settings, &mut inherited)?;
     privileges::give_up(&settings)?;
     // Workers may start elsewhere, and are told paths in it.
@@ -115,8 +122,8 @@ fn start(mut settings: Settings, predecessor: &mut Option<Channel>) -> Result<u8
         .map_err(|error| refused(format!("cannot open the access log: {error}"), &error, exit::CANNOT_CREATE))?;
     let backend = choose_backend(&settings, &log)?;
     let run_directory = inherited.run_directory(&settings.run_dir)?;
-    settings.warnings.extend(inherited.warnings());
-    for warning in &settings.warnings {
+    warnings.extend(inherited.warnings());
+    for warning in &warnings {
         log.event(Level::Warn, warning, &[]);
     }
     let settings = Arc::new(settings);
