@@ -108,11 +108,7 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
     let mut settings = loaded.config.server;
     // Before anything else is opened: systemd's sockets are known by their numbers.
     let mut inherited = Inherited::take(predecessor.as_mut())?;
-    let original_limit = raise_descriptor_limit();
-    let known = settings.warnings.len();
-    clamp_connections(&mut settings);
-    warn_of_memory(&mut settings);
-    warnings.extend(settings.warnings.drain(known..));
+    let original_limit = fit_to_machine(&mut settings, &mut warnings);
     let listeners = open_listeners(&settings, &mut inherited)?;
     privileges::give_up(&settings)?;
     // Workers may start elsewhere, and are told paths in it.
@@ -122,8 +118,7 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
         .map_err(|error| refused(format!("cannot open the access log: {error}"), &error, exit::CANNOT_CREATE))?;
     let backend = choose_backend(&settings, &log)?;
     let run_directory = inherited.run_directory(&settings.run_dir)?;
-    warnings.extend(inherited.warnings());
-    for warning in &warnings {
+    for warning in warnings.iter().chain(&inherited.warnings()) {
         log.event(Level::Warn, warning, &[]);
     }
     let settings = Arc::new(settings);
@@ -409,6 +404,16 @@ fn clamp_connections(settings: &mut Settings) {
         ));
         settings.max_connections = most;
     }
+}
+
+/// Takes what the machine has, and bounds by it what was asked for. RLIMIT_NOFILE as it was, for the workers.
+fn fit_to_machine(settings: &mut Settings, warnings: &mut Vec<String>) -> Option<(u64, u64)> {
+    let original_limit = raise_descriptor_limit();
+    let known = settings.warnings.len();
+    clamp_connections(settings);
+    warn_of_memory(settings);
+    warnings.extend(settings.warnings.drain(known..));
+    original_limit
 }
 
 /// Says so when what may be held for slow clients is more than there is: in a container, than its limit leaves.

@@ -25,6 +25,7 @@ const LARGE_STRUCTS: &[(&str, &str)] = &[
     ("dispatch/workers.rs: Worker", "a row of the table behind the one mutex"),
     ("backends/readiness.rs: Readiness", "known; to be taken apart when it is next worked on"),
     ("supervisor/mod.rs: Supervisor", "known; to be taken apart when it is next worked on"),
+    ("supervisor/process.rs: Process", "a row of the table of workers"),
     ("supervisor/processes.rs: Processes", "known; to be taken apart when it is next worked on"),
 ];
 

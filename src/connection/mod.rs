@@ -101,7 +101,6 @@ impl<B: Backend> Loop<B> {
         match self.table.take(sock) {
             Role::Client(client) => {
                 self.count().moved(Some(client.state), None);
-                self.count().active_connections.decrement();
                 self.departed();
             }
             Role::Link(link) => debug_assert!(link.state == LinkState::Closing),

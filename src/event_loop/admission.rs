@@ -188,6 +188,7 @@ impl<B: Backend> Loop<B> {
 
     /// One connection less: whoever paused its listeners for the limit may accept again.
     pub fn departed(&mut self) {
+        self.count().active_connections.decrement();
         let admission = &self.shared.admission;
         admission.active.fetch_sub(1, Ordering::SeqCst);
         if admission.paused.load(Ordering::SeqCst) && admission.paused.swap(false, Ordering::SeqCst) {

@@ -208,12 +208,11 @@ impl Processes {
             }
         };
         self.status.starts.fetch_add(1, Ordering::Relaxed);
-        let group = child.id();
+        let (group, app) = (child.id(), &self.settings.app);
         self.events.emit(Level::Info, "worker-spawn", "worker started", &[("worker", &label), ("pid", &group)]);
         if let Some(socket) = &mut notify {
             socket.belongs_to(group as i32);
         }
-        let app = &self.settings.app;
         let process = Process {
             probe: Probe::of_readiness(&app.ready.by, address, endpoint.inherited(), now)
                 .map(|probe| probe.or_at(endpoint.others().iter().cloned())),
