@@ -267,7 +267,8 @@ impl<B: Backend> Loop<B> {
         (self.accepting.draining, self.accepting.handed_over) = (true, handed_over);
         // Their names die, their ports are still told to workers for requests that come until the end.
         for listener in &self.accepting.listeners {
-            self.backend.close(listener.sock, How::Now);
+            // Who was accepted before the handover is served.
+            self.backend.close(listener.sock, if handed_over { How::Flushed } else { How::Now });
         }
         if !handed_over {
             self.refuse_waiting();

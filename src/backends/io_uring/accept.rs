@@ -9,7 +9,7 @@ use ::io_uring::{opcode, types};
 use super::super::flags::Flagged;
 use super::super::{ACCEPT_BATCH, Event, Peer, Sock};
 use super::ring::{Operation, token};
-use super::socket::{self, CLOSING, LISTENER, Socket};
+use super::socket::{self, CLOSING, FLUSHED, LISTENER, Socket};
 use super::{IoUring, no_entry};
 
 /// Accepted connections that may wait for their turn; with more the accept is cancelled, and the rest waits in the
@@ -63,11 +63,16 @@ impl IoUring {
         self.listeners[position].paused = false;
     }
 
-    /// Closes a listener. What the kernel has accepted already is brought up before its `Close`, which follows at once when nothing is
-    /// left: those clients are connected, and nobody else has their sockets.
+    /// Closes a listener; `Close` follows at once when nothing is in flight. In a flushed close what the kernel has accepted already is
+    /// brought up first: those clients are connected, and nobody else has their sockets.
     pub(super) fn close_listener(&mut self, sock: Sock) -> Option<Event> {
         let position = self.position(sock)?;
-        self.listeners[position].paused = false;
+        let flushed = self.sockets.lookup(sock)?.is(FLUSHED);
+        let listener = &mut self.listeners[position];
+        listener.paused = false;
+        if !flushed {
+            listener.waiting.clear();
+        }
         self.cancel_accept(position);
         if self.listeners[position].armed || !self.listeners[position].waiting.is_empty() {
             return None;
@@ -105,13 +110,16 @@ impl IoUring {
             unsafe { OwnedFd::from_raw_fd(result) }
         });
         let position = self.position(sock)?;
-        let closing = self.sockets.lookup(sock)?.is(CLOSING);
+        let socket = self.sockets.lookup(sock)?;
+        let (closing, flushed) = (socket.is(CLOSING), socket.is(FLUSHED));
         let listener = &mut self.listeners[position];
         listener.armed = more;
         let mut event = None;
         if let Some(fd) = accepted {
             self.shortage.accepted();
-            listener.waiting.push_back(fd);
+            if !closing || flushed {
+                listener.waiting.push_back(fd);
+            }
             if listener.waiting.len() >= MOST_WAITING {
                 self.cancel_accept(position);
             }
