@@ -208,10 +208,17 @@ pub const PLACES: &[Place] = &[
     at("hot-reload", "apps.*.hot_reload.by", Word),
     at("watch", "apps.*.hot_reload.watch", List),
     at("reload-signal", "apps.*.hot_reload.signal", Word),
-    at("access-log", "log.access", TextOrFalse),
-    at("no-access-log", "log.access", False),
-    at("log-format", "log.format", Word),
+    at("log-format", "log.format", Text),
+    at("log-level", "log.level", Word),
     at("json-logging", "log.access_json", Switch),
+    at("access-log", "log.access.to", TextOrFalse),
+    at("no-access-log", "log.access.to", False),
+    at("access-log-format", "log.access.format", Text),
+    at("redact-field", "log.access.redact.fields", List),
+    at("redact-query", "log.access.redact.query", List),
+    at("access-log-sample", "log.access.sample", List),
+    at("event-log", "log.events.to", Text),
+    at("event-log-format", "log.events.format", Word),
 ];
 
 /// The tables, each with what it holds.
@@ -227,12 +234,22 @@ pub const TABLES: &[(&str, &str)] = &[
     ("apps.*.recycle", "When a worker is replaced."),
     ("apps.*.restart", "How workers are replaced, and how those that crashed come back."),
     ("apps.*.hot_reload", "What changed files do; a word alone, as in `hot_reload = \"process\"`, stands for `by`."),
-    ("log", "What is written, and how."),
+    ("log", "What is written, and how; docs/logs.md has an example of each format."),
+    (
+        "log.access",
+        "The access log; a value alone, as in `access = \"/var/log/access.log\"` or `access = false`, stands for `to`.",
+    ),
+    ("log.access.redact", "What no access line shows, whatever its format."),
+    ("log.events", "Events, and the lines of workers; a value alone, as in `events = \"syslog\"`, stands for `to`."),
 ];
 
 /// Tables for which a value alone stands for one of their keys.
-pub const SHORT: &[(&str, &str)] =
-    &[("apps.*.ready", "apps.*.ready.by"), ("apps.*.hot_reload", "apps.*.hot_reload.by")];
+pub const SHORT: &[(&str, &str)] = &[
+    ("apps.*.ready", "apps.*.ready.by"),
+    ("apps.*.hot_reload", "apps.*.hot_reload.by"),
+    ("log.access", "log.access.to"),
+    ("log.events", "log.events.to"),
+];
 
 /// What is planned or usual elsewhere and means nothing to this version: a path, or its last segment alone.
 pub const NOT_YET: &[&str] = &[

@@ -31,7 +31,7 @@ use crate::config::{ReadyBy, Settings};
 use crate::control::SOCKET_NAME;
 use crate::dispatch::{Dispatch, Moves, Target, WorkerId};
 use crate::fleet::{Ending, Event, Exit, Machine, Name, Start, Started};
-use crate::log::{Level, Log, Stream};
+use crate::log::{Level, Log, Stream, WorkerName};
 use crate::mailbox::{Message, Postboxes};
 use crate::proc;
 
@@ -426,20 +426,24 @@ impl Processes {
 
     pub fn read_output(&mut self) {
         for process in &mut self.workers {
-            let Process { stdout, stderr, last_lines, label, .. } = process;
-            stdout.read(&mut self.buffer, |line| self.log.worker_line(label, Stream::Stdout, line));
+            let Process { stdout, stderr, last_lines, label, number, generation, child, .. } = process;
+            let (app, id, generation) = (&self.settings.app.name, *number, *generation);
+            let from = WorkerName { label, app, id, pid: child.id(), generation };
+            stdout.read(&mut self.buffer, |line| self.log.worker_line(from, Stream::Stdout, line));
             stderr.read(&mut self.buffer, |line| {
-                self.log.worker_line(label, Stream::Stderr, line);
+                self.log.worker_line(from, Stream::Stderr, line);
                 last_lines.push(line);
             });
         }
     }
 
     fn finish_output(&mut self, process: &mut Process) {
-        let Process { stdout, stderr, last_lines, label, .. } = process;
-        stdout.finish(&mut self.buffer, |line| self.log.worker_line(label, Stream::Stdout, line));
+        let Process { stdout, stderr, last_lines, label, number, generation, child, .. } = process;
+        let (app, id, generation) = (&self.settings.app.name, *number, *generation);
+        let from = WorkerName { label, app, id, pid: child.id(), generation };
+        stdout.finish(&mut self.buffer, |line| self.log.worker_line(from, Stream::Stdout, line));
         stderr.finish(&mut self.buffer, |line| {
-            self.log.worker_line(label, Stream::Stderr, line);
+            self.log.worker_line(from, Stream::Stderr, line);
             last_lines.push(line);
         });
     }
