@@ -86,12 +86,11 @@ impl Client {
     pub fn access_record<'a>(&self, head: &'a [u8], time_micros: u64) -> AccessRecord<'a> {
         let mut words = head.split(|byte| matches!(byte, b' ' | b'\r'));
         let mut word = || words.next().filter(|word| !word.is_empty()).unwrap_or(b"-");
-        let (method, target) = (word(), word());
         AccessRecord {
             time_micros,
             client: (!self.peer.unix).then_some(self.peer.ip),
-            method,
-            target,
+            method: word(),
+            target: word(),
             protocol: self.http.version.name(),
             head,
             ..AccessRecord::default()

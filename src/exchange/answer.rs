@@ -74,7 +74,6 @@ impl<B: Backend> Loop<B> {
     }
 
     fn begin_answer(&mut self, key: Key, mut input: Block, response: &Response) {
-        let keep_head = self.access.enabled();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         if (response.busy || response.draining) && exchange.is_whole() && !exchange.attempt.retried {
             return self.declined(key);
@@ -84,7 +83,7 @@ impl<B: Backend> Loop<B> {
             return self.begin_tunnel(key, input, response);
         }
         exchange.phase = Phase::Relaying;
-        exchange.request.release(keep_head);
+        exchange.request.release(self.access.enabled());
         let answer = &mut exchange.answer;
         answer.status = response.status;
         answer.reader = Reader::new(response.framing);
