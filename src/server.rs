@@ -114,8 +114,8 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
     // Workers may start elsewhere, and are told paths in it.
     settings.run_dir = std::path::absolute(&settings.run_dir).unwrap_or(settings.run_dir);
     settings.listen = listeners.iter().map(|listener| listener.address.clone()).collect();
-    let log = Log::open(&settings.access_log, settings.event_format)
-        .map_err(|error| refused(format!("cannot open the access log: {error}"), &error, exit::CANNOT_CREATE))?;
+    let log = Log::open(&settings.access_log, &settings.event_log)
+        .map_err(|error| refused(format!("cannot open the log: {error}"), &error, exit::CANNOT_CREATE))?;
     let backend = choose_backend(&settings, &log)?;
     let run_directory = inherited.run_directory(&settings.run_dir)?;
     for warning in warnings.iter().chain(&inherited.warnings()) {
