@@ -390,9 +390,8 @@ fn an_app_takes_new_settings_over() {
     let mut other = settings.clone();
     other.name = "shop".to_owned();
     assert!(change(&other).contains("would be another one"));
-    broken.command = config::Command::Argv(
-        [python().as_ref(), "-c", "import sys; sys.exit('broken deploy')"].map(Into::into).to_vec(),
-    );
+    broken.command =
+        config::Command::Argv([python(), "-c", "import sys; sys.exit('broken deploy')"].map(Into::into).to_vec());
     assert_eq!(change(&broken), "Some(2)");
     server.until_logged("rolling restart aborted");
     let victim = pids(&web)[0];

@@ -393,7 +393,8 @@ impl Supervisor {
     /// Makes the state known, and ends a server whose only app never came up, or one of whose apps is not to be waited for.
     fn show_state(&mut self, now: Instant) {
         let stops = self.stop.is_some();
-        let state = if stops { AppState::Stopping } else { state::of_all(self.units.iter().map(Unit::state)) };
+        let state =
+            if stops { AppState::Stopping } else { state::of_all(self.units.iter().map(Unit::state_for_server)) };
         self.context.status.enter(state);
         let wanted = self.units.iter().map(|unit| unit.fleet.wanted()).sum();
         self.context.status.wanted.store(wanted, Ordering::Relaxed);

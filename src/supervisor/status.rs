@@ -77,7 +77,12 @@ impl Supervisor {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: about.map_or(0.0, |about| now.duration_since(about.started).as_secs_f64()),
-            state: stops.unwrap_or_else(|| state_of_all(&apps)),
+            state: stops.unwrap_or_else(|| {
+                state_of_all(self.units.iter().zip(&apps).map(|(unit, app)| match app.state {
+                    State::Failed if !unit.app().required => State::Running,
+                    state => state,
+                }))
+            }),
             backend: about.map_or_else(String::new, |about| about.backend.to_owned()),
             loops: settings.loops,
             listen: settings.listen.iter().map(ToString::to_string).collect(),
@@ -90,14 +95,14 @@ impl Supervisor {
 }
 
 /// The state of all apps together: the one that an operator is to know first.
-fn state_of_all(apps: &[status::App]) -> State {
+fn state_of_all(apps: impl Iterator<Item = State>) -> State {
     let rank = |state: &State| match state {
         State::Failed => 0,
         State::Paused => 1,
         State::Starting => 2,
         _ => 3,
     };
-    apps.iter().map(|app| app.state).min_by_key(rank).unwrap_or(State::Running)
+    apps.min_by_key(rank).unwrap_or(State::Running)
 }
 
 impl Unit {

@@ -223,6 +223,14 @@ impl Unit {
         }
     }
 
+    /// What the app's state is to the server's: that of an app that is not required is nothing to it, once it has failed.
+    pub fn state_for_server(&self) -> AppState {
+        match self.state() {
+            AppState::Failed if !self.app().required => AppState::Running,
+            state => state,
+        }
+    }
+
     /// Why the server is to end now that this app has failed, if it is; `only`: the server has no other.
     pub fn ends_server(&self, only: bool) -> Option<ExitReason> {
         match self.fleet.ever_ready() {

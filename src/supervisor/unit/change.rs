@@ -51,7 +51,8 @@ pub fn policy(app: &config::App) -> Policy {
 fn starts_alike(one: &config::App, other: &config::App) -> bool {
     let of = |app: &config::App| {
         let (command, module, directory) = (app.command.clone(), app.module.clone(), app.directory.clone());
-        (command, module, directory, app.socket, app.ready.by.clone(), app.watchdog, app.concurrency)
+        let environment = app.environment.clone();
+        (command, module, directory, environment, app.socket, app.ready.by.clone(), app.watchdog, app.concurrency)
     };
     of(one) == of(other)
 }
