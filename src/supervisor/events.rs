@@ -111,7 +111,7 @@ impl AppEvents {
     pub fn exited(&mut self, process: &Process, exit: &WorkerExit<'_>, now: Instant) {
         let level = if exit.planned { Level::Info } else { Level::Error };
         let lived = format!("{:.1} s", now.duration_since(process.born).as_secs_f32());
-        let last = process.last_lines.joined();
+        let last = process.output.last_lines.joined();
         let pid = process.child.id();
         let (code, signal) =
             (exit.status.and_then(|status| status.code()), exit.status.and_then(|status| status.signal()));
@@ -205,7 +205,7 @@ impl AppEvents {
             none if none.is_empty() => "nothing".to_owned(),
             some => some,
         };
-        let (pid, last) = (process.child.id(), process.last_lines.joined());
+        let (pid, last) = (process.child.id(), process.output.last_lines.joined());
         let reason = process.probe.as_ref().and_then(Probe::reason);
         let message = match starting {
             // Longer than it was given, for one that burned CPU.

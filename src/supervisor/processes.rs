@@ -20,7 +20,7 @@ use super::guard::signal_group;
 use super::joined::JoinedWorker;
 use super::memory::{self, MemoryWatch};
 use super::notify::{self, Channel, NotifySocket, Watchdog};
-use super::output::{Capture, LastLines};
+use super::output::{Capture, Output};
 use super::probe::{Look, Probe};
 use super::process::{Process, SETTLE, Told, exit_reason, is_clean};
 use super::spawn::{Launcher, Particulars};
@@ -240,9 +240,7 @@ impl Processes {
             endpoint,
             child,
             born: now,
-            stdout,
-            stderr,
-            last_lines: LastLines::default(),
+            output: Output::new(stdout, stderr),
             told: Told::Nothing,
             over_since: None,
         };
@@ -355,7 +353,7 @@ impl Processes {
         };
         let exit = WorkerExit { status: status.ok(), reason: &reason, planned: !is_crash, served };
         self.events.exited(&process, &exit, now);
-        Some(Exit { answered, clean, how, last_lines: process.last_lines.joined() })
+        Some(Exit { answered, clean, how, last_lines: process.output.last_lines.joined() })
     }
 
     /// Reads what workers say and looks at what is due. Never blocks; memory is read within the bounds of
@@ -422,7 +420,7 @@ impl Processes {
 
     pub fn read_output(&mut self) {
         for process in &mut self.workers {
-            let Process { stdout, stderr, last_lines, label, .. } = process;
+            let Process { output: Output { stdout, stderr, last_lines }, label, .. } = process;
             stdout.read(&mut self.buffer, |line| self.context.log.worker_line(label, Stream::Stdout, line));
             stderr.read(&mut self.buffer, |line| {
                 self.context.log.worker_line(label, Stream::Stderr, line);
@@ -432,7 +430,7 @@ impl Processes {
     }
 
     fn finish_output(&mut self, process: &mut Process) {
-        let Process { stdout, stderr, last_lines, label, .. } = process;
+        let Process { output: Output { stdout, stderr, last_lines }, label, .. } = process;
         stdout.finish(&mut self.buffer, |line| self.context.log.worker_line(label, Stream::Stdout, line));
         stderr.finish(&mut self.buffer, |line| {
             self.context.log.worker_line(label, Stream::Stderr, line);

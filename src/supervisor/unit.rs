@@ -194,9 +194,7 @@ impl Unit {
     /// What is to be polled for.
     pub fn poll_entries(&self, into: &mut Vec<libc::pollfd>) {
         for process in &self.processes.workers {
-            for capture in [&process.stdout, &process.stderr] {
-                into.extend(capture.descriptor().map(|descriptor| wake::entry(descriptor, libc::POLLIN)));
-            }
+            into.extend(process.output.descriptors().map(|descriptor| wake::entry(descriptor, libc::POLLIN)));
         }
         into.extend(self.processes.entries());
         into.extend(self.upstreams.entries());
