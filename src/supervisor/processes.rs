@@ -30,7 +30,7 @@ use super::{READ_BUFFER, wake};
 use crate::config::{self, ReadyBy};
 use crate::dispatch::{AppId, Dispatch, Moves, Target, WorkerId};
 use crate::fleet::{Ending, Event, Exit, Machine, Name, Start, Started};
-use crate::log::{Level, Stream};
+use crate::log::{Level, Stream, WorkerName};
 use crate::mailbox::Message;
 use crate::proc;
 
@@ -227,7 +227,7 @@ impl Processes {
             socket.belongs_to(group as i32);
         }
         let app = &self.app;
-        let process = Process {
+        self.workers.push(Process {
             probe: Probe::of_readiness(&app.ready.by, address, endpoint.inherited(), now)
                 .map(|probe| probe.or_at(endpoint.others().iter().cloned())),
             channel: notify.map(|socket| Channel::new(socket, app.watchdog)),
@@ -243,8 +243,7 @@ impl Processes {
             output: Output::new(stdout, stderr),
             told: Told::Nothing,
             over_since: None,
-        };
-        self.workers.push(process);
+        });
         self.context.guard.add(group);
         Ok(true)
     }
@@ -420,20 +419,27 @@ impl Processes {
 
     pub fn read_output(&mut self) {
         for process in &mut self.workers {
-            let Process { output: Output { stdout, stderr, last_lines }, label, .. } = process;
-            stdout.read(&mut self.buffer, |line| self.context.log.worker_line(label, Stream::Stdout, line));
+            let Process { output: Output { stdout, stderr, last_lines }, label, number, generation, child, .. } =
+                process;
+            let (app, id, generation) = (&self.app.name, *number, *generation);
+            let from = WorkerName { label, app, id, pid: child.id(), generation };
+            let log = &self.context.log;
+            stdout.read(&mut self.buffer, |line| log.worker_line(from, Stream::Stdout, line));
             stderr.read(&mut self.buffer, |line| {
-                self.context.log.worker_line(label, Stream::Stderr, line);
+                log.worker_line(from, Stream::Stderr, line);
                 last_lines.push(line);
             });
         }
     }
 
     fn finish_output(&mut self, process: &mut Process) {
-        let Process { output: Output { stdout, stderr, last_lines }, label, .. } = process;
-        stdout.finish(&mut self.buffer, |line| self.context.log.worker_line(label, Stream::Stdout, line));
+        let Process { output: Output { stdout, stderr, last_lines }, label, number, generation, child, .. } = process;
+        let (app, id, generation) = (&self.app.name, *number, *generation);
+        let from = WorkerName { label, app, id, pid: child.id(), generation };
+        let log = &self.context.log;
+        stdout.finish(&mut self.buffer, |line| log.worker_line(from, Stream::Stdout, line));
         stderr.finish(&mut self.buffer, |line| {
-            self.context.log.worker_line(label, Stream::Stderr, line);
+            log.worker_line(from, Stream::Stderr, line);
             last_lines.push(line);
         });
     }
