@@ -21,6 +21,7 @@ mod simulation;
 mod supervision;
 mod support;
 mod tidy;
+mod units;
 mod upgrades;
 mod upstreams;
 mod worker;

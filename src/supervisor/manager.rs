@@ -36,7 +36,7 @@ impl Supervisor {
             let (manager, trouble) = Manager::of(&|name| std::env::var_os(name), now);
             self.manager = manager;
             if let Some(trouble) = trouble {
-                self.processes.log.event(crate::log::Level::Warn, trouble, &[]);
+                self.context.log.event(crate::log::Level::Warn, trouble, &[]);
             }
         }
         let serves = self.serves();
@@ -54,22 +54,24 @@ impl Supervisor {
         // Loops that are told to end answer nothing more.
         let alive = self.stop.is_some() || self.heartbeat.is_whole(metrics);
         if self.manager.turn(alive, now) {
-            self.heartbeat.ask(metrics, &self.processes.postboxes);
+            self.heartbeat.ask(metrics, &self.context.postboxes);
         }
     }
 
-    /// Whether the first requests would be answered: by a worker of ours, or as far as that is nothing that this server can bring about.
+    /// Whether the first requests would be answered: by workers of ours, or as far as that is nothing that this server can bring about.
     fn serves(&self) -> bool {
-        !self.starts_workers() || self.fleet.ever_ready()
+        let mut waited_for = self.units.iter().filter(|unit| unit.processes.app.required);
+        waited_for.all(|unit| !unit.starts_workers() || unit.fleet.ever_ready())
     }
 
     fn line_about_us(&self) -> String {
-        let ready = self.fleet.members().iter().filter(|member| member.is_running()).count();
-        match (&self.stop, self.starts_workers()) {
-            (Some(_), _) => "stopping: requests may finish".to_owned(),
-            (None, true) => format!("{ready} of {} workers ready", self.fleet.wanted()),
-            (None, false) => "serving".to_owned(),
+        if self.stop.is_some() {
+            return "stopping: requests may finish".to_owned();
         }
+        let own = || self.units.iter().filter(|unit| unit.starts_workers());
+        let (ready, wanted) =
+            own().fold((0, 0), |(ready, wanted), unit| (ready + unit.ready_workers(), wanted + unit.fleet.wanted()));
+        if wanted == 0 { "serving".to_owned() } else { format!("{ready} of {wanted} workers ready") }
     }
 }
 

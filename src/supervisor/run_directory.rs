@@ -8,6 +8,7 @@
 //! - The lock is flock(2) on a file in it, which the kernel takes back however the server ends. Sockets that an earlier server left are
 //!   removed only where a connect to them is refused at once: what answers, or might, is somebody's.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -65,7 +66,7 @@ pub struct RunDirectory {
     made: bool,
     lock: File,
     /// The lock and the directory are this server's, and not those of the one before or after it.
-    ours: bool,
+    ours: Cell<bool>,
 }
 
 impl RunDirectory {
@@ -85,7 +86,7 @@ impl RunDirectory {
         clear_stale(&path);
         let sockets = make_fresh(&path).map_err(|error| cannot("make a directory in", &path, &error))?;
         let made = is_marked(&path);
-        Ok(RunDirectory { path, sockets, made, lock, ours: true })
+        Ok(RunDirectory { path, sockets, made, lock, ours: Cell::new(true) })
     }
 
     /// The directory of a server that hands its work over, whose lock this process has inherited: with a sub-directory of its own, and all
@@ -102,12 +103,12 @@ impl RunDirectory {
             return Err(RunDirectoryError::new(73, message));
         }
         let sockets = make_fresh(path).map_err(|error| cannot("make a directory in", path, &error))?;
-        Ok(RunDirectory { path: path.to_owned(), sockets, made: is_marked(path), lock, ours: false })
+        Ok(RunDirectory { path: path.to_owned(), sockets, made: is_marked(path), lock, ours: Cell::new(false) })
     }
 
     /// Where the control socket lies that workers are told: beside their own sockets, as long as the directory is another server's.
     pub fn control_path(&self) -> PathBuf {
-        if self.ours { self.path.join(SOCKET_NAME) } else { self.sockets.join(SOCKET_NAME) }
+        if self.ours.get() { self.path.join(SOCKET_NAME) } else { self.sockets.join(SOCKET_NAME) }
     }
 
     /// The lock, for a successor. It holds as long as somebody has it (flock(2)).
@@ -119,15 +120,15 @@ impl RunDirectory {
     }
 
     /// From now on the lock and the directory are this server's.
-    pub fn take_over(&mut self) {
-        self.ours = true;
+    pub fn take_over(&self) {
+        self.ours.set(true);
         // The number in it is for people.
-        sign(&mut self.lock).ok();
+        sign(&self.lock).ok();
     }
 
     /// From now on they are the successor's; the sockets of this start stay this server's.
-    pub fn give_away(&mut self) {
-        self.ours = false;
+    pub fn give_away(&self) {
+        self.ours.set(false);
     }
 
     /// The directory itself.
@@ -154,7 +155,7 @@ impl RunDirectory {
 impl Drop for RunDirectory {
     fn drop(&mut self) {
         remove_sockets(&self.sockets);
-        if !self.ours {
+        if !self.ours.get() {
             return;
         }
         // What a successor has left that did not get far.
@@ -305,13 +306,13 @@ fn lock(directory: &Path) -> Result<File, RunDirectoryError> {
         // without a name, and tries again.
         let ours = file.metadata().map(|metadata| metadata.ino()).ok();
         if fs::metadata(&path).map(|metadata| metadata.ino()).ok() == ours {
-            return sign(&mut file).map(|()| file).map_err(|error| cannot("write the lock in", directory, &error));
+            return sign(&file).map(|()| file).map_err(|error| cannot("write the lock in", directory, &error));
         }
     }
 }
 
 /// Writes down whose lock it is.
-fn sign(lock: &mut File) -> io::Result<()> {
+fn sign(mut lock: &File) -> io::Result<()> {
     lock.rewind()?;
     lock.set_len(0)?;
     lock.write_all(format!("{}\n", std::process::id()).as_bytes())
@@ -399,13 +400,13 @@ mod tests {
     fn a_directory_that_is_handed_over_stays_locked_and_is_removed_by_the_last() {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("run");
-        let mut first = RunDirectory::open(&path).unwrap();
+        let first = RunDirectory::open(&path).unwrap();
         let failed = RunDirectory::inherit(&path, first.lock().unwrap()).unwrap();
         assert_ne!(failed.sockets(), first.sockets());
         let left = failed.sockets().to_owned();
         drop(failed);
         assert!(!left.exists() && first.sockets().exists(), "a successor that fails takes its own alone");
-        let mut second = RunDirectory::inherit(&path, first.lock().unwrap()).unwrap();
+        let second = RunDirectory::inherit(&path, first.lock().unwrap()).unwrap();
         second.take_over();
         first.give_away();
         drop(first);

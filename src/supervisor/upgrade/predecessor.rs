@@ -124,14 +124,14 @@ impl Supervisor {
         if self.upgrades.is_silent() {
             return Answer::refused(409, "this server has not taken over yet");
         }
-        if self.pause.due().is_some() {
+        if self.units.iter().any(|unit| unit.pause.due().is_some()) {
             return Answer::refused(409, "requests are held: resume first");
         }
         if let Err(what) = program::check(&[program.clone().into_os_string()], None) {
             return Answer::refused(409, format!("the new server cannot be run, nothing has changed: {what}"));
         }
         let started = Channel::pair().and_then(|(channel, stdin)| {
-            let child = spawn(&self.processes.program, &program, self.processes.descriptors, stdin)?;
+            let child = spawn(&self.context.options.program, &program, self.context.options.descriptors, stdin)?;
             Ok((channel, child))
         });
         let (channel, child) = match started {
@@ -140,13 +140,13 @@ impl Supervisor {
         };
         self.upgrades.count += 1;
         let (ticket, process) = (TICKETS | self.upgrades.count, child.id());
-        self.processes.others.push(process);
+        self.others.push(process);
         let shown = program.display().to_string();
         self.upgrades.last =
             Some(status::Upgrade { program: shown.clone(), pid: Some(process), ..status::Upgrade::default() });
         let fields: [(&str, &dyn std::fmt::Display); 2] = [("program", &shown), ("pid", &process)];
-        self.processes.events.emit(Level::Info, "upgrade-start", "a new server is started to take over", &fields);
-        let deadline = now + self.processes.settings.upgrade_timeout;
+        self.context.events.emit(Level::Info, "upgrade-start", "a new server is started to take over", &fields);
+        let deadline = now + self.context.settings.upgrade_timeout;
         self.upgrades.attempt = Some(Attempt {
             ticket,
             program,
@@ -210,7 +210,7 @@ impl Supervisor {
                 Err("the new program does not say that it is a server of this kind".to_owned())
             }
             None if now >= attempt.due => {
-                let seconds = self.processes.settings.upgrade_timeout.as_secs_f32();
+                let seconds = self.context.settings.upgrade_timeout.as_secs_f32();
                 Err(format!("the new server was not ready within {seconds} s (--upgrade-timeout)"))
             }
             _ => Ok(()),
@@ -250,24 +250,29 @@ impl Supervisor {
 
     /// What is handed over, and the descriptors that belong to it.
     fn estate(&self) -> io::Result<(Estate, Vec<std::os::fd::OwnedFd>)> {
-        let mut descriptors = vec![self.processes.run.lock()?];
+        let mut descriptors = vec![self.context.run.lock()?];
         let (listeners, sockets) = self.upgrades.holdings.copies()?;
         descriptors.extend(sockets);
-        let (configured, path) = (self.upgrades.holdings.run_dir.clone(), self.processes.run.path().to_owned());
-        let joined = self.processes.joined.iter().filter_map(|worker| {
-            let known = self.fleet.joined().iter().find(|joined| joined.name == worker.name)?;
-            let version = known.version.as_ref().map(ToString::to_string);
-            let join = json!({
-                "op": "join", "workerId": known.worker_id, "pid": known.pid, "socket": worker.socket, "version": version
-            });
-            Some(JoinedWorker { join })
-        });
+        let (configured, path) = (self.upgrades.holdings.run_dir.clone(), self.context.run.path().to_owned());
+        let mut joined = Vec::new();
+        for unit in self.units.iter().filter(|unit| unit.leaving.is_none()) {
+            for worker in &unit.processes.joined {
+                let Some(known) = unit.fleet.joined().iter().find(|known| known.name == worker.name) else { continue };
+                let version = known.version.as_ref().map(ToString::to_string);
+                joined.push(JoinedWorker {
+                    join: json!({
+                        "op": "join", "app": unit.name(), "workerId": known.worker_id, "pid": known.pid,
+                        "socket": worker.socket, "version": version
+                    }),
+                });
+            }
+        }
         let estate = Estate {
             run_dir: Some(RunDir { configured, path }),
             listeners,
             account: self.account(),
-            lives: self.processes.status.lives(),
-            joined: joined.collect(),
+            lives: self.context.status.lives(),
+            joined,
         };
         Ok((estate, descriptors))
     }
@@ -282,7 +287,7 @@ impl Supervisor {
         // Before the next word to the new server: from then on it speaks to the service manager itself.
         self.manager.hand_over(process, now);
         if taken.run_dir {
-            self.processes.run.give_away();
+            self.context.run.give_away();
         }
         self.upgrades.holdings.give_away(&taken.listeners);
         (attempt.phase, attempt.due) = (Phase::Over, now);
@@ -294,7 +299,7 @@ impl Supervisor {
         let fields: [(&str, &dyn std::fmt::Display); 3] =
             [("program", &shown), ("pid", &process), ("version", &version)];
         let message = "the new server serves; this one finishes its requests and ends";
-        self.processes.events.emit(Level::Info, "upgrade-done", message, &fields);
+        self.context.events.emit(Level::Info, "upgrade-done", message, &fields);
         let message = format!(
             "process {process} serves, version {version}; process {} finishes its requests",
             std::process::id()
@@ -317,7 +322,7 @@ impl Supervisor {
             attempt.closed = Some(now);
             let process = attempt.child.id();
             let message = "the new server has ended while this one finished its requests; nobody serves";
-            self.processes.events.emit(Level::Error, "upgrade-lost", message, &[("pid", &process)]);
+            self.context.events.emit(Level::Error, "upgrade-lost", message, &[("pid", &process)]);
         }
     }
 
@@ -335,7 +340,7 @@ impl Supervisor {
         // Its workers end with it: they are its guard's, and what escapes that comes to this process.
         attempt.child.kill().ok();
         // From now on it is reaped as any stray child is.
-        self.processes.others.retain(|other| *other != process);
+        self.others.retain(|other| *other != process);
         if let Some(last) = &mut self.upgrades.last {
             (last.state, last.version) = (UpgradeState::Failed, attempt.version.take());
             last.reason = Some(reason.to_owned());
@@ -343,7 +348,7 @@ impl Supervisor {
         let shown = attempt.program.display().to_string();
         let fields: [(&str, &dyn std::fmt::Display); 3] = [("program", &shown), ("pid", &process), ("reason", &reason)];
         let message = "the upgrade has failed; this server serves on";
-        self.processes.events.emit(Level::Error, "upgrade-failed", message, &fields);
+        self.context.events.emit(Level::Error, "upgrade-failed", message, &fields);
         let message = format!("the upgrade to {shown} has failed, the old server serves on: {reason}");
         self.upgrades.answers.push((attempt.ticket, Answer::refused(409, message)));
     }

@@ -61,12 +61,17 @@ impl Supervisor {
     pub fn succeed(&mut self, succession: Succession) {
         let now = Instant::now();
         let Succession { channel, takes_run_dir, lives, joined } = succession;
-        self.processes.status.add_lives(lives);
+        self.context.status.add_lives(lives);
         for worker in joined {
             match control::join_of(worker.join.to_string().as_bytes()) {
                 // Whether it is still there, the join finds out.
-                Ok(join) => drop(self.join(join, now)),
-                Err(message) => self.processes.log.event(
+                Ok(join) => {
+                    let app = join.app.clone();
+                    if let Some(unit) = self.units.iter_mut().find(|unit| app.as_deref() == Some(unit.name())) {
+                        unit.join(join, now);
+                    }
+                }
+                Err(message) => self.context.log.event(
                     Level::Warn,
                     format_args!("a worker that had joined the server before this one is left out: {message}"),
                     &[],
@@ -96,18 +101,13 @@ impl Supervisor {
                 (Phase::Serving | Phase::Main, Some(Message::Counted(account))) => {
                     self.inherit_counts(account);
                     successor.phase = Phase::Main;
-                    self.processes.postboxes.broadcast(|| Mail::AcceptAnew);
+                    self.context.postboxes.broadcast(|| Mail::AcceptAnew);
                 }
                 (Phase::Serving | Phase::Main, Some(Message::Farewell(account))) => {
                     self.inherit_counts(account);
-                    self.processes.postboxes.broadcast(|| Mail::AcceptAnew);
+                    self.context.postboxes.broadcast(|| Mail::AcceptAnew);
                     (successor.phase, successor.channel) = (Phase::Main, None);
-                    self.processes.events.emit(
-                        Level::Info,
-                        "upgrade-over",
-                        "the server before this one has ended",
-                        &[],
-                    );
+                    self.context.events.emit(Level::Info, "upgrade-over", "the server before this one has ended", &[]);
                 }
                 (phase, message) => {
                     let why = broken.as_ref().map_or_else(|| format!("it said {message:?}"), io::Error::to_string);
@@ -124,11 +124,11 @@ impl Supervisor {
         let fields: [(&str, &dyn std::fmt::Display); 1] = [("error", &why)];
         if matches!(phase, Phase::Serving | Phase::Main) {
             let message = "the server before this one has ended before its requests were finished";
-            self.processes.events.emit(Level::Warn, "upgrade-over", message, &fields);
-            self.processes.postboxes.broadcast(|| Mail::AcceptAnew);
+            self.context.events.emit(Level::Warn, "upgrade-over", message, &fields);
+            self.context.postboxes.broadcast(|| Mail::AcceptAnew);
         } else {
             let message = "the server before this one has ended without a word; this one takes over";
-            self.processes.events.emit(Level::Warn, "upgrade-alone", message, &fields);
+            self.context.events.emit(Level::Warn, "upgrade-alone", message, &fields);
             self.take_over(successor, None, now);
         }
         successor.phase = Phase::Main;
@@ -141,27 +141,27 @@ impl Supervisor {
         }
         let run_dir = successor.takes_run_dir;
         if run_dir {
-            self.processes.run.take_over();
-            let path = self.processes.control_path();
+            self.context.run.take_over();
+            let path = self.context.control_path();
             if let Some(Err(error)) = self.control.as_mut().map(|control| control.move_to(&path)) {
                 let fields: [(&str, &dyn std::fmt::Display); 1] = [("error", &error)];
-                self.processes.log.event(Level::Error, "the control socket cannot be put in its place", &fields);
+                self.context.log.event(Level::Error, "the control socket cannot be put in its place", &fields);
             }
         }
         self.upgrades.holdings.take_over();
-        if let Some(path) = &self.processes.settings.pid_file {
+        if let Some(path) = &self.context.settings.pid_file {
             match PidFile::write(path) {
                 Ok(file) => self.upgrades.pid_file = Some(file),
                 Err(error) => {
                     let fields: [(&str, &dyn std::fmt::Display); 2] = [("file", &path.display()), ("error", &error)];
-                    self.processes.log.event(Level::Error, "the pid file cannot be written", &fields);
+                    self.context.log.event(Level::Error, "the pid file cannot be written", &fields);
                 }
             }
         }
-        self.processes.postboxes.broadcast(|| Mail::Accept);
+        self.context.postboxes.broadcast(|| Mail::Accept);
         successor.phase = Phase::Serving;
         let process = std::process::id();
-        self.processes.events.emit(Level::Info, "upgrade-serving", "this server has taken over", &[("pid", &process)]);
+        self.context.events.emit(Level::Info, "upgrade-serving", "this server has taken over", &[("pid", &process)]);
         let taken = Taken { run_dir, listeners: self.upgrades.holdings.addresses() };
         if let Some(channel) = &mut successor.channel {
             // That it is gone is heard in this turn.
@@ -185,9 +185,8 @@ impl Supervisor {
         }
     }
 
-    /// Whether each place of the app has a worker that is ready. What somebody else runs is not waited for.
+    /// Whether each place of each app has a worker that is ready. What somebody else runs is not waited for.
     fn has_all_workers(&self) -> bool {
-        let ready = self.fleet.members().iter().filter(|member| member.is_running()).count();
-        !self.starts_workers() || ready >= self.fleet.wanted()
+        self.units.iter().all(|unit| !unit.starts_workers() || unit.ready_workers() >= unit.fleet.wanted())
     }
 }
