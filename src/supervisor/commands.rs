@@ -47,9 +47,9 @@ impl Supervisor {
 
     /// HUP, and the word `reload`: of one app, where it is named.
     pub(super) fn reload(&mut self, app: Option<usize>, hooks: &mut Hooks<'_>, now: Instant) -> String {
-        self.manager.reloading(now);
+        self.service.manager.reloading(now);
         let done = self.reload_now(app, hooks, now);
-        self.manager.ready(now);
+        self.service.manager.ready(now);
         done
     }
 

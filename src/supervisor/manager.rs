@@ -12,7 +12,24 @@ use crate::systemd::Manager;
 
 /// What each loop had answered when it was asked last.
 #[derive(Debug, Default)]
-pub(super) struct Heartbeat(Vec<u64>);
+struct Heartbeat(Vec<u64>);
+
+/// This server as the manager's service.
+#[derive(Debug, Default)]
+pub(super) struct Service {
+    pub manager: Manager,
+    heartbeat: Heartbeat,
+    /// The manager is still to be asked for.
+    is_new: bool,
+    told_ready: bool,
+}
+
+impl Service {
+    /// `managed`: whether the manager that has started this process is told about it.
+    pub fn new(managed: bool) -> Service {
+        Service { is_new: managed, ..Service::default() }
+    }
+}
 
 impl Heartbeat {
     /// Whether all loops have answered since they were asked. Before that nobody is missing.
@@ -32,29 +49,29 @@ impl Supervisor {
         if self.upgrades.is_silent() || self.upgrades.is_handed_over() {
             return;
         }
-        if std::mem::take(&mut self.was_silent) {
+        if std::mem::take(&mut self.service.is_new) {
             let (manager, trouble) = Manager::of(&|name| std::env::var_os(name), now);
-            self.manager = manager;
+            self.service.manager = manager;
             if let Some(trouble) = trouble {
                 self.context.log.event(crate::log::Level::Warn, trouble, &[]);
             }
         }
         let serves = self.serves();
-        match (&self.stop, self.told_ready) {
-            (Some(_), _) => self.manager.wait_for_us(now),
+        match (&self.stop, self.service.told_ready) {
+            (Some(_), _) => self.service.manager.wait_for_us(now),
             (None, false) if serves => {
-                self.told_ready = true;
-                self.manager.ready(now);
+                self.service.told_ready = true;
+                self.service.manager.ready(now);
             }
-            (None, false) => self.manager.wait_for_us(now),
+            (None, false) => self.service.manager.wait_for_us(now),
             (None, true) => {}
         }
-        self.manager.status(self.line_about_us(), now);
+        self.service.manager.status(self.line_about_us(), now);
         let Some(metrics) = self.observed.as_ref().map(|observed| &observed.about.metrics) else { return };
         // Loops that are told to end answer nothing more.
-        let alive = self.stop.is_some() || self.heartbeat.is_whole(metrics);
-        if self.manager.turn(alive, now) {
-            self.heartbeat.ask(metrics, &self.context.postboxes);
+        let alive = self.stop.is_some() || self.service.heartbeat.is_whole(metrics);
+        if self.service.manager.turn(alive, now) {
+            self.service.heartbeat.ask(metrics, &self.context.postboxes);
         }
     }
 

@@ -16,7 +16,6 @@ use crate::control::ControlServer;
 use crate::dispatch::{AppId, Dispatch};
 use crate::log::{Level, Log};
 use crate::mailbox::Postboxes;
-use crate::systemd::Manager;
 
 mod advice;
 mod commands;
@@ -52,7 +51,7 @@ pub mod watch;
 
 use events::Events;
 use guard::GuardKeeper;
-use manager::Heartbeat;
+use manager::Service;
 use orphans::{Mark, Orphans};
 use pid_file::PidFile;
 pub use run_directory::{RunDirectory, RunDirectoryError};
@@ -152,13 +151,7 @@ pub struct Supervisor {
     stop: Option<Stop>,
     exit: Option<ExitReason>,
     upgrades: Upgrades,
-    /// Children that are neither workers nor the guard: new servers.
-    others: Vec<u32>,
-    manager: Manager,
-    heartbeat: Heartbeat,
-    /// The manager is not known yet.
-    was_silent: bool,
-    told_ready: bool,
+    service: Service,
 }
 
 impl Supervisor {
@@ -200,7 +193,7 @@ impl Supervisor {
         // Inside of another program its children are not ours.
         let adopts = options.signals && observed.is_some();
         let upgrades = Upgrades::new(std::mem::take(&mut options.holdings), options.pid_file.take());
-        let (control_path, was_silent) = (run.control_path(), options.manager);
+        let (control_path, service) = (run.control_path(), Service::new(options.manager));
         let context = Context {
             settings,
             postboxes,
@@ -234,11 +227,7 @@ impl Supervisor {
             stop: None,
             exit: None,
             upgrades,
-            others: Vec::new(),
-            manager: Manager::default(),
-            heartbeat: Heartbeat::default(),
-            was_silent,
-            told_ready: false,
+            service,
         })
     }
 
@@ -343,7 +332,7 @@ impl Supervisor {
         let stop = self.stop.as_ref().map(Stop::due);
         let rates = self.observed.as_ref().map(|observed| observed.rates.due());
         let orphans = self.orphans.as_ref().and_then(Orphans::due);
-        let outside = [self.upgrades.due(), self.manager.due()].into_iter().flatten().min();
+        let outside = [self.upgrades.due(), self.service.manager.due()].into_iter().flatten().min();
         let others = [stop, rates, orphans, self.control_due(), self.context.guard.due(), outside];
         units.chain(others.into_iter().flatten()).min()
     }
@@ -371,7 +360,7 @@ impl Supervisor {
     fn owned(&self) -> Vec<u32> {
         let workers = self.units.iter().flat_map(|unit| &unit.processes.workers);
         let known = workers.map(|process| process.child.id()).chain(self.context.guard.ids());
-        known.chain(self.others.iter().copied()).collect()
+        known.chain(self.upgrades.children.iter().copied()).collect()
     }
 
     fn serve(&mut self, request: Request, hooks: &mut Hooks<'_>, now: Instant) {

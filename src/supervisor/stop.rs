@@ -43,7 +43,7 @@ impl Supervisor {
         match self.stop {
             None => {
                 self.abandon_upgrade();
-                self.manager.stopping(now);
+                self.service.manager.stopping(now);
                 let seconds = format!("{} s", self.context.settings.shutdown.as_secs_f32());
                 self.context.events.emit(Level::Info, "stop", "stopping: requests may finish", &[("within", &seconds)]);
                 self.finish_requests(self.context.settings.shutdown, now);
@@ -69,7 +69,7 @@ impl Supervisor {
     pub(super) fn begin_drain(&mut self, now: Instant) {
         self.drains = true;
         self.abandon_upgrade();
-        self.manager.stopping(now);
+        self.service.manager.stopping(now);
         self.context.events.emit(Level::Info, "drain", "draining: the server ends when its last request has", &[]);
         self.finish_requests(NO_DEADLINE, now);
     }

@@ -28,6 +28,8 @@ use successor::Successor;
 pub(super) struct Upgrades {
     pub holdings: Holdings,
     pub pid_file: Option<PidFile>,
+    /// New servers that are children of this process, and are looked after here.
+    pub children: Vec<u32>,
     /// The new server that is being started, or that has taken over.
     attempt: Option<Attempt>,
     /// What has come of the last one.

@@ -140,7 +140,7 @@ impl Supervisor {
         };
         self.upgrades.count += 1;
         let (ticket, process) = (TICKETS | self.upgrades.count, child.id());
-        self.others.push(process);
+        self.upgrades.children.push(process);
         let shown = program.display().to_string();
         self.upgrades.last =
             Some(status::Upgrade { program: shown.clone(), pid: Some(process), ..status::Upgrade::default() });
@@ -285,7 +285,7 @@ impl Supervisor {
     fn hand_over(&mut self, attempt: &mut Attempt, taken: &Taken, now: Instant) {
         let process = attempt.child.id();
         // Before the next word to the new server: from then on it speaks to the service manager itself.
-        self.manager.hand_over(process, now);
+        self.service.manager.hand_over(process, now);
         if taken.run_dir {
             self.context.run.give_away();
         }
@@ -340,7 +340,7 @@ impl Supervisor {
         // Its workers end with it: they are its guard's, and what escapes that comes to this process.
         attempt.child.kill().ok();
         // From now on it is reaped as any stray child is.
-        self.others.retain(|other| *other != process);
+        self.upgrades.children.retain(|other| *other != process);
         if let Some(last) = &mut self.upgrades.last {
             (last.state, last.version) = (UpgradeState::Failed, attempt.version.take());
             last.reason = Some(reason.to_owned());
