@@ -423,12 +423,20 @@ pub fn put_address(out: &mut Vec<u8>, address: Option<IpAddr>) {
     match address.map(|address| address.to_canonical()) {
         None => out.extend_from_slice(b"unix:"),
         Some(IpAddr::V4(address)) => {
-            let [first, rest @ ..] = address.octets();
-            put_number(out, u64::from(first));
-            for octet in rest {
-                out.push(b'.');
-                put_number(out, u64::from(octet));
+            let (mut text, mut length) = ([0; 16], 0);
+            for octet in address.octets() {
+                for digit in
+                    [(octet >= 100).then_some(octet / 100), (octet >= 10).then_some(octet / 10 % 10), Some(octet % 10)]
+                {
+                    if let Some(digit) = digit {
+                        text[length] = b'0' + digit;
+                        length += 1;
+                    }
+                }
+                text[length] = b'.';
+                length += 1;
             }
+            out.extend_from_slice(&text[..length - 1]);
         }
         Some(IpAddr::V6(address)) => {
             // Writing to a Vec cannot fail.
