@@ -425,11 +425,9 @@ pub fn put_address(out: &mut Vec<u8>, address: Option<IpAddr>) {
         Some(IpAddr::V4(address)) => {
             let (mut text, mut length) = ([0; 16], 0);
             for octet in address.octets() {
-                for digit in
-                    [(octet >= 100).then_some(octet / 100), (octet >= 10).then_some(octet / 10 % 10), Some(octet % 10)]
-                {
-                    if let Some(digit) = digit {
-                        text[length] = b'0' + digit;
+                for (least, unit) in [(100, 100), (10, 10), (0, 1)] {
+                    if octet >= least {
+                        text[length] = b'0' + octet / unit % 10;
                         length += 1;
                     }
                 }
