@@ -84,12 +84,8 @@ impl Client {
     /// The access line of a request of its, whose head `head` begins with, or is empty where none was understood. What became of the
     /// request is left open.
     pub fn access_record<'a>(&self, head: &'a [u8], time_micros: u64) -> AccessRecord<'a> {
-        let mut rest = head;
-        let mut word = || {
-            let (word, behind) = rest.split_at(memchr::memchr2(b' ', b'\r', rest).unwrap_or(rest.len()));
-            rest = behind.get(1..).unwrap_or_default();
-            if word.is_empty() { b"-" } else { word }
-        };
+        let mut words = head.split(|byte| matches!(byte, b' ' | b'\r'));
+        let mut word = || words.next().filter(|word| !word.is_empty()).unwrap_or(b"-");
         AccessRecord {
             time_micros,
             client: (!self.peer.unix).then_some(self.peer.ip),
