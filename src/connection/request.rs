@@ -205,7 +205,7 @@ impl<B: Backend> Loop<B> {
         let Some(direct) = made.as_ref().or(self.shared.direct.as_ref()) else { return };
         let write = |out: &mut Writer<'_>| direct.write(out, date, version, keep_alive, head_only);
         let piece = self.memory.scratch.write(direct.room(), write);
-        let bytes = if self.access.enabled() { body_len(&piece) as u64 } else { 0 };
+        let bytes = if head_only { 0 } else { direct.body().len() as u64 };
         self.become_state(sock, State::WritingResponse);
         self.backend.send(sock, piece.into());
         self.log_answer(sock, &input[request.method_span.start as usize..request.len], 200, bytes);
