@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use production_server::backends::simulated::{End, Entered, Faults, Place, Simulated, World};
+use production_server::backends::simulated::{End, Entered, Faults, Place, Service, Simulated, World};
 use production_server::backends::{Backend, Event, How, Options, Piece, Size, Sock};
 use production_server::buffers::block::{Budget, Census, Pool};
 use production_server::config::Settings;
@@ -225,14 +225,19 @@ impl Rig {
 
     /// A worker whose connections nobody reads.
     fn worker(&self) -> WorkerId {
-        let path = PathBuf::from("/simulated/worker.sock");
-        self.world.serve(&path, 8);
+        self.worker_at("/simulated/worker.sock").0
+    }
+
+    /// One at that path, whose connections the test accepts.
+    pub(crate) fn worker_at(&self, path: &str) -> (WorkerId, Service) {
+        let path = PathBuf::from(path);
+        let service = self.world.serve(&path, 8);
         let address = SockAddr::unix(&path).unwrap();
         let (label, moves) = ("web:1".into(), Arc::default());
         let target = Target { address, label, unix: true, supervised: true, number: 1, moves };
         let id = self.dispatch.add(target, 1, None).unwrap();
         assert!(self.dispatch.ready(id, self.world.now()).is_empty());
-        id
+        (id, service)
     }
 }
 
