@@ -138,6 +138,7 @@ impl<B: Backend> Reactor<B> {
         self.core.time.turn(self.core.backend.now());
         self.mailbox.awake();
         while !self.core.guarded(Loop::handle_all) {}
+        self.core.dismiss_idle();
         self.read_mail();
         self.expire();
         self.core.work_off_guarded();
@@ -158,7 +159,7 @@ impl<B: Backend> Reactor<B> {
 
     /// How long the next wait may last.
     fn sleep(&mut self) -> Option<Duration> {
-        if !self.mailbox.may_sleep() {
+        if !self.mailbox.may_sleep() || self.core.accepting.dismisses {
             return Some(Duration::ZERO);
         }
         let timer = self.core.time.sleep();
@@ -345,11 +346,16 @@ impl<B: Backend> Loop<B> {
 
     /// A graceful stop begins: no new connections, idle ones close, busy ones after their answer.
     fn drain(&mut self, handed_over: bool) {
-        if self.accepting.draining {
-            return;
+        if !self.accepting.draining {
+            self.stop_accepting(handed_over);
         }
-        self.stop_accepting(handed_over);
-        self.each(Kind::Client, Loop::client_drains);
+    }
+
+    /// Closes those who are idle, in the turn after a stop has begun: what had come by then has been read.
+    fn dismiss_idle(&mut self) {
+        if std::mem::take(&mut self.accepting.dismisses) {
+            self.each(Kind::Client, Loop::client_drains);
+        }
     }
 
     /// The stop's deadline: what is left is cut.

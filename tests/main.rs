@@ -7,6 +7,7 @@ mod configuration;
 mod conformance;
 mod control;
 mod crowds;
+mod drain;
 mod environment;
 mod hot_reload;
 mod listen;

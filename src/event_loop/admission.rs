@@ -58,6 +58,9 @@ pub(crate) struct Accepting {
     closed: usize,
     /// A graceful stop has begun.
     pub draining: bool,
+    /// It has begun in this turn: who is idle after the next one's events is closed. A request that came while this turn was under way, before
+    /// the word to stop, is still to be read.
+    pub dismisses: bool,
     /// Another process serves on the same sockets: in that stop nobody is sent away who may just be asking for something.
     handed_over: bool,
     /// Accepted beyond the limit: the socket, the listener's index, the peer.
@@ -265,6 +268,7 @@ impl<B: Backend> Loop<B> {
     /// accepts on the same sockets.
     pub fn stop_accepting(&mut self, handed_over: bool) {
         (self.accepting.draining, self.accepting.handed_over) = (true, handed_over);
+        self.accepting.dismisses = true;
         // Their names die, their ports are still told to workers for requests that come until the end.
         for listener in &self.accepting.listeners {
             // Who was accepted before the handover is served.

@@ -7,6 +7,7 @@
 //! | the connect failed | any | the worker is reported; back to the head of the queue, no retry spent |
 //! | 503 with `Rip-Worker-Busy: 1` or `Rip-Worker-Draining: 1` | any | another worker: it did not run |
 //! | ended, and nothing of the request was taken by the kernel | any | a fresh connection, another worker |
+//! | the same on a fresh connection, and the retry is spent | any | as if the connect had failed, up to eight times |
 //! | bytes came before anything of the request was taken by the kernel | any | the same: they answer something else |
 //! | a kept connection ended, bytes were delivered | idempotent | wait for word whether the worker died: then 502, else a fresh connection |
 //! | the same | others | 502 |
@@ -29,6 +30,9 @@ use super::{Ending, Exchange, Fate, Phase};
 
 /// How long the supervisor's word about a worker is waited for.
 const VERDICT: Duration = Duration::from_millis(50);
+/// How many fresh connections may end without taking anything of a request whose retry is spent. Workers that are told to end all at once take in
+/// whom the kernel has connected, and nothing from them; one that does so for ever must not be asked for ever.
+const MOST_UNTAKEN: u8 = 8;
 
 impl<B: Backend> Loop<B> {
     /// A worker's connection has ended or failed.
@@ -77,10 +81,21 @@ impl<B: Backend> Loop<B> {
             self.drop_worker(key, Outcome::Broken);
             return self.retry(key);
         }
+        if exchange.is_whole() && !seen && !delivered && !reused && exchange.attempt.untaken < MOST_UNTAKEN {
+            return self.untaken(key);
+        }
         if may_retry && reused && idempotent {
             return self.await_verdict(key);
         }
         self.lose(key);
+    }
+
+    /// A fresh connection took nothing: its worker is about to end, and the request is as if it had been refused.
+    fn untaken(&mut self, key: Key) {
+        if let Some(exchange) = self.exchanges.lookup_mut(key) {
+            exchange.attempt.untaken += 1;
+        }
+        self.unreachable(key);
     }
 
     /// The worker is lost with the request in it.
