@@ -90,13 +90,11 @@ impl<B: Backend> Loop<B> {
             // The permit is in the mail; were it lost, this would look for it again.
             Patience::Granted => *look = self.time.nanos() + nanos(app.settings.queue.timeout.max(TICK)),
             Patience::QueueTimeout => {
-                exchange.phase = Phase::Asking;
                 self.count().queue_timeouts.add(1);
                 self.count().timeouts.add(1);
                 return self.refuse_unasked(key, 504, "no worker became free in time");
             }
             Patience::HoldExpired => {
-                exchange.phase = Phase::Asking;
                 self.count().hold_expired.add(1);
                 return self.refuse_unasked(key, 503, super::ending::STARTING);
             }
@@ -106,9 +104,8 @@ impl<B: Backend> Loop<B> {
 
     /// The app has given up while this exchange waited for a worker; its ticket is void.
     pub fn app_failed(&mut self, key: Key) {
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
         if matches!(exchange.phase, Phase::Queued { .. }) {
-            exchange.phase = Phase::Asking;
             self.refuse_unasked(key, 503, GIVEN_UP);
         }
     }

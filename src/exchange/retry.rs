@@ -71,31 +71,24 @@ impl<B: Backend> Loop<B> {
 
     /// The connection is of no use any more, and no answer to the request has come.
     pub fn lost_before_answer(&mut self, key: Key, delivered: bool) {
-        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let link = self.table.link(exchange.link());
         let (seen, reused) = link.map_or((true, false), |link| (link.input.is_some(), link.reused));
         let may_retry = exchange.is_whole() && !exchange.attempt.retried && !seen;
         let late = planted::active(Bug::LateRetry) && exchange.is_whole() && !exchange.attempt.retried;
         let idempotent = exchange.request.method.is_idempotent();
         if (may_retry && !delivered) || late {
-            self.drop_worker(key, Outcome::Broken);
-            return self.retry(key);
+            return self.retry(key, Outcome::Broken);
         }
+        // Its worker is about to end, and the request is as if it had been refused.
         if exchange.is_whole() && !seen && !delivered && !reused && exchange.attempt.untaken < MOST_UNTAKEN {
-            return self.untaken(key);
+            exchange.attempt.untaken += 1;
+            return self.unreachable(key);
         }
         if may_retry && reused && idempotent {
             return self.await_verdict(key);
         }
         self.lose(key);
-    }
-
-    /// A fresh connection took nothing: its worker is about to end, and the request is as if it had been refused.
-    fn untaken(&mut self, key: Key) {
-        if let Some(exchange) = self.exchanges.lookup_mut(key) {
-            exchange.attempt.untaken += 1;
-        }
-        self.unreachable(key);
     }
 
     /// The worker is lost with the request in it.
@@ -106,8 +99,9 @@ impl<B: Backend> Loop<B> {
         self.finish(key, Ending::Refused { status: 502, detail, fate: Fate::Ended(Outcome::Lost) });
     }
 
-    /// Sends the request again, over a fresh connection and preferably to another worker.
-    fn retry(&mut self, key: Key) {
+    /// Sends the request again, over a fresh connection and preferably to another worker; how it ended for the one that had it.
+    pub fn retry(&mut self, key: Key, outcome: Outcome) {
+        self.drop_worker(key, outcome);
         self.count().retries.add(1);
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.attempt.retried = true;
@@ -121,12 +115,6 @@ impl<B: Backend> Loop<B> {
             exchange.phase = Phase::Asking;
             self.work.push_back(Task::Ask(key));
         }
-    }
-
-    /// The worker says that it did not run the request.
-    pub fn declined(&mut self, key: Key) {
-        self.drop_worker(key, Outcome::Unused);
-        self.retry(key);
     }
 
     /// The connect was refused or took too long: dispatch learns of it, the request keeps its place and its retry.
@@ -152,10 +140,7 @@ impl<B: Backend> Loop<B> {
         match exchange.attempt.worker.and_then(|worker| self.dispatch_of(exchange).is_alive(worker)) {
             Some(false) => self.lose(key),
             Some(true) if !over => {}
-            _ => {
-                self.give_back(key, Outcome::Broken);
-                self.retry(key);
-            }
+            _ => self.retry(key, Outcome::Broken),
         }
     }
 
