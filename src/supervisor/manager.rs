@@ -21,7 +21,7 @@ pub(super) struct Service {
     heartbeat: Heartbeat,
     /// The manager is still to be asked for.
     is_new: bool,
-    told_ready: bool,
+    pub told_ready: bool,
 }
 
 impl Service {
