@@ -56,6 +56,9 @@ impl Supervisor {
                 self.context.log.event(crate::log::Level::Warn, trouble, &[]);
             }
         }
+        if !self.service.manager.is_there() {
+            return;
+        }
         let serves = self.serves();
         match (&self.stop, self.service.told_ready) {
             (Some(_), _) => self.service.manager.wait_for_us(now),
