@@ -10,7 +10,6 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -27,7 +26,7 @@ use crate::log::{Level, Log};
 use crate::mailbox::Message;
 use crate::metrics::{self, Health, Metrics, Status};
 use crate::reactor::ListenerSetup;
-use crate::socket_file::{Identity, SocketFile};
+use crate::socket_file::SocketFile;
 use crate::supervisor::pid_file::PidFile;
 use crate::supervisor::upgrade::{Held, Holdings, Succession};
 use crate::supervisor::{self, About, Supervisor, unit};
@@ -221,10 +220,8 @@ struct Listening {
     /// Where it is.
     address: ListenAddress,
     sockets: Vec<OwnedFd>,
-    /// The file of a Unix socket.
+    /// The file of a Unix socket that a server has made: this one, or the one before it.
     file: Option<SocketFile>,
-    /// The same, as long as it is another server's to remove.
-    inherited_file: Option<(PathBuf, Identity)>,
 }
 
 impl Listening {
@@ -246,8 +243,8 @@ impl Listening {
 
 impl From<Listening> for Held {
     fn from(listening: Listening) -> Held {
-        let Listening { asked, address, sockets, file, inherited_file } = listening;
-        Held { asked: asked.to_string(), address: address.to_string(), sockets, file, inherited_file }
+        let Listening { asked, address, sockets, file } = listening;
+        Held { asked: asked.to_string(), address: address.to_string(), sockets, file }
     }
 }
 
@@ -328,7 +325,7 @@ fn listen_tcp(address: SocketAddr, only_v6: bool, loops: usize) -> io::Result<Li
         probe.listen(BACKLOG)?;
         sockets.push(probe.into());
     }
-    Ok(Listening { asked, address: ListenAddress::Tcp(address), sockets, file: None, inherited_file: None })
+    Ok(Listening { asked, address: ListenAddress::Tcp(address), sockets, file: None })
 }
 
 fn tcp_socket(address: SocketAddr, only_v6: bool) -> io::Result<Socket> {
