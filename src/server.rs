@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
+use crate::apps::AppTable;
 use crate::backends::Backend;
 use crate::config::{BackendChoice, Command, ListenAddress, Settings};
-use crate::dispatch::{Dispatch, Policy, Standing};
-use crate::event_loop::{App, Scheme, Shared};
-use crate::http::reply::Direct;
+use crate::dispatch::{AppId, Dispatch, Policy, Standing};
+use crate::event_loop::{Scheme, Shared};
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
 use crate::metrics::{self, Health, Metrics, Status};
@@ -126,9 +126,8 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
     )
     .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;
     let status = status_writer(&settings, &dispatch, started, supervisor.status());
+    let table = Arc::new(AppTable::of_one(settings.clone(), dispatch));
     let shared = Arc::new(Shared {
-        direct: settings.app.respond.as_ref().map(|text| Direct::new("text/plain; charset=utf-8", text.as_bytes())),
-        apps: vec![App::new(settings.app.clone(), dispatch)],
         settings,
         postboxes,
         log,
@@ -137,7 +136,7 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
         status: Box::new(status),
     });
     let farewell = supervisor.farewell();
-    let loops = LoopSet { shared, metrics, listeners, mailboxes, farewell };
+    let loops = LoopSet { shared, table, metrics, listeners, mailboxes, farewell };
     match backend {
         #[cfg(backend_io_uring)]
         BackendChoice::IoUring => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor),
@@ -218,7 +217,7 @@ impl Listening {
             ListenAddress::Unix(_) => 0,
         };
         let descriptor = self.sockets[index % self.sockets.len()].try_clone()?;
-        Ok(ListenerSetup { descriptor, port, scheme: Scheme::Http, app: 0 })
+        Ok(ListenerSetup { descriptor, port, scheme: Scheme::Http, app: AppId::default() })
     }
 }
 

@@ -257,8 +257,10 @@ fn a_killed_worker_is_announced_and_comes_back() {
     let old = server.until_ready(1)[0].id;
     assert!(server.request("/ping").ends_with("pong"));
     send_signal(pid_of(&server, old), "KILL");
-    let died = server.until_told("the word of the death", |message| matches!(message, Message::Died(id) if *id == old));
-    let retired = server.until_told("the retirement", |message| matches!(message, Message::Retire(id) if *id == old));
+    let died =
+        server.until_told("the word of the death", |message| matches!(message, Message::Died(_, id) if *id == old));
+    let retired =
+        server.until_told("the retirement", |message| matches!(message, Message::Retire(_, id) if *id == old));
     assert!(died < retired, "the loops wait for the first");
     let new = server.until_ready(1)[0].id;
     assert_ne!(new, old);
@@ -307,7 +309,10 @@ fn a_worker_that_has_served_enough_is_replaced_without_a_gap() {
     }
     assert_ne!(server.until_ready(1)[0].id, first);
     assert!(server.request("/ping").ends_with("pong"));
-    server.until_told("the loops let the old one go", |message| matches!(message, Message::Retire(id) if *id == first));
+    server.until_told(
+        "the loops let the old one go",
+        |message| matches!(message, Message::Retire(_, id) if *id == first),
+    );
     server.until_logged("recycle: 3 requests");
     until("the old process ends", || !is_alive(old_pid));
     assert_eq!(server.status.crashes.load(Ordering::Relaxed), 0, "that was no crash");
@@ -368,7 +373,7 @@ fn a_request_that_does_not_end_is_cut_when_the_time_of_a_drain_is_over() {
     until("the old process ends", || !is_alive(pid));
     assert!(since.elapsed() >= Duration::from_millis(300), "it ended after {:?} already", since.elapsed());
     server.until_logged("did not end in time and are cut");
-    server.until_told("the loops let it go", |message| matches!(message, Message::Retire(id) if *id == first));
+    server.until_told("the loops let it go", |message| matches!(message, Message::Retire(_, id) if *id == first));
     server.until_logged("recycle: 1 requests");
     // Its name stays until the permit is back.
     assert_eq!(server.standing(first), Some(Standing::Dead));
@@ -496,7 +501,7 @@ fn stopping_waits_for_the_loops_before_it_tells_the_workers() {
     server.requester.request(Request::Stop);
     server.until_told("the loops drain", |message| matches!(message, Message::Drain { .. }));
     assert!(is_alive(pid) && server.request("/ping").ends_with("pong"), "it serves while the loops drain");
-    assert!(!server.letters.iter().any(|message| matches!(message, Message::Retire(_))));
+    assert!(!server.letters.iter().any(|message| matches!(message, Message::Retire(..))));
     server.loops_done.store(true, Ordering::SeqCst);
     assert_eq!(server.end(), ExitReason::Stopped);
     assert!(!is_alive(pid));

@@ -46,7 +46,7 @@ pub use queue::HOME_ADVANTAGE;
 use queue::{Queue, Removed};
 pub use streams::{StreamHold, Streams};
 pub use types::{
-    Acquire, Ask, Balance, Grant, Notice, Outcome, Patience, Permit, Policy, Snapshot, Standing, Target, Ticket,
+    Acquire, AppId, Ask, Balance, Grant, Notice, Outcome, Patience, Permit, Policy, Snapshot, Standing, Target, Ticket,
     Waiter, WorkerId, WorkerSnapshot,
 };
 use types::{Claim, Wish};
@@ -97,6 +97,7 @@ pub struct Dispatch {
     policy: Policy,
     max_workers: usize,
     number: u32,
+    streams: Streams,
     ring: OnceLock<Box<dyn Fn() + Send + Sync>>,
     deliver: OnceLock<Box<dyn Fn(Grant) + Send + Sync>>,
 }
@@ -128,6 +129,7 @@ impl Dispatch {
             policy,
             max_workers,
             number: DISPATCHES.fetch_add(1, Ordering::Relaxed),
+            streams: Streams::default(),
             ring: OnceLock::new(),
             deliver: OnceLock::new(),
         }
@@ -235,6 +237,11 @@ impl Dispatch {
     pub fn queue_is_full(&self) -> bool {
         let board = self.lock();
         board.queue.is_full() && !(board.gate == Gate::Open && board.workers.any_room())
+    }
+
+    /// The app's event streams that hold permits.
+    pub fn streams(&self) -> &Streams {
+        &self.streams
     }
 
     /// Says that a worker let a request time out.

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::backends::{Backend, How, Peer, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::{Look, TICK, nanos};
+use crate::dispatch::AppId;
 use crate::log::Level;
 use crate::mailbox::Message;
 
@@ -24,7 +25,7 @@ pub(crate) struct Listener {
     pub port: u16,
     pub scheme: Scheme,
     /// The app that its requests go to.
-    pub app: u16,
+    pub app: AppId,
 }
 
 /// What is spoken on a listener.
@@ -94,7 +95,7 @@ impl<B: Backend> Loop<B> {
         if self.accepting.draining {
             return self.backend.close(sock, How::Now);
         }
-        let limit = self.shared.settings.max_connections;
+        let limit = self.apps.settings.max_connections;
         match self.shared.admission.enter(limit) {
             Some(active) if active > limit - limit / 16 => {
                 self.make_place(active == limit);
@@ -175,7 +176,7 @@ impl<B: Backend> Loop<B> {
         self.shared.admission.paused.store(true, Ordering::SeqCst);
         // A connection may have left between the count and the flag: then nobody else would wake this loop. Store and load here,
         // and count and load there, must not pass each other: hence one order for all of them.
-        if self.shared.admission.active() < self.shared.settings.max_connections {
+        if self.shared.admission.active() < self.apps.settings.max_connections {
             self.resume_accepting();
         }
     }
@@ -185,7 +186,7 @@ impl<B: Backend> Loop<B> {
         if self.accepting.draining {
             return;
         }
-        let limit = self.shared.settings.max_connections;
+        let limit = self.apps.settings.max_connections;
         while !self.accepting.waiting.is_empty() {
             if self.shared.admission.enter(limit).is_none() {
                 // Whoever leaves next is to tell.
@@ -229,7 +230,7 @@ impl<B: Backend> Loop<B> {
         self.count().active_connections.increment();
         self.count().moved(None, Some(State::Accepting));
         self.become_state(sock, State::ReadingRequest);
-        self.arm(sock, self.shared.settings.timeouts.header);
+        self.arm(sock, self.apps.settings.timeouts.header);
         self.backend.recv(sock, crate::backends::Size::Small);
     }
 }

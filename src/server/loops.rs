@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::apps::AppTable;
 use crate::backends::{Backend, Bell, Options};
 use crate::buffers::block::{Budget, Pool};
 use crate::config::{Command, Pin, Settings};
@@ -51,6 +52,7 @@ pub(super) fn post(loops: usize) -> (Postboxes, Vec<(Mailbox<Message>, Ringer)>)
 /// What the loops' threads are made of.
 pub(super) struct LoopSet {
     pub shared: Arc<Shared>,
+    pub table: Arc<AppTable>,
     pub metrics: Metrics,
     pub listeners: Vec<Listening>,
     pub mailboxes: Vec<(Mailbox<Message>, Ringer)>,
@@ -96,7 +98,8 @@ impl LoopSet {
             let listeners: io::Result<Vec<_>> =
                 self.listeners.iter().map(|listening| listening.of_loop(index)).collect();
             let listeners = listeners.map_err(cannot)?;
-            let (shared, metrics, budget) = (self.shared.clone(), self.metrics.clone(), budget.clone());
+            let (shared, table) = (self.shared.clone(), self.table.clone());
+            let (metrics, budget) = (self.metrics.clone(), budget.clone());
             let core = if cores.is_empty() { None } else { Some(cores[index % cores.len()]) };
             let leaving = Leaving { index, log: self.shared.log.clone(), farewell: self.farewell.clone() };
             let (gate, go) = mpsc::channel();
@@ -110,6 +113,7 @@ impl LoopSet {
                     index: index as u16,
                     access: shared.log.access_log(),
                     listeners,
+                    table,
                     mailbox,
                     metrics,
                     pool: Pool::new(SMALL_BLOCKS, LARGE_BLOCKS, budget),

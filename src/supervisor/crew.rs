@@ -31,7 +31,7 @@ use super::steward::Visitor;
 use super::{Options, READ_BUFFER, RunDirectory, Status, advice, inspect};
 use crate::config::Settings;
 use crate::control::SOCKET_NAME;
-use crate::dispatch::{Dispatch, Moves, Target, WorkerId};
+use crate::dispatch::{AppId, Dispatch, Moves, Target, WorkerId};
 use crate::fleet::{Ending, Event, Exit, Machine, Name, RollEnd, RollReport, Start, Started};
 use crate::log::{Level, Log, Stream};
 use crate::mailbox::{Message, Postboxes};
@@ -46,6 +46,8 @@ const MOST_GUARD_DELAY: Duration = Duration::from_secs(30);
 /// See the module.
 pub(super) struct Crew {
     pub settings: Arc<Settings>,
+    /// The name of its app in the loops.
+    pub app: AppId,
     pub dispatch: Arc<Dispatch>,
     pub postboxes: Postboxes,
     pub log: Log,
@@ -97,6 +99,7 @@ impl Crew {
         let guard = launcher.is_some().then(|| Guard::start(&program, run.sockets())).transpose()?;
         Ok(Crew {
             settings,
+            app: AppId::default(),
             dispatch,
             postboxes,
             log,
@@ -320,7 +323,7 @@ impl Crew {
         let mut process = self.processes.swap_remove(position);
         let id = process.id;
         self.dispatch.died(id, now);
-        self.postboxes.broadcast(|| Message::Died(id));
+        self.postboxes.broadcast(|| Message::Died(self.app, id));
         // Whom it leaves behind goes too, while the zombie still keeps the group's number from others.
         signal_group(process.group(), libc::SIGKILL);
         let status = match process.has_ended() {
@@ -339,7 +342,7 @@ impl Crew {
         let known = self.dispatch.snapshot();
         let known = known.worker(id);
         let (served, answered) = known.map_or((0, false), |worker| (worker.served, worker.answered_at.is_some()));
-        self.postboxes.broadcast(|| Message::Retire(id));
+        self.postboxes.broadcast(|| Message::Retire(self.app, id));
         self.dispatch.remove(id, now);
         process.endpoint.clear();
         let clean = status.as_ref().is_ok_and(|status| is_clean(*status));
@@ -570,7 +573,7 @@ impl Machine for Crew {
         let (id, group) = (process.id, process.group());
         process.told = Told::Term { look_at: now };
         self.dispatch.drain(id, now);
-        self.postboxes.broadcast(|| Message::Retire(id));
+        self.postboxes.broadcast(|| Message::Retire(self.app, id));
         // The app may be behind a shell or a package manager that ends without telling it.
         signal_group(group, libc::SIGTERM);
         self.signal_leader(name, libc::SIGTERM);

@@ -383,8 +383,8 @@ impl Supervisor {
             for (name, heard) in self.crew.hear(now) {
                 self.take_notice(name, heard, now);
             }
-            let Crew { dispatch, postboxes, log, .. } = &self.crew;
-            self.upstreams.look(Listeners { dispatch, postboxes, log }, now);
+            let Crew { app, dispatch, postboxes, log, .. } = &self.crew;
+            self.upstreams.look(Listeners { app: *app, dispatch, postboxes, log }, now);
             self.scale_by_load(now);
             self.fleet.tick(now, &mut self.crew);
             // Behind the tick, which may have ended the roll that changes wait for.

@@ -217,7 +217,7 @@ impl Supervisor {
             self.crew.tell(Level::Warn, "worker-gone", message, &[("worker", &guest.worker_id)]);
         }
         let visitor = self.crew.guests.swap_remove(position);
-        self.crew.postboxes.broadcast(|| Message::Retire(visitor.id));
+        self.crew.postboxes.broadcast(|| Message::Retire(self.crew.app, visitor.id));
         self.crew.dispatch.remove(visitor.id, now);
         true
     }

@@ -15,7 +15,7 @@ use super::resolver::{Lookup, Resolve};
 use super::wake::Waker;
 use super::{StartError, run_directory};
 use crate::config::{Settings, Upstream};
-use crate::dispatch::{Dispatch, Moves, Target, WorkerId};
+use crate::dispatch::{AppId, Dispatch, Moves, Target, WorkerId};
 use crate::log::{Level, Log};
 use crate::mailbox::{Message, Postboxes};
 
@@ -38,6 +38,7 @@ pub(super) struct Upstreams {
 #[derive(Clone, Copy)]
 pub(super) struct Listeners<'a> {
     pub dispatch: &'a Dispatch,
+    pub app: AppId,
     pub postboxes: &'a Postboxes,
     pub log: &'a Log,
 }
@@ -280,12 +281,12 @@ impl Watched {
         listeners: Listeners<'_>,
         now: Instant,
     ) -> bool {
-        let Listeners { dispatch, postboxes, .. } = listeners;
+        let Listeners { app, dispatch, postboxes, .. } = listeners;
         if let Some((id, at)) = self.at.take() {
             if at == address {
                 self.at = Some((id, at));
             } else {
-                postboxes.broadcast(|| Message::Retire(id));
+                postboxes.broadcast(|| Message::Retire(app, id));
                 leaving.push(id);
                 dispatch.drain(id, now);
             }

@@ -5,11 +5,10 @@ use std::os::fd::OwnedFd;
 use socket2::SockAddr;
 
 use super::*;
+use crate::apps::AppTable;
 use crate::backends::{Event, How, Piece, Size, Sock};
 use crate::config::BackendChoice;
 use crate::dispatch::Dispatch;
-use crate::event_loop::App;
-use crate::http::reply::Direct;
 use crate::server::{policy, serve};
 use crate::supervisor::{self, RunDirectory, Supervisor};
 
@@ -136,9 +135,8 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
     .unwrap();
     let farewell = supervisor.farewell();
     let metrics = Metrics::new(settings.loops);
+    let table = Arc::new(AppTable::of_one(settings.clone(), dispatch));
     let shared = Arc::new(Shared {
-        direct: Some(Direct::new("text/plain", b"hello")),
-        apps: vec![App::new(settings.app.clone(), dispatch)],
         settings,
         postboxes,
         log,
@@ -147,7 +145,7 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
         status: Box::new(String::new),
     });
     let listeners = crate::server::open_listeners(&shared.settings).unwrap();
-    let loops = LoopSet { shared, metrics, listeners, mailboxes, farewell };
+    let loops = LoopSet { shared, table, metrics, listeners, mailboxes, farewell };
     let outcome = serve::<Broken<FAULT>>(loops, BackendChoice::Epoll, supervisor);
     told.flush(Duration::from_secs(10));
     (outcome, captured.text())
