@@ -94,9 +94,10 @@ impl Apps {
         seats[index].replace(seat)
     }
 
-    /// Whether a configured app has given up.
+    /// Whether a configured app has given up that the server is not to be without.
     pub fn has_failed(&self) -> bool {
-        self.entries.iter().flatten().flat_map(|entry| &entry.current).any(|app| app.dispatch.has_failed())
+        let mut current = self.entries.iter().flatten().flat_map(|entry| &entry.current);
+        current.any(|app| app.settings.required && app.dispatch.has_failed())
     }
 
     /// All apps that anything is kept of, as their next or their last requests are served.

@@ -36,6 +36,7 @@ impl<B: Backend> Loop<B> {
             trusted: false,
             keep_alive: app.settings.keepalive,
             open: request.framing == Framing::Chunked,
+            edits: None,
         };
         let room = rewrite::request_room(request, &self.heads.fields, &forward);
         let head = self.memory.scratch.write(room, |out| {
