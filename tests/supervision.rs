@@ -277,7 +277,7 @@ fn what_a_worker_answered_last_counts_though_it_is_read_after_its_end() {
     let old = server.until_ready(1)[0].id;
     let permit = server.permit();
     send_signal(pid_of(&server, old), "KILL");
-    server.until_told("the word of the death", |message| matches!(message, Message::Died(id) if *id == old));
+    server.until_told("the word of the death", |message| matches!(message, Message::Died(_, id) if *id == old));
     assert!(!server.log_text().contains("crash: signal 9"), "it was judged before its answer was read");
     server.release(permit, Outcome::Answered);
     let log = server.until_logged("crash: signal 9");

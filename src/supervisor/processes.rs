@@ -284,7 +284,7 @@ impl Processes {
             if process.over_since.is_none() && process.is_over(child, patience, now) {
                 process.over_since = Some(now);
                 self.dispatch.died(process.id, now);
-                self.postboxes.broadcast(|| Message::Died(process.id));
+                self.postboxes.broadcast(|| Message::Died(self.app, process.id));
                 // Whom it leaves behind goes too, while the zombie still keeps the group's number from others.
                 signal_group(process.group(), libc::SIGKILL);
             }
