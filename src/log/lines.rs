@@ -151,7 +151,7 @@ pub fn combined(out: &mut Vec<u8>, stamp: &[u8], shown: &Shown<'_>) {
     put_number(out, record.bytes);
     for field in [shown.referer, shown.user_agent] {
         out.extend_from_slice(b" \"");
-        put_escaped(out, if field.is_empty() { b"-" } else { field });
+        put_escaped(out, field);
         out.push(b'"');
     }
 }
