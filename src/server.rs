@@ -19,14 +19,14 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use crate::apps::AppTable;
 use crate::backends::Backend;
 use crate::config::{BackendChoice, Command, ListenAddress, Loaded, Settings};
-use crate::dispatch::{AppId, Dispatch, Policy, Standing};
+use crate::dispatch::{AppId, Dispatch, Standing};
 use crate::event_loop::{Scheme, Shared};
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
 use crate::metrics::{self, Health, Metrics, Status};
 use crate::reactor::ListenerSetup;
 use crate::socket_file::SocketFile;
-use crate::supervisor::{self, About, RunDirectory, Supervisor};
+use crate::supervisor::{self, About, RunDirectory, Supervisor, unit};
 
 use loops::LoopSet;
 
@@ -116,7 +116,7 @@ fn start(loaded: Loaded) -> Result<u8, StartError> {
     }
     let settings = Arc::new(settings);
     let started = Instant::now();
-    let dispatch = Arc::new(Dispatch::new(policy(&settings), Supervisor::table_size(&settings), started));
+    let dispatch = Arc::new(Dispatch::new(unit::policy(&settings.app), unit::table_size(&settings.app), started));
     let metrics = Metrics::new(settings.loops);
     let (postboxes, mailboxes) = loops::post(settings.loops);
     let about = About { backend: backend_name(backend), metrics: metrics.clone(), started };
@@ -170,6 +170,7 @@ fn supervise(shared: &Arc<Shared>, metrics: &Metrics, supervisor: Supervisor, th
     let hooks = supervisor::Hooks {
         loops_done: Box::new(|| threads.iter().all(JoinHandle::is_finished)),
         every: (!interval.is_zero()).then(|| (interval, Box::new(print) as Box<dyn FnMut()>)),
+        reload: None,
     };
     let mut code = supervisor.run(hooks).code();
     shared.postboxes.broadcast(|| Message::StopNow);
@@ -189,22 +190,6 @@ fn supervise(shared: &Arc<Shared>, metrics: &Metrics, supervisor: Supervisor, th
     }
     shared.log.flush_and_stop(LOG_FLUSH);
     code
-}
-
-fn policy(settings: &Settings) -> Policy {
-    let app = &settings.app;
-    Policy {
-        balance: match app.balance {
-            crate::config::Balance::Lifo => crate::dispatch::Balance::Lifo,
-            crate::config::Balance::RoundRobin => crate::dispatch::Balance::RoundRobin,
-            crate::config::Balance::Least => crate::dispatch::Balance::Least,
-        },
-        concurrency: app.concurrency,
-        queue_size: app.queue.size,
-        queue_timeout: app.queue.timeout,
-        hold: app.queue.hold,
-        max_tunnels: app.max_tunnels,
-    }
 }
 
 /// One address and its sockets: one for each loop where the kernel balances between them, else one that all share.

@@ -22,5 +22,6 @@ mod simulation;
 mod supervision;
 mod support;
 mod tidy;
+mod units;
 mod upstreams;
 mod worker;

@@ -24,9 +24,6 @@ const LARGE_STRUCTS: &[(&str, &str)] = &[
     ("http/seen.rs: Seen", "flags of that pass, which live on its stack"),
     ("dispatch/workers.rs: Worker", "a row of the table behind the one mutex"),
     ("backends/readiness.rs: Readiness", "known; to be taken apart when it is next worked on"),
-    ("supervisor/process.rs: Process", "all that is held for one worker, and given back with it"),
-    ("supervisor/mod.rs: Supervisor", "known; to be taken apart when it is next worked on"),
-    ("supervisor/processes.rs: Processes", "known; to be taken apart when it is next worked on"),
 ];
 
 /// Each module with the modules of the crate that it may use. What is not named here may be used by all.

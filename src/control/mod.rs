@@ -64,13 +64,32 @@ pub enum Command {
     Events,
     /// A worker that this server did not start offers itself.
     Join(Join),
-    /// A worker that joined leaves.
-    Quit { worker_id: String },
+    /// A worker that joined leaves. `None` as an app stands for the one in which it has joined, or the only one.
+    Quit { app: Option<String>, worker_id: String },
+}
+
+impl Command {
+    /// The app that it names, if it does.
+    pub fn app(&self) -> Option<&str> {
+        match self {
+            Command::Restart { app, .. }
+            | Command::Scale { app, .. }
+            | Command::Signal { app, .. }
+            | Command::Reload { app }
+            | Command::Pause { app, .. }
+            | Command::Resume { app }
+            | Command::Quit { app, .. }
+            | Command::Join(Join { app, .. }) => app.as_deref(),
+            Command::Status | Command::Drain | Command::Stop { .. } | Command::Events => None,
+        }
+    }
 }
 
 /// A worker that offers itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Join {
+    /// The app that it offers itself to; `None`: the only one, or the one whose worker it is.
+    pub app: Option<String>,
     /// What it calls itself: 1 to 128 printable characters. A number that was sent is here as its digits.
     pub worker_id: String,
     /// Its process, if it said so; never 0.

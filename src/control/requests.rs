@@ -137,6 +137,7 @@ struct Pause {
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "camelCase", expecting = "a JSON object")]
 struct Worker {
+    app: Option<String>,
     op: Option<String>,
     worker_id: Option<Value>,
     pid: Option<Value>,
@@ -201,7 +202,8 @@ fn pause(body: &[u8]) -> Result<Command, String> {
 }
 
 fn worker(body: &[u8]) -> Result<Command, String> {
-    let worker: Worker = read(body)?;
+    let mut worker: Worker = read(body)?;
+    let app = app_name(worker.app.take())?;
     let example = r#"as in {"op":"join","workerId":"7","pid":4711,"socket":"/run/app.7.sock","version":"1.2"}"#;
     let worker_id = match &worker.worker_id {
         Some(Value::String(text)) => text.clone(),
@@ -210,7 +212,7 @@ fn worker(body: &[u8]) -> Result<Command, String> {
     };
     name("workerId", &worker_id)?;
     match worker.op.as_deref() {
-        Some("quit") => Ok(Command::Quit { worker_id }),
+        Some("quit") => Ok(Command::Quit { app, worker_id }),
         Some("join") => {
             let socket =
                 worker.socket.ok_or_else(|| format!("expected \"socket\" with the path of a socket, {example}"))?;
@@ -227,6 +229,7 @@ fn worker(body: &[u8]) -> Result<Command, String> {
                     .map_err(|expected| format!("\"version\" is {}: {expected}", cut(&version.to_string())))
             });
             Ok(Command::Join(Join {
+                app,
                 worker_id,
                 pid: pid.map(|pid| pid as u32),
                 socket: socket.into(),

@@ -245,7 +245,7 @@ pub(super) fn join(threads: Vec<Thread>, grace: Duration) -> Ends {
 fn socket_room(settings: &Settings) -> usize {
     // Idle ones to other workers may stand open while all clients' requests are with one.
     let idle = (settings.app.concurrency as usize).min(settings.max_connections).saturating_add(2);
-    let workers = crate::supervisor::Supervisor::most_workers(settings) + settings.app.upstreams.len();
+    let workers = crate::supervisor::unit::most_workers(&settings.app) + settings.app.upstreams.len();
     let to_workers = settings.max_connections.saturating_add(workers.saturating_mul(idle));
     settings.max_connections + to_workers + settings.listen.len() + 2 * crate::backends::ACCEPT_BATCH
 }

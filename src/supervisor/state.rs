@@ -107,3 +107,13 @@ impl From<RunDirectoryError> for StartError {
         StartError { message: error.to_string(), code: error.code() }
     }
 }
+
+/// The state of all apps together: the one that an operator is to know first.
+pub(super) fn of_all(apps: impl Iterator<Item = AppState>) -> AppState {
+    let rank = |state: &AppState| match state {
+        AppState::Failed => 0,
+        AppState::Starting => 1,
+        _ => 2,
+    };
+    apps.min_by_key(rank).unwrap_or(AppState::Running)
+}

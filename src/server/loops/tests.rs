@@ -9,8 +9,8 @@ use crate::apps::AppTable;
 use crate::backends::{Event, How, Piece, Size, Sock};
 use crate::config::BackendChoice;
 use crate::dispatch::Dispatch;
-use crate::server::{policy, serve};
-use crate::supervisor::{self, RunDirectory, Supervisor};
+use crate::server::serve;
+use crate::supervisor::{self, RunDirectory, Supervisor, unit};
 
 /// What is wrong with the backend of the loop of number 1; the others are fine, and nothing ever happens on them.
 const OPENS_WITH_ERROR: u8 = 0;
@@ -122,7 +122,8 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
     let settings = Arc::new(settings);
     let (log, captured) = Log::captured().unwrap();
     let told = log.clone();
-    let dispatch = Arc::new(Dispatch::new(policy(&settings), Supervisor::table_size(&settings), Instant::now()));
+    let dispatch =
+        Arc::new(Dispatch::new(unit::policy(&settings.app), unit::table_size(&settings.app), Instant::now()));
     let (postboxes, mailboxes) = post(settings.loops);
     let supervisor = Supervisor::start_with(
         settings.clone(),
