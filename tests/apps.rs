@@ -84,6 +84,7 @@ impl Rig {
         };
         let setup = Setup {
             index: 0,
+            held: false,
             table: Arc::new(AppTable { settings: settings.clone(), apps }),
             listeners: APPS.map(listener).into(),
             mailbox,

@@ -23,5 +23,6 @@ mod supervision;
 mod support;
 mod tidy;
 mod units;
+mod upgrades;
 mod upstreams;
 mod worker;

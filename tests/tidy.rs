@@ -53,8 +53,13 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("fleet", &[]),
     ("proc", &[]),
     ("socket_file", &[]),
+    ("systemd", &[]),
+    ("handover", &["socket_file"]),
     ("control", &["buffers", "fleet", "http", "proc", "socket_file"]),
-    ("supervisor", &["buffers", "control", "dispatch", "fleet", "mailbox", "proc", "socket_file"]),
+    (
+        "supervisor",
+        &["buffers", "control", "dispatch", "fleet", "handover", "mailbox", "proc", "socket_file", "systemd"],
+    ),
 ];
 /// Usable by all; they use only each other, as listed above.
 const FOR_ALL: &[&str] = &["config", "metrics", "log", "planted"];
@@ -64,10 +69,13 @@ const FOR_ALL: &[&str] = &["config", "metrics", "log", "planted"];
 const UNSAFE_ROOMS: &[&str] = &[
     "backends",
     "buffers",
+    "handover.rs",
     "log/zone.rs",
     "proc.rs",
     "supervisor",
     "server.rs",
+    "server/privileges.rs",
+    "systemd.rs",
     "worker/contract.rs",
     "worker/module.rs",
 ];

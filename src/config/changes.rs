@@ -198,6 +198,9 @@ impl Config {
         server.max_connections = old.max_connections;
         server.buffer_bytes = old.buffer_bytes;
         server.run_dir.clone_from(&old.run_dir);
+        server.pid_file.clone_from(&old.pid_file);
+        server.user.clone_from(&old.user);
+        server.group.clone_from(&old.group);
     }
 }
 

@@ -38,6 +38,17 @@ pub const SOCKET_NAME: &str = "control.sock";
 /// The server's own part of a run directory that others may write to: lock, sockets and all lie there.
 pub const OWN_PART: &str = "production_server";
 
+/// What a body for [`Command::Join`] says.
+///
+/// # Errors
+/// When it is none.
+pub fn join_of(body: &[u8]) -> Result<Join, String> {
+    match requests::worker(body)? {
+        Command::Join(join) => Ok(join),
+        _ => Err("expected op to be join".to_owned()),
+    }
+}
+
 /// What is asked. `None` as an app stands for every app.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the fields are what docs/control.md says of their words")]
@@ -60,6 +71,8 @@ pub enum Command {
     Pause { app: Option<String>, max: Duration },
     /// To let held requests go, spread over time.
     Resume { app: Option<String> },
+    /// To hand the work over to a new process, of another binary if one is named. With `wait` the answer comes when it serves.
+    Upgrade { program: Option<PathBuf>, wait: bool },
     /// The events from now on: answered by [`Answer::Stream`].
     Events,
     /// A worker that this server did not start offers itself.
@@ -80,7 +93,7 @@ impl Command {
             | Command::Resume { app }
             | Command::Quit { app, .. }
             | Command::Join(Join { app, .. }) => app.as_deref(),
-            Command::Status | Command::Drain | Command::Stop { .. } | Command::Events => None,
+            Command::Upgrade { .. } | Command::Status | Command::Drain | Command::Stop { .. } | Command::Events => None,
         }
     }
 }

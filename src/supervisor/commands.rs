@@ -27,6 +27,8 @@ impl Supervisor {
                 self.answer(answers);
             }
         }
+        let answers = std::mem::take(&mut self.upgrades.answers);
+        self.answer(answers);
         let events = self.context.events.take();
         if let Some(control) = &mut self.control {
             events.iter().for_each(|event| control.publish(event));
@@ -45,6 +47,13 @@ impl Supervisor {
 
     /// HUP, and the word `reload`: of one app, where it is named.
     pub(super) fn reload(&mut self, app: Option<usize>, hooks: &mut Hooks<'_>, now: Instant) -> String {
+        self.service.manager.reloading(now);
+        let done = self.reload_now(app, hooks, now);
+        self.service.manager.ready(now);
+        done
+    }
+
+    fn reload_now(&mut self, app: Option<usize>, hooks: &mut Hooks<'_>, now: Instant) -> String {
         self.context.log.reopen();
         if let (Some(reload), None) = (&mut hooks.reload, app) {
             return format!("logs are reopened; {}", reload(self, now));
@@ -209,6 +218,7 @@ impl Supervisor {
             }
             Command::Pause { app, max } => self.pause(app.as_deref(), max, now)?,
             Command::Resume { app } => self.resume(app.as_deref(), now)?,
+            Command::Upgrade { program, wait } => self.upgrade(program, wait, now),
             Command::Events => Answer::Stream,
             Command::Join(join) => {
                 let own = self.serving().find(|(_, unit)| unit.own_worker(&join).is_some()).map(|(index, _)| index);

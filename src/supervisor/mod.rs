@@ -24,11 +24,13 @@ mod events;
 pub mod exec;
 pub mod guard;
 mod joined;
+mod manager;
 pub mod memory;
 pub mod notify;
 mod orphans;
 pub mod output;
 mod pause;
+pub mod pid_file;
 pub mod probe;
 pub mod process;
 mod processes;
@@ -42,13 +44,16 @@ mod status;
 mod stop;
 mod tickets;
 pub mod unit;
+pub mod upgrade;
 mod upstreams;
 pub mod wake;
 pub mod watch;
 
 use events::Events;
 use guard::GuardKeeper;
+use manager::Service;
 use orphans::{Mark, Orphans};
+use pid_file::PidFile;
 pub use run_directory::{RunDirectory, RunDirectoryError};
 use signals::{Request, Requester, Requests};
 pub use state::{AppState, ExitReason, StartError, Status};
@@ -58,6 +63,7 @@ use stop::Stop;
 use tickets::Tickets;
 pub use unit::AppSetup;
 use unit::{Context, Unit};
+use upgrade::{Holdings, Upgrades};
 use wake::{LoopExit, Sleeper, Waker};
 
 /// The word that makes this binary the built-in worker.
@@ -88,6 +94,12 @@ pub struct Options {
     pub resolve: resolver::Resolve,
     /// The server around the supervisor, for the control socket; `None`: there is no control socket.
     pub about: Option<About>,
+    /// What is kept for a successor.
+    pub holdings: Holdings,
+    /// The file with this process's number.
+    pub pid_file: Option<PidFile>,
+    /// Whether the service manager that has started this process is told about it.
+    pub manager: bool,
 }
 
 impl Default for Options {
@@ -100,6 +112,9 @@ impl Default for Options {
             headroom: memory::headroom,
             resolve: resolver::by_system,
             about: None,
+            holdings: Holdings::default(),
+            pid_file: None,
+            manager: false,
         }
     }
 }
@@ -135,6 +150,8 @@ pub struct Supervisor {
     drains: bool,
     stop: Option<Stop>,
     exit: Option<ExitReason>,
+    upgrades: Upgrades,
+    service: Service,
 }
 
 impl Supervisor {
@@ -164,7 +181,7 @@ impl Supervisor {
         postboxes: Postboxes,
         log: Log,
         run: RunDirectory,
-        options: Options,
+        mut options: Options,
     ) -> Result<Supervisor, StartError> {
         let (waker, sleeper) = wake::pair()?;
         let (requests, requester) = match options.signals {
@@ -175,6 +192,8 @@ impl Supervisor {
         let observed = options.about.clone().map(Observed::new);
         // Inside of another program its children are not ours.
         let adopts = options.signals && observed.is_some();
+        let upgrades = Upgrades::new(std::mem::take(&mut options.holdings), options.pid_file.take());
+        let (control_path, service) = (run.control_path(), Service::new(options.manager));
         let context = Context {
             settings,
             postboxes,
@@ -188,9 +207,9 @@ impl Supervisor {
         };
         let units: Result<Vec<Unit>, StartError> = apps.into_iter().map(|app| Unit::new(app, &context, now)).collect();
         let units = units?;
-        let control = observed.is_some().then(|| ControlServer::open(&context.control_path()));
+        let control = observed.is_some().then(|| ControlServer::open(&control_path));
         let control = control.transpose().map_err(|error| StartError {
-            message: format!("cannot open the control socket {}: {error}", context.control_path().display()),
+            message: format!("cannot open the control socket {}: {error}", control_path.display()),
             code: 73,
         })?;
         Ok(Supervisor {
@@ -207,6 +226,8 @@ impl Supervisor {
             drains: false,
             stop: None,
             exit: None,
+            upgrades,
+            service,
         })
     }
 
@@ -247,7 +268,9 @@ impl Supervisor {
             self.units.iter_mut().for_each(|unit| unit.turn(stops, now));
             self.context.guard.watch();
             self.show_state(now);
+            self.advance_upgrade(now);
             self.serve_control(&mut hooks, now);
+            self.tell_manager(now);
             self.let_go_of_units();
             self.sample_rates(now);
             if let (Some(due), Some((interval, tick))) = (&mut next_tick, &mut hooks.every)
@@ -266,6 +289,7 @@ impl Supervisor {
     }
 
     fn finish(mut self) -> ExitReason {
+        self.say_farewell();
         // Before the run directory goes: one with a socket in it would stay.
         drop(self.control.take());
         debug_assert!(self.units.iter().all(|unit| unit.processes.workers.is_empty()), "a worker process is left");
@@ -293,6 +317,7 @@ impl Supervisor {
         if let Some(control) = &self.control {
             control.poll_entries(&mut entries);
         }
+        entries.extend(self.upgrades.entries());
         let due = self.next_due().into_iter().chain(next_tick).min();
         let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
         if let Err(error) = wake::poll(&mut entries, timeout) {
@@ -307,7 +332,8 @@ impl Supervisor {
         let stop = self.stop.as_ref().map(Stop::due);
         let rates = self.observed.as_ref().map(|observed| observed.rates.due());
         let orphans = self.orphans.as_ref().and_then(Orphans::due);
-        let others = [stop, rates, orphans, self.control_due(), self.context.guard.due()];
+        let outside = [self.upgrades.due(), self.service.manager.due()].into_iter().flatten().min();
+        let others = [stop, rates, orphans, self.control_due(), self.context.guard.due(), outside];
         units.chain(others.into_iter().flatten()).min()
     }
 
@@ -333,7 +359,8 @@ impl Supervisor {
     /// The children that have an owner.
     fn owned(&self) -> Vec<u32> {
         let workers = self.units.iter().flat_map(|unit| &unit.processes.workers);
-        workers.map(|process| process.child.id()).chain(self.context.guard.ids()).collect()
+        let known = workers.map(|process| process.child.id()).chain(self.context.guard.ids());
+        known.chain(self.upgrades.children.iter().copied()).collect()
     }
 
     fn serve(&mut self, request: Request, hooks: &mut Hooks<'_>, now: Instant) {
@@ -408,6 +435,8 @@ impl Supervisor {
         let mut fields: Vec<(&str, &dyn std::fmt::Display)> = vec![("app", &unit.processes.app.name)];
         fields.extend(hint.as_ref().map(|hint| ("hint", hint as &dyn std::fmt::Display)));
         self.context.log.event(Level::Error, message, &fields);
+        let last = unit.fleet.places().iter().find_map(|place| place.last_exit.clone());
+        self.fail_succession(&last.map_or_else(|| message.to_owned(), |last| format!("{message} ({last})")));
         self.exit = Some(reason);
         self.begin_stop(now);
     }

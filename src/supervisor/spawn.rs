@@ -173,6 +173,7 @@ impl Launcher {
             descriptors: self.descriptors,
             socket_on_stdin: listener.is_some(),
             directory: self.directory.clone(),
+            outlives: false,
             command: self.command.iter().map(|word| filled_in(word, endpoint)).collect(),
         };
         let mut shim = Command::new(&self.program);

@@ -45,6 +45,17 @@ impl Status {
         }
     }
 
+    /// Workers started and crashed so far.
+    pub fn lives(&self) -> (u64, u64) {
+        (self.starts.load(Ordering::Relaxed), self.crashes.load(Ordering::Relaxed))
+    }
+
+    /// Counts those of the servers before this one, too.
+    pub(super) fn add_lives(&self, (starts, crashes): (u64, u64)) {
+        self.starts.fetch_add(starts, Ordering::Relaxed);
+        self.crashes.fetch_add(crashes, Ordering::Relaxed);
+    }
+
     pub(super) fn enter(&self, state: AppState) {
         self.state.store(state as u8, Ordering::Relaxed);
     }

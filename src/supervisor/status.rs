@@ -31,7 +31,7 @@ pub(super) struct Observed {
 
 impl Observed {
     pub fn new(about: About) -> Observed {
-        let rates = Rates::new(about.started);
+        let rates = Rates::after(about.started, about.metrics.total().requests, about.metrics.latencies());
         Observed { about, rates }
     }
 
@@ -89,6 +89,7 @@ impl Supervisor {
             control_socket: self.context.control_path().display().to_string(),
             counters: about.map(|about| counters(&about.metrics)).unwrap_or_default(),
             log_lines_dropped: self.context.log.dropped(),
+            upgrade: self.upgrades.status(),
             apps,
         }
     }

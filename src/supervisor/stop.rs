@@ -42,6 +42,8 @@ impl Supervisor {
     pub(super) fn begin_stop(&mut self, now: Instant) {
         match self.stop {
             None => {
+                self.abandon_upgrade();
+                self.service.manager.stopping(now);
                 let seconds = format!("{} s", self.context.settings.shutdown.as_secs_f32());
                 self.context.events.emit(Level::Info, "stop", "stopping: requests may finish", &[("within", &seconds)]);
                 self.finish_requests(self.context.settings.shutdown, now);
@@ -66,14 +68,31 @@ impl Supervisor {
     /// Requests may finish, however long they take; then the server ends.
     pub(super) fn begin_drain(&mut self, now: Instant) {
         self.drains = true;
+        self.abandon_upgrade();
+        self.service.manager.stopping(now);
         self.context.events.emit(Level::Info, "drain", "draining: the server ends when its last request has", &[]);
         self.finish_requests(NO_DEADLINE, now);
     }
 
     fn finish_requests(&mut self, within: Duration, now: Instant) {
         let deadline = now + within;
-        self.units.iter_mut().for_each(|unit| unit.settle(now));
+        self.begin_last_requests(deadline, now);
         self.context.postboxes.broadcast(|| Message::Drain { deadline });
+    }
+
+    /// Another server accepts on the same sockets: requests may finish, and no client is sent away that may just be asking.
+    pub(super) fn begin_handed_over_stop(&mut self, now: Instant) {
+        let deadline = now + self.context.settings.shutdown;
+        // The first request to stop is no second one.
+        self.drains = true;
+        self.begin_last_requests(deadline, now);
+        self.context.postboxes.broadcast(|| Message::HandOver { deadline });
+    }
+
+    fn begin_last_requests(&mut self, deadline: Instant, now: Instant) {
+        self.units.iter_mut().for_each(|unit| unit.settle(now));
+        // A copy that nobody accepts from would keep clients waiting; where another serves, it has its own.
+        self.upgrades.holdings.close();
         self.stop = Some(Stop::Loops { deadline, ask_at: now });
     }
 

@@ -105,6 +105,11 @@ pub(super) struct Unit {
 }
 
 impl Unit {
+    /// Workers of ours that are ready.
+    pub fn ready_workers(&self) -> usize {
+        self.fleet.members().iter().filter(|member| member.is_running()).count()
+    }
+
     /// Prepares an app. Its workers are started by its first turn.
     ///
     /// # Errors
@@ -469,7 +474,7 @@ fn rule(app: &config::App) -> fleet::Rule {
 /// What starts the workers, if there are any, with the app's command checked.
 fn launcher(app: &config::App, context: &Context) -> Result<Option<Launcher>, StartError> {
     let options = &context.options;
-    let control = options.about.is_some().then(|| context.control_path());
+    let control = options.about.is_some().then(|| context.run.control_path());
     Launcher::new(app, &options.program, control, options.descriptors)
         .map_err(|message| StartError { message, code: 64 })
 }
