@@ -15,13 +15,15 @@ use std::time::{Duration, Instant};
 
 use std::os::fd::OwnedFd;
 
+use crate::apps::AppTable;
 use crate::backends::{Backend, Event, How, Sock};
 use crate::buffers::block::Pool;
 use crate::buffers::slots::Slots;
 use crate::buffers::wheel::Wheel;
-use crate::connection::{Kind, Role, Seats, Table};
+use crate::connection::{Kind, Role, Table};
 use crate::day::Day;
-use crate::event_loop::{Accepting, Heads, Listener, Loop, Memory, Scheme, Shared, Time};
+use crate::dispatch::AppId;
+use crate::event_loop::{Accepting, Apps, Heads, Listener, Loop, Memory, Scheme, Shared, Time};
 use crate::exchange::{Exchange, Hold, Phase};
 use crate::log::{AccessLog, Level};
 use crate::mailbox::{Mailbox, Message};
@@ -35,8 +37,8 @@ pub struct ListenerSetup {
     pub port: u16,
     /// What is spoken on it.
     pub scheme: Scheme,
-    /// The index of the app that its requests go to.
-    pub app: u16,
+    /// The app that its requests go to.
+    pub app: AppId,
 }
 
 /// What a loop is made of.
@@ -45,6 +47,8 @@ pub struct Setup {
     pub index: u16,
     /// What it shares with the others.
     pub shared: Arc<Shared>,
+    /// What it serves at first.
+    pub table: Arc<AppTable>,
     /// Its listeners.
     pub listeners: Vec<ListenerSetup>,
     /// Its mail.
@@ -98,8 +102,8 @@ impl<B: Backend> Reactor<B> {
             exchanges: Slots::new(setup.max_sockets),
             time,
             memory: Memory::new(setup.pool),
-            heads: Heads::new(&setup.shared.settings),
-            seats: Seats::new(setup.shared.apps.len()),
+            heads: Heads::new(&setup.table.settings),
+            apps: Apps::new(&setup.table),
             subject: Sock::NONE,
             next_id: setup.first_id,
             accepting,
@@ -148,6 +152,9 @@ impl<B: Backend> Reactor<B> {
         if self.core.must_make_room() {
             self.core.guarded(Loop::make_room);
             self.core.work_off_guarded();
+        }
+        if self.core.is_changing() {
+            self.core.guarded(Loop::forget_apps);
         }
         self.core.count_taken();
         self.core.access.flush();
@@ -266,8 +273,9 @@ impl<B: Backend> Loop<B> {
                 self.concern(exchange);
                 self.app_failed(exchange);
             }
-            Message::Died(worker) => self.worker_died(worker),
-            Message::Retire(worker) => self.retire(0, worker),
+            Message::Died(app, worker) => self.worker_died(app, worker),
+            Message::Retire(app, worker) => self.retire(app, worker),
+            Message::Configure(table) => self.configure(&table),
             Message::Accept => self.resume_accepting(),
             Message::AcceptAnew => self.accept_anew(),
             Message::CloseIdle => drop(self.close_longest_idle()),

@@ -16,12 +16,12 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
+use crate::apps::AppTable;
 use crate::backends::Backend;
 use crate::config::{BackendChoice, Command, ListenAddress, Loaded, Settings};
-use crate::dispatch::{Dispatch, Standing};
-use crate::event_loop::{App, Scheme, Shared};
+use crate::dispatch::{AppId, Dispatch, Standing};
+use crate::event_loop::{Scheme, Shared};
 use crate::handover::Channel;
-use crate::http::reply::Direct;
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
 use crate::metrics::{self, Health, Metrics, Status};
@@ -146,9 +146,8 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
     )
     .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;
     let status = status_writer(&settings, &dispatch, started, supervisor.status());
+    let table = Arc::new(AppTable::of_one(settings.clone(), dispatch));
     let shared = Arc::new(Shared {
-        direct: settings.app.respond.as_ref().map(|text| Direct::new("text/plain; charset=utf-8", text.as_bytes())),
-        apps: vec![App::new(settings.app.clone(), dispatch)],
         settings,
         postboxes,
         log,
@@ -157,7 +156,7 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
         status: Box::new(status),
     });
     let loop_exit = supervisor.loop_exit();
-    let loops = LoopSet { shared, metrics, listeners: loop_listeners, held, mailboxes, loop_exit };
+    let loops = LoopSet { shared, table, metrics, listeners: loop_listeners, held, mailboxes, loop_exit };
     let succeed = || predecessor.take().map(|channel| inherited.succession(channel));
     match backend {
         #[cfg(backend_io_uring)]
@@ -235,7 +234,7 @@ impl Listening {
         let count = self.sockets.len();
         let own = if count <= loops { index % count..index % count + 1 } else { index..count };
         let setup = |socket: &OwnedFd| {
-            Ok(ListenerSetup { descriptor: socket.try_clone()?, port, scheme: Scheme::Http, app: 0 })
+            Ok(ListenerSetup { descriptor: socket.try_clone()?, port, scheme: Scheme::Http, app: AppId::default() })
         };
         self.sockets[own].iter().step_by(loops).map(setup).collect()
     }

@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use production_server::apps::AppTable;
 use production_server::backends::simulated::{End, Entered, Faults, Place, Service, Simulated, World};
 use production_server::backends::{Backend, Event, How, Options, Piece, Size, Sock};
 use production_server::buffers::block::{Budget, Census, Pool};
 use production_server::config::Settings;
-use production_server::dispatch::{Balance, Dispatch, Policy, Target, WorkerId};
-use production_server::event_loop::{App, Scheme, Shared};
+use production_server::dispatch::{AppId, Balance, Dispatch, Policy, Target, WorkerId};
+use production_server::event_loop::{Scheme, Shared};
 use production_server::log::Log;
 use production_server::mailbox::{Message, Postboxes, mailbox};
 use production_server::metrics::Metrics;
@@ -146,14 +147,14 @@ impl Rig {
         let (postbox, mailbox) = mailbox(|| {});
         let postboxes = Postboxes::new(vec![postbox]);
         let metrics = Metrics::new(1);
+        let settings = Arc::new(settings);
+        let table = Arc::new(AppTable::of_one(settings.clone(), Arc::clone(&dispatch)));
         let shared = Arc::new(Shared {
-            apps: vec![App::new(settings.app.clone(), Arc::clone(&dispatch))],
-            settings: Arc::new(settings),
+            settings,
             postboxes: postboxes.clone(),
             log: Log::disabled(),
             admission: Default::default(),
             scarcity: Default::default(),
-            direct: None,
             status: Box::new(|| panic!("the writer of the status panics")),
         });
         let pool = Pool::new(64, 8, Budget::new(1 << 20));
@@ -167,11 +168,12 @@ impl Rig {
         let place = Place::Tcp(([127, 0, 0, 1], 80).into());
         let setup = Setup {
             index: 0,
+            table,
             listeners: vec![ListenerSetup {
                 descriptor: world.listener(place.clone()).unwrap(),
                 port: 80,
                 scheme: Scheme::Http,
-                app: 0,
+                app: AppId::default(),
             }],
             mailbox,
             metrics: metrics.clone(),

@@ -12,6 +12,7 @@ use std::time::Duration;
 use crate::backends::{Backend, How, Peer, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::{Look, TICK, nanos};
+use crate::dispatch::AppId;
 use crate::log::Level;
 use crate::mailbox::Message;
 
@@ -29,7 +30,7 @@ pub(crate) struct Listener {
     pub port: u16,
     pub scheme: Scheme,
     /// The app that its requests go to.
-    pub app: u16,
+    pub app: AppId,
 }
 
 /// What is spoken on a listener.
@@ -118,7 +119,7 @@ impl<B: Backend> Loop<B> {
         if self.accepting.draining && !self.accepting.handed_over {
             return self.backend.close(sock, How::Now);
         }
-        let limit = self.shared.settings.max_connections;
+        let limit = self.apps.settings.max_connections;
         match self.shared.admission.enter(limit) {
             Some(active) if active > limit - limit / 16 => {
                 self.make_place(active == limit);
@@ -207,7 +208,7 @@ impl<B: Backend> Loop<B> {
         self.shared.admission.paused.store(true, Ordering::SeqCst);
         // A connection may have left between the count and the flag: then nobody else would wake this loop. Store and load here,
         // and count and load there, must not pass each other: hence one order for all of them.
-        if self.shared.admission.active() < self.shared.settings.max_connections {
+        if self.shared.admission.active() < self.apps.settings.max_connections {
             self.resume_accepting();
         }
     }
@@ -217,7 +218,7 @@ impl<B: Backend> Loop<B> {
         if self.accepting.draining && !self.accepting.handed_over {
             return;
         }
-        let limit = self.shared.settings.max_connections;
+        let limit = self.apps.settings.max_connections;
         while !self.accepting.waiting.is_empty() {
             if self.shared.admission.enter(limit).is_none() {
                 // Whoever leaves next is to tell.
@@ -300,7 +301,7 @@ impl<B: Backend> Loop<B> {
         self.count().active_connections.increment();
         self.count().moved(None, Some(State::Accepting));
         self.become_state(sock, State::ReadingRequest);
-        self.arm(sock, self.patience(self.shared.settings.timeouts.header));
+        self.arm(sock, self.patience(self.apps.settings.timeouts.header));
         self.backend.recv(sock, crate::backends::Size::Small);
     }
 }

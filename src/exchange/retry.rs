@@ -21,7 +21,7 @@ use crate::backends::{Backend, How, Side, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::nanos;
 use crate::connection::LinkState;
-use crate::dispatch::{Outcome, WorkerId};
+use crate::dispatch::{AppId, Outcome, WorkerId};
 use crate::event_loop::{Loop, Task};
 use crate::http::reader::Reader;
 use crate::planted::{self, Bug};
@@ -137,7 +137,7 @@ impl<B: Backend> Loop<B> {
     /// Looks whether the worker of an exchange in doubt is known to be dead; `over` when the wait is.
     pub fn hear_verdict(&mut self, key: Key, over: bool) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        match exchange.attempt.worker.and_then(|worker| self.dispatch_of(exchange).is_alive(worker)) {
+        match exchange.attempt.worker.and_then(|worker| exchange.app.dispatch.is_alive(worker)) {
             Some(false) => self.lose(key),
             Some(true) if !over => {}
             _ => self.retry(key, Outcome::Broken),
@@ -145,10 +145,11 @@ impl<B: Backend> Loop<B> {
     }
 
     /// The supervisor has seen a worker die.
-    pub fn worker_died(&mut self, worker: WorkerId) {
-        let in_doubt = |it: &Exchange| matches!(it.phase, Phase::Verdict { .. }) && it.attempt.worker == Some(worker);
+    pub fn worker_died(&mut self, app: AppId, worker: WorkerId) {
+        let is_its = |it: &Exchange| it.app.id == app && it.attempt.worker == Some(worker);
+        let in_doubt = |it: &Exchange| matches!(it.phase, Phase::Verdict { .. }) && is_its(it);
         let lost: Vec<Key> = self.exchanges.iter().filter(|(_, it)| in_doubt(it)).map(|(key, _)| key).collect();
         lost.into_iter().for_each(|key| self.lose(key));
-        self.retire(0, worker);
+        self.retire(app, worker);
     }
 }
