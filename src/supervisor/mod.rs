@@ -35,6 +35,7 @@ pub mod probe;
 pub mod process;
 mod processes;
 pub mod program;
+mod removed;
 pub mod resolver;
 pub mod run_directory;
 pub mod signals;
@@ -54,6 +55,7 @@ use guard::GuardKeeper;
 use manager::Service;
 use orphans::{Mark, Orphans};
 use pid_file::PidFile;
+use removed::Lookout;
 pub use run_directory::{RunDirectory, RunDirectoryError};
 use signals::{Request, Requester, Requests};
 pub use state::{AppState, ExitReason, StartError, Status};
@@ -146,8 +148,8 @@ pub struct Supervisor {
     observed: Option<Observed>,
     /// What has left its worker and come here, where this process takes it.
     orphans: Option<Orphans>,
-    /// The stop under way was asked for as a drain: it has no deadline.
-    drains: bool,
+    /// Sees what was removed that is needed.
+    lookout: Lookout,
     stop: Option<Stop>,
     exit: Option<ExitReason>,
     upgrades: Upgrades,
@@ -223,7 +225,7 @@ impl Supervisor {
             tickets: Tickets::default(),
             observed,
             orphans: adopts.then(Orphans::adopt),
-            drains: false,
+            lookout: Lookout::new(now),
             stop: None,
             exit: None,
             upgrades,
@@ -266,6 +268,7 @@ impl Supervisor {
             }
             let stops = self.stop.is_some();
             self.units.iter_mut().for_each(|unit| unit.turn(stops, now));
+            self.look_for_removed(now);
             self.context.guard.watch();
             self.show_state(now);
             self.advance_upgrade(now);
@@ -333,7 +336,8 @@ impl Supervisor {
         let rates = self.observed.as_ref().map(|observed| observed.rates.due());
         let orphans = self.orphans.as_ref().and_then(Orphans::due);
         let outside = [self.upgrades.due(), self.service.manager.due()].into_iter().flatten().min();
-        let others = [stop, rates, orphans, self.control_due(), self.context.guard.due(), outside];
+        let others =
+            [stop, rates, orphans, self.control_due(), self.context.guard.due(), outside, Some(self.lookout.due())];
         units.chain(others.into_iter().flatten()).min()
     }
 

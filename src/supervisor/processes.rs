@@ -23,6 +23,7 @@ use super::notify::{self, Channel, NotifySocket, Watchdog};
 use super::output::{Capture, Output};
 use super::probe::{Look, Probe};
 use super::process::{Process, SETTLE, Told, exit_reason, is_clean};
+use super::removed::EndpointFile;
 use super::spawn::{Launcher, Particulars};
 use super::unit::Context;
 use super::upstreams::Listeners;
@@ -186,6 +187,7 @@ impl Processes {
         let Some(launcher) = self.launchers.of(generation) else { return Ok(false) };
         let now = Instant::now();
         let label = format!("{}.G{generation}.{number}", self.app.name);
+        self.context.run.mend().map_err(|error| error.to_string())?;
         let socket = self.context.run.socket(&format!("{label}.{}.sock", name.0)).map_err(|error| error.to_string())?;
         let speaks = launcher.listens_to_workers().then(|| NotifySocket::open(&socket.with_extension("note")));
         let mut notify = speaks.transpose().map_err(|error| error.to_string())?;
@@ -243,6 +245,7 @@ impl Processes {
             output: Output::new(stdout, stderr),
             told: Told::Nothing,
             over_since: None,
+            file: EndpointFile::made_in(&self.context.run),
         });
         self.context.guard.add(group);
         Ok(true)

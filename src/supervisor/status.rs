@@ -3,6 +3,7 @@
 use std::time::Instant;
 
 use super::memory;
+use super::stop::Stop;
 use super::unit::Unit;
 use super::{Supervisor, process};
 use crate::control::status::{self, State, WorkerState};
@@ -58,11 +59,10 @@ impl Supervisor {
     }
 
     pub(super) fn status_document(&mut self, now: Instant) -> status::Status {
-        let stops = match (&self.stop, self.drains) {
-            (Some(_), true) => Some(State::Draining),
-            (Some(_), false) => Some(State::Stopping),
-            (None, _) => None,
-        };
+        let stops = self.stop.as_ref().map(|stop| match stop {
+            Stop::Loops { drains: true, .. } => State::Draining,
+            _ => State::Stopping,
+        });
         let mut apps: Vec<status::App> = self.units.iter_mut().map(|unit| unit.status(stops, now)).collect();
         if let (Some(observed), [app], [unit]) = (&mut self.observed, &mut apps[..], &self.units[..]) {
             // What the loops have counted is the only app's.

@@ -21,8 +21,8 @@ const NO_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// Where the stop stands.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// The loops finish what runs.
-    Loops { deadline: Instant, ask_at: Instant },
+    /// The loops finish what runs. `drains`: nobody has asked for the server's end yet, and whoever does so first is no second one.
+    Loops { deadline: Instant, ask_at: Instant, drains: bool },
     /// The workers were sent TERM; KILL follows each by its own timer.
     Workers { hasty: bool },
 }
@@ -46,10 +46,10 @@ impl Supervisor {
                 self.service.manager.stopping(now);
                 let seconds = format!("{} s", self.context.settings.shutdown.as_secs_f32());
                 self.context.events.emit(Level::Info, "stop", "stopping: requests may finish", &[("within", &seconds)]);
-                self.finish_requests(self.context.settings.shutdown, now);
+                self.finish_requests(self.context.settings.shutdown, false, now);
             }
-            Some(Stop::Loops { .. }) if std::mem::take(&mut self.drains) => {
-                self.finish_requests(self.context.settings.shutdown, now);
+            Some(Stop::Loops { drains: true, .. }) => {
+                self.finish_requests(self.context.settings.shutdown, false, now);
             }
             Some(Stop::Workers { hasty: true }) => {}
             Some(_) => {
@@ -67,33 +67,30 @@ impl Supervisor {
 
     /// Requests may finish, however long they take; then the server ends.
     pub(super) fn begin_drain(&mut self, now: Instant) {
-        self.drains = true;
         self.abandon_upgrade();
         self.service.manager.stopping(now);
         self.context.events.emit(Level::Info, "drain", "draining: the server ends when its last request has", &[]);
-        self.finish_requests(NO_DEADLINE, now);
+        self.finish_requests(NO_DEADLINE, true, now);
     }
 
-    fn finish_requests(&mut self, within: Duration, now: Instant) {
+    fn finish_requests(&mut self, within: Duration, drains: bool, now: Instant) {
         let deadline = now + within;
-        self.begin_last_requests(deadline, now);
+        self.begin_last_requests(deadline, drains, now);
         self.context.postboxes.broadcast(|| Message::Drain { deadline });
     }
 
     /// Another server accepts on the same sockets: requests may finish, and no client is sent away that may just be asking.
     pub(super) fn begin_handed_over_stop(&mut self, now: Instant) {
         let deadline = now + self.context.settings.shutdown;
-        // The first request to stop is no second one.
-        self.drains = true;
-        self.begin_last_requests(deadline, now);
+        self.begin_last_requests(deadline, true, now);
         self.context.postboxes.broadcast(|| Message::HandOver { deadline });
     }
 
-    fn begin_last_requests(&mut self, deadline: Instant, now: Instant) {
+    fn begin_last_requests(&mut self, deadline: Instant, drains: bool, now: Instant) {
         self.units.iter_mut().for_each(|unit| unit.settle(now));
         // A copy that nobody accepts from would keep clients waiting; where another serves, it has its own.
         self.upgrades.holdings.close();
-        self.stop = Some(Stop::Loops { deadline, ask_at: now });
+        self.stop = Some(Stop::Loops { deadline, ask_at: now, drains });
     }
 
     /// A loop that ends unasked leaves connections, permits and its listeners' backlog behind: the server stops as gracefully as
@@ -114,7 +111,7 @@ impl Supervisor {
     pub(super) fn advance_stop(&mut self, loops_done: &mut dyn FnMut() -> bool, now: Instant) -> bool {
         match &mut self.stop {
             None => false,
-            Some(Stop::Loops { deadline, ask_at }) => {
+            Some(Stop::Loops { deadline, ask_at, .. }) => {
                 *ask_at = now + ASK_AGAIN;
                 let deadline = *deadline;
                 if loops_done() || now >= deadline + CUT_PATIENCE {
