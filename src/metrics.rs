@@ -5,25 +5,31 @@
 //!   the request path. Any thread may read at any time; what it sees may be one update old, never torn.
 //! - Counters only grow until the process ends; [`Gauge`]s go both ways.
 //! - Each loop's counters stand on cache lines of their own, so that loops do not slow each other down.
+//! - What is counted for an app or for a route stands in tables (`series`), whose rows are named by numbers that the loops carry.
 
 pub mod latency;
+pub mod series;
 
 use std::fmt::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
-use latency::{Histogram, Latencies};
+use latency::Latencies;
+use series::{AllSeries, AppCounters, Apps, Names, Register, SeriesCounters};
 
 /// A number that only grows. One thread writes, all may read.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
+    /// Nothing yet.
+    pub const ZERO: Counter = Counter(AtomicU64::new(0));
+
     /// Adds `more`. Only the owner's thread may call it: two writers would lose counts.
     #[inline]
     pub fn add(&self, more: u64) {
@@ -102,7 +108,7 @@ impl ConnectionState {
 }
 
 macro_rules! counters {
-    ($($(#[doc = $text:literal])+ $name:ident,)+) => {
+    ($($(#[doc = $text:literal])+ $name:ident,)+ of apps: $($(#[doc = $app_text:literal])+ $app_name:ident: $read:expr,)+) => {
         /// What one loop counts. Written by that loop's thread only.
         #[derive(Debug, Default)]
         pub struct Counters {
@@ -113,14 +119,21 @@ macro_rules! counters {
             pub active_tunnels: Gauge,
             /// Client connections by state; see [`Counters::moved`].
             pub states: [Gauge; 5],
-            /// Requests by how long they took.
-            pub latency: Histogram,
+            /// What is counted for each app.
+            pub apps: Apps,
+            /// What is counted for each series.
+            pub series: AllSeries,
+            /// The number of the last beat that it has answered (`Message::Beat`).
+            pub beat: AtomicU64,
+            /// The clock of its thread's CPU time, for clock_gettime(3); 0: not known.
+            pub clock: AtomicI64,
         }
 
-        /// The sum over all loops at one moment.
+        /// The sum over all loops and apps at one moment.
         #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
         pub struct Totals {
             $($(#[doc = $text])+ pub $name: u64,)+
+            $($(#[doc = $app_text])+ pub $app_name: u64,)+
             /// Client connections open now.
             pub active_connections: u64,
             /// Tunnels (after `101 Switching Protocols`) open now.
@@ -134,6 +147,9 @@ macro_rules! counters {
             /// Adds one loop's counters.
             pub fn add(&mut self, counters: &Counters) {
                 $(self.$name += counters.$name.value();)+
+                for (_, app) in counters.apps.rows() {
+                    $(self.$app_name += { let read: fn(&AppCounters) -> u64 = $read; read(app) };)+
+                }
                 self.active_connections += counters.active_connections.value();
                 self.active_tunnels += counters.active_tunnels.value();
                 for (total, state) in self.states.iter_mut().zip(&counters.states) {
@@ -159,18 +175,8 @@ counters! {
     timeouts,
     /// Panics caught at the loop's boundary.
     panics,
-    /// Requests given to a second worker.
-    retries,
     /// Idle connections closed because `max_connections` was near.
     idle_closed,
-    /// Requests refused because the waiting queue was full.
-    queue_full,
-    /// Requests that waited for a worker for too long.
-    queue_timeouts,
-    /// Requests held while no worker was ready, until the hold was over.
-    hold_expired,
-    /// Tunnels opened.
-    tunnels,
     /// Times that accepting paused for lack of descriptors.
     accept_pauses,
     /// Times that an answer was not read on from its worker because `buffer_bytes` was used up.
@@ -179,8 +185,25 @@ counters! {
     memory_refused,
     /// Requests whose client left before the answer was whole.
     client_gone,
+    /// Requests that the loops answered with the text of `--respond`, in the turn in which they were read.
+    direct,
+    of apps:
+    /// Requests given to a second worker.
+    retries: AppCounters::all_retries,
+    /// Requests refused because the waiting queue was full.
+    queue_full: |app| app.queue_full.value(),
+    /// Requests that waited for a worker for too long.
+    queue_timeouts: |app| app.queue_timeouts.value(),
+    /// Requests held while no worker was ready, until the hold was over.
+    hold_expired: |app| app.hold_expired.value(),
+    /// Tunnels opened.
+    tunnels: |app| app.tunnels.value(),
     /// Connections opened to workers.
-    worker_connections,
+    worker_connections: |app| app.worker_connections.value(),
+    /// Connects to workers that were refused or took too long.
+    connects_failed: |app| app.connects_failed.value(),
+    /// Answers that had begun and could not be completed.
+    cut: |app| app.cut.value(),
 }
 
 impl Counters {
@@ -195,37 +218,74 @@ impl Counters {
         }
     }
 
+    /// What is counted for that app ([`Metrics::app`]).
+    #[inline]
+    pub fn app(&self, index: u16) -> &AppCounters {
+        self.apps.row(index)
+    }
+
+    /// What is counted for that series ([`Metrics::series`]).
+    #[inline]
+    pub fn of_series(&self, index: u16) -> &SeriesCounters {
+        self.series.row(index)
+    }
+
     /// Connections in that state now.
     pub fn in_state(&self, state: ConnectionState) -> u64 {
         self.states[state as usize].value()
     }
 }
 
-/// The counters of all loops. Cloning gives another handle.
+/// The counters of all loops, and the names of what they count for apps and routes. Cloning gives another handle.
 #[derive(Clone, Debug)]
-pub struct Metrics(Arc<[CachePadded<Counters>]>);
+pub struct Metrics(Arc<All>);
+
+#[derive(Debug)]
+struct All {
+    loops: Box<[CachePadded<Counters>]>,
+    register: Register,
+}
 
 impl Metrics {
     /// Counters for that many loops, all zero.
     pub fn new(loops: usize) -> Metrics {
-        Metrics((0..loops).map(|_| CachePadded::default()).collect())
+        let loops = (0..loops).map(|_| CachePadded::default()).collect();
+        Metrics(Arc::new(All { loops, register: Register::default() }))
     }
 
     /// One loop's counters. Panics if there is no such loop, which is a mistake of ours.
     #[inline]
     pub fn of_loop(&self, index: usize) -> &Counters {
-        &self.0[index]
+        &self.0.loops[index]
     }
 
     /// The counters of each loop, in order.
     pub fn loops(&self) -> impl ExactSizeIterator<Item = &Counters> {
-        self.0.iter().map(|padded| &**padded)
+        self.0.loops.iter().map(|padded| &**padded)
+    }
+
+    /// The number by which loops count for the app of that name: the one that it has, or a new one.
+    pub fn app(&self, name: &str) -> u16 {
+        self.0.register.app(name)
+    }
+
+    /// The number by which loops count for a route of an app, whose pattern is empty where the app has no routes.
+    pub fn series(&self, app: u16, route: &str) -> u16 {
+        self.0.register.series(app, route)
+    }
+
+    /// The names behind those numbers.
+    pub fn names(&self) -> Names {
+        self.0.register.names()
     }
 
     /// How long the requests of all loops took.
     pub fn latencies(&self) -> Latencies {
         let mut latencies = Latencies::default();
-        self.loops().for_each(|counters| latencies.add(&counters.latency));
+        for counters in self.loops() {
+            counters.series.rows().for_each(|(_, series)| latencies.add(&series.took));
+            latencies.add_at_once(counters.direct.value());
+        }
         latencies
     }
 

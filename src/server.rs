@@ -128,7 +128,7 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
     let status = status_writer(&settings, &dispatch, started, supervisor.status());
     let shared = Arc::new(Shared {
         direct: settings.app.respond.as_ref().map(|text| Direct::new("text/plain; charset=utf-8", text.as_bytes())),
-        apps: vec![App::new(settings.app.clone(), dispatch)],
+        apps: vec![App::new(settings.app.clone(), dispatch, &metrics)],
         settings,
         postboxes,
         log,

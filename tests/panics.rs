@@ -135,7 +135,7 @@ impl Rig {
         let postboxes = Postboxes::new(vec![postbox]);
         let metrics = Metrics::new(1);
         let shared = Arc::new(Shared {
-            apps: vec![App::new(settings.app.clone(), Arc::clone(&dispatch))],
+            apps: vec![App::new(settings.app.clone(), Arc::clone(&dispatch), &metrics)],
             settings: Arc::new(settings),
             postboxes: postboxes.clone(),
             log: Log::disabled(),

@@ -12,6 +12,7 @@ use crate::http::reader::RequestBody;
 use crate::http::reply::{self, Reply};
 use crate::http::{Framing, Method, body_len, is_loopback_host};
 use crate::log::AccessRecord;
+use crate::metrics::series::OWN;
 
 use super::{State, Stream};
 use crate::event_loop::Loop;
@@ -203,6 +204,10 @@ impl<B: Backend> Loop<B> {
             _ => None,
         };
         let Some(direct) = made.as_ref().or(self.shared.direct.as_ref()) else { return };
+        match route {
+            Route::Respond => self.count().direct.add(1),
+            _ => self.count().of_series(OWN).ended(200),
+        }
         let write = |out: &mut Writer<'_>| direct.write(out, date, version, keep_alive, head_only);
         let piece = self.memory.scratch.write(direct.room(), write);
         let bytes = if self.access.enabled() { body_len(&piece) as u64 } else { 0 };
@@ -257,6 +262,7 @@ impl<B: Backend> Loop<B> {
     /// Answers with an error and closes, lingering, so that a client that is still sending reads the refusal.
     pub fn refuse(&mut self, sock: Sock, status: u16, detail: &str, accept: &[u8]) {
         self.count().errors.add(1);
+        self.count().of_series(OWN).ended(status);
         let reply = Reply { format: reply::negotiate(accept), ..Reply::new(status, detail, &self.time.day.date) };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
         let bytes = body_len(&piece) as u64;

@@ -112,7 +112,7 @@ impl<B: Backend> Loop<B> {
         }
         let Some(sock) = self.backend.connect(&seat.target.address)? else { return Ok(None) };
         self.table.put(sock, Role::Link(Link::new(app, worker)));
-        self.count().worker_connections.add(1);
+        self.count_app(app).worker_connections.add(1);
         Ok(Some(sock))
     }
 

@@ -36,6 +36,7 @@ use crate::http::head::HeadLimits;
 use crate::http::reply;
 use crate::log::{AccessLog, Log};
 use crate::mailbox::Postboxes;
+use crate::metrics::series::AppCounters;
 use crate::metrics::{Counters, Metrics};
 
 /// An app as the loops know it.
@@ -46,12 +47,17 @@ pub struct App {
     pub dispatch: Arc<Dispatch>,
     /// Its event streams that hold permits.
     pub streams: Streams,
+    /// By which number the loops count for it ([`Metrics::app`]).
+    pub count: u16,
+    /// By which number they count for requests that no route of it has taken ([`Metrics::series`]).
+    pub series: u16,
 }
 
 impl App {
     /// An app without streams yet.
-    pub fn new(settings: config::App, dispatch: Arc<Dispatch>) -> App {
-        App { settings, dispatch, streams: Streams::default() }
+    pub fn new(settings: config::App, dispatch: Arc<Dispatch>, metrics: &Metrics) -> App {
+        let count = metrics.app(&settings.name);
+        App { series: metrics.series(count, ""), count, settings, dispatch, streams: Streams::default() }
     }
 }
 
@@ -171,6 +177,11 @@ impl<B: Backend> Loop<B> {
     #[inline]
     pub fn count(&self) -> &Counters {
         self.metrics.of_loop(self.index as usize)
+    }
+
+    /// What is counted for an app of that index.
+    pub fn count_app(&self, app: u16) -> &AppCounters {
+        self.count().app(self.shared.apps[app as usize].count)
     }
 
     /// What must hold between two turns: exchanges and connections name each other, and the pool's blocks are where they may be.

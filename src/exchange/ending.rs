@@ -5,9 +5,11 @@
 //! its memory, and last the client's connection, which may go on with its next request.
 
 use std::fmt::Display;
+use std::time::Duration;
 
 use crate::backends::{Backend, How};
 use crate::buffers::slots::Key;
+use crate::buffers::wheel::nanos;
 use crate::connection::State;
 use crate::dispatch::Outcome;
 use crate::event_loop::Loop;
@@ -18,7 +20,7 @@ use crate::http::{Method, body_len, find_lines};
 use crate::log::{AccessRecord, Level};
 use crate::planted::{self, Bug};
 
-use super::Phase;
+use super::{Exchange, Phase};
 
 /// What is said while no worker is ready.
 pub(super) const STARTING: &str = "the app is starting";
@@ -173,33 +175,49 @@ impl<B: Backend> Loop<B> {
 
     fn tell_of_cut(&mut self, key: Key, reason: &str) {
         self.count().errors.add(1);
+        if let Some(exchange) = self.exchanges.lookup(key) {
+            self.count_app(exchange.app).cut.add(1);
+        }
         let waits = self.exchanges.lookup(key).map_or("", |exchange| exchange.waits().name());
         self.warn(key, "an answer was cut", reason, &[("waited_for", &waits)]);
     }
 
-    /// Counts how long an exchange took, and writes its access line.
+    /// How long an exchange waited for its first worker.
+    fn waited(&self, exchange: &Exchange) -> Duration {
+        let until = exchange.times.granted.map_or(self.time.now, |granted| self.time.instant(granted));
+        until.saturating_duration_since(exchange.times.asked)
+    }
+
+    /// Counts how an exchange ended and how long it took, and writes its access line.
     pub fn account(&mut self, key: Key, left: bool) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let now = self.time.nanos();
+        let status = if left && exchange.answer.status == 0 { CLIENT_LEFT } else { exchange.answer.status };
+        let series = self.count().of_series(exchange.series);
+        series.ended(status);
         // Streams and tunnels last as long as somebody listens.
-        if !exchange.answer.stream && exchange.answer.status != 101 && !left {
-            self.count().latency.record(now - exchange.times.started);
+        if !exchange.answer.stream && status != 101 && !left {
+            series.took.record(now - exchange.times.started);
+        }
+        if exchange.times.queued {
+            self.count_app(exchange.app).waited.record(nanos(self.waited(exchange)));
+        } else if exchange.times.granted.is_some() {
+            series.at_once.add(1);
         }
         if !self.access.enabled() {
             return;
         }
+        let waited = self.waited(exchange);
         let Some(client) = self.table.client(exchange.stream.connection) else { return };
         let head: &[u8] = exchange.request.head.as_deref().unwrap_or_default();
         let times = &exchange.times;
-        let waited = |granted| self.time.instant(granted).saturating_duration_since(times.asked).as_micros() as u64;
         let end = times.finished.unwrap_or(now);
-        let status = if left && exchange.answer.status == 0 { CLIENT_LEFT } else { exchange.answer.status };
         let seat = exchange.attempt.worker.and_then(|worker| self.seats.get(exchange.app, worker));
         self.access.record(&AccessRecord {
             status,
             bytes: exchange.answer.bytes,
             duration_us: (now - times.started) / 1000,
-            queue_us: times.granted.map(waited),
+            queue_us: times.granted.map(|_| waited.as_micros() as u64),
             upstream_us: times.granted.map(|granted| (end - granted) / 1000),
             worker: seat.map(|seat| seat.target.number),
             request_id: &id_text(exchange.request.id),

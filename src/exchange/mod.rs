@@ -176,6 +176,8 @@ pub(crate) struct Times {
     /// When it first asked for a permit: the queue's clock, which the dispatch compares between loops.
     pub asked: Instant,
     pub granted: Option<Nanos>,
+    /// It had to wait for its first permit.
+    pub queued: bool,
     /// From when on the worker has had the whole request: `--request-timeout` counts from here.
     pub given: Nanos,
     /// Since when the worker has been waited for without a byte from it.
@@ -190,6 +192,8 @@ pub(crate) struct Exchange {
     pub stream: Stream,
     /// Which app's.
     pub app: u16,
+    /// By which number it is counted ([`Metrics::series`](crate::metrics::Metrics::series)).
+    pub series: u16,
     pub phase: Phase,
     /// What feeds the answer.
     pub source: Source,
@@ -209,6 +213,7 @@ impl Exchange {
         Exchange {
             stream,
             app,
+            series: crate::metrics::series::OWN,
             phase: Phase::Collecting,
             source: Source::None,
             request: Request {
@@ -226,7 +231,7 @@ impl Exchange {
             },
             attempt: Attempt::default(),
             answer: Answer::default(),
-            times: Times { started: now, asked: time.now, granted: None, given: now, heard: now, finished: None },
+            times: Times { started: now, asked: time.now, granted: None, queued: false, given: now, heard: now, finished: None },
         }
     }
 

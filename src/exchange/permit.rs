@@ -33,7 +33,8 @@ impl<B: Backend> Loop<B> {
     pub fn acquire(&mut self, key: Key, front: bool) {
         let now = self.time.now;
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let app = &self.shared.apps[exchange.app as usize];
+        let index = exchange.app;
+        let app = &self.shared.apps[index as usize];
         if !front {
             exchange.times.asked = now;
         } else if now >= exchange.times.asked + longest_wait(&app.settings) {
@@ -47,15 +48,19 @@ impl<B: Backend> Loop<B> {
         match app.dispatch.acquire(waiter, ask, now) {
             Acquire::Granted(permit) => self.start(key, permit),
             Acquire::Queued(ticket) => {
+                exchange.times.queued |= exchange.times.granted.is_none();
                 exchange.phase = Phase::Queued { ticket, look: self.time.nanos() };
                 self.wait_in_queue(key);
             }
             Acquire::Full => {
-                self.count().queue_full.add(1);
+                self.count_app(index).queue_full.add(1);
                 self.refuse_unasked(key, 503, QUEUE_FULL);
             }
-            Acquire::NoTunnel => self.refuse_unasked(key, 503, "every worker has as many tunnels as it may"),
-            Acquire::Failed => self.refuse_unasked(key, 503, GIVEN_UP),
+            Acquire::NoTunnel => {
+                self.count_app(index).no_tunnel.add(1);
+                self.refuse_unasked(key, 503, "every worker has as many tunnels as it may");
+            }
+            Acquire::Failed => self.refuse_given_up(key),
         }
     }
 
@@ -82,7 +87,8 @@ impl<B: Backend> Loop<B> {
     pub fn queue_expired(&mut self, key: Key) {
         let now = self.time.now;
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let app = &self.shared.apps[exchange.app as usize];
+        let index = exchange.app;
+        let app = &self.shared.apps[index as usize];
         let Phase::Queued { ticket, look } = &mut exchange.phase else { return };
         let by = exchange.times.asked + longest_wait(&app.settings);
         match app.dispatch.patience(*ticket, by, now) {
@@ -91,13 +97,13 @@ impl<B: Backend> Loop<B> {
             Patience::Granted => *look = self.time.nanos() + nanos(app.settings.queue.timeout.max(TICK)),
             Patience::QueueTimeout => {
                 exchange.phase = Phase::Asking;
-                self.count().queue_timeouts.add(1);
+                self.count_app(index).queue_timeouts.add(1);
                 self.count().timeouts.add(1);
                 return self.refuse_unasked(key, 504, "no worker became free in time");
             }
             Patience::HoldExpired => {
                 exchange.phase = Phase::Asking;
-                self.count().hold_expired.add(1);
+                self.count_app(index).hold_expired.add(1);
                 return self.refuse_unasked(key, 503, super::ending::STARTING);
             }
         }
@@ -109,8 +115,15 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         if matches!(exchange.phase, Phase::Queued { .. }) {
             exchange.phase = Phase::Asking;
-            self.refuse_unasked(key, 503, GIVEN_UP);
+            self.refuse_given_up(key);
         }
+    }
+
+    fn refuse_given_up(&mut self, key: Key) {
+        if let Some(exchange) = self.exchanges.lookup(key) {
+            self.count_app(exchange.app).app_failed.add(1);
+        }
+        self.refuse_unasked(key, 503, GIVEN_UP);
     }
 
     /// A permit has come to an exchange that waited. One that is gone, or no longer waits, gives it back unused.

@@ -39,7 +39,8 @@ impl<B: Backend> Loop<B> {
         let head = self.memory.scratch.write(room, |out| {
             rewrite::request(out, &input, request, &self.heads.fields, &forward);
         });
-        let exchange = Exchange::new(stream, app, request, head, self.next_id, &self.time);
+        let mut exchange = Exchange::new(stream, app, request, head, self.next_id, &self.time);
+        exchange.series = self.shared.apps[app as usize].series;
         self.become_state(stream.connection, State::Processing);
         let Some(key) = self.begin_exchange(stream, exchange) else { return };
         input.advance(request.len);

@@ -23,6 +23,7 @@ use crate::connection::LinkState;
 use crate::dispatch::{Outcome, WorkerId};
 use crate::event_loop::{Loop, Task};
 use crate::http::reader::Reader;
+use crate::metrics::series::RetryReason;
 use crate::planted::{self, Bug};
 
 use super::{Ending, Exchange, Fate, Phase};
@@ -75,7 +76,7 @@ impl<B: Backend> Loop<B> {
         let idempotent = exchange.request.method.is_idempotent();
         if (may_retry && !delivered) || late {
             self.drop_worker(key, Outcome::Broken);
-            return self.retry(key);
+            return self.retry(key, RetryReason::NotTaken);
         }
         if may_retry && reused && idempotent {
             return self.await_verdict(key);
@@ -92,8 +93,9 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Sends the request again, over a fresh connection and preferably to another worker.
-    fn retry(&mut self, key: Key) {
-        self.count().retries.add(1);
+    fn retry(&mut self, key: Key, reason: RetryReason) {
+        let app = self.exchanges.lookup(key).map_or(0, |exchange| exchange.app);
+        self.count_app(app).retries[reason as usize].add(1);
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.attempt.retried = true;
         exchange.attempt.exclude = exchange.attempt.worker;
@@ -111,11 +113,14 @@ impl<B: Backend> Loop<B> {
     /// The worker says that it did not run the request.
     pub fn declined(&mut self, key: Key) {
         self.drop_worker(key, Outcome::Unused);
-        self.retry(key);
+        self.retry(key, RetryReason::Declined);
     }
 
     /// The connect was refused or took too long: dispatch learns of it, the request keeps its place and its retry.
     pub fn unreachable(&mut self, key: Key) {
+        if let Some(exchange) = self.exchanges.lookup(key) {
+            self.count_app(exchange.app).connects_failed.add(1);
+        }
         self.drop_worker(key, Outcome::Unreachable);
         self.ask_again(key);
     }
@@ -139,7 +144,7 @@ impl<B: Backend> Loop<B> {
             Some(true) if !over => {}
             _ => {
                 self.give_back(key, Outcome::Broken);
-                self.retry(key);
+                self.retry(key, RetryReason::ConnectionLost);
             }
         }
     }

@@ -92,6 +92,7 @@ impl<B: Backend> Loop<B> {
         let kept = self.memory.pool.heap(&input[..request.len]);
         let mut exchange = Exchange::new(stream, app, request, kept, self.next_id, &self.time);
         (exchange.phase, exchange.request.upload) = (Phase::Relaying, Upload::Sent);
+        exchange.series = self.shared.apps[app as usize].series;
         (exchange.answer.status, exchange.source) = (200, Source::Own(direct.body().clone(), 0));
         let date = &self.time.day.date;
         let piece = self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, true));

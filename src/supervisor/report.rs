@@ -34,22 +34,17 @@ impl Observed {
         Observed { about, rates }
     }
 
-    /// Requests so far, and how long they took. Where the loops answer all, they do so at once, and count no times.
-    fn counted(&self, direct: bool) -> (u64, Latencies) {
-        let (total, mut latencies) = (self.about.metrics.total().requests, self.about.metrics.latencies());
-        if direct {
-            latencies.add_at_once(total);
-        }
-        (total, latencies)
+    /// Requests so far, and how long they took.
+    fn counted(&self) -> (u64, Latencies) {
+        (self.about.metrics.total().requests, self.about.metrics.latencies())
     }
 }
 
 impl Supervisor {
     /// Keeps a sample for the rates, when it is due.
     pub(super) fn sample_rates(&mut self, now: Instant) {
-        let direct = self.serves_itself();
         if let Some(observed) = self.observed.as_mut().filter(|observed| observed.rates.due() <= now) {
-            let (total, latencies) = observed.counted(direct);
+            let (total, latencies) = observed.counted();
             observed.rates.sample(now, total, latencies);
         }
     }
@@ -93,9 +88,8 @@ impl Supervisor {
 
     fn status_of_app(&mut self, snapshot: &Snapshot, state: State, now: Instant) -> status::App {
         let (mut requests, mut latency_ms) = (status::Requests::default(), status::Latency::default());
-        let direct = self.serves_itself();
         if let Some(observed) = &mut self.observed {
-            let (total, latencies) = observed.counted(direct);
+            let (total, latencies) = observed.counted();
             let recent = observed.rates.sample(now, total, latencies);
             requests = status::Requests { total, per_second: recent.per_second };
             latency_ms = status::Latency::from(&recent);

@@ -279,7 +279,7 @@ impl Run {
         dispatch.on_grant(Box::new(move |grant| deliver.grant(grant)));
         let metrics = Metrics::new(plan.loops);
         let shared = Arc::new(Shared {
-            apps: vec![App::new(settings.app.clone(), Arc::clone(&dispatch))],
+            apps: vec![App::new(settings.app.clone(), Arc::clone(&dispatch), &metrics)],
             settings,
             postboxes: postboxes.clone(),
             log: Log::disabled(),

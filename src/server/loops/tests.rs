@@ -138,7 +138,7 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
     let metrics = Metrics::new(settings.loops);
     let shared = Arc::new(Shared {
         direct: Some(Direct::new("text/plain", b"hello")),
-        apps: vec![App::new(settings.app.clone(), dispatch)],
+        apps: vec![App::new(settings.app.clone(), dispatch, &metrics)],
         settings,
         postboxes,
         log,
