@@ -24,6 +24,7 @@ mod day;
 pub mod dispatch;
 pub mod event_loop;
 mod exchange;
+pub mod exporter;
 pub mod fleet;
 pub mod http;
 pub mod init;

@@ -23,6 +23,7 @@ use crate::event_loop::{App, Scheme, Shared};
 use crate::http::reply::Direct;
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
+use crate::mailbox::desk::Desk;
 use crate::metrics::{self, Health, Metrics, Status};
 use crate::reactor::ListenerSetup;
 use crate::socket_file::SocketFile;
@@ -96,7 +97,7 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
     let mut listeners = open_listeners(&settings)?;
     // Workers may start elsewhere, and are told paths in it.
     settings.run_dir = std::path::absolute(&settings.run_dir).unwrap_or(settings.run_dir);
-    for (place, listener) in settings.listen.iter_mut().zip(&listeners) {
+    for (place, listener) in settings.listen.iter_mut().chain(&mut settings.admin).zip(&listeners) {
         listener.address.clone_into(place);
     }
     // Removed when this function ends, however it does.
@@ -114,7 +115,8 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
     let dispatch = Arc::new(Dispatch::new(policy(&settings), Supervisor::table_size(&settings), started));
     let metrics = Metrics::new(settings.loops);
     let (postboxes, mailboxes) = loops::post(settings.loops);
-    let about = About { backend: backend_name(backend), metrics: metrics.clone(), started };
+    let desk = Desk::default();
+    let about = About { backend: backend_name(backend), metrics: metrics.clone(), desk: desk.clone(), started };
     let options = supervisor::Options { descriptors: original_limit, about: Some(about), ..Default::default() };
     let supervisor = Supervisor::start_with(
         settings.clone(),
@@ -134,6 +136,7 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
         log,
         admission: Default::default(),
         scarcity: Default::default(),
+        desk,
         status: Box::new(status),
     });
     let farewell = supervisor.farewell();
@@ -209,6 +212,8 @@ struct Listening {
     sockets: Vec<OwnedFd>,
     /// The file of a Unix socket.
     file: Option<SocketFile>,
+    /// Whether it serves the documents of the server's own and nothing else.
+    admin: bool,
 }
 
 impl Listening {
@@ -218,7 +223,7 @@ impl Listening {
             ListenAddress::Unix(_) => 0,
         };
         let descriptor = self.sockets[index % self.sockets.len()].try_clone()?;
-        Ok(ListenerSetup { descriptor, port, scheme: Scheme::Http, app: 0 })
+        Ok(ListenerSetup { descriptor, port, scheme: Scheme::Http, app: 0, admin: self.admin })
     }
 }
 
@@ -239,7 +244,8 @@ fn open_listeners(settings: &Settings) -> Result<Vec<Listening>, StartError> {
             unix::listen(path, access.mode, unix::Owner::find(access)?)
         }
     };
-    settings.listen.iter().map(open).collect()
+    let admin = settings.admin.iter().map(|address| Ok(Listening { admin: true, ..open(address)? }));
+    settings.listen.iter().map(open).chain(admin).collect()
 }
 
 /// Whether an address is `[::]:PORT` beside an IPv4 address with that port. Alone it takes IPv4 as well, where the system does so by
@@ -270,7 +276,7 @@ fn listen_tcp(address: SocketAddr, only_v6: bool, loops: usize) -> io::Result<Li
         probe.listen(BACKLOG)?;
         sockets.push(probe.into());
     }
-    Ok(Listening { address: ListenAddress::Tcp(address), sockets, file: None })
+    Ok(Listening { address: ListenAddress::Tcp(address), sockets, file: None, admin: false })
 }
 
 fn tcp_socket(address: SocketAddr, only_v6: bool) -> io::Result<Socket> {
@@ -451,6 +457,9 @@ fn announce(shared: &Shared, backend: BackendChoice) {
         let fields: [(&str, &dyn std::fmt::Display); 3] =
             [("address", address), ("loops", &settings.loops), ("backend", &backend_name(backend))];
         shared.log.event(Level::Info, "listening", &fields);
+    }
+    for address in &settings.admin {
+        shared.log.event(Level::Info, "listening for those who watch the server", &[("address", address)]);
     }
 }
 

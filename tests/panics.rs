@@ -141,6 +141,7 @@ impl Rig {
             log: Log::disabled(),
             admission: Default::default(),
             scarcity: Default::default(),
+            desk: Default::default(),
             direct: None,
             status: Box::new(|| panic!("the writer of the status panics")),
         });
@@ -160,6 +161,7 @@ impl Rig {
                 port: 80,
                 scheme: Scheme::Http,
                 app: 0,
+                admin: false,
             }],
             mailbox,
             metrics: metrics.clone(),

@@ -51,7 +51,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("fleet", &[]),
     ("socket_file", &[]),
     ("control", &["buffers", "fleet", "http", "socket_file"]),
-    ("supervisor", &["buffers", "control", "dispatch", "fleet", "mailbox", "socket_file"]),
+    ("exporter", &["control"]),
+    ("supervisor", &["buffers", "control", "dispatch", "exporter", "fleet", "mailbox", "socket_file"]),
 ];
 /// Usable by all; they use only each other, as listed above.
 const FOR_ALL: &[&str] = &["config", "metrics", "log", "planted"];

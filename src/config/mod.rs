@@ -5,6 +5,7 @@
 //! - `file`: that file, from finding it to its values and problems, and `report`: how problems are shown;
 //! - `show` and `schema`: what is configured, and what may be;
 //! - `arguments`: the command line, and its mistakes in one line;
+//! - `monitoring`: what is told to those who watch the server;
 //! - `load`: all places together, and `clashes`: what of them does not go together;
 //! - `conformance`: the words of that subcommand;
 //! - `environment`: the variables;
@@ -24,6 +25,7 @@ mod environment;
 mod file;
 mod keys;
 mod load;
+mod monitoring;
 mod places;
 mod report;
 mod schema;
@@ -44,6 +46,7 @@ pub use conformance::Conformance;
 pub use environment::{Environment, Search};
 pub use file::{File, NAME as FILE_NAME, Text};
 pub use load::Loaded;
+pub use monitoring::{CloudWatch, Health, Metrics, Statsd};
 pub use places::quoted as toml_string;
 pub use report::{Problem, Severity};
 pub use schema::{manual, schema};
@@ -71,6 +74,12 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// How long a graceful stop may take.
     pub shutdown: Duration,
+    /// How long a graceful stop says that the server is not ready before it closes its listeners.
+    pub pre_stop_delay: Duration,
+    /// Where the server tells about itself, and nothing else, to whoever can reach it.
+    pub admin: Vec<ListenAddress>,
+    /// Who is told what is counted.
+    pub metrics: Metrics,
     /// How often the statistics are printed; zero turns them off, the last one at the exit too.
     pub stats_interval: Duration,
     /// Where sockets and the lock lie.
@@ -259,6 +268,8 @@ pub struct App {
     pub restart: Restart,
     /// When a worker counts as ready.
     pub ready: Ready,
+    /// Whether workers and upstreams are asked how they are.
+    pub health: Health,
     /// How a worker gets its socket.
     pub socket: WorkerSocket,
     /// Where workers start, as an absolute path that is resolved anew at each start; `None`: the server's own directory.
@@ -477,6 +488,9 @@ impl Default for Settings {
                 write: Duration::from_secs(30),
             },
             shutdown: Duration::from_secs(5),
+            pre_stop_delay: Duration::ZERO,
+            admin: Vec::new(),
+            metrics: Metrics::default(),
             stats_interval: Duration::from_secs(10),
             run_dir: PathBuf::from("/tmp/production_server"),
             buffer_bytes: 256 * 1024 * 1024,
@@ -533,6 +547,7 @@ impl Default for App {
                 max_unavailable: 0,
             },
             ready: Ready { by: ReadyBy::Listen, timeout: Duration::from_secs(15) },
+            health: Health::default(),
             socket: WorkerSocket::Auto,
             directory: None,
             watchdog: None,

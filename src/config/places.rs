@@ -145,6 +145,7 @@ pub const PLACES: &[Place] = &[
     at("buffer-bytes", "server.buffer_bytes", Size),
     at("internal", "server.internal", Word),
     at("shutdown", "server.shutdown", Shape::Duration),
+    at("pre-stop-delay", "server.pre_stop_delay", Shape::Duration),
     at("stats-interval", "server.stats_interval", Shape::Duration),
     at("run-dir", "server.run_dir", Text),
     at("listen", ADDRESS, Text),
@@ -205,6 +206,11 @@ pub const PLACES: &[Place] = &[
         ..at("give-up", "apps.*.restart.give_up", Text)
     },
     at("give-up-exit", "apps.*.restart.give_up_exit", Switch),
+    at("health", "apps.*.health.path", Text),
+    at("health-interval", "apps.*.health.interval", Shape::Duration),
+    at("health-timeout", "apps.*.health.timeout", Shape::Duration),
+    at("health-failures", "apps.*.health.failures", Count),
+    at("health-successes", "apps.*.health.successes", Count),
     at("hot-reload", "apps.*.hot_reload.by", Word),
     at("watch", "apps.*.hot_reload.watch", List),
     at("reload-signal", "apps.*.hot_reload.signal", Word),
@@ -212,6 +218,17 @@ pub const PLACES: &[Place] = &[
     at("no-access-log", "log.access", False),
     at("log-format", "log.format", Word),
     at("json-logging", "log.access_json", Switch),
+    at("metrics", "metrics.prometheus", Switch),
+    at("bungate-metrics", "metrics.bungate", Switch),
+    at("statsd", "metrics.statsd.address", Text),
+    at("statsd-format", "metrics.statsd.format", Word),
+    at("statsd-prefix", "metrics.statsd.prefix", Text),
+    at("statsd-tag", "metrics.statsd.tags", List),
+    at("statsd-interval", "metrics.statsd.interval", Shape::Duration),
+    at("cloudwatch", "metrics.cloudwatch.to", Text),
+    at("cloudwatch-namespace", "metrics.cloudwatch.namespace", Text),
+    at("cloudwatch-interval", "metrics.cloudwatch.interval", Shape::Duration),
+    at("admin", "admin.listen", List),
 ];
 
 /// The tables, each with what it holds.
@@ -227,12 +244,23 @@ pub const TABLES: &[(&str, &str)] = &[
     ("apps.*.recycle", "When a worker is replaced."),
     ("apps.*.restart", "How workers are replaced, and how those that crashed come back."),
     ("apps.*.hot_reload", "What changed files do; a word alone, as in `hot_reload = \"process\"`, stands for `by`."),
+    ("apps.*.health", "Whether workers and upstreams are well; a path alone, as in `health = \"/health\"`, stands for `path`."),
     ("log", "What is written, and how."),
+    ("metrics", "Who is told what the server counts."),
+    ("metrics.statsd", "Push by StatsD's protocol; an address alone, as in `statsd = \"127.0.0.1:8125\"`, stands for `address`."),
+    ("metrics.cloudwatch", "Lines in CloudWatch's embedded metric format; a word alone, as in `cloudwatch = \"-\"`, stands for `to`."),
+    ("admin", "Where the server tells about itself to whoever can reach it."),
 ];
 
 /// Tables for which a value alone stands for one of their keys.
 pub const SHORT: &[(&str, &str)] =
-    &[("apps.*.ready", "apps.*.ready.by"), ("apps.*.hot_reload", "apps.*.hot_reload.by")];
+    &[
+    ("apps.*.ready", "apps.*.ready.by"),
+    ("apps.*.hot_reload", "apps.*.hot_reload.by"),
+    ("apps.*.health", "apps.*.health.path"),
+    ("metrics.statsd", "metrics.statsd.address"),
+    ("metrics.cloudwatch", "metrics.cloudwatch.to"),
+];
 
 /// What is planned or usual elsewhere and means nothing to this version: a path, or its last segment alone.
 pub const NOT_YET: &[&str] = &[
@@ -247,15 +275,11 @@ pub const NOT_YET: &[&str] = &[
     "static",
     "hub",
     "publish",
-    "metrics",
-    "admin",
-    "health",
     "trusted_proxies",
     "proxy_protocol",
     "upgrade",
     "include",
     "user",
-    "pre_stop_delay",
     "listen[].alpn",
     "listen[].client_ca",
     "listen[].systemd",
@@ -309,7 +333,7 @@ mod tests {
         for (table, _) in TABLES {
             assert!(!names_in(table).is_empty(), "{table} is empty");
         }
-        assert_eq!(names_in(""), ["server", "listen", "apps", "log"]);
+        assert_eq!(names_in(""), ["server", "listen", "apps", "log", "metrics", "admin"]);
         assert!(NOT_YET.iter().all(|path| by_path(path).is_none() && !is_table(path)));
     }
 }

@@ -10,12 +10,13 @@ use crate::http::head::{self, Request};
 use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
 use crate::http::reply::{self, Reply};
-use crate::http::{Framing, Method, body_len, is_loopback_host};
+use crate::http::{Framing, Method, body_len};
 use crate::log::AccessRecord;
+use crate::mailbox::desk::Document;
 use crate::metrics::series::OWN;
 
 use super::{State, Stream};
-use crate::event_loop::Loop;
+use crate::event_loop::{Inside, LONGEST_INSIDE, Loop};
 
 /// What became of a look at the input.
 enum Step {
@@ -32,6 +33,7 @@ enum Route {
     Text(&'static [u8]),
     Respond,
     Status,
+    Desk(Document),
     Refuse(u16, &'static str),
     App,
 }
@@ -140,6 +142,12 @@ impl<B: Backend> Loop<B> {
                 self.keep_input(sock, input);
                 Step::Stop
             }
+            Route::Desk(document) => {
+                self.ask_desk(Stream { connection: sock, id: 0 }, &input, request, document);
+                input.advance(request.len);
+                self.keep_input(sock, input);
+                Step::Stop
+            }
             route => {
                 self.answer_here(sock, &input, request, &route);
                 input.advance(request.len);
@@ -150,15 +158,19 @@ impl<B: Backend> Loop<B> {
 
     fn route(&mut self, sock: Sock, input: &[u8], request: &Request) -> Route {
         let path = request.path.of(input);
-        if let Some(name) = self.shared.settings.internal.name(path)
-            && name.len() <= 7
-        {
-            match name {
-                b"/server" if self.shared.has_failed() => return Route::Refuse(503, "the app has failed"),
-                b"/server" => return Route::Text(b"ok"),
-                b"/status" if self.is_local(sock, input, request) => return Route::Status,
-                _ => {}
+        let admin = self.is_admin(sock);
+        let name = if admin { Some(path) } else { self.shared.settings.internal.name(path) };
+        if let Some(name) = name.filter(|name| name.len() <= LONGEST_INSIDE) {
+            match self.inside(sock, input, request, name) {
+                Some(Inside::Server) if self.shared.has_failed() => return Route::Refuse(503, "the app has failed"),
+                Some(Inside::Server) => return Route::Text(b"ok"),
+                Some(Inside::Status) => return Route::Status,
+                Some(Inside::Desk(document)) => return Route::Desk(document),
+                None => {}
             }
+        }
+        if admin {
+            return Route::Refuse(404, "this address tells about the server and has no app");
         }
         if request.method == Method::Connect {
             return Route::Refuse(405, "CONNECT is for forward proxies; this server is an origin");
@@ -177,15 +189,6 @@ impl<B: Backend> Loop<B> {
     fn responds_at_length(&self, request: &Request) -> bool {
         let long = self.shared.direct.as_ref().is_some_and(|direct| direct.room() > SMALL);
         long && request.method != Method::Head
-    }
-
-    /// Whether the inside may be told: the peer is on this machine, speaks for nobody else, and means this machine by the name that
-    /// it asks for. Who comes over a Unix socket may be a proxy that says nothing of itself.
-    fn is_local(&mut self, sock: Sock, input: &[u8], request: &Request) -> bool {
-        let peer = self.table.client(sock).map(|client| client.peer);
-        !request.forwarded
-            && peer.is_some_and(|peer| !peer.unix && peer.ip.is_loopback())
-            && is_loopback_host(request.authority.of(input))
     }
 
     fn keeps_alive(&self, request: &Request) -> bool {

@@ -6,16 +6,19 @@
 //! | file | what |
 //! |---|---|
 //! | `admission` | listeners, and the limit on connections |
+//! | `inside` | documents about the inside of the server, and who gets them |
 //! | `memory` | where bytes are that wait, and who goes on when memory comes back |
 //!
 //! Rule: handlers never call each other in circles: what must be looked at again goes onto a list that the reactor works off after
 //! each event ([`Loop::work_off`]).
 
 mod admission;
+mod inside;
 mod memory;
 
-pub(crate) use admission::{Accepting, Listener};
+pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
 pub use admission::{Admission, Scheme};
+pub(crate) use inside::{Inside, LONGEST_INSIDE};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
 
@@ -36,6 +39,7 @@ use crate::http::head::HeadLimits;
 use crate::http::reply;
 use crate::log::{AccessLog, Log};
 use crate::mailbox::Postboxes;
+use crate::mailbox::desk::Desk;
 use crate::metrics::series::AppCounters;
 use crate::metrics::{Counters, Metrics};
 
@@ -77,6 +81,8 @@ pub struct Shared {
     pub scarcity: Scarcity,
     /// The answer of `--respond`.
     pub direct: Option<reply::Direct>,
+    /// Who knows what the loops do not.
+    pub desk: Desk,
     /// Writes the `/status` document.
     pub status: Box<dyn Fn() -> String + Send + Sync>,
 }

@@ -61,7 +61,7 @@ pub(crate) type Nanos = u64;
 pub(crate) enum Phase {
     /// The request's body is coming in; no worker is asked for yet.
     Collecting,
-    /// It is about to ask for a permit.
+    /// It is about to ask for a permit, or waits for a document of the server's own and has none to ask for.
     Asking,
     /// It waits for a permit; whether for too long is looked at then.
     Queued { ticket: Ticket, look: Nanos },

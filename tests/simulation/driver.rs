@@ -285,6 +285,7 @@ impl Run {
             log: Log::disabled(),
             admission: Default::default(),
             scarcity: Default::default(),
+            desk: Default::default(),
             direct: None,
             status: Box::new(String::new),
         });
@@ -530,6 +531,7 @@ fn open_loop(
             port: 80,
             scheme: Scheme::Http,
             app: 0,
+                admin: false,
         }],
         mailbox,
         metrics: metrics.clone(),

@@ -144,6 +144,7 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
         log,
         admission: Default::default(),
         scarcity: Default::default(),
+        desk: Default::default(),
         status: Box::new(String::new),
     });
     let listeners = crate::server::open_listeners(&shared.settings).unwrap();
