@@ -11,6 +11,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -139,8 +140,8 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
         desk,
         status: Box::new(status),
     });
-    let farewell = supervisor.farewell();
-    let loops = LoopSet { shared, metrics, listeners, mailboxes, farewell };
+    let loop_exit = supervisor.loop_exit();
+    let loops = LoopSet { shared, metrics, listeners, mailboxes, loop_exit };
     match backend {
         #[cfg(backend_io_uring)]
         BackendChoice::IoUring => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor),
@@ -159,8 +160,28 @@ fn serve<B: Backend + 'static>(
 ) -> Result<u8, StartError> {
     let (shared, metrics) = (loops.shared.clone(), loops.metrics.clone());
     let threads = loops.spawn::<B>()?;
+    for (counters, thread) in metrics.loops().zip(&threads) {
+        counters.clock.store(clock_of(thread), Ordering::Relaxed);
+    }
     announce(&shared, backend);
     Ok(supervise(&shared, &metrics, supervisor, threads))
+}
+
+/// The clock of a thread's CPU time, for clock_gettime(3); 0 where there is none.
+#[cfg(any(target_os = "linux", target_os = "freebsd"))]
+fn clock_of(thread: &loops::Thread) -> i64 {
+    use std::os::unix::thread::JoinHandleExt;
+    let mut clock: libc::clockid_t = 0;
+    // SAFETY: the thread was started and not joined, so that its name is valid; the clock is written to the number given.
+    match unsafe { libc::pthread_getcpuclockid(thread.as_pthread_t() as _, &mut clock) } {
+        0 => i64::from(clock),
+        _ => 0,
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
+fn clock_of(_: &loops::Thread) -> i64 {
+    0
 }
 
 fn supervise(shared: &Arc<Shared>, metrics: &Metrics, supervisor: Supervisor, threads: Vec<loops::Thread>) -> u8 {

@@ -31,7 +31,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::planted::{self, Bug};
-pub use joined::{Guest, Version};
+pub use joined::{Joined, Version};
 pub use place::{Member, Phase, Place, PlaceState};
 pub use policy::{Decision, End, Jitter, RestartPolicy, RestartRule};
 pub use release::Release;
@@ -122,6 +122,8 @@ pub enum Ending {
     Deadline(Duration),
     /// It fell silent, although it had promised to say that it lives.
     Watchdog(Duration),
+    /// It has failed the health check too often.
+    Health,
     /// The server stops.
     Shutdown,
 }
@@ -129,7 +131,7 @@ pub enum Ending {
 impl Ending {
     /// Whether it served its purpose and goes as it should: no failure of its own.
     pub fn is_planned(self) -> bool {
-        !matches!(self, Ending::NotReady | Ending::Unreachable | Ending::Deadline(_) | Ending::Watchdog(_))
+        !matches!(self, Ending::NotReady | Ending::Unreachable | Ending::Deadline(_) | Ending::Watchdog(_) | Ending::Health)
     }
 }
 
@@ -147,6 +149,7 @@ impl fmt::Display for Ending {
             Ending::NotReady => formatter.write_str("not ready in time"),
             Ending::Unreachable => formatter.write_str("socket no longer accepts"),
             Ending::Deadline(time) => write!(formatter, "deadline {} s", time.as_secs_f32()),
+            Ending::Health => formatter.write_str("failed the health check"),
             Ending::Watchdog(time) => write!(formatter, "watchdog: silent for {} s", time.as_secs_f32()),
             Ending::Shutdown => formatter.write_str("shutdown"),
         }
@@ -276,7 +279,7 @@ pub struct Fleet {
     places: Vec<Place>,
     /// Oldest first.
     members: Vec<Member>,
-    guests: Vec<Guest>,
+    joined: Vec<Joined>,
     last: Last,
     /// What a worker started outside of a roll belongs to.
     generation: u32,
@@ -320,7 +323,7 @@ impl Fleet {
             rule,
             places: Vec::new(),
             members: Vec::new(),
-            guests: Vec::new(),
+            joined: Vec::new(),
             last: Last { name: 0, roll: 0, generation: 1 },
             generation: 1,
             roll: None,
@@ -366,7 +369,7 @@ impl Fleet {
         &self.places
     }
 
-    /// The workers that live, oldest first; those that joined by themselves are [`Fleet::guests`].
+    /// The workers that live, oldest first; those that joined by themselves are [`Fleet::joined`].
     pub fn members(&self) -> &[Member] {
         &self.members
     }

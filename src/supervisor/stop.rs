@@ -21,6 +21,8 @@ const NO_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// Where the stop stands.
 #[derive(Debug)]
 pub(super) enum Stop {
+    /// The server says that it is not ready, and serves on until then (`--pre-stop-delay`).
+    Announced { until: Instant, within: Duration },
     /// The loops finish what runs.
     Loops { deadline: Instant, ask_at: Instant },
     /// The workers were sent TERM; KILL follows each by its own timer.
@@ -30,6 +32,7 @@ pub(super) enum Stop {
 impl Stop {
     pub(super) fn due(&self) -> Instant {
         match self {
+            Stop::Announced { until, .. } => *until,
             Stop::Loops { ask_at, .. } => *ask_at,
             // Only the loops can be missing here, or workers that have their own timers.
             Stop::Workers { .. } => Instant::now() + ASK_AGAIN,
@@ -42,20 +45,25 @@ impl Supervisor {
     pub(super) fn begin_stop(&mut self, now: Instant) {
         match self.stop {
             None => {
-                let seconds = format!("{} s", self.crew.settings.shutdown.as_secs_f32());
-                self.crew.tell(Level::Info, "stop", "stopping: requests may finish", &[("within", &seconds)]);
-                self.finish_requests(self.crew.settings.shutdown, now);
+                let seconds = format!("{} s", self.processes.settings.shutdown.as_secs_f32());
+                self.processes.events.emit(
+                    Level::Info,
+                    "stop",
+                    "stopping: requests may finish",
+                    &[("within", &seconds)],
+                );
+                self.announce_stop(self.processes.settings.shutdown, now);
             }
-            Some(Stop::Loops { .. }) if std::mem::take(&mut self.drains) => {
-                self.finish_requests(self.crew.settings.shutdown, now);
+            Some(Stop::Announced { .. } | Stop::Loops { .. }) if std::mem::take(&mut self.drains) => {
+                self.finish_requests(self.processes.settings.shutdown, now);
             }
             Some(Stop::Workers { hasty: true }) => {}
             Some(_) => {
-                self.crew.log.event(Level::Warn, "stopping at once", &[]);
-                self.crew.postboxes.broadcast(|| Message::StopNow);
+                self.processes.log.event(Level::Warn, "stopping at once", &[]);
+                self.processes.postboxes.broadcast(|| Message::StopNow);
                 // Whatever hangs is left behind, so that the server ends within a second.
-                self.crew.kill_patience = HASTY_GRACE;
-                self.fleet.stop(HASTY_GRACE, now, &mut self.crew);
+                self.processes.kill_patience = HASTY_GRACE;
+                self.fleet.stop(HASTY_GRACE, now, &mut self.processes);
                 self.stop = Some(Stop::Workers { hasty: true });
             }
         }
@@ -64,24 +72,33 @@ impl Supervisor {
     /// Requests may finish, however long they take; then the server ends.
     pub(super) fn begin_drain(&mut self, now: Instant) {
         self.drains = true;
-        self.crew.tell(Level::Info, "drain", "draining: the server ends when its last request has", &[]);
-        self.finish_requests(NO_DEADLINE, now);
+        self.processes.events.emit(Level::Info, "drain", "draining: the server ends when its last request has", &[]);
+        self.announce_stop(NO_DEADLINE, now);
+    }
+
+    /// Balancers that ask whether the server is ready get time to turn away, unless there is nothing left to turn away from.
+    fn announce_stop(&mut self, within: Duration, now: Instant) {
+        let delay = self.processes.settings.pre_stop_delay;
+        if delay.is_zero() || self.exit.is_some() {
+            return self.finish_requests(within, now);
+        }
+        self.stop = Some(Stop::Announced { until: now + delay, within });
     }
 
     fn finish_requests(&mut self, within: Duration, now: Instant) {
         let deadline = now + within;
         self.watcher = None;
-        self.fleet.hold_still(now, &mut self.crew);
+        self.fleet.hold_still(now, &mut self.processes);
         self.resume(now);
-        self.crew.postboxes.broadcast(|| Message::Drain { deadline });
+        self.processes.postboxes.broadcast(|| Message::Drain { deadline });
         self.stop = Some(Stop::Loops { deadline, ask_at: now });
     }
 
     /// A loop that ends unasked leaves connections, permits and its listeners' backlog behind: the server stops as gracefully as
     /// the others can, and whoever started it may start it again.
     pub(super) fn notice_lost_loops(&mut self, now: Instant) {
-        if self.stop.is_none() && self.farewell.was_said() {
-            self.crew.log.event(
+        if self.stop.is_none() && self.loop_exit.was_reported() {
+            self.processes.log.event(
                 Level::Error,
                 "an event loop has ended although nobody asked it to: the server stops",
                 &[],
@@ -95,18 +112,25 @@ impl Supervisor {
     pub(super) fn advance_stop(&mut self, loops_done: &mut dyn FnMut() -> bool, now: Instant) -> bool {
         match &mut self.stop {
             None => false,
+            Some(Stop::Announced { until, within }) => {
+                let (until, within) = (*until, *within);
+                if now >= until {
+                    self.finish_requests(within, now);
+                }
+                false
+            }
             Some(Stop::Loops { deadline, ask_at }) => {
                 *ask_at = now + ASK_AGAIN;
                 let deadline = *deadline;
                 if loops_done() || now >= deadline + CUT_PATIENCE {
                     let grace = deadline.saturating_duration_since(now).max(LEAST_GRACE);
-                    self.fleet.stop(grace, now, &mut self.crew);
+                    self.fleet.stop(grace, now, &mut self.processes);
                     self.stop = Some(Stop::Workers { hasty: false });
                 }
-                self.stop.is_some() && self.crew.processes.is_empty() && loops_done()
+                self.stop.is_some() && self.processes.workers.is_empty() && loops_done()
             }
             // The loops have been told twice over what to do; who drives them joins their threads after this.
-            Some(Stop::Workers { .. }) => self.crew.processes.is_empty(),
+            Some(Stop::Workers { .. }) => self.processes.workers.is_empty(),
         }
     }
 }

@@ -1,12 +1,16 @@
-//! The status document, filled: what the fleet, the crew, the dispatch and the counters know, at one moment.
+//! The status document, filled: what the fleet, the processes, the dispatch and the counters know, at one moment.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::Supervisor;
-use super::memory;
+use super::monitor::Monitor;
+use super::wake::Waker;
+use super::{Supervisor, memory};
+use crate::config::Settings;
 use crate::control::status::{self, State, WorkerState};
 use crate::dispatch::{Snapshot, Standing, WorkerSnapshot};
 use crate::fleet::{self, Member, PlaceState, RollEnd};
+use crate::log::Log;
+use crate::mailbox::desk::Desk;
 use crate::metrics::Metrics;
 use crate::metrics::latency::{Latencies, Rates};
 
@@ -17,21 +21,27 @@ pub struct About {
     pub backend: &'static str,
     /// The loops' counters.
     pub metrics: Metrics,
+    /// Where the loops ask for documents.
+    pub desk: Desk,
     /// When the server started.
     pub started: Instant,
 }
 
 /// The same, with what is remembered of it.
-#[derive(Debug)]
 pub(super) struct Observed {
     pub about: About,
     pub rates: Rates,
+    pub monitor: Monitor,
+    /// The memory of the workers' groups, and when it was measured.
+    held: Option<(Instant, Vec<(i32, Option<u64>)>)>,
 }
 
 impl Observed {
-    pub fn new(about: About) -> Observed {
-        let rates = Rates::new(about.started);
-        Observed { about, rates }
+    /// `waker` wakes the supervisor for whoever asks.
+    pub fn new(about: About, settings: &Settings, log: &Log, waker: Waker) -> Observed {
+        about.desk.attend(Box::new(move || waker.wake()));
+        let monitor = Monitor::new(about.desk.clone(), &settings.metrics, settings.loops, log, Instant::now());
+        Observed { rates: Rates::new(about.started), about, monitor, held: None }
     }
 
     /// Requests so far, and how long they took.
@@ -49,12 +59,14 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn status_document(&mut self, now: Instant) -> status::Status {
-        let snapshot = self.crew.dispatch.snapshot();
+    /// All that is known; what of it takes the system time to tell, as of at most so long ago.
+    pub(super) fn status_document(&mut self, most_age: Duration, now: Instant) -> status::Status {
+        self.measure_memory(most_age, now);
+        let snapshot = self.processes.dispatch.snapshot();
         let state = self.state_now(&snapshot);
         let app = self.status_of_app(&snapshot, state, now);
         let about = self.observed.as_ref().map(|observed| &observed.about);
-        let settings = &self.crew.settings;
+        let settings = &self.processes.settings;
         status::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -63,11 +75,22 @@ impl Supervisor {
             backend: about.map_or_else(String::new, |about| about.backend.to_owned()),
             loops: settings.loops,
             listen: settings.listen.iter().map(ToString::to_string).collect(),
-            control_socket: self.crew.control_path().display().to_string(),
+            admin: settings.admin.iter().map(ToString::to_string).collect(),
+            control_socket: self.processes.control_path().display().to_string(),
             counters: about.map(|about| counters(&about.metrics)).unwrap_or_default(),
-            log_lines_dropped: self.crew.log.dropped(),
+            log_lines_dropped: self.processes.log.dropped(),
             apps: vec![app],
         }
+    }
+
+    fn measure_memory(&mut self, most_age: Duration, now: Instant) {
+        let Some(observed) = &mut self.observed else { return };
+        if observed.held.as_ref().is_some_and(|(at, _)| now.saturating_duration_since(*at) < most_age) {
+            return;
+        }
+        let groups: Vec<i32> = self.processes.workers.iter().map(super::process::Process::group).collect();
+        let held = memory::proportional_of(&groups);
+        observed.held = Some((now, groups.into_iter().zip(held).collect()));
     }
 
     fn state_now(&self, snapshot: &Snapshot) -> State {
@@ -83,7 +106,7 @@ impl Supervisor {
     }
 
     fn serves_itself(&self) -> bool {
-        self.crew.settings.app.respond.is_some()
+        self.processes.settings.app.respond.is_some()
     }
 
     fn status_of_app(&mut self, snapshot: &Snapshot, state: State, now: Instant) -> status::App {
@@ -94,12 +117,17 @@ impl Supervisor {
             requests = status::Requests { total, per_second: recent.per_second };
             latency_ms = status::Latency::from(&recent);
         }
-        let settings = &self.crew.settings;
+        let settings = &self.processes.settings;
         let waited = snapshot.oldest.map(|since| now.saturating_duration_since(since).as_secs_f64() * 1000.0);
+        let tally = &self.processes.tally;
         status::App {
             name: settings.app.name.clone(),
             state,
             generation: self.fleet.generation(),
+            starts: tally.starts(),
+            replaced: tally.replaced(),
+            crashes: tally.crashes(),
+            exits: tally.exits(),
             workers_wanted: self.fleet.wanted() + settings.app.upstreams.len(),
             workers_ready: snapshot.eligible as usize,
             workers_busy: snapshot.workers.iter().filter(|worker| is_busy(worker)).count(),
@@ -142,11 +170,10 @@ impl Supervisor {
     }
 
     fn status_of_workers(&self, snapshot: &Snapshot, now: Instant) -> Vec<status::Worker> {
-        let groups: Vec<i32> = self.crew.processes.iter().map(super::process::Process::group).collect();
-        let held = memory::proportional_of(&groups);
+        let held = self.observed.as_ref().and_then(|observed| observed.held.as_ref());
         let weight = |name| {
-            let position = self.crew.processes.iter().position(|process| process.name == name)?;
-            held.get(position).copied().flatten()
+            let group = self.processes.process(name)?.group();
+            held?.1.iter().find(|(known, _)| *known == group)?.1
         };
         let mut workers: Vec<status::Worker> = Vec::new();
         for member in self.fleet.members() {
@@ -159,11 +186,13 @@ impl Supervisor {
             }
             let state = if place.given_up { WorkerState::Failed } else { WorkerState::Respawning };
             let (restarts, last_exit) = (u64::from(place.restarts()), place.last_exit.clone());
-            workers.push(status::Worker { id: place.number, state, restarts, last_exit, ..status::Worker::default() });
+            let requests_before = self.processes.tally.requests_before(place.number);
+            let empty = status::Worker::default();
+            workers.push(status::Worker { id: place.number, state, restarts, requests_before, last_exit, ..empty });
         }
         workers.sort_by_key(|worker| (worker.id, worker.generation));
-        workers.extend(self.fleet.guests().iter().map(|guest| self.status_of_guest(guest, snapshot, now)));
-        let upstream = |worker: &&WorkerSnapshot| self.crew.name(worker.id).is_none() && !worker.target.supervised;
+        workers.extend(self.fleet.joined().iter().map(|joined| self.status_of_joined(joined, snapshot, now)));
+        let upstream = |worker: &&WorkerSnapshot| self.processes.name(worker.id).is_none() && !worker.target.supervised;
         workers.extend(snapshot.workers.iter().filter(upstream).map(|worker| status::Worker {
             id: worker.target.number,
             state: if worker.standing == Standing::Ready { WorkerState::Running } else { WorkerState::Starting },
@@ -181,7 +210,7 @@ impl Supervisor {
         memory_bytes: Option<u64>,
         now: Instant,
     ) -> status::Worker {
-        let process = self.crew.process(member.name);
+        let process = self.processes.process(member.name);
         let place = self.fleet.places().iter().find(|place| place.number == member.number);
         let known = process.and_then(|process| snapshot.worker(process.id));
         status::Worker {
@@ -200,31 +229,32 @@ impl Supervisor {
             }),
             uptime_seconds: Some(now.duration_since(member.born).as_secs_f64()),
             restarts: place.map_or(0, |place| u64::from(place.restarts())),
+            requests_before: self.processes.tally.requests_before(member.number),
             reloads: member.reloads,
             memory_bytes,
             last_exit: place.and_then(|place| place.last_exit.clone()),
             status_text: process
-                .and_then(|process| process.voice.as_ref())
-                .map(|voice| voice.status.clone())
+                .and_then(|process| process.channel.as_ref())
+                .map(|channel| channel.status.clone())
                 .filter(|text| !text.is_empty()),
             ..counted(known)
         }
     }
 
-    fn status_of_guest(&self, guest: &fleet::Guest, snapshot: &Snapshot, now: Instant) -> status::Worker {
-        let visitor = self.crew.guests.iter().find(|visitor| visitor.name == guest.name);
-        let known = visitor.and_then(|visitor| snapshot.worker(visitor.id));
+    fn status_of_joined(&self, joined: &fleet::Joined, snapshot: &Snapshot, now: Instant) -> status::Worker {
+        let worker = self.processes.joined.iter().find(|worker| worker.name == joined.name);
+        let known = worker.and_then(|worker| snapshot.worker(worker.id));
         let serves = known.is_some_and(|worker| worker.standing == Standing::Ready);
         status::Worker {
             id: known.map_or(0, |worker| worker.target.number),
-            pid: guest.pid,
+            pid: joined.pid,
             generation: known.map_or(0, |worker| worker.app_generation),
             state: if serves { WorkerState::Running } else { WorkerState::Starting },
             joined: true,
-            name: guest.worker_id.clone(),
-            socket: visitor.map_or_else(String::new, |visitor| visitor.socket.display().to_string()),
-            uptime_seconds: Some(now.duration_since(guest.since).as_secs_f64()),
-            status_text: guest.version.as_ref().map(|version| format!("version {version}")),
+            name: joined.worker_id.clone(),
+            socket: worker.map_or_else(String::new, |worker| worker.socket.display().to_string()),
+            uptime_seconds: Some(now.duration_since(joined.since).as_secs_f64()),
+            status_text: joined.version.as_ref().map(|version| format!("version {version}")),
             ..counted(known)
         }
     }
