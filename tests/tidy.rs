@@ -53,10 +53,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("socket_file", &[]),
     ("control", &["buffers", "fleet", "http", "proc", "socket_file"]),
     ("exporter", &["control"]),
-    (
-        "supervisor",
-        &["buffers", "control", "dispatch", "exporter", "fleet", "mailbox", "proc", "socket_file"],
-    ),
+    ("supervisor", &["buffers", "control", "dispatch", "exporter", "fleet", "mailbox", "proc", "socket_file"]),
 ];
 /// Usable by all; they use only each other, as listed above.
 const FOR_ALL: &[&str] = &["config", "metrics", "log", "planted"];

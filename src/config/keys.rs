@@ -71,7 +71,13 @@ impl Key {
 }
 
 /// A key whose default is also a good example.
-pub(super) const fn key(name: &'static str, value: &'static str, default: &'static str, help: &'static str, set: Setter) -> Key {
+pub(super) const fn key(
+    name: &'static str,
+    value: &'static str,
+    default: &'static str,
+    help: &'static str,
+    set: Setter,
+) -> Key {
     Key { name, short: None, value, default, example: default, help, many: false, variables: &[], set }
 }
 

@@ -104,7 +104,8 @@ fn name(text: &str, most: usize) -> Result<String, String> {
 }
 
 fn tag(text: &str) -> Result<String, String> {
-    let fine = |part: &str| !part.is_empty() && !part.contains(|letter: char| letter.is_control() || ",|#:@".contains(letter));
+    let fine =
+        |part: &str| !part.is_empty() && !part.contains(|letter: char| letter.is_control() || ",|#:@".contains(letter));
     match text.split_once(':') {
         Some((name, value)) if fine(name) && fine(value) && text.len() <= 200 => Ok(text.to_owned()),
         _ => Err("expected NAME:VALUE without commas, bars and further colons".to_owned()),
@@ -135,9 +136,15 @@ pub const KEYS: &[Key] = &[
         store(&mut settings.metrics.statsd, statsd(text).map(Some))
     })
     .example("127.0.0.1:8125"),
-    key("statsd-format", "FORMAT", "plain", "plain (labels are parts of the name) or datadog (tags)", |settings, text| {
-        store(&mut settings.metrics.statsd_form.datadog, choice(text, &[("plain", false), ("datadog", true)]))
-    }),
+    key(
+        "statsd-format",
+        "FORMAT",
+        "plain",
+        "plain (labels are parts of the name) or datadog (tags)",
+        |settings, text| {
+            store(&mut settings.metrics.statsd_form.datadog, choice(text, &[("plain", false), ("datadog", true)]))
+        },
+    ),
     key("statsd-prefix", "PREFIX", "", "What stands before each name", |settings, text| {
         store(&mut settings.metrics.statsd_form.prefix, name(text, 100))
     })
@@ -198,9 +205,9 @@ fn health_path(text: &str) -> Result<String, String> {
 const ADMIN_HELP: &str = "An address where the server answers /metrics, /status, /livez, /readyz and /health_check to whoever reaches \
     it, and nothing else";
 
-const PRE_STOP_HELP: &str =
-    "How long a graceful stop fails /readyz before listeners close, for balancers to look away";
+const PRE_STOP_HELP: &str = "How long a graceful stop fails /readyz before listeners close, for balancers to look away";
 
-const HEALTH_HELP: &str = "Ask every worker and upstream for PATH: one that does not answer with 2xx or 3xx is replaced, or gets no requests";
+const HEALTH_HELP: &str =
+    "Ask every worker and upstream for PATH: one that does not answer with 2xx or 3xx is replaced, or gets no requests";
 
 const HEALTH_FAILURES_HELP: &str = "So many failures in a row are too many";

@@ -244,17 +244,25 @@ pub const TABLES: &[(&str, &str)] = &[
     ("apps.*.recycle", "When a worker is replaced."),
     ("apps.*.restart", "How workers are replaced, and how those that crashed come back."),
     ("apps.*.hot_reload", "What changed files do; a word alone, as in `hot_reload = \"process\"`, stands for `by`."),
-    ("apps.*.health", "Whether workers and upstreams are well; a path alone, as in `health = \"/health\"`, stands for `path`."),
+    (
+        "apps.*.health",
+        "Whether workers and upstreams are well; a path alone, as in `health = \"/health\"`, stands for `path`.",
+    ),
     ("log", "What is written, and how."),
     ("metrics", "Who is told what the server counts."),
-    ("metrics.statsd", "Push by StatsD's protocol; an address alone, as in `statsd = \"127.0.0.1:8125\"`, stands for `address`."),
-    ("metrics.cloudwatch", "Lines in CloudWatch's embedded metric format; a word alone, as in `cloudwatch = \"-\"`, stands for `to`."),
+    (
+        "metrics.statsd",
+        "Push by StatsD's protocol; an address alone, as in `statsd = \"127.0.0.1:8125\"`, stands for `address`.",
+    ),
+    (
+        "metrics.cloudwatch",
+        "Lines in CloudWatch's embedded metric format; a word alone, as in `cloudwatch = \"-\"`, stands for `to`.",
+    ),
     ("admin", "Where the server tells about itself to whoever can reach it."),
 ];
 
 /// Tables for which a value alone stands for one of their keys.
-pub const SHORT: &[(&str, &str)] =
-    &[
+pub const SHORT: &[(&str, &str)] = &[
     ("apps.*.ready", "apps.*.ready.by"),
     ("apps.*.hot_reload", "apps.*.hot_reload.by"),
     ("apps.*.health", "apps.*.health.path"),

@@ -16,7 +16,7 @@ use crate::mailbox::desk::Document;
 use crate::metrics::series::OWN;
 
 use super::{State, Stream};
-use crate::event_loop::{Inside, LONGEST_INSIDE, Loop};
+use crate::event_loop::{Inside, Loop, may_be_inside};
 
 /// What became of a look at the input.
 enum Step {
@@ -158,9 +158,9 @@ impl<B: Backend> Loop<B> {
 
     fn route(&mut self, sock: Sock, input: &[u8], request: &Request) -> Route {
         let path = request.path.of(input);
-        let admin = self.is_admin(sock);
+        let admin = !self.shared.settings.admin.is_empty() && self.is_admin(sock);
         let name = if admin { Some(path) } else { self.shared.settings.internal.name(path) };
-        if let Some(name) = name.filter(|name| name.len() <= LONGEST_INSIDE) {
+        if let Some(name) = name.filter(|name| may_be_inside(name)) {
             match self.inside(sock, input, request, name) {
                 Some(Inside::Server) if self.shared.has_failed() => return Route::Refuse(503, "the app has failed"),
                 Some(Inside::Server) => return Route::Text(b"ok"),

@@ -14,8 +14,11 @@ use crate::metrics::ConnectionState;
 
 use super::Loop;
 
-/// The longest of the names below, in bytes.
-pub(crate) const LONGEST_INSIDE: usize = b"/health_check".len();
+/// Whether it is worth a look if a path with its query names one of the documents: said of nearly every request, and so in few steps.
+#[inline]
+pub(crate) fn may_be_inside(name: &[u8]) -> bool {
+    name.len() <= b"/health_check?verbose=true".len() && matches!(name, [b'/', b's' | b'm' | b'l' | b'r' | b'h', ..])
+}
 
 /// What the server has to say of itself.
 pub(crate) enum Inside {
@@ -29,12 +32,14 @@ pub(crate) enum Inside {
 
 impl<B: Backend> Loop<B> {
     /// Which document of the server's own a request asks for, and gets: on an admin listener whoever can reach it, elsewhere who is on this
-    /// machine. To others the path belongs to the app. `path` is without its prefix.
+    /// machine. To others the path belongs to the app. `path` is without its prefix and with its
+    /// query.
     pub fn inside(&mut self, sock: Sock, input: &[u8], request: &head::Request, path: &[u8]) -> Option<Inside> {
-        let verbose = || request.target.of(input).split(|byte| *byte == b'?').nth(1).is_some_and(is_verbose);
-        let inside = match path {
-            b"/server" => return Some(Inside::Server),
-            b"/status" => Inside::Status,
+        let (name, query) = path.split_at(path.iter().position(|byte| *byte == b'?').unwrap_or(path.len()));
+        let verbose = || is_verbose(query.strip_prefix(b"?").unwrap_or_default());
+        let inside = match name {
+            b"/server" if query.is_empty() => return Some(Inside::Server),
+            b"/status" if query.is_empty() => Inside::Status,
             b"/metrics" if self.shared.settings.metrics.prometheus => {
                 Inside::Desk(Document::Metrics { open: wants_open_metrics(request.accept.of(input)) })
             }
@@ -87,7 +92,8 @@ impl<B: Backend> Loop<B> {
         let keep_alive = self.decide_keep_alive(connection);
         let Some(client) = self.table.client(connection) else { return };
         let version = client.http.version;
-        let document = reply::Document { status: reply.status, content_type: reply.content_type, length: reply.body.len() };
+        let document =
+            reply::Document { status: reply.status, content_type: reply.content_type, length: reply.body.len() };
         let date = &self.time.day.date;
         let write = |out: &mut Writer<'_>| document.head(out, date, version, keep_alive);
         let piece = self.memory.scratch.write(reply::Document::ROOM, write);
@@ -105,7 +111,9 @@ impl<B: Backend> Loop<B> {
 
 /// Whether a query has the word `verbose`.
 fn is_verbose(query: &[u8]) -> bool {
-    query.split(|byte| *byte == b'&').any(|word| matches!(word, b"verbose" | b"verbose=" | b"verbose=1" | b"verbose=true"))
+    query
+        .split(|byte| *byte == b'&')
+        .any(|word| matches!(word, b"verbose" | b"verbose=" | b"verbose=1" | b"verbose=true"))
 }
 
 /// Whether an Accept field prefers OpenMetrics to the classic text. Prometheus sends both with weights, and a browser neither.
@@ -145,7 +153,9 @@ mod tests {
 
     #[test]
     fn verbose_is_a_word_of_the_query() {
-        for (query, verbose) in [("verbose", true), ("a=1&verbose", true), ("verbose=1", true), ("verbosely", false), ("", false)] {
+        for (query, verbose) in
+            [("verbose", true), ("a=1&verbose", true), ("verbose=1", true), ("verbosely", false), ("", false)]
+        {
             assert_eq!(is_verbose(query.as_bytes()), verbose, "{query}");
         }
     }

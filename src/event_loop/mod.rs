@@ -18,7 +18,7 @@ mod memory;
 
 pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
 pub use admission::{Admission, Scheme};
-pub(crate) use inside::{Inside, LONGEST_INSIDE};
+pub(crate) use inside::{Inside, may_be_inside};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
 

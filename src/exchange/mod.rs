@@ -231,7 +231,15 @@ impl Exchange {
             },
             attempt: Attempt::default(),
             answer: Answer::default(),
-            times: Times { started: now, asked: time.now, granted: None, queued: false, given: now, heard: now, finished: None },
+            times: Times {
+                started: now,
+                asked: time.now,
+                granted: None,
+                queued: false,
+                given: now,
+                heard: now,
+                finished: None,
+            },
         }
     }
 

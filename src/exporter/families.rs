@@ -98,9 +98,14 @@ const SERVER: &[Family] = &[
             points.whole(&[("version", &sample.status.version), ("backend", &sample.status.backend)], 1);
         },
     ),
-    gauge("production_server_start_time_seconds", &[], "When the server started, in seconds since 1970.", |sample, points| {
-        points.real(&[], sample.started);
-    }),
+    gauge(
+        "production_server_start_time_seconds",
+        &[],
+        "When the server started, in seconds since 1970.",
+        |sample, points| {
+            points.real(&[], sample.started);
+        },
+    ),
     gauge("production_server_loops", &[], "Event loops.", |sample, points| {
         points.whole(&[], sample.status.loops as u64);
     }),
@@ -155,12 +160,22 @@ const SERVER: &[Family] = &[
         "Deadlines that passed: of slow heads, bodies and readers, of workers without an answer, and of waiting.",
         |sample, points| total(sample, points, |totals| totals.timeouts),
     ),
-    counter("production_server_clients_gone_total", &[], "Requests whose client left before their end.", |sample, points| {
-        total(sample, points, |totals| totals.client_gone);
-    }),
-    counter("production_server_panics_total", &[], "Panics caught in a loop, each at the cost of one connection.", |sample, points| {
-        total(sample, points, |totals| totals.panics);
-    }),
+    counter(
+        "production_server_clients_gone_total",
+        &[],
+        "Requests whose client left before their end.",
+        |sample, points| {
+            total(sample, points, |totals| totals.client_gone);
+        },
+    ),
+    counter(
+        "production_server_panics_total",
+        &[],
+        "Panics caught in a loop, each at the cost of one connection.",
+        |sample, points| {
+            total(sample, points, |totals| totals.panics);
+        },
+    ),
     counter(
         "production_server_memory_pauses_total",
         &[],
@@ -217,13 +232,18 @@ const APPS: &[Family] = &[
         "Requests that got no worker: the queue was full, they waited too long (timeout) or too long for any worker to be ready (hold), \
          the app has failed, or every worker had as many tunnels as it may.",
         |sample, points| {
-            each_app_counter(sample, points, "reason", &[
-                ("full", |app| app.queue_full.value()),
-                ("timeout", |app| app.queue_timeouts.value()),
-                ("hold", |app| app.hold_expired.value()),
-                ("failed", |app| app.app_failed.value()),
-                ("tunnels", |app| app.no_tunnel.value()),
-            ]);
+            each_app_counter(
+                sample,
+                points,
+                "reason",
+                &[
+                    ("full", |app| app.queue_full.value()),
+                    ("timeout", |app| app.queue_timeouts.value()),
+                    ("hold", |app| app.hold_expired.value()),
+                    ("failed", |app| app.app_failed.value()),
+                    ("tunnels", |app| app.no_tunnel.value()),
+                ],
+            );
         },
     ),
     counter(
@@ -231,11 +251,18 @@ const APPS: &[Family] = &[
         &["app", "reason"],
         "Requests given to a second worker: the first declined, nothing of it was taken, or a kept connection ended under it.",
         |sample, points| {
-            each_app_counter(sample, points, "reason", &[
-                (RetryReason::Declined.name(), |app| app.retries[RetryReason::Declined as usize].value()),
-                (RetryReason::NotTaken.name(), |app| app.retries[RetryReason::NotTaken as usize].value()),
-                (RetryReason::ConnectionLost.name(), |app| app.retries[RetryReason::ConnectionLost as usize].value()),
-            ]);
+            each_app_counter(
+                sample,
+                points,
+                "reason",
+                &[
+                    (RetryReason::Declined.name(), |app| app.retries[RetryReason::Declined as usize].value()),
+                    (RetryReason::NotTaken.name(), |app| app.retries[RetryReason::NotTaken as usize].value()),
+                    (RetryReason::ConnectionLost.name(), |app| {
+                        app.retries[RetryReason::ConnectionLost as usize].value()
+                    }),
+                ],
+            );
         },
     ),
     counter(
@@ -258,9 +285,14 @@ const WORKERS: &[Family] = &[
             }
         }
     }),
-    gauge("production_server_workers_wanted", &["app"], "Workers and upstreams that there are to be.", |sample, points| {
-        each_app(sample, points, |app| app.workers_wanted as u64);
-    }),
+    gauge(
+        "production_server_workers_wanted",
+        &["app"],
+        "Workers and upstreams that there are to be.",
+        |sample, points| {
+            each_app(sample, points, |app| app.workers_wanted as u64);
+        },
+    ),
     counter("production_server_worker_starts_total", &["app"], "Workers started.", |sample, points| {
         each_app(sample, points, |app| app.starts);
     }),
@@ -336,7 +368,9 @@ const WORKERS: &[Family] = &[
         "production_server_worker_health_failures_total",
         &["app", "worker"],
         "Health checks that failed. Only with `apps.*.health`.",
-        |sample, points| each_place(sample, points, MOST, |worker| worker.health.as_ref().map(|health| health.failures)),
+        |sample, points| {
+            each_place(sample, points, MOST, |worker| worker.health.as_ref().map(|health| health.failures))
+        },
     ),
     counter(
         "production_server_upstream_ejections_total",
@@ -350,9 +384,14 @@ const BUNGATE: &[Family] = &[
     bungate("bungate_workers_total", Kind::Gauge, "Workers that take requests.", |sample, points| {
         points.whole(&[], sample.status.apps.iter().map(|app| app.workers_ready as u64).sum());
     }),
-    bungate("bungate_workers_restarts_total", Kind::Counter, "Workers started in the place of others.", |sample, points| {
-        points.whole(&[], sample.status.apps.iter().map(|app| app.replaced).sum());
-    }),
+    bungate(
+        "bungate_workers_restarts_total",
+        Kind::Counter,
+        "Workers started in the place of others.",
+        |sample, points| {
+            points.whole(&[], sample.status.apps.iter().map(|app| app.replaced).sum());
+        },
+    ),
     bungate("bungate_workers_crashed_total", Kind::Counter, "Workers that ended unasked.", |sample, points| {
         points.whole(&[], sample.status.apps.iter().map(|app| app.crashes).sum());
     }),

@@ -103,7 +103,11 @@ fn names_and_labels_follow_the_conventions() {
     with_sample(true, |sample| {
         for (family, points) in collect(sample) {
             for point in points {
-                assert!(point.labels.iter().all(|(label, _)| family.labels.contains(label)), "{}: {point:?}", family.name);
+                assert!(
+                    point.labels.iter().all(|(label, _)| family.labels.contains(label)),
+                    "{}: {point:?}",
+                    family.name
+                );
             }
         }
     });
@@ -146,7 +150,10 @@ fn cloudwatch_gets_one_document_for_each_set_of_labels() {
     let documents: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     for document in &documents {
         let described = &document["_aws"]["CloudWatchMetrics"][0];
-        assert_eq!((&document["_aws"]["Timestamp"], &described["Namespace"]), (&1_700_000_000_123_u64.into(), &"site".into()));
+        assert_eq!(
+            (&document["_aws"]["Timestamp"], &described["Namespace"]),
+            (&1_700_000_000_123_u64.into(), &"site".into())
+        );
         for dimension in described["Dimensions"][0].as_array().unwrap() {
             assert!(document[dimension.as_str().unwrap()].is_string(), "{document}");
         }
@@ -156,9 +163,15 @@ fn cloudwatch_gets_one_document_for_each_set_of_labels() {
             assert!(document[metric["Name"].as_str().unwrap()].is_number(), "{metric} in {document}");
         }
     }
-    let of_web = documents.iter().find(|document| document["app"] == "web" && document["_aws"]["CloudWatchMetrics"][0]["Dimensions"][0] == serde_json::json!(["app"]));
+    let of_web = documents.iter().find(|document| {
+        document["app"] == "web"
+            && document["_aws"]["CloudWatchMetrics"][0]["Dimensions"][0] == serde_json::json!(["app"])
+    });
     let of_web = of_web.unwrap();
-    assert_eq!((&of_web["production_server_queue_depth"], &of_web["http_server_request_duration_seconds_count"]), (&3.0.into(), &5.0.into()));
+    assert_eq!(
+        (&of_web["production_server_queue_depth"], &of_web["http_server_request_duration_seconds_count"]),
+        (&3.0.into(), &5.0.into())
+    );
 }
 
 #[test]
@@ -175,7 +188,10 @@ fn readiness_names_what_is_missing() {
         assert_eq!((status, text.as_str()), (503, "[-] app web: no worker is ready\nfailed\n"));
     });
     let (status, text) = health::tell(&health::live(&[true, false]), true);
-    assert_eq!((status, text.as_str()), (503, "[+] loop 0: ok\n[-] loop 1: it has not turned within a second\nfailed\n"));
+    assert_eq!(
+        (status, text.as_str()),
+        (503, "[+] loop 0: ok\n[-] loop 1: it has not turned within a second\nfailed\n")
+    );
 }
 
 /// A file beside the sources, which `UPDATE_REPORTS=1` writes anew.
@@ -206,7 +222,8 @@ fn the_dashboard_shows_metrics_that_there_are() {
         let words = expression.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
         for word in words.filter(|word| word.starts_with("http_server_") || word.starts_with("production_server_")) {
             let known = families::ALL.iter().flat_map(|group| group.1).find(|family| {
-                let parts: &[&str] = if family.kind == Kind::Histogram { &["_bucket", "_sum", "_count"] } else { &[""] };
+                let parts: &[&str] =
+                    if family.kind == Kind::Histogram { &["_bucket", "_sum", "_count"] } else { &[""] };
                 parts.iter().any(|part| word.strip_suffix(part) == Some(family.name))
             });
             let family = known.unwrap_or_else(|| panic!("{word} of the dashboard is not exported: {expression}"));

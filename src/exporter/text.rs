@@ -32,7 +32,8 @@ pub fn open(sample: &Sample<'_>) -> String {
     let mut out = String::with_capacity(32 * 1024);
     for (family, points) in collect(sample) {
         let name = base_name(family);
-        let kind = if family.kind == Kind::Gauge && family.name.ends_with("_total") { "unknown" } else { family.kind.name() };
+        let kind =
+            if family.kind == Kind::Gauge && family.name.ends_with("_total") { "unknown" } else { family.kind.name() };
         let _ = writeln!(out, "# TYPE {name} {kind}");
         if !family.unit().is_empty() {
             let _ = writeln!(out, "# UNIT {name} {}", family.unit());

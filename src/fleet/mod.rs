@@ -131,7 +131,10 @@ pub enum Ending {
 impl Ending {
     /// Whether it served its purpose and goes as it should: no failure of its own.
     pub fn is_planned(self) -> bool {
-        !matches!(self, Ending::NotReady | Ending::Unreachable | Ending::Deadline(_) | Ending::Watchdog(_) | Ending::Health)
+        !matches!(
+            self,
+            Ending::NotReady | Ending::Unreachable | Ending::Deadline(_) | Ending::Watchdog(_) | Ending::Health
+        )
     }
 }
 

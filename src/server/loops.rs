@@ -243,7 +243,12 @@ fn socket_room(settings: &Settings) -> usize {
     let idle = (settings.app.concurrency as usize).min(settings.max_connections).saturating_add(2);
     let workers = crate::supervisor::Supervisor::most_workers(settings) + settings.app.upstreams.len();
     let to_workers = settings.max_connections.saturating_add(workers.saturating_mul(idle));
-    settings.max_connections + ADMIN_PLACES + to_workers + settings.listen.len() + settings.admin.len() + 2 * crate::backends::ACCEPT_BATCH
+    settings.max_connections
+        + ADMIN_PLACES
+        + to_workers
+        + settings.listen.len()
+        + settings.admin.len()
+        + 2 * crate::backends::ACCEPT_BATCH
 }
 
 /// A number to start request ids from, so that those of two loops or two servers do not meet.

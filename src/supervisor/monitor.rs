@@ -61,7 +61,8 @@ struct Push {
 impl Monitor {
     /// Opens what is to be pushed to. What cannot be is said, and left out.
     pub fn new(desk: Desk, settings: &config::Metrics, loops: usize, log: &Log, now: Instant) -> Monitor {
-        let opened = |what: &str, sender: io::Result<Option<SyncSender<Vec<String>>>>, interval: Duration| match sender {
+        let opened = |what: &str, sender: io::Result<Option<SyncSender<Vec<String>>>>, interval: Duration| match sender
+        {
             Ok(sender) => Some(Push { interval, next: now + interval, before: push::Before::default(), sender }),
             Err(error) => {
                 log.event(Level::Error, format_args!("metrics cannot be pushed to {what}: {error}"), &[]);

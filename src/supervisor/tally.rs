@@ -104,7 +104,8 @@ mod tests {
     #[test]
     fn every_end_has_its_reason_and_a_place_keeps_its_requests() {
         let mut tally = Tally::default();
-        let endings = [None, Some(Ending::Requests(7)), Some(Ending::Deploy), Some(Ending::Health), Some(Ending::Shutdown)];
+        let endings =
+            [None, Some(Ending::Requests(7)), Some(Ending::Deploy), Some(Ending::Health), Some(Ending::Shutdown)];
         for (index, ending) in endings.into_iter().enumerate() {
             tally.started(1);
             tally.ended(1, ending, index == 0, 10);

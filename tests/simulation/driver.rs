@@ -531,7 +531,7 @@ fn open_loop(
             port: 80,
             scheme: Scheme::Http,
             app: 0,
-                admin: false,
+            admin: false,
         }],
         mailbox,
         metrics: metrics.clone(),
