@@ -46,7 +46,7 @@ pub use conformance::Conformance;
 pub use environment::{Environment, Search};
 pub use file::{File, NAME as FILE_NAME, Text};
 pub use load::Loaded;
-pub use monitoring::{CloudWatch, Health, Metrics, Statsd};
+pub use monitoring::{CloudWatch, Metrics, Statsd};
 pub use places::quoted as toml_string;
 pub use report::{Problem, Severity};
 pub use schema::{manual, schema};
@@ -268,8 +268,6 @@ pub struct App {
     pub restart: Restart,
     /// When a worker counts as ready.
     pub ready: Ready,
-    /// Whether workers and upstreams are asked how they are.
-    pub health: Health,
     /// How a worker gets its socket.
     pub socket: WorkerSocket,
     /// Where workers start, as an absolute path that is resolved anew at each start; `None`: the server's own directory.
@@ -547,7 +545,6 @@ impl Default for App {
                 max_unavailable: 0,
             },
             ready: Ready { by: ReadyBy::Listen, timeout: Duration::from_secs(15) },
-            health: Health::default(),
             socket: WorkerSocket::Auto,
             directory: None,
             watchdog: None,

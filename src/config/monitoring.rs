@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::keys::{FROM_ZERO, Key, POSITIVE, key, store};
-use super::units::{choice, count, duration, listen, switch};
+use super::units::{choice, duration, listen, switch};
 
 /// Which metrics are told, and to whom.
 #[derive(Clone, Debug, PartialEq)]
@@ -65,33 +65,6 @@ pub enum CloudWatch {
     Stdout,
     /// To the end of a file.
     File(PathBuf),
-}
-
-/// How an app's workers and upstreams are asked whether they are well.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Health {
-    /// The path that they are asked for; `None`: they are not asked.
-    pub path: Option<String>,
-    /// How often.
-    pub interval: Duration,
-    /// How long an answer may take.
-    pub timeout: Duration,
-    /// After so many failures in a row a worker is replaced, and an upstream gets no more requests.
-    pub failures: u32,
-    /// After so many successes in a row an upstream gets requests again.
-    pub successes: u32,
-}
-
-impl Default for Health {
-    fn default() -> Health {
-        Health {
-            path: None,
-            interval: Duration::from_secs(10),
-            timeout: Duration::from_secs(2),
-            failures: 3,
-            successes: 2,
-        }
-    }
 }
 
 /// A word that begins each name: letters, digits, dots, dashes and underscores.
@@ -176,38 +149,9 @@ pub const KEYS: &[Key] = &[
     key("pre-stop-delay", "DURATION", "0s", PRE_STOP_HELP, |settings, text| {
         store(&mut settings.pre_stop_delay, duration(text, FROM_ZERO))
     }),
-    key("health", "PATH", "", HEALTH_HELP, |settings, text| {
-        store(&mut settings.app.health.path, health_path(text).map(Some))
-    })
-    .example("/health"),
-    key("health-interval", "DURATION", "10s", "How often they are asked", |settings, text| {
-        store(&mut settings.app.health.interval, duration(text, POSITIVE))
-    }),
-    key("health-timeout", "DURATION", "2s", "How long an answer may take", |settings, text| {
-        store(&mut settings.app.health.timeout, duration(text, POSITIVE))
-    }),
-    key("health-failures", "N", "3", HEALTH_FAILURES_HELP, |settings, text| {
-        store(&mut settings.app.health.failures, count(text, 1..=1000).map(|number| number as u32))
-    }),
-    key("health-successes", "N", "2", "So many answers in a row bring an upstream back", |settings, text| {
-        store(&mut settings.app.health.successes, count(text, 1..=1000).map(|number| number as u32))
-    }),
 ];
-
-/// A path as a request names it.
-fn health_path(text: &str) -> Result<String, String> {
-    match super::units::ready(&format!("http:{text}"))? {
-        super::ReadyBy::Http(path) => Ok(path),
-        _ => Err("expected a path that begins with /".to_owned()),
-    }
-}
 
 const ADMIN_HELP: &str = "An address where the server answers /metrics, /status, /livez, /readyz and /health_check to whoever reaches \
     it, and nothing else";
 
 const PRE_STOP_HELP: &str = "How long a graceful stop fails /readyz before listeners close, for balancers to look away";
-
-const HEALTH_HELP: &str =
-    "Ask every worker and upstream for PATH: one that does not answer with 2xx or 3xx is replaced, or gets no requests";
-
-const HEALTH_FAILURES_HELP: &str = "So many failures in a row are too many";

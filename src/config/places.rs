@@ -206,11 +206,6 @@ pub const PLACES: &[Place] = &[
         ..at("give-up", "apps.*.restart.give_up", Text)
     },
     at("give-up-exit", "apps.*.restart.give_up_exit", Switch),
-    at("health", "apps.*.health.path", Text),
-    at("health-interval", "apps.*.health.interval", Shape::Duration),
-    at("health-timeout", "apps.*.health.timeout", Shape::Duration),
-    at("health-failures", "apps.*.health.failures", Count),
-    at("health-successes", "apps.*.health.successes", Count),
     at("hot-reload", "apps.*.hot_reload.by", Word),
     at("watch", "apps.*.hot_reload.watch", List),
     at("reload-signal", "apps.*.hot_reload.signal", Word),
@@ -244,10 +239,6 @@ pub const TABLES: &[(&str, &str)] = &[
     ("apps.*.recycle", "When a worker is replaced."),
     ("apps.*.restart", "How workers are replaced, and how those that crashed come back."),
     ("apps.*.hot_reload", "What changed files do; a word alone, as in `hot_reload = \"process\"`, stands for `by`."),
-    (
-        "apps.*.health",
-        "Whether workers and upstreams are well; a path alone, as in `health = \"/health\"`, stands for `path`.",
-    ),
     ("log", "What is written, and how."),
     ("metrics", "Who is told what the server counts."),
     (
@@ -265,7 +256,6 @@ pub const TABLES: &[(&str, &str)] = &[
 pub const SHORT: &[(&str, &str)] = &[
     ("apps.*.ready", "apps.*.ready.by"),
     ("apps.*.hot_reload", "apps.*.hot_reload.by"),
-    ("apps.*.health", "apps.*.health.path"),
     ("metrics.statsd", "metrics.statsd.address"),
     ("metrics.cloudwatch", "metrics.cloudwatch.to"),
 ];
@@ -283,6 +273,7 @@ pub const NOT_YET: &[&str] = &[
     "static",
     "hub",
     "publish",
+    "health",
     "trusted_proxies",
     "proxy_protocol",
     "upgrade",

@@ -356,28 +356,6 @@ const WORKERS: &[Family] = &[
         "Memory of the processes of a place's workers (PSS), as last measured.",
         |sample, points| each_place(sample, points, SUM, |worker| worker.memory_bytes),
     ),
-    gauge(
-        "production_server_worker_healthy",
-        &["app", "worker"],
-        "1 while a worker or upstream answers the health check, 0 when it has failed it. Only with `apps.*.health`.",
-        |sample, points| {
-            each_place(sample, points, LEAST, |worker| worker.health.as_ref().map(|health| u64::from(health.healthy)));
-        },
-    ),
-    counter(
-        "production_server_worker_health_failures_total",
-        &["app", "worker"],
-        "Health checks that failed. Only with `apps.*.health`.",
-        |sample, points| {
-            each_place(sample, points, MOST, |worker| worker.health.as_ref().map(|health| health.failures))
-        },
-    ),
-    counter(
-        "production_server_upstream_ejections_total",
-        &["app", "worker"],
-        "How often an upstream was given no more requests for a while, because it had failed.",
-        |sample, points| each_place(sample, points, MOST, |worker| worker.ejections),
-    ),
 ];
 
 const BUNGATE: &[Family] = &[
@@ -448,7 +426,6 @@ type Fold = fn(&[u64]) -> u64;
 
 const SUM: Fold = |values| values.iter().sum();
 const MOST: Fold = |values| values.iter().copied().max().unwrap_or(0);
-const LEAST: Fold = |values| values.iter().copied().min().unwrap_or(0);
 
 /// One point for each place.
 fn each_place(sample: &Sample<'_>, points: &mut Points, fold: Fold, read: fn(&Worker) -> Option<u64>) {
