@@ -168,7 +168,7 @@ fn counters_agree_with_what_was_done(backend: &str) {
     let lines = folder.path().join("metrics.json");
     #[rustfmt::skip]
     let flags = [
-        "--concurrency", "8", "--read-timeout-ms", "300", "--header-timeout", "300ms", "--max-body", "100",
+        "--concurrency", "8", "--read-timeout-ms", "1000", "--header-timeout", "1s", "--max-body", "100",
         "--statsd", &statsd.local_addr().unwrap().to_string(), "--statsd-format", "datadog", "--statsd-interval", "100ms",
         "--cloudwatch", lines.to_str().unwrap(), "--cloudwatch-interval", "100ms", "--bungate-metrics",
     ];
