@@ -48,6 +48,7 @@ const FORWARD: Forward<'_> = Forward {
     trusted: false,
     keep_alive: true,
     open: false,
+    edits: None,
 };
 
 #[divan::bench(args = HEADS)]
@@ -93,6 +94,7 @@ fn rewrite_answer(bencher: Bencher) {
         keep_alive: true,
         framing: Rewritten::Same,
         upgrade: false,
+        edits: None,
     };
     let mut room = [MaybeUninit::uninit(); 4096];
     bencher.bench_local(|| {

@@ -47,7 +47,9 @@ fn worker() -> (Worker, mpsc::Sender<()>) {
         while let Some((head, _)) = incoming.request() {
             let path = head.split(' ').nth(1).unwrap();
             match path {
-                "/missing" => drop(incoming.send("HTTP/1.1 404 No\r\nContent-Length: 2\r\n\r\nno")),
+                "/missing" => {
+                    incoming.send("HTTP/1.1 404 No\r\nContent-Length: 2\r\n\r\nno");
+                }
                 "/die" => return,
                 "/cut" => {
                     incoming.send("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\ncu");
@@ -206,7 +208,7 @@ fn statsd_agrees(socket: &UdpSocket) {
             let key = if labels.is_empty() { name.to_owned() } else { format!("{name}{{{}}}", labels.join(",")) };
             match kind {
                 "c" => *sums.entry(key).or_default() += value,
-                "g" => drop(sums.insert(key, value)),
+                "g" => *sums.entry(key).or_default() = value,
                 _ => panic!("{line}"),
             }
         }
@@ -248,9 +250,8 @@ fn cloudwatch_differences(path: &Path) -> Vec<String> {
         }
     }
     // Gauges are told as they are.
-    for gauge in ["production_server_workers{app=\"web\",state=\"running\"}"] {
-        sums.insert(gauge.to_owned(), last.get(gauge).copied().unwrap_or(0.0));
-    }
+    let gauges = last.iter().filter(|(name, _)| !name.contains("_total") && !name.contains("_count"));
+    sums.extend(gauges.map(|(name, value)| (name.clone(), *value)));
     pushed_differences(&sums, '_')
 }
 

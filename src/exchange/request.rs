@@ -34,6 +34,7 @@ impl<B: Backend> Loop<B> {
             trusted: false,
             keep_alive: self.shared.apps[app as usize].settings.keepalive,
             open: request.framing == Framing::Chunked,
+            edits: None,
         };
         let room = rewrite::request_room(request, &self.heads.fields, &forward);
         let head = self.memory.scratch.write(room, |out| {

@@ -1,3 +1,5 @@
+//! What is exported, in each form, and that the documents about it are true.
+
 use std::collections::BTreeSet;
 use std::path::Path;
 

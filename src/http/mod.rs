@@ -22,6 +22,7 @@ mod names;
 pub mod reader;
 pub mod reply;
 pub mod rewrite;
+pub mod route;
 mod search;
 mod seen;
 
