@@ -11,7 +11,6 @@ use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
 use crate::http::reply::{self, Reply};
 use crate::http::{Framing, Method, body_len};
-use crate::log::AccessRecord;
 use crate::mailbox::desk::Document;
 use crate::metrics::series::OWN;
 
@@ -277,15 +276,5 @@ impl<B: Backend> Loop<B> {
         self.backend.send(sock, piece.into());
         self.log_answer(sock, b"", status, bytes);
         self.close_client(sock, How::Flushed);
-    }
-
-    /// Writes the access line of a request that no exchange carries.
-    fn log_answer(&mut self, sock: Sock, head: &[u8], status: u16, bytes: u64) {
-        if self.access.enabled()
-            && let Some(client) = self.table.client(sock)
-        {
-            let record = client.access_record(head, self.time.day.micros(self.time.nanos()));
-            self.access.record(&AccessRecord { status, bytes, ..record });
-        }
     }
 }

@@ -68,14 +68,8 @@ pub struct App {
     pub state: State,
     /// The newest generation of its workers.
     pub generation: u32,
-    /// Workers started since the server's start.
-    pub starts: u64,
-    /// Those of them that came in the place of another.
-    pub replaced: u64,
-    /// Workers that ended unasked.
-    pub crashes: u64,
-    /// Workers that have ended, by why.
-    pub exits: BTreeMap<String, u64>,
+    /// Workers that came and went since the server's start.
+    pub lives: Lives,
     /// Workers wanted.
     pub workers_wanted: usize,
     /// Workers ready for requests.
@@ -96,6 +90,20 @@ pub struct App {
     pub roll: Option<Roll>,
     /// Its workers.
     pub workers: Vec<Worker>,
+}
+
+/// Workers that came and went.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Lives {
+    /// Those that were started.
+    pub starts: u64,
+    /// Those of them that came in the place of another.
+    pub replaced: u64,
+    /// Those that ended unasked.
+    pub crashes: u64,
+    /// Those that have ended, by why.
+    pub exits: BTreeMap<String, u64>,
 }
 
 /// The bounds of automatic scaling.
@@ -358,10 +366,12 @@ pub(crate) fn sample() -> Status {
         name: "web".to_owned(),
         state: State::Running,
         generation: 3,
-        starts: 6,
-        replaced: 4,
-        crashes: 1,
-        exits: [("recycle".to_owned(), 3), ("crash".to_owned(), 1)].into(),
+        lives: Lives {
+            starts: 6,
+            replaced: 4,
+            crashes: 1,
+            exits: [("recycle".to_owned(), 3), ("crash".to_owned(), 1)].into(),
+        },
         workers_wanted: 2,
         workers_ready: 2,
         workers_busy: 1,
@@ -437,7 +447,7 @@ mod tests {
         let app = &document["apps"][0];
         #[rustfmt::skip]
         let of_app = vec![
-            "name", "state", "generation", "starts", "replaced", "crashes", "exits", "workers_wanted", "workers_ready", "workers_busy", "scaling", "paused", "queue", "requests", "latency_ms",
+            "name", "state", "generation", "lives", "workers_wanted", "workers_ready", "workers_busy", "scaling", "paused", "queue", "requests", "latency_ms",
             "roll", "workers",
         ];
         assert_eq!(keys(app), sorted(of_app));

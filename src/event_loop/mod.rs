@@ -5,6 +5,7 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `account` | what is counted of an exchange, and its line in the log |
 //! | `admission` | listeners, and the limit on connections |
 //! | `inside` | documents about the inside of the server, and who gets them |
 //! | `memory` | where bytes are that wait, and who goes on when memory comes back |
@@ -12,6 +13,7 @@
 //! Rule: handlers never call each other in circles: what must be looked at again goes onto a list that the reactor works off after
 //! each event ([`Loop::work_off`]).
 
+mod account;
 mod admission;
 mod inside;
 mod memory;

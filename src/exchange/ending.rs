@@ -5,11 +5,9 @@
 //! its memory, and last the client's connection, which may go on with its next request.
 
 use std::fmt::Display;
-use std::time::Duration;
 
 use crate::backends::{Backend, How};
 use crate::buffers::slots::Key;
-use crate::buffers::wheel::nanos;
 use crate::connection::State;
 use crate::dispatch::Outcome;
 use crate::event_loop::Loop;
@@ -17,15 +15,13 @@ use crate::http::body::last_chunk;
 use crate::http::id::id_text;
 use crate::http::reply::{self, Format, Reply};
 use crate::http::{Method, body_len, find_lines};
-use crate::log::{AccessRecord, Level};
+use crate::log::Level;
 use crate::planted::{self, Bug};
 
-use super::{Exchange, Phase};
+use super::Phase;
 
 /// What is said while no worker is ready.
 pub(super) const STARTING: &str = "the app is starting";
-/// The status in the access line of a request whose client left before it was answered, as nginx has it.
-const CLIENT_LEFT: u16 = 499;
 
 /// How an exchange ends.
 #[derive(Clone, Copy, Debug)]
@@ -180,49 +176,6 @@ impl<B: Backend> Loop<B> {
         }
         let waits = self.exchanges.lookup(key).map_or("", |exchange| exchange.waits().name());
         self.warn(key, "an answer was cut", reason, &[("waited_for", &waits)]);
-    }
-
-    /// How long an exchange waited for its first worker.
-    fn waited(&self, exchange: &Exchange) -> Duration {
-        let until = exchange.times.granted.map_or(self.time.now, |granted| self.time.instant(granted));
-        until.saturating_duration_since(exchange.times.asked)
-    }
-
-    /// Counts how an exchange ended and how long it took, and writes its access line.
-    pub fn account(&mut self, key: Key, left: bool) {
-        let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let now = self.time.nanos();
-        let status = if left && exchange.answer.status == 0 { CLIENT_LEFT } else { exchange.answer.status };
-        let series = self.count().of_series(exchange.series);
-        series.ended(status);
-        // Streams and tunnels last as long as somebody listens.
-        if !exchange.answer.stream && status != 101 && !left {
-            series.took.record(now - exchange.times.started);
-        }
-        if exchange.times.queued {
-            self.count_app(exchange.app).waited.record(nanos(self.waited(exchange)));
-        } else if exchange.times.granted.is_some() {
-            series.at_once.add(1);
-        }
-        if !self.access.enabled() {
-            return;
-        }
-        let waited = self.waited(exchange);
-        let Some(client) = self.table.client(exchange.stream.connection) else { return };
-        let head: &[u8] = exchange.request.head.as_deref().unwrap_or_default();
-        let times = &exchange.times;
-        let end = times.finished.unwrap_or(now);
-        let seat = exchange.attempt.worker.and_then(|worker| self.seats.get(exchange.app, worker));
-        self.access.record(&AccessRecord {
-            status,
-            bytes: exchange.answer.bytes,
-            duration_us: (now - times.started) / 1000,
-            queue_us: times.granted.map(|_| waited.as_micros() as u64),
-            upstream_us: times.granted.map(|granted| (end - granted) / 1000),
-            worker: seat.map(|seat| seat.target.number),
-            request_id: &id_text(exchange.request.id),
-            ..client.access_record(head, self.time.day.micros(now))
-        });
     }
 
     /// Says what was wrong with an exchange, and with which worker.

@@ -294,7 +294,7 @@ const WORKERS: &[Family] = &[
         },
     ),
     counter("production_server_worker_starts_total", &["app"], "Workers started.", |sample, points| {
-        each_app(sample, points, |app| app.starts);
+        each_app(sample, points, |app| app.lives.starts);
     }),
     counter(
         "production_server_worker_exits_total",
@@ -302,7 +302,7 @@ const WORKERS: &[Family] = &[
         "Workers that have ended, by why: `crash` is an end that nobody asked for.",
         |sample, points| {
             for app in &sample.status.apps {
-                for (reason, count) in &app.exits {
+                for (reason, count) in &app.lives.exits {
                     points.whole(&[("app", &app.name), ("reason", reason)], *count);
                 }
             }
@@ -367,11 +367,11 @@ const BUNGATE: &[Family] = &[
         Kind::Counter,
         "Workers started in the place of others.",
         |sample, points| {
-            points.whole(&[], sample.status.apps.iter().map(|app| app.replaced).sum());
+            points.whole(&[], sample.status.apps.iter().map(|app| app.lives.replaced).sum());
         },
     ),
     bungate("bungate_workers_crashed_total", Kind::Counter, "Workers that ended unasked.", |sample, points| {
-        points.whole(&[], sample.status.apps.iter().map(|app| app.crashes).sum());
+        points.whole(&[], sample.status.apps.iter().map(|app| app.lives.crashes).sum());
     }),
     bungate("bungate_requests_total", Kind::Counter, "Requests that have ended.", |sample, points| {
         let mut all = 0;

@@ -166,6 +166,11 @@ impl Processes {
         }
     }
 
+    fn count_start(&mut self, place: u32) {
+        self.status.starts.fetch_add(1, Ordering::Relaxed);
+        self.tally.started(place);
+    }
+
     fn try_start(&mut self, start: Start) -> Result<bool, String> {
         let Some(launcher) = &self.launcher else { return Ok(false) };
         let now = Instant::now();
@@ -204,8 +209,7 @@ impl Processes {
                 return Err(error.to_string());
             }
         };
-        self.status.starts.fetch_add(1, Ordering::Relaxed);
-        self.tally.started(number);
+        self.count_start(number);
         let group = child.id();
         self.events.emit(Level::Info, "worker-spawn", "worker started", &[("worker", &label), ("pid", &group)]);
         if let Some(socket) = &mut notify {

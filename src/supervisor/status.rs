@@ -119,15 +119,11 @@ impl Supervisor {
         }
         let settings = &self.processes.settings;
         let waited = snapshot.oldest.map(|since| now.saturating_duration_since(since).as_secs_f64() * 1000.0);
-        let tally = &self.processes.tally;
         status::App {
             name: settings.app.name.clone(),
             state,
             generation: self.fleet.generation(),
-            starts: tally.starts(),
-            replaced: tally.replaced(),
-            crashes: tally.crashes(),
-            exits: tally.exits(),
+            lives: self.processes.tally.told(),
             workers_wanted: self.fleet.wanted() + settings.app.upstreams.len(),
             workers_ready: snapshot.eligible as usize,
             workers_busy: snapshot.workers.iter().filter(|worker| is_busy(worker)).count(),

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::control::status::Lives;
 use crate::fleet::Ending;
 
 /// Why workers end, in the words of labels.
@@ -50,24 +51,10 @@ impl Tally {
         *self.places.entry(place).or_default() += requests;
     }
 
-    /// Workers started.
-    pub fn starts(&self) -> u64 {
-        self.starts
-    }
-
-    /// Those of them that came in the place of another.
-    pub fn replaced(&self) -> u64 {
-        self.replaced
-    }
-
-    /// Workers that ended unasked.
-    pub fn crashes(&self) -> u64 {
-        self.crashes
-    }
-
-    /// Workers that have ended, for each reason that there is.
-    pub fn exits(&self) -> BTreeMap<String, u64> {
-        REASONS.iter().map(|reason| ((*reason).to_owned(), self.exits.get(reason).copied().unwrap_or(0))).collect()
+    /// For the status document: with each reason that there is, so that those which never came can be told, too.
+    pub fn told(&self) -> Lives {
+        let exits = REASONS.iter().map(|reason| ((*reason).to_owned(), self.exits.get(reason).copied().unwrap_or(0)));
+        Lives { starts: self.starts, replaced: self.replaced, crashes: self.crashes, exits: exits.collect() }
     }
 
     /// The requests of those that have left a place.
@@ -112,9 +99,10 @@ mod tests {
         }
         tally.started(2);
         tally.ended(2, None, false, 1);
-        assert_eq!((tally.starts(), tally.replaced(), tally.crashes()), (6, 4, 1));
+        let told = tally.told();
+        assert_eq!((told.starts, told.replaced, told.crashes), (6, 4, 1));
         assert_eq!((tally.requests_before(1), tally.requests_before(2), tally.requests_before(3)), (50, 1, 0));
-        let exits = tally.exits();
+        let exits = told.exits;
         assert_eq!(exits.len(), REASONS.len());
         assert_eq!(exits.values().sum::<u64>(), 6);
         assert_eq!((exits["crash"], exits["exit"], exits["health"], exits["memory"]), (1, 1, 1, 0));
