@@ -28,7 +28,9 @@ pub struct Counter(AtomicU64);
 
 impl Counter {
     /// Nothing yet.
-    pub const ZERO: Counter = Counter(AtomicU64::new(0));
+    pub const fn new() -> Counter {
+        Counter(AtomicU64::new(0))
+    }
 
     /// Adds `more`. Only the owner's thread may call it: two writers would lose counts.
     #[inline]

@@ -406,13 +406,11 @@ fn each_app(sample: &Sample<'_>, points: &mut Points, read: fn(&App) -> u64) {
     }
 }
 
+/// Reads what one loop counts for an app.
+type OfApp = fn(&AppCounters) -> u64;
+
 /// Points of an app that its loops count, with the values of one more label; of those that nothing was counted for, too.
-fn each_app_counter(
-    sample: &Sample<'_>,
-    points: &mut Points,
-    label: &'static str,
-    values: &[(&str, fn(&AppCounters) -> u64)],
-) {
+fn each_app_counter(sample: &Sample<'_>, points: &mut Points, label: &'static str, values: &[(&str, OfApp)]) {
     for (index, app) in sample.metrics.names().apps.iter().enumerate() {
         for (value, read) in values {
             let counted = sample.metrics.loops().filter_map(|counters| counters.apps.get(index)).map(read).sum();

@@ -131,7 +131,7 @@ fn statsd_line(number: &Number<'_>, form: &Statsd) -> String {
 /// Lines in CloudWatch's embedded metric format, each with its end: one document for each set of labels. `millis` is the time in
 /// milliseconds since 1970.
 pub fn cloudwatch(sample: &Sample<'_>, namespace: &str, millis: u64, before: &mut Before) -> String {
-    let mut documents: BTreeMap<Vec<(&str, String)>, Vec<(String, &str, f64)>> = BTreeMap::new();
+    let mut documents: BTreeMap<Vec<(&str, String)>, Vec<Metric>> = BTreeMap::new();
     for (family, points) in collect(sample) {
         for number in before.numbers(family, &points) {
             let part = if number.part.is_empty() { String::new() } else { format!("_{}", number.part) };
@@ -156,7 +156,10 @@ pub fn cloudwatch(sample: &Sample<'_>, namespace: &str, millis: u64, before: &mu
     lines
 }
 
-fn document(namespace: &str, millis: u64, labels: &[(&str, String)], metrics: &[(String, &str, f64)]) -> Json {
+/// A metric of CloudWatch: its name, its unit, its value.
+type Metric = (String, &'static str, f64);
+
+fn document(namespace: &str, millis: u64, labels: &[(&str, String)], metrics: &[Metric]) -> Json {
     let names: Vec<&str> = labels.iter().map(|(name, _)| *name).collect();
     let described: Vec<Json> = metrics.iter().map(|(name, unit, _)| json!({ "Name": name, "Unit": unit })).collect();
     let mut members = Map::new();

@@ -126,8 +126,8 @@ pub struct SeriesCounters {
 impl Default for SeriesCounters {
     fn default() -> SeriesCounters {
         SeriesCounters {
-            statuses: [const { Counter::ZERO }; STATUSES],
-            at_once: Counter::ZERO,
+            statuses: [const { Counter::new() }; STATUSES],
+            at_once: Counter::new(),
             took: Histogram::default(),
         }
     }

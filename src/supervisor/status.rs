@@ -32,9 +32,11 @@ pub(super) struct Observed {
     pub about: About,
     pub rates: Rates,
     pub monitor: Monitor,
-    /// The memory of the workers' groups, and when it was measured.
-    held: Option<(Instant, Vec<(i32, Option<u64>)>)>,
+    held: Option<Held>,
 }
+
+/// The memory of the workers' groups, and when it was measured.
+type Held = (Instant, Vec<(i32, Option<u64>)>);
 
 impl Observed {
     /// `waker` wakes the supervisor for whoever asks.
