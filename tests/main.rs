@@ -11,6 +11,7 @@ mod environment;
 mod hot_reload;
 mod listen;
 mod lives;
+mod logs;
 mod metrics;
 mod module;
 mod panics;

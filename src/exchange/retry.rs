@@ -94,11 +94,11 @@ impl<B: Backend> Loop<B> {
 
     /// Sends the request again, over a fresh connection and preferably to another worker.
     fn retry(&mut self, key: Key, reason: RetryReason) {
-        let app = self.exchanges.lookup(key).map_or(0, |exchange| exchange.app);
-        self.count_app(app).retries[reason as usize].add(1);
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.attempt.retried = true;
         exchange.attempt.exclude = exchange.attempt.worker;
+        let app = exchange.app;
+        self.count_app(app).retries[reason as usize].add(1);
         self.ask_again(key);
     }
 
