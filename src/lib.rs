@@ -4,15 +4,16 @@
 //!
 //! ```text
 //! main → server, check, init → supervisor, control → fleet
-//!           └──→ reactor → event_loop, connection, exchange → dispatch, mailbox
+//!           └──→ reactor → event_loop, connection, exchange → mailbox → apps → dispatch
 //!                               └──→ http                    bytes in, bytes out: no descriptor, no clock, no thread
 //!                               └──→ backends → buffers
-//! socket_file, proc: beside server, supervisor and control
+//! socket_file, proc, systemd, handover: beside server, supervisor and control
 //! config, metrics, log: usable by all, use none of them
 //! ```
 //!
 //! ARCHITECTURE.md has the road of a request and the states of a connection; `tests/tidy.rs` guards the layers.
 
+pub mod apps;
 pub mod backends;
 pub mod buffers;
 pub mod check;
@@ -26,6 +27,7 @@ pub mod event_loop;
 mod exchange;
 pub mod exporter;
 pub mod fleet;
+pub mod handover;
 pub mod http;
 pub mod init;
 pub mod log;
@@ -37,4 +39,5 @@ pub mod reactor;
 pub mod server;
 pub mod socket_file;
 pub mod supervisor;
+pub mod systemd;
 pub mod worker;

@@ -21,8 +21,9 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU8, Ordering},
 };
 
+use crate::apps::AppTable;
 use crate::buffers::slots::Key;
-use crate::dispatch::{Grant, WorkerId};
+use crate::dispatch::{AppId, Grant, WorkerId};
 
 /// The receiver runs and will look for mail before it sleeps: nobody rings.
 const AWAKE: u8 = 0;
@@ -38,22 +39,33 @@ pub enum Message {
     Grant(Grant),
     /// The app has given up: the exchange of this name, which was waiting, is to be answered 503.
     AppFailed(Key),
-    /// The worker's process is gone.
-    Died(WorkerId),
-    /// Close the idle connections to this worker and forget it.
-    Retire(WorkerId),
+    /// The process of this app's worker is gone.
+    Died(AppId, WorkerId),
+    /// Close the idle connections to this app's worker and forget it.
+    Retire(AppId, WorkerId),
+    /// A new configuration: it holds for what begins from now on.
+    Configure(Shared<AppTable>),
     /// Connections have become fewer than `max_connections`: accept again.
     Accept,
+    /// Another process has given up accepting on the same sockets: the kernel may have told it alone of a client that still waits, so ask
+    /// for clients anew.
+    AcceptAnew,
     /// The limit on connections is reached, and another loop has no idle one to close: close one.
     CloseIdle,
     /// Memory has come back: answers that stopped for the lack of it may go on.
     Memory,
     /// The document that an exchange of this loop has asked for.
     Document(desk::Reply),
-    /// Show that the loop turns, by counting up to this.
+    /// Show that the loop turns: by this number, see [`crate::metrics::Counters::beat`].
     Beat(u64),
     /// Stop gracefully: finish what runs, cut what is left at the deadline.
     Drain {
+        /// When the rest is cut.
+        deadline: Instant,
+    },
+    /// Another process accepts on the same sockets from now on: finish what runs as in a drain, but send nobody away who may just be
+    /// asking for something. What is left at the deadline is cut.
+    HandOver {
         /// When the rest is cut.
         deadline: Instant,
     },

@@ -6,10 +6,16 @@
 //! - Counters only grow until the process ends; [`Gauge`]s go both ways.
 //! - Each loop's counters stand on cache lines of their own, so that loops do not slow each other down.
 //! - What is counted for an app or for a route stands in tables (`series`), whose rows are named by numbers that the loops carry.
+//! - What a server has counted its successor counts on from (`account`).
 
+mod account;
 pub mod latency;
+pub mod lives;
 pub mod series;
 
+pub use account::Account;
+
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -42,6 +48,11 @@ impl Counter {
     #[inline]
     pub fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts on from there. Only the owner's thread may call it.
+    fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
     }
 }
 
@@ -131,6 +142,13 @@ macro_rules! counters {
             pub clock: AtomicI64,
         }
 
+        impl Counters {
+            /// What is counted for no app in particular, by name.
+            fn named(&self) -> Vec<(&'static str, &Counter)> {
+                vec![$((stringify!($name), &self.$name),)+]
+            }
+        }
+
         /// The sum over all loops and apps at one moment.
         #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
         pub struct Totals {
@@ -187,8 +205,6 @@ counters! {
     memory_refused,
     /// Requests whose client left before the answer was whole.
     client_gone,
-    /// Requests that the loops answered with the text of `--respond`, in the turn in which they were read.
-    direct,
     of apps:
     /// Requests given to a second worker.
     retries: AppCounters::all_retries,
@@ -245,6 +261,8 @@ pub struct Metrics(Arc<All>);
 #[derive(Debug)]
 struct All {
     loops: Box<[CachePadded<Counters>]>,
+    /// What the servers before this one have counted, as if they were one more loop.
+    before: Counters,
     register: Register,
 }
 
@@ -252,7 +270,7 @@ impl Metrics {
     /// Counters for that many loops, all zero.
     pub fn new(loops: usize) -> Metrics {
         let loops = (0..loops).map(|_| CachePadded::default()).collect();
-        Metrics(Arc::new(All { loops, register: Register::default() }))
+        Metrics(Arc::new(All { loops, before: Counters::default(), register: Register::default() }))
     }
 
     /// One loop's counters. Panics if there is no such loop, which is a mistake of ours.
@@ -264,6 +282,11 @@ impl Metrics {
     /// The counters of each loop, in order.
     pub fn loops(&self) -> impl ExactSizeIterator<Item = &Counters> {
         self.0.loops.iter().map(|padded| &**padded)
+    }
+
+    /// Whatever has counted: the loops, and the servers before this one.
+    fn all(&self) -> impl Iterator<Item = &Counters> {
+        self.loops().chain([&self.0.before])
     }
 
     /// The number by which loops count for the app of that name: the one that it has, or a new one.
@@ -281,12 +304,58 @@ impl Metrics {
         self.0.register.names()
     }
 
+    /// What was counted for an app, as `read` finds it.
+    pub fn of_app(&self, app: u16, read: fn(&AppCounters) -> u64) -> u64 {
+        self.all().filter_map(|counters| counters.apps.get(app.into())).map(read).sum()
+    }
+
+    /// How many requests of a series have ended with each status.
+    pub fn statuses(&self, series: u16) -> BTreeMap<u16, u64> {
+        let mut sum = BTreeMap::new();
+        for (status, count) in self.rows(series).flat_map(SeriesCounters::statuses) {
+            *sum.entry(status).or_default() += count;
+        }
+        sum
+    }
+
+    /// How long the requests of a series took.
+    pub fn took(&self, series: u16) -> Latencies {
+        let mut took = Latencies::default();
+        self.rows(series).for_each(|row| row.add_took(&mut took));
+        took
+    }
+
+    /// How long the requests of all series of the app of that name took.
+    pub fn took_by_app(&self, name: &str) -> Latencies {
+        let (mut took, names) = (Latencies::default(), self.names());
+        for (index, series) in names.series.iter().enumerate() {
+            if series.app.and_then(|app| names.apps.get(usize::from(app))).is_some_and(|app| app == name) {
+                self.rows(index as u16).for_each(|row| row.add_took(&mut took));
+            }
+        }
+        took
+    }
+
+    /// How long the requests of an app waited for a worker.
+    pub fn waited(&self, app: u16) -> Latencies {
+        let mut waited = Latencies::default();
+        self.all().filter_map(|counters| counters.apps.get(app.into())).for_each(|row| waited.add(&row.waited));
+        let names = self.names().series.into_iter().enumerate();
+        for (series, _) in names.filter(|(_, name)| name.app == Some(app)) {
+            self.rows(series as u16).for_each(|row| waited.add_at_once(row.at_once.value()));
+        }
+        waited
+    }
+
+    fn rows(&self, series: u16) -> impl Iterator<Item = &SeriesCounters> {
+        self.all().filter_map(move |counters| counters.series.get(series.into()))
+    }
+
     /// How long the requests of all loops took.
     pub fn latencies(&self) -> Latencies {
         let mut latencies = Latencies::default();
-        for counters in self.loops() {
-            counters.series.rows().for_each(|(_, series)| latencies.add(&series.took));
-            latencies.add_at_once(counters.direct.value());
+        for counters in self.all() {
+            counters.series.rows().for_each(|(_, row)| row.add_took(&mut latencies));
         }
         latencies
     }
@@ -294,7 +363,7 @@ impl Metrics {
     /// The sum over all loops.
     pub fn total(&self) -> Totals {
         let mut totals = Totals::default();
-        self.loops().for_each(|counters| totals.add(counters));
+        self.all().for_each(|counters| totals.add(counters));
         totals
     }
 }

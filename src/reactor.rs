@@ -16,13 +16,15 @@ use std::time::{Duration, Instant};
 
 use std::os::fd::OwnedFd;
 
+use crate::apps::AppTable;
 use crate::backends::{Backend, Event, How, Sock};
 use crate::buffers::block::Pool;
 use crate::buffers::slots::Slots;
 use crate::buffers::wheel::Wheel;
-use crate::connection::{Kind, Role, Seats, Table};
+use crate::connection::{Kind, Role, Table};
 use crate::day::Day;
-use crate::event_loop::{Accepting, Heads, Listener, Loop, Memory, Scheme, Shared, Time};
+use crate::dispatch::AppId;
+use crate::event_loop::{Accepting, Apps, Heads, Listener, Loop, Memory, Scheme, Shared, Time};
 use crate::exchange::{Exchange, Hold, Phase};
 use crate::log::{AccessLog, Level};
 use crate::mailbox::{Mailbox, Message};
@@ -36,8 +38,8 @@ pub struct ListenerSetup {
     pub port: u16,
     /// What is spoken on it.
     pub scheme: Scheme,
-    /// The index of the app that its requests go to.
-    pub app: u16,
+    /// The app that its requests go to.
+    pub app: AppId,
     /// Whether it serves the documents of the server's own and nothing else.
     pub admin: bool,
 }
@@ -48,6 +50,8 @@ pub struct Setup {
     pub index: u16,
     /// What it shares with the others.
     pub shared: Arc<Shared>,
+    /// What it serves at first.
+    pub table: Arc<AppTable>,
     /// Its listeners.
     pub listeners: Vec<ListenerSetup>,
     /// Its mail.
@@ -62,6 +66,8 @@ pub struct Setup {
     pub max_sockets: usize,
     /// Where its request ids start.
     pub first_id: u64,
+    /// Whether it accepts nobody before [`Message::Accept`] comes.
+    pub held: bool,
 }
 
 /// One event loop.
@@ -75,7 +81,7 @@ pub struct Reactor<B: Backend> {
 }
 
 impl<B: Backend> Reactor<B> {
-    /// A loop that accepts on its listeners from the first turn on.
+    /// A loop that accepts on its listeners from the first turn on, or when it is told to.
     pub fn new(mut backend: B, setup: Setup) -> std::io::Result<Reactor<B>> {
         let now = backend.now();
         let mut table = Table::new(setup.max_sockets);
@@ -91,7 +97,7 @@ impl<B: Backend> Reactor<B> {
             connections: Wheel::new(now, setup.max_sockets),
             exchanges: Wheel::new(now, setup.max_sockets),
         };
-        let core = Loop {
+        let mut core = Loop {
             backend,
             index: setup.index,
             table,
@@ -99,8 +105,8 @@ impl<B: Backend> Reactor<B> {
             exchanges: Slots::new(setup.max_sockets),
             time,
             memory: Memory::new(setup.pool),
-            heads: Heads::new(&setup.shared.settings),
-            seats: Seats::new(setup.shared.apps.len()),
+            heads: Heads::new(&setup.table.settings),
+            apps: Apps::new(&setup.table),
             subject: Sock::NONE,
             next_id: setup.first_id,
             accepting,
@@ -109,6 +115,9 @@ impl<B: Backend> Reactor<B> {
             work: VecDeque::new(),
             shared: setup.shared,
         };
+        if setup.held {
+            core.hold_listeners();
+        }
         Ok(Reactor { core, mailbox: setup.mailbox, mail: Vec::new(), deadline: None, stopped: false })
     }
 
@@ -126,7 +135,7 @@ impl<B: Backend> Reactor<B> {
 
     /// Whether the loop was told to stop and nothing is left to be done.
     pub fn is_done(&self) -> bool {
-        (self.core.accepting.draining || self.stopped) && self.core.table.clients() == 0
+        (self.core.accepting.is_over() || self.stopped) && self.core.table.clients() == 0
     }
 
     /// One turn.
@@ -136,6 +145,7 @@ impl<B: Backend> Reactor<B> {
         self.core.time.turn(self.core.backend.now());
         self.mailbox.awake();
         while !self.core.guarded(Loop::handle_all) {}
+        self.core.dismiss_idle();
         self.read_mail();
         self.expire();
         self.core.work_off_guarded();
@@ -145,6 +155,9 @@ impl<B: Backend> Reactor<B> {
         if self.core.must_make_room() {
             self.core.guarded(Loop::make_room);
             self.core.work_off_guarded();
+        }
+        if self.core.is_changing() {
+            self.core.guarded(Loop::forget_apps);
         }
         self.core.count_taken();
         self.core.access.flush();
@@ -156,7 +169,7 @@ impl<B: Backend> Reactor<B> {
 
     /// How long the next wait may last.
     fn sleep(&mut self) -> Option<Duration> {
-        if !self.mailbox.may_sleep() {
+        if !self.mailbox.may_sleep() || self.core.accepting.dismisses {
             return Some(Duration::ZERO);
         }
         let timer = self.core.time.sleep();
@@ -171,7 +184,7 @@ impl<B: Backend> Reactor<B> {
         }
         for message in self.mail.drain(..) {
             match &message {
-                Message::Drain { deadline } => self.deadline = Some(*deadline),
+                Message::Drain { deadline } | Message::HandOver { deadline } => self.deadline = Some(*deadline),
                 Message::StopNow => self.stopped = true,
                 _ => {}
             }
@@ -263,9 +276,11 @@ impl<B: Backend> Loop<B> {
                 self.concern(exchange);
                 self.app_failed(exchange);
             }
-            Message::Died(worker) => self.worker_died(worker),
-            Message::Retire(worker) => self.retire(0, worker),
+            Message::Died(app, worker) => self.worker_died(app, worker),
+            Message::Retire(app, worker) => self.retire(app, worker),
+            Message::Configure(table) => self.configure(&table),
             Message::Accept => self.resume_accepting(),
+            Message::AcceptAnew => self.accept_anew(),
             Message::CloseIdle => drop(self.close_longest_idle()),
             Message::Memory => self.share_memory(),
             Message::Document(reply) => {
@@ -276,9 +291,10 @@ impl<B: Backend> Loop<B> {
                 self.count().beat.store(number, Ordering::Release);
                 self.shared.desk.ring();
             }
-            Message::Drain { .. } => self.drain(),
+            Message::Drain { .. } => self.drain(false),
+            Message::HandOver { .. } => self.drain(true),
             Message::StopNow => {
-                self.drain();
+                self.drain(false);
                 self.cut();
             }
         }
@@ -347,16 +363,22 @@ impl<B: Backend> Loop<B> {
     }
 
     /// A graceful stop begins: no new connections, idle ones close, busy ones after their answer.
-    fn drain(&mut self) {
-        if self.accepting.draining {
-            return;
+    fn drain(&mut self, handed_over: bool) {
+        if !self.accepting.draining {
+            self.stop_accepting(handed_over);
         }
-        self.stop_accepting();
-        self.each(Kind::Client, Loop::client_drains);
+    }
+
+    /// Closes those who are idle, in the turn after a stop has begun: what had come by then has been read.
+    fn dismiss_idle(&mut self) {
+        if std::mem::take(&mut self.accepting.dismisses) {
+            self.each(Kind::Client, Loop::client_drains);
+        }
     }
 
     /// The stop's deadline: what is left is cut.
     fn cut(&mut self) {
+        self.refuse_waiting();
         self.each(Kind::Client, |core, sock| core.client_left(sock, How::Now));
         self.each(Kind::Link, |core, sock| {
             core.link_lost(sock, None);

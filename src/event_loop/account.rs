@@ -33,7 +33,7 @@ impl<B: Backend> Loop<B> {
             series.took.record(now - exchange.times.started);
         }
         if exchange.times.queued {
-            self.count_app(exchange.app).waited.record(nanos(self.waited(exchange)));
+            self.count().app(exchange.app.count).waited.record(nanos(self.waited(exchange)));
         } else if exchange.times.granted.is_some() {
             series.at_once.add(1);
         }
@@ -45,14 +45,14 @@ impl<B: Backend> Loop<B> {
         let head: &[u8] = exchange.request.head.as_deref().unwrap_or_default();
         let times = &exchange.times;
         let end = times.finished.unwrap_or(now);
-        let seat = exchange.attempt.worker.and_then(|worker| self.seats.get(exchange.app, worker));
+        let seat = exchange.attempt.worker.and_then(|worker| self.apps.seat(exchange.app.id, worker));
         self.access.record(&AccessRecord {
             status,
             bytes: exchange.answer.bytes,
             duration_us: (now - times.started) / 1000,
             queue_us: times.granted.map(|_| waited.as_micros() as u64),
             upstream_us: times.granted.map(|granted| (end - granted) / 1000),
-            app: &self.shared.apps[exchange.app as usize].settings.name,
+            app: &exchange.app.settings.name,
             note: exchange.answer.note.as_deref(),
             worker: seat.map(|seat| seat.target.number),
             request_id: &id_text(exchange.request.id),

@@ -11,6 +11,7 @@ use crate::http::fields::{list_items, trim};
 use crate::http::{Method, head, is_loopback_host, reply};
 use crate::mailbox::desk::{Document, Question, Reply};
 use crate::metrics::ConnectionState;
+use crate::metrics::series::OWN;
 
 use super::Loop;
 
@@ -40,7 +41,7 @@ impl<B: Backend> Loop<B> {
         let inside = match name {
             b"/server" if query.is_empty() => return Some(Inside::Server),
             b"/status" if query.is_empty() => Inside::Status,
-            b"/metrics" if self.shared.settings.metrics.prometheus => {
+            b"/metrics" if self.apps.settings.metrics.prometheus => {
                 Inside::Desk(Document::Metrics { open: wants_open_metrics(request.accept.of(input)) })
             }
             b"/livez" => Inside::Desk(Document::Live { verbose: verbose() }),
@@ -69,12 +70,14 @@ impl<B: Backend> Loop<B> {
 
     /// Asks the desk. `input` begins with the request's head.
     pub fn ask_desk(&mut self, stream: Stream, input: &[u8], request: &head::Request, document: Document) {
-        let Some(client) = self.table.client(stream.connection) else { return };
-        let app = self.accepting.listeners[client.listener as usize].app;
+        // No app has a part in it, but each exchange is some app's.
+        let Some(app) = self.app_of(stream.connection).cloned().or_else(|| self.apps.any().cloned()) else {
+            return self.refuse(stream.connection, 503, "no app is configured", b"");
+        };
         let kept = self.memory.pool.heap(&input[..request.len]);
         let mut exchange = Exchange::new(stream, app, request, kept, self.next_id, &self.time);
         // It waits for nobody of the dispatch, and nothing but its document or its client's end moves it.
-        (exchange.phase, exchange.request.upload) = (Phase::Asking, Upload::Sent);
+        (exchange.series, exchange.phase, exchange.request.upload) = (OWN, Phase::Asking, Upload::Sent);
         self.become_state(stream.connection, State::Processing);
         let Some(exchange) = self.begin_exchange(stream, exchange) else { return };
         self.watch(stream.connection);

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | `account` | what is counted of an exchange, and its line in the log |
 //! | `admission` | listeners, and the limit on connections |
+//! | `apps` | what is served, and how a new configuration takes the place of an old one |
 //! | `inside` | documents about the inside of the server, and who gets them |
 //! | `memory` | where bytes are that wait, and who goes on when memory comes back |
 //!
@@ -15,11 +16,13 @@
 
 mod account;
 mod admission;
+mod apps;
 mod inside;
 mod memory;
 
 pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
 pub use admission::{Admission, Scheme};
+pub(crate) use apps::{Apps, Seat};
 pub(crate) use inside::{Inside, may_be_inside};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
@@ -31,48 +34,22 @@ use std::time::{Duration, Instant};
 use crate::backends::{Backend, Sock};
 use crate::buffers::slots::{Key, Slots};
 use crate::buffers::wheel::Wheel;
-use crate::config::{self, Settings};
-use crate::connection::{Seats, Table};
+use crate::config::Settings;
+use crate::connection::Table;
 use crate::day::Day;
-use crate::dispatch::{Dispatch, Grant, Streams};
+use crate::dispatch::Grant;
 use crate::exchange::Exchange;
 use crate::http::fields::Fields;
 use crate::http::head::HeadLimits;
-use crate::http::reply;
 use crate::log::{AccessLog, Log};
 use crate::mailbox::Postboxes;
 use crate::mailbox::desk::Desk;
-use crate::metrics::series::AppCounters;
 use crate::metrics::{Counters, Metrics};
-
-/// An app as the loops know it.
-pub struct App {
-    /// Its part of the checked configuration.
-    pub settings: config::App,
-    /// Its permits and its waiting queue.
-    pub dispatch: Arc<Dispatch>,
-    /// Its event streams that hold permits.
-    pub streams: Streams,
-    /// By which number the loops count for it ([`Metrics::app`]).
-    pub count: u16,
-    /// By which number they count for requests that no route of it has taken ([`Metrics::series`]).
-    pub series: u16,
-}
-
-impl App {
-    /// An app without streams yet.
-    pub fn new(settings: config::App, dispatch: Arc<Dispatch>, metrics: &Metrics) -> App {
-        let count = metrics.app(&settings.name);
-        App { series: metrics.series(count, ""), count, settings, dispatch, streams: Streams::default() }
-    }
-}
 
 /// What all loops of a server share.
 pub struct Shared {
-    /// The checked configuration.
+    /// The checked configuration that the server was started with. What holds now, each loop has for itself.
     pub settings: Arc<Settings>,
-    /// The apps; exchanges and listeners name them by their index.
-    pub apps: Vec<App>,
     /// The way to every loop.
     pub postboxes: Postboxes,
     /// Where events are told.
@@ -81,19 +58,10 @@ pub struct Shared {
     pub admission: Admission,
     /// Whether answers wait for memory.
     pub scarcity: Scarcity,
-    /// The answer of `--respond`.
-    pub direct: Option<reply::Direct>,
     /// Who knows what the loops do not.
     pub desk: Desk,
     /// Writes the `/status` document.
     pub status: Box<dyn Fn() -> String + Send + Sync>,
-}
-
-impl Shared {
-    /// Whether an app has given up that the server is not to be without.
-    pub fn has_failed(&self) -> bool {
-        self.apps.iter().any(|app| app.settings.required && app.dispatch.has_failed())
-    }
 }
 
 /// What time it is, and what is due when.
@@ -169,7 +137,7 @@ pub(crate) struct Loop<B: Backend> {
     pub time: Time,
     pub memory: Memory,
     pub heads: Heads,
-    pub seats: Seats,
+    pub apps: Apps,
     /// The connection that is worked on, which a panic is to cost; [`Key::NONE`] for what concerns none.
     pub subject: Sock,
     /// The next request's id: a random start, so that ids of two loops or two servers do not meet.
@@ -187,11 +155,6 @@ impl<B: Backend> Loop<B> {
         self.metrics.of_loop(self.index as usize)
     }
 
-    /// What is counted for an app of that index.
-    pub fn count_app(&self, app: u16) -> &AppCounters {
-        self.count().app(self.shared.apps[app as usize].count)
-    }
-
     /// What must hold between two turns: exchanges and connections name each other, and the pool's blocks are where they may be.
     #[cfg(debug_assertions)]
     pub fn check_invariants(&mut self) {
@@ -204,7 +167,7 @@ impl<B: Backend> Loop<B> {
             let named = link == Key::NONE || self.table.link(link).is_some_and(|link| link.exchange == key);
             debug_assert!(named, "the worker's connection of an exchange in {phase:?} does not know it");
         }
-        for app in &self.shared.apps {
+        for app in self.apps.all() {
             app.dispatch.check_invariants();
         }
         self.check_blocks();

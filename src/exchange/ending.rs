@@ -115,14 +115,14 @@ impl<B: Backend> Loop<B> {
         let link = exchange.link();
         let kept = exchange.answer.link_keeps && exchange.is_uploaded() && !surplus;
         let timeout = exchange.answer.link_timeout;
-        let (app, permit) = (exchange.app, exchange.attempt.permit.take());
+        let (app, permit) = (exchange.app.clone(), exchange.attempt.permit.take());
         if kept && self.backend.unsent(link) == 0 {
-            self.park(link, timeout)
+            self.park(&app, link, timeout)
         } else {
             self.close_link(link, How::Now)
         }
         if let Some(permit) = permit {
-            self.release(app, permit, Outcome::Answered);
+            self.release(&app, permit, Outcome::Answered);
         }
     }
 
@@ -137,9 +137,9 @@ impl<B: Backend> Loop<B> {
     fn leave_queue(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let Phase::Queued { ticket, .. } = exchange.phase else { return };
-        if !planted::active(Bug::ForgottenTicket) {
-            // If it was granted meanwhile, the permit is in the mail and goes back when it finds nobody.
-            self.dispatch_of(exchange).cancel(ticket);
+        if !planted::active(Bug::ForgottenTicket) && !exchange.app.dispatch.cancel(ticket) {
+            // The permit is in the mail, and goes back when it finds nobody.
+            self.apps.expect_mail(key, exchange.app.clone());
         }
     }
 
@@ -172,7 +172,7 @@ impl<B: Backend> Loop<B> {
     fn tell_of_cut(&mut self, key: Key, reason: &str) {
         self.count().errors.add(1);
         if let Some(exchange) = self.exchanges.lookup(key) {
-            self.count_app(exchange.app).cut.add(1);
+            self.count().app(exchange.app.count).cut.add(1);
         }
         let waits = self.exchanges.lookup(key).map_or("", |exchange| exchange.waits().name());
         self.warn(key, "an answer was cut", reason, &[("waited_for", &waits)]);
@@ -181,7 +181,7 @@ impl<B: Backend> Loop<B> {
     /// Says what was wrong with an exchange, and with which worker.
     pub fn warn(&self, key: Key, message: &'static str, reason: &str, more: &[(&str, &dyn Display)]) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let target = exchange.attempt.worker.and_then(|worker| self.dispatch_of(exchange).target(worker));
+        let target = exchange.attempt.worker.and_then(|worker| exchange.app.dispatch.target(worker));
         let label = target.as_ref().map_or("-", |target| target.label.as_str());
         let fields: [(&str, &dyn Display); 2] = [("worker", &label), ("reason", &reason)];
         self.shared.log.seldom(Level::Warn, message, &[&fields, more].concat());

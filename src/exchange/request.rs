@@ -4,6 +4,9 @@
 //! The connection decodes the body; what a worker sees is framed anew by us, so that a malformed or cut body ends in no last
 //! chunk and a closed connection.
 
+use std::rc::Rc;
+
+use crate::apps::App;
 use crate::backends::{Backend, How, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
@@ -20,10 +23,9 @@ use super::{Ending, Exchange, Fate, Pace, Phase, Upload};
 
 impl<B: Backend> Loop<B> {
     /// Makes an exchange of a request for the app. `input` begins with its head.
-    pub fn forward(&mut self, stream: Stream, mut input: Block, request: &Request) {
+    pub fn forward(&mut self, app: Rc<App>, stream: Stream, mut input: Block, request: &Request) {
         let Some(client) = self.table.client(stream.connection) else { return };
         let listener = &self.accepting.listeners[client.listener as usize];
-        let app = listener.app;
         let forward = Forward {
             peer: client.peer.ip,
             unix: client.peer.unix,
@@ -32,7 +34,7 @@ impl<B: Backend> Loop<B> {
             request_id: &id_text(self.next_id),
             start_micros: self.time.day.micros(self.time.connections.now_nanos()),
             trusted: false,
-            keep_alive: self.shared.apps[app as usize].settings.keepalive,
+            keep_alive: app.settings.keepalive,
             open: request.framing == Framing::Chunked,
             edits: None,
         };
@@ -40,8 +42,7 @@ impl<B: Backend> Loop<B> {
         let head = self.memory.scratch.write(room, |out| {
             rewrite::request(out, &input, request, &self.heads.fields, &forward);
         });
-        let mut exchange = Exchange::new(stream, app, request, head, self.next_id, &self.time);
-        exchange.series = self.shared.apps[app as usize].series;
+        let exchange = Exchange::new(stream, app, request, head, self.next_id, &self.time);
         self.become_state(stream.connection, State::Processing);
         let Some(key) = self.begin_exchange(stream, exchange) else { return };
         input.advance(request.len);
@@ -51,7 +52,7 @@ impl<B: Backend> Loop<B> {
                 self.keep_input(stream.connection, input);
                 self.acquire(key, false);
             }
-            Framing::Length(length) if length > self.shared.settings.max_body => self.refuse_body(key, 413, TOO_LARGE),
+            Framing::Length(length) if length > self.apps.settings.max_body => self.refuse_body(key, 413, TOO_LARGE),
             framing => self.begin_body(key, framing, input),
         }
     }
@@ -72,17 +73,17 @@ impl<B: Backend> Loop<B> {
 
     fn begin_body(&mut self, key: Key, framing: Framing, input: Block) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let (stream, app, expects) = (exchange.stream, exchange.app as usize, exchange.request.expects);
+        let (stream, expects) = (exchange.stream, exchange.request.expects);
+        let buffered = exchange.app.settings.request_buffer as u64;
         let ended = self.table.client(stream.connection).is_some_and(|client| client.ended);
         if expects && !ended {
-            if self.shared.apps[app].dispatch.queue_is_full() {
+            if exchange.app.dispatch.queue_is_full() {
                 return self.refuse_body(key, 503, super::permit::QUEUE_FULL);
             }
             if input.is_empty() {
                 self.stream_continue(stream);
             }
         }
-        let buffered = self.shared.apps[app].settings.request_buffer as u64;
         if matches!(framing, Framing::Length(length) if length > buffered) && !ended {
             // It will not fit into memory: a permit is asked for at once, and what comes waits until the worker is there.
             self.keep_input(stream.connection, input);
@@ -108,8 +109,9 @@ impl<B: Backend> Loop<B> {
 
     /// A run of the request's body; whether the exchange goes on.
     pub fn body_came(&mut self, key: Key, data: Block) -> bool {
-        let (now, most) = (self.time.nanos(), self.shared.settings.max_body);
+        let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return false };
+        let most = exchange.app.server.max_body;
         let request = &mut exchange.request;
         request.bytes += data.len() as u64;
         request.pace.moved(now);
@@ -141,7 +143,7 @@ impl<B: Backend> Loop<B> {
         if exchange.request.upload != Upload::Collecting {
             return self.continue_upload(key);
         }
-        let most = self.shared.apps[exchange.app as usize].settings.request_buffer as u64;
+        let most = exchange.app.settings.request_buffer as u64;
         if exchange.request.bytes > most || !self.memory.has_room() {
             return self.hold_body(key);
         }

@@ -7,6 +7,7 @@
 //! | the connect failed | any | the worker is reported; back to the head of the queue, no retry spent |
 //! | 503 with `Rip-Worker-Busy: 1` or `Rip-Worker-Draining: 1` | any | another worker: it did not run |
 //! | ended, and nothing of the request was taken by the kernel | any | a fresh connection, another worker |
+//! | the same on a fresh connection, and the retry is spent | any | as if the connect had failed, up to eight times |
 //! | bytes came before anything of the request was taken by the kernel | any | the same: they answer something else |
 //! | a kept connection ended, bytes were delivered | idempotent | wait for word whether the worker died: then 502, else a fresh connection |
 //! | the same | others | 502 |
@@ -20,7 +21,7 @@ use crate::backends::{Backend, How, Side, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::nanos;
 use crate::connection::LinkState;
-use crate::dispatch::{Outcome, WorkerId};
+use crate::dispatch::{AppId, Outcome, WorkerId};
 use crate::event_loop::{Loop, Task};
 use crate::http::reader::Reader;
 use crate::metrics::series::RetryReason;
@@ -30,6 +31,9 @@ use super::{Ending, Exchange, Fate, Phase};
 
 /// How long the supervisor's word about a worker is waited for.
 const VERDICT: Duration = Duration::from_millis(50);
+/// How many fresh connections may end without taking anything of a request whose retry is spent. Workers that are told to end all at once take in
+/// whom the kernel has connected, and nothing from them; one that does so for ever must not be asked for ever.
+const MOST_UNTAKEN: u8 = 8;
 
 impl<B: Backend> Loop<B> {
     /// A worker's connection has ended or failed.
@@ -68,15 +72,19 @@ impl<B: Backend> Loop<B> {
 
     /// The connection is of no use any more, and no answer to the request has come.
     pub fn lost_before_answer(&mut self, key: Key, delivered: bool) {
-        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let link = self.table.link(exchange.link());
         let (seen, reused) = link.map_or((true, false), |link| (link.input.is_some(), link.reused));
         let may_retry = exchange.is_whole() && !exchange.attempt.retried && !seen;
         let late = planted::active(Bug::LateRetry) && exchange.is_whole() && !exchange.attempt.retried;
         let idempotent = exchange.request.method.is_idempotent();
         if (may_retry && !delivered) || late {
-            self.drop_worker(key, Outcome::Broken);
             return self.retry(key, RetryReason::NotTaken);
+        }
+        // Its worker is about to end, and the request is as if it had been refused.
+        if exchange.is_whole() && !seen && !delivered && !reused && exchange.attempt.untaken < MOST_UNTAKEN {
+            exchange.attempt.untaken += 1;
+            return self.unreachable(key);
         }
         if may_retry && reused && idempotent {
             return self.await_verdict(key);
@@ -93,12 +101,13 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Sends the request again, over a fresh connection and preferably to another worker.
-    fn retry(&mut self, key: Key, reason: RetryReason) {
+    pub fn retry(&mut self, key: Key, reason: RetryReason) {
+        self.drop_worker(key, if reason == RetryReason::Declined { Outcome::Unused } else { Outcome::Broken });
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.attempt.retried = true;
         exchange.attempt.exclude = exchange.attempt.worker;
-        let app = exchange.app;
-        self.count_app(app).retries[reason as usize].add(1);
+        let count = exchange.app.count;
+        self.count().app(count).retries[reason as usize].add(1);
         self.ask_again(key);
     }
 
@@ -110,16 +119,10 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// The worker says that it did not run the request.
-    pub fn declined(&mut self, key: Key) {
-        self.drop_worker(key, Outcome::Unused);
-        self.retry(key, RetryReason::Declined);
-    }
-
     /// The connect was refused or took too long: dispatch learns of it, the request keeps its place and its retry.
     pub fn unreachable(&mut self, key: Key) {
         if let Some(exchange) = self.exchanges.lookup(key) {
-            self.count_app(exchange.app).connects_failed.add(1);
+            self.count().app(exchange.app.count).connects_failed.add(1);
         }
         self.drop_worker(key, Outcome::Unreachable);
         self.ask_again(key);
@@ -139,21 +142,19 @@ impl<B: Backend> Loop<B> {
     /// Looks whether the worker of an exchange in doubt is known to be dead; `over` when the wait is.
     pub fn hear_verdict(&mut self, key: Key, over: bool) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        match exchange.attempt.worker.and_then(|worker| self.dispatch_of(exchange).is_alive(worker)) {
+        match exchange.attempt.worker.and_then(|worker| exchange.app.dispatch.is_alive(worker)) {
             Some(false) => self.lose(key),
             Some(true) if !over => {}
-            _ => {
-                self.give_back(key, Outcome::Broken);
-                self.retry(key, RetryReason::ConnectionLost);
-            }
+            _ => self.retry(key, RetryReason::ConnectionLost),
         }
     }
 
     /// The supervisor has seen a worker die.
-    pub fn worker_died(&mut self, worker: WorkerId) {
-        let in_doubt = |it: &Exchange| matches!(it.phase, Phase::Verdict { .. }) && it.attempt.worker == Some(worker);
+    pub fn worker_died(&mut self, app: AppId, worker: WorkerId) {
+        let is_its = |it: &Exchange| it.app.id == app && it.attempt.worker == Some(worker);
+        let in_doubt = |it: &Exchange| matches!(it.phase, Phase::Verdict { .. }) && is_its(it);
         let lost: Vec<Key> = self.exchanges.iter().filter(|(_, it)| in_doubt(it)).map(|(key, _)| key).collect();
         lost.into_iter().for_each(|key| self.lose(key));
-        self.retire(0, worker);
+        self.retire(app, worker);
     }
 }

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use super::{Family, Kind, Points, Sample};
 use crate::control::status::{App, State, Worker, WorkerState};
-use crate::metrics::latency::Latencies;
 use crate::metrics::series::{AppCounters, OWN, RetryReason};
 use crate::metrics::{ConnectionState, Totals};
 
@@ -58,16 +57,7 @@ const REQUESTS: &[Family] = &[
          the server's own.",
         |sample, points| {
             each_series(sample, |app, route, index| {
-                let mut codes: BTreeMap<u16, u64> = BTreeMap::new();
-                for counters in sample.metrics.loops() {
-                    for (code, count) in counters.series.get(index).into_iter().flat_map(|series| series.statuses()) {
-                        *codes.entry(code).or_default() += count;
-                    }
-                }
-                if let Some(direct) = direct(sample, index) {
-                    *codes.entry(200).or_default() += direct;
-                }
-                for (code, count) in codes {
+                for (code, count) in sample.metrics.statuses(index) {
                     points.whole(&[("app", app), ("route", route), ("code", &code.to_string())], count);
                 }
             });
@@ -80,8 +70,8 @@ const REQUESTS: &[Family] = &[
         "From a request's first byte to the last of its answer. Without event streams, tunnels, and requests whose client left.",
         |sample, points| {
             each_series(sample, |app, route, index| {
-                if index != usize::from(OWN) {
-                    points.times(&[("app", app), ("route", route)], took(sample, index));
+                if index != OWN {
+                    points.times(&[("app", app), ("route", route)], sample.metrics.took(index));
                 }
             });
         },
@@ -221,8 +211,8 @@ const APPS: &[Family] = &[
         &["app"],
         "How long requests waited for a worker, whether they got one or not. Those that got one at once count as 0.",
         |sample, points| {
-            for app in &sample.status.apps {
-                points.times(&[("app", &app.name)], waited(sample, &app.name));
+            for (app, index) in sample.metrics.names().apps.iter().zip(0..) {
+                points.times(&[("app", app)], sample.metrics.waited(index));
             }
         },
     ),
@@ -375,12 +365,7 @@ const BUNGATE: &[Family] = &[
     }),
     bungate("bungate_requests_total", Kind::Counter, "Requests that have ended.", |sample, points| {
         let mut all = 0;
-        for counters in sample.metrics.loops() {
-            all += counters.direct.value();
-            for (_, series) in counters.series.rows() {
-                all += series.statuses().map(|(_, count)| count).sum::<u64>();
-            }
-        }
+        each_series(sample, |_, _, index| all += sample.metrics.statuses(index).values().sum::<u64>());
         points.whole(&[], all);
     }),
     bungate("bungate_request_duration_seconds", Kind::Histogram, "How long requests took.", |sample, points| {
@@ -411,10 +396,9 @@ type OfApp = fn(&AppCounters) -> u64;
 
 /// Points of an app that its loops count, with the values of one more label; of those that nothing was counted for, too.
 fn each_app_counter(sample: &Sample<'_>, points: &mut Points, label: &'static str, values: &[(&str, OfApp)]) {
-    for (index, app) in sample.metrics.names().apps.iter().enumerate() {
+    for (app, index) in sample.metrics.names().apps.iter().zip(0..) {
         for (value, read) in values {
-            let counted = sample.metrics.loops().filter_map(|counters| counters.apps.get(index)).map(read).sum();
-            points.whole(&[("app", app), (label, value)], counted);
+            points.whole(&[("app", app), (label, value)], sample.metrics.of_app(index, *read));
         }
     }
 }
@@ -445,40 +429,10 @@ fn places(sample: &Sample<'_>, mut tell: impl FnMut(&str, &str, &[&Worker])) {
 }
 
 /// Calls back for each series with its app, its route and its number.
-fn each_series(sample: &Sample<'_>, mut tell: impl FnMut(&str, &str, usize)) {
+fn each_series(sample: &Sample<'_>, mut tell: impl FnMut(&str, &str, u16)) {
     let names = sample.metrics.names();
-    for (index, series) in names.series.iter().enumerate() {
+    for (series, index) in names.series.iter().zip(0..) {
         let app = series.app.and_then(|app| names.apps.get(usize::from(app)));
         tell(app.map_or("", String::as_str), &series.route, index);
     }
-}
-
-/// Requests of a series that the loops have answered with a fixed text: there is one app then, and it has one series.
-fn direct(sample: &Sample<'_>, index: usize) -> Option<u64> {
-    let direct: u64 = sample.metrics.loops().map(|counters| counters.direct.value()).sum();
-    (direct > 0 && index == usize::from(OWN) + 1).then_some(direct)
-}
-
-fn took(sample: &Sample<'_>, index: usize) -> Latencies {
-    let mut took = Latencies::default();
-    for series in sample.metrics.loops().filter_map(|counters| counters.series.get(index)) {
-        took.add(&series.took);
-    }
-    took.add_at_once(direct(sample, index).unwrap_or(0));
-    took
-}
-
-fn waited(sample: &Sample<'_>, app: &str) -> Latencies {
-    let names = sample.metrics.names();
-    let mut waited = Latencies::default();
-    let Some(app) = names.apps.iter().position(|name| name == app) else { return waited };
-    for counters in sample.metrics.loops() {
-        counters.apps.get(app).into_iter().for_each(|counters| waited.add(&counters.waited));
-        for (index, series) in counters.series.rows() {
-            if names.series.get(index).is_some_and(|name| name.app == Some(app as u16)) {
-                waited.add_at_once(series.at_once.value());
-            }
-        }
-    }
-    waited
 }

@@ -7,6 +7,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 /// Nanoseconds of a unit, as a power of two.
 const UNIT_BITS: u32 = 10;
 /// Buckets of a power of two, as a power of two.
@@ -78,6 +80,13 @@ impl Histogram {
             add(&self.below[cut - 1], 1);
         }
     }
+
+    /// Counts on from these. Only the owner's thread may call it.
+    pub(super) fn set(&self, to: &Latencies) {
+        let pairs = self.counts.iter().zip(&to.counts).chain(self.below.iter().zip(&to.below));
+        pairs.for_each(|(count, value)| count.store(*value, Ordering::Relaxed));
+        self.nanos.store(to.nanos, Ordering::Relaxed);
+    }
 }
 
 /// The bucket of that many nanoseconds.
@@ -98,11 +107,43 @@ fn upper_end(bucket: usize) -> u64 {
 }
 
 /// How long requests took, of several loops together, at one moment or between two.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Filled", into = "Filled")]
 pub struct Latencies {
     counts: Box<[u64]>,
     below: [u64; BOUNDS.len()],
     nanos: u64,
+}
+
+/// Them as one process tells another: the buckets in which something is, and beside each bound, in nanoseconds, what is below it.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Filled {
+    counts: Vec<(usize, u64)>,
+    below: Vec<(u64, u64)>,
+    nanos: u64,
+}
+
+impl From<Latencies> for Filled {
+    fn from(all: Latencies) -> Filled {
+        let filled = |&(_, count): &(usize, u64)| count > 0;
+        let below = BOUNDS.into_iter().zip(all.below).filter(|(_, count)| *count > 0).collect();
+        Filled { counts: all.counts.iter().copied().enumerate().filter(filled).collect(), below, nanos: all.nanos }
+    }
+}
+
+impl From<Filled> for Latencies {
+    /// What does not exist here is passed over.
+    fn from(filled: Filled) -> Latencies {
+        let mut all = Latencies { nanos: filled.nanos, ..Latencies::default() };
+        for (bucket, count) in filled.counts {
+            all.counts.get_mut(bucket).into_iter().for_each(|sum| *sum = count);
+        }
+        for (bound, count) in filled.below {
+            BOUNDS.iter().position(|known| *known == bound).into_iter().for_each(|at| all.below[at] = count);
+        }
+        all
+    }
 }
 
 impl Default for Latencies {
@@ -214,7 +255,12 @@ pub struct Recent {
 impl Rates {
     /// Before the first request.
     pub fn new(now: Instant) -> Rates {
-        let start = Sample { at: now, requests: 0, latencies: Latencies::default() };
+        Rates::after(now, 0, Latencies::default())
+    }
+
+    /// When so much was counted already.
+    pub fn after(now: Instant, requests: u64, latencies: Latencies) -> Rates {
+        let start = Sample { at: now, requests, latencies };
         Rates { older: start.clone(), newer: start }
     }
 

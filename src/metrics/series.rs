@@ -4,10 +4,11 @@
 //! that a client or a worker says makes a series. A name that comes back, after a reload for instance, gets the row that it had. A
 //! loop allocates a row when it first counts in it, and never gives it back.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, OnceLock, PoisonError};
 
 use super::Counter;
-use super::latency::Histogram;
+use super::latency::{Histogram, Latencies};
 
 /// Apps that are counted apart, at most; further ones share the last row.
 const MOST_APPS: usize = 256;
@@ -107,6 +108,25 @@ pub struct AppCounters {
 }
 
 impl AppCounters {
+    /// What only grows, by name.
+    pub(super) fn named(&self) -> [(&'static str, &Counter); 12] {
+        let [declined, not_taken, connection_lost] = &self.retries;
+        [
+            ("queue_full", &self.queue_full),
+            ("queue_timeouts", &self.queue_timeouts),
+            ("hold_expired", &self.hold_expired),
+            ("app_failed", &self.app_failed),
+            ("no_tunnel", &self.no_tunnel),
+            ("retries_declined", declined),
+            ("retries_not_taken", not_taken),
+            ("retries_connection_lost", connection_lost),
+            ("connects_failed", &self.connects_failed),
+            ("tunnels", &self.tunnels),
+            ("worker_connections", &self.worker_connections),
+            ("cut", &self.cut),
+        ]
+    }
+
     /// Requests given to a second worker, for whatever reason.
     pub fn all_retries(&self) -> u64 {
         self.retries.iter().map(Counter::value).sum()
@@ -117,6 +137,8 @@ impl AppCounters {
 #[derive(Debug)]
 pub struct SeriesCounters {
     statuses: [Counter; STATUSES],
+    /// Requests that the loop answered with 200 in the turn in which it read them: one number says all of them.
+    pub direct: Counter,
     /// Requests that got a worker without waiting.
     pub at_once: Counter,
     /// How long requests took, but for event streams, tunnels, and those whose client left.
@@ -127,6 +149,7 @@ impl Default for SeriesCounters {
     fn default() -> SeriesCounters {
         SeriesCounters {
             statuses: [const { Counter::new() }; STATUSES],
+            direct: Counter::new(),
             at_once: Counter::new(),
             took: Histogram::default(),
         }
@@ -142,8 +165,26 @@ impl SeriesCounters {
 
     /// How many requests ended with each status, where any did.
     pub fn statuses(&self) -> impl Iterator<Item = (u16, u64)> {
-        let counted = self.statuses.iter().enumerate().map(|(at, count)| (at as u16 + FIRST_STATUS, count.value()));
+        let direct = self.direct.value();
+        let counted = self.statuses.iter().zip(FIRST_STATUS..).map(move |(count, status)| match status {
+            200 => (status, count.value() + direct),
+            _ => (status, count.value()),
+        });
         counted.filter(|(_, count)| *count > 0)
+    }
+
+    /// Adds how long its requests took.
+    pub fn add_took(&self, sum: &mut Latencies) {
+        sum.add(&self.took);
+        sum.add_at_once(self.direct.value());
+    }
+
+    /// Counts on from there. Only the owner's thread may call it.
+    pub(super) fn set(&self, statuses: &BTreeMap<u16, u64>, took: &Latencies) {
+        for (count, status) in self.statuses.iter().zip(FIRST_STATUS..) {
+            count.set(statuses.get(&status).copied().unwrap_or(0));
+        }
+        self.took.set(took);
     }
 }
 

@@ -13,12 +13,13 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::Supervisor;
+use super::heartbeat::turning;
 use crate::config::{self, CloudWatch};
 use crate::control::status::Status;
 use crate::exporter::{LoopTime, Sample, health, push, text};
 use crate::log::{Level, Log};
+use crate::mailbox::Message;
 use crate::mailbox::desk::{Desk, Document, Question, Reply};
-use crate::mailbox::{Message, Postboxes};
 use crate::metrics::Metrics;
 
 /// How long a loop may take to show that it turns.
@@ -33,13 +34,13 @@ const MOST_PUSHES: usize = 4;
 /// See the module.
 pub(super) struct Monitor {
     desk: Desk,
-    /// The last beat that the loops were asked for.
-    beat: u64,
     /// Questions that wait for the loops' beats, each with its number.
     waiting: Vec<(Question, u64, Instant)>,
     loops: Vec<Busy>,
     statsd: Option<Push>,
     cloudwatch: Option<Push>,
+    /// Whether metrics are pushed: not while a server before or behind this one does it.
+    pushing: bool,
 }
 
 /// What is remembered of a loop's CPU time: as of the last look, and as of one that is old enough.
@@ -56,6 +57,16 @@ struct Push {
     before: push::Before,
     /// Where texts go; `None`: to stdout.
     sender: Option<SyncSender<Vec<String>>>,
+}
+
+/// What is pushed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    /// Where it is time.
+    Due,
+    All,
+    /// Nothing, but it counts as pushed.
+    Unsent,
 }
 
 impl Monitor {
@@ -78,29 +89,26 @@ impl Monitor {
                 opened(&path.display().to_string(), appended(path).map(Some), settings.cloudwatch_interval)
             }
         });
-        Monitor { desk, beat: 0, waiting: Vec::new(), loops: vec![Busy::default(); loops], statsd, cloudwatch }
+        let loops = vec![Busy::default(); loops];
+        Monitor { desk, waiting: Vec::new(), loops, statsd, cloudwatch, pushing: true }
     }
 
     /// When it is to be looked at, whatever happens.
     pub fn due(&self) -> Option<Instant> {
         let beats = self.waiting.iter().map(|(_, _, since)| *since + BEAT_PATIENCE);
-        beats.chain([&self.statsd, &self.cloudwatch].into_iter().flatten().map(|push| push.next)).min()
+        beats.chain(self.next_push()).min()
     }
 
-    /// Asks the loops to show that they turn.
-    fn ask_for_beats(&mut self, question: Question, postboxes: &Postboxes, now: Instant) {
-        self.beat += 1;
-        let beat = self.beat;
-        postboxes.broadcast(|| Message::Beat(beat));
-        self.waiting.push((question, beat, now));
+    fn next_push(&self) -> Option<Instant> {
+        let pushes = [&self.statsd, &self.cloudwatch].into_iter().flatten().filter(|_| self.pushing);
+        pushes.map(|push| push.next).min()
     }
 
     /// The questions whose beats have all come, or have had their time, with who has turned.
     fn beaten(&mut self, metrics: &Metrics, now: Instant) -> Vec<(Question, Vec<bool>)> {
         let mut answered = Vec::new();
         self.waiting.retain(|(question, beat, since)| {
-            let turning: Vec<bool> =
-                metrics.loops().map(|counters| counters.beat.load(Ordering::Acquire) >= *beat).collect();
+            let turning = turning(metrics, *beat);
             let over = turning.iter().all(|turns| *turns) || now >= *since + BEAT_PATIENCE;
             if over {
                 answered.push((*question, turning));
@@ -148,23 +156,50 @@ impl Supervisor {
     /// Answers what the loops have asked for, and pushes what is due.
     pub(super) fn serve_monitors(&mut self, now: Instant) {
         let Some(observed) = &mut self.observed else { return };
-        let (monitor, metrics) = (&mut observed.monitor, observed.about.metrics.clone());
+        let monitor = &mut observed.monitor;
         let mut questions = Vec::new();
         for question in monitor.desk.questions() {
             match question.document {
                 Document::Live { .. } | Document::Health { .. } => {
-                    monitor.ask_for_beats(question, &self.processes.postboxes, now);
+                    monitor.waiting.push((question, observed.heartbeat.ask(&self.context.postboxes), now));
                 }
                 Document::Metrics { .. } | Document::Ready { .. } => questions.push((question, Vec::new())),
             }
         }
-        questions.extend(monitor.beaten(&metrics, now));
-        let pushes = [&monitor.statsd, &monitor.cloudwatch].into_iter().flatten().any(|push| push.next <= now);
-        if questions.is_empty() && !pushes {
-            return;
+        questions.extend(monitor.beaten(&observed.about.metrics, now));
+        let pushes = monitor.next_push().is_some_and(|next| next <= now);
+        if !questions.is_empty() || pushes {
+            self.look(now, |supervisor, sample, millis| {
+                supervisor.answer_questions(&questions, sample);
+                if pushes {
+                    supervisor.push(sample, millis, Which::Due, now);
+                }
+            });
         }
-        let loops = monitor.loop_times(&metrics, observed.about.started, now);
-        let started = observed.about.started;
+    }
+
+    /// Pushes what has come since the last time, and then nothing more: another server goes on from here.
+    pub(super) fn finish_pushes(&mut self, now: Instant) {
+        self.look(now, |supervisor, sample, millis| supervisor.push(sample, millis, Which::All, now));
+        self.hold_pushes(true);
+    }
+
+    /// Whether another server pushes in the place of this one.
+    pub(super) fn hold_pushes(&mut self, held: bool) {
+        self.observed.iter_mut().for_each(|observed| observed.monitor.pushing = !held);
+    }
+
+    /// Pushes what comes from now on: what was counted until now, the server before this one has pushed.
+    pub(super) fn begin_pushes(&mut self, now: Instant) {
+        self.hold_pushes(false);
+        self.look(now, |supervisor, sample, millis| supervisor.push(sample, millis, Which::Unsent, now));
+    }
+
+    /// One look at all that is known, and what is told of it; with the time in milliseconds since 1970.
+    fn look(&mut self, now: Instant, tell: impl FnOnce(&mut Supervisor, &Sample<'_>, u64)) {
+        let Some(observed) = &mut self.observed else { return };
+        let (started, metrics) = (observed.about.started, observed.about.metrics.clone());
+        let loops = observed.monitor.loop_times(&metrics, started, now);
         let status = self.status_document(MEMORY_AGE, now);
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let sample = Sample {
@@ -172,10 +207,9 @@ impl Supervisor {
             metrics: &metrics,
             loops,
             started: unix.as_secs_f64() - now.saturating_duration_since(started).as_secs_f64(),
-            bungate: self.processes.settings.metrics.bungate,
+            bungate: self.context.settings.metrics.bungate,
         };
-        self.answer_questions(&questions, &sample);
-        self.push(&sample, unix.as_millis() as u64, now);
+        tell(self, &sample, unix.as_millis() as u64);
     }
 
     fn answer_questions(&self, questions: &[(Question, Vec<bool>)], sample: &Sample<'_>) {
@@ -201,20 +235,21 @@ impl Supervisor {
                 }
             };
             let reply = Reply { exchange: question.exchange, status, content_type, body };
-            self.processes.postboxes.post(question.loop_index, Message::Document(reply));
+            self.context.postboxes.post(question.loop_index, Message::Document(reply));
         }
     }
 
-    fn push(&mut self, sample: &Sample<'_>, millis: u64, now: Instant) {
+    fn push(&mut self, sample: &Sample<'_>, millis: u64, which: Which, now: Instant) {
         let Some(monitor) = self.observed.as_mut().map(|observed| &mut observed.monitor) else { return };
-        let settings = &self.processes.settings.metrics;
-        if let Some(push) = monitor.statsd.as_mut().filter(|push| push.next <= now) {
+        let (settings, log) = (&self.context.settings.metrics, &self.context.log);
+        let wanted = |push: &&mut Push| which != Which::Due || push.next <= now;
+        if let Some(push) = monitor.statsd.as_mut().filter(wanted) {
             let datagrams = push::statsd(sample, &settings.statsd_form, &mut push.before);
-            push.send(datagrams, &self.processes.log, now);
+            push.send(datagrams, which, log, now);
         }
-        if let Some(push) = monitor.cloudwatch.as_mut().filter(|push| push.next <= now) {
+        if let Some(push) = monitor.cloudwatch.as_mut().filter(wanted) {
             let lines = push::cloudwatch(sample, &settings.namespace, millis, &mut push.before);
-            push.send(vec![lines], &self.processes.log, now);
+            push.send(vec![lines], which, log, now);
         }
     }
 
@@ -225,9 +260,10 @@ impl Supervisor {
 }
 
 impl Push {
-    fn send(&mut self, texts: Vec<String>, log: &Log, now: Instant) {
+    fn send(&mut self, texts: Vec<String>, which: Which, log: &Log, now: Instant) {
         self.next = now + self.interval;
         match &self.sender {
+            _ if which == Which::Unsent => {}
             None => texts.into_iter().for_each(|text| log.print(text)),
             Some(sender) => {
                 if sender.try_send(texts).is_err() {

@@ -2,17 +2,21 @@
 
 use std::time::{Duration, Instant};
 
+use super::heartbeat::Heartbeat;
+use super::memory;
 use super::monitor::Monitor;
+use super::unit::Unit;
 use super::wake::Waker;
-use super::{Supervisor, memory};
+use super::{Supervisor, process};
 use crate::config::Settings;
 use crate::control::status::{self, State, WorkerState};
 use crate::dispatch::{Snapshot, Standing, WorkerSnapshot};
 use crate::fleet::{self, Member, PlaceState, RollEnd};
 use crate::log::Log;
 use crate::mailbox::desk::Desk;
-use crate::metrics::Metrics;
-use crate::metrics::latency::{Latencies, Rates};
+use crate::metrics::latency::{Latencies, Rates, Recent};
+use crate::metrics::lives::Lives;
+use crate::metrics::{Account, Metrics};
 
 /// What the supervisor cannot know of the server around it.
 #[derive(Clone, Debug)]
@@ -32,7 +36,10 @@ pub(super) struct Observed {
     pub about: About,
     pub rates: Rates,
     pub monitor: Monitor,
+    pub heartbeat: Heartbeat,
     held: Option<Held>,
+    /// Lines of the log that nobody read of the servers before this one.
+    pub dropped_before: u64,
 }
 
 /// The memory of the workers' groups, and when it was measured.
@@ -43,7 +50,8 @@ impl Observed {
     pub fn new(about: About, settings: &Settings, log: &Log, waker: Waker) -> Observed {
         about.desk.attend(Box::new(move || waker.wake()));
         let monitor = Monitor::new(about.desk.clone(), &settings.metrics, settings.loops, log, Instant::now());
-        Observed { rates: Rates::new(about.started), about, monitor, held: None }
+        let rates = Rates::after(about.started, about.metrics.total().requests, about.metrics.latencies());
+        Observed { rates, about, monitor, heartbeat: Heartbeat::default(), held: None, dropped_before: 0 }
     }
 
     /// Requests so far, and how long they took.
@@ -55,33 +63,76 @@ impl Observed {
 impl Supervisor {
     /// Keeps a sample for the rates, when it is due.
     pub(super) fn sample_rates(&mut self, now: Instant) {
-        if let Some(observed) = self.observed.as_mut().filter(|observed| observed.rates.due() <= now) {
-            let (total, latencies) = observed.counted();
-            observed.rates.sample(now, total, latencies);
-        }
+        let Some(observed) = self.observed.as_mut().filter(|observed| observed.rates.due() <= now) else { return };
+        let (total, latencies) = observed.counted();
+        observed.rates.sample(now, total, latencies);
+        let metrics = &observed.about.metrics;
+        self.units.iter_mut().for_each(|unit| drop(unit.sample_rates(Some(metrics), now)));
     }
 
     /// All that is known; what of it takes the system time to tell, as of at most so long ago.
     pub(super) fn status_document(&mut self, most_age: Duration, now: Instant) -> status::Status {
         self.measure_memory(most_age, now);
-        let snapshot = self.processes.dispatch.snapshot();
-        let state = self.state_now(&snapshot);
-        let app = self.status_of_app(&snapshot, state, now);
+        let stops = match (&self.stop, self.drains) {
+            (Some(_), true) => Some(State::Draining),
+            (Some(_), false) => Some(State::Stopping),
+            (None, _) => None,
+        };
+        let observed = self.observed.as_ref();
+        let mut apps: Vec<status::App> = self.units.iter_mut().map(|unit| unit.status(stops, observed, now)).collect();
+        if let (Some(observed), [app]) = (&mut self.observed, &mut apps[..]) {
+            // What the loops have counted is the only app's.
+            let (total, latencies) = observed.counted();
+            let recent = observed.rates.sample(now, total, latencies);
+            app.requests = status::Requests { total, per_second: recent.per_second };
+            app.latency_ms = status::Latency::from(&recent);
+        }
         let about = self.observed.as_ref().map(|observed| &observed.about);
-        let settings = &self.processes.settings;
+        let settings = &self.context.settings;
         status::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: about.map_or(0.0, |about| now.duration_since(about.started).as_secs_f64()),
-            state,
+            state: stops.unwrap_or_else(|| {
+                state_of_all(self.units.iter().zip(&apps).map(|(unit, app)| match app.state {
+                    State::Failed if !unit.app().required => State::Running,
+                    state => state,
+                }))
+            }),
             backend: about.map_or_else(String::new, |about| about.backend.to_owned()),
             loops: settings.loops,
             listen: settings.listen.iter().map(ToString::to_string).collect(),
             admin: settings.admin.iter().map(ToString::to_string).collect(),
-            control_socket: self.processes.control_path().display().to_string(),
+            control_socket: self.context.control_path().display().to_string(),
             counters: about.map(|about| counters(&about.metrics)).unwrap_or_default(),
-            log_lines_dropped: self.processes.log.dropped(),
-            apps: vec![app],
+            log_lines_dropped: self.log_lines_dropped(),
+            upgrade: self.upgrades.status(),
+            apps,
+        }
+    }
+
+    /// Lines of the log that nobody read, those of the servers before this one included.
+    pub(super) fn log_lines_dropped(&self) -> u64 {
+        self.observed.as_ref().map_or(0, |observed| observed.dropped_before) + self.context.log.dropped()
+    }
+
+    /// All that was counted, for a successor.
+    pub(super) fn account(&self) -> Account {
+        let Some(observed) = &self.observed else { return Account::default() };
+        let mut account = observed.about.metrics.account();
+        account.lives = self.units.iter().map(|unit| (unit.name().to_owned(), unit.lives())).collect();
+        account.log_lines_dropped = self.log_lines_dropped();
+        account
+    }
+
+    /// What the servers before this one have counted; replaces what was said before.
+    pub(super) fn inherit_counts(&mut self, mut account: Account) {
+        let Some(observed) = &mut self.observed else { return };
+        observed.about.metrics.inherit(&account);
+        observed.dropped_before = account.log_lines_dropped;
+        for unit in &mut self.units {
+            let lives = account.lives.remove(unit.name());
+            lives.into_iter().for_each(|lives| unit.processes.tally.inherit(lives));
         }
     }
 
@@ -90,57 +141,81 @@ impl Supervisor {
         if observed.held.as_ref().is_some_and(|(at, _)| now.saturating_duration_since(*at) < most_age) {
             return;
         }
-        let groups: Vec<i32> = self.processes.workers.iter().map(super::process::Process::group).collect();
+        let workers = self.units.iter().flat_map(|unit| &unit.processes.workers);
+        let groups: Vec<i32> = workers.map(process::Process::group).collect();
         let held = memory::proportional_of(&groups);
         observed.held = Some((now, groups.into_iter().zip(held).collect()));
     }
+}
 
-    fn state_now(&self, snapshot: &Snapshot) -> State {
-        match (&self.stop, self.fleet.state()) {
-            (Some(_), _) if self.drains => State::Draining,
-            (Some(_), _) => State::Stopping,
+/// The state of all apps together: the one that an operator is to know first.
+fn state_of_all(apps: impl Iterator<Item = State>) -> State {
+    let rank = |state: &State| match state {
+        State::Failed => 0,
+        State::Paused => 1,
+        State::Starting => 2,
+        _ => 3,
+    };
+    apps.min_by_key(rank).unwrap_or(State::Running)
+}
+
+impl Unit {
+    /// Requests that the app's workers have had, and how many of them a second lately, with how long all took that were the app's.
+    fn sample_rates(&mut self, metrics: Option<&Metrics>, now: Instant) -> (u64, Recent) {
+        let snapshot = self.processes.dispatch.snapshot();
+        let total = self.processes.tally.requests() + snapshot.workers.iter().map(|worker| worker.served).sum::<u64>();
+        let took = metrics.map_or_else(Latencies::default, |metrics| metrics.took_by_app(self.name()));
+        (total, self.rates.sample(now, total, took))
+    }
+
+    /// What was counted of the app's workers, the requests of those that live included.
+    fn lives(&self) -> Lives {
+        let mut lives = self.processes.tally.all();
+        for worker in self.processes.dispatch.snapshot().workers {
+            *lives.places.entry(worker.target.number).or_default() += worker.served;
+        }
+        lives
+    }
+
+    /// What the app is about; `stops`: what the server is, if it ends.
+    fn state_now(&self, stops: Option<State>, snapshot: &Snapshot) -> State {
+        match (stops, self.fleet.state()) {
+            (Some(state), _) => state,
+            (None, _) if self.leaving.is_some() => State::Stopping,
             (None, fleet::AppState::Failed) => State::Failed,
             (None, _) if snapshot.paused => State::Paused,
             (None, fleet::AppState::Running) => State::Running,
-            (None, fleet::AppState::Starting) if self.upstreams.seen() || self.serves_itself() => State::Running,
+            (None, fleet::AppState::Starting) if self.upstreams.seen() || self.is_answered_by_loops() => State::Running,
             (None, fleet::AppState::Starting) => State::Starting,
         }
     }
 
-    fn serves_itself(&self) -> bool {
-        self.processes.settings.app.respond.is_some()
-    }
-
-    fn status_of_app(&mut self, snapshot: &Snapshot, state: State, now: Instant) -> status::App {
-        let (mut requests, mut latency_ms) = (status::Requests::default(), status::Latency::default());
-        if let Some(observed) = &mut self.observed {
-            let (total, latencies) = observed.counted();
-            let recent = observed.rates.sample(now, total, latencies);
-            requests = status::Requests { total, per_second: recent.per_second };
-            latency_ms = status::Latency::from(&recent);
-        }
-        let settings = &self.processes.settings;
+    fn status(&mut self, stops: Option<State>, observed: Option<&Observed>, now: Instant) -> status::App {
+        let snapshot = &self.processes.dispatch.snapshot();
+        let (total, recent) = self.sample_rates(observed.map(|observed| &observed.about.metrics), now);
+        let requests = status::Requests { total, per_second: recent.per_second };
+        let app = self.app();
         let waited = snapshot.oldest.map(|since| now.saturating_duration_since(since).as_secs_f64() * 1000.0);
         status::App {
-            name: settings.app.name.clone(),
-            state,
+            name: app.name.clone(),
+            state: self.state_now(stops, snapshot),
             generation: self.fleet.generation(),
             lives: self.processes.tally.told(),
-            workers_wanted: self.fleet.wanted() + settings.app.upstreams.len(),
+            workers_wanted: self.fleet.wanted() + app.upstreams.len(),
             workers_ready: snapshot.eligible as usize,
             workers_busy: snapshot.workers.iter().filter(|worker| is_busy(worker)).count(),
-            scaling: settings.app.scaling.map(|scaling| status::Scaling { min: scaling.min, max: scaling.max }),
+            scaling: app.scaling.map(|scaling| status::Scaling { min: scaling.min, max: scaling.max }),
             paused: snapshot.paused,
             queue: status::Queue {
                 depth: snapshot.queue_depth,
-                size: settings.app.queue.size,
+                size: app.queue.size,
                 oldest_wait_ms: waited,
                 eligible: snapshot.eligible,
             },
             requests,
-            latency_ms,
+            latency_ms: status::Latency::from(&recent),
             roll: self.status_of_roll(),
-            workers: self.status_of_workers(snapshot, now),
+            workers: self.status_of_workers(snapshot, observed, now),
         }
     }
 
@@ -167,8 +242,8 @@ impl Supervisor {
         Some(roll)
     }
 
-    fn status_of_workers(&self, snapshot: &Snapshot, now: Instant) -> Vec<status::Worker> {
-        let held = self.observed.as_ref().and_then(|observed| observed.held.as_ref());
+    fn status_of_workers(&self, snapshot: &Snapshot, observed: Option<&Observed>, now: Instant) -> Vec<status::Worker> {
+        let held = observed.and_then(|observed| observed.held.as_ref());
         let weight = |name| {
             let group = self.processes.process(name)?.group();
             held?.1.iter().find(|(known, _)| *known == group)?.1
@@ -193,6 +268,7 @@ impl Supervisor {
         let upstream = |worker: &&WorkerSnapshot| self.processes.name(worker.id).is_none() && !worker.target.supervised;
         workers.extend(snapshot.workers.iter().filter(upstream).map(|worker| status::Worker {
             id: worker.target.number,
+            requests_before: self.processes.tally.requests_before(worker.target.number),
             state: if worker.standing == Standing::Ready { WorkerState::Running } else { WorkerState::Starting },
             name: worker.target.label.clone(),
             socket: worker.target.label.clone(),
@@ -249,6 +325,7 @@ impl Supervisor {
             generation: known.map_or(0, |worker| worker.app_generation),
             state: if serves { WorkerState::Running } else { WorkerState::Starting },
             joined: true,
+            requests_before: known.map_or(0, |worker| self.processes.tally.requests_before(worker.target.number)),
             name: joined.worker_id.clone(),
             socket: worker.map_or_else(String::new, |worker| worker.socket.display().to_string()),
             uptime_seconds: Some(now.duration_since(joined.since).as_secs_f64()),

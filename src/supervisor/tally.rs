@@ -1,9 +1,8 @@
 //! What is counted of workers' lives: starts, ends by reason, and the requests of those that are gone.
 
-use std::collections::BTreeMap;
-
-use crate::control::status::Lives;
+use crate::control::status;
 use crate::fleet::Ending;
+use crate::metrics::lives::Lives;
 
 /// Why workers end, in the words of labels.
 const REASONS: &[&str] = &[
@@ -28,38 +27,55 @@ const REASONS: &[&str] = &[
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    starts: u64,
-    replaced: u64,
-    crashes: u64,
-    exits: BTreeMap<&'static str, u64>,
-    /// The places that were ever filled, with the requests of the workers that have left them.
-    places: BTreeMap<u32, u64>,
+    own: Lives,
+    /// What the servers before this one have counted.
+    before: Lives,
 }
 
 impl Tally {
     /// A worker was started in that place.
     pub fn started(&mut self, place: u32) {
-        self.starts += 1;
-        self.replaced += u64::from(self.places.contains_key(&place));
-        self.places.entry(place).or_default();
+        self.own.starts += 1;
+        self.own.replaced += u64::from(self.own.places.contains_key(&place));
+        self.own.places.entry(place).or_default();
     }
 
     /// A worker has ended that had that place, and requests that ran.
     pub fn ended(&mut self, place: u32, ending: Option<Ending>, crash: bool, requests: u64) {
-        *self.exits.entry(reason(ending, crash)).or_default() += 1;
-        self.crashes += u64::from(crash);
-        *self.places.entry(place).or_default() += requests;
+        *self.own.exits.entry(reason(ending, crash).to_owned()).or_default() += 1;
+        self.own.crashes += u64::from(crash);
+        *self.own.places.entry(place).or_default() += requests;
+    }
+
+    /// What the servers before this one have counted; replaces what was said before.
+    pub fn inherit(&mut self, before: Lives) {
+        self.before = before;
+    }
+
+    /// All that was counted.
+    pub fn all(&self) -> Lives {
+        let mut all = self.before.clone();
+        all.add(&self.own);
+        all
     }
 
     /// For the status document: with each reason that there is, so that those which never came can be told, too.
-    pub fn told(&self) -> Lives {
-        let exits = REASONS.iter().map(|reason| ((*reason).to_owned(), self.exits.get(reason).copied().unwrap_or(0)));
-        Lives { starts: self.starts, replaced: self.replaced, crashes: self.crashes, exits: exits.collect() }
+    pub fn told(&self) -> status::Lives {
+        let Lives { starts, replaced, crashes, mut exits, .. } = self.all();
+        for reason in REASONS {
+            exits.entry((*reason).to_owned()).or_default();
+        }
+        status::Lives { starts, replaced, crashes, exits }
     }
 
     /// The requests of those that have left a place.
     pub fn requests_before(&self, place: u32) -> u64 {
-        self.places.get(&place).copied().unwrap_or(0)
+        [&self.own, &self.before].iter().filter_map(|lives| lives.places.get(&place)).sum()
+    }
+
+    /// The requests of all that have left.
+    pub fn requests(&self) -> u64 {
+        [&self.own, &self.before].iter().flat_map(|lives| lives.places.values()).sum()
     }
 }
 
@@ -106,5 +122,14 @@ mod tests {
         assert_eq!(exits.len(), REASONS.len());
         assert_eq!(exits.values().sum::<u64>(), 6);
         assert_eq!((exits["crash"], exits["exit"], exits["health"], exits["memory"]), (1, 1, 1, 0));
+
+        let mut next = Tally::default();
+        next.inherit(tally.all());
+        next.started(1);
+        next.ended(1, Some(Ending::Deploy), false, 7);
+        next.inherit(tally.all());
+        let told = next.told();
+        assert_eq!((told.starts, told.replaced, told.crashes, told.exits["deploy"]), (7, 4, 1, 2));
+        assert_eq!((next.requests_before(1), next.requests_before(2), next.requests()), (57, 1, 58));
     }
 }
