@@ -162,8 +162,7 @@ fn state_of_all(apps: impl Iterator<Item = State>) -> State {
 impl Unit {
     /// Requests that the app's workers have had, and how many of them a second lately, with how long all took that were the app's.
     fn sample_rates(&mut self, metrics: Option<&Metrics>, now: Instant) -> (u64, Recent) {
-        let snapshot = self.processes.dispatch.snapshot();
-        let total = self.processes.tally.requests() + snapshot.workers.iter().map(|worker| worker.served).sum::<u64>();
+        let total = self.lives().places.values().sum();
         let took = metrics.map_or_else(Latencies::default, |metrics| metrics.took_by_app(self.name()));
         (total, self.rates.sample(now, total, took))
     }
@@ -171,7 +170,9 @@ impl Unit {
     /// What was counted of the app's workers, the requests of those that live included.
     fn lives(&self) -> Lives {
         let mut lives = self.processes.tally.all();
-        for worker in self.processes.dispatch.snapshot().workers {
+        // Those of workers that are gone are in it, though the dispatch may remember them for a while.
+        let is_there = |worker: &WorkerSnapshot| self.processes.name(worker.id).is_some() || !worker.target.supervised;
+        for worker in self.processes.dispatch.snapshot().workers.iter().filter(|worker| is_there(worker)) {
             *lives.places.entry(worker.target.number).or_default() += worker.served;
         }
         lives

@@ -72,11 +72,6 @@ impl Tally {
     pub fn requests_before(&self, place: u32) -> u64 {
         [&self.own, &self.before].iter().filter_map(|lives| lives.places.get(&place)).sum()
     }
-
-    /// The requests of all that have left.
-    pub fn requests(&self) -> u64 {
-        [&self.own, &self.before].iter().flat_map(|lives| lives.places.values()).sum()
-    }
 }
 
 fn reason(ending: Option<Ending>, crash: bool) -> &'static str {
@@ -130,6 +125,6 @@ mod tests {
         next.inherit(tally.all());
         let told = next.told();
         assert_eq!((told.starts, told.replaced, told.crashes, told.exits["deploy"]), (7, 4, 1, 2));
-        assert_eq!((next.requests_before(1), next.requests_before(2), next.requests()), (57, 1, 58));
+        assert_eq!((next.requests_before(1), next.requests_before(2)), (57, 1));
     }
 }
