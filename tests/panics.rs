@@ -148,13 +148,14 @@ impl Rig {
         let postboxes = Postboxes::new(vec![postbox]);
         let metrics = Metrics::new(1);
         let settings = Arc::new(settings);
-        let table = Arc::new(AppTable::of_one(settings.clone(), Arc::clone(&dispatch)));
+        let table = Arc::new(AppTable::of_one(settings.clone(), Arc::clone(&dispatch), &metrics));
         let shared = Arc::new(Shared {
             settings,
             postboxes: postboxes.clone(),
             log: Log::disabled(),
             admission: Default::default(),
             scarcity: Default::default(),
+            desk: Default::default(),
             status: Box::new(|| panic!("the writer of the status panics")),
         });
         let pool = Pool::new(64, 8, Budget::new(1 << 20));
@@ -174,6 +175,7 @@ impl Rig {
                 port: 80,
                 scheme: Scheme::Http,
                 app: AppId::default(),
+                admin: false,
             }],
             mailbox,
             metrics: metrics.clone(),

@@ -5,6 +5,7 @@
 //! - `file`: that file, from finding it to its values and problems, and `report`: how problems are shown;
 //! - `show` and `schema`: what is configured, and what may be;
 //! - `arguments`: the command line, and its mistakes in one line;
+//! - `monitoring`: what is told to those who watch the server;
 //! - `load`: all places together, and `clashes`: what of them does not go together;
 //! - `conformance`: the words of that subcommand;
 //! - `environment`: the variables;
@@ -26,6 +27,7 @@ mod file;
 mod keys;
 mod load;
 mod logging;
+mod monitoring;
 mod places;
 mod report;
 pub mod route;
@@ -52,6 +54,7 @@ pub use logging::{
     AccessLogFormat, AccessLogSettings, DEV_LOG, EventFormat, EventLogSettings, JOURNAL, Level, LogTarget, Part,
     Pattern, PatternField, Redaction, Sampling, SyslogAddress,
 };
+pub use monitoring::{CloudWatch, Metrics, Statsd};
 pub use places::{Reload, quoted as toml_string};
 pub use report::{Problem, Severity};
 pub use route::Route;
@@ -102,6 +105,12 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// How long a graceful stop may take.
     pub shutdown: Duration,
+    /// How long a graceful stop says that the server is not ready before it closes its listeners.
+    pub pre_stop_delay: Duration,
+    /// Where the server tells about itself, and nothing else, to whoever can reach it.
+    pub admin: Vec<ListenAddress>,
+    /// Who is told what is counted.
+    pub metrics: Metrics,
     /// How often the statistics are printed; zero turns them off, the last one at the exit too.
     pub stats_interval: Duration,
     /// Where sockets and the lock lie.
@@ -481,6 +490,9 @@ impl Default for Settings {
                 write: Duration::from_secs(30),
             },
             shutdown: Duration::from_secs(5),
+            pre_stop_delay: Duration::ZERO,
+            admin: Vec::new(),
+            metrics: Metrics::default(),
             stats_interval: Duration::from_secs(10),
             run_dir: PathBuf::from("/tmp/production_server"),
             pid_file: None,

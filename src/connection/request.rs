@@ -13,11 +13,12 @@ use crate::http::head::{self, Request};
 use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
 use crate::http::reply::{self, Reply};
-use crate::http::{Framing, Method, body_len, is_loopback_host};
-use crate::log::AccessRecord;
+use crate::http::{Framing, Method, body_len};
+use crate::mailbox::desk::Document;
+use crate::metrics::series::OWN;
 
 use super::{State, Stream};
-use crate::event_loop::Loop;
+use crate::event_loop::{Inside, Loop, may_be_inside};
 
 /// What became of a look at the input.
 enum Step {
@@ -34,6 +35,7 @@ enum Route {
     Text(&'static [u8]),
     Respond(Rc<App>),
     Status,
+    Desk(Document),
     Refuse(u16, &'static str),
     App(Rc<App>),
 }
@@ -142,6 +144,12 @@ impl<B: Backend> Loop<B> {
                 self.keep_input(sock, input);
                 Step::Stop
             }
+            Route::Desk(document) => {
+                self.ask_desk(Stream { connection: sock, id: 0 }, &input, request, document);
+                input.advance(request.len);
+                self.keep_input(sock, input);
+                Step::Stop
+            }
             route => {
                 self.answer_here(sock, &input, request, &route);
                 input.advance(request.len);
@@ -152,15 +160,19 @@ impl<B: Backend> Loop<B> {
 
     fn route(&mut self, sock: Sock, input: &[u8], request: &Request) -> Route {
         let path = request.path.of(input);
-        if let Some(name) = self.apps.settings.internal.name(path)
-            && name.len() <= 7
-        {
-            match name {
-                b"/server" if self.apps.has_failed() => return Route::Refuse(503, "the app has failed"),
-                b"/server" => return Route::Text(b"ok"),
-                b"/status" if self.is_local(sock, input, request) => return Route::Status,
-                _ => {}
+        let admin = !self.apps.settings.admin.is_empty() && self.is_admin(sock);
+        let name = if admin { Some(path) } else { self.apps.settings.internal.name(path) };
+        if let Some(name) = name.filter(|name| may_be_inside(name)) {
+            match self.inside(sock, input, request, name) {
+                Some(Inside::Server) if self.apps.has_failed() => return Route::Refuse(503, "the app has failed"),
+                Some(Inside::Server) => return Route::Text(b"ok"),
+                Some(Inside::Status) => return Route::Status,
+                Some(Inside::Desk(document)) => return Route::Desk(document),
+                None => {}
             }
+        }
+        if admin {
+            return Route::Refuse(404, "this address tells about the server and has no app");
         }
         if request.method == Method::Connect {
             return Route::Refuse(405, "CONNECT is for forward proxies; this server is an origin");
@@ -177,19 +189,10 @@ impl<B: Backend> Loop<B> {
     }
 
     /// The app that a request of a connection goes to: that of its listener.
-    fn app_of(&mut self, sock: Sock) -> Option<&Rc<App>> {
+    pub fn app_of(&mut self, sock: Sock) -> Option<&Rc<App>> {
         let client = self.table.client(sock)?;
         let listener = &self.accepting.listeners[client.listener as usize];
         self.apps.get(listener.app)
-    }
-
-    /// Whether the inside may be told: the peer is on this machine, speaks for nobody else, and means this machine by the name that
-    /// it asks for. Who comes over a Unix socket may be a proxy that says nothing of itself.
-    fn is_local(&mut self, sock: Sock, input: &[u8], request: &Request) -> bool {
-        let peer = self.table.client(sock).map(|client| client.peer);
-        !request.forwarded
-            && peer.is_some_and(|peer| !peer.unix && peer.ip.is_loopback())
-            && is_loopback_host(request.authority.of(input))
     }
 
     fn keeps_alive(&self, request: &Request) -> bool {
@@ -207,8 +210,12 @@ impl<B: Backend> Loop<B> {
             Route::Text(text) => Some(reply::Direct::new("text/plain; charset=utf-8", text)),
             _ => None,
         };
-        let kept = if let Route::Respond(app) = route { app.direct.as_ref() } else { None };
+        let (kept, series) = match route {
+            Route::Respond(app) => (app.direct.as_ref(), app.series),
+            _ => (None, OWN),
+        };
         let Some(direct) = made.as_ref().or(kept) else { return };
+        self.count().of_series(series).direct.add(1);
         let write = |out: &mut Writer<'_>| direct.write(out, date, version, keep_alive, head_only);
         let piece = self.memory.scratch.write(direct.room(), write);
         let bytes = if head_only { 0 } else { direct.body().len() as u64 };
@@ -263,6 +270,7 @@ impl<B: Backend> Loop<B> {
     /// Answers with an error and closes, lingering, so that a client that is still sending reads the refusal.
     pub fn refuse(&mut self, sock: Sock, status: u16, detail: &str, accept: &[u8]) {
         self.count().errors.add(1);
+        self.count().of_series(OWN).ended(status);
         let reply = Reply { format: reply::negotiate(accept), ..Reply::new(status, detail, &self.time.day.date) };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
         let bytes = body_len(&piece) as u64;
@@ -274,16 +282,6 @@ impl<B: Backend> Loop<B> {
         self.backend.send(sock, piece.into());
         self.log_answer(sock, b"", status, bytes);
         self.close_client(sock, How::Flushed);
-    }
-
-    /// Writes the access line of a request that no exchange carries.
-    fn log_answer(&mut self, sock: Sock, head: &[u8], status: u16, bytes: u64) {
-        if self.access.enabled()
-            && let Some(client) = self.table.client(sock)
-        {
-            let record = client.access_record(head, self.time.day.micros(self.time.nanos()));
-            self.access.record(&AccessRecord { status, bytes, ..record });
-        }
     }
 }
 

@@ -124,6 +124,8 @@ pub enum Ending {
     Deadline(Duration),
     /// It fell silent, although it had promised to say that it lives.
     Watchdog(Duration),
+    /// It has failed the health check too often.
+    Health,
     /// The server stops.
     Shutdown,
 }
@@ -131,7 +133,10 @@ pub enum Ending {
 impl Ending {
     /// Whether it served its purpose and goes as it should: no failure of its own.
     pub fn is_planned(self) -> bool {
-        !matches!(self, Ending::NotReady | Ending::Unreachable | Ending::Deadline(_) | Ending::Watchdog(_))
+        !matches!(
+            self,
+            Ending::NotReady | Ending::Unreachable | Ending::Deadline(_) | Ending::Watchdog(_) | Ending::Health
+        )
     }
 }
 
@@ -150,6 +155,7 @@ impl fmt::Display for Ending {
             Ending::Unreachable => formatter.write_str("socket no longer accepts"),
             Ending::Displaced => formatter.write_str("its socket was removed"),
             Ending::Deadline(time) => write!(formatter, "deadline {} s", time.as_secs_f32()),
+            Ending::Health => formatter.write_str("failed the health check"),
             Ending::Watchdog(time) => write!(formatter, "watchdog: silent for {} s", time.as_secs_f32()),
             Ending::Shutdown => formatter.write_str("shutdown"),
         }

@@ -13,7 +13,7 @@ use crate::apps::AppTable;
 use crate::backends::{Backend, Bell, Options};
 use crate::buffers::block::{Budget, Pool};
 use crate::config::{Command, Pin, Settings};
-use crate::event_loop::Shared;
+use crate::event_loop::{ADMIN_PLACES, Shared};
 use crate::log::{Level, Log};
 use crate::mailbox::{Mailbox, Message, Postboxes, mailbox};
 use crate::metrics::Metrics;
@@ -257,7 +257,7 @@ fn socket_room(settings: &Settings, listeners: usize) -> usize {
     let idle = (settings.app.concurrency as usize).min(settings.max_connections).saturating_add(2);
     let workers = crate::supervisor::unit::most_workers(&settings.app) + settings.app.upstreams.len();
     let to_workers = settings.max_connections.saturating_add(workers.saturating_mul(idle));
-    settings.max_connections + to_workers + listeners + 2 * crate::backends::ACCEPT_BATCH
+    settings.max_connections + ADMIN_PLACES + to_workers + listeners + 2 * crate::backends::ACCEPT_BATCH
 }
 
 /// A number to start request ids from, so that those of two loops or two servers do not meet.

@@ -23,9 +23,11 @@ pub mod endpoint;
 mod events;
 pub mod exec;
 pub mod guard;
+mod heartbeat;
 mod joined;
 mod manager;
 pub mod memory;
+mod monitor;
 pub mod notify;
 mod orphans;
 pub mod output;
@@ -43,6 +45,7 @@ pub mod spawn;
 mod state;
 mod status;
 mod stop;
+mod tally;
 mod tickets;
 pub mod unit;
 pub mod upgrade;
@@ -191,7 +194,8 @@ impl Supervisor {
             false => Requests::injected(&waker).map(|(requests, requester)| (requests, Some(requester)))?,
         };
         let now = Instant::now();
-        let observed = options.about.clone().map(Observed::new);
+        let about = options.about.clone();
+        let observed = about.map(|about| Observed::new(about, &settings, &log, waker.clone()));
         // Inside of another program its children are not ours.
         let adopts = options.signals && observed.is_some();
         let upgrades = Upgrades::new(std::mem::take(&mut options.holdings), options.pid_file.take());
@@ -276,6 +280,7 @@ impl Supervisor {
             self.tell_manager(now);
             self.let_go_of_units();
             self.sample_rates(now);
+            self.serve_monitors(now);
             if let (Some(due), Some((interval, tick))) = (&mut next_tick, &mut hooks.every)
                 && now >= *due
             {
@@ -334,8 +339,9 @@ impl Supervisor {
         let units = self.units.iter().filter_map(|unit| unit.due(self.stop.is_some()));
         let stop = self.stop.as_ref().map(Stop::due);
         let rates = self.observed.as_ref().map(|observed| observed.rates.due());
+        let monitor = self.observed.as_ref().and_then(|observed| observed.monitor.due());
         let orphans = self.orphans.as_ref().and_then(Orphans::due);
-        let outside = [self.upgrades.due(), self.service.manager.due()].into_iter().flatten().min();
+        let outside = [self.upgrades.due(), self.service.manager.due(), monitor].into_iter().flatten().min();
         let others =
             [stop, rates, orphans, self.control_due(), self.context.guard.due(), outside, Some(self.lookout.due())];
         units.chain(others.into_iter().flatten()).min()

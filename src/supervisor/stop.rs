@@ -21,6 +21,8 @@ const NO_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// Where the stop stands.
 #[derive(Debug)]
 pub(super) enum Stop {
+    /// The server says that it is not ready, and serves on until then (`--pre-stop-delay`).
+    Announced { until: Instant, within: Duration, drains: bool },
     /// The loops finish what runs. `drains`: nobody has asked for the server's end yet, and whoever does so first is no second one.
     Loops { deadline: Instant, ask_at: Instant, drains: bool },
     /// The workers were sent TERM; KILL follows each by its own timer.
@@ -30,6 +32,7 @@ pub(super) enum Stop {
 impl Stop {
     pub(super) fn due(&self) -> Instant {
         match self {
+            Stop::Announced { until, .. } => *until,
             Stop::Loops { ask_at, .. } => *ask_at,
             // Only the loops can be missing here, or workers that have their own timers.
             Stop::Workers { .. } => Instant::now() + ASK_AGAIN,
@@ -46,9 +49,9 @@ impl Supervisor {
                 self.service.manager.stopping(now);
                 let seconds = format!("{} s", self.context.settings.shutdown.as_secs_f32());
                 self.context.events.emit(Level::Info, "stop", "stopping: requests may finish", &[("within", &seconds)]);
-                self.finish_requests(self.context.settings.shutdown, false, now);
+                self.announce_stop(self.context.settings.shutdown, false, now);
             }
-            Some(Stop::Loops { drains: true, .. }) => {
+            Some(Stop::Announced { drains: true, .. } | Stop::Loops { drains: true, .. }) => {
                 self.finish_requests(self.context.settings.shutdown, false, now);
             }
             Some(Stop::Workers { hasty: true }) => {}
@@ -70,7 +73,17 @@ impl Supervisor {
         self.abandon_upgrade();
         self.service.manager.stopping(now);
         self.context.events.emit(Level::Info, "drain", "draining: the server ends when its last request has", &[]);
-        self.finish_requests(NO_DEADLINE, true, now);
+        self.announce_stop(NO_DEADLINE, true, now);
+    }
+
+    /// Balancers that ask whether the server is ready get time to turn away, unless there is nothing to turn away from: loops are lost, or
+    /// another server serves.
+    fn announce_stop(&mut self, within: Duration, drains: bool, now: Instant) {
+        let delay = self.context.settings.pre_stop_delay;
+        if delay.is_zero() || self.exit.is_some() || self.upgrades.is_silent() {
+            return self.finish_requests(within, drains, now);
+        }
+        self.stop = Some(Stop::Announced { until: now + delay, within, drains });
     }
 
     fn finish_requests(&mut self, within: Duration, drains: bool, now: Instant) {
@@ -111,6 +124,13 @@ impl Supervisor {
     pub(super) fn advance_stop(&mut self, loops_done: &mut dyn FnMut() -> bool, now: Instant) -> bool {
         match &mut self.stop {
             None => false,
+            Some(Stop::Announced { until, within, drains }) => {
+                let (until, within, drains) = (*until, *within, *drains);
+                if now >= until {
+                    self.finish_requests(within, drains, now);
+                }
+                false
+            }
             Some(Stop::Loops { deadline, ask_at, .. }) => {
                 *ask_at = now + ASK_AGAIN;
                 let deadline = *deadline;

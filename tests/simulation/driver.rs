@@ -279,13 +279,14 @@ impl Run {
         let deliver = postboxes.clone();
         dispatch.on_grant(Box::new(move |grant| deliver.grant(grant)));
         let metrics = Metrics::new(plan.loops);
-        let table = Arc::new(AppTable::of_one(settings.clone(), Arc::clone(&dispatch)));
+        let table = Arc::new(AppTable::of_one(settings.clone(), Arc::clone(&dispatch), &metrics));
         let shared = Arc::new(Shared {
             settings,
             postboxes: postboxes.clone(),
             log: Log::disabled(),
             admission: Default::default(),
             scarcity: Default::default(),
+            desk: Default::default(),
             status: Box::new(String::new),
         });
         let ledger = Rc::new(RefCell::new(Ledger::new(rules(&plan, started))));
@@ -531,6 +532,7 @@ fn open_loop(
             port: 80,
             scheme: Scheme::Http,
             app: AppId::default(),
+            admin: false,
         }],
         mailbox,
         metrics: metrics.clone(),
