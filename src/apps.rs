@@ -5,9 +5,11 @@
 
 use std::sync::Arc;
 
+use crate::config::route::{Piece, Respond, Target};
 use crate::config::{self, Settings};
 use crate::dispatch::{AppId, Dispatch};
 use crate::http::reply::Direct;
+use crate::http::route::{self, Edits, Router};
 
 /// An app, and what its requests are served with.
 #[derive(Clone)]
@@ -33,6 +35,92 @@ impl App {
     }
 }
 
+/// Where a route leads.
+#[derive(Debug)]
+pub enum To {
+    /// To an app; one that the loops answer for may say something else on this route.
+    App(AppId, Option<Direct>),
+    /// To a fixed answer.
+    Direct(Direct),
+    /// To another place: the pieces of its address, the status, and lines that are set.
+    Redirect(Vec<Piece>, u16, String),
+}
+
+/// A route, ready to be taken.
+#[derive(Debug)]
+pub struct Way {
+    /// Where it leads.
+    pub to: To,
+    /// What it changes of a request.
+    pub request: Option<Edits>,
+    /// What it changes of an answer.
+    pub response: Option<Edits>,
+}
+
+impl Way {
+    fn new(route: &config::Route, apps: &[App]) -> Way {
+        let response = Edits::of_response(&route.response_fields);
+        let lines =
+            response.as_ref().map_or_else(String::new, |edits| String::from_utf8_lossy(edits.lines()).into_owned());
+        let to = match &route.to {
+            Target::App(index) => {
+                let app = apps.get(*index);
+                let respond = app.and_then(|app| app.settings.respond.as_ref()).filter(|_| response.is_some());
+                let direct = respond.map(|body| {
+                    let content_type = "text/plain; charset=utf-8".to_owned();
+                    fixed(&Respond { status: 200, body: body.clone(), content_type }, response.as_ref(), &lines)
+                });
+                // An index is always that of an app; the last name of all is that of none.
+                To::App(app.map_or(AppId(u16::MAX), |app| app.id), direct)
+            }
+            Target::Respond(respond) => To::Direct(fixed(respond, response.as_ref(), &lines)),
+            Target::Redirect(redirect) => To::Redirect(redirect.to.clone(), redirect.status, lines),
+        };
+        Way { to, request: Edits::of_request(&route.request_fields, &route.rewrite), response }
+    }
+
+    /// The answer of a redirect to a request with that authority and target.
+    pub fn redirect(&self, authority: &[u8], target: &[u8]) -> Option<Direct> {
+        let To::Redirect(pieces, status, lines) = &self.to else { return None };
+        let location = route::location(pieces, authority, target);
+        let location = String::from_utf8_lossy(&location);
+        Some(Direct::with(*status, &format!("Location: {location}\r\n{lines}"), b""))
+    }
+}
+
+/// A fixed answer with the fields that its route gives it.
+fn fixed(respond: &Respond, edits: Option<&Edits>, lines: &str) -> Direct {
+    let has_type = !respond.body.is_empty() && edits.is_none_or(|edits| !edits.removes(b"content-type"));
+    let content_type = if has_type { format!("Content-Type: {}\r\n", respond.content_type) } else { String::new() };
+    Direct::with(respond.status, &format!("{content_type}{lines}"), respond.body.as_bytes())
+}
+
+/// The routes, and how one is found.
+#[derive(Debug)]
+pub struct Routes {
+    router: Router,
+    ways: Vec<Way>,
+}
+
+impl Routes {
+    /// Those routes, to those apps, which stand in the order of the configuration.
+    pub fn new(routes: &[config::Route], apps: &[App]) -> Routes {
+        Routes { router: Router::new(routes), ways: routes.iter().map(|route| Way::new(route, apps)).collect() }
+    }
+
+    /// The first that a request takes.
+    #[inline]
+    pub fn find(&self, authority: &[u8], target: &[u8], method: &[u8]) -> Option<usize> {
+        self.router.find(authority, target, method)
+    }
+
+    /// The route of that number.
+    #[inline]
+    pub fn way(&self, index: usize) -> &Way {
+        &self.ways[index]
+    }
+}
+
 /// All that is served.
 pub struct AppTable {
     /// The checked configuration of the server.
@@ -40,13 +128,21 @@ pub struct AppTable {
     /// Its apps, each with an id of its own. An app that the loops know already has the id and the dispatch that it had; a new one has an
     /// id that none had before.
     pub apps: Vec<App>,
+    /// Which requests go where.
+    pub routes: Arc<Routes>,
 }
 
 impl AppTable {
+    /// Those apps, in the order of the configuration, and its routes.
+    pub fn new(settings: Arc<Settings>, apps: Vec<App>, routes: &[config::Route]) -> AppTable {
+        let routes = Arc::new(Routes::new(routes, &apps));
+        AppTable { settings, apps, routes }
+    }
+
     /// The one app of a server that has one.
     pub fn of_one(settings: Arc<Settings>, dispatch: Arc<Dispatch>) -> AppTable {
         let app = App::new(AppId::default(), settings.clone(), settings.app.clone(), dispatch);
-        AppTable { settings, apps: vec![app] }
+        AppTable::new(settings, vec![app], &[config::Route::all_to(0)])
     }
 }
 

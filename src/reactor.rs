@@ -22,7 +22,6 @@ use crate::buffers::slots::Slots;
 use crate::buffers::wheel::Wheel;
 use crate::connection::{Kind, Role, Table};
 use crate::day::Day;
-use crate::dispatch::AppId;
 use crate::event_loop::{Accepting, Apps, Heads, Listener, Loop, Memory, Scheme, Shared, Time};
 use crate::exchange::{Exchange, Hold, Phase};
 use crate::log::{AccessLog, Level};
@@ -37,8 +36,6 @@ pub struct ListenerSetup {
     pub port: u16,
     /// What is spoken on it.
     pub scheme: Scheme,
-    /// The app that its requests go to.
-    pub app: AppId,
 }
 
 /// What a loop is made of.
@@ -81,10 +78,10 @@ impl<B: Backend> Reactor<B> {
         let now = backend.now();
         let mut table = Table::new(setup.max_sockets);
         let mut accepting = Accepting::default();
-        for (index, ListenerSetup { descriptor, port, scheme, app }) in setup.listeners.into_iter().enumerate() {
+        for (index, ListenerSetup { descriptor, port, scheme }) in setup.listeners.into_iter().enumerate() {
             let sock = backend.listen(descriptor)?;
             table.put(sock, Role::Listener(index as u16));
-            accepting.listeners.push(Listener { sock, port, scheme, app });
+            accepting.listeners.push(Listener { sock, port, scheme });
         }
         let time = Time {
             now,

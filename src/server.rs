@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
-use crate::apps::AppTable;
+use crate::apps::{App, AppTable};
 use crate::backends::Backend;
 use crate::config::{BackendChoice, Command, ListenAddress, Loaded, Settings};
 use crate::dispatch::{AppId, Dispatch, Policy, Standing};
@@ -95,7 +95,7 @@ fn start(loaded: Loaded) -> Result<u8, StartError> {
         return Err(StartError { message: loaded.report(&[problem]), code: exit::CONFIG });
     }
     let warnings = loaded.warnings();
-    let mut settings = loaded.config.server;
+    let (mut settings, routes) = (loaded.config.server, loaded.config.routes);
     let original_limit = raise_descriptor_limit();
     clamp_connections(&mut settings);
     let mut listeners = open_listeners(&settings)?;
@@ -131,7 +131,11 @@ fn start(loaded: Loaded) -> Result<u8, StartError> {
     )
     .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;
     let status = status_writer(&settings, &dispatch, started, supervisor.status());
-    let table = Arc::new(AppTable::of_one(settings.clone(), dispatch));
+    let table = Arc::new(AppTable::new(
+        settings.clone(),
+        vec![App::new(AppId::default(), settings.clone(), settings.app.clone(), dispatch)],
+        &routes,
+    ));
     let shared = Arc::new(Shared {
         settings,
         postboxes,
@@ -222,7 +226,7 @@ impl Listening {
             ListenAddress::Unix(_) => 0,
         };
         let descriptor = self.sockets[index % self.sockets.len()].try_clone()?;
-        Ok(ListenerSetup { descriptor, port, scheme: Scheme::Http, app: AppId::default() })
+        Ok(ListenerSetup { descriptor, port, scheme: Scheme::Http })
     }
 }
 

@@ -11,6 +11,7 @@ use production_server::backends::Options;
 use production_server::backends::simulated::{End, Entered, Faults, Place, Service, Simulated, World};
 use production_server::buffers::block::{Budget, Pool};
 use production_server::config::Settings;
+use production_server::config::route::{HostPattern, Matching, Route};
 use production_server::dispatch::{AppId, Balance, Dispatch, Policy, Target, WorkerId};
 use production_server::event_loop::{Scheme, Shared};
 use production_server::log::Log;
@@ -21,7 +22,8 @@ use socket2::SockAddr;
 
 /// Turns after which everything that can happen has happened.
 const TURNS: usize = 20;
-const REQUEST: &str = "GET /app HTTP/1.1\r\nHost: a\r\n\r\n";
+/// Of the second app.
+const REQUEST: &str = "GET /app HTTP/1.1\r\nHost: app1\r\n\r\n";
 const APPS: [AppId; 2] = [AppId(0), AppId(1)];
 
 /// A loop with two apps: the first one's listener has port 81, the second one's 82.
@@ -49,6 +51,16 @@ fn dispatch(world: &World) -> Arc<Dispatch> {
         max_tunnels: 8,
     };
     Arc::new(Dispatch::new(policy, 8, world.now()))
+}
+
+/// Each app has a host of its own: `app0` and `app1`.
+fn table(settings: Arc<Settings>, apps: Vec<App>) -> Arc<AppTable> {
+    let route = |(index, app): (usize, &App)| {
+        let host = Some(HostPattern::Exact(format!("app{}", app.id.0)));
+        Route { matching: Matching { host, ..Matching::default() }, ..Route::all_to(index) }
+    };
+    let routes: Vec<Route> = apps.iter().enumerate().map(route).collect();
+    Arc::new(AppTable::new(settings, apps, &routes))
 }
 
 impl Rig {
@@ -80,11 +92,11 @@ impl Rig {
         };
         let listener = |app: AppId| {
             let descriptor = world.listener(place(app)).unwrap();
-            ListenerSetup { descriptor, port: 81 + app.0, scheme: Scheme::Http, app }
+            ListenerSetup { descriptor, port: 81 + app.0, scheme: Scheme::Http }
         };
         let setup = Setup {
             index: 0,
-            table: Arc::new(AppTable { settings: settings.clone(), apps }),
+            table: table(settings.clone(), apps),
             listeners: APPS.map(listener).into(),
             mailbox,
             metrics: Metrics::new(1),
@@ -109,7 +121,7 @@ impl Rig {
     fn ask(&mut self, app: AppId) -> End {
         let end = self.world.connect(&place(app)).unwrap();
         self.turns();
-        self.write(end, REQUEST);
+        self.write(end, &REQUEST.replace("app1", &format!("app{}", app.0)));
         end
     }
 
@@ -151,7 +163,7 @@ impl Rig {
             App::new(*id, settings.clone(), settings.app.clone(), dispatch)
         };
         let apps = apps.iter().map(app).collect();
-        self.postboxes.post(0, Message::Configure(Arc::new(AppTable { settings: settings.clone(), apps })));
+        self.postboxes.post(0, Message::Configure(table(settings.clone(), apps)));
         self.turns();
     }
 

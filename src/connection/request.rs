@@ -6,18 +6,18 @@
 
 use std::rc::Rc;
 
-use crate::apps::App;
+use crate::apps::{App, To};
 use crate::backends::{Backend, How, Sock};
 use crate::buffers::block::{Block, SMALL, Writer};
 use crate::http::head::{self, Request};
 use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
 use crate::http::reply::{self, Reply};
-use crate::http::{Framing, Method, body_len, is_loopback_host};
+use crate::http::{Framing, Method, Version, body_len, is_loopback_host};
 use crate::log::AccessRecord;
 
 use super::{State, Stream};
-use crate::event_loop::Loop;
+use crate::event_loop::{Loop, Taken};
 
 /// What became of a look at the input.
 enum Step {
@@ -32,10 +32,14 @@ enum Step {
 /// Who answers a request.
 enum Route {
     Text(&'static [u8]),
-    Respond(Rc<App>),
+    /// The loop, in the place of an app.
+    Respond(Rc<App>, Taken),
+    /// The loop, with what the route says.
+    Fixed(Taken),
+    Nobody,
     Status,
     Refuse(u16, &'static str),
-    App(Rc<App>),
+    App(Rc<App>, Taken),
 }
 
 impl<B: Backend> Loop<B> {
@@ -127,8 +131,8 @@ impl<B: Backend> Loop<B> {
             }
         }
         match self.route(sock, &input, request) {
-            Route::App(app) => {
-                self.forward(app, Stream { connection: sock, id: 0 }, input, request);
+            Route::App(app, route) => {
+                self.forward(app, route, Stream { connection: sock, id: 0 }, input, request);
                 Step::Stop
             }
             Route::Refuse(status, reason) => {
@@ -136,8 +140,8 @@ impl<B: Backend> Loop<B> {
                 self.refuse(sock, status, reason, &accept);
                 Step::Stop
             }
-            Route::Respond(app) if responds_at_length(&app, request) => {
-                self.respond(app, Stream { connection: sock, id: 0 }, &input, request);
+            Route::Respond(app, route) if responds_at_length(&app, &route, request) => {
+                self.respond(app, &route, Stream { connection: sock, id: 0 }, &input, request);
                 input.advance(request.len);
                 self.keep_input(sock, input);
                 Step::Stop
@@ -165,22 +169,18 @@ impl<B: Backend> Loop<B> {
         if request.method == Method::Connect {
             return Route::Refuse(405, "CONNECT is for forward proxies; this server is an origin");
         }
-        let Some(app) = self.app_of(sock) else { return Route::Refuse(404, "no app is configured here") };
+        let (authority, method) = (request.authority.of(input), request.method_span.of(input));
+        let Some(taken) = self.apps.route(authority, path, method) else { return Route::Nobody };
+        let To::App(id, _) = taken.way().to else { return Route::Fixed(taken) };
+        let Some(app) = self.apps.get(id).cloned() else { return Route::Nobody };
         if app.direct.is_some() {
-            return Route::Respond(app.clone());
+            return Route::Respond(app, taken);
         }
         match request.max_forwards {
             Some(0) if request.method == Method::Options => Route::Text(b""),
             Some(0) if request.method == Method::Trace => Route::Refuse(405, "TRACE ends here and is not answered"),
-            _ => Route::App(app.clone()),
+            _ => Route::App(app, taken),
         }
-    }
-
-    /// The app that a request of a connection goes to: that of its listener.
-    fn app_of(&mut self, sock: Sock) -> Option<&Rc<App>> {
-        let client = self.table.client(sock)?;
-        let listener = &self.accepting.listeners[client.listener as usize];
-        self.apps.get(listener.app)
     }
 
     /// Whether the inside may be told: the peer is on this machine, speaks for nobody else, and means this machine by the name that
@@ -201,20 +201,48 @@ impl<B: Backend> Loop<B> {
         let keep_alive = self.keeps_alive(request);
         let version = request.version;
         let head_only = request.method == Method::Head;
+        if let Route::Nobody = route {
+            return self.answer_nobody(sock, input, request);
+        }
         let date = &self.time.day.date;
         let made = match route {
             Route::Status => Some(reply::Direct::new("application/json", (self.shared.status)().as_bytes())),
             Route::Text(text) => Some(reply::Direct::new("text/plain; charset=utf-8", text)),
+            Route::Fixed(taken) => taken.way().redirect(request.authority.of(input), request.path.of(input)),
             _ => None,
         };
-        let kept = if let Route::Respond(app) = route { app.direct.as_ref() } else { None };
+        let kept = match route {
+            Route::Respond(app, taken) => taken.direct(app),
+            Route::Fixed(taken) => match &taken.way().to {
+                To::Direct(direct) => Some(direct),
+                _ => None,
+            },
+            _ => None,
+        };
         let Some(direct) = made.as_ref().or(kept) else { return };
+        let status = direct.status();
         let write = |out: &mut Writer<'_>| direct.write(out, date, version, keep_alive, head_only);
         let piece = self.memory.scratch.write(direct.room(), write);
         let bytes = if self.access.enabled() { body_len(&piece) as u64 } else { 0 };
         self.become_state(sock, State::WritingResponse);
         self.backend.send(sock, piece.into());
-        self.log_answer(sock, &input[request.method_span.start as usize..request.len], 200, bytes);
+        self.log_answer(sock, &input[request.method_span.start as usize..request.len], status, bytes);
+    }
+
+    /// No route takes the request: its connection goes on, for another request may find one.
+    fn answer_nobody(&mut self, sock: Sock, input: &[u8], request: &Request) {
+        let reply = Reply {
+            format: reply::negotiate(request.accept.of(input)),
+            keep_alive: self.keeps_alive(request),
+            http10: request.version == Version::Http10,
+            head_only: request.method == Method::Head,
+            ..Reply::new(404, "no route takes this request", &self.time.day.date)
+        };
+        let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
+        let bytes = body_len(&piece) as u64;
+        self.become_state(sock, State::WritingResponse);
+        self.backend.send(sock, piece.into());
+        self.log_answer(sock, &input[request.method_span.start as usize..request.len], 404, bytes);
     }
 
     /// After an answer of the loop itself: the next request, once the body of this one is out of the way.
@@ -288,6 +316,6 @@ impl<B: Backend> Loop<B> {
 }
 
 /// Whether the text of `--respond` is too long for one piece.
-fn responds_at_length(app: &App, request: &Request) -> bool {
-    app.direct.as_ref().is_some_and(|direct| direct.room() > SMALL) && request.method != Method::Head
+fn responds_at_length(app: &App, route: &Taken, request: &Request) -> bool {
+    route.direct(app).is_some_and(|direct| direct.room() > SMALL) && request.method != Method::Head
 }

@@ -25,7 +25,8 @@ use crate::http::reader::Reader;
 use crate::http::rewrite::{self, Answer, Rewritten};
 
 use super::State;
-use crate::event_loop::{Loop, Task};
+use crate::event_loop::{Loop, Taken, Task};
+use crate::http::route::Edits;
 
 /// Whom an exchange answers: one request of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,6 +34,17 @@ pub(crate) struct Stream {
     pub connection: Sock,
     /// Which of the connection's; always 0 in HTTP/1.
     pub id: u32,
+}
+
+/// What the head of an answer is written with.
+#[derive(Clone, Copy)]
+struct HeadOf<'a> {
+    http: Http1,
+    id: u64,
+    framing: Rewritten,
+    /// So many bytes of the body leave with it.
+    body: usize,
+    edits: Option<&'a Edits>,
 }
 
 impl<B: Backend> Loop<B> {
@@ -47,25 +59,27 @@ impl<B: Backend> Loop<B> {
     }
 
     /// The head of a worker's answer. The `body` bytes that follow it in `input` leave with it, as the whole of the body.
-    pub fn stream_head(&mut self, stream: Stream, id: u64, input: &[u8], response: &Response, body: usize) {
+    pub fn stream_head(
+        &mut self,
+        stream: Stream,
+        id: u64,
+        input: &[u8],
+        response: &Response,
+        body: usize,
+        route: Option<&Taken>,
+    ) {
         self.decide_keep_alive(stream.connection);
         let Some(client) = self.table.client(stream.connection) else { return };
         let framing = client.http.decide_framing(response.framing);
-        let http = client.http;
-        let piece = self.write_head(http, id, input, response, framing, body);
+        let edits = route.and_then(|route| route.way().response.as_ref());
+        let head = HeadOf { http: client.http, id, framing, body, edits };
+        let piece = self.write_head(&head, input, response);
         self.become_state(stream.connection, State::WritingResponse);
         self.backend.send(stream.connection, piece.into());
     }
 
-    fn write_head(
-        &mut self,
-        http: Http1,
-        id: u64,
-        input: &[u8],
-        response: &Response,
-        framing: Rewritten,
-        body: usize,
-    ) -> Block {
+    fn write_head(&mut self, head: &HeadOf<'_>, input: &[u8], response: &Response) -> Block {
+        let HeadOf { http, id, framing, body, edits } = *head;
         let fields = &self.heads.fields;
         let upgrade = response.status == 101;
         let answer = Answer {
@@ -75,7 +89,7 @@ impl<B: Backend> Loop<B> {
             keep_alive: http.keep_alive || upgrade,
             framing,
             upgrade,
-            edits: None,
+            edits,
         };
         let room = rewrite::response_room(response, fields, &answer) + body;
         self.memory.scratch.write(room, |out| {
@@ -119,8 +133,8 @@ impl<B: Backend> Loop<B> {
     /// The 101 that was asked for.
     pub fn stream_switch(&mut self, stream: Stream, id: u64, input: &[u8], response: &Response) {
         let Some(client) = self.table.client(stream.connection) else { return };
-        let http = client.http;
-        let piece = self.write_head(http, id, input, response, Rewritten::Same, 0);
+        let head = HeadOf { http: client.http, id, framing: Rewritten::Same, body: 0, edits: None };
+        let piece = self.write_head(&head, input, response);
         self.become_state(stream.connection, State::WritingResponse);
         self.backend.send(stream.connection, piece.into());
     }

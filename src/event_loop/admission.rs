@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::backends::{Backend, How, Peer, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::{Look, TICK, nanos};
-use crate::dispatch::AppId;
 use crate::log::Level;
 use crate::mailbox::Message;
 
@@ -24,8 +23,6 @@ pub(crate) struct Listener {
     /// The local port, for `X-Forwarded-Port`; 0 for a Unix socket.
     pub port: u16,
     pub scheme: Scheme,
-    /// The app that its requests go to.
-    pub app: AppId,
 }
 
 /// What is spoken on a listener.

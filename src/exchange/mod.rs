@@ -46,7 +46,7 @@ use crate::backends::Sock;
 use crate::buffers::block::{Block, Pool};
 use crate::connection::Stream;
 use crate::dispatch::{Permit, StreamHold, Ticket, WorkerId};
-use crate::event_loop::Time;
+use crate::event_loop::{Taken, Time};
 use crate::http::head;
 use crate::http::reader::Reader;
 use crate::http::{Method, keep_logged};
@@ -192,6 +192,8 @@ pub(crate) struct Exchange {
     pub stream: Stream,
     /// Whose it is, and what it is served with, as that was when it began.
     pub app: Rc<App>,
+    /// The route that it has taken; `None` where nothing of the answer depends on it.
+    pub route: Option<Taken>,
     pub phase: Phase,
     /// What feeds the answer.
     pub source: Source,
@@ -211,6 +213,7 @@ impl Exchange {
         Exchange {
             stream,
             app,
+            route: None,
             phase: Phase::Collecting,
             source: Source::None,
             request: Request {
