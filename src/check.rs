@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, Group, User, access};
 use socket2::{Domain, Socket, Type};
 
-use crate::config::{AccessLogTarget, App, Command, ListenAddress, Loaded, Problem, Severity};
+use crate::config::{App, Command, ListenAddress, Loaded, LogTarget, Problem, Severity};
 use crate::socket_file;
 use crate::supervisor::{memory, program};
 
@@ -155,7 +155,7 @@ impl Found<'_> {
     fn places(&mut self) {
         let settings = &self.loaded.config.server;
         self.run_directory(&settings.run_dir);
-        if let AccessLogTarget::File(path) = &settings.access_log.target {
+        if let LogTarget::File(path) = &settings.access_log.target {
             if path.is_dir() {
                 self.error("access-log", 0, "the access log is a directory", "expected a file");
             } else if path.exists() {

@@ -106,8 +106,8 @@ fn start(loaded: Loaded) -> Result<u8, StartError> {
     }
     // Removed when this function ends, however it does.
     let _socket_files: Vec<SocketFile> = listeners.iter_mut().filter_map(|listener| listener.file.take()).collect();
-    let log = Log::open(&settings.access_log, settings.event_format)
-        .map_err(|error| refused(format!("cannot open the access log: {error}"), &error, exit::CANNOT_CREATE))?;
+    let log = Log::open(&settings.access_log, &settings.event_log)
+        .map_err(|error| refused(format!("cannot open the log: {error}"), &error, exit::CANNOT_CREATE))?;
     let backend = choose_backend(&settings, &log)?;
     let run_directory = RunDirectory::open(&settings.run_dir)
         .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;

@@ -12,6 +12,7 @@ mod environment;
 mod hot_reload;
 mod listen;
 mod lives;
+mod logs;
 mod module;
 mod panics;
 mod proxy;

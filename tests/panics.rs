@@ -161,7 +161,6 @@ impl Rig {
                 descriptor: world.listener(place.clone()).unwrap(),
                 port: 80,
                 scheme: Scheme::Http,
-                app: AppId::default(),
             }],
             mailbox,
             metrics: metrics.clone(),

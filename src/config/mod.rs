@@ -25,6 +25,7 @@ mod environment;
 mod file;
 mod keys;
 mod load;
+mod logging;
 mod places;
 mod report;
 pub mod route;
@@ -47,6 +48,10 @@ pub use conformance::Conformance;
 pub use environment::{Environment, Search};
 pub use file::{File, NAME as FILE_NAME, Text};
 pub use load::{Inputs, Loaded};
+pub use logging::{
+    AccessLogFormat, AccessLogSettings, DEV_LOG, EventFormat, EventLogSettings, JOURNAL, Level, LogTarget, Part,
+    Pattern, PatternField, Redaction, Sampling, SyslogAddress,
+};
 pub use places::{Reload, quoted as toml_string};
 pub use report::{Problem, Severity};
 pub use route::Route;
@@ -111,8 +116,8 @@ pub struct Settings {
     pub max_fields: usize,
     /// The access log.
     pub access_log: AccessLogSettings,
-    /// How events look on stderr.
-    pub event_format: EventFormat,
+    /// Events and the lines of workers.
+    pub event_log: EventLogSettings,
     /// Where the loop answers `/server`, `/status` and the like itself.
     pub internal: Internal,
     /// The app behind the loops.
@@ -214,48 +219,6 @@ pub struct Timeouts {
     pub idle: Duration,
     /// Since the client last acknowledged something of an answer.
     pub write: Duration,
-}
-
-/// Where the access log goes and how it looks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AccessLogSettings {
-    /// Where it goes.
-    pub target: AccessLogTarget,
-    /// How a line looks.
-    pub format: AccessLogFormat,
-}
-
-/// Where the access log goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AccessLogTarget {
-    /// Nowhere.
-    Off,
-    /// To stdout.
-    Stdout,
-    /// To the end of a file.
-    File(PathBuf),
-}
-
-/// How a line of the access log looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AccessLogFormat {
-    /// Short and aligned, coloured on a terminal.
-    Human,
-    /// The combined format of Apache and nginx, byte for byte.
-    Combined,
-    /// One JSON object a line, with OpenTelemetry's names.
-    Json,
-}
-
-/// How events look on stderr.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EventFormat {
-    /// Text on a terminal, JSON otherwise.
-    Auto,
-    /// Text.
-    Human,
-    /// One JSON object a line; lines of the workers, too.
-    Json,
 }
 
 /// The app behind the loops.
@@ -513,8 +476,8 @@ impl Default for Settings {
             max_body: 64 * 1024 * 1024,
             max_head: 32 * 1024,
             max_fields: 200,
-            access_log: AccessLogSettings { target: AccessLogTarget::Stdout, format: AccessLogFormat::Human },
-            event_format: EventFormat::Auto,
+            access_log: AccessLogSettings::new(LogTarget::Stdout, AccessLogFormat::Human),
+            event_log: EventLogSettings::default(),
             internal: Internal::Under(String::new()),
             app: App::default(),
             config: None,
@@ -598,7 +561,7 @@ impl Settings {
             max_connections: 1024,
             pin: Pin::Off,
             stats_interval: Duration::ZERO,
-            access_log: AccessLogSettings { target: AccessLogTarget::Off, format: AccessLogFormat::Human },
+            access_log: AccessLogSettings::new(LogTarget::Off, AccessLogFormat::Human),
             run_dir: std::env::temp_dir().join(format!("production_server-test-{}", std::process::id())),
             app: App { workers: 2, ..App::default() },
             ..Settings::default()

@@ -17,7 +17,6 @@ use crate::buffers::slots::Key;
 use crate::exchange::{Ending, Phase};
 use crate::http::head::HeadSearch;
 use crate::http::http1::Http1;
-use crate::http::logged_lines;
 use crate::http::reader::RequestBody;
 use crate::log::AccessRecord;
 
@@ -87,17 +86,13 @@ impl Client {
     pub fn access_record<'a>(&self, head: &'a [u8], time_micros: u64) -> AccessRecord<'a> {
         let mut words = head.split(|byte| matches!(byte, b' ' | b'\r'));
         let mut word = || words.next().filter(|word| !word.is_empty()).unwrap_or(b"-");
-        let (method, target) = (word(), word());
-        let [host, referer, user_agent] = logged_lines(head);
         AccessRecord {
             time_micros,
             client: (!self.peer.unix).then_some(self.peer.ip),
-            method,
-            target,
+            method: word(),
+            target: word(),
             protocol: self.http.version.name(),
-            host,
-            referer,
-            user_agent,
+            head,
             ..AccessRecord::default()
         }
     }

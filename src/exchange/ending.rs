@@ -201,6 +201,8 @@ impl<B: Backend> Loop<B> {
             duration_us: (now - times.started) / 1000,
             queue_us: times.granted.map(waited),
             upstream_us: times.granted.map(|granted| (end - granted) / 1000),
+            app: &exchange.app.settings.name,
+            note: exchange.answer.note.as_deref(),
             worker: seat.map(|seat| seat.target.number),
             request_id: &id_text(exchange.request.id),
             ..client.access_record(head, self.time.day.micros(now))

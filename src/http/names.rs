@@ -73,6 +73,10 @@ pub enum Kind {
     RipWorkerBusy,
     /// `Rip-Worker-Draining`.
     RipWorkerDraining,
+    /// `Rip-No-Log`.
+    RipNoLog,
+    /// `Rip-Mark`.
+    RipMark,
     /// `X-Accel-Buffering`.
     XAccelBuffering,
 }
@@ -166,8 +170,9 @@ pub(crate) fn usual_kind(name: &[u8]) -> Kind {
         first[5] = letters(b"p");
         first[6] = letters(b"ace");
         first[7] = letters(b"ur");
+        first[8] = letters(b"r");
         first[9] = letters(b"fx");
-        first[10] = letters(b"cuk");
+        first[10] = letters(b"cukr");
         first[12] = letters(b"cxm");
         first[13] = letters(b"x");
         first[14] = letters(b"chx");
@@ -225,10 +230,16 @@ fn by_length(name: &[u8]) -> Kind {
         5 if same(name, b"proxy") => Kind::Proxy,
         6 => pick(name, [(b"accept", Kind::Accept), (b"cookie", Kind::Cookie), (b"expect", Kind::Expect)]),
         7 => pick(name, [(b"upgrade", Kind::Upgrade), (b"referer", Kind::Referer)]),
+        8 if same(name, b"rip-mark") => Kind::RipMark,
         9 => pick(name, [(b"forwarded", Kind::Forwarded), (b"x-real-ip", Kind::XRealIp)]),
         10 => pick(
             name,
-            [(b"connection", Kind::Connection), (b"user-agent", Kind::UserAgent), (b"keep-alive", Kind::KeepAlive)],
+            [
+                (b"connection", Kind::Connection),
+                (b"user-agent", Kind::UserAgent),
+                (b"keep-alive", Kind::KeepAlive),
+                (b"rip-no-log", Kind::RipNoLog),
+            ],
         ),
         12 => pick(
             name,
@@ -375,6 +386,8 @@ mod tests {
             "http2-settings",
             "x-forwarded-for",
             "x-request-start",
+            "rip-mark",
+            "rip-no-log",
             "rip-worker-busy",
             "x-forwarded-host",
             "x-forwarded-port",

@@ -31,7 +31,7 @@ use crate::config::{ReadyBy, Settings};
 use crate::control::SOCKET_NAME;
 use crate::dispatch::{AppId, Dispatch, Moves, Target, WorkerId};
 use crate::fleet::{Ending, Event, Exit, Machine, Name, Start, Started};
-use crate::log::{Level, Log, Stream};
+use crate::log::{Level, Log, Stream, WorkerName};
 use crate::mailbox::{Message, Postboxes};
 use crate::proc;
 
@@ -211,7 +211,7 @@ impl Processes {
             socket.belongs_to(group as i32);
         }
         let app = &self.settings.app;
-        let process = Process {
+        self.workers.push(Process {
             probe: Probe::of_readiness(&app.ready.by, address, endpoint.inherited(), now)
                 .map(|probe| probe.or_at(endpoint.others().iter().cloned())),
             channel: notify.map(|socket| Channel::new(socket, app.watchdog)),
@@ -229,8 +229,7 @@ impl Processes {
             last_lines: LastLines::default(),
             told: Told::Nothing,
             over_since: None,
-        };
-        self.workers.push(process);
+        });
         // Where no guard could be started, there may be room for one by now.
         if self.guard.as_mut().is_none_or(|guard| guard.add(group).is_err()) {
             self.replace_guard();
@@ -442,20 +441,24 @@ impl Processes {
 
     pub fn read_output(&mut self) {
         for process in &mut self.workers {
-            let Process { stdout, stderr, last_lines, label, .. } = process;
-            stdout.read(&mut self.buffer, |line| self.log.worker_line(label, Stream::Stdout, line));
+            let Process { stdout, stderr, last_lines, label, number, generation, child, .. } = process;
+            let (app, id, generation) = (&self.settings.app.name, *number, *generation);
+            let from = WorkerName { label, app, id, pid: child.id(), generation };
+            stdout.read(&mut self.buffer, |line| self.log.worker_line(from, Stream::Stdout, line));
             stderr.read(&mut self.buffer, |line| {
-                self.log.worker_line(label, Stream::Stderr, line);
+                self.log.worker_line(from, Stream::Stderr, line);
                 last_lines.push(line);
             });
         }
     }
 
     fn finish_output(&mut self, process: &mut Process) {
-        let Process { stdout, stderr, last_lines, label, .. } = process;
-        stdout.finish(&mut self.buffer, |line| self.log.worker_line(label, Stream::Stdout, line));
+        let Process { stdout, stderr, last_lines, label, number, generation, child, .. } = process;
+        let (app, id, generation) = (&self.settings.app.name, *number, *generation);
+        let from = WorkerName { label, app, id, pid: child.id(), generation };
+        stdout.finish(&mut self.buffer, |line| self.log.worker_line(from, Stream::Stdout, line));
         stderr.finish(&mut self.buffer, |line| {
-            self.log.worker_line(label, Stream::Stderr, line);
+            self.log.worker_line(from, Stream::Stderr, line);
             last_lines.push(line);
         });
     }

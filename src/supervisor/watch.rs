@@ -29,7 +29,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 pub mod limiter;
 mod targets;
 
-use crate::config::{AccessLogTarget, Command, Settings};
+use crate::config::{Command, LogTarget, Settings};
 use targets::{MOST_DIRECTORIES, Plan, Targets};
 
 /// A burst of changes is over after so long without one.
@@ -131,7 +131,7 @@ impl Watcher {
         };
         let module: Vec<PathBuf> = settings.app.module.iter().cloned().collect();
         let mut left_out = vec![settings.run_dir.clone()];
-        if let AccessLogTarget::File(path) = &settings.access_log.target {
+        if let LogTarget::File(path) = &settings.access_log.target {
             left_out.push(path.clone());
         }
         let here = here(settings);

@@ -530,7 +530,6 @@ fn open_loop(
             descriptor: world.listener(place.clone()).unwrap(),
             port: 80,
             scheme: Scheme::Http,
-            app: AppId::default(),
         }],
         mailbox,
         metrics: metrics.clone(),
