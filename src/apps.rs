@@ -3,6 +3,7 @@
 //! A configuration changes as a whole: a new [`AppTable`] goes to every loop by mail and takes the old one's place between two turns.
 //! Exchanges that run by then keep the [`App`] that they began with, to their end.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::config::route::{Piece, Respond, Target};
@@ -118,6 +119,47 @@ impl Routes {
     #[inline]
     pub fn way(&self, index: usize) -> &Way {
         &self.ways[index]
+    }
+}
+
+/// The routes with a count of this loop's own: the one that all loops share is not touched for each request.
+pub(crate) struct Counted(Arc<Routes>);
+
+impl Counted {
+    /// Those of that table.
+    pub fn new(table: &AppTable) -> Rc<Counted> {
+        Rc::new(Counted(table.routes.clone()))
+    }
+}
+
+/// The route that a request has taken. It lives on in this request when the configuration changes.
+#[derive(Clone)]
+pub(crate) struct Taken {
+    routes: Rc<Counted>,
+    index: usize,
+}
+
+impl Taken {
+    /// The route that a request takes.
+    #[inline]
+    pub fn find(routes: &Rc<Counted>, authority: &[u8], target: &[u8], method: &[u8]) -> Option<Taken> {
+        let index = routes.0.find(authority, target, method)?;
+        Some(Taken { routes: routes.clone(), index })
+    }
+
+    /// The route.
+    #[inline]
+    pub fn way(&self) -> &Way {
+        self.routes.0.way(self.index)
+    }
+
+    /// What the loop says in the place of an app, if it does.
+    pub fn direct<'a>(&'a self, app: &'a App) -> Option<&'a Direct> {
+        match &self.way().to {
+            To::App(_, own) => own.as_ref().or(app.direct.as_ref()),
+            To::Direct(direct) => Some(direct),
+            To::Redirect(..) => None,
+        }
     }
 }
 

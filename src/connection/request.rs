@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use crate::apps::{App, To};
+use crate::apps::{App, Taken, To};
 use crate::backends::{Backend, How, Sock};
 use crate::buffers::block::{Block, SMALL, Writer};
 use crate::http::head::{self, Request};
@@ -17,7 +17,7 @@ use crate::http::{Framing, Method, Version, body_len, is_loopback_host};
 use crate::log::AccessRecord;
 
 use super::{State, Stream};
-use crate::event_loop::{Loop, Taken};
+use crate::event_loop::Loop;
 
 /// What became of a look at the input.
 enum Step {

@@ -25,7 +25,8 @@ use crate::http::reader::Reader;
 use crate::http::rewrite::{self, Answer, Rewritten};
 
 use super::State;
-use crate::event_loop::{Loop, Taken, Task};
+use crate::apps::Taken;
+use crate::event_loop::{Loop, Task};
 use crate::http::route::Edits;
 
 /// Whom an exchange answers: one request of a connection.

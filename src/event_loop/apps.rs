@@ -7,42 +7,14 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::apps::{App, AppTable, Routes, To, Way};
+use crate::apps::{App, AppTable, Counted, Taken};
 use crate::backends::{Backend, Sock};
 use crate::buffers::slots::Key;
 use crate::config::Settings;
 use crate::dispatch::{AppId, Target, WorkerId};
 use crate::http::head::HeadLimits;
-use crate::http::reply::Direct;
 
 use super::Loop;
-
-/// The routes with a count of this loop's own: the one that all loops share is not touched for each request.
-struct Counted(Arc<Routes>);
-
-/// The route that a request has taken. It lives on in this request when the configuration changes.
-#[derive(Clone)]
-pub(crate) struct Taken {
-    routes: Rc<Counted>,
-    index: usize,
-}
-
-impl Taken {
-    /// The route.
-    #[inline]
-    pub fn way(&self) -> &Way {
-        self.routes.0.way(self.index)
-    }
-
-    /// What the loop says in the place of an app, if it does.
-    pub fn direct<'a>(&'a self, app: &'a App) -> Option<&'a Direct> {
-        match &self.way().to {
-            To::App(_, own) => own.as_ref().or(app.direct.as_ref()),
-            To::Direct(direct) => Some(direct),
-            To::Redirect(..) => None,
-        }
-    }
-}
 
 /// The apps of a loop.
 pub(crate) struct Apps {
@@ -80,7 +52,7 @@ impl Apps {
     /// Those of that table.
     pub fn new(table: &AppTable) -> Apps {
         let settings = table.settings.clone();
-        let routes = Rc::new(Counted(table.routes.clone()));
+        let routes = Counted::new(table);
         let mut apps = Apps { routes, settings, entries: Vec::new(), late: Vec::new(), changing: false };
         apps.configure(table);
         apps
@@ -89,8 +61,7 @@ impl Apps {
     /// The route that a request takes.
     #[inline]
     pub fn route(&self, authority: &[u8], target: &[u8], method: &[u8]) -> Option<Taken> {
-        let index = self.routes.0.find(authority, target, method)?;
-        Some(Taken { routes: self.routes.clone(), index })
+        Taken::find(&self.routes, authority, target, method)
     }
 
     /// What a request to that app is served with, if it is configured.
@@ -150,7 +121,7 @@ impl Apps {
         for entry in self.entries.iter_mut().flatten() {
             entry.past.extend(entry.current.take());
         }
-        self.routes = Rc::new(Counted(table.routes.clone()));
+        self.routes = Counted::new(table);
         for app in &table.apps {
             let index = app.id.0 as usize;
             if self.entries.len() <= index {

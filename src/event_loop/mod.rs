@@ -18,7 +18,7 @@ mod memory;
 
 pub(crate) use admission::{Accepting, Listener};
 pub use admission::{Admission, Scheme};
-pub(crate) use apps::{Apps, Seat, Taken};
+pub(crate) use apps::{Apps, Seat};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
 

@@ -41,12 +41,12 @@ mod tunnel;
 use std::rc::Rc;
 use std::time::Instant;
 
-use crate::apps::App;
+use crate::apps::{App, Taken};
 use crate::backends::Sock;
 use crate::buffers::block::{Block, Pool};
 use crate::connection::Stream;
 use crate::dispatch::{Permit, StreamHold, Ticket, WorkerId};
-use crate::event_loop::{Taken, Time};
+use crate::event_loop::Time;
 use crate::http::Method;
 use crate::http::head;
 use crate::http::reader::Reader;

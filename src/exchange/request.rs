@@ -6,13 +6,13 @@
 
 use std::rc::Rc;
 
-use crate::apps::App;
+use crate::apps::{App, Taken};
 use crate::backends::{Backend, How, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::connection::{State, Stream};
 use crate::dispatch::Outcome;
-use crate::event_loop::{Loop, Taken};
+use crate::event_loop::Loop;
 use crate::http::Framing;
 use crate::http::body::last_chunk;
 use crate::http::head::Request;

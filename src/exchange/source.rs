@@ -7,12 +7,12 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::apps::App;
+use crate::apps::{App, Taken};
 use crate::backends::{Backend, HIGH_MARK, Piece, Sock};
 use crate::buffers::block::SMALL;
 use crate::buffers::slots::Key;
 use crate::connection::{State, Stream};
-use crate::event_loop::{Loop, Taken};
+use crate::event_loop::Loop;
 use crate::http::head;
 use crate::http::reader::Reader;
 
