@@ -3,6 +3,7 @@
 //! A configuration changes as a whole: a new [`AppTable`] goes to every loop by mail and takes the old one's place between two turns.
 //! Exchanges that run by then keep the [`App`] that they began with, to their end.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -151,6 +152,18 @@ impl Taken {
     #[inline]
     pub fn way(&self) -> &Way {
         self.routes.0.way(self.index)
+    }
+
+    /// What the loop answers itself on this route, in the place of `app` where it leads to one; to a request with that authority and
+    /// target.
+    pub fn answer<'a>(&'a self, app: Option<&'a App>, authority: &[u8], target: &[u8]) -> Cow<'a, Direct> {
+        let kept = match (&self.way().to, app) {
+            (To::Direct(direct), _) => Some(direct),
+            (To::App(..), Some(app)) => self.direct(app),
+            _ => None,
+        };
+        let made = || self.way().redirect(authority, target).unwrap_or_else(|| Direct::with(404, "", b""));
+        kept.map_or_else(|| Cow::Owned(made()), Cow::Borrowed)
     }
 
     /// What the loop says in the place of an app, if it does.

@@ -4,6 +4,7 @@
 //! Pipelined requests that the loop answers itself are all read in one go, and their answers leave in one gathered write. A
 //! refusal closes the connection, and nothing behind it is ever read as a request.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 
 use crate::apps::{App, Taken, To};
@@ -12,8 +13,8 @@ use crate::buffers::block::{Block, SMALL, Writer};
 use crate::http::head::{self, Request};
 use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
-use crate::http::reply::{self, Reply};
-use crate::http::{Framing, Method, Version, body_len, is_loopback_host};
+use crate::http::reply::{self, Direct, Reply};
+use crate::http::{Framing, Method, body_len, is_loopback_host};
 use crate::log::AccessRecord;
 
 use super::{State, Stream};
@@ -28,6 +29,9 @@ enum Step {
     /// The request has gone to an exchange, or the connection is closing.
     Stop,
 }
+
+/// What is said where no route takes a request. The connection goes on, for its next request may find one.
+const NOBODY: &[u8] = b"no route takes this request\n";
 
 /// Who answers a request.
 enum Route {
@@ -201,25 +205,17 @@ impl<B: Backend> Loop<B> {
         let keep_alive = self.keeps_alive(request);
         let version = request.version;
         let head_only = request.method == Method::Head;
-        if let Route::Nobody = route {
-            return self.answer_nobody(sock, input, request);
-        }
+        let (authority, target) = (request.authority.of(input), request.path.of(input));
+        let made = |content_type, body| Cow::Owned(Direct::new(content_type, body));
+        let direct = match route {
+            Route::Status => made("application/json", (self.shared.status)().as_bytes()),
+            Route::Text(text) => made("text/plain; charset=utf-8", text),
+            Route::Nobody => Cow::Owned(Direct::with(404, "Content-Type: text/plain\r\n", NOBODY)),
+            Route::Respond(app, taken) => taken.answer(Some(app), authority, target),
+            Route::Fixed(taken) => taken.answer(None, authority, target),
+            Route::Refuse(..) | Route::App(..) => return,
+        };
         let date = &self.time.day.date;
-        let made = match route {
-            Route::Status => Some(reply::Direct::new("application/json", (self.shared.status)().as_bytes())),
-            Route::Text(text) => Some(reply::Direct::new("text/plain; charset=utf-8", text)),
-            Route::Fixed(taken) => taken.way().redirect(request.authority.of(input), request.path.of(input)),
-            _ => None,
-        };
-        let kept = match route {
-            Route::Respond(app, taken) => taken.direct(app),
-            Route::Fixed(taken) => match &taken.way().to {
-                To::Direct(direct) => Some(direct),
-                _ => None,
-            },
-            _ => None,
-        };
-        let Some(direct) = made.as_ref().or(kept) else { return };
         let status = direct.status();
         let write = |out: &mut Writer<'_>| direct.write(out, date, version, keep_alive, head_only);
         let piece = self.memory.scratch.write(direct.room(), write);
@@ -227,22 +223,6 @@ impl<B: Backend> Loop<B> {
         self.become_state(sock, State::WritingResponse);
         self.backend.send(sock, piece.into());
         self.log_answer(sock, &input[request.method_span.start as usize..request.len], status, bytes);
-    }
-
-    /// No route takes the request: its connection goes on, for another request may find one.
-    fn answer_nobody(&mut self, sock: Sock, input: &[u8], request: &Request) {
-        let reply = Reply {
-            format: reply::negotiate(request.accept.of(input)),
-            keep_alive: self.keeps_alive(request),
-            http10: request.version == Version::Http10,
-            head_only: request.method == Method::Head,
-            ..Reply::new(404, "no route takes this request", &self.time.day.date)
-        };
-        let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
-        let bytes = body_len(&piece) as u64;
-        self.become_state(sock, State::WritingResponse);
-        self.backend.send(sock, piece.into());
-        self.log_answer(sock, &input[request.method_span.start as usize..request.len], 404, bytes);
     }
 
     /// After an answer of the loop itself: the next request, once the body of this one is out of the way.
