@@ -3,6 +3,7 @@
 //! Rules:
 //! - What is no socket is never removed.
 //! - A socket is cleared away only when a connect to it is refused: nobody listens there.
+//! - A server that hands its work over gives the file away with the socket ([`SocketFile::give_away`]).
 //! - At the end only the own file goes, known by device, inode and birth: another server may have taken the path meanwhile.
 
 use std::fs::{self, Metadata};
@@ -11,17 +12,26 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use serde::{Deserialize, Serialize};
+
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// The file of a socket of ours. Removed when dropped, if it is still that one.
+/// The file of a socket. Removed when dropped, if it is this process's to remove and still that one.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
     identity: Identity,
+    ours: bool,
 }
 
-/// Inodes are used again, so the birth counts where the file system knows it.
-type Identity = (u64, u64, Option<SystemTime>);
+/// What tells one file from another. Inodes are used again, so the birth counts where the file system knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    device: u64,
+    inode: u64,
+    /// Nanoseconds since 1970.
+    born: Option<u64>,
+}
 
 impl SocketFile {
     /// Takes over the file of a socket that was just bound there.
@@ -30,7 +40,27 @@ impl SocketFile {
     /// When it is gone already.
     pub fn of(path: &Path) -> io::Result<SocketFile> {
         let identity = identity(&fs::symlink_metadata(path)?);
-        Ok(SocketFile { path: path.to_path_buf(), identity })
+        Ok(SocketFile { path: path.to_path_buf(), identity, ours: true })
+    }
+
+    /// The file of an inherited socket: another process's, until it is taken over.
+    pub fn inherited(path: &Path, identity: Identity) -> SocketFile {
+        SocketFile { path: path.to_path_buf(), identity, ours: false }
+    }
+
+    /// What tells it from another file that may come to lie there.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// From now on it is this process's to remove.
+    pub fn take_over(&mut self) {
+        self.ours = true;
+    }
+
+    /// From now on it is another's, who has the socket.
+    pub fn give_away(&mut self) {
+        self.ours = false;
     }
 
     /// Where it lies.
@@ -49,7 +79,9 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        self.remove();
+        if self.ours {
+            self.remove();
+        }
     }
 }
 
@@ -71,7 +103,9 @@ pub fn clear(path: &Path) -> io::Result<()> {
 }
 
 fn identity(metadata: &Metadata) -> Identity {
-    (metadata.dev(), metadata.ino(), metadata.created().ok())
+    let since = metadata.created().ok().and_then(|born| born.duration_since(SystemTime::UNIX_EPOCH).ok());
+    let born = since.and_then(|since| u64::try_from(since.as_nanos()).ok());
+    Identity { device: metadata.dev(), inode: metadata.ino(), born }
 }
 
 /// Whether somebody listens on a socket, found out without waiting: a full backlog (EAGAIN) is somebody.
@@ -123,6 +157,16 @@ mod tests {
         drop(SocketFile::of(&path).unwrap());
         assert!(!path.exists());
         drop(listener);
+
+        let given = UnixListener::bind(&path).unwrap();
+        let mut file = SocketFile::of(&path).unwrap();
+        file.give_away();
+        let mut inherited = SocketFile::inherited(&path, file.identity());
+        drop((given, file));
+        assert!(path.exists(), "it was given away");
+        inherited.take_over();
+        drop(inherited);
+        assert!(!path.exists());
 
         let first = UnixListener::bind(&path).unwrap();
         let file = SocketFile::of(&path).unwrap();

@@ -96,6 +96,7 @@ impl Rig {
         };
         let setup = Setup {
             index: 0,
+            held: false,
             table: table(settings.clone(), apps),
             listeners: APPS.map(listener).into(),
             mailbox,

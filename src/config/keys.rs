@@ -119,6 +119,7 @@ pub const GROUPS: &[(&str, &[Key])] = &[
     ("Replacing, reloading and limiting workers", LIVES),
     ("Waiting and deadlines of the worker side", WAITING),
     ("Listening and loops", LOOPS),
+    ("The process", PROCESS),
     ("Deadlines and limits of the client side", LIMITS),
     ("Logs and statistics", logs::LOGS),
 ];
@@ -394,7 +395,7 @@ const TUNNELS_HELP: &str =
     "WebSockets through each worker at once; beyond: 503 [default: as many as there are connections]";
 
 const LOOPS: &[Key] = &[
-    key("listen", "ADDRESS", "0.0.0.0:8080", "IP:PORT, a port, or unix:PATH", |settings, text| {
+    key("listen", "ADDRESS", "0.0.0.0:8080", LISTEN_HELP, |settings, text| {
         settings.listen.push(listen(text)?);
         Ok(())
     })
@@ -443,6 +444,29 @@ const LOOPS: &[Key] = &[
         store(&mut settings.shutdown, duration(text, FROM_ZERO))
     }),
 ];
+
+const LISTEN_HELP: &str =
+    "IP:PORT, a port, unix:PATH, systemd:NAME (sockets that systemd has opened) or systemd: (all of them)";
+
+const PROCESS: &[Key] = &[
+    key("pid-file", "PATH", "", PID_FILE_HELP, |settings, text| store(&mut settings.pid_file, path(text).map(Some)))
+        .example("/run/production_server.pid"),
+    key("user", "USER|UID", "", USER_HELP, |settings, text| store(&mut settings.user, account(text).map(Some)))
+        .example("www-data"),
+    key("group", "GROUP|GID", "", "Its group [default: that user's]", |settings, text| {
+        store(&mut settings.group, account(text).map(Some))
+    })
+    .example("www-data"),
+    key("upgrade-timeout", "DURATION", "60s", UPGRADE_HELP, |settings, text| {
+        store(&mut settings.upgrade_timeout, duration(text, POSITIVE))
+    }),
+];
+
+const PID_FILE_HELP: &str = "The file with the number of the process that serves; it follows an upgrade";
+
+const USER_HELP: &str = "Whom server and workers run as, once the listeners are bound [default: whoever starts it]";
+
+const UPGRADE_HELP: &str = "How long a new binary may take until all its workers are ready; then the old one stays";
 
 const LIMITS: &[Key] = &[
     key("header-timeout", "DURATION", "10s", "From a request's first byte to the end of its head", |settings, text| {

@@ -45,7 +45,7 @@ use std::time::Duration;
 pub use arguments::{Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
 pub use changes::{Changed, Changes, Fate, diff};
 pub use conformance::Conformance;
-pub use environment::{Environment, Search};
+pub use environment::{Environment, HANDOVER, Search};
 pub use file::{File, NAME as FILE_NAME, Text};
 pub use load::{Inputs, Loaded};
 pub use logging::{
@@ -106,6 +106,14 @@ pub struct Settings {
     pub stats_interval: Duration,
     /// Where sockets and the lock lie.
     pub run_dir: PathBuf,
+    /// The file that holds the number of the serving process; `None`: no such file.
+    pub pid_file: Option<PathBuf>,
+    /// The user, by name or number, that the server becomes once its listeners are bound; `None`: it stays who it is.
+    pub user: Option<String>,
+    /// The group; `None`: that user's, or as it is.
+    pub group: Option<String>,
+    /// How long a new binary may take until it has all its workers and takes over.
+    pub upgrade_timeout: Duration,
     /// Bytes that may be held on the heap for slow clients and waiting requests together.
     pub buffer_bytes: usize,
     /// The largest request body, in bytes.
@@ -135,6 +143,8 @@ pub enum ListenAddress {
     Tcp(SocketAddr),
     /// The path of a Unix socket.
     Unix(PathBuf),
+    /// The sockets of that name that systemd has opened (sd_listen_fds(3)), or all that it has for the empty name.
+    Systemd(String),
 }
 
 /// Who may connect to the Unix sockets that are listened on.
@@ -160,6 +170,7 @@ impl std::fmt::Display for ListenAddress {
         match self {
             ListenAddress::Tcp(address) => address.fmt(formatter),
             ListenAddress::Unix(path) => write!(formatter, "unix:{}", path.display()),
+            ListenAddress::Systemd(name) => write!(formatter, "systemd:{name}"),
         }
     }
 }
@@ -472,6 +483,10 @@ impl Default for Settings {
             shutdown: Duration::from_secs(5),
             stats_interval: Duration::from_secs(10),
             run_dir: PathBuf::from("/tmp/production_server"),
+            pid_file: None,
+            user: None,
+            group: None,
+            upgrade_timeout: Duration::from_secs(60),
             buffer_bytes: 256 * 1024 * 1024,
             max_body: 64 * 1024 * 1024,
             max_head: 32 * 1024,

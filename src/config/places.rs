@@ -40,7 +40,7 @@ pub struct RouteKey {
     pub set: fn(&mut Draft, &str) -> Result<(), String>,
 }
 
-/// What a reload does with a changed value.
+/// What a changed value asks of a reload. No reload reads the file again yet: until then each takes a new start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reload {
     /// It holds from the next request on, or from the next decision.
@@ -213,6 +213,10 @@ pub const PLACES: &[Place] = &[
     at("shutdown", "server.shutdown", Shape::Duration, Live),
     at("stats-interval", "server.stats_interval", Shape::Duration, Live),
     at("run-dir", "server.run_dir", Text, Restart),
+    at("pid-file", "server.pid_file", Text, Restart),
+    at("user", "server.user", Text, Restart),
+    at("group", "server.group", Text, Restart),
+    at("upgrade-timeout", "server.upgrade_timeout", Shape::Duration, Live),
     at("listen", ADDRESS, Text, Listener),
     at("listen-mode", "listen[].mode", Text, Listener),
     at("listen-owner", "listen[].owner", Text, Listener),
@@ -426,13 +430,10 @@ pub const NOT_YET: &[&str] = &[
     "health",
     "trusted_proxies",
     "proxy_protocol",
-    "upgrade",
     "include",
-    "user",
     "pre_stop_delay",
     "listen[].alpn",
     "listen[].client_ca",
-    "listen[].systemd",
     "apps.*.group",
 ];
 

@@ -307,11 +307,11 @@ const WRONG_ARGUMENTS: &[(&[&str], &str)] = &[
     ),
     (
         &["--listen", "example.org:80"],
-        "error: --listen \"example.org:80\": expected IP:PORT, a port, or unix:PATH, as in --listen 0.0.0.0:8080",
+        "error: --listen \"example.org:80\": expected IP:PORT, a port, unix:PATH or systemd:NAME, as in --listen 0.0.0.0:8080",
     ),
     (
         &["--listen", "::1:80"],
-        "error: --listen \"::1:80\": expected IP:PORT, a port, or unix:PATH; an IPv6 address stands in brackets, as in --listen 0.0.0.0:8080",
+        "error: --listen \"::1:80\": expected IP:PORT, a port, unix:PATH or systemd:NAME; an IPv6 address stands in brackets, as in --listen 0.0.0.0:8080",
     ),
     (&["--listen", "80", "--listen", "80"], "error: --listen: 0.0.0.0:80 is given twice: expected different addresses"),
     (
@@ -402,7 +402,7 @@ fn wrong_variables_are_refused_in_one_line() {
         (
             "PORT",
             "tcp://10.0.0.1:80",
-            "PORT=\"tcp://10.0.0.1:80\" in the environment: expected IP:PORT, a port, or unix:PATH, as in PORT=8080",
+            "PORT=\"tcp://10.0.0.1:80\" in the environment: expected IP:PORT, a port, unix:PATH or systemd:NAME, as in PORT=8080",
         ),
         (
             "PRODUCTION_SERVER_NO_ACCESS_LOG",

@@ -276,7 +276,7 @@ impl<B: Backend> Loop<B> {
             return;
         }
         if caught_up && client.is_idle() {
-            return self.arm(sock, self.apps.settings.timeouts.idle);
+            return self.arm(sock, self.patience(self.apps.settings.timeouts.idle));
         }
         let (requested, started, skips) = (client.requested, client.input.is_some(), client.body.is_some());
         if skips {
@@ -316,7 +316,7 @@ impl<B: Backend> Loop<B> {
 
     /// The next request may come: waits for it, for the next one already here, or closes.
     pub fn await_request(&mut self, sock: Sock) {
-        self.time.connections.arm_after(sock.index, self.apps.settings.timeouts.idle);
+        self.time.connections.arm_after(sock.index, self.patience(self.apps.settings.timeouts.idle));
         let sends_away = self.sends_away();
         let Some(client) = self.table.client(sock) else { return };
         client.search = HeadSearch::default();
@@ -342,7 +342,7 @@ impl<B: Backend> Loop<B> {
     pub fn client_drains(&mut self, sock: Sock) {
         let Some(client) = self.table.client(sock) else { return };
         if client.state == State::ReadingRequest && client.input.is_none() && client.body.is_none() {
-            self.close_answered(sock);
+            self.drain_idle(sock);
         }
     }
 

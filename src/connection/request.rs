@@ -72,7 +72,7 @@ impl<B: Backend> Loop<B> {
             let timeout = match (&client.body, &client.input) {
                 (Some(_), _) => timeouts.body,
                 (None, Some(_)) => timeouts.header,
-                (None, None) => timeouts.idle,
+                (None, None) => self.patience(timeouts.idle),
             };
             self.arm(sock, timeout);
         }
@@ -219,7 +219,7 @@ impl<B: Backend> Loop<B> {
         let status = direct.status();
         let write = |out: &mut Writer<'_>| direct.write(out, date, version, keep_alive, head_only);
         let piece = self.memory.scratch.write(direct.room(), write);
-        let bytes = if self.access.enabled() { body_len(&piece) as u64 } else { 0 };
+        let bytes = if head_only { 0 } else { direct.body().len() as u64 };
         self.become_state(sock, State::WritingResponse);
         self.backend.send(sock, piece.into());
         self.log_answer(sock, &input[request.method_span.start as usize..request.len], status, bytes);

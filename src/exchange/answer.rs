@@ -76,7 +76,8 @@ impl<B: Backend> Loop<B> {
     fn begin_answer(&mut self, key: Key, mut input: Block, response: &Response) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         if (response.busy || response.draining) && exchange.is_whole() && !exchange.attempt.retried {
-            return self.declined(key);
+            // It did not run the request.
+            return self.retry(key, Outcome::Unused);
         }
         exchange.answer.note = self.access.note(&input, response);
         if response.status == 101 {

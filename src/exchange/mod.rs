@@ -126,6 +126,8 @@ pub(crate) struct Attempt {
     pub permit: Option<Permit>,
     /// The one retry is spent.
     pub retried: bool,
+    /// How many fresh connections have ended since, of which none took anything.
+    pub untaken: u8,
     /// An interim answer was seen: the worker has begun.
     pub begun: bool,
     /// The worker that has it or had it last.

@@ -85,13 +85,11 @@ impl<B: Backend> Loop<B> {
             // The permit is in the mail; were it lost, this would look for it again.
             Patience::Granted => *look = self.time.nanos() + nanos(app.settings.queue.timeout.max(TICK)),
             Patience::QueueTimeout => {
-                exchange.phase = Phase::Asking;
                 self.count().queue_timeouts.add(1);
                 self.count().timeouts.add(1);
                 return self.refuse_unasked(key, 504, "no worker became free in time");
             }
             Patience::HoldExpired => {
-                exchange.phase = Phase::Asking;
                 self.count().hold_expired.add(1);
                 return self.refuse_unasked(key, 503, super::ending::STARTING);
             }
@@ -101,11 +99,8 @@ impl<B: Backend> Loop<B> {
 
     /// The app has given up while this exchange waited for a worker; its ticket is void.
     pub fn app_failed(&mut self, key: Key) {
-        match self.exchanges.lookup_mut(key) {
-            Some(exchange) if matches!(exchange.phase, Phase::Queued { .. }) => {
-                exchange.phase = Phase::Asking;
-                self.refuse_unasked(key, 503, GIVEN_UP);
-            }
+        match self.exchanges.lookup(key) {
+            Some(exchange) if matches!(exchange.phase, Phase::Queued { .. }) => self.refuse_unasked(key, 503, GIVEN_UP),
             _ => drop(self.apps.app_of_late(key)),
         }
     }

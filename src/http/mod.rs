@@ -186,7 +186,12 @@ pub fn body_len(answer: &[u8]) -> usize {
 /// The values of the first lines with these names in a head that was parsed before; empty for names that it lacks. For access
 /// lines and error pages, where the parsed fields are gone.
 pub fn find_lines<'a, const N: usize>(head: &'a [u8], names: [&[u8]; N]) -> [&'a [u8]; N] {
-    let mut values = [&b""[..]; N];
+    find_present(head, names).map(Option::unwrap_or_default)
+}
+
+/// The same, and whether it has them at all.
+pub fn find_present<'a, const N: usize>(head: &'a [u8], names: [&[u8]; N]) -> [Option<&'a [u8]>; N] {
+    let mut values = [None; N];
     let mut rest = head;
     while let Some(end) = memchr::memchr(b'\n', rest) {
         let line = &rest[..end];
@@ -194,8 +199,8 @@ pub fn find_lines<'a, const N: usize>(head: &'a [u8], names: [&[u8]; N]) -> [&'a
         for (value, name) in values.iter_mut().zip(names) {
             let named =
                 line.len() > name.len() && line[name.len()] == b':' && line[..name.len()].eq_ignore_ascii_case(name);
-            if named && value.is_empty() {
-                *value = line[name.len() + 1..].trim_ascii();
+            if named && value.is_none_or(<[u8]>::is_empty) {
+                *value = Some(line[name.len() + 1..].trim_ascii());
             }
         }
     }

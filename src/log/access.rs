@@ -15,8 +15,8 @@ use super::pattern;
 use super::redact::Hidden;
 use super::sink::{Handle, Source};
 use crate::config::{AccessLogFormat, AccessLogSettings, Part, PatternField, Sampling};
-use crate::http::find_lines;
 use crate::http::head::{Logged, Response};
+use crate::http::{find_lines, find_present};
 
 /// A buffer that large is handed over within the turn.
 const FULL: usize = 64 * 1024;
@@ -204,23 +204,25 @@ impl AccessLog {
             return;
         }
         let Some(one_of) = self.sample(record.status) else { return };
-        let look = Arc::clone(&self.look);
-        self.put(&look, record, one_of);
+        self.put(record, one_of);
         self.lines += 1;
         if self.buffer.len() >= FULL {
             self.hand_over();
         }
     }
 
-    fn put(&mut self, look: &Look, record: &AccessRecord<'_>, one_of: u32) {
+    fn put(&mut self, record: &AccessRecord<'_>, one_of: u32) {
+        let look = &*self.look;
         let [mut host, mut referer, mut user_agent, mut authorization] = [&b""[..]; 4];
+        let mut absent = [false; 2];
         match &look.format {
             AccessLogFormat::Json => {
                 [host, referer, user_agent] = find_lines(record.head, [b"host", b"referer", b"user-agent"]);
             }
             AccessLogFormat::Combined => {
-                [referer, user_agent, authorization] =
-                    find_lines(record.head, [b"referer", b"user-agent", b"authorization"]);
+                let found = find_present(record.head, [b"referer", b"user-agent", b"authorization"]);
+                absent = [found[0].is_none(), found[1].is_none()];
+                [referer, user_agent, authorization] = found.map(Option::unwrap_or_default);
             }
             AccessLogFormat::Pattern(_) if !look.names.is_empty() => {
                 [host, referer, user_agent, authorization] =
@@ -238,6 +240,9 @@ impl AccessLog {
             // The user's name comes from there.
             authorization = look.hidden.field("authorization", authorization);
         }
+        // nginx writes a field that is there and empty as it is.
+        let or_dash = |value, absent| if absent { &b"-"[..] } else { value };
+        let (referer, user_agent) = (or_dash(referer, absent[0]), or_dash(user_agent, absent[1]));
         let shown = Shown { record, target, host, referer, user_agent, authorization, one_of };
         let second = record.time_micros / 1_000_000;
         let out = &mut self.buffer;
@@ -261,8 +266,9 @@ impl AccessLog {
 
     /// One line, without a sink.
     #[cfg(test)]
-    pub(super) fn line(mut self, look: &Look, record: &AccessRecord<'_>) -> Vec<u8> {
-        self.put(look, record, 1);
+    pub(super) fn line(mut self, look: Look, record: &AccessRecord<'_>) -> Vec<u8> {
+        self.look = Arc::new(look);
+        self.put(record, 1);
         std::mem::take(&mut self.buffer)
     }
 

@@ -1,6 +1,6 @@
 //! A control server on a thread of its own, and clients that speak plain bytes.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -52,7 +52,7 @@ impl CommandHandler for Clerk {
             Command::Status => Answer::Done(self.status.to_json()),
             Command::Events => Answer::Stream,
             Command::Restart { wait: true, .. } | Command::Join(_) => Answer::Wait(TICKET),
-            Command::Quit { worker_id } if worker_id != "7" => {
+            Command::Quit { worker_id, .. } if worker_id != "7" => {
                 Answer::refused(404, format!("no worker {worker_id:?} has joined"))
             }
             Command::Quit { .. } => Answer::Done(Value::Null),
@@ -277,7 +277,7 @@ impl Client {
     /// False at the end of the connection.
     fn receive(&mut self) -> bool {
         let mut buffer = [0; 64 * 1024];
-        let count = self.stream.read(&mut buffer).unwrap();
+        let count = crate::support::read(&mut self.stream, &mut buffer).unwrap();
         self.input.extend_from_slice(&buffer[..count]);
         count > 0
     }

@@ -12,7 +12,7 @@ use production_server::backends::simulated::{Entered, Faults, Place, Random, Sim
 use production_server::backends::{Backend, Bell, Options, Size};
 use production_server::buffers::block::{Budget, Pool};
 use production_server::config::{self, Settings};
-use production_server::dispatch::{AppId, Balance, Dispatch, Policy};
+use production_server::dispatch::{Balance, Dispatch, Policy};
 use production_server::event_loop::{Scheme, Shared};
 use production_server::log::Log;
 use production_server::mailbox::{Mailbox, Message, Postboxes, mailbox};
@@ -537,6 +537,7 @@ fn open_loop(
         pool: pool.clone(),
         max_sockets,
         first_id: u64::from(index) << 32,
+        held: false,
     };
     Loop { reactor: Reactor::new(backend, setup).unwrap(), pool }
 }

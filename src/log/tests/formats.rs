@@ -44,6 +44,8 @@ fn each_format_is_what_its_readers_expect() {
         local(line("combined", &full)),
         "192.0.2.7 - alice [LOCAL] \"GET /a?b=1 HTTP/1.1\" 200 1536 \"http://r/?q=\\x221\\x22\" \"curl/8\"\n"
     );
+    let bare = AccessRecord { head: b"GET / HTTP/1.1\r\nUser-Agent:\r\n\r\n", ..record() };
+    assert!(line("combined", &bare).ends_with(" 1536 \"-\" \"\"\n"), "a field that is there and empty");
     assert_eq!(local(line("common", &full)), "192.0.2.7 - - [LOCAL] \"GET /a?b=1 HTTP/1.1\" 200 1536\n");
     let empty = AccessRecord { bytes: 0, status: 304, target: b"/\"\x01\\\n\xc3", ..full };
     assert_eq!(local(line("common", &empty)), "192.0.2.7 - - [LOCAL] \"GET /\\\"\\x01\\\\\\n\\xc3 HTTP/1.1\" 304 -\n");
@@ -179,7 +181,7 @@ fn long_requests_keep_of_their_heads_what_their_line_shows() {
 /// A line without a thread that writes it.
 fn bare(text: &str, framing: &framing::Framing, record: &AccessRecord<'_>) -> Vec<u8> {
     let look = access::Look::new(&AccessLogSettings::new(LogTarget::Off, format(text)), framing.clone(), false);
-    Log::disabled().access_log().line(&look, record)
+    Log::disabled().access_log().line(look, record)
 }
 
 proptest! {

@@ -202,7 +202,7 @@ fn settings_name_what_is_watched() {
     settings.app.module = Some(rig.path("handler.so"));
     settings.app.watch = vec![rig.root.clone()];
     let (waker, wakes) = mpsc::channel();
-    let watcher = Watcher::start(&settings, move || waker.send(()).unwrap_or(())).unwrap();
+    let watcher = Watcher::start(&settings.app, &settings, move || waker.send(()).unwrap_or(())).unwrap();
     assert!(watcher.summary().ends_with("handler.so (3 directories)"), "{}", watcher.summary());
     let mut rig = Rig { watcher: Some(watcher), wakes, ..rig };
     rig.write("run/x", "ours");
