@@ -26,6 +26,7 @@ pub mod guard;
 mod joined;
 pub mod memory;
 pub mod notify;
+mod observer;
 mod orphans;
 pub mod output;
 mod pause;
@@ -48,6 +49,7 @@ pub mod watch;
 
 use events::Events;
 use guard::GuardKeeper;
+use observer::Observer;
 use orphans::{Mark, Orphans};
 pub use run_directory::{RunDirectory, RunDirectoryError};
 use signals::{Request, Requester, Requests};
@@ -58,7 +60,7 @@ use stop::Stop;
 use tickets::Tickets;
 pub use unit::AppSetup;
 use unit::{Context, Unit};
-use wake::{LoopExit, Sleeper, Waker};
+use wake::{LoopExit, Ready, Sleeper, Waker};
 
 /// The word that makes this binary the built-in worker.
 pub const BUILT_IN: &str = "worker";
@@ -180,6 +182,7 @@ impl Supervisor {
             postboxes,
             guard: GuardKeeper::new(options.program.clone(), run.sockets().to_path_buf(), log.clone()),
             events: Events::new(log.clone()),
+            observer: Observer::new(log.clone(), waker.clone()),
             log,
             run: Rc::new(run),
             status: Arc::default(),
@@ -232,20 +235,23 @@ impl Supervisor {
 
     /// Supervises until the server is to end. Afterwards no process, socket or sub-directory of this server is left.
     pub fn run(mut self, mut hooks: Hooks<'_>) -> ExitReason {
-        let mut requests = Vec::new();
+        let (mut requests, mut ready) = (Vec::new(), Ready::default());
         let mut next_tick = hooks.every.as_ref().map(|(interval, _)| Instant::now() + *interval);
         loop {
             let now = Instant::now();
             self.sleeper.clear();
             self.requests.take(&mut requests);
             // Those that have ended first: the word of it must not wait behind anything.
-            self.reap(requests.contains(&Request::Child), now);
+            let child = requests.contains(&Request::Child);
+            self.reap(child, now);
             for request in requests.drain(..) {
                 self.serve(request, &mut hooks, now);
             }
             let stops = self.stop.is_some();
-            self.units.iter_mut().for_each(|unit| unit.turn(stops, now));
-            self.context.guard.watch();
+            self.context.observer.turn();
+            self.units.iter_mut().for_each(|unit| unit.turn(&ready, stops, now));
+            self.context.observer.forget();
+            self.context.guard.watch(child, now);
             self.show_state(now);
             self.serve_control(&mut hooks, now);
             self.let_go_of_units();
@@ -260,7 +266,7 @@ impl Supervisor {
             if self.advance_stop(&mut hooks.loops_done, now) {
                 break;
             }
-            self.sleep(next_tick);
+            ready = self.sleep(next_tick);
         }
         self.finish()
     }
@@ -273,18 +279,12 @@ impl Supervisor {
         if let Some(orphans) = &mut self.orphans {
             orphans.end(&owned);
         }
-        // What was left behind is the guard's to end, once it can be.
-        let left_behind = self.units.iter().any(|unit| unit.processes.left_behind);
-        if let Some(guard) = self.context.guard.take()
-            && !left_behind
-        {
-            guard.dismiss();
-        }
         self.context.status.enter(AppState::Stopped);
         self.exit.unwrap_or(ExitReason::Stopped)
     }
 
-    fn sleep(&mut self, next_tick: Option<Instant>) {
+    /// Sleeps until there is something to do; what there is to be read.
+    fn sleep(&mut self, next_tick: Option<Instant>) -> Ready {
         let mut entries = vec![
             wake::entry(self.requests.descriptor(), libc::POLLIN),
             wake::entry(self.sleeper.descriptor(), libc::POLLIN),
@@ -300,6 +300,7 @@ impl Supervisor {
             self.context.log.event(Level::Error, format_args!("cannot wait for events: {error}"), &[]);
             std::thread::sleep(Duration::from_millis(100));
         }
+        Ready::of(&entries)
     }
 
     fn next_due(&self) -> Option<Instant> {
