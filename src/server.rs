@@ -162,6 +162,16 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
     let loop_exit = supervisor.loop_exit();
     let loops = LoopSet { shared, table, metrics, listeners: loop_listeners, held, mailboxes, loop_exit };
     let succeed = || predecessor.take().map(|channel| inherited.succession(channel));
+    serve_on(backend, loops, supervisor, succeed)
+}
+
+/// [`serve`] with the loops of that backend.
+fn serve_on(
+    backend: BackendChoice,
+    loops: LoopSet,
+    supervisor: Supervisor,
+    succeed: impl FnOnce() -> Option<Succession>,
+) -> Result<u8, StartError> {
     match backend {
         #[cfg(backend_io_uring)]
         BackendChoice::IoUring => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor, succeed),

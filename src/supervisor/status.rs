@@ -2,9 +2,8 @@
 
 use std::time::Instant;
 
-use super::memory;
+use super::Supervisor;
 use super::unit::Unit;
-use super::{Supervisor, process};
 use crate::control::status::{self, State, WorkerState};
 use crate::dispatch::{Snapshot, Standing, WorkerSnapshot};
 use crate::fleet::{self, Member, PlaceState, RollEnd};
@@ -179,12 +178,9 @@ impl Unit {
     }
 
     fn status_of_workers(&self, snapshot: &Snapshot, now: Instant) -> Vec<status::Worker> {
-        let groups: Vec<i32> = self.processes.workers.iter().map(process::Process::group).collect();
-        let held = memory::proportional_of(&groups);
-        let weight = |name| {
-            let position = self.processes.workers.iter().position(|process| process.name == name)?;
-            held.get(position).copied().flatten()
-        };
+        // As was last seen; the next look is for the next document.
+        self.processes.ask_for_memory();
+        let weight = |name| self.processes.process(name)?.held;
         let mut workers: Vec<status::Worker> = Vec::new();
         for member in self.fleet.members() {
             workers.push(self.status_of_member(member, snapshot, weight(member.name), now));
