@@ -23,7 +23,6 @@ use crate::buffers::slots::Slots;
 use crate::buffers::wheel::Wheel;
 use crate::connection::{Kind, Role, Table};
 use crate::day::Day;
-use crate::dispatch::AppId;
 use crate::event_loop::{Accepting, Apps, Heads, Listener, Loop, Memory, Scheme, Shared, Time};
 use crate::exchange::{Exchange, Hold, Phase};
 use crate::log::{AccessLog, Level};
@@ -38,8 +37,6 @@ pub struct ListenerSetup {
     pub port: u16,
     /// What is spoken on it.
     pub scheme: Scheme,
-    /// The app that its requests go to.
-    pub app: AppId,
     /// Whether it serves the documents of the server's own and nothing else.
     pub admin: bool,
 }
@@ -86,10 +83,10 @@ impl<B: Backend> Reactor<B> {
         let now = backend.now();
         let mut table = Table::new(setup.max_sockets);
         let mut accepting = Accepting::default();
-        for (index, ListenerSetup { descriptor, port, scheme, app, admin }) in setup.listeners.into_iter().enumerate() {
+        for (index, ListenerSetup { descriptor, port, scheme, admin }) in setup.listeners.into_iter().enumerate() {
             let sock = backend.listen(descriptor)?;
             table.put(sock, Role::Listener(index as u16));
-            accepting.listeners.push(Listener { sock, port, scheme, app, admin });
+            accepting.listeners.push(Listener { sock, port, scheme, admin });
         }
         let time = Time {
             now,

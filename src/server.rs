@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
-use crate::apps::AppTable;
+use crate::apps::{App, AppTable};
 use crate::backends::Backend;
 use crate::config::{BackendChoice, Command, ListenAddress, Loaded, Settings};
 use crate::dispatch::{AppId, Dispatch, Standing};
@@ -106,7 +106,7 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
         return Err(StartError { message: loaded.report(&[problem]), code: exit::CONFIG });
     }
     let mut warnings = loaded.warnings();
-    let mut settings = loaded.config.server;
+    let (mut settings, routes) = (loaded.config.server, loaded.config.routes);
     // Before anything else is opened: systemd's sockets are known by their numbers.
     let mut inherited = Inherited::take(predecessor.as_mut())?;
     let original_limit = fit_to_machine(&mut settings, &mut warnings);
@@ -149,7 +149,12 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
     )
     .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;
     let status = status_writer(&settings, &dispatch, started, supervisor.status());
-    let table = Arc::new(AppTable::of_one(settings.clone(), dispatch, &metrics));
+    let table = Arc::new(AppTable::new(
+        settings.clone(),
+        vec![App::new(AppId::default(), settings.clone(), settings.app.clone(), dispatch, &metrics)],
+        &routes,
+        &metrics,
+    ));
     let shared = Arc::new(Shared {
         settings,
         postboxes,
@@ -162,6 +167,16 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
     let loop_exit = supervisor.loop_exit();
     let loops = LoopSet { shared, table, metrics, listeners: loop_listeners, held, mailboxes, loop_exit };
     let succeed = || predecessor.take().map(|channel| inherited.succession(channel));
+    serve_on(backend, loops, supervisor, succeed)
+}
+
+/// [`serve`] with the loops of that backend.
+fn serve_on(
+    backend: BackendChoice,
+    loops: LoopSet,
+    supervisor: Supervisor,
+    succeed: impl FnOnce() -> Option<Succession>,
+) -> Result<u8, StartError> {
     match backend {
         #[cfg(backend_io_uring)]
         BackendChoice::IoUring => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor, succeed),
@@ -261,7 +276,7 @@ impl Listening {
         let own = if count <= loops { index % count..index % count + 1 } else { index..count };
         let setup = |socket: &OwnedFd| {
             let descriptor = socket.try_clone()?;
-            Ok(ListenerSetup { descriptor, port, scheme: Scheme::Http, app: AppId::default(), admin })
+            Ok(ListenerSetup { descriptor, port, scheme: Scheme::Http, admin })
         };
         self.sockets[own].iter().step_by(loops).map(setup).collect()
     }

@@ -12,7 +12,6 @@ use std::time::Duration;
 use crate::backends::{Backend, How, Peer, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::{Look, TICK, nanos};
-use crate::dispatch::AppId;
 use crate::log::Level;
 use crate::mailbox::Message;
 
@@ -29,8 +28,6 @@ pub(crate) struct Listener {
     /// The local port, for `X-Forwarded-Port`; 0 for a Unix socket.
     pub port: u16,
     pub scheme: Scheme,
-    /// The app that its requests go to.
-    pub app: AppId,
     /// It serves the documents of the server's own and nothing else.
     pub admin: bool,
 }

@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use crate::apps::App;
+use crate::apps::{App, Taken};
 use crate::backends::{Backend, How, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
@@ -23,7 +23,7 @@ use super::{Ending, Exchange, Fate, Pace, Phase, Upload};
 
 impl<B: Backend> Loop<B> {
     /// Makes an exchange of a request for the app. `input` begins with its head.
-    pub fn forward(&mut self, app: Rc<App>, stream: Stream, mut input: Block, request: &Request) {
+    pub fn forward(&mut self, app: Rc<App>, route: Taken, stream: Stream, mut input: Block, request: &Request) {
         let Some(client) = self.table.client(stream.connection) else { return };
         let listener = &self.accepting.listeners[client.listener as usize];
         let forward = Forward {
@@ -36,13 +36,16 @@ impl<B: Backend> Loop<B> {
             trusted: false,
             keep_alive: app.settings.keepalive,
             open: request.framing == Framing::Chunked,
-            edits: None,
+            edits: route.way().request.as_ref(),
         };
         let room = rewrite::request_room(request, &self.heads.fields, &forward);
         let head = self.memory.scratch.write(room, |out| {
             rewrite::request(out, &input, request, &self.heads.fields, &forward);
         });
-        let exchange = Exchange::new(stream, app, request, head, self.next_id, &self.time);
+        let mut exchange = Exchange::new(stream, app, route.way().series, request, head, self.next_id, &self.time);
+        if route.way().response.is_some() {
+            exchange.route = Some(route);
+        }
         self.become_state(stream.connection, State::Processing);
         let Some(key) = self.begin_exchange(stream, exchange) else { return };
         input.advance(request.len);

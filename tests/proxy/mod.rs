@@ -6,5 +6,6 @@ mod fields;
 mod inside;
 mod messages;
 mod refusals;
+mod routes;
 mod streaming;
 mod upgrades;
