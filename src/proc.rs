@@ -140,12 +140,12 @@ pub fn listening_addresses(group: u32) -> Vec<String> {
 /// The same for these processes.
 pub fn addresses_of(processes: &[u32]) -> Vec<String> {
     let inodes: HashSet<u64> = processes.iter().flat_map(|&process| sockets_of(process)).collect();
-    let Some(&first) = processes.first() else { return Vec::new() };
     if inodes.is_empty() {
         return Vec::new();
     }
-    // Read below one of these processes: it may live in a network namespace of its own.
-    let table = |name: &str| fs::read_to_string(format!("/proc/{first}/net/{name}")).unwrap_or_default();
+    // Read below one of these processes, for they may live in a network namespace of their own; below one that still lives.
+    let read = |process: &u32, name: &str| fs::read_to_string(format!("/proc/{process}/net/{name}")).ok();
+    let table = |name: &str| processes.iter().find_map(|process| read(process, name)).unwrap_or_default();
     let mut found: Vec<String> = Vec::new();
     for name in ["tcp", "tcp6"] {
         found.extend(table(name).lines().filter_map(|line| tcp_listener(line, &inodes)));
@@ -342,5 +342,11 @@ mod tests {
         let found = listening_addresses(unsafe { libc::getpgrp() } as u32);
         assert!(found.contains(&tcp.local_addr().unwrap().to_string()), "{found:?}");
         assert!(found.contains(&format!("unix:{}", path.display())), "{found:?}");
+        let processes = [u32::MAX, std::process::id()];
+        assert_eq!(
+            addresses_of(&processes),
+            addresses_of(&processes[1..]),
+            "one that has ended says nothing of the others"
+        );
     }
 }

@@ -101,19 +101,6 @@ impl Loaded {
         report(self.file.as_ref().map_or(&none, |file| &file.text), problems)
     }
 
-    /// What can be said in the file, and that this version cannot do yet.
-    pub fn not_yet(&self) -> Option<Problem> {
-        let file = self.file.as_ref().filter(|_| self.config.apps.len() > 1)?;
-        let own = |route: &&RouteSaid| !route.draft.upstreams.is_empty();
-        let second = file.apps.get(1).map(|app| app.at.clone());
-        let at = second.or_else(|| file.routes.iter().filter(own).map(|route| route.at.clone()).next_back())?;
-        Some(Problem::error(
-            "several apps are not served by this version",
-            at,
-            "expected one app, or one set of upstreams",
-        ))
-    }
-
     /// What is odd, each in one line.
     pub fn warnings(&self) -> Vec<String> {
         let none = file::Text::default();

@@ -244,7 +244,7 @@ impl<B: Backend> Loop<B> {
         if self.sends_away() {
             self.close_answered(sock);
         } else if self.table.client(sock).is_some_and(|client| !client.behind) {
-            self.arm(sock, self.patience(self.shared.settings.timeouts.idle));
+            self.arm(sock, self.patience(self.apps.settings.timeouts.idle));
         }
     }
 
