@@ -325,13 +325,11 @@ impl Metrics {
         took
     }
 
-    /// How long the requests of all series of the app of that name took.
-    pub fn took_by_app(&self, name: &str) -> Latencies {
-        let (mut took, names) = (Latencies::default(), self.names());
-        for (index, series) in names.series.iter().enumerate() {
-            if series.app.and_then(|app| names.apps.get(usize::from(app))).is_some_and(|app| app == name) {
-                self.rows(index as u16).for_each(|row| row.add_took(&mut took));
-            }
+    /// How long the requests of all series of an app took.
+    pub fn took_by_app(&self, app: u16) -> Latencies {
+        let mut took = Latencies::default();
+        for series in self.0.register.series_of(app) {
+            self.rows(series).for_each(|row| row.add_took(&mut took));
         }
         took
     }
@@ -340,9 +338,8 @@ impl Metrics {
     pub fn waited(&self, app: u16) -> Latencies {
         let mut waited = Latencies::default();
         self.all().filter_map(|counters| counters.apps.get(app.into())).for_each(|row| waited.add(&row.waited));
-        let names = self.names().series.into_iter().enumerate();
-        for (series, _) in names.filter(|(_, name)| name.app == Some(app)) {
-            self.rows(series as u16).for_each(|row| waited.add_at_once(row.at_once.value()));
+        for series in self.0.register.series_of(app) {
+            self.rows(series).for_each(|row| waited.add_at_once(row.at_once.value()));
         }
         waited
     }

@@ -237,6 +237,15 @@ impl Register {
         })
     }
 
+    /// The numbers of all series of that app.
+    pub fn series_of(&self, app: u16) -> Vec<u16> {
+        let of = |names: &mut Names| {
+            let all = names.series.iter().zip(0..);
+            all.filter(|(name, _)| name.app == Some(app)).map(|(_, series)| series).collect()
+        };
+        self.with(of)
+    }
+
     /// All names there are.
     pub fn names(&self) -> Names {
         self.with(|names| names.clone())

@@ -146,7 +146,7 @@ impl Unit {
     /// Requests that the app's workers have had, and how many of them a second lately, with how long all took that were the app's.
     fn sample_rates(&mut self, metrics: Option<&Metrics>, now: Instant) -> (u64, Recent) {
         let total = self.lives().places.values().sum();
-        let took = metrics.map_or_else(Latencies::default, |metrics| metrics.took_by_app(self.name()));
+        let took = metrics.map_or_else(Latencies::default, |metrics| metrics.took_by_app(metrics.app(self.name())));
         (total, self.rates.sample(now, total, took))
     }
 
