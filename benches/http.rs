@@ -45,7 +45,9 @@ const FORWARD: Forward<'_> = Forward {
     https: false,
     request_id: b"0123456789abcdef01234567",
     start_micros: 1_700_000_000_012_345,
-    trusted: false,
+    origin: None,
+    traces: true,
+    writes_forwarded: false,
     keep_alive: true,
     open: false,
 };

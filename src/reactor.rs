@@ -19,6 +19,7 @@ use crate::backends::{Backend, Event, How, Sock};
 use crate::buffers::block::Pool;
 use crate::buffers::slots::Slots;
 use crate::buffers::wheel::Wheel;
+use crate::config::Front;
 use crate::connection::{Kind, Role, Seats, Table};
 use crate::day::Day;
 use crate::event_loop::{Accepting, Heads, Listener, Loop, Memory, Scheme, Shared, Time};
@@ -37,6 +38,8 @@ pub struct ListenerSetup {
     pub scheme: Scheme,
     /// The index of the app that its requests go to.
     pub app: u16,
+    /// What stands in front of it.
+    pub front: Arc<Front>,
 }
 
 /// What a loop is made of.
@@ -77,10 +80,10 @@ impl<B: Backend> Reactor<B> {
         let now = backend.now();
         let mut table = Table::new(setup.max_sockets);
         let mut accepting = Accepting::default();
-        for (index, ListenerSetup { descriptor, port, scheme, app }) in setup.listeners.into_iter().enumerate() {
+        for (index, ListenerSetup { descriptor, port, scheme, app, front }) in setup.listeners.into_iter().enumerate() {
             let sock = backend.listen(descriptor)?;
             table.put(sock, Role::Listener(index as u16));
-            accepting.listeners.push(Listener { sock, port, scheme, app });
+            accepting.listeners.push(Listener { sock, port, scheme, app, front });
         }
         let time = Time {
             now,

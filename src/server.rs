@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::backends::Backend;
-use crate::config::{BackendChoice, Command, ListenAddress, Settings};
+use crate::config::{BackendChoice, Command, Front, ListenAddress, Settings};
 use crate::dispatch::{Dispatch, Policy, Standing};
 use crate::event_loop::{App, Scheme, Shared};
 use crate::http::reply::Direct;
@@ -212,13 +212,13 @@ struct Listening {
 }
 
 impl Listening {
-    fn of_loop(&self, index: usize) -> io::Result<ListenerSetup> {
+    fn of_loop(&self, index: usize, front: &Arc<Front>) -> io::Result<ListenerSetup> {
         let port = match &self.address {
             ListenAddress::Tcp(address) => address.port(),
             ListenAddress::Unix(_) => 0,
         };
         let descriptor = self.sockets[index % self.sockets.len()].try_clone()?;
-        Ok(ListenerSetup { descriptor, port, scheme: Scheme::Http, app: 0 })
+        Ok(ListenerSetup { descriptor, port, scheme: Scheme::Http, app: 0, front: front.clone() })
     }
 }
 

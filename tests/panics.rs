@@ -160,6 +160,7 @@ impl Rig {
                 port: 80,
                 scheme: Scheme::Http,
                 app: 0,
+                front: Default::default(),
             }],
             mailbox,
             metrics: metrics.clone(),

@@ -4,6 +4,7 @@
 //! - `places`: where each key stands in the configuration file;
 //! - `file`: that file, from finding it to its values and problems, and `report`: how problems are shown;
 //! - `show` and `schema`: what is configured, and what may be;
+//! - `front`: what may stand in front of the server;
 //! - `arguments`: the command line, and its mistakes in one line;
 //! - `load`: all places together, and `clashes`: what of them does not go together;
 //! - `conformance`: the words of that subcommand;
@@ -22,6 +23,7 @@ mod clashes;
 mod conformance;
 mod environment;
 mod file;
+mod front;
 mod keys;
 mod load;
 mod places;
@@ -43,6 +45,7 @@ pub use arguments::{Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, comma
 pub use conformance::Conformance;
 pub use environment::{Environment, Search};
 pub use file::{File, NAME as FILE_NAME, Text};
+pub use front::{Front, Peers};
 pub use load::Loaded;
 pub use places::quoted as toml_string;
 pub use report::{Problem, Severity};
@@ -59,6 +62,8 @@ pub struct Settings {
     pub unix_listen: UnixListen,
     /// What holds for single ones.
     pub unix_listen_of: BTreeMap<PathBuf, UnixListen>,
+    /// What stands in front of them.
+    pub front: Front,
     /// Event loops, 1 to 1024.
     pub loops: usize,
     /// Which backend runs the loops.
@@ -466,6 +471,7 @@ impl Default for Settings {
             listen: vec![ListenAddress::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080))],
             unix_listen: UnixListen::default(),
             unix_listen_of: BTreeMap::new(),
+            front: Front::default(),
             loops: cores,
             backend: BackendChoice::Auto,
             max_connections: 10_000,

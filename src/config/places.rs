@@ -147,6 +147,10 @@ pub const PLACES: &[Place] = &[
     at("shutdown", "server.shutdown", Shape::Duration),
     at("stats-interval", "server.stats_interval", Shape::Duration),
     at("run-dir", "server.run_dir", Text),
+    at("trusted-proxies", "server.trusted_proxies", List),
+    at("forwarded", "server.forwarded", Word),
+    at("proxy-protocol", "server.proxy_protocol.from", List),
+    at("proxy-protocol-timeout", "server.proxy_protocol.timeout", Shape::Duration),
     at("listen", ADDRESS, Text),
     at("listen-mode", "listen[].mode", Text),
     at("listen-owner", "listen[].owner", Text),
@@ -218,6 +222,10 @@ pub const PLACES: &[Place] = &[
 pub const TABLES: &[(&str, &str)] = &[
     ("server", "The process: event loops, limits and deadlines of the client side."),
     ("server.timeouts", "Deadlines of the client side."),
+    (
+        "server.proxy_protocol",
+        "Load balancers that begin each connection with a header of the PROXY protocol; a list alone stands for `from`.",
+    ),
     ("listen[]", "One address to listen on; `[[listen]]` again for each further one."),
     ("apps", "The app behind the loops, under a name of its own: `[apps.web]`."),
     ("apps.*", "One app. It is a command, `upstream`, `respond`, or without any of them the built-in worker."),
@@ -231,8 +239,11 @@ pub const TABLES: &[(&str, &str)] = &[
 ];
 
 /// Tables for which a value alone stands for one of their keys.
-pub const SHORT: &[(&str, &str)] =
-    &[("apps.*.ready", "apps.*.ready.by"), ("apps.*.hot_reload", "apps.*.hot_reload.by")];
+pub const SHORT: &[(&str, &str)] = &[
+    ("server.proxy_protocol", "server.proxy_protocol.from"),
+    ("apps.*.ready", "apps.*.ready.by"),
+    ("apps.*.hot_reload", "apps.*.hot_reload.by"),
+];
 
 /// What is planned or usual elsewhere and means nothing to this version: a path, or its last segment alone.
 pub const NOT_YET: &[&str] = &[
@@ -250,8 +261,6 @@ pub const NOT_YET: &[&str] = &[
     "metrics",
     "admin",
     "health",
-    "trusted_proxies",
-    "proxy_protocol",
     "upgrade",
     "include",
     "user",

@@ -9,6 +9,7 @@
 //! | `--idle-timeout` | between two requests | the connection closes |
 //! | `--write-timeout` | while the peer is behind, since it last acknowledged something worth the name | it is cut |
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::backends::{Backend, HIGH_MARK, How, Peer, Side, Size, Sock};
@@ -49,7 +50,11 @@ pub(crate) struct Client {
     pub http: Http1,
     /// Which of the loop's listeners accepted it.
     pub listener: u16,
+    /// Who is at its other end, and the port that it connected to; or as a PROXY protocol header says.
     pub peer: Peer,
+    pub local_port: u16,
+    /// Such a header says that it came over TLS.
+    pub secure: bool,
     /// The request that is being answered, or [`Key::NONE`].
     pub exchange: Key,
     /// Bytes received and not yet used: a part of a head, or requests that wait for their turn.
@@ -63,7 +68,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub fn new(listener: u16, peer: Peer) -> Client {
+    pub fn new(listener: u16, peer: Peer, local_port: u16) -> Client {
         Client {
             state: State::Accepting,
             ended: false,
@@ -74,6 +79,8 @@ impl Client {
             http: Http1::NONE,
             listener,
             peer,
+            local_port,
+            secure: false,
             exchange: Key::NONE,
             input: None,
             search: HeadSearch::default(),
@@ -84,14 +91,14 @@ impl Client {
 
     /// The access line of a request of its, whose head `head` begins with, or is empty where none was understood. What became of the
     /// request is left open.
-    pub fn access_record<'a>(&self, head: &'a [u8], time_micros: u64) -> AccessRecord<'a> {
+    pub fn access_record<'a>(&self, head: &'a [u8], client: Option<IpAddr>, time_micros: u64) -> AccessRecord<'a> {
         let mut words = head.split(|byte| matches!(byte, b' ' | b'\r'));
         let mut word = || words.next().filter(|word| !word.is_empty()).unwrap_or(b"-");
         let (method, target) = (word(), word());
         let [host, referer, user_agent] = logged_lines(head);
         AccessRecord {
             time_micros,
-            client: (!self.peer.unix).then_some(self.peer.ip),
+            client,
             method,
             target,
             protocol: self.http.version.name(),
@@ -114,6 +121,7 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(sock) else { return };
         match client.state {
             State::Closing => {}
+            State::Accepting => self.read_proxy_header(sock, block),
             State::ReadingRequest => {
                 match client.input {
                     None => client.input = Some(block),
@@ -121,7 +129,7 @@ impl<B: Backend> Loop<B> {
                 }
                 self.read_requests(sock);
             }
-            State::Accepting | State::Processing | State::WritingResponse => {
+            State::Processing | State::WritingResponse => {
                 let (key, body) = (client.exchange, client.body.is_some());
                 match self.exchanges.lookup(key).map(|exchange| exchange.phase) {
                     Some(Phase::Tunnel { .. }) => self.tunnel_to_worker(key, block),
@@ -196,6 +204,9 @@ impl<B: Backend> Loop<B> {
     pub fn client_ended(&mut self, sock: Sock) {
         let Some(client) = self.table.client(sock) else { return };
         client.ended = true;
+        if client.state == State::Accepting {
+            return self.proxy_header_missed(sock);
+        }
         let (key, closes) = (client.exchange, !client.http.keep_alive);
         let Some(exchange) = self.exchanges.lookup(key) else {
             if client.stalled && client.input.is_some() {
@@ -268,8 +279,10 @@ impl<B: Backend> Loop<B> {
     pub fn client_expired(&mut self, sock: Sock) {
         let unsent = self.backend.unsent(sock);
         let Some(client) = self.table.client(sock) else { return };
-        if client.state == State::Closing {
-            return;
+        match client.state {
+            State::Closing => return,
+            State::Accepting => return self.proxy_header_missed(sock),
+            _ => {}
         }
         let caught_up = client.behind && unsent == 0;
         client.behind &= unsent > 0;
@@ -346,8 +359,10 @@ impl<B: Backend> Loop<B> {
     /// A graceful stop has begun: a connection between two requests closes, others after their answer.
     pub fn client_drains(&mut self, sock: Sock) {
         let Some(client) = self.table.client(sock) else { return };
-        if client.state == State::ReadingRequest && client.input.is_none() && client.body.is_none() {
-            self.close_answered(sock);
+        match client.state {
+            State::Accepting => self.close_client(sock, How::Now),
+            State::ReadingRequest if client.input.is_none() && client.body.is_none() => self.close_answered(sock),
+            _ => {}
         }
     }
 

@@ -115,6 +115,7 @@ impl<B: Backend> Loop<B> {
 
     fn take_request(&mut self, sock: Sock, mut input: Block, request: &Request) -> Step {
         self.count().requests.add(1);
+        self.find_origin(sock, &input);
         if let Some(client) = self.table.client(sock) {
             client.search = Default::default();
             client.requested = true;
@@ -275,7 +276,9 @@ impl<B: Backend> Loop<B> {
         if self.access.enabled()
             && let Some(client) = self.table.client(sock)
         {
-            let record = client.access_record(head, self.time.day.micros(self.time.nanos()));
+            // Without a head none was understood, and the origin is that of another.
+            let address = if head.is_empty() { client.peer.address() } else { self.heads.origin.client };
+            let record = client.access_record(head, address, self.time.day.micros(self.time.nanos()));
             self.access.record(&AccessRecord { status, bytes, ..record });
         }
     }

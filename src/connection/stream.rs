@@ -20,7 +20,7 @@ use crate::buffers::slots::Key;
 use crate::http::body::{CHUNK_LINE_ROOM, put_chunk_line};
 use crate::http::head::Response;
 use crate::http::http1::{BodyFraming, Http1};
-use crate::http::id::id_text;
+use crate::http::id::RequestId;
 use crate::http::reader::Reader;
 use crate::http::rewrite::{self, Answer, Rewritten};
 
@@ -47,7 +47,7 @@ impl<B: Backend> Loop<B> {
     }
 
     /// The head of a worker's answer. The `body` bytes that follow it in `input` leave with it, as the whole of the body.
-    pub fn stream_head(&mut self, stream: Stream, id: u64, input: &[u8], response: &Response, body: usize) {
+    pub fn stream_head(&mut self, stream: Stream, id: &RequestId, input: &[u8], response: &Response, body: usize) {
         self.decide_keep_alive(stream.connection);
         let Some(client) = self.table.client(stream.connection) else { return };
         let framing = client.http.decide_framing(response.framing);
@@ -60,7 +60,7 @@ impl<B: Backend> Loop<B> {
     fn write_head(
         &mut self,
         http: Http1,
-        id: u64,
+        id: &RequestId,
         input: &[u8],
         response: &Response,
         framing: Rewritten,
@@ -70,7 +70,7 @@ impl<B: Backend> Loop<B> {
         let upgrade = response.status == 101;
         let answer = Answer {
             date: &self.time.day.date,
-            request_id: &id_text(id),
+            request_id: &id.text(),
             client: http.version,
             keep_alive: http.keep_alive || upgrade,
             framing,
@@ -116,7 +116,7 @@ impl<B: Backend> Loop<B> {
     }
 
     /// The 101 that was asked for.
-    pub fn stream_switch(&mut self, stream: Stream, id: u64, input: &[u8], response: &Response) {
+    pub fn stream_switch(&mut self, stream: Stream, id: &RequestId, input: &[u8], response: &Response) {
         let Some(client) = self.table.client(stream.connection) else { return };
         let http = client.http;
         let piece = self.write_head(http, id, input, response, Rewritten::Same, 0);

@@ -6,11 +6,13 @@
 //! ones never keep anybody out.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::backends::{Backend, How, Peer, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::{Look, TICK, nanos};
+use crate::config::Front;
 use crate::log::Level;
 use crate::mailbox::Message;
 
@@ -25,6 +27,8 @@ pub(crate) struct Listener {
     pub scheme: Scheme,
     /// The app that its requests go to.
     pub app: u16,
+    /// What stands in front of it.
+    pub front: Arc<Front>,
 }
 
 /// What is spoken on a listener.
@@ -224,12 +228,14 @@ impl<B: Backend> Loop<B> {
     }
 
     fn admit(&mut self, sock: Sock, listener: u16, peer: Peer) {
-        self.table.put(sock, Role::Client(Client::new(listener, peer)));
+        let (port, front) = match self.accepting.listeners.get(listener as usize) {
+            Some(listener) => (listener.port, !listener.front.proxies.is_empty()),
+            None => (0, false),
+        };
+        self.table.put(sock, Role::Client(Client::new(listener, peer, port)));
         self.count().total_connections.add(1);
         self.count().active_connections.increment();
         self.count().moved(None, Some(State::Accepting));
-        self.become_state(sock, State::ReadingRequest);
-        self.arm(sock, self.shared.settings.timeouts.header);
-        self.backend.recv(sock, crate::backends::Size::Small);
+        if front { self.await_proxy_header(sock, peer) } else { self.await_first_request(sock) }
     }
 }

@@ -6,12 +6,14 @@
 //! | file | what |
 //! |---|---|
 //! | `admission` | listeners, and the limit on connections |
+//! | `front` | what stands in front of a listener: PROXY protocol headers, and whose word about a request's origin counts |
 //! | `memory` | where bytes are that wait, and who goes on when memory comes back |
 //!
 //! Rule: handlers never call each other in circles: what must be looked at again goes onto a list that the reactor works off after
 //! each event ([`Loop::work_off`]).
 
 mod admission;
+mod front;
 mod memory;
 
 pub(crate) use admission::{Accepting, Listener};
@@ -33,6 +35,7 @@ use crate::dispatch::{Dispatch, Grant, Streams};
 use crate::exchange::Exchange;
 use crate::http::fields::Fields;
 use crate::http::head::HeadLimits;
+use crate::http::origin::Origin;
 use crate::http::reply;
 use crate::log::{AccessLog, Log};
 use crate::mailbox::Postboxes;
@@ -127,11 +130,14 @@ pub(crate) struct Heads {
     pub limits: HeadLimits,
     /// The fields of the head in hand.
     pub fields: Fields,
+    /// Where the request in hand comes from.
+    pub origin: Origin,
 }
 
 impl Heads {
     pub fn new(settings: &Settings) -> Heads {
-        Heads { limits: HeadLimits::new(settings.max_head, settings.max_fields), fields: Fields::default() }
+        let limits = HeadLimits::new(settings.max_head, settings.max_fields);
+        Heads { limits, fields: Fields::default(), origin: Origin::default() }
     }
 }
 

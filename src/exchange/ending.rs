@@ -12,7 +12,6 @@ use crate::connection::State;
 use crate::dispatch::Outcome;
 use crate::event_loop::Loop;
 use crate::http::body::last_chunk;
-use crate::http::id::id_text;
 use crate::http::reply::{self, Format, Reply};
 use crate::http::{Method, body_len, find_lines};
 use crate::log::{AccessRecord, Level};
@@ -162,7 +161,7 @@ impl<B: Backend> Loop<B> {
             head_only: exchange.request.method == Method::Head,
             retry_after: matches!(status, 503 | 504).then_some(1),
             reload: format == Format::Html && detail == STARTING,
-            request_id: Some(&id_text(exchange.request.id)),
+            request_id: Some(&exchange.request.id.text()),
             ..Reply::new(status, detail, &self.time.day.date)
         };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
@@ -202,8 +201,8 @@ impl<B: Backend> Loop<B> {
             queue_us: times.granted.map(waited),
             upstream_us: times.granted.map(|granted| (end - granted) / 1000),
             worker: seat.map(|seat| seat.target.number),
-            request_id: &id_text(exchange.request.id),
-            ..client.access_record(head, self.time.day.micros(now))
+            request_id: &exchange.request.id.text(),
+            ..client.access_record(head, exchange.client_address(), self.time.day.micros(now))
         });
     }
 

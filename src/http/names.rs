@@ -53,6 +53,10 @@ pub enum Kind {
     XRequestId,
     /// `Forwarded`.
     Forwarded,
+    /// `traceparent` of the W3C's Trace Context.
+    Traceparent,
+    /// `tracestate` of the W3C's Trace Context.
+    Tracestate,
     /// `Via`.
     Via,
     /// `Max-Forwards`.
@@ -167,7 +171,8 @@ pub(crate) fn usual_kind(name: &[u8]) -> Kind {
         first[6] = letters(b"ace");
         first[7] = letters(b"ur");
         first[9] = letters(b"fx");
-        first[10] = letters(b"cuk");
+        first[10] = letters(b"cukt");
+        first[11] = letters(b"t");
         first[12] = letters(b"cxm");
         first[13] = letters(b"x");
         first[14] = letters(b"chx");
@@ -228,8 +233,14 @@ fn by_length(name: &[u8]) -> Kind {
         9 => pick(name, [(b"forwarded", Kind::Forwarded), (b"x-real-ip", Kind::XRealIp)]),
         10 => pick(
             name,
-            [(b"connection", Kind::Connection), (b"user-agent", Kind::UserAgent), (b"keep-alive", Kind::KeepAlive)],
+            [
+                (b"connection", Kind::Connection),
+                (b"user-agent", Kind::UserAgent),
+                (b"keep-alive", Kind::KeepAlive),
+                (b"tracestate", Kind::Tracestate),
+            ],
         ),
+        11 if same(name, b"traceparent") => Kind::Traceparent,
         12 => pick(
             name,
             [
@@ -368,6 +379,8 @@ mod tests {
             "connection",
             "user-agent",
             "keep-alive",
+            "tracestate",
+            "traceparent",
             "content-type",
             "x-request-id",
             "max-forwards",

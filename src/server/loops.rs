@@ -90,11 +90,12 @@ impl LoopSet {
         let cannot = |error: io::Error| cannot_start(&error);
         let settings = self.shared.settings.clone();
         let budget = Budget::new(settings.buffer_bytes);
+        let front = Arc::new(settings.front.clone());
         let pinned = settings.pin == Pin::On || (settings.pin == Pin::Auto && settings.app.command == Command::None);
         let cores = if pinned { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
         for (index, (mailbox, bell)) in self.mailboxes.into_iter().enumerate() {
             let listeners: io::Result<Vec<_>> =
-                self.listeners.iter().map(|listening| listening.of_loop(index)).collect();
+                self.listeners.iter().map(|listening| listening.of_loop(index, &front)).collect();
             let listeners = listeners.map_err(cannot)?;
             let (shared, metrics, budget) = (self.shared.clone(), self.metrics.clone(), budget.clone());
             let core = if cores.is_empty() { None } else { Some(cores[index % cores.len()]) };

@@ -27,7 +27,7 @@ fn met(listeners: &[Listening], client: SocketAddr) -> Option<usize> {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         for (index, listening) in listeners.iter().enumerate() {
-            let listener = TcpListener::from(listening.of_loop(0).unwrap().descriptor);
+            let listener = TcpListener::from(listening.of_loop(0, &Default::default()).unwrap().descriptor);
             if listener.accept().is_ok() {
                 return Some(index);
             }
