@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 
-use crate::support::until;
+use crate::support::{python, until};
 
 const PROGRAM: &str = env!("CARGO_BIN_EXE_production_server");
 const FAULTY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/support/faulty_worker.py");
@@ -29,7 +29,7 @@ impl Run {
 
     fn faulty(&self, fault: &str, flags: &[&str]) -> Command {
         let mut command = self.command(flags);
-        command.args(["--", "python3", FAULTY, fault]).arg(self.folder.path());
+        command.args(["--", python(), FAULTY, fault]).arg(self.folder.path());
         command
     }
 
@@ -99,7 +99,7 @@ fn the_worker_on_the_page_keeps_to_it() {
     let (_, rest) = page.split_once("```python\n").unwrap();
     let run = Run::new();
     let code = rest.split_once("```").unwrap().0;
-    let output = run.command(&["--", "python3", "-c", code]).output().unwrap();
+    let output = run.command(&["--", python(), "-c", code]).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success() && text.contains("13 passed, 0 failed, 0 noted, 1 skipped"), "{text}");
     run.assert_nothing_is_left();

@@ -4,7 +4,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{PROGRAM, Server, folder, until};
+use crate::support::{PROGRAM, Server, folder, python, until};
 
 /// A command whose built-in worker leaves its variables in `environment.ID` first.
 fn telling(directory: &Path) -> String {
@@ -126,7 +126,7 @@ fn another_path_in_pwd_is_not_believed() {
 }
 
 /// A server in Python that listens as those lines say, in `address`.
-fn python(lines: &str) -> String {
+fn app_in_python(lines: &str) -> String {
     format!(
         "import os, socketserver\n\
          from http.server import BaseHTTPRequestHandler\n\
@@ -162,8 +162,8 @@ fn a_worker_is_found_on_whichever_it_opens() {
             continue;
         }
         let app = folder.path().join(format!("app{number}.py"));
-        std::fs::write(&app, python(lines)).unwrap();
-        let script = format!("exec python3 {}", app.display());
+        std::fs::write(&app, app_in_python(lines)).unwrap();
+        let script = format!("exec {} {}", python(), app.display());
         for ready in ["listen", "http:/"] {
             let server = Server::start("epoll", &["-w", "2", "--ready", ready, "--", "sh", "-c", &script]);
             server.until_ready(2);
@@ -190,8 +190,8 @@ fn a_port_that_another_program_has_taken_is_not_the_workers() {
          {ON_PATH}",
         port = port_file.display(),
     );
-    std::fs::write(&app, python(&lines)).unwrap();
-    let script = format!("exec python3 {}", app.display());
+    std::fs::write(&app, app_in_python(&lines)).unwrap();
+    let script = format!("exec {} {}", python(), app.display());
     let server = Server::start("epoll", &["-w", "1", "--", "sh", "-c", &script]);
     until("the port is told", || port_file.exists());
     let port: u16 = std::fs::read_to_string(&port_file).unwrap().parse().unwrap();
@@ -205,8 +205,8 @@ fn a_port_that_another_program_has_taken_is_not_the_workers() {
 fn an_app_that_takes_its_port_for_a_number_is_told_the_flag() {
     let folder = folder();
     let app = folder.path().join("app.py");
-    std::fs::write(&app, python("socketserver.TCPServer(('127.0.0.1', 0), Handler).serve_forever()")).unwrap();
-    let script = format!("exec python3 {}", app.display());
+    std::fs::write(&app, app_in_python("socketserver.TCPServer(('127.0.0.1', 0), Handler).serve_forever()")).unwrap();
+    let script = format!("exec {} {}", python(), app.display());
     let told = |flags: &[&str]| {
         let command = ["-w", "1", "--", "sh", "-c", &script];
         let server = Server::start("epoll", &[flags, &command].concat());

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::module::Folder;
-use crate::support::{Client, DEADLINE, PROGRAM, Server, folder, on_every_backend, until};
+use crate::support::{Client, DEADLINE, PROGRAM, Server, folder, on_every_backend, python, until};
 
 /// What the supervisor rests between two rolls that files cause, and how long a burst of changes may pause.
 const REST: Duration = Duration::from_secs(2);
@@ -373,7 +373,7 @@ fn a_command_is_sent_its_signal_for_a_change_the_word_and_the_signal_alike() {
     let code = folder.path().join("code.txt");
     fs::write(&code, "one").unwrap();
     let path = code.display().to_string();
-    let flags = ["-w", "2", "--hot-reload=module", "--watch", &path, "--", "python3", "-c", READER, &path];
+    let flags = ["-w", "2", "--hot-reload=module", "--watch", &path, "--", python(), "-c", READER, &path];
     let front = Front::start("auto", &folder.path().join("run"), &flags);
     let pids = front.of_workers("pid");
     let load = Load::on(&front.server, "/");

@@ -23,7 +23,7 @@ use production_server::supervisor::run_directory::RunDirectory;
 use production_server::supervisor::signals::{Request, Requester};
 use production_server::supervisor::{AppState, ExitReason, Hooks, Options, Status, Supervisor};
 
-use crate::support::{DEADLINE, PROGRAM, Process, send_signal, until};
+use crate::support::{DEADLINE, PROGRAM, Process, python, send_signal, until};
 
 /// Looks again until `look` finds something, and fails with what was waited for.
 fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
@@ -521,7 +521,7 @@ fn a_second_stop_is_at_once_though_the_loops_and_the_workers_do_not_listen() {
 fn a_worker_that_has_left_its_group_is_killed_all_the_same() {
     let script = "import os,signal,time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n\
                   os.setpgid(0, os.getpgid(os.getppid()))\nprint('moved', flush=True)\ntime.sleep(1000)";
-    let server = serve(settings(&["python3", "-c", script], 1));
+    let server = serve(settings(&[python(), "-c", script], 1));
     server.until_logged("moved");
     server.requester.request(Request::Stop);
     server.requester.request(Request::Stop);
@@ -544,7 +544,7 @@ fn an_app_whose_workers_join_starts_none_whatever_is_asked() {
 fn a_worker_that_opens_another_door_is_told_which() {
     let script = "import socket,sys,time\ns=socket.socket();s.bind(('127.0.0.1',0));s.listen()\n\
                   print('port',s.getsockname()[1],file=sys.stderr,flush=True);time.sleep(1000)";
-    let mut settings = settings(&["python3", "-c", script], 1);
+    let mut settings = settings(&[python(), "-c", script], 1);
     settings.app.ready.timeout = Duration::from_millis(1500);
     let server = serve(settings);
     let log = server.until_logged("did not open the Unix socket");

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use crate::support::{Client, Server, folder, on_every_backend, until};
+use crate::support::{Client, Server, folder, on_every_backend, python, until};
 
 on_every_backend! {
     a_quiet_stream_beside_a_lively_one
@@ -30,7 +30,7 @@ impl Site {
     fn open(backend: &str, flags: &[&str]) -> Site {
         let folder = folder();
         let path = folder.path().display().to_string();
-        let server = Server::start(backend, &[&["-w", "1"], flags, &["--", "python3", WORKER, &path]].concat());
+        let server = Server::start(backend, &[&["-w", "1"], flags, &["--", python(), WORKER, &path]].concat());
         server.until_ready(1);
         let pid = server.client().get("/pid").text();
         Site { server, pid, folder }

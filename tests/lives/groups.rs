@@ -46,7 +46,7 @@ Server(os.environ["SOCKET_PATH"], Handler).serve_forever()
 fn shell(backend: &str, flags: &[&str], line: &str) -> Site {
     Site::start(backend, flags, |folder| {
         std::fs::write(format!("{folder}/app.py"), APP).unwrap();
-        let line = line.replace("APP", "python3 FOLDER/app.py FOLDER").replace("FOLDER", folder);
+        let line = line.replace("APP", &format!("{} FOLDER/app.py FOLDER", python())).replace("FOLDER", folder);
         ["--", "sh", "-c", &line].map(str::to_owned).to_vec()
     })
 }

@@ -21,7 +21,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::{Client, DEADLINE, PROGRAM, Process, Server, assert_gone, folder, on_every_backend, until};
+use crate::support::{
+    Client, DEADLINE, PROGRAM, Process, Server, assert_gone, folder, on_every_backend, python, until,
+};
 
 const WORKER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lives/worker.py");
 
@@ -40,14 +42,14 @@ impl Site {
 
     /// `worker.py`.
     fn python(backend: &str, flags: &[&str]) -> Site {
-        Site::start(backend, flags, |folder| ["--", "python3", WORKER, folder].map(str::to_owned).to_vec())
+        Site::start(backend, flags, |folder| ["--", python(), WORKER, folder].map(str::to_owned).to_vec())
     }
 
     /// `worker.py`, with files in its folder from the start.
     fn python_with(backend: &str, flags: &[&str], files: &[&str]) -> Site {
         Site::start(backend, flags, |folder| {
             files.iter().for_each(|name| std::fs::write(format!("{folder}/{name}"), "").unwrap());
-            ["--", "python3", WORKER, folder].map(str::to_owned).to_vec()
+            ["--", python(), WORKER, folder].map(str::to_owned).to_vec()
         })
     }
 

@@ -11,6 +11,8 @@ mod process;
 mod server;
 mod worker;
 
+use std::process::Command;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 pub use client::{Client, Ending, fields};
@@ -22,6 +24,15 @@ pub use worker::Worker;
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_production_server");
 /// No wait of a test is longer; it ends a test that would hang.
 pub const DEADLINE: Duration = Duration::from_secs(30);
+
+/// The interpreter behind `python3`, which may be a script that looks for it each time, for longer than the interpreter takes to start.
+pub fn python() -> &'static str {
+    static FOUND: OnceLock<String> = OnceLock::new();
+    FOUND.get_or_init(|| {
+        let output = Command::new("python3").args(["-c", "import sys; print(sys.executable)"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    })
+}
 
 /// A folder of the test's own, short enough for the path of a socket.
 pub fn folder() -> tempfile::TempDir {
