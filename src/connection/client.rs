@@ -9,21 +9,18 @@
 //! | `--idle-timeout` | between two requests | the connection closes |
 //! | `--write-timeout` | while the peer is behind, since it last acknowledged something worth the name | it is cut |
 
-use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::backends::{Backend, HIGH_MARK, How, Peer, Side, Size, Sock};
+use crate::backends::{Backend, HIGH_MARK, How, Side, Size, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::exchange::{Ending, Phase};
 use crate::http::head::HeadSearch;
 use crate::http::http1::Http1;
-use crate::http::logged_lines;
 use crate::http::reader::RequestBody;
-use crate::log::AccessRecord;
 
 use super::{State, Stream};
-use crate::event_loop::{Loop, Task};
+use crate::event_loop::{Arrival, Loop, Task};
 
 /// Pipelined bytes kept for a client whose request is being answered; beyond this its receive stays unarmed.
 const PIPELINE_BYTES: usize = 16 * 1024;
@@ -50,11 +47,7 @@ pub(crate) struct Client {
     pub http: Http1,
     /// Which of the loop's listeners accepted it.
     pub listener: u16,
-    /// Who is at its other end, and the port that it connected to; or as a PROXY protocol header says.
-    pub peer: Peer,
-    pub local_port: u16,
-    /// Such a header says that it came over TLS.
-    pub secure: bool,
+    pub arrival: Arrival,
     /// The request that is being answered, or [`Key::NONE`].
     pub exchange: Key,
     /// Bytes received and not yet used: a part of a head, or requests that wait for their turn.
@@ -68,7 +61,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub fn new(listener: u16, peer: Peer, local_port: u16) -> Client {
+    pub fn new(listener: u16, arrival: Arrival) -> Client {
         Client {
             state: State::Accepting,
             ended: false,
@@ -78,34 +71,12 @@ impl Client {
             silent_looks: 0,
             http: Http1::NONE,
             listener,
-            peer,
-            local_port,
-            secure: false,
+            arrival,
             exchange: Key::NONE,
             input: None,
             search: HeadSearch::default(),
             acknowledged: 0,
             body: None,
-        }
-    }
-
-    /// The access line of a request of its, whose head `head` begins with, or is empty where none was understood. What became of the
-    /// request is left open.
-    pub fn access_record<'a>(&self, head: &'a [u8], client: Option<IpAddr>, time_micros: u64) -> AccessRecord<'a> {
-        let mut words = head.split(|byte| matches!(byte, b' ' | b'\r'));
-        let mut word = || words.next().filter(|word| !word.is_empty()).unwrap_or(b"-");
-        let (method, target) = (word(), word());
-        let [host, referer, user_agent] = logged_lines(head);
-        AccessRecord {
-            time_micros,
-            client,
-            method,
-            target,
-            protocol: self.http.version.name(),
-            host,
-            referer,
-            user_agent,
-            ..AccessRecord::default()
         }
     }
 

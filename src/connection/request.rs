@@ -10,11 +10,11 @@ use crate::http::head::{self, Request};
 use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
 use crate::http::reply::{self, Reply};
-use crate::http::{Framing, Method, body_len, is_loopback_host};
+use crate::http::{Framing, Method, body_len};
 use crate::log::AccessRecord;
 
 use super::{State, Stream};
-use crate::event_loop::Loop;
+use crate::event_loop::{Loop, access_record};
 
 /// What became of a look at the input.
 enum Step {
@@ -179,15 +179,6 @@ impl<B: Backend> Loop<B> {
         long && request.method != Method::Head
     }
 
-    /// Whether the inside may be told: the peer is on this machine, speaks for nobody else, and means this machine by the name that
-    /// it asks for. Who comes over a Unix socket may be a proxy that says nothing of itself.
-    fn is_local(&mut self, sock: Sock, input: &[u8], request: &Request) -> bool {
-        let peer = self.table.client(sock).map(|client| client.peer);
-        !request.forwarded
-            && peer.is_some_and(|peer| !peer.unix && peer.ip.is_loopback())
-            && is_loopback_host(request.authority.of(input))
-    }
-
     fn keeps_alive(&self, request: &Request) -> bool {
         // A client that waits for "100 Continue" may or may not send its body after a final answer (RFC 9110 §10.1.1).
         request.keep_alive && !self.accepting.draining && !request.expect_continue
@@ -277,8 +268,8 @@ impl<B: Backend> Loop<B> {
             && let Some(client) = self.table.client(sock)
         {
             // Without a head none was understood, and the origin is that of another.
-            let address = if head.is_empty() { client.peer.address() } else { self.heads.origin.client };
-            let record = client.access_record(head, address, self.time.day.micros(self.time.nanos()));
+            let address = if head.is_empty() { client.arrival.peer.address() } else { self.heads.origin.client };
+            let record = access_record(head, client.http.version, address, self.time.day.micros(self.time.nanos()));
             self.access.record(&AccessRecord { status, bytes, ..record });
         }
     }

@@ -16,7 +16,7 @@ use crate::config::Front;
 use crate::log::Level;
 use crate::mailbox::Message;
 
-use super::Loop;
+use super::{Arrival, Loop};
 use crate::connection::{Client, Role, State};
 
 /// A listener of a loop.
@@ -232,7 +232,7 @@ impl<B: Backend> Loop<B> {
             Some(listener) => (listener.port, !listener.front.proxies.is_empty()),
             None => (0, false),
         };
-        self.table.put(sock, Role::Client(Client::new(listener, peer, port)));
+        self.table.put(sock, Role::Client(Client::new(listener, Arrival::new(peer, port))));
         self.count().total_connections.add(1);
         self.count().active_connections.increment();
         self.count().moved(None, Some(State::Accepting));

@@ -4,13 +4,89 @@
 //! A connection on a listener that requires the header stays ACCEPTING until it is whole. Whoever may not connect, sends something else,
 //! or takes too long, is closed without a word and counted.
 
+use std::net::IpAddr;
+
 use crate::backends::{Backend, How, Peer, Size, Sock};
 use crate::buffers::block::Block;
 use crate::connection::State;
+use crate::http::head::Request;
+use crate::http::id::RequestId;
+use crate::http::origin::Origin;
 use crate::http::proxy_protocol::{self, Header};
+use crate::http::rewrite::Forward;
+use crate::http::{Version, is_loopback_host, logged_lines};
+use crate::log::AccessRecord;
 use crate::metrics::Counter;
 
-use super::Loop;
+use super::{Heads, Listener, Loop};
+
+/// How a connection came, as its socket or a PROXY protocol header says.
+pub(crate) struct Arrival {
+    /// Who is at its other end.
+    pub peer: Peer,
+    /// The port that it connected to; 0 for a Unix socket.
+    pub port: u16,
+    /// A header says that it came over TLS.
+    pub secure: bool,
+}
+
+impl Arrival {
+    pub fn new(peer: Peer, port: u16) -> Arrival {
+        Arrival { peer, port, secure: false }
+    }
+}
+
+/// Who asks, and the id of what is asked.
+pub(crate) struct Asker {
+    pub id: RequestId,
+    /// The client's address, as far as it is known: the one that everything goes by that depends on who asks.
+    pub client: Option<IpAddr>,
+}
+
+impl Heads {
+    /// Who asks in the request in hand, which is `own` unless a trusted proxy has named it.
+    #[inline]
+    pub fn asker(&self, input: &[u8], own: u64) -> Asker {
+        let given = if self.origin.trusted { self.origin.request_id.of(input) } else { b"" };
+        let id = if given.is_empty() { RequestId::Own(own) } else { RequestId::Given(given.into()) };
+        Asker { id, client: self.origin.client }
+    }
+}
+
+impl Listener {
+    /// What the worker is told of a request that came here.
+    #[inline]
+    pub fn forward<'a>(&self, arrival: &Arrival, origin: &'a Origin, id: &'a [u8], start_micros: u64) -> Forward<'a> {
+        Forward {
+            peer: arrival.peer.ip,
+            unix: arrival.peer.unix,
+            local_port: arrival.port,
+            https: self.scheme.is_secure() || arrival.secure,
+            request_id: id,
+            start_micros,
+            origin: origin.trusted.then_some(origin),
+            traces: self.front.trusted.is_empty(),
+            writes_forwarded: self.front.writes_forwarded,
+            keep_alive: true,
+            open: false,
+        }
+    }
+}
+
+/// The access line of a request, whose head `head` begins with, or is empty where none was understood. What became of it is left open.
+pub(crate) fn access_record(
+    head: &[u8],
+    version: Version,
+    client: Option<IpAddr>,
+    time_micros: u64,
+) -> AccessRecord<'_> {
+    let mut words = head.split(|byte| matches!(byte, b' ' | b'\r'));
+    let mut word = || words.next().filter(|word| !word.is_empty()).unwrap_or(b"-");
+    let (method, target) = (word(), word());
+    let [host, referer, user_agent] = logged_lines(head);
+    let protocol = version.name();
+    AccessRecord { time_micros, client, method, target, protocol, host, referer, user_agent, ..AccessRecord::default() }
+}
 
 impl<B: Backend> Loop<B> {
     /// An accepted connection may send its first request.
@@ -64,10 +140,10 @@ impl<B: Backend> Loop<B> {
     /// From here on the client is whom the header names.
     fn take_proxy_header(&mut self, sock: Sock, header: &Header) {
         let Some(client) = self.table.client(sock) else { return };
-        client.secure = header.tls;
+        client.arrival.secure = header.tls;
         if let Some([(ip, port), (_, target)]) = header.addresses {
-            client.peer = Peer { ip: ip.to_canonical(), port, unix: false };
-            client.local_port = target;
+            client.arrival.peer = Peer { ip: ip.to_canonical(), port, unix: false };
+            client.arrival.port = target;
         }
     }
 
@@ -86,12 +162,21 @@ impl<B: Backend> Loop<B> {
     #[inline]
     pub fn find_origin(&mut self, sock: Sock, input: &[u8]) {
         let Some(client) = self.table.client(sock) else { return };
-        let (peer, heads) = (client.peer.address(), &mut self.heads);
+        let (peer, heads) = (client.arrival.peer.address(), &mut self.heads);
         let trust = &self.accepting.listeners[client.listener as usize].front.trusted;
         if trust.is_empty() {
             heads.origin.begin(peer);
         } else {
             heads.origin.read(input, &heads.fields, peer, trust);
         }
+    }
+
+    /// Whether the inside may be told: the peer is on this machine, speaks for nobody else, and means this machine by the name that
+    /// it asks for. Who comes over a Unix socket may be a proxy that says nothing of itself.
+    pub fn is_local(&mut self, sock: Sock, input: &[u8], request: &Request) -> bool {
+        let peer = self.table.client(sock).and_then(|client| client.arrival.peer.address());
+        !request.forwarded
+            && peer.is_some_and(|address| address.is_loopback())
+            && is_loopback_host(request.authority.of(input))
     }
 }

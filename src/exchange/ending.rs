@@ -10,7 +10,7 @@ use crate::backends::{Backend, How};
 use crate::buffers::slots::Key;
 use crate::connection::State;
 use crate::dispatch::Outcome;
-use crate::event_loop::Loop;
+use crate::event_loop::{Loop, access_record};
 use crate::http::body::last_chunk;
 use crate::http::reply::{self, Format, Reply};
 use crate::http::{Method, body_len, find_lines};
@@ -161,7 +161,7 @@ impl<B: Backend> Loop<B> {
             head_only: exchange.request.method == Method::Head,
             retry_after: matches!(status, 503 | 504).then_some(1),
             reload: format == Format::Html && detail == STARTING,
-            request_id: Some(&exchange.request.id.text()),
+            request_id: Some(&exchange.request.asker.id.text()),
             ..Reply::new(status, detail, &self.time.day.date)
         };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
@@ -201,8 +201,8 @@ impl<B: Backend> Loop<B> {
             queue_us: times.granted.map(waited),
             upstream_us: times.granted.map(|granted| (end - granted) / 1000),
             worker: seat.map(|seat| seat.target.number),
-            request_id: &exchange.request.id.text(),
-            ..client.access_record(head, exchange.client_address(), self.time.day.micros(now))
+            request_id: &exchange.request.asker.id.text(),
+            ..access_record(head, client.http.version, exchange.request.asker.client, self.time.day.micros(now))
         });
     }
 

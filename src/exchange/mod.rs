@@ -38,16 +38,14 @@ mod retry;
 mod source;
 mod tunnel;
 
-use std::net::IpAddr;
 use std::time::Instant;
 
 use crate::backends::Sock;
 use crate::buffers::block::{Block, Pool};
 use crate::connection::Stream;
 use crate::dispatch::{Permit, StreamHold, Ticket, WorkerId};
-use crate::event_loop::Time;
+use crate::event_loop::{Asker, Time};
 use crate::http::head;
-use crate::http::id::RequestId;
 use crate::http::reader::Reader;
 use crate::http::{Method, keep_logged};
 
@@ -98,9 +96,7 @@ pub(crate) enum Upload {
 
 /// What is asked for.
 pub(crate) struct Request {
-    pub id: RequestId,
-    /// See [`Exchange::client_address`].
-    client: Option<IpAddr>,
+    pub asker: Asker,
     pub method: Method,
     /// It asked for an upgrade to websocket.
     pub websocket: bool,
@@ -206,14 +202,7 @@ pub(crate) struct Exchange {
 impl Exchange {
     /// A request whose head was rewritten to `head`, before anything else has happened to it.
     #[inline]
-    pub fn new(
-        stream: Stream,
-        app: u16,
-        request: &head::Request,
-        head: Block,
-        (id, client): (RequestId, Option<IpAddr>),
-        time: &Time,
-    ) -> Exchange {
+    pub fn new(stream: Stream, app: u16, request: &head::Request, head: Block, asker: Asker, time: &Time) -> Exchange {
         use crate::http::Framing;
         let now = time.nanos();
         let upload = if request.framing == Framing::None { Upload::Whole } else { Upload::Collecting };
@@ -223,8 +212,7 @@ impl Exchange {
             phase: Phase::Collecting,
             source: Source::None,
             request: Request {
-                id,
-                client,
+                asker,
                 method: request.method,
                 websocket: request.websocket,
                 expects: request.expect_continue && request.framing != Framing::None,
@@ -246,12 +234,6 @@ impl Exchange {
     #[inline]
     pub fn link(&self) -> Sock {
         self.source.link()
-    }
-
-    /// The client's address, as far as it is known; the one that everything goes by that depends on who asks.
-    #[inline]
-    pub fn client_address(&self) -> Option<IpAddr> {
-        self.request.client
     }
 
     /// Whether the whole request is in memory and no byte of an answer was seen, so that it could be sent again.

@@ -13,7 +13,6 @@ use crate::event_loop::Loop;
 use crate::http::Framing;
 use crate::http::body::last_chunk;
 use crate::http::head::Request;
-use crate::http::id::RequestId;
 use crate::http::rewrite::{self, Forward};
 
 use super::{Ending, Exchange, Fate, Pace, Phase, Upload};
@@ -23,29 +22,19 @@ impl<B: Backend> Loop<B> {
     pub fn forward(&mut self, stream: Stream, mut input: Block, request: &Request) {
         let Some(client) = self.table.client(stream.connection) else { return };
         let listener = &self.accepting.listeners[client.listener as usize];
-        let (app, origin) = (listener.app, Some(&self.heads.origin).filter(|origin| origin.trusted));
-        let id = match origin.map(|origin| origin.request_id.of(&input)) {
-            Some(given) if !given.is_empty() => RequestId::Given(given.into()),
-            _ => RequestId::Own(self.next_id),
-        };
+        let (app, asker) = (listener.app, self.heads.asker(&input, self.next_id));
+        let id = asker.id.text();
+        let start_micros = self.time.day.micros(self.time.connections.now_nanos());
         let forward = Forward {
-            peer: client.peer.ip,
-            unix: client.peer.unix,
-            local_port: client.local_port,
-            https: listener.scheme.is_secure() || client.secure,
-            request_id: &id.text(),
-            start_micros: self.time.day.micros(self.time.connections.now_nanos()),
-            origin,
-            traces: listener.front.trusted.is_empty(),
-            writes_forwarded: listener.front.writes_forwarded,
             keep_alive: self.shared.apps[app as usize].settings.keepalive,
             open: request.framing == Framing::Chunked,
+            ..listener.forward(&client.arrival, &self.heads.origin, &id, start_micros)
         };
         let room = rewrite::request_room(request, &self.heads.fields, &forward);
         let head = self.memory.scratch.write(room, |out| {
             rewrite::request(out, &input, request, &self.heads.fields, &forward);
         });
-        let exchange = Exchange::new(stream, app, request, head, (id, self.heads.origin.client), &self.time);
+        let exchange = Exchange::new(stream, app, request, head, asker, &self.time);
         self.become_state(stream.connection, State::Processing);
         let Some(key) = self.begin_exchange(stream, exchange) else { return };
         input.advance(request.len);

@@ -12,7 +12,6 @@ use crate::buffers::slots::Key;
 use crate::connection::{State, Stream};
 use crate::event_loop::Loop;
 use crate::http::head;
-use crate::http::id::RequestId;
 use crate::http::reader::Reader;
 
 use super::{Ending, Exchange, Hold, Phase, Upload};
@@ -91,8 +90,8 @@ impl<B: Backend> Loop<B> {
         let version = client.http.version;
         let app = self.accepting.listeners[client.listener as usize].app;
         let kept = self.memory.pool.heap(&input[..request.len]);
-        let who = (RequestId::Own(self.next_id), self.heads.origin.client);
-        let mut exchange = Exchange::new(stream, app, request, kept, who, &self.time);
+        let asker = self.heads.asker(input, self.next_id);
+        let mut exchange = Exchange::new(stream, app, request, kept, asker, &self.time);
         (exchange.phase, exchange.request.upload) = (Phase::Relaying, Upload::Sent);
         (exchange.answer.status, exchange.source) = (200, Source::Own(direct.body().clone(), 0));
         let date = &self.time.day.date;

@@ -22,7 +22,7 @@ impl<B: Backend> Loop<B> {
         exchange.answer.status = 101;
         exchange.times.finished = Some(now);
         exchange.request.upload = Upload::Sent;
-        let (stream, id) = (exchange.stream, exchange.request.id.clone());
+        let (stream, id) = (exchange.stream, exchange.request.asker.id.clone());
         self.stream_switch(stream, &id, &input, response);
         self.account(key, false);
         self.count().tunnels.add(1);
