@@ -7,7 +7,7 @@
 //!           └──→ reactor → event_loop, connection, exchange → dispatch, mailbox
 //!                               └──→ http                    bytes in, bytes out: no descriptor, no clock, no thread
 //!                               └──→ backends → buffers
-//! socket_file: beside server and control
+//! socket_file, proc: beside server, supervisor and control
 //! config, metrics, log: usable by all, use none of them
 //! ```
 //!
@@ -31,6 +31,7 @@ pub mod log;
 pub mod mailbox;
 pub mod metrics;
 pub mod planted;
+pub mod proc;
 pub mod reactor;
 pub mod server;
 pub mod socket_file;

@@ -136,8 +136,8 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
         scarcity: Default::default(),
         status: Box::new(status),
     });
-    let farewell = supervisor.farewell();
-    let loops = LoopSet { shared, metrics, listeners, mailboxes, farewell };
+    let loop_exit = supervisor.loop_exit();
+    let loops = LoopSet { shared, metrics, listeners, mailboxes, loop_exit };
     match backend {
         #[cfg(backend_io_uring)]
         BackendChoice::IoUring => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor),

@@ -25,7 +25,7 @@ const LARGE_STRUCTS: &[(&str, &str)] = &[
     ("dispatch/workers.rs: Worker", "a row of the table behind the one mutex"),
     ("backends/readiness.rs: Readiness", "known; to be taken apart when it is next worked on"),
     ("supervisor/mod.rs: Supervisor", "known; to be taken apart when it is next worked on"),
-    ("supervisor/crew.rs: Crew", "known; to be taken apart when it is next worked on"),
+    ("supervisor/processes.rs: Processes", "known; to be taken apart when it is next worked on"),
 ];
 
 /// Each module with the modules of the crate that it may use. What is not named here may be used by all.
@@ -47,18 +47,20 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("exchange", &["backends", "buffers", "connection", "dispatch", "event_loop", "http", "mailbox"]),
     ("reactor", &["backends", "buffers", "connection", "day", "dispatch", "event_loop", "exchange", "http", "mailbox"]),
     ("worker", &["buffers", "http", "socket_file", "supervisor"]),
-    ("conformance", &["http", "supervisor"]),
+    ("conformance", &["http", "proc", "supervisor"]),
     ("fleet", &[]),
+    ("proc", &[]),
     ("socket_file", &[]),
-    ("control", &["buffers", "fleet", "http", "socket_file"]),
-    ("supervisor", &["buffers", "control", "dispatch", "fleet", "mailbox", "socket_file"]),
+    ("control", &["buffers", "fleet", "http", "proc", "socket_file"]),
+    ("supervisor", &["buffers", "control", "dispatch", "fleet", "mailbox", "proc", "socket_file"]),
 ];
 /// Usable by all; they use only each other, as listed above.
 const FOR_ALL: &[&str] = &["config", "metrics", "log", "planted"];
 
 /// Where `unsafe` may stand: the rooms, the few calls into libc around them, and the calls into a module of the built-in
 /// worker, which are those of a C interface.
-const UNSAFE_ROOMS: &[&str] = &["backends", "buffers", "supervisor", "server.rs", "worker/module.rs"];
+const UNSAFE_ROOMS: &[&str] =
+    &["backends", "buffers", "proc.rs", "supervisor", "server.rs", "worker/contract.rs", "worker/module.rs"];
 
 /// A rule: what it has against one file, each with `:LINE: ` or `: ` in front.
 type Rule = fn(&Source) -> Vec<String>;

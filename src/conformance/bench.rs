@@ -18,12 +18,13 @@ use socket2::SockAddr;
 
 use crate::config::{App, Command, Conformance, ReadyBy};
 use crate::http::Refusal;
+use crate::proc;
 use crate::supervisor::endpoint::Endpoint;
 use crate::supervisor::guard::{self, Guard};
 use crate::supervisor::output::{Capture, LastLines};
 use crate::supervisor::probe::{Look, Probe};
 use crate::supervisor::spawn::{self, Launcher, Particulars};
-use crate::supervisor::{RunDirectory, inspect, wake};
+use crate::supervisor::{RunDirectory, wake};
 
 use super::USAGE;
 
@@ -213,7 +214,7 @@ impl Bench {
     /// Where it listens instead of where it should.
     fn elsewhere(&self, patience: Duration) -> String {
         let Some(life) = &self.life else { return String::new() };
-        let found = inspect::listening_addresses(life.child.id());
+        let found = proc::listening_addresses(life.child.id());
         let instead = match &found[..] {
             [] => "its processes listen nowhere".to_owned(),
             some => format!("its processes listen on {}", some.join(", ")),

@@ -16,6 +16,7 @@ use crate::http::body::Chunked;
 use crate::http::fields::Fields;
 use crate::http::head::{self, HeadLimits};
 use crate::http::{Framing, Method};
+use crate::proc::Stat;
 
 /// `status` found that nothing runs.
 pub const NOTHING_RUNS: u8 = 3;
@@ -131,7 +132,7 @@ fn stop(conversation: &mut Conversation, now: bool, patience: Duration, out: &mu
     print(out, &message(&answer))?;
     conversation.wait_for_end();
     let deadline = Instant::now() + patience;
-    while is_alive(process) {
+    while Stat::of(process).is_some_and(|stat| stat.is_alive()) {
         if Instant::now() >= deadline {
             let line = format!("the server stops, but its process {process} has not ended within {patience:?}");
             return Err(Trouble::new(ABORTED, line));
@@ -139,13 +140,6 @@ fn stop(conversation: &mut Conversation, now: bool, patience: Duration, out: &mu
         std::thread::sleep(Duration::from_millis(10));
     }
     Ok(())
-}
-
-/// Whether a process runs, as far as /proc tells; without it, no.
-fn is_alive(process: u32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    // The state stands behind the name, which stands in parentheses and may hold any byte.
-    stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with(['Z', 'X']))
 }
 
 /// What the answer says to people.

@@ -9,7 +9,7 @@
 //! - Nothing here blocks, waits or starts anything. Whoever reads slowly loses events or its connection; whoever writes slowly
 //!   loses its connection.
 //! - A request is read and checked as a whole before anything of it is carried out: what is refused has changed nothing.
-//! - What a command does is the [`Steward`]'s affair; this module knows the words, their ranges and the wire.
+//! - What a command does is the [`CommandHandler`]'s affair; this module knows the words, their ranges and the wire.
 //!
 //! docs/control.md has the interface for people.
 
@@ -118,7 +118,7 @@ impl Answer {
 }
 
 /// Who carries commands out. On the supervisor's thread; must not block.
-pub trait Steward {
+pub trait CommandHandler {
     /// Carries a command out, or begins to.
     fn carry_out(&mut self, command: Command, now: Instant) -> Answer;
 }

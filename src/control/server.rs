@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::connection::{Connection, may_wait};
 use super::requests::{self, Asked};
-use super::{Answer, Command, Steward};
+use super::{Answer, Command, CommandHandler};
 use crate::http::fields::Fields;
 use crate::http::head::HeadLimits;
 use crate::log;
@@ -103,7 +103,7 @@ impl ControlServer {
 
     /// Does all that can be done without waiting: accepts, reads, has commands carried out, answers. To be called whenever poll(2)
     /// has returned.
-    pub fn turn(&mut self, steward: &mut dyn Steward, now: Instant) {
+    pub fn turn(&mut self, handler: &mut dyn CommandHandler, now: Instant) {
         if self.closed {
             return;
         }
@@ -113,7 +113,7 @@ impl ControlServer {
         let mut next = 0;
         for index in 0..self.connections.len() {
             if left > 0 {
-                left -= self.serve(index, left.min(REQUESTS_A_CONNECTION), steward, now);
+                left -= self.serve(index, left.min(REQUESTS_A_CONNECTION), handler, now);
                 next = index + 1;
             }
             self.connections[index].flush(now);
@@ -165,20 +165,20 @@ impl ControlServer {
     }
 
     /// Has up to so many requests of a connection carried out; how many there were.
-    fn serve(&mut self, index: usize, most: usize, steward: &mut dyn Steward, now: Instant) -> usize {
+    fn serve(&mut self, index: usize, most: usize, handler: &mut dyn CommandHandler, now: Instant) -> usize {
         self.connections[index].expire(now);
         for served in 0..most {
             let Some(request) = self.connections[index].next_request(&mut self.fields, now) else { return served };
             let (method, path, body) = (&request.method[..], &request.path[..], &request.body[..]);
             match requests::command(&Asked { method, path, query: request.query, body }) {
-                Ok(command) => self.carry_out(index, command, steward, now),
+                Ok(command) => self.carry_out(index, command, handler, now),
                 Err(fault) => self.connections[index].refuse_whole(fault.status, fault.allow, &fault.message, now),
             }
         }
         most
     }
 
-    fn carry_out(&mut self, index: usize, command: Command, steward: &mut dyn Steward, now: Instant) {
+    fn carry_out(&mut self, index: usize, command: Command, handler: &mut dyn CommandHandler, now: Instant) {
         let waiting = self.connections.iter().filter(|connection| connection.waits(None)).count();
         let streams = self.connections.iter().filter(|connection| connection.is_stream()).count();
         let crowded = match &command {
@@ -192,7 +192,7 @@ impl ControlServer {
             return connection.refuse_whole(503, None, &message, now);
         }
         let ends = matches!(command, Command::Stop { .. });
-        let answer = steward.carry_out(command, now);
+        let answer = handler.carry_out(command, now);
         if ends && matches!(answer, Answer::Done(_)) {
             connection.hold();
         }

@@ -37,7 +37,7 @@ impl fmt::Display for Version {
 
 /// A worker that joined.
 #[derive(Clone, Debug)]
-pub struct Guest {
+pub struct Joined {
     /// Its name.
     pub name: Name,
     /// What it calls itself.
@@ -52,8 +52,8 @@ pub struct Guest {
 
 impl Fleet {
     /// Those who joined, oldest first.
-    pub fn guests(&self) -> &[Guest] {
-        &self.guests
+    pub fn joined(&self) -> &[Joined] {
+        &self.joined
     }
 
     /// A name for somebody who is about to join.
@@ -63,9 +63,9 @@ impl Fleet {
     }
 
     /// Lets somebody in who was seen to accept connections. Whoever had the same id before is forgotten as if it had parted.
-    pub fn join(&mut self, guest: Guest, now: Instant, machine: &mut impl Machine) {
-        self.guests.retain(|other| other.worker_id != guest.worker_id);
-        self.guests.push(guest);
+    pub fn join(&mut self, worker: Joined, now: Instant, machine: &mut impl Machine) {
+        self.joined.retain(|other| other.worker_id != worker.worker_id);
+        self.joined.push(worker);
         self.ever_ready = true;
         if std::mem::take(&mut self.failed) {
             machine.recover();
@@ -74,23 +74,23 @@ impl Fleet {
     }
 
     /// Forgets somebody who quit or is gone; `None` if there was nobody of that name.
-    pub fn part(&mut self, name: Name, now: Instant, machine: &mut impl Machine) -> Option<Guest> {
-        let position = self.guests.iter().position(|guest| guest.name == name)?;
-        let guest = self.guests.remove(position);
+    pub fn part(&mut self, name: Name, now: Instant, machine: &mut impl Machine) -> Option<Joined> {
+        let position = self.joined.iter().position(|worker| worker.name == name)?;
+        let worker = self.joined.remove(position);
         self.choose_version(now, machine);
         self.fail_if_all_gave_up(now, machine);
-        Some(guest)
+        Some(worker)
     }
 
     /// Opens those of the highest version before the others are shut, so that there is always somebody.
     fn choose_version(&mut self, now: Instant, machine: &mut impl Machine) {
-        let highest = self.guests.iter().filter_map(|guest| guest.version.as_ref()).max();
-        let wins = |guest: &&Guest| guest.version.is_none() || guest.version.as_ref() == highest;
-        for guest in self.guests.iter().filter(wins) {
-            machine.open(guest.name, now);
+        let highest = self.joined.iter().filter_map(|worker| worker.version.as_ref()).max();
+        let wins = |worker: &&Joined| worker.version.is_none() || worker.version.as_ref() == highest;
+        for worker in self.joined.iter().filter(wins) {
+            machine.open(worker.name, now);
         }
-        for guest in self.guests.iter().filter(|guest| !wins(guest)) {
-            machine.shut(guest.name, now);
+        for worker in self.joined.iter().filter(|worker| !wins(worker)) {
+            machine.shut(worker.name, now);
         }
     }
 }

@@ -31,7 +31,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::planted::{self, Bug};
-pub use joined::{Guest, Version};
+pub use joined::{Joined, Version};
 pub use place::{Member, Phase, Place, PlaceState};
 pub use policy::{Decision, End, Jitter, RestartPolicy, RestartRule};
 pub use release::Release;
@@ -276,7 +276,7 @@ pub struct Fleet {
     places: Vec<Place>,
     /// Oldest first.
     members: Vec<Member>,
-    guests: Vec<Guest>,
+    joined: Vec<Joined>,
     last: Last,
     /// What a worker started outside of a roll belongs to.
     generation: u32,
@@ -320,7 +320,7 @@ impl Fleet {
             rule,
             places: Vec::new(),
             members: Vec::new(),
-            guests: Vec::new(),
+            joined: Vec::new(),
             last: Last { name: 0, roll: 0, generation: 1 },
             generation: 1,
             roll: None,
@@ -366,7 +366,7 @@ impl Fleet {
         &self.places
     }
 
-    /// The workers that live, oldest first; those that joined by themselves are [`Fleet::guests`].
+    /// The workers that live, oldest first; those that joined by themselves are [`Fleet::joined`].
     pub fn members(&self) -> &[Member] {
         &self.members
     }

@@ -319,7 +319,7 @@ impl Fleet {
 
     pub(super) fn fail_if_all_gave_up(&mut self, now: Instant, machine: &mut impl Machine) {
         let lost = !self.places.is_empty() && self.places.iter().all(|place| place.given_up);
-        let serves = self.members.iter().any(Member::is_active) || !self.guests.is_empty();
+        let serves = self.members.iter().any(Member::is_active) || !self.joined.is_empty();
         if lost && !serves && !self.failed {
             self.failed = true;
             machine.give_up(now);

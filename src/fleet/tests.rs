@@ -625,22 +625,22 @@ fn who_holds_too_much_memory_goes_first_where_there_is_no_room_beside_it() {
     assert_eq!(scene.serving(), [(1, 1)]);
 }
 
-fn guest(scene: &mut Scene, worker_id: &str, version: Option<&str>) -> Name {
+fn join(scene: &mut Scene, worker_id: &str, version: Option<&str>) -> Name {
     let name = scene.fleet.next_name();
     let version = version.map(|text| Version::parse(text).unwrap());
-    let guest = Guest { name, worker_id: worker_id.to_owned(), pid: None, version, since: scene.now };
+    let worker = Joined { name, worker_id: worker_id.to_owned(), pid: None, version, since: scene.now };
     scene.paper.alive.insert(name, false);
-    scene.fleet.join(guest, scene.now, &mut scene.paper);
+    scene.fleet.join(worker, scene.now, &mut scene.paper);
     name
 }
 
 #[test]
 fn the_highest_version_that_has_joined_wins_and_lower_ones_wait_for_their_turn() {
     let mut scene = Scene::new(rule(), 0);
-    let old = guest(&mut scene, "a", Some("1.9"));
-    let any = guest(&mut scene, "b", None);
-    let new = guest(&mut scene, "c", Some("1.10"));
-    let late = guest(&mut scene, "d", Some("1.2"));
+    let old = join(&mut scene, "a", Some("1.9"));
+    let any = join(&mut scene, "b", None);
+    let new = join(&mut scene, "c", Some("1.10"));
+    let late = join(&mut scene, "d", Some("1.2"));
     let serves = |scene: &Scene| [old, any, new, late].map(|name| scene.paper.alive[&name]);
     assert_eq!(serves(&scene), [false, true, true, false]);
     scene.fleet.part(new, scene.now, &mut scene.paper);

@@ -1,7 +1,7 @@
 //! The event loops' threads: all of them start or none does, and none ends unnoticed.
 //!
 //! Each thread opens its own backend, says how that went, and waits for the word that all others are ready, too. However it
-//! ends later on, by its own will, with an error or in a panic, it says farewell to the supervisor.
+//! ends later on, by its own will, with an error or in a panic, it reports to the supervisor.
 
 use std::io;
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -17,7 +17,7 @@ use crate::log::{Level, Log};
 use crate::mailbox::{Mailbox, Message, Postboxes, mailbox};
 use crate::metrics::Metrics;
 use crate::reactor::{Reactor, Setup};
-use crate::supervisor::wake::Farewell;
+use crate::supervisor::wake::LoopExit;
 
 use super::{ACCEPT_RETRY, LINGER, Listening, StartError, exit, refused};
 
@@ -55,7 +55,7 @@ pub(super) struct LoopSet {
     pub listeners: Vec<Listening>,
     pub mailboxes: Vec<(Mailbox<Message>, Ringer)>,
     /// Tells the supervisor that a loop has ended.
-    pub farewell: Farewell,
+    pub loop_exit: LoopExit,
 }
 
 /// A loop's thread, and how it ended.
@@ -99,7 +99,7 @@ impl LoopSet {
             let listeners = listeners.map_err(cannot)?;
             let (shared, metrics, budget) = (self.shared.clone(), self.metrics.clone(), budget.clone());
             let core = if cores.is_empty() { None } else { Some(cores[index % cores.len()]) };
-            let leaving = Leaving { index, log: self.shared.log.clone(), farewell: self.farewell.clone() };
+            let leaving = Leaving { index, log: self.shared.log.clone(), loop_exit: self.loop_exit.clone() };
             let (gate, go) = mpsc::channel();
             let report = reporter.clone();
             let body = move || {
@@ -194,7 +194,7 @@ pub(super) fn options(settings: &Settings, max_sockets: usize, pool: Pool) -> Op
 struct Leaving {
     index: usize,
     log: Log,
-    farewell: Farewell,
+    loop_exit: LoopExit,
 }
 
 impl Leaving {
@@ -208,7 +208,7 @@ impl Drop for Leaving {
         if std::thread::panicking() {
             self.tell("an event loop failed", &"its thread panicked");
         }
-        self.farewell.say();
+        self.loop_exit.report();
     }
 }
 

@@ -24,7 +24,7 @@ pub const CANNOT_RUN: u8 = 126;
 /// Exit code: wrong arguments.
 const USAGE: u8 = 64;
 /// The descriptor of an inherited listener, `SD_LISTEN_FDS_START` of sd_listen_fds(3).
-pub(super) const LISTEN_DESCRIPTOR: i32 = 3;
+pub const LISTEN_DESCRIPTOR: i32 = 3;
 
 /// What the shim is told by its arguments.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]

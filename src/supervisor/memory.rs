@@ -12,6 +12,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::proc::{self, Stat};
+
 /// How long the PSS of one group is read before the resident set has to do.
 const PATIENCE: Duration = Duration::from_millis(50);
 /// The largest resident set whose PSS is read: the walk takes some 10 ms for each GiB of small pages.
@@ -32,32 +34,24 @@ pub fn proportional_of(groups: &[i32]) -> Vec<Option<u64>> {
     measure(Path::new("/proc"), groups)
 }
 
-fn measure(proc: &Path, groups: &[i32]) -> Vec<Option<u64>> {
-    let mut members: HashMap<i32, Vec<i32>> = groups.iter().map(|&group| (group, Vec::new())).collect();
-    let entries = fs::read_dir(proc).into_iter().flatten().flatten();
-    for process in entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()) {
-        let stat = fs::read_to_string(proc.join(format!("{process}/stat"))).unwrap_or_default();
-        if let Some(found) = group_of(&stat).and_then(|group| members.get_mut(&group)) {
+fn measure(root: &Path, groups: &[i32]) -> Vec<Option<u64>> {
+    let mut members: HashMap<i32, Vec<u32>> = groups.iter().map(|&group| (group, Vec::new())).collect();
+    for process in proc::processes(root) {
+        if let Some(found) = Stat::below(root, process).and_then(|stat| members.get_mut(&(stat.group as i32))) {
             found.push(process);
         }
     }
     let sum = |group: &i32| {
         let deadline = Instant::now() + PATIENCE;
-        let sizes = members.get(group)?.iter().filter_map(|&process| size(proc, process, deadline));
+        let sizes = members.get(group)?.iter().filter_map(|&process| size(root, process, deadline));
         sizes.reduce(u64::saturating_add)
     };
     groups.iter().map(sum).collect()
 }
 
-/// The process group in /proc/PID/stat: the third field behind the name, which may hold anything but ends at the last
-/// parenthesis.
-fn group_of(stat: &str) -> Option<i32> {
-    stat[stat.rfind(')')? + 1..].split_ascii_whitespace().nth(2)?.parse().ok()
-}
-
 /// The memory of one process in bytes.
-fn size(proc: &Path, process: i32, deadline: Instant) -> Option<u64> {
-    let read = |name: &str| fs::read_to_string(proc.join(format!("{process}/{name}"))).ok();
+fn size(root: &Path, process: u32, deadline: Instant) -> Option<u64> {
+    let read = |name: &str| fs::read_to_string(root.join(format!("{process}/{name}"))).ok();
     let resident = kibibytes(&read("status")?, "VmRSS:");
     if resident.is_some_and(|resident| resident > LARGEST_WALK) || Instant::now() >= deadline {
         return resident;
@@ -187,7 +181,7 @@ mod tests {
     }
 
     fn process(root: &Path, id: i32, group: i32, resident: u64, share: Option<u64>) {
-        write(root, &format!("{id}/stat"), &format!("{id} (a) b) x) S 1 {group} {group} 0 -1"));
+        write(root, &format!("{id}/stat"), &format!("{id} (a) b) x) S 1 {group} {group} 0 -1 64 0 0 0 0 0 0 0 0"));
         write(root, &format!("{id}/status"), &format!("Name:\ta\nVmHWM:\t  99 kB\nVmRSS:\t  {resident} kB\n"));
         if let Some(share) = share {
             let text = format!(
@@ -205,7 +199,7 @@ mod tests {
         process(proc.path(), 12, 10, 300, None);
         process(proc.path(), 13, 13, 7, Some(7));
         process(proc.path(), 20, 20, (LARGEST_WALK >> 10) + 1, Some(1));
-        write(proc.path(), "30/stat", "30 (kernel thread) S 2 30 30 0 -1");
+        write(proc.path(), "30/stat", "30 (kernel thread) S 2 30 30 0 -1 64 0 0 0 0 0 0 0 0");
         write(proc.path(), "30/status", "Name:\tk\n");
         write(proc.path(), "meminfo", "");
         let found = measure(proc.path(), &[10, 13, 20, 30, 40]);

@@ -1,64 +1,62 @@
 //! The supervisor: processes, signals, timers. The control plane, on the main thread.
 //!
-//! It is the loop around the fleet (what becomes of each worker) and the crew (the processes): it hears of what happens, tells the
+//! It is the loop around the fleet (what becomes of each worker) and the worker processes: it sees what happens, tells the
 //! fleet, and sleeps in one poll(2) over signals, workers' output, probes and wakes. It never blocks elsewhere. It tells the loops what
 //! happens through the dispatch and their mailboxes; it never touches their state. It must run on a thread that lives as
 //! long as the server: on Linux workers die with the thread that started them (PR_SET_PDEATHSIG, prctl(2)).
 
-use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::config::{HotReload, Settings};
 use crate::control::{ControlServer, SOCKET_NAME};
 use crate::dispatch::{Dispatch, Notice};
-use crate::fleet::{self, Ending, Fleet, Load, Member, Name, Release, RestartRule, Scaler};
+use crate::fleet::{self, Ending, Fleet, Load, Member, Name, RestartRule, Scaler};
 use crate::log::{Level, Log};
 use crate::mailbox::Postboxes;
 
 mod advice;
-mod crew;
+mod commands;
 pub mod endpoint;
+mod events;
 pub mod exec;
-pub mod given;
 pub mod guard;
-mod hearing;
-pub mod inquiry;
-pub mod inspect;
+mod joined;
 pub mod memory;
-mod news;
 pub mod notify;
 mod orphans;
 pub mod output;
-mod pace;
+mod pause;
 pub mod probe;
 pub mod process;
+mod processes;
 pub mod program;
-mod report;
 pub mod resolver;
 pub mod run_directory;
 pub mod signals;
 pub mod spawn;
-mod steward;
+mod state;
+mod status;
 mod stop;
 mod upstreams;
 pub mod wake;
 pub mod watch;
 
-use crew::Crew;
-use hearing::Heard;
-use pace::Pace;
-pub use report::About;
-use report::Observed;
+use pause::Pause;
+use processes::{Observation, Processes};
 pub use run_directory::{RunDirectory, RunDirectoryError};
 use signals::{Request, Requester, Requests};
 use spawn::Launcher;
+pub use state::{AppState, ExitReason, StartError, Status};
+pub use status::About;
+use status::Observed;
 use stop::Stop;
 use upstreams::{Listeners, Upstreams};
-use wake::{Farewell, Sleeper, Waker};
+use wake::{LoopExit, Sleeper, Waker};
 use watch::Watcher;
+use watch::limiter::ReloadLimiter;
 
 /// The word that makes this binary the built-in worker.
 pub const BUILT_IN: &str = "worker";
@@ -67,7 +65,7 @@ const LONGEST_SUFFIX: &str = ".G99999.9999.9999999.sock";
 /// Workers that may be wanted at least, however few there are at the start.
 const LEAST_ROOM: usize = 64;
 /// Workers that may join by themselves.
-const GUESTS: usize = 64;
+const MOST_JOINED: usize = 64;
 /// A ready worker that nobody asks counts as one that serves after so long...
 const PROVEN_AFTER: Duration = Duration::from_secs(10);
 /// ...and while its code is being edited.
@@ -116,130 +114,24 @@ pub struct Hooks<'a> {
     pub every: Option<(Duration, Box<dyn FnMut() + 'a>)>,
 }
 
-/// The app's state, as `status` shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum AppState {
-    /// No worker was ready yet.
-    Starting,
-    /// At least one worker has been ready.
-    Running,
-    /// The server stops.
-    Stopping,
-    /// All has ended.
-    Stopped,
-    /// The workers crash before they answer anything. Requests are refused, and one worker is tried now and then.
-    Failed,
-}
-
-/// Counts and state that other threads may read at any time.
-#[derive(Debug, Default)]
-pub struct Status {
-    state: AtomicU8,
-    /// Workers started.
-    pub starts: AtomicU64,
-    /// Workers that ended unasked.
-    pub crashes: AtomicU64,
-    /// Workers wanted, those that join not counted.
-    pub wanted: AtomicUsize,
-}
-
-impl Status {
-    /// The app's state.
-    pub fn state(&self) -> AppState {
-        match self.state.load(Ordering::Relaxed) {
-            0 => AppState::Starting,
-            1 => AppState::Running,
-            2 => AppState::Stopping,
-            3 => AppState::Stopped,
-            _ => AppState::Failed,
-        }
-    }
-
-    fn enter(&self, state: AppState) {
-        self.state.store(state as u8, Ordering::Relaxed);
-    }
-}
-
-/// Why [`Supervisor::run`] has come back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ExitReason {
-    /// It was asked to stop.
-    Stopped,
-    /// The app gave up before a worker was ever ready.
-    NeverReady,
-    /// The app has failed, and whoever started the server wants to know (`--give-up-exit`).
-    GaveUp,
-    /// An event loop ended although nobody had asked it to.
-    LoopLost,
-}
-
-impl ExitReason {
-    /// The process's exit code.
-    pub fn code(self) -> u8 {
-        match self {
-            ExitReason::Stopped => 0,
-            ExitReason::NeverReady | ExitReason::GaveUp => 69,
-            ExitReason::LoopLost => 70,
-        }
-    }
-}
-
-/// Why the supervisor cannot start: one sentence for the operator, and the exit code.
-#[derive(Debug)]
-pub struct StartError {
-    message: String,
-    code: u8,
-}
-
-impl StartError {
-    /// 64: the command cannot be run; 73: no process, pipe or socket can be made.
-    pub fn code(&self) -> u8 {
-        self.code
-    }
-}
-
-impl std::fmt::Display for StartError {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.write_str(&self.message)
-    }
-}
-
-impl std::error::Error for StartError {}
-
-impl From<io::Error> for StartError {
-    fn from(error: io::Error) -> StartError {
-        StartError { message: format!("cannot start the supervisor: {error}"), code: 73 }
-    }
-}
-
-impl From<RunDirectoryError> for StartError {
-    fn from(error: RunDirectoryError) -> StartError {
-        StartError { message: error.to_string(), code: error.code() }
-    }
-}
-
 /// See the module.
 pub struct Supervisor {
     fleet: Fleet,
-    crew: Crew,
+    processes: Processes,
     scaler: Option<Scaler>,
     sample_at: Instant,
-    /// Those who waited during a pause are let go.
-    release: Option<Release>,
     requests: Requests,
     requester: Option<Requester>,
     waker: Waker,
-    farewell: Farewell,
+    loop_exit: LoopExit,
     sleeper: Sleeper,
     upstreams: Upstreams,
     /// Sees changed files, where they are to reach the workers.
     watcher: Option<Watcher>,
-    pace: Pace,
+    reloads: ReloadLimiter,
     control: Option<ControlServer>,
     observed: Option<Observed>,
-    /// When a pause ends by itself.
-    pause_until: Option<Instant>,
+    pause: Pause,
     /// The stop under way was asked for as a drain: it has no deadline.
     drains: bool,
     stop: Option<Stop>,
@@ -256,7 +148,7 @@ impl Supervisor {
     /// Workers that the dispatch's table should have room for: each place may hold a worker that serves, its
     /// replacement, and some that are on their way out or remembered until their last permit is back.
     pub fn table_size(settings: &Settings) -> usize {
-        Supervisor::most_workers(settings) * 4 + settings.app.upstreams.len() + GUESTS + 8
+        Supervisor::most_workers(settings) * 4 + settings.app.upstreams.len() + MOST_JOINED + 8
     }
 
     /// Prepares everything and starts the guard. Workers are started by [`Supervisor::run`].
@@ -308,30 +200,29 @@ impl Supervisor {
         if let Some(advice) = launcher.as_ref().and_then(Launcher::advice) {
             log.event(Level::Warn, advice, &[("event", &"own-pool")]);
         }
-        let crew = Crew::new(settings, dispatch, postboxes, log, run, options, launcher)?;
-        let watcher = watch_files(&crew, &waker);
-        let control = observed.is_some().then(|| ControlServer::open(&crew.control_path()));
+        let processes = Processes::new(settings, dispatch, postboxes, log, run, options, launcher)?;
+        let watcher = watch_files(&processes, &waker);
+        let control = observed.is_some().then(|| ControlServer::open(&processes.control_path()));
         let control = control.transpose().map_err(|error| StartError {
-            message: format!("cannot open the control socket {}: {error}", crew.control_path().display()),
+            message: format!("cannot open the control socket {}: {error}", processes.control_path().display()),
             code: 73,
         })?;
         Ok(Supervisor {
             fleet,
-            crew,
+            processes,
             scaler: scaling.map(|scaling| Scaler::new(scaling.min, scaling.max)),
             sample_at: now,
-            release: None,
             requests,
             requester,
-            farewell: Farewell::new(&waker),
+            loop_exit: LoopExit::new(&waker),
             waker,
             sleeper,
             upstreams,
             watcher,
-            pace: Pace::default(),
+            reloads: ReloadLimiter::default(),
             control,
             observed,
-            pause_until: None,
+            pause: Pause::default(),
             drains: false,
             stop: None,
             exit: None,
@@ -344,8 +235,8 @@ impl Supervisor {
     }
 
     /// How the event loops' threads tell that they end.
-    pub fn farewell(&self) -> Farewell {
-        self.farewell.clone()
+    pub fn loop_exit(&self) -> LoopExit {
+        self.loop_exit.clone()
     }
 
     /// Makes requests in place of signals; `None` when the supervisor has the signals.
@@ -355,7 +246,7 @@ impl Supervisor {
 
     /// State and counts, for other threads.
     pub fn status(&self) -> Arc<Status> {
-        Arc::clone(&self.crew.status)
+        Arc::clone(&self.processes.status)
     }
 
     /// Supervises until the server is to end. Afterwards no process, socket or sub-directory of this server is left.
@@ -367,33 +258,32 @@ impl Supervisor {
             let now = Instant::now();
             self.sleeper.clear();
             self.requests.take(&mut requests);
-            // The dead first: their news must not wait behind anything.
+            // Those that have ended first: the word of it must not wait behind anything.
             self.reap(requests.contains(&Request::Child), now);
             for request in requests.drain(..) {
                 self.serve(request, now);
             }
-            self.crew.read_output();
-            self.crew.dispatch.notices(&mut notices);
+            self.processes.read_output();
+            self.processes.dispatch.notices(&mut notices);
             for notice in notices.drain(..) {
-                self.act_on(notice, now);
+                self.act_on_notice(notice, now);
             }
-            for name in self.crew.look_for_sockets(now) {
-                self.fleet.ready(name, now, &mut self.crew);
+            for name in self.processes.look_for_sockets(now) {
+                self.fleet.ready(name, now, &mut self.processes);
             }
-            for (name, heard) in self.crew.hear(now) {
-                self.take_notice(name, heard, now);
+            for (name, seen) in self.processes.observe(now) {
+                self.act_on_observation(name, seen, now);
             }
-            let Crew { dispatch, postboxes, log, .. } = &self.crew;
+            let Processes { dispatch, postboxes, log, .. } = &self.processes;
             self.upstreams.look(Listeners { dispatch, postboxes, log }, now);
             self.scale_by_load(now);
-            self.fleet.tick(now, &mut self.crew);
+            self.fleet.tick(now, &mut self.processes);
             // Behind the tick, which may have ended the roll that changes wait for.
             self.look_at_files(now);
-            self.end_pause(now);
-            self.let_go(now);
-            self.crew.watch_guard();
+            self.advance_pause(now);
+            self.processes.watch_guard();
             self.show_state(now);
-            self.attend(now);
+            self.serve_control(now);
             self.sample_rates(now);
             if let (Some(due), Some((interval, tick))) = (&mut next_tick, &mut hooks.every)
                 && now >= *due
@@ -411,20 +301,20 @@ impl Supervisor {
     }
 
     fn finish(mut self) -> ExitReason {
-        // Before the crew goes: a run directory with a socket in it would stay.
+        // Before the processes go: a run directory with a socket in it would stay.
         drop(self.control.take());
-        debug_assert!(self.crew.processes.is_empty(), "a worker process is left");
-        let owned = self.crew.owned();
-        if let Some(orphans) = &mut self.crew.orphans {
+        debug_assert!(self.processes.workers.is_empty(), "a worker process is left");
+        let owned = self.processes.owned();
+        if let Some(orphans) = &mut self.processes.orphans {
             orphans.end(&owned);
         }
         // What was left behind is the guard's to end, once it can be.
-        if let Some(guard) = self.crew.guard.take()
-            && !self.crew.left_behind
+        if let Some(guard) = self.processes.guard.take()
+            && !self.processes.left_behind
         {
             guard.dismiss();
         }
-        self.crew.status.enter(AppState::Stopped);
+        self.processes.status.enter(AppState::Stopped);
         self.exit.unwrap_or(ExitReason::Stopped)
     }
 
@@ -433,12 +323,12 @@ impl Supervisor {
             wake::entry(self.requests.descriptor(), libc::POLLIN),
             wake::entry(self.sleeper.descriptor(), libc::POLLIN),
         ];
-        for process in &self.crew.processes {
+        for process in &self.processes.workers {
             for capture in [&process.stdout, &process.stderr] {
                 entries.extend(capture.descriptor().map(|descriptor| wake::entry(descriptor, libc::POLLIN)));
             }
         }
-        entries.extend(self.crew.entries());
+        entries.extend(self.processes.entries());
         if let Some(control) = &self.control {
             control.poll_entries(&mut entries);
         }
@@ -447,35 +337,33 @@ impl Supervisor {
         let timeout = due.map(|due| due.saturating_duration_since(Instant::now()));
         if let Err(error) = wake::poll(&mut entries, timeout) {
             // Not expected from poll(2) with these arguments. Without a pause this would spin.
-            self.crew.log.event(Level::Error, format_args!("cannot wait for events: {error}"), &[]);
+            self.processes.log.event(Level::Error, format_args!("cannot wait for events: {error}"), &[]);
             std::thread::sleep(Duration::from_millis(100));
         }
     }
 
     fn next_due(&self) -> Option<Instant> {
-        let probes = hearing::due(&self.crew.processes);
         let upstreams = self.upstreams.due();
         let stop = self.stop.as_ref().map(Stop::due);
         let sample = self.scaler.is_some().then_some(self.sample_at);
-        let release = self.release.map(|release| release.due());
         let rates = self.observed.as_ref().map(|observed| observed.rates.due());
         // A server that stops loads nothing again.
-        let changes = self.pace.due().filter(|_| self.stop.is_none());
-        let others = [self.control_due(), self.pause_until, rates, changes];
-        let own = [self.fleet.due(), self.crew.due(), probes, upstreams, stop, sample, release];
+        let changes = self.reloads.due().filter(|_| self.stop.is_none());
+        let others = [self.control_due(), self.pause.due(), rates, changes];
+        let own = [self.fleet.due(), self.processes.due(), upstreams, stop, sample];
         own.into_iter().chain(others).flatten().min()
     }
 
-    /// Buries the dead.
+    /// Waits for the processes that have ended.
     fn reap(&mut self, child: bool, now: Instant) {
-        for name in self.crew.ended(child, now) {
+        for name in self.processes.ended(child, now) {
             let member = self.fleet.member(name);
             let (ending, ready_at) = member.map_or((None, None), |member| (member.ending(), member.ready_at));
-            if let Some(exit) = self.crew.bury(name, ending, ready_at.is_some(), now) {
-                self.fleet.exited(name, &exit, now, &mut self.crew);
+            if let Some(exit) = self.processes.reap(name, ending, ready_at.is_some(), now) {
+                self.fleet.exited(name, &exit, now, &mut self.processes);
             }
         }
-        self.crew.look_at_orphans(child, now);
+        self.processes.look_at_orphans(child, now);
     }
 
     fn serve(&mut self, request: Request, now: Instant) {
@@ -487,11 +375,11 @@ impl Supervisor {
             }
             Request::Reload => {
                 let done = self.reload(now);
-                self.crew.log.event(Level::Info, format_args!("SIGHUP: {done}"), &[]);
+                self.processes.log.event(Level::Info, format_args!("SIGHUP: {done}"), &[]);
             }
             Request::ReopenLogs => {
-                self.crew.log.reopen();
-                self.crew.log.event(Level::Info, "SIGUSR1: logs are reopened", &[]);
+                self.processes.log.reopen();
+                self.processes.log.event(Level::Info, "SIGUSR1: logs are reopened", &[]);
             }
             Request::Restart => self.roll(now),
             Request::More => self.scale_by(1, "SIGTTIN", now),
@@ -502,13 +390,13 @@ impl Supervisor {
 
     fn roll(&mut self, now: Instant) {
         if self.stop.is_none() && self.has_workers() {
-            self.fleet.restart(now, &mut self.crew);
+            self.fleet.restart(now, &mut self.processes);
         }
     }
 
     /// Whether the app has workers of ours, and not only such as join.
     fn starts_workers(&self) -> bool {
-        self.crew.launcher.is_some() && !self.fleet.places().is_empty()
+        self.processes.launcher.is_some() && !self.fleet.places().is_empty()
     }
 
     /// The same; says so if not.
@@ -516,14 +404,14 @@ impl Supervisor {
         let has = self.starts_workers();
         if !has {
             let message = "the app has no workers that this server starts; nothing is done";
-            self.crew.log.event(Level::Warn, message, &[]);
+            self.processes.log.event(Level::Warn, message, &[]);
         }
         has
     }
 
     /// How few and how many workers may be asked for: what automatic scaling was given, or what there is room for.
     fn worker_bounds(&self) -> (usize, usize) {
-        let settings = &self.crew.settings;
+        let settings = &self.processes.settings;
         settings
             .app
             .scaling
@@ -538,7 +426,7 @@ impl Supervisor {
         let wanted = self.fleet.wanted().saturating_add_signed(change as isize);
         let (least, most) = self.worker_bounds();
         let target = wanted.clamp(least, most);
-        self.fleet.scale_to(target, why, now, &mut self.crew);
+        self.fleet.scale_to(target, why, now, &mut self.processes);
     }
 
     /// The automatic number of workers.
@@ -547,121 +435,91 @@ impl Supervisor {
             return;
         };
         self.sample_at = now + fleet::SAMPLE;
-        let snapshot = self.crew.dispatch.snapshot();
+        let snapshot = self.processes.dispatch.snapshot();
         let load = Load {
             queued: snapshot.queue_depth,
             oldest_wait: snapshot.oldest.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
             in_flight: snapshot.workers.iter().map(|worker| worker.in_flight as usize).sum(),
-            concurrency: self.crew.settings.app.concurrency as usize,
+            concurrency: self.processes.settings.app.concurrency as usize,
             workers: self.fleet.wanted(),
             changing: snapshot.paused
                 || self.fleet.roll().is_some()
                 || self.fleet.members().iter().any(fleet::Member::is_starting),
         };
         if let Some(target) = scaler.sample(load, now) {
-            self.fleet.scale_to(target, "load", now, &mut self.crew);
+            self.fleet.scale_to(target, "load", now, &mut self.processes);
         }
-    }
-
-    /// Holds requests back.
-    fn pause(&mut self, until: Instant) {
-        self.crew.dispatch.pause();
-        self.release = None;
-        self.pause_until = Some(until);
-        self.crew.tell(Level::Info, "pause", "requests are held", &[]);
-    }
-
-    /// Lets them through again, those who waited in steps. Returns how many those are.
-    fn resume(&mut self, now: Instant) -> usize {
-        let waiting = self.crew.dispatch.resume(now);
-        if self.pause_until.take().is_some() {
-            self.crew.tell(Level::Info, "resume", "requests go on", &[("held", &waiting)]);
-        }
-        // Asked for twice, those who are being let go by the first go on.
-        if waiting > 0 {
-            self.release = Some(Release::of(waiting, now));
-        }
-        waiting
-    }
-
-    fn let_go(&mut self, now: Instant) {
-        let Some(most) = self.release.as_mut().and_then(|release| release.step(now)) else { return };
-        let (grants, more) = self.crew.dispatch.let_go(most);
-        for grant in grants {
-            self.crew.postboxes.grant(grant);
-        }
-        self.release = self.release.filter(|_| more);
     }
 
     /// Changed files reach the workers.
     fn look_at_files(&mut self, now: Instant) {
         let Some(watcher) = self.watcher.as_ref().filter(|_| self.stop.is_none()) else { return };
         if let Some(trouble) = watcher.take_trouble() {
-            self.crew.log.event(Level::Warn, trouble, &[]);
+            self.processes.log.event(Level::Warn, trouble, &[]);
         }
         if let Some(changes) = watcher.take_changes() {
-            self.pace.note(changes, now);
+            self.reloads.note(changes, now);
         }
-        self.pace.ended(self.fleet.last_roll().map(|report| report.id), now);
-        let Some(changes) = self.pace.next(now) else { return };
+        self.reloads.ended(self.fleet.last_roll().map(|report| report.id), now);
+        let Some(changes) = self.reloads.next(now) else { return };
         let changed = changes.to_string();
-        self.crew.tell(Level::Info, "files-changed", "files have changed", &[("changed", &changed)]);
+        self.processes.events.emit(Level::Info, "files-changed", "files have changed", &[("changed", &changed)]);
         let (roll, _) = self.load_again(now);
-        self.pace.began(roll, now);
-        if let Some(suspect) = self.pace.suspect() {
+        self.reloads.began(roll, now);
+        if let Some(suspect) = self.reloads.suspect() {
             let message = "hot reload: this file has changed before each of three reloads was over; if the app writes \
                 it itself, name what is to be watched with --watch";
             let file = suspect.display();
-            self.crew.tell(Level::Warn, "files-keep-changing", message, &[("file", &file)]);
+            self.processes.events.emit(Level::Warn, "files-keep-changing", message, &[("file", &file)]);
         }
     }
 
-    fn take_notice(&mut self, name: Name, heard: Heard, now: Instant) {
-        match heard {
+    fn act_on_observation(&mut self, name: Name, seen: Observation, now: Instant) {
+        match seen {
             // A worker that has been ready and is looked at again is known by its socket alone.
-            Heard::Ready if self.fleet.member(name).is_some_and(Member::is_starting) => {
-                if !self.crew.must_be_found(name, now) {
-                    self.fleet.ready(name, now, &mut self.crew);
+            Observation::Ready if self.fleet.member(name).is_some_and(Member::is_starting) => {
+                if !self.processes.must_be_found(name, now) {
+                    self.fleet.ready(name, now, &mut self.processes);
                 }
             }
-            Heard::Ready => {}
-            Heard::Leaves => self.fleet.leaving(name, now, &mut self.crew),
-            Heard::Silent(period) => self.fleet.stuck(name, Ending::Watchdog(period), now, &mut self.crew),
-            Heard::Heavy(bytes) => self.fleet.replace(name, Ending::Memory(bytes)),
+            Observation::Ready => {}
+            Observation::Leaves => self.fleet.leaving(name, now, &mut self.processes),
+            Observation::Silent(period) => self.fleet.stuck(name, Ending::Watchdog(period), now, &mut self.processes),
+            Observation::Heavy(bytes) => self.fleet.replace(name, Ending::Memory(bytes)),
         }
     }
 
-    fn act_on(&mut self, notice: Notice, now: Instant) {
+    fn act_on_notice(&mut self, notice: Notice, now: Instant) {
         let (Notice::Unreachable(id)
         | Notice::Threshold(id)
         | Notice::Drained(id)
         | Notice::Suspect(id)
         | Notice::Stuck(id)) = notice;
-        let Some(name) = self.crew.name(id) else {
+        let Some(name) = self.processes.name(id) else {
             match notice {
                 Notice::Unreachable(id) => self.upstreams.unreachable(id, now),
-                Notice::Drained(id) => self.upstreams.drained(id, &self.crew.dispatch, now),
+                Notice::Drained(id) => self.upstreams.drained(id, &self.processes.dispatch, now),
                 _ => {}
             }
             return;
         };
-        if matches!(notice, Notice::Unreachable(_) | Notice::Drained(_)) && self.dismiss(name, now) {
+        if matches!(notice, Notice::Unreachable(_) | Notice::Drained(_)) && self.remove_joined(name, now) {
             return;
         }
         match notice {
-            Notice::Unreachable(_) => self.fleet.unreachable(name, now, &mut self.crew),
+            Notice::Unreachable(_) => self.fleet.unreachable(name, now, &mut self.processes),
             Notice::Threshold(_) => {
                 let limit = self.fleet.member(name).map_or(0, |member| member.limit);
                 self.fleet.replace(name, Ending::Requests(limit));
             }
-            Notice::Drained(_) => self.fleet.drained(name, now, &mut self.crew),
+            Notice::Drained(_) => self.fleet.drained(name, now, &mut self.processes),
             Notice::Suspect(_) => {
-                let label = self.crew.dispatch.target(id).map(|target| target.label.clone()).unwrap_or_default();
-                self.crew.log.event(Level::Warn, "a request to this worker has timed out", &[("worker", &label)]);
+                let label = self.processes.dispatch.target(id).map(|target| target.label.clone()).unwrap_or_default();
+                self.processes.log.event(Level::Warn, "a request to this worker has timed out", &[("worker", &label)]);
             }
             Notice::Stuck(_) => {
-                let time = self.crew.settings.app.timeouts.request;
-                self.fleet.stuck(name, Ending::Deadline(time), now, &mut self.crew);
+                let time = self.processes.settings.app.timeouts.request;
+                self.fleet.stuck(name, Ending::Deadline(time), now, &mut self.processes);
             }
         }
     }
@@ -675,40 +533,40 @@ impl Supervisor {
             (None, fleet::AppState::Starting) if self.upstreams.seen() => AppState::Running,
             (None, fleet::AppState::Starting) => AppState::Starting,
         };
-        self.crew.status.enter(state);
-        self.crew.status.wanted.store(self.fleet.wanted(), Ordering::Relaxed);
-        if state == AppState::Failed && (!self.fleet.ever_ready() || self.crew.settings.app.restart.give_up_exit) {
-            let app: &dyn std::fmt::Display = &self.crew.settings.app.name;
+        self.processes.status.enter(state);
+        self.processes.status.wanted.store(self.fleet.wanted(), Ordering::Relaxed);
+        if state == AppState::Failed && (!self.fleet.ever_ready() || self.processes.settings.app.restart.give_up_exit) {
+            let app: &dyn std::fmt::Display = &self.processes.settings.app.name;
             let (message, reason) = match self.fleet.ever_ready() {
                 true => ("the app has failed; the server ends (--give-up-exit)", ExitReason::GaveUp),
                 false => ("no worker was ever ready; the server ends", ExitReason::NeverReady),
             };
             let hint = "an app that takes $PORT for a number needs --socket tcp";
-            let has_path = self.crew.launcher.as_ref().is_some_and(Launcher::has_path_as_port);
+            let has_path = self.processes.launcher.as_ref().is_some_and(Launcher::has_path_as_port);
             let mut fields = vec![("app", app)];
             if reason == ExitReason::NeverReady && has_path {
                 fields.push(("hint", &hint));
             }
-            self.crew.log.event(Level::Error, message, &fields);
+            self.processes.log.event(Level::Error, message, &fields);
             self.exit = Some(reason);
             self.begin_stop(now);
         }
     }
 
     fn dump(&self, now: Instant) {
-        let snapshot = self.crew.dispatch.snapshot();
-        let state = format!("{:?}", self.crew.status.state());
+        let snapshot = self.processes.dispatch.snapshot();
+        let state = format!("{:?}", self.processes.status.state());
         let fields: [(&str, &dyn std::fmt::Display); 5] = [
-            ("app", &self.crew.settings.app.name),
+            ("app", &self.processes.settings.app.name),
             ("state", &state),
             ("generation", &self.fleet.generation()),
             ("queued", &snapshot.queue_depth),
             ("eligible", &snapshot.eligible),
         ];
-        self.crew.log.event(Level::Info, "state", &fields);
+        self.processes.log.event(Level::Info, "state", &fields);
         for worker in snapshot.workers {
-            let name = self.crew.name(worker.id);
-            let pid = name.and_then(|name| self.crew.process(name)).map_or(0, |process| process.child.id());
+            let name = self.processes.name(worker.id);
+            let pid = name.and_then(|name| self.processes.process(name)).map_or(0, |process| process.child.id());
             let lived = name.and_then(|name| self.fleet.member(name)).map(|member| now.duration_since(member.born));
             let lived = format!("{:.1} s", lived.unwrap_or_default().as_secs_f32());
             let phase = format!("{:?}", worker.standing);
@@ -721,24 +579,24 @@ impl Supervisor {
                 ("served", &worker.served),
                 ("tunnels", &worker.tunnels),
             ];
-            self.crew.log.event(Level::Info, "state of a worker", &fields);
+            self.processes.log.event(Level::Info, "state of a worker", &fields);
         }
     }
 }
 
 /// Watches the app's files, if changes are to reach the workers. Where the system cannot, the server goes on without.
-fn watch_files(crew: &Crew, waker: &Waker) -> Option<Watcher> {
-    if crew.settings.app.hot_reload == HotReload::None || crew.launcher.is_none() {
+fn watch_files(processes: &Processes, waker: &Waker) -> Option<Watcher> {
+    if processes.settings.app.hot_reload == HotReload::None || processes.launcher.is_none() {
         return None;
     }
     let ring = waker.clone();
-    match Watcher::start(&crew.settings, move || ring.wake()) {
+    match Watcher::start(&processes.settings, move || ring.wake()) {
         Ok(watcher) => {
-            crew.log.event(Level::Info, "hot reload: watching", &[("files", &watcher.summary())]);
+            processes.log.event(Level::Info, "hot reload: watching", &[("files", &watcher.summary())]);
             Some(watcher)
         }
         Err(error) => {
-            crew.log.event(Level::Warn, format_args!("hot reload is off: {error}"), &[]);
+            processes.log.event(Level::Warn, format_args!("hot reload is off: {error}"), &[]);
             None
         }
     }

@@ -122,6 +122,24 @@ impl Drop for NotifySocket {
     }
 }
 
+/// A worker's notify socket and what has come through it.
+#[derive(Debug)]
+pub struct Channel {
+    /// The socket.
+    pub socket: NotifySocket,
+    /// Whether the worker still says that it lives.
+    pub watchdog: Watchdog,
+    /// The last `STATUS=`; empty before.
+    pub status: String,
+}
+
+impl Channel {
+    /// Nothing was said yet. `watchdog`: the period that the worker is given, if it is.
+    pub fn new(socket: NotifySocket, watchdog: Option<Duration>) -> Channel {
+        Channel { socket, watchdog: Watchdog::new(watchdog), status: String::new() }
+    }
+}
+
 /// The messages of one datagram; `None` when it is no list of `NAME=value` lines.
 fn parse(bytes: &[u8]) -> Option<Vec<Message>> {
     let text = std::str::from_utf8(bytes).ok()?;

@@ -8,9 +8,11 @@
 //!   on that one from the beginning, with nobody behind it. A connection is made and kept, and the system's table of
 //!   Unix sockets (/proc/net/unix) tells when no connection to that path waits any more. Nothing is sent, so that the app
 //!   sees no more of it than of a connect. Where there is no such table, `OPTIONS *` is asked and any answer counts.
-//! - **ask**: a GET of a path is answered with 2xx ([`Question::get`]).
+//! - **ask**: a GET of a path is answered with 2xx ([`Check::get`]).
 //!
 //! A probe never blocks and owns at most one connection.
+
+mod http;
 
 use std::fs;
 use std::io::{self, Read};
@@ -22,8 +24,8 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::inquiry::{Inquiry, Outcome, Question, refusal};
 use crate::config::ReadyBy;
+use http::{Check, HttpProbe, Outcome, refusal};
 
 /// How long a TCP connect may take before it counts as failed.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
@@ -49,7 +51,7 @@ enum Kind {
     Connect,
     /// The socket's path, as the system's table has it.
     Accept(PathBuf),
-    Ask(Rc<Question>),
+    Ask(Rc<Check>),
 }
 
 /// What is under way.
@@ -60,7 +62,7 @@ enum Pending {
     /// A connection that is to be accepted.
     Accept(Socket),
     /// A request that is to be answered.
-    Ask(Inquiry),
+    Ask(HttpProbe),
 }
 
 /// A series of looks, each a little later than the one before.
@@ -117,9 +119,9 @@ impl Probe {
     }
 
     /// A probe that asks a worker for `path` until it answers with 2xx: 5 ms, doubling up to 100 ms; after 5 s every 500 ms.
-    /// A question is given up after [`super::inquiry::PATIENCE`].
+    /// A question is given up after [`http::PATIENCE`].
     pub fn of_answers(address: SockAddr, path: &str, now: Instant) -> Probe {
-        Probe { kind: Kind::Ask(Rc::new(Question::get(path))), ..Probe::of_worker(address, now) }
+        Probe { kind: Kind::Ask(Rc::new(Check::get(path))), ..Probe::of_worker(address, now) }
     }
 
     /// A probe for a worker that inherited the listening socket at `path`: until it accepts. 5 ms, doubling up to 100 ms.
@@ -161,7 +163,7 @@ impl Probe {
     fn interest(&self) -> Option<(RawFd, i16)> {
         match &self.pending {
             Some(Pending::Connect(socket, _)) => Some((socket.as_raw_fd(), libc::POLLOUT)),
-            Some(Pending::Ask(inquiry)) => Some(inquiry.interest()),
+            Some(Pending::Ask(ask)) => Some(ask.interest()),
             // That it is accepted is no event.
             Some(Pending::Accept(_)) | None => None,
         }
@@ -180,7 +182,7 @@ impl Probe {
             None => Look::NotYet,
             Some(Pending::Connect(socket, since)) => self.follow_connect(socket, since, now),
             Some(Pending::Accept(socket)) => self.follow_accept(socket, now),
-            Some(Pending::Ask(inquiry)) => self.follow_inquiry(inquiry, now),
+            Some(Pending::Ask(ask)) => self.follow_ask(ask, now),
         }
     }
 
@@ -209,8 +211,8 @@ impl Probe {
 
     fn begin(&mut self, now: Instant) -> Look {
         if let Kind::Ask(question) = &self.kind {
-            return match Inquiry::begin(self.address(), question, now) {
-                Ok(inquiry) => self.follow_inquiry(inquiry, now),
+            return match HttpProbe::begin(self.address(), question, now) {
+                Ok(ask) => self.follow_ask(ask, now),
                 Err(reason) => self.nobody(reason, now),
             };
         }
@@ -260,20 +262,20 @@ impl Probe {
                 Look::NotYet
             }
             Err(_) => {
-                self.kind = Kind::Ask(Rc::new(Question::ping()));
+                self.kind = Kind::Ask(Rc::new(Check::ping()));
                 self.begin(now)
             }
         }
     }
 
-    fn follow_inquiry(&mut self, mut inquiry: Inquiry, now: Instant) -> Look {
-        match inquiry.advance(now) {
+    fn follow_ask(&mut self, mut ask: HttpProbe, now: Instant) -> Look {
+        match ask.advance(now) {
             Outcome::Yes => Look::Listening,
             Outcome::No(reason) => self.failed(reason, now),
             Outcome::Nobody(reason) => self.nobody(reason, now),
             Outcome::Pending => {
-                self.next = inquiry.deadline();
-                self.pending = Some(Pending::Ask(inquiry));
+                self.next = ask.deadline();
+                self.pending = Some(Pending::Ask(ask));
                 Look::NotYet
             }
         }
@@ -308,7 +310,7 @@ fn waits_to_be_accepted(table: &[u8], path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::supervisor::{inquiry, wake};
+    use crate::supervisor::wake;
     use std::io::Write;
     use std::net::{SocketAddr, TcpListener};
     use std::os::unix::net::UnixListener;
@@ -488,7 +490,7 @@ mod tests {
                 wake::poll(&mut [probe.entry().unwrap_or(wake::entry(-1, 0))], Some(Duration::from_millis(1))).unwrap();
                 assert_eq!(probe.look(now), Look::NotYet);
             }
-            assert_eq!(probe.next() - now, inquiry::PATIENCE);
+            assert_eq!(probe.next() - now, http::PATIENCE);
             now = probe.next();
             assert_eq!(probe.look(now), Look::NotYet);
             assert_eq!(probe.reason(), Some("GET /ready was not answered within 1 s"));
@@ -534,7 +536,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         let listener = UnixListener::bind(&path).unwrap();
-        let ping = Kind::Ask(Rc::new(Question::ping()));
+        let ping = Kind::Ask(Rc::new(Check::ping()));
         let mut probe = Probe { kind: ping, ..Probe::of_worker(SockAddr::unix(&path).unwrap(), Instant::now()) };
         assert_eq!(probe.look(Instant::now()), Look::NotYet);
         assert_eq!(probe.events(), libc::POLLIN);

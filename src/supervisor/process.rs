@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use std::os::unix::process::ExitStatusExt;
 
 use super::endpoint::Endpoint;
-use super::hearing::Voice;
-use super::inspect;
 use super::memory::MemoryWatch;
+use super::notify::Channel;
 use super::output::{Capture, LastLines};
 use super::probe::Probe;
 use crate::dispatch::WorkerId;
 use crate::fleet::{Ending, Name};
+use crate::proc;
 
 /// How often a group is looked at whose first process has ended, when no child says that it has.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -53,8 +53,8 @@ pub struct Process {
     pub child: Child,
     /// Looks for its socket, while that is in question.
     pub probe: Option<Probe>,
-    /// Where it speaks, if somebody listens.
-    pub voice: Option<Voice>,
+    /// Its notify socket, if it is given one.
+    pub channel: Option<Channel>,
     /// Watches its memory, if that has a limit.
     pub memory: Option<MemoryWatch>,
     /// When it was spawned.
@@ -109,14 +109,22 @@ impl Process {
             Told::Term { look_at } if !child && now < *look_at => false,
             Told::Term { look_at } => {
                 *look_at = now + LOOK_AGAIN;
-                !inspect::is_populated(self.child.id())
+                !proc::is_populated(self.child.id())
             }
             Told::Nothing | Told::Kill { .. } => true,
         }
     }
 
-    /// When to look at it again.
+    /// When its probe, its watchdog or a sample of its memory is due, or its end is to be looked at.
     pub fn due(&self, patience: Duration) -> Option<Instant> {
+        let probe = self.probe.as_ref().map(Probe::next);
+        let watchdog = self.channel.as_ref().and_then(|channel| channel.watchdog.due());
+        let memory = self.memory.as_ref().map(MemoryWatch::next);
+        [probe, watchdog, memory, self.end_due(patience)].into_iter().flatten().min()
+    }
+
+    /// When to look whether it has ended.
+    fn end_due(&self, patience: Duration) -> Option<Instant> {
         match self.told {
             Told::Nothing => None,
             Told::Term { look_at } => self.has_ended().then_some(look_at),

@@ -42,20 +42,25 @@ impl Supervisor {
     pub(super) fn begin_stop(&mut self, now: Instant) {
         match self.stop {
             None => {
-                let seconds = format!("{} s", self.crew.settings.shutdown.as_secs_f32());
-                self.crew.tell(Level::Info, "stop", "stopping: requests may finish", &[("within", &seconds)]);
-                self.finish_requests(self.crew.settings.shutdown, now);
+                let seconds = format!("{} s", self.processes.settings.shutdown.as_secs_f32());
+                self.processes.events.emit(
+                    Level::Info,
+                    "stop",
+                    "stopping: requests may finish",
+                    &[("within", &seconds)],
+                );
+                self.finish_requests(self.processes.settings.shutdown, now);
             }
             Some(Stop::Loops { .. }) if std::mem::take(&mut self.drains) => {
-                self.finish_requests(self.crew.settings.shutdown, now);
+                self.finish_requests(self.processes.settings.shutdown, now);
             }
             Some(Stop::Workers { hasty: true }) => {}
             Some(_) => {
-                self.crew.log.event(Level::Warn, "stopping at once", &[]);
-                self.crew.postboxes.broadcast(|| Message::StopNow);
+                self.processes.log.event(Level::Warn, "stopping at once", &[]);
+                self.processes.postboxes.broadcast(|| Message::StopNow);
                 // Whatever hangs is left behind, so that the server ends within a second.
-                self.crew.kill_patience = HASTY_GRACE;
-                self.fleet.stop(HASTY_GRACE, now, &mut self.crew);
+                self.processes.kill_patience = HASTY_GRACE;
+                self.fleet.stop(HASTY_GRACE, now, &mut self.processes);
                 self.stop = Some(Stop::Workers { hasty: true });
             }
         }
@@ -64,24 +69,24 @@ impl Supervisor {
     /// Requests may finish, however long they take; then the server ends.
     pub(super) fn begin_drain(&mut self, now: Instant) {
         self.drains = true;
-        self.crew.tell(Level::Info, "drain", "draining: the server ends when its last request has", &[]);
+        self.processes.events.emit(Level::Info, "drain", "draining: the server ends when its last request has", &[]);
         self.finish_requests(NO_DEADLINE, now);
     }
 
     fn finish_requests(&mut self, within: Duration, now: Instant) {
         let deadline = now + within;
         self.watcher = None;
-        self.fleet.hold_still(now, &mut self.crew);
+        self.fleet.hold_still(now, &mut self.processes);
         self.resume(now);
-        self.crew.postboxes.broadcast(|| Message::Drain { deadline });
+        self.processes.postboxes.broadcast(|| Message::Drain { deadline });
         self.stop = Some(Stop::Loops { deadline, ask_at: now });
     }
 
     /// A loop that ends unasked leaves connections, permits and its listeners' backlog behind: the server stops as gracefully as
     /// the others can, and whoever started it may start it again.
     pub(super) fn notice_lost_loops(&mut self, now: Instant) {
-        if self.stop.is_none() && self.farewell.was_said() {
-            self.crew.log.event(
+        if self.stop.is_none() && self.loop_exit.was_reported() {
+            self.processes.log.event(
                 Level::Error,
                 "an event loop has ended although nobody asked it to: the server stops",
                 &[],
@@ -100,13 +105,13 @@ impl Supervisor {
                 let deadline = *deadline;
                 if loops_done() || now >= deadline + CUT_PATIENCE {
                     let grace = deadline.saturating_duration_since(now).max(LEAST_GRACE);
-                    self.fleet.stop(grace, now, &mut self.crew);
+                    self.fleet.stop(grace, now, &mut self.processes);
                     self.stop = Some(Stop::Workers { hasty: false });
                 }
-                self.stop.is_some() && self.crew.processes.is_empty() && loops_done()
+                self.stop.is_some() && self.processes.workers.is_empty() && loops_done()
             }
             // The loops have been told twice over what to do; who drives them joins their threads after this.
-            Some(Stop::Workers { .. }) => self.crew.processes.is_empty(),
+            Some(Stop::Workers { .. }) => self.processes.workers.is_empty(),
         }
     }
 }

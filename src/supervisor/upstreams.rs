@@ -34,7 +34,7 @@ pub(super) struct Upstreams {
     seen: bool,
 }
 
-/// Whom an upstream's news reach.
+/// Who is told what has become of an upstream.
 #[derive(Clone, Copy)]
 pub(super) struct Listeners<'a> {
     pub dispatch: &'a Dispatch,
@@ -48,7 +48,7 @@ struct Watched {
     number: u32,
     /// What is looked up; `None`: it was given as an address.
     name: Option<(String, u16)>,
-    /// Where it may be, as was last heard.
+    /// Where it may be, as was last found.
     addresses: Vec<SockAddr>,
     /// Where it was last found, as the dispatch knows it.
     at: Option<(WorkerId, SockAddr)>,
@@ -185,7 +185,7 @@ impl Upstreams {
 impl Watched {
     /// Goes on with the search as far as that is possible now; where it answers, if it does.
     fn go_on(&mut self, search: &mut Search, resolve: Resolve, waker: &Waker, now: Instant) -> Option<SockAddr> {
-        self.hear(search, now);
+        self.observe(search, now);
         if search.probe.is_none() && now >= search.next {
             search.probe = self.probe(0, now);
             if search.probe.is_none() {
@@ -212,7 +212,7 @@ impl Watched {
     }
 
     /// Takes in what a look-up has found. What is known already stays in use while one runs, and when it fails.
-    fn hear(&mut self, search: &mut Search, now: Instant) {
+    fn observe(&mut self, search: &mut Search, now: Instant) {
         let Some(found) = search.lookup.as_ref().and_then(Lookup::take) else { return };
         search.lookup = None;
         match found.map(|found| found.into_iter().map(SockAddr::from).collect::<Vec<_>>()) {

@@ -33,24 +33,24 @@ impl Waker {
 
 /// With this the thread of an event loop says that it ends, however it ends.
 #[derive(Clone, Debug)]
-pub struct Farewell {
-    said: Arc<AtomicBool>,
+pub struct LoopExit {
+    reported: Arc<AtomicBool>,
     waker: Waker,
 }
 
-impl Farewell {
-    pub(super) fn new(waker: &Waker) -> Farewell {
-        Farewell { said: Arc::default(), waker: waker.clone() }
+impl LoopExit {
+    pub(super) fn new(waker: &Waker) -> LoopExit {
+        LoopExit { reported: Arc::default(), waker: waker.clone() }
     }
 
     /// Tells the supervisor, for which a loop that ends before it was told to is a failure.
-    pub fn say(&self) {
-        self.said.store(true, Ordering::Release);
+    pub fn report(&self) {
+        self.reported.store(true, Ordering::Release);
         self.waker.wake();
     }
 
-    pub(super) fn was_said(&self) -> bool {
-        self.said.load(Ordering::Acquire)
+    pub(super) fn was_reported(&self) -> bool {
+        self.reported.load(Ordering::Acquire)
     }
 }
 

@@ -26,6 +26,7 @@ use std::time::{Duration, Instant, SystemTime};
 use notify::event::{EventKind, ModifyKind, RenameMode};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 
+pub mod limiter;
 mod targets;
 
 use crate::config::{AccessLogTarget, Command, Settings};

@@ -10,6 +10,7 @@
 
 mod answers;
 mod connection;
+mod contract;
 mod handlers;
 mod module;
 
@@ -27,7 +28,7 @@ use std::time::Instant;
 use handlers::Handlers;
 
 use crate::socket_file;
-use crate::supervisor::{given, run_directory, wake};
+use crate::supervisor::{run_directory, wake};
 
 /// Connections at once; more wait in the listener's backlog.
 const MOST_CONNECTIONS: usize = 4096;
@@ -130,7 +131,7 @@ fn serve(options: &Options) -> Result<(), Failure> {
         code: 73,
     };
     // Before anything is opened here that could take its number.
-    let inherited = given::listener().map_err(cannot)?;
+    let inherited = contract::listener().map_err(cannot)?;
     let (stop, stopped) = wake::pair().map_err(cannot)?;
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT] {
         stop.on_signal(signal).map_err(cannot)?;
@@ -144,9 +145,9 @@ fn serve(options: &Options) -> Result<(), Failure> {
     let listener = inherited.map_or_else(|| open(path), Ok).map_err(cannot)?;
     listener.set_nonblocking(true).map_err(cannot)?;
     let shared = Arc::new(Shared { handlers, ..Shared::default() });
-    given::tell("READY=1");
+    contract::tell("READY=1");
     accept_until_stopped(&listener, &stopped, &mut checks, &shared);
-    given::tell("STOPPING=1");
+    contract::tell("STOPPING=1");
     take_the_rest(&listener, &shared);
     drop(listener);
     std::fs::remove_file(path).ok();
@@ -170,7 +171,7 @@ fn accept_until_stopped(
     checks: &mut wake::Sleeper,
     shared: &Arc<Shared>,
 ) {
-    let mut heartbeat = given::Heartbeat::from_environment();
+    let mut heartbeat = contract::Heartbeat::from_environment();
     loop {
         let descriptors = [stopped.descriptor(), checks.descriptor(), listener.as_raw_fd()];
         let mut entries = descriptors.map(|descriptor| wake::entry(descriptor, libc::POLLIN));

@@ -1,4 +1,4 @@
-//! The control socket: real connections to a [`ControlServer`] in a poll loop like the supervisor's, with a steward that writes down
+//! The control socket: real connections to a [`ControlServer`] in a poll loop like the supervisor's, with a handler that writes down
 //! what it is asked. The command line's words are run as processes against it.
 //!
 //! [`ControlServer`]: production_server::control::ControlServer

@@ -11,12 +11,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use production_server::control::status::{App, State, Status};
-use production_server::control::{Answer, Command, ControlServer, SOCKET_NAME, Steward};
+use production_server::control::{Answer, Command, CommandHandler, ControlServer, SOCKET_NAME};
 use production_server::supervisor::wake::{self, Sleeper, Waker};
 use serde_json::{Value, json};
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
-/// The ticket of everything that this steward lets wait.
+/// The ticket of everything that this handler lets wait.
 pub const TICKET: u64 = 7;
 
 /// Looks again until `look` finds something, and fails with what was waited for.
@@ -37,7 +37,7 @@ struct Clerk {
     status: Status,
 }
 
-impl Steward for Clerk {
+impl CommandHandler for Clerk {
     fn carry_out(&mut self, command: Command, _: Instant) -> Answer {
         let app = match &command {
             Command::Restart { app, .. } | Command::Scale { app, .. } | Command::Signal { app, .. } => app.clone(),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use production_server::backends::simulated::World;
 use production_server::dispatch::{Dispatch, Moves, Notice, Snapshot, Standing, Target, WorkerId};
 use production_server::fleet::{
-    Ending, Event, Exit, Fleet, Guest, Machine, Member, Name, RestartRule, RollEnd, Rule, Start, Started, Version,
+    Ending, Event, Exit, Fleet, Joined, Machine, Member, Name, RestartRule, RollEnd, Rule, Start, Started, Version,
 };
 use production_server::mailbox::{Message, Postboxes};
 
@@ -58,17 +58,17 @@ pub struct Supervisor {
     pub deaths: usize,
     fleet: Fleet,
     promises: Promises,
-    crew: Crew,
+    machine: ScriptedMachine,
     wild: bool,
     resting: bool,
     stopping: bool,
-    guests: u32,
+    joined: u32,
     notices: Vec<Notice>,
     started: Instant,
 }
 
 /// What carries out the fleet's decisions.
-struct Crew {
+struct ScriptedMachine {
     world: World,
     ledger: Rc<RefCell<Ledger>>,
     dispatch: Arc<Dispatch>,
@@ -95,7 +95,7 @@ impl Supervisor {
         postboxes: &Postboxes,
     ) -> Supervisor {
         let now = world.now();
-        let crew = Crew {
+        let machine = ScriptedMachine {
             world: world.clone(),
             ledger: Rc::clone(ledger),
             dispatch: Arc::clone(dispatch),
@@ -114,37 +114,37 @@ impl Supervisor {
             deaths: 0,
             promises: Promises::new(&rule),
             fleet: Fleet::new(rule, plan.workers, now),
-            crew,
+            machine,
             wild: plan.kind == Kind::Wild,
             resting: false,
             stopping: false,
-            guests: 0,
+            joined: 0,
             notices: Vec::new(),
             started: now,
         };
-        supervisor.fleet.tick(now, &mut supervisor.crew);
+        supervisor.fleet.tick(now, &mut supervisor.machine);
         if plan.kind != Kind::Orderly {
-            supervisor.crew.later(600, Task::Disturb);
+            supervisor.machine.later(600, Task::Disturb);
         }
         supervisor
     }
 
     /// Rolls that have ended.
     pub fn rolls(&self) -> usize {
-        self.crew.rolls
+        self.machine.rolls
     }
 
     /// When it, or one of its workers, goes on by itself.
     pub fn deadline(&self) -> Option<Instant> {
-        let now = self.crew.world.now();
-        let tasks = self.crew.tasks.iter().map(|(at, _)| *at).chain(self.fleet.due()).filter(|at| *at > now);
-        tasks.chain(self.crew.processes.iter().filter_map(|process| process.worker.deadline())).min()
+        let now = self.machine.world.now();
+        let tasks = self.machine.tasks.iter().map(|(at, _)| *at).chain(self.fleet.due()).filter(|at| *at > now);
+        tasks.chain(self.machine.processes.iter().filter_map(|process| process.worker.deadline())).min()
     }
 
     /// No more disturbances, and what was begun comes to its end.
     pub fn calm_down(&mut self) {
         self.resting = true;
-        self.crew.breaks = 0;
+        self.machine.breaks = 0;
         self.resume();
     }
 
@@ -170,82 +170,82 @@ impl Supervisor {
     pub fn rest(&mut self) {
         self.resting = true;
         self.stopping = true;
-        let now = self.crew.world.now();
-        self.fleet.hold_still(now, &mut self.crew);
+        let now = self.machine.world.now();
+        self.fleet.hold_still(now, &mut self.machine);
         self.resume();
     }
 
     /// Ends a pause, if there is one. Those who waited are let go a few at a time, by tasks.
     fn resume(&mut self) {
-        let waiting = self.crew.dispatch.resume(self.crew.world.now());
+        let waiting = self.machine.dispatch.resume(self.machine.world.now());
         if waiting > 0 {
-            self.crew.tasks.push((self.crew.world.now(), Task::LetGo(waiting.div_ceil(4))));
+            self.machine.tasks.push((self.machine.world.now(), Task::LetGo(waiting.div_ceil(4))));
         }
     }
 
     /// The end of all workers.
     pub fn end(mut self) {
-        self.crew.processes.iter_mut().for_each(|process| process.worker.kill());
+        self.machine.processes.iter_mut().for_each(|process| process.worker.kill());
     }
 
     /// Does what is due, and moves each worker.
     pub fn step(&mut self) {
-        let now = self.crew.world.now();
-        while let Some(due) = self.crew.tasks.iter().position(|(at, _)| *at <= now) {
-            let (_, task) = self.crew.tasks.swap_remove(due);
+        let now = self.machine.world.now();
+        while let Some(due) = self.machine.tasks.iter().position(|(at, _)| *at <= now) {
+            let (_, task) = self.machine.tasks.swap_remove(due);
             self.carry_out(task, now);
             self.check(now);
-            self.crew.world.touch();
+            self.machine.world.touch();
         }
-        self.crew.dispatch.notices(&mut self.notices);
+        self.machine.dispatch.notices(&mut self.notices);
         for notice in std::mem::take(&mut self.notices) {
-            self.heed(notice, now);
+            self.act_on(notice, now);
             self.check(now);
-            self.crew.world.touch();
+            self.machine.world.touch();
         }
         if self.fleet.due().is_some_and(|due| due <= now) {
-            self.crew.world.touch();
+            self.machine.world.touch();
         }
-        self.fleet.tick(now, &mut self.crew);
+        self.fleet.tick(now, &mut self.machine);
         self.check(now);
         let mut dead = Vec::new();
-        for process in self.crew.processes.iter_mut().filter(|process| process.worker.is_alive()) {
+        for process in self.machine.processes.iter_mut().filter(|process| process.worker.is_alive()) {
             if !process.worker.step() {
                 dead.push(process.name);
             }
         }
-        dead.into_iter().for_each(|name| self.crew.seen_soon(name));
+        dead.into_iter().for_each(|name| self.machine.seen_soon(name));
     }
 
     fn carry_out(&mut self, task: Task, now: Instant) {
-        self.crew.world.note(format_args!("supervisor: {task:?} at {:?}", now - self.started));
+        self.machine.world.note(format_args!("supervisor: {task:?} at {:?}", now - self.started));
         match task {
             Task::Listen(name) => {
-                let Some(process) = self.crew.process(name).filter(|process| !process.dead) else { return };
+                let Some(process) = self.machine.process(name).filter(|process| !process.dead) else { return };
                 process.worker.listen();
-                self.fleet.ready(name, now, &mut self.crew);
+                self.fleet.ready(name, now, &mut self.machine);
             }
             Task::Look(name) => {
-                if self.crew.process(name).is_some_and(|process| process.worker.is_alive()) {
-                    self.fleet.ready(name, now, &mut self.crew);
+                if self.machine.process(name).is_some_and(|process| process.worker.is_alive()) {
+                    self.fleet.ready(name, now, &mut self.machine);
                 }
             }
             Task::End(name) => {
-                if let Some(process) = self.crew.process(name).filter(|process| !process.dead) {
+                if let Some(process) = self.machine.process(name).filter(|process| !process.dead) {
                     process.worker.kill();
-                    self.crew.seen_soon(name);
+                    self.machine.seen_soon(name);
                 }
             }
             Task::Reap(name) => self.reap(name, now),
             Task::Disturb => self.disturb(now),
             Task::Resume => self.resume(),
             Task::LetGo(most) => {
-                let (grants, more) = self.crew.dispatch.let_go(most);
+                let (grants, more) = self.machine.dispatch.let_go(most);
                 for grant in grants {
-                    self.crew.postboxes.grant(grant);
+                    self.machine.postboxes.grant(grant);
                 }
                 if more {
-                    self.crew.tasks.push((now + Duration::from_millis(10), Task::LetGo(most)));
+                    self.machine.tasks.push((now + Duration::from_millis(10), Task::LetGo(most)));
                 }
             }
         }
@@ -253,93 +253,93 @@ impl Supervisor {
 
     fn reap(&mut self, name: Name, now: Instant) {
         self.deaths += 1;
-        let Some(exit) = self.crew.bury(name, now) else { return };
-        self.fleet.exited(name, &exit, now, &mut self.crew);
+        let Some(exit) = self.machine.reap(name, now) else { return };
+        self.fleet.exited(name, &exit, now, &mut self.machine);
     }
 
-    fn heed(&mut self, notice: Notice, now: Instant) {
-        self.crew.world.note(format_args!("supervisor: {notice:?}"));
+    fn act_on(&mut self, notice: Notice, now: Instant) {
+        self.machine.world.note(format_args!("supervisor: {notice:?}"));
         let (Notice::Unreachable(id)
         | Notice::Threshold(id)
         | Notice::Drained(id)
         | Notice::Suspect(id)
         | Notice::Stuck(id)) = notice;
-        let found = self.crew.processes.iter().find(|process| process.worker.id == id);
+        let found = self.machine.processes.iter().find(|process| process.worker.id == id);
         if let (Notice::Suspect(_) | Notice::Stuck(_), Some(process)) = (notice, found) {
             let stuck = notice == Notice::Stuck(id);
-            let silent = self.crew.ledger.borrow().was_silent(process.worker.number, stuck, now);
+            let silent = self.machine.ledger.borrow().was_silent(process.worker.number, stuck, now);
             assert!(silent, "worker {} was reported, {notice:?}, and did its work", process.worker.number);
         }
         let Some((name, ours)) = found.map(|process| (process.name, process.ours)) else { return };
         match notice {
-            // A guest is gone at its first refused connect, and also when its last request has ended after it quit.
+            // One that joined is gone at its first refused connect, and also when its last request has ended after it quit.
             Notice::Unreachable(_) | Notice::Drained(_) if !ours => self.part(name, now),
-            Notice::Unreachable(_) => self.fleet.unreachable(name, now, &mut self.crew),
+            Notice::Unreachable(_) => self.fleet.unreachable(name, now, &mut self.machine),
             Notice::Threshold(_) => self.fleet.replace(name, Ending::Requests(0)),
-            Notice::Drained(_) => self.fleet.drained(name, now, &mut self.crew),
+            Notice::Drained(_) => self.fleet.drained(name, now, &mut self.machine),
             Notice::Stuck(_) if ours => {
-                self.fleet.stuck(name, Ending::Deadline(Duration::ZERO), now, &mut self.crew);
+                self.fleet.stuck(name, Ending::Deadline(Duration::ZERO), now, &mut self.machine);
             }
             Notice::Suspect(_) | Notice::Stuck(_) => {}
         }
     }
 
-    /// A guest is forgotten. Its process goes on, and ends some time.
+    /// One that joined is forgotten. Its process goes on, and ends some time.
     fn part(&mut self, name: Name, now: Instant) {
-        self.fleet.part(name, now, &mut self.crew);
-        self.crew.later(50, Task::End(name));
+        self.fleet.part(name, now, &mut self.machine);
+        self.machine.later(50, Task::End(name));
     }
 
     fn join(&mut self, now: Instant) {
         let name = self.fleet.next_name();
-        self.guests += 1;
-        let (generation, temper) = (self.fleet.generation(), Temper { dies: 0, ..self.crew.temper });
-        let Some(process) = self.crew.hire(name, generation, None, temper, false) else { return };
+        self.joined += 1;
+        let (generation, temper) = (self.fleet.generation(), Temper { dies: 0, ..self.machine.temper });
+        let Some(process) = self.machine.launch(name, generation, None, temper, false) else { return };
         process.worker.joined = true;
         process.worker.listen();
-        let text = ["1", "2", "1.5"][self.crew.world.below(3)];
-        let version = self.crew.world.chance(700).then(|| Version::parse(text).unwrap());
-        let guest = Guest { name, worker_id: format!("guest-{}", self.guests), pid: None, version, since: now };
-        self.fleet.join(guest, now, &mut self.crew);
+        let text = ["1", "2", "1.5"][self.machine.world.below(3)];
+        let version = self.machine.world.chance(700).then(|| Version::parse(text).unwrap());
+        let worker = Joined { name, worker_id: format!("joined-{}", self.joined), pid: None, version, since: now };
+        self.fleet.join(worker, now, &mut self.machine);
     }
 
     fn disturb(&mut self, now: Instant) {
-        if self.resting || self.crew.processes.is_empty() {
+        if self.resting || self.machine.processes.is_empty() {
             return;
         }
-        self.crew.later(1500, Task::Disturb);
-        let chosen = self.crew.processes[self.crew.world.below(self.crew.processes.len())].name;
-        let guest = self.fleet.guests().first().map(|guest| guest.name);
-        match self.crew.world.below(if self.wild { 15 } else { 9 }) {
+        self.machine.later(1500, Task::Disturb);
+        let chosen = self.machine.processes[self.machine.world.below(self.machine.processes.len())].name;
+        let joined = self.fleet.joined().first().map(|worker| worker.name);
+        match self.machine.world.below(if self.wild { 15 } else { 9 }) {
             0 | 1 => {
-                self.fleet.restart(now, &mut self.crew);
+                self.fleet.restart(now, &mut self.machine);
             }
             2 | 3 => {
-                let target = self.crew.world.between(1, 5);
-                self.fleet.scale_to(target, "test", now, &mut self.crew);
+                let target = self.machine.world.between(1, 5);
+                self.fleet.scale_to(target, "test", now, &mut self.machine);
             }
             4 => self.fleet.replace(chosen, Ending::Memory(0)),
-            5 if self.crew.processes.len() < MOST => self.join(now),
+            5 if self.machine.processes.len() < MOST => self.join(now),
             6 => {
                 // It quits: it is drained, and parted with when it has nothing left.
-                if let Some(guest) = guest {
-                    self.fleet.part(guest, now, &mut self.crew);
-                    self.crew.drain(guest, now);
+                if let Some(worker) = joined {
+                    self.fleet.part(worker, now, &mut self.machine);
+                    self.machine.drain(worker, now);
                 }
             }
             7 => {
-                self.crew.dispatch.pause();
-                self.crew.later(400, Task::Resume);
+                self.machine.dispatch.pause();
+                self.machine.later(400, Task::Resume);
             }
             8 => (0..3).for_each(|_| self.fleet.reloaded(chosen)),
-            9 | 10 => self.crew.kill(chosen),
-            11 => self.crew.terminate(chosen, now),
-            12 => self.fleet.stuck(chosen, Ending::Watchdog(Duration::ZERO), now, &mut self.crew),
-            13 => self.fleet.unreachable(chosen, now, &mut self.crew),
+            9 | 10 => self.machine.kill(chosen),
+            11 => self.machine.terminate(chosen, now),
+            12 => self.fleet.stuck(chosen, Ending::Watchdog(Duration::ZERO), now, &mut self.machine),
+            13 => self.fleet.unreachable(chosen, now, &mut self.machine),
             14 => {
                 // It says that it stops, and does.
-                self.fleet.leaving(chosen, now, &mut self.crew);
-                self.crew.later(1000, Task::End(chosen));
+                self.fleet.leaving(chosen, now, &mut self.machine);
+                self.machine.later(1000, Task::End(chosen));
             }
             _ => {}
         }
@@ -347,15 +347,15 @@ impl Supervisor {
 
     /// What holds at every moment.
     fn check(&mut self, now: Instant) {
-        for name in self.crew.unfit.drain(..) {
+        for name in self.machine.unfit.drain(..) {
             self.promises.unfit(name);
         }
-        let crew = &self.crew;
+        let machine = &self.machine;
         let gets_none = |name: Name| {
-            let found = crew.processes.iter().find(|process| process.name == name);
+            let found = machine.processes.iter().find(|process| process.name == name);
             found.is_none_or(|process| process.dead || process.worker.draining.is_some())
         };
-        self.promises.check(&self.fleet, now, |name| crew.answered(name), gets_none);
+        self.promises.check(&self.fleet, now, |name| machine.answered(name), gets_none);
         for place in self.fleet.places() {
             let here = self.fleet.members().iter().filter(|it| it.number == place.number && it.is_active()).count();
             assert!(here <= 2, "{here} workers fill place {}", place.number);
@@ -363,7 +363,7 @@ impl Supervisor {
     }
 }
 
-impl Crew {
+impl ScriptedMachine {
     /// In up to so many milliseconds.
     fn later(&mut self, milliseconds: usize, task: Task) {
         let delay = Duration::from_micros(self.world.below(milliseconds * 1000 + 1) as u64);
@@ -390,7 +390,7 @@ impl Crew {
         }
     }
 
-    fn hire(
+    fn launch(
         &mut self,
         name: Name,
         generation: u32,
@@ -412,7 +412,7 @@ impl Crew {
     }
 
     /// As the supervisor does it: the word of the death first.
-    fn bury(&mut self, name: Name, now: Instant) -> Option<Exit> {
+    fn reap(&mut self, name: Name, now: Instant) -> Option<Exit> {
         let position = self.processes.iter().position(|process| process.name == name)?;
         let process = self.processes.swap_remove(position);
         let id = process.worker.id;
@@ -427,7 +427,7 @@ impl Crew {
     }
 }
 
-impl Machine for Crew {
+impl Machine for ScriptedMachine {
     fn start(&mut self, start: Start) -> Started {
         self.world.touch();
         self.world.note(format_args!("fleet: {start:?}"));
@@ -436,7 +436,7 @@ impl Machine for Crew {
         }
         let temper = self.temper;
         let limit = (start.limit > 0).then_some(start.limit);
-        if self.hire(start.name, start.generation, limit, temper, true).is_none() {
+        if self.launch(start.name, start.generation, limit, temper, true).is_none() {
             return Started::NoRoom;
         }
         match self.world.below(3) {

@@ -117,15 +117,15 @@ fn a_place_that_was_away_during_a_roll_is_rolled_once() {
 #[test]
 fn the_only_worker_that_joins_again_is_never_missing() {
     let mut scene = Scene::new(rule(), 1);
-    let first = guest(&mut scene, "a", Some("1"));
+    let first = join(&mut scene, "a", Some("1"));
     while let [name] = scene.starting()[..] {
         scene.exit(name, false);
         scene.pass(SECOND * 8);
     }
     assert!(scene.fleet.places()[0].given_up && !scene.paper.failed);
-    let second = guest(&mut scene, "a", Some("1"));
+    let second = join(&mut scene, "a", Some("1"));
     assert!(scene.paper.alive[&second] && !scene.paper.told.contains(&Event::AppFailed));
-    assert_eq!(scene.fleet.guests().iter().map(|guest| guest.name).collect::<Vec<_>>(), [second]);
+    assert_eq!(scene.fleet.joined().iter().map(|worker| worker.name).collect::<Vec<_>>(), [second]);
     assert!(scene.fleet.part(first, scene.now, &mut scene.paper).is_none());
     assert_eq!(scene.fleet.state(), AppState::Running);
 }

@@ -134,7 +134,7 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
         supervisor::Options { signals: false, ..Default::default() },
     )
     .unwrap();
-    let farewell = supervisor.farewell();
+    let loop_exit = supervisor.loop_exit();
     let metrics = Metrics::new(settings.loops);
     let shared = Arc::new(Shared {
         direct: Some(Direct::new("text/plain", b"hello")),
@@ -147,7 +147,7 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
         status: Box::new(String::new),
     });
     let listeners = crate::server::open_listeners(&shared.settings).unwrap();
-    let loops = LoopSet { shared, metrics, listeners, mailboxes, farewell };
+    let loops = LoopSet { shared, metrics, listeners, mailboxes, loop_exit };
     let outcome = serve::<Broken<FAULT>>(loops, BackendChoice::Epoll, supervisor);
     told.flush(Duration::from_secs(10));
     (outcome, captured.text())

@@ -1,6 +1,6 @@
-//! The crew: the fleet's decisions, carried out with real processes.
+//! The worker processes: the fleet's decisions, carried out, and what is seen of the workers, for the fleet to know.
 //!
-//! It owns the worker processes, their output, the guard and the run directory, and knows who is called what: a worker has
+//! It owns the processes, their output, the guard and the run directory, and knows who is called what: a worker has
 //! a name in the fleet, another in the dispatch, and a process id. It decides nothing about a worker's life.
 //!
 //! - A process that has ended is announced to the loops before anything else is done about it: they wait for that word
@@ -11,30 +11,29 @@ use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::events::{Events, WorkerExit};
 use super::guard::{Guard, signal_group};
-use super::hearing::Voice;
-use super::memory::MemoryWatch;
-use super::news::News;
-use super::notify::{NotifySocket, Watchdog};
+use super::joined::JoinedWorker;
+use super::memory::{self, MemoryWatch};
+use super::notify::{self, Channel, NotifySocket, Watchdog};
 use super::orphans::{Mark, Orphans};
 use super::output::{Capture, LastLines};
 use super::probe::{Look, Probe};
 use super::process::{Process, Told, exit_reason, is_clean};
 use super::spawn::{Launcher, Particulars};
-use super::steward::Visitor;
-use super::{Options, READ_BUFFER, RunDirectory, Status, advice, inspect};
-use crate::config::Settings;
+use super::{Options, READ_BUFFER, RunDirectory, Status, wake};
+use crate::config::{ReadyBy, Settings};
 use crate::control::SOCKET_NAME;
 use crate::dispatch::{Dispatch, Moves, Target, WorkerId};
-use crate::fleet::{Ending, Event, Exit, Machine, Name, RollEnd, RollReport, Start, Started};
+use crate::fleet::{Ending, Event, Exit, Machine, Name, Start, Started};
 use crate::log::{Level, Log, Stream};
 use crate::mailbox::{Message, Postboxes};
+use crate::proc;
 
 /// How long a process may take to end after KILL. One that is frozen, or in the middle of a system call that cannot be interrupted, takes
 /// for ever; its place is filled again.
@@ -43,8 +42,21 @@ const KILL_PATIENCE: Duration = Duration::from_secs(5);
 const LEAST_GUARD_DELAY: Duration = Duration::from_millis(100);
 const MOST_GUARD_DELAY: Duration = Duration::from_secs(30);
 
+/// What is seen of a worker, or heard from it, and is for the fleet to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Observation {
+    /// It says that it is ready, and that is what was waited for.
+    Ready,
+    /// It says that it leaves.
+    Leaves,
+    /// It was silent for longer than it had promised.
+    Silent(Duration),
+    /// It holds so many bytes, and has held too many for too long.
+    Heavy(u64),
+}
+
 /// See the module.
-pub(super) struct Crew {
+pub(super) struct Processes {
     pub settings: Arc<Settings>,
     pub dispatch: Arc<Dispatch>,
     pub postboxes: Postboxes,
@@ -60,7 +72,7 @@ pub(super) struct Crew {
     /// When the guard was started last, and how long after that another may be.
     guard_started: Instant,
     guard_delay: Duration,
-    pub processes: Vec<Process>,
+    pub workers: Vec<Process>,
     /// How long a process may take to end after KILL; then it is left behind.
     pub kill_patience: Duration,
     /// Some process was left behind: it could not be killed.
@@ -72,18 +84,13 @@ pub(super) struct Crew {
     /// The last worker that ended well although nobody had told it to.
     went: Option<String>,
     /// Workers that joined by themselves.
-    pub guests: Vec<Visitor>,
+    pub joined: Vec<JoinedWorker>,
     pub status: Arc<Status>,
-    /// What those who listen for events are still to be told.
-    pub news: News,
-    /// Rolls that have ended and were not told to those who wait for them.
-    pub ended_rolls: Vec<RollReport>,
-    /// The newest generation of which a worker has been ready.
-    newest_ready: u32,
+    pub events: Events,
     buffer: Box<[u8]>,
 }
 
-impl Crew {
+impl Processes {
     pub fn new(
         settings: Arc<Settings>,
         dispatch: Arc<Dispatch>,
@@ -92,10 +99,11 @@ impl Crew {
         run: RunDirectory,
         options: Options,
         launcher: Option<Launcher>,
-    ) -> io::Result<Crew> {
+    ) -> io::Result<Processes> {
         let Options { program, memory_interval, headroom, signals, about, .. } = options;
         let guard = launcher.is_some().then(|| Guard::start(&program, run.sockets())).transpose()?;
-        Ok(Crew {
+        let events = Events::new(log.clone(), Arc::clone(&settings));
+        Ok(Processes {
             settings,
             dispatch,
             postboxes,
@@ -108,40 +116,38 @@ impl Crew {
             guard,
             guard_started: Instant::now(),
             guard_delay: LEAST_GUARD_DELAY,
-            processes: Vec::new(),
+            workers: Vec::new(),
             kill_patience: KILL_PATIENCE,
             left_behind: false,
             // Inside of another program its children are not ours.
             orphans: (signals && about.is_some()).then(Orphans::adopt),
             orphaned: false,
             went: None,
-            guests: Vec::new(),
+            joined: Vec::new(),
             status: Arc::default(),
-            news: News::default(),
-            ended_rolls: Vec::new(),
-            newest_ready: 0,
+            events,
             buffer: vec![0; READ_BUFFER].into_boxed_slice(),
         })
     }
 
     pub fn process(&self, name: Name) -> Option<&Process> {
-        self.processes.iter().find(|process| process.name == name)
+        self.workers.iter().find(|process| process.name == name)
     }
 
     fn process_mut(&mut self, name: Name) -> Option<&mut Process> {
-        self.processes.iter_mut().find(|process| process.name == name)
+        self.workers.iter_mut().find(|process| process.name == name)
     }
 
     /// A worker's name in the dispatch.
     pub fn id(&self, name: Name) -> Option<WorkerId> {
         let ours = self.process(name).map(|process| process.id);
-        ours.or_else(|| self.guests.iter().find(|visitor| visitor.name == name).map(|visitor| visitor.id))
+        ours.or_else(|| self.joined.iter().find(|worker| worker.name == name).map(|worker| worker.id))
     }
 
     /// A worker's name in the fleet.
     pub fn name(&self, id: WorkerId) -> Option<Name> {
-        let ours = self.processes.iter().find(|process| process.id == id).map(|process| process.name);
-        ours.or_else(|| self.guests.iter().find(|visitor| visitor.id == id).map(|visitor| visitor.name))
+        let ours = self.workers.iter().find(|process| process.id == id).map(|process| process.name);
+        ours.or_else(|| self.joined.iter().find(|worker| worker.id == id).map(|worker| worker.name))
     }
 
     /// Where the control socket is.
@@ -197,7 +203,7 @@ impl Crew {
         };
         self.status.starts.fetch_add(1, Ordering::Relaxed);
         let group = child.id();
-        self.tell(Level::Info, "worker-spawn", "worker started", &[("worker", &label), ("pid", &group)]);
+        self.events.emit(Level::Info, "worker-spawn", "worker started", &[("worker", &label), ("pid", &group)]);
         if let Some(socket) = &mut notify {
             socket.belongs_to(group as i32);
         }
@@ -205,7 +211,7 @@ impl Crew {
         let process = Process {
             probe: Probe::of_readiness(&app.ready.by, address, endpoint.inherited(), now)
                 .map(|probe| probe.or_at(endpoint.others().iter().cloned())),
-            voice: notify.map(|socket| Voice { socket, watchdog: Watchdog::new(app.watchdog), status: String::new() }),
+            channel: notify.map(|socket| Channel::new(socket, app.watchdog)),
             memory: app.recycle.memory.map(|limit| MemoryWatch::new(limit, self.memory_interval, now)),
             name,
             id,
@@ -220,7 +226,7 @@ impl Crew {
             last_lines: LastLines::default(),
             told: Told::Nothing,
         };
-        self.processes.push(process);
+        self.workers.push(process);
         // Where no guard could be started, there may be room for one by now.
         if self.guard.as_mut().is_none_or(|guard| guard.add(group).is_err()) {
             self.replace_guard();
@@ -231,19 +237,19 @@ impl Crew {
     /// Looks for the sockets that are in question; those that accept.
     pub fn look_for_sockets(&mut self, now: Instant) -> Vec<Name> {
         let mut found = Vec::new();
-        for process in &mut self.processes {
+        for process in &mut self.workers {
             let Some(probe) = &mut process.probe else { continue };
             if probe.look(now) != Look::Listening {
                 continue;
             }
-            if inspect::is_dying(process.child.id()) {
+            if proc::is_dying(process.child.id()) {
                 // Its listener is only what it closes last. The word of its end is on the way.
                 probe.later(now);
                 continue;
             }
             let address = probe.address().clone();
             let port = address.as_socket().filter(|_| process.endpoint.may_leave_port()).map(|address| address.port());
-            if port.is_some_and(|port| inspect::is_foreign(process.child.id(), port)) {
+            if port.is_some_and(|port| proc::is_foreign(process.child.id(), port)) {
                 probe.later(now);
                 continue;
             }
@@ -269,19 +275,19 @@ impl Crew {
     /// The processes that are over, not reaped yet; `child`: one of this process's children has ended.
     pub fn ended(&mut self, child: bool, now: Instant) -> Vec<Name> {
         let patience = self.kill_patience;
-        let over = self.processes.iter_mut().filter_map(|process| {
+        let over = self.workers.iter_mut().filter_map(|process| {
             let over = process.is_over(child, patience, now);
             over.then_some(process.name)
         });
         over.collect()
     }
 
-    /// Looks after what has left its worker: `child` as in [`Crew::ended`].
+    /// Looks after what has left its worker: `child` as in [`Processes::ended`].
     pub fn look_at_orphans(&mut self, child: bool, now: Instant) {
         let due = self.orphans.as_ref().and_then(Orphans::due).is_some_and(|due| now >= due);
         let Some(mut orphans) = self.orphans.take_if(|_| child || due || self.orphaned) else { return };
         self.orphaned = false;
-        let lives = |mark: &Mark| self.processes.iter().any(|process| mark.is_of(&process.endpoint));
+        let lives = |mark: &Mark| self.workers.iter().any(|process| mark.is_of(&process.endpoint));
         let told = orphans.look(&self.owned(), lives, now);
         self.orphans = Some(orphans);
         let went = self.went.take();
@@ -292,11 +298,11 @@ impl Crew {
                     let message =
                         "the command went into the background: run it in the foreground, e.g. with --nodaemon";
                     let fields = [&[("worker", label as &dyn Display)], &fields[..]].concat();
-                    self.tell(Level::Error, "worker-in-background", message, &fields);
+                    self.events.emit(Level::Error, "worker-in-background", message, &fields);
                 }
                 None => {
                     let message = "a process that had left its worker is ended with it";
-                    self.tell(Level::Info, "worker-escaped", message, &fields);
+                    self.events.emit(Level::Info, "worker-escaped", message, &fields);
                 }
             }
         }
@@ -304,20 +310,20 @@ impl Crew {
 
     /// The children that have an owner.
     pub fn owned(&self) -> Vec<u32> {
-        self.processes.iter().map(|process| process.child.id()).chain(self.guard.as_ref().map(Guard::id)).collect()
+        self.workers.iter().map(|process| process.child.id()).chain(self.guard.as_ref().map(Guard::id)).collect()
     }
 
     /// When a process or an orphan is to be looked at again.
     pub fn due(&self) -> Option<Instant> {
-        let processes = self.processes.iter().filter_map(|process| process.due(self.kill_patience));
+        let processes = self.workers.iter().filter_map(|process| process.due(self.kill_patience));
         let guard = (self.guard.is_none() && self.launcher.is_some()).then(|| self.guard_started + self.guard_delay);
         processes.chain(self.orphans.as_ref().and_then(Orphans::due)).chain(guard).min()
     }
 
     /// Announces the end of a process, reaps it, clears up behind it, and says why it ended.
-    pub fn bury(&mut self, name: Name, ending: Option<Ending>, was_ready: bool, now: Instant) -> Option<Exit> {
-        let position = self.processes.iter().position(|process| process.name == name)?;
-        let mut process = self.processes.swap_remove(position);
+    pub fn reap(&mut self, name: Name, ending: Option<Ending>, was_ready: bool, now: Instant) -> Option<Exit> {
+        let position = self.workers.iter().position(|process| process.name == name)?;
+        let mut process = self.workers.swap_remove(position);
         let id = process.id;
         self.dispatch.died(id, now);
         self.postboxes.broadcast(|| Message::Died(id));
@@ -351,37 +357,75 @@ impl Crew {
             Ok(status) => (exit_reason(None, was_ready, *status), exit_reason(ending, was_ready, *status)),
             Err(error) => (error.to_string(), error.to_string()),
         };
-        self.report(&process, status.ok(), &reason, !is_crash, served, now);
+        let exit = WorkerExit { status: status.ok(), reason: &reason, planned: !is_crash, served };
+        self.events.exited(&process, &exit, now);
         Some(Exit { answered, clean, how, last_lines: process.last_lines.joined() })
     }
 
-    fn report(
-        &mut self,
-        process: &Process,
-        status: Option<std::process::ExitStatus>,
-        reason: &str,
-        planned: bool,
-        served: u64,
-        now: Instant,
-    ) {
-        let level = if planned { Level::Info } else { Level::Error };
-        let lived = format!("{:.1} s", now.duration_since(process.born).as_secs_f32());
-        let last = process.last_lines.joined();
-        let pid = process.child.id();
-        let (code, signal) = (status.and_then(|status| status.code()), status.and_then(|status| status.signal()));
-        let mut fields: Vec<(&str, &dyn Display)> =
-            vec![("worker", &process.label), ("pid", &pid), ("reason", &reason)];
-        fields.extend(code.as_ref().map(|code| ("code", code as &dyn Display)));
-        fields.extend(signal.as_ref().map(|signal| ("signal", signal as &dyn Display)));
-        fields.extend([("served", &served as &dyn Display), ("lived", &lived)]);
-        if !planned && !last.is_empty() {
-            fields.push(("last_stderr", &last));
+    /// Reads what workers say and looks at what is due. Never blocks; memory is read within the bounds of
+    /// [`memory::proportional_of`].
+    pub fn observe(&mut self, now: Instant) -> Vec<(Name, Observation)> {
+        let mut seen = Vec::new();
+        let waited_for = self.settings.app.ready.by == ReadyBy::Notify;
+        let mut hung_up = Vec::new();
+        for process in &mut self.workers {
+            let Some(channel) = &mut process.channel else { continue };
+            let Channel { socket, watchdog, status } = channel;
+            socket.read(|message| {
+                watchdog.take(&message, now);
+                match message {
+                    notify::Message::Ready if waited_for => seen.push((process.name, Observation::Ready)),
+                    notify::Message::Stopping => seen.push((process.name, Observation::Leaves)),
+                    notify::Message::Status(text) => *status = text,
+                    _ => {}
+                }
+            });
+            if watchdog.has_expired(now) {
+                let period = watchdog.period().unwrap_or_default();
+                *watchdog = Watchdog::new(None);
+                seen.push((process.name, Observation::Silent(period)));
+                hung_up.push((process.label.clone(), process.child.id(), period));
+            }
         }
-        self.tell(level, "worker-exit", "worker ended", &fields);
+        for (label, pid, period) in hung_up {
+            let fields: [(&str, &dyn Display); 2] = [("worker", &label), ("pid", &pid)];
+            let message =
+                format!("the worker has not said WATCHDOG=1 for {} s, and is taken for stuck", period.as_secs_f32());
+            self.events.emit(Level::Error, "worker-silent", &message, &fields);
+        }
+        self.weigh(now, &mut seen);
+        seen
+    }
+
+    fn weigh(&mut self, now: Instant, seen: &mut Vec<(Name, Observation)>) {
+        let due = |process: &&mut Process| process.memory.as_ref().is_some_and(|watch| watch.next() <= now);
+        let mut weighed: Vec<&mut Process> = self.workers.iter_mut().filter(due).collect();
+        if weighed.is_empty() {
+            return;
+        }
+        let groups: Vec<i32> = weighed.iter().map(|process| process.group()).collect();
+        for (process, bytes) in weighed.iter_mut().zip(memory::proportional_of(&groups)) {
+            if process.memory.as_mut().is_some_and(|watch| watch.sample(bytes, now)) {
+                seen.push((process.name, Observation::Heavy(bytes.unwrap_or(0))));
+            }
+        }
+    }
+
+    /// Whether memory has room for another worker like this one; so, where nothing is known.
+    pub fn has_room_beside(&self, name: Name) -> bool {
+        let held = self.process(name).and_then(|process| memory::proportional(process.group()));
+        held.zip((self.headroom)()).is_none_or(|(held, free)| held <= free)
+    }
+
+    /// What the supervisor sleeps on for probes and channels.
+    pub fn entries(&self) -> impl Iterator<Item = libc::pollfd> {
+        let channels = self.workers.iter().filter_map(|process| process.channel.as_ref());
+        let channels = channels.map(|channel| wake::entry(channel.socket.descriptor(), libc::POLLIN));
+        self.workers.iter().filter_map(|process| process.probe.as_ref()?.entry()).chain(channels)
     }
 
     pub fn read_output(&mut self) {
-        for process in &mut self.processes {
+        for process in &mut self.workers {
             let Process { stdout, stderr, last_lines, label, .. } = process;
             stdout.read(&mut self.buffer, |line| self.log.worker_line(label, Stream::Stdout, line));
             stderr.read(&mut self.buffer, |line| {
@@ -425,7 +469,7 @@ impl Crew {
         self.guard_delay = (self.guard_delay * 2).min(MOST_GUARD_DELAY);
         self.guard_started = Instant::now();
         let started = Guard::start(&self.program, self.run.sockets()).and_then(|mut guard| {
-            self.processes.iter().try_for_each(|process| guard.add(process.child.id()))?;
+            self.workers.iter().try_for_each(|process| guard.add(process.child.id()))?;
             Ok(guard)
         });
         match started {
@@ -433,95 +477,9 @@ impl Crew {
             Err(error) => self.log.event(Level::Error, format_args!("cannot start the guard process: {error}"), &[]),
         }
     }
-
-    /// Writes a line to the log, and tells those who listen for events.
-    pub fn tell(&mut self, level: Level, event: &'static str, message: &str, fields: &[(&str, &dyn Display)]) {
-        self.log.event(level, message, &[&[("event", &event as &dyn Display)], fields].concat());
-        self.news.add(event, message, fields);
-    }
-
-    /// With the first of a generation comes where it really runs, behind all links, and whether it has a pool of its own.
-    fn say_ready(&mut self, name: Name) {
-        let Some(process) = self.process(name) else { return };
-        let took = format!("{} ms", process.born.elapsed().as_millis());
-        let (label, pid, generation) = (process.label.clone(), process.child.id(), process.generation);
-        let is_first = generation > self.newest_ready;
-        self.newest_ready = self.newest_ready.max(generation);
-        let directory = is_first.then(|| inspect::directory(pid)).flatten();
-        let directory = directory.map(|directory| directory.display().to_string());
-        let mut fields: Vec<(&str, &dyn Display)> = vec![("worker", &label), ("pid", &pid), ("took", &took)];
-        fields.extend(directory.as_ref().map(|directory| ("directory", directory as &dyn Display)));
-        self.tell(Level::Info, "worker-ready", "worker ready", &fields);
-        let concurrency = self.settings.app.concurrency;
-        if let Some(advice) = is_first.then(|| advice::about_children(pid, concurrency)).flatten() {
-            self.tell(Level::Warn, "own-pool", &advice, &[("worker", &label)]);
-        }
-    }
-
-    /// The socket did not come, while so many others were on their way, or not come back: says all that can be known.
-    fn say_not_ready(&mut self, name: Name, starting: Option<usize>) {
-        let now = Instant::now();
-        let timeout = self.settings.app.ready.timeout;
-        let Some(process) = self.process(name) else { return };
-        let listens_on = inspect::listening_addresses(process.child.id());
-        let elsewhere = match listens_on.join(", ") {
-            none if none.is_empty() => "nothing".to_owned(),
-            some => some,
-        };
-        let (label, pid, last) = (process.label.clone(), process.child.id(), process.last_lines.joined());
-        let reason = process.probe.as_ref().and_then(Probe::reason);
-        let message = match starting {
-            // Longer than it was given, for one that burned CPU.
-            Some(others) => {
-                let took = timeout.max(Duration::from_secs(now.duration_since(process.born).as_secs()));
-                let mut message = process.endpoint.not_ready(&self.settings.app.ready.by, took, reason);
-                match others {
-                    0 => {}
-                    1 => message += "; 1 other was starting beside it (--start-parallel)",
-                    _ => message += &format!("; {others} others were starting beside it (--start-parallel)"),
-                }
-                message + &process.endpoint.remedy(&listens_on)
-            }
-            None => process.endpoint.not_back(timeout, reason),
-        };
-        let fields: [(&str, &dyn Display); 4] =
-            [("worker", &label), ("pid", &pid), ("listens_on", &elsewhere), ("last_stderr", &last)];
-        self.tell(Level::Error, "worker-not-ready", &message, &fields);
-    }
-
-    fn say_roll_ended(&mut self, report: RollReport) {
-        let replaced = format!("{} of {}", report.done, report.total);
-        let mut fields: Vec<(&str, &dyn Display)> =
-            vec![("roll", &report.id), ("generation", &report.generation), ("replaced", &replaced)];
-        match &report.end {
-            RollEnd::Done => self.tell(Level::Info, "roll-end", "rolling restart done", &fields),
-            RollEnd::Aborted { reason, last_lines } => {
-                fields.push(("reason", reason));
-                if !last_lines.is_empty() {
-                    fields.push(("last_stderr", last_lines));
-                }
-                self.tell(Level::Error, "roll-abort", "rolling restart aborted; the old workers serve on", &fields);
-            }
-        }
-        self.ended_rolls.push(report);
-    }
-
-    fn say_gave_up(&mut self, number: u32, next: Duration) {
-        let restart = &self.settings.app.restart;
-        let (crashes, within) = (restart.crashes, format!("{} s", restart.within.as_secs_f32()));
-        let next = format!("{} s", next.as_secs());
-        let fields: [(&str, &dyn Display); 4] =
-            [("worker", &number), ("crashes", &crashes), ("within", &within), ("next_in", &next)];
-        self.tell(
-            Level::Error,
-            "worker-failed",
-            "a worker crashes before it answers anything, and is given up; one is tried again now and then",
-            &fields,
-        );
-    }
 }
 
-impl Machine for Crew {
+impl Machine for Processes {
     fn start(&mut self, start: Start) -> Started {
         match self.try_start(start) {
             Ok(true) => Started::Yes,
@@ -592,7 +550,7 @@ impl Machine for Crew {
     }
 
     fn cpu_time(&mut self, name: Name) -> Option<Duration> {
-        inspect::cpu_time(self.process(name)?.child.id())
+        proc::cpu_time(self.process(name)?.child.id())
     }
 
     fn fits_beside(&mut self, name: Name) -> bool {
@@ -622,52 +580,11 @@ impl Machine for Crew {
     }
 
     fn say(&mut self, event: Event) {
-        let app = self.settings.app.name.clone();
-        match event {
-            Event::Ready(name) => self.say_ready(name),
-            Event::StartFailed(number, why) => {
-                let message = format!("cannot start a worker: {why}");
-                self.tell(Level::Error, "worker-start-failed", &message, &[("worker", &number)]);
-            }
-            Event::NotReady(name, others) => self.say_not_ready(name, Some(others)),
-            Event::NotBack(name) => self.say_not_ready(name, None),
-            Event::Cut(name) => {
-                let label = self.process(name).map(|process| process.label.clone()).unwrap_or_default();
-                let message = "the worker's requests did not end in time and are cut";
-                self.tell(Level::Warn, "worker-cut", message, &[("worker", &label)]);
-            }
-            Event::Loops(number, ends, delay) => {
-                let within = "60 s";
-                let next = format!("{:.1} s", delay.as_secs_f32());
-                let fields: [(&str, &dyn Display); 4] =
-                    [("worker", &number), ("ends", &ends), ("within", &within), ("next_in", &next)];
-                let message = "a worker answers and ends again and again; it is started later each time";
-                self.tell(Level::Error, "worker-looping", message, &fields);
-            }
-            Event::GaveUp(number, next) => self.say_gave_up(number, next),
-            Event::OldServesOn(number) => {
-                let message = "the replacements for this worker crash; the old one serves on";
-                self.tell(Level::Error, "worker-not-replaced", message, &[("worker", &number)]);
-            }
-            Event::NoMemory(number) => {
-                let message = "memory has no room for a replacement beside the old worker; it waits (--max-unavailable \
-                               permits that one is missing)";
-                self.tell(Level::Warn, "worker-not-replaced", message, &[("worker", &number)]);
-            }
-            Event::AppFailed => {
-                let message = "the app has failed: all its workers are given up, and one is tried again now and then";
-                self.tell(Level::Error, "app-failed", message, &[("app", &app)]);
-            }
-            Event::RollBegan(roll, generation, places) => {
-                let fields: [(&str, &dyn Display); 3] =
-                    [("roll", &roll), ("generation", &generation), ("workers", &places)];
-                self.tell(Level::Info, "roll-start", "rolling restart", &fields);
-            }
-            Event::RollEnded(report) => self.say_roll_ended(report),
-            Event::Scaled(from, to, why) => {
-                let fields: [(&str, &dyn Display); 3] = [("from", &from), ("to", &to), ("because", &why)];
-                self.tell(Level::Info, "scale", "the number of workers changes", &fields);
-            }
-        }
+        let about = match &event {
+            Event::Ready(name) | Event::NotReady(name, _) | Event::NotBack(name) | Event::Cut(name) => Some(*name),
+            _ => None,
+        };
+        let process = about.and_then(|name| self.workers.iter().find(|process| process.name == name));
+        self.events.of_fleet(event, process);
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{SockAddr, Socket};
 
-use super::probe::connect;
+use super::connect;
 
 /// How long connect, request and answer may take together.
 pub const PATIENCE: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ const REFUSALS: [&[u8]; 2] = [b"not-ready", b"draining"];
 
 /// What is asked, and what counts as a yes.
 #[derive(Debug)]
-pub struct Question {
+pub struct Check {
     bytes: Vec<u8>,
     /// `GET /ready`, for messages.
     label: String,
@@ -36,22 +36,22 @@ pub struct Question {
     any: bool,
 }
 
-impl Question {
+impl Check {
     /// Whether a GET of `path` is answered with 2xx and no body that says otherwise.
-    pub fn get(path: &str) -> Question {
-        Question::new("GET", path, false)
+    pub fn get(path: &str) -> Check {
+        Check::new("GET", path, false)
     }
 
     /// Whether anybody is there who reads requests at all. `OPTIONS *` (RFC 9110 §9.3.7) is about the server and not about
     /// any resource of the app's: a ping, safe by definition.
-    pub fn ping() -> Question {
-        Question::new("OPTIONS", "*", true)
+    pub fn ping() -> Check {
+        Check::new("OPTIONS", "*", true)
     }
 
-    fn new(method: &str, target: &str, any: bool) -> Question {
+    fn new(method: &str, target: &str, any: bool) -> Check {
         let label = format!("{method} {target}");
         let rest = "Host: localhost\r\nUser-Agent: production_server\r\nAccept: */*\r\nConnection: close\r\n\r\n";
-        Question { bytes: format!("{label} HTTP/1.1\r\n{rest}").into_bytes(), label, any }
+        Check { bytes: format!("{label} HTTP/1.1\r\n{rest}").into_bytes(), label, any }
     }
 }
 
@@ -88,9 +88,9 @@ enum End {
 
 /// One question on its way. Dropping it closes the connection.
 #[derive(Debug)]
-pub struct Inquiry {
+pub struct HttpProbe {
     socket: Socket,
-    question: Rc<Question>,
+    question: Rc<Check>,
     stage: Stage,
     /// The answer's beginning.
     answer: Vec<u8>,
@@ -99,16 +99,16 @@ pub struct Inquiry {
     deadline: Instant,
 }
 
-impl Inquiry {
-    /// Connects. The rest is done by [`Inquiry::advance`].
+impl HttpProbe {
+    /// Connects. The rest is done by [`HttpProbe::advance`].
     ///
     /// # Errors
     /// With the sentence that says why nobody can be asked.
-    pub fn begin(address: &SockAddr, question: &Rc<Question>, now: Instant) -> Result<Inquiry, String> {
+    pub fn begin(address: &SockAddr, question: &Rc<Check>, now: Instant) -> Result<HttpProbe, String> {
         let socket = connect(address).map_err(|error| refusal(&error))?;
         let answer = Vec::with_capacity(512);
         let question = Rc::clone(question);
-        Ok(Inquiry { socket, question, stage: Stage::Connecting, answer, received: 0, deadline: now + PATIENCE })
+        Ok(HttpProbe { socket, question, stage: Stage::Connecting, answer, received: 0, deadline: now + PATIENCE })
     }
 
     /// When the question is given up.

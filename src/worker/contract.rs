@@ -5,7 +5,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::time::{Duration, Instant};
 
-use super::exec::LISTEN_DESCRIPTOR;
+use crate::supervisor::exec::LISTEN_DESCRIPTOR;
 
 /// The listening socket that this process inherited as descriptor 3, if it was given one (sd_listen_fds(3)). To be called
 /// once, before the process opens descriptors of its own.

@@ -1,4 +1,4 @@
-//! The status document, filled: what the fleet, the crew, the dispatch and the counters know, at one moment.
+//! The status document, filled: what the fleet, the processes, the dispatch and the counters know, at one moment.
 
 use std::time::Instant;
 
@@ -55,11 +55,11 @@ impl Supervisor {
     }
 
     pub(super) fn status_document(&mut self, now: Instant) -> status::Status {
-        let snapshot = self.crew.dispatch.snapshot();
+        let snapshot = self.processes.dispatch.snapshot();
         let state = self.state_now(&snapshot);
         let app = self.status_of_app(&snapshot, state, now);
         let about = self.observed.as_ref().map(|observed| &observed.about);
-        let settings = &self.crew.settings;
+        let settings = &self.processes.settings;
         status::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -68,9 +68,9 @@ impl Supervisor {
             backend: about.map_or_else(String::new, |about| about.backend.to_owned()),
             loops: settings.loops,
             listen: settings.listen.iter().map(ToString::to_string).collect(),
-            control_socket: self.crew.control_path().display().to_string(),
+            control_socket: self.processes.control_path().display().to_string(),
             counters: about.map(|about| counters(&about.metrics)).unwrap_or_default(),
-            log_lines_dropped: self.crew.log.dropped(),
+            log_lines_dropped: self.processes.log.dropped(),
             apps: vec![app],
         }
     }
@@ -88,7 +88,7 @@ impl Supervisor {
     }
 
     fn serves_itself(&self) -> bool {
-        self.crew.settings.app.respond.is_some()
+        self.processes.settings.app.respond.is_some()
     }
 
     fn status_of_app(&mut self, snapshot: &Snapshot, state: State, now: Instant) -> status::App {
@@ -100,7 +100,7 @@ impl Supervisor {
             requests = status::Requests { total, per_second: recent.per_second };
             latency_ms = status::Latency::from(&recent);
         }
-        let settings = &self.crew.settings;
+        let settings = &self.processes.settings;
         let waited = snapshot.oldest.map(|since| now.saturating_duration_since(since).as_secs_f64() * 1000.0);
         status::App {
             name: settings.app.name.clone(),
@@ -148,10 +148,10 @@ impl Supervisor {
     }
 
     fn status_of_workers(&self, snapshot: &Snapshot, now: Instant) -> Vec<status::Worker> {
-        let groups: Vec<i32> = self.crew.processes.iter().map(super::process::Process::group).collect();
+        let groups: Vec<i32> = self.processes.workers.iter().map(super::process::Process::group).collect();
         let held = memory::proportional_of(&groups);
         let weight = |name| {
-            let position = self.crew.processes.iter().position(|process| process.name == name)?;
+            let position = self.processes.workers.iter().position(|process| process.name == name)?;
             held.get(position).copied().flatten()
         };
         let mut workers: Vec<status::Worker> = Vec::new();
@@ -168,8 +168,8 @@ impl Supervisor {
             workers.push(status::Worker { id: place.number, state, restarts, last_exit, ..status::Worker::default() });
         }
         workers.sort_by_key(|worker| (worker.id, worker.generation));
-        workers.extend(self.fleet.guests().iter().map(|guest| self.status_of_guest(guest, snapshot, now)));
-        let upstream = |worker: &&WorkerSnapshot| self.crew.name(worker.id).is_none() && !worker.target.supervised;
+        workers.extend(self.fleet.joined().iter().map(|joined| self.status_of_joined(joined, snapshot, now)));
+        let upstream = |worker: &&WorkerSnapshot| self.processes.name(worker.id).is_none() && !worker.target.supervised;
         workers.extend(snapshot.workers.iter().filter(upstream).map(|worker| status::Worker {
             id: worker.target.number,
             state: if worker.standing == Standing::Ready { WorkerState::Running } else { WorkerState::Starting },
@@ -187,7 +187,7 @@ impl Supervisor {
         memory_bytes: Option<u64>,
         now: Instant,
     ) -> status::Worker {
-        let process = self.crew.process(member.name);
+        let process = self.processes.process(member.name);
         let place = self.fleet.places().iter().find(|place| place.number == member.number);
         let known = process.and_then(|process| snapshot.worker(process.id));
         status::Worker {
@@ -210,27 +210,27 @@ impl Supervisor {
             memory_bytes,
             last_exit: place.and_then(|place| place.last_exit.clone()),
             status_text: process
-                .and_then(|process| process.voice.as_ref())
-                .map(|voice| voice.status.clone())
+                .and_then(|process| process.channel.as_ref())
+                .map(|channel| channel.status.clone())
                 .filter(|text| !text.is_empty()),
             ..counted(known)
         }
     }
 
-    fn status_of_guest(&self, guest: &fleet::Guest, snapshot: &Snapshot, now: Instant) -> status::Worker {
-        let visitor = self.crew.guests.iter().find(|visitor| visitor.name == guest.name);
-        let known = visitor.and_then(|visitor| snapshot.worker(visitor.id));
+    fn status_of_joined(&self, joined: &fleet::Joined, snapshot: &Snapshot, now: Instant) -> status::Worker {
+        let worker = self.processes.joined.iter().find(|worker| worker.name == joined.name);
+        let known = worker.and_then(|worker| snapshot.worker(worker.id));
         let serves = known.is_some_and(|worker| worker.standing == Standing::Ready);
         status::Worker {
             id: known.map_or(0, |worker| worker.target.number),
-            pid: guest.pid,
+            pid: joined.pid,
             generation: known.map_or(0, |worker| worker.app_generation),
             state: if serves { WorkerState::Running } else { WorkerState::Starting },
             joined: true,
-            name: guest.worker_id.clone(),
-            socket: visitor.map_or_else(String::new, |visitor| visitor.socket.display().to_string()),
-            uptime_seconds: Some(now.duration_since(guest.since).as_secs_f64()),
-            status_text: guest.version.as_ref().map(|version| format!("version {version}")),
+            name: joined.worker_id.clone(),
+            socket: worker.map_or_else(String::new, |worker| worker.socket.display().to_string()),
+            uptime_seconds: Some(now.duration_since(joined.since).as_secs_f64()),
+            status_text: joined.version.as_ref().map(|version| format!("version {version}")),
             ..counted(known)
         }
     }

@@ -1,11 +1,14 @@
-//! What a worker's processes do, as /proc tells: on which addresses they listen, for the message about a worker that
-//! opened another door than the one it was given; and whether one is dying. Elsewhere than on Linux there is nothing to read
-//! and nothing is said.
+//! What /proc tells of processes: the one parser of its files about them. Elsewhere than on Linux there is nothing to read, nothing
+//! is known and nothing is said.
+//!
+//! - [`Stat`]: state, group, parent, flags and CPU time of a process;
+//! - [`listening_addresses`]: where the processes of a group listen, for the message about a worker that opened another door than
+//!   the one it was given.
 
 use std::collections::HashSet;
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// The state of a listening socket in /proc/net/tcp (proc_net(5); TCP_LISTEN in the kernel's tcp_states.h).
@@ -14,6 +17,58 @@ const TCP_LISTEN: &str = "0A";
 const UNIX_LISTENING: u32 = 0x10000;
 /// The flag of a task that is in its exit (PF_EXITING in the kernel's sched.h). It is set before any descriptor closes.
 const EXITING: u32 = 0x4;
+
+/// What /proc/PID/stat tells of a process (proc_pid_stat(5)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stat {
+    /// One letter: `R`, `S`, `D`, `Z`, ...
+    pub state: char,
+    /// Its parent's process id.
+    pub parent: u32,
+    /// Its process group.
+    pub group: u32,
+    /// The kernel's PF_ flags.
+    pub flags: u32,
+    /// CPU time in clock ticks, of itself and of its children that have ended.
+    pub ticks: u64,
+}
+
+impl Stat {
+    /// That of a process; `None` when there is none of that number, or nothing can be known.
+    pub fn of(process: u32) -> Option<Stat> {
+        Stat::below(Path::new("/proc"), process)
+    }
+
+    /// The same, where `proc` is mounted.
+    pub fn below(proc: &Path, process: u32) -> Option<Stat> {
+        // A process's name may be no UTF-8.
+        let bytes = fs::read(proc.join(format!("{process}/stat"))).ok()?;
+        Stat::parse(&String::from_utf8_lossy(&bytes))
+    }
+
+    /// The fields stand behind the name, which may hold anything but ends at the last parenthesis.
+    fn parse(text: &str) -> Option<Stat> {
+        let mut fields = text[text.rfind(')')? + 1..].split_ascii_whitespace();
+        let state = fields.next()?.chars().next()?;
+        let (parent, group) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
+        // Behind session, terminal and the terminal's group.
+        let flags = fields.nth(3)?.parse().ok()?;
+        // Behind four counts of page faults: utime, stime, cutime and cstime.
+        let ticks = fields.skip(4).take(4).map(|field| field.parse::<u64>().ok()).sum::<Option<u64>>()?;
+        Some(Stat { state, parent, group, flags, ticks })
+    }
+
+    /// Whether it runs code, or may again: it is no zombie.
+    pub fn is_alive(&self) -> bool {
+        !matches!(self.state, 'Z' | 'X' | 'x')
+    }
+}
+
+/// The numbers of all processes.
+pub fn processes(proc: &Path) -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir(proc).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
 
 /// The addresses on which the processes of a group listen, as text: `127.0.0.1:3000`, `unix:/tmp/app.sock`.
 pub fn listening_addresses(group: u32) -> Vec<String> {
@@ -37,13 +92,13 @@ pub fn listening_addresses(group: u32) -> Vec<String> {
 
 /// The processes of a group, and all that they have started: some package managers give the app a group of its own.
 fn processes_of(group: u32) -> Vec<u32> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let processes = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let known: Vec<[u32; 3]> = processes.filter_map(parent_and_group).collect();
-    let mut found: Vec<u32> = known.iter().filter(|[_, _, of]| *of == group).map(|[process, ..]| *process).collect();
+    let all = processes(Path::new("/proc"));
+    let known: Vec<(u32, Stat)> = all.filter_map(|process| Some((process, Stat::of(process)?))).collect();
+    let mut found: Vec<u32> =
+        known.iter().filter(|(_, stat)| stat.group == group).map(|(process, _)| *process).collect();
     let mut cursor = 0;
     while let Some(parent) = found.get(cursor).copied() {
-        let children = known.iter().filter(|[_, of, _]| *of == parent).map(|[process, ..]| *process);
+        let children = known.iter().filter(|(_, stat)| stat.parent == parent).map(|(process, _)| *process);
         let more: Vec<u32> = children.filter(|child| !found.contains(child)).collect();
         found.extend(more);
         cursor += 1;
@@ -53,32 +108,23 @@ fn processes_of(group: u32) -> Vec<u32> {
 
 /// Whether a process of that group, or one that they have started, lives, other than its first one.
 pub fn is_populated(group: u32) -> bool {
-    let lives = |process: &u32| stat_field(*process, 0).is_some_and(|state| state != "Z" && state != "X");
+    let lives = |process: &u32| Stat::of(*process).is_some_and(|stat| stat.is_alive());
     processes_of(group).iter().any(|process| *process != group && lives(process))
 }
 
 /// Whether a process has begun to die. Its descriptors close one by one then, and its listener may be the last: a connect
 /// that succeeds says nothing of it any more. A zombie and one that is gone count, too.
 pub fn is_dying(process: u32) -> bool {
-    if !cfg!(target_os = "linux") {
-        return false;
-    }
-    let flags = stat_field(process, 6).and_then(|flags| flags.parse::<u32>().ok());
-    flags.is_none_or(|flags| flags & EXITING != 0)
+    cfg!(target_os = "linux") && Stat::of(process).is_none_or(|stat| stat.flags & EXITING != 0)
 }
 
 /// How much CPU time the processes of a group have used, with their children that have ended; `None`: nothing is known of any.
 pub fn cpu_time(group: u32) -> Option<Duration> {
     // SAFETY: sysconf takes a plain number and has no other effect.
     let per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).ok().filter(|ticks| *ticks > 0)?;
-    let ticks: Vec<u64> = processes_of(group).into_iter().filter_map(cpu_ticks).collect();
+    let ticks: Vec<u64> =
+        processes_of(group).into_iter().filter_map(|process| Some(Stat::of(process)?.ticks)).collect();
     (!ticks.is_empty()).then(|| Duration::from_millis(ticks.iter().sum::<u64>() * 1000 / per_second))
-}
-
-/// utime, stime, cutime and cstime of /proc/PID/stat (proc_pid_stat(5)), in clock ticks.
-fn cpu_ticks(process: u32) -> Option<u64> {
-    let stat = stat(process)?;
-    stat.split_ascii_whitespace().skip(11).take(4).map(|field| field.parse::<u64>().ok()).sum()
 }
 
 /// Whether a port on which somebody listens is not known to be that group's. Where there is nothing to read it is taken for the group's.
@@ -91,24 +137,6 @@ pub fn is_foreign(group: u32, port: u16) -> bool {
 /// The directory in which a process is, behind all links. The system keeps it with the process: no file system is asked.
 pub fn directory(process: u32) -> Option<PathBuf> {
     fs::read_link(format!("/proc/{process}/cwd")).ok()
-}
-
-/// A process, its parent and its group (proc_pid_stat(5)).
-fn parent_and_group(process: u32) -> Option<[u32; 3]> {
-    let stat = stat(process)?;
-    let mut fields = stat.split_ascii_whitespace().skip(1);
-    Some([process, fields.next()?.parse().ok()?, fields.next()?.parse().ok()?])
-}
-
-/// A field of [`stat`], counted from 0.
-fn stat_field(process: u32, index: usize) -> Option<String> {
-    stat(process)?.split_ascii_whitespace().nth(index).map(str::to_owned)
-}
-
-/// The fields of /proc/PID/stat behind the name, which may hold anything but ends at the last parenthesis.
-fn stat(process: u32) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    Some(stat[stat.rfind(')')? + 1..].to_owned())
 }
 
 fn sockets_of(process: u32) -> Vec<u64> {
@@ -153,6 +181,18 @@ fn unix_listener(line: &str, inodes: &HashSet<u64>) -> Option<String> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn the_fields_stand_behind_a_name_that_may_hold_anything() {
+        let stat = |name: &str| Stat::parse(&format!("7 ({name}) S 1 42 42 0 -1 4194308 9 9 9 9 1 2 3 4 20 0 1 0"));
+        for name in ["sh", "a b", ") R 9 9 (", ""] {
+            let expected = Stat { state: 'S', parent: 1, group: 42, flags: 4_194_308, ticks: 10 };
+            assert_eq!(stat(name), Some(expected), "{name}");
+        }
+        assert_eq!(Stat::parse("7 (cut"), None);
+        assert_eq!(Stat::parse("7 (cut) S 1"), None);
+        assert!(!Stat { state: 'Z', ..stat("sh").unwrap() }.is_alive() && stat("sh").unwrap().is_alive());
+    }
+
     #[cfg(target_os = "linux")]
     #[test]
     fn the_cpu_time_of_a_group_grows_as_it_works() {
@@ -180,7 +220,7 @@ mod tests {
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         let app = loop {
             assert!(std::time::Instant::now() < deadline, "the app is not found");
-            let elsewhere = |process: &u32| parent_and_group(*process).is_some_and(|[.., of]| of != group);
+            let elsewhere = |process: &u32| Stat::of(*process).is_some_and(|stat| stat.group != group);
             if let Some(app) = processes_of(group).into_iter().find(elsewhere) {
                 break app;
             }
