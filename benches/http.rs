@@ -50,6 +50,7 @@ const FORWARD: Forward<'_> = Forward {
     writes_forwarded: false,
     keep_alive: true,
     open: false,
+    edits: None,
 };
 
 #[divan::bench(args = HEADS)]
@@ -95,6 +96,7 @@ fn rewrite_answer(bencher: Bencher) {
         keep_alive: true,
         framing: Rewritten::Same,
         upgrade: false,
+        edits: None,
     };
     let mut room = [MaybeUninit::uninit(); 4096];
     bencher.bench_local(|| {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, Group, User, access};
 use socket2::{Domain, Socket, Type};
 
-use crate::config::{AccessLogTarget, Command, ListenAddress, Loaded, Problem, Severity};
+use crate::config::{AccessLogTarget, App, Command, ListenAddress, Loaded, Problem, Severity};
 use crate::socket_file;
 use crate::supervisor::{memory, program};
 
@@ -39,8 +39,8 @@ pub fn run(loaded: &Loaded) -> u8 {
 
 /// Everything that would not work, or is odd.
 pub fn look(loaded: &Loaded) -> Vec<Problem> {
-    let mut found = Found { loaded, problems: Vec::new() };
-    for warning in &loaded.settings.warnings {
+    let mut found = Found { loaded, app: None, problems: loaded.remarks.clone() };
+    for warning in &loaded.config.server.warnings {
         found.problems.push(Problem {
             severity: Severity::Warning,
             title: warning.clone(),
@@ -48,32 +48,38 @@ pub fn look(loaded: &Loaded) -> Vec<Problem> {
             help: Vec::new(),
         });
     }
+    found.problems.extend(loaded.not_yet());
     found.listeners();
     found.accounts();
     found.places();
-    found.command();
+    for (index, app) in loaded.config.apps.iter().enumerate() {
+        found.app = Some(index);
+        found.app(app);
+    }
+    found.app = None;
     found.memory();
     found.problems
 }
 
 struct Found<'a> {
     loaded: &'a Loaded,
+    /// The app that is looked at.
+    app: Option<usize>,
     problems: Vec<Problem>,
 }
 
 impl Found<'_> {
     fn error(&mut self, key: &str, index: usize, title: &str, label: &str) {
-        self.problems.push(self.loaded.problem(Severity::Error, key, index, title, label));
+        self.problems.push(self.loaded.problem(Severity::Error, self.app, (key, index), title, label));
     }
 
     fn warning(&mut self, key: &str, index: usize, title: &str, label: &str) {
-        self.problems.push(self.loaded.problem(Severity::Warning, key, index, title, label));
+        self.problems.push(self.loaded.problem(Severity::Warning, self.app, (key, index), title, label));
     }
 
     fn listeners(&mut self) {
-        let all = &self.loaded.settings.listen;
-        for (index, address) in all.iter().enumerate() {
-            match address {
+        for (index, listener) in self.loaded.config.listeners.iter().enumerate() {
+            match &listener.address {
                 ListenAddress::Tcp(address) => self.tcp(index, *address),
                 ListenAddress::Unix(path) => self.unix(index, path),
             }
@@ -128,10 +134,9 @@ impl Found<'_> {
     }
 
     fn accounts(&mut self) {
-        let settings = &self.loaded.settings;
-        for address in &settings.listen {
-            let ListenAddress::Unix(path) = address else { continue };
-            let access = settings.unix_listen_at(path);
+        for listener in &self.loaded.config.listeners {
+            let ListenAddress::Unix(_) = listener.address else { continue };
+            let access = &listener.access;
             let numeric = |name: &&String| name.parse::<u32>().is_err();
             if let Some(name) = access.owner.as_ref().filter(numeric)
                 && !matches!(User::from_name(name), Ok(Some(_)))
@@ -148,7 +153,7 @@ impl Found<'_> {
 
     /// Files and directories that are named.
     fn places(&mut self) {
-        let settings = &self.loaded.settings;
+        let settings = &self.loaded.config.server;
         self.run_directory(&settings.run_dir);
         if let AccessLogTarget::File(path) = &settings.access_log.target {
             if path.is_dir() {
@@ -161,12 +166,17 @@ impl Found<'_> {
                 self.writable_parent("access-log", 0, path);
             }
         }
-        if let Some(module) = &settings.app.module {
+    }
+
+    /// What one app needs.
+    fn app(&mut self, app: &App) {
+        if let Some(module) = &app.module {
             self.readable("module", 0, module);
         }
-        for (index, path) in settings.app.watch.iter().enumerate() {
+        for (index, path) in app.watch.iter().enumerate() {
             self.readable("watch", index, path);
         }
+        self.command(app);
     }
 
     fn run_directory(&mut self, path: &Path) {
@@ -205,9 +215,9 @@ impl Found<'_> {
         }
     }
 
-    fn command(&mut self) {
-        let Command::Argv(words) = &self.loaded.settings.app.command else { return };
-        let directory = self.loaded.settings.app.directory.as_deref();
+    fn command(&mut self, app: &App) {
+        let Command::Argv(words) = &app.command else { return };
+        let directory = app.directory.as_deref();
         if let Some(missing) = directory.filter(|directory| !directory.is_dir()) {
             let title = format!("there is no directory {}", missing.display());
             return self.error("directory", 0, &title, "workers start there");
@@ -226,20 +236,27 @@ impl Found<'_> {
 
     /// Whether the workers at their largest, and what may be held beside them, have room. What they need when nothing is said nobody knows.
     fn memory(&mut self) {
-        let settings = &self.loaded.settings;
-        let (Some(headroom), app) = (memory::headroom(), &settings.app) else { return };
-        let buffers = settings.buffer_bytes as u64;
-        let most = app.scaling.map_or(app.workers, |scaling| scaling.max) as u64;
+        let config = &self.loaded.config;
+        let Some(headroom) = memory::headroom() else { return };
+        let buffers = config.server.buffer_bytes as u64;
+        let most = |app: &App| app.scaling.map_or(app.workers, |scaling| scaling.max) as u64;
         let mebibytes = |bytes: u64| format!("{} MiB", bytes >> 20);
         if buffers > headroom {
             let title = format!("buffer_bytes may take {}, and {} are left", mebibytes(buffers), mebibytes(headroom));
-            self.warning("buffer-bytes", 0, &title, "memory may run short");
-        } else if let Some(each) = app.recycle.memory
-            && each.saturating_mul(most).saturating_add(buffers) > headroom
-        {
-            let all = mebibytes(each.saturating_mul(most));
-            let title = format!("{most} workers may take {all} together, and {} are left", mebibytes(headroom));
-            self.warning("max-memory", 0, &title, "memory may run short before a worker is replaced");
+            return self.warning("buffer-bytes", 0, &title, "memory may run short");
+        }
+        let limited =
+            config.apps.iter().enumerate().filter_map(|(index, app)| Some((index, most(app), app.recycle.memory?)));
+        let (mut all, mut workers) = (0u64, 0);
+        for (index, most, each) in limited {
+            all = all.saturating_add(each.saturating_mul(most));
+            workers += most;
+            if all.saturating_add(buffers) > headroom {
+                let (all, left) = (mebibytes(all), mebibytes(headroom));
+                let title = format!("{workers} workers may take {all} together, and {left} are left");
+                self.app = Some(index);
+                return self.warning("max-memory", 0, &title, "memory may run short before a worker is replaced");
+            }
         }
     }
 }

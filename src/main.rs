@@ -3,12 +3,13 @@
 use std::io::Write;
 use std::process::ExitCode;
 
-use production_server::config::{self, Environment, Invocation};
+use production_server::config::{self, Environment, Inputs, Invocation};
 use production_server::{check, conformance, control, init, server, supervisor, worker};
 
 fn main() -> ExitCode {
-    match config::read(std::env::args_os(), &Environment::of_process()) {
-        Ok(Invocation::Run(settings)) => ExitCode::from(server::run(*settings)),
+    let inputs = Inputs { arguments: std::env::args_os().collect(), environment: Environment::of_process() };
+    match config::read(inputs.arguments.clone(), &inputs.environment) {
+        Ok(Invocation::Run(loaded)) => ExitCode::from(server::run(*loaded)),
         Ok(Invocation::Check(loaded)) => ExitCode::from(check::run(&loaded)),
         Ok(Invocation::Show(loaded, show)) => print(&loaded.show(show)),
         Ok(Invocation::Schema) => print(&config::schema()),

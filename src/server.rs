@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::backends::Backend;
-use crate::config::{BackendChoice, Command, Front, ListenAddress, Settings};
+use crate::config::{BackendChoice, Command, Front, ListenAddress, Loaded, Settings};
 use crate::dispatch::{Dispatch, Policy, Standing};
 use crate::event_loop::{App, Scheme, Shared};
 use crate::http::reply::Direct;
@@ -80,8 +80,8 @@ pub struct StartError {
 }
 
 /// Runs the server until it is stopped; the exit code.
-pub fn run(settings: Settings) -> u8 {
-    match start(settings) {
+pub fn run(loaded: Loaded) -> u8 {
+    match start(loaded) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("production_server: {}", error.message);
@@ -90,7 +90,12 @@ pub fn run(settings: Settings) -> u8 {
     }
 }
 
-fn start(mut settings: Settings) -> Result<u8, StartError> {
+fn start(loaded: Loaded) -> Result<u8, StartError> {
+    if let Some(problem) = loaded.not_yet() {
+        return Err(StartError { message: loaded.report(&[problem]), code: exit::CONFIG });
+    }
+    let warnings = loaded.warnings();
+    let mut settings = loaded.config.server;
     let original_limit = raise_descriptor_limit();
     clamp_connections(&mut settings);
     let mut listeners = open_listeners(&settings)?;
@@ -106,7 +111,7 @@ fn start(mut settings: Settings) -> Result<u8, StartError> {
     let backend = choose_backend(&settings, &log)?;
     let run_directory = RunDirectory::open(&settings.run_dir)
         .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;
-    for warning in &settings.warnings {
+    for warning in &warnings {
         log.event(Level::Warn, warning, &[]);
     }
     let settings = Arc::new(settings);

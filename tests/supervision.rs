@@ -270,6 +270,20 @@ fn a_killed_worker_is_announced_and_comes_back() {
 }
 
 #[test]
+fn what_a_worker_answered_last_counts_though_it_is_read_after_its_end() {
+    let mut server = serve(settings(&[], 1));
+    let old = server.until_ready(1)[0].id;
+    let permit = server.permit();
+    send_signal(pid_of(&server, old), "KILL");
+    server.until_told("the word of the death", |message| matches!(message, Message::Died(id) if *id == old));
+    assert!(!server.log_text().contains("crash: signal 9"), "it was judged before its answer was read");
+    server.release(permit, Outcome::Answered);
+    let log = server.until_logged("crash: signal 9");
+    assert!(log.contains("served=1 ") || log.contains("\"served\":1,"), "{log}");
+    server.stop();
+}
+
+#[test]
 fn an_app_that_never_gets_ready_is_given_up_with_its_last_words() {
     let server = serve(settings(&["sh", "-c", "echo no database >&2; exit 3"], 2));
     let waiter = Waiter { loop_index: 0, exchange: Key { index: 5, generation: 1 } };

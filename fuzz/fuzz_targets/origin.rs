@@ -52,6 +52,7 @@ fuzz_target!(|bytes: &[u8]| {
         writes_forwarded: bytes.len() % 2 == 0,
         keep_alive: true,
         open: false,
+        edits: None,
     };
     let mut room = vec![MaybeUninit::uninit(); rewrite::request_room(&request, &fields, &forward)];
     let mut out = Writer::new(&mut room);

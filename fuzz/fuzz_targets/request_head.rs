@@ -45,6 +45,7 @@ fuzz_target!(|bytes: &[u8]| {
             writes_forwarded: variant & 4 != 0,
             keep_alive: variant & 2 != 0,
             open: variant & 4 != 0,
+            edits: None,
         };
         let mut room = vec![MaybeUninit::uninit(); rewrite::request_room(&request, &fields, &forward)];
         let mut out = Writer::new(&mut room);

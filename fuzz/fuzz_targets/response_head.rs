@@ -38,6 +38,7 @@ fuzz_target!(|input: &[u8]| {
             keep_alive: choice & 4 != 0,
             framing,
             upgrade: response.status == 101,
+            edits: None,
         };
         let mut room = vec![MaybeUninit::uninit(); rewrite::response_room(&response, &fields, &answer)];
         let mut out = Writer::new(&mut room);

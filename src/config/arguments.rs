@@ -26,7 +26,7 @@ pub const WRONG_CONFIGURATION: u8 = 78;
 #[derive(Debug)]
 pub enum Invocation {
     /// To serve.
-    Run(Box<Settings>),
+    Run(Box<Loaded>),
     /// To look whether that would work.
     Check(Box<Loaded>),
     /// To show what is configured.
@@ -87,6 +87,8 @@ pub(super) struct Spot {
     pub(super) column: usize,
     /// The value, in bytes of the file.
     pub(super) span: Range<usize>,
+    /// How it is written, where that is not what stands there: a table may be written in many pieces.
+    pub(super) written: Option<String>,
 }
 
 impl Source {
@@ -159,11 +161,7 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
 
 fn serve(matches: &ArgMatches, environment: &Environment) -> Result<Invocation, Refusal> {
     let loaded = load(matches, environment)?;
-    Ok(if matches.get_flag("test") {
-        Invocation::Check(Box::new(loaded))
-    } else {
-        Invocation::Run(Box::new(loaded.settings))
-    })
+    Ok(if matches.get_flag("test") { Invocation::Check(Box::new(loaded)) } else { Invocation::Run(Box::new(loaded)) })
 }
 
 /// The whole command line as clap knows it; for the help, completions and the manual page.

@@ -104,6 +104,17 @@ pub(super) fn place(given: &Given) -> String {
     }
 }
 
+/// Whether two addresses are one, or one of them takes the other's connections as well: `0.0.0.0:80` those to `127.0.0.1:80`.
+pub(super) fn cannot_both_listen(one: &ListenAddress, other: &ListenAddress) -> bool {
+    match (one, other) {
+        (ListenAddress::Tcp(one), ListenAddress::Tcp(other)) => {
+            let all = one.ip().is_unspecified() || other.ip().is_unspecified();
+            one.port() != 0 && one.port() == other.port() && one.is_ipv4() == other.is_ipv4() && (all || one == other)
+        }
+        _ => one == other,
+    }
+}
+
 /// What only shows when everything is read.
 pub(super) fn whole<'a>(settings: &Settings, given: &'a [Given]) -> Vec<Clash<'a>> {
     let find = |name: &str| given.iter().find(|one| one.key.name == name);
@@ -119,11 +130,13 @@ pub(super) fn whole<'a>(settings: &Settings, given: &'a [Given]) -> Vec<Clash<'a
     let sources = |names: &[&str]| names.iter().filter_map(|name| find(name)).map(|one| &one.source).collect();
     let mut clashes = Vec::new();
     for (index, address) in settings.listen.iter().enumerate() {
-        let chosen_by_kernel = matches!(address, ListenAddress::Tcp(address) if address.port() == 0);
-        if !chosen_by_kernel && settings.listen[..index].contains(address) {
-            let line = format!("{}: {address} is given twice: expected different addresses", named("listen", None));
-            clashes.push(Clash { line, involved: sources(&["listen"]) });
-        }
+        let what = match settings.listen[..index].iter().find(|other| cannot_both_listen(address, other)) {
+            Some(other) if other == address => format!("{address} is given twice: expected different addresses"),
+            Some(other) => format!("{address} and {other} clash: one of them takes what the other is to have"),
+            None => continue,
+        };
+        let line = format!("{}: {what}", named("listen", None));
+        clashes.push(Clash { line, involved: sources(&["listen"]) });
     }
     let (timeouts, restart) = (&settings.app.timeouts, &settings.app.restart);
     let order = [

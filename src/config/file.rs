@@ -4,9 +4,11 @@
 //! values. Nothing here stops at the first problem, and no value is passed over because a flag overrides it.
 
 mod find;
+mod routes;
 mod values;
 
 pub use find::{NAME, Text, VARIABLE, find};
+pub(super) use routes::RouteSaid;
 
 use std::ops::Range;
 use std::time::Duration;
@@ -15,12 +17,14 @@ use serde_spanned::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::arguments::{Given, Source, Spot};
+use super::clashes::cannot_both_listen;
 use super::environment::Environment;
 use super::keys::{self, Key};
 use super::places::{self, Place, Shape};
 use super::report::{Problem, line_and_column, shown_path};
+use super::route::Draft;
 use super::units::show_duration;
-use super::{ListenAddress, Settings, units};
+use super::{Settings, units};
 
 /// The longest name of an app, in bytes: it stands in the paths of sockets.
 const LONGEST_NAME: usize = 32;
@@ -30,16 +34,28 @@ const LONGEST_NAME: usize = 32;
 pub struct File {
     /// Its text.
     pub text: Text,
-    /// The name of its app.
-    pub app: Option<String>,
-    /// What the app's workers run, and where that stands.
-    pub(super) command: Option<(Vec<String>, Spot)>,
-    /// The values of keys; those of `[[listen]]` are in `listen` besides.
+    /// Its apps.
+    pub(super) apps: Vec<AppSaid>,
+    /// The values of keys that are no app's; those of `[[listen]]` are in `listen` besides.
     pub(super) given: Vec<Given>,
     /// The addresses to listen on, and what belongs to each alone.
     pub(super) listen: Vec<Listen>,
+    /// The routes, in their order.
+    pub(super) routes: Vec<RouteSaid>,
     /// Everything that is wrong.
     pub problems: Vec<Problem>,
+}
+
+/// One `[apps.NAME]`.
+#[derive(Clone, Debug)]
+pub(super) struct AppSaid {
+    pub(super) name: String,
+    /// Where the name stands.
+    pub(super) at: Range<usize>,
+    /// What its workers run, and where that stands.
+    pub(super) command: Option<(Vec<String>, Spot)>,
+    /// The values of its keys.
+    pub(super) given: Vec<Given>,
 }
 
 /// One `[[listen]]`.
@@ -57,7 +73,7 @@ impl File {
     pub fn parse(text: Text, environment: &Environment) -> File {
         let source = text.text.clone();
         let (table, errors) = DeTable::parse_recoverable(&source);
-        let mut reader = Reader { file: File { text, ..File::default() }, environment, quiet: false };
+        let mut reader = Reader { file: File { text, ..File::default() }, environment, app: None, route: None };
         for error in errors {
             let at = error.span().unwrap_or(0..0);
             let message = error.message().replace('\n', " ");
@@ -66,6 +82,7 @@ impl File {
         let broken: Vec<usize> =
             reader.file.problems.iter().map(|problem| line(&source, &problem.marks[0].0)).collect();
         reader.root(table.get_ref());
+        reader.look_at_routes();
         let mut file = reader.file;
         // Of a line that could not be read in whole, what was read of it says nothing.
         let mut seen = 0;
@@ -88,8 +105,10 @@ type Said = (String, Range<usize>);
 struct Reader<'a> {
     file: File,
     environment: &'a Environment,
-    /// Inside of what this version cannot use; it is looked at, but not taken.
-    quiet: bool,
+    /// Inside of that app.
+    app: Option<usize>,
+    /// Inside of that route.
+    route: Option<RouteSaid>,
 }
 
 type Entry<'a, 'i> = (&'a Spanned<std::borrow::Cow<'i, str>>, &'a Spanned<DeValue<'i>>);
@@ -107,6 +126,11 @@ impl Reader<'_> {
             match (key.get_ref().as_ref(), value.get_ref()) {
                 ("apps", DeValue::Table(apps)) => self.apps(apps),
                 ("listen", DeValue::Array(listeners)) => self.listeners(key.span(), listeners),
+                ("routes", DeValue::Array(routes)) => self.routes(routes),
+                ("routes", _) => {
+                    let label = "expected a list: write `[[routes]]` above `app = \"web\"`";
+                    self.wrong(Problem::error("`routes` is not a list of tables", key.span(), label));
+                }
                 ("listen", _) => {
                     let label = "expected a list: write `[[listen]]` above `address = \"0.0.0.0:8080\"`";
                     self.wrong(Problem::error("`listen` is not a list of tables", key.span(), label));
@@ -121,7 +145,6 @@ impl Reader<'_> {
     }
 
     fn apps(&mut self, apps: &DeTable<'_>) {
-        let mut first: Option<Range<usize>> = None;
         for (key, value) in entries(apps) {
             let name = key.get_ref().as_ref();
             let DeValue::Table(app) = value.get_ref() else {
@@ -136,18 +159,11 @@ impl Reader<'_> {
                     format!("expected 1 to {LONGEST_NAME} letters, digits, `_` and `-`, a letter or digit first");
                 self.wrong(Problem::error("invalid name of an app", key.span(), label));
             }
-            if let Some(first) = &first {
-                let problem =
-                    Problem::error("several apps are not known to this version", key.span(), "the second app");
-                self.wrong(problem.and(first.clone(), "the first app").help("run a server of its own for each app"));
-                self.quiet = true;
-            } else {
-                first = Some(key.span());
-                self.file.app = Some(name.to_owned());
-            }
+            self.file.apps.push(AppSaid { name: name.to_owned(), at: key.span(), command: None, given: Vec::new() });
+            self.app = Some(self.file.apps.len() - 1);
             let shown = format!("apps.{name}");
             self.table("apps.*", &shown, app);
-            self.quiet = false;
+            self.app = None;
         }
     }
 
@@ -201,17 +217,20 @@ impl Reader<'_> {
                 self.wrong(problem.and(key_at.clone(), "this is a TCP address"));
             }
         }
-        let read = |text: &str| units::listen(text).ok().filter(|address| !chosen_by_kernel(address));
-        let same = self
-            .file
-            .listen
-            .iter()
-            .find(|other| read(&other.address).is_some_and(|other| Some(other) == read(&address)));
-        if let Some(same) = same {
-            let problem = Problem::error("an address is given twice", spot.span, "expected different addresses");
-            let problem = problem.and(same.at.clone(), "the first time");
-            self.wrong(problem);
-            return;
+        let read = |text: &str| units::listen(text).ok();
+        let clashes = |other: &&Listen| {
+            let both = read(&address).zip(read(&other.address));
+            both.is_some_and(|(one, other)| cannot_both_listen(&one, &other))
+        };
+        if let Some(other) = self.file.listen.iter().find(clashes) {
+            let problem = if read(&address) == read(&other.address) {
+                let problem = Problem::error("an address is given twice", spot.span, "expected different addresses");
+                problem.and(other.at.clone(), "the first time")
+            } else {
+                let label = "one of both takes what the other is to have";
+                Problem::error("two listeners clash", spot.span, label).and(other.at.clone(), "the other")
+            };
+            return self.wrong(problem);
         }
         let at = spot.span.clone();
         match self.file.given.iter_mut().find(|given| given.key.name == "listen") {
@@ -253,10 +272,14 @@ impl Reader<'_> {
     /// One value of a key.
     fn value(&mut self, place: &'static Place, shown: String, value: &Spanned<DeValue<'_>>) {
         let Some(said) = self.leaf(place, &shown, value) else { return };
-        let spot = self.spot(shown, value.span());
+        if let Some(key) = place.route {
+            return self.of_route(place, key, said, value.span());
+        }
+        let mut spot = self.spot(shown, value.span());
+        spot.written = (place.shape == Shape::Map).then(|| routes::inline(value.get_ref()));
         let off = place.shape == Shape::TextOrFalse && matches!(value.get_ref(), DeValue::Boolean(_));
         let name = if off { "no-access-log" } else { place.name };
-        let earlier = self.file.given.iter().find(|given| given.key.name == name);
+        let earlier = self.given().iter().find(|given| given.key.name == name);
         if let Some(Source::File(earlier)) = earlier.map(|given| &given.source) {
             let title = format!("`{}` and `{}` exclude each other", earlier.path, spot.path);
             let problem = Problem::error(title, spot.span, "expected one of them");
@@ -268,26 +291,30 @@ impl Reader<'_> {
         self.give(name, spot, texts);
     }
 
-    fn give(&mut self, name: &str, spot: Spot, texts: Vec<String>) {
-        if !self.quiet {
-            let values = texts.into_iter().map(Into::into).collect();
-            self.file.given.push(Given { key: keys::by_name(name), source: Source::File(spot), values });
+    /// The values of where the reader is: an app's, or those of none.
+    fn given(&mut self) -> &mut Vec<Given> {
+        match self.app {
+            Some(app) => &mut self.file.apps[app].given,
+            None => &mut self.file.given,
         }
+    }
+
+    fn give(&mut self, name: &str, spot: Spot, texts: Vec<String>) {
+        let values = texts.into_iter().map(Into::into).collect();
+        self.given().push(Given { key: keys::by_name(name), source: Source::File(spot), values });
     }
 
     fn spot(&self, path: String, span: Range<usize>) -> Spot {
         let (line, column) = line_and_column(&self.file.text.text, span.start);
-        Spot { file: shown_path(&self.file.text), path, line, column, span }
+        Spot { file: shown_path(&self.file.text), path, line, column, span, written: None }
     }
 
     /// The texts of a value, each read by the setter once, or `None` and a problem.
     fn leaf(&mut self, place: &'static Place, shown: &str, value: &Spanned<DeValue<'_>>) -> Option<Vec<Said>> {
         let said = self.texts(place, shown, value)?;
-        let key = place.key()?;
         let mut fine = true;
-        let mut scratch = Settings::default();
         for (text, at) in &said {
-            if let Err(expected) = (key.set)(&mut scratch, text) {
+            if let Err(expected) = try_value(place, text) {
                 fine = false;
                 self.invalid(place, shown, at.clone(), &expected);
             }
@@ -305,6 +332,21 @@ impl Reader<'_> {
 
     fn texts(&mut self, place: &'static Place, shown: &str, value: &Spanned<DeValue<'_>>) -> Option<Vec<Said>> {
         match value.get_ref() {
+            DeValue::Table(table) if place.shape == Shape::Map => {
+                let read = |(key, value): Entry<'_, '_>| {
+                    let name = key.get_ref();
+                    let (text, at) = self.text(place, &format!("{shown}.{name}"), value)?;
+                    Some((format!("{name}={text}"), at))
+                };
+                let texts: Vec<_> = entries(table).into_iter().map(read).collect();
+                texts.into_iter().collect()
+            }
+            other if place.shape == Shape::Map => {
+                let label =
+                    format!("expected a table of names and values, found {}; as in {}", kind(other), place.example());
+                self.wrong(Problem::error(format!("invalid value of `{shown}`"), value.span(), label));
+                None
+            }
             DeValue::Array(items) if place.shape == Shape::List => {
                 if items.is_empty() {
                     self.invalid(place, shown, value.span(), "expected at least one");
@@ -325,7 +367,7 @@ impl Reader<'_> {
 
     /// The text of a value that is none of several.
     fn text(&mut self, place: &'static Place, shown: &str, value: &Spanned<DeValue<'_>>) -> Option<Said> {
-        use Shape::{Count, Duration, Size, Switch, Text, TextOrFalse, Word};
+        use Shape::{Count, Duration, Map, Size, Switch, Text, TextOrFalse, Word};
         let at = value.span();
         let read = match (value.get_ref(), place.shape) {
             (DeValue::String(text), _) => match text.strip_prefix(values::FILE) {
@@ -334,8 +376,9 @@ impl Reader<'_> {
             },
             (DeValue::Table(table), _) if is_reference(table) => self.reference(table),
             (DeValue::Boolean(on), Switch | Word) => Ok(if *on { "on" } else { "off" }.to_owned()),
+            (DeValue::Boolean(on), Map) => Ok(on.to_string()),
             (DeValue::Boolean(false), TextOrFalse) => return Some(("-".to_owned(), at)),
-            (DeValue::Integer(number), Count | Size | Word) => {
+            (DeValue::Integer(number), Count | Map | Size | Word) => {
                 let value = i128::from_str_radix(number.as_str(), number.radix());
                 Ok(value.map_or_else(|_| number.as_str().to_owned(), |value| value.to_string()))
             }
@@ -345,8 +388,8 @@ impl Reader<'_> {
             }
             (DeValue::Integer(number), Duration) if number.as_str() == "0" => Ok("0".to_owned()),
             (other, _) => {
-                let expected = format!("{}, found {}", expectation(place), kind(other));
-                let label = format!("{expected}; as in {}", place.example());
+                let expected = if place.shape == Map { "expected a string".to_owned() } else { expectation(place) };
+                let label = format!("{expected}, found {}; as in {}", kind(other), place.example());
                 self.wrong(Problem::error(format!("invalid value of `{shown}`"), at, label));
                 return None;
             }
@@ -438,9 +481,11 @@ impl Reader<'_> {
                 Err(what) => self.wrong(Problem::error(title.clone(), item.span(), what)),
             }
         }
-        if words.len() == items.len() && !self.quiet {
+        if words.len() == items.len() {
             let spot = self.spot(shown.to_owned(), value.span());
-            self.file.command = Some((words, spot));
+            if let Some(app) = self.app {
+                self.file.apps[app].command = Some((words, spot));
+            }
         }
     }
 
@@ -463,10 +508,6 @@ impl Reader<'_> {
         let shown_name: String = name.chars().take(80).collect();
         self.wrong(Problem::error(format!("unknown key `{}`", shown_name.escape_debug()), key.span(), label));
     }
-}
-
-fn chosen_by_kernel(address: &ListenAddress) -> bool {
-    matches!(address, ListenAddress::Tcp(address) if address.port() == 0)
 }
 
 fn mean(name: &str) -> String {
@@ -510,7 +551,16 @@ fn header(place: &Place, app: &str) -> String {
     let table = place.path.rsplit_once('.').map_or("", |(table, _)| table).replace('*', app);
     match table.strip_suffix("[]") {
         Some(list) => format!("[[{list}]]"),
-        None => format!("[{table}]"),
+        None => format!("[{}]", table.replace("[]", "")),
+    }
+}
+
+/// Reads a value for nothing, or says what would have been right.
+fn try_value(place: &Place, text: &str) -> Result<(), String> {
+    match (place.route, place.key()) {
+        (Some(route), _) => (route.set)(&mut Draft::default(), text),
+        (None, Some(key)) => (key.set)(&mut Settings::default(), text),
+        (None, None) => Ok(()),
     }
 }
 
@@ -518,10 +568,9 @@ fn header(place: &Place, app: &str) -> String {
 pub(super) fn expectation(place: &Place) -> String {
     // Nothing is an address without a port to its reader, which then speaks of ports alone.
     let nothing = if place.path == places::ADDRESS { "?" } else { "" };
-    let set = place.key().map(|key| (key.set)(&mut Settings::default(), nothing));
-    let expected = match set {
-        Some(Err(expected)) => in_file(place, expected),
-        _ => "expected a string".to_owned(),
+    let expected = match try_value(place, nothing) {
+        Err(expected) => in_file(place, expected),
+        Ok(()) => "expected a string".to_owned(),
     };
     if place.shape == Shape::TextOrFalse { format!("{expected} or false") } else { expected }
 }

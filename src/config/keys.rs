@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use super::units::{
     account, choice, count, count_or_auto, duration, internal, listen, milliseconds, mode, percent, rate, ready,
-    signal, size, switch, upstream, worker_range,
+    signal, size, switch, upstream, variable, worker_range,
 };
 use super::{
     AccessLogFormat, AccessLogTarget, BackendChoice, Balance, Command, EventFormat, HotReload, Pin, Settings,
-    WorkerSocket, cores,
+    WorkerSocket, cores, places,
 };
 
 /// What all variables of the server's own begin with; the flag's name in capitals follows.
@@ -46,6 +46,11 @@ impl Key {
     /// The name of its variable, as in `PRODUCTION_SERVER_MAX_QUEUE`.
     pub fn variable(&self) -> String {
         format!("{PREFIX}{}", self.name.replace('-', "_").to_ascii_uppercase())
+    }
+
+    /// Whether it says something of an app.
+    pub fn is_of_app(&self) -> bool {
+        places::main_of(self.name).is_some_and(|place| place.path.starts_with("apps."))
     }
 
     /// Whether it takes no value as a flag.
@@ -109,6 +114,10 @@ pub fn by_name(name: &str) -> &'static Key {
     all().find(|key| key.name == name).expect("a key that the program names is in the table")
 }
 
+/// Which of the free workers gets the next request.
+pub const BALANCES: &[(&str, Balance)] =
+    &[("lifo", Balance::Lifo), ("round-robin", Balance::RoundRobin), ("least", Balance::Least)];
+
 const APP: &[Key] = &[
     key("workers", "N|MIN..MAX|auto|join", "auto", WORKERS_HELP, |settings, text| {
         settings.app.scaling = worker_range(text)?;
@@ -127,8 +136,7 @@ const APP: &[Key] = &[
     })
     .short('c'),
     key("balance", "WAY", "lifo", "Which free worker is next: lifo, round-robin or least", |settings, text| {
-        let ways = [("lifo", Balance::Lifo), ("round-robin", Balance::RoundRobin), ("least", Balance::Least)];
-        store(&mut settings.app.balance, choice(text, &ways))
+        store(&mut settings.app.balance, choice(text, BALANCES))
     }),
     key("ready", "WAY", "listen", "When a worker is ready: listen, http:PATH, notify or join", |settings, text| {
         store(&mut settings.app.ready.by, ready(text))
@@ -150,6 +158,14 @@ const APP: &[Key] = &[
         store(&mut settings.app.directory, path(text).map(Some))
     })
     .example("/srv/app/current"),
+    key("environment", "NAME=VALUE", "", "A variable for the workers, besides the server's own", |settings, text| {
+        let (name, value) = variable(text)?;
+        settings.app.environment.insert(name, value);
+        Ok(())
+    })
+    .many()
+    .example("NODE_ENV=production"),
+    key("required", "on|off", "on", REQUIRED_HELP, |settings, text| store(&mut settings.app.required, switch(text))),
     key("watchdog", "DURATION", "", WATCHDOG_HELP, |settings, text| {
         store(&mut settings.app.watchdog, duration(text, POSITIVE).map(Some))
     })
@@ -306,6 +322,8 @@ const SOCKET_HELP: &str = "What a worker listens on: unix ($SOCKET_PATH), tcp ($
 
 const DIRECTORY_HELP: &str = "Where workers start; a link on the way is followed anew at each start [default: where the server was \
     started, by the path in $PWD]";
+
+const REQUIRED_HELP: &str = "Whether /server answers 503 when this app has failed";
 
 const WATCHDOG_HELP: &str = "Replace a worker that has said WATCHDOG=1 and then nothing for that time (sd_notify)";
 

@@ -5,13 +5,14 @@ use std::ffi::OsString;
 use clap::ArgMatches;
 
 use super::arguments::{
-    Given, Refusal, Source, WRONG_CONFIGURATION, apply, from_environment, from_flags, shorthand, win,
+    Given, Invocation, Refusal, Source, WRONG_CONFIGURATION, apply, from_environment, from_flags, shorthand, win,
 };
 use super::clashes::{Clash, OF_WORKERS, contradictions, place, whole};
 use super::environment::Environment;
-use super::file::{self, File};
-use super::report::{Problem, Severity, report};
-use super::{App, Command, ListenAddress, Settings, keys, places, units};
+use super::file::{self, AppSaid, File, RouteSaid};
+use super::report::{Problem, Severity, line_and_column, report, shown_path};
+use super::route::{Draft, Target};
+use super::{App, Command, Config, ListenAddress, Listener, Route, Settings, UnixListen, keys, places, units};
 
 /// What the workers run, and where it was said.
 #[derive(Clone, Debug)]
@@ -20,23 +21,65 @@ pub(super) struct Program {
     pub(super) source: Source,
 }
 
+/// What the configuration is made of: the command line and the environment of the start, and the file, which may change.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    /// The command line, the program's name first.
+    pub arguments: Vec<OsString>,
+    /// The variables.
+    pub environment: Environment,
+}
+
+impl Inputs {
+    /// Reads the file as it is now, and makes the configuration of everything that is said. Nothing else is touched.
+    ///
+    /// # Errors
+    /// What is wrong, with all mistakes of the file.
+    pub fn load(&self) -> Result<Loaded, Refusal> {
+        match super::read(self.arguments.iter().cloned(), &self.environment)? {
+            Invocation::Run(loaded) => Ok(*loaded),
+            _ => Err(Refusal::usage("error: the command line is not one that serves")),
+        }
+    }
+}
+
+/// What was said of one app.
+#[derive(Debug)]
+pub(super) struct AppGiven {
+    pub(super) name: String,
+    pub(super) given: Vec<Given>,
+    pub(super) program: Option<Program>,
+}
+
 /// Everything that was said, and what it makes together.
 #[derive(Debug)]
 pub struct Loaded {
     /// What holds.
-    pub settings: Settings,
+    pub config: Config,
+    /// What was said that is no app's.
     pub(super) given: Vec<Given>,
-    pub(super) program: Option<Program>,
+    /// What was said of each app, in the order of those that are named.
+    pub(super) apps: Vec<AppGiven>,
     /// The configuration file, if there is one.
     pub file: Option<File>,
+    /// What is odd in the file, but no error.
+    pub remarks: Vec<Problem>,
 }
 
 impl Loaded {
     /// A problem with the value of a key, shown where it was said. `index` is that of the value where there are many; the name is
-    /// that of a flag, or `command`.
-    pub fn problem(&self, severity: Severity, name: &str, index: usize, title: &str, label: &str) -> Problem {
-        let given = self.given.iter().find(|one| one.key.name == name);
-        let program = self.program.as_ref().filter(|_| name == "command");
+    /// that of a flag, or `command`; `app` is the one that it belongs to.
+    pub fn problem(
+        &self,
+        severity: Severity,
+        app: Option<usize>,
+        (name, index): (&str, usize),
+        title: &str,
+        label: &str,
+    ) -> Problem {
+        let app = app.and_then(|app| self.apps.get(app));
+        let given = app.map_or(&self.given, |app| &app.given).iter().find(|one| one.key.name == name);
+        let program = app.and_then(|app| app.program.as_ref()).filter(|_| name == "command");
         let source = given.map(|one| &one.source).or_else(|| program.map(|program| &program.source));
         if let Some(Source::File(spot)) = source {
             let listen = self.file.as_ref().and_then(|file| file.listen.get(index)).filter(|_| name == "listen");
@@ -57,6 +100,28 @@ impl Loaded {
         let none = file::Text::default();
         report(self.file.as_ref().map_or(&none, |file| &file.text), problems)
     }
+
+    /// What can be said in the file, and that this version cannot do yet.
+    pub fn not_yet(&self) -> Option<Problem> {
+        let file = self.file.as_ref()?;
+        let at =
+            file.routes.first().map(|route| route.at.clone()).or_else(|| file.apps.get(1).map(|app| app.at.clone()))?;
+        Some(Problem::error("several apps and routes are not served by this version", at, "take it out"))
+    }
+
+    /// What is odd, each in one line.
+    pub fn warnings(&self) -> Vec<String> {
+        let none = file::Text::default();
+        let text = self.file.as_ref().map_or(&none, |file| &file.text);
+        let remark = |problem: &Problem| match problem.marks.first() {
+            Some((at, label)) => {
+                let (line, column) = line_and_column(&text.text, at.start);
+                format!("{}:{line}:{column}: {}: {label}", shown_path(text), problem.title)
+            }
+            None => problem.title.clone(),
+        };
+        self.config.server.warnings.iter().cloned().chain(self.remarks.iter().map(remark)).collect()
+    }
 }
 
 /// The configuration file that the command line, the environment or its usual place name.
@@ -65,60 +130,214 @@ pub(super) fn file_of(matches: &ArgMatches, environment: &Environment) -> Result
     Ok(file::find(named, environment)?.map(|text| File::parse(text, environment)))
 }
 
-/// Makes the settings of everything that was said.
+/// Makes the configuration of everything that was said.
 pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Loaded, Refusal> {
     let program: Option<Vec<OsString>> = matches.get_many("command").map(|words| words.cloned().collect());
     if program.as_ref().is_some_and(|words| words[0].is_empty()) {
         return Err(Refusal::usage("error: the command behind -- is empty, as in production_server -- node server.js"));
     }
-    let mut program = program.map(|words| Program { words, source: Source::Flag });
-    let mut shorthands = Vec::new();
+    let program = program.map(|words| Program { words, source: Source::Flag });
+    let mut said: Vec<Given> = keys::all().filter_map(|key| from_environment(key, environment)).collect();
     for word in matches.get_many::<OsString>("shorthand").into_iter().flatten() {
-        shorthands.extend(shorthand(word)?);
+        shorthand(word)?.into_iter().for_each(|one| win(&mut said, one));
     }
+    keys::all().filter_map(|key| from_flags(key, matches)).for_each(|one| win(&mut said, one));
     let file = file_of(matches, environment)?;
-    let mut given = Vec::new();
     if let Some(file) = &file {
         let problems = problems_of(file);
         if !problems.is_empty() {
             let line = report(&file.text, &problems).trim_end().to_owned();
             return Err(Refusal { line, exit_code: WRONG_CONFIGURATION });
         }
-        given.clone_from(&file.given);
     }
-    keys::all().filter_map(|key| from_environment(key, environment)).for_each(|one| win(&mut given, one));
-    shorthands.into_iter().for_each(|one| win(&mut given, one));
-    keys::all().filter_map(|key| from_flags(key, matches)).for_each(|one| win(&mut given, one));
-    inherit(file.as_ref(), &mut given, &mut program);
-    if let Some(clash) = contradictions(&given, program.as_ref()).first() {
-        return Err(clash.refusal(file.as_ref()));
+    let (of_app, of_server): (Vec<Given>, Vec<Given>) = said.into_iter().partition(|one| one.key.is_of_app());
+    let mut given = file.as_ref().map_or_else(Vec::new, |file| file.given.clone());
+    of_server.into_iter().for_each(|one| win(&mut given, one));
+    let mut warnings = environment.warnings();
+    let mut apps = apps_of(file.as_ref(), of_app, program, &mut warnings)?;
+    // One list after the other, so that what was always refused first still is.
+    let lists = apps.iter().map(|app| (&app.given, app.program.as_ref())).chain([(&given, None)]);
+    for (given, program) in lists {
+        if let Some(clash) = contradictions(given, program).first() {
+            return Err(clash.refusal(file.as_ref()));
+        }
     }
     // The lower places first, so that of two keys with one effect the higher place's wins.
     given.sort_by_key(|one| one.source.rank());
-    let mut settings = Settings { warnings: environment.warnings(), app: App::default(), ..Settings::default() };
+    let mut server = Settings { warnings, ..Settings::default() };
     if let Some(file) = &file {
-        begin(&mut settings, file);
+        begin(&mut server, file);
     }
     for one in &given {
-        apply(&mut settings, one)?;
-    }
-    if let Some(program) = &program {
-        settings.app.command = Command::Argv(program.words.clone());
+        apply(&mut server, one)?;
     }
     if !given.iter().any(|one| one.key.name == "run-dir") {
-        settings.run_dir = environment.run_dir(&settings.listen);
+        server.run_dir = environment.run_dir(&server.listen);
     }
-    settings.app.directory = environment.directory(settings.app.directory.take());
-    if let Some(clash) = whole(&settings, &given).first() {
+    if let Some(clash) = whole(&server, &given).first() {
         return Err(clash.refusal(file.as_ref()));
     }
-    let has_unix = settings.listen.iter().any(|address| matches!(address, ListenAddress::Unix(_)));
+    let mut configured = Vec::new();
+    for app in &mut apps {
+        configured.push(configure(app, environment, file.as_ref())?);
+    }
+    warn_of_sockets(&mut server, &given);
+    let listeners = server.listen.iter().map(|address| listener(&server, address)).collect();
+    let routes = routes_of(file.as_ref(), &mut configured);
+    server.app = configured.first().cloned().unwrap_or_else(nothing);
+    let remarks = remarks(file.as_ref(), &routes, &configured);
+    Ok(Loaded { config: Config { server, listeners, routes, apps: configured }, given, apps, file, remarks })
+}
+
+/// What stands for an app where there is none.
+fn nothing() -> App {
+    App { command: Command::None, workers: 0, respond: Some(String::new()), ..App::default() }
+}
+
+fn listener(server: &Settings, address: &ListenAddress) -> Listener {
+    let access = match address {
+        ListenAddress::Unix(path) => server.unix_listen_at(path).clone(),
+        ListenAddress::Tcp(_) => UnixListen::default(),
+    };
+    Listener { address: address.clone(), access }
+}
+
+fn warn_of_sockets(server: &mut Settings, given: &[Given]) {
+    let has_unix = server.listen.iter().any(|address| matches!(address, ListenAddress::Unix(_)));
     let unix_only = given.iter().find(|one| places::OF_SOCKET.contains(&one.key.name));
     if let Some(one) = unix_only.filter(|_| !has_unix) {
         let name = one.key.name;
-        settings.warnings.push(format!("--{name} has no effect: no --listen unix:PATH is given"));
+        server.warnings.push(format!("--{name} has no effect: no --listen unix:PATH is given"));
     }
-    Ok(Loaded { settings, given, program, file })
+}
+
+/// The apps with what was said of each: those of the file, else the one that flags speak of, which is called `web`.
+fn apps_of(
+    file: Option<&File>,
+    outside: Vec<Given>,
+    program: Option<Program>,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<AppGiven>, Refusal> {
+    let in_file =
+        |app: &AppSaid| AppGiven { name: app.name.clone(), given: app.given.clone(), program: file_program(app) };
+    let named = file.map_or(&[][..], |file| &file.apps);
+    let by_flag = outside.iter().find(|one| !matches!(one.source, Source::Environment(_)));
+    if named.len() > 1 {
+        if by_flag.is_some() || program.is_some() {
+            let said = by_flag.map_or_else(|| "the command behind --".to_owned(), place);
+            let names: Vec<String> = named.iter().map(|app| format!("[apps.{}]", app.name)).collect();
+            let line = format!(
+                "error: {said} says nothing of which app it is for: the configuration file has several; write it under {}",
+                names.join(" or ")
+            );
+            return Err(Refusal::usage(line));
+        }
+        warnings.extend(
+            outside.iter().map(|one| format!("{} has no effect: the configuration file has several apps", place(one))),
+        );
+        return Ok(named.iter().map(in_file).collect());
+    }
+    let routes = file.map_or(&[][..], |file| &file.routes);
+    let is_meant = routes.iter().any(|route| route.draft.app.is_some()) || by_flag.is_some() || program.is_some();
+    if named.is_empty() && !routes.is_empty() && !is_meant {
+        return Ok(Vec::new());
+    }
+    let mut app = named.first().map(in_file).unwrap_or_else(|| AppGiven {
+        name: App::default().name,
+        given: Vec::new(),
+        program: None,
+    });
+    let mut given = app.given.clone();
+    outside.into_iter().for_each(|one| win(&mut given, one));
+    inherit(&mut given, &mut app.program, program);
+    app.given = given;
+    Ok(vec![app])
+}
+
+/// One app, checked.
+fn configure(app: &mut AppGiven, environment: &Environment, file: Option<&File>) -> Result<App, Refusal> {
+    app.given.sort_by_key(|one| one.source.rank());
+    let mut settings = Settings::default();
+    settings.app.name.clone_from(&app.name);
+    for one in &app.given {
+        apply(&mut settings, one)?;
+    }
+    if let Some(program) = &app.program {
+        settings.app.command = Command::Argv(program.words.clone());
+    }
+    if let Some(clash) = whole(&settings, &app.given).first() {
+        return Err(clash.refusal(file));
+    }
+    settings.app.directory = environment.directory(settings.app.directory.take());
+    Ok(settings.app)
+}
+
+/// The routes, and an app more for each set of upstreams that a route names itself.
+fn routes_of(file: Option<&File>, apps: &mut Vec<App>) -> Vec<Route> {
+    let said = file.map_or(&[][..], |file| &file.routes);
+    if said.is_empty() {
+        return vec![Route::all_to(0)];
+    }
+    let mut routes = Vec::new();
+    for RouteSaid { draft, .. } in said {
+        let to = match (&draft.respond, &draft.redirect) {
+            (Some(respond), _) => Target::Respond(respond.clone()),
+            (_, Some(redirect)) => Target::Redirect(redirect.clone()),
+            _ => Target::App(app_of(draft, apps)),
+        };
+        routes.push(Route {
+            matching: draft.matching.clone(),
+            to,
+            rewrite: draft.rewrite.clone(),
+            request_fields: draft.request_fields.clone(),
+            response_fields: draft.response_fields.clone(),
+        });
+    }
+    routes
+}
+
+/// The index of the app that a route is to. Routes to the same upstreams, with the same balance, have one in common.
+fn app_of(draft: &Draft, apps: &mut Vec<App>) -> usize {
+    let name = match &draft.app {
+        Some(name) => name.clone(),
+        None => {
+            let upstreams: Vec<String> = draft.upstreams.iter().map(ToString::to_string).collect();
+            let way = draft.balance.map(|balance| keys::BALANCES.iter().find(|(_, other)| *other == balance));
+            let way = way.flatten().map_or_else(String::new, |(word, _)| format!(" {word}"));
+            format!("{}{way}", upstreams.join(" "))
+        }
+    };
+    if let Some(index) = apps.iter().position(|app| app.name == name) {
+        return index;
+    }
+    let balance = draft.balance.unwrap_or(App::default().balance);
+    let (command, upstreams) = (Command::None, draft.upstreams.clone());
+    apps.push(App { name, command, upstreams, balance, ..App::default() });
+    apps.len() - 1
+}
+
+/// What is odd: routes that are never taken, and apps that get nothing.
+fn remarks(file: Option<&File>, routes: &[Route], apps: &[App]) -> Vec<Problem> {
+    let Some(file) = file.filter(|file| !file.routes.is_empty()) else { return Vec::new() };
+    let mut problems = Vec::new();
+    let warning =
+        |title: String, at, label: &str| Problem { severity: Severity::Warning, ..Problem::error(title, at, label) };
+    for (index, (route, said)) in routes.iter().zip(&file.routes).enumerate() {
+        let earlier = routes[..index].iter().position(|earlier| earlier.matching.covers(&route.matching));
+        if let Some(earlier) = earlier {
+            let at = said.mark("routes[].match").unwrap_or_else(|| said.at.clone());
+            let problem = warning("a route that is never taken".to_owned(), at, "an earlier one takes all of this");
+            problems.push(problem.and(file.routes[earlier].at.clone(), "this one"));
+        }
+    }
+    for (index, app) in apps.iter().enumerate() {
+        let reached = routes.iter().any(|route| route.to == Target::App(index));
+        if let Some(said) = file.apps.iter().find(|said| said.name == app.name).filter(|_| !reached) {
+            let title = format!("the app `{}` gets no requests", app.name);
+            problems.push(warning(title, said.at.clone(), "no route is to it"));
+        }
+    }
+    problems
 }
 
 impl File {
@@ -131,48 +350,49 @@ impl File {
 /// What is wrong with a file: values, and what does not go together in it.
 fn problems_of(file: &File) -> Vec<Problem> {
     let mut problems = file.problems.clone();
-    if !problems.is_empty() && file.given.is_empty() {
+    if !problems.is_empty() && file.given.is_empty() && file.apps.iter().all(|app| app.given.is_empty()) {
         return problems;
     }
-    let program = file_program(file);
-    let mut settings = Settings::default();
-    for one in &file.given {
-        // Each was read once already, or it would not be among these.
-        apply(&mut settings, one).ok();
+    let mut add = |given: &[Given], program: Option<&Program>, name: &str| {
+        let mut settings = Settings::default();
+        name.clone_into(&mut settings.app.name);
+        for one in given {
+            // Each was read once already, or it would not be among these.
+            apply(&mut settings, one).ok();
+        }
+        let clashes = contradictions(given, program);
+        let clashes = clashes.into_iter().chain(whole(&settings, given));
+        problems.extend(clashes.filter(Clash::in_file).map(|clash| clash.problem()));
+    };
+    add(&file.given, None, "web");
+    for app in &file.apps {
+        add(&app.given, file_program(app).as_ref(), &app.name);
     }
-    let clashes = contradictions(&file.given, program.as_ref());
-    let clashes = clashes.into_iter().chain(whole(&settings, &file.given));
-    problems.extend(clashes.filter(Clash::in_file).map(|clash| clash.problem()));
     problems
 }
 
-fn file_program(file: &File) -> Option<Program> {
-    let (words, spot) = file.command.as_ref()?;
+fn file_program(app: &AppSaid) -> Option<Program> {
+    let (words, spot) = app.command.as_ref()?;
     Some(Program { words: words.iter().map(OsString::from).collect(), source: Source::File(spot.clone()) })
 }
 
-/// Takes the command from the file, unless somebody says elsewhere what the app is; then what the file says of that goes.
-fn inherit(file: Option<&File>, given: &mut Vec<Given>, program: &mut Option<Program>) {
-    let Some(file) = file else { return };
+/// What the workers run is what the file says, unless somebody says elsewhere what the app is; then what the file says of that goes.
+fn inherit(given: &mut Vec<Given>, own: &mut Option<Program>, program: Option<Program>) {
     let kinds = ["upstream", "respond"];
     let from_file = |one: &Given| one.source.rank() == 0;
     let replaced = given.iter().any(|one| kinds.contains(&one.key.name) && !from_file(one));
     if program.is_some() || replaced {
         given.retain(|one| !(from_file(one) && kinds.contains(&one.key.name)));
-    } else {
-        *program = file_program(file);
+        *own = program;
     }
     if replaced {
         given.retain(|one| !(from_file(one) && OF_WORKERS.contains(&one.key.name)));
     }
 }
 
-/// What a file says that is no key: the app's name, and what belongs to single sockets.
+/// What a file says that is no key: what belongs to single sockets.
 fn begin(settings: &mut Settings, file: &File) {
     settings.config = Some(file.text.path.clone());
-    if let Some(name) = &file.app {
-        settings.app.name.clone_from(name);
-    }
     for listen in &file.listen {
         let Ok(ListenAddress::Unix(path)) = units::listen(&listen.address) else { continue };
         let mut scratch = Settings::default();

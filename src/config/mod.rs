@@ -19,6 +19,7 @@
 //! - Nothing here binds or starts anything; all that is opened is the configuration file and the files that it names for values.
 
 mod arguments;
+mod changes;
 mod clashes;
 mod conformance;
 mod environment;
@@ -28,6 +29,7 @@ mod keys;
 mod load;
 mod places;
 mod report;
+pub mod route;
 mod schema;
 mod show;
 mod steering;
@@ -42,18 +44,42 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use arguments::{Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
+pub use changes::{Changed, Changes, Fate, diff};
 pub use conformance::Conformance;
 pub use environment::{Environment, Search};
 pub use file::{File, NAME as FILE_NAME, Text};
 pub use front::{Front, Peers};
-pub use load::Loaded;
-pub use places::quoted as toml_string;
+pub use load::{Inputs, Loaded};
+pub use places::{Reload, quoted as toml_string};
 pub use report::{Problem, Severity};
+pub use route::Route;
 pub use schema::{manual, schema};
 pub use show::Show;
 pub use steering::{Ask, Change, MOST_WORKERS, PAUSE_DEFAULT, PAUSE_RANGE, ServerPlace, Steering};
 
-/// Everything that the server needs to know to run. Checked: every number is within its range.
+/// Everything that the server needs to know to run. Checked: every number is within its range, and every index is that of something.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The process, and what holds for all clients.
+    pub server: Settings,
+    /// Where to listen; at least one.
+    pub listeners: Vec<Listener>,
+    /// Which requests go where; the first that matches. What none matches is answered with 404.
+    pub routes: Vec<Route>,
+    /// The apps, those behind a route's own upstreams included.
+    pub apps: Vec<App>,
+}
+
+/// One address to listen on, and who may connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Where. Port 0 lets the kernel choose.
+    pub address: ListenAddress,
+    /// Who may connect, where it is a Unix socket.
+    pub access: UnixListen,
+}
+
+/// What is said of the process, and of one app. Checked: every number is within its range.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Where to listen; at least one. Port 0 lets the kernel choose.
@@ -268,6 +294,10 @@ pub struct App {
     pub socket: WorkerSocket,
     /// Where workers start, as an absolute path that is resolved anew at each start; `None`: the server's own directory.
     pub directory: Option<PathBuf>,
+    /// Variables for the workers, over those of the server's own environment; those of the worker contract win.
+    pub environment: BTreeMap<String, String>,
+    /// Whether the server counts as failed when this app has.
+    pub required: bool,
     /// How often a worker is to say that it is alive (sd_watchdog_enabled(3)); `None`: as often as it says itself.
     pub watchdog: Option<Duration>,
     /// What is sent to a worker that is stuck, before SIGKILL; `None`: nothing.
@@ -541,6 +571,8 @@ impl Default for App {
             ready: Ready { by: ReadyBy::Listen, timeout: Duration::from_secs(15) },
             socket: WorkerSocket::Auto,
             directory: None,
+            environment: BTreeMap::new(),
+            required: true,
             watchdog: None,
             dump_signal: None,
             hot_reload: HotReload::None,

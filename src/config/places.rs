@@ -8,7 +8,8 @@
 use std::time::Duration;
 
 use super::keys::{self, Key};
-use super::units::show_duration;
+use super::route::{self, Draft};
+use super::units::{self, show_duration};
 
 /// Where one key stands.
 pub struct Place {
@@ -22,6 +23,46 @@ pub struct Place {
     pub prefix: &'static str,
     /// The keys of a table that may stand in the place of the value, and what joins their values for the setter.
     pub pair: Option<Pair>,
+    /// When a change of it takes effect.
+    pub reload: Reload,
+    /// What it is in a route; such places have no key.
+    pub route: Option<RouteKey>,
+}
+
+/// What is said of a route, which no flag says.
+#[derive(Clone, Copy)]
+pub struct RouteKey {
+    /// What it does, in one line.
+    pub help: &'static str,
+    /// A good value, as the setter takes it.
+    pub example: &'static str,
+    /// Reads one value, or says what would have been right.
+    pub set: fn(&mut Draft, &str) -> Result<(), String>,
+}
+
+/// What a reload does with a changed value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reload {
+    /// It holds from the next request on, or from the next decision.
+    Live,
+    /// Listeners are opened and closed; connections that stand are left alone.
+    Listener,
+    /// The app's workers are replaced by a rolling restart.
+    Roll,
+    /// It needs a new start of the server; a reload warns of it and leaves it.
+    Restart,
+}
+
+impl Reload {
+    /// Its word in documents.
+    pub fn word(self) -> &'static str {
+        match self {
+            Reload::Live => "live",
+            Reload::Listener => "listener",
+            Reload::Roll => "roll",
+            Reload::Restart => "restart",
+        }
+    }
 }
 
 /// Two keys that make one value.
@@ -58,6 +99,8 @@ pub enum Shape {
     TextOrFalse,
     /// A switch that is said by false at a path that another key has.
     False,
+    /// A table of names and strings; `NAME=VALUE` to the setter.
+    Map,
 }
 
 impl Place {
@@ -79,6 +122,10 @@ impl Place {
             Shape::False => "false".to_owned(),
             Shape::Switch | Shape::Word if text.eq_ignore_ascii_case("off") => "false".to_owned(),
             Shape::Switch | Shape::Word if text.eq_ignore_ascii_case("on") => "true".to_owned(),
+            Shape::Map => {
+                let (name, value) = text.split_once('=').unwrap_or((text, ""));
+                format!("{{ {} = {} }}", map_key(name), quoted(value))
+            }
             // Only flags in milliseconds have durations without a unit.
             Shape::Duration if plain(text) && text != "0" => {
                 let duration = text.parse().map(|milliseconds| show_duration(Duration::from_millis(milliseconds)));
@@ -92,11 +139,19 @@ impl Place {
     pub fn example(&self) -> String {
         match self.key() {
             Some(_) if self.path == "apps.*.ready.http" => quoted("/ready"),
-            Some(key) if self.shape == Shape::List => format!("[{}]", quoted(key.example)),
-            Some(key) => self.write(key.example),
-            None => r#"["node", "server.js"]"#.to_owned(),
+            _ if self.path == COMMAND => r#"["node", "server.js"]"#.to_owned(),
+            key => {
+                let example = key.map(|key| key.example).or(self.route.map(|route| route.example)).unwrap_or_default();
+                if self.shape == Shape::List { format!("[{}]", quoted(example)) } else { self.write(example) }
+            }
         }
     }
+}
+
+/// A name in a table of names that are free.
+pub fn map_key(name: &str) -> String {
+    let bare = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-';
+    if !name.is_empty() && name.bytes().all(bare) { name.to_owned() } else { quoted(name) }
 }
 
 /// A TOML string.
@@ -116,8 +171,18 @@ pub fn quoted(text: &str) -> String {
     out
 }
 
-const fn at(name: &'static str, path: &'static str, shape: Shape) -> Place {
-    Place { name, path, shape, prefix: "", pair: None }
+const fn at(name: &'static str, path: &'static str, shape: Shape, reload: Reload) -> Place {
+    Place { name, path, shape, prefix: "", pair: None, reload, route: None }
+}
+
+const fn route(
+    path: &'static str,
+    shape: Shape,
+    help: &'static str,
+    example: &'static str,
+    set: fn(&mut Draft, &str) -> Result<(), String>,
+) -> Place {
+    Place { route: Some(RouteKey { help, example, set }), ..at("", path, shape, Reload::Live) }
 }
 
 /// What the workers run: an array of words, and no flag.
@@ -127,36 +192,37 @@ pub const ADDRESS: &str = "listen[].address";
 /// What belongs to one Unix socket that is listened on.
 pub const OF_SOCKET: [&str; 3] = ["listen-mode", "listen-owner", "listen-group"];
 
-use Shape::{Count, False, List, Size, Switch, Text, TextOrFalse, Word};
+use Reload::{Listener, Live, Restart, Roll};
+use Shape::{Count, False, List, Map, Size, Switch, Text, TextOrFalse, Word};
 
 /// All places in the order of the documents.
 pub const PLACES: &[Place] = &[
-    at("loops", "server.loops", Count),
-    at("backend", "server.backend", Word),
-    at("pin", "server.pin", Word),
-    at("max-connections", "server.max_connections", Count),
-    at("header-timeout", "server.timeouts.header", Shape::Duration),
-    at("body-timeout", "server.timeouts.body", Shape::Duration),
-    at("idle-timeout", "server.timeouts.idle", Shape::Duration),
-    at("write-timeout", "server.timeouts.write", Shape::Duration),
-    at("max-body", "server.max_body", Size),
-    at("max-head", "server.max_head", Size),
-    at("max-fields", "server.max_fields", Count),
-    at("buffer-bytes", "server.buffer_bytes", Size),
-    at("internal", "server.internal", Word),
-    at("shutdown", "server.shutdown", Shape::Duration),
-    at("stats-interval", "server.stats_interval", Shape::Duration),
-    at("run-dir", "server.run_dir", Text),
-    at("trusted-proxies", "server.trusted_proxies", List),
-    at("forwarded", "server.forwarded", Word),
-    at("proxy-protocol", "server.proxy_protocol.from", List),
-    at("proxy-protocol-timeout", "server.proxy_protocol.timeout", Shape::Duration),
-    at("listen", ADDRESS, Text),
-    at("listen-mode", "listen[].mode", Text),
-    at("listen-owner", "listen[].owner", Text),
-    at("listen-group", "listen[].group", Text),
-    at("", COMMAND, List),
-    at("directory", "apps.*.directory", Text),
+    at("loops", "server.loops", Count, Restart),
+    at("backend", "server.backend", Word, Restart),
+    at("pin", "server.pin", Word, Restart),
+    at("max-connections", "server.max_connections", Count, Restart),
+    at("header-timeout", "server.timeouts.header", Shape::Duration, Live),
+    at("body-timeout", "server.timeouts.body", Shape::Duration, Live),
+    at("idle-timeout", "server.timeouts.idle", Shape::Duration, Live),
+    at("write-timeout", "server.timeouts.write", Shape::Duration, Live),
+    at("max-body", "server.max_body", Size, Live),
+    at("max-head", "server.max_head", Size, Live),
+    at("max-fields", "server.max_fields", Count, Live),
+    at("buffer-bytes", "server.buffer_bytes", Size, Restart),
+    at("internal", "server.internal", Word, Live),
+    at("shutdown", "server.shutdown", Shape::Duration, Live),
+    at("stats-interval", "server.stats_interval", Shape::Duration, Live),
+    at("run-dir", "server.run_dir", Text, Restart),
+    at("trusted-proxies", "server.trusted_proxies", List, Restart),
+    at("forwarded", "server.forwarded", Word, Restart),
+    at("proxy-protocol", "server.proxy_protocol.from", List, Restart),
+    at("proxy-protocol-timeout", "server.proxy_protocol.timeout", Shape::Duration, Restart),
+    at("listen", ADDRESS, Text, Listener),
+    at("listen-mode", "listen[].mode", Text, Listener),
+    at("listen-owner", "listen[].owner", Text, Listener),
+    at("listen-group", "listen[].group", Text, Listener),
+    at("", COMMAND, List, Roll),
+    at("directory", "apps.*.directory", Text, Roll),
     Place {
         pair: Some(Pair {
             names: ["min", "max"],
@@ -164,41 +230,43 @@ pub const PLACES: &[Place] = &[
             joint: "..",
             example: "{ min = 2, max = 8 }",
         }),
-        ..at("workers", "apps.*.workers", Count)
+        ..at("workers", "apps.*.workers", Count, Live)
     },
-    at("concurrency", "apps.*.concurrency", Count),
-    at("balance", "apps.*.balance", Word),
-    at("ready", "apps.*.ready.by", Word),
-    Place { prefix: "http:", ..at("ready", "apps.*.ready.http", Text) },
-    at("ready-timeout", "apps.*.ready.timeout", Shape::Duration),
-    at("socket", "apps.*.socket", Word),
-    at("watchdog", "apps.*.watchdog", Shape::Duration),
-    at("keepalive", "apps.*.keepalive", Switch),
-    at("max-tunnels", "apps.*.max_tunnels", Count),
-    at("half-close", "apps.*.half_close", Word),
-    at("upstream", "apps.*.upstream", List),
-    at("respond", "apps.*.respond", Text),
-    at("module", "apps.*.module", Text),
-    at("dump-signal", "apps.*.dump_signal", Word),
-    at("connect-timeout-ms", "apps.*.timeouts.connect", Shape::Duration),
-    at("read-timeout-ms", "apps.*.timeouts.read", Shape::Duration),
-    at("request-timeout", "apps.*.timeouts.request", Shape::Duration),
-    at("answer-timeout", "apps.*.timeouts.answer", Shape::Duration),
-    at("max-queue", "apps.*.queue.size", Count),
-    at("queue-timeout-ms", "apps.*.queue.timeout", Shape::Duration),
-    at("hold", "apps.*.queue.hold", Shape::Duration),
-    at("max-requests", "apps.*.recycle.requests", Count),
-    at("recycle-jitter", "apps.*.recycle.jitter", Text),
-    at("max-lifetime", "apps.*.recycle.lifetime", Shape::Duration),
-    at("max-memory", "apps.*.recycle.memory", Size),
-    at("max-reloads", "apps.*.recycle.reloads", Count),
-    at("drain", "apps.*.restart.drain", Shape::Duration),
-    at("start-parallel", "apps.*.restart.start_parallel", Count),
-    at("restart-parallel", "apps.*.restart.parallel", Count),
-    at("max-unavailable", "apps.*.restart.max_unavailable", Count),
-    at("restart-base", "apps.*.restart.base", Shape::Duration),
-    at("restart-max", "apps.*.restart.max", Shape::Duration),
-    at("max-restarts", "apps.*.restart.max_restarts", Count),
+    at("environment", "apps.*.environment", Map, Roll),
+    at("required", "apps.*.required", Switch, Live),
+    at("concurrency", "apps.*.concurrency", Count, Roll),
+    at("balance", "apps.*.balance", Word, Live),
+    at("ready", "apps.*.ready.by", Word, Roll),
+    Place { prefix: "http:", ..at("ready", "apps.*.ready.http", Text, Roll) },
+    at("ready-timeout", "apps.*.ready.timeout", Shape::Duration, Roll),
+    at("socket", "apps.*.socket", Word, Roll),
+    at("watchdog", "apps.*.watchdog", Shape::Duration, Roll),
+    at("keepalive", "apps.*.keepalive", Switch, Live),
+    at("max-tunnels", "apps.*.max_tunnels", Count, Live),
+    at("half-close", "apps.*.half_close", Word, Live),
+    at("upstream", "apps.*.upstream", List, Live),
+    at("respond", "apps.*.respond", Text, Live),
+    at("module", "apps.*.module", Text, Roll),
+    at("dump-signal", "apps.*.dump_signal", Word, Live),
+    at("connect-timeout-ms", "apps.*.timeouts.connect", Shape::Duration, Live),
+    at("read-timeout-ms", "apps.*.timeouts.read", Shape::Duration, Live),
+    at("request-timeout", "apps.*.timeouts.request", Shape::Duration, Live),
+    at("answer-timeout", "apps.*.timeouts.answer", Shape::Duration, Live),
+    at("max-queue", "apps.*.queue.size", Count, Live),
+    at("queue-timeout-ms", "apps.*.queue.timeout", Shape::Duration, Live),
+    at("hold", "apps.*.queue.hold", Shape::Duration, Live),
+    at("max-requests", "apps.*.recycle.requests", Count, Live),
+    at("recycle-jitter", "apps.*.recycle.jitter", Text, Live),
+    at("max-lifetime", "apps.*.recycle.lifetime", Shape::Duration, Live),
+    at("max-memory", "apps.*.recycle.memory", Size, Live),
+    at("max-reloads", "apps.*.recycle.reloads", Count, Live),
+    at("drain", "apps.*.restart.drain", Shape::Duration, Live),
+    at("start-parallel", "apps.*.restart.start_parallel", Count, Live),
+    at("restart-parallel", "apps.*.restart.parallel", Count, Live),
+    at("max-unavailable", "apps.*.restart.max_unavailable", Count, Live),
+    at("restart-base", "apps.*.restart.base", Shape::Duration, Live),
+    at("restart-max", "apps.*.restart.max", Shape::Duration, Live),
+    at("max-restarts", "apps.*.restart.max_restarts", Count, Live),
     Place {
         pair: Some(Pair {
             names: ["crashes", "within"],
@@ -206,17 +274,90 @@ pub const PLACES: &[Place] = &[
             joint: "/",
             example: "{ crashes = 5, within = \"60s\" }",
         }),
-        ..at("give-up", "apps.*.restart.give_up", Text)
+        ..at("give-up", "apps.*.restart.give_up", Text, Live)
     },
-    at("give-up-exit", "apps.*.restart.give_up_exit", Switch),
-    at("hot-reload", "apps.*.hot_reload.by", Word),
-    at("watch", "apps.*.hot_reload.watch", List),
-    at("reload-signal", "apps.*.hot_reload.signal", Word),
-    at("access-log", "log.access", TextOrFalse),
-    at("no-access-log", "log.access", False),
-    at("log-format", "log.format", Word),
-    at("json-logging", "log.access_json", Switch),
+    at("give-up-exit", "apps.*.restart.give_up_exit", Switch, Live),
+    at("hot-reload", "apps.*.hot_reload.by", Word, Live),
+    at("watch", "apps.*.hot_reload.watch", List, Live),
+    at("reload-signal", "apps.*.hot_reload.signal", Word, Live),
+    route("routes[].match.host", Text, HOST_HELP, "example.org", |draft, text| {
+        route::host(text).map(|host| draft.matching.host = Some(host))
+    }),
+    route("routes[].match.path", Text, PATH_HELP, "/api/*", |draft, text| {
+        route::path(text).map(|path| draft.matching.path = Some(path))
+    }),
+    route("routes[].match.method", List, "One of these methods", "GET", |draft, text| {
+        route::method(text).map(|method| draft.matching.methods.push(method))
+    }),
+    route("routes[].app", Text, "The app that answers, by its name", "web", |draft, text| {
+        draft.app = Some(text.to_owned());
+        Ok(())
+    }),
+    route("routes[].upstreams", List, UPSTREAMS_HELP, "http://127.0.0.1:3000", |draft, text| {
+        units::upstream(text).map(|upstream| draft.upstreams.push(upstream))
+    }),
+    route("routes[].balance", Word, "Which of these upstreams is next", "least", |draft, text| {
+        units::choice(text, keys::BALANCES).map(|balance| draft.balance = Some(balance))
+    }),
+    route("routes[].respond.status", Count, "The status of a fixed answer [default: 200]", "404", |draft, text| {
+        route::status(text).map(|status| draft.respond().status = status)
+    }),
+    route("routes[].respond.body", Text, "The body of a fixed answer", "gone fishing", |draft, text| {
+        route::body(text).map(|body| draft.respond().body = body)
+    }),
+    route("routes[].respond.type", Text, TYPE_HELP, "text/html", |draft, text| {
+        route::value(text).map(|value| draft.respond().content_type = value)
+    }),
+    route("routes[].redirect.to", Text, REDIRECT_HELP, "https://{host}{path}{query}", |draft, text| {
+        route::location(text).map(|to| draft.redirect().to = to)
+    }),
+    route("routes[].redirect.status", Count, "Its status [default: 302]", "308", |draft, text| {
+        route::redirect_status(text).map(|status| draft.redirect().status = status)
+    }),
+    route("routes[].rewrite.strip", Text, STRIP_HELP, "/api", |draft, text| {
+        route::part(text).map(|strip| draft.rewrite.strip = strip)
+    }),
+    route("routes[].rewrite.prefix", Text, "Put in front of what is left", "/v2", |draft, text| {
+        route::part(text).map(|prefix| draft.rewrite.prefix = prefix)
+    }),
+    route(
+        "routes[].request_fields.set",
+        Map,
+        "Fields that the app gets with this value and no other",
+        SET,
+        |draft, text| draft.request_fields.set(text),
+    ),
+    route("routes[].request_fields.remove", List, "Fields that the app does not get", "Cookie", |draft, text| {
+        route::field(text).map(|name| draft.request_fields.remove.push(name))
+    }),
+    route(
+        "routes[].response_fields.set",
+        Map,
+        "Fields that an answer has with this value and no other",
+        SET,
+        |draft, text| draft.response_fields.set(text),
+    ),
+    route(
+        "routes[].response_fields.remove",
+        List,
+        "Fields that are taken out of an answer",
+        "Server",
+        |draft, text| route::field(text).map(|name| draft.response_fields.remove.push(name)),
+    ),
+    at("access-log", "log.access", TextOrFalse, Live),
+    at("no-access-log", "log.access", False, Live),
+    at("log-format", "log.format", Word, Live),
+    at("json-logging", "log.access_json", Switch, Live),
 ];
+
+const HOST_HELP: &str = "The host that is asked for, without a port; `*.example.org` for every name below it";
+const PATH_HELP: &str = "The path without the query; with `*` at its end every path that begins so. It is compared with %XX \
+    decoded, `//` made one and dots resolved";
+const UPSTREAMS_HELP: &str = "Servers that something else runs, as an app's `upstream`";
+const TYPE_HELP: &str = "The Content-Type of a fixed answer [default: text/plain; charset=utf-8]";
+const REDIRECT_HELP: &str = "Where a redirect leads; `{path}`, `{query}` (with its ?) and `{host}` are the request's";
+const STRIP_HELP: &str = "Taken from the front of the path that the app gets, where a slash or nothing follows";
+const SET: &str = "X-Tenant=a";
 
 /// The tables, each with what it holds.
 pub const TABLES: &[(&str, &str)] = &[
@@ -227,7 +368,10 @@ pub const TABLES: &[(&str, &str)] = &[
         "Load balancers that begin each connection with a header of the PROXY protocol; a list alone stands for `from`.",
     ),
     ("listen[]", "One address to listen on; `[[listen]]` again for each further one."),
-    ("apps", "The app behind the loops, under a name of its own: `[apps.web]`."),
+    (
+        "apps",
+        "The apps behind the loops, each under a name of its own: `[apps.web]`. With several of them `[[routes]]` says which gets what.",
+    ),
     ("apps.*", "One app. It is a command, `upstream`, `respond`, or without any of them the built-in worker."),
     ("apps.*.ready", "When a worker counts as ready; a word alone, as in `ready = \"notify\"`, stands for `by`."),
     ("apps.*.timeouts", "Deadlines of the worker side."),
@@ -235,6 +379,18 @@ pub const TABLES: &[(&str, &str)] = &[
     ("apps.*.recycle", "When a worker is replaced."),
     ("apps.*.restart", "How workers are replaced, and how those that crashed come back."),
     ("apps.*.hot_reload", "What changed files do; a word alone, as in `hot_reload = \"process\"`, stands for `by`."),
+    (
+        "routes[]",
+        "Which requests go where: `[[routes]]` again for each further one; the first that matches is taken, and what none matches is \
+        answered with 404. Without any, everything goes to the one app that there is. A route is to an `app`, to `upstreams`, to \
+        a fixed answer (`respond`) or a `redirect`.",
+    ),
+    ("routes[].match", "Which requests the route is for: all that is said must hold; without it: all."),
+    ("routes[].respond", "A fixed answer; a text alone stands for its `body`."),
+    ("routes[].redirect", "A redirect; a text alone stands for `to`."),
+    ("routes[].rewrite", "What becomes of the path on its way to the app."),
+    ("routes[].request_fields", "What becomes of the request's fields on their way to the app."),
+    ("routes[].response_fields", "What becomes of the fields of an answer that is not the server's own."),
     ("log", "What is written, and how."),
 ];
 
@@ -243,11 +399,12 @@ pub const SHORT: &[(&str, &str)] = &[
     ("server.proxy_protocol", "server.proxy_protocol.from"),
     ("apps.*.ready", "apps.*.ready.by"),
     ("apps.*.hot_reload", "apps.*.hot_reload.by"),
+    ("routes[].respond", "routes[].respond.body"),
+    ("routes[].redirect", "routes[].redirect.to"),
 ];
 
 /// What is planned or usual elsewhere and means nothing to this version: a path, or its last segment alone.
 pub const NOT_YET: &[&str] = &[
-    "routes",
     "tls",
     "http2",
     "http3",
@@ -268,7 +425,6 @@ pub const NOT_YET: &[&str] = &[
     "listen[].alpn",
     "listen[].client_ca",
     "listen[].systemd",
-    "apps.*.environment",
     "apps.*.group",
 ];
 
@@ -309,7 +465,8 @@ mod tests {
             assert!(main_of(key.name).is_some(), "--{} has no place in the configuration file", key.name);
         }
         for place in PLACES {
-            assert!(place.key().is_some() || place.path == COMMAND, "{} has no key", place.path);
+            let known = place.key().is_some() || place.path == COMMAND || place.route.is_some();
+            assert!(known, "{} has no key", place.path);
             let same = PLACES.iter().filter(|other| other.path == place.path && other.shape != Shape::False);
             assert_eq!(same.count(), 1, "{} twice", place.path);
             let (table, _) = place.path.rsplit_once('.').unwrap();
@@ -318,7 +475,7 @@ mod tests {
         for (table, _) in TABLES {
             assert!(!names_in(table).is_empty(), "{table} is empty");
         }
-        assert_eq!(names_in(""), ["server", "listen", "apps", "log"]);
+        assert_eq!(names_in(""), ["server", "listen", "apps", "routes", "log"]);
         assert!(NOT_YET.iter().all(|path| by_path(path).is_none() && !is_table(path)));
     }
 }

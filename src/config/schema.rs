@@ -37,7 +37,6 @@ fn top(name: &str) -> Value {
         "apps" => json!({
             "type": "object",
             "description": described("apps"),
-            "maxProperties": 1,
             "propertyNames": { "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$" },
             "additionalProperties": table("apps.*"),
         }),
@@ -45,6 +44,12 @@ fn top(name: &str) -> Value {
             let mut item = table("listen[]");
             item["required"] = json!(["address"]);
             json!({ "type": "array", "description": described("listen[]"), "minItems": 1, "items": item })
+        }
+        "routes" => {
+            let mut item = table("routes[]");
+            item["oneOf"] =
+                ["app", "upstreams", "respond", "redirect"].map(|name| json!({ "required": [name] })).into();
+            json!({ "type": "array", "description": described("routes[]"), "items": item })
         }
         name => table(name),
     }
@@ -75,11 +80,14 @@ fn value(place: &Place) -> Value {
         Shape::Duration => vec![json!({ "type": "string", "pattern": DURATION }), json!({ "const": 0 })],
         Shape::Size => vec![json!({ "type": "string", "pattern": SIZE }), json!({ "type": "integer", "minimum": 0 })],
         Shape::List => vec![text, json!({ "type": "array", "items": { "type": "string" }, "minItems": 1 })],
+        Shape::Map => vec![
+            json!({ "type": "object", "additionalProperties": { "type": ["string", "integer", "boolean", "object"] } }),
+        ],
         Shape::TextOrFalse | Shape::False => vec![text, json!({ "const": false })],
     };
     if place.path == places::COMMAND {
         kinds.remove(0);
-    } else {
+    } else if place.shape != Shape::Map {
         kinds.push(json!({ "$ref": "#/$defs/file" }));
     }
     if let Some(pair) = place.pair {
@@ -91,7 +99,7 @@ fn value(place: &Place) -> Value {
         }));
     }
     let key = place.key();
-    let mut schema = json!({ "anyOf": kinds, "description": key.map_or(COMMAND_HELP, |key| key.help) });
+    let mut schema = json!({ "anyOf": kinds, "description": help(place), "x-reload": place.reload.word() });
     if let Some(key) = key.filter(|key| !key.default.is_empty()) {
         let default = place.write(key.default);
         let default = toml::de::DeValue::parse(&default).ok();
@@ -135,16 +143,22 @@ fn words(place: &Place) -> Vec<Value> {
 const COMMAND_HELP: &str =
     "What the workers run, an array of words; {socket} stands for the worker's socket. Without it: the built-in worker";
 
+/// What a place is for, in one line.
+fn help(place: &Place) -> &'static str {
+    let route = place.route.map(|route| route.help);
+    place.key().map(|key| key.help).or(route).unwrap_or(COMMAND_HELP)
+}
+
 /// docs/configuration.md.
 pub fn manual() -> String {
     let mut out = String::from(INTRODUCTION);
     for (path, help) in TABLES.iter().filter(|(path, _)| *path != "apps") {
         let header = match path.strip_suffix("[]") {
             Some(list) => format!("[[{list}]]"),
-            None => format!("[{}]", path.replace('*', "NAME")),
+            None => format!("[{}]", path.replace('*', "NAME").replace("[]", "")),
         };
         out.push_str(&format!(
-            "\n## `{header}`\n\n{help}\n\n| key | default | takes | flag | |\n|---|---|---|---|---|\n"
+            "\n## `{header}`\n\n{help}\n\n| key | default | takes | flag | reload | |\n|---|---|---|---|---|---|\n"
         ));
         let inside = |place: &&Place| place.path.rsplit_once('.').is_some_and(|(table, _)| table == *path);
         for place in PLACES.iter().filter(inside).filter(|place| place.shape != Shape::False) {
@@ -158,19 +172,19 @@ pub fn manual() -> String {
 fn row(place: &Place) -> String {
     let cell = |text: &str| text.replace('|', "\\|");
     let Some(key) = place.key() else {
-        return format!("| `{}` | – | an array of words | behind `--` | {} |\n", place.last(), cell(COMMAND_HELP));
+        let (takes, flag) = match place.route {
+            None => ("an array of words".to_owned(), "behind `--`"),
+            Some(_) => (takes(place), "–"),
+        };
+        let (takes, reload, help) = (cell(&takes), place.reload.word(), help(place));
+        let (help, default) = help.split_once(" [default: ").unwrap_or((help, ""));
+        let default = default.trim_end_matches(']');
+        let default = if default.is_empty() { "–".to_owned() } else { format!("`{default}`") };
+        return format!("| `{}` | {default} | {takes} | {flag} | {reload} | {} |\n", place.last(), cell(help));
     };
     let main = places::main_of(place.name).is_some_and(|main| main.path == place.path);
     let default =
         if key.default.is_empty() || !main { "–".to_owned() } else { format!("`{}`", place.write(key.default)) };
-    let takes = match (place.shape, place.pair) {
-        // What is compiled in differs.
-        _ if place.name == "backend" => "auto, epoll, kqueue or io_uring".to_owned(),
-        (Shape::List, _) => format!("one or an array of {}", expectation(place).trim_start_matches("expected ")),
-        (Shape::Switch, _) => "true or false".to_owned(),
-        (_, Some(pair)) => format!("{}, or `{}`", expectation(place).trim_start_matches("expected "), pair.example),
-        _ => expectation(place).trim_start_matches("expected ").to_owned(),
-    };
     let names: Vec<String> = std::iter::once(key.variable())
         .chain(key.variables.iter().map(|name| (*name).to_owned()))
         .map(|name| format!("`{name}`"))
@@ -178,14 +192,29 @@ fn row(place: &Place) -> String {
     let short = key.short.map_or_else(String::new, |short| format!("`-{short}`, "));
     let help = key.help.split(" [default:").next().unwrap_or(key.help);
     format!(
-        "| `{}` | {} | {} | {short}`--{}`, {} | {} |\n",
+        "| `{}` | {} | {} | {short}`--{}`, {} | {} | {} |\n",
         place.last(),
         cell(&default),
-        cell(&takes),
+        cell(&takes(place)),
         key.name,
         names.join(", "),
+        place.reload.word(),
         cell(help)
     )
+}
+
+/// What a value may be.
+fn takes(place: &Place) -> String {
+    let expected = || expectation(place).trim_start_matches("expected ").to_owned();
+    match (place.shape, place.pair) {
+        // What is compiled in differs.
+        _ if place.name == "backend" => "auto, epoll, kqueue or io_uring".to_owned(),
+        (Shape::Map, _) => format!("a table of names and strings, as in `{}`", place.example()),
+        (Shape::List, _) => format!("one or an array of {}", expected()),
+        (Shape::Switch, _) => "true or false".to_owned(),
+        (_, Some(pair)) => format!("{}, or `{}`", expected(), pair.example),
+        _ => expected(),
+    }
 }
 
 fn end() -> String {
@@ -195,7 +224,7 @@ fn end() -> String {
 }
 
 fn short_name(path: &str) -> String {
-    path.replace("apps.*.", "")
+    path.replace("apps.*.", "").replace("[]", "")
 }
 
 const INTRODUCTION: &str = "# The configuration file

@@ -3,6 +3,7 @@
 //!
 //! Values of the file are shown as they stand there: what `${VARIABLE}` and files for secrets stand for is not printed.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use serde_json::{Map, Value, json};
@@ -10,8 +11,8 @@ use toml::de::DeValue;
 
 use super::arguments::{Given, Source};
 use super::clashes::OF_WORKERS;
-use super::file::File;
-use super::load::Loaded;
+use super::file::{File, RouteSaid};
+use super::load::{AppGiven, Loaded, Program};
 use super::places::{self, PLACES, Place, Shape, TABLES};
 use super::report::{line_and_column, shown_path};
 
@@ -26,10 +27,17 @@ pub struct Show {
     pub json: bool,
 }
 
+/// Whose values are shown: an app's, or those that are no app's.
+struct Scope<'a> {
+    app: Option<&'a str>,
+    given: &'a [Given],
+    program: Option<&'a Program>,
+}
+
 /// One line: a key in a table, its value in TOML, and its origin.
 struct Line {
     table: String,
-    name: &'static str,
+    name: Cow<'static, str>,
     value: String,
     origin: String,
 }
@@ -38,42 +46,75 @@ impl Loaded {
     /// The configuration as text, with an end of line.
     pub fn show(&self, show: Show) -> String {
         let mut lines = Vec::new();
-        for (table, _) in TABLES {
-            if *table == "listen[]" {
-                lines.extend(self.listeners(show));
-            } else {
-                lines.extend(self.lines_of(table, show));
+        let server = Scope { app: None, given: &self.given, program: None };
+        for (table, _) in TABLES.iter().filter(|(table, _)| !table.starts_with("apps")) {
+            match *table {
+                "listen[]" => {
+                    lines.extend(self.listeners(show));
+                    self.apps.iter().for_each(|app| lines.extend(self.lines_of_app(app, show)));
+                }
+                "routes[]" => lines.extend(self.routes()),
+                table if table.starts_with("routes[]") => {}
+                table => lines.extend(self.lines_of(table, &server, show)),
             }
         }
         if show.json { as_json(&lines) } else { as_toml(&lines, show.origin) }
     }
 
-    fn lines_of(&self, table: &str, show: Show) -> Vec<Line> {
+    fn lines_of_app(&self, app: &AppGiven, show: Show) -> Vec<Line> {
+        let scope = Scope { app: Some(&app.name), given: &app.given, program: app.program.as_ref() };
+        let tables = TABLES.iter().filter(|(table, _)| table.starts_with("apps.*"));
+        let mut lines: Vec<Line> = tables.flat_map(|(table, _)| self.lines_of(table, &scope, show)).collect();
+        if lines.is_empty() && self.apps.len() > 1 {
+            // It is there, though nothing is said of it.
+            let table = format!("apps.{}", app.name);
+            lines.push(Line { table, name: "".into(), value: String::new(), origin: String::new() });
+        }
+        lines
+    }
+
+    /// The routes as the file has them, for nothing else says any.
+    fn routes(&self) -> Vec<Line> {
+        let Some(file) = &self.file else { return Vec::new() };
+        let line = |index: usize, route: &RouteSaid, (name, value): &(String, String)| Line {
+            table: format!("routes[{index}]"),
+            name: name.clone().into(),
+            value: value.clone(),
+            origin: {
+                let (line, column) = line_and_column(&file.text.text, route.at.start);
+                format!("{}:{line}:{column}", shown_path(&file.text))
+            },
+        };
+        let routes = file.routes.iter().enumerate();
+        routes.flat_map(|(index, route)| route.shown.iter().map(move |shown| line(index, route, shown))).collect()
+    }
+
+    fn lines_of(&self, table: &str, scope: &Scope<'_>, show: Show) -> Vec<Line> {
         let here = |place: &&Place| place.path.rsplit_once('.').is_some_and(|(parent, _)| parent == table);
-        let table = table.replace('*', &self.settings.app.name);
+        let table = table.replace('*', scope.app.unwrap_or_default());
         let line = |place: &'static Place| {
-            let (value, origin) = match self.said(place) {
+            let (value, origin) = match self.said(place, scope) {
                 Some(said) => said,
-                None if show.effective => (self.default_of(place)?, "default".to_owned()),
+                None if show.effective => (self.default_of(place, scope)?, "default".to_owned()),
                 None => return None,
             };
-            Some(Line { table: table.clone(), name: place.last(), value, origin })
+            Some(Line { table: table.clone(), name: place.last().into(), value, origin })
         };
         PLACES.iter().filter(here).filter_map(line).collect()
     }
 
     /// The value that was said for a place, and where.
-    fn said(&self, place: &'static Place) -> Option<(String, String)> {
+    fn said(&self, place: &'static Place, scope: &Scope<'_>) -> Option<(String, String)> {
         if place.path == places::COMMAND {
-            let program = self.program.as_ref()?;
+            let program = scope.program?;
             let words = program.words.iter().map(|word| places::quoted(&word.to_string_lossy()));
             let value = self.raw(&program.source).unwrap_or_else(|| array(words));
             return Some((value, origin(&program.source)));
         }
-        let given = self.given.iter().find(|given| given.key.name == place.name)?;
+        let given = scope.given.iter().find(|given| given.key.name == place.name)?;
         let value = match &given.source {
             Source::File(spot) => {
-                let path = spot.path.strip_prefix(&format!("apps.{}", self.settings.app.name));
+                let path = scope.app.and_then(|app| spot.path.strip_prefix(&format!("apps.{app}")));
                 let path = path.map_or_else(|| spot.path.clone(), |rest| format!("apps.*{rest}"));
                 let here = places::by_path(&path).is_some_and(|found| found.path == place.path);
                 self.raw(&given.source).filter(|_| here)?
@@ -84,25 +125,30 @@ impl Loaded {
         Some((value, origin(&given.source)))
     }
 
+    /// A value as it was written, in the file or elsewhere.
+    pub(super) fn written(&self, place: &Place, given: &Given) -> String {
+        self.raw(&given.source).or_else(|| written(place, given)).unwrap_or_default()
+    }
+
     /// A value as it stands in the file.
     fn raw(&self, source: &Source) -> Option<String> {
         let Source::File(spot) = source else { return None };
-        self.slice(&spot.span)
+        spot.written.clone().or_else(|| self.slice(&spot.span))
     }
 
     fn slice(&self, span: &Range<usize>) -> Option<String> {
         self.file.as_ref()?.text.text.get(span.clone()).map(str::to_owned)
     }
 
-    fn default_of(&self, place: &'static Place) -> Option<String> {
+    fn default_of(&self, place: &'static Place, scope: &Scope<'_>) -> Option<String> {
         let key = place.key()?;
-        let said = |name: &str| self.given.iter().any(|given| given.key.name == name);
+        let said = |name: &str| scope.given.iter().any(|given| given.key.name == name);
         let main = places::main_of(place.name).is_some_and(|main| main.path == place.path);
         if said(place.name) || !main || place.shape == Shape::False {
             return None;
         }
         if place.name == "run-dir" {
-            return Some(places::quoted(&self.settings.run_dir.to_string_lossy()));
+            return Some(places::quoted(&self.config.server.run_dir.to_string_lossy()));
         }
         // What the app's workers are is not to be said of an app that has none, nor where the log goes of one that goes nowhere.
         let no_workers = OF_WORKERS.contains(&place.name) && (said("upstream") || said("respond"));
@@ -118,8 +164,8 @@ impl Loaded {
         if given.is_none() && !show.effective {
             return Vec::new();
         }
-        let listen = self.settings.listen.iter().enumerate();
-        listen.flat_map(|(index, address)| self.listener(index, &address.to_string(), file, given)).collect()
+        let listen = self.config.listeners.iter().enumerate();
+        listen.flat_map(|(index, one)| self.listener(index, &one.address.to_string(), file, given)).collect()
     }
 
     fn listener(&self, index: usize, address: &str, file: Option<&File>, given: Option<&Given>) -> Vec<Line> {
@@ -131,7 +177,12 @@ impl Loaded {
         let raw = listen.and_then(|listen| self.slice(&listen.at));
         let origin_of = given.map_or_else(|| "default".to_owned(), |given| origin(&given.source));
         let origin_of = listen.zip(file).map_or(origin_of, |(listen, file)| at(file, &listen.at));
-        let line = |name, value, origin| Line { table: format!("listen[{index}]"), name, value, origin };
+        let line = |name: &'static str, value, origin| Line {
+            table: format!("listen[{index}]"),
+            name: name.into(),
+            value,
+            origin,
+        };
         let mut lines = vec![line("address", raw.unwrap_or_else(|| places::quoted(address)), origin_of)];
         if !address.starts_with("unix:") {
             return lines;
@@ -159,6 +210,13 @@ impl Loaded {
 fn written(place: &Place, given: &Given) -> Option<String> {
     let texts: Vec<String> = given.values.iter().map(|value| value.to_string_lossy().into_owned()).collect();
     match place.shape {
+        Shape::Map => {
+            let entry = |text: &String| {
+                let (name, value) = text.split_once('=').unwrap_or((text, ""));
+                format!("{} = {}", places::map_key(name), places::quoted(value))
+            };
+            Some(format!("{{ {} }}", texts.iter().map(entry).collect::<Vec<_>>().join(", ")))
+        }
         Shape::List => Some(array(texts.iter().map(|text| places::quoted(text)))),
         // What is not switched off is not said.
         Shape::False if texts.iter().all(|text| super::units::switch(text) != Ok(true)) => None,
@@ -187,8 +245,12 @@ fn as_toml(lines: &[Line], origins: bool) -> String {
         if line.table != table {
             table = &line.table;
             let separator = if out.is_empty() { "" } else { "\n" };
-            let header = if table.starts_with("listen[") { "[[listen]]".to_owned() } else { format!("[{table}]") };
+            let list = table.strip_suffix(']').and_then(|table| table.split_once('['));
+            let header = list.map_or_else(|| format!("[{table}]"), |(list, _)| format!("[[{list}]]"));
             out.push_str(&format!("{separator}{header}\n"));
+        }
+        if line.name.is_empty() {
+            continue;
         }
         let entry = format!("{} = {}", line.name, line.value);
         // Behind a value of several lines a comment stands as well.
@@ -202,7 +264,7 @@ fn as_json(lines: &[Line]) -> String {
         let value = DeValue::parse(&line.value).map_or(Value::Null, |value| to_json(value.get_ref()));
         json!({ "key": format!("{}.{}", line.table, line.name), "value": value, "origin": line.origin })
     };
-    let entries: Vec<Value> = lines.iter().map(entry).collect();
+    let entries: Vec<Value> = lines.iter().filter(|line| !line.name.is_empty()).map(entry).collect();
     format!("{:#}\n", Value::Array(entries))
 }
 

@@ -18,7 +18,7 @@ fn invocation(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Invocati
 
 fn settings(arguments: &[&str], variables: &[(&str, &str)]) -> Settings {
     match invocation(arguments, variables) {
-        Ok(Invocation::Run(settings)) => *settings,
+        Ok(Invocation::Run(loaded)) => loaded.config.server,
         other => panic!("{arguments:?} {variables:?}: {other:?}"),
     }
 }
@@ -479,10 +479,8 @@ fn bytes_that_are_no_text_are_refused_and_paths_of_commands_are_not() {
     let arguments = |words: [&str; 2]| words.map(OsString::from).into_iter().chain([odd.clone()]);
     let refusal = read(arguments(["production_server", "--run-dir"]), &environment(&[])).unwrap_err();
     assert_eq!(refusal.line, "error: --run-dir \"\u{fffd}\": expected UTF-8, as in --run-dir /run/production_server");
-    let Ok(Invocation::Run(settings)) = read(arguments(["production_server", "--"]), &environment(&[])) else {
-        panic!()
-    };
-    assert_eq!(settings.app.command, Command::Argv(vec![odd]));
+    let Ok(Invocation::Run(loaded)) = read(arguments(["production_server", "--"]), &environment(&[])) else { panic!() };
+    assert_eq!(loaded.config.apps[0].command, Command::Argv(vec![odd]));
 }
 
 #[test]

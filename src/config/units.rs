@@ -67,6 +67,16 @@ pub fn ready(text: &str) -> Result<ReadyBy, String> {
     }
 }
 
+/// A variable of the environment and its value: `NAME=VALUE`.
+pub fn variable(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').unwrap_or((text, "\0"));
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    if name.is_empty() || !name.bytes().all(letter) || name.as_bytes()[0].is_ascii_digit() || value.contains('\0') {
+        return Err("expected the name of a variable and its value without NUL".to_owned());
+    }
+    Ok((name.to_owned(), value.to_owned()))
+}
+
 /// The signals that people may name, by name.
 const SIGNALS: &[(&str, i32)] = &[
     ("HUP", libc::SIGHUP),

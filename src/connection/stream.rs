@@ -75,6 +75,7 @@ impl<B: Backend> Loop<B> {
             keep_alive: http.keep_alive || upgrade,
             framing,
             upgrade,
+            edits: None,
         };
         let room = rewrite::response_room(response, fields, &answer) + body;
         self.memory.scratch.write(room, |out| {

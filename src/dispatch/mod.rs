@@ -698,7 +698,7 @@ impl Board {
         if worker.in_flight > 0 {
             return;
         }
-        if worker.standing == Standing::Draining {
+        if matches!(worker.standing, Standing::Draining | Standing::Dead) {
             self.tell(index, DRAINED);
         }
         self.workers.vacate(index);

@@ -196,7 +196,7 @@ impl Model {
         if standing == Standing::Ready && (balance != Balance::RoundRobin || was_full) {
             worker.stamp = stamp;
         }
-        if standing == Standing::Draining && worker.in_flight == 0 {
+        if matches!(standing, Standing::Draining | Standing::Dead) && worker.in_flight == 0 {
             told.push(Notice::Drained(id));
         }
         self.notices.extend(told);

@@ -314,6 +314,18 @@ fn an_unreachable_worker_gets_nothing_until_it_is_ready_again() {
 }
 
 #[test]
+fn a_dead_worker_says_when_its_last_request_has_come_back() {
+    let (dispatch, ids, now) = with_ready(Balance::Lifo, 1, 1);
+    let permit = take(&dispatch, 0, now);
+    dispatch.died(ids[0], now);
+    assert_eq!(notices(&dispatch), []);
+    assert!(dispatch.release(permit, Outcome::Answered, now, 0).is_none());
+    assert_eq!(notices(&dispatch), [Notice::Drained(ids[0])]);
+    assert_eq!(dispatch.snapshot().workers[0].served, 1, "it counts until it is removed");
+    dispatch.check_invariants();
+}
+
+#[test]
 fn a_draining_worker_says_once_that_it_is_empty_though_tunnels_are_open() {
     let (dispatch, ids, now) = with_ready(Balance::Lifo, 2, 2);
     dispatch.drain(ids[0], now);

@@ -193,7 +193,7 @@ pub enum Notice {
     Unreachable(WorkerId),
     /// It has reached its request limit: it serves on until it is drained, and is to be replaced.
     Threshold(WorkerId),
-    /// It is draining, and no request is in flight on it; tunnels may be.
+    /// It is draining or dead, and no request is in flight on it any more; tunnels may be.
     Drained(WorkerId),
     /// It let a request time out.
     Suspect(WorkerId),

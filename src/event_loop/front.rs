@@ -69,6 +69,7 @@ impl Listener {
             writes_forwarded: self.front.writes_forwarded,
             keep_alive: true,
             open: false,
+            edits: None,
         }
     }
 }

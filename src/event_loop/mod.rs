@@ -80,9 +80,9 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Whether an app has given up.
+    /// Whether an app has given up that the server is not to be without.
     pub fn has_failed(&self) -> bool {
-        self.apps.iter().any(|app| app.dispatch.has_failed())
+        self.apps.iter().any(|app| app.settings.required && app.dispatch.has_failed())
     }
 }
 

@@ -24,6 +24,7 @@ pub mod proxy_protocol;
 pub mod reader;
 pub mod reply;
 pub mod rewrite;
+pub mod route;
 mod search;
 mod seen;
 

@@ -304,21 +304,34 @@ pub fn reason(status: u16) -> &'static str {
     }
 }
 
-/// A 200 with a fixed body, made once and written often.
+/// A fixed answer, made once and written often.
 #[derive(Clone, Debug)]
 pub struct Direct {
+    status: u16,
     /// From the status line up to the date's value.
     start: Box<[u8]>,
     body: Arc<[u8]>,
 }
 
 impl Direct {
-    /// An answer of that type with that body.
+    /// A 200 of that type with that body.
     pub fn new(content_type: &str, body: &[u8]) -> Direct {
-        debug_assert!(!content_type.contains(['\r', '\n']));
-        let length = body.len();
-        let start = format!("HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nDate: ");
-        Direct { start: start.into_bytes().into(), body: body.into() }
+        Direct::with(200, &format!("Content-Type: {content_type}\r\n"), body)
+    }
+
+    /// An answer with that status, those lines, each with its end, and that body; 204 and 304 have none.
+    pub fn with(status: u16, lines: &str, body: &[u8]) -> Direct {
+        debug_assert!(lines.is_empty() || lines.ends_with("\r\n"));
+        let bodiless = matches!(status, 204 | 304);
+        debug_assert!(!bodiless || body.is_empty());
+        let length = if bodiless { String::new() } else { format!("Content-Length: {}\r\n", body.len()) };
+        let start = format!("HTTP/1.1 {status} {}\r\n{lines}{length}Date: ", reason(status));
+        Direct { status, start: start.into_bytes().into(), body: body.into() }
+    }
+
+    /// Its status.
+    pub fn status(&self) -> u16 {
+        self.status
     }
 
     /// Its body, which connections and loops share.

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use super::fields::{Fields, Kind, Kinds};
 use super::head::{Form, Request, Response};
 use super::origin::Origin;
+use super::route::Edits;
 use super::{Framing, Method, Span, Version};
 use crate::buffers::block::Writer;
 
@@ -39,6 +40,8 @@ pub struct Forward<'a> {
     pub keep_alive: bool,
     /// Leaves framing and empty line to [`request_end`].
     pub open: bool,
+    /// What the route changes.
+    pub edits: Option<&'a Edits>,
 }
 
 /// What a client is told besides the answer's own head.
@@ -56,6 +59,8 @@ pub struct Answer<'a> {
     pub framing: Rewritten,
     /// Whether this is the 101 that was asked for: Upgrade and Connection are kept.
     pub upgrade: bool,
+    /// What the route changes.
+    pub edits: Option<&'a Edits>,
 }
 
 /// How an answer's body leaves, as against how it came.
@@ -113,7 +118,9 @@ pub fn request_room(request: &Request, fields: &Fields, forward: &Forward<'_>) -
     /// The names and fixed values of all that is added, two addresses, and the largest numbers.
     const ADDED: usize = 512;
     // A line written anew gains at most a space and a CR; the host may be written twice more.
-    let room = request.len + 4 * (fields.len() + 2) + 2 * request.authority.len() + forward.request_id.len() + ADDED;
+    let edited = forward.edits.map_or(0, Edits::room);
+    let room =
+        request.len + 4 * (fields.len() + 2) + 2 * request.authority.len() + forward.request_id.len() + edited + ADDED;
     if forward.origin.is_none() && !forward.writes_forwarded { room } else { room + told_room(request, forward) }
 }
 
@@ -145,11 +152,16 @@ pub fn request(out: &mut Writer<'_>, bytes: &[u8], request: &Request, fields: &F
     if request.max_forwards.is_some() {
         dropped = dropped.with(Kinds::of(&[Kind::MaxForwards]));
     }
-    let start = if request.line_passes { request.start } else { request.fields_start };
-    if !request.line_passes {
-        request_line(out, bytes, request);
+    let rewritten = forward.edits.filter(|edits| edits.rewrites() && request.path.of(bytes) != b"*");
+    let line_passes = request.line_passes && rewritten.is_none();
+    let start = if line_passes { request.start } else { request.fields_start };
+    if !line_passes {
+        request_line(out, bytes, request, rewritten);
     }
-    copy_lines(out, bytes, fields, dropped, start, request.fields_start);
+    match forward.edits {
+        None => copy_lines(out, bytes, fields, dropped, start, request.fields_start),
+        Some(edits) => copy_edited(out, bytes, fields, dropped, Span { start, end: request.fields_start }, edits),
+    }
     if request.form == Form::Absolute || !fields.present().has(Kind::Host) {
         // HTTP/1.0 without Host: an empty one is what RFC 9112 §3.2 asks for, and what no worker refuses.
         line(out, b"Host: ", request.authority.of(bytes));
@@ -187,16 +199,21 @@ pub fn request_end(out: &mut Writer<'_>, framing: Framing) {
 }
 
 #[cold]
-fn request_line(out: &mut Writer<'_>, bytes: &[u8], request: &Request) {
+fn request_line(out: &mut Writer<'_>, bytes: &[u8], request: &Request, edits: Option<&Edits>) {
     out.put(request.method_span.of(bytes));
     out.put(b" ");
     let path = request.path.of(bytes);
-    if path.is_empty() && request.method == Method::Options {
-        out.put(b"*");
-    } else if !path.starts_with(b"/") && path != b"*" {
-        out.put(b"/");
+    match edits {
+        Some(edits) => edits.write_target(out, path),
+        None => {
+            if path.is_empty() && request.method == Method::Options {
+                out.put(b"*");
+            } else if !path.starts_with(b"/") && path != b"*" {
+                out.put(b"/");
+            }
+            out.put(path);
+        }
     }
-    out.put(path);
     out.put(b" HTTP/1.1\r\n");
 }
 
@@ -228,6 +245,20 @@ fn copy_lines_anew(out: &mut Writer<'_>, bytes: &[u8], fields: &Fields, dropped:
         out.put(field.name.of(bytes));
         line(out, b": ", field.value.of(bytes));
     }
+}
+
+/// [`copy_lines`] for a route that changes fields: those that it names go, and its own come.
+#[cold]
+fn copy_edited(out: &mut Writer<'_>, bytes: &[u8], fields: &Fields, dropped: Kinds, start_line: Span, edits: &Edits) {
+    out.put(start_line.of(bytes));
+    for field in fields.iter().filter(|field| !dropped.has(field.kind)) {
+        let name = field.name.of(bytes);
+        if !edits.removes(name) {
+            out.put(name);
+            line(out, b": ", field.value.of(bytes));
+        }
+    }
+    out.put(edits.lines());
 }
 
 #[inline]
@@ -398,7 +429,8 @@ impl std::fmt::Write for AddressText {
 /// Bytes that [`response`] writes at most.
 pub fn response_room(response: &Response, fields: &Fields, answer: &Answer<'_>) -> usize {
     const ADDED: usize = 256;
-    response.len + 4 * (fields.len() + 2) + answer.request_id.len() + answer.date.len() + ADDED
+    let edited = answer.edits.map_or(0, Edits::room);
+    response.len + 4 * (fields.len() + 2) + answer.request_id.len() + answer.date.len() + edited + ADDED
 }
 
 /// Writes the head that the client gets, with the empty line.
@@ -409,7 +441,7 @@ pub fn response(out: &mut Writer<'_>, bytes: &[u8], response: &Response, fields:
         // RFC 9110 §8.6 forbids a length with 1xx and 204; a framing of our own replaces the one that came.
         dropped = dropped.with(LENGTH);
     }
-    status_and_lines(out, bytes, response, fields, dropped);
+    status_and_lines(out, bytes, response, fields, dropped, answer.edits);
     if !answer.request_id.is_empty() {
         line(out, b"X-Request-Id: ", answer.request_id);
     }
@@ -438,19 +470,30 @@ pub fn informational_room(response: &Response, fields: &Fields) -> usize {
 /// Writes an interim answer (1xx but not 101) on its way to an HTTP/1.1 client.
 pub fn informational(out: &mut Writer<'_>, bytes: &[u8], response: &Response, fields: &Fields) {
     debug_assert!(response.status < 200 && response.status != 101);
-    status_and_lines(out, bytes, response, fields, DROPPED_FROM_ANSWERS.with(LENGTH));
+    status_and_lines(out, bytes, response, fields, DROPPED_FROM_ANSWERS.with(LENGTH), None);
     out.put(b"\r\n");
 }
 
 #[inline]
-fn status_and_lines(out: &mut Writer<'_>, bytes: &[u8], response: &Response, fields: &Fields, dropped: Kinds) {
-    if response.line_passes {
-        return copy_lines(out, bytes, fields, dropped, 0, response.fields_start);
+fn status_and_lines(
+    out: &mut Writer<'_>,
+    bytes: &[u8],
+    response: &Response,
+    fields: &Fields,
+    dropped: Kinds,
+    edits: Option<&Edits>,
+) {
+    let mut start = 0;
+    if !response.line_passes {
+        out.put(b"HTTP/1.1 ");
+        out.put_decimal(u64::from(response.status));
+        line(out, b" ", response.status_line_reason.of(bytes));
+        start = response.fields_start;
     }
-    out.put(b"HTTP/1.1 ");
-    out.put_decimal(u64::from(response.status));
-    line(out, b" ", response.status_line_reason.of(bytes));
-    copy_lines(out, bytes, fields, dropped, response.fields_start, response.fields_start);
+    match edits {
+        None => copy_lines(out, bytes, fields, dropped, start, response.fields_start),
+        Some(edits) => copy_edited(out, bytes, fields, dropped, Span { start, end: response.fields_start }, edits),
+    }
 }
 
 #[inline]

@@ -489,6 +489,7 @@ const FORWARD: Forward<'_> = Forward {
     writes_forwarded: false,
     keep_alive: true,
     open: false,
+    edits: None,
 };
 const ADDED: &str = "X-Forwarded-For: 192.0.2.10\r\nX-Real-IP: 192.0.2.10\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: h\r\n\
      X-Forwarded-Port: 8080\r\nX-Request-Id: id1\r\nX-Request-Start: t=1700000000.012\r\nVia: 1.1 production_server\r\n";
@@ -642,6 +643,7 @@ fn answers_are_passed_without_what_ends_here() {
         keep_alive: true,
         framing: Rewritten::Same,
         upgrade: false,
+        edits: None,
     };
     const OURS: &str = "X-Request-Id: id1\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n";
     let dropped = "Connection: close, X-Mine\r\nX-Mine: 1\r\nKeep-Alive: timeout=5\r\nTE: x\r\nUpgrade: h2c\r\nX-Request-Id: w\r\n\

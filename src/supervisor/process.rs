@@ -17,6 +17,9 @@ use crate::proc;
 /// How often a group is looked at whose first process has ended, when no child says that it has.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
+/// For how long the loops may read what a worker that is over has still answered, before it is judged by that.
+pub const SETTLE: Duration = Duration::from_millis(500);
+
 /// Whether a process ended as one does that is told to: with code 0, or by TERM.
 pub fn is_clean(status: ExitStatus) -> bool {
     status.success() || status.signal() == Some(libc::SIGTERM)
@@ -67,6 +70,8 @@ pub struct Process {
     pub last_lines: LastLines,
     /// How it was told to end.
     pub told: Told,
+    /// Since when it is over, and this has been announced.
+    pub over_since: Option<Instant>,
 }
 
 /// How a worker was told to end.
@@ -120,7 +125,8 @@ impl Process {
         let probe = self.probe.as_ref().map(Probe::next);
         let watchdog = self.channel.as_ref().and_then(|channel| channel.watchdog.due());
         let memory = self.memory.as_ref().map(MemoryWatch::next);
-        [probe, watchdog, memory, self.end_due(patience)].into_iter().flatten().min()
+        let end = self.over_since.map_or_else(|| self.end_due(patience), |since| Some(since + SETTLE));
+        [probe, watchdog, memory, end].into_iter().flatten().min()
     }
 
     /// When to look whether it has ended.

@@ -24,7 +24,7 @@ use super::notify::{self, Channel, NotifySocket, Watchdog};
 use super::orphans::{Mark, Orphans};
 use super::output::{Capture, LastLines};
 use super::probe::{Look, Probe};
-use super::process::{Process, Told, exit_reason, is_clean};
+use super::process::{Process, SETTLE, Told, exit_reason, is_clean};
 use super::spawn::{Launcher, Particulars};
 use super::{Options, READ_BUFFER, RunDirectory, Status, wake};
 use crate::config::{ReadyBy, Settings};
@@ -225,6 +225,7 @@ impl Processes {
             stderr,
             last_lines: LastLines::default(),
             told: Told::Nothing,
+            over_since: None,
         };
         self.workers.push(process);
         // Where no guard could be started, there may be room for one by now.
@@ -272,14 +273,30 @@ impl Processes {
         true
     }
 
-    /// The processes that are over, not reaped yet; `child`: one of this process's children has ended.
+    /// Announces the processes that are over; those of them that are to be reaped now: the loops have read what they still answered, or
+    /// had the time to. `child`: one of this process's children has ended.
     pub fn ended(&mut self, child: bool, now: Instant) -> Vec<Name> {
         let patience = self.kill_patience;
-        let over = self.workers.iter_mut().filter_map(|process| {
-            let over = process.is_over(child, patience, now);
-            over.then_some(process.name)
-        });
-        over.collect()
+        for process in &mut self.workers {
+            if process.over_since.is_none() && process.is_over(child, patience, now) {
+                process.over_since = Some(now);
+                self.dispatch.died(process.id, now);
+                self.postboxes.broadcast(|| Message::Died(process.id));
+                // Whom it leaves behind goes too, while the zombie still keeps the group's number from others.
+                signal_group(process.group(), libc::SIGKILL);
+            }
+        }
+        let over = self.workers.iter().filter_map(|process| Some((process, process.over_since?)));
+        let over: Vec<(&Process, Instant)> = over.collect();
+        if over.is_empty() {
+            return Vec::new();
+        }
+        let known = self.dispatch.snapshot();
+        let is_read = |process: &Process| {
+            !process.has_ended() || known.worker(process.id).is_none_or(|worker| worker.in_flight == 0)
+        };
+        let due = over.into_iter().filter(|(process, since)| is_read(process) || now >= *since + SETTLE);
+        due.map(|(process, _)| process.name).collect()
     }
 
     /// Looks after what has left its worker: `child` as in [`Processes::ended`].
@@ -320,15 +337,11 @@ impl Processes {
         processes.chain(self.orphans.as_ref().and_then(Orphans::due)).chain(guard).min()
     }
 
-    /// Announces the end of a process, reaps it, clears up behind it, and says why it ended.
+    /// Reaps a process that is over, clears up behind it, and says why it ended.
     pub fn reap(&mut self, name: Name, ending: Option<Ending>, was_ready: bool, now: Instant) -> Option<Exit> {
         let position = self.workers.iter().position(|process| process.name == name)?;
         let mut process = self.workers.swap_remove(position);
         let id = process.id;
-        self.dispatch.died(id, now);
-        self.postboxes.broadcast(|| Message::Died(id));
-        // Whom it leaves behind goes too, while the zombie still keeps the group's number from others.
-        signal_group(process.group(), libc::SIGKILL);
         let status = match process.has_ended() {
             true => process.child.wait(),
             false => Err(io::Error::other("it could not be killed, and is left behind")),

@@ -1,5 +1,6 @@
 //! How a worker is started: its command, its environment and its shim.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -59,6 +60,8 @@ pub struct Launcher {
     socket: WorkerSocket,
     /// Where workers start, resolved anew at each start; `None`: where the server did.
     directory: Option<PathBuf>,
+    /// The app's own variables; those of the contract win.
+    environment: BTreeMap<String, String>,
     /// `WORKER_CONCURRENCY`.
     concurrency: u32,
     /// `WATCHDOG_USEC`.
@@ -119,6 +122,7 @@ impl Launcher {
             socket,
             command,
             directory: app.directory.clone(),
+            environment: app.environment.clone(),
             concurrency: app.concurrency.max(1),
             watchdog: app.watchdog,
             notify: app.ready.by == ReadyBy::Notify,
@@ -179,6 +183,7 @@ impl Launcher {
         for name in std::env::vars_os().map(|(name, _)| name).filter(|name| is_for_the_server(name)) {
             shim.env_remove(name);
         }
+        shim.envs(&self.environment);
         let number = particulars.number.to_string();
         shim.env("WORKER_ID", &number)
             .env("CLUSTER_WORKER", "true")

@@ -17,7 +17,7 @@ fn invocation(file: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Res
     let named = [OsString::from("production_server"), "--config".into(), path.into_os_string()];
     let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
     match read(named.into_iter().chain(arguments.iter().map(OsString::from)), &variables.collect())? {
-        Invocation::Run(settings) => Ok(Settings { config: None, ..*settings }),
+        Invocation::Run(loaded) => Ok(Settings { config: None, ..loaded.config.server }),
         other => panic!("{other:?}"),
     }
 }
@@ -39,7 +39,7 @@ fn one(place: &Place, value: &str) -> String {
 
 #[test]
 fn every_key_is_read_from_the_file_as_from_its_flag() {
-    for place in PLACES.iter().filter(|place| place.path != super::super::places::COMMAND) {
+    for place in PLACES.iter().filter(|place| place.key().is_some()) {
         let key = place.key().unwrap();
         let example = if place.prefix.is_empty() { key.example } else { "http:/ready" };
         let flag = if key.is_switch() { format!("--{}", key.name) } else { format!("--{}={example}", key.name) };
@@ -101,6 +101,106 @@ fn the_app_is_what_the_highest_place_says() {
     assert_eq!((said.upstreams.len(), said.respond.as_deref()), (0, Some("x")));
     let refusal = invocation("apps.web.respond = \"x\"", &["w:4"], &[]).unwrap_err();
     assert!(refusal.exit_code == 78 && refusal.line.contains("`apps.web.respond` and w:4"), "{}", refusal.line);
+}
+
+/// Everything that holds with that file and those arguments.
+fn config(file: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Config, Refusal> {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("site.toml");
+    std::fs::write(&path, file).unwrap();
+    let named = [OsString::from("production_server"), "--config".into(), path.into_os_string()];
+    let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+    match read(named.into_iter().chain(arguments.iter().map(OsString::from)), &variables.collect())? {
+        Invocation::Run(loaded) => Ok(loaded.config),
+        other => panic!("{other:?}"),
+    }
+}
+
+const SITE: &str = "
+    [apps.site]
+    queue.size = 7
+    environment = { A = \"${A:-1}\", B = 2, C = true }
+    [apps.api]
+    command = [\"sh\"]
+    queue = { size = 8 }
+    [[routes]]
+    match = { host = \"*.Example.org\", path = \"/api/*\", method = [\"get\", \"POST\"] }
+    app = \"api\"
+    rewrite = { strip = \"/api/\", prefix = \"/v2\" }
+    request_fields = { set = { X-A = \"${A:-1}\" }, remove = \"Cookie\" }
+    [[routes]]
+    match.path = \"/old\"
+    redirect = \"/new\"
+    [[routes]]
+    match.path = \"/up*\"
+    upstreams = [\"unix:/a\", \"unix:/b\"]
+    balance = \"least\"
+    [[routes]]
+    match.path = \"/upper\"
+    upstreams = [\"unix:/a\", \"unix:/b\"]
+    balance = \"least\"
+    [[routes]]
+    match.path = \"/teapot\"
+    respond = { status = 418, body = \"short and stout\" }
+    [[routes]]
+    app = \"site\"
+";
+
+#[test]
+fn several_apps_and_their_routes_come_from_one_file() {
+    use super::super::route::{HostPattern, PathPattern, Piece, Redirect, Target};
+    let config = config(SITE, &["--listen=1000"], &[("A", "x")]).unwrap();
+    let apps: Vec<_> = config.apps.iter().map(|app| (app.name.as_str(), app.queue.size, app.balance)).collect();
+    let default = App::default().queue.size;
+    let expected =
+        [("api", 8, Balance::Lifo), ("site", 7, Balance::Lifo), ("unix:/a unix:/b least", default, Balance::Least)];
+    assert_eq!(apps.len(), 3);
+    assert!(expected.iter().all(|one| apps.contains(one)), "{apps:?}");
+    let site = config.apps.iter().find(|app| app.name == "site").unwrap();
+    let environment: Vec<_> = site.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    assert_eq!(environment, ["A=x", "B=2", "C=true"]);
+    let to = |index: usize| match config.routes[index].to {
+        Target::App(app) => config.apps[app].name.as_str(),
+        _ => "",
+    };
+    let targets: Vec<_> = (0..config.routes.len()).map(to).collect();
+    assert_eq!(targets, ["api", "", "unix:/a unix:/b least", "unix:/a unix:/b least", "", "site"]);
+    let first = &config.routes[0];
+    assert_eq!(first.matching.host, Some(HostPattern::Below(".example.org".to_owned())));
+    assert_eq!(first.matching.path, Some(PathPattern::Prefix("/api/".to_owned())));
+    assert_eq!(first.matching.methods, ["GET", "POST"]);
+    assert_eq!((first.rewrite.strip.as_str(), first.rewrite.prefix.as_str()), ("/api", "/v2"));
+    assert_eq!(first.request_fields.set, [("X-A".to_owned(), "x".to_owned())]);
+    assert_eq!(first.request_fields.remove, ["Cookie"]);
+    let redirect = Redirect { to: vec![Piece::Text("/new".to_owned())], status: 302 };
+    assert_eq!(config.routes[1].to, Target::Redirect(redirect));
+    assert!(matches!(&config.routes[4].to, Target::Respond(respond) if respond.status == 418));
+    let files = ["", "[apps.shop]", "[[routes]]\napp = \"web\""];
+    for file in files {
+        let config = self::config(file, &[], &[]).unwrap();
+        assert_eq!((config.apps.len(), &config.routes[..]), (1, &[Route::all_to(0)][..]), "{file}");
+    }
+    assert_eq!(self::config("[[routes]]\nrespond = \"x\"", &[], &[]).unwrap().apps.len(), 0);
+    assert_eq!(self::config("[[routes]]\nrespond = \"x\"", &["w:2"], &[]).unwrap().apps.len(), 1);
+}
+
+#[test]
+fn a_flag_of_an_app_says_nothing_where_there_are_several() {
+    for (words, said) in [
+        (&["--workers=4"][..], "--workers"),
+        (&["w:4"], "w:4"),
+        (&["--", "node"], "the command behind --"),
+        (&["--respond=x"], "--respond"),
+    ] {
+        let refusal = config(SITE, words, &[]).unwrap_err();
+        let line = format!(
+            "error: {said} says nothing of which app it is for: the configuration file has several; write it under \
+             [apps.site] or [apps.api]"
+        );
+        assert_eq!((refusal.line, refusal.exit_code), (line, 64));
+    }
+    let warned = config(SITE, &[], &[("WEB_CONCURRENCY", "7")]).unwrap().server.warnings;
+    assert_eq!(warned, ["WEB_CONCURRENCY in the environment has no effect: the configuration file has several apps"]);
 }
 
 #[test]

@@ -1,0 +1,334 @@
+//! What a reload would change: the difference of two configurations, each value with its class. Pure; `places` has the classes.
+
+use std::fmt;
+
+use super::arguments::Given;
+use super::load::{AppGiven, Loaded};
+use super::places::{self, Reload};
+use super::{App, Config, Listener, keys};
+
+/// A value that is another than it was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// Its tables and its key, as the file has them.
+    pub path: String,
+    /// When it takes effect.
+    pub class: Reload,
+    /// What held, as the file or the command line wrote it.
+    pub old: String,
+    /// What is to hold.
+    pub new: String,
+}
+
+/// What becomes of an app.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is new.
+    Added,
+    /// It is not there any more.
+    Removed,
+    /// It is another app of the same name: workers where upstreams were, or other upstreams.
+    Replaced,
+    /// These of its values are others.
+    Changed(Vec<Changed>),
+}
+
+/// The difference of two configurations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Values of the server that are others.
+    pub server: Vec<Changed>,
+    /// Listeners that are to be opened.
+    pub opened: Vec<Listener>,
+    /// Listeners that are to be closed.
+    pub closed: Vec<Listener>,
+    /// Unix sockets that stay, and that others may connect to.
+    pub access: Vec<Listener>,
+    /// Whether the routes are others.
+    pub routes: bool,
+    /// What becomes of apps, by their names.
+    pub apps: Vec<(String, Fate)>,
+}
+
+impl Changes {
+    /// Whether all is as it was.
+    pub fn is_empty(&self) -> bool {
+        *self == Changes::default()
+    }
+
+    /// The values that a reload leaves as they are.
+    pub fn left(&self) -> impl Iterator<Item = &Changed> {
+        self.server.iter().filter(|changed| changed.class == Reload::Restart)
+    }
+
+    /// The difference, each change in one line.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.server.iter().map(ToString::to_string).collect();
+        lines.extend(self.opened.iter().map(|listener| format!("listener {}: opened", listener.address)));
+        lines.extend(self.closed.iter().map(|listener| format!("listener {}: closed", listener.address)));
+        lines.extend(self.access.iter().map(|listener| format!("listener {}: mode and owner", listener.address)));
+        lines.extend(self.routes.then(|| "routes: changed".to_owned()));
+        for (name, fate) in &self.apps {
+            match fate {
+                Fate::Added => lines.push(format!("app {name}: added")),
+                Fate::Removed => lines.push(format!("app {name}: removed")),
+                Fate::Replaced => lines.push(format!("app {name}: replaced")),
+                Fate::Changed(values) => lines.extend(values.iter().map(ToString::to_string)),
+            }
+        }
+        lines
+    }
+}
+
+impl fmt::Display for Changed {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.class {
+            Reload::Live | Reload::Listener => "",
+            Reload::Roll => " (its workers are replaced)",
+            Reload::Restart => " (needs a restart of the server; left as it was)",
+        };
+        write!(formatter, "{}: {} -> {}{what}", self.path, self.old, self.new)
+    }
+}
+
+/// What is to be changed for `new` to hold where `old` holds.
+pub fn diff(old: &Loaded, new: &Loaded) -> Changes {
+    let mut changes = Changes { server: values(old, &old.given, new, &new.given, None), ..Changes::default() };
+    let (before, after) = (&old.config.listeners, &new.config.listeners);
+    let same = |one: &Listener, all: &[Listener]| all.iter().any(|other| other.address == one.address);
+    changes.opened = after.iter().filter(|listener| !same(listener, before)).cloned().collect();
+    changes.closed = before.iter().filter(|listener| !same(listener, after)).cloned().collect();
+    let stays = |listener: &&Listener| same(listener, before) && !before.contains(listener);
+    changes.access = after.iter().filter(stays).cloned().collect();
+    // Routes name apps by their index, which may be another although the app is the same.
+    changes.routes = routes(&old.config) != routes(&new.config);
+    for app in &old.config.apps {
+        let fate = match new.config.apps.iter().find(|other| other.name == app.name) {
+            None => Some(Fate::Removed),
+            Some(other) if is_another(app, other) => Some(Fate::Replaced),
+            Some(_) => match changed_values(old, new, &app.name) {
+                changed if changed.is_empty() => None,
+                changed => Some(Fate::Changed(changed)),
+            },
+        };
+        changes.apps.extend(fate.map(|fate| (app.name.clone(), fate)));
+    }
+    let is_new = |app: &&App| old.config.apps.iter().all(|other| other.name != app.name);
+    changes.apps.extend(new.config.apps.iter().filter(is_new).map(|app| (app.name.clone(), Fate::Added)));
+    changes
+}
+
+/// Whether an app is not the other with changed values, but something else: its workers are upstreams, or other upstreams.
+fn is_another(one: &App, other: &App) -> bool {
+    let runs = |app: &App| app.command != super::Command::None;
+    runs(one) != runs(other) || one.respond.is_some() != other.respond.is_some() || one.upstreams != other.upstreams
+}
+
+/// The routes with the names of their apps.
+fn routes(config: &Config) -> Vec<(String, super::Route)> {
+    let named = |route: &super::Route| {
+        let mut route = route.clone();
+        let name = match &mut route.to {
+            super::route::Target::App(app) => {
+                config.apps.get(std::mem::take(app)).map(|app| app.name.clone()).unwrap_or_default()
+            }
+            _ => String::new(),
+        };
+        (name, route)
+    };
+    config.routes.iter().map(named).collect()
+}
+
+/// The values of an app that are others.
+fn changed_values(old: &Loaded, new: &Loaded, name: &str) -> Vec<Changed> {
+    let find = |loaded: &'_ Loaded| loaded.apps.iter().position(|app| app.name == name);
+    // What a route's own upstreams make is known by its name alone.
+    let (Some(before), Some(after)) = (find(old), find(new)) else { return Vec::new() };
+    let (before, after) = (&old.apps[before], &new.apps[after]);
+    let mut changed = values(old, &before.given, new, &after.given, Some(name));
+    let words = |app: &AppGiven| app.program.as_ref().map(|program| program.words.clone());
+    if words(before) != words(after) {
+        let shown = |app: &AppGiven| {
+            let words = app.program.iter().flat_map(|program| &program.words);
+            let words: Vec<String> = words.map(|word| places::quoted(&word.to_string_lossy())).collect();
+            if words.is_empty() { "the built-in worker".to_owned() } else { format!("[{}]", words.join(", ")) }
+        };
+        let path = places::COMMAND.replace('*', name);
+        changed.push(Changed { path, class: Reload::Roll, old: shown(before), new: shown(after) });
+    }
+    changed
+}
+
+/// The values of keys that are others.
+fn values(old: &Loaded, before: &[Given], new: &Loaded, after: &[Given], app: Option<&str>) -> Vec<Changed> {
+    let mut changed = Vec::new();
+    for key in keys::all().filter(|key| key.is_of_app() == app.is_some()) {
+        let Some(place) = places::main_of(key.name).filter(|place| place.reload != Reload::Listener) else { continue };
+        let said = |given: &[Given]| {
+            let given = given.iter().find(|one| one.key.name == key.name);
+            let default = || if key.default.is_empty() { Vec::new() } else { vec![key.default.into()] };
+            given.map_or_else(default, |given| given.values.clone())
+        };
+        if said(before) == said(after) {
+            continue;
+        }
+        let show = |loaded: &Loaded, given: &[Given]| {
+            given.iter().find(|one| one.key.name == key.name).map_or_else(
+                || if key.default.is_empty() { "unset".to_owned() } else { place.write(key.default) },
+                |given| loaded.written(place, given),
+            )
+        };
+        changed.push(Changed {
+            path: place.path.replace('*', app.unwrap_or_default()),
+            class: place.reload,
+            old: show(old, before),
+            new: show(new, after),
+        });
+    }
+    changed
+}
+
+impl Config {
+    /// Takes over what a reload cannot change, and where the server is at home.
+    pub fn keep_from(&mut self, old: &Config) {
+        let (server, old) = (&mut self.server, &old.server);
+        server.loops = old.loops;
+        server.backend = old.backend;
+        server.pin = old.pin;
+        server.max_connections = old.max_connections;
+        server.buffer_bytes = old.buffer_bytes;
+        server.run_dir.clone_from(&old.run_dir);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsString;
+
+    use super::super::places::{PLACES, Place};
+    use super::super::{Environment, Invocation};
+    use super::*;
+
+    fn load(file: &str, arguments: &[&str]) -> Loaded {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("site.toml");
+        std::fs::write(&path, file).unwrap();
+        let named = [OsString::from("production_server"), "-f".into(), path.into_os_string()];
+        let words = named.into_iter().chain(arguments.iter().map(OsString::from));
+        match super::super::read(words, &Environment::default()) {
+            Ok(Invocation::Run(loaded)) => *loaded,
+            other => panic!("{file}\n{other:?}"),
+        }
+    }
+
+    /// A file with one value, in the table where the place has it.
+    fn one(place: &Place, value: &str) -> String {
+        let path = place.path.replace('*', "web");
+        let (table, name) = path.rsplit_once('.').unwrap();
+        format!("[{table}]\n{name} = {value}\n")
+    }
+
+    #[test]
+    fn every_value_that_changes_is_told_with_its_class() {
+        // Where the example is what holds anyway.
+        let others = [("server.timeouts.header", "\"1s\""), ("log.access", "\"/a\"")];
+        for place in PLACES.iter().filter(|place| place.key().is_some() && place.reload != Reload::Listener) {
+            let other = others.iter().find(|(path, _)| *path == place.path).map(|(_, value)| (*value).to_owned());
+            let default = place.key().is_some_and(|key| place.write(key.default) == place.example());
+            let value = other.unwrap_or_else(|| if default { different(place) } else { place.example() });
+            let changes = diff(&load("", &[]), &load(&one(place, &value), &[]));
+            if ["upstream", "respond"].contains(&place.name) {
+                assert_eq!(changes.apps, [("web".to_owned(), Fate::Replaced)], "{}", place.path);
+                continue;
+            }
+            let of_app = match &changes.apps[..] {
+                [(_, Fate::Changed(changed))] => &changed[..],
+                _ => &changes.server[..],
+            };
+            let classes: Vec<Reload> = of_app.iter().map(|changed| changed.class).collect();
+            assert_eq!(classes, [place.reload], "{} = {value}: {changes:?}", place.path);
+            assert!(diff(&load(&one(place, &value), &[]), &load(&one(place, &value), &[])).is_empty());
+        }
+    }
+
+    /// A value that is neither the default nor wrong.
+    fn different(place: &Place) -> String {
+        use super::super::places::Shape::{Count, Duration, Size, Switch, Text, Word};
+        let text = match (place.name, place.shape) {
+            ("backend", _) => "\"epoll\"",
+            ("balance", _) => "\"least\"",
+            ("pin", _) => "true",
+            ("ready", _) => "\"notify\"",
+            ("socket", _) => "\"tcp\"",
+            ("hot-reload", _) => "\"process\"",
+            ("half-close", _) => "\"serve\"",
+            ("reload-signal", _) => "\"USR1\"",
+            ("recycle-jitter", _) => "\"11%\"",
+            ("give-up", _) => "\"6/60s\"",
+            ("max-fields" | "max-connections", _) => "100",
+            (_, Count) => "3",
+            (_, Duration) => "\"7s\"",
+            ("buffer-bytes" | "max-memory", _) => "\"2MiB\"",
+            (_, Size) => "\"512KiB\"",
+            (_, Switch | Word) => "false",
+            (_, Text) => "\"x\"",
+            (name, shape) => panic!("{name} {shape:?}"),
+        };
+        text.to_owned()
+    }
+
+    #[test]
+    fn what_a_reload_cannot_change_is_kept() {
+        for place in PLACES.iter().filter(|place| place.reload == Reload::Restart) {
+            let value = different(place);
+            let (old, mut new) = (load("", &[]).config, load(&one(place, &value), &[]).config);
+            assert_ne!(format!("{:?}", old.server), format!("{:?}", new.server), "{}", place.path);
+            new.keep_from(&old);
+            let warnings =
+                |config: &Config| format!("{:?}", super::super::Settings { config: None, ..config.server.clone() });
+            assert_eq!(warnings(&old), warnings(&new), "{}", place.path);
+        }
+    }
+
+    #[test]
+    fn apps_listeners_and_routes_come_and_go() {
+        let old = load(
+            "listen = [{ address = \"1000\" }, { address = \"unix:/a\" }]\n[[routes]]\nmatch.path = \"/x\"\nrespond = \"x\"\n\
+             [[routes]]\napp = \"web\"\n[apps.web]\nqueue.size = 5\nenvironment = { SECRET = \"${HOME:-hush}\" }",
+            &[],
+        );
+        let new = load(
+            "listen = [{ address = \"unix:/a\", mode = \"0600\" }, { address = \"1001\" }]\n[[routes]]\nmatch.path = \"/y\"\nrespond = \"x\"\n\
+             [[routes]]\napp = \"web\"\n[apps.web]\nqueue.size = 6\nenvironment = { SECRET = \"${HOME:-hush!}\" }\n\
+             command = [\"node\"]\n[server]\nloops = 7\nshutdown = \"1s\"",
+            &[],
+        );
+        let changes = diff(&old, &new);
+        let lines = changes.lines();
+        assert_eq!(
+            lines,
+            [
+                "server.loops: \"auto\" -> 7 (needs a restart of the server; left as it was)",
+                "server.shutdown: \"5s\" -> \"1s\"",
+                "listener 0.0.0.0:1001: opened",
+                "listener 0.0.0.0:1000: closed",
+                "listener unix:/a: mode and owner",
+                "routes: changed",
+                "apps.web.environment: { SECRET = \"${HOME:-hush}\" } -> { SECRET = \"${HOME:-hush!}\" } \
+                 (its workers are replaced)",
+                "apps.web.queue.size: 5 -> 6",
+                "apps.web.command: the built-in worker -> [\"node\"] (its workers are replaced)",
+            ]
+        );
+        assert_eq!(changes.left().count(), 1);
+        assert!(diff(&new, &new).is_empty());
+    }
+
+    #[test]
+    fn the_upstreams_of_a_route_are_an_app_that_comes_and_goes() {
+        let to = |upstream: &str| load(&format!("[[routes]]\nupstreams = \"{upstream}\""), &[]);
+        let changes = diff(&to("http://127.0.0.1:1"), &to("http://127.0.0.1:2"));
+        let fates: Vec<_> = changes.apps.iter().map(|(name, fate)| (name.as_str(), fate)).collect();
+        assert_eq!(fates, [("http://127.0.0.1:1", &Fate::Removed), ("http://127.0.0.1:2", &Fate::Added)]);
+    }
+}

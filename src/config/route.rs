@@ -1,0 +1,463 @@
+//! Routes: which requests go where, and what is changed on the way. The values that they consist of, and how those are read from text.
+//!
+//! The first route that matches is taken. What a request's path is, and how a pattern is compared with it, has `http/route.rs`.
+
+use std::fmt;
+
+use super::{Balance, Upstream};
+
+/// One route. All that is said of the request must hold for it to be taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Which requests it is for.
+    pub matching: Matching,
+    /// Who answers them.
+    pub to: Target,
+    /// What becomes of the path on its way to an app.
+    pub rewrite: Rewrite,
+    /// What becomes of the request's fields on their way to an app.
+    pub request_fields: FieldEdits,
+    /// What becomes of the answer's fields.
+    pub response_fields: FieldEdits,
+}
+
+impl Route {
+    /// Everything to one app.
+    pub fn all_to(app: usize) -> Route {
+        Route {
+            matching: Matching::default(),
+            to: Target::App(app),
+            rewrite: Rewrite::default(),
+            request_fields: FieldEdits::default(),
+            response_fields: FieldEdits::default(),
+        }
+    }
+}
+
+/// Which requests a route is for; empty: all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Matching {
+    /// The host that is asked for.
+    pub host: Option<HostPattern>,
+    /// The path without the query.
+    pub path: Option<PathPattern>,
+    /// One of these methods, in capitals where they are the usual ones; empty: any.
+    pub methods: Vec<String>,
+}
+
+/// A host in lower case, without a port.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum HostPattern {
+    /// That name or address; an IPv6 address in its brackets.
+    Exact(String),
+    /// Every name below that one, which begins with a dot: `*.example.org`, and not `example.org` itself.
+    Below(String),
+}
+
+/// A path.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PathPattern {
+    /// That path.
+    Exact(String),
+    /// All that begin so: `/api/*` is written for `/api/` and what lies below it.
+    Prefix(String),
+}
+
+/// Who answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// An app, by its index.
+    App(usize),
+    /// The loop, always alike.
+    Respond(Respond),
+    /// The loop, with another place.
+    Redirect(Redirect),
+}
+
+/// A fixed answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Respond {
+    /// 200 to 599.
+    pub status: u16,
+    /// Its body; empty for 204 and 304.
+    pub body: String,
+    /// Its Content-Type.
+    pub content_type: String,
+}
+
+/// A redirect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Redirect {
+    /// The Location, in pieces.
+    pub to: Vec<Piece>,
+    /// 301, 302, 303, 307 or 308.
+    pub status: u16,
+}
+
+/// A piece of a Location.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// Text.
+    Text(String),
+    /// `{path}`: the request's path without the query.
+    Path,
+    /// `{query}`: the query with its question mark, or nothing.
+    Query,
+    /// `{host}`: the host without a port.
+    Host,
+}
+
+/// What becomes of a path.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Rewrite {
+    /// Taken from its front, where it ends at a slash or with the path; without a slash at its end.
+    pub strip: String,
+    /// Put in front of what is left; without a slash at its end.
+    pub prefix: String,
+}
+
+/// What becomes of fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FieldEdits {
+    /// Fields that have this value and no other, whatever came.
+    pub set: Vec<(String, String)>,
+    /// Fields that are taken out.
+    pub remove: Vec<String>,
+}
+
+impl FieldEdits {
+    /// Whether nothing is changed.
+    pub fn is_empty(&self) -> bool {
+        self.set.is_empty() && self.remove.is_empty()
+    }
+}
+
+/// What is said of a route, before it is known whether it is whole.
+#[derive(Debug, Default)]
+pub struct Draft {
+    pub(super) matching: Matching,
+    pub(super) app: Option<String>,
+    pub(super) upstreams: Vec<Upstream>,
+    pub(super) balance: Option<Balance>,
+    pub(super) respond: Option<Respond>,
+    pub(super) redirect: Option<Redirect>,
+    pub(super) rewrite: Rewrite,
+    pub(super) request_fields: FieldEdits,
+    pub(super) response_fields: FieldEdits,
+}
+
+impl Draft {
+    pub(super) fn respond(&mut self) -> &mut Respond {
+        self.respond.get_or_insert_with(|| Respond {
+            status: 200,
+            body: String::new(),
+            content_type: "text/plain; charset=utf-8".to_owned(),
+        })
+    }
+
+    pub(super) fn redirect(&mut self) -> &mut Redirect {
+        self.redirect.get_or_insert_with(|| Redirect { to: Vec::new(), status: 302 })
+    }
+}
+
+impl FieldEdits {
+    /// Reads `NAME=VALUE`.
+    pub(super) fn set(&mut self, text: &str) -> Result<(), String> {
+        let (name, text) = text.split_once('=').ok_or("expected the name of a field and its value")?;
+        self.set.push((field(name)?, value(text)?));
+        Ok(())
+    }
+}
+
+impl HostPattern {
+    /// Whether every host that the other takes is taken.
+    pub fn covers(&self, other: &HostPattern) -> bool {
+        match (self, other) {
+            (HostPattern::Exact(one), HostPattern::Exact(other)) => one == other,
+            (HostPattern::Exact(_), HostPattern::Below(_)) => false,
+            (HostPattern::Below(suffix), HostPattern::Exact(name) | HostPattern::Below(name)) => {
+                name.ends_with(suffix) && (name.len() > suffix.len() || matches!(other, HostPattern::Below(_)))
+            }
+        }
+    }
+}
+
+impl PathPattern {
+    /// Whether every path that the other takes is taken.
+    pub fn covers(&self, other: &PathPattern) -> bool {
+        match (self, other) {
+            (PathPattern::Exact(one), PathPattern::Exact(other)) => one == other,
+            (PathPattern::Exact(_), PathPattern::Prefix(_)) => false,
+            (PathPattern::Prefix(prefix), PathPattern::Exact(path) | PathPattern::Prefix(path)) => {
+                path.starts_with(prefix.as_str())
+            }
+        }
+    }
+}
+
+impl Matching {
+    /// Whether every request that the other is for is taken.
+    pub fn covers(&self, other: &Matching) -> bool {
+        let host = match (&self.host, &other.host) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(one), Some(other)) => one.covers(other),
+        };
+        let path = match (&self.path, &other.path) {
+            (None, _) => true,
+            (Some(PathPattern::Prefix(prefix)), None) => prefix == "/",
+            (Some(_), None) => false,
+            (Some(one), Some(other)) => one.covers(other),
+        };
+        let methods = self.methods.is_empty()
+            || !other.methods.is_empty() && other.methods.iter().all(|method| self.methods.contains(method));
+        host && path && methods
+    }
+}
+
+impl fmt::Display for HostPattern {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HostPattern::Exact(name) => formatter.write_str(name),
+            HostPattern::Below(suffix) => write!(formatter, "*{suffix}"),
+        }
+    }
+}
+
+impl fmt::Display for PathPattern {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            PathPattern::Exact(path) => formatter.write_str(path),
+            PathPattern::Prefix(prefix) => write!(formatter, "{prefix}*"),
+        }
+    }
+}
+
+impl fmt::Display for Matching {
+    /// As a label shows it: `GET|HEAD *.example.org/api/*`.
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.methods.is_empty() {
+            write!(formatter, "{} ", self.methods.join("|"))?;
+        }
+        if let Some(host) = &self.host {
+            host.fmt(formatter)?;
+        }
+        match &self.path {
+            Some(path) => path.fmt(formatter),
+            None => formatter.write_str("/*"),
+        }
+    }
+}
+
+/// A host, or `*.` and the name below which it is.
+pub fn host(text: &str) -> Result<HostPattern, String> {
+    let expected = || {
+        "expected a host such as example.org or [::1] without a port, or *.example.org for all names below it"
+            .to_owned()
+    };
+    let (below, name) = text.strip_prefix("*.").map_or((false, text), |rest| (true, rest));
+    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    let literal = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let fine = match literal {
+        Some(address) => !below && address.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => name.bytes().all(letter) && name.split('.').all(|label| !label.is_empty()),
+    };
+    if !fine || name.is_empty() || name.len() > 253 {
+        return Err(expected());
+    }
+    Ok(if below { HostPattern::Below(format!(".{name}")) } else { HostPattern::Exact(name) })
+}
+
+/// A path, or the beginning of one and a `*`.
+pub fn path(text: &str) -> Result<PathPattern, String> {
+    let (prefix, text) = text.strip_suffix('*').map_or((false, text), |rest| (true, rest));
+    let expected = "expected a path such as /about, or /api/* for all that begin with /api/";
+    let plain = |byte: u8| byte.is_ascii_graphic() && !b"?#*%\\".contains(&byte) || byte >= 0x80;
+    if !text.starts_with('/') || !text.bytes().all(plain) {
+        return Err(expected.to_owned());
+    }
+    if text.contains("//") || text.split('/').any(|segment| segment == "." || segment == "..") {
+        return Err(format!("{expected}; without // and dots, which a request's path is freed of before"));
+    }
+    Ok(if prefix { PathPattern::Prefix(text.to_owned()) } else { PathPattern::Exact(text.to_owned()) })
+}
+
+/// A method.
+pub fn method(text: &str) -> Result<String, String> {
+    let usual = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"];
+    if let Some(usual) = usual.iter().find(|usual| usual.eq_ignore_ascii_case(text)) {
+        return Ok((*usual).to_owned());
+    }
+    let fine = is_token(text) && text != "CONNECT";
+    if fine { Ok(text.to_owned()) } else { Err("expected a method such as GET".to_owned()) }
+}
+
+/// The beginning of a path that is taken off or put on.
+pub fn part(text: &str) -> Result<String, String> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte));
+    if !text.starts_with('/') || !plain {
+        return Err("expected the beginning of a path, as in /api".to_owned());
+    }
+    Ok(text.trim_end_matches('/').to_owned())
+}
+
+/// The status of a fixed answer.
+pub fn status(text: &str) -> Result<u16, String> {
+    super::units::count(text, 200..=599).map(|status| status as u16)
+}
+
+/// The status of a redirect.
+pub fn redirect_status(text: &str) -> Result<u16, String> {
+    let choices = [("301", 301), ("302", 302), ("303", 303), ("307", 307), ("308", 308)];
+    super::units::choice(text, &choices)
+}
+
+/// A Location with `{path}`, `{query}` and `{host}`.
+pub fn location(text: &str) -> Result<Vec<Piece>, String> {
+    let expected = "expected a place such as https://{host}{path}{query} or /new";
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Err(expected.to_owned());
+    }
+    let mut pieces = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('{') {
+        if at > 0 {
+            pieces.push(Piece::Text(rest[..at].to_owned()));
+        }
+        let end = rest[at..].find('}').ok_or("`{` without its `}`")? + at;
+        pieces.push(match &rest[at + 1..end] {
+            "path" => Piece::Path,
+            "query" => Piece::Query,
+            "host" => Piece::Host,
+            _ => return Err(format!("{expected}; between braces path, query or host")),
+        });
+        rest = &rest[end + 1..];
+    }
+    if !rest.is_empty() {
+        pieces.push(Piece::Text(rest.to_owned()));
+    }
+    Ok(pieces)
+}
+
+/// A Content-Type, or any other field's value.
+pub fn value(text: &str) -> Result<String, String> {
+    let plain = |byte: u8| byte == b' ' || byte == b'\t' || byte.is_ascii_graphic() || byte >= 0x80;
+    if text.bytes().all(plain) && text.trim() == text {
+        Ok(text.to_owned())
+    } else {
+        Err("expected text without control characters, and without spaces at its ends".to_owned())
+    }
+}
+
+/// The body of a fixed answer; anything.
+pub fn body(text: &str) -> Result<String, String> {
+    Ok(text.to_owned())
+}
+
+/// What the server writes or reads itself, in lower case: a route cannot change it.
+const OWN_FIELDS: &[&str] = &[
+    "connection",
+    "content-length",
+    "date",
+    "expect",
+    "forwarded",
+    "host",
+    "keep-alive",
+    "proxy-connection",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-forwarded-port",
+    "x-forwarded-proto",
+    "x-real-ip",
+    "x-request-id",
+    "x-request-start",
+];
+
+/// The name of a field that a route may change.
+pub fn field(text: &str) -> Result<String, String> {
+    if !is_token(text) {
+        return Err("expected the name of a field, as in X-Tenant".to_owned());
+    }
+    let own = OWN_FIELDS.iter().any(|own| own.eq_ignore_ascii_case(text));
+    if own {
+        Err("the server has its own ways with this field: expected another".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+/// Whether this is a token of RFC 9110 §5.6.2.
+fn is_token(text: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.bytes().all(letter)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patterns_are_read_and_shown_alike() {
+        for text in ["example.org", "*.example.org", "[::1]", "127.0.0.1"] {
+            assert_eq!(host(text).unwrap().to_string(), text);
+        }
+        assert_eq!(host("Example.ORG."), Ok(HostPattern::Exact("example.org".to_owned())));
+        for text in ["", "*", "*.", "a..b", "a:80", "a/b", "*.[::1]", "http://a"] {
+            assert!(host(text).is_err(), "{text}");
+        }
+        for text in ["/", "/*", "/api/*", "/api*", "/about"] {
+            assert_eq!(path(text).unwrap().to_string(), text);
+        }
+        for text in ["", "api", "*", "/a/*/b", "/a?b", "/a//b", "/a/../b", "/%61"] {
+            assert!(path(text).is_err(), "{text}");
+        }
+        assert_eq!(method("get").as_deref(), Ok("GET"));
+        assert_eq!(method("Purge").as_deref(), Ok("Purge"));
+        assert!(method("CONNECT").is_err() && method("A B").is_err());
+        assert_eq!(
+            location("https://{host}/x{path}{query}"),
+            Ok(vec![
+                Piece::Text("https://".to_owned()),
+                Piece::Host,
+                Piece::Text("/x".to_owned()),
+                Piece::Path,
+                Piece::Query
+            ])
+        );
+        assert!(location("{nothing}").is_err() && location("a b").is_err() && location("{path").is_err());
+        assert!(field("Content-Length").is_err() && field("a b").is_err() && field("X-A").is_ok());
+    }
+
+    #[test]
+    fn what_covers_what() {
+        let matching = |host_text: &str, path_text: &str, methods: &[&str]| Matching {
+            host: (!host_text.is_empty()).then(|| host(host_text).unwrap()),
+            path: (!path_text.is_empty()).then(|| path(path_text).unwrap()),
+            methods: methods.iter().map(|method| (*method).to_owned()).collect(),
+        };
+        let all = matching("", "", &[]);
+        for (one, other, covers) in [
+            (&all, &matching("a.b", "/x", &["GET"]), true),
+            (&matching("", "/*", &[]), &all, true),
+            (&matching("", "/a*", &[]), &all, false),
+            (&matching("*.b", "", &[]), &matching("a.b", "", &[]), true),
+            (&matching("*.b", "", &[]), &matching("b", "", &[]), false),
+            (&matching("*.b", "", &[]), &matching("*.a.b", "", &[]), true),
+            (&matching("*.b", "", &[]), &matching("*.b", "/x", &[]), true),
+            (&matching("*.a.b", "", &[]), &matching("*.b", "", &[]), false),
+            (&matching("a.b", "", &[]), &all, false),
+            (&matching("", "/api/*", &[]), &matching("", "/api/x", &[]), true),
+            (&matching("", "/api/*", &[]), &matching("", "/api", &[]), false),
+            (&matching("", "", &["GET"]), &all, false),
+            (&matching("", "", &["GET", "HEAD"]), &matching("", "", &["HEAD"]), true),
+        ] {
+            assert_eq!(one.covers(other), covers, "{one} {other}");
+        }
+    }
+}
