@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, Group, User, access};
 use socket2::{Domain, Socket, Type};
 
-use crate::config::{AccessLogTarget, App, Command, ListenAddress, Loaded, Problem, Severity};
+use crate::config::{App, Command, ListenAddress, Loaded, LogTarget, Problem, Severity};
 use crate::socket_file;
 use crate::supervisor::{memory, program};
 
@@ -82,6 +82,8 @@ impl Found<'_> {
             match &listener.address {
                 ListenAddress::Tcp(address) => self.tcp(index, *address),
                 ListenAddress::Unix(path) => self.unix(index, path),
+                // Who starts the server has them, and not whoever looks.
+                ListenAddress::Systemd(_) => {}
             }
         }
     }
@@ -134,6 +136,18 @@ impl Found<'_> {
     }
 
     fn accounts(&mut self) {
+        let settings = &self.loaded.config.server;
+        let is_name = |name: &&String| name.parse::<u32>().is_err();
+        if let Some(name) = settings.user.as_ref().filter(is_name)
+            && !matches!(User::from_name(name), Ok(Some(_)))
+        {
+            self.error("user", 0, &format!("there is no user {name:?} on this machine"), "");
+        }
+        if let Some(name) = settings.group.as_ref().filter(is_name)
+            && !matches!(Group::from_name(name), Ok(Some(_)))
+        {
+            self.error("group", 0, &format!("there is no group {name:?} on this machine"), "");
+        }
         for listener in &self.loaded.config.listeners {
             let ListenAddress::Unix(_) = listener.address else { continue };
             let access = &listener.access;
@@ -155,7 +169,10 @@ impl Found<'_> {
     fn places(&mut self) {
         let settings = &self.loaded.config.server;
         self.run_directory(&settings.run_dir);
-        if let AccessLogTarget::File(path) = &settings.access_log.target {
+        if let Some(path) = &settings.pid_file {
+            self.writable_parent("pid-file", 0, path);
+        }
+        if let LogTarget::File(path) = &settings.access_log.target {
             if path.is_dir() {
                 self.error("access-log", 0, "the access log is a directory", "expected a file");
             } else if path.exists() {

@@ -7,7 +7,7 @@
 //!           └──→ reactor → event_loop, connection, exchange → dispatch, mailbox
 //!                               └──→ http                    bytes in, bytes out: no descriptor, no clock, no thread
 //!                               └──→ backends → buffers
-//! socket_file, proc: beside server, supervisor and control
+//! socket_file, proc, systemd, handover: beside server, supervisor and control
 //! config, metrics, log: usable by all, use none of them
 //! ```
 //!
@@ -25,6 +25,7 @@ pub mod dispatch;
 pub mod event_loop;
 mod exchange;
 pub mod fleet;
+pub mod handover;
 pub mod http;
 pub mod init;
 pub mod log;
@@ -36,4 +37,5 @@ pub mod reactor;
 pub mod server;
 pub mod socket_file;
 pub mod supervisor;
+pub mod systemd;
 pub mod worker;

@@ -42,6 +42,9 @@ pub enum Message {
     Retire(WorkerId),
     /// Connections have become fewer than `max_connections`: accept again.
     Accept,
+    /// Another process has given up accepting on the same sockets: the kernel may have told it alone of a client that still waits, so ask
+    /// for clients anew.
+    AcceptAnew,
     /// The limit on connections is reached, and another loop has no idle one to close: close one.
     CloseIdle,
     /// Memory has come back: answers that stopped for the lack of it may go on.
@@ -51,6 +54,14 @@ pub enum Message {
         /// When the rest is cut.
         deadline: Instant,
     },
+    /// Another process accepts on the same sockets from now on: finish what runs as in a drain, but send nobody away who may just be
+    /// asking for something. What is left at the deadline is cut.
+    HandOver {
+        /// When the rest is cut.
+        deadline: Instant,
+    },
+    /// Say that the loop turns: see [`crate::metrics::Counters::beats`].
+    Beat,
     /// Stop at once.
     StopNow,
 }

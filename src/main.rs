@@ -4,12 +4,13 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use production_server::config::{self, Environment, Inputs, Invocation};
+use production_server::handover::Channel;
 use production_server::{check, conformance, control, init, server, supervisor, worker};
 
 fn main() -> ExitCode {
     let inputs = Inputs { arguments: std::env::args_os().collect(), environment: Environment::of_process() };
     match config::read(inputs.arguments.clone(), &inputs.environment) {
-        Ok(Invocation::Run(loaded)) => ExitCode::from(server::run(*loaded)),
+        Ok(Invocation::Run(loaded)) => ExitCode::from(server::run(*loaded, Channel::of_this_process())),
         Ok(Invocation::Check(loaded)) => ExitCode::from(check::run(&loaded)),
         Ok(Invocation::Show(loaded, show)) => print(&loaded.show(show)),
         Ok(Invocation::Schema) => print(&config::schema()),
@@ -25,6 +26,9 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(refusal) => {
+            if let Some(predecessor) = Channel::of_this_process() {
+                predecessor.fail(&refusal.line);
+            }
             // There is no other place to say it.
             let _ = writeln!(std::io::stderr(), "{}", refusal.line);
             ExitCode::from(refusal.exit_code)

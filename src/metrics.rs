@@ -8,14 +8,15 @@
 
 pub mod latency;
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
-use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
+use serde::{Deserialize, Serialize};
 
 use latency::{Histogram, Latencies};
 
@@ -115,6 +116,8 @@ macro_rules! counters {
             pub states: [Gauge; 5],
             /// Requests by how long they took.
             pub latency: Histogram,
+            /// How often the loop has answered that it turns.
+            pub beats: Counter,
         }
 
         /// The sum over all loops at one moment.
@@ -131,6 +134,16 @@ macro_rules! counters {
         }
 
         impl Totals {
+            /// What only grows, by name.
+            fn grown(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)+]
+            }
+
+            /// Adds what another process has counted. A name that is not known is passed over.
+            fn add_account(&mut self, account: &Account) {
+                $(self.$name += account.counters.get(stringify!($name)).copied().unwrap_or(0);)+
+            }
+
             /// Adds one loop's counters.
             pub fn add(&mut self, counters: &Counters) {
                 $(self.$name += counters.$name.value();)+
@@ -207,31 +220,45 @@ impl Counters {
     }
 }
 
+/// What was counted, as one process tells another: it only grows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Account {
+    counters: BTreeMap<String, u64>,
+    /// The buckets of [`Latencies`] in which something is.
+    latencies: Vec<(usize, u64)>,
+}
+
 /// The counters of all loops. Cloning gives another handle.
 #[derive(Clone, Debug)]
-pub struct Metrics(Arc<[CachePadded<Counters>]>);
+pub struct Metrics {
+    loops: Arc<[CachePadded<Counters>]>,
+    /// What the servers before this one have counted.
+    before: Arc<Mutex<Account>>,
+}
 
 impl Metrics {
     /// Counters for that many loops, all zero.
     pub fn new(loops: usize) -> Metrics {
-        Metrics((0..loops).map(|_| CachePadded::default()).collect())
+        Metrics { loops: (0..loops).map(|_| CachePadded::default()).collect(), before: Arc::default() }
     }
 
     /// One loop's counters. Panics if there is no such loop, which is a mistake of ours.
     #[inline]
     pub fn of_loop(&self, index: usize) -> &Counters {
-        &self.0[index]
+        &self.loops[index]
     }
 
     /// The counters of each loop, in order.
     pub fn loops(&self) -> impl ExactSizeIterator<Item = &Counters> {
-        self.0.iter().map(|padded| &**padded)
+        self.loops.iter().map(|padded| &**padded)
     }
 
     /// How long the requests of all loops took.
     pub fn latencies(&self) -> Latencies {
         let mut latencies = Latencies::default();
         self.loops().for_each(|counters| latencies.add(&counters.latency));
+        self.before().latencies.iter().for_each(|&(bucket, count)| latencies.add_to(bucket, count));
         latencies
     }
 
@@ -239,7 +266,24 @@ impl Metrics {
     pub fn total(&self) -> Totals {
         let mut totals = Totals::default();
         self.loops().for_each(|counters| totals.add(counters));
+        totals.add_account(&self.before());
         totals
+    }
+
+    /// All that was counted so far, for a successor.
+    pub fn account(&self) -> Account {
+        let counters = self.total().grown().into_iter().map(|(name, count)| (name.to_owned(), count));
+        Account { counters: counters.collect(), latencies: self.latencies().filled() }
+    }
+
+    /// What the servers before this one have counted, their own predecessors' counts included; replaces what was said before.
+    pub fn inherit(&self, account: Account) {
+        *self.before() = account;
+    }
+
+    fn before(&self) -> MutexGuard<'_, Account> {
+        // Only replaced or read under the lock.
+        self.before.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -420,6 +464,23 @@ mod tests {
         metrics.of_loop(1).moved(Some(ConnectionState::ReadingRequest), None);
         assert_eq!(metrics.total().states, [0; 5]);
         assert_eq!(metrics.of_loop(1).in_state(ConnectionState::ReadingRequest), 0);
+    }
+
+    #[test]
+    fn counts_go_on_where_the_server_before_has_ended() {
+        let first = Metrics::new(2);
+        first.of_loop(1).requests.add(3);
+        first.of_loop(1).latency.record(5_000_000);
+        let second = Metrics::new(1);
+        second.inherit(first.account());
+        second.of_loop(0).requests.add(1);
+        first.of_loop(0).requests.add(2);
+        let text = serde_json::to_string(&first.account()).unwrap();
+        second.inherit(serde_json::from_str(&text).unwrap());
+        assert_eq!((second.total().requests, second.latencies().count()), (6, 1));
+        let newer = r#"{"counters":{"requests":1,"of_a_later_version":9},"latencies":[[100000,1]]}"#;
+        second.inherit(serde_json::from_str(newer).unwrap());
+        assert_eq!((second.total().requests, second.latencies().count()), (2, 0));
     }
 
     #[test]

@@ -62,6 +62,8 @@ pub struct Setup {
     pub max_sockets: usize,
     /// Where its request ids start.
     pub first_id: u64,
+    /// Whether it accepts nobody before [`Message::Accept`] comes.
+    pub held: bool,
 }
 
 /// One event loop.
@@ -75,7 +77,7 @@ pub struct Reactor<B: Backend> {
 }
 
 impl<B: Backend> Reactor<B> {
-    /// A loop that accepts on its listeners from the first turn on.
+    /// A loop that accepts on its listeners from the first turn on, or when it is told to.
     pub fn new(mut backend: B, setup: Setup) -> std::io::Result<Reactor<B>> {
         let now = backend.now();
         let mut table = Table::new(setup.max_sockets);
@@ -91,7 +93,7 @@ impl<B: Backend> Reactor<B> {
             connections: Wheel::new(now, setup.max_sockets),
             exchanges: Wheel::new(now, setup.max_sockets),
         };
-        let core = Loop {
+        let mut core = Loop {
             backend,
             index: setup.index,
             table,
@@ -109,6 +111,9 @@ impl<B: Backend> Reactor<B> {
             work: VecDeque::new(),
             shared: setup.shared,
         };
+        if setup.held {
+            core.hold_listeners();
+        }
         Ok(Reactor { core, mailbox: setup.mailbox, mail: Vec::new(), deadline: None, stopped: false })
     }
 
@@ -126,7 +131,7 @@ impl<B: Backend> Reactor<B> {
 
     /// Whether the loop was told to stop and nothing is left to be done.
     pub fn is_done(&self) -> bool {
-        (self.core.accepting.draining || self.stopped) && self.core.table.clients() == 0
+        (self.core.accepting.is_over() || self.stopped) && self.core.table.clients() == 0
     }
 
     /// One turn.
@@ -171,7 +176,7 @@ impl<B: Backend> Reactor<B> {
         }
         for message in self.mail.drain(..) {
             match &message {
-                Message::Drain { deadline } => self.deadline = Some(*deadline),
+                Message::Drain { deadline } | Message::HandOver { deadline } => self.deadline = Some(*deadline),
                 Message::StopNow => self.stopped = true,
                 _ => {}
             }
@@ -266,11 +271,14 @@ impl<B: Backend> Loop<B> {
             Message::Died(worker) => self.worker_died(worker),
             Message::Retire(worker) => self.retire(0, worker),
             Message::Accept => self.resume_accepting(),
+            Message::AcceptAnew => self.accept_anew(),
             Message::CloseIdle => drop(self.close_longest_idle()),
             Message::Memory => self.share_memory(),
-            Message::Drain { .. } => self.drain(),
+            Message::Drain { .. } => self.drain(false),
+            Message::HandOver { .. } => self.drain(true),
+            Message::Beat => self.count().beats.add(1),
             Message::StopNow => {
-                self.drain();
+                self.drain(false);
                 self.cut();
             }
         }
@@ -339,16 +347,17 @@ impl<B: Backend> Loop<B> {
     }
 
     /// A graceful stop begins: no new connections, idle ones close, busy ones after their answer.
-    fn drain(&mut self) {
+    fn drain(&mut self, handed_over: bool) {
         if self.accepting.draining {
             return;
         }
-        self.stop_accepting();
+        self.stop_accepting(handed_over);
         self.each(Kind::Client, Loop::client_drains);
     }
 
     /// The stop's deadline: what is left is cut.
     fn cut(&mut self) {
+        self.refuse_waiting();
         self.each(Kind::Client, |core, sock| core.client_left(sock, How::Now));
         self.each(Kind::Link, |core, sock| {
             core.link_lost(sock, None);

@@ -10,6 +10,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -18,19 +19,25 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::backends::Backend;
 use crate::config::{BackendChoice, Command, Front, ListenAddress, Loaded, Settings};
-use crate::dispatch::{Dispatch, Policy, Standing};
+use crate::dispatch::{Dispatch, Standing};
 use crate::event_loop::{App, Scheme, Shared};
+use crate::handover::Channel;
 use crate::http::reply::Direct;
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
 use crate::metrics::{self, Health, Metrics, Status};
 use crate::reactor::ListenerSetup;
-use crate::socket_file::SocketFile;
-use crate::supervisor::{self, About, RunDirectory, Supervisor};
+use crate::socket_file::{Identity, SocketFile};
+use crate::supervisor::pid_file::PidFile;
+use crate::supervisor::upgrade::{Held, Holdings, Succession};
+use crate::supervisor::{self, About, Supervisor, unit};
 
+use inherit::Inherited;
 use loops::LoopSet;
 
+mod inherit;
 mod loops;
+mod privileges;
 mod unix;
 
 /// Connections that wait to be accepted, at most; the kernel clamps it to `net.core.somaxconn`.
@@ -79,48 +86,57 @@ pub struct StartError {
     pub code: u8,
 }
 
-/// Runs the server until it is stopped; the exit code.
-pub fn run(loaded: Loaded) -> u8 {
-    match start(loaded) {
+/// Runs the server until it is stopped; the exit code. With a predecessor it takes that one's place.
+pub fn run(loaded: Loaded, mut predecessor: Option<Channel>) -> u8 {
+    match start(loaded, &mut predecessor) {
         Ok(code) => code,
         Err(error) => {
+            if let Some(channel) = predecessor {
+                channel.fail(&error.message);
+            }
             eprintln!("production_server: {}", error.message);
             error.code
         }
     }
 }
 
-fn start(loaded: Loaded) -> Result<u8, StartError> {
+fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartError> {
     if let Some(problem) = loaded.not_yet() {
         return Err(StartError { message: loaded.report(&[problem]), code: exit::CONFIG });
     }
-    let warnings = loaded.warnings();
+    let mut warnings = loaded.warnings();
     let mut settings = loaded.config.server;
-    let original_limit = raise_descriptor_limit();
-    clamp_connections(&mut settings);
-    let mut listeners = open_listeners(&settings)?;
+    // Before anything else is opened: systemd's sockets are known by their numbers.
+    let mut inherited = Inherited::take(predecessor.as_mut())?;
+    let original_limit = fit_to_machine(&mut settings, &mut warnings);
+    let listeners = open_listeners(&settings, &mut inherited)?;
+    privileges::give_up(&settings)?;
     // Workers may start elsewhere, and are told paths in it.
     settings.run_dir = std::path::absolute(&settings.run_dir).unwrap_or(settings.run_dir);
-    for (place, listener) in settings.listen.iter_mut().zip(&listeners) {
-        listener.address.clone_into(place);
-    }
-    // Removed when this function ends, however it does.
-    let _socket_files: Vec<SocketFile> = listeners.iter_mut().filter_map(|listener| listener.file.take()).collect();
-    let log = Log::open(&settings.access_log, settings.event_format)
-        .map_err(|error| refused(format!("cannot open the access log: {error}"), &error, exit::CANNOT_CREATE))?;
+    settings.listen = listeners.iter().map(|listener| listener.address.clone()).collect();
+    let log = Log::open(&settings.access_log, &settings.event_log)
+        .map_err(|error| refused(format!("cannot open the log: {error}"), &error, exit::CANNOT_CREATE))?;
     let backend = choose_backend(&settings, &log)?;
-    let run_directory = RunDirectory::open(&settings.run_dir)
-        .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;
-    for warning in &warnings {
+    let run_directory = inherited.run_directory(&settings.run_dir)?;
+    for warning in warnings.iter().chain(&inherited.warnings()) {
         log.event(Level::Warn, warning, &[]);
     }
     let settings = Arc::new(settings);
     let started = Instant::now();
-    let dispatch = Arc::new(Dispatch::new(policy(&settings), Supervisor::table_size(&settings), started));
-    let metrics = Metrics::new(settings.loops);
+    let dispatch = Arc::new(Dispatch::new(unit::policy(&settings.app), unit::table_size(&settings.app), started));
+    let metrics = inherited.metrics(settings.loops);
     let (postboxes, mailboxes) = loops::post(settings.loops);
     let about = About { backend: backend_name(backend), metrics: metrics.clone(), started };
-    let options = supervisor::Options { descriptors: original_limit, about: Some(about), ..Default::default() };
+    let loop_listeners = loops::share_out(&listeners, &settings)?;
+    let held = predecessor.is_some();
+    let options = supervisor::Options {
+        descriptors: original_limit,
+        about: Some(about),
+        holdings: holdings(&settings, listeners),
+        pid_file: settings.pid_file.as_deref().filter(|_| !held).map(write_pid_file).transpose()?,
+        manager: true,
+        ..Default::default()
+    };
     let supervisor = Supervisor::start_with(
         settings.clone(),
         dispatch.clone(),
@@ -142,26 +158,31 @@ fn start(loaded: Loaded) -> Result<u8, StartError> {
         status: Box::new(status),
     });
     let loop_exit = supervisor.loop_exit();
-    let loops = LoopSet { shared, metrics, listeners, mailboxes, loop_exit };
+    let loops = LoopSet { shared, metrics, listeners: loop_listeners, held, mailboxes, loop_exit };
+    let succeed = || predecessor.take().map(|channel| inherited.succession(channel));
     match backend {
         #[cfg(backend_io_uring)]
-        BackendChoice::IoUring => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor),
+        BackendChoice::IoUring => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor, succeed),
         #[cfg(backend_readiness)]
-        _ => serve::<crate::backends::readiness::Readiness>(loops, backend, supervisor),
+        _ => serve::<crate::backends::readiness::Readiness>(loops, backend, supervisor, succeed),
         #[cfg(not(backend_readiness))]
-        _ => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor),
+        _ => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor, succeed),
     }
 }
 
-/// Starts the loops, and supervises until the end.
+/// Starts the loops, and supervises until the end. `succeed` tells in whose place; nothing can fail after that.
 fn serve<B: Backend + 'static>(
     loops: LoopSet,
     backend: BackendChoice,
-    supervisor: Supervisor,
+    mut supervisor: Supervisor,
+    succeed: impl FnOnce() -> Option<Succession>,
 ) -> Result<u8, StartError> {
     let (shared, metrics) = (loops.shared.clone(), loops.metrics.clone());
     let threads = loops.spawn::<B>()?;
     announce(&shared, backend);
+    if let Some(succession) = succeed() {
+        supervisor.succeed(succession);
+    }
     Ok(supervise(&shared, &metrics, supervisor, threads))
 }
 
@@ -171,6 +192,7 @@ fn supervise(shared: &Arc<Shared>, metrics: &Metrics, supervisor: Supervisor, th
     let hooks = supervisor::Hooks {
         loops_done: Box::new(|| threads.iter().all(JoinHandle::is_finished)),
         every: (!interval.is_zero()).then(|| (interval, Box::new(print) as Box<dyn FnMut()>)),
+        reload: None,
     };
     let mut code = supervisor.run(hooks).code();
     shared.postboxes.broadcast(|| Message::StopNow);
@@ -192,43 +214,76 @@ fn supervise(shared: &Arc<Shared>, metrics: &Metrics, supervisor: Supervisor, th
     code
 }
 
-fn policy(settings: &Settings) -> Policy {
-    let app = &settings.app;
-    Policy {
-        balance: match app.balance {
-            crate::config::Balance::Lifo => crate::dispatch::Balance::Lifo,
-            crate::config::Balance::RoundRobin => crate::dispatch::Balance::RoundRobin,
-            crate::config::Balance::Least => crate::dispatch::Balance::Least,
-        },
-        concurrency: app.concurrency,
-        queue_size: app.queue.size,
-        queue_timeout: app.queue.timeout,
-        hold: app.queue.hold,
-        max_tunnels: app.max_tunnels,
-    }
-}
-
 /// One address and its sockets: one for each loop where the kernel balances between them, else one that all share.
 struct Listening {
+    /// As it is configured.
+    asked: ListenAddress,
+    /// Where it is.
     address: ListenAddress,
     sockets: Vec<OwnedFd>,
     /// The file of a Unix socket.
     file: Option<SocketFile>,
+    /// The same, as long as it is another server's to remove.
+    inherited_file: Option<(PathBuf, Identity)>,
 }
 
 impl Listening {
-    fn of_loop(&self, index: usize, front: &Arc<Front>) -> io::Result<ListenerSetup> {
+    /// The sockets of one of so many loops. There may be more of them than loops, or fewer, when they were inherited: each has at least
+    /// one loop, and each loop at least one of them.
+    fn of_loop(&self, index: usize, loops: usize, front: &Arc<Front>) -> io::Result<Vec<ListenerSetup>> {
         let port = match &self.address {
             ListenAddress::Tcp(address) => address.port(),
-            ListenAddress::Unix(_) => 0,
+            ListenAddress::Unix(_) | ListenAddress::Systemd(_) => 0,
         };
-        let descriptor = self.sockets[index % self.sockets.len()].try_clone()?;
-        Ok(ListenerSetup { descriptor, port, scheme: Scheme::Http, app: 0, front: front.clone() })
+        let count = self.sockets.len();
+        let own = if count <= loops { index % count..index % count + 1 } else { index..count };
+        let setup = |socket: &OwnedFd| {
+            Ok(ListenerSetup {
+                descriptor: socket.try_clone()?,
+                port,
+                scheme: Scheme::Http,
+                app: 0,
+                front: front.clone(),
+            })
+        };
+        self.sockets[own].iter().step_by(loops).map(setup).collect()
     }
 }
 
-fn open_listeners(settings: &Settings) -> Result<Vec<Listening>, StartError> {
-    let open = |address: &ListenAddress| match address {
+impl From<Listening> for Held {
+    fn from(listening: Listening) -> Held {
+        let Listening { asked, address, sockets, file, inherited_file } = listening;
+        Held { asked: asked.to_string(), address: address.to_string(), sockets, file, inherited_file }
+    }
+}
+
+/// What is kept for a successor.
+fn holdings(settings: &Settings, listeners: Vec<Listening>) -> Holdings {
+    Holdings { run_dir: settings.run_dir.clone(), listeners: listeners.into_iter().map(Held::from).collect() }
+}
+
+fn write_pid_file(path: &std::path::Path) -> Result<PidFile, StartError> {
+    let cannot = |error: io::Error| {
+        let message = format!("cannot write the pid file {}: {error}", path.display());
+        refused(message, &error, exit::CANNOT_CREATE)
+    };
+    PidFile::write(path).map_err(cannot)
+}
+
+/// Opens all listeners that nobody else has opened for this process.
+fn open_listeners(settings: &Settings, inherited: &mut Inherited) -> Result<Vec<Listening>, StartError> {
+    let mut listeners = Vec::new();
+    for asked in &settings.listen {
+        match inherited.listeners(asked)? {
+            Some(found) => listeners.extend(found),
+            None => listeners.push(open_listener(settings, asked)?),
+        }
+    }
+    Ok(listeners)
+}
+
+fn open_listener(settings: &Settings, address: &ListenAddress) -> Result<Listening, StartError> {
+    match address {
         ListenAddress::Tcp(address) => listen_tcp(*address, only_v6(*address, &settings.listen), settings.loops)
             .map_err(|error| {
                 let hint = match error.kind() {
@@ -243,8 +298,11 @@ fn open_listeners(settings: &Settings) -> Result<Vec<Listening>, StartError> {
             let access = settings.unix_listen_at(path);
             unix::listen(path, access.mode, unix::Owner::find(access)?)
         }
-    };
-    settings.listen.iter().map(open).collect()
+        // The inherited sockets are looked at first, and say what is missing.
+        ListenAddress::Systemd(name) => {
+            Err(StartError { message: format!("systemd has opened no socket {name}"), code: exit::CANNOT_CREATE })
+        }
+    }
 }
 
 /// Whether an address is `[::]:PORT` beside an IPv4 address with that port. Alone it takes IPv4 as well, where the system does so by
@@ -255,6 +313,7 @@ fn only_v6(address: SocketAddr, all: &[ListenAddress]) -> bool {
 }
 
 fn listen_tcp(address: SocketAddr, only_v6: bool, loops: usize) -> io::Result<Listening> {
+    let asked = ListenAddress::Tcp(address);
     let probe = tcp_socket(address, only_v6)?;
     probe.bind(&address.into())?;
     // Only a listening socket conflicts with another instance's on every kernel.
@@ -275,7 +334,7 @@ fn listen_tcp(address: SocketAddr, only_v6: bool, loops: usize) -> io::Result<Li
         probe.listen(BACKLOG)?;
         sockets.push(probe.into());
     }
-    Ok(Listening { address: ListenAddress::Tcp(address), sockets, file: None })
+    Ok(Listening { asked, address: ListenAddress::Tcp(address), sockets, file: None, inherited_file: None })
 }
 
 fn tcp_socket(address: SocketAddr, only_v6: bool) -> io::Result<Socket> {
@@ -335,6 +394,25 @@ fn clamp_connections(settings: &mut Settings) {
             settings.max_connections
         ));
         settings.max_connections = most;
+    }
+}
+
+/// Takes what the machine has, and bounds by it what was asked for. RLIMIT_NOFILE as it was, for the workers.
+fn fit_to_machine(settings: &mut Settings, warnings: &mut Vec<String>) -> Option<(u64, u64)> {
+    let original_limit = raise_descriptor_limit();
+    let known = settings.warnings.len();
+    clamp_connections(settings);
+    warn_of_memory(settings);
+    warnings.extend(settings.warnings.drain(known..));
+    original_limit
+}
+
+/// Says so when what may be held for slow clients is more than there is: in a container, than its limit leaves.
+fn warn_of_memory(settings: &mut Settings) {
+    let buffers = settings.buffer_bytes as u64;
+    if let Some(left) = supervisor::memory::headroom().filter(|left| *left < buffers) {
+        let warning = "buffer_bytes may take";
+        settings.warnings.push(format!("{warning} {} MiB, and {} MiB of memory are left", buffers >> 20, left >> 20));
     }
 }
 
@@ -422,7 +500,7 @@ fn status_writer(
     let upstreams = settings.app.upstreams.len();
     let port = |address: &ListenAddress| match address {
         ListenAddress::Tcp(address) => Some(address.port()),
-        ListenAddress::Unix(_) => None,
+        ListenAddress::Unix(_) | ListenAddress::Systemd(_) => None,
     };
     let http_port = settings.listen.iter().find_map(port);
     move || {

@@ -3,6 +3,7 @@
 //! Rules:
 //! - What is no socket is never removed.
 //! - A socket is cleared away only when a connect to it is refused: nobody listens there.
+//! - A server that hands its work over gives the file away with the socket ([`SocketFile::forget`]).
 //! - At the end only the own file goes, known by device, inode and birth: another server may have taken the path meanwhile.
 
 use std::fs::{self, Metadata};
@@ -10,6 +11,8 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -20,8 +23,14 @@ pub struct SocketFile {
     identity: Identity,
 }
 
-/// Inodes are used again, so the birth counts where the file system knows it.
-type Identity = (u64, u64, Option<SystemTime>);
+/// What tells one file from another. Inodes are used again, so the birth counts where the file system knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    device: u64,
+    inode: u64,
+    /// Nanoseconds since 1970.
+    born: Option<u64>,
+}
 
 impl SocketFile {
     /// Takes over the file of a socket that was just bound there.
@@ -31,6 +40,21 @@ impl SocketFile {
     pub fn of(path: &Path) -> io::Result<SocketFile> {
         let identity = identity(&fs::symlink_metadata(path)?);
         Ok(SocketFile { path: path.to_path_buf(), identity })
+    }
+
+    /// The file of a socket that was handed over, as its identity has it.
+    pub fn known(path: &Path, identity: Identity) -> SocketFile {
+        SocketFile { path: path.to_path_buf(), identity }
+    }
+
+    /// What tells it from another file that may come to lie there.
+    pub fn identity(&self) -> Identity {
+        self.identity
+    }
+
+    /// Leaves the file to whoever has the socket now.
+    pub fn forget(self) {
+        std::mem::forget(self);
     }
 
     /// Where it lies.
@@ -71,7 +95,9 @@ pub fn clear(path: &Path) -> io::Result<()> {
 }
 
 fn identity(metadata: &Metadata) -> Identity {
-    (metadata.dev(), metadata.ino(), metadata.created().ok())
+    let since = metadata.created().ok().and_then(|born| born.duration_since(SystemTime::UNIX_EPOCH).ok());
+    let born = since.and_then(|since| u64::try_from(since.as_nanos()).ok());
+    Identity { device: metadata.dev(), inode: metadata.ino(), born }
 }
 
 /// Whether somebody listens on a socket, found out without waiting: a full backlog (EAGAIN) is somebody.
@@ -123,6 +149,14 @@ mod tests {
         drop(SocketFile::of(&path).unwrap());
         assert!(!path.exists());
         drop(listener);
+
+        let given = UnixListener::bind(&path).unwrap();
+        let file = SocketFile::of(&path).unwrap();
+        let identity = file.identity();
+        file.forget();
+        assert!(path.exists(), "it was given away");
+        drop((given, SocketFile::known(&path, identity)));
+        assert!(!path.exists());
 
         let first = UnixListener::bind(&path).unwrap();
         let file = SocketFile::of(&path).unwrap();

@@ -150,7 +150,7 @@ fn the_schema_has_every_key_and_the_ranges_of_its_setter() {
     assert_eq!(at(&format!("{app}/ready/anyOf/1/properties/timeout/default")), "15s");
     assert_eq!(at("/properties/listen/items/required/0"), "address");
     assert_eq!(at("/properties/server/properties/max_connections/anyOf/0/minimum"), 1);
-    assert_eq!(at("/properties/log/properties/access/anyOf/1/const"), false);
+    assert_eq!(at("/properties/log/properties/access/anyOf/0/anyOf/1/const"), false);
     assert_eq!(at("/additionalProperties"), false);
 }
 

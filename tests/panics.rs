@@ -168,6 +168,7 @@ impl Rig {
             pool,
             max_sockets: 64,
             first_id: 1,
+            held: false,
             shared,
         };
         let reactor = Reactor::new(Local::new(options).unwrap(), setup).unwrap();

@@ -21,6 +21,7 @@ use production_server::mailbox::{Mailbox, Message, Postboxes, mailbox};
 use production_server::supervisor::guard::Guard;
 use production_server::supervisor::run_directory::RunDirectory;
 use production_server::supervisor::signals::{Request, Requester};
+use production_server::supervisor::unit::table_size;
 use production_server::supervisor::{AppState, ExitReason, Hooks, Options, Status, Supervisor};
 
 use crate::support::{DEADLINE, PROGRAM, Process, python, send_signal, until};
@@ -76,7 +77,7 @@ fn dispatch_for(settings: &Settings) -> Arc<Dispatch> {
         hold: DEADLINE,
         max_tunnels: 10,
     };
-    Arc::new(Dispatch::new(policy, Supervisor::table_size(settings), Instant::now()))
+    Arc::new(Dispatch::new(policy, table_size(&settings.app), Instant::now()))
 }
 
 pub(crate) fn options() -> Options {
@@ -108,7 +109,7 @@ pub(crate) fn serve_with(settings: Settings, options: Options) -> Server {
         let started = Supervisor::start_with(Arc::new(settings), theirs, postboxes, their_log, run, options);
         let supervisor = started.unwrap();
         send.send((supervisor.requester().unwrap(), supervisor.status())).unwrap();
-        supervisor.run(Hooks { loops_done: Box::new(|| done.load(Ordering::SeqCst)), every: None })
+        supervisor.run(Hooks { loops_done: Box::new(|| done.load(Ordering::SeqCst)), every: None, reload: None })
     });
     let (requester, status) = receive.recv_timeout(DEADLINE).expect("the supervisor starts");
     let letters = Vec::new();

@@ -280,7 +280,7 @@ pub trait Backend: Sized {
     fn finish(&mut self, sock: Sock);
 
     /// Closes; exactly one [`Event::Close`] follows, in a later turn's events or in this one's. A second call can only make it
-    /// harsher (`Flushed` to `Now` or `Reset`).
+    /// harsher (`Flushed` to `Now` or `Reset`). A listener that is closed with `Flushed` first brings up whom the kernel has accepted already.
     fn close(&mut self, sock: Sock, how: How);
 
     /// Sends what is queued, then sleeps until something happens or the timeout is over. `None` sleeps without end;

@@ -198,6 +198,9 @@ impl Config {
         server.max_connections = old.max_connections;
         server.buffer_bytes = old.buffer_bytes;
         server.run_dir.clone_from(&old.run_dir);
+        server.pid_file.clone_from(&old.pid_file);
+        server.user.clone_from(&old.user);
+        server.group.clone_from(&old.group);
     }
 }
 
@@ -231,7 +234,7 @@ mod tests {
     #[test]
     fn every_value_that_changes_is_told_with_its_class() {
         // Where the example is what holds anyway.
-        let others = [("server.timeouts.header", "\"1s\""), ("log.access", "\"/a\"")];
+        let others = [("server.timeouts.header", "\"1s\""), ("log.access.to", "\"/a\"")];
         for place in PLACES.iter().filter(|place| place.key().is_some() && place.reload != Reload::Listener) {
             let other = others.iter().find(|(path, _)| *path == place.path).map(|(_, value)| (*value).to_owned());
             let default = place.key().is_some_and(|key| place.write(key.default) == place.example());

@@ -80,11 +80,13 @@ pub(super) fn contradictions<'a>(given: &'a [Given], program: Option<&'a Program
     {
         clash(off, by_key(on), "expected one of them");
     }
-    if let (Some(json), Some(format)) = (find("json-logging").filter(|json| is_on(json)), find("log-format"))
-        && level(json, format)
-        && format.values.iter().any(|value| value == "human" || value == "combined")
-    {
-        clash(json, by_key(format), "expected one of them");
+    for name in ["log-format", "access-log-format"] {
+        if let (Some(json), Some(format)) = (find("json-logging").filter(|json| is_on(json)), find(name))
+            && level(json, format)
+            && format.values.iter().any(|value| value != "json")
+        {
+            clash(json, by_key(format), "expected one of them");
+        }
     }
     clashes
 }

@@ -8,6 +8,9 @@ use std::path::{Path, PathBuf};
 use super::keys::{self, PREFIX};
 use super::{ListenAddress, file};
 
+/// Says that this process takes the place of another ([`crate::handover::VARIABLE`]); no setting.
+pub const HANDOVER: &str = "PRODUCTION_SERVER_HANDOVER";
+
 /// The variables at the start. A variable that is set to nothing counts as not set.
 #[derive(Clone, Debug, Default)]
 pub struct Environment(BTreeMap<OsString, OsString>);
@@ -38,10 +41,12 @@ impl Environment {
     /// name production-server are left out.
     pub fn warnings(&self) -> Vec<String> {
         let ours = self.0.keys().filter_map(|name| name.to_str()).filter(|name| name.starts_with(PREFIX));
-        ours.filter(|name| *name != file::VARIABLE && !keys::all().any(|key| key.variable() == *name))
-            .filter(|name| !["PORT", "SERVICE_"].iter().any(|start| name[PREFIX.len()..].starts_with(start)))
-            .map(|name| format!("{name} in the environment is not known and has no effect"))
-            .collect()
+        ours.filter(|name| {
+            ![file::VARIABLE, HANDOVER].contains(name) && !keys::all().any(|key| key.variable() == *name)
+        })
+        .filter(|name| !["PORT", "SERVICE_"].iter().any(|start| name[PREFIX.len()..].starts_with(start)))
+        .map(|name| format!("{name} in the environment is not known and has no effect"))
+        .collect()
     }
 
     /// Where sockets and the lock lie when nothing is said: `$RUNTIME_DIRECTORY` (systemd.exec(5)),
@@ -106,5 +111,6 @@ fn place(address: &ListenAddress) -> String {
         ListenAddress::Tcp(address) if address.port() == 0 => format!("0-{}", std::process::id()),
         ListenAddress::Tcp(address) => address.port().to_string(),
         ListenAddress::Unix(path) => path.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        ListenAddress::Systemd(name) => format!("systemd-{}", name.replace('/', "-")),
     }
 }

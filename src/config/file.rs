@@ -316,17 +316,32 @@ impl Reader<'_> {
         for (text, at) in &said {
             if let Err(expected) = try_value(place, text) {
                 fine = false;
-                self.invalid(place, shown, at.clone(), &expected);
+                let at = self.part(place, text, at.clone());
+                self.invalid(place, shown, at, &expected);
             }
         }
         fine.then_some(said)
+    }
+
+    /// The part of a value that is wrong, where its key can tell and the value stands in the file letter by letter.
+    fn part(&self, place: &Place, text: &str, at: Range<usize>) -> Range<usize> {
+        let part = place.key().and_then(|key| key.wrong_part?(text));
+        let inside = part.map(|part| (at.start + 1 + part.start..at.start + 1 + part.end, part));
+        let same = |(inside, part): &(Range<usize>, Range<usize>)| {
+            self.file.text.text.get(inside.clone()).is_some_and(|found| Some(found) == text.get(part.clone()))
+        };
+        inside.filter(same).map_or(at, |(inside, _)| inside)
     }
 
     fn invalid(&mut self, place: &Place, shown: &str, at: Range<usize>, expected: &str) {
         let is_pair = self.file.text.text.get(at.clone()).is_some_and(|source| source.starts_with('{'));
         let pair = place.pair.filter(|_| is_pair).map(|pair| pair.example.to_owned());
         let example = pair.unwrap_or_else(|| place.example());
-        let label = format!("{}, as in {example}", in_file(place, expected.to_owned()));
+        // A suggestion is an example already.
+        let label = match in_file(place, expected.to_owned()) {
+            expected if expected.ends_with('?') => expected,
+            expected => format!("{expected}, as in {example}"),
+        };
         self.wrong(Problem::error(format!("invalid value of `{shown}`"), at, label));
     }
 
@@ -520,7 +535,7 @@ fn is_reference(table: &DeTable<'_>) -> bool {
 }
 
 /// The name that was probably meant.
-fn near<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn near<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let plain = name.to_ascii_lowercase().replace('-', "_");
     let distances = names.map(|known| (strsim::osa_distance(&plain, known), known));
     distances

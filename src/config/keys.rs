@@ -1,6 +1,8 @@
 //! Every key once: its flag, its names in the environment, its default for people, and how its value is read.
 
-use std::ops::RangeInclusive;
+mod logs;
+
+use std::ops::{Range, RangeInclusive};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,10 +10,7 @@ use super::units::{
     account, choice, count, count_or_auto, duration, internal, listen, milliseconds, mode, percent, rate, ready,
     signal, size, switch, upstream, variable, worker_range,
 };
-use super::{
-    AccessLogFormat, AccessLogTarget, BackendChoice, Balance, Command, EventFormat, HotReload, Pin, Settings,
-    WorkerSocket, cores, places,
-};
+use super::{BackendChoice, Balance, Command, HotReload, Pin, Settings, WorkerSocket, cores, places};
 
 /// What all variables of the server's own begin with; the flag's name in capitals follows.
 pub const PREFIX: &str = "PRODUCTION_SERVER_";
@@ -37,7 +36,12 @@ pub struct Key {
     pub variables: &'static [&'static str],
     /// Reads one value into the settings, or says what would have been right.
     pub set: Setter,
+    /// Which part of a wrong value is to be pointed at, where it is not the whole.
+    pub wrong_part: Option<WrongPart>,
 }
+
+/// Which part of a wrong value is wrong, if not the whole.
+pub type WrongPart = fn(&str) -> Option<Range<usize>>;
 
 /// Reads one value into the settings, or says what would have been right, beginning with "expected".
 pub type Setter = fn(&mut Settings, &str) -> Result<(), String>;
@@ -73,11 +77,26 @@ impl Key {
     const fn example(self, example: &'static str) -> Key {
         Key { example, ..self }
     }
+
+    const fn wrong_part(self, wrong_part: WrongPart) -> Key {
+        Key { wrong_part: Some(wrong_part), ..self }
+    }
 }
 
 /// A key whose default is also a good example.
 const fn key(name: &'static str, value: &'static str, default: &'static str, help: &'static str, set: Setter) -> Key {
-    Key { name, short: None, value, default, example: default, help, many: false, variables: &[], set }
+    Key {
+        name,
+        short: None,
+        value,
+        default,
+        example: default,
+        help,
+        many: false,
+        variables: &[],
+        set,
+        wrong_part: None,
+    }
 }
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -100,8 +119,9 @@ pub const GROUPS: &[(&str, &[Key])] = &[
     ("Replacing, reloading and limiting workers", LIVES),
     ("Waiting and deadlines of the worker side", WAITING),
     ("Listening and loops", LOOPS),
+    ("The process", PROCESS),
     ("Deadlines and limits of the client side", LIMITS),
-    ("Logs and statistics", LOGS),
+    ("Logs and statistics", logs::LOGS),
 ];
 
 /// All keys in the order of the help.
@@ -375,7 +395,7 @@ const TUNNELS_HELP: &str =
     "WebSockets through each worker at once; beyond: 503 [default: as many as there are connections]";
 
 const LOOPS: &[Key] = &[
-    key("listen", "ADDRESS", "0.0.0.0:8080", "IP:PORT, a port, or unix:PATH", |settings, text| {
+    key("listen", "ADDRESS", "0.0.0.0:8080", LISTEN_HELP, |settings, text| {
         settings.listen.push(listen(text)?);
         Ok(())
     })
@@ -446,6 +466,29 @@ const FORWARDED_HELP: &str =
 const PROXY_HELP: &str = "Who may connect, and has to begin with a PROXY protocol header, of version 1 or 2 [default: all may, \
     without one]";
 
+const LISTEN_HELP: &str =
+    "IP:PORT, a port, unix:PATH, systemd:NAME (sockets that systemd has opened) or systemd: (all of them)";
+
+const PROCESS: &[Key] = &[
+    key("pid-file", "PATH", "", PID_FILE_HELP, |settings, text| store(&mut settings.pid_file, path(text).map(Some)))
+        .example("/run/production_server.pid"),
+    key("user", "USER|UID", "", USER_HELP, |settings, text| store(&mut settings.user, account(text).map(Some)))
+        .example("www-data"),
+    key("group", "GROUP|GID", "", "Its group [default: that user's]", |settings, text| {
+        store(&mut settings.group, account(text).map(Some))
+    })
+    .example("www-data"),
+    key("upgrade-timeout", "DURATION", "60s", UPGRADE_HELP, |settings, text| {
+        store(&mut settings.upgrade_timeout, duration(text, POSITIVE))
+    }),
+];
+
+const PID_FILE_HELP: &str = "The file with the number of the process that serves; it follows an upgrade";
+
+const USER_HELP: &str = "Whom server and workers run as, once the listeners are bound [default: whoever starts it]";
+
+const UPGRADE_HELP: &str = "How long a new binary may take until all its workers are ready; then the old one stays";
+
 const LIMITS: &[Key] = &[
     key("header-timeout", "DURATION", "10s", "From a request's first byte to the end of its head", |settings, text| {
         store(&mut settings.timeouts.header, duration(text, POSITIVE))
@@ -498,49 +541,6 @@ const IDLE_HELP: &str = "Between two requests, and for quiet event streams and t
 
 const HALF_CLOSE_HELP: &str = "What a client gets that ends its side while its request runs, as one does that has left: \
     nothing, or its answer; one that said Connection: close is always served";
-
-/// `log-format` stands before `json-logging`, which is the more special and is read later.
-const LOGS: &[Key] = &[
-    key("access-log", "PATH|-", "-", "Where the access log goes; - is stdout", |settings, text| {
-        settings.access_log.target = match text {
-            "-" => AccessLogTarget::Stdout,
-            _ => AccessLogTarget::File(path(text)?),
-        };
-        Ok(())
-    })
-    .example("/var/log/access.log"),
-    key("no-access-log", "", "", "Write no access log", |settings, text| {
-        if switch(text)? {
-            settings.access_log.target = AccessLogTarget::Off;
-        }
-        Ok(())
-    })
-    .example("on"),
-    key("log-format", "FORMAT", "", LOG_FORMAT_HELP, |settings, text| {
-        let (human, combined, json) = (AccessLogFormat::Human, AccessLogFormat::Combined, AccessLogFormat::Json);
-        let formats = [
-            ("human", (human, EventFormat::Human)),
-            ("combined", (combined, EventFormat::Auto)),
-            ("json", (json, EventFormat::Json)),
-        ];
-        (settings.access_log.format, settings.event_format) = choice(text, &formats)?;
-        Ok(())
-    })
-    .example("json"),
-    key("json-logging", "", "", "Write the access log in JSON", |settings, text| {
-        if switch(text)? {
-            settings.access_log.format = AccessLogFormat::Json;
-        }
-        Ok(())
-    })
-    .example("on"),
-    key("stats-interval", "DURATION", "10s", "How often statistics are printed; 0s: never", |settings, text| {
-        store(&mut settings.stats_interval, duration(text, FROM_ZERO))
-    }),
-];
-
-const LOG_FORMAT_HELP: &str = "human, combined (the access log as Apache and nginx write it) or json \
-    [default: human; events in JSON unless stderr is a terminal]";
 
 #[cfg(all(backend_readiness, target_os = "linux", backend_io_uring))]
 const BACKENDS: &[(&str, BackendChoice)] =

@@ -197,7 +197,7 @@ fn nothing() -> App {
 fn listener(server: &Settings, address: &ListenAddress) -> Listener {
     let access = match address {
         ListenAddress::Unix(path) => server.unix_listen_at(path).clone(),
-        ListenAddress::Tcp(_) => UnixListen::default(),
+        ListenAddress::Tcp(_) | ListenAddress::Systemd(_) => UnixListen::default(),
     };
     Listener { address: address.clone(), access }
 }

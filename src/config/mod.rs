@@ -27,6 +27,7 @@ mod file;
 mod front;
 mod keys;
 mod load;
+mod logging;
 mod places;
 mod report;
 pub mod route;
@@ -46,10 +47,14 @@ use std::time::Duration;
 pub use arguments::{Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
 pub use changes::{Changed, Changes, Fate, diff};
 pub use conformance::Conformance;
-pub use environment::{Environment, Search};
+pub use environment::{Environment, HANDOVER, Search};
 pub use file::{File, NAME as FILE_NAME, Text};
 pub use front::{Front, Peers};
 pub use load::{Inputs, Loaded};
+pub use logging::{
+    AccessLogFormat, AccessLogSettings, DEV_LOG, EventFormat, EventLogSettings, JOURNAL, Level, LogTarget, Part,
+    Pattern, PatternField, Redaction, Sampling, SyslogAddress,
+};
 pub use places::{Reload, quoted as toml_string};
 pub use report::{Problem, Severity};
 pub use route::Route;
@@ -106,6 +111,14 @@ pub struct Settings {
     pub stats_interval: Duration,
     /// Where sockets and the lock lie.
     pub run_dir: PathBuf,
+    /// The file that holds the number of the serving process; `None`: no such file.
+    pub pid_file: Option<PathBuf>,
+    /// The user, by name or number, that the server becomes once its listeners are bound; `None`: it stays who it is.
+    pub user: Option<String>,
+    /// The group; `None`: that user's, or as it is.
+    pub group: Option<String>,
+    /// How long a new binary may take until it has all its workers and takes over.
+    pub upgrade_timeout: Duration,
     /// Bytes that may be held on the heap for slow clients and waiting requests together.
     pub buffer_bytes: usize,
     /// The largest request body, in bytes.
@@ -116,8 +129,8 @@ pub struct Settings {
     pub max_fields: usize,
     /// The access log.
     pub access_log: AccessLogSettings,
-    /// How events look on stderr.
-    pub event_format: EventFormat,
+    /// Events and the lines of workers.
+    pub event_log: EventLogSettings,
     /// Where the loop answers `/server`, `/status` and the like itself.
     pub internal: Internal,
     /// The app behind the loops.
@@ -135,6 +148,8 @@ pub enum ListenAddress {
     Tcp(SocketAddr),
     /// The path of a Unix socket.
     Unix(PathBuf),
+    /// The sockets of that name that systemd has opened (sd_listen_fds(3)), or all that it has for the empty name.
+    Systemd(String),
 }
 
 /// Who may connect to the Unix sockets that are listened on.
@@ -160,6 +175,7 @@ impl std::fmt::Display for ListenAddress {
         match self {
             ListenAddress::Tcp(address) => address.fmt(formatter),
             ListenAddress::Unix(path) => write!(formatter, "unix:{}", path.display()),
+            ListenAddress::Systemd(name) => write!(formatter, "systemd:{name}"),
         }
     }
 }
@@ -219,48 +235,6 @@ pub struct Timeouts {
     pub idle: Duration,
     /// Since the client last acknowledged something of an answer.
     pub write: Duration,
-}
-
-/// Where the access log goes and how it looks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AccessLogSettings {
-    /// Where it goes.
-    pub target: AccessLogTarget,
-    /// How a line looks.
-    pub format: AccessLogFormat,
-}
-
-/// Where the access log goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AccessLogTarget {
-    /// Nowhere.
-    Off,
-    /// To stdout.
-    Stdout,
-    /// To the end of a file.
-    File(PathBuf),
-}
-
-/// How a line of the access log looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AccessLogFormat {
-    /// Short and aligned, coloured on a terminal.
-    Human,
-    /// The combined format of Apache and nginx, byte for byte.
-    Combined,
-    /// One JSON object a line, with OpenTelemetry's names.
-    Json,
-}
-
-/// How events look on stderr.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EventFormat {
-    /// Text on a terminal, JSON otherwise.
-    Auto,
-    /// Text.
-    Human,
-    /// One JSON object a line; lines of the workers, too.
-    Json,
 }
 
 /// The app behind the loops.
@@ -515,12 +489,16 @@ impl Default for Settings {
             shutdown: Duration::from_secs(5),
             stats_interval: Duration::from_secs(10),
             run_dir: PathBuf::from("/tmp/production_server"),
+            pid_file: None,
+            user: None,
+            group: None,
+            upgrade_timeout: Duration::from_secs(60),
             buffer_bytes: 256 * 1024 * 1024,
             max_body: 64 * 1024 * 1024,
             max_head: 32 * 1024,
             max_fields: 200,
-            access_log: AccessLogSettings { target: AccessLogTarget::Stdout, format: AccessLogFormat::Human },
-            event_format: EventFormat::Auto,
+            access_log: AccessLogSettings::new(LogTarget::Stdout, AccessLogFormat::Human),
+            event_log: EventLogSettings::default(),
             internal: Internal::Under(String::new()),
             app: App::default(),
             config: None,
@@ -604,7 +582,7 @@ impl Settings {
             max_connections: 1024,
             pin: Pin::Off,
             stats_interval: Duration::ZERO,
-            access_log: AccessLogSettings { target: AccessLogTarget::Off, format: AccessLogFormat::Human },
+            access_log: AccessLogSettings::new(LogTarget::Off, AccessLogFormat::Human),
             run_dir: std::env::temp_dir().join(format!("production_server-test-{}", std::process::id())),
             app: App { workers: 2, ..App::default() },
             ..Settings::default()

@@ -217,6 +217,10 @@ pub const PLACES: &[Place] = &[
     at("forwarded", "server.forwarded", Word, Restart),
     at("proxy-protocol", "server.proxy_protocol.from", List, Restart),
     at("proxy-protocol-timeout", "server.proxy_protocol.timeout", Shape::Duration, Restart),
+    at("pid-file", "server.pid_file", Text, Restart),
+    at("user", "server.user", Text, Restart),
+    at("group", "server.group", Text, Restart),
+    at("upgrade-timeout", "server.upgrade_timeout", Shape::Duration, Live),
     at("listen", ADDRESS, Text, Listener),
     at("listen-mode", "listen[].mode", Text, Listener),
     at("listen-owner", "listen[].owner", Text, Listener),
@@ -344,10 +348,17 @@ pub const PLACES: &[Place] = &[
         "Server",
         |draft, text| route::field(text).map(|name| draft.response_fields.remove.push(name)),
     ),
-    at("access-log", "log.access", TextOrFalse, Live),
-    at("no-access-log", "log.access", False, Live),
-    at("log-format", "log.format", Word, Live),
+    at("log-format", "log.format", Text, Live),
+    at("log-level", "log.level", Word, Live),
     at("json-logging", "log.access_json", Switch, Live),
+    at("access-log", "log.access.to", TextOrFalse, Live),
+    at("no-access-log", "log.access.to", False, Live),
+    at("access-log-format", "log.access.format", Text, Live),
+    at("redact-field", "log.access.redact.fields", List, Live),
+    at("redact-query", "log.access.redact.query", List, Live),
+    at("access-log-sample", "log.access.sample", List, Live),
+    at("event-log", "log.events.to", Text, Live),
+    at("event-log-format", "log.events.format", Word, Live),
 ];
 
 const HOST_HELP: &str = "The host that is asked for, without a port; `*.example.org` for every name below it";
@@ -391,7 +402,13 @@ pub const TABLES: &[(&str, &str)] = &[
     ("routes[].rewrite", "What becomes of the path on its way to the app."),
     ("routes[].request_fields", "What becomes of the request's fields on their way to the app."),
     ("routes[].response_fields", "What becomes of the fields of an answer that is not the server's own."),
-    ("log", "What is written, and how."),
+    ("log", "What is written, and how; docs/logs.md has an example of each format."),
+    (
+        "log.access",
+        "The access log; a value alone, as in `access = \"/var/log/access.log\"` or `access = false`, stands for `to`.",
+    ),
+    ("log.access.redact", "What no access line shows, whatever its format."),
+    ("log.events", "Events, and the lines of workers; a value alone, as in `events = \"syslog\"`, stands for `to`."),
 ];
 
 /// Tables for which a value alone stands for one of their keys.
@@ -399,6 +416,8 @@ pub const SHORT: &[(&str, &str)] = &[
     ("server.proxy_protocol", "server.proxy_protocol.from"),
     ("apps.*.ready", "apps.*.ready.by"),
     ("apps.*.hot_reload", "apps.*.hot_reload.by"),
+    ("log.access", "log.access.to"),
+    ("log.events", "log.events.to"),
     ("routes[].respond", "routes[].respond.body"),
     ("routes[].redirect", "routes[].redirect.to"),
 ];
@@ -418,13 +437,10 @@ pub const NOT_YET: &[&str] = &[
     "metrics",
     "admin",
     "health",
-    "upgrade",
     "include",
-    "user",
     "pre_stop_delay",
     "listen[].alpn",
     "listen[].client_ca",
-    "listen[].systemd",
     "apps.*.group",
 ];
 

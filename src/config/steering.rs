@@ -69,6 +69,8 @@ pub enum Ask {
     Signal { app: Option<String>, worker: Option<u32>, signal: i32 },
     /// To load changed code.
     Reload { app: Option<String> },
+    /// To hand the work over to a new process: of that binary, or of the one that the server was started as.
+    Upgrade { program: Option<PathBuf>, wait: bool },
     /// To take no more work.
     Drain,
     /// To end.
@@ -90,6 +92,7 @@ impl Ask {
             Ask::Scale { .. } => "scale",
             Ask::Signal { .. } => "signal",
             Ask::Reload { .. } => "reload",
+            Ask::Upgrade { .. } => "upgrade",
             Ask::Drain => "drain",
             Ask::Stop { .. } => "stop",
             Ask::Events { .. } => "events",
@@ -122,6 +125,9 @@ pub(super) fn with_words(command: clap::Command) -> clap::Command {
             .arg(target)
             .arg(word("signal", "SIGNAL", "Which, as in HUP or USR1")),
         speaks("reload", "Reopen the logs, and let the workers load changed code").arg(app()),
+        speaks("upgrade", "Hand the work over to a new process, without losing a request")
+            .arg(word("program", "PATH", "The new binary [default: what lies where the server was started from]"))
+            .arg(switch("wait", "Come back when it serves; 75 when it does not, and the old one was kept")),
         speaks("drain", "Take no more connections, finish what is in flight, and end").arg(port()),
         speaks("stop", "Stop the server, and come back when it is gone")
             .arg(switch("now", "Without letting requests finish"))
@@ -143,6 +149,7 @@ pub(super) fn read(name: &str, matches: &ArgMatches, environment: &Environment) 
         "scale" => scale(matches),
         "signal" => signal_to(matches),
         "reload" => app().map(|app| Ask::Reload { app }),
+        "upgrade" => upgrade(matches),
         "drain" => Ok(Ask::Drain),
         "stop" => Ok(Ask::Stop { now: flag("now") }),
         "events" => Ok(Ask::Events { json: flag("json") }),
@@ -182,6 +189,15 @@ fn text(matches: &ArgMatches, name: &str) -> Result<Option<String>, Refusal> {
         Some(text) => Ok(Some(text.to_owned())),
         None => Err(Refusal::usage(format!("error: {}: expected a word in UTF-8", quoted(value)))),
     }
+}
+
+fn upgrade(matches: &ArgMatches) -> Result<Ask, Refusal> {
+    let program = matches.get_one::<OsString>("program").map(PathBuf::from);
+    // The server may have been started elsewhere.
+    let program = program.map(|path| std::path::absolute(&path)).transpose();
+    let program =
+        program.map_err(|error| Refusal::usage(format!("error: upgrade: the path cannot be used: {error}")))?;
+    Ok(Ask::Upgrade { program, wait: matches.get_flag("wait") })
 }
 
 fn scale(matches: &ArgMatches) -> Result<Ask, Refusal> {

@@ -52,7 +52,7 @@ fn nothing_said_serves_the_built_in_worker_on_8080() {
     assert_eq!(settings.app.command, Command::BuiltIn);
     assert!(settings.app.workers >= 2 && settings.loops >= 1);
     assert_eq!(settings.run_dir, PathBuf::from("/run/user/7/production_server-8080"));
-    assert_eq!(settings.access_log.target, AccessLogTarget::Stdout);
+    assert_eq!(settings.access_log.target, LogTarget::Stdout);
     assert_eq!((settings.app.timeouts.answer, settings.app.max_tunnels), (None, u32::MAX));
 }
 
@@ -141,8 +141,8 @@ fn flags_land_where_they_belong() {
     assert_eq!(said.app.timeouts.answer, Some(Duration::from_secs(600)));
     assert!(said.app.serve_half_closed);
     assert_eq!((said.pin, said.shutdown, said.run_dir), (Pin::Off, Duration::from_secs(60), PathBuf::from("/r")));
-    let target = AccessLogTarget::File("/a.log".into());
-    assert_eq!(said.access_log, AccessLogSettings { target, format: AccessLogFormat::Json });
+    let target = LogTarget::File("/a.log".into());
+    assert_eq!(said.access_log, AccessLogSettings::new(target, AccessLogFormat::Json));
     let words: Vec<OsString> = ["node", "server.js", "--listen"].map(OsString::from).into();
     assert_eq!(said.app.command, Command::Argv(words), "what stands behind -- is the command's");
 }
@@ -151,14 +151,14 @@ fn flags_land_where_they_belong() {
 fn the_access_log_follows_the_higher_place() {
     let target = |arguments: &[&str], variables: &[(&str, &str)]| settings(arguments, variables).access_log.target;
     let off = ("PRODUCTION_SERVER_NO_ACCESS_LOG", "1");
-    assert_eq!(target(&[], &[off]), AccessLogTarget::Off);
-    assert_eq!(target(&["--access-log", "-"], &[off]), AccessLogTarget::Stdout);
-    assert_eq!(target(&["--no-access-log"], &[("PRODUCTION_SERVER_ACCESS_LOG", "/a")]), AccessLogTarget::Off);
-    assert_eq!(target(&[], &[("PRODUCTION_SERVER_NO_ACCESS_LOG", "off")]), AccessLogTarget::Stdout);
+    assert_eq!(target(&[], &[off]), LogTarget::Off);
+    assert_eq!(target(&["--access-log", "-"], &[off]), LogTarget::Stdout);
+    assert_eq!(target(&["--no-access-log"], &[("PRODUCTION_SERVER_ACCESS_LOG", "/a")]), LogTarget::Off);
+    assert_eq!(target(&[], &[("PRODUCTION_SERVER_NO_ACCESS_LOG", "off")]), LogTarget::Stdout);
     let json = settings(&["--log-format", "json"], &[]);
-    assert_eq!((json.access_log.format, json.event_format), (AccessLogFormat::Json, EventFormat::Json));
+    assert_eq!((json.access_log.format, json.event_log.format), (AccessLogFormat::Json, EventFormat::Json));
     let rip = settings(&["--json-logging"], &[]);
-    assert_eq!((rip.access_log.format, rip.event_format), (AccessLogFormat::Json, EventFormat::Auto));
+    assert_eq!((rip.access_log.format, rip.event_log.format), (AccessLogFormat::Json, EventFormat::Auto));
 }
 
 #[test]
@@ -307,11 +307,11 @@ const WRONG_ARGUMENTS: &[(&[&str], &str)] = &[
     ),
     (
         &["--listen", "example.org:80"],
-        "error: --listen \"example.org:80\": expected IP:PORT, a port, or unix:PATH, as in --listen 0.0.0.0:8080",
+        "error: --listen \"example.org:80\": expected IP:PORT, a port, unix:PATH or systemd:NAME, as in --listen 0.0.0.0:8080",
     ),
     (
         &["--listen", "::1:80"],
-        "error: --listen \"::1:80\": expected IP:PORT, a port, or unix:PATH; an IPv6 address stands in brackets, as in --listen 0.0.0.0:8080",
+        "error: --listen \"::1:80\": expected IP:PORT, a port, unix:PATH or systemd:NAME; an IPv6 address stands in brackets, as in --listen 0.0.0.0:8080",
     ),
     (&["--listen", "80", "--listen", "80"], "error: --listen: 0.0.0.0:80 is given twice: expected different addresses"),
     (
@@ -320,7 +320,7 @@ const WRONG_ARGUMENTS: &[(&[&str], &str)] = &[
     ),
     (
         &["--log-format", "xml"],
-        "error: --log-format \"xml\": expected human, combined or json, as in --log-format json",
+        "error: --log-format \"xml\": expected human, combined, common, json, rip, rip-json or a pattern such as \"{client} {method} {path} {status}\", as in --log-format json",
     ),
     (&["--run-dir", ""], "error: --run-dir \"\": expected a path, as in --run-dir /run/production_server"),
     (
@@ -402,7 +402,7 @@ fn wrong_variables_are_refused_in_one_line() {
         (
             "PORT",
             "tcp://10.0.0.1:80",
-            "PORT=\"tcp://10.0.0.1:80\" in the environment: expected IP:PORT, a port, or unix:PATH, as in PORT=8080",
+            "PORT=\"tcp://10.0.0.1:80\" in the environment: expected IP:PORT, a port, unix:PATH or systemd:NAME, as in PORT=8080",
         ),
         (
             "PRODUCTION_SERVER_NO_ACCESS_LOG",

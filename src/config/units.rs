@@ -272,7 +272,15 @@ pub fn listen(text: &str) -> Result<ListenAddress, String> {
     if let Some(path) = text.strip_prefix("unix:") {
         return socket_path(path).map(ListenAddress::Unix);
     }
-    let expected = "expected IP:PORT, a port, or unix:PATH";
+    if let Some(name) = text.strip_prefix("systemd:") {
+        // As FileDescriptorName= of systemd.socket(5) has them.
+        let fine = name.len() <= 255 && name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':');
+        return match fine {
+            true => Ok(ListenAddress::Systemd(name.to_owned())),
+            false => Err("expected systemd:NAME, or systemd: for all sockets that it has opened".to_owned()),
+        };
+    }
+    let expected = "expected IP:PORT, a port, unix:PATH or systemd:NAME";
     let tcp = |ip: IpAddr, port: &str| port_number(port).map(|port| ListenAddress::Tcp(SocketAddr::new(ip, port)));
     if text.bytes().all(|byte| byte.is_ascii_digit()) {
         return tcp(Ipv4Addr::UNSPECIFIED.into(), text);

@@ -265,7 +265,7 @@ impl<B: Backend> Loop<B> {
             return;
         }
         if caught_up && client.is_idle() {
-            return self.arm(sock, self.shared.settings.timeouts.idle);
+            return self.arm(sock, self.patience(self.shared.settings.timeouts.idle));
         }
         let (requested, started, skips) = (client.requested, client.input.is_some(), client.body.is_some());
         if skips {
@@ -305,7 +305,7 @@ impl<B: Backend> Loop<B> {
 
     /// The next request may come: waits for it, for the next one already here, or closes.
     pub fn await_request(&mut self, sock: Sock) {
-        self.time.connections.arm_after(sock.index, self.shared.settings.timeouts.idle);
+        self.time.connections.arm_after(sock.index, self.patience(self.shared.settings.timeouts.idle));
         let sends_away = self.sends_away();
         let Some(client) = self.table.client(sock) else { return };
         client.search = HeadSearch::default();
@@ -329,10 +329,11 @@ impl<B: Backend> Loop<B> {
 
     /// A graceful stop has begun: a connection between two requests closes, others after their answer.
     pub fn client_drains(&mut self, sock: Sock) {
+        let away = self.sends_away();
         let Some(client) = self.table.client(sock) else { return };
         match client.state {
-            State::Accepting => self.close_client(sock, How::Now),
-            State::ReadingRequest if client.input.is_none() && client.body.is_none() => self.close_answered(sock),
+            State::Accepting if away => self.close_client(sock, How::Now),
+            State::ReadingRequest if client.input.is_none() && client.body.is_none() => self.drain_idle(sock),
             _ => {}
         }
     }

@@ -87,7 +87,7 @@ impl<B: Backend> Loop<B> {
     /// the linger, unless bytes are here that nobody has read, or a drain ends a connection whose client reads an answer that
     /// promised to go on, and may have begun its next request.
     pub fn close_answered(&mut self, sock: Sock) {
-        let may_go_on = self.sends_away() && self.backend.unsent(sock) > 0;
+        let may_go_on = (self.accepting.draining || self.sends_away()) && self.backend.unsent(sock) > 0;
         let Some(client) = self.table.client(sock) else { return };
         if client.input.is_none() && client.body.is_none() && !may_go_on {
             self.backend.recv(sock, Size::Small);
@@ -101,11 +101,11 @@ impl<B: Backend> Loop<B> {
         match self.table.take(sock) {
             Role::Client(client) => {
                 self.count().moved(Some(client.state), None);
-                self.count().active_connections.decrement();
                 self.departed();
             }
             Role::Link(link) => debug_assert!(link.state == LinkState::Closing),
-            Role::Listener(_) | Role::Free => {}
+            Role::Listener(_) => self.accepting.listener_closed(),
+            Role::Free => {}
         }
     }
 }

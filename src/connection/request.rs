@@ -61,7 +61,7 @@ impl<B: Backend> Loop<B> {
             let timeout = match (&client.body, &client.input) {
                 (Some(_), _) => timeouts.body,
                 (None, Some(_)) => timeouts.header,
-                (None, None) => timeouts.idle,
+                (None, None) => self.patience(timeouts.idle),
             };
             self.arm(sock, timeout);
         }

@@ -85,7 +85,7 @@ fn speak(steering: &Steering, out: &mut dyn Write) -> Result<(), Trouble> {
         Ask::Stop { now } => stop(&mut conversation, *now, EXIT_PATIENCE, out),
         ask => {
             let (path, body) = request(ask);
-            let waits = matches!(ask, Ask::Restart { wait: true, .. });
+            let waits = matches!(ask, Ask::Restart { wait: true, .. } | Ask::Upgrade { wait: true, .. });
             let answer = conversation.ask("POST", path, Some(body), (!waits).then_some(ANSWER_PATIENCE))?;
             print(out, &message(&answer))
         }
@@ -108,6 +108,7 @@ fn request(ask: &Ask) -> (&'static str, Value) {
         Ask::Reload { app } => ("/reload", app, json!({})),
         Ask::Pause { app, max } => ("/pause", app, json!({ "max": config::show_duration(*max) })),
         Ask::Resume { app } => ("/resume", app, json!({})),
+        Ask::Upgrade { program, wait } => ("/upgrade", &None, json!({ "program": program, "wait": wait })),
         Ask::Drain => ("/drain", &None, json!({})),
         Ask::Stop { now } => ("/stop", &None, json!({ "now": now })),
         Ask::Status { .. } => ("/status", &None, json!({})),

@@ -38,6 +38,17 @@ pub const SOCKET_NAME: &str = "control.sock";
 /// The server's own part of a run directory that others may write to: lock, sockets and all lie there.
 pub const OWN_PART: &str = "production_server";
 
+/// What a body for [`Command::Join`] says.
+///
+/// # Errors
+/// When it is none.
+pub fn join_of(body: &[u8]) -> Result<Join, String> {
+    match requests::worker(body)? {
+        Command::Join(join) => Ok(join),
+        _ => Err("expected op to be join".to_owned()),
+    }
+}
+
 /// What is asked. `None` as an app stands for every app.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the fields are what docs/control.md says of their words")]
@@ -60,17 +71,38 @@ pub enum Command {
     Pause { app: Option<String>, max: Duration },
     /// To let held requests go, spread over time.
     Resume { app: Option<String> },
+    /// To hand the work over to a new process, of another binary if one is named. With `wait` the answer comes when it serves.
+    Upgrade { program: Option<PathBuf>, wait: bool },
     /// The events from now on: answered by [`Answer::Stream`].
     Events,
     /// A worker that this server did not start offers itself.
     Join(Join),
-    /// A worker that joined leaves.
-    Quit { worker_id: String },
+    /// A worker that joined leaves. `None` as an app stands for the one in which it has joined, or the only one.
+    Quit { app: Option<String>, worker_id: String },
+}
+
+impl Command {
+    /// The app that it names, if it does.
+    pub fn app(&self) -> Option<&str> {
+        match self {
+            Command::Restart { app, .. }
+            | Command::Scale { app, .. }
+            | Command::Signal { app, .. }
+            | Command::Reload { app }
+            | Command::Pause { app, .. }
+            | Command::Resume { app }
+            | Command::Quit { app, .. }
+            | Command::Join(Join { app, .. }) => app.as_deref(),
+            Command::Upgrade { .. } | Command::Status | Command::Drain | Command::Stop { .. } | Command::Events => None,
+        }
+    }
 }
 
 /// A worker that offers itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Join {
+    /// The app that it offers itself to; `None`: the only one, or the one whose worker it is.
+    pub app: Option<String>,
     /// What it calls itself: 1 to 128 printable characters. A number that was sent is here as its digits.
     pub worker_id: String,
     /// Its process, if it said so; never 0.

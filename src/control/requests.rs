@@ -2,6 +2,7 @@
 //!
 //! Pure functions over bytes. Each mistake is answered with what is wrong and what would be right.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -53,6 +54,7 @@ const PATHS: &[(&str, &str, Reader)] = &[
     ("/scale", "POST", scale),
     ("/signal", "POST", signal),
     ("/reload", "POST", |body| Ok(Command::Reload { app: read::<OfApp>(body)?.app()? })),
+    ("/upgrade", "POST", upgrade),
     ("/drain", "POST", |body| read::<Nothing>(body).map(|_| Command::Drain)),
     ("/stop", "POST", |body| read::<Stop>(body).map(|stop| Command::Stop { now: stop.now })),
     ("/pause", "POST", pause),
@@ -122,6 +124,13 @@ struct Signal {
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields, default, expecting = "a JSON object")]
+struct Upgrade {
+    program: Option<PathBuf>,
+    wait: bool,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default, expecting = "a JSON object")]
 struct Stop {
     now: bool,
 }
@@ -137,6 +146,7 @@ struct Pause {
 #[derive(Deserialize, Default)]
 #[serde(default, rename_all = "camelCase", expecting = "a JSON object")]
 struct Worker {
+    app: Option<String>,
     op: Option<String>,
     worker_id: Option<Value>,
     pid: Option<Value>,
@@ -157,6 +167,14 @@ fn read<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, String> {
 fn restart(body: &[u8]) -> Result<Command, String> {
     let Restart { app, wait } = read(body)?;
     Ok(Command::Restart { app: app_name(app)?, wait })
+}
+
+fn upgrade(body: &[u8]) -> Result<Command, String> {
+    let Upgrade { program, wait } = read(body)?;
+    match &program {
+        Some(program) if !program.is_absolute() => Err("\"program\" is no absolute path".to_owned()),
+        _ => Ok(Command::Upgrade { program, wait }),
+    }
 }
 
 fn scale(body: &[u8]) -> Result<Command, String> {
@@ -200,8 +218,9 @@ fn pause(body: &[u8]) -> Result<Command, String> {
     Ok(Command::Pause { app: app_name(app)?, max })
 }
 
-fn worker(body: &[u8]) -> Result<Command, String> {
-    let worker: Worker = read(body)?;
+pub(super) fn worker(body: &[u8]) -> Result<Command, String> {
+    let mut worker: Worker = read(body)?;
+    let app = app_name(worker.app.take())?;
     let example = r#"as in {"op":"join","workerId":"7","pid":4711,"socket":"/run/app.7.sock","version":"1.2"}"#;
     let worker_id = match &worker.worker_id {
         Some(Value::String(text)) => text.clone(),
@@ -210,7 +229,7 @@ fn worker(body: &[u8]) -> Result<Command, String> {
     };
     name("workerId", &worker_id)?;
     match worker.op.as_deref() {
-        Some("quit") => Ok(Command::Quit { worker_id }),
+        Some("quit") => Ok(Command::Quit { app, worker_id }),
         Some("join") => {
             let socket =
                 worker.socket.ok_or_else(|| format!("expected \"socket\" with the path of a socket, {example}"))?;
@@ -227,6 +246,7 @@ fn worker(body: &[u8]) -> Result<Command, String> {
                     .map_err(|expected| format!("\"version\" is {}: {expected}", cut(&version.to_string())))
             });
             Ok(Command::Join(Join {
+                app,
                 worker_id,
                 pid: pid.map(|pid| pid as u32),
                 socket: socket.into(),

@@ -35,6 +35,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 pub struct ControlServer {
     listener: UnixListener,
     file: SocketFile,
+    /// A second name of the same socket.
+    link: Option<SocketFile>,
     connections: Vec<Connection>,
     fields: Fields,
     accept_again: Option<Instant>,
@@ -64,6 +66,7 @@ impl ControlServer {
             Ok(file) => Ok(ControlServer {
                 listener,
                 file,
+                link: None,
                 connections: Vec::new(),
                 fields: Fields::new(HeadLimits::default().fields),
                 accept_again: None,
@@ -75,6 +78,22 @@ impl ControlServer {
                 Err(error)
             }
         }
+    }
+
+    /// Listens at another path as well, in the place of whoever listens there. At no time is nobody there.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn move_to(&mut self, path: &Path) -> io::Result<()> {
+        if self.path() == path {
+            return Ok(());
+        }
+        let fresh = path.with_extension("new");
+        clear(&fresh)?;
+        // A name for the same socket: whoever knows the first one still finds it.
+        fs::hard_link(self.path(), &fresh).and_then(|()| fs::rename(&fresh, path))?;
+        self.link = Some(SocketFile::of(path)?);
+        Ok(())
     }
 
     /// Where it listens.
@@ -158,6 +177,7 @@ impl ControlServer {
             return;
         }
         self.file.remove();
+        self.link.take();
         let now = Instant::now();
         for mut connection in self.connections.drain(..) {
             connection.end(now);

@@ -31,8 +31,39 @@ pub struct Status {
     pub counters: serde_json::Map<String, serde_json::Value>,
     /// Log lines dropped since its start, because nobody read them.
     pub log_lines_dropped: u64,
+    /// The last upgrade of the binary that was asked of this process; `null` when there was none.
+    pub upgrade: Option<Upgrade>,
     /// Its apps.
     pub apps: Vec<App>,
+}
+
+/// An upgrade of the binary.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Upgrade {
+    /// How it stands.
+    pub state: UpgradeState,
+    /// The new binary.
+    pub program: String,
+    /// Its process; `null` when it could not be started.
+    pub pid: Option<u32>,
+    /// Its version, when it has said so.
+    pub version: Option<String>,
+    /// Why it has failed.
+    pub reason: Option<String>,
+}
+
+/// How an upgrade stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum UpgradeState {
+    /// The new server starts.
+    #[default]
+    Running,
+    /// The new server serves; this one finishes its requests.
+    Done,
+    /// This server serves on.
+    Failed,
 }
 
 /// What a server or an app does.
@@ -339,6 +370,7 @@ pub(super) fn sample() -> Status {
         control_socket: "/run/production_server/control.sock".to_owned(),
         counters: sample_counters(),
         log_lines_dropped: 0,
+        upgrade: None,
         apps: vec![app],
     }
 }
@@ -378,7 +410,7 @@ mod tests {
         #[rustfmt::skip]
         let top = vec![
             "version", "pid", "uptime_seconds", "state", "backend", "loops", "listen", "control_socket", "counters",
-            "log_lines_dropped", "apps",
+            "log_lines_dropped", "upgrade", "apps",
         ];
         assert_eq!(keys(&document), sorted(top));
         let app = &document["apps"][0];

@@ -17,6 +17,7 @@ fn web() -> Option<String> {
 
 fn join(pid: Option<u32>, version: Option<&str>) -> Command {
     Command::Join(Join {
+        app: None,
         worker_id: "7".to_owned(),
         pid,
         socket: "/run/app.sock".into(),
@@ -73,7 +74,7 @@ fn every_command_is_read() {
             r#"{"op":"join","workerId":"7","pid":null,"socket":"/run/app.sock","version":null}"#,
             join(None, None),
         ),
-        ("POST", "/worker", r#"{"op":"quit","workerId":"7"}"#, Command::Quit { worker_id: "7".to_owned() }),
+        ("POST", "/worker", r#"{"op":"quit","workerId":"7"}"#, Command::Quit { app: None, worker_id: "7".to_owned() }),
     ];
     for (method, path, body, expected) in cases {
         assert_eq!(ask(method, path, body), Ok(expected), "{method} {path} {body}");

@@ -46,7 +46,7 @@ pub use queue::HOME_ADVANTAGE;
 use queue::{Queue, Removed};
 pub use streams::{StreamHold, Streams};
 pub use types::{
-    Acquire, Ask, Balance, Grant, Notice, Outcome, Patience, Permit, Policy, Snapshot, Standing, Target, Ticket,
+    Acquire, AppId, Ask, Balance, Grant, Notice, Outcome, Patience, Permit, Policy, Snapshot, Standing, Target, Ticket,
     Waiter, WorkerId, WorkerSnapshot,
 };
 use types::{Claim, Wish};
@@ -76,6 +76,9 @@ struct Board {
     last_unready: Instant,
     failed: bool,
     gate: Gate,
+    /// How long one may wait while workers are eligible, and while none is.
+    queue_timeout: Duration,
+    hold: Duration,
     /// A notice came where none was: ring once the lock is open.
     ring: bool,
 }
@@ -94,7 +97,6 @@ enum Gate {
 /// Permits, workers and the waiting line of one app.
 pub struct Dispatch {
     board: Mutex<Board>,
-    policy: Policy,
     max_workers: usize,
     number: u32,
     ring: OnceLock<Box<dyn Fn() + Send + Sync>>,
@@ -103,7 +105,7 @@ pub struct Dispatch {
 
 impl std::fmt::Debug for Dispatch {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Dispatch").field("policy", &self.policy).finish_non_exhaustive()
+        formatter.debug_struct("Dispatch").field("number", &self.number).finish_non_exhaustive()
     }
 }
 
@@ -121,11 +123,12 @@ impl Dispatch {
             last_unready: now,
             failed: false,
             gate: Gate::Open,
+            queue_timeout: policy.queue_timeout,
+            hold: policy.hold,
             ring: false,
         };
         Dispatch {
             board: Mutex::new(board),
-            policy,
             max_workers,
             number: DISPATCHES.fetch_add(1, Ordering::Relaxed),
             ring: OnceLock::new(),
@@ -190,12 +193,12 @@ impl Dispatch {
         };
         if board.gate == Gate::Closed {
             if now < by {
-                return Patience::Until(by.min(after(now, SHORTEST_PATIENCE.max(self.policy.queue_timeout))));
+                return Patience::Until(by.min(after(now, SHORTEST_PATIENCE.max(board.queue_timeout))));
             }
             board.queue.cancel(ticket.0);
             return Patience::HoldExpired;
         }
-        let (queue_timeout, hold) = (self.policy.queue_timeout, self.policy.hold);
+        let (queue_timeout, hold) = (board.queue_timeout, board.hold);
         let ready = board.workers.eligible() > 0;
         let (clock, allowed, other, expired) = if ready {
             (board.last_ready, queue_timeout, hold, Patience::QueueTimeout)
@@ -286,7 +289,20 @@ impl Dispatch {
     /// Adds a worker, which is not eligible until [`Dispatch::ready`]. After `request_limit` requests a [`Notice::Threshold`] says
     /// that it is due; 0 counts as no limit. `None`: the table is full.
     pub fn add(&self, target: Target, app_generation: u32, request_limit: Option<u64>) -> Option<WorkerId> {
-        let (target, lists) = (Arc::new(target), Workers::lists(&self.policy));
+        let concurrency = self.lock().workers.concurrency();
+        self.add_of(target, app_generation, request_limit, concurrency)
+    }
+
+    /// [`Dispatch::add`] for a worker that may have so many requests at once, at least 1. All of a generation have the number of its
+    /// first one, as long as there is one.
+    pub fn add_of(
+        &self,
+        target: Target,
+        app_generation: u32,
+        request_limit: Option<u64>,
+        concurrency: u32,
+    ) -> Option<WorkerId> {
+        let (target, lists) = (Arc::new(target), Workers::lists(concurrency));
         let limit = request_limit.filter(|&limit| limit > 0);
         let mut board = self.lock();
         let added = board.workers.insert(target, app_generation, limit, lists);
@@ -306,6 +322,20 @@ impl Dispatch {
         let _past =
             place.filter(|place| place.standing == Standing::Starting).and_then(|place| place.target.replace(moved));
         drop(board);
+    }
+
+    /// Other rules hold from now on, for those who wait as well: they learn of shorter times when they next ask, which is no later than
+    /// the old ones are over. A lower limit of the queue refuses those who come, and nobody who waits. The number of requests at once
+    /// belongs to the workers of a generation, and is that of the next.
+    pub fn set_policy(&self, policy: Policy) {
+        let spare = Queue::spare(policy.queue_size, REJOINING);
+        let mut board = self.lock();
+        board.workers.set_policy(&policy);
+        let past = board.queue.set_limit(policy.queue_size, spare);
+        (board.queue_timeout, board.hold) = (policy.queue_timeout, policy.hold);
+        drop(board);
+        // What the queue does not need is freed here, and not under the lock.
+        drop(past);
     }
 
     /// Makes a worker eligible and gives its slots to those who wait; the caller is to tell them. Does nothing for one that
@@ -635,8 +665,10 @@ impl Dispatch {
     /// Room for all grants that one worker can bring, made before the lock is held for them. (Waiters who come in between may
     /// make it grow under the lock; that takes a worker whose standing changes at that very moment, and does no harm.)
     fn room_for_grants(&self) -> Vec<Grant> {
-        let waiting = self.lock().queue.len();
-        Vec::with_capacity(waiting.min(self.policy.concurrency as usize))
+        let board = self.lock();
+        let most = board.queue.len().min(board.workers.most_concurrency() as usize);
+        drop(board);
+        Vec::with_capacity(most)
     }
 
     fn deliver(&self, grants: Vec<Grant>) {

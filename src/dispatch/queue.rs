@@ -98,6 +98,21 @@ impl Queue {
         Queue { nodes, free: NONE, lines, len: 0, limit, latest: None, came: 0 }
     }
 
+    /// Memory for a line of that limit, to be made before the lock is taken; `rejoining` as in [`Queue::new`].
+    pub fn spare(limit: usize, rejoining: usize) -> Vec<Node> {
+        Vec::with_capacity(limit.saturating_add(rejoining))
+    }
+
+    /// Another limit holds for those who come. What is not needed of the memory goes back, to be freed once the lock is open.
+    pub fn set_limit(&mut self, limit: usize, mut spare: Vec<Node>) -> Vec<Node> {
+        self.limit = limit;
+        if spare.capacity() <= self.nodes.capacity() {
+            return spare;
+        }
+        spare.append(&mut self.nodes);
+        std::mem::replace(&mut self.nodes, spare)
+    }
+
     pub fn len(&self) -> usize {
         self.len
     }

@@ -1,6 +1,7 @@
 //! What the dispatch does, case by case.
 
 mod home;
+mod policy;
 mod tunnels;
 
 use std::sync::Mutex;

@@ -10,6 +10,11 @@ use crate::buffers::slots::Key;
 /// A worker's name: which place in the table, and which of its lives. A dead name finds nothing, and is never used again.
 pub type WorkerId = Key;
 
+/// An app's name, which the loops put before those of its workers: two apps may each have a worker of the same name. It is never
+/// used again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct AppId(pub u16);
+
 /// Permits that were dropped and never released, in the whole process.
 pub(super) static LOST_PERMITS: AtomicU64 = AtomicU64::new(0);
 

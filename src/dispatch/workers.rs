@@ -61,7 +61,15 @@ struct Cohort {
     workers: u32,
     /// The lowest level whose list is not empty, or the number of levels.
     lowest: u32,
+    /// As many as each worker may have requests in flight; round-robin uses the first alone.
     lists: Box<[List]>,
+}
+
+impl Cohort {
+    #[inline]
+    fn concurrency(&self) -> u32 {
+        self.lists.len() as u32
+    }
 }
 
 /// What a place held before, to be freed once the lock is open.
@@ -80,6 +88,7 @@ pub(super) struct Workers {
     /// The cohorts that have workers, newest first.
     order: Vec<u32>,
     balance: Balance,
+    /// That of the next generation; the others' are their cohorts'.
     concurrency: u32,
     max_tunnels: u32,
     eligible: u32,
@@ -121,8 +130,37 @@ impl Workers {
     }
 
     /// Empty lists for one more cohort, made before the lock is taken.
-    pub fn lists(policy: &Policy) -> Box<[List]> {
-        vec![List { head: NONE, tail: NONE }; levels(policy.balance, policy.concurrency) as usize].into()
+    pub fn lists(concurrency: u32) -> Box<[List]> {
+        vec![List { head: NONE, tail: NONE }; concurrency.max(1) as usize].into()
+    }
+
+    /// Requests at once of workers of the next generation.
+    pub fn concurrency(&self) -> u32 {
+        self.concurrency
+    }
+
+    /// The most requests at once that any worker may have.
+    pub fn most_concurrency(&self) -> u32 {
+        self.order.iter().map(|&cohort| self.cohorts[cohort as usize].concurrency()).max().unwrap_or(self.concurrency)
+    }
+
+    /// Other rules hold from now on. With another balance each worker with room stands in another list: in the order of the table, as
+    /// if all had just come.
+    pub fn set_policy(&mut self, policy: &Policy) {
+        self.concurrency = policy.concurrency.max(1);
+        self.max_tunnels = policy.max_tunnels;
+        if std::mem::replace(&mut self.balance, policy.balance) == policy.balance {
+            return;
+        }
+        let listed: Vec<u32> = (0..self.places.len() as u32).filter(|&index| self.has_room(index)).collect();
+        listed.iter().for_each(|&index| self.withdraw(index));
+        listed.iter().for_each(|&index| self.link(index, self.level_of(index), false));
+    }
+
+    /// Requests at once of a worker.
+    #[inline]
+    fn concurrency_of(&self, index: u32) -> u32 {
+        self.cohorts[self.places[index as usize].cohort as usize].concurrency()
     }
 
     /// Gives a new worker a place, and hands out what is to be freed once the lock is open.
@@ -295,7 +333,8 @@ impl Workers {
         worker.upgrading += u32::from(tunnel);
         let id = Key { index, generation: worker.generation };
         let (level, cohort) = (worker.level, worker.cohort);
-        let up = if worker.in_flight >= self.concurrency { NONE } else { self.level_of(index) };
+        let full = worker.in_flight >= self.cohorts[cohort as usize].concurrency();
+        let up = if full { NONE } else { self.level_of(index) };
         let emptied = self.unlink(index);
         if up != NONE {
             self.link(index, up, false);
@@ -348,7 +387,8 @@ impl Workers {
             }
         } else if was != Standing::Ready && standing == Standing::Ready {
             self.eligible += 1;
-            if worker.in_flight < self.concurrency && worker.level == NONE {
+            let (in_flight, level) = (worker.in_flight, worker.level);
+            if in_flight < self.concurrency_of(index) && level == NONE {
                 self.link(index, self.level_of(index), self.balance == Balance::Lifo);
             }
         }
@@ -429,14 +469,14 @@ impl Workers {
             return Some("the notices are miscounted");
         }
         for (index, worker) in self.places.iter().enumerate() {
-            let fit = worker.standing == Standing::Ready && worker.in_flight < self.concurrency;
+            let fit = worker.standing == Standing::Ready && worker.in_flight < self.concurrency_of(index as u32);
             if fit != (worker.level != NONE) {
                 return Some("a worker is listed that may get nothing, or one with room is not");
             }
             if fit && worker.level != self.level_of(index as u32) {
                 return Some("a worker stands in the wrong list");
             }
-            if worker.in_flight > self.concurrency {
+            if worker.in_flight > 0 && worker.in_flight > self.concurrency_of(index as u32) {
                 return Some("a worker has more requests than it may");
             }
             if worker.upgrading > worker.in_flight {
@@ -492,9 +532,11 @@ impl Workers {
         let vacant = self.cohorts.iter().position(|cohort| cohort.workers == 0);
         let (slot, spare) = match vacant {
             Some(slot) => {
-                // Its lists are empty, for its last worker left them.
-                self.cohorts[slot].app_generation = app_generation;
-                (slot, Some(lists))
+                // Its lists are empty, for its last worker left them; but they may be of another number.
+                let cohort = &mut self.cohorts[slot];
+                cohort.app_generation = app_generation;
+                cohort.lowest = lists.len() as u32;
+                (slot, Some(std::mem::replace(&mut cohort.lists, lists)))
             }
             None => {
                 let lowest = lists.len() as u32;
@@ -572,14 +614,5 @@ impl Worker {
     #[inline]
     fn tunnel_load(&self) -> u32 {
         self.tunnels.saturating_add(self.upgrading)
-    }
-}
-
-/// How many lists a cohort has.
-#[inline]
-fn levels(balance: Balance, concurrency: u32) -> u32 {
-    match balance {
-        Balance::RoundRobin => 1,
-        Balance::Lifo | Balance::Least => concurrency,
     }
 }

@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use crate::backends::{Backend, How, Peer, Sock};
 use crate::buffers::slots::Key;
@@ -18,6 +19,10 @@ use crate::mailbox::Message;
 
 use super::{Arrival, Loop};
 use crate::connection::{Client, Role, State};
+
+/// How long a request may be on its way to a process that has handed its work over: a client that keeps its connection busy asks again
+/// within this time.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
 
 /// A listener of a loop.
 pub(crate) struct Listener {
@@ -51,14 +56,30 @@ impl Scheme {
 #[derive(Default)]
 pub(crate) struct Accepting {
     pub listeners: Vec<Listener>,
-    /// They are paused, for `max_connections`.
+    /// They are paused: for `max_connections`, or until another process hands its work over.
     paused: bool,
+    /// Those whose end the backend has told.
+    closed: usize,
     /// A graceful stop has begun.
     pub draining: bool,
+    /// Another process serves on the same sockets: in that stop nobody is sent away who may just be asking for something.
+    handed_over: bool,
     /// Accepted beyond the limit: the socket, the listener's index, the peer.
     waiting: VecDeque<(Sock, u16, Peer)>,
     /// When place was last made for those, in nanoseconds since the loop's start.
     tried: u64,
+}
+
+impl Accepting {
+    /// Whether nobody is to be let in any more: the listeners have ended, and nobody whom they had accepted waits.
+    pub fn is_over(&self) -> bool {
+        self.draining && self.waiting.is_empty() && self.closed >= self.listeners.len()
+    }
+
+    /// The backend is done with a listener.
+    pub fn listener_closed(&mut self) {
+        self.closed += 1;
+    }
 }
 
 /// The bound on the connections of all loops together.
@@ -95,7 +116,7 @@ impl Admission {
 impl<B: Backend> Loop<B> {
     /// A connection was accepted.
     pub fn accepted(&mut self, listener: u16, sock: Sock, peer: Peer) {
-        if self.accepting.draining {
+        if self.accepting.draining && !self.accepting.handed_over {
             return self.backend.close(sock, How::Now);
         }
         let limit = self.shared.settings.max_connections;
@@ -141,7 +162,14 @@ impl<B: Backend> Loop<B> {
     /// Whether no connection stays that has nothing to do: a stop has begun, or somebody waits.
     #[inline]
     pub fn sends_away(&self) -> bool {
-        self.accepting.draining || self.shared.admission.is_crowded()
+        (self.accepting.draining && !self.accepting.handed_over) || self.shared.admission.is_crowded()
+    }
+
+    /// How long a connection may wait for a request: `usual`, or in a handover as long as one takes that is on its way. Its answer then
+    /// says that the connection closes, and the client comes back to the other process.
+    #[inline]
+    pub fn patience(&self, usual: Duration) -> Duration {
+        if self.accepting.draining { usual.min(ON_ITS_WAY) } else { usual }
     }
 
     /// Closes the connection of this loop that has been idle longest; whether there is one.
@@ -164,6 +192,7 @@ impl<B: Backend> Loop<B> {
 
     /// One connection less: whoever paused its listeners for the limit may accept again.
     pub fn departed(&mut self) {
+        self.count().active_connections.decrement();
         let admission = &self.shared.admission;
         admission.active.fetch_sub(1, Ordering::SeqCst);
         if admission.paused.load(Ordering::SeqCst) && admission.paused.swap(false, Ordering::SeqCst) {
@@ -186,7 +215,7 @@ impl<B: Backend> Loop<B> {
 
     /// Lets those in who wait, and accepts again, as far as the limit allows.
     pub fn resume_accepting(&mut self) {
-        if self.accepting.draining {
+        if self.accepting.draining && !self.accepting.handed_over {
             return;
         }
         let limit = self.shared.settings.max_connections;
@@ -200,20 +229,58 @@ impl<B: Backend> Loop<B> {
                 self.admit(sock, listener, peer);
             }
         }
-        if std::mem::take(&mut self.accepting.paused) {
+        if std::mem::take(&mut self.accepting.paused) && !self.accepting.draining {
             for listener in &self.accepting.listeners {
                 self.backend.resume(listener.sock);
             }
         }
     }
 
-    /// A graceful stop begins: no new connections, idle ones close, busy ones after their answer.
-    pub fn stop_accepting(&mut self) {
-        self.accepting.draining = true;
+    /// In a stop: closes a connection between two requests, at once, or in a handover when none is on its way.
+    pub fn drain_idle(&mut self, sock: Sock) {
+        if self.sends_away() {
+            self.close_answered(sock);
+        } else if self.table.client(sock).is_some_and(|client| !client.behind) {
+            self.arm(sock, self.patience(self.shared.settings.timeouts.idle));
+        }
+    }
+
+    /// Accepts nobody until mail says so ([`Message::Accept`]).
+    pub fn hold_listeners(&mut self) {
+        self.accepting.paused = true;
+        for listener in &self.accepting.listeners {
+            self.backend.pause(listener.sock);
+        }
+    }
+
+    /// Asks the kernel anew for clients that wait. io_uring's accepts are woken one at a time (and epoll's waits all): a wake that went to an
+    /// accept which was being cancelled is lost for the others.
+    pub fn accept_anew(&mut self) {
+        if self.accepting.paused || self.accepting.draining {
+            return;
+        }
+        for listener in &self.accepting.listeners {
+            self.backend.pause(listener.sock);
+            self.backend.resume(listener.sock);
+        }
+    }
+
+    /// A graceful stop begins: no new connections, idle ones close, busy ones after their answer. `handed_over`: another process
+    /// accepts on the same sockets.
+    pub fn stop_accepting(&mut self, handed_over: bool) {
+        (self.accepting.draining, self.accepting.handed_over) = (true, handed_over);
         // Their names die, their ports are still told to workers for requests that come until the end.
         for listener in &self.accepting.listeners {
-            self.backend.close(listener.sock, How::Now);
+            // Who was accepted before the handover is served.
+            self.backend.close(listener.sock, if handed_over { How::Flushed } else { How::Now });
         }
+        if !handed_over {
+            self.refuse_waiting();
+        }
+    }
+
+    /// Closes those who were accepted beyond the limit.
+    pub fn refuse_waiting(&mut self) {
         for (sock, _, _) in std::mem::take(&mut self.accepting.waiting) {
             self.shared.admission.waiting.fetch_sub(1, Ordering::SeqCst);
             self.backend.close(sock, How::Now);

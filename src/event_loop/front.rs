@@ -14,7 +14,7 @@ use crate::http::id::RequestId;
 use crate::http::origin::Origin;
 use crate::http::proxy_protocol::{self, Header};
 use crate::http::rewrite::Forward;
-use crate::http::{Version, is_loopback_host, logged_lines};
+use crate::http::{Version, is_loopback_host};
 use crate::log::AccessRecord;
 use crate::metrics::Counter;
 
@@ -84,9 +84,7 @@ pub(crate) fn access_record(
     let mut words = head.split(|byte| matches!(byte, b' ' | b'\r'));
     let mut word = || words.next().filter(|word| !word.is_empty()).unwrap_or(b"-");
     let (method, target) = (word(), word());
-    let [host, referer, user_agent] = logged_lines(head);
-    let protocol = version.name();
-    AccessRecord { time_micros, client, method, target, protocol, host, referer, user_agent, ..AccessRecord::default() }
+    AccessRecord { time_micros, client, method, target, protocol: version.name(), head, ..AccessRecord::default() }
 }
 
 impl<B: Backend> Loop<B> {
@@ -94,7 +92,7 @@ impl<B: Backend> Loop<B> {
     #[inline]
     pub fn await_first_request(&mut self, sock: Sock) {
         self.become_state(sock, State::ReadingRequest);
-        self.arm(sock, self.shared.settings.timeouts.header);
+        self.arm(sock, self.patience(self.shared.settings.timeouts.header));
         self.backend.recv(sock, Size::Small);
     }
 
@@ -134,7 +132,7 @@ impl<B: Backend> Loop<B> {
             client.input = Some(input);
         }
         self.become_state(sock, State::ReadingRequest);
-        self.arm(sock, self.shared.settings.timeouts.header);
+        self.arm(sock, self.patience(self.shared.settings.timeouts.header));
         self.read_requests(sock);
     }
 

@@ -121,7 +121,7 @@ impl<B: Backend> Loop<B> {
     pub fn settle_request(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         match exchange.phase {
-            Phase::Relaying => exchange.request.keep_for_log(&self.memory.pool),
+            Phase::Relaying => exchange.request.keep_for_log(&self.access, &self.memory.pool),
             _ => exchange.request.settle(&self.memory.pool),
         }
     }

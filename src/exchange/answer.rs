@@ -74,16 +74,16 @@ impl<B: Backend> Loop<B> {
     }
 
     fn begin_answer(&mut self, key: Key, mut input: Block, response: &Response) {
-        let keep_head = self.access.enabled();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         if (response.busy || response.draining) && exchange.is_whole() && !exchange.attempt.retried {
             return self.declined(key);
         }
+        exchange.answer.note = self.access.note(&input, response);
         if response.status == 101 {
             return self.begin_tunnel(key, input, response);
         }
         exchange.phase = Phase::Relaying;
-        exchange.request.release(keep_head);
+        exchange.request.release(self.access.enabled());
         let answer = &mut exchange.answer;
         answer.status = response.status;
         answer.reader = Reader::new(response.framing);
@@ -120,7 +120,7 @@ impl<B: Backend> Loop<B> {
     fn begin_stream(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let app = &self.shared.apps[exchange.app as usize];
-        exchange.request.keep_for_log(&self.memory.pool);
+        exchange.request.keep_for_log(&self.access, &self.memory.pool);
         exchange.answer.stream_hold = Some(app.streams.hold());
         // Says, at most once in ten seconds, that event streams hold all permits: to others the app then looks stuck.
         let permits = app.dispatch.snapshot().eligible as usize * app.settings.concurrency as usize;

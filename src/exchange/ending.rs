@@ -200,6 +200,8 @@ impl<B: Backend> Loop<B> {
             duration_us: (now - times.started) / 1000,
             queue_us: times.granted.map(waited),
             upstream_us: times.granted.map(|granted| (end - granted) / 1000),
+            app: &self.shared.apps[exchange.app as usize].settings.name,
+            note: exchange.answer.note.as_deref(),
             worker: seat.map(|seat| seat.target.number),
             request_id: &exchange.request.asker.id.text(),
             ..access_record(head, client.http.version, exchange.request.asker.client, self.time.day.micros(now))

@@ -45,9 +45,10 @@ use crate::buffers::block::{Block, Pool};
 use crate::connection::Stream;
 use crate::dispatch::{Permit, StreamHold, Ticket, WorkerId};
 use crate::event_loop::{Asker, Time};
+use crate::http::Method;
 use crate::http::head;
 use crate::http::reader::Reader;
-use crate::http::{Method, keep_logged};
+use crate::log::{AccessLog, AnswerNote};
 
 pub(crate) use clock::Pace;
 pub(crate) use ending::{Ending, Fate};
@@ -164,6 +165,8 @@ pub(crate) struct Answer {
     pub link_timeout: Option<u32>,
     /// Blocks arrive full: the answer is long.
     pub long: bool,
+    /// What it said for the log.
+    pub note: Option<Box<AnswerNote>>,
     /// 0 before it has one.
     pub status: u16,
     /// Bytes of the body that went to the client, without framing.
@@ -271,8 +274,8 @@ impl Request {
     }
 
     /// Keeps of its head only what its access line will show.
-    pub fn keep_for_log(&mut self, pool: &Pool) {
-        self.head = self.head.take().map(|head| pool.heap(&keep_logged(&head)));
+    pub fn keep_for_log(&mut self, access: &AccessLog, pool: &Pool) {
+        self.head = self.head.take().map(|head| pool.heap(&access.digest(&head)));
     }
 
     /// What it keeps of the request's bytes.

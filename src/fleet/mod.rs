@@ -337,6 +337,20 @@ impl Fleet {
         fleet
     }
 
+    /// Keeps to another rule from now on. How long workers live and how they come back holds for all; the number of requests after which
+    /// one is replaced for those that are started from now on.
+    pub fn set_rule(&mut self, rule: Rule) {
+        for place in &mut self.places {
+            place.keep_to(&rule);
+        }
+        if self.rule.lifetime != rule.lifetime {
+            for member in &mut self.members {
+                member.expires = member.ready_at.zip(rule.lifetime).map(|(ready, lifetime)| ready + lifetime);
+            }
+        }
+        self.rule = rule;
+    }
+
     /// The state of the app.
     pub fn state(&self) -> AppState {
         match (self.failed, self.ever_ready) {

@@ -187,6 +187,12 @@ impl Place {
         }
     }
 
+    /// What it remembers stays; another rule judges it.
+    pub(super) fn keep_to(&mut self, rule: &Rule) {
+        self.policy.keep_to(rule.restart);
+        self.jitter = Jitter::new(!(rule.seed ^ u64::from(self.number)), rule.jitter_percent);
+    }
+
     /// How often it was filled again, for whatever reason.
     pub fn restarts(&self) -> u32 {
         self.starts.saturating_sub(1)

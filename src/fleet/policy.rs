@@ -72,6 +72,11 @@ impl RestartPolicy {
         RestartPolicy { rule, jitter, failures: VecDeque::new(), ends: VecDeque::new(), told: None }
     }
 
+    /// Another rule holds.
+    pub fn keep_to(&mut self, rule: RestartRule) {
+        self.rule = rule;
+    }
+
     /// Decides about an end at `now`.
     pub fn ended(&mut self, end: End, now: Instant) -> Decision {
         self.ends.push_back(now);

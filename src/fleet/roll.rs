@@ -87,6 +87,11 @@ impl Fleet {
         }
     }
 
+    /// What the workers of a roll belong to that [`Fleet::restart`] has just named.
+    pub fn generation_of(&self, id: u64) -> u32 {
+        self.roll.as_ref().filter(|roll| roll.id == id).map_or(self.last.generation + 1, |roll| roll.generation)
+    }
+
     /// The roll under way.
     pub fn roll(&self) -> Option<&Roll> {
         self.roll.as_ref()

@@ -292,6 +292,8 @@ const NOMINABLE: Kinds = Kinds::of(&[
     Kind::Tracestate,
     Kind::RipWorkerBusy,
     Kind::RipWorkerDraining,
+    Kind::RipNoLog,
+    Kind::RipMark,
 ]);
 
 /// The elements of a comma-separated list (RFC 9110 §5.6.1), without empty ones and the whitespace around them.

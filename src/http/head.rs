@@ -141,10 +141,23 @@ pub struct Response {
     pub busy: bool,
     /// A 503 with `Rip-Worker-Draining: 1`: the worker did not run the request and wants no more.
     pub draining: bool,
+    /// What the access log may want of it.
+    pub logged: Logged,
     /// Where the field lines begin.
     pub(crate) fields_start: u32,
     /// Whether the status line may leave as it came.
     pub(crate) line_passes: bool,
+}
+
+/// What an answer says that is for the access log.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Logged {
+    /// `Rip-No-Log: 1`: no access line.
+    pub silent: bool,
+    /// `Rip-Mark`: what the app wants its access line to say; possibly empty.
+    pub mark: Span,
+    /// `Content-Type`, with its parameters; possibly empty.
+    pub media_type: Span,
 }
 
 /// Parses a request's head; `None` when more bytes are needed. `fields` is filled anew.
@@ -253,6 +266,7 @@ fn answer(
         unbuffered: seen.unbuffered,
         busy: seen.busy && line.status == 503,
         draining: seen.draining && line.status == 503,
+        logged: seen.logged,
         fields_start: line.fields_start as u32,
         line_passes: line.passes,
     }))

@@ -142,6 +142,13 @@ pub enum Framing {
     UntilClose,
 }
 
+impl Framing {
+    /// The body's length, where the head tells it.
+    pub fn length(self) -> Option<u64> {
+        if let Framing::Length(length) = self { Some(length) } else { None }
+    }
+}
+
 /// Why a message is refused. Nothing behind it on the connection may be read as another message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refusal {
@@ -178,28 +185,15 @@ pub fn body_len(answer: &[u8]) -> usize {
     memchr::memmem::find(answer, b"\r\n\r\n").map_or(0, |end| answer.len() - end - 4)
 }
 
-/// The fields that an access line shows.
-const LOGGED: [&[u8]; 3] = [b"host", b"referer", b"user-agent"];
-
-/// The values of the fields that an access line shows: host, referer, user agent.
-pub fn logged_lines(head: &[u8]) -> [&[u8]; 3] {
-    find_lines(head, LOGGED)
-}
-
-/// What of a request's head its access line will show, in the form of a head.
-pub fn keep_logged(head: &[u8]) -> Vec<u8> {
-    let line = memchr::memchr(b'\n', head).map_or(0, |end| end + 1);
-    let mut kept = head[..line].to_vec();
-    for (name, value) in LOGGED.into_iter().zip(logged_lines(head)) {
-        kept.extend([name, b": ", value, b"\r\n"].into_iter().flatten());
-    }
-    kept
-}
-
 /// The values of the first lines with these names in a head that was parsed before; empty for names that it lacks. For access
 /// lines and error pages, where the parsed fields are gone.
 pub fn find_lines<'a, const N: usize>(head: &'a [u8], names: [&[u8]; N]) -> [&'a [u8]; N] {
-    let mut values = [&b""[..]; N];
+    find_present(head, names).map(Option::unwrap_or_default)
+}
+
+/// The same, and whether it has them at all.
+pub fn find_present<'a, const N: usize>(head: &'a [u8], names: [&[u8]; N]) -> [Option<&'a [u8]>; N] {
+    let mut values = [None; N];
     let mut rest = head;
     while let Some(end) = memchr::memchr(b'\n', rest) {
         let line = &rest[..end];
@@ -207,8 +201,8 @@ pub fn find_lines<'a, const N: usize>(head: &'a [u8], names: [&[u8]; N]) -> [&'a
         for (value, name) in values.iter_mut().zip(names) {
             let named =
                 line.len() > name.len() && line[name.len()] == b':' && line[..name.len()].eq_ignore_ascii_case(name);
-            if named && value.is_empty() {
-                *value = line[name.len() + 1..].trim_ascii();
+            if named && value.is_none_or(<[u8]>::is_empty) {
+                *value = Some(line[name.len() + 1..].trim_ascii());
             }
         }
     }

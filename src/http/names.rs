@@ -77,6 +77,10 @@ pub enum Kind {
     RipWorkerBusy,
     /// `Rip-Worker-Draining`.
     RipWorkerDraining,
+    /// `Rip-No-Log`.
+    RipNoLog,
+    /// `Rip-Mark`.
+    RipMark,
     /// `X-Accel-Buffering`.
     XAccelBuffering,
 }
@@ -170,8 +174,9 @@ pub(crate) fn usual_kind(name: &[u8]) -> Kind {
         first[5] = letters(b"p");
         first[6] = letters(b"ace");
         first[7] = letters(b"ur");
+        first[8] = letters(b"r");
         first[9] = letters(b"fx");
-        first[10] = letters(b"cukt");
+        first[10] = letters(b"cuktr");
         first[11] = letters(b"t");
         first[12] = letters(b"cxm");
         first[13] = letters(b"x");
@@ -230,6 +235,7 @@ fn by_length(name: &[u8]) -> Kind {
         5 if same(name, b"proxy") => Kind::Proxy,
         6 => pick(name, [(b"accept", Kind::Accept), (b"cookie", Kind::Cookie), (b"expect", Kind::Expect)]),
         7 => pick(name, [(b"upgrade", Kind::Upgrade), (b"referer", Kind::Referer)]),
+        8 if same(name, b"rip-mark") => Kind::RipMark,
         9 => pick(name, [(b"forwarded", Kind::Forwarded), (b"x-real-ip", Kind::XRealIp)]),
         10 => pick(
             name,
@@ -238,6 +244,7 @@ fn by_length(name: &[u8]) -> Kind {
                 (b"user-agent", Kind::UserAgent),
                 (b"keep-alive", Kind::KeepAlive),
                 (b"tracestate", Kind::Tracestate),
+                (b"rip-no-log", Kind::RipNoLog),
             ],
         ),
         11 if same(name, b"traceparent") => Kind::Traceparent,
@@ -388,6 +395,8 @@ mod tests {
             "http2-settings",
             "x-forwarded-for",
             "x-request-start",
+            "rip-mark",
+            "rip-no-log",
             "rip-worker-busy",
             "x-forwarded-host",
             "x-forwarded-port",

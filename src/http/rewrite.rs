@@ -109,8 +109,9 @@ const CLAIMS: Kinds = Kinds::of(&[
 ]);
 /// Which trace a request belongs to.
 const TRACES: Kinds = Kinds::of(&[Kind::Traceparent, Kind::Tracestate]);
-const DROPPED_FROM_ANSWERS: Kinds =
-    HOP_BY_HOP.with(Kinds::of(&[Kind::XRequestId, Kind::RipWorkerBusy, Kind::RipWorkerDraining]));
+const DROPPED_FROM_ANSWERS: Kinds = HOP_BY_HOP.with(Kinds::of(&[Kind::XRequestId])).with(FOR_US);
+/// What a worker says to the server alone.
+const FOR_US: Kinds = Kinds::of(&[Kind::RipWorkerBusy, Kind::RipWorkerDraining, Kind::RipNoLog, Kind::RipMark]);
 const LENGTH: Kinds = Kinds::of(&[Kind::ContentLength]);
 
 /// Bytes that [`request`] and [`request_end`] write at most.

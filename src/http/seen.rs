@@ -2,6 +2,7 @@
 //! from them.
 
 use super::fields::{Fields, Kind, Kinds, list_items, trim};
+use super::head::Logged;
 use super::host::host_is_legal;
 use super::names::{is_token, same};
 use super::{Framing, Method, Refusal, Span, Version, bad};
@@ -28,6 +29,7 @@ pub(super) struct Seen {
     pub unbuffered: bool,
     pub busy: bool,
     pub draining: bool,
+    pub logged: Logged,
 }
 
 /// What the Transfer-Encoding lines seen so far come to.
@@ -87,12 +89,19 @@ impl Seen {
             Kind::XAccelBuffering,
             Kind::RipWorkerBusy,
             Kind::RipWorkerDraining,
+            Kind::RipNoLog,
+            Kind::RipMark,
         ]);
         for field in fields.iter().filter(|field| LOOKED_AT.has(field.kind)) {
             let value = field.value.of(bytes);
             match field.kind {
                 Kind::KeepAlive => self.keep_alive_timeout = keep_alive_timeout(value),
-                Kind::ContentType => self.event_stream |= is_event_stream(value),
+                Kind::ContentType => {
+                    self.event_stream |= is_event_stream(value);
+                    self.logged.media_type = field.value;
+                }
+                Kind::RipNoLog => self.logged.silent |= value == b"1",
+                Kind::RipMark => self.logged.mark = field.value,
                 Kind::XAccelBuffering => self.unbuffered |= value.eq_ignore_ascii_case(b"no"),
                 Kind::RipWorkerBusy => self.busy |= value == b"1",
                 Kind::RipWorkerDraining => self.draining |= value == b"1",

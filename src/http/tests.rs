@@ -468,6 +468,11 @@ fn what_workers_say_about_themselves_is_read() {
     assert!(read("HTTP/1.1 503 x\r\nRip-Worker-Draining: 1").draining);
     assert!(!read("HTTP/1.1 200 x\r\nRip-Worker-Busy: 1").busy);
     assert!(!read("HTTP/1.1 503 x\r\nRip-Worker-Busy: 0").busy);
+    assert!(
+        read("HTTP/1.1 200 x\r\nRip-No-Log: 1").logged.silent && !read("HTTP/1.1 200 x\r\nRip-No-Log: 0").logged.silent
+    );
+    let mark = read("HTTP/1.1 200 x\r\nRip-Mark:  a b ").logged.mark;
+    assert_eq!(mark.of(b"HTTP/1.1 200 x\r\nRip-Mark:  a b "), b"a b");
     assert!(read("HTTP/1.1 200 x\r\nX-Accel-Buffering: no").unbuffered);
     assert!(read("HTTP/1.1 200 x\r\nContent-Type: Text/Event-Stream; charset=utf-8").event_stream);
     assert!(!read("HTTP/1.1 200 x\r\nContent-Type: text/event-streams").event_stream);
@@ -647,7 +652,7 @@ fn answers_are_passed_without_what_ends_here() {
     };
     const OURS: &str = "X-Request-Id: id1\r\nDate: Thu, 01 Jan 1970 00:00:00 GMT\r\n";
     let dropped = "Connection: close, X-Mine\r\nX-Mine: 1\r\nKeep-Alive: timeout=5\r\nTE: x\r\nUpgrade: h2c\r\nX-Request-Id: w\r\n\
-         Rip-Worker-Busy: 1\r\nRip-Worker-Draining: 1\r\nProxy-Connection: x\r\n";
+         Rip-Worker-Busy: 1\r\nRip-Worker-Draining: 1\r\nRip-No-Log: 1\r\nRip-Mark: m\r\nProxy-Connection: x\r\n";
     let head = format!(
         "HTTP/1.1 200 OK\r\nServer: w\r\n{dropped}X-Accel-Buffering: no\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nContent-Length: 5\r\n\r\n"
     );

@@ -1,21 +1,27 @@
 //! The access log of one loop: lines gather in a buffer of the loop's own and go to the sink at the end of a turn.
 //!
-//! A line costs no allocation and no system call: the time stamp is made once a second, numbers go through tables, and
-//! the buffer keeps its memory.
+//! - A line costs no allocation and no system call: the time stamp is made once a second, numbers go through tables, and
+//!   the buffer keeps its memory.
+//! - Of a request's head only those lines are looked for that the format shows.
+//! - Where the log goes and how it looks may change at any time: a loop sees that at the end of its turn, by one number.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::sink::{Sink, Source};
-use super::text::{
-    Calendar, MONTHS, put_clock, put_date_time, put_escaped, put_json, put_milliseconds, put_number, put_padded,
-};
-use crate::config::AccessLogFormat;
+use super::Inner;
+use super::framing::{Framing, Heading, Severity};
+use super::lines::{self, Stamp};
+use super::pattern;
+use super::redact::Hidden;
+use super::sink::{Handle, Source};
+use crate::config::{AccessLogFormat, AccessLogSettings, Part, PatternField, Sampling};
+use crate::http::head::{Logged, Response};
+use crate::http::{find_lines, find_present};
 
 /// A buffer that large is handed over within the turn.
 const FULL: usize = 64 * 1024;
 
-/// One answered request. An empty slice stands for a field that the request did not have.
+/// One answered request. An empty slice stands for what the request did not have.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AccessRecord<'a> {
     /// When its first byte came, in microseconds since 1970-01-01T00:00:00Z.
@@ -28,8 +34,8 @@ pub struct AccessRecord<'a> {
     pub target: &'a [u8],
     /// The protocol as in a request line: `HTTP/1.1`.
     pub protocol: &'static str,
-    /// The authority that was asked for.
-    pub host: &'a [u8],
+    /// The request's head: its fields are looked for here.
+    pub head: &'a [u8],
     /// The answer's status.
     pub status: u16,
     /// Bytes of the answer's body that were sent.
@@ -40,32 +46,120 @@ pub struct AccessRecord<'a> {
     pub queue_us: Option<u64>,
     /// From the worker's start on it to its last byte, in microseconds.
     pub upstream_us: Option<u64>,
+    /// The app that was asked.
+    pub app: &'a str,
     /// Which worker answered.
     pub worker: Option<u32>,
     /// The request's id.
     pub request_id: &'a [u8],
-    /// The Referer field.
+    /// What the answer said for the log.
+    pub note: Option<&'a AnswerNote>,
+}
+
+/// What an answer says that only the log wants: kept where the format shows it, or the app asked for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AnswerNote {
+    /// No line is to be written (`Rip-No-Log: 1`).
+    pub silent: bool,
+    /// What the app wants its line to say (`Rip-Mark`); possibly empty.
+    pub mark: Box<[u8]>,
+    /// The media type without its parameters; possibly empty.
+    pub media_type: Box<[u8]>,
+    /// The length that the answer declares.
+    pub length: Option<u64>,
+}
+
+/// How lines look, for all loops.
+pub(super) struct Look {
+    format: AccessLogFormat,
+    framing: Framing,
+    colour: bool,
+    hidden: Hidden,
+    sampling: Vec<Sampling>,
+    /// Whether a line shows the answer's media type or length.
+    shows_answer: bool,
+    /// The request fields that a line shows, as a head would have them.
+    names: Vec<Box<[u8]>>,
+}
+
+impl Look {
+    pub fn new(settings: &AccessLogSettings, framing: Framing, colour: bool) -> Look {
+        let format = settings.format.clone();
+        let names: &[&str] = match &format {
+            AccessLogFormat::Combined => &["authorization", "referer", "user-agent"],
+            AccessLogFormat::Json => &["host", "referer", "user-agent"],
+            _ => &[],
+        };
+        let mut names: Vec<Box<[u8]>> = names.iter().map(|name| name.as_bytes().into()).collect();
+        let mut shows_answer = matches!(format, AccessLogFormat::Rip | AccessLogFormat::RipJson);
+        if let AccessLogFormat::Pattern(pattern) = &format {
+            for part in &pattern.parts {
+                match part {
+                    Part::Header(name, _) => names.push(name.as_bytes().into()),
+                    Part::Field(field, _) => {
+                        shows_answer |= *field == PatternField::Type;
+                        names.extend(pattern::header_of(*field).map(|name| name.as_bytes().into()));
+                    }
+                    Part::Text(_) => {}
+                }
+            }
+        }
+        let hidden = Hidden::new(&settings.redact);
+        Look { format, framing, colour, hidden, sampling: settings.sampling.clone(), shows_answer, names }
+    }
+}
+
+/// What all formats work on: a record with its fields found, and hidden what is to be hidden.
+pub(super) struct Shown<'a> {
+    pub record: &'a AccessRecord<'a>,
+    pub target: &'a [u8],
+    pub host: &'a [u8],
     pub referer: &'a [u8],
-    /// The User-Agent field.
     pub user_agent: &'a [u8],
+    /// The value of the Authorization field.
+    pub authorization: &'a [u8],
+    /// Of how many such requests this one is logged.
+    pub one_of: u32,
+}
+
+impl<'a> Shown<'a> {
+    /// The target's path and query.
+    pub fn path_and_query(&self) -> (&'a [u8], &'a [u8]) {
+        match memchr::memchr(b'?', self.target) {
+            Some(mark) => (&self.target[..mark], &self.target[mark + 1..]),
+            None => (self.target, &b""[..]),
+        }
+    }
+
+    /// What the app wants its line to say.
+    pub fn mark(&self) -> &'a [u8] {
+        self.record.note.map_or(&[], |note| &note.mark)
+    }
 }
 
 /// One loop's access log.
 pub struct AccessLog {
-    sink: Option<Arc<Sink>>,
-    format: AccessLogFormat,
-    colour: bool,
+    log: Arc<Inner>,
+    /// Which change of the settings this follows.
+    version: u64,
+    sink: Option<Arc<Handle>>,
+    look: Arc<Look>,
     buffer: Vec<u8>,
     lines: u64,
-    /// The second that `stamp` stands for.
-    second: u64,
-    stamp: Vec<u8>,
+    stamp: Stamp,
+    /// How many of each rule of the sampling were seen.
+    seen: Vec<u32>,
+    /// Memory for targets and referers in which something is hidden.
+    scratch: [Vec<u8>; 2],
 }
 
 impl AccessLog {
-    pub(super) fn new(sink: Option<Arc<Sink>>, format: AccessLogFormat, colour: bool) -> AccessLog {
+    pub(super) fn new(log: Arc<Inner>) -> AccessLog {
+        let (version, sink, look) = log.access();
+        let seen = vec![0; look.sampling.len()];
         let buffer = if sink.is_some() { Vec::with_capacity(FULL) } else { Vec::new() };
-        AccessLog { sink, format, colour, buffer, lines: 0, second: u64::MAX, stamp: Vec::with_capacity(32) }
+        let stamp = Stamp::default();
+        AccessLog { log, version, sink, look, buffer, lines: 0, stamp, seen, scratch: Default::default() }
     }
 
     /// Whether anything is kept; if not, the caller need not gather a record.
@@ -74,28 +168,133 @@ impl AccessLog {
         self.sink.is_some()
     }
 
-    /// Adds a line.
+    /// What of an answer's head, with which `bytes` begin, is to be kept for its line, if anything.
+    #[inline]
+    pub fn note(&self, bytes: &[u8], response: &Response) -> Option<Box<AnswerNote>> {
+        let Logged { silent, mark, media_type } = response.logged;
+        if self.sink.is_none() || !(silent || !mark.is_empty() || self.look.shows_answer) {
+            return None;
+        }
+        let media_type = media_type.of(bytes);
+        let end = memchr::memchr(b';', media_type).unwrap_or(media_type.len());
+        let media_type = media_type[..end].trim_ascii().into();
+        Some(Box::new(AnswerNote {
+            silent,
+            mark: mark.of(bytes).into(),
+            media_type,
+            length: response.framing.length(),
+        }))
+    }
+
+    /// The lines of a request's head that its access line will show, with its first line, in the form of a head: for requests that
+    /// last long.
+    pub fn digest(&self, head: &[u8]) -> Vec<u8> {
+        let line = memchr::memchr(b'\n', head).map_or(0, |end| end + 1);
+        let mut kept = head[..line].to_vec();
+        for name in &self.look.names {
+            let [value] = find_lines(head, [name]);
+            kept.extend([name, &b": "[..], value, b"\r\n"].into_iter().flatten());
+        }
+        kept
+    }
+
+    /// Adds a line, unless the app or the sampling leaves it out.
     pub fn record(&mut self, record: &AccessRecord<'_>) {
-        if self.sink.is_none() {
+        if self.sink.is_none() || record.note.is_some_and(|note| note.silent) {
             return;
         }
-        self.stamp_of(record.time_micros / 1_000_000);
-        match self.format {
-            AccessLogFormat::Human => put_human(&mut self.buffer, &self.stamp, record, self.colour),
-            AccessLogFormat::Combined => put_combined(&mut self.buffer, &self.stamp, record),
-            AccessLogFormat::Json => put_json_line(&mut self.buffer, &self.stamp, record),
-        }
+        let Some(one_of) = self.sample(record.status) else { return };
+        let look = Arc::clone(&self.look);
+        self.put(&look, record, one_of);
         self.lines += 1;
         if self.buffer.len() >= FULL {
-            self.flush();
+            self.hand_over();
         }
     }
 
-    /// Hands what has gathered to the log's thread, or drops and counts it. To be called at the end of a turn.
+    fn put(&mut self, look: &Look, record: &AccessRecord<'_>, one_of: u32) {
+        let [mut host, mut referer, mut user_agent, mut authorization] = [&b""[..]; 4];
+        let mut absent = [false; 2];
+        match &look.format {
+            AccessLogFormat::Json => {
+                [host, referer, user_agent] = find_lines(record.head, [b"host", b"referer", b"user-agent"]);
+            }
+            AccessLogFormat::Combined => {
+                let found = find_present(record.head, [b"referer", b"user-agent", b"authorization"]);
+                absent = [found[0].is_none(), found[1].is_none()];
+                [referer, user_agent, authorization] = found.map(Option::unwrap_or_default);
+            }
+            AccessLogFormat::Pattern(_) if !look.names.is_empty() => {
+                [host, referer, user_agent, authorization] =
+                    find_lines(record.head, [b"host", b"referer", b"user-agent", b"authorization"]);
+            }
+            _ => {}
+        }
+        let mut target = record.target;
+        let [of_target, of_referer] = &mut self.scratch;
+        if look.hidden.any() {
+            target = look.hidden.query_of(target, of_target);
+            referer = look.hidden.field("referer", look.hidden.query_of(referer, of_referer));
+            user_agent = look.hidden.field("user-agent", user_agent);
+            host = look.hidden.field("host", host);
+            // The user's name comes from there.
+            authorization = look.hidden.field("authorization", authorization);
+        }
+        // nginx writes a field that is there and empty as it is.
+        let or_dash = |value, absent| if absent { &b"-"[..] } else { value };
+        let (referer, user_agent) = (or_dash(referer, absent[0]), or_dash(user_agent, absent[1]));
+        let shown = Shown { record, target, host, referer, user_agent, authorization, one_of };
+        let second = record.time_micros / 1_000_000;
+        let out = &mut self.buffer;
+        let heading =
+            Heading { severity: Severity::Info, kind: "access", time_micros: record.time_micros, worker: None };
+        let start = look.framing.begin(out, &heading);
+        match &look.format {
+            AccessLogFormat::Human => lines::human(out, self.stamp.clock(second), &shown, look.colour),
+            AccessLogFormat::Combined => lines::combined(out, self.stamp.local(second), &shown),
+            AccessLogFormat::Common => lines::common(out, self.stamp.local(second), &shown),
+            AccessLogFormat::Json => lines::json(out, self.stamp.utc(second), &shown),
+            AccessLogFormat::Rip => lines::rip(out, self.stamp.rip(second), &shown),
+            AccessLogFormat::RipJson => lines::rip_json(out, self.stamp.utc(second), &shown),
+            AccessLogFormat::Pattern(parts) => pattern::put(out, &mut self.stamp, &shown, &parts.parts, &look.hidden),
+        }
+        if matches!(look.framing, Framing::Journal) {
+            lines::journal(out, &look.framing, &shown);
+        }
+        look.framing.end(out, start);
+    }
+
+    /// One line, without a sink.
+    #[cfg(test)]
+    pub(super) fn line(mut self, look: &Look, record: &AccessRecord<'_>) -> Vec<u8> {
+        self.put(look, record, 1);
+        std::mem::take(&mut self.buffer)
+    }
+
+    /// Whether an answer with that status is to be logged, and then of how many it is one.
+    fn sample(&mut self, status: u16) -> Option<u32> {
+        let Some(rule) = self.look.sampling.iter().position(|rule| (rule.from..=rule.to).contains(&status)) else {
+            return Some(1);
+        };
+        let one_of = self.look.sampling[rule].one_of;
+        if one_of == 0 {
+            return None;
+        }
+        let seen = &mut self.seen[rule];
+        let first = *seen == 0;
+        *seen = (*seen + 1) % one_of;
+        first.then_some(one_of)
+    }
+
+    /// Hands what has gathered to the log's thread, or drops and counts it, and looks whether the log has changed. To be called at
+    /// the end of a turn.
     #[inline]
     pub fn flush(&mut self) {
         if self.lines > 0 {
             self.hand_over();
+        }
+        if self.log.version() != self.version {
+            self.renew();
         }
     }
 
@@ -107,200 +306,15 @@ impl AccessLog {
         self.lines = 0;
     }
 
-    /// Makes the time stamp anew when the second has changed.
-    fn stamp_of(&mut self, second: u64) {
-        if self.second == second {
-            return;
-        }
-        self.second = second;
-        self.stamp.clear();
-        match self.format {
-            AccessLogFormat::Human => put_clock(&mut self.stamp, &Calendar::of(second)),
-            AccessLogFormat::Combined => put_combined_time(&mut self.stamp, second),
-            AccessLogFormat::Json => put_date_time(&mut self.stamp, second, b'T'),
-        }
+    #[cold]
+    fn renew(&mut self) {
+        (self.version, self.sink, self.look) = self.log.access();
+        self.seen = vec![0; self.look.sampling.len()];
     }
 }
 
 impl Drop for AccessLog {
     fn drop(&mut self) {
-        self.flush();
+        self.hand_over();
     }
-}
-
-/// `21/Nov/2026:03:45:56 +0000`
-fn put_combined_time(out: &mut Vec<u8>, second: u64) {
-    let at = Calendar::of(second);
-    put_padded(out, at.day, 2);
-    out.push(b'/');
-    out.extend_from_slice(MONTHS[(at.month - 1) as usize].as_bytes());
-    out.push(b'/');
-    put_padded(out, at.year, 4);
-    out.push(b':');
-    put_clock(out, &at);
-    out.extend_from_slice(b" +0000");
-}
-
-/// `03:45:56.123 200   1.234ms     512B GET /path 127.0.0.1 #2`
-fn put_human(out: &mut Vec<u8>, stamp: &[u8], record: &AccessRecord<'_>, colour: bool) {
-    let (dim, status, reset) = match record.status {
-        _ if !colour => ("", "", ""),
-        500.. => ("\x1b[2m", "\x1b[31m", "\x1b[0m"),
-        400..=499 => ("\x1b[2m", "\x1b[33m", "\x1b[0m"),
-        300..=399 => ("\x1b[2m", "\x1b[36m", "\x1b[0m"),
-        _ => ("\x1b[2m", "\x1b[32m", "\x1b[0m"),
-    };
-    out.extend_from_slice(dim.as_bytes());
-    out.extend_from_slice(stamp);
-    out.push(b'.');
-    put_padded(out, (record.time_micros / 1000 % 1000) as u32, 3);
-    out.extend_from_slice(reset.as_bytes());
-    out.push(b' ');
-    out.extend_from_slice(status.as_bytes());
-    put_padded(out, u32::from(record.status), 3);
-    out.extend_from_slice(reset.as_bytes());
-    put_right(out, 11, |out| {
-        put_milliseconds(out, record.duration_us);
-        out.extend_from_slice(b"ms");
-    });
-    put_right(out, 9, |out| put_short_bytes(out, record.bytes));
-    out.push(b' ');
-    put_escaped(out, record.method);
-    out.push(b' ');
-    put_escaped(out, record.target);
-    out.push(b' ');
-    out.extend_from_slice(dim.as_bytes());
-    put_address(out, record.client);
-    if let Some(worker) = record.worker {
-        out.extend_from_slice(b" #");
-        put_number(out, u64::from(worker));
-    }
-    out.extend_from_slice(reset.as_bytes());
-    out.push(b'\n');
-}
-
-/// nginx's `combined`, which is Apache's with `0` for an empty body:
-/// `$remote_addr - $remote_user [$time_local] "$request" $status $body_bytes_sent "$http_referer" "$http_user_agent"`.
-fn put_combined(out: &mut Vec<u8>, stamp: &[u8], record: &AccessRecord<'_>) {
-    put_address(out, record.client);
-    out.extend_from_slice(b" - - [");
-    out.extend_from_slice(stamp);
-    out.extend_from_slice(b"] \"");
-    if record.method.is_empty() {
-        // No request line was understood.
-        out.push(b'-');
-    } else {
-        put_escaped(out, record.method);
-        out.push(b' ');
-        put_escaped(out, record.target);
-        out.push(b' ');
-        out.extend_from_slice(record.protocol.as_bytes());
-    }
-    out.extend_from_slice(b"\" ");
-    put_padded(out, u32::from(record.status), 3);
-    out.push(b' ');
-    put_number(out, record.bytes);
-    for field in [record.referer, record.user_agent] {
-        out.extend_from_slice(b" \"");
-        put_escaped(out, if field.is_empty() { b"-" } else { field });
-        out.push(b'"');
-    }
-    out.push(b'\n');
-}
-
-/// One JSON object with OpenTelemetry's names for HTTP, and times in milliseconds.
-fn put_json_line(out: &mut Vec<u8>, stamp: &[u8], record: &AccessRecord<'_>) {
-    out.extend_from_slice(b"{\"time\":\"");
-    out.extend_from_slice(stamp);
-    out.push(b'.');
-    put_padded(out, (record.time_micros / 1000 % 1000) as u32, 3);
-    out.extend_from_slice(b"Z\",\"http.request.method\":\"");
-    put_json(out, record.method);
-    let (path, query) = match memchr::memchr(b'?', record.target) {
-        Some(mark) => (&record.target[..mark], &record.target[mark + 1..]),
-        None => (record.target, &b""[..]),
-    };
-    out.extend_from_slice(b"\",\"url.path\":\"");
-    put_json(out, path);
-    out.extend_from_slice(b"\",\"http.response.status_code\":");
-    put_number(out, u64::from(record.status));
-    out.extend_from_slice(b",\"client.address\":\"");
-    put_address(out, record.client);
-    out.extend_from_slice(b"\",\"duration_ms\":");
-    put_milliseconds(out, record.duration_us);
-    for (name, micros) in [(&b",\"queue_ms\":"[..], record.queue_us), (b",\"upstream_ms\":", record.upstream_us)] {
-        if let Some(micros) = micros {
-            out.extend_from_slice(name);
-            put_milliseconds(out, micros);
-        }
-    }
-    if let Some(worker) = record.worker {
-        out.extend_from_slice(b",\"worker.id\":");
-        put_number(out, u64::from(worker));
-    }
-    out.extend_from_slice(b",\"http.response.body.size\":");
-    put_number(out, record.bytes);
-    let version = record.protocol.strip_prefix("HTTP/").unwrap_or(record.protocol);
-    let texts: [(&str, &[u8]); 6] = [
-        ("request.id", record.request_id),
-        ("url.query", query),
-        ("server.address", record.host),
-        ("network.protocol.version", version.as_bytes()),
-        ("http.request.header.referer", record.referer),
-        ("user_agent.original", record.user_agent),
-    ];
-    for (name, value) in texts.into_iter().filter(|(_, value)| !value.is_empty()) {
-        out.extend_from_slice(b",\"");
-        out.extend_from_slice(name.as_bytes());
-        out.extend_from_slice(b"\":\"");
-        put_json(out, value);
-        out.push(b'"');
-    }
-    out.extend_from_slice(b"}\n");
-}
-
-/// An address without the formatter's detour for the usual kind.
-fn put_address(out: &mut Vec<u8>, address: Option<IpAddr>) {
-    match address.map(|address| address.to_canonical()) {
-        None => out.extend_from_slice(b"unix:"),
-        Some(IpAddr::V4(address)) => {
-            let [first, rest @ ..] = address.octets();
-            put_number(out, u64::from(first));
-            for octet in rest {
-                out.push(b'.');
-                put_number(out, u64::from(octet));
-            }
-        }
-        Some(IpAddr::V6(address)) => {
-            // Writing to a Vec cannot fail.
-            let _ = std::io::Write::write_fmt(out, format_args!("{address}"));
-        }
-    }
-}
-
-/// `512B`, `12.3K`, `1.0M`: at most six columns up to terabytes.
-fn put_short_bytes(out: &mut Vec<u8>, bytes: u64) {
-    let mut unit = 0;
-    let mut tenths = bytes.saturating_mul(10);
-    while tenths >= 10_240 && unit < 4 {
-        tenths /= 1024;
-        unit += 1;
-    }
-    put_number(out, tenths / 10);
-    if unit > 0 {
-        out.push(b'.');
-        put_number(out, tenths % 10);
-    }
-    out.push(b"BKMGT"[unit]);
-}
-
-/// Puts something at the right of a column. What is wider than the column gets one space before it.
-fn put_right(out: &mut Vec<u8>, width: usize, put: impl Fn(&mut Vec<u8>)) {
-    const SPACES: &[u8; 16] = b"                ";
-    let start = out.len();
-    put(out);
-    let length = out.len() - start;
-    let spaces = width.min(SPACES.len()).saturating_sub(length).max(1);
-    out.extend_from_slice(&SPACES[..spaces]);
-    out[start..].rotate_right(spaces);
 }

@@ -8,16 +8,20 @@
 //! - The writer takes the whole backlog at once and writes without the lock; two buffers change places, so that nothing
 //!   is allocated once they have grown.
 //! - A sink that closed (EPIPE) stays closed: its lines are counted as dropped and the process goes on.
+//! - What fails is tried again with the next batch, and told once in a while: a full disk, a syslog that is away.
+//! - The writer ends when the last handle of its sink is gone and all is written.
 //! - Each sink has a writer of its own, so that a blocked stdout does not hold up what goes to stderr.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::io::{self, ErrorKind};
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use super::framing::Framing;
+use super::output::Output;
 
 /// Bytes that may wait for one sink: some seconds of access lines at full load, and nothing that memory would notice.
 pub const BACKLOG: usize = 4 * 1024 * 1024;
@@ -31,34 +35,10 @@ const PARTS_OF_FREE: usize = 3;
 const GATHER: Duration = Duration::from_millis(5);
 /// A backlog that is worth writing at once.
 const ENOUGH: usize = 64 * 1024;
+/// A sink that fails and recovers by turns tells of it at most so often.
+const TOLD: Duration = Duration::from_secs(1);
 /// How long the writer waits when somebody made the descriptor non-blocking and it is full.
 const FULL_RETRY: Duration = Duration::from_millis(10);
-
-/// Where the bytes go.
-pub enum Output {
-    /// A descriptor or anything else that can be written.
-    Stream(Box<dyn Write + Send>),
-    /// A file that can be reopened by its path.
-    File(PathBuf, File),
-}
-
-impl Output {
-    /// A file opened for appending, made with mode 0640.
-    pub fn file(path: &Path) -> io::Result<Output> {
-        Ok(Output::File(path.to_owned(), open(path)?))
-    }
-
-    fn stream(&mut self) -> &mut dyn Write {
-        match self {
-            Output::Stream(stream) => stream,
-            Output::File(_, file) => file,
-        }
-    }
-}
-
-fn open(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
-}
 
 /// Whose lines they are.
 #[derive(Clone, Copy, Debug)]
@@ -101,6 +81,9 @@ pub enum Trouble {
 /// The backlog of one place. See the module.
 pub struct Sink {
     name: String,
+    framing: Framing,
+    /// Lines dropped by all sinks of this log since the start.
+    dropped: Arc<AtomicU64>,
     state: Mutex<State>,
     work: Condvar,
     idle: Condvar,
@@ -113,8 +96,6 @@ struct State {
     own_pending: usize,
     /// Bytes that the writer has taken and not written yet.
     in_flight: usize,
-    /// Lines dropped since the start.
-    dropped: u64,
     /// Lines dropped that nobody was told of, those of shares not counted.
     unsaid: u64,
     /// Who else has lines here, or lost some that nobody was told of.
@@ -139,17 +120,38 @@ struct Share {
 }
 
 impl Sink {
-    /// A sink with its writer. `tell` is called on the writer's thread, without a lock held.
-    pub fn start(name: &str, output: Output, tell: impl Fn(&Sink, Trouble) + Send + 'static) -> io::Result<Arc<Sink>> {
+    /// A sink with its writer. What it drops is added to `dropped`. `tell` is called on the writer's thread, without a lock held.
+    pub fn start(
+        name: &str,
+        output: Output,
+        framing: Framing,
+        dropped: Arc<AtomicU64>,
+        tell: impl Fn(&Sink, Trouble) + Send + 'static,
+    ) -> io::Result<Handle> {
         let sink = Arc::new(Sink {
             name: name.to_owned(),
+            framing,
+            dropped,
             state: Mutex::default(),
             work: Condvar::new(),
             idle: Condvar::new(),
         });
-        let writer = Writer { sink: Arc::clone(&sink), output, batch: Vec::new(), failing: false, tell };
+        let writer = Writer {
+            sink: Arc::clone(&sink),
+            output,
+            batch: Vec::new(),
+            failing: false,
+            failed: None,
+            said: None,
+            tell,
+        };
         thread::Builder::new().name(format!("log {name}")).spawn(move || writer.run())?;
-        Ok(sink)
+        Ok(Handle(sink))
+    }
+
+    /// What stands around its messages.
+    pub fn framing(&self) -> &Framing {
+        &self.framing
     }
 
     /// The name for people, as in `stdout`.
@@ -164,7 +166,8 @@ impl Sink {
         }
         let mut state = self.lock();
         if !state.admits(source, bytes.len()) {
-            state.drop_lines(source, lines);
+            state.note_dropped(source, lines);
+            self.count(lines);
             return;
         }
         state.pending.extend_from_slice(bytes);
@@ -183,14 +186,14 @@ impl Sink {
         let mut state = self.lock();
         let takes = state.admits(source, bytes);
         if !takes {
-            state.drop_lines(source, 1);
+            state.note_dropped(source, 1);
+            self.count(1);
         }
         takes
     }
 
-    /// Lines dropped since the start.
-    pub fn dropped(&self) -> u64 {
-        self.lock().dropped
+    fn count(&self, lines: u64) {
+        self.dropped.fetch_add(lines, Ordering::Relaxed);
     }
 
     /// Asks for the file to be opened anew; what is not a file stays as it is.
@@ -237,8 +240,7 @@ impl State {
         bytes <= free && held + bytes <= free * PARTS_OF_FREE
     }
 
-    fn drop_lines(&mut self, source: Source<'_>, lines: u64) {
-        self.dropped += lines;
+    fn note_dropped(&mut self, source: Source<'_>, lines: u64) {
         match source.share() {
             Some(name) => self.share(name).unsaid += lines,
             None => self.unsaid += lines,
@@ -284,17 +286,45 @@ impl State {
     }
 }
 
+/// Who may write to a sink. When the last handle is gone the sink stops.
+pub struct Handle(Arc<Sink>);
+
+impl Handle {
+    /// The sink, for whoever waits for its end without holding it up.
+    pub fn sink(&self) -> &Arc<Sink> {
+        &self.0
+    }
+}
+
+impl Deref for Handle {
+    type Target = Sink;
+
+    fn deref(&self) -> &Sink {
+        &self.0
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
 struct Writer<T> {
     sink: Arc<Sink>,
     output: Output,
     batch: Vec<u8>,
     failing: bool,
+    /// When it was told last that writing failed, and that lines were dropped.
+    failed: Option<Instant>,
+    said: Option<Instant>,
     tell: T,
 }
 
 /// What the writer is woken for.
 struct Task {
     reopen: bool,
+    stop: bool,
     unsaid: Vec<(Option<String>, u64)>,
 }
 
@@ -305,7 +335,8 @@ impl<T: Fn(&Sink, Trouble)> Writer<T> {
                 self.reopen();
             }
             let whole = self.batch.is_empty() || self.write();
-            let (said, unsaid) = if whole { (task.unsaid, Vec::new()) } else { (Vec::new(), task.unsaid) };
+            let tells = whole && !task.unsaid.is_empty() && (task.stop || is_due(&mut self.said));
+            let (said, unsaid) = if tells { (task.unsaid, Vec::new()) } else { (Vec::new(), task.unsaid) };
             for (whose, lines) in said {
                 (self.tell)(&self.sink, Trouble::Dropped(whose, lines));
             }
@@ -347,7 +378,7 @@ impl<T: Fn(&Sink, Trouble)> Writer<T> {
         state.hand_over(&mut self.batch);
         // Without a batch there is no write that would show that it flows.
         let unsaid = if self.batch.is_empty() { Vec::new() } else { state.take_unsaid() };
-        Some(Task { reopen: std::mem::take(&mut state.reopen), unsaid })
+        Some(Task { reopen: std::mem::take(&mut state.reopen), stop: state.stop, unsaid })
     }
 
     /// Writes the batch; answers whether all of it was taken.
@@ -380,33 +411,38 @@ impl<T: Fn(&Sink, Trouble)> Writer<T> {
 
     /// Counts what of the batch is lost and says so once.
     fn fail(&mut self, written: usize, error: io::Error) {
-        let lines = memchr::memchr_iter(b'\n', &self.batch[written..]).count() as u64;
+        let mut lines = self.sink.framing.count(&self.batch[written..]);
         let closed = error.kind() == ErrorKind::BrokenPipe;
         {
             let mut state = self.sink.lock();
-            state.dropped += lines;
-            state.unsaid += lines;
             if closed {
                 state.closed = true;
                 let pending = std::mem::take(&mut state.pending);
                 state.own_pending = 0;
                 state.shares.values_mut().for_each(|share| share.pending = 0);
-                let more = memchr::memchr_iter(b'\n', &pending).count() as u64;
-                state.dropped += more;
-                state.unsaid += more;
+                lines += self.sink.framing.count(&pending);
             }
+            state.unsaid += lines;
         }
-        if !std::mem::replace(&mut self.failing, true) {
+        self.sink.count(lines);
+        if !std::mem::replace(&mut self.failing, true) && is_due(&mut self.failed) {
             (self.tell)(&self.sink, if closed { Trouble::Closed } else { Trouble::Failed(error) });
         }
     }
 
     fn reopen(&mut self) {
-        if let Output::File(path, file) = &mut self.output {
-            match open(path) {
-                Ok(new) => *file = new,
-                Err(error) => (self.tell)(&self.sink, Trouble::NotReopened(error)),
-            }
+        if let Err(error) = self.output.reopen() {
+            (self.tell)(&self.sink, Trouble::NotReopened(error));
         }
     }
+}
+
+/// Whether something that is told at most once within [`TOLD`] may be told now; then it counts as told.
+fn is_due(last: &mut Option<Instant>) -> bool {
+    let now = Instant::now();
+    let due = last.is_none_or(|last| now.saturating_duration_since(last) >= TOLD);
+    if due {
+        *last = Some(now);
+    }
+    due
 }

@@ -86,17 +86,47 @@ pub fn put_milliseconds(out: &mut Vec<u8>, micros: u64) {
     put_padded(out, (micros % 1000) as u32, 3);
 }
 
-/// Appends bytes as nginx and Apache write them: quotes, backslashes, controls and everything above 0x7E become `\xHH`, so
+/// Appends seconds with six decimals, as in `0.001234`, from microseconds.
+pub fn put_seconds(out: &mut Vec<u8>, micros: u64) {
+    put_number(out, micros / 1_000_000);
+    out.push(b'.');
+    put_padded(out, (micros % 1_000_000) as u32, 6);
+}
+
+/// Appends bytes as nginx writes them: quotes, backslashes, controls and everything above 0x7E become `\xHH`, so
 /// that nothing from the network can end a field, a line, or steer a terminal.
 pub fn put_escaped(out: &mut Vec<u8>, bytes: &[u8]) {
+    put_runs(out, bytes, |byte| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\', put_hex);
+}
+
+/// The same, with spaces and one more byte escaped: for fields that nothing but those separate.
+pub fn put_escaped_but(out: &mut Vec<u8>, bytes: &[u8], stop: u8) {
+    put_runs(out, bytes, |byte| (0x21..0x7f).contains(&byte) && byte != b'"' && byte != b'\\' && byte != stop, put_hex);
+}
+
+/// Appends bytes as Apache writes them (`ap_escape_logitem`).
+pub fn put_apache(out: &mut Vec<u8>, bytes: &[u8]) {
     put_runs(
         out,
         bytes,
         |byte| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\',
-        |out, byte| {
-            out.extend_from_slice(&[b'\\', b'x', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
+        |out, byte| match byte {
+            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+            b'\n' => out.extend_from_slice(b"\\n"),
+            b'\r' => out.extend_from_slice(b"\\r"),
+            b'\t' => out.extend_from_slice(b"\\t"),
+            0x08 => out.extend_from_slice(b"\\b"),
+            0x0b => out.extend_from_slice(b"\\v"),
+            _ => {
+                let digit = |half: u8| HEX[usize::from(half)].to_ascii_lowercase();
+                out.extend_from_slice(&[b'\\', b'x', digit(byte >> 4), digit(byte & 15)]);
+            }
         },
     );
+}
+
+fn put_hex(out: &mut Vec<u8>, byte: u8) {
+    out.extend_from_slice(&[b'\\', b'x', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
 }
 
 /// Appends bytes as the inside of a JSON string. What is not UTF-8 becomes U+FFFD; controls, DEL and the C1 controls are
@@ -198,6 +228,8 @@ mod tests {
     fn nothing_from_the_network_ends_a_field_or_steers_a_terminal() {
         let hostile = b"/a\"b\\c\r\n\x1b[31m\x7f\xff d";
         assert_eq!(text(|out| put_escaped(out, hostile)), r"/a\x22b\x5Cc\x0D\x0A\x1B[31m\x7F\xFF d");
+        assert_eq!(text(|out| put_apache(out, hostile)), r#"/a\"b\\c\r\n\x1b[31m\x7f\xff d"#);
+        assert_eq!(text(|out| put_escaped_but(out, b"a b|c\"d,e", b'|')), r"a\x20b\x7Cc\x22d,e");
         assert_eq!(text(|out| put_json(out, hostile)), r#"/a\"b\\c\r\n\u001b[31m\u007f"#.to_owned() + "\u{fffd} d");
         assert_eq!(text(|out| put_text(out, "a\nb\u{1b}c\u{9b}dé")), r"a b\x1Bc\u009bdé");
     }

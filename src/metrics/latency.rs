@@ -74,6 +74,18 @@ impl Latencies {
         self.0[0] += count;
     }
 
+    /// Adds to one bucket; one that does not exist is passed over.
+    pub fn add_to(&mut self, bucket: usize, count: u64) {
+        if let Some(sum) = self.0.get_mut(bucket) {
+            *sum += count;
+        }
+    }
+
+    /// The buckets in which something is.
+    pub fn filled(&self) -> Vec<(usize, u64)> {
+        self.0.iter().copied().enumerate().filter(|(_, count)| *count > 0).collect()
+    }
+
     /// Those that came since an earlier moment.
     pub fn since(&self, earlier: &Latencies) -> Latencies {
         Latencies(self.0.iter().zip(&earlier.0).map(|(now, then)| now.saturating_sub(*then)).collect())
@@ -131,7 +143,12 @@ pub struct Recent {
 impl Rates {
     /// Before the first request.
     pub fn new(now: Instant) -> Rates {
-        let start = Sample { at: now, requests: 0, latencies: Latencies::default() };
+        Rates::after(now, 0, Latencies::default())
+    }
+
+    /// When so much was counted already.
+    pub fn after(now: Instant, requests: u64, latencies: Latencies) -> Rates {
+        let start = Sample { at: now, requests, latencies };
         Rates { older: start.clone(), newer: start }
     }
 

@@ -16,7 +16,7 @@ use crate::event_loop::Shared;
 use crate::log::{Level, Log};
 use crate::mailbox::{Mailbox, Message, Postboxes, mailbox};
 use crate::metrics::Metrics;
-use crate::reactor::{Reactor, Setup};
+use crate::reactor::{ListenerSetup, Reactor, Setup};
 use crate::supervisor::wake::LoopExit;
 
 use super::{ACCEPT_RETRY, LINGER, Listening, StartError, exit, refused};
@@ -52,7 +52,10 @@ pub(super) fn post(loops: usize) -> (Postboxes, Vec<(Mailbox<Message>, Ringer)>)
 pub(super) struct LoopSet {
     pub shared: Arc<Shared>,
     pub metrics: Metrics,
-    pub listeners: Vec<Listening>,
+    /// Those of each loop.
+    pub listeners: Vec<Vec<ListenerSetup>>,
+    /// Whether they accept nobody before they are told to.
+    pub held: bool,
     pub mailboxes: Vec<(Mailbox<Message>, Ringer)>,
     /// Tells the supervisor that a loop has ended.
     pub loop_exit: LoopExit,
@@ -90,13 +93,9 @@ impl LoopSet {
         let cannot = |error: io::Error| cannot_start(&error);
         let settings = self.shared.settings.clone();
         let budget = Budget::new(settings.buffer_bytes);
-        let front = Arc::new(settings.front.clone());
         let pinned = settings.pin == Pin::On || (settings.pin == Pin::Auto && settings.app.command == Command::None);
         let cores = if pinned { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
-        for (index, (mailbox, bell)) in self.mailboxes.into_iter().enumerate() {
-            let listeners: io::Result<Vec<_>> =
-                self.listeners.iter().map(|listening| listening.of_loop(index, &front)).collect();
-            let listeners = listeners.map_err(cannot)?;
+        for (index, ((mailbox, bell), listeners)) in self.mailboxes.into_iter().zip(self.listeners).enumerate() {
             let (shared, metrics, budget) = (self.shared.clone(), self.metrics.clone(), budget.clone());
             let core = if cores.is_empty() { None } else { Some(cores[index % cores.len()]) };
             let leaving = Leaving { index, log: self.shared.log.clone(), loop_exit: self.loop_exit.clone() };
@@ -110,12 +109,13 @@ impl LoopSet {
                 let setup = Setup {
                     index: index as u16,
                     access: shared.log.access_log(),
+                    max_sockets: socket_room(&shared.settings, listeners.len()),
                     listeners,
                     mailbox,
                     metrics,
                     pool: Pool::new(SMALL_BLOCKS, LARGE_BLOCKS, budget),
-                    max_sockets: socket_room(&shared.settings),
                     first_id: random(),
+                    held: self.held,
                     shared,
                 };
                 run_loop::<B>(setup, &bell, &leaving, report, &go)
@@ -125,6 +125,17 @@ impl LoopSet {
         }
         Ok(())
     }
+}
+
+/// The listeners of each loop.
+pub(super) fn share_out(listeners: &[Listening], settings: &Settings) -> Result<Vec<Vec<ListenerSetup>>, StartError> {
+    let (loops, front) = (settings.loops, Arc::new(settings.front.clone()));
+    let of_loop = |index| -> io::Result<Vec<ListenerSetup>> {
+        let setups = listeners.iter().map(|listening| listening.of_loop(index, loops, &front));
+        let all: io::Result<Vec<_>> = setups.collect();
+        all.map(|all| all.into_iter().flatten().collect())
+    };
+    (0..loops).map(of_loop).collect::<io::Result<_>>().map_err(|error| cannot_start(&error))
 }
 
 /// Waits for the report of each loop: one for each that still holds a sender.
@@ -239,12 +250,12 @@ pub(super) fn join(threads: Vec<Thread>, grace: Duration) -> Ends {
 }
 
 /// Entries of a loop's table: all connections, which one loop might get, those to workers, and listeners.
-fn socket_room(settings: &Settings) -> usize {
+fn socket_room(settings: &Settings, listeners: usize) -> usize {
     // Idle ones to other workers may stand open while all clients' requests are with one.
     let idle = (settings.app.concurrency as usize).min(settings.max_connections).saturating_add(2);
-    let workers = crate::supervisor::Supervisor::most_workers(settings) + settings.app.upstreams.len();
+    let workers = crate::supervisor::unit::most_workers(&settings.app) + settings.app.upstreams.len();
     let to_workers = settings.max_connections.saturating_add(workers.saturating_mul(idle));
-    settings.max_connections + to_workers + settings.listen.len() + 2 * crate::backends::ACCEPT_BATCH
+    settings.max_connections + to_workers + listeners + 2 * crate::backends::ACCEPT_BATCH
 }
 
 /// A number to start request ids from, so that those of two loops or two servers do not meet.

@@ -12,7 +12,7 @@ fn listening(addresses: &[IpAddr]) -> (Vec<Listening>, u16) {
     for _ in 0..20 {
         let free = TcpListener::bind((addresses[0], 0)).unwrap().local_addr().unwrap().port();
         let listen = addresses.iter().map(|ip| ListenAddress::Tcp(SocketAddr::new(*ip, free))).collect();
-        match open_listeners(&Settings { listen, ..Settings::for_test() }) {
+        match open_listeners(&Settings { listen, ..Settings::for_test() }, &mut Inherited::default()) {
             Ok(listeners) => return (listeners, free),
             // Another test may have been given that port meanwhile; but not each time.
             Err(error) => assert!(error.message.contains("in use"), "{}", error.message),
@@ -27,7 +27,8 @@ fn met(listeners: &[Listening], client: SocketAddr) -> Option<usize> {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         for (index, listening) in listeners.iter().enumerate() {
-            let listener = TcpListener::from(listening.of_loop(0, &Default::default()).unwrap().descriptor);
+            let listener =
+                TcpListener::from(listening.of_loop(0, 1, &Default::default()).unwrap().remove(0).descriptor);
             if listener.accept().is_ok() {
                 return Some(index);
             }
@@ -53,6 +54,32 @@ fn both_families_may_have_one_port() {
         let (listeners, port) = listening(addresses);
         assert_eq!(met(&listeners, SocketAddr::from((Ipv4Addr::LOCALHOST, port))), v4, "{addresses:?}");
         assert_eq!(met(&listeners, SocketAddr::from((Ipv6Addr::LOCALHOST, port))), v6, "{addresses:?}");
+    }
+}
+
+/// Whatever the number of loops is: no socket is without a loop, and no loop without a socket.
+#[test]
+fn inherited_sockets_are_shared_out() {
+    use std::os::unix::fs::MetadataExt;
+    let sockets: Vec<TcpListener> = (0..5).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    let inode = |socket: OwnedFd| std::fs::File::from(socket).metadata().unwrap().ino();
+    let all: Vec<u64> = sockets.iter().map(|socket| inode(socket.try_clone().unwrap().into())).collect();
+    let asked = ListenAddress::Tcp(SocketAddr::new(V4, 0));
+    let listening = Listening {
+        asked: asked.clone(),
+        address: asked,
+        sockets: sockets.into_iter().map(OwnedFd::from).collect(),
+        file: None,
+        inherited_file: None,
+    };
+    for loops in 1..9 {
+        let of_loop = |index| listening.of_loop(index, loops, &Default::default()).unwrap();
+        let shared: Vec<Vec<u64>> =
+            (0..loops).map(|index| of_loop(index).into_iter().map(|setup| inode(setup.descriptor)).collect()).collect();
+        assert!(shared.iter().all(|own| !own.is_empty()), "{loops} loops: {shared:?}");
+        assert!(all.iter().all(|socket| shared.iter().flatten().any(|own| own == socket)), "{loops} loops: {shared:?}");
+        let most = shared.iter().map(Vec::len).max().unwrap();
+        assert_eq!(most, 5usize.div_ceil(loops), "{loops} loops: {shared:?}");
     }
 }
 

@@ -1,37 +1,243 @@
-//! What the control socket asks for, carried out.
+//! What the control socket asks for, carried out: which apps it is about, and what each does.
 //!
 //! Every command is checked whole before anything changes, and none waits: a restart that is waited for is answered by a later turn.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Map, Value, json};
 
-use super::Supervisor;
+use super::unit::Unit;
+use super::{Hooks, Supervisor};
 use crate::config::{HotReload, signal_name};
 use crate::control::{Answer, Change, Command, CommandHandler, ControlServer};
-use crate::fleet::{Member, Name, RollEnd, RollReport};
+use crate::fleet::{Member, Name};
 use crate::log::Level;
 
 impl Supervisor {
     /// Lets the control socket have its turn, then tells those who wait what has come of it, and those who listen what has happened.
-    pub(super) fn serve_control(&mut self, now: Instant) {
-        let events = self.processes.events.take();
-        let ended = std::mem::take(&mut self.processes.events.ended_rolls);
-        let Some(mut control) = self.control.take() else { return };
-        control.turn(self, now);
-        for report in ended.iter().chain(&std::mem::take(&mut self.processes.events.ended_rolls)) {
-            control.answer(report.id, answer_to(report));
+    pub(super) fn serve_control(&mut self, hooks: &mut Hooks<'_>, now: Instant) {
+        if let Some(mut control) = self.control.take() {
+            control.turn(&mut Handler { supervisor: self, hooks }, now);
+            self.control = Some(control);
         }
-        for event in events.iter().chain(&self.processes.events.take()) {
-            control.publish(event);
+        for index in 0..self.units.len() {
+            let unit = &mut self.units[index];
+            for report in std::mem::take(&mut unit.processes.events.ended_rolls) {
+                let answers = self.tickets.ended(self.units[index].id(), self.units[index].name(), &report);
+                self.answer(answers);
+            }
         }
-        self.control = Some(control);
+        let answers = std::mem::take(&mut self.upgrades.answers);
+        self.answer(answers);
+        let events = self.context.events.take();
+        if let Some(control) = &mut self.control {
+            events.iter().for_each(|event| control.publish(event));
+        }
+    }
+
+    /// Answers those who wait.
+    pub(super) fn answer(&mut self, answers: Vec<(u64, Answer)>) {
+        let Some(control) = &mut self.control else { return };
+        answers.into_iter().for_each(|(ticket, answer)| control.answer(ticket, answer));
     }
 
     pub(super) fn control_due(&self) -> Option<Instant> {
         self.control.as_ref().and_then(ControlServer::due)
     }
 
+    /// HUP, and the word `reload`: of one app, where it is named.
+    pub(super) fn reload(&mut self, app: Option<usize>, hooks: &mut Hooks<'_>, now: Instant) -> String {
+        self.service.manager.reloading(now);
+        let done = self.reload_now(app, hooks, now);
+        self.service.manager.ready(now);
+        done
+    }
+
+    fn reload_now(&mut self, app: Option<usize>, hooks: &mut Hooks<'_>, now: Instant) -> String {
+        self.context.log.reopen();
+        if let (Some(reload), None) = (&mut hooks.reload, app) {
+            return format!("logs are reopened; {}", reload(self, now));
+        }
+        let several = app.is_none() && self.serving().count() > 1;
+        let mut done = Vec::new();
+        let chosen = |(index, unit): &(usize, &mut Unit)| unit.leaving.is_none() && app.is_none_or(|app| app == *index);
+        for (_, unit) in self.units.iter_mut().enumerate().filter(chosen) {
+            let (_, line) = unit.load_again(now);
+            done.push(if several { format!("{}: {line}", unit.name()) } else { line });
+        }
+        format!("logs are reopened; {}", done.join("; "))
+    }
+
+    /// The apps that are not about to leave, with their places.
+    fn serving(&self) -> impl Iterator<Item = (usize, &Unit)> {
+        self.units.iter().enumerate().filter(|(_, unit)| unit.leaving.is_none())
+    }
+
+    /// The place of the app of that name; `None`: none was named.
+    fn find(&self, app: Option<&str>) -> Result<Option<usize>, Answer> {
+        let Some(app) = app else { return Ok(None) };
+        let found = self.serving().find(|(_, unit)| unit.name() == app).map(|(index, _)| index);
+        let names = || self.serving().map(|(_, unit)| unit.name()).collect::<Vec<_>>();
+        found.map(Some).ok_or_else(|| Answer::unknown_app(app, &names()))
+    }
+
+    /// The app of that name, or the only one.
+    fn find_one(&self, app: Option<&str>) -> Result<usize, Answer> {
+        let mut serving = self.serving().map(|(index, _)| index);
+        match (self.find(app)?, serving.next(), serving.next()) {
+            (Some(index), ..) | (None, Some(index), None) => Ok(index),
+            (None, None, _) => Err(Answer::refused(409, "the server has no app")),
+            (None, Some(_), Some(_)) => {
+                let names: Vec<&str> = self.serving().map(|(_, unit)| unit.name()).collect();
+                Err(Answer::refused(400, format!("there are several apps: expected one of {}", names.join(", "))))
+            }
+        }
+    }
+
+    /// The app of that name, or all; those that have workers of this server's, where there must be any.
+    fn find_with_workers(&self, app: Option<&str>) -> Result<Vec<usize>, Answer> {
+        let asked = self.find(app)?;
+        let is_meant = |index: &usize| asked.is_none_or(|asked| asked == *index) && self.units[*index].starts_workers();
+        let found: Vec<usize> = self.serving().map(|(index, _)| index).filter(is_meant).collect();
+        if found.is_empty() {
+            let names: Vec<&str> = match asked {
+                Some(index) => vec![self.units[index].name()],
+                None => self.serving().map(|(_, unit)| unit.name()).collect(),
+            };
+            let message = match &names[..] {
+                [name] => format!("the app {name} has no workers that this server starts"),
+                _ => "no app has workers that this server starts".to_owned(),
+            };
+            return Err(Answer::refused(409, message));
+        }
+        Ok(found)
+    }
+
+    fn restart(&mut self, app: Option<&str>, wait: bool, now: Instant) -> Result<Answer, Answer> {
+        let mut rolls = Vec::new();
+        for index in self.find_with_workers(app)? {
+            let unit = &mut self.units[index];
+            rolls.push((index, unit.fleet.restart(now, &mut unit.processes)));
+        }
+        if wait {
+            let rolls = rolls.into_iter().map(|(index, roll)| (self.units[index].id(), roll)).collect();
+            return Ok(Answer::Wait(self.tickets.open(rolls)));
+        }
+        if let [(_, roll)] = rolls[..] {
+            return Ok(Answer::Done(
+                json!({ "message": format!("rolling restart {roll} is under way"), "roll": roll }),
+            ));
+        }
+        let name = |index: usize| self.units[index].name().to_owned();
+        let by_app: Map<String, Value> = rolls.iter().map(|(index, roll)| (name(*index), json!(roll))).collect();
+        let names: Vec<String> = rolls.iter().map(|(index, _)| name(*index)).collect();
+        let message = format!("rolling restarts of {} are under way", names.join(", "));
+        Ok(Answer::Done(json!({ "message": message, "rolls": by_app })))
+    }
+
+    fn signal(&mut self, app: Option<&str>, worker: Option<u32>, signal: i32) -> Result<Answer, Answer> {
+        let chosen = match worker {
+            // Each app has a worker of that number.
+            Some(_) => {
+                let index = self.find_one(app)?;
+                self.find_with_workers(Some(self.units[index].name()))?
+            }
+            None => self.find_with_workers(app)?,
+        };
+        let mut sent = 0;
+        for index in &chosen {
+            match self.units[*index].signal_workers(worker, signal) {
+                Err(refusal) if chosen.len() == 1 => return Err(refusal),
+                Err(_) => {}
+                Ok(count) => sent += count,
+            }
+        }
+        Ok(Answer::Done(json!({
+            "message": format!("SIG{} was sent to {sent} workers", signal_name(signal)), "workers": sent
+        })))
+    }
+
+    fn pause(&mut self, app: Option<&str>, max: Duration, now: Instant) -> Result<Answer, Answer> {
+        let asked = self.find(app)?;
+        for (index, unit) in self.units.iter_mut().enumerate() {
+            if unit.leaving.is_none() && asked.is_none_or(|asked| asked == index) {
+                unit.pause(now + max);
+            }
+        }
+        Ok(Answer::done(format!("requests are held, for {} s at most", max.as_secs_f32())))
+    }
+
+    fn resume(&mut self, app: Option<&str>, now: Instant) -> Result<Answer, Answer> {
+        let asked = self.find(app)?;
+        let meant = self.units.iter_mut().enumerate().filter(|(index, _)| asked.is_none_or(|asked| asked == *index));
+        let waiting: usize = meant.map(|(_, unit)| unit.resume(now)).sum();
+        Ok(Answer::Done(json!({ "message": format!("{waiting} requests were held and go on"), "held": waiting })))
+    }
+
+    /// The app of which a worker of that id has joined, or whose own worker has it; where none has, the app that it names, or the only one.
+    fn find_of_worker(&self, app: Option<&str>, worker_id: &str) -> Result<usize, Answer> {
+        let mut known = self.serving().filter(|(_, unit)| unit.has_joined(worker_id)).map(|(index, _)| index);
+        match (app, known.next(), known.next()) {
+            (None, Some(index), None) => Ok(index),
+            _ => self.find_one(app),
+        }
+    }
+
+    fn carry_out(&mut self, command: Command, hooks: &mut Hooks<'_>, now: Instant) -> Result<Answer, Answer> {
+        let harmless = matches!(
+            command,
+            Command::Status | Command::Events | Command::Stop { .. } | Command::Signal { .. } | Command::Quit { .. }
+        );
+        if self.stop.is_some() && !harmless {
+            self.find(command.app())?;
+            return Err(Answer::refused(409, "the server stops"));
+        }
+        Ok(match command {
+            Command::Status => Answer::Done(self.status_document(now).to_json()),
+            Command::Restart { app, wait } => self.restart(app.as_deref(), wait, now)?,
+            Command::Scale { app, change } => {
+                let index = self.find_one(app.as_deref())?;
+                self.find_with_workers(Some(self.units[index].name()))?;
+                self.units[index].scale(change, now)
+            }
+            Command::Signal { app, worker, signal } => self.signal(app.as_deref(), worker, signal)?,
+            Command::Reload { app } => {
+                let app = self.find(app.as_deref())?;
+                Answer::done(self.reload(app, hooks, now))
+            }
+            Command::Drain => {
+                self.begin_drain(now);
+                Answer::done("the server takes no more connections, finishes what is in flight, and ends")
+            }
+            Command::Stop { now: at_once } => {
+                self.begin_stop(now);
+                if at_once {
+                    self.begin_stop(now);
+                }
+                Answer::done("the server stops")
+            }
+            Command::Pause { app, max } => self.pause(app.as_deref(), max, now)?,
+            Command::Resume { app } => self.resume(app.as_deref(), now)?,
+            Command::Upgrade { program, wait } => self.upgrade(program, wait, now),
+            Command::Events => Answer::Stream,
+            Command::Join(join) => {
+                let own = self.serving().find(|(_, unit)| unit.own_worker(&join).is_some()).map(|(index, _)| index);
+                let index = own.map_or_else(|| self.find_of_worker(join.app.as_deref(), &join.worker_id), Ok)?;
+                let unit = &mut self.units[index];
+                if unit.is_answered_by_loops() {
+                    return Err(Answer::refused(409, "the loops answer every request themselves (--respond)"));
+                }
+                unit.join(join, now)
+            }
+            Command::Quit { worker_id, app } => {
+                let index = self.find_of_worker(app.as_deref(), &worker_id)?;
+                self.units[index].quit(&worker_id, now)
+            }
+        })
+    }
+}
+
+impl Unit {
     fn scale(&mut self, change: Change, now: Instant) -> Answer {
         let wanted = self.fleet.wanted();
         let target = match change {
@@ -53,7 +259,8 @@ impl Supervisor {
         }
     }
 
-    fn signal_workers(&mut self, worker: Option<u32>, signal: i32) -> Answer {
+    /// Sends a signal to all workers, or that one; how many those are.
+    fn signal_workers(&mut self, worker: Option<u32>, signal: i32) -> Result<usize, Answer> {
         let alive = |member: &&Member| worker.is_none_or(|number| number == member.number);
         let names: Vec<Name> = self.fleet.members().iter().filter(alive).map(|member| member.name).collect();
         if names.is_empty() {
@@ -62,26 +269,18 @@ impl Supervisor {
                 Some(number) => format!("worker {number} does not run: expected one of {}", known.join(", ")),
                 None => "no worker runs".to_owned(),
             };
-            return Answer::refused(404, message);
+            return Err(Answer::refused(404, message));
         }
         for name in &names {
             self.processes.signal_leader(*name, signal);
         }
-        Answer::Done(json!({
-            "message": format!("SIG{} was sent to {} workers", signal_name(signal), names.len()), "workers": names.len()
-        }))
-    }
-
-    /// HUP, and the word `reload`.
-    pub(super) fn reload(&mut self, now: Instant) -> String {
-        self.processes.log.reopen();
-        format!("logs are reopened; {}", self.load_again(now).1)
+        Ok(names.len())
     }
 
     /// Changed code reaches the workers, the way that was chosen for it. Only a worker that is ready is sent the signal: before, it
     /// may not have a handler for it, and be killed. The number of the roll that does it, if one does, and a sentence.
     pub(super) fn load_again(&mut self, now: Instant) -> (Option<u64>, String) {
-        match self.processes.settings.app.hot_reload {
+        match self.app().hot_reload {
             _ if !self.starts_workers() => (None, "the app has no workers of its own".to_owned()),
             HotReload::None => (None, "hot reload is off (--hot-reload process or module)".to_owned()),
             HotReload::Process => {
@@ -89,7 +288,7 @@ impl Supervisor {
                 (Some(roll), format!("rolling restart {roll} is under way"))
             }
             HotReload::Module => {
-                let signal = self.processes.settings.app.reload_signal;
+                let signal = self.app().reload_signal;
                 let running = self.fleet.members().iter().filter(|member| member.is_running());
                 let running: Vec<Name> = running.map(|member| member.name).collect();
                 for name in &running {
@@ -97,109 +296,22 @@ impl Supervisor {
                     self.fleet.reloaded(*name);
                 }
                 let (count, signal) = (running.len(), signal_name(signal));
-                self.processes.events.emit(
-                    Level::Info,
-                    "reload",
-                    "workers load their code again",
-                    &[("workers", &count)],
-                );
+                let message = "workers load their code again";
+                self.processes.events.emit(Level::Info, "reload", message, &[("workers", &count)]);
                 (None, format!("{count} workers were sent SIG{signal} to load their code again"))
             }
         }
     }
-
-    fn restart_for(&mut self, wait: bool, now: Instant) -> Answer {
-        let roll = self.fleet.restart(now, &mut self.processes);
-        match wait {
-            true => Answer::Wait(roll),
-            false => Answer::Done(json!({ "message": format!("rolling restart {roll} is under way"), "roll": roll })),
-        }
-    }
 }
 
-impl CommandHandler for Supervisor {
+/// The supervisor while the control socket has its turn.
+struct Handler<'a, 'b> {
+    supervisor: &'a mut Supervisor,
+    hooks: &'a mut Hooks<'b>,
+}
+
+impl CommandHandler for Handler<'_, '_> {
     fn carry_out(&mut self, command: Command, now: Instant) -> Answer {
-        if let Some(refusal) = self.refusal(&command) {
-            return refusal;
-        }
-        match command {
-            Command::Status => Answer::Done(self.status_document(now).to_json()),
-            Command::Restart { wait, .. } => self.restart_for(wait, now),
-            Command::Scale { change, .. } => self.scale(change, now),
-            Command::Signal { worker, signal, .. } => self.signal_workers(worker, signal),
-            Command::Reload { .. } => Answer::done(self.reload(now)),
-            Command::Drain => {
-                self.begin_drain(now);
-                Answer::done("the server takes no more connections, finishes what is in flight, and ends")
-            }
-            Command::Stop { now: at_once } => {
-                self.begin_stop(now);
-                if at_once {
-                    self.begin_stop(now);
-                }
-                Answer::done("the server stops")
-            }
-            Command::Pause { max, .. } => {
-                self.pause(now + max);
-                Answer::done(format!("requests are held, for {} s at most", max.as_secs_f32()))
-            }
-            Command::Resume { .. } => {
-                let waiting = self.resume(now);
-                Answer::Done(json!({ "message": format!("{waiting} requests were held and go on"), "held": waiting }))
-            }
-            Command::Events => Answer::Stream,
-            Command::Join(join) => self.join(join, now),
-            Command::Quit { worker_id } => self.quit(&worker_id, now),
-        }
-    }
-}
-
-/// What cannot be done as things are.
-impl Supervisor {
-    fn refusal(&self, command: &Command) -> Option<Answer> {
-        let name = self.processes.settings.app.name.as_str();
-        let app = match command {
-            Command::Restart { app, .. }
-            | Command::Scale { app, .. }
-            | Command::Signal { app, .. }
-            | Command::Reload { app }
-            | Command::Pause { app, .. }
-            | Command::Resume { app } => app.as_deref(),
-            _ => None,
-        };
-        if let Some(app) = app.filter(|app| *app != name) {
-            return Some(Answer::unknown_app(app, &[name]));
-        }
-        let own = matches!(command, Command::Restart { .. } | Command::Scale { .. } | Command::Signal { .. });
-        if own && !self.starts_workers() {
-            return Some(Answer::refused(409, format!("the app {name} has no workers that this server starts")));
-        }
-        let harmless = matches!(
-            command,
-            Command::Status | Command::Events | Command::Stop { .. } | Command::Signal { .. } | Command::Quit { .. }
-        );
-        if self.stop.is_some() && !harmless {
-            return Some(Answer::refused(409, "the server stops"));
-        }
-        if matches!(command, Command::Join(_)) && self.processes.settings.app.respond.is_some() {
-            return Some(Answer::refused(409, "the loops answer every request themselves (--respond)"));
-        }
-        None
-    }
-}
-
-fn answer_to(report: &RollReport) -> Answer {
-    match &report.end {
-        RollEnd::Done => Answer::Done(json!({
-            "message": format!("rolling restart {} is done: {} of {} workers are new", report.id, report.done, report.total),
-            "roll": report.id,
-            "generation": report.generation,
-        })),
-        RollEnd::Aborted { reason, last_lines } => {
-            let said = if last_lines.is_empty() { String::new() } else { format!("; its last words: {last_lines}") };
-            let message =
-                format!("rolling restart {} was aborted, the old workers serve on: {reason}{said}", report.id);
-            Answer::refused(409, message)
-        }
+        self.supervisor.carry_out(command, self.hooks, now).unwrap_or_else(|refusal| refusal)
     }
 }

@@ -1,10 +1,13 @@
 //! Events: what happens to the app and its workers, as lines of the log and as JSON objects for those who listen on the control socket.
 //!
-//! Owns the objects that are still to be published, kept only until the supervisor's turn ends, and the sentences of the fleet's events.
+//! Owns the objects that are still to be published, of all apps in one line and kept only until the supervisor's turn ends, and the
+//! sentences of a fleet's events.
 
+use std::cell::RefCell;
 use std::fmt::Display;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,17 +16,23 @@ use serde_json::{Map, Value};
 use super::advice;
 use super::probe::Probe;
 use super::process::Process;
-use crate::config::Settings;
+use crate::config;
 use crate::fleet::{Event, RollEnd, RollReport};
 use crate::log::{Level, Log};
 use crate::proc;
 
-/// See the module.
+/// Where events go. Clones are the same.
+#[derive(Clone)]
 pub(super) struct Events {
     log: Log,
-    settings: Arc<Settings>,
     /// What has happened in this turn, oldest first.
-    pending: Vec<Value>,
+    pending: Rc<RefCell<Vec<Value>>>,
+}
+
+/// An app's events.
+pub(super) struct AppEvents {
+    events: Events,
+    app: Arc<config::App>,
     /// Rolls that have ended and were not told to those who wait for them.
     pub ended_rolls: Vec<RollReport>,
     /// The newest generation of which a worker has been ready.
@@ -43,26 +52,66 @@ pub(super) struct WorkerExit<'a> {
 }
 
 impl Events {
-    pub fn new(log: Log, settings: Arc<Settings>) -> Events {
-        Events { log, settings, pending: Vec::new(), ended_rolls: Vec::new(), newest_ready: 0 }
+    pub fn new(log: Log) -> Events {
+        Events { log, pending: Rc::default() }
     }
 
     /// Writes a line to the log, and keeps the event for those who listen.
-    pub fn emit(&mut self, level: Level, event: &'static str, message: &str, fields: &[(&str, &dyn Display)]) {
+    pub fn emit(&self, level: Level, event: &'static str, message: &str, fields: &[(&str, &dyn Display)]) {
         self.log.event(level, message, &[&[("event", &event as &dyn Display)], fields].concat());
-        self.pending.push(object(event, message, fields));
+        self.pending.borrow_mut().push(object(event, message, fields));
     }
 
     /// Takes what was emitted since the last call, oldest first. Who publishes it adds the time.
-    pub fn take(&mut self) -> Vec<Value> {
-        std::mem::take(&mut self.pending)
+    pub fn take(&self) -> Vec<Value> {
+        self.pending.take()
+    }
+
+    /// A process that had left its worker is ended; `went`: a worker that had ended well although nobody had told it to.
+    pub fn orphan(&self, pid: u32, command: &str, went: Option<&str>) {
+        let fields: [(&str, &dyn Display); 2] = [("pid", &pid), ("command", &command)];
+        match went {
+            Some(label) => {
+                let message = "the command went into the background: run it in the foreground, e.g. with --nodaemon";
+                let fields = [&[("worker", &label as &dyn Display)], &fields[..]].concat();
+                self.emit(Level::Error, "worker-in-background", message, &fields);
+            }
+            None => {
+                let message = "a process that had left its worker is ended with it";
+                self.emit(Level::Info, "worker-escaped", message, &fields);
+            }
+        }
+    }
+}
+
+impl AppEvents {
+    pub fn new(events: Events, app: Arc<config::App>) -> AppEvents {
+        AppEvents { events, app, ended_rolls: Vec::new(), newest_ready: 0 }
+    }
+
+    /// New settings hold.
+    pub fn configure(&mut self, app: Arc<config::App>) {
+        self.app = app;
+    }
+
+    /// As [`Events::emit`]. The app is named, where no worker's label does.
+    pub fn emit(&mut self, level: Level, event: &'static str, message: &str, fields: &[(&str, &dyn Display)]) {
+        let app = self.app.name.as_str();
+        let names_it = |(name, value): &(&str, &dyn Display)| match *name {
+            "app" => true,
+            "worker" => value.to_string().strip_prefix(app).is_some_and(|rest| rest.starts_with('.')),
+            _ => false,
+        };
+        let named = [("app", &app as &dyn Display)];
+        let name: &[(&str, &dyn Display)] = if fields.iter().any(names_it) { &[] } else { &named };
+        self.events.emit(level, event, message, &[fields, name].concat());
     }
 
     /// A worker's process has ended.
     pub fn exited(&mut self, process: &Process, exit: &WorkerExit<'_>, now: Instant) {
         let level = if exit.planned { Level::Info } else { Level::Error };
         let lived = format!("{:.1} s", now.duration_since(process.born).as_secs_f32());
-        let last = process.last_lines.joined();
+        let last = process.output.last_lines.joined();
         let pid = process.child.id();
         let (code, signal) =
             (exit.status.and_then(|status| status.code()), exit.status.and_then(|status| status.signal()));
@@ -111,7 +160,7 @@ impl Events {
                 self.emit(Level::Warn, "worker-not-replaced", message, &[("worker", &number)]);
             }
             Event::AppFailed => {
-                let app = self.settings.app.name.clone();
+                let app = self.app.name.clone();
                 let message = "the app has failed: all its workers are given up, and one is tried again now and then";
                 self.emit(Level::Error, "app-failed", message, &[("app", &app)]);
             }
@@ -140,7 +189,7 @@ impl Events {
         let mut fields: Vec<(&str, &dyn Display)> = vec![("worker", label), ("pid", &pid), ("took", &took)];
         fields.extend(directory.as_ref().map(|directory| ("directory", directory as &dyn Display)));
         self.emit(Level::Info, "worker-ready", "worker ready", &fields);
-        let concurrency = self.settings.app.concurrency;
+        let concurrency = self.app.concurrency;
         if let Some(advice) = is_first.then(|| advice::about_children(pid, concurrency)).flatten() {
             self.emit(Level::Warn, "own-pool", &advice, &[("worker", label)]);
         }
@@ -149,20 +198,20 @@ impl Events {
     /// The socket did not come, while so many others were on their way, or not come back: says all that can be known.
     fn not_ready(&mut self, process: Option<&Process>, starting: Option<usize>) {
         let now = Instant::now();
-        let timeout = self.settings.app.ready.timeout;
+        let timeout = self.app.ready.timeout;
         let Some(process) = process else { return };
         let listens_on = proc::listening_addresses(process.child.id());
         let elsewhere = match listens_on.join(", ") {
             none if none.is_empty() => "nothing".to_owned(),
             some => some,
         };
-        let (pid, last) = (process.child.id(), process.last_lines.joined());
+        let (pid, last) = (process.child.id(), process.output.last_lines.joined());
         let reason = process.probe.as_ref().and_then(Probe::reason);
         let message = match starting {
             // Longer than it was given, for one that burned CPU.
             Some(others) => {
                 let took = timeout.max(Duration::from_secs(now.duration_since(process.born).as_secs()));
-                let mut message = process.endpoint.not_ready(&self.settings.app.ready.by, took, reason);
+                let mut message = process.endpoint.not_ready(&self.app.ready.by, took, reason);
                 match others {
                     0 => {}
                     1 => message += "; 1 other was starting beside it (--start-parallel)",
@@ -195,7 +244,7 @@ impl Events {
     }
 
     fn gave_up(&mut self, number: u32, next: Duration) {
-        let restart = &self.settings.app.restart;
+        let restart = &self.app.restart;
         let (crashes, within) = (restart.crashes, format!("{} s", restart.within.as_secs_f32()));
         let next = format!("{} s", next.as_secs());
         let fields: [(&str, &dyn Display); 4] =

@@ -37,6 +37,8 @@ pub struct Instructions {
     pub socket_on_stdin: bool,
     /// Where the command starts; `None`: where the server did.
     pub directory: Option<PathBuf>,
+    /// Whether it lives on when the server ends, as a new server does that takes its place.
+    pub outlives: bool,
     /// The command and its arguments; never empty.
     pub command: Vec<OsString>,
 }
@@ -50,6 +52,9 @@ impl Instructions {
         }
         if self.socket_on_stdin {
             arguments.push("--socket-on-stdin".into());
+        }
+        if self.outlives {
+            arguments.push("--outlives".into());
         }
         if let Some(directory) = &self.directory {
             arguments.extend(["--directory".into(), directory.into()]);
@@ -71,6 +76,7 @@ impl Instructions {
                     instructions.descriptors = Some((soft.parse().ok()?, hard.parse().ok()?));
                 }
                 "--socket-on-stdin" => instructions.socket_on_stdin = true,
+                "--outlives" => instructions.outlives = true,
                 "--" => {
                     instructions.command = arguments.collect();
                     return (!instructions.command.is_empty()).then_some(instructions);
@@ -90,7 +96,7 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         );
         return ExitCode::from(USAGE);
     };
-    if !die_with(instructions.parent) {
+    if !instructions.outlives && !die_with(instructions.parent) {
         // The server went away before the kernel knew of our wish. Nobody waits for this worker.
         return ExitCode::from(CANNOT_RUN);
     }
@@ -221,6 +227,7 @@ mod tests {
             descriptors: Some((1024, u64::MAX)),
             socket_on_stdin: true,
             directory: Some("/srv/app/current".into()),
+            outlives: true,
             command: ["sh", "-c", "--", "--parent"].map(OsString::from).to_vec(),
         };
         let arguments = said.to_arguments();

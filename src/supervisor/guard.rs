@@ -19,6 +19,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+mod keeper;
+
+pub(super) use keeper::GuardKeeper;
+
 use super::output::set_nonblocking;
 use super::run_directory;
 
@@ -82,11 +86,15 @@ impl Guard {
         !matches!(self.child.try_wait(), Ok(None))
     }
 
-    /// Ends the guard at once.
-    pub fn discard(mut self) {
-        // Killed before the lifeline is dropped, so that it never takes the silence for our death.
+    /// Kills the guard, before the lifeline is dropped, so that it never takes the silence for our death. The child is to be waited for.
+    pub(super) fn kill(mut self) -> Child {
         self.child.kill().ok();
-        self.child.wait().ok();
+        self.child
+    }
+
+    /// Ends the guard at once.
+    pub fn discard(self) {
+        self.kill().wait().ok();
     }
 
     /// Tells the guard to leave and waits for its end; one that does not listen is killed.

@@ -8,7 +8,8 @@ use std::time::Instant;
 use socket2::SockAddr;
 
 use super::probe::{Look, Probe};
-use super::{Supervisor, run_directory};
+use super::run_directory;
+use super::unit::Unit;
 use crate::config::ReadyBy;
 use crate::control::{Answer, Join};
 use crate::dispatch::{Moves, Target, WorkerId};
@@ -24,7 +25,7 @@ pub(super) struct JoinedWorker {
     pub socket: std::path::PathBuf,
 }
 
-impl Supervisor {
+impl Unit {
     pub(super) fn join(&mut self, join: Join, now: Instant) -> Answer {
         if let Err(error) = run_directory::check_length(&join.socket) {
             return Answer::refused(400, error.to_string());
@@ -38,8 +39,7 @@ impl Supervisor {
             return Answer::refused(400, message);
         }
         if let Some(name) = self.own_worker(&join) {
-            if self.processes.settings.app.ready.by == ReadyBy::Join
-                && self.fleet.member(name).is_some_and(Member::is_starting)
+            if self.processes.app.ready.by == ReadyBy::Join && self.fleet.member(name).is_some_and(Member::is_starting)
             {
                 self.fleet.ready(name, now, &mut self.processes);
             }
@@ -55,7 +55,7 @@ impl Supervisor {
         let generation = self.fleet.generation();
         let target = Target {
             address,
-            label: format!("{}.joined.{}", self.processes.settings.app.name, join.worker_id),
+            label: format!("{}.joined.{}", self.processes.app.name, join.worker_id),
             unix: true,
             supervised: false,
             number: name.0 as u32,
@@ -81,11 +81,17 @@ impl Supervisor {
     }
 
     /// The worker of ours that joins, if it is one: it says its own number and socket.
-    fn own_worker(&self, join: &Join) -> Option<Name> {
+    pub(super) fn own_worker(&self, join: &Join) -> Option<Name> {
         let ours = |process: &&super::process::Process| {
             process.number.to_string() == join.worker_id && process.endpoint.path() == Some(join.socket.as_path())
         };
         self.processes.workers.iter().find(ours).map(|process| process.name)
+    }
+
+    /// Whether a worker of that id has joined, or one of ours has it as its number.
+    pub(super) fn has_joined(&self, worker_id: &str) -> bool {
+        let ours = |process: &super::process::Process| process.number.to_string() == worker_id;
+        self.joined(worker_id).is_some() || self.processes.workers.iter().any(ours)
     }
 
     fn joined(&self, worker_id: &str) -> Option<Name> {
@@ -118,7 +124,7 @@ impl Supervisor {
             self.processes.events.emit(Level::Warn, "worker-gone", message, &[("worker", &joined.worker_id)]);
         }
         let worker = self.processes.joined.swap_remove(position);
-        self.processes.postboxes.broadcast(|| Message::Retire(worker.id));
+        self.processes.context.postboxes.broadcast(|| Message::Retire(worker.id));
         self.processes.dispatch.remove(worker.id, now);
         true
     }

@@ -155,6 +155,29 @@ impl Capture {
     }
 }
 
+/// What one worker writes: both pipes, and the last lines of its stderr.
+#[derive(Debug)]
+pub struct Output {
+    /// Its stdout.
+    pub stdout: Capture,
+    /// Its stderr.
+    pub stderr: Capture,
+    /// The last lines of its stderr.
+    pub last_lines: LastLines,
+}
+
+impl Output {
+    /// Nothing was read yet.
+    pub fn new(stdout: Capture, stderr: Capture) -> Output {
+        Output { stdout, stderr, last_lines: LastLines::default() }
+    }
+
+    /// The descriptors to be polled for reading, while they are open.
+    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        [&self.stdout, &self.stderr].into_iter().filter_map(Capture::descriptor)
+    }
+}
+
 /// Makes a descriptor non-blocking.
 ///
 /// # Errors

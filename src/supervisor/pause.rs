@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use super::Supervisor;
+use super::unit::Unit;
 use crate::fleet::Release;
 use crate::log::Level;
 
@@ -22,7 +22,7 @@ impl Pause {
     }
 }
 
-impl Supervisor {
+impl Unit {
     /// Holds requests back.
     pub(super) fn pause(&mut self, until: Instant) {
         self.processes.dispatch.pause();
@@ -46,13 +46,13 @@ impl Supervisor {
     /// What is due: a pause that has lasted for as long as was asked ends; the next of those who waited are let go.
     pub(super) fn advance_pause(&mut self, now: Instant) {
         if self.pause.until.is_some_and(|until| until <= now) {
-            self.processes.log.event(Level::Warn, "the pause has lasted as long as it may and ends", &[]);
+            self.processes.context.log.event(Level::Warn, "the pause has lasted as long as it may and ends", &[]);
             self.resume(now);
         }
         let Some(most) = self.pause.release.as_mut().and_then(|release| release.step(now)) else { return };
         let (grants, more) = self.processes.dispatch.let_go(most);
         for grant in grants {
-            self.processes.postboxes.grant(grant);
+            self.processes.context.postboxes.grant(grant);
         }
         if !more {
             self.pause.release = None;

@@ -8,7 +8,7 @@ use std::os::unix::process::ExitStatusExt;
 use super::endpoint::Endpoint;
 use super::memory::MemoryWatch;
 use super::notify::Channel;
-use super::output::{Capture, LastLines};
+use super::output::Output;
 use super::probe::Probe;
 use crate::dispatch::WorkerId;
 use crate::fleet::{Ending, Name};
@@ -62,12 +62,8 @@ pub struct Process {
     pub memory: Option<MemoryWatch>,
     /// When it was spawned.
     pub born: Instant,
-    /// Its stdout.
-    pub stdout: Capture,
-    /// Its stderr.
-    pub stderr: Capture,
-    /// The last lines of its stderr.
-    pub last_lines: LastLines,
+    /// What it writes.
+    pub output: Output,
     /// How it was told to end.
     pub told: Told,
     /// Since when it is over, and this has been announced.

@@ -1,6 +1,6 @@
-//! The worker processes: the fleet's decisions, carried out, and what is seen of the workers, for the fleet to know.
+//! An app's worker processes: the fleet's decisions, carried out, and what is seen of the workers, for the fleet to know.
 //!
-//! It owns the processes, their output, the guard and the run directory, and knows who is called what: a worker has
+//! It owns the processes and their output, and knows who is called what: a worker has
 //! a name in the fleet, another in the dispatch, and a process id. It decides nothing about a worker's life.
 //!
 //! - A process that has ended is announced to the loops before anything else is done about it: they wait for that word
@@ -11,36 +11,32 @@ use std::fmt::Display;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::events::{Events, WorkerExit};
-use super::guard::{Guard, signal_group};
+use super::events::{AppEvents, WorkerExit};
+use super::guard::signal_group;
 use super::joined::JoinedWorker;
 use super::memory::{self, MemoryWatch};
 use super::notify::{self, Channel, NotifySocket, Watchdog};
-use super::orphans::{Mark, Orphans};
-use super::output::{Capture, LastLines};
+use super::output::{Capture, Output};
 use super::probe::{Look, Probe};
 use super::process::{Process, SETTLE, Told, exit_reason, is_clean};
 use super::spawn::{Launcher, Particulars};
-use super::{Options, READ_BUFFER, RunDirectory, Status, wake};
-use crate::config::{ReadyBy, Settings};
-use crate::control::SOCKET_NAME;
-use crate::dispatch::{Dispatch, Moves, Target, WorkerId};
+use super::unit::Context;
+use super::upstreams::Listeners;
+use super::{READ_BUFFER, wake};
+use crate::config::{self, ReadyBy};
+use crate::dispatch::{AppId, Dispatch, Moves, Target, WorkerId};
 use crate::fleet::{Ending, Event, Exit, Machine, Name, Start, Started};
-use crate::log::{Level, Log, Stream};
-use crate::mailbox::{Message, Postboxes};
+use crate::log::{Level, Stream, WorkerName};
+use crate::mailbox::Message;
 use crate::proc;
 
 /// How long a process may take to end after KILL. One that is frozen, or in the middle of a system call that cannot be interrupted, takes
 /// for ever; its place is filled again.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
-/// How long after a guard's start another may be started: doubled each time, until one has lived for the longer one.
-const LEAST_GUARD_DELAY: Duration = Duration::from_millis(100);
-const MOST_GUARD_DELAY: Duration = Duration::from_secs(30);
 
 /// What is seen of a worker, or heard from it, and is for the fleet to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,77 +53,104 @@ pub(super) enum Observation {
 
 /// See the module.
 pub(super) struct Processes {
-    pub settings: Arc<Settings>,
+    /// The app's name in the loops.
+    pub id: AppId,
+    pub app: Arc<config::App>,
     pub dispatch: Arc<Dispatch>,
-    pub postboxes: Postboxes,
-    pub log: Log,
-    /// Dropped last of all that it holds for others: its end removes sockets and lock.
-    pub run: RunDirectory,
-    pub program: PathBuf,
-    pub memory_interval: Duration,
-    /// How many bytes may still be used.
-    pub headroom: fn() -> Option<u64>,
-    pub launcher: Option<Launcher>,
-    pub guard: Option<Guard>,
-    /// When the guard was started last, and how long after that another may be.
-    guard_started: Instant,
-    guard_delay: Duration,
+    pub context: Context,
+    launchers: Launchers,
     pub workers: Vec<Process>,
     /// How long a process may take to end after KILL; then it is left behind.
     pub kill_patience: Duration,
     /// Some process was left behind: it could not be killed.
     pub left_behind: bool,
-    /// What has left its worker and come here, where this process takes it.
-    pub orphans: Option<Orphans>,
-    /// A worker has ended: whose processes came here because of that is to be looked at.
-    orphaned: bool,
-    /// The last worker that ended well although nobody had told it to.
-    went: Option<String>,
+    /// A worker has ended since [`Processes::take_reaped`]; which one, if it ended well although nobody had told it to.
+    reaped: Option<Option<String>>,
     /// Workers that joined by themselves.
     pub joined: Vec<JoinedWorker>,
-    pub status: Arc<Status>,
-    pub events: Events,
+    pub events: AppEvents,
+    /// Requests that workers have answered which are gone.
+    pub served: u64,
     buffer: Box<[u8]>,
+}
+
+/// What starts the workers, by generation: a new one holds from the generation on that it was made for, so that workers of the old one
+/// come back as they were until a roll is proven.
+#[derive(Default)]
+struct Launchers(Vec<(u32, Launcher)>);
+
+impl Launchers {
+    fn of(&self, generation: u32) -> Option<&Launcher> {
+        let known = self.0.iter().rev().find(|(from, _)| *from <= generation).or(self.0.first());
+        known.map(|(_, launcher)| launcher)
+    }
+
+    fn add(&mut self, from: u32, launcher: Launcher, oldest: u32) {
+        self.0.retain(|(known, _)| *known != from);
+        self.0.push((from, launcher));
+        // Of those that no generation needs any more only the newest is for the oldest one.
+        let needed = self.0.iter().rposition(|(known, _)| *known <= oldest).unwrap_or(0);
+        self.0.drain(..needed);
+    }
 }
 
 impl Processes {
     pub fn new(
-        settings: Arc<Settings>,
+        id: AppId,
+        app: Arc<config::App>,
         dispatch: Arc<Dispatch>,
-        postboxes: Postboxes,
-        log: Log,
-        run: RunDirectory,
-        options: Options,
+        context: Context,
         launcher: Option<Launcher>,
-    ) -> io::Result<Processes> {
-        let Options { program, memory_interval, headroom, signals, about, .. } = options;
-        let guard = launcher.is_some().then(|| Guard::start(&program, run.sockets())).transpose()?;
-        let events = Events::new(log.clone(), Arc::clone(&settings));
-        Ok(Processes {
-            settings,
+    ) -> Processes {
+        let events = AppEvents::new(context.events.clone(), Arc::clone(&app));
+        Processes {
+            id,
+            app,
             dispatch,
-            postboxes,
-            log,
-            run,
-            program,
-            memory_interval,
-            headroom,
-            launcher,
-            guard,
-            guard_started: Instant::now(),
-            guard_delay: LEAST_GUARD_DELAY,
+            context,
+            launchers: Launchers(launcher.map(|launcher| (0, launcher)).into_iter().collect()),
             workers: Vec::new(),
             kill_patience: KILL_PATIENCE,
             left_behind: false,
-            // Inside of another program its children are not ours.
-            orphans: (signals && about.is_some()).then(Orphans::adopt),
-            orphaned: false,
-            went: None,
+            reaped: None,
             joined: Vec::new(),
-            status: Arc::default(),
             events,
+            served: 0,
             buffer: vec![0; READ_BUFFER].into_boxed_slice(),
-        })
+        }
+    }
+
+    /// What starts new workers, if the app has any.
+    pub fn launcher(&self) -> Option<&Launcher> {
+        self.launchers.of(u32::MAX)
+    }
+
+    /// From that generation on workers are started by this one; `oldest` is the oldest one that is still started.
+    pub fn launch_by(&mut self, from: u32, launcher: Launcher, oldest: u32) {
+        self.launchers.add(from, launcher, oldest);
+    }
+
+    /// New settings hold, but for how workers are started.
+    pub fn configure(&mut self, app: Arc<config::App>, now: Instant) {
+        if self.app.recycle.memory != app.recycle.memory {
+            let every = self.context.options.memory_interval;
+            for process in &mut self.workers {
+                process.memory = app.recycle.memory.map(|limit| MemoryWatch::new(limit, every, now));
+            }
+        }
+        self.events.configure(Arc::clone(&app));
+        self.app = app;
+    }
+
+    /// The ways to those who are to know what becomes of an upstream.
+    pub fn ways(&self) -> Listeners<'_> {
+        let Context { postboxes, log, .. } = &self.context;
+        Listeners { dispatch: &self.dispatch, postboxes, log }
+    }
+
+    /// Whether a worker has ended since the last call, and which one, if it ended well although nobody had told it to.
+    pub fn take_reaped(&mut self) -> Option<Option<String>> {
+        self.reaped.take()
     }
 
     pub fn process(&self, name: Name) -> Option<&Process> {
@@ -150,11 +173,6 @@ impl Processes {
         ours.or_else(|| self.joined.iter().find(|worker| worker.id == id).map(|worker| worker.name))
     }
 
-    /// Where the control socket is.
-    pub fn control_path(&self) -> PathBuf {
-        self.run.path().join(SOCKET_NAME)
-    }
-
     /// Sends a signal to a worker's first process alone: what it started may not know it.
     pub fn signal_leader(&self, name: Name, signal: i32) {
         if let Some(process) = self.process(name) {
@@ -164,11 +182,11 @@ impl Processes {
     }
 
     fn try_start(&mut self, start: Start) -> Result<bool, String> {
-        let Some(launcher) = &self.launcher else { return Ok(false) };
-        let now = Instant::now();
         let Start { name, number, generation, limit } = start;
-        let label = format!("{}.G{generation}.{number}", self.settings.app.name);
-        let socket = self.run.socket(&format!("{label}.{}.sock", name.0)).map_err(|error| error.to_string())?;
+        let Some(launcher) = self.launchers.of(generation) else { return Ok(false) };
+        let now = Instant::now();
+        let label = format!("{}.G{generation}.{number}", self.app.name);
+        let socket = self.context.run.socket(&format!("{label}.{}.sock", name.0)).map_err(|error| error.to_string())?;
         let speaks = launcher.listens_to_workers().then(|| NotifySocket::open(&socket.with_extension("note")));
         let mut notify = speaks.transpose().map_err(|error| error.to_string())?;
         let mut endpoint = launcher.endpoint(socket).map_err(|error| error.to_string())?;
@@ -181,7 +199,8 @@ impl Processes {
             number,
             moves: Arc::new(Moves::new(now)),
         };
-        let Some(id) = self.dispatch.add(target, generation, (limit > 0).then_some(limit)) else {
+        let Some(id) = self.dispatch.add_of(target, generation, (limit > 0).then_some(limit), launcher.concurrency())
+        else {
             // Closed first: a socket that still listens would be taken for another's, and stay.
             drop(endpoint.take_listener());
             endpoint.clear();
@@ -201,18 +220,18 @@ impl Processes {
                 return Err(error.to_string());
             }
         };
-        self.status.starts.fetch_add(1, Ordering::Relaxed);
+        self.context.status.starts.fetch_add(1, Ordering::Relaxed);
         let group = child.id();
         self.events.emit(Level::Info, "worker-spawn", "worker started", &[("worker", &label), ("pid", &group)]);
         if let Some(socket) = &mut notify {
             socket.belongs_to(group as i32);
         }
-        let app = &self.settings.app;
-        let process = Process {
+        let app = &self.app;
+        self.workers.push(Process {
             probe: Probe::of_readiness(&app.ready.by, address, endpoint.inherited(), now)
                 .map(|probe| probe.or_at(endpoint.others().iter().cloned())),
             channel: notify.map(|socket| Channel::new(socket, app.watchdog)),
-            memory: app.recycle.memory.map(|limit| MemoryWatch::new(limit, self.memory_interval, now)),
+            memory: app.recycle.memory.map(|limit| MemoryWatch::new(limit, self.context.options.memory_interval, now)),
             name,
             id,
             number,
@@ -221,17 +240,11 @@ impl Processes {
             endpoint,
             child,
             born: now,
-            stdout,
-            stderr,
-            last_lines: LastLines::default(),
+            output: Output::new(stdout, stderr),
             told: Told::Nothing,
             over_since: None,
-        };
-        self.workers.push(process);
-        // Where no guard could be started, there may be room for one by now.
-        if self.guard.as_mut().is_none_or(|guard| guard.add(group).is_err()) {
-            self.replace_guard();
-        }
+        });
+        self.context.guard.add(group);
         Ok(true)
     }
 
@@ -281,7 +294,7 @@ impl Processes {
             if process.over_since.is_none() && process.is_over(child, patience, now) {
                 process.over_since = Some(now);
                 self.dispatch.died(process.id, now);
-                self.postboxes.broadcast(|| Message::Died(process.id));
+                self.context.postboxes.broadcast(|| Message::Died(process.id));
                 // Whom it leaves behind goes too, while the zombie still keeps the group's number from others.
                 signal_group(process.group(), libc::SIGKILL);
             }
@@ -299,42 +312,9 @@ impl Processes {
         due.map(|(process, _)| process.name).collect()
     }
 
-    /// Looks after what has left its worker: `child` as in [`Processes::ended`].
-    pub fn look_at_orphans(&mut self, child: bool, now: Instant) {
-        let due = self.orphans.as_ref().and_then(Orphans::due).is_some_and(|due| now >= due);
-        let Some(mut orphans) = self.orphans.take_if(|_| child || due || self.orphaned) else { return };
-        self.orphaned = false;
-        let lives = |mark: &Mark| self.workers.iter().any(|process| mark.is_of(&process.endpoint));
-        let told = orphans.look(&self.owned(), lives, now);
-        self.orphans = Some(orphans);
-        let went = self.went.take();
-        for (pid, command) in told {
-            let fields: [(&str, &dyn Display); 2] = [("pid", &pid), ("command", &command)];
-            match &went {
-                Some(label) => {
-                    let message =
-                        "the command went into the background: run it in the foreground, e.g. with --nodaemon";
-                    let fields = [&[("worker", label as &dyn Display)], &fields[..]].concat();
-                    self.events.emit(Level::Error, "worker-in-background", message, &fields);
-                }
-                None => {
-                    let message = "a process that had left its worker is ended with it";
-                    self.events.emit(Level::Info, "worker-escaped", message, &fields);
-                }
-            }
-        }
-    }
-
-    /// The children that have an owner.
-    pub fn owned(&self) -> Vec<u32> {
-        self.workers.iter().map(|process| process.child.id()).chain(self.guard.as_ref().map(Guard::id)).collect()
-    }
-
-    /// When a process or an orphan is to be looked at again.
+    /// When a process is to be looked at again.
     pub fn due(&self) -> Option<Instant> {
-        let processes = self.workers.iter().filter_map(|process| process.due(self.kill_patience));
-        let guard = (self.guard.is_none() && self.launcher.is_some()).then(|| self.guard_started + self.guard_delay);
-        processes.chain(self.orphans.as_ref().and_then(Orphans::due)).chain(guard).min()
+        self.workers.iter().filter_map(|process| process.due(self.kill_patience)).min()
     }
 
     /// Reaps a process that is over, clears up behind it, and says why it ended.
@@ -346,25 +326,25 @@ impl Processes {
             true => process.child.wait(),
             false => Err(io::Error::other("it could not be killed, and is left behind")),
         };
-        self.orphaned = true;
+        let went = status.as_ref().is_ok_and(|status| status.success()) && process.told == Told::Nothing;
+        let before = self.reaped.take().flatten();
+        self.reaped = Some(if went { Some(process.label.clone()) } else { before });
         self.left_behind |= status.is_err();
-        if status.as_ref().is_ok_and(|status| status.success()) && process.told == Told::Nothing {
-            self.went = Some(process.label.clone());
-        }
-        if status.is_ok() && self.guard.as_mut().is_some_and(|guard| guard.remove(process.child.id()).is_err()) {
-            self.replace_guard();
+        if status.is_ok() {
+            self.context.guard.remove(process.child.id());
         }
         self.finish_output(&mut process);
         let known = self.dispatch.snapshot();
         let known = known.worker(id);
         let (served, answered) = known.map_or((0, false), |worker| (worker.served, worker.answered_at.is_some()));
-        self.postboxes.broadcast(|| Message::Retire(id));
+        self.served += served;
+        self.context.postboxes.broadcast(|| Message::Retire(id));
         self.dispatch.remove(id, now);
         process.endpoint.clear();
         let clean = status.as_ref().is_ok_and(|status| is_clean(*status));
         let is_crash = ending.map_or(!(was_ready && clean), |ending| !ending.is_planned());
         if is_crash {
-            self.status.crashes.fetch_add(1, Ordering::Relaxed);
+            self.context.status.crashes.fetch_add(1, Ordering::Relaxed);
         }
         let (how, reason) = match &status {
             Ok(status) => (exit_reason(None, was_ready, *status), exit_reason(ending, was_ready, *status)),
@@ -372,14 +352,14 @@ impl Processes {
         };
         let exit = WorkerExit { status: status.ok(), reason: &reason, planned: !is_crash, served };
         self.events.exited(&process, &exit, now);
-        Some(Exit { answered, clean, how, last_lines: process.last_lines.joined() })
+        Some(Exit { answered, clean, how, last_lines: process.output.last_lines.joined() })
     }
 
     /// Reads what workers say and looks at what is due. Never blocks; memory is read within the bounds of
     /// [`memory::proportional_of`].
     pub fn observe(&mut self, now: Instant) -> Vec<(Name, Observation)> {
         let mut seen = Vec::new();
-        let waited_for = self.settings.app.ready.by == ReadyBy::Notify;
+        let waited_for = self.app.ready.by == ReadyBy::Notify;
         let mut hung_up = Vec::new();
         for process in &mut self.workers {
             let Some(channel) = &mut process.channel else { continue };
@@ -427,7 +407,7 @@ impl Processes {
     /// Whether memory has room for another worker like this one; so, where nothing is known.
     pub fn has_room_beside(&self, name: Name) -> bool {
         let held = self.process(name).and_then(|process| memory::proportional(process.group()));
-        held.zip((self.headroom)()).is_none_or(|(held, free)| held <= free)
+        held.zip((self.context.options.headroom)()).is_none_or(|(held, free)| held <= free)
     }
 
     /// What the supervisor sleeps on for probes and channels.
@@ -439,56 +419,29 @@ impl Processes {
 
     pub fn read_output(&mut self) {
         for process in &mut self.workers {
-            let Process { stdout, stderr, last_lines, label, .. } = process;
-            stdout.read(&mut self.buffer, |line| self.log.worker_line(label, Stream::Stdout, line));
+            let Process { output: Output { stdout, stderr, last_lines }, label, number, generation, child, .. } =
+                process;
+            let (app, id, generation) = (&self.app.name, *number, *generation);
+            let from = WorkerName { label, app, id, pid: child.id(), generation };
+            let log = &self.context.log;
+            stdout.read(&mut self.buffer, |line| log.worker_line(from, Stream::Stdout, line));
             stderr.read(&mut self.buffer, |line| {
-                self.log.worker_line(label, Stream::Stderr, line);
+                log.worker_line(from, Stream::Stderr, line);
                 last_lines.push(line);
             });
         }
     }
 
     fn finish_output(&mut self, process: &mut Process) {
-        let Process { stdout, stderr, last_lines, label, .. } = process;
-        stdout.finish(&mut self.buffer, |line| self.log.worker_line(label, Stream::Stdout, line));
+        let Process { output: Output { stdout, stderr, last_lines }, label, number, generation, child, .. } = process;
+        let (app, id, generation) = (&self.app.name, *number, *generation);
+        let from = WorkerName { label, app, id, pid: child.id(), generation };
+        let log = &self.context.log;
+        stdout.finish(&mut self.buffer, |line| log.worker_line(from, Stream::Stdout, line));
         stderr.finish(&mut self.buffer, |line| {
-            self.log.worker_line(label, Stream::Stderr, line);
+            log.worker_line(from, Stream::Stderr, line);
             last_lines.push(line);
         });
-    }
-
-    /// A guard that has ended is replaced and told about all groups.
-    pub fn watch_guard(&mut self) {
-        let missing = self.guard.as_mut().map_or(self.launcher.is_some(), Guard::has_ended);
-        if missing {
-            self.replace_guard();
-        }
-    }
-
-    /// Starts another guard, ever later when they end again and again.
-    fn replace_guard(&mut self) {
-        if let Some(old) = self.guard.take() {
-            // It may only have been too slow to read. Left alone it would take the end of its lifeline for our death.
-            old.discard();
-        }
-        let lived = self.guard_started.elapsed();
-        if lived < self.guard_delay {
-            return;
-        }
-        if lived > MOST_GUARD_DELAY {
-            self.guard_delay = LEAST_GUARD_DELAY;
-        }
-        self.log.seldom(Level::Warn, "the guard process is gone and is started again", &[]);
-        self.guard_delay = (self.guard_delay * 2).min(MOST_GUARD_DELAY);
-        self.guard_started = Instant::now();
-        let started = Guard::start(&self.program, self.run.sockets()).and_then(|mut guard| {
-            self.workers.iter().try_for_each(|process| guard.add(process.child.id()))?;
-            Ok(guard)
-        });
-        match started {
-            Ok(guard) => self.guard = Some(guard),
-            Err(error) => self.log.event(Level::Error, format_args!("cannot start the guard process: {error}"), &[]),
-        }
     }
 }
 
@@ -508,7 +461,7 @@ impl Machine for Processes {
             fs::set_permissions(path, fs::Permissions::from_mode(0o600)).ok();
         }
         for grant in self.dispatch.ready(id, now) {
-            self.postboxes.grant(grant);
+            self.context.postboxes.grant(grant);
         }
     }
 
@@ -532,7 +485,7 @@ impl Machine for Processes {
         process.probe = Some(probe);
         let label = process.label.clone();
         let message = "the worker refused a connection or lost a request; its socket is looked at";
-        self.log.event(Level::Warn, message, &[("worker", &label)]);
+        self.context.log.event(Level::Warn, message, &[("worker", &label)]);
     }
 
     fn terminate(&mut self, name: Name, now: Instant) {
@@ -541,7 +494,7 @@ impl Machine for Processes {
         let (id, group) = (process.id, process.group());
         process.told = Told::Term { look_at: now };
         self.dispatch.drain(id, now);
-        self.postboxes.broadcast(|| Message::Retire(id));
+        self.context.postboxes.broadcast(|| Message::Retire(id));
         // The app may be behind a shell or a package manager that ends without telling it.
         signal_group(group, libc::SIGTERM);
         self.signal_leader(name, libc::SIGTERM);
@@ -584,7 +537,7 @@ impl Machine for Processes {
 
     fn give_up(&mut self, _now: Instant) {
         for waiter in self.dispatch.fail() {
-            self.postboxes.post(waiter.loop_index, Message::AppFailed(waiter.exchange));
+            self.context.postboxes.post(waiter.loop_index, Message::AppFailed(waiter.exchange));
         }
     }
 

@@ -8,17 +8,18 @@
 //! - The lock is flock(2) on a file in it, which the kernel takes back however the server ends. Sockets that an earlier server left are
 //!   removed only where a connect to them is refused at once: what answers, or might, is somebody's.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use crate::control::OWN_PART;
+use crate::control::{OWN_PART, SOCKET_NAME};
 use crate::socket_file;
 
 /// The longest path of a Unix socket in bytes: `sun_path` without its final NUL (unix(7): 108; macOS and the BSDs: 104).
@@ -64,6 +65,8 @@ pub struct RunDirectory {
     sockets: PathBuf,
     made: bool,
     lock: File,
+    /// The lock and the directory are this server's, and not those of the one before or after it.
+    ours: Cell<bool>,
 }
 
 impl RunDirectory {
@@ -83,7 +86,49 @@ impl RunDirectory {
         clear_stale(&path);
         let sockets = make_fresh(&path).map_err(|error| cannot("make a directory in", &path, &error))?;
         let made = is_marked(&path);
-        Ok(RunDirectory { path, sockets, made, lock })
+        Ok(RunDirectory { path, sockets, made, lock, ours: Cell::new(true) })
+    }
+
+    /// The directory of a server that hands its work over, whose lock this process has inherited: with a sub-directory of its own, and all
+    /// else as it is until [`RunDirectory::take_over`].
+    ///
+    /// # Errors
+    /// See [`RunDirectoryError::code`].
+    pub fn inherit(path: &Path, lock: OwnedFd) -> Result<RunDirectory, RunDirectoryError> {
+        let lock = File::from(lock);
+        let inode = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+        let held = lock.metadata().map(inode).ok();
+        if held.is_none() || fs::metadata(path.join(LOCK_NAME)).map(inode).ok() != held {
+            let message = format!("the lock in {} is not the one that was handed over", path.display());
+            return Err(RunDirectoryError::new(73, message));
+        }
+        let sockets = make_fresh(path).map_err(|error| cannot("make a directory in", path, &error))?;
+        Ok(RunDirectory { path: path.to_owned(), sockets, made: is_marked(path), lock, ours: Cell::new(false) })
+    }
+
+    /// Where the control socket lies that workers are told: beside their own sockets, as long as the directory is another server's.
+    pub fn control_path(&self) -> PathBuf {
+        if self.ours.get() { self.path.join(SOCKET_NAME) } else { self.sockets.join(SOCKET_NAME) }
+    }
+
+    /// The lock, for a successor. It holds as long as somebody has it (flock(2)).
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub fn lock(&self) -> io::Result<OwnedFd> {
+        self.lock.try_clone().map(OwnedFd::from)
+    }
+
+    /// From now on the lock and the directory are this server's.
+    pub fn take_over(&self) {
+        self.ours.set(true);
+        // The number in it is for people.
+        sign(&self.lock).ok();
+    }
+
+    /// From now on they are the successor's; the sockets of this start stay this server's.
+    pub fn give_away(&self) {
+        self.ours.set(false);
     }
 
     /// The directory itself.
@@ -110,6 +155,11 @@ impl RunDirectory {
 impl Drop for RunDirectory {
     fn drop(&mut self) {
         remove_sockets(&self.sockets);
+        if !self.ours.get() {
+            return;
+        }
+        // What a successor has left that did not get far.
+        clear_stale(&self.path);
         // Removed while still locked; `lock` makes sure that nobody keeps a lock on a file that has no name any more.
         fs::remove_file(self.path.join(LOCK_NAME)).ok();
         if self.made {
@@ -256,11 +306,16 @@ fn lock(directory: &Path) -> Result<File, RunDirectoryError> {
         // without a name, and tries again.
         let ours = file.metadata().map(|metadata| metadata.ino()).ok();
         if fs::metadata(&path).map(|metadata| metadata.ino()).ok() == ours {
-            let identity = format!("{}\n", std::process::id());
-            let written = file.set_len(0).and_then(|()| file.write_all(identity.as_bytes()));
-            return written.map(|()| file).map_err(|error| cannot("write the lock in", directory, &error));
+            return sign(&file).map(|()| file).map_err(|error| cannot("write the lock in", directory, &error));
         }
     }
+}
+
+/// Writes down whose lock it is.
+fn sign(mut lock: &File) -> io::Result<()> {
+    lock.rewind()?;
+    lock.set_len(0)?;
+    lock.write_all(format!("{}\n", std::process::id()).as_bytes())
 }
 
 fn taken(directory: &Path, file: &mut File) -> RunDirectoryError {
@@ -339,6 +394,28 @@ mod tests {
         assert!(!path.exists(), "nothing is left behind");
         let third = RunDirectory::open(&path).unwrap();
         assert_ne!(third.sockets(), sockets);
+    }
+
+    #[test]
+    fn a_directory_that_is_handed_over_stays_locked_and_is_removed_by_the_last() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("run");
+        let first = RunDirectory::open(&path).unwrap();
+        let failed = RunDirectory::inherit(&path, first.lock().unwrap()).unwrap();
+        assert_ne!(failed.sockets(), first.sockets());
+        let left = failed.sockets().to_owned();
+        drop(failed);
+        assert!(!left.exists() && first.sockets().exists(), "a successor that fails takes its own alone");
+        let second = RunDirectory::inherit(&path, first.lock().unwrap()).unwrap();
+        second.take_over();
+        first.give_away();
+        drop(first);
+        assert!(second.sockets().exists());
+        assert_eq!(RunDirectory::open(&path).unwrap_err().code(), 73, "the lock is still held");
+        let stranger = OwnedFd::from(File::open("/dev/null").unwrap());
+        assert_eq!(RunDirectory::inherit(&path, stranger).unwrap_err().code(), 73);
+        drop(second);
+        assert!(!path.exists(), "nothing is left behind");
     }
 
     #[test]

@@ -151,6 +151,11 @@ impl Launcher {
         self.socket == WorkerSocket::Unix && is_node(&self.command[0])
     }
 
+    /// Requests that a worker may have at once, as it is told.
+    pub fn concurrency(&self) -> u32 {
+        self.concurrency
+    }
+
     /// A line about a command that starts a pool of its own ([`advice`]).
     pub fn advice(&self) -> Option<String> {
         advice::about(&self.command, self.concurrency)
@@ -168,6 +173,7 @@ impl Launcher {
             descriptors: self.descriptors,
             socket_on_stdin: listener.is_some(),
             directory: self.directory.clone(),
+            outlives: false,
             command: self.command.iter().map(|word| filled_in(word, endpoint)).collect(),
         };
         let mut shim = Command::new(&self.program);

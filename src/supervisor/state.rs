@@ -45,6 +45,17 @@ impl Status {
         }
     }
 
+    /// Workers started and crashed so far.
+    pub fn lives(&self) -> (u64, u64) {
+        (self.starts.load(Ordering::Relaxed), self.crashes.load(Ordering::Relaxed))
+    }
+
+    /// Counts those of the servers before this one, too.
+    pub(super) fn add_lives(&self, (starts, crashes): (u64, u64)) {
+        self.starts.fetch_add(starts, Ordering::Relaxed);
+        self.crashes.fetch_add(crashes, Ordering::Relaxed);
+    }
+
     pub(super) fn enter(&self, state: AppState) {
         self.state.store(state as u8, Ordering::Relaxed);
     }
@@ -106,4 +117,14 @@ impl From<RunDirectoryError> for StartError {
     fn from(error: RunDirectoryError) -> StartError {
         StartError { message: error.to_string(), code: error.code() }
     }
+}
+
+/// The state of all apps together: the one that an operator is to know first.
+pub(super) fn of_all(apps: impl Iterator<Item = AppState>) -> AppState {
+    let rank = |state: &AppState| match state {
+        AppState::Failed => 0,
+        AppState::Starting => 1,
+        _ => 2,
+    };
+    apps.min_by_key(rank).unwrap_or(AppState::Running)
 }

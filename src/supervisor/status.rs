@@ -2,8 +2,9 @@
 
 use std::time::Instant;
 
-use super::Supervisor;
 use super::memory;
+use super::unit::Unit;
+use super::{Supervisor, process};
 use crate::control::status::{self, State, WorkerState};
 use crate::dispatch::{Snapshot, Standing, WorkerSnapshot};
 use crate::fleet::{self, Member, PlaceState, RollEnd};
@@ -30,7 +31,7 @@ pub(super) struct Observed {
 
 impl Observed {
     pub fn new(about: About) -> Observed {
-        let rates = Rates::new(about.started);
+        let rates = Rates::after(about.started, about.metrics.total().requests, about.metrics.latencies());
         Observed { about, rates }
     }
 
@@ -47,78 +48,108 @@ impl Observed {
 impl Supervisor {
     /// Keeps a sample for the rates, when it is due.
     pub(super) fn sample_rates(&mut self, now: Instant) {
-        let direct = self.serves_itself();
-        if let Some(observed) = self.observed.as_mut().filter(|observed| observed.rates.due() <= now) {
-            let (total, latencies) = observed.counted(direct);
-            observed.rates.sample(now, total, latencies);
-        }
+        let direct = self.units.iter().all(Unit::is_answered_by_loops);
+        let Some(observed) = self.observed.as_mut().filter(|observed| observed.rates.due() <= now) else { return };
+        let (total, latencies) = observed.counted(direct);
+        observed.rates.sample(now, total, latencies);
+        self.units.iter_mut().for_each(|unit| {
+            unit.sample_rates(now);
+        });
     }
 
     pub(super) fn status_document(&mut self, now: Instant) -> status::Status {
-        let snapshot = self.processes.dispatch.snapshot();
-        let state = self.state_now(&snapshot);
-        let app = self.status_of_app(&snapshot, state, now);
+        let stops = match (&self.stop, self.drains) {
+            (Some(_), true) => Some(State::Draining),
+            (Some(_), false) => Some(State::Stopping),
+            (None, _) => None,
+        };
+        let mut apps: Vec<status::App> = self.units.iter_mut().map(|unit| unit.status(stops, now)).collect();
+        if let (Some(observed), [app], [unit]) = (&mut self.observed, &mut apps[..], &self.units[..]) {
+            // What the loops have counted is the only app's.
+            let (total, latencies) = observed.counted(unit.is_answered_by_loops());
+            let recent = observed.rates.sample(now, total, latencies);
+            app.requests = status::Requests { total, per_second: recent.per_second };
+            app.latency_ms = status::Latency::from(&recent);
+        }
         let about = self.observed.as_ref().map(|observed| &observed.about);
-        let settings = &self.processes.settings;
+        let settings = &self.context.settings;
         status::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_seconds: about.map_or(0.0, |about| now.duration_since(about.started).as_secs_f64()),
-            state,
+            state: stops.unwrap_or_else(|| {
+                state_of_all(self.units.iter().zip(&apps).map(|(unit, app)| match app.state {
+                    State::Failed if !unit.app().required => State::Running,
+                    state => state,
+                }))
+            }),
             backend: about.map_or_else(String::new, |about| about.backend.to_owned()),
             loops: settings.loops,
             listen: settings.listen.iter().map(ToString::to_string).collect(),
-            control_socket: self.processes.control_path().display().to_string(),
+            control_socket: self.context.control_path().display().to_string(),
             counters: about.map(|about| counters(&about.metrics)).unwrap_or_default(),
-            log_lines_dropped: self.processes.log.dropped(),
-            apps: vec![app],
+            log_lines_dropped: self.context.log.dropped(),
+            upgrade: self.upgrades.status(),
+            apps,
         }
     }
+}
 
-    fn state_now(&self, snapshot: &Snapshot) -> State {
-        match (&self.stop, self.fleet.state()) {
-            (Some(_), _) if self.drains => State::Draining,
-            (Some(_), _) => State::Stopping,
+/// The state of all apps together: the one that an operator is to know first.
+fn state_of_all(apps: impl Iterator<Item = State>) -> State {
+    let rank = |state: &State| match state {
+        State::Failed => 0,
+        State::Paused => 1,
+        State::Starting => 2,
+        _ => 3,
+    };
+    apps.min_by_key(rank).unwrap_or(State::Running)
+}
+
+impl Unit {
+    /// Requests that the app's workers have had, and how many of them a second lately. How long they took is not known by app.
+    fn sample_rates(&mut self, now: Instant) -> status::Requests {
+        let snapshot = self.processes.dispatch.snapshot();
+        let total = self.processes.served + snapshot.workers.iter().map(|worker| worker.served).sum::<u64>();
+        let recent = self.rates.sample(now, total, Latencies::default());
+        status::Requests { total, per_second: recent.per_second }
+    }
+
+    /// What the app is about; `stops`: what the server is, if it ends.
+    fn state_now(&self, stops: Option<State>, snapshot: &Snapshot) -> State {
+        match (stops, self.fleet.state()) {
+            (Some(state), _) => state,
+            (None, _) if self.leaving.is_some() => State::Stopping,
             (None, fleet::AppState::Failed) => State::Failed,
             (None, _) if snapshot.paused => State::Paused,
             (None, fleet::AppState::Running) => State::Running,
-            (None, fleet::AppState::Starting) if self.upstreams.seen() || self.serves_itself() => State::Running,
+            (None, fleet::AppState::Starting) if self.upstreams.seen() || self.is_answered_by_loops() => State::Running,
             (None, fleet::AppState::Starting) => State::Starting,
         }
     }
 
-    fn serves_itself(&self) -> bool {
-        self.processes.settings.app.respond.is_some()
-    }
-
-    fn status_of_app(&mut self, snapshot: &Snapshot, state: State, now: Instant) -> status::App {
-        let (mut requests, mut latency_ms) = (status::Requests::default(), status::Latency::default());
-        let direct = self.serves_itself();
-        if let Some(observed) = &mut self.observed {
-            let (total, latencies) = observed.counted(direct);
-            let recent = observed.rates.sample(now, total, latencies);
-            requests = status::Requests { total, per_second: recent.per_second };
-            latency_ms = status::Latency::from(&recent);
-        }
-        let settings = &self.processes.settings;
+    fn status(&mut self, stops: Option<State>, now: Instant) -> status::App {
+        let snapshot = &self.processes.dispatch.snapshot();
+        let requests = self.sample_rates(now);
+        let app = self.app();
         let waited = snapshot.oldest.map(|since| now.saturating_duration_since(since).as_secs_f64() * 1000.0);
         status::App {
-            name: settings.app.name.clone(),
-            state,
+            name: app.name.clone(),
+            state: self.state_now(stops, snapshot),
             generation: self.fleet.generation(),
-            workers_wanted: self.fleet.wanted() + settings.app.upstreams.len(),
+            workers_wanted: self.fleet.wanted() + app.upstreams.len(),
             workers_ready: snapshot.eligible as usize,
             workers_busy: snapshot.workers.iter().filter(|worker| is_busy(worker)).count(),
-            scaling: settings.app.scaling.map(|scaling| status::Scaling { min: scaling.min, max: scaling.max }),
+            scaling: app.scaling.map(|scaling| status::Scaling { min: scaling.min, max: scaling.max }),
             paused: snapshot.paused,
             queue: status::Queue {
                 depth: snapshot.queue_depth,
-                size: settings.app.queue.size,
+                size: app.queue.size,
                 oldest_wait_ms: waited,
                 eligible: snapshot.eligible,
             },
             requests,
-            latency_ms,
+            latency_ms: status::Latency::default(),
             roll: self.status_of_roll(),
             workers: self.status_of_workers(snapshot, now),
         }
@@ -148,7 +179,7 @@ impl Supervisor {
     }
 
     fn status_of_workers(&self, snapshot: &Snapshot, now: Instant) -> Vec<status::Worker> {
-        let groups: Vec<i32> = self.processes.workers.iter().map(super::process::Process::group).collect();
+        let groups: Vec<i32> = self.processes.workers.iter().map(process::Process::group).collect();
         let held = memory::proportional_of(&groups);
         let weight = |name| {
             let position = self.processes.workers.iter().position(|process| process.name == name)?;

@@ -42,25 +42,24 @@ impl Supervisor {
     pub(super) fn begin_stop(&mut self, now: Instant) {
         match self.stop {
             None => {
-                let seconds = format!("{} s", self.processes.settings.shutdown.as_secs_f32());
-                self.processes.events.emit(
-                    Level::Info,
-                    "stop",
-                    "stopping: requests may finish",
-                    &[("within", &seconds)],
-                );
-                self.finish_requests(self.processes.settings.shutdown, now);
+                self.abandon_upgrade();
+                self.service.manager.stopping(now);
+                let seconds = format!("{} s", self.context.settings.shutdown.as_secs_f32());
+                self.context.events.emit(Level::Info, "stop", "stopping: requests may finish", &[("within", &seconds)]);
+                self.finish_requests(self.context.settings.shutdown, now);
             }
             Some(Stop::Loops { .. }) if std::mem::take(&mut self.drains) => {
-                self.finish_requests(self.processes.settings.shutdown, now);
+                self.finish_requests(self.context.settings.shutdown, now);
             }
             Some(Stop::Workers { hasty: true }) => {}
             Some(_) => {
-                self.processes.log.event(Level::Warn, "stopping at once", &[]);
-                self.processes.postboxes.broadcast(|| Message::StopNow);
+                self.context.log.event(Level::Warn, "stopping at once", &[]);
+                self.context.postboxes.broadcast(|| Message::StopNow);
                 // Whatever hangs is left behind, so that the server ends within a second.
-                self.processes.kill_patience = HASTY_GRACE;
-                self.fleet.stop(HASTY_GRACE, now, &mut self.processes);
+                for unit in &mut self.units {
+                    unit.processes.kill_patience = HASTY_GRACE;
+                    unit.fleet.stop(HASTY_GRACE, now, &mut unit.processes);
+                }
                 self.stop = Some(Stop::Workers { hasty: true });
             }
         }
@@ -69,16 +68,31 @@ impl Supervisor {
     /// Requests may finish, however long they take; then the server ends.
     pub(super) fn begin_drain(&mut self, now: Instant) {
         self.drains = true;
-        self.processes.events.emit(Level::Info, "drain", "draining: the server ends when its last request has", &[]);
+        self.abandon_upgrade();
+        self.service.manager.stopping(now);
+        self.context.events.emit(Level::Info, "drain", "draining: the server ends when its last request has", &[]);
         self.finish_requests(NO_DEADLINE, now);
     }
 
     fn finish_requests(&mut self, within: Duration, now: Instant) {
         let deadline = now + within;
-        self.watcher = None;
-        self.fleet.hold_still(now, &mut self.processes);
-        self.resume(now);
-        self.processes.postboxes.broadcast(|| Message::Drain { deadline });
+        self.begin_last_requests(deadline, now);
+        self.context.postboxes.broadcast(|| Message::Drain { deadline });
+    }
+
+    /// Another server accepts on the same sockets: requests may finish, and no client is sent away that may just be asking.
+    pub(super) fn begin_handed_over_stop(&mut self, now: Instant) {
+        let deadline = now + self.context.settings.shutdown;
+        // The first request to stop is no second one.
+        self.drains = true;
+        self.begin_last_requests(deadline, now);
+        self.context.postboxes.broadcast(|| Message::HandOver { deadline });
+    }
+
+    fn begin_last_requests(&mut self, deadline: Instant, now: Instant) {
+        self.units.iter_mut().for_each(|unit| unit.settle(now));
+        // A copy that nobody accepts from would keep clients waiting; where another serves, it has its own.
+        self.upgrades.holdings.close();
         self.stop = Some(Stop::Loops { deadline, ask_at: now });
     }
 
@@ -86,7 +100,7 @@ impl Supervisor {
     /// the others can, and whoever started it may start it again.
     pub(super) fn notice_lost_loops(&mut self, now: Instant) {
         if self.stop.is_none() && self.loop_exit.was_reported() {
-            self.processes.log.event(
+            self.context.log.event(
                 Level::Error,
                 "an event loop has ended although nobody asked it to: the server stops",
                 &[],
@@ -105,13 +119,17 @@ impl Supervisor {
                 let deadline = *deadline;
                 if loops_done() || now >= deadline + CUT_PATIENCE {
                     let grace = deadline.saturating_duration_since(now).max(LEAST_GRACE);
-                    self.fleet.stop(grace, now, &mut self.processes);
+                    self.units.iter_mut().for_each(|unit| unit.fleet.stop(grace, now, &mut unit.processes));
                     self.stop = Some(Stop::Workers { hasty: false });
                 }
-                self.stop.is_some() && self.processes.workers.is_empty() && loops_done()
+                self.stop.is_some() && self.has_no_process() && loops_done()
             }
             // The loops have been told twice over what to do; who drives them joins their threads after this.
-            Some(Stop::Workers { .. }) => self.processes.workers.is_empty(),
+            Some(Stop::Workers { .. }) => self.has_no_process(),
         }
+    }
+
+    fn has_no_process(&self) -> bool {
+        self.units.iter().all(|unit| unit.processes.workers.is_empty())
     }
 }

@@ -14,7 +14,7 @@ use super::probe::{Look, Probe};
 use super::resolver::{Lookup, Resolve};
 use super::wake::Waker;
 use super::{StartError, run_directory};
-use crate::config::{Settings, Upstream};
+use crate::config::{App, Upstream};
 use crate::dispatch::{Dispatch, Moves, Target, WorkerId};
 use crate::log::{Level, Log};
 use crate::mailbox::{Message, Postboxes};
@@ -32,6 +32,8 @@ pub(super) struct Upstreams {
     resolve: Resolve,
     waker: Waker,
     seen: bool,
+    /// What upstreams that are found from now on belong to.
+    generation: u32,
 }
 
 /// Who is told what has become of an upstream.
@@ -83,19 +85,19 @@ impl Search {
 }
 
 impl Upstreams {
-    /// Those of the settings. Nothing is asked yet; the dispatch knows those that were given as addresses.
+    /// Those of the app. Nothing is asked yet; the dispatch knows those that were given as addresses.
     ///
     /// # Errors
     /// When the path of a socket is too long, or the dispatch has no room.
     pub fn new(
-        settings: &Settings,
+        app: &App,
         dispatch: &Dispatch,
         resolve: Resolve,
         waker: Waker,
         now: Instant,
     ) -> Result<Upstreams, StartError> {
         let mut all = Vec::new();
-        for (index, upstream) in settings.app.upstreams.iter().enumerate() {
+        for (index, upstream) in app.upstreams.iter().enumerate() {
             let (name, addresses) = match upstream {
                 Upstream::Unix(path) => {
                     run_directory::check_length(path)?;
@@ -112,11 +114,11 @@ impl Upstreams {
             if let (None, [address]) = (&upstream.name, &upstream.addresses[..]) {
                 let address = address.clone();
                 let full = || StartError { message: "too many upstreams".to_owned(), code: 64 };
-                upstream.at = Some((upstream.add(&address, dispatch, now).ok_or_else(full)?, address));
+                upstream.at = Some((upstream.add(&address, 0, dispatch, now).ok_or_else(full)?, address));
             }
             all.push(upstream);
         }
-        Ok(Upstreams { all, leaving: Vec::new(), resolve, waker, seen: false })
+        Ok(Upstreams { all, leaving: Vec::new(), resolve, waker, seen: false, generation: 0 })
     }
 
     /// Whether one was ever found.
@@ -152,13 +154,35 @@ impl Upstreams {
         }
     }
 
+    /// The app's permits are dealt out otherwise: each upstream goes on as another worker, of a later generation.
+    pub fn renew(&mut self, listeners: Listeners<'_>, now: Instant) {
+        self.generation += 1;
+        for upstream in &mut self.all {
+            let Some((old, address)) = upstream.at.take() else { continue };
+            upstream.at = upstream.add(&address, self.generation, listeners.dispatch, now).map(|id| (id, address));
+            upstream.search.get_or_insert_with(|| Search::new(now));
+            listeners.postboxes.broadcast(|| Message::Retire(old));
+            self.leaving.push(old);
+            listeners.dispatch.drain(old, now);
+        }
+    }
+
+    /// The app ends: all are forgotten.
+    pub fn end(&mut self, listeners: Listeners<'_>, now: Instant) {
+        let found = std::mem::take(&mut self.all).into_iter().filter_map(|upstream| Some(upstream.at?.0));
+        for id in found.chain(std::mem::take(&mut self.leaving)) {
+            listeners.postboxes.broadcast(|| Message::Retire(id));
+            listeners.dispatch.remove(id, now);
+        }
+    }
+
     /// Looks at those that do not answer.
     pub fn look(&mut self, listeners: Listeners<'_>, now: Instant) {
         for upstream in &mut self.all {
             let Some(mut search) = upstream.search.take() else { continue };
             match upstream.go_on(&mut search, self.resolve, &self.waker, now) {
                 Some(address) => {
-                    if !upstream.is_found(address, &mut self.leaving, listeners, now) {
+                    if !upstream.is_found(address, self.generation, &mut self.leaving, listeners, now) {
                         search.rest(now);
                         upstream.search = Some(search);
                         continue;
@@ -260,7 +284,7 @@ impl Watched {
     }
 
     /// Makes it known to the dispatch.
-    fn add(&self, address: &SockAddr, dispatch: &Dispatch, now: Instant) -> Option<WorkerId> {
+    fn add(&self, address: &SockAddr, generation: u32, dispatch: &Dispatch, now: Instant) -> Option<WorkerId> {
         let target = Target {
             address: address.clone(),
             label: self.label.clone(),
@@ -269,13 +293,14 @@ impl Watched {
             number: self.number,
             moves: Arc::new(Moves::new(now)),
         };
-        dispatch.add(target, 0, None)
+        dispatch.add(target, generation, None)
     }
 
     /// It answers there: gives it what waits; an address that it has moved from is given up. False: the dispatch has no room for it.
     fn is_found(
         &mut self,
         address: SockAddr,
+        generation: u32,
         leaving: &mut Vec<WorkerId>,
         listeners: Listeners<'_>,
         now: Instant,
@@ -291,7 +316,7 @@ impl Watched {
             }
         }
         if self.at.is_none() {
-            let Some(id) = self.add(&address, dispatch, now) else { return false };
+            let Some(id) = self.add(&address, generation, dispatch, now) else { return false };
             self.at = Some((id, address));
         }
         let id = self.at.as_ref().map(|(id, _)| *id);

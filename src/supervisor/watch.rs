@@ -29,7 +29,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 pub mod limiter;
 mod targets;
 
-use crate::config::{AccessLogTarget, Command, Settings};
+use crate::config::{App, Command, LogTarget, Settings};
 use targets::{MOST_DIRECTORIES, Plan, Targets};
 
 /// A burst of changes is over after so long without one.
@@ -124,18 +124,18 @@ impl Watcher {
     ///
     /// # Errors
     /// When there is nothing to watch, or the system cannot watch at all.
-    pub fn start(settings: &Settings, on_change: impl Fn() + Send + 'static) -> Result<Watcher, WatchError> {
-        let command: &[OsString] = match &settings.app.command {
+    pub fn start(app: &App, settings: &Settings, on_change: impl Fn() + Send + 'static) -> Result<Watcher, WatchError> {
+        let command: &[OsString] = match &app.command {
             Command::Argv(argv) => argv,
             Command::BuiltIn | Command::None => &[],
         };
-        let module: Vec<PathBuf> = settings.app.module.iter().cloned().collect();
+        let module: Vec<PathBuf> = app.module.iter().cloned().collect();
         let mut left_out = vec![settings.run_dir.clone()];
-        if let AccessLogTarget::File(path) = &settings.access_log.target {
+        if let LogTarget::File(path) = &settings.access_log.target {
             left_out.push(path.clone());
         }
-        let here = here(settings);
-        let targets = Targets::find(&settings.app.watch, command, &module, &left_out, &here);
+        let here = here(app);
+        let targets = Targets::find(&app.watch, command, &module, &left_out, &here);
         Watcher::start_for(targets, here, on_change)
     }
 
@@ -496,8 +496,8 @@ fn look(path: &Path, touch: Touch, named: bool) -> Seen {
 }
 
 /// Where the workers start: what the command's relative paths are relative to.
-fn here(settings: &Settings) -> PathBuf {
-    let start = settings.app.directory.clone().map_or_else(std::env::current_dir, Ok);
+fn here(app: &App) -> PathBuf {
+    let start = app.directory.clone().map_or_else(std::env::current_dir, Ok);
     start.and_then(fs::canonicalize).unwrap_or_else(|_| PathBuf::from("/"))
 }
 

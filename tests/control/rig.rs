@@ -52,7 +52,7 @@ impl CommandHandler for Clerk {
             Command::Status => Answer::Done(self.status.to_json()),
             Command::Events => Answer::Stream,
             Command::Restart { wait: true, .. } | Command::Join(_) => Answer::Wait(TICKET),
-            Command::Quit { worker_id } if worker_id != "7" => {
+            Command::Quit { worker_id, .. } if worker_id != "7" => {
                 Answer::refused(404, format!("no worker {worker_id:?} has joined"))
             }
             Command::Quit { .. } => Answer::Done(Value::Null),

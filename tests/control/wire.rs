@@ -32,7 +32,7 @@ fn a_command_is_carried_out_and_answered() {
             "POST",
             "/worker",
             r#"{"op":"quit","workerId":7}"#,
-            Command::Quit { worker_id: "7".into() },
+            Command::Quit { app: None, worker_id: "7".into() },
             json!({"ok": true}),
         ),
     ];
@@ -73,7 +73,7 @@ fn the_workers_protocol_has_its_own_answers() {
     assert!(refused["error"].as_str().unwrap().contains("\"socket\""));
     let (status, refused) = rig.ask("POST", "/worker", r#"{"op":"quit","workerId":"8"}"#);
     assert_eq!((status, refused), (404, json!({"ok": false, "error": "no worker \"8\" has joined"})));
-    assert_eq!(rig.asked(), [Command::Quit { worker_id: "8".into() }]);
+    assert_eq!(rig.asked(), [Command::Quit { app: None, worker_id: "8".into() }]);
 
     let join = r#"{"op":"join","workerId":"7","pid":4711,"socket":"/run/app.sock","version":"1.10"}"#;
     for (answer, expected) in [
@@ -86,7 +86,7 @@ fn the_workers_protocol_has_its_own_answers() {
         let asked = eventually("the join", || Some(rig.asked()).filter(|asked| !asked.is_empty()));
         let version = Version::parse("1.10");
         let socket = PathBuf::from("/run/app.sock");
-        assert_eq!(asked, [Command::Join(Join { worker_id: "7".into(), pid: Some(4711), socket, version })]);
+        assert_eq!(asked, [Command::Join(Join { app: None, worker_id: "7".into(), pid: Some(4711), socket, version })]);
         rig.answer(TICKET, answer);
         assert_eq!(client.answer(), expected);
     }

@@ -545,6 +545,7 @@ fn open_loop(
         pool: pool.clone(),
         max_sockets,
         first_id: u64::from(index) << 32,
+        held: false,
     };
     Loop { reactor: Reactor::new(backend, setup).unwrap(), pool }
 }

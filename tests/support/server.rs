@@ -100,6 +100,7 @@ impl Server {
         let document: serde_json::Value =
             serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer:?}"));
         let (app, mut status) = (&document["apps"][0], document["counters"].clone());
+        status["log_lines_dropped"] = document["log_lines_dropped"].clone();
         for (name, value) in [("ready", "workers_ready"), ("busy", "workers_busy"), ("queue", "queue")] {
             status[name] = app[value].clone();
         }

@@ -9,7 +9,7 @@ use ::io_uring::{opcode, types};
 use super::super::flags::Flagged;
 use super::super::{ACCEPT_BATCH, Event, Peer, Sock};
 use super::ring::{Operation, token};
-use super::socket::{self, CLOSING, LISTENER, Socket};
+use super::socket::{self, CLOSING, FLUSHED, LISTENER, Socket};
 use super::{IoUring, no_entry};
 
 /// Accepted connections that may wait for their turn; with more the accept is cancelled, and the rest waits in the
@@ -63,12 +63,18 @@ impl IoUring {
         self.listeners[position].paused = false;
     }
 
-    /// Closes a listener; `Close` follows at once when no accept is in flight.
+    /// Closes a listener; `Close` follows at once when nothing is in flight. In a flushed close what the kernel has accepted already is
+    /// brought up first: those clients are connected, and nobody else has their sockets.
     pub(super) fn close_listener(&mut self, sock: Sock) -> Option<Event> {
         let position = self.position(sock)?;
-        self.listeners[position].waiting.clear();
+        let flushed = self.sockets.lookup(sock)?.is(FLUSHED);
+        let listener = &mut self.listeners[position];
+        listener.paused = false;
+        if !flushed {
+            listener.waiting.clear();
+        }
         self.cancel_accept(position);
-        if self.listeners[position].armed {
+        if self.listeners[position].armed || !self.listeners[position].waiting.is_empty() {
             return None;
         }
         self.listeners.remove(position);
@@ -88,7 +94,7 @@ impl IoUring {
                 continue;
             }
             let sock = listener.sock;
-            let Some(socket) = self.sockets.lookup(sock) else { continue };
+            let Some(socket) = self.sockets.lookup(sock).filter(|socket| !socket.is(CLOSING)) else { continue };
             (listener.armed, listener.cancelled) = (true, false);
             let entry = opcode::AcceptMulti::new(types::Fd(socket.raw())).flags(libc::SOCK_CLOEXEC).build();
             // SAFETY: a multishot accept is given no memory for addresses.
@@ -104,13 +110,14 @@ impl IoUring {
             unsafe { OwnedFd::from_raw_fd(result) }
         });
         let position = self.position(sock)?;
-        let closing = self.sockets.lookup(sock)?.is(CLOSING);
+        let socket = self.sockets.lookup(sock)?;
+        let (closing, flushed) = (socket.is(CLOSING), socket.is(FLUSHED));
         let listener = &mut self.listeners[position];
         listener.armed = more;
         let mut event = None;
         if let Some(fd) = accepted {
             self.shortage.accepted();
-            if !closing {
+            if !closing || flushed {
                 listener.waiting.push_back(fd);
             }
             if listener.waiting.len() >= MOST_WAITING {
@@ -138,7 +145,18 @@ impl IoUring {
                 }
             }
         }
-        None
+        self.next_close_of_a_listener()
+    }
+
+    /// The end of a listener that waited for the last of what it had accepted.
+    fn next_close_of_a_listener(&mut self) -> Option<Event> {
+        let sockets = &self.sockets;
+        let is_over = |listener: &&Listener| {
+            let closing = sockets.lookup(listener.sock).is_some_and(|socket| socket.is(CLOSING));
+            closing && !listener.armed && listener.waiting.is_empty()
+        };
+        let sock = self.listeners.iter().find(is_over)?.sock;
+        self.close_listener(sock)
     }
 
     fn cancel_accept(&mut self, position: usize) {

@@ -79,9 +79,9 @@ fn the_file_is_the_lowest_place_but_for_defaults() {
     assert_eq!(ports(&["http:4000"], &[("PORT", "3000")]), ["0.0.0.0:4000"]);
     assert!(settings(listen, &[], &[("XDG_RUNTIME_DIR", "/x")]).run_dir.ends_with("production_server-1000"));
     let target = |file: &str, arguments: &[&str]| settings(file, arguments, &[]).access_log.target;
-    assert_eq!(target("log.access = false", &[]), AccessLogTarget::Off);
-    assert_eq!(target("log.access = false", &["--access-log=/a"]), AccessLogTarget::File("/a".into()));
-    assert_eq!(target("log.access = \"/a\"", &["--no-access-log"]), AccessLogTarget::Off);
+    assert_eq!(target("log.access = false", &[]), LogTarget::Off);
+    assert_eq!(target("log.access = false", &["--access-log=/a"]), LogTarget::File("/a".into()));
+    assert_eq!(target("log.access = \"/a\"", &["--no-access-log"]), LogTarget::Off);
     assert_eq!(settings("", &[], &[]).config, None);
 }
 

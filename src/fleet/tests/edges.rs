@@ -183,3 +183,39 @@ fn a_limit_that_was_reached_outlives_an_aborted_roll() {
         assert_eq!(scene.serving(), [(1, 1)]);
     }
 }
+
+#[test]
+fn another_rule_holds_for_the_places_that_there_are_and_the_workers_that_live() {
+    let mut scene = Scene::running(Rule { lifetime: None, ..rule() }, 2);
+    assert_eq!(scene.fleet.due(), None);
+    let lifetime = Some(SECOND * 100);
+    scene.fleet.set_rule(Rule { lifetime, ..rule() });
+    scene.pass(SECOND * 101);
+    assert_eq!(scene.starting().len(), 1, "they are replaced, one after the other");
+    scene.ready_all();
+    scene.settle();
+    scene.fleet.set_rule(Rule { restart: RestartRule { crashes: 2, ..rule().restart }, lifetime: None, ..rule() });
+    scene.fleet.scale_to(3, "test", scene.now, &mut scene.paper);
+    scene.tick();
+    for _ in 0..2 {
+        let name = *scene.starting().last().expect("the new place is filled");
+        scene.exit(name, false);
+        scene.pass(SECOND * 8);
+    }
+    assert!(scene.paper.told.iter().any(|event| matches!(event, Event::GaveUp(3, _))), "{:?}", scene.paper.told);
+}
+
+#[test]
+fn what_a_roll_brings_is_known_when_it_is_asked_for() {
+    let mut scene = Scene::running(rule(), 1);
+    let first = scene.restart();
+    assert_eq!(scene.fleet.generation_of(first), 2);
+    let next = scene.fleet.restart(scene.now, &mut scene.paper);
+    assert!(next != first && scene.fleet.generation_of(next) == 3, "it waits for its turn");
+    scene.ready_all();
+    scene.pass(TRIAL);
+    scene.let_the_old_go();
+    scene.settle();
+    let generation = scene.fleet.generation();
+    assert_eq!(scene.fleet.last_roll().map(|report| report.generation), Some(generation));
+}

@@ -10,8 +10,8 @@ use crate::config::BackendChoice;
 use crate::dispatch::Dispatch;
 use crate::event_loop::App;
 use crate::http::reply::Direct;
-use crate::server::{policy, serve};
-use crate::supervisor::{self, RunDirectory, Supervisor};
+use crate::server::serve;
+use crate::supervisor::{self, RunDirectory, Supervisor, unit};
 
 /// What is wrong with the backend of the loop of number 1; the others are fine, and nothing ever happens on them.
 const OPENS_WITH_ERROR: u8 = 0;
@@ -123,7 +123,8 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
     let settings = Arc::new(settings);
     let (log, captured) = Log::captured().unwrap();
     let told = log.clone();
-    let dispatch = Arc::new(Dispatch::new(policy(&settings), Supervisor::table_size(&settings), Instant::now()));
+    let dispatch =
+        Arc::new(Dispatch::new(unit::policy(&settings.app), unit::table_size(&settings.app), Instant::now()));
     let (postboxes, mailboxes) = post(settings.loops);
     let supervisor = Supervisor::start_with(
         settings.clone(),
@@ -146,9 +147,10 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
         scarcity: Default::default(),
         status: Box::new(String::new),
     });
-    let listeners = crate::server::open_listeners(&shared.settings).unwrap();
-    let loops = LoopSet { shared, metrics, listeners, mailboxes, loop_exit };
-    let outcome = serve::<Broken<FAULT>>(loops, BackendChoice::Epoll, supervisor);
+    let listeners = crate::server::open_listeners(&shared.settings, &mut Default::default()).unwrap();
+    let listeners = share_out(&listeners, &shared.settings).unwrap();
+    let loops = LoopSet { shared, metrics, listeners, held: false, mailboxes, loop_exit };
+    let outcome = serve::<Broken<FAULT>>(loops, BackendChoice::Epoll, supervisor, || None);
     told.flush(Duration::from_secs(10));
     (outcome, captured.text())
 }

@@ -1,0 +1,139 @@
+//! Where the writer of a sink puts its bytes: a stream, a file that can be opened anew, or a datagram socket.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::net::{ToSocketAddrs, UdpSocket};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+
+use super::framing::{LENGTH, first};
+use crate::config::SyslogAddress;
+
+/// Where the bytes go.
+pub enum Output {
+    /// A descriptor or anything else that can be written.
+    Stream(Box<dyn Write + Send>),
+    /// A file that can be reopened by its path.
+    File(PathBuf, File),
+    /// A datagram for each message.
+    Datagrams(Datagrams),
+}
+
+impl Output {
+    /// A file opened for appending, made with mode 0640. A named pipe is opened for both directions where that never waits, so that it
+    /// needs no reader to be opened, and outlives the one that it has.
+    pub fn file(path: &Path) -> io::Result<Output> {
+        Ok(Output::File(path.to_owned(), open(path)?))
+    }
+
+    /// A socket that is looked for when the first message is sent, and again whenever it was away.
+    pub fn datagrams(to: SyslogAddress) -> Output {
+        Output::Datagrams(Datagrams { to, socket: None })
+    }
+
+    /// The writer's stream.
+    pub fn stream(&mut self) -> &mut dyn Write {
+        match self {
+            Output::Stream(stream) => stream,
+            Output::File(_, file) => file,
+            Output::Datagrams(datagrams) => datagrams,
+        }
+    }
+
+    /// Opens it anew where it has a path or an address.
+    pub fn reopen(&mut self) -> io::Result<()> {
+        match self {
+            Output::Stream(_) => {}
+            Output::File(path, file) => *file = open(path)?,
+            Output::Datagrams(datagrams) => datagrams.socket = None,
+        }
+        Ok(())
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    let pipe = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
+    if pipe && cfg!(target_os = "linux") {
+        return OpenOptions::new().read(true).write(true).open(path);
+    }
+    OpenOptions::new().append(true).create(true).mode(0o640).open(path)
+}
+
+/// A datagram socket that comes and goes.
+pub struct Datagrams {
+    to: SyslogAddress,
+    socket: Option<Socket>,
+}
+
+enum Socket {
+    Unix(UnixDatagram),
+    Udp(UdpSocket),
+}
+
+impl Datagrams {
+    fn connect(&self) -> io::Result<Socket> {
+        match &self.to {
+            SyslogAddress::Unix(path) => {
+                let socket = UnixDatagram::unbound()?;
+                socket.connect(path)?;
+                Ok(Socket::Unix(socket))
+            }
+            SyslogAddress::Udp(host, port) => {
+                let mut last = io::Error::new(ErrorKind::NotFound, "the host has no address");
+                for address in (host.as_str(), *port).to_socket_addrs()? {
+                    let any = if address.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+                    match UdpSocket::bind(any).and_then(|socket| socket.connect(address).map(|()| socket)) {
+                        Ok(socket) => return Ok(Socket::Udp(socket)),
+                        Err(error) => last = error,
+                    }
+                }
+                Err(last)
+            }
+        }
+    }
+
+    fn send(&mut self, message: &[u8]) -> io::Result<()> {
+        let sent = match &self.socket {
+            Some(Socket::Unix(socket)) => socket.send(message),
+            Some(Socket::Udp(socket)) => socket.send(message),
+            None => return Err(ErrorKind::NotConnected.into()),
+        };
+        sent.map(drop)
+    }
+}
+
+/// Takes one message at each write, with its length before it.
+impl Write for Datagrams {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let Some((message, _)) = first(bytes) else { return Ok(bytes.len()) };
+        let fresh = self.socket.is_none();
+        if fresh {
+            self.socket = Some(self.connect()?);
+        }
+        let mut sent = self.send(message);
+        // A receiver that was started anew has another socket at the same path.
+        if sent.as_ref().is_err_and(is_gone) && !fresh && matches!(self.socket, Some(Socket::Unix(_))) {
+            self.socket = Some(self.connect()?);
+            sent = self.send(message);
+        }
+        match sent {
+            Ok(()) => Ok(LENGTH + message.len()),
+            Err(error) if is_gone(&error) => {
+                self.socket = None;
+                // Not a pipe's end, which is for ever.
+                Err(if error.kind() == ErrorKind::BrokenPipe { ErrorKind::NotConnected.into() } else { error })
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    use ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotConnected, NotFound};
+    matches!(error.kind(), BrokenPipe | ConnectionRefused | ConnectionReset | NotConnected | NotFound)
+}

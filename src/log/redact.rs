@@ -1,0 +1,124 @@
+//! What access lines do not show: fields by their names, and the values of query parameters, however their names are encoded.
+
+use crate::config::Redaction;
+
+/// What stands in the place of what is hidden.
+pub const HIDDEN: &[u8] = b"[redacted]";
+
+/// What is to be hidden.
+#[derive(Default)]
+pub struct Hidden {
+    fields: Vec<String>,
+    query: Vec<String>,
+}
+
+impl Hidden {
+    pub fn new(redaction: &Redaction) -> Hidden {
+        Hidden { fields: redaction.fields.clone(), query: redaction.query.clone() }
+    }
+
+    /// Whether anything is hidden.
+    pub fn any(&self) -> bool {
+        !(self.fields.is_empty() && self.query.is_empty())
+    }
+
+    /// A field's value, or what stands in its place. `name` is in small letters.
+    pub fn field<'a>(&self, name: &str, value: &'a [u8]) -> &'a [u8] {
+        if !value.is_empty() && self.fields.iter().any(|hidden| hidden == name) { HIDDEN } else { value }
+    }
+
+    /// A target or URL without the values of the parameters that are hidden, in `scratch` if there are any.
+    pub fn query_of<'a>(&self, url: &'a [u8], scratch: &'a mut Vec<u8>) -> &'a [u8] {
+        let Some(mark) = memchr::memchr(b'?', url).filter(|_| !self.query.is_empty()) else { return url };
+        scratch.clear();
+        scratch.extend_from_slice(&url[..=mark]);
+        self.pairs(&url[mark + 1..], scratch);
+        scratch
+    }
+
+    /// The same for a query alone. Some read `?` as a letter of a name, others see a second query behind it: hidden is what either would find.
+    fn pairs(&self, query: &[u8], out: &mut Vec<u8>) {
+        for pair in query.split_inclusive(|byte| b"&;?#".contains(byte)) {
+            let (pair, end) = match pair.last() {
+                Some(last) if b"&;?#".contains(last) => pair.split_at(pair.len() - 1),
+                _ => (pair, &b""[..]),
+            };
+            match memchr::memchr(b'=', pair) {
+                Some(equals) if self.hides(&pair[..equals]) => {
+                    out.extend_from_slice(&pair[..=equals]);
+                    out.extend_from_slice(HIDDEN);
+                }
+                _ => out.extend_from_slice(pair),
+            }
+            out.extend_from_slice(end);
+        }
+    }
+
+    fn hides(&self, name: &[u8]) -> bool {
+        let mut decoded = name.to_vec();
+        // Twice: what is decoded once on the way to the app is still its name.
+        for _ in 0..2 {
+            let name = String::from_utf8_lossy(&decoded).to_lowercase();
+            if self.query.contains(&name) {
+                return true;
+            }
+            decoded = decode(&decoded);
+        }
+        let name = String::from_utf8_lossy(&decoded).to_lowercase();
+        self.query.contains(&name)
+    }
+}
+
+/// Without percent-encoding, and `+` as a space.
+fn decode(bytes: &[u8]) -> Vec<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some((first, behind)) = rest.split_first() {
+        let encoded = match behind {
+            [high, low, ..] if *first == b'%' => digit(*high).zip(digit(*low)),
+            _ => None,
+        };
+        match encoded {
+            Some((high, low)) => {
+                out.push(high << 4 | low);
+                rest = &behind[2..];
+            }
+            None => {
+                out.push(if *first == b'+' { b' ' } else { *first });
+                rest = behind;
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_hidden_however_their_names_are_written() {
+        let query = ["token", "api key"].map(str::to_owned).to_vec();
+        let hidden = Hidden::new(&Redaction { fields: vec!["referer".to_owned()], query });
+        for (url, shown) in [
+            ("/a?b=1", "/a?b=1"),
+            ("/a", "/a"),
+            ("/token=x", "/token=x"),
+            ("/a?token=s&b=2", "/a?token=[redacted]&b=2"),
+            ("/a?b=1&TOKEN=s=t", "/a?b=1&TOKEN=[redacted]"),
+            ("/a?t%6Fken=s", "/a?t%6Fken=[redacted]"),
+            ("/a?t%256Fken=s", "/a?t%256Fken=[redacted]"),
+            ("/a?api+key=s;api%20key=t", "/a?api+key=[redacted];api%20key=[redacted]"),
+            ("/a?token&token=", "/a?token&token=[redacted]"),
+            ("/a?tokens=1&%=2&t%6=3", "/a?tokens=1&%=2&t%6=3"),
+            ("https://h/?x=?token=s#y", "https://h/?x=?token=[redacted]#y"),
+        ] {
+            let mut scratch = b"old".to_vec();
+            assert_eq!(String::from_utf8_lossy(hidden.query_of(url.as_bytes(), &mut scratch)), shown);
+        }
+        assert_eq!((hidden.field("referer", b"x"), hidden.field("referer", b"")), (HIDDEN, &b""[..]));
+        assert_eq!(hidden.field("host", b"x"), b"x");
+        assert!(hidden.any() && !Hidden::default().any());
+    }
+}

@@ -1,0 +1,206 @@
+//! Sockets that this process does not open itself: those of the server that it succeeds, and those that systemd has opened.
+//!
+//! A successor binds nothing that it was given. What it was given and does not want it closes; the server before it still has it, and
+//! lets in who is in its backlog.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use socket2::Socket;
+
+use super::{Listening, StartError, exit};
+use crate::config::ListenAddress;
+use crate::handover::{Channel, Estate, JoinedWorker};
+use crate::metrics::{Account, Metrics};
+use crate::socket_file::Identity;
+use crate::supervisor::RunDirectory;
+use crate::supervisor::upgrade::Succession;
+use crate::systemd;
+
+/// What was inherited and is not used yet.
+#[derive(Default)]
+pub(super) struct Inherited {
+    listeners: Vec<Inheritance>,
+    systemd: Vec<systemd::Socket>,
+    run_dir: Option<(PathBuf, PathBuf, OwnedFd)>,
+    took_run_dir: bool,
+    account: Option<Account>,
+    lives: (u64, u64),
+    joined: Vec<JoinedWorker>,
+}
+
+/// One listener of the server before this one.
+struct Inheritance {
+    asked: String,
+    address: String,
+    sockets: Vec<OwnedFd>,
+    file: Option<Identity>,
+}
+
+impl Inherited {
+    /// What this process was given at its start.
+    ///
+    /// # Errors
+    /// When the handover breaks, or descriptors are not what they should be.
+    pub fn take(predecessor: Option<&mut Channel>) -> Result<Inherited, StartError> {
+        match predecessor {
+            None => {
+                let sockets = systemd::take_sockets(&|name| std::env::var_os(name));
+                let systemd = sockets.map_err(|message| StartError { message, code: exit::CANNOT_CREATE })?;
+                Ok(Inherited { systemd, ..Inherited::default() })
+            }
+            Some(channel) => {
+                let estate = channel.inherit();
+                let (estate, descriptors) =
+                    estate.map_err(|message| StartError { message, code: exit::CANNOT_CREATE })?;
+                Ok(Inherited::of(estate, descriptors))
+            }
+        }
+    }
+
+    fn of(estate: Estate, descriptors: Vec<OwnedFd>) -> Inherited {
+        let mut descriptors = descriptors.into_iter();
+        let run_dir = estate.run_dir.and_then(|place| Some((place.configured, place.path, descriptors.next()?)));
+        let mut inheritance = |listener: crate::handover::Listener| Inheritance {
+            asked: listener.asked,
+            address: listener.address,
+            sockets: descriptors.by_ref().take(listener.sockets).collect(),
+            file: listener.file,
+        };
+        let listeners = estate.listeners.into_iter().map(&mut inheritance).collect();
+        let (account, lives, joined) = (Some(estate.account), estate.lives, estate.joined);
+        Inherited { listeners, run_dir, account, lives, joined, ..Inherited::default() }
+    }
+
+    /// The listeners that are there already for an address; `None`: it is to be opened.
+    ///
+    /// # Errors
+    /// When systemd should have opened it and has not.
+    pub fn listeners(&mut self, asked: &ListenAddress) -> Result<Option<Vec<Listening>>, StartError> {
+        let name = asked.to_string();
+        let mut found = Vec::new();
+        while let Some(at) = self.listeners.iter().position(|inheritance| inheritance.asked == name) {
+            let Inheritance { address, sockets, file, .. } = self.listeners.remove(at);
+            let address = parsed(&address, asked);
+            let inherited_file = match &address {
+                ListenAddress::Unix(path) => file.map(|file| (path.clone(), file)),
+                _ => None,
+            };
+            let asked = asked.clone();
+            found.push(Listening { asked, address, sockets, file: None, inherited_file });
+            // Two of one name are two listeners only where a name stands for several, or the kernel chooses the port.
+            if !matches!(asked_kind(&name), Kind::Several) {
+                break;
+            }
+        }
+        if !found.is_empty() {
+            return Ok(Some(found));
+        }
+        match asked {
+            ListenAddress::Systemd(wanted) => self.of_systemd(asked, wanted).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    fn of_systemd(&mut self, asked: &ListenAddress, wanted: &str) -> Result<Vec<Listening>, StartError> {
+        let (taken, left): (Vec<_>, Vec<_>) = std::mem::take(&mut self.systemd)
+            .into_iter()
+            .partition(|socket| wanted.is_empty() || socket.name == wanted);
+        let names: Vec<&str> = left.iter().map(|socket| socket.name.as_str()).collect();
+        if taken.is_empty() {
+            let there = match names[..] {
+                [] => "it has opened none for this process".to_owned(),
+                _ => format!("it has opened {}", names.join(", ")),
+            };
+            let message = format!("cannot listen on {asked}: systemd has opened no socket of that name; {there}");
+            return Err(StartError { message, code: exit::CANNOT_CREATE });
+        }
+        self.systemd = left;
+        let listening = |socket: systemd::Socket| {
+            let name = socket.name;
+            of_socket(asked, socket.descriptor).map_err(|error| StartError {
+                message: format!("cannot listen on the socket {name} of systemd: {error}"),
+                code: exit::CANNOT_CREATE,
+            })
+        };
+        taken.into_iter().map(listening).collect()
+    }
+
+    /// The run directory: that of the server before, when it is the one that is configured now.
+    ///
+    /// # Errors
+    /// When it cannot be used.
+    pub fn run_directory(&mut self, configured: &Path) -> Result<RunDirectory, StartError> {
+        let opened = match self.run_dir.take().filter(|(before, ..)| before == configured) {
+            Some((_, path, lock)) => {
+                self.took_run_dir = true;
+                RunDirectory::inherit(&path, lock)
+            }
+            None => RunDirectory::open(configured),
+        };
+        opened.map_err(|error| StartError { message: error.to_string(), code: error.code() })
+    }
+
+    /// Counters for that many loops, which go on where those of the server before stand.
+    pub fn metrics(&mut self, loops: usize) -> Metrics {
+        let metrics = Metrics::new(loops);
+        if let Some(account) = self.account.take() {
+            metrics.inherit(account);
+        }
+        metrics
+    }
+
+    /// Lines about sockets of systemd that nothing was configured for.
+    pub fn warnings(&self) -> Vec<String> {
+        let line = |socket: &systemd::Socket| {
+            let name = &socket.name;
+            format!("systemd has opened the socket {name}, and no listener asks for it (systemd:{name})")
+        };
+        self.systemd.iter().map(line).collect()
+    }
+
+    /// In whose place this server is.
+    pub fn succession(self, channel: Channel) -> Succession {
+        Succession { channel, takes_run_dir: self.took_run_dir, lives: self.lives, joined: self.joined }
+    }
+}
+
+enum Kind {
+    One,
+    Several,
+}
+
+fn asked_kind(asked: &str) -> Kind {
+    if asked.starts_with("systemd:") { Kind::Several } else { Kind::One }
+}
+
+/// An address as the server before has told it.
+fn parsed(address: &str, asked: &ListenAddress) -> ListenAddress {
+    match address.strip_prefix("unix:") {
+        Some(path) => ListenAddress::Unix(path.into()),
+        None => address.parse().map_or_else(|_| asked.clone(), ListenAddress::Tcp),
+    }
+}
+
+/// A socket that somebody else has opened: where it is, it tells itself. All loops share it.
+fn of_socket(asked: &ListenAddress, descriptor: OwnedFd) -> io::Result<Listening> {
+    let socket = Socket::from(descriptor);
+    socket.set_nonblocking(true)?;
+    let local = socket.local_addr()?;
+    let address = match local.as_socket() {
+        Some(address) => ListenAddress::Tcp(address),
+        None => {
+            let path = local.as_pathname().map(Path::to_path_buf);
+            let name =
+                || local.as_abstract_namespace().map(|name| format!("@{}", String::from_utf8_lossy(name)).into());
+            ListenAddress::Unix(path.or_else(name).ok_or(io::ErrorKind::Unsupported)?)
+        }
+    };
+    if matches!(address, ListenAddress::Tcp(_)) {
+        // Linux hands it down to accepted sockets.
+        socket.set_tcp_nodelay(true)?;
+    }
+    let asked = asked.clone();
+    Ok(Listening { asked, address, sockets: vec![socket.into()], file: None, inherited_file: None })
+}

@@ -1,0 +1,89 @@
+//! Whom the server becomes once its listeners are bound (`--user`, `--group`): it, and all that it starts, for good.
+//!
+//! Everything else is opened afterwards, so that what can be opened at the start can be opened again at a reload, at an upgrade and when
+//! logs are rotated. To be called while there is one thread.
+
+use std::ffi::CString;
+
+use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, initgroups, setgid, setgroups, setuid};
+
+use super::{StartError, exit};
+use crate::config::Settings;
+
+/// Becomes whoever is configured. Nothing happens for one who is that user already, as a successor is.
+///
+/// # Errors
+/// With 78, when there is no such user or group; with 77, when this user may not become another.
+pub(super) fn give_up(settings: &Settings) -> Result<(), StartError> {
+    let user = settings.user.as_deref().map(find_user).transpose()?;
+    let group = settings.group.as_deref().map(find_group).transpose()?;
+    let wanted = group.or_else(|| user.as_ref().and_then(|(_, named)| named.as_ref()).map(|named| named.gid));
+    if wanted.is_some_and(|group| group != getegid()) || user.as_ref().is_some_and(|(number, _)| *number != geteuid()) {
+        let group = wanted.unwrap_or_else(getegid);
+        let name = user
+            .as_ref()
+            .and_then(|(_, named)| named.as_ref())
+            .and_then(|named| CString::new(named.name.as_str()).ok());
+        // The further groups go with the user that had them.
+        let further = match (&name, &user) {
+            (Some(name), _) => initgroups(name, group),
+            (None, Some(_)) => setgroups(&[group]),
+            (None, None) => Ok(()),
+        };
+        let number = user.as_ref().map(|(number, _)| *number);
+        let become_it = further.and_then(|()| setgid(group)).and_then(|()| number.map_or(Ok(()), setuid));
+        become_it.map_err(|error| StartError {
+            message: format!("cannot run as {}: {error}; only root may", described(settings)),
+            code: exit::PERMISSION,
+        })?;
+        stay_readable();
+    }
+    Ok(())
+}
+
+/// Who they are, for people.
+fn described(settings: &Settings) -> String {
+    let part = |kind: &str, name: &Option<String>| name.as_ref().map(|name| format!("{kind} {name}"));
+    let parts = [part("user", &settings.user), part("group", &settings.group)];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+fn find_user(name: &str) -> Result<(Uid, Option<User>), StartError> {
+    let by_number = name.parse().ok().map(Uid::from_raw);
+    let found = match by_number {
+        Some(number) => User::from_uid(number),
+        None => User::from_name(name),
+    };
+    match (by_number, found) {
+        (_, Ok(Some(user))) => Ok((user.uid, Some(user))),
+        // A number needs no name.
+        (Some(number), _) => Ok((number, None)),
+        (None, _) => Err(StartError {
+            message: format!("--user {name:?}: there is no such user on this machine"),
+            code: exit::CONFIG,
+        }),
+    }
+}
+
+fn find_group(name: &str) -> Result<Gid, StartError> {
+    if let Ok(number) = name.parse() {
+        return Ok(Gid::from_raw(number));
+    }
+    match Group::from_name(name) {
+        Ok(Some(group)) => Ok(group.gid),
+        _ => Err(StartError {
+            message: format!("--group {name:?}: there is no such group on this machine"),
+            code: exit::CONFIG,
+        }),
+    }
+}
+
+/// The kernel closes /proc/PID of a process that was another user's (prctl(2), PR_SET_DUMPABLE) to the user that it is now: who may
+/// send it signals may see it, too.
+fn stay_readable() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: plain numbers.
+    unsafe {
+        libc::prctl(libc::PR_SET_DUMPABLE, 1 as libc::c_ulong, 0, 0, 0)
+    };
+}

@@ -1,0 +1,58 @@
+//! The file with the number of the process that serves. It is replaced whole, so that no reader ever sees half of a number, and removed at
+//! the end by the process whose number it holds: after an upgrade that is another.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// See the module.
+#[derive(Debug)]
+pub struct PidFile(PathBuf);
+
+impl PidFile {
+    /// Writes this process's number down, in the place of another's.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(path: &Path) -> io::Result<PidFile> {
+        let mut fresh = path.as_os_str().to_owned();
+        fresh.push(format!(".{}", std::process::id()));
+        let fresh = PathBuf::from(fresh);
+        let written = fs::write(&fresh, format!("{}\n", std::process::id())).and_then(|()| fs::rename(&fresh, path));
+        if written.is_err() {
+            fs::remove_file(&fresh).ok();
+        }
+        written.map(|()| PidFile(path.to_owned()))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        let held = fs::read_to_string(&self.0).unwrap_or_default();
+        if held.trim() == std::process::id().to_string() {
+            fs::remove_file(&self.0).ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_one_whose_number_it_holds_removes_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("server.pid");
+        fs::write(&path, "1\n").unwrap();
+        let file = PidFile::write(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
+        drop(file);
+        assert!(!path.exists());
+        let file = PidFile::write(&path).unwrap();
+        fs::write(&path, "1\n").unwrap();
+        drop(file);
+        assert!(path.exists(), "another's was removed");
+        assert!(PidFile::write(&folder.path().join("nowhere/server.pid")).is_err());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+}

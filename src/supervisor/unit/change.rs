@@ -1,0 +1,147 @@
+//! An app while the server runs: new settings, and its end.
+//!
+//! Settings that say how a worker is started reach the app by a roll, and workers of the old generation are started as before until
+//! it is proven; all others hold from the next moment on.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::{Unit, in_flight, launcher, rule};
+use crate::config::{self, Balance};
+use crate::dispatch::{self, Policy};
+use crate::fleet::{Machine, Name, Scaler, TERM_GRACE};
+use crate::log::Level;
+use crate::supervisor::StartError;
+
+/// How often an app that leaves is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Where the end of an app stands.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::supervisor) struct Leaving {
+    look_at: Instant,
+    /// When its requests are cut; `None`: they have ended, and its workers end.
+    deadline: Option<Instant>,
+}
+
+impl Leaving {
+    /// When it is looked at again.
+    pub fn due(&self) -> Instant {
+        self.look_at
+    }
+}
+
+/// How an app's permits are dealt out.
+pub fn policy(app: &config::App) -> Policy {
+    Policy {
+        balance: match app.balance {
+            Balance::Lifo => dispatch::Balance::Lifo,
+            Balance::RoundRobin => dispatch::Balance::RoundRobin,
+            Balance::Least => dispatch::Balance::Least,
+        },
+        concurrency: app.concurrency,
+        queue_size: app.queue.size,
+        queue_timeout: app.queue.timeout,
+        hold: app.queue.hold,
+        max_tunnels: app.max_tunnels,
+    }
+}
+
+/// Whether the two say the same of how a worker is started and looked for.
+fn starts_alike(one: &config::App, other: &config::App) -> bool {
+    let of = |app: &config::App| {
+        let (command, module, directory) = (app.command.clone(), app.module.clone(), app.directory.clone());
+        let environment = app.environment.clone();
+        (command, module, directory, environment, app.socket, app.ready.by.clone(), app.watchdog, app.concurrency)
+    };
+    of(one) == of(other)
+}
+
+impl Unit {
+    /// Takes new settings over; the number of the roll that brings them to the workers, if one does.
+    ///
+    /// # Errors
+    /// When it would be another app (upstreams where there were workers, or the like), or its command cannot be run. Nothing has
+    /// changed then.
+    pub fn change(&mut self, new: Arc<config::App>, now: Instant) -> Result<Option<u64>, StartError> {
+        let old = Arc::clone(&self.processes.app);
+        let runs = |app: &config::App| app.command != config::Command::None;
+        if old.name != new.name || runs(&old) != runs(&new) || old.upstreams != new.upstreams {
+            let message = format!("the app {} would be another one: it is to be removed and added", old.name);
+            return Err(StartError { message, code: 78 });
+        }
+        let starts_otherwise = !starts_alike(&old, &new);
+        let launcher = if starts_otherwise { launcher(&new, &self.processes.context)? } else { None };
+        self.processes.configure(Arc::clone(&new), now);
+        self.processes.dispatch.set_policy(policy(&new));
+        self.fleet.set_rule(rule(&new));
+        if old.concurrency != new.concurrency {
+            self.upstreams.renew(self.processes.ways(), now);
+        }
+        self.set_size(&old, now);
+        let mut roll = None;
+        if let Some(launcher) = launcher {
+            let by = self.fleet.restart(now, &mut self.processes);
+            let from = self.fleet.generation_of(by);
+            self.processes.launch_by(from, launcher, self.fleet.generation());
+            roll = Some(by);
+        }
+        let watches = |app: &config::App| (app.hot_reload, app.watch.clone());
+        if starts_otherwise || watches(&old) != watches(&new) {
+            self.watch_files();
+        }
+        Ok(roll)
+    }
+
+    /// As many workers as are configured now, where that is another number than before, within the bounds.
+    fn set_size(&mut self, old: &config::App, now: Instant) {
+        let new = Arc::clone(&self.processes.app);
+        if self.processes.launcher().is_none() || (old.workers, old.scaling) == (new.workers, new.scaling) {
+            return;
+        }
+        let (least, most) = self.worker_bounds();
+        let wanted = self.fleet.wanted();
+        let target = match new.scaling {
+            Some(_) => wanted.clamp(least, most),
+            None => new.workers.min(most),
+        };
+        self.scaler = new.scaling.map(|_| Scaler::new(least, most));
+        self.fleet.scale_to(target, "configured", now, &mut self.processes);
+    }
+
+    /// The app is not configured any more: what it is doing comes to its end, within the time that its workers have for a drain, and
+    /// then they are told to stop.
+    pub fn leave(&mut self, now: Instant) {
+        if self.leaving.is_some() {
+            return;
+        }
+        self.settle(now);
+        self.leaving = Some(Leaving { look_at: now, deadline: Some(now + self.app().restart.drain) });
+        self.processes.events.emit(Level::Info, "app-leaving", "the app is removed: its requests may finish", &[]);
+    }
+
+    /// Goes on with the app's end. Requests of it may come for as long as somebody else has its dispatch.
+    pub(super) fn advance_leaving(&mut self, now: Instant) {
+        let Some(leaving) = self.leaving.as_mut().filter(|leaving| leaving.look_at <= now) else { return };
+        leaving.look_at = now + LOOK_AGAIN;
+        let Some(deadline) = leaving.deadline else { return };
+        let snapshot = self.processes.dispatch.snapshot();
+        let busy = in_flight(&snapshot) > 0 || snapshot.queue_depth > 0;
+        if (busy || Arc::strong_count(&self.processes.dispatch) > 1) && now < deadline {
+            return;
+        }
+        leaving.deadline = None;
+        self.processes.give_up(now);
+        self.fleet.stop(TERM_GRACE, now, &mut self.processes);
+        let joined: Vec<Name> = self.processes.joined.iter().map(|worker| worker.name).collect();
+        for name in joined {
+            self.remove_joined(name, now);
+        }
+        self.upstreams.end(self.processes.ways(), now);
+    }
+
+    /// Whether nothing of the app is left.
+    pub fn has_left(&self) -> bool {
+        self.leaving.is_some_and(|leaving| leaving.deadline.is_none()) && self.processes.workers.is_empty()
+    }
+}

@@ -1,0 +1,83 @@
+//! Upgrades: this server hands its work over to a successor, or has taken it over from a predecessor.
+//!
+//! `predecessor` is the old side, `successor` the new one; `holdings` is what goes from one to the other and `crate::handover` how.
+//!
+//! Rules:
+//! - The old server changes nothing of what it does until the new one has said that it serves. Whatever goes wrong before leaves it as
+//!   it was: the attempt is ended, and why it failed is told.
+//! - The new server accepts nobody, and touches nothing that is the old one's, before it is told to go.
+//! - Workers, guard and orphans stay with the server that has started them.
+
+use std::time::Instant;
+
+mod holdings;
+mod predecessor;
+mod successor;
+
+pub use holdings::{Held, Holdings};
+pub use successor::Succession;
+
+use super::Supervisor;
+use super::pid_file::PidFile;
+use crate::control::{Answer, status};
+use predecessor::Attempt;
+use successor::Successor;
+
+/// What a supervisor knows of upgrades.
+#[derive(Default)]
+pub(super) struct Upgrades {
+    pub holdings: Holdings,
+    pub pid_file: Option<PidFile>,
+    /// New servers that are children of this process, and are looked after here.
+    pub children: Vec<u32>,
+    /// The new server that is being started, or that has taken over.
+    attempt: Option<Attempt>,
+    /// What has come of the last one.
+    last: Option<status::Upgrade>,
+    /// Attempts so far.
+    count: u64,
+    /// What those are still to be told who wait for one.
+    pub answers: Vec<(u64, Answer)>,
+    /// This server is itself one that takes over.
+    successor: Option<Successor>,
+}
+
+impl Upgrades {
+    pub fn new(holdings: Holdings, pid_file: Option<PidFile>) -> Upgrades {
+        Upgrades { holdings, pid_file, ..Upgrades::default() }
+    }
+
+    /// Whether another server serves in the place of this one.
+    pub fn is_handed_over(&self) -> bool {
+        self.attempt.as_ref().is_some_and(Attempt::is_over)
+    }
+
+    /// Whether the service manager is another's to talk to: that of the server before this one, still.
+    pub fn is_silent(&self) -> bool {
+        self.successor.as_ref().is_some_and(|successor| !successor.is_main())
+    }
+
+    /// What poll(2) is to wait for.
+    pub fn entries(&self) -> impl Iterator<Item = libc::pollfd> {
+        let old = self.attempt.as_ref().and_then(Attempt::entry);
+        old.into_iter().chain(self.successor.as_ref().and_then(Successor::entry))
+    }
+
+    /// When something is to be done without anybody's word.
+    pub fn due(&self) -> Option<Instant> {
+        self.attempt.as_ref().and_then(Attempt::due)
+    }
+
+    /// What the status document says of the last upgrade.
+    pub fn status(&self) -> Option<status::Upgrade> {
+        self.last.clone()
+    }
+}
+
+impl Supervisor {
+    /// Goes on with what is under way, on either side.
+    pub(super) fn advance_upgrade(&mut self, now: Instant) {
+        self.advance_attempt(now);
+        self.advance_succession(now);
+    }
+}

@@ -1,0 +1,192 @@
+//! The new side of an upgrade: starts its workers, says that they are ready, and takes over when it is told to.
+//!
+//! A predecessor that ends before it has said so leaves its sockets to this server, which takes over at once.
+
+use std::io;
+use std::time::Instant;
+
+use crate::control;
+use crate::handover::{Channel, JoinedWorker, Message, Taken};
+use crate::log::Level;
+use crate::mailbox::Message as Mail;
+use crate::metrics::Account;
+use crate::supervisor::Supervisor;
+use crate::supervisor::pid_file::PidFile;
+
+/// What a server is given that takes the place of another.
+#[derive(Debug)]
+pub struct Succession {
+    /// To the server before it.
+    pub channel: Channel,
+    /// Whether it has that one's run directory.
+    pub takes_run_dir: bool,
+    /// Workers that the servers before it have started, and those that have crashed.
+    pub lives: (u64, u64),
+    /// Workers that had joined there.
+    pub joined: Vec<JoinedWorker>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Its workers start.
+    Starting,
+    /// It has said that they are ready.
+    Ready,
+    /// It accepts; the server before it may still be the service's main process.
+    Serving,
+    /// It is the main process.
+    Main,
+}
+
+/// See the module.
+pub(super) struct Successor {
+    /// `None`: the server before it has ended.
+    channel: Option<Channel>,
+    phase: Phase,
+    takes_run_dir: bool,
+}
+
+impl Successor {
+    pub fn is_main(&self) -> bool {
+        self.phase == Phase::Main
+    }
+
+    pub fn entry(&self) -> Option<libc::pollfd> {
+        self.channel.as_ref().map(Channel::poll_entry)
+    }
+}
+
+impl Supervisor {
+    /// Makes this server one that takes over. To be called before it runs.
+    pub fn succeed(&mut self, succession: Succession) {
+        let now = Instant::now();
+        let Succession { channel, takes_run_dir, lives, joined } = succession;
+        self.context.status.add_lives(lives);
+        for worker in joined {
+            match control::join_of(worker.join.to_string().as_bytes()) {
+                // Whether it is still there, the join finds out.
+                Ok(join) => {
+                    let app = join.app.clone();
+                    if let Some(unit) = self.units.iter_mut().find(|unit| app.as_deref() == Some(unit.name())) {
+                        unit.join(join, now);
+                    }
+                }
+                Err(message) => self.context.log.event(
+                    Level::Warn,
+                    format_args!("a worker that had joined the server before this one is left out: {message}"),
+                    &[],
+                ),
+            }
+        }
+        self.upgrades.successor = Some(Successor { channel: Some(channel), phase: Phase::Starting, takes_run_dir });
+    }
+
+    pub(super) fn advance_succession(&mut self, now: Instant) {
+        let Some(mut successor) = self.upgrades.successor.take() else { return };
+        if successor.phase == Phase::Starting && self.stop.is_none() && self.has_all_workers() {
+            successor.phase = Phase::Ready;
+            if let Some(channel) = &mut successor.channel {
+                // That it is gone is heard below.
+                channel.say(&Message::Ready).ok();
+            }
+        }
+        while let Some(channel) = &mut successor.channel {
+            let (message, broken) = match channel.flush().and_then(|()| channel.hear()) {
+                Ok(Some(message)) => (Some(message), None),
+                Ok(None) => break,
+                Err(error) => (None, Some(error)),
+            };
+            match (successor.phase, message) {
+                (Phase::Ready, Some(Message::Go(account))) => self.take_over(&mut successor, Some(account), now),
+                (Phase::Serving | Phase::Main, Some(Message::Counted(account))) => {
+                    self.inherit_counts(account);
+                    successor.phase = Phase::Main;
+                    self.context.postboxes.broadcast(|| Mail::AcceptAnew);
+                }
+                (Phase::Serving | Phase::Main, Some(Message::Farewell(account))) => {
+                    self.inherit_counts(account);
+                    self.context.postboxes.broadcast(|| Mail::AcceptAnew);
+                    (successor.phase, successor.channel) = (Phase::Main, None);
+                    self.context.events.emit(Level::Info, "upgrade-over", "the server before this one has ended", &[]);
+                }
+                (phase, message) => {
+                    let why = broken.as_ref().map_or_else(|| format!("it said {message:?}"), io::Error::to_string);
+                    successor.channel = None;
+                    self.predecessor_lost(&mut successor, phase, &why, now);
+                }
+            }
+        }
+        self.upgrades.successor = Some(successor);
+    }
+
+    /// The server before this one is gone, or makes no sense, without a farewell.
+    fn predecessor_lost(&mut self, successor: &mut Successor, phase: Phase, why: &str, now: Instant) {
+        let fields: [(&str, &dyn std::fmt::Display); 1] = [("error", &why)];
+        if matches!(phase, Phase::Serving | Phase::Main) {
+            let message = "the server before this one has ended before its requests were finished";
+            self.context.events.emit(Level::Warn, "upgrade-over", message, &fields);
+            self.context.postboxes.broadcast(|| Mail::AcceptAnew);
+        } else {
+            let message = "the server before this one has ended without a word; this one takes over";
+            self.context.events.emit(Level::Warn, "upgrade-alone", message, &fields);
+            self.take_over(successor, None, now);
+        }
+        successor.phase = Phase::Main;
+    }
+
+    /// From here on this server serves.
+    fn take_over(&mut self, successor: &mut Successor, account: Option<Account>, now: Instant) {
+        if let Some(account) = account {
+            self.inherit_counts(account);
+        }
+        let run_dir = successor.takes_run_dir;
+        if run_dir {
+            self.context.run.take_over();
+            let path = self.context.control_path();
+            if let Some(Err(error)) = self.control.as_mut().map(|control| control.move_to(&path)) {
+                let fields: [(&str, &dyn std::fmt::Display); 1] = [("error", &error)];
+                self.context.log.event(Level::Error, "the control socket cannot be put in its place", &fields);
+            }
+        }
+        self.upgrades.holdings.take_over();
+        if let Some(path) = &self.context.settings.pid_file {
+            match PidFile::write(path) {
+                Ok(file) => self.upgrades.pid_file = Some(file),
+                Err(error) => {
+                    let fields: [(&str, &dyn std::fmt::Display); 2] = [("file", &path.display()), ("error", &error)];
+                    self.context.log.event(Level::Error, "the pid file cannot be written", &fields);
+                }
+            }
+        }
+        self.context.postboxes.broadcast(|| Mail::Accept);
+        successor.phase = Phase::Serving;
+        let process = std::process::id();
+        self.context.events.emit(Level::Info, "upgrade-serving", "this server has taken over", &[("pid", &process)]);
+        let taken = Taken { run_dir, listeners: self.upgrades.holdings.addresses() };
+        if let Some(channel) = &mut successor.channel {
+            // That it is gone is heard in this turn.
+            channel.say(&Message::Serving(taken)).ok();
+        }
+        self.show_state(now);
+    }
+
+    fn inherit_counts(&mut self, account: Account) {
+        if let Some(observed) = &self.observed {
+            observed.about.metrics.inherit(account);
+        }
+    }
+
+    /// Tells the server before this one that nothing comes of the upgrade, if it still waits.
+    pub(in crate::supervisor) fn fail_succession(&mut self, reason: &str) {
+        let waits = |successor: &&mut Successor| matches!(successor.phase, Phase::Starting | Phase::Ready);
+        if let Some(channel) = self.upgrades.successor.as_mut().filter(waits).and_then(|waiting| waiting.channel.take())
+        {
+            channel.fail(reason);
+        }
+    }
+
+    /// Whether each place of each app has a worker that is ready. What somebody else runs is not waited for.
+    fn has_all_workers(&self) -> bool {
+        self.units.iter().all(|unit| !unit.starts_workers() || unit.ready_workers() >= unit.fleet.wanted())
+    }
+}

@@ -1,0 +1,82 @@
+//! The logs of a running server: what apps say for them, and targets that block.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::Command;
+use std::thread;
+
+use crate::support::{Client, PROGRAM, Server, Worker, folder, on_every_backend, until};
+
+on_every_backend! {
+    what_an_app_says_for_the_log_stays_here
+    a_log_that_nobody_reads_holds_no_request_up
+}
+
+fn lines(path: &Path) -> Vec<serde_json::Value> {
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+fn what_an_app_says_for_the_log_stays_here(backend: &str) {
+    let worker = Worker::new(|incoming| {
+        while let Some((head, _)) = incoming.request() {
+            let said = match head.split(' ').nth(1).unwrap_or_default() {
+                "/silent" => "Rip-No-Log: 1\r\n",
+                "/marked" => "rip-mark:  order 7\"\r\n",
+                "/both" => "RIP-MARK: x\r\nRIP-NO-LOG: 1\r\n",
+                "/stream" => "Rip-Mark: s\r\nContent-Type: text/event-stream\r\n",
+                _ => "Rip-No-Log: 0\r\n",
+            };
+            incoming.send(format!("HTTP/1.1 200 OK\r\n{said}Content-Length: 2\r\n\r\nok"));
+        }
+    });
+    let folder = folder();
+    let log = folder.path().join("access.log");
+    let flags = ["--access-log", log.to_str().unwrap(), "--redact-query", "token"];
+    let server = Server::before(backend, &worker.url, &flags);
+    let mut client = Client::of(&server);
+    for path in ["/silent", "/marked", "/both", "/stream", "/plain?token=secret"] {
+        let answer = client.get(path);
+        assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
+        assert!(answer.all("rip-mark").is_empty() && answer.all("rip-no-log").is_empty(), "{path}");
+    }
+    until("the lines are written", || lines(&log).len() >= 3);
+    let lines = lines(&log);
+    let found: Vec<_> = lines.iter().map(|line| (line["url.path"].as_str().unwrap(), line["mark"].as_str())).collect();
+    assert_eq!(found, [("/marked", Some("order 7\"")), ("/stream", Some("s")), ("/plain", None)]);
+    assert_eq!(lines[2]["url.query"], "token=[redacted]");
+}
+
+fn a_log_that_nobody_reads_holds_no_request_up(backend: &str) {
+    const AT_ONCE: usize = 200;
+    let folder = folder();
+    let pipe = folder.path().join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.env("PRODUCTION_SERVER_ACCESS_LOG", &pipe);
+    let server = Server::start_as(command, backend, &["--respond", "ok", "--access-log", pipe.to_str().unwrap()]);
+    let mut client = Client::of(&server);
+    let request = format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(2000)).repeat(AT_ONCE);
+    let mut sent = 0;
+    while server.status()["log_lines_dropped"] == 0 {
+        client.send(&request);
+        for _ in 0..AT_ONCE {
+            assert_eq!(client.answer().status, 200);
+        }
+        sent += AT_ONCE;
+        assert!(sent < 100_000, "nothing was dropped");
+    }
+    let reader = std::fs::File::open(&pipe).unwrap();
+    let reader = thread::spawn(move || {
+        let lines = BufReader::new(reader).lines().map_while(Result::ok);
+        lines.take_while(|line| !line.contains("/last")).count()
+    });
+    // Until there is room again, it may be dropped as well.
+    until("the line of a later request is written", || {
+        assert_eq!(client.get("/last").status, 200);
+        reader.is_finished()
+    });
+    let written = reader.join().unwrap();
+    assert!((1..sent).contains(&written), "{written} of {sent}");
+    until("it is said how many were lost", || server.has_said("log lines were dropped"));
+}

@@ -1,0 +1,98 @@
+//! Upgrades that fail: the old server stays, and says why.
+
+use super::*;
+
+on_every_backend! {
+    what_is_no_server_of_this_kind_changes_nothing,
+    a_new_server_that_cannot_start_says_why,
+    a_new_server_that_is_killed_changes_nothing,
+}
+
+fn refused(line: &Line, program: &str, reason: &str) {
+    let before = line.process();
+    let (code, said) = line.word(&["upgrade", program, "--wait"]);
+    assert_eq!(code, Some(75), "{said}");
+    assert!(said.contains(reason), "{said}");
+    let status = line.status();
+    assert_eq!((status["pid"].as_u64(), line.pid_file()), (Some(u64::from(before)), before));
+}
+
+fn what_is_no_server_of_this_kind_changes_nothing(backend: &str) {
+    let line = Line::start(backend, &["-w", "2", "--upgrade-timeout", "1s"]);
+    line.until_ready(2);
+    let crowd = Crowd::begin(&line, 16, 4);
+    let hello = |protocol: u32| format!(r#"printf '{{"hello":{{"protocol":{protocol},"version":"9.9"}}}}\n' >&0"#);
+    for (name, text, reason) in [
+        ("exits", "exit 1".to_owned(), "exited with code 1 before it was ready"),
+        ("sleeps", "sleep 1000".to_owned(), "does not say that it is a server of this kind"),
+        ("babbles", "echo nonsense >&0; exec sleep 1000".to_owned(), "cannot be understood"),
+        (
+            "newer",
+            format!("{}; exec sleep 1000", hello(999)),
+            "(version 9.9) speaks version 999 of the handover, and this one 1",
+        ),
+        ("stalls", format!("{}; exec sleep 1000", hello(1)), "was not ready within 1 s (--upgrade-timeout)"),
+        ("hasty", format!("{}; echo '{{\"serving\":{{}}}}' >&0; exec sleep 1000", hello(1)), "in the phase Given"),
+    ] {
+        let program = line.script(name, &text);
+        refused(&line, &program, reason);
+        let upgrade = &line.status()["upgrade"];
+        assert_eq!((&upgrade["state"], &upgrade["program"]), (&"failed".into(), &program.as_str().into()));
+        assert!(upgrade["reason"].as_str().unwrap().contains(reason), "{upgrade}");
+    }
+    refused(&line, &path(&line.folder, "nothing"), "there is no such file");
+    assert!(line.server.has_said("the upgrade has failed; this server serves on"));
+    crowd.end();
+    line.stop();
+}
+
+fn a_new_server_that_cannot_start_says_why(backend: &str) {
+    let line = Line::start(backend, &["-w", "2", "--give-up", "1/60s", "--", "sh", "-c", &app()]);
+    line.until_ready(2);
+    let crowd = Crowd::begin(&line, 4, 4);
+    // What the new binary is started with is not what it understands.
+    let other = line.script("other", &format!("exec {PROGRAM} --no-such-flag \"$@\""));
+    refused(&line, &other, "the new server cannot start: error: --no-such-flag is no flag");
+    let other = line.script("taken", &format!("exec {PROGRAM} --listen {} \"$@\"", "192.0.2.1:1"));
+    refused(&line, &other, "the new server cannot start: cannot listen on 192.0.2.1:1");
+    crowd.end();
+    line.stop();
+}
+
+/// The workers start only where no file `slow` lies beside the server's own files.
+fn app() -> String {
+    format!("while test -e \"$(dirname \"$SOCKET_PATH\")/../../slow\"; do sleep 0.1; done; exec {PROGRAM} worker")
+}
+
+fn a_new_server_that_is_killed_changes_nothing(backend: &str) {
+    let line = Line::start(backend, &["-w", "2", "--", "sh", "-c", &app()]);
+    line.until_ready(2);
+    let crowd = Crowd::begin(&line, 8, 4);
+    let (slow, before) = (line.folder.path().join("slow"), line.process());
+    fs::write(&slow, "").unwrap();
+    let (code, said) = line.word(&["upgrade"]);
+    assert_eq!(code, Some(0), "{said}");
+    let process = line.status()["upgrade"]["pid"].as_u64().unwrap() as u32;
+    let mut started: Vec<Process> = Vec::new();
+    until("its workers start", || {
+        started = Process::below(process).into_iter().filter(|other| other.command.contains("dirname")).collect();
+        started.len() >= 2
+    });
+    let (code, said) = line.word(&["upgrade", "--wait"]);
+    assert!(code == Some(75) && said.contains("under way already"), "{said}");
+    send_signal(process, "KILL");
+    until("it is told", || line.status()["upgrade"]["state"] == "failed");
+    let upgrade = line.status()["upgrade"].take();
+    assert!(upgrade["reason"].as_str().unwrap().contains("killed by signal 9"), "{upgrade}");
+    assert_eq!(line.process(), before);
+    until("its workers end with it", || !started.iter().any(Process::is_alive));
+    fs::remove_file(&slow).unwrap();
+    crowd.goes_on(20);
+    line.upgraded();
+    crowd.goes_on(20);
+    crowd.end();
+    // A stop in the middle of another ends both.
+    fs::write(&slow, "").unwrap();
+    line.word(&["upgrade"]);
+    line.stop();
+}
