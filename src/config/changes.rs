@@ -44,6 +44,8 @@ pub struct Changes {
     pub closed: Vec<Listener>,
     /// Unix sockets that stay, and that others may connect to.
     pub access: Vec<Listener>,
+    /// Listeners that stay, and that something else is to stand in front of.
+    pub fronts: Vec<Listener>,
     /// Whether the routes are others.
     pub routes: bool,
     /// What becomes of apps, by their names.
@@ -66,6 +68,8 @@ impl Changes {
         let mut lines: Vec<String> = self.server.iter().map(ToString::to_string).collect();
         lines.extend(self.opened.iter().map(|listener| format!("listener {}: opened", listener.address)));
         lines.extend(self.closed.iter().map(|listener| format!("listener {}: closed", listener.address)));
+        let left = "what stands in front of it (needs a restart of the server; left as it was)";
+        lines.extend(self.fronts.iter().map(|listener| format!("listener {}: {left}", listener.address)));
         lines.extend(self.access.iter().map(|listener| format!("listener {}: mode and owner", listener.address)));
         lines.extend(self.routes.then(|| "routes: changed".to_owned()));
         for (name, fate) in &self.apps {
@@ -98,8 +102,13 @@ pub fn diff(old: &Loaded, new: &Loaded) -> Changes {
     let same = |one: &Listener, all: &[Listener]| all.iter().any(|other| other.address == one.address);
     changes.opened = after.iter().filter(|listener| !same(listener, before)).cloned().collect();
     changes.closed = before.iter().filter(|listener| !same(listener, after)).cloned().collect();
-    let stays = |listener: &&Listener| same(listener, before) && !before.contains(listener);
-    changes.access = after.iter().filter(stays).cloned().collect();
+    let earlier = |one: &Listener| before.iter().find(|other| other.address == one.address);
+    let others = |differs: fn(&Listener, &Listener) -> bool| {
+        let filter = |one: &&Listener| earlier(one).is_some_and(|other| differs(one, other));
+        after.iter().filter(filter).cloned().collect()
+    };
+    changes.access = others(|one, other| one.access != other.access);
+    changes.fronts = others(|one, other| one.front != other.front);
     // Routes name apps by their index, which may be another although the app is the same.
     changes.routes = routes(&old.config) != routes(&new.config);
     for app in &old.config.apps {

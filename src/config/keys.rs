@@ -418,13 +418,15 @@ const LOOPS: &[Key] = &[
         .example("10.0.0.0/8"),
     key("forwarded", "keep|write", "keep", FORWARDED_HELP, |settings, text| {
         store(&mut settings.front.writes_forwarded, choice(text, &[("keep", false), ("write", true)]))
-    }),
+    })
+    .example("write"),
     key("proxy-protocol", "WHOM", "", PROXY_HELP, |settings, text| settings.front.proxies.add(text))
         .many()
         .example("10.0.0.0/8"),
     key("proxy-protocol-timeout", "DURATION", "5s", "How long such a header may take to come", |settings, text| {
         store(&mut settings.front.header_timeout, duration(text, POSITIVE))
-    }),
+    })
+    .example("2s"),
     key(
         "loops",
         "N|auto",

@@ -82,6 +82,8 @@ pub struct Listener {
     pub address: ListenAddress,
     /// Who may connect, where it is a Unix socket.
     pub access: UnixListen,
+    /// What stands in front of it.
+    pub front: Front,
 }
 
 /// What is said of the process, and of one app. Checked: every number is within its range.
@@ -93,8 +95,10 @@ pub struct Settings {
     pub unix_listen: UnixListen,
     /// What holds for single ones.
     pub unix_listen_of: BTreeMap<PathBuf, UnixListen>,
-    /// What stands in front of them.
+    /// What stands in front of those that are not in `front_of`.
     pub front: Front,
+    /// What stands in front of single ones.
+    pub front_of: Vec<(ListenAddress, Front)>,
     /// Event loops, 1 to 1024.
     pub loops: usize,
     /// Which backend runs the loops.
@@ -476,6 +480,7 @@ impl Default for Settings {
             unix_listen: UnixListen::default(),
             unix_listen_of: BTreeMap::new(),
             front: Front::default(),
+            front_of: Vec::new(),
             loops: cores,
             backend: BackendChoice::Auto,
             max_connections: 10_000,
@@ -568,6 +573,11 @@ impl Default for App {
 }
 
 impl Settings {
+    /// What stands in front of a listener.
+    pub fn front_at(&self, address: &ListenAddress) -> &Front {
+        self.front_of.iter().find(|(other, _)| other == address).map_or(&self.front, |(_, front)| front)
+    }
+
     /// Who may connect to the Unix socket at a path.
     pub fn unix_listen_at(&self, path: &Path) -> &UnixListen {
         self.unix_listen_of.get(path).unwrap_or(&self.unix_listen)

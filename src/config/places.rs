@@ -191,6 +191,8 @@ pub const COMMAND: &str = "apps.*.command";
 pub const ADDRESS: &str = "listen[].address";
 /// What belongs to one Unix socket that is listened on.
 pub const OF_SOCKET: [&str; 3] = ["listen-mode", "listen-owner", "listen-group"];
+/// What may be said of one listener in the place of what is said of all.
+pub const OF_FRONT: [&str; 4] = ["trusted-proxies", "forwarded", "proxy-protocol", "proxy-protocol-timeout"];
 
 use Reload::{Listener, Live, Restart, Roll};
 use Shape::{Count, False, List, Map, Size, Switch, Text, TextOrFalse, Word};
@@ -225,6 +227,10 @@ pub const PLACES: &[Place] = &[
     at("listen-mode", "listen[].mode", Text, Listener),
     at("listen-owner", "listen[].owner", Text, Listener),
     at("listen-group", "listen[].group", Text, Listener),
+    at("trusted-proxies", "listen[].trusted_proxies", List, Restart),
+    at("forwarded", "listen[].forwarded", Word, Restart),
+    at("proxy-protocol", "listen[].proxy_protocol.from", List, Restart),
+    at("proxy-protocol-timeout", "listen[].proxy_protocol.timeout", Shape::Duration, Restart),
     at("", COMMAND, List, Roll),
     at("directory", "apps.*.directory", Text, Roll),
     Place {
@@ -378,7 +384,11 @@ pub const TABLES: &[(&str, &str)] = &[
         "server.proxy_protocol",
         "Load balancers that begin each connection with a header of the PROXY protocol; a list alone stands for `from`.",
     ),
-    ("listen[]", "One address to listen on; `[[listen]]` again for each further one."),
+    (
+        "listen[]",
+        "One address to listen on; `[[listen]]` again for each further one. What it says itself holds in the place of `[server]`'s.",
+    ),
+    ("listen[].proxy_protocol", "As `[server.proxy_protocol]`, for this listener alone."),
     (
         "apps",
         "The apps behind the loops, each under a name of its own: `[apps.web]`. With several of them `[[routes]]` says which gets what.",
@@ -414,6 +424,7 @@ pub const TABLES: &[(&str, &str)] = &[
 /// Tables for which a value alone stands for one of their keys.
 pub const SHORT: &[(&str, &str)] = &[
     ("server.proxy_protocol", "server.proxy_protocol.from"),
+    ("listen[].proxy_protocol", "listen[].proxy_protocol.from"),
     ("apps.*.ready", "apps.*.ready.by"),
     ("apps.*.hot_reload", "apps.*.hot_reload.by"),
     ("log.access", "log.access.to"),

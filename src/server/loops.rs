@@ -129,9 +129,12 @@ impl LoopSet {
 
 /// The listeners of each loop.
 pub(super) fn share_out(listeners: &[Listening], settings: &Settings) -> Result<Vec<Vec<ListenerSetup>>, StartError> {
-    let (loops, front) = (settings.loops, Arc::new(settings.front.clone()));
+    let loops = settings.loops;
     let of_loop = |index| -> io::Result<Vec<ListenerSetup>> {
-        let setups = listeners.iter().map(|listening| listening.of_loop(index, loops, &front));
+        let setups = listeners.iter().map(|listening| {
+            let front = Arc::new(settings.front_at(&listening.asked).clone());
+            listening.of_loop(index, loops, &front)
+        });
         let all: io::Result<Vec<_>> = setups.collect();
         all.map(|all| all.into_iter().flatten().collect())
     };

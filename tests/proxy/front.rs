@@ -18,6 +18,7 @@ on_every_backend! {
     only_those_who_may_connect
     the_client_of_a_header_may_be_a_trusted_proxy
     a_stop_does_not_wait_for_headers
+    each_listener_may_have_a_front_of_its_own
 }
 
 const FRONT: &str = "X-Forwarded-For: 6.6.6.6, 203.0.113.9\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: shop.example\r\n\
@@ -288,4 +289,34 @@ fn a_stop_does_not_wait_for_headers(backend: &str) {
     until("the connection is there", || server.status()["connection_states"]["accepting"] == 1);
     assert_eq!(server.stop(), Some(0));
     assert!(client.rest().0.is_empty());
+}
+
+fn each_listener_may_have_a_front_of_its_own(backend: &str) {
+    let (worker, folder) = (Worker::echo(), folder());
+    let place = |name: &str| folder.path().join(name).display().to_string();
+    let file = format!(
+        "server.trusted_proxies = [\"loopback\"]\n\
+         [[listen]]\naddress = \"unix:{}\"\ntrusted_proxies = [\"unix\"]\n\
+         [[listen]]\naddress = \"unix:{}\"\nproxy_protocol = {{ from = [\"unix\"], timeout = \"20s\" }}\nforwarded = \"write\"\n",
+        place("trusting"),
+        place("required")
+    );
+    std::fs::write(place("site.toml"), file).unwrap();
+    let (trusting, required) = (format!("unix:{}", place("trusting")), format!("unix:{}", place("required")));
+    let flags = ["-f", &place("site.toml"), "--listen", "127.0.0.1:0", "--listen", &trusting, "--listen", &required];
+    let server = Server::before(backend, &worker.url, &flags);
+    let lines = "X-Forwarded-For: 203.0.113.9\r\n";
+    let ask = |socket: &str, bytes: &[u8]| {
+        let mut stream = UnixStream::connect(place(socket)).unwrap();
+        stream.write_all(bytes).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split_once("\r\n\r\n").map_or_else(String::new, |(_, body)| body.to_owned())
+    };
+    let last = request(&format!("{lines}Connection: close\r\n"));
+    assert_told(&Client::of(&server).ask(&request(lines)).text(), &[("X-Real-IP", "203.0.113.9"), ("Forwarded", "")]);
+    assert_told(&ask("trusting", last.as_bytes()), &[("X-Forwarded-For", "203.0.113.9"), ("Forwarded", "")]);
+    let told = [("X-Forwarded-For", "203.0.113.7"), ("Forwarded", "for=203.0.113.7;proto=http;host=\"test\"")];
+    assert_told(&ask("required", &[V1, last.as_bytes()].concat()), &told);
+    assert_eq!(ask("required", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"), "");
 }

@@ -70,6 +70,8 @@ def django(cache):
 
 def rack(cache):
     from_debian("puma", "puma")
+    if processes.run_to_end(["ruby", "-e", "require 'rack'"], 20)[0] != 0:
+        from_debian("rackup", "ruby-rack")
     return written(os.path.join(cache, "behind", "rack"), RACK), ["puma", "-q", "-b", "unix://{socket}", "config.ru"]
 
 

@@ -30,6 +30,9 @@ fn settings(file: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Setti
 fn one(place: &Place, value: &str) -> String {
     let (table, name) =
         place.path.replace('*', "web").rsplit_once('.').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    if let Some(inner) = table.strip_prefix("listen[].") {
+        return format!("[[listen]]\naddress = \"unix:/run/x.sock\"\n{inner}.{name} = {value}\n");
+    }
     match table.strip_suffix("[]") {
         Some(list) if name == "address" => format!("[[{list}]]\naddress = {value}\n"),
         Some(list) => format!("[[{list}]]\naddress = \"unix:/run/x.sock\"\n{name} = {value}\n"),
@@ -54,6 +57,13 @@ fn every_key_is_read_from_the_file_as_from_its_flag() {
             assert_eq!(access, from_file.unix_listen_at("/run/x.sock".as_ref()), "{}", place.path);
             assert_ne!(access, &UnixListen::default(), "{}", place.path);
             from_flag.unix_listen = from_file.unix_listen.clone();
+        }
+        if place.path.starts_with("listen[]") && super::super::places::OF_FRONT.contains(&key.name) {
+            let listener = ListenAddress::Unix("/run/x.sock".into());
+            assert_eq!(&from_flag.front, from_file.front_at(&listener), "{}", place.path);
+            assert_ne!(from_flag.front, from_file.front, "{}", place.path);
+            (from_flag.front, from_flag.front_of) = (from_file.front.clone(), from_file.front_of.clone());
+            from_flag.listen.clone_from(&from_file.listen);
         }
         from_flag.unix_listen_of.clone_from(&from_file.unix_listen_of);
         assert_eq!(format!("{from_flag:?}"), format!("{from_file:?}"), "{}", place.path);
