@@ -5,7 +5,8 @@
 
 use std::ffi::CString;
 
-use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, initgroups, setgid, setgroups, setuid};
+use nix::errno::Errno;
+use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, setgid, setuid};
 
 use super::{StartError, exit};
 use crate::config::Settings;
@@ -25,11 +26,7 @@ pub(super) fn give_up(settings: &Settings) -> Result<(), StartError> {
             .and_then(|(_, named)| named.as_ref())
             .and_then(|named| CString::new(named.name.as_str()).ok());
         // The further groups go with the user that had them.
-        let further = match (&name, &user) {
-            (Some(name), _) => initgroups(name, group),
-            (None, Some(_)) => setgroups(&[group]),
-            (None, None) => Ok(()),
-        };
+        let further = if user.is_some() { take_groups(name, group) } else { Ok(()) };
         let number = user.as_ref().map(|(number, _)| *number);
         let become_it = further.and_then(|()| setgid(group)).and_then(|()| number.map_or(Ok(()), setuid));
         become_it.map_err(|error| StartError {
@@ -39,6 +36,18 @@ pub(super) fn give_up(settings: &Settings) -> Result<(), StartError> {
         stay_readable();
     }
     Ok(())
+}
+
+/// The groups of that user beside `group`; of one without a name, none. By the C library itself: the wrappers are not there for macOS.
+fn take_groups(name: Option<CString>, group: Gid) -> nix::Result<()> {
+    let group = group.as_raw();
+    let outcome = match name {
+        // SAFETY: the name ends with a zero byte and is only read.
+        Some(name) => unsafe { libc::initgroups(name.as_ptr(), group as _) },
+        // SAFETY: one number is read, where it lies.
+        None => unsafe { libc::setgroups(1, &group) },
+    };
+    Errno::result(outcome).map(drop)
 }
 
 /// Who they are, for people.
