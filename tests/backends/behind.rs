@@ -241,7 +241,7 @@ fn acknowledged_by<B: Backend>(rig: &mut Rig<B>, mut peer: impl Read, sock: Sock
     while got < total {
         // All that has come, so that the window opens.
         let mut buffer = vec![0; total];
-        let count = peer.read(&mut buffer).unwrap();
+        let count = crate::support::read(&mut peer, &mut buffer).unwrap();
         got += count;
         let now = rig.backend.acknowledged(sock);
         assert!(now >= before && now <= total as u64, "{now} after {before}");
@@ -273,7 +273,7 @@ pub fn a_close_waits_for_a_peer_that_acknowledges<B: Backend>() {
     // however long this process is kept from running.
     while !ended {
         assert!(Instant::now() < deadline, "{got} bytes came in time");
-        match stream.read(&mut buffer) {
+        match crate::support::read(&mut stream, &mut buffer) {
             Ok(count) => {
                 assert_eq!(buffer[..count], pattern(got, count));
                 got += count;

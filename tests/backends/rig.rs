@@ -387,7 +387,7 @@ pub fn read_pattern(mut stream: impl Read, total: usize) {
     let mut buffer = vec![0; 64 * 1024];
     let mut got = 0;
     loop {
-        let count = stream.read(&mut buffer).unwrap();
+        let count = crate::support::read(&mut stream, &mut buffer).unwrap();
         if count == 0 {
             break;
         }

@@ -123,7 +123,7 @@ pub fn gathered_sends_reach_a_slow_reader_in_order<B: Backend>() {
         let mut got = 0;
         while got < EIGHT_MIB {
             let mut buffer = vec![0; (1 + got % 30_000).min(EIGHT_MIB - got)];
-            let count = stream.read(&mut buffer).unwrap();
+            let count = crate::support::read(&mut stream, &mut buffer).unwrap();
             assert!(count > 0, "the stream ended at {got}");
             assert_eq!(buffer[..count], pattern(got, count));
             got += count;
@@ -382,7 +382,7 @@ pub fn what_may_have_left_counts_as_offered<B: Backend>() {
     let mut got = 0;
     while got < EIGHT_MIB {
         rig.wait(Duration::ZERO);
-        let count = stream.read(&mut buffer).unwrap();
+        let count = crate::support::read(&mut stream, &mut buffer).unwrap();
         assert_eq!(buffer[..count], pattern(got, count));
         got += count;
         let (offered, sent) = (rig.backend.offered(sock), rig.backend.sent(sock));

@@ -1,6 +1,6 @@
 //! A control server on a thread of its own, and clients that speak plain bytes.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -277,7 +277,7 @@ impl Client {
     /// False at the end of the connection.
     fn receive(&mut self) -> bool {
         let mut buffer = [0; 64 * 1024];
-        let count = self.stream.read(&mut buffer).unwrap();
+        let count = crate::support::read(&mut self.stream, &mut buffer).unwrap();
         self.input.extend_from_slice(&buffer[..count]);
         count > 0
     }

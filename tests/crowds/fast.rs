@@ -1,6 +1,6 @@
 //! Sixty-four clients that want answers and nothing else: whoever waits beside them must not be noticed.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{ErrorKind, Write};
 use std::time::Instant;
 
 use mio::net::TcpStream;
@@ -62,7 +62,7 @@ impl Fast {
     fn receive(&mut self, each: usize) {
         let mut buffer = [0; 4096];
         loop {
-            match self.stream.read(&mut buffer) {
+            match crate::support::read(&mut self.stream, &mut buffer) {
                 Ok(0) => panic!("a fast client's connection ended after {} answers", self.answers),
                 Ok(count) => self.input.extend_from_slice(&buffer[..count]),
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotConnected) => return,

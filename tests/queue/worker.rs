@@ -1,6 +1,6 @@
 //! Workers whose every move is scripted: a handler is called with each request and the stream to answer on.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -199,7 +199,7 @@ fn read_question(stream: &mut UnixStream, buffer: &mut Vec<u8>) -> Option<Questi
         if let Some(end) = enough(buffer) {
             return Some(buffer.drain(..end).collect::<Vec<u8>>());
         }
-        match stream.read(&mut bytes) {
+        match crate::support::read(&mut *stream, &mut bytes) {
             Ok(0) | Err(_) => return None,
             Ok(count) => buffer.extend_from_slice(&bytes[..count]),
         }

@@ -309,7 +309,7 @@ impl Client {
 
     fn receive(&mut self) -> std::io::Result<usize> {
         let mut buffer = [0; 65536];
-        let read = self.stream.read(&mut buffer);
+        let read = crate::support::read(&mut self.stream, &mut buffer);
         assert!(!read.as_ref().is_err_and(is_timeout), "nothing came for {DEADLINE:?} after {}", text(&self.input));
         let count = read?;
         self.input.extend_from_slice(&buffer[..count]);

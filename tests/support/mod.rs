@@ -39,6 +39,17 @@ pub fn folder() -> tempfile::TempDir {
     tempfile::Builder::new().prefix("test").tempdir().unwrap()
 }
 
+/// Reads as [`std::io::Read::read`] does, and again when a signal comes: one ends a read from a socket with a timeout (signal(7)), and some
+/// tests wait for children in this process.
+pub fn read(mut stream: impl std::io::Read, buffer: &mut [u8]) -> std::io::Result<usize> {
+    loop {
+        match stream.read(buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Waits until `condition` holds.
 pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let end = Instant::now() + DEADLINE;

@@ -279,7 +279,7 @@ impl Incoming {
     /// Receives once: how many bytes came. `None` at the end.
     pub fn receive(&mut self) -> Option<usize> {
         let mut buffer = [0; 65536];
-        let count = self.socket.read(&mut buffer).unwrap_or(0);
+        let count = crate::support::read(&mut self.socket, &mut buffer).unwrap_or(0);
         let mut records = self.records.lock().unwrap();
         let record = &mut records[self.index];
         if count == 0 {
