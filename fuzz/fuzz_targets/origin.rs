@@ -63,7 +63,7 @@ fuzz_target!(|bytes: &[u8]| {
     {
         let values: Vec<&[u8]> =
             again.iter().filter(|field| field.kind == kind).map(|field| field.value.of(out.written())).collect();
-        assert_eq!(values.len(), 1, "{kind:?}");
+        assert_eq!(values.len(), 1, "{kind:?} in {}", out.written().escape_ascii());
         let expected = match kind {
             Kind::XForwardedFor => &b"203.0.113.9, 10.0.0.2, 10.0.0.1"[..],
             Kind::XRealIp => b"203.0.113.9",

@@ -7,6 +7,7 @@
 //! - `front`: what may stand in front of the server;
 //! - `arguments`: the command line, and its mistakes in one line;
 //! - `load`: all places together, and `clashes`: what of them does not go together;
+//! - `shell`: completions and the manual page;
 //! - `conformance`: the words of that subcommand;
 //! - `environment`: the variables;
 //! - `steering`: the words that speak to a server which runs already;
@@ -32,6 +33,7 @@ mod places;
 mod report;
 pub mod route;
 mod schema;
+mod shell;
 mod show;
 mod steering;
 mod units;

@@ -111,6 +111,7 @@ fn scheme_host_and_port_are_those_of_the_clients_hop() {
             (Some(true), "a.example:8443", Some(8443)),
         ),
         ("X-Forwarded-Proto: https\r\nX-Forwarded-Host: [::1]\r\n", (Some(true), "[::1]", Some(443))),
+        ("X-Forwarded-Proto: https\r\nX-Forwarded-Host: a:0\r\n", (Some(true), "a:0", Some(443))),
         ("X-Forwarded-Proto: https\r\nX-Forwarded-Port: 4433\r\n", (Some(true), "", Some(4433))),
         ("X-Forwarded-Proto: gopher\r\nX-Forwarded-Port: 0\r\nX-Forwarded-Host: a b\r\n", (None, "", None)),
         ("X-Forwarded-Port: 70000\r\nX-Forwarded-Host: user@a\r\n", (None, "", None)),
