@@ -14,7 +14,7 @@ use crate::http::{Framing, Method, body_len};
 use crate::log::AccessRecord;
 
 use super::{State, Stream};
-use crate::event_loop::{Loop, access_record};
+use crate::event_loop::{Loop, Told, access_record};
 
 /// What became of a look at the input.
 enum Step {
@@ -115,7 +115,6 @@ impl<B: Backend> Loop<B> {
 
     fn take_request(&mut self, sock: Sock, mut input: Block, request: &Request) -> Step {
         self.count().requests.add(1);
-        self.find_origin(sock, &input);
         if let Some(client) = self.table.client(sock) {
             client.search = Default::default();
             client.requested = true;
@@ -200,7 +199,10 @@ impl<B: Backend> Loop<B> {
         let bytes = if self.access.enabled() { body_len(&piece) as u64 } else { 0 };
         self.become_state(sock, State::WritingResponse);
         self.backend.send(sock, piece.into());
-        self.log_answer(sock, &input[request.method_span.start as usize..request.len], 200, bytes);
+        if self.access.enabled() {
+            let told = self.told(sock, input);
+            self.log_answer(sock, &input[request.method_span.start as usize..request.len], told, 200, bytes);
+        }
     }
 
     /// After an answer of the loop itself: the next request, once the body of this one is out of the way.
@@ -258,17 +260,16 @@ impl<B: Backend> Loop<B> {
             self.become_state(sock, State::WritingResponse);
         }
         self.backend.send(sock, piece.into());
-        self.log_answer(sock, b"", status, bytes);
+        self.log_answer(sock, b"", None, status, bytes);
         self.close_client(sock, How::Flushed);
     }
 
     /// Writes the access line of a request that no exchange carries.
-    fn log_answer(&mut self, sock: Sock, head: &[u8], status: u16, bytes: u64) {
+    fn log_answer(&mut self, sock: Sock, head: &[u8], told: Option<Box<Told>>, status: u16, bytes: u64) {
         if self.access.enabled()
             && let Some(client) = self.table.client(sock)
         {
-            // Without a head none was understood, and the origin is that of another.
-            let address = if head.is_empty() { client.arrival.peer.address() } else { self.heads.origin.client };
+            let address = told.map_or(client.arrival.peer.address(), |told| told.client);
             let record = access_record(head, client.http.version, address, self.time.day.micros(self.time.nanos()));
             self.access.record(&AccessRecord { status, bytes, ..record });
         }

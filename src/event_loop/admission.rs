@@ -34,6 +34,9 @@ pub(crate) struct Listener {
     pub app: u16,
     /// What stands in front of it.
     pub front: Arc<Front>,
+    /// Traces of peers that are not trusted pass, for nobody is.
+    pub traces: bool,
+    pub writes_forwarded: bool,
 }
 
 /// What is spoken on a listener.
@@ -56,6 +59,8 @@ impl Scheme {
 #[derive(Default)]
 pub(crate) struct Accepting {
     pub listeners: Vec<Listener>,
+    /// Some of them have trusted proxies in front.
+    pub believes: bool,
     /// They are paused: for `max_connections`, or until another process hands its work over.
     paused: bool,
     /// Those whose end the backend has told.

@@ -8,9 +8,10 @@ use std::net::IpAddr;
 
 use crate::backends::{Backend, How, Peer, Size, Sock};
 use crate::buffers::block::Block;
+use crate::buffers::slots::Key;
 use crate::connection::State;
 use crate::http::head::Request;
-use crate::http::id::RequestId;
+use crate::http::id::{IdText, id_text};
 use crate::http::origin::Origin;
 use crate::http::proxy_protocol::{self, Header};
 use crate::http::rewrite::Forward;
@@ -18,7 +19,7 @@ use crate::http::{Version, is_loopback_host};
 use crate::log::AccessRecord;
 use crate::metrics::Counter;
 
-use super::{Heads, Listener, Loop};
+use super::{Listener, Loop};
 
 /// How a connection came, as its socket or a PROXY protocol header says.
 pub(crate) struct Arrival {
@@ -36,20 +37,51 @@ impl Arrival {
     }
 }
 
-/// Who asks, and the id of what is asked.
+/// Who asks, and the id of what is asked. Of nearly all nobody says anything: they cost a null pointer.
+#[derive(Clone)]
 pub(crate) struct Asker {
-    pub id: RequestId,
-    /// The client's address, as far as it is known: the one that everything goes by that depends on who asks.
-    pub client: Option<IpAddr>,
+    /// The id that we have given it.
+    own: u64,
+    /// What a trusted proxy knows better.
+    told: Option<Box<Told>>,
 }
 
-impl Heads {
-    /// Who asks in the request in hand, which is `own` unless a trusted proxy has named it.
+/// What a trusted proxy says of who asks.
+#[derive(Clone)]
+pub(crate) struct Told {
+    pub client: Option<IpAddr>,
+    /// Empty if it gave none.
+    id: Box<[u8]>,
+}
+
+impl Asker {
+    /// The client's address, as far as it is known: the one that everything goes by that depends on who asks. `arrival` is that of its
+    /// connection.
     #[inline]
-    pub fn asker(&self, input: &[u8], own: u64) -> Asker {
-        let given = if self.origin.trusted { self.origin.request_id.of(input) } else { b"" };
-        let id = if given.is_empty() { RequestId::Own(own) } else { RequestId::Given(given.into()) };
-        Asker { id, client: self.origin.client }
+    pub fn client(&self, arrival: &Arrival) -> Option<IpAddr> {
+        self.told.as_ref().map_or(arrival.peer.address(), |told| told.client)
+    }
+
+    /// The request's id, as fields and logs write it.
+    #[inline(always)]
+    pub fn id(&self) -> IdText<'_> {
+        id_of(&self.told, self.own)
+    }
+}
+
+impl From<u64> for Asker {
+    /// Somebody of whom no proxy says anything.
+    fn from(own: u64) -> Asker {
+        Asker { own, told: None }
+    }
+}
+
+/// The id of a request, which is `own` unless a trusted proxy has given it another.
+#[inline(always)]
+pub(crate) fn id_of(told: &Option<Box<Told>>, own: u64) -> IdText<'_> {
+    match told {
+        Some(told) if !told.id.is_empty() => IdText::Given(&told.id),
+        _ => IdText::Own(id_text(own)),
     }
 }
 
@@ -65,8 +97,8 @@ impl Listener {
             request_id: id,
             start_micros,
             origin: origin.trusted.then_some(origin),
-            traces: self.front.trusted.is_empty(),
-            writes_forwarded: self.front.writes_forwarded,
+            traces: self.traces,
+            writes_forwarded: self.writes_forwarded,
             keep_alive: true,
             open: false,
             edits: None,
@@ -157,17 +189,29 @@ impl<B: Backend> Loop<B> {
         self.close_client(sock, How::Now);
     }
 
-    /// Finds out where the request comes from whose head, parsed just now, begins `input`.
-    #[inline]
-    pub fn find_origin(&mut self, sock: Sock, input: &[u8]) {
-        let Some(client) = self.table.client(sock) else { return };
-        let (peer, heads) = (client.arrival.peer.address(), &mut self.heads);
-        let trust = &self.accepting.listeners[client.listener as usize].front.trusted;
-        if trust.is_empty() {
-            heads.origin.begin(peer);
-        } else {
-            heads.origin.read(input, &heads.fields, peer, trust);
+    /// Notes what a trusted proxy says of who asks.
+    #[inline(always)]
+    pub fn note_told(&mut self, key: Key, told: Option<Box<Told>>) {
+        if told.is_some()
+            && let Some(exchange) = self.exchanges.lookup_mut(key)
+        {
+            exchange.request.asker.told = told;
         }
+    }
+
+    /// What a trusted proxy says of who asks in the request whose head, parsed just now, is `head`, or begins it.
+    #[inline(always)]
+    pub fn told(&mut self, sock: Sock, head: &[u8]) -> Option<Box<Told>> {
+        if self.accepting.believes { self.read_told(sock, head) } else { None }
+    }
+
+    #[cold]
+    fn read_told(&mut self, sock: Sock, head: &[u8]) -> Option<Box<Told>> {
+        let client = self.table.client(sock)?;
+        let trust = &self.accepting.listeners[client.listener as usize].front.trusted;
+        let origin = &mut self.heads.origin;
+        origin.read(head, &self.heads.fields, client.arrival.peer.address(), trust);
+        origin.trusted.then(|| Box::new(Told { client: origin.client, id: origin.request_id.of(head).into() }))
     }
 
     /// Whether the inside may be told: the peer is on this machine, speaks for nobody else, and means this machine by the name that

@@ -18,7 +18,7 @@ mod memory;
 
 pub(crate) use admission::{Accepting, Listener};
 pub use admission::{Admission, Scheme};
-pub(crate) use front::{Arrival, Asker, access_record};
+pub(crate) use front::{Arrival, Asker, Told, access_record, id_of};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
 

@@ -161,7 +161,7 @@ impl<B: Backend> Loop<B> {
             head_only: exchange.request.method == Method::Head,
             retry_after: matches!(status, 503 | 504).then_some(1),
             reload: format == Format::Html && detail == STARTING,
-            request_id: Some(&exchange.request.asker.id.text()),
+            request_id: Some(&exchange.request.asker.id()),
             ..Reply::new(status, detail, &self.time.day.date)
         };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
@@ -203,8 +203,13 @@ impl<B: Backend> Loop<B> {
             app: &self.shared.apps[exchange.app as usize].settings.name,
             note: exchange.answer.note.as_deref(),
             worker: seat.map(|seat| seat.target.number),
-            request_id: &exchange.request.asker.id.text(),
-            ..access_record(head, client.http.version, exchange.request.asker.client, self.time.day.micros(now))
+            request_id: &exchange.request.asker.id(),
+            ..access_record(
+                head,
+                client.http.version,
+                exchange.request.asker.client(&client.arrival),
+                self.time.day.micros(now),
+            )
         });
     }
 

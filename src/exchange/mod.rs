@@ -205,7 +205,7 @@ pub(crate) struct Exchange {
 impl Exchange {
     /// A request whose head was rewritten to `head`, before anything else has happened to it.
     #[inline]
-    pub fn new(stream: Stream, app: u16, request: &head::Request, head: Block, asker: Asker, time: &Time) -> Exchange {
+    pub fn new(stream: Stream, app: u16, request: &head::Request, head: Block, id: u64, time: &Time) -> Exchange {
         use crate::http::Framing;
         let now = time.nanos();
         let upload = if request.framing == Framing::None { Upload::Whole } else { Upload::Collecting };
@@ -215,7 +215,7 @@ impl Exchange {
             phase: Phase::Collecting,
             source: Source::None,
             request: Request {
-                asker,
+                asker: Asker::from(id),
                 method: request.method,
                 websocket: request.websocket,
                 expects: request.expect_continue && request.framing != Framing::None,

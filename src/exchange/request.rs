@@ -9,7 +9,7 @@ use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::connection::{State, Stream};
 use crate::dispatch::Outcome;
-use crate::event_loop::Loop;
+use crate::event_loop::{Loop, id_of};
 use crate::http::Framing;
 use crate::http::body::last_chunk;
 use crate::http::head::Request;
@@ -20,10 +20,11 @@ use super::{Ending, Exchange, Fate, Pace, Phase, Upload};
 impl<B: Backend> Loop<B> {
     /// Makes an exchange of a request for the app. `input` begins with its head.
     pub fn forward(&mut self, stream: Stream, mut input: Block, request: &Request) {
+        let told = self.told(stream.connection, &input);
         let Some(client) = self.table.client(stream.connection) else { return };
         let listener = &self.accepting.listeners[client.listener as usize];
-        let (app, asker) = (listener.app, self.heads.asker(&input, self.next_id));
-        let id = asker.id.text();
+        let app = listener.app;
+        let id = id_of(&told, self.next_id);
         let start_micros = self.time.day.micros(self.time.connections.now_nanos());
         let forward = Forward {
             keep_alive: self.shared.apps[app as usize].settings.keepalive,
@@ -34,9 +35,10 @@ impl<B: Backend> Loop<B> {
         let head = self.memory.scratch.write(room, |out| {
             rewrite::request(out, &input, request, &self.heads.fields, &forward);
         });
-        let exchange = Exchange::new(stream, app, request, head, asker, &self.time);
         self.become_state(stream.connection, State::Processing);
+        let exchange = Exchange::new(stream, app, request, head, self.next_id, &self.time);
         let Some(key) = self.begin_exchange(stream, exchange) else { return };
+        self.note_told(key, told);
         input.advance(request.len);
         self.memory.hold(key);
         match request.framing {

@@ -85,18 +85,19 @@ impl<B: Backend> Loop<B> {
     /// Answers with a long text of our own, which is handed out as the client takes it. `input` begins with the request's head.
     pub fn respond(&mut self, stream: Stream, input: &[u8], request: &head::Request) {
         let keep_alive = self.decide_keep_alive(stream.connection);
+        let told = self.told(stream.connection, input);
         let Some(direct) = &self.shared.direct else { return };
         let Some(client) = self.table.client(stream.connection) else { return };
         let version = client.http.version;
         let app = self.accepting.listeners[client.listener as usize].app;
         let kept = self.memory.pool.heap(&input[..request.len]);
-        let asker = self.heads.asker(input, self.next_id);
-        let mut exchange = Exchange::new(stream, app, request, kept, asker, &self.time);
+        let mut exchange = Exchange::new(stream, app, request, kept, self.next_id, &self.time);
         (exchange.phase, exchange.request.upload) = (Phase::Relaying, Upload::Sent);
         (exchange.answer.status, exchange.source) = (200, Source::Own(direct.body().clone(), 0));
         let date = &self.time.day.date;
         let piece = self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, true));
         let Some(key) = self.begin_exchange(stream, exchange) else { return };
+        self.note_told(key, told);
         self.become_state(stream.connection, State::WritingResponse);
         self.backend.send(stream.connection, piece.into());
         self.watch(stream.connection);

@@ -1,25 +1,5 @@
 //! Requests' ids as text.
 
-/// A request's id.
-#[derive(Clone, Debug)]
-pub enum RequestId {
-    /// Ours.
-    Own(u64),
-    /// That of a trusted proxy.
-    Given(Box<[u8]>),
-}
-
-impl RequestId {
-    /// As fields and logs write it.
-    #[inline]
-    pub fn text(&self) -> IdText<'_> {
-        match self {
-            RequestId::Own(id) => IdText::Own(id_text(*id)),
-            RequestId::Given(id) => IdText::Given(id),
-        }
-    }
-}
-
 /// A request's id as text.
 pub enum IdText<'a> {
     /// Ours.

@@ -44,16 +44,10 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Forgets the request before, and takes the peer for the client.
-    #[inline]
-    pub fn begin(&mut self, peer: Option<IpAddr>) {
-        (self.client, self.trusted) = (peer, false);
-    }
-
     /// Looks whether the peer is trusted, and if so reads what the fields of the request say.
     #[cold]
     pub fn read(&mut self, bytes: &[u8], fields: &Fields, peer: Option<IpAddr>, trust: &Peers) {
-        self.begin(peer);
+        (self.client, self.trusted) = (peer, false);
         if !trust.contains(peer) {
             return;
         }

@@ -383,6 +383,7 @@ impl Default for AddressText {
 }
 
 impl AddressText {
+    #[inline(always)]
     fn set(&mut self, address: IpAddr) {
         self.len = 0;
         match address.to_canonical() {
