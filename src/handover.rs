@@ -11,7 +11,7 @@
 //! new   serving { what it has taken }      from here on it accepts; the old one accepts no more, and drains
 //!   old   counted { counts } …             what the old one still counts
 //!   old   farewell { counts }
-//! new   failed { reason }                  at any time before "serving": the old one stays
+//! both  failed { reason }                  at any time before "serving": the old one stays
 //! ```
 //!
 //! Rules: whoever reads checks every count before it uses one. A message that is not understood is a failure and never a guess, a member

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //! main → server, check, init → supervisor, control → fleet
-//!           └──→ reactor → event_loop, connection, exchange → dispatch, mailbox
+//!           └──→ reactor → event_loop, connection, exchange → mailbox → apps → dispatch
 //!                               └──→ http                    bytes in, bytes out: no descriptor, no clock, no thread
 //!                               └──→ backends → buffers
 //! socket_file, proc, systemd, handover: beside server, supervisor and control
@@ -13,6 +13,7 @@
 //!
 //! ARCHITECTURE.md has the road of a request and the states of a connection; `tests/tidy.rs` guards the layers.
 
+pub mod apps;
 pub mod backends;
 pub mod buffers;
 pub mod check;

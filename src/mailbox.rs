@@ -19,8 +19,9 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU8, Ordering},
 };
 
+use crate::apps::AppTable;
 use crate::buffers::slots::Key;
-use crate::dispatch::{Grant, WorkerId};
+use crate::dispatch::{AppId, Grant, WorkerId};
 
 /// The receiver runs and will look for mail before it sleeps: nobody rings.
 const AWAKE: u8 = 0;
@@ -36,10 +37,12 @@ pub enum Message {
     Grant(Grant),
     /// The app has given up: the exchange of this name, which was waiting, is to be answered 503.
     AppFailed(Key),
-    /// The worker's process is gone.
-    Died(WorkerId),
-    /// Close the idle connections to this worker and forget it.
-    Retire(WorkerId),
+    /// The process of this app's worker is gone.
+    Died(AppId, WorkerId),
+    /// Close the idle connections to this app's worker and forget it.
+    Retire(AppId, WorkerId),
+    /// A new configuration: it holds for what begins from now on.
+    Configure(Shared<AppTable>),
     /// Connections have become fewer than `max_connections`: accept again.
     Accept,
     /// Another process has given up accepting on the same sockets: the kernel may have told it alone of a client that still waits, so ask

@@ -31,6 +31,8 @@ pub struct Stat {
     pub flags: u32,
     /// CPU time in clock ticks, of itself and of its children that have ended.
     pub ticks: u64,
+    /// How many threads it has, those of a zombie's that have not ended yet included.
+    pub threads: u32,
 }
 
 impl Stat {
@@ -54,13 +56,21 @@ impl Stat {
         // Behind session, terminal and the terminal's group.
         let flags = fields.nth(3)?.parse().ok()?;
         // Behind four counts of page faults: utime, stime, cutime and cstime.
-        let ticks = fields.skip(4).take(4).map(|field| field.parse::<u64>().ok()).sum::<Option<u64>>()?;
-        Some(Stat { state, parent, group, flags, ticks })
+        let ticks = fields.by_ref().skip(4).take(4).map(|field| field.parse::<u64>().ok()).sum::<Option<u64>>()?;
+        // Behind priority and nice value.
+        let threads = fields.nth(2)?.parse().ok()?;
+        Some(Stat { state, parent, group, flags, ticks, threads })
     }
 
     /// Whether it runs code, or may again: it is no zombie.
     pub fn is_alive(&self) -> bool {
         !matches!(self.state, 'Z' | 'X' | 'x')
+    }
+
+    /// Whether it has ended as a whole, so that its parent is told: its first thread is a zombie before the others have ended, and what
+    /// they hold is still held then.
+    pub fn is_over(&self) -> bool {
+        !self.is_alive() && self.threads <= 1
     }
 }
 
@@ -183,14 +193,40 @@ mod tests {
 
     #[test]
     fn the_fields_stand_behind_a_name_that_may_hold_anything() {
-        let stat = |name: &str| Stat::parse(&format!("7 ({name}) S 1 42 42 0 -1 4194308 9 9 9 9 1 2 3 4 20 0 1 0"));
+        let stat = |name: &str| Stat::parse(&format!("7 ({name}) S 1 42 42 0 -1 4194308 9 9 9 9 1 2 3 4 20 0 6 0"));
         for name in ["sh", "a b", ") R 9 9 (", ""] {
-            let expected = Stat { state: 'S', parent: 1, group: 42, flags: 4_194_308, ticks: 10 };
+            let expected = Stat { state: 'S', parent: 1, group: 42, flags: 4_194_308, ticks: 10, threads: 6 };
             assert_eq!(stat(name), Some(expected), "{name}");
         }
         assert_eq!(Stat::parse("7 (cut"), None);
         assert_eq!(Stat::parse("7 (cut) S 1"), None);
         assert!(!Stat { state: 'Z', ..stat("sh").unwrap() }.is_alive() && stat("sh").unwrap().is_alive());
+    }
+
+    /// Its first thread ends and another stays, as for a moment in each exit: the parent is told nothing yet.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_process_is_over_with_its_last_thread() {
+        let script = "import ctypes, sys, threading\nthreading.Thread(target=sys.stdin.read).start()\nctypes.CDLL(None).pthread_exit(None)";
+        let mut child = std::process::Command::new("python3")
+            .args(["-c", script])
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let id = child.id();
+        let until = |holds: &dyn Fn(Stat) -> bool| {
+            let deadline = std::time::Instant::now() + Duration::from_secs(20);
+            while !holds(Stat::of(id).unwrap()) {
+                assert!(std::time::Instant::now() < deadline, "{:?}", Stat::of(id));
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        until(&|stat| !stat.is_alive());
+        let stat = Stat::of(id).unwrap();
+        assert!(!stat.is_over() && child.try_wait().unwrap().is_none(), "{stat:?}");
+        child.kill().unwrap();
+        until(&|stat| stat.is_over());
+        assert!(child.try_wait().unwrap().is_some());
     }
 
     #[cfg(target_os = "linux")]

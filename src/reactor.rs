@@ -15,14 +15,16 @@ use std::time::{Duration, Instant};
 
 use std::os::fd::OwnedFd;
 
+use crate::apps::AppTable;
 use crate::backends::{Backend, Event, How, Sock};
 use crate::buffers::block::Pool;
 use crate::buffers::slots::Slots;
 use crate::buffers::wheel::Wheel;
 use crate::config::Front;
-use crate::connection::{Kind, Role, Seats, Table};
+use crate::connection::{Kind, Role, Table};
 use crate::day::Day;
-use crate::event_loop::{Accepting, Heads, Listener, Loop, Memory, Scheme, Shared, Time};
+use crate::dispatch::AppId;
+use crate::event_loop::{Accepting, Apps, Heads, Listener, Loop, Memory, Scheme, Shared, Time};
 use crate::exchange::{Exchange, Hold, Phase};
 use crate::log::{AccessLog, Level};
 use crate::mailbox::{Mailbox, Message};
@@ -36,8 +38,8 @@ pub struct ListenerSetup {
     pub port: u16,
     /// What is spoken on it.
     pub scheme: Scheme,
-    /// The index of the app that its requests go to.
-    pub app: u16,
+    /// The app that its requests go to.
+    pub app: AppId,
     /// What stands in front of it.
     pub front: Arc<Front>,
 }
@@ -48,6 +50,8 @@ pub struct Setup {
     pub index: u16,
     /// What it shares with the others.
     pub shared: Arc<Shared>,
+    /// What it serves at first.
+    pub table: Arc<AppTable>,
     /// Its listeners.
     pub listeners: Vec<ListenerSetup>,
     /// Its mail.
@@ -103,8 +107,8 @@ impl<B: Backend> Reactor<B> {
             exchanges: Slots::new(setup.max_sockets),
             time,
             memory: Memory::new(setup.pool),
-            heads: Heads::new(&setup.shared.settings),
-            seats: Seats::new(setup.shared.apps.len()),
+            heads: Heads::new(&setup.table.settings),
+            apps: Apps::new(&setup.table),
             subject: Sock::NONE,
             next_id: setup.first_id,
             accepting,
@@ -143,6 +147,7 @@ impl<B: Backend> Reactor<B> {
         self.core.time.turn(self.core.backend.now());
         self.mailbox.awake();
         while !self.core.guarded(Loop::handle_all) {}
+        self.core.dismiss_idle();
         self.read_mail();
         self.expire();
         self.core.work_off_guarded();
@@ -152,6 +157,9 @@ impl<B: Backend> Reactor<B> {
         if self.core.must_make_room() {
             self.core.guarded(Loop::make_room);
             self.core.work_off_guarded();
+        }
+        if self.core.is_changing() {
+            self.core.guarded(Loop::forget_apps);
         }
         self.core.count_taken();
         self.core.access.flush();
@@ -163,7 +171,7 @@ impl<B: Backend> Reactor<B> {
 
     /// How long the next wait may last.
     fn sleep(&mut self) -> Option<Duration> {
-        if !self.mailbox.may_sleep() {
+        if !self.mailbox.may_sleep() || self.core.accepting.dismisses {
             return Some(Duration::ZERO);
         }
         let timer = self.core.time.sleep();
@@ -270,8 +278,9 @@ impl<B: Backend> Loop<B> {
                 self.concern(exchange);
                 self.app_failed(exchange);
             }
-            Message::Died(worker) => self.worker_died(worker),
-            Message::Retire(worker) => self.retire(0, worker),
+            Message::Died(app, worker) => self.worker_died(app, worker),
+            Message::Retire(app, worker) => self.retire(app, worker),
+            Message::Configure(table) => self.configure(&table),
             Message::Accept => self.resume_accepting(),
             Message::AcceptAnew => self.accept_anew(),
             Message::CloseIdle => drop(self.close_longest_idle()),
@@ -350,11 +359,16 @@ impl<B: Backend> Loop<B> {
 
     /// A graceful stop begins: no new connections, idle ones close, busy ones after their answer.
     fn drain(&mut self, handed_over: bool) {
-        if self.accepting.draining {
-            return;
+        if !self.accepting.draining {
+            self.stop_accepting(handed_over);
         }
-        self.stop_accepting(handed_over);
-        self.each(Kind::Client, Loop::client_drains);
+    }
+
+    /// Closes those who are idle, in the turn after a stop has begun: what had come by then has been read.
+    fn dismiss_idle(&mut self) {
+        if std::mem::take(&mut self.accepting.dismisses) {
+            self.each(Kind::Client, Loop::client_drains);
+        }
     }
 
     /// The stop's deadline: what is left is cut.

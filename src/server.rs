@@ -10,24 +10,23 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
+use crate::apps::AppTable;
 use crate::backends::Backend;
 use crate::config::{BackendChoice, Command, Front, ListenAddress, Loaded, Settings};
-use crate::dispatch::{Dispatch, Standing};
-use crate::event_loop::{App, Scheme, Shared};
+use crate::dispatch::{AppId, Dispatch, Standing};
+use crate::event_loop::{Scheme, Shared};
 use crate::handover::Channel;
-use crate::http::reply::Direct;
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
 use crate::metrics::{self, Health, Metrics, Status};
 use crate::reactor::ListenerSetup;
-use crate::socket_file::{Identity, SocketFile};
+use crate::socket_file::SocketFile;
 use crate::supervisor::pid_file::PidFile;
 use crate::supervisor::upgrade::{Held, Holdings, Succession};
 use crate::supervisor::{self, About, Supervisor, unit};
@@ -147,9 +146,8 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
     )
     .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;
     let status = status_writer(&settings, &dispatch, started, supervisor.status());
+    let table = Arc::new(AppTable::of_one(settings.clone(), dispatch));
     let shared = Arc::new(Shared {
-        direct: settings.app.respond.as_ref().map(|text| Direct::new("text/plain; charset=utf-8", text.as_bytes())),
-        apps: vec![App::new(settings.app.clone(), dispatch)],
         settings,
         postboxes,
         log,
@@ -158,7 +156,7 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
         status: Box::new(status),
     });
     let loop_exit = supervisor.loop_exit();
-    let loops = LoopSet { shared, metrics, listeners: loop_listeners, held, mailboxes, loop_exit };
+    let loops = LoopSet { shared, table, metrics, listeners: loop_listeners, held, mailboxes, loop_exit };
     let succeed = || predecessor.take().map(|channel| inherited.succession(channel));
     match backend {
         #[cfg(backend_io_uring)]
@@ -221,10 +219,8 @@ struct Listening {
     /// Where it is.
     address: ListenAddress,
     sockets: Vec<OwnedFd>,
-    /// The file of a Unix socket.
+    /// The file of a Unix socket that a server has made: this one, or the one before it.
     file: Option<SocketFile>,
-    /// The same, as long as it is another server's to remove.
-    inherited_file: Option<(PathBuf, Identity)>,
 }
 
 impl Listening {
@@ -242,7 +238,7 @@ impl Listening {
                 descriptor: socket.try_clone()?,
                 port,
                 scheme: Scheme::Http,
-                app: 0,
+                app: AppId::default(),
                 front: front.clone(),
             })
         };
@@ -252,8 +248,8 @@ impl Listening {
 
 impl From<Listening> for Held {
     fn from(listening: Listening) -> Held {
-        let Listening { asked, address, sockets, file, inherited_file } = listening;
-        Held { asked: asked.to_string(), address: address.to_string(), sockets, file, inherited_file }
+        let Listening { asked, address, sockets, file } = listening;
+        Held { asked: asked.to_string(), address: address.to_string(), sockets, file }
     }
 }
 
@@ -334,7 +330,7 @@ fn listen_tcp(address: SocketAddr, only_v6: bool, loops: usize) -> io::Result<Li
         probe.listen(BACKLOG)?;
         sockets.push(probe.into());
     }
-    Ok(Listening { asked, address: ListenAddress::Tcp(address), sockets, file: None, inherited_file: None })
+    Ok(Listening { asked, address: ListenAddress::Tcp(address), sockets, file: None })
 }
 
 fn tcp_socket(address: SocketAddr, only_v6: bool) -> io::Result<Socket> {

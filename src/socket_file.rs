@@ -3,7 +3,7 @@
 //! Rules:
 //! - What is no socket is never removed.
 //! - A socket is cleared away only when a connect to it is refused: nobody listens there.
-//! - A server that hands its work over gives the file away with the socket ([`SocketFile::forget`]).
+//! - A server that hands its work over gives the file away with the socket ([`SocketFile::give_away`]).
 //! - At the end only the own file goes, known by device, inode and birth: another server may have taken the path meanwhile.
 
 use std::fs::{self, Metadata};
@@ -16,11 +16,12 @@ use serde::{Deserialize, Serialize};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-/// The file of a socket of ours. Removed when dropped, if it is still that one.
+/// The file of a socket. Removed when dropped, if it is this process's to remove and still that one.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
     identity: Identity,
+    ours: bool,
 }
 
 /// What tells one file from another. Inodes are used again, so the birth counts where the file system knows it.
@@ -39,12 +40,12 @@ impl SocketFile {
     /// When it is gone already.
     pub fn of(path: &Path) -> io::Result<SocketFile> {
         let identity = identity(&fs::symlink_metadata(path)?);
-        Ok(SocketFile { path: path.to_path_buf(), identity })
+        Ok(SocketFile { path: path.to_path_buf(), identity, ours: true })
     }
 
-    /// The file of a socket that was handed over, as its identity has it.
-    pub fn known(path: &Path, identity: Identity) -> SocketFile {
-        SocketFile { path: path.to_path_buf(), identity }
+    /// The file of an inherited socket: another process's, until it is taken over.
+    pub fn inherited(path: &Path, identity: Identity) -> SocketFile {
+        SocketFile { path: path.to_path_buf(), identity, ours: false }
     }
 
     /// What tells it from another file that may come to lie there.
@@ -52,9 +53,14 @@ impl SocketFile {
         self.identity
     }
 
-    /// Leaves the file to whoever has the socket now.
-    pub fn forget(self) {
-        std::mem::forget(self);
+    /// From now on it is this process's to remove.
+    pub fn take_over(&mut self) {
+        self.ours = true;
+    }
+
+    /// From now on it is another's, who has the socket.
+    pub fn give_away(&mut self) {
+        self.ours = false;
     }
 
     /// Where it lies.
@@ -73,7 +79,9 @@ impl SocketFile {
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        self.remove();
+        if self.ours {
+            self.remove();
+        }
     }
 }
 
@@ -151,11 +159,13 @@ mod tests {
         drop(listener);
 
         let given = UnixListener::bind(&path).unwrap();
-        let file = SocketFile::of(&path).unwrap();
-        let identity = file.identity();
-        file.forget();
+        let mut file = SocketFile::of(&path).unwrap();
+        file.give_away();
+        let mut inherited = SocketFile::inherited(&path, file.identity());
+        drop((given, file));
         assert!(path.exists(), "it was given away");
-        drop((given, SocketFile::known(&path, identity)));
+        inherited.take_over();
+        drop(inherited);
         assert!(!path.exists());
 
         let first = UnixListener::bind(&path).unwrap();

@@ -2,7 +2,7 @@
 //! (sd_watchdog_enabled(3)), and the sockets that it has opened for us (sd_listen_fds(3)).
 //!
 //! Rules:
-//! - Where nobody listens (`NOTIFY_SOCKET` is not set) nothing is sent, and nobody needs to ask whether.
+//! - Where nobody listens (`NOTIFY_SOCKET` is not set) nothing is sent, and nobody needs to ask whether, but to save work.
 //! - Sending never blocks. What the manager has no room for is sent later, in order; only a sign of life is not kept, for the next one
 //!   says the same.
 //! - After [`Manager::hand_over`] this process is not the service's main process any more, and says nothing.
@@ -62,6 +62,11 @@ impl Manager {
         let ping = watchdog(variables).map(|period| period / PINGS_A_PERIOD);
         let ping_at = ping.map(|_| now);
         (Manager { socket: connected.ok(), ping, ping_at, ..Manager::default() }, trouble)
+    }
+
+    /// Whether somebody is told anything.
+    pub fn is_there(&self) -> bool {
+        self.socket.is_some()
     }
 
     /// The server serves.

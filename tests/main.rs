@@ -1,5 +1,6 @@
 //! The one integration test binary. Each module holds the tests of one part.
 
+mod apps;
 mod backends;
 mod checking;
 mod cli;
@@ -7,6 +8,7 @@ mod configuration;
 mod conformance;
 mod control;
 mod crowds;
+mod drain;
 mod environment;
 mod hot_reload;
 mod listen;

@@ -11,12 +11,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use production_server::backends::simulated::{End, Entered, Faults, Place, Simulated, World};
+use production_server::apps::AppTable;
+use production_server::backends::simulated::{End, Entered, Faults, Place, Service, Simulated, World};
 use production_server::backends::{Backend, Event, How, Options, Piece, Size, Sock};
 use production_server::buffers::block::{Budget, Census, Pool};
 use production_server::config::Settings;
-use production_server::dispatch::{Balance, Dispatch, Policy, Target, WorkerId};
-use production_server::event_loop::{App, Scheme, Shared};
+use production_server::dispatch::{AppId, Balance, Dispatch, Policy, Target, WorkerId};
+use production_server::event_loop::{Scheme, Shared};
 use production_server::log::Log;
 use production_server::mailbox::{Message, Postboxes, mailbox};
 use production_server::metrics::Metrics;
@@ -27,16 +28,28 @@ use socket2::SockAddr;
 const TURNS: usize = 50;
 
 /// The simulated network with clients on this machine, for the inside is told to nobody else.
-struct Local(Simulated);
+pub(crate) struct Local(Simulated, Option<Box<dyn FnOnce()>>);
+
+impl Local {
+    /// Has that done between the next turn's events and its mail.
+    pub(crate) fn behind_the_events(&mut self, act: impl FnOnce() + 'static) {
+        self.1 = Some(Box::new(act));
+    }
+}
 
 impl Backend for Local {
     type Bell = <Simulated as Backend>::Bell;
 
     fn new(options: Options) -> io::Result<Local> {
-        Simulated::new(options).map(Local)
+        Ok(Local(Simulated::new(options)?, None))
     }
     fn next(&mut self) -> Option<Event> {
         let mut event = self.0.next();
+        if event.is_none()
+            && let Some(act) = self.1.take()
+        {
+            act();
+        }
         if let Some(Event::Accept { peer, .. }) = &mut event {
             peer.ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
         }
@@ -104,18 +117,18 @@ impl Backend for Local {
     }
 }
 
-struct Rig {
-    world: World,
-    reactor: Reactor<Local>,
+pub(crate) struct Rig {
+    pub(crate) world: World,
+    pub(crate) reactor: Reactor<Local>,
     dispatch: Arc<Dispatch>,
-    postboxes: Postboxes,
+    pub(crate) postboxes: Postboxes,
     metrics: Metrics,
     place: Place,
     _entered: Entered,
 }
 
 impl Rig {
-    fn new() -> Rig {
+    pub(crate) fn new() -> Rig {
         let world = World::with_faults(1, Faults::NONE);
         // Time passes as the test says, and not because nothing happens.
         world.drive();
@@ -134,14 +147,14 @@ impl Rig {
         let (postbox, mailbox) = mailbox(|| {});
         let postboxes = Postboxes::new(vec![postbox]);
         let metrics = Metrics::new(1);
+        let settings = Arc::new(settings);
+        let table = Arc::new(AppTable::of_one(settings.clone(), Arc::clone(&dispatch)));
         let shared = Arc::new(Shared {
-            apps: vec![App::new(settings.app.clone(), Arc::clone(&dispatch))],
-            settings: Arc::new(settings),
+            settings,
             postboxes: postboxes.clone(),
             log: Log::disabled(),
             admission: Default::default(),
             scarcity: Default::default(),
-            direct: None,
             status: Box::new(|| panic!("the writer of the status panics")),
         });
         let pool = Pool::new(64, 8, Budget::new(1 << 20));
@@ -155,11 +168,12 @@ impl Rig {
         let place = Place::Tcp(([127, 0, 0, 1], 80).into());
         let setup = Setup {
             index: 0,
+            table,
             listeners: vec![ListenerSetup {
                 descriptor: world.listener(place.clone()).unwrap(),
                 port: 80,
                 scheme: Scheme::Http,
-                app: 0,
+                app: AppId::default(),
                 front: Default::default(),
             }],
             mailbox,
@@ -175,14 +189,14 @@ impl Rig {
         Rig { world, reactor, dispatch, postboxes, metrics, place, _entered: entered }
     }
 
-    fn turns(&mut self) {
+    pub(crate) fn turns(&mut self) {
         for _ in 0..TURNS {
             self.world.advance(Duration::from_millis(1));
             self.reactor.turn().unwrap();
         }
     }
 
-    fn client(&mut self, bytes: &str) -> End {
+    pub(crate) fn client(&mut self, bytes: &str) -> End {
         let end = self.world.connect(&self.place).unwrap();
         self.turns();
         if !bytes.is_empty() {
@@ -192,7 +206,7 @@ impl Rig {
         end
     }
 
-    fn answer(&self, end: End) -> String {
+    pub(crate) fn answer(&self, end: End) -> String {
         let mut bytes = Vec::new();
         while matches!(self.world.read(end, &mut bytes, 4096), Ok(1..)) {}
         String::from_utf8(bytes).unwrap()
@@ -214,14 +228,19 @@ impl Rig {
 
     /// A worker whose connections nobody reads.
     fn worker(&self) -> WorkerId {
-        let path = PathBuf::from("/simulated/worker.sock");
-        self.world.serve(&path, 8);
+        self.worker_at("/simulated/worker.sock").0
+    }
+
+    /// One at that path, whose connections the test accepts.
+    pub(crate) fn worker_at(&self, path: &str) -> (WorkerId, Service) {
+        let path = PathBuf::from(path);
+        let service = self.world.serve(&path, 8);
         let address = SockAddr::unix(&path).unwrap();
         let (label, moves) = ("web:1".into(), Arc::default());
         let target = Target { address, label, unix: true, supervised: true, number: 1, moves };
         let id = self.dispatch.add(target, 1, None).unwrap();
         assert!(self.dispatch.ready(id, self.world.now()).is_empty());
-        id
+        (id, service)
     }
 }
 

@@ -258,8 +258,10 @@ fn a_killed_worker_is_announced_and_comes_back() {
     let old = server.until_ready(1)[0].id;
     assert!(server.request("/ping").ends_with("pong"));
     send_signal(pid_of(&server, old), "KILL");
-    let died = server.until_told("the word of the death", |message| matches!(message, Message::Died(id) if *id == old));
-    let retired = server.until_told("the retirement", |message| matches!(message, Message::Retire(id) if *id == old));
+    let died =
+        server.until_told("the word of the death", |message| matches!(message, Message::Died(_, id) if *id == old));
+    let retired =
+        server.until_told("the retirement", |message| matches!(message, Message::Retire(_, id) if *id == old));
     assert!(died < retired, "the loops wait for the first");
     let new = server.until_ready(1)[0].id;
     assert_ne!(new, old);
@@ -276,7 +278,7 @@ fn what_a_worker_answered_last_counts_though_it_is_read_after_its_end() {
     let old = server.until_ready(1)[0].id;
     let permit = server.permit();
     send_signal(pid_of(&server, old), "KILL");
-    server.until_told("the word of the death", |message| matches!(message, Message::Died(id) if *id == old));
+    server.until_told("the word of the death", |message| matches!(message, Message::Died(_, id) if *id == old));
     assert!(!server.log_text().contains("crash: signal 9"), "it was judged before its answer was read");
     server.release(permit, Outcome::Answered);
     let log = server.until_logged("crash: signal 9");
@@ -322,7 +324,10 @@ fn a_worker_that_has_served_enough_is_replaced_without_a_gap() {
     }
     assert_ne!(server.until_ready(1)[0].id, first);
     assert!(server.request("/ping").ends_with("pong"));
-    server.until_told("the loops let the old one go", |message| matches!(message, Message::Retire(id) if *id == first));
+    server.until_told(
+        "the loops let the old one go",
+        |message| matches!(message, Message::Retire(_, id) if *id == first),
+    );
     server.until_logged("recycle: 3 requests");
     until("the old process ends", || !is_alive(old_pid));
     assert_eq!(server.status.crashes.load(Ordering::Relaxed), 0, "that was no crash");
@@ -383,7 +388,7 @@ fn a_request_that_does_not_end_is_cut_when_the_time_of_a_drain_is_over() {
     until("the old process ends", || !is_alive(pid));
     assert!(since.elapsed() >= Duration::from_millis(300), "it ended after {:?} already", since.elapsed());
     server.until_logged("did not end in time and are cut");
-    server.until_told("the loops let it go", |message| matches!(message, Message::Retire(id) if *id == first));
+    server.until_told("the loops let it go", |message| matches!(message, Message::Retire(_, id) if *id == first));
     server.until_logged("recycle: 1 requests");
     // Its name stays until the permit is back.
     assert_eq!(server.standing(first), Some(Standing::Dead));
@@ -511,7 +516,7 @@ fn stopping_waits_for_the_loops_before_it_tells_the_workers() {
     server.requester.request(Request::Stop);
     server.until_told("the loops drain", |message| matches!(message, Message::Drain { .. }));
     assert!(is_alive(pid) && server.request("/ping").ends_with("pong"), "it serves while the loops drain");
-    assert!(!server.letters.iter().any(|message| matches!(message, Message::Retire(_))));
+    assert!(!server.letters.iter().any(|message| matches!(message, Message::Retire(..))));
     server.loops_done.store(true, Ordering::SeqCst);
     assert_eq!(server.end(), ExitReason::Stopped);
     assert!(!is_alive(pid));

@@ -361,6 +361,25 @@ mod tests {
         assert!(diff(&new, &new).is_empty());
     }
 
+    /// An app that has another index is the same one, and one that has the index of another is not.
+    #[test]
+    fn routes_are_compared_by_the_names_of_their_apps() {
+        let to = |app: &str, apps: [&str; 2]| {
+            let tables: String = apps.iter().map(|name| format!("[apps.{name}]\n")).collect();
+            load(
+                &format!("[[routes]]\nmatch.path = \"/x\"\napp = \"{app}\"\n[[routes]]\napp = \"{app}\"\n{tables}"),
+                &[],
+            )
+        };
+        let index = |loaded: &Loaded| format!("{:?}", loaded.config.routes[0].to);
+        let (before, other) = (to("b", ["b", "c"]), to("a", ["a", "c"]));
+        assert_eq!(index(&before), index(&other), "the test does what it says");
+        assert!(diff(&before, &other).routes);
+        let moved = to("b", ["a", "b"]);
+        assert_ne!(index(&before), index(&moved), "the test does what it says");
+        assert!(!diff(&before, &moved).routes);
+    }
+
     #[test]
     fn the_upstreams_of_a_route_are_an_app_that_comes_and_goes() {
         let to = |upstream: &str| load(&format!("[[routes]]\nupstreams = \"{upstream}\""), &[]);

@@ -40,7 +40,7 @@ pub struct RouteKey {
     pub set: fn(&mut Draft, &str) -> Result<(), String>,
 }
 
-/// What a reload does with a changed value.
+/// What a changed value asks of a reload. No reload reads the file again yet: until then each takes a new start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reload {
     /// It holds from the next request on, or from the next decision.

@@ -87,19 +87,20 @@ fn one(file: &Text, problem: &Problem) -> String {
         Severity::Error => Level::ERROR,
         Severity::Warning => Level::WARNING,
     };
+    let title = level.primary_title(shown(&problem.title));
     let mut group = if problem.marks.is_empty() {
-        Group::with_title(level.primary_title(problem.title.as_str()))
+        Group::with_title(title)
     } else {
         let mut snippet = Snippet::source(file.text.as_str()).path(shown_path(file));
         for (index, (range, label)) in problem.marks.iter().enumerate() {
             let kind = if index == 0 { AnnotationKind::Primary } else { AnnotationKind::Context };
-            let label = (!label.is_empty()).then_some(label.as_str());
+            let label = (!label.is_empty()).then(|| shown(label));
             snippet = snippet.annotation(kind.span(within(&file.text, range)).label(label));
         }
-        level.primary_title(problem.title.as_str()).element(snippet)
+        title.element(snippet)
     };
     for line in &problem.help {
-        group = group.element(Level::HELP.message(line.as_str()));
+        group = group.element(Level::HELP.message(shown(line)));
     }
     Renderer::plain().render(&[group])
 }
@@ -122,7 +123,12 @@ fn within(text: &str, range: &Range<usize>) -> Range<usize> {
 
 /// The file's path without anything that a terminal could take for a command.
 pub fn shown_path(file: &Text) -> String {
-    file.path.to_string_lossy().chars().map(|letter| if letter.is_control() { '\u{fffd}' } else { letter }).collect()
+    shown(&file.path.to_string_lossy())
+}
+
+/// The same for what is said of the file: it may repeat words of it.
+pub fn shown(text: &str) -> String {
+    text.replace(char::is_control, "\u{fffd}")
 }
 
 /// Line and column of a byte, both from 1, in letters.

@@ -245,4 +245,7 @@ higher place replaces the whole. A command behind `--`, `--upstream` or `--respo
 
 `production_server check` looks at everything and starts nothing (exit code 0 or 78), `config show --effective --origin` tells what holds and why, `config schema`
 prints a JSON Schema for editors, and `init` writes a first file.
+
+This version reads the file when it starts, and not again: `reload` in the tables is what a change of the key asks for, and until then it takes a new start.
+It serves one app: a file with several apps, or with `[[routes]]`, is checked as this page says, and the start refuses it with exit code 78.
 ";

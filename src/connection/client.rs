@@ -187,7 +187,7 @@ impl<B: Backend> Loop<B> {
             // Nothing is being answered. Answers of earlier requests may still be on their way.
             return self.close_client(sock, How::Flushed);
         };
-        let serve = self.shared.apps[exchange.app as usize].settings.serve_half_closed;
+        let serve = exchange.app.settings.serve_half_closed;
         match exchange.phase {
             Phase::Tunnel { .. } => self.tunnel_side_ended(key, true),
             _ if exchange.is_uploaded() && (serve || closes) => {}
@@ -230,7 +230,7 @@ impl<B: Backend> Loop<B> {
         let acknowledged = self.backend.acknowledged(sock);
         let Some(client) = self.table.client(sock) else { return };
         (client.acknowledged, client.silent_looks) = (acknowledged, 0);
-        self.arm(sock, self.shared.settings.timeouts.write / LOOKS);
+        self.arm(sock, self.apps.settings.timeouts.write / LOOKS);
     }
 
     /// Some of the outbox has left.
@@ -265,7 +265,7 @@ impl<B: Backend> Loop<B> {
             return;
         }
         if caught_up && client.is_idle() {
-            return self.arm(sock, self.patience(self.shared.settings.timeouts.idle));
+            return self.arm(sock, self.patience(self.apps.settings.timeouts.idle));
         }
         let (requested, started, skips) = (client.requested, client.input.is_some(), client.body.is_some());
         if skips {
@@ -287,7 +287,7 @@ impl<B: Backend> Loop<B> {
     /// Looks whether the peer has acknowledged something since the last look that is worth the name, and cuts it when it has not
     /// for the whole of the write timeout.
     fn look_at_write(&mut self, sock: Sock) {
-        let patience = self.shared.settings.timeouts.write;
+        let patience = self.apps.settings.timeouts.write;
         let worth = (patience.as_millis() as u64 * WRITE_RATE / 1000).min(MOST_PROGRESS);
         let acknowledged = self.backend.acknowledged(sock);
         let Some(client) = self.table.client(sock) else { return };
@@ -305,7 +305,7 @@ impl<B: Backend> Loop<B> {
 
     /// The next request may come: waits for it, for the next one already here, or closes.
     pub fn await_request(&mut self, sock: Sock) {
-        self.time.connections.arm_after(sock.index, self.patience(self.shared.settings.timeouts.idle));
+        self.time.connections.arm_after(sock.index, self.patience(self.apps.settings.timeouts.idle));
         let sends_away = self.sends_away();
         let Some(client) = self.table.client(sock) else { return };
         client.search = HeadSearch::default();

@@ -5,6 +5,9 @@
 //! and forgotten. A worker that was silent until `--request-timeout` is reported as stuck; the dispatch knows whether anything
 //! else on it has moved meanwhile.
 
+use std::rc::Rc;
+
+use crate::apps::App;
 use crate::backends::{Backend, How, Size, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
@@ -21,6 +24,7 @@ use crate::event_loop::Loop;
 
 /// What is left of an exchange at its worker's connection.
 pub(crate) struct Leftover {
+    app: Rc<App>,
     /// Stays out while nothing else may be given to the worker.
     permit: Option<Permit>,
     method: Method,
@@ -37,19 +41,19 @@ impl<B: Backend> Loop<B> {
     pub fn leave_worker(&mut self, key: Key, timed_out: bool) {
         let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let app = &self.shared.apps[exchange.app as usize].settings;
-        let isolated = app.concurrency == 1;
+        let app = exchange.app.clone();
+        let isolated = app.settings.concurrency == 1;
         let sock = std::mem::take(&mut exchange.source).link();
         let delivered = self.backend.offered(sock) > exchange.attempt.sent_before;
         if planted::active(Bug::DirtyLink) && sock != Key::NONE {
-            self.park(sock, None);
+            self.park(&app, sock, None);
             return self.give_back(key, Outcome::Unused);
         }
         let waits = timed_out || (isolated && !exchange.answer.stream);
         let due = if timed_out {
-            exchange.times.heard + nanos(app.timeouts.request)
+            exchange.times.heard + nanos(app.settings.timeouts.request)
         } else {
-            now + nanos(app.timeouts.abandon)
+            now + nanos(app.settings.timeouts.abandon)
         };
         if !delivered || !waits {
             self.close_link(sock, How::Now);
@@ -57,6 +61,7 @@ impl<B: Backend> Loop<B> {
         }
         let relaying = exchange.phase == Phase::Relaying;
         let leftover = Leftover {
+            app,
             permit: exchange.attempt.permit.take_if(|_| isolated),
             method: exchange.request.method,
             reader: relaying.then(|| std::mem::take(&mut exchange.answer.reader)),
@@ -111,7 +116,7 @@ impl<B: Backend> Loop<B> {
     /// The worker is done with it, or its connection is of no use any more; `end`: it has ended its side.
     pub fn leftover_ended(&mut self, sock: Sock, end: bool) {
         let Some(link) = self.table.link(sock) else { return };
-        let (app, Some(leftover)) = (link.app, link.leftover.take()) else { return };
+        let Some(leftover) = link.leftover.take() else { return };
         self.close_link(sock, How::Now);
         let whole = match &leftover.reader {
             Some(Reader::UntilClose) => end,
@@ -119,7 +124,7 @@ impl<B: Backend> Loop<B> {
             None => false,
         };
         if let Some(permit) = leftover.permit {
-            self.release(app, permit, if whole { Outcome::Answered } else { Outcome::Broken });
+            self.release(&leftover.app, permit, if whole { Outcome::Answered } else { Outcome::Broken });
         }
     }
 
@@ -129,7 +134,7 @@ impl<B: Backend> Loop<B> {
         let (now, taken) = (self.time.nanos(), self.backend.acknowledged(sock));
         let Some(link) = self.table.link(sock) else { return };
         let (worker, Some(leftover)) = (link.worker, link.leftover.as_ref()) else { return };
-        let app = &self.shared.apps[link.app as usize];
+        let app = &leftover.app;
         if let Some(since) = leftover.silent_since
             && taken <= leftover.taken
             && now >= since + nanos(app.settings.timeouts.request)

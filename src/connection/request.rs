@@ -4,6 +4,9 @@
 //! Pipelined requests that the loop answers itself are all read in one go, and their answers leave in one gathered write. A
 //! refusal closes the connection, and nothing behind it is ever read as a request.
 
+use std::rc::Rc;
+
+use crate::apps::App;
 use crate::backends::{Backend, How, Sock};
 use crate::buffers::block::{Block, SMALL, Writer};
 use crate::http::head::{self, Request};
@@ -29,10 +32,10 @@ enum Step {
 /// Who answers a request.
 enum Route {
     Text(&'static [u8]),
-    Respond,
+    Respond(Rc<App>),
     Status,
     Refuse(u16, &'static str),
-    App,
+    App(Rc<App>),
 }
 
 impl<B: Backend> Loop<B> {
@@ -57,7 +60,7 @@ impl<B: Backend> Loop<B> {
         }
         if answered {
             let Some(client) = self.table.client(sock) else { return };
-            let timeouts = &self.shared.settings.timeouts;
+            let timeouts = &self.apps.settings.timeouts;
             let timeout = match (&client.body, &client.input) {
                 (Some(_), _) => timeouts.body,
                 (None, Some(_)) => timeouts.header,
@@ -106,7 +109,7 @@ impl<B: Backend> Loop<B> {
         let input = input.settle(&self.memory.pool);
         let Some(client) = self.table.client(sock) else { return Step::Stop };
         if client.search.is_fresh() {
-            self.time.connections.arm_after(sock.index, self.shared.settings.timeouts.header);
+            self.time.connections.arm_after(sock.index, self.apps.settings.timeouts.header);
         }
         client.search.scan(&input);
         client.input = Some(input);
@@ -124,8 +127,8 @@ impl<B: Backend> Loop<B> {
             }
         }
         match self.route(sock, &input, request) {
-            Route::App => {
-                self.forward(Stream { connection: sock, id: 0 }, input, request);
+            Route::App(app) => {
+                self.forward(app, Stream { connection: sock, id: 0 }, input, request);
                 Step::Stop
             }
             Route::Refuse(status, reason) => {
@@ -133,8 +136,8 @@ impl<B: Backend> Loop<B> {
                 self.refuse(sock, status, reason, &accept);
                 Step::Stop
             }
-            Route::Respond if self.responds_at_length(request) => {
-                self.respond(Stream { connection: sock, id: 0 }, &input, request);
+            Route::Respond(app) if responds_at_length(&app, request) => {
+                self.respond(app, Stream { connection: sock, id: 0 }, &input, request);
                 input.advance(request.len);
                 self.keep_input(sock, input);
                 Step::Stop
@@ -149,11 +152,11 @@ impl<B: Backend> Loop<B> {
 
     fn route(&mut self, sock: Sock, input: &[u8], request: &Request) -> Route {
         let path = request.path.of(input);
-        if let Some(name) = self.shared.settings.internal.name(path)
+        if let Some(name) = self.apps.settings.internal.name(path)
             && name.len() <= 7
         {
             match name {
-                b"/server" if self.shared.has_failed() => return Route::Refuse(503, "the app has failed"),
+                b"/server" if self.apps.has_failed() => return Route::Refuse(503, "the app has failed"),
                 b"/server" => return Route::Text(b"ok"),
                 b"/status" if self.is_local(sock, input, request) => return Route::Status,
                 _ => {}
@@ -162,20 +165,22 @@ impl<B: Backend> Loop<B> {
         if request.method == Method::Connect {
             return Route::Refuse(405, "CONNECT is for forward proxies; this server is an origin");
         }
-        if self.shared.direct.is_some() {
-            return Route::Respond;
+        let Some(app) = self.app_of(sock) else { return Route::Refuse(404, "no app is configured here") };
+        if app.direct.is_some() {
+            return Route::Respond(app.clone());
         }
         match request.max_forwards {
             Some(0) if request.method == Method::Options => Route::Text(b""),
             Some(0) if request.method == Method::Trace => Route::Refuse(405, "TRACE ends here and is not answered"),
-            _ => Route::App,
+            _ => Route::App(app.clone()),
         }
     }
 
-    /// Whether the text of `--respond` is too long for one piece.
-    fn responds_at_length(&self, request: &Request) -> bool {
-        let long = self.shared.direct.as_ref().is_some_and(|direct| direct.room() > SMALL);
-        long && request.method != Method::Head
+    /// The app that a request of a connection goes to: that of its listener.
+    fn app_of(&mut self, sock: Sock) -> Option<&Rc<App>> {
+        let client = self.table.client(sock)?;
+        let listener = &self.accepting.listeners[client.listener as usize];
+        self.apps.get(listener.app)
     }
 
     fn keeps_alive(&self, request: &Request) -> bool {
@@ -193,10 +198,11 @@ impl<B: Backend> Loop<B> {
             Route::Text(text) => Some(reply::Direct::new("text/plain; charset=utf-8", text)),
             _ => None,
         };
-        let Some(direct) = made.as_ref().or(self.shared.direct.as_ref()) else { return };
+        let kept = if let Route::Respond(app) = route { app.direct.as_ref() } else { None };
+        let Some(direct) = made.as_ref().or(kept) else { return };
         let write = |out: &mut Writer<'_>| direct.write(out, date, version, keep_alive, head_only);
         let piece = self.memory.scratch.write(direct.room(), write);
-        let bytes = if self.access.enabled() { body_len(&piece) as u64 } else { 0 };
+        let bytes = if head_only { 0 } else { direct.body().len() as u64 };
         self.become_state(sock, State::WritingResponse);
         self.backend.send(sock, piece.into());
         if self.access.enabled() {
@@ -274,4 +280,9 @@ impl<B: Backend> Loop<B> {
             self.access.record(&AccessRecord { status, bytes, ..record });
         }
     }
+}
+
+/// Whether the text of `--respond` is too long for one piece.
+fn responds_at_length(app: &App, request: &Request) -> bool {
+    app.direct.as_ref().is_some_and(|direct| direct.room() > SMALL) && request.method != Method::Head
 }

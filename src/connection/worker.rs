@@ -5,18 +5,18 @@
 //! worker says about its keep-alive time is obeyed with a second to spare.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
+use crate::apps::App;
 use crate::backends::{Backend, How, Size, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
-use crate::dispatch::{Target, WorkerId};
+use crate::dispatch::{AppId, WorkerId};
 use crate::exchange::{Phase, Upload};
 
 use super::Role;
 use super::leftover::Leftover;
-use crate::event_loop::Loop;
+use crate::event_loop::{Loop, Seat};
 
 /// What a worker's connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,7 +38,7 @@ pub(crate) struct Link {
     pub state: LinkState,
     /// Whether a request has been answered over it before.
     pub reused: bool,
-    pub app: u16,
+    pub app: AppId,
     pub worker: WorkerId,
     /// The exchange it carries, or [`Key::NONE`].
     pub exchange: Key,
@@ -47,45 +47,8 @@ pub(crate) struct Link {
     pub leftover: Option<Box<Leftover>>,
 }
 
-/// A worker as this loop knows it: where it listens, and the connections kept open to it.
-pub(crate) struct Seat {
-    pub worker: WorkerId,
-    pub target: Arc<Target>,
-    pub idle: Vec<Sock>,
-}
-
-/// The workers that a loop has met, by app and by their places in its dispatch.
-pub(crate) struct Seats(Vec<Vec<Option<Seat>>>);
-
-impl Seats {
-    /// Nobody was met yet.
-    pub fn new(apps: usize) -> Seats {
-        Seats((0..apps).map(|_| Vec::new()).collect())
-    }
-
-    /// The place of a worker, if it was met.
-    #[inline]
-    pub fn get(&self, app: u16, worker: WorkerId) -> Option<&Seat> {
-        self.0[app as usize].get(worker.index as usize)?.as_ref().filter(|seat| seat.worker == worker)
-    }
-
-    #[inline]
-    fn get_mut(&mut self, app: u16, worker: WorkerId) -> Option<&mut Seat> {
-        self.0[app as usize].get_mut(worker.index as usize)?.as_mut().filter(|seat| seat.worker == worker)
-    }
-
-    /// Seats a worker, or nobody, in that place: who had it before.
-    fn put(&mut self, app: u16, index: u32, seat: Option<Seat>) -> Option<Seat> {
-        let seats = &mut self.0[app as usize];
-        if seats.len() <= index as usize {
-            seats.resize_with(index as usize + 1, || None);
-        }
-        std::mem::replace(&mut seats[index as usize], seat)
-    }
-}
-
 impl Link {
-    fn new(app: u16, worker: WorkerId) -> Link {
+    fn new(app: AppId, worker: WorkerId) -> Link {
         let (state, exchange) = (LinkState::Connecting, Key::NONE);
         Link { state, reused: false, app, worker, exchange, input: None, leftover: None }
     }
@@ -93,20 +56,20 @@ impl Link {
 
 impl<B: Backend> Loop<B> {
     /// Learns where a worker listens; whether it is still known.
-    pub fn meet(&mut self, app: u16, worker: WorkerId) -> bool {
-        if self.seats.get(app, worker).is_some() {
+    pub fn meet(&mut self, app: &App, worker: WorkerId) -> bool {
+        if self.apps.seat(app.id, worker).is_some() {
             return true;
         }
-        let Some(target) = self.shared.apps[app as usize].dispatch.target(worker) else { return false };
-        let before = self.seats.put(app, worker.index, Some(Seat { worker, target, idle: Vec::new() }));
+        let Some(target) = app.dispatch.target(worker) else { return false };
+        let before = self.apps.put_seat(app.id, Seat { worker, target, idle: Vec::new() });
         self.forget(before);
         true
     }
 
     /// A connection to a worker that was met: unless it is to be `fresh`, the one used last, or else one that is being opened. None while
     /// the worker's backlog is full. An error says that no descriptor or entry is left here.
-    pub fn reach(&mut self, app: u16, worker: WorkerId, fresh: bool) -> io::Result<Option<Sock>> {
-        let Some(seat) = self.seats.get_mut(app, worker) else { return Ok(None) };
+    pub fn reach(&mut self, app: AppId, worker: WorkerId, fresh: bool) -> io::Result<Option<Sock>> {
+        let Some(seat) = self.apps.seat_mut(app, worker) else { return Ok(None) };
         if !fresh && let Some(sock) = seat.idle.pop() {
             return Ok(Some(sock));
         }
@@ -117,12 +80,12 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Keeps a connection for the next request, or closes it.
-    pub fn park(&mut self, sock: Sock, timeout: Option<u32>) {
+    pub fn park(&mut self, app: &App, sock: Sock, timeout: Option<u32>) {
         let Some(link) = self.table.link(sock) else { return };
-        let app = &self.shared.apps[link.app as usize].settings;
-        let most = app.concurrency as usize;
-        let seat = self.seats.get_mut(link.app, link.worker).filter(|seat| seat.idle.len() < most);
-        let (Some(seat), true, false) = (seat, app.keepalive, timeout.is_some_and(|seconds| seconds <= 1)) else {
+        let most = app.settings.concurrency as usize;
+        let seat = self.apps.seat_mut(app.id, link.worker).filter(|seat| seat.idle.len() < most);
+        let (Some(seat), true, false) = (seat, app.settings.keepalive, timeout.is_some_and(|seconds| seconds <= 1))
+        else {
             return self.close_link(sock, How::Now);
         };
         link.state = LinkState::Idle;
@@ -142,7 +105,7 @@ impl<B: Backend> Loop<B> {
         link.state = LinkState::Closing;
         link.input = None;
         if before == LinkState::Idle
-            && let Some(seat) = self.seats.get_mut(app, worker)
+            && let Some(seat) = self.apps.seat_mut(app, worker)
         {
             seat.idle.retain(|idle| *idle != sock);
         }
@@ -153,15 +116,14 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Forgets a worker: its idle connections close, busy ones once they are done.
-    pub fn retire(&mut self, app: u16, worker: WorkerId) {
-        if self.seats.get(app, worker).is_some() {
-            let seat = self.seats.put(app, worker.index, None);
-            self.forget(seat);
-        }
+    pub fn retire(&mut self, app: AppId, worker: WorkerId) {
+        let seat = self.apps.take_seat(app, worker);
+        self.forget(seat);
     }
 
-    fn forget(&mut self, seat: Option<Seat>) {
-        for sock in seat.into_iter().flat_map(|seat| seat.idle) {
+    /// Closes the idle connections to workers that are not known any more.
+    pub fn forget(&mut self, seats: impl IntoIterator<Item = Seat>) {
+        for sock in seats.into_iter().flat_map(|seat| seat.idle) {
             self.close_link(sock, How::Now);
         }
     }

@@ -133,7 +133,7 @@ fn stop(conversation: &mut Conversation, now: bool, patience: Duration, out: &mu
     print(out, &message(&answer))?;
     conversation.wait_for_end();
     let deadline = Instant::now() + patience;
-    while Stat::of(process).is_some_and(|stat| stat.is_alive()) {
+    while Stat::of(process).is_some_and(|stat| !stat.is_over()) {
         if Instant::now() >= deadline {
             let line = format!("the server stops, but its process {process} has not ended within {patience:?}");
             return Err(Trouble::new(ABORTED, line));

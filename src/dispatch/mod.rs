@@ -99,6 +99,7 @@ pub struct Dispatch {
     board: Mutex<Board>,
     max_workers: usize,
     number: u32,
+    streams: Streams,
     ring: OnceLock<Box<dyn Fn() + Send + Sync>>,
     deliver: OnceLock<Box<dyn Fn(Grant) + Send + Sync>>,
 }
@@ -131,6 +132,7 @@ impl Dispatch {
             board: Mutex::new(board),
             max_workers,
             number: DISPATCHES.fetch_add(1, Ordering::Relaxed),
+            streams: Streams::default(),
             ring: OnceLock::new(),
             deliver: OnceLock::new(),
         }
@@ -238,6 +240,11 @@ impl Dispatch {
     pub fn queue_is_full(&self) -> bool {
         let board = self.lock();
         board.queue.is_full() && !(board.gate == Gate::Open && board.workers.any_room())
+    }
+
+    /// The app's event streams that hold permits.
+    pub fn streams(&self) -> &Streams {
+        &self.streams
     }
 
     /// Says that a worker let a request time out.

@@ -14,6 +14,7 @@ use crate::backends::{Backend, How, Peer, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::{Look, TICK, nanos};
 use crate::config::Front;
+use crate::dispatch::AppId;
 use crate::log::Level;
 use crate::mailbox::Message;
 
@@ -31,7 +32,7 @@ pub(crate) struct Listener {
     pub port: u16,
     pub scheme: Scheme,
     /// The app that its requests go to.
-    pub app: u16,
+    pub app: AppId,
     /// What stands in front of it.
     pub front: Arc<Front>,
     /// Traces of peers that are not trusted pass, for nobody is.
@@ -67,6 +68,9 @@ pub(crate) struct Accepting {
     closed: usize,
     /// A graceful stop has begun.
     pub draining: bool,
+    /// It has begun in this turn: who is idle after the next one's events is closed. A request that came while this turn was under way, before
+    /// the word to stop, is still to be read.
+    pub dismisses: bool,
     /// Another process serves on the same sockets: in that stop nobody is sent away who may just be asking for something.
     handed_over: bool,
     /// Accepted beyond the limit: the socket, the listener's index, the peer.
@@ -124,7 +128,7 @@ impl<B: Backend> Loop<B> {
         if self.accepting.draining && !self.accepting.handed_over {
             return self.backend.close(sock, How::Now);
         }
-        let limit = self.shared.settings.max_connections;
+        let limit = self.apps.settings.max_connections;
         match self.shared.admission.enter(limit) {
             Some(active) if active > limit - limit / 16 => {
                 self.make_place(active == limit);
@@ -213,7 +217,7 @@ impl<B: Backend> Loop<B> {
         self.shared.admission.paused.store(true, Ordering::SeqCst);
         // A connection may have left between the count and the flag: then nobody else would wake this loop. Store and load here,
         // and count and load there, must not pass each other: hence one order for all of them.
-        if self.shared.admission.active() < self.shared.settings.max_connections {
+        if self.shared.admission.active() < self.apps.settings.max_connections {
             self.resume_accepting();
         }
     }
@@ -223,7 +227,7 @@ impl<B: Backend> Loop<B> {
         if self.accepting.draining && !self.accepting.handed_over {
             return;
         }
-        let limit = self.shared.settings.max_connections;
+        let limit = self.apps.settings.max_connections;
         while !self.accepting.waiting.is_empty() {
             if self.shared.admission.enter(limit).is_none() {
                 // Whoever leaves next is to tell.
@@ -246,7 +250,7 @@ impl<B: Backend> Loop<B> {
         if self.sends_away() {
             self.close_answered(sock);
         } else if self.table.client(sock).is_some_and(|client| !client.behind) {
-            self.arm(sock, self.patience(self.shared.settings.timeouts.idle));
+            self.arm(sock, self.patience(self.apps.settings.timeouts.idle));
         }
     }
 
@@ -274,6 +278,7 @@ impl<B: Backend> Loop<B> {
     /// accepts on the same sockets.
     pub fn stop_accepting(&mut self, handed_over: bool) {
         (self.accepting.draining, self.accepting.handed_over) = (true, handed_over);
+        self.accepting.dismisses = true;
         // Their names die, their ports are still told to workers for requests that come until the end.
         for listener in &self.accepting.listeners {
             // Who was accepted before the handover is served.

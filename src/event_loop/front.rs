@@ -124,7 +124,7 @@ impl<B: Backend> Loop<B> {
     #[inline]
     pub fn await_first_request(&mut self, sock: Sock) {
         self.become_state(sock, State::ReadingRequest);
-        self.arm(sock, self.patience(self.shared.settings.timeouts.header));
+        self.arm(sock, self.patience(self.apps.settings.timeouts.header));
         self.backend.recv(sock, Size::Small);
     }
 
@@ -164,7 +164,7 @@ impl<B: Backend> Loop<B> {
             client.input = Some(input);
         }
         self.become_state(sock, State::ReadingRequest);
-        self.arm(sock, self.patience(self.shared.settings.timeouts.header));
+        self.arm(sock, self.patience(self.apps.settings.timeouts.header));
         self.read_requests(sock);
     }
 

@@ -158,8 +158,7 @@ impl<B: Backend> Loop<B> {
         self.memory.scratch.count_block(&mut census);
         self.backend.count_blocks(&mut census);
         let sending = census.counted();
-        let mut waiting: Vec<&crate::exchange::Exchange> =
-            self.exchanges.iter().map(|(_, exchange)| exchange).collect();
+        let mut waiting: Vec<_> = self.exchanges.iter().map(|(_, exchange)| exchange).collect();
         waiting.retain(|exchange| !matches!(exchange.phase, Phase::Queued { .. } | Phase::Backlog { .. }));
         waiting.iter().flat_map(|exchange| exchange.request.blocks()).for_each(|block| census.count(block));
         debug_assert_eq!(census.missing(), 0, "a block of the pool waits for a peer");

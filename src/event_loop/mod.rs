@@ -6,6 +6,7 @@
 //! | file | what |
 //! |---|---|
 //! | `admission` | listeners, and the limit on connections |
+//! | `apps` | what is served, and how a new configuration takes the place of an old one |
 //! | `front` | what stands in front of a listener: PROXY protocol headers, and whose word about a request's origin counts |
 //! | `memory` | where bytes are that wait, and who goes on when memory comes back |
 //!
@@ -13,11 +14,13 @@
 //! each event ([`Loop::work_off`]).
 
 mod admission;
+mod apps;
 mod front;
 mod memory;
 
 pub(crate) use admission::{Accepting, Listener};
 pub use admission::{Admission, Scheme};
+pub(crate) use apps::{Apps, Seat};
 pub(crate) use front::{Arrival, Asker, Told, access_record, id_of};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
@@ -29,42 +32,22 @@ use std::time::{Duration, Instant};
 use crate::backends::{Backend, Sock};
 use crate::buffers::slots::{Key, Slots};
 use crate::buffers::wheel::Wheel;
-use crate::config::{self, Settings};
-use crate::connection::{Seats, Table};
+use crate::config::Settings;
+use crate::connection::Table;
 use crate::day::Day;
-use crate::dispatch::{Dispatch, Grant, Streams};
+use crate::dispatch::Grant;
 use crate::exchange::Exchange;
 use crate::http::fields::Fields;
 use crate::http::head::HeadLimits;
 use crate::http::origin::Origin;
-use crate::http::reply;
 use crate::log::{AccessLog, Log};
 use crate::mailbox::Postboxes;
 use crate::metrics::{Counters, Metrics};
 
-/// An app as the loops know it.
-pub struct App {
-    /// Its part of the checked configuration.
-    pub settings: config::App,
-    /// Its permits and its waiting queue.
-    pub dispatch: Arc<Dispatch>,
-    /// Its event streams that hold permits.
-    pub streams: Streams,
-}
-
-impl App {
-    /// An app without streams yet.
-    pub fn new(settings: config::App, dispatch: Arc<Dispatch>) -> App {
-        App { settings, dispatch, streams: Streams::default() }
-    }
-}
-
 /// What all loops of a server share.
 pub struct Shared {
-    /// The checked configuration.
+    /// The checked configuration that the server was started with. What holds now, each loop has for itself.
     pub settings: Arc<Settings>,
-    /// The apps; exchanges and listeners name them by their index.
-    pub apps: Vec<App>,
     /// The way to every loop.
     pub postboxes: Postboxes,
     /// Where events are told.
@@ -73,17 +56,8 @@ pub struct Shared {
     pub admission: Admission,
     /// Whether answers wait for memory.
     pub scarcity: Scarcity,
-    /// The answer of `--respond`.
-    pub direct: Option<reply::Direct>,
     /// Writes the `/status` document.
     pub status: Box<dyn Fn() -> String + Send + Sync>,
-}
-
-impl Shared {
-    /// Whether an app has given up that the server is not to be without.
-    pub fn has_failed(&self) -> bool {
-        self.apps.iter().any(|app| app.settings.required && app.dispatch.has_failed())
-    }
 }
 
 /// What time it is, and what is due when.
@@ -162,7 +136,7 @@ pub(crate) struct Loop<B: Backend> {
     pub time: Time,
     pub memory: Memory,
     pub heads: Heads,
-    pub seats: Seats,
+    pub apps: Apps,
     /// The connection that is worked on, which a panic is to cost; [`Key::NONE`] for what concerns none.
     pub subject: Sock,
     /// The next request's id: a random start, so that ids of two loops or two servers do not meet.
@@ -192,7 +166,7 @@ impl<B: Backend> Loop<B> {
             let named = link == Key::NONE || self.table.link(link).is_some_and(|link| link.exchange == key);
             debug_assert!(named, "the worker's connection of an exchange in {phase:?} does not know it");
         }
-        for app in &self.shared.apps {
+        for app in self.apps.all() {
             app.dispatch.check_invariants();
         }
         self.check_blocks();

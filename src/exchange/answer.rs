@@ -76,7 +76,8 @@ impl<B: Backend> Loop<B> {
     fn begin_answer(&mut self, key: Key, mut input: Block, response: &Response) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         if (response.busy || response.draining) && exchange.is_whole() && !exchange.attempt.retried {
-            return self.declined(key);
+            // It did not run the request.
+            return self.retry(key, Outcome::Unused);
         }
         exchange.answer.note = self.access.note(&input, response);
         if response.status == 101 {
@@ -119,15 +120,16 @@ impl<B: Backend> Loop<B> {
     /// An answer that goes on for as long as somebody listens.
     fn begin_stream(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let app = &self.shared.apps[exchange.app as usize];
+        let app = &exchange.app;
+        let streams = app.dispatch.streams();
         exchange.request.keep_for_log(&self.access, &self.memory.pool);
-        exchange.answer.stream_hold = Some(app.streams.hold());
+        exchange.answer.stream_hold = Some(streams.hold());
         // Says, at most once in ten seconds, that event streams hold all permits: to others the app then looks stuck.
         let permits = app.dispatch.snapshot().eligible as usize * app.settings.concurrency as usize;
-        let streams = app.streams.held();
+        let held = streams.held();
         let second = self.time.day.micros(self.time.connections.now_nanos()) / 1_000_000;
-        if streams >= permits && app.streams.may_tell(second) {
-            let fields: [(&str, &dyn Display); 2] = [("streams", &streams), ("permits", &permits)];
+        if held >= permits && streams.may_tell(second) {
+            let fields: [(&str, &dyn Display); 2] = [("streams", &held), ("permits", &permits)];
             let message = "event streams hold all permits, other requests wait: raise --concurrency or --workers";
             self.shared.log.event(Level::Warn, message, &fields);
         }
@@ -188,7 +190,7 @@ impl<B: Backend> Loop<B> {
     /// The worker of an exchange has been heard, which saves it when another of its requests is silent.
     pub fn note_move(&self, exchange: &Exchange) {
         let Some(worker) = exchange.attempt.worker else { return };
-        if let Some(seat) = self.seats.get(exchange.app, worker) {
+        if let Some(seat) = self.apps.seat(exchange.app.id, worker) {
             seat.target.moves.note(self.time.now);
         }
     }

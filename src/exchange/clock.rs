@@ -111,8 +111,8 @@ impl<B: Backend> Loop<B> {
     /// When an exchange is looked at next, and for which deadline.
     fn due(&self, exchange: &Exchange) -> Option<(Nanos, Due)> {
         let times = &exchange.times;
-        let timeouts = &self.shared.apps[exchange.app as usize].settings.timeouts;
-        let client = &self.shared.settings.timeouts;
+        let timeouts = &exchange.app.settings.timeouts;
+        let client = &exchange.app.server.timeouts;
         let body = || (exchange.request.pace.deadline(client.body, exchange.request.bytes), Due::Body);
         let own = match (exchange.phase, exchange.waits()) {
             (Phase::Asking, _) => None,
@@ -208,7 +208,7 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         self.count().timeouts.add(1);
         if let Some(worker) = exchange.attempt.worker {
-            self.dispatch_of(exchange).suspect(worker);
+            exchange.app.dispatch.suspect(worker);
         }
         let reason = match (exchange.phase, request) {
             (Phase::Relaying, _) => "the worker stopped in the middle of an answer: --read-timeout-ms",

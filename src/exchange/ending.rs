@@ -116,14 +116,14 @@ impl<B: Backend> Loop<B> {
         let link = exchange.link();
         let kept = exchange.answer.link_keeps && exchange.is_uploaded() && !surplus;
         let timeout = exchange.answer.link_timeout;
-        let (app, permit) = (exchange.app, exchange.attempt.permit.take());
+        let (app, permit) = (exchange.app.clone(), exchange.attempt.permit.take());
         if kept && self.backend.unsent(link) == 0 {
-            self.park(link, timeout)
+            self.park(&app, link, timeout)
         } else {
             self.close_link(link, How::Now)
         }
         if let Some(permit) = permit {
-            self.release(app, permit, Outcome::Answered);
+            self.release(&app, permit, Outcome::Answered);
         }
     }
 
@@ -138,9 +138,9 @@ impl<B: Backend> Loop<B> {
     fn leave_queue(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let Phase::Queued { ticket, .. } = exchange.phase else { return };
-        if !planted::active(Bug::ForgottenTicket) {
-            // If it was granted meanwhile, the permit is in the mail and goes back when it finds nobody.
-            self.dispatch_of(exchange).cancel(ticket);
+        if !planted::active(Bug::ForgottenTicket) && !exchange.app.dispatch.cancel(ticket) {
+            // The permit is in the mail, and goes back when it finds nobody.
+            self.apps.expect_mail(key, exchange.app.clone());
         }
     }
 
@@ -193,14 +193,14 @@ impl<B: Backend> Loop<B> {
         let waited = |granted| self.time.instant(granted).saturating_duration_since(times.asked).as_micros() as u64;
         let end = times.finished.unwrap_or(now);
         let status = if left && exchange.answer.status == 0 { CLIENT_LEFT } else { exchange.answer.status };
-        let seat = exchange.attempt.worker.and_then(|worker| self.seats.get(exchange.app, worker));
+        let seat = exchange.attempt.worker.and_then(|worker| self.apps.seat(exchange.app.id, worker));
         self.access.record(&AccessRecord {
             status,
             bytes: exchange.answer.bytes,
             duration_us: (now - times.started) / 1000,
             queue_us: times.granted.map(waited),
             upstream_us: times.granted.map(|granted| (end - granted) / 1000),
-            app: &self.shared.apps[exchange.app as usize].settings.name,
+            app: &exchange.app.settings.name,
             note: exchange.answer.note.as_deref(),
             worker: seat.map(|seat| seat.target.number),
             request_id: &exchange.request.asker.id(),
@@ -216,7 +216,7 @@ impl<B: Backend> Loop<B> {
     /// Says what was wrong with an exchange, and with which worker.
     pub fn warn(&self, key: Key, message: &'static str, reason: &str, more: &[(&str, &dyn Display)]) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let target = exchange.attempt.worker.and_then(|worker| self.dispatch_of(exchange).target(worker));
+        let target = exchange.attempt.worker.and_then(|worker| exchange.app.dispatch.target(worker));
         let label = target.as_ref().map_or("-", |target| target.label.as_str());
         let fields: [(&str, &dyn Display); 2] = [("worker", &label), ("reason", &reason)];
         self.shared.log.seldom(Level::Warn, message, &[&fields, more].concat());

@@ -38,8 +38,10 @@ mod retry;
 mod source;
 mod tunnel;
 
+use std::rc::Rc;
 use std::time::Instant;
 
+use crate::apps::App;
 use crate::backends::Sock;
 use crate::buffers::block::{Block, Pool};
 use crate::connection::Stream;
@@ -124,6 +126,8 @@ pub(crate) struct Attempt {
     pub permit: Option<Permit>,
     /// The one retry is spent.
     pub retried: bool,
+    /// How many fresh connections have ended since, of which none took anything.
+    pub untaken: u8,
     /// An interim answer was seen: the worker has begun.
     pub begun: bool,
     /// The worker that has it or had it last.
@@ -191,8 +195,8 @@ pub(crate) struct Times {
 pub(crate) struct Exchange {
     /// Whom it answers.
     pub stream: Stream,
-    /// Which app's.
-    pub app: u16,
+    /// Whose it is, and what it is served with, as that was when it began.
+    pub app: Rc<App>,
     pub phase: Phase,
     /// What feeds the answer.
     pub source: Source,
@@ -205,7 +209,7 @@ pub(crate) struct Exchange {
 impl Exchange {
     /// A request whose head was rewritten to `head`, before anything else has happened to it.
     #[inline]
-    pub fn new(stream: Stream, app: u16, request: &head::Request, head: Block, id: u64, time: &Time) -> Exchange {
+    pub fn new(stream: Stream, app: Rc<App>, request: &head::Request, head: Block, id: u64, time: &Time) -> Exchange {
         use crate::http::Framing;
         let now = time.nanos();
         let upload = if request.framing == Framing::None { Upload::Whole } else { Upload::Collecting };

@@ -2,28 +2,23 @@
 
 use std::time::Duration;
 
+use crate::apps::App;
 use crate::backends::{Backend, HIGH_MARK, Size, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::{TICK, nanos};
-use crate::config::App;
+use crate::config;
 use crate::connection::LinkState;
-use crate::dispatch::{Acquire, Ask, Dispatch, Grant, Outcome, Patience, Permit, Waiter};
+use crate::dispatch::{Acquire, Ask, Grant, Outcome, Patience, Permit, Waiter};
 use crate::event_loop::{Loop, Task};
 use crate::http::body::last_chunk;
 use crate::http::{Framing, rewrite};
 
-use super::{Ending, Exchange, Fate, Pace, Phase, Source, Upload};
+use super::{Ending, Fate, Pace, Phase, Source, Upload};
 
 /// How soon a worker whose backlog is full is asked again.
 const BACKLOG_RETRY: Duration = Duration::from_millis(5);
 
 impl<B: Backend> Loop<B> {
-    /// The dispatch of an exchange's app.
-    #[inline]
-    pub fn dispatch_of(&self, exchange: &Exchange) -> &Dispatch {
-        &self.shared.apps[exchange.app as usize].dispatch
-    }
-
     /// Answers in the worker's place, before any worker was busy with the request.
     fn refuse_unasked(&mut self, key: Key, status: u16, detail: &str) {
         self.finish(key, Ending::Refused { status, detail, fate: Fate::Ended(Outcome::Unused) });
@@ -33,7 +28,7 @@ impl<B: Backend> Loop<B> {
     pub fn acquire(&mut self, key: Key, front: bool) {
         let now = self.time.now;
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let app = &self.shared.apps[exchange.app as usize];
+        let app = &exchange.app;
         if !front {
             exchange.times.asked = now;
         } else if now >= exchange.times.asked + longest_wait(&app.settings) {
@@ -82,7 +77,7 @@ impl<B: Backend> Loop<B> {
     pub fn queue_expired(&mut self, key: Key) {
         let now = self.time.now;
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let app = &self.shared.apps[exchange.app as usize];
+        let app = &exchange.app;
         let Phase::Queued { ticket, look } = &mut exchange.phase else { return };
         let by = exchange.times.asked + longest_wait(&app.settings);
         match app.dispatch.patience(*ticket, by, now) {
@@ -90,13 +85,11 @@ impl<B: Backend> Loop<B> {
             // The permit is in the mail; were it lost, this would look for it again.
             Patience::Granted => *look = self.time.nanos() + nanos(app.settings.queue.timeout.max(TICK)),
             Patience::QueueTimeout => {
-                exchange.phase = Phase::Asking;
                 self.count().queue_timeouts.add(1);
                 self.count().timeouts.add(1);
                 return self.refuse_unasked(key, 504, "no worker became free in time");
             }
             Patience::HoldExpired => {
-                exchange.phase = Phase::Asking;
                 self.count().hold_expired.add(1);
                 return self.refuse_unasked(key, 503, super::ending::STARTING);
             }
@@ -106,10 +99,9 @@ impl<B: Backend> Loop<B> {
 
     /// The app has given up while this exchange waited for a worker; its ticket is void.
     pub fn app_failed(&mut self, key: Key) {
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        if matches!(exchange.phase, Phase::Queued { .. }) {
-            exchange.phase = Phase::Asking;
-            self.refuse_unasked(key, 503, GIVEN_UP);
+        match self.exchanges.lookup(key) {
+            Some(exchange) if matches!(exchange.phase, Phase::Queued { .. }) => self.refuse_unasked(key, 503, GIVEN_UP),
+            _ => drop(self.apps.app_of_late(key)),
         }
     }
 
@@ -118,14 +110,22 @@ impl<B: Backend> Loop<B> {
         let key = grant.waiter.exchange;
         match self.exchanges.lookup(key).map(|exchange| exchange.phase) {
             Some(Phase::Queued { .. }) => self.start(key, grant.permit),
-            _ => self.release(0, grant.permit, Outcome::Unused),
+            _ => self.return_late(key, grant.permit),
+        }
+    }
+
+    /// Gives back a permit that found nobody.
+    fn return_late(&mut self, key: Key, permit: Permit) {
+        let app = self.apps.app_of_late(key);
+        debug_assert!(app.is_some(), "a permit came for an exchange that did not wait");
+        if let Some(app) = app {
+            self.release(&app, permit, Outcome::Unused);
         }
     }
 
     /// Gives a permit of an app back and passes on what it freed.
-    pub fn release(&mut self, app: u16, permit: Permit, outcome: Outcome) {
-        let dispatch = &self.shared.apps[app as usize].dispatch;
-        if let Some(grant) = dispatch.release(permit, outcome, self.time.now, self.index) {
+    pub fn release(&mut self, app: &App, permit: Permit, outcome: Outcome) {
+        if let Some(grant) = app.dispatch.release(permit, outcome, self.time.now, self.index) {
             if grant.waiter.loop_index == self.index {
                 self.work.push_back(Task::Start(grant));
             } else {
@@ -138,8 +138,8 @@ impl<B: Backend> Loop<B> {
     pub fn give_back(&mut self, key: Key, outcome: Outcome) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         if let Some(permit) = exchange.attempt.permit.take() {
-            let app = exchange.app;
-            self.release(app, permit, outcome);
+            let app = exchange.app.clone();
+            self.release(&app, permit, outcome);
         }
     }
 
@@ -148,7 +148,7 @@ impl<B: Backend> Loop<B> {
         let worker = permit.worker();
         let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else {
-            return self.release(0, permit, Outcome::Unused);
+            return self.return_late(key, permit);
         };
         exchange.times.granted = Some(now);
         exchange.attempt.worker = Some(worker);
@@ -156,11 +156,11 @@ impl<B: Backend> Loop<B> {
         // A body that streams cannot be sent again, so that a kept connection which has just died would cost it.
         let streams = exchange.request.upload == Upload::Held;
         let fresh = exchange.attempt.retried || streams || exchange.request.websocket;
-        let app = exchange.app;
-        if !self.meet(app, worker) {
+        let app = exchange.app.clone();
+        if !self.meet(&app, worker) {
             return self.unreachable(key);
         }
-        match self.reach(app, worker, fresh) {
+        match self.reach(app.id, worker, fresh) {
             Ok(Some(link)) => self.send_request(key, link),
             Ok(None) => self.wait_for_backlog(key),
             Err(error) => {
@@ -182,7 +182,7 @@ impl<B: Backend> Loop<B> {
                 self.give_back(key, Outcome::Unused);
                 return self.ask_again(key);
             }
-            _ => now + nanos(self.shared.apps[exchange.app as usize].settings.timeouts.connect),
+            _ => now + nanos(exchange.app.settings.timeouts.connect),
         };
         if now >= until {
             self.count().timeouts.add(1);
@@ -277,7 +277,7 @@ impl<B: Backend> Loop<B> {
 }
 
 /// How long a request goes from worker to worker, or from one wait to the next, when workers come and go under it.
-fn longest_wait(app: &App) -> Duration {
+fn longest_wait(app: &config::App) -> Duration {
     app.timeouts.request.max(app.queue.hold + app.queue.timeout)
 }
 

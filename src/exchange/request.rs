@@ -4,6 +4,9 @@
 //! The connection decodes the body; what a worker sees is framed anew by us, so that a malformed or cut body ends in no last
 //! chunk and a closed connection.
 
+use std::rc::Rc;
+
+use crate::apps::App;
 use crate::backends::{Backend, How, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
@@ -19,15 +22,14 @@ use super::{Ending, Exchange, Fate, Pace, Phase, Upload};
 
 impl<B: Backend> Loop<B> {
     /// Makes an exchange of a request for the app. `input` begins with its head.
-    pub fn forward(&mut self, stream: Stream, mut input: Block, request: &Request) {
+    pub fn forward(&mut self, app: Rc<App>, stream: Stream, mut input: Block, request: &Request) {
         let told = self.told(stream.connection, &input);
         let Some(client) = self.table.client(stream.connection) else { return };
         let listener = &self.accepting.listeners[client.listener as usize];
-        let app = listener.app;
         let id = id_of(&told, self.next_id);
         let start_micros = self.time.day.micros(self.time.connections.now_nanos());
         let forward = Forward {
-            keep_alive: self.shared.apps[app as usize].settings.keepalive,
+            keep_alive: app.settings.keepalive,
             open: request.framing == Framing::Chunked,
             ..listener.forward(&client.arrival, &self.heads.origin, &id, start_micros)
         };
@@ -46,7 +48,7 @@ impl<B: Backend> Loop<B> {
                 self.keep_input(stream.connection, input);
                 self.acquire(key, false);
             }
-            Framing::Length(length) if length > self.shared.settings.max_body => self.refuse_body(key, 413, TOO_LARGE),
+            Framing::Length(length) if length > self.apps.settings.max_body => self.refuse_body(key, 413, TOO_LARGE),
             framing => self.begin_body(key, framing, input),
         }
     }
@@ -67,17 +69,17 @@ impl<B: Backend> Loop<B> {
 
     fn begin_body(&mut self, key: Key, framing: Framing, input: Block) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let (stream, app, expects) = (exchange.stream, exchange.app as usize, exchange.request.expects);
+        let (stream, expects) = (exchange.stream, exchange.request.expects);
+        let buffered = exchange.app.settings.request_buffer as u64;
         let ended = self.table.client(stream.connection).is_some_and(|client| client.ended);
         if expects && !ended {
-            if self.shared.apps[app].dispatch.queue_is_full() {
+            if exchange.app.dispatch.queue_is_full() {
                 return self.refuse_body(key, 503, super::permit::QUEUE_FULL);
             }
             if input.is_empty() {
                 self.stream_continue(stream);
             }
         }
-        let buffered = self.shared.apps[app].settings.request_buffer as u64;
         if matches!(framing, Framing::Length(length) if length > buffered) && !ended {
             // It will not fit into memory: a permit is asked for at once, and what comes waits until the worker is there.
             self.keep_input(stream.connection, input);
@@ -103,8 +105,9 @@ impl<B: Backend> Loop<B> {
 
     /// A run of the request's body; whether the exchange goes on.
     pub fn body_came(&mut self, key: Key, data: Block) -> bool {
-        let (now, most) = (self.time.nanos(), self.shared.settings.max_body);
+        let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return false };
+        let most = exchange.app.server.max_body;
         let request = &mut exchange.request;
         request.bytes += data.len() as u64;
         request.pace.moved(now);
@@ -136,7 +139,7 @@ impl<B: Backend> Loop<B> {
         if exchange.request.upload != Upload::Collecting {
             return self.continue_upload(key);
         }
-        let most = self.shared.apps[exchange.app as usize].settings.request_buffer as u64;
+        let most = exchange.app.settings.request_buffer as u64;
         if exchange.request.bytes > most || !self.memory.has_room() {
             return self.hold_body(key);
         }

@@ -4,8 +4,10 @@
 //! `buffer_bytes` for all. Beyond the first, its source goes on once half of what waited has left; beyond the second, once memory
 //! comes back, whoever gave it back (`event_loop/memory.rs`), or once its own client has taken everything.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::apps::App;
 use crate::backends::{Backend, HIGH_MARK, Piece, Sock};
 use crate::buffers::block::SMALL;
 use crate::buffers::slots::Key;
@@ -44,7 +46,7 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         debug_assert!(exchange.phase == Phase::Relaying, "only an answer's body is pulled");
         let (connection, was) = (exchange.stream.connection, exchange.answer.hold);
-        let most = self.shared.apps[exchange.app as usize].settings.response_buffer.max(HIGH_MARK);
+        let most = exchange.app.settings.response_buffer.max(HIGH_MARK);
         let unsent = self.backend.unsent(connection);
         let hold = if unsent > if was == Hold::Client { most / 2 } else { most } {
             Hold::Client
@@ -83,15 +85,14 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Answers with a long text of our own, which is handed out as the client takes it. `input` begins with the request's head.
-    pub fn respond(&mut self, stream: Stream, input: &[u8], request: &head::Request) {
+    pub fn respond(&mut self, app: Rc<App>, stream: Stream, input: &[u8], request: &head::Request) {
         let keep_alive = self.decide_keep_alive(stream.connection);
         let told = self.told(stream.connection, input);
-        let Some(direct) = &self.shared.direct else { return };
+        let Some(direct) = &app.direct else { return };
         let Some(client) = self.table.client(stream.connection) else { return };
         let version = client.http.version;
-        let app = self.accepting.listeners[client.listener as usize].app;
         let kept = self.memory.pool.heap(&input[..request.len]);
-        let mut exchange = Exchange::new(stream, app, request, kept, self.next_id, &self.time);
+        let mut exchange = Exchange::new(stream, app.clone(), request, kept, self.next_id, &self.time);
         (exchange.phase, exchange.request.upload) = (Phase::Relaying, Upload::Sent);
         (exchange.answer.status, exchange.source) = (200, Source::Own(direct.body().clone(), 0));
         let date = &self.time.day.date;

@@ -98,13 +98,12 @@ impl<B: Backend> Loop<B> {
     pub fn end_tunnel(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let link = std::mem::take(&mut exchange.source).link();
-        let (app, worker) = (exchange.app, exchange.attempt.worker);
-        self.close_link(link, How::Flushed);
-        self.count().active_tunnels.decrement();
-        if let Some(worker) = worker
+        if let Some(worker) = exchange.attempt.worker
             && !planted::active(Bug::ForgottenTunnel)
         {
-            self.shared.apps[app as usize].dispatch.tunnel_ended(worker);
+            exchange.app.dispatch.tunnel_ended(worker);
         }
+        self.close_link(link, How::Flushed);
+        self.count().active_tunnels.decrement();
     }
 }

@@ -204,15 +204,15 @@ impl AccessLog {
             return;
         }
         let Some(one_of) = self.sample(record.status) else { return };
-        let look = Arc::clone(&self.look);
-        self.put(&look, record, one_of);
+        self.put(record, one_of);
         self.lines += 1;
         if self.buffer.len() >= FULL {
             self.hand_over();
         }
     }
 
-    fn put(&mut self, look: &Look, record: &AccessRecord<'_>, one_of: u32) {
+    fn put(&mut self, record: &AccessRecord<'_>, one_of: u32) {
+        let look = &*self.look;
         let [mut host, mut referer, mut user_agent, mut authorization] = [&b""[..]; 4];
         let mut absent = [false; 2];
         match &look.format {
@@ -266,8 +266,9 @@ impl AccessLog {
 
     /// One line, without a sink.
     #[cfg(test)]
-    pub(super) fn line(mut self, look: &Look, record: &AccessRecord<'_>) -> Vec<u8> {
-        self.put(look, record, 1);
+    pub(super) fn line(mut self, look: Look, record: &AccessRecord<'_>) -> Vec<u8> {
+        self.look = Arc::new(look);
+        self.put(record, 1);
         std::mem::take(&mut self.buffer)
     }
 

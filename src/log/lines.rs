@@ -423,12 +423,18 @@ pub fn put_address(out: &mut Vec<u8>, address: Option<IpAddr>) {
     match address.map(|address| address.to_canonical()) {
         None => out.extend_from_slice(b"unix:"),
         Some(IpAddr::V4(address)) => {
-            let [first, rest @ ..] = address.octets();
-            put_number(out, u64::from(first));
-            for octet in rest {
-                out.push(b'.');
-                put_number(out, u64::from(octet));
+            let (mut text, mut length) = ([0; 16], 0);
+            for octet in address.octets() {
+                for (least, unit) in [(100, 100), (10, 10), (0, 1)] {
+                    if octet >= least {
+                        text[length] = b'0' + octet / unit % 10;
+                        length += 1;
+                    }
+                }
+                text[length] = b'.';
+                length += 1;
             }
+            out.extend_from_slice(&text[..length - 1]);
         }
         Some(IpAddr::V6(address)) => {
             // Writing to a Vec cannot fail.

@@ -39,26 +39,14 @@ pub fn put(out: &mut Vec<u8>, stamp: &mut Stamp, shown: &Shown<'_>, parts: &[Par
 fn put_field(out: &mut Vec<u8>, stamp: &mut Stamp, shown: &Shown<'_>, field: PatternField, stop: Option<u8>) {
     let record = shown.record;
     let second = record.time_micros / 1_000_000;
-    let (path, query) = shown.path_and_query();
-    let mut number = |number: Option<u64>| match number {
-        Some(number) => put_number(out, number),
-        None => out.push(b'-'),
-    };
-    match field {
-        PatternField::Status => return number(Some(u64::from(record.status))),
-        PatternField::Bytes => return number(Some(record.bytes)),
-        PatternField::Worker => return number(record.worker.map(u64::from)),
-        PatternField::OneOf => return number(Some(u64::from(shown.one_of))),
-        _ => {}
-    }
-    let mut milliseconds = |micros: Option<u64>| match micros {
-        Some(micros) => put_milliseconds(out, micros),
-        None => out.push(b'-'),
-    };
-    match field {
-        PatternField::DurationMs => return milliseconds(Some(record.duration_us)),
-        PatternField::QueueMs => return milliseconds(record.queue_us),
-        PatternField::UpstreamMs => return milliseconds(record.upstream_us),
+    let value = match field {
+        PatternField::Status => return put_number(out, u64::from(record.status)),
+        PatternField::Bytes => return put_number(out, record.bytes),
+        PatternField::OneOf => return put_number(out, u64::from(shown.one_of)),
+        PatternField::Worker => return put_known(out, record.worker.map(u64::from), put_number),
+        PatternField::DurationMs => return put_milliseconds(out, record.duration_us),
+        PatternField::QueueMs => return put_known(out, record.queue_us, put_milliseconds),
+        PatternField::UpstreamMs => return put_known(out, record.upstream_us, put_milliseconds),
         PatternField::Time => {
             out.extend_from_slice(stamp.utc(second));
             put_millis_of_second(out, record.time_micros);
@@ -66,17 +54,11 @@ fn put_field(out: &mut Vec<u8>, stamp: &mut Stamp, shown: &Shown<'_>, field: Pat
         }
         PatternField::LocalTime => return out.extend_from_slice(stamp.local(second)),
         PatternField::Client => return put_address(out, record.client),
-        PatternField::User => {
-            let user = user(shown.authorization).unwrap_or_default();
-            return put_value(out, &user, stop);
-        }
-        _ => {}
-    }
-    let value = match field {
+        PatternField::User => return put_value(out, &user(shown.authorization).unwrap_or_default(), stop),
         PatternField::Method => record.method,
         PatternField::Target => shown.target,
-        PatternField::Path => path,
-        PatternField::Query => query,
+        PatternField::Path => shown.path_and_query().0,
+        PatternField::Query => shown.path_and_query().1,
         PatternField::Protocol => record.protocol.as_bytes(),
         PatternField::Host => shown.host,
         PatternField::App => record.app.as_bytes(),
@@ -85,9 +67,16 @@ fn put_field(out: &mut Vec<u8>, stamp: &mut Stamp, shown: &Shown<'_>, field: Pat
         PatternField::UserAgent => shown.user_agent,
         PatternField::Mark => shown.mark(),
         PatternField::Type => record.note.map_or(&b""[..], |note| &note.media_type),
-        _ => b"",
     };
     put_value(out, value, stop);
+}
+
+/// A number, or `-` where there is none.
+fn put_known(out: &mut Vec<u8>, number: Option<u64>, put: fn(&mut Vec<u8>, u64)) {
+    match number {
+        Some(number) => put(out, number),
+        None => out.push(b'-'),
+    }
 }
 
 /// A value, so that it ends neither its line nor, by `stop` or a space, its field.

@@ -55,17 +55,13 @@ impl Hidden {
     }
 
     fn hides(&self, name: &[u8]) -> bool {
-        let mut decoded = name.to_vec();
-        // Twice: what is decoded once on the way to the app is still its name.
-        for _ in 0..2 {
-            let name = String::from_utf8_lossy(&decoded).to_lowercase();
-            if self.query.contains(&name) {
-                return true;
-            }
-            decoded = decode(&decoded);
+        if name.is_ascii() && memchr::memchr2(b'%', b'+', name).is_none() {
+            return self.query.iter().any(|hidden| hidden.as_bytes().eq_ignore_ascii_case(name));
         }
-        let name = String::from_utf8_lossy(&decoded).to_lowercase();
-        self.query.contains(&name)
+        // As it stands, and decoded twice: what is decoded once on the way to the app is still its name.
+        let once = decode(name);
+        let twice = decode(&once);
+        [name, &once, &twice].iter().any(|name| self.query.contains(&String::from_utf8_lossy(name).to_lowercase()))
     }
 }
 

@@ -51,20 +51,6 @@ pub enum Source<'a> {
     Worker(&'a str),
 }
 
-impl Source<'_> {
-    /// The name of its share; the server has none.
-    fn share(&self) -> Option<&str> {
-        match self {
-            Source::Server => None,
-            Source::Access => Some(ACCESS),
-            Source::Worker(label) => Some(label),
-        }
-    }
-}
-
-/// The access log's share; no worker has that label.
-const ACCESS: &str = "";
-
 /// What the writer has to tell about its sink.
 #[derive(Debug)]
 pub enum Trouble {
@@ -92,14 +78,12 @@ pub struct Sink {
 #[derive(Default)]
 struct State {
     pending: Vec<u8>,
-    /// How much of that is the server's.
-    own_pending: usize,
     /// Bytes that the writer has taken and not written yet.
     in_flight: usize,
-    /// Lines dropped that nobody was told of, those of shares not counted.
-    unsaid: u64,
-    /// Who else has lines here, or lost some that nobody was told of.
-    shares: HashMap<String, Share>,
+    server: Share,
+    access: Share,
+    /// The workers, by their labels, that have lines here, or lost some that nobody was told of.
+    workers: HashMap<String, Share>,
     /// Whether the writer sleeps until it is woken.
     asleep: bool,
     closed: bool,
@@ -166,15 +150,12 @@ impl Sink {
         }
         let mut state = self.lock();
         if !state.admits(source, bytes.len()) {
-            state.note_dropped(source, lines);
+            state.share(source).unsaid += lines;
             self.count(lines);
             return;
         }
         state.pending.extend_from_slice(bytes);
-        match source.share() {
-            Some(name) => state.share(name).pending += bytes.len(),
-            None => state.own_pending += bytes.len(),
-        }
+        state.share(source).pending += bytes.len();
         if std::mem::take(&mut state.asleep) {
             drop(state);
             self.work.notify_one();
@@ -186,7 +167,7 @@ impl Sink {
         let mut state = self.lock();
         let takes = state.admits(source, bytes);
         if !takes {
-            state.note_dropped(source, 1);
+            state.share(source).unsaid += 1;
             self.count(1);
         }
         takes
@@ -232,53 +213,51 @@ impl State {
             return false;
         }
         let used = self.pending.len() + self.in_flight;
-        let Some(name) = source.share() else { return used + bytes <= BACKLOG };
+        let share = match source {
+            Source::Server => return used + bytes <= BACKLOG,
+            Source::Access => Some(&self.access),
+            Source::Worker(label) => self.workers.get(label),
+        };
         // What of the server's waits lies in its own room first.
-        let own = self.own_pending.min(OWN_ROOM);
+        let own = self.server.pending.min(OWN_ROOM);
         let free = (BACKLOG - OWN_ROOM + own).saturating_sub(used);
-        let held = self.shares.get(name).map_or(0, |share| share.pending + share.in_flight);
+        let held = share.map_or(0, |share| share.pending + share.in_flight);
         bytes <= free && held + bytes <= free * PARTS_OF_FREE
     }
 
-    fn note_dropped(&mut self, source: Source<'_>, lines: u64) {
-        match source.share() {
-            Some(name) => self.share(name).unsaid += lines,
-            None => self.unsaid += lines,
+    fn share(&mut self, source: Source<'_>) -> &mut Share {
+        match source {
+            Source::Server => &mut self.server,
+            Source::Access => &mut self.access,
+            Source::Worker(label) => self.workers.entry(label.to_owned()).or_default(),
         }
     }
 
-    fn share(&mut self, name: &str) -> &mut Share {
-        self.shares.entry(name.to_owned()).or_default()
+    fn shares(&mut self) -> impl Iterator<Item = &mut Share> {
+        [&mut self.server, &mut self.access].into_iter().chain(self.workers.values_mut())
     }
 
     /// What waits goes to the writer.
     fn hand_over(&mut self, batch: &mut Vec<u8>) {
         std::mem::swap(&mut self.pending, batch);
         self.in_flight = batch.len();
-        self.own_pending = 0;
-        for share in self.shares.values_mut() {
-            share.in_flight = std::mem::take(&mut share.pending);
-        }
+        self.shares().for_each(|share| share.in_flight = std::mem::take(&mut share.pending));
     }
 
     /// The lines dropped that nobody was told of, which the caller tells.
     fn take_unsaid(&mut self) -> Vec<(Option<String>, u64)> {
-        let mut all = vec![(None, std::mem::take(&mut self.unsaid))];
-        for (name, share) in &mut self.shares {
-            let whose = (name != ACCESS).then(|| name.clone());
-            all.push((whose, std::mem::take(&mut share.unsaid)));
-        }
-        all.retain(|(_, lines)| *lines > 0);
-        all
+        let unnamed = [&mut self.server, &mut self.access].map(|share| (None, std::mem::take(&mut share.unsaid)));
+        let of_worker =
+            |(label, share): (&String, &mut Share)| (Some(label.clone()), std::mem::take(&mut share.unsaid));
+        let all = unnamed.into_iter().chain(self.workers.iter_mut().map(of_worker));
+        all.filter(|(_, lines)| *lines > 0).collect()
     }
 
-    /// The writer is done with its batch. Sources that have nothing here any more are forgotten: labels come and go.
+    /// The writer is done with its batch. Workers that have nothing here any more are forgotten: labels come and go.
     fn written(&mut self) {
         self.in_flight = 0;
-        self.shares.retain(|_, share| {
-            share.in_flight = 0;
-            share.pending > 0 || share.unsaid > 0
-        });
+        self.shares().for_each(|share| share.in_flight = 0);
+        self.workers.retain(|_, share| share.pending > 0 || share.unsaid > 0);
     }
 
     fn is_idle(&self) -> bool {
@@ -347,10 +326,8 @@ impl<T: Fn(&Sink, Trouble)> Writer<T> {
             let mut state = self.sink.lock();
             // They are told when it flows again.
             for (whose, lines) in unsaid {
-                match whose {
-                    Some(label) => state.share(&label).unsaid += lines,
-                    None => state.unsaid += lines,
-                }
+                let source = whose.as_deref().map_or(Source::Server, Source::Worker);
+                state.share(source).unsaid += lines;
             }
             state.written();
             drop(state);
@@ -418,11 +395,10 @@ impl<T: Fn(&Sink, Trouble)> Writer<T> {
             if closed {
                 state.closed = true;
                 let pending = std::mem::take(&mut state.pending);
-                state.own_pending = 0;
-                state.shares.values_mut().for_each(|share| share.pending = 0);
+                state.shares().for_each(|share| share.pending = 0);
                 lines += self.sink.framing.count(&pending);
             }
-            state.unsaid += lines;
+            state.server.unsaid += lines;
         }
         self.sink.count(lines);
         if !std::mem::replace(&mut self.failing, true) && is_due(&mut self.failed) {

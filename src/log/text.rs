@@ -96,33 +96,29 @@ pub fn put_seconds(out: &mut Vec<u8>, micros: u64) {
 /// Appends bytes as nginx writes them: quotes, backslashes, controls and everything above 0x7E become `\xHH`, so
 /// that nothing from the network can end a field, a line, or steer a terminal.
 pub fn put_escaped(out: &mut Vec<u8>, bytes: &[u8]) {
-    put_runs(out, bytes, |byte| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\', put_hex);
+    put_runs(out, bytes, first_special, put_hex);
 }
 
 /// The same, with spaces and one more byte escaped: for fields that nothing but those separate.
 pub fn put_escaped_but(out: &mut Vec<u8>, bytes: &[u8], stop: u8) {
-    put_runs(out, bytes, |byte| (0x21..0x7f).contains(&byte) && byte != b'"' && byte != b'\\' && byte != stop, put_hex);
+    let special = |bytes: &[u8]| bytes.iter().position(|byte| is_special(*byte) || [b' ', stop].contains(byte));
+    put_runs(out, bytes, special, put_hex);
 }
 
 /// Appends bytes as Apache writes them (`ap_escape_logitem`).
 pub fn put_apache(out: &mut Vec<u8>, bytes: &[u8]) {
-    put_runs(
-        out,
-        bytes,
-        |byte| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\',
-        |out, byte| match byte {
-            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
-            b'\n' => out.extend_from_slice(b"\\n"),
-            b'\r' => out.extend_from_slice(b"\\r"),
-            b'\t' => out.extend_from_slice(b"\\t"),
-            0x08 => out.extend_from_slice(b"\\b"),
-            0x0b => out.extend_from_slice(b"\\v"),
-            _ => {
-                let digit = |half: u8| HEX[usize::from(half)].to_ascii_lowercase();
-                out.extend_from_slice(&[b'\\', b'x', digit(byte >> 4), digit(byte & 15)]);
-            }
-        },
-    );
+    put_runs(out, bytes, first_special, |out, byte| match byte {
+        b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+        b'\n' => out.extend_from_slice(b"\\n"),
+        b'\r' => out.extend_from_slice(b"\\r"),
+        b'\t' => out.extend_from_slice(b"\\t"),
+        0x08 => out.extend_from_slice(b"\\b"),
+        0x0b => out.extend_from_slice(b"\\v"),
+        _ => {
+            let digit = |half: u8| HEX[usize::from(half)].to_ascii_lowercase();
+            out.extend_from_slice(&[b'\\', b'x', digit(byte >> 4), digit(byte & 15)]);
+        }
+    });
 }
 
 fn put_hex(out: &mut Vec<u8>, byte: u8) {
@@ -132,6 +128,9 @@ fn put_hex(out: &mut Vec<u8>, byte: u8) {
 /// Appends bytes as the inside of a JSON string. What is not UTF-8 becomes U+FFFD; controls, DEL and the C1 controls are
 /// escaped, so that a line shown on a terminal cannot steer it.
 pub fn put_json(out: &mut Vec<u8>, bytes: &[u8]) {
+    if first_special(bytes).is_none() {
+        return out.extend_from_slice(bytes);
+    }
     if bytes.is_ascii() {
         return put_json_ascii(out, bytes);
     }
@@ -150,18 +149,13 @@ pub fn put_json(out: &mut Vec<u8>, bytes: &[u8]) {
 }
 
 fn put_json_ascii(out: &mut Vec<u8>, bytes: &[u8]) {
-    put_runs(
-        out,
-        bytes,
-        |byte| (0x20..0x7f).contains(&byte) && byte != b'"' && byte != b'\\',
-        |out, byte| match byte {
-            b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
-            b'\n' => out.extend_from_slice(b"\\n"),
-            b'\r' => out.extend_from_slice(b"\\r"),
-            b'\t' => out.extend_from_slice(b"\\t"),
-            _ => put_unicode_escape(out, u16::from(byte)),
-        },
-    );
+    put_runs(out, bytes, first_special, |out, byte| match byte {
+        b'"' | b'\\' => out.extend_from_slice(&[b'\\', byte]),
+        b'\n' => out.extend_from_slice(b"\\n"),
+        b'\r' => out.extend_from_slice(b"\\r"),
+        b'\t' => out.extend_from_slice(b"\\t"),
+        _ => put_unicode_escape(out, u16::from(byte)),
+    });
 }
 
 fn put_unicode_escape(out: &mut Vec<u8>, unit: u16) {
@@ -183,10 +177,36 @@ pub fn put_text(out: &mut Vec<u8>, text: &str) {
     }
 }
 
-/// Copies the plain runs of `bytes` as they are, and has each other byte escaped.
-fn put_runs(out: &mut Vec<u8>, bytes: &[u8], plain: impl Fn(u8) -> bool, escape: impl Fn(&mut Vec<u8>, u8)) {
+/// Controls, DEL, quotes, backslashes and what is not ASCII.
+fn is_special(byte: u8) -> bool {
+    !(0x20..0x7f).contains(&byte) || byte == b'"' || byte == b'\\'
+}
+
+/// Where the first such byte is; eight are looked at together, because nearly all texts have none.
+fn first_special(bytes: &[u8]) -> Option<usize> {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    let is_plain = |word: &&[u8; 8]| {
+        let word = u64::from_le_bytes(**word);
+        // The high bit of a byte is set where it is zero, and possibly above such a byte.
+        let zero = |word: u64| word.wrapping_sub(ONES) & !word;
+        let unequal = |byte: u8| word ^ (ONES * u64::from(byte));
+        let below_space = word.wrapping_sub(ONES * 0x20);
+        let special = word | below_space | word.wrapping_add(ONES) | zero(unequal(b'"')) | zero(unequal(b'\\'));
+        special & (ONES << 7) == 0
+    };
+    let plain = 8 * bytes.as_chunks::<8>().0.iter().take_while(is_plain).count();
+    bytes[plain..].iter().position(|byte| is_special(*byte)).map(|place| plain + place)
+}
+
+/// Copies `bytes` as they are but for those that `special` finds, which are escaped.
+fn put_runs(
+    out: &mut Vec<u8>,
+    bytes: &[u8],
+    special: impl Fn(&[u8]) -> Option<usize>,
+    escape: impl Fn(&mut Vec<u8>, u8),
+) {
     let mut rest = bytes;
-    while let Some(place) = rest.iter().position(|&byte| !plain(byte)) {
+    while let Some(place) = special(rest) {
         out.extend_from_slice(&rest[..place]);
         escape(out, rest[place]);
         rest = &rest[place + 1..];
@@ -232,6 +252,20 @@ mod tests {
         assert_eq!(text(|out| put_escaped_but(out, b"a b|c\"d,e", b'|')), r"a\x20b\x7Cc\x22d,e");
         assert_eq!(text(|out| put_json(out, hostile)), r#"/a\"b\\c\r\n\u001b[31m\u007f"#.to_owned() + "\u{fffd} d");
         assert_eq!(text(|out| put_text(out, "a\nb\u{1b}c\u{9b}dé")), r"a b\x1Bc\u009bdé");
+    }
+
+    #[test]
+    fn a_special_byte_is_found_wherever_it_is() {
+        for special in 0..=u8::MAX {
+            for length in 1..20 {
+                for place in 0..length {
+                    let mut bytes = [b'!', b'~', b' ', b'#', b'[', b']', b'}'].repeat(3)[..length].to_vec();
+                    bytes[place] = special;
+                    let expected = bytes.iter().position(|byte| is_special(*byte));
+                    assert_eq!(first_special(&bytes), expected, "{bytes:?}");
+                }
+            }
+        }
     }
 
     #[test]

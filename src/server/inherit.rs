@@ -5,15 +5,15 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use socket2::Socket;
 
 use super::{Listening, StartError, exit};
 use crate::config::ListenAddress;
-use crate::handover::{Channel, Estate, JoinedWorker};
+use crate::handover::{Channel, Estate, JoinedWorker, Listener, RunDir};
 use crate::metrics::{Account, Metrics};
-use crate::socket_file::Identity;
+use crate::socket_file::SocketFile;
 use crate::supervisor::RunDirectory;
 use crate::supervisor::upgrade::Succession;
 use crate::systemd;
@@ -21,21 +21,13 @@ use crate::systemd;
 /// What was inherited and is not used yet.
 #[derive(Default)]
 pub(super) struct Inherited {
-    listeners: Vec<Inheritance>,
+    listeners: Vec<(Listener, Vec<OwnedFd>)>,
     systemd: Vec<systemd::Socket>,
-    run_dir: Option<(PathBuf, PathBuf, OwnedFd)>,
+    run_dir: Option<(RunDir, OwnedFd)>,
     took_run_dir: bool,
     account: Option<Account>,
     lives: (u64, u64),
     joined: Vec<JoinedWorker>,
-}
-
-/// One listener of the server before this one.
-struct Inheritance {
-    asked: String,
-    address: String,
-    sockets: Vec<OwnedFd>,
-    file: Option<Identity>,
 }
 
 impl Inherited {
@@ -61,14 +53,12 @@ impl Inherited {
 
     fn of(estate: Estate, descriptors: Vec<OwnedFd>) -> Inherited {
         let mut descriptors = descriptors.into_iter();
-        let run_dir = estate.run_dir.and_then(|place| Some((place.configured, place.path, descriptors.next()?)));
-        let mut inheritance = |listener: crate::handover::Listener| Inheritance {
-            asked: listener.asked,
-            address: listener.address,
-            sockets: descriptors.by_ref().take(listener.sockets).collect(),
-            file: listener.file,
+        let run_dir = estate.run_dir.and_then(|place| Some((place, descriptors.next()?)));
+        let mut with_sockets = |listener: Listener| {
+            let sockets = descriptors.by_ref().take(listener.sockets).collect();
+            (listener, sockets)
         };
-        let listeners = estate.listeners.into_iter().map(&mut inheritance).collect();
+        let listeners = estate.listeners.into_iter().map(&mut with_sockets).collect();
         let (account, lives, joined) = (Some(estate.account), estate.lives, estate.joined);
         Inherited { listeners, run_dir, account, lives, joined, ..Inherited::default() }
     }
@@ -80,17 +70,16 @@ impl Inherited {
     pub fn listeners(&mut self, asked: &ListenAddress) -> Result<Option<Vec<Listening>>, StartError> {
         let name = asked.to_string();
         let mut found = Vec::new();
-        while let Some(at) = self.listeners.iter().position(|inheritance| inheritance.asked == name) {
-            let Inheritance { address, sockets, file, .. } = self.listeners.remove(at);
+        while let Some(at) = self.listeners.iter().position(|(listener, _)| listener.asked == name) {
+            let (Listener { address, file, .. }, sockets) = self.listeners.remove(at);
             let address = parsed(&address, asked);
-            let inherited_file = match &address {
-                ListenAddress::Unix(path) => file.map(|file| (path.clone(), file)),
+            let file = match &address {
+                ListenAddress::Unix(path) => file.map(|identity| SocketFile::inherited(path, identity)),
                 _ => None,
             };
-            let asked = asked.clone();
-            found.push(Listening { asked, address, sockets, file: None, inherited_file });
-            // Two of one name are two listeners only where a name stands for several, or the kernel chooses the port.
-            if !matches!(asked_kind(&name), Kind::Several) {
+            found.push(Listening { asked: asked.clone(), address, sockets, file });
+            // Only systemd opens several for one name: of others that are alike each is asked for.
+            if !matches!(asked, ListenAddress::Systemd(_)) {
                 break;
             }
         }
@@ -132,10 +121,10 @@ impl Inherited {
     /// # Errors
     /// When it cannot be used.
     pub fn run_directory(&mut self, configured: &Path) -> Result<RunDirectory, StartError> {
-        let opened = match self.run_dir.take().filter(|(before, ..)| before == configured) {
-            Some((_, path, lock)) => {
+        let opened = match self.run_dir.take().filter(|(before, _)| before.configured == configured) {
+            Some((before, lock)) => {
                 self.took_run_dir = true;
-                RunDirectory::inherit(&path, lock)
+                RunDirectory::inherit(&before.path, lock)
             }
             None => RunDirectory::open(configured),
         };
@@ -166,15 +155,6 @@ impl Inherited {
     }
 }
 
-enum Kind {
-    One,
-    Several,
-}
-
-fn asked_kind(asked: &str) -> Kind {
-    if asked.starts_with("systemd:") { Kind::Several } else { Kind::One }
-}
-
 /// An address as the server before has told it.
 fn parsed(address: &str, asked: &ListenAddress) -> ListenAddress {
     match address.strip_prefix("unix:") {
@@ -202,5 +182,5 @@ fn of_socket(asked: &ListenAddress, descriptor: OwnedFd) -> io::Result<Listening
         socket.set_tcp_nodelay(true)?;
     }
     let asked = asked.clone();
-    Ok(Listening { asked, address, sockets: vec![socket.into()], file: None, inherited_file: None })
+    Ok(Listening { asked, address, sockets: vec![socket.into()], file: None })
 }

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::apps::AppTable;
 use crate::backends::{Backend, Bell, Options};
 use crate::buffers::block::{Budget, Pool};
 use crate::config::{Command, Pin, Settings};
@@ -51,6 +52,7 @@ pub(super) fn post(loops: usize) -> (Postboxes, Vec<(Mailbox<Message>, Ringer)>)
 /// What the loops' threads are made of.
 pub(super) struct LoopSet {
     pub shared: Arc<Shared>,
+    pub table: Arc<AppTable>,
     pub metrics: Metrics,
     /// Those of each loop.
     pub listeners: Vec<Vec<ListenerSetup>>,
@@ -96,7 +98,8 @@ impl LoopSet {
         let pinned = settings.pin == Pin::On || (settings.pin == Pin::Auto && settings.app.command == Command::None);
         let cores = if pinned { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
         for (index, ((mailbox, bell), listeners)) in self.mailboxes.into_iter().zip(self.listeners).enumerate() {
-            let (shared, metrics, budget) = (self.shared.clone(), self.metrics.clone(), budget.clone());
+            let (shared, table) = (self.shared.clone(), self.table.clone());
+            let (metrics, budget) = (self.metrics.clone(), budget.clone());
             let core = if cores.is_empty() { None } else { Some(cores[index % cores.len()]) };
             let leaving = Leaving { index, log: self.shared.log.clone(), loop_exit: self.loop_exit.clone() };
             let (gate, go) = mpsc::channel();
@@ -111,6 +114,7 @@ impl LoopSet {
                     access: shared.log.access_log(),
                     max_sockets: socket_room(&shared.settings, listeners.len()),
                     listeners,
+                    table,
                     mailbox,
                     metrics,
                     pool: Pool::new(SMALL_BLOCKS, LARGE_BLOCKS, budget),

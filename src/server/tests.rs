@@ -70,7 +70,6 @@ fn inherited_sockets_are_shared_out() {
         address: asked,
         sockets: sockets.into_iter().map(OwnedFd::from).collect(),
         file: None,
-        inherited_file: None,
     };
     for loops in 1..9 {
         let of_loop = |index| listening.of_loop(index, loops, &Default::default()).unwrap();

@@ -47,9 +47,15 @@ impl Supervisor {
 
     /// HUP, and the word `reload`: of one app, where it is named.
     pub(super) fn reload(&mut self, app: Option<usize>, hooks: &mut Hooks<'_>, now: Instant) -> String {
-        self.service.manager.reloading(now);
+        // A server that starts is ready when its workers are.
+        let told_ready = self.service.told_ready;
+        if told_ready {
+            self.service.manager.reloading(now);
+        }
         let done = self.reload_now(app, hooks, now);
-        self.service.manager.ready(now);
+        if told_ready {
+            self.service.manager.ready(now);
+        }
         done
     }
 

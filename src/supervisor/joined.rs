@@ -124,7 +124,7 @@ impl Unit {
             self.processes.events.emit(Level::Warn, "worker-gone", message, &[("worker", &joined.worker_id)]);
         }
         let worker = self.processes.joined.swap_remove(position);
-        self.processes.context.postboxes.broadcast(|| Message::Retire(worker.id));
+        self.processes.context.postboxes.broadcast(|| Message::Retire(self.processes.id, worker.id));
         self.processes.dispatch.remove(worker.id, now);
         true
     }

@@ -21,7 +21,7 @@ pub(super) struct Service {
     heartbeat: Heartbeat,
     /// The manager is still to be asked for.
     is_new: bool,
-    told_ready: bool,
+    pub told_ready: bool,
 }
 
 impl Service {
@@ -55,6 +55,9 @@ impl Supervisor {
             if let Some(trouble) = trouble {
                 self.context.log.event(crate::log::Level::Warn, trouble, &[]);
             }
+        }
+        if !self.service.manager.is_there() {
+            return;
         }
         let serves = self.serves();
         match (&self.stop, self.service.told_ready) {

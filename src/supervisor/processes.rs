@@ -145,7 +145,7 @@ impl Processes {
     /// The ways to those who are to know what becomes of an upstream.
     pub fn ways(&self) -> Listeners<'_> {
         let Context { postboxes, log, .. } = &self.context;
-        Listeners { dispatch: &self.dispatch, postboxes, log }
+        Listeners { app: self.id, dispatch: &self.dispatch, postboxes, log }
     }
 
     /// Whether a worker has ended since the last call, and which one, if it ended well although nobody had told it to.
@@ -294,7 +294,7 @@ impl Processes {
             if process.over_since.is_none() && process.is_over(child, patience, now) {
                 process.over_since = Some(now);
                 self.dispatch.died(process.id, now);
-                self.context.postboxes.broadcast(|| Message::Died(process.id));
+                self.context.postboxes.broadcast(|| Message::Died(self.id, process.id));
                 // Whom it leaves behind goes too, while the zombie still keeps the group's number from others.
                 signal_group(process.group(), libc::SIGKILL);
             }
@@ -338,7 +338,7 @@ impl Processes {
         let known = known.worker(id);
         let (served, answered) = known.map_or((0, false), |worker| (worker.served, worker.answered_at.is_some()));
         self.served += served;
-        self.context.postboxes.broadcast(|| Message::Retire(id));
+        self.context.postboxes.broadcast(|| Message::Retire(self.id, id));
         self.dispatch.remove(id, now);
         process.endpoint.clear();
         let clean = status.as_ref().is_ok_and(|status| is_clean(*status));
@@ -494,7 +494,7 @@ impl Machine for Processes {
         let (id, group) = (process.id, process.group());
         process.told = Told::Term { look_at: now };
         self.dispatch.drain(id, now);
-        self.context.postboxes.broadcast(|| Message::Retire(id));
+        self.context.postboxes.broadcast(|| Message::Retire(self.id, id));
         // The app may be behind a shell or a package manager that ends without telling it.
         signal_group(group, libc::SIGTERM);
         self.signal_leader(name, libc::SIGTERM);

@@ -15,7 +15,7 @@ use super::resolver::{Lookup, Resolve};
 use super::wake::Waker;
 use super::{StartError, run_directory};
 use crate::config::{App, Upstream};
-use crate::dispatch::{Dispatch, Moves, Target, WorkerId};
+use crate::dispatch::{AppId, Dispatch, Moves, Target, WorkerId};
 use crate::log::{Level, Log};
 use crate::mailbox::{Message, Postboxes};
 
@@ -40,6 +40,7 @@ pub(super) struct Upstreams {
 #[derive(Clone, Copy)]
 pub(super) struct Listeners<'a> {
     pub dispatch: &'a Dispatch,
+    pub app: AppId,
     pub postboxes: &'a Postboxes,
     pub log: &'a Log,
 }
@@ -161,7 +162,7 @@ impl Upstreams {
             let Some((old, address)) = upstream.at.take() else { continue };
             upstream.at = upstream.add(&address, self.generation, listeners.dispatch, now).map(|id| (id, address));
             upstream.search.get_or_insert_with(|| Search::new(now));
-            listeners.postboxes.broadcast(|| Message::Retire(old));
+            listeners.postboxes.broadcast(|| Message::Retire(listeners.app, old));
             self.leaving.push(old);
             listeners.dispatch.drain(old, now);
         }
@@ -171,7 +172,7 @@ impl Upstreams {
     pub fn end(&mut self, listeners: Listeners<'_>, now: Instant) {
         let found = std::mem::take(&mut self.all).into_iter().filter_map(|upstream| Some(upstream.at?.0));
         for id in found.chain(std::mem::take(&mut self.leaving)) {
-            listeners.postboxes.broadcast(|| Message::Retire(id));
+            listeners.postboxes.broadcast(|| Message::Retire(listeners.app, id));
             listeners.dispatch.remove(id, now);
         }
     }
@@ -305,12 +306,12 @@ impl Watched {
         listeners: Listeners<'_>,
         now: Instant,
     ) -> bool {
-        let Listeners { dispatch, postboxes, .. } = listeners;
+        let Listeners { app, dispatch, postboxes, .. } = listeners;
         if let Some((id, at)) = self.at.take() {
             if at == address {
                 self.at = Some((id, at));
             } else {
-                postboxes.broadcast(|| Message::Retire(id));
+                postboxes.broadcast(|| Message::Retire(app, id));
                 leaving.push(id);
                 dispatch.drain(id, now);
             }

@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use production_server::backends::{Backend, Event, How, Options, Piece, Size};
+use production_server::backends::{ACCEPT_BATCH, Backend, Event, How, Options, Piece, Size};
 
 use super::rig::{DEADLINE, Rig, options, pattern, read_pattern, unix_listener};
 
@@ -389,6 +389,25 @@ pub fn calls_on_dead_names_do_nothing<B: Backend>() {
     assert_eq!(got, b"to the heir");
     second.shutdown(Shutdown::Both).unwrap();
     rig.finish();
+}
+
+/// More were accepted than a few turns bring up, when it was closed, and then there were too many.
+pub fn a_pause_does_not_keep_a_listener_from_its_end<B: Backend>() {
+    let mut rig = Rig::<B>::new();
+    let (listener, address) = rig.listen_tcp();
+    rig.expect_silence();
+    let _peers: Vec<TcpStream> = (0..3 * ACCEPT_BATCH + 8).map(|_| TcpStream::connect(address).unwrap()).collect();
+    rig.turn(DEADLINE);
+    rig.turn(DEADLINE);
+    rig.close(listener, How::Flushed);
+    let mut ended = rig.turn(DEADLINE);
+    rig.backend.pause(listener);
+    let deadline = Instant::now() + DEADLINE;
+    let is_its_end = |event: &Event| matches!(event, Event::Close { sock } if *sock == listener);
+    while !ended.iter().any(is_its_end) {
+        assert!(Instant::now() < deadline, "it never ends");
+        ended = rig.turn(Duration::from_millis(100));
+    }
 }
 
 pub fn a_closed_listener_refuses<B: Backend>() {

@@ -84,6 +84,7 @@ macro_rules! conformance {
                 a_harsher_close_cuts_a_flushed_one_short
                 calls_on_dead_names_do_nothing
                 a_closed_listener_refuses
+                a_pause_does_not_keep_a_listener_from_its_end
             }
             connecting {
                 connect_over_unix

@@ -304,7 +304,7 @@ fn an_answer_that_never_ends_is_cut(backend: &str) {
     let server = Server::in_front_of(
         backend,
         &[&worker],
-        &["--answer-timeout", "1s", "--request-timeout", "1s", "--read-timeout-ms", "500"],
+        &["--answer-timeout", "1s", "--request-timeout", "60s", "--read-timeout-ms", "60000"],
     );
     let mut client = server.client();
     let start = Instant::now();

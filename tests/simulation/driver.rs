@@ -7,12 +7,13 @@ use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use production_server::apps::AppTable;
 use production_server::backends::simulated::{Entered, Faults, Place, Random, Simulated, Trace, World};
 use production_server::backends::{Backend, Bell, Options, Size};
 use production_server::buffers::block::{Budget, Pool};
 use production_server::config::{self, Settings};
-use production_server::dispatch::{Balance, Dispatch, Policy};
-use production_server::event_loop::{App, Scheme, Shared};
+use production_server::dispatch::{AppId, Balance, Dispatch, Policy};
+use production_server::event_loop::{Scheme, Shared};
 use production_server::log::Log;
 use production_server::mailbox::{Mailbox, Message, Postboxes, mailbox};
 use production_server::metrics::Metrics;
@@ -284,14 +285,13 @@ impl Run {
         let deliver = postboxes.clone();
         dispatch.on_grant(Box::new(move |grant| deliver.grant(grant)));
         let metrics = Metrics::new(plan.loops);
+        let table = Arc::new(AppTable::of_one(settings.clone(), Arc::clone(&dispatch)));
         let shared = Arc::new(Shared {
-            apps: vec![App::new(settings.app.clone(), Arc::clone(&dispatch))],
             settings,
             postboxes: postboxes.clone(),
             log: Log::disabled(),
             admission: Default::default(),
             scarcity: Default::default(),
-            direct: None,
             status: Box::new(String::new),
         });
         let ledger = Rc::new(RefCell::new(Ledger::new(rules(&plan, started))));
@@ -300,7 +300,7 @@ impl Run {
         let parts = mailboxes.into_iter().zip(bells).enumerate();
         let loops = parts
             .map(|(index, (mailbox, bell))| {
-                open_loop(&world, &plan, (index as u16, mailbox, bell), &shared, &metrics, &budget, &place)
+                open_loop(&world, &plan, (index as u16, mailbox, bell), (&shared, &table), &metrics, &budget, &place)
             })
             .collect();
         let proxied = !plan.settings.front.proxies.is_empty();
@@ -513,7 +513,7 @@ fn open_loop(
     world: &World,
     plan: &Plan,
     (index, mailbox, bell): Ways,
-    shared: &Arc<Shared>,
+    (shared, table): (&Arc<Shared>, &Arc<AppTable>),
     metrics: &Metrics,
     budget: &Arc<Budget>,
     place: &Place,
@@ -532,11 +532,12 @@ fn open_loop(
     let setup = Setup {
         index,
         shared: Arc::clone(shared),
+        table: Arc::clone(table),
         listeners: vec![ListenerSetup {
             descriptor: world.listener(place.clone()).unwrap(),
             port: 80,
             scheme: Scheme::Http,
-            app: 0,
+            app: AppId::default(),
             front: Arc::new(shared.settings.front.clone()),
         }],
         mailbox,

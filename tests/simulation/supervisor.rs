@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use production_server::backends::simulated::World;
-use production_server::dispatch::{Dispatch, Moves, Notice, Snapshot, Standing, Target, WorkerId};
+use production_server::dispatch::{AppId, Dispatch, Moves, Notice, Snapshot, Standing, Target, WorkerId};
 use production_server::fleet::{
     Ending, Event, Exit, Fleet, Joined, Machine, Member, Name, RestartRule, RollEnd, Rule, Start, Started, Version,
 };
@@ -418,10 +418,10 @@ impl ScriptedMachine {
         let id = process.worker.id;
         if process.ours {
             self.dispatch.died(id, now);
-            self.postboxes.broadcast(|| Message::Died(id));
+            self.postboxes.broadcast(|| Message::Died(AppId::default(), id));
         }
         let answered = self.dispatch.snapshot().worker(id).is_some_and(|worker| worker.answered_at.is_some());
-        self.postboxes.broadcast(|| Message::Retire(id));
+        self.postboxes.broadcast(|| Message::Retire(AppId::default(), id));
         self.dispatch.remove(id, now);
         Some(Exit { answered, clean: false, how: "crash".to_owned(), last_lines: String::new() })
     }
@@ -481,7 +481,7 @@ impl Machine for ScriptedMachine {
         let id = process.worker.id;
         process.worker.draining.get_or_insert(now);
         self.dispatch.drain(id, now);
-        self.postboxes.broadcast(|| Message::Retire(id));
+        self.postboxes.broadcast(|| Message::Retire(AppId::default(), id));
         // Some do not listen to TERM.
         if !self.world.chance(self.breaks) {
             self.later(50, Task::End(name));

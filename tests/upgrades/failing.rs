@@ -60,7 +60,7 @@ fn a_new_server_that_cannot_start_says_why(backend: &str) {
 }
 
 /// The workers start only where no file `slow` lies beside the server's own files.
-fn app() -> String {
+pub(super) fn app() -> String {
     format!("while test -e \"$(dirname \"$SOCKET_PATH\")/../../slow\"; do sleep 0.1; done; exec {PROGRAM} worker")
 }
 
@@ -70,7 +70,24 @@ fn a_new_server_that_is_killed_changes_nothing(backend: &str) {
     let crowd = Crowd::begin(&line, 8, 4);
     let (slow, before) = (line.folder.path().join("slow"), line.process());
     fs::write(&slow, "").unwrap();
-    let (code, said) = line.word(&["upgrade"]);
+    // What is killed is the new server, or only what has started it.
+    let wrapper = line.script("wrapper", &format!("{PROGRAM} \"$@\"\nexit 1"));
+    for program in [&[PROGRAM][..], &[&wrapper]] {
+        killed_changes_nothing(&line, program, before);
+    }
+    fs::remove_file(&slow).unwrap();
+    crowd.goes_on(20);
+    line.upgraded();
+    crowd.goes_on(20);
+    crowd.end();
+    // A stop in the middle of another ends both.
+    fs::write(&slow, "").unwrap();
+    line.word(&["upgrade"]);
+    line.stop();
+}
+
+fn killed_changes_nothing(line: &Line, program: &[&str], before: u32) {
+    let (code, said) = line.word(&[&["upgrade"], program].concat());
     assert_eq!(code, Some(0), "{said}");
     let process = line.status()["upgrade"]["pid"].as_u64().unwrap() as u32;
     let mut started: Vec<Process> = Vec::new();
@@ -84,15 +101,6 @@ fn a_new_server_that_is_killed_changes_nothing(backend: &str) {
     until("it is told", || line.status()["upgrade"]["state"] == "failed");
     let upgrade = line.status()["upgrade"].take();
     assert!(upgrade["reason"].as_str().unwrap().contains("killed by signal 9"), "{upgrade}");
-    assert_eq!(line.process(), before);
     until("its workers end with it", || !started.iter().any(Process::is_alive));
-    fs::remove_file(&slow).unwrap();
-    crowd.goes_on(20);
-    line.upgraded();
-    crowd.goes_on(20);
-    crowd.end();
-    // A stop in the middle of another ends both.
-    fs::write(&slow, "").unwrap();
-    line.word(&["upgrade"]);
-    line.stop();
+    assert_eq!((line.process(), line.pid_file()), (before, before));
 }

@@ -9,6 +9,7 @@ use super::*;
 
 on_every_backend! {
     the_manager_is_told_what_happens,
+    a_reload_during_the_start_does_not_end_it,
     sockets_that_the_manager_has_opened_are_served_and_handed_over,
 }
 
@@ -77,6 +78,27 @@ fn the_manager_is_told_what_happens(backend: &str) {
     manager.hears(stopping, "EXTEND_TIMEOUT_USEC=");
     let stops = manager.heard.iter().filter(|word| *word == "STOPPING=1").count();
     assert_eq!(stops, 1, "the old server is not the service's main process: {:?}", manager.heard);
+}
+
+fn a_reload_during_the_start_does_not_end_it(backend: &str) {
+    let folder = folder();
+    let (name, slow) = (folder.path().join("notify"), folder.path().join("slow"));
+    fs::write(&slow, "").unwrap();
+    let mut manager = Manager::at(&name);
+    let mut command = Command::new(PROGRAM);
+    command.env("NOTIFY_SOCKET", &name);
+    let line = Line::start_in(folder, command, backend, &["-w", "1", "--", "sh", "-c", &failing::app()]);
+    line.server.signal("HUP");
+    until("it is reloaded", || line.server.has_said("SIGHUP: logs are reopened"));
+    // It tells what it does before and after.
+    fs::remove_file(&slow).unwrap();
+    let status = manager.hears(0, "STATUS=1 of 1 workers ready");
+    let ready = manager.hears(0, "READY=1");
+    let begins = manager.heard.iter().position(|word| word == "STATUS=0 of 1 workers ready").unwrap();
+    let between = &manager.heard[begins..ready];
+    assert!(ready + 1 == status, "{:?}", manager.heard);
+    assert!(!between.iter().any(|word| word.starts_with("RELOADING")), "{between:?}");
+    line.stop();
 }
 
 /// A program that becomes the server with these sockets as descriptors 3 and up, as systemd does.

@@ -54,8 +54,11 @@ impl IoUring {
 
     pub(super) fn pause_listener(&mut self, sock: Sock) {
         let Some(position) = self.position(sock) else { return };
-        self.listeners[position].paused = true;
-        self.cancel_accept(position);
+        // What one that is being closed still brings up is to come.
+        if self.sockets.lookup(sock).is_some_and(|socket| !socket.is(CLOSING)) {
+            self.listeners[position].paused = true;
+            self.cancel_accept(position);
+        }
     }
 
     pub(super) fn resume_listener(&mut self, sock: Sock) {

@@ -9,17 +9,22 @@ use super::super::places::PLACES;
 use super::super::*;
 use super::*;
 
-/// What holds with that file, those arguments and variables.
-fn invocation(file: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Settings, Refusal> {
+/// Everything that holds with that file, those arguments and variables.
+fn config(file: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Config, Refusal> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("site.toml");
     std::fs::write(&path, file).unwrap();
     let named = [OsString::from("production_server"), "--config".into(), path.into_os_string()];
     let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
     match read(named.into_iter().chain(arguments.iter().map(OsString::from)), &variables.collect())? {
-        Invocation::Run(loaded) => Ok(Settings { config: None, ..loaded.config.server }),
+        Invocation::Run(loaded) => Ok(loaded.config),
         other => panic!("{other:?}"),
     }
+}
+
+/// What of it is the server's and the first app's.
+fn invocation(file: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Settings, Refusal> {
+    config(file, arguments, variables).map(|config| Settings { config: None, ..config.server })
 }
 
 fn settings(file: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Settings {
@@ -114,19 +119,6 @@ fn the_app_is_what_the_highest_place_says() {
     assert_eq!((said.upstreams.len(), said.respond.as_deref()), (0, Some("x")));
     let refusal = invocation("apps.web.respond = \"x\"", &["w:4"], &[]).unwrap_err();
     assert!(refusal.exit_code == 78 && refusal.line.contains("`apps.web.respond` and w:4"), "{}", refusal.line);
-}
-
-/// Everything that holds with that file and those arguments.
-fn config(file: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Config, Refusal> {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("site.toml");
-    std::fs::write(&path, file).unwrap();
-    let named = [OsString::from("production_server"), "--config".into(), path.into_os_string()];
-    let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
-    match read(named.into_iter().chain(arguments.iter().map(OsString::from)), &variables.collect())? {
-        Invocation::Run(loaded) => Ok(loaded.config),
-        other => panic!("{other:?}"),
-    }
 }
 
 const SITE: &str = "

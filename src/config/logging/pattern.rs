@@ -186,8 +186,9 @@ fn part(name: &str, at: Range<usize>, stop: Option<u8>) -> Result<Part, PatternE
     if let Some((_, field, _)) = NAMES.iter().find(|(known, ..)| *known == name) {
         return Ok(Part::Field(*field, stop));
     }
+    let name = crate::config::report::shown(name);
     let names = || NAMES.iter().map(|(known, ..)| *known);
-    let message = match near(name, names()) {
+    let message = match near(&name, names()) {
         Some(close) => format!("expected a known name in braces, not {{{name}}}: did you mean {{{close}}}?"),
         None => {
             let all: Vec<&str> = names().collect();

@@ -28,6 +28,29 @@ fn another_queue_limit_and_other_times_hold_for_those_who_wait() {
 }
 
 #[test]
+fn another_hold_and_another_number_of_tunnels_hold_at_once() {
+    let (dispatch, _, now) = with_ready(Balance::Lifo, 2, 0);
+    let seconds = Duration::from_secs;
+    let held = wait(&dispatch, 1, now);
+    dispatch.set_policy(Policy { hold: seconds(1), ..policy(Balance::Lifo, 2) });
+    assert_eq!(dispatch.patience(held, now + seconds(60), now + seconds(2)), Patience::HoldExpired);
+    let (dispatch, _, now) = with_ready(Balance::Lifo, 2, 1);
+    assert!(dispatch.release(take(&dispatch, 0, now), Outcome::Tunnel, now, 0).is_none());
+    let tunnel = || dispatch.acquire(waiter(1), Ask { tunnel: true, ..ask(now) }, now);
+    dispatch.set_policy(Policy { max_tunnels: 1, ..policy(Balance::Lifo, 2) });
+    let refused = tunnel();
+    assert!(!matches!(refused, Acquire::Granted(_)), "{refused:?}");
+    if let Acquire::Queued(ticket) = refused {
+        assert!(dispatch.cancel(ticket));
+    }
+    dispatch.set_policy(Policy { max_tunnels: 2, ..policy(Balance::Lifo, 2) });
+    match tunnel() {
+        Acquire::Granted(permit) => give_back(&dispatch, [permit], now),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
 fn another_concurrency_is_that_of_the_next_generation() {
     let (dispatch, old, now) = with_ready(Balance::Lifo, 2, 1);
     let held = [take(&dispatch, 0, now), take(&dispatch, 1, now)];

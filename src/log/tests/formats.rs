@@ -181,7 +181,7 @@ fn long_requests_keep_of_their_heads_what_their_line_shows() {
 /// A line without a thread that writes it.
 fn bare(text: &str, framing: &framing::Framing, record: &AccessRecord<'_>) -> Vec<u8> {
     let look = access::Look::new(&AccessLogSettings::new(LogTarget::Off, format(text)), framing.clone(), false);
-    Log::disabled().access_log().line(&look, record)
+    Log::disabled().access_log().line(look, record)
 }
 
 proptest! {

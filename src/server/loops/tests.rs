@@ -5,11 +5,10 @@ use std::os::fd::OwnedFd;
 use socket2::SockAddr;
 
 use super::*;
+use crate::apps::AppTable;
 use crate::backends::{Event, How, Piece, Size, Sock};
 use crate::config::BackendChoice;
 use crate::dispatch::Dispatch;
-use crate::event_loop::App;
-use crate::http::reply::Direct;
 use crate::server::serve;
 use crate::supervisor::{self, RunDirectory, Supervisor, unit};
 
@@ -137,9 +136,8 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
     .unwrap();
     let loop_exit = supervisor.loop_exit();
     let metrics = Metrics::new(settings.loops);
+    let table = Arc::new(AppTable::of_one(settings.clone(), dispatch));
     let shared = Arc::new(Shared {
-        direct: Some(Direct::new("text/plain", b"hello")),
-        apps: vec![App::new(settings.app.clone(), dispatch)],
         settings,
         postboxes,
         log,
@@ -149,7 +147,7 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
     });
     let listeners = crate::server::open_listeners(&shared.settings, &mut Default::default()).unwrap();
     let listeners = share_out(&listeners, &shared.settings).unwrap();
-    let loops = LoopSet { shared, metrics, listeners, held: false, mailboxes, loop_exit };
+    let loops = LoopSet { shared, table, metrics, listeners, held: false, mailboxes, loop_exit };
     let outcome = serve::<Broken<FAULT>>(loops, BackendChoice::Epoll, supervisor, || None);
     told.flush(Duration::from_secs(10));
     (outcome, captured.text())

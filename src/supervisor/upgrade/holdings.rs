@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use crate::handover::Listener;
-use crate::socket_file::{Identity, SocketFile};
+use crate::socket_file::SocketFile;
 
 /// A listener, as it is held.
 #[derive(Debug)]
@@ -20,10 +20,8 @@ pub struct Held {
     pub address: String,
     /// Copies of its sockets, in the order of the loops.
     pub sockets: Vec<OwnedFd>,
-    /// The file of a Unix socket, when it is this server's to remove.
+    /// The file of a Unix socket that a server has made: this one, or one before it.
     pub file: Option<SocketFile>,
-    /// The same, as long as it is still the predecessor's.
-    pub inherited_file: Option<(PathBuf, Identity)>,
 }
 
 /// See the module.
@@ -59,22 +57,13 @@ impl Holdings {
 
     /// From now on the files are this server's.
     pub fn take_over(&mut self) {
-        for held in &mut self.listeners {
-            held.file = held
-                .inherited_file
-                .take()
-                .map(|(path, identity)| SocketFile::known(&path, identity))
-                .or(held.file.take());
-        }
+        self.listeners.iter_mut().filter_map(|held| held.file.as_mut()).for_each(SocketFile::take_over);
     }
 
     /// From now on the files of those listeners are the successor's.
     pub fn give_away(&mut self, addresses: &[String]) {
-        for held in self.listeners.iter_mut().filter(|held| addresses.contains(&held.address)) {
-            if let Some(file) = held.file.take() {
-                file.forget();
-            }
-        }
+        let given = self.listeners.iter_mut().filter(|held| addresses.contains(&held.address));
+        given.filter_map(|held| held.file.as_mut()).for_each(SocketFile::give_away);
     }
 
     /// Where it listens.

@@ -187,7 +187,7 @@ impl Supervisor {
             self.tell_counts(attempt, now);
             return Ok(());
         }
-        while attempt.closed.is_none() {
+        while attempt.closed.is_none() && !attempt.is_over() {
             match attempt.channel.hear() {
                 Ok(Some(message)) => self.act_on(attempt, message, now)?,
                 Ok(None) => break,
@@ -337,6 +337,8 @@ impl Supervisor {
 
     fn upgrade_failed(&mut self, mut attempt: Attempt, reason: &str) {
         let process = attempt.child.id();
+        // The child may only have started the new server, which is to know that this one has not ended.
+        attempt.channel.say(&Message::Failed { reason: reason.to_owned() }).ok();
         // Its workers end with it: they are its guard's, and what escapes that comes to this process.
         attempt.child.kill().ok();
         // From now on it is reaped as any stray child is.

@@ -1,6 +1,7 @@
 //! The new side of an upgrade: starts its workers, says that they are ready, and takes over when it is told to.
 //!
-//! A predecessor that ends before it has said so leaves its sockets to this server, which takes over at once.
+//! A predecessor that ends before it has said so leaves its sockets to this server, which takes over at once. One that says anything
+//! else is there, and serves on: this server ends.
 
 use std::io;
 use std::time::Instant;
@@ -91,7 +92,9 @@ impl Supervisor {
             }
         }
         while let Some(channel) = &mut successor.channel {
-            let (message, broken) = match channel.flush().and_then(|()| channel.hear()) {
+            // That it is gone is heard, behind its last word.
+            channel.flush().ok();
+            let (message, broken) = match channel.hear() {
                 Ok(Some(message)) => (Some(message), None),
                 Ok(None) => break,
                 Err(error) => (None, Some(error)),
@@ -109,27 +112,41 @@ impl Supervisor {
                     (successor.phase, successor.channel) = (Phase::Main, None);
                     self.context.events.emit(Level::Info, "upgrade-over", "the server before this one has ended", &[]);
                 }
-                (phase, message) => {
+                (_, message) => {
                     let why = broken.as_ref().map_or_else(|| format!("it said {message:?}"), io::Error::to_string);
-                    successor.channel = None;
-                    self.predecessor_lost(&mut successor, phase, &why, now);
+                    let is_gone = broken.is_some_and(|error| error.kind() == io::ErrorKind::UnexpectedEof);
+                    self.predecessor_lost(&mut successor, is_gone, &why, now);
                 }
             }
         }
         self.upgrades.successor = Some(successor);
     }
 
-    /// The server before this one is gone, or makes no sense, without a farewell.
-    fn predecessor_lost(&mut self, successor: &mut Successor, phase: Phase, why: &str, now: Instant) {
+    /// The server before this one is gone without a farewell, or does not go on with the handover.
+    fn predecessor_lost(&mut self, successor: &mut Successor, is_gone: bool, why: &str, now: Instant) {
+        let channel = successor.channel.take();
         let fields: [(&str, &dyn std::fmt::Display); 1] = [("error", &why)];
-        if matches!(phase, Phase::Serving | Phase::Main) {
-            let message = "the server before this one has ended before its requests were finished";
-            self.context.events.emit(Level::Warn, "upgrade-over", message, &fields);
-            self.context.postboxes.broadcast(|| Mail::AcceptAnew);
-        } else {
-            let message = "the server before this one has ended without a word; this one takes over";
-            self.context.events.emit(Level::Warn, "upgrade-alone", message, &fields);
-            self.take_over(successor, None, now);
+        match successor.phase {
+            Phase::Serving | Phase::Main => {
+                let message = "the server before this one has ended before its requests were finished";
+                self.context.events.emit(Level::Warn, "upgrade-over", message, &fields);
+                self.context.postboxes.broadcast(|| Mail::AcceptAnew);
+            }
+            Phase::Starting | Phase::Ready if is_gone => {
+                let message = "the server before this one has ended without a word; this one takes over";
+                self.context.events.emit(Level::Warn, "upgrade-alone", message, &fields);
+                self.take_over(successor, None, now);
+            }
+            // It serves on, and two must not.
+            Phase::Starting | Phase::Ready => {
+                let message = "the server before this one does not hand over and serves on; this one ends";
+                self.context.log.event(Level::Error, message, &fields);
+                channel.into_iter().for_each(|channel| channel.fail(why));
+                if self.stop.is_none() {
+                    self.begin_stop(now);
+                }
+                return;
+            }
         }
         successor.phase = Phase::Main;
     }

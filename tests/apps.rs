@@ -1,0 +1,299 @@
+//! Two apps in one loop, over a simulated network: their workers have the same names in their dispatches, and nothing of one app ever
+//! meets the other; and a configuration that changes between two turns leaves what runs with the one that it began with.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use production_server::apps::{App, AppTable};
+use production_server::backends::Backend;
+use production_server::backends::Options;
+use production_server::backends::simulated::{End, Entered, Faults, Place, Service, Simulated, World};
+use production_server::buffers::block::{Budget, Pool};
+use production_server::config::Settings;
+use production_server::dispatch::{AppId, Balance, Dispatch, Policy, Target, WorkerId};
+use production_server::event_loop::{Scheme, Shared};
+use production_server::log::Log;
+use production_server::mailbox::{Message, Postboxes, mailbox};
+use production_server::metrics::Metrics;
+use production_server::reactor::{ListenerSetup, Reactor, Setup};
+use socket2::SockAddr;
+
+/// Turns after which everything that can happen has happened.
+const TURNS: usize = 20;
+const REQUEST: &str = "GET /app HTTP/1.1\r\nHost: a\r\n\r\n";
+const APPS: [AppId; 2] = [AppId(0), AppId(1)];
+
+/// A loop with two apps: the first one's listener has port 81, the second one's 82.
+struct Rig {
+    world: World,
+    reactor: Reactor<Simulated>,
+    postboxes: Postboxes,
+    settings: Arc<Settings>,
+    dispatches: [Arc<Dispatch>; 2],
+    _entered: Entered,
+}
+
+fn place(app: AppId) -> Place {
+    Place::Tcp(([127, 0, 0, 1], 81 + app.0).into())
+}
+
+fn dispatch(world: &World) -> Arc<Dispatch> {
+    let long = Duration::from_secs(60);
+    let policy = Policy {
+        balance: Balance::Lifo,
+        concurrency: 1,
+        queue_size: 8,
+        queue_timeout: long,
+        hold: long,
+        max_tunnels: 8,
+    };
+    Arc::new(Dispatch::new(policy, 8, world.now()))
+}
+
+impl Rig {
+    fn new() -> Rig {
+        let world = World::with_faults(1, Faults::NONE);
+        world.drive();
+        let entered = world.enter();
+        let settings = Arc::new(Settings::for_test());
+        let dispatches = [dispatch(&world), dispatch(&world)];
+        let (postbox, mailbox) = mailbox(|| {});
+        let postboxes = Postboxes::new(vec![postbox]);
+        let apps = dispatches.iter().zip(APPS);
+        let apps = apps.map(|(it, id)| App::new(id, settings.clone(), settings.app.clone(), it.clone())).collect();
+        let shared = Arc::new(Shared {
+            settings: settings.clone(),
+            postboxes: postboxes.clone(),
+            log: Log::disabled(),
+            admission: Default::default(),
+            scarcity: Default::default(),
+            status: Box::new(String::new),
+        });
+        let pool = Pool::new(64, 8, Budget::new(1 << 20));
+        let options = Options {
+            max_sockets: 64,
+            pool: pool.clone(),
+            stall: Duration::from_secs(30),
+            linger: Duration::from_secs(2),
+            accept_retry: Duration::from_millis(100),
+        };
+        let listener = |app: AppId| {
+            let descriptor = world.listener(place(app)).unwrap();
+            ListenerSetup { descriptor, port: 81 + app.0, scheme: Scheme::Http, app, front: Default::default() }
+        };
+        let setup = Setup {
+            index: 0,
+            held: false,
+            table: Arc::new(AppTable { settings: settings.clone(), apps }),
+            listeners: APPS.map(listener).into(),
+            mailbox,
+            metrics: Metrics::new(1),
+            access: shared.log.access_log(),
+            pool,
+            max_sockets: 64,
+            first_id: 1,
+            shared,
+        };
+        let reactor = Reactor::new(Simulated::new(options).unwrap(), setup).unwrap();
+        Rig { world, reactor, postboxes, settings, dispatches, _entered: entered }
+    }
+
+    fn turns(&mut self) {
+        for _ in 0..TURNS {
+            self.world.advance(Duration::from_millis(1));
+            self.reactor.turn().unwrap();
+        }
+    }
+
+    /// A request to an app.
+    fn ask(&mut self, app: AppId) -> End {
+        let end = self.world.connect(&place(app)).unwrap();
+        self.turns();
+        self.write(end, REQUEST);
+        end
+    }
+
+    fn write(&mut self, end: End, bytes: &str) {
+        assert_eq!(self.world.write(end, bytes.as_bytes()).unwrap(), bytes.len());
+        self.turns();
+    }
+
+    fn read(&self, end: End) -> String {
+        let mut bytes = Vec::new();
+        while matches!(self.world.read(end, &mut bytes, 4096), Ok(1..)) {}
+        String::from_utf8(bytes).unwrap()
+    }
+
+    /// Answers the request that came to a worker's connection, and keeps that.
+    fn answer(&mut self, end: End, text: &str) {
+        assert!(self.read(end).starts_with("GET /app "), "a request came");
+        self.write(end, &format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{text}", text.len()));
+    }
+
+    /// The first worker of an app, ready.
+    fn worker(&self, app: AppId) -> (WorkerId, Service) {
+        let path = PathBuf::from(format!("/simulated/{}.sock", app.0));
+        let service = self.world.serve(&path, 8);
+        let (label, moves) = (format!("app{}:1", app.0), Arc::default());
+        let address = SockAddr::unix(&path).unwrap();
+        let target = Target { address, label, unix: true, supervised: true, number: 1, moves };
+        let dispatch = &self.dispatches[app.0 as usize];
+        let id = dispatch.add(target, 1, None).unwrap();
+        for grant in dispatch.ready(id, self.world.now()) {
+            self.postboxes.grant(grant);
+        }
+        (id, service)
+    }
+
+    fn configure(&mut self, settings: &Arc<Settings>, apps: &[AppId]) {
+        let app = |id: &AppId| {
+            let dispatch = self.dispatches[id.0 as usize].clone();
+            App::new(*id, settings.clone(), settings.app.clone(), dispatch)
+        };
+        let apps = apps.iter().map(app).collect();
+        self.postboxes.post(0, Message::Configure(Arc::new(AppTable { settings: settings.clone(), apps })));
+        self.turns();
+    }
+
+    /// Whether the loop still knows an app: it then has its dispatch, as this test does.
+    fn knows(&self, app: AppId) -> bool {
+        Arc::strong_count(&self.dispatches[app.0 as usize]) > 1
+    }
+}
+
+#[test]
+fn workers_of_two_apps_with_the_same_name_never_mix() {
+    let mut rig = Rig::new();
+    let workers = APPS.map(|app| rig.worker(app));
+    assert_eq!(workers[0].0, workers[1].0, "each is the first of its dispatch");
+    let mut connections = Vec::new();
+    for (app, (_, service)) in APPS.into_iter().zip(workers) {
+        let client = rig.ask(app);
+        let connection = rig.world.accept(service).expect("its own app's worker is connected to");
+        rig.answer(connection, &format!("app {}", app.0));
+        assert!(rig.read(client).ends_with(&format!("app {}", app.0)));
+        connections.push(connection);
+    }
+    // Again, over the connections that were kept.
+    for app in [APPS[1], APPS[0], APPS[1]] {
+        let client = rig.ask(app);
+        rig.answer(connections[app.0 as usize], "again");
+        assert!(rig.read(client).ends_with("again"));
+    }
+    // The death of one is none of the other's.
+    rig.dispatches[0].died(workers[0].0, rig.world.now());
+    rig.postboxes.post(0, Message::Died(APPS[0], workers[0].0));
+    rig.turns();
+    assert_eq!([0, 1].map(|at| rig.world.other_is_open(connections[at])), [false, true]);
+    let client = rig.ask(APPS[1]);
+    rig.answer(connections[1], "still here");
+    assert!(rig.read(client).ends_with("still here"));
+    // Nor is its retirement.
+    rig.postboxes.post(0, Message::Retire(APPS[0], workers[0].0));
+    rig.turns();
+    assert!(rig.world.other_is_open(connections[1]));
+}
+
+/// A kept connection ends under a request, and whether its worker died decides what is done: the other app's worker of that name
+/// did, and it is no word about this one.
+#[test]
+fn the_death_of_another_apps_worker_is_no_verdict() {
+    let mut rig = Rig::new();
+    let (id, service) = rig.worker(APPS[1]);
+    let client = rig.ask(APPS[1]);
+    let connection = rig.world.accept(service).unwrap();
+    rig.answer(connection, "kept");
+    rig.read(client);
+    rig.write(client, REQUEST);
+    rig.read(connection);
+    rig.world.close(connection);
+    rig.reactor.turn().unwrap();
+    rig.reactor.turn().unwrap();
+    rig.postboxes.post(0, Message::Died(APPS[0], id));
+    for _ in 0..5 {
+        rig.turns();
+    }
+    let again = rig.world.accept(service).expect("it is sent again");
+    rig.answer(again, "alive");
+    assert!(rig.read(client).ends_with("alive"));
+}
+
+#[test]
+fn what_runs_keeps_the_configuration_that_it_began_with() {
+    let mut rig = Rig::new();
+    let services = APPS.map(|app| rig.worker(app).1);
+    let mut changed = Settings::clone(&rig.settings);
+    changed.app.respond = Some("from the loop".to_owned());
+    changed.app.timeouts.read = Duration::from_millis(1);
+    let changed = Arc::new(changed);
+    let running = rig.ask(APPS[0]);
+    let connection = rig.world.accept(services[0]).unwrap();
+    rig.configure(&changed, &APPS);
+    let next = rig.ask(APPS[0]);
+    assert!(rig.read(next).ends_with("from the loop"), "what begins now has the new one");
+    rig.turns();
+    rig.answer(connection, "late");
+    assert!(rig.read(running).ends_with("late"), "what ran has the old one's patience");
+    // Its connection was kept, and the next one asks for the old configuration again.
+    let before = rig.settings.clone();
+    rig.configure(&before, &APPS);
+    let client = rig.ask(APPS[0]);
+    rig.answer(connection, "kept");
+    assert!(rig.read(client).ends_with("kept"));
+}
+
+#[test]
+fn a_removed_app_lives_until_its_last_exchange_and_an_added_one_serves() {
+    let mut rig = Rig::new();
+    let settings = rig.settings.clone();
+    let (_, service) = rig.worker(APPS[0]);
+    let kept = rig.ask(APPS[0]);
+    let running = rig.ask(APPS[0]);
+    let connection = rig.world.accept(service).unwrap();
+    rig.configure(&settings, &APPS[1..]);
+    assert_eq!(rig.dispatches[0].snapshot().queue_depth, 1);
+    let refused = rig.ask(APPS[0]);
+    assert!(rig.read(refused).starts_with("HTTP/1.1 404 "), "nothing new goes to it");
+    for client in [kept, running] {
+        assert!(rig.knows(APPS[0]) && rig.world.other_is_open(connection));
+        rig.answer(connection, "to the end");
+        assert!(rig.read(client).ends_with("to the end"), "who waited for it is served");
+    }
+    rig.turns();
+    assert!(!rig.world.other_is_open(connection), "its kept connections close");
+    assert!(!rig.knows(APPS[0]), "and it is forgotten");
+    // A word about one of its workers is no word any more.
+    let (id, service) = rig.worker(APPS[1]);
+    rig.postboxes.post(0, Message::Died(APPS[0], id));
+    let client = rig.ask(APPS[1]);
+    let connection = rig.world.accept(service).unwrap();
+    rig.answer(connection, "the other");
+    assert!(rig.read(client).ends_with("the other"));
+    rig.configure(&settings, &APPS);
+    rig.world.stop(service);
+    assert!(rig.knows(APPS[0]), "it may come again");
+}
+
+/// A grant may be on its way to an exchange whose client leaves, and whose app is removed: it goes back all the same.
+#[test]
+fn a_grant_that_finds_nobody_goes_back_to_its_app() {
+    let mut rig = Rig::new();
+    let settings = rig.settings.clone();
+    let client = rig.ask(APPS[1]);
+    assert_eq!(rig.dispatches[1].snapshot().queue_depth, 1);
+    let path = PathBuf::from("/simulated/late.sock");
+    rig.world.serve(&path, 8);
+    let (address, moves) = (SockAddr::unix(&path).unwrap(), Arc::default());
+    let target = Target { address, label: "late".into(), unix: true, supervised: true, number: 1, moves };
+    let id = rig.dispatches[1].add(target, 1, None).unwrap();
+    let grants = rig.dispatches[1].ready(id, rig.world.now());
+    assert_eq!(grants.len(), 1);
+    rig.world.close(client);
+    rig.configure(&settings, &APPS[..1]);
+    assert!(rig.knows(APPS[1]), "its mail is still to come");
+    grants.into_iter().for_each(|grant| rig.postboxes.grant(grant));
+    rig.turns();
+    assert_eq!(rig.dispatches[1].snapshot().workers[0].in_flight, 0);
+    assert!(!rig.knows(APPS[1]));
+}
