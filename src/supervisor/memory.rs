@@ -181,7 +181,7 @@ mod tests {
     }
 
     fn process(root: &Path, id: i32, group: i32, resident: u64, share: Option<u64>) {
-        write(root, &format!("{id}/stat"), &format!("{id} (a) b) x) S 1 {group} {group} 0 -1 64 0 0 0 0 0 0 0 0"));
+        write(root, &format!("{id}/stat"), &format!("{id} (a) b) x) S 1 {group} {group} 0 -1 64 0 0 0 0 0 0 0 0 20 0 1 0"));
         write(root, &format!("{id}/status"), &format!("Name:\ta\nVmHWM:\t  99 kB\nVmRSS:\t  {resident} kB\n"));
         if let Some(share) = share {
             let text = format!(
@@ -199,7 +199,7 @@ mod tests {
         process(proc.path(), 12, 10, 300, None);
         process(proc.path(), 13, 13, 7, Some(7));
         process(proc.path(), 20, 20, (LARGEST_WALK >> 10) + 1, Some(1));
-        write(proc.path(), "30/stat", "30 (kernel thread) S 2 30 30 0 -1 64 0 0 0 0 0 0 0 0");
+        write(proc.path(), "30/stat", "30 (kernel thread) S 2 30 30 0 -1 64 0 0 0 0 0 0 0 0 20 0 1 0");
         write(proc.path(), "30/status", "Name:\tk\n");
         write(proc.path(), "meminfo", "");
         let found = measure(proc.path(), &[10, 13, 20, 30, 40]);
