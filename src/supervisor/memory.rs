@@ -181,7 +181,11 @@ mod tests {
     }
 
     fn process(root: &Path, id: i32, group: i32, resident: u64, share: Option<u64>) {
-        write(root, &format!("{id}/stat"), &format!("{id} (a) b) x) S 1 {group} {group} 0 -1 64 0 0 0 0 0 0 0 0 20 0 1 0"));
+        write(
+            root,
+            &format!("{id}/stat"),
+            &format!("{id} (a) b) x) S 1 {group} {group} 0 -1 64 0 0 0 0 0 0 0 0 20 0 1 0"),
+        );
         write(root, &format!("{id}/status"), &format!("Name:\ta\nVmHWM:\t  99 kB\nVmRSS:\t  {resident} kB\n"));
         if let Some(share) = share {
             let text = format!(
