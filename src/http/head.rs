@@ -292,6 +292,7 @@ const FORWARDED: Kinds = Kinds::of(&[
     Kind::XForwardedProto,
     Kind::XForwardedHost,
     Kind::XForwardedPort,
+    Kind::XForwardedScheme,
     Kind::XForwardedOther,
     Kind::XRealIp,
     Kind::Shadow,

@@ -43,7 +43,9 @@ pub enum Kind {
     XForwardedHost,
     /// `X-Forwarded-Port`.
     XForwardedPort,
-    /// Any other `X-Forwarded-*`: frameworks believe `-Scheme`, `-Ssl` and `-Prefix` as well.
+    /// `X-Forwarded-Ssl`, `-Scheme` and `-Protocol`: in other words what `X-Forwarded-Proto` says. Frameworks believe them as well.
+    XForwardedScheme,
+    /// Any other `X-Forwarded-*`, such as `-Prefix`.
     XForwardedOther,
     /// `X-Real-IP`.
     XRealIp,
@@ -292,13 +294,23 @@ fn by_length(name: &[u8]) -> Kind {
 }
 
 impl Kind {
-    /// This kind, or `XForwardedOther` for a name that nothing else knows and that begins like those.
+    /// This kind, or `XForwardedScheme` or `XForwardedOther` for a name that nothing else knows and that begins like those.
     #[inline]
     fn or_forwarded(self, name: &[u8]) -> Kind {
         match (self, name.first_chunk::<12>()) {
-            (Kind::Other, Some(first)) if same(first, b"x-forwarded-") => Kind::XForwardedOther,
+            (Kind::Other, Some(first)) if same(first, b"x-forwarded-") => forwarded_kind(&name[first.len()..]),
             _ => self,
         }
+    }
+}
+
+/// What a name is that goes on like this behind `X-Forwarded-`.
+#[cold]
+fn forwarded_kind(rest: &[u8]) -> Kind {
+    let schemes: [&[u8]; 3] = [b"ssl", b"scheme", b"protocol"];
+    match schemes.iter().any(|known| rest.eq_ignore_ascii_case(known)) {
+        true => Kind::XForwardedScheme,
+        false => Kind::XForwardedOther,
     }
 }
 
@@ -350,8 +362,11 @@ mod tests {
             ("TE", Kind::Te),
             ("Transfer-Encoding", Kind::TransferEncoding),
             ("X-FORWARDED-FOR", Kind::XForwardedFor),
-            ("X-Forwarded-Ssl", Kind::XForwardedOther),
-            ("X-Forwarded-Scheme", Kind::XForwardedOther),
+            ("X-Forwarded-Ssl", Kind::XForwardedScheme),
+            ("X-Forwarded-Scheme", Kind::XForwardedScheme),
+            ("x-forwarded-PROTOCOL", Kind::XForwardedScheme),
+            ("X-Forwarded-Prefix", Kind::XForwardedOther),
+            ("X-Forwarded-Ssl-", Kind::XForwardedOther),
             ("X-Forwarded-Prefix-And-More", Kind::XForwardedOther),
             ("X_Forwarded_For", Kind::Shadow),
             ("X-Forwarded_Proto", Kind::Shadow),

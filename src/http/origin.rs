@@ -8,7 +8,9 @@
 //! address does in its list: all of them were added by the same proxy.
 //!
 //! `Forwarded` (RFC 7239) is read in the same way where X-Forwarded-For is missing. Beside it, it is passed on only if it says the
-//! same: many proxies write one of them, and let through what the client says in the other.
+//! same: many proxies write one of them, and let through what the client says in the other. What it says beyond the client is left out,
+//! as it is of X-Forwarded-For. X-Forwarded-Ssl, -Scheme and -Protocol are read where neither tells the scheme, and are passed on only
+//! if they say the same.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -41,6 +43,8 @@ pub struct Origin {
     pub request_id: Span,
     /// What of the request is passed on as it came.
     pub passes: Kinds,
+    /// `Forwarded` says the same as the rest, and more that the client has said: it is written anew.
+    pub corrects_forwarded: bool,
 }
 
 impl Origin {
@@ -75,6 +79,7 @@ impl Origin {
         let port = said(Kind::XForwardedPort).and_then(|port| std::str::from_utf8(port.of(bytes)).ok()?.parse().ok());
         self.port = port.filter(|port| *port != 0);
         let client = self.hops.last().copied();
+        let surplus = forwarded.as_ref().map_or(0, VecDeque::len).saturating_sub(place + 1);
         let element = forwarded.as_mut().and_then(|elements| elements.remove(elements.len().checked_sub(place + 1)?));
         let agrees = element.is_some_and(|element| {
             let (https, host) = (scheme(element.scheme), Some(element.host).filter(legal));
@@ -89,13 +94,21 @@ impl Origin {
             }
             agrees
         });
+        let others = || values(Kind::XForwardedScheme).map(|value| other_scheme(value.of(bytes)));
+        if self.https.is_none() && !told.has(Kind::XForwardedProto) {
+            self.https = others().next().flatten().filter(|https| others().all(|other| other == Some(*https)));
+        }
         self.port = self.port.or_else(|| self.usual_port(bytes));
         let id = only(fields, Kind::XRequestId).filter(|id| head::request_id_is_legal(id.of(bytes)));
         self.request_id = id.unwrap_or_default();
         self.passes = Kinds::of(&[Kind::XForwardedOther, Kind::XRequestStart, Kind::Traceparent, Kind::Tracestate]);
-        if agrees {
+        if self.https.is_some() && others().all(|other| other == self.https) {
+            self.passes = self.passes.with(Kinds::of(&[Kind::XForwardedScheme]));
+        }
+        if agrees && surplus == 0 {
             self.passes = self.passes.with(Kinds::of(&[Kind::Forwarded]));
         }
+        self.corrects_forwarded = agrees && surplus > 0;
         (self.client, self.trusted) = (client.or(peer), true);
     }
 
@@ -157,6 +170,16 @@ fn scheme(text: &[u8]) -> Option<bool> {
     }
 }
 
+/// What X-Forwarded-Ssl, -Scheme and -Protocol say.
+fn other_scheme(text: &[u8]) -> Option<bool> {
+    let is = |name: &[u8]| text.eq_ignore_ascii_case(name);
+    match (is(b"on") || is(b"ssl"), is(b"off")) {
+        (true, _) => Some(true),
+        (_, true) => Some(false),
+        _ => scheme(text),
+    }
+}
+
 /// An address as proxies write it: bare, in brackets or quotes, with a port or a zone, which mean nothing here. `unknown` and names
 /// such as `_hidden` are none.
 pub fn node(text: &[u8]) -> Option<IpAddr> {
@@ -199,14 +222,14 @@ struct Element {
     host: Span,
 }
 
-/// The last elements of all `Forwarded` fields, as many as are ever looked at; `None` if one of them is malformed.
+/// The last elements of all `Forwarded` fields, as many as are ever looked at and one more; `None` if one of them is malformed.
 fn forwarded_elements(bytes: &[u8], fields: &Fields) -> Option<VecDeque<Element>> {
     let mut elements = VecDeque::new();
     for field in fields.iter().filter(|field| field.kind == Kind::Forwarded) {
         let mut reader = Pairs { bytes: &bytes[..field.value.end as usize], at: field.value.start as usize };
         while reader.peek().is_some() {
             if let Some(element) = reader.element()? {
-                if elements.len() == MOST_HOPS {
+                if elements.len() > MOST_HOPS {
                     elements.pop_front();
                 }
                 elements.push_back(element);

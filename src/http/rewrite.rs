@@ -103,6 +103,7 @@ const CLAIMS: Kinds = Kinds::of(&[
     Kind::XForwardedProto,
     Kind::XForwardedHost,
     Kind::XForwardedPort,
+    Kind::XForwardedScheme,
     Kind::XForwardedOther,
     Kind::XRealIp,
     Kind::Forwarded,
@@ -296,7 +297,7 @@ fn forwarded_fields(out: &mut Writer<'_>, bytes: &[u8], request: &Request, field
     if port != 0 {
         line(out, b"X-Forwarded-Port: ", itoa::Buffer::new().format(port).as_bytes());
     }
-    if forward.writes_forwarded {
+    if forward.writes_forwarded || forward.origin.is_some_and(|origin| origin.corrects_forwarded) {
         write_forwarded(out, forward.origin, peer.bytes(), https, host);
     }
     if !forward.request_id.is_empty() {

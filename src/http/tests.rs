@@ -570,6 +570,12 @@ fn trusted_proxies_are_believed() {
          X-Forwarded-Host: h\r\nX-Forwarded-Port: 443\r\nX-Request-Id: id1\r\nVia: 1.1 production_server\r\n";
     let kept = "X-Forwarded-Prefix: /p\r\nX-Request-Start: t=12\r\nTraceparent: 00-1-2-03\r\n";
     assert_eq!(written, format!("GET / HTTP/1.1\r\nHost: h\r\n{kept}{told}\r\n"));
+    // Of what a client has said nothing is left.
+    let lines = "Forwarded: for=6.6.6.6;host=evil.example\r\nForwarded: for=203.0.113.9;proto=https\r\nX-Forwarded-Ssl: off\r\n\
+         X-Forwarded-Proto: https\r\n";
+    let written = from_trusted(&format!("GET / HTTP/1.1\r\nHost: h\r\n{lines}\r\n"), &FORWARD, "192.0.2.10");
+    assert_eq!(written.matches("Forwarded: for=203.0.113.9;proto=https;host=\"h\", for=192.0.2.10\r\n").count(), 1);
+    assert!(!written.contains("6.6.6.6") && !written.contains("evil") && !written.contains("Ssl"), "{written}");
     // What was not said is ours.
     let written = from_trusted("GET / HTTP/1.1\r\nHost: h\r\n\r\n", &FORWARD, "192.0.2.10");
     assert_eq!(written, format!("GET / HTTP/1.1\r\nHost: h\r\n{ADDED}\r\n"));

@@ -153,10 +153,12 @@ def certificate(home):
                 both.write(file.read())
 
 
-def curl(url, *flags):
-    """The answer's JSON, or what curl says."""
-    lies = ["X-Forwarded-For: 6.6.6.6", "X-Forwarded-Proto: gopher", "X-Forwarded-Host: evil.example", "X-Real-IP: 6.6.6.6",
-            "Forwarded: for=6.6.6.6;proto=http;host=evil.example", f"Host: {HOST}"]
+def curl(url, scheme, *flags):
+    """The answer's JSON, or what curl says. It claims whatever is not so: `scheme` is what the app is to see."""
+    wrong, switch = ("http", "off") if scheme == "https" else ("https", "on")
+    lies = ["X-Forwarded-For: 6.6.6.6", f"X-Forwarded-Proto: {wrong}", "X-Forwarded-Host: evil.example", "X-Real-IP: 6.6.6.6",
+            f"X-Forwarded-Ssl: {switch}", f"X-Forwarded-Scheme: {wrong}", f"X-Forwarded-Protocol: {wrong}", "X-Forwarded-Port: 66",
+            f"Forwarded: for=6.6.6.6;proto={wrong};host=evil.example", f"Host: {HOST}"]
     fields = [word for line in lies for word in ("-H", line)]
     status, output = processes.run_to_end(["curl", "-sS", "-k", "--max-time", "10", "--interface", BROWSER, *fields, *flags, url], 15)
     try:
@@ -168,7 +170,7 @@ def curl(url, *flags):
 def expect(results, name, url, scheme, *flags):
     deadline = time.monotonic() + 20
     while True:
-        seen = curl(url, *flags)
+        seen = curl(url, scheme, *flags)
         if "scheme" in seen or time.monotonic() > deadline:
             break
         time.sleep(0.1)

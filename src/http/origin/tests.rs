@@ -149,7 +149,7 @@ fn forwarded_passes_only_where_it_says_the_same() {
     for (lines, passes) in [
         ("Forwarded: for=203.0.113.9\r\n", true),
         ("Forwarded: for=\"203.0.113.9:81\";proto=https;host=A\r\n", true),
-        ("Forwarded: for=6.6.6.6, for=203.0.113.9\r\n", true),
+        ("Forwarded: for=6.6.6.6, for=203.0.113.9\r\n", false),
         ("Forwarded: for=6.6.6.6\r\n", false),
         ("Forwarded: for=203.0.113.9;proto=http\r\n", false),
         ("Forwarded: for=203.0.113.9;host=b\r\n", false),
@@ -161,6 +161,49 @@ fn forwarded_passes_only_where_it_says_the_same() {
     }
     assert!(origin_of("Forwarded: for=6.6.6.6\r\n", Some("10.0.0.1"), TRUST).0.passes.has(Kind::Forwarded));
     assert!(!origin_of("Forwarded: ;;=\r\n", Some("10.0.0.1"), TRUST).0.passes.has(Kind::Forwarded));
+}
+
+#[test]
+fn what_the_client_says_in_forwarded_is_left_out() {
+    let corrects = |lines: &str| origin_of(lines, Some("10.0.0.1"), TRUST).0.corrects_forwarded;
+    for (lines, expected) in [
+        ("Forwarded: for=203.0.113.9\r\n", false),
+        ("Forwarded: for=203.0.113.9, for=10.1.1.1\r\n", false),
+        ("Forwarded: for=203.0.113.9\r\nForwarded: for=10.1.1.1\r\n", false),
+        ("Forwarded: for=6.6.6.6, for=203.0.113.9\r\n", true),
+        ("Forwarded: for=6.6.6.6\r\nForwarded: for=203.0.113.9, for=10.1.1.1\r\n", true),
+        ("Forwarded: host=evil.example, for=203.0.113.9\r\n", true),
+        ("Forwarded: for=6.6.6.6, for=_hidden\r\n", true),
+        ("Forwarded: for=6.6.6.6, for=203.0.113.9\r\nX-Forwarded-For: 203.0.113.9\r\n", true),
+        // What contradicts is dropped anyway.
+        ("Forwarded: for=6.6.6.6, for=203.0.113.9\r\nX-Forwarded-For: 203.0.113.8\r\n", false),
+    ] {
+        assert_eq!(corrects(lines), expected, "{lines}");
+    }
+    let many = format!("Forwarded: for=6.6.6.6, for=6.6.6.7{}\r\n", ", for=10.1.1.1".repeat(MOST_HOPS));
+    let (origin, _) = origin_of(&many, Some("10.0.0.1"), TRUST);
+    assert!(origin.corrects_forwarded && !origin.passes.has(Kind::Forwarded));
+}
+
+#[test]
+fn other_words_for_the_scheme_are_read_and_pass_where_they_say_the_same() {
+    for (lines, https, passes) in [
+        ("X-Forwarded-Ssl: on\r\n", Some(true), true),
+        ("X-Forwarded-Ssl: off\r\n", Some(false), true),
+        ("X-Forwarded-Scheme: https\r\nX-Forwarded-Protocol: SSL\r\n", Some(true), true),
+        ("X-Forwarded-Scheme: https\r\nX-Forwarded-Ssl: off\r\n", None, false),
+        ("X-Forwarded-Scheme: gopher\r\n", None, false),
+        ("X-Forwarded-Scheme: https, http\r\n", None, false),
+        ("X-Forwarded-Proto: http\r\nX-Forwarded-Ssl: on\r\n", Some(false), false),
+        ("X-Forwarded-Proto: https\r\nX-Forwarded-Ssl: on\r\n", Some(true), true),
+        ("X-Forwarded-Proto: https\r\nX-Forwarded-Ssl: on\r\nX-Forwarded-Scheme: http\r\n", Some(true), false),
+        ("X-Forwarded-Proto: gopher\r\nX-Forwarded-Ssl: on\r\n", None, false),
+        ("Forwarded: for=203.0.113.9;proto=https\r\nX-Forwarded-Ssl: on\r\n", Some(true), true),
+        ("Forwarded: for=203.0.113.9;proto=http\r\nX-Forwarded-Ssl: on\r\n", Some(false), false),
+    ] {
+        let (origin, _) = origin_of(lines, Some("10.0.0.1"), TRUST);
+        assert_eq!((origin.https, origin.passes.has(Kind::XForwardedScheme)), (https, passes), "{lines}");
+    }
 }
 
 #[test]
