@@ -275,7 +275,7 @@ impl<B: Backend> Loop<B> {
         }
         if started {
             self.count().timeouts.add(1);
-            return self.refuse(sock, 408, "the request did not arrive in time", b"");
+            return self.refuse(sock, 408, "the request did not arrive in time");
         }
         // An idle connection at its end is no failure; one that never sent anything is a timeout.
         if !requested {

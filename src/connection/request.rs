@@ -93,7 +93,7 @@ impl<B: Backend> Loop<B> {
             Ok(Some(request)) => self.take_request(sock, input, &request),
             Ok(None) => self.wait_for_head(sock, input),
             Err(refusal) => {
-                self.refuse(sock, refusal.status, &refusal.to_string(), b"");
+                self.refuse(sock, refusal.status, &refusal.to_string());
                 Step::Stop
             }
         }
@@ -103,7 +103,7 @@ impl<B: Backend> Loop<B> {
     fn wait_for_head(&mut self, sock: Sock, input: Block) -> Step {
         if !self.memory.has_reserve() {
             self.count().memory_refused.add(1);
-            self.refuse(sock, 503, "the server has no memory left for requests that come in parts", b"");
+            self.refuse(sock, 503, "the server has no memory left for requests that come in parts");
             return Step::Stop;
         }
         let input = input.settle(&self.memory.pool);
@@ -132,8 +132,7 @@ impl<B: Backend> Loop<B> {
                 Step::Stop
             }
             Route::Refuse(status, reason) => {
-                let accept = request.accept.of(&input).to_vec();
-                self.refuse(sock, status, reason, &accept);
+                self.refuse_request(sock, &input, request, status, reason);
                 Step::Stop
             }
             Route::Respond(app) if responds_at_length(&app, request) => {
@@ -254,8 +253,29 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// Answers with an error and closes, lingering, so that a client that is still sending reads the refusal.
-    pub fn refuse(&mut self, sock: Sock, status: u16, detail: &str, accept: &[u8]) {
+    /// Refuses a request whose head was understood, and begins `input`.
+    #[cold]
+    fn refuse_request(&mut self, sock: Sock, input: &[u8], request: &Request, status: u16, detail: &str) {
+        let told = self.told(sock, input);
+        let head = &input[request.method_span.start as usize..request.len];
+        self.refuse_head(sock, (status, detail), request.accept.of(input), head, told);
+    }
+
+    /// Answers with an error and closes, lingering, so that a client that is still sending reads the refusal. For what was not
+    /// understood as a request.
+    pub fn refuse(&mut self, sock: Sock, status: u16, detail: &str) {
+        self.refuse_head(sock, (status, detail), b"", b"", None);
+    }
+
+    /// [`Loop::refuse`], of a request with that head, which stands so in the access log.
+    pub fn refuse_head(
+        &mut self,
+        sock: Sock,
+        (status, detail): (u16, &str),
+        accept: &[u8],
+        head: &[u8],
+        told: Option<Box<Told>>,
+    ) {
         self.count().errors.add(1);
         let reply = Reply { format: reply::negotiate(accept), ..Reply::new(status, detail, &self.time.day.date) };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
@@ -266,7 +286,7 @@ impl<B: Backend> Loop<B> {
             self.become_state(sock, State::WritingResponse);
         }
         self.backend.send(sock, piece.into());
-        self.log_answer(sock, b"", None, status, bytes);
+        self.log_answer(sock, head, told, status, bytes);
         self.close_client(sock, How::Flushed);
     }
 

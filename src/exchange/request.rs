@@ -12,7 +12,7 @@ use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::connection::{State, Stream};
 use crate::dispatch::Outcome;
-use crate::event_loop::{Loop, id_of};
+use crate::event_loop::{Loop, Told, id_of};
 use crate::http::Framing;
 use crate::http::body::last_chunk;
 use crate::http::head::Request;
@@ -39,8 +39,7 @@ impl<B: Backend> Loop<B> {
         });
         self.become_state(stream.connection, State::Processing);
         let exchange = Exchange::new(stream, app, request, head, self.next_id, &self.time);
-        let Some(key) = self.begin_exchange(stream, exchange) else { return };
-        self.note_told(key, told);
+        let Some(key) = self.begin_exchange(stream, exchange, told) else { return };
         input.advance(request.len);
         self.memory.hold(key);
         match request.framing {
@@ -55,16 +54,26 @@ impl<B: Backend> Loop<B> {
 
     /// Gives an exchange its entry and tells its client, or refuses its request where there is none.
     #[inline(always)]
-    pub fn begin_exchange(&mut self, stream: Stream, exchange: Exchange) -> Option<Key> {
+    pub fn begin_exchange(&mut self, stream: Stream, exchange: Exchange, told: Option<Box<Told>>) -> Option<Key> {
         self.next_id = self.next_id.wrapping_add(1);
-        let Ok(key) = self.exchanges.insert(exchange) else {
-            self.refuse(stream.connection, 503, "too many requests are in progress", b"");
-            return None;
+        let key = match self.exchanges.insert(exchange) {
+            Ok(key) => key,
+            Err(exchange) => {
+                self.refuse_exchange(stream, &exchange, told);
+                return None;
+            }
         };
+        self.note_told(key, told);
         if let Some(client) = self.table.client(stream.connection) {
             client.exchange = key;
         }
         Some(key)
+    }
+
+    #[cold]
+    fn refuse_exchange(&mut self, stream: Stream, exchange: &Exchange, told: Option<Box<Told>>) {
+        let head = exchange.request.head.as_deref().unwrap_or_default();
+        self.refuse_head(stream.connection, (503, "too many requests are in progress"), b"", head, told);
     }
 
     fn begin_body(&mut self, key: Key, framing: Framing, input: Block) {

@@ -3,17 +3,22 @@
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
-use production_server::http::proxy_protocol::crc32c;
+use production_server::http::proxy_protocol::{self, crc32c};
 
 use crate::support::{Client, Server, Worker, folder, on_every_backend, until};
 
 on_every_backend! {
     a_trusted_proxy_is_believed
     nobody_else_is_believed
+    a_peer_that_is_ipv4_over_an_ipv6_listener_is_the_same
+    a_refused_request_is_its_clients
     forwarded_is_written_when_it_is_asked_for
     a_proxy_protocol_header_names_the_client
+    a_header_may_be_as_long_as_extensions_make_it
     what_is_no_header_is_closed_without_a_word
+    a_header_where_none_is_expected_is_no_request
     a_header_must_come_in_time
     only_those_who_may_connect
     the_client_of_a_header_may_be_a_trusted_proxy
@@ -131,6 +136,44 @@ fn forwarded_is_written_when_it_is_asked_for(backend: &str) {
     assert_told(&client.get("/seen").text(), &[("Forwarded", "for=127.0.0.1;proto=http;host=\"test\"")]);
 }
 
+fn a_peer_that_is_ipv4_over_an_ipv6_listener_is_the_same(backend: &str) {
+    if std::net::TcpListener::bind("[::]:0").is_err() {
+        // A machine without IPv6.
+        return;
+    }
+    let worker = Worker::echo();
+    let server = Server::before(backend, &worker.url, &["--listen", "[::]:0", "--trusted-proxies", "127.0.0.0/8"]);
+    let mut client = Client::to(([127, 0, 0, 1], server.address.port()).into());
+    let told = [("X-Forwarded-For", "203.0.113.9, 127.0.0.1"), ("X-Real-IP", "203.0.113.9")];
+    for entry in ["203.0.113.9", "::ffff:203.0.113.9", "[::ffff:203.0.113.9]:4711", "6.6.6.6,203.0.113.9:4711"] {
+        assert_told(&client.ask(&request(&format!("X-Forwarded-For: {entry}\r\n"))).text(), &told);
+    }
+    // The same machine over IPv6 is none of 127.0.0.0/8.
+    let mut client = Client::to((std::net::Ipv6Addr::LOCALHOST, server.address.port()).into());
+    assert_told(&client.ask(&request("X-Forwarded-For: 6.6.6.6\r\n")).text(), &[("X-Forwarded-For", "::1")]);
+}
+
+fn a_refused_request_is_its_clients(backend: &str) {
+    let (worker, folder) = (Worker::echo(), folder());
+    let log = folder.path().join("access.log");
+    let flags = ["--trusted-proxies", "loopback", "--access-log", &log.display().to_string()];
+    let server = Server::before(backend, &worker.url, &flags);
+    let mut client = Client::of(&server);
+    client.send("TRACE /refused HTTP/1.1\r\nHost: test\r\nMax-Forwards: 0\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n");
+    assert_eq!(client.answer().status, 405);
+    // Whose head was not understood, of that only the peer is known.
+    let mut client = Client::of(&server);
+    client.send("GET /malformed HTTP/1.1\r\nX-Forwarded-For: 203.0.113.9\r\nHost : test\r\n\r\n");
+    assert_eq!(client.answer().status, 400);
+    let lines = || std::fs::read_to_string(&log).unwrap_or_default();
+    until("two lines of the access log", || lines().lines().count() == 2);
+    let seen: Vec<serde_json::Value> = lines().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let said = |line: usize, name: &str| seen[line][name].as_str().unwrap_or_default().to_owned();
+    assert_eq!((said(0, "client.address"), said(0, "http.request.method")), ("203.0.113.9".into(), "TRACE".into()));
+    assert_eq!(said(0, "url.path"), "/refused");
+    assert_eq!((said(1, "client.address"), said(1, "http.request.method")), ("127.0.0.1".into(), "-".into()));
+}
+
 const V1: &[u8] = b"PROXY TCP4 203.0.113.7 192.0.2.1 56324 443\r\n";
 
 /// A header of version 2 for the same client, with a checksum, and with TLS as haproxy's send-proxy-v2-ssl tells it.
@@ -196,6 +239,42 @@ fn a_proxy_protocol_header_names_the_client(backend: &str) {
     assert_eq!(server.status()["proxy_protocol_invalid"], 0);
 }
 
+/// The longest header that is accepted: its extensions are padding that means nothing.
+fn longest() -> Vec<u8> {
+    let padding = proxy_protocol::LONGEST - 16 - 12 - 3;
+    let fixed = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\x10\x00\xcb\0\x71\x07\xc0\0\x02\x01\xdc\x04\x01\xbb\x04";
+    [&fixed[..], &(padding as u16).to_be_bytes(), &vec![0; padding]].concat()
+}
+
+fn a_header_may_be_as_long_as_extensions_make_it(backend: &str) {
+    let worker = Worker::echo();
+    let server = behind(backend, &worker, &[]);
+    let mut other = Client::of(&server);
+    other.send(V1);
+    for piece in [longest().len(), 1000] {
+        let mut client = Client::of(&server);
+        for piece in longest().chunks(piece) {
+            client.send(piece);
+            // The loop has had a turn.
+            other.expect_alive();
+        }
+        assert_told(&client.ask(&request("")).text(), &[("X-Real-IP", "203.0.113.7"), ("X-Forwarded-Port", "443")]);
+    }
+}
+
+fn a_header_where_none_is_expected_is_no_request(backend: &str) {
+    let worker = Worker::echo();
+    let server = Server::before(backend, &worker.url, &["--trusted-proxies", "loopback"]);
+    for header in [V1.to_vec(), v2(), b"PROXY UNKNOWN\r\n".to_vec()] {
+        let mut client = Client::of(&server);
+        client.send([&header, request("Connection: close\r\n").as_bytes()].concat());
+        let (answer, _) = client.rest();
+        assert!(answer.starts_with(b"HTTP/1.1 400 "), "{}", answer.escape_ascii());
+        assert_eq!(answer.windows(9).filter(|bytes| bytes == b"HTTP/1.1 ").count(), 1, "{}", answer.escape_ascii());
+    }
+    worker.expect_nothing("behind a header that is no request");
+}
+
 fn what_is_no_header_is_closed_without_a_word(backend: &str) {
     let worker = Worker::echo();
     let server = behind(backend, &worker, &[]);
@@ -230,6 +309,17 @@ fn a_header_must_come_in_time(backend: &str) {
         assert!(answer.is_empty(), "{}", answer.escape_ascii());
     }
     assert_eq!(server.status()["proxy_protocol_late"], 3);
+    // Bytes that go on coming win no time.
+    let header = longest();
+    let mut client = Client::of(&server);
+    for byte in &header {
+        if client.has_input() || !client.try_send(&[*byte]) {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(client.rest().0.is_empty());
+    assert_eq!(server.status()["proxy_protocol_late"], 4);
     // One that ends before it is whole is late as well.
     let server = behind(backend, &worker, &[]);
     let mut client = Client::of(&server);
