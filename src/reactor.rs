@@ -89,8 +89,10 @@ impl<B: Backend> Reactor<B> {
         for (index, ListenerSetup { descriptor, port, scheme, app, front }) in setup.listeners.into_iter().enumerate() {
             let sock = backend.listen(descriptor)?;
             table.put(sock, Role::Listener(index as u16));
-            accepting.believes |= !front.trusted.is_empty();
             let (traces, writes_forwarded) = (front.trusted.is_empty(), front.writes_forwarded);
+            if !traces {
+                accepting.tolds.get_or_insert_default();
+            }
             accepting.listeners.push(Listener { sock, port, scheme, app, front, traces, writes_forwarded });
         }
         let time = Time {

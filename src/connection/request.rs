@@ -17,7 +17,7 @@ use crate::http::{Framing, Method, body_len};
 use crate::log::AccessRecord;
 
 use super::{State, Stream};
-use crate::event_loop::{Loop, Told, access_record};
+use crate::event_loop::{Loop, access_record};
 
 /// What became of a look at the input.
 enum Step {
@@ -118,6 +118,7 @@ impl<B: Backend> Loop<B> {
 
     fn take_request(&mut self, sock: Sock, mut input: Block, request: &Request) -> Step {
         self.count().requests.add(1);
+        self.find_origin(sock, &input);
         if let Some(client) = self.table.client(sock) {
             client.search = Default::default();
             client.requested = true;
@@ -205,8 +206,7 @@ impl<B: Backend> Loop<B> {
         self.become_state(sock, State::WritingResponse);
         self.backend.send(sock, piece.into());
         if self.access.enabled() {
-            let told = self.told(sock, input);
-            self.log_answer(sock, &input[request.method_span.start as usize..request.len], told, 200, bytes);
+            self.log_answer(sock, &input[request.method_span.start as usize..request.len], 200, bytes);
         }
     }
 
@@ -256,26 +256,18 @@ impl<B: Backend> Loop<B> {
     /// Refuses a request whose head was understood, and begins `input`.
     #[cold]
     fn refuse_request(&mut self, sock: Sock, input: &[u8], request: &Request, status: u16, detail: &str) {
-        let told = self.told(sock, input);
         let head = &input[request.method_span.start as usize..request.len];
-        self.refuse_head(sock, (status, detail), request.accept.of(input), head, told);
+        self.refuse_head(sock, (status, detail), request.accept.of(input), head);
     }
 
     /// Answers with an error and closes, lingering, so that a client that is still sending reads the refusal. For what was not
     /// understood as a request.
     pub fn refuse(&mut self, sock: Sock, status: u16, detail: &str) {
-        self.refuse_head(sock, (status, detail), b"", b"", None);
+        self.refuse_head(sock, (status, detail), b"", b"");
     }
 
     /// [`Loop::refuse`], of a request with that head, which stands so in the access log.
-    pub fn refuse_head(
-        &mut self,
-        sock: Sock,
-        (status, detail): (u16, &str),
-        accept: &[u8],
-        head: &[u8],
-        told: Option<Box<Told>>,
-    ) {
+    pub fn refuse_head(&mut self, sock: Sock, (status, detail): (u16, &str), accept: &[u8], head: &[u8]) {
         self.count().errors.add(1);
         let reply = Reply { format: reply::negotiate(accept), ..Reply::new(status, detail, &self.time.day.date) };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
@@ -286,16 +278,17 @@ impl<B: Backend> Loop<B> {
             self.become_state(sock, State::WritingResponse);
         }
         self.backend.send(sock, piece.into());
-        self.log_answer(sock, head, told, status, bytes);
+        self.log_answer(sock, head, status, bytes);
         self.close_client(sock, How::Flushed);
     }
 
-    /// Writes the access line of a request that no exchange carries.
-    fn log_answer(&mut self, sock: Sock, head: &[u8], told: Option<Box<Told>>, status: u16, bytes: u64) {
+    /// Writes the access line of a request that no exchange carries. `head` is empty where none was understood.
+    fn log_answer(&mut self, sock: Sock, head: &[u8], status: u16, bytes: u64) {
         if self.access.enabled()
             && let Some(client) = self.table.client(sock)
         {
-            let address = told.map_or(client.arrival.peer.address(), |told| told.client);
+            let told = self.heads.origin.trusted && !head.is_empty();
+            let address = if told { self.heads.origin.client } else { client.arrival.peer.address() };
             let record = access_record(head, client.http.version, address, self.time.day.micros(self.time.nanos()));
             self.access.record(&AccessRecord { status, bytes, ..record });
         }

@@ -20,11 +20,12 @@ use crate::buffers::slots::Key;
 use crate::http::body::{CHUNK_LINE_ROOM, put_chunk_line};
 use crate::http::head::Response;
 use crate::http::http1::{BodyFraming, Http1};
+use crate::http::id::id_text;
 use crate::http::reader::Reader;
 use crate::http::rewrite::{self, Answer, Rewritten};
 
 use super::State;
-use crate::event_loop::{Asker, Loop, Task};
+use crate::event_loop::{Loop, Task};
 
 /// Whom an exchange answers: one request of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,12 +47,12 @@ impl<B: Backend> Loop<B> {
     }
 
     /// The head of a worker's answer. The `body` bytes that follow it in `input` leave with it, as the whole of the body.
-    pub fn stream_head(&mut self, stream: Stream, asker: &Asker, input: &[u8], response: &Response, body: usize) {
+    pub fn stream_head(&mut self, stream: Stream, id: u64, input: &[u8], response: &Response, body: usize) {
         self.decide_keep_alive(stream.connection);
         let Some(client) = self.table.client(stream.connection) else { return };
         let framing = client.http.decide_framing(response.framing);
-        let http = client.http;
-        let piece = self.write_head(http, asker, input, response, framing, body);
+        let (http, asked) = (client.http, (client.exchange, id));
+        let piece = self.write_head(http, asked, input, response, framing, body);
         self.become_state(stream.connection, State::WritingResponse);
         self.backend.send(stream.connection, piece.into());
     }
@@ -59,7 +60,7 @@ impl<B: Backend> Loop<B> {
     fn write_head(
         &mut self,
         http: Http1,
-        asker: &Asker,
+        (exchange, id): (Key, u64),
         input: &[u8],
         response: &Response,
         framing: Rewritten,
@@ -67,9 +68,10 @@ impl<B: Backend> Loop<B> {
     ) -> Block {
         let fields = &self.heads.fields;
         let upgrade = response.status == 101;
+        let own = id_text(id);
         let answer = Answer {
             date: &self.time.day.date,
-            request_id: &asker.id(),
+            request_id: self.accepting.id(exchange, &own),
             client: http.version,
             keep_alive: http.keep_alive || upgrade,
             framing,
@@ -116,10 +118,10 @@ impl<B: Backend> Loop<B> {
     }
 
     /// The 101 that was asked for.
-    pub fn stream_switch(&mut self, stream: Stream, asker: &Asker, input: &[u8], response: &Response) {
+    pub fn stream_switch(&mut self, stream: Stream, id: u64, input: &[u8], response: &Response) {
         let Some(client) = self.table.client(stream.connection) else { return };
-        let http = client.http;
-        let piece = self.write_head(http, asker, input, response, Rewritten::Same, 0);
+        let (http, asked) = (client.http, (client.exchange, id));
+        let piece = self.write_head(http, asked, input, response, Rewritten::Same, 0);
         self.become_state(stream.connection, State::WritingResponse);
         self.backend.send(stream.connection, piece.into());
     }

@@ -18,7 +18,7 @@ use crate::dispatch::AppId;
 use crate::log::Level;
 use crate::mailbox::Message;
 
-use super::{Arrival, Loop};
+use super::{Arrival, Loop, Tolds};
 use crate::connection::{Client, Role, State};
 
 /// How long a request may be on its way to a process that has handed its work over: a client that keeps its connection busy asks again
@@ -60,8 +60,8 @@ impl Scheme {
 #[derive(Default)]
 pub(crate) struct Accepting {
     pub listeners: Vec<Listener>,
-    /// Some of them have trusted proxies in front.
-    pub believes: bool,
+    /// What trusted proxies say; `None` where no listener has any.
+    pub tolds: Option<Box<Tolds>>,
     /// They are paused: for `max_connections`, or until another process hands its work over.
     paused: bool,
     /// Those whose end the backend has told.

@@ -11,7 +11,6 @@ use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::connection::State;
 use crate::http::head::Request;
-use crate::http::id::{IdText, id_text};
 use crate::http::origin::Origin;
 use crate::http::proxy_protocol::{self, Header};
 use crate::http::rewrite::Forward;
@@ -19,7 +18,7 @@ use crate::http::{Version, is_loopback_host};
 use crate::log::AccessRecord;
 use crate::metrics::Counter;
 
-use super::{Listener, Loop};
+use super::{Accepting, Heads, Listener, Loop};
 
 /// How a connection came, as its socket or a PROXY protocol header says.
 pub(crate) struct Arrival {
@@ -37,51 +36,69 @@ impl Arrival {
     }
 }
 
-/// Who asks, and the id of what is asked. Of nearly all nobody says anything: they cost a null pointer.
-#[derive(Clone)]
-pub(crate) struct Asker {
-    /// The id that we have given it.
-    own: u64,
-    /// What a trusted proxy knows better.
-    told: Option<Box<Told>>,
-}
-
 /// What a trusted proxy says of who asks.
-#[derive(Clone)]
 pub(crate) struct Told {
-    pub client: Option<IpAddr>,
-    /// Empty if it gave none.
+    /// The client's address, as far as it is known.
+    client: Option<IpAddr>,
+    /// The request's id; empty if it gave none.
     id: Box<[u8]>,
 }
 
-impl Asker {
-    /// The client's address, as far as it is known: the one that everything goes by that depends on who asks. `arrival` is that of its
-    /// connection.
+/// What trusted proxies say of the requests in hand, by the indices of their exchanges; kept until another exchange has the entry.
+/// Beside the exchanges, which are nearly always asked for by somebody of whom nobody says anything.
+#[derive(Default)]
+pub(crate) struct Tolds(Vec<Option<Told>>);
+
+impl Tolds {
+    #[cold]
+    fn of(&self, key: Key) -> Option<&Told> {
+        self.0.get(key.index as usize)?.as_ref()
+    }
+
+    #[cold]
+    fn note(&mut self, key: Key, told: Option<Told>) {
+        let index = key.index as usize;
+        if self.0.len() <= index {
+            self.0.resize_with(index + 1, || None);
+        }
+        self.0[index] = told;
+    }
+}
+
+impl Accepting {
     #[inline]
-    pub fn client(&self, arrival: &Arrival) -> Option<IpAddr> {
-        self.told.as_ref().map_or(arrival.peer.address(), |told| told.client)
+    fn told(&self, key: Key) -> Option<&Told> {
+        self.tolds.as_ref()?.of(key)
     }
 
-    /// The request's id, as fields and logs write it.
-    #[inline(always)]
-    pub fn id(&self) -> IdText<'_> {
-        id_of(&self.told, self.own)
+    /// The client's address, as far as it is known: the one that everything goes by that depends on who asks. `arrival` is that of the
+    /// connection of the exchange.
+    #[inline]
+    pub fn client(&self, key: Key, arrival: &Arrival) -> Option<IpAddr> {
+        self.told(key).map_or(arrival.peer.address(), |told| told.client)
+    }
+
+    /// The id of an exchange's request, which is `own` unless a trusted proxy has given it another.
+    #[inline]
+    pub fn id<'a>(&'a self, key: Key, own: &'a [u8]) -> &'a [u8] {
+        match self.told(key) {
+            Some(told) if !told.id.is_empty() => &told.id,
+            _ => own,
+        }
     }
 }
 
-impl From<u64> for Asker {
-    /// Somebody of whom no proxy says anything.
-    fn from(own: u64) -> Asker {
-        Asker { own, told: None }
+impl Heads {
+    /// The id of the request in hand, which is `own` unless a trusted proxy has given it another.
+    #[inline]
+    pub fn id<'a>(&self, head: &'a [u8], own: &'a [u8]) -> &'a [u8] {
+        if self.origin.trusted && !self.origin.request_id.is_empty() { self.origin.request_id.of(head) } else { own }
     }
-}
 
-/// The id of a request, which is `own` unless a trusted proxy has given it another.
-#[inline(always)]
-pub(crate) fn id_of(told: &Option<Box<Told>>, own: u64) -> IdText<'_> {
-    match told {
-        Some(told) if !told.id.is_empty() => IdText::Given(&told.id),
-        _ => IdText::Own(id_text(own)),
+    #[cold]
+    fn told(&self, head: &[u8]) -> Option<Told> {
+        let (client, id) = (self.origin.client, self.origin.request_id.of(head).into());
+        self.origin.trusted.then_some(Told { client, id })
     }
 }
 
@@ -189,29 +206,27 @@ impl<B: Backend> Loop<B> {
         self.close_client(sock, How::Now);
     }
 
-    /// Notes what a trusted proxy says of who asks.
-    #[inline(always)]
-    pub fn note_told(&mut self, key: Key, told: Option<Box<Told>>) {
-        if told.is_some()
-            && let Some(exchange) = self.exchanges.lookup_mut(key)
-        {
-            exchange.request.asker.told = told;
+    /// Finds out what a trusted proxy says of the request whose head, parsed just now, is `head`, or begins it.
+    #[inline]
+    pub fn find_origin(&mut self, sock: Sock, head: &[u8]) {
+        if self.accepting.tolds.is_some() {
+            self.read_origin(sock, head);
         }
     }
 
-    /// What a trusted proxy says of who asks in the request whose head, parsed just now, is `head`, or begins it.
-    #[inline(always)]
-    pub fn told(&mut self, sock: Sock, head: &[u8]) -> Option<Box<Told>> {
-        if self.accepting.believes { self.read_told(sock, head) } else { None }
+    #[cold]
+    fn read_origin(&mut self, sock: Sock, head: &[u8]) {
+        let Some(client) = self.table.client(sock) else { return };
+        let trust = &self.accepting.listeners[client.listener as usize].front.trusted;
+        self.heads.origin.read(head, &self.heads.fields, client.arrival.peer.address(), trust);
     }
 
-    #[cold]
-    fn read_told(&mut self, sock: Sock, head: &[u8]) -> Option<Box<Told>> {
-        let client = self.table.client(sock)?;
-        let trust = &self.accepting.listeners[client.listener as usize].front.trusted;
-        let origin = &mut self.heads.origin;
-        origin.read(head, &self.heads.fields, client.arrival.peer.address(), trust);
-        origin.trusted.then(|| Box::new(Told { client: origin.client, id: origin.request_id.of(head).into() }))
+    /// Keeps for the exchange what was found so. `head` is as it was.
+    #[inline]
+    pub fn keep_origin(&mut self, key: Key, head: &[u8]) {
+        if let Some(tolds) = &mut self.accepting.tolds {
+            tolds.note(key, self.heads.told(head));
+        }
     }
 
     /// Whether the inside may be told: the peer is on this machine, speaks for nobody else, and means this machine by the name that

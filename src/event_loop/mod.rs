@@ -21,7 +21,7 @@ mod memory;
 pub(crate) use admission::{Accepting, Listener};
 pub use admission::{Admission, Scheme};
 pub(crate) use apps::{Apps, Seat};
-pub(crate) use front::{Arrival, Asker, Told, access_record, id_of};
+pub(crate) use front::{Arrival, Tolds, access_record};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
 

@@ -12,6 +12,7 @@ use crate::connection::State;
 use crate::dispatch::Outcome;
 use crate::event_loop::{Loop, access_record};
 use crate::http::body::last_chunk;
+use crate::http::id::id_text;
 use crate::http::reply::{self, Format, Reply};
 use crate::http::{Method, body_len, find_lines};
 use crate::log::{AccessRecord, Level};
@@ -154,6 +155,7 @@ impl<B: Backend> Loop<B> {
         let http10 = self.table.client(connection).is_some_and(|client| client.http.is_old());
         let [accept] = find_lines(exchange.request.head.as_deref().unwrap_or_default(), [b"accept"]);
         let format = reply::negotiate(accept);
+        let own = id_text(exchange.request.id);
         let reply = Reply {
             format,
             keep_alive,
@@ -161,7 +163,7 @@ impl<B: Backend> Loop<B> {
             head_only: exchange.request.method == Method::Head,
             retry_after: matches!(status, 503 | 504).then_some(1),
             reload: format == Format::Html && detail == STARTING,
-            request_id: Some(&exchange.request.asker.id()),
+            request_id: Some(self.accepting.id(key, &own)),
             ..Reply::new(status, detail, &self.time.day.date)
         };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
@@ -203,11 +205,11 @@ impl<B: Backend> Loop<B> {
             app: &exchange.app.settings.name,
             note: exchange.answer.note.as_deref(),
             worker: seat.map(|seat| seat.target.number),
-            request_id: &exchange.request.asker.id(),
+            request_id: self.accepting.id(key, &id_text(exchange.request.id)),
             ..access_record(
                 head,
                 client.http.version,
-                exchange.request.asker.client(&client.arrival),
+                self.accepting.client(key, &client.arrival),
                 self.time.day.micros(now),
             )
         });

@@ -46,7 +46,7 @@ use crate::backends::Sock;
 use crate::buffers::block::{Block, Pool};
 use crate::connection::Stream;
 use crate::dispatch::{Permit, StreamHold, Ticket, WorkerId};
-use crate::event_loop::{Asker, Time};
+use crate::event_loop::Time;
 use crate::http::Method;
 use crate::http::head;
 use crate::http::reader::Reader;
@@ -99,7 +99,7 @@ pub(crate) enum Upload {
 
 /// What is asked for.
 pub(crate) struct Request {
-    pub asker: Asker,
+    pub id: u64,
     pub method: Method,
     /// It asked for an upgrade to websocket.
     pub websocket: bool,
@@ -219,7 +219,7 @@ impl Exchange {
             phase: Phase::Collecting,
             source: Source::None,
             request: Request {
-                asker: Asker::from(id),
+                id,
                 method: request.method,
                 websocket: request.websocket,
                 expects: request.expect_continue && request.framing != Framing::None,

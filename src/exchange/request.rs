@@ -12,10 +12,11 @@ use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::connection::{State, Stream};
 use crate::dispatch::Outcome;
-use crate::event_loop::{Loop, Told, id_of};
+use crate::event_loop::Loop;
 use crate::http::Framing;
 use crate::http::body::last_chunk;
 use crate::http::head::Request;
+use crate::http::id::id_text;
 use crate::http::rewrite::{self, Forward};
 
 use super::{Ending, Exchange, Fate, Pace, Phase, Upload};
@@ -23,15 +24,15 @@ use super::{Ending, Exchange, Fate, Pace, Phase, Upload};
 impl<B: Backend> Loop<B> {
     /// Makes an exchange of a request for the app. `input` begins with its head.
     pub fn forward(&mut self, app: Rc<App>, stream: Stream, mut input: Block, request: &Request) {
-        let told = self.told(stream.connection, &input);
         let Some(client) = self.table.client(stream.connection) else { return };
         let listener = &self.accepting.listeners[client.listener as usize];
-        let id = id_of(&told, self.next_id);
+        let own = id_text(self.next_id);
+        let id = self.heads.id(&input, &own);
         let start_micros = self.time.day.micros(self.time.connections.now_nanos());
         let forward = Forward {
             keep_alive: app.settings.keepalive,
             open: request.framing == Framing::Chunked,
-            ..listener.forward(&client.arrival, &self.heads.origin, &id, start_micros)
+            ..listener.forward(&client.arrival, &self.heads.origin, id, start_micros)
         };
         let room = rewrite::request_room(request, &self.heads.fields, &forward);
         let head = self.memory.scratch.write(room, |out| {
@@ -39,7 +40,7 @@ impl<B: Backend> Loop<B> {
         });
         self.become_state(stream.connection, State::Processing);
         let exchange = Exchange::new(stream, app, request, head, self.next_id, &self.time);
-        let Some(key) = self.begin_exchange(stream, exchange, told) else { return };
+        let Some(key) = self.begin_exchange(stream, exchange, &input) else { return };
         input.advance(request.len);
         self.memory.hold(key);
         match request.framing {
@@ -52,18 +53,19 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// Gives an exchange its entry and tells its client, or refuses its request where there is none.
+    /// Gives an exchange its entry and tells its client, or refuses its request where there is none. `head` is that of its request, as
+    /// it came, or begins with it.
     #[inline(always)]
-    pub fn begin_exchange(&mut self, stream: Stream, exchange: Exchange, told: Option<Box<Told>>) -> Option<Key> {
+    pub fn begin_exchange(&mut self, stream: Stream, exchange: Exchange, head: &[u8]) -> Option<Key> {
         self.next_id = self.next_id.wrapping_add(1);
         let key = match self.exchanges.insert(exchange) {
             Ok(key) => key,
             Err(exchange) => {
-                self.refuse_exchange(stream, &exchange, told);
+                self.refuse_exchange(stream, &exchange);
                 return None;
             }
         };
-        self.note_told(key, told);
+        self.keep_origin(key, head);
         if let Some(client) = self.table.client(stream.connection) {
             client.exchange = key;
         }
@@ -71,9 +73,9 @@ impl<B: Backend> Loop<B> {
     }
 
     #[cold]
-    fn refuse_exchange(&mut self, stream: Stream, exchange: &Exchange, told: Option<Box<Told>>) {
+    fn refuse_exchange(&mut self, stream: Stream, exchange: &Exchange) {
         let head = exchange.request.head.as_deref().unwrap_or_default();
-        self.refuse_head(stream.connection, (503, "too many requests are in progress"), b"", head, told);
+        self.refuse_head(stream.connection, (503, "too many requests are in progress"), b"", head);
     }
 
     fn begin_body(&mut self, key: Key, framing: Framing, input: Block) {

@@ -87,7 +87,6 @@ impl<B: Backend> Loop<B> {
     /// Answers with a long text of our own, which is handed out as the client takes it. `input` begins with the request's head.
     pub fn respond(&mut self, app: Rc<App>, stream: Stream, input: &[u8], request: &head::Request) {
         let keep_alive = self.decide_keep_alive(stream.connection);
-        let told = self.told(stream.connection, input);
         let Some(direct) = &app.direct else { return };
         let Some(client) = self.table.client(stream.connection) else { return };
         let version = client.http.version;
@@ -97,7 +96,7 @@ impl<B: Backend> Loop<B> {
         (exchange.answer.status, exchange.source) = (200, Source::Own(direct.body().clone(), 0));
         let date = &self.time.day.date;
         let piece = self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, true));
-        let Some(key) = self.begin_exchange(stream, exchange, told) else { return };
+        let Some(key) = self.begin_exchange(stream, exchange, input) else { return };
         self.become_state(stream.connection, State::WritingResponse);
         self.backend.send(stream.connection, piece.into());
         self.watch(stream.connection);

@@ -22,8 +22,8 @@ impl<B: Backend> Loop<B> {
         exchange.answer.status = 101;
         exchange.times.finished = Some(now);
         exchange.request.upload = Upload::Sent;
-        let (stream, asker) = (exchange.stream, exchange.request.asker.clone());
-        self.stream_switch(stream, &asker, &input, response);
+        let (stream, id) = (exchange.stream, exchange.request.id);
+        self.stream_switch(stream, id, &input, response);
         self.account(key, false);
         self.count().tunnels.add(1);
         self.count().active_tunnels.increment();

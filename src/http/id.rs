@@ -1,25 +1,5 @@
 //! Requests' ids as text.
 
-/// A request's id as text.
-pub enum IdText<'a> {
-    /// Ours.
-    Own([u8; 16]),
-    /// That of a trusted proxy.
-    Given(&'a [u8]),
-}
-
-impl std::ops::Deref for IdText<'_> {
-    type Target = [u8];
-
-    #[inline]
-    fn deref(&self) -> &[u8] {
-        match self {
-            IdText::Own(id) => id,
-            IdText::Given(id) => id,
-        }
-    }
-}
-
 /// A request's id as sixteen hexadecimal digits.
 pub fn id_text(id: u64) -> [u8; 16] {
     let mut text = [0; 16];
