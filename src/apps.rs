@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::config::{self, Settings};
 use crate::dispatch::{AppId, Dispatch};
 use crate::http::reply::Direct;
+use crate::metrics::Metrics;
 
 /// An app, and what its requests are served with.
 #[derive(Clone)]
@@ -22,14 +23,26 @@ pub struct App {
     pub direct: Option<Direct>,
     /// Its permits and its waiting line: the same for as long as the app lives, however often its settings change.
     pub dispatch: Arc<Dispatch>,
+    /// By which number the loops count for it ([`Metrics::app`]).
+    pub count: u16,
+    /// By which number they count for its requests ([`Metrics::series`]).
+    pub series: u16,
 }
 
 impl App {
     /// An app of that server.
-    pub fn new(id: AppId, server: Arc<Settings>, settings: config::App, dispatch: Arc<Dispatch>) -> App {
+    pub fn new(
+        id: AppId,
+        server: Arc<Settings>,
+        settings: config::App,
+        dispatch: Arc<Dispatch>,
+        metrics: &Metrics,
+    ) -> App {
+        let count = metrics.app(&settings.name);
+        let series = metrics.series(count, "");
         let text = |text: &String| Direct::new("text/plain; charset=utf-8", text.as_bytes());
         let direct = settings.respond.as_ref().map(text);
-        App { id, server, settings, direct, dispatch }
+        App { id, server, settings, direct, dispatch, count, series }
     }
 }
 
@@ -44,8 +57,8 @@ pub struct AppTable {
 
 impl AppTable {
     /// The one app of a server that has one.
-    pub fn of_one(settings: Arc<Settings>, dispatch: Arc<Dispatch>) -> AppTable {
-        let app = App::new(AppId::default(), settings.clone(), settings.app.clone(), dispatch);
+    pub fn of_one(settings: Arc<Settings>, dispatch: Arc<Dispatch>, metrics: &Metrics) -> AppTable {
+        let app = App::new(AppId::default(), settings.clone(), settings.app.clone(), dispatch, metrics);
         AppTable { settings, apps: vec![app] }
     }
 }

@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use std::os::fd::OwnedFd;
@@ -40,6 +41,8 @@ pub struct ListenerSetup {
     pub scheme: Scheme,
     /// The app that its requests go to.
     pub app: AppId,
+    /// Whether it serves the documents of the server's own and nothing else.
+    pub admin: bool,
     /// What stands in front of it.
     pub front: Arc<Front>,
 }
@@ -86,14 +89,15 @@ impl<B: Backend> Reactor<B> {
         let now = backend.now();
         let mut table = Table::new(setup.max_sockets);
         let mut accepting = Accepting::default();
-        for (index, ListenerSetup { descriptor, port, scheme, app, front }) in setup.listeners.into_iter().enumerate() {
+        for (index, listener) in setup.listeners.into_iter().enumerate() {
+            let ListenerSetup { descriptor, port, scheme, app, admin, front } = listener;
             let sock = backend.listen(descriptor)?;
             table.put(sock, Role::Listener(index as u16));
             let (traces, writes_forwarded) = (front.trusted.is_empty(), front.writes_forwarded);
             if !traces {
                 accepting.tolds.get_or_insert_default();
             }
-            accepting.listeners.push(Listener { sock, port, scheme, app, front, traces, writes_forwarded });
+            accepting.listeners.push(Listener { sock, port, scheme, app, admin, front, traces, writes_forwarded });
         }
         let time = Time {
             now,
@@ -287,9 +291,16 @@ impl<B: Backend> Loop<B> {
             Message::AcceptAnew => self.accept_anew(),
             Message::CloseIdle => drop(self.close_longest_idle()),
             Message::Memory => self.share_memory(),
+            Message::Document(reply) => {
+                self.concern(reply.exchange);
+                self.document_came(reply);
+            }
+            Message::Beat(number) => {
+                self.count().beat.store(number, Ordering::Release);
+                self.shared.desk.ring();
+            }
             Message::Drain { .. } => self.drain(false),
             Message::HandOver { .. } => self.drain(true),
-            Message::Beat => self.count().beats.add(1),
             Message::StopNow => {
                 self.drain(false);
                 self.cut();

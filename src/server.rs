@@ -11,6 +11,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,7 @@ use crate::event_loop::{Scheme, Shared};
 use crate::handover::Channel;
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
+use crate::mailbox::desk::Desk;
 use crate::metrics::{self, Health, Metrics, Status};
 use crate::reactor::ListenerSetup;
 use crate::socket_file::SocketFile;
@@ -112,7 +114,7 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
     privileges::give_up(&settings)?;
     // Workers may start elsewhere, and are told paths in it.
     settings.run_dir = std::path::absolute(&settings.run_dir).unwrap_or(settings.run_dir);
-    settings.listen = listeners.iter().map(|listener| listener.address.clone()).collect();
+    (settings.listen, settings.admin) = places(&listeners);
     let log = Log::open(&settings.access_log, &settings.event_log)
         .map_err(|error| refused(format!("cannot open the log: {error}"), &error, exit::CANNOT_CREATE))?;
     let backend = choose_backend(&settings, &log)?;
@@ -125,7 +127,8 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
     let dispatch = Arc::new(Dispatch::new(unit::policy(&settings.app), unit::table_size(&settings.app), started));
     let metrics = inherited.metrics(settings.loops);
     let (postboxes, mailboxes) = loops::post(settings.loops);
-    let about = About { backend: backend_name(backend), metrics: metrics.clone(), started };
+    let desk = Desk::default();
+    let about = About { backend: backend_name(backend), metrics: metrics.clone(), desk: desk.clone(), started };
     let loop_listeners = loops::share_out(&listeners, &settings)?;
     let held = predecessor.is_some();
     let options = supervisor::Options {
@@ -146,13 +149,14 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
     )
     .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;
     let status = status_writer(&settings, &dispatch, started, supervisor.status());
-    let table = Arc::new(AppTable::of_one(settings.clone(), dispatch));
+    let table = Arc::new(AppTable::of_one(settings.clone(), dispatch, &metrics));
     let shared = Arc::new(Shared {
         settings,
         postboxes,
         log,
         admission: Default::default(),
         scarcity: Default::default(),
+        desk,
         status: Box::new(status),
     });
     let loop_exit = supervisor.loop_exit();
@@ -177,11 +181,31 @@ fn serve<B: Backend + 'static>(
 ) -> Result<u8, StartError> {
     let (shared, metrics) = (loops.shared.clone(), loops.metrics.clone());
     let threads = loops.spawn::<B>()?;
+    for (counters, thread) in metrics.loops().zip(&threads) {
+        counters.clock.store(clock_of(thread), Ordering::Relaxed);
+    }
     announce(&shared, backend);
     if let Some(succession) = succeed() {
         supervisor.succeed(succession);
     }
     Ok(supervise(&shared, &metrics, supervisor, threads))
+}
+
+/// The clock of a thread's CPU time, for clock_gettime(3); 0 where there is none.
+#[cfg(any(target_os = "linux", target_os = "freebsd"))]
+fn clock_of(thread: &loops::Thread) -> i64 {
+    use std::os::unix::thread::JoinHandleExt;
+    let mut clock: libc::clockid_t = 0;
+    // SAFETY: the thread was started and not joined, so that its name is valid; the clock is written to the number given.
+    match unsafe { libc::pthread_getcpuclockid(thread.as_pthread_t() as _, &mut clock) } {
+        0 => i64::from(clock),
+        _ => 0,
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
+fn clock_of(_: &loops::Thread) -> i64 {
+    0
 }
 
 fn supervise(shared: &Arc<Shared>, metrics: &Metrics, supervisor: Supervisor, threads: Vec<loops::Thread>) -> u8 {
@@ -221,6 +245,8 @@ struct Listening {
     sockets: Vec<OwnedFd>,
     /// The file of a Unix socket that a server has made: this one, or the one before it.
     file: Option<SocketFile>,
+    /// Whether it serves the documents of the server's own and nothing else.
+    admin: bool,
 }
 
 impl Listening {
@@ -231,16 +257,11 @@ impl Listening {
             ListenAddress::Tcp(address) => address.port(),
             ListenAddress::Unix(_) | ListenAddress::Systemd(_) => 0,
         };
-        let count = self.sockets.len();
+        let (count, admin) = (self.sockets.len(), self.admin);
         let own = if count <= loops { index % count..index % count + 1 } else { index..count };
         let setup = |socket: &OwnedFd| {
-            Ok(ListenerSetup {
-                descriptor: socket.try_clone()?,
-                port,
-                scheme: Scheme::Http,
-                app: AppId::default(),
-                front: front.clone(),
-            })
+            let (descriptor, front) = (socket.try_clone()?, front.clone());
+            Ok(ListenerSetup { descriptor, port, scheme: Scheme::Http, app: AppId::default(), admin, front })
         };
         self.sockets[own].iter().step_by(loops).map(setup).collect()
     }
@@ -248,7 +269,7 @@ impl Listening {
 
 impl From<Listening> for Held {
     fn from(listening: Listening) -> Held {
-        let Listening { asked, address, sockets, file } = listening;
+        let Listening { asked, address, sockets, file, admin: _ } = listening;
         Held { asked: asked.to_string(), address: address.to_string(), sockets, file }
     }
 }
@@ -256,6 +277,12 @@ impl From<Listening> for Held {
 /// What is kept for a successor.
 fn holdings(settings: &Settings, listeners: Vec<Listening>) -> Holdings {
     Holdings { run_dir: settings.run_dir.clone(), listeners: listeners.into_iter().map(Held::from).collect() }
+}
+
+/// Where is listened, and where the admin listens.
+fn places(listeners: &[Listening]) -> (Vec<ListenAddress>, Vec<ListenAddress>) {
+    let of = |admin: bool| listeners.iter().filter(move |it| it.admin == admin).map(|it| it.address.clone());
+    (of(false).collect(), of(true).collect())
 }
 
 fn write_pid_file(path: &std::path::Path) -> Result<PidFile, StartError> {
@@ -268,20 +295,26 @@ fn write_pid_file(path: &std::path::Path) -> Result<PidFile, StartError> {
 
 /// Opens all listeners that nobody else has opened for this process.
 fn open_listeners(settings: &Settings, inherited: &mut Inherited) -> Result<Vec<Listening>, StartError> {
+    let mut open = |asked: &ListenAddress| match inherited.listeners(asked)? {
+        Some(found) => Ok(found),
+        None => open_listener(settings, asked).map(|listening| vec![listening]),
+    };
+    // Those of the admin first: a listener may ask for whatever sockets systemd has opened beside those that are asked for by name.
     let mut listeners = Vec::new();
+    for asked in &settings.admin {
+        listeners.extend(open(asked)?.into_iter().map(|listening| Listening { admin: true, ..listening }));
+    }
     for asked in &settings.listen {
-        match inherited.listeners(asked)? {
-            Some(found) => listeners.extend(found),
-            None => listeners.push(open_listener(settings, asked)?),
-        }
+        listeners.extend(open(asked)?);
     }
     Ok(listeners)
 }
 
 fn open_listener(settings: &Settings, address: &ListenAddress) -> Result<Listening, StartError> {
     match address {
-        ListenAddress::Tcp(address) => listen_tcp(*address, only_v6(*address, &settings.listen), settings.loops)
-            .map_err(|error| {
+        ListenAddress::Tcp(address) => {
+            let all = [&settings.listen[..], &settings.admin].concat();
+            listen_tcp(*address, only_v6(*address, &all), settings.loops).map_err(|error| {
                 let hint = match error.kind() {
                     io::ErrorKind::AddrInUse => "; another program listens there: stop it or choose another address",
                     io::ErrorKind::PermissionDenied => "; ports below 1024 need privileges",
@@ -289,7 +322,8 @@ fn open_listener(settings: &Settings, address: &ListenAddress) -> Result<Listeni
                     _ => "",
                 };
                 refused(format!("cannot listen on {address}: {error}{hint}"), &error, exit::CANNOT_CREATE)
-            }),
+            })
+        }
         ListenAddress::Unix(path) => {
             let access = settings.unix_listen_at(path);
             unix::listen(path, access.mode, unix::Owner::find(access)?)
@@ -330,7 +364,7 @@ fn listen_tcp(address: SocketAddr, only_v6: bool, loops: usize) -> io::Result<Li
         probe.listen(BACKLOG)?;
         sockets.push(probe.into());
     }
-    Ok(Listening { asked, address: ListenAddress::Tcp(address), sockets, file: None })
+    Ok(Listening { asked, address: ListenAddress::Tcp(address), sockets, file: None, admin: false })
 }
 
 fn tcp_socket(address: SocketAddr, only_v6: bool) -> io::Result<Socket> {
@@ -530,6 +564,9 @@ fn announce(shared: &Shared, backend: BackendChoice) {
         let fields: [(&str, &dyn std::fmt::Display); 3] =
             [("address", address), ("loops", &settings.loops), ("backend", &backend_name(backend))];
         shared.log.event(Level::Info, "listening", &fields);
+    }
+    for address in &settings.admin {
+        shared.log.event(Level::Info, "listening for those who watch the server", &[("address", address)]);
     }
 }
 

@@ -148,13 +148,14 @@ impl Rig {
         let postboxes = Postboxes::new(vec![postbox]);
         let metrics = Metrics::new(1);
         let settings = Arc::new(settings);
-        let table = Arc::new(AppTable::of_one(settings.clone(), Arc::clone(&dispatch)));
+        let table = Arc::new(AppTable::of_one(settings.clone(), Arc::clone(&dispatch), &metrics));
         let shared = Arc::new(Shared {
             settings,
             postboxes: postboxes.clone(),
             log: Log::disabled(),
             admission: Default::default(),
             scarcity: Default::default(),
+            desk: Default::default(),
             status: Box::new(|| panic!("the writer of the status panics")),
         });
         let pool = Pool::new(64, 8, Budget::new(1 << 20));
@@ -175,6 +176,7 @@ impl Rig {
                 scheme: Scheme::Http,
                 app: AppId::default(),
                 front: Default::default(),
+                admin: false,
             }],
             mailbox,
             metrics: metrics.clone(),

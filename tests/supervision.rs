@@ -588,7 +588,10 @@ fn a_worker_that_refuses_connections_is_looked_at_and_replaced() {
     };
     lose(worker.id);
     assert_eq!(server.until_ready(1)[0].id, worker.id, "it was there after all");
-    std::fs::remove_file(worker.target.address.as_pathname().unwrap()).unwrap();
+    let path = worker.target.address.as_pathname().unwrap();
+    std::fs::remove_file(path).unwrap();
+    // One that nobody listens on any more.
+    drop(std::os::unix::net::UnixListener::bind(path).unwrap());
     lose(worker.id);
     server.until_logged("socket no longer accepts");
     assert_ne!(server.until_ready(1)[0].id, worker.id);

@@ -56,9 +56,21 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("systemd", &[]),
     ("handover", &["socket_file"]),
     ("control", &["buffers", "fleet", "http", "proc", "socket_file"]),
+    ("exporter", &["control"]),
     (
         "supervisor",
-        &["buffers", "control", "dispatch", "fleet", "handover", "mailbox", "proc", "socket_file", "systemd"],
+        &[
+            "buffers",
+            "control",
+            "dispatch",
+            "exporter",
+            "fleet",
+            "handover",
+            "mailbox",
+            "proc",
+            "socket_file",
+            "systemd",
+        ],
     ),
 ];
 /// Usable by all; they use only each other, as listed above.

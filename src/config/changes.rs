@@ -207,6 +207,9 @@ impl Config {
         server.max_connections = old.max_connections;
         server.buffer_bytes = old.buffer_bytes;
         server.run_dir.clone_from(&old.run_dir);
+        server.admin.clone_from(&old.admin);
+        let (prometheus, bungate) = (server.metrics.prometheus, server.metrics.bungate);
+        server.metrics = super::Metrics { prometheus, bungate, ..old.metrics.clone() };
         server.pid_file.clone_from(&old.pid_file);
         server.user.clone_from(&old.user);
         server.group.clone_from(&old.group);
@@ -284,6 +287,10 @@ mod tests {
             ("reload-signal", _) => "\"USR1\"",
             ("recycle-jitter", _) => "\"11%\"",
             ("give-up", _) => "\"6/60s\"",
+            ("statsd", _) => "\"127.0.0.1:1\"",
+            ("statsd-format", _) => "\"datadog\"",
+            ("statsd-tag", _) => "\"a:b\"",
+            ("admin", _) => "\"127.0.0.1:1\"",
             ("max-fields" | "max-connections", _) => "100",
             (_, Count) => "3",
             (_, Duration) => "\"7s\"",

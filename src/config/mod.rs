@@ -6,6 +6,7 @@
 //! - `show` and `schema`: what is configured, and what may be;
 //! - `front`: what may stand in front of the server;
 //! - `arguments`: the command line, and its mistakes in one line;
+//! - `monitoring`: what is told to those who watch the server;
 //! - `load`: all places together, and `clashes`: what of them does not go together;
 //! - `shell`: completions and the manual page;
 //! - `conformance`: the words of that subcommand;
@@ -29,6 +30,7 @@ mod front;
 mod keys;
 mod load;
 mod logging;
+mod monitoring;
 mod places;
 mod report;
 pub mod route;
@@ -57,6 +59,7 @@ pub use logging::{
     AccessLogFormat, AccessLogSettings, DEV_LOG, EventFormat, EventLogSettings, JOURNAL, Level, LogTarget, Part,
     Pattern, PatternField, Redaction, Sampling, SyslogAddress,
 };
+pub use monitoring::{CloudWatch, Metrics, Statsd};
 pub use places::{Reload, quoted as toml_string};
 pub use report::{Problem, Severity};
 pub use route::Route;
@@ -113,6 +116,12 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// How long a graceful stop may take.
     pub shutdown: Duration,
+    /// How long a graceful stop says that the server is not ready before it closes its listeners.
+    pub pre_stop_delay: Duration,
+    /// Where the server tells about itself, and nothing else, to whoever can reach it.
+    pub admin: Vec<ListenAddress>,
+    /// Who is told what is counted.
+    pub metrics: Metrics,
     /// How often the statistics are printed; zero turns them off, the last one at the exit too.
     pub stats_interval: Duration,
     /// Where sockets and the lock lie.
@@ -494,6 +503,9 @@ impl Default for Settings {
                 write: Duration::from_secs(30),
             },
             shutdown: Duration::from_secs(5),
+            pre_stop_delay: Duration::ZERO,
+            admin: Vec::new(),
+            metrics: Metrics::default(),
             stats_interval: Duration::from_secs(10),
             run_dir: PathBuf::from("/tmp/production_server"),
             pid_file: None,

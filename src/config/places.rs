@@ -213,6 +213,7 @@ pub const PLACES: &[Place] = &[
     at("buffer-bytes", "server.buffer_bytes", Size, Restart),
     at("internal", "server.internal", Word, Live),
     at("shutdown", "server.shutdown", Shape::Duration, Live),
+    at("pre-stop-delay", "server.pre_stop_delay", Shape::Duration, Live),
     at("stats-interval", "server.stats_interval", Shape::Duration, Live),
     at("run-dir", "server.run_dir", Text, Restart),
     at("trusted-proxies", "server.trusted_proxies", List, Restart),
@@ -365,6 +366,17 @@ pub const PLACES: &[Place] = &[
     at("access-log-sample", "log.access.sample", List, Live),
     at("event-log", "log.events.to", Text, Live),
     at("event-log-format", "log.events.format", Word, Live),
+    at("metrics", "metrics.prometheus", Switch, Live),
+    at("bungate-metrics", "metrics.bungate", Switch, Live),
+    at("statsd", "metrics.statsd.address", Text, Restart),
+    at("statsd-format", "metrics.statsd.format", Word, Restart),
+    at("statsd-prefix", "metrics.statsd.prefix", Text, Restart),
+    at("statsd-tag", "metrics.statsd.tags", List, Restart),
+    at("statsd-interval", "metrics.statsd.interval", Shape::Duration, Restart),
+    at("cloudwatch", "metrics.cloudwatch.to", Text, Restart),
+    at("cloudwatch-namespace", "metrics.cloudwatch.namespace", Text, Restart),
+    at("cloudwatch-interval", "metrics.cloudwatch.interval", Shape::Duration, Restart),
+    at("admin", "admin.listen", List, Restart),
 ];
 
 const HOST_HELP: &str = "The host that is asked for, without a port; `*.example.org` for every name below it";
@@ -419,6 +431,16 @@ pub const TABLES: &[(&str, &str)] = &[
     ),
     ("log.access.redact", "What no access line shows, whatever its format."),
     ("log.events", "Events, and the lines of workers; a value alone, as in `events = \"syslog\"`, stands for `to`."),
+    ("metrics", "Who is told what the server counts."),
+    (
+        "metrics.statsd",
+        "Push by StatsD's protocol; an address alone, as in `statsd = \"127.0.0.1:8125\"`, stands for `address`.",
+    ),
+    (
+        "metrics.cloudwatch",
+        "Lines in CloudWatch's embedded metric format; a word alone, as in `cloudwatch = \"-\"`, stands for `to`.",
+    ),
+    ("admin", "Where the server tells about itself to whoever can reach it."),
 ];
 
 /// Tables for which a value alone stands for one of their keys.
@@ -429,6 +451,8 @@ pub const SHORT: &[(&str, &str)] = &[
     ("apps.*.hot_reload", "apps.*.hot_reload.by"),
     ("log.access", "log.access.to"),
     ("log.events", "log.events.to"),
+    ("metrics.statsd", "metrics.statsd.address"),
+    ("metrics.cloudwatch", "metrics.cloudwatch.to"),
     ("routes[].respond", "routes[].respond.body"),
     ("routes[].redirect", "routes[].redirect.to"),
 ];
@@ -445,11 +469,8 @@ pub const NOT_YET: &[&str] = &[
     "static",
     "hub",
     "publish",
-    "metrics",
-    "admin",
     "health",
     "include",
-    "pre_stop_delay",
     "listen[].alpn",
     "listen[].client_ca",
     "apps.*.group",
@@ -502,7 +523,7 @@ mod tests {
         for (table, _) in TABLES {
             assert!(!names_in(table).is_empty(), "{table} is empty");
         }
-        assert_eq!(names_in(""), ["server", "listen", "apps", "routes", "log"]);
+        assert_eq!(names_in(""), ["server", "listen", "apps", "routes", "log", "metrics", "admin"]);
         assert!(NOT_YET.iter().all(|path| by_path(path).is_none() && !is_table(path)));
     }
 }

@@ -14,10 +14,11 @@ use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
 use crate::http::reply::{self, Reply};
 use crate::http::{Framing, Method, body_len};
-use crate::log::AccessRecord;
+use crate::mailbox::desk::Document;
+use crate::metrics::series::OWN;
 
 use super::{State, Stream};
-use crate::event_loop::{Loop, access_record};
+use crate::event_loop::{Inside, Loop, may_be_inside};
 
 /// What became of a look at the input.
 enum Step {
@@ -34,6 +35,7 @@ enum Route {
     Text(&'static [u8]),
     Respond(Rc<App>),
     Status,
+    Desk(Document),
     Refuse(u16, &'static str),
     App(Rc<App>),
 }
@@ -142,6 +144,12 @@ impl<B: Backend> Loop<B> {
                 self.keep_input(sock, input);
                 Step::Stop
             }
+            Route::Desk(document) => {
+                self.ask_desk(Stream { connection: sock, id: 0 }, &input, request, document);
+                input.advance(request.len);
+                self.keep_input(sock, input);
+                Step::Stop
+            }
             route => {
                 self.answer_here(sock, &input, request, &route);
                 input.advance(request.len);
@@ -152,15 +160,19 @@ impl<B: Backend> Loop<B> {
 
     fn route(&mut self, sock: Sock, input: &[u8], request: &Request) -> Route {
         let path = request.path.of(input);
-        if let Some(name) = self.apps.settings.internal.name(path)
-            && name.len() <= 7
-        {
-            match name {
-                b"/server" if self.apps.has_failed() => return Route::Refuse(503, "the app has failed"),
-                b"/server" => return Route::Text(b"ok"),
-                b"/status" if self.is_local(sock, input, request) => return Route::Status,
-                _ => {}
+        let admin = !self.apps.settings.admin.is_empty() && self.is_admin(sock);
+        let name = if admin { Some(path) } else { self.apps.settings.internal.name(path) };
+        if let Some(name) = name.filter(|name| may_be_inside(name)) {
+            match self.inside(sock, input, request, name) {
+                Some(Inside::Server) if self.apps.has_failed() => return Route::Refuse(503, "the app has failed"),
+                Some(Inside::Server) => return Route::Text(b"ok"),
+                Some(Inside::Status) => return Route::Status,
+                Some(Inside::Desk(document)) => return Route::Desk(document),
+                None => {}
             }
+        }
+        if admin {
+            return Route::Refuse(404, "this address tells about the server and has no app");
         }
         if request.method == Method::Connect {
             return Route::Refuse(405, "CONNECT is for forward proxies; this server is an origin");
@@ -177,7 +189,7 @@ impl<B: Backend> Loop<B> {
     }
 
     /// The app that a request of a connection goes to: that of its listener.
-    fn app_of(&mut self, sock: Sock) -> Option<&Rc<App>> {
+    pub fn app_of(&mut self, sock: Sock) -> Option<&Rc<App>> {
         let client = self.table.client(sock)?;
         let listener = &self.accepting.listeners[client.listener as usize];
         self.apps.get(listener.app)
@@ -198,8 +210,12 @@ impl<B: Backend> Loop<B> {
             Route::Text(text) => Some(reply::Direct::new("text/plain; charset=utf-8", text)),
             _ => None,
         };
-        let kept = if let Route::Respond(app) = route { app.direct.as_ref() } else { None };
+        let (kept, series) = match route {
+            Route::Respond(app) => (app.direct.as_ref(), app.series),
+            _ => (None, OWN),
+        };
         let Some(direct) = made.as_ref().or(kept) else { return };
+        self.count().of_series(series).direct.add(1);
         let write = |out: &mut Writer<'_>| direct.write(out, date, version, keep_alive, head_only);
         let piece = self.memory.scratch.write(direct.room(), write);
         let bytes = if head_only { 0 } else { direct.body().len() as u64 };
@@ -269,6 +285,7 @@ impl<B: Backend> Loop<B> {
     /// [`Loop::refuse`], of a request with that head, which stands so in the access log.
     pub fn refuse_head(&mut self, sock: Sock, (status, detail): (u16, &str), accept: &[u8], head: &[u8]) {
         self.count().errors.add(1);
+        self.count().of_series(OWN).ended(status);
         let reply = Reply { format: reply::negotiate(accept), ..Reply::new(status, detail, &self.time.day.date) };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
         let bytes = body_len(&piece) as u64;
@@ -280,18 +297,6 @@ impl<B: Backend> Loop<B> {
         self.backend.send(sock, piece.into());
         self.log_answer(sock, head, status, bytes);
         self.close_client(sock, How::Flushed);
-    }
-
-    /// Writes the access line of a request that no exchange carries. `head` is empty where none was understood.
-    fn log_answer(&mut self, sock: Sock, head: &[u8], status: u16, bytes: u64) {
-        if self.access.enabled()
-            && let Some(client) = self.table.client(sock)
-        {
-            let told = self.heads.origin.trusted && !head.is_empty();
-            let address = if told { self.heads.origin.client } else { client.arrival.peer.address() };
-            let record = access_record(head, client.http.version, address, self.time.day.micros(self.time.nanos()));
-            self.access.record(&AccessRecord { status, bytes, ..record });
-        }
     }
 }
 

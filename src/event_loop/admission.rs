@@ -33,12 +33,17 @@ pub(crate) struct Listener {
     pub scheme: Scheme,
     /// The app that its requests go to.
     pub app: AppId,
+    /// It serves the documents of the server's own and nothing else.
+    pub admin: bool,
     /// What stands in front of it.
     pub front: Arc<Front>,
     /// Traces of peers that are not trusted pass, for nobody is.
     pub traces: bool,
     pub writes_forwarded: bool,
 }
+
+/// Connections that admin listeners let in beyond the limit: a crowd of clients must not hide the server from its operator.
+pub(crate) const ADMIN_PLACES: usize = 32;
 
 /// What is spoken on a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -128,7 +133,8 @@ impl<B: Backend> Loop<B> {
         if self.accepting.draining && !self.accepting.handed_over {
             return self.backend.close(sock, How::Now);
         }
-        let limit = self.apps.settings.max_connections;
+        let admin = self.accepting.listeners[listener as usize].admin;
+        let limit = self.apps.settings.max_connections + if admin { ADMIN_PLACES } else { 0 };
         match self.shared.admission.enter(limit) {
             Some(active) if active > limit - limit / 16 => {
                 self.make_place(active == limit);
@@ -211,7 +217,7 @@ impl<B: Backend> Loop<B> {
 
     fn pause_accepting(&mut self) {
         self.accepting.paused = true;
-        for listener in &self.accepting.listeners {
+        for listener in self.accepting.listeners.iter().filter(|listener| !listener.admin) {
             self.backend.pause(listener.sock);
         }
         self.shared.admission.paused.store(true, Ordering::SeqCst);

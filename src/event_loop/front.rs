@@ -10,11 +10,10 @@ use crate::backends::{Backend, How, Peer, Size, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::connection::State;
-use crate::http::head::Request;
+use crate::http::Version;
 use crate::http::origin::Origin;
 use crate::http::proxy_protocol::{self, Header};
 use crate::http::rewrite::Forward;
-use crate::http::{Version, is_loopback_host};
 use crate::log::AccessRecord;
 use crate::metrics::Counter;
 
@@ -227,14 +226,5 @@ impl<B: Backend> Loop<B> {
         if let Some(tolds) = &mut self.accepting.tolds {
             tolds.note(key, self.heads.told(head));
         }
-    }
-
-    /// Whether the inside may be told: the peer is on this machine, speaks for nobody else, and means this machine by the name that
-    /// it asks for. Who comes over a Unix socket may be a proxy that says nothing of itself.
-    pub fn is_local(&mut self, sock: Sock, input: &[u8], request: &Request) -> bool {
-        let peer = self.table.client(sock).and_then(|client| client.arrival.peer.address());
-        !request.forwarded
-            && peer.is_some_and(|address| address.is_loopback())
-            && is_loopback_host(request.authority.of(input))
     }
 }

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use crate::apps::AppTable;
 use crate::backends::{Backend, Bell, Options};
 use crate::buffers::block::{Budget, Pool};
-use crate::config::{Command, Pin, Settings};
-use crate::event_loop::Shared;
+use crate::config::{Command, Front, Pin, Settings};
+use crate::event_loop::{ADMIN_PLACES, Shared};
 use crate::log::{Level, Log};
 use crate::mailbox::{Mailbox, Message, Postboxes, mailbox};
 use crate::metrics::Metrics;
@@ -136,8 +136,9 @@ pub(super) fn share_out(listeners: &[Listening], settings: &Settings) -> Result<
     let loops = settings.loops;
     let of_loop = |index| -> io::Result<Vec<ListenerSetup>> {
         let setups = listeners.iter().map(|listening| {
-            let front = Arc::new(settings.front_at(&listening.asked).clone());
-            listening.of_loop(index, loops, &front)
+            // Balancers and proxies stand in front of what is public.
+            let front = if listening.admin { Front::default() } else { settings.front_at(&listening.asked).clone() };
+            listening.of_loop(index, loops, &Arc::new(front))
         });
         let all: io::Result<Vec<_>> = setups.collect();
         all.map(|all| all.into_iter().flatten().collect())
@@ -262,7 +263,7 @@ fn socket_room(settings: &Settings, listeners: usize) -> usize {
     let idle = (settings.app.concurrency as usize).min(settings.max_connections).saturating_add(2);
     let workers = crate::supervisor::unit::most_workers(&settings.app) + settings.app.upstreams.len();
     let to_workers = settings.max_connections.saturating_add(workers.saturating_mul(idle));
-    settings.max_connections + to_workers + listeners + 2 * crate::backends::ACCEPT_BATCH
+    settings.max_connections + ADMIN_PLACES + to_workers + listeners + 2 * crate::backends::ACCEPT_BATCH
 }
 
 /// A number to start request ids from, so that those of two loops or two servers do not meet.

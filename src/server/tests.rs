@@ -70,6 +70,7 @@ fn inherited_sockets_are_shared_out() {
         address: asked,
         sockets: sockets.into_iter().map(OwnedFd::from).collect(),
         file: None,
+        admin: false,
     };
     for loops in 1..9 {
         let of_loop = |index| listening.of_loop(index, loops, &Default::default()).unwrap();

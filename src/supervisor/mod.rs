@@ -23,9 +23,11 @@ pub mod endpoint;
 mod events;
 pub mod exec;
 pub mod guard;
+mod heartbeat;
 mod joined;
 mod manager;
 pub mod memory;
+mod monitor;
 pub mod notify;
 mod orphans;
 pub mod output;
@@ -35,6 +37,7 @@ pub mod probe;
 pub mod process;
 mod processes;
 pub mod program;
+mod removed;
 pub mod resolver;
 pub mod run_directory;
 pub mod signals;
@@ -42,6 +45,7 @@ pub mod spawn;
 mod state;
 mod status;
 mod stop;
+mod tally;
 mod tickets;
 pub mod unit;
 pub mod upgrade;
@@ -54,6 +58,7 @@ use guard::GuardKeeper;
 use manager::Service;
 use orphans::{Mark, Orphans};
 use pid_file::PidFile;
+use removed::Lookout;
 pub use run_directory::{RunDirectory, RunDirectoryError};
 use signals::{Request, Requester, Requests};
 pub use state::{AppState, ExitReason, StartError, Status};
@@ -146,8 +151,8 @@ pub struct Supervisor {
     observed: Option<Observed>,
     /// What has left its worker and come here, where this process takes it.
     orphans: Option<Orphans>,
-    /// The stop under way was asked for as a drain: it has no deadline.
-    drains: bool,
+    /// Sees what was removed that is needed.
+    lookout: Lookout,
     stop: Option<Stop>,
     exit: Option<ExitReason>,
     upgrades: Upgrades,
@@ -189,7 +194,8 @@ impl Supervisor {
             false => Requests::injected(&waker).map(|(requests, requester)| (requests, Some(requester)))?,
         };
         let now = Instant::now();
-        let observed = options.about.clone().map(Observed::new);
+        let about = options.about.clone();
+        let observed = about.map(|about| Observed::new(about, &settings, &log, waker.clone()));
         // Inside of another program its children are not ours.
         let adopts = options.signals && observed.is_some();
         let upgrades = Upgrades::new(std::mem::take(&mut options.holdings), options.pid_file.take());
@@ -223,7 +229,7 @@ impl Supervisor {
             tickets: Tickets::default(),
             observed,
             orphans: adopts.then(Orphans::adopt),
-            drains: false,
+            lookout: Lookout::new(now),
             stop: None,
             exit: None,
             upgrades,
@@ -266,6 +272,7 @@ impl Supervisor {
             }
             let stops = self.stop.is_some();
             self.units.iter_mut().for_each(|unit| unit.turn(stops, now));
+            self.look_for_removed(now);
             self.context.guard.watch();
             self.show_state(now);
             self.advance_upgrade(now);
@@ -273,6 +280,7 @@ impl Supervisor {
             self.tell_manager(now);
             self.let_go_of_units();
             self.sample_rates(now);
+            self.serve_monitors(now);
             if let (Some(due), Some((interval, tick))) = (&mut next_tick, &mut hooks.every)
                 && now >= *due
             {
@@ -331,9 +339,11 @@ impl Supervisor {
         let units = self.units.iter().filter_map(|unit| unit.due(self.stop.is_some()));
         let stop = self.stop.as_ref().map(Stop::due);
         let rates = self.observed.as_ref().map(|observed| observed.rates.due());
+        let monitor = self.observed.as_ref().and_then(|observed| observed.monitor.due());
         let orphans = self.orphans.as_ref().and_then(Orphans::due);
-        let outside = [self.upgrades.due(), self.service.manager.due()].into_iter().flatten().min();
-        let others = [stop, rates, orphans, self.control_due(), self.context.guard.due(), outside];
+        let outside = [self.upgrades.due(), self.service.manager.due(), monitor].into_iter().flatten().min();
+        let others =
+            [stop, rates, orphans, self.control_due(), self.context.guard.due(), outside, Some(self.lookout.due())];
         units.chain(others.into_iter().flatten()).min()
     }
 

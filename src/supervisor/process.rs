@@ -10,6 +10,7 @@ use super::memory::MemoryWatch;
 use super::notify::Channel;
 use super::output::Output;
 use super::probe::Probe;
+use super::removed::EndpointFile;
 use crate::dispatch::WorkerId;
 use crate::fleet::{Ending, Name};
 use crate::proc;
@@ -68,6 +69,8 @@ pub struct Process {
     pub told: Told,
     /// Since when it is over, and this has been announced.
     pub over_since: Option<Instant>,
+    /// What is known of its socket's file.
+    pub file: EndpointFile,
 }
 
 /// How a worker was told to end.

@@ -23,7 +23,9 @@ use super::notify::{self, Channel, NotifySocket, Watchdog};
 use super::output::{Capture, Output};
 use super::probe::{Look, Probe};
 use super::process::{Process, SETTLE, Told, exit_reason, is_clean};
+use super::removed::EndpointFile;
 use super::spawn::{Launcher, Particulars};
+use super::tally::Tally;
 use super::unit::Context;
 use super::upstreams::Listeners;
 use super::{READ_BUFFER, wake};
@@ -69,8 +71,7 @@ pub(super) struct Processes {
     /// Workers that joined by themselves.
     pub joined: Vec<JoinedWorker>,
     pub events: AppEvents,
-    /// Requests that workers have answered which are gone.
-    pub served: u64,
+    pub tally: Tally,
     buffer: Box<[u8]>,
 }
 
@@ -115,7 +116,7 @@ impl Processes {
             reaped: None,
             joined: Vec::new(),
             events,
-            served: 0,
+            tally: Tally::default(),
             buffer: vec![0; READ_BUFFER].into_boxed_slice(),
         }
     }
@@ -181,20 +182,26 @@ impl Processes {
         }
     }
 
+    fn count_start(&mut self, place: u32) {
+        self.context.status.starts.fetch_add(1, Ordering::Relaxed);
+        self.tally.started(place);
+    }
+
     fn try_start(&mut self, start: Start) -> Result<bool, String> {
         let Start { name, number, generation, limit } = start;
         let Some(launcher) = self.launchers.of(generation) else { return Ok(false) };
         let now = Instant::now();
         let label = format!("{}.G{generation}.{number}", self.app.name);
+        self.context.run.mend().map_err(|error| error.to_string())?;
         let socket = self.context.run.socket(&format!("{label}.{}.sock", name.0)).map_err(|error| error.to_string())?;
         let speaks = launcher.listens_to_workers().then(|| NotifySocket::open(&socket.with_extension("note")));
         let mut notify = speaks.transpose().map_err(|error| error.to_string())?;
         let mut endpoint = launcher.endpoint(socket).map_err(|error| error.to_string())?;
-        let (address, unix) = (endpoint.address().clone(), endpoint.is_unix());
+        let address = endpoint.address().clone();
         let target = Target {
             address: address.clone(),
             label: label.clone(),
-            unix,
+            unix: endpoint.is_unix(),
             supervised: true,
             number,
             moves: Arc::new(Moves::new(now)),
@@ -220,7 +227,7 @@ impl Processes {
                 return Err(error.to_string());
             }
         };
-        self.context.status.starts.fetch_add(1, Ordering::Relaxed);
+        self.count_start(number);
         let group = child.id();
         self.events.emit(Level::Info, "worker-spawn", "worker started", &[("worker", &label), ("pid", &group)]);
         if let Some(socket) = &mut notify {
@@ -243,6 +250,7 @@ impl Processes {
             output: Output::new(stdout, stderr),
             told: Told::Nothing,
             over_since: None,
+            file: EndpointFile::made_in(&self.context.run),
         });
         self.context.guard.add(group);
         Ok(true)
@@ -337,7 +345,6 @@ impl Processes {
         let known = self.dispatch.snapshot();
         let known = known.worker(id);
         let (served, answered) = known.map_or((0, false), |worker| (worker.served, worker.answered_at.is_some()));
-        self.served += served;
         self.context.postboxes.broadcast(|| Message::Retire(self.id, id));
         self.dispatch.remove(id, now);
         process.endpoint.clear();
@@ -346,6 +353,7 @@ impl Processes {
         if is_crash {
             self.context.status.crashes.fetch_add(1, Ordering::Relaxed);
         }
+        self.tally.ended(process.number, ending, is_crash, served);
         let (how, reason) = match &status {
             Ok(status) => (exit_reason(None, was_ready, *status), exit_reason(ending, was_ready, *status)),
             Err(error) => (error.to_string(), error.to_string()),

@@ -101,6 +101,8 @@ pub(super) struct Unit {
     pub rates: Rates,
     /// It was taken out of the configuration, and ends.
     pub leaving: Option<Leaving>,
+    /// A worker could not be reached: its socket's file may be gone.
+    pub doubts_files: bool,
     notices: Vec<Notice>,
 }
 
@@ -146,6 +148,7 @@ impl Unit {
             pause: Pause::default(),
             rates: Rates::new(now),
             leaving: None,
+            doubts_files: false,
             notices: Vec::new(),
         };
         unit.watch_files();
@@ -385,7 +388,10 @@ impl Unit {
             return;
         }
         match notice {
-            Notice::Unreachable(_) => self.fleet.unreachable(name, now, &mut self.processes),
+            Notice::Unreachable(_) => {
+                self.fleet.unreachable(name, now, &mut self.processes);
+                self.doubts_files = true;
+            }
             Notice::Threshold(_) => {
                 let limit = self.fleet.member(name).map_or(0, |member| member.limit);
                 self.fleet.replace(name, Ending::Requests(limit));

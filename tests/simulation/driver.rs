@@ -285,13 +285,14 @@ impl Run {
         let deliver = postboxes.clone();
         dispatch.on_grant(Box::new(move |grant| deliver.grant(grant)));
         let metrics = Metrics::new(plan.loops);
-        let table = Arc::new(AppTable::of_one(settings.clone(), Arc::clone(&dispatch)));
+        let table = Arc::new(AppTable::of_one(settings.clone(), Arc::clone(&dispatch), &metrics));
         let shared = Arc::new(Shared {
             settings,
             postboxes: postboxes.clone(),
             log: Log::disabled(),
             admission: Default::default(),
             scarcity: Default::default(),
+            desk: Default::default(),
             status: Box::new(String::new),
         });
         let ledger = Rc::new(RefCell::new(Ledger::new(rules(&plan, started))));
@@ -539,6 +540,7 @@ fn open_loop(
             scheme: Scheme::Http,
             app: AppId::default(),
             front: Arc::new(shared.settings.front.clone()),
+            admin: false,
         }],
         mailbox,
         metrics: metrics.clone(),

@@ -136,13 +136,14 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
     .unwrap();
     let loop_exit = supervisor.loop_exit();
     let metrics = Metrics::new(settings.loops);
-    let table = Arc::new(AppTable::of_one(settings.clone(), dispatch));
+    let table = Arc::new(AppTable::of_one(settings.clone(), dispatch, &metrics));
     let shared = Arc::new(Shared {
         settings,
         postboxes,
         log,
         admission: Default::default(),
         scarcity: Default::default(),
+        desk: Default::default(),
         status: Box::new(String::new),
     });
     let listeners = crate::server::open_listeners(&shared.settings, &mut Default::default()).unwrap();
