@@ -3,11 +3,15 @@
 //! A configuration changes as a whole: a new [`AppTable`] goes to every loop by mail and takes the old one's place between two turns.
 //! Exchanges that run by then keep the [`App`] that they began with, to their end.
 
+use std::borrow::Cow;
+use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::config::route::{Matching, Piece, Respond, Target};
 use crate::config::{self, Settings};
 use crate::dispatch::{AppId, Dispatch};
 use crate::http::reply::Direct;
+use crate::http::route::{self, Edits, Router};
 use crate::metrics::Metrics;
 
 /// An app, and what its requests are served with.
@@ -25,8 +29,6 @@ pub struct App {
     pub dispatch: Arc<Dispatch>,
     /// By which number the loops count for it ([`Metrics::app`]).
     pub count: u16,
-    /// By which number they count for its requests ([`Metrics::series`]).
-    pub series: u16,
 }
 
 impl App {
@@ -39,10 +41,155 @@ impl App {
         metrics: &Metrics,
     ) -> App {
         let count = metrics.app(&settings.name);
-        let series = metrics.series(count, "");
         let text = |text: &String| Direct::new("text/plain; charset=utf-8", text.as_bytes());
         let direct = settings.respond.as_ref().map(text);
-        App { id, server, settings, direct, dispatch, count, series }
+        App { id, server, settings, direct, dispatch, count }
+    }
+}
+
+/// Where a route leads.
+#[derive(Debug)]
+pub enum To {
+    /// To an app; one that the loops answer for may say something else on this route.
+    App(AppId, Option<Direct>),
+    /// To a fixed answer.
+    Direct(Direct),
+    /// To another place: the pieces of its address, the status, and lines that are set.
+    Redirect(Vec<Piece>, u16, String),
+}
+
+/// A route, ready to be taken.
+#[derive(Debug)]
+pub struct Way {
+    /// Where it leads.
+    pub to: To,
+    /// What it changes of a request.
+    pub request: Option<Edits>,
+    /// What it changes of an answer.
+    pub response: Option<Edits>,
+    /// By which number the loops count for its requests ([`Metrics::series`]).
+    pub series: u16,
+}
+
+impl Way {
+    fn new(route: &config::Route, apps: &[App], metrics: &Metrics) -> Way {
+        let response = Edits::of_response(&route.response_fields);
+        let lines =
+            response.as_ref().map_or_else(String::new, |edits| String::from_utf8_lossy(edits.lines()).into_owned());
+        let to = match &route.to {
+            Target::App(index) => {
+                let app = apps.get(*index);
+                let respond = app.and_then(|app| app.settings.respond.as_ref()).filter(|_| response.is_some());
+                let direct = respond.map(|body| {
+                    let content_type = "text/plain; charset=utf-8".to_owned();
+                    fixed(&Respond { status: 200, body: body.clone(), content_type }, response.as_ref(), &lines)
+                });
+                // An index is always that of an app; the last name of all is that of none.
+                To::App(app.map_or(AppId(u16::MAX), |app| app.id), direct)
+            }
+            Target::Respond(respond) => To::Direct(fixed(respond, response.as_ref(), &lines)),
+            Target::Redirect(redirect) => To::Redirect(redirect.to.clone(), redirect.status, lines),
+        };
+        let app = if let Target::App(index) = route.to { apps.get(index).map(|app| app.count) } else { None };
+        let is_all = route.matching == Matching::default();
+        let label = if is_all { String::new() } else { route.matching.to_string() };
+        let request = Edits::of_request(&route.request_fields, &route.rewrite);
+        Way { to, request, response, series: metrics.series(app, &label) }
+    }
+
+    /// The answer of a redirect to a request with that authority and target.
+    pub fn redirect(&self, authority: &[u8], target: &[u8]) -> Option<Direct> {
+        let To::Redirect(pieces, status, lines) = &self.to else { return None };
+        let location = route::location(pieces, authority, target);
+        let location = String::from_utf8_lossy(&location);
+        Some(Direct::with(*status, &format!("Location: {location}\r\n{lines}"), b""))
+    }
+}
+
+/// A fixed answer with the fields that its route gives it.
+fn fixed(respond: &Respond, edits: Option<&Edits>, lines: &str) -> Direct {
+    let has_type = !respond.body.is_empty() && edits.is_none_or(|edits| !edits.removes(b"content-type"));
+    let content_type = if has_type { format!("Content-Type: {}\r\n", respond.content_type) } else { String::new() };
+    Direct::with(respond.status, &format!("{content_type}{lines}"), respond.body.as_bytes())
+}
+
+/// The routes, and how one is found.
+#[derive(Debug)]
+pub struct Routes {
+    router: Router,
+    ways: Vec<Way>,
+}
+
+impl Routes {
+    /// Those routes, to those apps, which stand in the order of the configuration.
+    pub fn new(routes: &[config::Route], apps: &[App], metrics: &Metrics) -> Routes {
+        let ways = routes.iter().map(|route| Way::new(route, apps, metrics)).collect();
+        Routes { router: Router::new(routes), ways }
+    }
+
+    /// The first that a request takes.
+    #[inline]
+    pub fn find(&self, authority: &[u8], target: &[u8], method: &[u8]) -> Option<usize> {
+        self.router.find(authority, target, method)
+    }
+
+    /// The route of that number.
+    #[inline]
+    pub fn way(&self, index: usize) -> &Way {
+        &self.ways[index]
+    }
+}
+
+/// The routes with a count of this loop's own: the one that all loops share is not touched for each request.
+pub(crate) struct Counted(Arc<Routes>);
+
+impl Counted {
+    /// Those of that table.
+    pub fn new(table: &AppTable) -> Rc<Counted> {
+        Rc::new(Counted(table.routes.clone()))
+    }
+}
+
+/// The route that a request has taken. It lives on in this request when the configuration changes.
+#[derive(Clone)]
+pub(crate) struct Taken {
+    routes: Rc<Counted>,
+    index: usize,
+}
+
+impl Taken {
+    /// The route that a request takes.
+    #[inline]
+    pub fn find(routes: &Rc<Counted>, authority: &[u8], target: &[u8], method: &[u8]) -> Option<Taken> {
+        let index = routes.0.find(authority, target, method)?;
+        Some(Taken { routes: routes.clone(), index })
+    }
+
+    /// The route.
+    #[inline]
+    pub fn way(&self) -> &Way {
+        self.routes.0.way(self.index)
+    }
+
+    /// What the loop answers itself on this route, in the place of `app` where it leads to one; to a request with that authority and
+    /// target.
+    pub fn answer<'a>(&'a self, app: Option<&'a App>, authority: &[u8], target: &[u8]) -> Cow<'a, Direct> {
+        let kept = match (&self.way().to, app) {
+            (To::Direct(direct), _) => Some(direct),
+            (To::App(..), Some(app)) => self.direct(app),
+            _ => None,
+        };
+        let made = || self.way().redirect(authority, target).unwrap_or_else(|| Direct::with(404, "", b""));
+        kept.map_or_else(|| Cow::Owned(made()), Cow::Borrowed)
+    }
+
+    /// What the loop says in the place of an app, if it does.
+    pub fn direct<'a>(&'a self, app: &'a App) -> Option<&'a Direct> {
+        match &self.way().to {
+            To::App(_, own) => own.as_ref().or(app.direct.as_ref()),
+            To::Direct(direct) => Some(direct),
+            To::Redirect(..) => None,
+        }
     }
 }
 
@@ -53,13 +200,21 @@ pub struct AppTable {
     /// Its apps, each with an id of its own. An app that the loops know already has the id and the dispatch that it had; a new one has an
     /// id that none had before.
     pub apps: Vec<App>,
+    /// Which requests go where.
+    pub routes: Arc<Routes>,
 }
 
 impl AppTable {
+    /// Those apps, in the order of the configuration, and its routes.
+    pub fn new(settings: Arc<Settings>, apps: Vec<App>, routes: &[config::Route], metrics: &Metrics) -> AppTable {
+        let routes = Arc::new(Routes::new(routes, &apps, metrics));
+        AppTable { settings, apps, routes }
+    }
+
     /// The one app of a server that has one.
     pub fn of_one(settings: Arc<Settings>, dispatch: Arc<Dispatch>, metrics: &Metrics) -> AppTable {
         let app = App::new(AppId::default(), settings.clone(), settings.app.clone(), dispatch, metrics);
-        AppTable { settings, apps: vec![app] }
+        AppTable::new(settings, vec![app], &[config::Route::all_to(0)], metrics)
     }
 }
 

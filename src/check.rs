@@ -48,7 +48,6 @@ pub fn look(loaded: &Loaded) -> Vec<Problem> {
             help: Vec::new(),
         });
     }
-    found.problems.extend(loaded.not_yet());
     found.listeners();
     found.accounts();
     found.places();

@@ -300,8 +300,8 @@ impl Metrics {
         self.0.register.app(name)
     }
 
-    /// The number by which loops count for a route of an app, whose pattern is empty where the app has no routes.
-    pub fn series(&self, app: u16, route: &str) -> u16 {
+    /// The number by which loops count for a route, to an app or to none. Its pattern is empty where it takes all.
+    pub fn series(&self, app: Option<u16>, route: &str) -> u16 {
         self.0.register.series(app, route)
     }
 

@@ -80,16 +80,72 @@ pub fn processes(proc: &Path) -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
+/// All processes at one moment, and whose they are.
+#[derive(Debug)]
+pub struct Groups(Vec<(u32, Stat)>);
+
+impl Groups {
+    /// As things are now: one walk over the system's processes.
+    pub fn now() -> Groups {
+        let all = processes(Path::new("/proc"));
+        Groups(all.filter_map(|process| Some((process, Stat::of(process)?))).collect())
+    }
+
+    /// The processes of a group, and all that they have started: some package managers give the app a group of its own.
+    pub fn members(&self, group: u32) -> Vec<u32> {
+        self.of(group).into_iter().map(|(process, _)| process).collect()
+    }
+
+    fn of(&self, group: u32) -> Vec<(u32, Stat)> {
+        let mut found: Vec<(u32, Stat)> = self.0.iter().filter(|(_, stat)| stat.group == group).copied().collect();
+        let mut cursor = 0;
+        while let Some((parent, _)) = found.get(cursor).copied() {
+            let is_new =
+                |child: &(u32, Stat)| child.1.parent == parent && !found.iter().any(|(known, _)| *known == child.0);
+            let more: Vec<(u32, Stat)> = self.0.iter().filter(|child| is_new(child)).copied().collect();
+            found.extend(more);
+            cursor += 1;
+        }
+        found
+    }
+
+    /// Whether a process of that group, or one that they have started, lives, other than its first one.
+    pub fn is_populated(&self, group: u32) -> bool {
+        self.of(group).iter().any(|(process, stat)| *process != group && stat.is_alive())
+    }
+
+    /// How much CPU time the processes of a group have used, with their children that have ended; `None`: nothing is known of any.
+    pub fn cpu_time(&self, group: u32) -> Option<Duration> {
+        let ticks: Vec<u64> = self.of(group).iter().map(|(_, stat)| stat.ticks).collect();
+        if ticks.is_empty() { None } else { time_of(ticks.iter().sum()) }
+    }
+}
+
+/// How much CPU time one process has used, with its children that have ended.
+pub fn cpu_time(process: u32) -> Option<Duration> {
+    time_of(Stat::of(process)?.ticks)
+}
+
+fn time_of(ticks: u64) -> Option<Duration> {
+    // SAFETY: sysconf takes a plain number and has no other effect.
+    let per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).ok().filter(|ticks| *ticks > 0)?;
+    Some(Duration::from_millis(ticks * 1000 / per_second))
+}
+
 /// The addresses on which the processes of a group listen, as text: `127.0.0.1:3000`, `unix:/tmp/app.sock`.
 pub fn listening_addresses(group: u32) -> Vec<String> {
-    let processes = processes_of(group);
+    addresses_of(&Groups::now().members(group))
+}
+
+/// The same for these processes.
+pub fn addresses_of(processes: &[u32]) -> Vec<String> {
     let inodes: HashSet<u64> = processes.iter().flat_map(|&process| sockets_of(process)).collect();
-    let Some(&first) = processes.first() else { return Vec::new() };
     if inodes.is_empty() {
         return Vec::new();
     }
-    // Read below one of these processes: it may live in a network namespace of its own.
-    let table = |name: &str| fs::read_to_string(format!("/proc/{first}/net/{name}")).unwrap_or_default();
+    // Read below one of these processes, for they may live in a network namespace of their own; below one that still lives.
+    let read = |process: &u32, name: &str| fs::read_to_string(format!("/proc/{process}/net/{name}")).ok();
+    let table = |name: &str| processes.iter().find_map(|process| read(process, name)).unwrap_or_default();
     let mut found: Vec<String> = Vec::new();
     for name in ["tcp", "tcp6"] {
         found.extend(table(name).lines().filter_map(|line| tcp_listener(line, &inodes)));
@@ -100,48 +156,18 @@ pub fn listening_addresses(group: u32) -> Vec<String> {
     found
 }
 
-/// The processes of a group, and all that they have started: some package managers give the app a group of its own.
-fn processes_of(group: u32) -> Vec<u32> {
-    let all = processes(Path::new("/proc"));
-    let known: Vec<(u32, Stat)> = all.filter_map(|process| Some((process, Stat::of(process)?))).collect();
-    let mut found: Vec<u32> =
-        known.iter().filter(|(_, stat)| stat.group == group).map(|(process, _)| *process).collect();
-    let mut cursor = 0;
-    while let Some(parent) = found.get(cursor).copied() {
-        let children = known.iter().filter(|(_, stat)| stat.parent == parent).map(|(process, _)| *process);
-        let more: Vec<u32> = children.filter(|child| !found.contains(child)).collect();
-        found.extend(more);
-        cursor += 1;
-    }
-    found
-}
-
-/// Whether a process of that group, or one that they have started, lives, other than its first one.
-pub fn is_populated(group: u32) -> bool {
-    let lives = |process: &u32| Stat::of(*process).is_some_and(|stat| stat.is_alive());
-    processes_of(group).iter().any(|process| *process != group && lives(process))
-}
-
 /// Whether a process has begun to die. Its descriptors close one by one then, and its listener may be the last: a connect
 /// that succeeds says nothing of it any more. A zombie and one that is gone count, too.
 pub fn is_dying(process: u32) -> bool {
     cfg!(target_os = "linux") && Stat::of(process).is_none_or(|stat| stat.flags & EXITING != 0)
 }
 
-/// How much CPU time the processes of a group have used, with their children that have ended; `None`: nothing is known of any.
-pub fn cpu_time(group: u32) -> Option<Duration> {
+/// The memory that one process alone has in use, in bytes: its resident set, pages that it shares included (proc_pid_statm(5)).
+pub fn resident(process: u32) -> Option<u64> {
+    let statm = fs::read_to_string(format!("/proc/{process}/statm")).ok()?;
     // SAFETY: sysconf takes a plain number and has no other effect.
-    let per_second = u64::try_from(unsafe { libc::sysconf(libc::_SC_CLK_TCK) }).ok().filter(|ticks| *ticks > 0)?;
-    let ticks: Vec<u64> =
-        processes_of(group).into_iter().filter_map(|process| Some(Stat::of(process)?.ticks)).collect();
-    (!ticks.is_empty()).then(|| Duration::from_millis(ticks.iter().sum::<u64>() * 1000 / per_second))
-}
-
-/// Whether a port on which somebody listens is not known to be that group's. Where there is nothing to read it is taken for the group's.
-pub fn is_foreign(group: u32, port: u16) -> bool {
-    let suffix = format!(":{port}");
-    let is_it = |address: &String| !address.starts_with("unix:") && address.ends_with(&suffix);
-    cfg!(target_os = "linux") && !listening_addresses(group).iter().any(is_it)
+    let page = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
+    statm.split_ascii_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(page)
 }
 
 /// The directory in which a process is, behind all links. The system keeps it with the process: no file system is asked.
@@ -236,13 +262,13 @@ mod tests {
         let mut child =
             std::process::Command::new("sh").args(["-c", "while :; do :; done"]).process_group(0).spawn().unwrap();
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
-        while cpu_time(child.id()).unwrap() < Duration::from_millis(50) {
+        while Groups::now().cpu_time(child.id()).unwrap() < Duration::from_millis(50) {
             assert!(std::time::Instant::now() < deadline, "it burns CPU");
             std::thread::sleep(Duration::from_millis(5));
         }
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(cpu_time(child.id()), None);
+        assert_eq!(Groups::now().cpu_time(child.id()), None);
     }
 
     /// As pnpm has it: the app is in a session of its own, below the process that the worker began with.
@@ -257,16 +283,16 @@ mod tests {
         let app = loop {
             assert!(std::time::Instant::now() < deadline, "the app is not found");
             let elsewhere = |process: &u32| Stat::of(*process).is_some_and(|stat| stat.group != group);
-            if let Some(app) = processes_of(group).into_iter().find(elsewhere) {
+            if let Some(app) = Groups::now().members(group).into_iter().find(elsewhere) {
                 break app;
             }
             std::thread::sleep(Duration::from_millis(5));
         };
-        assert!(is_populated(group));
+        assert!(Groups::now().is_populated(group));
         // The child of a child of ours that is not reaped: both numbers are still theirs.
         crate::supervisor::guard::signal_process(app as i32, libc::SIGKILL);
         leader.wait().unwrap();
-        assert!(!is_populated(group));
+        assert!(!Groups::now().is_populated(group));
     }
 
     #[test]
@@ -316,5 +342,11 @@ mod tests {
         let found = listening_addresses(unsafe { libc::getpgrp() } as u32);
         assert!(found.contains(&tcp.local_addr().unwrap().to_string()), "{found:?}");
         assert!(found.contains(&format!("unix:{}", path.display())), "{found:?}");
+        let processes = [u32::MAX, std::process::id()];
+        assert_eq!(
+            addresses_of(&processes),
+            addresses_of(&processes[1..]),
+            "one that has ended says nothing of the others"
+        );
     }
 }

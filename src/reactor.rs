@@ -24,7 +24,6 @@ use crate::buffers::wheel::Wheel;
 use crate::config::Front;
 use crate::connection::{Kind, Role, Table};
 use crate::day::Day;
-use crate::dispatch::AppId;
 use crate::event_loop::{Accepting, Apps, Heads, Listener, Loop, Memory, Scheme, Shared, Time};
 use crate::exchange::{Exchange, Hold, Phase};
 use crate::log::{AccessLog, Level};
@@ -39,8 +38,6 @@ pub struct ListenerSetup {
     pub port: u16,
     /// What is spoken on it.
     pub scheme: Scheme,
-    /// The app that its requests go to.
-    pub app: AppId,
     /// Whether it serves the documents of the server's own and nothing else.
     pub admin: bool,
     /// What stands in front of it.
@@ -90,14 +87,14 @@ impl<B: Backend> Reactor<B> {
         let mut table = Table::new(setup.max_sockets);
         let mut accepting = Accepting::default();
         for (index, listener) in setup.listeners.into_iter().enumerate() {
-            let ListenerSetup { descriptor, port, scheme, app, admin, front } = listener;
+            let ListenerSetup { descriptor, port, scheme, admin, front } = listener;
             let sock = backend.listen(descriptor)?;
             table.put(sock, Role::Listener(index as u16));
             let (traces, writes_forwarded) = (front.trusted.is_empty(), front.writes_forwarded);
             if !traces {
                 accepting.tolds.get_or_insert_default();
             }
-            accepting.listeners.push(Listener { sock, port, scheme, app, admin, front, traces, writes_forwarded });
+            accepting.listeners.push(Listener { sock, port, scheme, admin, front, traces, writes_forwarded });
         }
         let time = Time {
             now,

@@ -1,4 +1,4 @@
-//! The server: start order and stop order. `loops` has the event loops' threads.
+//! The server: start order and stop order. `loops` has the event loops' threads, `site` what they serve.
 //!
 //! Start: descriptors, log, backend, listeners, run directory, loops, and then the supervisor on this thread. Everything that can
 //! fail for the user's reasons fails before a thread or a worker exists. Stop: the supervisor drains the loops and the
@@ -17,36 +17,32 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
-use crate::apps::AppTable;
 use crate::backends::Backend;
-use crate::config::{BackendChoice, Command, Front, ListenAddress, Loaded, Settings};
-use crate::dispatch::{AppId, Dispatch, Standing};
+use crate::config::{BackendChoice, Config, Front, ListenAddress, Loaded, Settings};
 use crate::event_loop::{Scheme, Shared};
 use crate::handover::Channel;
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
 use crate::mailbox::desk::Desk;
-use crate::metrics::{self, Health, Metrics, Status};
+use crate::metrics::{self, Metrics};
 use crate::reactor::ListenerSetup;
 use crate::socket_file::SocketFile;
 use crate::supervisor::pid_file::PidFile;
 use crate::supervisor::upgrade::{Held, Holdings, Succession};
-use crate::supervisor::{self, About, Supervisor, unit};
+use crate::supervisor::{self, About, Supervisor};
 
 use inherit::Inherited;
 use loops::LoopSet;
+use site::Current;
 
 mod inherit;
 mod loops;
 mod privileges;
+mod site;
 mod unix;
 
 /// Connections that wait to be accepted, at most; the kernel clamps it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-/// Descriptors kept for what is neither a client's connection nor a worker's: listeners, logs, rings, control connections.
-const SPARE_DESCRIPTORS: usize = 64;
-/// Descriptors kept for each worker: the pipes of its output, and as many for its replacement, or for its notify socket and a probe.
-const DESCRIPTORS_OF_A_WORKER: usize = 4;
 /// How long a connection on which all is sent may still send before it is closed for good.
 const LINGER: Duration = Duration::from_secs(2);
 /// How soon accepting is tried again after descriptors ran out.
@@ -102,14 +98,12 @@ pub fn run(loaded: Loaded, mut predecessor: Option<Channel>) -> u8 {
 }
 
 fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartError> {
-    if let Some(problem) = loaded.not_yet() {
-        return Err(StartError { message: loaded.report(&[problem]), code: exit::CONFIG });
-    }
     let mut warnings = loaded.warnings();
-    let mut settings = loaded.config.server;
+    let mut config = loaded.config;
     // Before anything else is opened: systemd's sockets are known by their numbers.
     let mut inherited = Inherited::take(predecessor.as_mut())?;
-    let original_limit = fit_to_machine(&mut settings, &mut warnings);
+    let original_limit = fit_to_machine(&mut config, &mut warnings);
+    let mut settings = config.server.clone();
     let listeners = open_listeners(&settings, &mut inherited)?;
     privileges::give_up(&settings)?;
     // Workers may start elsewhere, and are told paths in it.
@@ -124,8 +118,8 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
     }
     let settings = Arc::new(settings);
     let started = Instant::now();
-    let dispatch = Arc::new(Dispatch::new(unit::policy(&settings.app), unit::table_size(&settings.app), started));
     let metrics = inherited.metrics(settings.loops);
+    let table = Arc::new(site::table(&config, &settings, &metrics, started));
     let (postboxes, mailboxes) = loops::post(settings.loops);
     let desk = Desk::default();
     let about = About { backend: backend_name(backend), metrics: metrics.clone(), desk: desk.clone(), started };
@@ -139,17 +133,11 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
         manager: true,
         ..Default::default()
     };
-    let supervisor = Supervisor::start_with(
-        settings.clone(),
-        dispatch.clone(),
-        postboxes.clone(),
-        log.clone(),
-        run_directory,
-        options,
-    )
-    .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;
-    let status = status_writer(&settings, &dispatch, started, supervisor.status());
-    let table = Arc::new(AppTable::of_one(settings.clone(), dispatch, &metrics));
+    let apps = table.apps.iter().map(site::setup).collect();
+    let supervisor =
+        Supervisor::start_apps(settings.clone(), apps, postboxes.clone(), log.clone(), run_directory, options)
+            .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;
+    let status = site::status_writer(Current::new(table.clone()), started, supervisor.status());
     let shared = Arc::new(Shared {
         settings,
         postboxes,
@@ -162,6 +150,16 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
     let loop_exit = supervisor.loop_exit();
     let loops = LoopSet { shared, table, metrics, listeners: loop_listeners, held, mailboxes, loop_exit };
     let succeed = || predecessor.take().map(|channel| inherited.succession(channel));
+    serve_on(backend, loops, supervisor, succeed)
+}
+
+/// [`serve`] with the loops of that backend.
+fn serve_on(
+    backend: BackendChoice,
+    loops: LoopSet,
+    supervisor: Supervisor,
+    succeed: impl FnOnce() -> Option<Succession>,
+) -> Result<u8, StartError> {
     match backend {
         #[cfg(backend_io_uring)]
         BackendChoice::IoUring => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor, succeed),
@@ -261,7 +259,7 @@ impl Listening {
         let own = if count <= loops { index % count..index % count + 1 } else { index..count };
         let setup = |socket: &OwnedFd| {
             let (descriptor, front) = (socket.try_clone()?, front.clone());
-            Ok(ListenerSetup { descriptor, port, scheme: Scheme::Http, app: AppId::default(), admin, front })
+            Ok(ListenerSetup { descriptor, port, scheme: Scheme::Http, admin, front })
         };
         self.sockets[own].iter().step_by(loops).map(setup).collect()
     }
@@ -410,14 +408,15 @@ fn raise_descriptor_limit() -> Option<(u64, u64)> {
 }
 
 /// Never promises more connections than there are descriptors: each client may need a second one, to a worker.
-fn clamp_connections(settings: &mut Settings) {
+fn clamp_connections(config: &mut Config) {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: getrlimit writes to the struct that it is given.
     if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 || limit.rlim_cur == libc::RLIM_INFINITY {
         return;
     }
     let descriptors = usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX);
-    let most = most_connections(settings, descriptors);
+    let most = site::most_connections(config, descriptors);
+    let settings = &mut config.server;
     if settings.max_connections > most {
         settings.warnings.push(format!(
             "max_connections is {most} and not {}: RLIMIT_NOFILE allows {descriptors} descriptors; raise it with `ulimit -n`",
@@ -428,10 +427,11 @@ fn clamp_connections(settings: &mut Settings) {
 }
 
 /// Takes what the machine has, and bounds by it what was asked for. RLIMIT_NOFILE as it was, for the workers.
-fn fit_to_machine(settings: &mut Settings, warnings: &mut Vec<String>) -> Option<(u64, u64)> {
+fn fit_to_machine(config: &mut Config, warnings: &mut Vec<String>) -> Option<(u64, u64)> {
     let original_limit = raise_descriptor_limit();
-    let known = settings.warnings.len();
-    clamp_connections(settings);
+    let known = config.server.warnings.len();
+    clamp_connections(config);
+    let settings = &mut config.server;
     warn_of_memory(settings);
     warnings.extend(settings.warnings.drain(known..));
     original_limit
@@ -444,19 +444,6 @@ fn warn_of_memory(settings: &mut Settings) {
         let warning = "buffer_bytes may take";
         settings.warnings.push(format!("{warning} {} MiB, and {} MiB of memory are left", buffers >> 20, left >> 20));
     }
-}
-
-/// How many clients so many descriptors are enough for, beside the workers and what else the server opens.
-fn most_connections(settings: &Settings, descriptors: usize) -> usize {
-    let app = &settings.app;
-    let own = match app.command {
-        Command::None => 0,
-        Command::BuiltIn | Command::Argv(_) => app.scaling.map_or(app.workers, |scaling| scaling.max),
-    };
-    let to_workers =
-        own.max(app.upstreams.len()).saturating_mul(app.concurrency as usize).saturating_mul(settings.loops);
-    let room = descriptors.saturating_sub(SPARE_DESCRIPTORS + settings.loops * 4 + own * DESCRIPTORS_OF_A_WORKER);
-    room.saturating_sub(to_workers.min(room / 2)).max(1)
 }
 
 /// Which backend runs: the one that was asked for, or for `auto` the faster one that the kernel grants.
@@ -517,34 +504,6 @@ fn likely_cause() -> &'static str {
 fn refused(message: String, error: &io::Error, code: u8) -> StartError {
     let code = if error.kind() == io::ErrorKind::PermissionDenied { exit::PERMISSION } else { code };
     StartError { message, code }
-}
-
-/// What `/status` tells.
-fn status_writer(
-    settings: &Arc<Settings>,
-    dispatch: &Arc<Dispatch>,
-    started: Instant,
-    supervised: Arc<supervisor::Status>,
-) -> impl Fn() -> String + Send + Sync + use<> {
-    let (dispatch, settings) = (dispatch.clone(), settings.clone());
-    let upstreams = settings.app.upstreams.len();
-    let port = |address: &ListenAddress| match address {
-        ListenAddress::Tcp(address) => Some(address.port()),
-        ListenAddress::Unix(_) | ListenAddress::Systemd(_) => None,
-    };
-    let http_port = settings.listen.iter().find_map(port);
-    move || {
-        let wanted = upstreams + supervised.wanted.load(std::sync::atomic::Ordering::Relaxed);
-        let snapshot = dispatch.snapshot();
-        let ready = snapshot.workers.iter().filter(|worker| worker.standing == Standing::Ready).count();
-        metrics::status_json(&Status {
-            health: Health::of(ready, wanted, snapshot.failed),
-            app: settings.app.name.clone(),
-            workers: wanted,
-            http_port,
-            uptime: started.elapsed(),
-        })
-    }
 }
 
 fn backend_name(backend: BackendChoice) -> &'static str {

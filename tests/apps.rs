@@ -11,6 +11,7 @@ use production_server::backends::Options;
 use production_server::backends::simulated::{End, Entered, Faults, Place, Service, Simulated, World};
 use production_server::buffers::block::{Budget, Pool};
 use production_server::config::Settings;
+use production_server::config::route::{HostPattern, Matching, Route};
 use production_server::dispatch::{AppId, Balance, Dispatch, Policy, Target, WorkerId};
 use production_server::event_loop::{Scheme, Shared};
 use production_server::log::Log;
@@ -21,7 +22,8 @@ use socket2::SockAddr;
 
 /// Turns after which everything that can happen has happened.
 const TURNS: usize = 20;
-const REQUEST: &str = "GET /app HTTP/1.1\r\nHost: a\r\n\r\n";
+/// Of the second app.
+const REQUEST: &str = "GET /app HTTP/1.1\r\nHost: app1\r\n\r\n";
 const APPS: [AppId; 2] = [AppId(0), AppId(1)];
 
 /// A loop with two apps: the first one's listener has port 81, the second one's 82.
@@ -58,6 +60,16 @@ fn app(id: AppId, settings: &Arc<Settings>, dispatch: &Arc<Dispatch>, metrics: &
     App::new(id, settings.clone(), own, dispatch.clone(), metrics)
 }
 
+/// Each app has a host of its own: `app0` and `app1`.
+fn table(settings: Arc<Settings>, apps: Vec<App>, metrics: &Metrics) -> Arc<AppTable> {
+    let route = |(index, app): (usize, &App)| {
+        let host = Some(HostPattern::Exact(format!("app{}", app.id.0)));
+        Route { matching: Matching { host, ..Matching::default() }, ..Route::all_to(index) }
+    };
+    let routes: Vec<Route> = apps.iter().enumerate().map(route).collect();
+    Arc::new(AppTable::new(settings, apps, &routes, metrics))
+}
+
 impl Rig {
     fn new() -> Rig {
         let world = World::with_faults(1, Faults::NONE);
@@ -90,12 +102,12 @@ impl Rig {
         let listener = |app: AppId| {
             let descriptor = world.listener(place(app)).unwrap();
             let front = Default::default();
-            ListenerSetup { descriptor, port: 81 + app.0, scheme: Scheme::Http, app, admin: false, front }
+            ListenerSetup { descriptor, port: 81 + app.0, scheme: Scheme::Http, admin: false, front }
         };
         let setup = Setup {
             index: 0,
             held: false,
-            table: Arc::new(AppTable { settings: settings.clone(), apps }),
+            table: table(settings.clone(), apps, &metrics),
             listeners: APPS.map(listener).into(),
             mailbox,
             metrics: metrics.clone(),
@@ -120,7 +132,7 @@ impl Rig {
     fn ask(&mut self, app: AppId) -> End {
         let end = self.world.connect(&place(app)).unwrap();
         self.turns();
-        self.write(end, REQUEST);
+        self.write(end, &REQUEST.replace("app1", &format!("app{}", app.0)));
         end
     }
 
@@ -158,7 +170,7 @@ impl Rig {
 
     fn configure(&mut self, settings: &Arc<Settings>, apps: &[AppId]) {
         let apps = apps.iter().map(|id| app(*id, settings, &self.dispatches[id.0 as usize], &self.metrics)).collect();
-        self.postboxes.post(0, Message::Configure(Arc::new(AppTable { settings: settings.clone(), apps })));
+        self.postboxes.post(0, Message::Configure(table(settings.clone(), apps, &self.metrics)));
         self.turns();
     }
 
@@ -220,7 +232,7 @@ fn each_app_has_its_own_counts_and_keeps_them_when_the_configuration_changes() {
     rig.read(client);
     let answered = ["app0", "app1"].map(|name| {
         let app = rig.metrics.app(name);
-        let answered = rig.metrics.statuses(rig.metrics.series(app, ""));
+        let answered = rig.metrics.statuses(rig.metrics.series(Some(app), &format!("{name}/*")));
         let waited = rig.metrics.waited(app).count();
         (answered.into_iter().collect(), rig.metrics.of_app(app, |app| app.worker_connections.value()), waited)
     });

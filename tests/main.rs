@@ -21,6 +21,7 @@ mod proxy;
 mod queue;
 mod readiness;
 mod simulation;
+mod sites;
 mod supervision;
 mod support;
 mod tidy;

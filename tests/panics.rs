@@ -16,7 +16,7 @@ use production_server::backends::simulated::{End, Entered, Faults, Place, Servic
 use production_server::backends::{Backend, Event, How, Options, Piece, Size, Sock};
 use production_server::buffers::block::{Budget, Census, Pool};
 use production_server::config::Settings;
-use production_server::dispatch::{AppId, Balance, Dispatch, Policy, Target, WorkerId};
+use production_server::dispatch::{Balance, Dispatch, Policy, Target, WorkerId};
 use production_server::event_loop::{Scheme, Shared};
 use production_server::log::Log;
 use production_server::mailbox::{Message, Postboxes, mailbox};
@@ -174,7 +174,6 @@ impl Rig {
                 descriptor: world.listener(place.clone()).unwrap(),
                 port: 80,
                 scheme: Scheme::Http,
-                app: AppId::default(),
                 front: Default::default(),
                 admin: false,
             }],

@@ -619,6 +619,21 @@ fn an_upstream_is_found_lost_and_found_again() {
 }
 
 #[test]
+fn a_reload_during_the_stop_starts_nothing() {
+    let mut settings = settings(&[], 1);
+    settings.app.hot_reload = config::HotReload::Process;
+    let mut server = serve(settings);
+    server.until_ready(1);
+    server.requester.request(Request::Stop);
+    server.until_told("the loops are told", |message| matches!(message, Message::Drain { .. }));
+    server.requester.request(Request::Reload);
+    let log = server.until_logged("nothing is loaded again");
+    assert!(!log.contains("rolling restart"), "{log}");
+    assert_eq!(server.status.starts.load(Ordering::Relaxed), 1);
+    server.stop();
+}
+
+#[test]
 fn a_command_that_does_not_exist_starts_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let run = RunDirectory::open(&directory.path().join("run")).unwrap();

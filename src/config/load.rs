@@ -101,14 +101,6 @@ impl Loaded {
         report(self.file.as_ref().map_or(&none, |file| &file.text), problems)
     }
 
-    /// What can be said in the file, and that this version cannot do yet.
-    pub fn not_yet(&self) -> Option<Problem> {
-        let file = self.file.as_ref()?;
-        let at =
-            file.routes.first().map(|route| route.at.clone()).or_else(|| file.apps.get(1).map(|app| app.at.clone()))?;
-        Some(Problem::error("several apps and routes are not served by this version", at, "take it out"))
-    }
-
     /// What is odd, each in one line.
     pub fn warnings(&self) -> Vec<String> {
         let none = file::Text::default();

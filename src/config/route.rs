@@ -350,9 +350,10 @@ pub fn value(text: &str) -> Result<String, String> {
     }
 }
 
-/// The body of a fixed answer; anything.
+/// The body of a fixed answer, of at most 8 KiB: it leaves in one piece.
 pub fn body(text: &str) -> Result<String, String> {
-    Ok(text.to_owned())
+    const LONGEST: usize = 8 << 10;
+    if text.len() <= LONGEST { Ok(text.to_owned()) } else { Err("expected at most 8 KiB".to_owned()) }
 }
 
 /// What the server writes or reads itself, in lower case: a route cannot change it.

@@ -247,5 +247,5 @@ higher place replaces the whole. A command behind `--`, `--upstream` or `--respo
 prints a JSON Schema for editors, and `init` writes a first file.
 
 This version reads the file when it starts, and not again: `reload` in the tables is what a change of the key asks for, and until then it takes a new start.
-It serves one app: a file with several apps, or with `[[routes]]`, is checked as this page says, and the start refuses it with exit code 78.
+Several apps are several tables `[apps.NAME]`, each with its own workers, queue and limits, and `[[routes]]` that say what goes to which.
 ";

@@ -4,15 +4,16 @@
 //! Pipelined requests that the loop answers itself are all read in one go, and their answers leave in one gathered write. A
 //! refusal closes the connection, and nothing behind it is ever read as a request.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 
-use crate::apps::App;
+use crate::apps::{App, Taken, To};
 use crate::backends::{Backend, How, Sock};
 use crate::buffers::block::{Block, SMALL, Writer};
 use crate::http::head::{self, Request};
 use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
-use crate::http::reply::{self, Reply};
+use crate::http::reply::{self, Direct, Reply};
 use crate::http::{Framing, Method, body_len};
 use crate::mailbox::desk::Document;
 use crate::metrics::series::OWN;
@@ -30,14 +31,21 @@ enum Step {
     Stop,
 }
 
+/// What is said where no route takes a request. The connection goes on, for its next request may find one.
+const NOBODY: &[u8] = b"no route takes this request\n";
+
 /// Who answers a request.
 enum Route {
     Text(&'static [u8]),
-    Respond(Rc<App>),
+    /// The loop, in the place of an app.
+    Respond(Rc<App>, Taken),
+    /// The loop, with what the route says.
+    Fixed(Taken),
+    Nobody,
     Status,
     Desk(Document),
     Refuse(u16, &'static str),
-    App(Rc<App>),
+    App(Rc<App>, Taken),
 }
 
 impl<B: Backend> Loop<B> {
@@ -130,16 +138,16 @@ impl<B: Backend> Loop<B> {
             }
         }
         match self.route(sock, &input, request) {
-            Route::App(app) => {
-                self.forward(app, Stream { connection: sock, id: 0 }, input, request);
+            Route::App(app, route) => {
+                self.forward(app, route, Stream { connection: sock, id: 0 }, input, request);
                 Step::Stop
             }
             Route::Refuse(status, reason) => {
                 self.refuse_request(sock, &input, request, status, reason);
                 Step::Stop
             }
-            Route::Respond(app) if responds_at_length(&app, request) => {
-                self.respond(app, Stream { connection: sock, id: 0 }, &input, request);
+            Route::Respond(app, route) if responds_at_length(&app, &route, request) => {
+                self.respond(app, &route, Stream { connection: sock, id: 0 }, &input, request);
                 input.advance(request.len);
                 self.keep_input(sock, input);
                 Step::Stop
@@ -177,22 +185,18 @@ impl<B: Backend> Loop<B> {
         if request.method == Method::Connect {
             return Route::Refuse(405, "CONNECT is for forward proxies; this server is an origin");
         }
-        let Some(app) = self.app_of(sock) else { return Route::Refuse(404, "no app is configured here") };
+        let (authority, method) = (request.authority.of(input), request.method_span.of(input));
+        let Some(taken) = self.apps.route(authority, path, method) else { return Route::Nobody };
+        let To::App(id, _) = taken.way().to else { return Route::Fixed(taken) };
+        let Some(app) = self.apps.get(id).cloned() else { return Route::Nobody };
         if app.direct.is_some() {
-            return Route::Respond(app.clone());
+            return Route::Respond(app, taken);
         }
         match request.max_forwards {
             Some(0) if request.method == Method::Options => Route::Text(b""),
             Some(0) if request.method == Method::Trace => Route::Refuse(405, "TRACE ends here and is not answered"),
-            _ => Route::App(app.clone()),
+            _ => Route::App(app, taken),
         }
-    }
-
-    /// The app that a request of a connection goes to: that of its listener.
-    pub fn app_of(&mut self, sock: Sock) -> Option<&Rc<App>> {
-        let client = self.table.client(sock)?;
-        let listener = &self.accepting.listeners[client.listener as usize];
-        self.apps.get(listener.app)
     }
 
     fn keeps_alive(&self, request: &Request) -> bool {
@@ -204,26 +208,29 @@ impl<B: Backend> Loop<B> {
         let keep_alive = self.keeps_alive(request);
         let version = request.version;
         let head_only = request.method == Method::Head;
+        let (authority, target) = (request.authority.of(input), request.path.of(input));
+        let made = |content_type, body| Cow::Owned(Direct::new(content_type, body));
+        let direct = match route {
+            Route::Status => made("application/json", (self.shared.status)().as_bytes()),
+            Route::Text(text) => made("text/plain; charset=utf-8", text),
+            Route::Nobody => Cow::Owned(Direct::with(404, "Content-Type: text/plain\r\n", NOBODY)),
+            Route::Respond(app, taken) => taken.answer(Some(app), authority, target),
+            Route::Fixed(taken) => taken.answer(None, authority, target),
+            Route::Refuse(..) | Route::Desk(_) | Route::App(..) => return,
+        };
+        let series = match route {
+            Route::Respond(_, taken) | Route::Fixed(taken) => taken.way().series,
+            _ => OWN,
+        };
+        let status = direct.status();
+        self.count().of_series(series).answered_here(status);
         let date = &self.time.day.date;
-        let made = match route {
-            Route::Status => Some(reply::Direct::new("application/json", (self.shared.status)().as_bytes())),
-            Route::Text(text) => Some(reply::Direct::new("text/plain; charset=utf-8", text)),
-            _ => None,
-        };
-        let (kept, series) = match route {
-            Route::Respond(app) => (app.direct.as_ref(), app.series),
-            _ => (None, OWN),
-        };
-        let Some(direct) = made.as_ref().or(kept) else { return };
-        self.count().of_series(series).direct.add(1);
         let write = |out: &mut Writer<'_>| direct.write(out, date, version, keep_alive, head_only);
         let piece = self.memory.scratch.write(direct.room(), write);
         let bytes = if head_only { 0 } else { direct.body().len() as u64 };
         self.become_state(sock, State::WritingResponse);
         self.backend.send(sock, piece.into());
-        if self.access.enabled() {
-            self.log_answer(sock, &input[request.method_span.start as usize..request.len], 200, bytes);
-        }
+        self.log_answer(sock, &input[request.method_span.start as usize..request.len], status, bytes);
     }
 
     /// After an answer of the loop itself: the next request, once the body of this one is out of the way.
@@ -301,6 +308,6 @@ impl<B: Backend> Loop<B> {
 }
 
 /// Whether the text of `--respond` is too long for one piece.
-fn responds_at_length(app: &App, request: &Request) -> bool {
-    app.direct.as_ref().is_some_and(|direct| direct.room() > SMALL) && request.method != Method::Head
+fn responds_at_length(app: &App, route: &Taken, request: &Request) -> bool {
+    route.direct(app).is_some_and(|direct| direct.room() > SMALL) && request.method != Method::Head
 }

@@ -4,9 +4,8 @@
 //!
 //! | call | says |
 //! |---|---|
-//! | [`Loop::stream_head`], [`Loop::send_run`], [`last_chunk`](crate::http::body::last_chunk) | an answer, in this order |
+//! | [`Loop::stream_head`], [`Loop::send_run`], [`last_chunk`](crate::http::body::last_chunk) | an answer, in this order; behind a 101 bytes pass as they are |
 //! | [`Loop::stream_interim`], [`Loop::stream_continue`] | a 1xx before it |
-//! | [`Loop::stream_switch`] | a 101: from here on bytes pass as they are |
 //! | [`Loop::stream_over`] | the answer is whole: the next request, or the connection's end |
 //! | [`Loop::stream_abort`] | the answer cannot be completed, which the client must see |
 //! | [`Loop::stream_leave`] | nothing more is to be said: the client has left, or must go |
@@ -25,6 +24,7 @@ use crate::http::reader::Reader;
 use crate::http::rewrite::{self, Answer, Rewritten};
 
 use super::State;
+use crate::apps::Taken;
 use crate::event_loop::{Loop, Task};
 
 /// Whom an exchange answers: one request of a connection.
@@ -46,43 +46,41 @@ impl<B: Backend> Loop<B> {
         client.http.keep_alive
     }
 
-    /// The head of a worker's answer. The `body` bytes that follow it in `input` leave with it, as the whole of the body.
-    pub fn stream_head(&mut self, stream: Stream, id: u64, input: &[u8], response: &Response, body: usize) {
-        self.decide_keep_alive(stream.connection);
-        let Some(client) = self.table.client(stream.connection) else { return };
-        let framing = client.http.decide_framing(response.framing);
-        let (http, asked) = (client.http, (client.exchange, id));
-        let piece = self.write_head(http, asked, input, response, framing, body);
-        self.become_state(stream.connection, State::WritingResponse);
-        self.backend.send(stream.connection, piece.into());
-    }
-
-    fn write_head(
+    /// The head of a worker's answer, with the `body` bytes that follow it in `input` and are the whole of its body; or the 101 that was
+    /// asked for. The route, if one is named, changes its fields.
+    pub fn stream_head(
         &mut self,
-        http: Http1,
-        (exchange, id): (Key, u64),
+        Stream { connection, .. }: Stream,
+        id: u64,
         input: &[u8],
         response: &Response,
-        framing: Rewritten,
         body: usize,
-    ) -> Block {
-        let fields = &self.heads.fields;
+        route: Option<&Taken>,
+    ) {
         let upgrade = response.status == 101;
+        if !upgrade {
+            self.decide_keep_alive(connection);
+        }
+        let Some(client) = self.table.client(connection) else { return };
+        let framing = if upgrade { Rewritten::Same } else { client.http.decide_framing(response.framing) };
         let own = id_text(id);
         let answer = Answer {
             date: &self.time.day.date,
-            request_id: self.accepting.id(exchange, &own),
-            client: http.version,
-            keep_alive: http.keep_alive || upgrade,
+            request_id: self.accepting.id(client.exchange, &own),
+            client: client.http.version,
+            keep_alive: upgrade || client.http.keep_alive,
             framing,
             upgrade,
-            edits: None,
+            edits: route.and_then(|route| route.way().response.as_ref()),
         };
+        let fields = &self.heads.fields;
         let room = rewrite::response_room(response, fields, &answer) + body;
-        self.memory.scratch.write(room, |out| {
+        let piece = self.memory.scratch.write(room, |out| {
             rewrite::response(out, input, response, fields, &answer);
             out.put(&input[response.len..response.len + body]);
-        })
+        });
+        self.become_state(connection, State::WritingResponse);
+        self.backend.send(connection, piece.into());
     }
 
     /// Whether an answer's body leaves in chunks, so that those of the worker may be passed on with their framing.
@@ -115,15 +113,6 @@ impl<B: Backend> Loop<B> {
     /// Tells the client to send the body that it has announced.
     pub fn stream_continue(&mut self, stream: Stream) {
         self.backend.send(stream.connection, Piece::Static(b"HTTP/1.1 100 Continue\r\n\r\n"));
-    }
-
-    /// The 101 that was asked for.
-    pub fn stream_switch(&mut self, stream: Stream, id: u64, input: &[u8], response: &Response) {
-        let Some(client) = self.table.client(stream.connection) else { return };
-        let (http, asked) = (client.http, (client.exchange, id));
-        let piece = self.write_head(http, asked, input, response, Rewritten::Same, 0);
-        self.become_state(stream.connection, State::WritingResponse);
-        self.backend.send(stream.connection, piece.into());
     }
 
     /// The answer is whole. The exchange is gone; the next request may come, or the connection closes.

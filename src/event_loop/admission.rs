@@ -14,7 +14,6 @@ use crate::backends::{Backend, How, Peer, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::{Look, TICK, nanos};
 use crate::config::Front;
-use crate::dispatch::AppId;
 use crate::log::Level;
 use crate::mailbox::Message;
 
@@ -31,8 +30,6 @@ pub(crate) struct Listener {
     /// The local port, for `X-Forwarded-Port`; 0 for a Unix socket.
     pub port: u16,
     pub scheme: Scheme,
-    /// The app that its requests go to.
-    pub app: AppId,
     /// It serves the documents of the server's own and nothing else.
     pub admin: bool,
     /// What stands in front of it.

@@ -7,7 +7,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::apps::{App, AppTable};
+use crate::apps::{App, AppTable, Counted, Taken};
 use crate::backends::{Backend, Sock};
 use crate::buffers::slots::Key;
 use crate::config::Settings;
@@ -18,6 +18,8 @@ use super::Loop;
 
 /// The apps of a loop.
 pub(crate) struct Apps {
+    /// Which requests go where, now.
+    routes: Rc<Counted>,
     /// The configuration of the server as it is now.
     pub settings: Arc<Settings>,
     /// By their ids.
@@ -50,9 +52,16 @@ impl Apps {
     /// Those of that table.
     pub fn new(table: &AppTable) -> Apps {
         let settings = table.settings.clone();
-        let mut apps = Apps { settings, entries: Vec::new(), late: Vec::new(), changing: false };
+        let routes = Counted::new(table);
+        let mut apps = Apps { routes, settings, entries: Vec::new(), late: Vec::new(), changing: false };
         apps.configure(table);
         apps
+    }
+
+    /// The route that a request takes.
+    #[inline]
+    pub fn route(&self, authority: &[u8], target: &[u8], method: &[u8]) -> Option<Taken> {
+        Taken::find(&self.routes, authority, target, method)
     }
 
     /// What a request to that app is served with, if it is configured.
@@ -117,6 +126,7 @@ impl Apps {
         for entry in self.entries.iter_mut().flatten() {
             entry.past.extend(entry.current.take());
         }
+        self.routes = Counted::new(table);
         for app in &table.apps {
             let index = app.id.0 as usize;
             if self.entries.len() <= index {

@@ -71,13 +71,13 @@ impl<B: Backend> Loop<B> {
     /// Asks the desk. `input` begins with the request's head.
     pub fn ask_desk(&mut self, stream: Stream, input: &[u8], request: &head::Request, document: Document) {
         // No app has a part in it, but each exchange is some app's.
-        let Some(app) = self.app_of(stream.connection).cloned().or_else(|| self.apps.any().cloned()) else {
+        let Some(app) = self.apps.any().cloned() else {
             return self.refuse(stream.connection, 503, "no app is configured");
         };
         let kept = self.memory.pool.heap(&input[..request.len]);
-        let mut exchange = Exchange::new(stream, app, request, kept, self.next_id, &self.time);
+        let mut exchange = Exchange::new(stream, app, OWN, request, kept, self.next_id, &self.time);
         // It waits for nobody of the dispatch, and nothing but its document or its client's end moves it.
-        (exchange.series, exchange.phase, exchange.request.upload) = (OWN, Phase::Asking, Upload::Sent);
+        (exchange.phase, exchange.request.upload) = (Phase::Asking, Upload::Sent);
         self.become_state(stream.connection, State::Processing);
         let Some(exchange) = self.begin_exchange(stream, exchange, input) else { return };
         self.watch(stream.connection);

@@ -41,7 +41,7 @@ mod tunnel;
 use std::rc::Rc;
 use std::time::Instant;
 
-use crate::apps::App;
+use crate::apps::{App, Taken};
 use crate::backends::Sock;
 use crate::buffers::block::{Block, Pool};
 use crate::connection::Stream;
@@ -201,6 +201,8 @@ pub(crate) struct Exchange {
     pub app: Rc<App>,
     /// By which number it is counted ([`Metrics::series`](crate::metrics::Metrics::series)).
     pub series: u16,
+    /// The route that it has taken; `None` where nothing of the answer depends on it.
+    pub route: Option<Taken>,
     pub phase: Phase,
     /// What feeds the answer.
     pub source: Source,
@@ -213,14 +215,23 @@ pub(crate) struct Exchange {
 impl Exchange {
     /// A request whose head was rewritten to `head`, before anything else has happened to it.
     #[inline]
-    pub fn new(stream: Stream, app: Rc<App>, request: &head::Request, head: Block, id: u64, time: &Time) -> Exchange {
+    pub fn new(
+        stream: Stream,
+        app: Rc<App>,
+        series: u16,
+        request: &head::Request,
+        head: Block,
+        id: u64,
+        time: &Time,
+    ) -> Exchange {
         use crate::http::Framing;
         let now = time.nanos();
         let upload = if request.framing == Framing::None { Upload::Whole } else { Upload::Collecting };
         Exchange {
             stream,
-            series: app.series,
+            series,
             app,
+            route: None,
             phase: Phase::Collecting,
             source: Source::None,
             request: Request {

@@ -6,7 +6,7 @@
 
 use std::rc::Rc;
 
-use crate::apps::App;
+use crate::apps::{App, Taken};
 use crate::backends::{Backend, How, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
@@ -23,7 +23,7 @@ use super::{Ending, Exchange, Fate, Pace, Phase, Upload};
 
 impl<B: Backend> Loop<B> {
     /// Makes an exchange of a request for the app. `input` begins with its head.
-    pub fn forward(&mut self, app: Rc<App>, stream: Stream, mut input: Block, request: &Request) {
+    pub fn forward(&mut self, app: Rc<App>, route: Taken, stream: Stream, mut input: Block, request: &Request) {
         let Some(client) = self.table.client(stream.connection) else { return };
         let listener = &self.accepting.listeners[client.listener as usize];
         let own = id_text(self.next_id);
@@ -32,14 +32,18 @@ impl<B: Backend> Loop<B> {
         let forward = Forward {
             keep_alive: app.settings.keepalive,
             open: request.framing == Framing::Chunked,
+            edits: route.way().request.as_ref(),
             ..listener.forward(&client.arrival, &self.heads.origin, id, start_micros)
         };
         let room = rewrite::request_room(request, &self.heads.fields, &forward);
         let head = self.memory.scratch.write(room, |out| {
             rewrite::request(out, &input, request, &self.heads.fields, &forward);
         });
+        let mut exchange = Exchange::new(stream, app, route.way().series, request, head, self.next_id, &self.time);
+        if route.way().response.is_some() {
+            exchange.route = Some(route);
+        }
         self.become_state(stream.connection, State::Processing);
-        let exchange = Exchange::new(stream, app, request, head, self.next_id, &self.time);
         let Some(key) = self.begin_exchange(stream, exchange, &input) else { return };
         input.advance(request.len);
         self.memory.hold(key);

@@ -7,7 +7,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::apps::App;
+use crate::apps::{App, Taken};
 use crate::backends::{Backend, HIGH_MARK, Piece, Sock};
 use crate::buffers::block::SMALL;
 use crate::buffers::slots::Key;
@@ -85,15 +85,16 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Answers with a long text of our own, which is handed out as the client takes it. `input` begins with the request's head.
-    pub fn respond(&mut self, app: Rc<App>, stream: Stream, input: &[u8], request: &head::Request) {
+    pub fn respond(&mut self, app: Rc<App>, route: &Taken, stream: Stream, input: &[u8], request: &head::Request) {
         let keep_alive = self.decide_keep_alive(stream.connection);
-        let Some(direct) = &app.direct else { return };
+        let Some(direct) = route.direct(&app) else { return };
         let Some(client) = self.table.client(stream.connection) else { return };
         let version = client.http.version;
         let kept = self.memory.pool.heap(&input[..request.len]);
-        let mut exchange = Exchange::new(stream, app.clone(), request, kept, self.next_id, &self.time);
+        let mut exchange =
+            Exchange::new(stream, app.clone(), route.way().series, request, kept, self.next_id, &self.time);
         (exchange.phase, exchange.request.upload) = (Phase::Relaying, Upload::Sent);
-        (exchange.answer.status, exchange.source) = (200, Source::Own(direct.body().clone(), 0));
+        (exchange.answer.status, exchange.source) = (direct.status(), Source::Own(direct.body().clone(), 0));
         let date = &self.time.day.date;
         let piece = self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, true));
         let Some(key) = self.begin_exchange(stream, exchange, input) else { return };

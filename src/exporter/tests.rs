@@ -11,7 +11,7 @@ use crate::control::status;
 fn with_sample<T>(bungate: bool, read: impl FnOnce(&Sample<'_>) -> T) -> T {
     let metrics = Metrics::new(2);
     let app = metrics.app("web");
-    let series = metrics.series(app, "");
+    let series = metrics.series(Some(app), "");
     let counters = metrics.of_loop(1);
     let web = counters.of_series(series);
     for (status, millis) in [(200, 3), (200, 5), (404, 5), (502, 700), (504, 60_000)] {

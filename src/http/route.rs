@@ -313,7 +313,7 @@ impl Edits {
     }
 
     /// Whether a field goes.
-    pub(super) fn removes(&self, name: &[u8]) -> bool {
+    pub fn removes(&self, name: &[u8]) -> bool {
         self.names.iter().any(|gone| gone.eq_ignore_ascii_case(name))
     }
 

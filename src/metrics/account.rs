@@ -78,7 +78,7 @@ impl Metrics {
             row.waited.set(&app.waited);
         }
         for series in &account.series {
-            let index = series.app.as_ref().map_or(super::series::OWN, |app| self.series(self.app(app), &series.route));
+            let index = self.series(series.app.as_ref().map(|app| self.app(app)), &series.route);
             before.of_series(index).set(&series.statuses, &series.took);
         }
     }
@@ -91,7 +91,7 @@ mod tests {
     /// What is counted of the app `web` and its only series: refusals by a full queue, answers of 200, times and waits.
     fn told(metrics: &Metrics) -> (u64, u64, u64, u64, u64) {
         let app = metrics.app("web");
-        let series = metrics.series(app, "");
+        let series = metrics.series(Some(app), "");
         let statuses = metrics.statuses(series);
         let counted = (metrics.took(series).count(), metrics.waited(app).count());
         let full = metrics.of_app(app, |app| app.queue_full.value());
@@ -102,7 +102,7 @@ mod tests {
     fn counts_go_on_where_the_server_before_has_ended() {
         let first = Metrics::new(2);
         let web = first.app("web");
-        let series = first.series(web, "");
+        let series = first.series(Some(web), "");
         let old = first.of_loop(1);
         old.requests.add(3);
         old.app(web).queue_full.add(2);
@@ -115,12 +115,12 @@ mod tests {
         assert_eq!(told_by_first, (3, 2, 5, 5, 6));
 
         let second = Metrics::new(1);
-        let (other, of_other) = (second.app("other"), second.series(0, ""));
+        let (other, of_other) = (second.app("other"), second.series(Some(0), ""));
         second.of_loop(0).app(other).queue_full.add(9);
         second.of_loop(0).of_series(of_other).ended(200);
         second.inherit(&first.account());
         assert_eq!(told(&second), told_by_first, "rows are known by their names");
-        assert_eq!(second.took(second.series(second.app("web"), "")).at_most()[2], 5, "5 ms are at most 5 ms");
+        assert_eq!(second.took(second.series(Some(second.app("web")), "")).at_most()[2], 5, "5 ms are at most 5 ms");
         second.of_loop(0).requests.add(1);
         old.requests.add(2);
         let text = serde_json::to_string(&first.account()).unwrap();

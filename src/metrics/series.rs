@@ -163,6 +163,12 @@ impl SeriesCounters {
         self.statuses[usize::from(status.wrapping_sub(FIRST_STATUS)) & (STATUSES - 1)].add(1);
     }
 
+    /// The loop has answered a request itself, in the turn in which it read it.
+    #[inline]
+    pub fn answered_here(&self, status: u16) {
+        if status == 200 { self.direct.add(1) } else { self.ended(status) }
+    }
+
     /// How many requests ended with each status, where any did.
     pub fn statuses(&self) -> impl Iterator<Item = (u16, u64)> {
         let direct = self.direct.value();
@@ -222,11 +228,11 @@ impl Register {
         self.with(|names| position_or_add(&mut names.apps, name.to_owned(), MOST_APPS, "others".to_owned()))
     }
 
-    /// The number of the series of that app and route: the one that it has, or a new one.
-    pub fn series(&self, app: u16, route: &str) -> u16 {
-        let own = |route: &str| SeriesName { app: Some(app), route: route.to_owned() };
+    /// The number of the series of that route, to an app or to none: the one that it has, or a new one.
+    pub fn series(&self, app: Option<u16>, route: &str) -> u16 {
+        let own = |route: &str| SeriesName { app, route: route.to_owned() };
         self.with(|names| {
-            let others = SeriesName { app: Some(app), route: "others".to_owned() };
+            let others = SeriesName { app, route: "others".to_owned() };
             position_or_add(&mut names.series, own(route), MOST_SERIES, others)
         })
     }
@@ -260,10 +266,10 @@ mod tests {
     fn a_name_keeps_its_row_and_those_without_one_share_the_last() {
         let register = Register::default();
         let web = register.app("web");
-        let (all, api) = (register.series(web, ""), register.series(web, "/api/*"));
+        let (all, api) = (register.series(Some(web), ""), register.series(Some(web), "/api/*"));
         assert_eq!((web, all, api), (0, 1, 2));
-        assert_eq!((register.app("web"), register.series(web, "/api/*")), (web, api));
-        let api_of_other = register.series(register.app("other"), "/api/*");
+        assert_eq!((register.app("web"), register.series(Some(web), "/api/*")), (web, api));
+        let api_of_other = register.series(Some(register.app("other")), "/api/*");
         assert_eq!(api_of_other, 3, "another app's route is another series");
         let last = (0..2 * MOST_APPS).map(|at| register.app(&format!("app{at}"))).last();
         assert_eq!(last, Some(MOST_APPS as u16 - 1));

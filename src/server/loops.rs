@@ -9,10 +9,10 @@ use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::apps::AppTable;
+use crate::apps::{App, AppTable};
 use crate::backends::{Backend, Bell, Options};
 use crate::buffers::block::{Budget, Pool};
-use crate::config::{Command, Front, Pin, Settings};
+use crate::config::{Front, Pin, Settings};
 use crate::event_loop::{ADMIN_PLACES, Shared};
 use crate::log::{Level, Log};
 use crate::mailbox::{Mailbox, Message, Postboxes, mailbox};
@@ -20,6 +20,7 @@ use crate::metrics::Metrics;
 use crate::reactor::{ListenerSetup, Reactor, Setup};
 use crate::supervisor::wake::LoopExit;
 
+use super::site::is_alone;
 use super::{ACCEPT_RETRY, LINGER, Listening, StartError, exit, refused};
 
 /// Small blocks of a loop's pool: 18 MiB, of which only what is in use at once is ever touched. With the large ones of two loops
@@ -95,7 +96,7 @@ impl LoopSet {
         let cannot = |error: io::Error| cannot_start(&error);
         let settings = self.shared.settings.clone();
         let budget = Budget::new(settings.buffer_bytes);
-        let pinned = settings.pin == Pin::On || (settings.pin == Pin::Auto && settings.app.command == Command::None);
+        let pinned = settings.pin == Pin::On || (settings.pin == Pin::Auto && is_alone(&self.table.apps));
         let cores = if pinned { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
         for (index, ((mailbox, bell), listeners)) in self.mailboxes.into_iter().zip(self.listeners).enumerate() {
             let (shared, table) = (self.shared.clone(), self.table.clone());
@@ -112,7 +113,7 @@ impl LoopSet {
                 let setup = Setup {
                     index: index as u16,
                     access: shared.log.access_log(),
-                    max_sockets: socket_room(&shared.settings, listeners.len()),
+                    max_sockets: socket_room(&table, listeners.len()),
                     listeners,
                     table,
                     mailbox,
@@ -258,12 +259,16 @@ pub(super) fn join(threads: Vec<Thread>, grace: Duration) -> Ends {
 }
 
 /// Entries of a loop's table: all connections, which one loop might get, those to workers, and listeners.
-fn socket_room(settings: &Settings, listeners: usize) -> usize {
-    // Idle ones to other workers may stand open while all clients' requests are with one.
-    let idle = (settings.app.concurrency as usize).min(settings.max_connections).saturating_add(2);
-    let workers = crate::supervisor::unit::most_workers(&settings.app) + settings.app.upstreams.len();
-    let to_workers = settings.max_connections.saturating_add(workers.saturating_mul(idle));
-    settings.max_connections + ADMIN_PLACES + to_workers + listeners + 2 * crate::backends::ACCEPT_BATCH
+fn socket_room(table: &AppTable, listeners: usize) -> usize {
+    let most = table.settings.max_connections;
+    let of_app = |app: &App| {
+        // Idle ones to other workers may stand open while all clients' requests are with one.
+        let idle = (app.settings.concurrency as usize).min(most).saturating_add(2);
+        let workers = crate::supervisor::unit::most_workers(&app.settings) + app.settings.upstreams.len();
+        workers.saturating_mul(idle)
+    };
+    let to_workers = table.apps.iter().map(of_app).fold(most, usize::saturating_add);
+    most + ADMIN_PLACES + to_workers + listeners + 2 * crate::backends::ACCEPT_BATCH
 }
 
 /// A number to start request ids from, so that those of two loops or two servers do not meet.

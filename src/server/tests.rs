@@ -82,25 +82,3 @@ fn inherited_sockets_are_shared_out() {
         assert_eq!(most, 5usize.div_ceil(loops), "{loops} loops: {shared:?}");
     }
 }
-
-#[test]
-fn descriptors_of_workers_are_reckoned_with() {
-    let settings = |workers, scaling| {
-        let mut settings = Settings { loops: 1, ..Settings::for_test() };
-        (settings.app.workers, settings.app.scaling) = (workers, scaling);
-        settings
-    };
-    let fixed = SPARE_DESCRIPTORS + 4;
-    for (workers, descriptors) in [(2, 1024), (40, 300), (40, 1024)] {
-        let clients = most_connections(&settings(workers, None), descriptors);
-        // The pipes of each worker, and of its replacement beside it.
-        let left = descriptors - fixed - workers * 4;
-        assert!(clients <= left && clients >= left / 2, "{workers} workers, {descriptors}: {clients}");
-    }
-    let scaling = crate::config::Scaling { min: 2, max: 40 };
-    assert_eq!(most_connections(&settings(2, Some(scaling)), 300), most_connections(&settings(40, None), 300));
-    let mut alone = settings(40, None);
-    alone.app.command = Command::None;
-    assert_eq!(most_connections(&alone, 300), 300 - fixed, "no worker is started");
-    assert_eq!(most_connections(&settings(1000, None), 300), 1);
-}

@@ -200,7 +200,7 @@ impl AppEvents {
         let now = Instant::now();
         let timeout = self.app.ready.timeout;
         let Some(process) = process else { return };
-        let listens_on = proc::listening_addresses(process.child.id());
+        let listens_on = &process.work.listens_on;
         let elsewhere = match listens_on.join(", ") {
             none if none.is_empty() => "nothing".to_owned(),
             some => some,
@@ -217,7 +217,7 @@ impl AppEvents {
                     1 => message += "; 1 other was starting beside it (--start-parallel)",
                     _ => message += &format!("; {others} others were starting beside it (--start-parallel)"),
                 }
-                message + &process.endpoint.remedy(&listens_on)
+                message + &process.endpoint.remedy(listens_on)
             }
             None => process.endpoint.not_back(timeout, reason),
         };

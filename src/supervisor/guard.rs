@@ -92,16 +92,26 @@ impl Guard {
         self.child
     }
 
+    /// Ends the lifeline without a word: the guard does its work.
+    pub(super) fn abandon(self) -> Child {
+        self.child
+    }
+
     /// Ends the guard at once.
     pub fn discard(self) {
         self.kill().wait().ok();
     }
 
+    /// Tells the guard to leave; false: it does not listen.
+    pub(super) fn tell_to_leave(&mut self) -> bool {
+        self.lifeline.write_all(b"q\n").is_ok()
+    }
+
     /// Tells the guard to leave and waits for its end; one that does not listen is killed.
     pub fn dismiss(mut self) {
-        let told = self.lifeline.write_all(b"q\n");
+        let told = self.tell_to_leave();
         let deadline = Instant::now() + GRACE;
-        while told.is_ok() && Instant::now() < deadline {
+        while told && Instant::now() < deadline {
             if self.has_ended() {
                 return;
             }

@@ -135,12 +135,25 @@ pub struct MemoryWatch {
     next: Instant,
     over: u32,
     last: Option<u64>,
+    /// A sample was asked for, and has not come.
+    asked: bool,
 }
 
 impl MemoryWatch {
     /// A watch for a worker that is to hold at most `limit` bytes, looked at every `every` ([`INTERVAL`]) from then on.
     pub fn new(limit: u64, every: Duration, now: Instant) -> MemoryWatch {
-        MemoryWatch { limit, every, next: now + every, over: 0, last: None }
+        MemoryWatch { limit, every, next: now + every, over: 0, last: None, asked: false }
+    }
+
+    /// A sample was asked for, and comes later.
+    pub fn asked(&mut self, now: Instant) {
+        self.next = now + self.every;
+        self.asked = true;
+    }
+
+    /// Whether a sample was asked for that has not come. Others are not counted: those in a row are to be some time apart.
+    pub fn is_asked(&self) -> bool {
+        self.asked
     }
 
     /// When the next sample is due.
@@ -162,6 +175,7 @@ impl MemoryWatch {
     /// were over the limit; it is said again with each further one. A sample that is not known changes nothing.
     pub fn sample(&mut self, bytes: Option<u64>, now: Instant) -> bool {
         self.next = now + self.every;
+        self.asked = false;
         if let Some(bytes) = bytes {
             self.last = Some(bytes);
             self.over = if bytes > self.limit { self.over.saturating_add(1) } else { 0 };

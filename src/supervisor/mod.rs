@@ -29,6 +29,7 @@ mod manager;
 pub mod memory;
 mod monitor;
 pub mod notify;
+mod observer;
 mod orphans;
 pub mod output;
 mod pause;
@@ -56,6 +57,7 @@ pub mod watch;
 use events::Events;
 use guard::GuardKeeper;
 use manager::Service;
+use observer::Observer;
 use orphans::{Mark, Orphans};
 use pid_file::PidFile;
 use removed::Lookout;
@@ -69,7 +71,7 @@ use tickets::Tickets;
 pub use unit::AppSetup;
 use unit::{Context, Unit};
 use upgrade::{Holdings, Upgrades};
-use wake::{LoopExit, Sleeper, Waker};
+use wake::{LoopExit, Ready, Sleeper, Waker};
 
 /// The word that makes this binary the built-in worker.
 pub const BUILT_IN: &str = "worker";
@@ -205,6 +207,7 @@ impl Supervisor {
             postboxes,
             guard: GuardKeeper::new(options.program.clone(), run.sockets().to_path_buf(), log.clone()),
             events: Events::new(log.clone()),
+            observer: Observer::new(log.clone(), waker.clone()),
             log,
             run: Rc::new(run),
             status: Arc::default(),
@@ -259,21 +262,24 @@ impl Supervisor {
 
     /// Supervises until the server is to end. Afterwards no process, socket or sub-directory of this server is left.
     pub fn run(mut self, mut hooks: Hooks<'_>) -> ExitReason {
-        let mut requests = Vec::new();
+        let (mut requests, mut ready) = (Vec::new(), Ready::default());
         let mut next_tick = hooks.every.as_ref().map(|(interval, _)| Instant::now() + *interval);
         loop {
             let now = Instant::now();
             self.sleeper.clear();
             self.requests.take(&mut requests);
             // Those that have ended first: the word of it must not wait behind anything.
-            self.reap(requests.contains(&Request::Child), now);
+            let child = requests.contains(&Request::Child);
+            self.reap(child, now);
             for request in requests.drain(..) {
                 self.serve(request, &mut hooks, now);
             }
             let stops = self.stop.is_some();
-            self.units.iter_mut().for_each(|unit| unit.turn(stops, now));
+            self.context.observer.turn();
+            self.units.iter_mut().for_each(|unit| unit.turn(&ready, stops, now));
             self.look_for_removed(now);
-            self.context.guard.watch();
+            self.context.observer.forget();
+            self.context.guard.watch(child, now);
             self.show_state(now);
             self.advance_upgrade(now);
             self.serve_control(&mut hooks, now);
@@ -291,7 +297,7 @@ impl Supervisor {
             if self.advance_stop(&mut hooks.loops_done, now) {
                 break;
             }
-            self.sleep(next_tick);
+            ready = self.sleep(next_tick);
         }
         self.finish()
     }
@@ -305,18 +311,12 @@ impl Supervisor {
         if let Some(orphans) = &mut self.orphans {
             orphans.end(&owned);
         }
-        // What was left behind is the guard's to end, once it can be.
-        let left_behind = self.units.iter().any(|unit| unit.processes.left_behind);
-        if let Some(guard) = self.context.guard.take()
-            && !left_behind
-        {
-            guard.dismiss();
-        }
         self.context.status.enter(AppState::Stopped);
         self.exit.unwrap_or(ExitReason::Stopped)
     }
 
-    fn sleep(&mut self, next_tick: Option<Instant>) {
+    /// Sleeps until there is something to do; what there is to be read.
+    fn sleep(&mut self, next_tick: Option<Instant>) -> Ready {
         let mut entries = vec![
             wake::entry(self.requests.descriptor(), libc::POLLIN),
             wake::entry(self.sleeper.descriptor(), libc::POLLIN),
@@ -333,6 +333,7 @@ impl Supervisor {
             self.context.log.event(Level::Error, format_args!("cannot wait for events: {error}"), &[]);
             std::thread::sleep(Duration::from_millis(100));
         }
+        Ready::of(&entries)
     }
 
     fn next_due(&self) -> Option<Instant> {

@@ -26,8 +26,6 @@ use crate::metrics::Metrics;
 const BEAT_PATIENCE: Duration = Duration::from_secs(1);
 /// Over how much time at least the share is told that a loop is busy.
 const BUSY_WINDOW: Duration = Duration::from_secs(5);
-/// How old what was measured of workers' memory may be in a scrape: it takes the system some time.
-pub(super) const MEMORY_AGE: Duration = Duration::from_secs(10);
 /// Texts that may wait to be sent away.
 const MOST_PUSHES: usize = 4;
 
@@ -200,7 +198,7 @@ impl Supervisor {
         let Some(observed) = &mut self.observed else { return };
         let (started, metrics) = (observed.about.started, observed.about.metrics.clone());
         let loops = observed.monitor.loop_times(&metrics, started, now);
-        let status = self.status_document(MEMORY_AGE, now);
+        let status = self.status_document(now);
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let sample = Sample {
             status: &status,
@@ -255,7 +253,7 @@ impl Supervisor {
 
     /// The status document for those who ask for it as it is now.
     pub(super) fn fresh_status(&mut self, now: Instant) -> Status {
-        self.status_document(Duration::ZERO, now)
+        self.status_document(now)
     }
 }
 

@@ -8,12 +8,12 @@ use std::os::unix::process::ExitStatusExt;
 use super::endpoint::Endpoint;
 use super::memory::MemoryWatch;
 use super::notify::Channel;
+use super::observer::{Observer, Wish};
 use super::output::Output;
 use super::probe::Probe;
 use super::removed::EndpointFile;
 use crate::dispatch::WorkerId;
 use crate::fleet::{Ending, Name};
-use crate::proc;
 
 /// How often a group is looked at whose first process has ended, when no child says that it has.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -71,6 +71,35 @@ pub struct Process {
     pub over_since: Option<Instant>,
     /// What is known of its socket's file.
     pub file: EndpointFile,
+    /// It has ended, as the system has said; it is not reaped yet.
+    pub ended: bool,
+    /// Whether its group has other members, as was last seen once it had ended.
+    pub populated: Option<bool>,
+    /// Its memory as was last seen, in bytes.
+    pub held: Option<u64>,
+    /// It has been ready.
+    pub opened: bool,
+    /// What was last seen of its work, while it is not ready, and when it is looked at next.
+    pub work: Work,
+}
+
+/// What a process does that is not ready yet, as was last seen.
+#[derive(Debug)]
+pub struct Work {
+    /// When to look next.
+    pub next: Instant,
+    /// The CPU time of its group.
+    pub cpu_time: Option<Duration>,
+    /// Where its group listens.
+    pub listens_on: Vec<String>,
+}
+
+impl Work {
+    /// Whether the group listens on that port, as was last seen.
+    pub fn listens_at(&self, port: u16) -> bool {
+        let suffix = format!(":{port}");
+        self.listens_on.iter().any(|address| !address.starts_with("unix:") && address.ends_with(&suffix))
+    }
 }
 
 /// How a worker was told to end.
@@ -99,23 +128,41 @@ impl Process {
     }
 
     /// Whether it is over: it has ended, and where its group was told to, that has, too; or it was killed and does not end, for
-    /// longer than `patience`. `child`: some process has ended.
-    pub fn is_over(&mut self, child: bool, patience: Duration, now: Instant) -> bool {
+    /// longer than `patience`. `child`: some process has ended. The members of its group are seen by the observer.
+    pub(super) fn is_over(&mut self, child: bool, patience: Duration, observer: &Observer, now: Instant) -> bool {
         if let Told::Kill { at } = self.told
             && now >= at + patience
         {
             return true;
         }
-        if !self.has_ended() {
-            return false;
-        }
+        // No process ends without a word, which is asked about once.
+        self.ended |= child && self.has_ended();
         match &mut self.told {
+            _ if !self.ended => false,
+            Told::Nothing | Told::Kill { .. } => true,
+            Told::Term { .. } if self.populated == Some(false) => true,
             Told::Term { look_at } if !child && now < *look_at => false,
             Told::Term { look_at } => {
                 *look_at = now + LOOK_AGAIN;
-                !proc::is_populated(self.child.id())
+                observer.ask(self.child.id(), Wish { members: true, ..Wish::default() });
+                false
             }
-            Told::Nothing | Told::Kill { .. } => true,
+        }
+    }
+
+    /// Asks about what is due: its memory where that has a limit, and while it is not ready, what it does.
+    pub(super) fn ask(&mut self, observer: &Observer, every: Duration, now: Instant) {
+        let mut wish = Wish::default();
+        if let Some(watch) = self.memory.as_mut().filter(|watch| watch.next() <= now) {
+            watch.asked(now);
+            wish.memory = true;
+        }
+        if !self.opened && self.told == Told::Nothing && self.work.next <= now {
+            self.work.next = now + every;
+            wish.work = true;
+        }
+        if wish != Wish::default() {
+            observer.ask(self.child.id(), wish);
         }
     }
 
@@ -125,14 +172,17 @@ impl Process {
         let watchdog = self.channel.as_ref().and_then(|channel| channel.watchdog.due());
         let memory = self.memory.as_ref().map(MemoryWatch::next);
         let end = self.over_since.map_or_else(|| self.end_due(patience), |since| Some(since + SETTLE));
-        [probe, watchdog, memory, end].into_iter().flatten().min()
+        let work = (!self.opened && self.told == Told::Nothing).then_some(self.work.next);
+        [probe, watchdog, memory, work, end].into_iter().flatten().min()
     }
 
     /// When to look whether it has ended.
     fn end_due(&self, patience: Duration) -> Option<Instant> {
         match self.told {
             Told::Nothing => None,
-            Told::Term { look_at } => self.has_ended().then_some(look_at),
+            // That nobody is left was seen behind this turn's look for those that are over.
+            Told::Term { .. } if self.populated == Some(false) => self.ended.then_some(self.born),
+            Told::Term { look_at } => self.ended.then_some(look_at),
             Told::Kill { at } => Some(at + patience),
         }
     }

@@ -15,20 +15,22 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::READ_BUFFER;
 use super::events::{AppEvents, WorkerExit};
 use super::guard::signal_group;
 use super::joined::JoinedWorker;
-use super::memory::{self, MemoryWatch};
+use super::memory::MemoryWatch;
 use super::notify::{self, Channel, NotifySocket, Watchdog};
+use super::observer::Wish;
 use super::output::{Capture, Output};
 use super::probe::{Look, Probe};
-use super::process::{Process, SETTLE, Told, exit_reason, is_clean};
+use super::process::{Process, SETTLE, Told, Work, exit_reason, is_clean};
 use super::removed::EndpointFile;
 use super::spawn::{Launcher, Particulars};
 use super::tally::Tally;
 use super::unit::Context;
 use super::upstreams::Listeners;
-use super::{READ_BUFFER, wake};
+use super::wake::{self, Ready};
 use crate::config::{self, ReadyBy};
 use crate::dispatch::{AppId, Dispatch, Moves, Target, WorkerId};
 use crate::fleet::{Ending, Event, Exit, Machine, Name, Start, Started};
@@ -39,6 +41,12 @@ use crate::proc;
 /// How long a process may take to end after KILL. One that is frozen, or in the middle of a system call that cannot be interrupted, takes
 /// for ever; its place is filled again.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// A worker that is not ready is looked at so often until its time is over...
+const LOOKS_UNTIL_READY: u32 = 8;
+/// ...and with such times between the looks.
+const SHORTEST_LOOK: Duration = Duration::from_millis(10);
+const LONGEST_LOOK: Duration = Duration::from_secs(1);
 
 /// What is seen of a worker, or heard from it, and is for the fleet to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -214,11 +222,7 @@ impl Processes {
             return Ok(false);
         };
         let particulars = Particulars { number, generation, limit, notify: notify.as_ref().map(NotifySocket::path) };
-        let spawned = launcher.start(particulars, &mut endpoint).and_then(|mut child| {
-            let captures = child.stdout.take().zip(child.stderr.take()).ok_or(io::ErrorKind::BrokenPipe)?;
-            Ok((Capture::new(captures.0.into())?, Capture::new(captures.1.into())?, child))
-        });
-        let (stdout, stderr, child) = match spawned {
+        let (stdout, stderr, child) = match launcher.start(particulars, &mut endpoint).and_then(capture) {
             Ok(parts) => parts,
             Err(error) => {
                 self.dispatch.died(id, now);
@@ -233,6 +237,7 @@ impl Processes {
         if let Some(socket) = &mut notify {
             socket.belongs_to(group as i32);
         }
+        let look_every = self.look_every();
         let app = &self.app;
         self.workers.push(Process {
             probe: Probe::of_readiness(&app.ready.by, address, endpoint.inherited(), now)
@@ -251,6 +256,11 @@ impl Processes {
             told: Told::Nothing,
             over_since: None,
             file: EndpointFile::made_in(&self.context.run),
+            ended: false,
+            populated: None,
+            held: None,
+            opened: false,
+            work: Work { next: now + look_every, cpu_time: None, listens_on: Vec::new() },
         });
         self.context.guard.add(group);
         Ok(true)
@@ -271,7 +281,11 @@ impl Processes {
             }
             let address = probe.address().clone();
             let port = address.as_socket().filter(|_| process.endpoint.may_leave_port()).map(|address| address.port());
-            if port.is_some_and(|port| proc::is_foreign(process.child.id(), port)) {
+            if let Some(port) = port.filter(|_| cfg!(target_os = "linux"))
+                && !process.work.listens_at(port)
+            {
+                // It may be a stranger's by now. Whether the group has it is seen by the next look.
+                self.context.observer.ask(process.child.id(), Wish { work: true, ..Wish::default() });
                 probe.later(now);
                 continue;
             }
@@ -299,7 +313,7 @@ impl Processes {
     pub fn ended(&mut self, child: bool, now: Instant) -> Vec<Name> {
         let patience = self.kill_patience;
         for process in &mut self.workers {
-            if process.over_since.is_none() && process.is_over(child, patience, now) {
+            if process.over_since.is_none() && process.is_over(child, patience, &self.context.observer, now) {
                 process.over_since = Some(now);
                 self.dispatch.died(process.id, now);
                 self.context.postboxes.broadcast(|| Message::Died(self.id, process.id));
@@ -313,9 +327,8 @@ impl Processes {
             return Vec::new();
         }
         let known = self.dispatch.snapshot();
-        let is_read = |process: &Process| {
-            !process.has_ended() || known.worker(process.id).is_none_or(|worker| worker.in_flight == 0)
-        };
+        let is_read =
+            |process: &Process| !process.ended || known.worker(process.id).is_none_or(|worker| worker.in_flight == 0);
         let due = over.into_iter().filter(|(process, since)| is_read(process) || now >= *since + SETTLE);
         due.map(|(process, _)| process.name).collect()
     }
@@ -330,7 +343,7 @@ impl Processes {
         let position = self.workers.iter().position(|process| process.name == name)?;
         let mut process = self.workers.swap_remove(position);
         let id = process.id;
-        let status = match process.has_ended() {
+        let status = match process.ended || process.has_ended() {
             true => process.child.wait(),
             false => Err(io::Error::other("it could not be killed, and is left behind")),
         };
@@ -363,24 +376,28 @@ impl Processes {
         Some(Exit { answered, clean, how, last_lines: process.output.last_lines.joined() })
     }
 
-    /// Reads what workers say and looks at what is due. Never blocks; memory is read within the bounds of
-    /// [`memory::proportional_of`].
-    pub fn observe(&mut self, now: Instant) -> Vec<(Name, Observation)> {
+    /// Takes in what was seen of workers, reads what they say, and asks about what is due.
+    pub fn observe(&mut self, ready: &Ready, now: Instant) -> Vec<(Name, Observation)> {
         let mut seen = Vec::new();
         let waited_for = self.app.ready.by == ReadyBy::Notify;
         let mut hung_up = Vec::new();
+        let look_every = self.look_every();
+        self.take_sights(&mut seen, now);
         for process in &mut self.workers {
+            process.ask(&self.context.observer, look_every, now);
             let Some(channel) = &mut process.channel else { continue };
             let Channel { socket, watchdog, status } = channel;
-            socket.read(|message| {
-                watchdog.take(&message, now);
-                match message {
-                    notify::Message::Ready if waited_for => seen.push((process.name, Observation::Ready)),
-                    notify::Message::Stopping => seen.push((process.name, Observation::Leaves)),
-                    notify::Message::Status(text) => *status = text,
-                    _ => {}
-                }
-            });
+            if ready.has(socket.descriptor()) {
+                socket.read(|message| {
+                    watchdog.take(&message, now);
+                    match message {
+                        notify::Message::Ready if waited_for => seen.push((process.name, Observation::Ready)),
+                        notify::Message::Stopping => seen.push((process.name, Observation::Leaves)),
+                        notify::Message::Status(text) => *status = text,
+                        _ => {}
+                    }
+                });
+            }
             if watchdog.has_expired(now) {
                 let period = watchdog.period().unwrap_or_default();
                 *watchdog = Watchdog::new(None);
@@ -394,27 +411,43 @@ impl Processes {
                 format!("the worker has not said WATCHDOG=1 for {} s, and is taken for stuck", period.as_secs_f32());
             self.events.emit(Level::Error, "worker-silent", &message, &fields);
         }
-        self.weigh(now, &mut seen);
         seen
     }
 
-    fn weigh(&mut self, now: Instant, seen: &mut Vec<(Name, Observation)>) {
-        let due = |process: &&mut Process| process.memory.as_ref().is_some_and(|watch| watch.next() <= now);
-        let mut weighed: Vec<&mut Process> = self.workers.iter_mut().filter(due).collect();
-        if weighed.is_empty() {
-            return;
+    /// How often a worker is looked at that is not ready yet.
+    fn look_every(&self) -> Duration {
+        (self.app.ready.timeout / LOOKS_UNTIL_READY).clamp(SHORTEST_LOOK, LONGEST_LOOK)
+    }
+
+    /// Has the memory of all workers looked at, as `status` shows it.
+    pub fn ask_for_memory(&self) {
+        for process in &self.workers {
+            self.context.observer.ask(process.child.id(), Wish { memory: true, ..Wish::default() });
         }
-        let groups: Vec<i32> = weighed.iter().map(|process| process.group()).collect();
-        for (process, bytes) in weighed.iter_mut().zip(memory::proportional_of(&groups)) {
-            if process.memory.as_mut().is_some_and(|watch| watch.sample(bytes, now)) {
-                seen.push((process.name, Observation::Heavy(bytes.unwrap_or(0))));
+    }
+
+    /// What was seen of the processes since the last turn.
+    fn take_sights(&mut self, seen: &mut Vec<(Name, Observation)>, now: Instant) {
+        for process in &mut self.workers {
+            let Some(sight) = self.context.observer.take(process.child.id()) else { continue };
+            process.populated = sight.populated.or(process.populated);
+            process.work.cpu_time = sight.cpu_time.or(process.work.cpu_time);
+            process.work.listens_on = sight.listens_on.unwrap_or_else(|| std::mem::take(&mut process.work.listens_on));
+            if !sight.weighed {
+                continue;
+            }
+            process.held = sight.memory.or(process.held);
+            if process.memory.as_mut().is_some_and(|watch| watch.is_asked() && watch.sample(sight.memory, now)) {
+                seen.push((process.name, Observation::Heavy(sight.memory.unwrap_or(0))));
             }
         }
     }
 
     /// Whether memory has room for another worker like this one; so, where nothing is known.
     pub fn has_room_beside(&self, name: Name) -> bool {
-        let held = self.process(name).and_then(|process| memory::proportional(process.group()));
+        let process = self.process(name);
+        // Before it was ever weighed, its first process alone tells.
+        let held = process.and_then(|process| process.held.or_else(|| proc::resident(process.child.id())));
         held.zip((self.context.options.headroom)()).is_none_or(|(held, free)| held <= free)
     }
 
@@ -425,8 +458,11 @@ impl Processes {
         self.workers.iter().filter_map(|process| process.probe.as_ref()?.entry()).chain(channels)
     }
 
-    pub fn read_output(&mut self) {
+    pub fn read_output(&mut self, ready: &Ready) {
         for process in &mut self.workers {
+            if !process.output.descriptors().any(|descriptor| ready.has(descriptor)) {
+                continue;
+            }
             let Process { output: Output { stdout, stderr, last_lines }, label, number, generation, child, .. } =
                 process;
             let (app, id, generation) = (&self.app.name, *number, *generation);
@@ -453,6 +489,12 @@ impl Processes {
     }
 }
 
+/// A child with what it writes.
+fn capture(mut child: std::process::Child) -> io::Result<(Capture, Capture, std::process::Child)> {
+    let (stdout, stderr) = child.stdout.take().zip(child.stderr.take()).ok_or(io::ErrorKind::BrokenPipe)?;
+    Ok((Capture::new(stdout.into())?, Capture::new(stderr.into())?, child))
+}
+
 impl Machine for Processes {
     fn start(&mut self, start: Start) -> Started {
         match self.try_start(start) {
@@ -464,6 +506,12 @@ impl Machine for Processes {
 
     fn open(&mut self, name: Name, now: Instant) {
         let Some(id) = self.id(name) else { return };
+        if let Some(process) = self.process_mut(name)
+            && !std::mem::replace(&mut process.opened, true)
+        {
+            let group = process.child.id();
+            self.context.observer.ask(group, Wish { memory: true, ..Wish::default() });
+        }
         if let Some(path) = self.process(name).and_then(|process| process.endpoint.path()) {
             // The directory is closed to others already; this is the second lock on the door.
             fs::set_permissions(path, fs::Permissions::from_mode(0o600)).ok();
@@ -524,7 +572,10 @@ impl Machine for Processes {
     }
 
     fn cpu_time(&mut self, name: Name) -> Option<Duration> {
-        proc::cpu_time(self.process(name)?.child.id())
+        let process = self.process(name)?;
+        // Its first process is asked once more: that is one file, and the last look may be late.
+        let own = proc::cpu_time(process.child.id());
+        process.work.cpu_time.max(own)
     }
 
     fn fits_beside(&mut self, name: Name) -> bool {

@@ -1,14 +1,13 @@
 //! The status document, filled: what the fleet, the processes, the dispatch and the counters know, at one moment.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use super::Supervisor;
 use super::heartbeat::Heartbeat;
-use super::memory;
 use super::monitor::Monitor;
 use super::stop::Stop;
 use super::unit::Unit;
 use super::wake::Waker;
-use super::{Supervisor, process};
 use crate::config::Settings;
 use crate::control::status::{self, State, WorkerState};
 use crate::dispatch::{Snapshot, Standing, WorkerSnapshot};
@@ -38,13 +37,9 @@ pub(super) struct Observed {
     pub rates: Rates,
     pub monitor: Monitor,
     pub heartbeat: Heartbeat,
-    held: Option<Held>,
     /// Lines of the log that nobody read of the servers before this one.
     pub dropped_before: u64,
 }
-
-/// The memory of the workers' groups, and when it was measured.
-type Held = (Instant, Vec<(i32, Option<u64>)>);
 
 impl Observed {
     /// `waker` wakes the supervisor for whoever asks.
@@ -52,7 +47,7 @@ impl Observed {
         about.desk.attend(Box::new(move || waker.wake()));
         let monitor = Monitor::new(about.desk.clone(), &settings.metrics, settings.loops, log, Instant::now());
         let rates = Rates::after(about.started, about.metrics.total().requests, about.metrics.latencies());
-        Observed { rates, about, monitor, heartbeat: Heartbeat::default(), held: None, dropped_before: 0 }
+        Observed { rates, about, monitor, heartbeat: Heartbeat::default(), dropped_before: 0 }
     }
 
     /// Requests so far, and how long they took.
@@ -71,9 +66,8 @@ impl Supervisor {
         self.units.iter_mut().for_each(|unit| drop(unit.sample_rates(Some(metrics), now)));
     }
 
-    /// All that is known; what of it takes the system time to tell, as of at most so long ago.
-    pub(super) fn status_document(&mut self, most_age: Duration, now: Instant) -> status::Status {
-        self.measure_memory(most_age, now);
+    /// All that is known; what of it takes the system time to tell, as it was last seen.
+    pub(super) fn status_document(&mut self, now: Instant) -> status::Status {
         let stops = self.stop.as_ref().map(|stop| match stop {
             Stop::Announced { drains: true, .. } | Stop::Loops { drains: true, .. } => State::Draining,
             _ => State::Stopping,
@@ -134,17 +128,6 @@ impl Supervisor {
             let lives = account.lives.remove(unit.name());
             lives.into_iter().for_each(|lives| unit.processes.tally.inherit(lives));
         }
-    }
-
-    fn measure_memory(&mut self, most_age: Duration, now: Instant) {
-        let Some(observed) = &mut self.observed else { return };
-        if observed.held.as_ref().is_some_and(|(at, _)| now.saturating_duration_since(*at) < most_age) {
-            return;
-        }
-        let workers = self.units.iter().flat_map(|unit| &unit.processes.workers);
-        let groups: Vec<i32> = workers.map(process::Process::group).collect();
-        let held = memory::proportional_of(&groups);
-        observed.held = Some((now, groups.into_iter().zip(held).collect()));
     }
 }
 
@@ -216,7 +199,7 @@ impl Unit {
             requests,
             latency_ms: status::Latency::from(&recent),
             roll: self.status_of_roll(),
-            workers: self.status_of_workers(snapshot, observed, now),
+            workers: self.status_of_workers(snapshot, now),
         }
     }
 
@@ -243,12 +226,10 @@ impl Unit {
         Some(roll)
     }
 
-    fn status_of_workers(&self, snapshot: &Snapshot, observed: Option<&Observed>, now: Instant) -> Vec<status::Worker> {
-        let held = observed.and_then(|observed| observed.held.as_ref());
-        let weight = |name| {
-            let group = self.processes.process(name)?.group();
-            held?.1.iter().find(|(known, _)| *known == group)?.1
-        };
+    fn status_of_workers(&self, snapshot: &Snapshot, now: Instant) -> Vec<status::Worker> {
+        // As was last seen; the next look is for the next document.
+        self.processes.ask_for_memory();
+        let weight = |name| self.processes.process(name)?.held;
         let mut workers: Vec<status::Worker> = Vec::new();
         for member in self.fleet.members() {
             workers.push(self.status_of_member(member, snapshot, weight(member.name), now));

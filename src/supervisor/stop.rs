@@ -139,14 +139,23 @@ impl Supervisor {
                     self.units.iter_mut().for_each(|unit| unit.fleet.stop(grace, now, &mut unit.processes));
                     self.stop = Some(Stop::Workers { hasty: false });
                 }
-                self.stop.is_some() && self.has_no_process() && loops_done()
+                self.has_no_process() && loops_done() && self.guard_has_left(now)
             }
             // The loops have been told twice over what to do; who drives them joins their threads after this.
-            Some(Stop::Workers { .. }) => self.has_no_process(),
+            Some(Stop::Workers { .. }) => self.has_no_process() && self.guard_has_left(now),
         }
     }
 
     fn has_no_process(&self) -> bool {
         self.units.iter().all(|unit| unit.processes.workers.is_empty())
+    }
+
+    /// The last step: the guard leaves, unless some process is left to it that could not be killed.
+    fn guard_has_left(&mut self, now: Instant) -> bool {
+        if self.units.iter().any(|unit| unit.processes.left_behind) {
+            self.context.guard.leave();
+            return true;
+        }
+        self.context.guard.dismiss(now)
     }
 }

@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 
 use super::events::Events;
 use super::guard::GuardKeeper;
+use super::observer::Observer;
 use super::pause::Pause;
 use super::processes::{Observation, Processes};
 use super::spawn::Launcher;
 use super::upstreams::Upstreams;
-use super::wake::{self, Waker};
+use super::wake::{self, Ready, Waker};
 use super::watch::Watcher;
 use super::watch::limiter::ReloadLimiter;
 use super::{AppState, ExitReason, LEAST_ROOM, LONGEST_SUFFIX, MOST_JOINED, Options, RunDirectory, StartError, Status};
@@ -50,6 +51,7 @@ pub(super) struct Context {
     pub guard: GuardKeeper,
     pub events: Events,
     pub status: Arc<Status>,
+    pub observer: Observer,
     pub waker: Waker,
     pub options: Rc<Options>,
 }
@@ -167,14 +169,14 @@ impl Unit {
         &self.processes.app.name
     }
 
-    /// Does all that is to be done now. `stops`: the server ends.
-    pub fn turn(&mut self, stops: bool, now: Instant) {
-        self.processes.read_output();
+    /// Does all that is to be done now. `stops`: the server ends; `ready`: what there is to be read.
+    pub fn turn(&mut self, ready: &Ready, stops: bool, now: Instant) {
+        self.processes.read_output(ready);
         self.take_notices(now);
         for name in self.processes.look_for_sockets(now) {
             self.fleet.ready(name, now, &mut self.processes);
         }
-        for (name, seen) in self.processes.observe(now) {
+        for (name, seen) in self.processes.observe(ready, now) {
             self.act_on_observation(name, seen, now);
         }
         self.upstreams.look(self.processes.ways(), now);
@@ -299,7 +301,7 @@ impl Unit {
 
     /// Watches the app's files, if changes are to reach the workers. Where the system cannot, the app goes on without.
     fn watch_files(&mut self) {
-        self.watcher = None;
+        self.stop_watching();
         let (app, context) = (&self.processes.app, &self.processes.context);
         if app.hot_reload == HotReload::None || self.processes.launcher().is_none() {
             return;
@@ -314,9 +316,19 @@ impl Unit {
         }
     }
 
+    /// A watcher ends behind what it is looking at, and nobody waits for that.
+    fn stop_watching(&mut self) {
+        let Some(watcher) = self.watcher.take() else { return };
+        let end = std::thread::Builder::new().name("watcher-end".to_owned()).spawn(move || drop(watcher));
+        if let Err(error) = end {
+            let message = "there is no thread to end a watcher";
+            self.processes.context.log.seldom(Level::Warn, message, &[("reason", &error)]);
+        }
+    }
+
     /// Nothing is replaced any more, and nothing that was held back is held any longer: requests come to their end.
     pub fn settle(&mut self, now: Instant) {
-        self.watcher = None;
+        self.stop_watching();
         self.fleet.hold_still(now, &mut self.processes);
         self.resume(now);
     }

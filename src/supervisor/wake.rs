@@ -101,6 +101,24 @@ pub fn poll(descriptors: &mut [libc::pollfd], timeout: Option<Duration>) -> io::
     if error.kind() == io::ErrorKind::Interrupted { Ok(()) } else { Err(error) }
 }
 
+/// The descriptors that have something to be read, or to be noticed, as [`poll`] has found.
+#[derive(Debug, Default)]
+pub struct Ready(Vec<RawFd>);
+
+impl Ready {
+    /// Those of these entries.
+    pub fn of(entries: &[libc::pollfd]) -> Ready {
+        let mut ready: Vec<RawFd> = entries.iter().filter(|entry| entry.revents != 0).map(|entry| entry.fd).collect();
+        ready.sort_unstable();
+        Ready(ready)
+    }
+
+    /// Whether a descriptor is among them.
+    pub fn has(&self, descriptor: RawFd) -> bool {
+        self.0.binary_search(&descriptor).is_ok()
+    }
+}
+
 /// An entry for [`poll`] that waits for `events`.
 pub fn entry(descriptor: RawFd, events: i16) -> libc::pollfd {
     libc::pollfd { fd: descriptor, events, revents: 0 }
@@ -122,5 +140,17 @@ mod tests {
         sleeper.clear();
         poll(&mut entries, Some(Duration::ZERO)).unwrap();
         assert_eq!(entries[0].revents, 0);
+    }
+
+    #[test]
+    fn who_is_ready_is_known_by_its_descriptor() {
+        let (loud, sleeper) = pair().unwrap();
+        let (_silent, other) = pair().unwrap();
+        loud.wake();
+        let mut entries = [other.descriptor(), sleeper.descriptor()].map(|descriptor| entry(descriptor, libc::POLLIN));
+        poll(&mut entries, None).unwrap();
+        let ready = Ready::of(&entries);
+        assert!(ready.has(sleeper.descriptor()) && !ready.has(other.descriptor()));
+        assert!(!Ready::default().has(sleeper.descriptor()));
     }
 }

@@ -7,5 +7,6 @@ mod front;
 mod inside;
 mod messages;
 mod refusals;
+mod routes;
 mod streaming;
 mod upgrades;

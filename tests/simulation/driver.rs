@@ -12,7 +12,7 @@ use production_server::backends::simulated::{Entered, Faults, Place, Random, Sim
 use production_server::backends::{Backend, Bell, Options, Size};
 use production_server::buffers::block::{Budget, Pool};
 use production_server::config::{self, Settings};
-use production_server::dispatch::{AppId, Balance, Dispatch, Policy};
+use production_server::dispatch::{Balance, Dispatch, Policy};
 use production_server::event_loop::{Scheme, Shared};
 use production_server::log::Log;
 use production_server::mailbox::{Mailbox, Message, Postboxes, mailbox};
@@ -538,7 +538,6 @@ fn open_loop(
             descriptor: world.listener(place.clone()).unwrap(),
             port: 80,
             scheme: Scheme::Http,
-            app: AppId::default(),
             front: Arc::new(shared.settings.front.clone()),
             admin: false,
         }],

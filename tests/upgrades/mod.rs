@@ -19,9 +19,9 @@ mod privileges;
 mod systemd;
 
 /// A server, and all that came after it. Whoever serves is killed at the end.
-struct Line {
-    server: Server,
-    folder: tempfile::TempDir,
+pub(crate) struct Line {
+    pub server: Server,
+    pub folder: tempfile::TempDir,
 }
 
 impl Line {
@@ -33,7 +33,7 @@ impl Line {
         Line::start_in(folder(), command, backend, flags)
     }
 
-    fn start_in(folder: tempfile::TempDir, command: Command, backend: &str, flags: &[&str]) -> Line {
+    pub fn start_in(folder: tempfile::TempDir, command: Command, backend: &str, flags: &[&str]) -> Line {
         let (run, pid) = (path(&folder, "run"), path(&folder, "pid"));
         let own = ["--run-dir", &run, "--pid-file", &pid, "--shutdown", "10s"];
         let server = Server::start_as(command, backend, &[&own, flags].concat());
@@ -42,16 +42,16 @@ impl Line {
         line
     }
 
-    fn run(&self) -> PathBuf {
+    pub fn run(&self) -> PathBuf {
         self.folder.path().join("run")
     }
 
-    fn status(&self) -> Value {
+    pub fn status(&self) -> Value {
         ask(&self.run()).expect("somebody serves")
     }
 
     /// The process that serves.
-    fn process(&self) -> u32 {
+    pub fn process(&self) -> u32 {
         self.status()["pid"].as_u64().unwrap() as u32
     }
 
@@ -60,14 +60,14 @@ impl Line {
     }
 
     /// What that word on the command line says, and its exit code.
-    fn word(&self, words: &[&str]) -> (Option<i32>, String) {
+    pub fn word(&self, words: &[&str]) -> (Option<i32>, String) {
         let output = Command::new(PROGRAM).args(words).arg("--run-dir").arg(self.run()).output().unwrap();
         let said = [output.stdout, output.stderr].concat();
         (output.status.code(), String::from_utf8_lossy(&said).into_owned())
     }
 
     /// An upgrade that must succeed: the process that serves afterwards.
-    fn upgraded(&self) -> u32 {
+    pub fn upgraded(&self) -> u32 {
         let before = self.process();
         let (code, said) = self.word(&["upgrade", "--wait"]);
         assert_eq!(code, Some(0), "{said}");
@@ -90,7 +90,7 @@ impl Line {
     }
 
     /// Stops whoever serves, after which nothing is left.
-    fn stop(mut self) {
+    pub fn stop(mut self) {
         let (code, said) = self.word(&["stop"]);
         assert_eq!(code, Some(0), "{said}");
         // The first one may be a zombie since long, or the one that was stopped.
@@ -121,7 +121,7 @@ impl Drop for Line {
     }
 }
 
-fn path(folder: &tempfile::TempDir, name: &str) -> String {
+pub(crate) fn path(folder: &tempfile::TempDir, name: &str) -> String {
     folder.path().join(name).display().to_string()
 }
 

@@ -7,7 +7,7 @@ use socket2::SockAddr;
 use super::*;
 use crate::apps::AppTable;
 use crate::backends::{Event, How, Piece, Size, Sock};
-use crate::config::BackendChoice;
+use crate::config::{BackendChoice, Command};
 use crate::dispatch::Dispatch;
 use crate::server::serve;
 use crate::supervisor::{self, RunDirectory, Supervisor, unit};

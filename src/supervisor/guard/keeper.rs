@@ -16,6 +16,8 @@ use crate::log::{Level, Log};
 /// How long after a guard's start another may be started: doubled each time, until one has lived for the longer one.
 const LEAST_DELAY: Duration = Duration::from_millis(100);
 const MOST_DELAY: Duration = Duration::from_secs(30);
+/// How long a guard may take to leave.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// See the module. Clones are of the same guard.
 #[derive(Clone)]
@@ -33,8 +35,10 @@ struct Kept {
     /// When a guard was started last, and how long after that another may be.
     started: Instant,
     delay: Duration,
-    /// Killed, and not reaped yet.
+    /// Killed, or left alone, and not reaped yet.
     killed: Vec<Child>,
+    /// When it was told to leave.
+    dismissed: Option<Instant>,
 }
 
 impl GuardKeeper {
@@ -50,6 +54,7 @@ impl GuardKeeper {
             started: Instant::now(),
             delay: LEAST_DELAY,
             killed: Vec::new(),
+            dismissed: None,
         };
         GuardKeeper(Rc::new(RefCell::new(kept)))
     }
@@ -86,11 +91,17 @@ impl GuardKeeper {
         }
     }
 
-    /// Replaces a guard that has ended, when it is time.
-    pub fn watch(&self) {
+    /// Replaces a guard that has ended, when it is time; `child`: some process has ended.
+    pub fn watch(&self, child: bool, now: Instant) {
         let mut kept = self.0.borrow_mut();
-        kept.killed.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
-        if kept.wanted && kept.guard.as_mut().is_none_or(Guard::has_ended) {
+        if child {
+            kept.killed.retain_mut(|child| matches!(child.try_wait(), Ok(None)));
+        }
+        let gone = match &mut kept.guard {
+            Some(guard) => child && guard.has_ended(),
+            None => now >= kept.started + kept.delay,
+        };
+        if kept.wanted && gone {
             kept.replace();
         }
     }
@@ -107,11 +118,27 @@ impl GuardKeeper {
         kept.guard.iter().map(Guard::id).chain(kept.killed.iter().map(Child::id)).collect()
     }
 
-    /// Takes the guard out, for the server's end.
-    pub fn take(&self) -> Option<Guard> {
+    /// The server ends, and no worker is left: tells the guard to leave, and is asked again until it has. One that does not is killed.
+    pub fn dismiss(&self, now: Instant) -> bool {
         let mut kept = self.0.borrow_mut();
         kept.wanted = false;
-        kept.guard.take()
+        let dismissed = *kept.dismissed.get_or_insert(now);
+        let Some(guard) = &mut kept.guard else { return true };
+        let listens = dismissed < now || guard.tell_to_leave();
+        if !listens || now >= dismissed + PATIENCE {
+            let killed = kept.guard.take().map(Guard::kill);
+            kept.killed.extend(killed);
+            return true;
+        }
+        guard.has_ended()
+    }
+
+    /// The server ends, and leaves processes behind: they are the guard's to end, once it can be.
+    pub fn leave(&self) {
+        let mut kept = self.0.borrow_mut();
+        kept.wanted = false;
+        let left = kept.guard.take().map(Guard::abandon);
+        kept.killed.extend(left);
     }
 }
 
