@@ -143,7 +143,8 @@ impl<B: Backend> Loop<B> {
                 Step::Stop
             }
             Route::Refuse(status, reason) => {
-                self.refuse_request(sock, &input, request, status, reason);
+                let head = &input[request.method_span.start as usize..request.len];
+                self.refuse_head(sock, (status, reason), request.accept.of(&input), head);
                 Step::Stop
             }
             Route::Respond(app, route) if responds_at_length(&app, &route, request) => {
@@ -276,20 +277,12 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// Refuses a request whose head was understood, and begins `input`.
-    #[cold]
-    fn refuse_request(&mut self, sock: Sock, input: &[u8], request: &Request, status: u16, detail: &str) {
-        let head = &input[request.method_span.start as usize..request.len];
-        self.refuse_head(sock, (status, detail), request.accept.of(input), head);
-    }
-
-    /// Answers with an error and closes, lingering, so that a client that is still sending reads the refusal. For what was not
-    /// understood as a request.
+    /// Answers with an error and closes, lingering, so that a client that is still sending reads the refusal.
     pub fn refuse(&mut self, sock: Sock, status: u16, detail: &str) {
         self.refuse_head(sock, (status, detail), b"", b"");
     }
 
-    /// [`Loop::refuse`], of a request with that head, which stands so in the access log.
+    /// [`Loop::refuse`] of a request that was understood: it stands in the access log with its head.
     pub fn refuse_head(&mut self, sock: Sock, (status, detail): (u16, &str), accept: &[u8], head: &[u8]) {
         self.count().errors.add(1);
         self.count().of_series(OWN).ended(status);

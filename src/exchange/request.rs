@@ -65,7 +65,8 @@ impl<B: Backend> Loop<B> {
         let key = match self.exchanges.insert(exchange) {
             Ok(key) => key,
             Err(exchange) => {
-                self.refuse_exchange(stream, &exchange);
+                let head = exchange.request.head.as_deref().unwrap_or_default();
+                self.refuse_head(stream.connection, (503, "too many requests are in progress"), b"", head);
                 return None;
             }
         };
@@ -74,12 +75,6 @@ impl<B: Backend> Loop<B> {
             client.exchange = key;
         }
         Some(key)
-    }
-
-    #[cold]
-    fn refuse_exchange(&mut self, stream: Stream, exchange: &Exchange) {
-        let head = exchange.request.head.as_deref().unwrap_or_default();
-        self.refuse_head(stream.connection, (503, "too many requests are in progress"), b"", head);
     }
 
     fn begin_body(&mut self, key: Key, framing: Framing, input: Block) {
