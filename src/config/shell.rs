@@ -90,6 +90,11 @@ mod tests {
         }
     }
 
+    /// The long names of a command's flags.
+    fn flags(command: &clap::Command) -> impl Iterator<Item = &str> {
+        command.get_arguments().filter(|flag| !flag.is_hide_set()).filter_map(clap::Arg::get_long)
+    }
+
     #[test]
     fn every_shell_completes_every_flag_and_word() {
         for (shell, _) in super::SHELLS {
@@ -97,8 +102,11 @@ mod tests {
             for key in keys::all() {
                 assert!(text.contains(key.name), "--{} is not completed in {shell}", key.name);
             }
-            for word in ["status", "restart", "check", "conformance"] {
-                assert!(text.contains(word), "{word} is not completed in {shell}");
+            for word in super::command().get_subcommands() {
+                assert!(text.contains(word.get_name()), "{} is not completed in {shell}", word.get_name());
+                for flag in flags(word) {
+                    assert!(text.contains(flag), "--{flag} of {} is not completed in {shell}", word.get_name());
+                }
             }
         }
         assert!(
@@ -119,6 +127,10 @@ mod tests {
         for command in super::command().get_subcommands() {
             let page = printed(&["man", command.get_name()]).unwrap();
             assert!(page.contains(&format!(".TH production_server-{} 1", command.get_name())), "{}", &page[..200]);
+            for flag in flags(command) {
+                let flag = format!("\\-\\-{}", flag.replace('-', "\\-"));
+                assert!(page.contains(&flag), "{flag} is not in the page of {}", command.get_name());
+            }
         }
         assert!(printed(&["man", "nothing"]).unwrap_err().starts_with("64 error: man \"nothing\": there is no such"));
     }
