@@ -11,6 +11,7 @@ use crate::support::{Client, Server, Worker, folder, on_every_backend, until};
 
 on_every_backend! {
     a_trusted_proxy_is_believed
+    what_is_said_of_one_request_is_not_said_of_the_next
     nobody_else_is_believed
     a_peer_that_is_ipv4_over_an_ipv6_listener_is_the_same
     a_refused_request_is_its_clients
@@ -101,6 +102,33 @@ fn a_trusted_proxy_is_believed(backend: &str) {
         .collect();
     assert_eq!(addresses, ["203.0.113.9", "2001:db8::9", "203.0.113.9", "203.0.113.10"]);
     assert_eq!(lines().matches("\"request.id\":\"front-1\"").count(), 2);
+}
+
+fn what_is_said_of_one_request_is_not_said_of_the_next(backend: &str) {
+    let (worker, folder) = (Worker::echo(), folder());
+    let (socket, log) = (folder.path().join("app.sock"), folder.path().join("access.log"));
+    let (listen, log_path) = (format!("unix:{}", socket.display()), log.display().to_string());
+    let flags =
+        ["--listen", "127.0.0.1:0", "--listen", &listen, "--trusted-proxies", "loopback", "--access-log", &log_path];
+    let server = Server::before(backend, &worker.url, &flags);
+    let mut client = Client::of(&server);
+    assert_eq!(client.ask(&request(FRONT)).field("x-request-id"), Some("front-1"));
+    // The exchange that has ended leaves its place to this one, whose peer is not trusted.
+    let mut unix = UnixStream::connect(&socket).unwrap();
+    unix.write_all(request(&format!("{FRONT}Connection: close\r\n")).as_bytes()).unwrap();
+    let mut answer = String::new();
+    unix.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && !answer.contains("front-1"), "{answer}");
+    // And this one's is, but says nothing.
+    assert_ne!(client.ask(&request("")).field("x-request-id"), Some("front-1"));
+    let lines = || std::fs::read_to_string(&log).unwrap_or_default();
+    until("three lines of the access log", || lines().lines().count() == 3);
+    let said = |name: &str| -> Vec<String> {
+        let parsed = |line| serde_json::from_str::<serde_json::Value>(line).unwrap();
+        lines().lines().map(|line| parsed(line)[name].as_str().unwrap_or_default().to_owned()).collect()
+    };
+    assert_eq!(said("client.address"), ["203.0.113.9", "unix:", "127.0.0.1"]);
+    assert_eq!(said("request.id").iter().filter(|id| *id == "front-1").count(), 1);
 }
 
 fn nobody_else_is_believed(backend: &str) {
