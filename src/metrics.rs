@@ -203,6 +203,12 @@ counters! {
     paused_for_memory,
     /// Requests refused because `buffer_bytes` was used up.
     memory_refused,
+    /// Connections closed because their peer may not speak for others with the PROXY protocol.
+    proxy_protocol_refused,
+    /// Connections closed because they did not begin with a header of the PROXY protocol.
+    proxy_protocol_invalid,
+    /// Connections closed because that header did not come in time.
+    proxy_protocol_late,
     /// Requests whose client left before the answer was whole.
     client_gone,
     of apps:

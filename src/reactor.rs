@@ -21,6 +21,7 @@ use crate::backends::{Backend, Event, How, Sock};
 use crate::buffers::block::Pool;
 use crate::buffers::slots::Slots;
 use crate::buffers::wheel::Wheel;
+use crate::config::Front;
 use crate::connection::{Kind, Role, Table};
 use crate::day::Day;
 use crate::event_loop::{Accepting, Apps, Heads, Listener, Loop, Memory, Scheme, Shared, Time};
@@ -39,6 +40,8 @@ pub struct ListenerSetup {
     pub scheme: Scheme,
     /// Whether it serves the documents of the server's own and nothing else.
     pub admin: bool,
+    /// What stands in front of it.
+    pub front: Arc<Front>,
 }
 
 /// What a loop is made of.
@@ -83,10 +86,15 @@ impl<B: Backend> Reactor<B> {
         let now = backend.now();
         let mut table = Table::new(setup.max_sockets);
         let mut accepting = Accepting::default();
-        for (index, ListenerSetup { descriptor, port, scheme, admin }) in setup.listeners.into_iter().enumerate() {
+        for (index, listener) in setup.listeners.into_iter().enumerate() {
+            let ListenerSetup { descriptor, port, scheme, admin, front } = listener;
             let sock = backend.listen(descriptor)?;
             table.put(sock, Role::Listener(index as u16));
-            accepting.listeners.push(Listener { sock, port, scheme, admin });
+            let (traces, writes_forwarded) = (front.trusted.is_empty(), front.writes_forwarded);
+            if !traces {
+                accepting.tolds.get_or_insert_default();
+            }
+            accepting.listeners.push(Listener { sock, port, scheme, admin, front, traces, writes_forwarded });
         }
         let time = Time {
             now,

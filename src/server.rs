@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::backends::Backend;
-use crate::config::{BackendChoice, Config, ListenAddress, Loaded, Settings};
+use crate::config::{BackendChoice, Config, Front, ListenAddress, Loaded, Settings};
 use crate::event_loop::{Scheme, Shared};
 use crate::handover::Channel;
 use crate::log::{Level, Log};
@@ -123,7 +123,7 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
     let (postboxes, mailboxes) = loops::post(settings.loops);
     let desk = Desk::default();
     let about = About { backend: backend_name(backend), metrics: metrics.clone(), desk: desk.clone(), started };
-    let loop_listeners = loops::share_out(&listeners, settings.loops)?;
+    let loop_listeners = loops::share_out(&listeners, &settings)?;
     let held = predecessor.is_some();
     let options = supervisor::Options {
         descriptors: original_limit,
@@ -250,7 +250,7 @@ struct Listening {
 impl Listening {
     /// The sockets of one of so many loops. There may be more of them than loops, or fewer, when they were inherited: each has at least
     /// one loop, and each loop at least one of them.
-    fn of_loop(&self, index: usize, loops: usize) -> io::Result<Vec<ListenerSetup>> {
+    fn of_loop(&self, index: usize, loops: usize, front: &Arc<Front>) -> io::Result<Vec<ListenerSetup>> {
         let port = match &self.address {
             ListenAddress::Tcp(address) => address.port(),
             ListenAddress::Unix(_) | ListenAddress::Systemd(_) => 0,
@@ -258,8 +258,8 @@ impl Listening {
         let (count, admin) = (self.sockets.len(), self.admin);
         let own = if count <= loops { index % count..index % count + 1 } else { index..count };
         let setup = |socket: &OwnedFd| {
-            let descriptor = socket.try_clone()?;
-            Ok(ListenerSetup { descriptor, port, scheme: Scheme::Http, admin })
+            let (descriptor, front) = (socket.try_clone()?, front.clone());
+            Ok(ListenerSetup { descriptor, port, scheme: Scheme::Http, admin, front })
         };
         self.sockets[own].iter().step_by(loops).map(setup).collect()
     }

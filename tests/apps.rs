@@ -101,7 +101,8 @@ impl Rig {
         };
         let listener = |app: AppId| {
             let descriptor = world.listener(place(app)).unwrap();
-            ListenerSetup { descriptor, port: 81 + app.0, scheme: Scheme::Http, admin: false }
+            let front = Default::default();
+            ListenerSetup { descriptor, port: 81 + app.0, scheme: Scheme::Http, admin: false, front }
         };
         let setup = Setup {
             index: 0,

@@ -29,6 +29,7 @@ const OPEN: &str = "application/openmetrics-text;version=1.0.0;q=0.8,text/plain;
 
 /// The address of the admin listener, as the server says it.
 fn admin(server: &Server) -> SocketAddr {
+    until("the server says where", || server.has_said("listening for those who watch"));
     let line = server.lines().into_iter().find(|line| line.contains("listening for those who watch"));
     let line: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
     line["address"].as_str().unwrap().parse().unwrap()
@@ -338,6 +339,10 @@ fn the_documents_are_for_this_machine_and_the_admin_listener_for_all(backend: &s
     assert_eq!(get(admin, "/readyz?verbose"), (200, "[+] listeners: ok\n[+] app web: ok\nok\n".to_owned()));
     assert_eq!(get(admin, "/health_check?verbose").1, "[+] loop 0: ok\n[+] listeners: ok\n[+] app web: ok\nok\n");
     // Off for the public, and still there for those who watch.
+    // What stands in front of the public listeners does not stand in front of it.
+    let flags = ["--admin", "127.0.0.1:0", "--proxy-protocol", "10.0.0.0/8", "--trusted-proxies", "loopback"];
+    let server = Server::before(backend, &worker.url, &flags);
+    assert_eq!(get(self::admin(&server), "/metrics").0, 200);
     let server = Server::before(backend, &worker.url, &["--admin", "127.0.0.1:0", "--internal", "off"]);
     assert!(get(server.address, "/metrics").1.starts_with("GET /metrics "));
     assert_eq!(get(self::admin(&server), "/metrics").0, 200);

@@ -174,6 +174,7 @@ impl Rig {
                 descriptor: world.listener(place.clone()).unwrap(),
                 port: 80,
                 scheme: Scheme::Http,
+                front: Default::default(),
                 admin: false,
             }],
             mailbox,

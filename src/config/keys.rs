@@ -420,6 +420,20 @@ const LOOPS: &[Key] = &[
         store(&mut settings.unix_listen.group, account(text).map(Some))
     })
     .example("www-data"),
+    key("trusted-proxies", "WHOM", "", TRUSTED_HELP, |settings, text| settings.front.trusted.add(text))
+        .many()
+        .example("10.0.0.0/8"),
+    key("forwarded", "keep|write", "keep", FORWARDED_HELP, |settings, text| {
+        store(&mut settings.front.writes_forwarded, choice(text, &[("keep", false), ("write", true)]))
+    })
+    .example("write"),
+    key("proxy-protocol", "WHOM", "", PROXY_HELP, |settings, text| settings.front.proxies.add(text))
+        .many()
+        .example("10.0.0.0/8"),
+    key("proxy-protocol-timeout", "DURATION", "5s", "How long such a header may take to come", |settings, text| {
+        store(&mut settings.front.header_timeout, duration(text, POSITIVE))
+    })
+    .example("2s"),
     key(
         "loops",
         "N|auto",
@@ -451,6 +465,15 @@ const LOOPS: &[Key] = &[
         store(&mut settings.shutdown, duration(text, FROM_ZERO))
     }),
 ];
+
+const TRUSTED_HELP: &str = "Proxies whose X-Forwarded-*, X-Real-IP, Forwarded, X-Request-Id and the like are believed: networks, \
+    addresses, loopback, unix";
+
+const FORWARDED_HELP: &str =
+    "What workers are told as Forwarded (RFC 7239): keep: what a trusted proxy says; write: always one of our own";
+
+const PROXY_HELP: &str = "Who may connect, and has to begin with a PROXY protocol header, of version 1 or 2 [default: all may, \
+    without one]";
 
 const LISTEN_HELP: &str =
     "IP:PORT, a port, unix:PATH, systemd:NAME (sockets that systemd has opened) or systemd: (all of them)";

@@ -191,6 +191,8 @@ pub const COMMAND: &str = "apps.*.command";
 pub const ADDRESS: &str = "listen[].address";
 /// What belongs to one Unix socket that is listened on.
 pub const OF_SOCKET: [&str; 3] = ["listen-mode", "listen-owner", "listen-group"];
+/// What may be said of one listener in the place of what is said of all.
+pub const OF_FRONT: [&str; 4] = ["trusted-proxies", "forwarded", "proxy-protocol", "proxy-protocol-timeout"];
 
 use Reload::{Listener, Live, Restart, Roll};
 use Shape::{Count, False, List, Map, Size, Switch, Text, TextOrFalse, Word};
@@ -214,6 +216,10 @@ pub const PLACES: &[Place] = &[
     at("pre-stop-delay", "server.pre_stop_delay", Shape::Duration, Live),
     at("stats-interval", "server.stats_interval", Shape::Duration, Live),
     at("run-dir", "server.run_dir", Text, Restart),
+    at("trusted-proxies", "server.trusted_proxies", List, Restart),
+    at("forwarded", "server.forwarded", Word, Restart),
+    at("proxy-protocol", "server.proxy_protocol.from", List, Restart),
+    at("proxy-protocol-timeout", "server.proxy_protocol.timeout", Shape::Duration, Restart),
     at("pid-file", "server.pid_file", Text, Restart),
     at("user", "server.user", Text, Restart),
     at("group", "server.group", Text, Restart),
@@ -222,6 +228,10 @@ pub const PLACES: &[Place] = &[
     at("listen-mode", "listen[].mode", Text, Listener),
     at("listen-owner", "listen[].owner", Text, Listener),
     at("listen-group", "listen[].group", Text, Listener),
+    at("trusted-proxies", "listen[].trusted_proxies", List, Restart),
+    at("forwarded", "listen[].forwarded", Word, Restart),
+    at("proxy-protocol", "listen[].proxy_protocol.from", List, Restart),
+    at("proxy-protocol-timeout", "listen[].proxy_protocol.timeout", Shape::Duration, Restart),
     at("", COMMAND, List, Roll),
     at("directory", "apps.*.directory", Text, Roll),
     Place {
@@ -382,7 +392,15 @@ const SET: &str = "X-Tenant=a";
 pub const TABLES: &[(&str, &str)] = &[
     ("server", "The process: event loops, limits and deadlines of the client side."),
     ("server.timeouts", "Deadlines of the client side."),
-    ("listen[]", "One address to listen on; `[[listen]]` again for each further one."),
+    (
+        "server.proxy_protocol",
+        "Load balancers that begin each connection with a header of the PROXY protocol; a list alone stands for `from`.",
+    ),
+    (
+        "listen[]",
+        "One address to listen on; `[[listen]]` again for each further one. What it says itself holds in the place of `[server]`'s.",
+    ),
+    ("listen[].proxy_protocol", "As `[server.proxy_protocol]`, for this listener alone."),
     (
         "apps",
         "The apps behind the loops, each under a name of its own: `[apps.web]`. With several of them `[[routes]]` says which gets what.",
@@ -427,6 +445,8 @@ pub const TABLES: &[(&str, &str)] = &[
 
 /// Tables for which a value alone stands for one of their keys.
 pub const SHORT: &[(&str, &str)] = &[
+    ("server.proxy_protocol", "server.proxy_protocol.from"),
+    ("listen[].proxy_protocol", "listen[].proxy_protocol.from"),
     ("apps.*.ready", "apps.*.ready.by"),
     ("apps.*.hot_reload", "apps.*.hot_reload.by"),
     ("log.access", "log.access.to"),
@@ -450,8 +470,6 @@ pub const NOT_YET: &[&str] = &[
     "hub",
     "publish",
     "health",
-    "trusted_proxies",
-    "proxy_protocol",
     "include",
     "listen[].alpn",
     "listen[].client_ca",

@@ -103,7 +103,7 @@ impl<B: Backend> Loop<B> {
             Ok(Some(request)) => self.take_request(sock, input, &request),
             Ok(None) => self.wait_for_head(sock, input),
             Err(refusal) => {
-                self.refuse(sock, refusal.status, &refusal.to_string(), b"");
+                self.refuse(sock, refusal.status, &refusal.to_string());
                 Step::Stop
             }
         }
@@ -113,7 +113,7 @@ impl<B: Backend> Loop<B> {
     fn wait_for_head(&mut self, sock: Sock, input: Block) -> Step {
         if !self.memory.has_reserve() {
             self.count().memory_refused.add(1);
-            self.refuse(sock, 503, "the server has no memory left for requests that come in parts", b"");
+            self.refuse(sock, 503, "the server has no memory left for requests that come in parts");
             return Step::Stop;
         }
         let input = input.settle(&self.memory.pool);
@@ -128,6 +128,7 @@ impl<B: Backend> Loop<B> {
 
     fn take_request(&mut self, sock: Sock, mut input: Block, request: &Request) -> Step {
         self.count().requests.add(1);
+        self.find_origin(sock, &input);
         if let Some(client) = self.table.client(sock) {
             client.search = Default::default();
             client.requested = true;
@@ -142,8 +143,8 @@ impl<B: Backend> Loop<B> {
                 Step::Stop
             }
             Route::Refuse(status, reason) => {
-                let accept = request.accept.of(&input).to_vec();
-                self.refuse(sock, status, reason, &accept);
+                let head = &input[request.method_span.start as usize..request.len];
+                self.refuse_head(sock, (status, reason), request.accept.of(&input), head);
                 Step::Stop
             }
             Route::Respond(app, route) if responds_at_length(&app, &route, request) => {
@@ -277,7 +278,12 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Answers with an error and closes, lingering, so that a client that is still sending reads the refusal.
-    pub fn refuse(&mut self, sock: Sock, status: u16, detail: &str, accept: &[u8]) {
+    pub fn refuse(&mut self, sock: Sock, status: u16, detail: &str) {
+        self.refuse_head(sock, (status, detail), b"", b"");
+    }
+
+    /// [`Loop::refuse`] of a request that was understood: it stands in the access log with its head.
+    pub fn refuse_head(&mut self, sock: Sock, (status, detail): (u16, &str), accept: &[u8], head: &[u8]) {
         self.count().errors.add(1);
         self.count().of_series(OWN).ended(status);
         let reply = Reply { format: reply::negotiate(accept), ..Reply::new(status, detail, &self.time.day.date) };
@@ -289,7 +295,7 @@ impl<B: Backend> Loop<B> {
             self.become_state(sock, State::WritingResponse);
         }
         self.backend.send(sock, piece.into());
-        self.log_answer(sock, b"", status, bytes);
+        self.log_answer(sock, head, status, bytes);
         self.close_client(sock, How::Flushed);
     }
 }

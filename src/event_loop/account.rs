@@ -10,6 +10,7 @@ use crate::http::id::id_text;
 use crate::log::AccessRecord;
 
 use super::Loop;
+use super::front::access_record;
 
 /// The status in the access line of a request whose client left before it was answered, as nginx has it.
 const CLIENT_LEFT: u16 = 499;
@@ -55,17 +56,24 @@ impl<B: Backend> Loop<B> {
             app: &exchange.app.settings.name,
             note: exchange.answer.note.as_deref(),
             worker: seat.map(|seat| seat.target.number),
-            request_id: &id_text(exchange.request.id),
-            ..client.access_record(head, self.time.day.micros(now))
+            request_id: self.accepting.id(key, &id_text(exchange.request.id)),
+            ..access_record(
+                head,
+                client.http.version,
+                self.accepting.client(key, &client.arrival),
+                self.time.day.micros(now),
+            )
         });
     }
 
-    /// Writes the access line of a request that no exchange carries.
+    /// Writes the access line of a request that no exchange carries. `head` is empty where none was understood.
     pub fn log_answer(&mut self, sock: Sock, head: &[u8], status: u16, bytes: u64) {
         if self.access.enabled()
             && let Some(client) = self.table.client(sock)
         {
-            let record = client.access_record(head, self.time.day.micros(self.time.nanos()));
+            let told = self.heads.origin.trusted && !head.is_empty();
+            let address = if told { self.heads.origin.client } else { client.arrival.peer.address() };
+            let record = access_record(head, client.http.version, address, self.time.day.micros(self.time.nanos()));
             self.access.record(&AccessRecord { status, bytes, ..record });
         }
     }

@@ -6,16 +6,18 @@
 //! ones never keep anybody out.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::backends::{Backend, How, Peer, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::{Look, TICK, nanos};
+use crate::config::Front;
 use crate::log::Level;
 use crate::mailbox::Message;
 
-use super::Loop;
+use super::{Arrival, Loop, Tolds};
 use crate::connection::{Client, Role, State};
 
 /// How long a request may be on its way to a process that has handed its work over: a client that keeps its connection busy asks again
@@ -30,6 +32,11 @@ pub(crate) struct Listener {
     pub scheme: Scheme,
     /// It serves the documents of the server's own and nothing else.
     pub admin: bool,
+    /// What stands in front of it.
+    pub front: Arc<Front>,
+    /// Traces of peers that are not trusted pass, for nobody is.
+    pub traces: bool,
+    pub writes_forwarded: bool,
 }
 
 /// Connections that admin listeners let in beyond the limit: a crowd of clients must not hide the server from its operator.
@@ -55,6 +62,8 @@ impl Scheme {
 #[derive(Default)]
 pub(crate) struct Accepting {
     pub listeners: Vec<Listener>,
+    /// What trusted proxies say; `None` where no listener has any.
+    pub tolds: Option<Box<Tolds>>,
     /// They are paused: for `max_connections`, or until another process hands its work over.
     paused: bool,
     /// Those whose end the backend has told.
@@ -299,12 +308,14 @@ impl<B: Backend> Loop<B> {
     }
 
     fn admit(&mut self, sock: Sock, listener: u16, peer: Peer) {
-        self.table.put(sock, Role::Client(Client::new(listener, peer)));
+        let (port, front) = match self.accepting.listeners.get(listener as usize) {
+            Some(listener) => (listener.port, !listener.front.proxies.is_empty()),
+            None => (0, false),
+        };
+        self.table.put(sock, Role::Client(Client::new(listener, Arrival::new(peer, port))));
         self.count().total_connections.add(1);
         self.count().active_connections.increment();
         self.count().moved(None, Some(State::Accepting));
-        self.become_state(sock, State::ReadingRequest);
-        self.arm(sock, self.patience(self.apps.settings.timeouts.header));
-        self.backend.recv(sock, crate::backends::Size::Small);
+        if front { self.await_proxy_header(sock, peer) } else { self.await_first_request(sock) }
     }
 }

@@ -62,9 +62,9 @@ impl<B: Backend> Loop<B> {
     /// Whether the inside may be told: the peer is on this machine, speaks for nobody else, and means this machine by the name that
     /// it asks for. Who comes over a Unix socket may be a proxy that says nothing of itself.
     fn is_local(&mut self, sock: Sock, input: &[u8], request: &head::Request) -> bool {
-        let peer = self.table.client(sock).map(|client| client.peer);
+        let peer = self.table.client(sock).and_then(|client| client.arrival.peer.address());
         !request.forwarded
-            && peer.is_some_and(|peer| !peer.unix && peer.ip.is_loopback())
+            && peer.is_some_and(|address| address.is_loopback())
             && is_loopback_host(request.authority.of(input))
     }
 
@@ -72,14 +72,14 @@ impl<B: Backend> Loop<B> {
     pub fn ask_desk(&mut self, stream: Stream, input: &[u8], request: &head::Request, document: Document) {
         // No app has a part in it, but each exchange is some app's.
         let Some(app) = self.apps.any().cloned() else {
-            return self.refuse(stream.connection, 503, "no app is configured", b"");
+            return self.refuse(stream.connection, 503, "no app is configured");
         };
         let kept = self.memory.pool.heap(&input[..request.len]);
         let mut exchange = Exchange::new(stream, app, OWN, request, kept, self.next_id, &self.time);
         // It waits for nobody of the dispatch, and nothing but its document or its client's end moves it.
         (exchange.phase, exchange.request.upload) = (Phase::Asking, Upload::Sent);
         self.become_state(stream.connection, State::Processing);
-        let Some(exchange) = self.begin_exchange(stream, exchange) else { return };
+        let Some(exchange) = self.begin_exchange(stream, exchange, input) else { return };
         self.watch(stream.connection);
         self.shared.desk.ask(Question { loop_index: self.index, exchange, document });
     }

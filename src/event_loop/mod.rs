@@ -8,6 +8,7 @@
 //! | `account` | what is counted of an exchange, and its line in the log |
 //! | `admission` | listeners, and the limit on connections |
 //! | `apps` | what is served, and how a new configuration takes the place of an old one |
+//! | `front` | what stands in front of a listener: PROXY protocol headers, and whose word about a request's origin counts |
 //! | `inside` | documents about the inside of the server, and who gets them |
 //! | `memory` | where bytes are that wait, and who goes on when memory comes back |
 //!
@@ -17,12 +18,14 @@
 mod account;
 mod admission;
 mod apps;
+mod front;
 mod inside;
 mod memory;
 
 pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
 pub use admission::{Admission, Scheme};
 pub(crate) use apps::{Apps, Seat};
+pub(crate) use front::{Arrival, Tolds};
 pub(crate) use inside::{Inside, may_be_inside};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
@@ -41,6 +44,7 @@ use crate::dispatch::Grant;
 use crate::exchange::Exchange;
 use crate::http::fields::Fields;
 use crate::http::head::HeadLimits;
+use crate::http::origin::Origin;
 use crate::log::{AccessLog, Log};
 use crate::mailbox::Postboxes;
 use crate::mailbox::desk::Desk;
@@ -109,11 +113,14 @@ pub(crate) struct Heads {
     pub limits: HeadLimits,
     /// The fields of the head in hand.
     pub fields: Fields,
+    /// Where the request in hand comes from.
+    pub origin: Origin,
 }
 
 impl Heads {
     pub fn new(settings: &Settings) -> Heads {
-        Heads { limits: HeadLimits::new(settings.max_head, settings.max_fields), fields: Fields::default() }
+        let limits = HeadLimits::new(settings.max_head, settings.max_fields);
+        Heads { limits, fields: Fields::default(), origin: Origin::default() }
     }
 }
 

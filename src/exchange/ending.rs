@@ -153,6 +153,7 @@ impl<B: Backend> Loop<B> {
         let http10 = self.table.client(connection).is_some_and(|client| client.http.is_old());
         let [accept] = find_lines(exchange.request.head.as_deref().unwrap_or_default(), [b"accept"]);
         let format = reply::negotiate(accept);
+        let own = id_text(exchange.request.id);
         let reply = Reply {
             format,
             keep_alive,
@@ -160,7 +161,7 @@ impl<B: Backend> Loop<B> {
             head_only: exchange.request.method == Method::Head,
             retry_after: matches!(status, 503 | 504).then_some(1),
             reload: format == Format::Html && detail == STARTING,
-            request_id: Some(&id_text(exchange.request.id)),
+            request_id: Some(self.accepting.id(key, &own)),
             ..Reply::new(status, detail, &self.time.day.date)
         };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));

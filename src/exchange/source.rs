@@ -97,7 +97,7 @@ impl<B: Backend> Loop<B> {
         (exchange.answer.status, exchange.source) = (direct.status(), Source::Own(direct.body().clone(), 0));
         let date = &self.time.day.date;
         let piece = self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, true));
-        let Some(key) = self.begin_exchange(stream, exchange) else { return };
+        let Some(key) = self.begin_exchange(stream, exchange, input) else { return };
         self.become_state(stream.connection, State::WritingResponse);
         self.backend.send(stream.connection, piece.into());
         self.watch(stream.connection);

@@ -27,7 +27,8 @@ fn met(listeners: &[Listening], client: SocketAddr) -> Option<usize> {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         for (index, listening) in listeners.iter().enumerate() {
-            let listener = TcpListener::from(listening.of_loop(0, 1).unwrap().remove(0).descriptor);
+            let listener =
+                TcpListener::from(listening.of_loop(0, 1, &Default::default()).unwrap().remove(0).descriptor);
             if listener.accept().is_ok() {
                 return Some(index);
             }
@@ -72,7 +73,7 @@ fn inherited_sockets_are_shared_out() {
         admin: false,
     };
     for loops in 1..9 {
-        let of_loop = |index| listening.of_loop(index, loops).unwrap();
+        let of_loop = |index| listening.of_loop(index, loops, &Default::default()).unwrap();
         let shared: Vec<Vec<u64>> =
             (0..loops).map(|index| of_loop(index).into_iter().map(|setup| inode(setup.descriptor)).collect()).collect();
         assert!(shared.iter().all(|own| !own.is_empty()), "{loops} loops: {shared:?}");

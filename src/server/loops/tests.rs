@@ -147,7 +147,7 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
         status: Box::new(String::new),
     });
     let listeners = crate::server::open_listeners(&shared.settings, &mut Default::default()).unwrap();
-    let listeners = share_out(&listeners, shared.settings.loops).unwrap();
+    let listeners = share_out(&listeners, &shared.settings).unwrap();
     let loops = LoopSet { shared, table, metrics, listeners, held: false, mailboxes, loop_exit };
     let outcome = serve::<Broken<FAULT>>(loops, BackendChoice::Epoll, supervisor, || None);
     told.flush(Duration::from_secs(10));
