@@ -41,6 +41,7 @@ pub mod program;
 mod removed;
 pub mod resolver;
 pub mod run_directory;
+pub mod saturation;
 pub mod signals;
 pub mod spawn;
 mod state;
@@ -95,6 +96,10 @@ pub struct Options {
     pub signals: bool,
     /// How often a worker's memory is looked at, where it has a limit.
     pub memory_interval: Duration,
+    /// How often it is looked whether requests wait while the workers idle.
+    pub saturation_interval: Duration,
+    /// For how long the machine's cores have idled, as [`crate::proc::idle_time`].
+    pub idle_time: fn() -> Option<Duration>,
     /// How many bytes may still be used, as [`memory::headroom`].
     pub headroom: fn() -> Option<u64>,
     /// How the addresses of upstreams' names are found.
@@ -116,6 +121,8 @@ impl Default for Options {
             descriptors: None,
             signals: true,
             memory_interval: memory::INTERVAL,
+            saturation_interval: saturation::INTERVAL,
+            idle_time: crate::proc::idle_time,
             headroom: memory::headroom,
             resolve: resolver::by_system,
             about: None,

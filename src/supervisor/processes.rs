@@ -426,6 +426,16 @@ impl Processes {
         }
     }
 
+    /// How much CPU time these have used with all that they have started, as was last seen; the next look is for the next question.
+    pub fn work_of(&self, names: &[Name]) -> Vec<(Name, Duration)> {
+        let asked = self.workers.iter().filter(|process| names.contains(&process.name));
+        let told = asked.filter_map(|process| {
+            self.context.observer.ask(process.child.id(), Wish { work: true, ..Wish::default() });
+            Some((process.name, process.work.cpu_time?))
+        });
+        told.collect()
+    }
+
     /// What was seen of the processes since the last turn.
     fn take_sights(&mut self, seen: &mut Vec<(Name, Observation)>, now: Instant) {
         for process in &mut self.workers {
