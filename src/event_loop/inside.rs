@@ -18,7 +18,8 @@ use super::Loop;
 /// Whether it is worth a look if a path with its query names one of the documents: said of nearly every request, and so in few steps.
 #[inline]
 pub(crate) fn may_be_inside(name: &[u8]) -> bool {
-    name.len() <= b"/health_check?verbose=true".len() && matches!(name, [b'/', b's' | b'm' | b'l' | b'r' | b'h', ..])
+    name.len() <= b"/health_check?verbose=true".len()
+        && matches!(name, [b'/', b's', b'e' | b't', ..] | [b'/', b'm' | b'r' | b'h', b'e', ..] | [b'/', b'l', b'i', ..])
 }
 
 /// What the server has to say of itself.
