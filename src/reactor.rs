@@ -13,30 +13,19 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use std::os::fd::OwnedFd;
-
 use crate::apps::AppTable;
 use crate::backends::{Backend, Event, How, Sock};
 use crate::buffers::block::Pool;
 use crate::buffers::slots::Slots;
 use crate::buffers::wheel::Wheel;
-use crate::connection::{Kind, Role, Table};
+use crate::connection::{Kind, Table};
 use crate::day::Day;
-use crate::event_loop::{Accepting, Apps, Heads, Listener, Loop, Memory, Scheme, Shared, Time};
+use crate::event_loop::{Accepting, Apps, Heads, Loop, Memory, Shared, Time};
 use crate::exchange::{Exchange, Hold, Phase};
+pub use crate::listener::ListenerSetup;
 use crate::log::{AccessLog, Level};
 use crate::mailbox::{Mailbox, Message};
 use crate::metrics::Metrics;
-
-/// What a listener of a loop is.
-pub struct ListenerSetup {
-    /// The socket, bound and listening.
-    pub descriptor: OwnedFd,
-    /// The local port that `X-Forwarded-Port` tells; 0 for a Unix socket.
-    pub port: u16,
-    /// What is spoken on it.
-    pub scheme: Scheme,
-}
 
 /// What a loop is made of.
 pub struct Setup {
@@ -76,15 +65,8 @@ pub struct Reactor<B: Backend> {
 
 impl<B: Backend> Reactor<B> {
     /// A loop that accepts on its listeners from the first turn on, or when it is told to.
-    pub fn new(mut backend: B, setup: Setup) -> std::io::Result<Reactor<B>> {
+    pub fn new(backend: B, setup: Setup) -> std::io::Result<Reactor<B>> {
         let now = backend.now();
-        let mut table = Table::new(setup.max_sockets);
-        let mut accepting = Accepting::default();
-        for (index, ListenerSetup { descriptor, port, scheme }) in setup.listeners.into_iter().enumerate() {
-            let sock = backend.listen(descriptor)?;
-            table.put(sock, Role::Listener(index as u16));
-            accepting.listeners.push(Listener { sock, port, scheme });
-        }
         let time = Time {
             now,
             day: Day::new(0),
@@ -94,7 +76,7 @@ impl<B: Backend> Reactor<B> {
         let mut core = Loop {
             backend,
             index: setup.index,
-            table,
+            table: Table::new(setup.max_sockets),
             // Each client has at most one.
             exchanges: Slots::new(setup.max_sockets),
             time,
@@ -103,12 +85,13 @@ impl<B: Backend> Reactor<B> {
             apps: Apps::new(&setup.table),
             subject: Sock::NONE,
             next_id: setup.first_id,
-            accepting,
+            accepting: Accepting::default(),
             metrics: setup.metrics,
             access: setup.access,
             work: VecDeque::new(),
             shared: setup.shared,
         };
+        core.open_listeners(setup.listeners)?;
         if setup.held {
             core.hold_listeners();
         }
@@ -273,6 +256,13 @@ impl<B: Backend> Loop<B> {
             Message::Died(app, worker) => self.worker_died(app, worker),
             Message::Retire(app, worker) => self.retire(app, worker),
             Message::Configure(table) => self.configure(&table),
+            Message::Listen(setups) => {
+                if let Err(error) = self.open_listeners(setups) {
+                    let fields: [(&str, &dyn std::fmt::Display); 2] = [("loop", &self.index), ("error", &error)];
+                    self.shared.log.event(Level::Error, "a loop cannot listen on a new listener", &fields);
+                }
+            }
+            Message::CloseListener(id) => self.close_listener(id),
             Message::Accept => self.resume_accepting(),
             Message::AcceptAnew => self.accept_anew(),
             Message::CloseIdle => drop(self.close_longest_idle()),

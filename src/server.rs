@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::backends::Backend;
-use crate::config::{BackendChoice, Config, ListenAddress, Loaded, Settings};
+use crate::config::{BackendChoice, Config, Inputs, ListenAddress, Loaded, Settings};
 use crate::event_loop::{Scheme, Shared};
 use crate::handover::Channel;
 use crate::log::{Level, Log};
@@ -26,16 +26,18 @@ use crate::metrics::{self, Metrics};
 use crate::reactor::ListenerSetup;
 use crate::socket_file::SocketFile;
 use crate::supervisor::pid_file::PidFile;
+use crate::supervisor::reload::Reload;
 use crate::supervisor::upgrade::{Held, Holdings, Succession};
 use crate::supervisor::{self, About, Supervisor};
 
 use inherit::Inherited;
 use loops::LoopSet;
-use site::Current;
+use reload::Reloader;
 
 mod inherit;
 mod loops;
 mod privileges;
+mod reload;
 mod site;
 mod unix;
 
@@ -82,8 +84,9 @@ pub struct StartError {
 }
 
 /// Runs the server until it is stopped; the exit code. With a predecessor it takes that one's place.
-pub fn run(loaded: Loaded, mut predecessor: Option<Channel>) -> u8 {
-    match start(loaded, &mut predecessor) {
+/// `inputs` are what it was configured by, and is configured by anew when it is told to reload.
+pub fn run(loaded: Loaded, inputs: Inputs, mut predecessor: Option<Channel>) -> u8 {
+    match start(loaded, inputs, &mut predecessor) {
         Ok(code) => code,
         Err(error) => {
             if let Some(channel) = predecessor {
@@ -95,32 +98,31 @@ pub fn run(loaded: Loaded, mut predecessor: Option<Channel>) -> u8 {
     }
 }
 
-fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartError> {
+fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> Result<u8, StartError> {
     let mut warnings = loaded.warnings();
-    let mut config = loaded.config;
+    let mut config = loaded.config.clone();
     // Before anything else is opened: systemd's sockets are known by their numbers.
     let mut inherited = Inherited::take(predecessor.as_mut())?;
     let original_limit = fit_to_machine(&mut config, &mut warnings);
-    let mut settings = config.server.clone();
-    let listeners = open_listeners(&settings, &mut inherited)?;
-    privileges::give_up(&settings)?;
+    let listeners = open_listeners(&config.server, &mut inherited)?;
+    privileges::give_up(&config.server)?;
     // Workers may start elsewhere, and are told paths in it.
-    settings.run_dir = std::path::absolute(&settings.run_dir).unwrap_or(settings.run_dir);
-    settings.listen = listeners.iter().map(|listener| listener.address.clone()).collect();
-    let log = Log::open(&settings.access_log, &settings.event_log)
-        .map_err(|error| refused(format!("cannot open the log: {error}"), &error, exit::CANNOT_CREATE))?;
-    let backend = choose_backend(&settings, &log)?;
-    let run_directory = inherited.run_directory(&settings.run_dir)?;
+    config.server.run_dir = std::path::absolute(&config.server.run_dir).unwrap_or(config.server.run_dir);
+    config.server.listen = listeners.iter().map(|listener| listener.address.clone()).collect();
+    let log = open_log(&config.server)?;
+    let backend = choose_backend(&config.server, &log)?;
+    let run_directory = inherited.run_directory(&config.server.run_dir)?;
     for warning in warnings.iter().chain(&inherited.warnings()) {
         log.event(Level::Warn, warning, &[]);
     }
-    let settings = Arc::new(settings);
+    let settings = Arc::new(config.server.clone());
     let started = Instant::now();
     let table = Arc::new(site::table(&config, &settings, started));
     let metrics = inherited.metrics(settings.loops);
     let (postboxes, mailboxes) = loops::post(settings.loops);
     let about = About { backend: backend_name(backend), metrics: metrics.clone(), started };
     let loop_listeners = loops::share_out(&listeners, settings.loops)?;
+    let reloader = Reloader::new(loaded, inputs, config, table.clone(), &listeners, (&postboxes, &log));
     let held = predecessor.is_some();
     let options = supervisor::Options {
         descriptors: original_limit,
@@ -134,7 +136,7 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
     let supervisor =
         Supervisor::start_apps(settings.clone(), apps, postboxes.clone(), log.clone(), run_directory, options)
             .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;
-    let status = site::status_writer(Current::new(table.clone()), started, supervisor.status());
+    let status = site::status_writer(reloader.table.clone(), started, supervisor.status());
     let shared = Arc::new(Shared {
         settings,
         postboxes,
@@ -146,7 +148,12 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
     let loop_exit = supervisor.loop_exit();
     let loops = LoopSet { shared, table, metrics, listeners: loop_listeners, held, mailboxes, loop_exit };
     let succeed = || predecessor.take().map(|channel| inherited.succession(channel));
-    serve_on(backend, loops, supervisor, succeed)
+    serve_on(backend, loops, supervisor, reloader, succeed)
+}
+
+fn open_log(settings: &Settings) -> Result<Log, StartError> {
+    Log::open(&settings.access_log, &settings.event_log)
+        .map_err(|error| refused(format!("cannot open the log: {error}"), &error, exit::CANNOT_CREATE))
 }
 
 /// [`serve`] with the loops of that backend.
@@ -154,23 +161,29 @@ fn serve_on(
     backend: BackendChoice,
     loops: LoopSet,
     supervisor: Supervisor,
+    reloader: Reloader,
     succeed: impl FnOnce() -> Option<Succession>,
 ) -> Result<u8, StartError> {
+    let reloader = Some(reloader);
     match backend {
         #[cfg(backend_io_uring)]
-        BackendChoice::IoUring => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor, succeed),
+        BackendChoice::IoUring => {
+            serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor, reloader, succeed)
+        }
         #[cfg(backend_readiness)]
-        _ => serve::<crate::backends::readiness::Readiness>(loops, backend, supervisor, succeed),
+        _ => serve::<crate::backends::readiness::Readiness>(loops, backend, supervisor, reloader, succeed),
         #[cfg(not(backend_readiness))]
-        _ => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor, succeed),
+        _ => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor, reloader, succeed),
     }
 }
 
-/// Starts the loops, and supervises until the end. `succeed` tells in whose place; nothing can fail after that.
+/// Starts the loops, and supervises until the end. Without a reloader the configuration stays as it is. `succeed` tells in whose place this
+/// server is; nothing can fail after that.
 fn serve<B: Backend + 'static>(
     loops: LoopSet,
     backend: BackendChoice,
     mut supervisor: Supervisor,
+    reloader: Option<Reloader>,
     succeed: impl FnOnce() -> Option<Succession>,
 ) -> Result<u8, StartError> {
     let (shared, metrics) = (loops.shared.clone(), loops.metrics.clone());
@@ -179,16 +192,24 @@ fn serve<B: Backend + 'static>(
     if let Some(succession) = succeed() {
         supervisor.succeed(succession);
     }
-    Ok(supervise(&shared, &metrics, supervisor, threads))
+    Ok(supervise(&shared, &metrics, supervisor, reloader, threads))
 }
 
-fn supervise(shared: &Arc<Shared>, metrics: &Metrics, supervisor: Supervisor, threads: Vec<loops::Thread>) -> u8 {
-    let interval = shared.settings.stats_interval;
+fn supervise(
+    shared: &Arc<Shared>,
+    metrics: &Metrics,
+    supervisor: Supervisor,
+    reloader: Option<Reloader>,
+    threads: Vec<loops::Thread>,
+) -> u8 {
+    let table = reloader.as_ref().map(|reloader| reloader.table.clone());
+    let reload =
+        |mut reloader: Reloader| -> Reload<'_> { Box::new(move |supervisor, now| reloader.reload(supervisor, now)) };
     let print = || shared.log.print(metrics::stats_box(&metrics.total()));
     let hooks = supervisor::Hooks {
         loops_done: Box::new(|| threads.iter().all(JoinHandle::is_finished)),
-        every: (!interval.is_zero()).then(|| (interval, Box::new(print) as Box<dyn FnMut()>)),
-        reload: None,
+        every: Some(Box::new(print)),
+        reload: reloader.map(reload),
     };
     let mut code = supervisor.run(hooks).code();
     shared.postboxes.broadcast(|| Message::StopNow);
@@ -203,7 +224,8 @@ fn supervise(shared: &Arc<Shared>, metrics: &Metrics, supervisor: Supervisor, th
     if ends != loops::Ends::default() {
         code = exit::SOFTWARE;
     }
-    if !shared.settings.stats_interval.is_zero() {
+    let settings = table.map_or_else(|| shared.settings.clone(), |table| table.get().settings.clone());
+    if !settings.stats_interval.is_zero() {
         shared.log.print(metrics::stats_box(&metrics.total()));
     }
     shared.log.flush_and_stop(LOG_FLUSH);
@@ -212,6 +234,8 @@ fn supervise(shared: &Arc<Shared>, metrics: &Metrics, supervisor: Supervisor, th
 
 /// One address and its sockets: one for each loop where the kernel balances between them, else one that all share.
 struct Listening {
+    /// See [`ListenerSetup::id`]; set by whoever gives them out.
+    id: u32,
     /// As it is configured.
     asked: ListenAddress,
     /// Where it is.
@@ -231,22 +255,39 @@ impl Listening {
         };
         let count = self.sockets.len();
         let own = if count <= loops { index % count..index % count + 1 } else { index..count };
-        let setup =
-            |socket: &OwnedFd| Ok(ListenerSetup { descriptor: socket.try_clone()?, port, scheme: Scheme::Http });
+        let setup = |socket: &OwnedFd| {
+            Ok(ListenerSetup { id: self.id, descriptor: socket.try_clone()?, port, scheme: Scheme::Http })
+        };
         self.sockets[own].iter().step_by(loops).map(setup).collect()
+    }
+}
+
+/// Where a listener is, and what it was asked to be.
+#[derive(Clone)]
+struct Place {
+    id: u32,
+    asked: ListenAddress,
+    address: ListenAddress,
+}
+
+impl Place {
+    fn of(listening: &Listening) -> Place {
+        let Listening { id, asked, address, .. } = listening;
+        Place { id: *id, asked: asked.clone(), address: address.clone() }
     }
 }
 
 impl From<Listening> for Held {
     fn from(listening: Listening) -> Held {
-        let Listening { asked, address, sockets, file } = listening;
-        Held { asked: asked.to_string(), address: address.to_string(), sockets, file }
+        let Listening { id, asked, address, sockets, file } = listening;
+        Held { id, asked: asked.to_string(), address: address.to_string(), sockets, file }
     }
 }
 
 /// What is kept for a successor.
 fn holdings(settings: &Settings, listeners: Vec<Listening>) -> Holdings {
-    Holdings { run_dir: settings.run_dir.clone(), listeners: listeners.into_iter().map(Held::from).collect() }
+    let listeners = listeners.into_iter().map(Held::from).collect();
+    Holdings { run_dir: settings.run_dir.clone(), listeners, ..Holdings::default() }
 }
 
 fn write_pid_file(path: &std::path::Path) -> Result<PidFile, StartError> {
@@ -263,16 +304,18 @@ fn open_listeners(settings: &Settings, inherited: &mut Inherited) -> Result<Vec<
     for asked in &settings.listen {
         match inherited.listeners(asked)? {
             Some(found) => listeners.extend(found),
-            None => listeners.push(open_listener(settings, asked)?),
+            None => listeners.push(listen(settings, asked, false)?),
         }
     }
+    (0..).zip(&mut listeners).for_each(|(id, listening)| listening.id = id);
     Ok(listeners)
 }
 
-fn open_listener(settings: &Settings, address: &ListenAddress) -> Result<Listening, StartError> {
+/// Opens a listener. `shared`: this process listens on that port already, and so may others of its own.
+fn listen(settings: &Settings, address: &ListenAddress, shared: bool) -> Result<Listening, StartError> {
     match address {
-        ListenAddress::Tcp(address) => listen_tcp(*address, only_v6(*address, &settings.listen), settings.loops)
-            .map_err(|error| {
+        ListenAddress::Tcp(address) => {
+            listen_tcp(*address, only_v6(*address, &settings.listen), settings.loops, shared).map_err(|error| {
                 let hint = match error.kind() {
                     io::ErrorKind::AddrInUse => "; another program listens there: stop it or choose another address",
                     io::ErrorKind::PermissionDenied => "; ports below 1024 need privileges",
@@ -280,7 +323,8 @@ fn open_listener(settings: &Settings, address: &ListenAddress) -> Result<Listeni
                     _ => "",
                 };
                 refused(format!("cannot listen on {address}: {error}{hint}"), &error, exit::CANNOT_CREATE)
-            }),
+            })
+        }
         ListenAddress::Unix(path) => {
             let access = settings.unix_listen_at(path);
             unix::listen(path, access.mode, unix::Owner::find(access)?)
@@ -299,14 +343,17 @@ fn only_v6(address: SocketAddr, all: &[ListenAddress]) -> bool {
     address.is_ipv6() && address.ip().is_unspecified() && address.port() != 0 && all.iter().any(is_v4)
 }
 
-fn listen_tcp(address: SocketAddr, only_v6: bool, loops: usize) -> io::Result<Listening> {
+fn listen_tcp(address: SocketAddr, only_v6: bool, loops: usize, shared: bool) -> io::Result<Listening> {
     let asked = ListenAddress::Tcp(address);
+    let balances = cfg!(any(target_os = "linux", target_os = "freebsd"));
     let probe = tcp_socket(address, only_v6)?;
+    if shared && balances {
+        share_port(&probe)?;
+    }
     probe.bind(&address.into())?;
     // Only a listening socket conflicts with another instance's on every kernel.
     probe.listen(1)?;
     let address = probe.local_addr()?.as_socket().unwrap_or(address);
-    let balances = cfg!(any(target_os = "linux", target_os = "freebsd"));
     let mut sockets = Vec::new();
     if balances {
         drop(probe);
@@ -321,7 +368,7 @@ fn listen_tcp(address: SocketAddr, only_v6: bool, loops: usize) -> io::Result<Li
         probe.listen(BACKLOG)?;
         sockets.push(probe.into());
     }
-    Ok(Listening { asked, address: ListenAddress::Tcp(address), sockets, file: None })
+    Ok(Listening { id: 0, asked, address: ListenAddress::Tcp(address), sockets, file: None })
 }
 
 fn tcp_socket(address: SocketAddr, only_v6: bool) -> io::Result<Socket> {

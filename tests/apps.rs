@@ -92,7 +92,7 @@ impl Rig {
         };
         let listener = |app: AppId| {
             let descriptor = world.listener(place(app)).unwrap();
-            ListenerSetup { descriptor, port: 81 + app.0, scheme: Scheme::Http }
+            ListenerSetup { id: u32::from(app.0), descriptor, port: 81 + app.0, scheme: Scheme::Http }
         };
         let setup = Setup {
             index: 0,

@@ -85,7 +85,7 @@ impl fmt::Display for Changed {
         let what = match self.class {
             Reload::Live | Reload::Listener => "",
             Reload::Roll => " (its workers are replaced)",
-            Reload::Restart => " (needs a restart of the server; left as it was)",
+            Reload::Restart => " (takes another process: left as it was until `production_server upgrade`)",
         };
         write!(formatter, "{}: {} -> {}{what}", self.path, self.old, self.new)
     }
@@ -311,7 +311,7 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "server.loops: \"auto\" -> 7 (needs a restart of the server; left as it was)",
+                "server.loops: \"auto\" -> 7 (takes another process: left as it was until `production_server upgrade`)",
                 "server.shutdown: \"5s\" -> \"1s\"",
                 "listener 0.0.0.0:1001: opened",
                 "listener 0.0.0.0:1000: closed",

@@ -16,8 +16,9 @@ mod admission;
 mod apps;
 mod memory;
 
-pub(crate) use admission::{Accepting, Listener};
-pub use admission::{Admission, Scheme};
+pub use crate::listener::Scheme;
+pub(crate) use admission::Accepting;
+pub use admission::Admission;
 pub(crate) use apps::{Apps, Seat};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};

@@ -65,6 +65,7 @@ fn inherited_sockets_are_shared_out() {
     let all: Vec<u64> = sockets.iter().map(|socket| inode(socket.try_clone().unwrap().into())).collect();
     let asked = ListenAddress::Tcp(SocketAddr::new(V4, 0));
     let listening = Listening {
+        id: 0,
         asked: asked.clone(),
         address: asked,
         sockets: sockets.into_iter().map(OwnedFd::from).collect(),

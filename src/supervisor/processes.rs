@@ -194,7 +194,7 @@ impl Processes {
         let Some(launcher) = self.launchers.of(generation) else { return Ok(false) };
         let now = Instant::now();
         let label = format!("{}.G{generation}.{number}", self.app.name);
-        let socket = self.context.run.socket(&format!("{label}.{}.sock", name.0)).map_err(|error| error.to_string())?;
+        let socket = self.context.next_socket(&label).map_err(|error| error.to_string())?;
         let speaks = launcher.listens_to_workers().then(|| NotifySocket::open(&socket.with_extension("note")));
         let mut notify = speaks.transpose().map_err(|error| error.to_string())?;
         let mut endpoint = launcher.endpoint(socket).map_err(|error| error.to_string())?;

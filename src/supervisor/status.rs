@@ -26,12 +26,14 @@ pub struct About {
 pub(super) struct Observed {
     pub about: About,
     pub rates: Rates,
+    /// The last reload of the configuration.
+    pub reload: Option<status::Reload>,
 }
 
 impl Observed {
     pub fn new(about: About) -> Observed {
         let rates = Rates::after(about.started, about.metrics.total().requests, about.metrics.latencies());
-        Observed { about, rates }
+        Observed { about, rates, reload: None }
     }
 
     /// Requests so far, and how long they took. Where the loops answer all, they do so at once, and count no times.
@@ -71,7 +73,7 @@ impl Supervisor {
             app.latency_ms = status::Latency::from(&recent);
         }
         let about = self.observed.as_ref().map(|observed| &observed.about);
-        let settings = &self.context.settings;
+        let settings = self.context.settings();
         status::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -88,6 +90,7 @@ impl Supervisor {
             control_socket: self.context.control_path().display().to_string(),
             counters: about.map(|about| counters(&about.metrics)).unwrap_or_default(),
             log_lines_dropped: self.context.log.dropped(),
+            reload: self.observed.as_ref().and_then(|observed| observed.reload.clone()),
             upgrade: self.upgrades.status(),
             apps,
         }

@@ -44,12 +44,12 @@ impl Supervisor {
             None => {
                 self.abandon_upgrade();
                 self.service.manager.stopping(now);
-                let seconds = format!("{} s", self.context.settings.shutdown.as_secs_f32());
+                let seconds = format!("{} s", self.context.settings().shutdown.as_secs_f32());
                 self.context.events.emit(Level::Info, "stop", "stopping: requests may finish", &[("within", &seconds)]);
-                self.finish_requests(self.context.settings.shutdown, now);
+                self.finish_requests(self.context.settings().shutdown, now);
             }
             Some(Stop::Loops { .. }) if std::mem::take(&mut self.drains) => {
-                self.finish_requests(self.context.settings.shutdown, now);
+                self.finish_requests(self.context.settings().shutdown, now);
             }
             Some(Stop::Workers { hasty: true }) => {}
             Some(_) => {
@@ -82,7 +82,7 @@ impl Supervisor {
 
     /// Another server accepts on the same sockets: requests may finish, and no client is sent away that may just be asking.
     pub(super) fn begin_handed_over_stop(&mut self, now: Instant) {
-        let deadline = now + self.context.settings.shutdown;
+        let deadline = now + self.context.settings().shutdown;
         // The first request to stop is no second one.
         self.drains = true;
         self.begin_last_requests(deadline, now);

@@ -5,15 +5,19 @@
 //! clients waiting.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use crate::handover::Listener;
 use crate::socket_file::SocketFile;
+use crate::supervisor::wake;
 
 /// A listener, as it is held.
 #[derive(Debug)]
 pub struct Held {
+    /// Its name in the loops.
+    pub id: u32,
     /// As it is configured: the port may be 0.
     pub asked: String,
     /// Where it is.
@@ -31,7 +35,24 @@ pub struct Holdings {
     pub run_dir: PathBuf,
     /// The listeners.
     pub listeners: Vec<Held>,
+    /// Those that are not configured any more, until nobody waits in their backlog.
+    pub retired: Vec<Retired>,
 }
+
+/// A listener that is not configured any more.
+#[derive(Debug)]
+pub struct Retired {
+    pub held: Held,
+    since: Instant,
+    look_at: Instant,
+}
+
+/// So long a listener stays at least once nobody new may begin to connect: handshakes that had begun end.
+const LAST_HANDSHAKES: Duration = Duration::from_millis(250);
+/// So long clients may wait in its backlog while there is no room for them.
+const LAST_WAIT: Duration = Duration::from_secs(30);
+/// How often its backlog is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 impl Holdings {
     /// What is told of the listeners, and copies of their sockets in the same order.
@@ -53,6 +74,55 @@ impl Holdings {
     /// The server accepts no more.
     pub fn close(&mut self) {
         self.listeners.iter_mut().for_each(|held| held.sockets.clear());
+        self.retired.clear();
+    }
+
+    /// These listeners are not configured any more: whoever begins to connect from now on finds nobody.
+    pub fn retire(&mut self, ids: &[u32], now: Instant) {
+        for mut held in self.listeners.extract_if(.., |held| ids.contains(&held.id)) {
+            // Whoever opens the path finds nothing any more.
+            drop(held.file.take());
+            // What systemd has opened is its own, and keeps its backlog.
+            if held.asked.starts_with("systemd:") {
+                held.sockets.clear();
+            }
+            if !held.address.starts_with("unix:") {
+                held.sockets.iter().for_each(refuse_newcomers);
+            }
+            self.retired.push(Retired { held, since: now, look_at: now });
+        }
+    }
+
+    /// These are configured again before they have closed.
+    pub fn revive(&mut self, ids: &[u32]) {
+        for Retired { held, .. } in self.retired.extract_if(.., |retired| ids.contains(&retired.held.id)) {
+            held.sockets.iter().for_each(accept_newcomers);
+            self.listeners.push(held);
+        }
+    }
+
+    /// When those that are retired are to be looked at.
+    pub fn due(&self) -> Option<Instant> {
+        self.retired.iter().map(|retired| retired.look_at).min()
+    }
+
+    /// Those of them whose backlog is empty, each with its address, and whether it is not, after so long. The own copies close.
+    pub fn quiet(&mut self, now: Instant) -> Vec<(u32, String, bool)> {
+        let mut quiet = Vec::new();
+        for retired in &mut self.retired {
+            if retired.look_at > now {
+                continue;
+            }
+            retired.look_at = now + LOOK_AGAIN;
+            let age = now.saturating_duration_since(retired.since);
+            let is_over = retired.held.sockets.is_empty();
+            let waits = !is_over && (age < LAST_HANDSHAKES || retired.held.sockets.iter().any(has_waiting));
+            if !waits || age >= LAST_WAIT {
+                quiet.push((retired.held.id, retired.held.address.clone(), waits));
+            }
+        }
+        self.retired.retain(|retired| quiet.iter().all(|(id, ..)| *id != retired.held.id));
+        quiet
     }
 
     /// From now on the files are this server's.
@@ -71,3 +141,39 @@ impl Holdings {
         self.listeners.iter().map(|held| held.address.clone()).collect()
     }
 }
+
+/// Whether somebody waits to be accepted.
+fn has_waiting(socket: &OwnedFd) -> bool {
+    let mut entries = [wake::entry(socket.as_raw_fd(), libc::POLLIN)];
+    wake::poll(&mut entries, Some(Duration::ZERO)).is_ok() && entries[0].revents & libc::POLLIN != 0
+}
+
+/// Has the kernel drop the first packet of each new connection, so that its client tries again until the listener is closed, and is refused
+/// then; whose connection stands is accepted. Without this, who came between the last accept and the close would be reset.
+#[cfg(target_os = "linux")]
+fn refuse_newcomers(socket: &OwnedFd) {
+    // The flags of the TCP header (RFC 9293, 3.1): of SYN and ACK, the first packet has SYN alone.
+    let program = [
+        (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, 13),
+        (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, 0x12),
+        (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, 0x02),
+        (libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        (libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+    ];
+    let program = program
+        .map(|(code, if_true, if_false, operand)| socket2::SockFilter::new(code as u16, if_true, if_false, operand));
+    // Where the kernel refuses it, a client may be reset that comes in that moment.
+    socket2::SockRef::from(socket).attach_filter(&program).ok();
+}
+
+#[cfg(target_os = "linux")]
+fn accept_newcomers(socket: &OwnedFd) {
+    // Where there is none it cannot be taken away.
+    socket2::SockRef::from(socket).detach_filter().ok();
+}
+
+#[cfg(not(target_os = "linux"))]
+fn refuse_newcomers(_socket: &OwnedFd) {}
+
+#[cfg(not(target_os = "linux"))]
+fn accept_newcomers(_socket: &OwnedFd) {}
