@@ -413,14 +413,18 @@ fn raise_descriptor_limit() -> Option<(u64, u64)> {
     Some(original)
 }
 
-/// Never promises more connections than there are descriptors: each client may need a second one, to a worker.
-fn clamp_connections(config: &mut Config) {
+/// How many descriptors this process may have; `None`: as many as it likes.
+fn descriptors() -> Option<usize> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: getrlimit writes to the struct that it is given.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 || limit.rlim_cur == libc::RLIM_INFINITY {
-        return;
-    }
-    let descriptors = usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX);
+    let is_known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } == 0;
+    let bounded = is_known && limit.rlim_cur != libc::RLIM_INFINITY;
+    bounded.then(|| usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
+}
+
+/// Never promises more connections than there are descriptors: each client may need a second one, to a worker.
+fn clamp_connections(config: &mut Config) {
+    let Some(descriptors) = descriptors() else { return };
     let most = site::most_connections(config, descriptors);
     let settings = &mut config.server;
     if settings.max_connections > most {

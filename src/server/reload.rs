@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::loops::{LATER_LINKS, LATER_LISTENERS, share_out, socket_room};
 use super::site::{self, Current};
 use super::unix::Owner;
-use super::{Listening, Place, listen};
+use super::{Listening, Place, descriptors, listen};
 use crate::apps::{App, AppTable};
 use crate::check;
 use crate::config::{self, Changes, Config, Fate, Inputs, ListenAddress, Listener, Loaded, Severity};
@@ -116,7 +116,7 @@ impl Reloader {
             return Err(format!("cannot open the log: {error}"));
         }
         // From here on nothing fails.
-        for warning in plan.loaded.warnings() {
+        for warning in plan.loaded.warnings().into_iter().chain(shortage(&plan.config)) {
             self.log.event(Level::Warn, warning, &[]);
         }
         let table = self.table.put(plan.table);
@@ -235,6 +235,16 @@ impl Reloader {
         };
         (wanted, new.iter().map(|app| app.id).collect())
     }
+}
+
+/// Says so where the workers of more apps leave fewer descriptors to clients than there may be of them: that number stays as it is.
+fn shortage(config: &Config) -> Option<String> {
+    let (most, limit) = (config.server.max_connections, descriptors()?);
+    let room = site::most_connections(config, limit);
+    let warning = format!(
+        "RLIMIT_NOFILE allows {limit} descriptors: enough for {room} connections beside the workers, and not for {most}"
+    );
+    (room < most).then_some(warning)
 }
 
 /// A TCP listener of that address that was to be closed, and still is open. Behind port 0 each is another.

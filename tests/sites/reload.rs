@@ -213,6 +213,13 @@ fn apps_come_change_and_go(backend: &str) {
     assert_eq!(busy.answer().text(), "newer /block");
     until("the old one has gone", || site.line.status()["apps"].as_array().unwrap().len() == 2);
     assert_eq!(site.get("api.example", "/y"), (200, "again /y".to_owned()));
+    // Another app of that name: the loops answer in its place, and then its workers do again.
+    let fixed = "[apps.api]\nrespond = 'fixed'\n";
+    for (app, answer) in [(fixed.to_owned(), "fixed"), (api("again", 1), "again /y")] {
+        let said = reloaded(&site, &[route, rest, web, &app].concat());
+        assert!(said.contains("app api: replaced"), "{said}");
+        assert_eq!(site.get("api.example", "/y"), (200, answer.to_owned()));
+    }
     assert_eq!(site.pids("web"), pids, "nothing of this was about it");
     assert!(!site.line.server.has_said("cannot start a worker"));
     drop(busy);

@@ -48,16 +48,6 @@ pub fn policy(app: &config::App) -> Policy {
     }
 }
 
-/// Whether the two say the same of how a worker is started and looked for.
-fn starts_alike(one: &config::App, other: &config::App) -> bool {
-    let of = |app: &config::App| {
-        let (command, module, directory) = (app.command.clone(), app.module.clone(), app.directory.clone());
-        let environment = app.environment.clone();
-        (command, module, directory, environment, app.socket, app.ready.by.clone(), app.watchdog, app.concurrency)
-    };
-    of(one) == of(other)
-}
-
 impl Unit {
     /// Takes new settings over; the number of the roll that brings them to the workers, if one does.
     ///
@@ -80,13 +70,13 @@ impl Unit {
             let message = format!("the app {} would be another one: it is to be removed and added", old.name);
             return Err(StartError { message, code: 78 });
         }
-        if starts_alike(old, new) { Ok(None) } else { launcher(new, &self.processes.context) }
+        if old.starts_like(new) { Ok(None) } else { launcher(new, &self.processes.context) }
     }
 
     /// Takes new settings over that were prepared; the number of the roll that brings them to the workers, if one does.
     pub fn adopt(&mut self, new: Arc<config::App>, launcher: Option<Launcher>, now: Instant) -> Option<u64> {
         let old = Arc::clone(&self.processes.app);
-        let starts_otherwise = !starts_alike(&old, &new);
+        let starts_otherwise = !old.starts_like(&new);
         self.processes.configure(Arc::clone(&new), now);
         self.processes.dispatch.set_policy(policy(&new));
         self.fleet.set_rule(rule(&new));

@@ -177,3 +177,61 @@ fn refuse_newcomers(_socket: &OwnedFd) {}
 
 #[cfg(not(target_os = "linux"))]
 fn accept_newcomers(_socket: &OwnedFd) {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{SocketAddr, TcpListener, TcpStream};
+
+    fn held(listener: &TcpListener) -> (Holdings, SocketAddr) {
+        let address = listener.local_addr().unwrap();
+        let sockets = vec![listener.try_clone().unwrap().into()];
+        let held = Held { id: 7, asked: address.to_string(), address: address.to_string(), sockets, file: None };
+        (Holdings { listeners: vec![held], ..Holdings::default() }, address)
+    }
+
+    /// Whether somebody new gets in.
+    fn lets_in(address: SocketAddr) -> bool {
+        TcpStream::connect_timeout(&address, Duration::from_millis(300)).is_ok()
+    }
+
+    #[test]
+    fn a_retired_listener_stays_until_who_is_there_is_accepted_and_lets_nobody_new_in() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (mut holdings, address) = held(&listener);
+        let client = TcpStream::connect(address).unwrap();
+        let now = Instant::now();
+        holdings.retire(&[7], now);
+        assert!(holdings.listeners.is_empty() && holdings.due() == Some(now));
+        if cfg!(target_os = "linux") {
+            assert!(!lets_in(address), "the connections of others do not begin any more");
+        }
+        let later = now + LAST_HANDSHAKES;
+        assert_eq!(holdings.quiet(later), [], "somebody waits");
+        let (accepted, _) = listener.accept().unwrap();
+        assert_eq!(accepted.peer_addr().unwrap(), client.local_addr().unwrap());
+        assert_eq!(holdings.quiet(later + LOOK_AGAIN), [(7, address.to_string(), false)]);
+        assert_eq!((holdings.due(), holdings.quiet(later + LAST_WAIT)), (None, Vec::new()), "it is told once");
+    }
+
+    #[test]
+    fn clients_that_nobody_accepts_do_not_hold_a_retired_listener_for_ever() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (mut holdings, address) = held(&listener);
+        let _client = TcpStream::connect(address).unwrap();
+        let now = Instant::now();
+        holdings.retire(&[7], now);
+        assert_eq!(holdings.quiet(now), [], "handshakes may be under way");
+        assert_eq!(holdings.quiet(now + LAST_WAIT), [(7, address.to_string(), true)]);
+    }
+
+    #[test]
+    fn a_listener_that_is_wanted_again_lets_everybody_in() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let (mut holdings, address) = held(&listener);
+        holdings.retire(&[7], Instant::now());
+        holdings.revive(&[7]);
+        assert_eq!((holdings.listeners.len(), holdings.due()), (1, None));
+        assert!(lets_in(address));
+    }
+}
