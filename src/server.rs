@@ -20,6 +20,7 @@ use crate::backends::Backend;
 use crate::config::{BackendChoice, Config, Inputs, ListenAddress, Loaded, Settings};
 use crate::event_loop::{Scheme, Shared};
 use crate::handover::Channel;
+use crate::listener::refuse_newcomers;
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
 use crate::metrics::{self, Metrics};
@@ -347,8 +348,12 @@ fn listen_tcp(address: SocketAddr, only_v6: bool, loops: usize, shared: bool) ->
     let asked = ListenAddress::Tcp(address);
     let balances = cfg!(any(target_os = "linux", target_os = "freebsd"));
     let probe = tcp_socket(address, only_v6)?;
-    if shared && balances {
-        share_port(&probe)?;
+    if balances {
+        // It is closed again, and whom it had let in would be reset.
+        refuse_newcomers(&probe);
+        if shared {
+            share_port(&probe)?;
+        }
     }
     probe.bind(&address.into())?;
     // Only a listening socket conflicts with another instance's on every kernel.

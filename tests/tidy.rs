@@ -75,7 +75,18 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("control", &["buffers", "fleet", "http", "proc", "socket_file"]),
     (
         "supervisor",
-        &["buffers", "control", "dispatch", "fleet", "handover", "mailbox", "proc", "socket_file", "systemd"],
+        &[
+            "buffers",
+            "control",
+            "dispatch",
+            "fleet",
+            "handover",
+            "listener",
+            "mailbox",
+            "proc",
+            "socket_file",
+            "systemd",
+        ],
     ),
 ];
 /// Usable by all; they use only each other, as listed above.

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::handover::Listener;
+use crate::listener::{accept_newcomers, refuse_newcomers};
 use crate::socket_file::SocketFile;
 use crate::supervisor::wake;
 
@@ -147,36 +148,6 @@ fn has_waiting(socket: &OwnedFd) -> bool {
     let mut entries = [wake::entry(socket.as_raw_fd(), libc::POLLIN)];
     wake::poll(&mut entries, Some(Duration::ZERO)).is_ok() && entries[0].revents & libc::POLLIN != 0
 }
-
-/// Has the kernel drop the first packet of each new connection, so that its client tries again until the listener is closed, and is refused
-/// then; whose connection stands is accepted. Without this, who came between the last accept and the close would be reset.
-#[cfg(target_os = "linux")]
-fn refuse_newcomers(socket: &OwnedFd) {
-    // The flags of the TCP header (RFC 9293, 3.1): of SYN and ACK, the first packet has SYN alone.
-    let program = [
-        (libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, 13),
-        (libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, 0x12),
-        (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, 0x02),
-        (libc::BPF_RET | libc::BPF_K, 0, 0, 0),
-        (libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
-    ];
-    let program = program
-        .map(|(code, if_true, if_false, operand)| socket2::SockFilter::new(code as u16, if_true, if_false, operand));
-    // Where the kernel refuses it, a client may be reset that comes in that moment.
-    socket2::SockRef::from(socket).attach_filter(&program).ok();
-}
-
-#[cfg(target_os = "linux")]
-fn accept_newcomers(socket: &OwnedFd) {
-    // Where there is none it cannot be taken away.
-    socket2::SockRef::from(socket).detach_filter().ok();
-}
-
-#[cfg(not(target_os = "linux"))]
-fn refuse_newcomers(_socket: &OwnedFd) {}
-
-#[cfg(not(target_os = "linux"))]
-fn accept_newcomers(_socket: &OwnedFd) {}
 
 #[cfg(test)]
 mod tests {
