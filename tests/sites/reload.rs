@@ -16,6 +16,7 @@ on_every_backend! {
     a_wrong_configuration_changes_nothing,
     listeners_come_and_go,
     apps_come_change_and_go,
+    an_app_may_be_replaced_by_another,
     what_needs_another_process_is_named_and_left,
     nobody_notices_many_reloads,
 }
@@ -151,8 +152,10 @@ fn listeners_come_and_go(backend: &str) {
     site.line.stop();
 }
 
+const WEB: &str = "[apps.web]\ncommand = [PYTHON, 'web', 'FOLDER']\nworkers = 1\n";
+
 fn apps_come_change_and_go(backend: &str) {
-    let web = "[apps.web]\ncommand = [PYTHON, 'web', 'FOLDER']\nworkers = 1\n";
+    let web = WEB;
     let api = |name: &str, workers: u32| {
         format!(
             "[apps.api]\ncommand = [PYTHON, '{name}', 'FOLDER']\nworkers = {workers}\nrestart = {{ drain = '20s' }}\n"
@@ -213,16 +216,23 @@ fn apps_come_change_and_go(backend: &str) {
     assert_eq!(busy.answer().text(), "newer /block");
     until("the old one has gone", || site.line.status()["apps"].as_array().unwrap().len() == 2);
     assert_eq!(site.get("api.example", "/y"), (200, "again /y".to_owned()));
-    // Another app of that name: the loops answer in its place, and then its workers do again.
-    let fixed = "[apps.api]\nrespond = 'fixed'\n";
-    for (app, answer) in [(fixed.to_owned(), "fixed"), (api("again", 1), "again /y")] {
-        let said = reloaded(&site, &[route, rest, web, &app].concat());
-        assert!(said.contains("app api: replaced"), "{said}");
-        assert_eq!(site.get("api.example", "/y"), (200, answer.to_owned()));
-    }
     assert_eq!(site.pids("web"), pids, "nothing of this was about it");
     assert!(!site.line.server.has_said("cannot start a worker"));
     drop(busy);
+    site.line.stop();
+}
+
+/// The same name for what is something else: it goes and comes.
+fn an_app_may_be_replaced_by_another(backend: &str) {
+    let site = Site::start(backend, WEB);
+    site.until_ready();
+    let (fixed, workers) = ("[apps.web]\nrespond = 'fixed'\n", WEB.replace("'web'", "'again'"));
+    for (app, answer) in [(fixed, "fixed"), (&workers, "again /y"), (fixed, "fixed")] {
+        let said = reloaded(&site, app);
+        assert!(said.contains("app web: replaced"), "{said}");
+        assert_eq!(site.get("a.example", "/y"), (200, answer.to_owned()));
+    }
+    until("only the last one is left", || site.line.status()["apps"].as_array().unwrap().len() == 1);
     site.line.stop();
 }
 
