@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 use crate::config::route::{Matching, Piece, Respond, Target};
 use crate::config::{self, Settings};
@@ -202,13 +203,15 @@ pub struct AppTable {
     pub apps: Vec<App>,
     /// Which requests go where.
     pub routes: Arc<Routes>,
+    /// How many loops have it in the place of another.
+    pub taken: AtomicUsize,
 }
 
 impl AppTable {
     /// Those apps, in the order of the configuration, and its routes.
     pub fn new(settings: Arc<Settings>, apps: Vec<App>, routes: &[config::Route], metrics: &Metrics) -> AppTable {
         let routes = Arc::new(Routes::new(routes, &apps, metrics));
-        AppTable { settings, apps, routes }
+        AppTable { settings, apps, routes, taken: AtomicUsize::new(0) }
     }
 
     /// The one app of a server that has one.

@@ -51,12 +51,15 @@ pub fn look(loaded: &Loaded) -> Vec<Problem> {
     found.listeners();
     found.accounts();
     found.places();
-    for (index, app) in loaded.config.apps.iter().enumerate() {
-        found.app = Some(index);
-        found.app(app);
-    }
-    found.app = None;
+    found.apps();
     found.memory();
+    found.problems
+}
+
+/// What would not work, or is odd, of the apps alone.
+pub fn apps(loaded: &Loaded) -> Vec<Problem> {
+    let mut found = Found { loaded, app: None, problems: Vec::new() };
+    found.apps();
     found.problems
 }
 
@@ -182,6 +185,14 @@ impl Found<'_> {
                 self.writable_parent("access-log", 0, path);
             }
         }
+    }
+
+    fn apps(&mut self) {
+        for (index, app) in self.loaded.config.apps.iter().enumerate() {
+            self.app = Some(index);
+            self.app(app);
+        }
+        self.app = None;
     }
 
     /// What one app needs.

@@ -24,6 +24,7 @@ use std::sync::{
 use crate::apps::AppTable;
 use crate::buffers::slots::Key;
 use crate::dispatch::{AppId, Grant, WorkerId};
+use crate::listener::ListenerSetup;
 
 /// The receiver runs and will look for mail before it sleeps: nobody rings.
 const AWAKE: u8 = 0;
@@ -45,6 +46,10 @@ pub enum Message {
     Retire(AppId, WorkerId),
     /// A new configuration: it holds for what begins from now on.
     Configure(Shared<AppTable>),
+    /// Accept on these as well.
+    Listen(Vec<ListenerSetup>),
+    /// The listener of this id is not configured any more, and nobody waits in its backlog: close it.
+    CloseListener(u32),
     /// Connections have become fewer than `max_connections`: accept again.
     Accept,
     /// Another process has given up accepting on the same sockets: the kernel may have told it alone of a client that still waits, so ask

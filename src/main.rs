@@ -10,7 +10,7 @@ use production_server::{check, conformance, control, init, server, supervisor, w
 fn main() -> ExitCode {
     let inputs = Inputs { arguments: std::env::args_os().collect(), environment: Environment::of_process() };
     match config::read(inputs.arguments.clone(), &inputs.environment) {
-        Ok(Invocation::Run(loaded)) => ExitCode::from(server::run(*loaded, Channel::of_this_process())),
+        Ok(Invocation::Run(loaded)) => ExitCode::from(server::run(*loaded, inputs, Channel::of_this_process())),
         Ok(Invocation::Check(loaded)) => ExitCode::from(check::run(&loaded)),
         Ok(Invocation::Show(loaded, show)) => print(loaded.show(show).as_bytes()),
         Ok(Invocation::Schema) => print(config::schema().as_bytes()),

@@ -14,35 +14,19 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use std::os::fd::OwnedFd;
-
 use crate::apps::AppTable;
 use crate::backends::{Backend, Event, How, Sock};
 use crate::buffers::block::Pool;
 use crate::buffers::slots::Slots;
 use crate::buffers::wheel::Wheel;
-use crate::config::Front;
-use crate::connection::{Kind, Role, Table};
+use crate::connection::{Kind, Table};
 use crate::day::Day;
-use crate::event_loop::{Accepting, Apps, Heads, Listener, Loop, Memory, Scheme, Shared, Time};
+use crate::event_loop::{Accepting, Apps, Heads, Loop, Memory, Shared, Time};
 use crate::exchange::{Exchange, Hold, Phase};
+pub use crate::listener::ListenerSetup;
 use crate::log::{AccessLog, Level};
 use crate::mailbox::{Mailbox, Message};
 use crate::metrics::Metrics;
-
-/// What a listener of a loop is.
-pub struct ListenerSetup {
-    /// The socket, bound and listening.
-    pub descriptor: OwnedFd,
-    /// The local port that `X-Forwarded-Port` tells; 0 for a Unix socket.
-    pub port: u16,
-    /// What is spoken on it.
-    pub scheme: Scheme,
-    /// Whether it serves the documents of the server's own and nothing else.
-    pub admin: bool,
-    /// What stands in front of it.
-    pub front: Arc<Front>,
-}
 
 /// What a loop is made of.
 pub struct Setup {
@@ -82,20 +66,8 @@ pub struct Reactor<B: Backend> {
 
 impl<B: Backend> Reactor<B> {
     /// A loop that accepts on its listeners from the first turn on, or when it is told to.
-    pub fn new(mut backend: B, setup: Setup) -> std::io::Result<Reactor<B>> {
+    pub fn new(backend: B, setup: Setup) -> std::io::Result<Reactor<B>> {
         let now = backend.now();
-        let mut table = Table::new(setup.max_sockets);
-        let mut accepting = Accepting::default();
-        for (index, listener) in setup.listeners.into_iter().enumerate() {
-            let ListenerSetup { descriptor, port, scheme, admin, front } = listener;
-            let sock = backend.listen(descriptor)?;
-            table.put(sock, Role::Listener(index as u16));
-            let (traces, writes_forwarded) = (front.trusted.is_empty(), front.writes_forwarded);
-            if !traces {
-                accepting.tolds.get_or_insert_default();
-            }
-            accepting.listeners.push(Listener { sock, port, scheme, admin, front, traces, writes_forwarded });
-        }
         let time = Time {
             now,
             day: Day::new(0),
@@ -105,7 +77,7 @@ impl<B: Backend> Reactor<B> {
         let mut core = Loop {
             backend,
             index: setup.index,
-            table,
+            table: Table::new(setup.max_sockets),
             // Each client has at most one.
             exchanges: Slots::new(setup.max_sockets),
             time,
@@ -114,12 +86,13 @@ impl<B: Backend> Reactor<B> {
             apps: Apps::new(&setup.table),
             subject: Sock::NONE,
             next_id: setup.first_id,
-            accepting,
+            accepting: Accepting::default(),
             metrics: setup.metrics,
             access: setup.access,
             work: VecDeque::new(),
             shared: setup.shared,
         };
+        core.open_listeners(setup.listeners)?;
         if setup.held {
             core.hold_listeners();
         }
@@ -284,6 +257,13 @@ impl<B: Backend> Loop<B> {
             Message::Died(app, worker) => self.worker_died(app, worker),
             Message::Retire(app, worker) => self.retire(app, worker),
             Message::Configure(table) => self.configure(&table),
+            Message::Listen(setups) => {
+                if let Err(error) = self.open_listeners(setups) {
+                    let fields: [(&str, &dyn std::fmt::Display); 2] = [("loop", &self.index), ("error", &error)];
+                    self.shared.log.event(Level::Error, "a loop cannot listen on a new listener", &fields);
+                }
+            }
+            Message::CloseListener(id) => self.close_listener(id),
             Message::Accept => self.resume_accepting(),
             Message::AcceptAnew => self.accept_anew(),
             Message::CloseIdle => drop(self.close_longest_idle()),

@@ -18,9 +18,10 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::backends::Backend;
-use crate::config::{BackendChoice, Config, Front, ListenAddress, Loaded, Settings};
+use crate::config::{BackendChoice, Config, Front, Inputs, ListenAddress, Loaded, Settings};
 use crate::event_loop::{Scheme, Shared};
 use crate::handover::Channel;
+use crate::listener::refuse_newcomers;
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
 use crate::mailbox::desk::Desk;
@@ -28,16 +29,18 @@ use crate::metrics::{self, Metrics};
 use crate::reactor::ListenerSetup;
 use crate::socket_file::SocketFile;
 use crate::supervisor::pid_file::PidFile;
+use crate::supervisor::reload::Reload;
 use crate::supervisor::upgrade::{Held, Holdings, Succession};
 use crate::supervisor::{self, About, Supervisor};
 
 use inherit::Inherited;
 use loops::LoopSet;
-use site::Current;
+use reload::Reloader;
 
 mod inherit;
 mod loops;
 mod privileges;
+mod reload;
 mod site;
 mod unix;
 
@@ -84,8 +87,9 @@ pub struct StartError {
 }
 
 /// Runs the server until it is stopped; the exit code. With a predecessor it takes that one's place.
-pub fn run(loaded: Loaded, mut predecessor: Option<Channel>) -> u8 {
-    match start(loaded, &mut predecessor) {
+/// `inputs` are what it was configured by, and is configured by anew when it is told to reload.
+pub fn run(loaded: Loaded, inputs: Inputs, mut predecessor: Option<Channel>) -> u8 {
+    match start(loaded, inputs, &mut predecessor) {
         Ok(code) => code,
         Err(error) => {
             if let Some(channel) = predecessor {
@@ -97,26 +101,24 @@ pub fn run(loaded: Loaded, mut predecessor: Option<Channel>) -> u8 {
     }
 }
 
-fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartError> {
+fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> Result<u8, StartError> {
     let mut warnings = loaded.warnings();
-    let mut config = loaded.config;
+    let mut config = loaded.config.clone();
     // Before anything else is opened: systemd's sockets are known by their numbers.
     let mut inherited = Inherited::take(predecessor.as_mut())?;
     let original_limit = fit_to_machine(&mut config, &mut warnings);
-    let mut settings = config.server.clone();
-    let listeners = open_listeners(&settings, &mut inherited)?;
-    privileges::give_up(&settings)?;
+    let listeners = open_listeners(&config.server, &mut inherited)?;
+    privileges::give_up(&config.server)?;
     // Workers may start elsewhere, and are told paths in it.
-    settings.run_dir = std::path::absolute(&settings.run_dir).unwrap_or(settings.run_dir);
-    (settings.listen, settings.admin) = places(&listeners);
-    let log = Log::open(&settings.access_log, &settings.event_log)
-        .map_err(|error| refused(format!("cannot open the log: {error}"), &error, exit::CANNOT_CREATE))?;
-    let backend = choose_backend(&settings, &log)?;
-    let run_directory = inherited.run_directory(&settings.run_dir)?;
+    config.server.run_dir = std::path::absolute(&config.server.run_dir).unwrap_or(config.server.run_dir);
+    (config.server.listen, config.server.admin) = places(&listeners);
+    let log = open_log(&config.server)?;
+    let backend = choose_backend(&config.server, &log)?;
+    let run_directory = inherited.run_directory(&config.server.run_dir)?;
     for warning in warnings.iter().chain(&inherited.warnings()) {
         log.event(Level::Warn, warning, &[]);
     }
-    let settings = Arc::new(settings);
+    let settings = Arc::new(config.server.clone());
     let started = Instant::now();
     let metrics = inherited.metrics(settings.loops);
     let table = Arc::new(site::table(&config, &settings, &metrics, started));
@@ -124,6 +126,7 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
     let desk = Desk::default();
     let about = About { backend: backend_name(backend), metrics: metrics.clone(), desk: desk.clone(), started };
     let loop_listeners = loops::share_out(&listeners, &settings)?;
+    let reloader = Reloader::new(loaded, inputs, config, table.clone(), &listeners, (&postboxes, &log, &metrics));
     let held = predecessor.is_some();
     let options = supervisor::Options {
         descriptors: original_limit,
@@ -137,7 +140,7 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
     let supervisor =
         Supervisor::start_apps(settings.clone(), apps, postboxes.clone(), log.clone(), run_directory, options)
             .map_err(|error| StartError { message: error.to_string(), code: error.code() })?;
-    let status = site::status_writer(Current::new(table.clone()), started, supervisor.status());
+    let status = site::status_writer(reloader.table.clone(), started, supervisor.status());
     let shared = Arc::new(Shared {
         settings,
         postboxes,
@@ -150,7 +153,12 @@ fn start(loaded: Loaded, predecessor: &mut Option<Channel>) -> Result<u8, StartE
     let loop_exit = supervisor.loop_exit();
     let loops = LoopSet { shared, table, metrics, listeners: loop_listeners, held, mailboxes, loop_exit };
     let succeed = || predecessor.take().map(|channel| inherited.succession(channel));
-    serve_on(backend, loops, supervisor, succeed)
+    serve_on(backend, loops, supervisor, reloader, succeed)
+}
+
+fn open_log(settings: &Settings) -> Result<Log, StartError> {
+    Log::open(&settings.access_log, &settings.event_log)
+        .map_err(|error| refused(format!("cannot open the log: {error}"), &error, exit::CANNOT_CREATE))
 }
 
 /// [`serve`] with the loops of that backend.
@@ -158,23 +166,29 @@ fn serve_on(
     backend: BackendChoice,
     loops: LoopSet,
     supervisor: Supervisor,
+    reloader: Reloader,
     succeed: impl FnOnce() -> Option<Succession>,
 ) -> Result<u8, StartError> {
+    let reloader = Some(reloader);
     match backend {
         #[cfg(backend_io_uring)]
-        BackendChoice::IoUring => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor, succeed),
+        BackendChoice::IoUring => {
+            serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor, reloader, succeed)
+        }
         #[cfg(backend_readiness)]
-        _ => serve::<crate::backends::readiness::Readiness>(loops, backend, supervisor, succeed),
+        _ => serve::<crate::backends::readiness::Readiness>(loops, backend, supervisor, reloader, succeed),
         #[cfg(not(backend_readiness))]
-        _ => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor, succeed),
+        _ => serve::<crate::backends::io_uring::IoUring>(loops, backend, supervisor, reloader, succeed),
     }
 }
 
-/// Starts the loops, and supervises until the end. `succeed` tells in whose place; nothing can fail after that.
+/// Starts the loops, and supervises until the end. Without a reloader the configuration stays as it is. `succeed` tells in whose place this
+/// server is; nothing can fail after that.
 fn serve<B: Backend + 'static>(
     loops: LoopSet,
     backend: BackendChoice,
     mut supervisor: Supervisor,
+    reloader: Option<Reloader>,
     succeed: impl FnOnce() -> Option<Succession>,
 ) -> Result<u8, StartError> {
     let (shared, metrics) = (loops.shared.clone(), loops.metrics.clone());
@@ -186,7 +200,7 @@ fn serve<B: Backend + 'static>(
     if let Some(succession) = succeed() {
         supervisor.succeed(succession);
     }
-    Ok(supervise(&shared, &metrics, supervisor, threads))
+    Ok(supervise(&shared, &metrics, supervisor, reloader, threads))
 }
 
 /// The clock of a thread's CPU time, for clock_gettime(3); 0 where there is none.
@@ -206,13 +220,21 @@ fn clock_of(_: &loops::Thread) -> i64 {
     0
 }
 
-fn supervise(shared: &Arc<Shared>, metrics: &Metrics, supervisor: Supervisor, threads: Vec<loops::Thread>) -> u8 {
-    let interval = shared.settings.stats_interval;
+fn supervise(
+    shared: &Arc<Shared>,
+    metrics: &Metrics,
+    supervisor: Supervisor,
+    reloader: Option<Reloader>,
+    threads: Vec<loops::Thread>,
+) -> u8 {
+    let table = reloader.as_ref().map(|reloader| reloader.table.clone());
+    let reload =
+        |mut reloader: Reloader| -> Reload<'_> { Box::new(move |supervisor, now| reloader.reload(supervisor, now)) };
     let print = || shared.log.print(metrics::stats_box(&metrics.total()));
     let hooks = supervisor::Hooks {
         loops_done: Box::new(|| threads.iter().all(JoinHandle::is_finished)),
-        every: (!interval.is_zero()).then(|| (interval, Box::new(print) as Box<dyn FnMut()>)),
-        reload: None,
+        every: Some(Box::new(print)),
+        reload: reloader.map(reload),
     };
     let mut code = supervisor.run(hooks).code();
     shared.postboxes.broadcast(|| Message::StopNow);
@@ -227,7 +249,8 @@ fn supervise(shared: &Arc<Shared>, metrics: &Metrics, supervisor: Supervisor, th
     if ends != loops::Ends::default() {
         code = exit::SOFTWARE;
     }
-    if !shared.settings.stats_interval.is_zero() {
+    let settings = table.map_or_else(|| shared.settings.clone(), |table| table.get().settings.clone());
+    if !settings.stats_interval.is_zero() {
         shared.log.print(metrics::stats_box(&metrics.total()));
     }
     shared.log.flush_and_stop(LOG_FLUSH);
@@ -236,6 +259,8 @@ fn supervise(shared: &Arc<Shared>, metrics: &Metrics, supervisor: Supervisor, th
 
 /// One address and its sockets: one for each loop where the kernel balances between them, else one that all share.
 struct Listening {
+    /// See [`ListenerSetup::id`]; set by whoever gives them out.
+    id: u32,
     /// As it is configured.
     asked: ListenAddress,
     /// Where it is.
@@ -259,22 +284,39 @@ impl Listening {
         let own = if count <= loops { index % count..index % count + 1 } else { index..count };
         let setup = |socket: &OwnedFd| {
             let (descriptor, front) = (socket.try_clone()?, front.clone());
-            Ok(ListenerSetup { descriptor, port, scheme: Scheme::Http, admin, front })
+            Ok(ListenerSetup { id: self.id, descriptor, port, scheme: Scheme::Http, admin, front })
         };
         self.sockets[own].iter().step_by(loops).map(setup).collect()
     }
 }
 
+/// Where a listener is, and what it was asked to be.
+#[derive(Clone)]
+struct Place {
+    id: u32,
+    admin: bool,
+    asked: ListenAddress,
+    address: ListenAddress,
+}
+
+impl Place {
+    fn of(listening: &Listening) -> Place {
+        let Listening { id, asked, address, admin, .. } = listening;
+        Place { id: *id, admin: *admin, asked: asked.clone(), address: address.clone() }
+    }
+}
+
 impl From<Listening> for Held {
     fn from(listening: Listening) -> Held {
-        let Listening { asked, address, sockets, file, admin: _ } = listening;
-        Held { asked: asked.to_string(), address: address.to_string(), sockets, file }
+        let Listening { id, asked, address, sockets, file, admin: _ } = listening;
+        Held { id, asked: asked.to_string(), address: address.to_string(), sockets, file }
     }
 }
 
 /// What is kept for a successor.
 fn holdings(settings: &Settings, listeners: Vec<Listening>) -> Holdings {
-    Holdings { run_dir: settings.run_dir.clone(), listeners: listeners.into_iter().map(Held::from).collect() }
+    let listeners = listeners.into_iter().map(Held::from).collect();
+    Holdings { run_dir: settings.run_dir.clone(), listeners, ..Holdings::default() }
 }
 
 /// Where is listened, and where the admin listens.
@@ -295,7 +337,7 @@ fn write_pid_file(path: &std::path::Path) -> Result<PidFile, StartError> {
 fn open_listeners(settings: &Settings, inherited: &mut Inherited) -> Result<Vec<Listening>, StartError> {
     let mut open = |asked: &ListenAddress| match inherited.listeners(asked)? {
         Some(found) => Ok(found),
-        None => open_listener(settings, asked).map(|listening| vec![listening]),
+        None => listen(settings, asked, false).map(|listening| vec![listening]),
     };
     // Those of the admin first: a listener may ask for whatever sockets systemd has opened beside those that are asked for by name.
     let mut listeners = Vec::new();
@@ -305,14 +347,16 @@ fn open_listeners(settings: &Settings, inherited: &mut Inherited) -> Result<Vec<
     for asked in &settings.listen {
         listeners.extend(open(asked)?);
     }
+    (0..).zip(&mut listeners).for_each(|(id, listening)| listening.id = id);
     Ok(listeners)
 }
 
-fn open_listener(settings: &Settings, address: &ListenAddress) -> Result<Listening, StartError> {
+/// Opens a listener. `shared`: this process listens on that port already, and so may others of its own.
+fn listen(settings: &Settings, address: &ListenAddress, shared: bool) -> Result<Listening, StartError> {
     match address {
         ListenAddress::Tcp(address) => {
             let all = [&settings.listen[..], &settings.admin].concat();
-            listen_tcp(*address, only_v6(*address, &all), settings.loops).map_err(|error| {
+            listen_tcp(*address, only_v6(*address, &all), settings.loops, shared).map_err(|error| {
                 let hint = match error.kind() {
                     io::ErrorKind::AddrInUse => "; another program listens there: stop it or choose another address",
                     io::ErrorKind::PermissionDenied => "; ports below 1024 need privileges",
@@ -340,14 +384,21 @@ fn only_v6(address: SocketAddr, all: &[ListenAddress]) -> bool {
     address.is_ipv6() && address.ip().is_unspecified() && address.port() != 0 && all.iter().any(is_v4)
 }
 
-fn listen_tcp(address: SocketAddr, only_v6: bool, loops: usize) -> io::Result<Listening> {
+fn listen_tcp(address: SocketAddr, only_v6: bool, loops: usize, shared: bool) -> io::Result<Listening> {
     let asked = ListenAddress::Tcp(address);
+    let balances = cfg!(any(target_os = "linux", target_os = "freebsd"));
     let probe = tcp_socket(address, only_v6)?;
+    if balances {
+        // It is closed again, and whom it had let in would be reset.
+        refuse_newcomers(&probe);
+        if shared {
+            share_port(&probe)?;
+        }
+    }
     probe.bind(&address.into())?;
     // Only a listening socket conflicts with another instance's on every kernel.
     probe.listen(1)?;
     let address = probe.local_addr()?.as_socket().unwrap_or(address);
-    let balances = cfg!(any(target_os = "linux", target_os = "freebsd"));
     let mut sockets = Vec::new();
     if balances {
         drop(probe);
@@ -362,7 +413,7 @@ fn listen_tcp(address: SocketAddr, only_v6: bool, loops: usize) -> io::Result<Li
         probe.listen(BACKLOG)?;
         sockets.push(probe.into());
     }
-    Ok(Listening { asked, address: ListenAddress::Tcp(address), sockets, file: None, admin: false })
+    Ok(Listening { id: 0, asked, address: ListenAddress::Tcp(address), sockets, file: None, admin: false })
 }
 
 fn tcp_socket(address: SocketAddr, only_v6: bool) -> io::Result<Socket> {
@@ -407,14 +458,18 @@ fn raise_descriptor_limit() -> Option<(u64, u64)> {
     Some(original)
 }
 
-/// Never promises more connections than there are descriptors: each client may need a second one, to a worker.
-fn clamp_connections(config: &mut Config) {
+/// How many descriptors this process may have; `None`: as many as it likes.
+fn descriptors() -> Option<usize> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: getrlimit writes to the struct that it is given.
-    if unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } != 0 || limit.rlim_cur == libc::RLIM_INFINITY {
-        return;
-    }
-    let descriptors = usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX);
+    let is_known = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) } == 0;
+    let bounded = is_known && limit.rlim_cur != libc::RLIM_INFINITY;
+    bounded.then(|| usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
+}
+
+/// Never promises more connections than there are descriptors: each client may need a second one, to a worker.
+fn clamp_connections(config: &mut Config) {
+    let Some(descriptors) = descriptors() else { return };
     let most = site::most_connections(config, descriptors);
     let settings = &mut config.server;
     if settings.max_connections > most {

@@ -102,7 +102,14 @@ impl Rig {
         let listener = |app: AppId| {
             let descriptor = world.listener(place(app)).unwrap();
             let front = Default::default();
-            ListenerSetup { descriptor, port: 81 + app.0, scheme: Scheme::Http, admin: false, front }
+            ListenerSetup {
+                id: u32::from(app.0),
+                descriptor,
+                port: 81 + app.0,
+                scheme: Scheme::Http,
+                admin: false,
+                front,
+            }
         };
         let setup = Setup {
             index: 0,
@@ -340,4 +347,71 @@ fn a_grant_that_finds_nobody_goes_back_to_its_app() {
     rig.turns();
     assert_eq!(rig.dispatches[1].snapshot().workers[0].in_flight, 0);
     assert!(!rig.knows(APPS[1]));
+}
+
+/// Who has come in by a listener stays, and is told of as before, when it goes and another takes its place.
+#[test]
+fn listeners_come_and_go_between_two_turns() {
+    let mut rig = Rig::new();
+    let (_, service) = rig.worker(APPS[0]);
+    let before = rig.reactor.holdings().2;
+    let place = |port: u16| Place::Tcp(([127, 0, 0, 1], port).into());
+    let open = |rig: &mut Rig, port: u16| {
+        let descriptor = rig.world.listener(place(port)).unwrap();
+        let setup = ListenerSetup {
+            id: u32::from(port),
+            descriptor,
+            port,
+            scheme: Scheme::Http,
+            admin: false,
+            front: Default::default(),
+        };
+        rig.postboxes.post(0, Message::Listen(vec![setup]));
+        rig.turns();
+    };
+    let close = |rig: &mut Rig, port: u16| {
+        rig.postboxes.post(0, Message::CloseListener(u32::from(port)));
+        rig.turns();
+        assert!(rig.world.connect(&place(port)).is_err(), "nobody listens there any more");
+    };
+    let request = REQUEST.replace("app1", "app0");
+    let mut connection = None;
+    // Each request is told the port of its own client's listener.
+    let mut ask = |rig: &mut Rig, client: End, port: u16| {
+        rig.write(client, &request);
+        let connection = *connection.get_or_insert_with(|| rig.world.accept(service).expect("a worker is asked"));
+        let came = rig.read(connection);
+        assert!(came.contains(&format!("\r\nX-Forwarded-Port: {port}\r\n")), "{port}: {came}");
+        rig.write(connection, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+        assert!(rig.read(client).ends_with("ok"));
+    };
+    open(&mut rig, 90);
+    let first = rig.world.connect(&place(90)).unwrap();
+    rig.turns();
+    ask(&mut rig, first, 90);
+    close(&mut rig, 90);
+    ask(&mut rig, first, 90);
+    open(&mut rig, 91);
+    let second = rig.world.connect(&place(91)).unwrap();
+    rig.turns();
+    ask(&mut rig, second, 91);
+    ask(&mut rig, first, 90);
+    close(&mut rig, 91);
+    rig.world.close(first);
+    rig.turns();
+    // The place of the first is free now, that of the second is not.
+    open(&mut rig, 92);
+    ask(&mut rig, second, 91);
+    let third = rig.world.connect(&place(92)).unwrap();
+    rig.turns();
+    ask(&mut rig, third, 92);
+    close(&mut rig, 92);
+    for client in [second, third] {
+        rig.world.close(client);
+    }
+    for _ in 0..5 {
+        rig.turns();
+    }
+    // One connection to the worker is kept.
+    assert_eq!(rig.reactor.holdings().2, before + 1);
 }

@@ -64,6 +64,9 @@ impl Backend for Local {
     fn listen(&mut self, listener: OwnedFd) -> io::Result<Sock> {
         self.0.listen(listener)
     }
+    fn set_stall(&mut self, stall: Duration) {
+        self.0.set_stall(stall);
+    }
     fn pause(&mut self, listener: Sock) {
         self.0.pause(listener);
     }
@@ -171,6 +174,7 @@ impl Rig {
             index: 0,
             table,
             listeners: vec![ListenerSetup {
+                id: 0,
                 descriptor: world.listener(place.clone()).unwrap(),
                 port: 80,
                 scheme: Scheme::Http,

@@ -18,6 +18,7 @@ use production_server::dispatch::{
 use production_server::log::{Captured, Log};
 use production_server::mailbox::{Mailbox, Message, Postboxes, mailbox};
 use production_server::metrics::Metrics;
+use production_server::supervisor::reload::Reloaded;
 use production_server::supervisor::run_directory::RunDirectory;
 use production_server::supervisor::signals::{Request, Requester};
 use production_server::supervisor::unit::{policy, table_size};
@@ -88,7 +89,7 @@ fn serve(apps: Vec<(AppId, config::App, Arc<Dispatch>)>) -> Server {
                 for order in std::mem::take(&mut *their_orders.lock().unwrap()) {
                     said.send(order(supervisor)).unwrap();
                 }
-                "done".to_owned()
+                Ok(Reloaded::default())
             })),
         })
     });

@@ -85,6 +85,11 @@ impl CloseDeadlines {
         CloseDeadlines { stall, linger, flushing: VecDeque::new(), lingering: VecDeque::new() }
     }
 
+    /// Another stall time, for closes from now on.
+    pub fn set_stall(&mut self, stall: Duration) {
+        self.stall = stall;
+    }
+
     /// Gives the peer of a close the stall time to acknowledge more than that. For when it is seen to be behind: a close whose bytes
     /// the kernel takes at once costs nothing here.
     pub(super) fn await_progress(&mut self, now: Instant, sock: Sock, acknowledged: u64) {

@@ -228,6 +228,9 @@ pub trait Backend: Sized {
     /// inheritance from the listener (Linux) or are given it.
     fn listen(&mut self, listener: OwnedFd) -> io::Result<Sock>;
 
+    /// [`Options::stall`], for closes that begin from now on.
+    fn set_stall(&mut self, stall: Duration);
+
     /// Stops accepting until [`Backend::resume`]. Accepts already brought by the kernel may still arrive.
     fn pause(&mut self, listener: Sock);
 

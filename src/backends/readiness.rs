@@ -106,7 +106,6 @@ impl Backend for Readiness {
     fn new(options: Options) -> io::Result<Readiness> {
         let poll = Poll::new()?;
         let bell = ReadinessBell(Arc::new(Waker::new(poll.registry(), BELL)?));
-        let close_deadlines = CloseDeadlines::new(&options);
         Ok(Readiness {
             poll,
             events: Events::with_capacity(EVENTS),
@@ -115,8 +114,8 @@ impl Backend for Readiness {
             turn: 0,
             sockets: Slots::new(options.max_sockets),
             outboxes: Outboxes::new(),
+            close_deadlines: CloseDeadlines::new(&options),
             pool: options.pool,
-            close_deadlines,
             listeners: Vec::new(),
             announced: false,
             accepting: Vec::new(),
@@ -145,6 +144,10 @@ impl Backend for Readiness {
 
     fn listen(&mut self, listener: OwnedFd) -> io::Result<Sock> {
         self.add_listener(listener)
+    }
+
+    fn set_stall(&mut self, stall: Duration) {
+        self.close_deadlines.set_stall(stall);
     }
 
     fn pause(&mut self, listener: Sock) {

@@ -449,7 +449,7 @@ Examples:
 Signals:
   TERM, INT   graceful stop within --shutdown; a second one stops now
   QUIT        graceful stop, with the state in the log
-  HUP         reopen log files, and let the workers load changed code (--hot-reload)
+  HUP         read the configuration anew, reopen log files, and let the workers load changed code (--hot-reload)
   USR1        reopen log files
   USR2        rolling restart, the replacement first
   TTIN, TTOU  one worker more, one fewer

@@ -89,7 +89,7 @@ impl fmt::Display for Changed {
         let what = match self.class {
             Reload::Live | Reload::Listener => "",
             Reload::Roll => " (its workers are replaced)",
-            Reload::Restart => " (needs a restart of the server; left as it was)",
+            Reload::Restart => " (takes another process: left as it was until `production_server upgrade`)",
         };
         write!(formatter, "{}: {} -> {}{what}", self.path, self.old, self.new)
     }
@@ -303,6 +303,24 @@ mod tests {
         text.to_owned()
     }
 
+    /// Those of one class have the workers replaced, and no others.
+    #[test]
+    fn what_is_said_of_a_roll_is_what_causes_one() {
+        for place in PLACES.iter().filter(|place| place.path.starts_with("apps.") && place.key().is_some()) {
+            if ["upstream", "respond"].contains(&place.name) {
+                continue;
+            }
+            let app = |file: &str| load(file, &[]).config.apps[0].clone();
+            let (old, mut new) = (app("[apps.web]\n"), app(&one(place, &place.example())));
+            // Where the example is what holds anyway, on a machine of that many cores perhaps.
+            if format!("{old:?}") == format!("{new:?}") {
+                new = app(&one(place, &different(place)));
+            }
+            assert_ne!(format!("{old:?}"), format!("{new:?}"), "{}", place.path);
+            assert_eq!(old.starts_like(&new), place.reload != Reload::Roll, "{}", place.path);
+        }
+    }
+
     #[test]
     fn what_a_reload_cannot_change_is_kept() {
         let listened = |place: &&Place| place.path.starts_with("listen[]");
@@ -352,7 +370,7 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "server.loops: \"auto\" -> 7 (needs a restart of the server; left as it was)",
+                "server.loops: \"auto\" -> 7 (takes another process: left as it was until `production_server upgrade`)",
                 "server.shutdown: \"5s\" -> \"1s\"",
                 "listener 0.0.0.0:1001: opened",
                 "listener 0.0.0.0:1000: closed",

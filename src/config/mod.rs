@@ -586,6 +586,18 @@ impl Default for App {
     }
 }
 
+impl App {
+    /// Whether the two say the same of how a worker is started and looked for: what is of the class [`Reload::Roll`].
+    pub fn starts_like(&self, other: &App) -> bool {
+        let of = |app: &App| {
+            let (command, module, directory) = (app.command.clone(), app.module.clone(), app.directory.clone());
+            let environment = app.environment.clone();
+            (command, module, directory, environment, app.socket, app.ready.by.clone(), app.watchdog, app.concurrency)
+        };
+        of(self) == of(other)
+    }
+}
+
 impl Settings {
     /// What stands in front of a listener.
     pub fn front_at(&self, address: &ListenAddress) -> &Front {

@@ -40,7 +40,7 @@ pub struct RouteKey {
     pub set: fn(&mut Draft, &str) -> Result<(), String>,
 }
 
-/// What a changed value asks of a reload. No reload reads the file again yet: until then each takes a new start.
+/// What a changed value asks of a reload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reload {
     /// It holds from the next request on, or from the next decision.
@@ -49,7 +49,7 @@ pub enum Reload {
     Listener,
     /// The app's workers are replaced by a rolling restart.
     Roll,
-    /// It needs a new start of the server; a reload warns of it and leaves it.
+    /// It needs another process, which an upgrade starts; a reload names it and leaves it.
     Restart,
 }
 
@@ -249,7 +249,7 @@ pub const PLACES: &[Place] = &[
     at("balance", "apps.*.balance", Word, Live),
     at("ready", "apps.*.ready.by", Word, Roll),
     Place { prefix: "http:", ..at("ready", "apps.*.ready.http", Text, Roll) },
-    at("ready-timeout", "apps.*.ready.timeout", Shape::Duration, Roll),
+    at("ready-timeout", "apps.*.ready.timeout", Shape::Duration, Live),
     at("socket", "apps.*.socket", Word, Roll),
     at("watchdog", "apps.*.watchdog", Shape::Duration, Roll),
     at("keepalive", "apps.*.keepalive", Switch, Live),

@@ -246,6 +246,8 @@ higher place replaces the whole. A command behind `--`, `--upstream` or `--respo
 `production_server check` looks at everything and starts nothing (exit code 0 or 78), `config show --effective --origin` tells what holds and why, `config schema`
 prints a JSON Schema for editors, and `init` writes a first file.
 
-This version reads the file when it starts, and not again: `reload` in the tables is what a change of the key asks for, and until then it takes a new start.
+`production_server reload` and SIGHUP read the file anew: whole or not at all. The column `reload` says what a changed key does then: `live` holds from the next
+request or decision on; `listener` opens and closes listeners, and leaves connections alone; `roll` replaces the app's workers by a rolling restart;
+`restart` needs another process: it is named and left as it was, and `production_server upgrade` brings it in without losing a request.
 Several apps are several tables `[apps.NAME]`, each with its own workers, queue and limits, and `[[routes]]` that say what goes to which.
 ";

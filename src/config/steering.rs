@@ -67,8 +67,8 @@ pub enum Ask {
     Scale { app: Option<String>, change: Change },
     /// A signal to all workers or to one.
     Signal { app: Option<String>, worker: Option<u32>, signal: i32 },
-    /// To load changed code.
-    Reload { app: Option<String> },
+    /// To read the configuration anew and load changed code; with `wait` until the restarts that it causes have ended.
+    Reload { app: Option<String>, wait: bool },
     /// To hand the work over to a new process: of that binary, or of the one that the server was started as.
     Upgrade { program: Option<PathBuf>, wait: bool },
     /// To take no more work.
@@ -124,7 +124,12 @@ pub(super) fn with_words(command: clap::Command) -> clap::Command {
             .override_usage("production_server signal [FLAGS] [APP[:ID]] SIGNAL")
             .arg(target)
             .arg(word("signal", "SIGNAL", "Which, as in HUP or USR1")),
-        speaks("reload", "Reopen the logs, and let the workers load changed code").arg(app()),
+        speaks("reload", "Read the configuration anew, reopen the logs, and let the workers load changed code")
+            .arg(word("app", "APP", "Only let that app's workers load changed code"))
+            .arg(switch(
+                "wait",
+                "Come back when the restarts that it causes have ended; 75 when old workers were kept",
+            )),
         speaks("upgrade", "Hand the work over to a new process, without losing a request")
             .arg(word("program", "PATH", "The new binary [default: what lies where the server was started from]"))
             .arg(switch("wait", "Come back when it serves; 75 when it does not, and the old one was kept")),
@@ -148,7 +153,7 @@ pub(super) fn read(name: &str, matches: &ArgMatches, environment: &Environment) 
         "restart" => app().map(|app| Ask::Restart { app, wait: flag("wait") }),
         "scale" => scale(matches),
         "signal" => signal_to(matches),
-        "reload" => app().map(|app| Ask::Reload { app }),
+        "reload" => app().map(|app| Ask::Reload { app, wait: flag("wait") }),
         "upgrade" => upgrade(matches),
         "drain" => Ok(Ask::Drain),
         "stop" => Ok(Ask::Stop { now: flag("now") }),

@@ -104,7 +104,7 @@ impl<B: Backend> Loop<B> {
                 self.departed();
             }
             Role::Link(link) => debug_assert!(link.state == LinkState::Closing),
-            Role::Listener(_) => self.accepting.listener_closed(),
+            Role::Listener(index) => self.accepting.listener_closed(index),
             Role::Free => {}
         }
     }

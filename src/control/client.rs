@@ -26,6 +26,8 @@ pub const WRONG_USAGE: u8 = 64;
 pub const UNREACHABLE: u8 = 69;
 /// What came back makes no sense (EX_SOFTWARE).
 pub const NONSENSE: u8 = 70;
+/// The configuration file is wrong, and nothing has changed (EX_CONFIG).
+pub const WRONG_CONFIGURATION: u8 = 78;
 /// What was waited for has failed and nothing has changed (EX_TEMPFAIL).
 pub const ABORTED: u8 = 75;
 
@@ -85,7 +87,10 @@ fn speak(steering: &Steering, out: &mut dyn Write) -> Result<(), Trouble> {
         Ask::Stop { now } => stop(&mut conversation, *now, EXIT_PATIENCE, out),
         ask => {
             let (path, body) = request(ask);
-            let waits = matches!(ask, Ask::Restart { wait: true, .. } | Ask::Upgrade { wait: true, .. });
+            let waits = matches!(
+                ask,
+                Ask::Restart { wait: true, .. } | Ask::Reload { wait: true, .. } | Ask::Upgrade { wait: true, .. }
+            );
             let answer = conversation.ask("POST", path, Some(body), (!waits).then_some(ANSWER_PATIENCE))?;
             print(out, &message(&answer))
         }
@@ -105,7 +110,7 @@ fn request(ask: &Ask) -> (&'static str, Value) {
             }
             ("/signal", app, members)
         }
-        Ask::Reload { app } => ("/reload", app, json!({})),
+        Ask::Reload { app, wait } => ("/reload", app, json!({ "wait": wait })),
         Ask::Pause { app, max } => ("/pause", app, json!({ "max": config::show_duration(*max) })),
         Ask::Resume { app } => ("/resume", app, json!({})),
         Ask::Upgrade { program, wait } => ("/upgrade", &None, json!({ "program": program, "wait": wait })),
@@ -147,7 +152,7 @@ fn stop(conversation: &mut Conversation, now: bool, patience: Duration, out: &mu
 fn message(answer: &[u8]) -> String {
     let message =
         serde_json::from_slice::<Value>(answer).ok().and_then(|value| Some(value["message"].as_str()?.to_owned()));
-    format!("{}\n", show::plain(&message.unwrap_or_else(|| "ok".to_owned())))
+    format!("{}\n", show::lines(&message.unwrap_or_else(|| "ok".to_owned())))
 }
 
 fn print(out: &mut dyn Write, text: &str) -> Result<(), Trouble> {
@@ -313,12 +318,13 @@ fn refusal(status: u16, body: &[u8]) -> Trouble {
     let said = serde_json::from_slice::<Value>(body).ok().and_then(|value| Some(value["error"].as_str()?.to_owned()));
     let code = match status {
         409 => ABORTED,
+        422 => WRONG_CONFIGURATION,
         400..=499 => WRONG_USAGE,
         _ => UNREACHABLE,
     };
     Trouble::new(
         code,
-        said.map_or_else(|| format!("the server answers with status {status}"), |said| show::plain(&said)),
+        said.map_or_else(|| format!("the server answers with status {status}"), |said| show::lines(&said)),
     )
 }
 

@@ -61,8 +61,9 @@ pub enum Command {
     Scale { app: Option<String>, change: Change },
     /// A signal to all workers, or to the one with that id; 1 to 31.
     Signal { app: Option<String>, worker: Option<u32>, signal: i32 },
-    /// To load changed code, as `hot-reload` has it.
-    Reload { app: Option<String> },
+    /// To read the configuration anew, and to load changed code, as `hot-reload` has it; of an app that is named the latter alone. With
+    /// `wait` the answer comes when the rolling restarts that it causes have ended.
+    Reload { app: Option<String>, wait: bool },
     /// To take no more connections and finish what is in flight.
     Drain,
     /// To end; with `now` without letting requests finish.
@@ -88,7 +89,7 @@ impl Command {
             Command::Restart { app, .. }
             | Command::Scale { app, .. }
             | Command::Signal { app, .. }
-            | Command::Reload { app }
+            | Command::Reload { app, .. }
             | Command::Pause { app, .. }
             | Command::Resume { app }
             | Command::Quit { app, .. }
@@ -119,7 +120,7 @@ pub enum Answer {
     /// It is done, or under way: 200 with this document. Its member `message`, if it has one, is what the command line prints.
     Done(Value),
     /// Nothing was changed, or what was waited for has failed. The status is 400 to 599: 404 for what does not exist, 409 for what
-    /// cannot be now or has been aborted, 503 for what this server cannot do.
+    /// cannot be now or has been aborted, 422 for a configuration that is wrong, 503 for what this server cannot do.
     Refused {
         /// The status.
         status: u16,

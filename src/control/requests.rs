@@ -53,7 +53,7 @@ const PATHS: &[(&str, &str, Reader)] = &[
     ("/restart", "POST", restart),
     ("/scale", "POST", scale),
     ("/signal", "POST", signal),
-    ("/reload", "POST", |body| Ok(Command::Reload { app: read::<OfApp>(body)?.app()? })),
+    ("/reload", "POST", reload),
     ("/upgrade", "POST", upgrade),
     ("/drain", "POST", |body| read::<Nothing>(body).map(|_| Command::Drain)),
     ("/stop", "POST", |body| read::<Stop>(body).map(|stop| Command::Stop { now: stop.now })),
@@ -167,6 +167,11 @@ fn read<T: DeserializeOwned + Default>(body: &[u8]) -> Result<T, String> {
 fn restart(body: &[u8]) -> Result<Command, String> {
     let Restart { app, wait } = read(body)?;
     Ok(Command::Restart { app: app_name(app)?, wait })
+}
+
+fn reload(body: &[u8]) -> Result<Command, String> {
+    let Restart { app, wait } = read(body)?;
+    Ok(Command::Reload { app: app_name(app)?, wait })
 }
 
 fn upgrade(body: &[u8]) -> Result<Command, String> {

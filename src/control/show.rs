@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::status::{App, Latency, Roll, RollState, Status, Worker};
+use super::status::{App, Latency, Reload, ReloadState, Roll, RollState, Status, Worker};
 use crate::metrics::human_bytes;
 
 /// What stands for a value that is not known.
@@ -26,6 +26,16 @@ pub fn status(status: &Status) -> String {
         if status.loops == 1 { "loop" } else { "loops" },
     );
     counted(&mut text, status);
+    if let Some(Reload { state: ReloadState::Failed, at, reason, .. }) = &status.reload {
+        let reason = lines(reason.as_deref().unwrap_or(NONE));
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "the configuration could not be reloaded at {}, the old one holds: {}",
+            plain(at),
+            reason.trim_end()
+        );
+    }
     for one in &status.apps {
         text.push('\n');
         app(&mut text, one);
@@ -186,6 +196,11 @@ pub fn event(event: &Value) -> String {
     }
     line.push('\n');
     line
+}
+
+/// A text of several lines, without other control characters.
+pub fn lines(text: &str) -> String {
+    text.lines().map(plain).collect::<Vec<_>>().join("\n")
 }
 
 /// A text without control characters.

@@ -35,10 +35,37 @@ pub struct Status {
     pub counters: serde_json::Map<String, serde_json::Value>,
     /// Log lines dropped since its start, because nobody read them.
     pub log_lines_dropped: u64,
+    /// The last reload of the configuration; `null` when there was none.
+    pub reload: Option<Reload>,
     /// The last upgrade of the binary that was asked of this process; `null` when there was none.
     pub upgrade: Option<Upgrade>,
     /// Its apps.
     pub apps: Vec<App>,
+}
+
+/// A reload of the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Reload {
+    /// What has come of it.
+    pub state: ReloadState,
+    /// When it was, in UTC (RFC 3339).
+    pub at: String,
+    /// What it has changed, each in one line.
+    pub changes: Vec<String>,
+    /// Why it has changed nothing.
+    pub reason: Option<String>,
+}
+
+/// What has come of a reload.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ReloadState {
+    /// The new configuration holds.
+    #[default]
+    Done,
+    /// The old configuration holds.
+    Failed,
 }
 
 /// An upgrade of the binary.
@@ -433,6 +460,7 @@ pub(crate) fn sample() -> Status {
         control_socket: "/run/production_server/control.sock".to_owned(),
         counters: sample_counters(),
         log_lines_dropped: 0,
+        reload: None,
         upgrade: None,
         apps: vec![app],
     }
@@ -473,7 +501,7 @@ mod tests {
         #[rustfmt::skip]
         let top = vec![
             "version", "pid", "uptime_seconds", "state", "backend", "loops", "listen", "admin", "control_socket", "counters",
-            "log_lines_dropped", "upgrade", "apps",
+            "log_lines_dropped", "reload", "upgrade", "apps",
         ];
         assert_eq!(keys(&document), sorted(top));
         let app = &document["apps"][0];

@@ -44,7 +44,7 @@ fn every_command_is_read() {
             Command::Signal { app: web(), worker: Some(2), signal: libc::SIGUSR1 },
         ),
         ("POST", "/signal", r#"{"signal":15}"#, Command::Signal { app: None, worker: None, signal: 15 }),
-        ("POST", "/reload", "{}", Command::Reload { app: None }),
+        ("POST", "/reload", "{}", Command::Reload { app: None, wait: false }),
         ("POST", "/drain", "", Command::Drain),
         ("POST", "/stop", "", Command::Stop { now: false }),
         ("POST", "/stop", r#"{"now":true}"#, Command::Stop { now: true }),

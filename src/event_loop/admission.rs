@@ -18,15 +18,19 @@ use crate::log::Level;
 use crate::mailbox::Message;
 
 use super::{Arrival, Loop, Tolds};
-use crate::connection::{Client, Role, State};
+use crate::connection::{Client, Kind, Role, State};
+use crate::listener::{ListenerSetup, Scheme};
 
 /// How long a request may be on its way to a process that has handed its work over: a client that keeps its connection busy asks again
 /// within this time.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
 
-/// A listener of a loop.
+/// A listener of a loop. What it is stays as long as somebody is there whom it has let in.
 pub(crate) struct Listener {
+    /// [`Sock::NONE`]: it is closed.
     pub sock: Sock,
+    /// See [`ListenerSetup::id`].
+    pub id: u32,
     /// The local port, for `X-Forwarded-Port`; 0 for a Unix socket.
     pub port: u16,
     pub scheme: Scheme,
@@ -42,22 +46,6 @@ pub(crate) struct Listener {
 /// Connections that admin listeners let in beyond the limit: a crowd of clients must not hide the server from its operator.
 pub(crate) const ADMIN_PLACES: usize = 32;
 
-/// What is spoken on a listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheme {
-    /// HTTP without encryption.
-    Http,
-}
-
-impl Scheme {
-    /// Whether the client's side is encrypted.
-    pub fn is_secure(self) -> bool {
-        match self {
-            Scheme::Http => false,
-        }
-    }
-}
-
 /// A loop's listeners, and whether they let anybody in.
 #[derive(Default)]
 pub(crate) struct Accepting {
@@ -66,8 +54,6 @@ pub(crate) struct Accepting {
     pub tolds: Option<Box<Tolds>>,
     /// They are paused: for `max_connections`, or until another process hands its work over.
     paused: bool,
-    /// Those whose end the backend has told.
-    closed: usize,
     /// A graceful stop has begun.
     pub draining: bool,
     /// It has begun in this turn: who is idle after the next one's events is closed. A request that came while this turn was under way, before
@@ -84,12 +70,12 @@ pub(crate) struct Accepting {
 impl Accepting {
     /// Whether nobody is to be let in any more: the listeners have ended, and nobody whom they had accepted waits.
     pub fn is_over(&self) -> bool {
-        self.draining && self.waiting.is_empty() && self.closed >= self.listeners.len()
+        self.draining && self.waiting.is_empty() && self.listeners.iter().all(|listener| listener.sock == Sock::NONE)
     }
 
     /// The backend is done with a listener.
-    pub fn listener_closed(&mut self) {
-        self.closed += 1;
+    pub fn listener_closed(&mut self, index: u16) {
+        self.listeners[index as usize].sock = Sock::NONE;
     }
 }
 
@@ -254,6 +240,55 @@ impl<B: Backend> Loop<B> {
             self.close_answered(sock);
         } else if self.table.client(sock).is_some_and(|client| !client.behind) {
             self.arm(sock, self.patience(self.apps.settings.timeouts.idle));
+        }
+    }
+
+    /// Opens listeners, also while this loop runs; those that a new configuration brings.
+    ///
+    /// # Errors
+    /// When the kernel or the backend refuses one. Those before it are open.
+    pub fn open_listeners(&mut self, setups: Vec<ListenerSetup>) -> std::io::Result<()> {
+        if self.accepting.draining {
+            return Ok(());
+        }
+        for ListenerSetup { id, descriptor, port, scheme, admin, front } in setups {
+            let sock = self.backend.listen(descriptor)?;
+            if self.accepting.paused && !admin {
+                self.backend.pause(sock);
+            }
+            let (traces, writes_forwarded) = (front.trusted.is_empty(), front.writes_forwarded);
+            if !traces {
+                self.accepting.tolds.get_or_insert_default();
+            }
+            let listener = Listener { sock, id, port, scheme, admin, front, traces, writes_forwarded };
+            let index = self.vacant_listener();
+            self.table.put(sock, Role::Listener(index as u16));
+            match self.accepting.listeners.get_mut(index) {
+                Some(place) => *place = listener,
+                None => self.accepting.listeners.push(listener),
+            }
+        }
+        Ok(())
+    }
+
+    /// The place of a listener that is closed and has left nobody, or a new one.
+    fn vacant_listener(&mut self) -> usize {
+        let mut left: Vec<bool> = self.accepting.listeners.iter().map(|listener| listener.sock == Sock::NONE).collect();
+        if left.contains(&true) {
+            for sock in self.table.all(Kind::Client) {
+                if let Some(client) = self.table.client(sock) {
+                    left[client.listener as usize] = false;
+                }
+            }
+            self.accepting.waiting.iter().for_each(|(_, listener, _)| left[*listener as usize] = false);
+        }
+        left.iter().position(|left| *left).unwrap_or(left.len())
+    }
+
+    /// Closes a listener that is not configured any more. Whom the kernel has accepted already comes up before; connections stay.
+    pub fn close_listener(&mut self, id: u32) {
+        for listener in self.accepting.listeners.iter().filter(|listener| listener.id == id) {
+            self.backend.close(listener.sock, How::Flushed);
         }
     }
 

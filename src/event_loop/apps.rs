@@ -6,6 +6,7 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use crate::apps::{App, AppTable, Counted, Taken};
 use crate::backends::{Backend, Sock};
@@ -171,8 +172,10 @@ impl<B: Backend> Loop<B> {
     pub fn configure(&mut self, table: &AppTable) {
         self.apps.configure(table);
         self.heads.limits = HeadLimits::new(table.settings.max_head, table.settings.max_fields);
+        self.backend.set_stall(table.settings.timeouts.write);
         // More connections may be allowed than were.
         self.resume_accepting();
+        table.taken.fetch_add(1, Ordering::Release);
     }
 
     /// Whether there may be something for [`Loop::forget_apps`].

@@ -22,8 +22,9 @@ mod front;
 mod inside;
 mod memory;
 
+pub use crate::listener::Scheme;
+pub use admission::Admission;
 pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
-pub use admission::{Admission, Scheme};
 pub(crate) use apps::{Apps, Seat};
 pub(crate) use front::{Arrival, Tolds};
 pub(crate) use inside::{Inside, may_be_inside};

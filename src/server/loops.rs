@@ -26,6 +26,10 @@ use super::{ACCEPT_RETRY, LINGER, Listening, StartError, exit, refused};
 /// Small blocks of a loop's pool: 18 MiB, of which only what is in use at once is ever touched. With the large ones of two loops
 /// they are what a crowd may make resident beside `--buffer-bytes`.
 const SMALL_BLOCKS: usize = 1024;
+/// Listeners of a loop that a new configuration may bring.
+pub(super) const LATER_LISTENERS: usize = 1024;
+/// Connections of a loop to workers of apps that a new configuration may bring. Room for them is reserved and not touched.
+pub(super) const LATER_LINKS: usize = 64 * 1024;
 /// Large blocks of a loop's pool: 8 MiB.
 const LARGE_BLOCKS: usize = 64;
 
@@ -113,7 +117,7 @@ impl LoopSet {
                 let setup = Setup {
                     index: index as u16,
                     access: shared.log.access_log(),
-                    max_sockets: socket_room(&table, listeners.len()),
+                    max_sockets: socket_room(&table, listeners.len()) + LATER_LINKS + LATER_LISTENERS,
                     listeners,
                     table,
                     mailbox,
@@ -259,7 +263,7 @@ pub(super) fn join(threads: Vec<Thread>, grace: Duration) -> Ends {
 }
 
 /// Entries of a loop's table: all connections, which one loop might get, those to workers, and listeners.
-fn socket_room(table: &AppTable, listeners: usize) -> usize {
+pub(super) fn socket_room(table: &AppTable, listeners: usize) -> usize {
     let most = table.settings.max_connections;
     let of_app = |app: &App| {
         // Idle ones to other workers may stand open while all clients' requests are with one.

@@ -24,6 +24,12 @@ impl Current {
         Current(Arc::new(Mutex::new(table)))
     }
 
+    /// Puts another in its place.
+    pub fn put(&self, table: Arc<AppTable>) -> Arc<AppTable> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&table);
+        table
+    }
+
     /// The table.
     pub fn get(&self) -> Arc<AppTable> {
         // A table is put in its place whole, whoever panics.
@@ -34,13 +40,23 @@ impl Current {
 /// The apps of a configuration, all of them new. `server` is the server's part of it, as it holds here.
 pub(super) fn table(config: &Config, server: &Arc<Settings>, metrics: &Metrics, now: Instant) -> AppTable {
     let app = |(index, app): (usize, &crate::config::App)| {
-        let dispatch = Arc::new(Dispatch::new(unit::policy(app), unit::table_size(app), now));
-        // An id is an index into tables: a file of 4 GiB would be needed for one that does not fit.
-        let id = AppId(u16::try_from(index).unwrap_or(u16::MAX));
-        App::new(id, server.clone(), app.clone(), dispatch, metrics)
+        // An id is an index into tables: a file of megabytes would be needed for one that does not fit.
+        new_app(AppId(u16::try_from(index).unwrap_or(u16::MAX)), server, app, metrics, now)
     };
     let apps = config.apps.iter().enumerate().map(app).collect();
     AppTable::new(server.clone(), apps, &config.routes, metrics)
+}
+
+/// An app that was not there before.
+pub(super) fn new_app(
+    id: AppId,
+    server: &Arc<Settings>,
+    app: &crate::config::App,
+    metrics: &Metrics,
+    now: Instant,
+) -> App {
+    let dispatch = Arc::new(Dispatch::new(unit::policy(app), unit::table_size(app), now));
+    App::new(id, server.clone(), app.clone(), dispatch, metrics)
 }
 
 /// What the supervisor is to know of an app.

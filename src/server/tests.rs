@@ -66,6 +66,7 @@ fn inherited_sockets_are_shared_out() {
     let all: Vec<u64> = sockets.iter().map(|socket| inode(socket.try_clone().unwrap().into())).collect();
     let asked = ListenAddress::Tcp(SocketAddr::new(V4, 0));
     let listening = Listening {
+        id: 0,
         asked: asked.clone(),
         address: asked,
         sockets: sockets.into_iter().map(OwnedFd::from).collect(),
@@ -80,5 +81,40 @@ fn inherited_sockets_are_shared_out() {
         assert!(all.iter().all(|socket| shared.iter().flatten().any(|own| own == socket)), "{loops} loops: {shared:?}");
         let most = shared.iter().map(Vec::len).max().unwrap();
         assert_eq!(most, 5usize.div_ceil(loops), "{loops} loops: {shared:?}");
+    }
+}
+
+/// Clients try to connect all the while, as those of a server that starts again do: whoever gets in is there to be accepted.
+#[test]
+#[cfg(target_os = "linux")]
+fn nobody_gets_in_before_there_is_who_accepts() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    for round in 0..300 {
+        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap();
+        let (stop, tries) = (AtomicBool::new(false), std::sync::atomic::AtomicUsize::new(0));
+        let settings = Settings { loops: 2, ..Settings::for_test() };
+        std::thread::scope(|scope| {
+            let ask = || {
+                let mut connected = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    connected.extend(TcpStream::connect_timeout(&address, Duration::from_millis(3)));
+                    tries.fetch_add(1, Ordering::Relaxed);
+                }
+                connected
+            };
+            let clients: Vec<_> = (0..3).map(|_| scope.spawn(ask)).collect();
+            while tries.load(Ordering::Relaxed) < 10 {
+                std::thread::yield_now();
+            }
+            let listening = listen(&settings, &ListenAddress::Tcp(address), round % 2 == 1);
+            stop.store(true, Ordering::Relaxed);
+            let connected: Vec<TcpStream> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
+            // Another test may have been given that port meanwhile.
+            let Ok(listening) = listening else { return };
+            let listeners = (0..2).flat_map(|index| listening.of_loop(index, 2, &Arc::default()).unwrap());
+            let listeners: Vec<TcpListener> = listeners.map(|setup| setup.descriptor.into()).collect();
+            let accepted = listeners.iter().map(|listener| std::iter::from_fn(|| listener.accept().ok()).count());
+            assert_eq!(accepted.sum::<usize>(), connected.len(), "round {round}");
+        });
     }
 }

@@ -23,6 +23,14 @@ pub(super) struct Owner {
 }
 
 impl Owner {
+    /// Gives a file to them.
+    ///
+    /// # Errors
+    /// When the kernel refuses it.
+    pub(super) fn own(self, path: &Path) -> io::Result<()> {
+        if self == Owner::default() { Ok(()) } else { lchown(path, self.user, self.group) }
+    }
+
     /// Looks names up. A text that is a number is that number, known here or not.
     ///
     /// # Errors
@@ -69,13 +77,11 @@ pub(super) fn listen(path: &Path, mode: u32, owner: Owner) -> Result<Listening, 
     });
     // From here on the file goes with `file`, also when something fails.
     let (socket, file) = bound.map_err(|error| cannot(error, ""))?;
-    if owner != Owner::default() {
-        let hint = "; only root may give a socket to another user, and others only to a group of their own";
-        lchown(path, owner.user, owner.group).map_err(|error| cannot(error, hint))?;
-    }
+    let hint = "; only root may give a socket to another user, and others only to a group of their own";
+    owner.own(path).map_err(|error| cannot(error, hint))?;
     let protected = fs::set_permissions(path, Permissions::from_mode(mode));
     protected.and_then(|()| socket.listen(BACKLOG)).map_err(|error| cannot(error, ""))?;
     let address = ListenAddress::Unix(path.to_owned());
     let (asked, sockets) = (address.clone(), vec![socket.into()]);
-    Ok(Listening { asked, address, sockets, file: Some(file), admin: false })
+    Ok(Listening { id: 0, asked, address, sockets, file: Some(file), admin: false })
 }

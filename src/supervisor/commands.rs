@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Map, Value, json};
 
 use super::unit::Unit;
-use super::{Hooks, Supervisor};
+use super::{AppState, Hooks, Supervisor};
 use crate::config::{HotReload, signal_name};
 use crate::control::{Answer, Change, Command, CommandHandler, ControlServer};
 use crate::fleet::{Member, Name};
@@ -27,6 +27,14 @@ impl Supervisor {
                 self.answer(answers);
             }
         }
+        for index in 0..self.units.len() {
+            let unit = &self.units[index];
+            let serves = !unit.starts_workers() || unit.ready_workers() > 0;
+            if self.tickets.awaits_start(unit.id()) && (serves || unit.state() == AppState::Failed) {
+                let answers = self.tickets.started(unit.id(), unit.name(), serves);
+                self.answer(answers);
+            }
+        }
         let answers = std::mem::take(&mut self.upgrades.answers);
         self.answer(answers);
         let events = self.context.events.take();
@@ -43,35 +51,6 @@ impl Supervisor {
 
     pub(super) fn control_due(&self) -> Option<Instant> {
         self.control.as_ref().and_then(ControlServer::due)
-    }
-
-    /// HUP, and the word `reload`: of one app, where it is named.
-    pub(super) fn reload(&mut self, app: Option<usize>, hooks: &mut Hooks<'_>, now: Instant) -> String {
-        // A server that starts is ready when its workers are.
-        let told_ready = self.service.told_ready;
-        if told_ready {
-            self.service.manager.reloading(now);
-        }
-        let done = self.reload_now(app, hooks, now);
-        if told_ready {
-            self.service.manager.ready(now);
-        }
-        done
-    }
-
-    fn reload_now(&mut self, app: Option<usize>, hooks: &mut Hooks<'_>, now: Instant) -> String {
-        self.context.log.reopen();
-        if let (Some(reload), None) = (&mut hooks.reload, app) {
-            return format!("logs are reopened; {}", reload(self, now));
-        }
-        let several = app.is_none() && self.serving().count() > 1;
-        let mut done = Vec::new();
-        let chosen = |(index, unit): &(usize, &mut Unit)| unit.leaving.is_none() && app.is_none_or(|app| app == *index);
-        for (_, unit) in self.units.iter_mut().enumerate().filter(chosen) {
-            let (_, line) = unit.load_again(now);
-            done.push(if several { format!("{}: {line}", unit.name()) } else { line });
-        }
-        format!("logs are reopened; {}", done.join("; "))
     }
 
     /// The apps that are not about to leave, with their places.
@@ -207,9 +186,18 @@ impl Supervisor {
                 self.units[index].scale(change, now)
             }
             Command::Signal { app, worker, signal } => self.signal(app.as_deref(), worker, signal)?,
-            Command::Reload { app } => {
+            Command::Reload { app, wait } => {
                 let app = self.find(app.as_deref())?;
-                Answer::done(self.reload(app, hooks, now))
+                if app.is_none() && self.upgrades.is_under_way() {
+                    return Err(Answer::refused(409, "the server is being handed over: reload when that is done"));
+                }
+                match self.reload(app, hooks, now) {
+                    Ok(done) if wait && !(done.rolls.is_empty() && done.added.is_empty()) => {
+                        Answer::Wait(self.tickets.open_reload(done.message, done.rolls, &done.added))
+                    }
+                    Ok(done) => Answer::done(done.message),
+                    Err(reason) => Answer::refused(422, reason),
+                }
             }
             Command::Drain => {
                 self.begin_drain(now);

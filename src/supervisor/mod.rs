@@ -5,6 +5,7 @@
 //! loops what happens through the dispatches and their mailboxes; it never touches their state. It must run on a thread that lives as
 //! long as the server: on Linux workers die with the thread that started them (PR_SET_PDEATHSIG, prctl(2)).
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -38,6 +39,7 @@ pub mod probe;
 pub mod process;
 mod processes;
 pub mod program;
+pub mod reload;
 mod removed;
 pub mod resolver;
 pub mod run_directory;
@@ -61,6 +63,7 @@ use manager::Service;
 use observer::Observer;
 use orphans::{Mark, Orphans};
 use pid_file::PidFile;
+use reload::Reload;
 use removed::Lookout;
 pub use run_directory::{RunDirectory, RunDirectoryError};
 use signals::{Request, Requester, Requests};
@@ -137,14 +140,11 @@ impl Default for Options {
 pub struct Hooks<'a> {
     /// Whether all loops have ended. Asked during a stop.
     pub loops_done: Box<dyn FnMut() -> bool + 'a>,
-    /// Something to be done at intervals, such as printing statistics. `None`: nothing.
-    pub every: Option<(Duration, Box<dyn FnMut() + 'a>)>,
+    /// Something to be done each [`Settings::stats_interval`], such as printing statistics. `None`: nothing.
+    pub every: Option<Box<dyn FnMut() + 'a>>,
     /// What HUP does beside reopening the logs, and what came of it, for the log; `None`: each app loads its code again.
     pub reload: Option<Reload<'a>>,
 }
-
-/// See [`Hooks::reload`]. It may add, change and remove apps.
-pub type Reload<'a> = Box<dyn FnMut(&mut Supervisor, Instant) -> String + 'a>;
 
 /// See the module.
 pub struct Supervisor {
@@ -210,7 +210,8 @@ impl Supervisor {
         let upgrades = Upgrades::new(std::mem::take(&mut options.holdings), options.pid_file.take());
         let (control_path, service) = (run.control_path(), Service::new(options.manager));
         let context = Context {
-            settings,
+            settings: Rc::new(RefCell::new(settings)),
+            sockets: Rc::default(),
             postboxes,
             guard: GuardKeeper::new(options.program.clone(), run.sockets().to_path_buf(), log.clone()),
             events: Events::new(log.clone()),
@@ -270,7 +271,7 @@ impl Supervisor {
     /// Supervises until the server is to end. Afterwards no process, socket or sub-directory of this server is left.
     pub fn run(mut self, mut hooks: Hooks<'_>) -> ExitReason {
         let (mut requests, mut ready) = (Vec::new(), Ready::default());
-        let mut next_tick = hooks.every.as_ref().map(|(interval, _)| Instant::now() + *interval);
+        let mut last_tick = Instant::now();
         loop {
             let now = Instant::now();
             self.sleeper.clear();
@@ -294,11 +295,12 @@ impl Supervisor {
             self.let_go_of_units();
             self.sample_rates(now);
             self.serve_monitors(now);
-            if let (Some(due), Some((interval, tick))) = (&mut next_tick, &mut hooks.every)
-                && now >= *due
-            {
+            self.advance_listeners(now);
+            let interval = self.context.settings().stats_interval;
+            let mut next_tick = (hooks.every.is_some() && !interval.is_zero()).then(|| last_tick + interval);
+            if let Some(tick) = hooks.every.as_mut().filter(|_| next_tick.is_some_and(|due| now >= due)) {
                 tick();
-                *due = now + *interval;
+                (last_tick, next_tick) = (now, Some(now + interval));
             }
             self.notice_lost_loops(now);
             if self.advance_stop(&mut hooks.loops_done, now) {
@@ -389,11 +391,19 @@ impl Supervisor {
                 self.begin_stop(now);
             }
             Request::Reload => {
-                let done = match self.stop {
-                    Some(_) => "the server stops; nothing is loaded again".to_owned(),
-                    None => self.reload(None, hooks, now),
+                let (level, done) = match self.stop {
+                    Some(_) => (Level::Info, "the server stops; nothing is loaded again".to_owned()),
+                    None if self.upgrades.is_under_way() => {
+                        (Level::Warn, "the server is being handed over; nothing is loaded again".to_owned())
+                    }
+                    None => match self.reload(None, hooks, now) {
+                        Ok(done) => (Level::Info, done.message),
+                        Err(_) => {
+                            (Level::Error, "the configuration cannot be reloaded; nothing has changed".to_owned())
+                        }
+                    },
                 };
-                self.context.log.event(Level::Info, format_args!("SIGHUP: {done}"), &[]);
+                self.context.log.event(level, format_args!("SIGHUP: {}", done.lines().next().unwrap_or_default()), &[]);
             }
             Request::ReopenLogs => {
                 self.context.log.reopen();

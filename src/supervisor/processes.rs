@@ -201,7 +201,7 @@ impl Processes {
         let now = Instant::now();
         let label = format!("{}.G{generation}.{number}", self.app.name);
         self.context.run.mend().map_err(|error| error.to_string())?;
-        let socket = self.context.run.socket(&format!("{label}.{}.sock", name.0)).map_err(|error| error.to_string())?;
+        let socket = self.context.next_socket(&label).map_err(|error| error.to_string())?;
         let speaks = launcher.listens_to_workers().then(|| NotifySocket::open(&socket.with_extension("note")));
         let mut notify = speaks.transpose().map_err(|error| error.to_string())?;
         let mut endpoint = launcher.endpoint(socket).map_err(|error| error.to_string())?;

@@ -39,6 +39,8 @@ pub(super) struct Observed {
     pub heartbeat: Heartbeat,
     /// Lines of the log that nobody read of the servers before this one.
     pub dropped_before: u64,
+    /// The last reload of the configuration.
+    pub reload: Option<status::Reload>,
 }
 
 impl Observed {
@@ -47,7 +49,7 @@ impl Observed {
         about.desk.attend(Box::new(move || waker.wake()));
         let monitor = Monitor::new(about.desk.clone(), &settings.metrics, settings.loops, log, Instant::now());
         let rates = Rates::after(about.started, about.metrics.total().requests, about.metrics.latencies());
-        Observed { rates, about, monitor, heartbeat: Heartbeat::default(), dropped_before: 0 }
+        Observed { rates, about, monitor, heartbeat: Heartbeat::default(), dropped_before: 0, reload: None }
     }
 
     /// Requests so far, and how long they took.
@@ -82,7 +84,7 @@ impl Supervisor {
             app.latency_ms = status::Latency::from(&recent);
         }
         let about = self.observed.as_ref().map(|observed| &observed.about);
-        let settings = &self.context.settings;
+        let settings = self.context.settings();
         status::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -100,6 +102,7 @@ impl Supervisor {
             control_socket: self.context.control_path().display().to_string(),
             counters: about.map(|about| counters(&about.metrics)).unwrap_or_default(),
             log_lines_dropped: self.log_lines_dropped(),
+            reload: self.observed.as_ref().and_then(|observed| observed.reload.clone()),
             upgrade: self.upgrades.status(),
             apps,
         }

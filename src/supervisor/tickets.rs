@@ -6,6 +6,9 @@ use crate::control::Answer;
 use crate::dispatch::AppId;
 use crate::fleet::{RollEnd, RollReport};
 
+/// In the place of a roll, whose numbers begin with 1: the start of a new app.
+const START: u64 = 0;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Tickets {
@@ -16,6 +19,8 @@ pub(super) struct Tickets {
 #[derive(Debug)]
 struct Ticket {
     number: u64,
+    /// What is to be said before all else.
+    preface: Option<String>,
     /// Rolls that have not ended.
     left: Vec<(AppId, u64)>,
     /// What came of the others.
@@ -34,8 +39,30 @@ struct Outcome {
 impl Tickets {
     /// A ticket for these rolls.
     pub fn open(&mut self, rolls: Vec<(AppId, u64)>) -> u64 {
+        self.add(None, rolls)
+    }
+
+    /// A ticket for a reload that says this first: for its rolls, and for the start of new apps.
+    pub fn open_reload(&mut self, preface: String, mut rolls: Vec<(AppId, u64)>, started: &[AppId]) -> u64 {
+        rolls.extend(started.iter().map(|id| (*id, START)));
+        self.add(Some(preface), rolls)
+    }
+
+    /// Whether somebody waits for the start of an app.
+    pub fn awaits_start(&self, id: AppId) -> bool {
+        self.open.iter().any(|ticket| ticket.left.contains(&(id, START)))
+    }
+
+    /// An app has started, or has failed.
+    pub fn started(&mut self, id: AppId, app: &str, serves: bool) -> Vec<(u64, Answer)> {
+        let message = if serves { "the app is there" } else { "the app has failed: none of its workers serves" };
+        let outcome = Outcome { app: app.to_owned(), message: message.to_owned(), done: serves.then_some((START, 1)) };
+        self.settle(|left| left == (id, START), &outcome)
+    }
+
+    fn add(&mut self, preface: Option<String>, rolls: Vec<(AppId, u64)>) -> u64 {
         self.last += 1;
-        self.open.push(Ticket { number: self.last, left: rolls, ended: Vec::new() });
+        self.open.push(Ticket { number: self.last, preface, left: rolls, ended: Vec::new() });
         self.last
     }
 
@@ -62,7 +89,7 @@ impl Tickets {
         let (over, open) =
             std::mem::take(&mut self.open).into_iter().partition(|ticket: &Ticket| ticket.left.is_empty());
         self.open = open;
-        over.into_iter().map(|ticket| (ticket.number, answer(&ticket.ended))).collect()
+        over.into_iter().map(|ticket| (ticket.number, answer(ticket.preface, &ticket.ended))).collect()
     }
 }
 
@@ -84,11 +111,12 @@ impl Outcome {
 }
 
 /// One answer for all; where one was aborted that is the answer, and it says what became of the others.
-fn answer(outcomes: &[Outcome]) -> Answer {
-    let message = match outcomes {
-        [one] => one.message.clone(),
-        several => several.iter().map(|one| format!("{}: {}", one.app, one.message)).collect::<Vec<_>>().join("\n"),
+fn answer(preface: Option<String>, outcomes: &[Outcome]) -> Answer {
+    let said = match outcomes {
+        [one] if preface.is_none() || one.done.is_some_and(|(roll, _)| roll != START) => vec![one.message.clone()],
+        several => several.iter().map(|one| format!("{}: {}", one.app, one.message)).collect(),
     };
+    let message = preface.into_iter().chain(said).collect::<Vec<_>>().join("\n");
     match outcomes {
         _ if outcomes.iter().any(|outcome| outcome.done.is_none()) => Answer::refused(409, message),
         [Outcome { done: Some((roll, generation)), .. }] => {

@@ -5,6 +5,7 @@
 //!   everything before it decides, and changed files come behind it, for it may have ended the roll that they wait for.
 //! - An app may come, change and go while the server runs: `change` has what becomes of new settings, and of an app that leaves.
 
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,7 +22,10 @@ use super::upstreams::Upstreams;
 use super::wake::{self, Ready, Waker};
 use super::watch::Watcher;
 use super::watch::limiter::ReloadLimiter;
-use super::{AppState, ExitReason, LEAST_ROOM, LONGEST_SUFFIX, MOST_JOINED, Options, RunDirectory, StartError, Status};
+use super::{
+    AppState, ExitReason, LEAST_ROOM, LONGEST_SUFFIX, MOST_JOINED, Options, RunDirectory, RunDirectoryError,
+    StartError, Status,
+};
 use crate::config::{self, HotReload, Settings};
 use crate::control::SOCKET_NAME;
 use crate::dispatch::{AppId, Dispatch, Notice, Snapshot};
@@ -43,12 +47,14 @@ const PROVEN_AFTER_EDIT: Duration = Duration::from_secs(1);
 /// What apps share: the ways to the rest of the server.
 #[derive(Clone)]
 pub(super) struct Context {
-    /// The server's configuration. Its app is not looked at.
-    pub settings: Arc<Settings>,
+    /// The server's configuration as it is now. Its app is not looked at.
+    pub settings: Rc<RefCell<Arc<Settings>>>,
     pub postboxes: Postboxes,
     pub log: Log,
     /// Its end removes sockets and lock.
     pub run: Rc<RunDirectory>,
+    /// Counts the sockets of workers: an app may go and come again while workers of the first one still serve.
+    pub sockets: Rc<Cell<u64>>,
     pub guard: GuardKeeper,
     pub events: Events,
     pub status: Arc<Status>,
@@ -58,6 +64,25 @@ pub(super) struct Context {
 }
 
 impl Context {
+    /// The server's configuration as it is now.
+    pub fn settings(&self) -> Arc<Settings> {
+        self.settings.borrow().clone()
+    }
+
+    /// The path of a worker's socket, which no other has had.
+    ///
+    /// # Errors
+    /// When it is too long.
+    pub fn next_socket(&self, label: &str) -> Result<PathBuf, RunDirectoryError> {
+        self.sockets.set(self.sockets.get() + 1);
+        self.run.socket(&format!("{label}.{}.sock", self.sockets.get()))
+    }
+
+    /// Another one, for all who share this.
+    pub fn set_settings(&self, settings: Arc<Settings>) {
+        *self.settings.borrow_mut() = settings;
+    }
+
     /// Where the control socket is, or would be.
     pub fn control_path(&self) -> PathBuf {
         self.run.path().join(SOCKET_NAME)
@@ -336,7 +361,7 @@ impl Unit {
             return;
         }
         let ring = context.waker.clone();
-        match Watcher::start(app, &context.settings, move || ring.wake()) {
+        match Watcher::start(app, &context.settings(), move || ring.wake()) {
             Ok(watcher) => {
                 context.log.event(Level::Info, "hot reload: watching", &[("files", &watcher.summary())]);
                 self.watcher = Some(watcher);

@@ -31,6 +31,10 @@ impl Backend for OldestIoUring {
         self.0.listen(listener)
     }
 
+    fn set_stall(&mut self, stall: Duration) {
+        self.0.set_stall(stall);
+    }
+
     fn pause(&mut self, listener: Sock) {
         self.0.pause(listener);
     }

@@ -73,7 +73,7 @@ fn every_word_asks_what_it_says() {
         (&["signal", "web", "usr1"], signal(web(), None, libc::SIGUSR1), "it is under way\n"),
         (&["signal", "web:2", "SIGTERM"], signal(web(), Some(2), libc::SIGTERM), "it is under way\n"),
         (&["signal", ":2", "9"], signal(None, Some(2), libc::SIGKILL), "it is under way\n"),
-        (&["reload"], Command::Reload { app: None }, "it is under way\n"),
+        (&["reload"], Command::Reload { app: None, wait: false }, "it is under way\n"),
         (&["pause"], Command::Pause { app: None, max: Duration::from_secs(30) }, "it is under way\n"),
         (
             &["pause", "web", "--max", "1.5s"],

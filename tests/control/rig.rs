@@ -41,7 +41,7 @@ impl CommandHandler for Clerk {
     fn carry_out(&mut self, command: Command, _: Instant) -> Answer {
         let app = match &command {
             Command::Restart { app, .. } | Command::Scale { app, .. } | Command::Signal { app, .. } => app.clone(),
-            Command::Reload { app } | Command::Pause { app, .. } | Command::Resume { app } => app.clone(),
+            Command::Reload { app, .. } | Command::Pause { app, .. } | Command::Resume { app } => app.clone(),
             _ => None,
         };
         if let Some(app) = app.filter(|app| app != "web") {

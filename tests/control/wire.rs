@@ -114,7 +114,7 @@ fn an_answer_may_come_later_and_to_all_that_wait_for_it() {
     assert_eq!(finished.rest(), "");
     assert_eq!(eager.answer(), expected);
     assert_eq!(eager.answer().0, 200);
-    assert_eq!(rig.asked(), [Command::Reload { app: None }]);
+    assert_eq!(rig.asked(), [Command::Reload { app: None, wait: false }]);
 }
 
 /// Nothing is polled for that stays ready: a peer that hung up would otherwise keep the loop awake.

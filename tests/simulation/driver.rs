@@ -535,6 +535,7 @@ fn open_loop(
         shared: Arc::clone(shared),
         table: Arc::clone(table),
         listeners: vec![ListenerSetup {
+            id: 0,
             descriptor: world.listener(place.clone()).unwrap(),
             port: 80,
             scheme: Scheme::Http,

@@ -9,6 +9,7 @@ use crate::support::{Client, PROGRAM, folder, on_every_backend, python, until};
 use crate::upgrades::{Line, path};
 
 mod apps;
+mod reload;
 
 /// A worker that says which app it is of and what it was asked. In its folder, the file `NAME.crash` lets it end as it starts; a request
 /// for `/block` is answered once there is `NAME.go`.
@@ -47,16 +48,16 @@ impl Site {
     /// A server of that file, in which `FOLDER` stands for its folder and `PYTHON` for the words of the worker above, to which its
     /// name is to be added.
     fn start(backend: &str, text: &str) -> Site {
-        Site::start_with(backend, text, &[])
+        Site::start_as(Command::new(PROGRAM), backend, text)
     }
 
-    fn start_with(backend: &str, text: &str, flags: &[&str]) -> Site {
+    /// With a program before it.
+    fn start_as(command: Command, backend: &str, text: &str) -> Site {
         let folder = folder();
         let (file, worker) = (path(&folder, "site.toml"), path(&folder, "worker.py"));
         fs::write(&worker, WORKER).unwrap();
         fs::write(&file, Site::text(folder.path().to_str().unwrap(), text)).unwrap();
-        let flags = [&["-f", &file], flags].concat();
-        let line = Line::start_in(folder, Command::new(PROGRAM), backend, &flags);
+        let line = Line::start_in(folder, command, backend, &["-f", &file]);
         Site { line, file }
     }
 

@@ -162,6 +162,10 @@ impl Backend for IoUring {
         self.start_listening(listener)
     }
 
+    fn set_stall(&mut self, stall: Duration) {
+        self.close_deadlines.set_stall(stall);
+    }
+
     fn pause(&mut self, listener: Sock) {
         self.pause_listener(listener);
     }

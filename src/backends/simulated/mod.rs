@@ -186,6 +186,10 @@ impl Backend for Simulated {
         self.sockets.insert(Socket::Listener(listener)).map_err(|_| no_entry())
     }
 
+    fn set_stall(&mut self, stall: Duration) {
+        self.close_deadlines.set_stall(stall);
+    }
+
     fn pause(&mut self, listener: Sock) {
         if let Some(Socket::Listener(listener)) = self.sockets.lookup_mut(listener) {
             listener.paused = true;

@@ -103,6 +103,7 @@ impl<const FAULT: u8> Backend for Broken<FAULT> {
         0
     }
 
+    fn set_stall(&mut self, _stall: Duration) {}
     fn pause(&mut self, _listener: Sock) {}
     fn resume(&mut self, _listener: Sock) {}
     fn recv(&mut self, _sock: Sock, _size: Size) {}
@@ -149,7 +150,7 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
     let listeners = crate::server::open_listeners(&shared.settings, &mut Default::default()).unwrap();
     let listeners = share_out(&listeners, &shared.settings).unwrap();
     let loops = LoopSet { shared, table, metrics, listeners, held: false, mailboxes, loop_exit };
-    let outcome = serve::<Broken<FAULT>>(loops, BackendChoice::Epoll, supervisor, || None);
+    let outcome = serve::<Broken<FAULT>>(loops, BackendChoice::Epoll, supervisor, None, || None);
     told.flush(Duration::from_secs(10));
     (outcome, captured.text())
 }

@@ -12,6 +12,7 @@ use crate::dispatch::{self, Policy};
 use crate::fleet::{Machine, Name, Scaler, TERM_GRACE};
 use crate::log::Level;
 use crate::supervisor::StartError;
+use crate::supervisor::spawn::Launcher;
 
 /// How often an app that leaves is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -47,16 +48,6 @@ pub fn policy(app: &config::App) -> Policy {
     }
 }
 
-/// Whether the two say the same of how a worker is started and looked for.
-fn starts_alike(one: &config::App, other: &config::App) -> bool {
-    let of = |app: &config::App| {
-        let (command, module, directory) = (app.command.clone(), app.module.clone(), app.directory.clone());
-        let environment = app.environment.clone();
-        (command, module, directory, environment, app.socket, app.ready.by.clone(), app.watchdog, app.concurrency)
-    };
-    of(one) == of(other)
-}
-
 impl Unit {
     /// Takes new settings over; the number of the roll that brings them to the workers, if one does.
     ///
@@ -64,14 +55,28 @@ impl Unit {
     /// When it would be another app (upstreams where there were workers, or the like), or its command cannot be run. Nothing has
     /// changed then.
     pub fn change(&mut self, new: Arc<config::App>, now: Instant) -> Result<Option<u64>, StartError> {
-        let old = Arc::clone(&self.processes.app);
+        let launcher = self.prepare(&new)?;
+        Ok(self.adopt(new, launcher, now))
+    }
+
+    /// What starts the workers by new settings, where that is done in another way than by those that hold.
+    ///
+    /// # Errors
+    /// As [`Unit::change`].
+    pub fn prepare(&self, new: &config::App) -> Result<Option<Launcher>, StartError> {
+        let old = &self.processes.app;
         let runs = |app: &config::App| app.command != config::Command::None;
-        if old.name != new.name || runs(&old) != runs(&new) || old.upstreams != new.upstreams {
+        if old.name != new.name || runs(old) != runs(new) || old.upstreams != new.upstreams {
             let message = format!("the app {} would be another one: it is to be removed and added", old.name);
             return Err(StartError { message, code: 78 });
         }
-        let starts_otherwise = !starts_alike(&old, &new);
-        let launcher = if starts_otherwise { launcher(&new, &self.processes.context)? } else { None };
+        if old.starts_like(new) { Ok(None) } else { launcher(new, &self.processes.context) }
+    }
+
+    /// Takes new settings over that were prepared; the number of the roll that brings them to the workers, if one does.
+    pub fn adopt(&mut self, new: Arc<config::App>, launcher: Option<Launcher>, now: Instant) -> Option<u64> {
+        let old = Arc::clone(&self.processes.app);
+        let starts_otherwise = !old.starts_like(&new);
         self.processes.configure(Arc::clone(&new), now);
         self.processes.dispatch.set_policy(policy(&new));
         self.fleet.set_rule(rule(&new));
@@ -90,7 +95,7 @@ impl Unit {
         if starts_otherwise || watches(&old) != watches(&new) {
             self.watch_files();
         }
-        Ok(roll)
+        roll
     }
 
     /// As many workers as are configured now, where that is another number than before, within the bounds.

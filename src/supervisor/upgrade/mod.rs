@@ -52,6 +52,11 @@ impl Upgrades {
         self.attempt.as_ref().is_some_and(Attempt::is_over)
     }
 
+    /// Whether a new server is being started, or this one has not taken over yet.
+    pub fn is_under_way(&self) -> bool {
+        self.attempt.is_some() || self.is_silent()
+    }
+
     /// Whether the service manager is another's to talk to: that of the server before this one, still.
     pub fn is_silent(&self) -> bool {
         self.successor.as_ref().is_some_and(|successor| !successor.is_main())
@@ -65,7 +70,7 @@ impl Upgrades {
 
     /// When something is to be done without anybody's word.
     pub fn due(&self) -> Option<Instant> {
-        self.attempt.as_ref().and_then(Attempt::due)
+        self.attempt.as_ref().and_then(Attempt::due).into_iter().chain(self.holdings.due()).min()
     }
 
     /// What the status document says of the last upgrade.

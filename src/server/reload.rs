@@ -1,0 +1,297 @@
+//! The configuration read anew while the server runs: what of it holds from then on.
+//!
+//! Everything that can fail (reading, binding, commands, files of logs) is done before anything changes, and is undone when something
+//! after it fails. What needs a new process stays as it is, and is named.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::loops::{LATER_LINKS, LATER_LISTENERS, share_out, socket_room};
+use super::site::{self, Current};
+use super::unix::Owner;
+use super::{Listening, Place, descriptors, listen};
+use crate::apps::{App, AppTable};
+use crate::check;
+use crate::config::{self, Changes, Config, Fate, Inputs, ListenAddress, Listener, Loaded, Severity};
+use crate::dispatch::AppId;
+use crate::log::{Level, Log};
+use crate::mailbox::{Message, Postboxes};
+use crate::metrics::Metrics;
+use crate::reactor::ListenerSetup;
+use crate::supervisor::Supervisor;
+use crate::supervisor::reload::{Reloaded, Wanted};
+use crate::supervisor::upgrade::Held;
+
+/// What takes a new process, which an upgrade starts without losing a request.
+const UPGRADE: &str = "`production_server upgrade` starts a process that can";
+
+/// How long a reload waits for the loops, whose turns last milliseconds at most.
+const LOOPS_PATIENCE: Duration = Duration::from_millis(500);
+
+/// What the server runs by, and what a new configuration is compared with.
+pub(super) struct Reloader {
+    inputs: Inputs,
+    /// As it was said when this process started: what needs another process still is what it says.
+    started: Arc<Loaded>,
+    /// As it was said last.
+    current: Arc<Loaded>,
+    /// As it holds.
+    config: Config,
+    pub table: Current,
+    places: Vec<Place>,
+    /// The next ids of an app and of a listener.
+    next: (usize, u32),
+    /// Sockets that a loop has room for, and listeners.
+    room: (usize, usize),
+    postboxes: Postboxes,
+    log: Log,
+    metrics: Metrics,
+}
+
+/// All that a new configuration takes.
+struct Plan {
+    loaded: Loaded,
+    config: Config,
+    changes: Changes,
+    table: Arc<AppTable>,
+    places: Vec<Place>,
+    closed: Vec<u32>,
+    opened: Vec<Held>,
+    /// Listeners that were to be closed, and are wanted again.
+    again: Vec<u32>,
+    for_loops: Vec<Vec<ListenerSetup>>,
+    next: (usize, u32),
+}
+
+impl Reloader {
+    /// For a server of that configuration, as it was said and as it holds.
+    pub fn new(
+        loaded: Loaded,
+        inputs: Inputs,
+        config: Config,
+        table: Arc<AppTable>,
+        listeners: &[Listening],
+        (postboxes, log, metrics): (&Postboxes, &Log, &Metrics),
+    ) -> Reloader {
+        let started = Arc::new(loaded);
+        let sockets = listeners.iter().map(|listening| listening.sockets.len()).sum::<usize>();
+        Reloader {
+            inputs,
+            current: started.clone(),
+            started,
+            config,
+            places: listeners.iter().map(Place::of).collect(),
+            next: (table.apps.len(), listeners.len() as u32),
+            room: (socket_room(&table, 0) + LATER_LINKS, sockets + LATER_LISTENERS),
+            table: Current::new(table),
+            postboxes: postboxes.clone(),
+            log: log.clone(),
+            metrics: metrics.clone(),
+        }
+    }
+
+    /// Reads the configuration anew and lets it hold.
+    ///
+    /// # Errors
+    /// Why nothing has changed.
+    pub fn reload(&mut self, supervisor: &mut Supervisor, now: Instant) -> Result<Reloaded, String> {
+        let loaded = self.inputs.load().map_err(|refusal| refusal.line)?;
+        let errors: Vec<_> = check::apps(&loaded).into_iter().filter(|it| it.severity == Severity::Error).collect();
+        if !errors.is_empty() {
+            return Err(loaded.report(&errors));
+        }
+        let changes = self.changes(&loaded);
+        if changes.is_empty() {
+            self.current = Arc::new(loaded);
+            return Ok(Reloaded::default());
+        }
+        let plan = self.plan(loaded, changes, supervisor, now)?;
+        let (wanted, added) = self.wanted(&plan);
+        let prepared = supervisor.prepare(wanted, now).map_err(|error| error.to_string())?;
+        let access = Access::change(&plan.changes, &plan.config)?;
+        let logs = self.log.configure(&plan.config.server.access_log, &plan.config.server.event_log);
+        if let Err(error) = logs {
+            access.undo();
+            return Err(format!("cannot open the log: {error}"));
+        }
+        // From here on nothing fails.
+        for warning in plan.loaded.warnings().into_iter().chain(shortage(&plan.config)) {
+            self.log.event(Level::Warn, warning, &[]);
+        }
+        let table = self.table.put(plan.table);
+        self.postboxes.broadcast(|| Message::Configure(table.clone()));
+        for (index, setups) in (0..).zip(plan.for_loops) {
+            if !setups.is_empty() {
+                self.postboxes.post(index, Message::Listen(setups));
+            }
+        }
+        supervisor.hold(plan.opened, &plan.again);
+        let rolls = supervisor.apply(prepared, now);
+        supervisor.close_listeners(&plan.closed, now);
+        (self.config, self.places, self.next) = (plan.config, plan.places, plan.next);
+        self.current = Arc::new(plan.loaded);
+        self.await_loops(&table);
+        Ok(Reloaded { lines: plan.changes.lines(), rolls, added })
+    }
+
+    /// Waits until every loop serves by that table, so that whoever asks after a reload is served by it; but for no loop that does not turn.
+    fn await_loops(&self, table: &AppTable) {
+        let end = Instant::now() + LOOPS_PATIENCE;
+        while table.taken.load(Ordering::Acquire) < self.postboxes.len() && Instant::now() < end {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// What is other than it is. What needs another process is so until there is one, however often it is said.
+    fn changes(&self, loaded: &Loaded) -> Changes {
+        let mut changes = config::diff(&self.current, loaded);
+        changes.server.retain(|changed| changed.class != config::Reload::Restart);
+        changes.server.extend(config::diff(&self.started, loaded).left().cloned());
+        changes
+    }
+
+    fn plan(&self, loaded: Loaded, changes: Changes, supervisor: &Supervisor, now: Instant) -> Result<Plan, String> {
+        let mut config = loaded.config.clone();
+        config.keep_from(&self.config);
+        let closes = |asked: &ListenAddress| changes.closed.iter().any(|listener| listener.address == *asked);
+        let (gone, mut places): (Vec<Place>, Vec<Place>) =
+            self.places.iter().cloned().partition(|place| !place.admin && closes(&place.asked));
+        let mut next = self.next;
+        let (mut listening, mut again) = (Vec::new(), Vec::new());
+        for Listener { address: asked, .. } in &changes.opened {
+            if let Some(place) = returning(asked, supervisor) {
+                again.push(place.id);
+                places.push(place);
+                continue;
+            }
+            let mut opened = self.open(&config, asked, supervisor)?;
+            opened.id = next.1;
+            next.1 += 1;
+            places.push(Place::of(&opened));
+            listening.push(opened);
+        }
+        let listens = places.iter().filter(|place| !place.admin).map(|place| place.address.clone());
+        config.server.listen = listens.collect();
+        let server = Arc::new(config.server.clone());
+        let known = self.table.get();
+        let stays = |name: &str| !changes.apps.iter().any(|(other, fate)| other == name && *fate == Fate::Replaced);
+        let mut apps = Vec::new();
+        for app in &config.apps {
+            let old = known.apps.iter().find(|old| old.settings.name == app.name && stays(&app.name));
+            apps.push(match old {
+                Some(old) => App::new(old.id, server.clone(), app.clone(), old.dispatch.clone(), &self.metrics),
+                None => {
+                    let id = u16::try_from(next.0).ok().filter(|id| *id < u16::MAX);
+                    let id = id.ok_or_else(|| format!("this process has had too many apps; {UPGRADE} have more"))?;
+                    next.0 += 1;
+                    site::new_app(AppId(id), &server, app, &self.metrics, now)
+                }
+            });
+        }
+        let table = Arc::new(AppTable::new(server, apps, &config.routes, &self.metrics));
+        let for_loops = share_out(&listening, &config.server).map_err(|error| error.message)?;
+        let sockets = places.len().max(for_loops.iter().map(Vec::len).sum());
+        if socket_room(&table, 0) > self.room.0 || sockets > self.room.1 {
+            return Err(format!(
+                "the loops of this process have no room for the connections to so many workers; {UPGRADE} have it"
+            ));
+        }
+        let closed = gone.iter().map(|place| place.id).collect();
+        let opened = listening.into_iter().map(Held::from).collect();
+        Ok(Plan { loaded, config, changes, table, places, closed, opened, again, for_loops, next })
+    }
+
+    /// Opens a listener. On a port that this process listens on already, the look whether another program does must be left out.
+    fn open(&self, config: &Config, asked: &ListenAddress, supervisor: &Supervisor) -> Result<Listening, String> {
+        if let ListenAddress::Systemd(_) = asked {
+            return Err(format!("cannot listen on {asked}: systemd's sockets are taken when the server starts"));
+        }
+        let port = |address: &ListenAddress| match address {
+            ListenAddress::Tcp(address) => Some(address.port()),
+            _ => None,
+        };
+        let wanted = port(asked).filter(|port| *port != 0);
+        let closing = supervisor.closing().filter_map(|held| held.address.parse().ok().map(ListenAddress::Tcp));
+        let mut ours = self.places.iter().map(|place| place.address.clone()).chain(closing);
+        let is_ours = wanted.is_some() && ours.any(|address| port(&address) == wanted);
+        listen(&config.server, asked, is_ours).map_err(|error| error.message)
+    }
+
+    /// What the supervisor is to do, and the apps that are new.
+    fn wanted(&self, plan: &Plan) -> (Wanted, Vec<AppId>) {
+        let known = self.table.get();
+        let is_in = |id: AppId, apps: &[App]| apps.iter().any(|app| app.id == id);
+        let (stay, new): (Vec<&App>, Vec<&App>) = plan.table.apps.iter().partition(|app| is_in(app.id, &known.apps));
+        let changes = |app: &&&App| {
+            let changed =
+                |(name, fate): &(String, Fate)| *name == app.settings.name && matches!(fate, Fate::Changed(_));
+            plan.changes.apps.iter().any(changed)
+        };
+        let wanted = Wanted {
+            settings: plan.table.settings.clone(),
+            added: new.iter().map(|app| site::setup(app)).collect(),
+            changed: stay.iter().filter(changes).map(|app| (app.id, Arc::new(app.settings.clone()))).collect(),
+            removed: known.apps.iter().map(|app| app.id).filter(|id| !is_in(*id, &plan.table.apps)).collect(),
+        };
+        (wanted, new.iter().map(|app| app.id).collect())
+    }
+}
+
+/// Says so where the workers of more apps leave fewer descriptors to clients than there may be of them: that number stays as it is.
+fn shortage(config: &Config) -> Option<String> {
+    let (most, limit) = (config.server.max_connections, descriptors()?);
+    let room = site::most_connections(config, limit);
+    let warning = format!(
+        "RLIMIT_NOFILE allows {limit} descriptors: enough for {room} connections beside the workers, and not for {most}"
+    );
+    (room < most).then_some(warning)
+}
+
+/// A TCP listener of that address that was to be closed, and still is open. Behind port 0 each is another.
+fn returning(asked: &ListenAddress, supervisor: &Supervisor) -> Option<Place> {
+    let ListenAddress::Tcp(address) = asked else { return None };
+    let name = asked.to_string();
+    let held = supervisor.closing().find(|held| held.asked == name).filter(|_| address.port() != 0)?;
+    Some(Place { id: held.id, asked: asked.clone(), address: asked.clone(), admin: false })
+}
+
+/// Modes and owners of Unix sockets as they were, to be put back when something after them fails.
+struct Access(Vec<(PathBuf, fs::Metadata)>);
+
+impl Access {
+    fn change(changes: &Changes, config: &Config) -> Result<Access, String> {
+        let mut owners = Vec::new();
+        for listener in &changes.access {
+            if let ListenAddress::Unix(path) = &listener.address {
+                let access = config.server.unix_listen_at(path);
+                owners.push((path, access.mode, Owner::find(access).map_err(|error| error.message)?));
+            }
+        }
+        let mut before = Access(Vec::new());
+        for (path, mode, owner) in owners {
+            if let Err(error) = before.give(path, mode, owner) {
+                before.undo();
+                return Err(format!("cannot change who may connect to unix:{}: {error}", path.display()));
+            }
+        }
+        Ok(before)
+    }
+
+    fn give(&mut self, path: &Path, mode: u32, owner: Owner) -> std::io::Result<()> {
+        self.0.push((path.to_owned(), fs::symlink_metadata(path)?));
+        owner.own(path)?;
+        fs::set_permissions(path, Permissions::from_mode(mode))
+    }
+
+    fn undo(self) {
+        for (path, metadata) in self.0 {
+            // As it was; what does not go back is no worse than what was asked for.
+            lchown(&path, Some(metadata.uid()), Some(metadata.gid())).ok();
+            fs::set_permissions(&path, metadata.permissions()).ok();
+        }
+    }
+}

@@ -1,0 +1,385 @@
+//! The configuration read anew while the server runs: what changes, what does not, and that nobody notices.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use super::*;
+use crate::support::{DEADLINE, Worker};
+
+on_every_backend! {
+    a_wrong_configuration_changes_nothing,
+    listeners_come_and_go,
+    apps_come_change_and_go,
+    an_app_may_be_replaced_by_another,
+    what_needs_another_process_is_named_and_left,
+    nobody_notices_many_reloads,
+}
+
+const HELLO: &str = "[apps.web]\nrespond = 'hello'\n";
+
+/// What `reload` says, and its exit code.
+fn reload(site: &Site, flags: &[&str]) -> (Option<i32>, String) {
+    site.line.word(&[&["reload"], flags].concat())
+}
+
+/// A reload that succeeds; what it says.
+fn reloaded(site: &Site, text: &str) -> String {
+    site.write(text);
+    let (code, said) = reload(site, &["--wait"]);
+    assert_eq!(code, Some(0), "{said}\n{text}");
+    said
+}
+
+fn a_wrong_configuration_changes_nothing(backend: &str) {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let here = "[[listen]]\naddress = '127.0.0.1:0'\n";
+    let site = listening(backend, &[here, HELLO].concat());
+    let before = site.line.status();
+    for (text, why) in [
+        ("[apps.web]\nrespnd = 'other'\n".to_owned(), "did you mean `respond`?"),
+        ("[apps.web]\nrespond = 'other'\n[apps.more]\n".to_owned(), "nothing says what goes to it"),
+        ("[apps.web]\ncommand = ['no-such-program-at-all']\n".to_owned(), "the command cannot be run"),
+        ("[apps.web]\nrespond = 'other'\n[log]\nevents = 'FOLDER/none/access.log'\n".to_owned(), "cannot open the log"),
+        (format!("{here}[[listen]]\naddress = '127.0.0.1:{port}'\n[apps.web]\nrespond = 'other'\n"), "in use"),
+        (format!("{here}[[listen]]\naddress = 'unix:FOLDER/none/s'\n[apps.web]\nrespond = 'other'\n"), "none/s"),
+        (
+            format!("{here}[[listen]]\naddress = 'systemd:web'\n[apps.web]\nrespond = 'other'\n"),
+            "when the server starts",
+        ),
+    ] {
+        site.write(&if text.contains(here) { text.clone() } else { [here, &text].concat() });
+        let (code, said) = reload(&site, &[]);
+        assert_eq!(code, Some(78), "{text}: {said}");
+        assert!(said.contains(why), "{text}: {said}");
+        let status = site.line.status();
+        assert_eq!(status["reload"]["state"], "failed");
+        assert!(status["reload"]["reason"].as_str().unwrap().contains(why), "{status}");
+        assert!(site.word(&["status"]).contains("could not be reloaded"));
+        let holds = ["listen", "pid", "loops"].map(|name| status[name] == before[name]);
+        assert_eq!(holds, [true; 3], "{status}");
+        assert_eq!(site.get("a.example", "/"), (200, "hello".to_owned()), "{text}");
+    }
+    until("it is told", || site.line.server.has_said("cannot be reloaded; nothing has changed"));
+    // By the signal as by the word.
+    site.write(&[here, "[apps.web]\nrespond = 'by signal'\n"].concat());
+    site.line.server.signal("HUP");
+    until("the signal reloads", || site.get("a.example", "/").1 == "by signal");
+    let status = site.line.status();
+    assert_eq!(status["reload"]["state"], "done");
+    assert_eq!(status["reload"]["changes"], serde_json::json!(["apps.web.respond: 'hello' -> 'by signal'"]));
+    until("it is told", || site.line.server.has_said("apps.web.respond: 'hello' -> 'by signal'"));
+    site.line.stop();
+}
+
+/// A server without the rig's own `--listen`, which would win over the file's.
+fn listening(backend: &str, text: &str) -> Site {
+    let mut command = Command::new("sh");
+    command.args([
+        "-c",
+        "exec \"$0\" $(echo \"$@\" | sed -e 's/--listen 127.0.0.1:0//' -e 's/--loops 1//' -e 's/--no-access-log//')",
+        PROGRAM,
+    ]);
+    Site::start_as(command, backend, text)
+}
+
+/// Ports that nobody listens on now.
+fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
+    let held = std::array::from_fn::<_, COUNT, _>(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    held.map(|listener| listener.local_addr().unwrap().port())
+}
+
+fn listen(addresses: &[String]) -> String {
+    addresses.iter().map(|address| format!("[[listen]]\naddress = '{address}'\n")).collect()
+}
+
+fn listeners_come_and_go(backend: &str) {
+    let first = "127.0.0.1:0".to_owned();
+    let text = |more: &[String]| {
+        let all: Vec<String> = [std::slice::from_ref(&first), more].concat();
+        format!("[server]\nloops = 2\n{}{HELLO}", listen(&all))
+    };
+    let site = listening(backend, &text(&[]));
+    let mut kept = site.client();
+    assert_eq!(kept.get("/").text(), "hello");
+    let [port] = free_ports();
+    let (tcp, unix) = (format!("127.0.0.1:{port}"), "unix:FOLDER/site.sock".to_owned());
+    let said = reloaded(&site, &text(&[tcp.clone(), unix.clone()]));
+    assert!(said.contains(&format!("listener {tcp}: opened")), "{said}");
+    let address: SocketAddr = tcp.parse().unwrap();
+    let mut there = Client::to(address);
+    assert_eq!(there.get("/").text(), "hello");
+    let path = path(&site.line.folder, "site.sock");
+    let mut local = UnixStream::connect(&path).unwrap();
+    local.set_read_timeout(Some(DEADLINE)).unwrap();
+    assert_eq!(site.line.status()["listen"].as_array().unwrap().len(), 3);
+    // Others may connect from now on.
+    let restricted = format!(
+        "{}[[listen]]\naddress = '{unix}'\nmode = '0600'\n{HELLO}",
+        text(std::slice::from_ref(&tcp)).replace(HELLO, "")
+    );
+    reloaded(&site, &restricted);
+    let mode = std::os::unix::fs::PermissionsExt::mode(&fs::metadata(&path).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    // They go: nobody new gets in, and whoever is there stays.
+    let said = reloaded(&site, &text(&[]));
+    assert!(said.contains(&format!("listener {tcp}: closed")), "{said}");
+    assert!(!Path::new(&path).exists());
+    until("nobody listens there", || TcpStream::connect(address).is_err());
+    assert_eq!(there.get("/").text(), "hello");
+    assert_eq!(kept.get("/").text(), "hello");
+    local.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    local.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with("hello"), "{answer}");
+    // The port is free for others, and comes back; a wildcard beside an address of the same port is no other program.
+    drop(TcpListener::bind(address).unwrap());
+    reloaded(&site, &text(std::slice::from_ref(&tcp)));
+    assert_eq!(Client::to(address).get("/").text(), "hello");
+    let everywhere = format!("0.0.0.0:{port}");
+    reloaded(&site, &text(&[everywhere]));
+    assert_eq!(Client::to(address).get("/").text(), "hello");
+    // And what was opened by a reload is handed over as all else is.
+    site.line.upgraded();
+    assert_eq!(Client::to(address).get("/").text(), "hello");
+    drop((kept, there));
+    site.line.stop();
+}
+
+const WEB: &str = "[apps.web]\ncommand = [PYTHON, 'web', 'FOLDER']\nworkers = 1\n";
+
+fn apps_come_change_and_go(backend: &str) {
+    let web = WEB;
+    let api = |name: &str, workers: u32| {
+        format!(
+            "[apps.api]\ncommand = [PYTHON, '{name}', 'FOLDER']\nworkers = {workers}\nrestart = {{ drain = '20s' }}\n"
+        )
+    };
+    let route = "[[routes]]\nmatch = { host = 'api.example' }\napp = 'api'\n";
+    let rest = "[[routes]]\napp = 'web'\n";
+    let site = Site::start(backend, web);
+    site.until_ready();
+    let pids = site.pids("web");
+    // It comes, and its first requests wait for it.
+    let said = reloaded(&site, &[route, rest, web, &api("api", 1)].concat());
+    assert_eq!(site.app("api")["workers_ready"], 1, "it was waited for");
+    assert!(said.contains("app api: added") && said.contains("routes: changed"), "{said}");
+    assert_eq!(site.get("api.example", "/x"), (200, "api /x".to_owned()));
+    assert_eq!(site.pids("web"), pids);
+    // It goes while it is busy, and comes again: the first worker of both is number 1 of generation 1.
+    let mut first = site.client();
+    first.send("GET /block HTTP/1.1\r\nHost: api.example\r\n\r\n");
+    until("it is busy", || site.app("api")["workers_busy"] == 1);
+    reloaded(&site, web);
+    reloaded(&site, &[route, rest, web, &api("api", 1)].concat());
+    assert_eq!(site.get("api.example", "/x"), (200, "api /x".to_owned()));
+    site.tell("api.go", true);
+    assert_eq!(first.answer().text(), "api /block");
+    until("the first one has gone", || site.line.status()["apps"].as_array().unwrap().len() == 2);
+
+    // More workers come beside those that it has; a changed command rolls.
+    let first = site.pids("api");
+    reloaded(&site, &[route, rest, web, &api("api", 2)].concat());
+    until("there are two", || site.app("api")["workers_ready"] == 2);
+    assert!(site.pids("api").contains(&first[0]));
+    let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    // A new worker is on trial until it has answered.
+    let client = ask(site.line.server.address, "api.example", "/ping", true, true, &stop, &asked);
+    let said = reloaded(&site, &[route, rest, web, &api("newer", 2)].concat());
+    assert!(said.contains("rolling restart") && said.contains("2 of 2 workers are new"), "{said}");
+    assert_eq!(site.get("api.example", "/x"), (200, "newer /x".to_owned()));
+    // What cannot be started stays away: the old ones serve on.
+    site.tell("broken.crash", true);
+    site.write(&[route, rest, web, &api("broken", 2)].concat());
+    let (code, said) = reload(&site, &["--wait"]);
+    assert!(code == Some(75) && said.contains("aborted"), "{code:?} {said}");
+    assert_eq!(site.get("api.example", "/x"), (200, "newer /x".to_owned()));
+    reloaded(&site, &[route, rest, web, &api("newer", 2)].concat());
+    stop.store(true, Ordering::Relaxed);
+    client.join().expect("a request has failed");
+    // It goes, once its last request is answered; it comes again while that one still runs.
+    let mut busy = site.client();
+    busy.send("GET /block HTTP/1.1\r\nHost: api.example\r\n\r\n");
+    until("it is busy", || site.app("api")["workers_busy"] == 1);
+    let said = reloaded(&site, web);
+    assert!(said.contains("app api: removed"), "{said}");
+    assert_eq!(site.get("api.example", "/x"), (200, "web /x".to_owned()));
+    reloaded(&site, &[route, rest, web, &api("again", 1)].concat());
+    assert_eq!(site.get("api.example", "/x"), (200, "again /x".to_owned()));
+    site.tell("newer.go", true);
+    assert_eq!(busy.answer().text(), "newer /block");
+    until("the old one has gone", || site.line.status()["apps"].as_array().unwrap().len() == 2);
+    assert_eq!(site.get("api.example", "/y"), (200, "again /y".to_owned()));
+    assert_eq!(site.pids("web"), pids, "nothing of this was about it");
+    assert!(!site.line.server.has_said("cannot start a worker"));
+    drop(busy);
+    site.line.stop();
+}
+
+/// The same name for what is something else: it goes and comes.
+fn an_app_may_be_replaced_by_another(backend: &str) {
+    let site = Site::start(backend, WEB);
+    site.until_ready();
+    let (fixed, workers) = ("[apps.web]\nrespond = 'fixed'\n", WEB.replace("'web'", "'again'"));
+    for (app, answer) in [(fixed, "fixed"), (&workers, "again /y"), (fixed, "fixed")] {
+        let said = reloaded(&site, app);
+        assert!(said.contains("app web: replaced"), "{said}");
+        assert_eq!(site.get("a.example", "/y"), (200, answer.to_owned()));
+    }
+    until("only the last one is left", || site.line.status()["apps"].as_array().unwrap().len() == 1);
+    site.line.stop();
+}
+
+fn what_needs_another_process_is_named_and_left(backend: &str) {
+    let site = listening(backend, &format!("[server]\nloops = 1\nmax_connections = 100\n{HELLO}"));
+    let text = format!("[server]\nloops = 2\nmax_connections = 90\n{}", HELLO.replace("hello", "other"));
+    let said = reloaded(&site, &text);
+    for (name, change) in [("loops", "1 -> 2"), ("max_connections", "100 -> 90")] {
+        assert!(said.contains(&format!("server.{name}: {change} (takes another process")), "{said}");
+    }
+    assert_eq!((site.line.status()["loops"].clone(), site.get("a", "/").1), (1.into(), "other".to_owned()));
+    // It is said until it holds.
+    assert!(reloaded(&site, &text).contains("server.loops: 1 -> 2"));
+    site.line.upgraded();
+    assert_eq!(site.line.status()["loops"], 2);
+    assert!(reloaded(&site, &text).contains("as it was"));
+    site.line.stop();
+}
+
+/// A site of two apps and a stream, with more listeners, routes, limits and apps in every second text.
+fn texts(ports: [u16; 3], live: &str) -> Vec<String> {
+    let all = |own: &str| {
+        let listener = format!("[server]\nloops = 2\n{own}\n[[listen]]\naddress = '127.0.0.1:{}'\n", ports[0]);
+        let apps = format!(
+            "[apps.web]\nworkers = 2\n[apps.live]\nupstream = '{live}'\nconcurrency = 100\n\
+             [[routes]]\nmatch = {{ path = '/live/*' }}\napp = 'live'\n"
+        );
+        (listener, apps)
+    };
+    let rest = "[[routes]]\nmatch = { path = '/fixed' }\nrespond = 'fixed'\n[[routes]]\napp = 'web'\n";
+    let (listener, apps) = all("");
+    let (limited, _) =
+        all("max_head = '16KiB'\nmax_body = '1MiB'\ntimeouts = { header = '5s', idle = '40s', write = '20s' }");
+    let more = "[apps.more]\nworkers = 1\n[[routes]]\nmatch = { path = '/more/*' }\napp = 'more'\nrewrite = { strip = '/more' }\n";
+    let fields =
+        "[[routes]]\nmatch = { path = '/ping' }\napp = 'web'\nresponse_fields = { set = { 'X-Reloaded' = 'yes' } }\n";
+    let other = |port: u16| format!("[[listen]]\naddress = '127.0.0.1:{port}'\n");
+    vec![
+        [&listener, &apps, rest].concat(),
+        [&limited, &other(ports[1]), &apps, more, fields, rest].concat(),
+        "[apps.web]\nworkers = 'two'\n".to_owned(),
+        [&listener, &other(ports[1]), &other(ports[2]), &apps, more, rest].concat(),
+        [&limited, &other(ports[2]), &apps, fields, rest].concat().replace("workers = 2", "workers = 3"),
+        [&listener, "[[routes]]\napp = 'nobody'\n"].concat(),
+        [&listener, &other(ports[1]), "[log]\naccess = 'FOLDER/access.log'\n", &apps, rest].concat(),
+    ]
+}
+
+/// Clients that ask all the time. Whoever gets in is answered; that a listener may be gone is no error.
+fn ask(
+    address: SocketAddr,
+    host: &'static str,
+    end: &'static str,
+    keeps: bool,
+    always: bool,
+    stop: &Arc<AtomicBool>,
+    asked: &Arc<AtomicUsize>,
+) -> JoinHandle<()> {
+    let (stop, asked) = (stop.clone(), asked.clone());
+    std::thread::spawn(move || {
+        let mut open: Option<Client> = None;
+        while !stop.load(Ordering::Relaxed) {
+            let mut client = match open.take() {
+                Some(client) => client,
+                None => match TcpStream::connect(address) {
+                    Ok(stream) => Client::over(stream, Vec::new()),
+                    Err(error) => {
+                        assert!(!always, "{address}: {error}");
+                        std::thread::sleep(Duration::from_millis(5));
+                        continue;
+                    }
+                },
+            };
+            let close = if keeps { "" } else { "Connection: close\r\n" };
+            let answer = client.ask(&format!("GET /ping HTTP/1.1\r\nHost: {host}\r\n{close}\r\n"));
+            assert!(answer.status == 200 && answer.text().ends_with(end), "{} {}", answer.head, answer.text());
+            asked.fetch_add(1, Ordering::Relaxed);
+            open = (keeps && !answer.has("connection: close")).then_some(client);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    })
+}
+
+/// Valid and invalid texts by turns, under clients that keep their connections and such that do not, beside open event streams and
+/// WebSockets.
+fn nobody_notices_many_reloads(backend: &str) {
+    let ports = free_ports();
+    let round = Arc::new(AtomicUsize::new(0));
+    let told = round.clone();
+    let live = Worker::new(move |incoming| {
+        let Some((head, _)) = incoming.request() else { return };
+        if head.to_lowercase().contains("upgrade: websocket") {
+            incoming.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+            while let Some(bytes) = incoming.any() {
+                incoming.send(bytes);
+            }
+            return;
+        }
+        incoming.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n");
+        let event = || format!("data: {:03}\n\n", told.load(Ordering::Relaxed));
+        while incoming.send(format!("b\r\n{}\r\n", event())) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+    let texts = texts(ports, &live.url);
+    let site = listening(backend, &texts[0]);
+    site.until_ready();
+    let address = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+    let open = |more: &str| {
+        let mut client = Client::to(address(ports[0]));
+        client.send(format!("GET /live/it HTTP/1.1\r\nHost: a\r\n{more}\r\n"));
+        let head = client.head().unwrap();
+        assert!(head.starts_with(if more.is_empty() { "HTTP/1.1 200" } else { "HTTP/1.1 101" }), "{head}");
+        client
+    };
+    let mut streams: Vec<Client> = (0..20).map(|_| open("")).collect();
+    let mut sockets: Vec<Client> =
+        (0..20).map(|_| open("Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n")).collect();
+    let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+    let always = (0..6).map(|index| ask(address(ports[0]), "a", "pong", index < 4, true, &stop, &asked));
+    let sometimes =
+        (0..4).map(|index| ask(address(ports[1 + index % 2]), "a", "pong", index < 2, false, &stop, &asked));
+    let clients: Vec<JoinHandle<()>> = always.chain(sometimes).collect();
+    for number in 1..=texts.len() * 3 {
+        let text = &texts[number % texts.len()];
+        site.write(text);
+        let (code, said) = reload(&site, &[]);
+        let wrong = text.contains("'two'") || text.contains("'nobody'");
+        assert_eq!(code, Some(if wrong { 78 } else { 0 }), "round {number}: {said}");
+        let before = asked.load(Ordering::Relaxed);
+        until("requests are answered", || asked.load(Ordering::Relaxed) >= before + 40);
+        round.store(number, Ordering::Relaxed);
+        for client in &mut sockets {
+            client.send("still here");
+            assert_eq!(client.take(10), b"still here");
+        }
+        let event = format!("data: {number:03}");
+        for client in &mut streams {
+            while !client.line().expect("a stream has ended").contains(&event) {}
+        }
+    }
+    stop.store(true, Ordering::Relaxed);
+    for client in clients {
+        client.join().expect("a request has failed");
+    }
+    let status = site.line.status();
+    assert_eq!((&status["counters"]["errors"], &status["counters"]["panics"]), (&0.into(), &0.into()), "{status}");
+    drop((streams, sockets));
+    site.line.stop();
+}
