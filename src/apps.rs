@@ -8,11 +8,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use crate::config::route::{Piece, Respond, Target};
+use crate::config::route::{Matching, Piece, Respond, Target};
 use crate::config::{self, Settings};
 use crate::dispatch::{AppId, Dispatch};
 use crate::http::reply::Direct;
 use crate::http::route::{self, Edits, Router};
+use crate::metrics::Metrics;
 
 /// An app, and what its requests are served with.
 #[derive(Clone)]
@@ -27,14 +28,23 @@ pub struct App {
     pub direct: Option<Direct>,
     /// Its permits and its waiting line: the same for as long as the app lives, however often its settings change.
     pub dispatch: Arc<Dispatch>,
+    /// By which number the loops count for it ([`Metrics::app`]).
+    pub count: u16,
 }
 
 impl App {
     /// An app of that server.
-    pub fn new(id: AppId, server: Arc<Settings>, settings: config::App, dispatch: Arc<Dispatch>) -> App {
+    pub fn new(
+        id: AppId,
+        server: Arc<Settings>,
+        settings: config::App,
+        dispatch: Arc<Dispatch>,
+        metrics: &Metrics,
+    ) -> App {
+        let count = metrics.app(&settings.name);
         let text = |text: &String| Direct::new("text/plain; charset=utf-8", text.as_bytes());
         let direct = settings.respond.as_ref().map(text);
-        App { id, server, settings, direct, dispatch }
+        App { id, server, settings, direct, dispatch, count }
     }
 }
 
@@ -58,10 +68,12 @@ pub struct Way {
     pub request: Option<Edits>,
     /// What it changes of an answer.
     pub response: Option<Edits>,
+    /// By which number the loops count for its requests ([`Metrics::series`]).
+    pub series: u16,
 }
 
 impl Way {
-    fn new(route: &config::Route, apps: &[App]) -> Way {
+    fn new(route: &config::Route, apps: &[App], metrics: &Metrics) -> Way {
         let response = Edits::of_response(&route.response_fields);
         let lines =
             response.as_ref().map_or_else(String::new, |edits| String::from_utf8_lossy(edits.lines()).into_owned());
@@ -79,7 +91,11 @@ impl Way {
             Target::Respond(respond) => To::Direct(fixed(respond, response.as_ref(), &lines)),
             Target::Redirect(redirect) => To::Redirect(redirect.to.clone(), redirect.status, lines),
         };
-        Way { to, request: Edits::of_request(&route.request_fields, &route.rewrite), response }
+        let app = if let Target::App(index) = route.to { apps.get(index).map(|app| app.count) } else { None };
+        let is_all = route.matching == Matching::default();
+        let label = if is_all { String::new() } else { route.matching.to_string() };
+        let request = Edits::of_request(&route.request_fields, &route.rewrite);
+        Way { to, request, response, series: metrics.series(app, &label) }
     }
 
     /// The answer of a redirect to a request with that authority and target.
@@ -107,8 +123,9 @@ pub struct Routes {
 
 impl Routes {
     /// Those routes, to those apps, which stand in the order of the configuration.
-    pub fn new(routes: &[config::Route], apps: &[App]) -> Routes {
-        Routes { router: Router::new(routes), ways: routes.iter().map(|route| Way::new(route, apps)).collect() }
+    pub fn new(routes: &[config::Route], apps: &[App], metrics: &Metrics) -> Routes {
+        let ways = routes.iter().map(|route| Way::new(route, apps, metrics)).collect();
+        Routes { router: Router::new(routes), ways }
     }
 
     /// The first that a request takes.
@@ -192,15 +209,15 @@ pub struct AppTable {
 
 impl AppTable {
     /// Those apps, in the order of the configuration, and its routes.
-    pub fn new(settings: Arc<Settings>, apps: Vec<App>, routes: &[config::Route]) -> AppTable {
-        let routes = Arc::new(Routes::new(routes, &apps));
+    pub fn new(settings: Arc<Settings>, apps: Vec<App>, routes: &[config::Route], metrics: &Metrics) -> AppTable {
+        let routes = Arc::new(Routes::new(routes, &apps, metrics));
         AppTable { settings, apps, routes, taken: AtomicUsize::new(0) }
     }
 
     /// The one app of a server that has one.
-    pub fn of_one(settings: Arc<Settings>, dispatch: Arc<Dispatch>) -> AppTable {
-        let app = App::new(AppId::default(), settings.clone(), settings.app.clone(), dispatch);
-        AppTable::new(settings, vec![app], &[config::Route::all_to(0)])
+    pub fn of_one(settings: Arc<Settings>, dispatch: Arc<Dispatch>, metrics: &Metrics) -> AppTable {
+        let app = App::new(AppId::default(), settings.clone(), settings.app.clone(), dispatch, metrics);
+        AppTable::new(settings, vec![app], &[config::Route::all_to(0)], metrics)
     }
 }
 

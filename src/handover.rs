@@ -41,7 +41,7 @@ const BATCH: usize = 64;
 /// Descriptors in all, at most.
 const MOST_DESCRIPTORS: usize = 16 * 1024;
 /// Bytes of a message, at most.
-const MOST_MESSAGE: usize = 4 << 20;
+const MOST_MESSAGE: usize = 16 << 20;
 /// How long the successor waits for what it inherits.
 const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -25,6 +25,7 @@ mod day;
 pub mod dispatch;
 pub mod event_loop;
 mod exchange;
+pub mod exporter;
 pub mod fleet;
 pub mod handover;
 pub mod http;

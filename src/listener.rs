@@ -2,6 +2,9 @@
 //! one that goes, and on one that only looks whether an address is free, nobody new is to get in.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use crate::config::Front;
 
 /// What is spoken on a listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +33,10 @@ pub struct ListenerSetup {
     pub port: u16,
     /// What is spoken on it.
     pub scheme: Scheme,
+    /// Whether it serves the documents of the server's own and nothing else.
+    pub admin: bool,
+    /// What stands in front of it.
+    pub front: Arc<Front>,
 }
 
 /// Has the kernel drop the first packet of each new connection, so that its client tries again until another socket listens there, or none,

@@ -4,6 +4,8 @@
 //! is about to sleep with [`Mailbox::may_sleep`], which looks once more for mail after the flag was raised; so a post
 //! either is seen by that look or sees the flag and rings. That argument is model-checked at the foot of this file.
 
+pub mod desk;
+
 use std::mem;
 use std::sync::Arc as Shared;
 use std::time::Instant;
@@ -57,6 +59,10 @@ pub enum Message {
     CloseIdle,
     /// Memory has come back: answers that stopped for the lack of it may go on.
     Memory,
+    /// The document that an exchange of this loop has asked for.
+    Document(desk::Reply),
+    /// Show that the loop turns: by this number, see [`crate::metrics::Counters::beat`].
+    Beat(u64),
     /// Stop gracefully: finish what runs, cut what is left at the deadline.
     Drain {
         /// When the rest is cut.
@@ -68,8 +74,6 @@ pub enum Message {
         /// When the rest is cut.
         deadline: Instant,
     },
-    /// Say that the loop turns: see [`crate::metrics::Counters::beats`].
-    Beat,
     /// Stop at once.
     StopNow,
 }

@@ -12,8 +12,9 @@ fn main() -> ExitCode {
     match config::read(inputs.arguments.clone(), &inputs.environment) {
         Ok(Invocation::Run(loaded)) => ExitCode::from(server::run(*loaded, inputs, Channel::of_this_process())),
         Ok(Invocation::Check(loaded)) => ExitCode::from(check::run(&loaded)),
-        Ok(Invocation::Show(loaded, show)) => print(&loaded.show(show)),
-        Ok(Invocation::Schema) => print(&config::schema()),
+        Ok(Invocation::Show(loaded, show)) => print(loaded.show(show).as_bytes()),
+        Ok(Invocation::Schema) => print(config::schema().as_bytes()),
+        Ok(Invocation::Text(text)) => print(&text),
         Ok(Invocation::Init) => ExitCode::from(init::run(std::path::Path::new("."))),
         Ok(Invocation::Steer(steering)) => ExitCode::from(control::client::run(&steering)),
         Ok(Invocation::Worker(arguments)) => worker::main(arguments.into_iter()),
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
 }
 
 /// A reader that has gone (`config schema | head`) is no error.
-fn print(text: &str) -> ExitCode {
-    let _ = std::io::stdout().write_all(text.as_bytes());
+fn print(text: &[u8]) -> ExitCode {
+    let _ = std::io::stdout().write_all(text);
     ExitCode::SUCCESS
 }

@@ -5,26 +5,39 @@
 //!   the request path. Any thread may read at any time; what it sees may be one update old, never torn.
 //! - Counters only grow until the process ends; [`Gauge`]s go both ways.
 //! - Each loop's counters stand on cache lines of their own, so that loops do not slow each other down.
+//! - What is counted for an app or for a route stands in tables (`series`), whose rows are named by numbers that the loops carry.
+//! - What a server has counted its successor counts on from (`account`).
 
+mod account;
 pub mod latency;
+pub mod lives;
+pub mod series;
+
+pub use account::Account;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
+use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
-use serde::{Deserialize, Serialize};
 
-use latency::{Histogram, Latencies};
+use latency::Latencies;
+use series::{AllSeries, AppCounters, Apps, Names, Register, SeriesCounters};
 
 /// A number that only grows. One thread writes, all may read.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
 
 impl Counter {
+    /// Nothing yet.
+    pub const fn new() -> Counter {
+        Counter(AtomicU64::new(0))
+    }
+
     /// Adds `more`. Only the owner's thread may call it: two writers would lose counts.
     #[inline]
     pub fn add(&self, more: u64) {
@@ -35,6 +48,11 @@ impl Counter {
     #[inline]
     pub fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+
+    /// Counts on from there. Only the owner's thread may call it.
+    fn set(&self, value: u64) {
+        self.0.store(value, Ordering::Relaxed);
     }
 }
 
@@ -103,7 +121,7 @@ impl ConnectionState {
 }
 
 macro_rules! counters {
-    ($($(#[doc = $text:literal])+ $name:ident,)+) => {
+    ($($(#[doc = $text:literal])+ $name:ident,)+ of apps: $($(#[doc = $app_text:literal])+ $app_name:ident: $read:expr,)+) => {
         /// What one loop counts. Written by that loop's thread only.
         #[derive(Debug, Default)]
         pub struct Counters {
@@ -114,16 +132,28 @@ macro_rules! counters {
             pub active_tunnels: Gauge,
             /// Client connections by state; see [`Counters::moved`].
             pub states: [Gauge; 5],
-            /// Requests by how long they took.
-            pub latency: Histogram,
-            /// How often the loop has answered that it turns.
-            pub beats: Counter,
+            /// What is counted for each app.
+            pub apps: Apps,
+            /// What is counted for each series.
+            pub series: AllSeries,
+            /// The number of the last beat that it has answered (`Message::Beat`).
+            pub beat: AtomicU64,
+            /// The clock of its thread's CPU time, for clock_gettime(3); 0: not known.
+            pub clock: AtomicI64,
         }
 
-        /// The sum over all loops at one moment.
+        impl Counters {
+            /// What is counted for no app in particular, by name.
+            fn named(&self) -> Vec<(&'static str, &Counter)> {
+                vec![$((stringify!($name), &self.$name),)+]
+            }
+        }
+
+        /// The sum over all loops and apps at one moment.
         #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
         pub struct Totals {
             $($(#[doc = $text])+ pub $name: u64,)+
+            $($(#[doc = $app_text])+ pub $app_name: u64,)+
             /// Client connections open now.
             pub active_connections: u64,
             /// Tunnels (after `101 Switching Protocols`) open now.
@@ -134,19 +164,12 @@ macro_rules! counters {
         }
 
         impl Totals {
-            /// What only grows, by name.
-            fn grown(&self) -> Vec<(&'static str, u64)> {
-                vec![$((stringify!($name), self.$name),)+]
-            }
-
-            /// Adds what another process has counted. A name that is not known is passed over.
-            fn add_account(&mut self, account: &Account) {
-                $(self.$name += account.counters.get(stringify!($name)).copied().unwrap_or(0);)+
-            }
-
             /// Adds one loop's counters.
             pub fn add(&mut self, counters: &Counters) {
                 $(self.$name += counters.$name.value();)+
+                for (_, app) in counters.apps.rows() {
+                    $(self.$app_name += { let read: fn(&AppCounters) -> u64 = $read; read(app) };)+
+                }
                 self.active_connections += counters.active_connections.value();
                 self.active_tunnels += counters.active_tunnels.value();
                 for (total, state) in self.states.iter_mut().zip(&counters.states) {
@@ -172,28 +195,39 @@ counters! {
     timeouts,
     /// Panics caught at the loop's boundary.
     panics,
-    /// Requests given to a second worker.
-    retries,
     /// Idle connections closed because `max_connections` was near.
     idle_closed,
-    /// Requests refused because the waiting queue was full.
-    queue_full,
-    /// Requests that waited for a worker for too long.
-    queue_timeouts,
-    /// Requests held while no worker was ready, until the hold was over.
-    hold_expired,
-    /// Tunnels opened.
-    tunnels,
     /// Times that accepting paused for lack of descriptors.
     accept_pauses,
     /// Times that an answer was not read on from its worker because `buffer_bytes` was used up.
     paused_for_memory,
     /// Requests refused because `buffer_bytes` was used up.
     memory_refused,
+    /// Connections closed because their peer may not speak for others with the PROXY protocol.
+    proxy_protocol_refused,
+    /// Connections closed because they did not begin with a header of the PROXY protocol.
+    proxy_protocol_invalid,
+    /// Connections closed because that header did not come in time.
+    proxy_protocol_late,
     /// Requests whose client left before the answer was whole.
     client_gone,
+    of apps:
+    /// Requests given to a second worker.
+    retries: AppCounters::all_retries,
+    /// Requests refused because the waiting queue was full.
+    queue_full: |app| app.queue_full.value(),
+    /// Requests that waited for a worker for too long.
+    queue_timeouts: |app| app.queue_timeouts.value(),
+    /// Requests held while no worker was ready, until the hold was over.
+    hold_expired: |app| app.hold_expired.value(),
+    /// Tunnels opened.
+    tunnels: |app| app.tunnels.value(),
     /// Connections opened to workers.
-    worker_connections,
+    worker_connections: |app| app.worker_connections.value(),
+    /// Connects to workers that were refused or took too long.
+    connects_failed: |app| app.connects_failed.value(),
+    /// Answers that had begun and could not be completed.
+    cut: |app| app.cut.value(),
 }
 
 impl Counters {
@@ -208,76 +242,132 @@ impl Counters {
         }
     }
 
+    /// What is counted for that app ([`Metrics::app`]).
+    #[inline]
+    pub fn app(&self, index: u16) -> &AppCounters {
+        self.apps.row(index)
+    }
+
+    /// What is counted for that series ([`Metrics::series`]).
+    #[inline]
+    pub fn of_series(&self, index: u16) -> &SeriesCounters {
+        self.series.row(index)
+    }
+
     /// Connections in that state now.
     pub fn in_state(&self, state: ConnectionState) -> u64 {
         self.states[state as usize].value()
     }
 }
 
-/// What was counted, as one process tells another: it only grows.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Account {
-    counters: BTreeMap<String, u64>,
-    /// The buckets of [`Latencies`] in which something is.
-    latencies: Vec<(usize, u64)>,
-}
-
-/// The counters of all loops. Cloning gives another handle.
+/// The counters of all loops, and the names of what they count for apps and routes. Cloning gives another handle.
 #[derive(Clone, Debug)]
-pub struct Metrics {
-    loops: Arc<[CachePadded<Counters>]>,
-    /// What the servers before this one have counted.
-    before: Arc<Mutex<Account>>,
+pub struct Metrics(Arc<All>);
+
+#[derive(Debug)]
+struct All {
+    loops: Box<[CachePadded<Counters>]>,
+    /// What the servers before this one have counted, as if they were one more loop.
+    before: Counters,
+    register: Register,
 }
 
 impl Metrics {
     /// Counters for that many loops, all zero.
     pub fn new(loops: usize) -> Metrics {
-        Metrics { loops: (0..loops).map(|_| CachePadded::default()).collect(), before: Arc::default() }
+        let loops = (0..loops).map(|_| CachePadded::default()).collect();
+        Metrics(Arc::new(All { loops, before: Counters::default(), register: Register::default() }))
     }
 
     /// One loop's counters. Panics if there is no such loop, which is a mistake of ours.
     #[inline]
     pub fn of_loop(&self, index: usize) -> &Counters {
-        &self.loops[index]
+        &self.0.loops[index]
     }
 
     /// The counters of each loop, in order.
     pub fn loops(&self) -> impl ExactSizeIterator<Item = &Counters> {
-        self.loops.iter().map(|padded| &**padded)
+        self.0.loops.iter().map(|padded| &**padded)
+    }
+
+    /// Whatever has counted: the loops, and the servers before this one.
+    fn all(&self) -> impl Iterator<Item = &Counters> {
+        self.loops().chain([&self.0.before])
+    }
+
+    /// The number by which loops count for the app of that name: the one that it has, or a new one.
+    pub fn app(&self, name: &str) -> u16 {
+        self.0.register.app(name)
+    }
+
+    /// The number by which loops count for a route, to an app or to none. Its pattern is empty where it takes all.
+    pub fn series(&self, app: Option<u16>, route: &str) -> u16 {
+        self.0.register.series(app, route)
+    }
+
+    /// The names behind those numbers.
+    pub fn names(&self) -> Names {
+        self.0.register.names()
+    }
+
+    /// What was counted for an app, as `read` finds it.
+    pub fn of_app(&self, app: u16, read: fn(&AppCounters) -> u64) -> u64 {
+        self.all().filter_map(|counters| counters.apps.get(app.into())).map(read).sum()
+    }
+
+    /// How many requests of a series have ended with each status.
+    pub fn statuses(&self, series: u16) -> BTreeMap<u16, u64> {
+        let mut sum = BTreeMap::new();
+        for (status, count) in self.rows(series).flat_map(SeriesCounters::statuses) {
+            *sum.entry(status).or_default() += count;
+        }
+        sum
+    }
+
+    /// How long the requests of a series took.
+    pub fn took(&self, series: u16) -> Latencies {
+        let mut took = Latencies::default();
+        self.rows(series).for_each(|row| row.add_took(&mut took));
+        took
+    }
+
+    /// How long the requests of all series of an app took.
+    pub fn took_by_app(&self, app: u16) -> Latencies {
+        let mut took = Latencies::default();
+        for series in self.0.register.series_of(app) {
+            self.rows(series).for_each(|row| row.add_took(&mut took));
+        }
+        took
+    }
+
+    /// How long the requests of an app waited for a worker.
+    pub fn waited(&self, app: u16) -> Latencies {
+        let mut waited = Latencies::default();
+        self.all().filter_map(|counters| counters.apps.get(app.into())).for_each(|row| waited.add(&row.waited));
+        for series in self.0.register.series_of(app) {
+            self.rows(series).for_each(|row| waited.add_at_once(row.at_once.value()));
+        }
+        waited
+    }
+
+    fn rows(&self, series: u16) -> impl Iterator<Item = &SeriesCounters> {
+        self.all().filter_map(move |counters| counters.series.get(series.into()))
     }
 
     /// How long the requests of all loops took.
     pub fn latencies(&self) -> Latencies {
         let mut latencies = Latencies::default();
-        self.loops().for_each(|counters| latencies.add(&counters.latency));
-        self.before().latencies.iter().for_each(|&(bucket, count)| latencies.add_to(bucket, count));
+        for counters in self.all() {
+            counters.series.rows().for_each(|(_, row)| row.add_took(&mut latencies));
+        }
         latencies
     }
 
     /// The sum over all loops.
     pub fn total(&self) -> Totals {
         let mut totals = Totals::default();
-        self.loops().for_each(|counters| totals.add(counters));
-        totals.add_account(&self.before());
+        self.all().for_each(|counters| totals.add(counters));
         totals
-    }
-
-    /// All that was counted so far, for a successor.
-    pub fn account(&self) -> Account {
-        let counters = self.total().grown().into_iter().map(|(name, count)| (name.to_owned(), count));
-        Account { counters: counters.collect(), latencies: self.latencies().filled() }
-    }
-
-    /// What the servers before this one have counted, their own predecessors' counts included; replaces what was said before.
-    pub fn inherit(&self, account: Account) {
-        *self.before() = account;
-    }
-
-    fn before(&self) -> MutexGuard<'_, Account> {
-        // Only replaced or read under the lock.
-        self.before.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -458,23 +548,6 @@ mod tests {
         metrics.of_loop(1).moved(Some(ConnectionState::ReadingRequest), None);
         assert_eq!(metrics.total().states, [0; 5]);
         assert_eq!(metrics.of_loop(1).in_state(ConnectionState::ReadingRequest), 0);
-    }
-
-    #[test]
-    fn counts_go_on_where_the_server_before_has_ended() {
-        let first = Metrics::new(2);
-        first.of_loop(1).requests.add(3);
-        first.of_loop(1).latency.record(5_000_000);
-        let second = Metrics::new(1);
-        second.inherit(first.account());
-        second.of_loop(0).requests.add(1);
-        first.of_loop(0).requests.add(2);
-        let text = serde_json::to_string(&first.account()).unwrap();
-        second.inherit(serde_json::from_str(&text).unwrap());
-        assert_eq!((second.total().requests, second.latencies().count()), (6, 1));
-        let newer = r#"{"counters":{"requests":1,"of_a_later_version":9},"latencies":[[100000,1]]}"#;
-        second.inherit(serde_json::from_str(newer).unwrap());
-        assert_eq!((second.total().requests, second.latencies().count()), (2, 0));
     }
 
     #[test]

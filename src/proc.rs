@@ -7,6 +7,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::Read;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -121,6 +122,20 @@ impl Groups {
     }
 }
 
+/// For how long the system's cores have idled, all together (proc_stat(5)); `None` where that is not known.
+pub fn idle_time() -> Option<Duration> {
+    let mut start = [0; 256];
+    let length = fs::File::open("/proc/stat").ok()?.read(&mut start).ok()?;
+    idle_ticks(std::str::from_utf8(&start[..length]).ok()?).and_then(time_of)
+}
+
+/// Idle, and waiting for a disk.
+fn idle_ticks(text: &str) -> Option<u64> {
+    let mut fields = text.lines().next()?.strip_prefix("cpu ")?.split_ascii_whitespace();
+    let idle: u64 = fields.nth(3)?.parse().ok()?;
+    Some(idle + fields.next()?.parse::<u64>().ok()?)
+}
+
 /// How much CPU time one process has used, with its children that have ended.
 pub fn cpu_time(process: u32) -> Option<Duration> {
     time_of(Stat::of(process)?.ticks)
@@ -227,6 +242,14 @@ mod tests {
         assert_eq!(Stat::parse("7 (cut"), None);
         assert_eq!(Stat::parse("7 (cut) S 1"), None);
         assert!(!Stat { state: 'Z', ..stat("sh").unwrap() }.is_alive() && stat("sh").unwrap().is_alive());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_machine_tells_for_how_long_its_cores_have_idled() {
+        assert_eq!(idle_ticks("cpu  10 2 3 400 50 6 7 8 9 10\ncpu0 1 2 3 4 5 6 7 8 9 10\n"), Some(450));
+        assert_eq!(idle_ticks("intr 1 2 3 4 5 6"), None);
+        assert!(idle_time().is_some());
     }
 
     /// Its first thread ends and another stays, as for a moment in each exit: the parent is told nothing yet.

@@ -11,6 +11,7 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::apps::AppTable;
@@ -267,9 +268,16 @@ impl<B: Backend> Loop<B> {
             Message::AcceptAnew => self.accept_anew(),
             Message::CloseIdle => drop(self.close_longest_idle()),
             Message::Memory => self.share_memory(),
+            Message::Document(reply) => {
+                self.concern(reply.exchange);
+                self.document_came(reply);
+            }
+            Message::Beat(number) => {
+                self.count().beat.store(number, Ordering::Release);
+                self.shared.desk.ring();
+            }
             Message::Drain { .. } => self.drain(false),
             Message::HandOver { .. } => self.drain(true),
-            Message::Beat => self.count().beats.add(1),
             Message::StopNow => {
                 self.drain(false);
                 self.cut();

@@ -11,18 +11,20 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::backends::Backend;
-use crate::config::{BackendChoice, Config, Inputs, ListenAddress, Loaded, Settings};
+use crate::config::{BackendChoice, Config, Front, Inputs, ListenAddress, Loaded, Settings};
 use crate::event_loop::{Scheme, Shared};
 use crate::handover::Channel;
 use crate::listener::refuse_newcomers;
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
+use crate::mailbox::desk::Desk;
 use crate::metrics::{self, Metrics};
 use crate::reactor::ListenerSetup;
 use crate::socket_file::SocketFile;
@@ -109,7 +111,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     privileges::give_up(&config.server)?;
     // Workers may start elsewhere, and are told paths in it.
     config.server.run_dir = std::path::absolute(&config.server.run_dir).unwrap_or(config.server.run_dir);
-    config.server.listen = listeners.iter().map(|listener| listener.address.clone()).collect();
+    (config.server.listen, config.server.admin) = places(&listeners);
     let log = open_log(&config.server)?;
     let backend = choose_backend(&config.server, &log)?;
     let run_directory = inherited.run_directory(&config.server.run_dir)?;
@@ -118,12 +120,13 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     }
     let settings = Arc::new(config.server.clone());
     let started = Instant::now();
-    let table = Arc::new(site::table(&config, &settings, started));
     let metrics = inherited.metrics(settings.loops);
+    let table = Arc::new(site::table(&config, &settings, &metrics, started));
     let (postboxes, mailboxes) = loops::post(settings.loops);
-    let about = About { backend: backend_name(backend), metrics: metrics.clone(), started };
-    let loop_listeners = loops::share_out(&listeners, settings.loops)?;
-    let reloader = Reloader::new(loaded, inputs, config, table.clone(), &listeners, (&postboxes, &log));
+    let desk = Desk::default();
+    let about = About { backend: backend_name(backend), metrics: metrics.clone(), desk: desk.clone(), started };
+    let loop_listeners = loops::share_out(&listeners, &settings)?;
+    let reloader = Reloader::new(loaded, inputs, config, table.clone(), &listeners, (&postboxes, &log, &metrics));
     let held = predecessor.is_some();
     let options = supervisor::Options {
         descriptors: original_limit,
@@ -144,6 +147,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
         log,
         admission: Default::default(),
         scarcity: Default::default(),
+        desk,
         status: Box::new(status),
     });
     let loop_exit = supervisor.loop_exit();
@@ -189,11 +193,31 @@ fn serve<B: Backend + 'static>(
 ) -> Result<u8, StartError> {
     let (shared, metrics) = (loops.shared.clone(), loops.metrics.clone());
     let threads = loops.spawn::<B>()?;
+    for (counters, thread) in metrics.loops().zip(&threads) {
+        counters.clock.store(clock_of(thread), Ordering::Relaxed);
+    }
     announce(&shared, backend);
     if let Some(succession) = succeed() {
         supervisor.succeed(succession);
     }
     Ok(supervise(&shared, &metrics, supervisor, reloader, threads))
+}
+
+/// The clock of a thread's CPU time, for clock_gettime(3); 0 where there is none.
+#[cfg(any(target_os = "linux", target_os = "freebsd"))]
+fn clock_of(thread: &loops::Thread) -> i64 {
+    use std::os::unix::thread::JoinHandleExt;
+    let mut clock: libc::clockid_t = 0;
+    // SAFETY: the thread was started and not joined, so that its name is valid; the clock is written to the number given.
+    match unsafe { libc::pthread_getcpuclockid(thread.as_pthread_t() as _, &mut clock) } {
+        0 => i64::from(clock),
+        _ => 0,
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "freebsd")))]
+fn clock_of(_: &loops::Thread) -> i64 {
+    0
 }
 
 fn supervise(
@@ -244,20 +268,23 @@ struct Listening {
     sockets: Vec<OwnedFd>,
     /// The file of a Unix socket that a server has made: this one, or the one before it.
     file: Option<SocketFile>,
+    /// Whether it serves the documents of the server's own and nothing else.
+    admin: bool,
 }
 
 impl Listening {
     /// The sockets of one of so many loops. There may be more of them than loops, or fewer, when they were inherited: each has at least
     /// one loop, and each loop at least one of them.
-    fn of_loop(&self, index: usize, loops: usize) -> io::Result<Vec<ListenerSetup>> {
+    fn of_loop(&self, index: usize, loops: usize, front: &Arc<Front>) -> io::Result<Vec<ListenerSetup>> {
         let port = match &self.address {
             ListenAddress::Tcp(address) => address.port(),
             ListenAddress::Unix(_) | ListenAddress::Systemd(_) => 0,
         };
-        let count = self.sockets.len();
+        let (count, admin) = (self.sockets.len(), self.admin);
         let own = if count <= loops { index % count..index % count + 1 } else { index..count };
         let setup = |socket: &OwnedFd| {
-            Ok(ListenerSetup { id: self.id, descriptor: socket.try_clone()?, port, scheme: Scheme::Http })
+            let (id, descriptor, front) = (self.id, socket.try_clone()?, front.clone());
+            Ok(ListenerSetup { id, descriptor, port, scheme: Scheme::Http, admin, front })
         };
         self.sockets[own].iter().step_by(loops).map(setup).collect()
     }
@@ -269,18 +296,19 @@ struct Place {
     id: u32,
     asked: ListenAddress,
     address: ListenAddress,
+    admin: bool,
 }
 
 impl Place {
     fn of(listening: &Listening) -> Place {
-        let Listening { id, asked, address, .. } = listening;
-        Place { id: *id, asked: asked.clone(), address: address.clone() }
+        let Listening { id, asked, address, admin, .. } = listening;
+        Place { id: *id, asked: asked.clone(), address: address.clone(), admin: *admin }
     }
 }
 
 impl From<Listening> for Held {
     fn from(listening: Listening) -> Held {
-        let Listening { id, asked, address, sockets, file } = listening;
+        let Listening { id, asked, address, sockets, file, admin: _ } = listening;
         Held { id, asked: asked.to_string(), address: address.to_string(), sockets, file }
     }
 }
@@ -289,6 +317,12 @@ impl From<Listening> for Held {
 fn holdings(settings: &Settings, listeners: Vec<Listening>) -> Holdings {
     let listeners = listeners.into_iter().map(Held::from).collect();
     Holdings { run_dir: settings.run_dir.clone(), listeners, ..Holdings::default() }
+}
+
+/// Where is listened, and where the admin listens.
+fn places(listeners: &[Listening]) -> (Vec<ListenAddress>, Vec<ListenAddress>) {
+    let of = |admin: bool| listeners.iter().filter(move |it| it.admin == admin).map(|it| it.address.clone());
+    (of(false).collect(), of(true).collect())
 }
 
 fn write_pid_file(path: &std::path::Path) -> Result<PidFile, StartError> {
@@ -301,12 +335,17 @@ fn write_pid_file(path: &std::path::Path) -> Result<PidFile, StartError> {
 
 /// Opens all listeners that nobody else has opened for this process.
 fn open_listeners(settings: &Settings, inherited: &mut Inherited) -> Result<Vec<Listening>, StartError> {
+    let mut open = |asked: &ListenAddress| match inherited.listeners(asked)? {
+        Some(found) => Ok(found),
+        None => listen(settings, asked, false).map(|listening| vec![listening]),
+    };
+    // Those of the admin first: a listener may ask for whatever sockets systemd has opened beside those that are asked for by name.
     let mut listeners = Vec::new();
+    for asked in &settings.admin {
+        listeners.extend(open(asked)?.into_iter().map(|listening| Listening { admin: true, ..listening }));
+    }
     for asked in &settings.listen {
-        match inherited.listeners(asked)? {
-            Some(found) => listeners.extend(found),
-            None => listeners.push(listen(settings, asked, false)?),
-        }
+        listeners.extend(open(asked)?);
     }
     (0..).zip(&mut listeners).for_each(|(id, listening)| listening.id = id);
     Ok(listeners)
@@ -316,7 +355,8 @@ fn open_listeners(settings: &Settings, inherited: &mut Inherited) -> Result<Vec<
 fn listen(settings: &Settings, address: &ListenAddress, shared: bool) -> Result<Listening, StartError> {
     match address {
         ListenAddress::Tcp(address) => {
-            listen_tcp(*address, only_v6(*address, &settings.listen), settings.loops, shared).map_err(|error| {
+            let all = [&settings.listen[..], &settings.admin].concat();
+            listen_tcp(*address, only_v6(*address, &all), settings.loops, shared).map_err(|error| {
                 let hint = match error.kind() {
                     io::ErrorKind::AddrInUse => "; another program listens there: stop it or choose another address",
                     io::ErrorKind::PermissionDenied => "; ports below 1024 need privileges",
@@ -373,7 +413,7 @@ fn listen_tcp(address: SocketAddr, only_v6: bool, loops: usize, shared: bool) ->
         probe.listen(BACKLOG)?;
         sockets.push(probe.into());
     }
-    Ok(Listening { id: 0, asked, address: ListenAddress::Tcp(address), sockets, file: None })
+    Ok(Listening { id: 0, asked, address: ListenAddress::Tcp(address), sockets, file: None, admin: false })
 }
 
 fn tcp_socket(address: SocketAddr, only_v6: bool) -> io::Result<Socket> {
@@ -538,6 +578,9 @@ fn announce(shared: &Shared, backend: BackendChoice) {
         let fields: [(&str, &dyn std::fmt::Display); 3] =
             [("address", address), ("loops", &settings.loops), ("backend", &backend_name(backend))];
         shared.log.event(Level::Info, "listening", &fields);
+    }
+    for address in &settings.admin {
+        shared.log.event(Level::Info, "listening for those who watch the server", &[("address", address)]);
     }
 }
 

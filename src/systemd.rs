@@ -5,7 +5,7 @@
 //! - Where nobody listens (`NOTIFY_SOCKET` is not set) nothing is sent, and nobody needs to ask whether, but to save work.
 //! - Sending never blocks. What the manager has no room for is sent later, in order; only a sign of life is not kept, for the next one
 //!   says the same.
-//! - After [`Manager::hand_over`] this process is not the service's main process any more, and says nothing.
+//! - After [`Manager::hand_over`] this process is not the service's main process any more, and says nothing new.
 
 use std::collections::VecDeque;
 use std::ffi::OsStr;
@@ -47,6 +47,8 @@ pub struct Manager {
     extend_at: Option<Instant>,
     ping: Option<Duration>,
     ping_at: Option<Instant>,
+    /// Another process is the service's main process, and this one says no more.
+    handed_over: bool,
 }
 
 impl Manager {
@@ -66,7 +68,7 @@ impl Manager {
 
     /// Whether somebody is told anything.
     pub fn is_there(&self) -> bool {
-        self.socket.is_some()
+        self.socket.is_some() && !self.handed_over
     }
 
     /// The server serves.
@@ -97,7 +99,7 @@ impl Manager {
 
     /// Something goes on that may take longer than the manager waits by itself, a start or a stop: it is asked to wait, again and again.
     pub fn wait_for_us(&mut self, now: Instant) {
-        if self.socket.is_some() && self.extend_at.is_none_or(|at| at <= now) {
+        if self.is_there() && self.extend_at.is_none_or(|at| at <= now) {
             self.extend_at = Some(now + EXTEND_AGAIN);
             self.say(format!("EXTEND_TIMEOUT_USEC={}", EXTENSION.as_micros()), now);
         }
@@ -105,9 +107,16 @@ impl Manager {
 
     /// Another process is the service's main process from now on. This one says no more.
     pub fn hand_over(&mut self, process: u32, now: Instant) {
+        // What had no room until now would be taken for another's when it is read.
+        self.waiting.clear();
         self.say(format!("MAINPID={process}"), now);
-        // What has no room now would be read as another's by then.
-        *self = Manager::default();
+        *self = Manager {
+            socket: self.socket.take(),
+            waiting: std::mem::take(&mut self.waiting),
+            send_at: self.send_at,
+            handed_over: true,
+            ..Manager::default()
+        };
     }
 
     /// Sends a sign of life if one is due and `alive`, and what had to wait. Whether it is time for the loops to show the next one.
@@ -136,7 +145,7 @@ impl Manager {
     }
 
     fn say(&mut self, words: String, now: Instant) {
-        if self.socket.is_none() {
+        if !self.is_there() {
             return;
         }
         self.waiting.push_back(words);
@@ -315,6 +324,24 @@ mod tests {
         assert!(!manager.turn(true, manager.due().unwrap()));
         words.extend(heard(&theirs));
         assert_eq!(words.last().unwrap(), &format!("STATUS={}", said - 1));
+        assert_eq!(manager.due(), None);
+    }
+
+    #[test]
+    fn of_what_has_no_room_at_a_handover_only_the_new_process_is_told() {
+        let (folder, now) = (tempfile::tempdir().unwrap(), Instant::now());
+        let (mut manager, theirs) = manager(folder.path(), &[], now);
+        let mut said = 0;
+        while manager.due().is_none() {
+            manager.status(format!("{said}"), now);
+            said += 1;
+        }
+        manager.hand_over(7, now);
+        manager.wait_for_us(now);
+        assert!(!manager.is_there());
+        assert_eq!(heard(&theirs).len(), said - 1);
+        assert!(!manager.turn(true, manager.due().unwrap()));
+        assert_eq!(heard(&theirs), ["MAINPID=7"]);
         assert_eq!(manager.due(), None);
     }
 

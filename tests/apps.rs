@@ -33,6 +33,7 @@ struct Rig {
     postboxes: Postboxes,
     settings: Arc<Settings>,
     dispatches: [Arc<Dispatch>; 2],
+    metrics: Metrics,
     _entered: Entered,
 }
 
@@ -53,14 +54,20 @@ fn dispatch(world: &World) -> Arc<Dispatch> {
     Arc::new(Dispatch::new(policy, 8, world.now()))
 }
 
+/// The app of that id, named after it.
+fn app(id: AppId, settings: &Arc<Settings>, dispatch: &Arc<Dispatch>, metrics: &Metrics) -> App {
+    let own = production_server::config::App { name: format!("app{}", id.0), ..settings.app.clone() };
+    App::new(id, settings.clone(), own, dispatch.clone(), metrics)
+}
+
 /// Each app has a host of its own: `app0` and `app1`.
-fn table(settings: Arc<Settings>, apps: Vec<App>) -> Arc<AppTable> {
+fn table(settings: Arc<Settings>, apps: Vec<App>, metrics: &Metrics) -> Arc<AppTable> {
     let route = |(index, app): (usize, &App)| {
         let host = Some(HostPattern::Exact(format!("app{}", app.id.0)));
         Route { matching: Matching { host, ..Matching::default() }, ..Route::all_to(index) }
     };
     let routes: Vec<Route> = apps.iter().enumerate().map(route).collect();
-    Arc::new(AppTable::new(settings, apps, &routes))
+    Arc::new(AppTable::new(settings, apps, &routes, metrics))
 }
 
 impl Rig {
@@ -73,13 +80,15 @@ impl Rig {
         let (postbox, mailbox) = mailbox(|| {});
         let postboxes = Postboxes::new(vec![postbox]);
         let apps = dispatches.iter().zip(APPS);
-        let apps = apps.map(|(it, id)| App::new(id, settings.clone(), settings.app.clone(), it.clone())).collect();
+        let metrics = Metrics::new(1);
+        let apps = apps.map(|(it, id)| app(id, &settings, it, &metrics)).collect();
         let shared = Arc::new(Shared {
             settings: settings.clone(),
             postboxes: postboxes.clone(),
             log: Log::disabled(),
             admission: Default::default(),
             scarcity: Default::default(),
+            desk: Default::default(),
             status: Box::new(String::new),
         });
         let pool = Pool::new(64, 8, Budget::new(1 << 20));
@@ -92,15 +101,23 @@ impl Rig {
         };
         let listener = |app: AppId| {
             let descriptor = world.listener(place(app)).unwrap();
-            ListenerSetup { id: u32::from(app.0), descriptor, port: 81 + app.0, scheme: Scheme::Http }
+            let front = Default::default();
+            ListenerSetup {
+                id: u32::from(app.0),
+                descriptor,
+                port: 81 + app.0,
+                scheme: Scheme::Http,
+                admin: false,
+                front,
+            }
         };
         let setup = Setup {
             index: 0,
             held: false,
-            table: table(settings.clone(), apps),
+            table: table(settings.clone(), apps, &metrics),
             listeners: APPS.map(listener).into(),
             mailbox,
-            metrics: Metrics::new(1),
+            metrics: metrics.clone(),
             access: shared.log.access_log(),
             pool,
             max_sockets: 64,
@@ -108,7 +125,7 @@ impl Rig {
             shared,
         };
         let reactor = Reactor::new(Simulated::new(options).unwrap(), setup).unwrap();
-        Rig { world, reactor, postboxes, settings, dispatches, _entered: entered }
+        Rig { world, reactor, postboxes, settings, dispatches, metrics, _entered: entered }
     }
 
     fn turns(&mut self) {
@@ -159,12 +176,8 @@ impl Rig {
     }
 
     fn configure(&mut self, settings: &Arc<Settings>, apps: &[AppId]) {
-        let app = |id: &AppId| {
-            let dispatch = self.dispatches[id.0 as usize].clone();
-            App::new(*id, settings.clone(), settings.app.clone(), dispatch)
-        };
-        let apps = apps.iter().map(app).collect();
-        self.postboxes.post(0, Message::Configure(table(settings.clone(), apps)));
+        let apps = apps.iter().map(|id| app(*id, settings, &self.dispatches[id.0 as usize], &self.metrics)).collect();
+        self.postboxes.post(0, Message::Configure(table(settings.clone(), apps, &self.metrics)));
         self.turns();
     }
 
@@ -205,6 +218,32 @@ fn workers_of_two_apps_with_the_same_name_never_mix() {
     rig.postboxes.post(0, Message::Retire(APPS[0], workers[0].0));
     rig.turns();
     assert!(rig.world.other_is_open(connections[1]));
+}
+
+#[test]
+fn each_app_has_its_own_counts_and_keeps_them_when_the_configuration_changes() {
+    let mut rig = Rig::new();
+    let services = APPS.map(|app| rig.worker(app).1);
+    let settings = rig.settings.clone();
+    let mut connections = Vec::new();
+    for (app, service) in APPS.into_iter().zip(services) {
+        let client = rig.ask(app);
+        connections.push(rig.world.accept(service).unwrap());
+        rig.answer(connections[app.0 as usize], "first");
+        rig.read(client);
+    }
+    // While the table is another one, and the app in it another value of the same name.
+    rig.configure(&settings, &APPS);
+    let client = rig.ask(APPS[1]);
+    rig.answer(connections[1], "second");
+    rig.read(client);
+    let answered = ["app0", "app1"].map(|name| {
+        let app = rig.metrics.app(name);
+        let answered = rig.metrics.statuses(rig.metrics.series(Some(app), &format!("{name}/*")));
+        let waited = rig.metrics.waited(app).count();
+        (answered.into_iter().collect(), rig.metrics.of_app(app, |app| app.worker_connections.value()), waited)
+    });
+    assert_eq!(answered, [(vec![(200, 1)], 1, 1), (vec![(200, 2)], 1, 2)]);
 }
 
 /// A kept connection ends under a request, and whether its worker died decides what is done: the other app's worker of that name
@@ -319,7 +358,8 @@ fn listeners_come_and_go_between_two_turns() {
     let place = |port: u16| Place::Tcp(([127, 0, 0, 1], port).into());
     let open = |rig: &mut Rig, port: u16| {
         let descriptor = rig.world.listener(place(port)).unwrap();
-        let setup = ListenerSetup { id: u32::from(port), descriptor, port, scheme: Scheme::Http };
+        let (id, front) = (u32::from(port), Default::default());
+        let setup = ListenerSetup { id, descriptor, port, scheme: Scheme::Http, admin: false, front };
         rig.postboxes.post(0, Message::Listen(vec![setup]));
         rig.turns();
     };

@@ -14,6 +14,7 @@ mod hot_reload;
 mod listen;
 mod lives;
 mod logs;
+mod metrics;
 mod module;
 mod panics;
 mod proxy;

@@ -151,13 +151,14 @@ impl Rig {
         let postboxes = Postboxes::new(vec![postbox]);
         let metrics = Metrics::new(1);
         let settings = Arc::new(settings);
-        let table = Arc::new(AppTable::of_one(settings.clone(), Arc::clone(&dispatch)));
+        let table = Arc::new(AppTable::of_one(settings.clone(), Arc::clone(&dispatch), &metrics));
         let shared = Arc::new(Shared {
             settings,
             postboxes: postboxes.clone(),
             log: Log::disabled(),
             admission: Default::default(),
             scarcity: Default::default(),
+            desk: Default::default(),
             status: Box::new(|| panic!("the writer of the status panics")),
         });
         let pool = Pool::new(64, 8, Budget::new(1 << 20));
@@ -177,6 +178,8 @@ impl Rig {
                 descriptor: world.listener(place.clone()).unwrap(),
                 port: 80,
                 scheme: Scheme::Http,
+                front: Default::default(),
+                admin: false,
             }],
             mailbox,
             metrics: metrics.clone(),

@@ -9,7 +9,7 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use production_server::buffers::slots::Key;
 use production_server::config::{self, Settings, Upstream};
@@ -85,6 +85,8 @@ pub(crate) fn options() -> Options {
         program: PROGRAM.into(),
         signals: false,
         memory_interval: Duration::from_millis(20),
+        saturation_interval: Duration::from_millis(20),
+        idle_time: || SystemTime::now().duration_since(UNIX_EPOCH).ok().map(|time| time * 64),
         ..Options::default()
     }
 }
@@ -588,10 +590,26 @@ fn a_worker_that_refuses_connections_is_looked_at_and_replaced() {
     };
     lose(worker.id);
     assert_eq!(server.until_ready(1)[0].id, worker.id, "it was there after all");
-    std::fs::remove_file(worker.target.address.as_pathname().unwrap()).unwrap();
+    let path = worker.target.address.as_pathname().unwrap();
+    std::fs::remove_file(path).unwrap();
+    // One that nobody listens on any more.
+    drop(std::os::unix::net::UnixListener::bind(path).unwrap());
     lose(worker.id);
     server.until_logged("socket no longer accepts");
     assert_ne!(server.until_ready(1)[0].id, worker.id);
+    server.stop();
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn requests_that_wait_while_the_workers_idle_are_told_of() {
+    let server = serve(settings(&[], 1));
+    server.until_ready(1);
+    let (permit, waiting) = (server.permit(), server.acquire());
+    assert!(matches!(waiting, Acquire::Queued(_)));
+    let line = server.until_logged("requests wait for a worker while the workers use");
+    assert!(line.contains("-c (it is 1)") && line.contains("-w (there are 1)"), "{line}");
+    let _ = server.dispatch.release(permit, Outcome::Unused, Instant::now(), 0).expect("somebody waits");
     server.stop();
 }
 

@@ -73,12 +73,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("systemd", &[]),
     ("handover", &["socket_file"]),
     ("control", &["buffers", "fleet", "http", "proc", "socket_file"]),
+    ("exporter", &["control"]),
     (
         "supervisor",
         &[
             "buffers",
             "control",
             "dispatch",
+            "exporter",
             "fleet",
             "handover",
             "listener",

@@ -6,8 +6,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use libfuzzer_sys::fuzz_target;
 use production_server::buffers::block::Writer;
+use production_server::config::Peers;
 use production_server::http::fields::{Fields, Kind};
 use production_server::http::head::{self, HeadLimits, HeadSearch};
+use production_server::http::origin::Origin;
 use production_server::http::rewrite::{self, Forward};
 use production_server::http::{Framing, Version};
 
@@ -27,6 +29,9 @@ fuzz_target!(|bytes: &[u8]| {
     let mut search = HeadSearch::new();
     let found = (1..=request.len).filter(|end| search.scan(&bytes[..*end])).last();
     assert_eq!(found, Some(request.len), "the search misses the head's end");
+    let (mut origin, mut trust) = (Origin::default(), Peers::default());
+    trust.add("0.0.0.0/1,::/0").expect("networks");
+    origin.read(bytes, &fields, Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), &trust);
     for variant in 0..8 {
         let forward = Forward {
             peer: IpAddr::V4(Ipv4Addr::new(203, 0, 113, 7)),
@@ -35,7 +40,9 @@ fuzz_target!(|bytes: &[u8]| {
             https: false,
             request_id: b"0123456789abcdef",
             start_micros: 1_700_000_000_123_456,
-            trusted: variant & 1 != 0,
+            origin: (variant & 1 != 0).then_some(&origin),
+            traces: variant & 2 != 0,
+            writes_forwarded: variant & 4 != 0,
             keep_alive: variant & 2 != 0,
             open: variant & 4 != 0,
             edits: None,

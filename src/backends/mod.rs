@@ -67,6 +67,12 @@ pub struct Peer {
 impl Peer {
     /// The peer of a connection over a Unix socket.
     pub const UNIX: Peer = Peer { ip: IpAddr::V4(Ipv4Addr::LOCALHOST), port: 0, unix: true };
+
+    /// The address, which a Unix socket's peer has none of.
+    #[inline]
+    pub fn address(self) -> Option<IpAddr> {
+        (!self.unix).then_some(self.ip)
+    }
 }
 
 /// Which half of a socket failed.

@@ -49,6 +49,10 @@ impl<T> Slots<T> {
         let Some(index) = self.vacancy() else { return Err(value) };
         let entry = &mut self.entries[index as usize];
         debug_assert!(entry.value.is_none(), "a free entry holds a value");
+        if entry.value.is_some() {
+            // Never so; said for the compiler, which then writes the value to its place without one that it could drop.
+            return Err(value);
+        }
         entry.generation = entry.generation.wrapping_add(1).max(1);
         entry.value = Some(value);
         self.live += 1;

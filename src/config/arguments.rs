@@ -12,6 +12,7 @@ use super::file;
 use super::keys::{self, Key};
 use super::load::{Loaded, load};
 use super::places;
+use super::shell;
 use super::show::Show;
 use super::steering::{self, Steering};
 use super::units::port_number;
@@ -33,6 +34,8 @@ pub enum Invocation {
     Show(Box<Loaded>, Show),
     /// To print the schema of the configuration file.
     Schema,
+    /// To print that.
+    Text(Vec<u8>),
     /// To write a first configuration file.
     Init,
     /// To be the built-in worker; the arguments behind the word.
@@ -147,6 +150,7 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
             }
             _ => Ok(Invocation::Schema),
         },
+        Some((word @ ("completions" | "man"), words)) => shell::read(word, words).map(Invocation::Text),
         Some(("init", _)) => Ok(Invocation::Init),
         Some(("check", words)) => load(words, environment).map(|loaded| Invocation::Check(Box::new(loaded))),
         Some(("conformance", words)) => {
@@ -188,7 +192,7 @@ pub fn command() -> clap::Command {
         )
         .subcommand(worker)
         .subcommand(super::conformance::subcommand());
-    steering::with_words(command)
+    shell::with_words(steering::with_words(command))
 }
 
 /// The words about the configuration.

@@ -44,6 +44,8 @@ pub struct Changes {
     pub closed: Vec<Listener>,
     /// Unix sockets that stay, and that others may connect to.
     pub access: Vec<Listener>,
+    /// Listeners that stay, and that something else is to stand in front of.
+    pub fronts: Vec<Listener>,
     /// Whether the routes are others.
     pub routes: bool,
     /// What becomes of apps, by their names.
@@ -66,6 +68,9 @@ impl Changes {
         let mut lines: Vec<String> = self.server.iter().map(ToString::to_string).collect();
         lines.extend(self.opened.iter().map(|listener| format!("listener {}: opened", listener.address)));
         lines.extend(self.closed.iter().map(|listener| format!("listener {}: closed", listener.address)));
+        let left =
+            "what stands in front of it (takes another process: left as it was until `production_server upgrade`)";
+        lines.extend(self.fronts.iter().map(|listener| format!("listener {}: {left}", listener.address)));
         lines.extend(self.access.iter().map(|listener| format!("listener {}: mode and owner", listener.address)));
         lines.extend(self.routes.then(|| "routes: changed".to_owned()));
         for (name, fate) in &self.apps {
@@ -98,8 +103,13 @@ pub fn diff(old: &Loaded, new: &Loaded) -> Changes {
     let same = |one: &Listener, all: &[Listener]| all.iter().any(|other| other.address == one.address);
     changes.opened = after.iter().filter(|listener| !same(listener, before)).cloned().collect();
     changes.closed = before.iter().filter(|listener| !same(listener, after)).cloned().collect();
-    let stays = |listener: &&Listener| same(listener, before) && !before.contains(listener);
-    changes.access = after.iter().filter(stays).cloned().collect();
+    let earlier = |one: &Listener| before.iter().find(|other| other.address == one.address);
+    let others = |differs: fn(&Listener, &Listener) -> bool| {
+        let filter = |one: &&Listener| earlier(one).is_some_and(|other| differs(one, other));
+        after.iter().filter(filter).cloned().collect()
+    };
+    changes.access = others(|one, other| one.access != other.access);
+    changes.fronts = others(|one, other| one.front != other.front);
     // Routes name apps by their index, which may be another although the app is the same.
     changes.routes = routes(&old.config) != routes(&new.config);
     for app in &old.config.apps {
@@ -198,9 +208,16 @@ impl Config {
         server.max_connections = old.max_connections;
         server.buffer_bytes = old.buffer_bytes;
         server.run_dir.clone_from(&old.run_dir);
+        server.admin.clone_from(&old.admin);
+        let (prometheus, bungate) = (server.metrics.prometheus, server.metrics.bungate);
+        server.metrics = super::Metrics { prometheus, bungate, ..old.metrics.clone() };
         server.pid_file.clone_from(&old.pid_file);
         server.user.clone_from(&old.user);
         server.group.clone_from(&old.group);
+        server.front.clone_from(&old.front);
+        // A listener that is opened has what is said of it now.
+        server.front_of.retain(|(address, _)| !old.listen.contains(address));
+        server.front_of.extend(old.front_of.iter().cloned());
     }
 }
 
@@ -235,7 +252,8 @@ mod tests {
     fn every_value_that_changes_is_told_with_its_class() {
         // Where the example is what holds anyway.
         let others = [("server.timeouts.header", "\"1s\""), ("log.access.to", "\"/a\"")];
-        for place in PLACES.iter().filter(|place| place.key().is_some() && place.reload != Reload::Listener) {
+        let of_listener = |place: &Place| place.reload == Reload::Listener || place.path.starts_with("listen[]");
+        for place in PLACES.iter().filter(|place| place.key().is_some() && !of_listener(place)) {
             let other = others.iter().find(|(path, _)| *path == place.path).map(|(_, value)| (*value).to_owned());
             let default = place.key().is_some_and(|key| place.write(key.default) == place.example());
             let value = other.unwrap_or_else(|| if default { different(place) } else { place.example() });
@@ -261,6 +279,8 @@ mod tests {
             ("backend", _) => "\"epoll\"",
             ("balance", _) => "\"least\"",
             ("pin", _) => "true",
+            ("trusted-proxies" | "proxy-protocol", _) => "\"unix\"",
+            ("forwarded", _) => "\"write\"",
             ("ready", _) => "\"notify\"",
             ("socket", _) => "\"tcp\"",
             ("hot-reload", _) => "\"process\"",
@@ -268,6 +288,10 @@ mod tests {
             ("reload-signal", _) => "\"USR1\"",
             ("recycle-jitter", _) => "\"11%\"",
             ("give-up", _) => "\"6/60s\"",
+            ("statsd", _) => "\"127.0.0.1:1\"",
+            ("statsd-format", _) => "\"datadog\"",
+            ("statsd-tag", _) => "\"a:b\"",
+            ("admin", _) => "\"127.0.0.1:1\"",
             ("max-fields" | "max-connections", _) => "100",
             (_, Count) => "3",
             (_, Duration) => "\"7s\"",
@@ -300,7 +324,8 @@ mod tests {
 
     #[test]
     fn what_a_reload_cannot_change_is_kept() {
-        for place in PLACES.iter().filter(|place| place.reload == Reload::Restart) {
+        let listened = |place: &&Place| place.path.starts_with("listen[]");
+        for place in PLACES.iter().filter(|place| place.reload == Reload::Restart && !listened(place)) {
             let value = different(place);
             let (old, mut new) = (load("", &[]).config, load(&one(place, &value), &[]).config);
             assert_ne!(format!("{:?}", old.server), format!("{:?}", new.server), "{}", place.path);
@@ -309,6 +334,23 @@ mod tests {
                 |config: &Config| format!("{:?}", super::super::Settings { config: None, ..config.server.clone() });
             assert_eq!(warnings(&old), warnings(&new), "{}", place.path);
         }
+    }
+
+    #[test]
+    fn what_stands_in_front_of_a_listener_stays_until_a_restart() {
+        let file = |peers: &str, listen: &str| {
+            let one = |address: &str| format!("{{ address = \"{address}\", trusted_proxies = \"{peers}\" }}");
+            format!("listen = [{}, {}]", one("1000"), one(listen))
+        };
+        let (old, new) = (load(&file("unix", "1001"), &[]), load(&file("loopback", "1002"), &[]));
+        let left = "listener 0.0.0.0:1000: what stands in front of it (takes another process: left as it was until `production_server upgrade`)";
+        assert!(diff(&old, &new).lines().iter().any(|line| line == left), "{:?}", diff(&old, &new).lines());
+        let mut config = new.config.clone();
+        config.keep_from(&old.config);
+        let [stays, opened] = &config.server.listen[..] else { panic!("{:?}", config.server.listen) };
+        assert_eq!(config.server.front_at(stays), old.config.server.front_at(stays));
+        assert_eq!(config.server.front_at(opened), new.config.server.front_at(opened));
+        assert_ne!(config.server.front_at(opened), config.server.front_at(stays));
     }
 
     #[test]

@@ -64,9 +64,12 @@ pub(super) struct Listen {
     pub(super) address: String,
     /// Where the address stands.
     pub(super) at: Range<usize>,
-    /// Mode, owner and group, as far as they are said, each with its value and where that stands.
-    pub(super) own: Vec<(&'static Key, String, Range<usize>)>,
+    /// Whatever else is said of it, each with its value, of a list one after the other, and where the whole stands.
+    pub(super) own: Vec<Own>,
 }
+
+/// A key of one listener, its value for the setter, and where that stands.
+type Own = (&'static Key, String, Range<usize>);
 
 impl File {
     /// Reads the text. What is wrong is in `problems`; what could be read all the same is in the rest.
@@ -183,38 +186,23 @@ impl Reader<'_> {
     }
 
     fn listener(&mut self, at: Range<usize>, table: &DeTable<'_>) {
-        let mut address = None;
+        let before = self.file.problems.len();
         let mut own = Vec::new();
-        let mut complete = true;
-        for (key, value) in entries(table) {
-            let name = key.get_ref().as_ref();
-            let place = places::by_path(&format!("listen[].{name}"));
-            let (Some(place), Some(flag)) = (place, place.and_then(Place::key)) else {
-                self.unknown("listen[]", "listen", key);
-                complete = false;
-                continue;
-            };
-            let Some(said) = self.leaf(place, &format!("listen.{name}"), value) else { continue };
-            let Some((text, _)) = said.first() else { continue };
-            match flag.name {
-                "listen" => {
-                    let spot = self.spot(format!("listen.{name}"), value.span());
-                    address = Some((text.clone(), spot, key.span()));
-                }
-                _ => own.push((flag, text.clone(), value.span())),
-            }
-        }
-        let Some((address, spot, key_at)) = address else {
-            if complete && !table.contains_key("address") {
+        self.of_listener("listen[]", "listen", table, &mut own);
+        let address = table.iter().find(|(key, _)| key.get_ref() == "address");
+        let said = own.iter().position(|(key, _, _)| key.name == "listen").map(|at| own.remove(at).1);
+        let Some(((key, value), address)) = address.zip(said) else {
+            if before == self.file.problems.len() && !table.contains_key("address") {
                 let label = "expected `address = \"IP:PORT\"` or `address = \"unix:PATH\"` in it";
                 self.wrong(Problem::error("a listener without an address", at, label));
             }
             return;
         };
+        let spot = self.spot("listen.address".to_owned(), value.span());
         if !address.starts_with("unix:") {
-            for (_, _, at) in &own {
+            for (_, _, at) in own.iter().filter(|(key, _, _)| places::OF_SOCKET.contains(&key.name)) {
                 let problem = Problem::error("only a Unix socket has a mode, an owner and a group", at.clone(), "");
-                self.wrong(problem.and(key_at.clone(), "this is a TCP address"));
+                self.wrong(problem.and(key.span(), "this is a TCP address"));
             }
         }
         let read = |text: &str| units::listen(text).ok();
@@ -238,6 +226,25 @@ impl Reader<'_> {
             None => self.give("listen", spot, vec![address.clone()]),
         }
         self.file.listen.push(Listen { address, at, own });
+    }
+
+    /// What stands in `[[listen]]` or in a table of it.
+    fn of_listener(&mut self, path: &str, shown: &str, table: &DeTable<'_>, own: &mut Vec<Own>) {
+        for (key, value) in entries(table) {
+            let name = key.get_ref().as_ref();
+            let (path_of, shown_of) = (format!("{path}.{name}"), format!("{shown}.{name}"));
+            let place = places::by_path(&path_of);
+            match (value.get_ref(), place.and_then(|place| Some((place, place.key()?)))) {
+                (DeValue::Table(inner), _) if places::is_table(&path_of) && !is_reference(inner) => {
+                    self.of_listener(&path_of, &shown_of, inner, own);
+                }
+                (_, Some((place, key))) => {
+                    let said = self.leaf(place, &shown_of, value).unwrap_or_default();
+                    own.extend(said.into_iter().map(|(text, _)| (key, text, value.span())));
+                }
+                _ => self.unknown(path, shown, key),
+            }
+        }
     }
 
     /// Reads what stands in a table. `path` is as in `places`, `shown` as the file has it.

@@ -66,7 +66,7 @@ impl Key {
         Key { short: Some(short), ..self }
     }
 
-    const fn many(self) -> Key {
+    pub(super) const fn many(self) -> Key {
         Key { many: true, ..self }
     }
 
@@ -74,7 +74,7 @@ impl Key {
         Key { variables, ..self }
     }
 
-    const fn example(self, example: &'static str) -> Key {
+    pub(super) const fn example(self, example: &'static str) -> Key {
         Key { example, ..self }
     }
 
@@ -84,7 +84,13 @@ impl Key {
 }
 
 /// A key whose default is also a good example.
-const fn key(name: &'static str, value: &'static str, default: &'static str, help: &'static str, set: Setter) -> Key {
+pub(super) const fn key(
+    name: &'static str,
+    value: &'static str,
+    default: &'static str,
+    help: &'static str,
+    set: Setter,
+) -> Key {
     Key {
         name,
         short: None,
@@ -102,13 +108,13 @@ const fn key(name: &'static str, value: &'static str, default: &'static str, hel
 const DAY: Duration = Duration::from_secs(86_400);
 const MILLISECOND: Duration = Duration::from_millis(1);
 /// Any wait that may be zero.
-const FROM_ZERO: RangeInclusive<Duration> = Duration::ZERO..=DAY;
+pub(super) const FROM_ZERO: RangeInclusive<Duration> = Duration::ZERO..=DAY;
 /// Any wait that must not be zero.
-const POSITIVE: RangeInclusive<Duration> = MILLISECOND..=DAY;
+pub(super) const POSITIVE: RangeInclusive<Duration> = MILLISECOND..=DAY;
 const HOUR: RangeInclusive<Duration> = MILLISECOND..=Duration::from_secs(3600);
 
 /// Stores a value that was read.
-fn store<T>(place: &mut T, value: Result<T, String>) -> Result<(), String> {
+pub(super) fn store<T>(place: &mut T, value: Result<T, String>) -> Result<(), String> {
     *place = value?;
     Ok(())
 }
@@ -122,6 +128,7 @@ pub const GROUPS: &[(&str, &[Key])] = &[
     ("The process", PROCESS),
     ("Deadlines and limits of the client side", LIMITS),
     ("Logs and statistics", logs::LOGS),
+    ("Metrics and health", super::monitoring::KEYS),
 ];
 
 /// All keys in the order of the help.
@@ -413,6 +420,20 @@ const LOOPS: &[Key] = &[
         store(&mut settings.unix_listen.group, account(text).map(Some))
     })
     .example("www-data"),
+    key("trusted-proxies", "WHOM", "", TRUSTED_HELP, |settings, text| settings.front.trusted.add(text))
+        .many()
+        .example("10.0.0.0/8"),
+    key("forwarded", "keep|write", "keep", FORWARDED_HELP, |settings, text| {
+        store(&mut settings.front.writes_forwarded, choice(text, &[("keep", false), ("write", true)]))
+    })
+    .example("write"),
+    key("proxy-protocol", "WHOM", "", PROXY_HELP, |settings, text| settings.front.proxies.add(text))
+        .many()
+        .example("10.0.0.0/8"),
+    key("proxy-protocol-timeout", "DURATION", "5s", "How long such a header may take to come", |settings, text| {
+        store(&mut settings.front.header_timeout, duration(text, POSITIVE))
+    })
+    .example("2s"),
     key(
         "loops",
         "N|auto",
@@ -437,13 +458,22 @@ const LOOPS: &[Key] = &[
         "internal",
         "on|off|PREFIX",
         "on",
-        "Answer /server and /status from the loop, at PREFIX/server and so on, or leave them to the app",
+        "Answer /server, /status, /metrics, /livez, /readyz and /health_check, at PREFIX/server and so on, or leave them to the app",
         |settings, text| store(&mut settings.internal, internal(text)),
     ),
     key("shutdown", "DURATION", "5s", "How long a graceful stop may take", |settings, text| {
         store(&mut settings.shutdown, duration(text, FROM_ZERO))
     }),
 ];
+
+const TRUSTED_HELP: &str = "Proxies whose X-Forwarded-*, X-Real-IP, Forwarded, X-Request-Id and the like are believed: networks, \
+    addresses, loopback, unix";
+
+const FORWARDED_HELP: &str =
+    "What workers are told as Forwarded (RFC 7239): keep: what a trusted proxy says; write: always one of our own";
+
+const PROXY_HELP: &str = "Who may connect, and has to begin with a PROXY protocol header, of version 1 or 2 [default: all may, \
+    without one]";
 
 const LISTEN_HELP: &str =
     "IP:PORT, a port, unix:PATH, systemd:NAME (sockets that systemd has opened) or systemd: (all of them)";

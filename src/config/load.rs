@@ -12,7 +12,7 @@ use super::environment::Environment;
 use super::file::{self, AppSaid, File, RouteSaid};
 use super::report::{Problem, Severity, line_and_column, report, shown_path};
 use super::route::{Draft, Target};
-use super::{App, Command, Config, ListenAddress, Listener, Route, Settings, UnixListen, keys, places, units};
+use super::{App, Command, Config, Front, ListenAddress, Listener, Route, Settings, UnixListen, keys, places, units};
 
 /// What the workers run, and where it was said.
 #[derive(Clone, Debug)]
@@ -163,6 +163,9 @@ pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Lo
     for one in &given {
         apply(&mut server, one)?;
     }
+    if let Some(file) = &file {
+        server.front_of = fronts(&server.front, file, &given);
+    }
     if !given.iter().any(|one| one.key.name == "run-dir") {
         server.run_dir = environment.run_dir(&server.listen);
     }
@@ -191,7 +194,7 @@ fn listener(server: &Settings, address: &ListenAddress) -> Listener {
         ListenAddress::Unix(path) => server.unix_listen_at(path).clone(),
         ListenAddress::Tcp(_) | ListenAddress::Systemd(_) => UnixListen::default(),
     };
-    Listener { address: address.clone(), access }
+    Listener { address: address.clone(), access, front: server.front_at(address).clone() }
 }
 
 fn warn_of_sockets(server: &mut Settings, given: &[Given]) {
@@ -380,6 +383,29 @@ fn inherit(given: &mut Vec<Given>, own: &mut Option<Program>, program: Option<Pr
     if replaced {
         given.retain(|one| !(from_file(one) && OF_WORKERS.contains(&one.key.name)));
     }
+}
+
+/// What stands in front of single listeners, as far as the file says so and nothing above it does.
+fn fronts(all: &Front, file: &File, given: &[Given]) -> Vec<(ListenAddress, Front)> {
+    let overridden = |key: &keys::Key| given.iter().any(|one| one.key.name == key.name && one.source.rank() > 0);
+    let front = |listen: &file::Listen| {
+        let address = units::listen(&listen.address).ok()?;
+        let mut scratch = Settings { front: all.clone(), ..Settings::default() };
+        let own = listen.own.iter().filter(|(key, _, _)| places::OF_FRONT.contains(&key.name) && !overridden(key));
+        for (index, (key, value, _)) in own.clone().enumerate() {
+            // A list takes the place of the one for all.
+            match key.name {
+                _ if own.clone().take(index).any(|(earlier, _, _)| earlier.name == key.name) => {}
+                "trusted-proxies" => scratch.front.trusted = Default::default(),
+                "proxy-protocol" => scratch.front.proxies = Default::default(),
+                _ => {}
+            }
+            // It was read once already.
+            (key.set)(&mut scratch, value).ok();
+        }
+        (scratch.front != *all).then_some((address, scratch.front))
+    };
+    file.listen.iter().filter_map(front).collect()
 }
 
 /// What a file says that is no key: what belongs to single sockets.

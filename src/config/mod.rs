@@ -4,8 +4,11 @@
 //! - `places`: where each key stands in the configuration file;
 //! - `file`: that file, from finding it to its values and problems, and `report`: how problems are shown;
 //! - `show` and `schema`: what is configured, and what may be;
+//! - `front`: what may stand in front of the server;
 //! - `arguments`: the command line, and its mistakes in one line;
+//! - `monitoring`: what is told to those who watch the server;
 //! - `load`: all places together, and `clashes`: what of them does not go together;
+//! - `shell`: completions and the manual page;
 //! - `conformance`: the words of that subcommand;
 //! - `environment`: the variables;
 //! - `steering`: the words that speak to a server which runs already;
@@ -23,13 +26,16 @@ mod clashes;
 mod conformance;
 mod environment;
 mod file;
+mod front;
 mod keys;
 mod load;
 mod logging;
+mod monitoring;
 mod places;
 mod report;
 pub mod route;
 mod schema;
+mod shell;
 mod show;
 mod steering;
 mod units;
@@ -47,11 +53,13 @@ pub use changes::{Changed, Changes, Fate, diff};
 pub use conformance::Conformance;
 pub use environment::{Environment, HANDOVER, Search};
 pub use file::{File, NAME as FILE_NAME, Text};
+pub use front::{Front, Peers};
 pub use load::{Inputs, Loaded};
 pub use logging::{
     AccessLogFormat, AccessLogSettings, DEV_LOG, EventFormat, EventLogSettings, JOURNAL, Level, LogTarget, Part,
     Pattern, PatternField, Redaction, Sampling, SyslogAddress,
 };
+pub use monitoring::{CloudWatch, Metrics, Statsd};
 pub use places::{Reload, quoted as toml_string};
 pub use report::{Problem, Severity};
 pub use route::Route;
@@ -79,6 +87,8 @@ pub struct Listener {
     pub address: ListenAddress,
     /// Who may connect, where it is a Unix socket.
     pub access: UnixListen,
+    /// What stands in front of it.
+    pub front: Front,
 }
 
 /// What is said of the process, and of one app. Checked: every number is within its range.
@@ -90,6 +100,10 @@ pub struct Settings {
     pub unix_listen: UnixListen,
     /// What holds for single ones.
     pub unix_listen_of: BTreeMap<PathBuf, UnixListen>,
+    /// What stands in front of those that are not in `front_of`.
+    pub front: Front,
+    /// What stands in front of single ones.
+    pub front_of: Vec<(ListenAddress, Front)>,
     /// Event loops, 1 to 1024.
     pub loops: usize,
     /// Which backend runs the loops.
@@ -102,6 +116,12 @@ pub struct Settings {
     pub timeouts: Timeouts,
     /// How long a graceful stop may take.
     pub shutdown: Duration,
+    /// How long a graceful stop says that the server is not ready before it closes its listeners.
+    pub pre_stop_delay: Duration,
+    /// Where the server tells about itself, and nothing else, to whoever can reach it.
+    pub admin: Vec<ListenAddress>,
+    /// Who is told what is counted.
+    pub metrics: Metrics,
     /// How often the statistics are printed; zero turns them off, the last one at the exit too.
     pub stats_interval: Duration,
     /// Where sockets and the lock lie.
@@ -470,6 +490,8 @@ impl Default for Settings {
             listen: vec![ListenAddress::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080))],
             unix_listen: UnixListen::default(),
             unix_listen_of: BTreeMap::new(),
+            front: Front::default(),
+            front_of: Vec::new(),
             loops: cores,
             backend: BackendChoice::Auto,
             max_connections: 10_000,
@@ -481,6 +503,9 @@ impl Default for Settings {
                 write: Duration::from_secs(30),
             },
             shutdown: Duration::from_secs(5),
+            pre_stop_delay: Duration::ZERO,
+            admin: Vec::new(),
+            metrics: Metrics::default(),
             stats_interval: Duration::from_secs(10),
             run_dir: PathBuf::from("/tmp/production_server"),
             pid_file: None,
@@ -574,6 +599,11 @@ impl App {
 }
 
 impl Settings {
+    /// What stands in front of a listener.
+    pub fn front_at(&self, address: &ListenAddress) -> &Front {
+        self.front_of.iter().find(|(other, _)| other == address).map_or(&self.front, |(_, front)| front)
+    }
+
     /// Who may connect to the Unix socket at a path.
     pub fn unix_listen_at(&self, path: &Path) -> &UnixListen {
         self.unix_listen_of.get(path).unwrap_or(&self.unix_listen)

@@ -191,6 +191,8 @@ pub const COMMAND: &str = "apps.*.command";
 pub const ADDRESS: &str = "listen[].address";
 /// What belongs to one Unix socket that is listened on.
 pub const OF_SOCKET: [&str; 3] = ["listen-mode", "listen-owner", "listen-group"];
+/// What may be said of one listener in the place of what is said of all.
+pub const OF_FRONT: [&str; 4] = ["trusted-proxies", "forwarded", "proxy-protocol", "proxy-protocol-timeout"];
 
 use Reload::{Listener, Live, Restart, Roll};
 use Shape::{Count, False, List, Map, Size, Switch, Text, TextOrFalse, Word};
@@ -211,8 +213,13 @@ pub const PLACES: &[Place] = &[
     at("buffer-bytes", "server.buffer_bytes", Size, Restart),
     at("internal", "server.internal", Word, Live),
     at("shutdown", "server.shutdown", Shape::Duration, Live),
+    at("pre-stop-delay", "server.pre_stop_delay", Shape::Duration, Live),
     at("stats-interval", "server.stats_interval", Shape::Duration, Live),
     at("run-dir", "server.run_dir", Text, Restart),
+    at("trusted-proxies", "server.trusted_proxies", List, Restart),
+    at("forwarded", "server.forwarded", Word, Restart),
+    at("proxy-protocol", "server.proxy_protocol.from", List, Restart),
+    at("proxy-protocol-timeout", "server.proxy_protocol.timeout", Shape::Duration, Restart),
     at("pid-file", "server.pid_file", Text, Restart),
     at("user", "server.user", Text, Restart),
     at("group", "server.group", Text, Restart),
@@ -221,6 +228,10 @@ pub const PLACES: &[Place] = &[
     at("listen-mode", "listen[].mode", Text, Listener),
     at("listen-owner", "listen[].owner", Text, Listener),
     at("listen-group", "listen[].group", Text, Listener),
+    at("trusted-proxies", "listen[].trusted_proxies", List, Restart),
+    at("forwarded", "listen[].forwarded", Word, Restart),
+    at("proxy-protocol", "listen[].proxy_protocol.from", List, Restart),
+    at("proxy-protocol-timeout", "listen[].proxy_protocol.timeout", Shape::Duration, Restart),
     at("", COMMAND, List, Roll),
     at("directory", "apps.*.directory", Text, Roll),
     Place {
@@ -355,6 +366,17 @@ pub const PLACES: &[Place] = &[
     at("access-log-sample", "log.access.sample", List, Live),
     at("event-log", "log.events.to", Text, Live),
     at("event-log-format", "log.events.format", Word, Live),
+    at("metrics", "metrics.prometheus", Switch, Live),
+    at("bungate-metrics", "metrics.bungate", Switch, Live),
+    at("statsd", "metrics.statsd.address", Text, Restart),
+    at("statsd-format", "metrics.statsd.format", Word, Restart),
+    at("statsd-prefix", "metrics.statsd.prefix", Text, Restart),
+    at("statsd-tag", "metrics.statsd.tags", List, Restart),
+    at("statsd-interval", "metrics.statsd.interval", Shape::Duration, Restart),
+    at("cloudwatch", "metrics.cloudwatch.to", Text, Restart),
+    at("cloudwatch-namespace", "metrics.cloudwatch.namespace", Text, Restart),
+    at("cloudwatch-interval", "metrics.cloudwatch.interval", Shape::Duration, Restart),
+    at("admin", "admin.listen", List, Restart),
 ];
 
 const HOST_HELP: &str = "The host that is asked for, without a port; `*.example.org` for every name below it";
@@ -370,7 +392,15 @@ const SET: &str = "X-Tenant=a";
 pub const TABLES: &[(&str, &str)] = &[
     ("server", "The process: event loops, limits and deadlines of the client side."),
     ("server.timeouts", "Deadlines of the client side."),
-    ("listen[]", "One address to listen on; `[[listen]]` again for each further one."),
+    (
+        "server.proxy_protocol",
+        "Load balancers that begin each connection with a header of the PROXY protocol; a list alone stands for `from`.",
+    ),
+    (
+        "listen[]",
+        "One address to listen on; `[[listen]]` again for each further one. What it says itself holds in the place of `[server]`'s.",
+    ),
+    ("listen[].proxy_protocol", "As `[server.proxy_protocol]`, for this listener alone."),
     (
         "apps",
         "The apps behind the loops, each under a name of its own: `[apps.web]`. With several of them `[[routes]]` says which gets what.",
@@ -401,14 +431,28 @@ pub const TABLES: &[(&str, &str)] = &[
     ),
     ("log.access.redact", "What no access line shows, whatever its format."),
     ("log.events", "Events, and the lines of workers; a value alone, as in `events = \"syslog\"`, stands for `to`."),
+    ("metrics", "Who is told what the server counts."),
+    (
+        "metrics.statsd",
+        "Push by StatsD's protocol; an address alone, as in `statsd = \"127.0.0.1:8125\"`, stands for `address`.",
+    ),
+    (
+        "metrics.cloudwatch",
+        "Lines in CloudWatch's embedded metric format; a word alone, as in `cloudwatch = \"-\"`, stands for `to`.",
+    ),
+    ("admin", "Where the server tells about itself to whoever can reach it."),
 ];
 
 /// Tables for which a value alone stands for one of their keys.
 pub const SHORT: &[(&str, &str)] = &[
+    ("server.proxy_protocol", "server.proxy_protocol.from"),
+    ("listen[].proxy_protocol", "listen[].proxy_protocol.from"),
     ("apps.*.ready", "apps.*.ready.by"),
     ("apps.*.hot_reload", "apps.*.hot_reload.by"),
     ("log.access", "log.access.to"),
     ("log.events", "log.events.to"),
+    ("metrics.statsd", "metrics.statsd.address"),
+    ("metrics.cloudwatch", "metrics.cloudwatch.to"),
     ("routes[].respond", "routes[].respond.body"),
     ("routes[].redirect", "routes[].redirect.to"),
 ];
@@ -425,13 +469,8 @@ pub const NOT_YET: &[&str] = &[
     "static",
     "hub",
     "publish",
-    "metrics",
-    "admin",
     "health",
-    "trusted_proxies",
-    "proxy_protocol",
     "include",
-    "pre_stop_delay",
     "listen[].alpn",
     "listen[].client_ca",
     "apps.*.group",
@@ -484,7 +523,7 @@ mod tests {
         for (table, _) in TABLES {
             assert!(!names_in(table).is_empty(), "{table} is empty");
         }
-        assert_eq!(names_in(""), ["server", "listen", "apps", "routes", "log"]);
+        assert_eq!(names_in(""), ["server", "listen", "apps", "routes", "log", "metrics", "admin"]);
         assert!(NOT_YET.iter().all(|path| by_path(path).is_none() && !is_table(path)));
     }
 }

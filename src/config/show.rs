@@ -184,6 +184,14 @@ impl Loaded {
             origin,
         };
         let mut lines = vec![line("address", raw.unwrap_or_else(|| places::quoted(address)), origin_of)];
+        for place in PLACES.iter().filter(|place| places::OF_FRONT.contains(&place.name)) {
+            let Some(inside) = place.path.strip_prefix("listen[].") else { continue };
+            let own = listen.and_then(|listen| listen.own.iter().find(|(key, _, _)| key.name == place.name));
+            let above = self.given.iter().any(|given| given.key.name == place.name && given.source.rank() > 0);
+            if let Some(((_, _, span), file)) = own.zip(file).filter(|_| !above) {
+                lines.extend(self.slice(span).map(|value| line(inside, value, at(file, span))));
+            }
+        }
         if !address.starts_with("unix:") {
             return lines;
         }

@@ -11,17 +11,16 @@
 
 use std::time::Duration;
 
-use crate::backends::{Backend, HIGH_MARK, How, Peer, Side, Size, Sock};
+use crate::backends::{Backend, HIGH_MARK, How, Side, Size, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::exchange::{Ending, Phase};
 use crate::http::head::HeadSearch;
 use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
-use crate::log::AccessRecord;
 
 use super::{State, Stream};
-use crate::event_loop::{Loop, Task};
+use crate::event_loop::{Arrival, Loop, Task};
 
 /// Pipelined bytes kept for a client whose request is being answered; beyond this its receive stays unarmed.
 const PIPELINE_BYTES: usize = 16 * 1024;
@@ -48,7 +47,7 @@ pub(crate) struct Client {
     pub http: Http1,
     /// Which of the loop's listeners accepted it.
     pub listener: u16,
-    pub peer: Peer,
+    pub arrival: Arrival,
     /// The request that is being answered, or [`Key::NONE`].
     pub exchange: Key,
     /// Bytes received and not yet used: a part of a head, or requests that wait for their turn.
@@ -62,7 +61,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub fn new(listener: u16, peer: Peer) -> Client {
+    pub fn new(listener: u16, arrival: Arrival) -> Client {
         Client {
             state: State::Accepting,
             ended: false,
@@ -72,28 +71,12 @@ impl Client {
             silent_looks: 0,
             http: Http1::NONE,
             listener,
-            peer,
+            arrival,
             exchange: Key::NONE,
             input: None,
             search: HeadSearch::default(),
             acknowledged: 0,
             body: None,
-        }
-    }
-
-    /// The access line of a request of its, whose head `head` begins with, or is empty where none was understood. What became of the
-    /// request is left open.
-    pub fn access_record<'a>(&self, head: &'a [u8], time_micros: u64) -> AccessRecord<'a> {
-        let mut words = head.split(|byte| matches!(byte, b' ' | b'\r'));
-        let mut word = || words.next().filter(|word| !word.is_empty()).unwrap_or(b"-");
-        AccessRecord {
-            time_micros,
-            client: (!self.peer.unix).then_some(self.peer.ip),
-            method: word(),
-            target: word(),
-            protocol: self.http.version.name(),
-            head,
-            ..AccessRecord::default()
         }
     }
 
@@ -109,6 +92,7 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(sock) else { return };
         match client.state {
             State::Closing => {}
+            State::Accepting => self.read_proxy_header(sock, block),
             State::ReadingRequest => {
                 match client.input {
                     None => client.input = Some(block),
@@ -116,7 +100,7 @@ impl<B: Backend> Loop<B> {
                 }
                 self.read_requests(sock);
             }
-            State::Accepting | State::Processing | State::WritingResponse => {
+            State::Processing | State::WritingResponse => {
                 let (key, body) = (client.exchange, client.body.is_some());
                 match self.exchanges.lookup(key).map(|exchange| exchange.phase) {
                     Some(Phase::Tunnel { .. }) => self.tunnel_to_worker(key, block),
@@ -191,6 +175,9 @@ impl<B: Backend> Loop<B> {
     pub fn client_ended(&mut self, sock: Sock) {
         let Some(client) = self.table.client(sock) else { return };
         client.ended = true;
+        if client.state == State::Accepting {
+            return self.proxy_header_missed(sock);
+        }
         let (key, closes) = (client.exchange, !client.http.keep_alive);
         let Some(exchange) = self.exchanges.lookup(key) else {
             if client.stalled && client.input.is_some() {
@@ -263,8 +250,10 @@ impl<B: Backend> Loop<B> {
     pub fn client_expired(&mut self, sock: Sock) {
         let unsent = self.backend.unsent(sock);
         let Some(client) = self.table.client(sock) else { return };
-        if client.state == State::Closing {
-            return;
+        match client.state {
+            State::Closing => return,
+            State::Accepting => return self.proxy_header_missed(sock),
+            _ => {}
         }
         let caught_up = client.behind && unsent == 0;
         client.behind &= unsent > 0;
@@ -286,7 +275,7 @@ impl<B: Backend> Loop<B> {
         }
         if started {
             self.count().timeouts.add(1);
-            return self.refuse(sock, 408, "the request did not arrive in time", b"");
+            return self.refuse(sock, 408, "the request did not arrive in time");
         }
         // An idle connection at its end is no failure; one that never sent anything is a timeout.
         if !requested {
@@ -340,9 +329,12 @@ impl<B: Backend> Loop<B> {
 
     /// A graceful stop has begun: a connection between two requests closes, others after their answer.
     pub fn client_drains(&mut self, sock: Sock) {
+        let away = self.sends_away();
         let Some(client) = self.table.client(sock) else { return };
-        if client.state == State::ReadingRequest && client.input.is_none() && client.body.is_none() {
-            self.drain_idle(sock);
+        match client.state {
+            State::Accepting if away => self.close_client(sock, How::Now),
+            State::ReadingRequest if client.input.is_none() && client.body.is_none() => self.drain_idle(sock),
+            _ => {}
         }
     }
 

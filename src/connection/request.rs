@@ -14,11 +14,12 @@ use crate::http::head::{self, Request};
 use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
 use crate::http::reply::{self, Direct, Reply};
-use crate::http::{Framing, Method, body_len, is_loopback_host};
-use crate::log::AccessRecord;
+use crate::http::{Framing, Method, body_len};
+use crate::mailbox::desk::Document;
+use crate::metrics::series::OWN;
 
 use super::{State, Stream};
-use crate::event_loop::Loop;
+use crate::event_loop::{Inside, Loop, may_be_inside};
 
 /// What became of a look at the input.
 enum Step {
@@ -42,6 +43,7 @@ enum Route {
     Fixed(Taken),
     Nobody,
     Status,
+    Desk(Document),
     Refuse(u16, &'static str),
     App(Rc<App>, Taken),
 }
@@ -101,7 +103,7 @@ impl<B: Backend> Loop<B> {
             Ok(Some(request)) => self.take_request(sock, input, &request),
             Ok(None) => self.wait_for_head(sock, input),
             Err(refusal) => {
-                self.refuse(sock, refusal.status, &refusal.to_string(), b"");
+                self.refuse(sock, refusal.status, &refusal.to_string());
                 Step::Stop
             }
         }
@@ -111,7 +113,7 @@ impl<B: Backend> Loop<B> {
     fn wait_for_head(&mut self, sock: Sock, input: Block) -> Step {
         if !self.memory.has_reserve() {
             self.count().memory_refused.add(1);
-            self.refuse(sock, 503, "the server has no memory left for requests that come in parts", b"");
+            self.refuse(sock, 503, "the server has no memory left for requests that come in parts");
             return Step::Stop;
         }
         let input = input.settle(&self.memory.pool);
@@ -126,6 +128,7 @@ impl<B: Backend> Loop<B> {
 
     fn take_request(&mut self, sock: Sock, mut input: Block, request: &Request) -> Step {
         self.count().requests.add(1);
+        self.find_origin(sock, &input);
         if let Some(client) = self.table.client(sock) {
             client.search = Default::default();
             client.requested = true;
@@ -140,12 +143,18 @@ impl<B: Backend> Loop<B> {
                 Step::Stop
             }
             Route::Refuse(status, reason) => {
-                let accept = request.accept.of(&input).to_vec();
-                self.refuse(sock, status, reason, &accept);
+                let head = &input[request.method_span.start as usize..request.len];
+                self.refuse_head(sock, (status, reason), request.accept.of(&input), head);
                 Step::Stop
             }
             Route::Respond(app, route) if responds_at_length(&app, &route, request) => {
                 self.respond(app, &route, Stream { connection: sock, id: 0 }, &input, request);
+                input.advance(request.len);
+                self.keep_input(sock, input);
+                Step::Stop
+            }
+            Route::Desk(document) => {
+                self.ask_desk(Stream { connection: sock, id: 0 }, &input, request, document);
                 input.advance(request.len);
                 self.keep_input(sock, input);
                 Step::Stop
@@ -160,15 +169,19 @@ impl<B: Backend> Loop<B> {
 
     fn route(&mut self, sock: Sock, input: &[u8], request: &Request) -> Route {
         let path = request.path.of(input);
-        if let Some(name) = self.apps.settings.internal.name(path)
-            && name.len() <= 7
-        {
-            match name {
-                b"/server" if self.apps.has_failed() => return Route::Refuse(503, "the app has failed"),
-                b"/server" => return Route::Text(b"ok"),
-                b"/status" if self.is_local(sock, input, request) => return Route::Status,
-                _ => {}
+        let admin = !self.apps.settings.admin.is_empty() && self.is_admin(sock);
+        let name = if admin { Some(path) } else { self.apps.settings.internal.name(path) };
+        if let Some(name) = name.filter(|name| may_be_inside(name)) {
+            match self.inside(sock, input, request, name) {
+                Some(Inside::Server) if self.apps.has_failed() => return Route::Refuse(503, "the app has failed"),
+                Some(Inside::Server) => return Route::Text(b"ok"),
+                Some(Inside::Status) => return Route::Status,
+                Some(Inside::Desk(document)) => return Route::Desk(document),
+                None => {}
             }
+        }
+        if admin {
+            return Route::Refuse(404, "this address tells about the server and has no app");
         }
         if request.method == Method::Connect {
             return Route::Refuse(405, "CONNECT is for forward proxies; this server is an origin");
@@ -185,15 +198,6 @@ impl<B: Backend> Loop<B> {
             Some(0) if request.method == Method::Trace => Route::Refuse(405, "TRACE ends here and is not answered"),
             _ => Route::App(app, taken),
         }
-    }
-
-    /// Whether the inside may be told: the peer is on this machine, speaks for nobody else, and means this machine by the name that
-    /// it asks for. Who comes over a Unix socket may be a proxy that says nothing of itself.
-    fn is_local(&mut self, sock: Sock, input: &[u8], request: &Request) -> bool {
-        let peer = self.table.client(sock).map(|client| client.peer);
-        !request.forwarded
-            && peer.is_some_and(|peer| !peer.unix && peer.ip.is_loopback())
-            && is_loopback_host(request.authority.of(input))
     }
 
     fn keeps_alive(&self, request: &Request) -> bool {
@@ -213,10 +217,15 @@ impl<B: Backend> Loop<B> {
             Route::Nobody => Cow::Owned(Direct::with(404, "Content-Type: text/plain\r\n", NOBODY)),
             Route::Respond(app, taken) => taken.answer(Some(app), authority, target),
             Route::Fixed(taken) => taken.answer(None, authority, target),
-            Route::Refuse(..) | Route::App(..) => return,
+            Route::Refuse(..) | Route::Desk(_) | Route::App(..) => return,
         };
-        let date = &self.time.day.date;
+        let series = match route {
+            Route::Respond(_, taken) | Route::Fixed(taken) => taken.way().series,
+            _ => OWN,
+        };
         let status = direct.status();
+        self.count().of_series(series).answered_here(status);
+        let date = &self.time.day.date;
         let write = |out: &mut Writer<'_>| direct.write(out, date, version, keep_alive, head_only);
         let piece = self.memory.scratch.write(direct.room(), write);
         let bytes = if head_only { 0 } else { direct.body().len() as u64 };
@@ -269,8 +278,14 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Answers with an error and closes, lingering, so that a client that is still sending reads the refusal.
-    pub fn refuse(&mut self, sock: Sock, status: u16, detail: &str, accept: &[u8]) {
+    pub fn refuse(&mut self, sock: Sock, status: u16, detail: &str) {
+        self.refuse_head(sock, (status, detail), b"", b"");
+    }
+
+    /// [`Loop::refuse`] of a request that was understood: it stands in the access log with its head.
+    pub fn refuse_head(&mut self, sock: Sock, (status, detail): (u16, &str), accept: &[u8], head: &[u8]) {
         self.count().errors.add(1);
+        self.count().of_series(OWN).ended(status);
         let reply = Reply { format: reply::negotiate(accept), ..Reply::new(status, detail, &self.time.day.date) };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
         let bytes = body_len(&piece) as u64;
@@ -280,18 +295,8 @@ impl<B: Backend> Loop<B> {
             self.become_state(sock, State::WritingResponse);
         }
         self.backend.send(sock, piece.into());
-        self.log_answer(sock, b"", status, bytes);
+        self.log_answer(sock, head, status, bytes);
         self.close_client(sock, How::Flushed);
-    }
-
-    /// Writes the access line of a request that no exchange carries.
-    fn log_answer(&mut self, sock: Sock, head: &[u8], status: u16, bytes: u64) {
-        if self.access.enabled()
-            && let Some(client) = self.table.client(sock)
-        {
-            let record = client.access_record(head, self.time.day.micros(self.time.nanos()));
-            self.access.record(&AccessRecord { status, bytes, ..record });
-        }
     }
 }
 

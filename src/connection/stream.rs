@@ -63,9 +63,10 @@ impl<B: Backend> Loop<B> {
         }
         let Some(client) = self.table.client(connection) else { return };
         let framing = if upgrade { Rewritten::Same } else { client.http.decide_framing(response.framing) };
+        let own = id_text(id);
         let answer = Answer {
             date: &self.time.day.date,
-            request_id: &id_text(id),
+            request_id: self.accepting.id(client.exchange, &own),
             client: client.http.version,
             keep_alive: upgrade || client.http.keep_alive,
             framing,

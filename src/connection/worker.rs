@@ -68,14 +68,14 @@ impl<B: Backend> Loop<B> {
 
     /// A connection to a worker that was met: unless it is to be `fresh`, the one used last, or else one that is being opened. None while
     /// the worker's backlog is full. An error says that no descriptor or entry is left here.
-    pub fn reach(&mut self, app: AppId, worker: WorkerId, fresh: bool) -> io::Result<Option<Sock>> {
-        let Some(seat) = self.apps.seat_mut(app, worker) else { return Ok(None) };
+    pub fn reach(&mut self, app: &App, worker: WorkerId, fresh: bool) -> io::Result<Option<Sock>> {
+        let Some(seat) = self.apps.seat_mut(app.id, worker) else { return Ok(None) };
         if !fresh && let Some(sock) = seat.idle.pop() {
             return Ok(Some(sock));
         }
         let Some(sock) = self.backend.connect(&seat.target.address)? else { return Ok(None) };
-        self.table.put(sock, Role::Link(Link::new(app, worker)));
-        self.count().worker_connections.add(1);
+        self.table.put(sock, Role::Link(Link::new(app.id, worker)));
+        self.count().app(app.count).worker_connections.add(1);
         Ok(Some(sock))
     }
 

@@ -96,6 +96,22 @@ impl ControlServer {
         Ok(())
     }
 
+    /// Listens anew where it did, if the file that led there was removed; connections stay. Whether it was.
+    ///
+    /// # Errors
+    /// Those of [`ControlServer::open`].
+    pub fn reopen(&mut self) -> io::Result<bool> {
+        let file = self.link.as_ref().unwrap_or(&self.file);
+        if self.closed || file.path().exists() {
+            return Ok(false);
+        }
+        let mut fresh = ControlServer::open(file.path())?;
+        std::mem::swap(&mut self.listener, &mut fresh.listener);
+        std::mem::swap(&mut self.file, &mut fresh.file);
+        self.link = None;
+        Ok(true)
+    }
+
     /// Where it listens.
     pub fn path(&self) -> &Path {
         self.file.path()

@@ -56,6 +56,9 @@ const TROUBLES: &[&str] = &[
     "accept_pauses",
     "paused_for_memory",
     "memory_refused",
+    "proxy_protocol_refused",
+    "proxy_protocol_invalid",
+    "proxy_protocol_late",
 ];
 
 /// What was in the way since the start, as far as anything was.

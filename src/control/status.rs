@@ -3,6 +3,8 @@
 //! Rules: a member that is there stays there and keeps its meaning; new ones may be added. What is not known is `null` and never a
 //! made-up zero. A reader fills in what an older server does not say.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::latency::Recent;
@@ -25,6 +27,8 @@ pub struct Status {
     pub loops: usize,
     /// The addresses that it listens on.
     pub listen: Vec<String>,
+    /// Those where it tells about itself alone.
+    pub admin: Vec<String>,
     /// The path of its control socket.
     pub control_socket: String,
     /// What its loops have counted since its start, by name; see [`Counters`](crate::metrics::Counters).
@@ -122,6 +126,8 @@ pub struct App {
     pub state: State,
     /// The newest generation of its workers.
     pub generation: u32,
+    /// Workers that came and went since the server's start.
+    pub lives: Lives,
     /// Workers wanted.
     pub workers_wanted: usize,
     /// Workers ready for requests.
@@ -142,6 +148,20 @@ pub struct App {
     pub roll: Option<Roll>,
     /// Its workers.
     pub workers: Vec<Worker>,
+}
+
+/// Workers that came and went.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Lives {
+    /// Those that were started.
+    pub starts: u64,
+    /// Those of them that came in the place of another.
+    pub replaced: u64,
+    /// Those that ended unasked.
+    pub crashes: u64,
+    /// Those that have ended, by why.
+    pub exits: BTreeMap<String, u64>,
 }
 
 /// The bounds of automatic scaling.
@@ -254,6 +274,8 @@ pub struct Worker {
     pub restarts: u64,
     /// Requests that it was given and that ran.
     pub requests: u64,
+    /// Requests that the workers before it in its place were given and that ran.
+    pub requests_before: u64,
     /// Those that it has now.
     pub in_flight: u32,
     /// Tunnels through it.
@@ -262,10 +284,26 @@ pub struct Worker {
     pub reloads: u64,
     /// Memory of its process group (PSS); `null` when it was not measured.
     pub memory_bytes: Option<u64>,
+    /// How it answers the health check; `null` when it is not asked.
+    pub health: Option<Health>,
+    /// How often it was given no more requests for a while because it had failed; `null` for workers that are replaced instead.
+    pub ejections: Option<u64>,
     /// Why the process before this one in its place ended; `null` when there was none.
     pub last_exit: Option<String>,
     /// What it says of itself (`STATUS=` of sd_notify(3)).
     pub status_text: Option<String>,
+}
+
+/// How a worker or an upstream answers the health check.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Health {
+    /// Whether it is well: it has not failed as often in a row as is too often.
+    pub healthy: bool,
+    /// Checks that failed since it is asked.
+    pub failures: u64,
+    /// What was wrong the last time; `null` when nothing was.
+    pub reason: Option<String>,
 }
 
 /// What a worker does.
@@ -279,6 +317,8 @@ pub enum WorkerState {
     Running,
     /// It has ended unasked and is started again at its time.
     Respawning,
+    /// An upstream that has failed and gets no requests for a while.
+    Ejected,
     /// It finishes what it has.
     Stopping,
     /// It has ended.
@@ -288,6 +328,10 @@ pub enum WorkerState {
 }
 
 impl State {
+    /// All of them.
+    pub const ALL: [State; 6] =
+        [State::Starting, State::Running, State::Draining, State::Paused, State::Stopping, State::Failed];
+
     /// The word in the document.
     pub fn name(self) -> &'static str {
         match self {
@@ -302,12 +346,24 @@ impl State {
 }
 
 impl WorkerState {
+    /// All of them.
+    pub const ALL: [WorkerState; 7] = [
+        WorkerState::Starting,
+        WorkerState::Running,
+        WorkerState::Respawning,
+        WorkerState::Ejected,
+        WorkerState::Stopping,
+        WorkerState::Stopped,
+        WorkerState::Failed,
+    ];
+
     /// The word in the document.
     pub fn name(self) -> &'static str {
         match self {
             WorkerState::Starting => "starting",
             WorkerState::Running => "running",
             WorkerState::Respawning => "respawning",
+            WorkerState::Ejected => "ejected",
             WorkerState::Stopping => "stopping",
             WorkerState::Stopped => "stopped",
             WorkerState::Failed => "failed",
@@ -338,7 +394,7 @@ impl Status {
 
 /// A document with something of everything, for tests.
 #[cfg(test)]
-pub(super) fn sample() -> Status {
+pub(crate) fn sample() -> Status {
     let worker = Worker {
         id: 1,
         pid: Some(4712),
@@ -368,6 +424,12 @@ pub(super) fn sample() -> Status {
         name: "web".to_owned(),
         state: State::Running,
         generation: 3,
+        lives: Lives {
+            starts: 6,
+            replaced: 4,
+            crashes: 1,
+            exits: [("recycle".to_owned(), 3), ("crash".to_owned(), 1)].into(),
+        },
         workers_wanted: 2,
         workers_ready: 2,
         workers_busy: 1,
@@ -394,12 +456,12 @@ pub(super) fn sample() -> Status {
         backend: "epoll".to_owned(),
         loops: 2,
         listen: vec!["0.0.0.0:8080".to_owned()],
+        admin: Vec::new(),
         control_socket: "/run/production_server/control.sock".to_owned(),
         counters: sample_counters(),
         log_lines_dropped: 0,
-        reload: None,
-        upgrade: None,
         apps: vec![app],
+        ..Status::default()
     }
 }
 
@@ -437,14 +499,14 @@ mod tests {
         };
         #[rustfmt::skip]
         let top = vec![
-            "version", "pid", "uptime_seconds", "state", "backend", "loops", "listen", "control_socket", "counters",
+            "version", "pid", "uptime_seconds", "state", "backend", "loops", "listen", "admin", "control_socket", "counters",
             "log_lines_dropped", "reload", "upgrade", "apps",
         ];
         assert_eq!(keys(&document), sorted(top));
         let app = &document["apps"][0];
         #[rustfmt::skip]
         let of_app = vec![
-            "name", "state", "generation", "workers_wanted", "workers_ready", "workers_busy", "scaling", "paused", "queue", "requests", "latency_ms",
+            "name", "state", "generation", "lives", "workers_wanted", "workers_ready", "workers_busy", "scaling", "paused", "queue", "requests", "latency_ms",
             "roll", "workers",
         ];
         assert_eq!(keys(app), sorted(of_app));
@@ -453,8 +515,8 @@ mod tests {
         assert_eq!(app["roll"]["state"], "aborted");
         #[rustfmt::skip]
         let of_worker = vec![
-            "id", "pid", "generation", "state", "joined", "name", "socket", "uptime_seconds", "restarts", "requests", "in_flight",
-            "tunnels", "reloads", "memory_bytes", "last_exit", "status_text",
+            "id", "pid", "generation", "state", "joined", "name", "socket", "uptime_seconds", "restarts", "requests", "requests_before", "in_flight",
+            "tunnels", "reloads", "memory_bytes", "health", "ejections", "last_exit", "status_text",
         ];
         assert_eq!(keys(&app["workers"][0]), sorted(of_worker));
         assert!(app["workers"][1]["pid"].is_null());

@@ -6,16 +6,18 @@
 //! ones never keep anybody out.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::backends::{Backend, How, Peer, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::{Look, TICK, nanos};
+use crate::config::Front;
 use crate::log::Level;
 use crate::mailbox::Message;
 
-use super::Loop;
+use super::{Arrival, Loop, Tolds};
 use crate::connection::{Client, Kind, Role, State};
 use crate::listener::{ListenerSetup, Scheme};
 
@@ -32,12 +34,24 @@ pub(crate) struct Listener {
     /// The local port, for `X-Forwarded-Port`; 0 for a Unix socket.
     pub port: u16,
     pub scheme: Scheme,
+    /// It serves the documents of the server's own and nothing else.
+    pub admin: bool,
+    /// What stands in front of it.
+    pub front: Arc<Front>,
+    /// Traces of peers that are not trusted pass, for nobody is.
+    pub traces: bool,
+    pub writes_forwarded: bool,
 }
+
+/// Connections that admin listeners let in beyond the limit: a crowd of clients must not hide the server from its operator.
+pub(crate) const ADMIN_PLACES: usize = 32;
 
 /// A loop's listeners, and whether they let anybody in.
 #[derive(Default)]
 pub(crate) struct Accepting {
     pub listeners: Vec<Listener>,
+    /// What trusted proxies say; `None` where no listener has any.
+    pub tolds: Option<Box<Tolds>>,
     /// They are paused: for `max_connections`, or until another process hands its work over.
     paused: bool,
     /// A graceful stop has begun.
@@ -102,7 +116,8 @@ impl<B: Backend> Loop<B> {
         if self.accepting.draining && !self.accepting.handed_over {
             return self.backend.close(sock, How::Now);
         }
-        let limit = self.apps.settings.max_connections;
+        let admin = self.accepting.listeners[listener as usize].admin;
+        let limit = self.apps.settings.max_connections + if admin { ADMIN_PLACES } else { 0 };
         match self.shared.admission.enter(limit) {
             Some(active) if active > limit - limit / 16 => {
                 self.make_place(active == limit);
@@ -185,7 +200,7 @@ impl<B: Backend> Loop<B> {
 
     fn pause_accepting(&mut self) {
         self.accepting.paused = true;
-        for listener in &self.accepting.listeners {
+        for listener in self.accepting.listeners.iter().filter(|listener| !listener.admin) {
             self.backend.pause(listener.sock);
         }
         self.shared.admission.paused.store(true, Ordering::SeqCst);
@@ -236,12 +251,16 @@ impl<B: Backend> Loop<B> {
         if self.accepting.draining {
             return Ok(());
         }
-        for ListenerSetup { id, descriptor, port, scheme } in setups {
+        for ListenerSetup { id, descriptor, port, scheme, admin, front } in setups {
             let sock = self.backend.listen(descriptor)?;
-            if self.accepting.paused {
+            if self.accepting.paused && !admin {
                 self.backend.pause(sock);
             }
-            let listener = Listener { sock, id, port, scheme };
+            let (traces, writes_forwarded) = (front.trusted.is_empty(), front.writes_forwarded);
+            if !traces {
+                self.accepting.tolds.get_or_insert_default();
+            }
+            let listener = Listener { sock, id, port, scheme, admin, front, traces, writes_forwarded };
             let index = self.vacant_listener();
             self.table.put(sock, Role::Listener(index as u16));
             match self.accepting.listeners.get_mut(index) {
@@ -324,12 +343,14 @@ impl<B: Backend> Loop<B> {
     }
 
     fn admit(&mut self, sock: Sock, listener: u16, peer: Peer) {
-        self.table.put(sock, Role::Client(Client::new(listener, peer)));
+        let (port, front) = match self.accepting.listeners.get(listener as usize) {
+            Some(listener) => (listener.port, !listener.front.proxies.is_empty()),
+            None => (0, false),
+        };
+        self.table.put(sock, Role::Client(Client::new(listener, Arrival::new(peer, port))));
         self.count().total_connections.add(1);
         self.count().active_connections.increment();
         self.count().moved(None, Some(State::Accepting));
-        self.become_state(sock, State::ReadingRequest);
-        self.arm(sock, self.patience(self.apps.settings.timeouts.header));
-        self.backend.recv(sock, crate::backends::Size::Small);
+        if front { self.await_proxy_header(sock, peer) } else { self.await_first_request(sock) }
     }
 }

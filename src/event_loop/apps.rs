@@ -71,6 +71,11 @@ impl Apps {
         self.entries.get(id.0 as usize)?.as_ref()?.current.as_ref()
     }
 
+    /// Some app that is configured.
+    pub fn any(&self) -> Option<&Rc<App>> {
+        self.entries.iter().flatten().find_map(|entry| entry.current.as_ref())
+    }
+
     /// The place of an app's worker, if it was met.
     #[inline]
     pub fn seat(&self, id: AppId, worker: WorkerId) -> Option<&Seat> {

@@ -5,21 +5,29 @@
 //!
 //! | file | what |
 //! |---|---|
+//! | `account` | what is counted of an exchange, and its line in the log |
 //! | `admission` | listeners, and the limit on connections |
 //! | `apps` | what is served, and how a new configuration takes the place of an old one |
+//! | `front` | what stands in front of a listener: PROXY protocol headers, and whose word about a request's origin counts |
+//! | `inside` | documents about the inside of the server, and who gets them |
 //! | `memory` | where bytes are that wait, and who goes on when memory comes back |
 //!
 //! Rule: handlers never call each other in circles: what must be looked at again goes onto a list that the reactor works off after
 //! each event ([`Loop::work_off`]).
 
+mod account;
 mod admission;
 mod apps;
+mod front;
+mod inside;
 mod memory;
 
 pub use crate::listener::Scheme;
-pub(crate) use admission::Accepting;
 pub use admission::Admission;
+pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
 pub(crate) use apps::{Apps, Seat};
+pub(crate) use front::{Arrival, Tolds};
+pub(crate) use inside::{Inside, may_be_inside};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
 
@@ -37,8 +45,10 @@ use crate::dispatch::Grant;
 use crate::exchange::Exchange;
 use crate::http::fields::Fields;
 use crate::http::head::HeadLimits;
+use crate::http::origin::Origin;
 use crate::log::{AccessLog, Log};
 use crate::mailbox::Postboxes;
+use crate::mailbox::desk::Desk;
 use crate::metrics::{Counters, Metrics};
 
 /// What all loops of a server share.
@@ -53,6 +63,8 @@ pub struct Shared {
     pub admission: Admission,
     /// Whether answers wait for memory.
     pub scarcity: Scarcity,
+    /// Who knows what the loops do not.
+    pub desk: Desk,
     /// Writes the `/status` document.
     pub status: Box<dyn Fn() -> String + Send + Sync>,
 }
@@ -102,11 +114,14 @@ pub(crate) struct Heads {
     pub limits: HeadLimits,
     /// The fields of the head in hand.
     pub fields: Fields,
+    /// Where the request in hand comes from.
+    pub origin: Origin,
 }
 
 impl Heads {
     pub fn new(settings: &Settings) -> Heads {
-        Heads { limits: HeadLimits::new(settings.max_head, settings.max_fields), fields: Fields::default() }
+        let limits = HeadLimits::new(settings.max_head, settings.max_fields);
+        Heads { limits, fields: Fields::default(), origin: Origin::default() }
     }
 }
 

@@ -14,6 +14,7 @@ use crate::http::Refusal;
 use crate::http::head::{self, Response};
 use crate::http::reader::Reader;
 use crate::log::Level;
+use crate::metrics::series::RetryReason;
 use crate::planted::{self, Bug};
 
 use super::{Ending, Exchange, Fate, Phase};
@@ -76,8 +77,7 @@ impl<B: Backend> Loop<B> {
     fn begin_answer(&mut self, key: Key, mut input: Block, response: &Response) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         if (response.busy || response.draining) && exchange.is_whole() && !exchange.attempt.retried {
-            // It did not run the request.
-            return self.retry(key, Outcome::Unused);
+            return self.retry(key, RetryReason::Declined);
         }
         exchange.answer.note = self.access.note(&input, response);
         if response.status == 101 {

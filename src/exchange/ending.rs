@@ -15,15 +15,13 @@ use crate::http::body::last_chunk;
 use crate::http::id::id_text;
 use crate::http::reply::{self, Format, Reply};
 use crate::http::{Method, body_len, find_lines};
-use crate::log::{AccessRecord, Level};
+use crate::log::Level;
 use crate::planted::{self, Bug};
 
 use super::Phase;
 
 /// What is said while no worker is ready.
 pub(super) const STARTING: &str = "the app is starting";
-/// The status in the access line of a request whose client left before it was answered, as nginx has it.
-const CLIENT_LEFT: u16 = 499;
 
 /// How an exchange ends.
 #[derive(Clone, Copy, Debug)]
@@ -155,6 +153,7 @@ impl<B: Backend> Loop<B> {
         let http10 = self.table.client(connection).is_some_and(|client| client.http.is_old());
         let [accept] = find_lines(exchange.request.head.as_deref().unwrap_or_default(), [b"accept"]);
         let format = reply::negotiate(accept);
+        let own = id_text(exchange.request.id);
         let reply = Reply {
             format,
             keep_alive,
@@ -162,7 +161,7 @@ impl<B: Backend> Loop<B> {
             head_only: exchange.request.method == Method::Head,
             retry_after: matches!(status, 503 | 504).then_some(1),
             reload: format == Format::Html && detail == STARTING,
-            request_id: Some(&id_text(exchange.request.id)),
+            request_id: Some(self.accepting.id(key, &own)),
             ..Reply::new(status, detail, &self.time.day.date)
         };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
@@ -173,40 +172,11 @@ impl<B: Backend> Loop<B> {
 
     fn tell_of_cut(&mut self, key: Key, reason: &str) {
         self.count().errors.add(1);
+        if let Some(exchange) = self.exchanges.lookup(key) {
+            self.count().app(exchange.app.count).cut.add(1);
+        }
         let waits = self.exchanges.lookup(key).map_or("", |exchange| exchange.waits().name());
         self.warn(key, "an answer was cut", reason, &[("waited_for", &waits)]);
-    }
-
-    /// Counts how long an exchange took, and writes its access line.
-    pub fn account(&mut self, key: Key, left: bool) {
-        let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let now = self.time.nanos();
-        // Streams and tunnels last as long as somebody listens.
-        if !exchange.answer.stream && exchange.answer.status != 101 && !left {
-            self.count().latency.record(now - exchange.times.started);
-        }
-        if !self.access.enabled() {
-            return;
-        }
-        let Some(client) = self.table.client(exchange.stream.connection) else { return };
-        let head: &[u8] = exchange.request.head.as_deref().unwrap_or_default();
-        let times = &exchange.times;
-        let waited = |granted| self.time.instant(granted).saturating_duration_since(times.asked).as_micros() as u64;
-        let end = times.finished.unwrap_or(now);
-        let status = if left && exchange.answer.status == 0 { CLIENT_LEFT } else { exchange.answer.status };
-        let seat = exchange.attempt.worker.and_then(|worker| self.apps.seat(exchange.app.id, worker));
-        self.access.record(&AccessRecord {
-            status,
-            bytes: exchange.answer.bytes,
-            duration_us: (now - times.started) / 1000,
-            queue_us: times.granted.map(waited),
-            upstream_us: times.granted.map(|granted| (end - granted) / 1000),
-            app: &exchange.app.settings.name,
-            note: exchange.answer.note.as_deref(),
-            worker: seat.map(|seat| seat.target.number),
-            request_id: &id_text(exchange.request.id),
-            ..client.access_record(head, self.time.day.micros(now))
-        });
     }
 
     /// Says what was wrong with an exchange, and with which worker.

@@ -64,7 +64,7 @@ pub(crate) type Nanos = u64;
 pub(crate) enum Phase {
     /// The request's body is coming in; no worker is asked for yet.
     Collecting,
-    /// It is about to ask for a permit.
+    /// It is about to ask for a permit, or waits for a document of the server's own and has none to ask for.
     Asking,
     /// It waits for a permit; whether for too long is looked at then.
     Queued { ticket: Ticket, look: Nanos },
@@ -183,6 +183,8 @@ pub(crate) struct Times {
     /// When it first asked for a permit: the queue's clock, which the dispatch compares between loops.
     pub asked: Instant,
     pub granted: Option<Nanos>,
+    /// It had to wait for its first permit.
+    pub queued: bool,
     /// From when on the worker has had the whole request: `--request-timeout` counts from here.
     pub given: Nanos,
     /// Since when the worker has been waited for without a byte from it.
@@ -197,6 +199,8 @@ pub(crate) struct Exchange {
     pub stream: Stream,
     /// Whose it is, and what it is served with, as that was when it began.
     pub app: Rc<App>,
+    /// By which number it is counted ([`Metrics::series`](crate::metrics::Metrics::series)).
+    pub series: u16,
     /// The route that it has taken; `None` where nothing of the answer depends on it.
     pub route: Option<Taken>,
     pub phase: Phase,
@@ -211,12 +215,21 @@ pub(crate) struct Exchange {
 impl Exchange {
     /// A request whose head was rewritten to `head`, before anything else has happened to it.
     #[inline]
-    pub fn new(stream: Stream, app: Rc<App>, request: &head::Request, head: Block, id: u64, time: &Time) -> Exchange {
+    pub fn new(
+        stream: Stream,
+        app: Rc<App>,
+        series: u16,
+        request: &head::Request,
+        head: Block,
+        id: u64,
+        time: &Time,
+    ) -> Exchange {
         use crate::http::Framing;
         let now = time.nanos();
         let upload = if request.framing == Framing::None { Upload::Whole } else { Upload::Collecting };
         Exchange {
             stream,
+            series,
             app,
             route: None,
             phase: Phase::Collecting,
@@ -236,7 +249,15 @@ impl Exchange {
             },
             attempt: Attempt::default(),
             answer: Answer::default(),
-            times: Times { started: now, asked: time.now, granted: None, given: now, heard: now, finished: None },
+            times: Times {
+                started: now,
+                asked: time.now,
+                granted: None,
+                queued: false,
+                given: now,
+                heard: now,
+                finished: None,
+            },
         }
     }
 

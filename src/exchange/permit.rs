@@ -28,7 +28,7 @@ impl<B: Backend> Loop<B> {
     pub fn acquire(&mut self, key: Key, front: bool) {
         let now = self.time.now;
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let app = &exchange.app;
+        let (app, count) = (&exchange.app, exchange.app.count);
         if !front {
             exchange.times.asked = now;
         } else if now >= exchange.times.asked + longest_wait(&app.settings) {
@@ -42,15 +42,19 @@ impl<B: Backend> Loop<B> {
         match app.dispatch.acquire(waiter, ask, now) {
             Acquire::Granted(permit) => self.start(key, permit),
             Acquire::Queued(ticket) => {
+                exchange.times.queued |= exchange.times.granted.is_none();
                 exchange.phase = Phase::Queued { ticket, look: self.time.nanos() };
                 self.wait_in_queue(key);
             }
             Acquire::Full => {
-                self.count().queue_full.add(1);
+                self.count().app(count).queue_full.add(1);
                 self.refuse_unasked(key, 503, QUEUE_FULL);
             }
-            Acquire::NoTunnel => self.refuse_unasked(key, 503, "every worker has as many tunnels as it may"),
-            Acquire::Failed => self.refuse_unasked(key, 503, GIVEN_UP),
+            Acquire::NoTunnel => {
+                self.count().app(count).no_tunnel.add(1);
+                self.refuse_unasked(key, 503, "every worker has as many tunnels as it may");
+            }
+            Acquire::Failed => self.refuse_given_up(key, count),
         }
     }
 
@@ -77,7 +81,7 @@ impl<B: Backend> Loop<B> {
     pub fn queue_expired(&mut self, key: Key) {
         let now = self.time.now;
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let app = &exchange.app;
+        let (app, count) = (&exchange.app, exchange.app.count);
         let Phase::Queued { ticket, look } = &mut exchange.phase else { return };
         let by = exchange.times.asked + longest_wait(&app.settings);
         match app.dispatch.patience(*ticket, by, now) {
@@ -85,12 +89,12 @@ impl<B: Backend> Loop<B> {
             // The permit is in the mail; were it lost, this would look for it again.
             Patience::Granted => *look = self.time.nanos() + nanos(app.settings.queue.timeout.max(TICK)),
             Patience::QueueTimeout => {
-                self.count().queue_timeouts.add(1);
+                self.count().app(count).queue_timeouts.add(1);
                 self.count().timeouts.add(1);
                 return self.refuse_unasked(key, 504, "no worker became free in time");
             }
             Patience::HoldExpired => {
-                self.count().hold_expired.add(1);
+                self.count().app(count).hold_expired.add(1);
                 return self.refuse_unasked(key, 503, super::ending::STARTING);
             }
         }
@@ -100,9 +104,16 @@ impl<B: Backend> Loop<B> {
     /// The app has given up while this exchange waited for a worker; its ticket is void.
     pub fn app_failed(&mut self, key: Key) {
         match self.exchanges.lookup(key) {
-            Some(exchange) if matches!(exchange.phase, Phase::Queued { .. }) => self.refuse_unasked(key, 503, GIVEN_UP),
+            Some(exchange) if matches!(exchange.phase, Phase::Queued { .. }) => {
+                self.refuse_given_up(key, exchange.app.count);
+            }
             _ => drop(self.apps.app_of_late(key)),
         }
+    }
+
+    fn refuse_given_up(&mut self, key: Key, count: u16) {
+        self.count().app(count).app_failed.add(1);
+        self.refuse_unasked(key, 503, GIVEN_UP);
     }
 
     /// A permit has come to an exchange that waited. One that is gone, or no longer waits, gives it back unused.
@@ -160,7 +171,7 @@ impl<B: Backend> Loop<B> {
         if !self.meet(&app, worker) {
             return self.unreachable(key);
         }
-        match self.reach(app.id, worker, fresh) {
+        match self.reach(&app, worker, fresh) {
             Ok(Some(link)) => self.send_request(key, link),
             Ok(None) => self.wait_for_backlog(key),
             Err(error) => {

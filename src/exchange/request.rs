@@ -26,28 +26,25 @@ impl<B: Backend> Loop<B> {
     pub fn forward(&mut self, app: Rc<App>, route: Taken, stream: Stream, mut input: Block, request: &Request) {
         let Some(client) = self.table.client(stream.connection) else { return };
         let listener = &self.accepting.listeners[client.listener as usize];
+        let own = id_text(self.next_id);
+        let id = self.heads.id(&input, &own);
+        let start_micros = self.time.day.micros(self.time.connections.now_nanos());
         let forward = Forward {
-            peer: client.peer.ip,
-            unix: client.peer.unix,
-            local_port: listener.port,
-            https: listener.scheme.is_secure(),
-            request_id: &id_text(self.next_id),
-            start_micros: self.time.day.micros(self.time.connections.now_nanos()),
-            trusted: false,
             keep_alive: app.settings.keepalive,
             open: request.framing == Framing::Chunked,
             edits: route.way().request.as_ref(),
+            ..listener.forward(&client.arrival, &self.heads.origin, id, start_micros)
         };
         let room = rewrite::request_room(request, &self.heads.fields, &forward);
         let head = self.memory.scratch.write(room, |out| {
             rewrite::request(out, &input, request, &self.heads.fields, &forward);
         });
-        let mut exchange = Exchange::new(stream, app, request, head, self.next_id, &self.time);
+        let mut exchange = Exchange::new(stream, app, route.way().series, request, head, self.next_id, &self.time);
         if route.way().response.is_some() {
             exchange.route = Some(route);
         }
         self.become_state(stream.connection, State::Processing);
-        let Some(key) = self.begin_exchange(stream, exchange) else { return };
+        let Some(key) = self.begin_exchange(stream, exchange, &input) else { return };
         input.advance(request.len);
         self.memory.hold(key);
         match request.framing {
@@ -60,14 +57,20 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// Gives an exchange its entry and tells its client, or refuses its request where there is none.
+    /// Gives an exchange its entry and tells its client, or refuses its request where there is none. `head` is that of its request, as
+    /// it came, or begins with it.
     #[inline(always)]
-    pub fn begin_exchange(&mut self, stream: Stream, exchange: Exchange) -> Option<Key> {
+    pub fn begin_exchange(&mut self, stream: Stream, exchange: Exchange, head: &[u8]) -> Option<Key> {
         self.next_id = self.next_id.wrapping_add(1);
-        let Ok(key) = self.exchanges.insert(exchange) else {
-            self.refuse(stream.connection, 503, "too many requests are in progress", b"");
-            return None;
+        let key = match self.exchanges.insert(exchange) {
+            Ok(key) => key,
+            Err(exchange) => {
+                let head = exchange.request.head.as_deref().unwrap_or_default();
+                self.refuse_head(stream.connection, (503, "too many requests are in progress"), b"", head);
+                return None;
+            }
         };
+        self.keep_origin(key, head);
         if let Some(client) = self.table.client(stream.connection) {
             client.exchange = key;
         }

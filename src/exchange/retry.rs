@@ -24,6 +24,7 @@ use crate::connection::LinkState;
 use crate::dispatch::{AppId, Outcome, WorkerId};
 use crate::event_loop::{Loop, Task};
 use crate::http::reader::Reader;
+use crate::metrics::series::RetryReason;
 use crate::planted::{self, Bug};
 
 use super::{Ending, Exchange, Fate, Phase};
@@ -78,7 +79,7 @@ impl<B: Backend> Loop<B> {
         let late = planted::active(Bug::LateRetry) && exchange.is_whole() && !exchange.attempt.retried;
         let idempotent = exchange.request.method.is_idempotent();
         if (may_retry && !delivered) || late {
-            return self.retry(key, Outcome::Broken);
+            return self.retry(key, RetryReason::NotTaken);
         }
         // Its worker is about to end, and the request is as if it had been refused.
         if exchange.is_whole() && !seen && !delivered && !reused && exchange.attempt.untaken < MOST_UNTAKEN {
@@ -99,13 +100,14 @@ impl<B: Backend> Loop<B> {
         self.finish(key, Ending::Refused { status: 502, detail, fate: Fate::Ended(Outcome::Lost) });
     }
 
-    /// Sends the request again, over a fresh connection and preferably to another worker; how it ended for the one that had it.
-    pub fn retry(&mut self, key: Key, outcome: Outcome) {
-        self.drop_worker(key, outcome);
-        self.count().retries.add(1);
+    /// Sends the request again, over a fresh connection and preferably to another worker.
+    pub fn retry(&mut self, key: Key, reason: RetryReason) {
+        self.drop_worker(key, if reason == RetryReason::Declined { Outcome::Unused } else { Outcome::Broken });
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.attempt.retried = true;
         exchange.attempt.exclude = exchange.attempt.worker;
+        let count = exchange.app.count;
+        self.count().app(count).retries[reason as usize].add(1);
         self.ask_again(key);
     }
 
@@ -119,6 +121,9 @@ impl<B: Backend> Loop<B> {
 
     /// The connect was refused or took too long: dispatch learns of it, the request keeps its place and its retry.
     pub fn unreachable(&mut self, key: Key) {
+        if let Some(exchange) = self.exchanges.lookup(key) {
+            self.count().app(exchange.app.count).connects_failed.add(1);
+        }
         self.drop_worker(key, Outcome::Unreachable);
         self.ask_again(key);
     }
@@ -140,7 +145,7 @@ impl<B: Backend> Loop<B> {
         match exchange.attempt.worker.and_then(|worker| exchange.app.dispatch.is_alive(worker)) {
             Some(false) => self.lose(key),
             Some(true) if !over => {}
-            _ => self.retry(key, Outcome::Broken),
+            _ => self.retry(key, RetryReason::ConnectionLost),
         }
     }
 

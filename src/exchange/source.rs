@@ -91,12 +91,13 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(stream.connection) else { return };
         let version = client.http.version;
         let kept = self.memory.pool.heap(&input[..request.len]);
-        let mut exchange = Exchange::new(stream, app.clone(), request, kept, self.next_id, &self.time);
+        let mut exchange =
+            Exchange::new(stream, app.clone(), route.way().series, request, kept, self.next_id, &self.time);
         (exchange.phase, exchange.request.upload) = (Phase::Relaying, Upload::Sent);
         (exchange.answer.status, exchange.source) = (direct.status(), Source::Own(direct.body().clone(), 0));
         let date = &self.time.day.date;
         let piece = self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, true));
-        let Some(key) = self.begin_exchange(stream, exchange) else { return };
+        let Some(key) = self.begin_exchange(stream, exchange, input) else { return };
         self.become_state(stream.connection, State::WritingResponse);
         self.backend.send(stream.connection, piece.into());
         self.watch(stream.connection);

@@ -22,10 +22,10 @@ impl<B: Backend> Loop<B> {
         exchange.answer.status = 101;
         exchange.times.finished = Some(now);
         exchange.request.upload = Upload::Sent;
-        let (stream, id) = (exchange.stream, exchange.request.id);
+        let (stream, id, app) = (exchange.stream, exchange.request.id, exchange.app.count);
         self.stream_head(stream, id, &input, response, 0, None);
         self.account(key, false);
-        self.count().tunnels.add(1);
+        self.count().app(app).tunnels.add(1);
         self.count().active_tunnels.increment();
         if let Some(exchange) = self.exchanges.lookup_mut(key) {
             exchange.request.release(false);

@@ -118,10 +118,14 @@ pub enum Ending {
     NotReady,
     /// Its socket ceased to accept and did not come back.
     Unreachable,
+    /// The file of its socket was removed.
+    Displaced,
     /// A request's deadline passed, and it is stuck.
     Deadline(Duration),
     /// It fell silent, although it had promised to say that it lives.
     Watchdog(Duration),
+    /// It has failed the health check too often.
+    Health,
     /// The server stops.
     Shutdown,
 }
@@ -129,7 +133,10 @@ pub enum Ending {
 impl Ending {
     /// Whether it served its purpose and goes as it should: no failure of its own.
     pub fn is_planned(self) -> bool {
-        !matches!(self, Ending::NotReady | Ending::Unreachable | Ending::Deadline(_) | Ending::Watchdog(_))
+        !matches!(
+            self,
+            Ending::NotReady | Ending::Unreachable | Ending::Deadline(_) | Ending::Watchdog(_) | Ending::Health
+        )
     }
 }
 
@@ -146,7 +153,9 @@ impl fmt::Display for Ending {
             Ending::Leaving => formatter.write_str("stops by itself"),
             Ending::NotReady => formatter.write_str("not ready in time"),
             Ending::Unreachable => formatter.write_str("socket no longer accepts"),
+            Ending::Displaced => formatter.write_str("its socket was removed"),
             Ending::Deadline(time) => write!(formatter, "deadline {} s", time.as_secs_f32()),
+            Ending::Health => formatter.write_str("failed the health check"),
             Ending::Watchdog(time) => write!(formatter, "watchdog: silent for {} s", time.as_secs_f32()),
             Ending::Shutdown => formatter.write_str("shutdown"),
         }
@@ -567,6 +576,21 @@ impl Fleet {
         let Some(member) = self.member(name).filter(|member| member.is_active()).cloned() else { return };
         self.leave(name, Ending::Leaving, now, machine);
         self.vacated(&member, now, machine);
+    }
+
+    /// Somebody has removed the file that leads to a worker, and nobody reaches it any more: no failure of its own. It finishes what it
+    /// has, or does not start at all, and its place is filled at once.
+    pub fn displaced(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
+        let Some(number) = self.member(name).filter(|member| member.is_active()).map(|member| member.number) else {
+            return;
+        };
+        self.leave(name, Ending::Displaced, now, machine);
+        if let Some(place) = self.place_mut(number).filter(|place| place.holds(name)) {
+            place.release(name);
+            if !place.given_up {
+                (place.start_at, place.retry_at) = (now, now);
+            }
+        }
     }
 
     /// A worker loads its code again; after too many times it is replaced.

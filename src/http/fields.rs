@@ -288,6 +288,8 @@ const NOMINABLE: Kinds = Kinds::of(&[
     Kind::UserAgent,
     Kind::ContentType,
     Kind::MaxForwards,
+    Kind::Traceparent,
+    Kind::Tracestate,
     Kind::RipWorkerBusy,
     Kind::RipWorkerDraining,
     Kind::RipNoLog,

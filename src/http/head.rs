@@ -272,12 +272,10 @@ fn answer(
     }))
 }
 
-/// A request's own id, when it carries a well-formed one: 1 to 128 letters, digits and `-_.:=+/@`. For requests from
-/// trusted proxies; everybody else's is replaced.
-pub fn request_id<'a>(bytes: &'a [u8], fields: &Fields) -> Option<&'a [u8]> {
-    let id = fields.find(Kind::XRequestId)?.value.of(bytes);
+/// Whether a request's own id is well-formed: 1 to 128 letters, digits and `-_.:=+/@`.
+pub(crate) fn request_id_is_legal(id: &[u8]) -> bool {
     let legal = |byte: &u8| byte.is_ascii_alphanumeric() || b"-_.:=+/@".contains(byte);
-    ((1..=128).contains(&id.len()) && id.iter().all(legal)).then_some(id)
+    (1..=128).contains(&id.len()) && id.iter().all(legal)
 }
 
 /// Empty lines before a request line that are skipped (RFC 9112 §2.2), in bytes.
@@ -294,6 +292,7 @@ const FORWARDED: Kinds = Kinds::of(&[
     Kind::XForwardedProto,
     Kind::XForwardedHost,
     Kind::XForwardedPort,
+    Kind::XForwardedScheme,
     Kind::XForwardedOther,
     Kind::XRealIp,
     Kind::Shadow,

@@ -48,6 +48,12 @@ pub fn is_loopback_host(host: &[u8]) -> bool {
     is_named && port.len() <= 5 && port.bytes().all(|digit| digit.is_ascii_digit()) && port_fits(port.as_bytes())
 }
 
+/// The port that a legal authority names, if it is one that can be connected to.
+pub(crate) fn port_of(host: &[u8]) -> Option<u16> {
+    let colon = host.iter().rposition(|byte| matches!(byte, b':' | b']')).filter(|at| host[*at] == b':')?;
+    std::str::from_utf8(&host[colon + 1..]).ok()?.parse().ok().filter(|port| *port != 0)
+}
+
 fn port_fits(digits: &[u8]) -> bool {
     digits.iter().fold(0u32, |port, digit| port * 10 + u32::from(digit - b'0')) <= u32::from(u16::MAX)
 }

@@ -19,6 +19,8 @@ mod host;
 pub(crate) mod http1;
 pub mod id;
 mod names;
+pub mod origin;
+pub mod proxy_protocol;
 pub mod reader;
 pub mod reply;
 pub mod rewrite;

@@ -43,7 +43,9 @@ pub enum Kind {
     XForwardedHost,
     /// `X-Forwarded-Port`.
     XForwardedPort,
-    /// Any other `X-Forwarded-*`: frameworks believe `-Scheme`, `-Ssl` and `-Prefix` as well.
+    /// `X-Forwarded-Ssl`, `-Scheme` and `-Protocol`: in other words what `X-Forwarded-Proto` says. Frameworks believe them as well.
+    XForwardedScheme,
+    /// Any other `X-Forwarded-*`, such as `-Prefix`.
     XForwardedOther,
     /// `X-Real-IP`.
     XRealIp,
@@ -53,6 +55,10 @@ pub enum Kind {
     XRequestId,
     /// `Forwarded`.
     Forwarded,
+    /// `traceparent` of the W3C's Trace Context.
+    Traceparent,
+    /// `tracestate` of the W3C's Trace Context.
+    Tracestate,
     /// `Via`.
     Via,
     /// `Max-Forwards`.
@@ -172,7 +178,8 @@ pub(crate) fn usual_kind(name: &[u8]) -> Kind {
         first[7] = letters(b"ur");
         first[8] = letters(b"r");
         first[9] = letters(b"fx");
-        first[10] = letters(b"cukr");
+        first[10] = letters(b"cuktr");
+        first[11] = letters(b"t");
         first[12] = letters(b"cxm");
         first[13] = letters(b"x");
         first[14] = letters(b"chx");
@@ -238,9 +245,11 @@ fn by_length(name: &[u8]) -> Kind {
                 (b"connection", Kind::Connection),
                 (b"user-agent", Kind::UserAgent),
                 (b"keep-alive", Kind::KeepAlive),
+                (b"tracestate", Kind::Tracestate),
                 (b"rip-no-log", Kind::RipNoLog),
             ],
         ),
+        11 if same(name, b"traceparent") => Kind::Traceparent,
         12 => pick(
             name,
             [
@@ -285,13 +294,23 @@ fn by_length(name: &[u8]) -> Kind {
 }
 
 impl Kind {
-    /// This kind, or `XForwardedOther` for a name that nothing else knows and that begins like those.
+    /// This kind, or `XForwardedScheme` or `XForwardedOther` for a name that nothing else knows and that begins like those.
     #[inline]
     fn or_forwarded(self, name: &[u8]) -> Kind {
         match (self, name.first_chunk::<12>()) {
-            (Kind::Other, Some(first)) if same(first, b"x-forwarded-") => Kind::XForwardedOther,
+            (Kind::Other, Some(first)) if same(first, b"x-forwarded-") => forwarded_kind(&name[first.len()..]),
             _ => self,
         }
+    }
+}
+
+/// What a name is that goes on like this behind `X-Forwarded-`.
+#[cold]
+fn forwarded_kind(rest: &[u8]) -> Kind {
+    let schemes: [&[u8]; 3] = [b"ssl", b"scheme", b"protocol"];
+    match schemes.iter().any(|known| rest.eq_ignore_ascii_case(known)) {
+        true => Kind::XForwardedScheme,
+        false => Kind::XForwardedOther,
     }
 }
 
@@ -343,8 +362,11 @@ mod tests {
             ("TE", Kind::Te),
             ("Transfer-Encoding", Kind::TransferEncoding),
             ("X-FORWARDED-FOR", Kind::XForwardedFor),
-            ("X-Forwarded-Ssl", Kind::XForwardedOther),
-            ("X-Forwarded-Scheme", Kind::XForwardedOther),
+            ("X-Forwarded-Ssl", Kind::XForwardedScheme),
+            ("X-Forwarded-Scheme", Kind::XForwardedScheme),
+            ("x-forwarded-PROTOCOL", Kind::XForwardedScheme),
+            ("X-Forwarded-Prefix", Kind::XForwardedOther),
+            ("X-Forwarded-Ssl-", Kind::XForwardedOther),
             ("X-Forwarded-Prefix-And-More", Kind::XForwardedOther),
             ("X_Forwarded_For", Kind::Shadow),
             ("X-Forwarded_Proto", Kind::Shadow),
@@ -379,6 +401,8 @@ mod tests {
             "connection",
             "user-agent",
             "keep-alive",
+            "tracestate",
+            "traceparent",
             "content-type",
             "x-request-id",
             "max-forwards",

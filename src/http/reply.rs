@@ -49,7 +49,7 @@ fn format_of(media: &[u8]) -> Option<Format> {
 }
 
 /// A `q` parameter in thousandths. A malformed one counts as 1, as if it were not there.
-fn weight(parameter: &[u8]) -> Option<u32> {
+pub(crate) fn weight(parameter: &[u8]) -> Option<u32> {
     let ([b'q' | b'Q', b'=', number @ ..] | [b'q' | b'Q', b' ', b'=', number @ ..]) = parameter else { return None };
     let (whole, digits) = match number {
         [whole @ (b'0' | b'1')] => (whole, &[][..]),
@@ -301,6 +301,37 @@ pub fn reason(status: u16) -> &'static str {
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
         _ => "Error",
+    }
+}
+
+/// The head of an answer of our own whose body follows from elsewhere.
+#[derive(Clone, Copy, Debug)]
+pub struct Document {
+    /// The status.
+    pub status: u16,
+    /// The media type, of at most 100 bytes.
+    pub content_type: &'static str,
+    /// Bytes of the body.
+    pub length: usize,
+}
+
+impl Document {
+    /// Bytes that [`Document::head`] writes at most.
+    pub const ROOM: usize = 384;
+
+    /// Writes the head.
+    pub fn head(&self, out: &mut Writer<'_>, date: &[u8; 29], client: Version, keep_alive: bool) {
+        out.put(b"HTTP/1.1 ");
+        out.put_decimal(u64::from(self.status));
+        out.put(b" ");
+        out.put(reason(self.status).as_bytes());
+        out.put(b"\r\nContent-Type: ");
+        out.put(self.content_type.as_bytes());
+        out.put(b"\r\nContent-Length: ");
+        out.put_decimal(self.length as u64);
+        out.put(b"\r\nCache-Control: no-store\r\nDate: ");
+        out.put(date);
+        out.put(connection(client, keep_alive));
     }
 }
 

@@ -9,6 +9,7 @@ use std::net::IpAddr;
 
 use super::fields::{Fields, Kind, Kinds};
 use super::head::{Form, Request, Response};
+use super::origin::Origin;
 use super::route::Edits;
 use super::{Framing, Method, Span, Version};
 use crate::buffers::block::Writer;
@@ -24,13 +25,17 @@ pub struct Forward<'a> {
     pub local_port: u16,
     /// Whether the client came over TLS.
     pub https: bool,
-    /// The id of this request.
+    /// The id of this request, whoever gave it.
     pub request_id: &'a [u8],
     /// When the request arrived, in microseconds since 1970. Written as nginx does, `t=SECONDS.MILLISECONDS`, which every
     /// reader of this field understands.
     pub start_micros: u64,
-    /// Whether incoming `X-Forwarded-*`, `X-Real-IP` and `Forwarded` are believed.
-    pub trusted: bool,
+    /// What a trusted proxy says of where the request comes from. `None`: nothing, or the peer is not trusted.
+    pub origin: Option<&'a Origin>,
+    /// Whether `traceparent` and `tracestate` pass from a peer that is not trusted.
+    pub traces: bool,
+    /// Whether `Forwarded` (RFC 7239) is written.
+    pub writes_forwarded: bool,
     /// Whether the worker's connection is kept; else `Connection: close` is added.
     pub keep_alive: bool,
     /// Leaves framing and empty line to [`request_end`].
@@ -93,15 +98,18 @@ const DROPPED_FROM_REQUESTS: Kinds = HOP_BY_HOP.with(Kinds::of(&[
     Kind::XRequestStart,
     Kind::XRequestId,
 ]));
-/// Believed when they come from a trusted proxy, and dropped otherwise.
+/// What a trusted proxy says. Of it [`Origin::passes`] passes as it came; the rest is written anew from what the origin is.
 const CLAIMS: Kinds = Kinds::of(&[
     Kind::XForwardedProto,
     Kind::XForwardedHost,
     Kind::XForwardedPort,
+    Kind::XForwardedScheme,
     Kind::XForwardedOther,
     Kind::XRealIp,
     Kind::Forwarded,
 ]);
+/// Which trace a request belongs to.
+const TRACES: Kinds = Kinds::of(&[Kind::Traceparent, Kind::Tracestate]);
 const DROPPED_FROM_ANSWERS: Kinds = HOP_BY_HOP.with(Kinds::of(&[Kind::XRequestId])).with(FOR_US);
 /// What a worker says to the server alone.
 const FOR_US: Kinds = Kinds::of(&[Kind::RipWorkerBusy, Kind::RipWorkerDraining, Kind::RipNoLog, Kind::RipMark]);
@@ -113,14 +121,29 @@ pub fn request_room(request: &Request, fields: &Fields, forward: &Forward<'_>) -
     const ADDED: usize = 512;
     // A line written anew gains at most a space and a CR; the host may be written twice more.
     let edited = forward.edits.map_or(0, Edits::room);
-    request.len + 4 * (fields.len() + 2) + 2 * request.authority.len() + forward.request_id.len() + edited + ADDED
+    let room =
+        request.len + 4 * (fields.len() + 2) + 2 * request.authority.len() + forward.request_id.len() + edited + ADDED;
+    if forward.origin.is_none() && !forward.writes_forwarded { room } else { room + told_room(request, forward) }
+}
+
+/// Bytes of the chain of addresses, and of `Forwarded`, at most.
+#[cold]
+fn told_room(request: &Request, forward: &Forward<'_>) -> usize {
+    let (chain, host) = forward.origin.map_or((0, 0), |origin| (origin.chain_room(20), origin.host.len()));
+    2 * chain + 2 * host + request.authority.len() + 256
 }
 
 /// Writes the head that a worker gets. Always HTTP/1.1, with exactly one Host.
 pub fn request(out: &mut Writer<'_>, bytes: &[u8], request: &Request, fields: &Fields, forward: &Forward<'_>) {
-    let mut dropped = DROPPED_FROM_REQUESTS;
-    if !forward.trusted {
-        dropped = dropped.with(CLAIMS);
+    let mut dropped = DROPPED_FROM_REQUESTS.with(CLAIMS);
+    if !forward.traces {
+        dropped = dropped.with(TRACES);
+    }
+    if let Some(origin) = forward.origin {
+        dropped = dropped.without(origin.passes);
+    }
+    if forward.writes_forwarded {
+        dropped = dropped.with(Kinds::of(&[Kind::Forwarded]));
     }
     if forward.open {
         dropped = dropped.with(LENGTH);
@@ -247,21 +270,43 @@ fn line<const N: usize>(out: &mut Writer<'_>, name: &[u8; N], value: &[u8]) {
 
 /// X-Forwarded-*, X-Real-IP, X-Request-*, Via.
 fn forwarded_fields(out: &mut Writer<'_>, bytes: &[u8], request: &Request, fields: &Fields, forward: &Forward<'_>) {
-    let believed = if forward.trusted { fields.present() } else { Kinds::default() };
-    addresses(out, bytes, fields, forward, believed);
-    if !believed.has(Kind::XForwardedProto) {
-        out.put(if forward.https { b"X-Forwarded-Proto: https\r\n" } else { &b"X-Forwarded-Proto: http\r\n"[..] });
+    let mut peer = AddressText::default();
+    if !forward.unix {
+        peer.set(forward.peer);
     }
-    if !believed.has(Kind::XForwardedHost) && !request.authority.is_empty() {
-        line(out, b"X-Forwarded-Host: ", request.authority.of(bytes));
+    let (mut https, mut host, mut port) = (forward.https, request.authority.of(bytes), forward.local_port);
+    let mut starts = true;
+    match forward.origin {
+        Some(origin) => {
+            https = origin.https.unwrap_or(https);
+            host = if origin.host.is_empty() { host } else { origin.host.of(bytes) };
+            port = origin.port.unwrap_or(port);
+            starts = !(origin.passes.has(Kind::XRequestStart) && fields.present().has(Kind::XRequestStart));
+            chain(out, origin, peer.bytes());
+        }
+        None if !forward.unix => {
+            line(out, b"X-Forwarded-For: ", peer.bytes());
+            line(out, b"X-Real-IP: ", peer.bytes());
+        }
+        None => {}
     }
-    if !believed.has(Kind::XForwardedPort) && forward.local_port != 0 {
-        line(out, b"X-Forwarded-Port: ", itoa::Buffer::new().format(forward.local_port).as_bytes());
+    out.put(if https { b"X-Forwarded-Proto: https\r\n" } else { &b"X-Forwarded-Proto: http\r\n"[..] });
+    if !host.is_empty() {
+        line(out, b"X-Forwarded-Host: ", host);
+    }
+    if port != 0 {
+        line(out, b"X-Forwarded-Port: ", itoa::Buffer::new().format(port).as_bytes());
+    }
+    if forward.writes_forwarded || forward.origin.is_some_and(|origin| origin.corrects_forwarded) {
+        write_forwarded(out, forward.origin, peer.bytes(), https, host);
     }
     if !forward.request_id.is_empty() {
         line(out, b"X-Request-Id: ", forward.request_id);
     }
     let via: &[u8] = if request.version == Version::Http10 { b"\r\nVia: 1.0 " } else { b"\r\nVia: 1.1 " };
+    if !starts {
+        return out.put_all([&via[2..], PSEUDONYM, b"\r\n"]);
+    }
     // As if a second had passed in 1970 that has not, for there to be digits before the point.
     let millis = forward.start_micros / 1000;
     let mut buffer = itoa::Buffer::new();
@@ -271,37 +316,57 @@ fn forwarded_fields(out: &mut Writer<'_>, bytes: &[u8], request: &Request, field
     out.put_all([b"X-Request-Start: t=", seconds, b".", fraction, via, PSEUDONYM, b"\r\n"]);
 }
 
-/// X-Forwarded-For and X-Real-IP.
-fn addresses(out: &mut Writer<'_>, bytes: &[u8], fields: &Fields, forward: &Forward<'_>, believed: Kinds) {
-    let mut text = AddressText { text: [0; 46], len: 0 };
-    if !forward.unix {
-        text.set(forward.peer);
+/// X-Forwarded-For from the client on, with the peer's address behind it, and X-Real-IP, which is the client's.
+#[cold]
+fn chain(out: &mut Writer<'_>, origin: &Origin, peer: &[u8]) {
+    let mut name = &b"X-Forwarded-For: "[..];
+    let mut text = AddressText::default();
+    for address in origin.chain() {
+        text.set(address);
+        out.put_all([name, text.bytes()]);
+        name = b", ";
     }
-    if believed.has(Kind::XForwardedFor) {
-        chain(out, bytes, fields, text.bytes());
-    } else if !forward.unix {
-        line(out, b"X-Forwarded-For: ", text.bytes());
+    if !peer.is_empty() {
+        out.put_all([name, peer]);
+        name = b", ";
     }
-    if !forward.unix && !believed.has(Kind::XRealIp) {
+    if name.len() == 2 {
+        out.put(b"\r\n");
+    }
+    if let Some(client) = origin.client {
+        text.set(client);
         line(out, b"X-Real-IP: ", text.bytes());
     }
 }
 
-/// X-Forwarded-For as it came, with the client's address behind it.
+/// `Forwarded`: the client with what it asked for, and the proxies behind it.
 #[cold]
-fn chain(out: &mut Writer<'_>, bytes: &[u8], fields: &Fields, address: &[u8]) {
-    out.put(b"X-Forwarded-For: ");
-    let mut separate = false;
-    let claims = fields.iter().filter(|field| field.kind == Kind::XForwardedFor);
-    for value in claims.map(|field| field.value.of(bytes)).chain([address]) {
-        if value.is_empty() {
-            continue;
+fn write_forwarded(out: &mut Writer<'_>, origin: Option<&Origin>, peer: &[u8], https: bool, host: &[u8]) {
+    let told = |out: &mut Writer<'_>| {
+        out.put(if https { b";proto=https" } else { &b";proto=http"[..] });
+        if !host.is_empty() {
+            out.put_all([b";host=\"", host, b"\""]);
         }
-        if separate {
-            out.put(b", ");
+    };
+    let node = |out: &mut Writer<'_>, name: &[u8], address: &[u8]| match address {
+        [] => out.put_all([name, b"for=unknown"]),
+        // An IPv6 address has brackets, and what has colons quotes (RFC 7239 §6).
+        _ if address.contains(&b':') => out.put_all([name, b"for=\"[", address, b"]\""]),
+        _ => out.put_all([name, b"for=", address]),
+    };
+    let mut name = &b"Forwarded: "[..];
+    let mut text = AddressText::default();
+    for address in origin.into_iter().flat_map(Origin::chain) {
+        text.set(address);
+        node(out, name, text.bytes());
+        if name.len() > 2 {
+            told(out);
         }
-        out.put(value);
-        separate = true;
+        name = b", ";
+    }
+    node(out, name, peer);
+    if name.len() > 2 {
+        told(out);
     }
     out.put(b"\r\n");
 }
@@ -312,8 +377,16 @@ struct AddressText {
     len: usize,
 }
 
+impl Default for AddressText {
+    fn default() -> AddressText {
+        AddressText { text: [0; 46], len: 0 }
+    }
+}
+
 impl AddressText {
+    #[inline(always)]
     fn set(&mut self, address: IpAddr) {
+        self.len = 0;
         match address.to_canonical() {
             IpAddr::V4(v4) => {
                 for (index, octet) in v4.octets().into_iter().enumerate() {

@@ -5,9 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::fields::{Fields, Kind};
 use super::head::{self, Form, HeadLimits, HeadSearch, Request, Response};
+use super::origin::Origin;
 use super::rewrite::{self, Answer, Forward, Rewritten};
 use super::{Framing, Method, Refusal, Version, date};
 use crate::buffers::block::Writer;
+use crate::config::Peers;
 
 fn parse(bytes: &[u8]) -> Result<Option<(Request, Fields)>, Refusal> {
     let mut fields = Fields::new(100);
@@ -487,7 +489,9 @@ const FORWARD: Forward<'_> = Forward {
     https: false,
     request_id: b"id1",
     start_micros: 1_700_000_000_012_345,
-    trusted: false,
+    origin: None,
+    traces: true,
+    writes_forwarded: false,
     keep_alive: true,
     open: false,
     edits: None,
@@ -546,26 +550,64 @@ fn requests_are_normalised() {
     assert_eq!(old, format!("GET / HTTP/1.1\r\nHost: \r\n{without_host}\r\n"));
 }
 
+/// What a worker gets of a head from a peer that is trusted, with everything else that is.
+fn from_trusted(head: &str, forward: &Forward<'_>, trust: &str) -> String {
+    let (_, fields) = accepted(head);
+    let (mut origin, mut peers) = (Origin::default(), Peers::default());
+    peers.add(trust).unwrap();
+    origin.read(head.as_bytes(), &fields, (!forward.unix).then_some(forward.peer), &peers);
+    assert!(origin.trusted);
+    forwarded(head, &Forward { origin: Some(&origin), ..*forward })
+}
+
 #[test]
 fn trusted_proxies_are_believed() {
-    let head = "GET / HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 1.1.1.1\r\nX-Forwarded-For: 2.2.2.2\r\nX-Forwarded-Proto: https\r\n\
-         Forwarded: for=1.1.1.1\r\nX-Real-IP: 1.1.1.1\r\nX-Request-Id: theirs\r\n\r\n";
-    let written = forwarded(head, &Forward { trusted: true, ..FORWARD });
-    for (line, count) in [
-        ("\r\nX-Forwarded-For: 1.1.1.1, 2.2.2.2, 192.0.2.10\r\n", 1),
-        ("X-Forwarded-For", 1),
-        ("\r\nX-Forwarded-Proto: https\r\n", 1),
-        ("X-Forwarded-Proto", 1),
-        ("\r\nX-Real-IP: 1.1.1.1\r\n", 1),
-        ("X-Real-IP", 1),
-        ("\r\nForwarded: for=1.1.1.1\r\n", 1),
-        ("\r\nX-Request-Id: id1\r\n", 1),
-        ("theirs", 0),
-    ] {
-        assert_eq!(written.matches(line).count(), count, "{line:?} in {written}");
-    }
-    let (_, fields) = accepted(head);
-    assert_eq!(head::request_id(head.as_bytes(), &fields), Some(&b"theirs"[..]));
+    let head = "GET / HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 6.6.6.6, 203.0.113.9\r\nX-Forwarded-For: 10.0.0.1\r\n\
+         X-Forwarded-Proto: https\r\nX-Forwarded-Prefix: /p\r\nForwarded: for=10.0.0.1\r\nX-Real-IP: 6.6.6.6\r\n\
+         X-Request-Id: theirs\r\nX-Request-Start: t=12\r\nTraceparent: 00-1-2-03\r\nX_Forwarded_For: 6.6.6.6\r\n\r\n";
+    let written = from_trusted(head, &FORWARD, "10.0.0.0/8,192.0.2.10");
+    let told = "X-Forwarded-For: 203.0.113.9, 10.0.0.1, 192.0.2.10\r\nX-Real-IP: 203.0.113.9\r\nX-Forwarded-Proto: https\r\n\
+         X-Forwarded-Host: h\r\nX-Forwarded-Port: 443\r\nX-Request-Id: id1\r\nVia: 1.1 production_server\r\n";
+    let kept = "X-Forwarded-Prefix: /p\r\nX-Request-Start: t=12\r\nTraceparent: 00-1-2-03\r\n";
+    assert_eq!(written, format!("GET / HTTP/1.1\r\nHost: h\r\n{kept}{told}\r\n"));
+    // Of what a client has said nothing is left.
+    let lines = "Forwarded: for=6.6.6.6;host=evil.example\r\nForwarded: for=203.0.113.9;proto=https\r\nX-Forwarded-Ssl: off\r\n\
+         X-Forwarded-Proto: https\r\n";
+    let written = from_trusted(&format!("GET / HTTP/1.1\r\nHost: h\r\n{lines}\r\n"), &FORWARD, "192.0.2.10");
+    assert_eq!(written.matches("Forwarded: for=203.0.113.9;proto=https;host=\"h\", for=192.0.2.10\r\n").count(), 1);
+    assert!(!written.contains("6.6.6.6") && !written.contains("evil") && !written.contains("Ssl"), "{written}");
+    // What was not said is ours.
+    let written = from_trusted("GET / HTTP/1.1\r\nHost: h\r\n\r\n", &FORWARD, "192.0.2.10");
+    assert_eq!(written, format!("GET / HTTP/1.1\r\nHost: h\r\n{ADDED}\r\n"));
+    // From others traces pass as well, unless it is known who may say so.
+    let traced = "GET / HTTP/1.1\r\nHost: h\r\ntraceparent: 00-1-2-03\r\ntracestate: a=b\r\n\r\n";
+    assert_eq!(forwarded(traced, &FORWARD).matches("\r\ntrace").count(), 2);
+    assert_eq!(forwarded(traced, &Forward { traces: false, ..FORWARD }).matches("\r\ntrace").count(), 0);
+}
+
+#[test]
+fn forwarded_is_written_when_it_is_asked_for() {
+    let forward = Forward { writes_forwarded: true, ..FORWARD };
+    let head = |lines: &str| format!("GET / HTTP/1.1\r\nHost: h:81\r\n{lines}\r\n");
+    let line = |written: String| {
+        let lines: Vec<&str> = written.lines().filter_map(|line| line.strip_prefix("Forwarded: ")).collect();
+        assert_eq!(lines.len(), 1, "{written}");
+        lines[0].to_owned()
+    };
+    let spoofed = head("Forwarded: for=6.6.6.6\r\nX-Forwarded-For: 6.6.6.6\r\n");
+    assert_eq!(line(forwarded(&spoofed, &forward)), "for=192.0.2.10;proto=http;host=\"h:81\"");
+    let lines = "X-Forwarded-For: ::, 10.0.0.1\r\nX-Forwarded-Proto: HTTPS\r\nX-Forwarded-Host: shop.example\r\n";
+    let written = line(from_trusted(&head(lines), &forward, "10.0.0.0/8,192.0.2.10"));
+    let expected = "for=\"[::]\";proto=https;host=\"shop.example\", for=10.0.0.1, for=192.0.2.10";
+    assert_eq!(written, expected);
+    let unix = Forward { unix: true, ..forward };
+    assert_eq!(
+        line(from_trusted(&head(lines), &unix, "10.0.0.0/8,unix")),
+        expected.replace(", for=192.0.2.10", ", for=unknown")
+    );
+    // The room is enough for the shortest entries, which become the longest.
+    let many = format!("X-Forwarded-For: {}\r\n", "::,".repeat(40));
+    assert_eq!(line(from_trusted(&head(&many), &forward, "::/0,192.0.2.10")).matches("for=\"[::]\"").count(), 32);
 }
 
 #[test]

@@ -7,6 +7,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 /// Nanoseconds of a unit, as a power of two.
 const UNIT_BITS: u32 = 10;
 /// Buckets of a power of two, as a power of two.
@@ -14,32 +16,86 @@ const PART_BITS: u32 = 4;
 /// Enough for every number of nanoseconds in 64 bits, and a power of two, so that no bounds are checked.
 const BUCKETS: usize = 1024;
 
-/// The requests of one loop by how long they took. That loop's thread writes, all may read.
+/// The bounds that are told to the world, in nanoseconds: how many requests took at most so long is known exactly for these.
+pub const BOUNDS: [u64; 14] = [
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    500_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    5_000_000_000,
+    10_000_000_000,
+    30_000_000_000,
+];
+
+/// For each bucket the number of the bound that lies in it, from 1, and 0 where none does. No two lie in the same.
+static CUT_BY: [u8; BUCKETS] = {
+    let mut cut = [0; BUCKETS];
+    let mut at = 0;
+    while at < BOUNDS.len() {
+        assert!(cut[bucket(BOUNDS[at])] == 0, "two bounds lie in one bucket");
+        cut[bucket(BOUNDS[at])] = at as u8 + 1;
+        at += 1;
+    }
+    cut
+};
+
+/// Times by how long they were. One thread writes, all may read.
 #[derive(Debug)]
-pub struct Histogram([AtomicU64; BUCKETS]);
+pub struct Histogram {
+    counts: [AtomicU64; BUCKETS],
+    /// Of the bucket that a bound lies in, those that are not above it.
+    below: [AtomicU64; BOUNDS.len()],
+    nanos: AtomicU64,
+}
 
 impl Default for Histogram {
     fn default() -> Histogram {
-        Histogram([const { AtomicU64::new(0) }; BUCKETS])
+        Histogram {
+            counts: [const { AtomicU64::new(0) }; BUCKETS],
+            below: [const { AtomicU64::new(0) }; BOUNDS.len()],
+            nanos: AtomicU64::new(0),
+        }
     }
 }
 
 impl Histogram {
-    /// Counts a request that took so many nanoseconds. Only the owner's thread may call it: two writers would lose counts.
+    /// Counts a time of so many nanoseconds. Only the owner's thread may call it: two writers would lose counts.
     #[inline]
     pub fn record(&self, nanos: u64) {
-        let count = &self.0[bucket(nanos)];
-        count.store(count.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+        let add = |count: &AtomicU64, more| {
+            count.store(count.load(Ordering::Relaxed).wrapping_add(more), Ordering::Relaxed);
+        };
+        let bucket = bucket(nanos);
+        add(&self.counts[bucket], 1);
+        add(&self.nanos, nanos);
+        let cut = usize::from(CUT_BY[bucket]);
+        if cut != 0 && nanos <= BOUNDS[cut - 1] {
+            add(&self.below[cut - 1], 1);
+        }
+    }
+
+    /// Counts on from these. Only the owner's thread may call it.
+    pub(super) fn set(&self, to: &Latencies) {
+        let pairs = self.counts.iter().zip(&to.counts).chain(self.below.iter().zip(&to.below));
+        pairs.for_each(|(count, value)| count.store(*value, Ordering::Relaxed));
+        self.nanos.store(to.nanos, Ordering::Relaxed);
     }
 }
 
 /// The bucket of that many nanoseconds.
 #[inline]
-fn bucket(nanos: u64) -> usize {
+const fn bucket(nanos: u64) -> usize {
     let units = nanos >> UNIT_BITS;
     // With the lowest part's bit set, small numbers need no branch: they are their own bucket.
     let shift = (u64::BITS - 1 - PART_BITS) - (units | 1 << PART_BITS).leading_zeros();
-    ((u64::from(shift) << PART_BITS) + (units >> shift)) as usize & (BUCKETS - 1)
+    (((shift as u64) << PART_BITS) + (units >> shift)) as usize & (BUCKETS - 1)
 }
 
 /// Where a bucket ends, in nanoseconds.
@@ -51,49 +107,105 @@ fn upper_end(bucket: usize) -> u64 {
 }
 
 /// How long requests took, of several loops together, at one moment or between two.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Latencies(Box<[u64]>);
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "Filled", into = "Filled")]
+pub struct Latencies {
+    counts: Box<[u64]>,
+    below: [u64; BOUNDS.len()],
+    nanos: u64,
+}
+
+/// Them as one process tells another: the buckets in which something is, and beside each bound, in nanoseconds, what is below it.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Filled {
+    counts: Vec<(usize, u64)>,
+    below: Vec<(u64, u64)>,
+    nanos: u64,
+}
+
+impl From<Latencies> for Filled {
+    fn from(all: Latencies) -> Filled {
+        let filled = |&(_, count): &(usize, u64)| count > 0;
+        let below = BOUNDS.into_iter().zip(all.below).filter(|(_, count)| *count > 0).collect();
+        Filled { counts: all.counts.iter().copied().enumerate().filter(filled).collect(), below, nanos: all.nanos }
+    }
+}
+
+impl From<Filled> for Latencies {
+    /// What does not exist here is passed over.
+    fn from(filled: Filled) -> Latencies {
+        let mut all = Latencies { nanos: filled.nanos, ..Latencies::default() };
+        for (bucket, count) in filled.counts {
+            all.counts.get_mut(bucket).into_iter().for_each(|sum| *sum = count);
+        }
+        for (bound, count) in filled.below {
+            BOUNDS.iter().position(|known| *known == bound).into_iter().for_each(|at| all.below[at] = count);
+        }
+        all
+    }
+}
 
 impl Default for Latencies {
     fn default() -> Latencies {
-        Latencies(vec![0; BUCKETS].into_boxed_slice())
+        Latencies { counts: vec![0; BUCKETS].into_boxed_slice(), below: [0; BOUNDS.len()], nanos: 0 }
     }
 }
 
 impl Latencies {
     /// Adds one loop's.
     pub fn add(&mut self, histogram: &Histogram) {
-        for (sum, count) in self.0.iter_mut().zip(&histogram.0) {
+        for (sum, count) in self.counts.iter_mut().zip(&histogram.counts) {
             *sum += count.load(Ordering::Relaxed);
         }
+        for (sum, count) in self.below.iter_mut().zip(&histogram.below) {
+            *sum += count.load(Ordering::Relaxed);
+        }
+        self.nanos = self.nanos.wrapping_add(histogram.nanos.load(Ordering::Relaxed));
+    }
+
+    /// Adds those of others.
+    pub fn merge(&mut self, other: &Latencies) {
+        let both = self.counts.iter_mut().zip(&other.counts).chain(self.below.iter_mut().zip(&other.below));
+        both.for_each(|(sum, count)| *sum += count);
+        self.nanos = self.nanos.wrapping_add(other.nanos);
     }
 
     /// Adds requests that were answered in the turn in which they were read: the loop's clock stood still meanwhile. The loops do not
     /// record them, since their number is known: where the loops answer everything it is that of all requests.
     pub fn add_at_once(&mut self, count: u64) {
-        self.0[0] += count;
-    }
-
-    /// Adds to one bucket; one that does not exist is passed over.
-    pub fn add_to(&mut self, bucket: usize, count: u64) {
-        if let Some(sum) = self.0.get_mut(bucket) {
-            *sum += count;
-        }
-    }
-
-    /// The buckets in which something is.
-    pub fn filled(&self) -> Vec<(usize, u64)> {
-        self.0.iter().copied().enumerate().filter(|(_, count)| *count > 0).collect()
+        self.counts[0] += count;
     }
 
     /// Those that came since an earlier moment.
     pub fn since(&self, earlier: &Latencies) -> Latencies {
-        Latencies(self.0.iter().zip(&earlier.0).map(|(now, then)| now.saturating_sub(*then)).collect())
+        let mut since = self.clone();
+        let both = since.counts.iter_mut().zip(&earlier.counts).chain(since.below.iter_mut().zip(&earlier.below));
+        both.for_each(|(now, then)| *now = now.saturating_sub(*then));
+        since.nanos = self.nanos.saturating_sub(earlier.nanos);
+        since
     }
 
     /// How many requests there were.
     pub fn count(&self) -> u64 {
-        self.0.iter().sum()
+        self.counts.iter().sum()
+    }
+
+    /// How long they took together, in nanoseconds.
+    pub fn nanos(&self) -> u64 {
+        self.nanos
+    }
+
+    /// How many took at most as long as each of [`BOUNDS`] says. Never more for a lower bound than for a higher one, nor than
+    /// [`Latencies::count`], even when the loops were at work as they were read.
+    pub fn at_most(&self) -> [u64; BOUNDS.len()] {
+        let (mut sum, mut next) = (0, 0);
+        std::array::from_fn(|at| {
+            let cut = bucket(BOUNDS[at]);
+            sum += self.counts[next..cut].iter().sum::<u64>();
+            next = cut;
+            sum + self.below[at].min(self.counts[cut])
+        })
     }
 
     /// How long at most that share of the requests took, from 0 to 1; `None` when there was none.
@@ -101,7 +213,7 @@ impl Latencies {
         let count = self.count();
         let rank = ((count as f64 * share).ceil() as u64).clamp(1, count.max(1));
         let mut seen = 0;
-        let found = self.0.iter().position(|in_bucket| {
+        let found = self.counts.iter().position(|in_bucket| {
             seen += in_bucket;
             seen >= rank
         });
@@ -213,6 +325,25 @@ mod tests {
             values.sort_unstable();
             let rank = ((values.len() as f64 * share).ceil() as usize).max(1);
             prop_assert_eq!(told, upper_end(bucket(values[rank - 1])));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn bounds_are_exact(values in prop::collection::vec(prop_oneof![
+            0..50_000_000_000u64,
+            (0..BOUNDS.len(), -2..3i64).prop_map(|(at, by)| BOUNDS[at].saturating_add_signed(by)),
+            (0..BOUNDS.len(), 0..2_000u64).prop_map(|(at, by)| BOUNDS[at] / 1000 * (999 + by / 1000) + by),
+        ], 0..200)) {
+            let told = of(values.iter().map(|nanos| Duration::from_nanos(*nanos)));
+            for (bound, count) in BOUNDS.into_iter().zip(told.at_most()) {
+                let expected = values.iter().filter(|nanos| **nanos <= bound).count() as u64;
+                prop_assert_eq!(count, expected, "at most {} ns", bound);
+            }
+            prop_assert_eq!((told.count(), told.nanos()), (values.len() as u64, values.iter().sum()));
+            let mut twice = told.clone();
+            twice.merge(&told);
+            prop_assert_eq!(twice.since(&told), told);
         }
     }
 

@@ -25,7 +25,7 @@ pub(super) struct Inherited {
     systemd: Vec<systemd::Socket>,
     run_dir: Option<(RunDir, OwnedFd)>,
     took_run_dir: bool,
-    account: Option<Account>,
+    account: Account,
     lives: (u64, u64),
     joined: Vec<JoinedWorker>,
 }
@@ -59,7 +59,7 @@ impl Inherited {
             (listener, sockets)
         };
         let listeners = estate.listeners.into_iter().map(&mut with_sockets).collect();
-        let (account, lives, joined) = (Some(estate.account), estate.lives, estate.joined);
+        let (account, lives, joined) = (estate.account, estate.lives, estate.joined);
         Inherited { listeners, run_dir, account, lives, joined, ..Inherited::default() }
     }
 
@@ -77,7 +77,7 @@ impl Inherited {
                 ListenAddress::Unix(path) => file.map(|identity| SocketFile::inherited(path, identity)),
                 _ => None,
             };
-            found.push(Listening { id: 0, asked: asked.clone(), address, sockets, file });
+            found.push(Listening { id: 0, asked: asked.clone(), address, sockets, file, admin: false });
             // Only systemd opens several for one name: of others that are alike each is asked for.
             if !matches!(asked, ListenAddress::Systemd(_)) {
                 break;
@@ -132,11 +132,9 @@ impl Inherited {
     }
 
     /// Counters for that many loops, which go on where those of the server before stand.
-    pub fn metrics(&mut self, loops: usize) -> Metrics {
+    pub fn metrics(&self, loops: usize) -> Metrics {
         let metrics = Metrics::new(loops);
-        if let Some(account) = self.account.take() {
-            metrics.inherit(account);
-        }
+        metrics.inherit(&self.account);
         metrics
     }
 
@@ -151,7 +149,8 @@ impl Inherited {
 
     /// In whose place this server is.
     pub fn succession(self, channel: Channel) -> Succession {
-        Succession { channel, takes_run_dir: self.took_run_dir, lives: self.lives, joined: self.joined }
+        let Inherited { took_run_dir: takes_run_dir, account, lives, joined, .. } = self;
+        Succession { channel, takes_run_dir, account, lives, joined }
     }
 }
 
@@ -182,5 +181,5 @@ fn of_socket(asked: &ListenAddress, descriptor: OwnedFd) -> io::Result<Listening
         socket.set_tcp_nodelay(true)?;
     }
     let asked = asked.clone();
-    Ok(Listening { id: 0, asked, address, sockets: vec![socket.into()], file: None })
+    Ok(Listening { id: 0, asked, address, sockets: vec![socket.into()], file: None, admin: false })
 }

@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use crate::apps::{App, AppTable};
 use crate::backends::{Backend, Bell, Options};
 use crate::buffers::block::{Budget, Pool};
-use crate::config::{Pin, Settings};
-use crate::event_loop::Shared;
+use crate::config::{Front, Pin, Settings};
+use crate::event_loop::{ADMIN_PLACES, Shared};
 use crate::log::{Level, Log};
 use crate::mailbox::{Mailbox, Message, Postboxes, mailbox};
 use crate::metrics::Metrics;
@@ -136,10 +136,16 @@ impl LoopSet {
     }
 }
 
-/// The listeners of each of so many loops.
-pub(super) fn share_out(listeners: &[Listening], loops: usize) -> Result<Vec<Vec<ListenerSetup>>, StartError> {
+/// The listeners of each loop.
+pub(super) fn share_out(listeners: &[Listening], settings: &Settings) -> Result<Vec<Vec<ListenerSetup>>, StartError> {
+    let loops = settings.loops;
     let of_loop = |index| -> io::Result<Vec<ListenerSetup>> {
-        let all: io::Result<Vec<_>> = listeners.iter().map(|listening| listening.of_loop(index, loops)).collect();
+        let setups = listeners.iter().map(|listening| {
+            // Balancers and proxies stand in front of what is public.
+            let front = if listening.admin { Front::default() } else { settings.front_at(&listening.asked).clone() };
+            listening.of_loop(index, loops, &Arc::new(front))
+        });
+        let all: io::Result<Vec<_>> = setups.collect();
         all.map(|all| all.into_iter().flatten().collect())
     };
     (0..loops).map(of_loop).collect::<io::Result<_>>().map_err(|error| cannot_start(&error))
@@ -266,7 +272,7 @@ pub(super) fn socket_room(table: &AppTable, listeners: usize) -> usize {
         workers.saturating_mul(idle)
     };
     let to_workers = table.apps.iter().map(of_app).fold(most, usize::saturating_add);
-    most + to_workers + listeners + 2 * crate::backends::ACCEPT_BATCH
+    most + ADMIN_PLACES + to_workers + listeners + 2 * crate::backends::ACCEPT_BATCH
 }
 
 /// A number to start request ids from, so that those of two loops or two servers do not meet.

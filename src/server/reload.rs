@@ -20,6 +20,7 @@ use crate::config::{self, Changes, Config, Fate, Inputs, ListenAddress, Listener
 use crate::dispatch::AppId;
 use crate::log::{Level, Log};
 use crate::mailbox::{Message, Postboxes};
+use crate::metrics::Metrics;
 use crate::reactor::ListenerSetup;
 use crate::supervisor::Supervisor;
 use crate::supervisor::reload::{Reloaded, Wanted};
@@ -48,6 +49,7 @@ pub(super) struct Reloader {
     room: (usize, usize),
     postboxes: Postboxes,
     log: Log,
+    metrics: Metrics,
 }
 
 /// All that a new configuration takes.
@@ -73,7 +75,7 @@ impl Reloader {
         config: Config,
         table: Arc<AppTable>,
         listeners: &[Listening],
-        (postboxes, log): (&Postboxes, &Log),
+        (postboxes, log, metrics): (&Postboxes, &Log, &Metrics),
     ) -> Reloader {
         let started = Arc::new(loaded);
         let sockets = listeners.iter().map(|listening| listening.sockets.len()).sum::<usize>();
@@ -88,6 +90,7 @@ impl Reloader {
             table: Current::new(table),
             postboxes: postboxes.clone(),
             log: log.clone(),
+            metrics: metrics.clone(),
         }
     }
 
@@ -147,7 +150,11 @@ impl Reloader {
     fn changes(&self, loaded: &Loaded) -> Changes {
         let mut changes = config::diff(&self.current, loaded);
         changes.server.retain(|changed| changed.class != config::Reload::Restart);
-        changes.server.extend(config::diff(&self.started, loaded).left().cloned());
+        let since_start = config::diff(&self.started, loaded);
+        changes.server.extend(since_start.left().cloned());
+        let told = changes.fronts.clone();
+        let is_new = |listener: &Listener| told.iter().all(|other| other.address != listener.address);
+        changes.fronts.extend(since_start.fronts.into_iter().filter(is_new));
         changes
     }
 
@@ -156,7 +163,7 @@ impl Reloader {
         config.keep_from(&self.config);
         let closes = |asked: &ListenAddress| changes.closed.iter().any(|listener| listener.address == *asked);
         let (gone, mut places): (Vec<Place>, Vec<Place>) =
-            self.places.iter().cloned().partition(|place| closes(&place.asked));
+            self.places.iter().cloned().partition(|place| !place.admin && closes(&place.asked));
         let mut next = self.next;
         let (mut listening, mut again) = (Vec::new(), Vec::new());
         for Listener { address: asked, .. } in &changes.opened {
@@ -171,7 +178,7 @@ impl Reloader {
             places.push(Place::of(&opened));
             listening.push(opened);
         }
-        config.server.listen = places.iter().map(|place| place.address.clone()).collect();
+        config.server.listen = places.iter().filter(|place| !place.admin).map(|place| place.address.clone()).collect();
         let server = Arc::new(config.server.clone());
         let known = self.table.get();
         let stays = |name: &str| !changes.apps.iter().any(|(other, fate)| other == name && *fate == Fate::Replaced);
@@ -179,17 +186,17 @@ impl Reloader {
         for app in &config.apps {
             let old = known.apps.iter().find(|old| old.settings.name == app.name && stays(&app.name));
             apps.push(match old {
-                Some(old) => App::new(old.id, server.clone(), app.clone(), old.dispatch.clone()),
+                Some(old) => App::new(old.id, server.clone(), app.clone(), old.dispatch.clone(), &self.metrics),
                 None => {
                     let id = u16::try_from(next.0).ok().filter(|id| *id < u16::MAX);
                     let id = id.ok_or_else(|| format!("this process has had too many apps; {UPGRADE} have more"))?;
                     next.0 += 1;
-                    site::new_app(AppId(id), &server, app, now)
+                    site::new_app(AppId(id), &server, app, &self.metrics, now)
                 }
             });
         }
-        let table = Arc::new(AppTable::new(server, apps, &config.routes));
-        let for_loops = share_out(&listening, config.server.loops).map_err(|error| error.message)?;
+        let table = Arc::new(AppTable::new(server, apps, &config.routes, &self.metrics));
+        let for_loops = share_out(&listening, &config.server).map_err(|error| error.message)?;
         let sockets = places.len().max(for_loops.iter().map(Vec::len).sum());
         if socket_room(&table, 0) > self.room.0 || sockets > self.room.1 {
             return Err(format!(
@@ -252,7 +259,7 @@ fn returning(asked: &ListenAddress, supervisor: &Supervisor) -> Option<Place> {
     let ListenAddress::Tcp(address) = asked else { return None };
     let name = asked.to_string();
     let held = supervisor.closing().find(|held| held.asked == name).filter(|_| address.port() != 0)?;
-    Some(Place { id: held.id, asked: asked.clone(), address: asked.clone() })
+    Some(Place { id: held.id, asked: asked.clone(), address: asked.clone(), admin: false })
 }
 
 /// Modes and owners of Unix sockets as they were, to be put back when something after them fails.

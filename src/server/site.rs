@@ -6,7 +6,7 @@ use std::time::Instant;
 use crate::apps::{App, AppTable};
 use crate::config::{Command, Config, ListenAddress, Settings};
 use crate::dispatch::{AppId, Dispatch, Standing};
-use crate::metrics::{self, Health, Status};
+use crate::metrics::{self, Health, Metrics, Status};
 use crate::supervisor::{self, AppSetup, unit};
 
 /// Descriptors kept for what is neither a client's connection nor a worker's: listeners, logs, rings, control connections.
@@ -38,18 +38,25 @@ impl Current {
 }
 
 /// The apps of a configuration, all of them new. `server` is the server's part of it, as it holds here.
-pub(super) fn table(config: &Config, server: &Arc<Settings>, now: Instant) -> AppTable {
+pub(super) fn table(config: &Config, server: &Arc<Settings>, metrics: &Metrics, now: Instant) -> AppTable {
     let app = |(index, app): (usize, &crate::config::App)| {
         // An id is an index into tables: a file of megabytes would be needed for one that does not fit.
-        new_app(AppId(u16::try_from(index).unwrap_or(u16::MAX)), server, app, now)
+        new_app(AppId(u16::try_from(index).unwrap_or(u16::MAX)), server, app, metrics, now)
     };
-    AppTable::new(server.clone(), config.apps.iter().enumerate().map(app).collect(), &config.routes)
+    let apps = config.apps.iter().enumerate().map(app).collect();
+    AppTable::new(server.clone(), apps, &config.routes, metrics)
 }
 
 /// An app that was not there before.
-pub(super) fn new_app(id: AppId, server: &Arc<Settings>, app: &crate::config::App, now: Instant) -> App {
+pub(super) fn new_app(
+    id: AppId,
+    server: &Arc<Settings>,
+    app: &crate::config::App,
+    metrics: &Metrics,
+    now: Instant,
+) -> App {
     let dispatch = Arc::new(Dispatch::new(unit::policy(app), unit::table_size(app), now));
-    App::new(id, server.clone(), app.clone(), dispatch)
+    App::new(id, server.clone(), app.clone(), dispatch, metrics)
 }
 
 /// What the supervisor is to know of an app.

@@ -27,7 +27,8 @@ fn met(listeners: &[Listening], client: SocketAddr) -> Option<usize> {
     let deadline = Instant::now() + Duration::from_secs(20);
     loop {
         for (index, listening) in listeners.iter().enumerate() {
-            let listener = TcpListener::from(listening.of_loop(0, 1).unwrap().remove(0).descriptor);
+            let listener =
+                TcpListener::from(listening.of_loop(0, 1, &Default::default()).unwrap().remove(0).descriptor);
             if listener.accept().is_ok() {
                 return Some(index);
             }
@@ -70,9 +71,10 @@ fn inherited_sockets_are_shared_out() {
         address: asked,
         sockets: sockets.into_iter().map(OwnedFd::from).collect(),
         file: None,
+        admin: false,
     };
     for loops in 1..9 {
-        let of_loop = |index| listening.of_loop(index, loops).unwrap();
+        let of_loop = |index| listening.of_loop(index, loops, &Default::default()).unwrap();
         let shared: Vec<Vec<u64>> =
             (0..loops).map(|index| of_loop(index).into_iter().map(|setup| inode(setup.descriptor)).collect()).collect();
         assert!(shared.iter().all(|own| !own.is_empty()), "{loops} loops: {shared:?}");
@@ -109,7 +111,7 @@ fn nobody_gets_in_before_there_is_who_accepts() {
             let connected: Vec<TcpStream> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
             // Another test may have been given that port meanwhile.
             let Ok(listening) = listening else { return };
-            let listeners = (0..2).flat_map(|index| listening.of_loop(index, 2).unwrap());
+            let listeners = (0..2).flat_map(|index| listening.of_loop(index, 2, &Default::default()).unwrap());
             let listeners: Vec<TcpListener> = listeners.map(|setup| setup.descriptor.into()).collect();
             let accepted = listeners.iter().map(|listener| std::iter::from_fn(|| listener.accept().ok()).count());
             assert_eq!(accepted.sum::<usize>(), connected.len(), "round {round}");

@@ -82,5 +82,6 @@ pub(super) fn listen(path: &Path, mode: u32, owner: Owner) -> Result<Listening, 
     let protected = fs::set_permissions(path, Permissions::from_mode(mode));
     protected.and_then(|()| socket.listen(BACKLOG)).map_err(|error| cannot(error, ""))?;
     let address = ListenAddress::Unix(path.to_owned());
-    Ok(Listening { id: 0, asked: address.clone(), address, sockets: vec![socket.into()], file: Some(file) })
+    let (asked, sockets) = (address.clone(), vec![socket.into()]);
+    Ok(Listening { id: 0, asked, address, sockets, file: Some(file), admin: false })
 }

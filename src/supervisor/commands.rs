@@ -178,7 +178,7 @@ impl Supervisor {
             return Err(Answer::refused(409, "the server stops"));
         }
         Ok(match command {
-            Command::Status => Answer::Done(self.status_document(now).to_json()),
+            Command::Status => Answer::Done(self.fresh_status(now).to_json()),
             Command::Restart { app, wait } => self.restart(app.as_deref(), wait, now)?,
             Command::Scale { app, change } => {
                 let index = self.find_one(app.as_deref())?;

@@ -6,19 +6,15 @@
 use std::time::Instant;
 
 use super::Supervisor;
-use crate::mailbox::{Message, Postboxes};
-use crate::metrics::Metrics;
+use super::heartbeat::turning;
 use crate::systemd::Manager;
-
-/// What each loop had answered when it was asked last.
-#[derive(Debug, Default)]
-struct Heartbeat(Vec<u64>);
 
 /// This server as the manager's service.
 #[derive(Debug, Default)]
 pub(super) struct Service {
     pub manager: Manager,
-    heartbeat: Heartbeat,
+    /// The last beat that the loops were asked for on its behalf.
+    beat: u64,
     /// The manager is still to be asked for.
     is_new: bool,
     pub told_ready: bool,
@@ -28,18 +24,6 @@ impl Service {
     /// `managed`: whether the manager that has started this process is told about it.
     pub fn new(managed: bool) -> Service {
         Service { is_new: managed, ..Service::default() }
-    }
-}
-
-impl Heartbeat {
-    /// Whether all loops have answered since they were asked. Before that nobody is missing.
-    fn is_whole(&self, metrics: &Metrics) -> bool {
-        metrics.loops().zip(&self.0).all(|(counters, asked)| counters.beats.value() > *asked)
-    }
-
-    fn ask(&mut self, metrics: &Metrics, postboxes: &Postboxes) {
-        self.0 = metrics.loops().map(|counters| counters.beats.value()).collect();
-        postboxes.broadcast(|| Message::Beat);
     }
 }
 
@@ -70,11 +54,12 @@ impl Supervisor {
             (None, true) => {}
         }
         self.service.manager.status(self.line_about_us(), now);
-        let Some(metrics) = self.observed.as_ref().map(|observed| &observed.about.metrics) else { return };
+        let Some(observed) = &mut self.observed else { return };
         // Loops that are told to end answer nothing more.
-        let alive = self.stop.is_some() || self.service.heartbeat.is_whole(metrics);
+        let alive =
+            self.stop.is_some() || turning(&observed.about.metrics, self.service.beat).into_iter().all(|turns| turns);
         if self.service.manager.turn(alive, now) {
-            self.service.heartbeat.ask(metrics, &self.context.postboxes);
+            self.service.beat = observed.heartbeat.ask(&self.context.postboxes);
         }
     }
 
@@ -92,26 +77,5 @@ impl Supervisor {
         let (ready, wanted) =
             own().fold((0, 0), |(ready, wanted), unit| (ready + unit.ready_workers(), wanted + unit.fleet.wanted()));
         if wanted == 0 { "serving".to_owned() } else { format!("{ready} of {wanted} workers ready") }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn one_loop_that_does_not_answer_is_enough() {
-        let metrics = Metrics::new(2);
-        let postboxes = Postboxes::new(Vec::new());
-        let mut heartbeat = Heartbeat::default();
-        assert!(heartbeat.is_whole(&metrics), "nobody was asked");
-        heartbeat.ask(&metrics, &postboxes);
-        assert!(!heartbeat.is_whole(&metrics));
-        metrics.of_loop(0).beats.add(1);
-        assert!(!heartbeat.is_whole(&metrics), "the second loop is silent");
-        metrics.of_loop(1).beats.add(1);
-        assert!(heartbeat.is_whole(&metrics));
-        heartbeat.ask(&metrics, &postboxes);
-        assert!(!heartbeat.is_whole(&metrics), "an old answer is none to a new question");
     }
 }

@@ -198,7 +198,7 @@ mod tests {
         write(
             root,
             &format!("{id}/stat"),
-            &format!("{id} (a) b) x) S 1 {group} {group} 0 -1 64 0 0 0 0 0 0 0 0 20 0 1"),
+            &format!("{id} (a) b) x) S 1 {group} {group} 0 -1 64 0 0 0 0 0 0 0 0 20 0 1 0"),
         );
         write(root, &format!("{id}/status"), &format!("Name:\ta\nVmHWM:\t  99 kB\nVmRSS:\t  {resident} kB\n"));
         if let Some(share) = share {
@@ -217,7 +217,7 @@ mod tests {
         process(proc.path(), 12, 10, 300, None);
         process(proc.path(), 13, 13, 7, Some(7));
         process(proc.path(), 20, 20, (LARGEST_WALK >> 10) + 1, Some(1));
-        write(proc.path(), "30/stat", "30 (kernel thread) S 2 30 30 0 -1 64 0 0 0 0 0 0 0 0 20 0 1");
+        write(proc.path(), "30/stat", "30 (kernel thread) S 2 30 30 0 -1 64 0 0 0 0 0 0 0 0 20 0 1 0");
         write(proc.path(), "30/status", "Name:\tk\n");
         write(proc.path(), "meminfo", "");
         let found = measure(proc.path(), &[10, 13, 20, 30, 40]);

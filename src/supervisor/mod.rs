@@ -24,9 +24,11 @@ pub mod endpoint;
 mod events;
 pub mod exec;
 pub mod guard;
+mod heartbeat;
 mod joined;
 mod manager;
 pub mod memory;
+mod monitor;
 pub mod notify;
 mod observer;
 mod orphans;
@@ -38,13 +40,16 @@ pub mod process;
 mod processes;
 pub mod program;
 pub mod reload;
+mod removed;
 pub mod resolver;
 pub mod run_directory;
+pub mod saturation;
 pub mod signals;
 pub mod spawn;
 mod state;
 mod status;
 mod stop;
+mod tally;
 mod tickets;
 pub mod unit;
 pub mod upgrade;
@@ -59,6 +64,7 @@ use observer::Observer;
 use orphans::{Mark, Orphans};
 use pid_file::PidFile;
 use reload::Reload;
+use removed::Lookout;
 pub use run_directory::{RunDirectory, RunDirectoryError};
 use signals::{Request, Requester, Requests};
 pub use state::{AppState, ExitReason, StartError, Status};
@@ -93,6 +99,10 @@ pub struct Options {
     pub signals: bool,
     /// How often a worker's memory is looked at, where it has a limit.
     pub memory_interval: Duration,
+    /// How often it is looked whether requests wait while the workers idle.
+    pub saturation_interval: Duration,
+    /// For how long the machine's cores have idled, as [`crate::proc::idle_time`].
+    pub idle_time: fn() -> Option<Duration>,
     /// How many bytes may still be used, as [`memory::headroom`].
     pub headroom: fn() -> Option<u64>,
     /// How the addresses of upstreams' names are found.
@@ -114,6 +124,8 @@ impl Default for Options {
             descriptors: None,
             signals: true,
             memory_interval: memory::INTERVAL,
+            saturation_interval: saturation::INTERVAL,
+            idle_time: crate::proc::idle_time,
             headroom: memory::headroom,
             resolve: resolver::by_system,
             about: None,
@@ -148,8 +160,8 @@ pub struct Supervisor {
     observed: Option<Observed>,
     /// What has left its worker and come here, where this process takes it.
     orphans: Option<Orphans>,
-    /// The stop under way was asked for as a drain: it has no deadline.
-    drains: bool,
+    /// Sees what was removed that is needed.
+    lookout: Lookout,
     stop: Option<Stop>,
     exit: Option<ExitReason>,
     upgrades: Upgrades,
@@ -191,7 +203,8 @@ impl Supervisor {
             false => Requests::injected(&waker).map(|(requests, requester)| (requests, Some(requester)))?,
         };
         let now = Instant::now();
-        let observed = options.about.clone().map(Observed::new);
+        let about = options.about.clone();
+        let observed = about.map(|about| Observed::new(about, &settings, &log, waker.clone()));
         // Inside of another program its children are not ours.
         let adopts = options.signals && observed.is_some();
         let upgrades = Upgrades::new(std::mem::take(&mut options.holdings), options.pid_file.take());
@@ -227,7 +240,7 @@ impl Supervisor {
             tickets: Tickets::default(),
             observed,
             orphans: adopts.then(Orphans::adopt),
-            drains: false,
+            lookout: Lookout::new(now),
             stop: None,
             exit: None,
             upgrades,
@@ -272,6 +285,7 @@ impl Supervisor {
             let stops = self.stop.is_some();
             self.context.observer.turn();
             self.units.iter_mut().for_each(|unit| unit.turn(&ready, stops, now));
+            self.look_for_removed(now);
             self.context.observer.forget();
             self.context.guard.watch(child, now);
             self.show_state(now);
@@ -281,6 +295,7 @@ impl Supervisor {
             self.let_go_of_units();
             self.sample_rates(now);
             self.advance_listeners(now);
+            self.serve_monitors(now);
             let interval = self.context.settings().stats_interval;
             let mut next_tick = (hooks.every.is_some() && !interval.is_zero()).then(|| last_tick + interval);
             if let Some(tick) = hooks.every.as_mut().filter(|_| next_tick.is_some_and(|due| now >= due)) {
@@ -334,9 +349,11 @@ impl Supervisor {
         let units = self.units.iter().filter_map(|unit| unit.due(self.stop.is_some()));
         let stop = self.stop.as_ref().map(Stop::due);
         let rates = self.observed.as_ref().map(|observed| observed.rates.due());
+        let monitor = self.observed.as_ref().and_then(|observed| observed.monitor.due());
         let orphans = self.orphans.as_ref().and_then(Orphans::due);
-        let outside = [self.upgrades.due(), self.service.manager.due()].into_iter().flatten().min();
-        let others = [stop, rates, orphans, self.control_due(), self.context.guard.due(), outside];
+        let outside = [self.upgrades.due(), self.service.manager.due(), monitor].into_iter().flatten().min();
+        let others =
+            [stop, rates, orphans, self.control_due(), self.context.guard.due(), outside, Some(self.lookout.due())];
         units.chain(others.into_iter().flatten()).min()
     }
 

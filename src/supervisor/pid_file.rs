@@ -1,8 +1,8 @@
 //! The file with the number of the process that serves. It is replaced whole, so that no reader ever sees half of a number, and removed at
 //! the end by the process whose number it holds: after an upgrade that is another.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// See the module.
@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 pub struct PidFile(PathBuf);
 
 impl PidFile {
-    /// Writes this process's number down, in the place of another's.
+    /// Writes this process's number down, in the place of another's. What stands where the fresh file is made, a link of somebody else's
+    /// even, is taken away and not written through.
     ///
     /// # Errors
     /// When the file cannot be written.
@@ -18,7 +19,9 @@ impl PidFile {
         let mut fresh = path.as_os_str().to_owned();
         fresh.push(format!(".{}", std::process::id()));
         let fresh = PathBuf::from(fresh);
-        let written = fs::write(&fresh, format!("{}\n", std::process::id())).and_then(|()| fs::rename(&fresh, path));
+        fs::remove_file(&fresh).ok();
+        let mut file = File::options().write(true).create_new(true).open(&fresh)?;
+        let written = writeln!(file, "{}", std::process::id()).and_then(|()| fs::rename(&fresh, path));
         if written.is_err() {
             fs::remove_file(&fresh).ok();
         }
@@ -53,6 +56,12 @@ mod tests {
         drop(file);
         assert!(path.exists(), "another's was removed");
         assert!(PidFile::write(&folder.path().join("nowhere/server.pid")).is_err());
+        let others = folder.path().join("others");
+        let fresh = folder.path().join(format!("server.pid.{}", std::process::id()));
+        std::os::unix::fs::symlink(&others, fresh).unwrap();
+        drop(PidFile::write(&path).unwrap());
+        assert!(!others.exists(), "written through a link");
+        fs::write(&path, "1\n").unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 }

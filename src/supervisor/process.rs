@@ -11,6 +11,7 @@ use super::notify::Channel;
 use super::observer::{Observer, Wish};
 use super::output::Output;
 use super::probe::Probe;
+use super::removed::EndpointFile;
 use crate::dispatch::WorkerId;
 use crate::fleet::{Ending, Name};
 
@@ -68,6 +69,8 @@ pub struct Process {
     pub told: Told,
     /// Since when it is over, and this has been announced.
     pub over_since: Option<Instant>,
+    /// What is known of its socket's file.
+    pub file: EndpointFile,
     /// It has ended, as the system has said; it is not reaped yet.
     pub ended: bool,
     /// Whether its group has other members, as was last seen once it had ended.

@@ -25,7 +25,9 @@ use super::observer::Wish;
 use super::output::{Capture, Output};
 use super::probe::{Look, Probe};
 use super::process::{Process, SETTLE, Told, Work, exit_reason, is_clean};
+use super::removed::EndpointFile;
 use super::spawn::{Launcher, Particulars};
+use super::tally::Tally;
 use super::unit::Context;
 use super::upstreams::Listeners;
 use super::wake::{self, Ready};
@@ -77,8 +79,7 @@ pub(super) struct Processes {
     /// Workers that joined by themselves.
     pub joined: Vec<JoinedWorker>,
     pub events: AppEvents,
-    /// Requests that workers have answered which are gone.
-    pub served: u64,
+    pub tally: Tally,
     buffer: Box<[u8]>,
 }
 
@@ -123,7 +124,7 @@ impl Processes {
             reaped: None,
             joined: Vec::new(),
             events,
-            served: 0,
+            tally: Tally::default(),
             buffer: vec![0; READ_BUFFER].into_boxed_slice(),
         }
     }
@@ -189,20 +190,26 @@ impl Processes {
         }
     }
 
+    fn count_start(&mut self, place: u32) {
+        self.context.status.starts.fetch_add(1, Ordering::Relaxed);
+        self.tally.started(place);
+    }
+
     fn try_start(&mut self, start: Start) -> Result<bool, String> {
         let Start { name, number, generation, limit } = start;
         let Some(launcher) = self.launchers.of(generation) else { return Ok(false) };
         let now = Instant::now();
         let label = format!("{}.G{generation}.{number}", self.app.name);
+        self.context.run.mend().map_err(|error| error.to_string())?;
         let socket = self.context.next_socket(&label).map_err(|error| error.to_string())?;
         let speaks = launcher.listens_to_workers().then(|| NotifySocket::open(&socket.with_extension("note")));
         let mut notify = speaks.transpose().map_err(|error| error.to_string())?;
         let mut endpoint = launcher.endpoint(socket).map_err(|error| error.to_string())?;
-        let (address, unix) = (endpoint.address().clone(), endpoint.is_unix());
+        let address = endpoint.address().clone();
         let target = Target {
             address: address.clone(),
             label: label.clone(),
-            unix,
+            unix: endpoint.is_unix(),
             supervised: true,
             number,
             moves: Arc::new(Moves::new(now)),
@@ -224,7 +231,7 @@ impl Processes {
                 return Err(error.to_string());
             }
         };
-        self.context.status.starts.fetch_add(1, Ordering::Relaxed);
+        self.count_start(number);
         let group = child.id();
         self.events.emit(Level::Info, "worker-spawn", "worker started", &[("worker", &label), ("pid", &group)]);
         if let Some(socket) = &mut notify {
@@ -248,6 +255,7 @@ impl Processes {
             output: Output::new(stdout, stderr),
             told: Told::Nothing,
             over_since: None,
+            file: EndpointFile::made_in(&self.context.run),
             ended: false,
             populated: None,
             held: None,
@@ -350,7 +358,6 @@ impl Processes {
         let known = self.dispatch.snapshot();
         let known = known.worker(id);
         let (served, answered) = known.map_or((0, false), |worker| (worker.served, worker.answered_at.is_some()));
-        self.served += served;
         self.context.postboxes.broadcast(|| Message::Retire(self.id, id));
         self.dispatch.remove(id, now);
         process.endpoint.clear();
@@ -359,6 +366,7 @@ impl Processes {
         if is_crash {
             self.context.status.crashes.fetch_add(1, Ordering::Relaxed);
         }
+        self.tally.ended(process.number, ending, is_crash, served);
         let (how, reason) = match &status {
             Ok(status) => (exit_reason(None, was_ready, *status), exit_reason(ending, was_ready, *status)),
             Err(error) => (error.to_string(), error.to_string()),
@@ -416,6 +424,16 @@ impl Processes {
         for process in &self.workers {
             self.context.observer.ask(process.child.id(), Wish { memory: true, ..Wish::default() });
         }
+    }
+
+    /// How much CPU time these have used with all that they have started, as was last seen; the next look is for the next question.
+    pub fn work_of(&self, names: &[Name]) -> Vec<(Name, Duration)> {
+        let asked = self.workers.iter().filter(|process| names.contains(&process.name));
+        let told = asked.filter_map(|process| {
+            self.context.observer.ask(process.child.id(), Wish { work: true, ..Wish::default() });
+            Some((process.name, process.work.cpu_time?))
+        });
+        told.collect()
     }
 
     /// What was seen of the processes since the last turn.

@@ -8,7 +8,7 @@
 //! - The lock is flock(2) on a file in it, which the kernel takes back however the server ends. Sockets that an earlier server left are
 //!   removed only where a connect to them is refused at once: what answers, or might, is somebody's.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::{self, DirBuilder, File, OpenOptions};
@@ -25,6 +25,8 @@ use crate::socket_file;
 /// The longest path of a Unix socket in bytes: `sun_path` without its final NUL (unix(7): 108; macOS and the BSDs: 104).
 pub const PATH_LIMIT: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 const LOCK_NAME: &str = "lock";
+/// How often a directory is made again that is removed right then.
+const ATTEMPTS: usize = 16;
 const PREFIX: &str = "run-";
 /// Digits behind it.
 const STAMP: usize = 8;
@@ -57,16 +59,18 @@ impl fmt::Display for RunDirectoryError {
 
 impl std::error::Error for RunDirectoryError {}
 
-/// A locked run directory. Dropping it removes the sockets, their sub-directory, the lock and, if this server made it
-/// and nothing else lies in it, the directory.
+/// A locked run directory. Dropping it removes the sockets, their sub-directory, the lock and, if a server of ours made it
+/// and nothing else lies in it, the directory. Where another server has the lock by then, that is left to it.
 #[derive(Debug)]
 pub struct RunDirectory {
     path: PathBuf,
     sockets: PathBuf,
-    made: bool,
-    lock: File,
+    /// `None` only while it is dropped.
+    lock: RefCell<Option<File>>,
     /// The lock and the directory are this server's, and not those of the one before or after it.
     ours: Cell<bool>,
+    /// How often the sockets' sub-directory was made again.
+    remade: Cell<u32>,
 }
 
 impl RunDirectory {
@@ -79,14 +83,11 @@ impl RunDirectory {
         make(&path)?;
         if check(&path)? == Access::Shared {
             path.push(OWN_PART);
-            make(&path)?;
-            check_own(&path)?;
         }
-        let lock = lock(&path)?;
+        let lock = lock_made(&path)?;
         clear_stale(&path);
         let sockets = make_fresh(&path).map_err(|error| cannot("make a directory in", &path, &error))?;
-        let made = is_marked(&path);
-        Ok(RunDirectory { path, sockets, made, lock, ours: Cell::new(true) })
+        Ok(RunDirectory { path, sockets, lock: RefCell::new(Some(lock)), ours: Cell::new(true), remade: Cell::new(0) })
     }
 
     /// The directory of a server that hands its work over, whose lock this process has inherited: with a sub-directory of its own, and all
@@ -96,14 +97,34 @@ impl RunDirectory {
     /// See [`RunDirectoryError::code`].
     pub fn inherit(path: &Path, lock: OwnedFd) -> Result<RunDirectory, RunDirectoryError> {
         let lock = File::from(lock);
-        let inode = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-        let held = lock.metadata().map(inode).ok();
-        if held.is_none() || fs::metadata(path.join(LOCK_NAME)).map(inode).ok() != held {
+        if !has_name(&lock, path) {
             let message = format!("the lock in {} is not the one that was handed over", path.display());
             return Err(RunDirectoryError::new(73, message));
         }
         let sockets = make_fresh(path).map_err(|error| cannot("make a directory in", path, &error))?;
-        Ok(RunDirectory { path: path.to_owned(), sockets, made: is_marked(path), lock, ours: Cell::new(false) })
+        let (path, ours) = (path.to_owned(), Cell::new(false));
+        Ok(RunDirectory { path, sockets, lock: RefCell::new(Some(lock)), ours, remade: Cell::new(0) })
+    }
+
+    /// Makes and locks again what somebody has removed, as a logout does with `$XDG_RUNTIME_DIR`. Sockets that were in it are gone;
+    /// [`RunDirectory::remade`] tells.
+    ///
+    /// # Errors
+    /// See [`RunDirectoryError::code`]. What is there stays in use.
+    pub fn mend(&self) -> Result<(), RunDirectoryError> {
+        if self.ours.get() && !self.lock.borrow().as_ref().is_some_and(|lock| has_name(lock, &self.path)) {
+            self.lock.replace(Some(lock_made(&self.path)?));
+        }
+        if !self.sockets.is_dir() {
+            make_marked(&self.sockets).map_err(|error| cannot("make a directory in", &self.path, &error))?;
+            self.remade.set(self.remade.get() + 1);
+        }
+        Ok(())
+    }
+
+    /// How often the directory of the sockets was made again, with none of them in it.
+    pub fn remade(&self) -> u32 {
+        self.remade.get()
     }
 
     /// Where the control socket lies that workers are told: beside their own sockets, as long as the directory is another server's.
@@ -116,14 +137,18 @@ impl RunDirectory {
     /// # Errors
     /// When there is no descriptor left.
     pub fn lock(&self) -> io::Result<OwnedFd> {
-        self.lock.try_clone().map(OwnedFd::from)
+        let lock = self.lock.borrow();
+        let lock = lock.as_ref().ok_or_else(|| io::Error::other("the lock was given up"))?;
+        lock.try_clone().map(OwnedFd::from)
     }
 
     /// From now on the lock and the directory are this server's.
     pub fn take_over(&self) {
         self.ours.set(true);
         // The number in it is for people.
-        sign(&self.lock).ok();
+        if let Some(lock) = &*self.lock.borrow() {
+            sign(lock).ok();
+        }
     }
 
     /// From now on they are the successor's; the sockets of this start stay this server's.
@@ -154,18 +179,14 @@ impl RunDirectory {
 
 impl Drop for RunDirectory {
     fn drop(&mut self) {
-        remove_sockets(&self.sockets);
-        if !self.ours.get() {
-            return;
+        if self.ours.get() {
+            remove_marked_sockets(&self.sockets);
+            remove_locked(&self.path);
+        } else {
+            // Closed and not taken back: whoever serves by now has it as well.
+            drop(self.lock.take());
+            remove_sockets(&self.sockets);
         }
-        // What a successor has left that did not get far.
-        clear_stale(&self.path);
-        // Removed while still locked; `lock` makes sure that nobody keeps a lock on a file that has no name any more.
-        fs::remove_file(self.path.join(LOCK_NAME)).ok();
-        if self.made {
-            remove_marked(&self.path);
-        }
-        self.lock.flush().ok();
     }
 }
 
@@ -186,14 +207,34 @@ pub fn check_length(path: &Path) -> Result<(), RunDirectoryError> {
     Err(RunDirectoryError::new(73, message))
 }
 
-/// Removes the sockets in a sub-directory that a server of ours has made, and the sub-directory when nothing else is in it.
+/// Removes the sockets of one start, with their sub-directory and, where no other server has it, the run directory.
 pub fn remove_sockets(directory: &Path) {
+    remove_marked_sockets(directory);
+    let above = directory.parent().filter(|above| is_marked(above));
+    if let Some((above, _lock)) = above.and_then(|above| Some((above, lock(above).ok()?))) {
+        remove_locked(above);
+    }
+}
+
+/// Removes the sockets in a sub-directory that a server of ours has made, and the sub-directory when nothing else is in it.
+fn remove_marked_sockets(directory: &Path) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_socket()) {
             fs::remove_file(entry.path()).ok();
         }
     }
     remove_marked(directory);
+}
+
+/// Removes what dead servers have left in a run directory, the lock, which the caller holds, and the directory, if a server of ours has
+/// made it and nothing else lies in it.
+fn remove_locked(directory: &Path) {
+    clear_stale(directory);
+    // `lock` makes sure that nobody keeps a lock on a file that has no name any more.
+    fs::remove_file(directory.join(LOCK_NAME)).ok();
+    if is_marked(directory) {
+        remove_marked(directory);
+    }
 }
 
 /// Removes a marked directory in which nothing is left; one that is not empty keeps its marker.
@@ -292,6 +333,31 @@ fn check(path: &Path) -> Result<Access, RunDirectoryError> {
     Ok(if metadata.mode() & 0o022 == 0 { Access::Own } else { Access::Shared })
 }
 
+/// Whether the lock is the one that a directory has, and not one that was removed from it.
+fn has_name(lock: &File, directory: &Path) -> bool {
+    let inode = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    let held = lock.metadata().map(inode).ok();
+    held.is_some() && fs::metadata(directory.join(LOCK_NAME)).map(inode).ok() == held
+}
+
+/// Locks a directory that is made if need be: whoever had it last may be removing it.
+fn lock_made(directory: &Path) -> Result<File, RunDirectoryError> {
+    let attempt = || {
+        make(directory)?;
+        if directory.ends_with(OWN_PART) || check(directory)? == Access::Shared {
+            check_own(directory)?;
+        }
+        lock(directory)
+    };
+    let mut attempts = 0..ATTEMPTS;
+    loop {
+        match attempt() {
+            Err(_) if !directory.exists() && attempts.next().is_some() => {}
+            locked => return locked,
+        }
+    }
+}
+
 fn lock(directory: &Path) -> Result<File, RunDirectoryError> {
     let path = directory.join(LOCK_NAME);
     let mut options = OpenOptions::new();
@@ -304,8 +370,7 @@ fn lock(directory: &Path) -> Result<File, RunDirectoryError> {
         }
         // A server that ends removes the file while it holds the lock. Whoever opened it before has locked a file
         // without a name, and tries again.
-        let ours = file.metadata().map(|metadata| metadata.ino()).ok();
-        if fs::metadata(&path).map(|metadata| metadata.ino()).ok() == ours {
+        if has_name(&file, directory) {
             return sign(&file).map(|()| file).map_err(|error| cannot("write the lock in", directory, &error));
         }
     }
@@ -394,6 +459,64 @@ mod tests {
         assert!(!path.exists(), "nothing is left behind");
         let third = RunDirectory::open(&path).unwrap();
         assert_ne!(third.sockets(), sockets);
+    }
+
+    #[test]
+    fn the_last_one_removes_the_directory_whoever_that_is() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("run");
+        for successor_goes_first in [false, true] {
+            let first = RunDirectory::open(&path).unwrap();
+            let second = RunDirectory::inherit(&path, first.lock().unwrap()).unwrap();
+            first.give_away();
+            second.take_over();
+            let worker = UnixListener::bind(first.sockets().join("a.sock")).unwrap();
+            let (early, late) = if successor_goes_first { (second, first) } else { (first, second) };
+            drop(early);
+            assert!(path.exists());
+            drop(worker);
+            drop(late);
+            assert!(!path.exists(), "{successor_goes_first}: {:?}", fs::read_dir(&path).map(Iterator::count));
+        }
+        // Killed, with its guard at work after the next one has ended.
+        let sockets = RunDirectory::open(&path).unwrap().sockets().to_owned();
+        make(&path).unwrap();
+        make_marked(&sockets).unwrap();
+        remove_sockets(&sockets);
+        assert!(!path.exists());
+        // Not from under another.
+        let next = RunDirectory::open(&path).unwrap();
+        make_marked(&sockets).unwrap();
+        remove_sockets(&sockets);
+        assert!(next.sockets().exists() && !sockets.exists());
+        assert_eq!(RunDirectory::open(&path).unwrap_err().code(), 73);
+    }
+
+    #[test]
+    fn what_was_removed_is_made_and_locked_again() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("run");
+        let run = RunDirectory::open(&path).unwrap();
+        run.mend().unwrap();
+        assert_eq!(run.remade(), 0);
+        fs::remove_file(path.join(LOCK_NAME)).unwrap();
+        run.mend().unwrap();
+        assert_eq!((run.remade(), RunDirectory::open(&path).unwrap_err().code()), (0, 73));
+        fs::remove_dir_all(&path).unwrap();
+        fs::write(&path, "in the way").unwrap();
+        assert_eq!((run.mend().unwrap_err().code(), run.remade()), (73, 0));
+        fs::remove_file(&path).unwrap();
+        run.mend().unwrap();
+        assert!(run.sockets().is_dir() && run.remade() == 1);
+        assert_eq!(RunDirectory::open(&path).unwrap_err().code(), 73);
+        // Somebody else came first.
+        fs::remove_dir_all(&path).unwrap();
+        let other = RunDirectory::open(&path).unwrap();
+        assert_eq!(run.mend().unwrap_err().code(), 73);
+        drop(other);
+        run.mend().unwrap();
+        drop(run);
+        assert!(!path.exists());
     }
 
     #[test]

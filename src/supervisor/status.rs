@@ -3,12 +3,20 @@
 use std::time::Instant;
 
 use super::Supervisor;
+use super::heartbeat::Heartbeat;
+use super::monitor::Monitor;
+use super::stop::Stop;
 use super::unit::Unit;
+use super::wake::Waker;
+use crate::config::Settings;
 use crate::control::status::{self, State, WorkerState};
 use crate::dispatch::{Snapshot, Standing, WorkerSnapshot};
 use crate::fleet::{self, Member, PlaceState, RollEnd};
-use crate::metrics::Metrics;
-use crate::metrics::latency::{Latencies, Rates};
+use crate::log::Log;
+use crate::mailbox::desk::Desk;
+use crate::metrics::latency::{Latencies, Rates, Recent};
+use crate::metrics::lives::Lives;
+use crate::metrics::{Account, Metrics};
 
 /// What the supervisor cannot know of the server around it.
 #[derive(Clone, Debug)]
@@ -17,57 +25,60 @@ pub struct About {
     pub backend: &'static str,
     /// The loops' counters.
     pub metrics: Metrics,
+    /// Where the loops ask for documents.
+    pub desk: Desk,
     /// When the server started.
     pub started: Instant,
 }
 
 /// The same, with what is remembered of it.
-#[derive(Debug)]
 pub(super) struct Observed {
     pub about: About,
     pub rates: Rates,
     /// The last reload of the configuration.
     pub reload: Option<status::Reload>,
+    pub monitor: Monitor,
+    pub heartbeat: Heartbeat,
+    /// Lines of the log that nobody read of the servers before this one.
+    pub dropped_before: u64,
 }
 
 impl Observed {
-    pub fn new(about: About) -> Observed {
+    /// `waker` wakes the supervisor for whoever asks.
+    pub fn new(about: About, settings: &Settings, log: &Log, waker: Waker) -> Observed {
+        about.desk.attend(Box::new(move || waker.wake()));
+        let monitor = Monitor::new(about.desk.clone(), &settings.metrics, settings.loops, log, Instant::now());
         let rates = Rates::after(about.started, about.metrics.total().requests, about.metrics.latencies());
-        Observed { about, rates, reload: None }
+        Observed { rates, about, monitor, heartbeat: Heartbeat::default(), dropped_before: 0, reload: None }
     }
 
-    /// Requests so far, and how long they took. Where the loops answer all, they do so at once, and count no times.
-    fn counted(&self, direct: bool) -> (u64, Latencies) {
-        let (total, mut latencies) = (self.about.metrics.total().requests, self.about.metrics.latencies());
-        if direct {
-            latencies.add_at_once(total);
-        }
-        (total, latencies)
+    /// Requests so far, and how long they took.
+    fn counted(&self) -> (u64, Latencies) {
+        (self.about.metrics.total().requests, self.about.metrics.latencies())
     }
 }
 
 impl Supervisor {
     /// Keeps a sample for the rates, when it is due.
     pub(super) fn sample_rates(&mut self, now: Instant) {
-        let direct = self.units.iter().all(Unit::is_answered_by_loops);
         let Some(observed) = self.observed.as_mut().filter(|observed| observed.rates.due() <= now) else { return };
-        let (total, latencies) = observed.counted(direct);
+        let (total, latencies) = observed.counted();
         observed.rates.sample(now, total, latencies);
-        self.units.iter_mut().for_each(|unit| {
-            unit.sample_rates(now);
-        });
+        let metrics = &observed.about.metrics;
+        self.units.iter_mut().for_each(|unit| drop(unit.sample_rates(Some(metrics), now)));
     }
 
+    /// All that is known; what of it takes the system time to tell, as it was last seen.
     pub(super) fn status_document(&mut self, now: Instant) -> status::Status {
-        let stops = match (&self.stop, self.drains) {
-            (Some(_), true) => Some(State::Draining),
-            (Some(_), false) => Some(State::Stopping),
-            (None, _) => None,
-        };
-        let mut apps: Vec<status::App> = self.units.iter_mut().map(|unit| unit.status(stops, now)).collect();
-        if let (Some(observed), [app], [unit]) = (&mut self.observed, &mut apps[..], &self.units[..]) {
+        let stops = self.stop.as_ref().map(|stop| match stop {
+            Stop::Announced { drains: true, .. } | Stop::Loops { drains: true, .. } => State::Draining,
+            _ => State::Stopping,
+        });
+        let observed = self.observed.as_ref();
+        let mut apps: Vec<status::App> = self.units.iter_mut().map(|unit| unit.status(stops, observed, now)).collect();
+        if let (Some(observed), [app]) = (&mut self.observed, &mut apps[..]) {
             // What the loops have counted is the only app's.
-            let (total, latencies) = observed.counted(unit.is_answered_by_loops());
+            let (total, latencies) = observed.counted();
             let recent = observed.rates.sample(now, total, latencies);
             app.requests = status::Requests { total, per_second: recent.per_second };
             app.latency_ms = status::Latency::from(&recent);
@@ -87,12 +98,38 @@ impl Supervisor {
             backend: about.map_or_else(String::new, |about| about.backend.to_owned()),
             loops: settings.loops,
             listen: settings.listen.iter().map(ToString::to_string).collect(),
+            admin: settings.admin.iter().map(ToString::to_string).collect(),
             control_socket: self.context.control_path().display().to_string(),
             counters: about.map(|about| counters(&about.metrics)).unwrap_or_default(),
-            log_lines_dropped: self.context.log.dropped(),
+            log_lines_dropped: self.log_lines_dropped(),
             reload: self.observed.as_ref().and_then(|observed| observed.reload.clone()),
             upgrade: self.upgrades.status(),
             apps,
+        }
+    }
+
+    /// Lines of the log that nobody read, those of the servers before this one included.
+    pub(super) fn log_lines_dropped(&self) -> u64 {
+        self.observed.as_ref().map_or(0, |observed| observed.dropped_before) + self.context.log.dropped()
+    }
+
+    /// All that was counted, for a successor.
+    pub(super) fn account(&self) -> Account {
+        let Some(observed) = &self.observed else { return Account::default() };
+        let mut account = observed.about.metrics.account();
+        account.lives = self.units.iter().map(|unit| (unit.name().to_owned(), unit.lives())).collect();
+        account.log_lines_dropped = self.log_lines_dropped();
+        account
+    }
+
+    /// What the servers before this one have counted; replaces what was said before.
+    pub(super) fn inherit_counts(&mut self, mut account: Account) {
+        let Some(observed) = &mut self.observed else { return };
+        observed.about.metrics.inherit(&account);
+        observed.dropped_before = account.log_lines_dropped;
+        for unit in &mut self.units {
+            let lives = account.lives.remove(unit.name());
+            lives.into_iter().for_each(|lives| unit.processes.tally.inherit(lives));
         }
     }
 }
@@ -109,12 +146,22 @@ fn state_of_all(apps: impl Iterator<Item = State>) -> State {
 }
 
 impl Unit {
-    /// Requests that the app's workers have had, and how many of them a second lately. How long they took is not known by app.
-    fn sample_rates(&mut self, now: Instant) -> status::Requests {
-        let snapshot = self.processes.dispatch.snapshot();
-        let total = self.processes.served + snapshot.workers.iter().map(|worker| worker.served).sum::<u64>();
-        let recent = self.rates.sample(now, total, Latencies::default());
-        status::Requests { total, per_second: recent.per_second }
+    /// Requests that the app's workers have had, and how many of them a second lately, with how long all took that were the app's.
+    fn sample_rates(&mut self, metrics: Option<&Metrics>, now: Instant) -> (u64, Recent) {
+        let total = self.lives().places.values().sum();
+        let took = metrics.map_or_else(Latencies::default, |metrics| metrics.took_by_app(metrics.app(self.name())));
+        (total, self.rates.sample(now, total, took))
+    }
+
+    /// What was counted of the app's workers, the requests of those that live included.
+    fn lives(&self) -> Lives {
+        let mut lives = self.processes.tally.all();
+        // Those of workers that are gone are in it, though the dispatch may remember them for a while.
+        let is_there = |worker: &WorkerSnapshot| self.processes.name(worker.id).is_some() || !worker.target.supervised;
+        for worker in self.processes.dispatch.snapshot().workers.iter().filter(|worker| is_there(worker)) {
+            *lives.places.entry(worker.target.number).or_default() += worker.served;
+        }
+        lives
     }
 
     /// What the app is about; `stops`: what the server is, if it ends.
@@ -130,15 +177,17 @@ impl Unit {
         }
     }
 
-    fn status(&mut self, stops: Option<State>, now: Instant) -> status::App {
+    fn status(&mut self, stops: Option<State>, observed: Option<&Observed>, now: Instant) -> status::App {
         let snapshot = &self.processes.dispatch.snapshot();
-        let requests = self.sample_rates(now);
+        let (total, recent) = self.sample_rates(observed.map(|observed| &observed.about.metrics), now);
+        let requests = status::Requests { total, per_second: recent.per_second };
         let app = self.app();
         let waited = snapshot.oldest.map(|since| now.saturating_duration_since(since).as_secs_f64() * 1000.0);
         status::App {
             name: app.name.clone(),
             state: self.state_now(stops, snapshot),
             generation: self.fleet.generation(),
+            lives: self.processes.tally.told(),
             workers_wanted: self.fleet.wanted() + app.upstreams.len(),
             workers_ready: snapshot.eligible as usize,
             workers_busy: snapshot.workers.iter().filter(|worker| is_busy(worker)).count(),
@@ -151,7 +200,7 @@ impl Unit {
                 eligible: snapshot.eligible,
             },
             requests,
-            latency_ms: status::Latency::default(),
+            latency_ms: status::Latency::from(&recent),
             roll: self.status_of_roll(),
             workers: self.status_of_workers(snapshot, now),
         }
@@ -195,13 +244,16 @@ impl Unit {
             }
             let state = if place.given_up { WorkerState::Failed } else { WorkerState::Respawning };
             let (restarts, last_exit) = (u64::from(place.restarts()), place.last_exit.clone());
-            workers.push(status::Worker { id: place.number, state, restarts, last_exit, ..status::Worker::default() });
+            let requests_before = self.processes.tally.requests_before(place.number);
+            let empty = status::Worker::default();
+            workers.push(status::Worker { id: place.number, state, restarts, requests_before, last_exit, ..empty });
         }
         workers.sort_by_key(|worker| (worker.id, worker.generation));
         workers.extend(self.fleet.joined().iter().map(|joined| self.status_of_joined(joined, snapshot, now)));
         let upstream = |worker: &&WorkerSnapshot| self.processes.name(worker.id).is_none() && !worker.target.supervised;
         workers.extend(snapshot.workers.iter().filter(upstream).map(|worker| status::Worker {
             id: worker.target.number,
+            requests_before: self.processes.tally.requests_before(worker.target.number),
             state: if worker.standing == Standing::Ready { WorkerState::Running } else { WorkerState::Starting },
             name: worker.target.label.clone(),
             socket: worker.target.label.clone(),
@@ -236,6 +288,7 @@ impl Unit {
             }),
             uptime_seconds: Some(now.duration_since(member.born).as_secs_f64()),
             restarts: place.map_or(0, |place| u64::from(place.restarts())),
+            requests_before: self.processes.tally.requests_before(member.number),
             reloads: member.reloads,
             memory_bytes,
             last_exit: place.and_then(|place| place.last_exit.clone()),
@@ -257,6 +310,7 @@ impl Unit {
             generation: known.map_or(0, |worker| worker.app_generation),
             state: if serves { WorkerState::Running } else { WorkerState::Starting },
             joined: true,
+            requests_before: known.map_or(0, |worker| self.processes.tally.requests_before(worker.target.number)),
             name: joined.worker_id.clone(),
             socket: worker.map_or_else(String::new, |worker| worker.socket.display().to_string()),
             uptime_seconds: Some(now.duration_since(joined.since).as_secs_f64()),

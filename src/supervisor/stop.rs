@@ -21,8 +21,10 @@ const NO_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// Where the stop stands.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// The loops finish what runs.
-    Loops { deadline: Instant, ask_at: Instant },
+    /// The server says that it is not ready, and serves on until then (`--pre-stop-delay`).
+    Announced { until: Instant, within: Duration, drains: bool },
+    /// The loops finish what runs. `drains`: nobody has asked for the server's end yet, and whoever does so first is no second one.
+    Loops { deadline: Instant, ask_at: Instant, drains: bool },
     /// The workers were sent TERM; KILL follows each by its own timer.
     Workers { hasty: bool },
 }
@@ -30,6 +32,7 @@ pub(super) enum Stop {
 impl Stop {
     pub(super) fn due(&self) -> Instant {
         match self {
+            Stop::Announced { until, .. } => *until,
             Stop::Loops { ask_at, .. } => *ask_at,
             // Only the loops can be missing here, or workers that have their own timers.
             Stop::Workers { .. } => Instant::now() + ASK_AGAIN,
@@ -46,10 +49,10 @@ impl Supervisor {
                 self.service.manager.stopping(now);
                 let seconds = format!("{} s", self.context.settings().shutdown.as_secs_f32());
                 self.context.events.emit(Level::Info, "stop", "stopping: requests may finish", &[("within", &seconds)]);
-                self.finish_requests(self.context.settings().shutdown, now);
+                self.announce_stop(self.context.settings().shutdown, false, now);
             }
-            Some(Stop::Loops { .. }) if std::mem::take(&mut self.drains) => {
-                self.finish_requests(self.context.settings().shutdown, now);
+            Some(Stop::Announced { drains: true, .. } | Stop::Loops { drains: true, .. }) => {
+                self.finish_requests(self.context.settings().shutdown, false, now);
             }
             Some(Stop::Workers { hasty: true }) => {}
             Some(_) => {
@@ -67,33 +70,40 @@ impl Supervisor {
 
     /// Requests may finish, however long they take; then the server ends.
     pub(super) fn begin_drain(&mut self, now: Instant) {
-        self.drains = true;
         self.abandon_upgrade();
         self.service.manager.stopping(now);
         self.context.events.emit(Level::Info, "drain", "draining: the server ends when its last request has", &[]);
-        self.finish_requests(NO_DEADLINE, now);
+        self.announce_stop(NO_DEADLINE, true, now);
     }
 
-    fn finish_requests(&mut self, within: Duration, now: Instant) {
+    /// Balancers that ask whether the server is ready get time to turn away, unless there is nothing to turn away from: loops are lost, or
+    /// another server serves.
+    fn announce_stop(&mut self, within: Duration, drains: bool, now: Instant) {
+        let delay = self.context.settings().pre_stop_delay;
+        if delay.is_zero() || self.exit.is_some() || self.upgrades.is_silent() {
+            return self.finish_requests(within, drains, now);
+        }
+        self.stop = Some(Stop::Announced { until: now + delay, within, drains });
+    }
+
+    fn finish_requests(&mut self, within: Duration, drains: bool, now: Instant) {
         let deadline = now + within;
-        self.begin_last_requests(deadline, now);
+        self.begin_last_requests(deadline, drains, now);
         self.context.postboxes.broadcast(|| Message::Drain { deadline });
     }
 
     /// Another server accepts on the same sockets: requests may finish, and no client is sent away that may just be asking.
     pub(super) fn begin_handed_over_stop(&mut self, now: Instant) {
         let deadline = now + self.context.settings().shutdown;
-        // The first request to stop is no second one.
-        self.drains = true;
-        self.begin_last_requests(deadline, now);
+        self.begin_last_requests(deadline, true, now);
         self.context.postboxes.broadcast(|| Message::HandOver { deadline });
     }
 
-    fn begin_last_requests(&mut self, deadline: Instant, now: Instant) {
+    fn begin_last_requests(&mut self, deadline: Instant, drains: bool, now: Instant) {
         self.units.iter_mut().for_each(|unit| unit.settle(now));
         // A copy that nobody accepts from would keep clients waiting; where another serves, it has its own.
         self.upgrades.holdings.close();
-        self.stop = Some(Stop::Loops { deadline, ask_at: now });
+        self.stop = Some(Stop::Loops { deadline, ask_at: now, drains });
     }
 
     /// A loop that ends unasked leaves connections, permits and its listeners' backlog behind: the server stops as gracefully as
@@ -114,7 +124,14 @@ impl Supervisor {
     pub(super) fn advance_stop(&mut self, loops_done: &mut dyn FnMut() -> bool, now: Instant) -> bool {
         match &mut self.stop {
             None => false,
-            Some(Stop::Loops { deadline, ask_at }) => {
+            Some(Stop::Announced { until, within, drains }) => {
+                let (until, within, drains) = (*until, *within, *drains);
+                if now >= until {
+                    self.finish_requests(within, drains, now);
+                }
+                false
+            }
+            Some(Stop::Loops { deadline, ask_at, .. }) => {
                 *ask_at = now + ASK_AGAIN;
                 let deadline = *deadline;
                 if loops_done() || now >= deadline + CUT_PATIENCE {

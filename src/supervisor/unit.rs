@@ -16,6 +16,7 @@ use super::guard::GuardKeeper;
 use super::observer::Observer;
 use super::pause::Pause;
 use super::processes::{Observation, Processes};
+use super::saturation::{self, Saturation};
 use super::spawn::Launcher;
 use super::upstreams::Upstreams;
 use super::wake::{self, Ready, Waker};
@@ -128,6 +129,9 @@ pub(super) struct Unit {
     pub rates: Rates,
     /// It was taken out of the configuration, and ends.
     pub leaving: Option<Leaving>,
+    /// A worker could not be reached: its socket's file may be gone.
+    pub doubts_files: bool,
+    saturation: Saturation,
     notices: Vec<Notice>,
 }
 
@@ -173,6 +177,8 @@ impl Unit {
             pause: Pause::default(),
             rates: Rates::new(now),
             leaving: None,
+            doubts_files: false,
+            saturation: Saturation::new(context.options.saturation_interval, now),
             notices: Vec::new(),
         };
         unit.watch_files();
@@ -210,6 +216,7 @@ impl Unit {
             self.look_at_files(now);
         }
         self.advance_pause(now);
+        self.look_whether_workers_idle(now);
         self.advance_leaving(now);
     }
 
@@ -220,7 +227,8 @@ impl Unit {
         let changes = self.reloads.due().filter(|_| !stops);
         let leaving = self.leaving.as_ref().map(Leaving::due);
         let own = [self.fleet.due(), self.processes.due(), self.upstreams.due(), self.pause.due()];
-        own.into_iter().chain([sample, changes, leaving]).flatten().min()
+        let saturation = self.starts_workers().then(|| self.saturation.due());
+        own.into_iter().chain([sample, changes, leaving, saturation]).flatten().min()
     }
 
     /// What is to be polled for.
@@ -319,6 +327,30 @@ impl Unit {
         if let Some(target) = scaler.sample(load, now) {
             self.fleet.scale_to(target, "load", now, &mut self.processes);
         }
+    }
+
+    /// Tells the operator when requests wait although the workers have time.
+    fn look_whether_workers_idle(&mut self, now: Instant) {
+        if !self.starts_workers() || !self.saturation.is_due(now) {
+            return;
+        }
+        let snapshot = self.processes.dispatch.snapshot();
+        let running = self.fleet.members().iter().filter(|member| member.is_running()).map(|member| member.name);
+        let running: Vec<Name> = running.collect();
+        if snapshot.queue_depth == 0 || snapshot.paused || running.is_empty() {
+            return self.saturation.none_wait();
+        }
+        let used = self.processes.work_of(&running);
+        let Some(idle) = (self.processes.context.options.idle_time)() else { return };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let Some(percent) = self.saturation.wait(saturation::Look { used, idle }, cores, now) else { return };
+        let (app, workers) = (&self.processes.app, running.len());
+        let message = format!(
+            "requests wait for a worker while the workers use {percent} % of their CPU time: an app that works on several requests at \
+             once takes more of them with -c (it is {}), any other needs more workers with -w (there are {workers})",
+            app.concurrency
+        );
+        self.processes.events.emit(Level::Warn, "requests-wait", &message, &[("queued", &snapshot.queue_depth)]);
     }
 
     /// Watches the app's files, if changes are to reach the workers. Where the system cannot, the app goes on without.
@@ -422,7 +454,10 @@ impl Unit {
             return;
         }
         match notice {
-            Notice::Unreachable(_) => self.fleet.unreachable(name, now, &mut self.processes),
+            Notice::Unreachable(_) => {
+                self.fleet.unreachable(name, now, &mut self.processes);
+                self.doubts_files = true;
+            }
             Notice::Threshold(_) => {
                 let limit = self.fleet.member(name).map_or(0, |member| member.limit);
                 self.fleet.replace(name, Ending::Requests(limit));

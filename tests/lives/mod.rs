@@ -7,6 +7,7 @@ mod deploys;
 mod groups;
 mod healing;
 mod joins;
+mod removed;
 mod scaling;
 mod stuck;
 

@@ -3,6 +3,7 @@
 mod answers;
 mod bodies;
 mod fields;
+mod front;
 mod inside;
 mod messages;
 mod refusals;

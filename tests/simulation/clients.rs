@@ -115,6 +115,8 @@ pub struct Manners {
     pub rude: bool,
     /// A few bodies are as long as that.
     pub long_body: usize,
+    /// They begin each connection with a PROXY protocol header.
+    pub proxied: bool,
 }
 
 impl Client {
@@ -167,6 +169,11 @@ impl Client {
         let mut requests: Vec<_> = (0..count).map(|_| Rc::new(self.request(manners))).collect();
         let last = requests.iter().position(|request| request.last || request.tunnel.is_some());
         requests.truncate(last.map_or(count, |last| last + 1));
+        if let Some(first) = requests.first_mut().and_then(Rc::get_mut).filter(|_| manners.proxied) {
+            let header = self.proxy_header();
+            first.head += header.len();
+            first.bytes.splice(..0, header);
+        }
         let total: usize = requests.iter().map(|request| request.bytes.len()).sum();
         let slow = world.chance(150) && total < 1500;
         let leave = match world.below(if manners.rude { 13 } else { 8 }) {
@@ -185,6 +192,21 @@ impl Client {
             reads: [200, 1000][world.below(2)],
             requests,
             leave,
+        }
+    }
+
+    /// A header of the PROXY protocol, of either version and of any length.
+    fn proxy_header(&self) -> Vec<u8> {
+        match self.world.below(3) {
+            0 => b"PROXY UNKNOWN\r\n".to_vec(),
+            1 => b"PROXY TCP4 203.0.113.7 192.0.2.1 56324 443\r\n".to_vec(),
+            _ => {
+                let padding = vec![0; self.world.below(3000)];
+                let behind = (12 + 3 + padding.len() as u16).to_be_bytes();
+                let fixed = [b"\r\n\r\n\0\r\nQUIT\n\x21\x11".as_slice(), &behind].concat();
+                let padded = [&[4][..], &(padding.len() as u16).to_be_bytes(), &padding].concat();
+                [fixed, vec![203, 0, 113, 7, 192, 0, 2, 1, 0xdc, 4, 1, 0xbb], padded].concat()
+            }
         }
     }
 

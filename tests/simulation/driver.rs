@@ -103,6 +103,12 @@ impl Plan {
         if kind != Kind::Wild {
             plan.temper.backlog = plan.settings.app.concurrency as usize;
         }
+        if plan.crowd.is_none() && seed % 4 == 3 {
+            // Behind a balancer that names the client of each connection.
+            let front = &mut plan.settings.front;
+            front.proxies.add("0.0.0.0/0, unix").unwrap();
+            front.header_timeout = plan.settings.timeouts.header;
+        }
         plan
     }
 
@@ -279,13 +285,14 @@ impl Run {
         let deliver = postboxes.clone();
         dispatch.on_grant(Box::new(move |grant| deliver.grant(grant)));
         let metrics = Metrics::new(plan.loops);
-        let table = Arc::new(AppTable::of_one(settings.clone(), Arc::clone(&dispatch)));
+        let table = Arc::new(AppTable::of_one(settings.clone(), Arc::clone(&dispatch), &metrics));
         let shared = Arc::new(Shared {
             settings,
             postboxes: postboxes.clone(),
             log: Log::disabled(),
             admission: Default::default(),
             scarcity: Default::default(),
+            desk: Default::default(),
             status: Box::new(String::new),
         });
         let ledger = Rc::new(RefCell::new(Ledger::new(rules(&plan, started))));
@@ -297,7 +304,8 @@ impl Run {
                 open_loop(&world, &plan, (index as u16, mailbox, bell), (&shared, &table), &metrics, &budget, &place)
             })
             .collect();
-        let manners = Manners { rude: plan.kind == Kind::Wild, long_body: 40_000 };
+        let proxied = !plan.settings.front.proxies.is_empty();
+        let manners = Manners { rude: plan.kind == Kind::Wild, long_body: 40_000, proxied };
         let clients = (0..plan.clients).map(|_| Client::new(&world, &ledger, &place, manners)).collect();
         let crowd = Crowd::new(&world, &ledger, &place, plan.crowd.as_ref());
         let supervisor = Supervisor::new(&world, &ledger, &plan, &dispatch, &postboxes);
@@ -531,6 +539,8 @@ fn open_loop(
             descriptor: world.listener(place.clone()).unwrap(),
             port: 80,
             scheme: Scheme::Http,
+            front: Arc::new(shared.settings.front.clone()),
+            admin: false,
         }],
         mailbox,
         metrics: metrics.clone(),

@@ -310,7 +310,7 @@ impl Supervisor {
         self.machine.later(1500, Task::Disturb);
         let chosen = self.machine.processes[self.machine.world.below(self.machine.processes.len())].name;
         let joined = self.fleet.joined().first().map(|worker| worker.name);
-        match self.machine.world.below(if self.wild { 15 } else { 9 }) {
+        match self.machine.world.below(if self.wild { 16 } else { 9 }) {
             0 | 1 => {
                 self.fleet.restart(now, &mut self.machine);
             }
@@ -341,6 +341,7 @@ impl Supervisor {
                 self.fleet.leaving(chosen, now, &mut self.machine);
                 self.machine.later(1000, Task::End(chosen));
             }
+            15 => self.fleet.displaced(chosen, now, &mut self.machine),
             _ => {}
         }
     }

@@ -7,6 +7,7 @@
 //!   failed an assertion fails the test that used it.
 
 mod client;
+pub mod exposition;
 mod process;
 mod server;
 mod worker;

@@ -1,12 +1,16 @@
 //! Upgrades that succeed.
 
+use std::net::{SocketAddr, UdpSocket};
+
 use super::*;
+use crate::support::exposition::{self, Samples};
 
 on_every_backend! {
     nobody_notices_several_upgrades,
     a_request_that_runs_is_finished_by_the_server_that_has_it,
     a_server_that_is_killed_while_it_finishes_leaves_the_new_one_alone,
     the_number_of_loops_and_listeners_may_change,
+    what_is_counted_goes_on_and_the_admin_listener_with_it,
 }
 
 /// 64 clients that keep their connections and some that do not, over TCP: all requests of all of them are answered, counters only grow, pid
@@ -102,5 +106,97 @@ fn the_number_of_loops_and_listeners_may_change(backend: &str) {
     }
     crowd.end();
     until("the socket goes with the server that listened there", || !Path::new(&socket).exists());
+    line.stop();
+}
+
+/// What is told at an admin listener.
+fn scrape(admin: SocketAddr) -> Samples {
+    let answer = Client::to(admin).ask("GET /metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    exposition::read(&answer.text(), false)
+}
+
+/// Counters that have fallen. The CPU time of loops is that of a process.
+fn fallen(before: &Samples, after: &Samples) -> Vec<String> {
+    let grows = |name: &str| {
+        let name = name.split('{').next().unwrap_or_default();
+        ["_total", "_bucket", "_count", "_sum"].iter().any(|end| name.ends_with(end)) && !name.contains("_loop_cpu_")
+    };
+    let fallen = before.iter().filter(|(name, value)| grows(name) && after.get(*name).is_none_or(|now| now < *value));
+    fallen.map(|(name, value)| format!("{name}: {value}, then {:?}", after.get(name))).collect()
+}
+
+/// How many answers of 200 the app's workers have given, as pushed by StatsD's protocol so far.
+fn pushed(socket: &UdpSocket, sum: &mut u64) -> u64 {
+    let mut buffer = [0; 2048];
+    while let Ok(length) = socket.recv(&mut buffer) {
+        for line in String::from_utf8_lossy(&buffer[..length]).lines() {
+            if let Some(rest) = line.strip_prefix("http_server_requests_total:")
+                && rest.contains("app:")
+                && rest.contains("code:200")
+            {
+                *sum += rest.split('|').next().unwrap().parse::<u64>().unwrap();
+            }
+        }
+    }
+    *sum
+}
+
+/// No counter falls when the server is replaced, whoever has counted: loops, apps, routes, workers' lives. What the old server still counts
+/// as it finishes is told by the new one, and what is pushed is pushed by one of them, once.
+fn what_is_counted_goes_on_and_the_admin_listener_with_it(backend: &str) {
+    let statsd = UdpSocket::bind("127.0.0.1:0").unwrap();
+    statsd.set_nonblocking(true).unwrap();
+    let target = statsd.local_addr().unwrap().to_string();
+    #[rustfmt::skip]
+    let line = Line::start(backend, &[
+        "-w", "2", "--admin", "127.0.0.1:0", "--bungate-metrics",
+        "--statsd", &target, "--statsd-format", "datadog", "--statsd-interval", "100ms",
+    ]);
+    line.until_ready(2);
+    let admin: SocketAddr = line.status()["admin"][0].as_str().unwrap().parse().unwrap();
+    let app = line.status()["apps"][0]["name"].as_str().unwrap().to_owned();
+    let named = |name: &str, labels: &str| format!("{name}{{app=\"{app}\"{labels}}}");
+    let (answered, took) =
+        (named("http_server_requests_total", ",code=\"200\""), named("http_server_request_duration_seconds_count", ""));
+    let waited = named("production_server_queue_duration_seconds_count", "");
+    let (starts, stopped) = (
+        named("production_server_worker_starts_total", ""),
+        named("production_server_worker_exits_total", ",reason=\"shutdown\""),
+    );
+    let (mut sum, mut expected) = (0, 0);
+    for upgrade in 1..=2 {
+        (0..10).for_each(|_| assert_eq!(line.server.client().get("/ping").status, 200));
+        let mut slow = line.server.client();
+        slow.begin("/sleep?ms=700");
+        until("it runs", || line.status()["apps"][0]["workers_busy"] == 1);
+        let (old, before) = (line.process(), scrape(admin));
+        line.upgraded();
+        assert_eq!(line.status()["admin"][0].as_str(), Some(admin.to_string().as_str()));
+        assert_eq!(fallen(&before, &scrape(admin)), Vec::<String>::new());
+        assert_eq!(slow.answer().status, 200);
+        expected += 11;
+        until("the old server is gone", || Process::of(old).is_none());
+        let exits = 2.0 * f64::from(upgrade);
+        let wanted = [
+            (&answered, expected as f64),
+            (&took, expected as f64),
+            (&waited, expected as f64),
+            (&starts, exits + 2.0),
+            (&stopped, exits),
+        ];
+        let mut last = Samples::new();
+        until("all that the old server has counted is told", || {
+            let now = scrape(admin);
+            assert_eq!(fallen(&last, &now), Vec::<String>::new());
+            last = now;
+            wanted.iter().all(|(name, value)| last.get(*name) == Some(value))
+        });
+        let served = last.iter().filter(|(name, _)| name.starts_with("production_server_worker_requests_total{"));
+        assert_eq!(served.map(|(_, count)| count).sum::<f64>(), expected as f64);
+        until("all is pushed", || pushed(&statsd, &mut sum) >= expected);
+    }
+    assert_eq!(line.status()["apps"][0]["requests"]["total"].as_u64(), line.status()["counters"]["requests"].as_u64());
+    assert_eq!((pushed(&statsd, &mut sum), sum), (expected, expected), "each is pushed once");
     line.stop();
 }

@@ -35,6 +35,9 @@ fn settings(file: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Setti
 fn one(place: &Place, value: &str) -> String {
     let (table, name) =
         place.path.replace('*', "web").rsplit_once('.').map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    if let Some(inner) = table.strip_prefix("listen[].") {
+        return format!("[[listen]]\naddress = \"unix:/run/x.sock\"\n{inner}.{name} = {value}\n");
+    }
     match table.strip_suffix("[]") {
         Some(list) if name == "address" => format!("[[{list}]]\naddress = {value}\n"),
         Some(list) => format!("[[{list}]]\naddress = \"unix:/run/x.sock\"\n{name} = {value}\n"),
@@ -50,7 +53,11 @@ fn every_key_is_read_from_the_file_as_from_its_flag() {
         let flag = if key.is_switch() { format!("--{}", key.name) } else { format!("--{}={example}", key.name) };
         let of_socket = super::super::places::OF_SOCKET.contains(&key.name);
         let (flags, from_file) = (
-            if of_socket { vec!["--listen=unix:/run/x.sock", &flag] } else { vec![flag.as_str()] },
+            if of_socket || place.path.starts_with("listen[]") && key.name != "listen" {
+                vec!["--listen=unix:/run/x.sock", &flag]
+            } else {
+                vec![flag.as_str()]
+            },
             settings(&one(place, &place.example()), &[], &[]),
         );
         let mut from_flag = settings("", &flags, &[]);
@@ -59,6 +66,12 @@ fn every_key_is_read_from_the_file_as_from_its_flag() {
             assert_eq!(access, from_file.unix_listen_at("/run/x.sock".as_ref()), "{}", place.path);
             assert_ne!(access, &UnixListen::default(), "{}", place.path);
             from_flag.unix_listen = from_file.unix_listen.clone();
+        }
+        if place.path.starts_with("listen[]") && super::super::places::OF_FRONT.contains(&key.name) {
+            let listener = ListenAddress::Unix("/run/x.sock".into());
+            assert_eq!(&from_flag.front, from_file.front_at(&listener), "{}", place.path);
+            assert_ne!(from_flag.front, from_file.front, "{}", place.path);
+            (from_flag.front, from_flag.front_of) = (from_file.front.clone(), from_file.front_of.clone());
         }
         from_flag.unix_listen_of.clone_from(&from_file.unix_listen_of);
         assert_eq!(format!("{from_flag:?}"), format!("{from_file:?}"), "{}", place.path);

@@ -100,6 +100,26 @@ fn workers_that_leave_with_code_0_before_they_have_served_come_back_ever_later_a
 }
 
 #[test]
+fn workers_whose_sockets_are_removed_are_replaced_at_once_however_often() {
+    let mut scene = Scene::running(rule(), 2);
+    for _ in 0..20 {
+        let names: Vec<Name> = scene.fleet.members().iter().map(|member| member.name).collect();
+        names.iter().for_each(|name| scene.fleet.displaced(*name, scene.now, &mut scene.paper));
+        scene.tick();
+        assert_eq!(scene.starting().len(), 2, "filled at once");
+        // One of them does not even get ready before it happens again.
+        let early = scene.starting()[0];
+        scene.fleet.displaced(early, scene.now, &mut scene.paper);
+        scene.exit(early, false);
+        scene.tick();
+        scene.ready_all();
+        scene.let_the_old_go_unanswered();
+        assert_eq!(scene.serving().len(), 2);
+    }
+    assert!(!scene.paper.told.iter().any(|event| matches!(event, Event::GaveUp(..))), "{:?}", scene.paper.told);
+}
+
+#[test]
 fn who_was_ready_for_long_served_though_nobody_asked() {
     let mut scene = Scene::running(rule(), 2);
     for _ in 0..20 {

@@ -137,17 +137,18 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
     .unwrap();
     let loop_exit = supervisor.loop_exit();
     let metrics = Metrics::new(settings.loops);
-    let table = Arc::new(AppTable::of_one(settings.clone(), dispatch));
+    let table = Arc::new(AppTable::of_one(settings.clone(), dispatch, &metrics));
     let shared = Arc::new(Shared {
         settings,
         postboxes,
         log,
         admission: Default::default(),
         scarcity: Default::default(),
+        desk: Default::default(),
         status: Box::new(String::new),
     });
     let listeners = crate::server::open_listeners(&shared.settings, &mut Default::default()).unwrap();
-    let listeners = share_out(&listeners, shared.settings.loops).unwrap();
+    let listeners = share_out(&listeners, &shared.settings).unwrap();
     let loops = LoopSet { shared, table, metrics, listeners, held: false, mailboxes, loop_exit };
     let outcome = serve::<Broken<FAULT>>(loops, BackendChoice::Epoll, supervisor, None, || None);
     told.flush(Duration::from_secs(10));

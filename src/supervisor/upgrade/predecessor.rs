@@ -234,6 +234,8 @@ impl Supervisor {
             }
             (Phase::Given, Message::Ready) => {
                 attempt.phase = Phase::Going;
+                // The new server pushes from where its account begins.
+                self.finish_pushes(now);
                 attempt.channel.say(&Message::Go(self.account())).map_err(lost)
             }
             (Phase::Going, Message::Serving(taken)) => {
@@ -275,10 +277,6 @@ impl Supervisor {
             joined,
         };
         Ok((estate, descriptors))
-    }
-
-    fn account(&self) -> crate::metrics::Account {
-        self.observed.as_ref().map(|observed| observed.about.metrics.account()).unwrap_or_default()
     }
 
     /// The new server serves. From here on there is no way back.
@@ -336,6 +334,7 @@ impl Supervisor {
     }
 
     fn upgrade_failed(&mut self, mut attempt: Attempt, reason: &str) {
+        self.hold_pushes(false);
         let process = attempt.child.id();
         // The child may only have started the new server, which is to know that this one has not ended.
         attempt.channel.say(&Message::Failed { reason: reason.to_owned() }).ok();

@@ -21,7 +21,9 @@ pub struct Succession {
     pub channel: Channel,
     /// Whether it has that one's run directory.
     pub takes_run_dir: bool,
-    /// Workers that the servers before it have started, and those that have crashed.
+    /// What the servers before it have counted so far.
+    pub account: Account,
+    /// Workers that they have started, and those that have crashed.
     pub lives: (u64, u64),
     /// Workers that had joined there.
     pub joined: Vec<JoinedWorker>,
@@ -61,7 +63,9 @@ impl Supervisor {
     /// Makes this server one that takes over. To be called before it runs.
     pub fn succeed(&mut self, succession: Succession) {
         let now = Instant::now();
-        let Succession { channel, takes_run_dir, lives, joined } = succession;
+        let Succession { channel, takes_run_dir, account, lives, joined } = succession;
+        self.hold_pushes(true);
+        self.inherit_counts(account);
         self.context.status.add_lives(lives);
         for worker in joined {
             match control::join_of(worker.join.to_string().as_bytes()) {
@@ -156,6 +160,7 @@ impl Supervisor {
         if let Some(account) = account {
             self.inherit_counts(account);
         }
+        self.begin_pushes(now);
         let run_dir = successor.takes_run_dir;
         if run_dir {
             self.context.run.take_over();
@@ -185,12 +190,6 @@ impl Supervisor {
             channel.say(&Message::Serving(taken)).ok();
         }
         self.show_state(now);
-    }
-
-    fn inherit_counts(&mut self, account: Account) {
-        if let Some(observed) = &self.observed {
-            observed.about.metrics.inherit(account);
-        }
     }
 
     /// Tells the server before this one that nothing comes of the upgrade, if it still waits.

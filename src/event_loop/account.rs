@@ -1,0 +1,80 @@
+//! What is counted of an exchange as it ends, and its line in the access log.
+
+use std::time::Duration;
+
+use crate::backends::{Backend, Sock};
+use crate::buffers::slots::Key;
+use crate::buffers::wheel::nanos;
+use crate::exchange::Exchange;
+use crate::http::id::id_text;
+use crate::log::AccessRecord;
+
+use super::Loop;
+use super::front::access_record;
+
+/// The status in the access line of a request whose client left before it was answered, as nginx has it.
+const CLIENT_LEFT: u16 = 499;
+
+impl<B: Backend> Loop<B> {
+    /// How long an exchange waited for its first worker.
+    fn waited(&self, exchange: &Exchange) -> Duration {
+        let until = exchange.times.granted.map_or(self.time.now, |granted| self.time.instant(granted));
+        until.saturating_duration_since(exchange.times.asked)
+    }
+
+    /// Counts how an exchange ended and how long it took, and writes its access line.
+    pub fn account(&mut self, key: Key, left: bool) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let now = self.time.nanos();
+        let status = if left && exchange.answer.status == 0 { CLIENT_LEFT } else { exchange.answer.status };
+        let series = self.count().of_series(exchange.series);
+        series.ended(status);
+        // Streams and tunnels last as long as somebody listens.
+        if !exchange.answer.stream && status != 101 && !left {
+            series.took.record(now - exchange.times.started);
+        }
+        if exchange.times.queued {
+            self.count().app(exchange.app.count).waited.record(nanos(self.waited(exchange)));
+        } else if exchange.times.granted.is_some() {
+            series.at_once.add(1);
+        }
+        if !self.access.enabled() {
+            return;
+        }
+        let waited = self.waited(exchange);
+        let Some(client) = self.table.client(exchange.stream.connection) else { return };
+        let head: &[u8] = exchange.request.head.as_deref().unwrap_or_default();
+        let times = &exchange.times;
+        let end = times.finished.unwrap_or(now);
+        let seat = exchange.attempt.worker.and_then(|worker| self.apps.seat(exchange.app.id, worker));
+        self.access.record(&AccessRecord {
+            status,
+            bytes: exchange.answer.bytes,
+            duration_us: (now - times.started) / 1000,
+            queue_us: times.granted.map(|_| waited.as_micros() as u64),
+            upstream_us: times.granted.map(|granted| (end - granted) / 1000),
+            app: &exchange.app.settings.name,
+            note: exchange.answer.note.as_deref(),
+            worker: seat.map(|seat| seat.target.number),
+            request_id: self.accepting.id(key, &id_text(exchange.request.id)),
+            ..access_record(
+                head,
+                client.http.version,
+                self.accepting.client(key, &client.arrival),
+                self.time.day.micros(now),
+            )
+        });
+    }
+
+    /// Writes the access line of a request that no exchange carries. `head` is empty where none was understood.
+    pub fn log_answer(&mut self, sock: Sock, head: &[u8], status: u16, bytes: u64) {
+        if self.access.enabled()
+            && let Some(client) = self.table.client(sock)
+        {
+            let told = self.heads.origin.trusted && !head.is_empty();
+            let address = if told { self.heads.origin.client } else { client.arrival.peer.address() };
+            let record = access_record(head, client.http.version, address, self.time.day.micros(self.time.nanos()));
+            self.access.record(&AccessRecord { status, bytes, ..record });
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Documents about the inside of the server: who gets them, and their way from the desk to the client.
+//!
+//! `/server` and `/status` are answered by the loop at once. The others are made by the supervisor: the request becomes an exchange
+//! without a worker, which waits until its document comes by mail, and then is fed by it as by any source of our own.
+
+use crate::backends::{Backend, Sock};
+use crate::buffers::block::Writer;
+use crate::connection::{State, Stream};
+use crate::exchange::{Ending, Exchange, Phase, Source, Upload};
+use crate::http::fields::{list_items, trim};
+use crate::http::{Method, head, is_loopback_host, reply};
+use crate::mailbox::desk::{Document, Question, Reply};
+use crate::metrics::ConnectionState;
+use crate::metrics::series::OWN;
+
+use super::Loop;
+
+/// Whether it is worth a look if a path with its query names one of the documents: said of nearly every request, and so in few steps.
+#[inline]
+pub(crate) fn may_be_inside(name: &[u8]) -> bool {
+    name.len() <= b"/health_check?verbose=true".len()
+        && matches!(name, [b'/', b's', b'e' | b't', ..] | [b'/', b'm' | b'r' | b'h', b'e', ..] | [b'/', b'l', b'i', ..])
+}
+
+/// What the server has to say of itself.
+pub(crate) enum Inside {
+    /// `ok`.
+    Server,
+    /// The short status.
+    Status,
+    /// What the desk knows.
+    Desk(Document),
+}
+
+impl<B: Backend> Loop<B> {
+    /// Which document of the server's own a request asks for, and gets: on an admin listener whoever can reach it, elsewhere who is on this
+    /// machine. To others the path belongs to the app. `path` is without its prefix and with its
+    /// query.
+    pub fn inside(&mut self, sock: Sock, input: &[u8], request: &head::Request, path: &[u8]) -> Option<Inside> {
+        let (name, query) = path.split_at(path.iter().position(|byte| *byte == b'?').unwrap_or(path.len()));
+        let verbose = || is_verbose(query.strip_prefix(b"?").unwrap_or_default());
+        let inside = match name {
+            b"/server" if query.is_empty() => return Some(Inside::Server),
+            b"/status" if query.is_empty() => Inside::Status,
+            b"/metrics" if self.apps.settings.metrics.prometheus => {
+                Inside::Desk(Document::Metrics { open: wants_open_metrics(request.accept.of(input)) })
+            }
+            b"/livez" => Inside::Desk(Document::Live { verbose: verbose() }),
+            b"/readyz" => Inside::Desk(Document::Ready { verbose: verbose() }),
+            b"/health_check" => Inside::Desk(Document::Health { verbose: verbose() }),
+            _ => return None,
+        };
+        let attended = matches!(inside, Inside::Status) || self.shared.desk.is_attended();
+        (attended && (self.is_admin(sock) || self.is_local(sock, input, request))).then_some(inside)
+    }
+
+    /// Whether a client came by an admin listener.
+    pub fn is_admin(&mut self, sock: Sock) -> bool {
+        let Some(listener) = self.table.client(sock).map(|client| client.listener) else { return false };
+        self.accepting.listeners[listener as usize].admin
+    }
+
+    /// Whether the inside may be told: the peer is on this machine, speaks for nobody else, and means this machine by the name that
+    /// it asks for. Who comes over a Unix socket may be a proxy that says nothing of itself.
+    fn is_local(&mut self, sock: Sock, input: &[u8], request: &head::Request) -> bool {
+        let peer = self.table.client(sock).and_then(|client| client.arrival.peer.address());
+        !request.forwarded
+            && peer.is_some_and(|address| address.is_loopback())
+            && is_loopback_host(request.authority.of(input))
+    }
+
+    /// Asks the desk. `input` begins with the request's head.
+    pub fn ask_desk(&mut self, stream: Stream, input: &[u8], request: &head::Request, document: Document) {
+        // No app has a part in it, but each exchange is some app's.
+        let Some(app) = self.apps.any().cloned() else {
+            return self.refuse(stream.connection, 503, "no app is configured");
+        };
+        let kept = self.memory.pool.heap(&input[..request.len]);
+        let mut exchange = Exchange::new(stream, app, OWN, request, kept, self.next_id, &self.time);
+        // It waits for nobody of the dispatch, and nothing but its document or its client's end moves it.
+        (exchange.phase, exchange.request.upload) = (Phase::Asking, Upload::Sent);
+        self.become_state(stream.connection, State::Processing);
+        let Some(exchange) = self.begin_exchange(stream, exchange, input) else { return };
+        self.watch(stream.connection);
+        self.shared.desk.ask(Question { loop_index: self.index, exchange, document });
+    }
+
+    /// A document has come, for an exchange that may be gone.
+    pub fn document_came(&mut self, reply: Reply) {
+        let key = reply.exchange;
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        if exchange.phase != Phase::Asking {
+            return;
+        }
+        let (connection, head_only) = (exchange.stream.connection, exchange.request.method == Method::Head);
+        let keep_alive = self.decide_keep_alive(connection);
+        let Some(client) = self.table.client(connection) else { return };
+        let version = client.http.version;
+        let document =
+            reply::Document { status: reply.status, content_type: reply.content_type, length: reply.body.len() };
+        let date = &self.time.day.date;
+        let write = |out: &mut Writer<'_>| document.head(out, date, version, keep_alive);
+        let piece = self.memory.scratch.write(reply::Document::ROOM, write);
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        (exchange.phase, exchange.answer.status) = (Phase::Relaying, reply.status);
+        exchange.source = Source::Own(reply.body, 0);
+        self.become_state(connection, ConnectionState::WritingResponse);
+        self.backend.send(connection, piece.into());
+        match head_only {
+            true => self.finish(key, Ending::Answered { surplus: false }),
+            false => self.pull(key),
+        }
+    }
+}
+
+/// Whether a query has the word `verbose`.
+fn is_verbose(query: &[u8]) -> bool {
+    query
+        .split(|byte| *byte == b'&')
+        .any(|word| matches!(word, b"verbose" | b"verbose=" | b"verbose=1" | b"verbose=true"))
+}
+
+/// Whether an Accept field prefers OpenMetrics to the classic text. Prometheus sends both with weights, and a browser neither.
+fn wants_open_metrics(accept: &[u8]) -> bool {
+    let weight = |wanted: &[u8]| {
+        let found = list_items(accept).filter_map(|range| {
+            let mut parts = range.split(|byte| *byte == b';').map(trim);
+            let named = parts.next().is_some_and(|media| media.eq_ignore_ascii_case(wanted));
+            named.then(|| parts.find_map(reply::weight).unwrap_or(1000))
+        });
+        found.max().unwrap_or(0)
+    };
+    let open = weight(b"application/openmetrics-text");
+    open > 0 && open >= weight(b"text/plain")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_form_is_the_one_that_the_scraper_prefers() {
+        let prometheus = "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,\
+            text/plain;version=0.0.4;q=0.5,*/*;q=0.1";
+        for (accept, open) in [
+            (prometheus, true),
+            ("", false),
+            ("*/*", false),
+            ("text/plain;version=0.0.4;q=0.5,application/openmetrics-text;version=1.0.0;q=0.2", false),
+            ("application/openmetrics-text;q=0", false),
+            ("Application/OpenMetrics-Text", true),
+            ("text/html,application/xhtml+xml,*/*;q=0.8", false),
+        ] {
+            assert_eq!(wants_open_metrics(accept.as_bytes()), open, "{accept}");
+        }
+    }
+
+    #[test]
+    fn verbose_is_a_word_of_the_query() {
+        for (query, verbose) in
+            [("verbose", true), ("a=1&verbose", true), ("verbose=1", true), ("verbosely", false), ("", false)]
+        {
+            assert_eq!(is_verbose(query.as_bytes()), verbose, "{query}");
+        }
+    }
+}

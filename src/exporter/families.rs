@@ -1,0 +1,438 @@
+//! Every metric, in the order in which it is told.
+
+use std::collections::BTreeMap;
+
+use super::{Family, Kind, Points, Sample};
+use crate::control::status::{App, State, Worker, WorkerState};
+use crate::metrics::series::{AppCounters, OWN, RetryReason};
+use crate::metrics::{ConnectionState, Totals};
+
+const fn family(
+    name: &'static str,
+    kind: Kind,
+    labels: &'static [&'static str],
+    help: &'static str,
+    read: fn(&Sample<'_>, &mut Points),
+) -> Family {
+    Family { name, kind, labels, help, bungate: false, read }
+}
+
+const fn counter(
+    name: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+    read: fn(&Sample<'_>, &mut Points),
+) -> Family {
+    family(name, Kind::Counter, labels, help, read)
+}
+
+const fn gauge(
+    name: &'static str,
+    labels: &'static [&'static str],
+    help: &'static str,
+    read: fn(&Sample<'_>, &mut Points),
+) -> Family {
+    family(name, Kind::Gauge, labels, help, read)
+}
+
+const fn bungate(name: &'static str, kind: Kind, help: &'static str, read: fn(&Sample<'_>, &mut Points)) -> Family {
+    Family { bungate: true, ..family(name, kind, &[], help, read) }
+}
+
+/// All of them, under headings.
+pub const ALL: &[(&str, &[Family])] = &[
+    ("Requests", REQUESTS),
+    ("The server", SERVER),
+    ("Apps and their queues", APPS),
+    ("Workers and upstreams", WORKERS),
+    ("The names of Bungate, with `metrics.bungate = true`", BUNGATE),
+];
+
+const REQUESTS: &[Family] = &[
+    counter(
+        "http_server_requests_total",
+        &["app", "route", "code"],
+        "Requests that have ended, by the status of their answer: 499 where the client left before there was one, 101 as a tunnel \
+         began. Without `app`: requests that no app got, refused before it was known whose they were or answered with a document of \
+         the server's own.",
+        |sample, points| {
+            each_series(sample, |app, route, index| {
+                for (code, count) in sample.metrics.statuses(index) {
+                    points.whole(&[("app", app), ("route", route), ("code", &code.to_string())], count);
+                }
+            });
+        },
+    ),
+    family(
+        "http_server_request_duration_seconds",
+        Kind::Histogram,
+        &["app", "route"],
+        "From a request's first byte to the last of its answer. Without event streams, tunnels, and requests whose client left.",
+        |sample, points| {
+            each_series(sample, |app, route, index| {
+                if index != OWN {
+                    points.times(&[("app", app), ("route", route)], sample.metrics.took(index));
+                }
+            });
+        },
+    ),
+];
+
+const SERVER: &[Family] = &[
+    family(
+        "production_server_build_info",
+        Kind::Info,
+        &["version", "backend"],
+        "Always 1; which program this is, and what runs its loops.",
+        |sample, points| {
+            points.whole(&[("version", &sample.status.version), ("backend", &sample.status.backend)], 1);
+        },
+    ),
+    gauge(
+        "production_server_start_time_seconds",
+        &[],
+        "When the server started, in seconds since 1970.",
+        |sample, points| {
+            points.real(&[], sample.started);
+        },
+    ),
+    gauge("production_server_loops", &[], "Event loops.", |sample, points| {
+        points.whole(&[], sample.status.loops as u64);
+    }),
+    gauge(
+        "production_server_loop_busy_ratio",
+        &["loop"],
+        "Which share of the last seconds a loop was busy, as the CPU time of its thread tells.",
+        |sample, points| each_loop(sample, |name, time| points.real(&[("loop", name)], time.busy)),
+    ),
+    counter("production_server_loop_cpu_seconds_total", &["loop"], "CPU time of a loop's thread.", |sample, points| {
+        each_loop(sample, |name, time| points.real(&[("loop", name)], time.used.as_secs_f64()));
+    }),
+    gauge("production_server_connections", &["state"], "Client connections open now, by state.", |sample, points| {
+        let totals = sample.metrics.total();
+        for state in ConnectionState::ALL {
+            points.whole(&[("state", state.name())], totals.states[state as usize]);
+        }
+    }),
+    counter("production_server_connections_accepted_total", &[], "Client connections accepted.", |sample, points| {
+        total(sample, points, |totals| totals.total_connections);
+    }),
+    counter(
+        "production_server_idle_connections_closed_total",
+        &[],
+        "Idle client connections closed to make place for others, near `server.max_connections`.",
+        |sample, points| total(sample, points, |totals| totals.idle_closed),
+    ),
+    counter(
+        "production_server_accept_pauses_total",
+        &[],
+        "Times that accepting paused because no descriptor was left.",
+        |sample, points| total(sample, points, |totals| totals.accept_pauses),
+    ),
+    gauge("production_server_tunnels", &[], "Tunnels, as of WebSockets, open now.", |sample, points| {
+        total(sample, points, |totals| totals.active_tunnels);
+    }),
+    counter("production_server_bytes_received_total", &[], "Bytes received from clients.", |sample, points| {
+        total(sample, points, |totals| totals.bytes_received);
+    }),
+    counter("production_server_bytes_sent_total", &[], "Bytes sent to clients.", |sample, points| {
+        total(sample, points, |totals| totals.bytes_sent);
+    }),
+    counter(
+        "production_server_errors_total",
+        &[],
+        "Requests refused by the server, and answers cut.",
+        |sample, points| total(sample, points, |totals| totals.errors),
+    ),
+    counter(
+        "production_server_timeouts_total",
+        &[],
+        "Deadlines that passed: of slow heads, bodies and readers, of workers without an answer, and of waiting.",
+        |sample, points| total(sample, points, |totals| totals.timeouts),
+    ),
+    counter(
+        "production_server_clients_gone_total",
+        &[],
+        "Requests whose client left before their end.",
+        |sample, points| {
+            total(sample, points, |totals| totals.client_gone);
+        },
+    ),
+    counter(
+        "production_server_panics_total",
+        &[],
+        "Panics caught in a loop, each at the cost of one connection.",
+        |sample, points| {
+            total(sample, points, |totals| totals.panics);
+        },
+    ),
+    counter(
+        "production_server_memory_pauses_total",
+        &[],
+        "Times that an answer was not read on because `server.buffer_bytes` was used up.",
+        |sample, points| total(sample, points, |totals| totals.paused_for_memory),
+    ),
+    counter(
+        "production_server_memory_refusals_total",
+        &[],
+        "Requests refused because `server.buffer_bytes` was used up.",
+        |sample, points| total(sample, points, |totals| totals.memory_refused),
+    ),
+    counter(
+        "production_server_log_lines_dropped_total",
+        &[],
+        "Log lines dropped because nobody read them.",
+        |sample, points| points.whole(&[], sample.status.log_lines_dropped),
+    ),
+];
+
+const APPS: &[Family] = &[
+    gauge(
+        "production_server_app_state",
+        &["app", "state"],
+        "1 for the state that an app is in, 0 for the others.",
+        |sample, points| {
+            for app in &sample.status.apps {
+                for state in State::ALL {
+                    points.whole(&[("app", &app.name), ("state", state.name())], u64::from(app.state == state));
+                }
+            }
+        },
+    ),
+    gauge("production_server_queue_depth", &["app"], "Requests that wait for a worker now.", |sample, points| {
+        each_app(sample, points, |app| app.queue.depth as u64);
+    }),
+    gauge("production_server_queue_limit", &["app"], "Requests that may wait for a worker.", |sample, points| {
+        each_app(sample, points, |app| app.queue.size as u64);
+    }),
+    family(
+        "production_server_queue_duration_seconds",
+        Kind::Histogram,
+        &["app"],
+        "How long requests waited for a worker, whether they got one or not. Those that got one at once count as 0.",
+        |sample, points| {
+            for (app, index) in sample.metrics.names().apps.iter().zip(0..) {
+                points.times(&[("app", app)], sample.metrics.waited(index));
+            }
+        },
+    ),
+    counter(
+        "production_server_queue_rejected_total",
+        &["app", "reason"],
+        "Requests that got no worker: the queue was full, they waited too long (timeout) or too long for any worker to be ready (hold), \
+         the app has failed, or every worker had as many tunnels as it may.",
+        |sample, points| {
+            each_app_counter(
+                sample,
+                points,
+                "reason",
+                &[
+                    ("full", |app| app.queue_full.value()),
+                    ("timeout", |app| app.queue_timeouts.value()),
+                    ("hold", |app| app.hold_expired.value()),
+                    ("failed", |app| app.app_failed.value()),
+                    ("tunnels", |app| app.no_tunnel.value()),
+                ],
+            );
+        },
+    ),
+    counter(
+        "production_server_retries_total",
+        &["app", "reason"],
+        "Requests given to a second worker: the first declined, nothing of it was taken, or a kept connection ended under it.",
+        |sample, points| {
+            each_app_counter(
+                sample,
+                points,
+                "reason",
+                &[
+                    (RetryReason::Declined.name(), |app| app.retries[RetryReason::Declined as usize].value()),
+                    (RetryReason::NotTaken.name(), |app| app.retries[RetryReason::NotTaken as usize].value()),
+                    (RetryReason::ConnectionLost.name(), |app| {
+                        app.retries[RetryReason::ConnectionLost as usize].value()
+                    }),
+                ],
+            );
+        },
+    ),
+    counter(
+        "production_server_answers_cut_total",
+        &["app"],
+        "Answers that had begun and could not be completed.",
+        |sample, points| each_app_counter(sample, points, "", &[("", |app| app.cut.value())]),
+    ),
+    counter("production_server_tunnels_opened_total", &["app"], "Tunnels opened.", |sample, points| {
+        each_app_counter(sample, points, "", &[("", |app| app.tunnels.value())]);
+    }),
+];
+
+const WORKERS: &[Family] = &[
+    gauge("production_server_workers", &["app", "state"], "Workers and upstreams, by state.", |sample, points| {
+        for app in &sample.status.apps {
+            for state in WorkerState::ALL {
+                let count = app.workers.iter().filter(|worker| worker.state == state).count();
+                points.whole(&[("app", &app.name), ("state", state.name())], count as u64);
+            }
+        }
+    }),
+    gauge(
+        "production_server_workers_wanted",
+        &["app"],
+        "Workers and upstreams that there are to be.",
+        |sample, points| {
+            each_app(sample, points, |app| app.workers_wanted as u64);
+        },
+    ),
+    counter("production_server_worker_starts_total", &["app"], "Workers started.", |sample, points| {
+        each_app(sample, points, |app| app.lives.starts);
+    }),
+    counter(
+        "production_server_worker_exits_total",
+        &["app", "reason"],
+        "Workers that have ended, by why: `crash` is an end that nobody asked for.",
+        |sample, points| {
+            for app in &sample.status.apps {
+                for (reason, count) in &app.lives.exits {
+                    points.whole(&[("app", &app.name), ("reason", reason)], *count);
+                }
+            }
+        },
+    ),
+    counter(
+        "production_server_worker_connections_opened_total",
+        &["app"],
+        "Connections opened to workers.",
+        |sample, points| each_app_counter(sample, points, "", &[("", |app| app.worker_connections.value())]),
+    ),
+    counter(
+        "production_server_worker_connect_failures_total",
+        &["app"],
+        "Connects to workers that were refused or took too long.",
+        |sample, points| each_app_counter(sample, points, "", &[("", |app| app.connects_failed.value())]),
+    ),
+    counter(
+        "production_server_worker_requests_total",
+        &["app", "worker"],
+        "Requests that the workers of a place were given and that ran.",
+        |sample, points| {
+            places(sample, |app, place, workers| {
+                let before = workers.iter().map(|worker| worker.requests_before).max().unwrap_or(0);
+                let all = before + workers.iter().map(|worker| worker.requests).sum::<u64>();
+                points.whole(&[("app", app), ("worker", place)], all);
+            });
+        },
+    ),
+    gauge(
+        "production_server_worker_requests_in_flight",
+        &["app", "worker"],
+        "Requests that the workers of a place have now.",
+        |sample, points| each_place(sample, points, SUM, |worker| Some(u64::from(worker.in_flight))),
+    ),
+    gauge(
+        "production_server_worker_tunnels",
+        &["app", "worker"],
+        "Tunnels through the workers of a place now.",
+        |sample, points| each_place(sample, points, SUM, |worker| Some(u64::from(worker.tunnels))),
+    ),
+    counter(
+        "production_server_worker_restarts_total",
+        &["app", "worker"],
+        "How often a place was filled again after the process there had ended unasked.",
+        |sample, points| each_place(sample, points, MOST, |worker| Some(worker.restarts)),
+    ),
+    gauge(
+        "production_server_worker_memory_bytes",
+        &["app", "worker"],
+        "Memory of the processes of a place's workers (PSS), as last measured.",
+        |sample, points| each_place(sample, points, SUM, |worker| worker.memory_bytes),
+    ),
+];
+
+const BUNGATE: &[Family] = &[
+    bungate("bungate_workers_total", Kind::Gauge, "Workers that take requests.", |sample, points| {
+        points.whole(&[], sample.status.apps.iter().map(|app| app.workers_ready as u64).sum());
+    }),
+    bungate(
+        "bungate_workers_restarts_total",
+        Kind::Counter,
+        "Workers started in the place of others.",
+        |sample, points| {
+            points.whole(&[], sample.status.apps.iter().map(|app| app.lives.replaced).sum());
+        },
+    ),
+    bungate("bungate_workers_crashed_total", Kind::Counter, "Workers that ended unasked.", |sample, points| {
+        points.whole(&[], sample.status.apps.iter().map(|app| app.lives.crashes).sum());
+    }),
+    bungate("bungate_requests_total", Kind::Counter, "Requests that have ended.", |sample, points| {
+        let mut all = 0;
+        each_series(sample, |_, _, index| all += sample.metrics.statuses(index).values().sum::<u64>());
+        points.whole(&[], all);
+    }),
+    bungate("bungate_request_duration_seconds", Kind::Histogram, "How long requests took.", |sample, points| {
+        points.times(&[], sample.metrics.latencies());
+    }),
+];
+
+fn total(sample: &Sample<'_>, points: &mut Points, read: fn(&Totals) -> u64) {
+    points.whole(&[], read(&sample.metrics.total()));
+}
+
+fn each_loop(sample: &Sample<'_>, mut tell: impl FnMut(&str, super::LoopTime)) {
+    for (index, time) in sample.loops.iter().enumerate() {
+        if let Some(time) = time {
+            tell(&index.to_string(), *time);
+        }
+    }
+}
+
+fn each_app(sample: &Sample<'_>, points: &mut Points, read: fn(&App) -> u64) {
+    for app in &sample.status.apps {
+        points.whole(&[("app", &app.name)], read(app));
+    }
+}
+
+/// Reads what one loop counts for an app.
+type OfApp = fn(&AppCounters) -> u64;
+
+/// Points of an app that its loops count, with the values of one more label; of those that nothing was counted for, too.
+fn each_app_counter(sample: &Sample<'_>, points: &mut Points, label: &'static str, values: &[(&str, OfApp)]) {
+    for (app, index) in sample.metrics.names().apps.iter().zip(0..) {
+        for (value, read) in values {
+            points.whole(&[("app", app), (label, value)], sample.metrics.of_app(index, *read));
+        }
+    }
+}
+
+/// What of the workers of one place is told, where one replaces the other.
+type Fold = fn(&[u64]) -> u64;
+
+const SUM: Fold = |values| values.iter().sum();
+const MOST: Fold = |values| values.iter().copied().max().unwrap_or(0);
+
+/// One point for each place.
+fn each_place(sample: &Sample<'_>, points: &mut Points, fold: Fold, read: fn(&Worker) -> Option<u64>) {
+    places(sample, |app, place, workers| {
+        let values: Vec<u64> = workers.iter().filter_map(|worker| read(worker)).collect();
+        if !values.is_empty() {
+            points.whole(&[("app", app), ("worker", place)], fold(&values));
+        }
+    });
+}
+
+/// Calls back for each place with its app, its number and its workers.
+fn places(sample: &Sample<'_>, mut tell: impl FnMut(&str, &str, &[&Worker])) {
+    for app in &sample.status.apps {
+        let mut places: BTreeMap<u32, Vec<&Worker>> = BTreeMap::new();
+        app.workers.iter().for_each(|worker| places.entry(worker.id).or_default().push(worker));
+        places.iter().for_each(|(place, workers)| tell(&app.name, &place.to_string(), workers));
+    }
+}
+
+/// Calls back for each series with its app, its route and its number.
+fn each_series(sample: &Sample<'_>, mut tell: impl FnMut(&str, &str, u16)) {
+    let names = sample.metrics.names();
+    for (series, index) in names.series.iter().zip(0..) {
+        let app = series.app.and_then(|app| names.apps.get(usize::from(app)));
+        tell(app.map_or("", String::as_str), &series.route, index);
+    }
+}

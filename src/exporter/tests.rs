@@ -1,0 +1,240 @@
+//! What is exported, in each form, and that the documents about it are true.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use super::*;
+use crate::config::Statsd;
+use crate::control::status;
+
+/// A sample with something of everything: a loop that has answered requests of every kind.
+fn with_sample<T>(bungate: bool, read: impl FnOnce(&Sample<'_>) -> T) -> T {
+    let metrics = Metrics::new(2);
+    let app = metrics.app("web");
+    let series = metrics.series(Some(app), "");
+    let counters = metrics.of_loop(1);
+    let web = counters.of_series(series);
+    for (status, millis) in [(200, 3), (200, 5), (404, 5), (502, 700), (504, 60_000)] {
+        web.ended(status);
+        web.took.record(millis * 1_000_000);
+    }
+    web.at_once.add(4);
+    counters.of_series(crate::metrics::series::OWN).ended(400);
+    let of_app = counters.app(app);
+    of_app.queue_full.add(2);
+    of_app.retries[0].add(1);
+    of_app.waited.record(20_000_000);
+    counters.bytes_sent.add(1234);
+    let mut status = status::sample();
+    status.apps[0].workers[0].health = Some(status::Health { healthy: true, failures: 3, reason: None });
+    status.apps[0].workers[0].ejections = Some(1);
+    let time = LoopTime { used: Duration::from_millis(1500), busy: 0.25 };
+    let sample = Sample { status: &status, metrics: &metrics, loops: vec![None, Some(time)], started: 1.5e9, bungate };
+    read(&sample)
+}
+
+#[test]
+fn the_classic_text_is_as_scrapers_read_it() {
+    let text = with_sample(false, text::classic);
+    for line in [
+        "# TYPE http_server_requests_total counter",
+        "http_server_requests_total{code=\"400\"} 1",
+        "http_server_requests_total{app=\"web\",code=\"200\"} 2",
+        "# TYPE http_server_request_duration_seconds histogram",
+        "http_server_request_duration_seconds_bucket{app=\"web\",le=\"0.0025\"} 0",
+        "http_server_request_duration_seconds_bucket{app=\"web\",le=\"0.005\"} 3",
+        "http_server_request_duration_seconds_bucket{app=\"web\",le=\"1.0\"} 4",
+        "http_server_request_duration_seconds_bucket{app=\"web\",le=\"30.0\"} 4",
+        "http_server_request_duration_seconds_bucket{app=\"web\",le=\"+Inf\"} 5",
+        "http_server_request_duration_seconds_sum{app=\"web\"} 60.713",
+        "http_server_request_duration_seconds_count{app=\"web\"} 5",
+        "# TYPE production_server_build_info gauge",
+        "production_server_build_info{version=\"0.1.0\",backend=\"epoll\"} 1",
+        "production_server_loop_busy_ratio{loop=\"1\"} 0.25",
+        "production_server_bytes_sent_total 1234",
+        "production_server_app_state{app=\"web\",state=\"running\"} 1",
+        "production_server_app_state{app=\"web\",state=\"failed\"} 0",
+        "production_server_queue_duration_seconds_bucket{app=\"web\",le=\"0.001\"} 4",
+        "production_server_queue_duration_seconds_count{app=\"web\"} 5",
+        "production_server_queue_rejected_total{app=\"web\",reason=\"full\"} 2",
+        "production_server_queue_rejected_total{app=\"web\",reason=\"hold\"} 0",
+        "production_server_retries_total{app=\"web\",reason=\"declined\"} 1",
+        "production_server_workers{app=\"web\",state=\"running\"} 2",
+        "production_server_worker_exits_total{app=\"web\",reason=\"crash\"} 1",
+        "production_server_worker_memory_bytes{app=\"web\",worker=\"1\"} 26214400",
+    ] {
+        assert!(text.lines().any(|own| own == line), "{line} is missing:\n{text}");
+    }
+    assert!(!text.contains("bungate_") && !text.contains("# EOF") && !text.contains("# UNIT"));
+}
+
+#[test]
+fn open_metrics_names_families_without_what_their_samples_add() {
+    let text = with_sample(true, text::open);
+    for part in [
+        "# TYPE http_server_requests counter\n",
+        "\nhttp_server_requests_total{app=\"web\",code=\"404\"} 1\n",
+        "# TYPE http_server_request_duration_seconds histogram\n# UNIT http_server_request_duration_seconds seconds\n",
+        "# TYPE production_server_build info\n",
+        "\nproduction_server_build_info{version=",
+        "# TYPE production_server_bytes_sent counter\n",
+        "# TYPE bungate_workers_total unknown\n",
+        "# TYPE bungate_requests counter\n",
+        "\nbungate_requests_total 6\n",
+    ] {
+        assert!(text.contains(part), "{part} is missing:\n{text}");
+    }
+    assert!(text.ends_with("\n# EOF\n"));
+}
+
+#[test]
+fn names_and_labels_follow_the_conventions() {
+    let mut names = BTreeSet::new();
+    for family in families::ALL.iter().flat_map(|group| group.1) {
+        let name = family.name;
+        assert!(names.insert(name), "{name} twice");
+        let prefixes: &[&str] = if family.bungate { &["bungate_"] } else { &["http_server_", "production_server_"] };
+        assert!(prefixes.iter().any(|prefix| name.starts_with(prefix)), "{name}");
+        let ends_well = family.bungate || name.ends_with("_total") == (family.kind == Kind::Counter);
+        assert!(ends_well && name.ends_with("_info") == (family.kind == Kind::Info), "{name}");
+        assert!(family.kind != Kind::Histogram || family.unit() == "seconds", "{name}");
+        assert!(family.help.ends_with('.') && !family.help.contains('\n'), "{name}: {}", family.help);
+        assert!(!family.labels.iter().any(|label| ["le", "job", "instance"].contains(label)), "{name}");
+    }
+    with_sample(true, |sample| {
+        for (family, points) in collect(sample) {
+            for point in points {
+                assert!(
+                    point.labels.iter().all(|(label, _)| family.labels.contains(label)),
+                    "{}: {point:?}",
+                    family.name
+                );
+            }
+        }
+    });
+    let told = with_sample(true, |sample| collect(sample).len());
+    assert_eq!(told, names.len(), "the sample has points of every metric");
+}
+
+#[test]
+fn statsd_gets_what_came_since_the_last_time() {
+    let mut form = Statsd { datadog: false, prefix: "site1.".to_owned(), tags: Vec::new(), interval: Duration::ZERO };
+    let mut before = push::Before::default();
+    let lines = |datagrams: Vec<String>| -> Vec<String> {
+        assert!(datagrams.iter().all(|datagram| datagram.len() <= 1432 && !datagram.ends_with('\n')));
+        datagrams.iter().flat_map(|datagram| datagram.lines()).map(str::to_owned).collect()
+    };
+    let first = lines(with_sample(false, |sample| push::statsd(sample, &form, &mut before)));
+    for line in [
+        "site1.http_server_requests_total.web.200:2|c",
+        "site1.http_server_requests_total.400:1|c",
+        "site1.http_server_request_duration_seconds.web.count:5|c",
+        "site1.production_server_queue_depth.web:3|g",
+        "site1.production_server_loop_busy_ratio.1:0.25|g",
+    ] {
+        assert!(first.iter().any(|own| own == line), "{line} is missing: {first:#?}");
+    }
+    assert!(first.iter().any(|line| line.starts_with("site1.http_server_request_duration_seconds.web.p50:0.005")));
+    let second = lines(with_sample(false, |sample| push::statsd(sample, &form, &mut before)));
+    assert!(!second.iter().any(|line| line.ends_with("|c")), "nothing has grown: {second:#?}");
+    assert!(second.iter().any(|line| line == "site1.production_server_queue_depth.web:3|g"));
+    (form.datadog, form.tags) = (true, vec!["env:prod".to_owned()]);
+    let tagged = lines(with_sample(false, |sample| push::statsd(sample, &form, &mut push::Before::default())));
+    let line = "site1.http_server_requests_total:2|c|#app:web,code:200,env:prod";
+    assert!(tagged.iter().any(|own| own == line), "{line} is missing: {tagged:#?}");
+}
+
+#[test]
+fn cloudwatch_gets_one_document_for_each_set_of_labels() {
+    let mut before = push::Before::default();
+    let lines = with_sample(false, |sample| push::cloudwatch(sample, "site", 1_700_000_000_123, &mut before));
+    let documents: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for document in &documents {
+        let described = &document["_aws"]["CloudWatchMetrics"][0];
+        assert_eq!(
+            (&document["_aws"]["Timestamp"], &described["Namespace"]),
+            (&1_700_000_000_123_u64.into(), &"site".into())
+        );
+        for dimension in described["Dimensions"][0].as_array().unwrap() {
+            assert!(document[dimension.as_str().unwrap()].is_string(), "{document}");
+        }
+        let metrics = described["Metrics"].as_array().unwrap();
+        assert!(!metrics.is_empty() && metrics.len() <= 100);
+        for metric in metrics {
+            assert!(document[metric["Name"].as_str().unwrap()].is_number(), "{metric} in {document}");
+        }
+    }
+    let of_web = documents.iter().find(|document| {
+        document["app"] == "web"
+            && document["_aws"]["CloudWatchMetrics"][0]["Dimensions"][0] == serde_json::json!(["app"])
+    });
+    let of_web = of_web.unwrap();
+    assert_eq!(
+        (&of_web["production_server_queue_depth"], &of_web["http_server_request_duration_seconds_count"]),
+        (&3.0.into(), &5.0.into())
+    );
+}
+
+#[test]
+fn readiness_names_what_is_missing() {
+    with_sample(false, |sample| {
+        let (status, text) = health::tell(&health::ready(sample, false), false);
+        assert_eq!((status, text.as_str()), (200, "ok\n"));
+        let (status, text) = health::tell(&health::ready(sample, true), true);
+        assert_eq!((status, text.as_str()), (503, "[-] listeners: the server stops\n[+] app web: ok\nfailed\n"));
+        let mut unready = sample.status.clone();
+        unready.apps[0].workers_ready = 0;
+        let sample = Sample { status: &unready, loops: Vec::new(), ..*sample };
+        let (status, text) = health::tell(&health::ready(&sample, false), false);
+        assert_eq!((status, text.as_str()), (503, "[-] app web: no worker is ready\nfailed\n"));
+    });
+    let (status, text) = health::tell(&health::live(&[true, false]), true);
+    assert_eq!(
+        (status, text.as_str()),
+        (503, "[+] loop 0: ok\n[-] loop 1: it has not turned within a second\nfailed\n")
+    );
+}
+
+/// A file beside the sources, which `UPDATE_REPORTS=1` writes anew.
+fn must_be(path: &str, expected: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    if std::env::var_os("UPDATE_REPORTS").is_some() {
+        std::fs::write(&path, expected).unwrap();
+    }
+    let written = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(written == expected, "{} is stale: run this test with UPDATE_REPORTS=1", path.display());
+}
+
+#[test]
+fn the_document_about_metrics_is_up_to_date() {
+    must_be("docs/metrics.md", &manual::manual());
+}
+
+#[test]
+fn the_dashboard_shows_metrics_that_there_are() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/grafana.json");
+    let text = std::fs::read_to_string(path).unwrap();
+    let dashboard: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let panels = dashboard["panels"].as_array().unwrap();
+    let queries = panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
+    let mut shown = BTreeSet::new();
+    for query in queries {
+        let expression = query["expr"].as_str().unwrap();
+        let words = expression.split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_');
+        for word in words.filter(|word| word.starts_with("http_server_") || word.starts_with("production_server_")) {
+            let known = families::ALL.iter().flat_map(|group| group.1).find(|family| {
+                let parts: &[&str] =
+                    if family.kind == Kind::Histogram { &["_bucket", "_sum", "_count"] } else { &[""] };
+                parts.iter().any(|part| word.strip_suffix(part) == Some(family.name))
+            });
+            let family = known.unwrap_or_else(|| panic!("{word} of the dashboard is not exported: {expression}"));
+            for label in ["app", "code", "reason", "state", "worker", "loop", "route", "le"] {
+                let by = format!("by ({label}");
+                let exists = family.labels.contains(&label) || (label == "le" && family.kind == Kind::Histogram);
+                assert!(exists || !expression.contains(&by), "{word} has no label {label}: {expression}");
+            }
+            shown.insert(family.name);
+        }
+    }
+    assert!(shown.len() >= 20, "the dashboard shows {} metrics", shown.len());
+}

@@ -1,0 +1,32 @@
+//! What is counted of the workers of one app, by this server or by those before it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// See the module. It only grows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Lives {
+    /// Workers that were started.
+    pub starts: u64,
+    /// Those of them that came in the place of another.
+    pub replaced: u64,
+    /// Those that ended unasked.
+    pub crashes: u64,
+    /// Those that have ended, by why.
+    pub exits: BTreeMap<String, u64>,
+    /// Requests by the number of the place whose workers had them.
+    pub places: BTreeMap<u32, u64>,
+}
+
+impl Lives {
+    /// Adds what another server has counted.
+    pub fn add(&mut self, other: &Lives) {
+        self.starts += other.starts;
+        self.replaced += other.replaced;
+        self.crashes += other.crashes;
+        other.exits.iter().for_each(|(why, count)| *self.exits.entry(why.clone()).or_default() += count);
+        other.places.iter().for_each(|(place, count)| *self.places.entry(*place).or_default() += count);
+    }
+}

@@ -1,0 +1,132 @@
+//! What is counted of workers' lives: starts, ends by reason, and the requests of those that are gone.
+
+use crate::control::status;
+use crate::fleet::Ending;
+use crate::metrics::lives::Lives;
+
+/// Why workers end, in the words of labels.
+const REASONS: &[&str] = &[
+    "requests",
+    "lifetime",
+    "memory",
+    "reloads",
+    "deploy",
+    "deploy_aborted",
+    "scale_down",
+    "leaving",
+    "exit",
+    "crash",
+    "not_ready",
+    "unreachable",
+    "displaced",
+    "deadline",
+    "watchdog",
+    "health",
+    "shutdown",
+];
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    own: Lives,
+    /// What the servers before this one have counted.
+    before: Lives,
+}
+
+impl Tally {
+    /// A worker was started in that place.
+    pub fn started(&mut self, place: u32) {
+        self.own.starts += 1;
+        self.own.replaced += u64::from(self.own.places.contains_key(&place));
+        self.own.places.entry(place).or_default();
+    }
+
+    /// A worker has ended that had that place, and requests that ran.
+    pub fn ended(&mut self, place: u32, ending: Option<Ending>, crash: bool, requests: u64) {
+        *self.own.exits.entry(reason(ending, crash).to_owned()).or_default() += 1;
+        self.own.crashes += u64::from(crash);
+        *self.own.places.entry(place).or_default() += requests;
+    }
+
+    /// What the servers before this one have counted; replaces what was said before.
+    pub fn inherit(&mut self, before: Lives) {
+        self.before = before;
+    }
+
+    /// All that was counted.
+    pub fn all(&self) -> Lives {
+        let mut all = self.before.clone();
+        all.add(&self.own);
+        all
+    }
+
+    /// For the status document: with each reason that there is, so that those which never came can be told, too.
+    pub fn told(&self) -> status::Lives {
+        let Lives { starts, replaced, crashes, mut exits, .. } = self.all();
+        for reason in REASONS {
+            exits.entry((*reason).to_owned()).or_default();
+        }
+        status::Lives { starts, replaced, crashes, exits }
+    }
+
+    /// The requests of those that have left a place.
+    pub fn requests_before(&self, place: u32) -> u64 {
+        [&self.own, &self.before].iter().filter_map(|lives| lives.places.get(&place)).sum()
+    }
+}
+
+fn reason(ending: Option<Ending>, crash: bool) -> &'static str {
+    match ending {
+        None if crash => "crash",
+        None => "exit",
+        Some(Ending::Requests(_)) => "requests",
+        Some(Ending::Lifetime(_)) => "lifetime",
+        Some(Ending::Memory(_)) => "memory",
+        Some(Ending::Reloads(_)) => "reloads",
+        Some(Ending::Deploy) => "deploy",
+        Some(Ending::Aborted) => "deploy_aborted",
+        Some(Ending::ScaledDown) => "scale_down",
+        Some(Ending::Leaving) => "leaving",
+        Some(Ending::NotReady) => "not_ready",
+        Some(Ending::Unreachable) => "unreachable",
+        Some(Ending::Displaced) => "displaced",
+        Some(Ending::Deadline(_)) => "deadline",
+        Some(Ending::Watchdog(_)) => "watchdog",
+        Some(Ending::Health) => "health",
+        Some(Ending::Shutdown) => "shutdown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_end_has_its_reason_and_a_place_keeps_its_requests() {
+        let mut tally = Tally::default();
+        let endings =
+            [None, Some(Ending::Requests(7)), Some(Ending::Deploy), Some(Ending::Health), Some(Ending::Shutdown)];
+        for (index, ending) in endings.into_iter().enumerate() {
+            tally.started(1);
+            tally.ended(1, ending, index == 0, 10);
+        }
+        tally.started(2);
+        tally.ended(2, None, false, 1);
+        let told = tally.told();
+        assert_eq!((told.starts, told.replaced, told.crashes), (6, 4, 1));
+        assert_eq!((tally.requests_before(1), tally.requests_before(2), tally.requests_before(3)), (50, 1, 0));
+        let exits = told.exits;
+        assert_eq!(exits.len(), REASONS.len());
+        assert_eq!(exits.values().sum::<u64>(), 6);
+        assert_eq!((exits["crash"], exits["exit"], exits["health"], exits["memory"]), (1, 1, 1, 0));
+
+        let mut next = Tally::default();
+        next.inherit(tally.all());
+        next.started(1);
+        next.ended(1, Some(Ending::Deploy), false, 7);
+        next.inherit(tally.all());
+        let told = next.told();
+        assert_eq!((told.starts, told.replaced, told.crashes, told.exits["deploy"]), (7, 4, 1, 2));
+        assert_eq!((next.requests_before(1), next.requests_before(2)), (57, 1));
+    }
+}
