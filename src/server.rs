@@ -283,8 +283,8 @@ impl Listening {
         let (count, admin) = (self.sockets.len(), self.admin);
         let own = if count <= loops { index % count..index % count + 1 } else { index..count };
         let setup = |socket: &OwnedFd| {
-            let (descriptor, front) = (socket.try_clone()?, front.clone());
-            Ok(ListenerSetup { id: self.id, descriptor, port, scheme: Scheme::Http, admin, front })
+            let (id, descriptor, front) = (self.id, socket.try_clone()?, front.clone());
+            Ok(ListenerSetup { id, descriptor, port, scheme: Scheme::Http, admin, front })
         };
         self.sockets[own].iter().step_by(loops).map(setup).collect()
     }
@@ -294,15 +294,15 @@ impl Listening {
 #[derive(Clone)]
 struct Place {
     id: u32,
-    admin: bool,
     asked: ListenAddress,
     address: ListenAddress,
+    admin: bool,
 }
 
 impl Place {
     fn of(listening: &Listening) -> Place {
         let Listening { id, asked, address, admin, .. } = listening;
-        Place { id: *id, admin: *admin, asked: asked.clone(), address: address.clone() }
+        Place { id: *id, asked: asked.clone(), address: address.clone(), admin: *admin }
     }
 }
 

@@ -358,14 +358,8 @@ fn listeners_come_and_go_between_two_turns() {
     let place = |port: u16| Place::Tcp(([127, 0, 0, 1], port).into());
     let open = |rig: &mut Rig, port: u16| {
         let descriptor = rig.world.listener(place(port)).unwrap();
-        let setup = ListenerSetup {
-            id: u32::from(port),
-            descriptor,
-            port,
-            scheme: Scheme::Http,
-            admin: false,
-            front: Default::default(),
-        };
+        let (id, front) = (u32::from(port), Default::default());
+        let setup = ListenerSetup { id, descriptor, port, scheme: Scheme::Http, admin: false, front };
         rig.postboxes.post(0, Message::Listen(vec![setup]));
         rig.turns();
     };

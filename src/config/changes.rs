@@ -68,7 +68,8 @@ impl Changes {
         let mut lines: Vec<String> = self.server.iter().map(ToString::to_string).collect();
         lines.extend(self.opened.iter().map(|listener| format!("listener {}: opened", listener.address)));
         lines.extend(self.closed.iter().map(|listener| format!("listener {}: closed", listener.address)));
-        let left = "what stands in front of it (needs a restart of the server; left as it was)";
+        let left =
+            "what stands in front of it (takes another process: left as it was until `production_server upgrade`)";
         lines.extend(self.fronts.iter().map(|listener| format!("listener {}: {left}", listener.address)));
         lines.extend(self.access.iter().map(|listener| format!("listener {}: mode and owner", listener.address)));
         lines.extend(self.routes.then(|| "routes: changed".to_owned()));
@@ -342,7 +343,7 @@ mod tests {
             format!("listen = [{}, {}]", one("1000"), one(listen))
         };
         let (old, new) = (load(&file("unix", "1001"), &[]), load(&file("loopback", "1002"), &[]));
-        let left = "listener 0.0.0.0:1000: what stands in front of it (needs a restart of the server; left as it was)";
+        let left = "listener 0.0.0.0:1000: what stands in front of it (takes another process: left as it was until `production_server upgrade`)";
         assert!(diff(&old, &new).lines().iter().any(|line| line == left), "{:?}", diff(&old, &new).lines());
         let mut config = new.config.clone();
         config.keep_from(&old.config);

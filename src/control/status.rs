@@ -460,9 +460,8 @@ pub(crate) fn sample() -> Status {
         control_socket: "/run/production_server/control.sock".to_owned(),
         counters: sample_counters(),
         log_lines_dropped: 0,
-        reload: None,
-        upgrade: None,
         apps: vec![app],
+        ..Status::default()
     }
 }
 

@@ -150,7 +150,11 @@ impl Reloader {
     fn changes(&self, loaded: &Loaded) -> Changes {
         let mut changes = config::diff(&self.current, loaded);
         changes.server.retain(|changed| changed.class != config::Reload::Restart);
-        changes.server.extend(config::diff(&self.started, loaded).left().cloned());
+        let since_start = config::diff(&self.started, loaded);
+        changes.server.extend(since_start.left().cloned());
+        let told = changes.fronts.clone();
+        let is_new = |listener: &Listener| told.iter().all(|other| other.address != listener.address);
+        changes.fronts.extend(since_start.fronts.into_iter().filter(is_new));
         changes
     }
 
@@ -174,8 +178,7 @@ impl Reloader {
             places.push(Place::of(&opened));
             listening.push(opened);
         }
-        let listens = places.iter().filter(|place| !place.admin).map(|place| place.address.clone());
-        config.server.listen = listens.collect();
+        config.server.listen = places.iter().filter(|place| !place.admin).map(|place| place.address.clone()).collect();
         let server = Arc::new(config.server.clone());
         let known = self.table.get();
         let stays = |name: &str| !changes.apps.iter().any(|(other, fate)| other == name && *fate == Fate::Replaced);

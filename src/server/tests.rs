@@ -111,7 +111,7 @@ fn nobody_gets_in_before_there_is_who_accepts() {
             let connected: Vec<TcpStream> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
             // Another test may have been given that port meanwhile.
             let Ok(listening) = listening else { return };
-            let listeners = (0..2).flat_map(|index| listening.of_loop(index, 2, &Arc::default()).unwrap());
+            let listeners = (0..2).flat_map(|index| listening.of_loop(index, 2, &Default::default()).unwrap());
             let listeners: Vec<TcpListener> = listeners.map(|setup| setup.descriptor.into()).collect();
             let accepted = listeners.iter().map(|listener| std::iter::from_fn(|| listener.accept().ok()).count());
             assert_eq!(accepted.sum::<usize>(), connected.len(), "round {round}");

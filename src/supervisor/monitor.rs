@@ -239,8 +239,8 @@ impl Supervisor {
 
     fn push(&mut self, sample: &Sample<'_>, millis: u64, which: Which, now: Instant) {
         let Some(monitor) = self.observed.as_mut().map(|observed| &mut observed.monitor) else { return };
-        let (settings, log) = (self.context.settings(), &self.context.log);
-        let settings = &settings.metrics;
+        let (all, log) = (self.context.settings(), &self.context.log);
+        let settings = &all.metrics;
         let wanted = |push: &&mut Push| which != Which::Due || push.next <= now;
         if let Some(push) = monitor.statsd.as_mut().filter(wanted) {
             let datagrams = push::statsd(sample, &settings.statsd_form, &mut push.before);

@@ -156,6 +156,7 @@ impl Supervisor {
             changed = outcome?;
             match changed.lines.len() {
                 0 => done.push("the configuration is as it was".to_owned()),
+                1 => done.push("1 change of the configuration".to_owned()),
                 count => done.push(format!("{count} changes of the configuration")),
             }
         }

@@ -35,12 +35,12 @@ pub struct About {
 pub(super) struct Observed {
     pub about: About,
     pub rates: Rates,
+    /// The last reload of the configuration.
+    pub reload: Option<status::Reload>,
     pub monitor: Monitor,
     pub heartbeat: Heartbeat,
     /// Lines of the log that nobody read of the servers before this one.
     pub dropped_before: u64,
-    /// The last reload of the configuration.
-    pub reload: Option<status::Reload>,
 }
 
 impl Observed {
