@@ -2,6 +2,7 @@
 //! and apps come, change and go while the server runs. The test plays the loops' part by hand.
 
 use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -400,5 +401,113 @@ fn an_app_takes_new_settings_over() {
     send_signal(victim, "KILL");
     until("it comes back as it was", || pids(&web).len() == 3 && !pids(&web).contains(&victim));
     assert!(request(&web, "/ping").ends_with("pong"));
+    server.stop();
+}
+
+/// Reads orders from a FIFO: a word that it says, or the code that it ends with.
+const SPEAKER: &str = r#"
+import os, socket, sys
+note = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+note.connect(os.environ["NOTIFY_SOCKET"])
+# Both ends: it never sees the end of a writer, and misses nothing between two.
+orders = os.fdopen(os.open(sys.argv[1], os.O_RDWR), "r")
+for order in iter(orders.readline, ""):
+    if order.startswith("exit "):
+        os.write(2, b"its last line")
+        os._exit(int(order[5:]))
+    note.send(order.strip().encode())
+"#;
+
+/// Gives an order to [`SPEAKER`], once there is one that takes it.
+fn say(orders: &Path, text: &str) {
+    let mut open = std::fs::OpenOptions::new();
+    open.write(true).custom_flags(libc::O_NONBLOCK);
+    let mut fifo = None;
+    until("there is a worker that takes orders", || {
+        fifo = open.open(orders).ok();
+        fifo.is_some()
+    });
+    fifo.unwrap().write_all(format!("{text}\n").as_bytes()).unwrap();
+}
+
+/// Waits for the end of a child, which is left as it is, and until the word of it has come.
+fn until_ended(child: u32) {
+    let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+    // SAFETY: the structure is zeroed, which is a valid value of it, and waitid fills it in; raise takes a plain number, and the signal
+    // has a handler, or means nothing.
+    unsafe {
+        assert_eq!(libc::waitid(libc::P_PID, child, info.as_mut_ptr(), libc::WEXITED | libc::WNOWAIT), 0);
+        assert_eq!(libc::raise(libc::SIGCHLD), 0);
+    }
+}
+
+#[test]
+fn what_a_worker_has_said_before_its_end_counts_though_its_end_is_seen_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let orders = folder.path().join("orders");
+    assert!(std::process::Command::new("mkfifo").arg(&orders).status().unwrap().success());
+    let mut one = app("web", 1);
+    one.command = config::Command::Argv([python(), "-c", SPEAKER, orders.to_str().unwrap()].map(Into::into).to_vec());
+    (one.ready.by, one.watchdog) = (config::ReadyBy::Notify, Some(DEADLINE));
+    // Where it listens is known: its word alone counts.
+    one.socket = config::WorkerSocket::Inherit;
+    let web = dispatch(&one);
+    let server = serve(vec![(WEB, one, web.clone())]);
+    let mut seen = Vec::new();
+    let mut next = || {
+        let mut pid = None;
+        until("there is another worker", || {
+            let workers = server.status_of("web")["workers"].as_array().cloned().unwrap_or_default();
+            let pids = workers.iter().filter_map(|worker| worker["pid"].as_u64());
+            pid = pids.map(|pid| pid as u32).find(|pid| !seen.contains(pid));
+            pid.is_some()
+        });
+        seen.extend(pid);
+        pid.unwrap()
+    };
+    // It speaks and ends while the supervisor does not get its turn, and in the next one both are there at once.
+    let ends = |child: u32, text: &'static str| {
+        let orders = orders.clone();
+        server.order(move |_| {
+            say(&orders, text);
+            until_ended(child);
+            String::new()
+        });
+        let ended = format!("pid={child} reason=");
+        let log = server.until_logged(&ended);
+        log.lines().find(|line| line.contains(&ended)).unwrap().to_owned()
+    };
+
+    // One that has served.
+    let child = next();
+    say(&orders, "READY=1");
+    until_ready(&web, 1);
+    let served = permit(&web);
+    assert!(web.release(served, Outcome::Answered, Instant::now(), 0).is_none());
+    let end = ends(child, "STOPPING=1\nexit 0");
+    assert!(end.contains("stops by itself"), "{end}");
+
+    // One that has not: it was ready, and that is no crash.
+    let end = ends(next(), "READY=1\nSTOPPING=1\nexit 0");
+    assert!(end.contains("ended by itself: code 0"), "{end}");
+    let end = ends(next(), "READY=1\nWATCHDOG=trigger\nexit 0");
+    assert!(end.contains("watchdog: silent"), "{end}");
+
+    // One whose first answer is known only after it has said that it stops.
+    let child = next();
+    say(&orders, "READY=1");
+    until_ready(&web, 1);
+    let held = permit(&web);
+    say(&orders, "STOPPING=1");
+    let stands = || web.snapshot().workers.iter().any(|worker| worker.standing == Standing::Draining);
+    until("it is drained", stands);
+    assert!(web.release(held, Outcome::Answered, Instant::now(), 0).is_none());
+    let log = server.until_logged(&format!("pid={child} reason="));
+    assert_eq!(log.matches("stops by itself").count(), 2, "{log}");
+
+    // What it writes and says of a failure.
+    let end = ends(next(), "STATUS=no database\nexit 3");
+    let told = ["exit: code 3", "its last line", "no database"];
+    assert!(told.iter().all(|text| end.contains(text)), "{end}");
     server.stop();
 }

@@ -14,7 +14,8 @@
 //!
 //! `place.rs` has places and members, `replace.rs` what fills and replaces them, `revive.rs` what brings
 //! back those that were given up, `roll.rs` the rolling restart, `scale.rs` the automatic
-//! number of workers, `release.rs` the end of a pause, `joined.rs` those who come by themselves, `policy.rs` the delays between restarts.
+//! number of workers, `release.rs` the end of a pause, `joined.rs` those who come by themselves, `words.rs` what is heard after a worker's end, `policy.rs` the
+//! delays between restarts.
 
 mod joined;
 mod place;
@@ -26,6 +27,7 @@ mod roll;
 mod scale;
 #[cfg(test)]
 mod tests;
+mod words;
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -38,6 +40,7 @@ pub use release::Release;
 use revive::Revival;
 pub use roll::{Roll, RollEnd, RollReport};
 pub use scale::{Load, SAMPLE, Scaler};
+pub use words::Word;
 
 /// From TERM to KILL for a worker that was drained or does not answer.
 pub const TERM_GRACE: Duration = Duration::from_secs(5);
@@ -565,6 +568,7 @@ impl Fleet {
             return;
         };
         if !proven {
+            member.leaves = true;
             member.phase = Phase::Draining { deadline };
             return machine.drain(name, now);
         }

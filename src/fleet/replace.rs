@@ -127,6 +127,7 @@ impl Fleet {
                     limit,
                     reloads: 0,
                     due: None,
+                    leaves: false,
                     ending: None,
                     expires: None,
                     burned: (Duration::ZERO, now),

@@ -120,9 +120,11 @@ impl AppEvents {
         fields.extend(code.as_ref().map(|code| ("code", code as &dyn Display)));
         fields.extend(signal.as_ref().map(|signal| ("signal", signal as &dyn Display)));
         fields.extend([("served", &exit.served as &dyn Display), ("lived", &lived)]);
-        if !exit.planned && !last.is_empty() {
-            fields.push(("last_stderr", &last));
-        }
+        let status = process.channel.as_ref().map_or("", |channel| &channel.status);
+        let why: [(&str, &dyn Display, bool); 2] =
+            [("last_status", &status, status.is_empty()), ("last_stderr", &last, last.is_empty())];
+        let why = why.into_iter().filter(|(.., empty)| !exit.planned && !empty);
+        fields.extend(why.map(|(name, value, _)| (name, value)));
         self.emit(level, "worker-exit", "worker ended", &fields);
     }
 

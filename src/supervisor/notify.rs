@@ -27,6 +27,9 @@ pub const DATAGRAM_LIMIT: usize = 4096;
 pub const STATUS_LIMIT: usize = 256;
 /// Datagrams read at a time; more are read in the next turn.
 const TURN_LIMIT: usize = 64;
+/// Such portions are read at most of what a worker has left behind: more than the kernel queues, unless net.unix.max_dgram_qlen (unix(7))
+/// was raised beyond all use.
+const LAST_TURNS: usize = 64;
 
 /// One thing that a worker says.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,14 +98,15 @@ impl NotifySocket {
         self.ignored
     }
 
-    /// Reads what has come and calls `each` for every message in it, in order. Never blocks.
-    pub fn read(&mut self, mut each: impl FnMut(Message)) {
+    /// Reads what has come, up to one turn's share, and calls `each` for every message in it, in order. Never blocks. True: there may be
+    /// more now.
+    pub fn read(&mut self, mut each: impl FnMut(Message)) -> bool {
         let mut buffer = [0; DATAGRAM_LIMIT];
         for _ in 0..TURN_LIMIT {
             match receive(&self.socket, &mut buffer) {
                 // No datagram, or an error that the next turn will have again, if it lasts.
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return,
+                Err(_) => return false,
                 Ok(datagram) => {
                     let ours = self.group.zip(datagram.sender).is_none_or(|(group, sender)| is_in(sender, group));
                     let text = buffer.get(..datagram.length).filter(|_| ours && !datagram.cut);
@@ -111,6 +115,16 @@ impl NotifySocket {
                         None => self.ignored += 1,
                     }
                 }
+            }
+        }
+        true
+    }
+
+    /// The worker is gone: takes what is left of what it has said, whoever else may still speak.
+    pub fn finish(&mut self, mut each: impl FnMut(Message)) {
+        for _ in 0..LAST_TURNS {
+            if !self.read(&mut each) {
+                break;
             }
         }
     }

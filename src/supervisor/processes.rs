@@ -6,6 +6,8 @@
 //! - A process that has ended is announced to the loops before anything else is done about it: they wait for that word
 //!   before they decide whether a request may be tried again.
 //! - A process group is killed before its leader is reaped, so that its number cannot be another's by then.
+//! - What a process had said, written and answered before its end counts, though its end is seen first: all of it is read before the end
+//!   is judged.
 
 use std::fmt::Display;
 use std::fs;
@@ -33,7 +35,7 @@ use super::upstreams::Listeners;
 use super::wake::{self, Ready};
 use crate::config::{self, ReadyBy};
 use crate::dispatch::{AppId, Dispatch, Moves, Target, WorkerId};
-use crate::fleet::{Ending, Event, Exit, Machine, Name, Start, Started};
+use crate::fleet::{Ending, Event, Exit, Machine, Name, Start, Started, Word};
 use crate::log::{Level, Stream, WorkerName};
 use crate::mailbox::Message;
 use crate::proc;
@@ -380,7 +382,6 @@ impl Processes {
     pub fn observe(&mut self, ready: &Ready, now: Instant) -> Vec<(Name, Observation)> {
         let mut seen = Vec::new();
         let waited_for = self.app.ready.by == ReadyBy::Notify;
-        let mut hung_up = Vec::new();
         let look_every = self.look_every();
         self.take_sights(&mut seen, now);
         for process in &mut self.workers {
@@ -389,29 +390,47 @@ impl Processes {
             let Channel { socket, watchdog, status } = channel;
             if ready.has(socket.descriptor()) {
                 socket.read(|message| {
-                    watchdog.take(&message, now);
-                    match message {
-                        notify::Message::Ready if waited_for => seen.push((process.name, Observation::Ready)),
-                        notify::Message::Stopping => seen.push((process.name, Observation::Leaves)),
-                        notify::Message::Status(text) => *status = text,
-                        _ => {}
-                    }
+                    let word = heard(message, watchdog, status, waited_for, now);
+                    seen.extend(word.map(|word| (process.name, word)));
                 });
             }
-            if watchdog.has_expired(now) {
-                let period = watchdog.period().unwrap_or_default();
-                *watchdog = Watchdog::new(None);
-                seen.push((process.name, Observation::Silent(period)));
-                hung_up.push((process.label.clone(), process.child.id(), period));
-            }
+            seen.extend(expired(watchdog, now).map(|silent| (process.name, silent)));
         }
-        for (label, pid, period) in hung_up {
-            let fields: [(&str, &dyn Display); 2] = [("worker", &label), ("pid", &pid)];
-            let message =
-                format!("the worker has not said WATCHDOG=1 for {} s, and is taken for stuck", period.as_secs_f32());
-            self.events.emit(Level::Error, "worker-silent", &message, &fields);
+        for (name, observation) in &seen {
+            self.tell_silence(*name, *observation);
         }
         seen
+    }
+
+    /// What a worker that is over had still said, in order: it counts, though its end was seen first. To be asked before it is reaped,
+    /// while the system still knows who it was that spoke.
+    pub fn last_words(&mut self, name: Name, now: Instant) -> Vec<Word> {
+        let waited_for = self.app.ready.by == ReadyBy::Notify;
+        let channel = self.process_mut(name).and_then(|process| process.channel.as_mut());
+        let Some(Channel { socket, watchdog, status }) = channel else { return Vec::new() };
+        let mut seen = Vec::new();
+        socket.finish(|message| seen.extend(heard(message, watchdog, status, waited_for, now)));
+        // Its watchdog is not asked: whoever has ended says nothing any more.
+        let words = seen.into_iter().filter_map(|observation| {
+            self.tell_silence(name, observation);
+            match observation {
+                Observation::Ready => Some(Word::Ready),
+                Observation::Leaves => Some(Word::Leaves),
+                Observation::Silent(period) => Some(Word::Stuck(Ending::Watchdog(period))),
+                Observation::Heavy(_) => None,
+            }
+        });
+        words.collect()
+    }
+
+    fn tell_silence(&mut self, name: Name, observation: Observation) {
+        let Observation::Silent(period) = observation else { return };
+        let Some(process) = self.workers.iter().find(|process| process.name == name) else { return };
+        let pid = process.child.id();
+        let fields: [(&str, &dyn Display); 2] = [("worker", &process.label), ("pid", &pid)];
+        let message =
+            format!("the worker has not said WATCHDOG=1 for {} s, and is taken for stuck", period.as_secs_f32());
+        self.events.emit(Level::Error, "worker-silent", &message, &fields);
     }
 
     /// How often a worker is looked at that is not ready yet.
@@ -497,6 +516,34 @@ impl Processes {
             last_lines.push(line);
         });
     }
+}
+
+/// What a worker's message is to the fleet.
+fn heard(
+    message: notify::Message,
+    watchdog: &mut Watchdog,
+    status: &mut String,
+    waited_for: bool,
+    now: Instant,
+) -> Option<Observation> {
+    watchdog.take(&message, now);
+    match message {
+        notify::Message::Ready if waited_for => Some(Observation::Ready),
+        notify::Message::Stopping => Some(Observation::Leaves),
+        notify::Message::WatchdogTrigger => expired(watchdog, now),
+        notify::Message::Status(text) => {
+            *status = text;
+            None
+        }
+        _ => None,
+    }
+}
+
+/// Whether its time is over, which is seen once.
+fn expired(watchdog: &mut Watchdog, now: Instant) -> Option<Observation> {
+    let period = watchdog.has_expired(now).then(|| watchdog.period().unwrap_or_default())?;
+    *watchdog = Watchdog::new(None);
+    Some(Observation::Silent(period))
 }
 
 /// A child with what it writes.

@@ -243,6 +243,8 @@ impl Unit {
     /// Waits for the processes that have ended; `child`: one of this process's children has.
     pub fn reap(&mut self, child: bool, now: Instant) {
         for name in self.processes.ended(child, now) {
+            let words = self.processes.last_words(name, now);
+            self.fleet.last_words(name, &words, now, &mut self.processes);
             let member = self.fleet.member(name);
             let (ending, ready_at) = member.map_or((None, None), |member| (member.ending(), member.ready_at));
             if let Some(exit) = self.processes.reap(name, ending, ready_at.is_some(), now) {

@@ -296,3 +296,65 @@ fn a_server_that_stops_tries_nothing_again() {
     scene.pass(SECOND * 600);
     assert!(scene.starting().is_empty() && scene.fleet.due().is_none());
 }
+
+#[test]
+fn what_a_worker_had_said_before_its_end_counts_as_if_it_had_been_heard_in_time() {
+    // It has served and leaves.
+    let mut scene = Scene::running(rule(), 1);
+    let leaver = scene.fleet.members()[0].name;
+    scene.paper.answered.insert(leaver);
+    scene.fleet.last_words(leaver, &[Word::Leaves], scene.now, &mut scene.paper);
+    assert_eq!(scene.exit(leaver, true), Some(Ending::Leaving));
+    assert_eq!(scene.starting().len(), 1, "filled at once");
+
+    // It is ready and ends: no crash, though again and again.
+    for _ in 0..20 {
+        while scene.starting().is_empty() {
+            scene.pass(SECOND);
+        }
+        let name = scene.starting()[0];
+        scene.fleet.last_words(name, &[Word::Ready, Word::Leaves], scene.now, &mut scene.paper);
+        assert!(scene.fleet.member(name).is_some_and(|member| member.ready_at.is_some()));
+        assert_eq!(scene.exit_cleanly(name, false), None, "it has not served");
+    }
+    assert!(!scene.paper.failed && !scene.paper.told.iter().any(|event| matches!(event, Event::GaveUp(..))));
+
+    // It is stuck.
+    while scene.starting().is_empty() {
+        scene.pass(SECOND);
+    }
+    let name = scene.starting()[0];
+    let stuck = Ending::Watchdog(SECOND);
+    scene.fleet.last_words(name, &[Word::Stuck(stuck)], scene.now, &mut scene.paper);
+    assert_eq!(scene.exit(name, false), Some(stuck));
+}
+
+#[test]
+fn whoever_leaves_and_has_served_by_its_end_left_by_itself() {
+    let mut scene = Scene::running(rule(), 1);
+    let leaver = scene.fleet.members()[0].name;
+    scene.fleet.leaving(leaver, scene.now, &mut scene.paper);
+    scene.tick();
+    assert_eq!(scene.starting(), [], "nothing is known of an answer yet");
+    scene.paper.answered.insert(leaver);
+    scene.fleet.last_words(leaver, &[], scene.now, &mut scene.paper);
+    assert_eq!(scene.exit(leaver, true), Some(Ending::Leaving));
+    assert_eq!(scene.starting().len(), 1);
+    let other = scene.starting()[0];
+    scene.ready(other);
+    scene.fleet.last_words(other, &[], scene.now, &mut scene.paper);
+    assert_eq!(scene.exit(other, true), None, "this one has said nothing");
+}
+
+#[test]
+fn nobody_makes_room_for_a_replacement_that_said_that_it_is_ready_and_has_ended() {
+    let mut scene = Scene::running(rule(), 1);
+    let old = scene.fleet.members()[0].name;
+    scene.fleet.replace(old, Ending::Memory(7));
+    scene.tick();
+    let new = scene.starting()[0];
+    scene.fleet.last_words(new, &[Word::Ready], scene.now, &mut scene.paper);
+    scene.exit_cleanly(new, false);
+    assert!(scene.paper.alive[&old] && scene.paper.drained.is_empty());
+    assert_eq!(scene.serving(), [(1, 1)]);
+}
