@@ -592,8 +592,7 @@ fn a_worker_that_refuses_connections_is_looked_at_and_replaced() {
     assert_eq!(server.until_ready(1)[0].id, worker.id, "it was there after all");
     let path = worker.target.address.as_pathname().unwrap();
     std::fs::remove_file(path).unwrap();
-    // One that nobody listens on any more.
-    drop(std::os::unix::net::UnixListener::bind(path).unwrap());
+    drop(UnixListener::bind(path).unwrap());
     lose(worker.id);
     server.until_logged("socket no longer accepts");
     assert_ne!(server.until_ready(1)[0].id, worker.id);
@@ -605,11 +604,12 @@ fn a_worker_that_refuses_connections_is_looked_at_and_replaced() {
 fn requests_that_wait_while_the_workers_idle_are_told_of() {
     let server = serve(settings(&[], 1));
     server.until_ready(1);
-    let (permit, waiting) = (server.permit(), server.acquire());
-    assert!(matches!(waiting, Acquire::Queued(_)));
+    let permit = server.permit();
+    let Acquire::Queued(ticket) = server.acquire() else { panic!("a worker is free") };
     let line = server.until_logged("requests wait for a worker while the workers use");
     assert!(line.contains("-c (it is 1)") && line.contains("-w (there are 1)"), "{line}");
-    let _ = server.dispatch.release(permit, Outcome::Unused, Instant::now(), 0).expect("somebody waits");
+    server.dispatch.cancel(ticket);
+    server.release(permit, Outcome::Unused);
     server.stop();
 }
 
