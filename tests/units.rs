@@ -436,7 +436,7 @@ fn until_ended(child: u32) {
     // SAFETY: the structure is zeroed, which is a valid value of it, and waitid fills it in; raise takes a plain number, and the signal
     // has a handler, or means nothing.
     unsafe {
-        assert_eq!(libc::waitid(libc::P_PID, child, info.as_mut_ptr(), libc::WEXITED | libc::WNOWAIT), 0);
+        assert_eq!(libc::waitid(libc::P_PID, child as libc::id_t, info.as_mut_ptr(), libc::WEXITED | libc::WNOWAIT), 0);
         assert_eq!(libc::raise(libc::SIGCHLD), 0);
     }
 }
