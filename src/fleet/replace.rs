@@ -13,6 +13,8 @@ use super::{Course, Ending, Event, Exit, Fleet, MEMORY_RETRY, Machine, Name, ROO
 pub(super) struct Wish {
     /// From then on.
     pub at: Instant,
+    /// It has waited since then, whatever all have to wait for as well.
+    since: Instant,
     /// Whom it is to replace, and why; `None`: the place is empty.
     instead_of: Option<(Name, Ending)>,
 }
@@ -50,12 +52,13 @@ impl Fleet {
             |next: &Name| planted::active(Bug::SecondReplacement) && !self.member(*next).is_some_and(Member::is_active);
         match (place.serving, place.next.filter(|next| !hasty(next))) {
             _ if place.given_up => None,
-            (None, _) => Some(Wish { at: place.start_at, instead_of: None }),
+            (None, _) => Some(Wish { at: place.start_at, since: place.start_at, instead_of: None }),
             (Some(name), None) => {
                 let member = self.member(name).filter(|member| member.is_active())?;
                 let (ending, at) = self.reason(member).filter(|(ending, _)| self.may_replace(*ending))?;
                 let next = if ending == Ending::Deploy { at } else { self.recycle_at };
-                Some(Wish { at: place.retry_at.max(at).max(next), instead_of: Some((name, ending)) })
+                let since = place.retry_at.max(at);
+                Some(Wish { at: since.max(next), since, instead_of: Some((name, ending)) })
             }
             (Some(_), Some(_)) => None,
         }
@@ -85,9 +88,9 @@ impl Fleet {
     /// Starts a worker for every place that has none and is due, and the replacements that are due, as many as may be on their way:
     /// those first that have waited longest.
     pub(super) fn fill_places(&mut self, now: Instant, machine: &mut impl Machine) {
-        let wishes = self.places.iter().filter_map(|place| Some((self.wish(place)?.at, place.number)));
-        let wishes = wishes.chain(self.attempt());
-        let mut waiting: Vec<(Instant, u32)> = wishes.filter(|(at, _)| *at <= now).collect();
+        let due = |place: &Place| self.wish(place).filter(|wish| wish.at <= now).map(|wish| (wish.since, place.number));
+        let wishes = self.places.iter().filter_map(due);
+        let mut waiting: Vec<(Instant, u32)> = wishes.chain(self.attempt().filter(|(at, _)| *at <= now)).collect();
         waiting.sort_unstable();
         for (_, number) in waiting {
             if !self.may_start() {

@@ -37,6 +37,27 @@ fn two_recycles_lie_a_start_up_apart() {
     assert_eq!((scene.starting().len(), scene.serving().len()), (0, 8));
 }
 
+/// Whoever has a low limit is due again as soon as it serves.
+#[test]
+fn who_is_due_for_longest_is_recycled_first() {
+    let mut scene = Scene::running(rule(), 3);
+    let first: Vec<Name> = scene.fleet.members().iter().map(|member| member.name).collect();
+    for _ in 0..5 {
+        let names: Vec<Name> = scene.fleet.members().iter().map(|member| member.name).collect();
+        names.iter().for_each(|name| scene.fleet.replace(*name, Ending::Requests(5)));
+        scene.tick();
+        scene.pass(SECOND * 3);
+        scene.ready_all();
+        scene.let_the_old_go();
+        scene.pass(SECOND * 2);
+        let names: Vec<Name> = scene.fleet.members().iter().map(|member| member.name).collect();
+        names.iter().for_each(|name| scene.fleet.replace(*name, Ending::Requests(5)));
+        scene.pass(SECOND);
+    }
+    let left: Vec<Name> = scene.fleet.members().iter().map(|member| member.name).collect();
+    assert!(first.iter().all(|name| !left.contains(name)), "{left:?}");
+}
+
 #[test]
 fn a_limit_of_requests_may_leave_a_worker_time_to_get_warm_and_other_limits_do_not() {
     let mut scene = Scene::running(Rule { requests_not_before: SECOND * 600, ..rule() }, 2);
