@@ -273,6 +273,11 @@ struct Listening {
 }
 
 impl Listening {
+    /// What stands in front of it: balancers and proxies stand in front of what is public.
+    fn front(&self, settings: &Settings) -> Front {
+        if self.admin { Front::default() } else { settings.front_at(&self.asked).clone() }
+    }
+
     /// The sockets of one of so many loops. There may be more of them than loops, or fewer, when they were inherited: each has at least
     /// one loop, and each loop at least one of them.
     fn of_loop(&self, index: usize, loops: usize, front: &Arc<Front>) -> io::Result<Vec<ListenerSetup>> {
@@ -297,12 +302,15 @@ struct Place {
     asked: ListenAddress,
     address: ListenAddress,
     admin: bool,
+    /// What stood in front of it as it was opened, which stays.
+    front: Front,
 }
 
 impl Place {
-    fn of(listening: &Listening) -> Place {
+    fn of(listening: &Listening, settings: &Settings) -> Place {
         let Listening { id, asked, address, admin, .. } = listening;
-        Place { id: *id, asked: asked.clone(), address: address.clone(), admin: *admin }
+        let (asked, address, front) = (asked.clone(), address.clone(), listening.front(settings));
+        Place { id: *id, asked, address, admin: *admin, front }
     }
 }
 

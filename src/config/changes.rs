@@ -44,7 +44,7 @@ pub struct Changes {
     pub closed: Vec<Listener>,
     /// Unix sockets that stay, and that others may connect to.
     pub access: Vec<Listener>,
-    /// Listeners that stay, and that something else is to stand in front of.
+    /// Listeners that stay, and that something else is to stand in front of than when they were opened: who has opened them knows.
     pub fronts: Vec<Listener>,
     /// Whether the routes are others.
     pub routes: bool,
@@ -104,12 +104,8 @@ pub fn diff(old: &Loaded, new: &Loaded) -> Changes {
     changes.opened = after.iter().filter(|listener| !same(listener, before)).cloned().collect();
     changes.closed = before.iter().filter(|listener| !same(listener, after)).cloned().collect();
     let earlier = |one: &Listener| before.iter().find(|other| other.address == one.address);
-    let others = |differs: fn(&Listener, &Listener) -> bool| {
-        let filter = |one: &&Listener| earlier(one).is_some_and(|other| differs(one, other));
-        after.iter().filter(filter).cloned().collect()
-    };
-    changes.access = others(|one, other| one.access != other.access);
-    changes.fronts = others(|one, other| one.front != other.front);
+    let admits_others = |one: &&Listener| earlier(one).is_some_and(|other| one.access != other.access);
+    changes.access = after.iter().filter(admits_others).cloned().collect();
     // Routes name apps by their index, which may be another although the app is the same.
     changes.routes = routes(&old.config) != routes(&new.config);
     for app in &old.config.apps {
@@ -215,9 +211,6 @@ impl Config {
         server.user.clone_from(&old.user);
         server.group.clone_from(&old.group);
         server.front.clone_from(&old.front);
-        // A listener that is opened has what is said of it now.
-        server.front_of.retain(|(address, _)| !old.listen.contains(address));
-        server.front_of.extend(old.front_of.iter().cloned());
     }
 }
 
@@ -334,23 +327,6 @@ mod tests {
                 |config: &Config| format!("{:?}", super::super::Settings { config: None, ..config.server.clone() });
             assert_eq!(warnings(&old), warnings(&new), "{}", place.path);
         }
-    }
-
-    #[test]
-    fn what_stands_in_front_of_a_listener_stays_until_a_restart() {
-        let file = |peers: &str, listen: &str| {
-            let one = |address: &str| format!("{{ address = \"{address}\", trusted_proxies = \"{peers}\" }}");
-            format!("listen = [{}, {}]", one("1000"), one(listen))
-        };
-        let (old, new) = (load(&file("unix", "1001"), &[]), load(&file("loopback", "1002"), &[]));
-        let left = "listener 0.0.0.0:1000: what stands in front of it (takes another process: left as it was until `production_server upgrade`)";
-        assert!(diff(&old, &new).lines().iter().any(|line| line == left), "{:?}", diff(&old, &new).lines());
-        let mut config = new.config.clone();
-        config.keep_from(&old.config);
-        let [stays, opened] = &config.server.listen[..] else { panic!("{:?}", config.server.listen) };
-        assert_eq!(config.server.front_at(stays), old.config.server.front_at(stays));
-        assert_eq!(config.server.front_at(opened), new.config.server.front_at(opened));
-        assert_ne!(config.server.front_at(opened), config.server.front_at(stays));
     }
 
     #[test]

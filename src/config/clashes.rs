@@ -107,7 +107,7 @@ pub(super) fn place(given: &Given) -> String {
 }
 
 /// Whether two addresses are one, or one of them takes the other's connections as well: `0.0.0.0:80` those to `127.0.0.1:80`.
-pub(super) fn cannot_both_listen(one: &ListenAddress, other: &ListenAddress) -> bool {
+pub fn cannot_both_listen(one: &ListenAddress, other: &ListenAddress) -> bool {
     match (one, other) {
         (ListenAddress::Tcp(one), ListenAddress::Tcp(other)) => {
             let all = one.ip().is_unspecified() || other.ip().is_unspecified();

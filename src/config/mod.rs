@@ -50,6 +50,7 @@ use std::time::Duration;
 
 pub use arguments::{Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
 pub use changes::{Changed, Changes, Fate, diff};
+pub use clashes::cannot_both_listen;
 pub use conformance::Conformance;
 pub use environment::{Environment, HANDOVER, Search};
 pub use file::{File, NAME as FILE_NAME, Text};

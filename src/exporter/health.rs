@@ -29,7 +29,8 @@ pub fn ready(sample: &Sample<'_>, leaving: bool) -> Vec<Check> {
     let status = sample.status;
     let stops = leaving || matches!(status.state, State::Draining | State::Stopping);
     let mut checks = vec![Check::new("listeners".to_owned(), stops.then_some("the server stops"))];
-    for app in &status.apps {
+    // What is removed and still ends is not to get any.
+    for app in status.apps.iter().filter(|app| stops || app.state != State::Stopping) {
         let fault = match app.state {
             State::Failed => Some("it has failed"),
             _ if app.workers_ready == 0 && app.workers_wanted > 0 => Some("no worker is ready"),

@@ -24,13 +24,13 @@ mod tests;
 
 use std::time::Duration;
 
-use crate::control::status::Status;
+use crate::control::status::{App, Status};
 use crate::metrics::Metrics;
 use crate::metrics::latency::Latencies;
 
 /// What is known at one moment.
 pub struct Sample<'a> {
-    /// What the supervisor knows.
+    /// What the supervisor knows; each app's name comes once, see [`united`].
     pub status: &'a Status,
     /// What the loops have counted.
     pub metrics: &'a Metrics,
@@ -141,6 +141,39 @@ impl Points {
     fn times(&mut self, labels: &[(&'static str, &str)], value: Latencies) {
         self.add(labels, Value::Times(Box::new(value)));
     }
+}
+
+/// With one app for each name, as a series needs it: one that is removed and still ends is told with the one of its name that has come
+/// after it.
+pub fn united(mut status: Status) -> Status {
+    let mut apps: Vec<App> = Vec::with_capacity(status.apps.len());
+    for app in status.apps {
+        match apps.iter_mut().find(|known| known.name == app.name) {
+            Some(known) => {
+                let older = std::mem::replace(known, app);
+                add(known, older);
+            }
+            None => apps.push(app),
+        }
+    }
+    status.apps = apps;
+    status
+}
+
+/// Adds what an older app of the same name still has, and what was counted of it.
+fn add(app: &mut App, older: App) {
+    app.queue.depth += older.queue.depth;
+    app.lives.starts += older.lives.starts;
+    app.lives.replaced += older.lives.replaced;
+    app.lives.crashes += older.lives.crashes;
+    older.lives.exits.into_iter().for_each(|(why, count)| *app.lives.exits.entry(why).or_default() += count);
+    // Of those in one place the one with the most counts for all.
+    for worker in &mut app.workers {
+        let before =
+            older.workers.iter().filter(|older| older.id == worker.id).map(|older| older.requests_before).max();
+        worker.requests_before += before.unwrap_or(0);
+    }
+    app.workers.extend(older.workers);
 }
 
 /// Every metric that a sample has points of, with these.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::*;
 use crate::config::Statsd;
-use crate::control::status;
+use crate::control::status::{self, State};
 
 /// A sample with something of everything: a loop that has answered requests of every kind.
 fn with_sample<T>(bungate: bool, read: impl FnOnce(&Sample<'_>) -> T) -> T {
@@ -193,6 +193,55 @@ fn readiness_names_what_is_missing() {
         (status, text.as_str()),
         (503, "[+] loop 0: ok\n[-] loop 1: it has not turned within a second\nfailed\n")
     );
+}
+
+#[test]
+fn an_app_that_ends_is_not_looked_at_for_readiness() {
+    with_sample(false, |sample| {
+        let mut status = sample.status.clone();
+        let gone = App { name: "gone".to_owned(), state: State::Stopping, workers_ready: 0, ..status.apps[0].clone() };
+        status.apps.push(gone);
+        let text = |status: &Status, leaving| {
+            let sample = Sample { status, loops: Vec::new(), ..*sample };
+            health::tell(&health::ready(&sample, leaving), true)
+        };
+        assert_eq!(text(&status, false), (200, "[+] listeners: ok\n[+] app web: ok\nok\n".to_owned()));
+        // Where all of them do, the server stops.
+        assert_eq!(text(&status, true).0, 503);
+        assert!(text(&status, true).1.contains("app gone: no worker is ready"));
+    });
+}
+
+#[test]
+fn an_app_and_an_older_one_of_its_name_are_told_as_one() {
+    with_sample(false, |sample| {
+        let mut status = sample.status.clone();
+        let mut older = App { state: State::Stopping, ..status.apps[0].clone() };
+        older.workers.push(status::Worker { id: 9, requests: 7, ..older.workers[0].clone() });
+        status.apps.insert(0, older);
+        let of_one = text::classic(sample);
+        let both = text::classic(&Sample { status: &united(status), loops: sample.loops.clone(), ..*sample });
+        let value = |text: &str, name: &str| {
+            let found: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix(name)).collect();
+            assert_eq!(found.len(), 1, "{name}: {found:?}");
+            found[0].trim().parse::<u64>().unwrap()
+        };
+        let before = sample.status.apps[0].workers[0].requests_before;
+        for (name, expected) in [
+            ("queue_depth{app=\"web\"}", 2 * value(&of_one, "production_server_queue_depth{app=\"web\"}")),
+            ("queue_limit{app=\"web\"}", value(&of_one, "production_server_queue_limit{app=\"web\"}")),
+            ("app_state{app=\"web\",state=\"running\"}", 1),
+            ("worker_starts_total{app=\"web\"}", 2 * sample.status.apps[0].lives.starts),
+            ("worker_exits_total{app=\"web\",reason=\"crash\"}", 2),
+            ("worker_requests_total{app=\"web\",worker=\"9\"}", before + 7),
+            (
+                "worker_requests_total{app=\"web\",worker=\"1\"}",
+                2 * value(&of_one, "production_server_worker_requests_total{app=\"web\",worker=\"1\"}"),
+            ),
+        ] {
+            assert_eq!(value(&both, &format!("production_server_{name}")), expected, "{name}\n{both}");
+        }
+    });
 }
 
 /// A file beside the sources, which `UPDATE_REPORTS=1` writes anew.

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::apps::{App, AppTable};
 use crate::backends::{Backend, Bell, Options};
 use crate::buffers::block::{Budget, Pool};
-use crate::config::{Front, Pin, Settings};
+use crate::config::{Pin, Settings};
 use crate::event_loop::{ADMIN_PLACES, Shared};
 use crate::log::{Level, Log};
 use crate::mailbox::{Mailbox, Message, Postboxes, mailbox};
@@ -140,11 +140,8 @@ impl LoopSet {
 pub(super) fn share_out(listeners: &[Listening], settings: &Settings) -> Result<Vec<Vec<ListenerSetup>>, StartError> {
     let loops = settings.loops;
     let of_loop = |index| -> io::Result<Vec<ListenerSetup>> {
-        let setups = listeners.iter().map(|listening| {
-            // Balancers and proxies stand in front of what is public.
-            let front = if listening.admin { Front::default() } else { settings.front_at(&listening.asked).clone() };
-            listening.of_loop(index, loops, &Arc::new(front))
-        });
+        let setups =
+            listeners.iter().map(|listening| listening.of_loop(index, loops, &Arc::new(listening.front(settings))));
         let all: io::Result<Vec<_>> = setups.collect();
         all.map(|all| all.into_iter().flatten().collect())
     };

@@ -16,7 +16,7 @@ use super::unix::Owner;
 use super::{Listening, Place, descriptors, listen};
 use crate::apps::{App, AppTable};
 use crate::check;
-use crate::config::{self, Changes, Config, Fate, Inputs, ListenAddress, Listener, Loaded, Severity};
+use crate::config::{self, Changes, Config, Fate, Front, Inputs, ListenAddress, Listener, Loaded, Severity};
 use crate::dispatch::AppId;
 use crate::log::{Level, Log};
 use crate::mailbox::{Message, Postboxes};
@@ -43,6 +43,8 @@ pub(super) struct Reloader {
     config: Config,
     pub table: Current,
     places: Vec<Place>,
+    /// Those that are being closed, and may be wanted again.
+    closing: Vec<Place>,
     /// The next ids of an app and of a listener.
     next: (usize, u32),
     /// Sockets that a loop has room for, and listeners.
@@ -59,7 +61,7 @@ struct Plan {
     changes: Changes,
     table: Arc<AppTable>,
     places: Vec<Place>,
-    closed: Vec<u32>,
+    closed: Vec<Place>,
     opened: Vec<Held>,
     /// Listeners that were to be closed, and are wanted again.
     again: Vec<u32>,
@@ -83,8 +85,9 @@ impl Reloader {
             inputs,
             current: started.clone(),
             started,
+            places: listeners.iter().map(|listening| Place::of(listening, &config.server)).collect(),
+            closing: Vec::new(),
             config,
-            places: listeners.iter().map(Place::of).collect(),
             next: (table.apps.len(), listeners.len() as u32),
             room: (socket_room(&table, 0) + LATER_LINKS, sockets + LATER_LISTENERS),
             table: Current::new(table),
@@ -131,7 +134,10 @@ impl Reloader {
         }
         supervisor.hold(plan.opened, &plan.again);
         let rolls = supervisor.apply(prepared, now);
-        supervisor.close_listeners(&plan.closed, now);
+        let closed: Vec<u32> = plan.closed.iter().map(|place| place.id).collect();
+        supervisor.close_listeners(&closed, now);
+        self.closing.extend(plan.closed);
+        self.closing.retain(|place| supervisor.closing().any(|held| held.id == place.id));
         (self.config, self.places, self.next) = (plan.config, plan.places, plan.next);
         self.current = Arc::new(plan.loaded);
         self.await_loops(&table);
@@ -150,11 +156,12 @@ impl Reloader {
     fn changes(&self, loaded: &Loaded) -> Changes {
         let mut changes = config::diff(&self.current, loaded);
         changes.server.retain(|changed| changed.class != config::Reload::Restart);
-        let since_start = config::diff(&self.started, loaded);
-        changes.server.extend(since_start.left().cloned());
-        let told = changes.fronts.clone();
-        let is_new = |listener: &Listener| told.iter().all(|other| other.address != listener.address);
-        changes.fronts.extend(since_start.fronts.into_iter().filter(is_new));
+        changes.server.extend(config::diff(&self.started, loaded).left().cloned());
+        let is_other = |listener: &&Listener| {
+            let is_it = |place: &&Place| !place.admin && place.asked == listener.address;
+            self.places.iter().find(is_it).is_some_and(|place| place.front != listener.front)
+        };
+        changes.fronts = loaded.config.listeners.iter().filter(is_other).cloned().collect();
         changes
     }
 
@@ -167,18 +174,23 @@ impl Reloader {
         let mut next = self.next;
         let (mut listening, mut again) = (Vec::new(), Vec::new());
         for Listener { address: asked, .. } in &changes.opened {
-            if let Some(place) = returning(asked, supervisor) {
+            if let Some(other) = places.iter().find(|place| config::cannot_both_listen(asked, &place.address)) {
+                return Err(taken(asked, other));
+            }
+            if let Some(place) = self.returning(asked, config.server.front_at(asked), supervisor) {
                 again.push(place.id);
-                places.push(place);
+                places.push(place.clone());
                 continue;
             }
             let mut opened = self.open(&config, asked, supervisor)?;
             opened.id = next.1;
             next.1 += 1;
-            places.push(Place::of(&opened));
+            places.push(Place::of(&opened, &config.server));
             listening.push(opened);
         }
-        config.server.listen = places.iter().filter(|place| !place.admin).map(|place| place.address.clone()).collect();
+        let public = || places.iter().filter(|place| !place.admin);
+        config.server.listen = public().map(|place| place.address.clone()).collect();
+        config.server.front_of = public().map(|place| (place.asked.clone(), place.front.clone())).collect();
         let server = Arc::new(config.server.clone());
         let known = self.table.get();
         let stays = |name: &str| !changes.apps.iter().any(|(other, fate)| other == name && *fate == Fate::Replaced);
@@ -203,9 +215,18 @@ impl Reloader {
                 "the loops of this process have no room for the connections to so many workers; {UPGRADE} have it"
             ));
         }
-        let closed = gone.iter().map(|place| place.id).collect();
         let opened = listening.into_iter().map(Held::from).collect();
-        Ok(Plan { loaded, config, changes, table, places, closed, opened, again, for_loops, next })
+        Ok(Plan { loaded, config, changes, table, places, closed: gone, opened, again, for_loops, next })
+    }
+
+    /// A TCP listener of that address that was to be closed, still is open, and has that in front of it. Behind port 0 each is another.
+    fn returning(&self, asked: &ListenAddress, front: &Front, supervisor: &Supervisor) -> Option<&Place> {
+        let is_it = |place: &&Place| place.asked == *asked && place.address == *asked && place.front == *front;
+        let is_open = |place: &&Place| supervisor.closing().any(|held| held.id == place.id);
+        self.closing
+            .iter()
+            .find(|place| is_it(place) && is_open(place))
+            .filter(|_| matches!(asked, ListenAddress::Tcp(_)))
     }
 
     /// Opens a listener. On a port that this process listens on already, the look whether another program does must be left out.
@@ -254,12 +275,13 @@ fn shortage(config: &Config) -> Option<String> {
     (room < most).then_some(warning)
 }
 
-/// A TCP listener of that address that was to be closed, and still is open. Behind port 0 each is another.
-fn returning(asked: &ListenAddress, supervisor: &Supervisor) -> Option<Place> {
-    let ListenAddress::Tcp(address) = asked else { return None };
-    let name = asked.to_string();
-    let held = supervisor.closing().find(|held| held.asked == name).filter(|_| address.port() != 0)?;
-    Some(Place { id: held.id, asked: asked.clone(), address: asked.clone(), admin: false })
+/// Why nothing is opened where this server listens already: two sockets that share a port share its clients, too.
+fn taken(asked: &ListenAddress, other: &Place) -> String {
+    let (what, until) = match other.admin {
+        true => ("the admin listener", format!("; {UPGRADE} move it")),
+        false => ("a listener", String::new()),
+    };
+    format!("cannot listen on {asked}: {what} of this server has {}{until}", other.address)
 }
 
 /// Modes and owners of Unix sockets as they were, to be put back when something after them fails.

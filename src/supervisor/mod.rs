@@ -507,6 +507,10 @@ impl Supervisor {
         let Some(position) = self.units.iter().position(Unit::has_left) else { return };
         let mut unit = self.units.remove(position);
         unit.processes.events.emit(Level::Info, "app-removed", "the app is gone", &[]);
+        // What is told of the name goes on from there.
+        if let Some(other) = self.units.iter_mut().find(|other| other.name() == unit.name()) {
+            other.processes.tally.add(&unit.processes.tally);
+        }
         let answers = self.tickets.gone(unit.id(), unit.name());
         self.answer(answers);
         self.context.waker.wake();

@@ -16,7 +16,7 @@ use super::Supervisor;
 use super::heartbeat::turning;
 use crate::config::{self, CloudWatch};
 use crate::control::status::Status;
-use crate::exporter::{LoopTime, Sample, health, push, text};
+use crate::exporter::{LoopTime, Sample, health, push, text, united};
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
 use crate::mailbox::desk::{Desk, Document, Question, Reply};
@@ -198,7 +198,7 @@ impl Supervisor {
         let Some(observed) = &mut self.observed else { return };
         let (started, metrics) = (observed.about.started, observed.about.metrics.clone());
         let loops = observed.monitor.loop_times(&metrics, started, now);
-        let status = self.status_document(now);
+        let status = united(self.status_document(now));
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let sample = Sample {
             status: &status,

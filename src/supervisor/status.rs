@@ -90,7 +90,9 @@ impl Supervisor {
             pid: std::process::id(),
             uptime_seconds: about.map_or(0.0, |about| now.duration_since(about.started).as_secs_f64()),
             state: stops.unwrap_or_else(|| {
-                state_of_all(self.units.iter().zip(&apps).map(|(unit, app)| match app.state {
+                // What is removed says nothing of the server any more.
+                let stay = self.units.iter().zip(&apps).filter(|(unit, _)| unit.leaving.is_none());
+                state_of_all(stay.map(|(unit, app)| match app.state {
                     State::Failed if !unit.app().required => State::Running,
                     state => state,
                 }))
@@ -117,7 +119,10 @@ impl Supervisor {
     pub(super) fn account(&self) -> Account {
         let Some(observed) = &self.observed else { return Account::default() };
         let mut account = observed.about.metrics.account();
-        account.lives = self.units.iter().map(|unit| (unit.name().to_owned(), unit.lives())).collect();
+        // One that is removed and still ends may have the name of one that has come.
+        for unit in &self.units {
+            account.lives.entry(unit.name().to_owned()).or_default().add(&unit.lives());
+        }
         account.log_lines_dropped = self.log_lines_dropped();
         account
     }

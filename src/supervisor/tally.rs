@@ -53,6 +53,12 @@ impl Tally {
         self.before = before;
     }
 
+    /// Adds what was counted of an app that had the same name and is gone.
+    pub fn add(&mut self, other: &Tally) {
+        self.own.add(&other.own);
+        self.before.add(&other.before);
+    }
+
     /// All that was counted.
     pub fn all(&self) -> Lives {
         let mut all = self.before.clone();
@@ -128,5 +134,13 @@ mod tests {
         let told = next.told();
         assert_eq!((told.starts, told.replaced, told.crashes, told.exits["deploy"]), (7, 4, 1, 2));
         assert_eq!((next.requests_before(1), next.requests_before(2)), (57, 1));
+
+        // One of the same name goes on from where it is, and what the server before this one says last replaces what it said.
+        let mut again = Tally::default();
+        again.started(1);
+        again.add(&next);
+        assert_eq!((again.told().starts, again.requests_before(1)), (8, 57));
+        again.inherit(tally.all());
+        assert_eq!((again.told().starts, again.requests_before(1)), (8, 57));
     }
 }

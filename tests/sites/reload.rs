@@ -10,13 +10,16 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::*;
-use crate::support::{DEADLINE, Worker};
+use crate::support::{DEADLINE, Worker, exposition};
 
 on_every_backend! {
     a_wrong_configuration_changes_nothing,
     listeners_come_and_go,
     apps_come_change_and_go,
     an_app_may_be_replaced_by_another,
+    what_is_told_of_an_app_goes_on_when_it_comes_again,
+    what_stands_in_front_of_a_listener_comes_with_it,
+    the_admin_listener_stays_and_keeps_its_address,
     what_needs_another_process_is_named_and_left,
     nobody_notices_many_reloads,
 }
@@ -233,6 +236,126 @@ fn an_app_may_be_replaced_by_another(backend: &str) {
         assert_eq!(site.get("a.example", "/y"), (200, answer.to_owned()));
     }
     until("only the last one is left", || site.line.status()["apps"].as_array().unwrap().len() == 1);
+    site.line.stop();
+}
+
+/// A document of the server's own.
+fn document(address: SocketAddr, path: &str) -> (u16, String) {
+    let answer = Client::to(address).ask(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+    (answer.status, answer.text())
+}
+
+/// An app that is removed may be busy when another of its name comes: to those who watch, both are one.
+fn what_is_told_of_an_app_goes_on_when_it_comes_again(backend: &str) {
+    let site = Site::start(backend, WEB);
+    let address = site.line.server.address;
+    site.until_ready();
+    assert_eq!(site.get("a", "/x").0, 200);
+    let mut busy = site.client();
+    busy.send("GET /block HTTP/1.1\r\nHost: a\r\n\r\n");
+    until("it is busy", || site.app("web")["workers_busy"] == 1);
+    let drain = "restart = { drain = '20s' }\n";
+    let other = ["[apps.other]\n", &WEB["[apps.web]\n".len()..].replace("'web'", "'other'")].concat();
+    // Its requests run on, and the server is ready.
+    reloaded(&site, &[WEB, drain].concat());
+    reloaded(&site, &other);
+    assert_eq!(site.line.status()["state"], "running");
+    assert_eq!(document(address, "/readyz?verbose"), (200, "[+] listeners: ok\n[+] app other: ok\nok\n".to_owned()));
+    reloaded(&site, &[WEB.replace("'web'", "'again'").as_str(), drain].concat());
+    assert_eq!(site.get("a", "/x"), (200, "again /x".to_owned()));
+    assert_eq!(document(address, "/readyz").0, 200);
+    let scrape = || {
+        let (status, text) = document(address, "/metrics");
+        assert_eq!(status, 200);
+        let samples = exposition::read(&text, false);
+        [
+            "production_server_worker_starts_total{app=\"web\"}",
+            "production_server_app_state{app=\"web\",state=\"running\"}",
+        ]
+        .map(|name| samples[name])
+    };
+    let web = || site.line.status()["apps"].as_array().unwrap().iter().filter(|app| app["name"] == "web").count();
+    assert_eq!((web(), scrape()), (2, [2.0, 1.0]));
+    site.tell("web.go", true);
+    assert_eq!(busy.answer().text(), "web /block");
+    until("the old one has gone", || web() == 1);
+    assert_eq!(scrape(), [2.0, 1.0]);
+    site.line.stop();
+}
+
+/// A listener that stays keeps what stands in front of it, and one that comes again has what is said of it then.
+fn what_stands_in_front_of_a_listener_comes_with_it(backend: &str) {
+    let [port] = free_ports();
+    let address = SocketAddr::from(([127, 0, 0, 1], port));
+    let text = |more: &str| format!("[server]\nloops = 1\n[[listen]]\naddress = '127.0.0.1:0'\n{more}{HELLO}");
+    let plain = text(&format!("[[listen]]\naddress = '{address}'\n"));
+    let fronted = text(&format!("[[listen]]\naddress = '{address}'\nproxy_protocol = 'loopback'\n"));
+    let left = format!("listener {address}: what stands in front of it (takes another process");
+    // Where none is required, a header is no request.
+    let is_fronted = || {
+        let request = "PROXY TCP4 192.0.2.1 127.0.0.1 1 2\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n";
+        Client::to(address).ask(request).status == 200
+    };
+    let site = listening(backend, &fronted);
+    assert!(is_fronted());
+    // It is said until it holds.
+    for _ in 0..2 {
+        let said = reloaded(&site, &plain);
+        assert!(said.contains(&left), "{said}");
+        assert!(is_fronted());
+    }
+    let closed = || {
+        reloaded(&site, &text(""));
+        until("nobody listens there", || TcpStream::connect(address).is_err());
+    };
+    closed();
+    let said = reloaded(&site, &plain);
+    assert!(said.contains("opened") && !said.contains(&left), "{said}");
+    assert!(!is_fronted());
+    assert!(reloaded(&site, &plain).contains("as it was"));
+    // The same of one that a reload has brought.
+    for _ in 0..2 {
+        assert!(reloaded(&site, &fronted).contains(&left));
+        assert!(!is_fronted());
+    }
+    // One that has not closed yet comes again only as it was.
+    reloaded(&site, &text(""));
+    assert!(!reloaded(&site, &fronted).contains(&left));
+    assert!(is_fronted());
+    assert!(reloaded(&site, &fronted).contains("as it was"));
+    site.line.stop();
+}
+
+/// Two sockets that share a port share its clients, too: those of the public must not come to the admin listener, nor its own to the public.
+fn the_admin_listener_stays_and_keeps_its_address(backend: &str) {
+    let ports: [u16; 2] = free_ports();
+    let [admin, other] = ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    let text = |admin: &SocketAddr, more: &[String]| {
+        format!(
+            "[server]\nloops = 2\n[admin]\nlisten = '{admin}'\n{}{HELLO}",
+            listen(&[&["127.0.0.1:0".to_owned()], more].concat())
+        )
+    };
+    let site = listening(backend, &text(&admin, &[]));
+    let mut kept = Client::to(admin);
+    let ready = "GET /readyz HTTP/1.1\r\nHost: any\r\n\r\n";
+    assert_eq!(kept.ask(ready).status, 200);
+    for wanted in [admin, other] {
+        for there in [admin.to_string(), format!("0.0.0.0:{}", admin.port())] {
+            site.write(&text(&wanted, &[there]));
+            let (code, said) = reload(&site, &[]);
+            assert_eq!(code, Some(78), "{said}");
+            assert!(said.contains(&format!("the admin listener of this server has {admin}")), "{said}");
+        }
+    }
+    // It is no listener of the file's, and no reload closes or moves it.
+    let said = reloaded(&site, &text(&other, &[other.to_string()]));
+    assert!(said.contains("admin.listen") && said.contains("takes another process"), "{said}");
+    assert_eq!(Client::to(other).get("/").text(), "hello");
+    assert_eq!(site.line.status()["admin"], serde_json::json!([admin.to_string()]));
+    reloaded(&site, &text(&admin, &[]));
+    assert_eq!((kept.ask(ready).status, document(admin, "/readyz").0, document(admin, "/").0), (200, 200, 404));
+    drop(kept);
     site.line.stop();
 }
 
