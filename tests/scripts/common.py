@@ -159,6 +159,10 @@ class Results:
         else:
             self.failed.append(name)
 
+    def bar(self, name, kept, detail):
+        """A bar of time: said whether it is kept, and never a failure, for that hangs on the machine."""
+        print(f"  {'kept' if kept else 'MISS'}  {name}  {detail}", flush=True)
+
     def exit_code(self):
         print(f"{self.passed} passed, {len(self.failed)} failed{': ' if self.failed else ''}{', '.join(self.failed)}")
         return 1 if self.failed or not self.passed else 0

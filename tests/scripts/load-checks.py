@@ -15,8 +15,9 @@ With wrk -c64 (kept connections) and ab (a connection for each request) at the s
 `leak`: workers that leak are replaced under --max-memory.
 
 `dead`: all workers are killed at once; those inside get 502, all others are held, and the first of them is answered within 50 ms of the
-first worker that is ready. `idle`: four workers and no traffic take less than 0.1 % of a core. `crashloop`: a command that exits at
-once is started by the schedule, then given up; the server stays, does nothing, and comes back by a restart.
+first worker that is ready. `idle`: with four workers and no traffic the server sleeps, and takes less than 0.1 % of a core.
+`crashloop`: a command that exits at once is started by the schedule, then given up; the server stays, does nothing, and comes back by
+a restart. Bars of time are printed as kept or missed, and fail nothing: they hang on the machine.
 Exit codes: 0, 1 a check failed, 64 wrong flags.
 """
 
