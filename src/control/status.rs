@@ -3,11 +3,10 @@
 //! Rules: a member that is there stays there and keeps its meaning; new ones may be added. What is not known is `null` and never a
 //! made-up zero. A reader fills in what an older server does not say.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::latency::Recent;
+use crate::metrics::lives::Lives;
 
 /// The whole document.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -41,6 +40,8 @@ pub struct Status {
     pub upgrade: Option<Upgrade>,
     /// Its apps.
     pub apps: Vec<App>,
+    /// What was counted of the workers of apps that are gone.
+    pub departed: Lives,
 }
 
 /// A reload of the configuration.
@@ -124,6 +125,8 @@ pub struct App {
     pub name: String,
     /// What it does.
     pub state: State,
+    /// Whether the server is ready only with it: it is required, and not one that has come by a reload and was not ready yet.
+    pub needed: bool,
     /// The newest generation of its workers.
     pub generation: u32,
     /// Workers that came and went since the server's start.
@@ -148,20 +151,6 @@ pub struct App {
     pub roll: Option<Roll>,
     /// Its workers.
     pub workers: Vec<Worker>,
-}
-
-/// Workers that came and went.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Lives {
-    /// Those that were started.
-    pub starts: u64,
-    /// Those of them that came in the place of another.
-    pub replaced: u64,
-    /// Those that ended unasked.
-    pub crashes: u64,
-    /// Those that have ended, by why.
-    pub exits: BTreeMap<String, u64>,
 }
 
 /// The bounds of automatic scaling.
@@ -423,6 +412,7 @@ pub(crate) fn sample() -> Status {
     let app = App {
         name: "web".to_owned(),
         state: State::Running,
+        needed: true,
         generation: 3,
         lives: Lives {
             starts: 6,
@@ -459,7 +449,6 @@ pub(crate) fn sample() -> Status {
         admin: Vec::new(),
         control_socket: "/run/production_server/control.sock".to_owned(),
         counters: sample_counters(),
-        log_lines_dropped: 0,
         apps: vec![app],
         ..Status::default()
     }
@@ -500,13 +489,13 @@ mod tests {
         #[rustfmt::skip]
         let top = vec![
             "version", "pid", "uptime_seconds", "state", "backend", "loops", "listen", "admin", "control_socket", "counters",
-            "log_lines_dropped", "reload", "upgrade", "apps",
+            "log_lines_dropped", "reload", "upgrade", "apps", "departed",
         ];
         assert_eq!(keys(&document), sorted(top));
         let app = &document["apps"][0];
         #[rustfmt::skip]
         let of_app = vec![
-            "name", "state", "generation", "lives", "workers_wanted", "workers_ready", "workers_busy", "scaling", "paused", "queue", "requests", "latency_ms",
+            "name", "state", "needed", "generation", "lives", "workers_wanted", "workers_ready", "workers_busy", "scaling", "paused", "queue", "requests", "latency_ms",
             "roll", "workers",
         ];
         assert_eq!(keys(app), sorted(of_app));

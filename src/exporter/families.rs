@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Family, Kind, Points, Sample};
 use crate::control::status::{App, State, Worker, WorkerState};
+use crate::metrics::lives::Lives;
 use crate::metrics::series::{AppCounters, OWN, RetryReason};
 use crate::metrics::{ConnectionState, Totals};
 
@@ -357,11 +358,11 @@ const BUNGATE: &[Family] = &[
         Kind::Counter,
         "Workers started in the place of others.",
         |sample, points| {
-            points.whole(&[], sample.status.apps.iter().map(|app| app.lives.replaced).sum());
+            all_workers(sample, points, |lives| lives.replaced);
         },
     ),
     bungate("bungate_workers_crashed_total", Kind::Counter, "Workers that ended unasked.", |sample, points| {
-        points.whole(&[], sample.status.apps.iter().map(|app| app.lives.crashes).sum());
+        all_workers(sample, points, |lives| lives.crashes);
     }),
     bungate("bungate_requests_total", Kind::Counter, "Requests that have ended.", |sample, points| {
         let mut all = 0;
@@ -383,6 +384,12 @@ fn each_loop(sample: &Sample<'_>, mut tell: impl FnMut(&str, super::LoopTime)) {
             tell(&index.to_string(), *time);
         }
     }
+}
+
+/// One number of all workers that ever were.
+fn all_workers(sample: &Sample<'_>, points: &mut Points, read: fn(&Lives) -> u64) {
+    let apps = sample.status.apps.iter().map(|app| &app.lives);
+    points.whole(&[], apps.chain([&sample.status.departed]).map(read).sum());
 }
 
 fn each_app(sample: &Sample<'_>, points: &mut Points, read: fn(&App) -> u64) {

@@ -163,10 +163,7 @@ pub fn united(mut status: Status) -> Status {
 /// Adds what an older app of the same name still has, and what was counted of it.
 fn add(app: &mut App, older: App) {
     app.queue.depth += older.queue.depth;
-    app.lives.starts += older.lives.starts;
-    app.lives.replaced += older.lives.replaced;
-    app.lives.crashes += older.lives.crashes;
-    older.lives.exits.into_iter().for_each(|(why, count)| *app.lives.exits.entry(why).or_default() += count);
+    app.lives.add(&older.lives);
     // Of those in one place the one with the most counts for all.
     for worker in &mut app.workers {
         let before =

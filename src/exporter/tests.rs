@@ -176,6 +176,20 @@ fn cloudwatch_gets_one_document_for_each_set_of_labels() {
 }
 
 #[test]
+fn what_was_counted_of_an_app_that_is_gone_is_in_the_sums() {
+    with_sample(true, |sample| {
+        let mut status = sample.status.clone();
+        let gone = status.apps.pop().unwrap();
+        status.departed = gone.lives;
+        let sample = Sample { status: &status, loops: Vec::new(), ..*sample };
+        let text = text::classic(&sample);
+        for line in ["bungate_workers_restarts_total 4", "bungate_workers_crashed_total 1"] {
+            assert!(text.lines().any(|own| own == line), "{line} is missing:\n{text}");
+        }
+    });
+}
+
+#[test]
 fn readiness_names_what_is_missing() {
     with_sample(false, |sample| {
         let (status, text) = health::tell(&health::ready(sample, false), false);
@@ -187,6 +201,15 @@ fn readiness_names_what_is_missing() {
         let sample = Sample { status: &unready, loops: Vec::new(), ..*sample };
         let (status, text) = health::tell(&health::ready(&sample, false), false);
         assert_eq!((status, text.as_str()), (503, "[-] app web: no worker is ready\nfailed\n"));
+    });
+    with_sample(false, |sample| {
+        let mut without = sample.status.clone();
+        without.apps[0].workers_ready = 0;
+        without.apps[0].needed = false;
+        let sample = Sample { status: &without, loops: Vec::new(), ..*sample };
+        assert_eq!(health::tell(&health::ready(&sample, false), false), (200, "ok\n".to_owned()));
+        let told = "[+] listeners: ok\n[~] app web: no worker is ready, which does not count\nok\n";
+        assert_eq!(health::tell(&health::ready(&sample, false), true), (200, told.to_owned()));
     });
     let (status, text) = health::tell(&health::live(&[true, false]), true);
     assert_eq!(

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Metrics;
 use super::latency::Latencies;
-use super::lives::Lives;
+use super::lives::Record;
 
 /// See the module. A name that is not known here is passed over, and one that is missing counts as 0.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,8 +16,8 @@ pub struct Account {
     counters: BTreeMap<String, u64>,
     apps: BTreeMap<String, AppAccount>,
     series: Vec<SeriesAccount>,
-    /// Of each app's workers.
-    pub lives: BTreeMap<String, Lives>,
+    /// Of each app's workers, of those that are gone, too.
+    pub lives: BTreeMap<String, Record>,
     /// Lines of the log that nobody read.
     pub log_lines_dropped: u64,
 }

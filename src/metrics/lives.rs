@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// See the module. It only grows.
+/// Workers that came and went. It only grows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Lives {
-    /// Workers that were started.
+    /// Those that were started.
     pub starts: u64,
     /// Those of them that came in the place of another.
     pub replaced: u64,
@@ -16,17 +16,33 @@ pub struct Lives {
     pub crashes: u64,
     /// Those that have ended, by why.
     pub exits: BTreeMap<String, u64>,
+}
+
+/// [`Lives`], and what was done in each place.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Record {
+    /// The workers.
+    #[serde(flatten)]
+    pub lives: Lives,
     /// Requests by the number of the place whose workers had them.
     pub places: BTreeMap<u32, u64>,
 }
 
 impl Lives {
-    /// Adds what another server has counted.
+    /// Adds what was counted elsewhere.
     pub fn add(&mut self, other: &Lives) {
         self.starts += other.starts;
         self.replaced += other.replaced;
         self.crashes += other.crashes;
         other.exits.iter().for_each(|(why, count)| *self.exits.entry(why.clone()).or_default() += count);
+    }
+}
+
+impl Record {
+    /// Adds what was counted elsewhere.
+    pub fn add(&mut self, other: &Record) {
+        self.lives.add(&other.lives);
         other.places.iter().for_each(|(place, count)| *self.places.entry(*place).or_default() += count);
     }
 }

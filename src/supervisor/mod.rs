@@ -477,10 +477,18 @@ impl Supervisor {
     /// # Errors
     /// When its command cannot be run, its sockets' paths are too long or the kernel refuses. Nothing has changed then.
     pub fn add(&mut self, app: AppSetup, now: Instant) -> Result<(), StartError> {
-        let mut unit = Unit::new(app, &self.context, now)?;
+        let unit = Unit::new(app, &self.context, now)?;
+        self.take_in(unit);
+        Ok(())
+    }
+
+    fn take_in(&mut self, mut unit: Unit) {
+        unit.came_later = true;
+        // What is told of the name goes on from where it was.
+        let departed = self.observed.as_mut().and_then(|observed| observed.departed.remove(unit.name()));
+        departed.iter().for_each(|tally| unit.processes.tally.add(tally));
         unit.processes.events.emit(Level::Info, "app-added", "an app is added", &[]);
         self.units.push(unit);
-        Ok(())
     }
 
     /// Has an app take new settings over: the live ones at once, and what says how its workers are started by a rolling restart,
@@ -507,9 +515,11 @@ impl Supervisor {
         let Some(position) = self.units.iter().position(Unit::has_left) else { return };
         let mut unit = self.units.remove(position);
         unit.processes.events.emit(Level::Info, "app-removed", "the app is gone", &[]);
-        // What is told of the name goes on from there.
-        if let Some(other) = self.units.iter_mut().find(|other| other.name() == unit.name()) {
+        let other = self.units.iter_mut().find(|other| other.name() == unit.name());
+        if let Some(other) = other {
             other.processes.tally.add(&unit.processes.tally);
+        } else if let Some(observed) = &mut self.observed {
+            observed.departed.entry(unit.name().to_owned()).or_default().add(&unit.processes.tally);
         }
         let answers = self.tickets.gone(unit.id(), unit.name());
         self.answer(answers);

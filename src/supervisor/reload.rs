@@ -93,10 +93,7 @@ impl Supervisor {
             }
         }
         removed.into_iter().for_each(|id| self.remove(id, now));
-        for mut unit in added {
-            unit.processes.events.emit(Level::Info, "app-added", "an app is added", &[]);
-            self.units.push(unit);
-        }
+        added.into_iter().for_each(|unit| self.take_in(unit));
         rolls
     }
 

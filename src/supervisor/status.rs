@@ -1,11 +1,13 @@
 //! The status document, filled: what the fleet, the processes, the dispatch and the counters know, at one moment.
 
+use std::collections::BTreeMap;
 use std::time::Instant;
 
 use super::Supervisor;
 use super::heartbeat::Heartbeat;
 use super::monitor::Monitor;
 use super::stop::Stop;
+use super::tally::Tally;
 use super::unit::Unit;
 use super::wake::Waker;
 use crate::config::Settings;
@@ -15,7 +17,7 @@ use crate::fleet::{self, Member, PlaceState, RollEnd};
 use crate::log::Log;
 use crate::mailbox::desk::Desk;
 use crate::metrics::latency::{Latencies, Rates, Recent};
-use crate::metrics::lives::Lives;
+use crate::metrics::lives::{Lives, Record};
 use crate::metrics::{Account, Metrics};
 
 /// What the supervisor cannot know of the server around it.
@@ -39,6 +41,8 @@ pub(super) struct Observed {
     pub reload: Option<status::Reload>,
     pub monitor: Monitor,
     pub heartbeat: Heartbeat,
+    /// What was counted of the workers of apps that are gone, by the apps' names.
+    pub departed: BTreeMap<String, Tally>,
     /// Lines of the log that nobody read of the servers before this one.
     pub dropped_before: u64,
 }
@@ -49,12 +53,19 @@ impl Observed {
         about.desk.attend(Box::new(move || waker.wake()));
         let monitor = Monitor::new(about.desk.clone(), &settings.metrics, settings.loops, log, Instant::now());
         let rates = Rates::after(about.started, about.metrics.total().requests, about.metrics.latencies());
-        Observed { rates, about, monitor, heartbeat: Heartbeat::default(), dropped_before: 0, reload: None }
+        let (heartbeat, departed) = (Heartbeat::default(), BTreeMap::new());
+        Observed { rates, about, monitor, heartbeat, departed, dropped_before: 0, reload: None }
     }
 
     /// Requests so far, and how long they took.
     fn counted(&self) -> (u64, Latencies) {
         (self.about.metrics.total().requests, self.about.metrics.latencies())
+    }
+
+    fn departed(&self) -> Lives {
+        let mut all = Lives::default();
+        self.departed.values().for_each(|tally| all.add(&tally.all().lives));
+        all
     }
 }
 
@@ -93,7 +104,7 @@ impl Supervisor {
                 // What is removed says nothing of the server any more.
                 let stay = self.units.iter().zip(&apps).filter(|(unit, _)| unit.leaving.is_none());
                 state_of_all(stay.map(|(unit, app)| match app.state {
-                    State::Failed if !unit.app().required => State::Running,
+                    State::Failed | State::Starting if !unit.is_needed() => State::Running,
                     state => state,
                 }))
             }),
@@ -107,6 +118,7 @@ impl Supervisor {
             reload: self.observed.as_ref().and_then(|observed| observed.reload.clone()),
             upgrade: self.upgrades.status(),
             apps,
+            departed: self.observed.as_ref().map(Observed::departed).unwrap_or_default(),
         }
     }
 
@@ -119,9 +131,10 @@ impl Supervisor {
     pub(super) fn account(&self) -> Account {
         let Some(observed) = &self.observed else { return Account::default() };
         let mut account = observed.about.metrics.account();
+        account.lives = observed.departed.iter().map(|(name, tally)| (name.clone(), tally.all())).collect();
         // One that is removed and still ends may have the name of one that has come.
         for unit in &self.units {
-            account.lives.entry(unit.name().to_owned()).or_default().add(&unit.lives());
+            account.lives.entry(unit.name().to_owned()).or_default().add(&unit.record());
         }
         account.log_lines_dropped = self.log_lines_dropped();
         account
@@ -133,8 +146,11 @@ impl Supervisor {
         observed.about.metrics.inherit(&account);
         observed.dropped_before = account.log_lines_dropped;
         for unit in &mut self.units {
-            let lives = account.lives.remove(unit.name());
-            lives.into_iter().for_each(|lives| unit.processes.tally.inherit(lives));
+            let record = account.lives.remove(unit.name());
+            record.into_iter().for_each(|record| unit.processes.tally.inherit(record));
+        }
+        for (name, record) in account.lives {
+            observed.departed.entry(name).or_default().inherit(record);
         }
     }
 }
@@ -153,20 +169,20 @@ fn state_of_all(apps: impl Iterator<Item = State>) -> State {
 impl Unit {
     /// Requests that the app's workers have had, and how many of them a second lately, with how long all took that were the app's.
     fn sample_rates(&mut self, metrics: Option<&Metrics>, now: Instant) -> (u64, Recent) {
-        let total = self.lives().places.values().sum();
+        let total = self.record().places.values().sum();
         let took = metrics.map_or_else(Latencies::default, |metrics| metrics.took_by_app(metrics.app(self.name())));
         (total, self.rates.sample(now, total, took))
     }
 
     /// What was counted of the app's workers, the requests of those that live included.
-    fn lives(&self) -> Lives {
-        let mut lives = self.processes.tally.all();
+    fn record(&self) -> Record {
+        let mut record = self.processes.tally.all();
         // Those of workers that are gone are in it, though the dispatch may remember them for a while.
         let is_there = |worker: &WorkerSnapshot| self.processes.name(worker.id).is_some() || !worker.target.supervised;
         for worker in self.processes.dispatch.snapshot().workers.iter().filter(|worker| is_there(worker)) {
-            *lives.places.entry(worker.target.number).or_default() += worker.served;
+            *record.places.entry(worker.target.number).or_default() += worker.served;
         }
-        lives
+        record
     }
 
     /// What the app is about; `stops`: what the server is, if it ends.
@@ -191,6 +207,7 @@ impl Unit {
         status::App {
             name: app.name.clone(),
             state: self.state_now(stops, snapshot),
+            needed: self.is_needed(),
             generation: self.fleet.generation(),
             lives: self.processes.tally.told(),
             workers_wanted: self.fleet.wanted() + app.upstreams.len(),

@@ -1,8 +1,7 @@
 //! What is counted of workers' lives: starts, ends by reason, and the requests of those that are gone.
 
-use crate::control::status;
 use crate::fleet::Ending;
-use crate::metrics::lives::Lives;
+use crate::metrics::lives::{Lives, Record};
 
 /// Why workers end, in the words of labels.
 const REASONS: &[&str] = &[
@@ -28,28 +27,28 @@ const REASONS: &[&str] = &[
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    own: Lives,
+    own: Record,
     /// What the servers before this one have counted.
-    before: Lives,
+    before: Record,
 }
 
 impl Tally {
     /// A worker was started in that place.
     pub fn started(&mut self, place: u32) {
-        self.own.starts += 1;
-        self.own.replaced += u64::from(self.own.places.contains_key(&place));
+        self.own.lives.starts += 1;
+        self.own.lives.replaced += u64::from(self.own.places.contains_key(&place));
         self.own.places.entry(place).or_default();
     }
 
     /// A worker has ended that had that place, and requests that ran.
     pub fn ended(&mut self, place: u32, ending: Option<Ending>, crash: bool, requests: u64) {
-        *self.own.exits.entry(reason(ending, crash).to_owned()).or_default() += 1;
-        self.own.crashes += u64::from(crash);
+        *self.own.lives.exits.entry(reason(ending, crash).to_owned()).or_default() += 1;
+        self.own.lives.crashes += u64::from(crash);
         *self.own.places.entry(place).or_default() += requests;
     }
 
     /// What the servers before this one have counted; replaces what was said before.
-    pub fn inherit(&mut self, before: Lives) {
+    pub fn inherit(&mut self, before: Record) {
         self.before = before;
     }
 
@@ -60,24 +59,24 @@ impl Tally {
     }
 
     /// All that was counted.
-    pub fn all(&self) -> Lives {
+    pub fn all(&self) -> Record {
         let mut all = self.before.clone();
         all.add(&self.own);
         all
     }
 
     /// For the status document: with each reason that there is, so that those which never came can be told, too.
-    pub fn told(&self) -> status::Lives {
-        let Lives { starts, replaced, crashes, mut exits, .. } = self.all();
+    pub fn told(&self) -> Lives {
+        let mut lives = self.all().lives;
         for reason in REASONS {
-            exits.entry((*reason).to_owned()).or_default();
+            lives.exits.entry((*reason).to_owned()).or_default();
         }
-        status::Lives { starts, replaced, crashes, exits }
+        lives
     }
 
     /// The requests of those that have left a place.
     pub fn requests_before(&self, place: u32) -> u64 {
-        [&self.own, &self.before].iter().filter_map(|lives| lives.places.get(&place)).sum()
+        [&self.own, &self.before].iter().filter_map(|record| record.places.get(&place)).sum()
     }
 }
 

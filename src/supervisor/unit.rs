@@ -127,6 +127,8 @@ pub(super) struct Unit {
     pub pause: Pause,
     /// The app's own rates; not used where it is the only one, whose rates are the loops'.
     pub rates: Rates,
+    /// It was added while the server ran.
+    pub came_later: bool,
     /// It was taken out of the configuration, and ends.
     pub leaving: Option<Leaving>,
     /// A worker could not be reached: its socket's file may be gone.
@@ -176,6 +178,7 @@ impl Unit {
             reloads: ReloadLimiter::default(),
             pause: Pause::default(),
             rates: Rates::new(now),
+            came_later: false,
             leaving: None,
             doubts_files: false,
             saturation: Saturation::new(context.options.saturation_interval, now),
@@ -263,10 +266,15 @@ impl Unit {
         }
     }
 
-    /// What the app's state is to the server's: that of an app that is not required is nothing to it, once it has failed.
+    /// Whether the server is ready only with this app: it is required, and not one that came while the server ran and was not ready yet.
+    pub fn is_needed(&self) -> bool {
+        self.app().required && !(self.came_later && self.state() == AppState::Starting)
+    }
+
+    /// What the app's state is to the server's: whether one that is not needed serves, is nothing to it.
     pub fn state_for_server(&self) -> AppState {
         match self.state() {
-            AppState::Failed if !self.app().required => AppState::Running,
+            AppState::Failed | AppState::Starting if !self.is_needed() => AppState::Running,
             state => state,
         }
     }

@@ -18,6 +18,7 @@ on_every_backend! {
     apps_come_change_and_go,
     an_app_may_be_replaced_by_another,
     what_is_told_of_an_app_goes_on_when_it_comes_again,
+    an_app_that_comes_or_goes_leaves_the_server_ready,
     what_stands_in_front_of_a_listener_comes_with_it,
     the_admin_listener_stays_and_keeps_its_address,
     what_needs_another_process_is_named_and_left,
@@ -280,6 +281,30 @@ fn what_is_told_of_an_app_goes_on_when_it_comes_again(backend: &str) {
     assert_eq!(busy.answer().text(), "web /block");
     until("the old one has gone", || web() == 1);
     assert_eq!(scrape(), [2.0, 1.0]);
+    site.line.stop();
+}
+
+/// An app that is gone for a while is not forgotten, and one that comes and does not get ready is nobody's loss but its own.
+fn an_app_that_comes_or_goes_leaves_the_server_ready(backend: &str) {
+    let site = Site::start(backend, WEB);
+    let address = site.line.server.address;
+    site.until_ready();
+    let starts = || {
+        let apps = site.line.status()["apps"].as_array().unwrap().clone();
+        apps.iter().find(|app| app["name"] == "web").map(|app| app["lives"]["starts"].as_u64().unwrap())
+    };
+    let other = ["[apps.other]\n", &WEB["[apps.web]\n".len()..]].concat();
+    let slow = "[apps.slow]\ncommand = ['sleep', '600']\n[[routes]]\nmatch = { host = 'slow' }\napp = 'slow'\n[[routes]]\napp = 'other'\n";
+    site.write(&[other.as_str(), slow].concat());
+    assert_eq!(reload(&site, &[]).0, Some(0));
+    until("the first app has gone", || starts().is_none());
+    assert_eq!(site.line.status()["departed"]["starts"], 1);
+    assert_eq!(site.line.status()["state"], "running");
+    let ready = "[+] app other: ok\n[~] app slow: no worker is ready, which does not count\nok\n";
+    until("what counts is ready", || document(address, "/readyz?verbose").1.ends_with(ready));
+    assert_eq!(document(address, "/readyz").0, 200);
+    reloaded(&site, WEB);
+    assert_eq!(starts(), Some(2));
     site.line.stop();
 }
 
