@@ -47,6 +47,8 @@ pub(crate) struct Client {
     pub http: Http1,
     /// Which of the loop's listeners accepted it.
     pub listener: u16,
+    /// That one serves the documents of the server's own and nothing else.
+    pub admin: bool,
     pub arrival: Arrival,
     /// The request that is being answered, or [`Key::NONE`].
     pub exchange: Key,
@@ -61,7 +63,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub fn new(listener: u16, arrival: Arrival) -> Client {
+    pub fn new(listener: u16, admin: bool, arrival: Arrival) -> Client {
         Client {
             state: State::Accepting,
             ended: false,
@@ -71,6 +73,7 @@ impl Client {
             silent_looks: 0,
             http: Http1::NONE,
             listener,
+            admin,
             arrival,
             exchange: Key::NONE,
             input: None,

@@ -4,12 +4,8 @@
 //! Pipelined requests that the loop answers itself are all read in one go, and their answers leave in one gathered write. A
 //! refusal closes the connection, and nothing behind it is ever read as a request.
 
-use std::borrow::Cow;
-use std::rc::Rc;
-
-use crate::apps::{App, Taken, To};
 use crate::backends::{Backend, How, Sock};
-use crate::buffers::block::{Block, SMALL, Writer};
+use crate::buffers::block::{Block, Writer};
 use crate::http::head::{self, Request};
 use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
@@ -19,7 +15,7 @@ use crate::mailbox::desk::Document;
 use crate::metrics::series::OWN;
 
 use super::{State, Stream};
-use crate::event_loop::{Inside, Loop, may_be_inside};
+use crate::event_loop::{Inside, Leads, Loop, LoopRoute, Memory};
 
 /// What became of a look at the input.
 enum Step {
@@ -34,18 +30,29 @@ enum Step {
 /// What is said where no route takes a request. The connection goes on, for its next request may find one.
 const NOBODY: &[u8] = b"no route takes this request\n";
 
-/// Who answers a request.
+/// Who answers a request. Routes are named by their numbers.
+#[derive(Clone, Copy)]
 enum Route {
-    Text(&'static [u8]),
-    /// The loop, in the place of an app.
-    Respond(Rc<App>, Taken),
-    /// The loop, with what the route says.
-    Fixed(Taken),
+    /// An app gets it.
+    App(usize),
+    /// The loop says what the route says.
+    Direct(usize),
+    /// The loop says it in pieces.
+    Long(usize),
+    Redirect(usize),
     Nobody,
+    Text(&'static [u8]),
     Status,
     Desk(Document),
     Refuse(u16, &'static str),
-    App(Rc<App>, Taken),
+}
+
+/// An answer of the loop itself, ready to be sent.
+struct Written {
+    head_and_body: Block,
+    status: u16,
+    /// Of the body.
+    bytes: u64,
 }
 
 impl<B: Backend> Loop<B> {
@@ -126,77 +133,83 @@ impl<B: Backend> Loop<B> {
         Step::Wait
     }
 
+    #[inline(always)]
     fn take_request(&mut self, sock: Sock, mut input: Block, request: &Request) -> Step {
         self.count().requests.add(1);
         self.find_origin(sock, &input);
-        if let Some(client) = self.table.client(sock) {
-            client.search = Default::default();
-            client.requested = true;
-            client.http = Http1::new(request);
-            if request.framing != Framing::None {
-                client.body = RequestBody::new(request.framing);
-            }
+        let Some(client) = self.table.client(sock) else { return Step::Stop };
+        client.search = Default::default();
+        client.requested = true;
+        client.http = Http1::new(request);
+        if request.framing != Framing::None {
+            client.body = RequestBody::new(request.framing);
         }
-        match self.route(sock, &input, request) {
-            Route::App(app, route) => {
-                self.forward(app, route, Stream { connection: sock, id: 0 }, input, request);
-                Step::Stop
+        let stream = Stream { connection: sock, id: 0 };
+        let admin = client.admin;
+        let written = match self.route(sock, admin, &input, request) {
+            Route::App(route) => {
+                self.forward(route, stream, input, request);
+                return Step::Stop;
+            }
+            Route::Direct(route) => self.write_direct(route, request),
+            Route::Long(route) => {
+                self.respond(route, stream, &input, request);
+                None
+            }
+            Route::Desk(document) => {
+                self.ask_desk(stream, &input, request, document);
+                None
             }
             Route::Refuse(status, reason) => {
                 let head = &input[request.method_span.start as usize..request.len];
                 self.refuse_head(sock, (status, reason), request.accept.of(&input), head);
-                Step::Stop
+                return Step::Stop;
             }
-            Route::Respond(app, route) if responds_at_length(&app, &route, request) => {
-                self.respond(app, &route, Stream { connection: sock, id: 0 }, &input, request);
-                input.advance(request.len);
-                self.keep_input(sock, input);
-                Step::Stop
-            }
-            Route::Desk(document) => {
-                self.ask_desk(Stream { connection: sock, id: 0 }, &input, request, document);
-                input.advance(request.len);
-                self.keep_input(sock, input);
-                Step::Stop
-            }
-            route => {
-                self.answer_here(sock, &input, request, &route);
-                input.advance(request.len);
-                self.after_answer(sock, input, request)
-            }
+            route => self.write_made(route, &input, request),
+        };
+        if let Some(written) = written {
+            return self.answer_here(sock, input, request, written);
+        }
+        input.advance(request.len);
+        self.keep_input(sock, input);
+        Step::Stop
+    }
+
+    #[inline]
+    fn route(&mut self, sock: Sock, admin: bool, input: &[u8], request: &Request) -> Route {
+        let own = admin || request.method == Method::Connect || self.apps.routes.may_be_inside(request.path.of(input));
+        if own && let Some(route) = self.own_route(sock, admin, input, request) {
+            return route;
+        }
+        let Some(number) = self.apps.routes.find(input, request) else { return Route::Nobody };
+        match self.apps.routes.get(number).leads {
+            Leads::App(_) => match (request.max_forwards, request.method) {
+                (Some(0), Method::Options) => Route::Text(b""),
+                (Some(0), Method::Trace) => Route::Refuse(405, "TRACE ends here and is not answered"),
+                _ => Route::App(number),
+            },
+            Leads::Long(..) if request.method != Method::Head => Route::Long(number),
+            Leads::Direct(_) | Leads::Long(..) => Route::Direct(number),
+            Leads::Redirect(_) => Route::Redirect(number),
+            Leads::Nowhere => Route::Nobody,
         }
     }
 
-    fn route(&mut self, sock: Sock, input: &[u8], request: &Request) -> Route {
+    /// What becomes of a request that no route is asked about: for a document of the server's own, and what no app gets.
+    #[cold]
+    fn own_route(&mut self, sock: Sock, admin: bool, input: &[u8], request: &Request) -> Option<Route> {
         let path = request.path.of(input);
-        let admin = !self.apps.settings.admin.is_empty() && self.is_admin(sock);
         let name = if admin { Some(path) } else { self.apps.settings.internal.name(path) };
-        if let Some(name) = name.filter(|name| may_be_inside(name)) {
-            match self.inside(sock, input, request, name) {
-                Some(Inside::Server) if self.apps.has_failed() => return Route::Refuse(503, "the app has failed"),
-                Some(Inside::Server) => return Route::Text(b"ok"),
-                Some(Inside::Status) => return Route::Status,
-                Some(Inside::Desk(document)) => return Route::Desk(document),
-                None => {}
+        match name.and_then(|name| self.inside(sock, input, request, name)) {
+            Some(Inside::Server) if self.apps.has_failed() => Some(Route::Refuse(503, "the app has failed")),
+            Some(Inside::Server) => Some(Route::Text(b"ok")),
+            Some(Inside::Status) => Some(Route::Status),
+            Some(Inside::Desk(document)) => Some(Route::Desk(document)),
+            None if admin => Some(Route::Refuse(404, "this address tells about the server and has no app")),
+            None if request.method == Method::Connect => {
+                Some(Route::Refuse(405, "CONNECT is for forward proxies; this server is an origin"))
             }
-        }
-        if admin {
-            return Route::Refuse(404, "this address tells about the server and has no app");
-        }
-        if request.method == Method::Connect {
-            return Route::Refuse(405, "CONNECT is for forward proxies; this server is an origin");
-        }
-        let (authority, method) = (request.authority.of(input), request.method_span.of(input));
-        let Some(taken) = self.apps.route(authority, path, method) else { return Route::Nobody };
-        let To::App(id, _) = taken.way().to else { return Route::Fixed(taken) };
-        let Some(app) = self.apps.get(id).cloned() else { return Route::Nobody };
-        if app.direct.is_some() {
-            return Route::Respond(app, taken);
-        }
-        match request.max_forwards {
-            Some(0) if request.method == Method::Options => Route::Text(b""),
-            Some(0) if request.method == Method::Trace => Route::Refuse(405, "TRACE ends here and is not answered"),
-            _ => Route::App(app, taken),
+            None => None,
         }
     }
 
@@ -205,40 +218,51 @@ impl<B: Backend> Loop<B> {
         request.keep_alive && !self.accepting.draining && !request.expect_continue
     }
 
-    fn answer_here(&mut self, sock: Sock, input: &[u8], request: &Request, route: &Route) {
+    /// Writes what a route says.
+    #[inline]
+    fn write_direct(&mut self, route: usize, request: &Request) -> Option<Written> {
         let keep_alive = self.keeps_alive(request);
-        let version = request.version;
-        let head_only = request.method == Method::Head;
-        let (authority, target) = (request.authority.of(input), request.path.of(input));
-        let made = |content_type, body| Cow::Owned(Direct::new(content_type, body));
-        let direct = match route {
-            Route::Status => made("application/json", (self.shared.status)().as_bytes()),
-            Route::Text(text) => made("text/plain; charset=utf-8", text),
-            Route::Nobody => Cow::Owned(Direct::with(404, "Content-Type: text/plain\r\n", NOBODY)),
-            Route::Respond(app, taken) => taken.answer(Some(app), authority, target),
-            Route::Fixed(taken) => taken.answer(None, authority, target),
-            Route::Refuse(..) | Route::Desk(_) | Route::App(..) => return,
+        let LoopRoute { leads: Leads::Direct(direct) | Leads::Long(_, direct), series, .. } =
+            self.apps.routes.get(route)
+        else {
+            return None;
         };
-        let series = match route {
-            Route::Respond(_, taken) | Route::Fixed(taken) => taken.way().series,
-            _ => OWN,
-        };
-        let status = direct.status();
-        self.count().of_series(series).answered_here(status);
-        let date = &self.time.day.date;
-        let write = |out: &mut Writer<'_>| direct.write(out, date, version, keep_alive, head_only);
-        let piece = self.memory.scratch.write(direct.room(), write);
-        let bytes = if head_only { 0 } else { direct.body().len() as u64 };
-        self.become_state(sock, State::WritingResponse);
-        self.backend.send(sock, piece.into());
-        self.log_answer(sock, &input[request.method_span.start as usize..request.len], status, bytes);
+        self.counters.of_series(*series).answered_here(direct.status());
+        Some(write(&mut self.memory, &self.time.day.date, direct, request, keep_alive))
     }
 
-    /// After an answer of the loop itself: the next request, once the body of this one is out of the way.
-    fn after_answer(&mut self, sock: Sock, rest: Block, request: &Request) -> Step {
+    /// Writes what is made for this request.
+    #[cold]
+    fn write_made(&mut self, route: Route, input: &[u8], request: &Request) -> Option<Written> {
+        let (direct, series) = match route {
+            Route::Status => (Direct::new("application/json", (self.shared.status)().as_bytes()), OWN),
+            Route::Text(text) => (Direct::new("text/plain; charset=utf-8", text), OWN),
+            Route::Redirect(number) => match self.apps.routes.get(number) {
+                LoopRoute { leads: Leads::Redirect(redirect), series, .. } => {
+                    (redirect.answer(input, request), *series)
+                }
+                _ => return None,
+            },
+            _ => (Direct::with(404, "Content-Type: text/plain\r\n", NOBODY), OWN),
+        };
+        let keep_alive = self.keeps_alive(request);
+        self.count().of_series(series).answered_here(direct.status());
+        Some(write(&mut self.memory, &self.time.day.date, &direct, request, keep_alive))
+    }
+
+    /// Sends an answer of the loop itself: then the next request, once the body of this one is out of the way.
+    #[inline]
+    fn answer_here(&mut self, sock: Sock, mut input: Block, request: &Request, written: Written) -> Step {
+        self.become_state(sock, State::WritingResponse);
+        self.backend.send(sock, written.head_and_body.into());
+        if self.access.enabled() {
+            let head = &input[request.method_span.start as usize..request.len];
+            self.log_answer(sock, head, written.status, written.bytes);
+        }
+        input.advance(request.len);
         if !self.keeps_alive(request) {
             // A client that did not ask for the end may have begun its next request: its bytes must not reset the answer.
-            if rest.is_empty() && request.framing == Framing::None && !request.keep_alive {
+            if input.is_empty() && request.framing == Framing::None && !request.keep_alive {
                 self.close_answered(sock);
             } else {
                 self.close_client(sock, How::Flushed);
@@ -246,10 +270,10 @@ impl<B: Backend> Loop<B> {
             return Step::Stop;
         }
         self.become_state(sock, State::ReadingRequest);
-        if !rest.is_empty()
+        if !input.is_empty()
             && let Some(client) = self.table.client(sock)
         {
-            client.input = Some(rest);
+            client.input = Some(input);
         }
         Step::Again
     }
@@ -300,7 +324,12 @@ impl<B: Backend> Loop<B> {
     }
 }
 
-/// Whether the text of `--respond` is too long for one piece.
-fn responds_at_length(app: &App, route: &Taken, request: &Request) -> bool {
-    route.direct(app).is_some_and(|direct| direct.room() > SMALL) && request.method != Method::Head
+/// Writes an answer of the loop itself.
+#[inline]
+fn write(memory: &mut Memory, date: &[u8; 29], direct: &Direct, request: &Request, keep_alive: bool) -> Written {
+    let head_only = request.method == Method::Head;
+    let version = request.version;
+    let fill = |out: &mut Writer<'_>| direct.write(out, date, version, keep_alive, head_only);
+    let head_and_body = memory.scratch.write(direct.room(), fill);
+    Written { head_and_body, status: direct.status(), bytes: if head_only { 0 } else { direct.body().len() as u64 } }
 }

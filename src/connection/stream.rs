@@ -22,9 +22,9 @@ use crate::http::http1::{BodyFraming, Http1};
 use crate::http::id::id_text;
 use crate::http::reader::Reader;
 use crate::http::rewrite::{self, Answer, Rewritten};
+use crate::http::route::Edits;
 
 use super::State;
-use crate::apps::Taken;
 use crate::event_loop::{Loop, Task};
 
 /// Whom an exchange answers: one request of a connection.
@@ -47,7 +47,7 @@ impl<B: Backend> Loop<B> {
     }
 
     /// The head of a worker's answer, with the `body` bytes that follow it in `input` and are the whole of its body; or the 101 that was
-    /// asked for. The route, if one is named, changes its fields.
+    /// asked for. Its route may change its fields.
     pub fn stream_head(
         &mut self,
         Stream { connection, .. }: Stream,
@@ -55,7 +55,7 @@ impl<B: Backend> Loop<B> {
         input: &[u8],
         response: &Response,
         body: usize,
-        route: Option<&Taken>,
+        edits: Option<&Edits>,
     ) {
         let upgrade = response.status == 101;
         if !upgrade {
@@ -71,7 +71,7 @@ impl<B: Backend> Loop<B> {
             keep_alive: upgrade || client.http.keep_alive,
             framing,
             upgrade,
-            edits: route.and_then(|route| route.way().response.as_ref()),
+            edits,
         };
         let fields = &self.heads.fields;
         let room = rewrite::response_room(response, fields, &answer) + body;

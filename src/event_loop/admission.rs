@@ -343,11 +343,11 @@ impl<B: Backend> Loop<B> {
     }
 
     fn admit(&mut self, sock: Sock, listener: u16, peer: Peer) {
-        let (port, front) = match self.accepting.listeners.get(listener as usize) {
-            Some(listener) => (listener.port, !listener.front.proxies.is_empty()),
-            None => (0, false),
+        let (admin, port, front) = match self.accepting.listeners.get(listener as usize) {
+            Some(listener) => (listener.admin, listener.port, !listener.front.proxies.is_empty()),
+            None => (false, 0, false),
         };
-        self.table.put(sock, Role::Client(Client::new(listener, Arrival::new(peer, port))));
+        self.table.put(sock, Role::Client(Client::new(listener, admin, Arrival::new(peer, port))));
         self.count().total_connections.add(1);
         self.count().active_connections.increment();
         self.count().moved(None, Some(State::Accepting));

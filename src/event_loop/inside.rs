@@ -15,9 +15,9 @@ use crate::metrics::series::OWN;
 
 use super::Loop;
 
-/// Whether it is worth a look if a path with its query names one of the documents: said of nearly every request, and so in few steps.
+/// Whether it is worth a look if a path with its query, without its prefix, names one of the documents.
 #[inline]
-pub(crate) fn may_be_inside(name: &[u8]) -> bool {
+pub(super) fn may_be_inside(name: &[u8]) -> bool {
     name.len() <= b"/health_check?verbose=true".len()
         && matches!(name, [b'/', b's', b'e' | b't', ..] | [b'/', b'm' | b'r' | b'h', b'e', ..] | [b'/', b'l', b'i', ..])
 }
@@ -51,13 +51,8 @@ impl<B: Backend> Loop<B> {
             _ => return None,
         };
         let attended = matches!(inside, Inside::Status) || self.shared.desk.is_attended();
-        (attended && (self.is_admin(sock) || self.is_local(sock, input, request))).then_some(inside)
-    }
-
-    /// Whether a client came by an admin listener.
-    pub fn is_admin(&mut self, sock: Sock) -> bool {
-        let Some(listener) = self.table.client(sock).map(|client| client.listener) else { return false };
-        self.accepting.listeners[listener as usize].admin
+        let admin = self.table.client(sock).is_some_and(|client| client.admin);
+        (attended && (admin || self.is_local(sock, input, request))).then_some(inside)
     }
 
     /// Whether the inside may be told: the peer is on this machine, speaks for nobody else, and means this machine by the name that

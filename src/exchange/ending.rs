@@ -115,15 +115,15 @@ impl<B: Backend> Loop<B> {
         let link = exchange.link();
         let kept = exchange.answer.link_keeps && exchange.is_uploaded() && !surplus;
         let timeout = exchange.answer.link_timeout;
-        let (app, permit) = (exchange.app.clone(), exchange.attempt.permit.take());
+        let (app, permit, most) = (&exchange.app, exchange.attempt.permit.take(), exchange.app.idle_links());
+        let release = |permit| app.dispatch.release(permit, Outcome::Answered, self.time.now, self.index);
+        let freed = permit.and_then(release);
         if kept && self.backend.unsent(link) == 0 {
-            self.park(&app, link, timeout)
+            self.park(link, most, timeout)
         } else {
             self.close_link(link, How::Now)
         }
-        if let Some(permit) = permit {
-            self.release(&app, permit, Outcome::Answered);
-        }
+        self.pass_on(freed);
     }
 
     /// Ends the use of a worker: its connection closes, its permit goes back.

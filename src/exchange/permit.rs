@@ -136,12 +136,17 @@ impl<B: Backend> Loop<B> {
 
     /// Gives a permit of an app back and passes on what it freed.
     pub fn release(&mut self, app: &App, permit: Permit, outcome: Outcome) {
-        if let Some(grant) = app.dispatch.release(permit, outcome, self.time.now, self.index) {
-            if grant.waiter.loop_index == self.index {
-                self.work.push_back(Task::Start(grant));
-            } else {
-                self.shared.postboxes.grant(grant);
-            }
+        let freed = app.dispatch.release(permit, outcome, self.time.now, self.index);
+        self.pass_on(freed);
+    }
+
+    /// Tells whoever has got a permit that was given back.
+    #[inline]
+    pub fn pass_on(&mut self, freed: Option<Grant>) {
+        match freed {
+            Some(grant) if grant.waiter.loop_index == self.index => self.work.push_back(Task::Start(grant)),
+            Some(grant) => self.shared.postboxes.grant(grant),
+            None => {}
         }
     }
 
@@ -149,8 +154,8 @@ impl<B: Backend> Loop<B> {
     pub fn give_back(&mut self, key: Key, outcome: Outcome) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         if let Some(permit) = exchange.attempt.permit.take() {
-            let app = exchange.app.clone();
-            self.release(&app, permit, outcome);
+            let freed = exchange.app.dispatch.release(permit, outcome, self.time.now, self.index);
+            self.pass_on(freed);
         }
     }
 
@@ -167,11 +172,14 @@ impl<B: Backend> Loop<B> {
         // A body that streams cannot be sent again, so that a kept connection which has just died would cost it.
         let streams = exchange.request.upload == Upload::Held;
         let fresh = exchange.attempt.retried || streams || exchange.request.websocket;
+        if !fresh && let Some(link) = self.apps.idle_link(exchange.app.id, worker) {
+            return self.send_request(key, link);
+        }
         let app = exchange.app.clone();
         if !self.meet(&app, worker) {
             return self.unreachable(key);
         }
-        match self.reach(&app, worker, fresh) {
+        match self.reach(&app, worker) {
             Ok(Some(link)) => self.send_request(key, link),
             Ok(None) => self.wait_for_backlog(key),
             Err(error) => {

@@ -60,13 +60,16 @@ impl Router {
         router
     }
 
-    /// The first route that matches. `authority` is a legal one and may be empty; `target` is a path with its query.
-    #[inline]
-    pub fn find(&self, authority: &[u8], target: &[u8], method: &[u8]) -> Option<usize> {
-        if self.takes_all { Some(0) } else { self.look(authority, target, method) }
+    /// Whether the first route takes every request.
+    pub fn takes_all(&self) -> bool {
+        self.takes_all
     }
 
-    fn look(&self, authority: &[u8], target: &[u8], method: &[u8]) -> Option<usize> {
+    /// The first route that matches. `authority` is a legal one and may be empty; `target` is a path with its query.
+    pub fn find(&self, authority: &[u8], target: &[u8], method: &[u8]) -> Option<usize> {
+        if self.takes_all {
+            return Some(0);
+        }
         let path = before_query(target);
         let resolved = if self.has_paths && !is_resolved(path) { Some(resolve(path)) } else { None };
         let path = resolved.as_deref().unwrap_or(path);

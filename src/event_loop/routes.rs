@@ -1,0 +1,127 @@
+//! The routes as a loop takes them: where each leads, and what the loop answers itself, is looked up once, when the configuration comes,
+//! and not for each request. A server without routes has one, and finds it without a look at the request.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::apps::{self, App, AppTable, To, Way};
+use crate::buffers::block::SMALL;
+use crate::config::route::Piece;
+use crate::config::{Internal, Settings};
+use crate::dispatch::AppId;
+use crate::http::head::Request;
+use crate::http::reply::Direct;
+use crate::http::route::{Edits, location};
+
+use super::inside::may_be_inside;
+
+/// What becomes of a request on a route.
+pub(crate) enum Leads {
+    /// The app gets it.
+    App(Rc<App>),
+    /// The loop answers it.
+    Direct(Direct),
+    /// The loop answers it in the place of that app, with more than one piece holds.
+    Long(Rc<App>, Direct),
+    /// It is sent to another place.
+    Redirect(Redirect),
+    /// The app is none of those that are served.
+    Nowhere,
+}
+
+/// Another place: the pieces of its address, the status, and lines that are set.
+pub(crate) struct Redirect(Vec<Piece>, u16, String);
+
+impl Redirect {
+    /// The answer to a request, whose head `input` begins with.
+    #[cold]
+    pub fn answer(&self, input: &[u8], request: &Request) -> Direct {
+        let Redirect(pieces, status, lines) = self;
+        let location = location(pieces, request.authority.of(input), request.path.of(input));
+        let location = String::from_utf8_lossy(&location);
+        Direct::with(*status, &format!("Location: {location}\r\n{lines}"), b"")
+    }
+}
+
+/// A route.
+pub(crate) struct LoopRoute {
+    pub leads: Leads,
+    /// What it changes of a request.
+    pub request: Option<Edits>,
+    /// What it changes of an answer.
+    pub response: Option<Rc<Edits>>,
+    /// By which number its requests are counted ([`Metrics::series`](crate::metrics::Metrics::series)).
+    pub series: u16,
+}
+
+impl LoopRoute {
+    fn new<'a>(way: &Way, app: impl FnOnce(AppId) -> Option<&'a Rc<App>>) -> LoopRoute {
+        let leads = match &way.to {
+            To::App(id, own) => match app(*id) {
+                Some(app) => match own.as_ref().or(app.direct.as_ref()) {
+                    Some(direct) if direct.room() > SMALL => Leads::Long(app.clone(), direct.clone()),
+                    Some(direct) => Leads::Direct(direct.clone()),
+                    None => Leads::App(app.clone()),
+                },
+                None => Leads::Nowhere,
+            },
+            To::Direct(direct) => Leads::Direct(direct.clone()),
+            To::Redirect(pieces, status, lines) => Leads::Redirect(Redirect(pieces.clone(), *status, lines.clone())),
+        };
+        LoopRoute {
+            leads,
+            request: way.request.clone(),
+            response: way.response.clone().map(Rc::new),
+            series: way.series,
+        }
+    }
+}
+
+/// All routes of a loop, and where it answers documents of the server's own.
+pub(crate) struct Routes {
+    /// The first takes every request.
+    first_takes_all: bool,
+    /// How one is found.
+    shared: Arc<apps::Routes>,
+    all: Vec<LoopRoute>,
+    /// The length of the prefix of the server's own documents; `usize::MAX`: there are none.
+    internal: usize,
+}
+
+impl Routes {
+    /// Those of that table, to those apps.
+    pub fn new<'a>(table: &AppTable, app: impl Fn(AppId) -> Option<&'a Rc<App>>) -> Routes {
+        let shared = table.routes.clone();
+        let all = shared.ways.iter().map(|way| LoopRoute::new(way, &app)).collect();
+        Routes { first_takes_all: shared.router.takes_all(), shared, all, internal: internal(&table.settings) }
+    }
+
+    /// The number of the route that a request takes, whose head `input` begins with.
+    #[inline]
+    pub fn find(&self, input: &[u8], request: &Request) -> Option<usize> {
+        if self.first_takes_all {
+            return Some(0);
+        }
+        self.shared.router.find(request.authority.of(input), request.path.of(input), request.method_span.of(input))
+    }
+
+    /// The route of that number.
+    #[inline]
+    pub fn get(&self, number: usize) -> &LoopRoute {
+        &self.all[number]
+    }
+
+    /// Whether it is worth a look if a path with its query names a document of the server's own: said of nearly every request, and so in few
+    /// steps.
+    #[inline]
+    pub fn may_be_inside(&self, path: &[u8]) -> bool {
+        path.get(self.internal..).is_some_and(may_be_inside)
+    }
+}
+
+fn internal(settings: &Settings) -> usize {
+    match &settings.internal {
+        Internal::Off => usize::MAX,
+        Internal::Under(prefix) => prefix.len(),
+    }
+}
