@@ -83,6 +83,14 @@ impl Client {
         }
     }
 
+    /// Whether it is kept after the answer that begins now.
+    #[inline]
+    pub fn decide_keep_alive(&mut self, draining: bool, crowded: bool) -> bool {
+        let away = draining || (crowded && self.input.is_none());
+        self.http.keep_alive &= !away && self.body.is_none();
+        self.http.keep_alive
+    }
+
     /// Whether it stands between two requests, or before its first.
     pub fn is_idle(&self) -> bool {
         self.state == State::ReadingRequest && self.input.is_none() && self.body.is_none() && !self.behind

@@ -65,23 +65,30 @@ impl<B: Backend> Loop<B> {
                 return;
             }
             let Some(input) = client.input.take() else { break };
+            let fresh = client.body.is_none() && client.search.is_fresh();
             if answered && self.stalls(sock) {
                 self.keep_input(sock, input);
                 break;
             }
-            match self.read_request(sock, input) {
+            let input = if fresh { Ok(input) } else { self.go_on(sock, input) };
+            let step = match input {
+                Ok(input) => self.read_request(sock, input),
+                Err(step) => step,
+            };
+            match step {
                 Step::Again => answered = true,
                 Step::Wait => break,
                 Step::Stop => return,
             }
         }
+        let Some(client) = self.table.client(sock) else { return };
+        let (ended, skips, waits) = (client.ended, client.body.is_some(), client.input.is_some());
         if answered {
-            let Some(client) = self.table.client(sock) else { return };
             let timeouts = &self.apps.settings.timeouts;
-            let timeout = match (&client.body, &client.input) {
-                (Some(_), _) => timeouts.body,
-                (None, Some(_)) => timeouts.header,
-                (None, None) => self.patience(timeouts.idle),
+            let timeout = match (skips, waits) {
+                (true, _) => timeouts.body,
+                (false, true) => timeouts.header,
+                (false, false) => self.patience(timeouts.idle),
             };
             self.arm(sock, timeout);
         }
@@ -89,23 +96,29 @@ impl<B: Backend> Loop<B> {
         if self.stalls(sock) {
             return;
         }
-        let Some(client) = self.table.client(sock) else { return };
         // A part of a head whose client has finished sending never becomes a request.
-        if client.ended || (client.input.is_none() && self.sends_away()) {
+        if ended || (!waits && self.sends_away()) {
             return self.close_client(sock, How::Flushed);
         }
         self.backend.recv(sock, crate::backends::Size::Small);
     }
 
-    fn read_request(&mut self, sock: Sock, input: Block) -> Step {
-        let Some(client) = self.table.client(sock) else { return Step::Stop };
+    /// Bytes behind a part of a head, or behind an answer whose request still has a body: what may hold a whole head, or what there is to be
+    /// done instead of reading one.
+    #[inline(never)]
+    fn go_on(&mut self, sock: Sock, input: Block) -> Result<Block, Step> {
+        let Some(client) = self.table.client(sock) else { return Err(Step::Stop) };
         if client.body.is_some() {
-            return self.skip_body(sock, input);
+            return Err(self.skip_body(sock, input));
         }
-        if !client.search.is_fresh() && !client.search.scan(&input) && input.len() < self.heads.limits.head {
+        if !client.search.scan(&input) && input.len() < self.heads.limits.head {
             client.input = Some(input);
-            return Step::Wait;
+            return Err(Step::Wait);
         }
+        Ok(input)
+    }
+
+    fn read_request(&mut self, sock: Sock, input: Block) -> Step {
         match head::request(&input, &self.heads.limits, &mut self.heads.fields) {
             Ok(Some(request)) => self.take_request(sock, input, &request),
             Ok(None) => self.wait_for_head(sock, input),
@@ -175,7 +188,7 @@ impl<B: Backend> Loop<B> {
         Step::Stop
     }
 
-    #[inline]
+    #[inline(always)]
     fn route(&mut self, sock: Sock, admin: bool, input: &[u8], request: &Request) -> Route {
         let own = admin || request.method == Method::Connect || self.apps.routes.may_be_inside(request.path.of(input));
         if own && let Some(route) = self.own_route(sock, admin, input, request) {
@@ -219,7 +232,7 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Writes what a route says.
-    #[inline]
+    #[inline(always)]
     fn write_direct(&mut self, route: usize, request: &Request) -> Option<Written> {
         let keep_alive = self.keeps_alive(request);
         let LoopRoute { leads: Leads::Direct(direct) | Leads::Long(_, direct), series, .. } =
@@ -251,7 +264,7 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Sends an answer of the loop itself: then the next request, once the body of this one is out of the way.
-    #[inline]
+    #[inline(always)]
     fn answer_here(&mut self, sock: Sock, mut input: Block, request: &Request, written: Written) -> Step {
         self.become_state(sock, State::WritingResponse);
         self.backend.send(sock, written.head_and_body.into());
@@ -325,7 +338,7 @@ impl<B: Backend> Loop<B> {
 }
 
 /// Writes an answer of the loop itself.
-#[inline]
+#[inline(always)]
 fn write(memory: &mut Memory, date: &[u8; 29], direct: &Direct, request: &Request, keep_alive: bool) -> Written {
     let head_only = request.method == Method::Head;
     let version = request.version;

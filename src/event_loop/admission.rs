@@ -38,9 +38,8 @@ pub(crate) struct Listener {
     pub admin: bool,
     /// What stands in front of it.
     pub front: Arc<Front>,
-    /// Traces of peers that are not trusted pass, for nobody is.
-    pub traces: bool,
-    pub writes_forwarded: bool,
+    /// Nobody in front is trusted, and `Forwarded` is not written.
+    pub plain: bool,
 }
 
 /// Connections that admin listeners let in beyond the limit: a crowd of clients must not hide the server from its operator.
@@ -256,11 +255,12 @@ impl<B: Backend> Loop<B> {
             if self.accepting.paused && !admin {
                 self.backend.pause(sock);
             }
-            let (traces, writes_forwarded) = (front.trusted.is_empty(), front.writes_forwarded);
-            if !traces {
+            let trusts = !front.trusted.is_empty();
+            let plain = !trusts && !front.writes_forwarded;
+            if trusts {
                 self.accepting.tolds.get_or_insert_default();
             }
-            let listener = Listener { sock, id, port, scheme, admin, front, traces, writes_forwarded };
+            let listener = Listener { sock, id, port, scheme, admin, front, plain };
             let index = self.vacant_listener();
             self.table.put(sock, Role::Listener(index as u16));
             match self.accepting.listeners.get_mut(index) {

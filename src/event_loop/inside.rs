@@ -8,6 +8,7 @@ use crate::buffers::block::Writer;
 use crate::connection::{State, Stream};
 use crate::exchange::{Ending, Exchange, Phase, Source, Upload};
 use crate::http::fields::{list_items, trim};
+use crate::http::id::id_text;
 use crate::http::{Method, head, is_loopback_host, reply};
 use crate::mailbox::desk::{Document, Question, Reply};
 use crate::metrics::ConnectionState;
@@ -71,7 +72,7 @@ impl<B: Backend> Loop<B> {
             return self.refuse(stream.connection, 503, "no app is configured");
         };
         let kept = self.memory.pool.heap(&input[..request.len]);
-        let mut exchange = Exchange::new(stream, app, OWN, request, kept, self.next_id, &self.time);
+        let mut exchange = Exchange::new(stream, app, OWN, request, kept, id_text(self.next_id), &self.time);
         // It waits for nobody of the dispatch, and nothing but its document or its client's end moves it.
         (exchange.phase, exchange.request.upload) = (Phase::Asking, Upload::Sent);
         self.become_state(stream.connection, State::Processing);

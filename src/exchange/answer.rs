@@ -106,7 +106,7 @@ impl<B: Backend> Loop<B> {
             exchange.answer.reader = Reader::Done;
         }
         let endless = exchange.answer.stream;
-        self.stream_head(stream, id, &input, response, body, edits.as_deref());
+        self.stream_head(stream, &id, &input, response, body, edits.as_deref());
         input.advance(response.len + body);
         if whole.is_some() {
             return self.finish(key, Ending::Answered { surplus: !input.is_empty() });

@@ -49,6 +49,7 @@ use crate::dispatch::{Permit, StreamHold, Ticket, WorkerId};
 use crate::event_loop::Time;
 use crate::http::Method;
 use crate::http::head;
+use crate::http::id::Id;
 use crate::http::reader::Reader;
 use crate::http::route::Edits;
 use crate::log::{AccessLog, AnswerNote};
@@ -100,7 +101,7 @@ pub(crate) enum Upload {
 
 /// What is asked for.
 pub(crate) struct Request {
-    pub id: u64,
+    pub id: Id,
     pub method: Method,
     /// It asked for an upgrade to websocket.
     pub websocket: bool,
@@ -222,7 +223,7 @@ impl Exchange {
         series: u16,
         request: &head::Request,
         head: Block,
-        id: u64,
+        id: Id,
         time: &Time,
     ) -> Exchange {
         use crate::http::Framing;

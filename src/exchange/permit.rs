@@ -8,7 +8,7 @@ use crate::buffers::slots::Key;
 use crate::buffers::wheel::{TICK, nanos};
 use crate::config;
 use crate::connection::LinkState;
-use crate::dispatch::{Acquire, Ask, Grant, Outcome, Patience, Permit, Waiter};
+use crate::dispatch::{Acquire, Ask, Grant, Outcome, Patience, Permit, Waiter, WorkerId};
 use crate::event_loop::{Loop, Task};
 use crate::http::body::last_chunk;
 use crate::http::{Framing, rewrite};
@@ -172,15 +172,22 @@ impl<B: Backend> Loop<B> {
         // A body that streams cannot be sent again, so that a kept connection which has just died would cost it.
         let streams = exchange.request.upload == Upload::Held;
         let fresh = exchange.attempt.retried || streams || exchange.request.websocket;
-        if !fresh && let Some(link) = self.apps.idle_link(exchange.app.id, worker) {
-            return self.send_request(key, link);
+        let idle = if fresh { None } else { self.apps.idle_link(exchange.app.id, worker) };
+        if let Some(link) = idle.or_else(|| self.open_link(key, worker)) {
+            self.send_request(key, link);
         }
-        let app = exchange.app.clone();
+    }
+
+    /// Opens a connection to the worker of an exchange's permit. Where that fails, what becomes of the exchange is decided here.
+    #[inline(never)]
+    fn open_link(&mut self, key: Key, worker: WorkerId) -> Option<Sock> {
+        let app = self.exchanges.lookup(key)?.app.clone();
         if !self.meet(&app, worker) {
-            return self.unreachable(key);
+            self.unreachable(key);
+            return None;
         }
         match self.reach(&app, worker) {
-            Ok(Some(link)) => self.send_request(key, link),
+            Ok(Some(link)) => return Some(link),
             Ok(None) => self.wait_for_backlog(key),
             Err(error) => {
                 let fields: [(&str, &dyn std::fmt::Display); 1] = [("error", &error)];
@@ -188,6 +195,7 @@ impl<B: Backend> Loop<B> {
                 self.refuse_unasked(key, 503, "the server has no descriptor left to reach a worker with");
             }
         }
+        None
     }
 
     /// The worker's backlog is full: another worker, or the same again in a moment, until the connect timeout.

@@ -39,7 +39,7 @@ impl<B: Backend> Loop<B> {
         let head = self.memory.scratch.write(room, |out| {
             rewrite::request(out, &input, request, &self.heads.fields, &forward);
         });
-        let mut exchange = Exchange::new(stream, app.clone(), *series, request, head, self.next_id, &self.time);
+        let mut exchange = Exchange::new(stream, app.clone(), *series, request, head, own, &self.time);
         if response.is_some() {
             exchange.answer.edits = response.clone();
         }

@@ -12,6 +12,7 @@ use crate::buffers::slots::Key;
 use crate::connection::{State, Stream};
 use crate::event_loop::{Leads, Loop, LoopRoute};
 use crate::http::head;
+use crate::http::id::id_text;
 use crate::http::reader::Reader;
 
 use super::{Ending, Exchange, Hold, Phase, Upload};
@@ -89,7 +90,8 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(stream.connection) else { return };
         let version = client.http.version;
         let kept = self.memory.pool.heap(&input[..request.len]);
-        let mut exchange = Exchange::new(stream, app.clone(), *series, request, kept, self.next_id, &self.time);
+        let mut exchange =
+            Exchange::new(stream, app.clone(), *series, request, kept, id_text(self.next_id), &self.time);
         (exchange.phase, exchange.request.upload) = (Phase::Relaying, Upload::Sent);
         (exchange.answer.status, exchange.source) = (direct.status(), Source::Own(direct.body().clone(), 0));
         let date = &self.time.day.date;
