@@ -10,6 +10,7 @@ Exit codes: 0 none has grown, 1 one is above its guard or could not be counted, 
 
 import argparse
 import concurrent.futures
+import itertools
 import os
 import sys
 
@@ -25,6 +26,8 @@ TARGETS = rows.INSTRUCTION_TARGETS
 # Where the counts stood when they were measured last, and half a per cent for what differs from run to run: above it something has
 # grown. To be lowered with every gain.
 GUARDS = {"direct": 2804, "forwarded": 7872, "direct, browser": 5541, "forwarded, browser": 10680}
+# How far a request of 500 routes, which takes the last of them, may be from one of a single route.
+ROUTES, ROUTES_APART = (1, 500), 0.02
 
 
 def main():
@@ -67,7 +70,26 @@ def guard(bench, kinds, requests):
                 verdict += f", and ABOVE the guard of {limit}: something has grown"
                 above += 1
             print(f"{kind:<12} {case:<20} {counted:>8.0f} instructions a request   {verdict}", flush=True)
+        above += guard_routes(bench, pool, requests)
     return 1 if above else 0
+
+
+def guard_routes(bench, pool, requests):
+    """Counts with few and with many routes, prints it, and returns in how many cases their number matters."""
+    apart = 0
+    counting = {
+        (case, routes): pool.submit(callgrind.instructions, bench, "ours:epoll", forwarding, browser, requests, routes)
+        for (case, forwarding, browser), routes in itertools.product(callgrind.CASES[:2], ROUTES)
+    }
+    for case, _, _ in callgrind.CASES[:2]:
+        few, many = (counting[case, routes].result() for routes in ROUTES)
+        verdict = "met"
+        if abs(many / few - 1) > ROUTES_APART:
+            verdict, apart = "MISSED: their number matters", apart + 1
+        for routes, counted in zip(ROUTES, (few, many)):
+            print(f"{'ours:epoll':<12} {f'{case}, {routes} routes':<22} {counted:>6.0f} instructions a request", end="")
+            print("   " if routes == ROUTES[0] else f"   within {ROUTES_APART:.0%}: {verdict}", flush=True)
+    return apart
 
 
 if __name__ == "__main__":

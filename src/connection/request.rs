@@ -11,11 +11,10 @@ use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
 use crate::http::reply::{self, Direct, Reply};
 use crate::http::{Framing, Method, body_len};
-use crate::mailbox::desk::Document;
 use crate::metrics::series::OWN;
 
 use super::{State, Stream};
-use crate::event_loop::{Inside, Leads, Loop, LoopRoute, Memory};
+use crate::event_loop::{Leads, Loop, LoopRoute, Memory, Route};
 
 /// What became of a look at the input.
 enum Step {
@@ -29,23 +28,6 @@ enum Step {
 
 /// What is said where no route takes a request. The connection goes on, for its next request may find one.
 const NOBODY: &[u8] = b"no route takes this request\n";
-
-/// Who answers a request. Routes are named by their numbers.
-#[derive(Clone, Copy)]
-enum Route {
-    /// An app gets it.
-    App(usize),
-    /// The loop says what the route says.
-    Direct(usize),
-    /// The loop says it in pieces.
-    Long(usize),
-    Redirect(usize),
-    Nobody,
-    Text(&'static [u8]),
-    Status,
-    Desk(Document),
-    Refuse(u16, &'static str),
-}
 
 /// An answer of the loop itself, ready to be sent.
 struct Written {
@@ -71,11 +53,7 @@ impl<B: Backend> Loop<B> {
                 break;
             }
             let input = if fresh { Ok(input) } else { self.go_on(sock, input) };
-            let step = match input {
-                Ok(input) => self.read_request(sock, input),
-                Err(step) => step,
-            };
-            match step {
+            match input.map_or_else(|step| step, |input| self.read_request(sock, input)) {
                 Step::Again => answered = true,
                 Step::Wait => break,
                 Step::Stop => return,
@@ -186,44 +164,6 @@ impl<B: Backend> Loop<B> {
         input.advance(request.len);
         self.keep_input(sock, input);
         Step::Stop
-    }
-
-    #[inline(always)]
-    fn route(&mut self, sock: Sock, admin: bool, input: &[u8], request: &Request) -> Route {
-        let own = admin || request.method == Method::Connect || self.apps.routes.may_be_inside(request.path.of(input));
-        if own && let Some(route) = self.own_route(sock, admin, input, request) {
-            return route;
-        }
-        let Some(number) = self.apps.routes.find(input, request) else { return Route::Nobody };
-        match self.apps.routes.get(number).leads {
-            Leads::App(_) => match (request.max_forwards, request.method) {
-                (Some(0), Method::Options) => Route::Text(b""),
-                (Some(0), Method::Trace) => Route::Refuse(405, "TRACE ends here and is not answered"),
-                _ => Route::App(number),
-            },
-            Leads::Long(..) if request.method != Method::Head => Route::Long(number),
-            Leads::Direct(_) | Leads::Long(..) => Route::Direct(number),
-            Leads::Redirect(_) => Route::Redirect(number),
-            Leads::Nowhere => Route::Nobody,
-        }
-    }
-
-    /// What becomes of a request that no route is asked about: for a document of the server's own, and what no app gets.
-    #[cold]
-    fn own_route(&mut self, sock: Sock, admin: bool, input: &[u8], request: &Request) -> Option<Route> {
-        let path = request.path.of(input);
-        let name = if admin { Some(path) } else { self.apps.settings.internal.name(path) };
-        match name.and_then(|name| self.inside(sock, input, request, name)) {
-            Some(Inside::Server) if self.apps.has_failed() => Some(Route::Refuse(503, "the app has failed")),
-            Some(Inside::Server) => Some(Route::Text(b"ok")),
-            Some(Inside::Status) => Some(Route::Status),
-            Some(Inside::Desk(document)) => Some(Route::Desk(document)),
-            None if admin => Some(Route::Refuse(404, "this address tells about the server and has no app")),
-            None if request.method == Method::Connect => {
-                Some(Route::Refuse(405, "CONNECT is for forward proxies; this server is an origin"))
-            }
-            None => None,
-        }
     }
 
     fn keeps_alive(&self, request: &Request) -> bool {

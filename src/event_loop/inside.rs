@@ -14,7 +14,7 @@ use crate::mailbox::desk::{Document, Question, Reply};
 use crate::metrics::ConnectionState;
 use crate::metrics::series::OWN;
 
-use super::Loop;
+use super::{Loop, Route};
 
 /// Whether it is worth a look if a path with its query, without its prefix, names one of the documents.
 #[inline]
@@ -23,35 +23,28 @@ pub(super) fn may_be_inside(name: &[u8]) -> bool {
         && matches!(name, [b'/', b's', b'e' | b't', ..] | [b'/', b'm' | b'r' | b'h', b'e', ..] | [b'/', b'l', b'i', ..])
 }
 
-/// What the server has to say of itself.
-pub(crate) enum Inside {
-    /// `ok`.
-    Server,
-    /// The short status.
-    Status,
-    /// What the desk knows.
-    Desk(Document),
-}
-
 impl<B: Backend> Loop<B> {
     /// Which document of the server's own a request asks for, and gets: on an admin listener whoever can reach it, elsewhere who is on this
     /// machine. To others the path belongs to the app. `path` is without its prefix and with its
     /// query.
-    pub fn inside(&mut self, sock: Sock, input: &[u8], request: &head::Request, path: &[u8]) -> Option<Inside> {
+    pub(super) fn inside(&mut self, sock: Sock, input: &[u8], request: &head::Request, path: &[u8]) -> Option<Route> {
         let (name, query) = path.split_at(path.iter().position(|byte| *byte == b'?').unwrap_or(path.len()));
         let verbose = || is_verbose(query.strip_prefix(b"?").unwrap_or_default());
         let inside = match name {
-            b"/server" if query.is_empty() => return Some(Inside::Server),
-            b"/status" if query.is_empty() => Inside::Status,
-            b"/metrics" if self.apps.settings.metrics.prometheus => {
-                Inside::Desk(Document::Metrics { open: wants_open_metrics(request.accept.of(input)) })
+            b"/server" if query.is_empty() && self.apps.has_failed() => {
+                return Some(Route::Refuse(503, "the app has failed"));
             }
-            b"/livez" => Inside::Desk(Document::Live { verbose: verbose() }),
-            b"/readyz" => Inside::Desk(Document::Ready { verbose: verbose() }),
-            b"/health_check" => Inside::Desk(Document::Health { verbose: verbose() }),
+            b"/server" if query.is_empty() => return Some(Route::Text(b"ok")),
+            b"/status" if query.is_empty() => Route::Status,
+            b"/metrics" if self.apps.settings.metrics.prometheus => {
+                Route::Desk(Document::Metrics { open: wants_open_metrics(request.accept.of(input)) })
+            }
+            b"/livez" => Route::Desk(Document::Live { verbose: verbose() }),
+            b"/readyz" => Route::Desk(Document::Ready { verbose: verbose() }),
+            b"/health_check" => Route::Desk(Document::Health { verbose: verbose() }),
             _ => return None,
         };
-        let attended = matches!(inside, Inside::Status) || self.shared.desk.is_attended();
+        let attended = matches!(inside, Route::Status) || self.shared.desk.is_attended();
         let admin = self.table.client(sock).is_some_and(|client| client.admin);
         (attended && (admin || self.is_local(sock, input, request))).then_some(inside)
     }

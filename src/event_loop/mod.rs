@@ -29,10 +29,9 @@ pub use admission::Admission;
 pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
 pub(crate) use apps::{Apps, Seat};
 pub(crate) use front::{Arrival, Tolds};
-pub(crate) use inside::Inside;
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
-pub(crate) use routes::{Leads, LoopRoute, Routes};
+pub(crate) use routes::{Leads, LoopRoute, Route, Routes};
 
 use std::collections::VecDeque;
 use std::sync::Arc;

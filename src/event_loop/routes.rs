@@ -5,15 +5,37 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::apps::{self, App, AppTable, To, Way};
+use crate::backends::{Backend, Sock};
 use crate::buffers::block::SMALL;
 use crate::config::route::Piece;
 use crate::config::{Internal, Settings};
 use crate::dispatch::AppId;
+use crate::http::Method;
 use crate::http::head::Request;
 use crate::http::reply::Direct;
 use crate::http::route::{Edits, location};
+use crate::mailbox::desk::Document;
 
+use super::Loop;
 use super::inside::may_be_inside;
+
+/// Who answers a request. Routes are named by their numbers.
+#[derive(Clone, Copy)]
+pub(crate) enum Route {
+    /// An app gets it.
+    App(usize),
+    /// The loop says what the route says.
+    Direct(usize),
+    /// The loop says it in pieces.
+    Long(usize),
+    /// It says where the route leads.
+    Redirect(usize),
+    Nobody,
+    Text(&'static [u8]),
+    Status,
+    Desk(Document),
+    Refuse(u16, &'static str),
+}
 
 /// What becomes of a request on a route.
 pub(crate) enum Leads {
@@ -123,5 +145,43 @@ fn internal(settings: &Settings) -> usize {
     match &settings.internal {
         Internal::Off => usize::MAX,
         Internal::Under(prefix) => prefix.len(),
+    }
+}
+
+impl<B: Backend> Loop<B> {
+    /// Who answers a request, whose head `input` begins with; `admin`: it came by an admin listener.
+    #[inline(always)]
+    pub fn route(&mut self, sock: Sock, admin: bool, input: &[u8], request: &Request) -> Route {
+        let own = admin || request.method == Method::Connect || self.apps.routes.may_be_inside(request.path.of(input));
+        if own && let Some(route) = self.own_route(sock, admin, input, request) {
+            return route;
+        }
+        let Some(number) = self.apps.routes.find(input, request) else { return Route::Nobody };
+        match self.apps.routes.get(number).leads {
+            Leads::App(_) => match (request.max_forwards, request.method) {
+                (Some(0), Method::Options) => Route::Text(b""),
+                (Some(0), Method::Trace) => Route::Refuse(405, "TRACE ends here and is not answered"),
+                _ => Route::App(number),
+            },
+            Leads::Long(..) if request.method != Method::Head => Route::Long(number),
+            Leads::Direct(_) | Leads::Long(..) => Route::Direct(number),
+            Leads::Redirect(_) => Route::Redirect(number),
+            Leads::Nowhere => Route::Nobody,
+        }
+    }
+
+    /// What becomes of a request that no route is asked about: for a document of the server's own, and what no app gets.
+    #[cold]
+    fn own_route(&mut self, sock: Sock, admin: bool, input: &[u8], request: &Request) -> Option<Route> {
+        let path = request.path.of(input);
+        let name = if admin { Some(path) } else { self.apps.settings.internal.name(path) };
+        let refuse = |status, reason| Some(Route::Refuse(status, reason));
+        match name.and_then(|name| self.inside(sock, input, request, name)) {
+            None if admin => refuse(404, "this address tells about the server and has no app"),
+            None if request.method == Method::Connect => {
+                refuse(405, "CONNECT is for forward proxies; this server is an origin")
+            }
+            inside => inside,
+        }
     }
 }
