@@ -350,6 +350,7 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Whether so much waits to be sent that no further request is read now; the drain will resume.
+    #[inline(always)]
     pub fn stalls(&mut self, sock: Sock) -> bool {
         let stalls = self.backend.unsent(sock) > HIGH_MARK;
         if stalls {

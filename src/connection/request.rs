@@ -5,16 +5,16 @@
 //! refusal closes the connection, and nothing behind it is ever read as a request.
 
 use crate::backends::{Backend, How, Sock};
-use crate::buffers::block::{Block, Writer};
+use crate::buffers::block::Block;
 use crate::http::head::{self, Request};
 use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
-use crate::http::reply::{self, Direct, Reply};
-use crate::http::{Framing, Method, body_len};
+use crate::http::reply::{self, Reply};
+use crate::http::{Framing, body_len};
 use crate::metrics::series::OWN;
 
 use super::{State, Stream};
-use crate::event_loop::{Leads, Loop, LoopRoute, Memory, Route};
+use crate::event_loop::{Loop, Route, Written};
 
 /// What became of a look at the input.
 enum Step {
@@ -24,17 +24,6 @@ enum Step {
     Wait,
     /// The request has gone to an exchange, or the connection is closing.
     Stop,
-}
-
-/// What is said where no route takes a request. The connection goes on, for its next request may find one.
-const NOBODY: &[u8] = b"no route takes this request\n";
-
-/// An answer of the loop itself, ready to be sent.
-struct Written {
-    head_and_body: Block,
-    status: u16,
-    /// Of the body.
-    bytes: u64,
 }
 
 impl<B: Backend> Loop<B> {
@@ -53,7 +42,11 @@ impl<B: Backend> Loop<B> {
                 break;
             }
             let input = if fresh { Ok(input) } else { self.go_on(sock, input) };
-            match input.map_or_else(|step| step, |input| self.read_request(sock, input)) {
+            let step = match input {
+                Ok(input) => self.read_request(sock, input),
+                Err(step) => step,
+            };
+            match step {
                 Step::Again => answered = true,
                 Step::Wait => break,
                 Step::Stop => return,
@@ -142,7 +135,6 @@ impl<B: Backend> Loop<B> {
                 self.forward(route, stream, input, request);
                 return Step::Stop;
             }
-            Route::Direct(route) => self.write_direct(route, request),
             Route::Long(route) => {
                 self.respond(route, stream, &input, request);
                 None
@@ -156,7 +148,7 @@ impl<B: Backend> Loop<B> {
                 self.refuse_head(sock, (status, reason), request.accept.of(&input), head);
                 return Step::Stop;
             }
-            route => self.write_made(route, &input, request),
+            route => self.write_own(route, &input, request),
         };
         if let Some(written) = written {
             return self.answer_here(sock, input, request, written);
@@ -166,41 +158,10 @@ impl<B: Backend> Loop<B> {
         Step::Stop
     }
 
-    fn keeps_alive(&self, request: &Request) -> bool {
+    /// Whether the connection goes on after an answer of the loop itself.
+    pub fn keeps_alive(&self, request: &Request) -> bool {
         // A client that waits for "100 Continue" may or may not send its body after a final answer (RFC 9110 §10.1.1).
         request.keep_alive && !self.accepting.draining && !request.expect_continue
-    }
-
-    /// Writes what a route says.
-    #[inline(always)]
-    fn write_direct(&mut self, route: usize, request: &Request) -> Option<Written> {
-        let keep_alive = self.keeps_alive(request);
-        let LoopRoute { leads: Leads::Direct(direct) | Leads::Long(_, direct), series, .. } =
-            self.apps.routes.get(route)
-        else {
-            return None;
-        };
-        self.counters.of_series(*series).answered_here(direct.status());
-        Some(write(&mut self.memory, &self.time.day.date, direct, request, keep_alive))
-    }
-
-    /// Writes what is made for this request.
-    #[cold]
-    fn write_made(&mut self, route: Route, input: &[u8], request: &Request) -> Option<Written> {
-        let (direct, series) = match route {
-            Route::Status => (Direct::new("application/json", (self.shared.status)().as_bytes()), OWN),
-            Route::Text(text) => (Direct::new("text/plain; charset=utf-8", text), OWN),
-            Route::Redirect(number) => match self.apps.routes.get(number) {
-                LoopRoute { leads: Leads::Redirect(redirect), series, .. } => {
-                    (redirect.answer(input, request), *series)
-                }
-                _ => return None,
-            },
-            _ => (Direct::with(404, "Content-Type: text/plain\r\n", NOBODY), OWN),
-        };
-        let keep_alive = self.keeps_alive(request);
-        self.count().of_series(series).answered_here(direct.status());
-        Some(write(&mut self.memory, &self.time.day.date, &direct, request, keep_alive))
     }
 
     /// Sends an answer of the loop itself: then the next request, once the body of this one is out of the way.
@@ -275,14 +236,4 @@ impl<B: Backend> Loop<B> {
         self.log_answer(sock, head, status, bytes);
         self.close_client(sock, How::Flushed);
     }
-}
-
-/// Writes an answer of the loop itself.
-#[inline(always)]
-fn write(memory: &mut Memory, date: &[u8; 29], direct: &Direct, request: &Request, keep_alive: bool) -> Written {
-    let head_only = request.method == Method::Head;
-    let version = request.version;
-    let fill = |out: &mut Writer<'_>| direct.write(out, date, version, keep_alive, head_only);
-    let head_and_body = memory.scratch.write(direct.room(), fill);
-    Written { head_and_body, status: direct.status(), bytes: if head_only { 0 } else { direct.body().len() as u64 } }
 }

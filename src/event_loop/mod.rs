@@ -11,7 +11,7 @@
 //! | `front` | what stands in front of a listener: PROXY protocol headers, and whose word about a request's origin counts |
 //! | `inside` | documents about the inside of the server, and who gets them |
 //! | `memory` | where bytes are that wait, and who goes on when memory comes back |
-//! | `routes` | where a request goes |
+//! | `routes` | where a request goes, and what the loop itself says there |
 //!
 //! Rule: handlers never call each other in circles: what must be looked at again goes onto a list that the reactor works off after
 //! each event ([`Loop::work_off`]).
@@ -31,7 +31,7 @@ pub(crate) use apps::{Apps, Seat};
 pub(crate) use front::{Arrival, Tolds};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
-pub(crate) use routes::{Leads, LoopRoute, Route, Routes};
+pub(crate) use routes::{Leads, LoopRoute, Route, Routes, Written};
 
 use std::collections::VecDeque;
 use std::sync::Arc;

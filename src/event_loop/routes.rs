@@ -1,12 +1,13 @@
 //! The routes as a loop takes them: where each leads, and what the loop answers itself, is looked up once, when the configuration comes,
-//! and not for each request. A server without routes has one, and finds it without a look at the request.
+//! and not for each request. A server without routes has one, and finds it without a look at the request. What the loop says itself is
+//! written here, too.
 
 use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::apps::{self, App, AppTable, To, Way};
 use crate::backends::{Backend, Sock};
-use crate::buffers::block::SMALL;
+use crate::buffers::block::{Block, SMALL, Writer};
 use crate::config::route::Piece;
 use crate::config::{Internal, Settings};
 use crate::dispatch::AppId;
@@ -15,9 +16,21 @@ use crate::http::head::Request;
 use crate::http::reply::Direct;
 use crate::http::route::{Edits, location};
 use crate::mailbox::desk::Document;
+use crate::metrics::series::OWN;
 
 use super::Loop;
 use super::inside::may_be_inside;
+
+/// What is said where no route takes a request. The connection goes on, for its next request may find one.
+const NOBODY: &[u8] = b"no route takes this request\n";
+
+/// An answer of the loop itself, ready to be sent.
+pub(crate) struct Written {
+    pub head_and_body: Block,
+    pub status: u16,
+    /// Of the body.
+    pub bytes: u64,
+}
 
 /// Who answers a request. Routes are named by their numbers.
 #[derive(Clone, Copy)]
@@ -182,6 +195,44 @@ impl<B: Backend> Loop<B> {
                 refuse(405, "CONNECT is for forward proxies; this server is an origin")
             }
             inside => inside,
+        }
+    }
+
+    /// Writes what the loop itself says to a request, whose head `input` begins with.
+    #[inline(always)]
+    pub fn write_own(&mut self, route: Route, input: &[u8], request: &Request) -> Option<Written> {
+        let (version, keep_alive) = (request.version, self.keeps_alive(request));
+        let head_only = request.method == Method::Head;
+        let made;
+        let (direct, series) = match route {
+            Route::Direct(number) => match self.apps.routes.get(number) {
+                LoopRoute { leads: Leads::Direct(direct) | Leads::Long(_, direct), series, .. } => (direct, *series),
+                _ => return None,
+            },
+            route => {
+                made = self.made(route, input, request)?;
+                (&made.0, made.1)
+            }
+        };
+        let (status, date) = (direct.status(), &self.time.day.date);
+        self.counters.of_series(series).answered_here(status);
+        let fill = |out: &mut Writer<'_>| direct.write(out, date, version, keep_alive, head_only);
+        let head_and_body = self.memory.scratch.write(direct.room(), fill);
+        Some(Written { head_and_body, status, bytes: if head_only { 0 } else { direct.body().len() as u64 } })
+    }
+
+    /// What is made for this request alone, and by which number it is counted.
+    #[cold]
+    fn made(&self, route: Route, input: &[u8], request: &Request) -> Option<(Direct, u16)> {
+        let own = |content_type, body| Some((Direct::new(content_type, body), OWN));
+        match route {
+            Route::Status => own("application/json", (self.shared.status)().as_bytes()),
+            Route::Text(text) => own("text/plain; charset=utf-8", text),
+            Route::Redirect(number) => match self.apps.routes.get(number) {
+                LoopRoute { leads: Leads::Redirect(to), series, .. } => Some((to.answer(input, request), *series)),
+                _ => None,
+            },
+            _ => Some((Direct::with(404, "Content-Type: text/plain\r\n", NOBODY), OWN)),
         }
     }
 }
