@@ -89,6 +89,7 @@ impl<B: Backend> Loop<B> {
         Ok(input)
     }
 
+    #[inline(always)]
     fn read_request(&mut self, sock: Sock, input: Block) -> Step {
         match head::request(&input, &self.heads.limits, &mut self.heads.fields) {
             Ok(Some(request)) => self.take_request(sock, input, &request),
