@@ -3,8 +3,6 @@
 //! A configuration changes as a whole: a new [`AppTable`] goes to every loop by mail and takes the old one's place between two turns.
 //! Exchanges that run by then keep the [`App`] that they began with, to their end.
 
-use std::borrow::Cow;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
@@ -12,7 +10,7 @@ use crate::config::route::{Matching, Piece, Respond, Target};
 use crate::config::{self, Settings};
 use crate::dispatch::{AppId, Dispatch};
 use crate::http::reply::Direct;
-use crate::http::route::{self, Edits, Router};
+use crate::http::route::{Edits, Router};
 use crate::metrics::Metrics;
 
 /// An app, and what its requests are served with.
@@ -45,6 +43,11 @@ impl App {
         let text = |text: &String| Direct::new("text/plain; charset=utf-8", text.as_bytes());
         let direct = settings.respond.as_ref().map(text);
         App { id, server, settings, direct, dispatch, count }
+    }
+
+    /// How many connections a loop keeps open to each worker for the next requests.
+    pub fn idle_links(&self) -> usize {
+        if self.settings.keepalive { self.settings.concurrency as usize } else { 0 }
     }
 }
 
@@ -97,14 +100,6 @@ impl Way {
         let request = Edits::of_request(&route.request_fields, &route.rewrite);
         Way { to, request, response, series: metrics.series(app, &label) }
     }
-
-    /// The answer of a redirect to a request with that authority and target.
-    pub fn redirect(&self, authority: &[u8], target: &[u8]) -> Option<Direct> {
-        let To::Redirect(pieces, status, lines) = &self.to else { return None };
-        let location = route::location(pieces, authority, target);
-        let location = String::from_utf8_lossy(&location);
-        Some(Direct::with(*status, &format!("Location: {location}\r\n{lines}"), b""))
-    }
 }
 
 /// A fixed answer with the fields that its route gives it.
@@ -117,8 +112,10 @@ fn fixed(respond: &Respond, edits: Option<&Edits>, lines: &str) -> Direct {
 /// The routes, and how one is found.
 #[derive(Debug)]
 pub struct Routes {
-    router: Router,
-    ways: Vec<Way>,
+    /// Finds one by its number.
+    pub router: Router,
+    /// All of them, by their numbers.
+    pub ways: Vec<Way>,
 }
 
 impl Routes {
@@ -126,71 +123,6 @@ impl Routes {
     pub fn new(routes: &[config::Route], apps: &[App], metrics: &Metrics) -> Routes {
         let ways = routes.iter().map(|route| Way::new(route, apps, metrics)).collect();
         Routes { router: Router::new(routes), ways }
-    }
-
-    /// The first that a request takes.
-    #[inline]
-    pub fn find(&self, authority: &[u8], target: &[u8], method: &[u8]) -> Option<usize> {
-        self.router.find(authority, target, method)
-    }
-
-    /// The route of that number.
-    #[inline]
-    pub fn way(&self, index: usize) -> &Way {
-        &self.ways[index]
-    }
-}
-
-/// The routes with a count of this loop's own: the one that all loops share is not touched for each request.
-pub(crate) struct Counted(Arc<Routes>);
-
-impl Counted {
-    /// Those of that table.
-    pub fn new(table: &AppTable) -> Rc<Counted> {
-        Rc::new(Counted(table.routes.clone()))
-    }
-}
-
-/// The route that a request has taken. It lives on in this request when the configuration changes.
-#[derive(Clone)]
-pub(crate) struct Taken {
-    routes: Rc<Counted>,
-    index: usize,
-}
-
-impl Taken {
-    /// The route that a request takes.
-    #[inline]
-    pub fn find(routes: &Rc<Counted>, authority: &[u8], target: &[u8], method: &[u8]) -> Option<Taken> {
-        let index = routes.0.find(authority, target, method)?;
-        Some(Taken { routes: routes.clone(), index })
-    }
-
-    /// The route.
-    #[inline]
-    pub fn way(&self) -> &Way {
-        self.routes.0.way(self.index)
-    }
-
-    /// What the loop answers itself on this route, in the place of `app` where it leads to one; to a request with that authority and
-    /// target.
-    pub fn answer<'a>(&'a self, app: Option<&'a App>, authority: &[u8], target: &[u8]) -> Cow<'a, Direct> {
-        let kept = match (&self.way().to, app) {
-            (To::Direct(direct), _) => Some(direct),
-            (To::App(..), Some(app)) => self.direct(app),
-            _ => None,
-        };
-        let made = || self.way().redirect(authority, target).unwrap_or_else(|| Direct::with(404, "", b""));
-        kept.map_or_else(|| Cow::Owned(made()), Cow::Borrowed)
-    }
-
-    /// What the loop says in the place of an app, if it does.
-    pub fn direct<'a>(&'a self, app: &'a App) -> Option<&'a Direct> {
-        match &self.way().to {
-            To::App(_, own) => own.as_ref().or(app.direct.as_ref()),
-            To::Direct(direct) => Some(direct),
-            To::Redirect(..) => None,
-        }
     }
 }
 

@@ -260,13 +260,16 @@ impl Counters {
     }
 }
 
+/// The counters of one loop, as that loop holds them.
+pub type OwnCounters = Arc<CachePadded<Counters>>;
+
 /// The counters of all loops, and the names of what they count for apps and routes. Cloning gives another handle.
 #[derive(Clone, Debug)]
 pub struct Metrics(Arc<All>);
 
 #[derive(Debug)]
 struct All {
-    loops: Box<[CachePadded<Counters>]>,
+    loops: Box<[OwnCounters]>,
     /// What the servers before this one have counted, as if they were one more loop.
     before: Counters,
     register: Register,
@@ -275,19 +278,18 @@ struct All {
 impl Metrics {
     /// Counters for that many loops, all zero.
     pub fn new(loops: usize) -> Metrics {
-        let loops = (0..loops).map(|_| CachePadded::default()).collect();
+        let loops = (0..loops).map(|_| OwnCounters::default()).collect();
         Metrics(Arc::new(All { loops, before: Counters::default(), register: Register::default() }))
     }
 
     /// One loop's counters. Panics if there is no such loop, which is a mistake of ours.
-    #[inline]
-    pub fn of_loop(&self, index: usize) -> &Counters {
+    pub fn of_loop(&self, index: usize) -> &OwnCounters {
         &self.0.loops[index]
     }
 
     /// The counters of each loop, in order.
     pub fn loops(&self) -> impl ExactSizeIterator<Item = &Counters> {
-        self.0.loops.iter().map(|padded| &**padded)
+        self.0.loops.iter().map(|own| &***own)
     }
 
     /// Whatever has counted: the loops, and the servers before this one.
@@ -553,9 +555,11 @@ mod tests {
     #[test]
     fn each_loop_writes_its_own_cache_lines() {
         let metrics = Metrics::new(2);
-        let (first, second) = (&raw const *metrics.of_loop(0) as usize, &raw const *metrics.of_loop(1) as usize);
+        let (first, second) = (&raw const **metrics.of_loop(0) as usize, &raw const **metrics.of_loop(1) as usize);
         let line = align_of::<CachePadded<u8>>();
-        assert!(line >= 64 && first % line == 0 && second % line == 0 && second - first >= size_of::<Counters>());
+        assert!(
+            line >= 64 && first % line == 0 && second % line == 0 && second.abs_diff(first) >= size_of::<Counters>()
+        );
     }
 
     #[test]

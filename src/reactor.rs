@@ -87,7 +87,7 @@ impl<B: Backend> Reactor<B> {
             subject: Sock::NONE,
             next_id: setup.first_id,
             accepting: Accepting::default(),
-            metrics: setup.metrics,
+            counters: setup.metrics.of_loop(setup.index as usize).clone(),
             access: setup.access,
             work: VecDeque::new(),
             shared: setup.shared,
@@ -117,6 +117,7 @@ impl<B: Backend> Reactor<B> {
     }
 
     /// One turn.
+    #[inline(always)]
     pub fn turn(&mut self) -> std::io::Result<()> {
         let timeout = self.sleep();
         self.core.backend.wait(timeout)?;

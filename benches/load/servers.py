@@ -166,10 +166,11 @@ class Bench:
             self.workers[name] = path
         return self.workers[name]
 
-    def start(self, kind, forwarding, prefix=(), master=True, stack=None, worker=None, flags=(), cores=None):
+    def start(self, kind, forwarding, prefix=(), master=True, stack=None, worker=None, flags=(), cores=None, routes=0):
         """Starts one server. `kind` is "nginx", "haproxy", "ours" or "ours:BACKEND"; `prefix` goes before its command,
         as for valgrind; `master=False` makes nginx a single process. It ends with `stack` (the bench's own by default). `worker` is
-        the socket of another worker than the usual one; ours gets the `flags`, and takes other `cores` than the one for servers."""
+        the socket of another worker than the usual one; ours gets the `flags`, takes other `cores` than the one for servers, and has so many `routes` by host and path, of which
+        the last is taken."""
         worker = worker or (self.worker() if forwarding else None)
         home = os.path.join(self.home, f"{kind.replace(':', '-')}-{next(self.numbers)}")
         os.mkdir(home)
@@ -180,7 +181,8 @@ class Bench:
         command = {"nginx": self.nginx, "haproxy": self.haproxy, "ours": self.ours}[base](
             home, port, worker, kind.partition(":")[2], master
         )
-        command += flags if base == "ours" else []
+        if base == "ours":
+            command += [*flags, *self.routes(home, worker, routes)]
         log = os.path.join(home, "log")
         process = (stack or self.stack).enter_context(
             processes.running([*prefix, *command], log, self.server_core if cores is None else cores, cwd=home)
@@ -216,10 +218,22 @@ class Bench:
         processes.need("haproxy")
         return [processes.find("haproxy"), "-f", configuration, "-db"]
 
-    def ours(self, home, port, worker, backend, _master):
-        what = ["--upstream", f"unix:{worker}", "--concurrency", str(self.concurrency)] if worker else ["--respond", BODY]
+    def ours(self, home, port, _worker, backend, _master):
         return [self.server, "--loops", "1", "--backend", backend or "auto", "--no-access-log", "--stats-interval", "0s",
-                "--run-dir", os.path.join(home, "run"), "--listen", f"127.0.0.1:{port}", *what]
+                "--run-dir", os.path.join(home, "run"), "--listen", f"127.0.0.1:{port}"]
+
+    def routes(self, home, worker, routes):
+        """The flags that say what ours answers: all to one app, or by routes."""
+        if not routes:
+            return ["--upstream", f"unix:{worker}", "--concurrency", str(self.concurrency)] if worker else ["--respond", BODY]
+        to = f'upstreams = "unix:{worker}"' if worker else f'respond = "{BODY}"'
+        # Half of them lie on other hosts, and half beside the last on its own.
+        places = [("localhost" if at % 2 else f"host{at}.example", f"/path{at}/*") for at in range(1, routes)]
+        file = os.path.join(home, "routes.toml")
+        with open(file, "w") as out:
+            for host, path in [*places, ("localhost", "/*")]:
+                out.write(f'[[routes]]\nmatch = {{ host = "{host}", path = "{path}" }}\n{to}\n')
+        return ["-f", file]
 
 
 def check_server(path):

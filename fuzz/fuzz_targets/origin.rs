@@ -11,7 +11,7 @@ use production_server::config::Peers;
 use production_server::http::fields::{Fields, Kind};
 use production_server::http::head::{self, HeadLimits};
 use production_server::http::origin::Origin;
-use production_server::http::rewrite::{self, Forward};
+use production_server::http::rewrite::{self, Forward, Front};
 
 const NAMES: [&str; 8] = [
     "X-Forwarded-For",
@@ -47,9 +47,7 @@ fuzz_target!(|bytes: &[u8]| {
         https: false,
         request_id: b"id",
         start_micros: 0,
-        origin: Some(&origin),
-        traces: false,
-        writes_forwarded: bytes.len() % 2 == 0,
+        front: Some(Front { origin: Some(&origin), traces: false, writes_forwarded: bytes.len() % 2 == 0 }),
         keep_alive: true,
         open: false,
         edits: None,

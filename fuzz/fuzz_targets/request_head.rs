@@ -10,7 +10,7 @@ use production_server::config::Peers;
 use production_server::http::fields::{Fields, Kind};
 use production_server::http::head::{self, HeadLimits, HeadSearch};
 use production_server::http::origin::Origin;
-use production_server::http::rewrite::{self, Forward};
+use production_server::http::rewrite::{self, Forward, Front};
 use production_server::http::{Framing, Version};
 
 fuzz_target!(|bytes: &[u8]| {
@@ -40,9 +40,11 @@ fuzz_target!(|bytes: &[u8]| {
             https: false,
             request_id: b"0123456789abcdef",
             start_micros: 1_700_000_000_123_456,
-            origin: (variant & 1 != 0).then_some(&origin),
-            traces: variant & 2 != 0,
-            writes_forwarded: variant & 4 != 0,
+            front: (variant > 0).then_some(Front {
+                origin: (variant & 1 != 0).then_some(&origin),
+                traces: variant & 2 != 0,
+                writes_forwarded: variant & 4 != 0,
+            }),
             keep_alive: variant & 2 != 0,
             open: variant & 4 != 0,
             edits: None,

@@ -47,6 +47,8 @@ pub(crate) struct Client {
     pub http: Http1,
     /// Which of the loop's listeners accepted it.
     pub listener: u16,
+    /// That one serves the documents of the server's own and nothing else.
+    pub admin: bool,
     pub arrival: Arrival,
     /// The request that is being answered, or [`Key::NONE`].
     pub exchange: Key,
@@ -61,7 +63,7 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub fn new(listener: u16, arrival: Arrival) -> Client {
+    pub fn new(listener: u16, admin: bool, arrival: Arrival) -> Client {
         Client {
             state: State::Accepting,
             ended: false,
@@ -71,6 +73,7 @@ impl Client {
             silent_looks: 0,
             http: Http1::NONE,
             listener,
+            admin,
             arrival,
             exchange: Key::NONE,
             input: None,
@@ -78,6 +81,14 @@ impl Client {
             acknowledged: 0,
             body: None,
         }
+    }
+
+    /// Whether it is kept after the answer that begins now.
+    #[inline]
+    pub fn decide_keep_alive(&mut self, draining: bool, crowded: bool) -> bool {
+        let away = draining || (crowded && self.input.is_none());
+        self.http.keep_alive &= !away && self.body.is_none();
+        self.http.keep_alive
     }
 
     /// Whether it stands between two requests, or before its first.
@@ -339,6 +350,7 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Whether so much waits to be sent that no further request is read now; the drain will resume.
+    #[inline(always)]
     pub fn stalls(&mut self, sock: Sock) -> bool {
         let stalls = self.backend.unsent(sock) > HIGH_MARK;
         if stalls {

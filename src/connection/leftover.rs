@@ -46,7 +46,7 @@ impl<B: Backend> Loop<B> {
         let sock = std::mem::take(&mut exchange.source).link();
         let delivered = self.backend.offered(sock) > exchange.attempt.sent_before;
         if planted::active(Bug::DirtyLink) && sock != Key::NONE {
-            self.park(&app, sock, None);
+            self.park(sock, app.idle_links(), None);
             return self.give_back(key, Outcome::Unused);
         }
         let waits = timed_out || (isolated && !exchange.answer.stream);

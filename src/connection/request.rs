@@ -4,22 +4,17 @@
 //! Pipelined requests that the loop answers itself are all read in one go, and their answers leave in one gathered write. A
 //! refusal closes the connection, and nothing behind it is ever read as a request.
 
-use std::borrow::Cow;
-use std::rc::Rc;
-
-use crate::apps::{App, Taken, To};
 use crate::backends::{Backend, How, Sock};
-use crate::buffers::block::{Block, SMALL, Writer};
+use crate::buffers::block::Block;
 use crate::http::head::{self, Request};
 use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
-use crate::http::reply::{self, Direct, Reply};
-use crate::http::{Framing, Method, body_len};
-use crate::mailbox::desk::Document;
+use crate::http::reply::{self, Reply};
+use crate::http::{Framing, body_len};
 use crate::metrics::series::OWN;
 
 use super::{State, Stream};
-use crate::event_loop::{Inside, Loop, may_be_inside};
+use crate::event_loop::{Loop, Route, Written};
 
 /// What became of a look at the input.
 enum Step {
@@ -29,23 +24,6 @@ enum Step {
     Wait,
     /// The request has gone to an exchange, or the connection is closing.
     Stop,
-}
-
-/// What is said where no route takes a request. The connection goes on, for its next request may find one.
-const NOBODY: &[u8] = b"no route takes this request\n";
-
-/// Who answers a request.
-enum Route {
-    Text(&'static [u8]),
-    /// The loop, in the place of an app.
-    Respond(Rc<App>, Taken),
-    /// The loop, with what the route says.
-    Fixed(Taken),
-    Nobody,
-    Status,
-    Desk(Document),
-    Refuse(u16, &'static str),
-    App(Rc<App>, Taken),
 }
 
 impl<B: Backend> Loop<B> {
@@ -58,23 +36,30 @@ impl<B: Backend> Loop<B> {
                 return;
             }
             let Some(input) = client.input.take() else { break };
+            let fresh = client.body.is_none() && client.search.is_fresh();
             if answered && self.stalls(sock) {
                 self.keep_input(sock, input);
                 break;
             }
-            match self.read_request(sock, input) {
+            let input = if fresh { Ok(input) } else { self.go_on(sock, input) };
+            let step = match input {
+                Ok(input) => self.read_request(sock, input),
+                Err(step) => step,
+            };
+            match step {
                 Step::Again => answered = true,
                 Step::Wait => break,
                 Step::Stop => return,
             }
         }
+        let Some(client) = self.table.client(sock) else { return };
+        let (ended, skips, waits) = (client.ended, client.body.is_some(), client.input.is_some());
         if answered {
-            let Some(client) = self.table.client(sock) else { return };
             let timeouts = &self.apps.settings.timeouts;
-            let timeout = match (&client.body, &client.input) {
-                (Some(_), _) => timeouts.body,
-                (None, Some(_)) => timeouts.header,
-                (None, None) => self.patience(timeouts.idle),
+            let timeout = match (skips, waits) {
+                (true, _) => timeouts.body,
+                (false, true) => timeouts.header,
+                (false, false) => self.patience(timeouts.idle),
             };
             self.arm(sock, timeout);
         }
@@ -82,23 +67,30 @@ impl<B: Backend> Loop<B> {
         if self.stalls(sock) {
             return;
         }
-        let Some(client) = self.table.client(sock) else { return };
         // A part of a head whose client has finished sending never becomes a request.
-        if client.ended || (client.input.is_none() && self.sends_away()) {
+        if ended || (!waits && self.sends_away()) {
             return self.close_client(sock, How::Flushed);
         }
         self.backend.recv(sock, crate::backends::Size::Small);
     }
 
-    fn read_request(&mut self, sock: Sock, input: Block) -> Step {
-        let Some(client) = self.table.client(sock) else { return Step::Stop };
+    /// Bytes behind a part of a head, or behind an answer whose request still has a body: what may hold a whole head, or what there is to be
+    /// done instead of reading one.
+    #[inline(never)]
+    fn go_on(&mut self, sock: Sock, input: Block) -> Result<Block, Step> {
+        let Some(client) = self.table.client(sock) else { return Err(Step::Stop) };
         if client.body.is_some() {
-            return self.skip_body(sock, input);
+            return Err(self.skip_body(sock, input));
         }
-        if !client.search.is_fresh() && !client.search.scan(&input) && input.len() < self.heads.limits.head {
+        if !client.search.scan(&input) && input.len() < self.heads.limits.head {
             client.input = Some(input);
-            return Step::Wait;
+            return Err(Step::Wait);
         }
+        Ok(input)
+    }
+
+    #[inline(always)]
+    fn read_request(&mut self, sock: Sock, input: Block) -> Step {
         match head::request(&input, &self.heads.limits, &mut self.heads.fields) {
             Ok(Some(request)) => self.take_request(sock, input, &request),
             Ok(None) => self.wait_for_head(sock, input),
@@ -126,119 +118,66 @@ impl<B: Backend> Loop<B> {
         Step::Wait
     }
 
+    #[inline(always)]
     fn take_request(&mut self, sock: Sock, mut input: Block, request: &Request) -> Step {
         self.count().requests.add(1);
         self.find_origin(sock, &input);
-        if let Some(client) = self.table.client(sock) {
-            client.search = Default::default();
-            client.requested = true;
-            client.http = Http1::new(request);
-            if request.framing != Framing::None {
-                client.body = RequestBody::new(request.framing);
-            }
+        let Some(client) = self.table.client(sock) else { return Step::Stop };
+        client.search = Default::default();
+        client.requested = true;
+        client.http = Http1::new(request);
+        if request.framing != Framing::None {
+            client.body = RequestBody::new(request.framing);
         }
-        match self.route(sock, &input, request) {
-            Route::App(app, route) => {
-                self.forward(app, route, Stream { connection: sock, id: 0 }, input, request);
-                Step::Stop
+        let stream = Stream { connection: sock, id: 0 };
+        let admin = client.admin;
+        let written = match self.route(sock, admin, &input, request) {
+            Route::App(route) => {
+                self.forward(route, stream, input, request);
+                return Step::Stop;
+            }
+            Route::Long(route) => {
+                self.respond(route, stream, &input, request);
+                None
+            }
+            Route::Desk(document) => {
+                self.ask_desk(stream, &input, request, document);
+                None
             }
             Route::Refuse(status, reason) => {
                 let head = &input[request.method_span.start as usize..request.len];
                 self.refuse_head(sock, (status, reason), request.accept.of(&input), head);
-                Step::Stop
+                return Step::Stop;
             }
-            Route::Respond(app, route) if responds_at_length(&app, &route, request) => {
-                self.respond(app, &route, Stream { connection: sock, id: 0 }, &input, request);
-                input.advance(request.len);
-                self.keep_input(sock, input);
-                Step::Stop
-            }
-            Route::Desk(document) => {
-                self.ask_desk(Stream { connection: sock, id: 0 }, &input, request, document);
-                input.advance(request.len);
-                self.keep_input(sock, input);
-                Step::Stop
-            }
-            route => {
-                self.answer_here(sock, &input, request, &route);
-                input.advance(request.len);
-                self.after_answer(sock, input, request)
-            }
+            route => self.write_own(route, &input, request),
+        };
+        if let Some(written) = written {
+            return self.answer_here(sock, input, request, written);
         }
+        input.advance(request.len);
+        self.keep_input(sock, input);
+        Step::Stop
     }
 
-    fn route(&mut self, sock: Sock, input: &[u8], request: &Request) -> Route {
-        let path = request.path.of(input);
-        let admin = !self.apps.settings.admin.is_empty() && self.is_admin(sock);
-        let name = if admin { Some(path) } else { self.apps.settings.internal.name(path) };
-        if let Some(name) = name.filter(|name| may_be_inside(name)) {
-            match self.inside(sock, input, request, name) {
-                Some(Inside::Server) if self.apps.has_failed() => return Route::Refuse(503, "the app has failed"),
-                Some(Inside::Server) => return Route::Text(b"ok"),
-                Some(Inside::Status) => return Route::Status,
-                Some(Inside::Desk(document)) => return Route::Desk(document),
-                None => {}
-            }
-        }
-        if admin {
-            return Route::Refuse(404, "this address tells about the server and has no app");
-        }
-        if request.method == Method::Connect {
-            return Route::Refuse(405, "CONNECT is for forward proxies; this server is an origin");
-        }
-        let (authority, method) = (request.authority.of(input), request.method_span.of(input));
-        let Some(taken) = self.apps.route(authority, path, method) else { return Route::Nobody };
-        let To::App(id, _) = taken.way().to else { return Route::Fixed(taken) };
-        let Some(app) = self.apps.get(id).cloned() else { return Route::Nobody };
-        if app.direct.is_some() {
-            return Route::Respond(app, taken);
-        }
-        match request.max_forwards {
-            Some(0) if request.method == Method::Options => Route::Text(b""),
-            Some(0) if request.method == Method::Trace => Route::Refuse(405, "TRACE ends here and is not answered"),
-            _ => Route::App(app, taken),
-        }
-    }
-
-    fn keeps_alive(&self, request: &Request) -> bool {
+    /// Whether the connection goes on after an answer of the loop itself.
+    pub fn keeps_alive(&self, request: &Request) -> bool {
         // A client that waits for "100 Continue" may or may not send its body after a final answer (RFC 9110 §10.1.1).
         request.keep_alive && !self.accepting.draining && !request.expect_continue
     }
 
-    fn answer_here(&mut self, sock: Sock, input: &[u8], request: &Request, route: &Route) {
-        let keep_alive = self.keeps_alive(request);
-        let version = request.version;
-        let head_only = request.method == Method::Head;
-        let (authority, target) = (request.authority.of(input), request.path.of(input));
-        let made = |content_type, body| Cow::Owned(Direct::new(content_type, body));
-        let direct = match route {
-            Route::Status => made("application/json", (self.shared.status)().as_bytes()),
-            Route::Text(text) => made("text/plain; charset=utf-8", text),
-            Route::Nobody => Cow::Owned(Direct::with(404, "Content-Type: text/plain\r\n", NOBODY)),
-            Route::Respond(app, taken) => taken.answer(Some(app), authority, target),
-            Route::Fixed(taken) => taken.answer(None, authority, target),
-            Route::Refuse(..) | Route::Desk(_) | Route::App(..) => return,
-        };
-        let series = match route {
-            Route::Respond(_, taken) | Route::Fixed(taken) => taken.way().series,
-            _ => OWN,
-        };
-        let status = direct.status();
-        self.count().of_series(series).answered_here(status);
-        let date = &self.time.day.date;
-        let write = |out: &mut Writer<'_>| direct.write(out, date, version, keep_alive, head_only);
-        let piece = self.memory.scratch.write(direct.room(), write);
-        let bytes = if head_only { 0 } else { direct.body().len() as u64 };
+    /// Sends an answer of the loop itself: then the next request, once the body of this one is out of the way.
+    #[inline(always)]
+    fn answer_here(&mut self, sock: Sock, mut input: Block, request: &Request, written: Written) -> Step {
         self.become_state(sock, State::WritingResponse);
-        self.backend.send(sock, piece.into());
-        self.log_answer(sock, &input[request.method_span.start as usize..request.len], status, bytes);
-    }
-
-    /// After an answer of the loop itself: the next request, once the body of this one is out of the way.
-    fn after_answer(&mut self, sock: Sock, rest: Block, request: &Request) -> Step {
+        self.backend.send(sock, written.head_and_body.into());
+        if self.access.enabled() {
+            let head = &input[request.method_span.start as usize..request.len];
+            self.log_answer(sock, head, written.status, written.bytes);
+        }
+        input.advance(request.len);
         if !self.keeps_alive(request) {
             // A client that did not ask for the end may have begun its next request: its bytes must not reset the answer.
-            if rest.is_empty() && request.framing == Framing::None && !request.keep_alive {
+            if input.is_empty() && request.framing == Framing::None && !request.keep_alive {
                 self.close_answered(sock);
             } else {
                 self.close_client(sock, How::Flushed);
@@ -246,10 +185,10 @@ impl<B: Backend> Loop<B> {
             return Step::Stop;
         }
         self.become_state(sock, State::ReadingRequest);
-        if !rest.is_empty()
+        if !input.is_empty()
             && let Some(client) = self.table.client(sock)
         {
-            client.input = Some(rest);
+            client.input = Some(input);
         }
         Step::Again
     }
@@ -298,9 +237,4 @@ impl<B: Backend> Loop<B> {
         self.log_answer(sock, head, status, bytes);
         self.close_client(sock, How::Flushed);
     }
-}
-
-/// Whether the text of `--respond` is too long for one piece.
-fn responds_at_length(app: &App, route: &Taken, request: &Request) -> bool {
-    route.direct(app).is_some_and(|direct| direct.room() > SMALL) && request.method != Method::Head
 }

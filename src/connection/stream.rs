@@ -19,12 +19,12 @@ use crate::buffers::slots::Key;
 use crate::http::body::{CHUNK_LINE_ROOM, put_chunk_line};
 use crate::http::head::Response;
 use crate::http::http1::{BodyFraming, Http1};
-use crate::http::id::id_text;
+use crate::http::id::Id;
 use crate::http::reader::Reader;
 use crate::http::rewrite::{self, Answer, Rewritten};
+use crate::http::route::Edits;
 
 use super::State;
-use crate::apps::Taken;
 use crate::event_loop::{Loop, Task};
 
 /// Whom an exchange answers: one request of a connection.
@@ -40,38 +40,35 @@ impl<B: Backend> Loop<B> {
     /// and not while others wait to be let in, unless its next request is here already.
     pub fn decide_keep_alive(&mut self, connection: Sock) -> bool {
         let (draining, crowded) = (self.accepting.draining, self.shared.admission.is_crowded());
-        let Some(client) = self.table.client(connection) else { return false };
-        let away = draining || (crowded && client.input.is_none());
-        client.http.keep_alive &= !away && client.body.is_none();
-        client.http.keep_alive
+        self.table.client(connection).is_some_and(|client| client.decide_keep_alive(draining, crowded))
     }
 
     /// The head of a worker's answer, with the `body` bytes that follow it in `input` and are the whole of its body; or the 101 that was
-    /// asked for. The route, if one is named, changes its fields.
+    /// asked for. Its route may change its fields.
     pub fn stream_head(
         &mut self,
         Stream { connection, .. }: Stream,
-        id: u64,
+        id: &Id,
         input: &[u8],
         response: &Response,
         body: usize,
-        route: Option<&Taken>,
+        edits: Option<&Edits>,
     ) {
         let upgrade = response.status == 101;
-        if !upgrade {
-            self.decide_keep_alive(connection);
-        }
+        let (draining, crowded) = (self.accepting.draining, self.shared.admission.is_crowded());
         let Some(client) = self.table.client(connection) else { return };
+        if !upgrade {
+            client.decide_keep_alive(draining, crowded);
+        }
         let framing = if upgrade { Rewritten::Same } else { client.http.decide_framing(response.framing) };
-        let own = id_text(id);
         let answer = Answer {
             date: &self.time.day.date,
-            request_id: self.accepting.id(client.exchange, &own),
+            request_id: self.accepting.id(client.exchange, id),
             client: client.http.version,
             keep_alive: upgrade || client.http.keep_alive,
             framing,
             upgrade,
-            edits: route.and_then(|route| route.way().response.as_ref()),
+            edits,
         };
         let fields = &self.heads.fields;
         let room = rewrite::response_room(response, fields, &answer) + body;

@@ -66,26 +66,20 @@ impl<B: Backend> Loop<B> {
         true
     }
 
-    /// A connection to a worker that was met: unless it is to be `fresh`, the one used last, or else one that is being opened. None while
-    /// the worker's backlog is full. An error says that no descriptor or entry is left here.
-    pub fn reach(&mut self, app: &App, worker: WorkerId, fresh: bool) -> io::Result<Option<Sock>> {
-        let Some(seat) = self.apps.seat_mut(app.id, worker) else { return Ok(None) };
-        if !fresh && let Some(sock) = seat.idle.pop() {
-            return Ok(Some(sock));
-        }
+    /// A new connection to a worker that was met. None while the worker's backlog is full. An error says that no descriptor or entry is left here.
+    pub fn reach(&mut self, app: &App, worker: WorkerId) -> io::Result<Option<Sock>> {
+        let Some(seat) = self.apps.seat(app.id, worker) else { return Ok(None) };
         let Some(sock) = self.backend.connect(&seat.target.address)? else { return Ok(None) };
         self.table.put(sock, Role::Link(Link::new(app.id, worker)));
         self.count().app(app.count).worker_connections.add(1);
         Ok(Some(sock))
     }
 
-    /// Keeps a connection for the next request, or closes it.
-    pub fn park(&mut self, app: &App, sock: Sock, timeout: Option<u32>) {
+    /// Keeps a connection for the next request, where its worker has less than `most` of them; or closes it.
+    pub fn park(&mut self, sock: Sock, most: usize, timeout: Option<u32>) {
         let Some(link) = self.table.link(sock) else { return };
-        let most = app.settings.concurrency as usize;
-        let seat = self.apps.seat_mut(app.id, link.worker).filter(|seat| seat.idle.len() < most);
-        let (Some(seat), true, false) = (seat, app.settings.keepalive, timeout.is_some_and(|seconds| seconds <= 1))
-        else {
+        let seat = self.apps.seat_mut(link.app, link.worker).filter(|seat| seat.idle.len() < most);
+        let (Some(seat), false) = (seat, timeout.is_some_and(|seconds| seconds <= 1)) else {
             return self.close_link(sock, How::Now);
         };
         link.state = LinkState::Idle;

@@ -6,7 +6,6 @@ use crate::backends::{Backend, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::nanos;
 use crate::exchange::Exchange;
-use crate::http::id::id_text;
 use crate::log::AccessRecord;
 
 use super::Loop;
@@ -56,7 +55,7 @@ impl<B: Backend> Loop<B> {
             app: &exchange.app.settings.name,
             note: exchange.answer.note.as_deref(),
             worker: seat.map(|seat| seat.target.number),
-            request_id: self.accepting.id(key, &id_text(exchange.request.id)),
+            request_id: self.accepting.id(key, &exchange.request.id),
             ..access_record(
                 head,
                 client.http.version,

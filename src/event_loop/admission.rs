@@ -38,9 +38,8 @@ pub(crate) struct Listener {
     pub admin: bool,
     /// What stands in front of it.
     pub front: Arc<Front>,
-    /// Traces of peers that are not trusted pass, for nobody is.
-    pub traces: bool,
-    pub writes_forwarded: bool,
+    /// Nobody in front is trusted, and `Forwarded` is not written.
+    pub plain: bool,
 }
 
 /// Connections that admin listeners let in beyond the limit: a crowd of clients must not hide the server from its operator.
@@ -256,11 +255,12 @@ impl<B: Backend> Loop<B> {
             if self.accepting.paused && !admin {
                 self.backend.pause(sock);
             }
-            let (traces, writes_forwarded) = (front.trusted.is_empty(), front.writes_forwarded);
-            if !traces {
+            let trusts = !front.trusted.is_empty();
+            let plain = !trusts && !front.writes_forwarded;
+            if trusts {
                 self.accepting.tolds.get_or_insert_default();
             }
-            let listener = Listener { sock, id, port, scheme, admin, front, traces, writes_forwarded };
+            let listener = Listener { sock, id, port, scheme, admin, front, plain };
             let index = self.vacant_listener();
             self.table.put(sock, Role::Listener(index as u16));
             match self.accepting.listeners.get_mut(index) {
@@ -343,11 +343,11 @@ impl<B: Backend> Loop<B> {
     }
 
     fn admit(&mut self, sock: Sock, listener: u16, peer: Peer) {
-        let (port, front) = match self.accepting.listeners.get(listener as usize) {
-            Some(listener) => (listener.port, !listener.front.proxies.is_empty()),
-            None => (0, false),
+        let (admin, port, front) = match self.accepting.listeners.get(listener as usize) {
+            Some(listener) => (listener.admin, listener.port, !listener.front.proxies.is_empty()),
+            None => (false, 0, false),
         };
-        self.table.put(sock, Role::Client(Client::new(listener, Arrival::new(peer, port))));
+        self.table.put(sock, Role::Client(Client::new(listener, admin, Arrival::new(peer, port))));
         self.count().total_connections.add(1);
         self.count().active_connections.increment();
         self.count().moved(None, Some(State::Accepting));

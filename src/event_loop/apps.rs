@@ -8,19 +8,19 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::apps::{App, AppTable, Counted, Taken};
+use crate::apps::{App, AppTable};
 use crate::backends::{Backend, Sock};
 use crate::buffers::slots::Key;
 use crate::config::Settings;
 use crate::dispatch::{AppId, Target, WorkerId};
 use crate::http::head::HeadLimits;
 
-use super::Loop;
+use super::{Loop, Routes};
 
 /// The apps of a loop.
 pub(crate) struct Apps {
     /// Which requests go where, now.
-    routes: Rc<Counted>,
+    pub routes: Routes,
     /// The configuration of the server as it is now.
     pub settings: Arc<Settings>,
     /// By their ids.
@@ -53,21 +53,14 @@ impl Apps {
     /// Those of that table.
     pub fn new(table: &AppTable) -> Apps {
         let settings = table.settings.clone();
-        let routes = Counted::new(table);
+        let routes = Routes::new(table, |_| None);
         let mut apps = Apps { routes, settings, entries: Vec::new(), late: Vec::new(), changing: false };
         apps.configure(table);
         apps
     }
 
-    /// The route that a request takes.
-    #[inline]
-    pub fn route(&self, authority: &[u8], target: &[u8], method: &[u8]) -> Option<Taken> {
-        Taken::find(&self.routes, authority, target, method)
-    }
-
     /// What a request to that app is served with, if it is configured.
-    #[inline]
-    pub fn get(&self, id: AppId) -> Option<&Rc<App>> {
+    fn get(&self, id: AppId) -> Option<&Rc<App>> {
         self.entries.get(id.0 as usize)?.as_ref()?.current.as_ref()
     }
 
@@ -92,6 +85,12 @@ impl Apps {
     #[inline]
     pub fn seat_mut(&mut self, id: AppId, worker: WorkerId) -> Option<&mut Seat> {
         self.place(id, worker)?.as_mut().filter(|seat| seat.worker == worker)
+    }
+
+    /// The connection to an app's worker that was used last and is idle.
+    #[inline]
+    pub fn idle_link(&mut self, id: AppId, worker: WorkerId) -> Option<Sock> {
+        self.seat_mut(id, worker)?.idle.pop()
     }
 
     /// Takes a worker out of its place.
@@ -127,7 +126,6 @@ impl Apps {
         for entry in self.entries.iter_mut().flatten() {
             entry.past.extend(entry.current.take());
         }
-        self.routes = Counted::new(table);
         for app in &table.apps {
             let index = app.id.0 as usize;
             if self.entries.len() <= index {
@@ -137,6 +135,7 @@ impl Apps {
             debug_assert!(entry.past.last().is_none_or(|past| Arc::ptr_eq(&past.dispatch, &app.dispatch)));
             entry.current = Some(Rc::new(app.clone()));
         }
+        self.routes = Routes::new(table, |id| self.get(id));
         self.changing = true;
     }
 

@@ -13,7 +13,7 @@ use crate::connection::State;
 use crate::http::Version;
 use crate::http::origin::Origin;
 use crate::http::proxy_protocol::{self, Header};
-use crate::http::rewrite::Forward;
+use crate::http::rewrite::{self, Forward};
 use crate::log::AccessRecord;
 use crate::metrics::Counter;
 
@@ -112,12 +112,20 @@ impl Listener {
             https: self.scheme.is_secure() || arrival.secure,
             request_id: id,
             start_micros,
-            origin: origin.trusted.then_some(origin),
-            traces: self.traces,
-            writes_forwarded: self.writes_forwarded,
+            front: if self.plain { None } else { Some(self.told(origin)) },
             keep_alive: true,
             open: false,
             edits: None,
+        }
+    }
+
+    #[cold]
+    fn told<'a>(&self, origin: &'a Origin) -> rewrite::Front<'a> {
+        rewrite::Front {
+            origin: origin.trusted.then_some(origin),
+            // Those of peers that are not trusted pass where nobody is.
+            traces: self.front.trusted.is_empty(),
+            writes_forwarded: self.front.writes_forwarded,
         }
     }
 }

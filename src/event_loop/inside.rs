@@ -8,56 +8,45 @@ use crate::buffers::block::Writer;
 use crate::connection::{State, Stream};
 use crate::exchange::{Ending, Exchange, Phase, Source, Upload};
 use crate::http::fields::{list_items, trim};
+use crate::http::id::id_text;
 use crate::http::{Method, head, is_loopback_host, reply};
 use crate::mailbox::desk::{Document, Question, Reply};
 use crate::metrics::ConnectionState;
 use crate::metrics::series::OWN;
 
-use super::Loop;
+use super::{Loop, Route};
 
-/// Whether it is worth a look if a path with its query names one of the documents: said of nearly every request, and so in few steps.
+/// Whether it is worth a look if a path with its query, without its prefix, names one of the documents.
 #[inline]
-pub(crate) fn may_be_inside(name: &[u8]) -> bool {
+pub(super) fn may_be_inside(name: &[u8]) -> bool {
     name.len() <= b"/health_check?verbose=true".len()
         && matches!(name, [b'/', b's', b'e' | b't', ..] | [b'/', b'm' | b'r' | b'h', b'e', ..] | [b'/', b'l', b'i', ..])
-}
-
-/// What the server has to say of itself.
-pub(crate) enum Inside {
-    /// `ok`.
-    Server,
-    /// The short status.
-    Status,
-    /// What the desk knows.
-    Desk(Document),
 }
 
 impl<B: Backend> Loop<B> {
     /// Which document of the server's own a request asks for, and gets: on an admin listener whoever can reach it, elsewhere who is on this
     /// machine. To others the path belongs to the app. `path` is without its prefix and with its
     /// query.
-    pub fn inside(&mut self, sock: Sock, input: &[u8], request: &head::Request, path: &[u8]) -> Option<Inside> {
+    pub(super) fn inside(&mut self, sock: Sock, input: &[u8], request: &head::Request, path: &[u8]) -> Option<Route> {
         let (name, query) = path.split_at(path.iter().position(|byte| *byte == b'?').unwrap_or(path.len()));
         let verbose = || is_verbose(query.strip_prefix(b"?").unwrap_or_default());
         let inside = match name {
-            b"/server" if query.is_empty() => return Some(Inside::Server),
-            b"/status" if query.is_empty() => Inside::Status,
-            b"/metrics" if self.apps.settings.metrics.prometheus => {
-                Inside::Desk(Document::Metrics { open: wants_open_metrics(request.accept.of(input)) })
+            b"/server" if query.is_empty() && self.apps.has_failed() => {
+                return Some(Route::Refuse(503, "the app has failed"));
             }
-            b"/livez" => Inside::Desk(Document::Live { verbose: verbose() }),
-            b"/readyz" => Inside::Desk(Document::Ready { verbose: verbose() }),
-            b"/health_check" => Inside::Desk(Document::Health { verbose: verbose() }),
+            b"/server" if query.is_empty() => return Some(Route::Text(b"ok")),
+            b"/status" if query.is_empty() => Route::Status,
+            b"/metrics" if self.apps.settings.metrics.prometheus => {
+                Route::Desk(Document::Metrics { open: wants_open_metrics(request.accept.of(input)) })
+            }
+            b"/livez" => Route::Desk(Document::Live { verbose: verbose() }),
+            b"/readyz" => Route::Desk(Document::Ready { verbose: verbose() }),
+            b"/health_check" => Route::Desk(Document::Health { verbose: verbose() }),
             _ => return None,
         };
-        let attended = matches!(inside, Inside::Status) || self.shared.desk.is_attended();
-        (attended && (self.is_admin(sock) || self.is_local(sock, input, request))).then_some(inside)
-    }
-
-    /// Whether a client came by an admin listener.
-    pub fn is_admin(&mut self, sock: Sock) -> bool {
-        let Some(listener) = self.table.client(sock).map(|client| client.listener) else { return false };
-        self.accepting.listeners[listener as usize].admin
+        let attended = matches!(inside, Route::Status) || self.shared.desk.is_attended();
+        let admin = self.table.client(sock).is_some_and(|client| client.admin);
+        (attended && (admin || self.is_local(sock, input, request))).then_some(inside)
     }
 
     /// Whether the inside may be told: the peer is on this machine, speaks for nobody else, and means this machine by the name that
@@ -76,7 +65,7 @@ impl<B: Backend> Loop<B> {
             return self.refuse(stream.connection, 503, "no app is configured");
         };
         let kept = self.memory.pool.heap(&input[..request.len]);
-        let mut exchange = Exchange::new(stream, app, OWN, request, kept, self.next_id, &self.time);
+        let mut exchange = Exchange::new(stream, app, OWN, request, kept, id_text(self.next_id), &self.time);
         // It waits for nobody of the dispatch, and nothing but its document or its client's end moves it.
         (exchange.phase, exchange.request.upload) = (Phase::Asking, Upload::Sent);
         self.become_state(stream.connection, State::Processing);

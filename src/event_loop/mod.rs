@@ -11,6 +11,7 @@
 //! | `front` | what stands in front of a listener: PROXY protocol headers, and whose word about a request's origin counts |
 //! | `inside` | documents about the inside of the server, and who gets them |
 //! | `memory` | where bytes are that wait, and who goes on when memory comes back |
+//! | `routes` | where a request goes, and what the loop itself says there |
 //!
 //! Rule: handlers never call each other in circles: what must be looked at again goes onto a list that the reactor works off after
 //! each event ([`Loop::work_off`]).
@@ -21,15 +22,16 @@ mod apps;
 mod front;
 mod inside;
 mod memory;
+mod routes;
 
 pub use crate::listener::Scheme;
 pub use admission::Admission;
 pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
 pub(crate) use apps::{Apps, Seat};
 pub(crate) use front::{Arrival, Tolds};
-pub(crate) use inside::{Inside, may_be_inside};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
+pub(crate) use routes::{Leads, LoopRoute, Route, Routes, Written};
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -49,7 +51,7 @@ use crate::http::origin::Origin;
 use crate::log::{AccessLog, Log};
 use crate::mailbox::Postboxes;
 use crate::mailbox::desk::Desk;
-use crate::metrics::{Counters, Metrics};
+use crate::metrics::{Counters, OwnCounters};
 
 /// What all loops of a server share.
 pub struct Shared {
@@ -151,7 +153,7 @@ pub(crate) struct Loop<B: Backend> {
     /// The next request's id: a random start, so that ids of two loops or two servers do not meet.
     pub next_id: u64,
     pub accepting: Accepting,
-    pub metrics: Metrics,
+    pub counters: OwnCounters,
     pub access: AccessLog,
     /// What the handlers have left to be done, in this order.
     pub work: VecDeque<Task>,
@@ -160,7 +162,7 @@ pub(crate) struct Loop<B: Backend> {
 impl<B: Backend> Loop<B> {
     #[inline]
     pub fn count(&self) -> &Counters {
-        self.metrics.of_loop(self.index as usize)
+        &self.counters
     }
 
     /// What must hold between two turns: exchanges and connections name each other, and the pool's blocks are where they may be.

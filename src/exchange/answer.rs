@@ -92,7 +92,7 @@ impl<B: Backend> Loop<B> {
         // Whoever says that a body follows where none may come might send it all the same.
         answer.link_keeps = response.keep_alive && !response.announces_body;
         answer.link_timeout = response.keep_alive_timeout;
-        let (stream, id, route) = (exchange.stream, exchange.request.id, exchange.route.clone());
+        let (stream, id, edits) = (exchange.stream, exchange.request.id, exchange.answer.edits.take());
         // The size first: a length is the worker's word, and may be near 2^64.
         let whole = match exchange.answer.reader {
             Reader::Done => Some(0),
@@ -106,7 +106,7 @@ impl<B: Backend> Loop<B> {
             exchange.answer.reader = Reader::Done;
         }
         let endless = exchange.answer.stream;
-        self.stream_head(stream, id, &input, response, body, route.as_ref());
+        self.stream_head(stream, &id, &input, response, body, edits.as_deref());
         input.advance(response.len + body);
         if whole.is_some() {
             return self.finish(key, Ending::Answered { surplus: !input.is_empty() });

@@ -8,11 +8,10 @@ use std::fmt::Display;
 
 use crate::backends::{Backend, How};
 use crate::buffers::slots::Key;
-use crate::connection::State;
+use crate::connection::{State, Stream};
 use crate::dispatch::Outcome;
 use crate::event_loop::Loop;
 use crate::http::body::last_chunk;
-use crate::http::id::id_text;
 use crate::http::reply::{self, Format, Reply};
 use crate::http::{Method, body_len, find_lines};
 use crate::log::Level;
@@ -58,7 +57,7 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let stream = exchange.stream;
         match ending {
-            Ending::Answered { .. } => self.end_body(key),
+            Ending::Answered { .. } => self.end_body(key, stream),
             Ending::Refused { status, detail, .. } => self.send_refusal(key, status, detail),
             Ending::Cut { reason, .. } => self.tell_of_cut(key, reason),
             Ending::Left { .. } | Ending::TunnelOver => {}
@@ -72,7 +71,7 @@ impl<B: Backend> Loop<B> {
             self.account(key, matches!(ending, Ending::Left { .. }));
         }
         if planted::active(Bug::CleanCut) && matches!(ending, Ending::Cut { .. }) {
-            self.end_body(key);
+            self.end_body(key, stream);
         }
         self.exchanges.discard(key);
         match ending {
@@ -84,11 +83,12 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Writes the end of an answer's body.
-    fn end_body(&mut self, key: Key) {
-        let Some(exchange) = self.exchanges.lookup(key) else { return };
-        if self.table.client(exchange.stream.connection).is_some_and(|client| client.http.is_chunked()) {
+    fn end_body(&mut self, key: Key, stream: Stream) {
+        if self.stream_takes_chunks(stream)
+            && let Some(exchange) = self.exchanges.lookup(key)
+        {
             let end = last_chunk(&mut self.memory.scratch, exchange.answer.reader.trailers());
-            self.backend.send(exchange.stream.connection, end);
+            self.backend.send(stream.connection, end);
         }
     }
 
@@ -115,15 +115,15 @@ impl<B: Backend> Loop<B> {
         let link = exchange.link();
         let kept = exchange.answer.link_keeps && exchange.is_uploaded() && !surplus;
         let timeout = exchange.answer.link_timeout;
-        let (app, permit) = (exchange.app.clone(), exchange.attempt.permit.take());
+        let (app, permit, most) = (&exchange.app, exchange.attempt.permit.take(), exchange.app.idle_links());
+        let release = |permit| app.dispatch.release(permit, Outcome::Answered, self.time.now, self.index);
+        let freed = permit.and_then(release);
         if kept && self.backend.unsent(link) == 0 {
-            self.park(&app, link, timeout)
+            self.park(link, most, timeout)
         } else {
             self.close_link(link, How::Now)
         }
-        if let Some(permit) = permit {
-            self.release(&app, permit, Outcome::Answered);
-        }
+        self.pass_on(freed);
     }
 
     /// Ends the use of a worker: its connection closes, its permit goes back.
@@ -153,7 +153,6 @@ impl<B: Backend> Loop<B> {
         let http10 = self.table.client(connection).is_some_and(|client| client.http.is_old());
         let [accept] = find_lines(exchange.request.head.as_deref().unwrap_or_default(), [b"accept"]);
         let format = reply::negotiate(accept);
-        let own = id_text(exchange.request.id);
         let reply = Reply {
             format,
             keep_alive,
@@ -161,7 +160,7 @@ impl<B: Backend> Loop<B> {
             head_only: exchange.request.method == Method::Head,
             retry_after: matches!(status, 503 | 504).then_some(1),
             reload: format == Format::Html && detail == STARTING,
-            request_id: Some(self.accepting.id(key, &own)),
+            request_id: Some(self.accepting.id(key, &exchange.request.id)),
             ..Reply::new(status, detail, &self.time.day.date)
         };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));

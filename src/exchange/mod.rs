@@ -41,7 +41,7 @@ mod tunnel;
 use std::rc::Rc;
 use std::time::Instant;
 
-use crate::apps::{App, Taken};
+use crate::apps::App;
 use crate::backends::Sock;
 use crate::buffers::block::{Block, Pool};
 use crate::connection::Stream;
@@ -49,7 +49,9 @@ use crate::dispatch::{Permit, StreamHold, Ticket, WorkerId};
 use crate::event_loop::Time;
 use crate::http::Method;
 use crate::http::head;
+use crate::http::id::Id;
 use crate::http::reader::Reader;
+use crate::http::route::Edits;
 use crate::log::{AccessLog, AnswerNote};
 
 pub(crate) use clock::Pace;
@@ -99,7 +101,7 @@ pub(crate) enum Upload {
 
 /// What is asked for.
 pub(crate) struct Request {
-    pub id: u64,
+    pub id: Id,
     pub method: Method,
     /// It asked for an upgrade to websocket.
     pub websocket: bool,
@@ -169,6 +171,8 @@ pub(crate) struct Answer {
     pub link_timeout: Option<u32>,
     /// Blocks arrive full: the answer is long.
     pub long: bool,
+    /// What its route changes of it, until its head has been written.
+    pub edits: Option<Rc<Edits>>,
     /// What it said for the log.
     pub note: Option<Box<AnswerNote>>,
     /// 0 before it has one.
@@ -201,8 +205,6 @@ pub(crate) struct Exchange {
     pub app: Rc<App>,
     /// By which number it is counted ([`Metrics::series`](crate::metrics::Metrics::series)).
     pub series: u16,
-    /// The route that it has taken; `None` where nothing of the answer depends on it.
-    pub route: Option<Taken>,
     pub phase: Phase,
     /// What feeds the answer.
     pub source: Source,
@@ -221,7 +223,7 @@ impl Exchange {
         series: u16,
         request: &head::Request,
         head: Block,
-        id: u64,
+        id: Id,
         time: &Time,
     ) -> Exchange {
         use crate::http::Framing;
@@ -231,7 +233,6 @@ impl Exchange {
             stream,
             series,
             app,
-            route: None,
             phase: Phase::Collecting,
             source: Source::None,
             request: Request {

@@ -8,7 +8,7 @@ use crate::buffers::slots::Key;
 use crate::buffers::wheel::{TICK, nanos};
 use crate::config;
 use crate::connection::LinkState;
-use crate::dispatch::{Acquire, Ask, Grant, Outcome, Patience, Permit, Waiter};
+use crate::dispatch::{Acquire, Ask, Grant, Outcome, Patience, Permit, Waiter, WorkerId};
 use crate::event_loop::{Loop, Task};
 use crate::http::body::last_chunk;
 use crate::http::{Framing, rewrite};
@@ -136,12 +136,17 @@ impl<B: Backend> Loop<B> {
 
     /// Gives a permit of an app back and passes on what it freed.
     pub fn release(&mut self, app: &App, permit: Permit, outcome: Outcome) {
-        if let Some(grant) = app.dispatch.release(permit, outcome, self.time.now, self.index) {
-            if grant.waiter.loop_index == self.index {
-                self.work.push_back(Task::Start(grant));
-            } else {
-                self.shared.postboxes.grant(grant);
-            }
+        let freed = app.dispatch.release(permit, outcome, self.time.now, self.index);
+        self.pass_on(freed);
+    }
+
+    /// Tells whoever has got a permit that was given back.
+    #[inline]
+    pub fn pass_on(&mut self, freed: Option<Grant>) {
+        match freed {
+            Some(grant) if grant.waiter.loop_index == self.index => self.work.push_back(Task::Start(grant)),
+            Some(grant) => self.shared.postboxes.grant(grant),
+            None => {}
         }
     }
 
@@ -149,8 +154,8 @@ impl<B: Backend> Loop<B> {
     pub fn give_back(&mut self, key: Key, outcome: Outcome) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         if let Some(permit) = exchange.attempt.permit.take() {
-            let app = exchange.app.clone();
-            self.release(&app, permit, outcome);
+            let freed = exchange.app.dispatch.release(permit, outcome, self.time.now, self.index);
+            self.pass_on(freed);
         }
     }
 
@@ -167,12 +172,22 @@ impl<B: Backend> Loop<B> {
         // A body that streams cannot be sent again, so that a kept connection which has just died would cost it.
         let streams = exchange.request.upload == Upload::Held;
         let fresh = exchange.attempt.retried || streams || exchange.request.websocket;
-        let app = exchange.app.clone();
-        if !self.meet(&app, worker) {
-            return self.unreachable(key);
+        let idle = if fresh { None } else { self.apps.idle_link(exchange.app.id, worker) };
+        if let Some(link) = idle.or_else(|| self.open_link(key, worker)) {
+            self.send_request(key, link);
         }
-        match self.reach(&app, worker, fresh) {
-            Ok(Some(link)) => self.send_request(key, link),
+    }
+
+    /// Opens a connection to the worker of an exchange's permit. Where that fails, what becomes of the exchange is decided here.
+    #[inline(never)]
+    fn open_link(&mut self, key: Key, worker: WorkerId) -> Option<Sock> {
+        let app = self.exchanges.lookup(key)?.app.clone();
+        if !self.meet(&app, worker) {
+            self.unreachable(key);
+            return None;
+        }
+        match self.reach(&app, worker) {
+            Ok(Some(link)) => return Some(link),
             Ok(None) => self.wait_for_backlog(key),
             Err(error) => {
                 let fields: [(&str, &dyn std::fmt::Display); 1] = [("error", &error)];
@@ -180,6 +195,7 @@ impl<B: Backend> Loop<B> {
                 self.refuse_unasked(key, 503, "the server has no descriptor left to reach a worker with");
             }
         }
+        None
     }
 
     /// The worker's backlog is full: another worker, or the same again in a moment, until the connect timeout.

@@ -4,15 +4,12 @@
 //! The connection decodes the body; what a worker sees is framed anew by us, so that a malformed or cut body ends in no last
 //! chunk and a closed connection.
 
-use std::rc::Rc;
-
-use crate::apps::{App, Taken};
 use crate::backends::{Backend, How, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::connection::{State, Stream};
 use crate::dispatch::Outcome;
-use crate::event_loop::Loop;
+use crate::event_loop::{Leads, Loop, LoopRoute};
 use crate::http::Framing;
 use crate::http::body::last_chunk;
 use crate::http::head::Request;
@@ -22,9 +19,12 @@ use crate::http::rewrite::{self, Forward};
 use super::{Ending, Exchange, Fate, Pace, Phase, Upload};
 
 impl<B: Backend> Loop<B> {
-    /// Makes an exchange of a request for the app. `input` begins with its head.
-    pub fn forward(&mut self, app: Rc<App>, route: Taken, stream: Stream, mut input: Block, request: &Request) {
+    /// Makes an exchange of a request for the app of that route. `input` begins with its head.
+    pub fn forward(&mut self, route: usize, stream: Stream, mut input: Block, request: &Request) {
         let Some(client) = self.table.client(stream.connection) else { return };
+        let LoopRoute { leads: Leads::App(app), request: edits, response, series } = self.apps.routes.get(route) else {
+            return;
+        };
         let listener = &self.accepting.listeners[client.listener as usize];
         let own = id_text(self.next_id);
         let id = self.heads.id(&input, &own);
@@ -32,16 +32,16 @@ impl<B: Backend> Loop<B> {
         let forward = Forward {
             keep_alive: app.settings.keepalive,
             open: request.framing == Framing::Chunked,
-            edits: route.way().request.as_ref(),
+            edits: edits.as_ref(),
             ..listener.forward(&client.arrival, &self.heads.origin, id, start_micros)
         };
         let room = rewrite::request_room(request, &self.heads.fields, &forward);
         let head = self.memory.scratch.write(room, |out| {
             rewrite::request(out, &input, request, &self.heads.fields, &forward);
         });
-        let mut exchange = Exchange::new(stream, app, route.way().series, request, head, self.next_id, &self.time);
-        if route.way().response.is_some() {
-            exchange.route = Some(route);
+        let mut exchange = Exchange::new(stream, app.clone(), *series, request, head, own, &self.time);
+        if response.is_some() {
+            exchange.answer.edits = response.clone();
         }
         self.become_state(stream.connection, State::Processing);
         let Some(key) = self.begin_exchange(stream, exchange, &input) else { return };

@@ -4,16 +4,15 @@
 //! `buffer_bytes` for all. Beyond the first, its source goes on once half of what waited has left; beyond the second, once memory
 //! comes back, whoever gave it back (`event_loop/memory.rs`), or once its own client has taken everything.
 
-use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::apps::{App, Taken};
 use crate::backends::{Backend, HIGH_MARK, Piece, Sock};
 use crate::buffers::block::SMALL;
 use crate::buffers::slots::Key;
 use crate::connection::{State, Stream};
-use crate::event_loop::Loop;
+use crate::event_loop::{Leads, Loop, LoopRoute};
 use crate::http::head;
+use crate::http::id::id_text;
 use crate::http::reader::Reader;
 
 use super::{Ending, Exchange, Hold, Phase, Upload};
@@ -85,14 +84,14 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Answers with a long text of our own, which is handed out as the client takes it. `input` begins with the request's head.
-    pub fn respond(&mut self, app: Rc<App>, route: &Taken, stream: Stream, input: &[u8], request: &head::Request) {
+    pub fn respond(&mut self, route: usize, stream: Stream, input: &[u8], request: &head::Request) {
         let keep_alive = self.decide_keep_alive(stream.connection);
-        let Some(direct) = route.direct(&app) else { return };
+        let LoopRoute { leads: Leads::Long(app, direct), series, .. } = self.apps.routes.get(route) else { return };
         let Some(client) = self.table.client(stream.connection) else { return };
         let version = client.http.version;
         let kept = self.memory.pool.heap(&input[..request.len]);
         let mut exchange =
-            Exchange::new(stream, app.clone(), route.way().series, request, kept, self.next_id, &self.time);
+            Exchange::new(stream, app.clone(), *series, request, kept, id_text(self.next_id), &self.time);
         (exchange.phase, exchange.request.upload) = (Phase::Relaying, Upload::Sent);
         (exchange.answer.status, exchange.source) = (direct.status(), Source::Own(direct.body().clone(), 0));
         let date = &self.time.day.date;

@@ -23,7 +23,7 @@ impl<B: Backend> Loop<B> {
         exchange.times.finished = Some(now);
         exchange.request.upload = Upload::Sent;
         let (stream, id, app) = (exchange.stream, exchange.request.id, exchange.app.count);
-        self.stream_head(stream, id, &input, response, 0, None);
+        self.stream_head(stream, &id, &input, response, 0, None);
         self.account(key, false);
         self.count().app(app).tunnels.add(1);
         self.count().active_tunnels.increment();

@@ -1,7 +1,10 @@
 //! Requests' ids as text.
 
-/// A request's id as sixteen hexadecimal digits.
-pub fn id_text(id: u64) -> [u8; 16] {
+/// A request's id: sixteen hexadecimal digits.
+pub type Id = [u8; 16];
+
+/// The id of that number.
+pub fn id_text(id: u64) -> Id {
     let mut text = [0; 16];
     text[..8].copy_from_slice(&hexadecimal((id >> 32) as u32));
     text[8..].copy_from_slice(&hexadecimal(id as u32));

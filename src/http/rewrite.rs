@@ -30,18 +30,50 @@ pub struct Forward<'a> {
     /// When the request arrived, in microseconds since 1970. Written as nginx does, `t=SECONDS.MILLISECONDS`, which every
     /// reader of this field understands.
     pub start_micros: u64,
-    /// What a trusted proxy says of where the request comes from. `None`: nothing, or the peer is not trusted.
-    pub origin: Option<&'a Origin>,
-    /// Whether `traceparent` and `tracestate` pass from a peer that is not trusted.
-    pub traces: bool,
-    /// Whether `Forwarded` (RFC 7239) is written.
-    pub writes_forwarded: bool,
+    /// What is known of proxies in front. `None`: nothing, so that nobody is believed but for traces, which pass.
+    pub front: Option<Front<'a>>,
     /// Whether the worker's connection is kept; else `Connection: close` is added.
     pub keep_alive: bool,
     /// Leaves framing and empty line to [`request_end`].
     pub open: bool,
     /// What the route changes.
     pub edits: Option<&'a Edits>,
+}
+
+/// What is known of proxies in front of the server.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Front<'a> {
+    /// What a trusted one says of where the request comes from. `None`: nothing, or the peer is not trusted.
+    pub origin: Option<&'a Origin>,
+    /// Whether `traceparent` and `tracestate` pass from a peer that is not trusted.
+    pub traces: bool,
+    /// Whether `Forwarded` (RFC 7239) is written.
+    pub writes_forwarded: bool,
+}
+
+impl Front<'_> {
+    /// What is dropped of a request.
+    #[cold]
+    fn dropped(&self) -> Kinds {
+        let mut dropped = DROPPED_AND_CLAIMS;
+        if !self.traces {
+            dropped = dropped.with(TRACES);
+        }
+        if let Some(origin) = self.origin {
+            dropped = dropped.without(origin.passes);
+        }
+        if self.writes_forwarded {
+            dropped = dropped.with(Kinds::of(&[Kind::Forwarded]));
+        }
+        dropped
+    }
+
+    /// Bytes of the chain of addresses, and of `Forwarded`, at most.
+    #[cold]
+    fn room(&self, request: &Request) -> usize {
+        let (chain, host) = self.origin.map_or((0, 0), |origin| (origin.chain_room(20), origin.host.len()));
+        2 * chain + 2 * host + request.authority.len() + 256
+    }
 }
 
 /// What a client is told besides the answer's own head.
@@ -108,6 +140,7 @@ const CLAIMS: Kinds = Kinds::of(&[
     Kind::XRealIp,
     Kind::Forwarded,
 ]);
+const DROPPED_AND_CLAIMS: Kinds = DROPPED_FROM_REQUESTS.with(CLAIMS);
 /// Which trace a request belongs to.
 const TRACES: Kinds = Kinds::of(&[Kind::Traceparent, Kind::Tracestate]);
 const DROPPED_FROM_ANSWERS: Kinds = HOP_BY_HOP.with(Kinds::of(&[Kind::XRequestId])).with(FOR_US);
@@ -121,30 +154,14 @@ pub fn request_room(request: &Request, fields: &Fields, forward: &Forward<'_>) -
     const ADDED: usize = 512;
     // A line written anew gains at most a space and a CR; the host may be written twice more.
     let edited = forward.edits.map_or(0, Edits::room);
-    let room =
-        request.len + 4 * (fields.len() + 2) + 2 * request.authority.len() + forward.request_id.len() + edited + ADDED;
-    if forward.origin.is_none() && !forward.writes_forwarded { room } else { room + told_room(request, forward) }
-}
-
-/// Bytes of the chain of addresses, and of `Forwarded`, at most.
-#[cold]
-fn told_room(request: &Request, forward: &Forward<'_>) -> usize {
-    let (chain, host) = forward.origin.map_or((0, 0), |origin| (origin.chain_room(20), origin.host.len()));
-    2 * chain + 2 * host + request.authority.len() + 256
+    let told = forward.front.as_ref().map_or(0, |front| front.room(request));
+    let named = 2 * request.authority.len() + forward.request_id.len();
+    request.len + 4 * (fields.len() + 2) + named + edited + told + ADDED
 }
 
 /// Writes the head that a worker gets. Always HTTP/1.1, with exactly one Host.
 pub fn request(out: &mut Writer<'_>, bytes: &[u8], request: &Request, fields: &Fields, forward: &Forward<'_>) {
-    let mut dropped = DROPPED_FROM_REQUESTS.with(CLAIMS);
-    if !forward.traces {
-        dropped = dropped.with(TRACES);
-    }
-    if let Some(origin) = forward.origin {
-        dropped = dropped.without(origin.passes);
-    }
-    if forward.writes_forwarded {
-        dropped = dropped.with(Kinds::of(&[Kind::Forwarded]));
-    }
+    let mut dropped = forward.front.as_ref().map_or(DROPPED_AND_CLAIMS, Front::dropped);
     if forward.open {
         dropped = dropped.with(LENGTH);
     }
@@ -276,7 +293,8 @@ fn forwarded_fields(out: &mut Writer<'_>, bytes: &[u8], request: &Request, field
     }
     let (mut https, mut host, mut port) = (forward.https, request.authority.of(bytes), forward.local_port);
     let mut starts = true;
-    match forward.origin {
+    let origin = forward.front.and_then(|front| front.origin);
+    match origin {
         Some(origin) => {
             https = origin.https.unwrap_or(https);
             host = if origin.host.is_empty() { host } else { origin.host.of(bytes) };
@@ -297,8 +315,10 @@ fn forwarded_fields(out: &mut Writer<'_>, bytes: &[u8], request: &Request, field
     if port != 0 {
         line(out, b"X-Forwarded-Port: ", itoa::Buffer::new().format(port).as_bytes());
     }
-    if forward.writes_forwarded || forward.origin.is_some_and(|origin| origin.corrects_forwarded) {
-        write_forwarded(out, forward.origin, peer.bytes(), https, host);
+    if let Some(front) = forward.front
+        && (front.writes_forwarded || origin.is_some_and(|origin| origin.corrects_forwarded))
+    {
+        write_forwarded(out, origin, peer.bytes(), https, host);
     }
     if !forward.request_id.is_empty() {
         line(out, b"X-Request-Id: ", forward.request_id);

@@ -8,13 +8,44 @@
 //!   is kept from `/admin/*` cannot be had by another spelling. What the app gets is the path as it came.
 //! - A host is compared without its port, in lower case, without a dot at its end.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::buffers::block::Writer;
 use crate::config::route::{FieldEdits, HostPattern, Matching, PathPattern, Piece, Rewrite, Route};
 
 /// The longest name of a host (RFC 1035 §2.3.4).
 const LONGEST_HOST: usize = 255;
+
+/// Routes by host.
+type Hosts = HashMap<Box<[u8]>, Paths, BuildHasherDefault<HostHasher>>;
+
+/// FNV-1a, in few steps for short names. Nobody can make its table slow: what lies in it comes from the configuration alone.
+#[derive(Debug)]
+struct HostHasher(u64);
+
+impl Default for HostHasher {
+    fn default() -> HostHasher {
+        HostHasher(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Hasher for HostHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+    }
+
+    fn write_usize(&mut self, number: usize) {
+        self.0 = (self.0 ^ number as u64).wrapping_mul(0x0100_0000_01b3);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 /// Finds routes.
 #[derive(Debug, Default)]
@@ -24,13 +55,13 @@ pub struct Router {
     /// Whether any route looks at the path.
     has_paths: bool,
     /// Routes for one host.
-    exact: HashMap<Box<[u8]>, Paths>,
+    exact: Hosts,
     /// Routes for all hosts below a name, by that name with a dot in front.
-    below: HashMap<Box<[u8]>, Paths>,
+    below: Hosts,
     /// The lengths of those names.
     lengths: Vec<usize>,
     /// Routes for any host.
-    any: Paths,
+    any: Option<Paths>,
     /// The methods of each route; none: any.
     methods: Vec<Box<[Box<[u8]>]>>,
 }
@@ -41,7 +72,7 @@ impl Router {
         let mut router = Router::default();
         for (index, Route { matching, .. }) in routes.iter().enumerate() {
             let paths = match &matching.host {
-                None => &mut router.any,
+                None => router.any.get_or_insert_default(),
                 Some(HostPattern::Exact(name)) => router.exact.entry(name.as_bytes().into()).or_default(),
                 Some(HostPattern::Below(name)) => router.below.entry(name.as_bytes().into()).or_default(),
             };
@@ -60,18 +91,22 @@ impl Router {
         router
     }
 
-    /// The first route that matches. `authority` is a legal one and may be empty; `target` is a path with its query.
-    #[inline]
-    pub fn find(&self, authority: &[u8], target: &[u8], method: &[u8]) -> Option<usize> {
-        if self.takes_all { Some(0) } else { self.look(authority, target, method) }
+    /// Whether the first route takes every request.
+    pub fn takes_all(&self) -> bool {
+        self.takes_all
     }
 
-    fn look(&self, authority: &[u8], target: &[u8], method: &[u8]) -> Option<usize> {
-        let path = before_query(target);
-        let resolved = if self.has_paths && !is_resolved(path) { Some(resolve(path)) } else { None };
-        let path = resolved.as_deref().unwrap_or(path);
+    /// The first route that matches. `authority` is a legal one and may be empty; `target` is a path with its query.
+    pub fn find(&self, authority: &[u8], target: &[u8], method: &[u8]) -> Option<usize> {
+        if self.takes_all {
+            return Some(0);
+        }
+        let path = if self.has_paths { resolved(target) } else { Cow::Borrowed(&b""[..]) };
+        let path = &*path;
         let mut best = None;
-        self.meet(&self.any, path, method, &mut best);
+        if let Some(paths) = &self.any {
+            self.meet(paths, path, method, &mut best);
+        }
         if !self.exact.is_empty() || !self.below.is_empty() {
             let mut room = [0; LONGEST_HOST];
             let host = host_name(authority, &mut room);
@@ -184,16 +219,18 @@ fn before_query(target: &[u8]) -> &[u8] {
     if path.is_empty() { b"/" } else { path }
 }
 
-/// Whether nothing of a path is to be decoded or resolved.
-fn is_resolved(path: &[u8]) -> bool {
+/// [`before_query`], with its escapes decoded and its dots resolved. Most paths are as they came.
+fn resolved(target: &[u8]) -> Cow<'_, [u8]> {
     let mut before = 0;
-    for byte in path {
-        if *byte == b'%' || (before == b'/' && matches!(byte, b'/' | b'.')) {
-            return false;
+    for (at, byte) in target.iter().enumerate() {
+        match byte {
+            b'?' if at > 0 => return Cow::Borrowed(&target[..at]),
+            b'?' | b'%' => return Cow::Owned(resolve(before_query(target))),
+            b'/' | b'.' if before == b'/' => return Cow::Owned(resolve(before_query(target))),
+            _ => before = *byte,
         }
-        before = *byte;
     }
-    true
+    Cow::Borrowed(if target.is_empty() { b"/" } else { target })
 }
 
 /// A path with its escapes decoded, one slash for many, and its dots resolved.
@@ -247,10 +284,8 @@ fn host_name<'a>(authority: &[u8], room: &'a mut [u8; LONGEST_HOST]) -> &'a [u8]
 
 /// A host as it came, without its port.
 fn host_of(authority: &[u8]) -> &[u8] {
-    match memchr::memrchr(b':', authority) {
-        Some(colon) if !authority[colon..].contains(&b']') => &authority[..colon],
-        _ => authority,
-    }
+    let digits = authority.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
+    authority[..authority.len() - digits].strip_suffix(b":").unwrap_or(authority)
 }
 
 /// The place of a redirect, for a request to that authority and target.
@@ -376,6 +411,9 @@ mod tests {
             ("old.example.org", "/x", "GET", Some(0)),
             ("OLD.example.ORG:8080", "/x", "GET", Some(0)),
             ("old.example.org.", "/api/x", "POST", Some(1)),
+            ("old.example.org.:", "/x", "GET", Some(0)),
+            ("[::1]", "/", "GET", Some(6)),
+            ("[::1:80]", "/", "GET", None),
             ("old.example.org", "/x", "POST", None),
             ("a.b.example.org", "/api/", "GET", Some(1)),
             ("example.org", "/api/", "GET", None),
@@ -452,10 +490,13 @@ mod tests {
             ("/%2e%2E/a", "/a"),
             ("/.a", "/.a"),
         ] {
-            assert!(!is_resolved(path.as_bytes()), "{path}");
-            assert_eq!(String::from_utf8(resolve(path.as_bytes())).unwrap(), expected, "{path}");
+            let path_and_query = format!("{path}?/../%41");
+            assert_eq!(resolved(path_and_query.as_bytes()), expected.as_bytes(), "{path}");
+            assert_eq!(resolved(path.as_bytes()), expected.as_bytes(), "{path}");
         }
-        assert!(is_resolved(b"/a/b.c/d"));
+        for (path, expected) in [("/a/b.c/d", "/a/b.c/d"), ("", "/"), ("?a", "/"), ("/a?/../b", "/a"), ("*", "*")] {
+            assert_eq!(resolved(path.as_bytes()), expected.as_bytes(), "{path}");
+        }
     }
 
     #[test]

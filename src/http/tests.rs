@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::fields::{Fields, Kind};
 use super::head::{self, Form, HeadLimits, HeadSearch, Request, Response};
 use super::origin::Origin;
-use super::rewrite::{self, Answer, Forward, Rewritten};
+use super::rewrite::{self, Answer, Forward, Front, Rewritten};
 use super::{Framing, Method, Refusal, Version, date};
 use crate::buffers::block::Writer;
 use crate::config::Peers;
@@ -489,9 +489,7 @@ const FORWARD: Forward<'_> = Forward {
     https: false,
     request_id: b"id1",
     start_micros: 1_700_000_000_012_345,
-    origin: None,
-    traces: true,
-    writes_forwarded: false,
+    front: None,
     keep_alive: true,
     open: false,
     edits: None,
@@ -557,7 +555,8 @@ fn from_trusted(head: &str, forward: &Forward<'_>, trust: &str) -> String {
     peers.add(trust).unwrap();
     origin.read(head.as_bytes(), &fields, (!forward.unix).then_some(forward.peer), &peers);
     assert!(origin.trusted);
-    forwarded(head, &Forward { origin: Some(&origin), ..*forward })
+    let front = Front { origin: Some(&origin), ..forward.front.unwrap_or_default() };
+    forwarded(head, &Forward { front: Some(front), ..*forward })
 }
 
 #[test]
@@ -582,12 +581,16 @@ fn trusted_proxies_are_believed() {
     // From others traces pass as well, unless it is known who may say so.
     let traced = "GET / HTTP/1.1\r\nHost: h\r\ntraceparent: 00-1-2-03\r\ntracestate: a=b\r\n\r\n";
     assert_eq!(forwarded(traced, &FORWARD).matches("\r\ntrace").count(), 2);
-    assert_eq!(forwarded(traced, &Forward { traces: false, ..FORWARD }).matches("\r\ntrace").count(), 0);
+    assert_eq!(
+        forwarded(traced, &Forward { front: Some(Front::default()), ..FORWARD }).matches("\r\ntrace").count(),
+        0
+    );
 }
 
 #[test]
 fn forwarded_is_written_when_it_is_asked_for() {
-    let forward = Forward { writes_forwarded: true, ..FORWARD };
+    let front = Front { writes_forwarded: true, ..Front::default() };
+    let forward = Forward { front: Some(front), ..FORWARD };
     let head = |lines: &str| format!("GET / HTTP/1.1\r\nHost: h:81\r\n{lines}\r\n");
     let line = |written: String| {
         let lines: Vec<&str> = written.lines().filter_map(|line| line.strip_prefix("Forwarded: ")).collect();

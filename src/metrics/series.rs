@@ -35,7 +35,7 @@ impl<Row: Default, const MOST: usize> Table<Row, MOST> {
     /// That row; the last one for all numbers beyond it.
     #[inline]
     pub fn row(&self, index: u16) -> &Row {
-        self.0[usize::from(index).min(MOST - 1)].get_or_init(Box::default)
+        self.0.get(usize::from(index)).unwrap_or_else(|| &self.0[MOST - 1]).get_or_init(Box::default)
     }
 
     /// That row, if anything was ever counted in it.

@@ -1,0 +1,238 @@
+//! The routes as a loop takes them: where each leads, and what the loop answers itself, is looked up once, when the configuration comes,
+//! and not for each request. A server without routes has one, and finds it without a look at the request. What the loop says itself is
+//! written here, too.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::apps::{self, App, AppTable, To, Way};
+use crate::backends::{Backend, Sock};
+use crate::buffers::block::{Block, SMALL, Writer};
+use crate::config::route::Piece;
+use crate::config::{Internal, Settings};
+use crate::dispatch::AppId;
+use crate::http::Method;
+use crate::http::head::Request;
+use crate::http::reply::Direct;
+use crate::http::route::{Edits, location};
+use crate::mailbox::desk::Document;
+use crate::metrics::series::OWN;
+
+use super::Loop;
+use super::inside::may_be_inside;
+
+/// What is said where no route takes a request. The connection goes on, for its next request may find one.
+const NOBODY: &[u8] = b"no route takes this request\n";
+
+/// An answer of the loop itself, ready to be sent.
+pub(crate) struct Written {
+    pub head_and_body: Block,
+    pub status: u16,
+    /// Of the body.
+    pub bytes: u64,
+}
+
+/// Who answers a request. Routes are named by their numbers.
+#[derive(Clone, Copy)]
+pub(crate) enum Route {
+    /// An app gets it.
+    App(usize),
+    /// The loop says what the route says.
+    Direct(usize),
+    /// The loop says it in pieces.
+    Long(usize),
+    /// It says where the route leads.
+    Redirect(usize),
+    Nobody,
+    Text(&'static [u8]),
+    Status,
+    Desk(Document),
+    Refuse(u16, &'static str),
+}
+
+/// What becomes of a request on a route.
+pub(crate) enum Leads {
+    /// The app gets it.
+    App(Rc<App>),
+    /// The loop answers it.
+    Direct(Direct),
+    /// The loop answers it in the place of that app, with more than one piece holds.
+    Long(Rc<App>, Direct),
+    /// It is sent to another place.
+    Redirect(Redirect),
+    /// The app is none of those that are served.
+    Nowhere,
+}
+
+/// Another place: the pieces of its address, the status, and lines that are set.
+pub(crate) struct Redirect(Vec<Piece>, u16, String);
+
+impl Redirect {
+    /// The answer to a request, whose head `input` begins with.
+    #[cold]
+    pub fn answer(&self, input: &[u8], request: &Request) -> Direct {
+        let Redirect(pieces, status, lines) = self;
+        let location = location(pieces, request.authority.of(input), request.path.of(input));
+        let location = String::from_utf8_lossy(&location);
+        Direct::with(*status, &format!("Location: {location}\r\n{lines}"), b"")
+    }
+}
+
+/// A route.
+pub(crate) struct LoopRoute {
+    pub leads: Leads,
+    /// What it changes of a request.
+    pub request: Option<Edits>,
+    /// What it changes of an answer.
+    pub response: Option<Rc<Edits>>,
+    /// By which number its requests are counted ([`Metrics::series`](crate::metrics::Metrics::series)).
+    pub series: u16,
+}
+
+impl LoopRoute {
+    fn new<'a>(way: &Way, app: impl FnOnce(AppId) -> Option<&'a Rc<App>>) -> LoopRoute {
+        let leads = match &way.to {
+            To::App(id, own) => match app(*id) {
+                Some(app) => match own.as_ref().or(app.direct.as_ref()) {
+                    Some(direct) if direct.room() > SMALL => Leads::Long(app.clone(), direct.clone()),
+                    Some(direct) => Leads::Direct(direct.clone()),
+                    None => Leads::App(app.clone()),
+                },
+                None => Leads::Nowhere,
+            },
+            To::Direct(direct) => Leads::Direct(direct.clone()),
+            To::Redirect(pieces, status, lines) => Leads::Redirect(Redirect(pieces.clone(), *status, lines.clone())),
+        };
+        LoopRoute {
+            leads,
+            request: way.request.clone(),
+            response: way.response.clone().map(Rc::new),
+            series: way.series,
+        }
+    }
+}
+
+/// All routes of a loop, and where it answers documents of the server's own.
+pub(crate) struct Routes {
+    /// The first takes every request.
+    first_takes_all: bool,
+    /// How one is found.
+    shared: Arc<apps::Routes>,
+    all: Vec<LoopRoute>,
+    /// The length of the prefix of the server's own documents; `usize::MAX`: there are none.
+    internal: usize,
+}
+
+impl Routes {
+    /// Those of that table, to those apps.
+    pub fn new<'a>(table: &AppTable, app: impl Fn(AppId) -> Option<&'a Rc<App>>) -> Routes {
+        let shared = table.routes.clone();
+        let all = shared.ways.iter().map(|way| LoopRoute::new(way, &app)).collect();
+        Routes { first_takes_all: shared.router.takes_all(), shared, all, internal: internal(&table.settings) }
+    }
+
+    /// The number of the route that a request takes, whose head `input` begins with.
+    #[inline]
+    pub fn find(&self, input: &[u8], request: &Request) -> Option<usize> {
+        if self.first_takes_all {
+            return Some(0);
+        }
+        self.shared.router.find(request.authority.of(input), request.path.of(input), request.method_span.of(input))
+    }
+
+    /// The route of that number.
+    #[inline]
+    pub fn get(&self, number: usize) -> &LoopRoute {
+        &self.all[number]
+    }
+
+    /// Whether it is worth a look if a path with its query names a document of the server's own: said of nearly every request, and so in few
+    /// steps.
+    #[inline]
+    pub fn may_be_inside(&self, path: &[u8]) -> bool {
+        path.get(self.internal..).is_some_and(may_be_inside)
+    }
+}
+
+fn internal(settings: &Settings) -> usize {
+    match &settings.internal {
+        Internal::Off => usize::MAX,
+        Internal::Under(prefix) => prefix.len(),
+    }
+}
+
+impl<B: Backend> Loop<B> {
+    /// Who answers a request, whose head `input` begins with; `admin`: it came by an admin listener.
+    #[inline(always)]
+    pub fn route(&mut self, sock: Sock, admin: bool, input: &[u8], request: &Request) -> Route {
+        let own = admin || request.method == Method::Connect || self.apps.routes.may_be_inside(request.path.of(input));
+        if own && let Some(route) = self.own_route(sock, admin, input, request) {
+            return route;
+        }
+        let Some(number) = self.apps.routes.find(input, request) else { return Route::Nobody };
+        match self.apps.routes.get(number).leads {
+            Leads::App(_) => match (request.max_forwards, request.method) {
+                (Some(0), Method::Options) => Route::Text(b""),
+                (Some(0), Method::Trace) => Route::Refuse(405, "TRACE ends here and is not answered"),
+                _ => Route::App(number),
+            },
+            Leads::Long(..) if request.method != Method::Head => Route::Long(number),
+            Leads::Direct(_) | Leads::Long(..) => Route::Direct(number),
+            Leads::Redirect(_) => Route::Redirect(number),
+            Leads::Nowhere => Route::Nobody,
+        }
+    }
+
+    /// What becomes of a request that no route is asked about: for a document of the server's own, and what no app gets.
+    #[cold]
+    fn own_route(&mut self, sock: Sock, admin: bool, input: &[u8], request: &Request) -> Option<Route> {
+        let path = request.path.of(input);
+        let name = if admin { Some(path) } else { self.apps.settings.internal.name(path) };
+        let refuse = |status, reason| Some(Route::Refuse(status, reason));
+        match name.and_then(|name| self.inside(sock, input, request, name)) {
+            None if admin => refuse(404, "this address tells about the server and has no app"),
+            None if request.method == Method::Connect => {
+                refuse(405, "CONNECT is for forward proxies; this server is an origin")
+            }
+            inside => inside,
+        }
+    }
+
+    /// Writes what the loop itself says to a request, whose head `input` begins with.
+    #[inline(always)]
+    pub fn write_own(&mut self, route: Route, input: &[u8], request: &Request) -> Option<Written> {
+        let (version, keep_alive) = (request.version, self.keeps_alive(request));
+        let head_only = request.method == Method::Head;
+        let made;
+        let (direct, series) = match route {
+            Route::Direct(number) => match self.apps.routes.get(number) {
+                LoopRoute { leads: Leads::Direct(direct) | Leads::Long(_, direct), series, .. } => (direct, *series),
+                _ => return None,
+            },
+            route => {
+                made = self.made(route, input, request)?;
+                (&made.0, made.1)
+            }
+        };
+        let (status, date) = (direct.status(), &self.time.day.date);
+        self.counters.of_series(series).answered_here(status);
+        let fill = |out: &mut Writer<'_>| direct.write(out, date, version, keep_alive, head_only);
+        let head_and_body = self.memory.scratch.write(direct.room(), fill);
+        Some(Written { head_and_body, status, bytes: if head_only { 0 } else { direct.body().len() as u64 } })
+    }
+
+    /// What is made for this request alone, and by which number it is counted.
+    #[cold]
+    fn made(&self, route: Route, input: &[u8], request: &Request) -> Option<(Direct, u16)> {
+        let own = |content_type, body| Some((Direct::new(content_type, body), OWN));
+        match route {
+            Route::Status => own("application/json", (self.shared.status)().as_bytes()),
+            Route::Text(text) => own("text/plain; charset=utf-8", text),
+            Route::Redirect(number) => match self.apps.routes.get(number) {
+                LoopRoute { leads: Leads::Redirect(to), series, .. } => Some((to.answer(input, request), *series)),
+                _ => None,
+            },
+            _ => Some((Direct::with(404, "Content-Type: text/plain\r\n", NOBODY), OWN)),
+        }
+    }
+}
