@@ -112,9 +112,9 @@ impl<B: Backend> Loop<B> {
         let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.times.finished = Some(now);
-        let link = exchange.link();
+        let (link, timeout) = (exchange.link(), exchange.answer.link_timeout);
         let kept = exchange.answer.link_keeps && exchange.is_uploaded() && !surplus;
-        let timeout = exchange.answer.link_timeout;
+        let outcome = if matches!(exchange.answer.status, 502..=504) { Outcome::Failed } else { Outcome::Answered };
         let (app, permit) = (exchange.app.clone(), exchange.attempt.permit.take());
         if kept && self.backend.unsent(link) == 0 {
             self.park(&app, link, timeout)
@@ -122,7 +122,7 @@ impl<B: Backend> Loop<B> {
             self.close_link(link, How::Now)
         }
         if let Some(permit) = permit {
-            self.release(&app, permit, Outcome::Answered);
+            self.release(&app, permit, outcome);
         }
     }
 
