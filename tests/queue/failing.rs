@@ -10,6 +10,7 @@ use super::*;
 
 on_every_backend! {
     an_upstream_that_fails_in_a_row_is_left_out,
+    an_answer_that_comes_too_late_is_no_success,
     an_upstream_that_was_left_out_comes_back_slowly,
     an_upstream_that_fails_its_health_checks_is_left_out_until_it_passes,
     where_no_upstream_is_well_all_serve,
@@ -122,6 +123,23 @@ fn an_upstream_that_fails_in_a_row_is_left_out(backend: &str) {
     pair.is(UNAVAILABLE);
     let statuses: Vec<u16> = (0..6).map(|_| server.client().get("/").status).collect();
     assert_eq!((statuses, first(&server)["state"].clone()), (vec![503; 6], "running".into()));
+}
+
+fn an_answer_that_comes_too_late_is_no_success(backend: &str) {
+    let folder = folder();
+    let (late, go) = Worker::gated(&folder.path().join("a"), "/late");
+    let other = Worker::start(&folder.path().join("b"), |_, stream| stream.write_all(&ok("other")).is_ok());
+    let flags = ["--balance", "round-robin", "--read-timeout-ms", "50", "--eject-time", "1h", "--eject-max", "1h"];
+    let server = Server::in_front_of(backend, &[&late, &other], &flags);
+    let mut failures = 0;
+    for _ in 0..12 {
+        if server.client().get("/late").status == 504 {
+            failures += 1;
+            go.send(()).unwrap();
+            until("the answer has come", || server.status()["busy"] == 0);
+        }
+    }
+    assert_eq!((failures, first(&server)["state"].clone()), (3, "ejected".into()));
 }
 
 fn an_upstream_that_was_left_out_comes_back_slowly(backend: &str) {

@@ -44,19 +44,24 @@ pub struct Check {
 impl Check {
     /// Whether a GET of `path` is answered with 2xx and no body that says otherwise.
     pub fn get(path: &str) -> Check {
-        Check::new("GET", path, false)
+        Check::get_from(path, "localhost")
+    }
+
+    /// The same of that host.
+    pub fn get_from(path: &str, host: &str) -> Check {
+        Check::new("GET", path, host, false)
     }
 
     /// Whether anybody is there who reads requests at all. `OPTIONS *` (RFC 9110 §9.3.7) is about the server and not about
     /// any resource of the app's: a ping, safe by definition.
     pub fn ping() -> Check {
-        Check::new("OPTIONS", "*", true)
+        Check::new("OPTIONS", "*", "localhost", true)
     }
 
-    fn new(method: &str, target: &str, any: bool) -> Check {
+    fn new(method: &str, target: &str, host: &str, any: bool) -> Check {
         let label = format!("{method} {target}");
-        let rest = "Host: localhost\r\nUser-Agent: production_server\r\nAccept: */*\r\nConnection: close\r\n\r\n";
-        let bytes = format!("{label} HTTP/1.1\r\n{rest}").into_bytes();
+        let rest = "User-Agent: production_server\r\nAccept: */*\r\nConnection: close\r\n\r\n";
+        let bytes = format!("{label} HTTP/1.1\r\nHost: {host}\r\n{rest}").into_bytes();
         Check { bytes, label, any, statuses: 200..=299, patience: PATIENCE }
     }
 

@@ -13,10 +13,9 @@ impl Unit {
     /// Goes on with the checks, and does what they ask for.
     pub(super) fn look_at_health(&mut self, stops: bool, now: Instant) {
         if self.checks.are_on() && !stops && self.leaving.is_none() {
-            let running = self.fleet.members().iter().filter(|member| member.is_running());
-            let workers = running.filter_map(|member| self.processes.id(member.name));
-            let asked: Vec<WorkerId> = workers.chain(self.upstreams.found()).collect();
-            self.checks.keep_to(&asked, self.processes.ways(), now);
+            let workers = self.processes.workers.iter().filter(|process| self.is_running(process.name));
+            let asked: Vec<WorkerId> = workers.map(|process| process.id).chain(self.upstreams.found()).collect();
+            self.checks.keep_to(asked, self.processes.ways(), now);
             for finding in self.checks.look(self.processes.ways(), now) {
                 self.act_on_finding(&finding);
             }
@@ -28,11 +27,20 @@ impl Unit {
         }
     }
 
-    /// When a worker may be replaced that is unhealthy.
+    /// When a check is due, or a worker may be replaced that is unhealthy.
     pub(super) fn health_due(&self) -> Option<Instant> {
-        let waits = self.checks.unhealthy().any(|(id, _)| self.processes.name(id).is_some());
-        let next = waits.then(|| self.checks.replacements.next()).flatten();
+        let next = self.unhealthy_worker().and_then(|_| self.checks.replacements.next());
         next.into_iter().chain(self.checks.due()).min()
+    }
+
+    fn is_running(&self, name: Name) -> bool {
+        self.fleet.member(name).is_some_and(Member::is_running)
+    }
+
+    /// The worker that is to be replaced next.
+    fn unhealthy_worker(&self) -> Option<(Name, WorkerId, Illness)> {
+        let ours = |(id, illness): (WorkerId, Illness)| Some((self.processes.name(id)?, id, illness));
+        self.checks.unhealthy().filter_map(ours).find(|(name, ..)| self.is_running(*name))
     }
 
     fn act_on_finding(&mut self, finding: &Finding) {
@@ -64,9 +72,7 @@ impl Unit {
         if !self.checks.replacements.may(now) {
             return;
         }
-        let ours = |(id, illness): (WorkerId, Illness)| Some((self.processes.name(id)?, id, illness));
-        let is_running = |(name, ..): &(Name, _, _)| self.fleet.member(*name).is_some_and(Member::is_running);
-        let Some((name, id, illness)) = self.checks.unhealthy().filter_map(ours).find(is_running) else { return };
+        let Some((name, id, illness)) = self.unhealthy_worker() else { return };
         self.checks.replacements.begin(now);
         self.checks.end(id);
         match illness {
