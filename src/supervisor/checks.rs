@@ -346,7 +346,7 @@ mod tests {
     }
 
     impl Rig {
-        fn new(count: usize) -> Rig {
+        fn new(count: usize, interval: Duration) -> Rig {
             let (folder, now) = (tempfile::tempdir().unwrap(), Instant::now());
             let dispatch = Dispatch::new(policy(&config::App::default()), count, now);
             let (mut listeners, mut ids) = (Vec::new(), Vec::new());
@@ -359,7 +359,7 @@ mod tests {
                 ids.push(dispatch.add(target, 1, None).unwrap());
                 assert!(dispatch.ready(ids[number], now).is_empty());
             }
-            let (path, interval, timeout) = (Some("/up".to_owned()), MILLISECOND * 40, MILLISECOND * 10);
+            let (path, timeout) = (Some("/up".to_owned()), MILLISECOND * 10);
             let settings = config::Health { path, interval, timeout, ..config::Health::default() };
             let (checks, postboxes, log) =
                 (Checks::new(&settings), Postboxes::new(Vec::new()), Log::captured().unwrap().0);
@@ -399,9 +399,9 @@ mod tests {
 
     #[test]
     fn a_quarter_is_asked_at_once_and_whoever_has_waited_longest_first() {
-        let mut rig = Rig::new(8);
+        let mut rig = Rig::new(8, MILLISECOND * 12);
         let mut findings = Vec::new();
-        // Eight checks of 10 ms, two at a time, take as long as the interval.
+        // Eight checks of 10 ms, two at a time, take longer than that.
         while findings.len() < 40 {
             findings.extend(rig.look().into_iter().map(|finding| finding.id));
             assert!(rig.checks.asked() <= 2);
@@ -415,7 +415,7 @@ mod tests {
 
     #[test]
     fn one_that_is_busy_is_asked_when_it_is_not_and_missed_when_that_takes_too_long() {
-        let mut rig = Rig::new(1);
+        let mut rig = Rig::new(1, MILLISECOND * 40);
         for (end, expected) in [(false, 0), (true, 1)] {
             let permit = rig.take().expect("it is free");
             assert_eq!((rig.look(), rig.checks.asked()), (Vec::new(), 0), "it has its request");
@@ -441,7 +441,7 @@ mod tests {
 
     #[test]
     fn the_slot_of_one_from_which_nothing_came_stays_kept_while_another_answers() {
-        let mut rig = Rig::new(2);
+        let mut rig = Rig::new(2, MILLISECOND * 40);
         rig.look();
         rig.pass();
         let silent = rig.look()[0].id;
