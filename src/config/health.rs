@@ -146,6 +146,9 @@ fn statuses(text: &str) -> Result<RangeInclusive<u16>, String> {
     let code = |text: &str| count(text.trim(), 200..=599).map(|code| code as u16);
     match (code(first), code(last)) {
         (Ok(first), Ok(last)) if first <= last => Ok(first..=last),
-        _ => Err("expected a status from 200 to 599, or the first and the last of several, as in 200-399".to_owned()),
+        _ => {
+            Err("expected a status from 200 to 599, or the first and the last of several with a dash between"
+                .to_owned())
+        }
     }
 }

@@ -458,4 +458,27 @@ mod tests {
         }
         assert_eq!(free(&rig).len(), 2, "the other has not answered either");
     }
+
+    #[test]
+    fn one_from_which_nothing_comes_is_stuck_unless_it_moves_otherwise() {
+        let mut rig = Rig::new(1, MILLISECOND * 40);
+        let mut change = None;
+        while change.is_none() {
+            change = rig.look().first().and_then(|finding| finding.change);
+            rig.pass();
+        }
+        assert_eq!(change, Some(false));
+        let id = rig.ids[0];
+        assert_eq!(rig.checks.unhealthy().collect::<Vec<_>>(), [(id, Illness::Silent)]);
+        rig.dispatch.target(id).unwrap().moves.note(rig.now);
+        assert_eq!(rig.checks.unhealthy().collect::<Vec<_>>(), [(id, Illness::Unhealthy)]);
+        rig.checks.end(id);
+        assert_eq!(rig.checks.unhealthy().count(), 0);
+        // Without a path nobody is asked, and the slot is free.
+        rig.checks.configure(&config::Health::default(), rig.now);
+        rig.look();
+        assert!(!rig.checks.are_on() && rig.checks.due().is_none());
+        let permit = rig.take().expect("it is free");
+        rig.give_back(permit);
+    }
 }
