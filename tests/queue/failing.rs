@@ -15,6 +15,7 @@ on_every_backend! {
     an_upstream_that_fails_its_health_checks_is_left_out_until_it_passes,
     where_no_upstream_is_well_all_serve,
     a_reload_changes_what_is_asked_and_how_often,
+    a_stop_waits_for_no_check,
 }
 
 /// How an upstream answers.
@@ -242,4 +243,19 @@ fn a_reload_changes_what_is_asked_and_how_often(backend: &str) {
     until("the other path is asked for", || pair.first.targets().contains(&"/else".to_owned()));
     reload("");
     until("nobody is asked", || first(&server)["health"].is_null());
+}
+
+fn a_stop_waits_for_no_check(backend: &str) {
+    let folder = folder();
+    let (worker, go) = Worker::gated(&folder.path().join("a"), "/up");
+    let flags = ["--health-check", "/up", "--health-interval", "1h", "--health-timeout", "1h", "--shutdown", "60s"];
+    let mut server = Server::in_front_of(backend, &[&worker], &[&flags[..], &["--queue-timeout-ms", "60000"]].concat());
+    until("it is asked", || worker.targets() == ["/up"]);
+    let mut client = server.client();
+    client.begin("/waits");
+    until("the check has the only slot", || server.status()["queue"]["depth"] == 1);
+    server.signal("TERM");
+    assert_eq!(client.answer().text(), "/waits");
+    assert_eq!(server.ended().code(), Some(0));
+    go.send(()).unwrap();
 }
