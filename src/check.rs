@@ -225,9 +225,6 @@ impl Found<'_> {
                 }
             }
             Some(_) if app.respond.is_some() => self.warning("health-check", 0, nothing, "the loop itself answers"),
-            Some(_) if own.timeout > own.interval && own.timeout != plain.timeout => {
-                self.warning("health-timeout", 0, "it is longer than the interval", "a check ends with the next one");
-            }
             Some(_) => {}
         }
         let (own, plain) = (&app.eject, Eject::default());

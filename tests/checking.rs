@@ -105,10 +105,6 @@ fn what_is_only_odd_is_a_warning() {
         (format!("{listen}apps.web.health.interval = \"1s\""), "nobody is asked without a path: --health-check"),
         (format!("{listen}apps.web = {{ health = \"/a\", respond = \"\" }}"), "the loop itself answers"),
         (
-            format!("{listen}apps.web.health = {{ path = \"/a\", interval = \"1s\", timeout = \"2s\" }}"),
-            "warning: it is longer than the interval",
-        ),
-        (
             format!("{listen}apps.web = {{ upstream = \"http://127.0.0.1:1\", eject.after = 5 }}"),
             "only upstreams are left out, and only where there are several",
         ),

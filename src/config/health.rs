@@ -12,9 +12,9 @@ use super::units::{count, duration, show_duration};
 pub struct Health {
     /// What is asked for; `None`: nothing is.
     pub path: Option<String>,
-    /// From one check to the next.
+    /// From the end of one check to the next.
     pub interval: Duration,
-    /// How long an answer may take. A check is over before the next one in any case.
+    /// How long an answer may take.
     pub timeout: Duration,
     /// Failures in a row until the one that is asked counts as unhealthy, at least 1.
     pub unhealthy: u32,
@@ -34,13 +34,6 @@ impl Default for Health {
             healthy: 2,
             status: 200..=399,
         }
-    }
-}
-
-impl Health {
-    /// How long a check may take: it is over before the next one.
-    pub fn patience(&self) -> Duration {
-        self.timeout.min(self.interval)
     }
 }
 
@@ -121,9 +114,9 @@ pub(super) const KEYS: &[Key] = &[
 const CHECK_HELP: &str = "A path that each worker or upstream is asked for now and then; a worker that fails is replaced, an \
     upstream gets no requests until it passes";
 
-const INTERVAL_HELP: &str = "From one such check to the next, a little longer by chance";
+const INTERVAL_HELP: &str = "From the end of one such check to the next, a little longer by chance";
 
-const TIMEOUT_HELP: &str = "How long its answer may take, at most until the next check";
+const TIMEOUT_HELP: &str = "How long its answer may take";
 
 const UNHEALTHY_HELP: &str = "Failed checks in a row until a worker or upstream counts as unhealthy";
 

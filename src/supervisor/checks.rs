@@ -141,7 +141,7 @@ impl Checks {
         let mut findings = Vec::new();
         let (most, mut asked) = (self.most(), self.asked());
         let rule = HealthRule { unhealthy: self.settings.unhealthy, healthy: self.settings.healthy };
-        let patience = self.settings.patience();
+        let patience = self.settings.timeout;
         // Where checks take longer than all may together, those come first that have waited longest.
         self.all.sort_by_key(|one| one.next);
         for one in &mut self.all {
@@ -250,7 +250,7 @@ impl Checks {
 fn question(settings: &config::Health, target: &Target) -> Option<Rc<Check>> {
     let host = target.label.strip_prefix("http://").filter(|_| !target.unix).unwrap_or("localhost");
     let question = Check::get_from(settings.path.as_ref()?, host);
-    Some(Rc::new(question.expecting(settings.status.clone(), settings.patience())))
+    Some(Rc::new(question.expecting(settings.status.clone(), settings.timeout)))
 }
 
 fn progress(outcome: Outcome) -> Progress {

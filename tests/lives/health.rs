@@ -61,7 +61,7 @@ fn a_worker_that_fails_its_health_checks_is_replaced_and_no_request_is_lost(back
 }
 
 fn a_worker_from_which_nothing_comes_gets_no_requests_and_is_killed(backend: &str) {
-    let flags = ["-w", "2", "--health-timeout", "20ms", "--dump-signal", "USR1", "--read-timeout-ms", "60000"];
+    let flags = ["-w", "2", "--health-timeout", "300ms", "--dump-signal", "USR1", "--read-timeout-ms", "60000"];
     let site = asked_often(backend, &flags);
     let before = site.settled(2);
     site.make(&format!("mute.{}", before[0]));
@@ -75,17 +75,18 @@ fn a_worker_from_which_nothing_comes_gets_no_requests_and_is_killed(backend: &st
     // USR1 ends this one already.
     assert_eq!((&exits[0]["pid"], reason, signal), (&before[0].into(), &"failed the health check".into(), &10.into()));
     let told = site.events("worker-unhealthy", 1);
-    assert_eq!(told[0]["reason"], "GET /healthz was not answered within 0.02 s", "{told:?}");
+    assert_eq!(told[0]["reason"], "GET /healthz was not answered within 0.3 s", "{told:?}");
 }
 
 fn a_busy_worker_is_not_asked_and_not_harmed(backend: &str) {
-    let site = asked_often(backend, &["-w", "2", "--health-timeout", "20ms", "--health-unhealthy", "1"]);
+    let site = asked_often(backend, &["-w", "2", "--health-timeout", "500ms", "--health-unhealthy", "1"]);
     let before = site.settled(2);
     let mut busy = site.begin("/hold/go");
     let free = site.pid();
     let held = before.iter().find(|pid| **pid != free).unwrap();
     let asked = times_asked(&site, free);
-    until("the other was asked again and again", || times_asked(&site, free) >= asked + 10);
+    // For longer than a check may take.
+    until("the other was asked again and again", || times_asked(&site, free) >= asked + 30);
     site.make("go");
     assert_eq!(busy.answer().text(), held.to_string());
     assert!(!site.folder.path().join("crowded").exists(), "it was connected to while it was busy");
