@@ -184,10 +184,12 @@ impl Ejection {
 
     /// Who is to be treated otherwise than was last said here.
     pub fn changes(&mut self) -> Vec<(usize, Admission)> {
-        let any = self.seats.iter().any(|seat| seat.accepts);
-        let none = any && !self.seats.iter().any(Seat::is_well);
-        if std::mem::replace(&mut self.none_is_well, none) != none && any && self.seats.len() > 1 {
-            self.told.push(if none { Told::NoneIsWell } else { Told::OneIsWell });
+        // While none accepts connections there is nothing to tell.
+        if self.seats.iter().any(|seat| seat.accepts) {
+            let none = !self.seats.iter().any(Seat::is_well);
+            if std::mem::replace(&mut self.none_is_well, none) != none {
+                self.told.push(if none { Told::NoneIsWell } else { Told::OneIsWell });
+            }
         }
         let mut changes = Vec::new();
         for (index, seat) in self.seats.iter_mut().enumerate() {
@@ -195,7 +197,7 @@ impl Ejection {
                 _ if !seat.accepts => Admission::Shut,
                 Trust::Trial(most) if seat.healthy => Admission::Open(Some(most)),
                 Trust::Full if seat.healthy => Admission::Open(None),
-                _ if none => Admission::Open(None),
+                _ if self.none_is_well => Admission::Open(None),
                 _ => Admission::Shut,
             };
             if std::mem::replace(&mut seat.admission, admission) != admission {
@@ -210,7 +212,7 @@ impl Ejection {
         std::mem::take(&mut self.told)
     }
 
-    /// Whether one is left out, or was and is on trial.
+    /// Whether one is left out as long as another is well, for failing or for its health checks.
     pub fn is_ejected(&self, index: usize) -> bool {
         let seat = &self.seats[index];
         !seat.healthy || matches!(seat.trust, Trust::Ejected(_))
@@ -345,6 +347,6 @@ mod tests {
         assert_eq!(ejection.changes(), []);
         ejection.found(0);
         assert_eq!(ejection.changes(), [(0, Open(None))]);
-        assert_eq!(ejection.take_told(), [Told::Unhealthy(0)]);
+        assert_eq!(ejection.take_told(), [Told::Unhealthy(0), Told::NoneIsWell]);
     }
 }

@@ -98,7 +98,8 @@ impl Unit {
                 let health = self.upstreams.id(index).and_then(|id| self.checks.health(id));
                 reason = health.and_then(|health| health.reason).unwrap_or_default();
                 fields.push(("reason", &reason));
-                (Level::Warn, "upstream-unhealthy", "the upstream fails its health checks, and gets no requests")
+                let message = "the upstream fails its health checks, and gets no requests while another is well";
+                (Level::Warn, "upstream-unhealthy", message)
             }
             Told::Tried(_) => (Level::Info, "upstream-trial", "the upstream gets requests again, few at first"),
             Told::Restored(_) => (Level::Info, "upstream-restored", "the upstream gets as many requests as the others"),
