@@ -17,7 +17,15 @@ const WAITER: Waiter = Waiter { loop_index: 0, exchange: Key { index: 1, generat
 /// A dispatch with so many ready workers.
 fn dispatch(balance: Balance, concurrency: u32, workers: u32, now: Instant) -> Dispatch {
     let second = Duration::from_secs(1);
-    let policy = Policy { balance, concurrency, queue_size: 8192, queue_timeout: second, hold: second, max_tunnels: 1 };
+    let policy = Policy {
+        balance,
+        concurrency,
+        queue_size: 8192,
+        queue_timeout: second,
+        hold: second,
+        max_tunnels: 1,
+        failures: 3,
+    };
     let dispatch = Dispatch::new(policy, workers as usize, now);
     for number in 0..workers {
         let address = socket2::SockAddr::unix("/nonexistent").expect("a short path is an address");

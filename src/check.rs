@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, Group, User, access};
 use socket2::{Domain, Socket, Type};
 
-use crate::config::{App, Command, ListenAddress, Loaded, LogTarget, Problem, Severity};
+use crate::config::{App, Command, Eject, Health, ListenAddress, Loaded, LogTarget, Problem, Severity};
 use crate::socket_file;
 use crate::supervisor::{memory, program};
 
@@ -204,6 +204,38 @@ impl Found<'_> {
             self.readable("watch", index, path);
         }
         self.command(app);
+        self.health(app);
+    }
+
+    /// What is said of health and has no effect.
+    fn health(&mut self, app: &App) {
+        let (own, plain) = (&app.health, Health::default());
+        let said = [
+            ("health-interval", own.interval != plain.interval),
+            ("health-timeout", own.timeout != plain.timeout),
+            ("health-unhealthy", own.unhealthy != plain.unhealthy),
+            ("health-healthy", own.healthy != plain.healthy),
+            ("health-status", own.status != plain.status),
+        ];
+        let nothing = "it has no effect";
+        match &own.path {
+            None => {
+                for (key, _) in said.into_iter().filter(|(_, is_said)| *is_said) {
+                    self.warning(key, 0, nothing, "nobody is asked without a path: --health-check");
+                }
+            }
+            Some(_) if app.respond.is_some() => self.warning("health-check", 0, nothing, "the loop itself answers"),
+            Some(_) => {}
+        }
+        let (own, plain) = (&app.eject, Eject::default());
+        let said = [
+            ("eject-after", own.failures != plain.failures),
+            ("eject-time", own.time != plain.time),
+            ("eject-max", own.max != plain.max),
+        ];
+        for (key, _) in said.into_iter().filter(|(_, is_said)| *is_said && app.upstreams.len() < 2) {
+            self.warning(key, 0, nothing, "only upstreams are left out, and only where there are several");
+        }
     }
 
     fn run_directory(&mut self, path: &Path) {

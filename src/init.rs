@@ -93,6 +93,7 @@ address = \"0.0.0.0:8080\"
 {notes}{command}{keys}# workers = 4                             # or \"auto\", one per core and at least 2, or {{ min = 2, max = 8 }}
 # ready = {{ http = \"/ready\", timeout = \"15s\" }}
 # timeouts = {{ read = \"5s\", request = \"30s\" }}
+# health = {{ path = \"/healthz\", interval = \"10s\" }}  # each worker is asked, and replaced when it fails three times in a row
 # recycle = {{ requests = 10_000, lifetime = \"1h\", memory = \"400MiB\" }}
 
 # [log]

@@ -50,6 +50,7 @@ fn dispatch(world: &World) -> Arc<Dispatch> {
         queue_timeout: long,
         hold: long,
         max_tunnels: 8,
+        failures: 3,
     };
     Arc::new(Dispatch::new(policy, 8, world.now()))
 }

@@ -96,11 +96,22 @@ fn a_port_in_use_is_said_with_who_uses_it() {
 fn what_is_only_odd_is_a_warning() {
     let folder = tempfile::tempdir().unwrap();
     let listen = "listen = [{ address = \"127.0.0.1:0\" }]\n";
+    let two = "upstreams = [\"http://127.0.0.1:1\", \"http://127.0.0.1:2\"]";
     let memory = "apps.web = { workers = 1000, recycle = { memory = \"10000GiB\" } }";
     for (file, title) in [
         (format!("{listen}apps.web.command = [\"sh\", \"absent.js\"]"), "warning: there is no absent.js here"),
         (format!("{listen}{memory}"), "warning: 1000 workers may take"),
         (format!("{listen}server.buffer_bytes = \"1000GiB\""), "warning: buffer_bytes may take 1024000 MiB"),
+        (format!("{listen}apps.web.health.interval = \"1s\""), "nobody is asked without a path: --health-check"),
+        (format!("{listen}apps.web = {{ health = \"/a\", respond = \"\" }}"), "the loop itself answers"),
+        (
+            format!("{listen}apps.web = {{ upstream = \"http://127.0.0.1:1\", eject.after = 5 }}"),
+            "only upstreams are left out, and only where there are several",
+        ),
+        (
+            format!("{listen}[[routes]]\nmatch.path = \"/a\"\n{two}\n[[routes]]\n{two}\nhealth = \"/a\""),
+            "an earlier route says otherwise of the same upstreams, and that holds",
+        ),
     ] {
         let (said, code) = check(folder.path(), &file);
         assert!(said.contains(title) || !cfg!(target_os = "linux"), "{file}\n{said}");

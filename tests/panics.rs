@@ -145,6 +145,7 @@ impl Rig {
             queue_timeout: Duration::from_secs(60),
             hold: Duration::from_secs(60),
             max_tunnels: 8,
+            failures: 3,
         };
         let dispatch = Arc::new(Dispatch::new(policy, 8, world.now()));
         let (postbox, mailbox) = mailbox(|| {});

@@ -14,14 +14,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use production_server::buffers::slots::Key;
 use production_server::config::{self, Settings, Upstream};
 use production_server::dispatch::{
-    Acquire, Ask, Balance, Dispatch, Outcome, Permit, Policy, Snapshot, Standing, Waiter, WorkerId, WorkerSnapshot,
+    Acquire, Ask, Dispatch, Outcome, Permit, Policy, Snapshot, Standing, Waiter, WorkerId, WorkerSnapshot,
 };
 use production_server::log::{Captured, Log};
 use production_server::mailbox::{Mailbox, Message, Postboxes, mailbox};
 use production_server::supervisor::guard::Guard;
 use production_server::supervisor::run_directory::RunDirectory;
 use production_server::supervisor::signals::{Request, Requester};
-use production_server::supervisor::unit::table_size;
+use production_server::supervisor::unit::{policy, table_size};
 use production_server::supervisor::{AppState, ExitReason, Hooks, Options, Status, Supervisor};
 
 use crate::support::{DEADLINE, PROGRAM, Process, python, send_signal, until};
@@ -69,14 +69,8 @@ pub(crate) fn settings(command: &[&str], workers: usize) -> Settings {
 }
 
 fn dispatch_for(settings: &Settings) -> Arc<Dispatch> {
-    let policy = Policy {
-        balance: Balance::Lifo,
-        concurrency: settings.app.concurrency,
-        queue_size: 8,
-        queue_timeout: DEADLINE,
-        hold: DEADLINE,
-        max_tunnels: 10,
-    };
+    let (queue_timeout, hold) = (DEADLINE, DEADLINE);
+    let policy = Policy { queue_size: 8, queue_timeout, hold, max_tunnels: 10, ..policy(&settings.app) };
     Arc::new(Dispatch::new(policy, table_size(&settings.app), Instant::now()))
 }
 

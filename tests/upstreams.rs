@@ -90,8 +90,13 @@ fn a_name_server_that_does_not_answer_keeps_nobody_from_anything() {
     let id = server.until_ready(1)[0].id;
     ANSWERS.store(false, Ordering::SeqCst);
     drop(listener);
-    server.release(server.permit(), Outcome::Unreachable);
-    until("the name is looked up again", || ASKED.load(Ordering::SeqCst));
+    until("the name is looked up again", || {
+        // A process that another test is just starting may have the listener for a moment longer: then it is found again.
+        if !server.ready().is_empty() {
+            server.release(server.permit(), Outcome::Unreachable);
+        }
+        ASKED.load(Ordering::SeqCst)
+    });
     let _again = TcpListener::bind(address).unwrap();
     assert_eq!(server.until_ready(1)[0].id, id, "it is found where it was while nobody answers for its name");
     server.stop();

@@ -112,7 +112,7 @@ pub fn diff(old: &Loaded, new: &Loaded) -> Changes {
         let fate = match new.config.apps.iter().find(|other| other.name == app.name) {
             None => Some(Fate::Removed),
             Some(other) if is_another(app, other) => Some(Fate::Replaced),
-            Some(_) => match changed_values(old, new, &app.name) {
+            Some(other) => match changed_values(old, new, app, other) {
                 changed if changed.is_empty() => None,
                 changed => Some(Fate::Changed(changed)),
             },
@@ -146,10 +146,10 @@ fn routes(config: &Config) -> Vec<(String, super::Route)> {
 }
 
 /// The values of an app that are others.
-fn changed_values(old: &Loaded, new: &Loaded, name: &str) -> Vec<Changed> {
+fn changed_values(old: &Loaded, new: &Loaded, one: &App, other: &App) -> Vec<Changed> {
+    let name = one.name.as_str();
     let find = |loaded: &'_ Loaded| loaded.apps.iter().position(|app| app.name == name);
-    // What a route's own upstreams make is known by its name alone.
-    let (Some(before), Some(after)) = (find(old), find(new)) else { return Vec::new() };
+    let (Some(before), Some(after)) = (find(old), find(new)) else { return changed_of_route(one, other) };
     let (before, after) = (&old.apps[before], &new.apps[after]);
     let mut changed = values(old, &before.given, new, &after.given, Some(name));
     let words = |app: &AppGiven| app.program.as_ref().map(|program| program.words.clone());
@@ -163,6 +163,16 @@ fn changed_values(old: &Loaded, new: &Loaded, name: &str) -> Vec<Changed> {
         changed.push(Changed { path, class: Reload::Roll, old: shown(before), new: shown(after) });
     }
     changed
+}
+
+/// The same of what a route's own upstreams make, which is known by its name: what it can do otherwise is in no key of an app.
+fn changed_of_route(one: &App, other: &App) -> Vec<Changed> {
+    let health = |app: &App| app.health.to_string();
+    let eject = |app: &App| app.eject.to_string();
+    let both = [("health", health(one), health(other)), ("eject", eject(one), eject(other))];
+    let changed = both.into_iter().filter(|(_, old, new)| old != new);
+    let path = |table| format!("routes to {}: {table}", one.name);
+    changed.map(|(table, old, new)| Changed { path: path(table), class: Reload::Live, old, new }).collect()
 }
 
 /// The values of keys that are others.
@@ -246,7 +256,8 @@ mod tests {
         // Where the example is what holds anyway.
         let others = [("server.timeouts.header", "\"1s\""), ("log.access.to", "\"/a\"")];
         let of_listener = |place: &Place| place.reload == Reload::Listener || place.path.starts_with("listen[]");
-        for place in PLACES.iter().filter(|place| place.key().is_some() && !of_listener(place)) {
+        let elsewhere = |place: &Place| of_listener(place) || place.is_of_route();
+        for place in PLACES.iter().filter(|place| place.key().is_some() && !elsewhere(place)) {
             let other = others.iter().find(|(path, _)| *path == place.path).map(|(_, value)| (*value).to_owned());
             let default = place.key().is_some_and(|key| place.write(key.default) == place.example());
             let value = other.unwrap_or_else(|| if default { different(place) } else { place.example() });
@@ -388,5 +399,26 @@ mod tests {
         let changes = diff(&to("http://127.0.0.1:1"), &to("http://127.0.0.1:2"));
         let fates: Vec<_> = changes.apps.iter().map(|(name, fate)| (name.as_str(), fate)).collect();
         assert_eq!(fates, [("http://127.0.0.1:1", &Fate::Removed), ("http://127.0.0.1:2", &Fate::Added)]);
+        let asked = |interval: &str| {
+            load(
+                &format!(
+                    "[[routes]]\nupstreams = [\"http://127.0.0.1:1\", \"http://127.0.0.1:2\"]\neject.after = 5\n\
+                     health = {{ path = \"/up\", interval = \"{interval}\", status = \"204\" }}"
+                ),
+                &[],
+            )
+        };
+        let (before, after) = (asked("1s"), asked("2s"));
+        let app = &before.config.apps[0];
+        assert_eq!((app.name.as_str(), app.eject.failures), ("http://127.0.0.1:1 http://127.0.0.1:2", 5));
+        assert_eq!((app.health.interval.as_secs(), app.health.status.clone()), (1, 204..=204));
+        assert_eq!(
+            diff(&before, &after).lines(),
+            [
+                "routes to http://127.0.0.1:1 http://127.0.0.1:2: health: /up every 1s within 5s, 3 fail, 2 pass, 204-204 -> \
+                 /up every 2s within 5s, 3 fail, 2 pass, 204-204"
+            ]
+        );
+        assert!(diff(&after, &after).is_empty());
     }
 }

@@ -144,6 +144,7 @@ pub(super) fn whole<'a>(settings: &Settings, given: &'a [Given]) -> Vec<Clash<'a
     let order = [
         (["connect-timeout-ms", "request-timeout"], timeouts.connect, timeouts.request),
         (["restart-base", "restart-max"], restart.base, restart.max),
+        (["eject-time", "eject-max"], settings.app.eject.time, settings.app.eject.max),
     ];
     for (keys, shorter, longer) in order.into_iter().filter(|(_, shorter, longer)| shorter > longer) {
         let line = format!(

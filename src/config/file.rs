@@ -279,8 +279,8 @@ impl Reader<'_> {
     /// One value of a key.
     fn value(&mut self, place: &'static Place, shown: String, value: &Spanned<DeValue<'_>>) {
         let Some(said) = self.leaf(place, &shown, value) else { return };
-        if let Some(key) = place.route {
-            return self.of_route(place, key, said, value.span());
+        if place.is_of_route() {
+            return self.of_route(place, said, value.span());
         }
         let mut spot = self.spot(shown, value.span());
         spot.written = (place.shape == Shape::Map).then(|| routes::inline(value.get_ref()));
@@ -563,6 +563,12 @@ fn elsewhere(name: &str, shown: &str) -> Option<String> {
     let same = places::PLACES.iter().filter(|place| place.last() == name && place.shape != Shape::False);
     let mut found: Vec<&Place> = by_flag(&plain).map_or_else(|| same.collect(), |place| vec![place]);
     found.extend(close().filter(|_| found.is_empty()));
+    // What is in the same table is meant, where there is such.
+    let top = shown.split('.').next().filter(|top| !top.is_empty());
+    let inside = |place: &&Place| top.is_some_and(|top| place.path.starts_with(top));
+    if found.iter().any(inside) {
+        found.retain(inside);
+    }
     let headers: Vec<String> = found.iter().map(|place| format!("`{}`", header(place, app))).collect();
     let last = found.first()?.last();
     Some(format!("did you mean `{last}` in {}?", headers.join(" or ")))

@@ -124,6 +124,7 @@ pub const GROUPS: &[(&str, &[Key])] = &[
     ("App and workers", APP),
     ("Replacing, reloading and limiting workers", LIVES),
     ("Waiting and deadlines of the worker side", WAITING),
+    ("Health of workers and upstreams", super::health::KEYS),
     ("Listening and loops", LOOPS),
     ("The process", PROCESS),
     ("Deadlines and limits of the client side", LIMITS),

@@ -291,7 +291,8 @@ fn routes_of(file: Option<&File>, apps: &mut Vec<App>) -> Vec<Route> {
     routes
 }
 
-/// The index of the app that a route is to. Routes to the same upstreams, with the same balance, have one in common.
+/// The index of the app that a route is to. Routes to the same upstreams, with the same balance, have one in common; what
+/// the first of them says of their health holds.
 fn app_of(draft: &Draft, apps: &mut Vec<App>) -> usize {
     let name = match &draft.app {
         Some(name) => name.clone(),
@@ -307,7 +308,8 @@ fn app_of(draft: &Draft, apps: &mut Vec<App>) -> usize {
     }
     let balance = draft.balance.unwrap_or(App::default().balance);
     let (command, upstreams) = (Command::None, draft.upstreams.clone());
-    apps.push(App { name, command, upstreams, balance, ..App::default() });
+    let own = draft.own.as_ref().map_or_else(App::default, |own| own.app.clone());
+    apps.push(App { name, command, upstreams, balance, ..own });
     apps.len() - 1
 }
 
@@ -323,6 +325,15 @@ fn remarks(file: Option<&File>, routes: &[Route], apps: &[App]) -> Vec<Problem> 
             let at = said.mark("routes[].match").unwrap_or_else(|| said.at.clone());
             let problem = warning("a route that is never taken".to_owned(), at, "an earlier one takes all of this");
             problems.push(problem.and(file.routes[earlier].at.clone(), "this one"));
+        }
+    }
+    for (route, said) in routes.iter().zip(&file.routes) {
+        let (Target::App(app), Some(own)) = (&route.to, &said.draft.own) else { continue };
+        let other = apps.get(*app).filter(|app| (&app.health, &app.eject) != (&own.app.health, &own.app.eject));
+        if other.is_some() && said.draft.app.is_none() {
+            let at = said.mark("routes[].health").or_else(|| said.mark("routes[].eject"));
+            let label = "an earlier route says otherwise of the same upstreams, and that holds";
+            problems.push(warning("it has no effect".to_owned(), at.unwrap_or_else(|| said.at.clone()), label));
         }
     }
     for (index, app) in apps.iter().enumerate() {

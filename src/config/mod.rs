@@ -6,6 +6,7 @@
 //! - `show` and `schema`: what is configured, and what may be;
 //! - `front`: what may stand in front of the server;
 //! - `arguments`: the command line, and its mistakes in one line;
+//! - `health`: how workers and upstreams are found to be well;
 //! - `monitoring`: what is told to those who watch the server;
 //! - `load`: all places together, and `clashes`: what of them does not go together;
 //! - `shell`: completions and the manual page;
@@ -27,6 +28,7 @@ mod conformance;
 mod environment;
 mod file;
 mod front;
+mod health;
 mod keys;
 mod load;
 mod logging;
@@ -55,6 +57,7 @@ pub use conformance::Conformance;
 pub use environment::{Environment, HANDOVER, Search};
 pub use file::{File, NAME as FILE_NAME, Text};
 pub use front::{Front, Peers};
+pub use health::{Eject, Health};
 pub use load::{Inputs, Loaded};
 pub use logging::{
     AccessLogFormat, AccessLogSettings, DEV_LOG, EventFormat, EventLogSettings, JOURNAL, Level, LogTarget, Part,
@@ -278,6 +281,10 @@ pub struct App {
     pub recycle: Recycle,
     /// How dead workers come back, and how living ones are replaced.
     pub restart: Restart,
+    /// Whether workers and upstreams are asked how they are.
+    pub health: Health,
+    /// When an upstream is left out for a while.
+    pub eject: Eject,
     /// When a worker counts as ready.
     pub ready: Ready,
     /// How a worker gets its socket.
@@ -566,6 +573,8 @@ impl Default for App {
                 parallel: 1,
                 max_unavailable: 0,
             },
+            health: Health::default(),
+            eject: Eject::default(),
             ready: Ready { by: ReadyBy::Listen, timeout: Duration::from_secs(15) },
             socket: WorkerSocket::Auto,
             directory: None,

@@ -109,6 +109,11 @@ impl Place {
         keys::all().find(|key| key.name == self.name)
     }
 
+    /// Whether it says something of a route, or of the upstreams that are its own.
+    pub fn is_of_route(&self) -> bool {
+        self.path.starts_with("routes[]")
+    }
+
     /// Its last segment.
     pub fn last(&self) -> &'static str {
         self.path.rsplit('.').next().unwrap_or(self.path)
@@ -266,6 +271,15 @@ pub const PLACES: &[Place] = &[
     at("max-queue", "apps.*.queue.size", Count, Live),
     at("queue-timeout-ms", "apps.*.queue.timeout", Shape::Duration, Live),
     at("hold", "apps.*.queue.hold", Shape::Duration, Live),
+    at("health-check", "apps.*.health.path", Text, Live),
+    at("health-interval", "apps.*.health.interval", Shape::Duration, Live),
+    at("health-timeout", "apps.*.health.timeout", Shape::Duration, Live),
+    at("health-unhealthy", "apps.*.health.unhealthy", Count, Live),
+    at("health-healthy", "apps.*.health.healthy", Count, Live),
+    at("health-status", "apps.*.health.status", Text, Live),
+    at("eject-after", "apps.*.eject.after", Count, Live),
+    at("eject-time", "apps.*.eject.time", Shape::Duration, Live),
+    at("eject-max", "apps.*.eject.max", Shape::Duration, Live),
     at("max-requests", "apps.*.recycle.requests", Count, Live),
     at("recycle-jitter", "apps.*.recycle.jitter", Text, Live),
     at("max-lifetime", "apps.*.recycle.lifetime", Shape::Duration, Live),
@@ -310,6 +324,15 @@ pub const PLACES: &[Place] = &[
     route("routes[].balance", Word, "Which of these upstreams is next", "least", |draft, text| {
         units::choice(text, keys::BALANCES).map(|balance| draft.balance = Some(balance))
     }),
+    at("health-check", "routes[].health.path", Text, Live),
+    at("health-interval", "routes[].health.interval", Shape::Duration, Live),
+    at("health-timeout", "routes[].health.timeout", Shape::Duration, Live),
+    at("health-unhealthy", "routes[].health.unhealthy", Count, Live),
+    at("health-healthy", "routes[].health.healthy", Count, Live),
+    at("health-status", "routes[].health.status", Text, Live),
+    at("eject-after", "routes[].eject.after", Count, Live),
+    at("eject-time", "routes[].eject.time", Shape::Duration, Live),
+    at("eject-max", "routes[].eject.max", Shape::Duration, Live),
     route("routes[].respond.status", Count, "The status of a fixed answer [default: 200]", "404", |draft, text| {
         route::status(text).map(|status| draft.respond().status = status)
     }),
@@ -409,6 +432,11 @@ pub const TABLES: &[(&str, &str)] = &[
     ("apps.*.ready", "When a worker counts as ready; a word alone, as in `ready = \"notify\"`, stands for `by`."),
     ("apps.*.timeouts", "Deadlines of the worker side."),
     ("apps.*.queue", "Requests that wait for a worker."),
+    (
+        "apps.*.health",
+        "Whether workers and upstreams are asked how they are; a path alone, as in `health = \"/healthz\"`, stands for `path`.",
+    ),
+    ("apps.*.eject", "When an upstream that fails gets no requests for a while."),
     ("apps.*.recycle", "When a worker is replaced."),
     ("apps.*.restart", "How workers are replaced, and how those that crashed come back."),
     ("apps.*.hot_reload", "What changed files do; a word alone, as in `hot_reload = \"process\"`, stands for `by`."),
@@ -419,6 +447,8 @@ pub const TABLES: &[(&str, &str)] = &[
         a fixed answer (`respond`) or a `redirect`.",
     ),
     ("routes[].match", "Which requests the route is for: all that is said must hold; without it: all."),
+    ("routes[].health", "As `[apps.NAME.health]`, for the route's own `upstreams`; a path alone stands for `path`."),
+    ("routes[].eject", "As `[apps.NAME.eject]`, for them."),
     ("routes[].respond", "A fixed answer; a text alone stands for its `body`."),
     ("routes[].redirect", "A redirect; a text alone stands for `to`."),
     ("routes[].rewrite", "What becomes of the path on its way to the app."),
@@ -449,10 +479,12 @@ pub const SHORT: &[(&str, &str)] = &[
     ("listen[].proxy_protocol", "listen[].proxy_protocol.from"),
     ("apps.*.ready", "apps.*.ready.by"),
     ("apps.*.hot_reload", "apps.*.hot_reload.by"),
+    ("apps.*.health", "apps.*.health.path"),
     ("log.access", "log.access.to"),
     ("log.events", "log.events.to"),
     ("metrics.statsd", "metrics.statsd.address"),
     ("metrics.cloudwatch", "metrics.cloudwatch.to"),
+    ("routes[].health", "routes[].health.path"),
     ("routes[].respond", "routes[].respond.body"),
     ("routes[].redirect", "routes[].redirect.to"),
 ];
@@ -469,7 +501,6 @@ pub const NOT_YET: &[&str] = &[
     "static",
     "hub",
     "publish",
-    "health",
     "include",
     "listen[].alpn",
     "listen[].client_ca",

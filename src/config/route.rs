@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use super::{Balance, Upstream};
+use super::{Balance, Settings, Upstream};
 
 /// One route. All that is said of the request must hold for it to be taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,6 +139,8 @@ pub struct Draft {
     pub(super) app: Option<String>,
     pub(super) upstreams: Vec<Upstream>,
     pub(super) balance: Option<Balance>,
+    /// What is said of its own upstreams, as keys have it.
+    pub(super) own: Option<Box<Settings>>,
     pub(super) respond: Option<Respond>,
     pub(super) redirect: Option<Redirect>,
     pub(super) rewrite: Rewrite,
@@ -153,6 +155,10 @@ impl Draft {
             body: String::new(),
             content_type: "text/plain; charset=utf-8".to_owned(),
         })
+    }
+
+    pub(super) fn own(&mut self) -> &mut Settings {
+        self.own.get_or_insert_with(Box::default)
     }
 
     pub(super) fn redirect(&mut self) -> &mut Redirect {

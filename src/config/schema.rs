@@ -171,14 +171,15 @@ pub fn manual() -> String {
 
 fn row(place: &Place) -> String {
     let cell = |text: &str| text.replace('|', "\\|");
-    let Some(key) = place.key() else {
-        let (takes, flag) = match place.route {
-            None => ("an array of words".to_owned(), "behind `--`"),
-            Some(_) => (takes(place), "–"),
+    let Some(key) = place.key().filter(|_| !place.is_of_route()) else {
+        let (takes, flag) = match place.is_of_route() {
+            false => ("an array of words".to_owned(), "behind `--`"),
+            true => (takes(place), "–"),
         };
         let (takes, reload, help) = (cell(&takes), place.reload.word(), help(place));
         let (help, default) = help.split_once(" [default: ").unwrap_or((help, ""));
-        let default = default.trim_end_matches(']');
+        let own = place.key().filter(|key| !key.default.is_empty()).map(|key| place.write(key.default));
+        let default = own.unwrap_or_else(|| default.trim_end_matches(']').to_owned());
         let default = if default.is_empty() { "–".to_owned() } else { format!("`{default}`") };
         return format!("| `{}` | {default} | {takes} | {flag} | {reload} | {} |\n", place.last(), cell(help));
     };

@@ -124,7 +124,7 @@ impl<B: Backend> Loop<B> {
             None => false,
         };
         if let Some(permit) = leftover.permit {
-            self.release(&leftover.app, permit, if whole { Outcome::Answered } else { Outcome::Broken });
+            self.release(&leftover.app, permit, if whole { Outcome::Late } else { Outcome::Broken });
         }
     }
 

@@ -147,12 +147,18 @@ const COLUMNS: &[Column] = &[
     ("TUNNELS", true, |worker| worker.tunnels.to_string()),
     ("RELOADS", true, |worker| worker.reloads.to_string()),
     ("MEMORY", true, |worker| worker.memory_bytes.map_or_else(|| NONE.to_owned(), human_bytes)),
+    ("HEALTH", false, |worker| match &worker.health {
+        None => NONE.to_owned(),
+        Some(health) if health.healthy && health.reason.is_none() => "ok".to_owned(),
+        Some(health) => plain(health.reason.as_deref().unwrap_or("unhealthy")),
+    }),
+    ("EJECTIONS", true, |worker| worker.ejections.unwrap_or(0).to_string()),
     ("LAST EXIT", false, |worker| plain(worker.last_exit.as_deref().unwrap_or(NONE))),
     ("SAYS", false, |worker| plain(worker.status_text.as_deref().unwrap_or(NONE))),
 ];
 
 /// Columns that are left out when nothing stands in them.
-const OPTIONAL: &[&str] = &["TUNNELS", "RELOADS", "SAYS"];
+const OPTIONAL: &[&str] = &["TUNNELS", "RELOADS", "HEALTH", "EJECTIONS", "SAYS"];
 
 fn table(text: &mut String, workers: &[Worker]) {
     let mut columns: Vec<(bool, Vec<String>)> = Vec::new();
@@ -238,7 +244,7 @@ fn span(seconds: Option<f64>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::status::sample;
+    use crate::control::status::{Health, WorkerState, sample};
     use serde_json::json;
 
     #[test]
@@ -256,6 +262,21 @@ WORKER        PID  GENERATION  STATE                UP  RESTARTS  REQUESTS  IN F
 blue\u{fffd}[31m-7     -           3  running (joined)  2m 3s         2     60000          1         -  -                        warm
 ";
         assert_eq!(status(&sample()), expected);
+    }
+
+    #[test]
+    fn health_and_ejections_are_shown_where_there_are_any() {
+        let mut document = sample();
+        let workers = &mut document.apps[0].workers;
+        let reason = Some("GET /up was answered with 500".to_owned());
+        workers[0].health = Some(Health { healthy: true, failures: 0, reason: None });
+        workers[1].health = Some(Health { healthy: false, failures: 3, reason });
+        (workers[1].state, workers[1].ejections) = (WorkerState::Ejected, Some(2));
+        let text = status(&document);
+        let lines: Vec<&str> = text.lines().skip_while(|line| !line.starts_with("WORKER")).collect();
+        assert!(lines[0].contains("  HEALTH ") && lines[0].contains("  EJECTIONS  "), "{text}");
+        assert!(lines[1].contains("  ok  "), "{text}");
+        assert!(lines[2].contains("ejected") && lines[2].contains("  GET /up was answered with 500  "), "{text}");
     }
 
     #[test]

@@ -306,7 +306,7 @@ pub enum WorkerState {
     Running,
     /// It has ended unasked and is started again at its time.
     Respawning,
-    /// An upstream that has failed and gets no requests for a while.
+    /// An upstream that has failed, or fails its health checks, and gets no requests while another is well.
     Ejected,
     /// It finishes what it has.
     Stopping,

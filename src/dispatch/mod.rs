@@ -13,11 +13,13 @@
 //! - a slot goes to the oldest waiter whom it suits, but for two exceptions: those who rejoin stand first, and a permit that comes back
 //!   prefers its own loop's waiters to those who came up to a millisecond before them ([`Dispatch::release`]).
 //!
-//! `workers.rs` keeps the workers and whose turn it is, `queue.rs` the waiting line; `types.rs` has the words spoken
-//! here.
+//! `workers.rs` keeps the workers and whose turn it is, `queue.rs` the waiting line; `outcomes.rs` what the ends of requests say of a
+//! worker, `slots.rs` who may have fewer requests than others; `types.rs` has the words spoken here.
 
 mod moves;
+mod outcomes;
 mod queue;
+mod slots;
 mod streams;
 mod types;
 mod workers;
@@ -50,7 +52,7 @@ pub use types::{
     Waiter, WorkerId, WorkerSnapshot,
 };
 use types::{Claim, Wish};
-use workers::{DRAINED, STUCK, SUSPECT, THRESHOLD, UNREACHABLE, Workers};
+use workers::{DRAINED, SPARED, STUCK, SUSPECT, UNREACHABLE, Workers};
 
 /// Beyond the queue's size there is room reserved for this many waiters who rejoin, at most: as many as there are permits,
 /// for who rejoins has just given one up.
@@ -79,6 +81,8 @@ struct Board {
     /// How long one may wait while workers are eligible, and while none is.
     queue_timeout: Duration,
     hold: Duration,
+    /// So many failures in a row are told.
+    failures: u32,
     /// A notice came where none was: ring once the lock is open.
     ring: bool,
 }
@@ -126,6 +130,7 @@ impl Dispatch {
             gate: Gate::Open,
             queue_timeout: policy.queue_timeout,
             hold: policy.hold,
+            failures: policy.failures,
             ring: false,
         };
         Dispatch {
@@ -252,6 +257,7 @@ impl Dispatch {
         let mut board = self.lock();
         if let Some(index) = board.workers.find(worker) {
             board.tell(index, SUSPECT);
+            board.failed(index);
         }
         self.unlock(board);
     }
@@ -339,7 +345,7 @@ impl Dispatch {
         let mut board = self.lock();
         board.workers.set_policy(&policy);
         let past = board.queue.set_limit(policy.queue_size, spare);
-        (board.queue_timeout, board.hold) = (policy.queue_timeout, policy.hold);
+        (board.queue_timeout, board.hold, board.failures) = (policy.queue_timeout, policy.hold, policy.failures);
         drop(board);
         // What the queue does not need is freed here, and not under the lock.
         drop(past);
@@ -570,6 +576,9 @@ impl Dispatch {
     fn free(&self, board: &mut Board, index: u32, claim: Claim, home: u16) -> Option<Grant> {
         board.permits_out -= 1;
         let eligible = board.workers.give_back(index, claim.tunnel());
+        if board.workers.has_spared(index) {
+            board.tell(index, SPARED);
+        }
         if !eligible && !board.workers.has_room(index) {
             board.conclude(index);
             return None;
@@ -622,6 +631,9 @@ impl Dispatch {
             let lost = board.workers.at(index);
             gone = outcome == Outcome::Unreachable || (lost.in_flight == 1 && lost.is_supervised());
             if gone && lost.standing == Standing::Ready {
+                if outcome == Outcome::Unreachable {
+                    board.failed(index);
+                }
                 board.workers.enter(index, Standing::Unreachable);
                 board.tell(index, UNREACHABLE);
             }
@@ -708,33 +720,12 @@ impl Board {
         Acquire::Queued(Ticket(self.queue.push(waiter, wish, ask.since, now)))
     }
 
-    /// Counts a request that ended.
-    #[inline]
-    fn count(&mut self, index: u32, outcome: Outcome, now: Instant) {
-        let worker = self.workers.at_mut(index);
-        match outcome {
-            Outcome::Unused | Outcome::Unreachable => return,
-            Outcome::Answered => worker.answered_at = Some(now),
-            Outcome::Broken | Outcome::Lost => worker.broken += 1,
-            Outcome::Tunnel => {
-                worker.tunnels += 1;
-                worker.answered_at = Some(now);
-            }
-        }
-        worker.served += 1;
-        // One that is draining or dead is being replaced already.
-        let replaceable = matches!(worker.standing, Standing::Ready | Standing::Unreachable);
-        if worker.served == worker.request_limit && replaceable {
-            self.tell(index, THRESHOLD);
-        }
-    }
-
     /// Sees to a worker that may get nothing new when one of its requests ended.
     #[cold]
     fn conclude(&mut self, index: u32) {
         let worker = self.workers.at(index);
-        debug_assert!(worker.standing != Standing::Ready, "an eligible worker is taken for one that goes");
-        if worker.in_flight > 0 {
+        debug_assert!(worker.standing != Standing::Ready || worker.has_less(), "an eligible worker without room");
+        if worker.in_flight > 0 || worker.standing == Standing::Ready {
             return;
         }
         if matches!(worker.standing, Standing::Draining | Standing::Dead) {

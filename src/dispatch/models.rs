@@ -38,6 +38,7 @@ fn with_worker(concurrency: u32, now: Instant) -> (Arc<Dispatch>, WorkerId) {
         queue_timeout: Duration::from_secs(1),
         hold: Duration::from_secs(1),
         max_tunnels: 1,
+        failures: 3,
     };
     let dispatch = Dispatch::new(policy, 2, now);
     let worker = dispatch.add(at_nowhere(), 1, None).expect("the table has room");

@@ -20,6 +20,7 @@ const HOLD: Duration = Duration::from_millis(500);
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(800);
 const REQUEST_LIMIT: u64 = 3;
 const MAX_TUNNELS: u32 = 2;
+const FAILURES: u32 = 3;
 const LOOPS: u16 = 3;
 
 #[derive(Clone, Debug)]
@@ -36,6 +37,9 @@ enum Step {
     Remove(usize),
     Unreachable(usize),
     Suspect(usize),
+    Limit(usize, Option<u32>),
+    Spare(usize),
+    Unspare(usize),
     Fail,
     Recover,
     Pass(u64),
@@ -49,6 +53,9 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         8 => Just(Outcome::Answered),
         1 => Just(Outcome::Unused),
         1 => Just(Outcome::Broken),
+        2 => Just(Outcome::Failed),
+        1 => Just(Outcome::Late),
+        1 => Just(Outcome::Malformed),
         1 => Just(Outcome::Lost),
         1 => Just(Outcome::Unreachable),
         3 => Just(Outcome::Tunnel),
@@ -76,7 +83,10 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => any.clone().prop_map(Step::Died),
         1 => any.clone().prop_map(Step::Remove),
         1 => any.clone().prop_map(Step::Unreachable),
-        1 => any.prop_map(Step::Suspect),
+        1 => any.clone().prop_map(Step::Suspect),
+        1 => (any.clone(), prop::option::of(1..=4_u32)).prop_map(|(which, most)| Step::Limit(which, most)),
+        2 => any.clone().prop_map(Step::Spare),
+        2 => any.prop_map(Step::Unspare),
         1 => Just(Step::Fail),
         2 => Just(Step::Recover),
         3 => moment.prop_map(|millis| Step::Pass(millis * 1000)),
@@ -98,6 +108,9 @@ struct ModelWorker {
     /// Orders the workers that are otherwise equal; see `Model::before`.
     stamp: i64,
     removed: bool,
+    failures: u32,
+    most: Option<u32>,
+    spared: bool,
 }
 
 #[derive(Debug)]
@@ -137,7 +150,34 @@ impl Model {
     }
 
     fn has_room(&self, worker: &ModelWorker) -> bool {
-        worker.standing == Standing::Ready && worker.in_flight < self.concurrency
+        worker.standing == Standing::Ready && worker.in_flight < self.capacity(worker)
+    }
+
+    fn capacity(&self, worker: &ModelWorker) -> u32 {
+        self.concurrency.min(worker.most.unwrap_or(u32::MAX)) - u32::from(worker.spared)
+    }
+
+    fn failed(&mut self, id: WorkerId) {
+        let Some(worker) = self.worker(id).filter(|worker| !worker.ours && worker.standing == Standing::Ready) else {
+            return;
+        };
+        worker.failures += 1;
+        if worker.failures == FAILURES || worker.most.is_some() {
+            worker.failures = 0;
+            self.notices.push(Notice::Failing(id));
+        }
+    }
+
+    /// A worker may have another number of requests from now on; the grants that follow from it.
+    fn share(&mut self, id: WorkerId, change: impl FnOnce(&mut ModelWorker)) -> Vec<(Waiter, WorkerId)> {
+        let stamp = self.next_stamp();
+        let Some(index) = self.workers.iter().position(|worker| worker.id == id) else { return Vec::new() };
+        let had = self.has_room(&self.workers[index]);
+        change(&mut self.workers[index]);
+        if !had && self.has_room(&self.workers[index]) {
+            self.workers[index].stamp = stamp;
+        }
+        std::iter::from_fn(|| self.hand_on(id, None)).collect()
     }
 
     fn suits(&self, worker: &ModelWorker, exclude: Option<WorkerId>, tunnel: bool) -> bool {
@@ -180,21 +220,30 @@ impl Model {
     fn release(&mut self, id: WorkerId, tunnel: bool, outcome: Outcome, home: u16) -> Option<(Waiter, WorkerId)> {
         let stamp = self.next_stamp();
         let (balance, concurrency) = (self.balance, self.concurrency);
+        let capacity = self.workers.iter().find(|worker| worker.id == id).map(|worker| self.capacity(worker))?;
         let worker = self.worker(id)?;
-        let was_full = worker.in_flight == concurrency;
+        let was_full = worker.in_flight >= capacity;
         worker.in_flight -= 1;
         worker.upgrading -= u32::from(tunnel);
         worker.tunnels += u32::from(outcome == Outcome::Tunnel);
         let standing = worker.standing;
         let mut told = Vec::new();
-        if matches!(outcome, Outcome::Answered | Outcome::Broken | Outcome::Lost | Outcome::Tunnel) {
+        if matches!(outcome, Outcome::Answered | Outcome::Tunnel) {
+            worker.failures = 0;
+            told.extend(worker.most.map(|_| Notice::Recovers(id)));
+        }
+        if !matches!(outcome, Outcome::Unused | Outcome::Unreachable) {
             worker.served += 1;
             if worker.served == REQUEST_LIMIT && matches!(standing, Standing::Ready | Standing::Unreachable) {
                 told.push(Notice::Threshold(id));
             }
         }
-        if standing == Standing::Ready && (balance != Balance::RoundRobin || was_full) {
+        let room = worker.in_flight < capacity;
+        if standing == Standing::Ready && room && (balance != Balance::RoundRobin || was_full) {
             worker.stamp = stamp;
+        }
+        if worker.spared && worker.in_flight + 1 == concurrency {
+            told.push(Notice::Spared(id));
         }
         if matches!(standing, Standing::Draining | Standing::Dead) && worker.in_flight == 0 {
             told.push(Notice::Drained(id));
@@ -263,7 +312,10 @@ fn subject(notice: Notice) -> WorkerId {
         | Notice::Threshold(id)
         | Notice::Drained(id)
         | Notice::Suspect(id)
-        | Notice::Stuck(id) => id,
+        | Notice::Stuck(id)
+        | Notice::Failing(id)
+        | Notice::Recovers(id)
+        | Notice::Spared(id) => id,
     }
 }
 
@@ -274,6 +326,9 @@ fn rank(notice: &Notice) -> (u32, u8) {
         Notice::Drained(_) => 2,
         Notice::Suspect(_) => 3,
         Notice::Stuck(_) => 4,
+        Notice::Failing(_) => 5,
+        Notice::Recovers(_) => 6,
+        Notice::Spared(_) => 7,
     };
     (subject(*notice).index, kind)
 }
@@ -307,6 +362,7 @@ impl Run {
             queue_timeout: QUEUE_TIMEOUT,
             hold: HOLD,
             max_tunnels: MAX_TUNNELS,
+            failures: FAILURES,
         };
         let dispatch = Dispatch::new(policy, 5, now);
         let delivered = Arc::new(Mutex::new(Vec::new()));
@@ -397,7 +453,10 @@ impl Run {
             | Step::Died(which)
             | Step::Remove(which)
             | Step::Unreachable(which)
-            | Step::Suspect(which) => {
+            | Step::Suspect(which)
+            | Step::Limit(which, _)
+            | Step::Spare(which)
+            | Step::Unspare(which) => {
                 if let Some(id) = self.worker_id(which) {
                     self.change(&step, id);
                 }
@@ -457,11 +516,15 @@ impl Run {
         let grant = self.dispatch.release(permit, outcome, self.now, home);
         let mut expected = Vec::new();
         let ready = self.model.worker(id).filter(|worker| worker.standing == Standing::Ready);
-        let gone = ready.is_some_and(|worker| match outcome {
+        let gone = ready.as_ref().is_some_and(|worker| match outcome {
             Outcome::Unreachable => true,
             Outcome::Lost => worker.ours && worker.in_flight == 1,
             _ => false,
         });
+        let is_ready = ready.is_some();
+        if is_ready && matches!(outcome, Outcome::Failed | Outcome::Malformed | Outcome::Lost | Outcome::Unreachable) {
+            self.model.failed(id);
+        }
         if gone {
             self.model.notices.push(Notice::Unreachable(id));
             expected = self.model.enter(id, Standing::Unreachable, self.now);
@@ -512,6 +575,9 @@ impl Run {
                 upgrading: 0,
                 stamp: 0,
                 removed: false,
+                failures: 0,
+                most: None,
+                spared: false,
             });
         }
     }
@@ -554,9 +620,22 @@ impl Run {
                     expected = self.model.enter(id, Standing::Unreachable, now);
                 }
             }
+            Step::Limit(_, most) => {
+                grants = self.dispatch.limit(id, *most);
+                expected = self.model.share(id, |worker| worker.most = *most);
+            }
+            Step::Spare(_) => {
+                assert_eq!(self.dispatch.spare(id), Some(in_flight < self.model.concurrency));
+                expected = self.model.share(id, |worker| worker.spared = true);
+            }
+            Step::Unspare(_) => {
+                grants = self.dispatch.unspare(id);
+                expected = self.model.share(id, |worker| worker.spared = false);
+            }
             _ => {
                 self.dispatch.suspect(id);
                 self.model.notices.push(Notice::Suspect(id));
+                self.model.failed(id);
             }
         }
         grants.extend(self.take_delivered());
@@ -568,6 +647,7 @@ impl Run {
         let mut notices = Vec::new();
         self.dispatch.notices(&mut notices);
         self.model.notices.sort_by_key(rank);
+        self.model.notices.dedup();
         assert_eq!(notices, self.model.notices);
         self.model.notices.clear();
         let model = &self.model;

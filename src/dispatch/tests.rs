@@ -2,6 +2,7 @@
 
 mod home;
 mod policy;
+mod slots;
 mod tunnels;
 
 use std::sync::Mutex;
@@ -27,7 +28,15 @@ pub(super) fn waiter_of(loop_index: u16, number: u32) -> Waiter {
 
 fn policy(balance: Balance, concurrency: u32) -> Policy {
     let seconds = Duration::from_secs;
-    Policy { balance, concurrency, queue_size: 3, queue_timeout: seconds(2), hold: seconds(10), max_tunnels: 2 }
+    Policy {
+        balance,
+        concurrency,
+        queue_size: 3,
+        queue_timeout: seconds(2),
+        hold: seconds(10),
+        max_tunnels: 2,
+        failures: 3,
+    }
 }
 
 /// A dispatch with so many ready workers of one generation, at the moment of its making.

@@ -117,10 +117,16 @@ pub enum Acquire {
 pub enum Outcome {
     /// A whole answer; counts towards recycling.
     Answered,
+    /// The same, but one that says that it cannot: 502, 503 or 504.
+    Failed,
+    /// The same, but nobody waited for it any more.
+    Late,
     /// Nothing reached the worker, or it said that it did not run the request.
     Unused,
     /// The connection died, or time ran out; counts towards recycling, for the request may have run.
     Broken,
+    /// The same: what came is no answer.
+    Malformed,
     /// The connection ended before a byte of an answer. Counts as broken; and if nothing else was in flight on a supervised worker,
     /// no new requests for it until `ready`: a process that is dying closes its sockets one by one and its listener last, so until the
     /// supervisor has looked it may still seem to listen. With others in flight it stays, for one lost connection among many
@@ -159,6 +165,8 @@ pub struct Policy {
     pub hold: Duration,
     /// Tunnels through one worker, at most; `u32::MAX` for no limit.
     pub max_tunnels: u32,
+    /// Failures in a row of a server that something else runs, until [`Notice::Failing`] is told; 0: it never is.
+    pub failures: u32,
 }
 
 /// Where a worker is, and what it is called.
@@ -204,6 +212,12 @@ pub enum Notice {
     Suspect(WorkerId),
     /// It let a request time out, and has neither answered another nor sent a byte since that one began.
     Stuck(WorkerId),
+    /// It has failed as often in a row as is too often, or once on trial ([`super::Dispatch::limit`]).
+    Failing(WorkerId),
+    /// It has answered a request on trial.
+    Recovers(WorkerId),
+    /// The slot is free that is kept from requests ([`super::Dispatch::spare`]).
+    Spared(WorkerId),
 }
 
 /// What a request asks for.

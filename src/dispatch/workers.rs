@@ -19,13 +19,24 @@ use crate::planted::{self, Bug};
 const NONE: u32 = u32::MAX;
 
 /// The kinds of notice, in the order in which they are told. Each worker has one bit for each.
-const NOTICES: [fn(WorkerId) -> Notice; 5] =
-    [Notice::Unreachable, Notice::Threshold, Notice::Drained, Notice::Suspect, Notice::Stuck];
+const NOTICES: [fn(WorkerId) -> Notice; 8] = [
+    Notice::Unreachable,
+    Notice::Threshold,
+    Notice::Drained,
+    Notice::Suspect,
+    Notice::Stuck,
+    Notice::Failing,
+    Notice::Recovers,
+    Notice::Spared,
+];
 pub(super) const UNREACHABLE: u8 = 1;
 pub(super) const THRESHOLD: u8 = 1 << 1;
 pub(super) const DRAINED: u8 = 1 << 2;
 pub(super) const SUSPECT: u8 = 1 << 3;
 pub(super) const STUCK: u8 = 1 << 4;
+pub(super) const FAILING: u8 = 1 << 5;
+pub(super) const RECOVERS: u8 = 1 << 6;
+pub(super) const SPARED: u8 = 1 << 7;
 
 /// One worker, or a vacant place for one.
 pub(super) struct Worker {
@@ -51,6 +62,12 @@ pub(super) struct Worker {
     pub tunnels: u32,
     /// Requests for a tunnel that are in flight: each may become one.
     upgrading: u32,
+    /// Failures since its last success.
+    pub failures: u32,
+    /// Requests that it may have at once, if fewer than its cohort's; else `u32::MAX`.
+    pub most: u32,
+    /// One of its slots is kept from requests.
+    pub spared: bool,
     /// Stays behind in a vacant place, so that nothing is freed under the lock.
     pub target: Option<Arc<Target>>,
 }
@@ -69,6 +86,14 @@ impl Cohort {
     #[inline]
     fn concurrency(&self) -> u32 {
         self.lists.len() as u32
+    }
+
+    /// The lowest list may be empty by now: finds the next one that is not.
+    #[inline]
+    fn rise(&mut self) {
+        let beyond = self.lists.len();
+        let from = self.lowest as usize;
+        self.lowest = (from..beyond).find(|&level| self.lists[level].head != NONE).unwrap_or(beyond) as u32;
     }
 }
 
@@ -115,6 +140,9 @@ impl Workers {
             answered_at: None,
             tunnels: 0,
             upgrading: 0,
+            failures: 0,
+            most: u32::MAX,
+            spared: false,
             target: None,
         };
         Workers {
@@ -163,6 +191,38 @@ impl Workers {
         self.cohorts[self.places[index as usize].cohort as usize].concurrency()
     }
 
+    /// Requests that a worker may have at once just now.
+    #[inline]
+    fn capacity(&self, index: u32) -> u32 {
+        let worker = &self.places[index as usize];
+        self.concurrency_of(index).min(worker.most) - u32::from(worker.spared)
+    }
+
+    /// Changes how many requests a worker may have: it is listed anew, or no more.
+    pub fn share(&mut self, index: u32, change: impl FnOnce(&mut Worker)) {
+        change(&mut self.places[index as usize]);
+        let worker = &self.places[index as usize];
+        let (fits, listed) = (worker.in_flight < self.capacity(index), worker.level != NONE);
+        if listed && !fits {
+            self.withdraw(index);
+        } else if fits && !listed && worker.standing == Standing::Ready {
+            self.link(index, self.level_of(index), self.balance == Balance::Lifo);
+        }
+    }
+
+    /// Whether a slot that is kept from requests is free.
+    pub fn has_spare(&self, index: u32) -> bool {
+        let worker = &self.places[index as usize];
+        worker.spared && worker.in_flight < self.concurrency_of(index)
+    }
+
+    /// Whether it is so by the request that has just ended.
+    #[inline]
+    pub fn has_spared(&self, index: u32) -> bool {
+        let worker = &self.places[index as usize];
+        worker.spared && worker.in_flight + 1 == self.concurrency_of(index)
+    }
+
     /// Gives a new worker a place, and hands out what is to be freed once the lock is open.
     pub fn insert(
         &mut self,
@@ -184,6 +244,7 @@ impl Workers {
         worker.request_limit = request_limit.unwrap_or(u64::MAX);
         (worker.served, worker.broken, worker.tunnels) = (0, 0, 0);
         worker.answered_at = None;
+        (worker.failures, worker.most, worker.spared) = (0, u32::MAX, false);
         debug_assert!(worker.in_flight == 0 && worker.level == NONE && worker.told == 0, "a vacant place is in use");
         debug_assert!(worker.upgrading == 0, "a vacant place is in use");
         Some((self.id(index), (past, spare)))
@@ -333,18 +394,21 @@ impl Workers {
         worker.upgrading += u32::from(tunnel);
         let id = Key { index, generation: worker.generation };
         let (level, cohort) = (worker.level, worker.cohort);
-        let full = worker.in_flight >= self.cohorts[cohort as usize].concurrency();
+        let full = worker.in_flight >= self.capacity(index);
         let up = if full { NONE } else { self.level_of(index) };
         let emptied = self.unlink(index);
         if up != NONE {
             self.link(index, up, false);
         }
-        // The next list that is not empty is the one it went to: it was the lowest, and it moved up by one. (Round-robin has only one,
-        // to which it went back.)
+        // The next list that is not empty is the one it went to: it was the lowest, and it moved up by one. Where it may have no more,
+        // others may stand higher. (Round-robin has only one list, to which it went back.)
         if emptied && up != level {
+            let one_list = self.balance == Balance::RoundRobin;
             let cohort = &mut self.cohorts[cohort as usize];
-            if cohort.lowest == level {
-                cohort.lowest = up.min(cohort.lists.len() as u32);
+            match cohort.lowest == level {
+                true if up == NONE && !one_list => cohort.rise(),
+                true => cohort.lowest = up.min(cohort.lists.len() as u32),
+                false => {}
             }
         }
         id
@@ -362,6 +426,9 @@ impl Workers {
         }
         let level = worker.in_flight;
         let listed = worker.level != NONE;
+        if !listed && level >= self.capacity(index) {
+            return false;
+        }
         match self.balance {
             Balance::RoundRobin if listed => (),
             Balance::RoundRobin => self.link(index, 0, false),
@@ -388,7 +455,7 @@ impl Workers {
         } else if was != Standing::Ready && standing == Standing::Ready {
             self.eligible += 1;
             let (in_flight, level) = (worker.in_flight, worker.level);
-            if in_flight < self.concurrency_of(index) && level == NONE {
+            if in_flight < self.capacity(index) && level == NONE {
                 self.link(index, self.level_of(index), self.balance == Balance::Lifo);
             }
         }
@@ -398,11 +465,7 @@ impl Workers {
     fn withdraw(&mut self, index: u32) {
         let cohort = self.places[index as usize].cohort as usize;
         self.unlink(index);
-        let cohort = &mut self.cohorts[cohort];
-        let beyond = cohort.lists.len();
-        let from = cohort.lowest as usize;
-        let lowest = (from..beyond).find(|&level| cohort.lists[level].head != NONE).unwrap_or(beyond);
-        cohort.lowest = lowest as u32;
+        self.cohorts[cohort].rise();
     }
 
     /// Ends the life of a removed worker's name once nothing of it is out any more.
@@ -469,7 +532,7 @@ impl Workers {
             return Some("the notices are miscounted");
         }
         for (index, worker) in self.places.iter().enumerate() {
-            let fit = worker.standing == Standing::Ready && worker.in_flight < self.concurrency_of(index as u32);
+            let fit = worker.standing == Standing::Ready && worker.in_flight < self.capacity(index as u32);
             if fit != (worker.level != NONE) {
                 return Some("a worker is listed that may get nothing, or one with room is not");
             }
@@ -608,6 +671,23 @@ impl Worker {
     /// Whether it is a child process of ours.
     pub fn is_supervised(&self) -> bool {
         self.target.as_ref().is_some_and(|target| target.supervised)
+    }
+
+    /// Whether its next success or failure counts for more than that.
+    #[inline]
+    pub fn is_in_doubt(&self) -> bool {
+        self.failures > 0 || self.on_trial()
+    }
+
+    /// Whether it has to show that it is well again.
+    #[inline]
+    pub fn on_trial(&self) -> bool {
+        self.most < u32::MAX
+    }
+
+    /// Whether it may have fewer requests at once than others.
+    pub fn has_less(&self) -> bool {
+        self.spared || self.on_trial()
     }
 
     /// Its tunnels, and those that may yet come of requests in flight.

@@ -71,7 +71,7 @@ impl<B: Backend> Loop<B> {
         let message = if limit.is_some() { "a worker's answer is above a limit" } else { MALFORMED };
         self.warn(key, message, reason, &[("section", &refusal.section)]);
         let detail = limit.as_deref().unwrap_or("the worker sent a malformed answer");
-        self.finish(key, Ending::Refused { status: 502, detail, fate: Fate::Ended(Outcome::Broken) });
+        self.finish(key, Ending::Refused { status: 502, detail, fate: Fate::Ended(Outcome::Malformed) });
     }
 
     fn begin_answer(&mut self, key: Key, mut input: Block, response: &Response) {

@@ -112,11 +112,11 @@ impl<B: Backend> Loop<B> {
         let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.times.finished = Some(now);
-        let link = exchange.link();
+        let (link, timeout) = (exchange.link(), exchange.answer.link_timeout);
         let kept = exchange.answer.link_keeps && exchange.is_uploaded() && !surplus;
-        let timeout = exchange.answer.link_timeout;
+        let outcome = if matches!(exchange.answer.status, 502..=504) { Outcome::Failed } else { Outcome::Answered };
         let (app, permit, most) = (&exchange.app, exchange.attempt.permit.take(), exchange.app.idle_links());
-        let release = |permit| app.dispatch.release(permit, Outcome::Answered, self.time.now, self.index);
+        let release = |permit| app.dispatch.release(permit, outcome, self.time.now, self.index);
         let freed = permit.and_then(release);
         if kept && self.backend.unsent(link) == 0 {
             self.park(link, most, timeout)

@@ -347,6 +347,26 @@ const WORKERS: &[Family] = &[
         "Memory of the processes of a place's workers (PSS), as last measured.",
         |sample, points| each_place(sample, points, SUM, |worker| worker.memory_bytes),
     ),
+    gauge(
+        "production_server_worker_healthy",
+        &["app", "worker"],
+        "Whether the worker of a place, or an upstream, passes its health checks: 1 or 0. Only where it is asked.",
+        |sample, points| {
+            each_place(sample, points, LEAST, |worker| worker.health.as_ref().map(|health| u64::from(health.healthy)));
+        },
+    ),
+    counter(
+        "production_server_worker_health_check_failures_total",
+        &["app", "worker"],
+        "Health checks that the worker of a place, or an upstream, has failed.",
+        |sample, points| each_place(sample, points, SUM, |worker| Some(worker.health.as_ref()?.failures)),
+    ),
+    counter(
+        "production_server_upstream_ejections_total",
+        &["app", "worker"],
+        "How often an upstream got no requests for a while because it had failed too often.",
+        |sample, points| each_place(sample, points, SUM, |worker| worker.ejections),
+    ),
 ];
 
 const BUNGATE: &[Family] = &[
@@ -414,6 +434,7 @@ fn each_app_counter(sample: &Sample<'_>, points: &mut Points, label: &'static st
 type Fold = fn(&[u64]) -> u64;
 
 const SUM: Fold = |values| values.iter().sum();
+const LEAST: Fold = |values| values.iter().copied().min().unwrap_or(0);
 const MOST: Fold = |values| values.iter().copied().max().unwrap_or(0);
 
 /// One point for each place.

@@ -15,8 +15,11 @@
 //! `place.rs` has places and members, `replace.rs` what fills and replaces them, `revive.rs` what brings
 //! back those that were given up, `roll.rs` the rolling restart, `scale.rs` the automatic
 //! number of workers, `release.rs` the end of a pause, `joined.rs` those who come by themselves, `words.rs` what is heard after a worker's end, `policy.rs` the
-//! delays between restarts.
+//! delays between restarts. Beside the fleet stand `health.rs`, what checks say of a worker or an upstream, and `ejection.rs`, which
+//! upstreams get requests.
 
+mod ejection;
+mod health;
 mod joined;
 mod place;
 mod policy;
@@ -33,6 +36,8 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::planted::{self, Bug};
+pub use ejection::{Admission, Ejection, EjectionRule, Told};
+pub use health::{HealthRule, Replacements, Streak};
 pub use joined::{Joined, Version};
 pub use place::{Member, Phase, Place, PlaceState};
 pub use policy::{Decision, End, Jitter, RestartPolicy, RestartRule};

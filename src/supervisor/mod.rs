@@ -19,6 +19,7 @@ use crate::log::{Level, Log};
 use crate::mailbox::Postboxes;
 
 mod advice;
+mod checks;
 mod commands;
 pub mod endpoint;
 mod events;

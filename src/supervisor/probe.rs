@@ -12,7 +12,7 @@
 //!
 //! A probe never blocks and owns at most one connection.
 
-mod http;
+pub(super) mod http;
 
 use std::fs;
 use std::io::{self, Read};

@@ -273,15 +273,26 @@ impl Unit {
         workers.sort_by_key(|worker| (worker.id, worker.generation));
         workers.extend(self.fleet.joined().iter().map(|joined| self.status_of_joined(joined, snapshot, now)));
         let upstream = |worker: &&WorkerSnapshot| self.processes.name(worker.id).is_none() && !worker.target.supervised;
-        workers.extend(snapshot.workers.iter().filter(upstream).map(|worker| status::Worker {
+        workers.extend(snapshot.workers.iter().filter(upstream).map(|worker| self.status_of_upstream(worker)));
+        workers
+    }
+
+    fn status_of_upstream(&self, worker: &WorkerSnapshot) -> status::Worker {
+        let known = self.upstreams.standing(worker.id);
+        status::Worker {
             id: worker.target.number,
             requests_before: self.processes.tally.requests_before(worker.target.number),
-            state: if worker.standing == Standing::Ready { WorkerState::Running } else { WorkerState::Starting },
+            state: match (worker.standing, known) {
+                (_, Some((true, _))) => WorkerState::Ejected,
+                (Standing::Ready, _) => WorkerState::Running,
+                _ => WorkerState::Starting,
+            },
             name: worker.target.label.clone(),
             socket: worker.target.label.clone(),
+            health: self.checks.health(worker.id),
+            ejections: known.map(|(_, ejections)| ejections),
             ..counted(Some(worker))
-        }));
-        workers
+        }
     }
 
     fn status_of_member(
@@ -313,6 +324,7 @@ impl Unit {
             requests_before: self.processes.tally.requests_before(member.number),
             reloads: member.reloads,
             memory_bytes,
+            health: process.and_then(|process| self.checks.health(process.id)),
             last_exit: place.and_then(|place| place.last_exit.clone()),
             status_text: process
                 .and_then(|process| process.channel.as_ref())

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::checks::Checks;
 use super::events::Events;
 use super::guard::GuardKeeper;
 use super::observer::Observer;
@@ -35,6 +36,7 @@ use crate::mailbox::Postboxes;
 use crate::metrics::latency::Rates;
 
 mod change;
+mod health;
 
 pub(super) use change::Leaving;
 pub use change::policy;
@@ -121,6 +123,7 @@ pub(super) struct Unit {
     scaler: Option<Scaler>,
     sample_at: Instant,
     pub upstreams: Upstreams,
+    pub checks: Checks,
     /// Sees changed files, where they are to reach the workers.
     watcher: Option<Watcher>,
     reloads: ReloadLimiter,
@@ -166,7 +169,7 @@ impl Unit {
         let upstreams = Upstreams::new(&app, &dispatch, context.options.resolve, context.waker.clone(), now)?;
         let scaling = app.scaling.filter(|_| launcher.is_some());
         let fleet = Fleet::new(rule(&app), workers, now);
-        let room = most_workers(&app);
+        let (room, checks) = (most_workers(&app), Checks::new(&app.health));
         let mut unit = Unit {
             fleet,
             processes: Processes::new(id, app, dispatch, context.clone(), launcher),
@@ -174,6 +177,7 @@ impl Unit {
             scaler: scaling.map(|scaling| Scaler::new(scaling.min, scaling.max.min(room))),
             sample_at: now,
             upstreams,
+            checks,
             watcher: None,
             reloads: ReloadLimiter::default(),
             pause: Pause::default(),
@@ -211,6 +215,7 @@ impl Unit {
             self.act_on_observation(name, seen, now);
         }
         self.upstreams.look(self.processes.ways(), now);
+        self.look_at_health(stops, now);
         if !stops && self.leaving.is_none() {
             self.scale_by_load(now);
         }
@@ -231,7 +236,8 @@ impl Unit {
         let leaving = self.leaving.as_ref().map(Leaving::due);
         let own = [self.fleet.due(), self.processes.due(), self.upstreams.due(), self.pause.due()];
         let saturation = self.starts_workers().then(|| self.saturation.due());
-        own.into_iter().chain([sample, changes, leaving, saturation]).flatten().min()
+        let health = self.health_due().filter(|_| !stops && self.leaving.is_none());
+        own.into_iter().chain([sample, changes, leaving, saturation, health]).flatten().min()
     }
 
     /// What is to be polled for.
@@ -241,6 +247,7 @@ impl Unit {
         }
         into.extend(self.processes.entries());
         into.extend(self.upstreams.entries());
+        into.extend(self.checks.entries());
     }
 
     /// Waits for the processes that have ended; `child`: one of this process's children has.
@@ -393,6 +400,7 @@ impl Unit {
     /// Nothing is replaced any more, and nothing that was held back is held any longer: requests come to their end.
     pub fn settle(&mut self, now: Instant) {
         self.stop_watching();
+        self.checks.halt(self.processes.ways());
         self.fleet.hold_still(now, &mut self.processes);
         self.resume(now);
     }
@@ -451,11 +459,16 @@ impl Unit {
         | Notice::Threshold(id)
         | Notice::Drained(id)
         | Notice::Suspect(id)
-        | Notice::Stuck(id)) = notice;
+        | Notice::Stuck(id)
+        | Notice::Failing(id)
+        | Notice::Recovers(id)
+        | Notice::Spared(id)) = notice;
         let Some(name) = self.processes.name(id) else {
             match notice {
                 Notice::Unreachable(id) => self.upstreams.unreachable(id, now),
                 Notice::Drained(id) => self.upstreams.drained(id, &self.processes.dispatch, now),
+                Notice::Failing(id) => self.upstreams.failing(id, now),
+                Notice::Recovers(id) => self.upstreams.recovers(id, now),
                 _ => {}
             }
             return;
@@ -482,6 +495,8 @@ impl Unit {
                 let time = self.app().timeouts.request;
                 self.fleet.stuck(name, Ending::Deadline(time), now, &mut self.processes);
             }
+            // The slot is taken by this turn's look at the checks; the others are of upstreams alone.
+            Notice::Spared(_) | Notice::Failing(_) | Notice::Recovers(_) => {}
         }
     }
 

@@ -3,6 +3,8 @@
 //! A name may have several addresses, and others tomorrow (`localhost` is ::1 and 127.0.0.1; a container that is made anew moves). All
 //! of them are tried in turn, and the name is looked up again after each round in vain. To the dispatch an upstream at
 //! another address is another worker: the connections to the old one are given up, its requests end where they are.
+//!
+//! Which of those that are found get requests, decides [`Ejection`]; the dispatch is told here.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -16,6 +18,7 @@ use super::wake::Waker;
 use super::{StartError, run_directory};
 use crate::config::{App, Upstream};
 use crate::dispatch::{AppId, Dispatch, Moves, Target, WorkerId};
+use crate::fleet::{Admission, Ejection, EjectionRule, Told};
 use crate::log::{Level, Log};
 use crate::mailbox::{Message, Postboxes};
 
@@ -27,6 +30,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// All upstreams of the app.
 pub(super) struct Upstreams {
     all: Vec<Watched>,
+    /// By the places in `all`.
+    ejection: Ejection,
     /// Those that have moved: forgotten once their requests have ended.
     leaving: Vec<WorkerId>,
     resolve: Resolve,
@@ -119,7 +124,13 @@ impl Upstreams {
             }
             all.push(upstream);
         }
-        Ok(Upstreams { all, leaving: Vec::new(), resolve, waker, seen: false, generation: 0 })
+        let ejection = Ejection::new(rule(app), all.len(), now);
+        Ok(Upstreams { all, ejection, leaving: Vec::new(), resolve, waker, seen: false, generation: 0 })
+    }
+
+    /// Other settings hold.
+    pub fn configure(&mut self, app: &App) {
+        self.ejection.set_rule(rule(app));
     }
 
     /// Whether one was ever found.
@@ -134,17 +145,76 @@ impl Upstreams {
 
     /// When to look again, whatever the descriptors do.
     pub fn due(&self) -> Option<Instant> {
-        self.all.iter().filter_map(Watched::due).min()
+        self.all.iter().filter_map(Watched::due).chain(self.ejection.due()).min()
+    }
+
+    fn index(&self, id: WorkerId) -> Option<usize> {
+        self.all.iter().position(|upstream| upstream.id() == Some(id))
+    }
+
+    /// The name of one, by its place, if it is known where it is.
+    pub fn id(&self, index: usize) -> Option<WorkerId> {
+        self.all.get(index)?.id()
+    }
+
+    /// Those that accept connections.
+    pub fn found(&self) -> impl Iterator<Item = WorkerId> {
+        self.all.iter().filter(|upstream| upstream.search.is_none()).filter_map(Watched::id)
     }
 
     /// A connect to an upstream was refused.
     pub fn unreachable(&mut self, id: WorkerId, now: Instant) {
-        let lost = self.all.iter_mut().find(|upstream| upstream.at.as_ref().is_some_and(|(known, _)| *known == id));
-        if let Some(upstream) = lost
-            && upstream.search.is_none()
-        {
-            upstream.search = Some(Search::new(now));
+        let Some(index) = self.index(id) else { return };
+        self.ejection.lost(index);
+        self.all[index].search.get_or_insert_with(|| Search::new(now));
+    }
+
+    /// An upstream has failed too often.
+    pub fn failing(&mut self, id: WorkerId, now: Instant) {
+        self.index(id).into_iter().for_each(|index| self.ejection.failed(index, now));
+    }
+
+    /// An upstream has answered on trial.
+    pub fn recovers(&mut self, id: WorkerId, now: Instant) {
+        self.index(id).into_iter().for_each(|index| self.ejection.recovers(index, now));
+    }
+
+    /// Whether an upstream is left out, and how often it was for failing; `None`: it is none.
+    pub fn standing(&self, id: WorkerId) -> Option<(bool, u64)> {
+        self.index(id).map(|index| (self.ejection.is_ejected(index), self.ejection.ejections(index)))
+    }
+
+    /// Has the dispatch give requests to those that are to get some. `well`: whether one passes its checks, as far as it is asked.
+    pub fn admit(&mut self, well: impl Fn(WorkerId) -> bool, listeners: Listeners<'_>, now: Instant) {
+        for (index, upstream) in self.all.iter().enumerate() {
+            if let Some(id) = upstream.id().filter(|_| upstream.search.is_none()) {
+                self.ejection.set_healthy(index, well(id));
+            }
         }
+        self.ejection.tick(now);
+        let Listeners { dispatch, postboxes, .. } = listeners;
+        for (index, admission) in self.ejection.changes() {
+            let Some(id) = self.id(index) else { continue };
+            match admission {
+                Admission::Shut => dispatch.unreachable(id, now),
+                Admission::Open(most) => {
+                    let grants = dispatch.limit(id, most).into_iter().chain(dispatch.ready(id, now));
+                    grants.for_each(|grant| postboxes.grant(grant));
+                }
+            }
+        }
+    }
+
+    /// What is to be told, with the upstream that it is about.
+    pub fn take_told(&mut self) -> Vec<(Told, Option<String>)> {
+        let name = |index: usize| self.all.get(index).map(|upstream| upstream.label.clone());
+        let told = self.ejection.take_told().into_iter().map(|told| match told {
+            Told::Ejected(index, _) | Told::Unhealthy(index) | Told::Tried(index) | Told::Restored(index) => {
+                (told, name(index))
+            }
+            Told::NoneIsWell | Told::OneIsWell => (told, None),
+        });
+        told.collect()
     }
 
     /// A worker that drains has no request left; it may be an upstream that has moved.
@@ -158,8 +228,9 @@ impl Upstreams {
     /// The app's permits are dealt out otherwise: each upstream goes on as another worker, of a later generation.
     pub fn renew(&mut self, listeners: Listeners<'_>, now: Instant) {
         self.generation += 1;
-        for upstream in &mut self.all {
+        for (index, upstream) in self.all.iter_mut().enumerate() {
             let Some((old, address)) = upstream.at.take() else { continue };
+            self.ejection.lost(index);
             upstream.at = upstream.add(&address, self.generation, listeners.dispatch, now).map(|id| (id, address));
             upstream.search.get_or_insert_with(|| Search::new(now));
             listeners.postboxes.broadcast(|| Message::Retire(listeners.app, old));
@@ -179,7 +250,7 @@ impl Upstreams {
 
     /// Looks at those that do not answer.
     pub fn look(&mut self, listeners: Listeners<'_>, now: Instant) {
-        for upstream in &mut self.all {
+        for (index, upstream) in self.all.iter_mut().enumerate() {
             let Some(mut search) = upstream.search.take() else { continue };
             match upstream.go_on(&mut search, self.resolve, &self.waker, now) {
                 Some(address) => {
@@ -191,6 +262,9 @@ impl Upstreams {
                     if !self.seen || std::mem::take(&mut upstream.said) {
                         upstream.say_found(listeners.log);
                     }
+                    // It may be another worker than before.
+                    self.ejection.lost(index);
+                    self.ejection.found(index);
                     self.seen = true;
                 }
                 None => {
@@ -207,7 +281,17 @@ impl Upstreams {
     }
 }
 
+/// How long those that fail are left out.
+fn rule(app: &App) -> EjectionRule {
+    EjectionRule { first: app.eject.time, longest: app.eject.max, concurrency: app.concurrency }
+}
+
 impl Watched {
+    /// Its name in the dispatch.
+    fn id(&self) -> Option<WorkerId> {
+        self.at.as_ref().map(|(id, _)| *id)
+    }
+
     /// Goes on with the search as far as that is possible now; where it answers, if it does.
     fn go_on(&mut self, search: &mut Search, resolve: Resolve, waker: &Waker, now: Instant) -> Option<SockAddr> {
         self.observe(search, now);
@@ -297,7 +381,7 @@ impl Watched {
         dispatch.add(target, generation, None)
     }
 
-    /// It answers there: gives it what waits; an address that it has moved from is given up. False: the dispatch has no room for it.
+    /// It answers there; an address that it has moved from is given up. False: the dispatch has no room for it.
     fn is_found(
         &mut self,
         address: SockAddr,
@@ -319,10 +403,6 @@ impl Watched {
         if self.at.is_none() {
             let Some(id) = self.add(&address, generation, dispatch, now) else { return false };
             self.at = Some((id, address));
-        }
-        let id = self.at.as_ref().map(|(id, _)| *id);
-        for grant in id.into_iter().flat_map(|id| dispatch.ready(id, now)) {
-            postboxes.grant(grant);
         }
         true
     }

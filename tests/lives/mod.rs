@@ -6,6 +6,7 @@
 mod deploys;
 mod groups;
 mod healing;
+mod health;
 mod joins;
 mod removed;
 mod scaling;

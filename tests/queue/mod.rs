@@ -7,6 +7,7 @@
 mod clocks;
 mod deaths;
 mod departures;
+mod failing;
 mod limits;
 mod order;
 mod retries;

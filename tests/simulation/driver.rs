@@ -566,6 +566,7 @@ fn policy(settings: &Settings) -> Policy {
         queue_timeout: app.queue.timeout,
         hold: app.queue.hold,
         max_tunnels: 1000,
+        failures: 3,
     }
 }
 

@@ -263,7 +263,10 @@ impl Supervisor {
         | Notice::Threshold(id)
         | Notice::Drained(id)
         | Notice::Suspect(id)
-        | Notice::Stuck(id)) = notice;
+        | Notice::Stuck(id)
+        | Notice::Failing(id)
+        | Notice::Recovers(id)
+        | Notice::Spared(id)) = notice;
         let found = self.machine.processes.iter().find(|process| process.worker.id == id);
         if let (Notice::Suspect(_) | Notice::Stuck(_), Some(process)) = (notice, found) {
             let stuck = notice == Notice::Stuck(id);
@@ -281,6 +284,7 @@ impl Supervisor {
                 self.fleet.stuck(name, Ending::Deadline(Duration::ZERO), now, &mut self.machine);
             }
             Notice::Suspect(_) | Notice::Stuck(_) => {}
+            Notice::Failing(_) | Notice::Recovers(_) | Notice::Spared(_) => {}
         }
     }
 

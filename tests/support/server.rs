@@ -91,20 +91,28 @@ impl Server {
 
     /// What it says about its inside, on the control socket: the counters, and what the tests look for of the app.
     pub fn status(&self) -> serde_json::Value {
-        let mut stream = UnixStream::connect(self.run.join("control.sock")).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        stream.write_all(b"GET /status HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-        let document: serde_json::Value =
-            serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer:?}"));
+        let document = self.document();
         let (app, mut status) = (&document["apps"][0], document["counters"].clone());
         status["log_lines_dropped"] = document["log_lines_dropped"].clone();
         for (name, value) in [("ready", "workers_ready"), ("busy", "workers_busy"), ("queue", "queue")] {
             status[name] = app[value].clone();
         }
         status
+    }
+
+    /// The apps in that document.
+    pub fn apps(&self) -> serde_json::Value {
+        self.document()["apps"].take()
+    }
+
+    fn document(&self) -> serde_json::Value {
+        let mut stream = UnixStream::connect(self.run.join("control.sock")).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.write_all(b"GET /status HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        serde_json::from_str(body).unwrap_or_else(|error| panic!("{error}: {answer:?}"))
     }
 
     /// Waits for an answer of the loop itself: it has then seen what came to it before.

@@ -5,7 +5,7 @@ use std::ops::Range;
 use serde_spanned::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::super::places::{self, Place, RouteKey};
+use super::super::places::{self, Place};
 use super::super::report::Problem;
 use super::super::route::Draft;
 use super::{Reader, Said, entries, near};
@@ -57,11 +57,14 @@ impl Reader<'_> {
     }
 
     /// A value that belongs to the route in hand.
-    pub(super) fn of_route(&mut self, place: &'static Place, key: RouteKey, said: Vec<Said>, at: Range<usize>) {
+    pub(super) fn of_route(&mut self, place: &'static Place, said: Vec<Said>, at: Range<usize>) {
         let Some(route) = &mut self.route else { return };
         for (text, _) in &said {
             // Each was read once already.
-            (key.set)(&mut route.draft, text).ok();
+            match (place.route, place.key()) {
+                (Some(own), _) => (own.set)(&mut route.draft, text).ok(),
+                (None, key) => key.and_then(|key| (key.set)(route.draft.own(), text).ok()),
+            };
         }
         route.marks.push((place.path, at));
     }
@@ -121,9 +124,11 @@ fn incomplete(route: &RouteSaid) -> Vec<Problem> {
             }
         }
     }
-    if let Some(at) = mark("balance").filter(|_| route.draft.upstreams.is_empty()) {
-        let label = "it is for `upstreams`; an app has its own, in [apps.NAME]";
-        problems.push(Problem::error("`balance` has no effect here", at, label));
+    for name in ["balance", "health", "eject"] {
+        if let Some(at) = mark(name).filter(|_| route.draft.upstreams.is_empty()) {
+            let label = "it is for `upstreams`; an app has its own, in [apps.NAME]";
+            problems.push(Problem::error(format!("`{name}` has no effect here"), at, label));
+        }
     }
     if let Some(at) = mark("redirect").filter(|_| route.draft.redirect.as_ref().is_some_and(|to| to.to.is_empty())) {
         let label = "expected `to`, as in redirect = { to = \"/new\", status = 308 }";

@@ -47,7 +47,7 @@ fn one(place: &Place, value: &str) -> String {
 
 #[test]
 fn every_key_is_read_from_the_file_as_from_its_flag() {
-    for place in PLACES.iter().filter(|place| place.key().is_some()) {
+    for place in PLACES.iter().filter(|place| place.key().is_some() && !place.is_of_route()) {
         let key = place.key().unwrap();
         let example = if place.prefix.is_empty() { key.example } else { "http:/ready" };
         let flag = if key.is_switch() { format!("--{}", key.name) } else { format!("--{}={example}", key.name) };

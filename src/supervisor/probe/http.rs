@@ -5,6 +5,7 @@
 //! fail has a sentence that tells the operator what was asked and what came.
 
 use std::io::{self, Read, Write};
+use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use socket2::{SockAddr, Socket};
 
 use super::connect;
 
-/// How long connect, request and answer may take together.
+/// How long connect, request and answer may take together while a worker is not ready.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 /// The longest head that is understood, interim answers (1xx) included.
 const HEAD_LIMIT: usize = 8 * 1024;
@@ -34,24 +35,39 @@ pub struct Check {
     label: String,
     /// Whether any answer will do, even the connection's orderly end.
     any: bool,
+    /// The status codes of a yes.
+    statuses: RangeInclusive<u16>,
+    /// How long connect, request and answer may take together.
+    patience: Duration,
 }
 
 impl Check {
     /// Whether a GET of `path` is answered with 2xx and no body that says otherwise.
     pub fn get(path: &str) -> Check {
-        Check::new("GET", path, false)
+        Check::get_from(path, "localhost")
+    }
+
+    /// The same of that host.
+    pub fn get_from(path: &str, host: &str) -> Check {
+        Check::new("GET", path, host, false)
     }
 
     /// Whether anybody is there who reads requests at all. `OPTIONS *` (RFC 9110 §9.3.7) is about the server and not about
     /// any resource of the app's: a ping, safe by definition.
     pub fn ping() -> Check {
-        Check::new("OPTIONS", "*", true)
+        Check::new("OPTIONS", "*", "localhost", true)
     }
 
-    fn new(method: &str, target: &str, any: bool) -> Check {
+    fn new(method: &str, target: &str, host: &str, any: bool) -> Check {
         let label = format!("{method} {target}");
-        let rest = "Host: localhost\r\nUser-Agent: production_server\r\nAccept: */*\r\nConnection: close\r\n\r\n";
-        Check { bytes: format!("{label} HTTP/1.1\r\n{rest}").into_bytes(), label, any }
+        let rest = "User-Agent: production_server\r\nAccept: */*\r\nConnection: close\r\n\r\n";
+        let bytes = format!("{label} HTTP/1.1\r\nHost: {host}\r\n{rest}").into_bytes();
+        Check { bytes, label, any, statuses: 200..=299, patience: PATIENCE }
+    }
+
+    /// The same for other status codes, and within another time.
+    pub fn expecting(self, statuses: RangeInclusive<u16>, patience: Duration) -> Check {
+        Check { statuses, patience, ..self }
     }
 }
 
@@ -107,13 +123,18 @@ impl HttpProbe {
     pub fn begin(address: &SockAddr, question: &Rc<Check>, now: Instant) -> Result<HttpProbe, String> {
         let socket = connect(address).map_err(|error| refusal(&error))?;
         let answer = Vec::with_capacity(512);
-        let question = Rc::clone(question);
-        Ok(HttpProbe { socket, question, stage: Stage::Connecting, answer, received: 0, deadline: now + PATIENCE })
+        let (question, deadline) = (Rc::clone(question), now + question.patience);
+        Ok(HttpProbe { socket, question, stage: Stage::Connecting, answer, received: 0, deadline })
     }
 
     /// When the question is given up.
     pub fn deadline(&self) -> Instant {
         self.deadline
+    }
+
+    /// Whether the time is over and not a byte has come.
+    pub fn is_silent(&self, now: Instant) -> bool {
+        self.received == 0 && now >= self.deadline
     }
 
     /// The descriptor to be polled, and for what.
@@ -135,7 +156,7 @@ impl HttpProbe {
                 Outcome::Nobody("a connection to it is not answered".to_owned())
             }
             Ok(false) => {
-                let late = || self.no(&format!("was not answered within {} s", PATIENCE.as_secs_f32()));
+                let late = || self.no(&format!("was not answered within {} s", self.question.patience.as_secs_f32()));
                 self.judged(End::Broken).unwrap_or_else(late)
             }
         }
@@ -190,7 +211,7 @@ impl HttpProbe {
         if self.received == 0 {
             return None;
         }
-        Some(match judge(&self.answer, self.received, end != End::NotYet)? {
+        Some(match judge(&self.answer, self.received, end != End::NotYet, &self.question.statuses)? {
             Ok(()) => Outcome::Yes,
             Err(what) => self.no(&what),
         })
@@ -210,7 +231,7 @@ pub fn refusal(error: &io::Error) -> String {
 
 /// Whether an answer says "ready", of which `bytes` is the beginning and `received` the length so far. `None`: more of it
 /// is needed; never so when it is `over`.
-fn judge(mut bytes: &[u8], received: usize, over: bool) -> Option<Result<(), String>> {
+fn judge(mut bytes: &[u8], received: usize, over: bool, statuses: &RangeInclusive<u16>) -> Option<Result<(), String>> {
     let length = bytes.len();
     let (status, size, body) = loop {
         let mut fields = [httparse::EMPTY_HEADER; MOST_FIELDS];
@@ -243,7 +264,7 @@ fn judge(mut bytes: &[u8], received: usize, over: bool) -> Option<Result<(), Str
     let text = text.trim_ascii();
     Some(match REFUSALS.iter().find(|word| text == **word) {
         Some(word) => Err(format!("was answered with {status} and `{}`", String::from_utf8_lossy(word))),
-        None if (200..300).contains(&status) => Ok(()),
+        None if statuses.contains(&status) => Ok(()),
         None => Err(format!("was answered with {status}")),
     })
 }
@@ -285,12 +306,12 @@ mod tests {
     use super::*;
 
     fn look(answer: &[u8]) -> Option<Result<(), String>> {
-        judge(answer, answer.len(), false)
+        judge(answer, answer.len(), false, &(200..=299))
     }
 
     /// What an answer means when it is whole and the connection over.
     fn meaning(answer: &[u8]) -> Result<(), String> {
-        judge(answer, answer.len(), true).expect("an answer that is over is judged")
+        judge(answer, answer.len(), true, &(200..=299)).expect("an answer that is over is judged")
     }
 
     fn reply(status: &str, body: &str) -> Vec<u8> {

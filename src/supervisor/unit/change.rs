@@ -45,6 +45,7 @@ pub fn policy(app: &config::App) -> Policy {
         queue_timeout: app.queue.timeout,
         hold: app.queue.hold,
         max_tunnels: app.max_tunnels,
+        failures: app.eject.failures,
     }
 }
 
@@ -80,6 +81,8 @@ impl Unit {
         self.processes.configure(Arc::clone(&new), now);
         self.processes.dispatch.set_policy(policy(&new));
         self.fleet.set_rule(rule(&new));
+        self.upstreams.configure(&new);
+        self.checks.configure(&new.health, now);
         if old.concurrency != new.concurrency {
             self.upstreams.renew(self.processes.ways(), now);
         }
