@@ -30,6 +30,7 @@ pub mod fleet;
 pub mod handover;
 pub mod http;
 pub mod init;
+pub(crate) mod kernel;
 pub mod listener;
 pub mod log;
 pub mod mailbox;

@@ -35,7 +35,6 @@ mod closing;
 mod flags;
 #[cfg(backend_io_uring)]
 pub mod io_uring;
-mod kernel;
 #[cfg(backend_readiness)]
 pub mod readiness;
 mod shortage;

@@ -16,7 +16,7 @@ use crate::http::Method;
 const GRACE: Duration = Duration::from_secs(5);
 /// How long processes of the group may outlive the first one before they count as left behind.
 const COMPANY_TIME: Duration = Duration::from_secs(2);
-/// How long a request on the slow path is under way before TERM.
+/// How long a request on the slow path is under way before TERM, once the worker has read it.
 const UNDER_WAY: Duration = Duration::from_millis(150);
 /// The longest that the slow path may take.
 const SLOW_TIME: Duration = Duration::from_secs(30);
@@ -128,6 +128,7 @@ fn term_in_flight(bench: &mut Bench, facts: &mut Facts) -> Result<Finding, Troub
     let mut client = bench.connect()?;
     client.send(get(&path));
     bench.flush(&mut client)?;
+    bench.until(GRACE, |_| client.is_read())?;
     match bench.answer(&mut client, Method::Get, UNDER_WAY) {
         Err(Trouble::Late(_)) => {}
         Ok(answer) => {

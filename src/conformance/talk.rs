@@ -12,6 +12,7 @@ use crate::http::body::Chunked;
 use crate::http::fields::Fields;
 use crate::http::head::{self, HeadLimits, Response};
 use crate::http::{Framing, Method, Version};
+use crate::kernel;
 
 /// How long an answer may take: the server's own default for `--read-timeout-ms`.
 pub const ANSWER_TIME: Duration = Duration::from_secs(5);
@@ -70,6 +71,11 @@ impl Client {
     /// Adds to what is sent in the next wait.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         self.output.extend_from_slice(bytes.as_ref());
+    }
+
+    /// Whether the worker has read all that was sent, as far as the kernel can tell: over TCP, whether it has come there.
+    pub fn is_read(&self) -> bool {
+        kernel::unacknowledged(&self.socket) == 0
     }
 
     /// Bytes that came behind the last answer.

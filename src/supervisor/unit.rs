@@ -120,8 +120,8 @@ pub(super) struct Unit {
     pub processes: Processes,
     /// How many workers may be wanted at most, however the settings change: the dispatch's table does not grow.
     room: usize,
-    scaler: Option<Scaler>,
-    sample_at: Instant,
+    /// How many workers the load asks for, and when that is looked at next.
+    scaler: Option<(Scaler, Instant)>,
     pub upstreams: Upstreams,
     pub checks: Checks,
     /// Sees changed files, where they are to reach the workers.
@@ -174,8 +174,7 @@ impl Unit {
             fleet,
             processes: Processes::new(id, app, dispatch, context.clone(), launcher),
             room,
-            scaler: scaling.map(|scaling| Scaler::new(scaling.min, scaling.max.min(room))),
-            sample_at: now,
+            scaler: scaling.map(|scaling| (Scaler::new(scaling.min, scaling.max.min(room)), now)),
             upstreams,
             checks,
             watcher: None,
@@ -230,7 +229,7 @@ impl Unit {
 
     /// When something is due by itself.
     pub fn due(&self, stops: bool) -> Option<Instant> {
-        let sample = self.scaler.is_some().then_some(self.sample_at);
+        let sample = self.scaler.as_ref().map(|(_, next)| *next);
         // A server that stops loads nothing again.
         let changes = self.reloads.due().filter(|_| !stops);
         let leaving = self.leaving.as_ref().map(Leaving::due);
@@ -328,8 +327,8 @@ impl Unit {
 
     /// The automatic number of workers.
     fn scale_by_load(&mut self, now: Instant) {
-        let Some(scaler) = self.scaler.as_mut().filter(|_| self.sample_at <= now) else { return };
-        self.sample_at = now + fleet::SAMPLE;
+        let Some((scaler, next)) = self.scaler.as_mut().filter(|(_, next)| *next <= now) else { return };
+        *next = now + fleet::SAMPLE;
         let snapshot = self.processes.dispatch.snapshot();
         let load = Load {
             queued: snapshot.queue_depth,

@@ -156,7 +156,8 @@ fn listeners_come_and_go(backend: &str) {
     site.line.stop();
 }
 
-const WEB: &str = "[apps.web]\ncommand = [PYTHON, 'web', 'FOLDER']\nworkers = 1\n";
+/// What it is asked for may take as long as a machine that is busy needs.
+const WEB: &str = "[apps.web]\ncommand = [PYTHON, 'web', 'FOLDER']\nworkers = 1\ntimeouts = { read = '30s' }\n";
 
 fn apps_come_change_and_go(backend: &str) {
     let web = WEB;

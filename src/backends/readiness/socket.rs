@@ -5,8 +5,8 @@ use std::os::fd::OwnedFd;
 use super::system;
 use crate::backends::closing::Facts;
 use crate::backends::flags::Flagged;
-use crate::backends::kernel::unacknowledged;
 use crate::buffers::outbox::Outbox;
+use crate::kernel::unacknowledged;
 
 /// Facts about a socket, one bit each.
 pub(super) mod flag {

@@ -176,12 +176,15 @@ fn the_journal_gets_fields() {
 #[test]
 fn a_full_disk_costs_its_lines_and_nothing_else() {
     let (log, events) = log_to(LogTarget::File("/dev/full".into()), AccessLogFormat::Combined);
+    let began = Instant::now();
     for _ in 0..1000 {
         say(&log, b"/x");
     }
     assert!(log.flush(LONG));
     assert_eq!(log.dropped(), 1000);
-    assert_eq!(events.text().matches("cannot write the log sink=/dev/full error=").count(), 1, "{}", events.text());
+    // Once a second at most, however long this machine has taken for the lines.
+    let told = events.text().matches("cannot write the log sink=/dev/full error=").count();
+    assert!((1..=1 + began.elapsed().as_secs() as usize).contains(&told), "{}", events.text());
     // Where there is room again, it is said what was lost.
     let directory = tempfile::tempdir().unwrap();
     let link = directory.path().join("access.log");

@@ -113,7 +113,7 @@ impl Unit {
             Some(_) => wanted.clamp(least, most),
             None => new.workers.min(most),
         };
-        self.scaler = new.scaling.map(|_| Scaler::new(least, most));
+        self.scaler = new.scaling.map(|_| (Scaler::new(least, most), now));
         self.fleet.scale_to(target, "configured", now, &mut self.processes);
     }
 
