@@ -68,6 +68,8 @@ pub(super) struct Worker {
     pub most: u32,
     /// One of its slots is kept from requests.
     pub spared: bool,
+    /// Requests that it may have at once just now: what follows from its cohort and from these two.
+    capacity: u32,
     /// Stays behind in a vacant place, so that nothing is freed under the lock.
     pub target: Option<Arc<Target>>,
 }
@@ -89,7 +91,6 @@ impl Cohort {
     }
 
     /// The lowest list may be empty by now: finds the next one that is not.
-    #[inline]
     fn rise(&mut self) {
         let beyond = self.lists.len();
         let from = self.lowest as usize;
@@ -143,6 +144,7 @@ impl Workers {
             failures: 0,
             most: u32::MAX,
             spared: false,
+            capacity: 0,
             target: None,
         };
         Workers {
@@ -191,18 +193,13 @@ impl Workers {
         self.cohorts[self.places[index as usize].cohort as usize].concurrency()
     }
 
-    /// Requests that a worker may have at once just now.
-    #[inline]
-    fn capacity(&self, index: u32) -> u32 {
-        let worker = &self.places[index as usize];
-        self.concurrency_of(index).min(worker.most) - u32::from(worker.spared)
-    }
-
     /// Changes how many requests a worker may have: it is listed anew, or no more.
     pub fn share(&mut self, index: u32, change: impl FnOnce(&mut Worker)) {
-        change(&mut self.places[index as usize]);
-        let worker = &self.places[index as usize];
-        let (fits, listed) = (worker.in_flight < self.capacity(index), worker.level != NONE);
+        let concurrency = self.concurrency_of(index);
+        let worker = &mut self.places[index as usize];
+        change(worker);
+        worker.capacity = concurrency.min(worker.most) - u32::from(worker.spared);
+        let (fits, listed) = (worker.has_capacity(), worker.level != NONE);
         if listed && !fits {
             self.withdraw(index);
         } else if fits && !listed && worker.standing == Standing::Ready {
@@ -234,6 +231,7 @@ impl Workers {
         let index = self.places.iter().position(|worker| worker.vacant)? as u32;
         let (cohort, spare) = self.cohort(app_generation, lists);
         self.cohorts[cohort as usize].workers += 1;
+        let capacity = self.cohorts[cohort as usize].concurrency();
         let worker = &mut self.places[index as usize];
         worker.generation = worker.generation.wrapping_add(1).max(1);
         let past = worker.target.replace(target);
@@ -244,7 +242,7 @@ impl Workers {
         worker.request_limit = request_limit.unwrap_or(u64::MAX);
         (worker.served, worker.broken, worker.tunnels) = (0, 0, 0);
         worker.answered_at = None;
-        (worker.failures, worker.most, worker.spared) = (0, u32::MAX, false);
+        (worker.failures, worker.most, worker.spared, worker.capacity) = (0, u32::MAX, false, capacity);
         debug_assert!(worker.in_flight == 0 && worker.level == NONE && worker.told == 0, "a vacant place is in use");
         debug_assert!(worker.upgrading == 0, "a vacant place is in use");
         Some((self.id(index), (past, spare)))
@@ -394,8 +392,7 @@ impl Workers {
         worker.upgrading += u32::from(tunnel);
         let id = Key { index, generation: worker.generation };
         let (level, cohort) = (worker.level, worker.cohort);
-        let full = worker.in_flight >= self.capacity(index);
-        let up = if full { NONE } else { self.level_of(index) };
+        let up = if worker.has_capacity() { self.level_of(index) } else { NONE };
         let emptied = self.unlink(index);
         if up != NONE {
             self.link(index, up, false);
@@ -403,11 +400,11 @@ impl Workers {
         // The next list that is not empty is the one it went to: it was the lowest, and it moved up by one. Where it may have no more,
         // others may stand higher. (Round-robin has only one list, to which it went back.)
         if emptied && up != level {
-            let one_list = self.balance == Balance::RoundRobin;
             let cohort = &mut self.cohorts[cohort as usize];
+            let lists = cohort.lists.len() as u32;
             match cohort.lowest == level {
-                true if up == NONE && !one_list => cohort.rise(),
-                true => cohort.lowest = up.min(cohort.lists.len() as u32),
+                true if up == NONE && level + 1 < lists => cohort.rise(),
+                true => cohort.lowest = up.min(lists),
                 false => {}
             }
         }
@@ -426,7 +423,7 @@ impl Workers {
         }
         let level = worker.in_flight;
         let listed = worker.level != NONE;
-        if !listed && level >= self.capacity(index) {
+        if !listed && !worker.has_capacity() {
             return false;
         }
         match self.balance {
@@ -454,8 +451,7 @@ impl Workers {
             }
         } else if was != Standing::Ready && standing == Standing::Ready {
             self.eligible += 1;
-            let (in_flight, level) = (worker.in_flight, worker.level);
-            if in_flight < self.capacity(index) && level == NONE {
+            if worker.has_capacity() && worker.level == NONE {
                 self.link(index, self.level_of(index), self.balance == Balance::Lifo);
             }
         }
@@ -532,7 +528,7 @@ impl Workers {
             return Some("the notices are miscounted");
         }
         for (index, worker) in self.places.iter().enumerate() {
-            let fit = worker.standing == Standing::Ready && worker.in_flight < self.capacity(index as u32);
+            let fit = worker.standing == Standing::Ready && worker.has_capacity();
             if fit != (worker.level != NONE) {
                 return Some("a worker is listed that may get nothing, or one with room is not");
             }
@@ -677,6 +673,11 @@ impl Worker {
     #[inline]
     pub fn is_in_doubt(&self) -> bool {
         self.failures > 0 || self.on_trial()
+    }
+
+    #[inline]
+    fn has_capacity(&self) -> bool {
+        self.in_flight < self.capacity
     }
 
     /// Whether it has to show that it is well again.
