@@ -35,6 +35,8 @@ const EAGER: Duration = Duration::from_secs(5);
 const LATE_DELAY: Duration = Duration::from_millis(500);
 /// The state of a connection that nobody has accepted yet, in /proc/net/unix (SS_CONNECTING in the kernel's net.h).
 const NOT_ACCEPTED: &[u8] = b"02";
+/// The flags of a socket that listens, there (__SO_ACCEPTCON).
+const LISTENS: &[u8] = b"00010000";
 
 /// What a look at a probe shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,7 +257,13 @@ impl Probe {
             Err(error) => return self.failed(refusal(&error), now),
         }
         match fs::read("/proc/net/unix") {
-            Ok(table) if !waits_to_be_accepted(&table, path) => Look::Listening,
+            // It waits no more. A listener that closes leaves the table before those that wait for it: one that is there after that is alive.
+            Ok(table) if !waits_to_be_accepted(&table, path) => match fs::read("/proc/net/unix") {
+                Ok(later) if !is_listened_on(&later, path) => {
+                    self.failed("nobody listens there any more".to_owned(), now)
+                }
+                _ => Look::Listening,
+            },
             Ok(_) => {
                 self.pending = Some(Pending::Accept(socket));
                 self.later(now);
@@ -299,11 +307,21 @@ pub(super) fn connect(address: &SockAddr) -> io::Result<Socket> {
 /// Whether the system's table of Unix sockets has a connection to that path that nobody has accepted. A line is `num
 /// refcount protocol flags type st inode path`; such a connection carries the listener's path (proc_net(5)).
 fn waits_to_be_accepted(table: &[u8], path: &Path) -> bool {
+    has_line(table, path, 5, NOT_ACCEPTED)
+}
+
+/// Whether it has a socket with that path that listens.
+fn is_listened_on(table: &[u8], path: &Path) -> bool {
+    has_line(table, path, 3, LISTENS)
+}
+
+/// Whether it has a line of that path with this value in that field, counted from 0.
+fn has_line(table: &[u8], path: &Path, field: usize, value: &[u8]) -> bool {
     let path = path.as_os_str().as_bytes();
     table.split(|&byte| byte == b'\n').any(|line| {
         let Some(start) = line.strip_suffix(path) else { return false };
         let mut fields = start.split(|&byte| byte == b' ').filter(|field| !field.is_empty());
-        start.ends_with(b" ") && fields.nth(5) == Some(NOT_ACCEPTED)
+        start.ends_with(b" ") && fields.nth(field) == Some(value)
     })
 }
 
@@ -564,5 +582,6 @@ mod tests {
         assert!(!waits_to_be_accepted(table, Path::new("/run/b.sock")));
         assert!(!waits_to_be_accepted(table, Path::new("a.sock")));
         assert!(!waits_to_be_accepted(b"", Path::new("/run/a.sock")));
+        assert!(is_listened_on(table, Path::new("/run/b.sock")) && !is_listened_on(table, Path::new("/run/a.sock")));
     }
 }
