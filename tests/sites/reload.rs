@@ -25,6 +25,7 @@ on_every_backend! {
     nobody_notices_many_reloads,
 }
 
+const HERE: &str = "[[listen]]\naddress = '127.0.0.1:0'\n";
 const HELLO: &str = "[apps.web]\nrespond = 'hello'\n";
 
 /// What `reload` says, and its exit code.
@@ -43,22 +44,21 @@ fn reloaded(site: &Site, text: &str) -> String {
 fn a_wrong_configuration_changes_nothing(backend: &str) {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
-    let here = "[[listen]]\naddress = '127.0.0.1:0'\n";
-    let site = listening(backend, &[here, HELLO].concat());
+    let site = listening(backend, &[HERE, HELLO].concat());
     let before = site.line.status();
     for (text, why) in [
         ("[apps.web]\nrespnd = 'other'\n".to_owned(), "did you mean `respond`?"),
         ("[apps.web]\nrespond = 'other'\n[apps.more]\n".to_owned(), "nothing says what goes to it"),
         ("[apps.web]\ncommand = ['no-such-program-at-all']\n".to_owned(), "the command cannot be run"),
         ("[apps.web]\nrespond = 'other'\n[log]\nevents = 'FOLDER/none/access.log'\n".to_owned(), "cannot open the log"),
-        (format!("{here}[[listen]]\naddress = '127.0.0.1:{port}'\n[apps.web]\nrespond = 'other'\n"), "in use"),
-        (format!("{here}[[listen]]\naddress = 'unix:FOLDER/none/s'\n[apps.web]\nrespond = 'other'\n"), "none/s"),
+        (format!("{HERE}[[listen]]\naddress = '127.0.0.1:{port}'\n[apps.web]\nrespond = 'other'\n"), "in use"),
+        (format!("{HERE}[[listen]]\naddress = 'unix:FOLDER/none/s'\n[apps.web]\nrespond = 'other'\n"), "none/s"),
         (
-            format!("{here}[[listen]]\naddress = 'systemd:web'\n[apps.web]\nrespond = 'other'\n"),
+            format!("{HERE}[[listen]]\naddress = 'systemd:web'\n[apps.web]\nrespond = 'other'\n"),
             "when the server starts",
         ),
     ] {
-        site.write(&if text.contains(here) { text.clone() } else { [here, &text].concat() });
+        site.write(&if text.contains(HERE) { text.clone() } else { [HERE, &text].concat() });
         let (code, said) = reload(&site, &[]);
         assert_eq!(code, Some(78), "{text}: {said}");
         assert!(said.contains(why), "{text}: {said}");
@@ -72,7 +72,7 @@ fn a_wrong_configuration_changes_nothing(backend: &str) {
     }
     until("it is told", || site.line.server.has_said("cannot be reloaded; nothing has changed"));
     // By the signal as by the word.
-    site.write(&[here, "[apps.web]\nrespond = 'by signal'\n"].concat());
+    site.write(&[HERE, "[apps.web]\nrespond = 'by signal'\n"].concat());
     site.line.server.signal("HUP");
     until("the signal reloads", || site.get("a.example", "/").1 == "by signal");
     let status = site.line.status();
@@ -386,8 +386,8 @@ fn the_admin_listener_stays_and_keeps_its_address(backend: &str) {
 }
 
 fn what_needs_another_process_is_named_and_left(backend: &str) {
-    let site = listening(backend, &format!("[server]\nloops = 1\nmax_connections = 100\n{HELLO}"));
-    let text = format!("[server]\nloops = 2\nmax_connections = 90\n{}", HELLO.replace("hello", "other"));
+    let site = listening(backend, &format!("{HERE}[server]\nloops = 1\nmax_connections = 100\n{HELLO}"));
+    let text = format!("{HERE}[server]\nloops = 2\nmax_connections = 90\n{}", HELLO.replace("hello", "other"));
     let said = reloaded(&site, &text);
     for (name, change) in [("loops", "1 -> 2"), ("max_connections", "100 -> 90")] {
         assert!(said.contains(&format!("server.{name}: {change} (takes another process")), "{said}");
