@@ -7,6 +7,7 @@ directory is written. Standard library only; Linux, because the figures come fro
 
 import contextlib
 import os
+import random
 import resource
 import shutil
 import signal
@@ -51,10 +52,17 @@ def find(program):
 
 
 def free_port():
-    """A loopback TCP port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A loopback TCP port that was free a moment ago, and that stays free: from below the range of which the system takes the
+    ports of outgoing connections (ip(7), ip_local_port_range), of which a load opens thousands a second."""
+    with open("/proc/sys/net/ipv4/ip_local_port_range") as text:
+        above = int(text.read().split()[0])
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", random.randrange(min(10240, above // 2), above)))
+            except OSError:
+                continue
+            return probe.getsockname()[1]
 
 
 @contextlib.contextmanager

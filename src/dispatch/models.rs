@@ -1,8 +1,7 @@
 //! The dispatch under every interleaving of its calls, by loom. Together with those of `mailbox.rs` these models run by
 //!
 //! ```text
-//! RUSTFLAGS="--cfg loom" CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_DEBUG_ASSERTIONS=true \
-//!     cargo test --release --lib --target-dir target/loom loom_
+//! RUSTFLAGS="--cfg loom" cargo test --lib --target-dir target/loom loom_
 //! ```
 //!
 //! Loom's threads switch at each lock and each atomic, at most `PREEMPTIONS` times against a thread's will; that finds what

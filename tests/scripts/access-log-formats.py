@@ -17,6 +17,9 @@ import sys
 import tempfile
 import time
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "benches", "load"))
+from processes import free_port  # noqa: E402  (found by the line above)
+
 # What reaches the log of all three: servers differ in what they refuse, and in the bytes of their own refusals.
 COMMON = [
     b"GET / HTTP/1.1\r\nHost: a\r\n",
@@ -31,12 +34,6 @@ NGINX = COMMON + [
     b"GET / HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer YTpi\r\n",
     b"GET /\"x\\ HTTP/1.1\r\nHost: a\r\n",
 ]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def ask(port, head):

@@ -19,6 +19,9 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(ROOT, "benches", "load"))
+
+from processes import free_port  # noqa: E402  (found by the line above)
 
 
 def control(run, path):
@@ -46,12 +49,6 @@ def script(folder, name, text):
         file.write("#!/bin/sh\n" + text + "\n")
     os.chmod(path, 0o755)
     return path
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def listens(port):

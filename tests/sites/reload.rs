@@ -1,5 +1,6 @@
 //! The configuration read anew while the server runs: what changes, what does not, and that nobody notices.
 
+use std::hash::{BuildHasher, Hasher};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -93,9 +94,20 @@ fn listening(backend: &str, text: &str) -> Site {
     Site::start_as(command, backend, text)
 }
 
-/// Ports that nobody listens on now.
+/// Ports that nobody listens on now, from below the range of which the system takes those of outgoing connections and of the
+/// other tests' listeners (ip(7), ip_local_port_range): they stay free until the server opens them.
 fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
-    let held = std::array::from_fn::<_, COUNT, _>(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    let mut random = std::collections::hash_map::RandomState::new().build_hasher();
+    let mut free = || {
+        loop {
+            random.write_u8(0);
+            let port = 10_240 + u16::try_from(random.finish() % 20_000).unwrap();
+            if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+                return listener;
+            }
+        }
+    };
+    let held = std::array::from_fn::<_, COUNT, _>(|_| free());
     held.map(|listener| listener.local_addr().unwrap().port())
 }
 
