@@ -135,12 +135,15 @@ impl Fleet {
         while roll.doing.len() < self.rule.parallel.max(1)
             && let Some(number) = roll.waiting.pop_front()
         {
+            // Whoever ended before its turn, in a roll that was proven, has a new one in its place already.
+            let is_done = self.is_rolled(&roll, number);
             match self.place_mut(number) {
+                None => roll.total -= 1,
+                Some(_) if is_done => roll.done += 1,
                 Some(place) => {
                     place.start_afresh(now);
                     roll.doing.push(number);
                 }
-                None => roll.total -= 1,
             }
         }
         let over = roll.doing.is_empty() && roll.waiting.is_empty();

@@ -31,6 +31,20 @@ fn later_replacements_that_get_ready_and_crash_end_the_roll() {
 }
 
 #[test]
+fn a_roll_whose_last_place_has_a_new_worker_before_its_turn_is_over_at_once() {
+    let mut scene = proven(rule(), 3);
+    let last = scene.fleet.members().iter().find(|member| member.number == 3).unwrap().name;
+    scene.exit(last, true);
+    scene.pass(SECOND);
+    scene.ready_all();
+    assert_eq!(scene.serving(), [(1, 2), (2, 2), (3, 2)]);
+    assert!(scene.ended_rolls().is_empty(), "the second's old one still has something to finish");
+    scene.let_the_old_go();
+    assert_eq!(scene.ended_rolls(), [RollEnd::Done]);
+    assert_eq!(scene.fleet.last_roll().map(|roll| (roll.done, roll.total)), Some((3, 3)));
+}
+
+#[test]
 fn a_new_worker_that_was_looked_at_when_the_roll_was_proven_takes_over_when_it_is_back() {
     let mut scene = Scene::running(Rule { parallel: 2, ..rule() }, 2);
     scene.restart();
