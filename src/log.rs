@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 
 pub use crate::config::Level;
 pub use access::{AccessLog, AccessRecord, AnswerNote};
+pub(crate) use output::open_to_append;
 use routes::Routes;
 use sink::{Handle, Sink, Source};
 pub use worker::WorkerName;

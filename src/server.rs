@@ -54,6 +54,8 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 const LOOP_GRACE: Duration = Duration::from_secs(3);
 /// How long the log may take to be written out at the end.
 const LOG_FLUSH: Duration = Duration::from_secs(2);
+/// How long each of both may take where the server is to end at once.
+const HASTY_GRACE: Duration = Duration::from_millis(200);
 
 /// Exit codes, of sysexits.h and PRODUCT's table.
 pub mod exit {
@@ -236,9 +238,11 @@ fn supervise(
         every: Some(Box::new(print)),
         reload: reloader.map(reload),
     };
+    let status = supervisor.status();
     let mut code = supervisor.run(hooks).code();
+    let grace = |grace| if status.is_hasty() { HASTY_GRACE } else { grace };
     shared.postboxes.broadcast(|| Message::StopNow);
-    let ends = loops::join(threads, LOOP_GRACE);
+    let ends = loops::join(threads, grace(LOOP_GRACE));
     if ends.left > 0 {
         shared.log.event(
             Level::Error,
@@ -253,7 +257,7 @@ fn supervise(
     if !settings.stats_interval.is_zero() {
         shared.log.print(metrics::stats_box(&metrics.total()));
     }
-    shared.log.flush_and_stop(LOG_FLUSH);
+    shared.log.flush_and_stop(grace(LOG_FLUSH));
     code
 }
 

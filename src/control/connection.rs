@@ -149,6 +149,11 @@ impl Connection {
         idle.then_some(self.since)
     }
 
+    /// Since when it is open, if not a byte has ever come from it.
+    pub fn silent_since(&self) -> Option<Instant> {
+        (self.state == State::Open && self.served == 0 && !self.begun).then_some(self.since)
+    }
+
     /// Closes without a word.
     pub fn close(&mut self) {
         self.state = State::Closed;

@@ -31,7 +31,7 @@ mod tests;
 
 pub use crate::config::Change;
 pub use crate::fleet::Version;
-pub use server::ControlServer;
+pub use server::{ControlServer, MOST_CONNECTIONS};
 
 /// The name of the control socket in the run directory.
 pub const SOCKET_NAME: &str = "control.sock";

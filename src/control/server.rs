@@ -18,8 +18,11 @@ use crate::http::head::HeadLimits;
 use crate::log;
 use crate::socket_file::{SocketFile, clear};
 
-/// Connections at once. Further ones wait in the listener's backlog until one closes, which takes a slow peer five seconds at most.
-const MOST_CONNECTIONS: usize = 64;
+/// Connections at once. Further ones wait in the listener's backlog until one closes, which takes a slow peer five seconds at most, and one
+/// that says nothing [`SILENCE`]. The server keeps descriptors for so many.
+pub const MOST_CONNECTIONS: usize = 64;
+/// For how long a connection may say nothing at all while others wait to be accepted.
+const SILENCE: Duration = Duration::from_millis(100);
 /// Readers of events at once.
 const MOST_STREAMS: usize = 16;
 /// Connections that wait for an answer at once. With the readers of events this leaves the half of all to those that come and go.
@@ -122,7 +125,7 @@ impl ControlServer {
         if self.closed {
             return;
         }
-        if self.accept_again.is_none() && self.has_room() {
+        if self.accept_again.is_none() && self.has_room(self.turned) {
             entries.push(libc::pollfd { fd: self.listener.as_raw_fd(), events: libc::POLLIN, revents: 0 });
         }
         entries.extend(self.connections.iter().filter_map(Connection::poll_entry));
@@ -133,7 +136,11 @@ impl ControlServer {
         if self.connections.iter().any(Connection::is_eager) {
             return Some(self.turned);
         }
-        self.connections.iter().filter_map(Connection::due).chain(self.accept_again).min()
+        // Whether somebody waits to be accepted is seen only when there is room.
+        let full = self.connections.len() >= MOST_CONNECTIONS && !self.has_room(self.turned);
+        let silent = self.connections.iter().filter(|_| full).filter_map(Connection::silent_since).min();
+        let room = silent.map(|since| since + SILENCE);
+        self.connections.iter().filter_map(Connection::due).chain(self.accept_again).chain(room).min()
     }
 
     /// Does all that can be done without waiting: accepts, reads, has commands carried out, answers. To be called whenever poll(2)
@@ -240,16 +247,18 @@ impl ControlServer {
             return;
         }
         self.accept_again = None;
-        while self.has_room() {
+        while self.has_room(now) {
             match self.listener.accept().and_then(|(stream, _)| nonblocking(stream)) {
                 Ok(stream) => {
-                    self.make_room();
+                    self.make_room(now);
                     self.connections.push(Connection::new(stream, now));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {
                 }
                 Err(_) => {
+                    // Mostly for want of descriptors, of which those that do nothing have some.
+                    self.close_idlest(now);
                     self.accept_again = Some(now + ACCEPT_RETRY);
                     return;
                 }
@@ -257,16 +266,22 @@ impl ControlServer {
         }
     }
 
-    fn has_room(&self) -> bool {
-        self.connections.len() < MOST_CONNECTIONS || self.connections.iter().any(|one| one.idle_since().is_some())
+    fn has_room(&self, now: Instant) -> bool {
+        self.connections.len() < MOST_CONNECTIONS
+            || self.connections.iter().any(|one| gives_way_since(one, now).is_some())
     }
 
-    /// Closes the connection that has been idle the longest, when there is room for no other.
-    fn make_room(&mut self) {
-        if self.connections.len() < MOST_CONNECTIONS {
-            return;
+    /// Makes room for another connection, when there is none.
+    fn make_room(&mut self, now: Instant) {
+        if self.connections.len() >= MOST_CONNECTIONS {
+            self.close_idlest(now);
         }
-        let idle = self.connections.iter().enumerate().filter_map(|(index, one)| Some((one.idle_since()?, index)));
+    }
+
+    /// Closes the connection that has been idle the longest, if one is.
+    fn close_idlest(&mut self, now: Instant) {
+        let idle = self.connections.iter().enumerate();
+        let idle = idle.filter_map(|(index, one)| Some((gives_way_since(one, now)?, index)));
         if let Some((_, index)) = idle.min() {
             self.connections.swap_remove(index).close();
         }
@@ -277,6 +292,12 @@ impl Drop for ControlServer {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+/// Since when a connection has nothing to do, if it makes room for others: it is between two requests, or it has said nothing for too long.
+fn gives_way_since(connection: &Connection, now: Instant) -> Option<Instant> {
+    let silent = connection.silent_since().filter(|since| now >= *since + SILENCE);
+    connection.idle_since().or(silent)
 }
 
 fn nonblocking(stream: UnixStream) -> io::Result<UnixStream> {

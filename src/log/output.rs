@@ -24,7 +24,7 @@ impl Output {
     /// A file opened for appending, made with mode 0640. A named pipe is opened for both directions where that never waits, so that it
     /// needs no reader to be opened, and outlives the one that it has.
     pub fn file(path: &Path) -> io::Result<Output> {
-        Ok(Output::File(path.to_owned(), open(path)?))
+        Ok(Output::File(path.to_owned(), open_to_append(path)?))
     }
 
     /// A socket that is looked for when the first message is sent, and again whenever it was away.
@@ -45,14 +45,18 @@ impl Output {
     pub fn reopen(&mut self) -> io::Result<()> {
         match self {
             Output::Stream(_) => {}
-            Output::File(path, file) => *file = open(path)?,
+            Output::File(path, file) => *file = open_to_append(path)?,
             Output::Datagrams(datagrams) => datagrams.socket = None,
         }
         Ok(())
     }
 }
 
-fn open(path: &Path) -> io::Result<File> {
+/// Opens a file to be written to at its end, or a named pipe, without waiting for somebody who reads from it.
+///
+/// # Errors
+/// What the system says.
+pub fn open_to_append(path: &Path) -> io::Result<File> {
     let pipe = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_fifo());
     if pipe && cfg!(target_os = "linux") {
         return OpenOptions::new().read(true).write(true).open(path);

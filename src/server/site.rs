@@ -5,12 +5,15 @@ use std::time::Instant;
 
 use crate::apps::{App, AppTable};
 use crate::config::{Command, Config, ListenAddress, Settings};
+use crate::control::MOST_CONNECTIONS;
 use crate::dispatch::{AppId, Dispatch, Standing};
 use crate::metrics::{self, Health, Metrics, Status};
 use crate::supervisor::{self, AppSetup, unit};
 
-/// Descriptors kept for what is neither a client's connection nor a worker's: listeners, logs, rings, control connections.
+/// Descriptors kept for what is neither a client's connection nor a worker's: listeners, logs, rings, an upgrade.
 const SPARE_DESCRIPTORS: usize = 64;
+/// What part of the descriptors is kept for control connections at most, beyond twice the spare ones: where there are few, clients go first.
+const CONTROL_SHARE: usize = 3;
 /// Descriptors kept for each worker: the pipes of its output, and as many for its replacement, or for its notify socket and a probe.
 const DESCRIPTORS_OF_A_WORKER: usize = 4;
 
@@ -81,8 +84,13 @@ pub(super) fn most_connections(config: &Config, descriptors: usize) -> usize {
     };
     let workers: usize = config.apps.iter().map(own).sum();
     let connections = config.apps.iter().map(to_workers).fold(0, usize::saturating_add);
-    let room = descriptors.saturating_sub(SPARE_DESCRIPTORS + loops * 4 + workers * DESCRIPTORS_OF_A_WORKER);
+    let room = descriptors.saturating_sub(spare(descriptors) + loops * 4 + workers * DESCRIPTORS_OF_A_WORKER);
     room.saturating_sub(connections.min(room / 2)).max(1)
+}
+
+/// Descriptors of so many that are neither for clients nor for workers.
+fn spare(descriptors: usize) -> usize {
+    SPARE_DESCRIPTORS + MOST_CONNECTIONS.min(descriptors.saturating_sub(2 * SPARE_DESCRIPTORS) / CONTROL_SHARE)
 }
 
 /// What `/status` tells: of all apps together, where there are several.
@@ -130,11 +138,10 @@ mod tests {
     fn descriptors_of_workers_are_reckoned_with() {
         let app = |workers, scaling| App { workers, scaling, ..App::default() };
         let one = |workers, scaling| config(&[app(workers, scaling)]);
-        let fixed = SPARE_DESCRIPTORS + 4;
         for (workers, descriptors) in [(2, 1024), (40, 300), (40, 1024)] {
             let clients = most_connections(&one(workers, None), descriptors);
             // The pipes of each worker, and of its replacement beside it.
-            let left = descriptors - fixed - workers * 4;
+            let left = descriptors - spare(descriptors) - 4 - workers * 4;
             assert!(clients <= left && clients >= left / 2, "{workers} workers, {descriptors}: {clients}");
         }
         let scaling = Some(Scaling { min: 2, max: 40 });
@@ -142,7 +149,8 @@ mod tests {
         let several = config(&[app(10, None), app(2, scaling), app(0, None)]);
         assert_eq!(most_connections(&several, 1024), most_connections(&one(50, None), 1024));
         let alone = config(&[App { command: Command::None, ..app(40, None) }]);
-        assert_eq!(most_connections(&alone, 300), 300 - fixed, "no worker is started");
+        assert_eq!(most_connections(&alone, 300), 300 - spare(300) - 4, "no worker is started");
         assert_eq!(most_connections(&one(1000, None), 300), 1);
+        assert!(spare(4096) >= MOST_CONNECTIONS + 64, "a full control socket leaves some for the rest");
     }
 }

@@ -319,10 +319,13 @@ impl Supervisor {
         debug_assert!(self.units.iter().all(|unit| unit.processes.workers.is_empty()), "a worker process is left");
         let owned = self.owned();
         if let Some(orphans) = &mut self.orphans {
-            orphans.end(&owned);
+            let patience = if self.context.status.is_hasty() { stop::HASTY_GRACE } else { orphans::GRACE };
+            orphans.end(&owned, patience);
         }
         self.context.status.enter(AppState::Stopped);
-        self.exit.unwrap_or(ExitReason::Stopped)
+        let exit = self.exit.unwrap_or(ExitReason::Stopped);
+        signals::ends_with(exit.code());
+        exit
     }
 
     /// Sleeps until there is something to do; what there is to be read.

@@ -4,7 +4,6 @@
 //! more than a request with an answer of that length, and nothing is shared beside counters that are shared anyway. Texts leave for the
 //! network and for files on a thread of their own, whose line is bounded: what finds no place in it is dropped.
 
-use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
@@ -17,7 +16,7 @@ use super::heartbeat::turning;
 use crate::config::{self, CloudWatch};
 use crate::control::status::Status;
 use crate::exporter::{LoopTime, Sample, health, push, text, united};
-use crate::log::{Level, Log};
+use crate::log::{Level, Log, open_to_append};
 use crate::mailbox::Message;
 use crate::mailbox::desk::{Desk, Document, Question, Reply};
 use crate::metrics::Metrics;
@@ -292,7 +291,7 @@ fn datagrams(address: SocketAddr) -> io::Result<SyncSender<Vec<String>>> {
 /// A thread that appends texts to a file, which is opened for each: somebody may have moved it away.
 fn appended(path: &Path) -> io::Result<SyncSender<Vec<String>>> {
     let path = path.to_path_buf();
-    let open = move || OpenOptions::new().append(true).create(true).open(&path);
+    let open = move || open_to_append(&path);
     open()?;
     carrier("cloudwatch", move |text| {
         // There is nobody to be told: the next interval tries again.

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use super::endpoint::Endpoint;
 use super::guard::signal_process;
 
-/// From TERM to KILL.
-const GRACE: Duration = Duration::from_secs(2);
+/// From TERM to KILL, and how long the end of all may take that are left at the server's.
+pub const GRACE: Duration = Duration::from_secs(2);
 
 /// What a worker's processes are known by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -100,9 +100,9 @@ impl Orphans {
         self.0.values().filter_map(|orphan| orphan.kill_at).min()
     }
 
-    /// The server ends: so does all that has come to it, and what comes to it by that.
-    pub fn end(&mut self, owned: &[u32]) {
-        let deadline = Instant::now() + GRACE;
+    /// The server ends: so does all that has come to it, and what comes to it by that, unless it does not end within `patience`.
+    pub fn end(&mut self, owned: &[u32], patience: Duration) {
+        let deadline = Instant::now() + patience;
         loop {
             let left: Vec<u32> =
                 children().into_iter().filter(|child| !owned.contains(child) && !reap(*child)).collect();

@@ -2,8 +2,12 @@
 //! the end by the process whose number it holds: after an upgrade that is another.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+
+/// More bytes than a process's number has.
+const LONGEST: u64 = 32;
 
 /// See the module.
 #[derive(Debug)]
@@ -31,11 +35,17 @@ impl PidFile {
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        let held = fs::read_to_string(&self.0).unwrap_or_default();
-        if held.trim() == std::process::id().to_string() {
+        if read(&self.0).unwrap_or_default().trim() == std::process::id().to_string() {
             fs::remove_file(&self.0).ok();
         }
     }
+}
+
+/// What lies there by now may be anything: a pipe that nobody writes to would be waited for at the end, for ever.
+fn read(path: &Path) -> io::Result<String> {
+    let mut held = String::new();
+    File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?.take(LONGEST).read_to_string(&mut held)?;
+    Ok(held)
 }
 
 #[cfg(test)]

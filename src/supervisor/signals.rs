@@ -1,18 +1,29 @@
-//! Signals: the handlers only queue; the supervisor takes them out of the queue in its own time.
+//! Signals: the handlers only queue; the supervisor takes them out of the queue in its own time. Should it hang, as over a file system that
+//! does not answer, the second signal to stop is the business of a thread that does nothing else.
 //!
 //! SIGPIPE is ignored for the whole process by the standard library's start-up code; a write to a closed socket is an
 //! error and no signal.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTTIN, SIGTTOU, SIGUSR1, SIGUSR2};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
-use super::wake::Waker;
+use super::wake::{self, Waker};
+
+/// How long the server may take to end after it was told to at once: longer than everything takes that has a deadline by then.
+const LAST_RESORT: Duration = Duration::from_millis(950);
+/// The exit code of a server that hangs: `EX_SOFTWARE` (sysexits.h).
+const HANGS: u8 = 70;
+/// The exit code of this process should it be ended by the second signal: what is left to be done by then may be the log alone.
+static CODE: AtomicU8 = AtomicU8::new(HANGS);
 
 /// What somebody asks of the server, by a signal or otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +76,9 @@ impl Requests {
     /// When no pipe can be made or a handler cannot be installed.
     pub fn from_signals() -> io::Result<Requests> {
         let signals = [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU, SIGCHLD];
-        Ok(Requests { delivery: deliver(&signals)?, injected: None })
+        let requests = Requests { delivery: deliver(&signals)?, injected: None };
+        keep_last_resort(&[SIGTERM, SIGINT, SIGQUIT])?;
+        Ok(requests)
     }
 
     /// Takes over SIGCHLD alone; everything else is asked for through the [`Requester`]. For servers that live inside
@@ -94,6 +107,40 @@ impl Requests {
 fn deliver(signals: &[i32]) -> io::Result<SignalDelivery<UnixStream, SignalOnly>> {
     let (read, write) = UnixStream::pair()?;
     SignalDelivery::with_pipe(read, write, SignalOnly, signals)
+}
+
+/// Workers and sockets are gone, and the server ends with that code.
+pub(super) fn ends_with(code: u8) {
+    CODE.store(code, Ordering::Relaxed);
+}
+
+/// Ends this process when it is told to stop twice and does not end: its workers are ended by the guard then.
+fn keep_last_resort(signals: &[i32]) -> io::Result<()> {
+    let (mut told, ring) = UnixStream::pair()?;
+    for signal in signals {
+        signal_hook::low_level::pipe::register(*signal, ring.try_clone()?)?;
+    }
+    let wait = move || {
+        // A byte a signal; whoever sends both at once may have them merged, and sends another.
+        if told.read_exact(&mut [0; 2]).is_ok() {
+            thread::sleep(LAST_RESORT);
+            let code = CODE.load(Ordering::Relaxed);
+            if code == HANGS {
+                say_last_word();
+            }
+            signal_hook::low_level::exit(code.into());
+        }
+    };
+    thread::Builder::new().name("last resort".to_owned()).spawn(wait).map(drop)
+}
+
+/// Says why the server ends, unless that would have to be waited for.
+fn say_last_word() {
+    let mut stderr = io::stderr();
+    let mut entry = [wake::entry(stderr.as_raw_fd(), libc::POLLOUT)];
+    if wake::poll(&mut entry, Some(Duration::ZERO)).is_ok() && entry[0].revents == libc::POLLOUT {
+        writeln!(stderr, "the server hangs and does not stop: it leaves now, and its guard ends the workers").ok();
+    }
 }
 
 fn request_of(signal: i32) -> Option<Request> {

@@ -1,7 +1,7 @@
 //! What the supervisor shows of itself to the rest of the server: the app's state, and why it cannot start or has ended.
 
 use std::io;
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use super::RunDirectoryError;
 
@@ -31,6 +31,7 @@ pub struct Status {
     pub crashes: AtomicU64,
     /// Workers wanted, those that join not counted.
     pub wanted: AtomicUsize,
+    hasty: AtomicBool,
 }
 
 impl Status {
@@ -43,6 +44,15 @@ impl Status {
             3 => AppState::Stopped,
             _ => AppState::Failed,
         }
+    }
+
+    /// Whether the server is to end at once, and nothing may take its time any more.
+    pub fn is_hasty(&self) -> bool {
+        self.hasty.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn hurry(&self) {
+        self.hasty.store(true, Ordering::Relaxed);
     }
 
     /// Workers started and crashed so far.

@@ -13,7 +13,7 @@ const CUT_PATIENCE: Duration = Duration::from_millis(250);
 /// From TERM to KILL at least, however late it is.
 const LEAST_GRACE: Duration = Duration::from_secs(1);
 /// From TERM to KILL when the server is to stop at once.
-const HASTY_GRACE: Duration = Duration::from_millis(200);
+pub(super) const HASTY_GRACE: Duration = Duration::from_millis(200);
 
 /// A drain has no end of its own: a stop, or the last request, ends it.
 const NO_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -57,6 +57,7 @@ impl Supervisor {
             Some(Stop::Workers { hasty: true }) => {}
             Some(_) => {
                 self.context.log.event(Level::Warn, "stopping at once", &[]);
+                self.context.status.hurry();
                 self.context.postboxes.broadcast(|| Message::StopNow);
                 // Whatever hangs is left behind, so that the server ends within a second.
                 for unit in &mut self.units {

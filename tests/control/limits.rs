@@ -117,6 +117,18 @@ fn a_hundred_connections_at_once_are_all_served() {
     assert!(closed >= 1, "{closed}");
 }
 
+/// Each connection that has said nothing could be kept for five seconds.
+#[test]
+fn those_that_say_nothing_make_room_for_those_that_ask() {
+    let rig = Rig::new();
+    let silent: Vec<_> = (0..700).map(|_| rig.connect()).collect();
+    assert_eq!(rig.ask("GET", "/status", "").0, 200);
+    // Nobody is cut but for others.
+    let last = silent.last().unwrap();
+    last.stream.set_nonblocking(true).unwrap();
+    assert!((&last.stream).read(&mut [0]).is_err(), "the last one is still there");
+}
+
 /// What is left over for want of time in a turn has its turn without anything new having come.
 #[test]
 fn many_requests_on_many_connections_are_carried_out_over_several_turns() {

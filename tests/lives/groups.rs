@@ -53,7 +53,7 @@ fn shell(backend: &str, flags: &[&str], line: &str) -> Site {
 
 impl Site {
     /// The process ids in the names of the files that begin so.
-    fn named(&self, prefix: &str) -> Vec<u32> {
+    pub fn named(&self, prefix: &str) -> Vec<u32> {
         let entries = std::fs::read_dir(self.folder.path()).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.filter_map(|name| name.strip_prefix(prefix)?.parse().ok()).collect()

@@ -10,6 +10,7 @@ mod health;
 mod joins;
 mod removed;
 mod scaling;
+mod silence;
 mod stuck;
 
 use std::io::{Read, Write};

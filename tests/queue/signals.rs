@@ -1,7 +1,7 @@
 //! Signals, sent to a server that runs: each does what it says, and whoever was there to be ended is gone.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::*;
 
@@ -74,6 +74,30 @@ fn int_stops_as_term_does(backend: &str) {
     idle.expect_end();
     assert_eq!(server.ended().code(), Some(0));
     assert_gone(&processes, Duration::from_secs(2));
+}
+
+/// As often as it comes: the next one comes ever later, and one line tells of all.
+#[test]
+fn a_guard_that_is_killed_again_and_again_is_started_ever_later_and_told_of_once() {
+    let start = Instant::now();
+    let mut server = Server::start(if cfg!(backend_readiness) { "epoll" } else { "io_uring" }, &["-w", "1"]);
+    server.until_ready(1);
+    let mut killed: Vec<Process> = Vec::new();
+    until("five of them were killed", || {
+        let processes = server.descendants();
+        if let Some(guard) = processes.iter().find(is_guard).filter(|guard| killed.iter().all(|old| old.id != guard.id))
+        {
+            send_signal(guard.id, "KILL");
+            killed.push(guard.clone());
+        }
+        killed.len() == 5
+    });
+    // 100, 200, 400 and 800 ms lie between them at least.
+    assert!(start.elapsed() >= Duration::from_millis(1500), "the last one came after {:?}", start.elapsed());
+    assert_eq!(server.client().get("/ping").text(), "pong");
+    assert_eq!(server.stop(), Some(0));
+    let told = server.lines().iter().filter(|line| line.contains("the guard process is gone")).count();
+    assert_eq!(told, 1, "{:?}", server.lines());
 }
 
 fn a_guard_that_was_killed_is_replaced_and_does_its_duty(backend: &str) {

@@ -139,6 +139,11 @@ impl Server {
         status.unwrap()
     }
 
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Asks it to stop, and waits for its exit code.
     pub fn stop(&mut self) -> Option<i32> {
         self.signal("TERM");

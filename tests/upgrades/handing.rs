@@ -200,3 +200,31 @@ fn what_is_counted_goes_on_and_the_admin_listener_with_it(backend: &str) {
     assert_eq!((pushed(&statsd, &mut sum), sum), (expected, expected), "each is pushed once");
     line.stop();
 }
+
+/// As many idle clients as get in, and a crowd at the control socket that says nothing: a deploy still has all the descriptors it takes.
+#[test]
+fn who_says_nothing_leaves_descriptors_for_a_roll_a_reload_and_an_upgrade() {
+    crate::support::descriptor_limit();
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "ulimit -n 320; exec \"$0\" \"$@\"", PROGRAM]);
+    let backend = if cfg!(backend_readiness) { "epoll" } else { "io_uring" };
+    let line = Line::start_as(shell, backend, &["-w", "4"]);
+    line.until_ready(4);
+    let lines = line.server.lines();
+    let most = lines.iter().find_map(|line| line.split("max_connections is ").nth(1)?.split(' ').next()?.parse().ok());
+    let clients: Vec<Client> = (2..most.unwrap()).map(|_| line.server.client()).collect();
+    until("all of them are in", || line.server.descriptors() > clients.len());
+    // A roll goes on as soon as its first worker has answered.
+    let crowd = Crowd::begin(&line, 1, 0);
+    let control = line.run().join("control.sock");
+    let silent: Vec<_> = (0..700).map(|_| std::os::unix::net::UnixStream::connect(&control).unwrap()).collect();
+    for words in [&["reload"][..], &["restart", "--wait"]] {
+        let (code, said) = line.word(words);
+        assert_eq!(code, Some(0), "{words:?}: {said}");
+    }
+    line.upgraded();
+    assert!(!line.server.lines().iter().any(|line| line.contains("os error 24")), "{:?}", line.server.lines());
+    crowd.end();
+    drop((clients, silent));
+    line.stop();
+}

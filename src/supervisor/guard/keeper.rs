@@ -1,4 +1,5 @@
-//! The guard, kept: one that is gone is replaced, ever later when guards end again and again, and told of all groups.
+//! The guard, kept: one that is gone is replaced, ever later and with a line of the log now and then when guards end again and again, and
+//! told of all groups.
 //!
 //! One for all apps of a server. A guard that was killed is reaped when it has ended; nobody waits for it.
 
@@ -35,6 +36,9 @@ struct Kept {
     /// When a guard was started last, and how long after that another may be.
     started: Instant,
     delay: Duration,
+    /// When it was last said that a guard is gone, and how many have gone since that was not said of.
+    told: Option<Instant>,
+    untold: u32,
     /// Killed, or left alone, and not reaped yet.
     killed: Vec<Child>,
     /// When it was told to leave.
@@ -53,6 +57,8 @@ impl GuardKeeper {
             wanted: false,
             started: Instant::now(),
             delay: LEAST_DELAY,
+            told: None,
+            untold: 0,
             killed: Vec::new(),
             dismissed: None,
         };
@@ -155,7 +161,7 @@ impl Kept {
         if lived > MOST_DELAY {
             self.delay = LEAST_DELAY;
         }
-        self.log.seldom(Level::Warn, "the guard process is gone and is started again", &[]);
+        self.tell();
         self.delay = (self.delay * 2).min(MOST_DELAY);
         self.started = Instant::now();
         let started = Guard::start(&self.program, &self.sockets).and_then(|mut guard| {
@@ -166,5 +172,16 @@ impl Kept {
             Ok(guard) => self.guard = Some(guard),
             Err(error) => self.log.event(Level::Error, format_args!("cannot start the guard process: {error}"), &[]),
         }
+    }
+
+    /// Says that a guard is gone, but not so soon after the last time; then it is said of all of them.
+    fn tell(&mut self) {
+        self.untold += 1;
+        if self.told.is_some_and(|told| told.elapsed() < MOST_DELAY) {
+            return;
+        }
+        let message = "the guard process is gone and is started again";
+        self.log.event(Level::Warn, message, &[("times", &self.untold)]);
+        (self.told, self.untold) = (Some(Instant::now()), 0);
     }
 }
