@@ -107,6 +107,12 @@ impl Member {
         }
     }
 
+    /// So many requests and no more, whatever was said of that before; 0: as many as come.
+    pub(super) fn may_have(&mut self, limit: u64) {
+        self.limit = limit;
+        self.due = self.due.filter(|(ending, _)| !matches!(ending, Ending::Requests(_)));
+    }
+
     /// It is not ready in time: whether it gets more, since it has burned CPU and the bound is not reached.
     pub(super) fn has_patience(&mut self, timeout: Duration, used: Option<Duration>, now: Instant) -> bool {
         let Some(used) = used else { return false };
@@ -193,6 +199,11 @@ impl Place {
     pub(super) fn keep_to(&mut self, rule: &Rule) {
         self.policy.keep_to(rule.restart);
         self.jitter = Jitter::new(!(rule.seed ^ u64::from(self.number)), rule.jitter_percent);
+    }
+
+    /// After how many requests its next worker is replaced, where that is so many or a little more; 0: never.
+    pub(super) fn limit(&mut self, requests: u64) -> u64 {
+        if requests == 0 { 0 } else { self.jitter.add(requests) }
     }
 
     /// How often it was filled again, for whatever reason.

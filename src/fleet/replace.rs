@@ -115,7 +115,7 @@ impl Fleet {
         let name = self.next_name();
         let deadline = now + self.rule.ready_timeout;
         let Some(place) = self.place_mut(number) else { return };
-        let limit = if requests == 0 { 0 } else { place.jitter.add(requests) };
+        let limit = place.limit(requests);
         match machine.start(Start { name, number, generation, limit }) {
             Started::Yes => {
                 place.starts += 1;
