@@ -91,6 +91,8 @@ pub struct Rule {
     pub start_parallel: usize,
     /// After so long a ready worker counts as one that serves, though nobody has asked it for anything.
     pub proven_after: Duration,
+    /// Whether workers are asked for their health: then a roll takes a new worker for one that serves when it has passed a check.
+    pub checked: bool,
     /// How long a leaving worker may finish its requests.
     pub drain: Duration,
     /// Workers that a roll replaces at a time, at least 1.

@@ -60,6 +60,8 @@ pub struct Member {
     pub reloads: u64,
     /// The limit of its own that it has reached, if it has, and when it is replaced for it at the earliest.
     pub(super) due: Option<(Ending, Instant)>,
+    /// It has passed a health check.
+    pub(super) passed: bool,
     /// It has said that it leaves, before it was known that it serves.
     pub(super) leaves: bool,
     /// Why it was told to end.
