@@ -15,6 +15,7 @@ use crate::support::{Client, DEADLINE, PROGRAM, Process, Server, folder, on_ever
 
 mod failing;
 mod handing;
+mod package;
 mod privileges;
 mod systemd;
 
