@@ -118,6 +118,15 @@ pub fn answers(path: &Path) -> bool {
     !connected.is_err_and(|error| matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound))
 }
 
+/// Leaves the file of a socket that nobody listens on, as a process that was killed does. Nobody ever has: a listener that was closed
+/// may live on for a moment in a child that is just being started.
+///
+/// # Errors
+/// When the file cannot be made.
+pub fn leave_dead(path: &Path) -> io::Result<()> {
+    Socket::new(Domain::UNIX, Type::STREAM, None)?.bind(&SockAddr::unix(path)?)
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::{UnixDatagram, UnixListener};
@@ -130,7 +139,7 @@ mod tests {
         let place = |name: &str| folder.path().join(name);
         clear(&place("nothing")).unwrap();
 
-        drop(UnixListener::bind(place("dead")).unwrap());
+        leave_dead(&place("dead")).unwrap();
         clear(&place("dead")).unwrap();
         assert!(!place("dead").exists());
 

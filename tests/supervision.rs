@@ -18,6 +18,7 @@ use production_server::dispatch::{
 };
 use production_server::log::{Captured, Log};
 use production_server::mailbox::{Mailbox, Message, Postboxes, mailbox};
+use production_server::socket_file::leave_dead;
 use production_server::supervisor::guard::Guard;
 use production_server::supervisor::run_directory::RunDirectory;
 use production_server::supervisor::signals::{Request, Requester};
@@ -586,7 +587,7 @@ fn a_worker_that_refuses_connections_is_looked_at_and_replaced() {
     assert_eq!(server.until_ready(1)[0].id, worker.id, "it was there after all");
     let path = worker.target.address.as_pathname().unwrap();
     std::fs::remove_file(path).unwrap();
-    drop(UnixListener::bind(path).unwrap());
+    leave_dead(path).unwrap();
     lose(worker.id);
     server.until_logged("socket no longer accepts");
     assert_ne!(server.until_ready(1)[0].id, worker.id);

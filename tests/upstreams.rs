@@ -28,6 +28,17 @@ fn listen(address: &str) -> (TcpListener, SocketAddr) {
     (listener, address)
 }
 
+/// Requests find nobody where the upstream was, until that has come about.
+fn unreachable_until(server: &Server, what: &str, has_come: impl Fn() -> bool) {
+    until(what, || {
+        // A process that another test is just starting may have the listener for a moment longer: then it is found again.
+        if !has_come() && !server.ready().is_empty() {
+            server.release(server.permit(), Outcome::Unreachable);
+        }
+        has_come()
+    });
+}
+
 fn address_of(server: &Server) -> SocketAddr {
     server.until_ready(1)[0].target.address.as_socket().unwrap()
 }
@@ -64,7 +75,7 @@ fn an_upstream_that_moves_is_found_by_its_name() {
     *ADDRESSES.lock().unwrap() = vec![moved];
     drop(first);
     server.release(in_flight, Outcome::Unreachable);
-    until("the new address is in use", || {
+    unreachable_until(&server, "the new address is in use", || {
         server.ready().first().is_some_and(|worker| worker.target.address.as_socket() == Some(moved))
     });
     until("the old one is forgotten", || server.snapshot().workers.len() == 1);
@@ -90,13 +101,7 @@ fn a_name_server_that_does_not_answer_keeps_nobody_from_anything() {
     let id = server.until_ready(1)[0].id;
     ANSWERS.store(false, Ordering::SeqCst);
     drop(listener);
-    until("the name is looked up again", || {
-        // A process that another test is just starting may have the listener for a moment longer: then it is found again.
-        if !server.ready().is_empty() {
-            server.release(server.permit(), Outcome::Unreachable);
-        }
-        ASKED.load(Ordering::SeqCst)
-    });
+    unreachable_until(&server, "the name is looked up again", || ASKED.load(Ordering::SeqCst));
     let _again = TcpListener::bind(address).unwrap();
     assert_eq!(server.until_ready(1)[0].id, id, "it is found where it was while nobody answers for its name");
     server.stop();

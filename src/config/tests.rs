@@ -286,11 +286,11 @@ const WRONG_ARGUMENTS: &[(&[&str], &str)] = &[
     (&["--half-close", "keep"], "error: --half-close \"keep\": expected cancel or serve, as in --half-close cancel"),
     (
         &["--max-body", "1XB"],
-        "error: --max-body \"1XB\": expected a size (bytes, KiB, MiB, GiB, kB, MB, GB) from 0 to 1TiB, as in --max-body 64MiB",
+        "error: --max-body \"1XB\": expected a size (bytes, KiB, MiB, GiB, TiB, kB, MB, GB, TB) from 0 to 1TiB, as in --max-body 64MiB",
     ),
     (
         &["--max-head", "2MiB"],
-        "error: --max-head \"2MiB\": expected a size (bytes, KiB, MiB, GiB, kB, MB, GB) from 1KiB to 1MiB, as in --max-head 32KiB",
+        "error: --max-head \"2MiB\": expected a size (bytes, KiB, MiB, GiB, TiB, kB, MB, GB, TB) from 1KiB to 1MiB, as in --max-head 32KiB",
     ),
     (
         &["--max-fields", "9"],

@@ -173,7 +173,7 @@ pub fn show_duration(duration: Duration) -> String {
 pub fn size(text: &str, range: RangeInclusive<u64>) -> Result<u64, String> {
     let expected = || {
         format!(
-            "expected a size (bytes, KiB, MiB, GiB, kB, MB, GB) from {} to {}",
+            "expected a size (bytes, KiB, MiB, GiB, TiB, kB, MB, GB, TB) from {} to {}",
             show_size(range.start()),
             show_size(range.end())
         )
@@ -185,9 +185,11 @@ pub fn size(text: &str, range: RangeInclusive<u64>) -> Result<u64, String> {
         "kib" | "k" => 1 << 10,
         "mib" | "m" => 1 << 20,
         "gib" | "g" => 1 << 30,
+        "tib" | "t" => 1 << 40,
         "kb" => 1000,
         "mb" => 1_000_000,
         "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
         _ => return Err(expected()),
     };
     let bytes = match number.parse::<u64>() {
@@ -360,6 +362,7 @@ mod tests {
         for text in ["", "MiB", "-1", "2GiB", "1XB", "99999999999999999999", "18446744073709551615GiB"] {
             assert!(size(text, 0..=1 << 30).is_err(), "{text}");
         }
+        assert_eq!((size("1TiB", 0..=1 << 40), size("0.5tb", 0..=1 << 40)), (Ok(1 << 40), Ok(500_000_000_000)));
         assert_eq!(size("x", 1024..=1 << 30).unwrap_err().split("from").nth(1), Some(" 1KiB to 1GiB"));
     }
 

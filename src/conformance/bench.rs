@@ -19,6 +19,7 @@ use socket2::SockAddr;
 use crate::config::{App, Command, Conformance, ReadyBy};
 use crate::http::Refusal;
 use crate::proc;
+use crate::socket_file::leave_dead;
 use crate::supervisor::endpoint::Endpoint;
 use crate::supervisor::guard::{self, Guard};
 use crate::supervisor::output::{Capture, LastLines};
@@ -401,7 +402,7 @@ fn launcher(wanted: &Conformance, program: &Path) -> Result<Launcher, String> {
 fn launch(launcher: &Launcher, socket: PathBuf, stale: bool) -> io::Result<Life> {
     let mut endpoint = launcher.endpoint(socket)?;
     if let Some(path) = endpoint.path().filter(|_| stale) {
-        drop(std::os::unix::net::UnixListener::bind(path)?);
+        leave_dead(path)?;
     }
     let particulars = Particulars { number: 1, generation: 1, limit: 0, notify: None };
     let mut child = launcher.start(particulars, &mut endpoint)?;

@@ -445,6 +445,8 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::os::unix::net::UnixListener;
 
+    use crate::socket_file::leave_dead;
+
     #[test]
     fn a_second_server_is_refused_and_a_third_may_follow_the_first() {
         let root = tempfile::tempdir().unwrap();
@@ -563,8 +565,8 @@ mod tests {
             for others in ["run-parts", "run-empty", "run-0123abcd"] {
                 fs::create_dir_all(path.join(others)).unwrap();
             }
-            drop(UnixListener::bind(path.join("run-parts/other.sock")).unwrap());
-            drop(UnixListener::bind(path.join("run-0123abcd/other.sock")).unwrap());
+            leave_dead(&path.join("run-parts/other.sock")).unwrap();
+            leave_dead(&path.join("run-0123abcd/other.sock")).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
             let whole = || {
                 assert_eq!(fs::metadata(&path).unwrap().mode() & 0o7777, mode, "the mode of {mode:o} was changed");
@@ -645,7 +647,7 @@ mod tests {
         let (old, living) = (root.path().join("run-00000001"), root.path().join("run-00000002"));
         make_marked(&old).unwrap();
         make_marked(&living).unwrap();
-        drop(UnixListener::bind(old.join("web.sock")).unwrap());
+        leave_dead(&old.join("web.sock")).unwrap();
         let listener = UnixListener::bind(living.join("web.sock")).unwrap();
         fs::write(root.path().join("mine.txt"), "x").unwrap();
         let _directory = RunDirectory::open(root.path()).unwrap();

@@ -10,6 +10,7 @@ use std::process::{Child, Command as Process, Output, Stdio};
 use std::time::Duration;
 
 use production_server::control::{Answer, Change, Command, ControlServer, SOCKET_NAME};
+use production_server::socket_file::leave_dead;
 use serde_json::json;
 
 use super::rig::{Rig, TICKET, eventually};
@@ -150,7 +151,7 @@ fn nothing_runs_is_3_for_status_and_69_for_the_others() {
     // No file, and then the file of a server that is dead.
     for dead in [false, true] {
         if dead {
-            drop(UnixListener::bind(&path).unwrap());
+            leave_dead(&path).unwrap();
         }
         for (word, code) in [("status", 3), ("events", 69), ("stop", 69), ("restart", 69)] {
             let output = process(&[word, "--run-dir", directory], nowhere.path()).output().unwrap();

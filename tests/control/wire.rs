@@ -1,10 +1,10 @@
 //! Requests and answers as they are on the wire.
 
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 
 use production_server::control::{Answer, Change, Command, ControlServer, Join, SOCKET_NAME, Version};
+use production_server::socket_file::leave_dead;
 use serde_json::{Value, json};
 
 use super::rig::{Rig, TICKET, eventually, request};
@@ -212,7 +212,7 @@ fn the_socket_is_for_its_user_alone_and_is_gone_in_the_end() {
 fn a_dead_servers_socket_is_replaced_and_nothing_else() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(SOCKET_NAME);
-    drop(UnixListener::bind(&path).unwrap());
+    leave_dead(&path).unwrap();
     let first = ControlServer::open(&path).unwrap();
     // Another one's file in its place stays when this one ends.
     std::fs::remove_file(&path).unwrap();

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
+use production_server::socket_file::leave_dead;
+
 use super::*;
 
 on_every_backend! {
@@ -176,7 +178,7 @@ fn a_worker_that_is_gone_is_passed_over_and_costs_no_retry(backend: &str) {
     gone.stop();
     // A file that nobody listens at: refused, where the other is not found.
     refused.stop();
-    drop(UnixListener::bind(&refused.path).unwrap());
+    leave_dead(&refused.path).unwrap();
     let mut client = server.client();
     for number in 0..9 {
         client.begin_post(&format!("/{number}"), "body");
