@@ -66,7 +66,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("worker", &["buffers", "http", "socket_file", "supervisor"]),
-    ("conformance", &["socket_file", "http", "kernel", "proc", "supervisor"]),
+    ("conformance", &["http", "kernel", "proc", "socket_file", "supervisor"]),
     ("fleet", &[]),
     ("proc", &[]),
     ("kernel", &[]),
