@@ -19,7 +19,7 @@ use crate::backends::{Backend, Event, How, Sock};
 use crate::buffers::block::Pool;
 use crate::buffers::slots::Slots;
 use crate::buffers::wheel::Wheel;
-use crate::connection::{Kind, Table};
+use crate::connection::{Role, Table};
 use crate::day::Day;
 use crate::event_loop::{Accepting, Apps, Heads, Loop, Memory, Shared, Time};
 use crate::exchange::{Exchange, Hold, Phase};
@@ -288,32 +288,32 @@ impl<B: Backend> Loop<B> {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Receive { sock, block } => match self.table.kind(sock) {
-                Kind::Client => self.client_received(sock, block),
-                Kind::Link => self.link_received(sock, block),
+            Event::Receive { sock, block } => match self.table.role(sock) {
+                Role::Client(_) => self.client_received(sock, block),
+                Role::Link(_) => self.link_received(sock, block),
                 _ => {}
             },
-            Event::Accept { listener, sock, peer } => match self.table.kind(listener) {
-                Kind::Listener(index) => self.accepted(index, sock, peer),
+            Event::Accept { listener, sock, peer } => match self.table.role(listener) {
+                Role::Listener(index) => self.accepted(*index, sock, peer),
                 _ => self.backend.close(sock, How::Now),
             },
             Event::Exhausted { error, .. } => self.exhausted(&error),
             // A worker's clock is its exchange's.
             Event::Full { sock } => self.client_full(sock),
             Event::Connect { sock } => self.link_connected(sock),
-            Event::End { sock } => match self.table.kind(sock) {
-                Kind::Client => self.client_ended(sock),
-                Kind::Link => self.link_lost(sock, None),
+            Event::End { sock } => match self.table.role(sock) {
+                Role::Client(_) => self.client_ended(sock),
+                Role::Link(_) => self.link_lost(sock, None),
                 _ => {}
             },
-            Event::Drain { sock } => match self.table.kind(sock) {
-                Kind::Client => self.client_drained(sock),
-                Kind::Link => self.link_drained(sock),
+            Event::Drain { sock } => match self.table.role(sock) {
+                Role::Client(_) => self.client_drained(sock),
+                Role::Link(_) => self.link_drained(sock),
                 _ => {}
             },
-            Event::Fail { sock, side, .. } => match self.table.kind(sock) {
-                Kind::Client => self.client_failed(sock, side),
-                Kind::Link => self.link_lost(sock, Some(side)),
+            Event::Fail { sock, side, .. } => match self.table.role(sock) {
+                Role::Client(_) => self.client_failed(sock, side),
+                Role::Link(_) => self.link_lost(sock, Some(side)),
                 _ => {}
             },
             Event::Close { sock } => self.closed(sock),
@@ -322,9 +322,9 @@ impl<B: Backend> Loop<B> {
     }
 
     fn expired(&mut self, sock: Sock) {
-        match self.table.kind(sock) {
-            Kind::Client => self.client_expired(sock),
-            Kind::Link => self.link_expired(sock),
+        match self.table.role(sock) {
+            Role::Client(_) => self.client_expired(sock),
+            Role::Link(_) => self.link_expired(sock),
             _ => {}
         }
     }
@@ -338,9 +338,9 @@ impl<B: Backend> Loop<B> {
 
     /// Gets rid of a connection whose handler has panicked, without trusting its state.
     fn disown(&mut self, sock: Sock) {
-        let closed = catch_unwind(AssertUnwindSafe(|| match self.table.kind(sock) {
-            Kind::Client => self.client_left(sock, How::Now),
-            Kind::Link => self.link_lost(sock, None),
+        let closed = catch_unwind(AssertUnwindSafe(|| match self.table.role(sock) {
+            Role::Client(_) => self.client_left(sock, How::Now),
+            Role::Link(_) => self.link_lost(sock, None),
             _ => {}
         }));
         if closed.is_err() {
@@ -358,23 +358,27 @@ impl<B: Backend> Loop<B> {
     /// Closes those who are idle, in the turn after a stop has begun: what had come by then has been read.
     fn dismiss_idle(&mut self) {
         if std::mem::take(&mut self.accepting.dismisses) {
-            self.each(Kind::Client, Loop::client_drains);
+            self.each(|role| matches!(role, Role::Client(_)), Loop::client_drains);
         }
     }
 
     /// The stop's deadline: what is left is cut.
     fn cut(&mut self) {
         self.refuse_waiting();
-        self.each(Kind::Client, |core, sock| core.client_left(sock, How::Now));
-        self.each(Kind::Link, |core, sock| {
-            core.link_lost(sock, None);
-            core.close_link(sock, How::Now);
-        });
+        self.each(|role| matches!(role, Role::Client(_)), |core, sock| core.client_left(sock, How::Now));
+        self.each(
+            |role| matches!(role, Role::Link(_)),
+            |core, sock| {
+                core.link_lost(sock, None);
+                core.close_link(sock, How::Now);
+            },
+        );
     }
 
-    /// Does the same to all connections of a kind; a panic costs only the one that it was about.
-    fn each(&mut self, kind: Kind, act: impl Fn(&mut Loop<B>, Sock)) {
-        for sock in self.table.all(kind) {
+    /// Does the same to all connections of a role; a panic costs only the one that it was about.
+    fn each(&mut self, is_it: impl Fn(&Role) -> bool, act: impl Fn(&mut Loop<B>, Sock)) {
+        let of_role: Vec<Sock> = self.table.roles().filter(|(_, role)| is_it(role)).map(|(sock, _)| sock).collect();
+        for sock in of_role {
             self.guarded(|core| {
                 core.subject = sock;
                 act(core, sock);

@@ -120,13 +120,18 @@ fn every_outcome(server: &Server, go: &mpsc::Sender<()>) {
     assert_eq!(tunnel.next_answer(false).status, 101);
     tunnel.finish();
     tunnel.expect_end();
+    let mut tunnel = Client::of(server);
+    tunnel.send("GET /tunnel HTTP/1.1\r\nHost: test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+    assert_eq!(tunnel.next_answer(false).status, 101);
+    tunnel.reset();
+    until("its end was seen", || server.status()["client_gone"] == 2);
     assert_eq!(ask(server, &path("/server")), 200, "of the server's own");
     until("all is over", || server.status()["queue"]["depth"] == 0 && server.status()["busy"] == 0);
 }
 
 /// What must have been counted of that.
 const EXPECTED: &[(&str, f64)] = &[
-    ("http_server_requests_total{app=\"web\",code=\"101\"}", 1.0),
+    ("http_server_requests_total{app=\"web\",code=\"101\"}", 2.0),
     // Three, the second try, the answer that was cut, and the stream.
     ("http_server_requests_total{app=\"web\",code=\"200\"}", 6.0),
     ("http_server_requests_total{app=\"web\",code=\"404\"}", 1.0),
@@ -136,22 +141,22 @@ const EXPECTED: &[(&str, f64)] = &[
     ("http_server_requests_total{app=\"web\",code=\"504\"}", 1.0),
     ("http_server_requests_total{code=\"400\"}", 1.0),
     ("http_server_requests_total{code=\"408\"}", 1.0),
-    // All of the app's but the stream, the tunnel and the one whose client left.
+    // All of the app's but the stream, the tunnels and the one whose client left.
     ("http_server_request_duration_seconds_count{app=\"web\"}", 9.0),
     // All that asked for a worker, and each got one at once.
-    ("production_server_queue_duration_seconds_count{app=\"web\"}", 11.0),
-    ("production_server_queue_duration_seconds_bucket{app=\"web\",le=\"0.001\"}", 11.0),
+    ("production_server_queue_duration_seconds_count{app=\"web\"}", 12.0),
+    ("production_server_queue_duration_seconds_bucket{app=\"web\",le=\"0.001\"}", 12.0),
     ("production_server_retries_total{app=\"web\",reason=\"declined\"}", 1.0),
     ("production_server_retries_total{app=\"web\",reason=\"not_taken\"}", 0.0),
     ("production_server_retries_total{app=\"web\",reason=\"connection_lost\"}", 0.0),
     ("production_server_queue_rejected_total{app=\"web\",reason=\"full\"}", 0.0),
     ("production_server_answers_cut_total{app=\"web\"}", 1.0),
-    ("production_server_clients_gone_total", 1.0),
+    ("production_server_clients_gone_total", 2.0),
     // The silent worker, and the slow head.
     ("production_server_timeouts_total", 2.0),
     // 502, 504, 413, 400, 408, and the answer that was cut.
     ("production_server_errors_total", 6.0),
-    ("production_server_tunnels_opened_total{app=\"web\"}", 1.0),
+    ("production_server_tunnels_opened_total{app=\"web\"}", 2.0),
     ("production_server_tunnels", 0.0),
     ("production_server_panics_total", 0.0),
     ("production_server_queue_depth{app=\"web\"}", 0.0),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::arguments::Given;
+use super::arguments::{Given, Source};
 use super::load::{AppGiven, Loaded};
 use super::places::{self, Reload};
 use super::{App, Config, Listener, keys};
@@ -188,20 +188,28 @@ fn values(old: &Loaded, before: &[Given], new: &Loaded, after: &[Given], app: Op
         if said(before) == said(after) {
             continue;
         }
-        let show = |loaded: &Loaded, given: &[Given]| {
-            given.iter().find(|one| one.key.name == key.name).map_or_else(
-                || if key.default.is_empty() { "unset".to_owned() } else { place.write(key.default) },
-                |given| loaded.written(place, given),
-            )
+        let find = |given: &'_ [Given]| given.iter().position(|one| one.key.name == key.name);
+        let (before, after) = (find(before).map(|index| &before[index]), find(after).map(|index| &after[index]));
+        // Where it is said now, else where it was.
+        let here = after.or(before).map_or(place, |given| said_at(given, place, app));
+        let show = |loaded: &Loaded, given: Option<&Given>| {
+            let default = || if key.default.is_empty() { "unset".to_owned() } else { place.write(key.default) };
+            let value = given.map_or_else(default, |given| loaded.written(place, given));
+            let there = given.map_or(place, |given| said_at(given, place, app));
+            if there.path == here.path { value } else { format!("`{}` {value}", there.last()) }
         };
-        changed.push(Changed {
-            path: place.path.replace('*', app.unwrap_or_default()),
-            class: place.reload,
-            old: show(old, before),
-            new: show(new, after),
-        });
+        let path = here.path.replace('*', app.unwrap_or_default());
+        changed.push(Changed { path, class: place.reload, old: show(old, before), new: show(new, after) });
     }
     changed
+}
+
+/// The place of a key at which the file says its value, where it has several: `ready.by` and `ready.http`.
+fn said_at(given: &Given, main: &'static places::Place, app: Option<&str>) -> &'static places::Place {
+    let Source::File(spot) = &given.source else { return main };
+    let path = app.and_then(|app| spot.path.strip_prefix(&format!("apps.{app}")));
+    let path = path.map_or_else(|| spot.path.clone(), |rest| format!("apps.*{rest}"));
+    places::by_path(&path).filter(|place| place.name == main.name).unwrap_or(main)
 }
 
 impl Config {
@@ -372,6 +380,21 @@ mod tests {
         );
         assert_eq!(changes.left().count(), 1);
         assert!(diff(&new, &new).is_empty());
+    }
+
+    #[test]
+    fn a_value_is_told_by_the_name_that_the_file_gives_it() {
+        let of = |ready: &str| load(&format!("[apps.web]\n{ready}"), &[]);
+        let (none, by, http) = (of(""), of("ready = \"notify\""), of("ready.http = \"/up\""));
+        let rolls = "(its workers are replaced)";
+        for (old, new, line) in [
+            (&none, &by, format!("apps.web.ready.by: \"listen\" -> \"notify\" {rolls}")),
+            (&none, &http, format!("apps.web.ready.http: `by` \"listen\" -> \"/up\" {rolls}")),
+            (&http, &by, format!("apps.web.ready.by: `http` \"/up\" -> \"notify\" {rolls}")),
+            (&http, &none, format!("apps.web.ready.http: \"/up\" -> `by` \"listen\" {rolls}")),
+        ] {
+            assert_eq!(diff(old, new).lines(), [line]);
+        }
     }
 
     /// An app that has another index is the same one, and one that has the index of another is not.

@@ -154,8 +154,7 @@ pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Lo
             return Err(clash.refusal(file.as_ref()));
         }
     }
-    // The lower places first, so that of two keys with one effect the higher place's wins.
-    given.sort_by_key(|one| one.source.rank());
+    in_order(&mut given);
     let mut server = Settings { warnings, ..Settings::default() };
     if let Some(file) = &file {
         begin(&mut server, file);
@@ -249,9 +248,15 @@ fn apps_of(
     Ok(vec![app])
 }
 
+/// In the order in which they are to be read, of which the last wins where two keys have one effect: those of the lower places first, and
+/// of one place the more special key last, as the table of keys has them; where they stand in the file says nothing.
+fn in_order(given: &mut [Given]) {
+    given.sort_by_cached_key(|one| (one.source.rank(), keys::all().position(|key| key.name == one.key.name)));
+}
+
 /// One app, checked.
 fn configure(app: &mut AppGiven, environment: &Environment, file: Option<&File>) -> Result<App, Refusal> {
-    app.given.sort_by_key(|one| one.source.rank());
+    in_order(&mut app.given);
     let mut settings = Settings::default();
     settings.app.name.clone_from(&app.name);
     for one in &app.given {

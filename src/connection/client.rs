@@ -144,7 +144,7 @@ impl<B: Backend> Loop<B> {
                 }
                 Ok(None) if done => break,
                 Ok(None) => return self.body_goes_on(key),
-                Err(refusal) => return self.refuse_body(key, refusal.status, refusal.reason),
+                Err(refusal) => return self.fail(key, refusal.status, refusal.reason),
             }
         }
         let body = self.table.client(sock).and_then(|client| client.body.take());

@@ -25,7 +25,7 @@ mod worker;
 
 pub(crate) use client::Client;
 pub(crate) use stream::Stream;
-pub(crate) use table::{Kind, Table};
+pub(crate) use table::Table;
 pub(crate) use worker::{Link, LinkState};
 
 use crate::backends::{Backend, How, Size, Sock};

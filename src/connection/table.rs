@@ -3,15 +3,6 @@
 use super::{Client, Link, LinkState, Role};
 use crate::backends::Sock;
 
-/// What [`Role`] a socket has, without its state.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
-    Free,
-    Listener(u16),
-    Client,
-    Link,
-}
-
 struct Entry {
     generation: u32,
     role: Role,
@@ -49,21 +40,12 @@ impl Table {
         }
     }
 
+    /// Who it belongs to; [`Role::Free`] for a socket that is gone.
     #[inline]
-    fn role(&self, sock: Sock) -> &Role {
+    pub fn role(&self, sock: Sock) -> &Role {
         match self.entries.get(sock.index as usize) {
             Some(entry) if entry.generation == sock.generation => &entry.role,
             _ => &Role::Free,
-        }
-    }
-
-    #[inline]
-    pub fn kind(&self, sock: Sock) -> Kind {
-        match self.role(sock) {
-            Role::Free => Kind::Free,
-            Role::Listener(index) => Kind::Listener(*index),
-            Role::Client(_) => Kind::Client,
-            Role::Link(_) => Kind::Link,
         }
     }
 
@@ -84,9 +66,10 @@ impl Table {
         self.clients
     }
 
-    /// All sockets of that kind, for what concerns every connection: a drain, a stop.
-    pub fn all(&self, kind: Kind) -> Vec<Sock> {
-        (0..self.entries.len() as u32).map(|index| self.at(index)).filter(|sock| self.kind(*sock) == kind).collect()
+    /// All of it, for what concerns every connection: a drain, a stop.
+    pub fn roles(&self) -> impl Iterator<Item = (Sock, &Role)> {
+        let sock = |index: usize, generation| Sock { index: index as u32, generation };
+        self.entries.iter().enumerate().map(move |(index, entry)| (sock(index, entry.generation), &entry.role))
     }
 
     #[inline]

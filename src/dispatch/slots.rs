@@ -1,7 +1,7 @@
 //! Who may have fewer requests at once than the others of its generation: one on trial, and one that is to be asked how it is.
 
-use super::workers::Worker;
-use super::{Dispatch, Grant, WorkerId};
+use super::workers::{THRESHOLD, Worker};
+use super::{Dispatch, Grant, Standing, WorkerId};
 
 impl Dispatch {
     /// A worker may have so many requests at once from now on, at least 1, and is on trial: each answer and its first failure are told
@@ -9,6 +9,20 @@ impl Dispatch {
     /// trial. Those in flight go on. The caller is to tell the grants.
     pub fn limit(&self, worker: WorkerId, most: Option<u32>) -> Vec<Grant> {
         self.share(worker, |place| place.most = most.map_or(u32::MAX, |most| most.max(1)))
+    }
+
+    /// A worker is due after so many requests from now on, those counted that it had ([`Notice::Threshold`](super::Notice::Threshold)), which
+    /// may be at once; 0 counts as no limit.
+    pub fn limit_requests(&self, worker: WorkerId, limit: u64) {
+        let mut board = self.lock();
+        let Some(index) = board.workers.find(worker) else { return };
+        let place = board.workers.at_mut(index);
+        place.request_limit = if limit == 0 { u64::MAX } else { limit };
+        let replaceable = matches!(place.standing, Standing::Ready | Standing::Unreachable);
+        if place.served >= place.request_limit && replaceable {
+            board.tell(index, THRESHOLD);
+        }
+        self.unlock(board);
     }
 
     /// Keeps one of a worker's slots from requests, until [`Dispatch::unspare`]. True: it is free; false:

@@ -386,6 +386,27 @@ fn the_request_limit_is_a_threshold_said_once() {
 }
 
 #[test]
+fn another_request_limit_holds_for_a_worker_that_has_served() {
+    let (dispatch, _, now) = with_ready(Balance::Lifo, 1, 0);
+    let id = dispatch.add(at_nowhere("web"), 1, None).unwrap();
+    assert!(dispatch.ready(id, now).is_empty());
+    let serve = || {
+        let permit = take(&dispatch, 0, now);
+        give_back(&dispatch, [permit], now);
+        notices(&dispatch)
+    };
+    assert_eq!((serve(), serve()), (vec![], vec![]));
+    dispatch.limit_requests(id, 3);
+    assert_eq!(notices(&dispatch), []);
+    assert_eq!(serve(), [Notice::Threshold(id)]);
+    dispatch.limit_requests(id, 0);
+    assert_eq!(serve(), []);
+    dispatch.limit_requests(id, 2);
+    assert_eq!(notices(&dispatch), [Notice::Threshold(id)], "it has had more");
+    assert_eq!(serve(), [], "said once");
+}
+
+#[test]
 fn a_removed_worker_is_forgotten_once_its_permits_are_back() {
     let (dispatch, ids, now) = with_ready(Balance::Lifo, 2, 1);
     let [a, b] = [0, 1].map(|number| take(&dispatch, number, now));

@@ -18,7 +18,7 @@ use crate::log::Level;
 use crate::mailbox::Message;
 
 use super::{Arrival, Loop, Tolds};
-use crate::connection::{Client, Kind, Role, State};
+use crate::connection::{Client, Role, State};
 use crate::listener::{ListenerSetup, Scheme};
 
 /// How long a request may be on its way to a process that has handed its work over: a client that keeps its connection busy asks again
@@ -275,8 +275,8 @@ impl<B: Backend> Loop<B> {
     fn vacant_listener(&mut self) -> usize {
         let mut left: Vec<bool> = self.accepting.listeners.iter().map(|listener| listener.sock == Sock::NONE).collect();
         if left.contains(&true) {
-            for sock in self.table.all(Kind::Client) {
-                if let Some(client) = self.table.client(sock) {
+            for (_, role) in self.table.roles() {
+                if let Role::Client(client) = role {
                     left[client.listener as usize] = false;
                 }
             }

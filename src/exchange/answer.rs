@@ -17,7 +17,7 @@ use crate::log::Level;
 use crate::metrics::series::RetryReason;
 use crate::planted::{self, Bug};
 
-use super::{Ending, Exchange, Fate, Phase};
+use super::{Ending, Exchange, Phase};
 
 const MALFORMED: &str = "a worker sent a malformed answer";
 /// A body up to this size that came whole with its head is copied behind it: one vector is cheaper than two.
@@ -70,8 +70,8 @@ impl<B: Backend> Loop<B> {
         let reason = limit.as_deref().unwrap_or(refusal.reason);
         let message = if limit.is_some() { "a worker's answer is above a limit" } else { MALFORMED };
         self.warn(key, message, reason, &[("section", &refusal.section)]);
-        let detail = limit.as_deref().unwrap_or("the worker sent a malformed answer");
-        self.finish(key, Ending::Refused { status: 502, detail, fate: Fate::Ended(Outcome::Malformed) });
+        let reason = limit.as_deref().unwrap_or("the worker sent a malformed answer");
+        self.finish(key, Ending::Failed { status: 502, reason, outcome: Some(Outcome::Malformed) });
     }
 
     fn begin_answer(&mut self, key: Key, mut input: Block, response: &Response) {
@@ -148,7 +148,7 @@ impl<B: Backend> Loop<B> {
             self.relay_runs(key, &mut input, chunks)
         };
         if let Err(refusal) = relayed {
-            return self.cut_answer(key, refusal.reason);
+            return self.fail(key, 502, refusal.reason);
         }
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         if exchange.answer.reader.is_done() {

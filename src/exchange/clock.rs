@@ -14,13 +14,13 @@
 
 use std::time::Duration;
 
-use crate::backends::Backend;
+use crate::backends::{Backend, How};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::nanos;
 use crate::event_loop::Loop;
 use crate::planted::{self, Bug};
 
-use super::{Ending, Exchange, Fate, Hold, Nanos, Phase, Upload};
+use super::{Ending, Exchange, Hold, Nanos, Phase, Upload};
 
 /// Bytes a second below which a body is not arriving.
 const BODY_RATE: u64 = 1024;
@@ -188,13 +188,11 @@ impl<B: Backend> Loop<B> {
             Due::Verdict => self.hear_verdict(key, true),
             Due::Memory => {}
             Due::Connect => self.unreachable(key),
-            Due::Body => self.refuse_body(key, 408, "the request's body did not arrive in time: --body-timeout"),
+            Due::Body => self.fail(key, 408, "the request's body did not arrive in time: --body-timeout"),
             Due::Read | Due::Request => self.silent(key, due == Due::Request),
             Due::Answer => self.give_up_answer(key, "the answer was not whole in time: --answer-timeout"),
-            Due::Idle => match phase {
-                Phase::Tunnel { .. } => self.finish(key, Ending::TunnelOver),
-                _ => self.cut_answer(key, "the stream was idle: --idle-timeout"),
-            },
+            Due::Idle if matches!(phase, Phase::Tunnel { .. }) => self.finish(key, Ending::Left { how: How::Flushed }),
+            Due::Idle => self.fail(key, 504, "the stream was idle: --idle-timeout"),
         }
     }
 
@@ -230,13 +228,9 @@ impl<B: Backend> Loop<B> {
 
     /// Ends an exchange whose worker has taken too long, and may still be at it.
     fn give_up_answer(&mut self, key: Key, reason: &str) {
-        let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let fate = Fate::Busy;
-        if exchange.phase == Phase::Relaying {
-            self.finish(key, Ending::Cut { reason, fate });
-        } else {
+        if self.exchanges.lookup(key).is_some_and(|exchange| exchange.phase != Phase::Relaying) {
             self.warn(key, "a request timed out", reason, &[]);
-            self.finish(key, Ending::Refused { status: 504, detail: reason, fate });
         }
+        self.finish(key, Ending::Failed { status: 504, reason, outcome: None });
     }
 }

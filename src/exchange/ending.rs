@@ -9,7 +9,7 @@ use std::fmt::Display;
 use crate::backends::{Backend, How};
 use crate::buffers::slots::Key;
 use crate::connection::{State, Stream};
-use crate::dispatch::Outcome;
+use crate::dispatch::{Outcome, Ticket};
 use crate::event_loop::Loop;
 use crate::http::body::last_chunk;
 use crate::http::reply::{self, Format, Reply};
@@ -27,58 +27,54 @@ pub(super) const STARTING: &str = "the app is starting";
 pub(crate) enum Ending<'a> {
     /// The worker's answer is whole; `surplus`: more bytes came behind it.
     Answered { surplus: bool },
-    /// We answer in the worker's place: a status of 400 to 599 and a sentence for the reader.
-    Refused { status: u16, detail: &'a str, fate: Fate },
-    /// The answer has begun and cannot be completed, which the client must see.
-    Cut { reason: &'a str, fate: Fate },
-    /// The client has left, or must go.
+    /// No answer, or no whole one. Where none has begun, we answer in the worker's place: a status of 400 to 599 and a sentence for
+    /// the reader; else the answer is cut, which the client must see. `outcome` is how the request ended for the worker, whose
+    /// connection closes; without one it may still be at it, and gets nothing more before it is done.
+    Failed { status: u16, reason: &'a str, outcome: Option<Outcome> },
+    /// The client has left, or must go; or a tunnel is over.
     Left { how: How },
-    /// A tunnel is over.
-    TunnelOver,
-}
-
-/// What becomes of the worker's connection and of the permit, where the answer is not whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
-    /// The connection closes, and this is how the request ended for the worker.
-    Ended(Outcome),
-    /// It has kept us waiting, may still be at it, and gets nothing more before it is done.
-    Busy,
 }
 
 impl<B: Backend> Loop<B> {
-    /// Ends an answer that has begun and cannot be completed.
-    pub fn cut_answer(&mut self, key: Key, reason: &str) {
-        self.finish(key, Ending::Cut { reason, fate: Fate::Ended(Outcome::Broken) });
+    /// Ends an exchange that cannot go on. A worker that has a part of the request sees a message that is visibly incomplete, on a
+    /// connection that closes.
+    pub fn fail(&mut self, key: Key, status: u16, reason: &str) {
+        self.finish(key, Ending::Failed { status, reason, outcome: Some(Outcome::Broken) });
     }
 
     /// Ends an exchange. The name is dead afterwards; so may be its client's connection.
     pub fn finish(&mut self, key: Key, ending: Ending<'_>) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let stream = exchange.stream;
+        let (stream, phase) = (exchange.stream, exchange.phase);
+        let cut = phase == Phase::Relaying && matches!(ending, Ending::Failed { .. });
         match ending {
             Ending::Answered { .. } => self.end_body(key, stream),
-            Ending::Refused { status, detail, .. } => self.send_refusal(key, status, detail),
-            Ending::Cut { reason, .. } => self.tell_of_cut(key, reason),
-            Ending::Left { .. } | Ending::TunnelOver => {}
+            Ending::Failed { reason, .. } if cut => self.tell_of_cut(key, reason),
+            Ending::Failed { status, reason, .. } => self.send_refusal(key, status, reason),
+            Ending::Left { .. } => {}
         }
-        self.return_worker(key, ending);
-        if matches!(ending, Ending::Refused { .. } | Ending::Left { .. }) {
-            self.leave_queue(key);
+        match ending {
+            _ if matches!(phase, Phase::Tunnel { .. }) => self.end_tunnel(key),
+            Ending::Answered { surplus } => self.keep_worker(key, surplus),
+            Ending::Failed { outcome: Some(outcome), .. } => self.drop_worker(key, outcome),
+            Ending::Failed { outcome: None, .. } => self.leave_worker(key, true),
+            Ending::Left { .. } => self.leave_worker(key, false),
+        }
+        if let Phase::Queued { ticket, .. } = phase {
+            self.leave_queue(key, ticket);
         }
         // A tunnel's line is written when it begins.
-        if !matches!(ending, Ending::TunnelOver) {
+        if !matches!(phase, Phase::Tunnel { .. }) {
             self.account(key, matches!(ending, Ending::Left { .. }));
         }
-        if planted::active(Bug::CleanCut) && matches!(ending, Ending::Cut { .. }) {
+        if planted::active(Bug::CleanCut) && cut {
             self.end_body(key, stream);
         }
         self.exchanges.discard(key);
         match ending {
-            Ending::Answered { .. } | Ending::Refused { .. } => self.stream_over(stream),
-            Ending::Cut { .. } => self.stream_abort(stream),
+            Ending::Failed { .. } if cut => self.stream_abort(stream),
+            Ending::Answered { .. } | Ending::Failed { .. } => self.stream_over(stream),
             Ending::Left { how } => self.stream_leave(stream, how),
-            Ending::TunnelOver => self.stream_leave(stream, How::Flushed),
         }
     }
 
@@ -89,22 +85,6 @@ impl<B: Backend> Loop<B> {
         {
             let end = last_chunk(&mut self.memory.scratch, exchange.answer.reader.trailers());
             self.backend.send(stream.connection, end);
-        }
-    }
-
-    /// The worker's connection is kept, closed or left to what it is still doing, and the permit goes back or stays with it.
-    fn return_worker(&mut self, key: Key, ending: Ending<'_>) {
-        match ending {
-            Ending::Answered { surplus } => self.keep_worker(key, surplus),
-            Ending::Refused { fate, .. } | Ending::Cut { fate, .. } => match fate {
-                Fate::Ended(outcome) => self.drop_worker(key, outcome),
-                Fate::Busy => self.leave_worker(key, true),
-            },
-            Ending::TunnelOver => self.end_tunnel(key),
-            Ending::Left { .. } => match self.exchanges.lookup(key).map(|exchange| exchange.phase) {
-                Some(Phase::Tunnel { .. }) => self.end_tunnel(key),
-                _ => self.leave_worker(key, false),
-            },
         }
     }
 
@@ -134,9 +114,8 @@ impl<B: Backend> Loop<B> {
         self.give_back(key, outcome);
     }
 
-    fn leave_queue(&mut self, key: Key) {
+    fn leave_queue(&mut self, key: Key, ticket: Ticket) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let Phase::Queued { ticket, .. } = exchange.phase else { return };
         if !planted::active(Bug::ForgottenTicket) && !exchange.app.dispatch.cancel(ticket) {
             // The permit is in the mail, and goes back when it finds nobody.
             self.apps.expect_mail(key, exchange.app.clone());
@@ -170,11 +149,10 @@ impl<B: Backend> Loop<B> {
     }
 
     fn tell_of_cut(&mut self, key: Key, reason: &str) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let waits = exchange.waits().name();
         self.count().errors.add(1);
-        if let Some(exchange) = self.exchanges.lookup(key) {
-            self.count().app(exchange.app.count).cut.add(1);
-        }
-        let waits = self.exchanges.lookup(key).map_or("", |exchange| exchange.waits().name());
+        self.count().app(exchange.app.count).cut.add(1);
         self.warn(key, "an answer was cut", reason, &[("waited_for", &waits)]);
     }
 

@@ -55,7 +55,7 @@ use crate::http::route::Edits;
 use crate::log::{AccessLog, AnswerNote};
 
 pub(crate) use clock::Pace;
-pub(crate) use ending::{Ending, Fate};
+pub(crate) use ending::Ending;
 pub(crate) use source::Source;
 
 /// A time, in nanoseconds since the loop's start ([`Time::nanos`](crate::event_loop::Time::nanos)).

@@ -13,15 +13,15 @@ use crate::event_loop::{Loop, Task};
 use crate::http::body::last_chunk;
 use crate::http::{Framing, rewrite};
 
-use super::{Ending, Fate, Pace, Phase, Source, Upload};
+use super::{Ending, Pace, Phase, Source, Upload};
 
 /// How soon a worker whose backlog is full is asked again.
 const BACKLOG_RETRY: Duration = Duration::from_millis(5);
 
 impl<B: Backend> Loop<B> {
     /// Answers in the worker's place, before any worker was busy with the request.
-    fn refuse_unasked(&mut self, key: Key, status: u16, detail: &str) {
-        self.finish(key, Ending::Refused { status, detail, fate: Fate::Ended(Outcome::Unused) });
+    fn refuse_unasked(&mut self, key: Key, status: u16, reason: &str) {
+        self.finish(key, Ending::Failed { status, reason, outcome: Some(Outcome::Unused) });
     }
 
     /// Asks for a permit; `front` for an exchange that had one already.

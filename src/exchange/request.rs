@@ -8,7 +8,6 @@ use crate::backends::{Backend, How, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::connection::{State, Stream};
-use crate::dispatch::Outcome;
 use crate::event_loop::{Leads, Loop, LoopRoute};
 use crate::http::Framing;
 use crate::http::body::last_chunk;
@@ -16,7 +15,7 @@ use crate::http::head::Request;
 use crate::http::id::id_text;
 use crate::http::rewrite::{self, Forward};
 
-use super::{Ending, Exchange, Fate, Pace, Phase, Upload};
+use super::{Exchange, Pace, Phase, Upload};
 
 impl<B: Backend> Loop<B> {
     /// Makes an exchange of a request for the app of that route. `input` begins with its head.
@@ -52,7 +51,7 @@ impl<B: Backend> Loop<B> {
                 self.keep_input(stream.connection, input);
                 self.acquire(key, false);
             }
-            Framing::Length(length) if length > self.apps.settings.max_body => self.refuse_body(key, 413, TOO_LARGE),
+            Framing::Length(length) if length > self.apps.settings.max_body => self.fail(key, 413, TOO_LARGE),
             framing => self.begin_body(key, framing, input),
         }
     }
@@ -84,7 +83,7 @@ impl<B: Backend> Loop<B> {
         let ended = self.table.client(stream.connection).is_some_and(|client| client.ended);
         if expects && !ended {
             if exchange.app.dispatch.queue_is_full() {
-                return self.refuse_body(key, 503, super::permit::QUEUE_FULL);
+                return self.fail(key, 503, super::permit::QUEUE_FULL);
             }
             if input.is_empty() {
                 self.stream_continue(stream);
@@ -122,7 +121,7 @@ impl<B: Backend> Loop<B> {
         request.bytes += data.len() as u64;
         request.pace.moved(now);
         if request.bytes > most {
-            self.refuse_body(key, 413, TOO_LARGE);
+            self.fail(key, 413, TOO_LARGE);
             return false;
         }
         if request.upload == Upload::Collecting {
@@ -215,19 +214,6 @@ impl<B: Backend> Loop<B> {
             self.heard(key);
             self.continue_upload(key);
         }
-    }
-
-    /// The body cannot be finished. Before an answer it is refused; a worker that has one already sees a message that is visibly
-    /// incomplete on a connection that closes, and the client, behind the head of an answer, that it was cut. Either way the
-    /// client's connection closes: what stands behind such a body is never read as a request.
-    pub fn refuse_body(&mut self, key: Key, status: u16, reason: &str) {
-        let Some(exchange) = self.exchanges.lookup(key) else { return };
-        if exchange.phase == Phase::Relaying {
-            return self.cut_answer(key, reason);
-        }
-        let fate =
-            if exchange.attempt.permit.is_some() { Fate::Ended(Outcome::Broken) } else { Fate::Ended(Outcome::Unused) };
-        self.finish(key, Ending::Refused { status, detail: reason, fate });
     }
 }
 

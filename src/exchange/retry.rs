@@ -27,7 +27,7 @@ use crate::http::reader::Reader;
 use crate::metrics::series::RetryReason;
 use crate::planted::{self, Bug};
 
-use super::{Ending, Exchange, Fate, Phase};
+use super::{Ending, Exchange, Phase};
 
 /// How long the supervisor's word about a worker is waited for.
 const VERDICT: Duration = Duration::from_millis(50);
@@ -63,9 +63,9 @@ impl<B: Backend> Loop<B> {
                 (exchange.answer.reader, exchange.answer.link_keeps) = (Reader::Done, false);
                 self.finish(key, Ending::Answered { surplus: false });
             }
-            Phase::Relaying => self.cut_answer(key, "the worker's connection ended in the middle of an answer"),
+            Phase::Relaying => self.fail(key, 502, "the worker's connection ended in the middle of an answer"),
             Phase::Tunnel { .. } if side.is_none() => self.tunnel_side_ended(key, false),
-            Phase::Tunnel { .. } => self.finish(key, Ending::TunnelOver),
+            Phase::Tunnel { .. } => self.finish(key, Ending::Left { how: How::Flushed }),
             _ => debug_assert!(false, "a link was lost in {:?}", exchange.phase),
         }
     }
@@ -94,10 +94,10 @@ impl<B: Backend> Loop<B> {
 
     /// The worker is lost with the request in it.
     fn lose(&mut self, key: Key) {
-        let detail = "the worker's connection ended before it answered";
+        let reason = "the worker's connection ended before it answered";
         // A process that is dying closes its sockets one by one: until the supervisor has looked, it may still seem to listen, and
         // the worker freed last would be asked first. The dispatch knows whether this was all it had.
-        self.finish(key, Ending::Refused { status: 502, detail, fate: Fate::Ended(Outcome::Lost) });
+        self.finish(key, Ending::Failed { status: 502, reason, outcome: Some(Outcome::Lost) });
     }
 
     /// Sends the request again, over a fresh connection and preferably to another worker.

@@ -89,7 +89,7 @@ impl<B: Backend> Loop<B> {
         let other = if client { exchange.link() } else { exchange.stream.connection };
         let Phase::Tunnel { half_closed } = &mut exchange.phase else { return };
         if std::mem::replace(half_closed, true) {
-            return self.finish(key, Ending::TunnelOver);
+            return self.finish(key, Ending::Left { how: How::Flushed });
         }
         self.backend.finish(other);
     }

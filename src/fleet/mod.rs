@@ -91,6 +91,8 @@ pub struct Rule {
     pub start_parallel: usize,
     /// After so long a ready worker counts as one that serves, though nobody has asked it for anything.
     pub proven_after: Duration,
+    /// Whether workers are asked for their health: then a roll takes a new worker for one that serves when it has passed a check.
+    pub checked: bool,
     /// How long a leaving worker may finish its requests.
     pub drain: Duration,
     /// Workers that a roll replaces at a time, at least 1.
@@ -354,11 +356,17 @@ impl Fleet {
         fleet
     }
 
-    /// Keeps to another rule from now on. How long workers live and how they come back holds for all; the number of requests after which
-    /// one is replaced for those that are started from now on.
+    /// Keeps to another rule from now on, for all workers. Where another number of requests holds, each has another [`Member::limit`], which
+    /// is to be counted against by whoever counts its requests.
     pub fn set_rule(&mut self, rule: Rule) {
+        let limits = |rule: &Rule| (rule.requests, rule.jitter_percent);
+        let others = limits(&self.rule) != limits(&rule);
         for place in &mut self.places {
             place.keep_to(&rule);
+            let here = [place.serving, place.next];
+            for member in self.members.iter_mut().filter(|member| others && here.contains(&Some(member.name))) {
+                member.may_have(place.limit(rule.requests));
+            }
         }
         if self.rule.lifetime != rule.lifetime {
             for member in &mut self.members {

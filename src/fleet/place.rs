@@ -60,6 +60,8 @@ pub struct Member {
     pub reloads: u64,
     /// The limit of its own that it has reached, if it has, and when it is replaced for it at the earliest.
     pub(super) due: Option<(Ending, Instant)>,
+    /// It has passed a health check.
+    pub(super) passed: bool,
     /// It has said that it leaves, before it was known that it serves.
     pub(super) leaves: bool,
     /// Why it was told to end.
@@ -105,6 +107,12 @@ impl Member {
         if self.due.is_none_or(|(_, due)| at < due) {
             self.due = Some((ending, at));
         }
+    }
+
+    /// So many requests and no more, whatever was said of that before; 0: as many as come.
+    pub(super) fn may_have(&mut self, limit: u64) {
+        self.limit = limit;
+        self.due = self.due.filter(|(ending, _)| !matches!(ending, Ending::Requests(_)));
     }
 
     /// It is not ready in time: whether it gets more, since it has burned CPU and the bound is not reached.
@@ -193,6 +201,11 @@ impl Place {
     pub(super) fn keep_to(&mut self, rule: &Rule) {
         self.policy.keep_to(rule.restart);
         self.jitter = Jitter::new(!(rule.seed ^ u64::from(self.number)), rule.jitter_percent);
+    }
+
+    /// After how many requests its next worker is replaced, where that is so many or a little more; 0: never.
+    pub(super) fn limit(&mut self, requests: u64) -> u64 {
+        if requests == 0 { 0 } else { self.jitter.add(requests) }
     }
 
     /// How often it was filled again, for whatever reason.

@@ -115,7 +115,7 @@ impl Fleet {
         let name = self.next_name();
         let deadline = now + self.rule.ready_timeout;
         let Some(place) = self.place_mut(number) else { return };
-        let limit = if requests == 0 { 0 } else { place.jitter.add(requests) };
+        let limit = place.limit(requests);
         match machine.start(Start { name, number, generation, limit }) {
             Started::Yes => {
                 place.starts += 1;
@@ -130,6 +130,7 @@ impl Fleet {
                     limit,
                     reloads: 0,
                     due: None,
+                    passed: false,
                     leaves: false,
                     ending: None,
                     expires: None,
@@ -180,11 +181,12 @@ impl Fleet {
         place.serving.is_some_and(running) || place.next.is_some_and(running)
     }
 
-    /// A worker got ready for the first time: it takes over, unless it is on trial.
+    /// A worker got ready for the first time: it takes over, unless it is on trial, or a roll brings it that waits for its first check.
     pub(super) fn filled(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
         let Some(member) = self.member(name) else { return };
         let (number, born) = (member.number, member.born);
-        let (rolls, on_trial) = (self.roll.is_some(), self.roll().is_some_and(|roll| roll.tries(member)));
+        let waits = |roll: &Roll| roll.tries(member) || self.rule.checked && !member.passed && roll.brings(member);
+        let (rolls, on_trial) = (self.roll.is_some(), self.roll().is_some_and(waits));
         let Some(place) = self.place_mut(number) else { return };
         place.short_of_memory = false;
         if place.next == Some(name) && (!on_trial || planted::active(Bug::NoTrial)) {

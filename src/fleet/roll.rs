@@ -34,7 +34,12 @@ impl Roll {
 
     /// Whether a worker has to show first that it serves, before anything old is touched.
     pub(super) fn tries(&self, member: &Member) -> bool {
-        !self.proven && member.generation == self.generation && self.doing.contains(&member.number)
+        !self.proven && self.brings(member)
+    }
+
+    /// Whether a worker is one of its own.
+    pub(super) fn brings(&self, member: &Member) -> bool {
+        member.generation == self.generation && self.doing.contains(&member.number)
     }
 }
 
@@ -135,12 +140,15 @@ impl Fleet {
         while roll.doing.len() < self.rule.parallel.max(1)
             && let Some(number) = roll.waiting.pop_front()
         {
+            // Whoever ended before its turn, in a roll that was proven, has a new one in its place already.
+            let is_done = self.is_rolled(&roll, number);
             match self.place_mut(number) {
+                None => roll.total -= 1,
+                Some(_) if is_done => roll.done += 1,
                 Some(place) => {
                     place.start_afresh(now);
                     roll.doing.push(number);
                 }
-                None => roll.total -= 1,
             }
         }
         let over = roll.doing.is_empty() && roll.waiting.is_empty();
@@ -206,9 +214,27 @@ impl Fleet {
         let Some(roll) = self.roll.as_ref().filter(|roll| roll.proven) else { return };
         for number in roll.doing.clone() {
             let next = self.place(number).and_then(|place| place.next).and_then(|next| self.member(next));
-            if next.is_some_and(Member::is_running) {
+            let is_well = |next: &Member| next.is_running() && (next.passed || !self.rule.checked);
+            if next.is_some_and(is_well) {
                 self.take_over(number, now, machine);
             }
+        }
+    }
+
+    /// A worker has passed a health check, or has failed so many in a row that it is unhealthy. A roll that brings it goes on, or ends: another
+    /// of its kind would be no better.
+    pub fn checked(&mut self, name: Name, outcome: Result<(), &str>, now: Instant, machine: &mut impl Machine) {
+        let brought = self.roll.as_ref().map(|roll| roll.generation);
+        let Some(member) = self.member_mut(name) else { return };
+        match outcome {
+            Ok(()) if !member.passed => {
+                member.passed = true;
+                self.look_at = None;
+            }
+            Err(reason) if !member.passed && brought == Some(member.generation) => {
+                self.abort_roll(reason, "", now, machine)
+            }
+            _ => {}
         }
     }
 

@@ -117,6 +117,7 @@ fn rule() -> Rule {
         ready_timeout: SECOND * 15,
         start_parallel: 1024,
         proven_after: TRIAL,
+        checked: false,
         drain: SECOND * 30,
         parallel: 1,
         max_unavailable: 0,

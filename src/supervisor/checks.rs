@@ -99,7 +99,7 @@ impl Checks {
         }
     }
 
-    /// Asks otherwise from now on; what is under way comes to its end.
+    /// Asks otherwise from now on; what is under way comes to its end, within the time that holds now.
     pub fn configure(&mut self, settings: &config::Health, now: Instant) {
         if self.settings == *settings {
             return;
@@ -108,6 +108,11 @@ impl Checks {
         for one in &mut self.all {
             one.question = question(settings, &one.target).unwrap_or_else(|| Rc::clone(&one.question));
             one.next = one.next.min(now + settings.interval);
+            match &mut one.stage {
+                Stage::Rests => {}
+                Stage::Busy(until) => *until = (*until).min(now + settings.timeout),
+                Stage::Asked(probe) => probe.end_by(now + settings.timeout),
+            }
         }
     }
 

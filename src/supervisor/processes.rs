@@ -153,6 +153,13 @@ impl Processes {
         self.app = app;
     }
 
+    /// Workers are due after that many requests from now on; 0: never.
+    pub fn limit_requests(&self, limit: impl Fn(Name) -> Option<u64>) {
+        for process in &self.workers {
+            limit(process.name).into_iter().for_each(|limit| self.dispatch.limit_requests(process.id, limit));
+        }
+    }
+
     /// The ways to those who are to know what becomes of an upstream.
     pub fn ways(&self) -> Listeners<'_> {
         let Context { postboxes, log, .. } = &self.context;

@@ -559,6 +559,7 @@ fn rule(app: &config::App) -> fleet::Rule {
             // Who edits waits for the next roll until this one is over.
             HotReload::Process | HotReload::Module => PROVEN_AFTER_EDIT,
         },
+        checked: app.health.path.is_some(),
         drain: restart.drain,
         parallel: restart.parallel,
         max_unavailable: restart.max_unavailable,

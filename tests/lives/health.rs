@@ -8,6 +8,7 @@ on_every_backend! {
     a_worker_from_which_nothing_comes_gets_no_requests_and_is_killed,
     a_busy_worker_is_not_asked_and_not_harmed,
     where_all_are_unhealthy_the_app_serves_on,
+    a_roll_waits_for_the_first_check_and_is_aborted_where_they_fail,
 }
 
 const SYNC: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lives/sync.py");
@@ -109,5 +110,23 @@ fn where_all_are_unhealthy_the_app_serves_on(backend: &str) {
         let pids = pids(app);
         pids.len() == 3 && pids.iter().all(|pid| health(app, *pid)["healthy"] == true)
     });
+    clients.end();
+}
+
+/// What new workers answer to requests does not count where they are asked for their health.
+fn a_roll_waits_for_the_first_check_and_is_aborted_where_they_fail(backend: &str) {
+    let site = asked_often(backend, &["-w", "2", "--health-timeout", "10s"]);
+    let before = site.settled(2);
+    let clients = Asking::begin(&site);
+    site.make("faulty");
+    let (code, said) = site.word(&["restart", "--wait"]);
+    assert_eq!(code, Some(75), "{said}");
+    assert!(said.contains("the new worker fails its health checks: GET /healthz was answered with 500"), "{said}");
+    assert_eq!(site.settled(2), before, "the old ones serve on");
+    site.remove("faulty");
+    let (code, said) = site.word(&["restart", "--wait"]);
+    assert_eq!(code, Some(0), "{said}");
+    let after = site.settled(2);
+    assert!(after.iter().all(|pid| !before.contains(pid) && times_asked(&site, *pid) > 0));
     clients.end();
 }

@@ -10,8 +10,9 @@ on_every_backend! {
     a_socket_that_is_removed_is_made_again_or_its_worker_replaced,
 }
 
-/// Crashes would end the app soon.
-const STRICT: [&str; 6] = ["--restart-base", "10ms", "--give-up", "2/60s", "-w", "2"];
+/// Crashes would end the app soon. A removal is noticed when a connection is opened, or at the next look: what is held meanwhile is
+/// not silent for too long.
+const STRICT: [&str; 8] = ["--restart-base", "10ms", "--give-up", "2/60s", "-w", "2", "--read-timeout-ms", "60000"];
 
 /// Many who ask, so that not all find a connection to a worker that is open already.
 fn many_ask(site: &Site) {

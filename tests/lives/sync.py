@@ -2,7 +2,8 @@
 
 /pid        its process id
 /hold/NAME  the process id, once FOLDER/NAME exists
-/healthz    200; 500 while FOLDER/ill or FOLDER/ill.PID exists; nothing at all while FOLDER/mute.PID does
+/healthz    200; 500 while FOLDER/ill or FOLDER/ill.PID exists, or where FOLDER/faulty did when it was started; nothing at all while FOLDER/mute.PID
+            does
 
 It counts what it is asked at /healthz in FOLDER/asked.PID, a byte each time, and makes FOLDER/crowded when somebody has connected while it was at
 a request for something else.
@@ -39,7 +40,7 @@ def serve(connection):
             count.write(b".")
         while there("mute"):
             time.sleep(0.005)
-        if there("ill"):
+        if there("ill") or faulty:
             status = b"500 Ill"
     elif target.startswith("/hold/"):
         while not there(target[len("/hold/"):]):
@@ -51,6 +52,7 @@ def serve(connection):
     connection.sendall(head + body)
 
 
+faulty = there("faulty")
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(os.environ["SOCKET_PATH"])
 listener.listen(64)

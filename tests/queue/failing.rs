@@ -112,6 +112,7 @@ fn an_upstream_that_fails_in_a_row_is_left_out(backend: &str) {
         let asked = pair.first.targets().len();
         assert_eq!(answers(&server, 10), vec!["second"; 10], "{mood}");
         assert_eq!((pair.first.targets().len(), first(&server)["ejections"].clone()), (asked, 1.into()), "{mood}");
+        until("it is said", || !events(&server, "upstream-ejected").is_empty());
         let told = events(&server, "upstream-ejected");
         let name = format!("unix:{}", pair.first.path.display());
         assert_eq!(
@@ -181,6 +182,7 @@ fn an_upstream_that_fails_its_health_checks_is_left_out_until_it_passes(backend:
     assert_eq!(left_out["health"]["reason"], "GET /up was answered with 500", "{left_out}");
     assert_eq!(left_out["ejections"], 0, "{left_out}");
     assert_eq!(answers(&server, 10), vec!["second"; 10]);
+    until("it is said", || !events(&server, "upstream-unhealthy").is_empty());
     assert_eq!(events(&server, "upstream-unhealthy").len(), 1);
     pair.is(WELL);
     until_first_is(&server, "running");

@@ -550,6 +550,7 @@ fn rule(world: &World, plan: &Plan) -> Rule {
         reloads: if world.chance(300) { world.between(1, 4) as u64 } else { 0 },
         ready_timeout: milliseconds(200, 2000),
         proven_after: milliseconds(200, 2000),
+        checked: false,
         start_parallel: world.between(1, 4),
         // What a good worker has in hand ends in this time; what a bad one has need not.
         drain: if wild { milliseconds(50, 4000) } else { Duration::from_secs(60) },

@@ -399,11 +399,13 @@ impl Worker {
         self.read_body(connection, (id, number), head, Body::new(framing))
     }
 
-    /// A worker never has more requests than it takes at a time, nor new ones when it is being drained.
+    /// A worker never has more requests than it takes at a time, nor new ones when it is being drained. Of several at a time those
+    /// are not counted whose answer nobody waits for any more.
     fn check_load(&self, id: RequestId) {
+        let left = |end| self.concurrency > 1 && self.world.other_has_finished(end);
         let busy = |connection: &&Connection| {
             let busy = matches!(connection.state, State::Body(..) | State::Answering(_));
-            busy && self.world.other_is_open(connection.end)
+            busy && self.world.other_is_open(connection.end) && !left(connection.end)
         };
         let load = self.connections.iter().filter(busy).count();
         assert!(load < self.concurrency, "worker {} got request {id} although it has {load}", self.number);

@@ -9,6 +9,7 @@ use crate::support::{Client, PROGRAM, folder, on_every_backend, python, until};
 use crate::upgrades::{Line, path};
 
 mod apps;
+mod keys;
 mod reload;
 
 /// A worker that says which app it is of and what it was asked. In its folder, the file `NAME.crash` lets it end as it starts; a request

@@ -96,7 +96,7 @@ fn listening(backend: &str, text: &str) -> Site {
 
 /// Ports that nobody listens on now, from below the range of which the system takes those of outgoing connections and of the
 /// other tests' listeners (ip(7), ip_local_port_range): they stay free until the server opens them.
-fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
+pub fn free_ports<const COUNT: usize>() -> [u16; COUNT] {
     let mut random = std::collections::hash_map::RandomState::new().build_hasher();
     let mut free = || {
         loop {

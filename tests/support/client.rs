@@ -80,6 +80,11 @@ impl Client {
         Client::over(TcpStream::connect_timeout(&address, DEADLINE).unwrap(), Vec::new())
     }
 
+    /// Goes without a goodbye.
+    pub fn reset(self) {
+        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();
+    }
+
     /// A connection that is there already, with what has been received over it.
     pub fn over(stream: TcpStream, input: Vec<u8>) -> Client {
         stream.set_nodelay(true).unwrap();

@@ -15,6 +15,7 @@ import time
 fault = sys.argv[1]
 busy = []  # connections with a request under way
 unanswered = []  # those and the new ones
+leaving = []  # told to end in the middle of a request, by the thread that answers it
 
 
 def main():
@@ -60,6 +61,10 @@ def has_hung_up(connection):
 
 def stop(listener):
     listener.close()
+    if fault == "blocks" and busy:
+        # This interrupts the request, and would wait for itself.
+        leaving.append(True)
+        return
     while busy:
         time.sleep(0.005)
     os._exit(0)
@@ -139,6 +144,8 @@ def one_request(connection):
         unanswered.remove(connection)
         kept = answer(connection, method, fields)
         busy.remove(connection)
+        if leaving:
+            os._exit(0)
         return kept
     except ValueError:
         return refuse(connection)

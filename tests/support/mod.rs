@@ -16,7 +16,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-pub use client::{Client, Ending, fields};
+pub use client::{Answer, Client, Ending, fields};
 pub use process::{Process, assert_gone, send_signal};
 pub use server::Server;
 pub use worker::Worker;

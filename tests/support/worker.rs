@@ -25,7 +25,7 @@ pub struct Worker {
     pub url: String,
     records: Records,
     stopped: Arc<AtomicBool>,
-    unblock: Box<dyn Fn() + Send>,
+    unblock: Box<dyn Fn() + Send + Sync>,
     _folder: tempfile::TempDir,
 }
 
@@ -121,7 +121,7 @@ impl Worker {
         folder: tempfile::TempDir,
         script: impl Fn(&mut Incoming) + Send + Sync + 'static,
         accept: impl Fn() -> Option<Box<dyn Socket>> + Send + 'static,
-        unblock: impl Fn() + Send + 'static,
+        unblock: impl Fn() + Send + Sync + 'static,
     ) -> Worker {
         let (records, stopped): (Records, Arc<AtomicBool>) = Default::default();
         let (kept, stop, script) = (records.clone(), stopped.clone(), Arc::new(script));

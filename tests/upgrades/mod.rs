@@ -15,6 +15,7 @@ use crate::support::{Client, DEADLINE, PROGRAM, Process, Server, folder, on_ever
 
 mod failing;
 mod handing;
+mod package;
 mod privileges;
 mod systemd;
 
@@ -90,11 +91,16 @@ impl Line {
     }
 
     /// Stops whoever serves, after which nothing is left.
-    pub fn stop(mut self) {
+    pub fn stop(self) {
         let (code, said) = self.word(&["stop"]);
         assert_eq!(code, Some(0), "{said}");
+        self.gone();
+    }
+
+    /// Whoever serves stops by itself, after which nothing is left; the exit code of the first one.
+    pub fn gone(mut self) -> Option<i32> {
         // The first one may be a zombie since long, or the one that was stopped.
-        self.server.ended();
+        let code = self.server.ended().code();
         // The guard of one that was killed takes a moment.
         until("all processes are gone", || self.processes().is_empty());
         let left: Vec<PathBuf> =
@@ -102,6 +108,7 @@ impl Line {
         let inside =
             fs::read_dir(self.run()).map(|entries| entries.flatten().map(|entry| entry.path()).collect::<Vec<_>>());
         assert!(left.is_empty(), "{left:?} is left: {inside:?}");
+        code
     }
 
     /// All that were started with this run directory, and their workers.

@@ -241,6 +241,10 @@ impl Network {
         self.half(end).is_some_and(|half| !half.closed)
     }
 
+    pub fn has_finished(&self, end: End) -> bool {
+        self.half(end).is_some_and(|half| half.shut)
+    }
+
     /// Sends a part of `bytes`: at least one byte, or an error; `WouldBlock` while the other end has no room.
     pub fn write(&mut self, end: End, bytes: &[u8]) -> io::Result<usize> {
         debug_assert!(!bytes.is_empty(), "a send of nothing says nothing");

@@ -235,6 +235,11 @@ impl World {
         self.0.borrow().is_open(end.other())
     }
 
+    /// Whether the other side will send no more, and may still receive.
+    pub fn other_has_finished(&self, end: End) -> bool {
+        self.0.borrow().has_finished(end.other())
+    }
+
     // --- Leak checks ---
 
     /// Connections of which at least one end is open, those in backlogs included.

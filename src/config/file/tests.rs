@@ -103,6 +103,18 @@ fn the_file_is_the_lowest_place_but_for_defaults() {
     assert_eq!(settings("", &[], &[]).config, None);
 }
 
+/// What is said of one log alone wins over what is said of all, in whatever order the file has them.
+#[test]
+fn the_more_special_key_wins_wherever_it_stands_in_the_file() {
+    let (all, access, events) =
+        ("log.format = \"rip\"\n", "log.access.format = \"common\"\n", "log.events.format = \"json\"\n");
+    for file in [[all, access, events], [access, events, all]] {
+        let settings = settings(&file.concat(), &[], &[]);
+        let formats = (settings.access_log.format, settings.event_log.format);
+        assert_eq!(formats, (AccessLogFormat::Common, EventFormat::Json), "{file:?}");
+    }
+}
+
 #[test]
 fn the_app_is_what_the_highest_place_says() {
     let command = |words: &[&str]| Command::Argv(words.iter().map(OsString::from).collect());

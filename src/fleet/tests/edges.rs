@@ -31,6 +31,20 @@ fn later_replacements_that_get_ready_and_crash_end_the_roll() {
 }
 
 #[test]
+fn a_roll_whose_last_place_has_a_new_worker_before_its_turn_is_over_at_once() {
+    let mut scene = proven(rule(), 3);
+    let last = scene.fleet.members().iter().find(|member| member.number == 3).unwrap().name;
+    scene.exit(last, true);
+    scene.pass(SECOND);
+    scene.ready_all();
+    assert_eq!(scene.serving(), [(1, 2), (2, 2), (3, 2)]);
+    assert!(scene.ended_rolls().is_empty(), "the second's old one still has something to finish");
+    scene.let_the_old_go();
+    assert_eq!(scene.ended_rolls(), [RollEnd::Done]);
+    assert_eq!(scene.fleet.last_roll().map(|roll| (roll.done, roll.total)), Some((3, 3)));
+}
+
+#[test]
 fn a_new_worker_that_was_looked_at_when_the_roll_was_proven_takes_over_when_it_is_back() {
     let mut scene = Scene::running(Rule { parallel: 2, ..rule() }, 2);
     scene.restart();
@@ -218,4 +232,44 @@ fn what_a_roll_brings_is_known_when_it_is_asked_for() {
     scene.settle();
     let generation = scene.fleet.generation();
     assert_eq!(scene.fleet.last_roll().map(|report| report.generation), Some(generation));
+}
+
+#[test]
+fn where_workers_are_asked_for_their_health_a_roll_waits_until_each_new_one_has_passed() {
+    let mut scene = Scene::running(Rule { checked: true, ..rule() }, 2);
+    scene.restart();
+    for place in 1..=2 {
+        let new = scene.starting()[0];
+        scene.ready(new);
+        scene.paper.answered.insert(new);
+        scene.pass(TRIAL * 2);
+        assert!(scene.serving().contains(&(place, 1)), "what it answers and how long it lives does not count");
+        scene.fleet.checked(new, Ok(()), scene.now, &mut scene.paper);
+        scene.tick();
+        assert!(!scene.serving().contains(&(place, 1)));
+        scene.let_the_old_go();
+    }
+    assert_eq!((scene.serving(), scene.ended_rolls()), (vec![(1, 2), (2, 2)], vec![RollEnd::Done]));
+}
+
+#[test]
+fn a_new_worker_that_fails_its_health_checks_aborts_the_roll_at_whatever_place() {
+    for (passed, left) in [(0, [(1, 1), (2, 1)]), (1, [(1, 2), (2, 1)])] {
+        let mut scene = Scene::running(Rule { checked: true, ..rule() }, 2);
+        scene.restart();
+        for _ in 0..passed {
+            let new = scene.starting()[0];
+            scene.ready(new);
+            scene.fleet.checked(new, Ok(()), scene.now, &mut scene.paper);
+            scene.tick();
+            scene.let_the_old_go();
+        }
+        let new = scene.starting()[0];
+        scene.ready(new);
+        scene.fleet.checked(new, Err("500"), scene.now, &mut scene.paper);
+        scene.tick();
+        scene.let_the_old_go();
+        let aborted = RollEnd::Aborted { reason: "500".to_owned(), last_lines: String::new() };
+        assert_eq!((scene.serving(), scene.ended_rolls()), (left.to_vec(), vec![aborted]));
+    }
 }

@@ -132,6 +132,11 @@ impl HttpProbe {
         self.deadline
     }
 
+    /// It has no longer than that.
+    pub fn end_by(&mut self, end: Instant) {
+        self.deadline = self.deadline.min(end);
+    }
+
     /// Whether the time is over and not a byte has come.
     pub fn is_silent(&self, now: Instant) -> bool {
         self.received == 0 && now >= self.deadline

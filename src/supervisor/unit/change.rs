@@ -49,6 +49,11 @@ pub fn policy(app: &config::App) -> Policy {
     }
 }
 
+/// What says after how many requests a worker is replaced.
+fn of_requests(app: &config::App) -> (u64, u32) {
+    (app.recycle.requests, app.recycle.jitter_percent)
+}
+
 impl Unit {
     /// Takes new settings over; the number of the roll that brings them to the workers, if one does.
     ///
@@ -81,6 +86,9 @@ impl Unit {
         self.processes.configure(Arc::clone(&new), now);
         self.processes.dispatch.set_policy(policy(&new));
         self.fleet.set_rule(rule(&new));
+        if of_requests(&old) != of_requests(&new) {
+            self.processes.limit_requests(|name| self.fleet.member(name).map(|member| member.limit));
+        }
         self.upstreams.configure(&new);
         self.checks.configure(&new.health, now);
         if old.concurrency != new.concurrency {

@@ -17,7 +17,7 @@ impl Unit {
             let asked: Vec<WorkerId> = workers.map(|process| process.id).chain(self.upstreams.found()).collect();
             self.checks.keep_to(asked, self.processes.ways(), now);
             for finding in self.checks.look(self.processes.ways(), now) {
-                self.act_on_finding(&finding);
+                self.act_on_finding(&finding, now);
             }
             self.replace_unhealthy(now);
         }
@@ -43,7 +43,16 @@ impl Unit {
         self.checks.unhealthy().filter_map(ours).find(|(name, ..)| self.is_running(*name))
     }
 
-    fn act_on_finding(&mut self, finding: &Finding) {
+    fn act_on_finding(&mut self, finding: &Finding, now: Instant) {
+        if let Some(name) = self.processes.name(finding.id) {
+            let reason = self.checks.health(finding.id).and_then(|health| health.reason).unwrap_or_default();
+            let reason = format!("the new worker fails its health checks: {reason}");
+            match finding.change {
+                _ if finding.passed => self.fleet.checked(name, Ok(()), now, &mut self.processes),
+                Some(false) => self.fleet.checked(name, Err(&reason), now, &mut self.processes),
+                _ => {}
+            }
+        }
         let member = self.processes.name(finding.id).and_then(|name| self.fleet.member(name));
         if let Some(member) = member.filter(|_| finding.passed) {
             self.checks.replacements.passed(member.born);

@@ -1,0 +1,293 @@
+//! The keys of the server, of routes, logs and metrics that hold at once, and what shows only when the server ends.
+
+use super::apps::{ejected, ejected_for_short, ejected_twice_for_short, failing, unwell, well_again};
+use super::*;
+use crate::support::send_signal;
+
+/// What ends the server.
+pub const AT_THE_END: [&str; 1] = ["apps.*.restart.give_up_exit"];
+
+/// A route, what it says from the beginning, and what its keys become.
+struct Route {
+    base: &'static [Change<'static>],
+    to: &'static [Change<'static>],
+}
+
+const fn route(base: &'static [Change<'static>], to: &'static [Change<'static>]) -> Route {
+    Route { base, to }
+}
+
+const ROUTES: &[Route] = &[
+    route(&[("match.host", "'old.host'"), ("respond.body", "'host'")], &[("match.host", "'new.host'")]),
+    route(
+        &[("match.host", "'path'"), ("match.path", "'/old'"), ("respond.body", "'path'")],
+        &[("match.path", "'/new'")],
+    ),
+    route(
+        &[("match.host", "'method'"), ("match.method", "'POST'"), ("respond.body", "'method'")],
+        &[("match.method", "'GET'")],
+    ),
+    route(&[("match.host", "'app'"), ("app", "'respond'")], &[("app", "'kept'")]),
+    route(&[("match.host", "'upstreams'"), ("upstreams", "FIRST")], &[("upstreams", "SECOND")]),
+    route(
+        &[("match.host", "'b0.sock'"), ("upstreams", "['unix:FOLDER/a0.sock', 'unix:FOLDER/b0.sock']")],
+        &[("balance", "'round-robin'")],
+    ),
+    route(
+        &[("match.host", "'fixed'"), ("respond.body", "'old'")],
+        &[("respond.status", "404"), ("respond.body", "'new'"), ("respond.type", "'text/html'")],
+    ),
+    route(
+        &[("match.host", "'away'"), ("redirect.to", "'/old'")],
+        &[("redirect.to", "'/new'"), ("redirect.status", "308")],
+    ),
+    route(
+        &[("match.host", "'rewrite'"), ("app", "'kept'")],
+        &[("rewrite.strip", "'/api'"), ("rewrite.prefix", "'/v2'")],
+    ),
+    route(
+        &[("match.host", "'fields'"), ("app", "'kept'")],
+        &[
+            ("request_fields.set", "{ X-Set = 'yes' }"),
+            ("request_fields.remove", "['X-Gone']"),
+            ("response_fields.set", "{ X-Answer = 'yes' }"),
+            ("response_fields.remove", "['X-Own']"),
+        ],
+    ),
+];
+
+/// A key of the health or the ejection of a route's own upstreams; its number is that of its sockets.
+struct Case {
+    base: &'static [Change<'static>],
+    to: Change<'static>,
+    shows: fn(&Rig, &str),
+}
+
+const fn case(base: &'static [Change<'static>], to: Change<'static>, shows: fn(&Rig, &str)) -> Case {
+    Case { base, to, shows }
+}
+
+const OFTEN: Change<'static> = ("health.interval", SHORT);
+
+const UPSTREAMS: &[Case] = &[
+    case(&[OFTEN], ("health.path", "'/asked-of-route'"), |rig, _| {
+        until("it is asked", || rig.upstreams[0].of("/asked-of-route").is_some());
+    }),
+    case(&[("health.path", "'/often-of-route'"), ("health.interval", LONG)], OFTEN, |rig, _| {
+        let asked = |bytes: &[u8]| bytes.windows(15).filter(|bytes| bytes == b"/often-of-route").count();
+        until("it is asked again and again", || asked(&rig.upstreams[0].everything()) > 3);
+    }),
+    case(&[OFTEN, ("health.path", "'/hang'"), ("health.timeout", LONG)], ("health.timeout", SHORT), failing),
+    case(&[OFTEN, ("health.path", "'/503'"), ("health.unhealthy", "1000")], ("health.unhealthy", "1"), unwell),
+    case(
+        &[OFTEN, ("health.path", "'/flip'"), ("health.unhealthy", "1"), ("health.healthy", "1000")],
+        ("health.healthy", "1"),
+        well_again,
+    ),
+    case(&[OFTEN, ("health.path", "'/'")], ("health.status", "'204'"), failing),
+    case(&[("eject.after", "0"), ("eject.time", LONG), ("eject.max", LONG)], ("eject.after", "1"), ejected),
+    case(&[("eject.after", "1"), ("eject.time", LONG), ("eject.max", LONG)], ("eject.time", SHORT), ejected_for_short),
+    case(
+        &[("eject.after", "1"), ("eject.time", SHORT), ("eject.max", LONG)],
+        ("eject.max", SHORT),
+        ejected_twice_for_short,
+    ),
+];
+
+/// The upstreams of such a case, which are an app of that name.
+fn sockets(index: usize, case: &Case) -> Vec<String> {
+    let both = case.to.0.starts_with("eject");
+    ["a", "b"][..1 + usize::from(both)].iter().map(|name| format!("unix:FOLDER/{name}{}.sock", index + 1)).collect()
+}
+
+pub fn begin(text: &mut Text, backend: &str) {
+    for change in [
+        ("server.run_dir", "'FOLDER/run'"),
+        ("server.backend", &format!("'{backend}'")),
+        ("server.loops", "1"),
+        ("server.pin", "false"),
+        ("server.shutdown", LONG),
+        ("server.stats_interval", "'0s'"),
+        ("log.access.to", "false"),
+        ("log.events.format", "'json'"),
+        ("listen[0].address", "'127.0.0.1:0'"),
+    ] {
+        text.set(change);
+    }
+    for (index, route) in ROUTES.iter().enumerate() {
+        route.base.iter().for_each(|(key, value)| text.set((&format!("routes[{index}].{key}"), value)));
+    }
+    for (index, case) in UPSTREAMS.iter().enumerate() {
+        let (route, sockets) = (20 + index, sockets(index, case));
+        let host = sockets.last().unwrap().rsplit('/').next().unwrap();
+        text.set((&format!("routes[{route}].match.host"), &format!("'{host}'")));
+        text.set((&format!("routes[{route}].upstreams"), &format!("{sockets:?}")));
+        case.base.iter().for_each(|(key, value)| text.set((&format!("routes[{route}].{key}"), value)));
+    }
+}
+
+pub fn live(rig: &mut Rig) {
+    server(rig);
+    routes(rig);
+    metrics(rig);
+    // Whoever is kept has shown what it was for; one that is idle for so long is to go.
+    let mut kept = rig.kept.take().unwrap();
+    rig.released.store(true, Ordering::Relaxed);
+    assert_eq!(kept.held.answer().status, 200, "the request that was under way all the time");
+    rig.change(&[("server.timeouts.idle", SHORT)]);
+    let mut idle = rig.client();
+    assert_eq!(idle.ask("GET / HTTP/1.1\r\nHost: respond\r\n\r\n").status, 200);
+    idle.expect_end();
+    rig.change(&[("server.timeouts.idle", "'50s'")]);
+}
+
+fn server(rig: &mut Rig) {
+    let short = ["header", "body", "write"].map(|name| format!("server.timeouts.{name}"));
+    let timeouts = short.iter().map(|key| (key.as_str(), SHORT));
+    let others = [
+        ("server.timeouts.idle", "'50s'"),
+        ("server.max_body", "'10B'"),
+        ("server.max_head", "'2KiB'"),
+        ("server.max_fields", "20"),
+        ("server.internal", "'/inside'"),
+        ("server.stats_interval", "'20ms'"),
+        ("server.upgrade_timeout", "'100ms'"),
+        // These show at the end.
+        ("server.shutdown", "'100ms'"),
+        ("server.pre_stop_delay", "'2s'"),
+    ];
+    rig.change(&timeouts.chain(others).collect::<Vec<_>>());
+    let status = |line: &str, more: &str| rig.ask("half_close", line, more).status;
+    assert_eq!(status("GET /", ""), 200);
+    assert_eq!(status("POST /", "Content-Length: 11\r\n"), 413);
+    assert_eq!(status("GET /", &format!("X: {}\r\n", "x".repeat(2048))), 431);
+    assert_eq!(status("GET /", &"X: x\r\n".repeat(20)), 431);
+    assert_eq!((rig.get("a", "/inside/server").0, rig.get("respond", "/server").1.as_str()), (200, "new"));
+    for begun in ["GET / HT", "POST / HTTP/1.1\r\nHost: half_close\r\nContent-Length: 10\r\n\r\n"] {
+        let mut client = rig.client();
+        client.send(begun);
+        assert_eq!(client.answer().status, 408, "{begun}");
+    }
+    let total = || rig.site.app("half_close")["requests"]["total"].as_u64().unwrap();
+    let (_unread, before) = (rig.begin("half_close", "/large"), total());
+    until("whoever reads nothing is cut", || total() > before);
+    let printed = || std::fs::read_to_string(rig.file("stdout")).unwrap();
+    until("statistics are printed", || printed().contains("SERVER STATISTICS"));
+    rig.change(&[("server.stats_interval", "'0s'")]);
+    // So soon no server has all these workers ready.
+    let (code, said) = rig.site.line.word(&["upgrade", "--wait"]);
+    assert!(code == Some(75) && said.contains("the old server serves on"), "{code:?}: {said}");
+}
+
+fn routes(rig: &mut Rig) {
+    let changes = ROUTES.iter().enumerate().flat_map(|(index, route)| {
+        route.to.iter().map(move |(key, value)| (format!("routes[{index}].{key}"), (*value).to_owned()))
+    });
+    let upstreams = UPSTREAMS.iter().enumerate();
+    let upstreams =
+        upstreams.map(|(index, case)| (format!("routes[{}].{}", 20 + index, case.to.0), case.to.1.to_owned()));
+    let changes: Vec<(String, String)> = changes.chain(upstreams).collect();
+    let changes: Vec<Change<'_>> = changes.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
+    let said = rig.change(&changes);
+    assert!(said.contains("routes: changed"), "{said}");
+    let text = |host: &str, path: &str| rig.get(host, path).1;
+    assert_eq!((text("new.host", "/").as_str(), rig.get("old.host", "/").0), ("host", 404));
+    assert_eq!((text("path", "/new").as_str(), rig.get("path", "/old").0), ("path", 404));
+    assert_eq!(text("method", "/"), "method");
+    assert!(text("app", "/").starts_with("connection"));
+    assert!(text("upstreams", "/of-second").starts_with("connection"));
+    assert!(rig.upstreams[1].of("/of-second").is_some());
+    (0..4).for_each(|_| assert_eq!(rig.get("b0.sock", "/by-turns").0, 200));
+    for upstream in &rig.upstreams {
+        assert_eq!(upstream.everything().windows(9).filter(|bytes| bytes == b"/by-turns").count(), 2);
+    }
+    let fixed = rig.ask("fixed", "GET /", "");
+    assert_eq!((fixed.status, fixed.text().as_str(), fixed.field("content-type")), (404, "new", Some("text/html")));
+    let away = rig.ask("away", "GET /", "");
+    assert_eq!((away.status, away.field("location")), (308, Some("/new")));
+    assert!(text("rewrite", "/api/x").contains("GET /v2/x HTTP"));
+    let fields = rig.ask("fields", "GET /own", "X-Gone: x\r\n");
+    let asked = fields.text();
+    assert!(asked.contains("X-Set: yes") && !asked.contains("X-Gone"), "{asked}");
+    assert_eq!((fields.field("x-answer"), fields.field("x-own")), (Some("yes"), None));
+    for (index, case) in UPSTREAMS.iter().enumerate() {
+        let app = sockets(index, case).join(" ").replace("FOLDER", rig.folder());
+        let table = case.to.0.split('.').next().unwrap();
+        assert!(said.contains(&format!("routes to {app}: {table}: ")), "{app}: {said}");
+        (case.shows)(rig, &app);
+    }
+}
+
+fn metrics(rig: &mut Rig) {
+    let metrics = |rig: &Rig| rig.get("localhost", "/inside/metrics");
+    assert!(!metrics(rig).1.contains("bungate_requests_total"));
+    rig.change(&[("metrics.bungate", "true")]);
+    assert!(metrics(rig).1.contains("bungate_requests_total"));
+    rig.change(&[("metrics.prometheus", "false")]);
+    assert_eq!(metrics(rig).0, 404);
+}
+
+pub fn logs(rig: &mut Rig) {
+    let access = rig.file("access.log");
+    let lines = || std::fs::read_to_string(&access).unwrap_or_default();
+    let logged = |rig: &Rig, path: &str| {
+        assert_ne!(rig.ask("respond", &format!("GET {path}?token=secret"), "User-Agent: tester\r\n").status, 500);
+        let mut line = String::new();
+        until("it is logged", || {
+            line = lines().lines().find(|line| line.contains(path)).unwrap_or_default().to_owned();
+            !line.is_empty()
+        });
+        line
+    };
+    rig.change(&[("log.access.to", "'FOLDER/access.log'"), ("log.format", "'{method} at {path}'")]);
+    assert_eq!(logged(rig, "/first"), "GET at /first");
+    rig.change(&[
+        ("log.access.format", "'combined'"),
+        ("log.access.redact.fields", "['user-agent']"),
+        ("log.access.redact.query", "['token']"),
+        ("log.access.sample", "['404:0']"),
+    ]);
+    assert_eq!(rig.get("nobody", "/unlogged").0, 404);
+    let line = logged(rig, "/second");
+    assert!(line.contains("\"GET /second?token=") && line.ends_with('"'), "{line}");
+    assert!(!line.contains("secret") && !line.contains("tester"), "{line}");
+    assert!(!lines().contains("/unlogged"));
+    rig.change(&[("log.format", ""), ("log.access.format", ""), ("log.access_json", "true")]);
+    let line: Value = serde_json::from_str(&logged(rig, "/third")).unwrap();
+    assert!(line.is_object());
+    rig.change(&[("log.events.to", "'FOLDER/events.log'"), ("log.events.format", "'human'")]);
+    let events = rig.file("events.log");
+    let events = || std::fs::read_to_string(&events).unwrap_or_default();
+    rig.change(&[("server.max_fields", "21")]);
+    until("events are in the file", || events().contains("server.max_fields: 20 -> 21"));
+    assert!(events().lines().all(|line| serde_json::from_str::<Value>(line).is_err()), "{}", events());
+    rig.change(&[("log.level", "'error'")]);
+    rig.change(&[("server.max_fields", "22")]);
+    rig.change(&[("log.events.to", "'stderr'"), ("log.events.format", "'json'"), ("log.level", "'info'")]);
+    assert!(!events().contains("21 -> 22"), "{}", events());
+}
+
+/// A server that is to stop first says that it is not ready, and then cuts what runs on.
+pub fn end(rig: Rig) {
+    let admin: SocketAddr = rig.site.line.status()["admin"][0].as_str().unwrap().parse().unwrap();
+    let mut hanging = rig.begin("timeouts-connect", "/hang");
+    send_signal(rig.site.line.process(), "TERM");
+    until("it is not ready", || Client::to(admin).get("/readyz").status == 503);
+    let (answer, _) = hanging.rest();
+    assert!(!answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+    rig.site.line.gone();
+}
+
+/// What ends a server is changed in one of its own: it ends once all workers of the app are given up.
+pub fn ends_by_itself(backend: &str) {
+    let text =
+        "[apps.web]\ncommand = [PYTHON, 'web', 'FOLDER']\nworkers = 1\nrestart = { base = '1ms', give_up = '2/60s' }\n";
+    let site = Site::start(backend, text);
+    site.until_ready();
+    site.write(&text.replace("'2/60s'", "'2/60s', give_up_exit = true"));
+    let said = site.word(&["reload", "--wait"]);
+    assert!(said.contains(&AT_THE_END[0].replace('*', "web")), "{said}");
+    site.tell("web.crash", true);
+    site.word(&["signal", "web", "KILL"]);
+    assert_eq!(site.line.gone(), Some(69));
+}
