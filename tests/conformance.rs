@@ -107,7 +107,10 @@ fn the_worker_on_the_page_keeps_to_it() {
 
 #[test]
 fn a_worker_may_inherit_its_socket_or_be_given_a_port() {
-    for (kind, place, skipped) in [("inherit", "the inherited Unix socket /", 1), ("tcp", "127.0.0.1:", 2)] {
+    // With auto it has both, and this one takes the port.
+    for (kind, place, skipped) in
+        [("inherit", "the inherited Unix socket /", 1), ("tcp", "127.0.0.1:", 2), ("auto", "127.0.0.1:", 2)]
+    {
         let run = Run::new();
         let output = run.faulty("none", &["--slow-path", "/slow", "--socket", kind]).output().unwrap();
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -240,7 +243,7 @@ fn a_killed_run_leaves_no_process() {
 fn wrong_usage_is_one_line_and_starts_nothing() {
     for (arguments, said) in [
         (&["--timeout", "soon"][..], "error: --timeout \"soon\": expected a duration"),
-        (&["--socket", "udp"], "error: --socket \"udp\": expected unix, inherit or tcp"),
+        (&["--socket", "udp"], "error: --socket \"udp\": expected unix, auto, inherit or tcp"),
         (&["--sockt", "tcp"], "did you mean --socket?"),
         (&["--"], "error: no command stands behind --"),
         (&["--", "no-such-command-here"], "not found in PATH"),

@@ -11,6 +11,9 @@ use super::units::{choice, duration};
 
 const TIMEOUT_RANGE: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(3600);
 
+const SOCKET_HELP: &str =
+    "What it listens on: unix, inherit (descriptor 3), tcp, or auto: a socket or a port, as it likes [default: unix]";
+
 /// What `conformance` is to look at.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Conformance {
@@ -35,7 +38,7 @@ pub(super) fn subcommand() -> clap::Command {
         .about("Run a command as a worker through the worker contract and print what was seen")
         .override_usage("production_server conformance [FLAGS] [-- COMMAND…]")
         .arg(text("timeout", "DURATION").help("How long the worker may take to get ready [default: 15s]"))
-        .arg(text("socket", "KIND").help("What it listens on: unix, inherit (descriptor 3) or tcp [default: unix]"))
+        .arg(text("socket", "KIND").help(SOCKET_HELP))
         .arg(text("slow-path", "PATH").help("A path that takes half a second or more, to see a stop in flight"))
         .arg(command.help("What the worker runs; {socket} stands for its socket. Without it: the built-in worker"))
         .after_help("Exit codes: 0 no check failed, 1 one did, 64 wrong usage, 73 or 77 no place for the socket")
@@ -46,7 +49,12 @@ pub(super) fn subcommand() -> clap::Command {
 /// # Errors
 /// The flag and what is wrong with its value, in one line.
 pub(super) fn read(matches: &ArgMatches) -> Result<Conformance, String> {
-    let kinds = [("unix", WorkerSocket::Unix), ("inherit", WorkerSocket::Inherit), ("tcp", WorkerSocket::Tcp)];
+    let kinds = [
+        ("unix", WorkerSocket::Unix),
+        ("auto", WorkerSocket::Auto),
+        ("inherit", WorkerSocket::Inherit),
+        ("tcp", WorkerSocket::Tcp),
+    ];
     let mut wanted = Conformance {
         timeout: Duration::from_secs(15),
         socket: WorkerSocket::Unix,

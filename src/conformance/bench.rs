@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -149,6 +150,11 @@ impl Bench {
         self.life.as_ref().is_some_and(|life| life.endpoint.inherited().is_some())
     }
 
+    /// Whether the worker may choose between a Unix socket and a TCP port, and has not yet.
+    pub fn is_undecided(&self) -> bool {
+        self.life.as_ref().is_some_and(|life| !life.endpoint.others().is_empty())
+    }
+
     /// Whether the worker opens a TCP port.
     pub fn is_tcp(&self) -> bool {
         self.life.as_ref().is_some_and(|life| !life.endpoint.is_unix())
@@ -190,14 +196,18 @@ impl Bench {
         let end = begun + patience;
         let Some(life) = &self.life else { return Err(Trouble::NotReady("it does not run".to_owned())) };
         let (address, inherited) = (life.endpoint.address().clone(), life.endpoint.inherited());
-        let probe = Probe::of_readiness(&ReadyBy::Listen, address, inherited, begun);
+        let probe = Probe::of_readiness(&ReadyBy::Listen, address, inherited, begun)
+            .map(|probe| probe.or_at(life.endpoint.others().iter().cloned()));
         let Some(mut probe) = probe else { return Err(Trouble::NotReady("it is not asked".to_owned())) };
         loop {
             let now = Instant::now();
             if let Some(status) = self.exit() {
                 return Err(Trouble::NotReady(format!("{} before it listened", ended_how(status))));
             }
-            if probe.look(now) == Look::Listening {
+            let listens = probe.look(now) == Look::Listening;
+            if listens && !self.settle(probe.address()) {
+                probe.later(now);
+            } else if listens {
                 let took = begun.elapsed();
                 if self.start_time.is_zero() {
                     self.start_time = took.max(Duration::from_millis(1));
@@ -210,6 +220,22 @@ impl Bench {
             let interest = probe.descriptor().map(|descriptor| (descriptor, probe.events()));
             self.turn(interest, probe.next().min(end))?;
         }
+    }
+
+    /// Somebody listens there. Whether it is the worker: a port that it may leave alone may be a stranger's by now.
+    fn settle(&mut self, address: &SockAddr) -> bool {
+        let Some(life) = &mut self.life else { return false };
+        let port = address.as_socket().filter(|_| life.endpoint.may_leave_port() && cfg!(target_os = "linux"));
+        let is_its_own = |port: SocketAddr| {
+            let suffix = format!(":{}", port.port());
+            let found = proc::listening_addresses(life.child.id());
+            found.iter().any(|known| !known.starts_with("unix:") && known.ends_with(&suffix))
+        };
+        let settled = port.is_none_or(is_its_own);
+        if settled {
+            life.endpoint.settle(address);
+        }
+        settled
     }
 
     /// Where it listens instead of where it should.
@@ -252,9 +278,9 @@ impl Bench {
         self.life.as_ref().map(|life| life.endpoint.address().clone()).ok_or_else(none)
     }
 
-    /// The path of the worker's socket file, whether it is there or not.
+    /// The path of the worker's socket file, whether it is there or not; `None` for one that listens on a port.
     pub fn socket_path(&self) -> Option<&Path> {
-        self.life.as_ref().and_then(|life| life.endpoint.path())
+        self.life.as_ref().filter(|life| life.endpoint.is_unix()).and_then(|life| life.endpoint.path())
     }
 
     /// Sends a signal to the worker's first process, as the supervisor does.

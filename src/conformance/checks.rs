@@ -96,6 +96,9 @@ pub fn begin(bench: &mut Bench, report: &mut Report<impl Write>) -> Result<bool,
 }
 
 fn where_to_listen(bench: &Bench) -> &'static str {
+    if bench.is_undecided() {
+        return "listen on the Unix socket $SOCKET_PATH or on 127.0.0.1, on the port $PORT; {socket} and {port} in the command stand for them";
+    }
     match (bench.is_inherited(), bench.is_tcp()) {
         (true, _) => "accept on descriptor 3 (sd_listen_fds(3)) and stay in the foreground",
         (_, true) => "listen on 127.0.0.1, on the port $PORT, which {port} in the command stands for too",
