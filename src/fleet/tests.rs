@@ -249,6 +249,16 @@ impl Scene {
 }
 
 #[test]
+fn how_many_are_wanted_and_whether_one_was_ever_ready() {
+    let mut scene = Scene::new(rule(), 3);
+    assert_eq!((scene.fleet.wanted(), scene.fleet.ever_ready()), (3, false));
+    scene.ready(scene.starting()[0]);
+    assert!(scene.fleet.ever_ready());
+    scene.fleet.scale_to(2, "test", scene.now, &mut scene.paper);
+    assert_eq!(scene.fleet.wanted(), 2);
+}
+
+#[test]
 fn a_roll_replaces_place_by_place_and_never_has_fewer_serving() {
     let mut scene = Scene::running(rule(), 3);
     scene.restart();
