@@ -419,6 +419,19 @@ mod tests {
     }
 
     #[test]
+    fn a_shorter_time_holds_for_a_check_under_way_and_a_longer_one_does_not() {
+        for (timeout, passes) in [(MILLISECOND * 2, MILLISECOND * 2), (MILLISECOND * 500, MILLISECOND * 10)] {
+            let mut rig = Rig::new(1, MILLISECOND * 40);
+            assert_eq!((rig.look(), rig.checks.asked()), (Vec::new(), 1));
+            let settings = config::Health { timeout, ..rig.checks.settings.clone() };
+            rig.checks.configure(&settings, rig.now);
+            assert_eq!(rig.checks.due(), Some(rig.now + passes), "{timeout:?}");
+            rig.pass();
+            assert_eq!(rig.look().len(), 1, "its time is over");
+        }
+    }
+
+    #[test]
     fn one_that_is_busy_is_asked_when_it_is_not_and_missed_when_that_takes_too_long() {
         let mut rig = Rig::new(1, MILLISECOND * 40);
         for (end, expected) in [(false, 0), (true, 1)] {

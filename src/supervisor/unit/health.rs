@@ -44,22 +44,20 @@ impl Unit {
     }
 
     fn act_on_finding(&mut self, finding: &Finding, now: Instant) {
-        if let Some(name) = self.processes.name(finding.id) {
-            let reason = self.checks.health(finding.id).and_then(|health| health.reason).unwrap_or_default();
-            let reason = format!("the new worker fails its health checks: {reason}");
-            match finding.change {
-                _ if finding.passed => self.fleet.checked(name, Ok(()), now, &mut self.processes),
-                Some(false) => self.fleet.checked(name, Err(&reason), now, &mut self.processes),
-                _ => {}
+        let Some(name) = self.processes.name(finding.id) else { return };
+        if finding.passed {
+            self.fleet.checked(name, Ok(()), now, &mut self.processes);
+            if let Some(member) = self.fleet.member(name) {
+                self.checks.replacements.passed(member.born);
             }
         }
-        let member = self.processes.name(finding.id).and_then(|name| self.fleet.member(name));
-        if let Some(member) = member.filter(|_| finding.passed) {
-            self.checks.replacements.passed(member.born);
-        }
-        let Some(healthy) = finding.change.filter(|_| self.processes.name(finding.id).is_some()) else { return };
+        let Some(healthy) = finding.change else { return };
         let label = self.processes.dispatch.target(finding.id).map(|target| target.label.clone()).unwrap_or_default();
-        let health = self.checks.health(finding.id).unwrap_or_default();
+        let reason = self.checks.health(finding.id).and_then(|health| health.reason).unwrap_or_default();
+        if !healthy {
+            let reason = format!("the new worker fails its health checks: {reason}");
+            self.fleet.checked(name, Err(&reason), now, &mut self.processes);
+        }
         match healthy {
             true => self.processes.events.emit(
                 Level::Info,
@@ -71,7 +69,7 @@ impl Unit {
                 Level::Warn,
                 "worker-unhealthy",
                 "the worker fails its health checks, and is to be replaced",
-                &[("worker", &label), ("reason", &health.reason.unwrap_or_default())],
+                &[("worker", &label), ("reason", &reason)],
             ),
         }
     }

@@ -30,6 +30,15 @@ const TWO: Change<'static> = ("upstream", "BOTH");
 const RUN: Change<'static> = ("command", "[WORKER, 'NAME', 'FOLDER']");
 const AT_ONCE: Change<'static> = ("restart.base", "'1ms'");
 const PATIENT: Change<'static> = ("timeouts.read", LONG);
+/// An app that may crash as often as it likes.
+const CRASHING: &[Change<'static>] = &[
+    RUN,
+    AT_ONCE,
+    ("workers", "1"),
+    ("restart.max", SHORT),
+    ("restart.give_up", "'1000/60s'"),
+    ("restart.max_restarts", "1000"),
+];
 
 const CASES: &[Case] = &[
     case("workers", &[RUN, ("workers", "1")], "2", |rig, app| {
@@ -215,36 +224,12 @@ const CASES: &[Case] = &[
             until("it is tried again", || rig.site.app(app)["workers_ready"] == 1);
         },
     ),
-    case(
-        "restart.max_restarts",
-        &[
-            RUN,
-            AT_ONCE,
-            ("workers", "1"),
-            ("restart.max", SHORT),
-            ("restart.give_up", "'1000/60s'"),
-            ("restart.max_restarts", "1000"),
-        ],
-        "2",
-        |rig, app| {
-            given_up(rig, app, "restart-max_restarts.crash");
-        },
-    ),
-    case(
-        "restart.give_up",
-        &[
-            RUN,
-            AT_ONCE,
-            ("workers", "1"),
-            ("restart.max", SHORT),
-            ("restart.give_up", "'1000/60s'"),
-            ("restart.max_restarts", "1000"),
-        ],
-        "'2/60s'",
-        |rig, app| {
-            given_up(rig, app, "restart-give_up.crash");
-        },
-    ),
+    case("restart.max_restarts", CRASHING, "2", |rig, app| {
+        given_up(rig, app, "restart-max_restarts.crash");
+    }),
+    case("restart.give_up", CRASHING, "'2/60s'", |rig, app| {
+        given_up(rig, app, "restart-give_up.crash");
+    }),
     case("hot_reload.by", &[RUN, ("workers", "1"), ("hot_reload.watch", "'FOLDER/by'")], "'process'", |rig, app| {
         rolled_by(rig, app, "by");
     }),
