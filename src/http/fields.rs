@@ -138,7 +138,8 @@ impl Fields {
                 return None;
             }
             let line_end = value_end + 2;
-            while value_end > value && matches!(bytes[value_end - 1], b' ' | b'\t') {
+            // A byte of a value that is not above a space is whitespace, and before an empty value there is its name's colon.
+            while bytes[value_end - 1] <= b' ' && value_end > value {
                 value_end -= 1;
             }
             present.insert(kind);

@@ -303,8 +303,7 @@ fn forwarded_fields(out: &mut Writer<'_>, bytes: &[u8], request: &Request, field
             chain(out, origin, peer.bytes());
         }
         None if !forward.unix => {
-            line(out, b"X-Forwarded-For: ", peer.bytes());
-            line(out, b"X-Real-IP: ", peer.bytes());
+            out.put_all([b"X-Forwarded-For: ", peer.bytes(), b"\r\nX-Real-IP: ", peer.bytes(), b"\r\n"]);
         }
         None => {}
     }
@@ -391,6 +390,23 @@ fn write_forwarded(out: &mut Writer<'_>, origin: Option<&Origin>, peer: &[u8], h
     out.put(b"\r\n");
 }
 
+/// What each octet of an IPv4 address is written as, with the point behind it.
+static OCTETS: [[u8; 4]; 256] = {
+    let mut octets = [[0; 4]; 256];
+    let mut octet = 0;
+    while octet < 256 {
+        let (hundreds, tens, ones) =
+            (b'0' + (octet / 100) as u8, b'0' + (octet / 10 % 10) as u8, b'0' + (octet % 10) as u8);
+        octets[octet] = match octet {
+            0..10 => [ones, b'.', 0, 0],
+            10..100 => [tens, ones, b'.', 0],
+            _ => [hundreds, tens, ones, b'.'],
+        };
+        octet += 1;
+    }
+    octets
+};
+
 /// An address as text. Fixed room: the longest IPv6 address has 39 characters; an IPv4-mapped one is written as IPv4.
 struct AddressText {
     text: [u8; 46],
@@ -409,30 +425,17 @@ impl AddressText {
         self.len = 0;
         match address.to_canonical() {
             IpAddr::V4(v4) => {
-                for (index, octet) in v4.octets().into_iter().enumerate() {
-                    if index > 0 {
-                        self.push(b'.');
-                    }
-                    if octet >= 100 {
-                        self.push(b'0' + octet / 100);
-                    }
-                    if octet >= 10 {
-                        self.push(b'0' + octet / 10 % 10);
-                    }
-                    self.push(b'0' + octet % 10);
+                for octet in v4.octets() {
+                    self.text[self.len..self.len + 4].copy_from_slice(&OCTETS[usize::from(octet)]);
+                    self.len += 2 + usize::from(octet >= 10) + usize::from(octet >= 100);
                 }
+                self.len -= 1;
             }
             IpAddr::V6(v6) => {
                 // Cannot fail: the room is larger than any address.
                 let _ = write!(self, "{v6}");
             }
         }
-    }
-
-    #[inline]
-    fn push(&mut self, byte: u8) {
-        self.text[self.len] = byte;
-        self.len += 1;
     }
 
     fn bytes(&self) -> &[u8] {
