@@ -11,6 +11,8 @@ use std::fs;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
 /// The state of a listening socket in /proc/net/tcp (proc_net(5); TCP_LISTEN in the kernel's tcp_states.h).
@@ -154,6 +156,21 @@ fn group_of(process: u32) -> Option<u32> {
     }
 }
 
+/// What that comes to on a thread of its own: reading about a process that hangs in the kernel, or from a file system that does not answer,
+/// may last for ever, and whoever asks waits no longer than `patience`.
+///
+/// # Errors
+/// [`io::ErrorKind::TimedOut`] then; another one when there is no thread, or it has failed.
+pub fn within<T: Send + 'static>(patience: Duration, read: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    let (tell, told) = mpsc::channel();
+    // Nobody may listen any more.
+    thread::Builder::new().name("reader".to_owned()).spawn(move || tell.send(read()).ok())?;
+    told.recv_timeout(patience).map_err(|error| match error {
+        RecvTimeoutError::Timeout => io::Error::new(io::ErrorKind::TimedOut, "no answer in time"),
+        RecvTimeoutError::Disconnected => io::Error::other("the thread that was to look has failed"),
+    })
+}
+
 /// For how long the system's cores have idled, all together (proc_stat(5)); `None` where that is not known.
 pub fn idle_time() -> Option<Duration> {
     let mut start = [0; 256];
@@ -263,6 +280,18 @@ fn unix_listener(line: &str, inodes: &HashSet<u64>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_waits_for_ever_for_what_is_read() {
+        let long = Duration::from_secs(20);
+        assert_eq!(within(long, || 7).unwrap(), 7);
+        let (keep, never) = mpsc::channel::<()>();
+        let late = within(Duration::from_millis(10), move || never.recv().is_ok()).unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        drop(keep);
+        let failed = within(long, || -> u8 { std::panic::resume_unwind(Box::new("planned")) }).unwrap_err();
+        assert_eq!(failed.kind(), io::ErrorKind::Other);
+    }
 
     #[test]
     fn the_fields_stand_behind_a_name_that_may_hold_anything() {
