@@ -125,10 +125,14 @@ impl Reloader {
         let (wanted, added) = self.wanted(&plan);
         let prepared = supervisor.prepare(wanted, now).map_err(|error| error.to_string())?;
         let access = Access::change(&plan.changes, &plan.config)?;
-        let logs = self.log.configure(&plan.config.server.access_log, &plan.config.server.event_log);
-        if let Err(error) = logs {
-            access.undo();
-            return Err(format!("cannot open the log: {error}"));
+        let (log, server) = (self.log.clone(), plan.config.server.clone());
+        let logs = proc::within(READ_PATIENCE, move || log.prepare(&server.access_log, &server.event_log));
+        match logs.and_then(|prepared| prepared) {
+            Ok(prepared) => self.log.adopt(prepared),
+            Err(error) => {
+                access.undo();
+                return Err(format!("cannot open the log: {error}"));
+            }
         }
         // From here on nothing fails.
         for warning in plan.loaded.warnings().into_iter().chain(shortage(&plan.config)) {
