@@ -121,6 +121,9 @@ impl Inner {
     }
 }
 
+/// Where everything is to go, with all that takes opened.
+pub struct Prepared(Routes);
+
 impl Log {
     /// Opens the log of this process, with its stdout and stderr. An error names what cannot be opened.
     pub fn open(access: &AccessLogSettings, events: &EventLogSettings) -> io::Result<Log> {
@@ -182,9 +185,21 @@ impl Log {
     /// Something cannot be opened, which the error names. Then nothing has changed.
     pub fn configure(&self, access: &AccessLogSettings, events: &EventLogSettings) -> io::Result<()> {
         let _changing = self.0.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        let routes = self.0.routes().changed(&Arc::downgrade(&self.0), access, events)?;
-        self.0.change(routes);
-        Ok(())
+        self.prepare(access, events).map(|prepared| self.adopt(prepared))
+    }
+
+    /// The part of [`Log::configure`] that may fail, and last where a file system does not answer. Nothing has changed until
+    /// [`Log::adopt`], before which nobody else may change anything.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn prepare(&self, access: &AccessLogSettings, events: &EventLogSettings) -> io::Result<Prepared> {
+        self.0.routes().changed(&Arc::downgrade(&self.0), access, events).map(Prepared)
+    }
+
+    /// Lets everything go where it was prepared to.
+    pub fn adopt(&self, prepared: Prepared) {
+        self.0.change(prepared.0);
     }
 
     /// Says what happened, with its circumstances. Never blocks.

@@ -5,11 +5,14 @@
 //! - [`listening_addresses`]: where the processes of a group listen, for the message about a worker that opened another door than
 //!   the one it was given.
 
+use std::cell::OnceCell;
 use std::collections::HashSet;
 use std::fs;
-use std::io::Read;
+use std::io::{self, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
 use std::time::Duration;
 
 /// The state of a listening socket in /proc/net/tcp (proc_net(5); TCP_LISTEN in the kernel's tcp_states.h).
@@ -44,9 +47,10 @@ impl Stat {
 
     /// The same, where `proc` is mounted.
     pub fn below(proc: &Path, process: u32) -> Option<Stat> {
-        // A process's name may be no UTF-8.
-        let bytes = fs::read(proc.join(format!("{process}/stat"))).ok()?;
-        Stat::parse(&String::from_utf8_lossy(&bytes))
+        // One read tells all: fifty numbers and a short name, which may be no UTF-8.
+        let mut bytes = [0; 2048];
+        let length = fs::File::open(proc.join(format!("{process}/stat"))).ok()?.read(&mut bytes).ok()?;
+        Stat::parse(&String::from_utf8_lossy(&bytes[..length]))
     }
 
     /// The fields stand behind the name, which may hold anything but ends at the last parenthesis.
@@ -81,15 +85,20 @@ pub fn processes(proc: &Path) -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// All processes at one moment, and whose they are.
+/// All processes at one moment, and whose they are. Those of a group are known without a file of theirs being read; the rest is read
+/// when it is first asked for.
 #[derive(Debug)]
-pub struct Groups(Vec<(u32, Stat)>);
+pub struct Groups {
+    /// Process and group.
+    all: Vec<(u32, u32)>,
+    stats: OnceCell<Vec<(u32, Stat)>>,
+}
 
 impl Groups {
     /// As things are now: one walk over the system's processes.
     pub fn now() -> Groups {
         let all = processes(Path::new("/proc"));
-        Groups(all.filter_map(|process| Some((process, Stat::of(process)?))).collect())
+        Groups { all: all.filter_map(|process| Some((process, group_of(process)?))).collect(), stats: OnceCell::new() }
     }
 
     /// The processes of a group, and all that they have started: some package managers give the app a group of its own.
@@ -97,13 +106,24 @@ impl Groups {
         self.of(group).into_iter().map(|(process, _)| process).collect()
     }
 
+    /// The processes of a group alone.
+    pub fn processes_of(&self, group: u32) -> impl Iterator<Item = u32> {
+        self.all.iter().filter(move |(_, other)| *other == group).map(|(process, _)| *process)
+    }
+
+    fn stats(&self) -> &[(u32, Stat)] {
+        let read = |(process, _): &(u32, u32)| Some((*process, Stat::of(*process)?));
+        self.stats.get_or_init(|| self.all.iter().filter_map(read).collect())
+    }
+
     fn of(&self, group: u32) -> Vec<(u32, Stat)> {
-        let mut found: Vec<(u32, Stat)> = self.0.iter().filter(|(_, stat)| stat.group == group).copied().collect();
+        let all = self.stats();
+        let mut found: Vec<(u32, Stat)> = all.iter().filter(|(_, stat)| stat.group == group).copied().collect();
         let mut cursor = 0;
         while let Some((parent, _)) = found.get(cursor).copied() {
             let is_new =
                 |child: &(u32, Stat)| child.1.parent == parent && !found.iter().any(|(known, _)| *known == child.0);
-            let more: Vec<(u32, Stat)> = self.0.iter().filter(|child| is_new(child)).copied().collect();
+            let more: Vec<(u32, Stat)> = all.iter().filter(|child| is_new(child)).copied().collect();
             found.extend(more);
             cursor += 1;
         }
@@ -112,7 +132,10 @@ impl Groups {
 
     /// Whether a process of that group, or one that they have started, lives, other than its first one.
     pub fn is_populated(&self, group: u32) -> bool {
-        self.of(group).iter().any(|(process, stat)| *process != group && stat.is_alive())
+        let lives = |process: u32| Stat::of(process).is_some_and(|stat| stat.is_alive());
+        // Whoever has ended has no children any more: then nobody outside of the group belongs to it.
+        self.processes_of(group).any(|process| process != group && lives(process))
+            || lives(group) && self.of(group).iter().any(|(process, stat)| *process != group && stat.is_alive())
     }
 
     /// How much CPU time the processes of a group have used, with their children that have ended; `None`: nothing is known of any.
@@ -120,6 +143,32 @@ impl Groups {
         let ticks: Vec<u64> = self.of(group).iter().map(|(_, stat)| stat.ticks).collect();
         if ticks.is_empty() { None } else { time_of(ticks.iter().sum()) }
     }
+}
+
+/// The group of a process; `None` when there is none of that number, or it is one of the kernel's own, which are in no group.
+fn group_of(process: u32) -> Option<u32> {
+    // SAFETY: getpgid takes a plain number.
+    match unsafe { libc::getpgid(process as i32) } {
+        0 => None,
+        // A security module may refuse what the file tells (security_task_getpgid).
+        -1 if io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH) => Some(Stat::of(process)?.group),
+        group => u32::try_from(group).ok(),
+    }
+}
+
+/// What that comes to on a thread of its own: reading about a process that hangs in the kernel, or from a file system that does not answer,
+/// may last for ever, and whoever asks waits no longer than `patience`.
+///
+/// # Errors
+/// [`io::ErrorKind::TimedOut`] then; another one when there is no thread, or it has failed.
+pub fn within<T: Send + 'static>(patience: Duration, read: impl FnOnce() -> T + Send + 'static) -> io::Result<T> {
+    let (tell, told) = mpsc::channel();
+    // Nobody may listen any more.
+    thread::Builder::new().name("reader".to_owned()).spawn(move || tell.send(read()).ok())?;
+    told.recv_timeout(patience).map_err(|error| match error {
+        RecvTimeoutError::Timeout => io::Error::new(io::ErrorKind::TimedOut, "no answer in time"),
+        RecvTimeoutError::Disconnected => io::Error::other("the thread that was to look has failed"),
+    })
 }
 
 /// For how long the system's cores have idled, all together (proc_stat(5)); `None` where that is not known.
@@ -231,6 +280,18 @@ fn unix_listener(line: &str, inodes: &HashSet<u64>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nobody_waits_for_ever_for_what_is_read() {
+        let long = Duration::from_secs(20);
+        assert_eq!(within(long, || 7).unwrap(), 7);
+        let (keep, never) = mpsc::channel::<()>();
+        let late = within(Duration::from_millis(10), move || never.recv().is_ok()).unwrap_err();
+        assert_eq!(late.kind(), io::ErrorKind::TimedOut);
+        drop(keep);
+        let failed = within(long, || -> u8 { std::panic::resume_unwind(Box::new("planned")) }).unwrap_err();
+        assert_eq!(failed.kind(), io::ErrorKind::Other);
+    }
 
     #[test]
     fn the_fields_stand_behind_a_name_that_may_hold_anything() {

@@ -218,7 +218,7 @@ fn the_memory_of_a_worker_is_that_of_its_whole_group() {
     let worker = Worker::shell(script, |_| {});
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let held = production_server::supervisor::memory::proportional(worker.child.id() as i32);
+        let held = production_server::supervisor::memory::proportional(worker.child.id());
         if held.is_some_and(|bytes| bytes > 28_000_000) {
             break;
         }

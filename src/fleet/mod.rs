@@ -246,9 +246,7 @@ pub trait Machine {
     /// Ends it at once, with all that it has started.
     fn kill(&mut self, name: Name);
     /// How much CPU time it has used, with all that it has started; `None`: nothing is known.
-    fn cpu_time(&mut self, _name: Name) -> Option<Duration> {
-        None
-    }
+    fn cpu_time(&mut self, name: Name) -> Option<Duration>;
     /// Whether memory has room for one more worker like this one.
     fn fits_beside(&mut self, name: Name) -> bool;
     /// Whether it has answered a request.

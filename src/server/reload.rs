@@ -4,6 +4,7 @@
 //! after it fails. What needs a new process stays as it is, and is named.
 
 use std::fs::{self, Permissions};
+use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use crate::dispatch::AppId;
 use crate::log::{Level, Log};
 use crate::mailbox::{Message, Postboxes};
 use crate::metrics::Metrics;
+use crate::proc;
 use crate::reactor::ListenerSetup;
 use crate::supervisor::Supervisor;
 use crate::supervisor::reload::{Reloaded, Wanted};
@@ -31,6 +33,9 @@ const UPGRADE: &str = "`production_server upgrade` starts a process that can";
 
 /// How long a reload waits for the loops, whose turns last milliseconds at most.
 const LOOPS_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long it waits for what is read: for file systems, and for who knows the names of users.
+const READ_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the server runs by, and what a new configuration is compared with.
 pub(super) struct Reloader {
@@ -102,24 +107,32 @@ impl Reloader {
     /// # Errors
     /// Why nothing has changed.
     pub fn reload(&mut self, supervisor: &mut Supervisor, now: Instant) -> Result<Reloaded, String> {
-        let loaded = self.inputs.load().map_err(|refusal| refusal.line)?;
-        let errors: Vec<_> = check::apps(&loaded).into_iter().filter(|it| it.severity == Severity::Error).collect();
-        if !errors.is_empty() {
-            return Err(loaded.report(&errors));
-        }
+        let inputs = self.inputs.clone();
+        let read = proc::within(READ_PATIENCE, move || read(&inputs)).map_err(|error| match error.kind() {
+            ErrorKind::TimedOut => {
+                "it could not be read in time: a file system, or who knows the names of users, does not answer"
+                    .to_owned()
+            }
+            _ => format!("it could not be read: {error}"),
+        });
+        let (loaded, config) = read??;
         let changes = self.changes(&loaded);
         if changes.is_empty() {
             self.current = Arc::new(loaded);
             return Ok(Reloaded::default());
         }
-        let plan = self.plan(loaded, changes, supervisor, now)?;
+        let plan = self.plan(loaded, config, changes, supervisor, now)?;
         let (wanted, added) = self.wanted(&plan);
         let prepared = supervisor.prepare(wanted, now).map_err(|error| error.to_string())?;
         let access = Access::change(&plan.changes, &plan.config)?;
-        let logs = self.log.configure(&plan.config.server.access_log, &plan.config.server.event_log);
-        if let Err(error) = logs {
-            access.undo();
-            return Err(format!("cannot open the log: {error}"));
+        let (log, server) = (self.log.clone(), plan.config.server.clone());
+        let logs = proc::within(READ_PATIENCE, move || log.prepare(&server.access_log, &server.event_log));
+        match logs.and_then(|prepared| prepared) {
+            Ok(prepared) => self.log.adopt(prepared),
+            Err(error) => {
+                access.undo();
+                return Err(format!("cannot open the log: {error}"));
+            }
         }
         // From here on nothing fails.
         for warning in plan.loaded.warnings().into_iter().chain(shortage(&plan.config)) {
@@ -165,8 +178,14 @@ impl Reloader {
         changes
     }
 
-    fn plan(&self, loaded: Loaded, changes: Changes, supervisor: &Supervisor, now: Instant) -> Result<Plan, String> {
-        let mut config = loaded.config.clone();
+    fn plan(
+        &self,
+        loaded: Loaded,
+        mut config: Config,
+        changes: Changes,
+        supervisor: &Supervisor,
+        now: Instant,
+    ) -> Result<Plan, String> {
         config.keep_from(&self.config);
         let closes = |asked: &ListenAddress| changes.closed.iter().any(|listener| listener.address == *asked);
         let (gone, mut places): (Vec<Place>, Vec<Place>) =
@@ -265,6 +284,19 @@ impl Reloader {
     }
 }
 
+/// What the configuration says now, and what is to hold: the same, with the numbers of users in place of their names.
+fn read(inputs: &Inputs) -> Result<(Loaded, Config), String> {
+    let loaded = inputs.load().map_err(|refusal| refusal.line)?;
+    let errors: Vec<_> = check::apps(&loaded).into_iter().filter(|it| it.severity == Severity::Error).collect();
+    if !errors.is_empty() {
+        return Err(loaded.report(&errors));
+    }
+    let mut config = loaded.config.clone();
+    let server = &mut config.server;
+    server.unix_listen_of.values_mut().chain([&mut server.unix_listen]).for_each(Owner::number);
+    Ok((loaded, config))
+}
+
 /// Says so where the workers of more apps leave fewer descriptors to clients than there may be of them: that number stays as it is.
 fn shortage(config: &Config) -> Option<String> {
     let (most, limit) = (config.server.max_connections, descriptors()?);
@@ -318,5 +350,20 @@ impl Access {
             lchown(&path, Some(metadata.uid()), Some(metadata.gid())).ok();
             fs::set_permissions(&path, metadata.permissions()).ok();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_users_become_numbers_and_unknown_ones_stay() {
+        let named = |owner: &str| config::UnixListen { owner: Some(owner.to_owned()), ..config::UnixListen::default() };
+        let (mut root, mut nobody) = (named("root"), named("no such user"));
+        Owner::number(&mut root);
+        Owner::number(&mut nobody);
+        assert_eq!((root.owner.as_deref(), root.group), (Some("0"), None));
+        assert_eq!(nobody.owner.as_deref(), Some("no such user"));
     }
 }

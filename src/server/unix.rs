@@ -42,6 +42,13 @@ impl Owner {
         let group = look_up("--listen-group", "group", unix.group.as_deref(), by_name)?;
         Ok(Owner { user, group })
     }
+
+    /// Puts the numbers in place of the names, so that [`Owner::find`] has nothing to look up. Names that nobody has stay.
+    pub(super) fn number(unix: &mut UnixListen) {
+        if let Ok(Owner { user, group }) = Owner::find(unix) {
+            (unix.owner, unix.group) = (user.map(|user| user.to_string()), group.map(|group| group.to_string()));
+        }
+    }
 }
 
 fn look_up(

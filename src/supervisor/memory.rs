@@ -7,12 +7,11 @@
 //! Rules: reading is bounded. The kernel walks all pages of a process for its PSS, so that very large ones, and all that
 //! come after [`PATIENCE`], are counted by their resident set, which costs nothing and is never less than the PSS.
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::proc::{self, Stat};
+use crate::proc::Groups;
 
 /// How long the PSS of one group is read before the resident set has to do.
 const PATIENCE: Duration = Duration::from_millis(50);
@@ -25,28 +24,18 @@ pub const SAMPLES: u32 = 3;
 
 /// The memory of all processes of a group in bytes, as PSS, or as the resident set where there is no better. `None` when it
 /// has no process, or nothing can be known.
-pub fn proportional(group: i32) -> Option<u64> {
-    proportional_of(&[group])[0]
+pub fn proportional(group: u32) -> Option<u64> {
+    proportional_of(Groups::now().processes_of(group))
 }
 
-/// [`proportional`] for many groups, with one pass over the system's processes. As long and in the same order as `groups`.
-pub fn proportional_of(groups: &[i32]) -> Vec<Option<u64>> {
-    measure(Path::new("/proc"), groups)
+/// The same for the processes of one group.
+pub fn proportional_of(processes: impl Iterator<Item = u32>) -> Option<u64> {
+    measure(Path::new("/proc"), processes)
 }
 
-fn measure(root: &Path, groups: &[i32]) -> Vec<Option<u64>> {
-    let mut members: HashMap<i32, Vec<u32>> = groups.iter().map(|&group| (group, Vec::new())).collect();
-    for process in proc::processes(root) {
-        if let Some(found) = Stat::below(root, process).and_then(|stat| members.get_mut(&(stat.group as i32))) {
-            found.push(process);
-        }
-    }
-    let sum = |group: &i32| {
-        let deadline = Instant::now() + PATIENCE;
-        let sizes = members.get(group)?.iter().filter_map(|&process| size(root, process, deadline));
-        sizes.reduce(u64::saturating_add)
-    };
-    groups.iter().map(sum).collect()
+fn measure(root: &Path, processes: impl Iterator<Item = u32>) -> Option<u64> {
+    let deadline = Instant::now() + PATIENCE;
+    processes.filter_map(|process| size(root, process, deadline)).reduce(u64::saturating_add)
 }
 
 /// The memory of one process in bytes.
@@ -194,12 +183,7 @@ mod tests {
         fs::write(path, text).unwrap();
     }
 
-    fn process(root: &Path, id: i32, group: i32, resident: u64, share: Option<u64>) {
-        write(
-            root,
-            &format!("{id}/stat"),
-            &format!("{id} (a) b) x) S 1 {group} {group} 0 -1 64 0 0 0 0 0 0 0 0 20 0 1 0"),
-        );
+    fn process(root: &Path, id: i32, resident: u64, share: Option<u64>) {
         write(root, &format!("{id}/status"), &format!("Name:\ta\nVmHWM:\t  99 kB\nVmRSS:\t  {resident} kB\n"));
         if let Some(share) = share {
             let text = format!(
@@ -212,30 +196,30 @@ mod tests {
     #[test]
     fn a_groups_processes_are_added_up() {
         let proc = tempfile::tempdir().unwrap();
-        process(proc.path(), 10, 10, 1000, Some(600));
-        process(proc.path(), 11, 10, 1000, Some(500));
-        process(proc.path(), 12, 10, 300, None);
-        process(proc.path(), 13, 13, 7, Some(7));
-        process(proc.path(), 20, 20, (LARGEST_WALK >> 10) + 1, Some(1));
-        write(proc.path(), "30/stat", "30 (kernel thread) S 2 30 30 0 -1 64 0 0 0 0 0 0 0 0 20 0 1 0");
+        process(proc.path(), 10, 1000, Some(600));
+        process(proc.path(), 11, 1000, Some(500));
+        process(proc.path(), 12, 300, None);
+        process(proc.path(), 13, 7, Some(7));
+        process(proc.path(), 20, (LARGEST_WALK >> 10) + 1, Some(1));
         write(proc.path(), "30/status", "Name:\tk\n");
         write(proc.path(), "meminfo", "");
-        let found = measure(proc.path(), &[10, 13, 20, 30, 40]);
-        assert_eq!(found, [Some(1400 << 10), Some(7 << 10), Some(LARGEST_WALK + 1024), None, None]);
-        assert_eq!(measure(&proc.path().join("none"), &[10]), [None]);
+        let measured = |processes: &[u32]| measure(proc.path(), processes.iter().copied());
+        let found = [&[10, 11, 12][..], &[13], &[20], &[30], &[40], &[], &[40, 13]].map(measured);
+        let largest = Some(LARGEST_WALK + 1024);
+        assert_eq!(found, [Some(1400 << 10), Some(7 << 10), largest, None, None, None, Some(7 << 10)]);
     }
 
     #[cfg(target_os = "linux")]
     #[test]
     fn our_own_group_holds_what_we_hold() {
         // SAFETY: getpgrp has no arguments and cannot fail.
-        let group = unsafe { libc::getpgrp() };
+        let group = unsafe { libc::getpgrp() } as u32;
         let before = proportional(group).expect("this process has memory");
         let held = vec![1u8; 256 << 20];
         let after = proportional(group).unwrap();
         assert!(std::hint::black_box(held).len() == 256 << 20);
         assert!(after > before + (128 << 20), "{before} then {after}");
-        assert_eq!(proportional(i32::MAX), None);
+        assert_eq!(proportional(i32::MAX as u32), None);
         assert!(headroom().is_some_and(|bytes| bytes > 1 << 20));
     }
 

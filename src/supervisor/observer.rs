@@ -147,12 +147,10 @@ impl Inner {
 /// One look: one walk over all processes, and what is asked for of those that belong to the groups.
 fn look(wishes: &Wishes) -> Sights {
     let groups = Groups::now();
-    let weighed: Vec<i32> = wishes.iter().filter(|(_, wish)| wish.memory).map(|(group, _)| *group as i32).collect();
-    let held: HashMap<i32, Option<u64>> = weighed.iter().copied().zip(memory::proportional_of(&weighed)).collect();
     let sight = |(&group, wish): (&u32, &Wish)| {
         let work = wish.work.then(|| (groups.cpu_time(group), proc::addresses_of(&groups.members(group))));
         let sight = Sight {
-            memory: held.get(&(group as i32)).copied().flatten(),
+            memory: wish.memory.then(|| memory::proportional_of(groups.processes_of(group))).flatten(),
             weighed: wish.memory,
             populated: wish.members.then(|| groups.is_populated(group)),
             cpu_time: work.as_ref().and_then(|(cpu_time, _)| *cpu_time),

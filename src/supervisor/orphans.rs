@@ -13,9 +13,13 @@ use std::time::{Duration, Instant};
 
 use super::endpoint::Endpoint;
 use super::guard::signal_process;
+use crate::proc;
 
 /// From TERM to KILL, and how long the end of all may take that are left at the server's.
 pub const GRACE: Duration = Duration::from_secs(2);
+/// How long to wait for what /proc says of one: its environment and its command lie in its memory, which a process that hangs in the kernel
+/// may hold locked. One of which nothing is known carries no mark.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a worker's processes are known by.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,7 +82,8 @@ impl Orphans {
                 self.0.remove(&process);
                 continue;
             }
-            let orphan = self.0.entry(process).or_insert_with(|| Orphan { mark: Mark::of(process), kill_at: None });
+            let mark = || proc::within(PATIENCE, move || Mark::of(process)).ok().flatten();
+            let orphan = self.0.entry(process).or_insert_with(|| Orphan { mark: mark(), kill_at: None });
             match orphan.kill_at {
                 Some(at) if now >= at => {
                     signal_process(process as i32, libc::SIGKILL);
@@ -87,7 +92,7 @@ impl Orphans {
                 None if orphan.mark.as_ref().is_some_and(|mark| !lives(mark)) => {
                     signal_process(process as i32, libc::SIGTERM);
                     orphan.kill_at = Some(now + GRACE);
-                    told.push((process, command(process)));
+                    told.push((process, proc::within(PATIENCE, move || command(process)).unwrap_or_default()));
                 }
                 _ => {}
             }

@@ -77,11 +77,12 @@ impl Supervisor {
         self.announce_stop(NO_DEADLINE, true, now);
     }
 
-    /// Balancers that ask whether the server is ready get time to turn away, unless there is nothing to turn away from: loops are lost, or
-    /// another server serves.
+    /// Balancers that ask whether the server is ready get time to turn away, unless there is nothing to turn away from: loops are lost, no
+    /// worker was ever ready, or another server serves.
     fn announce_stop(&mut self, within: Duration, drains: bool, now: Instant) {
         let delay = self.context.settings().pre_stop_delay;
-        if delay.is_zero() || self.exit.is_some() || self.upgrades.is_silent() {
+        let served = !matches!(self.exit, Some(ExitReason::LoopLost | ExitReason::NeverReady));
+        if delay.is_zero() || !served || self.upgrades.is_silent() {
             return self.finish_requests(within, drains, now);
         }
         self.stop = Some(Stop::Announced { until: now + delay, within, drains });

@@ -56,3 +56,31 @@ fn a_busy_worker_that_is_one_too_many_finishes_its_request_first(backend: &str) 
     site.events("worker-exit", 1);
     site.events("worker-cut", 0);
 }
+
+/// With so many, whatever costs each worker a look at all others shows.
+#[test]
+fn two_hundred_workers_start_serve_are_replaced_and_stop() {
+    const COUNT: usize = 200;
+    let mut site = Site::start("epoll", &["-w", "200"], |_| Vec::new());
+    let before = site.settled(COUNT);
+    let rolled = std::thread::scope(|scope| {
+        let rolled = scope.spawn(|| site.word(&["restart", "--wait"]));
+        site.until("the first new one serves", |app| app["workers_ready"] == COUNT + 1);
+        // As many requests as workers: one is for the new one, whose answer ends its trial.
+        let mut clients: Vec<Client> = (0..=COUNT).map(|_| site.server.client()).collect();
+        clients.iter_mut().for_each(|client| client.begin("/sleep?ms=1000"));
+        assert!(clients.iter_mut().all(|client| client.answer().status == 200));
+        rolled.join().unwrap()
+    });
+    assert_eq!(rolled, (Some(0), "rolling restart 1 is done: 200 of 200 workers are new\n".to_owned()));
+    let after = site.settled(COUNT);
+    assert!(!after.iter().any(|pid| before.contains(pid)), "{before:?} {after:?}");
+    let start = std::time::Instant::now();
+    assert_eq!(pids(&site.app()), after);
+    println!("the status of 200 workers: {:?}", start.elapsed());
+    let all = site.server.descendants();
+    assert!(all.len() >= COUNT && site.events("worker-exit", COUNT).iter().all(|exit| exit["reason"] == "deploy"));
+    assert_eq!(site.server.stop(), Some(0));
+    assert_gone(&all, DEADLINE);
+    assert!(!site.run().exists(), "the run directory is left");
+}

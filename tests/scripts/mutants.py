@@ -37,7 +37,8 @@ def main():
     command = ["cargo", "mutants", "--profile", "mutants", "--jobs", str(options.jobs), "--output", options.output]
     command += [word for part in parts for word in ("--file", f"src/{part}/**", "--file", f"src/{part}.rs")]
     command += ["--shard", options.shard] if options.shard else []
-    command += ["--", "--lib"] + (["--test", "suite", "--", options.suite] if options.suite else [])
+    # Nothing is built that is not run.
+    command += ["-C=--lib"] + (["-C=--test", "-C=suite", "--", "--", options.suite] if options.suite else [])
     try:
         return 0 if subprocess.run(command, cwd=ROOT, check=False).returncode == 0 else 1
     except FileNotFoundError:

@@ -502,6 +502,11 @@ impl Machine for ScriptedMachine {
         }
     }
 
+    /// As where there is no /proc.
+    fn cpu_time(&mut self, _name: Name) -> Option<Duration> {
+        None
+    }
+
     fn fits_beside(&mut self, name: Name) -> bool {
         let fits = !self.world.chance(50);
         self.unfit.extend((!fits).then_some(name));

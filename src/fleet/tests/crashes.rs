@@ -330,6 +330,23 @@ fn what_a_worker_had_said_before_its_end_counts_as_if_it_had_been_heard_in_time(
 }
 
 #[test]
+fn only_an_end_that_is_the_workers_own_fault_is_a_crash() {
+    for (ending, crashes) in
+        [(Ending::Watchdog(SECOND), true), (Ending::Deadline(SECOND), true), (Ending::Displaced, false)]
+    {
+        let mut scene = Scene::new(rule(), 1);
+        for _ in 0..20 {
+            // Longer than the longest pause before a start.
+            (0..40).for_each(|_| scene.pass(if scene.starting().is_empty() { SECOND } else { Duration::ZERO }));
+            let Some(name) = scene.starting().first().copied() else { break };
+            scene.fleet.last_words(name, &[Word::Stuck(ending)], scene.now, &mut scene.paper);
+            assert_eq!(scene.exit(name, false), Some(ending));
+        }
+        assert_eq!(scene.paper.failed, crashes, "{ending:?}");
+    }
+}
+
+#[test]
 fn whoever_leaves_and_has_served_by_its_end_left_by_itself() {
     let mut scene = Scene::running(rule(), 1);
     let leaver = scene.fleet.members()[0].name;

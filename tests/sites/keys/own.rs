@@ -278,10 +278,12 @@ pub fn end(rig: Rig) {
     rig.site.line.gone();
 }
 
-/// What ends a server is changed in one of its own: it ends once all workers of the app are given up.
+/// What ends a server is changed in one of its own: it ends once all workers of the app are given up. The other app serves on until balancers
+/// have had the time to turn away.
 pub fn ends_by_itself(backend: &str) {
-    let text =
-        "[apps.web]\ncommand = [PYTHON, 'web', 'FOLDER']\nworkers = 1\nrestart = { base = '1ms', give_up = '2/60s' }\n";
+    let text = "[server]\npre_stop_delay = '10m'\n[apps.fixed]\nrespond = 'fixed'\n[[routes]]\nmatch = { path = '/fixed' }\napp = 'fixed'\n\
+        [[routes]]\napp = 'web'\n[apps.web]\ncommand = [PYTHON, 'web', 'FOLDER']\nworkers = 1\n\
+        restart = { base = '1ms', give_up = '2/60s' }\n";
     let site = Site::start(backend, text);
     site.until_ready();
     site.write(&text.replace("'2/60s'", "'2/60s', give_up_exit = true"));
@@ -289,5 +291,8 @@ pub fn ends_by_itself(backend: &str) {
     assert!(said.contains(&AT_THE_END[0].replace('*', "web")), "{said}");
     site.tell("web.crash", true);
     site.word(&["signal", "web", "KILL"]);
+    until("it says that it leaves", || site.get("localhost", "/readyz").1.contains("the server stops"));
+    assert_eq!(site.get("localhost", "/fixed"), (200, "fixed".to_owned()));
+    send_signal(site.line.process(), "TERM");
     assert_eq!(site.line.gone(), Some(69));
 }
