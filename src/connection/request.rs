@@ -218,6 +218,7 @@ impl<B: Backend> Loop<B> {
 
     /// Answers with an error and closes, lingering, so that a client that is still sending reads the refusal.
     pub fn refuse(&mut self, sock: Sock, status: u16, detail: &str) {
+        self.count().requests.add(1);
         self.refuse_head(sock, (status, detail), b"", b"");
     }
 
