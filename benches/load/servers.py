@@ -166,7 +166,8 @@ class Bench:
             self.workers[name] = path
         return self.workers[name]
 
-    def start(self, kind, forwarding, prefix=(), master=True, stack=None, worker=None, flags=(), cores=None, routes=0):
+    def start(self, kind, forwarding, prefix=(), master=True, stack=None, worker=None, flags=(), cores=None, routes=0,
+              log=None):
         """Starts one server. `kind` is "nginx", "haproxy", "ours" or "ours:BACKEND"; `prefix` goes before its command,
         as for valgrind; `master=False` makes nginx a single process. It ends with `stack` (the bench's own by default). `worker` is
         the socket of another worker than the usual one; ours gets the `flags`, takes other `cores` than the one for servers, and has so many `routes` by host and path, of which
@@ -181,6 +182,9 @@ class Bench:
         command = {"nginx": self.nginx, "haproxy": self.haproxy, "ours": self.ours}[base](
             home, port, worker, kind.partition(":")[2], master
         )
+        if base == "ours":
+            to = ["--access-log", os.path.join(home, "access.log"), "--access-log-format", log] if log else ["--no-access-log"]
+            command += to
         if base == "ours":
             command += [*flags, *self.routes(home, worker, routes)]
         log = os.path.join(home, "log")
@@ -219,7 +223,7 @@ class Bench:
         return [processes.find("haproxy"), "-f", configuration, "-db"]
 
     def ours(self, home, port, _worker, backend, _master):
-        return [self.server, "--loops", "1", "--backend", backend or "auto", "--no-access-log", "--stats-interval", "0s",
+        return [self.server, "--loops", "1", "--backend", backend or "auto", "--stats-interval", "0s",
                 "--run-dir", os.path.join(home, "run"), "--listen", f"127.0.0.1:{port}"]
 
     def routes(self, home, worker, routes):

@@ -14,9 +14,10 @@ use super::lines::{self, Stamp};
 use super::pattern;
 use super::redact::Hidden;
 use super::sink::{Handle, Source};
+use super::text::Piece;
 use crate::config::{AccessLogFormat, AccessLogSettings, Part, PatternField, Sampling};
 use crate::http::head::{Logged, Response};
-use crate::http::{find_lines, find_present};
+use crate::http::{find_lines, find_most, find_present};
 
 /// A buffer that large is handed over within the turn.
 const FULL: usize = 64 * 1024;
@@ -36,6 +37,10 @@ pub struct AccessRecord<'a> {
     pub protocol: &'static str,
     /// The request's head: its fields are looked for here.
     pub head: &'a [u8],
+    /// The values of `Host`, `Referer` and `User-Agent`, where they are known.
+    pub shown: Option<[&'a [u8]; 3]>,
+    /// How many of these three the head has at most, where that is known.
+    pub shown_count: Option<u8>,
     /// The answer's status.
     pub status: u16,
     /// Bytes of the answer's body that were sent.
@@ -151,6 +156,8 @@ pub struct AccessLog {
     seen: Vec<u32>,
     /// Memory for targets and referers in which something is hidden.
     scratch: [Vec<u8>; 2],
+    /// Memory for a line that is being made.
+    piece: Box<Piece>,
 }
 
 impl AccessLog {
@@ -159,7 +166,18 @@ impl AccessLog {
         let seen = vec![0; look.sampling.len()];
         let buffer = if sink.is_some() { Vec::with_capacity(FULL) } else { Vec::new() };
         let stamp = Stamp::default();
-        AccessLog { log, version, sink, look, buffer, lines: 0, stamp, seen, scratch: Default::default() }
+        AccessLog {
+            log,
+            version,
+            sink,
+            look,
+            buffer,
+            lines: 0,
+            stamp,
+            seen,
+            scratch: Default::default(),
+            piece: Box::default(),
+        }
     }
 
     /// Whether anything is kept; if not, the caller need not gather a record.
@@ -217,7 +235,10 @@ impl AccessLog {
         let mut absent = [false; 2];
         match &look.format {
             AccessLogFormat::Json => {
-                [host, referer, user_agent] = find_lines(record.head, [b"host", b"referer", b"user-agent"]);
+                [host, referer, user_agent] = record.shown.unwrap_or_else(|| {
+                    let most = record.shown_count.map_or(3, usize::from);
+                    find_most(record.head, [b"host", b"referer", b"user-agent"], most).map(Option::unwrap_or_default)
+                });
             }
             AccessLogFormat::Combined => {
                 let found = find_present(record.head, [b"referer", b"user-agent", b"authorization"]);
@@ -253,7 +274,7 @@ impl AccessLog {
             AccessLogFormat::Human => lines::human(out, self.stamp.clock(second), &shown, look.colour),
             AccessLogFormat::Combined => lines::combined(out, self.stamp.local(second), &shown),
             AccessLogFormat::Common => lines::common(out, self.stamp.local(second), &shown),
-            AccessLogFormat::Json => lines::json(out, self.stamp.utc(second), &shown),
+            AccessLogFormat::Json => lines::json(out, &mut self.piece, self.stamp.utc(second), &shown),
             AccessLogFormat::Rip => lines::rip(out, self.stamp.rip(second), &shown),
             AccessLogFormat::RipJson => lines::rip_json(out, self.stamp.utc(second), &shown),
             AccessLogFormat::Pattern(parts) => pattern::put(out, &mut self.stamp, &shown, &parts.parts, &look.hidden),

@@ -178,6 +178,38 @@ fn long_requests_keep_of_their_heads_what_their_line_shows() {
     assert_eq!(digest("human"), b"GET /a?b=1 HTTP/1.1\r\n");
 }
 
+/// A mark with a quote in it has a line made in the other of two ways.
+#[test]
+fn a_json_line_is_the_same_however_it_is_made() {
+    let (plain, quoted, long) = (note("m", "", None), note("m\"", "", None), "y".repeat(5000));
+    let v6 = Some(IpAddr::V6("2001:db8::7".parse().unwrap()));
+    let head = format!("GET / HTTP/1.1\r\nHost: h\r\nReferer: http://r/{long}\r\n\r\n");
+    for record in [
+        record(),
+        AccessRecord { head: HEAD, client: v6, protocol: "HTTP/1.0", ..record() },
+        AccessRecord {
+            client: None,
+            queue_us: None,
+            upstream_us: None,
+            worker: None,
+            app: "",
+            request_id: b"",
+            ..record()
+        },
+        AccessRecord { duration_us: u64::MAX, bytes: u64::MAX, worker: Some(u32::MAX), status: 599, ..record() },
+        AccessRecord { target: long.as_bytes(), bytes: 0, duration_us: 0, ..record() },
+        AccessRecord { head: head.as_bytes(), time_micros: 1_000_000_999_999, bytes: 9, ..record() },
+        AccessRecord { shown: Some([b"other", b"here", b"there"]), bytes: 10, ..record() },
+    ] {
+        let of = |note| line("json", &AccessRecord { note: Some(note), ..record });
+        let (one, other) = (of(&plain), of(&quoted));
+        assert!(one.contains("\"m\"") && other.contains("\"m\\\"\""), "{one}{other}");
+        assert_eq!(one, other.replace("\"m\\\"\"", "\"m\""));
+    }
+    let known = AccessRecord { head: HEAD, shown_count: Some(1), ..record() };
+    assert!(!line("json", &known).contains("curl"), "it is looked for no further");
+}
+
 /// A line without a thread that writes it.
 fn bare(text: &str, framing: &framing::Framing, record: &AccessRecord<'_>) -> Vec<u8> {
     let look = access::Look::new(&AccessLogSettings::new(LogTarget::Off, format(text)), framing.clone(), false);
