@@ -74,6 +74,26 @@ pub struct AnswerNote {
     pub length: Option<u64>,
 }
 
+/// The most bytes of each text where a line is too long: escaped as they may be, all of them are shorter than any message.
+const SHORTENED: usize = 128;
+
+fn shortened(text: &[u8]) -> &[u8] {
+    &text[..text.len().min(SHORTENED)]
+}
+
+impl AnswerNote {
+    fn shortened(&self) -> AnswerNote {
+        let [mark, media_type] = [&self.mark, &self.media_type].map(|text| shortened(text).into());
+        AnswerNote { mark, media_type, ..*self }
+    }
+}
+
+impl<'a> AccessRecord<'a> {
+    fn shortened(&self) -> AccessRecord<'a> {
+        AccessRecord { method: shortened(self.method), request_id: shortened(self.request_id), ..*self }
+    }
+}
+
 /// How lines look, for all loops.
 pub(super) struct Look {
     format: AccessLogFormat,
@@ -134,6 +154,12 @@ impl<'a> Shown<'a> {
             Some(mark) => (&self.target[..mark], &self.target[mark + 1..]),
             None => (self.target, &b""[..]),
         }
+    }
+
+    fn shortened(&self) -> Shown<'a> {
+        let [target, host, referer, user_agent] =
+            [self.target, self.host, self.referer, self.user_agent].map(shortened);
+        Shown { target, host, referer, user_agent, ..*self }
     }
 
     /// What the app wants its line to say.
@@ -230,7 +256,7 @@ impl AccessLog {
     }
 
     fn put(&mut self, record: &AccessRecord<'_>, one_of: u32) {
-        let look = &*self.look;
+        let (look, mut record) = (&*self.look, *record);
         let [mut host, mut referer, mut user_agent, mut authorization] = [&b""[..]; 4];
         let mut absent = [false; 2];
         match &look.format {
@@ -256,6 +282,7 @@ impl AccessLog {
         if look.hidden.any() {
             target = look.hidden.query_of(target, of_target);
             referer = look.hidden.field("referer", look.hidden.query_of(referer, of_referer));
+            record.request_id = look.hidden.field("x-request-id", record.request_id);
             user_agent = look.hidden.field("user-agent", user_agent);
             host = look.hidden.field("host", host);
             // The user's name comes from there.
@@ -264,12 +291,14 @@ impl AccessLog {
         // nginx writes a field that is there and empty as it is.
         let or_dash = |value, absent| if absent { &b"-"[..] } else { value };
         let (referer, user_agent) = (or_dash(referer, absent[0]), or_dash(user_agent, absent[1]));
+        let record = &record;
         let shown = Shown { record, target, host, referer, user_agent, authorization, one_of };
         let second = record.time_micros / 1_000_000;
         let out = &mut self.buffer;
         let heading =
             Heading { severity: Severity::Info, kind: "access", time_micros: record.time_micros, worker: None };
         let start = look.framing.begin(out, &heading);
+        let text = out.len();
         match &look.format {
             AccessLogFormat::Human => lines::human(out, self.stamp.clock(second), &shown, look.colour),
             AccessLogFormat::Combined => lines::combined(out, self.stamp.local(second), &shown),
@@ -278,6 +307,19 @@ impl AccessLog {
             AccessLogFormat::Rip => lines::rip(out, self.stamp.rip(second), &shown),
             AccessLogFormat::RipJson => lines::rip_json(out, self.stamp.utc(second), &shown),
             AccessLogFormat::Pattern(parts) => pattern::put(out, &mut self.stamp, &shown, &parts.parts, &look.hidden),
+        }
+        let is_json = matches!(look.format, AccessLogFormat::Json | AccessLogFormat::RipJson);
+        if is_json && look.framing.is_too_long(out, start) {
+            // An object that is cut anywhere is none.
+            out.truncate(text);
+            let utc = self.stamp.utc(second);
+            let note = record.note.map(AnswerNote::shortened);
+            let record = AccessRecord { note: note.as_ref(), ..record.shortened() };
+            let shown = Shown { record: &record, ..shown.shortened() };
+            match look.format {
+                AccessLogFormat::Json => lines::json(out, &mut self.piece, utc, &shown),
+                _ => lines::rip_json(out, utc, &shown),
+            }
         }
         if matches!(look.framing, Framing::Journal) {
             lines::journal(out, &look.framing, &shown);

@@ -177,7 +177,7 @@ impl Script<'_> {
         for (request, status) in requests {
             let mut client = self.send(request);
             let answers = std::iter::repeat_with(|| client.next_answer(request.starts_with("HEAD")));
-            let last = answers.skip_while(|answer| answer.status < 200).next().unwrap();
+            let last = answers.into_iter().find(|answer| answer.status >= 200).unwrap();
             assert_eq!(last.status, *status, "{}: {}", request.lines().next().unwrap(), last.text());
         }
     }
