@@ -112,6 +112,8 @@ pub struct Listener {
     pub sockets: usize,
     /// The file of a Unix socket that the server has made.
     pub file: Option<Identity>,
+    /// Whether it is for those who watch the server, where that is told.
+    pub admin: Option<bool>,
 }
 
 /// A worker that has joined by itself.
@@ -373,7 +375,13 @@ mod tests {
     }
 
     fn estate(sockets: usize) -> Estate {
-        let listener = Listener { asked: "0:8080".into(), address: "0.0.0.0:8080".into(), sockets, file: None };
+        let listener = Listener {
+            asked: "0:8080".into(),
+            address: "0.0.0.0:8080".into(),
+            sockets,
+            file: None,
+            admin: Some(false),
+        };
         Estate { listeners: vec![listener], ..Estate::default() }
     }
 

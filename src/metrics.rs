@@ -183,15 +183,16 @@ macro_rules! counters {
 counters! {
     /// Client connections accepted.
     total_connections,
-    /// Requests answered, by the loop or by a worker, errors included.
+    /// Requests that came, those that were refused before they were understood included: once none is under way, as many as the
+    /// statuses of all series count.
     requests,
     /// Bytes received from clients.
     bytes_received,
     /// Bytes queued for clients.
     bytes_sent,
-    /// Client connections or exchanges that ended in an error: resets, refused requests, answers of 502.
+    /// Requests that the server refused, answers cut, and bodies that broke behind their answers.
     errors,
-    /// Deadlines that passed: slow heads, bodies and readers, idle connections, workers without an answer.
+    /// Deadlines that passed: of slow heads, bodies and readers, of workers without an answer, of quiet streams, and of waiting.
     timeouts,
     /// Panics caught at the loop's boundary.
     panics,

@@ -320,8 +320,8 @@ impl Place {
 
 impl From<Listening> for Held {
     fn from(listening: Listening) -> Held {
-        let Listening { id, asked, address, sockets, file, admin: _ } = listening;
-        Held { id, asked: asked.to_string(), address: address.to_string(), sockets, file }
+        let Listening { id, asked, address, sockets, file, admin } = listening;
+        Held { id, asked: asked.to_string(), address: address.to_string(), sockets, file, admin }
     }
 }
 
@@ -347,17 +347,17 @@ fn write_pid_file(path: &std::path::Path) -> Result<PidFile, StartError> {
 
 /// Opens all listeners that nobody else has opened for this process.
 fn open_listeners(settings: &Settings, inherited: &mut Inherited) -> Result<Vec<Listening>, StartError> {
-    let mut open = |asked: &ListenAddress| match inherited.listeners(asked)? {
+    let mut open = |asked: &ListenAddress, admin| match inherited.listeners(asked, admin)? {
         Some(found) => Ok(found),
         None => listen(settings, asked, false).map(|listening| vec![listening]),
     };
     // Those of the admin first: a listener may ask for whatever sockets systemd has opened beside those that are asked for by name.
     let mut listeners = Vec::new();
     for asked in &settings.admin {
-        listeners.extend(open(asked)?.into_iter().map(|listening| Listening { admin: true, ..listening }));
+        listeners.extend(open(asked, true)?.into_iter().map(|listening| Listening { admin: true, ..listening }));
     }
     for asked in &settings.listen {
-        listeners.extend(open(asked)?);
+        listeners.extend(open(asked, false)?);
     }
     (0..).zip(&mut listeners).for_each(|(id, listening)| listening.id = id);
     Ok(listeners)

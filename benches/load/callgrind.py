@@ -49,14 +49,14 @@ def request_bytes(browser):
     return ("GET /small HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in fields) + "\r\n").encode()
 
 
-def instructions(bench, kind, forwarding, browser, requests=1000, routes=0):
-    """Instructions per request of one server and case; ours with so many routes."""
+def instructions(bench, kind, forwarding, browser, requests=1000, routes=0, log=None):
+    """Instructions per request of one server and case; ours with so many routes, and with an access log in that format."""
     processes.need("valgrind")
-    few, many = (count(bench, kind, forwarding, browser, times * requests, routes) for times in (1, 3))
+    few, many = (count(bench, kind, forwarding, browser, times * requests, routes, log) for times in (1, 3))
     return (many - few) / (2 * requests)
 
 
-def count(bench, kind, forwarding, browser, requests, routes=0):
+def count(bench, kind, forwarding, browser, requests, routes=0, log=None):
     """All instructions of one server's life that answers so many requests."""
     # A worker that is already there must not be a child of the stack that ends with this run.
     if forwarding:
@@ -65,7 +65,7 @@ def count(bench, kind, forwarding, browser, requests, routes=0):
     os.mkdir(place)
     prefix = ["valgrind", "--tool=callgrind", "-q", f"--callgrind-out-file={place}/out.%p"]
     with contextlib.ExitStack() as stack:
-        server = bench.start(kind, forwarding, prefix=prefix, master=False, stack=stack, routes=routes)
+        server = bench.start(kind, forwarding, prefix=prefix, master=False, stack=stack, routes=routes, log=log)
         talk(server.port, request_bytes(browser), requests)
     try:
         with open(f"{place}/out.{server.pid}") as file:

@@ -58,6 +58,7 @@ OTHER = {
     "queue": "two loops, more clients than permits",
     "slow-readers": "fast clients beside 2,000 slow readers of 400 KB",
     "streams": "fast clients beside 10,000 event streams",
+    "access-log": "with an access log in JSON to a file, against none",
     "instructions": "instructions per request",
 }
 
@@ -74,6 +75,8 @@ CROWD_RATE = 3000
 QUEUE_PERMITS, QUEUE_CLIENTS = 2, 64
 
 MEMORY_TARGET = 300
+# The rows that are measured with and without an access log, and what the log may cost at most.
+LOGGED, LOG_TARGET = ("direct-64", "forwarded-64", "browser"), 0.03
 INSTRUCTION_TARGETS = {"direct": 3000, "forwarded": 8000, "direct, browser": 6000, "forwarded, browser": 14000}
 
 NAMES = [row.name for row in LOAD] + list(OTHER)

@@ -67,6 +67,8 @@ def compare(bench, options):
     for name in rows.CROWDS:
         if name in options.rows:
             results["crowds"][name] = waiting.crowd_rows(bench, name, ours, options, failures)
+    if "access-log" in options.rows:
+        results["access-log"] = access_log_rows(bench, ours, options, failures)
     if "instructions" in options.rows:
         results["instructions"] = instruction_rows(bench, ours, options)
     if options.json:
@@ -247,6 +249,27 @@ def latency_rows(bench, ours, options, failures):
         line = "".join(f"  {name} {found[kind][key]:>7.0f}"
                        for name, key in (("p50", "p50_us"), ("p99", "p99_us"), ("p99.9", "p999_us")))
         print(f"  {kind:<14}{line}   ({found[kind]['rate']:.0f}/s)", flush=True)
+    return found
+
+
+def access_log_rows(bench, ours, options, failures):
+    """CPU per request with an access log in JSON against none, in the same round: the median of the ratios, and what it costs."""
+    print(f"\naccess-log: {rows.OTHER['access-log']}")
+    found = {}
+    for row in (row for row in rows.LOAD if row.name in rows.LOGGED):
+        for kind in ours:
+            with contextlib.ExitStack() as stack:
+                running = {log: bench.start(kind, row.forwarding, stack=stack, log=log) for log in (None, "json")}
+                rounds = []
+                for at in range(options.rounds):
+                    order = (None, "json") if at % 2 else ("json", None)
+                    figures = {log: load(bench, row, running[log], options.seconds, failures)[0] for log in order}
+                    rounds.append((figures[None], figures["json"]))
+            ratio = statistics.median(logged / bare for bare, logged in rounds)
+            found[f"{row.name}, {kind}"] = {"rounds": rounds, "ratio": ratio}
+            bare, logged = (statistics.median(figures) for figures in zip(*rounds))
+            print(f"  {row.name:<14}{kind:<14}{bare:>8.2f} µs without {logged:>8.2f} µs with  {ratio - 1:+.1%}  "
+                  f"target {rows.LOG_TARGET:+.0%} {'met' if ratio - 1 <= rows.LOG_TARGET else 'MISSED'}", flush=True)
     return found
 
 

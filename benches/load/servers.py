@@ -166,11 +166,12 @@ class Bench:
             self.workers[name] = path
         return self.workers[name]
 
-    def start(self, kind, forwarding, prefix=(), master=True, stack=None, worker=None, flags=(), cores=None, routes=0):
+    def start(self, kind, forwarding, prefix=(), master=True, stack=None, worker=None, flags=(), cores=None, routes=0,
+              log=None):
         """Starts one server. `kind` is "nginx", "haproxy", "ours" or "ours:BACKEND"; `prefix` goes before its command,
         as for valgrind; `master=False` makes nginx a single process. It ends with `stack` (the bench's own by default). `worker` is
         the socket of another worker than the usual one; ours gets the `flags`, takes other `cores` than the one for servers, and has so many `routes` by host and path, of which
-        the last is taken."""
+        the last is taken. With `log` ours writes an access log in that format to a file."""
         worker = worker or (self.worker() if forwarding else None)
         home = os.path.join(self.home, f"{kind.replace(':', '-')}-{next(self.numbers)}")
         os.mkdir(home)
@@ -182,7 +183,8 @@ class Bench:
             home, port, worker, kind.partition(":")[2], master
         )
         if base == "ours":
-            command += [*flags, *self.routes(home, worker, routes)]
+            lines = ["--access-log", os.path.join(home, "access.log"), "--access-log-format", log] if log else ["--no-access-log"]
+            command += [*lines, *flags, *self.routes(home, worker, routes)]
         log = os.path.join(home, "log")
         process = (stack or self.stack).enter_context(
             processes.running([*prefix, *command], log, self.server_core if cores is None else cores, cwd=home)
@@ -219,7 +221,7 @@ class Bench:
         return [processes.find("haproxy"), "-f", configuration, "-db"]
 
     def ours(self, home, port, _worker, backend, _master):
-        return [self.server, "--loops", "1", "--backend", backend or "auto", "--no-access-log", "--stats-interval", "0s",
+        return [self.server, "--loops", "1", "--backend", backend or "auto", "--stats-interval", "0s",
                 "--run-dir", os.path.join(home, "run"), "--listen", f"127.0.0.1:{port}"]
 
     def routes(self, home, worker, routes):

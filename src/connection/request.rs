@@ -172,7 +172,7 @@ impl<B: Backend> Loop<B> {
         self.backend.send(sock, written.head_and_body.into());
         if self.access.enabled() {
             let head = &input[request.method_span.start as usize..request.len];
-            self.log_answer(sock, head, written.status, written.bytes);
+            self.log_answer(sock, head, Some(self.heads.fields.shown(&input)), written.status, written.bytes);
         }
         input.advance(request.len);
         if !self.keeps_alive(request) {
@@ -218,6 +218,7 @@ impl<B: Backend> Loop<B> {
 
     /// Answers with an error and closes, lingering, so that a client that is still sending reads the refusal.
     pub fn refuse(&mut self, sock: Sock, status: u16, detail: &str) {
+        self.count().requests.add(1);
         self.refuse_head(sock, (status, detail), b"", b"");
     }
 
@@ -234,7 +235,7 @@ impl<B: Backend> Loop<B> {
             self.become_state(sock, State::WritingResponse);
         }
         self.backend.send(sock, piece.into());
-        self.log_answer(sock, head, status, bytes);
+        self.log_answer(sock, head, None, status, bytes);
         self.close_client(sock, How::Flushed);
     }
 }

@@ -56,6 +56,7 @@ impl<B: Backend> Loop<B> {
             note: exchange.answer.note.as_deref(),
             worker: seat.map(|seat| seat.target.number),
             request_id: self.accepting.id(key, &exchange.request.id),
+            shown_count: exchange.request.shown_count,
             ..access_record(
                 head,
                 client.http.version,
@@ -65,15 +66,16 @@ impl<B: Backend> Loop<B> {
         });
     }
 
-    /// Writes the access line of a request that no exchange carries. `head` is empty where none was understood.
-    pub fn log_answer(&mut self, sock: Sock, head: &[u8], status: u16, bytes: u64) {
+    /// Writes the access line of a request that no exchange carries. `head` is empty where none was understood; `shown` is what of it the
+    /// line shows, where that is known.
+    pub fn log_answer(&mut self, sock: Sock, head: &[u8], shown: Option<[&[u8]; 3]>, status: u16, bytes: u64) {
         if self.access.enabled()
             && let Some(client) = self.table.client(sock)
         {
             let told = self.heads.origin.trusted && !head.is_empty();
             let address = if told { self.heads.origin.client } else { client.arrival.peer.address() };
             let record = access_record(head, client.http.version, address, self.time.day.micros(self.time.nanos()));
-            self.access.record(&AccessRecord { status, bytes, ..record });
+            self.access.record(&AccessRecord { status, bytes, shown, ..record });
         }
     }
 }

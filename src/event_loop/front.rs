@@ -137,9 +137,13 @@ pub(crate) fn access_record(
     client: Option<IpAddr>,
     time_micros: u64,
 ) -> AccessRecord<'_> {
-    let mut words = head.split(|byte| matches!(byte, b' ' | b'\r'));
-    let mut word = || words.next().filter(|word| !word.is_empty()).unwrap_or(b"-");
-    let (method, target) = (word(), word());
+    let split = |text| {
+        let end = memchr::memchr2(b' ', b'\r', text).unwrap_or(text.len());
+        let word = if end == 0 { &b"-"[..] } else { &text[..end] };
+        (word, text.get(end + 1..).unwrap_or_default())
+    };
+    let (method, rest) = split(head);
+    let (target, _) = split(rest);
     AccessRecord { time_micros, client, method, target, protocol: version.name(), head, ..AccessRecord::default() }
 }
 

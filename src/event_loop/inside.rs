@@ -62,7 +62,9 @@ impl<B: Backend> Loop<B> {
     pub fn ask_desk(&mut self, stream: Stream, input: &[u8], request: &head::Request, document: Document) {
         // No app has a part in it, but each exchange is some app's.
         let Some(app) = self.apps.any().cloned() else {
-            return self.refuse(stream.connection, 503, "no app is configured");
+            let (refusal, head) =
+                ((503, "no app is configured"), &input[request.method_span.start as usize..request.len]);
+            return self.refuse_head(stream.connection, refusal, request.accept.of(input), head);
         };
         let kept = self.memory.pool.heap(&input[..request.len]);
         let mut exchange = Exchange::new(stream, app, OWN, request, kept, id_text(self.next_id), &self.time);

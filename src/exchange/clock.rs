@@ -179,7 +179,8 @@ impl<B: Backend> Loop<B> {
         if self.time.nanos() < time {
             return self.rearm(key);
         }
-        if matches!(due, Due::Connect | Due::Body | Due::Answer) {
+        let quiet = due == Due::Idle && !matches!(phase, Phase::Tunnel { .. });
+        if quiet || matches!(due, Due::Connect | Due::Body | Due::Answer) {
             self.count().timeouts.add(1);
         }
         match due {
@@ -191,7 +192,7 @@ impl<B: Backend> Loop<B> {
             Due::Body => self.fail(key, 408, "the request's body did not arrive in time: --body-timeout"),
             Due::Read | Due::Request => self.silent(key, due == Due::Request),
             Due::Answer => self.give_up_answer(key, "the answer was not whole in time: --answer-timeout"),
-            Due::Idle if matches!(phase, Phase::Tunnel { .. }) => self.finish(key, Ending::Left { how: How::Flushed }),
+            Due::Idle if !quiet => self.finish(key, Ending::Left { how: How::Flushed }),
             Due::Idle => self.fail(key, 504, "the stream was idle: --idle-timeout"),
         }
     }

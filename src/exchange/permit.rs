@@ -33,6 +33,7 @@ impl<B: Backend> Loop<B> {
             exchange.times.asked = now;
         } else if now >= exchange.times.asked + longest_wait(&app.settings) {
             // Workers that look ready and refuse would else have it go from one to the next for ever.
+            self.count().app(count).queue_timeouts.add(1);
             self.count().timeouts.add(1);
             return self.refuse_unasked(key, 504, "no worker took the request in time");
         }
@@ -61,6 +62,7 @@ impl<B: Backend> Loop<B> {
     fn wait_in_queue(&mut self, key: Key) {
         let keeps_blocks = self.exchanges.lookup(key).is_some_and(|exchange| exchange.request.keeps_blocks());
         if keeps_blocks && !self.memory.has_reserve() {
+            self.count().memory_refused.add(1);
             return self.refuse_unasked(key, 503, "the server has no memory left for requests that wait");
         }
         self.set_aside(key);
@@ -95,6 +97,7 @@ impl<B: Backend> Loop<B> {
             }
             Patience::HoldExpired => {
                 self.count().app(count).hold_expired.add(1);
+                self.count().timeouts.add(1);
                 return self.refuse_unasked(key, 503, super::ending::STARTING);
             }
         }

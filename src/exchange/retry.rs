@@ -102,7 +102,7 @@ impl<B: Backend> Loop<B> {
 
     /// Sends the request again, over a fresh connection and preferably to another worker.
     pub fn retry(&mut self, key: Key, reason: RetryReason) {
-        self.drop_worker(key, if reason == RetryReason::Declined { Outcome::Unused } else { Outcome::Broken });
+        self.drop_worker(key, if reason == RetryReason::ConnectionLost { Outcome::Broken } else { Outcome::Unused });
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.attempt.retried = true;
         exchange.attempt.exclude = exchange.attempt.worker;

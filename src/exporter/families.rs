@@ -119,6 +119,21 @@ const SERVER: &[Family] = &[
         total(sample, points, |totals| totals.total_connections);
     }),
     counter(
+        "production_server_connections_refused_total",
+        &["reason"],
+        "Client connections closed without a word where the PROXY protocol is required: their peer may not speak for others (peer), \
+         they did not begin with such a header (invalid), or it did not come in time (late).",
+        |sample, points| {
+            let totals = sample.metrics.total();
+            let refused = [
+                ("peer", totals.proxy_protocol_refused),
+                ("invalid", totals.proxy_protocol_invalid),
+                ("late", totals.proxy_protocol_late),
+            ];
+            refused.iter().for_each(|(reason, count)| points.whole(&[("reason", reason)], *count));
+        },
+    ),
+    counter(
         "production_server_idle_connections_closed_total",
         &[],
         "Idle client connections closed to make place for others, near `server.max_connections`.",
@@ -142,13 +157,13 @@ const SERVER: &[Family] = &[
     counter(
         "production_server_errors_total",
         &[],
-        "Requests refused by the server, and answers cut.",
+        "Requests that the server refused, answers cut, and bodies that broke behind their answers.",
         |sample, points| total(sample, points, |totals| totals.errors),
     ),
     counter(
         "production_server_timeouts_total",
         &[],
-        "Deadlines that passed: of slow heads, bodies and readers, of workers without an answer, and of waiting.",
+        "Deadlines that passed: of slow heads, bodies and readers, of workers without an answer, of quiet streams, and of waiting.",
         |sample, points| total(sample, points, |totals| totals.timeouts),
     ),
     counter(
@@ -259,7 +274,7 @@ const APPS: &[Family] = &[
     counter(
         "production_server_answers_cut_total",
         &["app"],
-        "Answers that had begun and could not be completed.",
+        "Answers that had begun and that the server could not complete. Those whose client left are not among them.",
         |sample, points| each_app_counter(sample, points, "", &[("", |app| app.cut.value())]),
     ),
     counter("production_server_tunnels_opened_total", &["app"], "Tunnels opened.", |sample, points| {
@@ -314,7 +329,7 @@ const WORKERS: &[Family] = &[
     counter(
         "production_server_worker_requests_total",
         &["app", "worker"],
-        "Requests that the workers of a place were given and that ran.",
+        "Requests that the workers of a place were given and that may have run.",
         |sample, points| {
             places(sample, |app, place, workers| {
                 let before = workers.iter().map(|worker| worker.requests_before).max().unwrap_or(0);

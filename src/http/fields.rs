@@ -65,6 +65,19 @@ impl Fields {
         if self.present.has(kind) { self.list.iter().find(|field| field.kind == kind) } else { None }
     }
 
+    /// The values that access lines show: of `Host`, `Referer` and `User-Agent`; empty where there is none.
+    #[inline]
+    pub fn shown<'a>(&self, bytes: &'a [u8]) -> [&'a [u8]; 3] {
+        [Kind::Host, Kind::Referer, Kind::UserAgent]
+            .map(|kind| self.find(kind).map_or(&b""[..], |field| field.value.of(bytes)))
+    }
+
+    /// How many of those there are at most when the head is sent on, where a `Host` may be added.
+    #[inline]
+    pub fn shown_count(&self) -> u8 {
+        1 + u8::from(self.present.has(Kind::Referer)) + u8::from(self.present.has(Kind::UserAgent))
+    }
+
     /// The first line whose name is `name`, whatever its case. For names without a [`Kind`].
     pub fn find_name<'a>(&self, bytes: &'a [u8], name: &str) -> Option<&'a [u8]> {
         let named = |field: &&Field| field.name.of(bytes).eq_ignore_ascii_case(name.as_bytes());

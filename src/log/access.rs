@@ -14,9 +14,10 @@ use super::lines::{self, Stamp};
 use super::pattern;
 use super::redact::Hidden;
 use super::sink::{Handle, Source};
+use super::text::Piece;
 use crate::config::{AccessLogFormat, AccessLogSettings, Part, PatternField, Sampling};
 use crate::http::head::{Logged, Response};
-use crate::http::{find_lines, find_present};
+use crate::http::{find_lines, find_most, find_present};
 
 /// A buffer that large is handed over within the turn.
 const FULL: usize = 64 * 1024;
@@ -36,6 +37,10 @@ pub struct AccessRecord<'a> {
     pub protocol: &'static str,
     /// The request's head: its fields are looked for here.
     pub head: &'a [u8],
+    /// The values of `Host`, `Referer` and `User-Agent`, where they are known.
+    pub shown: Option<[&'a [u8]; 3]>,
+    /// How many of these three the head has at most, where that is known.
+    pub shown_count: Option<u8>,
     /// The answer's status.
     pub status: u16,
     /// Bytes of the answer's body that were sent.
@@ -67,6 +72,26 @@ pub struct AnswerNote {
     pub media_type: Box<[u8]>,
     /// The length that the answer declares.
     pub length: Option<u64>,
+}
+
+/// The most bytes of each text where a line is too long: escaped as they may be, all of them are shorter than any message.
+const SHORTENED: usize = 128;
+
+fn shortened(text: &[u8]) -> &[u8] {
+    &text[..text.len().min(SHORTENED)]
+}
+
+impl AnswerNote {
+    fn shortened(&self) -> AnswerNote {
+        let [mark, media_type] = [&self.mark, &self.media_type].map(|text| shortened(text).into());
+        AnswerNote { mark, media_type, ..*self }
+    }
+}
+
+impl<'a> AccessRecord<'a> {
+    fn shortened(&self) -> AccessRecord<'a> {
+        AccessRecord { method: shortened(self.method), request_id: shortened(self.request_id), ..*self }
+    }
 }
 
 /// How lines look, for all loops.
@@ -131,6 +156,12 @@ impl<'a> Shown<'a> {
         }
     }
 
+    fn shortened(&self) -> Shown<'a> {
+        let [target, host, referer, user_agent] =
+            [self.target, self.host, self.referer, self.user_agent].map(shortened);
+        Shown { target, host, referer, user_agent, ..*self }
+    }
+
     /// What the app wants its line to say.
     pub fn mark(&self) -> &'a [u8] {
         self.record.note.map_or(&[], |note| &note.mark)
@@ -151,6 +182,8 @@ pub struct AccessLog {
     seen: Vec<u32>,
     /// Memory for targets and referers in which something is hidden.
     scratch: [Vec<u8>; 2],
+    /// Memory for a line that is being made.
+    piece: Box<Piece>,
 }
 
 impl AccessLog {
@@ -159,7 +192,18 @@ impl AccessLog {
         let seen = vec![0; look.sampling.len()];
         let buffer = if sink.is_some() { Vec::with_capacity(FULL) } else { Vec::new() };
         let stamp = Stamp::default();
-        AccessLog { log, version, sink, look, buffer, lines: 0, stamp, seen, scratch: Default::default() }
+        AccessLog {
+            log,
+            version,
+            sink,
+            look,
+            buffer,
+            lines: 0,
+            stamp,
+            seen,
+            scratch: Default::default(),
+            piece: Box::default(),
+        }
     }
 
     /// Whether anything is kept; if not, the caller need not gather a record.
@@ -212,12 +256,15 @@ impl AccessLog {
     }
 
     fn put(&mut self, record: &AccessRecord<'_>, one_of: u32) {
-        let look = &*self.look;
+        let (look, mut record) = (&*self.look, *record);
         let [mut host, mut referer, mut user_agent, mut authorization] = [&b""[..]; 4];
         let mut absent = [false; 2];
         match &look.format {
             AccessLogFormat::Json => {
-                [host, referer, user_agent] = find_lines(record.head, [b"host", b"referer", b"user-agent"]);
+                [host, referer, user_agent] = record.shown.unwrap_or_else(|| {
+                    let most = record.shown_count.map_or(3, usize::from);
+                    find_most(record.head, [b"host", b"referer", b"user-agent"], most).map(Option::unwrap_or_default)
+                });
             }
             AccessLogFormat::Combined => {
                 let found = find_present(record.head, [b"referer", b"user-agent", b"authorization"]);
@@ -235,6 +282,7 @@ impl AccessLog {
         if look.hidden.any() {
             target = look.hidden.query_of(target, of_target);
             referer = look.hidden.field("referer", look.hidden.query_of(referer, of_referer));
+            record.request_id = look.hidden.field("x-request-id", record.request_id);
             user_agent = look.hidden.field("user-agent", user_agent);
             host = look.hidden.field("host", host);
             // The user's name comes from there.
@@ -243,20 +291,35 @@ impl AccessLog {
         // nginx writes a field that is there and empty as it is.
         let or_dash = |value, absent| if absent { &b"-"[..] } else { value };
         let (referer, user_agent) = (or_dash(referer, absent[0]), or_dash(user_agent, absent[1]));
+        let record = &record;
         let shown = Shown { record, target, host, referer, user_agent, authorization, one_of };
         let second = record.time_micros / 1_000_000;
         let out = &mut self.buffer;
         let heading =
             Heading { severity: Severity::Info, kind: "access", time_micros: record.time_micros, worker: None };
         let start = look.framing.begin(out, &heading);
+        let text = out.len();
         match &look.format {
             AccessLogFormat::Human => lines::human(out, self.stamp.clock(second), &shown, look.colour),
             AccessLogFormat::Combined => lines::combined(out, self.stamp.local(second), &shown),
             AccessLogFormat::Common => lines::common(out, self.stamp.local(second), &shown),
-            AccessLogFormat::Json => lines::json(out, self.stamp.utc(second), &shown),
+            AccessLogFormat::Json => lines::json(out, &mut self.piece, self.stamp.utc(second), &shown),
             AccessLogFormat::Rip => lines::rip(out, self.stamp.rip(second), &shown),
             AccessLogFormat::RipJson => lines::rip_json(out, self.stamp.utc(second), &shown),
             AccessLogFormat::Pattern(parts) => pattern::put(out, &mut self.stamp, &shown, &parts.parts, &look.hidden),
+        }
+        let is_json = matches!(look.format, AccessLogFormat::Json | AccessLogFormat::RipJson);
+        if is_json && look.framing.is_too_long(out, start) {
+            // An object that is cut anywhere is none.
+            out.truncate(text);
+            let utc = self.stamp.utc(second);
+            let note = record.note.map(AnswerNote::shortened);
+            let record = AccessRecord { note: note.as_ref(), ..record.shortened() };
+            let shown = Shown { record: &record, ..shown.shortened() };
+            match look.format {
+                AccessLogFormat::Json => lines::json(out, &mut self.piece, utc, &shown),
+                _ => lines::rip_json(out, utc, &shown),
+            }
         }
         if matches!(look.framing, Framing::Journal) {
             lines::journal(out, &look.framing, &shown);

@@ -131,14 +131,34 @@ impl Framing {
         put(out);
     }
 
-    /// Ends a message that began at `start`. What is longer than receivers take is cut.
-    pub fn end(&self, out: &mut Vec<u8>, start: usize) {
-        let longest = match self {
-            Framing::Lines => return out.push(b'\n'),
+    /// The most bytes of a message.
+    fn longest(&self) -> usize {
+        match self {
+            Framing::Lines => usize::MAX,
             Framing::Syslog(_) => LONGEST_SYSLOG,
             Framing::Journal => LONGEST_JOURNAL,
-        };
-        out.truncate(start + LENGTH + longest);
+        }
+    }
+
+    /// Whether what began at `start` is longer than a message may be.
+    #[inline]
+    pub fn is_too_long(&self, out: &[u8], start: usize) -> bool {
+        (out.len() - start).saturating_sub(LENGTH) > self.longest()
+    }
+
+    /// Ends a message that began at `start`. What is longer than receivers take is cut, between two characters.
+    pub fn end(&self, out: &mut Vec<u8>, start: usize) {
+        if matches!(self, Framing::Lines) {
+            return out.push(b'\n');
+        }
+        if self.is_too_long(out, start) {
+            let mut end = start + LENGTH + self.longest();
+            // Not in the middle of a character of UTF-8, whose other bytes all begin with the bits 10.
+            while end > start + LENGTH && out[end] & 0xc0 == 0x80 {
+                end -= 1;
+            }
+            out.truncate(end);
+        }
         if matches!(self, Framing::Journal) {
             out.push(b'\n');
         }

@@ -2,10 +2,10 @@
 
 use std::net::IpAddr;
 
-use super::access::Shown;
+use super::access::{AccessRecord, Shown};
 use super::framing::Framing;
 use super::text::{
-    Calendar, MONTHS, put_apache, put_clock, put_date_time, put_escaped, put_json, put_milliseconds, put_number,
+    Calendar, MONTHS, Piece, put_apache, put_clock, put_date_time, put_escaped, put_json, put_milliseconds, put_number,
     put_padded, put_seconds,
 };
 
@@ -218,7 +218,93 @@ pub fn user(authorization: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// One JSON object with OpenTelemetry's names for HTTP, and times in milliseconds.
-pub fn json(out: &mut Vec<u8>, stamp: &[u8], shown: &Shown<'_>) {
+pub fn json(out: &mut Vec<u8>, piece: &mut Piece, stamp: &[u8], shown: &Shown<'_>) {
+    json_plain(piece, stamp, shown);
+    match piece.line() {
+        Some(line) => out.extend_from_slice(line),
+        None => json_any(out, stamp, shown),
+    }
+}
+
+/// What [`json_any`] writes, of a request in which nothing is to be escaped.
+fn json_plain(line: &mut Piece, stamp: &[u8], shown: &Shown<'_>) {
+    let record = shown.record;
+    line.begin();
+    line.fixed(b"{\"time\":\"");
+    line.short(stamp);
+    line.fixed(b".");
+    line.three_digits((record.time_micros / 1000 % 1000) as u32);
+    line.fixed(b"Z\",\"http.request.method\":\"");
+    line.text(record.method);
+    let (path, query) = shown.path_and_query();
+    line.fixed(b"\",\"url.path\":\"");
+    line.text(path);
+    line.fixed(b"\",\"http.response.status_code\":");
+    line.three_digits(u32::from(record.status));
+    line.fixed(b",\"client.address\":\"");
+    match record.client.map(|address| address.to_canonical()) {
+        Some(IpAddr::V4(address)) => {
+            for (at, octet) in address.octets().into_iter().enumerate() {
+                if at > 0 {
+                    line.fixed(b".");
+                }
+                line.number(u64::from(octet));
+            }
+        }
+        None => line.fixed(b"unix:"),
+        Some(address) => {
+            let mut text = Vec::with_capacity(48);
+            put_address(&mut text, Some(address));
+            line.short(&text);
+        }
+    }
+    line.fixed(b"\",\"duration_ms\":");
+    line.milliseconds(record.duration_us);
+    if let Some(micros) = record.queue_us {
+        line.fixed(b",\"queue_ms\":");
+        line.milliseconds(micros);
+    }
+    if let Some(micros) = record.upstream_us {
+        line.fixed(b",\"upstream_ms\":");
+        line.milliseconds(micros);
+    }
+    if let Some(worker) = record.worker {
+        line.fixed(b",\"worker.id\":");
+        line.number(u64::from(worker));
+    }
+    line.fixed(b",\"http.response.body.size\":");
+    line.number(record.bytes);
+    if shown.one_of > 1 {
+        line.fixed(b",\"one_of\":");
+        line.number(u64::from(shown.one_of));
+    }
+    member(line, b",\"request.id\":\"", record.request_id);
+    member(line, b",\"app\":\"", record.app.as_bytes());
+    member(line, b",\"url.query\":\"", query);
+    member(line, b",\"server.address\":\"", shown.host);
+    member(line, b",\"network.protocol.version\":\"", version(record).as_bytes());
+    member(line, b",\"http.request.header.referer\":\"", shown.referer);
+    member(line, b",\"user_agent.original\":\"", shown.user_agent);
+    member(line, b",\"mark\":\"", shown.mark());
+    line.fixed(b"}");
+}
+
+#[inline]
+fn member<const N: usize>(line: &mut Piece, name: &[u8; N], value: &[u8]) {
+    if !value.is_empty() {
+        line.fixed(name);
+        line.text(value);
+        line.fixed(b"\"");
+    }
+}
+
+fn version(record: &AccessRecord<'_>) -> &'static str {
+    record.protocol.strip_prefix("HTTP/").unwrap_or(record.protocol)
+}
+
+/// The line of any request.
+#[cold]
+fn json_any(out: &mut Vec<u8>, stamp: &[u8], shown: &Shown<'_>) {
     let record = shown.record;
     // One look at the room for all that is no text of the request's.
     out.reserve(512 + shown.target.len());
@@ -252,7 +338,6 @@ pub fn json(out: &mut Vec<u8>, stamp: &[u8], shown: &Shown<'_>) {
         out.extend_from_slice(b",\"one_of\":");
         put_number(out, u64::from(shown.one_of));
     }
-    let version = record.protocol.strip_prefix("HTTP/").unwrap_or(record.protocol);
     put_members(
         out,
         [
@@ -260,7 +345,7 @@ pub fn json(out: &mut Vec<u8>, stamp: &[u8], shown: &Shown<'_>) {
             (b",\"app\":\"", record.app.as_bytes()),
             (b",\"url.query\":\"", query),
             (b",\"server.address\":\"", shown.host),
-            (b",\"network.protocol.version\":\"", version.as_bytes()),
+            (b",\"network.protocol.version\":\"", version(record).as_bytes()),
             (b",\"http.request.header.referer\":\"", shown.referer),
             (b",\"user_agent.original\":\"", shown.user_agent),
             (b",\"mark\":\"", shown.mark()),

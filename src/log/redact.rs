@@ -1,5 +1,7 @@
 //! What access lines do not show: fields by their names, and the values of query parameters, however their names are encoded.
 
+use std::ops::Range;
+
 use crate::config::Redaction;
 
 /// What stands in the place of what is hidden.
@@ -27,12 +29,26 @@ impl Hidden {
         if !value.is_empty() && self.fields.iter().any(|hidden| hidden == name) { HIDDEN } else { value }
     }
 
-    /// A target or URL without the values of the parameters that are hidden, in `scratch` if there are any.
+    /// A target or URL without the values of the parameters that are hidden, and without a user and password before its host (RFC 3986 §3.2.1), in
+    /// `scratch` if there are any.
     pub fn query_of<'a>(&self, url: &'a [u8], scratch: &'a mut Vec<u8>) -> &'a [u8] {
-        let Some(mark) = memchr::memchr(b'?', url).filter(|_| !self.query.is_empty()) else { return url };
+        if !self.any() {
+            return url;
+        }
+        let mark = memchr::memchr(b'?', url).filter(|_| !self.query.is_empty());
+        let user = user_of(&url[..mark.unwrap_or(url.len())]);
+        if mark.is_none() && user.is_empty() {
+            return url;
+        }
         scratch.clear();
-        scratch.extend_from_slice(&url[..=mark]);
-        self.pairs(&url[mark + 1..], scratch);
+        scratch.extend_from_slice(&url[..user.start]);
+        if !user.is_empty() {
+            scratch.extend_from_slice(HIDDEN);
+        }
+        scratch.extend_from_slice(&url[user.end..mark.map_or(url.len(), |mark| mark + 1)]);
+        if let Some(mark) = mark {
+            self.pairs(&url[mark + 1..], scratch);
+        }
         scratch
     }
 
@@ -63,6 +79,14 @@ impl Hidden {
         let twice = decode(&once);
         [name, &once, &twice].iter().any(|name| self.query.contains(&String::from_utf8_lossy(name).to_lowercase()))
     }
+}
+
+/// Where the user and password of a URL stand, without its query: empty where it has none.
+fn user_of(url: &[u8]) -> Range<usize> {
+    let start = memchr::memmem::find(url, b"://").map_or(url.len(), |colon| colon + 3);
+    let authority = &url[start..];
+    let end = authority.iter().position(|byte| b"/#?".contains(byte)).unwrap_or(authority.len());
+    start..start + memchr::memrchr(b'@', &authority[..end]).unwrap_or(0)
 }
 
 /// Without percent-encoding, and `+` as a space.
@@ -108,6 +132,9 @@ mod tests {
             ("/a?api+key=s;api%20key=t", "/a?api+key=[redacted];api%20key=[redacted]"),
             ("/a?token&token=", "/a?token&token=[redacted]"),
             ("/a?tokens=1&%=2&t%6=3", "/a?tokens=1&%=2&t%6=3"),
+            ("https://u:p@h/a", "https://[redacted]@h/a"),
+            ("https://u:p@w@h?token=s", "https://[redacted]@h?token=[redacted]"),
+            ("https://h/@a?b=@", "https://h/@a?b=@"),
             ("https://h/?x=?token=s#y", "https://h/?x=?token=[redacted]#y"),
         ] {
             let mut scratch = b"old".to_vec();

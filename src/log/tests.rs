@@ -27,6 +27,8 @@ fn record<'a>() -> AccessRecord<'a> {
         app: "web",
         request_id: b"abc",
         note: None,
+        shown: None,
+        shown_count: None,
     }
 }
 

@@ -79,6 +79,109 @@ pub fn put_clock(out: &mut Vec<u8>, at: &Calendar) {
     }
 }
 
+/// Where a line is made in one piece, for less than it costs to append its parts one by one: as long as it fits, and holds nothing that has to
+/// be escaped.
+pub struct Piece {
+    bytes: [u8; Piece::ROOM],
+    length: usize,
+    /// Whether all so far was so.
+    plain: bool,
+}
+
+impl Default for Piece {
+    fn default() -> Piece {
+        Piece { bytes: [0; Piece::ROOM], length: 0, plain: true }
+    }
+}
+
+impl Piece {
+    const ROOM: usize = 1024;
+
+    /// Begins a line.
+    #[inline]
+    pub fn begin(&mut self) {
+        (self.length, self.plain) = (0, true);
+    }
+
+    /// The line, unless it has to be made in another way.
+    #[inline]
+    pub fn line(&self) -> Option<&[u8]> {
+        self.plain.then(|| &self.bytes[..self.length])
+    }
+
+    #[inline]
+    fn room<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        let room = self.bytes.get_mut(self.length..).and_then(|rest| rest.first_chunk_mut());
+        match room {
+            Some(_) => self.length += N,
+            None => self.plain = false,
+        }
+        room
+    }
+
+    /// Bytes that need no escape, of a length that the compiler knows.
+    #[inline]
+    pub fn fixed<const N: usize>(&mut self, bytes: &[u8; N]) {
+        if let Some(room) = self.room::<N>() {
+            *room = *bytes;
+        }
+    }
+
+    /// Bytes that need no escape.
+    #[inline]
+    pub fn short(&mut self, bytes: &[u8]) {
+        self.copy(bytes, false);
+    }
+
+    /// Bytes that may need one.
+    #[inline]
+    pub fn text(&mut self, bytes: &[u8]) {
+        self.copy(bytes, true);
+    }
+
+    #[inline(always)]
+    fn copy(&mut self, bytes: &[u8], judge: bool) {
+        let Some(room) = self.bytes.get_mut(self.length..self.length + bytes.len()) else { return self.plain = false };
+        self.length += bytes.len();
+        let ((words, rest), (room_words, room_rest)) = (bytes.as_chunks::<8>(), room.as_chunks_mut::<8>());
+        let mut special = 0;
+        for (word, room) in words.iter().zip(room_words) {
+            if judge {
+                special |= special_bits(u64::from_le_bytes(*word));
+            }
+            *room = *word;
+        }
+        self.plain &= special == 0;
+        for (byte, room) in rest.iter().zip(room_rest) {
+            self.plain &= !judge || !is_special(*byte);
+            *room = *byte;
+        }
+    }
+
+    /// A number.
+    #[inline]
+    pub fn number(&mut self, number: u64) {
+        match number {
+            0..10 => self.fixed(&[b'0' + number as u8]),
+            _ => self.short(itoa::Buffer::new().format(number).as_bytes()),
+        }
+    }
+
+    /// A number below 1000, in three digits.
+    #[inline]
+    pub fn three_digits(&mut self, number: u32) {
+        self.fixed(&[number / 100 % 10, number / 10 % 10, number % 10].map(|digit| b'0' + digit as u8));
+    }
+
+    /// As [`put_milliseconds`].
+    #[inline]
+    pub fn milliseconds(&mut self, micros: u64) {
+        self.number(micros / 1000);
+        self.fixed(b".");
+        self.three_digits((micros % 1000) as u32);
+    }
+}
+
 /// Appends milliseconds with three decimals, as in `1.234`, from microseconds.
 pub fn put_milliseconds(out: &mut Vec<u8>, micros: u64) {
     put_number(out, micros / 1000);
@@ -182,18 +285,21 @@ fn is_special(byte: u8) -> bool {
     !(0x20..0x7f).contains(&byte) || byte == b'"' || byte == b'\\'
 }
 
+/// Not 0 if any of eight bytes is such.
+#[inline]
+fn special_bits(word: u64) -> u64 {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    // The high bit of a byte is set where it is zero, and possibly above such a byte.
+    let zero = |word: u64| word.wrapping_sub(ONES) & !word;
+    let unequal = |byte: u8| word ^ (ONES * u64::from(byte));
+    let below_space = word.wrapping_sub(ONES * 0x20);
+    let special = word | below_space | word.wrapping_add(ONES) | zero(unequal(b'"')) | zero(unequal(b'\\'));
+    special & (ONES << 7)
+}
+
 /// Where the first such byte is; eight are looked at together, because nearly all texts have none.
 fn first_special(bytes: &[u8]) -> Option<usize> {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    let is_plain = |word: &&[u8; 8]| {
-        let word = u64::from_le_bytes(**word);
-        // The high bit of a byte is set where it is zero, and possibly above such a byte.
-        let zero = |word: u64| word.wrapping_sub(ONES) & !word;
-        let unequal = |byte: u8| word ^ (ONES * u64::from(byte));
-        let below_space = word.wrapping_sub(ONES * 0x20);
-        let special = word | below_space | word.wrapping_add(ONES) | zero(unequal(b'"')) | zero(unequal(b'\\'));
-        special & (ONES << 7) == 0
-    };
+    let is_plain = |word: &&[u8; 8]| special_bits(u64::from_le_bytes(**word)) == 0;
     let plain = 8 * bytes.as_chunks::<8>().0.iter().take_while(is_plain).count();
     bytes[plain..].iter().position(|byte| is_special(*byte)).map(|place| plain + place)
 }

@@ -63,14 +63,17 @@ impl Inherited {
         Inherited { listeners, run_dir, account, lives, joined, ..Inherited::default() }
     }
 
-    /// The listeners that are there already for an address; `None`: it is to be opened.
+    /// The listeners that are there already for an address, and are for those who watch the server if `admin` says so; `None`: it is to be
+    /// opened.
     ///
     /// # Errors
     /// When systemd should have opened it and has not.
-    pub fn listeners(&mut self, asked: &ListenAddress) -> Result<Option<Vec<Listening>>, StartError> {
+    pub fn listeners(&mut self, asked: &ListenAddress, admin: bool) -> Result<Option<Vec<Listening>>, StartError> {
         let name = asked.to_string();
         let mut found = Vec::new();
-        while let Some(at) = self.listeners.iter().position(|(listener, _)| listener.asked == name) {
+        let is_it =
+            |(listener, _): &(Listener, _)| listener.asked == name && listener.admin.is_none_or(|it| it == admin);
+        while let Some(at) = self.listeners.iter().position(is_it) {
             let (Listener { address, file, .. }, sockets) = self.listeners.remove(at);
             let address = parsed(&address, asked);
             let file = match &address {

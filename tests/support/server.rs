@@ -40,11 +40,13 @@ impl Server {
         let said = flags.iter().position(|flag| *flag == "--run-dir").and_then(|flag| flags.get(flag + 1));
         let run = said.map_or_else(|| folder.path().join("run"), PathBuf::from);
         let run_directory = run.display().to_string();
-        command.args(["--stats-interval", "0s", "--json-logging", "--pin", "off", "--backend", backend]);
+        command.args(["--json-logging", "--pin", "off", "--backend", backend]);
         if !flags.contains(&"--access-log") {
             command.arg("--no-access-log");
         }
-        for (flag, value) in [("--listen", "127.0.0.1:0"), ("--run-dir", &run_directory), ("--loops", "1")] {
+        let own =
+            [("--listen", "127.0.0.1:0"), ("--run-dir", &run_directory), ("--loops", "1"), ("--stats-interval", "0s")];
+        for (flag, value) in own {
             if !flags.contains(&flag) {
                 command.args([flag, value]);
             }

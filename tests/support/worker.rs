@@ -308,6 +308,11 @@ impl Incoming {
         self.socket.end(Shutdown::Write);
     }
 
+    /// Takes nothing more, which the server sees when it sends; its own half stays open.
+    pub fn take_no_more(&mut self) {
+        self.socket.end(Shutdown::Read);
+    }
+
     /// The close at the script's end is a reset. Only on TCP.
     pub fn reset(&mut self) {
         self.socket.reset_at_close();

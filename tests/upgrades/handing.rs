@@ -11,6 +11,7 @@ on_every_backend! {
     a_server_that_is_killed_while_it_finishes_leaves_the_new_one_alone,
     the_number_of_loops_and_listeners_may_change,
     what_is_counted_goes_on_and_the_admin_listener_with_it,
+    an_admin_listener_that_comes_takes_no_public_one,
 }
 
 /// 64 clients that keep their connections and some that do not, over TCP: all requests of all of them are answered, counters only grow, pid
@@ -198,6 +199,28 @@ fn what_is_counted_goes_on_and_the_admin_listener_with_it(backend: &str) {
     }
     assert_eq!(line.status()["apps"][0]["requests"]["total"].as_u64(), line.status()["counters"]["requests"].as_u64());
     assert_eq!((pushed(&statsd, &mut sum), sum), (expected, expected), "each is pushed once");
+    line.stop();
+}
+
+/// Both are asked for in the same words, as ports of the kernel's choice: each keeps its own, and whichever is new gets one.
+fn an_admin_listener_that_comes_takes_no_public_one(backend: &str) {
+    let folder = folder();
+    let file = path(&folder, "site.toml");
+    let write = |more: &str| fs::write(&file, format!("apps.web.respond = 'ok'\n{more}")).unwrap();
+    write("");
+    let line = Line::start_in(folder, Command::new(PROGRAM), backend, &["-f", &file]);
+    let mut admin = serde_json::Value::Null;
+    for more in ["admin.listen = '127.0.0.1:0'", "admin.listen = '127.0.0.1:0'\nserver.loops = 2", ""] {
+        write(more);
+        line.upgraded();
+        assert_eq!(line.server.client().get("/").text(), "ok", "the public one is where it was");
+        let now = line.status()["admin"][0].take();
+        assert!(
+            now.is_null() == more.is_empty() && (admin.is_null() || now.is_null() || now == admin),
+            "{admin} {now}"
+        );
+        admin = now;
+    }
     line.stop();
 }
 

@@ -178,6 +178,74 @@ fn long_requests_keep_of_their_heads_what_their_line_shows() {
     assert_eq!(digest("human"), b"GET /a?b=1 HTTP/1.1\r\n");
 }
 
+/// A mark with a quote in it has a line made in the other of two ways.
+#[test]
+fn a_json_line_is_the_same_however_it_is_made() {
+    let (plain, quoted, long) = (note("m", "", None), note("m\"", "", None), "y".repeat(5000));
+    let v6 = Some(IpAddr::V6("2001:db8::7".parse().unwrap()));
+    let head = format!("GET / HTTP/1.1\r\nHost: h\r\nReferer: http://r/{long}\r\n\r\n");
+    for record in [
+        record(),
+        AccessRecord { head: HEAD, client: v6, protocol: "HTTP/1.0", ..record() },
+        AccessRecord {
+            client: None,
+            queue_us: None,
+            upstream_us: None,
+            worker: None,
+            app: "",
+            request_id: b"",
+            ..record()
+        },
+        AccessRecord { duration_us: u64::MAX, bytes: u64::MAX, worker: Some(u32::MAX), status: 599, ..record() },
+        AccessRecord { target: long.as_bytes(), bytes: 0, duration_us: 0, ..record() },
+        AccessRecord { head: head.as_bytes(), time_micros: 1_000_000_999_999, bytes: 9, ..record() },
+        AccessRecord { shown: Some([b"other", b"here", b"there"]), bytes: 10, ..record() },
+    ] {
+        let of = |note| line("json", &AccessRecord { note: Some(note), ..record });
+        let (one, other) = (of(&plain), of(&quoted));
+        assert!(one.contains("\"m\"") && other.contains("\"m\\\"\""), "{one}{other}");
+        assert_eq!(one, other.replace("\"m\\\"\"", "\"m\""));
+    }
+    let known = AccessRecord { head: HEAD, shown_count: Some(1), ..record() };
+    assert!(!line("json", &known).contains("curl"), "it is looked for no further");
+}
+
+/// A receiver of syslog takes 8 KiB: what would be longer is shorter, and whole in its own way.
+#[test]
+fn what_is_too_long_for_a_message_is_shortened() {
+    for long in ["\u{1}".repeat(30_000), "é".repeat(15_000), "ä€𝄞".repeat(3_000)] {
+        let head = format!("GET / HTTP/1.1\r\nHost: {long}\r\nReferer: {long}\r\nUser-Agent: {long}\r\n\r\n");
+        let note = note(&long, &long, None);
+        let long = long.as_bytes();
+        let record = AccessRecord {
+            method: long,
+            target: long,
+            request_id: long,
+            head: head.as_bytes(),
+            note: Some(&note),
+            ..record()
+        };
+        for text in ["json", "rip-json", "human"] {
+            let message = bare(text, &framing::Framing::syslog(), &record);
+            let message = String::from_utf8(message[framing::LENGTH..].to_vec()).unwrap();
+            assert!(message.len() <= 8192, "{}", message.len());
+            if text != "human" {
+                let (_, object) = message.split_once(" access - ").unwrap_or_else(|| panic!("{message}"));
+                let object: serde_json::Value = serde_json::from_str(object).unwrap();
+                assert!(object["mark"].as_str().unwrap().len() > 10);
+            }
+        }
+    }
+    let mut text = vec![0; framing::LENGTH];
+    text.extend("x€".repeat(4000).bytes());
+    framing::Framing::syslog().end(&mut text, 0);
+    assert_eq!(text[framing::LENGTH..], *"x€".repeat(2048).as_bytes(), "8192 bytes end behind a character");
+    let mut text = vec![0; framing::LENGTH];
+    text.extend("€".repeat(4000).bytes());
+    framing::Framing::syslog().end(&mut text, 0);
+    assert_eq!(text[framing::LENGTH..], *"€".repeat(2730).as_bytes(), "and where they would not, before it");
+}
+
 /// A line without a thread that writes it.
 fn bare(text: &str, framing: &framing::Framing, record: &AccessRecord<'_>) -> Vec<u8> {
     let look = access::Look::new(&AccessLogSettings::new(LogTarget::Off, format(text)), framing.clone(), false);

@@ -27,6 +27,8 @@ pub struct Held {
     pub sockets: Vec<OwnedFd>,
     /// The file of a Unix socket that a server has made: this one, or one before it.
     pub file: Option<SocketFile>,
+    /// Whether it is for those who watch the server.
+    pub admin: bool,
 }
 
 /// See the module.
@@ -66,6 +68,7 @@ impl Holdings {
             address: held.address.clone(),
             sockets: held.sockets.len(),
             file: held.file.as_ref().map(SocketFile::identity),
+            admin: Some(held.admin),
         });
         let sockets: io::Result<Vec<OwnedFd>> =
             self.listeners.iter().flat_map(|held| &held.sockets).map(OwnedFd::try_clone).collect();
@@ -157,7 +160,8 @@ mod tests {
     fn held(listener: &TcpListener) -> (Holdings, SocketAddr) {
         let address = listener.local_addr().unwrap();
         let sockets = vec![listener.try_clone().unwrap().into()];
-        let held = Held { id: 7, asked: address.to_string(), address: address.to_string(), sockets, file: None };
+        let held =
+            Held { id: 7, asked: address.to_string(), address: address.to_string(), sockets, file: None, admin: false };
         (Holdings { listeners: vec![held], ..Holdings::default() }, address)
     }
 

@@ -1,0 +1,92 @@
+//! What the server counts agrees with what was done to it, in every form; and the checks that balancers ask for.
+
+use std::net::SocketAddr;
+
+use crate::support::{Client, Server, Worker, on_every_backend, until};
+
+mod forms;
+mod outcomes;
+
+on_every_backend! {
+    the_documents_are_for_this_machine_and_the_admin_listener_for_all
+    readiness_fails_first_at_a_stop
+}
+
+/// The address of the admin listener, as the server says it.
+fn admin(server: &Server) -> SocketAddr {
+    until("the server says where", || server.has_said("listening for those who watch"));
+    let line = server.lines().into_iter().find(|line| line.contains("listening for those who watch"));
+    let line: serde_json::Value = serde_json::from_str(&line.unwrap()).unwrap();
+    line["address"].as_str().unwrap().parse().unwrap()
+}
+
+fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let answer = Client::to(address).ask(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+    (answer.status, answer.text())
+}
+
+fn the_documents_are_for_this_machine_and_the_admin_listener_for_all(backend: &str) {
+    let worker = Worker::echo();
+    let server = Server::before(backend, &worker.url, &["--admin", "127.0.0.1:0", "--max-connections", "1"]);
+    server.until_ready(1);
+    let admin = admin(&server);
+    for path in ["/metrics", "/livez", "/readyz", "/health_check", "/status"] {
+        let mut client = Client::of(&server);
+        let own = client.ask(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+        assert!(own.status == 200 && !own.text().starts_with("GET "), "{path}: {}", own.text());
+        // The connection goes on, and what was sent behind a question is answered behind its answer.
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\nGET /next HTTP/1.1\r\nHost: a\r\n\r\n"));
+        assert_eq!(client.answer().status, 200);
+        assert!(client.answer().text().starts_with("GET /next "));
+        let forwarded = client.ask(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nVia: 1.1 front\r\n\r\n"));
+        assert!(
+            forwarded.text().starts_with(&format!("GET {path} ")),
+            "{path} belongs to the app: {}",
+            forwarded.text()
+        );
+        let through = Client::to(admin)
+            .ask(&format!("GET {path} HTTP/1.1\r\nHost: ops.example\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n"));
+        assert!(through.status == 200 && !through.text().starts_with("GET "), "{path}: {}", through.text());
+        let mut head = Client::to(admin);
+        head.send(format!("HEAD {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        assert_eq!(head.next_answer(true).status, 200, "{path}");
+        head.send("GET /server HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(head.answer().text(), "ok");
+    }
+    assert_eq!(get(admin, "/app"), (404, Client::to(admin).ask("GET /app HTTP/1.1\r\nHost: a\r\n\r\n").text()));
+    assert_eq!(get(admin, "/livez?verbose"), (200, "[+] loop 0: ok\nok\n".to_owned()));
+    assert_eq!(get(admin, "/readyz?verbose"), (200, "[+] listeners: ok\n[+] app web: ok\nok\n".to_owned()));
+    assert_eq!(get(admin, "/health_check?verbose").1, "[+] loop 0: ok\n[+] listeners: ok\n[+] app web: ok\nok\n");
+    // Off for the public, and still there for those who watch.
+    // What stands in front of the public listeners does not stand in front of it.
+    let flags = ["--admin", "127.0.0.1:0", "--proxy-protocol", "10.0.0.0/8", "--trusted-proxies", "loopback"];
+    let server = Server::before(backend, &worker.url, &flags);
+    assert_eq!(get(self::admin(&server), "/metrics").0, 200);
+    let server = Server::before(backend, &worker.url, &["--admin", "127.0.0.1:0", "--internal", "off"]);
+    assert!(get(server.address, "/metrics").1.starts_with("GET /metrics "));
+    assert_eq!(get(self::admin(&server), "/metrics").0, 200);
+    let server = Server::before(backend, &worker.url, &["--metrics", "off"]);
+    assert!(get(server.address, "/metrics").1.starts_with("GET /metrics "));
+}
+
+fn readiness_fails_first_at_a_stop(backend: &str) {
+    let worker = Worker::echo();
+    let mut server = Server::before(backend, &worker.url, &["--pre-stop-delay", "700ms"]);
+    server.until_ready(1);
+    assert_eq!(get(server.address, "/readyz").0, 200);
+    server.signal("TERM");
+    until("it says that it leaves", || {
+        get(server.address, "/readyz") == (503, "[-] listeners: the server stops\nfailed\n".to_owned())
+    });
+    // New connections are served on.
+    assert_eq!(server.client().get("/still").status, 200);
+    assert_eq!(get(server.address, "/livez").0, 200);
+    assert_eq!(server.ended().code(), Some(0));
+    // A second signal does not wait.
+    let mut server = Server::before(backend, &worker.url, &["--pre-stop-delay", "10m"]);
+    server.until_ready(1);
+    server.signal("TERM");
+    until("it says that it leaves", || get(server.address, "/readyz").0 == 503);
+    server.signal("TERM");
+    assert_eq!(server.ended().code(), Some(0));
+}
