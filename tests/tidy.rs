@@ -20,6 +20,7 @@ const LARGE_STRUCTS: &[(&str, &str)] = &[
     ("config/mod.rs: Settings", "a field for each setting"),
     ("config/mod.rs: App", "a field for each setting"),
     ("control/status.rs: Worker", "a field for each member of the document"),
+    ("log/access.rs: AccessRecord", "what a line may show of a request, never changed afterwards"),
     ("http/head.rs: Request", "what one pass over a head finds, never changed afterwards"),
     ("http/seen.rs: Seen", "flags of that pass, which live on its stack"),
     ("dispatch/workers.rs: Worker", "a row of the table behind the one mutex"),

@@ -272,9 +272,9 @@ fn an_app_that_crashes_fails_alone_and_one_that_is_to_end_the_server_does() {
     other.restart.max = DEADLINE;
     let (web, api) = (dispatch(&one), dispatch(&other));
     let server = serve(vec![(WEB, one, web.clone()), (API, other, api.clone())]);
-    let before = until_ready(&web, 1);
     let queued = acquire(&api, 5);
     assert!(matches!(queued, Acquire::Queued(_)), "{queued:?}");
+    let before = until_ready(&web, 1);
     let log = server.until_logged("the app has failed");
     assert!(log.contains("no database") && log.contains("app=api"), "{log}");
     until("who waits is told", || {

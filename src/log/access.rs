@@ -108,6 +108,30 @@ pub(super) struct Look {
 }
 
 impl Look {
+    /// The values of `Host`, `Referer`, `User-Agent` and `Authorization`, as far as the format shows them, and whether the second and
+    /// the third are not there at all.
+    fn fields_of<'a>(&self, record: &AccessRecord<'a>) -> ([&'a [u8]; 4], [bool; 2]) {
+        match &self.format {
+            AccessLogFormat::Json => {
+                let [host, referer, user_agent] = record.shown.unwrap_or_else(|| {
+                    let most = record.shown_count.map_or(3, usize::from);
+                    find_most(record.head, [b"host", b"referer", b"user-agent"], most).map(Option::unwrap_or_default)
+                });
+                ([host, referer, user_agent, b""], [false; 2])
+            }
+            AccessLogFormat::Combined => {
+                let found = find_present(record.head, [b"referer", b"user-agent", b"authorization"]);
+                let absent = [found[0].is_none(), found[1].is_none()];
+                let [referer, user_agent, authorization] = found.map(Option::unwrap_or_default);
+                ([b"", referer, user_agent, authorization], absent)
+            }
+            AccessLogFormat::Pattern(_) if !self.names.is_empty() => {
+                (find_lines(record.head, [b"host", b"referer", b"user-agent", b"authorization"]), [false; 2])
+            }
+            _ => ([b""; 4], [false; 2]),
+        }
+    }
+
     pub fn new(settings: &AccessLogSettings, framing: Framing, colour: bool) -> Look {
         let format = settings.format.clone();
         let names: &[&str] = match &format {
@@ -257,26 +281,7 @@ impl AccessLog {
 
     fn put(&mut self, record: &AccessRecord<'_>, one_of: u32) {
         let (look, mut record) = (&*self.look, *record);
-        let [mut host, mut referer, mut user_agent, mut authorization] = [&b""[..]; 4];
-        let mut absent = [false; 2];
-        match &look.format {
-            AccessLogFormat::Json => {
-                [host, referer, user_agent] = record.shown.unwrap_or_else(|| {
-                    let most = record.shown_count.map_or(3, usize::from);
-                    find_most(record.head, [b"host", b"referer", b"user-agent"], most).map(Option::unwrap_or_default)
-                });
-            }
-            AccessLogFormat::Combined => {
-                let found = find_present(record.head, [b"referer", b"user-agent", b"authorization"]);
-                absent = [found[0].is_none(), found[1].is_none()];
-                [referer, user_agent, authorization] = found.map(Option::unwrap_or_default);
-            }
-            AccessLogFormat::Pattern(_) if !look.names.is_empty() => {
-                [host, referer, user_agent, authorization] =
-                    find_lines(record.head, [b"host", b"referer", b"user-agent", b"authorization"]);
-            }
-            _ => {}
-        }
+        let ([mut host, mut referer, mut user_agent, mut authorization], absent) = look.fields_of(&record);
         let mut target = record.target;
         let [of_target, of_referer] = &mut self.scratch;
         if look.hidden.any() {

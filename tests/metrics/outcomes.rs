@@ -176,8 +176,8 @@ impl Script<'_> {
     fn expect(&self, requests: &[(&str, u16)]) {
         for (request, status) in requests {
             let mut client = self.send(request);
-            let answers = std::iter::repeat_with(|| client.next_answer(request.starts_with("HEAD")));
-            let last = answers.into_iter().find(|answer| answer.status >= 200).unwrap();
+            let mut answers = std::iter::repeat_with(|| client.next_answer(request.starts_with("HEAD")));
+            let last = answers.find(|answer| answer.status >= 200).unwrap();
             assert_eq!(last.status, *status, "{}: {}", request.lines().next().unwrap(), last.text());
         }
     }
