@@ -172,7 +172,7 @@ impl<B: Backend> Loop<B> {
         self.backend.send(sock, written.head_and_body.into());
         if self.access.enabled() {
             let head = &input[request.method_span.start as usize..request.len];
-            self.log_answer(sock, head, Some(self.heads.fields.shown(&input)), written.status, written.bytes);
+            self.log_answer(sock, head, self.heads.fields.shown_of(&input), written.status, written.bytes);
         }
         input.advance(request.len);
         if !self.keeps_alive(request) {

@@ -6,7 +6,12 @@ use crate::backends::{Backend, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::nanos;
 use crate::exchange::Exchange;
+use crate::http::fields::Shown;
+use crate::http::head::Request;
+use crate::http::rewrite::{self, Forward};
 use crate::log::AccessRecord;
+use crate::metrics::Counter;
+use crate::metrics::series::AppCounters;
 
 use super::Loop;
 use super::front::access_record;
@@ -19,6 +24,18 @@ impl<B: Backend> Loop<B> {
     fn waited(&self, exchange: &Exchange) -> Duration {
         let until = exchange.times.granted.map_or(self.time.now, |granted| self.time.instant(granted));
         until.saturating_duration_since(exchange.times.asked)
+    }
+
+    /// Counts a request to an app for which no worker was there in time, and why.
+    pub fn waited_in_vain(&self, app: u16, counter: fn(&AppCounters) -> &Counter) {
+        counter(self.count().app(app)).add(1);
+        self.count().timeouts.add(1);
+    }
+
+    /// What the access line of a request will show of the head that its worker gets, if there is to be a line and the head is not edited.
+    pub fn shown(&self, edited: bool, request: &Request, forward: &Forward<'_>) -> Option<Shown> {
+        let is_known = self.access.enabled() && !edited;
+        is_known.then(|| self.heads.fields.shown(request.start, rewrite::dropped(request, forward))).flatten()
     }
 
     /// Counts how an exchange ended and how long it took, and writes its access line.
@@ -56,7 +73,7 @@ impl<B: Backend> Loop<B> {
             note: exchange.answer.note.as_deref(),
             worker: seat.map(|seat| seat.target.number),
             request_id: self.accepting.id(key, &exchange.request.id),
-            shown_count: exchange.request.shown_count,
+            shown: exchange.request.shown.and_then(|shown| shown.of(head)),
             ..access_record(
                 head,
                 client.http.version,

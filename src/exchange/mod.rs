@@ -120,8 +120,8 @@ pub(crate) struct Request {
     pub upload: Upload,
     /// How the client keeps up with its body.
     pub pace: Pace,
-    /// For [`AccessRecord::shown_count`](crate::log::AccessRecord::shown_count).
-    pub shown_count: Option<u8>,
+    /// What its access line shows of the head, where that is known.
+    pub shown: Option<crate::http::fields::Shown>,
 }
 
 /// What was tried to have it answered.
@@ -249,7 +249,7 @@ impl Exchange {
                 bytes: 0,
                 upload,
                 pace: Pace::new(now, 0),
-                shown_count: None,
+                shown: None,
             },
             attempt: Attempt::default(),
             answer: Answer::default(),

@@ -33,8 +33,7 @@ impl<B: Backend> Loop<B> {
             exchange.times.asked = now;
         } else if now >= exchange.times.asked + longest_wait(&app.settings) {
             // Workers that look ready and refuse would else have it go from one to the next for ever.
-            self.count().app(count).queue_timeouts.add(1);
-            self.count().timeouts.add(1);
+            self.waited_in_vain(count, |app| &app.queue_timeouts);
             return self.refuse_unasked(key, 504, "no worker took the request in time");
         }
         let waiter = Waiter { loop_index: self.index, exchange: key };
@@ -91,13 +90,11 @@ impl<B: Backend> Loop<B> {
             // The permit is in the mail; were it lost, this would look for it again.
             Patience::Granted => *look = self.time.nanos() + nanos(app.settings.queue.timeout.max(TICK)),
             Patience::QueueTimeout => {
-                self.count().app(count).queue_timeouts.add(1);
-                self.count().timeouts.add(1);
+                self.waited_in_vain(count, |app| &app.queue_timeouts);
                 return self.refuse_unasked(key, 504, "no worker became free in time");
             }
             Patience::HoldExpired => {
-                self.count().app(count).hold_expired.add(1);
-                self.count().timeouts.add(1);
+                self.waited_in_vain(count, |app| &app.hold_expired);
                 return self.refuse_unasked(key, 503, super::ending::STARTING);
             }
         }

@@ -39,7 +39,7 @@ impl<B: Backend> Loop<B> {
             rewrite::request(out, &input, request, &self.heads.fields, &forward);
         });
         let mut exchange = Exchange::new(stream, app.clone(), *series, request, head, own, &self.time);
-        exchange.request.shown_count = edits.is_none().then(|| self.heads.fields.shown_count());
+        exchange.request.shown = self.shown(edits.is_some(), request, &forward);
         if response.is_some() {
             exchange.answer.edits = response.clone();
         }

@@ -38,6 +38,31 @@ pub struct Fields {
     legal_host: Vec<u8>,
 }
 
+/// Where in a head the lines of `Host`, `Referer` and `User-Agent` lie: the begin of each name, and its value, empty for one that is not there.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shown([(u32, Span); 3]);
+
+impl Shown {
+    const NAMES: [&[u8]; 3] = [b"host", b"referer", b"user-agent"];
+
+    /// The values in that head; `None` where it has other lines in these places.
+    #[inline]
+    pub fn of<'a>(&self, head: &'a [u8]) -> Option<[&'a [u8]; 3]> {
+        let mut values = [&b""[..]; 3];
+        for ((value, (start, span)), name) in values.iter_mut().zip(&self.0).zip(Shown::NAMES) {
+            if !span.is_empty() {
+                let line = head.get(*start as usize..span.end as usize)?;
+                let (known, rest) = line.split_at_checked(name.len())?;
+                if !known.eq_ignore_ascii_case(name) || rest.first() != Some(&b':') {
+                    return None;
+                }
+                *value = line.get((span.start - start) as usize..)?;
+            }
+        }
+        Some(values)
+    }
+}
+
 impl Fields {
     /// An empty list with room for `capacity` lines.
     pub fn new(capacity: usize) -> Fields {
@@ -65,17 +90,33 @@ impl Fields {
         if self.present.has(kind) { self.list.iter().find(|field| field.kind == kind) } else { None }
     }
 
-    /// The values that access lines show: of `Host`, `Referer` and `User-Agent`; empty where there is none.
-    #[inline]
-    pub fn shown<'a>(&self, bytes: &'a [u8]) -> [&'a [u8]; 3] {
-        [Kind::Host, Kind::Referer, Kind::UserAgent]
-            .map(|kind| self.find(kind).map_or(&b""[..], |field| field.value.of(bytes)))
+    /// Where the lines lie that access lines show, once those of the kinds `dropped` are taken out of the head, and what is before `start`. `None`
+    /// without a line of `Host`.
+    pub fn shown(&self, start: u32, dropped: Kinds) -> Option<Shown> {
+        let (mut shown, mut gone) = (Shown::default(), start);
+        for field in &self.list {
+            let place = match field.kind {
+                Kind::Host => 0,
+                Kind::Referer => 1,
+                Kind::UserAgent => 2,
+                _ => Shown::NAMES.len(),
+            };
+            if dropped.has(field.kind) {
+                gone += field.line.len() as u32;
+            } else if let Some(line) = shown.0.get_mut(place).filter(|line| line.1.is_empty()) {
+                let Span { start, end } = field.value;
+                *line = (field.name.start - gone, Span { start: start - gone, end: end - gone });
+            }
+        }
+        (!shown.0[0].1.is_empty()).then_some(shown)
     }
 
-    /// How many of those there are at most when the head is sent on, where a `Host` may be added.
+    /// What they show of the head `bytes`, where that is known.
     #[inline]
-    pub fn shown_count(&self) -> u8 {
-        1 + u8::from(self.present.has(Kind::Referer)) + u8::from(self.present.has(Kind::UserAgent))
+    pub fn shown_of<'a>(&self, bytes: &'a [u8]) -> Option<[&'a [u8]; 3]> {
+        let [host, others @ ..] = [Kind::Host, Kind::Referer, Kind::UserAgent].map(|kind| self.find(kind));
+        let value = |field: Option<&Field>| field.map_or(&b""[..], |field| field.value.of(bytes));
+        Some([host?.value.of(bytes), value(others[0]), value(others[1])])
     }
 
     /// The first line whose name is `name`, whatever its case. For names without a [`Kind`].

@@ -191,19 +191,11 @@ pub fn find_lines<'a, const N: usize>(head: &'a [u8], names: [&[u8]; N]) -> [&'a
     find_present(head, names).map(Option::unwrap_or_default)
 }
 
-/// The same, and whether it has them at all.
+/// The same, and whether it has them at all. `names` are in small letters.
 pub fn find_present<'a, const N: usize>(head: &'a [u8], names: [&[u8]; N]) -> [Option<&'a [u8]>; N] {
-    find_most(head, names, N)
-}
-
-/// The same of a head that has no more than `most` of them. `names` are in small letters.
-#[inline]
-pub fn find_most<'a, const N: usize>(head: &'a [u8], names: [&[u8]; N], most: usize) -> [Option<&'a [u8]>; N] {
     let mut values = [None; N];
-    let (mut rest, mut left) = (head, most);
-    while left > 0
-        && let Some(end) = memchr::memchr(b'\n', rest)
-    {
+    let mut rest = head;
+    while let Some(end) = memchr::memchr(b'\n', rest) {
         let line = &rest[..end];
         rest = &rest[end + 1..];
         let Some(first) = line.first().map(u8::to_ascii_lowercase) else { continue };
@@ -212,9 +204,7 @@ pub fn find_most<'a, const N: usize>(head: &'a [u8], names: [&[u8]; N], most: us
                 && line.get(name.len()) == Some(&b':')
                 && line[..name.len()].eq_ignore_ascii_case(name);
             if named && value.is_none_or(<[u8]>::is_empty) {
-                let found = line[name.len() + 1..].trim_ascii();
-                *value = Some(found);
-                left -= usize::from(!found.is_empty());
+                *value = Some(line[name.len() + 1..].trim_ascii());
             }
         }
     }

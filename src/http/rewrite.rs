@@ -159,8 +159,9 @@ pub fn request_room(request: &Request, fields: &Fields, forward: &Forward<'_>) -
     request.len + 4 * (fields.len() + 2) + named + edited + told + ADDED
 }
 
-/// Writes the head that a worker gets. Always HTTP/1.1, with exactly one Host.
-pub fn request(out: &mut Writer<'_>, bytes: &[u8], request: &Request, fields: &Fields, forward: &Forward<'_>) {
+/// The lines that do not pass.
+#[inline]
+pub fn dropped(request: &Request, forward: &Forward<'_>) -> Kinds {
     let mut dropped = forward.front.as_ref().map_or(DROPPED_AND_CLAIMS, Front::dropped);
     if forward.open {
         dropped = dropped.with(LENGTH);
@@ -171,6 +172,12 @@ pub fn request(out: &mut Writer<'_>, bytes: &[u8], request: &Request, fields: &F
     if request.max_forwards.is_some() {
         dropped = dropped.with(Kinds::of(&[Kind::MaxForwards]));
     }
+    dropped
+}
+
+/// Writes the head that a worker gets. Always HTTP/1.1, with exactly one Host.
+pub fn request(out: &mut Writer<'_>, bytes: &[u8], request: &Request, fields: &Fields, forward: &Forward<'_>) {
+    let dropped = dropped(request, forward);
     let rewritten = forward.edits.filter(|edits| edits.rewrites() && request.path.of(bytes) != b"*");
     let line_passes = request.line_passes && rewritten.is_none();
     let start = if line_passes { request.start } else { request.fields_start };

@@ -3,7 +3,7 @@
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::fields::{Fields, Kind};
+use super::fields::{Fields, Kind, Kinds};
 use super::head::{self, Form, HeadLimits, HeadSearch, Request, Response};
 use super::origin::Origin;
 use super::rewrite::{self, Answer, Forward, Front, Rewritten};
@@ -721,4 +721,21 @@ fn interim_answers_are_passed() {
     rewrite::informational(&mut out, head, &response, &fields);
     assert_eq!(out.written(), b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n");
     assert!(fields.find(Kind::ContentLength).is_some());
+}
+
+/// The lines that an access line shows are found again in the head that a worker gets, however many lines before them are dropped.
+#[test]
+fn what_is_logged_is_known_without_a_search() {
+    let head = "\r\nGET /a HTTP/1.1\r\nConnection: keep-alive\r\nhost: h\r\nX-Real-IP: 1\r\nUSER-AGENT:  curl \r\nVia: 1.1 a\r\n\r\n";
+    let (request, fields) = accepted(head);
+    let dropped = Kinds::of(&[Kind::Connection, Kind::XRealIp]);
+    let shown = fields.shown(request.start, dropped).unwrap();
+    let rewritten = b"GET /a HTTP/1.1\r\nhost: h\r\nUSER-AGENT:  curl \r\nVia: 1.1 a\r\nX-Real-IP: 2\r\n\r\n";
+    assert_eq!(shown.of(rewritten), Some([&b"h"[..], b"", b"curl"]));
+    assert_eq!(fields.shown_of(head.as_bytes()).map(|[host, ..]| host), Some(&b"h"[..]));
+    for other in [&b""[..], b"GET / HTTP/1.1\r\nhost: h\r\nUSER-AGENT:  curl \r\n\r\n", &rewritten[..40]] {
+        assert_eq!(shown.of(other), None);
+    }
+    let (request, fields) = accepted("GET / HTTP/1.0\r\nUser-Agent: curl\r\n\r\n");
+    assert!(fields.shown(request.start, Kinds::default()).is_none());
 }

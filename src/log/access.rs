@@ -17,7 +17,7 @@ use super::sink::{Handle, Source};
 use super::text::Piece;
 use crate::config::{AccessLogFormat, AccessLogSettings, Part, PatternField, Sampling};
 use crate::http::head::{Logged, Response};
-use crate::http::{find_lines, find_most, find_present};
+use crate::http::{find_lines, find_present};
 
 /// A buffer that large is handed over within the turn.
 const FULL: usize = 64 * 1024;
@@ -39,8 +39,6 @@ pub struct AccessRecord<'a> {
     pub head: &'a [u8],
     /// The values of `Host`, `Referer` and `User-Agent`, where they are known.
     pub shown: Option<[&'a [u8]; 3]>,
-    /// How many of these three the head has at most, where that is known.
-    pub shown_count: Option<u8>,
     /// The answer's status.
     pub status: u16,
     /// Bytes of the answer's body that were sent.
@@ -113,10 +111,8 @@ impl Look {
     fn fields_of<'a>(&self, record: &AccessRecord<'a>) -> ([&'a [u8]; 4], [bool; 2]) {
         match &self.format {
             AccessLogFormat::Json => {
-                let [host, referer, user_agent] = record.shown.unwrap_or_else(|| {
-                    let most = record.shown_count.map_or(3, usize::from);
-                    find_most(record.head, [b"host", b"referer", b"user-agent"], most).map(Option::unwrap_or_default)
-                });
+                let found = || find_lines(record.head, [b"host", b"referer", b"user-agent"]);
+                let [host, referer, user_agent] = record.shown.unwrap_or_else(found);
                 ([host, referer, user_agent, b""], [false; 2])
             }
             AccessLogFormat::Combined => {

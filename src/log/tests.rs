@@ -28,7 +28,6 @@ fn record<'a>() -> AccessRecord<'a> {
         request_id: b"abc",
         note: None,
         shown: None,
-        shown_count: None,
     }
 }
 

@@ -152,10 +152,27 @@ impl Piece {
             *room = *word;
         }
         self.plain &= special == 0;
-        for (byte, room) in rest.iter().zip(room_rest) {
-            self.plain &= !judge || !is_special(*byte);
-            *room = *byte;
-        }
+        // The rest in two pieces that overlap, or byte by byte where it is shorter than such a piece.
+        let word = match (rest.first_chunk::<4>(), rest.last_chunk::<4>()) {
+            (Some(first), Some(last)) => {
+                if let Some(room) = room_rest.first_chunk_mut() {
+                    *room = *first;
+                }
+                if let Some(room) = room_rest.last_chunk_mut() {
+                    *room = *last;
+                }
+                u64::from(u32::from_le_bytes(*first)) << 32 | u64::from(u32::from_le_bytes(*last))
+            }
+            _ => {
+                let mut word = u64::from_le_bytes(*b"        ");
+                for (byte, room) in rest.iter().zip(room_rest) {
+                    word = word << 8 | u64::from(*byte);
+                    *room = *byte;
+                }
+                word
+            }
+        };
+        self.plain &= !judge || special_bits(word) == 0;
     }
 
     /// A number.
