@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpListener;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use production_server::socket_file::leave_dead;
 
 use super::*;
+use crate::support::Clogged;
 
 on_every_backend! {
     what_was_never_delivered_is_sent_again_whatever_the_method,
@@ -187,33 +188,6 @@ fn a_worker_that_is_gone_is_passed_over_and_costs_no_retry(backend: &str) {
     assert_eq!(here.targets().len(), 9);
     let status = server.status();
     assert_eq!((&status["retries"], &status["ready"]), (&0.into(), &1.into()), "{status}");
-}
-
-/// A listener that never accepts, with its backlog filled after the server's probe.
-struct Clogged {
-    listener: UnixListener,
-    waiting: Vec<UnixStream>,
-}
-
-impl Clogged {
-    fn new(path: &std::path::Path) -> Clogged {
-        let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
-        socket.bind(&socket2::SockAddr::unix(path).unwrap()).unwrap();
-        socket.listen(1).unwrap();
-        Clogged { listener: socket.into(), waiting: Vec::new() }
-    }
-
-    fn fill(&mut self) {
-        let address = self.listener.local_addr().unwrap();
-        loop {
-            let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap();
-            socket.set_nonblocking(true).unwrap();
-            match socket.connect(&socket2::SockAddr::unix(address.as_pathname().unwrap()).unwrap()) {
-                Ok(()) => self.waiting.push(socket.into()),
-                Err(error) => break assert_eq!(error.kind(), std::io::ErrorKind::WouldBlock),
-            }
-        }
-    }
 }
 
 fn a_full_backlog_does_not_hold_a_request_from_an_idle_worker(backend: &str) {

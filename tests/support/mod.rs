@@ -7,6 +7,7 @@
 //!   failed an assertion fails the test that used it.
 
 mod client;
+mod clogged;
 pub mod exposition;
 mod process;
 mod server;
@@ -17,6 +18,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 pub use client::{Answer, Client, Ending, fields};
+pub use clogged::Clogged;
 pub use process::{Process, assert_gone, send_signal};
 pub use server::Server;
 pub use worker::Worker;

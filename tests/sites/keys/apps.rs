@@ -86,8 +86,15 @@ const CASES: &[Case] = &[
         rig.site.word(&["scale", app, "1"]);
         rig.tell("ready-timeout.slow", false);
     }),
-    // The kernel of this machine has to be brought to drop what begins a connection, which a test of its own does.
-    case("timeouts.connect", &[ONE], SHORT, told),
+    case(
+        "timeouts.connect",
+        &[("upstream", "'unix:FOLDER/full'"), ("timeouts.connect", LONG), ("timeouts.request", LONG)],
+        SHORT,
+        |rig, app| {
+            rig.full.lock().unwrap().fill();
+            assert_eq!(rig.get(app, "/").0, 503);
+        },
+    ),
     case("timeouts.read", &[ONE, PATIENT, ("timeouts.request", LONG)], SHORT, |rig, app| {
         assert_eq!(rig.get(app, "/hang").0, 504);
     }),
@@ -147,8 +154,23 @@ const CASES: &[Case] = &[
         let before = rig.pids(app);
         until("it is replaced", || rig.get(app, "/").0 == 200 && rig.pids(app).is_disjoint(&before));
     }),
-    // How much a number varies is chance.
-    case("recycle.jitter", &[RUN, ("workers", "1")], "'11%'", told),
+    case(
+        "recycle.jitter",
+        &[RUN, AT_ONCE, ("workers", "1"), ("recycle.requests", "30"), ("recycle.jitter", "'100%'")],
+        "'0%'",
+        |rig, app| {
+            // The number is made for a worker as it starts.
+            let first = rig.pids(app);
+            rig.kill(app);
+            let is_next = || rig.pids(app).is_disjoint(&first) && rig.site.app(app)["workers_ready"] == 1;
+            until("another has come", is_next);
+            let next = rig.pids(app);
+            (0..29).for_each(|_| assert_eq!(rig.get(app, "/").0, 200));
+            assert_eq!(rig.pids(app), next, "it varies no more");
+            assert_eq!(rig.get(app, "/").0, 200);
+            until("it is replaced", || rig.pids(app).is_disjoint(&next));
+        },
+    ),
     case("recycle.lifetime", &[RUN, ("workers", "1")], "'1s'", |rig, app| {
         let before = rig.pids(app);
         until("it is replaced", || rig.pids(app).is_disjoint(&before));

@@ -17,13 +17,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
 use super::{Site, get};
-use crate::support::{Answer, Client, PROGRAM, Worker, folder, python};
+use crate::support::{Answer, Client, Clogged, PROGRAM, Worker, folder, python};
 use crate::upgrades::{Line, path};
 
 /// Waits as [`crate::support::until`] does, and looks less often: the status document of so many apps is work.
@@ -213,6 +213,8 @@ struct Rig {
     upstreams: [Worker; 2],
     released: Arc<AtomicBool>,
     kept: Option<Kept>,
+    /// An upstream that can be made not to accept.
+    full: Mutex<Clogged>,
 }
 
 impl Rig {
@@ -235,6 +237,7 @@ impl Rig {
             let target = upstreams[usize::from(name == "b")].url.trim_start_matches("unix:");
             std::os::unix::fs::symlink(target, folder.path().join(format!("{name}{number}.sock"))).unwrap();
         }
+        let full = Mutex::new(Clogged::new(&folder.path().join("full")));
         let line = Line::start_in(folder, command, backend, &["-f", &file]);
         let site = Site { line, file };
         until("all processes are ready", || {
@@ -244,7 +247,7 @@ impl Rig {
         });
         let kept = Some(Kept::open(site.line.server.address));
         let (classes, changed) = (classes(), BTreeSet::new());
-        Rig { site, text: rig_text, classes, changed, upstreams, released, kept }
+        Rig { site, text: rig_text, classes, changed, upstreams, released, kept, full }
     }
 
     fn folder(&self) -> &str {

@@ -145,7 +145,7 @@ pub fn restarts(rig: &mut Rig) {
         ("server.loops", "2"),
         ("server.backend", if is_epoll { "'auto'" } else { "'epoll'" }),
         ("server.pin", "true"),
-        ("server.max_connections", "900"),
+        ("server.max_connections", "20"),
         ("server.buffer_bytes", "'16MiB'"),
         ("server.run_dir", "'FOLDER/elsewhere'"),
         ("server.trusted_proxies", "'loopback'"),
@@ -223,6 +223,25 @@ fn upgraded(rig: &mut Rig, collector: &UdpSocket, is_epoll: bool) {
     assert_eq!(pid.trim(), status["pid"].to_string());
     let admin: SocketAddr = status["admin"][0].as_str().unwrap().parse().unwrap();
     assert_eq!(Client::to(admin).get("/livez").status, 200);
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task", pid = pid.trim())).unwrap().flatten();
+    let pinned = threads.filter(|thread| {
+        let status = std::fs::read_to_string(thread.path().join("status")).unwrap_or_default();
+        let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+        allowed.is_some_and(|cores| cores.trim().bytes().all(|byte| byte.is_ascii_digit()))
+    });
+    assert!(pinned.count() >= 2, "each loop has a core");
+    let counter = |name: &str| rig.site.line.status()["counters"][name].as_u64().unwrap();
+    let closed = counter("idle_closed");
+    let idle: Vec<Client> = std::iter::repeat_with(|| {
+        let mut client = rig.client();
+        assert_eq!(client.ask("GET / HTTP/1.1\r\nHost: respond\r\n\r\n").status, 200);
+        client
+    })
+    .take(25)
+    .collect();
+    let places = || counter("idle_closed") >= closed + 5 && counter("active_connections") <= 20;
+    until("those who are idle make place", places);
+    drop(idle);
     let mut packet = [0; 65536];
     let received = crate::support::read(&mut Packets(collector), &mut packet).unwrap();
     let text = String::from_utf8_lossy(&packet[..received]);
