@@ -5,7 +5,7 @@
 //! ```text
 //! main → server, check, init → supervisor, control → fleet
 //!           └──→ reactor → event_loop, connection, exchange → mailbox → apps → dispatch
-//!                               └──→ http                    bytes in, bytes out: no descriptor, no clock, no thread
+//!                               └──→ http, tls               bytes in, bytes out: no descriptor, no clock, no thread
 //!                               └──→ backends → buffers
 //! socket_file, proc, systemd, handover: beside server, supervisor and control
 //! config, metrics, log: usable by all, use none of them
@@ -42,4 +42,5 @@ pub mod server;
 pub mod socket_file;
 pub mod supervisor;
 pub mod systemd;
+pub mod tls;
 pub mod worker;

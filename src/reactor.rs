@@ -82,11 +82,11 @@ impl<B: Backend> Reactor<B> {
             exchanges: Slots::new(setup.max_sockets),
             time,
             memory: Memory::new(setup.pool),
-            heads: Heads::new(&setup.table.settings),
+            heads: Heads::new(&setup.table.settings, setup.first_id),
             apps: Apps::new(&setup.table),
             subject: Sock::NONE,
-            next_id: setup.first_id,
             accepting: Accepting::default(),
+            secure: None,
             counters: setup.metrics.of_loop(setup.index as usize).clone(),
             access: setup.access,
             work: VecDeque::new(),
@@ -123,6 +123,9 @@ impl<B: Backend> Reactor<B> {
         self.core.backend.wait(timeout)?;
         self.core.time.turn(self.core.backend.now());
         self.mailbox.awake();
+        if self.core.is_shaking_hands() {
+            while !self.core.guarded(Loop::shake_hands) {}
+        }
         while !self.core.guarded(Loop::handle_all) {}
         self.core.dismiss_idle();
         self.read_mail();
@@ -138,6 +141,9 @@ impl<B: Backend> Reactor<B> {
         if self.core.is_changing() {
             self.core.guarded(Loop::forget_apps);
         }
+        if self.core.must_seal() {
+            while !self.core.guarded(Loop::seal_all) {}
+        }
         self.core.count_taken();
         self.core.access.flush();
         self.core.memory.scratch.rewind();
@@ -148,7 +154,7 @@ impl<B: Backend> Reactor<B> {
 
     /// How long the next wait may last.
     fn sleep(&mut self) -> Option<Duration> {
-        if !self.mailbox.may_sleep() || self.core.accepting.dismisses {
+        if !self.mailbox.may_sleep() || self.core.accepting.dismisses || self.core.is_shaking_hands() {
             return Some(Duration::ZERO);
         }
         let timer = self.core.time.sleep();

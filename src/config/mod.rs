@@ -13,6 +13,7 @@
 //! - `conformance`: the words of that subcommand;
 //! - `environment`: the variables;
 //! - `steering`: the words that speak to a server which runs already;
+//! - `tls`: which listeners speak TLS, and with which certificates;
 //! - `units`: durations, sizes, counts and addresses as people write them.
 //!
 //! Rules:
@@ -40,6 +41,7 @@ mod schema;
 mod shell;
 mod show;
 mod steering;
+mod tls;
 mod units;
 
 pub use units::{duration, show_duration, signal, signal_name};
@@ -70,6 +72,7 @@ pub use route::Route;
 pub use schema::{manual, schema};
 pub use show::Show;
 pub use steering::{Ask, Change, MOST_WORKERS, PAUSE_DEFAULT, PAUSE_RANGE, ServerPlace, Steering};
+pub use tls::{Tls, TlsVersion};
 
 /// Everything that the server needs to know to run. Checked: every number is within its range, and every index is that of something.
 #[derive(Clone, Debug)]

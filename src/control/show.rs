@@ -59,6 +59,14 @@ const TROUBLES: &[&str] = &[
     "proxy_protocol_refused",
     "proxy_protocol_invalid",
     "proxy_protocol_late",
+    "tls_unknown_name",
+    "tls_nothing_in_common",
+    "tls_client_certificate",
+    "tls_refused",
+    "tls_failed",
+    "tls_plain",
+    "tls_late",
+    "tls_broken",
 ];
 
 /// What was in the way since the start, as far as anything was.

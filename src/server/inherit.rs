@@ -77,7 +77,7 @@ impl Inherited {
                 ListenAddress::Unix(path) => file.map(|identity| SocketFile::inherited(path, identity)),
                 _ => None,
             };
-            found.push(Listening { id: 0, asked: asked.clone(), address, sockets, file, admin: false });
+            found.push(Listening { id: 0, asked: asked.clone(), address, sockets, file, admin: false, tls: None });
             // Only systemd opens several for one name: of others that are alike each is asked for.
             if !matches!(asked, ListenAddress::Systemd(_)) {
                 break;
@@ -181,5 +181,5 @@ fn of_socket(asked: &ListenAddress, descriptor: OwnedFd) -> io::Result<Listening
         socket.set_tcp_nodelay(true)?;
     }
     let asked = asked.clone();
-    Ok(Listening { id: 0, asked, address, sockets: vec![socket.into()], file: None, admin: false })
+    Ok(Listening { id: 0, asked, address, sockets: vec![socket.into()], file: None, admin: false, tls: None })
 }

@@ -25,6 +25,7 @@ use crate::reactor::ListenerSetup;
 use crate::supervisor::Supervisor;
 use crate::supervisor::reload::{Reloaded, Wanted};
 use crate::supervisor::upgrade::Held;
+use crate::tls;
 
 /// What takes a new process, which an upgrade starts without losing a request.
 const UPGRADE: &str = "`production_server upgrade` starts a process that can";
@@ -103,15 +104,23 @@ impl Reloader {
     /// Why nothing has changed.
     pub fn reload(&mut self, supervisor: &mut Supervisor, now: Instant) -> Result<Reloaded, String> {
         let loaded = self.inputs.load().map_err(|refusal| refusal.line)?;
-        let errors: Vec<_> = check::apps(&loaded).into_iter().filter(|it| it.severity == Severity::Error).collect();
+        let errors: Vec<_> = check::apps(&loaded)
+            .into_iter()
+            .chain(check::tls(&loaded))
+            .filter(|it| it.severity == Severity::Error)
+            .collect();
         if !errors.is_empty() {
             return Err(loaded.report(&errors));
         }
-        let changes = self.changes(&loaded);
+        let mut changes = self.changes(&loaded);
+        let renewed = self.renewed(&loaded)?;
+        changes.tls = renewed.iter().map(|(place, prepared)| format!("listener {}: {prepared}", place.asked)).collect();
         if changes.is_empty() {
             self.current = Arc::new(loaded);
             return Ok(Reloaded::default());
         }
+        let policies: Vec<_> =
+            renewed.into_iter().filter_map(|(place, prepared)| Some((place.tls.clone()?, prepared))).collect();
         let plan = self.plan(loaded, changes, supervisor, now)?;
         let (wanted, added) = self.wanted(&plan);
         let prepared = supervisor.prepare(wanted, now).map_err(|error| error.to_string())?;
@@ -122,6 +131,9 @@ impl Reloader {
             return Err(format!("cannot open the log: {error}"));
         }
         // From here on nothing fails.
+        for (policy, prepared) in policies {
+            policy.replace(prepared);
+        }
         for warning in plan.loaded.warnings().into_iter().chain(shortage(&plan.config)) {
             self.log.event(Level::Warn, warning, &[]);
         }
@@ -159,10 +171,24 @@ impl Reloader {
         changes.server.extend(config::diff(&self.started, loaded).left().cloned());
         let is_other = |listener: &&Listener| {
             let is_it = |place: &&Place| !place.admin && place.asked == listener.address;
-            self.places.iter().find(is_it).is_some_and(|place| place.front != listener.front)
+            self.places.iter().find(is_it).is_some_and(|place| !place.may_become(&listener.front))
         };
         changes.fronts = loaded.config.listeners.iter().filter(is_other).cloned().collect();
         changes
+    }
+
+    /// Listeners that stay, and whose certificates or rules of TLS are others than they show.
+    fn renewed(&self, loaded: &Loaded) -> Result<Vec<(&Place, tls::Prepared)>, String> {
+        let mut renewed = Vec::new();
+        for place in self.places.iter().filter(|place| !place.admin) {
+            let listener = loaded.config.listeners.iter().find(|listener| listener.address == place.asked);
+            let Some((policy, listener)) = place.tls.as_ref().zip(listener) else { continue };
+            if place.may_become(&listener.front) {
+                let prepared = tls::prepare(&listener.front.tls).map_err(|failure| failure.to_string())?;
+                renewed.extend((!policy.says(&prepared)).then_some((place, prepared)));
+            }
+        }
+        Ok(renewed)
     }
 
     fn plan(&self, loaded: Loaded, changes: Changes, supervisor: &Supervisor, now: Instant) -> Result<Plan, String> {
@@ -171,6 +197,12 @@ impl Reloader {
         let closes = |asked: &ListenAddress| changes.closed.iter().any(|listener| listener.address == *asked);
         let (gone, mut places): (Vec<Place>, Vec<Place>) =
             self.places.iter().cloned().partition(|place| !place.admin && closes(&place.asked));
+        for place in places.iter_mut().filter(|place| !place.admin) {
+            let said = loaded.config.server.front_at(&place.asked);
+            if place.may_become(said) {
+                place.front = said.clone();
+            }
+        }
         let mut next = self.next;
         let (mut listening, mut again) = (Vec::new(), Vec::new());
         for Listener { address: asked, .. } in &changes.opened {
@@ -242,7 +274,9 @@ impl Reloader {
         let closing = supervisor.closing().filter_map(|held| held.address.parse().ok().map(ListenAddress::Tcp));
         let mut ours = self.places.iter().map(|place| place.address.clone()).chain(closing);
         let is_ours = wanted.is_some() && ours.any(|address| port(&address) == wanted);
-        listen(&config.server, asked, is_ours).map_err(|error| error.message)
+        let mut listening = listen(&config.server, asked, is_ours).map_err(|error| error.message)?;
+        listening.secure(&config.server).map_err(|failure| failure.to_string())?;
+        Ok(listening)
     }
 
     /// What the supervisor is to do, and the apps that are new.

@@ -4,9 +4,9 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Server, Worker, on_every_backend, pattern, until};
+use crate::support::{Client, Server, Worker, on_every_backend_and_tls, pattern, until};
 
-on_every_backend! {
+on_every_backend_and_tls! {
     pieces_arrive_before_the_next_is_made
     old_clients_get_their_pieces_at_once
     a_client_that_leaves_a_stream_ends_it

@@ -10,6 +10,7 @@ mod client;
 pub mod exposition;
 mod process;
 mod server;
+pub mod tls;
 mod worker;
 
 use std::process::Command;
@@ -113,3 +114,29 @@ macro_rules! on_every_backend {
     };
 }
 pub(crate) use on_every_backend;
+
+/// The same, and once more on each through TLS, of which the tests know nothing.
+macro_rules! on_every_backend_and_tls {
+    ($($case:ident $(,)?)*) => {
+        crate::support::on_every_backend! { $($case)* }
+        #[cfg(backend_readiness)]
+        mod epoll_tls {
+            $(
+                #[test]
+                fn $case() {
+                    super::$case("epoll+tls");
+                }
+            )*
+        }
+        #[cfg(backend_io_uring)]
+        mod io_uring_tls {
+            $(
+                #[test]
+                fn $case() {
+                    super::$case("io_uring+tls");
+                }
+            )*
+        }
+    };
+}
+pub(crate) use on_every_backend_and_tls;

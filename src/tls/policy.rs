@@ -1,0 +1,113 @@
+//! Policies: what a listener demands of its clients and shows them. A policy lives as long as its listener; what it says is replaced while it
+//! serves, and sessions that have begun go on as they began.
+
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::{NoServerSessionStorage, ServerConfig};
+use rustls::version::{TLS12, TLS13};
+
+pub use super::certificates::Failure;
+use super::certificates::{Certificates, Loaded, Shown, Table};
+use crate::config::{Tls, TlsVersion};
+
+/// What is spoken inside (RFC 7301), the preferred first.
+const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
+
+/// What a listener demands and shows, now.
+#[derive(Debug)]
+pub struct Policy {
+    said: RwLock<Tls>,
+    config: RwLock<Arc<ServerConfig>>,
+    certificates: Arc<Certificates>,
+}
+
+/// What a policy is to say, with all that can fail behind it.
+#[derive(Debug)]
+pub struct Prepared {
+    said: Tls,
+    config: ServerConfig,
+    certificates: Arc<Certificates>,
+    table: Table,
+}
+
+/// Reads and checks all that a policy needs.
+///
+/// # Errors
+/// The first file that is not as it should be.
+pub fn prepare(tls: &Tls) -> Result<Prepared, Failure> {
+    let provider = provider();
+    let loaded = tls.pairs().map(|(chain, key)| Loaded::read(chain, key, provider)).collect::<Result<Vec<_>, _>>()?;
+    let certificates = Arc::new(Certificates::default());
+    let config = config(tls, certificates.clone());
+    Ok(Prepared { said: tls.clone(), config, certificates, table: Table::new(loaded, tls.strict_sni) })
+}
+
+impl Prepared {
+    /// The certificates that it shows.
+    pub fn shown(&self) -> &[Shown] {
+        &self.table.shown
+    }
+}
+
+impl std::fmt::Display for Prepared {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let until = |shown: &Shown| format!("{} until {}", shown.names.join(", "), super::day(shown.not_after));
+        let all: Vec<String> = self.table.shown.iter().map(until).collect();
+        write!(formatter, "certificates of {}", all.join("; "))
+    }
+}
+
+fn config(tls: &Tls, certificates: Arc<Certificates>) -> ServerConfig {
+    let versions = match tls.min_version {
+        TlsVersion::V1_2 => &[&TLS13, &TLS12][..],
+        TlsVersion::V1_3 => &[&TLS13][..],
+    };
+    let builder = ServerConfig::builder_with_provider(provider().clone()).with_protocol_versions(versions);
+    let builder = builder.expect("the provider has suites of both versions");
+    let mut config = builder.with_no_client_auth().with_cert_resolver(certificates);
+    config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+    // Those who come back bring what they need (tickets): nothing is kept here for clients that may never do.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config
+}
+
+/// The cryptography of the process.
+fn provider() -> &'static Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    PROVIDER.get_or_init(|| Arc::new(aws_lc_rs::default_provider()))
+}
+
+impl Policy {
+    /// A policy that says that.
+    pub fn new(prepared: Prepared) -> Policy {
+        let Prepared { said, config, certificates, table } = prepared;
+        certificates.put(table);
+        Policy { said: RwLock::new(said), config: RwLock::new(Arc::new(config)), certificates }
+    }
+
+    /// Has it say something else from the next session on.
+    pub fn replace(&self, prepared: Prepared) {
+        let Prepared { said, mut config, table, .. } = prepared;
+        *self.said.write().unwrap_or_else(PoisonError::into_inner) = said;
+        config.cert_resolver = self.certificates.clone();
+        self.certificates.put(table);
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    }
+
+    /// Whether it says just that, with the same certificates.
+    pub fn says(&self, prepared: &Prepared) -> bool {
+        let said = self.said.read().unwrap_or_else(PoisonError::into_inner);
+        *said == prepared.said && self.certificates.are(&prepared.table)
+    }
+
+    /// The certificates that it shows.
+    pub fn certificates(&self) -> &Arc<Certificates> {
+        &self.certificates
+    }
+
+    pub(super) fn config(&self) -> Arc<ServerConfig> {
+        // It is replaced whole, whoever panics. Nobody holds the lock for longer than that takes.
+        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
