@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, Group, User, access};
 use socket2::{Domain, Socket, Type};
 
-use crate::config::{App, Command, Eject, Health, ListenAddress, Loaded, LogTarget, Problem, Severity};
+use crate::config::{App, Command, Eject, Health, ListenAddress, Loaded, LogTarget, Problem, Severity, SpeakTls};
 use crate::socket_file;
 use crate::supervisor::{memory, program};
 use crate::tls;
@@ -166,7 +166,7 @@ impl Found<'_> {
                 say(Severity::Error, "", &title, "expected a key for each certificate, in the same order");
                 continue;
             }
-            if tls.pairs().next().is_none() {
+            if tls.pairs().next().is_none() && tls.speak != SpeakTls::SelfSigned {
                 let label =
                     "expected `certificates = [{ cert = \"FILE\", key = \"FILE\" }]`, or --tls-cert and --tls-key";
                 say(Severity::Error, "", "TLS is to be spoken, and there is no certificate", label);

@@ -120,6 +120,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     let log = open_log(&config.server)?;
     let backend = choose_backend(&config.server, &log)?;
     let run_directory = inherited.run_directory(&config.server.run_dir)?;
+    show_self_signed(&config.server, &listeners, &log)?;
     for warning in warnings.iter().chain(&inherited.warnings()) {
         log.event(Level::Warn, warning, &[]);
     }
@@ -170,6 +171,31 @@ fn secure(listeners: &mut [Listening], loaded: &Loaded, settings: &Settings) -> 
     }
     let mut secured = listeners.iter_mut().map(|listening| listening.secure(settings));
     secured.find_map(Result::err).map_or(Ok(()), |failure| Err(wrong(failure.to_string())))
+}
+
+/// Puts a certificate that was made here where clients can be told to trust it, and says how.
+fn show_self_signed(settings: &Settings, listeners: &[Listening], log: &Log) -> Result<(), StartError> {
+    let Some(made) = tls::self_signed() else { return Ok(()) };
+    let path = settings.run_dir.join("self-signed.pem");
+    std::fs::write(&path, &made.pem).map_err(|error| {
+        refused(format!("cannot write the certificate to {}: {error}", path.display()), &error, exit::CANNOT_CREATE)
+    })?;
+    let port = |listening: &Listening| match listening.address {
+        ListenAddress::Tcp(address) if listening.tls.is_some() => Some(address.port()),
+        _ => None,
+    };
+    let port = listeners.iter().find_map(port).unwrap_or_default();
+    let trial = format!("curl --cacert {} https://localhost:{port}/", shell_word(&path.display().to_string()));
+    let fields: [(&str, &dyn std::fmt::Display); 2] = [("sha256", &made.fingerprint), ("try", &trial)];
+    log.event(Level::Info, "a certificate was made for this run, signed by itself: for trials", &fields);
+    log.print(format!("A certificate was made for this run (SHA-256 {}).\nTry it:  {trial}\n", made.fingerprint));
+    Ok(())
+}
+
+/// A word that a shell takes as it is.
+fn shell_word(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@".contains(&byte);
+    if text.bytes().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 fn open_log(settings: &Settings) -> Result<Log, StartError> {

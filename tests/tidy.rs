@@ -85,7 +85,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("kernel", &[]),
     ("socket_file", &[]),
     ("systemd", &[]),
-    ("handover", &["socket_file"]),
+    ("handover", &["socket_file", "tls"]),
     ("control", &["buffers", "fleet", "http", "proc", "socket_file"]),
     ("exporter", &["control"]),
     (
@@ -102,6 +102,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "proc",
             "socket_file",
             "systemd",
+            "tls",
         ],
     ),
 ];

@@ -201,7 +201,7 @@ pub const ADDRESS: &str = "listen[].address";
 /// What belongs to one Unix socket that is listened on.
 pub const OF_SOCKET: [&str; 3] = ["listen-mode", "listen-owner", "listen-group"];
 /// What may be said of one listener in the place of what is said of all.
-pub const OF_FRONT: [&str; 10] = [
+pub const OF_FRONT: [&str; 11] = [
     "trusted-proxies",
     "forwarded",
     "proxy-protocol",
@@ -212,6 +212,7 @@ pub const OF_FRONT: [&str; 10] = [
     "tls-certificate",
     "tls-min-version",
     "tls-strict-sni",
+    "tls-client-ca",
 ];
 
 use Reload::{Listener, Live, Restart, Roll};
@@ -258,6 +259,7 @@ pub const PLACES: &[Place] = &[
     Place { pair: Some(CERTIFICATE), ..at("tls-certificate", "tls.certificates", List, Live) },
     at("tls-min-version", "tls.min_version", Text, Live),
     at("tls-strict-sni", "tls.strict_sni", Switch, Live),
+    at("tls-client-ca", "tls.client_ca", Text, Live),
     at("listen", ADDRESS, Text, Listener),
     at("listen-mode", "listen[].mode", Text, Listener),
     at("listen-owner", "listen[].owner", Text, Listener),
@@ -272,6 +274,7 @@ pub const PLACES: &[Place] = &[
     Place { pair: Some(CERTIFICATE), ..at("tls-certificate", "listen[].tls.certificates", List, Live) },
     at("tls-min-version", "listen[].tls.min_version", Text, Live),
     at("tls-strict-sni", "listen[].tls.strict_sni", Switch, Live),
+    at("tls-client-ca", "listen[].tls.client_ca", Text, Live),
     at("", COMMAND, List, Roll),
     at("directory", "apps.*.directory", Text, Roll),
     Place {
@@ -545,7 +548,6 @@ pub const NOT_YET: &[&str] = &[
     "publish",
     "include",
     "listen[].alpn",
-    "listen[].client_ca",
     "apps.*.group",
 ];
 

@@ -20,6 +20,8 @@ pub struct Tls {
     pub min_version: TlsVersion,
     /// Whether clients that ask for a name which no certificate has are turned away.
     pub strict_sni: bool,
+    /// A file with the certificates of those who issue clients' certificates, without which no client is served.
+    pub client_ca: Option<PathBuf>,
 }
 
 /// Whether TLS is spoken.
@@ -32,6 +34,8 @@ pub enum SpeakTls {
     On,
     /// It is not.
     Off,
+    /// It is, also with a certificate that is made at the start.
+    SelfSigned,
 }
 
 /// A version of TLS.
@@ -55,7 +59,7 @@ impl Tls {
     pub fn is_spoken(&self, unix: bool) -> bool {
         match self.speak {
             SpeakTls::Auto => !unix && self.pairs().next().is_some(),
-            SpeakTls::On => true,
+            SpeakTls::On | SpeakTls::SelfSigned => true,
             SpeakTls::Off => false,
         }
     }
@@ -67,8 +71,13 @@ const BETWEEN: char = ':';
 pub(super) const JOINT: &str = "\n";
 
 pub(super) const KEYS: &[Key] = &[
-    key("tls", "on|off|auto", "auto", SPEAK_HELP, |settings, text| {
-        let ways = [("auto", SpeakTls::Auto), ("on", SpeakTls::On), ("off", SpeakTls::Off)];
+    key("tls", "on|off|auto|self-signed", "auto", SPEAK_HELP, |settings, text| {
+        let ways = [
+            ("auto", SpeakTls::Auto),
+            ("on", SpeakTls::On),
+            ("off", SpeakTls::Off),
+            ("self-signed", SpeakTls::SelfSigned),
+        ];
         store(&mut settings.front.tls.speak, choice(text, &ways))
     })
     .example("on"),
@@ -103,8 +112,15 @@ pub(super) const KEYS: &[Key] = &[
         store(&mut settings.front.tls.strict_sni, switch(text))
     })
     .example("on"),
+    key("tls-client-ca", "FILE", "", CLIENT_HELP, |settings, text| {
+        store(&mut settings.front.tls.client_ca, path(text).map(Some))
+    })
+    .example("/etc/ssl/clients.pem"),
 ];
 
-const SPEAK_HELP: &str = "Whether listeners speak TLS; auto: those on TCP do once there is a certificate";
+const SPEAK_HELP: &str = "Whether listeners speak TLS; auto: those on TCP do once there is a certificate; self-signed: with one \
+    that is made at the start, for a laptop";
 const PAIR_HELP: &str = "A certificate and its key, as --tls-cert and --tls-key in one";
+const CLIENT_HELP: &str =
+    "Serve only clients with a certificate that one in FILE has issued; workers get it as X-Forwarded-Client-Cert";
 const STRICT_HELP: &str = "Turn clients away that ask for a name which no certificate has, or for none";

@@ -183,10 +183,9 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// The client has finished sending.
+    /// The client has finished sending, which inside of TLS is said twice.
     pub fn client_ended(&mut self, sock: Sock) {
         let Some(client) = self.table.client(sock) else { return };
-        // Inside of TLS it may have been said before.
         if std::mem::replace(&mut client.ended, true) {
             return;
         }

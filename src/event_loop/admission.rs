@@ -40,7 +40,7 @@ pub(crate) struct Listener {
     pub admin: bool,
     /// What stands in front of it.
     pub front: Arc<Front>,
-    /// Nobody in front is trusted, and `Forwarded` is not written.
+    /// Nobody in front is trusted, `Forwarded` is not written, and clients show no certificates.
     pub plain: bool,
 }
 
@@ -258,7 +258,7 @@ impl<B: Backend> Loop<B> {
                 self.backend.pause(sock);
             }
             let trusts = !front.trusted.is_empty();
-            let plain = !trusts && !front.writes_forwarded;
+            let plain = !trusts && !front.writes_forwarded && tls.is_none();
             if trusts {
                 self.accepting.tolds.get_or_insert_default();
             }

@@ -104,7 +104,13 @@ impl Heads {
 impl Listener {
     /// What the worker is told of a request that came here.
     #[inline]
-    pub fn forward<'a>(&self, arrival: &Arrival, origin: &'a Origin, id: &'a [u8], start_micros: u64) -> Forward<'a> {
+    pub fn forward<'a>(
+        &self,
+        arrival: &Arrival,
+        (origin, certificate): (&'a Origin, &'a str),
+        id: &'a [u8],
+        start_micros: u64,
+    ) -> Forward<'a> {
         Forward {
             peer: arrival.peer.ip,
             unix: arrival.peer.unix,
@@ -112,7 +118,7 @@ impl Listener {
             https: arrival.secure,
             request_id: id,
             start_micros,
-            front: if self.plain { None } else { Some(self.told(origin)) },
+            front: if self.plain { None } else { Some(self.told(origin, certificate)) },
             keep_alive: true,
             open: false,
             edits: None,
@@ -120,12 +126,13 @@ impl Listener {
     }
 
     #[cold]
-    fn told<'a>(&self, origin: &'a Origin) -> rewrite::Front<'a> {
+    fn told<'a>(&self, origin: &'a Origin, client_certificate: &'a str) -> rewrite::Front<'a> {
         rewrite::Front {
             origin: origin.trusted.then_some(origin),
             // Those of peers that are not trusted pass where nobody is.
             traces: self.front.trusted.is_empty(),
             writes_forwarded: self.front.writes_forwarded,
+            client_certificate,
         }
     }
 }

@@ -52,6 +52,8 @@ struct Secured {
     outbox: Outbox,
     /// It has begun as it should.
     begun: bool,
+    /// Who the client is by its own certificate; empty without one.
+    certificate: String,
     /// The handshake is done.
     ready: bool,
     /// Its last answer was cut, or it has failed: it does not end in order.
@@ -61,6 +63,11 @@ struct Secured {
 impl Secure {
     fn find(&mut self, sock: Sock) -> Option<&mut Secured> {
         self.clients.get_mut(sock.index as usize)?.as_deref_mut()
+    }
+
+    /// What workers are told of a client's own certificate; empty without one.
+    pub fn certificate(&self, sock: Sock) -> &str {
+        self.clients.get(sock.index as usize).and_then(Option::as_deref).map_or("", |secured| &secured.certificate)
     }
 
     /// Queues a piece that is to be sealed; gives it back where it is not.
@@ -169,8 +176,8 @@ impl<B: Backend> Loop<B> {
         if secure.clients.len() <= index {
             secure.clients.resize_with(index + 1, || None);
         }
-        let (pending, outbox) = (None, Outbox::default());
-        let secured = Secured { session, pending, outbox, begun: false, ready: false, cut: false };
+        let (pending, outbox, certificate) = (None, Outbox::default(), String::new());
+        let secured = Secured { session, pending, outbox, certificate, begun: false, ready: false, cut: false };
         secure.clients[index] = Some(Box::new(secured));
         self.arm(sock, self.patience(self.apps.settings.timeouts.header));
         match input.filter(|input| !input.is_empty()) {
@@ -255,6 +262,7 @@ impl<B: Backend> Loop<B> {
     fn end_handshake(&mut self, sock: Sock, input: Block) {
         let Some(secured) = self.secure.as_mut().and_then(|secure| secure.find(sock)) else { return };
         let resumed = secured.session.is_resumed();
+        secured.certificate = secured.session.client().unwrap_or_default();
         let counters = self.count();
         (if resumed { &counters.tls_resumed } else { &counters.tls_handshakes }).add(1);
         if let Some(client) = self.table.client(sock) {

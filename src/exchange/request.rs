@@ -25,6 +25,7 @@ impl<B: Backend> Loop<B> {
             return;
         };
         let listener = &self.accepting.listeners[client.listener as usize];
+        let certificate = self.secure.as_ref().map_or("", |secure| secure.certificate(stream.connection));
         let own = id_text(self.heads.next_id);
         let id = self.heads.id(&input, &own);
         let start_micros = self.time.day.micros(self.time.connections.now_nanos());
@@ -32,7 +33,7 @@ impl<B: Backend> Loop<B> {
             keep_alive: app.settings.keepalive,
             open: request.framing == Framing::Chunked,
             edits: edits.as_ref(),
-            ..listener.forward(&client.arrival, &self.heads.origin, id, start_micros)
+            ..listener.forward(&client.arrival, (&self.heads.origin, certificate), id, start_micros)
         };
         let room = rewrite::request_room(request, &self.heads.fields, &forward);
         let head = self.memory.scratch.write(room, |out| {

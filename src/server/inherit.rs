@@ -17,6 +17,7 @@ use crate::socket_file::SocketFile;
 use crate::supervisor::RunDirectory;
 use crate::supervisor::upgrade::Succession;
 use crate::systemd;
+use crate::tls;
 
 /// What was inherited and is not used yet.
 #[derive(Default)]
@@ -59,6 +60,7 @@ impl Inherited {
             (listener, sockets)
         };
         let listeners = estate.listeners.into_iter().map(&mut with_sockets).collect();
+        tls::adopt_ticket_keys(estate.ticket_keys);
         let (account, lives, joined) = (estate.account, estate.lives, estate.joined);
         Inherited { listeners, run_dir, account, lives, joined, ..Inherited::default() }
     }

@@ -9,6 +9,8 @@
 //! | `mod` | sessions |
 //! | `policy` | what a listener demands and shows, and how that is replaced while it serves |
 //! | `certificates` | certificates and keys from files, what they are for, and which of them a client is shown |
+//! | `tickets` | what clients come back with |
+//! | `self_signed` | a certificate that is made here |
 //! | `der` | the few fields of a certificate that people want to read |
 //!
 //! Rules:
@@ -18,9 +20,13 @@
 mod certificates;
 mod der;
 mod policy;
+mod self_signed;
+mod tickets;
 
 pub use certificates::{Certificates, Shown, day};
 pub use policy::{Failure, Policy, Prepared, prepare};
+pub use self_signed::{SelfSigned, self_signed};
+pub use tickets::{TicketKey, adopt_ticket_keys, ticket_keys};
 
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
@@ -152,6 +158,17 @@ impl Session {
     /// Whether both sides have all that they need.
     pub fn is_ready(&self) -> bool {
         !self.0.is_handshaking()
+    }
+
+    /// Who the client is, by a certificate of its own that was accepted, as an element of `X-Forwarded-Client-Cert` says it: the certificate's
+    /// SHA-256 and its subject.
+    pub fn client(&self) -> Option<String> {
+        let certificate = self.0.peer_certificates()?.first()?;
+        let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
+        let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let subject = der::facts(certificate).unwrap_or_default().subject;
+        let subject = subject.replace('\\', "\\\\").replace('"', "\\\"");
+        Some(format!("Hash={hash};Subject=\"{subject}\""))
     }
 
     /// Whether it goes on where an earlier one has ended, without the costs of a whole handshake.

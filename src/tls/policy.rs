@@ -1,15 +1,20 @@
 //! Policies: what a listener demands of its clients and shows them. A policy lives as long as its listener; what it says is replaced while it
 //! serves, and sessions that have begun go on as they began.
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
+use rustls::RootCertStore;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::server::{NoServerSessionStorage, ServerConfig};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, ServerConfig, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
 
 pub use super::certificates::Failure;
-use super::certificates::{Certificates, Loaded, Shown, Table};
-use crate::config::{Tls, TlsVersion};
+use super::certificates::{self, Certificates, Loaded, Shown, Table};
+use super::self_signed;
+use super::tickets::ticketer;
+use crate::config::{SpeakTls, Tls, TlsVersion};
 
 /// What is spoken inside (RFC 7301), the preferred first.
 const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
@@ -37,9 +42,13 @@ pub struct Prepared {
 /// The first file that is not as it should be.
 pub fn prepare(tls: &Tls) -> Result<Prepared, Failure> {
     let provider = provider();
-    let loaded = tls.pairs().map(|(chain, key)| Loaded::read(chain, key, provider)).collect::<Result<Vec<_>, _>>()?;
+    let mut loaded =
+        tls.pairs().map(|(chain, key)| Loaded::read(chain, key, provider)).collect::<Result<Vec<_>, _>>()?;
+    if tls.speak == SpeakTls::SelfSigned {
+        loaded.push(self_signed::load(provider)?);
+    }
     let certificates = Arc::new(Certificates::default());
-    let config = config(tls, certificates.clone());
+    let config = config(tls, certificates.clone())?;
     Ok(Prepared { said: tls.clone(), config, certificates, table: Table::new(loaded, tls.strict_sni) })
 }
 
@@ -58,18 +67,40 @@ impl std::fmt::Display for Prepared {
     }
 }
 
-fn config(tls: &Tls, certificates: Arc<Certificates>) -> ServerConfig {
+fn config(tls: &Tls, certificates: Arc<Certificates>) -> Result<ServerConfig, Failure> {
     let versions = match tls.min_version {
         TlsVersion::V1_2 => &[&TLS13, &TLS12][..],
         TlsVersion::V1_3 => &[&TLS13][..],
     };
     let builder = ServerConfig::builder_with_provider(provider().clone()).with_protocol_versions(versions);
     let builder = builder.expect("the provider has suites of both versions");
-    let mut config = builder.with_no_client_auth().with_cert_resolver(certificates);
+    let builder = match &tls.client_ca {
+        Some(path) => builder.with_client_cert_verifier(verifier(path)?),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(certificates);
     config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
     // Those who come back bring what they need (tickets): nothing is kept here for clients that may never do.
     config.session_storage = Arc::new(NoServerSessionStorage {});
-    config
+    if tls.client_ca.is_none() {
+        config.ticketer = ticketer().clone();
+    } else {
+        // A session that is resumed shows no certificate, and nobody would see that it is not accepted any more.
+        config.send_tls13_tickets = 0;
+    }
+    Ok(config)
+}
+
+/// Accepts clients with a certificate that one of those in the file has issued.
+fn verifier(path: &Path) -> Result<Arc<dyn ClientCertVerifier>, Failure> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates::certificates(path)? {
+        roots.add(certificate).map_err(|error| {
+            Failure::new(path, format!("a certificate in it cannot be used: {error}"), "expected those of issuers")
+        })?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider().clone()).build();
+    verifier.map_err(|error| Failure::new(path, format!("it cannot be used: {error}"), ""))
 }
 
 /// The cryptography of the process.

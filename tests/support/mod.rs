@@ -115,10 +115,9 @@ macro_rules! on_every_backend {
 }
 pub(crate) use on_every_backend;
 
-/// The same, and once more on each through TLS, of which the tests know nothing.
-macro_rules! on_every_backend_and_tls {
+/// The same through TLS, of which the tests know nothing.
+macro_rules! through_tls {
     ($($case:ident $(,)?)*) => {
-        crate::support::on_every_backend! { $($case)* }
         #[cfg(backend_readiness)]
         mod epoll_tls {
             $(
@@ -137,6 +136,15 @@ macro_rules! on_every_backend_and_tls {
                 }
             )*
         }
+    };
+}
+pub(crate) use through_tls;
+
+/// Both.
+macro_rules! on_every_backend_and_tls {
+    ($($case:ident $(,)?)*) => {
+        crate::support::on_every_backend! { $($case)* }
+        crate::support::through_tls! { $($case)* }
     };
 }
 pub(crate) use on_every_backend_and_tls;

@@ -137,7 +137,7 @@ impl Way {
             // SAFETY: the array lives, and its length is told.
             unsafe { libc::poll(polled.as_mut_ptr(), 2, -1) };
             if wants_client && polled[0].revents != 0 {
-                client_ended = self.from_client()?;
+                client_ended = self.hear_client()?;
             } else if polled[0].revents & (libc::POLLERR | libc::POLLHUP) != 0 && self.to_client.is_empty() {
                 return Err(ErrorKind::ConnectionReset.into());
             }
@@ -150,7 +150,7 @@ impl Way {
                 self.server.shutdown(Shutdown::Write)?;
             }
             if wants_server && polled[1].revents != 0 {
-                server_ended = self.from_server()?;
+                server_ended = self.hear_server()?;
             }
             while !self.to_client.is_empty() {
                 match self.client.write(&self.to_client) {
@@ -170,7 +170,7 @@ impl Way {
     }
 
     /// Whether the client has ended, of which the server is told.
-    fn from_client(&mut self) -> std::io::Result<bool> {
+    fn hear_client(&mut self) -> std::io::Result<bool> {
         let mut buffer = [0; 16 * 1024];
         match self.client.read(&mut buffer) {
             Ok(0) => {
@@ -184,7 +184,7 @@ impl Way {
     }
 
     /// Whether the server has ended.
-    fn from_server(&mut self) -> std::io::Result<bool> {
+    fn hear_server(&mut self) -> std::io::Result<bool> {
         let ended = match self.session.read_tls(&mut self.server) {
             Ok(count) => count == 0,
             Err(error) if error.kind() == ErrorKind::WouldBlock => false,
