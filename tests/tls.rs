@@ -28,6 +28,8 @@ on_every_backend! {
     a_crowd_that_comes_at_once_is_served
     clients_show_certificates_that_nobody_can_forge
     a_laptop_needs_one_word
+    plain_requests_are_sent_to_where_tls_is
+    browsers_are_told_to_come_with_tls_only
 }
 
 type Stream = StreamOwned<ClientConnection, TcpStream>;
@@ -388,4 +390,43 @@ fn a_laptop_needs_one_word(backend: &str) {
         assert!(ask(&mut stream, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"hello").starts_with("HTTP/1.1 200 "));
     }
     assert!(line["sha256"].as_str().unwrap().len() == 95);
+}
+
+fn plain_requests_are_sent_to_where_tls_is(backend: &str) {
+    let server = Server::start(backend, &["--respond", "hello", "--redirect-https", "8443"]);
+    for (request, location) in [
+        ("GET /a?b=c HTTP/1.1\r\nHost: example.org:80\r\n\r\n", "https://example.org:8443/a?b=c"),
+        ("GET /server HTTP/1.1\r\nHost: [::1]\r\n\r\n", "https://[::1]:8443/server"),
+        ("POST http://other.org/x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc", "https://other.org:8443/x"),
+        ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "https://a:8443/"),
+    ] {
+        let answer = server.client().ask(request);
+        assert_eq!((answer.status, answer.field("location")), (308, Some(location)), "{request}");
+    }
+    let mut client = server.client();
+    assert_eq!(client.ask("GET / HTTP/1.0\r\n\r\n").status, 400);
+    let server = Server::start(backend, &["--respond", "hello", "--redirect-https", "on"]);
+    let mut client = server.client();
+    for _ in 0..2 {
+        assert_eq!(client.get("/").field("location"), Some("https://test/"));
+    }
+}
+
+fn browsers_are_told_to_come_with_tls_only(backend: &str) {
+    let worker = Worker::new(|incoming| {
+        while let Some((head, _)) = incoming.request() {
+            let own = if head.starts_with("GET /own") { "Strict-Transport-Security: max-age=1\r\n" } else { "" };
+            incoming.send(format!("HTTP/1.1 200 OK\r\n{own}Content-Length: 2\r\n\r\nok"));
+        }
+    });
+    let secure = Server::before(&format!("{backend}{SUFFIX}"), &worker.url, &["--tls-hsts", "8760h"]);
+    for (path, age) in [("/", 31_536_000), ("/own", 1), ("/server", 31_536_000)] {
+        let answer = secure.client().get(path);
+        assert_eq!(answer.field("strict-transport-security"), Some(format!("max-age={age}").as_str()), "{path}");
+        assert_eq!(answer.text(), "ok");
+    }
+    let refused = secure.client().ask("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n");
+    assert_eq!((refused.status, refused.field("strict-transport-security").is_some()), (400, true));
+    let plain = Server::before(backend, &worker.url, &["--tls-hsts", "8760h"]);
+    assert_eq!(plain.client().get("/").field("strict-transport-security"), None);
 }

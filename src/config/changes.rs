@@ -231,7 +231,8 @@ impl Config {
         server.pid_file.clone_from(&old.pid_file);
         server.user.clone_from(&old.user);
         server.group.clone_from(&old.group);
-        let tls = super::Tls { speak: old.front.tls.speak, ..std::mem::take(&mut server.front.tls) };
+        let super::Tls { speak, redirect_https, .. } = old.front.tls;
+        let tls = super::Tls { speak, redirect_https, ..std::mem::take(&mut server.front.tls) };
         server.front = super::Front { tls, ..old.front.clone() };
     }
 }

@@ -81,8 +81,8 @@ pub struct Front {
 impl Front {
     /// Whether a listener that has this in front of it may have the other instead without being opened anew; `unix`: on a Unix socket.
     pub fn may_become(&self, other: &Front, unix: bool) -> bool {
-        let speaks_as_before = self.tls.is_spoken(unix) == other.tls.is_spoken(unix);
-        speaks_as_before && *self == Front { tls: self.tls.clone(), ..other.clone() }
+        let speaks = |front: &Front| (front.tls.is_spoken(unix), front.tls.redirect_https);
+        speaks(self) == speaks(other) && *self == Front { tls: self.tls.clone(), ..other.clone() }
     }
 }
 

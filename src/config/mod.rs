@@ -72,7 +72,7 @@ pub use route::Route;
 pub use schema::{manual, schema};
 pub use show::Show;
 pub use steering::{Ask, Change, MOST_WORKERS, PAUSE_DEFAULT, PAUSE_RANGE, ServerPlace, Steering};
-pub use tls::{SpeakTls, Tls, TlsVersion};
+pub use tls::{HTTPS, SpeakTls, Tls, TlsVersion};
 
 /// Everything that the server needs to know to run. Checked: every number is within its range, and every index is that of something.
 #[derive(Clone, Debug)]

@@ -201,7 +201,7 @@ pub const ADDRESS: &str = "listen[].address";
 /// What belongs to one Unix socket that is listened on.
 pub const OF_SOCKET: [&str; 3] = ["listen-mode", "listen-owner", "listen-group"];
 /// What may be said of one listener in the place of what is said of all.
-pub const OF_FRONT: [&str; 11] = [
+pub const OF_FRONT: [&str; 13] = [
     "trusted-proxies",
     "forwarded",
     "proxy-protocol",
@@ -213,6 +213,8 @@ pub const OF_FRONT: [&str; 11] = [
     "tls-min-version",
     "tls-strict-sni",
     "tls-client-ca",
+    "tls-hsts",
+    "redirect-https",
 ];
 
 use Reload::{Listener, Live, Restart, Roll};
@@ -249,6 +251,7 @@ pub const PLACES: &[Place] = &[
     at("forwarded", "server.forwarded", Word, Restart),
     at("proxy-protocol", "server.proxy_protocol.from", List, Restart),
     at("proxy-protocol-timeout", "server.proxy_protocol.timeout", Shape::Duration, Restart),
+    at("redirect-https", "server.redirect_https", Word, Restart),
     at("pid-file", "server.pid_file", Text, Restart),
     at("user", "server.user", Text, Restart),
     at("group", "server.group", Text, Restart),
@@ -260,6 +263,7 @@ pub const PLACES: &[Place] = &[
     at("tls-min-version", "tls.min_version", Text, Live),
     at("tls-strict-sni", "tls.strict_sni", Switch, Live),
     at("tls-client-ca", "tls.client_ca", Text, Live),
+    at("tls-hsts", "tls.hsts", Shape::Duration, Live),
     at("listen", ADDRESS, Text, Listener),
     at("listen-mode", "listen[].mode", Text, Listener),
     at("listen-owner", "listen[].owner", Text, Listener),
@@ -275,6 +279,8 @@ pub const PLACES: &[Place] = &[
     at("tls-min-version", "listen[].tls.min_version", Text, Live),
     at("tls-strict-sni", "listen[].tls.strict_sni", Switch, Live),
     at("tls-client-ca", "listen[].tls.client_ca", Text, Live),
+    at("tls-hsts", "listen[].tls.hsts", Shape::Duration, Live),
+    at("redirect-https", "listen[].redirect_https", Word, Restart),
     at("", COMMAND, List, Roll),
     at("directory", "apps.*.directory", Text, Roll),
     Place {

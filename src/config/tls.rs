@@ -1,9 +1,11 @@
 //! What is said of TLS: which listeners speak it, and with which certificates.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use super::keys::{Key, key, path, store};
-use super::units::{choice, switch};
+use super::units::{choice, count, duration, switch};
 
 /// TLS on a listener.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +24,10 @@ pub struct Tls {
     pub strict_sni: bool,
     /// A file with the certificates of those who issue clients' certificates, without which no client is served.
     pub client_ca: Option<PathBuf>,
+    /// For how long clients that have come once are to come with TLS only (RFC 6797).
+    pub hsts: Option<Duration>,
+    /// No TLS is spoken, and every request is sent to that port, where it is.
+    pub redirect_https: Option<u16>,
 }
 
 /// Whether TLS is spoken.
@@ -58,6 +64,7 @@ impl Tls {
     /// Whether it is spoken on a listener; `unix`: on a Unix socket.
     pub fn is_spoken(&self, unix: bool) -> bool {
         match self.speak {
+            _ if self.redirect_https.is_some() => false,
             SpeakTls::Auto => !unix && self.pairs().next().is_some(),
             SpeakTls::On | SpeakTls::SelfSigned => true,
             SpeakTls::Off => false,
@@ -116,7 +123,28 @@ pub(super) const KEYS: &[Key] = &[
         store(&mut settings.front.tls.client_ca, path(text).map(Some))
     })
     .example("/etc/ssl/clients.pem"),
+    key("tls-hsts", "DURATION", "", HSTS_HELP, |settings, text| {
+        store(&mut settings.front.tls.hsts, duration(text, HSTS).map(Some))
+    })
+    .example("8760h"),
+    key("redirect-https", "on|off|PORT", "off", REDIRECT_HELP, |settings, text| {
+        let port = match text.to_ascii_lowercase().as_str() {
+            "on" => Some(HTTPS),
+            "off" => None,
+            _ => Some(count(text, 1..=65_535).map_err(|_| "expected on, off or the port where TLS is spoken")? as u16),
+        };
+        settings.front.tls.redirect_https = port;
+        Ok(())
+    })
+    .example("8443"),
 ];
+
+/// The port of https://.
+pub const HTTPS: u16 = 443;
+const HSTS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(10 * 366 * 86_400);
+const HSTS_HELP: &str =
+    "Add Strict-Transport-Security to answers over TLS: browsers then come with TLS only, for that time";
+const REDIRECT_HELP: &str = "Speak no TLS and send every request to https://, port 443 or PORT, with 308";
 
 const SPEAK_HELP: &str = "Whether listeners speak TLS; auto: those on TCP do once there is a certificate; self-signed: with one \
     that is made at the start, for a laptop";

@@ -77,7 +77,7 @@ impl<B: Backend> Loop<B> {
             out.put(&input[response.len..response.len + body]);
         });
         self.become_state(connection, State::WritingResponse);
-        self.send(connection, piece.into());
+        self.send_head(connection, piece);
     }
 
     /// Whether an answer's body leaves in chunks, so that those of the worker may be passed on with their framing.

@@ -346,7 +346,12 @@ impl<B: Backend> Loop<B> {
 
     fn admit(&mut self, sock: Sock, listener: u16, peer: Peer) {
         let (admin, port, front, tls) = match self.accepting.listeners.get(listener as usize) {
-            Some(it) => (it.admin, it.port, !it.front.proxies.is_empty(), it.tls.is_some()),
+            Some(it) => (
+                it.admin || it.front.tls.redirect_https.is_some(),
+                it.port,
+                !it.front.proxies.is_empty(),
+                it.tls.is_some(),
+            ),
             None => (false, 0, false, false),
         };
         self.table.put(sock, Role::Client(Client::new(listener, admin, Arrival::new(peer, port))));

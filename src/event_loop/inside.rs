@@ -94,7 +94,7 @@ impl<B: Backend> Loop<B> {
         (exchange.phase, exchange.answer.status) = (Phase::Relaying, reply.status);
         exchange.source = Source::Own(reply.body, 0);
         self.become_state(connection, ConnectionState::WritingResponse);
-        self.send(connection, piece.into());
+        self.send_head(connection, piece);
         match head_only {
             true => self.finish(key, Ending::Answered { surplus: false }),
             false => self.pull(key),

@@ -12,10 +12,12 @@
 //! A connection that ends in order says so (close_notify, RFC 8446, 6.1); one whose answer was cut does not, so that its client sees it.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use crate::backends::{Backend, How, Piece, Size, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::outbox::{Outbox, Outboxes};
+use crate::http::find_present;
 use crate::metrics::Counter;
 use crate::tls::{HANDSHAKE, OVERHEAD_BYTES, RECORD_BYTES, Reason, Session};
 
@@ -54,6 +56,8 @@ struct Secured {
     begun: bool,
     /// Who the client is by its own certificate; empty without one.
     certificate: String,
+    /// A field line for each of its answers.
+    hsts: Option<Arc<[u8]>>,
     /// The handshake is done.
     ready: bool,
     /// Its last answer was cut, or it has failed: it does not end in order.
@@ -145,6 +149,30 @@ impl<B: Backend> Loop<B> {
         send(&mut self.secure, &mut self.backend, sock, piece);
     }
 
+    /// Sends the head of an answer, with or without its body.
+    #[inline(always)]
+    pub fn send_head(&mut self, sock: Sock, head: Block) {
+        match self.secure.is_some() {
+            true => self.send_secure_head(sock, head),
+            false => self.backend.send(sock, head.into()),
+        }
+    }
+
+    #[inline(never)]
+    fn send_secure_head(&mut self, sock: Sock, mut head: Block) {
+        let secured = self.secure.as_mut().and_then(|secure| secure.find(sock));
+        if let Some(line) = secured.and_then(|secured| secured.hsts.clone())
+            && let Some(fields) = memchr::memmem::find(&head, b"\r\n\r\n")
+            && let [None] = find_present(&head[..fields + 2], [b"strict-transport-security"])
+            && let Some(end) = memchr::memchr(b'\n', &head)
+        {
+            self.send(sock, head.slice(0..end + 1).into());
+            self.send(sock, Piece::shared(line));
+            head.advance(end + 1);
+        }
+        self.send(sock, head.into());
+    }
+
     /// Bytes that are to be sent and that the kernel has not taken yet.
     #[inline(always)]
     pub fn unsent(&mut self, sock: Sock) -> usize {
@@ -168,6 +196,7 @@ impl<B: Backend> Loop<B> {
     pub fn begin_handshake(&mut self, sock: Sock, input: Option<Block>) {
         let Some(client) = self.table.client(sock) else { return };
         let Some(policy) = &self.accepting.listeners[client.listener as usize].tls else { return };
+        let hsts = Some(policy.hsts()).filter(|line| !line.is_empty()).map(|line| Arc::from(line.into_bytes()));
         let Ok(session) = Session::new(policy) else {
             return self.fail_handshake(sock, |counters| &counters.tls_failed);
         };
@@ -177,7 +206,7 @@ impl<B: Backend> Loop<B> {
             secure.clients.resize_with(index + 1, || None);
         }
         let (pending, outbox, certificate) = (None, Outbox::default(), String::new());
-        let secured = Secured { session, pending, outbox, certificate, begun: false, ready: false, cut: false };
+        let secured = Secured { session, pending, outbox, certificate, hsts, begun: false, ready: false, cut: false };
         secure.clients[index] = Some(Box::new(secured));
         self.arm(sock, self.patience(self.apps.settings.timeouts.header));
         match input.filter(|input| !input.is_empty()) {

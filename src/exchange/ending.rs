@@ -145,7 +145,7 @@ impl<B: Backend> Loop<B> {
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
         exchange.answer.bytes += body_len(&piece) as u64;
         self.become_state(connection, State::WritingResponse);
-        self.send(connection, piece.into());
+        self.send_head(connection, piece);
     }
 
     fn tell_of_cut(&mut self, key: Key, reason: &str) {

@@ -98,7 +98,7 @@ impl<B: Backend> Loop<B> {
         let piece = self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, true));
         let Some(key) = self.begin_exchange(stream, exchange, input) else { return };
         self.become_state(stream.connection, State::WritingResponse);
-        self.send(stream.connection, piece.into());
+        self.send_head(stream.connection, piece);
         self.watch(stream.connection);
         self.pull(key);
     }

@@ -137,6 +137,13 @@ impl Policy {
         &self.certificates
     }
 
+    /// The line that every answer gets; empty if none.
+    pub fn hsts(&self) -> String {
+        let said = self.said.read().unwrap_or_else(PoisonError::into_inner);
+        let line = |time: std::time::Duration| format!("Strict-Transport-Security: max-age={}\r\n", time.as_secs());
+        said.hsts.map(line).unwrap_or_default()
+    }
+
     pub(super) fn config(&self) -> Arc<ServerConfig> {
         // It is replaced whole, whoever panics. Nobody holds the lock for longer than that takes.
         self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
