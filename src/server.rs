@@ -33,7 +33,7 @@ use crate::supervisor::pid_file::PidFile;
 use crate::supervisor::reload::Reload;
 use crate::supervisor::upgrade::{Held, Holdings, Succession};
 use crate::supervisor::{self, About, Supervisor};
-use crate::tls::{self, Failure, Policy};
+use crate::tls::{self, Failure, Policies, Policy};
 
 use inherit::Inherited;
 use loops::LoopSet;
@@ -130,9 +130,17 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     let table = Arc::new(site::table(&config, &settings, &metrics, started));
     let (postboxes, mailboxes) = loops::post(settings.loops);
     let desk = Desk::default();
-    let about = About { backend: backend_name(backend), metrics: metrics.clone(), desk: desk.clone(), started };
+    let policies = Policies::default();
+    let about = About {
+        backend: backend_name(backend),
+        metrics: metrics.clone(),
+        desk: desk.clone(),
+        started,
+        tls: policies.clone(),
+    };
     let loop_listeners = loops::share_out(&listeners, &settings)?;
-    let reloader = Reloader::new(loaded, inputs, config, table.clone(), &listeners, (&postboxes, &log, &metrics));
+    let reloader =
+        Reloader::new(loaded, inputs, config, table.clone(), &listeners, (&postboxes, &log, &metrics), policies);
     let held = predecessor.is_some();
     let options = supervisor::Options {
         descriptors: original_limit,

@@ -19,6 +19,7 @@ const MOST_LINES_OF_THE_ROAD: usize = 3160;
 const LARGE_STRUCTS: &[(&str, &str)] = &[
     ("config/mod.rs: Settings", "a field for each setting"),
     ("config/mod.rs: App", "a field for each setting"),
+    ("control/status.rs: Status", "a field for each member of the document"),
     ("control/status.rs: Worker", "a field for each member of the document"),
     ("http/head.rs: Request", "what one pass over a head finds, never changed afterwards"),
     ("http/seen.rs: Seen", "flags of that pass, which live on its stack"),

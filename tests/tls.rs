@@ -110,6 +110,11 @@ fn the_name_that_is_asked_for_chooses_the_certificate(backend: &str) {
         let refused = connect(server.address, &config, name).unwrap_err();
         assert!(matches!(refused, Error::InvalidCertificate(_)), "{name} is shown the first: {refused}");
     }
+    let shown = server.certificates();
+    let names: Vec<&str> = shown.iter().filter_map(|one| one["names"][0].as_str()).collect();
+    assert_eq!(names, ["first.test", "a.wild.test", "*.wild.test"]);
+    assert_eq!(shown[0]["listener"], server.address.to_string());
+    assert!(shown.iter().all(|one| one["not_after"].as_i64() > Some(4_000_000_000)), "{shown:?}");
     until("those are counted", || server.status()["tls_refused"] == 3);
     assert_eq!(server.status()["tls_handshakes"], 4);
 }

@@ -25,6 +25,12 @@ pub fn status(status: &Status) -> String {
         status.loops,
         if status.loops == 1 { "loop" } else { "loops" },
     );
+    for one in &status.certificates {
+        let (names, expires) = (plain(&one.names.join(", ")), plain(&one.expires));
+        // Writing to a String cannot fail.
+        let _ =
+            writeln!(text, "certificate  {names}  on {}  until {expires}  {}", plain(&one.listener), plain(&one.file));
+    }
     counted(&mut text, status);
     if let Some(Reload { state: ReloadState::Failed, at, reason, .. }) = &status.reload {
         let reason = lines(reason.as_deref().unwrap_or(NONE));

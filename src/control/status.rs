@@ -38,10 +38,28 @@ pub struct Status {
     pub reload: Option<Reload>,
     /// The last upgrade of the binary that was asked of this process; `null` when there was none.
     pub upgrade: Option<Upgrade>,
+    /// The certificates that its listeners show to clients which speak TLS.
+    pub certificates: Vec<Certificate>,
     /// Its apps.
     pub apps: Vec<App>,
     /// What was counted of the workers of apps that are gone.
     pub departed: Lives,
+}
+
+/// A certificate of a listener.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Certificate {
+    /// The listener's address.
+    pub listener: String,
+    /// The names that it is for.
+    pub names: Vec<String>,
+    /// The file that it was read from.
+    pub file: String,
+    /// Until when it holds, in seconds since 1970.
+    pub not_after: i64,
+    /// The same, as a day (RFC 3339).
+    pub expires: String,
 }
 
 /// A reload of the configuration.
@@ -489,7 +507,7 @@ mod tests {
         #[rustfmt::skip]
         let top = vec![
             "version", "pid", "uptime_seconds", "state", "backend", "loops", "listen", "admin", "control_socket", "counters",
-            "log_lines_dropped", "reload", "upgrade", "apps", "departed",
+            "log_lines_dropped", "reload", "upgrade", "certificates", "apps", "departed",
         ];
         assert_eq!(keys(&document), sorted(top));
         let app = &document["apps"][0];

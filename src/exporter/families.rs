@@ -156,6 +156,17 @@ const SERVER: &[Family] = &[
             }
         },
     ),
+    gauge(
+        "production_server_tls_certificate_not_after_seconds",
+        &["listener", "name"],
+        "Until when a certificate holds, in seconds since 1970, by the first name that it is for.",
+        |sample, points| {
+            for one in &sample.status.certificates {
+                let name = one.names.first().map_or("", String::as_str);
+                points.real(&[("listener", &one.listener), ("name", name)], one.not_after as f64);
+            }
+        },
+    ),
     counter(
         "production_server_tls_broken_total",
         &[],

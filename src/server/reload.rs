@@ -53,6 +53,7 @@ pub(super) struct Reloader {
     postboxes: Postboxes,
     log: Log,
     metrics: Metrics,
+    policies: tls::Policies,
 }
 
 /// All that a new configuration takes.
@@ -79,10 +80,11 @@ impl Reloader {
         table: Arc<AppTable>,
         listeners: &[Listening],
         (postboxes, log, metrics): (&Postboxes, &Log, &Metrics),
+        policies: tls::Policies,
     ) -> Reloader {
         let started = Arc::new(loaded);
         let sockets = listeners.iter().map(|listening| listening.sockets.len()).sum::<usize>();
-        Reloader {
+        let reloader = Reloader {
             inputs,
             current: started.clone(),
             started,
@@ -95,7 +97,16 @@ impl Reloader {
             postboxes: postboxes.clone(),
             log: log.clone(),
             metrics: metrics.clone(),
-        }
+            policies,
+        };
+        reloader.show_policies();
+        reloader
+    }
+
+    /// Tells who shows certificates now.
+    fn show_policies(&self) {
+        let of = |place: &Place| Some((place.address.to_string(), place.tls.clone()?));
+        self.policies.put(self.places.iter().filter_map(of).collect());
     }
 
     /// Reads the configuration anew and lets it hold.
@@ -152,6 +163,7 @@ impl Reloader {
         self.closing.retain(|place| supervisor.closing().any(|held| held.id == place.id));
         (self.config, self.places, self.next) = (plan.config, plan.places, plan.next);
         self.current = Arc::new(plan.loaded);
+        self.show_policies();
         self.await_loops(&table);
         Ok(Reloaded { lines: plan.changes.lines(), rolls, added })
     }

@@ -24,7 +24,7 @@ mod self_signed;
 mod tickets;
 
 pub use certificates::{Certificates, Shown, day};
-pub use policy::{Failure, Policy, Prepared, prepare};
+pub use policy::{Failure, Policies, Policy, Prepared, prepare};
 pub use self_signed::{SelfSigned, self_signed};
 pub use tickets::{TicketKey, adopt_ticket_keys, ticket_keys};
 

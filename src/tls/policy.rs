@@ -2,7 +2,7 @@
 //! serves, and sessions that have begun go on as they began.
 
 use std::path::Path;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use rustls::RootCertStore;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -56,6 +56,27 @@ impl Prepared {
     /// The certificates that it shows.
     pub fn shown(&self) -> &[Shown] {
         &self.table.shown
+    }
+}
+
+/// The policies of all listeners, for those who want to see what they show. Cloning gives another handle.
+#[derive(Clone, Debug, Default)]
+pub struct Policies(Arc<Mutex<Vec<(String, Arc<Policy>)>>>);
+
+impl Policies {
+    /// Listeners have come or gone: those that there are, each with its address.
+    pub fn put(&self, all: Vec<(String, Arc<Policy>)>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = all;
+    }
+
+    /// All certificates, each with the address of its listener.
+    pub fn shown(&self) -> Vec<(String, Shown)> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |(address, policy): &(String, Arc<Policy>)| {
+            let shown = policy.certificates().shown().into_iter();
+            shown.map(|shown| (address.clone(), shown)).collect::<Vec<_>>()
+        };
+        all.iter().flat_map(of).collect()
     }
 }
 

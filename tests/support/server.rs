@@ -131,6 +131,11 @@ impl Server {
         self.document()["apps"].take()
     }
 
+    /// The certificates in that document.
+    pub fn certificates(&self) -> Vec<serde_json::Value> {
+        self.document()["certificates"].as_array().unwrap().clone()
+    }
+
     fn document(&self) -> serde_json::Value {
         let mut stream = UnixStream::connect(self.run.join("control.sock")).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
