@@ -13,6 +13,7 @@
 //!
 //! ARCHITECTURE.md has the road of a request and the states of a connection; `tests/tidy.rs` guards the layers.
 
+pub mod acme;
 pub mod apps;
 pub mod backends;
 pub mod buffers;

@@ -41,6 +41,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("http", &["buffers"]),
     ("day", &["http"]),
     ("dispatch", &["buffers"]),
+    ("acme", &["tls"]),
     ("apps", &["dispatch", "http"]),
     ("listener", &["tls"]),
     ("tls", &[]),
