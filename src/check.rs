@@ -166,7 +166,7 @@ impl Found<'_> {
                 say(Severity::Error, "", &title, "expected a key for each certificate, in the same order");
                 continue;
             }
-            if tls.pairs().next().is_none() && tls.speak != SpeakTls::SelfSigned {
+            if tls.pairs().next().is_none() && tls.managed.is_none() && tls.speak != SpeakTls::SelfSigned {
                 let label =
                     "expected `certificates = [{ cert = \"FILE\", key = \"FILE\" }]`, or --tls-cert and --tls-key";
                 say(Severity::Error, "", "TLS is to be spoken, and there is no certificate", label);

@@ -7,6 +7,7 @@
 //!           └──→ reactor → event_loop, connection, exchange → mailbox → apps → dispatch
 //!                               └──→ http, tls               bytes in, bytes out: no descriptor, no clock, no thread
 //!                               └──→ backends → buffers
+//! acme: under server and supervisor, above control and tls
 //! socket_file, proc, systemd, handover: beside server, supervisor and control
 //! config, metrics, log: usable by all, use none of them
 //! ```

@@ -41,7 +41,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("http", &["buffers"]),
     ("day", &["http"]),
     ("dispatch", &["buffers"]),
-    ("acme", &["tls"]),
+    ("acme", &["control", "tls"]),
     ("apps", &["dispatch", "http"]),
     ("listener", &["tls"]),
     ("tls", &[]),
@@ -93,6 +93,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "supervisor",
         &[
+            "acme",
             "buffers",
             "control",
             "dispatch",

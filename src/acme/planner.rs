@@ -22,9 +22,8 @@ pub const ORDERS_A_DAY: usize = 2;
 /// Validations that may fail in an hour.
 pub const FAILURES_AN_HOUR: usize = 3;
 /// How long the next attempt waits after so many failures in a row, in minutes; the last one holds for all further ones. As certmagic does.
-pub const LADDER: [i64; 25] = [
-    1, 2, 2, 5, 10, 10, 10, 20, 20, 20, 20, 30, 30, 30, 30, 30, 30, 60, 60, 120, 120, 180, 180, 180, 360,
-];
+pub const LADDER: [i64; 25] =
+    [1, 2, 2, 5, 10, 10, 10, 20, 20, 20, 20, 30, 30, 30, 30, 30, 30, 60, 60, 120, 120, 180, 180, 180, 360];
 /// After so long without success there is one attempt a day.
 const PATIENCE: i64 = 30 * DAY;
 /// A wait that the authority demands is not believed beyond this.
@@ -239,9 +238,14 @@ impl Planner {
         }
     }
 
+    /// Whether a certificate may take the place of the one that is held.
+    pub fn accepts(&self, span: Span) -> bool {
+        self.held.is_none_or(|held| held.not_after <= span.not_after)
+    }
+
     /// A certificate has come; whether it is to be held from now on. If not, the attempt has failed.
     pub fn obtained(&mut self, now: i64, span: Span) -> bool {
-        if self.held.is_some_and(|held| held.not_after > span.not_after) {
+        if !self.accepts(span) {
             self.failed(now, None);
             return false;
         }

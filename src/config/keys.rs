@@ -127,6 +127,7 @@ pub const GROUPS: &[(&str, &[Key])] = &[
     ("Health of workers and upstreams", super::health::KEYS),
     ("Listening and loops", LOOPS),
     ("TLS", super::tls::KEYS),
+    ("Certificates that come by themselves", super::acme::KEYS),
     ("The process", PROCESS),
     ("Deadlines and limits of the client side", LIMITS),
     ("Logs and statistics", logs::LOGS),

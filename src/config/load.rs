@@ -196,6 +196,7 @@ pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Lo
     if let Some(file) = &file {
         server.front_of = fronts(&server.front, file, &given);
     }
+    super::acme::complete(&mut server, environment, given.iter().any(|one| one.key.name == "listen"));
     if !given.iter().any(|one| one.key.name == "run-dir") {
         server.run_dir = environment.run_dir(&server.listen);
     }

@@ -264,6 +264,15 @@ pub const PLACES: &[Place] = &[
     at("tls-strict-sni", "tls.strict_sni", Switch, Live),
     at("tls-client-ca", "tls.client_ca", Text, Live),
     at("tls-hsts", "tls.hsts", Shape::Duration, Live),
+    at("acme", "acme.email", Text, Live),
+    at("domain", "acme.domains", List, Live),
+    at("acme-challenge", "acme.challenge", Text, Live),
+    at("acme-directory", "acme.directory", Text, Live),
+    at("acme-url", "acme.url", Text, Live),
+    at("acme-ca-file", "acme.ca_file", Text, Live),
+    at("acme-eab-kid", "acme.eab.kid", Text, Live),
+    at("acme-eab-key-file", "acme.eab.key_file", Text, Live),
+    at("acme-profile", "acme.profile", Text, Live),
     at("listen", ADDRESS, Text, Listener),
     at("listen-mode", "listen[].mode", Text, Listener),
     at("listen-owner", "listen[].owner", Text, Listener),
@@ -520,6 +529,14 @@ pub const TABLES: &[(&str, &str)] = &[
         "metrics.cloudwatch",
         "Lines in CloudWatch's embedded metric format; a word alone, as in `cloudwatch = \"-\"`, stands for `to`.",
     ),
+    (
+        "acme",
+        "Certificates that come from a certificate authority and renew by themselves (ACME, RFC 8555). With your address you accept the authority's terms.",
+    ),
+    (
+        "acme.eab",
+        "The account at the authority that the one here is bound to (external account binding), where it demands one.",
+    ),
     ("admin", "Where the server tells about itself to whoever can reach it."),
 ];
 
@@ -604,7 +621,7 @@ mod tests {
         for (table, _) in TABLES {
             assert!(!names_in(table).is_empty(), "{table} is empty");
         }
-        assert_eq!(names_in(""), ["server", "tls", "listen", "apps", "routes", "log", "metrics", "admin"]);
+        assert_eq!(names_in(""), ["server", "tls", "acme", "listen", "apps", "routes", "log", "metrics", "admin"]);
         assert!(NOT_YET.iter().all(|path| by_path(path).is_none() && !is_table(path)));
     }
 }

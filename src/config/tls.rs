@@ -28,6 +28,17 @@ pub struct Tls {
     pub hsts: Option<Duration>,
     /// No TLS is spoken, and every request is sent to that port, where it is.
     pub redirect_https: Option<u16>,
+    /// Certificates that an authority issues while the server runs.
+    pub managed: Option<Managed>,
+}
+
+/// Certificates that an authority issues while the server runs (`[acme]`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Managed {
+    /// Where they lie, each with its key in one file.
+    pub directory: PathBuf,
+    /// The names that they are for.
+    pub names: Vec<String>,
 }
 
 /// Whether TLS is spoken.
@@ -65,7 +76,7 @@ impl Tls {
     pub fn is_spoken(&self, unix: bool) -> bool {
         match self.speak {
             _ if self.redirect_https.is_some() => false,
-            SpeakTls::Auto => !unix && self.pairs().next().is_some(),
+            SpeakTls::Auto => !unix && (self.pairs().next().is_some() || self.managed.is_some()),
             SpeakTls::On | SpeakTls::SelfSigned => true,
             SpeakTls::Off => false,
         }

@@ -17,6 +17,7 @@ use crate::http::reply::Direct;
 use crate::http::route::{Edits, location};
 use crate::mailbox::desk::Document;
 use crate::metrics::series::OWN;
+use crate::tls;
 
 use super::Loop;
 use super::inside::may_be_inside;
@@ -48,6 +49,8 @@ pub(crate) enum Route {
     /// That port, where TLS is spoken.
     Https(u16),
     Status,
+    /// The answer to a challenge of a certificate authority.
+    Challenge,
     Desk(Document),
     Refuse(u16, &'static str),
 }
@@ -179,6 +182,9 @@ impl<B: Backend> Loop<B> {
     /// Who answers a request, whose head `input` begins with; `admin`: it came by an admin listener.
     #[inline(always)]
     pub fn route(&mut self, sock: Sock, admin: bool, input: &[u8], request: &Request) -> Route {
+        if tls::is_challenged() && tls::http_answer(request.path.of(input)).is_some() {
+            return Route::Challenge;
+        }
         let own = admin || request.method == Method::Connect || self.apps.routes.may_be_inside(request.path.of(input));
         if own && let Some(route) = self.own_route(sock, admin, input, request) {
             return route;
@@ -258,6 +264,10 @@ impl<B: Backend> Loop<B> {
             Route::Status => own("application/json", (self.shared.status)().as_bytes()),
             Route::Text(text) => own("text/plain; charset=utf-8", text),
             Route::Https(port) => Some((https(input, request, port), OWN)),
+            Route::Challenge => {
+                let answer = tls::http_answer(request.path.of(input)).unwrap_or_default();
+                own("application/octet-stream", answer.as_bytes())
+            }
             Route::Redirect(number) => match self.apps.routes.get(number) {
                 LoopRoute { leads: Leads::Redirect(to), series, .. } => Some((to.answer(input, request), *series)),
                 _ => None,

@@ -290,6 +290,10 @@ impl<B: Backend> Loop<B> {
     /// The handshake is done: the connection goes on as any other, beginning with what has come behind it.
     fn end_handshake(&mut self, sock: Sock, input: Block) {
         let Some(secured) = self.secure.as_mut().and_then(|secure| secure.find(sock)) else { return };
+        if secured.session.is_challenge() {
+            // The authority has seen what it came for.
+            return self.close_client(sock, How::Flushed);
+        }
         let resumed = secured.session.is_resumed();
         secured.certificate = secured.session.client().unwrap_or_default();
         let counters = self.count();

@@ -173,6 +173,27 @@ const SERVER: &[Family] = &[
         "TLS connections closed because what came on them after the handshake was malformed.",
         |sample, points| total(sample, points, |totals| totals.tls_broken),
     ),
+    counter(
+        "production_server_acme_orders_total",
+        &["result"],
+        "Attempts to get a certificate by ACME: `issued`, or `failed`.",
+        |sample, points| {
+            if let Some(acme) = &sample.status.acme {
+                points.whole(&[("result", "issued")], acme.issued);
+                points.whole(&[("result", "failed")], acme.failed);
+            }
+        },
+    ),
+    gauge(
+        "production_server_acme_next_attempt_seconds",
+        &[],
+        "When a certificate is ordered the next time, in seconds since 1970.",
+        |sample, points| {
+            if let Some(acme) = &sample.status.acme {
+                points.real(&[], acme.next_attempt as f64);
+            }
+        },
+    ),
     counter("production_server_bytes_received_total", &[], "Bytes received from clients.", |sample, points| {
         total(sample, points, |totals| totals.bytes_received);
     }),

@@ -14,6 +14,7 @@ use super::loops::{LATER_LINKS, LATER_LISTENERS, share_out, socket_room};
 use super::site::{self, Current};
 use super::unix::Owner;
 use super::{Listening, Place, descriptors, listen};
+use crate::acme::Keeper;
 use crate::apps::{App, AppTable};
 use crate::check;
 use crate::config::{self, Changes, Config, Fate, Front, Inputs, ListenAddress, Listener, Loaded, Severity};
@@ -54,6 +55,7 @@ pub(super) struct Reloader {
     log: Log,
     metrics: Metrics,
     policies: tls::Policies,
+    keeper: Keeper,
 }
 
 /// All that a new configuration takes.
@@ -83,6 +85,7 @@ impl Reloader {
         policies: tls::Policies,
     ) -> Reloader {
         let started = Arc::new(loaded);
+        let keeper = Keeper::start(&config.server.acme, &policies, log);
         let sockets = listeners.iter().map(|listening| listening.sockets.len()).sum::<usize>();
         let reloader = Reloader {
             inputs,
@@ -98,6 +101,7 @@ impl Reloader {
             log: log.clone(),
             metrics: metrics.clone(),
             policies,
+            keeper,
         };
         reloader.show_policies();
         reloader
@@ -147,6 +151,9 @@ impl Reloader {
         }
         for warning in plan.loaded.warnings().into_iter().chain(shortage(&plan.config)) {
             self.log.event(Level::Warn, warning, &[]);
+        }
+        if self.config.server.acme != plan.config.server.acme {
+            self.keeper.configure(&plan.config.server.acme);
         }
         let table = self.table.put(plan.table);
         self.postboxes.broadcast(|| Message::Configure(table.clone()));

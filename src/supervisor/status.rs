@@ -132,6 +132,7 @@ impl Supervisor {
                 .map(certificate)
                 .collect(),
             apps,
+            acme: crate::acme::report(),
             departed: self.observed.as_ref().map(Observed::departed).unwrap_or_default(),
         }
     }

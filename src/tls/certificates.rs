@@ -18,7 +18,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
-use super::der;
+use super::{authority, der};
 
 /// A file of certificates or a key has at most so many bytes: what is larger is something else.
 const MOST_BYTES: u64 = 1024 * 1024;
@@ -127,6 +127,14 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, 
     }
 }
 
+/// The certificates of authorities in a file, for a client that is to trust them.
+///
+/// # Errors
+/// When there is none.
+pub fn authorities(path: &Path) -> Result<Vec<Vec<u8>>, Failure> {
+    Ok(certificates(path)?.iter().map(|certificate| certificate.to_vec()).collect())
+}
+
 fn contents(path: &Path) -> Result<Vec<u8>, Failure> {
     let failed = |error: std::io::Error| {
         let hint = match error.kind() {
@@ -148,7 +156,7 @@ fn contents(path: &Path) -> Result<Vec<u8>, Failure> {
 }
 
 /// Now, in seconds since 1970.
-pub(super) fn now() -> i64 {
+pub(crate) fn now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
 }
 
@@ -242,8 +250,14 @@ impl Certificates {
 
 impl ResolvesServerCert for Certificates {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let table = self.table();
         let name = hello.server_name().map(str::to_ascii_lowercase);
+        // Offered alone, it asks for the answer to a challenge (RFC 8737, 3).
+        if authority::is_challenged()
+            && hello.alpn().is_some_and(|mut offered| offered.all(|one| one == authority::PROTOCOL))
+        {
+            return authority::tls_answer(name.as_deref()?);
+        }
+        let table = self.table();
         let found = table.find(name.as_deref());
         let fits = found.iter().find(|one| one.key.choose_scheme(hello.signature_schemes()).is_some());
         // One that the client cannot verify has the library say so.

@@ -17,6 +17,7 @@ pub struct Facts {
 const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 const BOOLEAN: u8 = 0x01;
+const INTEGER: u8 = 0x02;
 const OCTETS: u8 = 0x04;
 const OBJECT: u8 = 0x06;
 const UTC_TIME: u8 = 0x17;
@@ -25,6 +26,9 @@ const VERSION: u8 = 0xa0;
 const EXTENSIONS: u8 = 0xa3;
 const DNS_NAME: u8 = 0x82;
 const IP_ADDRESS: u8 = 0x87;
+const KEY_IDENTIFIER: u8 = 0x80;
+/// id-ce-authorityKeyIdentifier, 2.5.29.35.
+const AUTHORITY_KEY: &[u8] = &[0x55, 0x1d, 0x23];
 /// id-ce-subjectAltName, 2.5.29.17.
 const ALTERNATIVE_NAMES: &[u8] = &[0x55, 0x1d, 0x11];
 /// The attributes that RFC 4514 has short names for, and the address, under id-at (2.5.4).
@@ -55,6 +59,50 @@ pub fn facts(certificate: &[u8]) -> Option<Facts> {
         rest = behind;
     }
     Some(facts)
+}
+
+/// How a certificate is named where its renewal is suggested (RFC 9773, 4.1): the identifier of its issuer's key (RFC 5280, 4.2.1.1), and its
+/// serial number as it is encoded.
+pub fn identity(certificate: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let (certificate, _) = expect(certificate, SEQUENCE)?;
+    let (mut rest, _) = expect(certificate, SEQUENCE)?;
+    if let Some((_, behind)) = expect(rest, VERSION) {
+        rest = behind;
+    }
+    let (serial, rest) = expect(rest, INTEGER)?;
+    let (_, extensions) = elements(rest).find(|(tag, _)| *tag == EXTENSIONS)?;
+    let (extensions, _) = expect(extensions, SEQUENCE)?;
+    let key = elements(extensions).find_map(|(_, extension)| {
+        let (_, rest) = expect(extension, OBJECT).filter(|(id, _)| *id == AUTHORITY_KEY)?;
+        let (_, content) = elements(rest).find(|(tag, _)| *tag == OCTETS)?;
+        let (content, _) = expect(content, SEQUENCE)?;
+        expect(content, KEY_IDENTIFIER).map(|(key, _)| key.to_vec())
+    })?;
+    Some((key, serial.to_vec()))
+}
+
+/// A time as the Internet writes it (RFC 3339), as in `2027-01-02T04:00:00Z`, in seconds since 1970; fractions are left out.
+pub fn seconds(text: &str) -> Option<i64> {
+    let (date, rest) = text.split_at_checked(19)?;
+    let is_formed = date.bytes().zip("0000-00-00T00:00:00".bytes()).all(|(found, form)| match form {
+        b'0' => found.is_ascii_digit(),
+        form => found.eq_ignore_ascii_case(&form),
+    });
+    let digits: Vec<u8> = date.bytes().filter(u8::is_ascii_digit).collect();
+    let local = time(GENERALIZED_TIME, &digits).filter(|_| is_formed)?;
+    let zone =
+        rest.strip_prefix('.').map_or(rest, |rest| rest.trim_start_matches(|letter: char| letter.is_ascii_digit()));
+    if zone.eq_ignore_ascii_case("z") {
+        return Some(local);
+    }
+    let sign = if zone.starts_with('-') { -1 } else { 1 };
+    let (hours, minutes) = zone.strip_prefix(['+', '-'])?.split_once(':')?;
+    let offset = hours
+        .parse::<u8>()
+        .ok()
+        .zip(minutes.parse::<u8>().ok())
+        .filter(|(hours, minutes)| *hours < 24 && *minutes < 60)?;
+    Some(local - sign * (i64::from(offset.0) * 3600 + i64::from(offset.1) * 60))
 }
 
 /// The first element: its tag, its content, and what is behind it. Lengths of more than four bytes are no certificate's.
@@ -183,6 +231,43 @@ mod tests {
         for (tag, text) in [(UTC_TIME, "2402291200Z"), (UTC_TIME, ""), (GENERALIZED_TIME, "240229120000Z"), (4, "x")] {
             assert_eq!(time(tag, text.as_bytes()), None, "{text}");
         }
+    }
+
+    #[test]
+    fn times_of_the_internet_are_read_with_their_zones() {
+        for (text, found) in [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("2024-02-29T12:00:00z", Some(1_709_208_000)),
+            ("2024-02-29T12:00:00.123456Z", Some(1_709_208_000)),
+            ("2024-02-29T12:00:00+02:30", Some(1_709_208_000 - 9000)),
+            ("2024-02-29t12:00:00-00:30", Some(1_709_208_000 + 1800)),
+            ("2024-02-29 12:00:00Z", None),
+            ("2024-02-29T12:00:00", None),
+            ("2024-02-29T12:00:00+2", None),
+            ("2024-02-29T12:00:00+24:00", None),
+            ("2024-02-2é", None),
+            ("", None),
+        ] {
+            assert_eq!(seconds(text), found, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_named_by_its_issuers_key_and_its_serial_number() {
+        let authority = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_identifier_method = rcgen::KeyIdMethod::PreSpecified(vec![0x69, 0x88, 0x5b]);
+        let issuer = rcgen::Issuer::new(params, authority);
+        let mut params = rcgen::CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
+        params.serial_number = Some(vec![0x00, 0x87, 0x65].into());
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params.signed_by(&rcgen::KeyPair::generate().unwrap(), &issuer).unwrap();
+        let (key, serial) = identity(certificate.der()).unwrap();
+        assert_eq!((key, serial.ends_with(&[0x87, 0x65])), (vec![0x69, 0x88, 0x5b], true));
+        let alone = rcgen::generate_simple_self_signed(vec!["a.example".to_owned()]).unwrap();
+        assert_eq!(identity(alone.cert.der()), None);
+        assert_eq!(identity(b"0"), None);
     }
 
     #[test]

@@ -11,19 +11,25 @@
 //! | `certificates` | certificates and keys from files, what they are for, and which of them a client is shown |
 //! | `tickets` | what clients come back with |
 //! | `self_signed` | a certificate that is made here |
+//! | `authority` | answers to a certificate authority's challenges, and the certificates that it has issued |
 //! | `der` | the few fields of a certificate that people want to read |
 //!
 //! Rules:
 //! - A session goes through one policy's configuration to its end; what replaces it holds for the next ones.
 //! - Nothing of what a client sends is kept here but what the library keeps of a handshake.
 
+mod authority;
 mod certificates;
 mod der;
 mod policy;
 mod self_signed;
 mod tickets;
 
-pub use certificates::{Certificates, Shown, day};
+pub use authority::{EXTENSION, Issued, answer_http, answer_tls, http_answer, is_challenged, issued, withdraw};
+pub(crate) use certificates::now;
+pub use certificates::{Certificates, Shown, authorities, day};
+pub use der::seconds;
+pub(crate) use policy::provider;
 pub use policy::{Failure, Policies, Policy, Prepared, prepare};
 pub use self_signed::{SelfSigned, self_signed};
 pub use tickets::{TicketKey, adopt_ticket_keys, ticket_keys};
@@ -169,6 +175,11 @@ impl Session {
         let subject = der::facts(certificate).unwrap_or_default().subject;
         let subject = subject.replace('\\', "\\\\").replace('"', "\\\"");
         Some(format!("Hash={hash};Subject=\"{subject}\""))
+    }
+
+    /// Whether it was about a challenge's answer and nothing else.
+    pub fn is_challenge(&self) -> bool {
+        self.0.alpn_protocol() == Some(authority::PROTOCOL)
     }
 
     /// Whether it goes on where an earlier one has ended, without the costs of a whole handshake.

@@ -10,6 +10,7 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, ServerConfig, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
 
+use super::authority;
 pub use super::certificates::Failure;
 use super::certificates::{self, Certificates, Loaded, Shown, Table};
 use super::self_signed;
@@ -47,6 +48,9 @@ pub fn prepare(tls: &Tls) -> Result<Prepared, Failure> {
     if tls.speak == SpeakTls::SelfSigned {
         loaded.push(self_signed::load(provider)?);
     }
+    if let Some(managed) = &tls.managed {
+        loaded.extend(authority::load(managed, provider)?);
+    }
     let certificates = Arc::new(Certificates::default());
     let config = config(tls, certificates.clone())?;
     Ok(Prepared { said: tls.clone(), config, certificates, table: Table::new(loaded, tls.strict_sni) })
@@ -67,6 +71,11 @@ impl Policies {
     /// Listeners have come or gone: those that there are, each with its address.
     pub fn put(&self, all: Vec<(String, Arc<Policy>)>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = all;
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Policy>> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|(_, policy)| policy.clone()).collect()
     }
 
     /// All certificates, each with the address of its listener.
@@ -125,7 +134,7 @@ fn verifier(path: &Path) -> Result<Arc<dyn ClientCertVerifier>, Failure> {
 }
 
 /// The cryptography of the process.
-fn provider() -> &'static Arc<CryptoProvider> {
+pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     PROVIDER.get_or_init(|| Arc::new(aws_lc_rs::default_provider()))
 }
@@ -165,8 +174,19 @@ impl Policy {
         said.hsts.map(line).unwrap_or_default()
     }
 
+    /// What it says.
+    pub(super) fn said(&self) -> Tls {
+        self.said.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(super) fn config(&self) -> Arc<ServerConfig> {
         // It is replaced whole, whoever panics. Nobody holds the lock for longer than that takes.
-        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+        let config = self.config.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if !authority::is_challenged() {
+            return config;
+        }
+        let mut challenged = ServerConfig::clone(&config);
+        challenged.alpn_protocols.push(authority::PROTOCOL.to_vec());
+        Arc::new(challenged)
     }
 }

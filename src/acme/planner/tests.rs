@@ -154,7 +154,9 @@ fn attempt(planner: &mut Planner, now: i64, authority: &Authority, random: &mut 
         }
         if random.happens(authority.fails_validation) {
             note(&mut witness.failed, now, HOUR, FAILURES_AN_HOUR, "validations that failed");
-            return if random.happens(50) { planner.failed(now, None) };
+            return if random.happens(50) {
+                planner.failed(now, None)
+            };
         }
         planner.validation_succeeded();
     }
@@ -166,7 +168,10 @@ fn attempt(planner: &mut Planner, now: i64, authority: &Authority, random: &mut 
         return planner.failed(now, None);
     }
     let span = match random.happens(authority.odd) {
-        true => Span { not_before: now - random.below(400 * DAY as u64), not_after: now + random.below(60 * DAY as u64) - 30 * DAY },
+        true => Span {
+            not_before: now - random.below(400 * DAY as u64),
+            not_after: now + random.below(60 * DAY as u64) - 30 * DAY,
+        },
         false => Span { not_before: now - HOUR, not_after: now + authority.life },
     };
     let took = planner.obtained(now, span);
