@@ -150,6 +150,16 @@ impl Found<'_> {
     }
 
     fn tls(&mut self) {
+        let acme = &self.loaded.config.server.acme;
+        for (has, has_other, name, other) in [
+            (!acme.email.is_empty(), !acme.domains.is_empty(), "acme", "a domain (--domain, `acme.domains`)"),
+            (!acme.domains.is_empty(), !acme.email.is_empty(), "domain", "your address (--acme, `acme.email`)"),
+            (acme.eab_kid.is_some(), acme.eab_key_file.is_some(), "acme-eab-kid", "its key (`acme.eab.key_file`)"),
+        ] {
+            if has && !has_other {
+                self.error(name, 0, "it has no effect alone", &format!("expected {other}, too"));
+            }
+        }
         let listeners = &self.loaded.config.listeners;
         for (index, listener) in listeners.iter().enumerate() {
             let tls = &listener.front.tls;

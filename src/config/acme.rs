@@ -112,7 +112,9 @@ pub(super) fn complete(settings: &mut Settings, environment: &Environment, liste
                 SpeakTls::Off => {}
                 SpeakTls::Auto if port == Some(PLAIN) => {
                     front.tls.speak = SpeakTls::Off;
-                    front.tls.redirect_https = (!listens).then_some(HTTPS);
+                    if !listens {
+                        front.tls.redirect_https = Some(HTTPS);
+                    }
                 }
                 _ => front.tls.managed = Some(settings.acme.managed()),
             }
@@ -153,7 +155,8 @@ pub(super) const KEYS: &[Key] = &[
             return Err("expected an address that begins with https://".to_owned());
         }
         store(&mut settings.acme.url, Ok(text.to_owned()))
-    }),
+    })
+    .example("https://authority.example/directory"),
     key("acme-ca-file", "FILE", "", CA_HELP, |settings, text| store(&mut settings.acme.ca_file, path(text).map(Some)))
         .example("/etc/ssl/authority.pem"),
     key("acme-eab-kid", "ID", "", "The account at the authority that the one here is bound to", |settings, text| {
@@ -232,6 +235,7 @@ mod tests {
             settings.listen.iter().map(|address| settings.front_at(address).tls.is_spoken(false)).collect()
         };
         assert_eq!(spoken(&settings), [false, true]);
+        assert_eq!(settings.front_at(&settings.listen[0]).tls.redirect_https, Some(HTTPS));
         assert_eq!(settings.acme.directory, PathBuf::from("/state/acme"));
         let other: ListenAddress = ListenAddress::Tcp(([127, 0, 0, 1], 8443).into());
         let mut settings = Settings { listen: vec![other], front_of: Vec::new(), ..settings };

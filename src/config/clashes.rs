@@ -140,15 +140,6 @@ pub(super) fn whole<'a>(settings: &Settings, given: &'a [Given]) -> Vec<Clash<'a
         let line = format!("{}: {what}", named("listen", None));
         clashes.push(Clash { line, involved: sources(&["listen"]) });
     }
-    for [one, other] in [["acme", "domain"], ["acme-eab-kid", "acme-eab-key-file"]] {
-        let (has, lacks) = match (find(one).is_some(), find(other).is_some()) {
-            (true, false) => (one, other),
-            (false, true) => (other, one),
-            _ => continue,
-        };
-        let line = format!("{} has no effect without {}", named(has, None), named(lacks, find(has)));
-        clashes.push(Clash { line, involved: sources(&[has]) });
-    }
     let (timeouts, restart) = (&settings.app.timeouts, &settings.app.restart);
     let order = [
         (["connect-timeout-ms", "request-timeout"], timeouts.connect, timeouts.request),

@@ -533,7 +533,7 @@ mod tests {
         #[rustfmt::skip]
         let top = vec![
             "version", "pid", "uptime_seconds", "state", "backend", "loops", "listen", "admin", "control_socket", "counters",
-            "log_lines_dropped", "reload", "upgrade", "certificates", "apps", "departed",
+            "log_lines_dropped", "reload", "upgrade", "certificates", "acme", "apps", "departed",
         ];
         assert_eq!(keys(&document), sorted(top));
         let app = &document["apps"][0];
