@@ -261,7 +261,7 @@ impl Planner {
         if end <= start {
             self.window = None;
         } else if self.window.is_none_or(|(known, _)| known != (start, end)) {
-            let offset = i128::from(end.saturating_sub(start)) * i128::from(random) >> 32;
+            let offset = (i128::from(end.saturating_sub(start)) * i128::from(random)) >> 32;
             self.window = Some(((start, end), start.saturating_add(i64::try_from(offset).unwrap_or(0))));
         }
     }

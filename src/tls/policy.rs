@@ -65,7 +65,10 @@ impl Prepared {
 
 /// The policies of all listeners, for those who want to see what they show. Cloning gives another handle.
 #[derive(Clone, Debug, Default)]
-pub struct Policies(Arc<Mutex<Vec<(String, Arc<Policy>)>>>);
+pub struct Policies(Arc<Mutex<Vec<OfListener>>>);
+
+/// The address of a listener, and its policy.
+type OfListener = (String, Arc<Policy>);
 
 impl Policies {
     /// Listeners have come or gone: those that there are, each with its address.
