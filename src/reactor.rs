@@ -123,9 +123,6 @@ impl<B: Backend> Reactor<B> {
         self.core.backend.wait(timeout)?;
         self.core.time.turn(self.core.backend.now());
         self.mailbox.awake();
-        if self.core.is_shaking_hands() {
-            while !self.core.guarded(Loop::shake_hands) {}
-        }
         while !self.core.guarded(Loop::handle_all) {}
         self.core.dismiss_idle();
         self.read_mail();
@@ -154,7 +151,7 @@ impl<B: Backend> Reactor<B> {
 
     /// How long the next wait may last.
     fn sleep(&mut self) -> Option<Duration> {
-        if !self.mailbox.may_sleep() || self.core.accepting.dismisses || self.core.is_shaking_hands() {
+        if !self.mailbox.may_sleep() || self.core.accepting.dismisses {
             return Some(Duration::ZERO);
         }
         let timer = self.core.time.sleep();
@@ -272,6 +269,7 @@ impl<B: Backend> Loop<B> {
             }
             Message::CloseListener(id) => self.close_listener(id),
             Message::Accept => self.resume_accepting(),
+            Message::ShakeHands => while !self.guarded(Loop::shake_hands) {},
             Message::AcceptAnew => self.accept_anew(),
             Message::CloseIdle => drop(self.close_longest_idle()),
             Message::Memory => self.share_memory(),

@@ -18,6 +18,7 @@ use crate::backends::{Backend, How, Piece, Size, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::outbox::{Outbox, Outboxes};
 use crate::http::find_present;
+use crate::mailbox::Message;
 use crate::metrics::Counter;
 use crate::tls::{HANDSHAKE, OVERHEAD_BYTES, RECORD_BYTES, Reason, Session};
 
@@ -39,7 +40,7 @@ pub(crate) struct Secure {
     to_seal: Vec<Sock>,
     /// Whose handshakes have their turn in the next ones.
     later: VecDeque<Sock>,
-    /// Handshakes of this turn.
+    /// Handshakes since the last of those had its turn.
     handshakes: usize,
     /// What was opened, what is to be said, and what is put together, one after the other.
     opened: Vec<u8>,
@@ -210,7 +211,7 @@ impl<B: Backend> Loop<B> {
         secure.clients[index] = Some(Box::new(secured));
         self.arm(sock, self.patience(self.apps.settings.timeouts.header));
         match input.filter(|input| !input.is_empty()) {
-            Some(input) => drop(self.open_records(sock, input)),
+            Some(input) => drop(self.open_records(sock, input, false)),
             None => self.backend.recv(sock, Size::Small),
         }
     }
@@ -218,11 +219,11 @@ impl<B: Backend> Loop<B> {
     /// What is in bytes that have come from a client: `None` if it is for TLS alone, or is not whole.
     #[inline(always)]
     pub fn open(&mut self, sock: Sock, block: Block) -> Option<Block> {
-        if self.secure.is_none() { Some(block) } else { self.open_records(sock, block) }
+        if self.secure.is_none() { Some(block) } else { self.open_records(sock, block, false) }
     }
 
     #[inline(never)]
-    fn open_records(&mut self, sock: Sock, block: Block) -> Option<Block> {
+    fn open_records(&mut self, sock: Sock, block: Block, has_turn: bool) -> Option<Block> {
         let secure = self.secure.as_deref_mut()?;
         let Some(secured) = secure.clients.get_mut(sock.index as usize).and_then(Option::as_deref_mut) else {
             return Some(block);
@@ -234,7 +235,11 @@ impl<B: Backend> Loop<B> {
                 self.refuse_plain(sock, &input);
                 return None;
             }
-            if secure.handshakes >= HANDSHAKES_A_TURN {
+            let must_wait = secure.handshakes >= HANDSHAKES_A_TURN || !secure.later.is_empty();
+            if must_wait && !has_turn {
+                if secure.later.is_empty() {
+                    self.shared.postboxes.post(self.index, Message::ShakeHands);
+                }
                 secured.pending = Some(input.settle(&self.memory.pool));
                 secure.later.push_back(sock);
                 return None;
@@ -304,27 +309,23 @@ impl<B: Backend> Loop<B> {
         self.begin_requests(sock, input);
     }
 
-    /// Whether handshakes wait for their turn, or this one had some.
-    #[inline]
-    pub fn is_shaking_hands(&self) -> bool {
-        self.secure.as_ref().is_some_and(|secure| secure.handshakes > 0 || !secure.later.is_empty())
-    }
-
-    /// A turn begins: those whose handshakes wait have theirs.
+    /// Those whose handshakes wait have their turn, as many as it leaves.
     #[cold]
     pub fn shake_hands(&mut self) {
-        if let Some(secure) = &mut self.secure {
-            secure.handshakes = 0;
-        }
         while let Some(secure) = &mut self.secure
             && secure.handshakes < HANDSHAKES_A_TURN
             && let Some(sock) = secure.later.pop_front()
         {
             self.subject = sock;
             if let Some(input) = secure.find(sock).and_then(|secured| secured.pending.take()) {
-                self.open_records(sock, input);
+                self.open_records(sock, input, true);
                 self.work_off();
             }
+        }
+        let Some(secure) = &mut self.secure else { return };
+        secure.handshakes = 0;
+        if !secure.later.is_empty() {
+            self.shared.postboxes.post(self.index, Message::ShakeHands);
         }
     }
 
