@@ -13,9 +13,13 @@ use std::path::{Path, PathBuf};
 use nix::unistd::{AccessFlags, Group, User, access};
 use socket2::{Domain, Socket, Type};
 
-use crate::config::{App, Command, Eject, Health, ListenAddress, Loaded, LogTarget, Problem, Severity};
+use crate::config::{App, Command, Eject, Health, ListenAddress, Loaded, LogTarget, Problem, Severity, SpeakTls};
 use crate::socket_file;
 use crate::supervisor::{memory, program};
+use crate::tls;
+
+/// Certificates that end within that time are told, in seconds: a week.
+const SOON: i64 = 7 * 86_400;
 
 /// Exit code for an invalid configuration (EX_CONFIG of sysexits(3)).
 const INVALID: u8 = 78;
@@ -49,6 +53,7 @@ pub fn look(loaded: &Loaded) -> Vec<Problem> {
         });
     }
     found.listeners();
+    found.tls();
     found.accounts();
     found.places();
     found.apps();
@@ -60,6 +65,13 @@ pub fn look(loaded: &Loaded) -> Vec<Problem> {
 pub fn apps(loaded: &Loaded) -> Vec<Problem> {
     let mut found = Found { loaded, app: None, problems: Vec::new() };
     found.apps();
+    found.problems
+}
+
+/// What would not work, or is odd, of certificates and keys.
+pub fn tls(loaded: &Loaded) -> Vec<Problem> {
+    let mut found = Found { loaded, app: None, problems: Vec::new() };
+    found.tls();
     found.problems
 }
 
@@ -133,6 +145,54 @@ impl Found<'_> {
             None => {
                 let label = "another program listens there: stop it, or choose another address";
                 self.error("listen", index, &format!("{address} is in use"), label);
+            }
+        }
+    }
+
+    fn tls(&mut self) {
+        let acme = &self.loaded.config.server.acme;
+        for (has, has_other, name, other) in [
+            (!acme.email.is_empty(), !acme.domains.is_empty(), "acme", "a domain (--domain, `acme.domains`)"),
+            (!acme.domains.is_empty(), !acme.email.is_empty(), "domain", "your address (--acme, `acme.email`)"),
+            (acme.eab_kid.is_some(), acme.eab_key_file.is_some(), "acme-eab-kid", "its key (`acme.eab.key_file`)"),
+        ] {
+            if has && !has_other {
+                self.error(name, 0, "it has no effect alone", &format!("expected {other}, too"));
+            }
+        }
+        let listeners = &self.loaded.config.listeners;
+        for (index, listener) in listeners.iter().enumerate() {
+            let tls = &listener.front.tls;
+            let is_known = listeners[..index].iter().any(|earlier| earlier.front.tls == *tls);
+            if is_known || !tls.is_spoken(matches!(listener.address, ListenAddress::Unix(_))) {
+                continue;
+            }
+            let mut say = |severity, value: &str, title: &str, label: &str| {
+                self.problems.push(self.loaded.problem_of_tls(severity, index, value, title, label));
+            };
+            if tls.certs.len() != tls.keys.len() {
+                let title =
+                    format!("certificates and keys do not go together: {} and {}", tls.certs.len(), tls.keys.len());
+                say(Severity::Error, "", &title, "expected a key for each certificate, in the same order");
+                continue;
+            }
+            if tls.pairs().next().is_none() && tls.managed.is_none() && tls.speak != SpeakTls::SelfSigned {
+                let label =
+                    "expected `certificates = [{ cert = \"FILE\", key = \"FILE\" }]`, or --tls-cert and --tls-key";
+                say(Severity::Error, "", "TLS is to be spoken, and there is no certificate", label);
+                continue;
+            }
+            match tls::prepare(tls) {
+                Ok(prepared) => {
+                    for soon in prepared.shown().iter().filter(|shown| shown.ends_within(SOON)) {
+                        let title = format!("the certificate ends on {}", tls::day(soon.not_after));
+                        say(Severity::Warning, &soon.path.to_string_lossy(), &title, "renew it");
+                    }
+                }
+                Err(failure) => {
+                    let path = failure.path.to_string_lossy();
+                    say(Severity::Error, &path, &format!("{path}: {}", failure.what), &failure.hint);
+                }
             }
         }
     }

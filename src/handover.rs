@@ -31,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::metrics::Account;
 use crate::socket_file::Identity;
+use crate::tls::TicketKey;
 
 /// The protocol that this server speaks.
 pub const PROTOCOL: u32 = 1;
@@ -90,6 +91,8 @@ pub struct Estate {
     pub lives: (u64, u64),
     /// Workers that have joined by themselves.
     pub joined: Vec<JoinedWorker>,
+    /// What TLS tickets are sealed with.
+    pub ticket_keys: Vec<TicketKey>,
 }
 
 /// A locked run directory.

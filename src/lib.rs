@@ -5,14 +5,16 @@
 //! ```text
 //! main → server, check, init → supervisor, control → fleet
 //!           └──→ reactor → event_loop, connection, exchange → mailbox → apps → dispatch
-//!                               └──→ http                    bytes in, bytes out: no descriptor, no clock, no thread
+//!                               └──→ http, tls               bytes in, bytes out: no descriptor, no clock, no thread
 //!                               └──→ backends → buffers
+//! acme: under server and supervisor, above control and tls
 //! socket_file, proc, systemd, handover: beside server, supervisor and control
 //! config, metrics, log: usable by all, use none of them
 //! ```
 //!
 //! ARCHITECTURE.md has the road of a request and the states of a connection; `tests/tidy.rs` guards the layers.
 
+pub mod acme;
 pub mod apps;
 pub mod backends;
 pub mod buffers;
@@ -42,4 +44,5 @@ pub mod server;
 pub mod socket_file;
 pub mod supervisor;
 pub mod systemd;
+pub mod tls;
 pub mod worker;

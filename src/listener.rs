@@ -5,22 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use crate::config::Front;
-
-/// What is spoken on a listener.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Scheme {
-    /// HTTP without encryption.
-    Http,
-}
-
-impl Scheme {
-    /// Whether the client's side is encrypted.
-    pub fn is_secure(self) -> bool {
-        match self {
-            Scheme::Http => false,
-        }
-    }
-}
+use crate::tls::Policy;
 
 /// A listener of a loop, with its socket.
 #[derive(Debug)]
@@ -31,8 +16,8 @@ pub struct ListenerSetup {
     pub descriptor: OwnedFd,
     /// The local port that `X-Forwarded-Port` tells; 0 for a Unix socket.
     pub port: u16,
-    /// What is spoken on it.
-    pub scheme: Scheme,
+    /// What TLS demands there, where it is spoken.
+    pub tls: Option<Arc<Policy>>,
     /// Whether it serves the documents of the server's own and nothing else.
     pub admin: bool,
     /// What stands in front of it.

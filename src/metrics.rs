@@ -210,6 +210,28 @@ counters! {
     proxy_protocol_invalid,
     /// Connections closed because that header did not come in time.
     proxy_protocol_late,
+    /// TLS handshakes that were done in full.
+    tls_handshakes,
+    /// TLS handshakes that went on where an earlier session had ended.
+    tls_resumed,
+    /// TLS clients that asked for a name which no certificate has.
+    tls_unknown_name,
+    /// TLS clients without a version, a cipher or a protocol in common with the server.
+    tls_nothing_in_common,
+    /// TLS clients whose own certificate was missing or not accepted.
+    tls_client_certificate,
+    /// TLS clients that did not go on: most do not trust the certificate.
+    tls_refused,
+    /// Connections that were to begin with a TLS handshake and began with something else that is malformed.
+    tls_failed,
+    /// Connections that began with a request without TLS where TLS is spoken.
+    tls_plain,
+    /// Connections closed because their TLS handshake took too long.
+    tls_late,
+    /// Connections that ended before their TLS handshake was done.
+    tls_left,
+    /// TLS connections closed because what came on them later was malformed.
+    tls_broken,
     /// Requests whose client left before the answer was whole.
     client_gone,
     of apps:

@@ -82,11 +82,11 @@ impl<B: Backend> Reactor<B> {
             exchanges: Slots::new(setup.max_sockets),
             time,
             memory: Memory::new(setup.pool),
-            heads: Heads::new(&setup.table.settings),
+            heads: Heads::new(&setup.table.settings, setup.first_id),
             apps: Apps::new(&setup.table),
             subject: Sock::NONE,
-            next_id: setup.first_id,
             accepting: Accepting::default(),
+            secure: None,
             counters: setup.metrics.of_loop(setup.index as usize).clone(),
             access: setup.access,
             work: VecDeque::new(),
@@ -137,6 +137,9 @@ impl<B: Backend> Reactor<B> {
         }
         if self.core.is_changing() {
             self.core.guarded(Loop::forget_apps);
+        }
+        if self.core.must_seal() {
+            while !self.core.guarded(Loop::seal_all) {}
         }
         self.core.count_taken();
         self.core.access.flush();
@@ -266,6 +269,7 @@ impl<B: Backend> Loop<B> {
             }
             Message::CloseListener(id) => self.close_listener(id),
             Message::Accept => self.resume_accepting(),
+            Message::ShakeHands => while !self.guarded(Loop::shake_hands) {},
             Message::AcceptAnew => self.accept_anew(),
             Message::CloseIdle => drop(self.close_longest_idle()),
             Message::Memory => self.share_memory(),

@@ -18,8 +18,9 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::backends::Backend;
-use crate::config::{BackendChoice, Config, Front, Inputs, ListenAddress, Loaded, Settings};
-use crate::event_loop::{Scheme, Shared};
+use crate::check;
+use crate::config::{BackendChoice, Config, Front, Inputs, ListenAddress, Loaded, Settings, Severity};
+use crate::event_loop::Shared;
 use crate::handover::Channel;
 use crate::listener::refuse_newcomers;
 use crate::log::{Level, Log};
@@ -32,6 +33,7 @@ use crate::supervisor::pid_file::PidFile;
 use crate::supervisor::reload::Reload;
 use crate::supervisor::upgrade::{Held, Holdings, Succession};
 use crate::supervisor::{self, About, Supervisor};
+use crate::tls::{self, Failure, Policies, Policy};
 
 use inherit::Inherited;
 use loops::LoopSet;
@@ -109,7 +111,8 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     // Before anything else is opened: systemd's sockets are known by their numbers.
     let mut inherited = Inherited::take(predecessor.as_mut())?;
     let original_limit = fit_to_machine(&mut config, &mut warnings);
-    let listeners = open_listeners(&config.server, &mut inherited)?;
+    let mut listeners = open_listeners(&config.server, &mut inherited)?;
+    secure(&mut listeners, &loaded, &config.server)?;
     privileges::give_up(&config.server)?;
     // Workers may start elsewhere, and are told paths in it.
     config.server.run_dir = std::path::absolute(&config.server.run_dir).unwrap_or(config.server.run_dir);
@@ -117,6 +120,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     let log = open_log(&config.server)?;
     let backend = choose_backend(&config.server, &log)?;
     let run_directory = inherited.run_directory(&config.server.run_dir)?;
+    show_self_signed(&config.server, &listeners, &log)?;
     for warning in warnings.iter().chain(&inherited.warnings()) {
         log.event(Level::Warn, warning, &[]);
     }
@@ -126,9 +130,17 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     let table = Arc::new(site::table(&config, &settings, &metrics, started));
     let (postboxes, mailboxes) = loops::post(settings.loops);
     let desk = Desk::default();
-    let about = About { backend: backend_name(backend), metrics: metrics.clone(), desk: desk.clone(), started };
+    let policies = Policies::default();
+    let about = About {
+        backend: backend_name(backend),
+        metrics: metrics.clone(),
+        desk: desk.clone(),
+        started,
+        tls: policies.clone(),
+    };
     let loop_listeners = loops::share_out(&listeners, &settings)?;
-    let reloader = Reloader::new(loaded, inputs, config, table.clone(), &listeners, (&postboxes, &log, &metrics));
+    let reloader =
+        Reloader::new(loaded, inputs, config, table.clone(), &listeners, (&postboxes, &log, &metrics), policies);
     let held = predecessor.is_some();
     let options = supervisor::Options {
         descriptors: original_limit,
@@ -156,6 +168,42 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     let loops = LoopSet { shared, table, metrics, listeners: loop_listeners, held, mailboxes, loop_exit };
     let succeed = || predecessor.take().map(|channel| inherited.succession(channel));
     serve_on(backend, loops, supervisor, reloader, succeed)
+}
+
+/// Reads certificates and keys, while the server still is who it was started as.
+fn secure(listeners: &mut [Listening], loaded: &Loaded, settings: &Settings) -> Result<(), StartError> {
+    let wrong = |message| StartError { message, code: exit::CONFIG };
+    let errors: Vec<_> = check::tls(loaded).into_iter().filter(|it| it.severity == Severity::Error).collect();
+    if !errors.is_empty() {
+        return Err(wrong(loaded.report(&errors).trim_end().trim_start_matches("error: ").to_owned()));
+    }
+    let mut secured = listeners.iter_mut().map(|listening| listening.secure(settings));
+    secured.find_map(Result::err).map_or(Ok(()), |failure| Err(wrong(failure.to_string())))
+}
+
+/// Puts a certificate that was made here where clients can be told to trust it, and says how.
+fn show_self_signed(settings: &Settings, listeners: &[Listening], log: &Log) -> Result<(), StartError> {
+    let Some(made) = tls::self_signed() else { return Ok(()) };
+    let path = settings.run_dir.join("self-signed.pem");
+    std::fs::write(&path, &made.pem).map_err(|error| {
+        refused(format!("cannot write the certificate to {}: {error}", path.display()), &error, exit::CANNOT_CREATE)
+    })?;
+    let port = |listening: &Listening| match listening.address {
+        ListenAddress::Tcp(address) if listening.tls.is_some() => Some(address.port()),
+        _ => None,
+    };
+    let port = listeners.iter().find_map(port).unwrap_or_default();
+    let trial = format!("curl --cacert {} https://localhost:{port}/", shell_word(&path.display().to_string()));
+    let fields: [(&str, &dyn std::fmt::Display); 2] = [("sha256", &made.fingerprint), ("try", &trial)];
+    log.event(Level::Info, "a certificate was made for this run, signed by itself: for trials", &fields);
+    log.print(format!("A certificate was made for this run (SHA-256 {}).\nTry it:  {trial}\n", made.fingerprint));
+    Ok(())
+}
+
+/// A word that a shell takes as it is.
+fn shell_word(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+:@".contains(&byte);
+    if text.bytes().all(plain) { text.to_owned() } else { format!("'{}'", text.replace('\'', "'\\''")) }
 }
 
 fn open_log(settings: &Settings) -> Result<Log, StartError> {
@@ -274,9 +322,20 @@ struct Listening {
     file: Option<SocketFile>,
     /// Whether it serves the documents of the server's own and nothing else.
     admin: bool,
+    /// What TLS demands there, where it is spoken.
+    tls: Option<Arc<Policy>>,
 }
 
 impl Listening {
+    /// Reads what TLS needs there, where it is spoken.
+    fn secure(&mut self, settings: &Settings) -> Result<(), Failure> {
+        let tls = self.front(settings).tls;
+        if tls.is_spoken(matches!(self.address, ListenAddress::Unix(_))) {
+            self.tls = Some(Arc::new(Policy::new(tls::prepare(&tls)?)));
+        }
+        Ok(())
+    }
+
     /// What stands in front of it: balancers and proxies stand in front of what is public.
     fn front(&self, settings: &Settings) -> Front {
         if self.admin { Front::default() } else { settings.front_at(&self.asked).clone() }
@@ -292,8 +351,8 @@ impl Listening {
         let (count, admin) = (self.sockets.len(), self.admin);
         let own = if count <= loops { index % count..index % count + 1 } else { index..count };
         let setup = |socket: &OwnedFd| {
-            let (id, descriptor, front) = (self.id, socket.try_clone()?, front.clone());
-            Ok(ListenerSetup { id, descriptor, port, scheme: Scheme::Http, admin, front })
+            let (id, descriptor, tls, front) = (self.id, socket.try_clone()?, self.tls.clone(), front.clone());
+            Ok(ListenerSetup { id, descriptor, port, tls, admin, front })
         };
         self.sockets[own].iter().step_by(loops).map(setup).collect()
     }
@@ -308,19 +367,27 @@ struct Place {
     admin: bool,
     /// What stood in front of it as it was opened, which stays.
     front: Front,
+    tls: Option<Arc<Policy>>,
 }
 
 impl Place {
     fn of(listening: &Listening, settings: &Settings) -> Place {
         let Listening { id, asked, address, admin, .. } = listening;
         let (asked, address, front) = (asked.clone(), address.clone(), listening.front(settings));
-        Place { id: *id, asked, address, admin: *admin, front }
+        Place { id: *id, asked, address, admin: *admin, front, tls: listening.tls.clone() }
+    }
+}
+
+impl Place {
+    /// Whether the other may stand in front of it without its being opened anew.
+    fn may_become(&self, front: &Front) -> bool {
+        self.front.may_become(front, matches!(self.address, ListenAddress::Unix(_)))
     }
 }
 
 impl From<Listening> for Held {
     fn from(listening: Listening) -> Held {
-        let Listening { id, asked, address, sockets, file, admin } = listening;
+        let Listening { id, asked, address, sockets, file, admin, tls: _ } = listening;
         Held { id, asked: asked.to_string(), address: address.to_string(), sockets, file, admin }
     }
 }
@@ -425,7 +492,7 @@ fn listen_tcp(address: SocketAddr, only_v6: bool, loops: usize, shared: bool) ->
         probe.listen(BACKLOG)?;
         sockets.push(probe.into());
     }
-    Ok(Listening { id: 0, asked, address: ListenAddress::Tcp(address), sockets, file: None, admin: false })
+    Ok(Listening { id: 0, asked, address: ListenAddress::Tcp(address), sockets, file: None, admin: false, tls: None })
 }
 
 fn tcp_socket(address: SocketAddr, only_v6: bool) -> io::Result<Socket> {

@@ -13,7 +13,7 @@ use production_server::buffers::block::{Budget, Pool};
 use production_server::config::Settings;
 use production_server::config::route::{HostPattern, Matching, Route};
 use production_server::dispatch::{AppId, Balance, Dispatch, Policy, Target, WorkerId};
-use production_server::event_loop::{Scheme, Shared};
+use production_server::event_loop::Shared;
 use production_server::log::Log;
 use production_server::mailbox::{Message, Postboxes, mailbox};
 use production_server::metrics::Metrics;
@@ -103,14 +103,7 @@ impl Rig {
         let listener = |app: AppId| {
             let descriptor = world.listener(place(app)).unwrap();
             let front = Default::default();
-            ListenerSetup {
-                id: u32::from(app.0),
-                descriptor,
-                port: 81 + app.0,
-                scheme: Scheme::Http,
-                admin: false,
-                front,
-            }
+            ListenerSetup { id: u32::from(app.0), descriptor, port: 81 + app.0, tls: None, admin: false, front }
         };
         let setup = Setup {
             index: 0,
@@ -360,7 +353,7 @@ fn listeners_come_and_go_between_two_turns() {
     let open = |rig: &mut Rig, port: u16| {
         let descriptor = rig.world.listener(place(port)).unwrap();
         let (id, front) = (u32::from(port), Default::default());
-        let setup = ListenerSetup { id, descriptor, port, scheme: Scheme::Http, admin: false, front };
+        let setup = ListenerSetup { id, descriptor, port, tls: None, admin: false, front };
         rig.postboxes.post(0, Message::Listen(vec![setup]));
         rig.turns();
     };

@@ -25,6 +25,7 @@ mod sites;
 mod supervision;
 mod support;
 mod tidy;
+mod tls;
 mod units;
 mod upgrades;
 mod upstreams;

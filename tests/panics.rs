@@ -17,7 +17,7 @@ use production_server::backends::{Backend, Event, How, Options, Piece, Size, Soc
 use production_server::buffers::block::{Budget, Census, Pool};
 use production_server::config::Settings;
 use production_server::dispatch::{Balance, Dispatch, Policy, Target, WorkerId};
-use production_server::event_loop::{Scheme, Shared};
+use production_server::event_loop::Shared;
 use production_server::log::Log;
 use production_server::mailbox::{Message, Postboxes, mailbox};
 use production_server::metrics::Metrics;
@@ -178,7 +178,7 @@ impl Rig {
                 id: 0,
                 descriptor: world.listener(place.clone()).unwrap(),
                 port: 80,
-                scheme: Scheme::Http,
+                tls: None,
                 front: Default::default(),
                 admin: false,
             }],

@@ -74,8 +74,13 @@ fn serve(apps: Vec<(AppId, config::App, Arc<Dispatch>)>) -> Server {
     let (said, done) = mpsc::channel();
     let (theirs, their_orders, their_log) = (Arc::clone(&loops_done), Arc::clone(&orders), log.clone());
     let thread = std::thread::spawn(move || {
-        let about =
-            About { backend: "epoll", metrics: Metrics::new(1), desk: Default::default(), started: Instant::now() };
+        let about = About {
+            backend: "epoll",
+            metrics: Metrics::new(1),
+            desk: Default::default(),
+            started: Instant::now(),
+            tls: Default::default(),
+        };
         let options = Options { about: Some(about), ..crate::supervision::options() };
         let set_up = |(id, app, dispatch)| AppSetup { id, settings: Arc::new(app), dispatch };
         let apps = apps.into_iter().map(set_up).collect();

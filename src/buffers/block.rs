@@ -380,6 +380,17 @@ impl Block {
         count
     }
 
+    /// The bytes in view, to be changed where they are, unless somebody shares them.
+    pub fn unshared(&mut self) -> Option<&mut [u8]> {
+        if self.core().refs.get() != 1 {
+            return None;
+        }
+        // SAFETY: as in `deref`; and no other view of these bytes exists, for there is one reference, and it is borrowed exclusively.
+        Some(unsafe {
+            std::slice::from_raw_parts_mut(self.core().data.as_ptr().add(self.start as usize), self.len as usize)
+        })
+    }
+
     /// Whether the block lies on the heap.
     pub fn on_heap(&self) -> bool {
         self.core().home == Home::Heap
@@ -579,6 +590,19 @@ impl<'a> Writer<'a> {
             }
             self.len += part.len();
         }
+    }
+
+    /// Lets `fill` write into room for `most` bytes that are zero, and appends as many as it says.
+    ///
+    /// # Panics
+    /// As [`Writer::put`].
+    pub fn fill(&mut self, most: usize, fill: impl FnOnce(&mut [u8]) -> usize) {
+        let room = &mut self.room[self.len..self.len + most];
+        room.fill(std::mem::MaybeUninit::new(0));
+        // SAFETY: all of it was written just now.
+        let written = fill(unsafe { &mut *(std::ptr::from_mut(room) as *mut [u8]) });
+        assert!(written <= most, "more is written than there is room for");
+        self.len += written;
     }
 
     /// Appends a decimal number.

@@ -46,6 +46,8 @@ pub struct Changes {
     pub access: Vec<Listener>,
     /// Listeners that stay, and that something else is to stand in front of than when they were opened: who has opened them knows.
     pub fronts: Vec<Listener>,
+    /// Listeners that stay, and whose certificates or rules of TLS are others, each with what is new: who has read the files knows.
+    pub tls: Vec<String>,
     /// Whether the routes are others.
     pub routes: bool,
     /// What becomes of apps, by their names.
@@ -72,6 +74,7 @@ impl Changes {
             "what stands in front of it (takes another process: left as it was until `production_server upgrade`)";
         lines.extend(self.fronts.iter().map(|listener| format!("listener {}: {left}", listener.address)));
         lines.extend(self.access.iter().map(|listener| format!("listener {}: mode and owner", listener.address)));
+        lines.extend(self.tls.iter().cloned());
         lines.extend(self.routes.then(|| "routes: changed".to_owned()));
         for (name, fate) in &self.apps {
             match fate {
@@ -228,7 +231,9 @@ impl Config {
         server.pid_file.clone_from(&old.pid_file);
         server.user.clone_from(&old.user);
         server.group.clone_from(&old.group);
-        server.front.clone_from(&old.front);
+        let super::Tls { speak, redirect_https, .. } = old.front.tls;
+        let tls = super::Tls { speak, redirect_https, ..std::mem::take(&mut server.front.tls) };
+        server.front = super::Front { tls, ..old.front.clone() };
     }
 }
 

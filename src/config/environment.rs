@@ -63,6 +63,17 @@ impl Environment {
         PathBuf::from(format!("/tmp/production_server-{}-{place}", self.user()))
     }
 
+    /// Where this server keeps what outlives it when nothing is said: `$STATE_DIRECTORY` (systemd.exec(5)), for root
+    /// `/var/lib/production_server`, for others `$XDG_STATE_HOME/production_server` or `~/.local/state/production_server`.
+    pub fn state_dir(&self) -> PathBuf {
+        if let Some(directories) = self.value("STATE_DIRECTORY") {
+            return std::env::split_paths(directories).next().unwrap_or_else(|| PathBuf::from(directories));
+        }
+        let own = self.value("XDG_STATE_HOME").map(PathBuf::from);
+        let own = own.or_else(|| self.value("HOME").map(|home| PathBuf::from(home).join(".local/state")));
+        own.filter(|_| self.user() != 0).unwrap_or_else(|| "/var/lib".into()).join("production_server")
+    }
+
     /// Where workers start, absolute: that directory, or the one where this process was started. `$PWD` is the shell's path to the
     /// latter, which may go through links (`/srv/app/current`), and is taken as long as it leads there. `None`: nothing but
     /// the directory itself is known.

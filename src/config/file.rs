@@ -374,7 +374,11 @@ impl Reader<'_> {
                     self.invalid(place, shown, value.span(), "expected at least one");
                     return None;
                 }
-                let texts: Vec<_> = items.iter().map(|item| self.text(place, shown, item)).collect();
+                let read = |item: &Spanned<DeValue<'_>>| match (item.get_ref(), place.pair) {
+                    (DeValue::Table(table), Some(pair)) => self.pair(pair, shown, item.span(), table),
+                    _ => self.text(place, shown, item),
+                };
+                let texts: Vec<_> = items.iter().map(read).collect();
                 texts.into_iter().collect()
             }
             DeValue::Table(table) => match place.pair {
@@ -451,8 +455,11 @@ impl Reader<'_> {
                 _ => None,
             };
             if texts[index].is_none() {
-                let what =
-                    if pair.shapes[index] == Shape::Count { "a whole number" } else { "a duration such as \"60s\"" };
+                let what = match pair.shapes[index] {
+                    Shape::Count => "a whole number",
+                    Shape::Text => "the path of a file",
+                    _ => "a duration such as \"60s\"",
+                };
                 let label = format!("expected {what}, found {}", kind(value.get_ref()));
                 self.wrong(Problem::error(format!("invalid value of `{shown}.{name}`"), value.span(), label));
                 complete = false;

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::Tls;
+
 /// A set of peers: networks, and whoever comes over a Unix socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Peers {
@@ -72,6 +74,16 @@ pub struct Front {
     pub proxies: Peers,
     /// How long that header may take to come.
     pub header_timeout: Duration,
+    /// What is spoken there.
+    pub tls: Tls,
+}
+
+impl Front {
+    /// Whether a listener that has this in front of it may have the other instead without being opened anew; `unix`: on a Unix socket.
+    pub fn may_become(&self, other: &Front, unix: bool) -> bool {
+        let speaks = |front: &Front| (front.tls.is_spoken(unix), front.tls.redirect_https);
+        speaks(self) == speaks(other) && *self == Front { tls: self.tls.clone(), ..other.clone() }
+    }
 }
 
 impl Default for Front {
@@ -82,6 +94,7 @@ impl Default for Front {
             writes_forwarded: false,
             proxies: Peers::default(),
             header_timeout: Duration::from_secs(5),
+            tls: Tls::default(),
         }
     }
 }

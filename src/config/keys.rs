@@ -126,6 +126,8 @@ pub const GROUPS: &[(&str, &[Key])] = &[
     ("Waiting and deadlines of the worker side", WAITING),
     ("Health of workers and upstreams", super::health::KEYS),
     ("Listening and loops", LOOPS),
+    ("TLS", super::tls::KEYS),
+    ("Certificates that come by themselves", super::acme::KEYS),
     ("The process", PROCESS),
     ("Deadlines and limits of the client side", LIMITS),
     ("Logs and statistics", logs::LOGS),
@@ -564,6 +566,6 @@ const BACKENDS: &[(&str, BackendChoice)] = &[("auto", BackendChoice::Auto), ("io
 
 const BACKEND_HELP: &str = "auto, epoll, kqueue or io_uring, as far as this build and system have them";
 
-fn path(text: &str) -> Result<PathBuf, String> {
+pub(super) fn path(text: &str) -> Result<PathBuf, String> {
     if text.is_empty() || text.contains('\0') { Err("expected a path".to_owned()) } else { Ok(PathBuf::from(text)) }
 }

@@ -95,6 +95,37 @@ impl Loaded {
         Problem { severity, title: format!("{said}: {title}"), marks: Vec::new(), help }
     }
 
+    /// A problem with what is said of TLS on a listener, by its index, shown where that value was said, or where anything was.
+    pub fn problem_of_tls(
+        &self,
+        severity: Severity,
+        listener: usize,
+        value: &str,
+        title: &str,
+        label: &str,
+    ) -> Problem {
+        let is_tls = |key: &keys::Key| key.name == "tls" || key.name.starts_with("tls-");
+        let own = self.file.as_ref().and_then(|file| file.listen.get(listener)).map_or(&[][..], |listen| &listen.own);
+        let of_file = |given: &Given| match &given.source {
+            Source::File(spot) if is_tls(given.key) => Some(spot.span.clone()),
+            _ => None,
+        };
+        let mut spans =
+            own.iter().filter(|(key, _, _)| is_tls(key)).map(|(_, _, span)| span.clone()).collect::<Vec<_>>();
+        spans.extend(self.given.iter().filter_map(of_file));
+        let text = self.file.as_ref().map_or("", |file| file.text.text.as_str());
+        let exact = spans.iter().find_map(|span| {
+            let at = text.get(span.clone())?.find(value).filter(|_| !value.is_empty())?;
+            Some(span.start + at..span.start + at + value.len())
+        });
+        if let Some(span) = exact.or_else(|| spans.first().cloned()) {
+            return Problem { severity, ..Problem::error(title, span, label) };
+        }
+        let name = self.given.iter().find(|given| is_tls(given.key)).map_or_else(|| "--tls-cert".to_owned(), place);
+        let help = if label.is_empty() { Vec::new() } else { vec![label.to_owned()] };
+        Problem { severity, title: format!("{name}: {title}"), marks: Vec::new(), help }
+    }
+
     /// What is wrong, as people read it.
     pub fn report(&self, problems: &[Problem]) -> String {
         let none = file::Text::default();
@@ -165,6 +196,7 @@ pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Lo
     if let Some(file) = &file {
         server.front_of = fronts(&server.front, file, &given);
     }
+    super::acme::complete(&mut server, environment, given.iter().any(|one| one.key.name == "listen"));
     if !given.iter().any(|one| one.key.name == "run-dir") {
         server.run_dir = environment.run_dir(&server.listen);
     }
@@ -408,12 +440,19 @@ fn fronts(all: &Front, file: &File, given: &[Given]) -> Vec<(ListenAddress, Fron
         let address = units::listen(&listen.address).ok()?;
         let mut scratch = Settings { front: all.clone(), ..Settings::default() };
         let own = listen.own.iter().filter(|(key, _, _)| places::OF_FRONT.contains(&key.name) && !overridden(key));
+        let mut certified = false;
         for (index, (key, value, _)) in own.clone().enumerate() {
             // A list takes the place of the one for all.
             match key.name {
                 _ if own.clone().take(index).any(|(earlier, _, _)| earlier.name == key.name) => {}
                 "trusted-proxies" => scratch.front.trusted = Default::default(),
                 "proxy-protocol" => scratch.front.proxies = Default::default(),
+                // Of certificates the listener's own are all that it has.
+                "tls-cert" | "tls-key" | "tls-certificate" if !certified => {
+                    certified = true;
+                    let tls = &mut scratch.front.tls;
+                    (tls.certs, tls.keys, tls.certificates) = Default::default();
+                }
                 _ => {}
             }
             // It was read once already.

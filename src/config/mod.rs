@@ -13,6 +13,7 @@
 //! - `conformance`: the words of that subcommand;
 //! - `environment`: the variables;
 //! - `steering`: the words that speak to a server which runs already;
+//! - `tls`: which listeners speak TLS, and with which certificates;
 //! - `units`: durations, sizes, counts and addresses as people write them.
 //!
 //! Rules:
@@ -21,6 +22,7 @@
 //!   which every mistake is told.
 //! - Nothing here binds or starts anything; all that is opened is the configuration file and the files that it names for values.
 
+mod acme;
 mod arguments;
 mod changes;
 mod clashes;
@@ -40,8 +42,10 @@ mod schema;
 mod shell;
 mod show;
 mod steering;
+mod tls;
 mod units;
 
+pub use acme::{Acme, Challenge};
 pub use units::{duration, show_duration, signal, signal_name};
 
 use std::collections::BTreeMap;
@@ -70,6 +74,7 @@ pub use route::Route;
 pub use schema::{manual, schema};
 pub use show::Show;
 pub use steering::{Ask, Change, MOST_WORKERS, PAUSE_DEFAULT, PAUSE_RANGE, ServerPlace, Steering};
+pub use tls::{HTTPS, Managed, SpeakTls, Tls, TlsVersion};
 
 /// Everything that the server needs to know to run. Checked: every number is within its range, and every index is that of something.
 #[derive(Clone, Debug)]
@@ -108,6 +113,8 @@ pub struct Settings {
     pub front: Front,
     /// What stands in front of single ones.
     pub front_of: Vec<(ListenAddress, Front)>,
+    /// Certificates that come by themselves.
+    pub acme: Acme,
     /// Event loops, 1 to 1024.
     pub loops: usize,
     /// Which backend runs the loops.
@@ -500,6 +507,7 @@ impl Default for Settings {
             unix_listen_of: BTreeMap::new(),
             front: Front::default(),
             front_of: Vec::new(),
+            acme: Acme::default(),
             loops: cores,
             backend: BackendChoice::Auto,
             max_connections: 10_000,

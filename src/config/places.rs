@@ -147,7 +147,11 @@ impl Place {
             _ if self.path == COMMAND => r#"["node", "server.js"]"#.to_owned(),
             key => {
                 let example = key.map(|key| key.example).or(self.route.map(|route| route.example)).unwrap_or_default();
-                if self.shape == Shape::List { format!("[{}]", quoted(example)) } else { self.write(example) }
+                match (self.shape, self.pair) {
+                    (Shape::List, Some(pair)) => format!("[{}]", pair.example),
+                    (Shape::List, None) => format!("[{}]", quoted(example)),
+                    _ => self.write(example),
+                }
             }
         }
     }
@@ -197,10 +201,32 @@ pub const ADDRESS: &str = "listen[].address";
 /// What belongs to one Unix socket that is listened on.
 pub const OF_SOCKET: [&str; 3] = ["listen-mode", "listen-owner", "listen-group"];
 /// What may be said of one listener in the place of what is said of all.
-pub const OF_FRONT: [&str; 4] = ["trusted-proxies", "forwarded", "proxy-protocol", "proxy-protocol-timeout"];
+pub const OF_FRONT: [&str; 13] = [
+    "trusted-proxies",
+    "forwarded",
+    "proxy-protocol",
+    "proxy-protocol-timeout",
+    "tls",
+    "tls-cert",
+    "tls-key",
+    "tls-certificate",
+    "tls-min-version",
+    "tls-strict-sni",
+    "tls-client-ca",
+    "tls-hsts",
+    "redirect-https",
+];
 
 use Reload::{Listener, Live, Restart, Roll};
 use Shape::{Count, False, List, Map, Size, Switch, Text, TextOrFalse, Word};
+
+/// A certificate with its key.
+const CERTIFICATE: Pair = Pair {
+    names: ["cert", "key"],
+    shapes: [Text, Text],
+    joint: super::tls::JOINT,
+    example: r#"{ cert = "/etc/ssl/example.org.pem", key = "/etc/ssl/private/example.org.key" }"#,
+};
 
 /// All places in the order of the documents.
 pub const PLACES: &[Place] = &[
@@ -225,10 +251,28 @@ pub const PLACES: &[Place] = &[
     at("forwarded", "server.forwarded", Word, Restart),
     at("proxy-protocol", "server.proxy_protocol.from", List, Restart),
     at("proxy-protocol-timeout", "server.proxy_protocol.timeout", Shape::Duration, Restart),
+    at("redirect-https", "server.redirect_https", Word, Restart),
     at("pid-file", "server.pid_file", Text, Restart),
     at("user", "server.user", Text, Restart),
     at("group", "server.group", Text, Restart),
     at("upgrade-timeout", "server.upgrade_timeout", Shape::Duration, Live),
+    at("tls", "tls.speak", Word, Restart),
+    at("tls-cert", "tls.cert", List, Live),
+    at("tls-key", "tls.key", List, Live),
+    Place { pair: Some(CERTIFICATE), ..at("tls-certificate", "tls.certificates", List, Live) },
+    at("tls-min-version", "tls.min_version", Text, Live),
+    at("tls-strict-sni", "tls.strict_sni", Switch, Live),
+    at("tls-client-ca", "tls.client_ca", Text, Live),
+    at("tls-hsts", "tls.hsts", Shape::Duration, Live),
+    at("acme", "acme.email", Text, Live),
+    at("domain", "acme.domains", List, Live),
+    at("acme-challenge", "acme.challenge", Text, Live),
+    at("acme-directory", "acme.directory", Text, Live),
+    at("acme-url", "acme.url", Text, Live),
+    at("acme-ca-file", "acme.ca_file", Text, Live),
+    at("acme-eab-kid", "acme.eab.kid", Text, Live),
+    at("acme-eab-key-file", "acme.eab.key_file", Text, Live),
+    at("acme-profile", "acme.profile", Text, Live),
     at("listen", ADDRESS, Text, Listener),
     at("listen-mode", "listen[].mode", Text, Listener),
     at("listen-owner", "listen[].owner", Text, Listener),
@@ -237,6 +281,15 @@ pub const PLACES: &[Place] = &[
     at("forwarded", "listen[].forwarded", Word, Restart),
     at("proxy-protocol", "listen[].proxy_protocol.from", List, Restart),
     at("proxy-protocol-timeout", "listen[].proxy_protocol.timeout", Shape::Duration, Restart),
+    at("tls", "listen[].tls.speak", Word, Restart),
+    at("tls-cert", "listen[].tls.cert", List, Live),
+    at("tls-key", "listen[].tls.key", List, Live),
+    Place { pair: Some(CERTIFICATE), ..at("tls-certificate", "listen[].tls.certificates", List, Live) },
+    at("tls-min-version", "listen[].tls.min_version", Text, Live),
+    at("tls-strict-sni", "listen[].tls.strict_sni", Switch, Live),
+    at("tls-client-ca", "listen[].tls.client_ca", Text, Live),
+    at("tls-hsts", "listen[].tls.hsts", Shape::Duration, Live),
+    at("redirect-https", "listen[].redirect_https", Word, Restart),
     at("", COMMAND, List, Roll),
     at("directory", "apps.*.directory", Text, Roll),
     Place {
@@ -423,6 +476,12 @@ pub const TABLES: &[(&str, &str)] = &[
         "listen[]",
         "One address to listen on; `[[listen]]` again for each further one. What it says itself holds in the place of `[server]`'s.",
     ),
+    (
+        "tls",
+        "TLS on all listeners on TCP; a word alone, as in `tls = false`, stands for `speak`. Certificates are chosen by the name that a client \
+        asks for; the first is shown to all others.",
+    ),
+    ("listen[].tls", "As `[tls]`, for this listener alone; lists take the place of those."),
     ("listen[].proxy_protocol", "As `[server.proxy_protocol]`, for this listener alone."),
     (
         "apps",
@@ -470,6 +529,14 @@ pub const TABLES: &[(&str, &str)] = &[
         "metrics.cloudwatch",
         "Lines in CloudWatch's embedded metric format; a word alone, as in `cloudwatch = \"-\"`, stands for `to`.",
     ),
+    (
+        "acme",
+        "Certificates that come from a certificate authority and renew by themselves (ACME, RFC 8555). With your address you accept the authority's terms.",
+    ),
+    (
+        "acme.eab",
+        "The account at the authority that the one here is bound to (external account binding), where it demands one.",
+    ),
     ("admin", "Where the server tells about itself to whoever can reach it."),
 ];
 
@@ -477,6 +544,8 @@ pub const TABLES: &[(&str, &str)] = &[
 pub const SHORT: &[(&str, &str)] = &[
     ("server.proxy_protocol", "server.proxy_protocol.from"),
     ("listen[].proxy_protocol", "listen[].proxy_protocol.from"),
+    ("tls", "tls.speak"),
+    ("listen[].tls", "listen[].tls.speak"),
     ("apps.*.ready", "apps.*.ready.by"),
     ("apps.*.hot_reload", "apps.*.hot_reload.by"),
     ("apps.*.health", "apps.*.health.path"),
@@ -491,7 +560,6 @@ pub const SHORT: &[(&str, &str)] = &[
 
 /// What is planned or usual elsewhere and means nothing to this version: a path, or its last segment alone.
 pub const NOT_YET: &[&str] = &[
-    "tls",
     "http2",
     "http3",
     "compress",
@@ -503,7 +571,6 @@ pub const NOT_YET: &[&str] = &[
     "publish",
     "include",
     "listen[].alpn",
-    "listen[].client_ca",
     "apps.*.group",
 ];
 
@@ -554,7 +621,7 @@ mod tests {
         for (table, _) in TABLES {
             assert!(!names_in(table).is_empty(), "{table} is empty");
         }
-        assert_eq!(names_in(""), ["server", "listen", "apps", "routes", "log", "metrics", "admin"]);
+        assert_eq!(names_in(""), ["server", "tls", "acme", "listen", "apps", "routes", "log", "metrics", "admin"]);
         assert!(NOT_YET.iter().all(|path| by_path(path).is_none() && !is_table(path)));
     }
 }

@@ -79,6 +79,10 @@ fn value(place: &Place) -> Value {
         Shape::Count => vec![number(place), text],
         Shape::Duration => vec![json!({ "type": "string", "pattern": DURATION }), json!({ "const": 0 })],
         Shape::Size => vec![json!({ "type": "string", "pattern": SIZE }), json!({ "type": "integer", "minimum": 0 })],
+        Shape::List if place.pair.is_some() => {
+            let pair = json!({ "type": "object" });
+            vec![text.clone(), json!({ "type": "array", "items": { "anyOf": [text, pair] }, "minItems": 1 })]
+        }
         Shape::List => vec![text, json!({ "type": "array", "items": { "type": "string" }, "minItems": 1 })],
         Shape::Map => vec![
             json!({ "type": "object", "additionalProperties": { "type": ["string", "integer", "boolean", "object"] } }),
@@ -211,7 +215,8 @@ fn takes(place: &Place) -> String {
         // What is compiled in differs.
         _ if place.name == "backend" => "auto, epoll, kqueue or io_uring".to_owned(),
         (Shape::Map, _) => format!("a table of names and strings, as in `{}`", place.example()),
-        (Shape::List, _) => format!("one or an array of {}", expected()),
+        (Shape::List, Some(pair)) => format!("one or an array of `{}`", pair.example),
+        (Shape::List, None) => format!("one or an array of {}", expected()),
         (Shape::Switch, _) => "true or false".to_owned(),
         (_, Some(pair)) => format!("{}, or `{}`", expected(), pair.example),
         _ => expected(),

@@ -100,6 +100,7 @@ impl Client {
 impl<B: Backend> Loop<B> {
     pub fn client_received(&mut self, sock: Sock, block: Block) {
         self.count().bytes_received.add(block.len() as u64);
+        let Some(block) = self.open(sock, block) else { return };
         let Some(client) = self.table.client(sock) else { return };
         match client.state {
             State::Closing => {}
@@ -182,12 +183,14 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// The client has finished sending.
+    /// The client has finished sending, which inside of TLS is said twice.
     pub fn client_ended(&mut self, sock: Sock) {
         let Some(client) = self.table.client(sock) else { return };
-        client.ended = true;
+        if std::mem::replace(&mut client.ended, true) {
+            return;
+        }
         if client.state == State::Accepting {
-            return self.proxy_header_missed(sock);
+            return self.never_began(sock, true);
         }
         let (key, closes) = (client.exchange, !client.http.keep_alive);
         let Some(exchange) = self.exchanges.lookup(key) else {
@@ -259,11 +262,11 @@ impl<B: Backend> Loop<B> {
 
     /// The client's deadline has passed: which one it was depends on what it is doing.
     pub fn client_expired(&mut self, sock: Sock) {
-        let unsent = self.backend.unsent(sock);
+        let unsent = self.unsent(sock);
         let Some(client) = self.table.client(sock) else { return };
         match client.state {
             State::Closing => return,
-            State::Accepting => return self.proxy_header_missed(sock),
+            State::Accepting => return self.never_began(sock, false),
             _ => {}
         }
         let caught_up = client.behind && unsent == 0;
@@ -352,7 +355,7 @@ impl<B: Backend> Loop<B> {
     /// Whether so much waits to be sent that no further request is read now; the drain will resume.
     #[inline(always)]
     pub fn stalls(&mut self, sock: Sock) -> bool {
-        let stalls = self.backend.unsent(sock) > HIGH_MARK;
+        let stalls = self.unsent(sock) > HIGH_MARK;
         if stalls {
             self.backend.await_room(sock);
         }

@@ -80,6 +80,7 @@ impl<B: Backend> Loop<B> {
         client.body = None;
         self.become_state(sock, State::Closing);
         self.time.connections.disarm(sock.index);
+        self.end_session(sock, how);
         self.backend.close(sock, how);
     }
 
@@ -87,7 +88,7 @@ impl<B: Backend> Loop<B> {
     /// the linger, unless bytes are here that nobody has read, or a drain ends a connection whose client reads an answer that
     /// promised to go on, and may have begun its next request.
     pub fn close_answered(&mut self, sock: Sock) {
-        let may_go_on = (self.accepting.draining || self.sends_away()) && self.backend.unsent(sock) > 0;
+        let may_go_on = (self.accepting.draining || self.sends_away()) && self.unsent(sock) > 0;
         let Some(client) = self.table.client(sock) else { return };
         if client.input.is_none() && client.body.is_none() && !may_go_on {
             self.backend.recv(sock, Size::Small);
@@ -98,6 +99,7 @@ impl<B: Backend> Loop<B> {
     /// The backend is done with a socket: the entry is free.
     pub fn closed(&mut self, sock: Sock) {
         self.time.connections.disarm(sock.index);
+        self.end_session(sock, How::Now);
         match self.table.take(sock) {
             Role::Client(client) => {
                 self.count().moved(Some(client.state), None);

@@ -169,7 +169,7 @@ impl<B: Backend> Loop<B> {
     #[inline(always)]
     fn answer_here(&mut self, sock: Sock, mut input: Block, request: &Request, written: Written) -> Step {
         self.become_state(sock, State::WritingResponse);
-        self.backend.send(sock, written.head_and_body.into());
+        self.send_head(sock, written.head_and_body);
         if self.access.enabled() {
             let head = &input[request.method_span.start as usize..request.len];
             self.log_answer(sock, head, self.heads.fields.shown_of(&input), written.status, written.bytes);
@@ -234,7 +234,7 @@ impl<B: Backend> Loop<B> {
         {
             self.become_state(sock, State::WritingResponse);
         }
-        self.backend.send(sock, piece.into());
+        self.send_head(sock, piece);
         self.log_answer(sock, head, None, status, bytes);
         self.close_client(sock, How::Flushed);
     }

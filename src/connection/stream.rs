@@ -77,7 +77,7 @@ impl<B: Backend> Loop<B> {
             out.put(&input[response.len..response.len + body]);
         });
         self.become_state(connection, State::WritingResponse);
-        self.backend.send(connection, piece.into());
+        self.send_head(connection, piece);
     }
 
     /// Whether an answer's body leaves in chunks, so that those of the worker may be passed on with their framing.
@@ -88,12 +88,12 @@ impl<B: Backend> Loop<B> {
     /// Sends a run of a body, of an answer or of a request: as a chunk where the body is `chunked`.
     pub fn send_run(&mut self, sock: Sock, data: Block, chunked: bool) {
         if !chunked {
-            return self.backend.send(sock, data.into());
+            return self.send(sock, data.into());
         }
         let line = self.memory.scratch.write(CHUNK_LINE_ROOM, |out| put_chunk_line(out, data.len()));
-        self.backend.send(sock, line.into());
-        self.backend.send(sock, data.into());
-        self.backend.send(sock, Piece::Static(b"\r\n"));
+        self.send(sock, line.into());
+        self.send(sock, data.into());
+        self.send(sock, Piece::Static(b"\r\n"));
     }
 
     /// An interim answer, to clients that know such.
@@ -104,12 +104,12 @@ impl<B: Backend> Loop<B> {
         let fields = &self.heads.fields;
         let room = rewrite::informational_room(response, fields);
         let piece = self.memory.scratch.write(room, |out| rewrite::informational(out, input, response, fields));
-        self.backend.send(stream.connection, piece.into());
+        self.send(stream.connection, piece.into());
     }
 
     /// Tells the client to send the body that it has announced.
     pub fn stream_continue(&mut self, stream: Stream) {
-        self.backend.send(stream.connection, Piece::Static(b"HTTP/1.1 100 Continue\r\n\r\n"));
+        self.send(stream.connection, Piece::Static(b"HTTP/1.1 100 Continue\r\n\r\n"));
     }
 
     /// The answer is whole. The exchange is gone; the next request may come, or the connection closes.
@@ -126,7 +126,7 @@ impl<B: Backend> Loop<B> {
         } else {
             // The client is still sending, or may have begun the next request: its bytes must not reset the answer. The half-close says
             // to the backend that the peer is worth waiting for, although nothing of it waits to be read now.
-            self.backend.finish(connection);
+            self.finish_sending(connection);
             self.close_client(connection, How::Flushed);
         }
     }
@@ -136,6 +136,7 @@ impl<B: Backend> Loop<B> {
     pub fn stream_abort(&mut self, stream: Stream) {
         let framing = self.table.client(stream.connection).map(|client| client.http.framing);
         let looks_whole = framing == Some(BodyFraming::UntilClose);
+        self.cut_session(stream.connection);
         self.stream_leave(stream, if looks_whole { How::Reset } else { How::Flushed });
     }
 

@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::status::{App, Latency, Reload, ReloadState, Roll, RollState, Status, Worker};
+use super::status::{Acme, App, Latency, Reload, ReloadState, Roll, RollState, Status, Worker};
 use crate::metrics::human_bytes;
 
 /// What stands for a value that is not known.
@@ -25,6 +25,12 @@ pub fn status(status: &Status) -> String {
         status.loops,
         if status.loops == 1 { "loop" } else { "loops" },
     );
+    for one in &status.certificates {
+        let (names, expires) = (plain(&one.names.join(", ")), plain(&one.expires));
+        // Writing to a String cannot fail.
+        let _ =
+            writeln!(text, "certificate  {names}  on {}  until {expires}  {}", plain(&one.listener), plain(&one.file));
+    }
     counted(&mut text, status);
     if let Some(Reload { state: ReloadState::Failed, at, reason, .. }) = &status.reload {
         let reason = lines(reason.as_deref().unwrap_or(NONE));
@@ -36,11 +42,27 @@ pub fn status(status: &Status) -> String {
             reason.trim_end()
         );
     }
+    if let Some(one) = &status.acme {
+        acme(&mut text, one);
+    }
     for one in &status.apps {
         text.push('\n');
         app(&mut text, one);
     }
     text
+}
+
+fn acme(text: &mut String, acme: &Acme) {
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+    let until = |time: i64| span(Some((time - now).max(0) as f64));
+    let holds = acme.not_after.map_or_else(|| "none yet".to_owned(), |time| format!("ends in {}", until(time)));
+    let (names, decided_by) = (plain(&acme.names.join(", ")), plain(&acme.decided_by));
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "certificate  {names}  {holds}  next order in {} ({decided_by})", until(acme.next_attempt));
+    if let Some(error) = &acme.last_error {
+        let _ = writeln!(text, "certificate  the last attempt has failed: {}", plain(error));
+    }
 }
 
 /// Counters that say that something was in the way, in the order in which they are shown.
@@ -59,6 +81,14 @@ const TROUBLES: &[&str] = &[
     "proxy_protocol_refused",
     "proxy_protocol_invalid",
     "proxy_protocol_late",
+    "tls_unknown_name",
+    "tls_nothing_in_common",
+    "tls_client_certificate",
+    "tls_refused",
+    "tls_failed",
+    "tls_plain",
+    "tls_late",
+    "tls_broken",
 ];
 
 /// What was in the way since the start, as far as anything was.

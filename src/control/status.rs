@@ -38,10 +38,54 @@ pub struct Status {
     pub reload: Option<Reload>,
     /// The last upgrade of the binary that was asked of this process; `null` when there was none.
     pub upgrade: Option<Upgrade>,
+    /// The certificates that its listeners show to clients which speak TLS.
+    pub certificates: Vec<Certificate>,
+    /// The certificate that comes by itself; `null` where there is none.
+    pub acme: Option<Acme>,
     /// Its apps.
     pub apps: Vec<App>,
     /// What was counted of the workers of apps that are gone.
     pub departed: Lives,
+}
+
+/// A certificate of a listener.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Certificate {
+    /// The listener's address.
+    pub listener: String,
+    /// The names that it is for.
+    pub names: Vec<String>,
+    /// The file that it was read from.
+    pub file: String,
+    /// Until when it holds, in seconds since 1970.
+    pub not_after: i64,
+    /// The same, as a day (RFC 3339).
+    pub expires: String,
+}
+
+/// A certificate that comes by itself (ACME), and how it stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Acme {
+    /// The names that it is for.
+    pub names: Vec<String>,
+    /// The authority's directory.
+    pub authority: String,
+    /// How names are proven.
+    pub challenge: String,
+    /// Until when the certificate holds, in seconds since 1970; `null` where there is none yet.
+    pub not_after: Option<i64>,
+    /// Who decides when the next one is ordered: `missing`, `third_of_life_left`, `renewal_information`, `late` or `emergency`.
+    pub decided_by: String,
+    /// When it is ordered, as far as is known, in seconds since 1970.
+    pub next_attempt: i64,
+    /// Why the last attempt has failed; `null` when it has not.
+    pub last_error: Option<String>,
+    /// Certificates that have come since the start.
+    pub issued: u64,
+    /// Attempts that have failed since the start.
+    pub failed: u64,
 }
 
 /// A reload of the configuration.
@@ -489,7 +533,7 @@ mod tests {
         #[rustfmt::skip]
         let top = vec![
             "version", "pid", "uptime_seconds", "state", "backend", "loops", "listen", "admin", "control_socket", "counters",
-            "log_lines_dropped", "reload", "upgrade", "apps", "departed",
+            "log_lines_dropped", "reload", "upgrade", "certificates", "acme", "apps", "departed",
         ];
         assert_eq!(keys(&document), sorted(top));
         let app = &document["apps"][0];

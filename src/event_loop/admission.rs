@@ -16,10 +16,11 @@ use crate::buffers::wheel::{Look, TICK, nanos};
 use crate::config::Front;
 use crate::log::Level;
 use crate::mailbox::Message;
+use crate::tls::Policy;
 
 use super::{Arrival, Loop, Tolds};
 use crate::connection::{Client, Role, State};
-use crate::listener::{ListenerSetup, Scheme};
+use crate::listener::ListenerSetup;
 
 /// How long a request may be on its way to a process that has handed its work over: a client that keeps its connection busy asks again
 /// within this time.
@@ -33,12 +34,13 @@ pub(crate) struct Listener {
     pub id: u32,
     /// The local port, for `X-Forwarded-Port`; 0 for a Unix socket.
     pub port: u16,
-    pub scheme: Scheme,
+    /// What TLS demands there, where it is spoken.
+    pub tls: Option<Arc<Policy>>,
     /// It serves the documents of the server's own and nothing else.
     pub admin: bool,
     /// What stands in front of it.
     pub front: Arc<Front>,
-    /// Nobody in front is trusted, and `Forwarded` is not written.
+    /// Nobody in front is trusted, `Forwarded` is not written, and clients show no certificates.
     pub plain: bool,
 }
 
@@ -250,17 +252,17 @@ impl<B: Backend> Loop<B> {
         if self.accepting.draining {
             return Ok(());
         }
-        for ListenerSetup { id, descriptor, port, scheme, admin, front } in setups {
+        for ListenerSetup { id, descriptor, port, tls, admin, front } in setups {
             let sock = self.backend.listen(descriptor)?;
             if self.accepting.paused && !admin {
                 self.backend.pause(sock);
             }
             let trusts = !front.trusted.is_empty();
-            let plain = !trusts && !front.writes_forwarded;
+            let plain = !trusts && !front.writes_forwarded && tls.is_none();
             if trusts {
                 self.accepting.tolds.get_or_insert_default();
             }
-            let listener = Listener { sock, id, port, scheme, admin, front, plain };
+            let listener = Listener { sock, id, port, tls, admin, front, plain };
             let index = self.vacant_listener();
             self.table.put(sock, Role::Listener(index as u16));
             match self.accepting.listeners.get_mut(index) {
@@ -343,14 +345,23 @@ impl<B: Backend> Loop<B> {
     }
 
     fn admit(&mut self, sock: Sock, listener: u16, peer: Peer) {
-        let (admin, port, front) = match self.accepting.listeners.get(listener as usize) {
-            Some(listener) => (listener.admin, listener.port, !listener.front.proxies.is_empty()),
-            None => (false, 0, false),
+        let (admin, port, front, tls) = match self.accepting.listeners.get(listener as usize) {
+            Some(it) => (
+                it.admin || it.front.tls.redirect_https.is_some(),
+                it.port,
+                !it.front.proxies.is_empty(),
+                it.tls.is_some(),
+            ),
+            None => (false, 0, false, false),
         };
         self.table.put(sock, Role::Client(Client::new(listener, admin, Arrival::new(peer, port))));
         self.count().total_connections.add(1);
         self.count().active_connections.increment();
         self.count().moved(None, Some(State::Accepting));
-        if front { self.await_proxy_header(sock, peer) } else { self.await_first_request(sock) }
+        match (front, tls) {
+            (true, _) => self.await_proxy_header(sock, peer),
+            (false, true) => self.begin_handshake(sock, None),
+            (false, false) => self.await_first_request(sock),
+        }
     }
 }

@@ -25,7 +25,7 @@ pub(crate) struct Arrival {
     pub peer: Peer,
     /// The port that it connected to; 0 for a Unix socket.
     pub port: u16,
-    /// A header says that it came over TLS.
+    /// It came over TLS: to this server, or to the one in front, as a header says.
     pub secure: bool,
 }
 
@@ -104,15 +104,21 @@ impl Heads {
 impl Listener {
     /// What the worker is told of a request that came here.
     #[inline]
-    pub fn forward<'a>(&self, arrival: &Arrival, origin: &'a Origin, id: &'a [u8], start_micros: u64) -> Forward<'a> {
+    pub fn forward<'a>(
+        &self,
+        arrival: &Arrival,
+        (origin, certificate): (&'a Origin, &'a str),
+        id: &'a [u8],
+        start_micros: u64,
+    ) -> Forward<'a> {
         Forward {
             peer: arrival.peer.ip,
             unix: arrival.peer.unix,
             local_port: arrival.port,
-            https: self.scheme.is_secure() || arrival.secure,
+            https: arrival.secure,
             request_id: id,
             start_micros,
-            front: if self.plain { None } else { Some(self.told(origin)) },
+            front: if self.plain { None } else { Some(self.told(origin, certificate)) },
             keep_alive: true,
             open: false,
             edits: None,
@@ -120,12 +126,13 @@ impl Listener {
     }
 
     #[cold]
-    fn told<'a>(&self, origin: &'a Origin) -> rewrite::Front<'a> {
+    fn told<'a>(&self, origin: &'a Origin, client_certificate: &'a str) -> rewrite::Front<'a> {
         rewrite::Front {
             origin: origin.trusted.then_some(origin),
             // Those of peers that are not trusted pass where nobody is.
             traces: self.front.trusted.is_empty(),
             writes_forwarded: self.front.writes_forwarded,
+            client_certificate,
         }
     }
 }
@@ -173,6 +180,7 @@ impl<B: Backend> Loop<B> {
     #[cold]
     pub fn read_proxy_header(&mut self, sock: Sock, block: Block) {
         let Some(client) = self.table.client(sock) else { return };
+        let listener = client.listener;
         let mut input = self.memory.pool.joined(client.input.take(), block);
         let header = match proxy_protocol::parse(&input) {
             Ok(Some(header)) => header,
@@ -185,6 +193,14 @@ impl<B: Backend> Loop<B> {
         };
         input.advance(header.len);
         self.take_proxy_header(sock, &header);
+        if self.accepting.listeners[listener as usize].tls.is_some() {
+            return self.begin_handshake(sock, Some(input));
+        }
+        self.begin_requests(sock, input);
+    }
+
+    /// What an accepted connection has to begin with is whole: its first requests may come, and have perhaps.
+    pub fn begin_requests(&mut self, sock: Sock, input: Block) {
         if input.is_empty() {
             return self.await_first_request(sock);
         }
@@ -206,9 +222,12 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// The header did not come in time, or its connection ended before.
+    /// What a connection has to begin with did not come in time, or its connection ended before.
     #[cold]
-    pub fn proxy_header_missed(&mut self, sock: Sock) {
+    pub fn never_began(&mut self, sock: Sock, ended: bool) {
+        if self.is_secure(sock) {
+            return self.handshake_missed(sock, ended);
+        }
         self.refuse_proxy(sock, |counters| &counters.proxy_protocol_late);
     }
 

@@ -67,7 +67,7 @@ impl<B: Backend> Loop<B> {
             return self.refuse_head(stream.connection, refusal, request.accept.of(input), head);
         };
         let kept = self.memory.pool.heap(&input[..request.len]);
-        let mut exchange = Exchange::new(stream, app, OWN, request, kept, id_text(self.next_id), &self.time);
+        let mut exchange = Exchange::new(stream, app, OWN, request, kept, id_text(self.heads.next_id), &self.time);
         // It waits for nobody of the dispatch, and nothing but its document or its client's end moves it.
         (exchange.phase, exchange.request.upload) = (Phase::Asking, Upload::Sent);
         self.become_state(stream.connection, State::Processing);
@@ -96,7 +96,7 @@ impl<B: Backend> Loop<B> {
         (exchange.phase, exchange.answer.status) = (Phase::Relaying, reply.status);
         exchange.source = Source::Own(reply.body, 0);
         self.become_state(connection, ConnectionState::WritingResponse);
-        self.backend.send(connection, piece.into());
+        self.send_head(connection, piece);
         match head_only {
             true => self.finish(key, Ending::Answered { surplus: false }),
             false => self.pull(key),

@@ -11,6 +11,7 @@
 //! | `front` | what stands in front of a listener: PROXY protocol headers, and whose word about a request's origin counts |
 //! | `inside` | documents about the inside of the server, and who gets them |
 //! | `memory` | where bytes are that wait, and who goes on when memory comes back |
+//! | `secure` | TLS: what clients send is taken apart, what they are sent is sealed |
 //! | `routes` | where a request goes, and what the loop itself says there |
 //!
 //! Rule: handlers never call each other in circles: what must be looked at again goes onto a list that the reactor works off after
@@ -23,8 +24,8 @@ mod front;
 mod inside;
 mod memory;
 mod routes;
+mod secure;
 
-pub use crate::listener::Scheme;
 pub use admission::Admission;
 pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
 pub(crate) use apps::{Apps, Seat};
@@ -32,6 +33,7 @@ pub(crate) use front::{Arrival, Tolds};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
 pub(crate) use routes::{Leads, LoopRoute, Route, Routes, Written};
+pub(crate) use secure::{Secure, send};
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -118,12 +120,14 @@ pub(crate) struct Heads {
     pub fields: Fields,
     /// Where the request in hand comes from.
     pub origin: Origin,
+    /// The next request's id: a random start, so that ids of two loops or two servers do not meet.
+    pub next_id: u64,
 }
 
 impl Heads {
-    pub fn new(settings: &Settings) -> Heads {
+    pub fn new(settings: &Settings, next_id: u64) -> Heads {
         let limits = HeadLimits::new(settings.max_head, settings.max_fields);
-        Heads { limits, fields: Fields::default(), origin: Origin::default() }
+        Heads { limits, fields: Fields::default(), origin: Origin::default(), next_id }
     }
 }
 
@@ -135,6 +139,8 @@ pub(crate) enum Task {
     Ask(Key),
     /// A client's input can be looked at again.
     Resume(Sock),
+    /// A client has said inside that it has finished sending.
+    End(Sock),
 }
 
 /// One loop's state: everything that its handlers work on.
@@ -150,9 +156,9 @@ pub(crate) struct Loop<B: Backend> {
     pub apps: Apps,
     /// The connection that is worked on, which a panic is to cost; [`Key::NONE`] for what concerns none.
     pub subject: Sock,
-    /// The next request's id: a random start, so that ids of two loops or two servers do not meet.
-    pub next_id: u64,
     pub accepting: Accepting,
+    /// Clients that speak TLS; `None` as long as no listener does.
+    pub secure: Option<Box<Secure>>,
     pub counters: OwnCounters,
     pub access: AccessLog,
     /// What the handlers have left to be done, in this order.
@@ -201,6 +207,10 @@ impl<B: Backend> Loop<B> {
             Task::Ask(key) => {
                 self.concern(key);
                 self.acquire(key, true);
+            }
+            Task::End(sock) => {
+                self.subject = sock;
+                self.client_ended(sock);
             }
             Task::Resume(sock) => {
                 self.subject = sock;

@@ -9,7 +9,7 @@ use crate::apps::{self, App, AppTable, To, Way};
 use crate::backends::{Backend, Sock};
 use crate::buffers::block::{Block, SMALL, Writer};
 use crate::config::route::Piece;
-use crate::config::{Internal, Settings};
+use crate::config::{HTTPS, Internal, Settings};
 use crate::dispatch::AppId;
 use crate::http::Method;
 use crate::http::head::Request;
@@ -17,6 +17,7 @@ use crate::http::reply::Direct;
 use crate::http::route::{Edits, location};
 use crate::mailbox::desk::Document;
 use crate::metrics::series::OWN;
+use crate::tls;
 
 use super::Loop;
 use super::inside::may_be_inside;
@@ -45,7 +46,11 @@ pub(crate) enum Route {
     Redirect(usize),
     Nobody,
     Text(&'static [u8]),
+    /// That port, where TLS is spoken.
+    Https(u16),
     Status,
+    /// The answer to a challenge of a certificate authority.
+    Challenge,
     Desk(Document),
     Refuse(u16, &'static str),
 }
@@ -161,10 +166,25 @@ fn internal(settings: &Settings) -> usize {
     }
 }
 
+/// Where the same is with TLS.
+#[cold]
+fn https(input: &[u8], request: &Request, port: u16) -> Direct {
+    let authority = String::from_utf8_lossy(request.authority.of(input));
+    let digits = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
+    let host = authority.rsplit_once(':').filter(|(_, port)| digits(port)).map_or(authority.as_ref(), |(host, _)| host);
+    let port = if port == HTTPS { String::new() } else { format!(":{port}") };
+    let path = String::from_utf8_lossy(request.path.of(input));
+    let path = if path.starts_with('/') { path.as_ref() } else { "/" };
+    Direct::with(308, &format!("Location: https://{host}{port}{path}\r\n"), b"")
+}
+
 impl<B: Backend> Loop<B> {
     /// Who answers a request, whose head `input` begins with; `admin`: it came by an admin listener.
     #[inline(always)]
     pub fn route(&mut self, sock: Sock, admin: bool, input: &[u8], request: &Request) -> Route {
+        if tls::is_challenged() && tls::http_answer(request.path.of(input)).is_some() {
+            return Route::Challenge;
+        }
         let own = admin || request.method == Method::Connect || self.apps.routes.may_be_inside(request.path.of(input));
         if own && let Some(route) = self.own_route(sock, admin, input, request) {
             return route;
@@ -187,6 +207,15 @@ impl<B: Backend> Loop<B> {
     #[cold]
     fn own_route(&mut self, sock: Sock, admin: bool, input: &[u8], request: &Request) -> Option<Route> {
         let path = request.path.of(input);
+        if admin && let Some(port) = self.redirects(sock) {
+            return Some(match request.authority.of(input) {
+                b"" => Route::Refuse(
+                    400,
+                    "this port sends requests to https://, and this one does not say for which host it is",
+                ),
+                _ => Route::Https(port),
+            });
+        }
         let name = if admin { Some(path) } else { self.apps.settings.internal.name(path) };
         let refuse = |status, reason| Some(Route::Refuse(status, reason));
         match name.and_then(|name| self.inside(sock, input, request, name)) {
@@ -196,6 +225,12 @@ impl<B: Backend> Loop<B> {
             }
             inside => inside,
         }
+    }
+
+    /// The port to which a client's listener sends every request.
+    fn redirects(&mut self, sock: Sock) -> Option<u16> {
+        let listener = self.table.client(sock)?.listener;
+        self.accepting.listeners[listener as usize].front.tls.redirect_https
     }
 
     /// Writes what the loop itself says to a request, whose head `input` begins with.
@@ -228,6 +263,11 @@ impl<B: Backend> Loop<B> {
         match route {
             Route::Status => own("application/json", (self.shared.status)().as_bytes()),
             Route::Text(text) => own("text/plain; charset=utf-8", text),
+            Route::Https(port) => Some((https(input, request, port), OWN)),
+            Route::Challenge => {
+                let answer = tls::http_answer(request.path.of(input)).unwrap_or_default();
+                own("application/octet-stream", answer.as_bytes())
+            }
             Route::Redirect(number) => match self.apps.routes.get(number) {
                 LoopRoute { leads: Leads::Redirect(to), series, .. } => Some((to.answer(input, request), *series)),
                 _ => None,

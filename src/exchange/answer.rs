@@ -9,7 +9,7 @@ use crate::backends::{Backend, HIGH_MARK, Size, Sock};
 use crate::buffers::block::{Block, SMALL};
 use crate::buffers::slots::Key;
 use crate::dispatch::Outcome;
-use crate::event_loop::Loop;
+use crate::event_loop::{Loop, send};
 use crate::http::Refusal;
 use crate::http::head::{self, Response};
 use crate::http::reader::Reader;
@@ -59,7 +59,7 @@ impl<B: Backend> Loop<B> {
         exchange.attempt.begun = true;
         let stream = exchange.stream;
         // A client that does not read would have a worker's flood of these held for it; none of them has to arrive.
-        if response.status != 100 && self.backend.unsent(stream.connection) <= HIGH_MARK {
+        if response.status != 100 && self.unsent(stream.connection) <= HIGH_MARK {
             self.stream_interim(stream, input, response);
         }
     }
@@ -170,7 +170,7 @@ impl<B: Backend> Loop<B> {
             let pass = input.slice(relay.pass);
             input.advance(relay.consumed);
             leak_by_plan(&pass);
-            self.backend.send(exchange.stream.connection, pass.into());
+            send(&mut self.secure, &mut self.backend, exchange.stream.connection, pass.into());
         }
         Ok(())
     }

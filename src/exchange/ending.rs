@@ -84,7 +84,7 @@ impl<B: Backend> Loop<B> {
             && let Some(exchange) = self.exchanges.lookup(key)
         {
             let end = last_chunk(&mut self.memory.scratch, exchange.answer.reader.trailers());
-            self.backend.send(stream.connection, end);
+            self.send(stream.connection, end);
         }
     }
 
@@ -145,7 +145,7 @@ impl<B: Backend> Loop<B> {
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
         exchange.answer.bytes += body_len(&piece) as u64;
         self.become_state(connection, State::WritingResponse);
-        self.backend.send(connection, piece.into());
+        self.send_head(connection, piece);
     }
 
     fn tell_of_cut(&mut self, key: Key, reason: &str) {

@@ -25,14 +25,15 @@ impl<B: Backend> Loop<B> {
             return;
         };
         let listener = &self.accepting.listeners[client.listener as usize];
-        let own = id_text(self.next_id);
+        let certificate = self.secure.as_ref().map_or("", |secure| secure.certificate(stream.connection));
+        let own = id_text(self.heads.next_id);
         let id = self.heads.id(&input, &own);
         let start_micros = self.time.day.micros(self.time.connections.now_nanos());
         let forward = Forward {
             keep_alive: app.settings.keepalive,
             open: request.framing == Framing::Chunked,
             edits: edits.as_ref(),
-            ..listener.forward(&client.arrival, &self.heads.origin, id, start_micros)
+            ..listener.forward(&client.arrival, (&self.heads.origin, certificate), id, start_micros)
         };
         let room = rewrite::request_room(request, &self.heads.fields, &forward);
         let head = self.memory.scratch.write(room, |out| {
@@ -61,7 +62,7 @@ impl<B: Backend> Loop<B> {
     /// it came, or begins with it.
     #[inline(always)]
     pub fn begin_exchange(&mut self, stream: Stream, exchange: Exchange, head: &[u8]) -> Option<Key> {
-        self.next_id = self.next_id.wrapping_add(1);
+        self.heads.next_id = self.heads.next_id.wrapping_add(1);
         let key = match self.exchanges.insert(exchange) {
             Ok(key) => key,
             Err(exchange) => {

@@ -46,7 +46,7 @@ impl<B: Backend> Loop<B> {
         debug_assert!(exchange.phase == Phase::Relaying, "only an answer's body is pulled");
         let (connection, was) = (exchange.stream.connection, exchange.answer.hold);
         let most = exchange.app.settings.response_buffer.max(HIGH_MARK);
-        let unsent = self.backend.unsent(connection);
+        let unsent = self.unsent(connection);
         let hold = if unsent > if was == Hold::Client { most / 2 } else { most } {
             Hold::Client
         } else if unsent > 0 && !self.memory.has_room() {
@@ -91,14 +91,14 @@ impl<B: Backend> Loop<B> {
         let version = client.http.version;
         let kept = self.memory.pool.heap(&input[..request.len]);
         let mut exchange =
-            Exchange::new(stream, app.clone(), *series, request, kept, id_text(self.next_id), &self.time);
+            Exchange::new(stream, app.clone(), *series, request, kept, id_text(self.heads.next_id), &self.time);
         (exchange.phase, exchange.request.upload) = (Phase::Relaying, Upload::Sent);
         (exchange.answer.status, exchange.source) = (direct.status(), Source::Own(direct.body().clone(), 0));
         let date = &self.time.day.date;
         let piece = self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, true));
         let Some(key) = self.begin_exchange(stream, exchange, input) else { return };
         self.become_state(stream.connection, State::WritingResponse);
-        self.backend.send(stream.connection, piece.into());
+        self.send_head(stream.connection, piece);
         self.watch(stream.connection);
         self.pull(key);
     }
@@ -114,11 +114,11 @@ impl<B: Backend> Loop<B> {
             exchange.answer.bytes += (end - *at) as u64;
             *at = end;
             let whole = end == bytes.len();
-            self.backend.send(connection, piece);
+            self.send(connection, piece);
             if whole {
                 return self.finish(key, Ending::Answered { surplus: false });
             }
-            if self.backend.unsent(connection) > HIGH_MARK {
+            if self.unsent(connection) > HIGH_MARK {
                 if let Some(exchange) = self.exchanges.lookup_mut(key) {
                     exchange.answer.hold = Hold::Client;
                 }

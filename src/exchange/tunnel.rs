@@ -33,7 +33,7 @@ impl<B: Backend> Loop<B> {
         self.give_back(key, Outcome::Tunnel);
         input.advance(response.len);
         if !input.is_empty() {
-            self.backend.send(stream.connection, input.into());
+            self.send(stream.connection, input.into());
         }
         // What the client sent behind its request already belongs to the tunnel.
         if let Some(early) = self.table.client(stream.connection).and_then(|client| client.input.take()) {
@@ -58,7 +58,7 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.answer.bytes += block.len() as u64;
         let connection = exchange.stream.connection;
-        self.backend.send(connection, block.into());
+        self.send(connection, block.into());
         if let Some(exchange) = self.exchanges.lookup(key) {
             self.note_move(exchange);
         }
@@ -75,7 +75,7 @@ impl<B: Backend> Loop<B> {
     }
 
     fn tunnel_way(&mut self, from: Sock, to: Sock) {
-        let unsent = self.backend.unsent(to);
+        let unsent = self.unsent(to);
         if unsent <= HIGH_MARK && (unsent == 0 || self.memory.has_room()) {
             self.backend.recv(from, Size::Small);
         } else {
@@ -91,7 +91,7 @@ impl<B: Backend> Loop<B> {
         if std::mem::replace(half_closed, true) {
             return self.finish(key, Ending::Left { how: How::Flushed });
         }
-        self.backend.finish(other);
+        self.finish_sending(other);
     }
 
     /// Gives a tunnel's part of its worker back.

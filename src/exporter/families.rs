@@ -148,6 +148,67 @@ const SERVER: &[Family] = &[
     gauge("production_server_tunnels", &[], "Tunnels, as of WebSockets, open now.", |sample, points| {
         total(sample, points, |totals| totals.active_tunnels);
     }),
+    counter(
+        "production_server_tls_handshakes_total",
+        &["result"],
+        "TLS handshakes by what became of them: `full`, `resumed`, or why there was none. `plain`: a request without TLS; `refused`: the \
+         client did not go on, as one that does not trust the certificate; `left`, `late`: it ended before, or took too long.",
+        |sample, points| {
+            let totals = sample.metrics.total();
+            for (result, count) in [
+                ("full", totals.tls_handshakes),
+                ("resumed", totals.tls_resumed),
+                ("unknown_name", totals.tls_unknown_name),
+                ("nothing_in_common", totals.tls_nothing_in_common),
+                ("client_certificate", totals.tls_client_certificate),
+                ("refused", totals.tls_refused),
+                ("malformed", totals.tls_failed),
+                ("plain", totals.tls_plain),
+                ("late", totals.tls_late),
+                ("left", totals.tls_left),
+            ] {
+                points.whole(&[("result", result)], count);
+            }
+        },
+    ),
+    gauge(
+        "production_server_tls_certificate_not_after_seconds",
+        &["listener", "name"],
+        "Until when a certificate holds, in seconds since 1970, by the first name that it is for.",
+        |sample, points| {
+            for one in &sample.status.certificates {
+                let name = one.names.first().map_or("", String::as_str);
+                points.real(&[("listener", &one.listener), ("name", name)], one.not_after as f64);
+            }
+        },
+    ),
+    counter(
+        "production_server_tls_broken_total",
+        &[],
+        "TLS connections closed because what came on them after the handshake was malformed.",
+        |sample, points| total(sample, points, |totals| totals.tls_broken),
+    ),
+    counter(
+        "production_server_acme_orders_total",
+        &["result"],
+        "Attempts to get a certificate by ACME: `issued`, or `failed`.",
+        |sample, points| {
+            if let Some(acme) = &sample.status.acme {
+                points.whole(&[("result", "issued")], acme.issued);
+                points.whole(&[("result", "failed")], acme.failed);
+            }
+        },
+    ),
+    gauge(
+        "production_server_acme_next_attempt_seconds",
+        &[],
+        "When a certificate is ordered the next time, in seconds since 1970.",
+        |sample, points| {
+            if let Some(acme) = &sample.status.acme {
+                points.real(&[], acme.next_attempt as f64);
+            }
+        },
+    ),
     counter("production_server_bytes_received_total", &[], "Bytes received from clients.", |sample, points| {
         total(sample, points, |totals| totals.bytes_received);
     }),

@@ -28,6 +28,8 @@ fn with_sample<T>(bungate: bool, read: impl FnOnce(&Sample<'_>) -> T) -> T {
     let mut status = status::sample();
     status.apps[0].workers[0].health = Some(status::Health { healthy: true, failures: 3, reason: None });
     status.apps[0].workers[0].ejections = Some(1);
+    status.certificates = vec![status::Certificate { names: vec!["shop.example".to_owned()], ..Default::default() }];
+    status.acme = Some(status::Acme { issued: 1, next_attempt: 1_800_000_000, ..Default::default() });
     let time = LoopTime { used: Duration::from_millis(1500), busy: 0.25 };
     let sample = Sample { status: &status, metrics: &metrics, loops: vec![None, Some(time)], started: 1.5e9, bungate };
     read(&sample)

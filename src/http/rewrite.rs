@@ -49,6 +49,8 @@ pub struct Front<'a> {
     pub traces: bool,
     /// Whether `Forwarded` (RFC 7239) is written.
     pub writes_forwarded: bool,
+    /// Who the client is by its own certificate: the value of `X-Forwarded-Client-Cert`; empty if it has shown none.
+    pub client_certificate: &'a str,
 }
 
 impl Front<'_> {
@@ -72,7 +74,7 @@ impl Front<'_> {
     #[cold]
     fn room(&self, request: &Request) -> usize {
         let (chain, host) = self.origin.map_or((0, 0), |origin| (origin.chain_room(20), origin.host.len()));
-        2 * chain + 2 * host + request.authority.len() + 256
+        2 * chain + 2 * host + request.authority.len() + self.client_certificate.len() + 256
     }
 }
 
@@ -320,6 +322,9 @@ fn forwarded_fields(out: &mut Writer<'_>, bytes: &[u8], request: &Request, field
     }
     if port != 0 {
         line(out, b"X-Forwarded-Port: ", itoa::Buffer::new().format(port).as_bytes());
+    }
+    if let Some(front) = forward.front.filter(|front| !front.client_certificate.is_empty()) {
+        line(out, b"X-Forwarded-Client-Cert: ", front.client_certificate.as_bytes());
     }
     if let Some(front) = forward.front
         && (front.writes_forwarded || origin.is_some_and(|origin| origin.corrects_forwarded))

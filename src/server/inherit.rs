@@ -17,6 +17,7 @@ use crate::socket_file::SocketFile;
 use crate::supervisor::RunDirectory;
 use crate::supervisor::upgrade::Succession;
 use crate::systemd;
+use crate::tls;
 
 /// What was inherited and is not used yet.
 #[derive(Default)]
@@ -59,6 +60,7 @@ impl Inherited {
             (listener, sockets)
         };
         let listeners = estate.listeners.into_iter().map(&mut with_sockets).collect();
+        tls::adopt_ticket_keys(estate.ticket_keys);
         let (account, lives, joined) = (estate.account, estate.lives, estate.joined);
         Inherited { listeners, run_dir, account, lives, joined, ..Inherited::default() }
     }
@@ -80,7 +82,7 @@ impl Inherited {
                 ListenAddress::Unix(path) => file.map(|identity| SocketFile::inherited(path, identity)),
                 _ => None,
             };
-            found.push(Listening { id: 0, asked: asked.clone(), address, sockets, file, admin: false });
+            found.push(Listening { id: 0, asked: asked.clone(), address, sockets, file, admin: false, tls: None });
             // Only systemd opens several for one name: of others that are alike each is asked for.
             if !matches!(asked, ListenAddress::Systemd(_)) {
                 break;
@@ -184,5 +186,5 @@ fn of_socket(asked: &ListenAddress, descriptor: OwnedFd) -> io::Result<Listening
         socket.set_tcp_nodelay(true)?;
     }
     let asked = asked.clone();
-    Ok(Listening { id: 0, asked, address, sockets: vec![socket.into()], file: None, admin: false })
+    Ok(Listening { id: 0, asked, address, sockets: vec![socket.into()], file: None, admin: false, tls: None })
 }

@@ -4,6 +4,9 @@
 //! logs are rotated. To be called while there is one thread.
 
 use std::ffi::CString;
+use std::fs::DirBuilder;
+use std::os::unix::fs::{DirBuilderExt, chown};
+use std::path::Path;
 
 use nix::errno::Errno;
 use nix::unistd::{Gid, Group, Uid, User, getegid, geteuid, setgid, setuid};
@@ -28,6 +31,9 @@ pub(super) fn give_up(settings: &Settings) -> Result<(), StartError> {
         // The further groups go with the user that had them.
         let further = if user.is_some() { take_groups(name, group) } else { Ok(()) };
         let number = user.as_ref().map(|(number, _)| *number);
+        if settings.acme.is_wanted() {
+            give_state(&settings.acme.directory, number, group);
+        }
         let become_it = further.and_then(|()| setgid(group)).and_then(|()| number.map_or(Ok(()), setuid));
         become_it.map_err(|error| StartError {
             message: format!("cannot run as {}: {error}; only root may", described(settings)),
@@ -36,6 +42,15 @@ pub(super) fn give_up(settings: &Settings) -> Result<(), StartError> {
         stay_readable();
     }
     Ok(())
+}
+
+/// Makes the directory of accounts and certificates, which it will have to write to, where there is none. Where that fails, it is said by
+/// whoever needs it.
+fn give_state(directory: &Path, user: Option<Uid>, group: Gid) {
+    let made = DirBuilder::new().mode(0o755).recursive(true).create(directory.parent().unwrap_or(directory));
+    if made.and_then(|()| DirBuilder::new().mode(0o700).create(directory)).is_ok() {
+        chown(directory, user.map(Uid::as_raw), Some(group.as_raw())).ok();
+    }
 }
 
 /// The groups of that user beside `group`; of one without a name, none. By the C library itself: the wrappers are not there for macOS.

@@ -15,6 +15,7 @@ use super::loops::{LATER_LINKS, LATER_LISTENERS, share_out, socket_room};
 use super::site::{self, Current};
 use super::unix::Owner;
 use super::{Listening, Place, descriptors, listen};
+use crate::acme::Keeper;
 use crate::apps::{App, AppTable};
 use crate::check;
 use crate::config::{self, Changes, Config, Fate, Front, Inputs, ListenAddress, Listener, Loaded, Severity};
@@ -27,6 +28,7 @@ use crate::reactor::ListenerSetup;
 use crate::supervisor::Supervisor;
 use crate::supervisor::reload::{Reloaded, Wanted};
 use crate::supervisor::upgrade::Held;
+use crate::tls;
 
 /// What takes a new process, which an upgrade starts without losing a request.
 const UPGRADE: &str = "`production_server upgrade` starts a process that can";
@@ -57,6 +59,8 @@ pub(super) struct Reloader {
     postboxes: Postboxes,
     log: Log,
     metrics: Metrics,
+    policies: tls::Policies,
+    keeper: Keeper,
 }
 
 /// All that a new configuration takes.
@@ -83,10 +87,12 @@ impl Reloader {
         table: Arc<AppTable>,
         listeners: &[Listening],
         (postboxes, log, metrics): (&Postboxes, &Log, &Metrics),
+        policies: tls::Policies,
     ) -> Reloader {
         let started = Arc::new(loaded);
+        let keeper = Keeper::start(&config.server.acme, &policies, log);
         let sockets = listeners.iter().map(|listening| listening.sockets.len()).sum::<usize>();
-        Reloader {
+        let reloader = Reloader {
             inputs,
             current: started.clone(),
             started,
@@ -99,7 +105,17 @@ impl Reloader {
             postboxes: postboxes.clone(),
             log: log.clone(),
             metrics: metrics.clone(),
-        }
+            policies,
+            keeper,
+        };
+        reloader.show_policies();
+        reloader
+    }
+
+    /// Tells who shows certificates now.
+    fn show_policies(&self) {
+        let of = |place: &Place| Some((place.address.to_string(), place.tls.clone()?));
+        self.policies.put(self.places.iter().filter_map(of).collect());
     }
 
     /// Reads the configuration anew and lets it hold.
@@ -108,19 +124,16 @@ impl Reloader {
     /// Why nothing has changed.
     pub fn reload(&mut self, supervisor: &mut Supervisor, now: Instant) -> Result<Reloaded, String> {
         let inputs = self.inputs.clone();
-        let read = proc::within(READ_PATIENCE, move || read(&inputs)).map_err(|error| match error.kind() {
-            ErrorKind::TimedOut => {
-                "it could not be read in time: a file system, or who knows the names of users, does not answer"
-                    .to_owned()
-            }
-            _ => format!("it could not be read: {error}"),
-        });
-        let (loaded, config) = read??;
-        let changes = self.changes(&loaded);
+        let (loaded, config) = in_time(move || read(&inputs))?;
+        let mut changes = self.changes(&loaded);
+        let renewed = self.renewed(&loaded)?;
+        changes.tls = renewed.iter().map(|(place, prepared)| format!("listener {}: {prepared}", place.asked)).collect();
         if changes.is_empty() {
             self.current = Arc::new(loaded);
             return Ok(Reloaded::default());
         }
+        let policies: Vec<_> =
+            renewed.into_iter().filter_map(|(place, prepared)| Some((place.tls.clone()?, prepared))).collect();
         let plan = self.plan(loaded, config, changes, supervisor, now)?;
         let (wanted, added) = self.wanted(&plan);
         let prepared = supervisor.prepare(wanted, now).map_err(|error| error.to_string())?;
@@ -135,8 +148,14 @@ impl Reloader {
             }
         }
         // From here on nothing fails.
+        for (policy, prepared) in policies {
+            policy.replace(prepared);
+        }
         for warning in plan.loaded.warnings().into_iter().chain(shortage(&plan.config)) {
             self.log.event(Level::Warn, warning, &[]);
+        }
+        if self.config.server.acme != plan.config.server.acme {
+            self.keeper.configure(&plan.config.server.acme);
         }
         let table = self.table.put(plan.table);
         self.postboxes.broadcast(|| Message::Configure(table.clone()));
@@ -153,6 +172,7 @@ impl Reloader {
         self.closing.retain(|place| supervisor.closing().any(|held| held.id == place.id));
         (self.config, self.places, self.next) = (plan.config, plan.places, plan.next);
         self.current = Arc::new(plan.loaded);
+        self.show_policies();
         self.await_loops(&table);
         Ok(Reloaded { lines: plan.changes.lines(), rolls, added })
     }
@@ -172,10 +192,28 @@ impl Reloader {
         changes.server.extend(config::diff(&self.started, loaded).left().cloned());
         let is_other = |listener: &&Listener| {
             let is_it = |place: &&Place| !place.admin && place.asked == listener.address;
-            self.places.iter().find(is_it).is_some_and(|place| place.front != listener.front)
+            self.places.iter().find(is_it).is_some_and(|place| !place.may_become(&listener.front))
         };
         changes.fronts = loaded.config.listeners.iter().filter(is_other).cloned().collect();
         changes
+    }
+
+    /// Listeners that stay, and whose certificates or rules of TLS are others than they show.
+    fn renewed(&self, loaded: &Loaded) -> Result<Vec<(&Place, tls::Prepared)>, String> {
+        let stays = |place: &Place| {
+            let listener = loaded.config.listeners.iter().find(|listener| listener.address == place.asked)?;
+            (!place.admin && place.tls.is_some() && place.may_become(&listener.front))
+                .then(|| listener.front.tls.clone())
+        };
+        let (places, said): (Vec<_>, Vec<_>) =
+            self.places.iter().filter_map(|place| stays(place).map(|tls| (place, tls))).unzip();
+        let prepared = in_time(move || {
+            said.iter().map(tls::prepare).collect::<Result<Vec<_>, _>>().map_err(|failure| failure.to_string())
+        })?;
+        let is_new = |(place, prepared): &(&Place, tls::Prepared)| {
+            place.tls.as_ref().is_some_and(|policy| !policy.says(prepared))
+        };
+        Ok(places.into_iter().zip(prepared).filter(is_new).collect())
     }
 
     fn plan(
@@ -190,6 +228,12 @@ impl Reloader {
         let closes = |asked: &ListenAddress| changes.closed.iter().any(|listener| listener.address == *asked);
         let (gone, mut places): (Vec<Place>, Vec<Place>) =
             self.places.iter().cloned().partition(|place| !place.admin && closes(&place.asked));
+        for place in places.iter_mut().filter(|place| !place.admin) {
+            let said = loaded.config.server.front_at(&place.asked);
+            if place.may_become(said) {
+                place.front = said.clone();
+            }
+        }
         let mut next = self.next;
         let (mut listening, mut again) = (Vec::new(), Vec::new());
         for Listener { address: asked, .. } in &changes.opened {
@@ -261,7 +305,9 @@ impl Reloader {
         let closing = supervisor.closing().filter_map(|held| held.address.parse().ok().map(ListenAddress::Tcp));
         let mut ours = self.places.iter().map(|place| place.address.clone()).chain(closing);
         let is_ours = wanted.is_some() && ours.any(|address| port(&address) == wanted);
-        listen(&config.server, asked, is_ours).map_err(|error| error.message)
+        let mut listening = listen(&config.server, asked, is_ours).map_err(|error| error.message)?;
+        listening.secure(&config.server).map_err(|failure| failure.to_string())?;
+        Ok(listening)
     }
 
     /// What the supervisor is to do, and the apps that are new.
@@ -287,7 +333,8 @@ impl Reloader {
 /// What the configuration says now, and what is to hold: the same, with the numbers of users in place of their names.
 fn read(inputs: &Inputs) -> Result<(Loaded, Config), String> {
     let loaded = inputs.load().map_err(|refusal| refusal.line)?;
-    let errors: Vec<_> = check::apps(&loaded).into_iter().filter(|it| it.severity == Severity::Error).collect();
+    let findings = check::apps(&loaded).into_iter().chain(check::tls(&loaded));
+    let errors: Vec<_> = findings.filter(|it| it.severity == Severity::Error).collect();
     if !errors.is_empty() {
         return Err(loaded.report(&errors));
     }
@@ -295,6 +342,16 @@ fn read(inputs: &Inputs) -> Result<(Loaded, Config), String> {
     let server = &mut config.server;
     server.unix_listen_of.values_mut().chain([&mut server.unix_listen]).for_each(Owner::number);
     Ok((loaded, config))
+}
+
+/// Has something read on a thread of its own: the supervisor waits a moment for it, and goes on.
+fn in_time<T: Send + 'static>(read: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
+    proc::within(READ_PATIENCE, read).map_err(|error| match error.kind() {
+        ErrorKind::TimedOut => {
+            "it could not be read in time: a file system, or who knows the names of users, does not answer".to_owned()
+        }
+        _ => format!("it could not be read: {error}"),
+    })?
 }
 
 /// Says so where the workers of more apps leave fewer descriptors to clients than there may be of them: that number stays as it is.

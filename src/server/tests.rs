@@ -71,6 +71,7 @@ fn inherited_sockets_are_shared_out() {
         address: asked,
         sockets: sockets.into_iter().map(OwnedFd::from).collect(),
         file: None,
+        tls: None,
         admin: false,
     };
     for loops in 1..9 {

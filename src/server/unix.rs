@@ -90,5 +90,5 @@ pub(super) fn listen(path: &Path, mode: u32, owner: Owner) -> Result<Listening, 
     protected.and_then(|()| socket.listen(BACKLOG)).map_err(|error| cannot(error, ""))?;
     let address = ListenAddress::Unix(path.to_owned());
     let (asked, sockets) = (address.clone(), vec![socket.into()]);
-    Ok(Listening { id: 0, asked, address, sockets, file: Some(file), admin: false })
+    Ok(Listening { id: 0, asked, address, sockets, file: Some(file), admin: false, tls: None })
 }

@@ -19,6 +19,7 @@ use crate::mailbox::desk::Desk;
 use crate::metrics::latency::{Latencies, Rates, Recent};
 use crate::metrics::lives::{Lives, Record};
 use crate::metrics::{Account, Metrics};
+use crate::tls;
 
 /// What the supervisor cannot know of the server around it.
 #[derive(Clone, Debug)]
@@ -31,6 +32,8 @@ pub struct About {
     pub desk: Desk,
     /// When the server started.
     pub started: Instant,
+    /// What listeners show to clients that speak TLS.
+    pub tls: tls::Policies,
 }
 
 /// The same, with what is remembered of it.
@@ -67,6 +70,11 @@ impl Observed {
         self.departed.values().for_each(|tally| all.add(&tally.all().lives));
         all
     }
+}
+
+fn certificate((listener, shown): (String, tls::Shown)) -> status::Certificate {
+    let (file, expires) = (shown.path.display().to_string(), tls::day(shown.not_after));
+    status::Certificate { listener, names: shown.names, file, not_after: shown.not_after, expires }
 }
 
 impl Supervisor {
@@ -117,7 +125,14 @@ impl Supervisor {
             log_lines_dropped: self.log_lines_dropped(),
             reload: self.observed.as_ref().and_then(|observed| observed.reload.clone()),
             upgrade: self.upgrades.status(),
+            certificates: about
+                .map(|about| about.tls.shown())
+                .unwrap_or_default()
+                .into_iter()
+                .map(certificate)
+                .collect(),
             apps,
+            acme: crate::acme::report(),
             departed: self.observed.as_ref().map(Observed::departed).unwrap_or_default(),
         }
     }

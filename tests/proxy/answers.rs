@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::support::{Client, Ending, Server, Worker, on_every_backend, pattern, text, until};
+use crate::support::{Client, Ending, Server, Worker, on_every_backend_and_tls, pattern, text, until};
 
-on_every_backend! {
+on_every_backend_and_tls! {
     malformed_answers_are_refused
     endless_heads_are_refused
     heads_above_a_limit_say_which_and_the_flags_raise_it

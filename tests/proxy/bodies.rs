@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Server, Worker, on_every_backend, pattern, text, until};
+use crate::support::{Client, Server, Worker, on_every_backend_and_tls, pattern, text, until};
 
-on_every_backend! {
+on_every_backend_and_tls! {
     a_slow_sender_does_not_use_up_its_workers_time
     bodies_of_all_sizes_arrive_whole
     large_bodies_wait_for_a_slow_worker

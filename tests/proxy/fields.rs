@@ -1,8 +1,9 @@
 //! Field lines on their way through, both ways.
 
-use crate::support::{Client, Server, Worker, on_every_backend};
+use crate::support::tls::SUFFIX;
+use crate::support::{Client, Server, Worker, on_every_backend_and_tls};
 
-on_every_backend! {
+on_every_backend_and_tls! {
     hop_by_hop_fields_end_here
     what_connection_names_ends_here
     forwarded_fields_are_ours
@@ -84,9 +85,10 @@ fn forwarded_fields_are_ours(backend: &str) {
     );
     assert_eq!(values(&lines, "x-forwarded-for"), ["127.0.0.1"]);
     assert_eq!(values(&lines, "x-real-ip"), ["127.0.0.1"]);
-    assert_eq!(values(&lines, "x-forwarded-proto"), ["http"]);
+    let scheme = if backend.ends_with(SUFFIX) { "https" } else { "http" };
+    assert_eq!(values(&lines, "x-forwarded-proto"), [scheme]);
     assert_eq!(values(&lines, "x-forwarded-host"), ["test"]);
-    assert_eq!(values(&lines, "x-forwarded-port"), [server.address.port().to_string()]);
+    assert_eq!(values(&lines, "x-forwarded-port"), [server.own.port().to_string()]);
     assert_eq!(values(&lines, "via"), ["1.1 before", "1.1 production_server"]);
     assert_eq!(values(&lines, "x_mine"), ["kept"]);
     for shadow in ["content_length", "transfer_encoding", "x_request_id", "x_real_ip"] {

@@ -3,9 +3,9 @@
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
-use crate::support::{Client, Server, Worker, folder, on_every_backend};
+use crate::support::{Client, Server, Worker, folder, on_every_backend_and_tls};
 
-on_every_backend! {
+on_every_backend_and_tls! {
     the_inside_is_told_to_this_machine_only
     the_inside_is_told_to_who_means_this_machine
     the_documents_move_under_a_prefix

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::support::{Client, Ending, Server, Worker, on_every_backend, until};
+use crate::support::{Client, Ending, Server, Worker, on_every_backend_and_tls, until};
 
-on_every_backend! {
+on_every_backend_and_tls! {
     pipelines_of_any_depth_are_answered_in_order
     a_pipeline_across_many_packets_is_answered_in_order
     connections_are_kept_and_closed_as_asked

@@ -1,8 +1,8 @@
 //! What is refused, over the wire: the status, the connection's end, and that the worker got nothing of it.
 
-use crate::support::{Client, Ending, Server, Worker, on_every_backend, pattern, text, until};
+use crate::support::{Client, Ending, Server, Worker, on_every_backend_and_tls, pattern, text, until};
 
-on_every_backend! {
+on_every_backend_and_tls! {
     malformed_heads_are_refused
     targets_and_versions_are_refused
     heads_that_are_too_large_are_refused

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use crate::support::{Client, Server, Worker, folder, on_every_backend};
+use crate::support::{Client, Server, Worker, folder, on_every_backend_and_tls};
 
-on_every_backend! {
+on_every_backend_and_tls! {
     the_first_route_that_matches_answers
     fields_and_paths_are_changed_on_the_way
     what_is_said_of_a_route_holds_for_every_answer_of_it

@@ -4,7 +4,7 @@ use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::support::{Client, Server, Worker, on_every_backend, pattern, until};
+use crate::support::{Client, Server, Worker, on_every_backend, pattern, through_tls, until};
 
 on_every_backend! {
     pieces_arrive_before_the_next_is_made
@@ -13,6 +13,20 @@ on_every_backend! {
     a_stream_outlives_the_read_timeout
     slow_readers_hold_neither_the_worker_nor_much_memory
     heads_that_arrive_byte_by_byte_do_not_slow_another_client
+    memory_for_slow_readers_ends_at_its_limit
+    a_reader_without_progress_is_cut_and_a_slow_one_is_not
+    a_slow_reader_of_an_endless_answer_is_bounded
+    a_pipeline_whose_answers_nobody_reads_is_bounded
+    a_pipeline_that_waits_for_its_reader_survives_a_half_close
+}
+
+// Without the one that takes the time: what it sees would be that of the relay.
+through_tls! {
+    pieces_arrive_before_the_next_is_made
+    old_clients_get_their_pieces_at_once
+    a_client_that_leaves_a_stream_ends_it
+    a_stream_outlives_the_read_timeout
+    slow_readers_hold_neither_the_worker_nor_much_memory
     memory_for_slow_readers_ends_at_its_limit
     a_reader_without_progress_is_cut_and_a_slow_one_is_not
     a_slow_reader_of_an_endless_answer_is_bounded

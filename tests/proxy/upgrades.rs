@@ -1,8 +1,8 @@
 //! WebSocket upgrades: a tunnel after a 101, an ordinary answer otherwise.
 
-use crate::support::{Client, Server, Worker, on_every_backend, pattern, until};
+use crate::support::{Client, Server, Worker, on_every_backend_and_tls, pattern, until};
 
-on_every_backend! {
+on_every_backend_and_tls! {
     a_tunnel_carries_bytes_both_ways
     bytes_right_behind_the_heads_belong_to_the_tunnel
     a_tunnel_carries_much_both_ways_at_once

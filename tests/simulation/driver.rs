@@ -13,7 +13,7 @@ use production_server::backends::{Backend, Bell, Options, Size};
 use production_server::buffers::block::{Budget, Pool};
 use production_server::config::{self, Settings};
 use production_server::dispatch::{Balance, Dispatch, Policy};
-use production_server::event_loop::{Scheme, Shared};
+use production_server::event_loop::Shared;
 use production_server::log::Log;
 use production_server::mailbox::{Mailbox, Message, Postboxes, mailbox};
 use production_server::metrics::Metrics;
@@ -538,7 +538,7 @@ fn open_loop(
             id: 0,
             descriptor: world.listener(place.clone()).unwrap(),
             port: 80,
-            scheme: Scheme::Http,
+            tls: None,
             front: Arc::new(shared.settings.front.clone()),
             admin: false,
         }],

@@ -11,6 +11,7 @@ mod clogged;
 pub mod exposition;
 mod process;
 mod server;
+pub mod tls;
 mod worker;
 
 use std::process::Command;
@@ -115,3 +116,37 @@ macro_rules! on_every_backend {
     };
 }
 pub(crate) use on_every_backend;
+
+/// The same through TLS, of which the tests know nothing.
+macro_rules! through_tls {
+    ($($case:ident $(,)?)*) => {
+        #[cfg(backend_readiness)]
+        mod epoll_tls {
+            $(
+                #[test]
+                fn $case() {
+                    super::$case("epoll+tls");
+                }
+            )*
+        }
+        #[cfg(backend_io_uring)]
+        mod io_uring_tls {
+            $(
+                #[test]
+                fn $case() {
+                    super::$case("io_uring+tls");
+                }
+            )*
+        }
+    };
+}
+pub(crate) use through_tls;
+
+/// Both.
+macro_rules! on_every_backend_and_tls {
+    ($($case:ident $(,)?)*) => {
+        crate::support::on_every_backend! { $($case)* }
+        crate::support::through_tls! { $($case)* }
+    };
+}
+pub(crate) use on_every_backend_and_tls;

@@ -9,16 +9,21 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 
 use super::process::{Process, send_signal};
+use super::tls::{self, Relay};
 use super::{Client, DEADLINE, PROGRAM, folder, until};
 
 /// A running server; killed when dropped.
 pub struct Server {
-    /// Where it listens.
+    /// Where it is reached.
     pub address: SocketAddr,
+    /// Where it listens: there, unless tests reach it through TLS.
+    pub own: SocketAddr,
     child: Child,
     lines: Arc<Mutex<Vec<String>>>,
     reader: Option<JoinHandle<()>>,
     run: PathBuf,
+    /// Where tests reach it that know nothing of TLS, and it speaks nothing else.
+    relay: Option<Relay>,
     // Last, so that the folder goes when nobody uses it any more.
     _folder: tempfile::TempDir,
 }
@@ -40,6 +45,12 @@ impl Server {
         let said = flags.iter().position(|flag| *flag == "--run-dir").and_then(|flag| flags.get(flag + 1));
         let run = said.map_or_else(|| folder.path().join("run"), PathBuf::from);
         let run_directory = run.display().to_string();
+        let plain = backend.strip_suffix(tls::SUFFIX);
+        if plain.is_some() {
+            let (certificate, key) = tls::localhost().write(folder.path(), "localhost");
+            command.arg("--tls-cert").arg(certificate).arg("--tls-key").arg(key);
+        }
+        let (secure, backend) = (plain.is_some(), plain.unwrap_or(backend));
         command.args(["--json-logging", "--pin", "off", "--backend", backend]);
         if !flags.contains(&"--access-log") {
             command.arg("--no-access-log");
@@ -71,8 +82,23 @@ impl Server {
         });
         let address = address.recv_timeout(DEADLINE);
         let unknown = SocketAddr::from(([127, 0, 0, 1], 0));
-        let mut server = Server { address: unknown, child, lines, reader: Some(reader), run, _folder: folder };
+        let mut server = Server {
+            address: unknown,
+            own: unknown,
+            child,
+            lines,
+            reader: Some(reader),
+            run,
+            relay: None,
+            _folder: folder,
+        };
         server.address = address.unwrap_or_else(|_| panic!("the server does not listen: {:?}", server.lines()));
+        server.own = server.address;
+        if secure {
+            let relay = Relay::to(server.address);
+            server.address = relay.address;
+            server.relay = Some(relay);
+        }
         assert!(!server.has_said("refuses io_uring"), "{:?}", server.lines());
         server
     }
@@ -105,6 +131,11 @@ impl Server {
     /// The apps in that document.
     pub fn apps(&self) -> serde_json::Value {
         self.document()["apps"].take()
+    }
+
+    /// The certificates in that document.
+    pub fn certificates(&self) -> Vec<serde_json::Value> {
+        self.document()["certificates"].as_array().unwrap().clone()
     }
 
     fn document(&self) -> serde_json::Value {
@@ -209,6 +240,7 @@ impl Drop for Server {
         // It may be gone already; then there is nothing to kill, and the wait tells so.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        self.relay = None;
         // Ends when the guard has, who ends the workers and holds the same stderr.
         if let Some(reader) = self.reader.take() {
             let _ = reader.join();

@@ -275,6 +275,7 @@ impl Supervisor {
             account: self.account(),
             lives: self.context.status.lives(),
             joined,
+            ticket_keys: crate::tls::ticket_keys(),
         };
         Ok((estate, descriptors))
     }

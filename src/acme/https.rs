@@ -1,0 +1,73 @@
+//! The transport: HTTPS to the authority, with our own cryptography, and trusting whom the system trusts unless told otherwise.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+
+use super::client::{Failure, Request, Response, Transport};
+use crate::tls;
+
+/// How long a request may take with its response.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// A response has at most so many bytes: a certificate with those of its issuers has a few thousand.
+const MOST_BYTES: u64 = 1024 * 1024;
+/// Where systems keep those whom they trust: Debian, Fedora, Alpine and the BSDs.
+const BUNDLES: [&str; 4] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/cert.pem",
+    "/usr/local/share/certs/ca-root-nss.crt",
+];
+
+/// See the module.
+pub struct Https(ureq::Agent);
+
+impl Https {
+    /// Trusts those in a file, or whom the system trusts (`$SSL_CERT_FILE`, else the system's bundle).
+    ///
+    /// # Errors
+    /// When nobody would be trusted.
+    pub fn new(ca_file: Option<&Path>) -> Result<Https, Failure> {
+        let of_system = || {
+            let own = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
+            own.or_else(|| BUNDLES.iter().map(PathBuf::from).find(|path| path.exists()))
+        };
+        let file = ca_file.map(Path::to_owned).or_else(of_system).ok_or_else(|| {
+            Failure::new(
+                "this system has no bundle of certificates to trust: install ca-certificates, or set acme.ca_file",
+            )
+        })?;
+        let found = tls::authorities(&file).map_err(|failure| Failure::new(failure.to_string()))?;
+        let trusted: Vec<_> = found.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect();
+        let tls = TlsConfig::builder()
+            .root_certs(RootCerts::new_with_certs(&trusted))
+            .unversioned_rustls_crypto_provider(tls::provider().clone())
+            .build();
+        let agent = ureq::Agent::config_builder()
+            .tls_config(tls)
+            .https_only(true)
+            .http_status_as_error(false)
+            .timeout_global(Some(PATIENCE))
+            .user_agent(concat!("production_server/", env!("CARGO_PKG_VERSION")))
+            .build();
+        Ok(Https(agent.new_agent()))
+    }
+}
+
+impl Transport for Https {
+    fn send(&mut self, request: &Request) -> Result<Response, String> {
+        let failed = |error: ureq::Error| format!("{}: {error}", request.url);
+        let sent = match request.body {
+            Some(body) => self.0.post(request.url).header("Content-Type", "application/jose+json").send(body),
+            None => self.0.get(request.url).call(),
+        };
+        let mut response = sent.map_err(failed)?;
+        let field = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.trim().to_owned());
+        let (nonce, location) = (field("Replay-Nonce"), field("Location"));
+        let retry_after = field("Retry-After").and_then(|text| text.parse().ok());
+        let status = response.status().as_u16();
+        let body = response.body_mut().with_config().limit(MOST_BYTES).read_to_vec().map_err(failed)?;
+        Ok(Response { status, nonce, location, retry_after, body })
+    }
+}

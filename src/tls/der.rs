@@ -1,0 +1,288 @@
+//! The few fields of a certificate (RFC 5280, 4.1) that people want to read: whom it is for, and from when until when it holds. The library
+//! judges certificates; this only looks, and what it cannot read it leaves out.
+
+/// What a certificate says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts {
+    /// The DNS names and addresses of its subjectAltName, DNS names in small letters.
+    pub names: Vec<String>,
+    /// Its subject, as in `CN=alice,O=Example` (RFC 4514), the most special part first.
+    pub subject: String,
+    /// From when it holds, in seconds since 1970.
+    pub not_before: i64,
+    /// Until when.
+    pub not_after: i64,
+}
+
+const SEQUENCE: u8 = 0x30;
+const SET: u8 = 0x31;
+const BOOLEAN: u8 = 0x01;
+const INTEGER: u8 = 0x02;
+const OCTETS: u8 = 0x04;
+const OBJECT: u8 = 0x06;
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
+const VERSION: u8 = 0xa0;
+const EXTENSIONS: u8 = 0xa3;
+const DNS_NAME: u8 = 0x82;
+const IP_ADDRESS: u8 = 0x87;
+const KEY_IDENTIFIER: u8 = 0x80;
+/// id-ce-authorityKeyIdentifier, 2.5.29.35.
+const AUTHORITY_KEY: &[u8] = &[0x55, 0x1d, 0x23];
+/// id-ce-subjectAltName, 2.5.29.17.
+const ALTERNATIVE_NAMES: &[u8] = &[0x55, 0x1d, 0x11];
+/// The attributes that RFC 4514 has short names for, and the address, under id-at (2.5.4).
+const ATTRIBUTES: &[(u8, &str)] = &[(3, "CN"), (6, "C"), (7, "L"), (8, "ST"), (9, "STREET"), (10, "O"), (11, "OU")];
+
+/// Reads a certificate; `None` for what is none.
+pub fn facts(certificate: &[u8]) -> Option<Facts> {
+    let (certificate, _) = expect(certificate, SEQUENCE)?;
+    let (mut rest, _) = expect(certificate, SEQUENCE)?;
+    if let Some((_, behind)) = expect(rest, VERSION) {
+        rest = behind;
+    }
+    // Serial number, signature algorithm, issuer.
+    for _ in 0..3 {
+        (_, _, rest) = element(rest)?;
+    }
+    let (validity, rest) = expect(rest, SEQUENCE)?;
+    let (kind, not_before, behind) = element(validity)?;
+    let not_before = time(kind, not_before)?;
+    let (kind, not_after, _) = element(behind)?;
+    let (subject, rest) = expect(rest, SEQUENCE)?;
+    let (_, _, mut rest) = element(rest)?;
+    let mut facts = Facts { not_before, not_after: time(kind, not_after)?, subject: name(subject), ..Facts::default() };
+    while let Some((kind, content, behind)) = element(rest) {
+        if kind == EXTENSIONS {
+            facts.names = expect(content, SEQUENCE).map(|(all, _)| alternative_names(all)).unwrap_or_default();
+        }
+        rest = behind;
+    }
+    Some(facts)
+}
+
+/// How a certificate is named where its renewal is suggested (RFC 9773, 4.1): the identifier of its issuer's key (RFC 5280, 4.2.1.1), and its
+/// serial number as it is encoded.
+pub fn identity(certificate: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    let (certificate, _) = expect(certificate, SEQUENCE)?;
+    let (mut rest, _) = expect(certificate, SEQUENCE)?;
+    if let Some((_, behind)) = expect(rest, VERSION) {
+        rest = behind;
+    }
+    let (serial, rest) = expect(rest, INTEGER)?;
+    let (_, extensions) = elements(rest).find(|(tag, _)| *tag == EXTENSIONS)?;
+    let (extensions, _) = expect(extensions, SEQUENCE)?;
+    let key = elements(extensions).find_map(|(_, extension)| {
+        let (_, rest) = expect(extension, OBJECT).filter(|(id, _)| *id == AUTHORITY_KEY)?;
+        let (_, content) = elements(rest).find(|(tag, _)| *tag == OCTETS)?;
+        let (content, _) = expect(content, SEQUENCE)?;
+        expect(content, KEY_IDENTIFIER).map(|(key, _)| key.to_vec())
+    })?;
+    Some((key, serial.to_vec()))
+}
+
+/// A time as the Internet writes it (RFC 3339), as in `2027-01-02T04:00:00Z`, in seconds since 1970; fractions are left out.
+pub fn seconds(text: &str) -> Option<i64> {
+    let (date, rest) = text.split_at_checked(19)?;
+    let is_formed = date.bytes().zip("0000-00-00T00:00:00".bytes()).all(|(found, form)| match form {
+        b'0' => found.is_ascii_digit(),
+        form => found.eq_ignore_ascii_case(&form),
+    });
+    let digits: Vec<u8> = date.bytes().filter(u8::is_ascii_digit).collect();
+    let local = time(GENERALIZED_TIME, &digits).filter(|_| is_formed)?;
+    let zone =
+        rest.strip_prefix('.').map_or(rest, |rest| rest.trim_start_matches(|letter: char| letter.is_ascii_digit()));
+    if zone.eq_ignore_ascii_case("z") {
+        return Some(local);
+    }
+    let sign = if zone.starts_with('-') { -1 } else { 1 };
+    let (hours, minutes) = zone.strip_prefix(['+', '-'])?.split_once(':')?;
+    let offset = hours
+        .parse::<u8>()
+        .ok()
+        .zip(minutes.parse::<u8>().ok())
+        .filter(|(hours, minutes)| *hours < 24 && *minutes < 60)?;
+    Some(local - sign * (i64::from(offset.0) * 3600 + i64::from(offset.1) * 60))
+}
+
+/// The first element: its tag, its content, and what is behind it. Lengths of more than four bytes are no certificate's.
+fn element(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
+    let (&tag, rest) = bytes.split_first()?;
+    let (&first, mut rest) = rest.split_first()?;
+    let mut length = usize::from(first);
+    if first >= 0x80 {
+        let count = usize::from(first & 0x7f);
+        let digits = rest.get(..count).filter(|_| (1..=4).contains(&count))?;
+        length = digits.iter().fold(0, |length, digit| length << 8 | usize::from(*digit));
+        rest = &rest[count..];
+    }
+    let (content, behind) = rest.split_at_checked(length)?;
+    Some((tag, content, behind))
+}
+
+fn expect(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
+    element(bytes).filter(|(found, _, _)| *found == tag).map(|(_, content, behind)| (content, behind))
+}
+
+/// All elements of what is in a sequence or a set.
+fn elements(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    std::iter::from_fn(move || {
+        let (tag, content, behind) = element(bytes)?;
+        bytes = behind;
+        Some((tag, content))
+    })
+}
+
+/// Seconds since 1970. RFC 5280 has both forms end with seconds and Z, and years of two digits from 50 on in the last century.
+fn time(tag: u8, text: &[u8]) -> Option<i64> {
+    let digits: Vec<i64> =
+        text.iter().map_while(|byte| byte.is_ascii_digit().then(|| i64::from(byte - b'0'))).collect();
+    let (year, rest) = match tag {
+        UTC_TIME if digits.len() == 12 => {
+            let year = digits[0] * 10 + digits[1];
+            (if year < 50 { 2000 + year } else { 1900 + year }, &digits[2..])
+        }
+        GENERALIZED_TIME if digits.len() == 14 => {
+            (digits[..4].iter().fold(0, |year, digit| year * 10 + digit), &digits[4..])
+        }
+        _ => return None,
+    };
+    let two: Vec<i64> = rest.chunks(2).map(|pair| pair[0] * 10 + pair[1]).collect();
+    let [month, day, hour, minute, second] = two[..] else { return None };
+    // Days by the calendar that begins in March (Howard Hinnant, "chrono-compatible low-level date algorithms").
+    let (year, month) = if month <= 2 { (year - 1, month + 9) } else { (year, month - 3) };
+    let days =
+        year * 365 + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + (153 * month + 2) / 5 + day
+            - 1
+            - 719_468;
+    Some(((days * 24 + hour) * 60 + minute) * 60 + second)
+}
+
+fn alternative_names(extensions: &[u8]) -> Vec<String> {
+    let of = |extension: &[u8]| {
+        let (object, rest) = expect(extension, OBJECT)?;
+        let rest = expect(rest, BOOLEAN).map_or(rest, |(_, behind)| behind);
+        let (octets, _) = expect(rest, OCTETS)?;
+        let (names, _) = expect(octets, SEQUENCE).filter(|_| object == ALTERNATIVE_NAMES)?;
+        Some(elements(names).filter_map(alternative_name).collect())
+    };
+    elements(extensions).find_map(|(_, extension)| of(extension)).unwrap_or_default()
+}
+
+fn alternative_name((tag, name): (u8, &[u8])) -> Option<String> {
+    match (tag, name.len()) {
+        (DNS_NAME, _) => std::str::from_utf8(name).ok().map(str::to_ascii_lowercase),
+        (IP_ADDRESS, 4) => <[u8; 4]>::try_from(name).ok().map(|address| std::net::Ipv4Addr::from(address).to_string()),
+        (IP_ADDRESS, 16) => {
+            <[u8; 16]>::try_from(name).ok().map(|address| std::net::Ipv6Addr::from(address).to_string())
+        }
+        _ => None,
+    }
+}
+
+/// A distinguished name as RFC 4514 writes it.
+fn name(parts: &[u8]) -> String {
+    let part = |(_, part): (u8, &[u8])| {
+        let (attribute, _) = expect(part, SEQUENCE)?;
+        let (object, value) = expect(attribute, OBJECT)?;
+        let (_, value, _) = element(value)?;
+        let short = match object {
+            [0x55, 0x04, number] => ATTRIBUTES.iter().find(|(known, _)| known == number).map(|(_, short)| *short),
+            _ => None,
+        };
+        Some(format!("{}={}", short?, escaped(&String::from_utf8_lossy(value))))
+    };
+    let sets = elements(parts).filter(|(tag, _)| *tag == SET);
+    let mut parts: Vec<String> = sets.filter_map(part).collect();
+    parts.reverse();
+    parts.join(",")
+}
+
+/// A value that stands for itself: special characters get a backslash, and what cannot stand in a header field becomes its number.
+fn escaped(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    for (index, letter) in value.char_indices() {
+        let at_edge = index == 0 || index + letter.len_utf8() == value.len();
+        match letter {
+            '"' | '+' | ',' | ';' | '<' | '>' | '\\' | '=' => out.extend(['\\', letter]),
+            ' ' | '#' if at_edge => out.extend(['\\', letter]),
+            ' '..='~' => out.push(letter),
+            _ => letter.encode_utf8(&mut [0; 4]).bytes().for_each(|byte| out.push_str(&format!("\\{byte:02X}"))),
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_seconds_since_1970() {
+        for (tag, text, seconds) in [
+            (UTC_TIME, "700101000000Z", 0),
+            (UTC_TIME, "491231235959Z", 2_524_607_999),
+            (GENERALIZED_TIME, "20500101000000Z", 2_524_608_000),
+            (UTC_TIME, "240229120000Z", 1_709_208_000),
+            (GENERALIZED_TIME, "99991231235959Z", 253_402_300_799),
+        ] {
+            assert_eq!(time(tag, text.as_bytes()), Some(seconds), "{text}");
+        }
+        for (tag, text) in [(UTC_TIME, "2402291200Z"), (UTC_TIME, ""), (GENERALIZED_TIME, "240229120000Z"), (4, "x")] {
+            assert_eq!(time(tag, text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn times_of_the_internet_are_read_with_their_zones() {
+        for (text, found) in [
+            ("1970-01-01T00:00:00Z", Some(0)),
+            ("2024-02-29T12:00:00z", Some(1_709_208_000)),
+            ("2024-02-29T12:00:00.123456Z", Some(1_709_208_000)),
+            ("2024-02-29T12:00:00+02:30", Some(1_709_208_000 - 9000)),
+            ("2024-02-29t12:00:00-00:30", Some(1_709_208_000 + 1800)),
+            ("2024-02-29 12:00:00Z", None),
+            ("2024-02-29T12:00:00", None),
+            ("2024-02-29T12:00:00+2", None),
+            ("2024-02-29T12:00:00+24:00", None),
+            ("2024-02-2é", None),
+            ("", None),
+        ] {
+            assert_eq!(seconds(text), found, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_certificate_is_named_by_its_issuers_key_and_its_serial_number() {
+        let authority = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.key_identifier_method = rcgen::KeyIdMethod::PreSpecified(vec![0x69, 0x88, 0x5b]);
+        let issuer = rcgen::Issuer::new(params, authority);
+        let mut params = rcgen::CertificateParams::new(vec!["a.example".to_owned()]).unwrap();
+        params.serial_number = Some(vec![0x00, 0x87, 0x65].into());
+        params.use_authority_key_identifier_extension = true;
+        let certificate = params.signed_by(&rcgen::KeyPair::generate().unwrap(), &issuer).unwrap();
+        let (key, serial) = identity(certificate.der()).unwrap();
+        assert_eq!((key, serial.ends_with(&[0x87, 0x65])), (vec![0x69, 0x88, 0x5b], true));
+        let alone = rcgen::generate_simple_self_signed(vec!["a.example".to_owned()]).unwrap();
+        assert_eq!(identity(alone.cert.der()), None);
+        assert_eq!(identity(b"0"), None);
+    }
+
+    #[test]
+    fn what_is_no_certificate_is_nothing() {
+        for bytes in
+            [&b""[..], b"0", b"\x30\x84\xff\xff\xff\xff", b"\x30\x89\x01", b"\x30\x02\x30\x00", b"\x30\x80\x00"]
+        {
+            assert_eq!(facts(bytes), None, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn values_stand_for_themselves() {
+        assert_eq!(escaped("a, b=c"), "a\\, b\\=c");
+        assert_eq!(escaped(" \r\né "), "\\ \\0D\\0A\\C3\\A9\\ ");
+        assert_eq!(escaped("#a#"), "\\#a\\#");
+    }
+}

@@ -1,0 +1,220 @@
+//! TLS: the one room of the TLS library. Sans-IO: bytes in, bytes out, and no descriptor.
+//!
+//! A [`Session`] is one client's connection in three calls: [`Session::open`] takes records apart, [`Session::seal`] makes records of plain
+//! bytes, [`Session::close`] says that nothing more will come. Who holds it decides where bytes lie and when they leave
+//! (`event_loop/secure.rs`).
+//!
+//! | file | what |
+//! |---|---|
+//! | `mod` | sessions |
+//! | `policy` | what a listener demands and shows, and how that is replaced while it serves |
+//! | `certificates` | certificates and keys from files, what they are for, and which of them a client is shown |
+//! | `tickets` | what clients come back with |
+//! | `self_signed` | a certificate that is made here |
+//! | `authority` | answers to a certificate authority's challenges, and the certificates that it has issued |
+//! | `der` | the few fields of a certificate that people want to read |
+//!
+//! Rules:
+//! - A session goes through one policy's configuration to its end; what replaces it holds for the next ones.
+//! - Nothing of what a client sends is kept here but what the library keeps of a handshake.
+
+mod authority;
+mod certificates;
+mod der;
+mod policy;
+mod self_signed;
+mod tickets;
+
+pub use authority::{EXTENSION, Issued, answer_http, answer_tls, http_answer, is_challenged, issued, withdraw};
+pub(crate) use certificates::now;
+pub use certificates::{Certificates, Shown, authorities, day};
+pub use der::seconds;
+pub(crate) use policy::provider;
+pub use policy::{Failure, Policies, Policy, Prepared, prepare};
+pub use self_signed::{SelfSigned, self_signed};
+pub use tickets::{TicketKey, adopt_ticket_keys, ticket_keys};
+
+use rustls::server::UnbufferedServerConnection;
+use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
+use rustls::{AlertDescription, Error, HandshakeKind};
+
+/// Plain bytes of a record, at most (RFC 8446, 5.1).
+pub const RECORD_BYTES: usize = 16 * 1024;
+/// What a record has besides, at most, in what is negotiated here, with room for a key update or an alert before it.
+pub const OVERHEAD_BYTES: usize = 512;
+/// The first byte of whatever a TLS client begins with: the type of a record of a handshake (RFC 8446, 5.1).
+pub const HANDSHAKE: u8 = 22;
+
+/// One client's connection.
+pub struct Session(UnbufferedServerConnection);
+
+/// What opening records has come to.
+pub struct Opened {
+    /// Bytes of the input that are used up. The rest is the beginning of what is still to come, and goes before it.
+    pub used: usize,
+    /// The peer has said that it has finished sending.
+    pub ended: bool,
+    /// Nothing can go on. What was to be said about it is among the bytes to be sent.
+    pub failure: Option<Reason>,
+}
+
+/// Why a session has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// No certificate has the name that the client asks for.
+    UnknownName,
+    /// No protocol that both speak inside (ALPN), no version, or no cipher.
+    NothingInCommon,
+    /// The client's certificate is missing or not accepted.
+    ClientCertificate,
+    /// The client has said that it will not go on, as it does when it does not trust the certificate.
+    Refused,
+    /// What came is no TLS, or breaks its rules.
+    Malformed,
+}
+
+impl Session {
+    /// A session that follows a policy as it is now.
+    ///
+    /// # Errors
+    /// When the library has no randomness.
+    pub fn new(policy: &Policy) -> Result<Session, Error> {
+        UnbufferedServerConnection::new(policy.config()).map(Session)
+    }
+
+    /// Takes the records in `input` apart, in place: what was inside goes to `plain`, what is to be sent at once to `reply`. `input`
+    /// begins with what was left the last time, as it was left.
+    pub fn open(&mut self, input: &mut [u8], plain: &mut Vec<u8>, reply: &mut Vec<u8>) -> Opened {
+        let mut opened = Opened { used: 0, ended: false, failure: None };
+        loop {
+            let UnbufferedStatus { discard, state } = self.0.process_tls_records(&mut input[opened.used..]);
+            let mut done = false;
+            match state {
+                Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                    while let Some(Ok(record)) = traffic.next_record() {
+                        plain.extend_from_slice(record.payload);
+                    }
+                }
+                Ok(ConnectionState::EncodeTlsData(mut data)) => encode(reply, |room| data.encode(room)),
+                Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
+                Ok(ConnectionState::PeerClosed) => opened.ended = true,
+                // What the error leaves to be said is behind it.
+                Err(error) => match opened.failure.replace(Reason::of(&error)) {
+                    None => {}
+                    first => {
+                        opened.failure = first;
+                        done = true;
+                    }
+                },
+                // Early data is not offered.
+                Ok(_) => done = true,
+            }
+            opened.used += discard;
+            if done {
+                if opened.failure == Some(Reason::UnknownName) {
+                    name_the_alert(reply);
+                }
+                return opened;
+            }
+        }
+    }
+
+    /// Makes records of `plain` in `room`, which has [`OVERHEAD_BYTES`] more for each of [`RECORD_BYTES`]; how many bytes they have.
+    /// `left` is what [`Session::open`] has left.
+    ///
+    /// # Errors
+    /// When this session cannot send any more.
+    pub fn seal(&mut self, left: &mut [u8], plain: &[u8], room: &mut [u8]) -> Result<usize, Error> {
+        self.write(left, room, |traffic, room| traffic.encrypt(plain, room).map_err(|_| Error::EncryptError))
+    }
+
+    /// Writes into `room` that nothing more will be sent, once; how many bytes that has.
+    pub fn close(&mut self, left: &mut [u8], room: &mut [u8]) -> usize {
+        let closed =
+            self.write(left, room, |traffic, room| traffic.queue_close_notify(room).map_err(|_| Error::EncryptError));
+        // A session that cannot send has nothing to say.
+        closed.unwrap_or(0)
+    }
+
+    fn write(
+        &mut self,
+        left: &mut [u8],
+        room: &mut [u8],
+        write: impl Fn(
+            &mut rustls::unbuffered::WriteTraffic<'_, rustls::server::ServerConnectionData>,
+            &mut [u8],
+        ) -> Result<usize, Error>,
+    ) -> Result<usize, Error> {
+        let mut used = 0;
+        loop {
+            match self.0.process_tls_records(left).state? {
+                ConnectionState::WriteTraffic(mut traffic) => {
+                    return write(&mut traffic, &mut room[used..]).map(|written| used + written);
+                }
+                ConnectionState::EncodeTlsData(mut data) => {
+                    used += data.encode(&mut room[used..]).map_err(|_| Error::EncryptError)?;
+                }
+                ConnectionState::TransmitTlsData(data) => data.done(),
+                ConnectionState::PeerClosed => {}
+                _ => return Err(Error::HandshakeNotComplete),
+            }
+        }
+    }
+
+    /// Whether both sides have all that they need.
+    pub fn is_ready(&self) -> bool {
+        !self.0.is_handshaking()
+    }
+
+    /// Who the client is, by a certificate of its own that was accepted, as an element of `X-Forwarded-Client-Cert` says it: the certificate's
+    /// SHA-256 and its subject.
+    pub fn client(&self) -> Option<String> {
+        let certificate = self.0.peer_certificates()?.first()?;
+        let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
+        let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let subject = der::facts(certificate).unwrap_or_default().subject;
+        let subject = subject.replace('\\', "\\\\").replace('"', "\\\"");
+        Some(format!("Hash={hash};Subject=\"{subject}\""))
+    }
+
+    /// Whether it was about a challenge's answer and nothing else.
+    pub fn is_challenge(&self) -> bool {
+        self.0.alpn_protocol() == Some(authority::PROTOCOL)
+    }
+
+    /// Whether it goes on where an earlier one has ended, without the costs of a whole handshake.
+    pub fn is_resumed(&self) -> bool {
+        self.0.handshake_kind() == Some(HandshakeKind::Resumed)
+    }
+}
+
+/// The library says `access_denied` where no certificate is found; the alert for it is `unrecognized_name` (RFC 6066, 3). Before there is
+/// a certificate nothing is encrypted, and the alert is the last record.
+fn name_the_alert(reply: &mut [u8]) {
+    if let Some([21, 3, _, 0, 2, 2, alert]) = reply.last_chunk_mut::<7>() {
+        *alert = 112;
+    }
+}
+
+/// Has something written behind what is in `out`, with as much room as it asks for.
+fn encode(out: &mut Vec<u8>, mut write: impl FnMut(&mut [u8]) -> Result<usize, rustls::unbuffered::EncodeError>) {
+    let before = out.len();
+    if let Err(rustls::unbuffered::EncodeError::InsufficientSize(size)) = write(&mut []) {
+        out.resize(before + size.required_size, 0);
+        let written = write(&mut out[before..]).unwrap_or(0);
+        out.truncate(before + written);
+    }
+}
+
+impl Reason {
+    fn of(error: &Error) -> Reason {
+        match error {
+            Error::AlertReceived(AlertDescription::NoRenegotiation) => Reason::Malformed,
+            Error::AlertReceived(_) => Reason::Refused,
+            Error::NoApplicationProtocol | Error::PeerIncompatible(_) => Reason::NothingInCommon,
+            Error::NoCertificatesPresented | Error::InvalidCertificate(_) => Reason::ClientCertificate,
+            Error::General(text) if text.contains("server certificate") => Reason::UnknownName,
+            _ => Reason::Malformed,
+        }
+    }
+}

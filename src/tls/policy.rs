@@ -1,0 +1,195 @@
+//! Policies: what a listener demands of its clients and shows them. A policy lives as long as its listener; what it says is replaced while it
+//! serves, and sessions that have begun go on as they began.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+
+use rustls::RootCertStore;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, ServerConfig, WebPkiClientVerifier};
+use rustls::version::{TLS12, TLS13};
+
+use super::authority;
+pub use super::certificates::Failure;
+use super::certificates::{self, Certificates, Loaded, Shown, Table};
+use super::self_signed;
+use super::tickets::ticketer;
+use crate::config::{SpeakTls, Tls, TlsVersion};
+
+/// What is spoken inside (RFC 7301), the preferred first.
+const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
+
+/// What a listener demands and shows, now.
+#[derive(Debug)]
+pub struct Policy {
+    said: RwLock<Tls>,
+    config: RwLock<Arc<ServerConfig>>,
+    certificates: Arc<Certificates>,
+}
+
+/// What a policy is to say, with all that can fail behind it.
+#[derive(Debug)]
+pub struct Prepared {
+    said: Tls,
+    config: ServerConfig,
+    certificates: Arc<Certificates>,
+    table: Table,
+}
+
+/// Reads and checks all that a policy needs.
+///
+/// # Errors
+/// The first file that is not as it should be.
+pub fn prepare(tls: &Tls) -> Result<Prepared, Failure> {
+    let provider = provider();
+    let mut loaded =
+        tls.pairs().map(|(chain, key)| Loaded::read(chain, key, provider)).collect::<Result<Vec<_>, _>>()?;
+    if tls.speak == SpeakTls::SelfSigned {
+        loaded.push(self_signed::load(provider)?);
+    }
+    if let Some(managed) = &tls.managed {
+        loaded.extend(authority::load(managed, provider)?);
+    }
+    let certificates = Arc::new(Certificates::default());
+    let config = config(tls, certificates.clone())?;
+    Ok(Prepared { said: tls.clone(), config, certificates, table: Table::new(loaded, tls.strict_sni) })
+}
+
+impl Prepared {
+    /// The certificates that it shows.
+    pub fn shown(&self) -> &[Shown] {
+        &self.table.shown
+    }
+}
+
+/// The policies of all listeners, for those who want to see what they show. Cloning gives another handle.
+#[derive(Clone, Debug, Default)]
+pub struct Policies(Arc<Mutex<Vec<OfListener>>>);
+
+/// The address of a listener, and its policy.
+type OfListener = (String, Arc<Policy>);
+
+impl Policies {
+    /// Listeners have come or gone: those that there are, each with its address.
+    pub fn put(&self, all: Vec<(String, Arc<Policy>)>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = all;
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Policy>> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        all.iter().map(|(_, policy)| policy.clone()).collect()
+    }
+
+    /// All certificates, each with the address of its listener.
+    pub fn shown(&self) -> Vec<(String, Shown)> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let of = |(address, policy): &(String, Arc<Policy>)| {
+            let shown = policy.certificates().shown().into_iter();
+            shown.map(|shown| (address.clone(), shown)).collect::<Vec<_>>()
+        };
+        all.iter().flat_map(of).collect()
+    }
+}
+
+impl std::fmt::Display for Prepared {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let until = |shown: &Shown| format!("{} until {}", shown.names.join(", "), super::day(shown.not_after));
+        let all: Vec<String> = self.table.shown.iter().map(until).collect();
+        write!(formatter, "certificates of {}", all.join("; "))
+    }
+}
+
+fn config(tls: &Tls, certificates: Arc<Certificates>) -> Result<ServerConfig, Failure> {
+    let versions = match tls.min_version {
+        TlsVersion::V1_2 => &[&TLS13, &TLS12][..],
+        TlsVersion::V1_3 => &[&TLS13][..],
+    };
+    let builder = ServerConfig::builder_with_provider(provider().clone()).with_protocol_versions(versions);
+    let builder = builder.expect("the provider has suites of both versions");
+    let builder = match &tls.client_ca {
+        Some(path) => builder.with_client_cert_verifier(verifier(path)?),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(certificates);
+    config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+    // Those who come back bring what they need (tickets): nothing is kept here for clients that may never do.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    if tls.client_ca.is_none() {
+        config.ticketer = ticketer().clone();
+    } else {
+        // A session that is resumed shows no certificate, and nobody would see that it is not accepted any more.
+        config.send_tls13_tickets = 0;
+    }
+    Ok(config)
+}
+
+/// Accepts clients with a certificate that one of those in the file has issued.
+fn verifier(path: &Path) -> Result<Arc<dyn ClientCertVerifier>, Failure> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates::certificates(path)? {
+        roots.add(certificate).map_err(|error| {
+            Failure::new(path, format!("a certificate in it cannot be used: {error}"), "expected those of issuers")
+        })?;
+    }
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider().clone()).build();
+    verifier.map_err(|error| Failure::new(path, format!("it cannot be used: {error}"), ""))
+}
+
+/// The cryptography of the process.
+pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
+    static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    PROVIDER.get_or_init(|| Arc::new(aws_lc_rs::default_provider()))
+}
+
+impl Policy {
+    /// A policy that says that.
+    pub fn new(prepared: Prepared) -> Policy {
+        let Prepared { said, config, certificates, table } = prepared;
+        certificates.put(table);
+        Policy { said: RwLock::new(said), config: RwLock::new(Arc::new(config)), certificates }
+    }
+
+    /// Has it say something else from the next session on.
+    pub fn replace(&self, prepared: Prepared) {
+        let Prepared { said, mut config, table, .. } = prepared;
+        *self.said.write().unwrap_or_else(PoisonError::into_inner) = said;
+        config.cert_resolver = self.certificates.clone();
+        self.certificates.put(table);
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+    }
+
+    /// Whether it says just that, with the same certificates.
+    pub fn says(&self, prepared: &Prepared) -> bool {
+        let said = self.said.read().unwrap_or_else(PoisonError::into_inner);
+        *said == prepared.said && self.certificates.are(&prepared.table)
+    }
+
+    /// The certificates that it shows.
+    pub fn certificates(&self) -> &Arc<Certificates> {
+        &self.certificates
+    }
+
+    /// The line that every answer gets; empty if none.
+    pub fn hsts(&self) -> String {
+        let said = self.said.read().unwrap_or_else(PoisonError::into_inner);
+        let line = |time: std::time::Duration| format!("Strict-Transport-Security: max-age={}\r\n", time.as_secs());
+        said.hsts.map(line).unwrap_or_default()
+    }
+
+    /// What it says.
+    pub(super) fn said(&self) -> Tls {
+        self.said.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(super) fn config(&self) -> Arc<ServerConfig> {
+        // It is replaced whole, whoever panics. Nobody holds the lock for longer than that takes.
+        let config = self.config.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if !authority::is_challenged() {
+            return config;
+        }
+        let mut challenged = ServerConfig::clone(&config);
+        challenged.alpn_protocols.push(authority::PROTOCOL.to_vec());
+        Arc::new(challenged)
+    }
+}
