@@ -98,9 +98,9 @@ impl Client {
 }
 
 impl<B: Backend> Loop<B> {
-    pub fn client_received(&mut self, sock: Sock, block: Block) {
-        self.count().bytes_received.add(block.len() as u64);
-        let Some(block) = self.open(sock, block) else { return };
+    /// Bytes of a client have come, as they were before TLS sealed them.
+    #[inline(always)]
+    pub fn plain_received(&mut self, sock: Sock, block: Block) {
         let Some(client) = self.table.client(sock) else { return };
         match client.state {
             State::Closing => {}

@@ -216,13 +216,24 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// What is in bytes that have come from a client: `None` if it is for TLS alone, or is not whole.
-    #[inline(always)]
-    pub fn open(&mut self, sock: Sock, block: Block) -> Option<Block> {
-        if self.secure.is_none() { Some(block) } else { self.open_records(sock, block, false) }
+    /// Bytes of a client have come.
+    pub fn client_received(&mut self, sock: Sock, block: Block) {
+        self.count().bytes_received.add(block.len() as u64);
+        match self.secure.is_some() {
+            true => self.sealed_received(sock, block),
+            false => self.plain_received(sock, block),
+        }
     }
 
     #[inline(never)]
+    fn sealed_received(&mut self, sock: Sock, block: Block) {
+        if let Some(block) = self.open_records(sock, block, false) {
+            self.plain_received(sock, block);
+        }
+    }
+
+    /// What is in bytes that have come from a client: `None` if it is for TLS alone, or is not whole. `has_turn`: of a handshake that has
+    /// waited for one.
     fn open_records(&mut self, sock: Sock, block: Block, has_turn: bool) -> Option<Block> {
         let secure = self.secure.as_deref_mut()?;
         let Some(secured) = secure.clients.get_mut(sock.index as usize).and_then(Option::as_deref_mut) else {

@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use super::*;
+use crate::support::on_every_backend_and_tls;
 
-on_every_backend! {
+on_every_backend_and_tls! {
     who_leaves_the_queue_is_not_run,
     who_leaves_a_running_request_leaves_the_worker_its_time,
     who_has_left_holds_the_worker_no_longer_than_its_answer,

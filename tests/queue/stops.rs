@@ -6,8 +6,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use super::*;
+use crate::support::on_every_backend_and_tls;
 
-on_every_backend! {
+on_every_backend_and_tls! {
     a_killed_server_leaves_no_process_and_a_usable_run_directory,
     a_stop_answers_what_runs_and_leaves_nothing,
     the_deadline_of_a_stop_cuts_what_runs,
