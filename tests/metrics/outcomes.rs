@@ -399,6 +399,9 @@ const EXPECTED: &[(&str, &[(&str, u32)])] = &[
         "production_server_connections_refused_total",
         &[(r#"reason="peer""#, 1), (r#"reason="invalid""#, 1), (r#"reason="late""#, 1)],
     ),
+    // The listeners of this script do not speak TLS: tests/tls.rs has what is counted there.
+    ("production_server_tls_handshakes_total", &[]),
+    ("production_server_tls_broken_total", &[]),
     ("production_server_idle_connections_closed_total", &[]),
     ("production_server_accept_pauses_total", &[]),
     ("production_server_memory_pauses_total", &[]),
