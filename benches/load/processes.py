@@ -6,12 +6,14 @@ directory is written. Standard library only; Linux, because the figures come fro
 """
 
 import contextlib
+import functools
 import os
 import random
 import resource
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -125,7 +127,7 @@ def tail(log, lines=12):
     return ""
 
 
-def wait_until_it_answers(process, log, address, path="/", deadline=15.0):
+def wait_until_it_answers(process, log, address, path="/", deadline=15.0, secure=False):
     """Waits until GET `path` at `address` (a port, or the path of a Unix socket) gets a 200."""
     end = time.monotonic() + deadline
     seen = "no connection"
@@ -133,7 +135,7 @@ def wait_until_it_answers(process, log, address, path="/", deadline=15.0):
         if process.poll() is not None:
             raise Trouble(f"{process.args[-1]}: exited with {process.returncode} before it served\n{tail(log)}")
         try:
-            status, _ = request(address, path)
+            status, _ = request(address, path, secure=secure)
             if status == 200:
                 return
             seen = f"status {status}"
@@ -143,12 +145,20 @@ def wait_until_it_answers(process, log, address, path="/", deadline=15.0):
     raise Trouble(f"{' '.join(map(str, process.args))}: did not answer within {deadline:.0f} s ({seen})\n{tail(log)}")
 
 
-def connect(address, timeout=5.0):
-    """A stream socket to a loopback port (int) or a Unix socket (path)."""
+@functools.cache
+def tls():
+    """A client's settings that trust anybody: what is measured is on loopback."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def connect(address, timeout=5.0, secure=False):
+    """A stream socket to a loopback port (int), with TLS or without, or to a Unix socket (path)."""
     if isinstance(address, int):
         stream = socket.create_connection(("127.0.0.1", address), timeout)
         stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return stream
+        return tls().wrap_socket(stream) if secure else stream
     stream = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     stream.settimeout(timeout)
     try:
@@ -194,9 +204,9 @@ def receive(stream):
     return piece
 
 
-def request(address, path, timeout=2.0):
+def request(address, path, timeout=2.0, secure=False):
     """One GET on a connection of its own: (status, body)."""
-    with connect(address, timeout) as stream:
+    with connect(address, timeout, secure) as stream:
         stream.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         status, _, body, _ = read_answer(stream)
         return status, body

@@ -34,6 +34,7 @@ class Row:
     target_io_uring: float
     script: str = ""
     fields: tuple = ()
+    secure: bool = False
 
 
 LOAD = [
@@ -49,11 +50,17 @@ LOAD = [
     Row("post", "forwarded, POST of 16 KiB", True, "/small", 64, 0.85, 1.10, script=POST),
     Row("chunked", "forwarded, chunked 4 x 1 KiB", True, "/chunked", 64, 0.60, 0.60),
     Row("close", "direct, one connection a request", False, "/small", 64, 0.95, 0.85, fields=("Connection: close",)),
+    Row("tls-direct-64", "TLS 1.3, direct, 64 connections", False, "/small", 64, 0.87, 0.87, secure=True),
+    Row("tls-forwarded-64", "TLS 1.3, forwarded, small, 64 connections", True, "/small", 64, 0.87, 0.87, secure=True),
+    Row("tls-64k", "TLS 1.3, forwarded, 64 KiB answer", True, "/64k", 64, 0.90, 0.90, secure=True),
 ]
 
 # Rows that are measured in another way, each once a server: name and title.
 OTHER = {
     "memory": "resident bytes per idle connection",
+    "tls-memory": "resident bytes per idle connection with TLS 1.3",
+    "tls-full": "TLS 1.3 handshakes with a P-256 certificate",
+    "tls-resumed": "TLS 1.3 handshakes of clients that come back with a ticket",
     "latency": "forwarded at a constant rate",
     "queue": "two loops, more clients than permits",
     "slow-readers": "fast clients beside 2,000 slow readers of 400 KB",
@@ -75,6 +82,8 @@ CROWD_RATE = 3000
 QUEUE_PERMITS, QUEUE_CLIENTS = 2, 64
 
 MEMORY_TARGET = 300
+# × nginx: of the memory of an idle connection with TLS, and of the CPU time of a handshake (1.5 and 1.2 times as many a second).
+TLS_MEMORY_TARGET, HANDSHAKE_TARGETS = 0.5, {"tls-full": 1 / 1.5, "tls-resumed": 1 / 1.2}
 # The rows that are measured with and without an access log, and what the log may cost at most.
 LOGGED, LOG_TARGET = ("direct-64", "forwarded-64", "browser"), 0.03
 INSTRUCTION_TARGETS = {"direct": 3000, "forwarded": 8000, "direct, browser": 6000, "forwarded, browser": 14000}

@@ -48,7 +48,7 @@ def compare(bench, options):
     print(f"server core {options.server_core}, clients' core {options.client_core}, {options.rounds} rounds of "
           f"{options.seconds:g} s a server; µs is CPU time per request, ratios are to nginx in the same round")
     ours = ours_of(options)
-    results = {"machine": machine(), "options": vars(options), "rows": {}, "memory": {}, "latency": {}, "instructions": {},
+    results = {"machine": machine(), "options": vars(options), "rows": {}, "latency": {}, "instructions": {},
                "queue": {}, "crowds": {}}
     failures = []
     chosen = [row for row in rows.LOAD if row.name in options.rows]
@@ -58,8 +58,12 @@ def compare(bench, options):
             results["rows"][row.name] = measure_row(bench, row, running, ours, options, failures)
             print_row(row, results["rows"][row.name], ours, options.peers)
         results["geometric_means"] = print_geometric_means(results["rows"], ours)
-    if "memory" in options.rows:
-        results["memory"] = memory_rows(bench, ours, options)
+    for name in ("memory", "tls-memory"):
+        if name in options.rows:
+            results[name] = memory_rows(bench, name, ours, options)
+    for name in rows.HANDSHAKE_TARGETS:
+        if name in options.rows:
+            results[name] = handshake_rows(bench, name, ours, options)
     if "latency" in options.rows:
         results["latency"] = latency_rows(bench, ours, options, failures)
     if "queue" in options.rows:
@@ -90,9 +94,9 @@ def ours_of(options):
 def start_all(bench, chosen, ours, peers):
     """Starts each server once for direct answers and once for forwarding, as the rows need; an idle one costs nothing."""
     running = {}
-    for forwarding in {row.forwarding for row in chosen}:
+    for forwarding, secure in {(row.forwarding, row.secure) for row in chosen}:
         for kind in [*ours, *peers]:
-            running[kind, forwarding] = bench.start(kind, forwarding)
+            running[kind, forwarding, secure] = bench.start(kind, forwarding, secure=secure)
     return running
 
 
@@ -103,12 +107,12 @@ def measure_row(bench, row, running, ours, options, failures):
     figures = {turn: [] for turn in turns}
     rates = {turn: [] for turn in turns}
     for kind in [*ours, *options.peers]:
-        load(bench, row, running[kind, row.forwarding], min(0.5, options.seconds), failures)
+        load(bench, row, running[kind, row.forwarding, row.secure], min(0.5, options.seconds), failures)
     for _ in range(options.rounds):
         order = turns[:]
         shuffled.shuffle(order)
         for turn in order:
-            server = running[turn[0], row.forwarding]
+            server = running[turn[0], row.forwarding, row.secure]
             figure, rate = load(bench, row, server, options.seconds, failures)
             figures[turn].append(figure)
             rates[turn].append(rate)
@@ -152,7 +156,7 @@ def load(bench, row, server, seconds, failures):
         command += ["-s", script]
     for field in row.fields:
         command += ["-H", field]
-    command.append(f"http://127.0.0.1:{server.port}{row.path}")
+    command.append(f"http{'s' * row.secure}://127.0.0.1:{server.port}{row.path}")
     before = processes.cpu_nanoseconds(server.pid)
     status, output = processes.run_to_end(command, timeout=seconds + 30, core=bench.client_core)
     spent = processes.cpu_nanoseconds(server.pid) - before
@@ -200,26 +204,57 @@ def print_geometric_means(found, ours):
     return means
 
 
-def memory_rows(bench, ours, options):
+def memory_rows(bench, name, ours, options):
     """Resident bytes per idle keep-alive connection: the slope between two counts, each connection after one request."""
     few, many = (500, 2500) if options.quick else (2000, 9000)
-    print(f"\nmemory: resident bytes per idle connection, from {few} to {many} (target {rows.MEMORY_TARGET})")
+    secure = name == "tls-memory"
+    target = f"{rows.TLS_MEMORY_TARGET} x nginx" if secure else rows.MEMORY_TARGET
+    print(f"\n{name}: {rows.OTHER[name]}, from {few} to {many} (target {target})")
     found = {}
     for kind in [*ours, *options.peers]:
         with contextlib.ExitStack() as stack:
-            server = bench.start(kind, False, stack=stack)
+            server = bench.start(kind, False, stack=stack, secure=secure)
             held = stack.enter_context(contextlib.ExitStack())
             request = callgrind.request_bytes(browser=False)
             sizes = []
             for wanted, already in ((few, 0), (many, few)):
                 for _ in range(wanted - already):
-                    stream = held.enter_context(processes.connect(server.port))
+                    stream = held.enter_context(processes.connect(server.port, secure=secure))
                     stream.sendall(request)
                     processes.read_answer(stream)
                 sizes.append(processes.resident_bytes(server.pid))
             found[kind] = (sizes[1] - sizes[0]) / (many - few)
             print(f"  {kind:<14}{found[kind]:>10.0f} bytes   (resident at {many}: {sizes[1] / 1048576:.1f} MiB)", flush=True)
     return found
+
+
+def handshake_rows(bench, name, ours, options):
+    """CPU time per handshake of the server, in rounds as the load rows."""
+    target, script = rows.HANDSHAKE_TARGETS[name], os.path.join(servers.HERE, "handshakes.py")
+    print(f"\n{name}: {rows.OTHER[name]}")
+    kinds = [*ours, *options.peers]
+    figures = {kind: [] for kind in kinds}
+    with contextlib.ExitStack() as stack:
+        running = {kind: bench.start(kind, False, stack=stack, secure=True) for kind in kinds}
+        for at in range(options.rounds):
+            for kind in kinds[at % len(kinds):] + kinds[:at % len(kinds)]:
+                before = processes.cpu_nanoseconds(running[kind].pid)
+                status, output = processes.run_to_end(
+                    [sys.executable, script, str(running[kind].port), name.removeprefix("tls-"), str(options.seconds)],
+                    timeout=options.seconds + 30, core=bench.client_core,
+                )
+                if status != 0:
+                    raise Trouble(f"{name}, {kind}: {output.strip()}")
+                figures[kind].append((processes.cpu_nanoseconds(running[kind].pid) - before) / 1000 / int(output))
+    for kind in kinds:
+        line = f"  {kind:<14}{statistics.median(figures[kind]):>10.1f} µs"
+        if "nginx" in figures:
+            ratio = statistics.median(mine / theirs for mine, theirs in zip(figures[kind], figures["nginx"]))
+            line += f"  {ratio:.3f} x nginx"
+            if kind in ours:
+                line += f"  target {target:.2f} {'met' if ratio <= target else 'MISSED'}"
+        print(line, flush=True)
+    return figures
 
 
 def latency_rows(bench, ours, options, failures):

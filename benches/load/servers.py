@@ -38,13 +38,18 @@ http {{
     client_max_body_size 64m;
     proxy_max_temp_file_size 0;
     default_type text/plain;
+    {certificate}
     {upstream}
     server {{
-        listen 127.0.0.1:{port} backlog=4096;
+        listen 127.0.0.1:{port} {tls} backlog=4096;
         {location}
     }}
 }}
 """
+
+NGINX_TLS = """ssl_certificate {0};
+    ssl_certificate_key {1};
+    ssl_protocols TLSv1.2 TLSv1.3;"""
 
 NGINX_UPSTREAM = """upstream worker {{
         server unix:{worker};
@@ -94,7 +99,7 @@ defaults
     timeout server 600s
     timeout http-keep-alive 600s
 frontend front
-    bind 127.0.0.1:{port} backlog 4096
+    bind 127.0.0.1:{port} {tls} backlog 4096
 {rules}
 """
 
@@ -167,11 +172,11 @@ class Bench:
         return self.workers[name]
 
     def start(self, kind, forwarding, prefix=(), master=True, stack=None, worker=None, flags=(), cores=None, routes=0,
-              log=None):
+              log=None, secure=False):
         """Starts one server. `kind` is "nginx", "haproxy", "ours" or "ours:BACKEND"; `prefix` goes before its command,
         as for valgrind; `master=False` makes nginx a single process. It ends with `stack` (the bench's own by default). `worker` is
         the socket of another worker than the usual one; ours gets the `flags`, takes other `cores` than the one for servers, and has so many `routes` by host and path, of which
-        the last is taken. With `log` ours writes an access log in that format to a file."""
+        the last is taken. With `log` ours writes an access log in that format to a file; `secure` ones speak TLS, with what each of them has by default."""
         worker = worker or (self.worker() if forwarding else None)
         home = os.path.join(self.home, f"{kind.replace(':', '-')}-{next(self.numbers)}")
         os.mkdir(home)
@@ -180,7 +185,7 @@ class Bench:
         if base == "ours" and os.path.basename(self.server) == "nginx":
             base = "nginx"  # The comparison of nginx with itself, which shows what the method can resolve.
         command = {"nginx": self.nginx, "haproxy": self.haproxy, "ours": self.ours}[base](
-            home, port, worker, kind.partition(":")[2], master
+            home, port, worker, kind.partition(":")[2], master, self.certificate() if secure else None
         )
         if base == "ours":
             lines = ["--access-log", os.path.join(home, "access.log"), "--access-log-format", log] if log else ["--no-access-log"]
@@ -189,10 +194,28 @@ class Bench:
         process = (stack or self.stack).enter_context(
             processes.running([*prefix, *command], log, self.server_core if cores is None else cores, cwd=home)
         )
-        processes.wait_until_it_answers(process, log, port, deadline=60.0 if prefix else 15.0)
+        processes.wait_until_it_answers(process, log, port, deadline=60.0 if prefix else 15.0, secure=secure)
         return Server(kind, port, process)
 
-    def nginx(self, home, port, worker, _backend, master):
+    def certificate(self):
+        """The paths of a certificate for P-256, of its key, and of both in one file; made once."""
+        certificate, key, both = (os.path.join(self.home, f"localhost.{end}") for end in ("pem", "key", "both"))
+        if not os.path.exists(both):
+            processes.need("openssl")
+            status, output = processes.run_to_end(
+                ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+                 "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", certificate],
+                timeout=30,
+            )
+            if status != 0:
+                raise Trouble(f"openssl made no certificate:\n{output}")
+            with open(both, "w") as out:
+                for part in (certificate, key):
+                    with open(part) as file:
+                        out.write(file.read())
+        return certificate, key, both
+
+    def nginx(self, home, port, worker, _backend, master, certificate):
         configuration = os.path.join(home, "nginx.conf")
         with open(configuration, "w") as file:
             file.write(NGINX.format(
@@ -200,6 +223,8 @@ class Bench:
                 upstream=NGINX_UPSTREAM.format(worker=worker, concurrency=self.concurrency) if worker else "",
                 location=NGINX_FORWARD.format(fields="\n            ".join(NGINX_FIELDS[self.fields]))
                 if worker else f'location / {{ return 200 "{BODY}"; }}',
+                tls="ssl" if certificate else "",
+                certificate=NGINX_TLS.format(*certificate) if certificate else "",
             ))
         processes.need("nginx")
         # Started as root, nginx gives its worker to "nobody", who has to reach the socket in our 0700 directory.
@@ -207,12 +232,12 @@ class Bench:
         return [processes.find("nginx"), "-c", configuration, "-p", home, "-e", os.path.join(home, "error.log"),
                 *(["-g", directives] if directives else [])]
 
-    def haproxy(self, home, port, worker, _backend, _master):
+    def haproxy(self, home, port, worker, _backend, _master, certificate):
         configuration = os.path.join(home, "haproxy.cfg")
         rules = HAPROXY_FORWARD if worker else HAPROXY_DIRECT
         with open(configuration, "w") as file:
             file.write(HAPROXY.format(
-                port=port, rules=rules.format(
+                port=port, tls=f"ssl crt {certificate[2]}" if certificate else "", rules=rules.format(
                     worker=worker, body=BODY, concurrency=self.concurrency,
                     fields="\n    ".join(HAPROXY_FIELDS[self.fields]),
                 )
@@ -220,9 +245,10 @@ class Bench:
         processes.need("haproxy")
         return [processes.find("haproxy"), "-f", configuration, "-db"]
 
-    def ours(self, home, port, _worker, backend, _master):
+    def ours(self, home, port, _worker, backend, _master, certificate):
+        tls = ["--tls-cert", certificate[0], "--tls-key", certificate[1]] if certificate else []
         return [self.server, "--loops", "1", "--backend", backend or "auto", "--stats-interval", "0s",
-                "--run-dir", os.path.join(home, "run"), "--listen", f"127.0.0.1:{port}"]
+                "--run-dir", os.path.join(home, "run"), "--listen", f"127.0.0.1:{port}", *tls]
 
     def routes(self, home, worker, routes):
         """The flags that say what ours answers: all to one app, or by routes."""

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::*;
 use crate::support::on_every_backend_and_tls;
+use crate::support::tls::SUFFIX;
 
 on_every_backend_and_tls! {
     a_killed_server_leaves_no_process_and_a_usable_run_directory,
@@ -66,7 +67,7 @@ fn a_stop_answers_what_runs_and_leaves_nothing(backend: &str) {
     let mut running = ask_for_sleep(&server, 600);
     server.signal("TERM");
     idle.expect_end();
-    until("new connections are refused", || TcpStream::connect(server.address).is_err());
+    until("new connections are refused", || TcpStream::connect(server.own).is_err());
     let answer = running.answer();
     assert_eq!((answer.status, answer.text().as_str()), (200, "slept 600 ms\n"));
     assert_eq!(server.ended().code(), Some(0));
@@ -100,7 +101,7 @@ fn a_second_stop_is_at_once(backend: &str) {
     let processes = server.descendants();
     let _running = ask_for_sleep(&server, 20_000);
     server.signal("TERM");
-    until("the first stop is under way", || TcpStream::connect(server.address).is_err());
+    until("the first stop is under way", || TcpStream::connect(server.own).is_err());
     let start = Instant::now();
     server.signal("TERM");
     server.ended();
@@ -115,7 +116,8 @@ fn a_second_server_on_a_port_starts_nothing(backend: &str) {
     server.until_ready(1);
     let started = folder.path().join("started");
     let second = Command::new(PROGRAM)
-        .args(["--listen", &server.address.to_string(), "--backend", backend, "--no-access-log", "--run-dir"])
+        .args(["--listen", &server.own.to_string(), "--backend", backend.trim_end_matches(SUFFIX)])
+        .args(["--no-access-log", "--run-dir"])
         .arg(folder.path().join("other"))
         .args(["--", "touch"])
         .arg(&started)
@@ -124,7 +126,7 @@ fn a_second_server_on_a_port_starts_nothing(backend: &str) {
     let said = String::from_utf8(second.stderr).unwrap();
     assert_eq!(second.status.code(), Some(73), "{said}");
     assert_eq!(said.lines().count(), 1, "{said}");
-    assert!(said.contains(&server.address.to_string()), "{said}");
+    assert!(said.contains(&server.own.to_string()), "{said}");
     assert!(!started.exists() && !folder.path().join("other").exists(), "something was started");
     let mut client = server.client();
     client.begin("/ping");

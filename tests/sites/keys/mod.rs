@@ -5,13 +5,15 @@
 //! is that key's effect. The server has no flags, for those would win over the file.
 //!
 //! - `apps`: the keys of an app that hold at once; - `own`: those of the server, of routes, logs and metrics;
-//! - `others`: those that roll, that open and close listeners, and that take another process.
+//! - `others`: those that roll, that open and close listeners, and that take another process;
+//! - `secure`: those of TLS.
 //!
 //! Where no effect is demanded beyond the class and what the reload tells, the case says why.
 
 mod apps;
 mod others;
 mod own;
+mod secure;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -309,8 +311,9 @@ impl Rig {
         let line = said.lines().map(str::trim).find(|line| line.starts_with(&format!("{key}: ")));
         let class = self.class(key);
         match (class, pattern(key).as_str()) {
-            // Listeners and routes are named as a whole: their own tests look for the words.
+            // Listeners and routes are named as a whole: their own tests look for the words. So do those of what listeners show.
             (_, pattern) if pattern.starts_with("listen[]") || pattern.starts_with("routes[]") => {}
+            ("live", pattern) if pattern.starts_with("tls.") => {}
             ("live", "apps.*.upstream") => assert!(said.contains("app upstream: replaced"), "{said}"),
             ("live", _) => assert!(line.is_some_and(|line| !line.ends_with(')')), "{key}: {said}"),
             ("roll", _) => assert!(line.is_some_and(|line| line.contains("workers are replaced")), "{key}: {said}"),
@@ -385,6 +388,7 @@ fn every_key_has_the_effect_of_its_class() {
     own::live(&mut rig);
     others::rolls(&mut rig);
     others::listeners(&mut rig);
+    secure::live(&mut rig);
     own::logs(&mut rig);
     others::restarts(&mut rig);
     let all: BTreeSet<String> = rig.classes.keys().cloned().collect();

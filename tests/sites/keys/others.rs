@@ -139,8 +139,11 @@ pub fn restarts(rig: &mut Rig) {
     let admin = format!("'127.0.0.1:{port}'");
     let is_epoll = rig.text.root["server.backend"].contains("epoll");
     // Who may come to a listener of its own, before it is said what stands in front of it.
-    let fronts = ["listen[2].address", "listen[3].address"];
-    rig.change(&[(fronts[0], "'unix:FOLDER/fronted.sock'"), (fronts[1], "'unix:FOLDER/trusted.sock'")]);
+    rig.change(&[
+        ("listen[2].address", "'unix:FOLDER/fronted.sock'"),
+        ("listen[3].address", "'unix:FOLDER/trusted.sock'"),
+        ("listen[5].address", "'unix:FOLDER/redirected.sock'"),
+    ]);
     let of_server = [
         ("server.loops", "2"),
         ("server.backend", if is_epoll { "'auto'" } else { "'epoll'" }),
@@ -150,6 +153,7 @@ pub fn restarts(rig: &mut Rig) {
         ("server.run_dir", "'FOLDER/elsewhere'"),
         ("server.trusted_proxies", "'loopback'"),
         ("server.forwarded", "'write'"),
+        ("server.redirect_https", "true"),
         ("server.proxy_protocol.from", "'10.0.0.0/8'"),
         ("server.proxy_protocol.timeout", "'1s'"),
         ("server.pid_file", "'FOLDER/other.pid'"),
@@ -161,6 +165,7 @@ pub fn restarts(rig: &mut Rig) {
         ("listen[2].proxy_protocol.timeout", SHORT),
         ("listen[3].trusted_proxies", "'unix'"),
         ("listen[3].forwarded", "'write'"),
+        ("listen[5].redirect_https", "'8443'"),
         ("metrics.statsd.address", address.as_str()),
         ("metrics.statsd.format", "'datadog'"),
         ("metrics.statsd.prefix", "'keys.'"),
@@ -178,6 +183,7 @@ pub fn restarts(rig: &mut Rig) {
     named_and_left(rig, &changes);
     // What would keep the test out of the next process, or would have it elsewhere.
     for (key, value) in [
+        ("server.redirect_https", ""),
         ("server.proxy_protocol.from", ""),
         ("server.proxy_protocol.timeout", ""),
         ("server.run_dir", "'FOLDER/run'"),
@@ -202,7 +208,7 @@ fn named_and_left(rig: &mut Rig, changes: &[Change<'_>]) {
     let before = look(rig);
     for _ in 0..2 {
         let said = rig.change(changes);
-        for socket in ["fronted", "trusted"] {
+        for socket in ["fronted", "trusted", "redirected"] {
             let left = format!("{socket}.sock: what stands in front of it (takes another process");
             assert!(said.contains(&left), "{said}");
         }
@@ -258,6 +264,9 @@ fn upgraded(rig: &mut Rig, collector: &UdpSocket, is_epoll: bool) {
     let header = "PROXY TCP4 192.0.2.9 127.0.0.1 1 2\r\nGET / HTTP/1.1\r\nHost: half_close\r\n";
     let fronted = || UnixStream::connect(rig.file("fronted.sock")).unwrap();
     assert!(over(&mut fronted(), header).contains("192.0.2.9"));
+    let mut redirected = UnixStream::connect(rig.file("redirected.sock")).unwrap();
+    let answer = over(&mut redirected, "GET /a HTTP/1.1\r\nHost: respond\r\n");
+    assert!(answer.contains("\r\nLocation: https://respond:8443/a\r\n"), "{answer}");
     let mut silent = fronted();
     silent.set_read_timeout(Some(DEADLINE)).unwrap();
     assert_eq!(silent.read(&mut [0; 8]).unwrap(), 0, "one that says nothing is sent away");
