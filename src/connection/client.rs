@@ -282,20 +282,14 @@ impl<B: Backend> Loop<B> {
             return self.arm(sock, self.patience(self.apps.settings.timeouts.idle));
         }
         let (requested, started, skips) = (client.requested, client.input.is_some(), client.body.is_some());
-        if skips {
-            // Its request is answered: a second answer would be taken for that of the next one.
-            self.count().timeouts.add(1);
-            return self.close_client(sock, How::Flushed);
-        }
-        if started {
-            self.count().timeouts.add(1);
-            return self.refuse(sock, 408, "the request did not arrive in time");
-        }
         // An idle connection at its end is no failure; one that never sent anything is a timeout.
-        if !requested {
-            self.count().timeouts.add(1);
+        self.count().timeouts.add(u64::from(skips || started || !requested));
+        match started {
+            // Its request is answered: a second answer would be taken for that of the next one.
+            _ if skips => self.close_client(sock, How::Flushed),
+            true => self.refuse(sock, 408, "the request did not arrive in time"),
+            false => self.close_answered(sock),
         }
-        self.close_answered(sock);
     }
 
     /// Looks whether the peer has acknowledged something since the last look that is worth the name, and cuts it when it has not
