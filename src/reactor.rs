@@ -131,15 +131,17 @@ impl<B: Backend> Reactor<B> {
         if self.core.must_make_place() {
             self.core.guarded(Loop::make_places);
         }
-        if self.core.must_make_room() {
-            self.core.guarded(Loop::make_room);
-            self.core.work_off_guarded();
-        }
         if self.core.is_changing() {
             self.core.guarded(Loop::forget_apps);
         }
-        if self.core.must_seal() {
-            while !self.core.guarded(Loop::seal_all) {}
+        self.seal_all();
+        while self.core.must_make_room() {
+            self.core.guarded(Loop::make_room);
+            self.core.work_off_guarded();
+            // Records take memory, too.
+            if !self.seal_all() {
+                break;
+            }
         }
         self.core.count_taken();
         self.core.access.flush();
@@ -147,6 +149,16 @@ impl<B: Backend> Reactor<B> {
         #[cfg(debug_assertions)]
         self.core.check_invariants();
         Ok(())
+    }
+
+    /// Makes records of what is to be sealed; whether there was anything.
+    #[inline(always)]
+    fn seal_all(&mut self) -> bool {
+        let seals = self.core.must_seal();
+        if seals {
+            while !self.core.guarded(Loop::seal_all) {}
+        }
+        seals
     }
 
     /// How long the next wait may last.

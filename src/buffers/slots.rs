@@ -4,7 +4,7 @@
 //! Room for all entries is reserved once and touched only as far as it was ever used.
 
 /// The name of an entry: which one, and which of its lives.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Key {
     /// Which entry.
     pub index: u32,

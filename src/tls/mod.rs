@@ -12,6 +12,7 @@
 //! | `tickets` | what clients come back with |
 //! | `self_signed` | a certificate that is made here |
 //! | `authority` | answers to a certificate authority's challenges, and the certificates that it has issued |
+//! | `stand_in` | what the simulation has in the place of the cipher |
 //! | `der` | the few fields of a certificate that people want to read |
 //!
 //! Rules:
@@ -23,6 +24,7 @@ mod certificates;
 mod der;
 mod policy;
 mod self_signed;
+pub mod stand_in;
 mod tickets;
 
 pub use authority::{EXTENSION, Issued, answer_http, answer_tls, http_answer, is_challenged, issued, withdraw};
@@ -46,7 +48,11 @@ pub const OVERHEAD_BYTES: usize = 512;
 pub const HANDSHAKE: u8 = 22;
 
 /// One client's connection.
-pub struct Session(UnbufferedServerConnection);
+pub struct Session {
+    library: UnbufferedServerConnection,
+    #[cfg(debug_assertions)]
+    stand_in: Option<stand_in::StandIn>,
+}
 
 /// What opening records has come to.
 pub struct Opened {
@@ -79,15 +85,23 @@ impl Session {
     /// # Errors
     /// When the library has no randomness.
     pub fn new(policy: &Policy) -> Result<Session, Error> {
-        UnbufferedServerConnection::new(policy.config()).map(Session)
+        Ok(Session {
+            library: UnbufferedServerConnection::new(policy.config())?,
+            #[cfg(debug_assertions)]
+            stand_in: policy.is_stand_in.then(Default::default),
+        })
     }
 
     /// Takes the records in `input` apart, in place: what was inside goes to `plain`, what is to be sent at once to `reply`. `input`
     /// begins with what was left the last time, as it was left.
     pub fn open(&mut self, input: &mut [u8], plain: &mut Vec<u8>, reply: &mut Vec<u8>) -> Opened {
+        #[cfg(debug_assertions)]
+        if let Some(stand_in) = &mut self.stand_in {
+            return stand_in.open(input, plain, reply);
+        }
         let mut opened = Opened { used: 0, ended: false, failure: None };
         loop {
-            let UnbufferedStatus { discard, state } = self.0.process_tls_records(&mut input[opened.used..]);
+            let UnbufferedStatus { discard, state } = self.library.process_tls_records(&mut input[opened.used..]);
             let mut done = false;
             match state {
                 Ok(ConnectionState::ReadTraffic(mut traffic)) => {
@@ -125,11 +139,19 @@ impl Session {
     /// # Errors
     /// When this session cannot send any more.
     pub fn seal(&mut self, left: &mut [u8], plain: &[u8], room: &mut [u8]) -> Result<usize, Error> {
+        #[cfg(debug_assertions)]
+        if let Some(stand_in) = &mut self.stand_in {
+            return Ok(stand_in.seal(plain, room));
+        }
         self.write(left, room, |traffic, room| traffic.encrypt(plain, room).map_err(|_| Error::EncryptError))
     }
 
     /// Writes into `room` that nothing more will be sent, once; how many bytes that has.
     pub fn close(&mut self, left: &mut [u8], room: &mut [u8]) -> usize {
+        #[cfg(debug_assertions)]
+        if let Some(stand_in) = &mut self.stand_in {
+            return stand_in.close(room);
+        }
         let closed =
             self.write(left, room, |traffic, room| traffic.queue_close_notify(room).map_err(|_| Error::EncryptError));
         // A session that cannot send has nothing to say.
@@ -147,7 +169,7 @@ impl Session {
     ) -> Result<usize, Error> {
         let mut used = 0;
         loop {
-            match self.0.process_tls_records(left).state? {
+            match self.library.process_tls_records(left).state? {
                 ConnectionState::WriteTraffic(mut traffic) => {
                     return write(&mut traffic, &mut room[used..]).map(|written| used + written);
                 }
@@ -163,13 +185,17 @@ impl Session {
 
     /// Whether both sides have all that they need.
     pub fn is_ready(&self) -> bool {
-        !self.0.is_handshaking()
+        #[cfg(debug_assertions)]
+        if let Some(stand_in) = &self.stand_in {
+            return stand_in.ready;
+        }
+        !self.library.is_handshaking()
     }
 
     /// Who the client is, by a certificate of its own that was accepted, as an element of `X-Forwarded-Client-Cert` says it: the certificate's
     /// SHA-256 and its subject.
     pub fn client(&self) -> Option<String> {
-        let certificate = self.0.peer_certificates()?.first()?;
+        let certificate = self.library.peer_certificates()?.first()?;
         let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
         let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
         let subject = der::facts(certificate).unwrap_or_default().subject;
@@ -179,12 +205,12 @@ impl Session {
 
     /// Whether it was about a challenge's answer and nothing else.
     pub fn is_challenge(&self) -> bool {
-        self.0.alpn_protocol() == Some(authority::PROTOCOL)
+        self.library.alpn_protocol() == Some(authority::PROTOCOL)
     }
 
     /// Whether it goes on where an earlier one has ended, without the costs of a whole handshake.
     pub fn is_resumed(&self) -> bool {
-        self.0.handshake_kind() == Some(HandshakeKind::Resumed)
+        self.library.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 }
 

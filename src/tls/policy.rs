@@ -26,6 +26,9 @@ pub struct Policy {
     said: RwLock<Tls>,
     config: RwLock<Arc<ServerConfig>>,
     certificates: Arc<Certificates>,
+    /// Its sessions have no cipher.
+    #[cfg(debug_assertions)]
+    pub(super) is_stand_in: bool,
 }
 
 /// What a policy is to say, with all that can fail behind it.
@@ -147,7 +150,20 @@ impl Policy {
     pub fn new(prepared: Prepared) -> Policy {
         let Prepared { said, config, certificates, table } = prepared;
         certificates.put(table);
-        Policy { said: RwLock::new(said), config: RwLock::new(Arc::new(config)), certificates }
+        Policy {
+            said: RwLock::new(said),
+            config: RwLock::new(Arc::new(config)),
+            certificates,
+            #[cfg(debug_assertions)]
+            is_stand_in: false,
+        }
+    }
+
+    /// A policy for the simulation, whose sessions are [`super::stand_in`]'s.
+    #[cfg(debug_assertions)]
+    pub fn stand_in() -> Policy {
+        let prepared = prepare(&Tls::default()).expect("nothing is read");
+        Policy { is_stand_in: true, ..Policy::new(prepared) }
     }
 
     /// Has it say something else from the next session on.

@@ -214,6 +214,10 @@ impl Ledger {
 
     /// The first byte of a request is being written.
     pub fn begun(&mut self, id: RequestId, now: Instant) {
+        // Until the network takes some of it, it is tried again.
+        if self.record(id).first_byte.is_some() {
+            return;
+        }
         if self.rules.orderly {
             let waiting = self.requests.iter().filter(|(_, record)| record.settled && record.deliveries.is_empty());
             let after = waiting.filter(|(_, record)| !record.answered).map(|(id, _)| *id).collect();

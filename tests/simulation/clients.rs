@@ -5,9 +5,10 @@ use std::io::ErrorKind;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use production_server::backends::simulated::{End, Place, World};
+use production_server::backends::simulated::{End, Place};
 
 use super::checks::{Ledger, Reply, RequestId};
+use super::line::Line;
 use super::wire::{self, Body, Framing, Head};
 
 /// How long a client waits for "100 Continue" before it sends the body all the same.
@@ -99,7 +100,7 @@ impl Live {
 
 /// A scripted client.
 pub struct Client {
-    world: World,
+    world: Line,
     ledger: Rc<RefCell<Ledger>>,
     place: Place,
     plans: Vec<Plan>,
@@ -121,7 +122,7 @@ pub struct Manners {
 
 impl Client {
     /// A client with a random plan.
-    pub fn new(world: &World, ledger: &Rc<RefCell<Ledger>>, place: &Place, manners: Manners) -> Client {
+    pub fn new(world: &Line, ledger: &Rc<RefCell<Ledger>>, place: &Place, manners: Manners) -> Client {
         let mut client = Client {
             world: world.clone(),
             ledger: Rc::clone(ledger),

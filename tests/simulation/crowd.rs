@@ -8,12 +8,13 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use production_server::backends::simulated::{Faults, Place, Random, World};
+use production_server::backends::simulated::{Faults, Place, Random};
 use production_server::config::Settings;
 use production_server::event_loop::RESERVED_SHARE;
 
 use super::checks::{Expects, Ledger};
 use super::driver::Kind as RunKind;
+use super::line::Line;
 use super::peers::{Peer, Script};
 use super::tasks::{Pace, Task};
 use super::wire;
@@ -173,7 +174,7 @@ impl Plan {
 
 /// A crowd.
 pub struct Crowd {
-    world: World,
+    world: Line,
     ledger: Rc<RefCell<Ledger>>,
     place: Place,
     calm: bool,
@@ -182,7 +183,7 @@ pub struct Crowd {
 
 impl Crowd {
     /// The peers of that plan.
-    pub fn new(world: &World, ledger: &Rc<RefCell<Ledger>>, place: &Place, plan: Option<&Plan>) -> Crowd {
+    pub fn new(world: &Line, ledger: &Rc<RefCell<Ledger>>, place: &Place, plan: Option<&Plan>) -> Crowd {
         let (world, ledger, place) = (world.clone(), Rc::clone(ledger), place.clone());
         let mut crowd = Crowd { world, ledger, place, calm: false, peers: Vec::new() };
         let Some(plan) = plan else { return crowd };

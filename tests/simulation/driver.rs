@@ -22,6 +22,7 @@ use production_server::reactor::{ListenerSetup, Reactor, Setup};
 use super::checks::{Ledger, Rules};
 use super::clients::{Client, Manners};
 use super::crowd::{self, Crowd};
+use super::line::Line;
 use super::standstill::Standstill;
 use super::supervisor::{Supervisor, passed_over};
 use super::workers::Temper;
@@ -62,6 +63,8 @@ pub struct Plan {
     faults: Faults,
     small_blocks: usize,
     large_blocks: usize,
+    /// The clients speak TLS.
+    secure: bool,
 }
 
 impl Plan {
@@ -96,6 +99,7 @@ impl Plan {
             faults,
             small_blocks,
             large_blocks,
+            secure: false,
         };
         if random.chance(CROWDS) {
             plan.join_crowd(&mut random);
@@ -108,6 +112,9 @@ impl Plan {
             let front = &mut plan.settings.front;
             front.proxies.add("0.0.0.0/0, unix").unwrap();
             front.header_timeout = plan.settings.timeouts.header;
+        } else {
+            // Release builds have no cipher that is cheap enough.
+            plan.secure = cfg!(debug_assertions) && seed % 3 == 1;
         }
         plan
     }
@@ -190,6 +197,7 @@ pub struct Run {
     loops: Vec<Loop>,
     clients: Vec<Client>,
     crowd: Crowd,
+    line: Line,
     standstill: Standstill,
     supervisor: Supervisor,
     dispatch: Arc<Dispatch>,
@@ -226,6 +234,8 @@ pub struct Summary {
     pub kinds: [usize; crowd::KINDS.len()],
     /// Runs in which answers were paused for memory.
     pub paused: usize,
+    /// Runs whose clients spoke TLS.
+    pub secure: usize,
     /// The most bytes that were charged beyond a budget.
     pub overdraft: usize,
     /// How long an ordinary request waited for its answer beside a crowd although nothing was wrong, at most.
@@ -247,6 +257,7 @@ pub fn run(seed: u64, trace: Option<Trace>) -> Summary {
     let crowds = usize::from(run.plan.crowd.is_some());
     let kinds = run.plan.crowd.as_ref().map_or([0; crowd::KINDS.len()], crowd::Plan::kinds);
     let paused = usize::from(run.metrics.total().paused_for_memory > 0);
+    let secure = usize::from(run.plan.secure);
     let overdraft = run.standstill.overdraft;
     let beside = run.plan.kind != Kind::Wild && crowds > 0;
     let longest_wait = if beside { run.ledger.borrow().longest_wait } else { Duration::ZERO };
@@ -262,6 +273,7 @@ pub fn run(seed: u64, trace: Option<Trace>) -> Summary {
         crowds,
         kinds,
         paused,
+        secure,
         overdraft,
         longest_wait,
     }
@@ -306,8 +318,9 @@ impl Run {
             .collect();
         let proxied = !plan.settings.front.proxies.is_empty();
         let manners = Manners { rude: plan.kind == Kind::Wild, long_body: 40_000, proxied };
-        let clients = (0..plan.clients).map(|_| Client::new(&world, &ledger, &place, manners)).collect();
-        let crowd = Crowd::new(&world, &ledger, &place, plan.crowd.as_ref());
+        let line = Line::new(&world, plan.secure);
+        let clients = (0..plan.clients).map(|_| Client::new(&line, &ledger, &place, manners)).collect();
+        let crowd = Crowd::new(&line, &ledger, &place, plan.crowd.as_ref());
         let supervisor = Supervisor::new(&world, &ledger, &plan, &dispatch, &postboxes);
         Run {
             seed,
@@ -317,6 +330,7 @@ impl Run {
             loops,
             clients,
             crowd,
+            line,
             standstill: Standstill::default(),
             supervisor,
             dispatch,
@@ -392,6 +406,7 @@ impl Run {
             }
         }
         (0..parties).for_each(|party| self.move_one(party));
+        self.line.flush();
         assert_eq!(self.metrics.total().panics, 0, "a loop has caught a panic");
         if self.world.activity() != before {
             return;
@@ -538,7 +553,7 @@ fn open_loop(
             id: 0,
             descriptor: world.listener(place.clone()).unwrap(),
             port: 80,
-            tls: None,
+            tls: policy_of_tls(plan.secure),
             front: Arc::new(shared.settings.front.clone()),
             admin: false,
         }],
@@ -551,6 +566,16 @@ fn open_loop(
         held: false,
     };
     Loop { reactor: Reactor::new(backend, setup).unwrap(), pool }
+}
+
+#[cfg(debug_assertions)]
+fn policy_of_tls(secure: bool) -> Option<Arc<production_server::tls::Policy>> {
+    secure.then(|| Arc::new(production_server::tls::Policy::stand_in()))
+}
+
+#[cfg(not(debug_assertions))]
+fn policy_of_tls(_secure: bool) -> Option<Arc<production_server::tls::Policy>> {
+    None
 }
 
 fn policy(settings: &Settings) -> Policy {

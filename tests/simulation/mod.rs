@@ -16,6 +16,7 @@ mod checks;
 mod clients;
 mod crowd;
 mod driver;
+mod line;
 mod peers;
 mod promises;
 mod standstill;
@@ -98,6 +99,7 @@ impl Summary {
         self.rounds += one.rounds;
         self.timed += one.timed;
         self.paused += one.paused;
+        self.secure += one.secure;
         self.crowds += one.crowds;
         self.kinds.iter_mut().zip(one.kinds).for_each(|(sum, more)| *sum += more);
         self.overdraft = self.overdraft.max(one.overdraft);
@@ -111,6 +113,7 @@ impl Summary {
         assert!(self.timed as usize * 2 > self.answered, "most requests are timed");
         assert!(self.retried > 20 && self.deaths > 100 && self.rolls > 100, "faults do happen");
         assert!(self.crowds > 40 && self.kinds.iter().all(|runs| *runs > 5), "crowds of each kind take part");
+        assert!(self.secure > 40 || cfg!(not(debug_assertions)), "some speak TLS");
         assert!(self.paused > 20, "answers are paused for memory");
     }
 }

@@ -7,9 +7,10 @@ use std::cell::RefCell;
 use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
-use production_server::backends::simulated::{End, Place, World};
+use production_server::backends::simulated::{End, Place};
 
 use super::checks::{Ledger, Reply, RequestId};
+use super::line::Line;
 use super::wire::{self, Body, Framing, Head};
 
 /// How often a refused connect is tried again, a tick later.
@@ -114,7 +115,7 @@ impl Peer {
     }
 
     /// Does what is due at a tick.
-    pub fn tick(&mut self, world: &World, ledger: &RefCell<Ledger>, place: &Place) {
+    pub fn tick(&mut self, world: &Line, ledger: &RefCell<Ledger>, place: &Place) {
         let now = world.now();
         self.next = Some(now + self.script.every);
         let Some(live) = &mut self.live else { return self.connect(world, place, now) };
@@ -133,7 +134,7 @@ impl Peer {
         (self.live, self.next) = (None, None);
     }
 
-    fn connect(&mut self, world: &World, place: &Place, now: Instant) {
+    fn connect(&mut self, world: &Line, place: &Place, now: Instant) {
         self.tries += 1;
         if self.tries > CONNECT_TRIES {
             self.next = None;
@@ -157,7 +158,7 @@ impl Peer {
 }
 
 /// Writes a piece of the request or of what goes through the tunnel.
-fn write(live: &mut Live, script: &Script, world: &World, ledger: &RefCell<Ledger>, now: Instant) -> Step {
+fn write(live: &mut Live, script: &Script, world: &Line, ledger: &RefCell<Ledger>, now: Instant) -> Step {
     if script.quits.is_some_and(|after| now >= live.since + after) {
         return Step::Leaves;
     }
@@ -200,7 +201,7 @@ fn write(live: &mut Live, script: &Script, world: &World, ledger: &RefCell<Ledge
 }
 
 /// Writes as much of a piece as the network takes, however small the parts in which it does.
-fn write_all(live: &mut Live, world: &World, piece: &[u8]) -> usize {
+fn write_all(live: &mut Live, world: &Line, piece: &[u8]) -> usize {
     let mut count = 0;
     while count < piece.len() {
         match world.write(live.end, &piece[count..]) {
@@ -215,7 +216,7 @@ fn write_all(live: &mut Live, world: &World, piece: &[u8]) -> usize {
 }
 
 /// Reads a piece and looks at it.
-fn read(live: &mut Live, script: &Script, world: &World, ledger: &RefCell<Ledger>, now: Instant) -> Step {
+fn read(live: &mut Live, script: &Script, world: &Line, ledger: &RefCell<Ledger>, now: Instant) -> Step {
     if live.whole_at.is_some_and(|whole| now < whole + script.deaf) {
         return Step::GoesOn;
     }

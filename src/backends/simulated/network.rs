@@ -30,7 +30,7 @@ const MAX_CONNECTIONS: usize = 1 << 16;
 pub type Trace = Box<dyn FnMut(&str)>;
 
 /// One end of a connection. Each end is held by one party: a scripted peer or a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct End {
     pub(super) connection: Key,
     pub(super) side: u8,
