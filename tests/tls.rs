@@ -17,6 +17,7 @@ on_every_backend! {
     the_name_that_is_asked_for_chooses_the_certificate
     a_name_that_nobody_has_is_turned_away_where_only_known_ones_are_served
     a_protocol_that_nobody_speaks_inside_is_refused
+    what_the_library_is_silent_about_is_told
     bodies_pass_both_ways_in_both_versions
     an_end_in_order_is_said_and_a_cut_is_not
     a_reload_changes_certificates_and_sessions_go_on
@@ -148,6 +149,28 @@ fn a_protocol_that_nobody_speaks_inside_is_refused(backend: &str) {
         }
     }
     assert_eq!(server.status()["tls_nothing_in_common"], 1);
+}
+
+/// Another record in the middle of a message, and signatures that no key here makes.
+fn what_the_library_is_silent_about_is_told(backend: &str) {
+    let server = Server::start(&format!("{backend}{SUFFIX}"), &["--respond", "hello"]);
+    let mut hello = [&[3, 3][..], &[7; 32], &[0, 0, 2, 0xc0, 0x2b, 1, 0, 0, 22]].concat();
+    for extension in [[0, 10, 0, 4, 0, 2, 0, 23], [0, 13, 0, 4, 0, 2, 5, 3]] {
+        hello.extend(extension);
+    }
+    hello.extend([0, 11, 0, 2, 1, 0]);
+    let message = [&[1, 0, 0, hello.len() as u8][..], &hello].concat();
+    let record = |kind: u8, body: &[u8]| [&[kind, 3, 3, 0, body.len() as u8][..], body].concat();
+    for (sent, alert, counter) in [
+        ([record(22, &message[..40]), record(23, b"x")].concat(), 10, "tls_failed"),
+        (record(22, &message), 40, "tls_nothing_in_common"),
+    ] {
+        let mut client = Client::to(server.own);
+        client.send(&sent);
+        let (rest, _) = client.rest();
+        assert_eq!(rest, [21, 3, 3, 0, 2, 2, alert], "{counter}");
+        until("it is counted", || server.status()[counter] == 1);
+    }
 }
 
 fn bodies_pass_both_ways_in_both_versions(backend: &str) {
