@@ -26,8 +26,9 @@ use super::{Loop, Task};
 
 /// Handshakes of which a loop does the cryptography in one turn: a fraction of a millisecond each.
 const HANDSHAKES_A_TURN: usize = 8;
-/// What has come of a record or of a message of a handshake, at most. Messages of 64 KiB could be, and none that is needed has half of that.
-const MOST_PENDING: usize = 64 * 1024;
+/// What has come of a record or of a message of a handshake, at most: one of 64 KiB, which is the most that the library takes, in full records.
+/// None that is needed has half of that.
+const MOST_PENDING: usize = 65 * 1024;
 
 /// The clients of a loop that speak TLS.
 #[derive(Default)]
