@@ -329,7 +329,10 @@ impl<B: Backend> Loop<B> {
             && let Some(sock) = secure.later.pop_front()
         {
             self.subject = sock;
-            if let Some(input) = secure.find(sock).and_then(|secured| secured.pending.take()) {
+            // Who has left meanwhile has no turn, nor has whoever has that place now.
+            if self.table.client(sock).is_some()
+                && let Some(input) = secure.find(sock).and_then(|secured| secured.pending.take())
+            {
                 self.open_records(sock, input, true);
                 self.work_off();
             }

@@ -229,7 +229,7 @@ class Script:
         flags = [flag.format(client=made["client"], client_ecdsa=made["client-ecdsa"]) for flag in self.flags]
         line = [os.path.join(options.bin, "python"), GCM, options.tlsfuzzer, f"{self.name}.py", "-h", "localhost", "-p", str(port), *flags]
         with open(os.path.join(options.tlsfuzzer, "tlsfuzzer", "_apps", self.name.replace("-", "_") + ".py")) as source:
-            has_count = "opt == '-n'" in source.read()
+            has_count = re.search(r'getopt\(\s*argv,\s*"[^"]*n:', source.read())
         if has_count:
             line += ["-n", "0" if only else str(options.conversations)]
         status, output = processes.run_to_end([*line, *only], timeout=900, cwd=options.tlsfuzzer)
