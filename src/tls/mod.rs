@@ -99,19 +99,16 @@ impl Session {
                 Ok(ConnectionState::EncodeTlsData(mut data)) => encode(reply, |room| data.encode(room)),
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 Ok(ConnectionState::PeerClosed) => opened.ended = true,
-                // What the error leaves to be said is behind it.
-                Err(error) => match opened.failure.replace(Reason::of(&error)) {
-                    None => (alert, before) = (self.unsaid(&error), reply.len()),
-                    first => {
-                        opened.failure = first;
-                        done = true;
-                    }
-                },
+                Err(error) => {
+                    opened.failure = Some(Reason::of(&error));
+                    (alert, before) = (self.unsaid(&error), reply.len());
+                }
                 // Early data is not offered.
                 Ok(_) => done = true,
             }
             opened.used += discard;
-            if done {
+            // After an error what it leaves to be said is fetched, and no record is looked at again.
+            if done || (opened.failure.is_some() && !self.0.wants_write()) {
                 if let Some(alert) = alert
                     && reply.len() == before
                 {

@@ -254,12 +254,14 @@ class Scene(crowds.Scene):
                 spent = (processes.cpu_nanoseconds(self.server.pid) - spent) / 1e9 / (time.monotonic() - since)
                 results.add(f"{name}: it costs nothing to wait", spent <= IDLE, f"{spent:.4f} s of CPU a second")
             beside, failed = self.windows()
+            if not self.attack.stands:
+                self.wait_for(before)
         results.add(f"{name}: no fast request fails beside it", not failed, " ".join(failed))
         slow = [path for path in without if beside[path]["p99_us"] > self.options.factor * without[path]["p99_us"]]
         ours = [path for path in slow if not decoy or beside[path]["p99_us"] > self.options.factor * decoy[path]["p99_us"]]
         results.add(f"{name}: the fast ones do not notice it", not ours and not failed, crowds.show(beside) + (f"; slow: {', '.join(slow)}" if slow else ""))
-        counted = {key: value for key in self.attack.counters if (value := self.wait_for(key, before))}
         if self.attack.counters:
+            counted = self.wait_for(before)
             results.add(f"{name}: it is counted", bool(counted), str(counted))
         end, left = time.monotonic() + PATIENCE, -1
         while left != 0 and time.monotonic() < end:
@@ -275,13 +277,14 @@ class Scene(crowds.Scene):
         after, failed = self.window()
         results.add(f"{name}: after it all is as before", not failed, crowds.show(after) + " ".join(failed))
 
-    def wait_for(self, key, before):
-        """By how much a counter has grown."""
-        for _ in range(40):
-            if grown := self.counters()[key] - before[key]:
-                return grown
+    def wait_for(self, before):
+        """By how much the counters of the attack have grown, once one has."""
+        end, grown = time.monotonic() + PATIENCE, {}
+        while self.attack.counters and not grown and time.monotonic() < end:
+            now = self.counters()
+            grown = {key: now[key] - before[key] for key in self.attack.counters if now[key] > before[key]}
             time.sleep(0.05)
-        return 0
+        return grown
 
 
 if __name__ == "__main__":
