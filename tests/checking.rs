@@ -176,7 +176,10 @@ fn files_of_tls_are_said_with_their_flags() {
     for (flags, said) in [
         (&cert[..], "--tls-cert: certificates and keys do not go together: 1 and 0"),
         (&["--tls-key", "a.key"], "--tls-key: certificates and keys do not go together: 0 and 1"),
-        (&[&cert[..], &["--tls-key", "b.key"]].concat(), "--tls-key: b.key: the key is not that of the certificate in a.pem"),
+        (
+            &[&cert[..], &["--tls-key", "b.key"]].concat(),
+            "--tls-key: b.key: the key is not that of the certificate in a.pem",
+        ),
         (&[&cert[..], &["--tls-key", "directory"]].concat(), "--tls-key: directory: it is a directory"),
         (&[&cert[..], &["--tls-key", "none.key"]].concat(), "--tls-key: none.key: it cannot be read: No such file"),
         (&["--tls-certificate", "a.pem:a.pem"], "--tls-certificate: a.pem: there is no private key in it"),
@@ -188,7 +191,11 @@ fn files_of_tls_are_said_with_their_flags() {
         for command in ["check", "run"] {
             let output = program(folder.path(), &[&[command, "--respond", "hello"], flags].concat());
             let stderr = text(&output.stderr);
-            assert_eq!((stderr.contains(said), output.status.code()), (true, Some(78)), "{command} {flags:?}: {stderr}");
+            assert_eq!(
+                (stderr.contains(said), output.status.code()),
+                (true, Some(78)),
+                "{command} {flags:?}: {stderr}"
+            );
         }
     }
 }

@@ -123,7 +123,8 @@ impl Session {
     }
 
     /// The alert for an error of which the library may say nothing (RFC 8446, 6.2), as long as it needs no encryption: 40, handshake_failure, where
-    /// the key signs nothing that the client takes, and 10, unexpected_message, for what comes where it should not.
+    /// the key signs nothing that the client takes; 10, unexpected_message, for what comes where it should not; 50, decode_error, for a message that is too
+    /// long.
     fn unsaid(&self, error: &Error) -> Option<u8> {
         let is_plain = self.0.is_handshaking()
             && self.0.protocol_version() != Some(ProtocolVersion::TLSv1_3)
@@ -132,6 +133,7 @@ impl Session {
             _ if !is_plain => None,
             Error::General(_) => Some(40),
             Error::PeerMisbehaved(_) => Some(10),
+            Error::InvalidMessage(_) => Some(50),
             _ => None,
         }
     }
