@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use crate::support::tls::Pair;
 use crate::support::until;
 
 const PATH: (&str, &str) = ("PATH", "/usr/bin:/bin");
@@ -160,5 +161,41 @@ fn init_writes_a_file_that_is_valid_and_never_writes_over_one() {
         let said = "error: production_server.toml is here already, and stays as it is\n";
         assert_eq!((again.status.code(), text(&again.stderr).as_str()), (Some(73), said));
         assert_eq!(std::fs::read_to_string(&path).unwrap(), written);
+    }
+}
+
+/// On the command line, each is shown with the flag that names it.
+#[test]
+fn files_of_tls_are_said_with_their_flags() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pair, other) = (Pair::of(&["a.test"]), Pair::of(&["a.test"]));
+    pair.write(folder.path(), "a");
+    other.write(folder.path(), "b");
+    std::fs::create_dir(folder.path().join("directory")).unwrap();
+    let cert = ["--tls-cert", "a.pem"];
+    for (flags, said) in [
+        (&cert[..], "--tls-cert: certificates and keys do not go together: 1 and 0"),
+        (&["--tls-key", "a.key"], "--tls-key: certificates and keys do not go together: 0 and 1"),
+        (
+            &[&cert[..], &["--tls-key", "b.key"]].concat(),
+            "--tls-key: b.key: the key is not that of the certificate in a.pem",
+        ),
+        (&[&cert[..], &["--tls-key", "directory"]].concat(), "--tls-key: directory: it is a directory"),
+        (&[&cert[..], &["--tls-key", "none.key"]].concat(), "--tls-key: none.key: it cannot be read: No such file"),
+        (&["--tls-certificate", "a.pem:a.pem"], "--tls-certificate: a.pem: there is no private key in it"),
+        (
+            &[&cert[..], &["--tls-key", "a.key", "--tls-client-ca", "b.key"]].concat(),
+            "--tls-client-ca: b.key: there is no certificate in it",
+        ),
+    ] {
+        for command in ["check", "run"] {
+            let output = program(folder.path(), &[&[command, "--respond", "hello"], flags].concat());
+            let stderr = text(&output.stderr);
+            assert_eq!(
+                (stderr.contains(said), output.status.code()),
+                (true, Some(78)),
+                "{command} {flags:?}: {stderr}"
+            );
+        }
     }
 }

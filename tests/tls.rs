@@ -17,6 +17,8 @@ on_every_backend! {
     the_name_that_is_asked_for_chooses_the_certificate
     a_name_that_nobody_has_is_turned_away_where_only_known_ones_are_served
     a_protocol_that_nobody_speaks_inside_is_refused
+    what_the_library_is_silent_about_is_told
+    a_record_that_cannot_be_opened_ends_the_session_with_an_alert
     bodies_pass_both_ways_in_both_versions
     an_end_in_order_is_said_and_a_cut_is_not
     a_reload_changes_certificates_and_sessions_go_on
@@ -134,7 +136,13 @@ fn a_name_that_nobody_has_is_turned_away_where_only_known_ones_are_served(backen
 fn a_protocol_that_nobody_speaks_inside_is_refused(backend: &str) {
     let (folder, pair) = (folder(), Pair::of(&["a.test"]));
     let server = start(backend, &flags(folder.path(), &[("a", &pair)]), &[]);
-    for (offered, spoken) in [(&["h2", "http/1.1"][..], Some("http/1.1")), (&["spdy/1"], None), (&[], Some(""))] {
+    for (offered, spoken) in [
+        (&["h2", "http/1.1"][..], Some("http/1.1")),
+        (&["http/1.0"], Some("http/1.0")),
+        (&["http/1.0", "http/1.1"], Some("http/1.1")),
+        (&["spdy/1"], None),
+        (&[], Some("")),
+    ] {
         let mut config = pair.client();
         config.alpn_protocols = offered.iter().map(|name| name.as_bytes().to_vec()).collect();
         match connect(server.address, &Arc::new(config), "a.test") {
@@ -148,6 +156,42 @@ fn a_protocol_that_nobody_speaks_inside_is_refused(backend: &str) {
         }
     }
     assert_eq!(server.status()["tls_nothing_in_common"], 1);
+}
+
+/// Another record in the middle of a message, one that will have 64 KiB, and signatures that no key here makes.
+fn what_the_library_is_silent_about_is_told(backend: &str) {
+    let server = Server::start(&format!("{backend}{SUFFIX}"), &["--respond", "hello"]);
+    let mut hello = [&[3, 3][..], &[7; 32], &[0, 0, 2, 0xc0, 0x2b, 1, 0, 0, 22]].concat();
+    for extension in [[0, 10, 0, 4, 0, 2, 0, 23], [0, 13, 0, 4, 0, 2, 5, 3]] {
+        hello.extend(extension);
+    }
+    hello.extend([0, 11, 0, 2, 1, 0]);
+    let message = [&[1, 0, 0, hello.len() as u8][..], &hello].concat();
+    let record = |kind: u8, body: &[u8]| [&[kind, 3, 3, 0, body.len() as u8][..], body].concat();
+    for (sent, alert, counter, count) in [
+        ([record(22, &message[..40]), record(23, b"x")].concat(), 10, "tls_failed", 1),
+        (record(22, &[1, 1, 0, 0]), 50, "tls_failed", 2),
+        (record(22, &message), 40, "tls_nothing_in_common", 1),
+    ] {
+        let mut client = Client::to(server.own);
+        client.send(&sent);
+        let (rest, _) = client.rest();
+        assert_eq!(rest, [21, 3, 3, 0, 2, 2, alert], "{counter}");
+        until("it is counted", || server.status()[counter] == count);
+    }
+}
+
+fn a_record_that_cannot_be_opened_ends_the_session_with_an_alert(backend: &str) {
+    let (folder, pair) = (folder(), Pair::of(&["a.test"]));
+    let server = start(backend, &flags(folder.path(), &[("a", &pair)]), &[]);
+    let mut stream = connect(server.address, &Arc::new(pair.client()), "a.test").unwrap();
+    ask(&mut stream, ASK, b"ok");
+    // A whole one, and the next behind it.
+    stream.sock.write_all(&[&[23, 3, 3, 0, 20][..], &[7; 20]].concat().repeat(2)).unwrap();
+    let error = stream.read(&mut [0]).unwrap_err();
+    assert!(error.to_string().contains("BadRecordMac"), "{error}");
+    until("it is counted", || server.status()["tls_broken"] == 1);
+    assert!(!server.has_said("panic"));
 }
 
 fn bodies_pass_both_ways_in_both_versions(backend: &str) {

@@ -121,7 +121,11 @@ impl Loaded {
         if let Some(span) = exact.or_else(|| spans.first().cloned()) {
             return Problem { severity, ..Problem::error(title, span, label) };
         }
-        let name = self.given.iter().find(|given| is_tls(given.key)).map_or_else(|| "--tls-cert".to_owned(), place);
+        let mut said = self.given.iter().filter(|given| is_tls(given.key));
+        let says =
+            |given: &&Given| given.values.iter().any(|one| !value.is_empty() && one.to_string_lossy().contains(value));
+        let given = said.clone().find(says).or_else(|| said.next());
+        let name = given.map_or_else(|| "--tls-cert".to_owned(), place);
         let help = if label.is_empty() { Vec::new() } else { vec![label.to_owned()] };
         Problem { severity, title: format!("{name}: {title}"), marks: Vec::new(), help }
     }

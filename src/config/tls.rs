@@ -72,11 +72,16 @@ impl Tls {
         single.chain(self.certificates.iter().map(|(cert, key)| (cert.as_path(), key.as_path())))
     }
 
+    fn has_files(&self) -> bool {
+        !(self.certs.is_empty() && self.keys.is_empty() && self.certificates.is_empty())
+    }
+
     /// Whether it is spoken on a listener; `unix`: on a Unix socket.
     pub fn is_spoken(&self, unix: bool) -> bool {
         match self.speak {
             _ if self.redirect_https.is_some() => false,
-            SpeakTls::Auto => !unix && (self.pairs().next().is_some() || self.managed.is_some()),
+            // A certificate without its key, too: whoever gives one means it, and is told what is missing.
+            SpeakTls::Auto => !unix && (self.has_files() || self.managed.is_some()),
             SpeakTls::On | SpeakTls::SelfSigned => true,
             SpeakTls::Off => false,
         }

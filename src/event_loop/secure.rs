@@ -26,8 +26,9 @@ use super::{Loop, Task};
 
 /// Handshakes of which a loop does the cryptography in one turn: a fraction of a millisecond each.
 const HANDSHAKES_A_TURN: usize = 8;
-/// What has come of a record or of a message of a handshake, at most. Messages of 64 KiB could be, and none that is needed has half of that.
-const MOST_PENDING: usize = 64 * 1024;
+/// What has come of a record or of a message of a handshake, at most: one of 64 KiB, which is the most that the library takes, in full records.
+/// None that is needed has half of that.
+const MOST_PENDING: usize = 65 * 1024;
 
 /// The clients of a loop that speak TLS.
 #[derive(Default)]
@@ -328,7 +329,10 @@ impl<B: Backend> Loop<B> {
             && let Some(sock) = secure.later.pop_front()
         {
             self.subject = sock;
-            if let Some(input) = secure.find(sock).and_then(|secured| secured.pending.take()) {
+            // Who has left meanwhile has no turn, nor has whoever has that place now.
+            if self.table.client(sock).is_some()
+                && let Some(input) = secure.find(sock).and_then(|secured| secured.pending.take())
+            {
                 self.open_records(sock, input, true);
                 self.work_off();
             }

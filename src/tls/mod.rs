@@ -38,7 +38,7 @@ pub use tickets::{TicketKey, adopt_ticket_keys, ticket_keys};
 
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
-use rustls::{AlertDescription, Error, HandshakeKind};
+use rustls::{AlertDescription, Error, HandshakeKind, ProtocolVersion};
 
 /// Plain bytes of a record, at most (RFC 8446, 5.1).
 pub const RECORD_BYTES: usize = 16 * 1024;
@@ -100,6 +100,7 @@ impl Session {
             return stand_in.open(input, plain, reply);
         }
         let mut opened = Opened { used: 0, ended: false, failure: None };
+        let (mut alert, mut before) = (None, 0);
         loop {
             let UnbufferedStatus { discard, state } = self.library.process_tls_records(&mut input[opened.used..]);
             let mut done = false;
@@ -112,24 +113,42 @@ impl Session {
                 Ok(ConnectionState::EncodeTlsData(mut data)) => encode(reply, |room| data.encode(room)),
                 Ok(ConnectionState::TransmitTlsData(data)) => data.done(),
                 Ok(ConnectionState::PeerClosed) => opened.ended = true,
-                // What the error leaves to be said is behind it.
-                Err(error) => match opened.failure.replace(Reason::of(&error)) {
-                    None => {}
-                    first => {
-                        opened.failure = first;
-                        done = true;
-                    }
-                },
+                Err(error) => {
+                    opened.failure = Some(Reason::of(&error));
+                    (alert, before) = (self.unsaid(&error), reply.len());
+                }
                 // Early data is not offered.
                 Ok(_) => done = true,
             }
             opened.used += discard;
-            if done {
+            // After an error what it leaves to be said is fetched, and no record is looked at again.
+            if done || (opened.failure.is_some() && !self.0.wants_write()) {
+                if let Some(alert) = alert
+                    && reply.len() == before
+                {
+                    reply.extend([21, 3, 3, 0, 2, 2, alert]);
+                }
                 if opened.failure == Some(Reason::UnknownName) {
                     name_the_alert(reply);
                 }
                 return opened;
             }
+        }
+    }
+
+    /// The alert for an error of which the library may say nothing (RFC 8446, 6.2), as long as it needs no encryption: 40, handshake_failure, where
+    /// the key signs nothing that the client takes; 10, unexpected_message, for what comes where it should not; 50, decode_error, for a message that is too
+    /// long.
+    fn unsaid(&self, error: &Error) -> Option<u8> {
+        let is_plain = self.0.is_handshaking()
+            && self.0.protocol_version() != Some(ProtocolVersion::TLSv1_3)
+            && self.0.handshake_kind() != Some(HandshakeKind::Resumed);
+        match error {
+            _ if !is_plain => None,
+            Error::General(_) => Some(40),
+            Error::PeerMisbehaved(_) => Some(10),
+            Error::InvalidMessage(_) => Some(50),
+            _ => None,
         }
     }
 
@@ -240,6 +259,7 @@ impl Reason {
             Error::NoApplicationProtocol | Error::PeerIncompatible(_) => Reason::NothingInCommon,
             Error::NoCertificatesPresented | Error::InvalidCertificate(_) => Reason::ClientCertificate,
             Error::General(text) if text.contains("server certificate") => Reason::UnknownName,
+            Error::General(text) if text.contains("signing key") => Reason::NothingInCommon,
             _ => Reason::Malformed,
         }
     }

@@ -17,8 +17,8 @@ use super::self_signed;
 use super::tickets::ticketer;
 use crate::config::{SpeakTls, Tls, TlsVersion};
 
-/// What is spoken inside (RFC 7301), the preferred first.
-const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
+/// What is spoken inside (RFC 7301), the preferred first. A client that speaks HTTP/1.0 alone may say so.
+const PROTOCOLS: [&[u8]; 2] = [b"http/1.1", b"http/1.0"];
 
 /// What a listener demands and shows, now.
 #[derive(Debug)]

@@ -82,9 +82,9 @@ def backends(options):
 
 
 @contextlib.contextmanager
-def serving(home, server, backend, flags=(), command=None, workers=2, path="/ping", directory=None, environment=None):
+def serving(home, server, backend, flags=(), command=None, workers=2, path="/ping", directory=None, environment=None, secure=False):
     """Runs the server until the block is left, in front of its built-in workers or of `command` (with {socket} in it), which starts in
-    `directory`, else in an empty one."""
+    `directory`, else in an empty one; `secure`: flags say that it speaks TLS."""
     with contextlib.ExitStack() as stack:
         place = os.path.join(home, f"run-{processes.free_port()}")
         os.mkdir(place)
@@ -98,7 +98,7 @@ def serving(home, server, backend, flags=(), command=None, workers=2, path="/pin
                     "--run-dir", os.path.join(place, "run"), "--no-access-log", "--stats-interval", "0s", *flags]
             line += ["--", *command] if command else []
         process = stack.enter_context(processes.running(line, log, env=environment, cwd=directory or place))
-        processes.wait_until_it_answers(process, log, port, path)
+        processes.wait_until_it_answers(process, log, port, path, secure=secure)
         yield Running(port, process, log)
 
 
@@ -146,6 +146,17 @@ def npm(home, *packages):
     return place
 
 
+def certificate(home, name="localhost"):
+    """Makes a certificate for localhost and 127.0.0.1 that clients can trust as it is: the paths of it and of its key."""
+    paths = os.path.join(home, f"{name}.pem"), os.path.join(home, f"{name}.key")
+    line = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-out", paths[0], "-keyout", paths[1],
+            "-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    status, output = processes.run_to_end(line, timeout=60)
+    if status != 0:
+        raise Trouble(f"{' '.join(line)}:\n{output}")
+    return paths
+
+
 class Results:
     """Collects what passed and failed, prints each as it comes, and knows the exit code."""
 
@@ -168,13 +179,13 @@ class Results:
         return 1 if self.failed or not self.passed else 0
 
 
-def wrk(port, path="/ping", threads=2, connections=64, seconds=10, fields=()):
+def wrk(port, path="/ping", threads=2, connections=64, seconds=10, fields=(), scheme="http"):
     """One run of wrk: a dict of requests, rate, non-2xx and socket errors (connect, read, write, timeout)."""
     processes.need("wrk")
     line = ["wrk", f"-t{threads}", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s"]
     for field in fields:
         line += ["-H", field]
-    return wrk_figures(*processes.run_to_end([*line, f"http://127.0.0.1:{port}{path}"], timeout=seconds + 30))
+    return wrk_figures(*processes.run_to_end([*line, f"{scheme}://127.0.0.1:{port}{path}"], timeout=seconds + 30))
 
 
 def wrk_figures(status, output):
@@ -193,11 +204,11 @@ def wrk_figures(status, output):
     }
 
 
-def ab(port, requests, connections, keep_alive, path="/ping"):
+def ab(port, requests, connections, keep_alive, path="/ping", scheme="http"):
     """One run of ab: a dict of complete, failed and non-2xx requests and the rate."""
     processes.need("ab")
     line = ["ab", "-q", "-l", "-s", "30", "-n", str(requests), "-c", str(connections), *(["-k"] if keep_alive else [])]
-    status, output = processes.run_to_end([*line, f"http://127.0.0.1:{port}{path}"], timeout=300)
+    status, output = processes.run_to_end([*line, f"{scheme}://127.0.0.1:{port}{path}"], timeout=300)
 
     def number(label):
         found = re.search(rf"^{label}:\s+([0-9.]+)", output, re.MULTILINE)

@@ -1,11 +1,12 @@
 #!/usr/bin/env python3
 """Speaks to the server with the clients that people use, through both backends, and fails when one of them does.
 
-    tests/scripts/real-clients.py [--server target/release/production_server] [--backends epoll,io_uring] [--clients curl,ab]
+    tests/scripts/real-clients.py [--server target/release/production_server] [--backends epoll,io_uring] [--clients curl,ab] [--over plain,tls]
 
 curl, ab, wrk, Python's http.client, requests, httpx and aiohttp, Node's http, fetch and undici: GET, HEAD, POST, 2 MB bodies both
-ways, keep-alive, chunked uploads, Expect: 100-continue, streamed answers, pipelining. Needs PyPI and npm. Exit codes: 0, 1 a
-failure, 64 wrong flags.
+ways, keep-alive, chunked uploads, Expect: 100-continue, streamed answers, pipelining; Python's websockets with a worker that echoes; Go and Java,
+where they are installed, GET and POST 2 MB both ways on one connection. All of them over TLS, too, curl with both versions. Needs PyPI and npm. Exit
+codes: 0, 1 a failure, 64 wrong flags.
 """
 
 import os
@@ -15,46 +16,61 @@ import common
 import processes
 
 HERE = os.path.join(common.ROOT, "tests", "scripts", "clients")
-PYTHON = ("http.client", "requests", "httpx", "aiohttp")
+PYTHON = ("http.client", "requests", "httpx", "aiohttp", "websockets")
 NODE = ("http", "fetch", "undici")
-CLIENTS = ("curl", "ab", "wrk", *PYTHON, *(f"node:{name}" for name in NODE))
+COMPILED = {"go": ["go", "run", "client.go"], "java": ["java", "Client.java"]}
+ECHO = os.path.join(common.ROOT, "examples", "websocket", "echo.py")
+CLIENTS = ("curl", "ab", "wrk", *PYTHON, *(f"node:{name}" for name in NODE), *COMPILED)
 SIZE = 2_000_000
 
 
 def main(home):
     flags = common.parser(__doc__.splitlines()[0])
     flags.add_argument("--clients", default=",".join(CLIENTS), help="separated by commas (default: all)")
+    flags.add_argument("--over", default="plain,tls", help="separated by commas (default: %(default)s; the control: plain)")
     options = flags.parse_args()
-    chosen = options.clients.split(",")
-    for client in chosen:
-        if client not in CLIENTS:
-            flags.error(f"{client!r} is none of {', '.join(CLIENTS)}")
-    python = common.python_with(home, "requests", "httpx", "aiohttp") if set(chosen) & set(PYTHON) else None
+    chosen, over = options.clients.split(","), ["plain"] if options.server == "nginx" else options.over.split(",")
+    for word, known in [*((client, CLIENTS) for client in chosen), *((word, ("plain", "tls")) for word in over)]:
+        if word not in known:
+            flags.error(f"{word!r} is none of {', '.join(known)}")
+    python = common.python_with(home, "requests", "httpx", "aiohttp", "websockets") if set(chosen) & set(PYTHON) else None
     modules = common.npm(home, "undici@7") if "node:undici" in chosen else None
     results = common.Results()
+    trusted, key = common.certificate(home)
     for backend in common.backends(options):
-        print(f"\n{backend}")
-        with common.serving(home, options.server, backend) as server:
-            for client in chosen:
-                if client == "curl":
-                    curl(home, server.port, backend, results)
-                elif client == "ab":
-                    load_ab(server.port, backend, results)
-                elif client == "wrk":
-                    load_wrk(server.port, backend, results)
-                elif client in PYTHON:
-                    line = [f"{python}/python", os.path.join(HERE, "python_clients.py"), client, str(server.port)]
-                    suite(line, f"{backend} {client}", results)
-                else:
-                    name = client.removeprefix("node:")
-                    line = ["node", os.path.join(HERE, "node_clients.js"), name, str(server.port), modules or ""]
-                    suite(line, f"{backend} {client}", results)
+        for kind in over:
+            secure = kind == "tls"
+            name = f"{backend} {kind}" if len(over) > 1 else backend
+            print(f"\n{name}")
+            more = {"flags": ["--tls-cert", trusted, "--tls-key", key], "secure": True} if secure else {}
+            environment = {**os.environ, **({"TRUSTED": trusted, "NODE_EXTRA_CA_CERTS": trusted} if secure else {})}
+            with common.serving(home, options.server, backend, **more) as server:
+                for client in chosen:
+                    if client == "curl":
+                        curl(home, server.port, name, results, trusted if secure else None)
+                    elif client == "ab":
+                        load_ab(server.port, name, results, "https" if secure else "http")
+                    elif client == "wrk":
+                        load_wrk(server.port, name, results, "https" if secure else "http")
+                    elif client in COMPILED:
+                        if not common.have(client):
+                            print(f"        {client} is not installed", flush=True)
+                            continue
+                        suite([*COMPILED[client], str(server.port)], f"{name} {client}", results, environment)
+                    elif client in PYTHON and client != "websockets":
+                        suite([f"{python}/python", "python_clients.py", client, str(server.port)], f"{name} {client}", results, environment)
+                    elif client != "websockets":
+                        line = ["node", "node_clients.js", client.removeprefix("node:"), str(server.port), modules or ""]
+                        suite(line, f"{name} {client}", results, environment)
+            if "websockets" in chosen:
+                with common.serving(home, options.server, backend, command=[f"{python}/python", ECHO], path="/", **more) as server:
+                    suite([f"{python}/python", "python_clients.py", "websockets", str(server.port)], f"{name} websockets", results, environment)
     return results.exit_code()
 
 
-def suite(line, name, results):
+def suite(line, name, results, environment):
     """Runs a client's program, which prints `ok CASE` or `FAIL CASE: why` for each of its cases, and `end` when done."""
-    _, output = processes.run_to_end(line, timeout=120)
+    _, output = processes.run_to_end(line, timeout=120, env=environment, cwd=HERE)
     ended = False
     for text in output.splitlines():
         verdict, _, case = text.partition(" ")
@@ -66,18 +82,19 @@ def suite(line, name, results):
         results.add(f"{name} to its end", False, output[-500:])
 
 
-def curl(home, port, backend, results):
+def curl(home, port, backend, results, trusted):
     """curl's cases: each is a command line and what its -w line has to say."""
     body, came = os.path.join(home, "body"), os.path.join(home, "came")
     with open(body, "wb") as file:
         file.write(os.urandom(SIZE))
-    url = f"http://127.0.0.1:{port}"
+    url = f"{'https' if trusted else 'http'}://127.0.0.1:{port}"
+    trust = ["--cacert", trusted] if trusted else []
     say = "%{http_code} %{size_download} %{num_connects}"
 
     def case(name, arguments, wanted, same=False, times=1):
         if os.path.exists(came):
             os.unlink(came)
-        line = ["curl", "-sS", "--max-time", "20", "-w", say + "\n"]
+        line = ["curl", "-sS", "--max-time", "20", *trust, "-w", say + "\n"]
         for _ in range(times):
             line += ["-o", came]
         status, output = processes.run_to_end([*line, *arguments], timeout=40)
@@ -97,18 +114,20 @@ def curl(home, port, backend, results):
     case("PUT 2 MB, file", ["-T", body, f"{url}/echo"], f"200 {SIZE} 1", same=True)
     case("keep-alive, 10 requests", [f"{url}/bytes?n=10"] * 10, "200 10 0", times=10)
     case("HTTP/1.0", ["--http1.0", f"{url}/bytes?n=1000"], "200 1000 1")
+    for version in ("1.2", "1.3") if trusted else ():
+        case(f"TLS {version}", ["--tls-max", version, f"--tlsv{version}", f"{url}/bytes?n=1000"], "200 1000 1")
     case("stream", ["-w", "%{http_code}\n", f"{url}/stream"], "200")
 
 
-def load_ab(port, backend, results):
+def load_ab(port, backend, results, scheme):
     for keep_alive in (False, True):
-        done = common.ab(port, 5000, 50, keep_alive)
+        done = common.ab(port, 5000, 50, keep_alive, scheme=scheme)
         ok = done["complete"] == 5000 and not done["failed"] and not done["non_2xx"]
         results.add(f"{backend} ab{' -k' if keep_alive else ''}", ok, str(done))
 
 
-def load_wrk(port, backend, results):
-    done = common.wrk(port, seconds=2)
+def load_wrk(port, backend, results, scheme):
+    done = common.wrk(port, seconds=2, scheme=scheme)
     results.add(f"{backend} wrk", done["requests"] > 0 and not done["non_2xx"] and not done["errors"], str(done))
 
 

@@ -1,16 +1,16 @@
 // Node's HTTP clients against a server: `node_clients.js http|fetch|undici PORT [DIRECTORY OF node_modules]`.
-// Prints `ok CASE` or `FAIL CASE: why` for each case, then `end`.
+// Over TLS where TRUSTED in the environment names the certificate to trust (and NODE_EXTRA_CA_CERTS, too). Prints `ok CASE` or `FAIL CASE: why` for each case, then `end`.
 'use strict';
 const assert = require('node:assert');
 const crypto = require('node:crypto');
-const http = require('node:http');
+const http = require(process.env.TRUSTED ? 'node:https' : 'node:http');
 const path = require('node:path');
 const { Readable } = require('node:stream');
 
 const [client, port, modules] = process.argv.slice(2);
 const size = 2_000_000;
 const body = crypto.randomBytes(size);
-const url = `http://127.0.0.1:${port}`;
+const url = `${process.env.TRUSTED ? 'https' : 'http'}://127.0.0.1:${port}`;
 
 function* pieces() {
   for (let start = 0; start < size; start += 50_000) yield body.subarray(start, start + 50_000);

@@ -1,10 +1,14 @@
-"""Python's HTTP clients against a server: `python_clients.py CLIENT PORT`. Prints `ok CASE` or `FAIL CASE: why`, then `end`."""
+"""Python's HTTP clients against a server: `python_clients.py CLIENT PORT`, over TLS where TRUSTED in the environment names the certificate to
+trust. Prints `ok CASE` or `FAIL CASE: why`, then `end`."""
 
 import asyncio
 import http.client
 import os
+import ssl
 import sys
 
+TRUSTED = os.environ.get("TRUSTED")
+CONTEXT = ssl.create_default_context(cafile=TRUSTED) if TRUSTED else None
 SIZE = 2_000_000
 BODY = os.urandom(SIZE)
 TIMES = 20
@@ -35,7 +39,8 @@ def wanted(status, body, expected=None):
 
 
 def with_http_client(port):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    secure = http.client.HTTPSConnection("127.0.0.1", port, timeout=20, context=CONTEXT) if TRUSTED else None
+    connection = secure or http.client.HTTPConnection("127.0.0.1", port, timeout=20)
 
     def ask(method, path, body=None, headers=None, expected=None, chunked=False):
         connection.request(method, path, body, headers or {}, encode_chunked=chunked)
@@ -99,7 +104,7 @@ async def with_aiohttp(url):
     import aiohttp
 
     async def ask(session, method, path, data=None, expected=None):
-        async with session.request(method, url + path, data=data) as answer:
+        async with session.request(method, url + path, data=data, ssl=CONTEXT or True) as answer:
             body = await answer.read()
             if method == "HEAD":
                 assert (answer.status, body) == (200, b""), "a body after HEAD"
@@ -131,21 +136,36 @@ async def with_aiohttp(url):
         await case("200 at once", many(session))
 
 
+def with_websockets(url):
+    from websockets.sync.client import connect
+
+    def ask():
+        with connect(f"{url}/socket", ssl=CONTEXT, proxy=None, max_size=None) as socket:
+            for message in ("hello", "", "x" * 126, BODY):
+                socket.send(message)
+                assert socket.recv(timeout=20) == message, f"a message of {len(message)} differs"
+
+    report("echo of 0, 5, 126 and 2,000,000", ask)
+    report("20 one after the other", lambda: [ask() for _ in range(TIMES)])
+
+
 def main(client, port):
-    url = f"http://127.0.0.1:{port}"
+    url = f"{'https' if TRUSTED else 'http'}://127.0.0.1:{port}"
     if client == "http.client":
         with_http_client(port)
     elif client == "requests":
         import requests
 
         with requests.Session() as session:
-            session.trust_env = False
+            session.trust_env, session.verify = False, TRUSTED or True
             with_session(session, url, "data")
     elif client == "httpx":
         import httpx
 
-        with httpx.Client(trust_env=False) as session:
+        with httpx.Client(trust_env=False, verify=CONTEXT or True) as session:
             with_session(session, url, "content")
+    elif client == "websockets":
+        with_websockets(url.replace("http", "ws", 1))
     else:
         asyncio.run(with_aiohttp(url))
     print("end")
