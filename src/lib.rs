@@ -9,6 +9,7 @@
 //!                               └──→ backends → buffers
 //! acme: under server and supervisor, above control and tls
 //! socket_file, proc, systemd, handover: beside server, supervisor and control
+//! limits: under config, metrics and event_loop; no clock
 //! config, metrics, log: usable by all, use none of them
 //! ```
 //!
@@ -33,6 +34,7 @@ pub mod handover;
 pub mod http;
 pub mod init;
 pub(crate) mod kernel;
+pub mod limits;
 pub mod listener;
 pub mod log;
 pub mod mailbox;
