@@ -47,6 +47,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("listener", &["tls"]),
     ("tls", &[]),
     ("mailbox", &["apps", "buffers", "dispatch", "listener"]),
+    ("helpers", &[]),
     (
         "event_loop",
         &[
@@ -57,6 +58,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "day",
             "dispatch",
             "exchange",
+            "helpers",
             "http",
             "listener",
             "mailbox",
