@@ -8,6 +8,7 @@
 //!                               └──→ http, tls               bytes in, bytes out: no descriptor, no clock, no thread
 //!                               └──→ backends → buffers
 //! acme: under server and supervisor, above control and tls
+//! helpers: threads for what would block a loop; uses nothing
 //! socket_file, proc, systemd, handover: beside server, supervisor and control
 //! limits: under config, metrics and event_loop; no clock
 //! config, metrics, log: usable by all, use none of them
@@ -31,6 +32,7 @@ mod exchange;
 pub mod exporter;
 pub mod fleet;
 pub mod handover;
+pub mod helpers;
 pub mod http;
 pub mod init;
 pub(crate) mod kernel;

@@ -204,6 +204,10 @@ counters! {
     paused_for_memory,
     /// Requests refused because `buffer_bytes` was used up.
     memory_refused,
+    /// Pieces of work that loops had for the helper threads.
+    helper_jobs,
+    /// Those of them that were refused because too many waited.
+    helper_refusals,
     /// Connections closed because their peer may not speak for others with the PROXY protocol.
     proxy_protocol_refused,
     /// Connections closed because they did not begin with a header of the PROXY protocol.

@@ -162,6 +162,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
         admission: Default::default(),
         scarcity: Default::default(),
         desk,
+        helpers: Default::default(),
         status: Box::new(status),
     });
     let loop_exit = supervisor.loop_exit();
@@ -297,6 +298,11 @@ fn supervise(
             "event loops did not stop in time and are left behind",
             &[("loops", &ends.left)],
         );
+    }
+    let left = shared.helpers.stop(grace(LOOP_GRACE));
+    if left > 0 {
+        // A disk that hangs is no failure of ours.
+        shared.log.event(Level::Warn, "helper threads did not stop in time and are left behind", &[("helpers", &left)]);
     }
     if ends != loops::Ends::default() {
         code = exit::SOFTWARE;

@@ -48,6 +48,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("listener", &["tls"]),
     ("tls", &[]),
     ("mailbox", &["apps", "buffers", "dispatch", "listener"]),
+    ("helpers", &[]),
     (
         "event_loop",
         &[
@@ -58,6 +59,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "day",
             "dispatch",
             "exchange",
+            "helpers",
             "http",
             "limits",
             "listener",

@@ -223,6 +223,7 @@ impl Config {
         server.backend = old.backend;
         server.pin = old.pin;
         server.max_connections = old.max_connections;
+        server.helpers = old.helpers;
         server.buffer_bytes = old.buffer_bytes;
         server.run_dir.clone_from(&old.run_dir);
         server.admin.clone_from(&old.admin);

@@ -457,6 +457,9 @@ const LOOPS: &[Key] = &[
     key("max-connections", "N", "10000", "Client connections open at once", |settings, text| {
         store(&mut settings.max_connections, count(text, 1..=1_000_000).map(|number| number as usize))
     }),
+    key("helpers", "N", "2", HELPERS_HELP, |settings, text| {
+        store(&mut settings.helpers, count(text, 1..=64).map(|number| number as usize))
+    }),
     key(
         "internal",
         "on|off|PREFIX",
@@ -477,6 +480,8 @@ const FORWARDED_HELP: &str =
 
 const PROXY_HELP: &str = "Who may connect, and has to begin with a PROXY protocol header, of version 1 or 2 [default: all may, \
     without one]";
+
+const HELPERS_HELP: &str = "Threads for what would block a loop, as opening files does; they run where something that is configured needs them";
 
 const LISTEN_HELP: &str =
     "IP:PORT, a port, unix:PATH, systemd:NAME (sockets that systemd has opened) or systemd: (all of them)";

@@ -121,6 +121,8 @@ pub struct Settings {
     pub backend: BackendChoice,
     /// Client connections open at once, over all loops.
     pub max_connections: usize,
+    /// Threads for what would block a loop, 1 to 64.
+    pub helpers: usize,
     /// Whether loops are pinned to cores.
     pub pin: Pin,
     /// Deadlines of the client side.
@@ -511,6 +513,7 @@ impl Default for Settings {
             loops: cores,
             backend: BackendChoice::Auto,
             max_connections: 10_000,
+            helpers: 2,
             pin: Pin::Auto,
             timeouts: Timeouts {
                 header: Duration::from_secs(10),

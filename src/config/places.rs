@@ -234,6 +234,7 @@ pub const PLACES: &[Place] = &[
     at("backend", "server.backend", Word, Restart),
     at("pin", "server.pin", Word, Restart),
     at("max-connections", "server.max_connections", Count, Restart),
+    at("helpers", "server.helpers", Count, Restart),
     at("header-timeout", "server.timeouts.header", Shape::Duration, Live),
     at("body-timeout", "server.timeouts.body", Shape::Duration, Live),
     at("idle-timeout", "server.timeouts.idle", Shape::Duration, Live),

@@ -78,6 +78,7 @@ const TROUBLES: &[&str] = &[
     "accept_pauses",
     "paused_for_memory",
     "memory_refused",
+    "helper_refusals",
     "proxy_protocol_refused",
     "proxy_protocol_invalid",
     "proxy_protocol_late",

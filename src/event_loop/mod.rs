@@ -47,12 +47,13 @@ use crate::connection::Table;
 use crate::day::Day;
 use crate::dispatch::Grant;
 use crate::exchange::Exchange;
+use crate::helpers::{Helpers, Kind};
 use crate::http::fields::Fields;
 use crate::http::head::HeadLimits;
 use crate::http::origin::Origin;
 use crate::log::{AccessLog, Log};
-use crate::mailbox::Postboxes;
 use crate::mailbox::desk::Desk;
+use crate::mailbox::{Message, Postboxes};
 use crate::metrics::{Counters, OwnCounters};
 
 /// What all loops of a server share.
@@ -69,8 +70,28 @@ pub struct Shared {
     pub scarcity: Scarcity,
     /// Who knows what the loops do not.
     pub desk: Desk,
+    /// Who does for the loops what would block them.
+    pub helpers: Helpers,
     /// Writes the `/status` document.
     pub status: Box<dyn Fn() -> String + Send + Sync>,
+}
+
+impl Shared {
+    /// Has a helper do for that loop what would block it: what came of it comes by mail, as the message that is made of it; `None`
+    /// stands for a panic. `false`: the line is full, and the request that it is for is to be answered 503.
+    pub fn ask_helper<T>(
+        &self,
+        (loop_index, counters): (u16, &Counters),
+        kind: Kind,
+        work: impl FnOnce() -> T + Send + 'static,
+        message: impl FnOnce(Option<T>) -> Message + Send + 'static,
+    ) -> bool {
+        let postboxes = self.postboxes.clone();
+        let taken = self.helpers.ask(kind, work, move |done| postboxes.post(loop_index, message(done)));
+        counters.helper_jobs.add(1);
+        counters.helper_refusals.add(u64::from(!taken));
+        taken
+    }
 }
 
 /// What time it is, and what is due when.

@@ -256,6 +256,18 @@ const SERVER: &[Family] = &[
         |sample, points| total(sample, points, |totals| totals.memory_refused),
     ),
     counter(
+        "production_server_helper_jobs_total",
+        &[],
+        "Pieces of work that the loops had for the helper threads.",
+        |sample, points| total(sample, points, |totals| totals.helper_jobs),
+    ),
+    counter(
+        "production_server_helper_refusals_total",
+        &[],
+        "Pieces of work that were refused because too many waited for the helper threads.",
+        |sample, points| total(sample, points, |totals| totals.helper_refusals),
+    ),
+    counter(
         "production_server_log_lines_dropped_total",
         &[],
         "Log lines dropped because nobody read them.",

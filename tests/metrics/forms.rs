@@ -123,6 +123,8 @@ const STATUS: &[(&str, &str, &str)] = &[
     ("accept_pauses", "production_server_accept_pauses_total", ""),
     ("paused_for_memory", "production_server_memory_pauses_total", ""),
     ("memory_refused", "production_server_memory_refusals_total", ""),
+    ("helper_jobs", "production_server_helper_jobs_total", ""),
+    ("helper_refusals", "production_server_helper_refusals_total", ""),
     ("proxy_protocol_refused", "production_server_connections_refused_total", "reason=\"peer\""),
     ("proxy_protocol_invalid", "production_server_connections_refused_total", "reason=\"invalid\""),
     ("proxy_protocol_late", "production_server_connections_refused_total", "reason=\"late\""),

@@ -406,6 +406,9 @@ const EXPECTED: &[(&str, &[(&str, u32)])] = &[
     ("production_server_accept_pauses_total", &[]),
     ("production_server_memory_pauses_total", &[]),
     ("production_server_memory_refusals_total", &[]),
+    // No app needs helpers.
+    ("production_server_helper_jobs_total", &[]),
+    ("production_server_helper_refusals_total", &[]),
     ("production_server_log_lines_dropped_total", &[]),
     ("production_server_panics_total", &[]),
     // Twelve refused, nine that failed, and two answers cut.
