@@ -3,14 +3,16 @@
 //! A configuration changes as a whole: a new [`AppTable`] goes to every loop by mail and takes the old one's place between two turns.
 //! Exchanges that run by then keep the [`App`] that they began with, to their end.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use crate::config::route::{Matching, Piece, Respond, Target};
-use crate::config::{self, Settings};
+use crate::config::route::{Access, Matching, Piece, Respond, Target};
+use crate::config::{self, Peers, Settings};
 use crate::dispatch::{AppId, Dispatch};
 use crate::http::reply::Direct;
 use crate::http::route::{Edits, Router};
+use crate::limits::{Limit, Policy, Registry};
 use crate::metrics::Metrics;
 
 /// An app, and what its requests are served with.
@@ -73,10 +75,44 @@ pub struct Way {
     pub response: Option<Edits>,
     /// By which number the loops count for its requests ([`Metrics::series`]).
     pub series: u16,
+    /// Who gets in; `None`: all.
+    pub guard: Option<Guard>,
+}
+
+/// Who gets in by a route, and how often.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    /// Who is allowed, and who is not, of the server's clients and of the route's.
+    peers: Vec<(Peers, Peers)>,
+    /// What each limit allows, and who has used how much of it.
+    pub limits: Vec<(Policy, Arc<Limit>)>,
+    /// The time of limits.
+    pub times: Registry,
+}
+
+impl Guard {
+    /// That of a route, or of what no route takes; `None` where all get in.
+    fn new(settings: &Settings, access: &Access, metrics: &Metrics) -> Option<Guard> {
+        let lists = [(&settings.allow, &settings.deny), (&access.allow, &access.deny)];
+        let says = |(allow, deny): &(&Peers, &Peers)| !allow.is_empty() || !deny.is_empty();
+        let peers = lists.into_iter().filter(says).map(|(allow, deny)| (allow.clone(), deny.clone())).collect();
+        let times = metrics.limits().clone();
+        let holds = |policy: &&Policy| policy.everywhere || access.limits.contains(&policy.name);
+        let limits = settings.limits.iter().filter(holds);
+        let limits = limits.map(|policy| (policy.clone(), times.get(&policy.name))).collect();
+        let guard = Guard { peers, limits, times };
+        (!guard.peers.is_empty() || !guard.limits.is_empty()).then_some(guard)
+    }
+
+    /// Whether that client may come in at all; one on a Unix socket has no address.
+    pub fn admits(&self, client: Option<IpAddr>) -> bool {
+        let lists = &mut self.peers.iter();
+        lists.all(|(allow, deny)| !deny.contains(client) && (allow.is_empty() || allow.contains(client)))
+    }
 }
 
 impl Way {
-    fn new(route: &config::Route, apps: &[App], metrics: &Metrics) -> Way {
+    fn new(route: &config::Route, settings: &Settings, apps: &[App], metrics: &Metrics) -> Way {
         let response = Edits::of_response(&route.response_fields);
         let lines =
             response.as_ref().map_or_else(String::new, |edits| String::from_utf8_lossy(edits.lines()).into_owned());
@@ -98,7 +134,8 @@ impl Way {
         let is_all = route.matching == Matching::default();
         let label = if is_all { String::new() } else { route.matching.to_string() };
         let request = Edits::of_request(&route.request_fields, &route.rewrite);
-        Way { to, request, response, series: metrics.series(app, &label) }
+        let guard = Guard::new(settings, &route.access, metrics);
+        Way { to, request, response, series: metrics.series(app, &label), guard }
     }
 }
 
@@ -116,13 +153,16 @@ pub struct Routes {
     pub router: Router,
     /// All of them, by their numbers.
     pub ways: Vec<Way>,
+    /// Who gets in by none of them; `None`: all.
+    pub nobody: Option<Guard>,
 }
 
 impl Routes {
     /// Those routes, to those apps, which stand in the order of the configuration.
-    pub fn new(routes: &[config::Route], apps: &[App], metrics: &Metrics) -> Routes {
-        let ways = routes.iter().map(|route| Way::new(route, apps, metrics)).collect();
-        Routes { router: Router::new(routes), ways }
+    pub fn new(routes: &[config::Route], settings: &Settings, apps: &[App], metrics: &Metrics) -> Routes {
+        let ways = routes.iter().map(|route| Way::new(route, settings, apps, metrics)).collect();
+        let nobody = Guard::new(settings, &Access::default(), metrics);
+        Routes { router: Router::new(routes), ways, nobody }
     }
 }
 
@@ -142,7 +182,7 @@ pub struct AppTable {
 impl AppTable {
     /// Those apps, in the order of the configuration, and its routes.
     pub fn new(settings: Arc<Settings>, apps: Vec<App>, routes: &[config::Route], metrics: &Metrics) -> AppTable {
-        let routes = Arc::new(Routes::new(routes, &apps, metrics));
+        let routes = Arc::new(Routes::new(routes, &settings, &apps, metrics));
         AppTable { settings, apps, routes, taken: AtomicUsize::new(0) }
     }
 

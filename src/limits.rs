@@ -58,8 +58,6 @@ pub enum By {
     },
     /// The value of that field; without it, the address.
     Field(String),
-    /// Who the client is by its credentials; without them, the address.
-    User,
     /// Nothing: all requests are one.
     All,
 }

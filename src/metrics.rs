@@ -25,6 +25,8 @@ use crossbeam_utils::CachePadded;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
+use crate::limits::Registry;
+
 use latency::Latencies;
 use series::{AllSeries, AppCounters, Apps, Names, Register, SeriesCounters};
 
@@ -236,6 +238,10 @@ counters! {
     tls_left,
     /// TLS connections closed because what came on them later was malformed.
     tls_broken,
+    /// Requests refused because their client's address is not allowed.
+    denied,
+    /// Connections closed because their address had as many as it may.
+    crowded_out,
     /// Requests whose client left before the answer was whole.
     client_gone,
     of apps:
@@ -300,13 +306,15 @@ struct All {
     /// What the servers before this one have counted, as if they were one more loop.
     before: Counters,
     register: Register,
+    /// What is remembered of clients by the limits, beside what comes of it.
+    limits: Registry,
 }
 
 impl Metrics {
     /// Counters for that many loops, all zero.
     pub fn new(loops: usize) -> Metrics {
         let loops = (0..loops).map(|_| OwnCounters::default()).collect();
-        Metrics(Arc::new(All { loops, before: Counters::default(), register: Register::default() }))
+        Metrics(Arc::new(All { loops, before: Counters::default(), register: Register::default(), limits: Registry::default() }))
     }
 
     /// One loop's counters. Panics if there is no such loop, which is a mistake of ours.
@@ -322,6 +330,11 @@ impl Metrics {
     /// Whatever has counted: the loops, and the servers before this one.
     fn all(&self) -> impl Iterator<Item = &Counters> {
         self.loops().chain([&self.0.before])
+    }
+
+    /// The limits that are in use.
+    pub fn limits(&self) -> &Registry {
+        &self.0.limits
     }
 
     /// The number by which loops count for the app of that name: the one that it has, or a new one.

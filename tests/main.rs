@@ -1,5 +1,6 @@
 //! The one integration test binary. Each module holds the tests of one part.
 
+mod access;
 mod apps;
 mod backends;
 mod checking;

@@ -105,6 +105,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "exporter",
             "fleet",
             "handover",
+            "limits",
             "listener",
             "mailbox",
             "proc",

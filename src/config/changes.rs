@@ -48,6 +48,8 @@ pub struct Changes {
     pub fronts: Vec<Listener>,
     /// Listeners that stay, and whose certificates or rules of TLS are others, each with what is new: who has read the files knows.
     pub tls: Vec<String>,
+    /// Whether the limits are others.
+    pub limits: bool,
     /// Whether the routes are others.
     pub routes: bool,
     /// What becomes of apps, by their names.
@@ -75,6 +77,7 @@ impl Changes {
         lines.extend(self.fronts.iter().map(|listener| format!("listener {}: {left}", listener.address)));
         lines.extend(self.access.iter().map(|listener| format!("listener {}: mode and owner", listener.address)));
         lines.extend(self.tls.iter().cloned());
+        lines.extend(self.limits.then(|| "limits: changed".to_owned()));
         lines.extend(self.routes.then(|| "routes: changed".to_owned()));
         for (name, fate) in &self.apps {
             match fate {
@@ -110,6 +113,7 @@ pub fn diff(old: &Loaded, new: &Loaded) -> Changes {
     let admits_others = |one: &&Listener| earlier(one).is_some_and(|other| one.access != other.access);
     changes.access = after.iter().filter(admits_others).cloned().collect();
     // Routes name apps by their index, which may be another although the app is the same.
+    changes.limits = old.config.server.limits != new.config.server.limits;
     changes.routes = routes(&old.config) != routes(&new.config);
     for app in &old.config.apps {
         let fate = match new.config.apps.iter().find(|other| other.name == app.name) {

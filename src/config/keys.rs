@@ -130,6 +130,7 @@ pub const GROUPS: &[(&str, &[Key])] = &[
     ("Certificates that come by themselves", super::acme::KEYS),
     ("The process", PROCESS),
     ("Deadlines and limits of the client side", LIMITS),
+    ("Who gets in, and how often", super::limits::KEYS),
     ("Logs and statistics", logs::LOGS),
     ("Metrics and health", super::monitoring::KEYS),
 ];

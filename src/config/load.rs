@@ -11,7 +11,7 @@ use super::clashes::{Clash, OF_WORKERS, contradictions, place, whole};
 use super::environment::Environment;
 use super::file::{self, AppSaid, File, RouteSaid};
 use super::report::{Problem, Severity, line_and_column, report, shown_path};
-use super::route::{Draft, Target};
+use super::route::{Access, Draft, Target};
 use super::{App, Command, Config, Front, ListenAddress, Listener, Route, Settings, UnixListen, keys, places, units};
 
 /// What the workers run, and where it was said.
@@ -194,6 +194,7 @@ pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Lo
         apply(&mut server, one)?;
     }
     if let Some(file) = &file {
+        server.limits.extend(file.limits.iter().filter_map(|limit| limit.policy.clone()));
         server.front_of = fronts(&server.front, file, &given);
     }
     super::acme::complete(&mut server, environment, given.iter().any(|one| one.key.name == "listen"));
@@ -323,9 +324,14 @@ fn routes_of(file: Option<&File>, apps: &mut Vec<App>) -> Vec<Route> {
             rewrite: draft.rewrite.clone(),
             request_fields: draft.request_fields.clone(),
             response_fields: draft.response_fields.clone(),
+            access: access(draft),
         });
     }
     routes
+}
+
+fn access(draft: &Draft) -> Access {
+    Access { allow: draft.allow.clone(), deny: draft.deny.clone(), limits: draft.limits.clone() }
 }
 
 /// The index of the app that a route is to. Routes to the same upstreams, with the same balance, have one in common; what

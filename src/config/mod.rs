@@ -8,6 +8,7 @@
 //! - `arguments`: the command line, and its mistakes in one line;
 //! - `health`: how workers and upstreams are found to be well;
 //! - `monitoring`: what is told to those who watch the server;
+//! - `limits`: how often clients may ask;
 //! - `load`: all places together, and `clashes`: what of them does not go together;
 //! - `shell`: completions and the manual page;
 //! - `conformance`: the words of that subcommand;
@@ -32,6 +33,7 @@ mod file;
 mod front;
 mod health;
 mod keys;
+pub mod limits;
 mod load;
 mod logging;
 mod monitoring;
@@ -53,6 +55,8 @@ use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use crate::limits::Policy;
 
 pub use arguments::{Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
 pub use changes::{Changed, Changes, Fate, diff};
@@ -159,6 +163,14 @@ pub struct Settings {
     pub access_log: AccessLogSettings,
     /// Events and the lines of workers.
     pub event_log: EventLogSettings,
+    /// How often clients may ask, each by its name.
+    pub limits: Vec<Policy>,
+    /// Connections that each client address may have open; `None`: as many as there may be at all.
+    pub connections_per_ip: Option<u32>,
+    /// Whose requests are taken; if it is nobody, all are.
+    pub allow: Peers,
+    /// Whose requests are refused.
+    pub deny: Peers,
     /// Where the loop answers `/server`, `/status` and the like itself.
     pub internal: Internal,
     /// The app behind the loops.
@@ -537,6 +549,10 @@ impl Default for Settings {
             max_fields: 200,
             access_log: AccessLogSettings::new(LogTarget::Stdout, AccessLogFormat::Human),
             event_log: EventLogSettings::default(),
+            limits: Vec::new(),
+            connections_per_ip: None,
+            allow: Peers::default(),
+            deny: Peers::default(),
             internal: Internal::Under(String::new()),
             app: App::default(),
             config: None,

@@ -109,9 +109,9 @@ impl Place {
         keys::all().find(|key| key.name == self.name)
     }
 
-    /// Whether it says something of a route, or of the upstreams that are its own.
+    /// Whether it says something of a route, of the upstreams that are its own, or of a limit, whose keys are read as those of a route.
     pub fn is_of_route(&self) -> bool {
-        self.path.starts_with("routes[]")
+        self.path.starts_with("routes[]") || self.path.starts_with("limits.")
     }
 
     /// Its last segment.
@@ -244,6 +244,10 @@ pub const PLACES: &[Place] = &[
     at("max-fields", "server.max_fields", Count, Live),
     at("buffer-bytes", "server.buffer_bytes", Size, Restart),
     at("internal", "server.internal", Word, Live),
+    at("rate-limit", "server.rate_limit", Text, Live),
+    at("connections-per-ip", "server.connections_per_ip", Count, Live),
+    at("allow", "server.allow", List, Live),
+    at("deny", "server.deny", List, Live),
     at("shutdown", "server.shutdown", Shape::Duration, Live),
     at("pre-stop-delay", "server.pre_stop_delay", Shape::Duration, Live),
     at("stats-interval", "server.stats_interval", Shape::Duration, Live),
@@ -359,6 +363,19 @@ pub const PLACES: &[Place] = &[
     at("hot-reload", "apps.*.hot_reload.by", Word, Live),
     at("watch", "apps.*.hot_reload.watch", List, Live),
     at("reload-signal", "apps.*.hot_reload.signal", Word, Live),
+    route("limits.*.rate", Text, "How often, in the long run", "300/m", |draft, text| draft.limit.rate(text)),
+    route("limits.*.burst", Count, BURST_HELP, "20", |draft, text| draft.limit.burst(text)),
+    route("limits.*.delay", Shape::Duration, DELAY_HELP, "2s", |draft, text| draft.limit.delay(text)),
+    route("limits.*.key", Text, BY_HELP, "field:X-Tenant", |draft, text| draft.limit.by(text)),
+    Place {
+        pair: Some(Pair { names: ["v4", "v6"], shapes: [Count, Count], joint: "/", example: "{ v4 = 24, v6 = 48 }" }),
+        ..route("limits.*.prefix", Text, PREFIX_HELP, "24/48", |draft, text| draft.limit.prefix(text))
+    },
+    route("limits.*.status", Count, "The status of a refusal [default: 429]", "503", |draft, text| {
+        draft.limit.status(text)
+    }),
+    route("limits.*.dry_run", Switch, DRY_RUN_HELP, "on", |draft, text| draft.limit.dry_run(text)),
+    route("limits.*.everywhere", Switch, EVERYWHERE_HELP, "on", |draft, text| draft.limit.everywhere(text)),
     route("routes[].match.host", Text, HOST_HELP, "example.org", |draft, text| {
         route::host(text).map(|host| draft.matching.host = Some(host))
     }),
@@ -432,6 +449,14 @@ pub const PLACES: &[Place] = &[
         "Server",
         |draft, text| route::field(text).map(|name| draft.response_fields.remove.push(name)),
     ),
+    route("routes[].allow", List, ALLOW_HELP, "10.0.0.0/8", |draft, text| draft.allow.add(text)),
+    route("routes[].deny", List, "Whose requests are refused with 403; it goes before `allow`", "192.0.2.0/24", |draft, text| {
+        draft.deny.add(text)
+    }),
+    route("routes[].limits", List, "The limits that hold here, by their names", "login", |draft, text| {
+        draft.limits.push(text.to_owned());
+        Ok(())
+    }),
     at("log-format", "log.format", Text, Live),
     at("log-level", "log.level", Word, Live),
     at("json-logging", "log.access_json", Switch, Live),
@@ -464,6 +489,14 @@ const TYPE_HELP: &str = "The Content-Type of a fixed answer [default: text/plain
 const REDIRECT_HELP: &str = "Where a redirect leads; `{path}`, `{query}` (with its ?) and `{host}` are the request's";
 const STRIP_HELP: &str = "Taken from the front of the path that the app gets, where a slash or nothing follows";
 const SET: &str = "X-Tenant=a";
+const BURST_HELP: &str = "How many may come at once [default: the number in the rate]";
+const DELAY_HELP: &str = "How long a request beyond that is made to wait rather than refused [default: 0]";
+const BY_HELP: &str = "What clients are told apart by: their address, a field of the request, or nothing \
+    [default: client_ip]";
+const PREFIX_HELP: &str = "How many bits of an address count [default: { v4 = 32, v6 = 64 }]";
+const DRY_RUN_HELP: &str = "Counts what would be refused, and refuses nothing [default: false]";
+const EVERYWHERE_HELP: &str = "It holds for all requests, and not only on routes that name it [default: false]";
+const ALLOW_HELP: &str = "Whose requests are taken, and of all others none: networks, addresses, loopback, unix";
 
 /// The tables, each with what it holds.
 pub const TABLES: &[(&str, &str)] = &[
@@ -500,6 +533,11 @@ pub const TABLES: &[(&str, &str)] = &[
     ("apps.*.recycle", "When a worker is replaced."),
     ("apps.*.restart", "How workers are replaced, and how those that crashed come back."),
     ("apps.*.hot_reload", "What changed files do; a word alone, as in `hot_reload = \"process\"`, stands for `by`."),
+    ("limits", "How often clients may ask, each limit under a name of its own: `[limits.login]`."),
+    (
+        "limits.*",
+        "One limit; docs/access.md tells how it counts. It holds on the routes that name it in `limits`, or everywhere.",
+    ),
     (
         "routes[]",
         "Which requests go where: `[[routes]]` again for each further one; the first that matches is taken, and what none matches is \
@@ -565,7 +603,6 @@ pub const NOT_YET: &[&str] = &[
     "http3",
     "compress",
     "compression",
-    "limits",
     "auth",
     "static",
     "hub",
@@ -622,7 +659,7 @@ mod tests {
         for (table, _) in TABLES {
             assert!(!names_in(table).is_empty(), "{table} is empty");
         }
-        assert_eq!(names_in(""), ["server", "tls", "acme", "listen", "apps", "routes", "log", "metrics", "admin"]);
+        assert_eq!(names_in(""), ["server", "tls", "acme", "listen", "apps", "limits", "routes", "log", "metrics", "admin"]);
         assert!(NOT_YET.iter().all(|path| by_path(path).is_none() && !is_table(path)));
     }
 }

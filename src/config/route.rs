@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use super::{Balance, Settings, Upstream};
+use super::{Balance, Peers, Settings, Upstream};
 
 /// One route. All that is said of the request must hold for it to be taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +19,19 @@ pub struct Route {
     pub request_fields: FieldEdits,
     /// What becomes of the answer's fields.
     pub response_fields: FieldEdits,
+    /// Who gets in.
+    pub access: Access,
+}
+
+/// Who gets in by a route, and how often.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Whose requests are taken; if it is nobody, all are.
+    pub allow: Peers,
+    /// Whose requests are refused.
+    pub deny: Peers,
+    /// The names of its limits.
+    pub limits: Vec<String>,
 }
 
 impl Route {
@@ -30,6 +43,7 @@ impl Route {
             rewrite: Rewrite::default(),
             request_fields: FieldEdits::default(),
             response_fields: FieldEdits::default(),
+            access: Access::default(),
         }
     }
 }
@@ -146,6 +160,11 @@ pub struct Draft {
     pub(super) rewrite: Rewrite,
     pub(super) request_fields: FieldEdits,
     pub(super) response_fields: FieldEdits,
+    pub(super) allow: Peers,
+    pub(super) deny: Peers,
+    pub(super) limits: Vec<String>,
+    /// What is said of a limit, whose table is read as a route's.
+    pub(super) limit: super::limits::Draft,
 }
 
 impl Draft {
@@ -400,7 +419,7 @@ pub fn field(text: &str) -> Result<String, String> {
 }
 
 /// Whether this is a token of RFC 9110 §5.6.2.
-fn is_token(text: &str) -> bool {
+pub(super) fn is_token(text: &str) -> bool {
     let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     !text.is_empty() && text.bytes().all(letter)
 }

@@ -40,6 +40,12 @@ fn top(name: &str) -> Value {
             "propertyNames": { "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$" },
             "additionalProperties": table("apps.*"),
         }),
+        "limits" => json!({
+            "type": "object",
+            "description": described("limits"),
+            "propertyNames": { "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$" },
+            "additionalProperties": table("limits.*"),
+        }),
         "listen" => {
             let mut item = table("listen[]");
             item["required"] = json!(["address"]);
@@ -156,7 +162,7 @@ fn help(place: &Place) -> &'static str {
 /// docs/configuration.md.
 pub fn manual() -> String {
     let mut out = String::from(INTRODUCTION);
-    for (path, help) in TABLES.iter().filter(|(path, _)| *path != "apps") {
+    for (path, help) in TABLES.iter().filter(|(path, _)| !["apps", "limits"].contains(path)) {
         let header = match path.strip_suffix("[]") {
             Some(list) => format!("[[{list}]]"),
             None => format!("[{}]", path.replace('*', "NAME").replace("[]", "")),

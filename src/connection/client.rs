@@ -20,7 +20,7 @@ use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
 
 use super::{State, Stream};
-use crate::event_loop::{Arrival, Loop, Task};
+use crate::event_loop::{Arrival, Loop, Pass, Task};
 
 /// Pipelined bytes kept for a client whose request is being answered; beyond this its receive stays unarmed.
 const PIPELINE_BYTES: usize = 16 * 1024;
@@ -35,8 +35,12 @@ pub(crate) struct Client {
     pub state: State,
     /// The peer has finished sending.
     pub ended: bool,
-    /// Requests wait in `input` until the outbox has drained.
+    /// Requests wait in `input` until the outbox has drained, or for what `pass` says.
     pub stalled: bool,
+    /// What is known of the request that `input` begins with.
+    pub pass: Pass,
+    /// It counts among the connections of its address.
+    pub counted: bool,
     /// The peer has not taken all that the kernel was offered: the write clock runs, or will once the head's does not.
     pub behind: bool,
     /// It has sent a request.
@@ -68,6 +72,8 @@ impl Client {
             state: State::Accepting,
             ended: false,
             stalled: false,
+            pass: Pass::Fresh,
+            counted: false,
             behind: false,
             requested: false,
             silent_looks: 0,
@@ -235,7 +241,7 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(sock) else { return };
         client.behind = true;
         // A head that is coming in has the clock, and will not have it for long.
-        if client.exchange != Key::NONE || client.input.is_none() || client.stalled {
+        if !client.pass.waits() && (client.exchange != Key::NONE || client.input.is_none() || client.stalled) {
             self.watch_write(sock);
         }
     }
@@ -268,6 +274,9 @@ impl<B: Backend> Loop<B> {
             State::Closing => return,
             State::Accepting => return self.never_began(sock, false),
             _ => {}
+        }
+        if client.pass.waits() {
+            return self.let_pass(sock, Pass::Paid);
         }
         let caught_up = client.behind && unsent == 0;
         client.behind &= unsent > 0;
@@ -360,7 +369,7 @@ impl<B: Backend> Loop<B> {
             self.backend.await_room(sock);
         }
         if let Some(client) = self.table.client(sock) {
-            client.stalled = stalls;
+            client.stalled = stalls || client.pass.waits();
         }
         stalls
     }

@@ -193,6 +193,9 @@ impl<B: Backend> Loop<B> {
         };
         input.advance(header.len);
         self.take_proxy_header(sock, &header);
+        if !self.has_place(sock) {
+            return;
+        }
         if self.accepting.listeners[listener as usize].tls.is_some() {
             return self.begin_handshake(sock, Some(input));
         }

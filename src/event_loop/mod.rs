@@ -9,6 +9,7 @@
 //! | `admission` | listeners, and the limit on connections |
 //! | `apps` | what is served, and how a new configuration takes the place of an old one |
 //! | `front` | what stands in front of a listener: PROXY protocol headers, and whose word about a request's origin counts |
+//! | `gate` | who gets in by a route, and how often |
 //! | `inside` | documents about the inside of the server, and who gets them |
 //! | `memory` | where bytes are that wait, and who goes on when memory comes back |
 //! | `secure` | TLS: what clients send is taken apart, what they are sent is sealed |
@@ -21,6 +22,7 @@ mod account;
 mod admission;
 mod apps;
 mod front;
+mod gate;
 mod inside;
 mod memory;
 mod routes;
@@ -30,6 +32,7 @@ pub use admission::Admission;
 pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
 pub(crate) use apps::{Apps, Seat};
 pub(crate) use front::{Arrival, Tolds};
+pub(crate) use gate::{Gate, Pass};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
 pub(crate) use routes::{Leads, LoopRoute, Route, Routes, Written};

@@ -5,7 +5,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::apps::{self, App, AppTable, To, Way};
+use crate::apps::{self, App, AppTable, Guard, To, Way};
 use crate::backends::{Backend, Sock};
 use crate::buffers::block::{Block, SMALL, Writer};
 use crate::config::route::Piece;
@@ -92,6 +92,8 @@ pub(crate) struct LoopRoute {
     pub response: Option<Rc<Edits>>,
     /// By which number its requests are counted ([`Metrics::series`](crate::metrics::Metrics::series)).
     pub series: u16,
+    /// Who gets in; `None`: all.
+    guard: Option<Rc<Guard>>,
 }
 
 impl LoopRoute {
@@ -113,6 +115,7 @@ impl LoopRoute {
             request: way.request.clone(),
             response: way.response.clone().map(Rc::new),
             series: way.series,
+            guard: way.guard.clone().map(Rc::new),
         }
     }
 }
@@ -124,6 +127,10 @@ pub(crate) struct Routes {
     /// How one is found.
     shared: Arc<apps::Routes>,
     all: Vec<LoopRoute>,
+    /// Who gets in where no route takes a request.
+    nobody: Option<Rc<Guard>>,
+    /// Whether anybody is kept out anywhere.
+    pub is_guarded: bool,
     /// The length of the prefix of the server's own documents; `usize::MAX`: there are none.
     internal: usize,
 }
@@ -132,8 +139,11 @@ impl Routes {
     /// Those of that table, to those apps.
     pub fn new<'a>(table: &AppTable, app: impl Fn(AppId) -> Option<&'a Rc<App>>) -> Routes {
         let shared = table.routes.clone();
-        let all = shared.ways.iter().map(|way| LoopRoute::new(way, &app)).collect();
-        Routes { first_takes_all: shared.router.takes_all(), shared, all, internal: internal(&table.settings) }
+        let all: Vec<LoopRoute> = shared.ways.iter().map(|way| LoopRoute::new(way, &app)).collect();
+        let nobody = shared.nobody.clone().map(Rc::new);
+        let is_guarded = nobody.is_some() || all.iter().any(|route| route.guard.is_some());
+        let internal = internal(&table.settings);
+        Routes { first_takes_all: shared.router.takes_all(), shared, all, nobody, is_guarded, internal }
     }
 
     /// The number of the route that a request takes, whose head `input` begins with.
@@ -149,6 +159,17 @@ impl Routes {
     #[inline]
     pub fn get(&self, number: usize) -> &LoopRoute {
         &self.all[number]
+    }
+
+    /// Who gets in by that answer, and by which number it is counted.
+    pub fn guard(&self, route: Route) -> Option<(Rc<Guard>, u16)> {
+        let number = match route {
+            Route::App(number) | Route::Direct(number) | Route::Long(number) | Route::Redirect(number) => number,
+            Route::Nobody => return Some((self.nobody.clone()?, OWN)),
+            _ => return None,
+        };
+        let route = self.get(number);
+        Some((route.guard.clone()?, route.series))
     }
 
     /// Whether it is worth a look if a path with its query names a document of the server's own: said of nearly every request, and so in few

@@ -21,7 +21,7 @@ impl<B: Backend> Loop<B> {
     /// Makes an exchange of a request for the app of that route. `input` begins with its head.
     pub fn forward(&mut self, route: usize, stream: Stream, mut input: Block, request: &Request) {
         let Some(client) = self.table.client(stream.connection) else { return };
-        let LoopRoute { leads: Leads::App(app), request: edits, response, series } = self.apps.routes.get(route) else {
+        let LoopRoute { leads: Leads::App(app), request: edits, response, series, .. } = self.apps.routes.get(route) else {
             return;
         };
         let listener = &self.accepting.listeners[client.listener as usize];

@@ -121,14 +121,16 @@ const SERVER: &[Family] = &[
     counter(
         "production_server_connections_refused_total",
         &["reason"],
-        "Client connections closed without a word where the PROXY protocol is required: their peer may not speak for others (peer), \
-         they did not begin with such a header (invalid), or it did not come in time (late).",
+        "Client connections closed without a word: their address had as many as it may (address); or, where the PROXY protocol is \
+         required, their peer may not speak for others (peer), they did not begin with such a header (invalid), or it did not come in \
+         time (late).",
         |sample, points| {
             let totals = sample.metrics.total();
             let refused = [
                 ("peer", totals.proxy_protocol_refused),
                 ("invalid", totals.proxy_protocol_invalid),
                 ("late", totals.proxy_protocol_late),
+                ("address", totals.crowded_out),
             ];
             refused.iter().for_each(|(reason, count)| points.whole(&[("reason", reason)], *count));
         },
@@ -254,6 +256,35 @@ const SERVER: &[Family] = &[
         &[],
         "Requests refused because `server.buffer_bytes` was used up.",
         |sample, points| total(sample, points, |totals| totals.memory_refused),
+    ),
+    counter(
+        "production_server_rate_limited_total",
+        &["limit", "action"],
+        "Requests that met a limit: `refused`, `delayed`, or `spared` in a dry run.",
+        |sample, points| {
+            for limit in &sample.status.limits {
+                for (action, count) in [("refused", limit.refused), ("delayed", limit.delayed), ("spared", limit.spared)]
+                {
+                    points.whole(&[("limit", &limit.name), ("action", action)], count);
+                }
+            }
+        },
+    ),
+    counter(
+        "production_server_rate_limit_forgotten_total",
+        &["limit"],
+        "Clients that a limit forgot before their time, because too many others came.",
+        |sample, points| {
+            for limit in &sample.status.limits {
+                points.whole(&[("limit", &limit.name)], limit.forgotten);
+            }
+        },
+    ),
+    counter(
+        "production_server_denied_total",
+        &[],
+        "Requests refused because their client's address is not allowed.",
+        |sample, points| total(sample, points, |totals| totals.denied),
     ),
     counter(
         "production_server_helper_jobs_total",

@@ -87,6 +87,8 @@ pub struct Reply<'a> {
     pub reload: bool,
     /// The id of the request, told in head and body.
     pub request_id: Option<&'a [u8]>,
+    /// Further lines of the head, each behind the end of the one before it.
+    pub lines: &'a [u8],
 }
 
 impl<'a> Reply<'a> {
@@ -103,6 +105,7 @@ impl<'a> Reply<'a> {
             retry_after: None,
             reload: false,
             request_id: None,
+            lines: b"",
         }
     }
 }
@@ -116,6 +119,7 @@ pub fn error_room(reply: &Reply<'_>) -> usize {
         + body
         + PAGE.iter().map(|part| part.len()).sum::<usize>()
         + RELOAD.len()
+        + reply.lines.len()
         + reply.request_id.unwrap_or_default().len()
 }
 
@@ -147,6 +151,7 @@ pub fn error(out: &mut Writer<'_>, reply: &Reply<'_>) {
         out.put(b"\r\nX-Request-Id: ");
         out.put(id);
     }
+    out.put(reply.lines);
     let version = if reply.http10 { Version::Http10 } else { Version::Http11 };
     out.put(connection(version, reply.keep_alive));
     if !reply.head_only {
@@ -432,6 +437,7 @@ mod tests {
         retry_after: Some(2),
         reload: true,
         request_id: Some(b"id1"),
+        lines: b"",
     };
 
     /// Head and body of an error, checked by our own parser.
