@@ -240,6 +240,12 @@ counters! {
     tls_broken,
     /// Requests refused because their client's address is not allowed.
     denied,
+    /// Requests that came in by their credentials.
+    auth_passed,
+    /// Requests refused because their credentials were missing or wrong.
+    auth_refused,
+    /// Requests refused because too many credentials waited to be checked.
+    auth_busy,
     /// Connections closed because their address had as many as it may.
     crowded_out,
     /// Requests whose client left before the answer was whole.

@@ -20,7 +20,7 @@ use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
 
 use super::{State, Stream};
-use crate::event_loop::{Arrival, Loop, Pass, Task};
+use crate::event_loop::{Arrival, Entrance, Loop, Pass, Task};
 
 /// Pipelined bytes kept for a client whose request is being answered; beyond this its receive stays unarmed.
 const PIPELINE_BYTES: usize = 16 * 1024;
@@ -35,12 +35,8 @@ pub(crate) struct Client {
     pub state: State,
     /// The peer has finished sending.
     pub ended: bool,
-    /// Requests wait in `input` until the outbox has drained, or for what `pass` says.
-    pub stalled: bool,
-    /// What is known of the request that `input` begins with.
-    pub pass: Pass,
-    /// It counts among the connections of its address.
-    pub counted: bool,
+    /// Whether it may go on.
+    pub entrance: Entrance,
     /// The peer has not taken all that the kernel was offered: the write clock runs, or will once the head's does not.
     pub behind: bool,
     /// It has sent a request.
@@ -71,9 +67,7 @@ impl Client {
         Client {
             state: State::Accepting,
             ended: false,
-            stalled: false,
-            pass: Pass::Fresh,
-            counted: false,
+            entrance: Entrance::default(),
             behind: false,
             requested: false,
             silent_looks: 0,
@@ -200,7 +194,7 @@ impl<B: Backend> Loop<B> {
         }
         let (key, closes) = (client.exchange, !client.http.keep_alive);
         let Some(exchange) = self.exchanges.lookup(key) else {
-            if client.stalled && client.input.is_some() {
+            if client.entrance.stalled && client.input.is_some() {
                 // Whole requests wait for the outbox; once it has drained they are answered, and then the connection closes.
                 return;
             }
@@ -241,7 +235,7 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(sock) else { return };
         client.behind = true;
         // A head that is coming in has the clock, and will not have it for long.
-        if !client.pass.waits() && (client.exchange != Key::NONE || client.input.is_none() || client.stalled) {
+        if !client.entrance.pass.waits() && (client.exchange != Key::NONE || client.input.is_none() || client.entrance.stalled) {
             self.watch_write(sock);
         }
     }
@@ -257,7 +251,7 @@ impl<B: Backend> Loop<B> {
     pub fn client_drained(&mut self, sock: Sock) {
         let Some(client) = self.table.client(sock) else { return };
         // Whether it has caught up is seen when the write clock is looked at.
-        let (key, stalled) = (client.exchange, client.stalled);
+        let (key, stalled) = (client.exchange, client.entrance.stalled);
         if stalled && !self.stalls(sock) {
             self.work.push_back(Task::Resume(sock));
         }
@@ -275,12 +269,12 @@ impl<B: Backend> Loop<B> {
             State::Accepting => return self.never_began(sock, false),
             _ => {}
         }
-        if client.pass.waits() {
+        if client.entrance.pass.waits() {
             return self.let_pass(sock, Pass::Paid);
         }
         let caught_up = client.behind && unsent == 0;
         client.behind &= unsent > 0;
-        if client.behind && (client.input.is_none() || client.exchange != Key::NONE || client.stalled) {
+        if client.behind && (client.input.is_none() || client.exchange != Key::NONE || client.entrance.stalled) {
             return self.look_at_write(sock);
         }
         if client.exchange != Key::NONE {
@@ -369,7 +363,7 @@ impl<B: Backend> Loop<B> {
             self.backend.await_room(sock);
         }
         if let Some(client) = self.table.client(sock) {
-            client.stalled = stalls || client.pass.waits();
+            client.entrance.stalled = stalls || client.entrance.pass.waits();
         }
         stalls
     }

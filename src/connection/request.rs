@@ -4,8 +4,6 @@
 //! Pipelined requests that the loop answers itself are all read in one go, and their answers leave in one gathered write. A
 //! refusal closes the connection, and nothing behind it is ever read as a request.
 
-use std::time::Duration;
-
 use crate::backends::{Backend, How, Sock};
 use crate::buffers::block::Block;
 use crate::http::head::{self, Request};
@@ -16,7 +14,7 @@ use crate::http::{Framing, body_len};
 use crate::metrics::series::OWN;
 
 use super::{State, Stream};
-use crate::event_loop::{Gate, Loop, Pass, Route, Task, Written};
+use crate::event_loop::{Gate, Loop, Route, Written};
 
 /// What became of a look at the input.
 enum Step {
@@ -34,7 +32,7 @@ impl<B: Backend> Loop<B> {
         let mut answered = false;
         loop {
             let Some(client) = self.table.client(sock) else { return };
-            if client.state != State::ReadingRequest || client.stalled {
+            if client.state != State::ReadingRequest || client.entrance.stalled {
                 return;
             }
             let Some(input) = client.input.take() else { break };
@@ -136,11 +134,11 @@ impl<B: Backend> Loop<B> {
         if self.apps.routes.is_guarded {
             match self.gate(sock, route, &input, request) {
                 Gate::Open => {}
-                Gate::Shut(written) => {
-                    self.count().requests.add(1);
-                    return self.answer_here(sock, input, request, written);
+                Gate::Shut(written) => return self.answer_here(sock, input, request, written),
+                Gate::Later(after) => {
+                    self.put_aside(sock, input, after);
+                    return Step::Stop;
                 }
-                Gate::Later(after) => return self.make_wait(sock, input, after),
             }
         }
         self.count().requests.add(1);
@@ -170,29 +168,6 @@ impl<B: Backend> Loop<B> {
         input.advance(request.len);
         self.keep_input(sock, input);
         Step::Stop
-    }
-
-    /// Puts a request aside that is not to be answered yet.
-    #[cold]
-    fn make_wait(&mut self, sock: Sock, input: Block, after: Duration) -> Step {
-        if !self.memory.has_reserve() {
-            self.count().memory_refused.add(1);
-            self.refuse(sock, 503, "the server has no memory left for requests that have to wait");
-            return Step::Stop;
-        }
-        let input = input.settle(&self.memory.pool);
-        let Some(client) = self.table.client(sock) else { return Step::Stop };
-        (client.input, client.body) = (Some(input), None);
-        (client.pass, client.stalled) = (Pass::Waits, true);
-        self.arm(sock, after);
-        Step::Stop
-    }
-
-    /// A request that was put aside can be looked at again.
-    pub fn let_pass(&mut self, sock: Sock, pass: Pass) {
-        let Some(client) = self.table.client(sock) else { return };
-        (client.pass, client.stalled) = (pass, false);
-        self.work.push_back(Task::Resume(sock));
     }
 
     /// Whether the connection goes on after an answer of the loop itself.

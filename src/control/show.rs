@@ -93,6 +93,8 @@ const TROUBLES: &[&str] = &[
     "memory_refused",
     "helper_refusals",
     "denied",
+    "auth_refused",
+    "auth_busy",
     "crowded_out",
     "proxy_protocol_refused",
     "proxy_protocol_invalid",

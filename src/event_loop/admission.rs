@@ -207,8 +207,8 @@ impl<B: Backend> Loop<B> {
         if client.admin || address.is_none() || trusted.contains(address) {
             return true;
         }
-        client.counted = self.shared.admission.crowd.enter(address, most);
-        let enters = client.counted;
+        client.entrance.counted = self.shared.admission.crowd.enter(address, most);
+        let enters = client.entrance.counted;
         if !enters {
             self.count().crowded_out.add(1);
             self.close_client(sock, How::Now);

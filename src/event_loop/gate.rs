@@ -13,12 +13,13 @@ use std::time::Duration;
 
 use crate::apps::Guard;
 use crate::backends::{Backend, Sock};
+use crate::buffers::block::Block;
 use crate::http::head::Request;
 use crate::http::reply::{self, Reply};
 use crate::http::{Method, Version, body_len};
 use crate::limits::{By, Limit, Policy, Verdict, network, retry_after};
 
-use super::{Loop, Route, Written};
+use super::{Loop, Route, Task, Written};
 
 /// What is known of the request at the front of a client's input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,6 +40,17 @@ impl Pass {
     }
 }
 
+/// Whether a client may go on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Entrance {
+    /// Requests wait in its input until the outbox has drained, or for what `pass` says.
+    pub stalled: bool,
+    /// What is known of the request that its input begins with.
+    pub pass: Pass,
+    /// It counts among the connections of its address.
+    pub counted: bool,
+}
+
 /// What becomes of a request.
 pub(crate) enum Gate {
     /// It goes on.
@@ -55,7 +67,7 @@ impl<B: Backend> Loop<B> {
     pub fn gate(&mut self, sock: Sock, route: Route, input: &[u8], request: &Request) -> Gate {
         let Some((guard, series)) = self.apps.routes.guard(route) else { return Gate::Open };
         let Some(client) = self.table.client(sock) else { return Gate::Open };
-        let pass = std::mem::take(&mut client.pass);
+        let pass = std::mem::take(&mut client.entrance.pass);
         let told = self.heads.origin.trusted;
         let address = if told { self.heads.origin.client } else { client.arrival.peer.address() };
         if !guard.admits(address) {
@@ -74,6 +86,27 @@ impl<B: Backend> Loop<B> {
             }
         }
         Gate::Open
+    }
+
+    /// Keeps a request that is not to be answered yet.
+    #[cold]
+    pub fn put_aside(&mut self, sock: Sock, input: Block, after: Duration) {
+        if !self.memory.has_reserve() {
+            self.count().memory_refused.add(1);
+            return self.refuse(sock, 503, "the server has no memory left for requests that have to wait");
+        }
+        let input = input.settle(&self.memory.pool);
+        let Some(client) = self.table.client(sock) else { return };
+        (client.input, client.body) = (Some(input), None);
+        (client.entrance.pass, client.entrance.stalled) = (Pass::Waits, true);
+        self.arm(sock, after);
+    }
+
+    /// A request that was put aside can be looked at again.
+    pub fn let_pass(&mut self, sock: Sock, pass: Pass) {
+        let Some(client) = self.table.client(sock) else { return };
+        (client.entrance.pass, client.entrance.stalled) = (pass, false);
+        self.work.push_back(Task::Resume(sock));
     }
 
     /// Has the limits count a request: the longest that any of them makes it wait, or the index of the one that refuses it. Those before
@@ -150,6 +183,7 @@ impl<B: Backend> Loop<B> {
             lines: refusal.lines.as_bytes(),
             ..Reply::new(refusal.status, refusal.detail, &self.time.day.date)
         };
+        self.count().requests.add(1);
         let head_and_body = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
         self.counters.of_series(series).answered_here(refusal.status);
         let bytes = body_len(&head_and_body) as u64;

@@ -287,6 +287,17 @@ const SERVER: &[Family] = &[
         |sample, points| total(sample, points, |totals| totals.denied),
     ),
     counter(
+        "production_server_auth_total",
+        &["result"],
+        "Requests whose credentials were asked for: `passed`, `refused`, or `busy` where too many waited to be checked.",
+        |sample, points| {
+            let totals = sample.metrics.total();
+            let results =
+                [("passed", totals.auth_passed), ("refused", totals.auth_refused), ("busy", totals.auth_busy)];
+            results.iter().for_each(|(result, count)| points.whole(&[("result", result)], *count));
+        },
+    ),
+    counter(
         "production_server_helper_jobs_total",
         &[],
         "Pieces of work that the loops had for the helper threads.",

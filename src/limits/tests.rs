@@ -1,3 +1,5 @@
+//! How limits count, at times that the tests name.
+
 use super::*;
 
 const SECOND: u64 = 1_000_000_000;
