@@ -10,12 +10,13 @@
 //! acme: under server and supervisor, above control and tls
 //! helpers: threads for what would block a loop; uses nothing
 //! socket_file, proc, systemd, handover: beside server, supervisor and control
-//! limits: under config, metrics and event_loop; no clock
+//! limits, access: under config, metrics and event_loop; no clock
 //! config, metrics, log: usable by all, use none of them
 //! ```
 //!
 //! ARCHITECTURE.md has the road of a request and the states of a connection; `tests/tidy.rs` guards the layers.
 
+pub mod access;
 pub mod acme;
 pub mod apps;
 pub mod backends;

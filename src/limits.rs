@@ -58,6 +58,8 @@ pub enum By {
     },
     /// The value of that field; without it, the address.
     Field(String),
+    /// Who the client is by its credentials; without them, the address.
+    User,
     /// Nothing: all requests are one.
     All,
 }
@@ -211,6 +213,15 @@ impl Limit {
         }
         *entry = Entry { key, whole_at };
         if late > 0 { Verdict::Wait(late) } else { Verdict::Pass }
+    }
+
+    /// How many nanoseconds pass until the next one of a key would be let through; 0: none.
+    pub fn wait(&self, key: u64, policy: &Policy, now: u64) -> u64 {
+        let row = key as usize;
+        let shard = lock(&self.shards[row / ROWS % self.shards.len()]);
+        let known = shard[row % ROWS].iter().find(|entry| entry.key == key && entry.whole_at > now);
+        let whole_at = known.map_or(now, |entry| entry.whole_at).saturating_add(policy.rate.interval());
+        whole_at.saturating_sub(now.saturating_add(policy.tolerance()))
     }
 
     /// Counts what became of a request that did not just pass, for whoever asks who is busiest. `shown` names the key.

@@ -33,8 +33,9 @@ const LARGE_STRUCTS: &[(&str, &str)] = &[
 const LAYERS: &[(&str, &[&str])] = &[
     ("buffers", &[]),
     ("planted", &[]),
+    ("access", &[]),
     ("limits", &[]),
-    ("config", &["limits"]),
+    ("config", &["access", "limits"]),
     ("check", &["socket_file", "supervisor", "tls"]),
     ("init", &["supervisor"]),
     ("metrics", &["config", "limits"]),
@@ -44,7 +45,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("day", &["http"]),
     ("dispatch", &["buffers"]),
     ("acme", &["control", "tls"]),
-    ("apps", &["dispatch", "http", "limits"]),
+    ("apps", &["access", "dispatch", "http", "limits"]),
     ("listener", &["tls"]),
     ("tls", &[]),
     ("mailbox", &["apps", "buffers", "dispatch", "listener"]),
@@ -52,6 +53,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     (
         "event_loop",
         &[
+            "access",
             "apps",
             "backends",
             "buffers",

@@ -3,6 +3,7 @@
 //! `find` reads it, `values` puts in what lies elsewhere, `places` says what may stand where, and the keys' own setters read the
 //! values. Nothing here stops at the first problem, and no value is passed over because a flag overrides it.
 
+mod auth;
 mod find;
 mod limits;
 mod routes;

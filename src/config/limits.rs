@@ -92,8 +92,9 @@ impl Draft {
         let by = match text.split_once(':') {
             Some(("field", name)) if super::route::is_token(name) => By::Field(name.to_owned()),
             None if text == "client_ip" => BY_ADDRESS,
+            None if text == "user" => By::User,
             None if text == "all" => By::All,
-            _ => return Err("expected client_ip, field:NAME or all".to_owned()),
+            _ => return Err("expected client_ip, field:NAME, user or all".to_owned()),
         };
         self.by = Some(by);
         Ok(())

@@ -331,7 +331,7 @@ fn routes_of(file: Option<&File>, apps: &mut Vec<App>) -> Vec<Route> {
 }
 
 fn access(draft: &Draft) -> Access {
-    Access { allow: draft.allow.clone(), deny: draft.deny.clone(), limits: draft.limits.clone() }
+    Access { allow: draft.allow.clone(), deny: draft.deny.clone(), limits: draft.limits.clone(), auth: draft.auth.read.clone() }
 }
 
 /// The index of the app that a route is to. Routes to the same upstreams, with the same balance, have one in common; what

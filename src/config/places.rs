@@ -457,6 +457,35 @@ pub const PLACES: &[Place] = &[
         draft.limits.push(text.to_owned());
         Ok(())
     }),
+    route("routes[].auth.basic", Text, BASIC_HELP, "/etc/production_server/users", |draft, text| {
+        route::file(text).map(|path| draft.auth.basic = Some(path))
+    }),
+    route("routes[].auth.realm", Text, REALM_HELP, "staff", |draft, text| {
+        route::value(text).map(|realm| draft.auth.realm = Some(realm))
+    }),
+    route("routes[].auth.keys", Text, KEYS_HELP, "/etc/production_server/keys", |draft, text| {
+        route::file(text).map(|path| draft.auth.keys = Some(path))
+    }),
+    route("routes[].auth.key_field", Text, KEY_FIELD_HELP, "Authorization", |draft, text| {
+        route::token(text).map(|name| draft.auth.key_field = Some(name))
+    }),
+    route("routes[].auth.jwt.keys", Text, JWT_HELP, "/etc/production_server/jwks.json", |draft, text| {
+        route::file(text).map(|path| draft.auth.jwt = Some(path))
+    }),
+    route("routes[].auth.jwt.algorithms", List, "With which algorithms they may be signed", "RS256", |draft, text| {
+        units::choice(text, crate::access::ALGORITHMS).map(|algorithm| draft.auth.rules.algorithms.push(algorithm))
+    }),
+    route("routes[].auth.jwt.issuer", List, "Who may have issued them (`iss`)", "https://id.example.org", |draft, text| {
+        draft.auth.rules.issuers.push(text.to_owned());
+        Ok(())
+    }),
+    route("routes[].auth.jwt.audience", List, "For whom they have to be (`aud`)", "shop", |draft, text| {
+        draft.auth.rules.audiences.push(text.to_owned());
+        Ok(())
+    }),
+    route("routes[].satisfy", Word, SATISFY_HELP, "any", |draft, text| {
+        units::choice(text, &[("all", false), ("any", true)]).map(|any| draft.auth.any = Some(any))
+    }),
     at("log-format", "log.format", Text, Live),
     at("log-level", "log.level", Word, Live),
     at("json-logging", "log.access_json", Switch, Live),
@@ -491,11 +520,18 @@ const STRIP_HELP: &str = "Taken from the front of the path that the app gets, wh
 const SET: &str = "X-Tenant=a";
 const BURST_HELP: &str = "How many may come at once [default: the number in the rate]";
 const DELAY_HELP: &str = "How long a request beyond that is made to wait rather than refused [default: 0]";
-const BY_HELP: &str = "What clients are told apart by: their address, a field of the request, or nothing \
+const BY_HELP: &str = "What clients are told apart by: their address, a field of the request, who they are by their credentials, or nothing \
     [default: client_ip]";
 const PREFIX_HELP: &str = "How many bits of an address count [default: { v4 = 32, v6 = 64 }]";
 const DRY_RUN_HELP: &str = "Counts what would be refused, and refuses nothing [default: false]";
 const EVERYWHERE_HELP: &str = "It holds for all requests, and not only on routes that name it [default: false]";
+const BASIC_HELP: &str = "The file of those who get in with a password (htpasswd: bcrypt or argon2id), as `production_server hash-password` \
+    makes its lines";
+const REALM_HELP: &str = "What clients are told that the password is for [default: restricted]";
+const KEYS_HELP: &str = "The file of API keys: lines NAME:SHA256";
+const KEY_FIELD_HELP: &str = "The field that an API key comes in; in Authorization behind Bearer [default: X-Api-Key]";
+const JWT_HELP: &str = "The file with the keys that tokens are signed with: a JSON Web Key Set, or a public key in PEM";
+const SATISFY_HELP: &str = "Whether address and credentials must be right, or any of both is enough: all or any [default: all]";
 const ALLOW_HELP: &str = "Whose requests are taken, and of all others none: networks, addresses, loopback, unix";
 
 /// The tables, each with what it holds.
@@ -547,6 +583,11 @@ pub const TABLES: &[(&str, &str)] = &[
     ("routes[].match", "Which requests the route is for: all that is said must hold; without it: all."),
     ("routes[].health", "As `[apps.NAME.health]`, for the route's own `upstreams`; a path alone stands for `path`."),
     ("routes[].eject", "As `[apps.NAME.eject]`, for them."),
+    (
+        "routes[].auth",
+        "What clients have to show to get in: a password, an API key or a token; one of those that are named here is enough.",
+    ),
+    ("routes[].auth.jwt", "JSON Web Tokens in Authorization, behind Bearer; `exp` is demanded, and clocks may differ by 30 s."),
     ("routes[].respond", "A fixed answer; a text alone stands for its `body`."),
     ("routes[].redirect", "A redirect; a text alone stands for `to`."),
     ("routes[].rewrite", "What becomes of the path on its way to the app."),
@@ -603,7 +644,7 @@ pub const NOT_YET: &[&str] = &[
     "http3",
     "compress",
     "compression",
-    "auth",
+    "forward_auth",
     "static",
     "hub",
     "publish",

@@ -5,6 +5,7 @@
 use std::fmt;
 
 use super::{Balance, Peers, Settings, Upstream};
+use crate::access::{Auth, Rules};
 
 /// One route. All that is said of the request must hold for it to be taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,6 +33,22 @@ pub struct Access {
     pub deny: Peers,
     /// The names of its limits.
     pub limits: Vec<String>,
+    /// What clients have to show; `None`: nothing.
+    pub auth: Option<Auth>,
+}
+
+/// What is said of a route's credentials.
+#[derive(Clone, Debug, Default)]
+pub struct AuthDraft {
+    pub(super) basic: Option<String>,
+    pub(super) realm: Option<String>,
+    pub(super) keys: Option<String>,
+    pub(super) key_field: Option<String>,
+    pub(super) jwt: Option<String>,
+    pub(super) rules: Rules,
+    pub(super) any: Option<bool>,
+    /// What was made of all that, once the files are read.
+    pub(super) read: Option<Auth>,
 }
 
 impl Route {
@@ -163,6 +180,7 @@ pub struct Draft {
     pub(super) allow: Peers,
     pub(super) deny: Peers,
     pub(super) limits: Vec<String>,
+    pub(super) auth: AuthDraft,
     /// What is said of a limit, whose table is read as a route's.
     pub(super) limit: super::limits::Draft,
 }
@@ -416,6 +434,17 @@ pub fn field(text: &str) -> Result<String, String> {
     } else {
         Ok(text.to_owned())
     }
+}
+
+/// The path of a file.
+pub fn file(text: &str) -> Result<String, String> {
+    let fine = !text.is_empty() && !text.contains('\0');
+    if fine { Ok(text.to_owned()) } else { Err("expected the path of a file".to_owned()) }
+}
+
+/// The name of any field.
+pub fn token(text: &str) -> Result<String, String> {
+    if is_token(text) { Ok(text.to_owned()) } else { Err("expected the name of a field, as in X-Api-Key".to_owned()) }
 }
 
 /// Whether this is a token of RFC 9110 §5.6.2.

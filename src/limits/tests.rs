@@ -18,6 +18,7 @@ fn a_burst_passes_and_then_the_rate() {
     let (limit, policy) = (Limit::default(), policy(300, 10));
     assert_eq!(passes(&limit, 1, &policy, std::iter::repeat_n(SECOND, 50)), 10);
     assert_eq!(limit.take(1, &policy, SECOND), Verdict::Refuse(SECOND / 5));
+    assert_eq!((limit.wait(1, &policy, SECOND), limit.wait(2, &policy, SECOND)), (SECOND / 5, 0));
     // One each 200 ms, whoever else is refused meanwhile.
     assert_eq!(passes(&limit, 1, &policy, (1..=600_000).map(|at| SECOND + at * 100_000)), 300);
     assert_eq!(limit.take(2, &policy, SECOND), Verdict::Pass, "another key has its own allowance");

@@ -47,9 +47,10 @@ impl Reader<'_> {
             let shown = entries(table).into_iter().map(show).collect();
             self.route = Some(RouteSaid { at: route.span(), shown, ..RouteSaid::default() });
             self.table("routes[]", "routes", table);
-            let Some(said) = self.route.take() else { continue };
+            let Some(mut said) = self.route.take() else { continue };
             if self.file.problems.len() == before {
-                let problems = incomplete(&said);
+                let mut problems = incomplete(&said);
+                problems.extend(super::auth::read(&mut said));
                 self.file.problems.extend(problems);
             }
             self.file.routes.push(said);
