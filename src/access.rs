@@ -11,7 +11,7 @@ mod keys;
 mod passwords;
 mod tokens;
 
-pub use checks::{Checks, Standing};
+pub use checks::Checks;
 pub use keys::Keys;
 pub use passwords::{Passwords, Scheme, hash};
 pub use tokens::{ALGORITHMS, Rules, Tokens};
@@ -21,6 +21,8 @@ use std::sync::Arc;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+/// What workers are told of who a client is, in fields of these names.
+pub const TOLD: &[&str] = &["X-Auth-User", "X-Auth-Method"];
 /// The longest value of a field with credentials, in bytes.
 const LONGEST: usize = 16 * 1024;
 /// The longest name of a user that workers are told, in bytes.
@@ -64,6 +66,15 @@ pub struct User {
 }
 
 impl User {
+    /// The lines that tell a worker.
+    pub fn lines(&self) -> String {
+        let [user, method] = [TOLD[0], TOLD[1]];
+        match self.name.as_str() {
+            "" => format!("{method}: {}\r\n", self.method),
+            name => format!("{user}: {name}\r\n{method}: {}\r\n", self.method),
+        }
+    }
+
     fn new(name: &str, method: &'static str) -> User {
         // Of a name that a field cannot hold, what it can.
         let legal = |letter: &char| !letter.is_control();
@@ -112,9 +123,11 @@ impl Try {
         passwords::verify(&self.hash, &self.password) && !self.nobody
     }
 
-    /// What tells it from every other try, a word for each part.
-    fn parts(&self) -> [&[u8]; 3] {
-        [self.hash.as_bytes(), self.user.name.as_bytes(), &self.password]
+    /// What tells it from every other try. Whether there is such a user belongs to it: one who is taken out of the file may be compared with
+    /// the very hash that was the user's own.
+    fn parts(&self) -> [&[u8]; 4] {
+        let there: &[u8] = if self.nobody { b"nobody" } else { b"" };
+        [there, self.hash.as_bytes(), self.user.name.as_bytes(), &self.password]
     }
 }
 

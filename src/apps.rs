@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
+use crate::access::{self, Auth};
 use crate::config::route::{Access, Matching, Piece, Respond, Target};
 use crate::config::{self, Peers, Settings};
 use crate::dispatch::{AppId, Dispatch};
@@ -82,10 +83,16 @@ pub struct Way {
 /// Who gets in by a route, and how often.
 #[derive(Clone, Debug)]
 pub struct Guard {
-    /// Who is allowed, and who is not, of the server's clients and of the route's.
-    peers: Vec<(Peers, Peers)>,
+    /// Who is allowed, and who is not, of the server's clients.
+    server: (Peers, Peers),
+    /// The same of the route's.
+    route: (Peers, Peers),
+    /// What clients have to show; `None`: nothing.
+    pub auth: Option<Arc<Auth>>,
     /// What each limit allows, and who has used how much of it.
     pub limits: Vec<(Policy, Arc<Limit>)>,
+    /// Who has shown wrong passwords.
+    pub failures: Option<Arc<Limit>>,
     /// The time of limits.
     pub times: Registry,
 }
@@ -93,26 +100,51 @@ pub struct Guard {
 impl Guard {
     /// That of a route, or of what no route takes; `None` where all get in.
     fn new(settings: &Settings, access: &Access, metrics: &Metrics) -> Option<Guard> {
-        let lists = [(&settings.allow, &settings.deny), (&access.allow, &access.deny)];
-        let says = |(allow, deny): &(&Peers, &Peers)| !allow.is_empty() || !deny.is_empty();
-        let peers = lists.into_iter().filter(says).map(|(allow, deny)| (allow.clone(), deny.clone())).collect();
         let times = metrics.limits().clone();
         let holds = |policy: &&Policy| policy.everywhere || access.limits.contains(&policy.name);
         let limits = settings.limits.iter().filter(holds);
         let limits = limits.map(|policy| (policy.clone(), times.get(&policy.name))).collect();
-        let guard = Guard { peers, limits, times };
-        (!guard.peers.is_empty() || !guard.limits.is_empty()).then_some(guard)
+        let guard = Guard {
+            server: (settings.allow.clone(), settings.deny.clone()),
+            route: (access.allow.clone(), access.deny.clone()),
+            auth: access.auth.clone().map(Arc::new),
+            limits,
+            failures: access.auth.is_some().then(|| times.get(FAILURES)),
+            times,
+        };
+        let says = |(allow, deny): &(Peers, Peers)| !allow.is_empty() || !deny.is_empty();
+        let is_open = guard.limits.is_empty() && guard.auth.is_none() && !says(&guard.server) && !says(&guard.route);
+        (!is_open).then_some(guard)
     }
 
-    /// Whether that client may come in at all; one on a Unix socket has no address.
+    /// Whether that client may come in, as far as its address goes; one on a Unix socket has none.
     pub fn admits(&self, client: Option<IpAddr>) -> bool {
-        let lists = &mut self.peers.iter();
-        lists.all(|(allow, deny)| !deny.contains(client) && (allow.is_empty() || allow.contains(client)))
+        let passes = |(allow, deny): &(Peers, Peers)| {
+            !deny.contains(client) && (allow.is_empty() || allow.contains(client))
+        };
+        passes(&self.server) && (passes(&self.route) || self.auth.as_ref().is_some_and(|auth| auth.or_address))
+    }
+
+    /// What that client has to show, if anything.
+    pub fn demands(&self, client: Option<IpAddr>) -> Option<&Arc<Auth>> {
+        let (allow, deny) = &self.route;
+        let is_inside = || !deny.contains(client) && (allow.is_empty() || allow.contains(client));
+        self.auth.as_ref().filter(|auth| !auth.or_address || !is_inside())
     }
 }
 
+/// The limit on wrong credentials, which every address has. No limit of the configuration can be called so.
+const FAILURES: &str = "wrong credentials";
+
 impl Way {
-    fn new(route: &config::Route, settings: &Settings, apps: &[App], metrics: &Metrics) -> Way {
+    /// `told` are the names of fields that say who a client is, and come from nobody else.
+    fn new(
+        route: &config::Route,
+        told: &[&str],
+        settings: &Settings,
+        apps: &[App],
+        metrics: &Metrics,
+    ) -> Way {
         let response = Edits::of_response(&route.response_fields);
         let lines =
             response.as_ref().map_or_else(String::new, |edits| String::from_utf8_lossy(edits.lines()).into_owned());
@@ -133,7 +165,9 @@ impl Way {
         let app = if let Target::App(index) = route.to { apps.get(index).map(|app| app.count) } else { None };
         let is_all = route.matching == Matching::default();
         let label = if is_all { String::new() } else { route.matching.to_string() };
-        let request = Edits::of_request(&route.request_fields, &route.rewrite);
+        let mut fields = route.request_fields.clone();
+        fields.remove.extend(told.iter().map(|name| (*name).to_owned()));
+        let request = Edits::of_request(&fields, &route.rewrite);
         let guard = Guard::new(settings, &route.access, metrics);
         Way { to, request, response, series: metrics.series(app, &label), guard }
     }
@@ -160,9 +194,17 @@ pub struct Routes {
 impl Routes {
     /// Those routes, to those apps, which stand in the order of the configuration.
     pub fn new(routes: &[config::Route], settings: &Settings, apps: &[App], metrics: &Metrics) -> Routes {
-        let ways = routes.iter().map(|route| Way::new(route, settings, apps, metrics)).collect();
+        // On a route that asks nobody, too: an app may not know by which of them a request has come.
+        let told = if routes.iter().any(|route| route.access.auth.is_some()) { access::TOLD } else { &[] };
+        let ways = routes.iter().map(|route| Way::new(route, told, settings, apps, metrics)).collect();
         let nobody = Guard::new(settings, &Access::default(), metrics);
         Routes { router: Router::new(routes), ways, nobody }
+    }
+
+    /// Whether something that is served takes helpers: passwords, which take long to compare.
+    pub fn needs_helpers(&self) -> bool {
+        let has_passwords = |guard: &Guard| guard.auth.as_ref().is_some_and(|auth| auth.passwords.is_some());
+        self.ways.iter().filter_map(|way| way.guard.as_ref()).any(has_passwords)
     }
 }
 

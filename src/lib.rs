@@ -3,7 +3,7 @@
 //! The map, from the top down; each layer uses those below it and none above:
 //!
 //! ```text
-//! main → server, check, init → supervisor, control → fleet
+//! main → server, check, init, hash_password → supervisor, control → fleet
 //!           └──→ reactor → event_loop, connection, exchange → mailbox → apps → dispatch
 //!                               └──→ http, tls               bytes in, bytes out: no descriptor, no clock, no thread
 //!                               └──→ backends → buffers
@@ -33,6 +33,7 @@ mod exchange;
 pub mod exporter;
 pub mod fleet;
 pub mod handover;
+pub mod hash_password;
 pub mod helpers;
 pub mod http;
 pub mod init;

@@ -61,6 +61,8 @@ pub enum Message {
     CloseIdle,
     /// Memory has come back: answers that stopped for the lack of it may go on.
     Memory,
+    /// Whether the password of the request that this connection has put aside is right; `None`: nobody knows.
+    Checked(Key, Option<bool>),
     /// The document that an exchange of this loop has asked for.
     Document(desk::Reply),
     /// Show that the loop turns: by this number, see [`crate::metrics::Counters::beat`].

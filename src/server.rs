@@ -23,6 +23,7 @@ use crate::config::{BackendChoice, Config, Front, Inputs, ListenAddress, Loaded,
 use crate::event_loop::Shared;
 use crate::handover::Channel;
 use crate::listener::refuse_newcomers;
+use crate::helpers::Helpers;
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
 use crate::mailbox::desk::Desk;
@@ -139,8 +140,11 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
         tls: policies.clone(),
     };
     let loop_listeners = loops::share_out(&listeners, &settings)?;
-    let reloader =
+    let mut reloader =
         Reloader::new(loaded, inputs, config, table.clone(), &listeners, (&postboxes, &log, &metrics), policies);
+    let helpers = Helpers::default();
+    site::start_helpers(&table, &helpers).map_err(|message| StartError { message, code: exit::CANNOT_CREATE })?;
+    reloader.helpers = helpers.clone();
     let held = predecessor.is_some();
     let options = supervisor::Options {
         descriptors: original_limit,
@@ -162,7 +166,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
         admission: Default::default(),
         scarcity: Default::default(),
         desk,
-        helpers: Default::default(),
+        helpers,
         status: Box::new(status),
     });
     let loop_exit = supervisor.loop_exit();

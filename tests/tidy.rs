@@ -38,6 +38,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("config", &["access", "limits"]),
     ("check", &["socket_file", "supervisor", "tls"]),
     ("init", &["supervisor"]),
+    ("hash_password", &["access"]),
     ("metrics", &["config", "limits"]),
     ("log", &["config", "http", "metrics"]),
     ("backends", &["buffers", "kernel"]),

@@ -4,6 +4,7 @@
 //! successes are remembered: passwords at random would fill any memory of failures.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -20,17 +21,6 @@ type Tag = [u8; 32];
 
 /// Who waits for what comes of a try: whatever names them.
 type Waiting<W> = HashMap<Tag, Vec<W>>;
-
-/// What is known of a try.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// It was right a short while ago.
-    Right,
-    /// Somebody checks it already: who has asked is told, too.
-    Joined,
-    /// Nobody does: who has asked is to have it checked, and then to call [`Checks::done`].
-    New,
-}
 
 /// All tries of a server. `W` names who waits.
 pub struct Checks<W> {
@@ -63,6 +53,11 @@ impl<W> Checks<W> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How many right passwords are remembered.
+    pub fn remembered(&self) -> usize {
+        self.lock().right.len()
+    }
+
     fn tag(&self, attempt: &Try) -> Tag {
         let mut context = hmac::Context::with_key(&self.key);
         for part in attempt.parts() {
@@ -74,19 +69,26 @@ impl<W> Checks<W> {
         tag
     }
 
-    /// What is known of a try at that time, in nanoseconds; `who` has asked.
-    pub fn ask(&self, attempt: &Try, who: W, now: u64) -> Standing {
+    /// Whether it was right a short while before that time, in nanoseconds.
+    pub fn knows(&self, attempt: &Try, now: u64) -> bool {
         let tag = self.tag(attempt);
-        let mut state = self.lock();
-        if state.right.get(&tag).is_some_and(|until| *until > now) {
-            return Standing::Right;
+        self.lock().right.get(&tag).is_some_and(|until| *until > now)
+    }
+
+    /// Somebody has to know whether a try is right. `false`: it is being checked already, and who asks is told, too. Else it is to be checked,
+    /// and then [`Checks::done`] says so.
+    pub fn ask(&self, attempt: &Try, who: W) -> bool {
+        let tag = self.tag(attempt);
+        match self.lock().waiting.entry(tag) {
+            Entry::Occupied(mut waiting) => {
+                waiting.get_mut().push(who);
+                false
+            }
+            Entry::Vacant(place) => {
+                place.insert(vec![who]);
+                true
+            }
         }
-        if let Some(waiting) = state.waiting.get_mut(&tag) {
-            waiting.push(who);
-            return Standing::Joined;
-        }
-        state.waiting.insert(tag, vec![who]);
-        Standing::New
     }
 
     /// A try was checked, or could not be: who is to be told.

@@ -58,7 +58,7 @@ use std::time::Duration;
 
 use crate::limits::Policy;
 
-pub use arguments::{Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
+pub use arguments::{HashPassword, Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
 pub use changes::{Changed, Changes, Fate, diff};
 pub use clashes::cannot_both_listen;
 pub use conformance::Conformance;

@@ -20,7 +20,7 @@ use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
 
 use super::{State, Stream};
-use crate::event_loop::{Arrival, Entrance, Loop, Pass, Task};
+use crate::event_loop::{Arrival, Entrance, Loop, Task};
 
 /// Pipelined bytes kept for a client whose request is being answered; beyond this its receive stays unarmed.
 const PIPELINE_BYTES: usize = 16 * 1024;
@@ -270,7 +270,7 @@ impl<B: Backend> Loop<B> {
             _ => {}
         }
         if client.entrance.pass.waits() {
-            return self.let_pass(sock, Pass::Paid);
+            return self.waited_enough(sock);
         }
         let caught_up = client.behind && unsent == 0;
         client.behind &= unsent > 0;

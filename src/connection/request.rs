@@ -135,8 +135,8 @@ impl<B: Backend> Loop<B> {
             match self.gate(sock, route, &input, request) {
                 Gate::Open => {}
                 Gate::Shut(written) => return self.answer_here(sock, input, request, written),
-                Gate::Later(after) => {
-                    self.put_aside(sock, input, after);
+                Gate::Later(pass, after) => {
+                    self.put_aside(sock, input, pass, after);
                     return Step::Stop;
                 }
             }

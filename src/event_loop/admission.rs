@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::access::Checks;
 use crate::backends::{Backend, How, Peer, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::{Look, TICK, nanos};
@@ -91,6 +92,8 @@ pub struct Admission {
     paused: AtomicBool,
     /// Who they are, as far as the connections of an address are limited.
     crowd: Crowd,
+    /// Passwords that are being checked; the loops and the connections that wait for that.
+    pub(super) checks: Checks<(u16, Sock)>,
 }
 
 impl Admission {

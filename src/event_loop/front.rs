@@ -122,6 +122,7 @@ impl Listener {
             keep_alive: true,
             open: false,
             edits: None,
+            identity: b"",
         }
     }
 

@@ -32,7 +32,7 @@ pub use admission::Admission;
 pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
 pub(crate) use apps::{Apps, Seat};
 pub(crate) use front::{Arrival, Tolds};
-pub(crate) use gate::{Entrance, Gate, Pass};
+pub(crate) use gate::{Entrance, Gate};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
 pub(crate) use routes::{Leads, LoopRoute, Route, Routes, Written};
@@ -144,6 +144,8 @@ pub(crate) struct Heads {
     pub fields: Fields,
     /// Where the request in hand comes from.
     pub origin: Origin,
+    /// The lines that tell who has sent it, where a route has found out.
+    pub identity: Vec<u8>,
     /// The next request's id: a random start, so that ids of two loops or two servers do not meet.
     pub next_id: u64,
 }
@@ -151,7 +153,7 @@ pub(crate) struct Heads {
 impl Heads {
     pub fn new(settings: &Settings, next_id: u64) -> Heads {
         let limits = HeadLimits::new(settings.max_head, settings.max_fields);
-        Heads { limits, fields: Fields::default(), origin: Origin::default(), next_id }
+        Heads { limits, fields: Fields::default(), origin: Origin::default(), identity: Vec::new(), next_id }
     }
 }
 

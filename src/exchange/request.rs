@@ -33,6 +33,7 @@ impl<B: Backend> Loop<B> {
             keep_alive: app.settings.keepalive,
             open: request.framing == Framing::Chunked,
             edits: edits.as_ref(),
+            identity: &self.heads.identity,
             ..listener.forward(&client.arrival, (&self.heads.origin, certificate), id, start_micros)
         };
         let room = rewrite::request_room(request, &self.heads.fields, &forward);

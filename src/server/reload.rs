@@ -27,6 +27,7 @@ use crate::proc;
 use crate::reactor::ListenerSetup;
 use crate::supervisor::Supervisor;
 use crate::supervisor::reload::{Reloaded, Wanted};
+use crate::helpers::Helpers;
 use crate::supervisor::upgrade::Held;
 use crate::tls;
 
@@ -61,6 +62,8 @@ pub(super) struct Reloader {
     metrics: Metrics,
     policies: tls::Policies,
     keeper: Keeper,
+    /// Who does for the loops what would block them.
+    pub helpers: Helpers,
 }
 
 /// All that a new configuration takes.
@@ -107,6 +110,7 @@ impl Reloader {
             metrics: metrics.clone(),
             policies,
             keeper,
+            helpers: Helpers::default(),
         };
         reloader.show_policies();
         reloader
@@ -271,6 +275,7 @@ impl Reloader {
             });
         }
         let table = Arc::new(AppTable::new(server, apps, &config.routes, &self.metrics));
+        site::start_helpers(&table, &self.helpers)?;
         let for_loops = share_out(&listening, &config.server).map_err(|error| error.message)?;
         let sockets = places.len().max(for_loops.iter().map(Vec::len).sum());
         if socket_room(&table, 0) > self.room.0 || sockets > self.room.1 {

@@ -7,6 +7,7 @@ use crate::apps::{App, AppTable};
 use crate::config::{Command, Config, ListenAddress, Settings};
 use crate::control::MOST_CONNECTIONS;
 use crate::dispatch::{AppId, Dispatch, Standing};
+use crate::helpers::Helpers;
 use crate::metrics::{self, Health, Metrics, Status};
 use crate::supervisor::{self, AppSetup, unit};
 
@@ -65,6 +66,14 @@ pub(super) fn new_app(
 /// What the supervisor is to know of an app.
 pub(super) fn setup(app: &App) -> AppSetup {
     AppSetup { id: app.id, settings: Arc::new(app.settings.clone()), dispatch: app.dispatch.clone() }
+}
+
+/// Has the helpers' threads run where something that is served needs them.
+pub(super) fn start_helpers(table: &AppTable, helpers: &Helpers) -> Result<(), String> {
+    if !table.routes.needs_helpers() {
+        return Ok(());
+    }
+    helpers.start(table.settings.helpers).map_err(|error| format!("cannot start helper threads: {error}"))
 }
 
 /// Whether the server starts no workers.

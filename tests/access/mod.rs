@@ -1,5 +1,6 @@
 //! Who gets in, and how often: addresses, limits, and credentials.
 
+mod credentials;
 mod limits;
 
 use std::path::PathBuf;
