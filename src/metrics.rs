@@ -208,6 +208,8 @@ counters! {
     helper_jobs,
     /// Those of them that were refused because too many waited.
     helper_refusals,
+    /// Files that changed or failed while they were sent: the answer was cut.
+    files_cut,
     /// Connections closed because their peer may not speak for others with the PROXY protocol.
     proxy_protocol_refused,
     /// Connections closed because they did not begin with a header of the PROXY protocol.

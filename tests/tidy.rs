@@ -31,10 +31,10 @@ const LARGE_STRUCTS: &[(&str, &str)] = &[
 
 /// Each module with the modules of the crate that it may use. What is not named here may be used by all.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("buffers", &[]),
+    ("buffers", &["kernel"]),
     ("planted", &[]),
     ("config", &[]),
-    ("check", &["socket_file", "supervisor", "tls"]),
+    ("check", &["files", "socket_file", "supervisor", "tls"]),
     ("init", &["supervisor"]),
     ("metrics", &["config"]),
     ("log", &["config", "http", "metrics"]),
@@ -43,10 +43,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("day", &["http"]),
     ("dispatch", &["buffers"]),
     ("acme", &["control", "tls"]),
-    ("apps", &["dispatch", "http"]),
+    ("apps", &["dispatch", "files", "http"]),
+    ("files", &["buffers", "http"]),
     ("listener", &["tls"]),
     ("tls", &[]),
-    ("mailbox", &["apps", "buffers", "dispatch", "listener"]),
+    ("mailbox", &["apps", "buffers", "dispatch", "files", "listener"]),
     ("helpers", &[]),
     (
         "event_loop",
@@ -58,6 +59,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "day",
             "dispatch",
             "exchange",
+            "files",
             "helpers",
             "http",
             "listener",
@@ -66,7 +68,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("connection", &["apps", "backends", "buffers", "dispatch", "event_loop", "exchange", "http", "mailbox"]),
-    ("exchange", &["apps", "backends", "buffers", "connection", "dispatch", "event_loop", "http", "mailbox"]),
+    ("exchange", &["apps", "backends", "buffers", "connection", "dispatch", "event_loop", "files", "http", "mailbox"]),
     (
         "reactor",
         &[

@@ -243,6 +243,7 @@ pub const PLACES: &[Place] = &[
     at("max-head", "server.max_head", Size, Live),
     at("max-fields", "server.max_fields", Count, Live),
     at("buffer-bytes", "server.buffer_bytes", Size, Restart),
+    at("error-page", "server.error_pages", Map, Live),
     at("internal", "server.internal", Word, Live),
     at("shutdown", "server.shutdown", Shape::Duration, Live),
     at("pre-stop-delay", "server.pre_stop_delay", Shape::Duration, Live),
@@ -316,6 +317,7 @@ pub const PLACES: &[Place] = &[
     at("half-close", "apps.*.half_close", Word, Live),
     at("upstream", "apps.*.upstream", List, Live),
     at("respond", "apps.*.respond", Text, Live),
+    at("static", "apps.*.static", Text, Live),
     at("module", "apps.*.module", Text, Roll),
     at("dump-signal", "apps.*.dump_signal", Word, Live),
     at("connect-timeout-ms", "apps.*.timeouts.connect", Shape::Duration, Live),
@@ -402,6 +404,30 @@ pub const PLACES: &[Place] = &[
     route("routes[].redirect.status", Count, "Its status [default: 302]", "308", |draft, text| {
         route::redirect_status(text).map(|status| draft.redirect().status = status)
     }),
+    route("routes[].static.root", Text, ROOT_HELP, "/srv/www", |draft, text| {
+        route::root(text).map(|root| draft.files().root = root)
+    }),
+    route("routes[].static.prefix", Text, PREFIX_HELP, "/static", |draft, text| {
+        route::part(text).map(|prefix| draft.files().prefix = prefix)
+    }),
+    route("routes[].static.index", List, INDEX_HELP, "index.html", |draft, text| {
+        route::index(text).map(|index| draft.index(index))
+    }),
+    route("routes[].static.fallback", Text, FALLBACK_HELP, "/index.html", |draft, text| {
+        route::fallback(text).map(|fallback| draft.files().fallback = Some(fallback))
+    }),
+    route("routes[].static.cache", Text, CACHE_HELP, "no-cache", |draft, text| {
+        route::value(text).map(|cache| draft.files().cache = cache)
+    }),
+    route("routes[].static.immutable", List, IMMUTABLE_HELP, "/assets/*", |draft, text| {
+        route::pattern(text).map(|pattern| draft.files().immutable.push(pattern))
+    }),
+    route("routes[].sendfile.root", Text, SENDFILE_HELP, "/srv/private", |draft, text| {
+        route::root(text).map(|root| draft.sendfile().root = root)
+    }),
+    route("routes[].sendfile.prefix", Text, ACCEL_HELP, "/protected", |draft, text| {
+        route::part(text).map(|prefix| draft.sendfile().prefix = prefix)
+    }),
     route("routes[].rewrite.strip", Text, STRIP_HELP, "/api", |draft, text| {
         route::part(text).map(|strip| draft.rewrite.strip = strip)
     }),
@@ -463,6 +489,17 @@ const UPSTREAMS_HELP: &str = "Servers that something else runs, as an app's `ups
 const TYPE_HELP: &str = "The Content-Type of a fixed answer [default: text/plain; charset=utf-8]";
 const REDIRECT_HELP: &str = "Where a redirect leads; `{path}`, `{query}` (with its ?) and `{host}` are the request's";
 const STRIP_HELP: &str = "Taken from the front of the path that the app gets, where a slash or nothing follows";
+const ROOT_HELP: &str =
+    "The directory with the files; a link on the way to it is followed anew, so that it can be switched over";
+const PREFIX_HELP: &str = "Taken from the front of the path, where a slash or nothing follows";
+const INDEX_HELP: &str = "What a directory shows, the first that is there [default: index.html]";
+const FALLBACK_HELP: &str =
+    "What is served where nothing has the name that was asked for, unless that name has an ending";
+const CACHE_HELP: &str = "What Cache-Control says of what is not immutable [default: nothing]";
+const IMMUTABLE_HELP: &str = "Names that never change their content, `*` for anything: browsers keep them for a year";
+const SENDFILE_HELP: &str = "Where files lie that the app may have sent in the place of its answer, by `X-Sendfile` or \
+    `X-Accel-Redirect`";
+const ACCEL_HELP: &str = "What the paths in `X-Accel-Redirect` begin with";
 const SET: &str = "X-Tenant=a";
 
 /// The tables, each with what it holds.
@@ -488,7 +525,10 @@ pub const TABLES: &[(&str, &str)] = &[
         "apps",
         "The apps behind the loops, each under a name of its own: `[apps.web]`. With several of them `[[routes]]` says which gets what.",
     ),
-    ("apps.*", "One app. It is a command, `upstream`, `respond`, or without any of them the built-in worker."),
+    (
+        "apps.*",
+        "One app. It is a command, `upstream`, `respond`, `static`, or without any of them the built-in worker.",
+    ),
     ("apps.*.ready", "When a worker counts as ready; a word alone, as in `ready = \"notify\"`, stands for `by`."),
     ("apps.*.timeouts", "Deadlines of the worker side."),
     ("apps.*.queue", "Requests that wait for a worker."),
@@ -504,12 +544,17 @@ pub const TABLES: &[(&str, &str)] = &[
         "routes[]",
         "Which requests go where: `[[routes]]` again for each further one; the first that matches is taken, and what none matches is \
         answered with 404. Without any, everything goes to the one app that there is. A route is to an `app`, to `upstreams`, to \
-        a fixed answer (`respond`) or a `redirect`.",
+        a fixed answer (`respond`), a `redirect` or files (`static`).",
     ),
     ("routes[].match", "Which requests the route is for: all that is said must hold; without it: all."),
     ("routes[].health", "As `[apps.NAME.health]`, for the route's own `upstreams`; a path alone stands for `path`."),
     ("routes[].eject", "As `[apps.NAME.eject]`, for them."),
     ("routes[].respond", "A fixed answer; a text alone stands for its `body`."),
+    ("routes[].static", "Files; a text alone stands for `root`. docs/files.md tells how they are served."),
+    (
+        "routes[].sendfile",
+        "Files that the app names in its place, so that its worker is free while they are sent; a text alone stands for `root`.",
+    ),
     ("routes[].redirect", "A redirect; a text alone stands for `to`."),
     ("routes[].rewrite", "What becomes of the path on its way to the app."),
     ("routes[].request_fields", "What becomes of the request's fields on their way to the app."),
@@ -557,6 +602,8 @@ pub const SHORT: &[(&str, &str)] = &[
     ("routes[].health", "routes[].health.path"),
     ("routes[].respond", "routes[].respond.body"),
     ("routes[].redirect", "routes[].redirect.to"),
+    ("routes[].static", "routes[].static.root"),
+    ("routes[].sendfile", "routes[].sendfile.root"),
 ];
 
 /// What is planned or usual elsewhere and means nothing to this version: a path, or its last segment alone.
@@ -567,7 +614,6 @@ pub const NOT_YET: &[&str] = &[
     "compression",
     "limits",
     "auth",
-    "static",
     "hub",
     "publish",
     "include",

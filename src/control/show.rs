@@ -79,6 +79,7 @@ const TROUBLES: &[&str] = &[
     "paused_for_memory",
     "memory_refused",
     "helper_refusals",
+    "files_cut",
     "proxy_protocol_refused",
     "proxy_protocol_invalid",
     "proxy_protocol_late",

@@ -8,6 +8,7 @@
 //! | `account` | what is counted of an exchange, and its line in the log |
 //! | `admission` | listeners, and the limit on connections |
 //! | `apps` | what is served, and how a new configuration takes the place of an old one |
+//! | `files` | files that are served: what is known of them, and their way to the client |
 //! | `front` | what stands in front of a listener: PROXY protocol headers, and whose word about a request's origin counts |
 //! | `inside` | documents about the inside of the server, and who gets them |
 //! | `memory` | where bytes are that wait, and who goes on when memory comes back |
@@ -20,6 +21,7 @@
 mod account;
 mod admission;
 mod apps;
+mod files;
 mod front;
 mod inside;
 mod memory;
@@ -29,6 +31,7 @@ mod secure;
 pub use admission::Admission;
 pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
 pub(crate) use apps::{Apps, Seat};
+pub(crate) use files::{KnownFiles, Sending};
 pub(crate) use front::{Arrival, Tolds};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
@@ -180,6 +183,7 @@ pub(crate) struct Loop<B: Backend> {
     pub accepting: Accepting,
     /// Clients that speak TLS; `None` as long as no listener does.
     pub secure: Option<Box<Secure>>,
+    pub files: KnownFiles,
     pub counters: OwnCounters,
     pub access: AccessLog,
     /// What the handlers have left to be done, in this order.

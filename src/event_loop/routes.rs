@@ -11,6 +11,7 @@ use crate::buffers::block::{Block, SMALL, Writer};
 use crate::config::route::Piece;
 use crate::config::{HTTPS, Internal, Settings};
 use crate::dispatch::AppId;
+use crate::files::Site;
 use crate::http::Method;
 use crate::http::head::Request;
 use crate::http::reply::Direct;
@@ -44,6 +45,8 @@ pub(crate) enum Route {
     Long(usize),
     /// It says where the route leads.
     Redirect(usize),
+    /// It looks for a file.
+    Files(usize),
     Nobody,
     Text(&'static [u8]),
     /// That port, where TLS is spoken.
@@ -65,6 +68,8 @@ pub(crate) enum Leads {
     Long(Rc<App>, Direct),
     /// It is sent to another place.
     Redirect(Redirect),
+    /// The loop answers it with a file, in the place of that app.
+    Files(Rc<App>, Arc<Site>),
     /// The app is none of those that are served.
     Nowhere,
 }
@@ -86,6 +91,8 @@ impl Redirect {
 /// A route.
 pub(crate) struct LoopRoute {
     pub leads: Leads,
+    /// The files that its app may name.
+    pub sendfile: Option<Arc<Site>>,
     /// What it changes of a request.
     pub request: Option<Edits>,
     /// What it changes of an answer.
@@ -106,10 +113,12 @@ impl LoopRoute {
                 None => Leads::Nowhere,
             },
             To::Direct(direct) => Leads::Direct(direct.clone()),
+            To::Files(id, site) => app(*id).map_or(Leads::Nowhere, |app| Leads::Files(app.clone(), site.clone())),
             To::Redirect(pieces, status, lines) => Leads::Redirect(Redirect(pieces.clone(), *status, lines.clone())),
         };
         LoopRoute {
             leads,
+            sendfile: way.sendfile.clone(),
             request: way.request.clone(),
             response: way.response.clone().map(Rc::new),
             series: way.series,
@@ -199,6 +208,7 @@ impl<B: Backend> Loop<B> {
             Leads::Long(..) if request.method != Method::Head => Route::Long(number),
             Leads::Direct(_) | Leads::Long(..) => Route::Direct(number),
             Leads::Redirect(_) => Route::Redirect(number),
+            Leads::Files(..) => Route::Files(number),
             Leads::Nowhere => Route::Nobody,
         }
     }

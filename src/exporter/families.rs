@@ -268,6 +268,12 @@ const SERVER: &[Family] = &[
         |sample, points| total(sample, points, |totals| totals.helper_refusals),
     ),
     counter(
+        "production_server_files_cut_total",
+        &[],
+        "Files that became shorter or could not be read any more while they were sent.",
+        |sample, points| total(sample, points, |totals| totals.files_cut),
+    ),
+    counter(
         "production_server_log_lines_dropped_total",
         &[],
         "Log lines dropped because nobody read them.",

@@ -125,6 +125,7 @@ const STATUS: &[(&str, &str, &str)] = &[
     ("memory_refused", "production_server_memory_refusals_total", ""),
     ("helper_jobs", "production_server_helper_jobs_total", ""),
     ("helper_refusals", "production_server_helper_refusals_total", ""),
+    ("files_cut", "production_server_files_cut_total", ""),
     ("proxy_protocol_refused", "production_server_connections_refused_total", "reason=\"peer\""),
     ("proxy_protocol_invalid", "production_server_connections_refused_total", "reason=\"invalid\""),
     ("proxy_protocol_late", "production_server_connections_refused_total", "reason=\"late\""),
