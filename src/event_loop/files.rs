@@ -29,8 +29,10 @@ use super::{Leads, Loop, LoopRoute, Written};
 
 /// For how long what was found out is believed, in nanoseconds: a second.
 const FRESH: u64 = 1_000_000_000;
-/// How many names a loop knows at most, each of which may have four files open.
-const MOST_NAMES: usize = 128;
+/// How many names a loop knows at most.
+const MOST_NAMES: usize = 512;
+/// How many files it has open for them at most.
+pub const MOST_OPEN: usize = 128;
 /// Bytes of a file that leave with its head at most.
 const INLINE: u64 = 15 * 1024;
 /// Bytes that a helper reads at a time.
@@ -145,13 +147,20 @@ impl KnownFiles {
         }
     }
 
+    /// How many files are open, those that only their readers still have left out.
+    fn open(&self) -> usize {
+        let of = |look: &Look| if let Look::File(served) = look { 1 + served.coded.len() } else { 0 };
+        self.names.values().filter_map(|known| known.look.as_ref()).map(of).sum()
+    }
+
     /// Makes place for one more name: those go that are not fresh any more, and if there are none, the oldest.
     fn make_place(&mut self, now: u64) {
-        if self.names.len() < MOST_NAMES {
+        let is_full = |files: &KnownFiles| files.names.len() >= MOST_NAMES || files.open() >= MOST_OPEN;
+        if !is_full(self) {
             return;
         }
         self.names.retain(|_, known| !known.waiting.is_empty() || now.saturating_sub(known.at) < FRESH);
-        while self.names.len() >= MOST_NAMES {
+        while is_full(self) {
             let idle = self.names.iter().filter(|(_, known)| known.waiting.is_empty());
             let Some(oldest) = idle.min_by_key(|(_, known)| known.at).map(|(key, _)| key.clone()) else { return };
             self.names.remove(&oldest);
@@ -515,6 +524,28 @@ fn with_slash(target: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::route::Files;
+
+    #[test]
+    fn what_is_known_has_a_bound() {
+        let mut files = KnownFiles::default();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.txt"), "").unwrap();
+        let found = Files { root: folder.path().to_owned(), ..Files::default() };
+        let found = open::look(&Site::new(&found), b"/a.txt");
+        for (look, most) in [(Look::Missing, MOST_NAMES), (found, MOST_OPEN)] {
+            for number in 0..2 * MOST_NAMES as u64 {
+                files.make_place(number);
+                let known = Known { look: Some(look.clone()), at: number, waiting: Vec::new() };
+                files.names.insert(number.to_le_bytes().into(), known);
+            }
+            let newest = (2 * MOST_NAMES as u64 - 1).to_le_bytes();
+            assert!(files.names.contains_key(&newest[..]), "the oldest go first");
+            assert_eq!(files.names.len(), most);
+            files.make_place(FRESH * 10);
+            assert!(files.names.is_empty(), "what is not fresh goes");
+        }
+    }
 
     #[test]
     fn a_redirect_stays_on_its_host() {

@@ -31,6 +31,7 @@ mod secure;
 pub use admission::Admission;
 pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
 pub(crate) use apps::{Apps, Seat};
+pub use files::MOST_OPEN;
 pub(crate) use files::{KnownFiles, Sending};
 pub(crate) use front::{Arrival, Tolds};
 pub(crate) use memory::Memory;

@@ -14,7 +14,7 @@ use crate::dispatch::AppId;
 use crate::files::Site;
 use crate::http::Method;
 use crate::http::head::Request;
-use crate::http::reply::Direct;
+use crate::http::reply::{self, Direct, Reply};
 use crate::http::route::{Edits, location};
 use crate::mailbox::desk::Document;
 use crate::metrics::series::OWN;
@@ -282,7 +282,12 @@ impl<B: Backend> Loop<B> {
                 LoopRoute { leads: Leads::Redirect(to), series, .. } => Some((to.answer(input, request), *series)),
                 _ => None,
             },
-            _ => Some((Direct::with(404, "Content-Type: text/plain\r\n", NOBODY), OWN)),
+            _ => {
+                let reply = Reply { format: reply::negotiate(request.accept.of(input)), ..Reply::new(404, "", b"") };
+                let page = self.apps.page(&reply).map(|page| (page.media_type, page.bytes()));
+                let (media_type, text) = page.unwrap_or(("text/plain", NOBODY));
+                Some((Direct::with(404, &format!("Content-Type: {media_type}\r\n"), text), OWN))
+            }
         }
     }
 }

@@ -22,6 +22,9 @@ pub mod media;
 pub mod open;
 pub mod ranges;
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::config::route::Files;
@@ -59,10 +62,8 @@ impl Site {
         let path = match file_system {
             false => crate::http::route::resolved(value).into_owned(),
             true => {
-                let root = self.files.root.as_os_str().as_encoded_bytes();
-                let root = root.strip_suffix(b"/").unwrap_or(root);
-                let inside = value.strip_prefix(root).filter(|rest| rest.first() == Some(&b'/'));
-                let inside = inside.unwrap_or(value);
+                let inside = Path::new(OsStr::from_bytes(value)).strip_prefix(&self.files.root);
+                let inside = inside.map_or(value, |inside| inside.as_os_str().as_bytes());
                 if inside.first() == Some(&b'/') { inside.to_vec() } else { [b"/", inside].concat() }
             }
         };
@@ -253,9 +254,11 @@ mod tests {
             ("/etc/passwd", Some("/etc/passwd")),
             ("/srv/www/../x", None),
             ("../x", None),
-            ("/srv/www//x", None),
-            ("/srv/www/a/./b", None),
-            ("/srv/www", Some("/srv/www")),
+            ("/srv/www//x", Some("/x")),
+            ("/srv//www/a/b", Some("/a/b")),
+            ("/srv/www/a/../../x", None),
+            ("/srv/wwwx", Some("/srv/wwwx")),
+            ("/srv/www", None),
             ("/srv/www/", None),
             ("", None),
         ] {

@@ -4,9 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::support::{
-    Answer, Client, PROGRAM, Server, Worker, folder, on_every_backend, on_every_backend_and_tls, pattern, until,
-};
+use crate::support::{Answer, Client, PROGRAM, Server, Worker, folder, on_every_backend_and_tls, pattern, until};
 
 on_every_backend_and_tls! {
     a_directory_is_served
@@ -20,11 +18,7 @@ on_every_backend_and_tls! {
     a_file_that_shrinks_is_cut
     apps_name_files
     errors_are_shown_as_pages
-}
-
-on_every_backend! {
     a_slow_disk_holds_up_nobody_else
-    what_is_wrong_is_told_at_the_start
     a_reload_brings_other_files_and_pages
 }
 
@@ -46,7 +40,7 @@ impl Folder {
     }
 
     fn text(&self, name: &str) -> String {
-        self.path(name).display().to_string()
+        self.path(name).display().to_string().trim_end_matches('/').to_owned()
     }
 
     fn write(&self, name: &str, bytes: &[u8]) {
@@ -172,7 +166,7 @@ fn large_files_are_whole(backend: &str) {
         };
         assert!(answer.status == 206 && is_in(&bytes[100_000..2_000_001]) && is_in(&bytes[2_500_000..]));
     }
-    assert_eq!(server.status()["counters"]["files_cut"], 0);
+    assert_eq!(server.status()["files_cut"], 0);
 }
 
 fn a_slow_reader_costs_little_memory(backend: &str) {
@@ -347,7 +341,7 @@ fn a_file_that_shrinks_is_cut(backend: &str) {
     file.set_len(1 << 20).unwrap();
     let (rest, _) = client.rest();
     assert!(rest.len() < 256 << 20);
-    until("it is counted", || server.status()["counters"]["files_cut"] == 1);
+    until("it is counted", || server.status()["files_cut"] == 1);
     assert_eq!(Client::of(&server).get("/missing").status, 404);
 }
 
@@ -444,7 +438,7 @@ fn errors_are_shown_as_pages(backend: &str) {
             (status, Some(media_type), text)
         );
         let answer = ask(&mut Client::of(&server), target, "Accept: application/json\r\n");
-        assert_eq!((answer.status, answer.field("Content-Type")), (status, Some("application/json")), "{target}");
+        assert!(answer.status == status && !answer.text().contains(text), "{target}");
     }
     let answer = Client::of(&server).get("/nobody");
     assert!(answer.field("Retry-After").is_some() && answer.field("Cache-Control") == Some("no-store"));
@@ -478,24 +472,25 @@ fn a_slow_disk_holds_up_nobody_else(backend: &str) {
     assert_eq!(big.get("/a.txt").text(), "quick");
 }
 
-fn what_is_wrong_is_told_at_the_start(backend: &str) {
+#[test]
+fn what_is_wrong_is_told_at_the_start() {
     let folder = Folder::new(&[("a.txt", b"")]);
     folder.write("404.html", b"");
-    let site = "[server]\nbackend = \"{backend}\"\n[[routes]]\nmatch.path = \"/a\"\nstatic = \"{folder}/missing\"\n\
+    let site = "[[routes]]\nmatch.path = \"/a\"\nstatic = \"{folder}/missing\"\n\
         [[routes]]\nstatic = { root = \"{folder}/www/a.txt\" }\n";
-    folder.write("site.toml", site.replace("{folder}", &folder.text("")).replace("{backend}", backend).as_bytes());
+    folder.write("site.toml", site.replace("{folder}", &folder.text("")).as_bytes());
     let missing = folder.text("missing");
     let page = format!("404={}", folder.text("no.html"));
     for (arguments, code, said) in [
         (
             vec!["check", "-f", &folder.text("site.toml")],
             78,
-            vec!["there is no directory", ":5:10", "is no directory", ":7:10"],
+            vec!["there is no directory", ":3:10", "is no directory", ":5:19"],
         ),
         (
             vec!["run", "-f", &folder.text("site.toml"), "--listen", "127.0.0.1:0"],
             78,
-            vec!["there is no directory", ":5:10"],
+            vec!["there is no directory", ":3:10"],
         ),
         (vec!["check", "--static", &missing], 78, vec!["--static: there is no directory"]),
         (vec!["run", "--static", &missing, "--listen", "127.0.0.1:0"], 78, vec!["there is no directory"]),
