@@ -3,14 +3,16 @@
 //! A configuration changes as a whole: a new [`AppTable`] goes to every loop by mail and takes the old one's place between two turns.
 //! Exchanges that run by then keep the [`App`] that they began with, to their end.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
 use crate::access::{self, Auth};
-use crate::config::route::{Access, Matching, Piece, Respond, Target};
+use crate::config::route::{Access, Files, Matching, Piece, Respond, Target};
 use crate::config::{self, Peers, Settings};
 use crate::dispatch::{AppId, Dispatch};
+use crate::files::Site;
 use crate::http::reply::Direct;
 use crate::http::route::{Edits, Router};
 use crate::limits::{Limit, Policy, Registry};
@@ -61,6 +63,8 @@ pub enum To {
     App(AppId, Option<Direct>),
     /// To a fixed answer.
     Direct(Direct),
+    /// To files, with the app whose requests these are.
+    Files(AppId, Arc<Site>),
     /// To another place: the pieces of its address, the status, and lines that are set.
     Redirect(Vec<Piece>, u16, String),
 }
@@ -70,6 +74,8 @@ pub enum To {
 pub struct Way {
     /// Where it leads.
     pub to: To,
+    /// The files that its app may name.
+    pub sendfile: Option<Arc<Site>>,
     /// What it changes of a request.
     pub request: Option<Edits>,
     /// What it changes of an answer.
@@ -119,9 +125,8 @@ impl Guard {
 
     /// Whether that client may come in, as far as its address goes; one on a Unix socket has none.
     pub fn admits(&self, client: Option<IpAddr>) -> bool {
-        let passes = |(allow, deny): &(Peers, Peers)| {
-            !deny.contains(client) && (allow.is_empty() || allow.contains(client))
-        };
+        let passes =
+            |(allow, deny): &(Peers, Peers)| !deny.contains(client) && (allow.is_empty() || allow.contains(client));
         passes(&self.server) && (passes(&self.route) || self.auth.as_ref().is_some_and(|auth| auth.or_address))
     }
 
@@ -138,39 +143,52 @@ const FAILURES: &str = "wrong credentials";
 
 impl Way {
     /// `told` are the names of fields that say who a client is, and come from nobody else.
-    fn new(
-        route: &config::Route,
-        told: &[&str],
-        settings: &Settings,
-        apps: &[App],
-        metrics: &Metrics,
-    ) -> Way {
-        let response = Edits::of_response(&route.response_fields);
+    fn new(route: &config::Route, told: &[&str], settings: &Settings, apps: &[App], metrics: &Metrics) -> Way {
+        let mut fields = Cow::Borrowed(&route.response_fields);
+        if route.sendfile.is_some() {
+            // They are for the server alone, also where they name nothing.
+            fields.to_mut().remove.extend(["X-Sendfile", "X-Accel-Redirect"].map(str::to_owned));
+        }
+        let response = Edits::of_response(&fields);
         let lines =
             response.as_ref().map_or_else(String::new, |edits| String::from_utf8_lossy(edits.lines()).into_owned());
         let to = match &route.to {
+            Target::Files(files, index) => To::Files(id_of(apps.get(*index)), site(files)),
             Target::App(index) => {
                 let app = apps.get(*index);
+                let files = app.and_then(|app| app.settings.files.as_ref());
                 let respond = app.and_then(|app| app.settings.respond.as_ref()).filter(|_| response.is_some());
                 let direct = respond.map(|body| {
                     let content_type = "text/plain; charset=utf-8".to_owned();
                     fixed(&Respond { status: 200, body: body.clone(), content_type }, response.as_ref(), &lines)
                 });
-                // An index is always that of an app; the last name of all is that of none.
-                To::App(app.map_or(AppId(u16::MAX), |app| app.id), direct)
+                files.map_or(To::App(id_of(app), direct), |files| To::Files(id_of(app), site(files)))
             }
             Target::Respond(respond) => To::Direct(fixed(respond, response.as_ref(), &lines)),
             Target::Redirect(redirect) => To::Redirect(redirect.to.clone(), redirect.status, lines),
         };
-        let app = if let Target::App(index) = route.to { apps.get(index).map(|app| app.count) } else { None };
+        let app = match route.to {
+            Target::App(index) | Target::Files(_, index) => apps.get(index).map(|app| app.count),
+            _ => None,
+        };
         let is_all = route.matching == Matching::default();
         let label = if is_all { String::new() } else { route.matching.to_string() };
         let mut fields = route.request_fields.clone();
         fields.remove.extend(told.iter().map(|name| (*name).to_owned()));
         let request = Edits::of_request(&fields, &route.rewrite);
         let guard = Guard::new(settings, &route.access, metrics);
-        Way { to, request, response, series: metrics.series(app, &label), guard }
+        let sendfile = route.sendfile.as_ref().map(site);
+        Way { to, sendfile, request, response, series: metrics.series(app, &label), guard }
     }
+}
+
+/// An index is always that of an app; the last name of all is that of none.
+fn id_of(app: Option<&App>) -> AppId {
+    app.map_or(AppId(u16::MAX), |app| app.id)
+}
+
+fn site(files: &Files) -> Arc<Site> {
+    Arc::new(Site::new(files))
 }
 
 /// A fixed answer with the fields that its route gives it.
@@ -199,12 +217,6 @@ impl Routes {
         let ways = routes.iter().map(|route| Way::new(route, told, settings, apps, metrics)).collect();
         let nobody = Guard::new(settings, &Access::default(), metrics);
         Routes { router: Router::new(routes), ways, nobody }
-    }
-
-    /// Whether something that is served takes helpers: passwords, which take long to compare.
-    pub fn needs_helpers(&self) -> bool {
-        let has_passwords = |guard: &Guard| guard.auth.as_ref().is_some_and(|auth| auth.passwords.is_some());
-        self.ways.iter().filter_map(|way| way.guard.as_ref()).any(has_passwords)
     }
 }
 

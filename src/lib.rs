@@ -31,6 +31,7 @@ pub mod dispatch;
 pub mod event_loop;
 mod exchange;
 pub mod exporter;
+pub mod files;
 pub mod fleet;
 pub mod handover;
 pub mod hash_password;

@@ -210,6 +210,8 @@ counters! {
     helper_jobs,
     /// Those of them that were refused because too many waited.
     helper_refusals,
+    /// Files that changed or failed while they were sent: the answer was cut.
+    files_cut,
     /// Connections closed because their peer may not speak for others with the PROXY protocol.
     proxy_protocol_refused,
     /// Connections closed because they did not begin with a header of the PROXY protocol.
@@ -320,7 +322,12 @@ impl Metrics {
     /// Counters for that many loops, all zero.
     pub fn new(loops: usize) -> Metrics {
         let loops = (0..loops).map(|_| OwnCounters::default()).collect();
-        Metrics(Arc::new(All { loops, before: Counters::default(), register: Register::default(), limits: Registry::default() }))
+        Metrics(Arc::new(All {
+            loops,
+            before: Counters::default(),
+            register: Register::default(),
+            limits: Registry::default(),
+        }))
     }
 
     /// One loop's counters. Panics if there is no such loop, which is a mistake of ours.

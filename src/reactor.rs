@@ -21,7 +21,7 @@ use crate::buffers::slots::Slots;
 use crate::buffers::wheel::Wheel;
 use crate::connection::{Role, Table};
 use crate::day::Day;
-use crate::event_loop::{Accepting, Apps, Heads, Loop, Memory, Shared, Time};
+use crate::event_loop::{Accepting, Apps, Heads, KnownFiles, Loop, Memory, Shared, Time};
 use crate::exchange::{Exchange, Hold, Phase};
 pub use crate::listener::ListenerSetup;
 use crate::log::{AccessLog, Level};
@@ -87,6 +87,7 @@ impl<B: Backend> Reactor<B> {
             subject: Sock::NONE,
             accepting: Accepting::default(),
             secure: None,
+            files: KnownFiles::default(),
             counters: setup.metrics.of_loop(setup.index as usize).clone(),
             access: setup.access,
             work: VecDeque::new(),
@@ -280,6 +281,11 @@ impl<B: Backend> Loop<B> {
             Message::Document(reply) => {
                 self.concern(reply.exchange);
                 self.document_came(reply);
+            }
+            Message::Found(question, look) => self.found(&question, look),
+            Message::Read(exchange, bytes) => {
+                self.concern(exchange);
+                self.file_read(exchange, bytes);
             }
             Message::Beat(number) => {
                 self.count().beat.store(number, Ordering::Release);

@@ -22,8 +22,8 @@ use crate::check;
 use crate::config::{BackendChoice, Config, Front, Inputs, ListenAddress, Loaded, Settings, Severity};
 use crate::event_loop::Shared;
 use crate::handover::Channel;
-use crate::listener::refuse_newcomers;
 use crate::helpers::Helpers;
+use crate::listener::refuse_newcomers;
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
 use crate::mailbox::desk::Desk;
@@ -114,6 +114,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     let original_limit = fit_to_machine(&mut config, &mut warnings);
     let mut listeners = open_listeners(&config.server, &mut inherited)?;
     secure(&mut listeners, &loaded, &config.server)?;
+    find_files(&loaded)?;
     privileges::give_up(&config.server)?;
     // Workers may start elsewhere, and are told paths in it.
     config.server.run_dir = std::path::absolute(&config.server.run_dir).unwrap_or(config.server.run_dir);
@@ -132,6 +133,12 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     let (postboxes, mailboxes) = loops::post(settings.loops);
     let desk = Desk::default();
     let policies = Policies::default();
+    let helpers = Helpers::default();
+    if config.needs_helpers() {
+        helpers
+            .start(settings.helpers)
+            .map_err(|error| refused(format!("cannot start a thread: {error}"), &error, exit::SYSTEM))?;
+    }
     let about = About {
         backend: backend_name(backend),
         metrics: metrics.clone(),
@@ -140,11 +147,15 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
         tls: policies.clone(),
     };
     let loop_listeners = loops::share_out(&listeners, &settings)?;
-    let mut reloader =
-        Reloader::new(loaded, inputs, config, table.clone(), &listeners, (&postboxes, &log, &metrics), policies);
-    let helpers = Helpers::default();
-    site::start_helpers(&table, &helpers).map_err(|message| StartError { message, code: exit::CANNOT_CREATE })?;
-    reloader.helpers = helpers.clone();
+    let reloader = Reloader::new(
+        loaded,
+        inputs,
+        config,
+        table.clone(),
+        &listeners,
+        (&postboxes, &log, &metrics, &helpers),
+        policies,
+    );
     let held = predecessor.is_some();
     let options = supervisor::Options {
         descriptors: original_limit,
@@ -166,7 +177,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
         admission: Default::default(),
         scarcity: Default::default(),
         desk,
-        helpers,
+        helpers: helpers.clone(),
         status: Box::new(status),
     });
     let loop_exit = supervisor.loop_exit();
@@ -184,6 +195,16 @@ fn secure(listeners: &mut [Listening], loaded: &Loaded, settings: &Settings) -> 
     }
     let mut secured = listeners.iter_mut().map(|listening| listening.secure(settings));
     secured.find_map(Result::err).map_or(Ok(()), |failure| Err(wrong(failure.to_string())))
+}
+
+/// Looks whether the directories with files are there, while the server still is who it was started as.
+fn find_files(loaded: &Loaded) -> Result<(), StartError> {
+    let errors = check::files(loaded);
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let message = loaded.report(&errors).trim_end().trim_start_matches("error: ").to_owned();
+    Err(StartError { message, code: exit::CONFIG })
 }
 
 /// Puts a certificate that was made here where clients can be told to trust it, and says how.

@@ -11,6 +11,7 @@ mod control;
 mod crowds;
 mod drain;
 mod environment;
+mod files;
 mod hot_reload;
 mod listen;
 mod lives;

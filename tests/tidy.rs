@@ -13,7 +13,7 @@ const MOST_LINES_OF_A_FUNCTION: usize = 70;
 /// Who waits for whom was once spread over the 42 fields of one struct: nobody could see that all cases were thought of.
 const MOST_FIELDS: usize = 15;
 /// Lines of the road of a request, `src/connection` and `src/exchange`, without tests: what it does more is to replace something.
-const MOST_LINES_OF_THE_ROAD: usize = 3180;
+const MOST_LINES_OF_THE_ROAD: usize = 3210;
 
 /// Structs with more than [`MOST_FIELDS`], each with its reason.
 const LARGE_STRUCTS: &[(&str, &str)] = &[
@@ -31,12 +31,12 @@ const LARGE_STRUCTS: &[(&str, &str)] = &[
 
 /// Each module with the modules of the crate that it may use. What is not named here may be used by all.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("buffers", &[]),
+    ("buffers", &["kernel"]),
     ("planted", &[]),
     ("access", &[]),
     ("limits", &[]),
     ("config", &["access", "limits"]),
-    ("check", &["socket_file", "supervisor", "tls"]),
+    ("check", &["files", "socket_file", "supervisor", "tls"]),
     ("init", &["supervisor"]),
     ("hash_password", &["access"]),
     ("metrics", &["config", "limits"]),
@@ -46,10 +46,11 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("day", &["http"]),
     ("dispatch", &["buffers"]),
     ("acme", &["control", "tls"]),
-    ("apps", &["access", "dispatch", "http", "limits"]),
+    ("apps", &["access", "dispatch", "files", "http", "limits"]),
+    ("files", &["buffers", "http"]),
     ("listener", &["tls"]),
     ("tls", &[]),
-    ("mailbox", &["apps", "buffers", "dispatch", "listener"]),
+    ("mailbox", &["apps", "buffers", "dispatch", "files", "listener"]),
     ("helpers", &[]),
     (
         "event_loop",
@@ -62,6 +63,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "day",
             "dispatch",
             "exchange",
+            "files",
             "helpers",
             "http",
             "limits",
@@ -71,7 +73,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         ],
     ),
     ("connection", &["apps", "backends", "buffers", "dispatch", "event_loop", "exchange", "http", "mailbox"]),
-    ("exchange", &["apps", "backends", "buffers", "connection", "dispatch", "event_loop", "http", "mailbox"]),
+    ("exchange", &["apps", "backends", "buffers", "connection", "dispatch", "event_loop", "files", "http", "mailbox"]),
     (
         "reactor",
         &[

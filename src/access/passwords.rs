@@ -71,7 +71,10 @@ impl Passwords {
             }
         }
         if hashes.is_empty() {
-            return Err((1, "expected at least one line USER:HASH, as `production_server hash-password USER` makes it".to_owned()));
+            return Err((
+                1,
+                "expected at least one line USER:HASH, as `production_server hash-password USER` makes it".to_owned(),
+            ));
         }
         Ok(Passwords { text: text.to_owned(), hashes, usual })
     }
@@ -183,7 +186,14 @@ pub fn hash(password: &[u8], scheme: Scheme) -> Result<String, String> {
         let made = bcrypt::hash_with_salt(password, 12, salt).map_err(|error| error.to_string())?;
         return Ok(made.format_for_version(bcrypt::Version::TwoY));
     }
-    let hash = Hash { version: Version::V0x13, memory: 19 * 1024, passes: 2, lanes: 1, salt: salt.into(), output: vec![0; 32] };
+    let hash = Hash {
+        version: Version::V0x13,
+        memory: 19 * 1024,
+        passes: 2,
+        lanes: 1,
+        salt: salt.into(),
+        output: vec![0; 32],
+    };
     let output = hash.of(password).ok_or("there is not enough memory")?;
     let (salt, output) = (STANDARD_NO_PAD.encode(salt), STANDARD_NO_PAD.encode(output));
     Ok(format!("$argon2id$v=19$m={},t={},p={}${salt}${output}", hash.memory, hash.passes, hash.lanes))

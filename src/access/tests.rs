@@ -13,7 +13,11 @@ use super::*;
 const BCRYPT: &str = "$2y$05$NCjOOhHvCXFew8kW.NeWFu342vatsrjqSkr3aDxxzeIg4Y.5t.fEy";
 
 fn auth(passwords: &str) -> Auth {
-    Auth { realm: "here".to_owned(), passwords: Some(Arc::new(Passwords::parse(passwords).unwrap())), ..Auth::default() }
+    Auth {
+        realm: "here".to_owned(),
+        passwords: Some(Arc::new(Passwords::parse(passwords).unwrap())),
+        ..Auth::default()
+    }
 }
 
 fn look(auth: &Auth, name: &str, value: &[u8]) -> Found {
@@ -35,7 +39,9 @@ fn passwords_are_compared_with_their_hashes() {
         found => panic!("{found:?}"),
     };
     assert!(is_right("anna", "secret") && is_right("bert", "secret") && is_right("ü", "secret"));
-    for (user, password) in [("anna", "Secret"), ("bert", "secret "), ("anna", ""), ("nobody", "secret"), ("ü", "secret:")] {
+    for (user, password) in
+        [("anna", "Secret"), ("bert", "secret "), ("anna", ""), ("nobody", "secret"), ("ü", "secret:")]
+    {
         assert!(!is_right(user, password), "{user}:{password}");
     }
     assert!(hash(b"", Scheme::Argon2id).is_err() && hash(&[b'a'; 73], Scheme::Bcrypt).is_err());
@@ -60,7 +66,11 @@ fn a_file_of_hashes_is_read_whole_or_says_which_line_is_wrong() {
         ("# nobody\n", 1, "at least one line"),
         ("anna", 1, "USER:HASH"),
         ("\n:x", 2, "name of a user"),
-        ("anna:$apr1$abc$def", 1, "an MD5 hash: expected bcrypt or argon2id; make it anew with `production_server hash-password USER`"),
+        (
+            "anna:$apr1$abc$def",
+            1,
+            "an MD5 hash: expected bcrypt or argon2id; make it anew with `production_server hash-password USER`",
+        ),
         ("anna:{SHA}abc=", 1, "an unsalted SHA-1 hash"),
         ("anna:secret", 1, "neither a bcrypt nor an argon2id hash"),
         ("anna:$6$abc$def", 1, "crypt(3)"),
@@ -95,7 +105,9 @@ fn keys_are_known_by_their_hashes() {
     assert_eq!(look(&auth, "authorization", b"Bearer key-two"), Found::Nothing);
     let bearer = Auth { keys: auth.keys.clone().map(|(keys, _)| (keys, "Authorization".to_owned())), ..auth };
     assert_eq!(look(&bearer, "authorization", b"bearer key-two"), Found::User(user));
-    for (text, line) in [("", 1), ("a", 1), (":00", 1), ("a:abc", 1), (&format!("a:{one}0"), 1), (&format!("a:{real}\nb:{real}"), 2)] {
+    for (text, line) in
+        [("", 1), ("a", 1), (":00", 1), ("a:abc", 1), (&format!("a:{one}0"), 1), (&format!("a:{real}\nb:{real}"), 2)]
+    {
         assert_eq!(Keys::parse(text).unwrap_err().0, line, "{text}");
     }
 }
@@ -146,14 +158,19 @@ fn tokens_are_verified_with_the_keys_and_the_algorithms_of_the_configuration_alo
     let verify = |token: &str| tokens.verify(token.as_bytes());
     let good = signed(&with_kid("one"), &claims());
     assert_eq!(verify(&good), Ok("anna".to_owned()));
-    assert_eq!(verify(&signed(&Header::new(Algorithm::HS256), &claims())), Ok("anna".to_owned()), "without the name of a key");
+    assert_eq!(
+        verify(&signed(&Header::new(Algorithm::HS256), &claims())),
+        Ok("anna".to_owned()),
+        "without the name of a key"
+    );
     assert_eq!(verify(&signed(&with_kid("other"), &claims())), Err(true), "of a key that nobody knows");
     assert_eq!(verify(&signed(&Header { alg: Algorithm::HS512, ..with_kid("one") }, &claims())), Err(true));
     let (head, rest) = good.split_once('.').unwrap();
     let (body, signature) = rest.split_once('.').unwrap();
     let none = URL_SAFE_NO_PAD.encode(r#"{"alg":"none","typ":"JWT"}"#);
     let swapped = URL_SAFE_NO_PAD.encode(r#"{"alg":"RS256","kid":"one"}"#);
-    let other_body = URL_SAFE_NO_PAD.encode(json!({ "sub": "root", "exp": now() + 600, "iss": "us", "aud": "shop" }).to_string());
+    let other_body =
+        URL_SAFE_NO_PAD.encode(json!({ "sub": "root", "exp": now() + 600, "iss": "us", "aud": "shop" }).to_string());
     for token in [
         format!("{none}.{body}."),
         format!("{none}.{body}.{signature}"),
@@ -198,19 +215,31 @@ fn a_public_key_is_no_secret() {
     let pair = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
     let public = pair.public_key_pem();
     let tokens = Tokens::parse(&public, &rules(&[Algorithm::ES256, Algorithm::HS256])).unwrap();
-    let good = encode(&Header::new(Algorithm::ES256), &claims(), &EncodingKey::from_ec_pem(pair.serialize_pem().as_bytes()).unwrap());
+    let good = encode(
+        &Header::new(Algorithm::ES256),
+        &claims(),
+        &EncodingKey::from_ec_pem(pair.serialize_pem().as_bytes()).unwrap(),
+    );
     assert_eq!(tokens.verify(good.unwrap().as_bytes()), Ok("anna".to_owned()));
     // Signed with the public key as if it were a secret.
-    let forged = encode(&Header::new(Algorithm::HS256), &claims(), &EncodingKey::from_secret(public.as_bytes())).unwrap();
+    let forged =
+        encode(&Header::new(Algorithm::HS256), &claims(), &EncodingKey::from_secret(public.as_bytes())).unwrap();
     assert!(tokens.verify(forged.as_bytes()).is_err());
     let ed = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
     let tokens = Tokens::parse(&ed.public_key_pem(), &rules(&[Algorithm::EdDSA])).unwrap();
-    let good = encode(&Header::new(Algorithm::EdDSA), &claims(), &EncodingKey::from_ed_pem(ed.serialize_pem().as_bytes()).unwrap());
+    let good = encode(
+        &Header::new(Algorithm::EdDSA),
+        &claims(),
+        &EncodingKey::from_ed_pem(ed.serialize_pem().as_bytes()).unwrap(),
+    );
     assert_eq!(tokens.verify(good.unwrap().as_bytes()), Ok("anna".to_owned()));
     let rsa = rcgen::KeyPair::generate_for(&rcgen::PKCS_RSA_SHA256).unwrap();
     let tokens = Tokens::parse(&rsa.public_key_pem(), &rules(&[Algorithm::RS256])).unwrap();
     let key = EncodingKey::from_rsa_pem(rsa.serialize_pem().as_bytes()).unwrap();
-    assert_eq!(tokens.verify(encode(&Header::new(Algorithm::RS256), &claims(), &key).unwrap().as_bytes()), Ok("anna".to_owned()));
+    assert_eq!(
+        tokens.verify(encode(&Header::new(Algorithm::RS256), &claims(), &key).unwrap().as_bytes()),
+        Ok("anna".to_owned())
+    );
     assert!(tokens.verify(encode(&Header::new(Algorithm::RS512), &claims(), &key).unwrap().as_bytes()).is_err());
 }
 
@@ -248,7 +277,8 @@ fn a_try_is_checked_once_and_remembered_for_a_while_if_it_was_right() {
     let changed = self::auth(&format!("anna:{}", BCRYPT.replace("$2y$", "$2b$")));
     let Found::Slow(later) = look(&changed, "Authorization", basic("anna", "secret").as_bytes()) else { panic!() };
     assert!(!checks.knows(&later, 1), "another hash is another try");
-    let Found::Slow(gone) = look(&self::auth(&format!("bert:{BCRYPT}")), "Authorization", basic("anna", "secret").as_bytes())
+    let Found::Slow(gone) =
+        look(&self::auth(&format!("bert:{BCRYPT}")), "Authorization", basic("anna", "secret").as_bytes())
     else {
         panic!()
     };

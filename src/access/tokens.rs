@@ -94,7 +94,8 @@ impl Tokens {
             return Ok(Tokens { text: told, keys: vec![Key { id: None, key, rules }] });
         }
         if begin.starts_with('<') {
-            return Err("this is HTML or XML: expected a set of keys in JSON, {\"keys\": […]}, or a public key in PEM".to_owned());
+            return Err("this is HTML or XML: expected a set of keys in JSON, {\"keys\": […]}, or a public key in PEM"
+                .to_owned());
         }
         let set: Set = serde_json::from_str(text).map_err(|error| {
             format!("expected a set of keys in JSON, {{\"keys\": […]}}, or a public key in PEM: {error}")
@@ -169,8 +170,14 @@ fn key(value: serde_json::Value, rules: &Rules) -> Option<Key> {
 
 /// A public key in PEM.
 fn pem(text: &str) -> Result<(DecodingKey, AlgorithmFamily), String> {
-    if text.starts_with("-----BEGIN PRIVATE") || text.starts_with("-----BEGIN RSA PRIVATE") || text.starts_with("-----BEGIN EC PRIVATE") {
-        return Err("this is a private key, which signs tokens: expected the public one, and the private one elsewhere".to_owned());
+    if text.starts_with("-----BEGIN PRIVATE")
+        || text.starts_with("-----BEGIN RSA PRIVATE")
+        || text.starts_with("-----BEGIN EC PRIVATE")
+    {
+        return Err(
+            "this is a private key, which signs tokens: expected the public one, and the private one elsewhere"
+                .to_owned(),
+        );
     }
     let bytes = text.as_bytes();
     let rsa = DecodingKey::from_rsa_pem(bytes).map(|key| (key, AlgorithmFamily::Rsa));
@@ -180,7 +187,12 @@ fn pem(text: &str) -> Result<(DecodingKey, AlgorithmFamily), String> {
 }
 
 /// The rules of a key, one for each algorithm that it is used with: its own, where it names one, of those that are allowed.
-fn rules_for(family: AlgorithmFamily, own: Option<Algorithm>, curve: Option<Algorithm>, rules: &Rules) -> Vec<Validation> {
+fn rules_for(
+    family: AlgorithmFamily,
+    own: Option<Algorithm>,
+    curve: Option<Algorithm>,
+    rules: &Rules,
+) -> Vec<Validation> {
     let is_used = |algorithm: &&Algorithm| {
         family.algorithms().contains(algorithm)
             && own.is_none_or(|own| own == **algorithm)

@@ -105,6 +105,11 @@ impl fmt::Display for Changed {
 /// What is to be changed for `new` to hold where `old` holds.
 pub fn diff(old: &Loaded, new: &Loaded) -> Changes {
     let mut changes = Changes { server: values(old, &old.given, new, &new.given, None), ..Changes::default() };
+    let of_pages = |changed: &Changed| changed.path == "server.error_pages";
+    if old.config.server.error_pages != new.config.server.error_pages && !changes.server.iter().any(of_pages) {
+        let (path, old, new) = ("server.error_pages".to_owned(), "as they were".to_owned(), "read anew".to_owned());
+        changes.server.push(Changed { path, class: Reload::Live, old, new });
+    }
     let (before, after) = (&old.config.listeners, &new.config.listeners);
     let same = |one: &Listener, all: &[Listener]| all.iter().any(|other| other.address == one.address);
     changes.opened = after.iter().filter(|listener| !same(listener, before)).cloned().collect();
@@ -134,7 +139,10 @@ pub fn diff(old: &Loaded, new: &Loaded) -> Changes {
 /// Whether an app is not the other with changed values, but something else: its workers are upstreams, or other upstreams.
 fn is_another(one: &App, other: &App) -> bool {
     let runs = |app: &App| app.command != super::Command::None;
-    runs(one) != runs(other) || one.respond.is_some() != other.respond.is_some() || one.upstreams != other.upstreams
+    runs(one) != runs(other)
+        || one.respond.is_some() != other.respond.is_some()
+        || one.files.is_some() != other.files.is_some()
+        || one.upstreams != other.upstreams
 }
 
 /// The routes with the names of their apps.
@@ -144,6 +152,11 @@ fn routes(config: &Config) -> Vec<(String, super::Route)> {
         let name = match &mut route.to {
             super::route::Target::App(app) => {
                 config.apps.get(std::mem::take(app)).map(|app| app.name.clone()).unwrap_or_default()
+            }
+            // The app that stands for such routes is no part of what they say.
+            super::route::Target::Files(_, app) => {
+                *app = 0;
+                String::new()
             }
             _ => String::new(),
         };
@@ -280,7 +293,7 @@ mod tests {
             let default = place.key().is_some_and(|key| place.write(key.default) == place.example());
             let value = other.unwrap_or_else(|| if default { different(place) } else { place.example() });
             let changes = diff(&load("", &[]), &load(&one(place, &value), &[]));
-            if ["upstream", "respond"].contains(&place.name) {
+            if ["upstream", "respond", "static"].contains(&place.name) {
                 assert_eq!(changes.apps, [("web".to_owned(), Fate::Replaced)], "{}", place.path);
                 continue;
             }
@@ -313,6 +326,7 @@ mod tests {
             ("statsd", _) => "\"127.0.0.1:1\"",
             ("statsd-format", _) => "\"datadog\"",
             ("statsd-tag", _) => "\"a:b\"",
+            ("error-page", _) => "{ 404 = \"x.html\" }",
             ("admin", _) => "\"127.0.0.1:1\"",
             ("max-fields" | "max-connections", _) => "100",
             (_, Count) => "3",
@@ -330,7 +344,7 @@ mod tests {
     #[test]
     fn what_is_said_of_a_roll_is_what_causes_one() {
         for place in PLACES.iter().filter(|place| place.path.starts_with("apps.") && place.key().is_some()) {
-            if ["upstream", "respond"].contains(&place.name) {
+            if ["upstream", "respond", "static"].contains(&place.name) {
                 continue;
             }
             let app = |file: &str| load(file, &[]).config.apps[0].clone();

@@ -217,6 +217,13 @@ const APP: &[Key] = &[
     )
     .many()
     .example("unix:/run/app.sock"),
+    key("static", "DIR", "", STATIC_HELP, |settings, text| {
+        let root = super::route::root(text)?;
+        settings.app.command = Command::None;
+        settings.app.files = Some(super::route::Files { root, ..Default::default() });
+        Ok(())
+    })
+    .example("./public"),
     key("respond", "TEXT", "", "Answer every request with TEXT from the loop itself", |settings, text| {
         settings.app.respond = Some(text.to_owned());
         settings.app.command = Command::None;
@@ -334,6 +341,8 @@ const LIVES: &[Key] = &[
     })
     .example("QUIT"),
 ];
+
+const STATIC_HELP: &str = "Serve the files in DIR, and run no app";
 
 const WORKERS_HELP: &str = "Worker processes; MIN..MAX: as the load asks; auto: one per core, at least 2; \
     join: none but those that join";
@@ -461,6 +470,12 @@ const LOOPS: &[Key] = &[
     key("helpers", "N", "2", HELPERS_HELP, |settings, text| {
         store(&mut settings.helpers, count(text, 1..=64).map(|number| number as usize))
     }),
+    key("error-page", "STATUS=FILE", "", ERROR_PAGE_HELP, |settings, text| {
+        settings.error_pages.push(super::error_page::error_page(text)?);
+        Ok(())
+    })
+    .many()
+    .example("503=/srv/errors/busy.html"),
     key(
         "internal",
         "on|off|PREFIX",
@@ -483,6 +498,9 @@ const PROXY_HELP: &str = "Who may connect, and has to begin with a PROXY protoco
     without one]";
 
 const HELPERS_HELP: &str = "Threads for what would block a loop, as opening files does; they run where something that is configured needs them";
+
+const ERROR_PAGE_HELP: &str = "A file that is shown in the place of the server's own errors of that status, 503 while no worker is ready \
+    among them: .html, .json or .txt, at most 64 KiB";
 
 const LISTEN_HELP: &str =
     "IP:PORT, a port, unix:PATH, systemd:NAME (sockets that systemd has opened) or systemd: (all of them)";

@@ -30,9 +30,13 @@ pub const KEYS: &[Key] = &[
         Ok(())
     })
     .example("100"),
-    key("allow", "WHOM", "", "Whose requests are taken, of all others none: networks, addresses, loopback, unix", |settings, text| {
-        settings.allow.add(text)
-    })
+    key(
+        "allow",
+        "WHOM",
+        "",
+        "Whose requests are taken, of all others none: networks, addresses, loopback, unix",
+        |settings, text| settings.allow.add(text),
+    )
     .many()
     .example("10.0.0.0/8"),
     key("deny", "WHOM", "", "Whose requests are refused with 403; it goes before --allow", |settings, text| {
@@ -45,7 +49,8 @@ pub const KEYS: &[Key] = &[
 const RATE_HELP: &str = "Requests that each client address may send, as in 300/m; so many may come at once, and what is beyond is \
     answered with 429. [limits.NAME] in the file says more";
 
-const CONNECTIONS_HELP: &str = "Connections that each client address may have open, of IPv6 each /64; further ones are closed at once";
+const CONNECTIONS_HELP: &str =
+    "Connections that each client address may have open, of IPv6 each /64; further ones are closed at once";
 
 /// What is said of one limit.
 #[derive(Clone, Debug)]
@@ -103,7 +108,8 @@ impl Draft {
     /// The bits of an address of each kind that count: `32/64`.
     pub(super) fn prefix(&mut self, text: &str) -> Result<(), String> {
         let bits = text.split_once('/').and_then(|(v4, v6)| Some((bits(v4, 32)?, bits(v6, 128)?)));
-        self.prefix = bits.ok_or("expected bits of IPv4 and IPv6 addresses, from 1 to 32 and from 1 to 128, as in 32/64")?;
+        self.prefix =
+            bits.ok_or("expected bits of IPv4 and IPv6 addresses, from 1 to 32 and from 1 to 128, as in 32/64")?;
         Ok(())
     }
 
@@ -147,7 +153,8 @@ fn frequency(text: &str) -> Result<Rate, String> {
         _ => text.to_owned(),
     };
     let range = Duration::from_secs(1)..=DAY;
-    let (count, per) = rate(&text, 1..=MOST, range).map_err(|_| format!("{expected}; at least 1 and at most {MOST}"))?;
+    let (count, per) =
+        rate(&text, 1..=MOST, range).map_err(|_| format!("{expected}; at least 1 and at most {MOST}"))?;
     debug_assert!(FROM_ZERO.contains(&per));
     Ok(Rate { count, per })
 }

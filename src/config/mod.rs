@@ -13,6 +13,7 @@
 //! - `shell`: completions and the manual page;
 //! - `conformance`: the words of that subcommand;
 //! - `environment`: the variables;
+//! - `error_page`: pages in the place of the server's own errors;
 //! - `steering`: the words that speak to a server which runs already;
 //! - `tls`: which listeners speak TLS, and with which certificates;
 //! - `units`: durations, sizes, counts and addresses as people write them.
@@ -29,6 +30,7 @@ mod changes;
 mod clashes;
 mod conformance;
 mod environment;
+mod error_page;
 mod file;
 mod front;
 mod health;
@@ -63,6 +65,7 @@ pub use changes::{Changed, Changes, Fate, diff};
 pub use clashes::cannot_both_listen;
 pub use conformance::Conformance;
 pub use environment::{Environment, HANDOVER, Search};
+pub use error_page::ErrorPage;
 pub use file::{File, NAME as FILE_NAME, Text};
 pub use front::{Front, Peers};
 pub use health::{Eject, Health};
@@ -171,6 +174,8 @@ pub struct Settings {
     pub allow: Peers,
     /// Whose requests are refused.
     pub deny: Peers,
+    /// What is shown in the place of the server's own errors.
+    pub error_pages: Vec<ErrorPage>,
     /// Where the loop answers `/server`, `/status` and the like itself.
     pub internal: Internal,
     /// The app behind the loops.
@@ -334,6 +339,8 @@ pub struct App {
     pub upstreams: Vec<Upstream>,
     /// The text that the loops answer every request with, when set.
     pub respond: Option<String>,
+    /// The files that they answer with, when set.
+    pub files: Option<route::Files>,
     /// Bytes of a request body that are gathered before a worker is taken; beyond it the body streams.
     pub request_buffer: usize,
     /// Bytes of an answer held for a slow reader.
@@ -553,6 +560,7 @@ impl Default for Settings {
             connections_per_ip: None,
             allow: Peers::default(),
             deny: Peers::default(),
+            error_pages: Vec::new(),
             internal: Internal::Under(String::new()),
             app: App::default(),
             config: None,
@@ -616,6 +624,7 @@ impl Default for App {
             keepalive: true,
             upstreams: Vec::new(),
             respond: None,
+            files: None,
             request_buffer: 1024 * 1024,
             response_buffer: 16 * 1024 * 1024,
             serve_half_closed: false,
@@ -624,6 +633,11 @@ impl Default for App {
 }
 
 impl App {
+    /// Whether the loops answer in its place.
+    pub fn is_answered_by_loops(&self) -> bool {
+        self.respond.is_some() || self.files.is_some()
+    }
+
     /// Whether the two say the same of how a worker is started and looked for: what is of the class [`Reload::Roll`].
     pub fn starts_like(&self, other: &App) -> bool {
         let of = |app: &App| {
@@ -632,6 +646,20 @@ impl App {
             (command, module, directory, environment, app.socket, app.ready.by.clone(), app.watchdog, app.concurrency)
         };
         of(self) == of(other)
+    }
+}
+
+impl Config {
+    /// Whether anything is configured that helper threads are needed for.
+    pub fn needs_helpers(&self) -> bool {
+        let has_passwords = |route: &Route| route.access.auth.as_ref().is_some_and(|auth| auth.passwords.is_some());
+        self.serves_files() || self.routes.iter().any(has_passwords)
+    }
+
+    /// Whether files are served.
+    pub fn serves_files(&self) -> bool {
+        let of_route = |route: &Route| route.sendfile.is_some() || matches!(route.to, route::Target::Files(..));
+        self.apps.iter().any(|app| app.files.is_some()) || self.routes.iter().any(of_route)
     }
 }
 

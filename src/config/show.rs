@@ -168,7 +168,7 @@ impl Loaded {
             return Some(places::quoted(&self.config.server.run_dir.to_string_lossy()));
         }
         // What the app's workers are is not to be said of an app that has none, nor where the log goes of one that goes nowhere.
-        let no_workers = OF_WORKERS.contains(&place.name) && (said("upstream") || said("respond"));
+        let no_workers = OF_WORKERS.contains(&place.name) && (said("upstream") || said("respond") || said("static"));
         let no_log = place.name == "access-log" && said("no-access-log");
         let applies = !key.default.is_empty() && !no_workers && !no_log;
         applies.then(|| place.write(key.default))

@@ -235,7 +235,9 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(sock) else { return };
         client.behind = true;
         // A head that is coming in has the clock, and will not have it for long.
-        if !client.entrance.pass.waits() && (client.exchange != Key::NONE || client.input.is_none() || client.entrance.stalled) {
+        if !client.entrance.pass.waits()
+            && (client.exchange != Key::NONE || client.input.is_none() || client.entrance.stalled)
+        {
             self.watch_write(sock);
         }
     }

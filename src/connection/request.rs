@@ -151,6 +151,7 @@ impl<B: Backend> Loop<B> {
                 self.respond(route, stream, &input, request);
                 None
             }
+            Route::Files(route) => self.serve_file(route, stream, &input, request),
             Route::Desk(document) => {
                 self.ask_desk(stream, &input, request, document);
                 None
@@ -238,6 +239,7 @@ impl<B: Backend> Loop<B> {
         self.count().errors.add(1);
         self.count().of_series(OWN).ended(status);
         let reply = Reply { format: reply::negotiate(accept), ..Reply::new(status, detail, &self.time.day.date) };
+        let reply = Reply { page: self.apps.page(&reply), ..reply };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
         let bytes = body_len(&piece) as u64;
         if let Some(client) = self.table.client(sock)

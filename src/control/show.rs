@@ -96,6 +96,7 @@ const TROUBLES: &[&str] = &[
     "auth_refused",
     "auth_busy",
     "crowded_out",
+    "files_cut",
     "proxy_protocol_refused",
     "proxy_protocol_invalid",
     "proxy_protocol_late",

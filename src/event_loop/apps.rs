@@ -11,9 +11,10 @@ use std::sync::atomic::Ordering;
 use crate::apps::{App, AppTable};
 use crate::backends::{Backend, Sock};
 use crate::buffers::slots::Key;
-use crate::config::Settings;
+use crate::config::{ErrorPage, Settings};
 use crate::dispatch::{AppId, Target, WorkerId};
 use crate::http::head::HeadLimits;
+use crate::http::reply::{Format, Reply};
 
 use super::{Loop, Routes};
 
@@ -62,6 +63,13 @@ impl Apps {
     /// What a request to that app is served with, if it is configured.
     fn get(&self, id: AppId) -> Option<&Rc<App>> {
         self.entries.get(id.0 as usize)?.as_ref()?.current.as_ref()
+    }
+
+    /// The page that is shown in the place of an answer of our own, if there is one, and its client would not rather have something else.
+    #[cold]
+    pub fn page(&self, reply: &Reply<'_>) -> Option<&ErrorPage> {
+        let pages = &self.settings.error_pages;
+        pages.iter().find(|page| page.status == reply.status && (reply.format != Format::Json || page.is_json()))
     }
 
     /// Some app that is configured.
@@ -170,6 +178,7 @@ impl<B: Backend> Loop<B> {
     /// A new configuration takes the place of the old one.
     pub fn configure(&mut self, table: &AppTable) {
         self.apps.configure(table);
+        self.files.forget();
         self.heads.limits = HeadLimits::new(table.settings.max_head, table.settings.max_fields);
         self.backend.set_stall(table.settings.timeouts.write);
         // More connections may be allowed than were.

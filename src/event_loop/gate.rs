@@ -145,11 +145,14 @@ impl<B: Backend> Loop<B> {
     /// It is known whether a password is right, as far as it will be.
     pub fn checked(&mut self, sock: Sock, right: Option<bool>) {
         if self.table.client(sock).is_some_and(|client| client.entrance.pass == Pass::Asked) {
-            self.let_pass(sock, match right {
-                Some(true) => Pass::Paid(Paid::Some),
-                Some(false) => Pass::Wrong,
-                None => Pass::Unknown,
-            });
+            self.let_pass(
+                sock,
+                match right {
+                    Some(true) => Pass::Paid(Paid::Some),
+                    Some(false) => Pass::Wrong,
+                    None => Pass::Unknown,
+                },
+            );
         }
     }
 
@@ -165,14 +168,17 @@ impl<B: Backend> Loop<B> {
     fn pay(&self, guard: &Guard, address: Option<IpAddr>, input: &[u8], paid: Paid) -> Option<Stop> {
         let now = guard.times.nanos(self.time.now);
         let mut longest = 0;
-        for (policy, limit) in guard.limits.iter().filter(|(policy, _)| (policy.by == By::User) == (paid == Paid::All)) {
+        for (policy, limit) in guard.limits.iter().filter(|(policy, _)| (policy.by == By::User) == (paid == Paid::All))
+        {
             let key = self.key(policy, limit, address, input);
             let verdict = limit.take(key, policy, now);
             if verdict != Verdict::Pass {
                 limit.note(key, policy, verdict, || self.shown_key(policy, address, input));
             }
             match verdict {
-                Verdict::Refuse(wait) if !policy.dry_run => return Some(too_many(policy, wait, key ^ now >> 10).into()),
+                Verdict::Refuse(wait) if !policy.dry_run => {
+                    return Some(too_many(policy, wait, key ^ now >> 10).into());
+                }
                 Verdict::Wait(nanos) if !policy.dry_run => longest = longest.max(nanos),
                 _ => {}
             }
@@ -315,6 +321,7 @@ impl<B: Backend> Loop<B> {
             ..Reply::new(refusal.status, refusal.detail, &self.time.day.date)
         };
         self.count().requests.add(1);
+        let reply = Reply { page: self.apps.page(&reply), ..reply };
         let head_and_body = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
         self.counters.of_series(series).answered_here(refusal.status);
         let bytes = body_len(&head_and_body) as u64;
@@ -351,11 +358,7 @@ fn guessing() -> Policy {
 #[cold]
 fn too_many(policy: &Policy, wait: u64, random: u64) -> Refusal {
     let seconds = wait.div_ceil(1_000_000_000).max(1);
-    let lines = format!(
-        "\r\nRateLimit-Policy: {}\r\nRateLimit: \"{}\";r=0;t={seconds}",
-        policy.field(),
-        policy.name
-    );
+    let lines = format!("\r\nRateLimit-Policy: {}\r\nRateLimit: \"{}\";r=0;t={seconds}", policy.field(), policy.name);
     let retry_after = Some(retry_after(wait, random));
     Refusal { status: policy.status, lines, retry_after, ..Refusal::new("too many requests: slow down") }
 }

@@ -8,6 +8,7 @@
 //! | `account` | what is counted of an exchange, and its line in the log |
 //! | `admission` | listeners, and the limit on connections |
 //! | `apps` | what is served, and how a new configuration takes the place of an old one |
+//! | `files` | files that are served: what is known of them, and their way to the client |
 //! | `front` | what stands in front of a listener: PROXY protocol headers, and whose word about a request's origin counts |
 //! | `gate` | who gets in by a route, and how often |
 //! | `inside` | documents about the inside of the server, and who gets them |
@@ -21,6 +22,7 @@
 mod account;
 mod admission;
 mod apps;
+mod files;
 mod front;
 mod gate;
 mod inside;
@@ -31,6 +33,8 @@ mod secure;
 pub use admission::Admission;
 pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
 pub(crate) use apps::{Apps, Seat};
+pub use files::MOST_OPEN;
+pub(crate) use files::{KnownFiles, Sending};
 pub(crate) use front::{Arrival, Tolds};
 pub(crate) use gate::{Entrance, Gate};
 pub(crate) use memory::Memory;
@@ -185,6 +189,7 @@ pub(crate) struct Loop<B: Backend> {
     pub accepting: Accepting,
     /// Clients that speak TLS; `None` as long as no listener does.
     pub secure: Option<Box<Secure>>,
+    pub files: KnownFiles,
     pub counters: OwnCounters,
     pub access: AccessLog,
     /// What the handlers have left to be done, in this order.

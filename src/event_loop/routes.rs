@@ -11,9 +11,10 @@ use crate::buffers::block::{Block, SMALL, Writer};
 use crate::config::route::Piece;
 use crate::config::{HTTPS, Internal, Settings};
 use crate::dispatch::AppId;
+use crate::files::Site;
 use crate::http::Method;
 use crate::http::head::Request;
-use crate::http::reply::Direct;
+use crate::http::reply::{self, Direct, Reply};
 use crate::http::route::{Edits, location};
 use crate::mailbox::desk::Document;
 use crate::metrics::series::OWN;
@@ -44,6 +45,8 @@ pub(crate) enum Route {
     Long(usize),
     /// It says where the route leads.
     Redirect(usize),
+    /// It looks for a file.
+    Files(usize),
     Nobody,
     Text(&'static [u8]),
     /// That port, where TLS is spoken.
@@ -65,6 +68,8 @@ pub(crate) enum Leads {
     Long(Rc<App>, Direct),
     /// It is sent to another place.
     Redirect(Redirect),
+    /// The loop answers it with a file, in the place of that app.
+    Files(Rc<App>, Arc<Site>),
     /// The app is none of those that are served.
     Nowhere,
 }
@@ -86,6 +91,8 @@ impl Redirect {
 /// A route.
 pub(crate) struct LoopRoute {
     pub leads: Leads,
+    /// The files that its app may name.
+    pub sendfile: Option<Arc<Site>>,
     /// What it changes of a request.
     pub request: Option<Edits>,
     /// What it changes of an answer.
@@ -108,10 +115,12 @@ impl LoopRoute {
                 None => Leads::Nowhere,
             },
             To::Direct(direct) => Leads::Direct(direct.clone()),
+            To::Files(id, site) => app(*id).map_or(Leads::Nowhere, |app| Leads::Files(app.clone(), site.clone())),
             To::Redirect(pieces, status, lines) => Leads::Redirect(Redirect(pieces.clone(), *status, lines.clone())),
         };
         LoopRoute {
             leads,
+            sendfile: way.sendfile.clone(),
             request: way.request.clone(),
             response: way.response.clone().map(Rc::new),
             series: way.series,
@@ -164,9 +173,19 @@ impl Routes {
     /// Who gets in by that answer, and by which number it is counted.
     pub fn guard(&self, route: Route) -> Option<(Rc<Guard>, u16)> {
         let number = match route {
-            Route::App(number) | Route::Direct(number) | Route::Long(number) | Route::Redirect(number) => number,
+            Route::App(number)
+            | Route::Direct(number)
+            | Route::Long(number)
+            | Route::Redirect(number)
+            | Route::Files(number) => number,
             Route::Nobody => return Some((self.nobody.clone()?, OWN)),
-            _ => return None,
+            // What the server says of itself has its own ways of telling who may know.
+            Route::Text(_)
+            | Route::Https(_)
+            | Route::Status
+            | Route::Challenge
+            | Route::Desk(_)
+            | Route::Refuse(..) => return None,
         };
         let route = self.get(number);
         Some((route.guard.clone()?, route.series))
@@ -220,6 +239,7 @@ impl<B: Backend> Loop<B> {
             Leads::Long(..) if request.method != Method::Head => Route::Long(number),
             Leads::Direct(_) | Leads::Long(..) => Route::Direct(number),
             Leads::Redirect(_) => Route::Redirect(number),
+            Leads::Files(..) => Route::Files(number),
             Leads::Nowhere => Route::Nobody,
         }
     }
@@ -293,7 +313,12 @@ impl<B: Backend> Loop<B> {
                 LoopRoute { leads: Leads::Redirect(to), series, .. } => Some((to.answer(input, request), *series)),
                 _ => None,
             },
-            _ => Some((Direct::with(404, "Content-Type: text/plain\r\n", NOBODY), OWN)),
+            _ => {
+                let reply = Reply { format: reply::negotiate(request.accept.of(input)), ..Reply::new(404, "", b"") };
+                let page = self.apps.page(&reply).map(|page| (page.media_type, page.bytes()));
+                let (media_type, text) = page.unwrap_or(("text/plain", NOBODY));
+                Some((Direct::with(404, &format!("Content-Type: {media_type}\r\n"), text), OWN))
+            }
         }
     }
 }

@@ -21,7 +21,9 @@ impl<B: Backend> Loop<B> {
     /// Makes an exchange of a request for the app of that route. `input` begins with its head.
     pub fn forward(&mut self, route: usize, stream: Stream, mut input: Block, request: &Request) {
         let Some(client) = self.table.client(stream.connection) else { return };
-        let LoopRoute { leads: Leads::App(app), request: edits, response, series, .. } = self.apps.routes.get(route) else {
+        let LoopRoute { leads: Leads::App(app), request: edits, response, sendfile, series, .. } =
+            self.apps.routes.get(route)
+        else {
             return;
         };
         let listener = &self.accepting.listeners[client.listener as usize];
@@ -43,7 +45,7 @@ impl<B: Backend> Loop<B> {
         let mut exchange = Exchange::new(stream, app.clone(), *series, request, head, own, &self.time);
         exchange.request.shown = self.shown(edits.is_some(), request, &forward);
         if response.is_some() {
-            exchange.answer.edits = response.clone();
+            (exchange.answer.edits, exchange.answer.sendfile) = (response.clone(), sendfile.clone());
         }
         self.become_state(stream.connection, State::Processing);
         let Some(key) = self.begin_exchange(stream, exchange, &input) else { return };

@@ -10,7 +10,7 @@ use crate::backends::{Backend, HIGH_MARK, Piece, Sock};
 use crate::buffers::block::SMALL;
 use crate::buffers::slots::Key;
 use crate::connection::{State, Stream};
-use crate::event_loop::{Leads, Loop, LoopRoute};
+use crate::event_loop::{Leads, Loop, LoopRoute, Sending};
 use crate::http::head;
 use crate::http::id::id_text;
 use crate::http::reader::Reader;
@@ -21,7 +21,7 @@ use super::{Ending, Exchange, Hold, Phase, Upload};
 const OWN_PIECE: usize = 64 * 1024;
 
 /// What feeds an answer.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) enum Source {
     /// Nothing yet, or no more.
     #[default]
@@ -30,6 +30,8 @@ pub(crate) enum Source {
     Worker(Sock),
     /// Bytes of our own, from that place on.
     Own(Arc<[u8]>, usize),
+    /// A file.
+    File(Box<Sending>),
 }
 
 impl Source {
@@ -45,7 +47,9 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         debug_assert!(exchange.phase == Phase::Relaying, "only an answer's body is pulled");
         let (connection, was) = (exchange.stream.connection, exchange.answer.hold);
-        let most = exchange.app.settings.response_buffer.max(HIGH_MARK);
+        // Files need not be taken out of anybody's way.
+        let is_file = matches!(exchange.source, Source::File(_));
+        let most = if is_file { HIGH_MARK } else { exchange.app.settings.response_buffer.max(HIGH_MARK) };
         let unsent = self.unsent(connection);
         let hold = if unsent > if was == Hold::Client { most / 2 } else { most } {
             Hold::Client
@@ -79,6 +83,7 @@ impl<B: Backend> Loop<B> {
                 self.backend.recv(*link, size);
             }
             Source::Own(..) => self.pull_own(key),
+            Source::File(_) => self.pull_file(key),
             Source::None => {}
         }
     }

@@ -263,7 +263,8 @@ const SERVER: &[Family] = &[
         "Requests that met a limit: `refused`, `delayed`, or `spared` in a dry run.",
         |sample, points| {
             for limit in &sample.status.limits {
-                for (action, count) in [("refused", limit.refused), ("delayed", limit.delayed), ("spared", limit.spared)]
+                for (action, count) in
+                    [("refused", limit.refused), ("delayed", limit.delayed), ("spared", limit.spared)]
                 {
                     points.whole(&[("limit", &limit.name), ("action", action)], count);
                 }
@@ -308,6 +309,12 @@ const SERVER: &[Family] = &[
         &[],
         "Pieces of work that were refused because too many waited for the helper threads.",
         |sample, points| total(sample, points, |totals| totals.helper_refusals),
+    ),
+    counter(
+        "production_server_files_cut_total",
+        &[],
+        "Files that became shorter or could not be read any more while they were sent.",
+        |sample, points| total(sample, points, |totals| totals.files_cut),
     ),
     counter(
         "production_server_log_lines_dropped_total",

@@ -20,6 +20,7 @@ use crate::apps::{App, AppTable};
 use crate::check;
 use crate::config::{self, Changes, Config, Fate, Front, Inputs, ListenAddress, Listener, Loaded, Severity};
 use crate::dispatch::AppId;
+use crate::helpers::Helpers;
 use crate::log::{Level, Log};
 use crate::mailbox::{Message, Postboxes};
 use crate::metrics::Metrics;
@@ -27,7 +28,6 @@ use crate::proc;
 use crate::reactor::ListenerSetup;
 use crate::supervisor::Supervisor;
 use crate::supervisor::reload::{Reloaded, Wanted};
-use crate::helpers::Helpers;
 use crate::supervisor::upgrade::Held;
 use crate::tls;
 
@@ -60,10 +60,9 @@ pub(super) struct Reloader {
     postboxes: Postboxes,
     log: Log,
     metrics: Metrics,
+    helpers: Helpers,
     policies: tls::Policies,
     keeper: Keeper,
-    /// Who does for the loops what would block them.
-    pub helpers: Helpers,
 }
 
 /// All that a new configuration takes.
@@ -89,7 +88,7 @@ impl Reloader {
         config: Config,
         table: Arc<AppTable>,
         listeners: &[Listening],
-        (postboxes, log, metrics): (&Postboxes, &Log, &Metrics),
+        (postboxes, log, metrics, helpers): (&Postboxes, &Log, &Metrics, &Helpers),
         policies: tls::Policies,
     ) -> Reloader {
         let started = Arc::new(loaded);
@@ -108,9 +107,9 @@ impl Reloader {
             postboxes: postboxes.clone(),
             log: log.clone(),
             metrics: metrics.clone(),
+            helpers: helpers.clone(),
             policies,
             keeper,
-            helpers: Helpers::default(),
         };
         reloader.show_policies();
         reloader
@@ -274,8 +273,10 @@ impl Reloader {
                 }
             });
         }
+        if config.needs_helpers() {
+            self.helpers.start(config.server.helpers).map_err(|error| format!("cannot start a thread: {error}"))?;
+        }
         let table = Arc::new(AppTable::new(server, apps, &config.routes, &self.metrics));
-        site::start_helpers(&table, &self.helpers)?;
         let for_loops = share_out(&listening, &config.server).map_err(|error| error.message)?;
         let sockets = places.len().max(for_loops.iter().map(Vec::len).sum());
         if socket_room(&table, 0) > self.room.0 || sockets > self.room.1 {
@@ -338,7 +339,7 @@ impl Reloader {
 /// What the configuration says now, and what is to hold: the same, with the numbers of users in place of their names.
 fn read(inputs: &Inputs) -> Result<(Loaded, Config), String> {
     let loaded = inputs.load().map_err(|refusal| refusal.line)?;
-    let findings = check::apps(&loaded).into_iter().chain(check::tls(&loaded));
+    let findings = check::apps(&loaded).into_iter().chain(check::tls(&loaded)).chain(check::files(&loaded));
     let errors: Vec<_> = findings.filter(|it| it.severity == Severity::Error).collect();
     if !errors.is_empty() {
         return Err(loaded.report(&errors));

@@ -42,6 +42,16 @@ auth.basic = "{folder}/users"
 limits = "each"
 
 [[routes]]
+match.path = "/files/*"
+static = { root = "{folder}/files", prefix = "/files" }
+auth.basic = "{folder}/users"
+
+[[routes]]
+match.path = "/fixed"
+respond = "for the staff"
+auth.basic = "{folder}/users"
+
+[[routes]]
 match.path = "/keys"
 app = "web"
 auth.keys = "{folder}/keys"
@@ -62,7 +72,12 @@ fn files() -> Vec<(&'static str, String)> {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, b"key-of-shop");
     let hex: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     let key = json!({ "kty": "oct", "kid": "one", "alg": "HS256", "k": URL_SAFE_NO_PAD.encode(SECRET) });
-    vec![("users", USERS.to_owned()), ("keys", format!("shop:{hex}\n")), ("jwks", json!({ "keys": [key] }).to_string())]
+    vec![
+        ("files/plan.txt", "for the staff".to_owned()),
+        ("users", USERS.to_owned()),
+        ("keys", format!("shop:{hex}\n")),
+        ("jwks", json!({ "keys": [key] }).to_string()),
+    ]
 }
 
 fn begin(backend: &str, file: &str) -> super::Site {
@@ -95,7 +110,10 @@ fn a_password_lets_in_and_the_worker_learns_whose(backend: &str) {
     assert_eq!(answer.field("WWW-Authenticate"), Some("Basic realm=\"the staff\", charset=\"UTF-8\""));
     let right = basic("anna", "secret");
     let answer = ask(&mut client, "/private", &format!("{forged}{right}"));
-    assert_eq!((answer.status, told(&answer, "x-auth-")), (200, vec!["X-Auth-User: anna".to_owned(), "X-Auth-Method: basic".to_owned()]));
+    assert_eq!(
+        (answer.status, told(&answer, "x-auth-")),
+        (200, vec!["X-Auth-User: anna".to_owned(), "X-Auth-Method: basic".to_owned()])
+    );
     assert!(answer.text().starts_with("GET /in/private HTTP/1.1\r\n"), "{}", answer.text());
     // Nobody is anybody on a route that does not ask, either.
     let answer = ask(&mut client, "/open", &format!("{forged}{right}"));
@@ -103,16 +121,28 @@ fn a_password_lets_in_and_the_worker_learns_whose(backend: &str) {
     // With a body, in a pipeline, and with nothing behind the refusal taken for a request.
     let post = |lines: &str| format!("POST /private HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n{lines}\r\nhello");
     client.send(format!("{}{}{}", post(&right), post(&basic("anna", "wrong")), post(&right)));
-    let statuses = [client.answer(), client.answer(), client.answer()].map(|answer| (answer.status, answer.text().ends_with("hello")));
+    let statuses = [client.answer(), client.answer(), client.answer()]
+        .map(|answer| (answer.status, answer.text().ends_with("hello")));
     assert_eq!(statuses, [(200, true), (401, false), (200, true)]);
     let answer = client.ask("HEAD /private HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!((answer.status, answer.body.len()), (401, 0));
-    for lines in [basic("anna", ""), basic("nobody", "secret"), basic("anna", "secret "), "Authorization: Basic !\r\n".to_owned()] {
+    for lines in [
+        basic("anna", ""),
+        basic("nobody", "secret"),
+        basic("anna", "secret "),
+        "Authorization: Basic !\r\n".to_owned(),
+    ] {
         assert_eq!(ask(&mut client, "/private", &lines).status, 401, "{lines}");
     }
+    // Whoever answers: nobody is told anything without.
+    for path in ["/files/plan.txt", "/fixed", "/%66ixed", "/open/..//fixed"] {
+        assert_eq!(ask(&mut client, path, "").status, 401, "{path}");
+        assert_eq!(ask(&mut client, path, &right).text(), "for the staff", "{path}");
+    }
     let counted = site.server.status();
-    assert_eq!((counted["auth_passed"].as_u64(), counted["auth_refused"].as_u64()), (Some(3), Some(7)));
-    assert_eq!(counted["helper_jobs"], 5, "what was right is remembered");
+    assert_eq!((counted["auth_passed"].as_u64(), counted["auth_refused"].as_u64()), (Some(7), Some(11)));
+    // One of them is for the file.
+    assert_eq!(counted["helper_jobs"], 6, "what was right is remembered");
     // A client that has gone meanwhile leaves nothing behind.
     let mut hasty = Client::of(&site.server);
     hasty.send(format!("GET /private HTTP/1.1\r\nHost: a\r\n{}\r\n", basic("anna", "other")));
@@ -171,7 +201,11 @@ fn keys_and_tokens_let_in(backend: &str) {
         let answer = ask(&mut client, "/tokens", &bearer(&token));
         assert!([401, 429].contains(&answer.status), "{what}: {} {}", answer.status, answer.text());
         if answer.status == 401 {
-            assert_eq!(answer.field("WWW-Authenticate"), Some("Bearer realm=\"restricted\", error=\"invalid_token\""), "{what}");
+            assert_eq!(
+                answer.field("WWW-Authenticate"),
+                Some("Bearer realm=\"restricted\", error=\"invalid_token\""),
+                "{what}"
+            );
         }
     }
     assert_eq!(ask(&mut client, "/tokens", &bearer(&good)).status, 200, "who has a good one is let in all the same");
@@ -247,7 +281,7 @@ mod slow {
 
     fn equal_tries_are_checked_once_and_a_full_line_says_so(backend: &str) {
         // Dear enough that a line forms.
-        let users = "anna:$2y$09$5j7nWtvaH.pupwyeXRGNOOGAzxU6.HcZkSQlcHxB7P8gIShzNRG.y\n";
+        let users = "anna:$2y$11$RjlH0Ppfh3vsH/sIG/6/hOvNfqzYaXWbJqF/UEbF1HwfLC51xfi7y\n";
         let file = format!("[server]\ntrusted_proxies = ['loopback']\n{SITE}");
         let site = begin(backend, &file);
         std::fs::write(site.folder.path().join("users"), users).unwrap();
@@ -285,7 +319,7 @@ mod slow {
         assert!(said.contains("jwks: this is HTML"), "{said}");
         assert_eq!(ask(&mut client, "/private", &right).status, 200, "what held holds");
         let files = files();
-        std::fs::write(site.folder.path().join("jwks"), &files[2].1).unwrap();
+        std::fs::write(site.folder.path().join("jwks"), &files[3].1).unwrap();
         std::fs::write(site.folder.path().join("users"), USERS.replace("anna", "bert")).unwrap();
         let told = site.reload(SITE);
         let said = String::from_utf8_lossy(&told.stdout).into_owned();

@@ -98,7 +98,8 @@ fn fields_tell_clients_apart_and_addresses_are_those_that_proxies_name(backend: 
     let trusting = format!("[server]\ntrusted_proxies = ['loopback']\n{SITE}");
     let site = site(backend, &trusting, &[]);
     let mut client = Client::of(&site.server);
-    let mut tenant = |name: &str| client.ask(&format!("GET /tenant HTTP/1.1\r\nHost: a\r\nX-Tenant: {name}\r\n\r\n")).status;
+    let mut tenant =
+        |name: &str| client.ask(&format!("GET /tenant HTTP/1.1\r\nHost: a\r\nX-Tenant: {name}\r\n\r\n")).status;
     assert_eq!([tenant("secret-a"), tenant("secret-a"), tenant("secret-a")], [200, 200, 503]);
     assert_eq!([tenant("secret-b"), tenant("secret-a")], [200, 503]);
     let limits = site.server.limits();

@@ -41,7 +41,9 @@ fn filled(file: &str, worker: &Worker, folder: &tempfile::TempDir) -> String {
 fn site(backend: &str, file: &str, others: &[(&str, &str)]) -> Site {
     let (folder, worker) = (folder(), Worker::echo());
     for (name, text) in others {
-        std::fs::write(folder.path().join(name), text).unwrap();
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
     }
     let path = folder.path().join("site.toml");
     std::fs::write(&path, filled(file, &worker, &folder)).unwrap();

@@ -130,6 +130,7 @@ const STATUS: &[(&str, &str, &str)] = &[
     ("auth_refused", "production_server_auth_total", "result=\"refused\""),
     ("auth_busy", "production_server_auth_total", "result=\"busy\""),
     ("crowded_out", "production_server_connections_refused_total", "reason=\"address\""),
+    ("files_cut", "production_server_files_cut_total", ""),
     ("proxy_protocol_refused", "production_server_connections_refused_total", "reason=\"peer\""),
     ("proxy_protocol_invalid", "production_server_connections_refused_total", "reason=\"invalid\""),
     ("proxy_protocol_late", "production_server_connections_refused_total", "reason=\"late\""),

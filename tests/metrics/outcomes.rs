@@ -414,6 +414,7 @@ const EXPECTED: &[(&str, &[(&str, u32)])] = &[
     // No app needs helpers.
     ("production_server_helper_jobs_total", &[]),
     ("production_server_helper_refusals_total", &[]),
+    ("production_server_files_cut_total", &[]),
     ("production_server_log_lines_dropped_total", &[]),
     ("production_server_panics_total", &[]),
     // Twelve refused, nine that failed, and two answers cut.

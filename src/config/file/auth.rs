@@ -16,7 +16,7 @@ const REALM: &str = "restricted";
 
 /// Reads the files that a route names, and keeps what they say with what is said of it; what is wrong.
 pub(super) fn read(route: &mut RouteSaid) -> Vec<Problem> {
-    let said = &route.draft.auth;
+    let said = &route.draft.access;
     let mut problems = Vec::new();
     let mut wrong = |name: &str, title: String, label: String| {
         let at = route.mark(&format!("routes[].{name}")).unwrap_or_else(|| route.at.clone());
@@ -46,13 +46,16 @@ pub(super) fn read(route: &mut RouteSaid) -> Vec<Problem> {
     }
     match &said.jwt {
         Some(_) if said.rules.algorithms.is_empty() => {
-            let label = "expected `algorithms` beside it, as in algorithms = [\"RS256\"]: a token must not choose its own";
+            let label =
+                "expected `algorithms` beside it, as in algorithms = [\"RS256\"]: a token must not choose its own";
             wrong("auth.jwt", "nothing says how tokens are signed".to_owned(), label.to_owned());
         }
-        Some(path) => match text(path).and_then(|text| Tokens::parse(&text, &said.rules).map_err(|what| (None, what))) {
-            Ok(tokens) => auth.tokens = Some(Arc::new(tokens)),
-            Err(why) => wrong("auth.jwt.keys", "the keys of tokens cannot be taken".to_owned(), shown(path, why)),
-        },
+        Some(path) => {
+            match text(path).and_then(|text| Tokens::parse(&text, &said.rules).map_err(|what| (None, what))) {
+                Ok(tokens) => auth.tokens = Some(Arc::new(tokens)),
+                Err(why) => wrong("auth.jwt.keys", "the keys of tokens cannot be taken".to_owned(), shown(path, why)),
+            }
+        }
         None if route.mark("routes[].auth.jwt").is_some() => {
             let label = "expected `keys`, as in keys = \"/etc/production_server/jwks.json\"";
             wrong("auth.jwt", "nothing says with which keys tokens are signed".to_owned(), label.to_owned());
@@ -60,7 +63,7 @@ pub(super) fn read(route: &mut RouteSaid) -> Vec<Problem> {
         None => {}
     }
     let demands = said.basic.is_some() || said.keys.is_some() || said.jwt.is_some();
-    let both = demands && !(route.draft.allow.is_empty() && route.draft.deny.is_empty());
+    let both = demands && !(route.draft.access.allow.is_empty() && route.draft.access.deny.is_empty());
     if said.any.is_some() && !both {
         let label = "expected `auth`, and `allow` or `deny`, in this route: it says how they go together";
         wrong("satisfy", "`satisfy` has no effect here".to_owned(), label.to_owned());
@@ -68,7 +71,7 @@ pub(super) fn read(route: &mut RouteSaid) -> Vec<Problem> {
         wrong("auth.realm", "`realm` has no effect here".to_owned(), "expected `basic`, `keys` or `jwt`".to_owned());
     }
     if demands && problems.is_empty() {
-        route.draft.auth.read = Some(auth);
+        route.draft.access.read = Some(auth);
     }
     problems
 }

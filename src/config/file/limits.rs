@@ -28,7 +28,8 @@ impl Reader<'_> {
         for (key, value) in entries(limits) {
             let name = key.get_ref().to_string();
             let DeValue::Table(table) = value.get_ref() else {
-                let label = format!("expected the name of a limit above it, as in `[limits.login]` and then `{name} = …`");
+                let label =
+                    format!("expected the name of a limit above it, as in `[limits.login]` and then `{name} = …`");
                 self.wrong(Problem::error(format!("`{name}` belongs to a limit"), key.span(), label));
                 continue;
             };
@@ -65,11 +66,15 @@ impl Reader<'_> {
         let mut problems = Vec::new();
         for route in &self.file.routes {
             let Some(at) = route.mark("routes[].limits") else { continue };
-            for name in route.draft.limits.iter().filter(|name| !names.contains(&name.as_str())) {
+            for name in route.draft.access.limits.iter().filter(|name| !names.contains(&name.as_str())) {
                 let close = near(name, names.iter().copied()).map(super::mean);
                 let label = close.unwrap_or_else(|| "expected the name of a limit, as in [limits.login]".to_owned());
                 let shown: String = name.chars().take(80).collect();
-                problems.push(Problem::error(format!("there is no limit `{}`", shown.escape_debug()), at.clone(), label));
+                problems.push(Problem::error(
+                    format!("there is no limit `{}`", shown.escape_debug()),
+                    at.clone(),
+                    label,
+                ));
             }
         }
         self.file.problems.extend(problems);

@@ -157,6 +157,11 @@ fn upstream(released: Arc<AtomicBool>) -> Worker {
                     incoming.send("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n");
                     continue;
                 }
+                "/accel" => {
+                    let named = "X-Accel-Redirect: /protected/a.txt";
+                    incoming.send(format!("HTTP/1.1 200 OK\r\n{named}\r\nContent-Length: 0\r\n\r\n"));
+                    continue;
+                }
                 "/flip" if !released.load(Ordering::Relaxed) => {
                     incoming.send("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n");
                     continue;

@@ -129,6 +129,7 @@ pub fn begin(text: &mut Text, backend: &str) {
 pub fn live(rig: &mut Rig) {
     server(rig);
     routes(rig);
+    files(rig);
     metrics(rig);
     // Whoever is kept has shown what it was for; one that is idle for so long is to go.
     let mut kept = rig.kept.take().unwrap();
@@ -216,6 +217,35 @@ fn routes(rig: &mut Rig) {
         assert!(said.contains(&format!("routes to {app}: {table}: ")), "{app}: {said}");
         (case.shows)(rig, &app);
     }
+}
+
+fn files(rig: &mut Rig) {
+    for (name, text) in [("a.txt", "named"), ("d/home.txt", "home"), ("gone.html", "gone")] {
+        let path = rig.file("files").join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    rig.change(&[("routes[30].match.host", "'files'"), ("routes[30].static.root", "'FOLDER/run'")]);
+    assert_eq!(rig.get("files", "/in/a.txt").0, 404);
+    rig.change(&[
+        ("server.error_pages", "{ 404 = 'FOLDER/files/gone.html' }"),
+        ("routes[30].static.root", "'FOLDER/files'"),
+        ("routes[30].static.prefix", "'/in'"),
+        ("routes[30].static.index", "['home.txt']"),
+        ("routes[30].static.fallback", "'/a.txt'"),
+        ("routes[30].static.cache", "'no-cache'"),
+        ("routes[30].static.immutable", "['/a.*']"),
+        ("routes[31].match.host", "'sendfile'"),
+        ("routes[31].app", "'kept'"),
+        ("routes[31].sendfile.root", "'FOLDER/files'"),
+        ("routes[31].sendfile.prefix", "'/protected'"),
+    ]);
+    let cache = |path: &str| rig.ask("files", &format!("GET {path}"), "").field("cache-control").map(str::to_owned);
+    assert_eq!(cache("/in/a.txt").as_deref(), Some("public, max-age=31536000, immutable"));
+    assert_eq!(cache("/in/d/").as_deref(), Some("no-cache"));
+    assert_eq!((rig.get("files", "/in/d/").1.as_str(), rig.get("files", "/in/page").1.as_str()), ("home", "named"));
+    assert_eq!(rig.get("files", "/in/missing.js"), (404, "gone".to_owned()));
+    assert_eq!(rig.get("sendfile", "/accel").1, "named");
 }
 
 fn metrics(rig: &mut Rig) {
