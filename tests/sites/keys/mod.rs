@@ -83,7 +83,7 @@ impl Text {
 /// A key as the schema has it, without the name of an app and the number of a table.
 fn pattern(key: &str) -> String {
     let mut segments: Vec<String> = key.split('.').map(str::to_owned).collect();
-    if segments[0] == "apps" {
+    if ["apps", "limits"].contains(&segments[0].as_str()) {
         segments[1] = "*".to_owned();
     }
     if let Some((list, _)) = segments[0].split_once('[') {
@@ -316,6 +316,7 @@ impl Rig {
         match (class, pattern(key).as_str()) {
             // Listeners and routes are named as a whole: their own tests look for the words.
             (_, pattern) if pattern.starts_with("listen[]") || pattern.starts_with("routes[]") => {}
+            (_, pattern) if pattern.starts_with("limits.") => assert!(said.contains("limits: changed"), "{said}"),
             ("live", "apps.*.upstream") => assert!(said.contains("app upstream: replaced"), "{said}"),
             ("live", _) => assert!(line.is_some_and(|line| !line.ends_with(')')), "{key}: {said}"),
             ("roll", _) => assert!(line.is_some_and(|line| line.contains("workers are replaced")), "{key}: {said}"),
