@@ -15,7 +15,7 @@ use crate::dispatch::{AppId, Dispatch};
 use crate::files::Site;
 use crate::http::reply::Direct;
 use crate::http::route::{Edits, Router};
-use crate::limits::{Limit, Policy, Registry};
+use crate::limits::{Flight, Limit, Policy, Registry};
 use crate::metrics::Metrics;
 
 /// An app, and what its requests are served with.
@@ -97,6 +97,8 @@ pub struct Guard {
     pub auth: Option<Arc<Auth>>,
     /// What each limit allows, and who has used how much of it.
     pub limits: Vec<(Policy, Arc<Limit>)>,
+    /// How many of its requests may be under way at once, and how many are.
+    pub flight: Option<(u32, Arc<Flight>)>,
     /// Who has shown wrong passwords.
     pub failures: Option<Arc<Limit>>,
     /// The time of limits.
@@ -105,7 +107,7 @@ pub struct Guard {
 
 impl Guard {
     /// That of a route, or of what no route takes; `None` where all get in.
-    fn new(settings: &Settings, access: &Access, metrics: &Metrics) -> Option<Guard> {
+    fn new(settings: &Settings, access: &Access, label: &str, metrics: &Metrics) -> Option<Guard> {
         let times = metrics.limits().clone();
         let holds = |policy: &&Policy| policy.everywhere || access.limits.contains(&policy.name);
         let limits = settings.limits.iter().filter(holds);
@@ -115,11 +117,16 @@ impl Guard {
             route: (access.allow.clone(), access.deny.clone()),
             auth: access.auth.clone().map(Arc::new),
             limits,
+            flight: access.max_in_flight.map(|most| (most, times.flight(label))),
             failures: access.auth.is_some().then(|| times.get(FAILURES)),
             times,
         };
         let says = |(allow, deny): &(Peers, Peers)| !allow.is_empty() || !deny.is_empty();
-        let is_open = guard.limits.is_empty() && guard.auth.is_none() && !says(&guard.server) && !says(&guard.route);
+        let is_open = guard.flight.is_none()
+            && guard.limits.is_empty()
+            && guard.auth.is_none()
+            && !says(&guard.server)
+            && !says(&guard.route);
         (!is_open).then_some(guard)
     }
 
@@ -176,7 +183,7 @@ impl Way {
         let mut fields = route.request_fields.clone();
         fields.remove.extend(told.iter().map(|name| (*name).to_owned()));
         let request = Edits::of_request(&fields, &route.rewrite);
-        let guard = Guard::new(settings, &route.access, metrics);
+        let guard = Guard::new(settings, &route.access, &label, metrics);
         let sendfile = route.sendfile.as_ref().map(site);
         Way { to, sendfile, request, response, series: metrics.series(app, &label), guard }
     }
@@ -215,7 +222,7 @@ impl Routes {
         // On a route that asks nobody, too: an app may not know by which of them a request has come.
         let told = if routes.iter().any(|route| route.access.auth.is_some()) { access::TOLD } else { &[] };
         let ways = routes.iter().map(|route| Way::new(route, told, settings, apps, metrics)).collect();
-        let nobody = Guard::new(settings, &Access::default(), metrics);
+        let nobody = Guard::new(settings, &Access::default(), "", metrics);
         Routes { router: Router::new(routes), ways, nobody }
     }
 }

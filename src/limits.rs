@@ -12,9 +12,11 @@
 
 mod busiest;
 mod crowd;
+mod flight;
 
 pub use busiest::{Busiest, Busy};
 pub use crowd::Crowd;
+pub use flight::{Flight, InFlight};
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, RandomState};
@@ -266,6 +268,18 @@ pub fn retry_after(nanos: u64, random: u64) -> u32 {
     u32::try_from(seconds).unwrap_or(u32::MAX).max(1)
 }
 
+/// What has that name and is in use, or a new one.
+fn kept<T: Default>(all: &Mutex<BTreeMap<String, Weak<T>>>, name: &str) -> Arc<T> {
+    let mut all = lock(all);
+    all.retain(|_, one| one.strong_count() > 0);
+    if let Some(one) = all.get(name).and_then(Weak::upgrade) {
+        return one;
+    }
+    let one = Arc::new(T::default());
+    all.insert(name.to_owned(), Arc::downgrade(&one));
+    one
+}
+
 /// The limits of a server by their names. One that no configuration uses any more is forgotten. Cloning gives another handle.
 #[derive(Clone, Debug)]
 pub struct Registry(Arc<Inner>);
@@ -273,27 +287,26 @@ pub struct Registry(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     limits: Mutex<BTreeMap<String, Weak<Limit>>>,
+    flights: Mutex<BTreeMap<String, Weak<Flight>>>,
     /// Since when times are counted.
     epoch: Instant,
 }
 
 impl Default for Registry {
     fn default() -> Registry {
-        Registry(Arc::new(Inner { limits: Mutex::default(), epoch: Instant::now() }))
+        Registry(Arc::new(Inner { limits: Mutex::default(), flights: Mutex::default(), epoch: Instant::now() }))
     }
 }
 
 impl Registry {
     /// The limit of that name, which is as it was if anybody still has it.
     pub fn get(&self, name: &str) -> Arc<Limit> {
-        let mut limits = lock(&self.0.limits);
-        limits.retain(|_, limit| limit.strong_count() > 0);
-        if let Some(limit) = limits.get(name).and_then(Weak::upgrade) {
-            return limit;
-        }
-        let limit = Arc::new(Limit::default());
-        limits.insert(name.to_owned(), Arc::downgrade(&limit));
-        limit
+        kept(&self.0.limits, name)
+    }
+
+    /// How many requests of the route of that name are in flight, as known to whoever still has it.
+    pub fn flight(&self, route: &str) -> Arc<Flight> {
+        kept(&self.0.flights, route)
     }
 
     /// All limits that are in use, by name.

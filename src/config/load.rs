@@ -341,8 +341,8 @@ fn routes_of(file: Option<&File>, apps: &mut Vec<App>) -> Vec<Route> {
 }
 
 fn access(draft: &Draft) -> Access {
-    let AccessDraft { allow, deny, limits, read, .. } = draft.access.clone();
-    Access { allow, deny, limits, auth: read }
+    let AccessDraft { allow, deny, limits, max_in_flight, read, .. } = draft.access.clone();
+    Access { allow, deny, limits, max_in_flight, auth: read }
 }
 
 /// The index of the app that a route is to. Routes to the same upstreams, with the same balance, have one in common; what

@@ -487,6 +487,9 @@ pub const PLACES: &[Place] = &[
         draft.access.limits.push(text.to_owned());
         Ok(())
     }),
+    route("routes[].max_in_flight", Count, FLIGHT_HELP, "4", |draft, text| {
+        units::count(text, 1..=1_000_000).map(|most| draft.access.max_in_flight = Some(most as u32))
+    }),
     route("routes[].auth.basic", Text, BASIC_HELP, "/etc/production_server/users", |draft, text| {
         route::file(text).map(|path| draft.access.basic = Some(path))
     }),
@@ -572,6 +575,8 @@ const BY_HELP: &str = "What clients are told apart by: their address, a field of
 const BITS_HELP: &str = "How many bits of an address count [default: { v4 = 32, v6 = 64 }]";
 const DRY_RUN_HELP: &str = "Counts what would be refused, and refuses nothing [default: false]";
 const EVERYWHERE_HELP: &str = "It holds for all requests, and not only on routes that name it [default: false]";
+const FLIGHT_HELP: &str = "Requests that may be under way at once, from their heads to the end of their answers; beyond: 503. So a slow \
+    page cannot have all workers";
 const BASIC_HELP: &str = "The file of those who get in with a password (htpasswd: bcrypt or argon2id), as `production_server hash-password` \
     makes its lines";
 const REALM_HELP: &str = "What clients are told that the password is for [default: restricted]";

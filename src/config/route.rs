@@ -36,6 +36,8 @@ pub struct Access {
     pub deny: Peers,
     /// The names of its limits.
     pub limits: Vec<String>,
+    /// How many of its requests may be under way at once; `None`: as many as the app takes.
+    pub max_in_flight: Option<u32>,
     /// What clients have to show; `None`: nothing.
     pub auth: Option<Auth>,
 }
@@ -46,6 +48,7 @@ pub struct AccessDraft {
     pub(super) allow: Peers,
     pub(super) deny: Peers,
     pub(super) limits: Vec<String>,
+    pub(super) max_in_flight: Option<u32>,
     pub(super) basic: Option<String>,
     pub(super) realm: Option<String>,
     pub(super) keys: Option<String>,

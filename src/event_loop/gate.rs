@@ -83,13 +83,14 @@ impl<B: Backend> Loop<B> {
     #[inline(never)]
     pub fn gate(&mut self, sock: Sock, route: Route, input: &[u8], request: &Request) -> Gate {
         self.heads.identity.clear();
+        self.heads.seat = None;
         let Some((guard, series)) = self.apps.routes.guard(route) else { return Gate::Open };
         let Some(client) = self.table.client(sock) else { return Gate::Open };
         let pass = std::mem::take(&mut client.entrance.pass);
         let told = self.heads.origin.trusted;
         let address = if told { self.heads.origin.client } else { client.arrival.peer.address() };
         let stop = self.stop(sock, (&guard, address, pass), input);
-        match stop {
+        match stop.or_else(|| self.take_seat(&guard, route)) {
             None => Gate::Open,
             Some(Stop::Later(pass, after)) => Gate::Later(pass, after),
             Some(Stop::Refused(refusal)) => Gate::Shut(self.turn_away(input, request, series, &refusal)),
@@ -115,6 +116,13 @@ impl<B: Backend> Loop<B> {
             }
         }
         if pass == Pass::Paid(Paid::All) { None } else { self.pay(guard, address, input, Paid::All) }
+    }
+
+    /// Takes a place among the requests that a route may have under way.
+    fn take_seat(&mut self, guard: &Guard, route: Route) -> Option<Stop> {
+        let (most, flight) = guard.flight.as_ref().filter(|_| matches!(route, Route::App(_)))?;
+        self.heads.seat = flight.take(*most);
+        if self.heads.seat.is_some() { None } else { Some(Refusal::later(FULL).into()) }
     }
 
     /// Keeps a request that is not to be answered yet.
@@ -209,7 +217,7 @@ impl<B: Backend> Loop<B> {
                 let too_many = self.guessed(guard, address, now);
                 return too_many.map(Stop::from).or_else(|| refused(true));
             }
-            Pass::Unknown => return Some(busy().into()),
+            Pass::Unknown => return Some(Refusal::later(BUSY).into()),
             _ => {}
         }
         let checks = &self.shared.admission.checks;
@@ -347,6 +355,7 @@ impl From<Refusal> for Stop {
 
 /// How long a check of a password may take with its place in line.
 const PATIENCE: Duration = Duration::from_secs(20);
+const FULL: &str = "as many requests as this route takes at once are under way: try again in a moment";
 const BUSY: &str = "too many passwords wait to be checked: try again in a moment";
 
 /// How many wrong credentials an address may show.
@@ -363,10 +372,6 @@ fn too_many(policy: &Policy, wait: u64, random: u64) -> Refusal {
     Refusal { status: policy.status, lines, retry_after, ..Refusal::new("too many requests: slow down") }
 }
 
-fn busy() -> Refusal {
-    Refusal { status: 503, retry_after: Some(1), ..Refusal::new(BUSY) }
-}
-
 /// Why a request does not come in.
 struct Refusal {
     status: u16,
@@ -377,6 +382,10 @@ struct Refusal {
 }
 
 impl Refusal {
+    fn later(detail: &'static str) -> Refusal {
+        Refusal { status: 503, retry_after: Some(1), ..Refusal::new(detail) }
+    }
+
     fn new(detail: &'static str) -> Refusal {
         Refusal { status: 429, detail, lines: String::new(), retry_after: None }
     }

@@ -58,6 +58,7 @@ use crate::helpers::{Helpers, Kind};
 use crate::http::fields::Fields;
 use crate::http::head::HeadLimits;
 use crate::http::origin::Origin;
+use crate::limits::InFlight;
 use crate::log::{AccessLog, Log};
 use crate::mailbox::desk::Desk;
 use crate::mailbox::{Message, Postboxes};
@@ -150,6 +151,8 @@ pub(crate) struct Heads {
     pub origin: Origin,
     /// The lines that tell who has sent it, where a route has found out.
     pub identity: Vec<u8>,
+    /// Its place among those that its route may have under way.
+    pub seat: Option<InFlight>,
     /// The next request's id: a random start, so that ids of two loops or two servers do not meet.
     pub next_id: u64,
 }
@@ -157,7 +160,14 @@ pub(crate) struct Heads {
 impl Heads {
     pub fn new(settings: &Settings, next_id: u64) -> Heads {
         let limits = HeadLimits::new(settings.max_head, settings.max_fields);
-        Heads { limits, fields: Fields::default(), origin: Origin::default(), identity: Vec::new(), next_id }
+        Heads {
+            limits,
+            fields: Fields::default(),
+            origin: Origin::default(),
+            identity: Vec::new(),
+            seat: None,
+            next_id,
+        }
     }
 }
 

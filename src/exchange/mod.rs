@@ -54,6 +54,7 @@ use crate::http::head;
 use crate::http::id::Id;
 use crate::http::reader::Reader;
 use crate::http::route::Edits;
+use crate::limits::InFlight;
 use crate::log::{AccessLog, AnswerNote};
 
 pub(crate) use clock::Pace;
@@ -130,6 +131,8 @@ pub(crate) struct Request {
 #[derive(Default)]
 pub(crate) struct Attempt {
     pub permit: Option<Permit>,
+    /// Its place among those that its route may have under way.
+    pub seat: Option<InFlight>,
     /// The one retry is spent.
     pub retried: bool,
     /// How many fresh connections have ended since, of which none took anything.

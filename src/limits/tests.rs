@@ -164,3 +164,16 @@ fn connections_are_counted_exactly() {
     }
     assert!(crowd.is_empty());
 }
+
+#[test]
+fn a_route_has_as_many_requests_under_way_as_it_may() {
+    let registry = Registry::default();
+    let flight = registry.flight("/report");
+    let seats = [flight.take(2), flight.take(2)];
+    assert!(seats.iter().all(Option::is_some) && flight.take(2).is_none());
+    let again = registry.flight("/report");
+    drop(flight);
+    assert_eq!((again.count(), registry.flight("/other").count()), (2, 0), "a reload forgets nobody");
+    drop(seats);
+    assert_eq!(again.count(), 0);
+}

@@ -1,6 +1,8 @@
 //! Limits: how often and from where.
 
 use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::site;
 use crate::support::{Client, Server, Worker, on_every_backend_and_tls, until};
@@ -12,6 +14,7 @@ on_every_backend_and_tls! {
     a_reload_keeps_what_was_used
     addresses_that_are_not_allowed_are_refused
     an_address_has_as_many_connections_as_it_may
+    a_slow_route_leaves_workers_to_the_others
 }
 
 const SITE: &str = r#"
@@ -212,6 +215,45 @@ fn an_address_has_as_many_connections_as_it_may(backend: &str) {
         next.try_send(b"GET /server HTTP/1.1\r\nHost: a\r\n\r\n") && next.whole_answer().is_some()
     });
     second.expect_alive();
+}
+
+/// Two upstreams with one request at a time each: the report may have one of them.
+fn a_slow_route_leaves_workers_to_the_others(backend: &str) {
+    let released = Arc::new(AtomicBool::new(false));
+    let slow = |released: Arc<AtomicBool>| {
+        Worker::new(move |incoming| {
+            while let Some((head, _)) = incoming.request() {
+                while head.starts_with("GET /report") && !released.load(Ordering::Relaxed) {
+                    std::thread::sleep(std::time::Duration::from_millis(2));
+                }
+                incoming.respond(b"done");
+            }
+        })
+    };
+    let (one, other) = (slow(released.clone()), slow(released.clone()));
+    let file = format!(
+        "[apps.web]\nupstream = ['{}', '{}']\ntimeouts.read = '30s'\n[[routes]]\nmatch.path = '/report'\napp = 'web'\nmax_in_flight = 1\n\
+         [[routes]]\napp = 'web'\n",
+        one.url, other.url
+    );
+    let site = site(backend, &file, &[]);
+    let mut first = Client::of(&site.server);
+    first.begin("/report");
+    let asked = || [&one, &other].iter().any(|worker| worker.of("/report").is_some());
+    until("a worker has it", asked);
+    let mut client = Client::of(&site.server);
+    let answer = client.get("/report");
+    assert_eq!((answer.status, answer.field("Retry-After")), (503, Some("1")), "{}", answer.text());
+    assert_eq!(client.get("/page").status, 200, "the other worker is free");
+    // The client leaves, and its worker is still at it; nor does a reload forget that.
+    drop(first);
+    until("it has left", || site.server.status()["client_gone"] == 1);
+    assert_eq!(client.get("/report").status, 503);
+    assert!(site.reload(&format!("{file}\n[[routes]]\nrespond = 'more'\n")).status.success());
+    assert_eq!(client.get("/report").status, 503);
+    released.store(true, Ordering::Relaxed);
+    until("its worker is done", || client.get("/report").status == 200);
+    assert_eq!(client.get("/report").text(), "done");
 }
 
 #[test]
