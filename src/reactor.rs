@@ -21,7 +21,7 @@ use crate::buffers::slots::Slots;
 use crate::buffers::wheel::Wheel;
 use crate::connection::{Role, Table};
 use crate::day::Day;
-use crate::event_loop::{Accepting, Apps, Heads, KnownFiles, Loop, Memory, Shared, Time};
+use crate::event_loop::{Accepting, Apps, Heads, Loop, Memory, Shared, Time};
 use crate::exchange::{Exchange, Hold, Phase};
 pub use crate::listener::ListenerSetup;
 use crate::log::{AccessLog, Level};
@@ -87,7 +87,6 @@ impl<B: Backend> Reactor<B> {
             subject: Sock::NONE,
             accepting: Accepting::default(),
             secure: None,
-            files: KnownFiles::default(),
             counters: setup.metrics.of_loop(setup.index as usize).clone(),
             access: setup.access,
             work: VecDeque::new(),

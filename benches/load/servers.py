@@ -1,4 +1,4 @@
-"""The servers that are compared: ours, nginx and haproxy, each answering directly or forwarding to one Unix socket.
+"""The servers that are compared: ours, nginx and haproxy, each answering directly, forwarding to one Unix socket, or, but for haproxy, serving files.
 
 Owns: their command lines and configurations. Rules: each gets one thread of work on one core, no access log, keep-alive
 to client and worker without a limit of requests. Ours always adds X-Forwarded-For, -Proto, -Host and -Port, X-Real-IP,
@@ -14,6 +14,8 @@ from processes import Trouble
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BODY = "ok"
+# What servers do that neither answer directly (False) nor forward (True).
+FILES = "files"
 
 NGINX = """
 daemon off;
@@ -45,6 +47,13 @@ http {{
     }}
 }}
 """
+
+# As people who serve files with it set it up: what is open stays open for as long as ours does.
+NGINX_FILES = """root {files};
+        sendfile on;
+        tcp_nopush on;
+        open_file_cache max=1000;
+        open_file_cache_valid 1s;"""
 
 NGINX_UPSTREAM = """upstream worker {{
         server unix:{worker};
@@ -168,11 +177,12 @@ class Bench:
 
     def start(self, kind, forwarding, prefix=(), master=True, stack=None, worker=None, flags=(), cores=None, routes=0,
               log=None):
-        """Starts one server. `kind` is "nginx", "haproxy", "ours" or "ours:BACKEND"; `prefix` goes before its command,
+        """Starts one server, which answers directly, forwards, or serves files (FILES). `kind` is "nginx", "haproxy", "ours" or "ours:BACKEND"; `prefix` goes before its command,
         as for valgrind; `master=False` makes nginx a single process. It ends with `stack` (the bench's own by default). `worker` is
         the socket of another worker than the usual one; ours gets the `flags`, takes other `cores` than the one for servers, and has so many `routes` by host and path, of which
         the last is taken. With `log` ours writes an access log in that format to a file."""
-        worker = worker or (self.worker() if forwarding else None)
+        files = self.files() if forwarding == FILES else None
+        worker = worker or (self.worker() if forwarding and not files else None)
         home = os.path.join(self.home, f"{kind.replace(':', '-')}-{next(self.numbers)}")
         os.mkdir(home)
         port = processes.free_port()
@@ -180,11 +190,11 @@ class Bench:
         if base == "ours" and os.path.basename(self.server) == "nginx":
             base = "nginx"  # The comparison of nginx with itself, which shows what the method can resolve.
         command = {"nginx": self.nginx, "haproxy": self.haproxy, "ours": self.ours}[base](
-            home, port, worker, kind.partition(":")[2], master
+            home, port, worker, kind.partition(":")[2], master, files
         )
         if base == "ours":
             lines = ["--access-log", os.path.join(home, "access.log"), "--access-log-format", log] if log else ["--no-access-log"]
-            command += [*lines, *flags, *self.routes(home, worker, routes)]
+            command += [*lines, *flags, *(["--static", files] if files else self.routes(home, worker, routes))]
         log = os.path.join(home, "log")
         process = (stack or self.stack).enter_context(
             processes.running([*prefix, *command], log, self.server_core if cores is None else cores, cwd=home)
@@ -192,14 +202,23 @@ class Bench:
         processes.wait_until_it_answers(process, log, port, deadline=60.0 if prefix else 15.0)
         return Server(kind, port, process)
 
-    def nginx(self, home, port, worker, _backend, master):
+    def files(self):
+        """A directory with files of 10 KiB and 1 MiB, which stay in memory."""
+        home = os.path.join(self.home, "files")
+        os.makedirs(home, exist_ok=True)
+        for name, size in (("index.html", 100), ("10k", 10 << 10), ("1m", 1 << 20)):
+            with open(os.path.join(home, name), "wb") as file:
+                file.write(b"x" * size)
+        return home
+
+    def nginx(self, home, port, worker, _backend, master, files):
         configuration = os.path.join(home, "nginx.conf")
         with open(configuration, "w") as file:
             file.write(NGINX.format(
                 home=home, port=port, descriptors=processes.raise_descriptor_limit(), master="on" if master else "off",
                 upstream=NGINX_UPSTREAM.format(worker=worker, concurrency=self.concurrency) if worker else "",
                 location=NGINX_FORWARD.format(fields="\n            ".join(NGINX_FIELDS[self.fields]))
-                if worker else f'location / {{ return 200 "{BODY}"; }}',
+                if worker else NGINX_FILES.format(files=files) if files else f'location / {{ return 200 "{BODY}"; }}',
             ))
         processes.need("nginx")
         # Started as root, nginx gives its worker to "nobody", who has to reach the socket in our 0700 directory.
@@ -207,7 +226,7 @@ class Bench:
         return [processes.find("nginx"), "-c", configuration, "-p", home, "-e", os.path.join(home, "error.log"),
                 *(["-g", directives] if directives else [])]
 
-    def haproxy(self, home, port, worker, _backend, _master):
+    def haproxy(self, home, port, worker, _backend, _master, _files):
         configuration = os.path.join(home, "haproxy.cfg")
         rules = HAPROXY_FORWARD if worker else HAPROXY_DIRECT
         with open(configuration, "w") as file:
@@ -220,7 +239,7 @@ class Bench:
         processes.need("haproxy")
         return [processes.find("haproxy"), "-f", configuration, "-db"]
 
-    def ours(self, home, port, _worker, backend, _master):
+    def ours(self, home, port, _worker, backend, _master, _files):
         return [self.server, "--loops", "1", "--backend", backend or "auto", "--stats-interval", "0s",
                 "--run-dir", os.path.join(home, "run"), "--listen", f"127.0.0.1:{port}"]
 

@@ -472,6 +472,7 @@ Examples:
   production_server -c 8 -- gunicorn --threads 8 --bind unix:{socket} app:app
   production_server -c 64 -- uvicorn --uds {socket} app:app
   production_server -c 64 --upstream unix:/run/app.sock   in front of a server that something else runs
+  production_server --static ./public                     the files in a directory
   production_server --respond hello --no-access-log       the loops alone, for load tests
 
 Signals:

@@ -12,6 +12,7 @@ use crate::backends::{Backend, HIGH_MARK, Size};
 use crate::buffers::block::{Block, SMALL, Share};
 use crate::buffers::slots::Key;
 use crate::connection::{State, Stream};
+use crate::dispatch::Outcome as End;
 use crate::exchange::{Ending, Exchange, Hold, Phase, Source, Upload};
 use crate::files::Site;
 use crate::files::answer::{Named, Piece, Plan, Terms};
@@ -185,7 +186,7 @@ impl<B: Backend> Loop<B> {
         let path = resolved(target);
         let head = &input[..request.len];
         let (look, name) = match (request.method, site.name(&path)) {
-            (Method::Get | Method::Head, Some(name)) => self.files.find(&site, name, self.time.nanos()),
+            (Method::Get | Method::Head, Some(name)) => self.apps.files.find(&site, name, self.time.nanos()),
             _ => (Some(Look::Missing), &b""[..]),
         };
         let outcome = match (request.method, look) {
@@ -255,9 +256,9 @@ impl<B: Backend> Loop<B> {
     /// Has a helper find out what lies behind a name, unless one does so already.
     fn ask_for_file(&mut self, waiter: Waiter) {
         let now = self.time.nanos();
-        self.files.make_place(now);
+        self.apps.files.make_place(now);
         let key: Box<[u8]> = [&waiter.site.number.to_le_bytes()[..], &waiter.name].concat().into();
-        let known = self.files.names.entry(key.clone()).or_default();
+        let known = self.apps.files.names.entry(key.clone()).or_default();
         let (site, name, exchange) = (waiter.site.clone(), waiter.name.clone(), waiter.exchange);
         known.waiting.push(waiter);
         if known.waiting.len() > 1 {
@@ -267,17 +268,17 @@ impl<B: Backend> Loop<B> {
         let work = move || open::look(&site, &name);
         let message = move |look| Message::Found(told, look);
         if !self.shared.ask_helper((self.index, &self.counters), Kind::Waits, work, message) {
-            if let Some(known) = self.files.names.get_mut(&key) {
+            if let Some(known) = self.apps.files.names.get_mut(&key) {
                 known.waiting.clear();
             }
-            self.finish(exchange, Ending::Failed { status: 503, reason: BUSY, outcome: None });
+            self.finish(exchange, Ending::Failed { status: 503, reason: BUSY, outcome: Some(End::Unused) });
         }
     }
 
     /// A helper has found out what lies behind a name, or has failed to.
     pub fn found(&mut self, key: &[u8], look: Option<Look>) {
         let now = self.time.nanos();
-        let Some(known) = self.files.names.get_mut(key) else { return };
+        let Some(known) = self.apps.files.names.get_mut(key) else { return };
         (known.look, known.at) = (Some(look.unwrap_or(Look::Unavailable)), now);
         for waiter in std::mem::take(&mut known.waiting) {
             self.concern(waiter.exchange);
@@ -288,14 +289,15 @@ impl<B: Backend> Loop<B> {
     /// Answers an exchange that has waited, or has it wait for the name that takes the place of its own.
     fn go_on_with_file(&mut self, mut waiter: Waiter) {
         let key = waiter.exchange;
-        let (look, name) = self.files.find(&waiter.site, &waiter.name, self.time.nanos());
+        if self.exchanges.lookup(key).is_none_or(|exchange| exchange.phase != Phase::Asking) {
+            return;
+        }
+        let (look, name) = self.apps.files.find(&waiter.site, &waiter.name, self.time.nanos());
         let Some(look) = look else {
             waiter.name = name.into();
             return self.ask_for_file(waiter);
         };
-        let Some(exchange) = self.exchanges.lookup(key).filter(|exchange| exchange.phase == Phase::Asking) else {
-            return;
-        };
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
         let (connection, method, id) = (exchange.stream.connection, exchange.request.method, exchange.request.id);
         let (head, edits) = (exchange.request.head.clone(), exchange.answer.edits.clone());
         let head: &[u8] = head.as_deref().unwrap_or_default();
@@ -489,7 +491,7 @@ impl<B: Backend> Loop<B> {
             None => {
                 let reason = "the app has named a file that is not below the root of its route";
                 self.warn(key, "a file cannot be sent", reason, &[]);
-                self.finish(key, Ending::Failed { status: 502, reason, outcome: None });
+                self.finish(key, Ending::Failed { status: 502, reason, outcome: Some(End::Unused) });
             }
         }
         true

@@ -34,7 +34,7 @@ pub use admission::Admission;
 pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
 pub(crate) use apps::{Apps, Seat};
 pub use files::MOST_OPEN;
-pub(crate) use files::{KnownFiles, Sending};
+pub(crate) use files::Sending;
 pub(crate) use front::{Arrival, Tolds};
 pub(crate) use gate::{Entrance, Gate};
 pub(crate) use memory::Memory;
@@ -199,7 +199,6 @@ pub(crate) struct Loop<B: Backend> {
     pub accepting: Accepting,
     /// Clients that speak TLS; `None` as long as no listener does.
     pub secure: Option<Box<Secure>>,
-    pub files: KnownFiles,
     pub counters: OwnCounters,
     pub access: AccessLog,
     /// What the handlers have left to be done, in this order.

@@ -230,10 +230,9 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use std::mem::MaybeUninit;
-
     use super::super::conditions::Coding;
     use super::*;
+    use crate::buffers::block::{Budget, Pool, Scratch};
     use crate::http::date;
 
     fn opened(size: u64, etag: &str) -> Opened {
@@ -246,12 +245,8 @@ mod tests {
         let served = Served { media_type: "text/plain", plain: opened(10, "\"p\""), coded };
         let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
         let plan = Plan::new(&served, &Asked::read(head.as_bytes()), (true, true), "B");
-        let mut room = vec![MaybeUninit::uninit(); Plan::room(terms)];
-        let mut out = Writer::new(&mut room);
-        plan.head(&mut out, &served, terms);
-        let length = out.len();
-        // SAFETY: so many bytes of it were written.
-        let bytes: Vec<u8> = room[..length].iter().map(|byte| unsafe { byte.assume_init() }).collect();
+        let mut scratch = Scratch::new(Pool::new(4, 0, Budget::new(0)));
+        let bytes = scratch.write(Plan::room(terms), |out| plan.head(out, &served, terms)).to_vec();
         (String::from_utf8(bytes).unwrap(), plan.pieces.into_iter().collect())
     }
 

@@ -1,5 +1,7 @@
 //! Files that are served: by `--static`, by routes, and in the place of an app's answer; and error pages.
 
+mod refusals;
+
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -53,6 +55,20 @@ impl Folder {
     fn server(&self, backend: &str, file: &str) -> Server {
         self.write("site.toml", file.replace("{folder}", &self.text("")).as_bytes());
         Server::start(backend, &["-f", &self.text("site.toml")])
+    }
+
+    /// On a disk that is slow until the file `gate` is there.
+    fn served_slowly(&self, backend: &str, flags: &[&str]) -> Server {
+        let library = self.path("slow_disk.so");
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/files/slow_disk.c");
+        let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
+        let mut compile = Command::new(compiler);
+        compile.args(["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]);
+        compile.arg(format!("-DGATE=\"{}\"", self.text("gate"))).arg("-o").arg(&library).arg(source);
+        assert!(compile.status().unwrap().success());
+        let mut command = Command::new(PROGRAM);
+        command.env("LD_PRELOAD", &library);
+        Server::start_as(command, backend, &[&["--static", &self.text("www")], flags].concat())
     }
 
     fn served(&self, backend: &str) -> Server {
@@ -447,16 +463,7 @@ fn errors_are_shown_as_pages(backend: &str) {
 fn a_slow_disk_holds_up_nobody_else(backend: &str) {
     let bytes = pattern(400_000);
     let folder = Folder::new(&[("big.slow", &bytes), ("small.slow", &bytes[..100]), ("a.txt", b"quick")]);
-    let library = folder.path("slow_disk.so");
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/files/slow_disk.c");
-    let compiler = std::env::var("CC").unwrap_or_else(|_| "cc".to_owned());
-    let mut compile = Command::new(compiler);
-    compile.args(["-std=c11", "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC"]);
-    compile.arg(format!("-DGATE=\"{}\"", folder.text("gate"))).arg("-o").arg(&library).arg(source);
-    assert!(compile.status().unwrap().success());
-    let mut command = Command::new(PROGRAM);
-    command.env("LD_PRELOAD", &library);
-    let server = Server::start_as(command, backend, &["--static", &folder.text("www"), "--helpers", "3"]);
+    let server = folder.served_slowly(backend, &["--helpers", "3"]);
     let mut waiting = [Client::of(&server), Client::of(&server)];
     for (client, target) in waiting.iter_mut().zip(["/big.slow", "/small.slow"]) {
         client.begin(target);
