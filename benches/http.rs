@@ -49,6 +49,7 @@ const FORWARD: Forward<'_> = Forward {
     keep_alive: true,
     open: false,
     edits: None,
+    identity: b"",
 };
 
 #[divan::bench(args = HEADS)]

@@ -3,14 +3,19 @@
 //! A configuration changes as a whole: a new [`AppTable`] goes to every loop by mail and takes the old one's place between two turns.
 //! Exchanges that run by then keep the [`App`] that they began with, to their end.
 
+use std::borrow::Cow;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use crate::config::route::{Matching, Piece, Respond, Target};
-use crate::config::{self, Settings};
+use crate::access::{self, Auth};
+use crate::config::route::{Access, Files, Matching, Piece, Respond, Target};
+use crate::config::{self, Peers, Settings};
 use crate::dispatch::{AppId, Dispatch};
+use crate::files::Site;
 use crate::http::reply::Direct;
 use crate::http::route::{Edits, Router};
+use crate::limits::{Flight, Limit, Policy, Registry};
 use crate::metrics::Metrics;
 
 /// An app, and what its requests are served with.
@@ -58,6 +63,8 @@ pub enum To {
     App(AppId, Option<Direct>),
     /// To a fixed answer.
     Direct(Direct),
+    /// To files, with the app whose requests these are.
+    Files(AppId, Arc<Site>),
     /// To another place: the pieces of its address, the status, and lines that are set.
     Redirect(Vec<Piece>, u16, String),
 }
@@ -67,39 +74,128 @@ pub enum To {
 pub struct Way {
     /// Where it leads.
     pub to: To,
+    /// The files that its app may name.
+    pub sendfile: Option<Arc<Site>>,
     /// What it changes of a request.
     pub request: Option<Edits>,
     /// What it changes of an answer.
     pub response: Option<Edits>,
     /// By which number the loops count for its requests ([`Metrics::series`]).
     pub series: u16,
+    /// Who gets in; `None`: all.
+    pub guard: Option<Guard>,
 }
 
+/// Who gets in by a route, and how often.
+#[derive(Clone, Debug)]
+pub struct Guard {
+    /// Who is allowed, and who is not, of the server's clients.
+    server: (Peers, Peers),
+    /// The same of the route's.
+    route: (Peers, Peers),
+    /// What clients have to show; `None`: nothing.
+    pub auth: Option<Arc<Auth>>,
+    /// What each limit allows, and who has used how much of it.
+    pub limits: Vec<(Policy, Arc<Limit>)>,
+    /// How many of its requests may be under way at once, and how many are.
+    pub flight: Option<(u32, Arc<Flight>)>,
+    /// Who has shown wrong passwords.
+    pub failures: Option<Arc<Limit>>,
+    /// The time of limits.
+    pub times: Registry,
+}
+
+impl Guard {
+    /// That of a route, or of what no route takes; `None` where all get in.
+    fn new(settings: &Settings, access: &Access, label: &str, metrics: &Metrics) -> Option<Guard> {
+        let times = metrics.limits().clone();
+        let holds = |policy: &&Policy| policy.everywhere || access.limits.contains(&policy.name);
+        let limits = settings.limits.iter().filter(holds);
+        let limits = limits.map(|policy| (policy.clone(), times.get(&policy.name))).collect();
+        let guard = Guard {
+            server: (settings.allow.clone(), settings.deny.clone()),
+            route: (access.allow.clone(), access.deny.clone()),
+            auth: access.auth.clone().map(Arc::new),
+            limits,
+            flight: access.max_in_flight.map(|most| (most, times.flight(label))),
+            failures: access.auth.is_some().then(|| times.get(FAILURES)),
+            times,
+        };
+        let says = |(allow, deny): &(Peers, Peers)| !allow.is_empty() || !deny.is_empty();
+        let is_open = guard.flight.is_none()
+            && guard.limits.is_empty()
+            && guard.auth.is_none()
+            && !says(&guard.server)
+            && !says(&guard.route);
+        (!is_open).then_some(guard)
+    }
+
+    /// Whether that client may come in, as far as its address goes; one on a Unix socket has none.
+    pub fn admits(&self, client: Option<IpAddr>) -> bool {
+        let passes =
+            |(allow, deny): &(Peers, Peers)| !deny.contains(client) && (allow.is_empty() || allow.contains(client));
+        passes(&self.server) && (passes(&self.route) || self.auth.as_ref().is_some_and(|auth| auth.or_address))
+    }
+
+    /// What that client has to show, if anything.
+    pub fn demands(&self, client: Option<IpAddr>) -> Option<&Arc<Auth>> {
+        let (allow, deny) = &self.route;
+        let is_inside = || !deny.contains(client) && (allow.is_empty() || allow.contains(client));
+        self.auth.as_ref().filter(|auth| !auth.or_address || !is_inside())
+    }
+}
+
+/// The limit on wrong credentials, which every address has. No limit of the configuration can be called so.
+const FAILURES: &str = "wrong credentials";
+
 impl Way {
-    fn new(route: &config::Route, apps: &[App], metrics: &Metrics) -> Way {
-        let response = Edits::of_response(&route.response_fields);
+    /// `told` are the names of fields that say who a client is, and come from nobody else.
+    fn new(route: &config::Route, told: &[&str], settings: &Settings, apps: &[App], metrics: &Metrics) -> Way {
+        let mut fields = Cow::Borrowed(&route.response_fields);
+        if route.sendfile.is_some() {
+            // They are for the server alone, also where they name nothing.
+            fields.to_mut().remove.extend(["X-Sendfile", "X-Accel-Redirect"].map(str::to_owned));
+        }
+        let response = Edits::of_response(&fields);
         let lines =
             response.as_ref().map_or_else(String::new, |edits| String::from_utf8_lossy(edits.lines()).into_owned());
         let to = match &route.to {
+            Target::Files(files, index) => To::Files(id_of(apps.get(*index)), site(files)),
             Target::App(index) => {
                 let app = apps.get(*index);
+                let files = app.and_then(|app| app.settings.files.as_ref());
                 let respond = app.and_then(|app| app.settings.respond.as_ref()).filter(|_| response.is_some());
                 let direct = respond.map(|body| {
                     let content_type = "text/plain; charset=utf-8".to_owned();
                     fixed(&Respond { status: 200, body: body.clone(), content_type }, response.as_ref(), &lines)
                 });
-                // An index is always that of an app; the last name of all is that of none.
-                To::App(app.map_or(AppId(u16::MAX), |app| app.id), direct)
+                files.map_or(To::App(id_of(app), direct), |files| To::Files(id_of(app), site(files)))
             }
             Target::Respond(respond) => To::Direct(fixed(respond, response.as_ref(), &lines)),
             Target::Redirect(redirect) => To::Redirect(redirect.to.clone(), redirect.status, lines),
         };
-        let app = if let Target::App(index) = route.to { apps.get(index).map(|app| app.count) } else { None };
+        let app = match route.to {
+            Target::App(index) | Target::Files(_, index) => apps.get(index).map(|app| app.count),
+            _ => None,
+        };
         let is_all = route.matching == Matching::default();
         let label = if is_all { String::new() } else { route.matching.to_string() };
-        let request = Edits::of_request(&route.request_fields, &route.rewrite);
-        Way { to, request, response, series: metrics.series(app, &label) }
+        let mut fields = route.request_fields.clone();
+        fields.remove.extend(told.iter().map(|name| (*name).to_owned()));
+        let request = Edits::of_request(&fields, &route.rewrite);
+        let guard = Guard::new(settings, &route.access, &label, metrics);
+        let sendfile = route.sendfile.as_ref().map(site);
+        Way { to, sendfile, request, response, series: metrics.series(app, &label), guard }
     }
+}
+
+/// An index is always that of an app; the last name of all is that of none.
+fn id_of(app: Option<&App>) -> AppId {
+    app.map_or(AppId(u16::MAX), |app| app.id)
+}
+
+fn site(files: &Files) -> Arc<Site> {
+    Arc::new(Site::new(files))
 }
 
 /// A fixed answer with the fields that its route gives it.
@@ -116,13 +212,18 @@ pub struct Routes {
     pub router: Router,
     /// All of them, by their numbers.
     pub ways: Vec<Way>,
+    /// Who gets in by none of them; `None`: all.
+    pub nobody: Option<Guard>,
 }
 
 impl Routes {
     /// Those routes, to those apps, which stand in the order of the configuration.
-    pub fn new(routes: &[config::Route], apps: &[App], metrics: &Metrics) -> Routes {
-        let ways = routes.iter().map(|route| Way::new(route, apps, metrics)).collect();
-        Routes { router: Router::new(routes), ways }
+    pub fn new(routes: &[config::Route], settings: &Settings, apps: &[App], metrics: &Metrics) -> Routes {
+        // On a route that asks nobody, too: an app may not know by which of them a request has come.
+        let told = if routes.iter().any(|route| route.access.auth.is_some()) { access::TOLD } else { &[] };
+        let ways = routes.iter().map(|route| Way::new(route, told, settings, apps, metrics)).collect();
+        let nobody = Guard::new(settings, &Access::default(), "", metrics);
+        Routes { router: Router::new(routes), ways, nobody }
     }
 }
 
@@ -142,7 +243,7 @@ pub struct AppTable {
 impl AppTable {
     /// Those apps, in the order of the configuration, and its routes.
     pub fn new(settings: Arc<Settings>, apps: Vec<App>, routes: &[config::Route], metrics: &Metrics) -> AppTable {
-        let routes = Arc::new(Routes::new(routes, &apps, metrics));
+        let routes = Arc::new(Routes::new(routes, &settings, &apps, metrics));
         AppTable { settings, apps, routes, taken: AtomicUsize::new(0) }
     }
 

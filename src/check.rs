@@ -10,10 +10,13 @@ use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
+use nix::errno::Errno;
 use nix::unistd::{AccessFlags, Group, User, access};
 use socket2::{Domain, Socket, Type};
 
+use crate::config::route::Target;
 use crate::config::{App, Command, Eject, Health, ListenAddress, Loaded, LogTarget, Problem, Severity, SpeakTls};
+use crate::files;
 use crate::socket_file;
 use crate::supervisor::{memory, program};
 use crate::tls;
@@ -57,6 +60,7 @@ pub fn look(loaded: &Loaded) -> Vec<Problem> {
     found.accounts();
     found.places();
     found.apps();
+    found.problems.extend(files(loaded));
     found.memory();
     found.problems
 }
@@ -73,6 +77,47 @@ pub fn tls(loaded: &Loaded) -> Vec<Problem> {
     let mut found = Found { loaded, app: None, problems: Vec::new() };
     found.tls();
     found.problems
+}
+
+/// Directories with files, and error pages, that are not there or that this user may not read.
+pub fn files(loaded: &Loaded) -> Vec<Problem> {
+    let mut found = Found { loaded, app: None, problems: Vec::new() };
+    for (index, app) in loaded.config.apps.iter().enumerate() {
+        if let Some((title, label)) = app.files.as_ref().and_then(|files| missing_root(&files.root)) {
+            found.app = Some(index);
+            found.error("static", 0, &title, &label);
+        }
+    }
+    found.app = None;
+    for (index, page) in loaded.config.server.error_pages.iter().enumerate() {
+        if let Err(what) = &page.body {
+            found.error("error-page", index, &format!("the page {} cannot be read", page.path.display()), what);
+        }
+    }
+    for (index, route) in loaded.config.routes.iter().enumerate() {
+        let of_static = match &route.to {
+            Target::Files(files, _) => Some(("static", files)),
+            _ => None,
+        };
+        let named = of_static.into_iter().chain(route.sendfile.as_ref().map(|files| ("sendfile", files)));
+        for (name, files) in named {
+            if let Some((title, label)) = missing_root(&files.root) {
+                found.problems.push(loaded.problem_of_route(index, name, &title, &label));
+            }
+        }
+    }
+    found.problems
+}
+
+/// What is wrong with a directory that files are to be served from.
+fn missing_root(root: &Path) -> Option<(String, String)> {
+    let shown = root.display();
+    match files::open::root(root) {
+        Ok(_) => None,
+        Err(Errno::ENOENT) => Some((format!("there is no directory {shown}"), String::new())),
+        Err(Errno::ENOTDIR) => Some((format!("{shown} is no directory"), String::new())),
+        Err(error) => Some((format!("the directory {shown} cannot be read"), error.desc().to_owned())),
+    }
 }
 
 struct Found<'a> {
@@ -284,7 +329,9 @@ impl Found<'_> {
                     self.warning(key, 0, nothing, "nobody is asked without a path: --health-check");
                 }
             }
-            Some(_) if app.respond.is_some() => self.warning("health-check", 0, nothing, "the loop itself answers"),
+            Some(_) if app.is_answered_by_loops() => {
+                self.warning("health-check", 0, nothing, "the loop itself answers")
+            }
             Some(_) => {}
         }
         let (own, plain) = (&app.eject, Eject::default());

@@ -17,3 +17,22 @@ pub(crate) fn unacknowledged(socket: impl AsFd) -> u64 {
 pub(crate) fn unacknowledged(_socket: impl AsFd) -> u64 {
     0
 }
+
+/// Reads from a place of a file on what the kernel has in memory, into `room`: how many bytes, 0 at the file's end.
+///
+/// # Errors
+/// `WouldBlock` where the first of them is not in memory, and where that cannot be told (preadv2(2), RWF_NOWAIT).
+#[cfg(target_os = "linux")]
+pub(crate) fn read_now(file: impl AsFd, at: u64, room: &mut [std::mem::MaybeUninit<u8>]) -> std::io::Result<usize> {
+    use std::os::fd::AsRawFd;
+    let place = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+    let at = libc::off_t::try_from(at).map_err(|_| std::io::ErrorKind::InvalidInput)?;
+    // SAFETY: the one vector is `room`, which is borrowed exclusively; the kernel writes at most its length to it.
+    let read = unsafe { libc::preadv2(file.as_fd().as_raw_fd(), &raw const place, 1, at, libc::RWF_NOWAIT) };
+    usize::try_from(read).map_err(|_| std::io::Error::last_os_error())
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn read_now(_: impl AsFd, _: u64, _: &mut [std::mem::MaybeUninit<u8>]) -> std::io::Result<usize> {
+    Err(std::io::ErrorKind::WouldBlock.into())
+}

@@ -3,17 +3,20 @@
 //! The map, from the top down; each layer uses those below it and none above:
 //!
 //! ```text
-//! main → server, check, init → supervisor, control → fleet
+//! main → server, check, init, hash_password → supervisor, control → fleet
 //!           └──→ reactor → event_loop, connection, exchange → mailbox → apps → dispatch
 //!                               └──→ http, tls               bytes in, bytes out: no descriptor, no clock, no thread
 //!                               └──→ backends → buffers
 //! acme: under server and supervisor, above control and tls
+//! helpers: threads for what would block a loop; uses nothing
 //! socket_file, proc, systemd, handover: beside server, supervisor and control
+//! limits, access: under config, metrics and event_loop; no clock
 //! config, metrics, log: usable by all, use none of them
 //! ```
 //!
 //! ARCHITECTURE.md has the road of a request and the states of a connection; `tests/tidy.rs` guards the layers.
 
+pub mod access;
 pub mod acme;
 pub mod apps;
 pub mod backends;
@@ -28,11 +31,15 @@ pub mod dispatch;
 pub mod event_loop;
 mod exchange;
 pub mod exporter;
+pub mod files;
 pub mod fleet;
 pub mod handover;
+pub mod hash_password;
+pub mod helpers;
 pub mod http;
 pub mod init;
 pub(crate) mod kernel;
+pub mod limits;
 pub mod listener;
 pub mod log;
 pub mod mailbox;

@@ -24,6 +24,7 @@ use std::sync::{
 use crate::apps::AppTable;
 use crate::buffers::slots::Key;
 use crate::dispatch::{AppId, Grant, WorkerId};
+use crate::files::open::Look;
 use crate::listener::ListenerSetup;
 
 /// The receiver runs and will look for mail before it sleeps: nobody rings.
@@ -61,8 +62,14 @@ pub enum Message {
     CloseIdle,
     /// Memory has come back: answers that stopped for the lack of it may go on.
     Memory,
+    /// Whether the password of the request that this connection has put aside is right; `None`: nobody knows.
+    Checked(Key, Option<bool>),
     /// The document that an exchange of this loop has asked for.
     Document(desk::Reply),
+    /// What lies behind a name that was asked about, by its key; `None`: it could not be found out.
+    Found(Box<[u8]>, Option<Look>),
+    /// Bytes of a file that a loop could not read without waiting, for that exchange; `None`: nobody can read them.
+    Read(Key, Option<Vec<u8>>),
     /// Show that the loop turns: by this number, see [`crate::metrics::Counters::beat`].
     Beat(u64),
     /// Stop gracefully: finish what runs, cut what is left at the deadline.

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use production_server::config::{self, Environment, Inputs, Invocation};
 use production_server::handover::Channel;
-use production_server::{check, conformance, control, init, server, supervisor, worker};
+use production_server::{check, conformance, control, hash_password, init, server, supervisor, worker};
 
 fn main() -> ExitCode {
     let inputs = Inputs { arguments: std::env::args_os().collect(), environment: Environment::of_process() };
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         Ok(Invocation::Steer(steering)) => ExitCode::from(control::client::run(&steering)),
         Ok(Invocation::Worker(arguments)) => worker::main(arguments.into_iter()),
         Ok(Invocation::Conformance(wanted)) => conformance::main(wanted),
+        Ok(Invocation::HashPassword(wanted)) => hash_password::main(&wanted),
         Ok(Invocation::Exec(arguments)) => supervisor::exec::main(arguments.into_iter()),
         Ok(Invocation::Guard(arguments)) => supervisor::guard::main(arguments.into_iter()),
         Ok(Invocation::Print(text)) => {

@@ -25,6 +25,8 @@ use crossbeam_utils::CachePadded;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
+use crate::limits::Registry;
+
 use latency::Latencies;
 use series::{AllSeries, AppCounters, Apps, Names, Register, SeriesCounters};
 
@@ -204,6 +206,12 @@ counters! {
     paused_for_memory,
     /// Requests refused because `buffer_bytes` was used up.
     memory_refused,
+    /// Pieces of work that loops had for the helper threads.
+    helper_jobs,
+    /// Those of them that were refused because too many waited.
+    helper_refusals,
+    /// Files that changed or failed while they were sent: the answer was cut.
+    files_cut,
     /// Connections closed because their peer may not speak for others with the PROXY protocol.
     proxy_protocol_refused,
     /// Connections closed because they did not begin with a header of the PROXY protocol.
@@ -232,6 +240,16 @@ counters! {
     tls_left,
     /// TLS connections closed because what came on them later was malformed.
     tls_broken,
+    /// Requests refused because their client's address is not allowed.
+    denied,
+    /// Requests that came in by their credentials.
+    auth_passed,
+    /// Requests refused because their credentials were missing or wrong.
+    auth_refused,
+    /// Requests refused because too many credentials waited to be checked.
+    auth_busy,
+    /// Connections closed because their address had as many as it may.
+    crowded_out,
     /// Requests whose client left before the answer was whole.
     client_gone,
     of apps:
@@ -296,13 +314,20 @@ struct All {
     /// What the servers before this one have counted, as if they were one more loop.
     before: Counters,
     register: Register,
+    /// What is remembered of clients by the limits, beside what comes of it.
+    limits: Registry,
 }
 
 impl Metrics {
     /// Counters for that many loops, all zero.
     pub fn new(loops: usize) -> Metrics {
         let loops = (0..loops).map(|_| OwnCounters::default()).collect();
-        Metrics(Arc::new(All { loops, before: Counters::default(), register: Register::default() }))
+        Metrics(Arc::new(All {
+            loops,
+            before: Counters::default(),
+            register: Register::default(),
+            limits: Registry::default(),
+        }))
     }
 
     /// One loop's counters. Panics if there is no such loop, which is a mistake of ours.
@@ -318,6 +343,11 @@ impl Metrics {
     /// Whatever has counted: the loops, and the servers before this one.
     fn all(&self) -> impl Iterator<Item = &Counters> {
         self.loops().chain([&self.0.before])
+    }
+
+    /// The limits that are in use.
+    pub fn limits(&self) -> &Registry {
+        &self.0.limits
     }
 
     /// The number by which loops count for the app of that name: the one that it has, or a new one.

@@ -285,9 +285,18 @@ impl<B: Backend> Loop<B> {
             Message::AcceptAnew => self.accept_anew(),
             Message::CloseIdle => drop(self.close_longest_idle()),
             Message::Memory => self.share_memory(),
+            Message::Checked(sock, right) => {
+                self.subject = sock;
+                self.checked(sock, right);
+            }
             Message::Document(reply) => {
                 self.concern(reply.exchange);
                 self.document_came(reply);
+            }
+            Message::Found(question, look) => self.found(&question, look),
+            Message::Read(exchange, bytes) => {
+                self.concern(exchange);
+                self.file_read(exchange, bytes);
             }
             Message::Beat(number) => {
                 self.count().beat.store(number, Ordering::Release);

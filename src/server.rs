@@ -19,9 +19,10 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::backends::Backend;
 use crate::check;
-use crate::config::{BackendChoice, Config, Front, Inputs, ListenAddress, Loaded, Settings, Severity};
+use crate::config::{BackendChoice, Config, Front, Inputs, ListenAddress, Loaded, Problem, Settings, Severity};
 use crate::event_loop::Shared;
 use crate::handover::Channel;
+use crate::helpers::Helpers;
 use crate::listener::refuse_newcomers;
 use crate::log::{Level, Log};
 use crate::mailbox::Message;
@@ -114,6 +115,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     let mut listeners = open_listeners(&config.server, &mut inherited)?;
     secure(&mut listeners, &loaded, &config.server)?;
     privileges::give_up(&config.server)?;
+    find_files(&loaded)?;
     // Workers may start elsewhere, and are told paths in it.
     config.server.run_dir = std::path::absolute(&config.server.run_dir).unwrap_or(config.server.run_dir);
     (config.server.listen, config.server.admin) = places(&listeners);
@@ -131,6 +133,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     let (postboxes, mailboxes) = loops::post(settings.loops);
     let desk = Desk::default();
     let policies = Policies::default();
+    let helpers = start_helpers(&config)?;
     let about = About {
         backend: backend_name(backend),
         metrics: metrics.clone(),
@@ -139,8 +142,8 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
         tls: policies.clone(),
     };
     let loop_listeners = loops::share_out(&listeners, &settings)?;
-    let reloader =
-        Reloader::new(loaded, inputs, config, table.clone(), &listeners, (&postboxes, &log, &metrics), policies);
+    let shared = (&postboxes, &log, &metrics, &helpers);
+    let reloader = Reloader::new(loaded, inputs, config, table.clone(), &listeners, shared, policies);
     let held = predecessor.is_some();
     let options = supervisor::Options {
         descriptors: original_limit,
@@ -162,6 +165,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
         admission: Default::default(),
         scarcity: Default::default(),
         desk,
+        helpers,
         status: Box::new(status),
     });
     let loop_exit = supervisor.loop_exit();
@@ -173,12 +177,34 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
 /// Reads certificates and keys, while the server still is who it was started as.
 fn secure(listeners: &mut [Listening], loaded: &Loaded, settings: &Settings) -> Result<(), StartError> {
     let wrong = |message| StartError { message, code: exit::CONFIG };
-    let errors: Vec<_> = check::tls(loaded).into_iter().filter(|it| it.severity == Severity::Error).collect();
-    if !errors.is_empty() {
-        return Err(wrong(loaded.report(&errors).trim_end().trim_start_matches("error: ").to_owned()));
-    }
+    without_errors(loaded, check::tls(loaded))?;
     let mut secured = listeners.iter_mut().map(|listening| listening.secure(settings));
     secured.find_map(Result::err).map_or(Ok(()), |failure| Err(wrong(failure.to_string())))
+}
+
+/// Looks whether directories with files are there, as whom the server will look for the files in them.
+fn find_files(loaded: &Loaded) -> Result<(), StartError> {
+    without_errors(loaded, check::files(loaded))
+}
+
+/// Nothing is started with what does not work.
+fn without_errors(loaded: &Loaded, findings: Vec<Problem>) -> Result<(), StartError> {
+    let errors: Vec<_> = findings.into_iter().filter(|it| it.severity == Severity::Error).collect();
+    if errors.is_empty() {
+        return Ok(());
+    }
+    let message = loaded.report(&errors).trim_end().trim_start_matches("error: ").to_owned();
+    Err(StartError { message, code: exit::CONFIG })
+}
+
+/// The helper threads, where something that is configured needs them.
+fn start_helpers(config: &Config) -> Result<Helpers, StartError> {
+    let helpers = Helpers::default();
+    if config.needs_helpers() {
+        let started = helpers.start(config.server.helpers);
+        started.map_err(|error| refused(format!("cannot start a helper thread: {error}"), &error, exit::SYSTEM))?;
+    }
+    Ok(helpers)
 }
 
 /// Puts a certificate that was made here where clients can be told to trust it, and says how.
@@ -297,6 +323,11 @@ fn supervise(
             "event loops did not stop in time and are left behind",
             &[("loops", &ends.left)],
         );
+    }
+    let left = shared.helpers.stop(grace(LOOP_GRACE));
+    if left > 0 {
+        // A disk that hangs is no failure of ours.
+        shared.log.event(Level::Warn, "helper threads did not stop in time and are left behind", &[("helpers", &left)]);
     }
     if ends != loops::Ends::default() {
         code = exit::SOFTWARE;

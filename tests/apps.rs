@@ -90,6 +90,7 @@ impl Rig {
             admission: Default::default(),
             scarcity: Default::default(),
             desk: Default::default(),
+            helpers: Default::default(),
             status: Box::new(String::new),
         });
         let pool = Pool::new(64, 8, Budget::new(1 << 20));

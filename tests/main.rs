@@ -1,5 +1,6 @@
 //! The one integration test binary. Each module holds the tests of one part.
 
+mod access;
 mod apps;
 mod backends;
 mod checking;
@@ -10,6 +11,7 @@ mod control;
 mod crowds;
 mod drain;
 mod environment;
+mod files;
 mod hot_reload;
 mod listen;
 mod lives;

@@ -160,6 +160,7 @@ impl Rig {
             admission: Default::default(),
             scarcity: Default::default(),
             desk: Default::default(),
+            helpers: Default::default(),
             status: Box::new(|| panic!("the writer of the status panics")),
         });
         let pool = Pool::new(64, 8, Budget::new(1 << 20));

@@ -13,7 +13,7 @@ const MOST_LINES_OF_A_FUNCTION: usize = 70;
 /// Who waits for whom was once spread over the 42 fields of one struct: nobody could see that all cases were thought of.
 const MOST_FIELDS: usize = 15;
 /// Lines of the road of a request, `src/connection` and `src/exchange`, without tests: what it does more is to replace something.
-const MOST_LINES_OF_THE_ROAD: usize = 3160;
+const MOST_LINES_OF_THE_ROAD: usize = 3220;
 
 /// Structs with more than [`MOST_FIELDS`], each with its reason.
 const LARGE_STRUCTS: &[(&str, &str)] = &[
@@ -31,25 +31,31 @@ const LARGE_STRUCTS: &[(&str, &str)] = &[
 
 /// Each module with the modules of the crate that it may use. What is not named here may be used by all.
 const LAYERS: &[(&str, &[&str])] = &[
-    ("buffers", &[]),
+    ("buffers", &["kernel"]),
     ("planted", &[]),
-    ("config", &[]),
-    ("check", &["socket_file", "supervisor", "tls"]),
+    ("access", &[]),
+    ("limits", &[]),
+    ("config", &["access", "limits"]),
+    ("check", &["files", "socket_file", "supervisor", "tls"]),
     ("init", &["supervisor"]),
-    ("metrics", &["config"]),
+    ("hash_password", &["access"]),
+    ("metrics", &["config", "limits"]),
     ("log", &["config", "http", "metrics"]),
     ("backends", &["buffers", "kernel"]),
     ("http", &["buffers"]),
     ("day", &["http"]),
     ("dispatch", &["buffers"]),
     ("acme", &["control", "tls"]),
-    ("apps", &["dispatch", "http"]),
+    ("apps", &["access", "dispatch", "files", "http", "limits"]),
+    ("files", &["buffers", "http"]),
     ("listener", &["tls"]),
     ("tls", &[]),
-    ("mailbox", &["apps", "buffers", "dispatch", "listener"]),
+    ("mailbox", &["apps", "buffers", "dispatch", "files", "listener"]),
+    ("helpers", &[]),
     (
         "event_loop",
         &[
+            "access",
             "apps",
             "backends",
             "buffers",
@@ -57,14 +63,20 @@ const LAYERS: &[(&str, &[&str])] = &[
             "day",
             "dispatch",
             "exchange",
+            "files",
+            "helpers",
             "http",
+            "limits",
             "listener",
             "mailbox",
             "tls",
         ],
     ),
-    ("connection", &["apps", "backends", "buffers", "dispatch", "event_loop", "exchange", "http", "mailbox"]),
-    ("exchange", &["apps", "backends", "buffers", "connection", "dispatch", "event_loop", "http", "mailbox"]),
+    ("connection", &["apps", "backends", "buffers", "dispatch", "event_loop", "exchange", "http", "limits", "mailbox"]),
+    (
+        "exchange",
+        &["apps", "backends", "buffers", "connection", "dispatch", "event_loop", "files", "http", "limits", "mailbox"],
+    ),
     (
         "reactor",
         &[
@@ -101,6 +113,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "exporter",
             "fleet",
             "handover",
+            "limits",
             "listener",
             "mailbox",
             "proc",

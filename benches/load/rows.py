@@ -3,6 +3,7 @@
 import dataclasses
 
 from callgrind import BROWSER_FIELDS
+from servers import FILES
 
 # Sends 16 requests at a time over each connection.
 PIPELINE = """
@@ -27,7 +28,7 @@ class Row:
 
     name: str
     title: str
-    forwarding: bool
+    forwarding: bool | str
     path: str
     connections: int
     target_epoll: float
@@ -49,6 +50,8 @@ LOAD = [
     Row("1m", "forwarded, 1 MiB answer", True, "/1m", 64, 0.85, 1.10),
     Row("post", "forwarded, POST of 16 KiB", True, "/small", 64, 0.85, 1.10, script=POST),
     Row("chunked", "forwarded, chunked 4 x 1 KiB", True, "/chunked", 64, 0.60, 0.60),
+    Row("file-10k", "a file of 10 KiB", FILES, "/10k", 64, 0.90, 0.90),
+    Row("file-1m", "a file of 1 MiB", FILES, "/1m", 64, 0.90, 0.90),
     Row("close", "direct, one connection a request", False, "/small", 64, 0.95, 0.85, fields=("Connection: close",)),
     Row("tls-direct-64", "TLS 1.3, direct, 64 connections", False, "/small", 64, 0.87, 0.87, secure=True),
     Row("tls-forwarded-64", "TLS 1.3, forwarded, small, 64 connections", True, "/small", 64, 0.87, 0.87, secure=True),

@@ -56,7 +56,7 @@ def compare(bench, options):
         running = start_all(bench, chosen, ours, options.peers)
         for row in chosen:
             results["rows"][row.name] = measure_row(bench, row, running, ours, options, failures)
-            print_row(row, results["rows"][row.name], ours, options.peers)
+            print_row(row, results["rows"][row.name], ours, able(options.peers, row.forwarding))
         results["geometric_means"] = print_geometric_means(results["rows"], ours)
     for name in ("memory", "tls-memory"):
         if name in options.rows:
@@ -95,18 +95,24 @@ def start_all(bench, chosen, ours, peers):
     """Starts each server once for direct answers and once for forwarding, as the rows need; an idle one costs nothing."""
     running = {}
     for forwarding, secure in {(row.forwarding, row.secure) for row in chosen}:
-        for kind in [*ours, *peers]:
+        for kind in [*ours, *able(peers, forwarding)]:
             running[kind, forwarding, secure] = bench.start(kind, forwarding, secure=secure)
     return running
 
 
+def able(peers, forwarding):
+    """Those that can do it: haproxy serves no files."""
+    return [peer for peer in peers if peer != "haproxy" or forwarding != servers.FILES]
+
+
 def measure_row(bench, row, running, ours, options, failures):
     """The rounds of one row. Each of ours runs twice a round, so that its spread against itself is known."""
-    turns = [(kind, 0) for kind in [*ours, *options.peers]] + [(kind, 1) for kind in ours]
+    peers = able(options.peers, row.forwarding)
+    turns = [(kind, 0) for kind in [*ours, *peers]] + [(kind, 1) for kind in ours]
     shuffled = random.Random(row.name)
     figures = {turn: [] for turn in turns}
     rates = {turn: [] for turn in turns}
-    for kind in [*ours, *options.peers]:
+    for kind in [*ours, *peers]:
         load(bench, row, running[kind, row.forwarding, row.secure], min(0.5, options.seconds), failures)
     for _ in range(options.rounds):
         order = turns[:]
@@ -116,7 +122,7 @@ def measure_row(bench, row, running, ours, options, failures):
             figure, rate = load(bench, row, server, options.seconds, failures)
             figures[turn].append(figure)
             rates[turn].append(rate)
-    return summary(figures, rates, ours, options.peers)
+    return summary(figures, rates, ours, peers)
 
 
 def summary(figures, rates, ours, peers):

@@ -1,4 +1,4 @@
-"""The servers that are compared: ours, nginx and haproxy, each answering directly or forwarding to one Unix socket.
+"""The servers that are compared: ours, nginx and haproxy, each answering directly, forwarding to one Unix socket, or, but for haproxy, serving files.
 
 Owns: their command lines and configurations. Rules: each gets one thread of work on one core, no access log, keep-alive
 to client and worker without a limit of requests. Ours always adds X-Forwarded-For, -Proto, -Host and -Port, X-Real-IP,
@@ -14,6 +14,8 @@ from processes import Trouble
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 BODY = "ok"
+# What servers do that neither answer directly (False) nor forward (True).
+FILES = "files"
 
 NGINX = """
 daemon off;
@@ -50,6 +52,13 @@ http {{
 NGINX_TLS = """ssl_certificate {0};
     ssl_certificate_key {1};
     ssl_protocols TLSv1.2 TLSv1.3;"""
+
+# As people who serve files with it set it up: what is open stays open for as long as ours does.
+NGINX_FILES = """root {files};
+        sendfile on;
+        tcp_nopush on;
+        open_file_cache max=1000;
+        open_file_cache_valid 1s;"""
 
 NGINX_UPSTREAM = """upstream worker {{
         server unix:{worker};
@@ -173,11 +182,12 @@ class Bench:
 
     def start(self, kind, forwarding, prefix=(), master=True, stack=None, worker=None, flags=(), cores=None, routes=0,
               log=None, secure=False):
-        """Starts one server. `kind` is "nginx", "haproxy", "ours" or "ours:BACKEND"; `prefix` goes before its command,
+        """Starts one server, which answers directly, forwards, or serves files (FILES). `kind` is "nginx", "haproxy", "ours" or "ours:BACKEND"; `prefix` goes before its command,
         as for valgrind; `master=False` makes nginx a single process. It ends with `stack` (the bench's own by default). `worker` is
         the socket of another worker than the usual one; ours gets the `flags`, takes other `cores` than the one for servers, and has so many `routes` by host and path, of which
         the last is taken. With `log` ours writes an access log in that format to a file; `secure` ones speak TLS, with what each of them has by default."""
-        worker = worker or (self.worker() if forwarding else None)
+        files = self.files() if forwarding == FILES else None
+        worker = worker or (self.worker() if forwarding and not files else None)
         home = os.path.join(self.home, f"{kind.replace(':', '-')}-{next(self.numbers)}")
         os.mkdir(home)
         port = processes.free_port()
@@ -185,11 +195,11 @@ class Bench:
         if base == "ours" and os.path.basename(self.server) == "nginx":
             base = "nginx"  # The comparison of nginx with itself, which shows what the method can resolve.
         command = {"nginx": self.nginx, "haproxy": self.haproxy, "ours": self.ours}[base](
-            home, port, worker, kind.partition(":")[2], master, self.certificate() if secure else None
+            home, port, worker, kind.partition(":")[2], master, self.certificate() if secure else None, files
         )
         if base == "ours":
             lines = ["--access-log", os.path.join(home, "access.log"), "--access-log-format", log] if log else ["--no-access-log"]
-            command += [*lines, *flags, *self.routes(home, worker, routes)]
+            command += [*lines, *flags, *(["--static", files] if files else self.routes(home, worker, routes))]
         log = os.path.join(home, "log")
         process = (stack or self.stack).enter_context(
             processes.running([*prefix, *command], log, self.server_core if cores is None else cores, cwd=home)
@@ -215,14 +225,23 @@ class Bench:
                         out.write(file.read())
         return certificate, key, both
 
-    def nginx(self, home, port, worker, _backend, master, certificate):
+    def files(self):
+        """A directory with files of 10 KiB and 1 MiB, which stay in memory."""
+        home = os.path.join(self.home, "files")
+        os.makedirs(home, exist_ok=True)
+        for name, size in (("index.html", 100), ("10k", 10 << 10), ("1m", 1 << 20)):
+            with open(os.path.join(home, name), "wb") as file:
+                file.write(b"x" * size)
+        return home
+
+    def nginx(self, home, port, worker, _backend, master, certificate, files):
         configuration = os.path.join(home, "nginx.conf")
         with open(configuration, "w") as file:
             file.write(NGINX.format(
                 home=home, port=port, descriptors=processes.raise_descriptor_limit(), master="on" if master else "off",
                 upstream=NGINX_UPSTREAM.format(worker=worker, concurrency=self.concurrency) if worker else "",
                 location=NGINX_FORWARD.format(fields="\n            ".join(NGINX_FIELDS[self.fields]))
-                if worker else f'location / {{ return 200 "{BODY}"; }}',
+                if worker else NGINX_FILES.format(files=files) if files else f'location / {{ return 200 "{BODY}"; }}',
                 tls="ssl" if certificate else "",
                 certificate=NGINX_TLS.format(*certificate) if certificate else "",
             ))
@@ -232,7 +251,7 @@ class Bench:
         return [processes.find("nginx"), "-c", configuration, "-p", home, "-e", os.path.join(home, "error.log"),
                 *(["-g", directives] if directives else [])]
 
-    def haproxy(self, home, port, worker, _backend, _master, certificate):
+    def haproxy(self, home, port, worker, _backend, _master, certificate, _files):
         configuration = os.path.join(home, "haproxy.cfg")
         rules = HAPROXY_FORWARD if worker else HAPROXY_DIRECT
         with open(configuration, "w") as file:
@@ -245,7 +264,7 @@ class Bench:
         processes.need("haproxy")
         return [processes.find("haproxy"), "-f", configuration, "-db"]
 
-    def ours(self, home, port, _worker, backend, _master, certificate):
+    def ours(self, home, port, _worker, backend, _master, certificate, _files):
         tls = ["--tls-cert", certificate[0], "--tls-key", certificate[1]] if certificate else []
         return [self.server, "--loops", "1", "--backend", backend or "auto", "--stats-interval", "0s",
                 "--run-dir", os.path.join(home, "run"), "--listen", f"127.0.0.1:{port}", *tls]

@@ -51,6 +51,7 @@ fuzz_target!(|bytes: &[u8]| {
         keep_alive: true,
         open: false,
         edits: None,
+        identity: b"",
     };
     let mut room = vec![MaybeUninit::uninit(); rewrite::request_room(&request, &fields, &forward)];
     let mut out = Writer::new(&mut room);

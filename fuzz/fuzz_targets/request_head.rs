@@ -48,6 +48,7 @@ fuzz_target!(|bytes: &[u8]| {
             keep_alive: variant & 2 != 0,
             open: variant & 4 != 0,
             edits: None,
+            identity: b"",
         };
         let mut room = vec![MaybeUninit::uninit(); rewrite::request_room(&request, &fields, &forward)];
         let mut out = Writer::new(&mut room);

@@ -13,11 +13,15 @@
 use std::alloc::Layout;
 use std::cell::{Cell, RefCell};
 use std::collections::HashSet;
+use std::fs::File;
+use std::io;
 use std::ops::{Deref, Range};
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::kernel;
 
 /// Bytes of a small block: the largest head (16 KiB) with room for what follows it.
 pub const SMALL: usize = 18 * 1024;
@@ -380,6 +384,23 @@ impl Block {
         count
     }
 
+    /// Puts behind those in view what the kernel has in memory of a file from a place of it on, at most so many bytes: how many.
+    ///
+    /// # Errors
+    /// As [`kernel::read_now`] says.
+    ///
+    /// # Panics
+    /// When the block is shared.
+    pub fn read(&mut self, file: &File, at: u64, most: usize) -> io::Result<usize> {
+        let (place, room) = self.spare();
+        // SAFETY: `place` is good for `room` bytes, which are in nobody's view, and which are lent as memory that may be uninitialised.
+        let room = unsafe { std::slice::from_raw_parts_mut(place.cast(), room.min(most)) };
+        let count = kernel::read_now(file, at, room)?;
+        // SAFETY: the kernel has written so many bytes there.
+        unsafe { self.filled(count) };
+        Ok(count)
+    }
+
     /// The bytes in view, to be changed where they are, unless somebody shares them.
     pub fn unshared(&mut self) -> Option<&mut [u8]> {
         if self.core().refs.get() != 1 {
@@ -603,6 +624,22 @@ impl<'a> Writer<'a> {
         let written = fill(unsafe { &mut *(std::ptr::from_mut(room) as *mut [u8]) });
         assert!(written <= most, "more is written than there is room for");
         self.len += written;
+    }
+
+    /// Appends what the kernel has in memory of a file from a place of it on, at most so many bytes: how many.
+    ///
+    /// # Errors
+    /// As [`kernel::read_now`] says.
+    ///
+    /// # Panics
+    /// As [`Writer::put`].
+    pub fn read(&mut self, file: &File, at: u64, most: usize) -> io::Result<usize> {
+        if most == 0 {
+            return Ok(0);
+        }
+        let count = kernel::read_now(file, at, &mut self.room[self.len..self.len + most])?;
+        self.len += count;
+        Ok(count)
     }
 
     /// Appends a decimal number.

@@ -42,6 +42,8 @@ pub enum Invocation {
     Worker(Vec<OsString>),
     /// To look at a command through the worker contract.
     Conformance(Conformance),
+    /// To make a line for a file of users.
+    HashPassword(HashPassword),
     /// To be the shim before a worker's command; the arguments behind the word.
     Exec(Vec<OsString>),
     /// To be the guard; the arguments behind the word.
@@ -153,6 +155,10 @@ pub fn read(arguments: impl IntoIterator<Item = OsString>, environment: &Environ
         Some((word @ ("completions" | "man"), words)) => shell::read(word, words).map(Invocation::Text),
         Some(("init", _)) => Ok(Invocation::Init),
         Some(("check", words)) => load(words, environment).map(|loaded| Invocation::Check(Box::new(loaded))),
+        Some(("hash-password", words)) => {
+            let user = words.get_one::<String>("user").cloned();
+            Ok(Invocation::HashPassword(HashPassword { user, bcrypt: words.get_flag("bcrypt") }))
+        }
         Some(("conformance", words)) => {
             super::conformance::read(words).map(Invocation::Conformance).map_err(Refusal::usage)
         }
@@ -191,8 +197,30 @@ pub fn command() -> clap::Command {
             clap::Command::new("init").about("Write a first production_server.toml for the app in this directory"),
         )
         .subcommand(worker)
+        .subcommand(hash_password())
         .subcommand(super::conformance::subcommand());
     shell::with_words(steering::with_words(command))
+}
+
+/// What `hash-password` is to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HashPassword {
+    /// Whose password it is; `None`: the hash alone is wanted.
+    pub user: Option<String>,
+    /// With bcrypt rather than argon2id.
+    pub bcrypt: bool,
+}
+
+fn hash_password() -> clap::Command {
+    let user = |text: &str| {
+        let plain = !text.is_empty() && !text.contains(':') && !text.chars().any(char::is_control);
+        if plain { Ok(text.to_owned()) } else { Err("expected a name without colons and control characters") }
+    };
+    let bcrypt = Arg::new("bcrypt").long("bcrypt").action(ArgAction::SetTrue);
+    clap::Command::new("hash-password")
+        .about("Make a line for a file of users: the password is asked for, or read from standard input")
+        .arg(Arg::new("user").value_name("USER").value_parser(user).help("Whose it is; without it: the hash alone"))
+        .arg(bcrypt.help("With bcrypt, which other programs understand, too [default: argon2id]"))
 }
 
 /// The words about the configuration.
@@ -444,6 +472,7 @@ Examples:
   production_server -c 8 -- gunicorn --threads 8 --bind unix:{socket} app:app
   production_server -c 64 -- uvicorn --uds {socket} app:app
   production_server -c 64 --upstream unix:/run/app.sock   in front of a server that something else runs
+  production_server --static ./public                     the files in a directory
   production_server --respond hello --no-access-log       the loops alone, for load tests
 
 Signals:

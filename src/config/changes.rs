@@ -48,6 +48,8 @@ pub struct Changes {
     pub fronts: Vec<Listener>,
     /// Listeners that stay, and whose certificates or rules of TLS are others, each with what is new: who has read the files knows.
     pub tls: Vec<String>,
+    /// Whether the limits are others.
+    pub limits: bool,
     /// Whether the routes are others.
     pub routes: bool,
     /// What becomes of apps, by their names.
@@ -75,6 +77,7 @@ impl Changes {
         lines.extend(self.fronts.iter().map(|listener| format!("listener {}: {left}", listener.address)));
         lines.extend(self.access.iter().map(|listener| format!("listener {}: mode and owner", listener.address)));
         lines.extend(self.tls.iter().cloned());
+        lines.extend(self.limits.then(|| "limits: changed".to_owned()));
         lines.extend(self.routes.then(|| "routes: changed".to_owned()));
         for (name, fate) in &self.apps {
             match fate {
@@ -102,6 +105,11 @@ impl fmt::Display for Changed {
 /// What is to be changed for `new` to hold where `old` holds.
 pub fn diff(old: &Loaded, new: &Loaded) -> Changes {
     let mut changes = Changes { server: values(old, &old.given, new, &new.given, None), ..Changes::default() };
+    let of_pages = |changed: &Changed| changed.path == "server.error_pages";
+    if old.config.server.error_pages != new.config.server.error_pages && !changes.server.iter().any(of_pages) {
+        let (path, old, new) = ("server.error_pages".to_owned(), "as they were".to_owned(), "read anew".to_owned());
+        changes.server.push(Changed { path, class: Reload::Live, old, new });
+    }
     let (before, after) = (&old.config.listeners, &new.config.listeners);
     let same = |one: &Listener, all: &[Listener]| all.iter().any(|other| other.address == one.address);
     changes.opened = after.iter().filter(|listener| !same(listener, before)).cloned().collect();
@@ -110,6 +118,7 @@ pub fn diff(old: &Loaded, new: &Loaded) -> Changes {
     let admits_others = |one: &&Listener| earlier(one).is_some_and(|other| one.access != other.access);
     changes.access = after.iter().filter(admits_others).cloned().collect();
     // Routes name apps by their index, which may be another although the app is the same.
+    changes.limits = old.config.server.limits != new.config.server.limits;
     changes.routes = routes(&old.config) != routes(&new.config);
     for app in &old.config.apps {
         let fate = match new.config.apps.iter().find(|other| other.name == app.name) {
@@ -130,7 +139,10 @@ pub fn diff(old: &Loaded, new: &Loaded) -> Changes {
 /// Whether an app is not the other with changed values, but something else: its workers are upstreams, or other upstreams.
 fn is_another(one: &App, other: &App) -> bool {
     let runs = |app: &App| app.command != super::Command::None;
-    runs(one) != runs(other) || one.respond.is_some() != other.respond.is_some() || one.upstreams != other.upstreams
+    runs(one) != runs(other)
+        || one.respond.is_some() != other.respond.is_some()
+        || one.files.is_some() != other.files.is_some()
+        || one.upstreams != other.upstreams
 }
 
 /// The routes with the names of their apps.
@@ -140,6 +152,11 @@ fn routes(config: &Config) -> Vec<(String, super::Route)> {
         let name = match &mut route.to {
             super::route::Target::App(app) => {
                 config.apps.get(std::mem::take(app)).map(|app| app.name.clone()).unwrap_or_default()
+            }
+            // The app that stands for such routes is no part of what they say.
+            super::route::Target::Files(_, app) => {
+                *app = 0;
+                String::new()
             }
             _ => String::new(),
         };
@@ -223,6 +240,7 @@ impl Config {
         server.backend = old.backend;
         server.pin = old.pin;
         server.max_connections = old.max_connections;
+        server.helpers = old.helpers;
         server.buffer_bytes = old.buffer_bytes;
         server.run_dir.clone_from(&old.run_dir);
         server.admin.clone_from(&old.admin);
@@ -275,7 +293,7 @@ mod tests {
             let default = place.key().is_some_and(|key| place.write(key.default) == place.example());
             let value = other.unwrap_or_else(|| if default { different(place) } else { place.example() });
             let changes = diff(&load("", &[]), &load(&one(place, &value), &[]));
-            if ["upstream", "respond"].contains(&place.name) {
+            if ["upstream", "respond", "static"].contains(&place.name) {
                 assert_eq!(changes.apps, [("web".to_owned(), Fate::Replaced)], "{}", place.path);
                 continue;
             }
@@ -308,6 +326,7 @@ mod tests {
             ("statsd", _) => "\"127.0.0.1:1\"",
             ("statsd-format", _) => "\"datadog\"",
             ("statsd-tag", _) => "\"a:b\"",
+            ("error-page", _) => "{ 404 = \"x.html\" }",
             ("admin", _) => "\"127.0.0.1:1\"",
             ("max-fields" | "max-connections", _) => "100",
             (_, Count) => "3",
@@ -325,7 +344,7 @@ mod tests {
     #[test]
     fn what_is_said_of_a_roll_is_what_causes_one() {
         for place in PLACES.iter().filter(|place| place.path.starts_with("apps.") && place.key().is_some()) {
-            if ["upstream", "respond"].contains(&place.name) {
+            if ["upstream", "respond", "static"].contains(&place.name) {
                 continue;
             }
             let app = |file: &str| load(file, &[]).config.apps[0].clone();

@@ -56,8 +56,8 @@ pub(super) fn contradictions<'a>(given: &'a [Given], program: Option<&'a Program
         clashes.push(Clash { line, involved: vec![&one.source, other.1] });
     };
     let by_key = |other: &'a Given| (place(other), &other.source);
-    let apps: Vec<&Given> = ["upstream", "respond"].into_iter().filter_map(find).collect();
-    if let [first, second] = &apps[..] {
+    let apps: Vec<&Given> = ["upstream", "respond", "static"].into_iter().filter_map(find).collect();
+    if let [first, second, ..] = &apps[..] {
         clash(first, by_key(second), "expected one of them");
     }
     if let Some(app) = apps.first() {

@@ -3,11 +3,14 @@
 //! `find` reads it, `values` puts in what lies elsewhere, `places` says what may stand where, and the keys' own setters read the
 //! values. Nothing here stops at the first problem, and no value is passed over because a flag overrides it.
 
+mod auth;
 mod find;
+mod limits;
 mod routes;
 mod values;
 
 pub use find::{NAME, Text, VARIABLE, find};
+pub(super) use limits::{LimitSaid, table_of};
 pub(super) use routes::RouteSaid;
 
 use std::ops::Range;
@@ -40,6 +43,8 @@ pub struct File {
     pub(super) given: Vec<Given>,
     /// The addresses to listen on, and what belongs to each alone.
     pub(super) listen: Vec<Listen>,
+    /// The limits.
+    pub(super) limits: Vec<LimitSaid>,
     /// The routes, in their order.
     pub(super) routes: Vec<RouteSaid>,
     /// Everything that is wrong.
@@ -86,6 +91,7 @@ impl File {
             reader.file.problems.iter().map(|problem| line(&source, &problem.marks[0].0)).collect();
         reader.root(table.get_ref());
         reader.look_at_routes();
+        reader.look_at_limits();
         let mut file = reader.file;
         // Of a line that could not be read in whole, what was read of it says nothing.
         let mut seen = 0;
@@ -96,6 +102,13 @@ impl File {
         });
         file
     }
+}
+
+/// Whether something may be called so.
+fn is_name(name: &str) -> bool {
+    let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    let plain = name.bytes().all(letter) && name.starts_with(|first: char| first.is_ascii_alphanumeric());
+    plain && name.len() <= LONGEST_NAME
 }
 
 fn line(text: &str, range: &Range<usize>) -> usize {
@@ -128,6 +141,7 @@ impl Reader<'_> {
         for (key, value) in entries(table) {
             match (key.get_ref().as_ref(), value.get_ref()) {
                 ("apps", DeValue::Table(apps)) => self.apps(apps),
+                ("limits", DeValue::Table(limits)) => self.limits(limits),
                 ("listen", DeValue::Array(listeners)) => self.listeners(key.span(), listeners),
                 ("routes", DeValue::Array(routes)) => self.routes(routes),
                 ("routes", _) => {
@@ -155,9 +169,7 @@ impl Reader<'_> {
                 self.wrong(Problem::error(format!("`{name}` belongs to an app"), key.span(), label));
                 continue;
             };
-            let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
-            let plain = name.bytes().all(letter) && name.starts_with(|first: char| first.is_ascii_alphanumeric());
-            if !plain || name.len() > LONGEST_NAME {
+            if !is_name(name) {
                 let label =
                     format!("expected 1 to {LONGEST_NAME} letters, digits, `_` and `-`, a letter or digit first");
                 self.wrong(Problem::error("invalid name of an app", key.span(), label));

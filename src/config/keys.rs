@@ -130,6 +130,7 @@ pub const GROUPS: &[(&str, &[Key])] = &[
     ("Certificates that come by themselves", super::acme::KEYS),
     ("The process", PROCESS),
     ("Deadlines and limits of the client side", LIMITS),
+    ("Who gets in, and how often", super::limits::KEYS),
     ("Logs and statistics", logs::LOGS),
     ("Metrics and health", super::monitoring::KEYS),
 ];
@@ -216,6 +217,13 @@ const APP: &[Key] = &[
     )
     .many()
     .example("unix:/run/app.sock"),
+    key("static", "DIR", "", STATIC_HELP, |settings, text| {
+        let root = super::route::root(text)?;
+        settings.app.command = Command::None;
+        settings.app.files = Some(super::route::Files { root, ..Default::default() });
+        Ok(())
+    })
+    .example("./public"),
     key("respond", "TEXT", "", "Answer every request with TEXT from the loop itself", |settings, text| {
         settings.app.respond = Some(text.to_owned());
         settings.app.command = Command::None;
@@ -333,6 +341,8 @@ const LIVES: &[Key] = &[
     })
     .example("QUIT"),
 ];
+
+const STATIC_HELP: &str = "Serve the files in DIR, and run no app";
 
 const WORKERS_HELP: &str = "Worker processes; MIN..MAX: as the load asks; auto: one per core, at least 2; \
     join: none but those that join";
@@ -457,6 +467,15 @@ const LOOPS: &[Key] = &[
     key("max-connections", "N", "10000", "Client connections open at once", |settings, text| {
         store(&mut settings.max_connections, count(text, 1..=1_000_000).map(|number| number as usize))
     }),
+    key("helpers", "N", "2", HELPERS_HELP, |settings, text| {
+        store(&mut settings.helpers, count(text, 1..=64).map(|number| number as usize))
+    }),
+    key("error-page", "STATUS=FILE", "", ERROR_PAGE_HELP, |settings, text| {
+        settings.error_pages.push(super::error_page::error_page(text)?);
+        Ok(())
+    })
+    .many()
+    .example("503=/srv/errors/busy.html"),
     key(
         "internal",
         "on|off|PREFIX",
@@ -477,6 +496,11 @@ const FORWARDED_HELP: &str =
 
 const PROXY_HELP: &str = "Who may connect, and has to begin with a PROXY protocol header, of version 1 or 2 [default: all may, \
     without one]";
+
+const HELPERS_HELP: &str = "Threads for what would block a loop, as opening files does; they run where something that is configured needs them";
+
+const ERROR_PAGE_HELP: &str = "A file that is shown in the place of the server's own errors of that status, 503 while no worker is ready \
+    among them: .html, .json or .txt, at most 64 KiB";
 
 const LISTEN_HELP: &str =
     "IP:PORT, a port, unix:PATH, systemd:NAME (sockets that systemd has opened) or systemd: (all of them)";

@@ -11,7 +11,7 @@ use super::clashes::{Clash, OF_WORKERS, contradictions, place, whole};
 use super::environment::Environment;
 use super::file::{self, AppSaid, File, RouteSaid};
 use super::report::{Problem, Severity, line_and_column, report, shown_path};
-use super::route::{Draft, Target};
+use super::route::{Access, AccessDraft, Draft, Target};
 use super::{App, Command, Config, Front, ListenAddress, Listener, Route, Settings, UnixListen, keys, places, units};
 
 /// What the workers run, and where it was said.
@@ -130,6 +130,13 @@ impl Loaded {
         Problem { severity, title: format!("{name}: {title}"), marks: Vec::new(), help }
     }
 
+    /// A problem with what is said of a route, by its index, in the table of that name.
+    pub fn problem_of_route(&self, route: usize, name: &str, title: &str, label: &str) -> Problem {
+        let said = self.file.as_ref().and_then(|file| file.routes.get(route));
+        let at = said.and_then(|said| said.mark(&format!("routes[].{name}")));
+        Problem::error(title, at.unwrap_or(0..0), label)
+    }
+
     /// What is wrong, as people read it.
     pub fn report(&self, problems: &[Problem]) -> String {
         let none = file::Text::default();
@@ -197,7 +204,9 @@ pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Lo
     for one in &given {
         apply(&mut server, one)?;
     }
+    server.error_pages.iter_mut().for_each(|page| page.read());
     if let Some(file) = &file {
+        server.limits.extend(file.limits.iter().filter_map(|limit| limit.policy.clone()));
         server.front_of = fronts(&server.front, file, &given);
     }
     super::acme::complete(&mut server, environment, given.iter().any(|one| one.key.name == "listen"));
@@ -316,20 +325,28 @@ fn routes_of(file: Option<&File>, apps: &mut Vec<App>) -> Vec<Route> {
     }
     let mut routes = Vec::new();
     for RouteSaid { draft, .. } in said {
-        let to = match (&draft.respond, &draft.redirect) {
-            (Some(respond), _) => Target::Respond(respond.clone()),
-            (_, Some(redirect)) => Target::Redirect(redirect.clone()),
+        let to = match (&draft.respond, &draft.redirect, &draft.files) {
+            (Some(respond), ..) => Target::Respond(respond.clone()),
+            (_, Some(redirect), _) => Target::Redirect(redirect.clone()),
+            (.., Some(files)) => Target::Files(files.clone(), files_app(apps)),
             _ => Target::App(app_of(draft, apps)),
         };
         routes.push(Route {
             matching: draft.matching.clone(),
             to,
+            sendfile: draft.sendfile.clone(),
             rewrite: draft.rewrite.clone(),
             request_fields: draft.request_fields.clone(),
             response_fields: draft.response_fields.clone(),
+            access: access(draft),
         });
     }
     routes
+}
+
+fn access(draft: &Draft) -> Access {
+    let AccessDraft { allow, deny, limits, max_in_flight, read, .. } = draft.access.clone();
+    Access { allow, deny, limits, max_in_flight, auth: read }
 }
 
 /// The index of the app that a route is to. Routes to the same upstreams, with the same balance, have one in common; what
@@ -351,6 +368,16 @@ fn app_of(draft: &Draft, apps: &mut Vec<App>) -> usize {
     let (command, upstreams) = (Command::None, draft.upstreams.clone());
     let own = draft.own.as_ref().map_or_else(App::default, |own| own.app.clone());
     apps.push(App { name, command, upstreams, balance, ..own });
+    apps.len() - 1
+}
+
+/// The index of the app that stands for all routes to files: each request that takes its time is some app's.
+fn files_app(apps: &mut Vec<App>) -> usize {
+    const NAME: &str = "static files";
+    if let Some(index) = apps.iter().position(|app| app.name == NAME) {
+        return index;
+    }
+    apps.push(App { name: NAME.to_owned(), ..nothing() });
     apps.len() - 1
 }
 
@@ -425,7 +452,7 @@ fn file_program(app: &AppSaid) -> Option<Program> {
 
 /// What the workers run is what the file says, unless somebody says elsewhere what the app is; then what the file says of that goes.
 fn inherit(given: &mut Vec<Given>, own: &mut Option<Program>, program: Option<Program>) {
-    let kinds = ["upstream", "respond"];
+    let kinds = ["upstream", "respond", "static"];
     let from_file = |one: &Given| one.source.rank() == 0;
     let replaced = given.iter().any(|one| kinds.contains(&one.key.name) && !from_file(one));
     if program.is_some() || replaced {

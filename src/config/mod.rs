@@ -8,10 +8,12 @@
 //! - `arguments`: the command line, and its mistakes in one line;
 //! - `health`: how workers and upstreams are found to be well;
 //! - `monitoring`: what is told to those who watch the server;
+//! - `limits`: how often clients may ask;
 //! - `load`: all places together, and `clashes`: what of them does not go together;
 //! - `shell`: completions and the manual page;
 //! - `conformance`: the words of that subcommand;
 //! - `environment`: the variables;
+//! - `error_page`: pages in the place of the server's own errors;
 //! - `steering`: the words that speak to a server which runs already;
 //! - `tls`: which listeners speak TLS, and with which certificates;
 //! - `units`: durations, sizes, counts and addresses as people write them.
@@ -28,10 +30,12 @@ mod changes;
 mod clashes;
 mod conformance;
 mod environment;
+mod error_page;
 mod file;
 mod front;
 mod health;
 mod keys;
+pub mod limits;
 mod load;
 mod logging;
 mod monitoring;
@@ -54,11 +58,14 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use arguments::{Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
+use crate::limits::Policy;
+
+pub use arguments::{HashPassword, Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
 pub use changes::{Changed, Changes, Fate, diff};
 pub use clashes::cannot_both_listen;
 pub use conformance::Conformance;
 pub use environment::{Environment, HANDOVER, Search};
+pub use error_page::ErrorPage;
 pub use file::{File, NAME as FILE_NAME, Text};
 pub use front::{Front, Peers};
 pub use health::{Eject, Health};
@@ -121,6 +128,8 @@ pub struct Settings {
     pub backend: BackendChoice,
     /// Client connections open at once, over all loops.
     pub max_connections: usize,
+    /// Threads for what would block a loop, 1 to 64.
+    pub helpers: usize,
     /// Whether loops are pinned to cores.
     pub pin: Pin,
     /// Deadlines of the client side.
@@ -157,6 +166,16 @@ pub struct Settings {
     pub access_log: AccessLogSettings,
     /// Events and the lines of workers.
     pub event_log: EventLogSettings,
+    /// How often clients may ask, each by its name.
+    pub limits: Vec<Policy>,
+    /// Connections that each client address may have open; `None`: as many as there may be at all.
+    pub connections_per_ip: Option<u32>,
+    /// Whose requests are taken; if it is nobody, all are.
+    pub allow: Peers,
+    /// Whose requests are refused.
+    pub deny: Peers,
+    /// What is shown in the place of the server's own errors.
+    pub error_pages: Vec<ErrorPage>,
     /// Where the loop answers `/server`, `/status` and the like itself.
     pub internal: Internal,
     /// The app behind the loops.
@@ -320,6 +339,8 @@ pub struct App {
     pub upstreams: Vec<Upstream>,
     /// The text that the loops answer every request with, when set.
     pub respond: Option<String>,
+    /// The files that they answer with, when set.
+    pub files: Option<route::Files>,
     /// Bytes of a request body that are gathered before a worker is taken; beyond it the body streams.
     pub request_buffer: usize,
     /// Bytes of an answer held for a slow reader.
@@ -511,6 +532,7 @@ impl Default for Settings {
             loops: cores,
             backend: BackendChoice::Auto,
             max_connections: 10_000,
+            helpers: 2,
             pin: Pin::Auto,
             timeouts: Timeouts {
                 header: Duration::from_secs(10),
@@ -534,6 +556,11 @@ impl Default for Settings {
             max_fields: 200,
             access_log: AccessLogSettings::new(LogTarget::Stdout, AccessLogFormat::Human),
             event_log: EventLogSettings::default(),
+            limits: Vec::new(),
+            connections_per_ip: None,
+            allow: Peers::default(),
+            deny: Peers::default(),
+            error_pages: Vec::new(),
             internal: Internal::Under(String::new()),
             app: App::default(),
             config: None,
@@ -597,6 +624,7 @@ impl Default for App {
             keepalive: true,
             upstreams: Vec::new(),
             respond: None,
+            files: None,
             request_buffer: 1024 * 1024,
             response_buffer: 16 * 1024 * 1024,
             serve_half_closed: false,
@@ -605,6 +633,11 @@ impl Default for App {
 }
 
 impl App {
+    /// Whether the loops answer in its place.
+    pub fn is_answered_by_loops(&self) -> bool {
+        self.respond.is_some() || self.files.is_some()
+    }
+
     /// Whether the two say the same of how a worker is started and looked for: what is of the class [`Reload::Roll`].
     pub fn starts_like(&self, other: &App) -> bool {
         let of = |app: &App| {
@@ -613,6 +646,20 @@ impl App {
             (command, module, directory, environment, app.socket, app.ready.by.clone(), app.watchdog, app.concurrency)
         };
         of(self) == of(other)
+    }
+}
+
+impl Config {
+    /// Whether anything is configured that helper threads are needed for.
+    pub fn needs_helpers(&self) -> bool {
+        let has_passwords = |route: &Route| route.access.auth.as_ref().is_some_and(|auth| auth.passwords.is_some());
+        self.serves_files() || self.routes.iter().any(has_passwords)
+    }
+
+    /// Whether files are served.
+    pub fn serves_files(&self) -> bool {
+        let of_route = |route: &Route| route.sendfile.is_some() || matches!(route.to, route::Target::Files(..));
+        self.apps.iter().any(|app| app.files.is_some()) || self.routes.iter().any(of_route)
     }
 }
 

@@ -109,9 +109,9 @@ impl Place {
         keys::all().find(|key| key.name == self.name)
     }
 
-    /// Whether it says something of a route, or of the upstreams that are its own.
+    /// Whether it says something of a route, of the upstreams that are its own, or of a limit, whose keys are read as those of a route.
     pub fn is_of_route(&self) -> bool {
-        self.path.starts_with("routes[]")
+        self.path.starts_with("routes[]") || self.path.starts_with("limits.")
     }
 
     /// Its last segment.
@@ -234,6 +234,7 @@ pub const PLACES: &[Place] = &[
     at("backend", "server.backend", Word, Restart),
     at("pin", "server.pin", Word, Restart),
     at("max-connections", "server.max_connections", Count, Restart),
+    at("helpers", "server.helpers", Count, Restart),
     at("header-timeout", "server.timeouts.header", Shape::Duration, Live),
     at("body-timeout", "server.timeouts.body", Shape::Duration, Live),
     at("idle-timeout", "server.timeouts.idle", Shape::Duration, Live),
@@ -242,7 +243,12 @@ pub const PLACES: &[Place] = &[
     at("max-head", "server.max_head", Size, Live),
     at("max-fields", "server.max_fields", Count, Live),
     at("buffer-bytes", "server.buffer_bytes", Size, Restart),
+    at("error-page", "server.error_pages", Map, Live),
     at("internal", "server.internal", Word, Live),
+    at("rate-limit", "server.rate_limit", Text, Live),
+    at("connections-per-ip", "server.connections_per_ip", Count, Live),
+    at("allow", "server.allow", List, Live),
+    at("deny", "server.deny", List, Live),
     at("shutdown", "server.shutdown", Shape::Duration, Live),
     at("pre-stop-delay", "server.pre_stop_delay", Shape::Duration, Live),
     at("stats-interval", "server.stats_interval", Shape::Duration, Live),
@@ -315,6 +321,7 @@ pub const PLACES: &[Place] = &[
     at("half-close", "apps.*.half_close", Word, Live),
     at("upstream", "apps.*.upstream", List, Live),
     at("respond", "apps.*.respond", Text, Live),
+    at("static", "apps.*.static", Text, Live),
     at("module", "apps.*.module", Text, Roll),
     at("dump-signal", "apps.*.dump_signal", Word, Live),
     at("connect-timeout-ms", "apps.*.timeouts.connect", Shape::Duration, Live),
@@ -358,6 +365,19 @@ pub const PLACES: &[Place] = &[
     at("hot-reload", "apps.*.hot_reload.by", Word, Live),
     at("watch", "apps.*.hot_reload.watch", List, Live),
     at("reload-signal", "apps.*.hot_reload.signal", Word, Live),
+    route("limits.*.rate", Text, "How often, in the long run", "300/m", |draft, text| draft.limit.rate(text)),
+    route("limits.*.burst", Count, BURST_HELP, "20", |draft, text| draft.limit.burst(text)),
+    route("limits.*.delay", Shape::Duration, DELAY_HELP, "2s", |draft, text| draft.limit.delay(text)),
+    route("limits.*.key", Text, BY_HELP, "field:X-Tenant", |draft, text| draft.limit.by(text)),
+    Place {
+        pair: Some(Pair { names: ["v4", "v6"], shapes: [Count, Count], joint: "/", example: "{ v4 = 24, v6 = 48 }" }),
+        ..route("limits.*.prefix", Text, BITS_HELP, "24/48", |draft, text| draft.limit.prefix(text))
+    },
+    route("limits.*.status", Count, "The status of a refusal [default: 429]", "503", |draft, text| {
+        draft.limit.status(text)
+    }),
+    route("limits.*.dry_run", Switch, DRY_RUN_HELP, "on", |draft, text| draft.limit.dry_run(text)),
+    route("limits.*.everywhere", Switch, EVERYWHERE_HELP, "on", |draft, text| draft.limit.everywhere(text)),
     route("routes[].match.host", Text, HOST_HELP, "example.org", |draft, text| {
         route::host(text).map(|host| draft.matching.host = Some(host))
     }),
@@ -401,6 +421,30 @@ pub const PLACES: &[Place] = &[
     route("routes[].redirect.status", Count, "Its status [default: 302]", "308", |draft, text| {
         route::redirect_status(text).map(|status| draft.redirect().status = status)
     }),
+    route("routes[].static.root", Text, ROOT_HELP, "/srv/www", |draft, text| {
+        route::root(text).map(|root| draft.files().root = root)
+    }),
+    route("routes[].static.prefix", Text, PREFIX_HELP, "/static", |draft, text| {
+        route::part(text).map(|prefix| draft.files().prefix = prefix)
+    }),
+    route("routes[].static.index", List, INDEX_HELP, "index.html", |draft, text| {
+        route::index(text).map(|index| draft.index(index))
+    }),
+    route("routes[].static.fallback", Text, FALLBACK_HELP, "/index.html", |draft, text| {
+        route::fallback(text).map(|fallback| draft.files().fallback = Some(fallback))
+    }),
+    route("routes[].static.cache", Text, CACHE_HELP, "no-cache", |draft, text| {
+        route::value(text).map(|cache| draft.files().cache = cache)
+    }),
+    route("routes[].static.immutable", List, IMMUTABLE_HELP, "/assets/*", |draft, text| {
+        route::pattern(text).map(|pattern| draft.files().immutable.push(pattern))
+    }),
+    route("routes[].sendfile.root", Text, SENDFILE_HELP, "/srv/private", |draft, text| {
+        route::root(text).map(|root| draft.sendfile().root = root)
+    }),
+    route("routes[].sendfile.prefix", Text, ACCEL_HELP, "/protected", |draft, text| {
+        route::part(text).map(|prefix| draft.sendfile().prefix = prefix)
+    }),
     route("routes[].rewrite.strip", Text, STRIP_HELP, "/api", |draft, text| {
         route::part(text).map(|strip| draft.rewrite.strip = strip)
     }),
@@ -431,6 +475,56 @@ pub const PLACES: &[Place] = &[
         "Server",
         |draft, text| route::field(text).map(|name| draft.response_fields.remove.push(name)),
     ),
+    route("routes[].allow", List, ALLOW_HELP, "10.0.0.0/8", |draft, text| draft.access.allow.add(text)),
+    route(
+        "routes[].deny",
+        List,
+        "Whose requests are refused with 403; it goes before `allow`",
+        "192.0.2.0/24",
+        |draft, text| draft.access.deny.add(text),
+    ),
+    route("routes[].limits", List, "The limits that hold here, by their names", "login", |draft, text| {
+        draft.access.limits.push(text.to_owned());
+        Ok(())
+    }),
+    route("routes[].max_in_flight", Count, FLIGHT_HELP, "4", |draft, text| {
+        units::count(text, 1..=1_000_000).map(|most| draft.access.max_in_flight = Some(most as u32))
+    }),
+    route("routes[].auth.basic", Text, BASIC_HELP, "/etc/production_server/users", |draft, text| {
+        route::file(text).map(|path| draft.access.basic = Some(path))
+    }),
+    route("routes[].auth.realm", Text, REALM_HELP, "staff", |draft, text| {
+        route::value(text).map(|realm| draft.access.realm = Some(realm))
+    }),
+    route("routes[].auth.keys", Text, KEYS_HELP, "/etc/production_server/keys", |draft, text| {
+        route::file(text).map(|path| draft.access.keys = Some(path))
+    }),
+    route("routes[].auth.key_field", Text, KEY_FIELD_HELP, "Authorization", |draft, text| {
+        route::token(text).map(|name| draft.access.key_field = Some(name))
+    }),
+    route("routes[].auth.jwt.keys", Text, JWT_HELP, "/etc/production_server/jwks.json", |draft, text| {
+        route::file(text).map(|path| draft.access.jwt = Some(path))
+    }),
+    route("routes[].auth.jwt.algorithms", List, "With which algorithms they may be signed", "RS256", |draft, text| {
+        units::choice(text, crate::access::ALGORITHMS).map(|algorithm| draft.access.rules.algorithms.push(algorithm))
+    }),
+    route(
+        "routes[].auth.jwt.issuer",
+        List,
+        "Who may have issued them (`iss`)",
+        "https://id.example.org",
+        |draft, text| {
+            draft.access.rules.issuers.push(text.to_owned());
+            Ok(())
+        },
+    ),
+    route("routes[].auth.jwt.audience", List, "For whom they have to be (`aud`)", "shop", |draft, text| {
+        draft.access.rules.audiences.push(text.to_owned());
+        Ok(())
+    }),
+    route("routes[].satisfy", Word, SATISFY_HELP, "any", |draft, text| {
+        units::choice(text, &[("all", false), ("any", true)]).map(|any| draft.access.any = Some(any))
+    }),
     at("log-format", "log.format", Text, Live),
     at("log-level", "log.level", Word, Live),
     at("json-logging", "log.access_json", Switch, Live),
@@ -462,7 +556,36 @@ const UPSTREAMS_HELP: &str = "Servers that something else runs, as an app's `ups
 const TYPE_HELP: &str = "The Content-Type of a fixed answer [default: text/plain; charset=utf-8]";
 const REDIRECT_HELP: &str = "Where a redirect leads; `{path}`, `{query}` (with its ?) and `{host}` are the request's";
 const STRIP_HELP: &str = "Taken from the front of the path that the app gets, where a slash or nothing follows";
+const ROOT_HELP: &str =
+    "The directory with the files; a link on the way to it is followed anew, so that it can be switched over";
+const PREFIX_HELP: &str = "Taken from the front of the path, where a slash or nothing follows";
+const INDEX_HELP: &str = "What a directory shows, the first that is there [default: index.html]";
+const FALLBACK_HELP: &str =
+    "What is served where nothing has the name that was asked for, unless that name has an ending";
+const CACHE_HELP: &str = "What Cache-Control says of what is not immutable [default: nothing]";
+const IMMUTABLE_HELP: &str = "Names that never change their content, `*` for anything: browsers keep them for a year";
+const SENDFILE_HELP: &str = "Where files lie that the app may have sent in the place of its answer, by `X-Sendfile` or \
+    `X-Accel-Redirect`";
+const ACCEL_HELP: &str = "What the paths in `X-Accel-Redirect` begin with";
 const SET: &str = "X-Tenant=a";
+const BURST_HELP: &str = "How many may come at once [default: the number in the rate]";
+const DELAY_HELP: &str = "How long a request beyond that is made to wait rather than refused [default: 0]";
+const BY_HELP: &str = "What clients are told apart by: their address, a field of the request, who they are by their credentials, or nothing \
+    [default: client_ip]";
+const BITS_HELP: &str = "How many bits of an address count [default: { v4 = 32, v6 = 64 }]";
+const DRY_RUN_HELP: &str = "Counts what would be refused, and refuses nothing [default: false]";
+const EVERYWHERE_HELP: &str = "It holds for all requests, and not only on routes that name it [default: false]";
+const FLIGHT_HELP: &str = "Requests that may be under way at once, from their heads to the end of their answers; beyond: 503. So a slow \
+    page cannot have all workers";
+const BASIC_HELP: &str = "The file of those who get in with a password (htpasswd: bcrypt or argon2id), as `production_server hash-password` \
+    makes its lines";
+const REALM_HELP: &str = "What clients are told that the password is for [default: restricted]";
+const KEYS_HELP: &str = "The file of API keys: lines NAME:SHA256";
+const KEY_FIELD_HELP: &str = "The field that an API key comes in; in Authorization behind Bearer [default: X-Api-Key]";
+const JWT_HELP: &str = "The file with the keys that tokens are signed with: a JSON Web Key Set, or a public key in PEM";
+const SATISFY_HELP: &str =
+    "Whether address and credentials must be right, or any of both is enough: all or any [default: all]";
+const ALLOW_HELP: &str = "Whose requests are taken, and of all others none: networks, addresses, loopback, unix";
 
 /// The tables, each with what it holds.
 pub const TABLES: &[(&str, &str)] = &[
@@ -487,7 +610,10 @@ pub const TABLES: &[(&str, &str)] = &[
         "apps",
         "The apps behind the loops, each under a name of its own: `[apps.web]`. With several of them `[[routes]]` says which gets what.",
     ),
-    ("apps.*", "One app. It is a command, `upstream`, `respond`, or without any of them the built-in worker."),
+    (
+        "apps.*",
+        "One app. It is a command, `upstream`, `respond`, `static`, or without any of them the built-in worker.",
+    ),
     ("apps.*.ready", "When a worker counts as ready; a word alone, as in `ready = \"notify\"`, stands for `by`."),
     ("apps.*.timeouts", "Deadlines of the worker side."),
     ("apps.*.queue", "Requests that wait for a worker."),
@@ -499,16 +625,34 @@ pub const TABLES: &[(&str, &str)] = &[
     ("apps.*.recycle", "When a worker is replaced."),
     ("apps.*.restart", "How workers are replaced, and how those that crashed come back."),
     ("apps.*.hot_reload", "What changed files do; a word alone, as in `hot_reload = \"process\"`, stands for `by`."),
+    ("limits", "How often clients may ask, each limit under a name of its own: `[limits.login]`."),
+    (
+        "limits.*",
+        "One limit; docs/access.md tells how it counts. It holds on the routes that name it in `limits`, or everywhere.",
+    ),
     (
         "routes[]",
         "Which requests go where: `[[routes]]` again for each further one; the first that matches is taken, and what none matches is \
         answered with 404. Without any, everything goes to the one app that there is. A route is to an `app`, to `upstreams`, to \
-        a fixed answer (`respond`) or a `redirect`.",
+        a fixed answer (`respond`), a `redirect` or files (`static`).",
     ),
     ("routes[].match", "Which requests the route is for: all that is said must hold; without it: all."),
     ("routes[].health", "As `[apps.NAME.health]`, for the route's own `upstreams`; a path alone stands for `path`."),
     ("routes[].eject", "As `[apps.NAME.eject]`, for them."),
+    (
+        "routes[].auth",
+        "What clients have to show to get in: a password, an API key or a token; one of those that are named here is enough.",
+    ),
+    (
+        "routes[].auth.jwt",
+        "JSON Web Tokens in Authorization, behind Bearer; `exp` is demanded, and clocks may differ by 30 s.",
+    ),
     ("routes[].respond", "A fixed answer; a text alone stands for its `body`."),
+    ("routes[].static", "Files; a text alone stands for `root`. docs/files.md tells how they are served."),
+    (
+        "routes[].sendfile",
+        "Files that the app names in its place, so that its worker is free while they are sent; a text alone stands for `root`.",
+    ),
     ("routes[].redirect", "A redirect; a text alone stands for `to`."),
     ("routes[].rewrite", "What becomes of the path on its way to the app."),
     ("routes[].request_fields", "What becomes of the request's fields on their way to the app."),
@@ -556,6 +700,8 @@ pub const SHORT: &[(&str, &str)] = &[
     ("routes[].health", "routes[].health.path"),
     ("routes[].respond", "routes[].respond.body"),
     ("routes[].redirect", "routes[].redirect.to"),
+    ("routes[].static", "routes[].static.root"),
+    ("routes[].sendfile", "routes[].sendfile.root"),
 ];
 
 /// What is planned or usual elsewhere and means nothing to this version: a path, or its last segment alone.
@@ -564,9 +710,7 @@ pub const NOT_YET: &[&str] = &[
     "http3",
     "compress",
     "compression",
-    "limits",
-    "auth",
-    "static",
+    "forward_auth",
     "hub",
     "publish",
     "include",
@@ -621,7 +765,10 @@ mod tests {
         for (table, _) in TABLES {
             assert!(!names_in(table).is_empty(), "{table} is empty");
         }
-        assert_eq!(names_in(""), ["server", "tls", "acme", "listen", "apps", "routes", "log", "metrics", "admin"]);
+        assert_eq!(
+            names_in(""),
+            ["server", "tls", "acme", "listen", "apps", "limits", "routes", "log", "metrics", "admin"]
+        );
         assert!(NOT_YET.iter().all(|path| by_path(path).is_none() && !is_table(path)));
     }
 }

@@ -3,8 +3,10 @@
 //! The first route that matches is taken. What a request's path is, and how a pattern is compared with it, has `http/route.rs`.
 
 use std::fmt;
+use std::path::PathBuf;
 
-use super::{Balance, Settings, Upstream};
+use super::{Balance, Peers, Settings, Upstream};
+use crate::access::{Auth, Rules};
 
 /// One route. All that is said of the request must hold for it to be taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,12 +15,49 @@ pub struct Route {
     pub matching: Matching,
     /// Who answers them.
     pub to: Target,
+    /// Where files lie that the app may name in its place (`X-Sendfile`, `X-Accel-Redirect`).
+    pub sendfile: Option<Files>,
     /// What becomes of the path on its way to an app.
     pub rewrite: Rewrite,
     /// What becomes of the request's fields on their way to an app.
     pub request_fields: FieldEdits,
     /// What becomes of the answer's fields.
     pub response_fields: FieldEdits,
+    /// Who gets in.
+    pub access: Access,
+}
+
+/// Who gets in by a route, and how often.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Access {
+    /// Whose requests are taken; if it is nobody, all are.
+    pub allow: Peers,
+    /// Whose requests are refused.
+    pub deny: Peers,
+    /// The names of its limits.
+    pub limits: Vec<String>,
+    /// How many of its requests may be under way at once; `None`: as many as the app takes.
+    pub max_in_flight: Option<u32>,
+    /// What clients have to show; `None`: nothing.
+    pub auth: Option<Auth>,
+}
+
+/// What is said of who gets in by a route.
+#[derive(Clone, Debug, Default)]
+pub struct AccessDraft {
+    pub(super) allow: Peers,
+    pub(super) deny: Peers,
+    pub(super) limits: Vec<String>,
+    pub(super) max_in_flight: Option<u32>,
+    pub(super) basic: Option<String>,
+    pub(super) realm: Option<String>,
+    pub(super) keys: Option<String>,
+    pub(super) key_field: Option<String>,
+    pub(super) jwt: Option<String>,
+    pub(super) rules: Rules,
+    pub(super) any: Option<bool>,
+    /// What was made of all that, once the files are read.
+    pub(super) read: Option<Auth>,
 }
 
 impl Route {
@@ -27,9 +66,11 @@ impl Route {
         Route {
             matching: Matching::default(),
             to: Target::App(app),
+            sendfile: None,
             rewrite: Rewrite::default(),
             request_fields: FieldEdits::default(),
             response_fields: FieldEdits::default(),
+            access: Access::default(),
         }
     }
 }
@@ -72,6 +113,8 @@ pub enum Target {
     Respond(Respond),
     /// The loop, with another place.
     Redirect(Redirect),
+    /// The loop, with files; the app that stands for all such routes, by its index, has no part in it.
+    Files(Files, usize),
 }
 
 /// A fixed answer.
@@ -105,6 +148,36 @@ pub enum Piece {
     Query,
     /// `{host}`: the host without a port.
     Host,
+}
+
+/// Files that are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Files {
+    /// The directory that they lie in.
+    pub root: PathBuf,
+    /// Taken from the front of the path, where it ends at a slash or with the path; without a slash at its end.
+    pub prefix: String,
+    /// What a directory shows, the first that is there: names without a slash.
+    pub index: Vec<String>,
+    /// What is served where nothing has the name that was asked for; begins with a slash.
+    pub fallback: Option<String>,
+    /// `Cache-Control` of what is not immutable; empty: none is said.
+    pub cache: String,
+    /// Patterns of names that never change their content; `*` stands for anything.
+    pub immutable: Vec<String>,
+}
+
+impl Default for Files {
+    fn default() -> Files {
+        Files {
+            root: PathBuf::new(),
+            prefix: String::new(),
+            index: vec!["index.html".to_owned()],
+            fallback: None,
+            cache: String::new(),
+            immutable: Vec::new(),
+        }
+    }
 }
 
 /// What becomes of a path.
@@ -143,9 +216,16 @@ pub struct Draft {
     pub(super) own: Option<Box<Settings>>,
     pub(super) respond: Option<Respond>,
     pub(super) redirect: Option<Redirect>,
+    pub(super) files: Option<Files>,
+    /// The names of an index take the place of the one that is usual.
+    pub(super) has_index: bool,
+    pub(super) sendfile: Option<Files>,
     pub(super) rewrite: Rewrite,
     pub(super) request_fields: FieldEdits,
     pub(super) response_fields: FieldEdits,
+    pub(super) access: AccessDraft,
+    /// What is said of a limit, whose table is read as a route's.
+    pub(super) limit: super::limits::Draft,
 }
 
 impl Draft {
@@ -155,6 +235,21 @@ impl Draft {
             body: String::new(),
             content_type: "text/plain; charset=utf-8".to_owned(),
         })
+    }
+
+    pub(super) fn files(&mut self) -> &mut Files {
+        self.files.get_or_insert_default()
+    }
+
+    pub(super) fn index(&mut self, name: String) {
+        if !std::mem::replace(&mut self.has_index, true) {
+            self.files().index.clear();
+        }
+        self.files().index.push(name);
+    }
+
+    pub(super) fn sendfile(&mut self) -> &mut Files {
+        self.sendfile.get_or_insert_default()
     }
 
     pub(super) fn own(&mut self) -> &mut Settings {
@@ -308,6 +403,37 @@ pub fn part(text: &str) -> Result<String, String> {
     Ok(text.trim_end_matches('/').to_owned())
 }
 
+/// A directory with files.
+pub fn root(text: &str) -> Result<PathBuf, String> {
+    if text.is_empty() || text.contains('\0') {
+        return Err("expected the path of a directory".to_owned());
+    }
+    Ok(PathBuf::from(text))
+}
+
+/// The name of a file in a directory.
+pub fn index(text: &str) -> Result<String, String> {
+    let fine = !text.is_empty() && !text.starts_with('.') && !text.contains(['/', '\0']);
+    if fine { Ok(text.to_owned()) } else { Err("expected the name of a file, as in index.html".to_owned()) }
+}
+
+/// The name of a file below a root.
+pub fn fallback(text: &str) -> Result<String, String> {
+    let below = text.strip_prefix('/').unwrap_or(text);
+    let fine = !text.contains('\0') && below.split('/').all(|segment| !segment.is_empty() && !segment.starts_with('.'));
+    if fine {
+        Ok(format!("/{below}"))
+    } else {
+        Err("expected the name of a file below the root, as in /index.html".to_owned())
+    }
+}
+
+/// A pattern of names below a root.
+pub fn pattern(text: &str) -> Result<String, String> {
+    let fine = text.starts_with(['/', '*']) && !text.contains('\0');
+    if fine { Ok(text.to_owned()) } else { Err("expected a pattern such as /assets/* or *.woff2".to_owned()) }
+}
+
 /// The status of a fixed answer.
 pub fn status(text: &str) -> Result<u16, String> {
     super::units::count(text, 200..=599).map(|status| status as u16)
@@ -399,8 +525,19 @@ pub fn field(text: &str) -> Result<String, String> {
     }
 }
 
+/// The path of a file.
+pub fn file(text: &str) -> Result<String, String> {
+    let fine = !text.is_empty() && !text.contains('\0');
+    if fine { Ok(text.to_owned()) } else { Err("expected the path of a file".to_owned()) }
+}
+
+/// The name of any field.
+pub fn token(text: &str) -> Result<String, String> {
+    if is_token(text) { Ok(text.to_owned()) } else { Err("expected the name of a field, as in X-Api-Key".to_owned()) }
+}
+
 /// Whether this is a token of RFC 9110 §5.6.2.
-fn is_token(text: &str) -> bool {
+pub(super) fn is_token(text: &str) -> bool {
     let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
     !text.is_empty() && text.bytes().all(letter)
 }

@@ -40,6 +40,12 @@ fn top(name: &str) -> Value {
             "propertyNames": { "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$" },
             "additionalProperties": table("apps.*"),
         }),
+        "limits" => json!({
+            "type": "object",
+            "description": described("limits"),
+            "propertyNames": { "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$" },
+            "additionalProperties": table("limits.*"),
+        }),
         "listen" => {
             let mut item = table("listen[]");
             item["required"] = json!(["address"]);
@@ -48,7 +54,7 @@ fn top(name: &str) -> Value {
         "routes" => {
             let mut item = table("routes[]");
             item["oneOf"] =
-                ["app", "upstreams", "respond", "redirect"].map(|name| json!({ "required": [name] })).into();
+                ["app", "upstreams", "respond", "redirect", "static"].map(|name| json!({ "required": [name] })).into();
             json!({ "type": "array", "description": described("routes[]"), "items": item })
         }
         name => table(name),
@@ -156,7 +162,7 @@ fn help(place: &Place) -> &'static str {
 /// docs/configuration.md.
 pub fn manual() -> String {
     let mut out = String::from(INTRODUCTION);
-    for (path, help) in TABLES.iter().filter(|(path, _)| *path != "apps") {
+    for (path, help) in TABLES.iter().filter(|(path, _)| !["apps", "limits"].contains(path)) {
         let header = match path.strip_suffix("[]") {
             Some(list) => format!("[[{list}]]"),
             None => format!("[{}]", path.replace('*', "NAME").replace("[]", "")),
@@ -242,7 +248,7 @@ The file is TOML. It is `-f FILE`, else `$PRODUCTION_SERVER_CONFIG`, else the fi
 file in a directory that everybody may write to is taken up only when it is the user's own or root's.
 
 Every key may be left out. For each of them a flag wins over a shorthand, that over the environment, that over the file, that over the default; of a list the
-higher place replaces the whole. A command behind `--`, `--upstream` or `--respond` takes the place of whatever the file says the app is.
+higher place replaces the whole. A command behind `--`, `--upstream`, `--respond` or `--static` takes the place of whatever the file says the app is.
 
 - Durations are strings with a unit (`\"200ms\"`, `\"5s\"`, `\"1m\"`, `\"2h\"`), sizes too (`\"64KiB\"`, `\"10MB\"`).
 - `${NAME}` in a string is the value of that variable, `${NAME:-text}` has a default, `$${` stands for the characters.

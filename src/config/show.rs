@@ -11,7 +11,7 @@ use toml::de::DeValue;
 
 use super::arguments::{Given, Source};
 use super::clashes::OF_WORKERS;
-use super::file::{File, RouteSaid};
+use super::file::{File, LimitSaid, RouteSaid, table_of};
 use super::load::{AppGiven, Loaded, Program};
 use super::places::{self, PLACES, Place, Shape, TABLES};
 use super::report::{line_and_column, shown_path};
@@ -53,6 +53,8 @@ impl Loaded {
                     lines.extend(self.listeners(show));
                     self.apps.iter().for_each(|app| lines.extend(self.lines_of_app(app, show)));
                 }
+                "limits" => lines.extend(self.limits()),
+                "limits.*" => {}
                 "routes[]" => lines.extend(self.routes()),
                 table if table.starts_with("routes[]") => {}
                 table => lines.extend(self.lines_of(table, &server, show)),
@@ -87,6 +89,21 @@ impl Loaded {
         };
         let routes = file.routes.iter().enumerate();
         routes.flat_map(|(index, route)| route.shown.iter().map(move |shown| line(index, route, shown))).collect()
+    }
+
+    /// The limits as the file has them; what a flag says is with the keys.
+    fn limits(&self) -> Vec<Line> {
+        let Some(file) = &self.file else { return Vec::new() };
+        let line = |limit: &LimitSaid, (name, value): &(String, String)| Line {
+            table: table_of(limit),
+            name: name.clone().into(),
+            value: value.clone(),
+            origin: {
+                let (line, column) = line_and_column(&file.text.text, limit.at.start);
+                format!("{}:{line}:{column}", shown_path(&file.text))
+            },
+        };
+        file.limits.iter().flat_map(|limit| limit.shown.iter().map(move |shown| line(limit, shown))).collect()
     }
 
     fn lines_of(&self, table: &str, scope: &Scope<'_>, show: Show) -> Vec<Line> {
@@ -151,7 +168,7 @@ impl Loaded {
             return Some(places::quoted(&self.config.server.run_dir.to_string_lossy()));
         }
         // What the app's workers are is not to be said of an app that has none, nor where the log goes of one that goes nowhere.
-        let no_workers = OF_WORKERS.contains(&place.name) && (said("upstream") || said("respond"));
+        let no_workers = OF_WORKERS.contains(&place.name) && (said("upstream") || said("respond") || said("static"));
         let no_log = place.name == "access-log" && said("no-access-log");
         let applies = !key.default.is_empty() && !no_workers && !no_log;
         applies.then(|| place.write(key.default))

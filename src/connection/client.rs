@@ -20,7 +20,7 @@ use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
 
 use super::{State, Stream};
-use crate::event_loop::{Arrival, Loop, Task};
+use crate::event_loop::{Arrival, Entrance, Loop, Task};
 
 /// Pipelined bytes kept for a client whose request is being answered; beyond this its receive stays unarmed.
 const PIPELINE_BYTES: usize = 16 * 1024;
@@ -35,8 +35,8 @@ pub(crate) struct Client {
     pub state: State,
     /// The peer has finished sending.
     pub ended: bool,
-    /// Requests wait in `input` until the outbox has drained.
-    pub stalled: bool,
+    /// Whether it may go on.
+    pub entrance: Entrance,
     /// The peer has not taken all that the kernel was offered: the write clock runs, or will once the head's does not.
     pub behind: bool,
     /// It has sent a request.
@@ -67,7 +67,7 @@ impl Client {
         Client {
             state: State::Accepting,
             ended: false,
-            stalled: false,
+            entrance: Entrance::default(),
             behind: false,
             requested: false,
             silent_looks: 0,
@@ -194,7 +194,7 @@ impl<B: Backend> Loop<B> {
         }
         let (key, closes) = (client.exchange, !client.http.keep_alive);
         let Some(exchange) = self.exchanges.lookup(key) else {
-            if client.stalled && client.input.is_some() {
+            if client.entrance.stalled && client.input.is_some() {
                 // Whole requests wait for the outbox; once it has drained they are answered, and then the connection closes.
                 return;
             }
@@ -235,7 +235,9 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(sock) else { return };
         client.behind = true;
         // A head that is coming in has the clock, and will not have it for long.
-        if client.exchange != Key::NONE || client.input.is_none() || client.stalled {
+        if !client.entrance.pass.waits()
+            && (client.exchange != Key::NONE || client.input.is_none() || client.entrance.stalled)
+        {
             self.watch_write(sock);
         }
     }
@@ -251,7 +253,7 @@ impl<B: Backend> Loop<B> {
     pub fn client_drained(&mut self, sock: Sock) {
         let Some(client) = self.table.client(sock) else { return };
         // Whether it has caught up is seen when the write clock is looked at.
-        let (key, stalled) = (client.exchange, client.stalled);
+        let (key, stalled) = (client.exchange, client.entrance.stalled);
         if stalled && !self.stalls(sock) {
             self.work.push_back(Task::Resume(sock));
         }
@@ -269,9 +271,12 @@ impl<B: Backend> Loop<B> {
             State::Accepting => return self.never_began(sock, false),
             _ => {}
         }
+        if client.entrance.pass.waits() {
+            return self.waited_enough(sock);
+        }
         let caught_up = client.behind && unsent == 0;
         client.behind &= unsent > 0;
-        if client.behind && (client.input.is_none() || client.exchange != Key::NONE || client.stalled) {
+        if client.behind && (client.input.is_none() || client.exchange != Key::NONE || client.entrance.stalled) {
             return self.look_at_write(sock);
         }
         if client.exchange != Key::NONE {
@@ -354,7 +359,7 @@ impl<B: Backend> Loop<B> {
             self.backend.await_room(sock);
         }
         if let Some(client) = self.table.client(sock) {
-            client.stalled = stalls;
+            client.entrance.stalled = stalls || client.entrance.pass.waits();
         }
         stalls
     }

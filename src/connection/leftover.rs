@@ -17,6 +17,7 @@ use crate::exchange::{Nanos, Phase};
 use crate::http::Method;
 use crate::http::head;
 use crate::http::reader::Reader;
+use crate::limits::InFlight;
 use crate::planted::{self, Bug};
 
 use super::LinkState;
@@ -27,6 +28,8 @@ pub(crate) struct Leftover {
     app: Rc<App>,
     /// Stays out while nothing else may be given to the worker.
     permit: Option<Permit>,
+    /// Its place among those that its route may have under way.
+    _seat: Option<InFlight>,
     method: Method,
     /// What is still to come of the answer's body; `None` before its head.
     reader: Option<Reader>,
@@ -63,6 +66,7 @@ impl<B: Backend> Loop<B> {
         let leftover = Leftover {
             app,
             permit: exchange.attempt.permit.take_if(|_| isolated),
+            _seat: exchange.attempt.seat.take(),
             method: exchange.request.method,
             reader: relaying.then(|| std::mem::take(&mut exchange.answer.reader)),
             silent_since: timed_out.then_some(exchange.times.heard),

@@ -103,7 +103,7 @@ impl<B: Backend> Loop<B> {
         match self.table.take(sock) {
             Role::Client(client) => {
                 self.count().moved(Some(client.state), None);
-                self.departed();
+                self.departed(client.entrance.counted.then_some(client.arrival.peer));
             }
             Role::Link(link) => debug_assert!(link.state == LinkState::Closing),
             Role::Listener(index) => self.accepting.listener_closed(index),

@@ -14,7 +14,7 @@ use crate::http::{Framing, body_len};
 use crate::metrics::series::OWN;
 
 use super::{State, Stream};
-use crate::event_loop::{Loop, Route, Written};
+use crate::event_loop::{Gate, Loop, Route, Written};
 
 /// What became of a look at the input.
 enum Step {
@@ -32,7 +32,7 @@ impl<B: Backend> Loop<B> {
         let mut answered = false;
         loop {
             let Some(client) = self.table.client(sock) else { return };
-            if client.state != State::ReadingRequest || client.stalled {
+            if client.state != State::ReadingRequest || client.entrance.stalled {
                 return;
             }
             let Some(input) = client.input.take() else { break };
@@ -120,7 +120,6 @@ impl<B: Backend> Loop<B> {
 
     #[inline(always)]
     fn take_request(&mut self, sock: Sock, mut input: Block, request: &Request) -> Step {
-        self.count().requests.add(1);
         self.find_origin(sock, &input);
         let Some(client) = self.table.client(sock) else { return Step::Stop };
         client.search = Default::default();
@@ -131,7 +130,19 @@ impl<B: Backend> Loop<B> {
         }
         let stream = Stream { connection: sock, id: 0 };
         let admin = client.admin;
-        let written = match self.route(sock, admin, &input, request) {
+        let route = self.route(sock, admin, &input, request);
+        if self.apps.routes.is_guarded {
+            match self.gate(sock, route, &input, request) {
+                Gate::Open => {}
+                Gate::Shut(written) => return self.answer_here(sock, input, request, written),
+                Gate::Later(pass, after) => {
+                    self.put_aside(sock, input, pass, after);
+                    return Step::Stop;
+                }
+            }
+        }
+        self.count().requests.add(1);
+        let written = match route {
             Route::App(route) => {
                 self.forward(route, stream, input, request);
                 return Step::Stop;
@@ -140,6 +151,7 @@ impl<B: Backend> Loop<B> {
                 self.respond(route, stream, &input, request);
                 None
             }
+            Route::Files(route) => self.serve_file(route, stream, &input, request),
             Route::Desk(document) => {
                 self.ask_desk(stream, &input, request, document);
                 None
@@ -227,6 +239,7 @@ impl<B: Backend> Loop<B> {
         self.count().errors.add(1);
         self.count().of_series(OWN).ended(status);
         let reply = Reply { format: reply::negotiate(accept), ..Reply::new(status, detail, &self.time.day.date) };
+        let reply = Reply { page: self.apps.page(&reply), ..reply };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
         let bytes = body_len(&piece) as u64;
         if let Some(client) = self.table.client(sock)

@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::status::{Acme, App, Latency, Reload, ReloadState, Roll, RollState, Status, Worker};
+use super::status::{Acme, App, Latency, Limit, Reload, ReloadState, Roll, RollState, Status, Worker};
 use crate::metrics::human_bytes;
 
 /// What stands for a value that is not known.
@@ -32,6 +32,7 @@ pub fn status(status: &Status) -> String {
             writeln!(text, "certificate  {names}  on {}  until {expires}  {}", plain(&one.listener), plain(&one.file));
     }
     counted(&mut text, status);
+    status.limits.iter().for_each(|one| limit(&mut text, one));
     if let Some(Reload { state: ReloadState::Failed, at, reason, .. }) = &status.reload {
         let reason = lines(reason.as_deref().unwrap_or(NONE));
         // Writing to a String cannot fail.
@@ -65,6 +66,18 @@ fn acme(text: &mut String, acme: &Acme) {
     }
 }
 
+fn limit(text: &mut String, limit: &Limit) {
+    let counts = [("refused", limit.refused), ("delayed", limit.delayed), ("spared", limit.spared)];
+    let mut parts: Vec<String> =
+        counts.iter().filter(|(_, count)| *count > 0).map(|(name, count)| format!("{name} {count}")).collect();
+    let busiest = limit.busiest.iter().take(3).map(|busy| format!("{} {}", plain(&busy.key), busy.count));
+    parts.extend(busiest);
+    if !parts.is_empty() {
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "limit  {}  {}", plain(&limit.name), parts.join("  "));
+    }
+}
+
 /// Counters that say that something was in the way, in the order in which they are shown.
 const TROUBLES: &[&str] = &[
     "errors",
@@ -78,6 +91,12 @@ const TROUBLES: &[&str] = &[
     "accept_pauses",
     "paused_for_memory",
     "memory_refused",
+    "helper_refusals",
+    "denied",
+    "auth_refused",
+    "auth_busy",
+    "crowded_out",
+    "files_cut",
     "proxy_protocol_refused",
     "proxy_protocol_invalid",
     "proxy_protocol_late",

@@ -42,10 +42,40 @@ pub struct Status {
     pub certificates: Vec<Certificate>,
     /// The certificate that comes by itself; `null` where there is none.
     pub acme: Option<Acme>,
+    /// The limits on how often clients may ask.
+    pub limits: Vec<Limit>,
     /// Its apps.
     pub apps: Vec<App>,
     /// What was counted of the workers of apps that are gone.
     pub departed: Lives,
+}
+
+/// A limit, and what came of it since the server's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limit {
+    /// Its name.
+    pub name: String,
+    /// Requests that had to wait.
+    pub delayed: u64,
+    /// Requests that were refused.
+    pub refused: u64,
+    /// Requests that would have been one or the other, in a dry run.
+    pub spared: u64,
+    /// Clients that were forgotten before their time, because too many others came.
+    pub forgotten: u64,
+    /// Who met it most, the busiest first.
+    pub busiest: Vec<Busy>,
+}
+
+/// Who met a limit.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Busy {
+    /// The client's address, or the beginning of whatever it is told apart by.
+    pub key: String,
+    /// How often, at most.
+    pub count: u64,
 }
 
 /// A certificate of a listener.
@@ -533,7 +563,7 @@ mod tests {
         #[rustfmt::skip]
         let top = vec![
             "version", "pid", "uptime_seconds", "state", "backend", "loops", "listen", "admin", "control_socket", "counters",
-            "log_lines_dropped", "reload", "upgrade", "certificates", "acme", "apps", "departed",
+            "log_lines_dropped", "reload", "upgrade", "certificates", "acme", "limits", "apps", "departed",
         ];
         assert_eq!(keys(&document), sorted(top));
         let app = &document["apps"][0];

@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::access::Checks;
 use crate::backends::{Backend, How, Peer, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::{Look, TICK, nanos};
 use crate::config::Front;
+use crate::limits::Crowd;
 use crate::log::Level;
 use crate::mailbox::Message;
 use crate::tls::Policy;
@@ -88,6 +90,10 @@ pub struct Admission {
     waiting: AtomicUsize,
     /// Some loop has paused its listeners.
     paused: AtomicBool,
+    /// Who they are, as far as the connections of an address are limited.
+    crowd: Crowd,
+    /// Passwords that are being checked; the loops and the connections that wait for that.
+    pub(super) checks: Checks<(u16, Sock)>,
 }
 
 impl Admission {
@@ -189,8 +195,36 @@ impl<B: Backend> Loop<B> {
         true
     }
 
-    /// One connection less: whoever paused its listeners for the limit may accept again.
-    pub fn departed(&mut self) {
+    /// Whether one more connection may come from where a client has come from. Proxies that are trusted speak for many, and clients on
+    /// Unix sockets have no address: neither is counted.
+    #[inline]
+    pub fn has_place(&mut self, sock: Sock) -> bool {
+        self.apps.settings.connections_per_ip.is_none_or(|most| self.takes_place(sock, most))
+    }
+
+    #[cold]
+    fn takes_place(&mut self, sock: Sock, most: u32) -> bool {
+        let Some(client) = self.table.client(sock) else { return true };
+        let trusted = &self.accepting.listeners[client.listener as usize].front.trusted;
+        let address = client.arrival.peer.address();
+        if client.admin || address.is_none() || trusted.contains(address) {
+            return true;
+        }
+        client.entrance.counted = self.shared.admission.crowd.enter(address, most);
+        let enters = client.entrance.counted;
+        if !enters {
+            self.count().crowded_out.add(1);
+            self.close_client(sock, How::Now);
+        }
+        enters
+    }
+
+    /// One connection less: whoever paused its listeners for the limit may accept again. `counted`: from where it came, if that is
+    /// counted.
+    pub fn departed(&mut self, counted: Option<Peer>) {
+        if let Some(peer) = counted {
+            self.shared.admission.crowd.leave(peer.address());
+        }
         self.count().active_connections.decrement();
         let admission = &self.shared.admission;
         admission.active.fetch_sub(1, Ordering::SeqCst);
@@ -359,6 +393,7 @@ impl<B: Backend> Loop<B> {
         self.count().active_connections.increment();
         self.count().moved(None, Some(State::Accepting));
         match (front, tls) {
+            (false, _) if !self.has_place(sock) => {}
             (true, _) => self.await_proxy_header(sock, peer),
             (false, true) => self.begin_handshake(sock, None),
             (false, false) => self.await_first_request(sock),

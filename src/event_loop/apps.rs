@@ -11,10 +11,12 @@ use std::sync::atomic::Ordering;
 use crate::apps::{App, AppTable};
 use crate::backends::{Backend, Sock};
 use crate::buffers::slots::Key;
-use crate::config::Settings;
+use crate::config::{ErrorPage, Settings};
 use crate::dispatch::{AppId, Target, WorkerId};
 use crate::http::head::HeadLimits;
+use crate::http::reply::{Format, Reply};
 
+use super::files::KnownFiles;
 use super::{Loop, Routes};
 
 /// The apps of a loop.
@@ -23,6 +25,8 @@ pub(crate) struct Apps {
     pub routes: Routes,
     /// The configuration of the server as it is now.
     pub settings: Arc<Settings>,
+    /// What is known of the files that are served.
+    pub files: KnownFiles,
     /// By their ids.
     entries: Vec<Option<Entry>>,
     /// Exchanges that have ended while a grant was on its way to them, each with its app, to whose dispatch it goes back.
@@ -54,7 +58,14 @@ impl Apps {
     pub fn new(table: &AppTable) -> Apps {
         let settings = table.settings.clone();
         let routes = Routes::new(table, |_| None);
-        let mut apps = Apps { routes, settings, entries: Vec::new(), late: Vec::new(), changing: false };
+        let mut apps = Apps {
+            routes,
+            settings,
+            files: KnownFiles::default(),
+            entries: Vec::new(),
+            late: Vec::new(),
+            changing: false,
+        };
         apps.configure(table);
         apps
     }
@@ -62,6 +73,13 @@ impl Apps {
     /// What a request to that app is served with, if it is configured.
     fn get(&self, id: AppId) -> Option<&Rc<App>> {
         self.entries.get(id.0 as usize)?.as_ref()?.current.as_ref()
+    }
+
+    /// The page that is shown in the place of an answer of our own, if there is one, and its client would not rather have something else.
+    #[cold]
+    pub fn page(&self, reply: &Reply<'_>) -> Option<&ErrorPage> {
+        let pages = &self.settings.error_pages;
+        pages.iter().find(|page| page.status == reply.status && (reply.format != Format::Json || page.is_json()))
     }
 
     /// Some app that is configured.
@@ -170,6 +188,7 @@ impl<B: Backend> Loop<B> {
     /// A new configuration takes the place of the old one.
     pub fn configure(&mut self, table: &AppTable) {
         self.apps.configure(table);
+        self.apps.files.forget();
         self.heads.limits = HeadLimits::new(table.settings.max_head, table.settings.max_fields);
         self.backend.set_stall(table.settings.timeouts.write);
         // More connections may be allowed than were.

@@ -122,6 +122,7 @@ impl Listener {
             keep_alive: true,
             open: false,
             edits: None,
+            identity: b"",
         }
     }
 
@@ -193,6 +194,9 @@ impl<B: Backend> Loop<B> {
         };
         input.advance(header.len);
         self.take_proxy_header(sock, &header);
+        if !self.has_place(sock) {
+            return;
+        }
         if self.accepting.listeners[listener as usize].tls.is_some() {
             return self.begin_handshake(sock, Some(input));
         }

@@ -1,12 +1,14 @@
-//! Documents about the inside of the server: who gets them, and their way from the desk to the client.
+//! Documents about the inside of the server: who gets them, and their way from the desk to the client. And long texts of the
+//! configuration's, which take the same way.
 //!
 //! `/server` and `/status` are answered by the loop at once. The others are made by the supervisor: the request becomes an exchange
 //! without a worker, which waits until its document comes by mail, and then is fed by it as by any source of our own.
 
-use crate::backends::{Backend, Sock};
+use crate::backends::{Backend, HIGH_MARK, Piece, Sock};
 use crate::buffers::block::Writer;
+use crate::buffers::slots::Key;
 use crate::connection::{State, Stream};
-use crate::exchange::{Ending, Exchange, Phase, Source, Upload};
+use crate::exchange::{Ending, Exchange, Hold, Phase, Source, Upload};
 use crate::http::fields::{list_items, trim};
 use crate::http::id::id_text;
 use crate::http::{Method, head, is_loopback_host, reply};
@@ -14,7 +16,10 @@ use crate::mailbox::desk::{Document, Question, Reply};
 use crate::metrics::ConnectionState;
 use crate::metrics::series::OWN;
 
-use super::{Loop, Route};
+use super::{Leads, Loop, LoopRoute, Route};
+
+/// Bytes of our own that are handed to a stream at a time.
+const OWN_PIECE: usize = 64 * 1024;
 
 /// Whether it is worth a look if a path with its query, without its prefix, names one of the documents.
 #[inline]
@@ -74,6 +79,50 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.begin_exchange(stream, exchange, input) else { return };
         self.watch(stream.connection);
         self.shared.desk.ask(Question { loop_index: self.index, exchange, document });
+    }
+
+    /// Answers with a long text of our own, which is handed out as the client takes it. `input` begins with the request's head.
+    pub fn respond(&mut self, route: usize, stream: Stream, input: &[u8], request: &head::Request) {
+        let keep_alive = self.decide_keep_alive(stream.connection);
+        let LoopRoute { leads: Leads::Long(app, direct), series, .. } = self.apps.routes.get(route) else { return };
+        let Some(client) = self.table.client(stream.connection) else { return };
+        let version = client.http.version;
+        let kept = self.memory.pool.heap(&input[..request.len]);
+        let mut exchange =
+            Exchange::new(stream, app.clone(), *series, request, kept, id_text(self.heads.next_id), &self.time);
+        (exchange.phase, exchange.request.upload) = (Phase::Relaying, Upload::Sent);
+        (exchange.answer.status, exchange.source) = (direct.status(), Source::Own(direct.body().clone(), 0));
+        let date = &self.time.day.date;
+        let piece = self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, true));
+        let Some(key) = self.begin_exchange(stream, exchange, input) else { return };
+        self.become_state(stream.connection, State::WritingResponse);
+        self.send_head(stream.connection, piece);
+        self.watch(stream.connection);
+        self.pull(key);
+    }
+
+    /// Hands bytes of our own to the stream until it is full or they are all.
+    pub fn pull_own(&mut self, key: Key) {
+        loop {
+            let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+            let connection = exchange.stream.connection;
+            let Source::Own(bytes, at) = &mut exchange.source else { return };
+            let end = (*at + OWN_PIECE).min(bytes.len());
+            let piece = Piece::Shared(bytes.clone(), *at as u32..end as u32);
+            exchange.answer.bytes += (end - *at) as u64;
+            *at = end;
+            let whole = end == bytes.len();
+            self.send(connection, piece);
+            if whole {
+                return self.finish(key, Ending::Answered { surplus: false });
+            }
+            if self.unsent(connection) > HIGH_MARK {
+                if let Some(exchange) = self.exchanges.lookup_mut(key) {
+                    exchange.answer.hold = Hold::Client;
+                }
+                return self.backend.await_room(connection);
+            }
+        }
     }
 
     /// A document has come, for an exchange that may be gone.

@@ -8,7 +8,9 @@
 //! | `account` | what is counted of an exchange, and its line in the log |
 //! | `admission` | listeners, and the limit on connections |
 //! | `apps` | what is served, and how a new configuration takes the place of an old one |
+//! | `files` | files that are served: what is known of them, and their way to the client |
 //! | `front` | what stands in front of a listener: PROXY protocol headers, and whose word about a request's origin counts |
+//! | `gate` | who gets in by a route, and how often |
 //! | `inside` | documents about the inside of the server, and who gets them |
 //! | `memory` | where bytes are that wait, and who goes on when memory comes back |
 //! | `secure` | TLS: what clients send is taken apart, what they are sent is sealed |
@@ -20,7 +22,9 @@
 mod account;
 mod admission;
 mod apps;
+mod files;
 mod front;
+mod gate;
 mod inside;
 mod memory;
 mod routes;
@@ -29,7 +33,10 @@ mod secure;
 pub use admission::Admission;
 pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
 pub(crate) use apps::{Apps, Seat};
+pub use files::MOST_OPEN;
+pub(crate) use files::Sending;
 pub(crate) use front::{Arrival, Tolds};
+pub(crate) use gate::{Entrance, Gate};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
 pub(crate) use routes::{Leads, LoopRoute, Route, Routes, Written};
@@ -47,12 +54,14 @@ use crate::connection::Table;
 use crate::day::Day;
 use crate::dispatch::Grant;
 use crate::exchange::Exchange;
+use crate::helpers::{Helpers, Kind};
 use crate::http::fields::Fields;
 use crate::http::head::HeadLimits;
 use crate::http::origin::Origin;
+use crate::limits::InFlight;
 use crate::log::{AccessLog, Log};
-use crate::mailbox::Postboxes;
 use crate::mailbox::desk::Desk;
+use crate::mailbox::{Message, Postboxes};
 use crate::metrics::{Counters, OwnCounters};
 
 /// What all loops of a server share.
@@ -69,8 +78,28 @@ pub struct Shared {
     pub scarcity: Scarcity,
     /// Who knows what the loops do not.
     pub desk: Desk,
+    /// Who does for the loops what would block them.
+    pub helpers: Helpers,
     /// Writes the `/status` document.
     pub status: Box<dyn Fn() -> String + Send + Sync>,
+}
+
+impl Shared {
+    /// Has a helper do for that loop what would block it: what came of it comes by mail, as the message that is made of it; `None`
+    /// stands for a panic. `false`: the line is full, and the request that it is for is to be answered 503.
+    pub fn ask_helper<T>(
+        &self,
+        (loop_index, counters): (u16, &Counters),
+        kind: Kind,
+        work: impl FnOnce() -> T + Send + 'static,
+        message: impl FnOnce(Option<T>) -> Message + Send + 'static,
+    ) -> bool {
+        let postboxes = self.postboxes.clone();
+        let taken = self.helpers.ask(kind, work, move |done| postboxes.post(loop_index, message(done)));
+        counters.helper_jobs.add(1);
+        counters.helper_refusals.add(u64::from(!taken));
+        taken
+    }
 }
 
 /// What time it is, and what is due when.
@@ -120,6 +149,10 @@ pub(crate) struct Heads {
     pub fields: Fields,
     /// Where the request in hand comes from.
     pub origin: Origin,
+    /// The lines that tell who has sent it, where a route has found out.
+    pub identity: Vec<u8>,
+    /// Its place among those that its route may have under way.
+    pub seat: Option<InFlight>,
     /// The next request's id: a random start, so that ids of two loops or two servers do not meet.
     pub next_id: u64,
 }
@@ -127,7 +160,14 @@ pub(crate) struct Heads {
 impl Heads {
     pub fn new(settings: &Settings, next_id: u64) -> Heads {
         let limits = HeadLimits::new(settings.max_head, settings.max_fields);
-        Heads { limits, fields: Fields::default(), origin: Origin::default(), next_id }
+        Heads {
+            limits,
+            fields: Fields::default(),
+            origin: Origin::default(),
+            identity: Vec::new(),
+            seat: None,
+            next_id,
+        }
     }
 }
 

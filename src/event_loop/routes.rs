@@ -5,15 +5,16 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::apps::{self, App, AppTable, To, Way};
+use crate::apps::{self, App, AppTable, Guard, To, Way};
 use crate::backends::{Backend, Sock};
 use crate::buffers::block::{Block, SMALL, Writer};
 use crate::config::route::Piece;
 use crate::config::{HTTPS, Internal, Settings};
 use crate::dispatch::AppId;
+use crate::files::Site;
 use crate::http::Method;
 use crate::http::head::Request;
-use crate::http::reply::Direct;
+use crate::http::reply::{self, Direct, Reply};
 use crate::http::route::{Edits, location};
 use crate::mailbox::desk::Document;
 use crate::metrics::series::OWN;
@@ -44,6 +45,8 @@ pub(crate) enum Route {
     Long(usize),
     /// It says where the route leads.
     Redirect(usize),
+    /// It looks for a file.
+    Files(usize),
     Nobody,
     Text(&'static [u8]),
     /// That port, where TLS is spoken.
@@ -65,6 +68,8 @@ pub(crate) enum Leads {
     Long(Rc<App>, Direct),
     /// It is sent to another place.
     Redirect(Redirect),
+    /// The loop answers it with a file, in the place of that app.
+    Files(Rc<App>, Arc<Site>),
     /// The app is none of those that are served.
     Nowhere,
 }
@@ -86,12 +91,16 @@ impl Redirect {
 /// A route.
 pub(crate) struct LoopRoute {
     pub leads: Leads,
+    /// The files that its app may name.
+    pub sendfile: Option<Arc<Site>>,
     /// What it changes of a request.
     pub request: Option<Edits>,
     /// What it changes of an answer.
     pub response: Option<Rc<Edits>>,
     /// By which number its requests are counted ([`Metrics::series`](crate::metrics::Metrics::series)).
     pub series: u16,
+    /// Who gets in; `None`: all.
+    guard: Option<Rc<Guard>>,
 }
 
 impl LoopRoute {
@@ -106,13 +115,16 @@ impl LoopRoute {
                 None => Leads::Nowhere,
             },
             To::Direct(direct) => Leads::Direct(direct.clone()),
+            To::Files(id, site) => app(*id).map_or(Leads::Nowhere, |app| Leads::Files(app.clone(), site.clone())),
             To::Redirect(pieces, status, lines) => Leads::Redirect(Redirect(pieces.clone(), *status, lines.clone())),
         };
         LoopRoute {
             leads,
+            sendfile: way.sendfile.clone(),
             request: way.request.clone(),
             response: way.response.clone().map(Rc::new),
             series: way.series,
+            guard: way.guard.clone().map(Rc::new),
         }
     }
 }
@@ -124,6 +136,10 @@ pub(crate) struct Routes {
     /// How one is found.
     shared: Arc<apps::Routes>,
     all: Vec<LoopRoute>,
+    /// Who gets in where no route takes a request.
+    nobody: Option<Rc<Guard>>,
+    /// Whether anybody is kept out anywhere.
+    pub is_guarded: bool,
     /// The length of the prefix of the server's own documents; `usize::MAX`: there are none.
     internal: usize,
 }
@@ -132,8 +148,11 @@ impl Routes {
     /// Those of that table, to those apps.
     pub fn new<'a>(table: &AppTable, app: impl Fn(AppId) -> Option<&'a Rc<App>>) -> Routes {
         let shared = table.routes.clone();
-        let all = shared.ways.iter().map(|way| LoopRoute::new(way, &app)).collect();
-        Routes { first_takes_all: shared.router.takes_all(), shared, all, internal: internal(&table.settings) }
+        let all: Vec<LoopRoute> = shared.ways.iter().map(|way| LoopRoute::new(way, &app)).collect();
+        let nobody = shared.nobody.clone().map(Rc::new);
+        let is_guarded = nobody.is_some() || all.iter().any(|route| route.guard.is_some());
+        let internal = internal(&table.settings);
+        Routes { first_takes_all: shared.router.takes_all(), shared, all, nobody, is_guarded, internal }
     }
 
     /// The number of the route that a request takes, whose head `input` begins with.
@@ -149,6 +168,27 @@ impl Routes {
     #[inline]
     pub fn get(&self, number: usize) -> &LoopRoute {
         &self.all[number]
+    }
+
+    /// Who gets in by that answer, and by which number it is counted.
+    pub fn guard(&self, route: Route) -> Option<(Rc<Guard>, u16)> {
+        let number = match route {
+            Route::App(number)
+            | Route::Direct(number)
+            | Route::Long(number)
+            | Route::Redirect(number)
+            | Route::Files(number) => number,
+            Route::Nobody => return Some((self.nobody.clone()?, OWN)),
+            // What the server says of itself has its own ways of telling who may know.
+            Route::Text(_)
+            | Route::Https(_)
+            | Route::Status
+            | Route::Challenge
+            | Route::Desk(_)
+            | Route::Refuse(..) => return None,
+        };
+        let route = self.get(number);
+        Some((route.guard.clone()?, route.series))
     }
 
     /// Whether it is worth a look if a path with its query names a document of the server's own: said of nearly every request, and so in few
@@ -199,6 +239,7 @@ impl<B: Backend> Loop<B> {
             Leads::Long(..) if request.method != Method::Head => Route::Long(number),
             Leads::Direct(_) | Leads::Long(..) => Route::Direct(number),
             Leads::Redirect(_) => Route::Redirect(number),
+            Leads::Files(..) => Route::Files(number),
             Leads::Nowhere => Route::Nobody,
         }
     }
@@ -272,7 +313,12 @@ impl<B: Backend> Loop<B> {
                 LoopRoute { leads: Leads::Redirect(to), series, .. } => Some((to.answer(input, request), *series)),
                 _ => None,
             },
-            _ => Some((Direct::with(404, "Content-Type: text/plain\r\n", NOBODY), OWN)),
+            _ => {
+                let reply = Reply { format: reply::negotiate(request.accept.of(input)), ..Reply::new(404, "", b"") };
+                let page = self.apps.page(&reply).map(|page| (page.media_type, page.bytes()));
+                let (media_type, text) = page.unwrap_or(("text/plain", NOBODY));
+                Some((Direct::with(404, &format!("Content-Type: {media_type}\r\n"), text), OWN))
+            }
         }
     }
 }

@@ -101,6 +101,7 @@ impl Exchange {
                 Hold::Client | Hold::Memory if planted::active(Bug::BlamingClock) => Waits::Worker,
                 Hold::Client => Waits::Client,
                 Hold::Memory => Waits::Nobody,
+                Hold::Not if self.link() == Key::NONE => Waits::Nobody,
                 Hold::Not => Waits::Worker,
             },
         }
@@ -123,6 +124,8 @@ impl<B: Backend> Loop<B> {
             (Phase::Collecting, _) => Some(body()),
             (_, Waits::Client) if exchange.request.upload == Upload::Streaming => Some(body()),
             (_, Waits::Client) => None,
+            // A disk may take its time.
+            (Phase::Relaying, Waits::Nobody) if exchange.answer.hold == Hold::Not => None,
             (_, Waits::Nobody) => Some((self.time.nanos() + nanos(MEMORY_LOOK), Due::Memory)),
             (Phase::Awaiting, Waits::Worker) if self.table.is_connecting(exchange.link()) => {
                 Some((times.heard + nanos(timeouts.connect), Due::Connect))

@@ -88,10 +88,11 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    fn keep_worker(&mut self, key: Key, surplus: bool) {
+    /// The worker is done: its permit and its connection are free.
+    pub fn keep_worker(&mut self, key: Key, surplus: bool) {
         let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        exchange.times.finished = Some(now);
+        exchange.times.finished.get_or_insert(now);
         let (link, timeout) = (exchange.link(), exchange.answer.link_timeout);
         let kept = exchange.answer.link_keeps && exchange.is_uploaded() && !surplus;
         let outcome = if matches!(exchange.answer.status, 502..=504) { Outcome::Failed } else { Outcome::Answered };
@@ -142,6 +143,7 @@ impl<B: Backend> Loop<B> {
             request_id: Some(self.accepting.id(key, &exchange.request.id)),
             ..Reply::new(status, detail, &self.time.day.date)
         };
+        let reply = Reply { page: self.apps.page(&reply), ..reply };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
         exchange.answer.bytes += body_len(&piece) as u64;
         self.become_state(connection, State::WritingResponse);

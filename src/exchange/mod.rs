@@ -39,6 +39,7 @@ mod source;
 mod tunnel;
 
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Instant;
 
 use crate::apps::App;
@@ -47,11 +48,13 @@ use crate::buffers::block::{Block, Pool};
 use crate::connection::Stream;
 use crate::dispatch::{Permit, StreamHold, Ticket, WorkerId};
 use crate::event_loop::Time;
+use crate::files::Site;
 use crate::http::Method;
 use crate::http::head;
 use crate::http::id::Id;
 use crate::http::reader::Reader;
 use crate::http::route::Edits;
+use crate::limits::InFlight;
 use crate::log::{AccessLog, AnswerNote};
 
 pub(crate) use clock::Pace;
@@ -128,6 +131,8 @@ pub(crate) struct Request {
 #[derive(Default)]
 pub(crate) struct Attempt {
     pub permit: Option<Permit>,
+    /// Its place among those that its route may have under way.
+    pub seat: Option<InFlight>,
     /// The one retry is spent.
     pub retried: bool,
     /// How many fresh connections have ended since, of which none took anything.
@@ -175,6 +180,8 @@ pub(crate) struct Answer {
     pub long: bool,
     /// What its route changes of it, until its head has been written.
     pub edits: Option<Rc<Edits>>,
+    /// The files that the worker may name in its place.
+    pub sendfile: Option<Arc<Site>>,
     /// What it said for the log.
     pub note: Option<Box<AnswerNote>>,
     /// 0 before it has one.

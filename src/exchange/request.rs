@@ -21,7 +21,9 @@ impl<B: Backend> Loop<B> {
     /// Makes an exchange of a request for the app of that route. `input` begins with its head.
     pub fn forward(&mut self, route: usize, stream: Stream, mut input: Block, request: &Request) {
         let Some(client) = self.table.client(stream.connection) else { return };
-        let LoopRoute { leads: Leads::App(app), request: edits, response, series } = self.apps.routes.get(route) else {
+        let LoopRoute { leads: Leads::App(app), request: edits, response, sendfile, series, .. } =
+            self.apps.routes.get(route)
+        else {
             return;
         };
         let listener = &self.accepting.listeners[client.listener as usize];
@@ -33,6 +35,7 @@ impl<B: Backend> Loop<B> {
             keep_alive: app.settings.keepalive,
             open: request.framing == Framing::Chunked,
             edits: edits.as_ref(),
+            identity: &self.heads.identity,
             ..listener.forward(&client.arrival, (&self.heads.origin, certificate), id, start_micros)
         };
         let room = rewrite::request_room(request, &self.heads.fields, &forward);
@@ -41,8 +44,11 @@ impl<B: Backend> Loop<B> {
         });
         let mut exchange = Exchange::new(stream, app.clone(), *series, request, head, own, &self.time);
         exchange.request.shown = self.shown(edits.is_some(), request, &forward);
+        if self.heads.seat.is_some() {
+            exchange.attempt.seat = self.heads.seat.take();
+        }
         if response.is_some() {
-            exchange.answer.edits = response.clone();
+            (exchange.answer.edits, exchange.answer.sendfile) = (response.clone(), sendfile.clone());
         }
         self.become_state(stream.connection, State::Processing);
         let Some(key) = self.begin_exchange(stream, exchange, &input) else { return };

@@ -6,22 +6,16 @@
 
 use std::sync::Arc;
 
-use crate::backends::{Backend, HIGH_MARK, Piece, Sock};
+use crate::backends::{Backend, HIGH_MARK, Sock};
 use crate::buffers::block::SMALL;
 use crate::buffers::slots::Key;
-use crate::connection::{State, Stream};
-use crate::event_loop::{Leads, Loop, LoopRoute};
-use crate::http::head;
-use crate::http::id::id_text;
+use crate::event_loop::{Loop, Sending};
 use crate::http::reader::Reader;
 
-use super::{Ending, Exchange, Hold, Phase, Upload};
-
-/// Bytes of our own that are handed to a stream at a time.
-const OWN_PIECE: usize = 64 * 1024;
+use super::{Hold, Phase};
 
 /// What feeds an answer.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) enum Source {
     /// Nothing yet, or no more.
     #[default]
@@ -30,6 +24,8 @@ pub(crate) enum Source {
     Worker(Sock),
     /// Bytes of our own, from that place on.
     Own(Arc<[u8]>, usize),
+    /// A file.
+    File(Box<Sending>),
 }
 
 impl Source {
@@ -45,7 +41,9 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         debug_assert!(exchange.phase == Phase::Relaying, "only an answer's body is pulled");
         let (connection, was) = (exchange.stream.connection, exchange.answer.hold);
-        let most = exchange.app.settings.response_buffer.max(HIGH_MARK);
+        // Files need not be taken out of anybody's way.
+        let is_file = matches!(exchange.source, Source::File(_));
+        let most = if is_file { HIGH_MARK } else { exchange.app.settings.response_buffer.max(HIGH_MARK) };
         let unsent = self.unsent(connection);
         let hold = if unsent > if was == Hold::Client { most / 2 } else { most } {
             Hold::Client
@@ -79,51 +77,8 @@ impl<B: Backend> Loop<B> {
                 self.backend.recv(*link, size);
             }
             Source::Own(..) => self.pull_own(key),
+            Source::File(_) => self.pull_file(key),
             Source::None => {}
-        }
-    }
-
-    /// Answers with a long text of our own, which is handed out as the client takes it. `input` begins with the request's head.
-    pub fn respond(&mut self, route: usize, stream: Stream, input: &[u8], request: &head::Request) {
-        let keep_alive = self.decide_keep_alive(stream.connection);
-        let LoopRoute { leads: Leads::Long(app, direct), series, .. } = self.apps.routes.get(route) else { return };
-        let Some(client) = self.table.client(stream.connection) else { return };
-        let version = client.http.version;
-        let kept = self.memory.pool.heap(&input[..request.len]);
-        let mut exchange =
-            Exchange::new(stream, app.clone(), *series, request, kept, id_text(self.heads.next_id), &self.time);
-        (exchange.phase, exchange.request.upload) = (Phase::Relaying, Upload::Sent);
-        (exchange.answer.status, exchange.source) = (direct.status(), Source::Own(direct.body().clone(), 0));
-        let date = &self.time.day.date;
-        let piece = self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, true));
-        let Some(key) = self.begin_exchange(stream, exchange, input) else { return };
-        self.become_state(stream.connection, State::WritingResponse);
-        self.send_head(stream.connection, piece);
-        self.watch(stream.connection);
-        self.pull(key);
-    }
-
-    /// Hands bytes of our own to the stream until it is full or they are all.
-    fn pull_own(&mut self, key: Key) {
-        loop {
-            let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-            let connection = exchange.stream.connection;
-            let Source::Own(bytes, at) = &mut exchange.source else { return };
-            let end = (*at + OWN_PIECE).min(bytes.len());
-            let piece = Piece::Shared(bytes.clone(), *at as u32..end as u32);
-            exchange.answer.bytes += (end - *at) as u64;
-            *at = end;
-            let whole = end == bytes.len();
-            self.send(connection, piece);
-            if whole {
-                return self.finish(key, Ending::Answered { surplus: false });
-            }
-            if self.unsent(connection) > HIGH_MARK {
-                if let Some(exchange) = self.exchanges.lookup_mut(key) {
-                    exchange.answer.hold = Hold::Client;
-                }
-                return self.backend.await_room(connection);
-            }
         }
     }
 

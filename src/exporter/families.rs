@@ -121,14 +121,16 @@ const SERVER: &[Family] = &[
     counter(
         "production_server_connections_refused_total",
         &["reason"],
-        "Client connections closed without a word where the PROXY protocol is required: their peer may not speak for others (peer), \
-         they did not begin with such a header (invalid), or it did not come in time (late).",
+        "Client connections closed without a word: their address had as many as it may (address); or, where the PROXY protocol is \
+         required, their peer may not speak for others (peer), they did not begin with such a header (invalid), or it did not come in \
+         time (late).",
         |sample, points| {
             let totals = sample.metrics.total();
             let refused = [
                 ("peer", totals.proxy_protocol_refused),
                 ("invalid", totals.proxy_protocol_invalid),
                 ("late", totals.proxy_protocol_late),
+                ("address", totals.crowded_out),
             ];
             refused.iter().for_each(|(reason, count)| points.whole(&[("reason", reason)], *count));
         },
@@ -254,6 +256,65 @@ const SERVER: &[Family] = &[
         &[],
         "Requests refused because `server.buffer_bytes` was used up.",
         |sample, points| total(sample, points, |totals| totals.memory_refused),
+    ),
+    counter(
+        "production_server_rate_limited_total",
+        &["limit", "action"],
+        "Requests that met a limit: `refused`, `delayed`, or `spared` in a dry run.",
+        |sample, points| {
+            for limit in &sample.status.limits {
+                for (action, count) in
+                    [("refused", limit.refused), ("delayed", limit.delayed), ("spared", limit.spared)]
+                {
+                    points.whole(&[("limit", &limit.name), ("action", action)], count);
+                }
+            }
+        },
+    ),
+    counter(
+        "production_server_rate_limit_forgotten_total",
+        &["limit"],
+        "Clients that a limit forgot before their time, because too many others came.",
+        |sample, points| {
+            for limit in &sample.status.limits {
+                points.whole(&[("limit", &limit.name)], limit.forgotten);
+            }
+        },
+    ),
+    counter(
+        "production_server_denied_total",
+        &[],
+        "Requests refused because their client's address is not allowed.",
+        |sample, points| total(sample, points, |totals| totals.denied),
+    ),
+    counter(
+        "production_server_auth_total",
+        &["result"],
+        "Requests whose credentials were asked for: `passed`, `refused`, or `busy` where too many waited to be checked.",
+        |sample, points| {
+            let totals = sample.metrics.total();
+            let results =
+                [("passed", totals.auth_passed), ("refused", totals.auth_refused), ("busy", totals.auth_busy)];
+            results.iter().for_each(|(result, count)| points.whole(&[("result", result)], *count));
+        },
+    ),
+    counter(
+        "production_server_helper_jobs_total",
+        &[],
+        "Pieces of work that the loops had for the helper threads.",
+        |sample, points| total(sample, points, |totals| totals.helper_jobs),
+    ),
+    counter(
+        "production_server_helper_refusals_total",
+        &[],
+        "Pieces of work that were refused because too many waited for the helper threads.",
+        |sample, points| total(sample, points, |totals| totals.helper_refusals),
+    ),
+    counter(
+        "production_server_files_cut_total",
+        &[],
+        "Files that became shorter or could not be read any more while they were sent.",
+        |sample, points| total(sample, points, |totals| totals.files_cut),
     ),
     counter(
         "production_server_log_lines_dropped_total",

@@ -29,6 +29,8 @@ fn with_sample<T>(bungate: bool, read: impl FnOnce(&Sample<'_>) -> T) -> T {
     status.apps[0].workers[0].health = Some(status::Health { healthy: true, failures: 3, reason: None });
     status.apps[0].workers[0].ejections = Some(1);
     status.certificates = vec![status::Certificate { names: vec!["shop.example".to_owned()], ..Default::default() }];
+    let name = "login".to_owned();
+    status.limits = vec![status::Limit { name, refused: 7, ..Default::default() }];
     status.acme = Some(status::Acme { issued: 1, next_attempt: 1_800_000_000, ..Default::default() });
     let time = LoopTime { used: Duration::from_millis(1500), busy: 0.25 };
     let sample = Sample { status: &status, metrics: &metrics, loops: vec![None, Some(time)], started: 1.5e9, bungate };
@@ -54,6 +56,7 @@ fn the_classic_text_is_as_scrapers_read_it() {
         "production_server_build_info{version=\"0.1.0\",backend=\"epoll\"} 1",
         "production_server_loop_busy_ratio{loop=\"1\"} 0.25",
         "production_server_bytes_sent_total 1234",
+        "production_server_rate_limited_total{limit=\"login\",action=\"refused\"} 7",
         "production_server_app_state{app=\"web\",state=\"running\"} 1",
         "production_server_app_state{app=\"web\",state=\"failed\"} 0",
         "production_server_queue_duration_seconds_bucket{app=\"web\",le=\"0.001\"} 4",

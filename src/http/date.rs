@@ -1,11 +1,12 @@
 //! Dates as HTTP writes them (IMF-fixdate, RFC 9110 §5.6.7), by integer arithmetic.
 
+const MONTHS: &[u8; 36] = b"JanFebMarAprMayJunJulAugSepOctNovDec";
+
 /// The date of that many seconds since 1970-01-01, like `Sun, 06 Nov 1994 08:49:37 GMT`. Years above 9999 are held at the
 /// last second of that one, because the format has no room for them.
 pub fn date(unix_seconds: u64) -> [u8; 29] {
     const LAST: u64 = 253_402_300_799;
     const DAYS: &[u8; 21] = b"ThuFriSatSunMonTueWed";
-    const MONTHS: &[u8; 36] = b"JanFebMarAprMayJunJulAugSepOctNovDec";
     let seconds = unix_seconds.min(LAST);
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     let (year, month, day) = civil(days);
@@ -21,6 +22,49 @@ pub fn date(unix_seconds: u64) -> [u8; 29] {
     two(&mut text, 20, second / 60 % 60);
     two(&mut text, 23, second % 60);
     text
+}
+
+/// The seconds since 1970-01-01 of a date in one of the three forms of RFC 9110 §5.6.7; `None` for what is none, or lies before. Of a year of
+/// two digits nobody knows the century: it is taken for the one between 1970 and 2069.
+pub fn parse_date(text: &[u8]) -> Option<u64> {
+    let words: Vec<&[u8]> = text.split(|byte| b" ,-".contains(byte)).filter(|word| !word.is_empty()).take(7).collect();
+    // `Sun, 06 Nov 1994 08:49:37 GMT`, `Sunday, 06-Nov-94 08:49:37 GMT` and `Sun Nov  6 08:49:37 1994`.
+    let (day, month, year, time) = match words[..] {
+        [_, day, month, year, time, b"GMT"] => (day, month, year, time),
+        [_, month, day, time, year] => (day, month, year, time),
+        _ => return None,
+    };
+    let month = MONTHS.chunks(3).position(|name| name == month)? as u64 + 1;
+    let (day, given) = (digits(day, 2)?, digits(year, 4)?);
+    let year = match year.len() {
+        2 if given < 70 => given + 2000,
+        2 => given + 1900,
+        _ => given,
+    };
+    let mut parts = time.split(|byte| *byte == b':').map(|part| digits(part, 2).filter(|_| part.len() == 2));
+    let (Some(hour), Some(minute), Some(second), None) = (parts.next()?, parts.next()?, parts.next()?, parts.next())
+    else {
+        return None;
+    };
+    // A leap second counts as the one before it.
+    if !(1970..=9999).contains(&year) || !(1..=31).contains(&day) || hour > 23 || minute > 59 || second > 60 {
+        return None;
+    }
+    let days = days_of(year, month, day);
+    (civil(days) == (year, month, day)).then(|| days * 86_400 + hour * 3600 + minute * 60 + second.min(59))
+}
+
+fn digits(text: &[u8], most: usize) -> Option<u64> {
+    let fine = (1..=most).contains(&text.len()) && text.iter().all(u8::is_ascii_digit);
+    fine.then(|| text.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
+}
+
+/// The days since 1970-01-01 of a date from then on; the way back from [`civil`].
+fn days_of(year: u64, month: u64, day: u64) -> u64 {
+    let year = year - u64::from(month <= 2);
+    let (era, year_of_era) = (year / 400, year % 400);
+    let day_of_year = (153 * ((month + 9) % 12) + 2) / 5 + day - 1;
+    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
 /// Year, month and day of that many days since 1970-01-01. Years are counted from March, so that the leap day is the last
@@ -73,9 +117,38 @@ mod tests {
                 for of_month in 1..=length {
                     let expected = format!("{}, {of_month:02} {name} {year} 23:59:59 GMT", weekdays[day % 7]);
                     assert_eq!(date(day as u64 * 86_400 + 86_399), expected.as_bytes());
+                    assert_eq!(parse_date(expected.as_bytes()), Some(day as u64 * 86_400 + 86_399), "{expected}");
                     day += 1;
                 }
             }
+        }
+    }
+
+    #[test]
+    fn all_three_forms_are_read_and_nothing_else() {
+        for (text, seconds) in [
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(784_111_777)),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", Some(784_111_777)),
+            ("Sun Nov  6 08:49:37 1994", Some(784_111_777)),
+            ("Thu, 01 Jan 1970 00:00:00 GMT", Some(0)),
+            ("Tue, 29 Feb 2000 00:00:00 GMT", Some(951_782_400)),
+            ("Saturday, 01-Jan-00 00:00:00 GMT", Some(946_684_800)),
+            ("Tue, 30 Jun 2015 23:59:60 GMT", Some(1_435_708_799)),
+            ("Tue, 30 Feb 2000 00:00:00 GMT", None),
+            ("Thu, 29 Feb 2001 00:00:00 GMT", None),
+            ("Wed, 31 Dec 1969 23:59:59 GMT", None),
+            ("Sun, 06 Nov 1994 24:00:00 GMT", None),
+            ("Sun, 06 Nov 1994 8:49:37 GMT", None),
+            ("Sun, 06 Nov 1994 08:49 GMT", None),
+            ("Sun, 06 Nov 1994 08:49:37:00 GMT", None),
+            ("Sun, 06 Nov 1994 08:49:37 CET", None),
+            ("Sun, 00 Nov 1994 08:49:37 GMT", None),
+            ("Sun, 06 nov 1994 08:49:37 GMT", None),
+            ("Sun, 06 Nov 99999 08:49:37 GMT", None),
+            ("784111777", None),
+            ("", None),
+        ] {
+            assert_eq!(parse_date(text.as_bytes()), seconds, "{text}");
         }
     }
 }

@@ -33,7 +33,7 @@ mod properties;
 #[cfg(test)]
 mod tests;
 
-pub use date::date;
+pub use date::{date, parse_date};
 pub use host::is_loopback_host;
 pub(crate) use names::is_token;
 

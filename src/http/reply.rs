@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::Version;
 use crate::buffers::block::Writer;
+use crate::config::ErrorPage;
 
 /// The form of an error's body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +88,12 @@ pub struct Reply<'a> {
     pub reload: bool,
     /// The id of the request, told in head and body.
     pub request_id: Option<&'a [u8]>,
+    /// Further lines of the head, each behind the end of the one before it.
+    pub lines: &'a [u8],
+    /// What may be done instead, where the status is 405.
+    pub allow: &'static str,
+    /// The page that is shown in the place of all this.
+    pub page: Option<&'a ErrorPage>,
 }
 
 impl<'a> Reply<'a> {
@@ -103,6 +110,10 @@ impl<'a> Reply<'a> {
             retry_after: None,
             reload: false,
             request_id: None,
+            lines: b"",
+            // What goes through here, whatever the app makes of it.
+            allow: "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
+            page: None,
         }
     }
 }
@@ -116,6 +127,8 @@ pub fn error_room(reply: &Reply<'_>) -> usize {
         + body
         + PAGE.iter().map(|part| part.len()).sum::<usize>()
         + RELOAD.len()
+        + reply.lines.len()
+        + reply.page.map_or(0, |page| page.bytes().len())
         + reply.request_id.unwrap_or_default().len()
 }
 
@@ -127,17 +140,21 @@ pub fn error(out: &mut Writer<'_>, reply: &Reply<'_>) {
     out.put_decimal(u64::from(reply.status));
     out.put(b" ");
     out.put(reason(reply.status).as_bytes());
-    out.put(match reply.format {
-        Format::Html => b"\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: ",
-        Format::Json => b"\r\nContent-Type: application/json\r\nContent-Length: ",
-        Format::Text => &b"\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: "[..],
+    out.put(match (reply.page, reply.format) {
+        (Some(_), _) => b"\r\nContent-Type: ",
+        (_, Format::Html) => b"\r\nContent-Type: text/html; charset=utf-8\r\nContent-Length: ",
+        (_, Format::Json) => b"\r\nContent-Type: application/json\r\nContent-Length: ",
+        (_, Format::Text) => &b"\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: "[..],
     });
+    if let Some(page) = reply.page {
+        out.put_all([page.media_type.as_bytes(), b"\r\nContent-Length: "]);
+    }
     out.put_decimal(length.0 as u64);
     out.put(b"\r\nCache-Control: no-store\r\nDate: ");
     out.put(reply.date);
     if reply.status == 405 {
-        // Demanded by RFC 9110 §15.5.6: what goes through here, whatever the app makes of it.
-        out.put(b"\r\nAllow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS");
+        // Demanded by RFC 9110 §15.5.6.
+        out.put_all([b"\r\nAllow: ", reply.allow.as_bytes()]);
     }
     if let Some(seconds) = reply.retry_after {
         out.put(b"\r\nRetry-After: ");
@@ -147,6 +164,7 @@ pub fn error(out: &mut Writer<'_>, reply: &Reply<'_>) {
         out.put(b"\r\nX-Request-Id: ");
         out.put(id);
     }
+    out.put(reply.lines);
     let version = if reply.http10 { Version::Http10 } else { Version::Http11 };
     out.put(connection(version, reply.keep_alive));
     if !reply.head_only {
@@ -155,7 +173,7 @@ pub fn error(out: &mut Writer<'_>, reply: &Reply<'_>) {
 }
 
 /// The end of a head: CRLF of the last line, what the version needs to be told about the connection, the empty line.
-fn connection(version: Version, keep_alive: bool) -> &'static [u8] {
+pub(crate) fn connection(version: Version, keep_alive: bool) -> &'static [u8] {
     match (version, keep_alive) {
         (Version::Http11, true) | (Version::Http10, false) => b"\r\n\r\n",
         (Version::Http11, false) => b"\r\nConnection: close\r\n\r\n",
@@ -209,6 +227,9 @@ fn body(out: &mut impl Sink, reply: &Reply<'_>) {
     let status = number.format(reply.status).as_bytes();
     let reason = reason(reply.status).as_bytes();
     let id = reply.request_id.unwrap_or_default();
+    if let Some(page) = reply.page {
+        return out.put(page.bytes());
+    }
     match reply.format {
         Format::Html => {
             let values = [status, reason, status, reason, reply.detail.as_bytes(), id];
@@ -281,6 +302,13 @@ pub fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
         204 => "No Content",
+        206 => "Partial Content",
+        301 => "Moved Permanently",
+        302 => "Found",
+        303 => "See Other",
+        304 => "Not Modified",
+        307 => "Temporary Redirect",
+        308 => "Permanent Redirect",
         400 => "Bad Request",
         401 => "Unauthorized",
         403 => "Forbidden",
@@ -288,8 +316,10 @@ pub fn reason(status: u16) -> &'static str {
         405 => "Method Not Allowed",
         408 => "Request Timeout",
         411 => "Length Required",
+        412 => "Precondition Failed",
         413 => "Content Too Large",
         414 => "URI Too Long",
+        416 => "Range Not Satisfiable",
         417 => "Expectation Failed",
         421 => "Misdirected Request",
         429 => "Too Many Requests",
@@ -432,6 +462,9 @@ mod tests {
         retry_after: Some(2),
         reload: true,
         request_id: Some(b"id1"),
+        lines: b"",
+        allow: "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
+        page: None,
     };
 
     /// Head and body of an error, checked by our own parser.

@@ -38,6 +38,8 @@ pub struct Forward<'a> {
     pub open: bool,
     /// What the route changes.
     pub edits: Option<&'a Edits>,
+    /// Lines that tell who the client is, where a route has found out: such a route changes something, too.
+    pub identity: &'a [u8],
 }
 
 /// What is known of proxies in front of the server.
@@ -155,7 +157,7 @@ pub fn request_room(request: &Request, fields: &Fields, forward: &Forward<'_>) -
     /// The names and fixed values of all that is added, two addresses, and the largest numbers.
     const ADDED: usize = 512;
     // A line written anew gains at most a space and a CR; the host may be written twice more.
-    let edited = forward.edits.map_or(0, Edits::room);
+    let edited = forward.edits.map_or(0, |edits| edits.room() + forward.identity.len());
     let told = forward.front.as_ref().map_or(0, |front| front.room(request));
     let named = 2 * request.authority.len() + forward.request_id.len();
     request.len + 4 * (fields.len() + 2) + named + edited + told + ADDED
@@ -188,7 +190,10 @@ pub fn request(out: &mut Writer<'_>, bytes: &[u8], request: &Request, fields: &F
     }
     match forward.edits {
         None => copy_lines(out, bytes, fields, dropped, start, request.fields_start),
-        Some(edits) => copy_edited(out, bytes, fields, dropped, Span { start, end: request.fields_start }, edits),
+        Some(edits) => {
+            copy_edited(out, bytes, fields, dropped, Span { start, end: request.fields_start }, edits);
+            out.put(forward.identity);
+        }
     }
     if request.form == Form::Absolute || !fields.present().has(Kind::Host) {
         // HTTP/1.0 without Host: an empty one is what RFC 9112 §3.2 asks for, and what no worker refuses.

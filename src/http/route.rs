@@ -220,7 +220,7 @@ fn before_query(target: &[u8]) -> &[u8] {
 }
 
 /// [`before_query`], with its escapes decoded and its dots resolved. Most paths are as they came.
-fn resolved(target: &[u8]) -> Cow<'_, [u8]> {
+pub fn resolved(target: &[u8]) -> Cow<'_, [u8]> {
     let mut before = 0;
     for (at, byte) in target.iter().enumerate() {
         match byte {

@@ -493,6 +493,7 @@ const FORWARD: Forward<'_> = Forward {
     keep_alive: true,
     open: false,
     edits: None,
+    identity: b"",
 };
 const ADDED: &str = "X-Forwarded-For: 192.0.2.10\r\nX-Real-IP: 192.0.2.10\r\nX-Forwarded-Proto: http\r\nX-Forwarded-Host: h\r\n\
      X-Forwarded-Port: 8080\r\nX-Request-Id: id1\r\nX-Request-Start: t=1700000000.012\r\nVia: 1.1 production_server\r\n";

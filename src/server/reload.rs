@@ -20,6 +20,7 @@ use crate::apps::{App, AppTable};
 use crate::check;
 use crate::config::{self, Changes, Config, Fate, Front, Inputs, ListenAddress, Listener, Loaded, Severity};
 use crate::dispatch::AppId;
+use crate::helpers::Helpers;
 use crate::log::{Level, Log};
 use crate::mailbox::{Message, Postboxes};
 use crate::metrics::Metrics;
@@ -59,6 +60,7 @@ pub(super) struct Reloader {
     postboxes: Postboxes,
     log: Log,
     metrics: Metrics,
+    helpers: Helpers,
     policies: tls::Policies,
     keeper: Keeper,
 }
@@ -86,7 +88,7 @@ impl Reloader {
         config: Config,
         table: Arc<AppTable>,
         listeners: &[Listening],
-        (postboxes, log, metrics): (&Postboxes, &Log, &Metrics),
+        (postboxes, log, metrics, helpers): (&Postboxes, &Log, &Metrics, &Helpers),
         policies: tls::Policies,
     ) -> Reloader {
         let started = Arc::new(loaded);
@@ -105,6 +107,7 @@ impl Reloader {
             postboxes: postboxes.clone(),
             log: log.clone(),
             metrics: metrics.clone(),
+            helpers: helpers.clone(),
             policies,
             keeper,
         };
@@ -270,6 +273,9 @@ impl Reloader {
                 }
             });
         }
+        if config.needs_helpers() {
+            self.helpers.start(config.server.helpers).map_err(|error| format!("cannot start a thread: {error}"))?;
+        }
         let table = Arc::new(AppTable::new(server, apps, &config.routes, &self.metrics));
         let for_loops = share_out(&listening, &config.server).map_err(|error| error.message)?;
         let sockets = places.len().max(for_loops.iter().map(Vec::len).sum());
@@ -333,7 +339,7 @@ impl Reloader {
 /// What the configuration says now, and what is to hold: the same, with the numbers of users in place of their names.
 fn read(inputs: &Inputs) -> Result<(Loaded, Config), String> {
     let loaded = inputs.load().map_err(|refusal| refusal.line)?;
-    let findings = check::apps(&loaded).into_iter().chain(check::tls(&loaded));
+    let findings = check::apps(&loaded).into_iter().chain(check::tls(&loaded)).chain(check::files(&loaded));
     let errors: Vec<_> = findings.filter(|it| it.severity == Severity::Error).collect();
     if !errors.is_empty() {
         return Err(loaded.report(&errors));

@@ -7,6 +7,7 @@ use crate::apps::{App, AppTable};
 use crate::config::{Command, Config, ListenAddress, Settings};
 use crate::control::MOST_CONNECTIONS;
 use crate::dispatch::{AppId, Dispatch, Standing};
+use crate::event_loop::MOST_OPEN;
 use crate::metrics::{self, Health, Metrics, Status};
 use crate::supervisor::{self, AppSetup, unit};
 
@@ -84,7 +85,8 @@ pub(super) fn most_connections(config: &Config, descriptors: usize) -> usize {
     };
     let workers: usize = config.apps.iter().map(own).sum();
     let connections = config.apps.iter().map(to_workers).fold(0, usize::saturating_add);
-    let room = descriptors.saturating_sub(spare(descriptors) + loops * 4 + workers * DESCRIPTORS_OF_A_WORKER);
+    let files = if config.serves_files() { loops * MOST_OPEN } else { 0 };
+    let room = descriptors.saturating_sub(spare(descriptors) + loops * 4 + workers * DESCRIPTORS_OF_A_WORKER + files);
     room.saturating_sub(connections.min(room / 2)).max(1)
 }
 
@@ -150,6 +152,9 @@ mod tests {
         assert_eq!(most_connections(&several, 1024), most_connections(&one(50, None), 1024));
         let alone = config(&[App { command: Command::None, ..app(40, None) }]);
         assert_eq!(most_connections(&alone, 300), 300 - spare(300) - 4, "no worker is started");
+        let files = Some(crate::config::route::Files::default());
+        let files = config(&[App { command: Command::None, files, ..app(0, None) }]);
+        assert_eq!(most_connections(&files, 1024), 1024 - spare(1024) - 4 - MOST_OPEN);
         assert_eq!(most_connections(&one(1000, None), 300), 1);
         assert!(spare(4096) >= MOST_CONNECTIONS + 64, "a full control socket leaves some for the rest");
     }

@@ -219,7 +219,10 @@ impl Supervisor {
                 let index = own.map_or_else(|| self.find_of_worker(join.app.as_deref(), &join.worker_id), Ok)?;
                 let unit = &mut self.units[index];
                 if unit.is_answered_by_loops() {
-                    return Err(Answer::refused(409, "the loops answer every request themselves (--respond)"));
+                    return Err(Answer::refused(
+                        409,
+                        "the loops answer every request themselves (--respond, --static)",
+                    ));
                 }
                 unit.join(join, now)
             }

@@ -1,6 +1,8 @@
 //! The status document, filled: what the fleet, the processes, the dispatch and the counters know, at one moment.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::Supervisor;
@@ -14,6 +16,7 @@ use crate::config::Settings;
 use crate::control::status::{self, State, WorkerState};
 use crate::dispatch::{Snapshot, Standing, WorkerSnapshot};
 use crate::fleet::{self, Member, PlaceState, RollEnd};
+use crate::limits::{Busy, Limit};
 use crate::log::Log;
 use crate::mailbox::desk::Desk;
 use crate::metrics::latency::{Latencies, Rates, Recent};
@@ -70,6 +73,18 @@ impl Observed {
         self.departed.values().for_each(|tally| all.add(&tally.all().lives));
         all
     }
+}
+
+fn limits(metrics: &Metrics) -> Vec<status::Limit> {
+    let limit = |(name, limit): (String, Arc<Limit>)| status::Limit {
+        name,
+        delayed: limit.delayed.load(Ordering::Relaxed),
+        refused: limit.refused.load(Ordering::Relaxed),
+        spared: limit.spared.load(Ordering::Relaxed),
+        forgotten: limit.forgotten.load(Ordering::Relaxed),
+        busiest: limit.busiest().into_iter().map(|Busy { key, count }| status::Busy { key, count }).collect(),
+    };
+    metrics.limits().all().into_iter().map(limit).collect()
 }
 
 fn certificate((listener, shown): (String, tls::Shown)) -> status::Certificate {
@@ -132,6 +147,7 @@ impl Supervisor {
                 .map(certificate)
                 .collect(),
             apps,
+            limits: about.map(|about| limits(&about.metrics)).unwrap_or_default(),
             acme: crate::acme::report(),
             departed: self.observed.as_ref().map(Observed::departed).unwrap_or_default(),
         }

@@ -301,7 +301,7 @@ impl Unit {
 
     /// Whether the loops answer in the app's place.
     pub fn is_answered_by_loops(&self) -> bool {
-        self.app().respond.is_some()
+        self.app().is_answered_by_loops()
     }
 
     /// Whether the app has workers of ours, and not only such as join.

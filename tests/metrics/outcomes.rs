@@ -406,6 +406,15 @@ const EXPECTED: &[(&str, &[(&str, u32)])] = &[
     ("production_server_accept_pauses_total", &[]),
     ("production_server_memory_pauses_total", &[]),
     ("production_server_memory_refusals_total", &[]),
+    // Everybody gets in here: tests/access has what is counted of those who do not.
+    ("production_server_rate_limited_total", &[]),
+    ("production_server_rate_limit_forgotten_total", &[]),
+    ("production_server_denied_total", &[]),
+    ("production_server_auth_total", &[]),
+    // No app needs helpers.
+    ("production_server_helper_jobs_total", &[]),
+    ("production_server_helper_refusals_total", &[]),
+    ("production_server_files_cut_total", &[]),
     ("production_server_log_lines_dropped_total", &[]),
     ("production_server_panics_total", &[]),
     // Twelve refused, nine that failed, and two answers cut.

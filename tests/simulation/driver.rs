@@ -305,6 +305,7 @@ impl Run {
             admission: Default::default(),
             scarcity: Default::default(),
             desk: Default::default(),
+            helpers: Default::default(),
             status: Box::new(String::new),
         });
         let ledger = Rc::new(RefCell::new(Ledger::new(rules(&plan, started))));

@@ -138,6 +138,16 @@ impl Server {
         self.document()["certificates"].as_array().unwrap().clone()
     }
 
+    /// The limits in that document.
+    pub fn limits(&self) -> Vec<serde_json::Value> {
+        self.document()["limits"].as_array().unwrap().clone()
+    }
+
+    /// Its run directory.
+    pub fn run(&self) -> &std::path::Path {
+        &self.run
+    }
+
     fn document(&self) -> serde_json::Value {
         let mut stream = UnixStream::connect(self.run.join("control.sock")).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();

@@ -47,9 +47,10 @@ impl Reader<'_> {
             let shown = entries(table).into_iter().map(show).collect();
             self.route = Some(RouteSaid { at: route.span(), shown, ..RouteSaid::default() });
             self.table("routes[]", "routes", table);
-            let Some(said) = self.route.take() else { continue };
+            let Some(mut said) = self.route.take() else { continue };
             if self.file.problems.len() == before {
-                let problems = incomplete(&said);
+                let mut problems = incomplete(&said);
+                problems.extend(super::auth::read(&mut said));
                 self.file.problems.extend(problems);
             }
             self.file.routes.push(said);
@@ -99,14 +100,14 @@ impl Reader<'_> {
 
 /// What a route lacks, or has too much of.
 fn incomplete(route: &RouteSaid) -> Vec<Problem> {
-    const TARGETS: [&str; 4] = ["app", "upstreams", "respond", "redirect"];
+    const TARGETS: [&str; 5] = ["app", "upstreams", "respond", "redirect", "static"];
     let mark = |name: &str| route.mark(&format!("routes[].{name}"));
     let targets: Vec<(&str, Range<usize>)> =
         TARGETS.iter().filter_map(|name| mark(name).map(|at| (*name, at))).collect();
     let mut problems = Vec::new();
     match &targets[..] {
         [] => {
-            let label = "expected one of `app`, `upstreams`, `respond` and `redirect`";
+            let label = "expected one of `app`, `upstreams`, `respond`, `redirect` and `static`";
             problems.push(Problem::error("a route that leads nowhere", route.at.clone(), label));
         }
         [(first, at), (second, other), ..] => {
@@ -115,10 +116,10 @@ fn incomplete(route: &RouteSaid) -> Vec<Problem> {
                 .push(Problem::error(title, other.clone(), "expected one of them").and(at.clone(), "and the other"));
         }
         [(only, at)] => {
-            for name in ["rewrite", "request_fields"] {
-                if let Some(changed) = mark(name).filter(|_| ["respond", "redirect"].contains(only)) {
+            for name in ["rewrite", "request_fields", "sendfile", "max_in_flight"] {
+                if let Some(changed) = mark(name).filter(|_| ["respond", "redirect", "static"].contains(only)) {
                     let title = format!("`{name}` has no effect here");
-                    let problem = Problem::error(title, changed, "it changes what goes to an app");
+                    let problem = Problem::error(title, changed, "it is about what goes to an app");
                     problems.push(problem.and(at.clone(), "and the loop itself answers"));
                 }
             }
@@ -133,6 +134,12 @@ fn incomplete(route: &RouteSaid) -> Vec<Problem> {
     if let Some(at) = mark("redirect").filter(|_| route.draft.redirect.as_ref().is_some_and(|to| to.to.is_empty())) {
         let label = "expected `to`, as in redirect = { to = \"/new\", status = 308 }";
         problems.push(Problem::error("a redirect without a place", at, label));
+    }
+    for (name, files) in [("static", &route.draft.files), ("sendfile", &route.draft.sendfile)] {
+        if let Some(at) = mark(name).filter(|_| files.as_ref().is_some_and(|files| files.root.as_os_str().is_empty())) {
+            let label = format!("expected `root`, as in {name} = {{ root = \"/srv/www\" }}");
+            problems.push(Problem::error("files without a directory", at, label));
+        }
     }
     let bodiless = |respond: &super::super::route::Respond| [204, 304].contains(&respond.status);
     if let Some(at) = mark("respond.body").filter(|_| route.draft.respond.as_ref().is_some_and(bodiless)) {

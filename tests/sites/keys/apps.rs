@@ -74,6 +74,7 @@ const CASES: &[Case] = &[
     case("respond", &[("respond", "'old'")], "'new'", |rig, app| {
         assert_eq!(rig.get(app, "/"), (200, "new".to_owned()))
     }),
+    case("static", &[("static", "'/'")], "'FOLDER'", |rig, app| assert_eq!(rig.get(app, "/worker.py").0, 200)),
     case("dump_signal", &[RUN, PATIENT, AT_ONCE, ("timeouts.request", "'300ms'")], "'USR2'", |rig, app| {
         let _hanging = rig.begin(app, "/hang");
         until("it was dumped", || rig.file("dump_signal.USR2").exists());

@@ -85,7 +85,7 @@ impl Text {
 /// A key as the schema has it, without the name of an app and the number of a table.
 fn pattern(key: &str) -> String {
     let mut segments: Vec<String> = key.split('.').map(str::to_owned).collect();
-    if segments[0] == "apps" {
+    if ["apps", "limits"].contains(&segments[0].as_str()) {
         segments[1] = "*".to_owned();
     }
     if let Some((list, _)) = segments[0].split_once('[') {
@@ -157,6 +157,11 @@ fn upstream(released: Arc<AtomicBool>) -> Worker {
                 }
                 "/503" => {
                     incoming.send("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n");
+                    continue;
+                }
+                "/accel" => {
+                    let named = "X-Accel-Redirect: /protected/a.txt";
+                    incoming.send(format!("HTTP/1.1 200 OK\r\n{named}\r\nContent-Length: 0\r\n\r\n"));
                     continue;
                 }
                 "/flip" if !released.load(Ordering::Relaxed) => {
@@ -314,6 +319,7 @@ impl Rig {
             // Listeners and routes are named as a whole: their own tests look for the words. So do those of what listeners show.
             (_, pattern) if pattern.starts_with("listen[]") || pattern.starts_with("routes[]") => {}
             ("live", pattern) if pattern.starts_with("tls.") => {}
+            (_, pattern) if pattern.starts_with("limits.") => assert!(said.contains("limits: changed"), "{said}"),
             ("live", "apps.*.upstream") => assert!(said.contains("app upstream: replaced"), "{said}"),
             ("live", _) => assert!(line.is_some_and(|line| !line.ends_with(')')), "{key}: {said}"),
             ("roll", _) => assert!(line.is_some_and(|line| line.contains("workers are replaced")), "{key}: {said}"),

@@ -149,6 +149,7 @@ pub fn restarts(rig: &mut Rig) {
         ("server.backend", if is_epoll { "'auto'" } else { "'epoll'" }),
         ("server.pin", "true"),
         ("server.max_connections", "20"),
+        ("server.helpers", "3"),
         ("server.buffer_bytes", "'16MiB'"),
         ("server.run_dir", "'FOLDER/elsewhere'"),
         ("server.trusted_proxies", "'loopback'"),

@@ -129,6 +129,7 @@ pub fn begin(text: &mut Text, backend: &str) {
 pub fn live(rig: &mut Rig) {
     server(rig);
     routes(rig);
+    files(rig);
     metrics(rig);
     // Whoever is kept has shown what it was for; one that is idle for so long is to go.
     let mut kept = rig.kept.take().unwrap();
@@ -139,6 +140,7 @@ pub fn live(rig: &mut Rig) {
     assert_eq!(idle.ask("GET / HTTP/1.1\r\nHost: respond\r\n\r\n").status, 200);
     idle.expect_end();
     rig.change(&[("server.timeouts.idle", "'50s'")]);
+    access(rig);
 }
 
 fn server(rig: &mut Rig) {
@@ -218,6 +220,134 @@ fn routes(rig: &mut Rig) {
         assert!(said.contains(&format!("routes to {app}: {table}: ")), "{app}: {said}");
         (case.shows)(rig, &app);
     }
+}
+
+fn files(rig: &mut Rig) {
+    for (name, text) in [("a.txt", "named"), ("d/home.txt", "home"), ("gone.html", "gone")] {
+        let path = rig.file("files").join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+    rig.change(&[("routes[30].match.host", "'files'"), ("routes[30].static.root", "'FOLDER/run'")]);
+    assert_eq!(rig.get("files", "/in/a.txt").0, 404);
+    rig.change(&[
+        ("server.error_pages", "{ 404 = 'FOLDER/files/gone.html' }"),
+        ("routes[30].static.root", "'FOLDER/files'"),
+        ("routes[30].static.prefix", "'/in'"),
+        ("routes[30].static.index", "['home.txt']"),
+        ("routes[30].static.fallback", "'/a.txt'"),
+        ("routes[30].static.cache", "'no-cache'"),
+        ("routes[30].static.immutable", "['/a.*']"),
+        ("routes[31].match.host", "'sendfile'"),
+        ("routes[31].app", "'kept'"),
+        ("routes[31].sendfile.root", "'FOLDER/files'"),
+        ("routes[31].sendfile.prefix", "'/protected'"),
+    ]);
+    let cache = |path: &str| rig.ask("files", &format!("GET {path}"), "").field("cache-control").map(str::to_owned);
+    assert_eq!(cache("/in/a.txt").as_deref(), Some("public, max-age=31536000, immutable"));
+    assert_eq!(cache("/in/d/").as_deref(), Some("no-cache"));
+    assert_eq!((rig.get("files", "/in/d/").1.as_str(), rig.get("files", "/in/page").1.as_str()), ("home", "named"));
+    assert_eq!(rig.get("files", "/in/missing.js"), (404, "gone".to_owned()));
+    assert_eq!(rig.get("sendfile", "/accel").1, "named");
+}
+
+/// Who gets in. All is on a route of its own, but for what is said of the whole server, which is taken back.
+fn access(rig: &mut Rig) {
+    let users = "anna:$2y$04$Rr/Yea6t/z9N9pQxrmAdUOxd0evfPdC5tmd7aw1Y9UnhpgGGKx0iW\n";
+    // Of `key`, by sha256sum(1).
+    let keys = "one:2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683\n";
+    let jwks = r#"{"keys":[{"kty":"oct","k":"YSBzZWNyZXQgb2YgYXQgbGVhc3QgdGhpcnR5LXR3byBieXRlcw"}]}"#;
+    for (name, text) in [("users", users), ("keys", keys), ("jwks", jwks)] {
+        std::fs::write(rig.file(name), text).unwrap();
+    }
+    let status = |rig: &Rig, more: &str| rig.ask("access", "GET /", more).status;
+    let route = |key: &str| format!("routes[40].{key}");
+    let change = |rig: &mut Rig, changes: &[Change<'_>]| {
+        let changes: Vec<(String, &str)> = changes.iter().map(|(key, value)| (route(key), *value)).collect();
+        let changes: Vec<Change<'_>> = changes.iter().map(|(key, value)| (key.as_str(), *value)).collect();
+        assert!(rig.change(&changes).contains("routes: changed"));
+    };
+    // One at a time is enough for whoever asks one after the other; tests/access has what is beyond.
+    change(rig, &[("match.host", "'access'"), ("app", "'kept'"), ("max_in_flight", "1")]);
+    assert_eq!((status(rig, ""), status(rig, "")), (200, 200));
+    change(rig, &[("app", ""), ("max_in_flight", ""), ("respond.body", "'in'")]);
+    assert_eq!(status(rig, ""), 200);
+    change(rig, &[("allow", "'10.0.0.0/8'")]);
+    assert_eq!(status(rig, ""), 403);
+    change(rig, &[("allow", "'loopback'"), ("deny", "'127.0.0.0/8'")]);
+    assert_eq!(status(rig, ""), 403);
+    change(rig, &[("deny", ""), ("auth.basic", "'FOLDER/users'"), ("auth.realm", "'staff'")]);
+    let answer = rig.ask("access", "GET /", "");
+    assert!(answer.status == 401 && answer.has("realm=\"staff\""), "{}", answer.head);
+    assert_eq!(status(rig, "Authorization: Basic YW5uYTpzZWNyZXQ=\r\n"), 200);
+    change(rig, &[("satisfy", "'any'")]);
+    assert_eq!(status(rig, ""), 200);
+    change(rig, &[("satisfy", ""), ("auth.basic", ""), ("auth.keys", "'FOLDER/keys'"), ("auth.key_field", "'X-Door'")]);
+    assert_eq!((status(rig, "X-Door: key\r\n"), status(rig, "X-Api-Key: key\r\n")), (200, 401));
+    change(
+        rig,
+        &[
+            ("auth.keys", ""),
+            ("auth.key_field", ""),
+            ("auth.jwt.keys", "'FOLDER/jwks'"),
+            ("auth.jwt.algorithms", "'HS256'"),
+            ("auth.jwt.issuer", "'us'"),
+            ("auth.jwt.audience", "'shop'"),
+        ],
+    );
+    // Of somebody else, but for us; tests/access has what is let in.
+    let answer = rig.ask("access", "GET /", "Authorization: Bearer a.b.c\r\n");
+    assert!(answer.status == 401 && answer.has("WWW-Authenticate: Bearer"), "{}", answer.head);
+    let gone = ["keys", "algorithms", "issuer", "audience"].map(|name| route(&format!("auth.jwt.{name}")));
+    gone.iter().for_each(|key| rig.text.set((key, "")));
+    rig.text.set((&route("auth.realm"), ""));
+    rig.change(&[("limits.one.rate", "'1000/s'"), (&route("limits"), "'one'")]);
+    limits(rig);
+    everybody(rig);
+}
+
+fn limits(rig: &mut Rig) {
+    let ask = |rig: &Rig, more: &str| rig.ask("access", "GET /", more).status;
+    rig.change(&[("limits.one.rate", "'2/h'"), ("limits.one.burst", "1"), ("limits.one.key", "'field:X-Who'")]);
+    let who = |rig: &Rig, name: &str| ask(rig, &format!("X-Who: {name}\r\n"));
+    assert_eq!((who(rig, "a"), who(rig, "a"), who(rig, "b")), (200, 429, 200));
+    rig.change(&[("limits.one.status", "420")]);
+    assert_eq!(who(rig, "a"), 420);
+    rig.change(&[("limits.one.dry_run", "true")]);
+    assert_eq!(who(rig, "a"), 200);
+    rig.change(&[("limits.one.rate", "'3600/h'"), ("limits.one.dry_run", "false"), ("limits.one.delay", "'60s'")]);
+    assert_eq!((who(rig, "c"), who(rig, "c")), (200, 200), "it waits");
+    assert!(rig.site.line.status()["limits"].as_array().unwrap().iter().any(|limit| limit["delayed"] == 1));
+    rig.change(&[
+        ("limits.one.delay", ""),
+        ("limits.one.key", ""),
+        ("limits.one.rate", "'1/h'"),
+        ("limits.one.everywhere", "true"),
+    ]);
+    assert_eq!((ask(rig, ""), rig.get("respond", "/").0), (200, 420));
+    // By less of an address: another name of the same client.
+    rig.change(&[("limits.one.prefix", "{ v4 = 8, v6 = 16 }")]);
+    assert_eq!(ask(rig, ""), 200);
+    rig.change(&[("limits.one.everywhere", "false")]);
+    assert_eq!(rig.get("respond", "/").0, 200);
+}
+
+/// The same of all clients.
+fn everybody(rig: &mut Rig) {
+    let get = |rig: &Rig| rig.get("respond", "/").0;
+    rig.change(&[("server.deny", "'127.0.0.1'")]);
+    assert_eq!(get(rig), 403);
+    rig.change(&[("server.deny", ""), ("server.allow", "'10.0.0.0/8'")]);
+    assert_eq!(get(rig), 403);
+    rig.change(&[("server.allow", ""), ("server.rate_limit", "'1/h'")]);
+    assert_eq!((get(rig), get(rig)), (200, 429));
+    rig.change(&[("server.rate_limit", ""), ("server.connections_per_ip", "1")]);
+    let mut first = rig.client();
+    assert_eq!(first.ask("GET / HTTP/1.1\r\nHost: respond\r\n\r\n").status, 200);
+    let (rest, _) = rig.client().rest();
+    assert!(rest.is_empty(), "a second connection was let in");
+    rig.change(&[("server.connections_per_ip", "")]);
+    assert_eq!(get(rig), 200);
 }
 
 fn metrics(rig: &mut Rig) {

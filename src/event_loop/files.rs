@@ -1,0 +1,566 @@
+//! Files that are served, as a loop does it: what is known of them, and their way to the client.
+//!
+//! What lies behind a name is found out by a helper, and known for [`FRESH`]: so a file that is asked for often costs the loop no call
+//! but the one that reads it. A loop reads only what the kernel has in memory; the rest is read by a helper. A small file leaves with its head,
+//! and its request needs no exchange; who has to wait for a helper, or gets more, has one.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::ErrorKind;
+use std::sync::Arc;
+
+use crate::backends::{Backend, HIGH_MARK, Size};
+use crate::buffers::block::{Block, SMALL, Share};
+use crate::buffers::slots::Key;
+use crate::connection::{State, Stream};
+use crate::dispatch::Outcome as End;
+use crate::exchange::{Ending, Exchange, Hold, Phase, Source, Upload};
+use crate::files::Site;
+use crate::files::answer::{Named, Piece, Plan, Terms};
+use crate::files::conditions::Asked;
+use crate::files::open::{self, Look, Opened, Served};
+use crate::helpers::Kind;
+use crate::http::head::{Request, Response};
+use crate::http::id::id_text;
+use crate::http::reply::{self, Direct, Reply};
+use crate::http::route::resolved;
+use crate::http::{Method, Version, body_len, find_lines};
+use crate::mailbox::Message;
+
+use super::{Leads, Loop, LoopRoute, Written};
+
+/// For how long what was found out is believed, in nanoseconds: a second.
+const FRESH: u64 = 1_000_000_000;
+/// How many names a loop knows at most.
+const MOST_NAMES: usize = 512;
+/// How many files it has open for them at most.
+pub const MOST_OPEN: usize = 128;
+/// Bytes of a file that leave with its head at most.
+const INLINE: u64 = 15 * 1024;
+/// Bytes that a helper reads at a time.
+const COLD: u64 = 128 * 1024;
+/// What may be done with files.
+const METHODS: &str = "GET, HEAD, OPTIONS";
+
+/// What is known of files.
+#[derive(Default)]
+pub(crate) struct KnownFiles {
+    /// By the number of the site and the name in it.
+    names: HashMap<Box<[u8]>, Known>,
+    /// Where such a key is put together.
+    key: Vec<u8>,
+}
+
+/// What is known of a name, and who waits to know it.
+#[derive(Default)]
+struct Known {
+    look: Option<Look>,
+    /// When it was found out, in the loop's nanoseconds.
+    at: u64,
+    /// Helpers are asked as long as there are any.
+    waiting: Vec<Waiter>,
+}
+
+/// An exchange that waits for what lies behind a name.
+struct Waiter {
+    exchange: Key,
+    site: Arc<Site>,
+    name: Box<[u8]>,
+    /// Path and query as they came.
+    target: Box<[u8]>,
+    /// What the app has said that has named it.
+    named: Option<Named>,
+}
+
+/// What is left of a file to be sent.
+#[derive(Debug)]
+pub(crate) struct Sending {
+    served: Arc<Served>,
+    coded: Option<usize>,
+    pieces: VecDeque<Piece>,
+    /// A helper reads.
+    asked: bool,
+}
+
+impl Sending {
+    fn file(&self) -> &Opened {
+        file_of(&self.served, self.coded)
+    }
+
+    /// So many bytes of the first piece, which is one of the file, have been read.
+    fn advance(&mut self, count: u64) {
+        if let Some(Piece::Bytes(range)) = self.pieces.front_mut() {
+            range.start = range.end.min(range.start + count);
+            if range.is_empty() {
+                self.pieces.pop_front();
+            }
+        }
+    }
+}
+
+fn file_of(served: &Served, coded: Option<usize>) -> &Opened {
+    coded.and_then(|index| served.coded.get(index)).map_or(&served.plain, |(_, file)| file)
+}
+
+/// What is answered.
+enum Outcome {
+    File(Arc<Served>, Plan),
+    /// To the same with a slash at its end.
+    Redirect(String),
+    Methods,
+    Error(u16, &'static str),
+}
+
+/// An answer that is ready to leave: its head with what of its body is in one block with it, the bytes of that, and the rest.
+struct Ready {
+    piece: Block,
+    status: u16,
+    bytes: u64,
+    rest: Option<Box<Sending>>,
+}
+
+/// Whom an answer is for.
+struct Whom<'a> {
+    version: Version,
+    keep_alive: bool,
+    head_only: bool,
+    accept: &'a [u8],
+    id: Option<&'a [u8]>,
+}
+
+impl KnownFiles {
+    /// What lies behind a name, if that was found out not long ago.
+    fn fresh(&mut self, site: &Site, name: &[u8], now: u64) -> Option<Look> {
+        self.key.clear();
+        self.key.extend_from_slice(&site.number.to_le_bytes());
+        self.key.extend_from_slice(name);
+        let known = self.names.get(&self.key[..]).filter(|known| now.saturating_sub(known.at) < FRESH)?;
+        known.look.clone()
+    }
+
+    /// What lies behind a name, or behind the one that takes its place where nothing does: and the name. Where it is not known, the name
+    /// that is to be asked for.
+    fn find<'a>(&mut self, site: &'a Site, mut name: &'a [u8], now: u64) -> (Option<Look>, &'a [u8]) {
+        loop {
+            match (self.fresh(site, name, now), site.fallback(name)) {
+                (Some(Look::Missing), Some(fallback)) => name = fallback,
+                (look, _) => return (look, name),
+            }
+        }
+    }
+
+    /// How many files are open, those that only their readers still have left out.
+    fn open(&self) -> usize {
+        let of = |look: &Look| if let Look::File(served) = look { 1 + served.coded.len() } else { 0 };
+        self.names.values().filter_map(|known| known.look.as_ref()).map(of).sum()
+    }
+
+    /// Makes place for one more name: those go that are not fresh any more, and if there are none, the oldest.
+    fn make_place(&mut self, now: u64) {
+        let is_full = |files: &KnownFiles| files.names.len() >= MOST_NAMES || files.open() >= MOST_OPEN;
+        if !is_full(self) {
+            return;
+        }
+        self.names.retain(|_, known| !known.waiting.is_empty() || now.saturating_sub(known.at) < FRESH);
+        while is_full(self) {
+            let idle = self.names.iter().filter(|(_, known)| known.waiting.is_empty());
+            let Some(oldest) = idle.min_by_key(|(_, known)| known.at).map(|(key, _)| key.clone()) else { return };
+            self.names.remove(&oldest);
+        }
+    }
+
+    /// Forgets everything, but for what is waited for: what is served has changed.
+    pub fn forget(&mut self) {
+        self.names.retain(|_, known| !known.waiting.is_empty());
+    }
+}
+
+impl<B: Backend> Loop<B> {
+    /// Answers with a file, or begins to look for it. `input` begins with the request's head.
+    pub fn serve_file(&mut self, route: usize, stream: Stream, input: &[u8], request: &Request) -> Option<Written> {
+        let LoopRoute { leads: Leads::Files(app, site), response: edits, series, .. } = self.apps.routes.get(route)
+        else {
+            return None;
+        };
+        let (app, site, edits, series) = (app.clone(), site.clone(), edits.clone(), *series);
+        let target = request.path.of(input);
+        let path = resolved(target);
+        let head = &input[..request.len];
+        let (look, name) = match (request.method, site.name(&path)) {
+            (Method::Get | Method::Head, Some(name)) => self.apps.files.find(&site, name, self.time.nanos()),
+            _ => (Some(Look::Missing), &b""[..]),
+        };
+        let outcome = match (request.method, look) {
+            (Method::Options, _) => Outcome::Methods,
+            (Method::Get | Method::Head, Some(look)) => self.outcome(look, head, request.method, target),
+            (Method::Get | Method::Head, None) => {
+                let kept = self.memory.pool.heap(head);
+                let mut exchange =
+                    Exchange::new(stream, app, series, request, kept, id_text(self.heads.next_id), &self.time);
+                (exchange.phase, exchange.request.upload) = (Phase::Asking, Upload::Sent);
+                exchange.answer.edits = edits;
+                self.become_state(stream.connection, State::Processing);
+                let exchange = self.begin_exchange(stream, exchange, input)?;
+                self.watch(stream.connection);
+                let (name, target) = (name.into(), target.into());
+                self.ask_for_file(Waiter { exchange, site: site.clone(), name, target, named: None });
+                return None;
+            }
+            _ => Outcome::Error(405, "files are read, and nothing else can be done with them here"),
+        };
+        let whom = Whom {
+            version: request.version,
+            keep_alive: self.keeps_alive(request),
+            head_only: request.method == Method::Head,
+            accept: request.accept.of(input),
+            id: None,
+        };
+        let ready = self.ready(outcome, site.cache(name), edits.as_deref(), None, &whom);
+        let Some(rest) = ready.rest else {
+            self.counters.of_series(series).answered_here(ready.status);
+            return Some(Written { head_and_body: ready.piece, status: ready.status, bytes: ready.bytes });
+        };
+        self.decide_keep_alive(stream.connection);
+        let kept = self.memory.pool.heap(head);
+        let mut exchange = Exchange::new(stream, app, series, request, kept, id_text(self.heads.next_id), &self.time);
+        (exchange.phase, exchange.request.upload) = (Phase::Relaying, Upload::Sent);
+        (exchange.answer.status, exchange.answer.bytes) = (ready.status, ready.bytes);
+        exchange.source = Source::File(rest);
+        let key = self.begin_exchange(stream, exchange, input)?;
+        self.become_state(stream.connection, State::WritingResponse);
+        self.send_head(stream.connection, ready.piece);
+        self.watch(stream.connection);
+        self.pull(key);
+        None
+    }
+
+    /// What is answered to a request with that head, where that lies behind its name.
+    fn outcome(&self, look: Look, head: &[u8], method: Method, target: &[u8]) -> Outcome {
+        match look {
+            Look::File(served) => {
+                let id = id_text(self.heads.next_id.rotate_left(32));
+                let boundary = std::str::from_utf8(&id).unwrap_or("production_server");
+                let is_read = matches!(method, Method::Get | Method::Head);
+                let plan = Plan::new(&served, &Asked::read(head), (is_read, method == Method::Get), boundary);
+                match plan.status {
+                    412 => Outcome::Error(412, "the file is not the one that the request is about"),
+                    _ => Outcome::File(served, plan),
+                }
+            }
+            Look::Directory => Outcome::Redirect(with_slash(target)),
+            Look::Missing => Outcome::Error(404, "there is no such file"),
+            Look::Forbidden => Outcome::Error(403, "the server may not read this file"),
+            Look::Unavailable => Outcome::Error(503, "the file cannot be read now"),
+        }
+    }
+
+    /// Has a helper find out what lies behind a name, unless one does so already.
+    fn ask_for_file(&mut self, waiter: Waiter) {
+        let now = self.time.nanos();
+        self.apps.files.make_place(now);
+        let key: Box<[u8]> = [&waiter.site.number.to_le_bytes()[..], &waiter.name].concat().into();
+        let known = self.apps.files.names.entry(key.clone()).or_default();
+        let (site, name, exchange) = (waiter.site.clone(), waiter.name.clone(), waiter.exchange);
+        known.waiting.push(waiter);
+        if known.waiting.len() > 1 {
+            return;
+        }
+        let told = key.clone();
+        let work = move || open::look(&site, &name);
+        let message = move |look| Message::Found(told, look);
+        if !self.shared.ask_helper((self.index, &self.counters), Kind::Waits, work, message) {
+            if let Some(known) = self.apps.files.names.get_mut(&key) {
+                known.waiting.clear();
+            }
+            self.finish(exchange, Ending::Failed { status: 503, reason: BUSY, outcome: Some(End::Unused) });
+        }
+    }
+
+    /// A helper has found out what lies behind a name, or has failed to.
+    pub fn found(&mut self, key: &[u8], look: Option<Look>) {
+        let now = self.time.nanos();
+        let Some(known) = self.apps.files.names.get_mut(key) else { return };
+        (known.look, known.at) = (Some(look.unwrap_or(Look::Unavailable)), now);
+        for waiter in std::mem::take(&mut known.waiting) {
+            self.concern(waiter.exchange);
+            self.go_on_with_file(waiter);
+        }
+    }
+
+    /// Answers an exchange that has waited, or has it wait for the name that takes the place of its own.
+    fn go_on_with_file(&mut self, mut waiter: Waiter) {
+        let key = waiter.exchange;
+        if self.exchanges.lookup(key).is_none_or(|exchange| exchange.phase != Phase::Asking) {
+            return;
+        }
+        let (look, name) = self.apps.files.find(&waiter.site, &waiter.name, self.time.nanos());
+        let Some(look) = look else {
+            waiter.name = name.into();
+            return self.ask_for_file(waiter);
+        };
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let (connection, method, id) = (exchange.stream.connection, exchange.request.method, exchange.request.id);
+        let (head, edits) = (exchange.request.head.clone(), exchange.answer.edits.clone());
+        let head: &[u8] = head.as_deref().unwrap_or_default();
+        let outcome = self.outcome(look, head, method, &waiter.target);
+        let keep_alive = self.decide_keep_alive(connection);
+        let Some(version) = self.table.client(connection).map(|client| client.http.version) else { return };
+        let [accept] = find_lines(head, [b"accept"]);
+        let id = self.accepting.id(key, &id).to_vec();
+        let whom = Whom { version, keep_alive, head_only: method == Method::Head, accept, id: Some(&id) };
+        let ready = self.ready(outcome, waiter.site.cache(name), edits.as_deref(), waiter.named.as_ref(), &whom);
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        exchange.phase = Phase::Relaying;
+        exchange.request.release(self.access.enabled());
+        (exchange.answer.status, exchange.answer.bytes) = (ready.status, ready.bytes);
+        let goes_on = ready.rest.is_some();
+        exchange.source = ready.rest.map_or(Source::None, Source::File);
+        self.become_state(connection, State::WritingResponse);
+        self.send_head(connection, ready.piece);
+        if goes_on { self.pull(key) } else { self.finish(key, Ending::Answered { surplus: false }) }
+    }
+
+    /// Writes what is answered, as far as it fits in one block and is in memory.
+    fn ready(
+        &mut self,
+        outcome: Outcome,
+        cache: &str,
+        edits: Option<&crate::http::route::Edits>,
+        named: Option<&Named>,
+        whom: &Whom<'_>,
+    ) -> Ready {
+        let date = &{ self.time.day.date };
+        let direct = match outcome {
+            Outcome::File(served, plan) => {
+                let terms = Terms { cache, edits, named, date, client: (whom.version, whom.keep_alive) };
+                return self.ready_file(served, plan, &terms, whom.head_only);
+            }
+            Outcome::Error(status, detail) => {
+                let reply = Reply {
+                    format: reply::negotiate(whom.accept),
+                    keep_alive: whom.keep_alive,
+                    http10: whom.version == Version::Http10,
+                    head_only: whom.head_only,
+                    retry_after: (status == 503).then_some(1),
+                    request_id: whom.id,
+                    allow: METHODS,
+                    ..Reply::new(status, detail, date)
+                };
+                let reply = Reply { page: self.apps.page(&reply), ..reply };
+                let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
+                let bytes = body_len(&piece) as u64;
+                return Ready { piece, status, bytes, rest: None };
+            }
+            Outcome::Redirect(to) => Direct::with(308, &format!("Location: {to}\r\n"), b""),
+            Outcome::Methods => Direct::with(204, &format!("Allow: {METHODS}\r\n"), b""),
+        };
+        let piece = self.memory.scratch.write(direct.room(), |out| {
+            direct.write(out, date, whom.version, whom.keep_alive, whom.head_only);
+        });
+        Ready { piece, status: direct.status(), bytes: 0, rest: None }
+    }
+
+    fn ready_file(&mut self, served: Arc<Served>, mut plan: Plan, terms: &Terms<'_>, head_only: bool) -> Ready {
+        let inline = match plan.pieces.front() {
+            Some(Piece::Bytes(range)) if plan.pieces.len() == 1 && range.end - range.start <= INLINE => range.clone(),
+            _ => 0..0,
+        };
+        let inline = if head_only { 0..0 } else { inline };
+        let (mut bytes, count) = (0, (inline.end - inline.start) as usize);
+        let file = plan.file(&served);
+        let piece = self.memory.scratch.write(Plan::room(terms) + count, |out| {
+            plan.head(out, &served, terms);
+            // What is not in memory, or fails, is the helpers' to read.
+            bytes = out.read(&file.file, inline.start, count).unwrap_or(0) as u64;
+        });
+        let (status, coded, pieces) = (plan.status, plan.coded, std::mem::take(&mut plan.pieces));
+        let mut rest = Sending { served, coded, pieces, asked: false };
+        rest.advance(bytes);
+        let rest = (!head_only && !rest.pieces.is_empty()).then(|| Box::new(rest));
+        Ready { piece, status, bytes, rest }
+    }
+
+    /// Hands more of a file to the stream, until that is full or nothing is left.
+    pub fn pull_file(&mut self, key: Key) {
+        loop {
+            let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+            let connection = exchange.stream.connection;
+            let Source::File(sending) = &mut exchange.source else { return };
+            if sending.asked {
+                return;
+            }
+            let block = match sending.pieces.front_mut() {
+                None => return self.finish(key, Ending::Answered { surplus: false }),
+                Some(Piece::Text(text)) => {
+                    let text = std::mem::take(text);
+                    sending.pieces.pop_front();
+                    self.memory.pool.heap(&text)
+                }
+                Some(Piece::Bytes(range)) => {
+                    let (at, left) = (range.start, range.end - range.start);
+                    let size = self.memory.size(left > SMALL as u64);
+                    let pool = &self.memory.pool;
+                    let block = pool.take(size, Share::Client).or_else(|| pool.take(Size::Small, Share::Client));
+                    let mut block = block.unwrap_or_else(|| pool.heap_with_room(b"", SMALL));
+                    match block.read(&sending.file().file, at, usize::try_from(left).unwrap_or(usize::MAX)) {
+                        Ok(0) => return self.cut_file(key, SHORTER),
+                        Ok(count) => sending.advance(count as u64),
+                        Err(error) if is_cold(&error) => return self.read_cold(key, at, left.min(COLD)),
+                        Err(_) => return self.cut_file(key, UNREADABLE),
+                    }
+                    block
+                }
+            };
+            exchange.answer.bytes += block.len() as u64;
+            self.send(connection, block.into());
+            if self.unsent(connection) > HIGH_MARK {
+                if let Some(exchange) = self.exchanges.lookup_mut(key) {
+                    exchange.answer.hold = Hold::Client;
+                }
+                return self.backend.await_room(connection);
+            }
+        }
+    }
+
+    /// Has a helper read what is not in memory.
+    fn read_cold(&mut self, key: Key, at: u64, count: u64) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let Source::File(sending) = &mut exchange.source else { return };
+        let (served, coded) = (sending.served.clone(), sending.coded);
+        let work = move || open::read(&file_of(&served, coded).file, at, count as usize);
+        let message = move |bytes: Option<std::io::Result<Vec<u8>>>| Message::Read(key, bytes.and_then(Result::ok));
+        sending.asked = self.shared.ask_helper((self.index, &self.counters), Kind::Waits, work, message);
+        if !sending.asked {
+            // Too many wait for them: it is looked at again in a moment, as an answer is for which there is no memory.
+            exchange.answer.hold = Hold::Memory;
+            self.rearm(key);
+        }
+    }
+
+    /// A helper has read bytes of a file, or could not.
+    pub fn file_read(&mut self, key: Key, bytes: Option<Vec<u8>>) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let connection = exchange.stream.connection;
+        let Source::File(sending) = &mut exchange.source else { return };
+        sending.asked = false;
+        match bytes {
+            None => self.cut_file(key, UNREADABLE),
+            Some(bytes) if bytes.is_empty() => self.cut_file(key, SHORTER),
+            Some(bytes) => {
+                sending.advance(bytes.len() as u64);
+                exchange.answer.bytes += bytes.len() as u64;
+                let block = self.memory.pool.heap(&bytes);
+                self.send(connection, block.into());
+                self.pull(key);
+            }
+        }
+    }
+
+    /// A file is not what its head has said: the client must see that it is not whole.
+    fn cut_file(&mut self, key: Key, reason: &str) {
+        self.count().files_cut.add(1);
+        self.fail(key, 500, reason);
+    }
+
+    /// Where a worker's answer, whose head `input` begins with, names a file: sends that in its place, and the worker is free. Whether it
+    /// does.
+    pub fn send_named(&mut self, key: Key, input: &[u8], response: &Response) -> bool {
+        let Some((value, file_system)) = Named::read(input, response, &self.heads.fields) else { return false };
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return false };
+        let Some(site) = exchange.answer.sendfile.take() else { return false };
+        let id = self.accepting.id(key, &exchange.request.id);
+        let named = Named::keep(input, &self.heads.fields, exchange.answer.edits.as_deref(), id);
+        let behind = (input.len() - response.len) as u64;
+        let whole = response.framing.length().unwrap_or(0) == behind && response.framing.length().is_some();
+        let whole = whole || (response.framing == crate::http::Framing::None && behind == 0);
+        exchange.answer.link_keeps = response.keep_alive && !response.announces_body && whole;
+        exchange.answer.link_timeout = response.keep_alive_timeout;
+        let connection = exchange.stream.connection;
+        let name = site.name_of_app(value, file_system);
+        self.keep_worker(key, false);
+        if let Some(exchange) = self.exchanges.lookup_mut(key) {
+            (exchange.phase, exchange.source) = (Phase::Asking, Source::None);
+            (exchange.request.upload, exchange.answer.link_keeps) = (Upload::Sent, false);
+        }
+        self.watch(connection);
+        match name {
+            Some(name) => {
+                let waiter =
+                    Waiter { exchange: key, site, name: name.into(), target: b"/"[..].into(), named: Some(named) };
+                self.go_on_with_file(waiter);
+            }
+            None => {
+                let reason = "the app has named a file that is not below the root of its route";
+                self.warn(key, "a file cannot be sent", reason, &[]);
+                self.finish(key, Ending::Failed { status: 502, reason, outcome: Some(End::Unused) });
+            }
+        }
+        true
+    }
+}
+
+const BUSY: &str = "too many files are being looked for";
+const SHORTER: &str = "the file became shorter while it was sent";
+const UNREADABLE: &str = "the file cannot be read any more";
+
+/// Whether bytes are not in memory, or on a file system that does not tell.
+fn is_cold(error: &std::io::Error) -> bool {
+    error.kind() == ErrorKind::WouldBlock
+        || matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL))
+}
+
+/// The path of a target with a slash at its end, as a Location has it: never one that begins with two, which would lead to another host.
+fn with_slash(target: &[u8]) -> String {
+    let query = memchr::memchr(b'?', target).map_or(&b""[..], |at| &target[at..]);
+    let mut to = String::new();
+    for byte in resolved(target).iter() {
+        match byte {
+            b'/' | b'-' | b'.' | b'_' | b'~' => to.push(char::from(*byte)),
+            byte if byte.is_ascii_alphanumeric() => to.push(char::from(*byte)),
+            byte => to.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    let query: String = query.iter().filter(|byte| byte.is_ascii_graphic()).map(|byte| char::from(*byte)).collect();
+    format!("{to}/{query}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::route::Files;
+
+    #[test]
+    fn what_is_known_has_a_bound() {
+        let mut files = KnownFiles::default();
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a.txt"), "").unwrap();
+        let found = Files { root: folder.path().to_owned(), ..Files::default() };
+        let found = open::look(&Site::new(&found), b"/a.txt");
+        for (look, most) in [(Look::Missing, MOST_NAMES), (found, MOST_OPEN)] {
+            for number in 0..2 * MOST_NAMES as u64 {
+                files.make_place(number);
+                let known = Known { look: Some(look.clone()), at: number, waiting: Vec::new() };
+                files.names.insert(number.to_le_bytes().into(), known);
+            }
+            let newest = (2 * MOST_NAMES as u64 - 1).to_le_bytes();
+            assert!(files.names.contains_key(&newest[..]), "the oldest go first");
+            assert_eq!(files.names.len(), most);
+            files.make_place(FRESH * 10);
+            assert!(files.names.is_empty(), "what is not fresh goes");
+        }
+    }
+
+    #[test]
+    fn a_redirect_stays_on_its_host() {
+        for (target, expected) in [
+            ("/a", "/a/"),
+            ("/a?b=c&d", "/a/?b=c&d"),
+            ("//evil.example", "/evil.example/"),
+            ("/%2f/evil.example", "/evil.example/"),
+            ("/a%0d%0aSet-Cookie:x", "/a%0D%0ASet-Cookie%3Ax/"),
+            ("/\\evil.example", "/%5Cevil.example/"),
+            ("/caf%C3%A9", "/caf%C3%A9/"),
+        ] {
+            assert_eq!(with_slash(target.as_bytes()), expected, "{target}");
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! Who gets in by a route, and how often: first the address, then the limits, then the credentials, and last the limits on whom these name.
+//!
+//! What is refused is answered here, and the connection goes on, for a client that has to come again costs more than one that stays. A
+//! request that has to wait stays where it is: unread, at the front of its connection's input, which receives nothing meanwhile; when
+//! its time has come it is read again, and has paid already.
+//!
+//! A server on which nobody is kept out never comes here.
+
+use std::net::IpAddr;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use crate::access::{Auth, Found, Try, User};
+use crate::apps::Guard;
+use crate::backends::{Backend, Sock};
+use crate::buffers::block::Block;
+use crate::helpers::Kind;
+use crate::http::head::Request;
+use crate::http::reply::{self, Reply};
+use crate::http::{Method, Version, body_len};
+use crate::limits::{By, Limit, Policy, Rate, Verdict, network, retry_after};
+use crate::mailbox::Message;
+
+use super::{Loop, Route, Task, Written};
+
+/// What is known of the request at the front of a client's input.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Pass {
+    /// Nothing.
+    #[default]
+    Fresh,
+    /// It waits for its time, and then is what is said here.
+    Waits(Paid),
+    /// The limits on clients that nobody knows yet have counted it, or all have.
+    Paid(Paid),
+    /// Somebody checks its password.
+    Asked,
+    /// That password is wrong.
+    Wrong,
+    /// Nobody could check it.
+    Unknown,
+}
+
+/// Which limits have counted a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Paid {
+    /// Those by what it comes from and what it says.
+    Some,
+    /// Those by who has sent it, too.
+    All,
+}
+
+impl Pass {
+    /// Whether it is not to be read yet.
+    pub fn waits(self) -> bool {
+        matches!(self, Pass::Waits(_) | Pass::Asked)
+    }
+}
+
+/// Whether a client may go on.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Entrance {
+    /// Requests wait in its input until the outbox has drained, or for what `pass` says.
+    pub stalled: bool,
+    /// What is known of the request that its input begins with.
+    pub pass: Pass,
+    /// It counts among the connections of its address.
+    pub counted: bool,
+}
+
+/// What becomes of a request.
+pub(crate) enum Gate {
+    /// It goes on.
+    Open,
+    /// It is refused, with that answer.
+    Shut(Written),
+    /// It is to be looked at again: after that time, or when it is known whether its password is right, for which it may take so long.
+    Later(Pass, Duration),
+}
+
+impl<B: Backend> Loop<B> {
+    /// Whether a request may come in by its route; `input` begins with its head.
+    #[inline(never)]
+    pub fn gate(&mut self, sock: Sock, route: Route, input: &[u8], request: &Request) -> Gate {
+        self.heads.identity.clear();
+        self.heads.seat = None;
+        let Some((guard, series)) = self.apps.routes.guard(route) else { return Gate::Open };
+        let Some(client) = self.table.client(sock) else { return Gate::Open };
+        let pass = std::mem::take(&mut client.entrance.pass);
+        let told = self.heads.origin.trusted;
+        let address = if told { self.heads.origin.client } else { client.arrival.peer.address() };
+        let stop = self.stop(sock, (&guard, address, pass), input);
+        match stop.or_else(|| self.take_seat(&guard, route)) {
+            None => Gate::Open,
+            Some(Stop::Later(pass, after)) => Gate::Later(pass, after),
+            Some(Stop::Refused(refusal)) => Gate::Shut(self.turn_away(input, request, series, &refusal)),
+        }
+    }
+
+    /// What is in a request's way: its address, how many there are already, its credentials, how many that client has sent.
+    fn stop(&mut self, sock: Sock, (guard, address, pass): Asker<'_>, input: &[u8]) -> Option<Stop> {
+        if !guard.admits(address) {
+            self.count().denied.add(1);
+            return Some(Refusal { status: 403, ..Refusal::new("this address is not allowed here") }.into());
+        }
+        if pass == Pass::Fresh
+            && let Some(stop) = self.pay(guard, address, input, Paid::Some)
+        {
+            return Some(stop);
+        }
+        if let Some(auth) = guard.demands(address) {
+            let stop = self.identify(sock, auth, (guard, address, pass), input);
+            self.count_identified(&stop);
+            if stop.is_some() {
+                return stop;
+            }
+        }
+        if pass == Pass::Paid(Paid::All) { None } else { self.pay(guard, address, input, Paid::All) }
+    }
+
+    /// Takes a place among the requests that a route may have under way.
+    fn take_seat(&mut self, guard: &Guard, route: Route) -> Option<Stop> {
+        let (most, flight) = guard.flight.as_ref().filter(|_| matches!(route, Route::App(_)))?;
+        self.heads.seat = flight.take(*most);
+        if self.heads.seat.is_some() { None } else { Some(Refusal::later(FULL).into()) }
+    }
+
+    /// Keeps a request that is not to be answered yet.
+    #[cold]
+    pub fn put_aside(&mut self, sock: Sock, input: Block, pass: Pass, after: Duration) {
+        if !self.memory.has_reserve() {
+            self.count().memory_refused.add(1);
+            return self.refuse(sock, 503, "the server has no memory left for requests that have to wait");
+        }
+        let input = input.settle(&self.memory.pool);
+        let Some(client) = self.table.client(sock) else { return };
+        (client.input, client.body) = (Some(input), None);
+        (client.entrance.pass, client.entrance.stalled) = (pass, true);
+        self.arm(sock, after);
+    }
+
+    /// The time of a request has come that was put aside.
+    #[cold]
+    pub fn waited_enough(&mut self, sock: Sock) {
+        match self.table.client(sock).map(|client| client.entrance.pass) {
+            Some(Pass::Waits(paid)) => self.let_pass(sock, Pass::Paid(paid)),
+            // Nothing that comes later may be taken for an answer to another request.
+            Some(Pass::Asked) => self.refuse(sock, 503, BUSY),
+            _ => {}
+        }
+    }
+
+    /// It is known whether a password is right, as far as it will be.
+    pub fn checked(&mut self, sock: Sock, right: Option<bool>) {
+        if self.table.client(sock).is_some_and(|client| client.entrance.pass == Pass::Asked) {
+            self.let_pass(
+                sock,
+                match right {
+                    Some(true) => Pass::Paid(Paid::Some),
+                    Some(false) => Pass::Wrong,
+                    None => Pass::Unknown,
+                },
+            );
+        }
+    }
+
+    /// A request that was put aside can be looked at again.
+    fn let_pass(&mut self, sock: Sock, pass: Pass) {
+        let Some(client) = self.table.client(sock) else { return };
+        (client.entrance.pass, client.entrance.stalled) = (pass, false);
+        self.work.push_back(Task::Resume(sock));
+    }
+
+    /// Has the limits count a request: the longest that any of them makes it wait, or the refusal of the first that does not let it
+    /// through; those before that one have counted it.
+    fn pay(&self, guard: &Guard, address: Option<IpAddr>, input: &[u8], paid: Paid) -> Option<Stop> {
+        let now = guard.times.nanos(self.time.now);
+        let mut longest = 0;
+        for (policy, limit) in guard.limits.iter().filter(|(policy, _)| (policy.by == By::User) == (paid == Paid::All))
+        {
+            let key = self.key(policy, limit, address, input);
+            let verdict = limit.take(key, policy, now);
+            if verdict != Verdict::Pass {
+                limit.note(key, policy, verdict, || self.shown_key(policy, address, input));
+            }
+            match verdict {
+                Verdict::Refuse(wait) if !policy.dry_run => {
+                    return Some(too_many(policy, wait, key ^ now >> 10).into());
+                }
+                Verdict::Wait(nanos) if !policy.dry_run => longest = longest.max(nanos),
+                _ => {}
+            }
+        }
+        (longest > 0).then(|| Stop::Later(Pass::Waits(paid), Duration::from_nanos(longest)))
+    }
+
+    /// Finds out who a client is, by its credentials.
+    #[cold]
+    fn identify(&mut self, sock: Sock, auth: &Auth, (guard, address, pass): Asker<'_>, input: &[u8]) -> Option<Stop> {
+        let found = auth.look(|name| self.heads.fields.find_name(input, name));
+        let now = guard.times.nanos(self.time.now);
+        let refused = |wrong| {
+            let detail = if wrong { "these credentials are not accepted" } else { "credentials are needed here" };
+            Some(Refusal { status: 401, lines: auth.challenge(wrong), ..Refusal::new(detail) }.into())
+        };
+        let attempt = match found {
+            Found::User(user) => return self.know(&user),
+            Found::Nothing => return refused(false),
+            Found::Wrong { guessed } => {
+                let too_many = if guessed { self.guessed(guard, address, now) } else { None };
+                return too_many.map(Stop::from).or_else(|| refused(true));
+            }
+            Found::Slow(attempt) => attempt,
+        };
+        match pass {
+            Pass::Wrong => {
+                let too_many = self.guessed(guard, address, now);
+                return too_many.map(Stop::from).or_else(|| refused(true));
+            }
+            Pass::Unknown => return Some(Refusal::later(BUSY).into()),
+            _ => {}
+        }
+        let checks = &self.shared.admission.checks;
+        if checks.knows(&attempt, now) {
+            return self.know(&attempt.user);
+        }
+        if let Some(limit) = &guard.failures {
+            let wait = limit.wait(limit.key(&network(address, 32, 64)), &guessing(), now);
+            if wait > 0 {
+                return Some(too_many(&guessing(), wait, now >> 10).into());
+            }
+        }
+        if checks.ask(&attempt, (self.index, sock)) && !self.have_checked(attempt.clone(), guard) {
+            self.tell_checked(&attempt, None, now);
+        }
+        Some(Stop::Later(Pass::Asked, PATIENCE))
+    }
+
+    fn know(&mut self, user: &User) -> Option<Stop> {
+        self.heads.identity.extend_from_slice(user.lines().as_bytes());
+        None
+    }
+
+    /// Has a helper compare a password with its hash; whether there is room for that.
+    fn have_checked(&self, attempt: Try, guard: &Guard) -> bool {
+        let (shared, times, asked) = (self.shared.clone(), guard.times.clone(), attempt.clone());
+        let tell = move |right: Option<bool>| {
+            let now = times.nanos(Instant::now());
+            for (index, sock) in shared.admission.checks.done(&attempt, right == Some(true), now) {
+                shared.postboxes.post(index, Message::Checked(sock, right));
+            }
+        };
+        let taken = self.shared.helpers.ask(Kind::Computes, move || asked.is_right(), tell);
+        self.count().helper_jobs.add(1);
+        self.count().helper_refusals.add(u64::from(!taken));
+        taken
+    }
+
+    /// Tells all who wait for what comes of a try.
+    fn tell_checked(&self, attempt: &Try, right: Option<bool>, now: u64) {
+        for (index, sock) in self.shared.admission.checks.done(attempt, right == Some(true), now) {
+            self.shared.postboxes.post(index, Message::Checked(sock, right));
+        }
+    }
+
+    /// Counts wrong credentials; what is said to an address that has shown too many.
+    fn guessed(&self, guard: &Guard, address: Option<IpAddr>, now: u64) -> Option<Refusal> {
+        let limit = guard.failures.as_ref()?;
+        let (policy, key) = (guessing(), limit.key(&network(address, 32, 64)));
+        let verdict = limit.take(key, &policy, now);
+        let Verdict::Refuse(wait) = verdict else { return None };
+        limit.note(key, &policy, verdict, || self.shown_key(&policy, address, b""));
+        Some(too_many(&policy, wait, key ^ now >> 10))
+    }
+
+    fn count_identified(&self, stop: &Option<Stop>) {
+        let counters = self.count();
+        match stop {
+            None => counters.auth_passed.add(1),
+            Some(Stop::Refused(refusal)) if refusal.status == 503 => counters.auth_busy.add(1),
+            Some(Stop::Refused(_)) => counters.auth_refused.add(1),
+            Some(Stop::Later(..)) => {}
+        }
+    }
+
+    fn key(&self, policy: &Policy, limit: &Limit, address: Option<IpAddr>, input: &[u8]) -> u64 {
+        match &policy.by {
+            By::Address { v4, v6 } => limit.key(&network(address, *v4, *v6)),
+            By::All => limit.key(b""),
+            By::Field(name) => match self.heads.fields.find_name(input, name) {
+                Some(value) => limit.key(value),
+                None => limit.key(&network(address, 32, 64)),
+            },
+            By::User if !self.heads.identity.is_empty() => limit.key(&self.heads.identity),
+            By::User => limit.key(&network(address, 32, 64)),
+        }
+    }
+
+    /// A key as the operator sees it. A field may hold a secret: of it only the beginning.
+    #[cold]
+    fn shown_key(&self, policy: &Policy, address: Option<IpAddr>, input: &[u8]) -> String {
+        let address = || address.map_or_else(|| "unix".to_owned(), |address| address.to_string());
+        match &policy.by {
+            By::Address { .. } => address(),
+            By::All => "all".to_owned(),
+            By::User if !self.heads.identity.is_empty() => {
+                let line = self.heads.identity.split(|byte| *byte == b'\r').next().unwrap_or_default();
+                let text = String::from_utf8_lossy(line);
+                text.split_once(": ").map_or_else(String::new, |(_, user)| user.to_owned())
+            }
+            By::User => address(),
+            By::Field(name) => self.heads.fields.find_name(input, name).map_or_else(address, |value| {
+                let text = String::from_utf8_lossy(value);
+                format!("{name}: {}…", text.chars().take(4).filter(|letter| !letter.is_control()).collect::<String>())
+            }),
+        }
+    }
+
+    /// Writes the answer to a request that does not come in.
+    #[cold]
+    fn turn_away(&mut self, input: &[u8], request: &Request, series: u16, refusal: &Refusal) -> Written {
+        let reply = Reply {
+            format: reply::negotiate(request.accept.of(input)),
+            keep_alive: self.keeps_alive(request),
+            http10: request.version == Version::Http10,
+            head_only: request.method == Method::Head,
+            retry_after: refusal.retry_after,
+            lines: refusal.lines.as_bytes(),
+            ..Reply::new(refusal.status, refusal.detail, &self.time.day.date)
+        };
+        self.count().requests.add(1);
+        let reply = Reply { page: self.apps.page(&reply), ..reply };
+        let head_and_body = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
+        self.counters.of_series(series).answered_here(refusal.status);
+        let bytes = body_len(&head_and_body) as u64;
+        Written { head_and_body, status: refusal.status, bytes }
+    }
+}
+
+/// The guard of a route, the client's address, and what is known of the request.
+type Asker<'a> = (&'a Rc<Guard>, Option<IpAddr>, Pass);
+
+/// What is in a request's way.
+enum Stop {
+    Refused(Refusal),
+    /// See [`Gate::Later`].
+    Later(Pass, Duration),
+}
+
+impl From<Refusal> for Stop {
+    fn from(refusal: Refusal) -> Stop {
+        Stop::Refused(refusal)
+    }
+}
+
+/// How long a check of a password may take with its place in line.
+const PATIENCE: Duration = Duration::from_secs(20);
+const FULL: &str = "as many requests as this route takes at once are under way: try again in a moment";
+const BUSY: &str = "too many passwords wait to be checked: try again in a moment";
+
+/// How many wrong credentials an address may show.
+fn guessing() -> Policy {
+    Policy::new("wrong credentials", Rate { count: 10, per: Duration::from_secs(60) })
+}
+
+/// The refusal of a limit, which lets the next one through in so many nanoseconds.
+#[cold]
+fn too_many(policy: &Policy, wait: u64, random: u64) -> Refusal {
+    let seconds = wait.div_ceil(1_000_000_000).max(1);
+    let lines = format!("\r\nRateLimit-Policy: {}\r\nRateLimit: \"{}\";r=0;t={seconds}", policy.field(), policy.name);
+    let retry_after = Some(retry_after(wait, random));
+    Refusal { status: policy.status, lines, retry_after, ..Refusal::new("too many requests: slow down") }
+}
+
+/// Why a request does not come in.
+struct Refusal {
+    status: u16,
+    detail: &'static str,
+    /// Further lines of the head, each behind a line's end.
+    lines: String,
+    retry_after: Option<u32>,
+}
+
+impl Refusal {
+    fn later(detail: &'static str) -> Refusal {
+        Refusal { status: 503, retry_after: Some(1), ..Refusal::new(detail) }
+    }
+
+    fn new(detail: &'static str) -> Refusal {
+        Refusal { status: 429, detail, lines: String::new(), retry_after: None }
+    }
+}

@@ -1,0 +1,272 @@
+//! Limits: how often and from where.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::site;
+use crate::support::{Client, Server, Worker, on_every_backend_and_tls, until};
+
+on_every_backend_and_tls! {
+    what_is_beyond_a_limit_is_refused_and_told_when_to_come_back
+    fields_tell_clients_apart_and_addresses_are_those_that_proxies_name
+    who_has_to_wait_is_served_late
+    a_reload_keeps_what_was_used
+    addresses_that_are_not_allowed_are_refused
+    an_address_has_as_many_connections_as_it_may
+    a_slow_route_leaves_workers_to_the_others
+}
+
+const SITE: &str = r#"
+[apps.web]
+upstream = "{worker}"
+
+[limits.login]
+rate = "2/h"
+
+[limits.tenant]
+rate = "1/h"
+burst = 2
+key = "field:X-Tenant"
+status = 503
+
+[limits.trial]
+rate = "1/h"
+dry_run = true
+
+[[routes]]
+match.path = "/login"
+app = "web"
+limits = "login"
+
+[[routes]]
+match.path = "/tenant"
+respond = "served"
+limits = ["tenant"]
+
+[[routes]]
+match.path = "/trial"
+app = "web"
+limits = "trial"
+
+[[routes]]
+app = "web"
+"#;
+
+fn statuses(client: &mut Client, request: &str, count: usize) -> Vec<u16> {
+    (0..count).map(|_| client.ask(request).status).collect()
+}
+
+fn what_is_beyond_a_limit_is_refused_and_told_when_to_come_back(backend: &str) {
+    let site = site(backend, SITE, &[]);
+    let mut client = Client::of(&site.server);
+    let post = "POST /login HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc";
+    assert_eq!(statuses(&mut client, post, 2), [200, 200]);
+    let answer = client.ask(post);
+    assert_eq!(answer.status, 429, "{}", answer.text());
+    let wait: u32 = answer.field("Retry-After").unwrap().parse().unwrap();
+    assert!((1790..=1980).contains(&wait), "{wait}");
+    assert_eq!(answer.field("RateLimit-Policy"), Some("\"login\";q=2;w=3600"));
+    let told = answer.field("RateLimit").unwrap();
+    assert!(told.starts_with("\"login\";r=0;t=1"), "{told}");
+    // The connection goes on, the body of what was refused is no request, and other routes know nothing of it.
+    let smuggled = "GET /other HTTP/1.1\r\nHost: a\r\n\r\n";
+    let post = format!("POST /login HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n{smuggled}", smuggled.len());
+    assert_eq!(client.ask(&post).status, 429);
+    assert_eq!(client.get("/other").status, 200);
+    let page = client.ask("GET /login HTTP/1.1\r\nHost: a\r\nAccept: application/json\r\n\r\n");
+    assert!(page.status == 429 && page.text().starts_with("{\"error\":{\"status\":429"), "{}", page.text());
+    // In a pipeline, too; and what is said of the inside is not limited.
+    client.send("GET /login HTTP/1.1\r\nHost: a\r\n\r\nGET /other HTTP/1.1\r\nHost: a\r\n\r\n".as_bytes());
+    assert_eq!((client.answer().status, client.answer().status), (429, 200));
+    client.expect_alive();
+    assert_eq!(statuses(&mut client, "GET /trial HTTP/1.1\r\nHost: a\r\n\r\n", 5), [200; 5]);
+    let limits = site.server.limits();
+    let login = &limits[0];
+    assert_eq!((login["name"].as_str(), login["refused"].as_u64()), (Some("login"), Some(4)), "{limits:?}");
+    assert_eq!(login["busiest"][0]["key"], "127.0.0.1");
+    assert_eq!(login["busiest"][0]["count"], 4);
+    let trial = limits.iter().find(|limit| limit["name"] == "trial").unwrap();
+    assert_eq!((trial["refused"].as_u64(), trial["spared"].as_u64()), (Some(0), Some(4)));
+    let seen = site.worker.everything();
+    let reached = seen.windows(13).filter(|bytes| bytes == b" HTTP/1.1\r\nHo").count();
+    assert_eq!(reached, 2 + 2 + 5, "what was refused has reached nobody");
+    // Whoever closes is let go.
+    let answer = client.ask("GET /login HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+    assert_eq!((answer.status, answer.field("Connection")), (429, Some("close")));
+    client.expect_end();
+}
+
+fn fields_tell_clients_apart_and_addresses_are_those_that_proxies_name(backend: &str) {
+    let trusting = format!("[server]\ntrusted_proxies = ['loopback']\n{SITE}");
+    let site = site(backend, &trusting, &[]);
+    let mut client = Client::of(&site.server);
+    let mut tenant =
+        |name: &str| client.ask(&format!("GET /tenant HTTP/1.1\r\nHost: a\r\nX-Tenant: {name}\r\n\r\n")).status;
+    assert_eq!([tenant("secret-a"), tenant("secret-a"), tenant("secret-a")], [200, 200, 503]);
+    assert_eq!([tenant("secret-b"), tenant("secret-a")], [200, 503]);
+    let limits = site.server.limits();
+    let shown = limits.iter().find(|limit| limit["name"] == "tenant").unwrap()["busiest"][0]["key"].clone();
+    assert_eq!(shown, "X-Tenant: secr…", "only its beginning is told");
+    let mut login = |address: &str| {
+        client.ask(&format!("GET /login HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {address}\r\n\r\n")).status
+    };
+    assert_eq!([login("192.0.2.1"), login("192.0.2.1"), login("192.0.2.1"), login("192.0.2.2")], [200, 200, 429, 200]);
+    // One network is one client, where addresses are many.
+    assert_eq!([login("2001:db8::1"), login("2001:db8::2"), login("2001:db8::3")], [200, 200, 429]);
+    assert_eq!(login("2001:db8:0:1::1"), 200);
+    // What stands left of it was said by whoever likes to be somebody else each time.
+    assert_eq!(login("198.51.100.7, 192.0.2.1"), 429);
+}
+
+fn who_has_to_wait_is_served_late(backend: &str) {
+    let file = "[limits.slow]\nrate = '2/s'\nburst = 1\ndelay = '1100ms'\neverywhere = true\n\n[apps.web]\nrespond = 'served'\n";
+    let site = site(backend, file, &[]);
+    let mut clients: Vec<Client> = (0..4).map(|_| Client::of(&site.server)).collect();
+    clients.iter_mut().for_each(|client| client.send("GET /a HTTP/1.1\r\nHost: a\r\n\r\n".as_bytes()));
+    let mut answers: Vec<u16> = clients.iter_mut().map(|client| client.answer().status).collect();
+    answers.sort_unstable();
+    assert_eq!(answers, [200, 200, 200, 429], "one at once, two late, and one would be too late");
+    let limits = site.server.limits();
+    assert_eq!((limits[0]["delayed"].as_u64(), limits[0]["refused"].as_u64()), (Some(2), Some(1)), "{limits:?}");
+    let counted = site.server.status()["requests"].as_u64().unwrap();
+    assert_eq!(counted, 4, "who waits is counted once");
+    // What comes behind one that waits waits with it, and a connection that ends meanwhile is let go.
+    let mut client = Client::of(&site.server);
+    let two = "GET /a HTTP/1.1\r\nHost: a\r\n\r\nGET /server HTTP/1.1\r\nHost: a\r\n\r\n";
+    client.send(two.as_bytes());
+    let first = client.answer().status;
+    assert!([200, 429].contains(&first), "{first}");
+    assert_eq!(client.answer().text(), "ok");
+    drop(client);
+    drop(clients);
+    until("all have left", || site.server.status()["active_connections"] == 0);
+}
+
+fn a_reload_keeps_what_was_used(backend: &str) {
+    let site = site(backend, SITE, &[]);
+    let mut client = Client::of(&site.server);
+    let request = "GET /login HTTP/1.1\r\nHost: a\r\n\r\n";
+    assert_eq!(statuses(&mut client, request, 3), [200, 200, 429]);
+    let more = SITE.replace("rate = \"2/h\"", "rate = \"4/h\"\nburst = 3");
+    let told = site.reload(&more);
+    let said = String::from_utf8_lossy(&told.stdout).into_owned();
+    assert!(told.status.success() && said.contains("limits: changed"), "{said}");
+    // Half an hour was used of the forty-five minutes that three of them take now.
+    assert_eq!(statuses(&mut client, request, 2), [429, 429]);
+    let wrong = SITE.replace("rate = \"2/h\"", "rate = \"2/fortnight\"");
+    let told = site.reload(&wrong);
+    let said = String::from_utf8_lossy(&told.stderr).into_owned();
+    assert!(!told.status.success() && said.contains("limits.login.rate"), "{said}");
+    assert_eq!(client.ask(request).status, 429, "what held holds");
+    let without = SITE.replace("limits = \"login\"\n", "");
+    assert!(site.reload(&without).status.success());
+    assert_eq!(client.ask(request).status, 200);
+}
+
+fn addresses_that_are_not_allowed_are_refused(backend: &str) {
+    let file = r#"
+[server]
+trusted_proxies = ["loopback"]
+deny = ["203.0.113.0/24"]
+
+[[routes]]
+match.path = "/inside"
+allow = ["10.0.0.0/8", "2001:db8::/32"]
+deny = "10.1.0.0/16"
+respond = "inside"
+
+[[routes]]
+match.path = "/outside"
+respond = "outside"
+"#;
+    let site = site(backend, file, &[]);
+    let mut client = Client::of(&site.server);
+    let mut ask = |path: &str, address: &str| {
+        client.ask(&format!("GET {path} HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {address}\r\n\r\n")).status
+    };
+    for (path, address, status) in [
+        ("/inside", "10.2.3.4", 200),
+        ("/inside", "2001:db8::7", 200),
+        ("/inside", "10.1.2.3", 403),
+        ("/inside", "11.0.0.1", 403),
+        ("/inside", "::ffff:10.2.3.4", 200),
+        ("/outside", "11.0.0.1", 200),
+        ("/outside", "203.0.113.7", 403),
+        ("/nothing", "203.0.113.7", 403),
+        ("/nothing", "11.0.0.1", 404),
+    ] {
+        assert_eq!(ask(path, address), status, "{path} {address}");
+    }
+    assert_eq!(site.server.status()["denied"], 4);
+}
+
+fn an_address_has_as_many_connections_as_it_may(backend: &str) {
+    let server = Server::start(backend, &["--respond", "served", "--connections-per-ip", "2"]);
+    let (mut first, mut second) = (server.client(), server.client());
+    first.expect_alive();
+    second.expect_alive();
+    let mut third = server.client();
+    assert!(matches!(third.stream.read(&mut [0]), Ok(0) | Err(_)), "a third was let in");
+    until("it was counted", || server.status()["crowded_out"] == 1);
+    drop(first);
+    until("there is a place again", || {
+        let mut next = server.client();
+        next.try_send(b"GET /server HTTP/1.1\r\nHost: a\r\n\r\n") && next.whole_answer().is_some()
+    });
+    second.expect_alive();
+}
+
+/// Two upstreams with one request at a time each: the report may have one of them.
+fn a_slow_route_leaves_workers_to_the_others(backend: &str) {
+    let released = Arc::new(AtomicBool::new(false));
+    let slow = |released: Arc<AtomicBool>| {
+        Worker::new(move |incoming| {
+            while let Some((head, _)) = incoming.request() {
+                while head.starts_with("GET /report") && !released.load(Ordering::Relaxed) {
+                    std::thread::sleep(std::time::Duration::from_millis(2));
+                }
+                incoming.respond(b"done");
+            }
+        })
+    };
+    let (one, other) = (slow(released.clone()), slow(released.clone()));
+    let file = format!(
+        "[apps.web]\nupstream = ['{}', '{}']\ntimeouts.read = '30s'\n[[routes]]\nmatch.path = '/report'\napp = 'web'\nmax_in_flight = 1\n\
+         [[routes]]\napp = 'web'\n",
+        one.url, other.url
+    );
+    let site = site(backend, &file, &[]);
+    let mut first = Client::of(&site.server);
+    first.begin("/report");
+    let asked = || [&one, &other].iter().any(|worker| worker.of("/report").is_some());
+    until("a worker has it", asked);
+    let mut client = Client::of(&site.server);
+    let answer = client.get("/report");
+    assert_eq!((answer.status, answer.field("Retry-After")), (503, Some("1")), "{}", answer.text());
+    assert_eq!(client.get("/page").status, 200, "the other worker is free");
+    // The client leaves, and its worker is still at it; nor does a reload forget that.
+    drop(first);
+    until("it has left", || site.server.status()["client_gone"] == 1);
+    assert_eq!(client.get("/report").status, 503);
+    assert!(site.reload(&format!("{file}\n[[routes]]\nrespond = 'more'\n")).status.success());
+    assert_eq!(client.get("/report").status, 503);
+    released.store(true, Ordering::Relaxed);
+    until("its worker is done", || client.get("/report").status == 200);
+    assert_eq!(client.get("/report").text(), "done");
+}
+
+#[test]
+fn a_flag_limits_every_client() {
+    let worker = Worker::echo();
+    let backend = if cfg!(backend_readiness) { "epoll" } else { "io_uring" };
+    let server = Server::before(backend, &worker.url, &["--rate-limit", "3/h"]);
+    let mut client = server.client();
+    assert_eq!(statuses(&mut client, "GET / HTTP/1.1\r\nHost: a\r\n\r\n", 5), [200, 200, 200, 429, 429]);
+    let other = "127.0.0.2:0".parse::<std::net::SocketAddr>().unwrap();
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.bind(&other.into()).unwrap();
+    socket.connect(&server.address.into()).unwrap();
+    let mut other = Client::over(socket.into(), Vec::new());
+    assert_eq!(statuses(&mut other, "GET / HTTP/1.1\r\nHost: a\r\n\r\n", 4), [200, 200, 200, 429]);
+}
