@@ -122,7 +122,7 @@ impl Session {
             }
             opened.used += discard;
             // After an error what it leaves to be said is fetched, and no record is looked at again.
-            if done || (opened.failure.is_some() && !self.0.wants_write()) {
+            if done || (opened.failure.is_some() && !self.library.wants_write()) {
                 if let Some(alert) = alert
                     && reply.len() == before
                 {
@@ -140,9 +140,9 @@ impl Session {
     /// the key signs nothing that the client takes; 10, unexpected_message, for what comes where it should not; 50, decode_error, for a message that is too
     /// long.
     fn unsaid(&self, error: &Error) -> Option<u8> {
-        let is_plain = self.0.is_handshaking()
-            && self.0.protocol_version() != Some(ProtocolVersion::TLSv1_3)
-            && self.0.handshake_kind() != Some(HandshakeKind::Resumed);
+        let is_plain = self.library.is_handshaking()
+            && self.library.protocol_version() != Some(ProtocolVersion::TLSv1_3)
+            && self.library.handshake_kind() != Some(HandshakeKind::Resumed);
         match error {
             _ if !is_plain => None,
             Error::General(_) => Some(40),
