@@ -83,10 +83,14 @@ impl<B: Backend> Loop<B> {
         if response.status == 101 {
             return self.begin_tunnel(key, input, response);
         }
-        if exchange.answer.sendfile.is_some() && self.send_named(key, &input, response) {
+        let exchange = if exchange.answer.sendfile.is_none() {
+            exchange
+        } else if self.send_named(key, &input, response) {
             return;
-        }
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        } else {
+            let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+            exchange
+        };
         exchange.phase = Phase::Relaying;
         exchange.request.release(self.access.enabled());
         let answer = &mut exchange.answer;
