@@ -173,7 +173,9 @@ fn server(rig: &mut Rig) {
     until("whoever reads nothing is cut", || total() > before);
     let printed = || std::fs::read_to_string(rig.file("stdout")).unwrap();
     until("statistics are printed", || printed().contains("SERVER STATISTICS"));
-    rig.change(&[("server.stats_interval", "'0s'")]);
+    // Nobody else is to be hurried.
+    let timeouts = short.iter().map(|key| (key.as_str(), "'50s'"));
+    rig.change(&timeouts.chain([("server.stats_interval", "'0s'")]).collect::<Vec<_>>());
     // So soon no server has all these workers ready.
     let (code, said) = rig.site.line.word(&["upgrade", "--wait"]);
     assert!(code == Some(75) && said.contains("the old server serves on"), "{code:?}: {said}");
