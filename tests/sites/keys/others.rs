@@ -187,7 +187,7 @@ pub fn restarts(rig: &mut Rig) {
         ("server.proxy_protocol.from", ""),
         ("server.proxy_protocol.timeout", ""),
         ("server.run_dir", "'FOLDER/run'"),
-        ("server.upgrade_timeout", "'5m'"),
+        ("server.upgrade_timeout", "'30s'"),
     ] {
         rig.text.set((key, value));
     }
