@@ -19,6 +19,7 @@ use crate::mailbox::{Mailbox, Message, Postboxes, mailbox};
 use crate::metrics::Metrics;
 use crate::reactor::{ListenerSetup, Reactor, Setup};
 use crate::supervisor::wake::LoopExit;
+use crate::tls;
 
 use super::site::is_alone;
 use super::{ACCEPT_RETRY, LINGER, Listening, StartError, exit, refused};
@@ -198,6 +199,9 @@ fn run_loop<B: Backend>(
 
 /// Opens a loop on its own thread.
 fn open<B: Backend>(setup: Setup, bell: &Ringer) -> io::Result<Reactor<B>> {
+    if setup.listeners.iter().any(|listener| listener.tls.is_some()) {
+        tls::seed();
+    }
     let options = options(&setup.shared.settings, setup.max_sockets, setup.pool.clone());
     let backend = B::new(options)?;
     let ring = backend.bell();

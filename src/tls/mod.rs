@@ -32,7 +32,7 @@ pub(crate) use certificates::now;
 pub use certificates::{Certificates, Shown, authorities, day};
 pub use der::seconds;
 pub(crate) use policy::provider;
-pub use policy::{Failure, Policies, Policy, Prepared, prepare};
+pub use policy::{Failure, Policies, Policy, Prepared, prepare, seed};
 pub use self_signed::{SelfSigned, self_signed};
 pub use tickets::{TicketKey, adopt_ticket_keys, ticket_keys};
 

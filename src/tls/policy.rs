@@ -145,6 +145,12 @@ pub(crate) fn provider() -> &'static Arc<CryptoProvider> {
     PROVIDER.get_or_init(|| Arc::new(aws_lc_rs::default_provider()))
 }
 
+/// Gathers the randomness that this thread's first handshake needs, for which the library takes some 50 ms of CPU: whoever serves does it before.
+pub fn seed() {
+    // Without randomness each handshake says so.
+    let _ = provider().secure_random.fill(&mut [0; 32]);
+}
+
 impl Policy {
     /// A policy that says that.
     pub fn new(prepared: Prepared) -> Policy {

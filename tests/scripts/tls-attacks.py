@@ -60,6 +60,8 @@ class Attack:
 
 ATTACKS = [
     Attack("half", "half a ClientHello and silence", ("tls_late", "tls_left"), stands=5000, idle=True),
+    Attack("long", "most of a ClientHello of 60,000 bytes and silence", ("tls_late", "tls_left", "memory_refused"), stands=5000, idle=True),
+    Attack("cut-record", "a handshake, most of a record of 16 KiB, and silence", ("tls_handshakes",), stands=5000, idle=True),
     Attack("unread", "answers of 400 KB that nobody reads", stands=2000),
     Attack("streams", "event streams that nobody reads", stands=2000),
     Attack("handshakes", "full handshakes, one after the other", ("tls_handshakes",)),

@@ -194,9 +194,19 @@ def half(port):
     return stream
 
 
-def half_end(port):
-    stream = half(port)
-    stream.shutdown(socket.SHUT_WR)
+def long(port):
+    """All but the end of a ClientHello of 60,000 bytes."""
+    stream = dial(port)
+    message = b"\1" + (60_000).to_bytes(3, "big") + bytes(59_000)
+    stream.sendall(b"".join(record(HANDSHAKE, message[at:at + 16_000]) for at in range(0, len(message), 16_000)))
+    return stream
+
+
+def cut_record(port):
+    """A handshake, and all but the end of a record of 16 KiB."""
+    stream = secured(port, context())
+    stream.setblocking(False)
+    os.write(stream.fileno(), (bytes([DATA, 3, 3]) + struct.pack(">H", 16_400) + bytes(16_000)))
     return stream
 
 
@@ -213,7 +223,7 @@ def unread_records(port):
 
 
 # Each makes one connection that stays.
-STANDS = {"half": half, "unread": unread, "streams": unread_records}
+STANDS = {"half": half, "long": long, "cut-record": cut_record, "unread": unread, "streams": unread_records}
 # Each makes one connection, and is done with it.
 FLOODS = {
     "handshakes": lambda port, _: shaken(port, context()),
