@@ -84,7 +84,7 @@ const CASES: &[Case] = &[
         rig.tell("ready-timeout.slow", true);
         rig.site.word(&["scale", app, "2"]);
         until("those that do not get ready are replaced", || starts() > 2);
-        rig.site.word(&["scale", app, "1"]);
+        scale_back(rig, app);
         rig.tell("ready-timeout.slow", false);
     }),
     case(
@@ -213,7 +213,7 @@ const CASES: &[Case] = &[
             rig.tell("restart-start_parallel.slow", true);
             rig.site.word(&["scale", app, "5"]);
             until("three start at once", || in_state(rig, app, "starting") == 3);
-            rig.site.word(&["scale", app, "1"]);
+            scale_back(rig, app);
             rig.tell("restart-start_parallel.slow", false);
         },
     ),
@@ -359,6 +359,12 @@ fn hanging(rig: &Rig, app: &str) -> Client {
 fn in_state(rig: &Rig, app: &str, state: &str) -> usize {
     let app = rig.site.app(app);
     app["workers"].as_array().unwrap().iter().filter(|worker| worker["state"] == state).count()
+}
+
+/// Those that were too many are gone: nobody is to take their end for that of a later change.
+fn scale_back(rig: &Rig, app: &str) {
+    rig.site.word(&["scale", app, "1"]);
+    until("it has one again", || rig.pids(app).len() == 1);
 }
 
 /// The app whose upstreams are asked, by the name of the app or by its route.

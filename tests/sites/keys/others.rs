@@ -189,6 +189,8 @@ pub fn restarts(rig: &mut Rig) {
         ("server.proxy_protocol.timeout", ""),
         ("server.run_dir", "'FOLDER/run'"),
         ("server.upgrade_timeout", "'30s'"),
+        // A busy machine starts no worker in 50 ms.
+        ("apps.ready-timeout.ready.timeout", LONG),
     ] {
         rig.text.set((key, value));
     }
