@@ -36,13 +36,11 @@ struct State<W> {
 
 impl<W> Default for Checks<W> {
     fn default() -> Checks<W> {
-        let mut secret = [0; 32];
-        // Without these random numbers TLS would not run either; what is left are those of the standard library.
-        if aws_lc_rs::rand::fill(&mut secret).is_err() {
-            let other = RandomState::new();
-            let words = secret.chunks_exact_mut(8).enumerate();
-            words.for_each(|(at, word)| word.copy_from_slice(&other.hash_one(at).to_le_bytes()));
-        }
+        // The standard library has 128 bits of them from the kernel; those of the cryptography cost up to a tenth of a second when they are
+        // asked for first, which a server without passwords should not pay.
+        let (random, mut secret) = (RandomState::new(), [0; 32]);
+        let words = secret.chunks_exact_mut(8).enumerate();
+        words.for_each(|(at, word)| word.copy_from_slice(&random.hash_one(at).to_le_bytes()));
         let state = State { right: HashMap::new(), waiting: HashMap::new() };
         Checks { key: hmac::Key::new(hmac::HMAC_SHA256, &secret), state: Mutex::new(state) }
     }
