@@ -129,6 +129,23 @@ fn over(stream: &mut UnixStream, head: &str) -> String {
     answer
 }
 
+/// Takes back what would keep the test out of the next process, or would have it elsewhere.
+fn make_ready(rig: &mut Rig) {
+    for (key, value) in [
+        ("server.redirect_https", ""),
+        ("server.proxy_protocol.from", ""),
+        ("server.proxy_protocol.timeout", ""),
+        ("server.run_dir", "'FOLDER/run'"),
+        ("server.upgrade_timeout", "'30s'"),
+        // A busy machine starts no worker in 50 ms.
+        ("apps.ready-timeout.ready.timeout", LONG),
+    ] {
+        rig.text.set((key, value));
+    }
+    rig.write();
+    rig.site.word(&["reload", "--wait"]);
+}
+
 /// They are named and left until an upgrade brings them in.
 pub fn restarts(rig: &mut Rig) {
     let collector = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -182,20 +199,7 @@ pub fn restarts(rig: &mut Rig) {
         assert_eq!(rig.class(key), "restart", "{key}");
     }
     named_and_left(rig, &changes);
-    // What would keep the test out of the next process, or would have it elsewhere.
-    for (key, value) in [
-        ("server.redirect_https", ""),
-        ("server.proxy_protocol.from", ""),
-        ("server.proxy_protocol.timeout", ""),
-        ("server.run_dir", "'FOLDER/run'"),
-        ("server.upgrade_timeout", "'30s'"),
-        // A busy machine starts no worker in 50 ms.
-        ("apps.ready-timeout.ready.timeout", LONG),
-    ] {
-        rig.text.set((key, value));
-    }
-    rig.write();
-    rig.site.word(&["reload", "--wait"]);
+    make_ready(rig);
     let before = rig.site.line.process();
     rig.site.word(&["upgrade", "--wait"]);
     until("the old server is gone", || Process::of(before).is_none());
