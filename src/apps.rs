@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicUsize;
 
 use crate::access::{self, Auth};
 use crate::config::route::{Access, Files, Matching, Piece, Respond, Target};
-use crate::config::{self, Peers, Settings};
+use crate::config::{self, Compressing, Peers, Settings};
 use crate::dispatch::{AppId, Dispatch};
 use crate::files::Site;
 use crate::http::reply::Direct;
@@ -80,6 +80,8 @@ pub struct Way {
     pub request: Option<Edits>,
     /// What it changes of an answer.
     pub response: Option<Edits>,
+    /// How it compresses answers; `None`: not at all.
+    pub compress: Option<Arc<Compressing>>,
     /// By which number the loops count for its requests ([`Metrics::series`]).
     pub series: u16,
     /// Who gets in; `None`: all.
@@ -185,7 +187,14 @@ impl Way {
         let request = Edits::of_request(&fields, &route.rewrite);
         let guard = Guard::new(settings, &route.access, &label, metrics);
         let sendfile = route.sendfile.as_ref().map(site);
-        Way { to, sendfile, request, response, series: metrics.series(app, &label), guard }
+        let of_app = match route.to {
+            Target::App(index) => apps.get(index).map(|app| &app.settings.compress),
+            _ => None,
+        };
+        let compress = route.compress.as_ref().or(of_app);
+        let compress = compress.filter(|compress| compress.codings.as_ref().is_some_and(|codings| !codings.is_empty()));
+        let compress = compress.cloned().map(Arc::new);
+        Way { to, sendfile, request, response, compress, series: metrics.series(app, &label), guard }
     }
 }
 

@@ -22,6 +22,7 @@ pub mod apps;
 pub mod backends;
 pub mod buffers;
 pub mod check;
+pub mod compress;
 pub mod config;
 pub mod conformance;
 pub mod connection;

@@ -212,6 +212,18 @@ counters! {
     helper_refusals,
     /// Files that changed or failed while they were sent: the answer was cut.
     files_cut,
+    /// Answers that were compressed with Zstandard.
+    compressed_zstd,
+    /// Answers that were compressed with Brotli.
+    compressed_br,
+    /// Answers that were compressed with gzip.
+    compressed_gzip,
+    /// Answers that left as they were because too many others were being compressed.
+    compress_busy,
+    /// Bytes of bodies before they were compressed.
+    compress_bytes_in,
+    /// The same bodies afterwards.
+    compress_bytes_out,
     /// Connections closed because their peer may not speak for others with the PROXY protocol.
     proxy_protocol_refused,
     /// Connections closed because they did not begin with a header of the PROXY protocol.

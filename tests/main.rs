@@ -5,6 +5,7 @@ mod apps;
 mod backends;
 mod checking;
 mod cli;
+mod compress;
 mod configuration;
 mod conformance;
 mod control;

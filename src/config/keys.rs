@@ -125,6 +125,7 @@ pub const GROUPS: &[(&str, &[Key])] = &[
     ("Replacing, reloading and limiting workers", LIVES),
     ("Waiting and deadlines of the worker side", WAITING),
     ("Health of workers and upstreams", super::health::KEYS),
+    ("Compressing answers", super::compress::KEYS),
     ("Listening and loops", LOOPS),
     ("TLS", super::tls::KEYS),
     ("Certificates that come by themselves", super::acme::KEYS),

@@ -338,6 +338,11 @@ fn routes_of(file: Option<&File>, apps: &mut Vec<App>) -> Vec<Route> {
             rewrite: draft.rewrite.clone(),
             request_fields: draft.request_fields.clone(),
             response_fields: draft.response_fields.clone(),
+            compress: draft
+                .own
+                .as_ref()
+                .map(|own| own.app.compress.clone())
+                .filter(|compress| compress.codings.is_some()),
             access: access(draft),
         });
     }

@@ -28,6 +28,7 @@ mod acme;
 mod arguments;
 mod changes;
 mod clashes;
+mod compress;
 mod conformance;
 mod environment;
 mod error_page;
@@ -63,6 +64,7 @@ use crate::limits::Policy;
 pub use arguments::{HashPassword, Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
 pub use changes::{Changed, Changes, Fate, diff};
 pub use clashes::cannot_both_listen;
+pub use compress::{Coding, Compressing};
 pub use conformance::Conformance;
 pub use environment::{Environment, HANDOVER, Search};
 pub use error_page::ErrorPage;
@@ -309,6 +311,8 @@ pub struct App {
     pub restart: Restart,
     /// Whether workers and upstreams are asked how they are.
     pub health: Health,
+    /// How its answers are compressed.
+    pub compress: Compressing,
     /// When an upstream is left out for a while.
     pub eject: Eject,
     /// When a worker counts as ready.
@@ -609,6 +613,7 @@ impl Default for App {
                 max_unavailable: 0,
             },
             health: Health::default(),
+            compress: Compressing::default(),
             eject: Eject::default(),
             ready: Ready { by: ReadyBy::Listen, timeout: Duration::from_secs(15) },
             socket: WorkerSocket::Auto,

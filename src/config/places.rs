@@ -331,6 +331,13 @@ pub const PLACES: &[Place] = &[
     at("max-queue", "apps.*.queue.size", Count, Live),
     at("queue-timeout-ms", "apps.*.queue.timeout", Shape::Duration, Live),
     at("hold", "apps.*.queue.hold", Shape::Duration, Live),
+    at("compress", "apps.*.compress.codings", List, Live),
+    at("compress-min", "apps.*.compress.min", Size, Live),
+    at("compress-type", "apps.*.compress.types", List, Live),
+    at("compress-level", "apps.*.compress.levels", Map, Live),
+    at("compress-jitter", "apps.*.compress.jitter", Count, Live),
+    at("compress-events", "apps.*.compress.events", Switch, Live),
+    at("compress-personal", "apps.*.compress.personal", Switch, Live),
     at("health-check", "apps.*.health.path", Text, Live),
     at("health-interval", "apps.*.health.interval", Shape::Duration, Live),
     at("health-timeout", "apps.*.health.timeout", Shape::Duration, Live),
@@ -397,6 +404,13 @@ pub const PLACES: &[Place] = &[
     route("routes[].balance", Word, "Which of these upstreams is next", "least", |draft, text| {
         units::choice(text, keys::BALANCES).map(|balance| draft.balance = Some(balance))
     }),
+    at("compress", "routes[].compress.codings", List, Live),
+    at("compress-min", "routes[].compress.min", Size, Live),
+    at("compress-type", "routes[].compress.types", List, Live),
+    at("compress-level", "routes[].compress.levels", Map, Live),
+    at("compress-jitter", "routes[].compress.jitter", Count, Live),
+    at("compress-events", "routes[].compress.events", Switch, Live),
+    at("compress-personal", "routes[].compress.personal", Switch, Live),
     at("health-check", "routes[].health.path", Text, Live),
     at("health-interval", "routes[].health.interval", Shape::Duration, Live),
     at("health-timeout", "routes[].health.timeout", Shape::Duration, Live),
@@ -621,6 +635,10 @@ pub const TABLES: &[(&str, &str)] = &[
         "apps.*.health",
         "Whether workers and upstreams are asked how they are; a path alone, as in `health = \"/healthz\"`, stands for `path`.",
     ),
+    (
+        "apps.*.compress",
+        "How answers are compressed; codings alone, as in `compress = [\"zstd\", \"gzip\"]`, stand for `codings`.",
+    ),
     ("apps.*.eject", "When an upstream that fails gets no requests for a while."),
     ("apps.*.recycle", "When a worker is replaced."),
     ("apps.*.restart", "How workers are replaced, and how those that crashed come back."),
@@ -638,6 +656,10 @@ pub const TABLES: &[(&str, &str)] = &[
     ),
     ("routes[].match", "Which requests the route is for: all that is said must hold; without it: all."),
     ("routes[].health", "As `[apps.NAME.health]`, for the route's own `upstreams`; a path alone stands for `path`."),
+    (
+        "routes[].compress",
+        "As `[apps.NAME.compress]`, for this route alone, and whole: nothing of the app's is added. The word off leaves its answers alone.",
+    ),
     ("routes[].eject", "As `[apps.NAME.eject]`, for them."),
     (
         "routes[].auth",
@@ -693,11 +715,13 @@ pub const SHORT: &[(&str, &str)] = &[
     ("apps.*.ready", "apps.*.ready.by"),
     ("apps.*.hot_reload", "apps.*.hot_reload.by"),
     ("apps.*.health", "apps.*.health.path"),
+    ("apps.*.compress", "apps.*.compress.codings"),
     ("log.access", "log.access.to"),
     ("log.events", "log.events.to"),
     ("metrics.statsd", "metrics.statsd.address"),
     ("metrics.cloudwatch", "metrics.cloudwatch.to"),
     ("routes[].health", "routes[].health.path"),
+    ("routes[].compress", "routes[].compress.codings"),
     ("routes[].respond", "routes[].respond.body"),
     ("routes[].redirect", "routes[].redirect.to"),
     ("routes[].static", "routes[].static.root"),
@@ -705,18 +729,8 @@ pub const SHORT: &[(&str, &str)] = &[
 ];
 
 /// What is planned or usual elsewhere and means nothing to this version: a path, or its last segment alone.
-pub const NOT_YET: &[&str] = &[
-    "http2",
-    "http3",
-    "compress",
-    "compression",
-    "forward_auth",
-    "hub",
-    "publish",
-    "include",
-    "listen[].alpn",
-    "apps.*.group",
-];
+pub const NOT_YET: &[&str] =
+    &["http2", "http3", "compression", "forward_auth", "hub", "publish", "include", "listen[].alpn", "apps.*.group"];
 
 /// The place that is written, of all that one key has. Only for names in `keys`.
 pub fn main_of(name: &str) -> Option<&'static Place> {

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use super::{Balance, Peers, Settings, Upstream};
+use super::{Balance, Compressing, Peers, Settings, Upstream};
 use crate::access::{Auth, Rules};
 
 /// One route. All that is said of the request must hold for it to be taken.
@@ -23,6 +23,8 @@ pub struct Route {
     pub request_fields: FieldEdits,
     /// What becomes of the answer's fields.
     pub response_fields: FieldEdits,
+    /// How answers are compressed, where the route says so itself.
+    pub compress: Option<Compressing>,
     /// Who gets in.
     pub access: Access,
 }
@@ -70,6 +72,7 @@ impl Route {
             rewrite: Rewrite::default(),
             request_fields: FieldEdits::default(),
             response_fields: FieldEdits::default(),
+            compress: None,
             access: Access::default(),
         }
     }

@@ -202,7 +202,8 @@ pub fn size(text: &str, range: RangeInclusive<u64>) -> Result<u64, String> {
     Some(bytes).filter(|bytes| range.contains(bytes)).ok_or_else(expected)
 }
 
-fn show_size(bytes: &u64) -> String {
+/// A number of bytes as sizes are written.
+pub fn show_size(bytes: &u64) -> String {
     for (unit, shift) in [("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)] {
         if *bytes != 0 && bytes.is_multiple_of(1 << shift) {
             return format!("{}{unit}", bytes >> shift);

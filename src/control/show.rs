@@ -97,6 +97,7 @@ const TROUBLES: &[&str] = &[
     "auth_busy",
     "crowded_out",
     "files_cut",
+    "compress_busy",
     "proxy_protocol_refused",
     "proxy_protocol_invalid",
     "proxy_protocol_late",

@@ -11,6 +11,7 @@ use std::sync::atomic::Ordering;
 use crate::apps::{App, AppTable};
 use crate::backends::{Backend, Sock};
 use crate::buffers::slots::Key;
+use crate::compress::Contexts;
 use crate::config::{ErrorPage, Settings};
 use crate::dispatch::{AppId, Target, WorkerId};
 use crate::http::head::HeadLimits;
@@ -27,6 +28,8 @@ pub(crate) struct Apps {
     pub settings: Arc<Settings>,
     /// What is known of the files that are served.
     pub files: KnownFiles,
+    /// What compresses answers.
+    pub contexts: Contexts,
     /// By their ids.
     entries: Vec<Option<Entry>>,
     /// Exchanges that have ended while a grant was on its way to them, each with its app, to whose dispatch it goes back.
@@ -62,6 +65,7 @@ impl Apps {
             routes,
             settings,
             files: KnownFiles::default(),
+            contexts: Contexts::default(),
             entries: Vec::new(),
             late: Vec::new(),
             changing: false,

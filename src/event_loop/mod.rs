@@ -8,6 +8,7 @@
 //! | `account` | what is counted of an exchange, and its line in the log |
 //! | `admission` | listeners, and the limit on connections |
 //! | `apps` | what is served, and how a new configuration takes the place of an old one |
+//! | `compress` | answers that are compressed on their way to the client |
 //! | `files` | files that are served: what is known of them, and their way to the client |
 //! | `front` | what stands in front of a listener: PROXY protocol headers, and whose word about a request's origin counts |
 //! | `gate` | who gets in by a route, and how often |
@@ -22,6 +23,7 @@
 mod account;
 mod admission;
 mod apps;
+mod compress;
 mod files;
 mod front;
 mod gate;
@@ -33,6 +35,7 @@ mod secure;
 pub use admission::Admission;
 pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
 pub(crate) use apps::{Apps, Seat};
+pub(crate) use compress::{Coded, wish};
 pub use files::MOST_OPEN;
 pub(crate) use files::Sending;
 pub(crate) use front::{Arrival, Tolds};
@@ -153,6 +156,8 @@ pub(crate) struct Heads {
     pub identity: Vec<u8>,
     /// Its place among those that its route may have under way.
     pub seat: Option<InFlight>,
+    /// What has come out of an encoder, until it is sent.
+    pub coded: Vec<u8>,
     /// The next request's id: a random start, so that ids of two loops or two servers do not meet.
     pub next_id: u64,
 }
@@ -166,6 +171,7 @@ impl Heads {
             origin: Origin::default(),
             identity: Vec::new(),
             seat: None,
+            coded: Vec::new(),
             next_id,
         }
     }

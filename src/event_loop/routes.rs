@@ -9,7 +9,7 @@ use crate::apps::{self, App, AppTable, Guard, To, Way};
 use crate::backends::{Backend, Sock};
 use crate::buffers::block::{Block, SMALL, Writer};
 use crate::config::route::Piece;
-use crate::config::{HTTPS, Internal, Settings};
+use crate::config::{Compressing, HTTPS, Internal, Settings};
 use crate::dispatch::AppId;
 use crate::files::Site;
 use crate::http::Method;
@@ -97,6 +97,8 @@ pub(crate) struct LoopRoute {
     pub request: Option<Edits>,
     /// What it changes of an answer.
     pub response: Option<Rc<Edits>>,
+    /// How it compresses answers; `None`: not at all.
+    pub compress: Option<Arc<Compressing>>,
     /// By which number its requests are counted ([`Metrics::series`](crate::metrics::Metrics::series)).
     pub series: u16,
     /// Who gets in; `None`: all.
@@ -123,6 +125,7 @@ impl LoopRoute {
             sendfile: way.sendfile.clone(),
             request: way.request.clone(),
             response: way.response.clone().map(Rc::new),
+            compress: way.compress.clone(),
             series: way.series,
             guard: way.guard.clone().map(Rc::new),
         }

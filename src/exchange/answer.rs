@@ -10,9 +10,9 @@ use crate::buffers::block::{Block, SMALL};
 use crate::buffers::slots::Key;
 use crate::dispatch::Outcome;
 use crate::event_loop::{Loop, send};
-use crate::http::Refusal;
 use crate::http::head::{self, Response};
 use crate::http::reader::Reader;
+use crate::http::{Framing, Refusal};
 use crate::log::Level;
 use crate::metrics::series::RetryReason;
 use crate::planted::{self, Bug};
@@ -100,10 +100,19 @@ impl<B: Backend> Loop<B> {
         // Whoever says that a body follows where none may come might send it all the same.
         answer.link_keeps = response.keep_alive && !response.announces_body;
         answer.link_timeout = response.keep_alive_timeout;
+        let endless = Response { framing: Framing::UntilClose, ..*response };
+        let (exchange, response) = if !answer.coded.may_be() {
+            (exchange, response)
+        } else {
+            let is_coded = self.begin_coding(key, &input, response);
+            let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+            (exchange, if is_coded { &endless } else { response })
+        };
         let (stream, id, edits) = (exchange.stream, exchange.request.id, exchange.answer.edits.take());
         // The size first: a length is the worker's word, and may be near 2^64.
         let whole = match exchange.answer.reader {
             Reader::Done => Some(0),
+            _ if exchange.answer.coded.is_on() => None,
             Reader::Length(length) if length > COPY_BYTES as u64 => None,
             Reader::Length(length) => Some(length as usize).filter(|length| length + response.len <= input.len()),
             _ => None,
@@ -146,11 +155,15 @@ impl<B: Backend> Loop<B> {
     /// Bytes of an answer's body.
     pub fn answer_body(&mut self, key: Key, mut input: Block) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        exchange.answer.long |= input.len() >= SMALL;
+        let coded = exchange.answer.coded.is_on();
+        // What is compressed comes in small pieces, so that nobody waits long for another's.
+        exchange.answer.long |= input.len() >= SMALL && !coded;
         let stream = exchange.stream;
         let chunked = matches!(exchange.answer.reader, Reader::Chunked(..));
         let chunks = self.stream_takes_chunks(stream);
-        let relayed = if chunked && chunks {
+        let relayed = if coded {
+            self.relay_coded(key, &mut input)
+        } else if chunked && chunks {
             self.relay_chunks(key, &mut input)
         } else {
             self.relay_runs(key, &mut input, chunks)

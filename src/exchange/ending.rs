@@ -80,9 +80,11 @@ impl<B: Backend> Loop<B> {
 
     /// Writes the end of an answer's body.
     fn end_body(&mut self, key: Key, stream: Stream) {
-        if self.stream_takes_chunks(stream)
-            && let Some(exchange) = self.exchanges.lookup(key)
-        {
+        if !self.stream_takes_chunks(stream) {
+            return;
+        }
+        self.end_coding(key);
+        if let Some(exchange) = self.exchanges.lookup(key) {
             let end = last_chunk(&mut self.memory.scratch, exchange.answer.reader.trailers());
             self.send(stream.connection, end);
         }

@@ -47,7 +47,7 @@ use crate::backends::Sock;
 use crate::buffers::block::{Block, Pool};
 use crate::connection::Stream;
 use crate::dispatch::{Permit, StreamHold, Ticket, WorkerId};
-use crate::event_loop::Time;
+use crate::event_loop::{Coded, Time};
 use crate::files::Site;
 use crate::http::Method;
 use crate::http::head;
@@ -180,6 +180,8 @@ pub(crate) struct Answer {
     pub long: bool,
     /// What its route changes of it, until its head has been written.
     pub edits: Option<Rc<Edits>>,
+    /// How its body is compressed.
+    pub coded: Coded,
     /// The files that the worker may name in its place.
     pub sendfile: Option<Arc<Site>>,
     /// What it said for the log.

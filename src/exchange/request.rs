@@ -8,7 +8,7 @@ use crate::backends::{Backend, How, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::connection::{State, Stream};
-use crate::event_loop::{Leads, Loop, LoopRoute};
+use crate::event_loop::{Leads, Loop, LoopRoute, wish};
 use crate::http::Framing;
 use crate::http::body::last_chunk;
 use crate::http::head::Request;
@@ -21,11 +21,13 @@ impl<B: Backend> Loop<B> {
     /// Makes an exchange of a request for the app of that route. `input` begins with its head.
     pub fn forward(&mut self, route: usize, stream: Stream, mut input: Block, request: &Request) {
         let Some(client) = self.table.client(stream.connection) else { return };
-        let LoopRoute { leads: Leads::App(app), request: edits, response, sendfile, series, .. } =
+        let LoopRoute { leads: Leads::App(app), request: edits, response, sendfile, compress, series, .. } =
             self.apps.routes.get(route)
         else {
             return;
         };
+        let (wish, untagged) = wish(compress.as_ref(), &input, request, &self.heads.fields, edits.as_ref());
+        let edits = untagged.as_deref().or(edits.as_ref());
         let listener = &self.accepting.listeners[client.listener as usize];
         let certificate = self.secure.as_ref().map_or("", |secure| secure.certificate(stream.connection));
         let own = id_text(self.heads.next_id);
@@ -34,7 +36,7 @@ impl<B: Backend> Loop<B> {
         let forward = Forward {
             keep_alive: app.settings.keepalive,
             open: request.framing == Framing::Chunked,
-            edits: edits.as_ref(),
+            edits,
             identity: &self.heads.identity,
             ..listener.forward(&client.arrival, (&self.heads.origin, certificate), id, start_micros)
         };
@@ -47,6 +49,7 @@ impl<B: Backend> Loop<B> {
         if self.heads.seat.is_some() {
             exchange.attempt.seat = self.heads.seat.take();
         }
+        exchange.answer.coded = wish;
         if response.is_some() {
             (exchange.answer.edits, exchange.answer.sendfile) = (response.clone(), sendfile.clone());
         }

@@ -69,6 +69,7 @@ impl<B: Backend> Loop<B> {
         match &exchange.source {
             Source::Worker(link) => {
                 let left = match exchange.answer.reader {
+                    _ if exchange.answer.coded.is_on() => 0,
                     Reader::Length(left) => left,
                     _ if exchange.answer.long => u64::MAX,
                     _ => 0,

@@ -317,6 +317,34 @@ const SERVER: &[Family] = &[
         |sample, points| total(sample, points, |totals| totals.files_cut),
     ),
     counter(
+        "production_server_compressed_total",
+        &["coding"],
+        "Answers that were compressed, by coding.",
+        |sample, points| {
+            let totals = sample.metrics.total();
+            let of = [("zstd", totals.compressed_zstd), ("br", totals.compressed_br), ("gzip", totals.compressed_gzip)];
+            of.into_iter().for_each(|(coding, count)| points.whole(&[("coding", coding)], count));
+        },
+    ),
+    counter(
+        "production_server_compression_busy_total",
+        &[],
+        "Answers that left as they were because too many others were being compressed.",
+        |sample, points| total(sample, points, |totals| totals.compress_busy),
+    ),
+    counter(
+        "production_server_compression_in_bytes_total",
+        &[],
+        "Bytes of bodies before they were compressed.",
+        |sample, points| total(sample, points, |totals| totals.compress_bytes_in),
+    ),
+    counter(
+        "production_server_compression_out_bytes_total",
+        &[],
+        "Bytes of the same bodies afterwards.",
+        |sample, points| total(sample, points, |totals| totals.compress_bytes_out),
+    ),
+    counter(
         "production_server_log_lines_dropped_total",
         &[],
         "Log lines dropped because nobody read them.",

@@ -3,11 +3,12 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use super::conditions::{Asked, Decision, Facts, choose, decide};
+use super::conditions::{Asked, Decision, Facts, decide};
 use super::open::{Opened, Served};
 use super::ranges;
 use crate::buffers::block::Writer;
 use crate::http::Version;
+use crate::http::coding::choose;
 use crate::http::fields::{Fields, Kind};
 use crate::http::head::Response;
 use crate::http::reply::{connection, reason};
@@ -230,9 +231,9 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
-    use super::super::conditions::Coding;
     use super::*;
     use crate::buffers::block::{Budget, Pool, Scratch};
+    use crate::config::Coding;
     use crate::http::date;
 
     fn opened(size: u64, etag: &str) -> Opened {

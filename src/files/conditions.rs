@@ -4,8 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use super::ranges;
-use crate::http::fields::{list_items, trim};
-use crate::http::{date, parse_date, reply};
+use crate::http::{date, parse_date};
 
 /// The fields of a request that decide what of a file is sent; lists that came in several lines are joined.
 #[derive(Clone, Debug, Default)]
@@ -63,70 +62,6 @@ impl<'a> Asked<'a> {
             _ => return None,
         })
     }
-}
-
-/// A coding of a sibling that was compressed before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Coding {
-    /// RFC 8878.
-    Zstd,
-    /// RFC 7932.
-    Brotli,
-    /// RFC 1952.
-    Gzip,
-}
-
-impl Coding {
-    /// All of them; of two that a client likes as much the smaller file is taken, and else the one that stands first here.
-    pub const ALL: [Coding; 3] = [Coding::Zstd, Coding::Brotli, Coding::Gzip];
-
-    /// Its name in fields.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Coding::Zstd => "zstd",
-            Coding::Brotli => "br",
-            Coding::Gzip => "gzip",
-        }
-    }
-
-    /// What is put behind a file's name.
-    pub const fn ending(self) -> &'static str {
-        match self {
-            Coding::Zstd => ".zst",
-            Coding::Brotli => ".br",
-            Coding::Gzip => ".gz",
-        }
-    }
-}
-
-/// Which of the codings that there are, each with the size of its file, a client gets; `None`: the file as it is.
-pub fn choose(accept_encoding: Option<&[u8]>, there: &[(Coding, u64)]) -> Option<Coding> {
-    let accept = accept_encoding?;
-    let weight = |name: &str| {
-        let mut any = None;
-        for item in list_items(accept) {
-            let mut parts = item.split(|byte| *byte == b';').map(trim);
-            let coding = parts.next().unwrap_or_default();
-            let weight = parts.find_map(reply::weight).unwrap_or(1000);
-            // `x-gzip` is the same as `gzip` (RFC 9110 §8.4.1.3).
-            if coding.eq_ignore_ascii_case(name.as_bytes())
-                || (name == "gzip" && coding.eq_ignore_ascii_case(b"x-gzip"))
-            {
-                return Some(weight);
-            }
-            if coding == b"*" {
-                any = Some(weight);
-            }
-        }
-        any
-    };
-    let liked = there.iter().filter_map(|(coding, size)| Some((*coding, *size, weight(coding.name())?)));
-    let best = liked.filter(|(_, _, weight)| *weight > 0).min_by_key(|(_, size, weight)| (1000 - weight, *size))?;
-    // The file as it is need not be named to be accepted; where it is, it may be liked more.
-    let as_it_is = list_items(accept)
-        .find(|item| item.len() >= 8 && item[..8].eq_ignore_ascii_case(b"identity"))
-        .and_then(|item| item.split(|byte| *byte == b';').map(trim).find_map(reply::weight));
-    (best.2 >= as_it_is.unwrap_or(0)).then_some(best.0)
 }
 
 /// What is known of the representation that was chosen.
@@ -296,37 +231,5 @@ mod tests {
             let of_head = if matches!(expected, Part(_) | Parts(_) | Unsatisfiable) { &Whole } else { expected };
             assert_eq!(decision(fields, false), *of_head, "HEAD, {fields:?}");
         }
-    }
-
-    #[test]
-    fn the_coding_is_the_one_that_the_client_likes_best() {
-        use Coding::{Brotli, Gzip, Zstd};
-        let all = [(Zstd, 30), (Brotli, 20), (Gzip, 40)];
-        for (accept, there, expected) in [
-            (None, &all[..], None),
-            (Some(""), &all, None),
-            (Some("gzip, deflate, br, zstd"), &all, Some(Brotli)),
-            (Some("gzip, deflate, br, zstd"), &[], None),
-            (Some("gzip, deflate, br, zstd"), &all[2..], Some(Gzip)),
-            (Some("zstd;q=1, br;q=0.9"), &all, Some(Zstd)),
-            (Some("gzip;q=0.5, zstd;q=0.4"), &all, Some(Gzip)),
-            (Some("gzip;q=0"), &all, None),
-            (Some("x-gzip"), &all, Some(Gzip)),
-            (Some("GZIP"), &all, Some(Gzip)),
-            (Some("*"), &all, Some(Brotli)),
-            (Some("*;q=0"), &all, None),
-            (Some("br;q=0, *"), &all, Some(Zstd)),
-            (Some("identity"), &all, None),
-            (Some("identity, gzip"), &all, Some(Gzip)),
-            (Some("identity;q=1, gzip;q=0.5"), &all, None),
-            (Some("identity;q=0, gzip;q=0.5"), &all, Some(Gzip)),
-            (Some("gzip;q=0.001"), &all, Some(Gzip)),
-            (Some("gzip;q=nonsense"), &all, Some(Gzip)),
-            (Some("deflate"), &all, None),
-        ] {
-            assert_eq!(choose(accept.map(str::as_bytes), there), expected, "{accept:?}");
-        }
-        let alike = [(Zstd, 20), (Brotli, 20)];
-        assert_eq!(choose(Some(b"br, zstd"), &alike), Some(Zstd));
     }
 }

@@ -15,12 +15,11 @@ use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
 use super::Site;
-use super::conditions::Coding;
 use super::media;
+use crate::config::Coding;
 use crate::http::date;
 
 /// How often a name is looked for anew while somebody renames directories on the way.
-#[cfg(target_os = "linux")]
 const RACES: usize = 8;
 
 /// A file that is open.

@@ -12,6 +12,7 @@
 use std::fmt;
 
 pub mod body;
+pub mod coding;
 pub mod date;
 pub mod fields;
 pub mod head;

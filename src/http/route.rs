@@ -342,6 +342,14 @@ impl Edits {
         }
     }
 
+    /// Those, and more: fields that go and lines that come.
+    pub fn and(edits: Option<&Edits>, names: &[&str], lines: &[u8]) -> Edits {
+        let mut edits = edits.cloned().unwrap_or_else(|| Edits::of(&FieldEdits::default()));
+        edits.names.extend(names.iter().map(|name| name.as_bytes().into()));
+        edits.lines.extend_from_slice(lines);
+        edits
+    }
+
     /// Bytes that are added at most.
     pub(super) fn room(&self) -> usize {
         self.lines.len() + self.rewrite.prefix.len() + 1

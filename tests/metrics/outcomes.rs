@@ -415,6 +415,11 @@ const EXPECTED: &[(&str, &[(&str, u32)])] = &[
     ("production_server_helper_jobs_total", &[]),
     ("production_server_helper_refusals_total", &[]),
     ("production_server_files_cut_total", &[]),
+    // Nothing is compressed here: tests/compress.rs has what is counted then.
+    ("production_server_compressed_total", &[]),
+    ("production_server_compression_busy_total", &[]),
+    ("production_server_compression_in_bytes_total", &[]),
+    ("production_server_compression_out_bytes_total", &[]),
     ("production_server_log_lines_dropped_total", &[]),
     ("production_server_panics_total", &[]),
     // Twelve refused, nine that failed, and two answers cut.

@@ -22,7 +22,7 @@ pub use client::{Answer, Client, Ending, fields};
 pub use clogged::Clogged;
 pub use process::{Process, assert_gone, send_signal};
 pub use server::Server;
-pub use worker::Worker;
+pub use worker::{Incoming, Worker};
 
 /// The built binary.
 pub const PROGRAM: &str = env!("CARGO_BIN_EXE_production_server");

@@ -116,7 +116,7 @@ fn incomplete(route: &RouteSaid) -> Vec<Problem> {
                 .push(Problem::error(title, other.clone(), "expected one of them").and(at.clone(), "and the other"));
         }
         [(only, at)] => {
-            for name in ["rewrite", "request_fields", "sendfile", "max_in_flight"] {
+            for name in ["rewrite", "request_fields", "sendfile", "compress", "max_in_flight"] {
                 if let Some(changed) = mark(name).filter(|_| ["respond", "redirect", "static"].contains(only)) {
                     let title = format!("`{name}` has no effect here");
                     let problem = Problem::error(title, changed, "it is about what goes to an app");

@@ -28,6 +28,8 @@ const ONE: Change<'static> = ("upstream", "FIRST");
 const TWO: Change<'static> = ("upstream", "BOTH");
 /// The worker of this folder.
 const RUN: Change<'static> = ("command", "[WORKER, 'NAME', 'FOLDER']");
+const COMPRESSED: Change<'static> = ("compress.codings", "'on'");
+const GZIP: &str = "Content-Encoding: gzip";
 const AT_ONCE: Change<'static> = ("restart.base", "'1ms'");
 const PATIENT: Change<'static> = ("timeouts.read", LONG);
 /// An app that may crash as often as it likes.
@@ -73,6 +75,25 @@ const CASES: &[Case] = &[
     }),
     case("respond", &[("respond", "'old'")], "'new'", |rig, app| {
         assert_eq!(rig.get(app, "/"), (200, "new".to_owned()))
+    }),
+    case("compress.codings", &[ONE], "'gzip'", |rig, app| assert!(rig.coded(app, "/page", "").contains(GZIP))),
+    case("compress.min", &[ONE, COMPRESSED], "601", |rig, app| assert!(!rig.coded(app, "/page", "").contains(GZIP))),
+    case("compress.types", &[ONE, COMPRESSED], "'image/png'", |rig, app| {
+        assert!(!rig.coded(app, "/page", "").contains(GZIP));
+    }),
+    case("compress.levels", &[ONE, COMPRESSED], "{ gzip = '1' }", |rig, app| {
+        assert!(rig.coded(app, "/page", "").contains(GZIP));
+    }),
+    case("compress.jitter", &[ONE, COMPRESSED], "0", |rig, app| {
+        let head = rig.coded(app, "/page", "");
+        assert!(head.contains(GZIP) && !head.contains("X-Padding"), "{head}");
+    }),
+    case("compress.events", &[ONE, COMPRESSED], "true", |rig, app| {
+        assert!(rig.coded(app, "/stream", "").contains(GZIP));
+    }),
+    case("compress.personal", &[ONE, COMPRESSED], "false", |rig, app| {
+        assert!(rig.coded(app, "/page", "").contains(GZIP));
+        assert!(!rig.coded(app, "/page", "Cookie: a=b\r\n").contains(GZIP));
     }),
     case("static", &[("static", "'/'")], "'FOLDER'", |rig, app| assert_eq!(rig.get(app, "/worker.py").0, 200)),
     case("dump_signal", &[RUN, PATIENT, AT_ONCE, ("timeouts.request", "'300ms'")], "'USR2'", |rig, app| {

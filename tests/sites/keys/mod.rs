@@ -159,6 +159,11 @@ fn upstream(released: Arc<AtomicBool>) -> Worker {
                     incoming.send("HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n");
                     continue;
                 }
+                "/page" => {
+                    let kind = "Content-Type: text/html";
+                    incoming.send(format!("HTTP/1.1 200 OK\r\n{kind}\r\nContent-Length: 600\r\n\r\n{:600}", "page"));
+                    continue;
+                }
                 "/accel" => {
                     let named = "X-Accel-Redirect: /protected/a.txt";
                     incoming.send(format!("HTTP/1.1 200 OK\r\n{named}\r\nContent-Length: 0\r\n\r\n"));
@@ -348,6 +353,13 @@ impl Rig {
     /// The same of a request with more lines in its head.
     fn ask(&self, app: &str, line: &str, more: &str) -> Answer {
         self.client().ask(&format!("{line} HTTP/1.1\r\nHost: {app}\r\n{more}\r\n"))
+    }
+
+    /// The head of an answer to a client that takes gzip and has these fields.
+    fn coded(&self, app: &str, path: &str, more: &str) -> String {
+        let mut client = self.client();
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: {app}\r\nAccept-Encoding: gzip\r\n{more}\r\n"));
+        client.head().unwrap()
     }
 
     /// A request to an app that is under way.

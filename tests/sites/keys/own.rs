@@ -54,6 +54,18 @@ const ROUTES: &[Route] = &[
             ("response_fields.remove", "['X-Own']"),
         ],
     ),
+    route(
+        &[("match.host", "'coded'"), ("app", "'kept'")],
+        &[
+            ("compress.codings", "['br', 'gzip']"),
+            ("compress.min", "'1B'"),
+            ("compress.types", "['text/*']"),
+            ("compress.levels", "{ gzip = '1' }"),
+            ("compress.jitter", "1"),
+            ("compress.events", "true"),
+            ("compress.personal", "false"),
+        ],
+    ),
 ];
 
 /// A key of the health or the ejection of a route's own upstreams; its number is that of its sockets.
@@ -214,6 +226,11 @@ fn routes(rig: &mut Rig) {
     let asked = fields.text();
     assert!(asked.contains("X-Set: yes") && !asked.contains("X-Gone"), "{asked}");
     assert_eq!((fields.field("x-answer"), fields.field("x-own")), (Some("yes"), None));
+    for path in ["/page", "/stream"] {
+        let head = rig.coded("coded", path, "");
+        assert!(head.contains("Content-Encoding: gzip\r\n") && head.contains("X-Padding: 0\r\n"), "{head}");
+        assert!(!rig.coded("coded", path, "Cookie: a=b\r\n").contains("Content-Encoding"));
+    }
     for (index, case) in UPSTREAMS.iter().enumerate() {
         let app = sockets(index, case).join(" ").replace("FOLDER", rig.folder());
         let table = case.to.0.split('.').next().unwrap();

@@ -1,0 +1,162 @@
+//! Answers that are compressed on their way to the client, as a loop does it.
+//!
+//! What a worker sends comes in small blocks then, one a turn and stream, so that a body that compresses well cannot keep the loop from
+//! others. What comes out waits for the client as any answer does.
+
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use crate::backends::Backend;
+use crate::buffers::block::Block;
+use crate::buffers::slots::Key;
+use crate::compress::{Encoder, Flush, Wish, padding};
+use crate::config::{Coding, Compressing};
+use crate::http::Refusal;
+use crate::http::fields::Fields;
+use crate::http::head::{Request, Response};
+use crate::http::reader::Reader;
+use crate::http::route::Edits;
+
+use super::Loop;
+
+/// What is put into one piece of a body at most, in bytes.
+const PIECE: usize = 16 * 1024;
+
+/// How an answer's body is compressed.
+#[derive(Default)]
+pub(crate) enum Coded {
+    /// It is not.
+    #[default]
+    No,
+    /// It may be, when it has come.
+    Wish(Box<Wish>),
+    /// It is.
+    On(Box<Encoder>),
+}
+
+impl Coded {
+    /// Whether that is still to be judged.
+    #[inline]
+    pub fn may_be(&self) -> bool {
+        matches!(self, Coded::Wish(_))
+    }
+
+    /// Whether it is compressed.
+    #[inline]
+    pub fn is_on(&self) -> bool {
+        matches!(self, Coded::On(_))
+    }
+}
+
+/// What a request on a route that compresses so says of the coding of its answer, and what becomes of its fields therefore, besides `edits`.
+#[inline]
+pub(crate) fn wish(
+    settings: Option<&Arc<Compressing>>,
+    input: &[u8],
+    request: &Request,
+    fields: &Fields,
+    edits: Option<&Edits>,
+) -> (Coded, Option<Box<Edits>>) {
+    let Some(settings) = settings else { return (Coded::No, None) };
+    let (wish, edits) = Wish::read(settings, input, request, fields, edits);
+    (Coded::Wish(Box::new(wish)), edits.map(Box::new))
+}
+
+impl<B: Backend> Loop<B> {
+    /// Judges the answer that `input` begins with, of an exchange whose answer may be compressed; whether its body is from here on.
+    #[cold]
+    pub fn begin_coding(&mut self, key: Key, input: &[u8], response: &Response) -> bool {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return false };
+        let Coded::Wish(wish) = std::mem::take(&mut exchange.answer.coded) else { return false };
+        let edits = exchange.answer.edits.take();
+        let mut judged = wish.judge(input, response, &self.heads.fields, edits.as_deref());
+        let encoder = judged.coding.map(|coding| self.apps.contexts.encoder(coding, wish.settings()));
+        let jitter = u64::from(wish.settings().jitter);
+        if let Some(None) = encoder {
+            // As if its client took none.
+            self.counters.compress_busy.add(1);
+            judged = wish.refused().judge(input, response, &self.heads.fields, edits.as_deref());
+        }
+        let mut edits = judged.edits.map(Into::into).or(edits);
+        let encoder = encoder.flatten();
+        if let Some(encoder) = &encoder {
+            let counters = &self.counters;
+            let counter = match encoder.coding() {
+                Coding::Zstd => &counters.compressed_zstd,
+                Coding::Brotli => &counters.compressed_br,
+                Coding::Gzip => &counters.compressed_gzip,
+            };
+            counter.add(1);
+            if let Some(bytes) = self.random().checked_rem(jitter) {
+                let bytes = 1 + bytes as usize;
+                edits = Some(Edits::and(edits.as_deref(), &[], &padding(bytes)).into());
+            }
+        }
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return false };
+        exchange.answer.edits = edits;
+        exchange.answer.coded = encoder.map_or(Coded::No, |encoder| Coded::On(Box::new(encoder)));
+        exchange.answer.coded.is_on()
+    }
+
+    /// Passes bytes of a body on, compressed.
+    pub fn relay_coded(&mut self, key: Key, input: &mut Block) -> Result<(), Refusal> {
+        let mut out = std::mem::take(&mut self.heads.coded);
+        let encoded = self.encode(key, input, &mut out);
+        self.send_coded(key, &mut out);
+        self.heads.coded = out;
+        encoded
+    }
+
+    fn encode(&mut self, key: Key, input: &mut Block, out: &mut Vec<u8>) -> Result<(), Refusal> {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return Ok(()) };
+        let answer = &mut exchange.answer;
+        let Coded::On(encoder) = &mut answer.coded else { return Ok(()) };
+        while let Some(data) = answer.reader.take(input)? {
+            self.counters.compress_bytes_in.add(data.len() as u64);
+            encoder.encode(&data, Flush::No, out).map_err(|_| FAILED)?;
+        }
+        // A body of unknown length may be one that is made while it is read: what has come is not held back.
+        let grows = !matches!(answer.reader, Reader::Length(_)) && !answer.reader.is_done();
+        let flush = if grows { Flush::Now } else { Flush::No };
+        encoder.encode(b"", flush, out).map_err(|_| FAILED)
+    }
+
+    /// Sends what is left in the encoder of a body that has ended, if it has one.
+    pub fn end_coding(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        if !exchange.answer.coded.is_on() {
+            return;
+        }
+        let Coded::On(mut encoder) = std::mem::take(&mut exchange.answer.coded) else { return };
+        let mut out = std::mem::take(&mut self.heads.coded);
+        if encoder.encode(b"", Flush::End, &mut out).is_err() {
+            // The client sees it: a stream without its end.
+            out.clear();
+        }
+        self.send_coded(key, &mut out);
+        self.heads.coded = out;
+    }
+
+    /// Sends what has come out of an encoder.
+    fn send_coded(&mut self, key: Key, out: &mut Vec<u8>) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        exchange.answer.bytes += out.len() as u64;
+        let stream = exchange.stream;
+        self.counters.compress_bytes_out.add(out.len() as u64);
+        for piece in out.chunks(PIECE) {
+            let block = self.memory.scratch.write(piece.len(), |room| room.put(piece));
+            self.send_run(stream.connection, block, true);
+        }
+        out.clear();
+        // One stream that was long leaves no room behind for all times.
+        out.shrink_to(4 * PIECE);
+    }
+
+    /// A number that nobody outside can tell beforehand.
+    fn random(&mut self) -> u64 {
+        self.heads.next_id = self.heads.next_id.wrapping_add(1);
+        self.apps.contexts.random.hash_one(self.heads.next_id)
+    }
+}
+
+const FAILED: Refusal = Refusal { status: 502, reason: "the answer could not be compressed", section: "" };
