@@ -100,12 +100,13 @@ impl<B: Backend> Loop<B> {
         // Whoever says that a body follows where none may come might send it all the same.
         answer.link_keeps = response.keep_alive && !response.announces_body;
         answer.link_timeout = response.keep_alive_timeout;
-        let endless = Response { framing: Framing::UntilClose, ..*response };
+        let endless;
         let (exchange, response) = if !answer.coded.may_be() {
             (exchange, response)
         } else {
             let is_coded = self.begin_coding(key, &input, response);
             let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+            endless = Response { framing: Framing::UntilClose, ..*response };
             (exchange, if is_coded { &endless } else { response })
         };
         let (stream, id, edits) = (exchange.stream, exchange.request.id, exchange.answer.edits.take());
