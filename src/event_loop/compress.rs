@@ -49,17 +49,17 @@ impl Coded {
 }
 
 /// What a request on a route that compresses so says of the coding of its answer, and what becomes of its fields therefore, besides `edits`.
-#[inline]
+#[cold]
+#[inline(never)]
 pub(crate) fn wish(
-    settings: Option<&Arc<Compressing>>,
+    settings: &Arc<Compressing>,
     input: &[u8],
     request: &Request,
     fields: &Fields,
     edits: Option<&Edits>,
-) -> (Coded, Option<Box<Edits>>) {
-    let Some(settings) = settings else { return (Coded::No, None) };
+) -> (Coded, Option<Edits>) {
     let (wish, edits) = Wish::read(settings, input, request, fields, edits);
-    (Coded::Wish(Box::new(wish)), edits.map(Box::new))
+    (Coded::Wish(Box::new(wish)), edits)
 }
 
 impl<B: Backend> Loop<B> {

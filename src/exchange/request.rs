@@ -26,8 +26,9 @@ impl<B: Backend> Loop<B> {
         else {
             return;
         };
-        let (wish, untagged) = wish(compress.as_ref(), &input, request, &self.heads.fields, edits.as_ref());
-        let edits = untagged.as_deref().or(edits.as_ref());
+        let wish =
+            compress.as_ref().map(|settings| wish(settings, &input, request, &self.heads.fields, edits.as_ref()));
+        let edits = wish.as_ref().and_then(|(_, untagged)| untagged.as_ref()).or(edits.as_ref());
         let listener = &self.accepting.listeners[client.listener as usize];
         let certificate = self.secure.as_ref().map_or("", |secure| secure.certificate(stream.connection));
         let own = id_text(self.heads.next_id);
@@ -49,7 +50,9 @@ impl<B: Backend> Loop<B> {
         if self.heads.seat.is_some() {
             exchange.attempt.seat = self.heads.seat.take();
         }
-        exchange.answer.coded = wish;
+        if let Some((wish, _)) = wish {
+            exchange.answer.coded = wish;
+        }
         if response.is_some() {
             (exchange.answer.edits, exchange.answer.sendfile) = (response.clone(), sendfile.clone());
         }
