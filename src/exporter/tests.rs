@@ -293,6 +293,12 @@ fn the_dashboard_shows_the_metrics_that_there_are() {
     let text = std::fs::read_to_string(path).unwrap();
     let dashboard: serde_json::Value = serde_json::from_str(&text).unwrap();
     let panels = dashboard["panels"].as_array().unwrap();
+    for panel in panels {
+        // Grafana shows one of two queries of the same name.
+        let names: Vec<_> = panel["targets"].as_array().into_iter().flatten().map(|query| &query["refId"]).collect();
+        let twice = names.iter().enumerate().find(|(index, name)| names[..*index].contains(name));
+        assert!(twice.is_none(), "{}: {twice:?}", panel["title"]);
+    }
     let queries = panels.iter().flat_map(|panel| panel["targets"].as_array().into_iter().flatten());
     let mut shown = BTreeSet::new();
     for query in queries {
