@@ -29,6 +29,7 @@ impl<B: Backend> Loop<B> {
         let Some(before) = self.table.link(sock).map(|link| link.input.take()) else { return };
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let (method, upgrade) = (exchange.request.method, exchange.request.websocket);
+        let may_name = exchange.answer.sendfile.is_some();
         if before.is_none() && self.backend.offered(sock) == exchange.attempt.sent_before {
             // They were on their way before anything of this request was: no answer to it, whatever they say.
             return self.lost_before_answer(key, false);
@@ -48,6 +49,7 @@ impl<B: Backend> Loop<B> {
                     self.inform(key, &input, &response);
                     input.advance(response.len);
                 }
+                Ok(Some(response)) if may_name && self.send_named(key, &input, &response) => return,
                 Ok(Some(response)) => return self.begin_answer(key, input, &response),
             }
         }
@@ -83,14 +85,6 @@ impl<B: Backend> Loop<B> {
         if response.status == 101 {
             return self.begin_tunnel(key, input, response);
         }
-        let exchange = if exchange.answer.sendfile.is_none() {
-            exchange
-        } else if self.send_named(key, &input, response) {
-            return;
-        } else {
-            let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-            exchange
-        };
         exchange.phase = Phase::Relaying;
         exchange.request.release(self.access.enabled());
         let answer = &mut exchange.answer;

@@ -44,9 +44,7 @@ impl<B: Backend> Loop<B> {
         });
         let mut exchange = Exchange::new(stream, app.clone(), *series, request, head, own, &self.time);
         exchange.request.shown = self.shown(edits.is_some(), request, &forward);
-        if self.heads.seat.is_some() {
-            exchange.attempt.seat = self.heads.seat.take();
-        }
+        exchange.attempt.seat = self.heads.seat.take();
         if response.is_some() {
             (exchange.answer.edits, exchange.answer.sendfile) = (response.clone(), sendfile.clone());
         }
