@@ -190,6 +190,12 @@ impl Auth {
     }
 }
 
+/// The lines of a file that say something, each with its number from 1: not those that are empty or begin with `#`.
+fn said(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let lines = (1..).zip(text.lines().map(str::trim_end));
+    lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+}
+
 /// What stands behind the name of a scheme (RFC 9110 §11.4), if it is that one.
 fn scheme<'a>(value: &'a [u8], name: &str) -> Option<&'a [u8]> {
     let (word, rest) = value.split_at_checked(name.len())?;

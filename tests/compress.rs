@@ -4,7 +4,7 @@
 use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::support::{Answer, Client, Incoming, Server, Worker, on_every_backend_and_tls, until};
+use crate::support::{Answer, Client, Incoming, Server, Worker, folder, on_every_backend_and_tls, until};
 
 on_every_backend_and_tls! {
     every_form_of_a_body_comes_back
@@ -13,6 +13,7 @@ on_every_backend_and_tls! {
     an_answer_that_is_cut_does_not_look_whole
     whoever_comes_when_all_encoders_are_at_work_gets_it_plain
     tags_of_apps_stay_theirs
+    what_a_route_changes_counts
     one_connection_has_coded_and_plain_answers
 }
 
@@ -118,7 +119,9 @@ fn every_form_of_a_body_comes_back(backend: &str) {
     assert_eq!((old.field("content-encoding"), old.body.len()), (None, 5000));
     client.send("HEAD /length/5000/5000 HTTP/1.1\r\nHost: test\r\nAccept-Encoding: gzip\r\n\r\n");
     let head = client.next_answer(true);
-    assert_eq!((head.field("content-encoding"), head.field("vary")), (None, Some("Accept-Encoding")));
+    assert_eq!((head.field("content-encoding"), head.field("vary")), (Some("gzip"), Some("Accept-Encoding")));
+    assert_eq!(head.field("content-length"), None);
+    client.expect_alive();
     let status = server.status();
     for coding in CODINGS {
         assert_eq!(status[format!("compressed_{coding}")], 15, "{status}");
@@ -240,23 +243,76 @@ fn whoever_comes_when_all_encoders_are_at_work_gets_it_plain(backend: &str) {
 fn tags_of_apps_stay_theirs(backend: &str) {
     let worker = Worker::new(|incoming| {
         while let Some((head, _)) = incoming.request() {
-            let head = head.to_lowercase();
-            if head.contains("if-none-match: \"v1\"\r\n") {
-                incoming.send("HTTP/1.1 304 Not Modified\r\nETag: \"v1\"\r\n\r\n");
+            let tag = if head.contains(" /own ") { "\"v1-gzip\"" } else { "\"v1\"" };
+            let knows = |line: &str| line.to_lowercase().starts_with("if-none-match:") && line.contains(tag);
+            if head.lines().any(knows) || head.contains("If-Modified-Since") {
+                incoming.send(format!("HTTP/1.1 304 Not Modified\r\nETag: {tag}\r\n\r\n"));
             } else {
-                let fields = "Content-Type: text/plain\r\nETag: \"v1\"\r\nAccept-Ranges: bytes\r\nContent-Length: 600";
+                let kind = if head.contains(" /own ") { "image/png" } else { "text/plain" };
+                let fields =
+                    format!("Content-Type: {kind}\r\nETag: {tag}\r\nAccept-Ranges: bytes\r\nContent-Length: 600");
                 incoming.send([format!("HTTP/1.1 200 OK\r\n{fields}\r\n\r\n").as_bytes(), &text(600)].concat());
             }
         }
     });
     let server = Server::before(backend, &worker.url, &["--compress=on"]);
     let mut client = Client::of(&server);
-    for (coding, tag) in [("zstd", "\"v1-zstd\""), ("br", "\"v1-br\""), ("gzip", "\"v1-gzip\""), ("identity", "\"v1\"")]
-    {
+    let all = [("zstd", "\"v1-zstd\""), ("br", "\"v1-br\""), ("gzip", "\"v1-gzip\""), ("identity", "\"v1\"")];
+    for (coding, tag) in all {
         let answer = ask(&mut client, "/", &accepting(coding));
         assert_eq!((answer.field("etag"), answer.field("accept-ranges").is_some()), (Some(tag), coding == "identity"));
-        let again = ask(&mut client, "/", &format!("{}If-None-Match: {tag}\r\n", accepting(coding)));
-        assert_eq!((again.status, again.field("etag"), again.field("vary")), (304, Some(tag), Some("Accept-Encoding")));
+        for (known, named) in all {
+            let again = ask(&mut client, "/", &format!("{}If-None-Match: {named}\r\n", accepting(coding)));
+            // What is known of another representation says nothing of this one; but a plain one may have been sent in its place.
+            let status = if known == coding || known == "identity" { 304 } else { 200 };
+            let expected = if status == 304 { named } else { tag };
+            assert_eq!((again.status, again.field("etag")), (status, Some(expected)), "{coding} {known}");
+            assert_eq!(again.field("vary"), Some("Accept-Encoding"));
+        }
+        let unknown = ask(&mut client, "/", &format!("{}If-Modified-Since: now\r\n", accepting(coding)));
+        let weak = if coding == "identity" { "\"v1\"" } else { "W/\"v1\"" };
+        assert_eq!((unknown.status, unknown.field("etag")), (304, Some(weak)));
+        let own = ask(&mut client, "/own", &format!("{}If-None-Match: \"v1-gzip\"\r\n", accepting(coding)));
+        assert_eq!((own.status, own.field("etag")), (304, Some("\"v1-gzip\"")), "{coding}");
+    }
+}
+
+fn what_a_route_changes_counts(backend: &str) {
+    let worker = Worker::new(|incoming| {
+        while let Some((head, _)) = incoming.request() {
+            let fields = "Content-Type: text/plain\r\nVary: Accept-Encoding\r\nTransfer-Encoding: chunked";
+            let digest = "Content-Digest: sha-256=:AA==:\r\nServer-Timing: a;dur=1\r\n";
+            let conditions = head.to_lowercase().matches("if-none-match").count();
+            incoming.send(format!(
+                "HTTP/1.1 200 OK\r\n{fields}\r\n\r\n4\r\nhas \r\n1\r\n{conditions}\r\n0\r\n{digest}\r\n"
+            ));
+        }
+    });
+    let routes = ["vary", "frozen", "removed", "plain"]
+        .map(|name| {
+            let change = match name {
+                "vary" => "response_fields = { set = { Vary = \"Origin\" } }",
+                "frozen" => "response_fields = { set = { Cache-Control = \"no-transform\" } }",
+                "removed" => "request_fields = { remove = [\"If-None-Match\"] }",
+                _ => "compress = \"off\"",
+            };
+            format!("[[routes]]\nmatch = {{ path = \"/{name}\" }}\napp = \"app\"\n{change}\n")
+        })
+        .concat();
+    let text = format!("[apps.app]\nupstream = [\"{}\"]\ncompress = \"on\"\n{routes}", worker.url);
+    let folder = folder();
+    let path = folder.path().join("site.toml");
+    std::fs::write(&path, text).unwrap();
+    let server = Server::start(backend, &["-f", path.to_str().unwrap()]);
+    let mut client = Client::of(&server);
+    for (path, coded, has) in [("/vary", true, 1), ("/frozen", false, 1), ("/removed", true, 0), ("/plain", false, 1)] {
+        let answer = ask(&mut client, path, &format!("{}If-None-Match: \"a-gzip\"\r\n", accepting("gzip")));
+        assert_eq!(answer.field("content-encoding").is_some(), coded, "{path}");
+        assert_eq!(decoded(&answer), format!("has {has}").into_bytes(), "{path}");
+        assert!(answer.all("vary").iter().any(|value| value.contains("Accept-Encoding")), "{path}: {}", answer.head);
+        let trailers = &answer.trailers;
+        assert!(trailers.contains("Server-Timing"), "{trailers}");
+        assert_eq!(trailers.contains("Digest"), !coded, "{path}");
     }
 }
 

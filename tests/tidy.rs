@@ -13,7 +13,7 @@ const MOST_LINES_OF_A_FUNCTION: usize = 70;
 /// Who waits for whom was once spread over the 42 fields of one struct: nobody could see that all cases were thought of.
 const MOST_FIELDS: usize = 15;
 /// Lines of the road of a request, `src/connection` and `src/exchange`, without tests: what it does more is to replace something.
-const MOST_LINES_OF_THE_ROAD: usize = 3220;
+const MOST_LINES_OF_THE_ROAD: usize = 3175;
 
 /// Structs with more than [`MOST_FIELDS`], each with its reason.
 const LARGE_STRUCTS: &[(&str, &str)] = &[

@@ -5,6 +5,8 @@ use std::collections::HashMap;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
+use super::said;
+
 /// The API keys of a file.
 pub struct Keys {
     /// The file, by which it is told from another.
@@ -25,11 +27,7 @@ impl Keys {
     /// The first line that is wrong, by its number from 1, and what is wrong with it.
     pub fn parse(text: &str) -> Result<Keys, (usize, String)> {
         let mut names = HashMap::new();
-        for (number, line) in (1..).zip(text.lines()) {
-            let line = line.trim_end();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
+        for (number, line) in said(text) {
             let wrong = |what: &str| (number, what.to_owned());
             let (name, hex) = line.rsplit_once(':').ok_or_else(|| wrong("expected NAME:SHA256"))?;
             if name.is_empty() || name.chars().any(char::is_control) {

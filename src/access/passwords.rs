@@ -8,7 +8,7 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 
-use super::{Try, User};
+use super::{Try, User, said};
 
 /// The longest password, in bytes.
 pub(super) const LONGEST: usize = 1024;
@@ -52,11 +52,7 @@ impl Passwords {
     pub fn parse(text: &str) -> Result<Passwords, (usize, String)> {
         let mut hashes = HashMap::new();
         let mut usual = String::new();
-        for (number, line) in (1..).zip(text.lines()) {
-            let line = line.trim_end();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
+        for (number, line) in said(text) {
             let wrong = |what: &str| (number, what.to_owned());
             let (user, hash) = line.split_once(':').ok_or_else(|| wrong("expected USER:HASH"))?;
             if user.is_empty() || user.chars().any(char::is_control) {

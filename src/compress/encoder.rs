@@ -81,12 +81,12 @@ impl Contexts {
         if of.used >= most(coding) {
             return None;
         }
-        let context = loop {
-            match of.idle.pop() {
-                Some((other, context)) if other == level => break context,
-                // The levels have changed by a reload.
-                Some(_) => {}
-                None => break Context::new(coding, level).ok()?,
+        let context = match of.idle.iter().rposition(|(other, _)| *other == level) {
+            Some(at) => of.idle.swap_remove(at).1,
+            None => {
+                // Routes may differ in their levels, and reloads may change them: the idle ones make room.
+                of.idle.truncate(most(coding) - of.used - 1);
+                Context::new(coding, level).ok()?
             }
         };
         of.used += 1;
@@ -331,6 +331,29 @@ mod tests {
             let mut encoder = contexts.encoder(coding, &Compressing::default()).unwrap();
             encoder.encode(b"hello", Flush::End, &mut out).unwrap();
             assert_eq!(decoded(coding, &out), b"hello");
+        }
+    }
+
+    #[test]
+    fn contexts_of_two_levels_lie_side_by_side_and_are_together_no_more_than_they_may_be() {
+        let contexts = Contexts::default();
+        let levels = [1, 2].map(|level| {
+            let mut settings = Compressing::default();
+            settings.set_level(&format!("gzip={level}")).unwrap();
+            settings
+        });
+        let idle = || contexts.all.borrow()[Coding::Gzip as usize].idle.len();
+        for _ in 0..3 {
+            for settings in &levels {
+                assert_eq!(contexts.encoder(Coding::Gzip, settings).unwrap().level, settings.level(Coding::Gzip));
+            }
+            assert_eq!(idle(), 2);
+        }
+        for settings in &levels {
+            let all: Vec<Encoder> = std::iter::from_fn(|| contexts.encoder(Coding::Gzip, settings)).collect();
+            assert_eq!((all.len(), idle()), (most(Coding::Gzip), 0));
+            drop(all);
+            assert_eq!(idle(), most(Coding::Gzip));
         }
     }
 }

@@ -7,9 +7,11 @@
 //! What a client accepts is read with its request, and an answer is judged when its head has come: [`Wish`] is what is kept between both.
 //!
 //! Rules:
+//! - What counts is what leaves: an answer's fields as its route changes them, a request's conditions as its route changes them.
 //! - Whether `Vary` names Accept-Encoding follows from the answer alone, never from what the client accepts: so no cache can be told
 //!   two things.
-//! - A strong entity tag gets the coding as a suffix, which is taken off again where a request names it: so an app sees its own tags.
+//! - A strong entity tag gets the coding as a suffix. Where a request names a tag with the suffix that its own answer would get, the tag
+//!   without it is put beside it: so an app sees its own tags, also those that happen to end like ours.
 //! - Nothing is compressed that is a part, was coded already, or must not be changed (`no-transform`).
 
 mod encoder;
@@ -20,7 +22,7 @@ pub use encoder::{Contexts, Encoder, Flush};
 
 use crate::config::{Coding, Compressing};
 use crate::http::coding::choose;
-use crate::http::fields::{Fields, list_items, trim};
+use crate::http::fields::{Fields, Kind, list_items, trim};
 use crate::http::head::{Request, Response};
 use crate::http::route::Edits;
 use crate::http::{Framing, Method, Version};
@@ -42,14 +44,23 @@ const USUAL: &[&str] = &[
     "image/x-icon",
 ];
 
+/// Conditions of a request that are longer are not looked into: its answer is whole then, where it could have been a 304.
+const MOST_TAGS: usize = 1024;
+/// What is said of bytes that the client does not get: parts of what is compressed cannot be had, and digests were made of something else.
+const UNTRUE: [&str; 5] = ["Accept-Ranges", "Content-MD5", "Content-Digest", "Digest", "Repr-Digest"];
+
 /// What a request says about the coding of its answer.
 #[derive(Debug)]
 pub struct Wish {
     settings: Arc<Compressing>,
     /// What its client gets where the answer is worth it.
     coding: Option<Coding>,
-    /// The suffix that was taken off an entity tag of it.
-    tagged: Option<Coding>,
+    /// Only the head is asked for.
+    of_head: bool,
+    /// The entity tags that its client has, as it named them.
+    known: Box<[u8]>,
+    /// What becomes of its fields, where that is not what its route says.
+    edits: Option<Edits>,
 }
 
 /// What becomes of an answer.
@@ -62,70 +73,88 @@ pub struct Judged {
 }
 
 impl Wish {
-    /// What the request in hand says, and what becomes of its fields where it names a tag that a coding was put behind. `edits` is what
-    /// becomes of them otherwise.
+    /// What the request in hand says. `edits` is what becomes of its fields by its route.
     pub fn read(
         settings: &Arc<Compressing>,
         input: &[u8],
         request: &Request,
         fields: &Fields,
         edits: Option<&Edits>,
-    ) -> (Wish, Option<Edits>) {
+    ) -> Wish {
         let offered: Vec<(Coding, u64)> =
             settings.codings.iter().flatten().zip(0..).map(|(coding, place)| (*coding, place)).collect();
-        let accept = joined(input, fields, "accept-encoding");
+        let came = Head { input, fields, edits: None };
         let bars = request.version == Version::Http10
-            || request.method == Method::Head
-            || lists(input, fields, "cache-control", b"no-transform")
-            || (!settings.personal && has(fields, input, &["authorization", "cookie"]));
-        let coding = if bars { None } else { choose(accept.as_deref(), &offered) };
-        let mut wish = Wish { settings: settings.clone(), coding, tagged: None };
+            || came.lists("cache-control", b"no-transform")
+            || (!settings.personal && came.has(&["authorization", "cookie"]));
+        let coding = if bars { None } else { choose(came.joined("accept-encoding").as_deref(), &offered) };
+        let is_read = matches!(request.method, Method::Get | Method::Head);
+        // What only reads has one representation; what changes something may name whichever its client has seen.
+        let codings = if is_read { coding.as_slice() } else { settings.codings.as_deref().unwrap_or_default() };
+        let (leaves, mut known) = (Head { edits, ..came }, Vec::new());
         let (mut names, mut lines) = (Vec::new(), Vec::new());
         for name in ["If-None-Match", "If-Match"] {
-            let Some(value) = joined(input, fields, name) else { continue };
-            if let Some((value, coding)) = untagged(&value) {
-                wish.tagged = Some(coding);
+            let Some(tags) = leaves.joined(name).filter(|tags| tags.len() <= MOST_TAGS) else { continue };
+            if let Some(value) = with_bare(&tags, codings) {
                 names.push(name);
                 lines.extend_from_slice(&[name.as_bytes(), b": ", &value, b"\r\n"].concat());
             }
+            if name == "If-None-Match" && is_read && coding.is_some() {
+                known = tags;
+            }
         }
         let edits = (!names.is_empty()).then(|| Edits::and(edits, &names, &lines));
-        (wish, edits)
+        let of_head = request.method == Method::Head;
+        Wish { settings: settings.clone(), coding, of_head, known: known.into(), edits }
     }
 
-    /// What becomes of the answer that `input` begins with. `edits` is what becomes of its fields otherwise.
+    /// What becomes of the request's fields, where that is not what its route says.
+    pub fn edits(&self) -> Option<&Edits> {
+        self.edits.as_ref()
+    }
+
+    /// What becomes of the answer that `input` begins with. `edits` is what becomes of its fields by its route.
     pub fn judge(&self, input: &[u8], response: &Response, fields: &Fields, edits: Option<&Edits>) -> Judged {
-        let tag = fields.find_name(input, "etag").filter(|_| !edits.is_some_and(|edits| edits.removes(b"etag")));
+        let head = Head { input, fields, edits };
+        let (mut names, mut lines) = (Vec::new(), head.vary());
+        let mut coding = None;
         if response.status == 304 {
-            let mut lines = vary(input, fields);
-            let mut names = Vec::new();
-            if let Some(line) = self.tagged.and_then(|coding| tagged(tag?, coding)) {
+            if let Some(line) = self.known_tag(&head) {
                 names.push("ETag");
                 lines.extend_from_slice(&line);
             }
-            return Judged { coding: None, edits: Some(Edits::and(edits, &names, &lines)) };
-        }
-        if !self.is_worth_it(input, response, fields) {
+        } else if !self.is_worth_it(response, &head) {
             return Judged::default();
+        } else if let Some(chosen) = self.coding {
+            coding = Some(chosen).filter(|_| !self.of_head);
+            names.extend(UNTRUE);
+            names.push("Content-Length");
+            lines.extend_from_slice(&[b"Content-Encoding: ", chosen.name().as_bytes(), b"\r\n"].concat());
+            if let Some(tag) = head.tag().and_then(|tag| coded_tag(tag, chosen)) {
+                names.push("ETag");
+                lines.extend_from_slice(&[b"ETag: ", &tag[..], b"\r\n"].concat());
+            }
         }
-        let mut lines = vary(input, fields);
-        let Some(coding) = self.coding else {
-            let edits = (!lines.is_empty()).then(|| Edits::and(edits, &[], &lines));
-            return Judged { coding: None, edits };
-        };
-        // Parts of what is compressed cannot be had, and digests were made of something else.
-        let mut names = vec!["Accept-Ranges", "Content-MD5", "Content-Digest", "Digest", "Repr-Digest"];
-        lines.extend_from_slice(&[b"Content-Encoding: ", coding.name().as_bytes(), b"\r\n"].concat());
-        if let Some(line) = tag.and_then(|tag| tagged(tag, coding)) {
-            names.push("ETag");
-            lines.extend_from_slice(&line);
-        }
-        Judged { coding: Some(coding), edits: Some(Edits::and(edits, &names, &lines)) }
+        let changes = !names.is_empty() || !lines.is_empty();
+        Judged { coding, edits: changes.then(|| Edits::and(edits, &names, &lines)) }
     }
 
     /// The same, of a client that takes no coding.
     pub fn refused(self) -> Wish {
         Wish { coding: None, ..self }
+    }
+
+    /// The line of the tag in a 304, where it is not the app's: the tag of what the client has. Where it has named none, nobody knows whether what it
+    /// would get now is compressed, and the tag is one for both.
+    fn known_tag(&self, head: &Head<'_>) -> Option<Vec<u8>> {
+        let tag = head.tag()?;
+        let coded = coded_tag(tag, self.coding?)?;
+        let knows = |tag: &[u8]| memchr::memmem::find(&self.known, tag).is_some();
+        match () {
+            () if knows(&coded) => Some([b"ETag: ", &coded[..], b"\r\n"].concat()),
+            () if knows(tag) => None,
+            () => Some([b"ETag: W/", tag, b"\r\n"].concat()),
+        }
     }
 
     /// Settings of the route that the request has taken.
@@ -134,13 +163,14 @@ impl Wish {
     }
 
     /// Whether an answer is one of those that are compressed for clients that take it.
-    fn is_worth_it(&self, input: &[u8], response: &Response, fields: &Fields) -> bool {
+    fn is_worth_it(&self, response: &Response, head: &Head<'_>) -> bool {
         let has_body = !matches!(response.status, 100..=199 | 204 | 205 | 206 | 304);
         let is_long = match response.framing {
             Framing::Length(length) => length >= self.settings.min.max(1),
             // The answer to HEAD may say how long the one to GET would be.
-            Framing::None => fields
-                .find_name(input, "content-length")
+            Framing::None => head
+                .values("content-length")
+                .next()
                 .and_then(|length| std::str::from_utf8(length).ok()?.parse().ok())
                 .is_none_or(|length: u64| length >= self.settings.min.max(1)),
             Framing::Chunked | Framing::UntilClose => true,
@@ -148,29 +178,29 @@ impl Wish {
         has_body
             && is_long
             && (!response.event_stream || self.settings.events)
-            && self.has_type(response.logged.media_type.of(input))
-            && !has(fields, input, &["content-encoding", "content-range"])
-            && !lists(input, fields, "cache-control", b"no-transform")
-            && (self.settings.personal || !has(fields, input, &["set-cookie"]))
+            && self.has_type(head.values("content-type").next().unwrap_or_default())
+            && !head.has(&["content-encoding", "content-range"])
+            && !head.lists("cache-control", b"no-transform")
+            && (self.settings.personal || !head.has(&["set-cookie"]))
     }
 
     fn has_type(&self, media_type: &[u8]) -> bool {
         let end = memchr::memchr(b';', media_type).unwrap_or(media_type.len());
         let media_type = String::from_utf8_lossy(trim(&media_type[..end])).to_ascii_lowercase();
-        let is_events = media_type == "text/event-stream";
         let is = |known: &str| match known.strip_suffix('*') {
             Some(kind) => media_type.starts_with(kind),
             None => media_type == known,
         };
-        (is_events && self.settings.events)
-            || if self.settings.types.is_empty() {
-                media_type.starts_with("text/")
-                    || media_type.ends_with("+json")
-                    || media_type.ends_with("+xml")
-                    || USUAL.contains(&media_type.as_str())
-            } else {
-                self.settings.types.iter().any(|known| is(known))
-            }
+        if media_type == "text/event-stream" {
+            self.settings.events
+        } else if self.settings.types.is_empty() {
+            media_type.starts_with("text/")
+                || media_type.ends_with("+json")
+                || media_type.ends_with("+xml")
+                || USUAL.contains(&media_type.as_str())
+        } else {
+            self.settings.types.iter().any(|known| is(known))
+        }
     }
 }
 
@@ -179,57 +209,88 @@ pub fn padding(bytes: usize) -> Vec<u8> {
     [b"X-Padding: ", &vec![b'0'; bytes][..], b"\r\n"].concat()
 }
 
-/// All values of a field, as one list; `None` without it.
-fn joined(input: &[u8], fields: &Fields, name: &str) -> Option<Vec<u8>> {
-    let named = fields.iter().filter(|field| field.name.of(input).eq_ignore_ascii_case(name.as_bytes()));
-    let values: Vec<&[u8]> = named.map(|field| field.value.of(input)).collect();
-    (!values.is_empty()).then(|| values.join(&b", "[..]))
+/// The trailers of a body that was compressed: those that are still true of it.
+pub fn true_trailers(trailers: &[u8]) -> Vec<u8> {
+    let is_true = |line: &&[u8]| {
+        let name = line.split(|byte| *byte == b':').next().unwrap_or_default();
+        !UNTRUE.iter().any(|untrue| untrue.as_bytes().eq_ignore_ascii_case(trim(name)))
+    };
+    trailers.split_inclusive(|byte| *byte == b'\n').filter(is_true).collect::<Vec<_>>().concat()
 }
 
-fn has(fields: &Fields, input: &[u8], names: &[&str]) -> bool {
-    names.iter().any(|name| fields.find_name(input, name).is_some())
+/// The fields of a head as they leave: without those that are for this connection alone, and as its route changes them.
+#[derive(Clone, Copy)]
+struct Head<'a> {
+    input: &'a [u8],
+    fields: &'a Fields,
+    edits: Option<&'a Edits>,
 }
 
-/// Whether a list has that item, whatever its case.
-fn lists(input: &[u8], fields: &Fields, name: &str, wanted: &[u8]) -> bool {
-    joined(input, fields, name).is_some_and(|value| list_items(&value).any(|item| item.eq_ignore_ascii_case(wanted)))
+impl<'a> Head<'a> {
+    fn values(&self, name: &str) -> impl Iterator<Item = &'a [u8]> {
+        let Head { input, fields, edits } = *self;
+        let stays = !edits.is_some_and(|edits| edits.removes(name.as_bytes()));
+        let came = fields
+            .iter()
+            .filter(move |field| stays && field.kind != Kind::Nominated)
+            .map(move |field| (field.name.of(input), field.value.of(input)));
+        let set = edits.into_iter().flat_map(Edits::set);
+        came.chain(set).filter(move |(known, _)| known.eq_ignore_ascii_case(name.as_bytes())).map(|(_, value)| value)
+    }
+
+    /// All values of a field, as one list; `None` without it.
+    fn joined(&self, name: &str) -> Option<Vec<u8>> {
+        let values: Vec<&[u8]> = self.values(name).collect();
+        (!values.is_empty()).then(|| values.join(&b", "[..]))
+    }
+
+    fn has(&self, names: &[&str]) -> bool {
+        names.iter().any(|name| self.values(name).next().is_some())
+    }
+
+    /// Whether a list has that item, whatever its case.
+    fn lists(&self, name: &str, wanted: &[u8]) -> bool {
+        self.values(name).any(|value| list_items(value).any(|item| item.eq_ignore_ascii_case(wanted)))
+    }
+
+    fn tag(&self) -> Option<&'a [u8]> {
+        self.values("etag").next()
+    }
+
+    /// The line that says that the answer depends on what the client accepts; empty where it is said already.
+    fn vary(&self) -> Vec<u8> {
+        let is_said = self.lists("vary", b"accept-encoding") || self.lists("vary", b"*");
+        if is_said { Vec::new() } else { b"Vary: Accept-Encoding\r\n".to_vec() }
+    }
 }
 
-/// The line that says that the answer depends on what the client accepts; empty where it is said already.
-fn vary(input: &[u8], fields: &Fields) -> Vec<u8> {
-    let is_said = lists(input, fields, "vary", b"accept-encoding") || lists(input, fields, "vary", b"*");
-    if is_said { Vec::new() } else { b"Vary: Accept-Encoding\r\n".to_vec() }
-}
-
-/// The line with a strong entity tag that has a coding behind it; `None` for a weak one, which says nothing of bytes.
-fn tagged(tag: &[u8], coding: Coding) -> Option<Vec<u8>> {
+/// A strong entity tag with a coding behind it; `None` for a weak one, which says nothing of bytes.
+fn coded_tag(tag: &[u8], coding: Coding) -> Option<Vec<u8>> {
     let inside = tag.strip_prefix(b"\"")?.strip_suffix(b"\"")?;
-    Some([b"ETag: \"", inside, b"-", coding.name().as_bytes(), b"\"\r\n"].concat())
+    Some([b"\"", inside, b"-", coding.name().as_bytes(), b"\""].concat())
 }
 
-/// A list of entity tags without the codings behind them, and the last of those; `None` where none has one.
-fn untagged(list: &[u8]) -> Option<(Vec<u8>, Coding)> {
-    let (mut value, mut found, mut rest) = (Vec::with_capacity(list.len()), None, list);
+/// A list of entity tags, in which the tag without its suffix stands before each strong one with one of these codings behind it; `None`
+/// where none has one.
+fn with_bare(list: &[u8], codings: &[Coding]) -> Option<Vec<u8>> {
+    let (mut value, mut found, mut rest) = (Vec::with_capacity(list.len()), false, list);
     // Quotes may not stand inside of tags, and commas may: so it is gone from quote to quote.
     while let Some(at) = memchr::memchr(b'"', rest) {
         let Some(end) = memchr::memchr(b'"', &rest[at + 1..]).map(|end| at + 1 + end) else { break };
-        let tag = &rest[..end];
-        let coding = Coding::ALL.iter().find_map(|coding| {
-            let bare = tag.strip_suffix(coding.name().as_bytes())?.strip_suffix(b"-")?;
-            (bare.len() > at).then_some((bare, *coding))
-        });
-        match coding {
-            Some((bare, coding)) => {
-                value.extend_from_slice(bare);
-                found = Some(coding);
-            }
-            None => value.extend_from_slice(tag),
+        let inside = &rest[at + 1..end];
+        let bare = |coding: &Coding| inside.strip_suffix(coding.name().as_bytes())?.strip_suffix(b"-");
+        value.extend_from_slice(&rest[..at]);
+        if !rest[..at].ends_with(b"W/")
+            && let Some(bare) = codings.iter().find_map(bare)
+        {
+            value.extend_from_slice(&[b"\"", bare, b"\", "].concat());
+            found = true;
         }
-        value.push(b'"');
+        value.extend_from_slice(&rest[at..=end]);
         rest = &rest[end + 1..];
     }
     value.extend_from_slice(rest);
-    found.map(|coding| (value, coding))
+    found.then_some(value)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! The decision: what is compressed for whom, and what the head says then.
 
 use super::*;
-use crate::http::fields::Fields;
+use crate::config::route::FieldEdits;
 use crate::http::head::{self, HeadLimits};
 
 fn settings(change: impl FnOnce(&mut Compressing)) -> Arc<Compressing> {
@@ -14,24 +14,39 @@ fn lines(edits: &Option<Edits>) -> String {
     edits.as_ref().map_or_else(String::new, |edits| String::from_utf8_lossy(edits.lines()).into_owned())
 }
 
-/// The wish of a request with these fields, and what becomes of its fields.
-fn wish(settings: &Arc<Compressing>, start: &str, asked: &str) -> (Wish, String) {
+fn edits(remove: &[&str], set: &[(&str, &str)]) -> Option<Edits> {
+    let set = set.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    Edits::of_response(&FieldEdits { remove: remove.iter().map(|name| (*name).to_owned()).collect(), set })
+}
+
+/// The wish of a request with these fields on a route that changes them so, and what becomes of its fields.
+fn wish_edited(settings: &Arc<Compressing>, start: &str, asked: &str, edits: &Option<Edits>) -> (Wish, String) {
     let text = format!("{start}\r\nHost: a\r\n{asked}\r\n");
     let mut fields = Fields::new(100);
     let limits = HeadLimits::new(16 * 1024, 100);
     let request = head::request(text.as_bytes(), &limits, &mut fields).unwrap().unwrap();
-    let (wish, edits) = Wish::read(settings, text.as_bytes(), &request, &fields, None);
-    (wish, lines(&edits))
+    let wish = Wish::read(settings, text.as_bytes(), &request, &fields, edits.as_ref());
+    let lines = lines(&wish.edits().cloned());
+    (wish, lines)
 }
 
-/// What is said of an answer with these fields: the coding, and the lines that come.
-fn judged(wish: &Wish, method: Method, answer: &str) -> (Option<Coding>, String) {
+fn wish(settings: &Arc<Compressing>, start: &str, asked: &str) -> (Wish, String) {
+    wish_edited(settings, start, asked, &None)
+}
+
+/// What is said of an answer with these fields: the coding, and what changes, on a route that changes its fields so.
+fn judged_edited(wish: &Wish, method: Method, answer: &str, edits: &Option<Edits>) -> (Option<Coding>, Option<Edits>) {
     let text = format!("HTTP/1.1 {answer}\r\n");
     let mut fields = Fields::new(100);
     let limits = HeadLimits::new(16 * 1024, 100);
     let response = head::response(text.as_bytes(), method, false, &limits, &mut fields).unwrap().unwrap();
-    let judged = wish.judge(text.as_bytes(), &response, &fields, None);
-    (judged.coding, lines(&judged.edits))
+    let judged = wish.judge(text.as_bytes(), &response, &fields, edits.as_ref());
+    (judged.coding, judged.edits)
+}
+
+fn judged(wish: &Wish, method: Method, answer: &str) -> (Option<Coding>, String) {
+    let (coding, edits) = judged_edited(wish, method, answer, &None);
+    (coding, lines(&edits))
 }
 
 const ALL: &str = "Accept-Encoding: gzip, deflate, br, zstd\r\n";
@@ -65,8 +80,16 @@ fn the_answer_decides_whether_it_varies_and_the_client_what_it_gets() {
         let coded = coding.map_or_else(String::new, |coding| format!("Content-Encoding: {}\r\n", coding.name()));
         assert_eq!((lines, changed.as_str()), (format!("{VARY}{coded}"), ""), "{start} {asked}");
     }
+    // The head alone is as that of GET, but nothing is compressed for it.
     let (wish, _) = wish(&settings, "HEAD / HTTP/1.1", ALL);
-    assert_eq!(judged(&wish, Method::Head, html), (None, VARY.to_owned()), "as the answer to GET would vary");
+    for length in ["Content-Length: 5000\r\n", ""] {
+        let answer = format!("200 OK\r\nContent-Type: text/html\r\n{length}ETag: \"a\"\r\n");
+        let (coding, edits) = judged_edited(&wish, Method::Head, &answer, &None);
+        assert!(coding.is_none() && edits.as_ref().unwrap().removes(b"content-length"));
+        assert_eq!(lines(&edits), format!("{VARY}Content-Encoding: zstd\r\nETag: \"a-zstd\"\r\n"));
+    }
+    let short = "200 OK\r\nContent-Type: text/html\r\nContent-Length: 100\r\n";
+    assert_eq!(judged(&wish, Method::Head, short), (None, String::new()));
 }
 
 #[test]
@@ -147,7 +170,7 @@ fn vary_is_said_once() {
 }
 
 #[test]
-fn entity_tags_get_the_coding_and_lose_it_again() {
+fn entity_tags_get_the_coding_and_apps_see_their_own() {
     let settings = settings(|_| ());
     let answer = "200 OK\r\nContent-Type: text/html\r\nContent-Length: 5000\r\nETag: ";
     let (first, _) = wish(&settings, GET, ALL);
@@ -157,41 +180,175 @@ fn entity_tags_get_the_coding_and_lose_it_again() {
     for weak in ["W/\"abc\"", "abc", "\"abc"] {
         assert!(!tag(weak).contains("ETag"), "{weak}");
     }
-    for (asked, expected) in [
-        ("\"abc-zstd\"", Some("\"abc\"")),
-        ("\"abc-gzip\"", Some("\"abc\"")),
-        ("\"a\", \"b-br\" , W/\"c-gzip\"", Some("\"a\", \"b\" , W/\"c\"")),
-        ("\"a,-b-gzip\"", Some("\"a,-b\"")),
-        ("\"abc\"", None),
-        ("*", None),
-        ("\"gzip\"", None),
-        ("\"-gzip\"", Some("\"\"")),
-        ("\"abc-gzip", None),
+    let put = "PUT / HTTP/1.1";
+    for (start, asked, expected) in [
+        (GET, "\"abc-zstd\"", Some("\"abc\", \"abc-zstd\"")),
+        // Another representation than this request's own.
+        (GET, "\"abc-gzip\"", None),
+        ("HEAD / HTTP/1.1", "\"abc-zstd\"", Some("\"abc\", \"abc-zstd\"")),
+        // Who changes something may have seen any.
+        (put, "\"abc-gzip\"", Some("\"abc\", \"abc-gzip\"")),
+        (GET, "\"a\", \"b-zstd\" , W/\"c-zstd\"", Some("\"a\", \"b\", \"b-zstd\" , W/\"c-zstd\"")),
+        (GET, "\"a,-b-zstd\"", Some("\"a,-b\", \"a,-b-zstd\"")),
+        (GET, "\"-zstd\"", Some("\"\", \"-zstd\"")),
+        (GET, "\"abc\"", None),
+        (GET, "*", None),
+        (GET, "\"zstd\"", None),
+        (GET, "\"abc-zstd", None),
+        (GET, &format!("\"{}-zstd\"", "a".repeat(MOST_TAGS)), None),
     ] {
         for name in ["If-None-Match", "If-Match"] {
-            let (_, lines) = wish(&settings, GET, &format!("{ALL}{name}: {asked}\r\n"));
+            let (_, lines) = wish(&settings, start, &format!("{ALL}{name}: {asked}\r\n"));
             let expected = expected.map_or_else(String::new, |value| format!("{name}: {value}\r\n"));
-            assert_eq!(lines, expected, "{asked}");
+            assert_eq!(lines, expected, "{start} {asked}");
         }
     }
-    // The answer names the tag that its client knows.
-    let (again, _) = wish(&settings, GET, &format!("{ALL}If-None-Match: \"abc-gzip\"\r\n"));
-    let (coding, lines) = judged(&again, Method::Get, "304 Not Modified\r\nETag: \"abc\"\r\n");
-    assert_eq!((coding, lines), (None, format!("{VARY}ETag: \"abc-gzip\"\r\n")));
-    let (plain, _) = wish(&settings, GET, &format!("{ALL}If-None-Match: \"abc\"\r\n"));
-    assert_eq!(judged(&plain, Method::Get, "304 Not Modified\r\nETag: \"abc\"\r\n").1, VARY);
+    let (_, lines) = wish(&settings, GET, "If-None-Match: \"abc-zstd\"\r\n");
+    assert_eq!(lines, "", "who takes no coding has none of our tags");
 }
 
 #[test]
-fn digests_of_something_else_do_not_stay() {
+fn the_tag_of_a_304_is_that_of_what_the_client_has() {
+    let settings = settings(|_| ());
+    for (asked, own, expected) in [
+        ("If-None-Match: \"abc-zstd\"\r\n", "\"abc\"", "ETag: \"abc-zstd\"\r\n"),
+        ("If-None-Match: \"abc\", \"abc-zstd\"\r\n", "\"abc\"", "ETag: \"abc-zstd\"\r\n"),
+        ("If-None-Match: \"old-gzip\"\r\nIf-None-Match: \"abc-zstd\"\r\n", "\"abc\"", "ETag: \"abc-zstd\"\r\n"),
+        ("If-None-Match: \"abc\"\r\n", "\"abc\"", ""),
+        ("If-None-Match: W/\"abc\"\r\n", "\"abc\"", ""),
+        // A tag of the app's own that ends like one of ours.
+        ("If-None-Match: \"abc-zstd\"\r\n", "\"abc-zstd\"", ""),
+        // Nobody knows what the client has.
+        ("If-Modified-Since: Thu, 01 Jan 1970 00:00:00 GMT\r\n", "\"abc\"", "ETag: W/\"abc\"\r\n"),
+        ("If-None-Match: *\r\n", "\"abc\"", "ETag: W/\"abc\"\r\n"),
+        ("If-None-Match: W/\"abc\"\r\n", "W/\"abc\"", ""),
+    ] {
+        let (wish, _) = wish(&settings, GET, &format!("{ALL}{asked}"));
+        let answer = format!("304 Not Modified\r\nETag: {own}\r\n");
+        assert_eq!(judged(&wish, Method::Get, &answer), (None, format!("{VARY}{expected}")), "{asked}");
+    }
+    let (plain, _) = wish(&settings, GET, "If-None-Match: \"abc-gzip\"\r\n");
+    assert_eq!(judged(&plain, Method::Get, "304 Not Modified\r\nETag: \"abc-gzip\"\r\n").1, VARY);
+}
+
+#[test]
+fn what_counts_is_what_leaves() {
+    let settings = settings(|_| ());
+    let (asked, _) = wish(&settings, GET, ALL);
+    let html = "200 OK\r\nContent-Type: text/html\r\nContent-Length: 5000\r\n";
+    let varies = format!("{html}Vary: Accept-Encoding\r\nETag: \"app\"\r\n");
+    let coded = "Content-Encoding: zstd\r\n";
+    for (answer, remove, set, expected) in [
+        (
+            &varies[..],
+            &[][..],
+            &[("Vary", "Origin")][..],
+            Some(format!("Vary: Origin\r\n{VARY}{coded}ETag: \"app-zstd\"\r\n")),
+        ),
+        (&varies, &["Vary", "ETag"], &[], Some(format!("{VARY}{coded}"))),
+        (html, &[], &[("etag", "\"route\"")], Some(format!("{VARY}{coded}ETag: \"route-zstd\"\r\n"))),
+        (html, &[], &[("Accept-Ranges", "bytes"), ("X-A", "b")], Some(format!("X-A: b\r\n{VARY}{coded}"))),
+        (html, &[], &[("Cache-Control", "no-transform")], None),
+        (html, &[], &[("Content-Encoding", "br")], None),
+        (html, &[], &[("Content-Type", "image/png")], None),
+        (&format!("{html}Cache-Control: no-transform\r\n"), &["Cache-Control"], &[], Some(format!("{VARY}{coded}"))),
+        // What is for this connection alone says nothing.
+        (
+            &format!("{html}Connection: Vary, ETag\r\nVary: Accept-Encoding\r\nETag: \"a\"\r\n"),
+            &[],
+            &[],
+            Some(format!("{VARY}{coded}")),
+        ),
+    ] {
+        let edits = edits(remove, set);
+        let (coding, changed) = judged_edited(&asked, Method::Get, answer, &edits);
+        assert_eq!(coding.is_some(), expected.is_some(), "{answer} {set:?}");
+        assert_eq!(changed.is_some().then(|| lines(&changed)), expected, "{answer} {set:?}");
+    }
+    // The conditions that an app gets are those of its route.
+    let conditions = format!("{ALL}If-None-Match: \"a-zstd\"\r\nIf-Match: \"b-zstd\"\r\n");
+    let removed = edits(&["If-None-Match", "X-B"], &[("If-Match", "\"c-zstd\""), ("X-A", "b")]);
+    let (_, changed) = wish_edited(&settings, GET, &conditions, &removed);
+    assert_eq!(changed, "X-A: b\r\nIf-Match: \"c\", \"c-zstd\"\r\n");
+    let nominated = format!("{ALL}Connection: If-None-Match\r\nIf-None-Match: \"a-zstd\"\r\n");
+    assert_eq!(wish(&settings, GET, &nominated).1, "");
+}
+
+#[test]
+fn what_is_true_of_other_bytes_does_not_stay() {
     let (wish, _) = wish(&settings(|_| ()), GET, ALL);
-    let text = "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 5000\r\nAccept-Ranges: bytes\r\n\r\n";
-    let mut fields = Fields::new(100);
-    let limits = HeadLimits::new(16 * 1024, 100);
-    let response = head::response(text.as_bytes(), Method::Get, false, &limits, &mut fields).unwrap().unwrap();
-    let edits = wish.judge(text.as_bytes(), &response, &fields, None).edits.unwrap();
-    for name in ["accept-ranges", "content-md5", "digest", "content-digest", "repr-digest"] {
-        assert!(edits.removes(name.as_bytes()), "{name}");
+    let answer = "200 OK\r\nContent-Type: text/html\r\nContent-Length: 5000\r\nAccept-Ranges: bytes\r\n";
+    let edits = judged_edited(&wish, Method::Get, answer, &None).1.unwrap();
+    for name in UNTRUE {
+        assert!(edits.removes(name.to_ascii_lowercase().as_bytes()), "{name}");
     }
     assert!(!edits.removes(b"content-type"));
+    let trailers = b"X-Sum: 1\r\ncontent-digest: a\r\nRepr-Digest : b\r\nServer-Timing: a;dur=1\r\n";
+    assert_eq!(true_trailers(trailers), b"X-Sum: 1\r\nServer-Timing: a;dur=1\r\n");
+}
+
+/// What a client accepts, and what it gets.
+const ACCEPTS: [(&str, Option<&str>); 12] = [
+    ("", None),
+    ("gzip", Some("gzip")),
+    ("gzip;q=0", None),
+    ("gzip;q=0.000", None),
+    ("gzip;q=00", None),
+    ("gzip;q=.0", None),
+    ("gzip; Q = 0", None),
+    ("br;q=0.5, gzip;q=0.6", Some("gzip")),
+    ("gzip, br, zstd", Some("zstd")),
+    ("br, *;q=0", Some("br")),
+    ("*", Some("zstd")),
+    ("identity, br;q=0.9", None),
+];
+const METHODS: [(&str, Method); 3] = [("GET", Method::Get), ("HEAD", Method::Head), ("POST", Method::Post)];
+const TYPES: [(&str, bool); 4] =
+    [("text/html; charset=utf-8", true), ("application/json", true), ("image/png", false), ("", false)];
+const LENGTHS: [(&str, bool); 3] =
+    [("Content-Length: 511", false), ("Content-Length: 512", true), ("Transfer-Encoding: chunked", true)];
+const STATUSES: [(u16, bool); 6] = [(200, true), (201, true), (404, true), (206, false), (204, false), (304, false)];
+const CONTROLS: [(&str, bool); 3] = [("", true), ("max-age=60, No-Transform", false), ("max-age=60", true)];
+const TAGS: [(&str, bool); 3] = [("", false), ("\"v\"", true), ("W/\"v\"", false)];
+
+/// All that decides, with all else, against rules that are written another way.
+#[test]
+fn the_decision_is_the_one_of_the_table() {
+    let settings = settings(|_| ());
+    let sizes = [ACCEPTS.len(), METHODS.len(), TYPES.len(), LENGTHS.len(), STATUSES.len(), CONTROLS.len(), TAGS.len()];
+    for case in 0..sizes.iter().product() {
+        let mut rest: usize = case;
+        let [accept, method, kind, length, status, control, tag] = sizes.map(|size| {
+            let digit = rest % size;
+            rest /= size;
+            digit
+        });
+        let ((accept, best), (start, method)) = (ACCEPTS[accept], METHODS[method]);
+        let ((media_type, shrinks), (length, is_long)) = (TYPES[kind], LENGTHS[length]);
+        let ((status, has_body), (control, may_change), (tag, is_strong)) =
+            (STATUSES[status], CONTROLS[control], TAGS[tag]);
+        let mut answer = format!("{status} A\r\n{length}\r\n");
+        for (name, value) in [("Content-Type", media_type), ("Cache-Control", control), ("ETag", tag)] {
+            if !value.is_empty() {
+                answer += &format!("{name}: {value}\r\n");
+            }
+        }
+        let is_worth_it = shrinks && is_long && has_body && may_change;
+        let mut changes = String::new();
+        if is_worth_it || status == 304 {
+            changes += VARY;
+        }
+        if let Some(coding) = best.filter(|_| is_worth_it) {
+            changes += &format!("Content-Encoding: {coding}\r\n");
+            if is_strong {
+                changes += &format!("ETag: \"v-{coding}\"\r\n");
+            }
+        } else if status == 304 && is_strong && best.is_some() {
+            changes += "ETag: W/\"v\"\r\n";
+        }
+        let coding = best.filter(|_| is_worth_it && method != Method::Head);
+        let (wish, _) = wish(&settings, &format!("{start} / HTTP/1.1"), &format!("Accept-Encoding: {accept}\r\n"));
+        let (found, lines) = judged(&wish, method, &answer);
+        assert_eq!((found.map(Coding::name), lines), (coding, changes), "{accept} {start} {answer}");
+    }
 }

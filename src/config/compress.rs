@@ -107,7 +107,7 @@ impl Compressing {
         Ok(())
     }
 
-    fn set_level(&mut self, text: &str) -> Result<(), String> {
+    pub(crate) fn set_level(&mut self, text: &str) -> Result<(), String> {
         let (name, level) = text.split_once('=').ok_or("expected a coding and its level, as in gzip=4")?;
         let coding = choice(name, &Coding::ALL.map(|coding| (coding.name(), coding)))?;
         let (low, high) = coding.levels();

@@ -9,13 +9,15 @@ use std::sync::Arc;
 use crate::backends::Backend;
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
-use crate::compress::{Encoder, Flush, Wish, padding};
+use crate::compress::{Encoder, Flush, Wish, padding, true_trailers};
 use crate::config::{Coding, Compressing};
-use crate::http::Refusal;
+use crate::dispatch::Outcome;
+use crate::exchange::Ending;
 use crate::http::fields::Fields;
 use crate::http::head::{Request, Response};
 use crate::http::reader::Reader;
 use crate::http::route::Edits;
+use crate::http::{Framing, Refusal};
 
 use super::Loop;
 
@@ -23,32 +25,14 @@ use super::Loop;
 const PIECE: usize = 16 * 1024;
 
 /// How an answer's body is compressed.
-#[derive(Default)]
 pub(crate) enum Coded {
-    /// It is not.
-    #[default]
-    No,
     /// It may be, when it has come.
-    Wish(Box<Wish>),
+    Wish(Wish),
     /// It is.
-    On(Box<Encoder>),
+    On(Encoder),
 }
 
-impl Coded {
-    /// Whether that is still to be judged.
-    #[inline]
-    pub fn may_be(&self) -> bool {
-        matches!(self, Coded::Wish(_))
-    }
-
-    /// Whether it is compressed.
-    #[inline]
-    pub fn is_on(&self) -> bool {
-        matches!(self, Coded::On(_))
-    }
-}
-
-/// What a request on a route that compresses so says of the coding of its answer, and what becomes of its fields therefore, besides `edits`.
+/// What a request on a route that compresses so says of the coding of its answer. `edits` is what becomes of its fields by its route.
 #[cold]
 #[inline(never)]
 pub(crate) fn wish(
@@ -57,28 +41,36 @@ pub(crate) fn wish(
     request: &Request,
     fields: &Fields,
     edits: Option<&Edits>,
-) -> (Coded, Option<Edits>) {
-    let (wish, edits) = Wish::read(settings, input, request, fields, edits);
-    (Coded::Wish(Box::new(wish)), edits)
+) -> Box<Coded> {
+    Box::new(Coded::Wish(Wish::read(settings, input, request, fields, edits)))
+}
+
+impl Coded {
+    /// What becomes of the request's fields, where that is not what its route says.
+    pub fn edits(&self) -> Option<&Edits> {
+        if let Coded::Wish(wish) = self { wish.edits() } else { None }
+    }
 }
 
 impl<B: Backend> Loop<B> {
-    /// Judges the answer that `input` begins with, of an exchange whose answer may be compressed; whether its body is from here on.
+    /// Judges the answer that `input` begins with, of an exchange whose answer may be compressed; the answer as it leaves.
     #[cold]
-    pub fn begin_coding(&mut self, key: Key, input: &[u8], response: &Response) -> bool {
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return false };
-        let Coded::Wish(wish) = std::mem::take(&mut exchange.answer.coded) else { return false };
+    pub fn begin_coding(&mut self, key: Key, input: &[u8], response: &Response) -> Response {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return *response };
+        let Some(Coded::Wish(wish)) = exchange.answer.coded.take().map(|coded| *coded) else { return *response };
         let edits = exchange.answer.edits.take();
         let mut judged = wish.judge(input, response, &self.heads.fields, edits.as_deref());
-        let encoder = judged.coding.map(|coding| self.apps.contexts.encoder(coding, wish.settings()));
         let jitter = u64::from(wish.settings().jitter);
-        if let Some(None) = encoder {
-            // As if its client took none.
-            self.counters.compress_busy.add(1);
-            judged = wish.refused().judge(input, response, &self.heads.fields, edits.as_deref());
+        let mut encoder = None;
+        if let Some(coding) = judged.coding {
+            encoder = self.apps.contexts.encoder(coding, wish.settings());
+            if encoder.is_none() {
+                // As if its client took none.
+                self.counters.compress_busy.add(1);
+                judged = wish.refused().judge(input, response, &self.heads.fields, edits.as_deref());
+            }
         }
         let mut edits = judged.edits.map(Into::into).or(edits);
-        let encoder = encoder.flatten();
         if let Some(encoder) = &encoder {
             let counters = &self.counters;
             let counter = match encoder.coding() {
@@ -92,10 +84,12 @@ impl<B: Backend> Loop<B> {
                 edits = Some(Edits::and(edits.as_deref(), &[], &padding(bytes)).into());
             }
         }
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return false };
+        // How long it becomes is known when it has ended.
+        let framing = if encoder.is_some() { Framing::UntilClose } else { response.framing };
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return *response };
         exchange.answer.edits = edits;
-        exchange.answer.coded = encoder.map_or(Coded::No, |encoder| Coded::On(Box::new(encoder)));
-        exchange.answer.coded.is_on()
+        exchange.answer.coded = encoder.map(|encoder| Box::new(Coded::On(encoder)));
+        Response { framing, ..*response }
     }
 
     /// Passes bytes of a body on, compressed.
@@ -110,7 +104,7 @@ impl<B: Backend> Loop<B> {
     fn encode(&mut self, key: Key, input: &mut Block, out: &mut Vec<u8>) -> Result<(), Refusal> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return Ok(()) };
         let answer = &mut exchange.answer;
-        let Coded::On(encoder) = &mut answer.coded else { return Ok(()) };
+        let Some(Coded::On(encoder)) = answer.coded.as_deref_mut() else { return Ok(()) };
         while let Some(data) = answer.reader.take(input)? {
             self.counters.compress_bytes_in.add(data.len() as u64);
             encoder.encode(&data, Flush::No, out).map_err(|_| FAILED)?;
@@ -121,20 +115,25 @@ impl<B: Backend> Loop<B> {
         encoder.encode(b"", flush, out).map_err(|_| FAILED)
     }
 
-    /// Sends what is left in the encoder of a body that has ended, if it has one.
-    pub fn end_coding(&mut self, key: Key) {
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        if !exchange.answer.coded.is_on() {
-            return;
+    /// Sends what is left in the encoder of an answer that has ended. How it ends: as it did, unless the encoder has failed.
+    #[cold]
+    pub fn end_coding<'a>(&mut self, key: Key, ending: Ending<'a>) -> Ending<'a> {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return ending };
+        let Some(Coded::On(encoder)) = exchange.answer.coded.as_deref_mut() else { return ending };
+        if !matches!(ending, Ending::Answered { .. }) {
+            return ending;
         }
-        let Coded::On(mut encoder) = std::mem::take(&mut exchange.answer.coded) else { return };
         let mut out = std::mem::take(&mut self.heads.coded);
-        if encoder.encode(b"", Flush::End, &mut out).is_err() {
-            // The client sees it: a stream without its end.
-            out.clear();
+        let encoded = encoder.encode(b"", Flush::End, &mut out);
+        if let Some(trailers) = exchange.answer.reader.trailers_mut() {
+            *trailers = true_trailers(trailers);
         }
         self.send_coded(key, &mut out);
         self.heads.coded = out;
+        match encoded {
+            Ok(()) => ending,
+            Err(_) => Ending::Failed { status: FAILED.status, reason: FAILED.reason, outcome: Some(Outcome::Answered) },
+        }
     }
 
     /// Sends what has come out of an encoder.

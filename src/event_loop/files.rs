@@ -23,7 +23,7 @@ use crate::http::head::{Request, Response};
 use crate::http::id::id_text;
 use crate::http::reply::{self, Direct, Reply};
 use crate::http::route::resolved;
-use crate::http::{Method, Version, body_len, find_lines};
+use crate::http::{Framing, Method, Version, body_len, find_lines};
 use crate::mailbox::Message;
 
 use super::{Leads, Loop, LoopRoute, Written};
@@ -467,11 +467,14 @@ impl<B: Backend> Loop<B> {
         let Some((value, file_system)) = Named::read(input, response, &self.heads.fields) else { return false };
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return false };
         let Some(site) = exchange.answer.sendfile.take() else { return false };
+        exchange.answer.note = self.access.note(input, response);
         let id = self.accepting.id(key, &exchange.request.id);
         let named = Named::keep(input, &self.heads.fields, exchange.answer.edits.as_deref(), id);
         let behind = (input.len() - response.len) as u64;
-        let whole = response.framing.length().unwrap_or(0) == behind && response.framing.length().is_some();
-        let whole = whole || (response.framing == crate::http::Framing::None && behind == 0);
+        let whole = match response.framing {
+            Framing::None => behind == 0,
+            framing => framing.length() == Some(behind),
+        };
         exchange.answer.link_keeps = response.keep_alive && !response.announces_body && whole;
         exchange.answer.link_timeout = response.keep_alive_timeout;
         let connection = exchange.stream.connection;

@@ -21,7 +21,7 @@ use crate::http::{Method, Version, body_len};
 use crate::limits::{By, Limit, Policy, Rate, Verdict, network, retry_after};
 use crate::mailbox::Message;
 
-use super::{Loop, Route, Task, Written};
+use super::{Loop, Route, Shared, Task, Written};
 
 /// What is known of the request at the front of a client's input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -203,35 +203,27 @@ impl<B: Backend> Loop<B> {
             let detail = if wrong { "these credentials are not accepted" } else { "credentials are needed here" };
             Some(Refusal { status: 401, lines: auth.challenge(wrong), ..Refusal::new(detail) }.into())
         };
-        let attempt = match found {
-            Found::User(user) => return self.know(&user),
-            Found::Nothing => return refused(false),
-            Found::Wrong { guessed } => {
-                let too_many = if guessed { self.guessed(guard, address, now) } else { None };
-                return too_many.map(Stop::from).or_else(|| refused(true));
-            }
-            Found::Slow(attempt) => attempt,
+        let guessed = || self.guessed(guard, address, now).map(Stop::from).or_else(|| refused(true));
+        let attempt = match (found, pass) {
+            (Found::User(user), _) => return self.know(&user),
+            (Found::Nothing, _) => return refused(false),
+            (Found::Wrong { guessed: false }, _) => return refused(true),
+            (Found::Wrong { guessed: true }, _) | (Found::Slow(_), Pass::Wrong) => return guessed(),
+            (Found::Slow(_), Pass::Unknown) => return Some(Refusal::later(BUSY).into()),
+            (Found::Slow(attempt), _) => attempt,
         };
-        match pass {
-            Pass::Wrong => {
-                let too_many = self.guessed(guard, address, now);
-                return too_many.map(Stop::from).or_else(|| refused(true));
-            }
-            Pass::Unknown => return Some(Refusal::later(BUSY).into()),
-            _ => {}
-        }
         let checks = &self.shared.admission.checks;
         if checks.knows(&attempt, now) {
             return self.know(&attempt.user);
         }
         if let Some(limit) = &guard.failures {
-            let wait = limit.wait(limit.key(&network(address, 32, 64)), &guessing(), now);
+            let wait = limit.wait(by_address(limit, address), &guessing(), now);
             if wait > 0 {
                 return Some(too_many(&guessing(), wait, now >> 10).into());
             }
         }
         if checks.ask(&attempt, (self.index, sock)) && !self.have_checked(attempt.clone(), guard) {
-            self.tell_checked(&attempt, None, now);
+            tell_checked(&self.shared, &attempt, None, now);
         }
         Some(Stop::Later(Pass::Asked, PATIENCE))
     }
@@ -244,29 +236,14 @@ impl<B: Backend> Loop<B> {
     /// Has a helper compare a password with its hash; whether there is room for that.
     fn have_checked(&self, attempt: Try, guard: &Guard) -> bool {
         let (shared, times, asked) = (self.shared.clone(), guard.times.clone(), attempt.clone());
-        let tell = move |right: Option<bool>| {
-            let now = times.nanos(Instant::now());
-            for (index, sock) in shared.admission.checks.done(&attempt, right == Some(true), now) {
-                shared.postboxes.post(index, Message::Checked(sock, right));
-            }
-        };
-        let taken = self.shared.helpers.ask(Kind::Computes, move || asked.is_right(), tell);
-        self.count().helper_jobs.add(1);
-        self.count().helper_refusals.add(u64::from(!taken));
-        taken
-    }
-
-    /// Tells all who wait for what comes of a try.
-    fn tell_checked(&self, attempt: &Try, right: Option<bool>, now: u64) {
-        for (index, sock) in self.shared.admission.checks.done(attempt, right == Some(true), now) {
-            self.shared.postboxes.post(index, Message::Checked(sock, right));
-        }
+        let tell = move |right| tell_checked(&shared, &attempt, right, times.nanos(Instant::now()));
+        self.shared.have_done(self.count(), Kind::Computes, move || asked.is_right(), tell)
     }
 
     /// Counts wrong credentials; what is said to an address that has shown too many.
     fn guessed(&self, guard: &Guard, address: Option<IpAddr>, now: u64) -> Option<Refusal> {
         let limit = guard.failures.as_ref()?;
-        let (policy, key) = (guessing(), limit.key(&network(address, 32, 64)));
+        let (policy, key) = (guessing(), by_address(limit, address));
         let verdict = limit.take(key, &policy, now);
         let Verdict::Refuse(wait) = verdict else { return None };
         limit.note(key, &policy, verdict, || self.shown_key(&policy, address, b""));
@@ -289,10 +266,10 @@ impl<B: Backend> Loop<B> {
             By::All => limit.key(b""),
             By::Field(name) => match self.heads.fields.find_name(input, name) {
                 Some(value) => limit.key(value),
-                None => limit.key(&network(address, 32, 64)),
+                None => by_address(limit, address),
             },
             By::User if !self.heads.identity.is_empty() => limit.key(&self.heads.identity),
-            By::User => limit.key(&network(address, 32, 64)),
+            By::User => by_address(limit, address),
         }
     }
 
@@ -351,6 +328,18 @@ impl From<Refusal> for Stop {
     fn from(refusal: Refusal) -> Stop {
         Stop::Refused(refusal)
     }
+}
+
+/// Tells all who wait for what comes of a try, in whatever loop.
+fn tell_checked(shared: &Shared, attempt: &Try, right: Option<bool>, now: u64) {
+    for (index, sock) in shared.admission.checks.done(attempt, right == Some(true), now) {
+        shared.postboxes.post(index, Message::Checked(sock, right));
+    }
+}
+
+/// The key of an address, and of IPv6 of the network that a provider gives to one customer, whatever a policy counts by.
+fn by_address(limit: &Limit, address: Option<IpAddr>) -> u64 {
+    limit.key(&network(address, 32, 64))
 }
 
 /// How long a check of a password may take with its place in line.

@@ -98,7 +98,18 @@ impl Shared {
         message: impl FnOnce(Option<T>) -> Message + Send + 'static,
     ) -> bool {
         let postboxes = self.postboxes.clone();
-        let taken = self.helpers.ask(kind, work, move |done| postboxes.post(loop_index, message(done)));
+        self.have_done(counters, kind, work, move |done| postboxes.post(loop_index, message(done)))
+    }
+
+    /// The same of what is told by `tell`, on the helper's thread, to whomever it concerns.
+    pub fn have_done<T>(
+        &self,
+        counters: &Counters,
+        kind: Kind,
+        work: impl FnOnce() -> T + Send + 'static,
+        tell: impl FnOnce(Option<T>) + Send + 'static,
+    ) -> bool {
+        let taken = self.helpers.ask(kind, work, tell);
         counters.helper_jobs.add(1);
         counters.helper_refusals.add(u64::from(!taken));
         taken

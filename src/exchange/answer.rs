@@ -10,9 +10,9 @@ use crate::buffers::block::{Block, SMALL};
 use crate::buffers::slots::Key;
 use crate::dispatch::Outcome;
 use crate::event_loop::{Loop, send};
+use crate::http::Refusal;
 use crate::http::head::{self, Response};
 use crate::http::reader::Reader;
-use crate::http::{Framing, Refusal};
 use crate::log::Level;
 use crate::metrics::series::RetryReason;
 use crate::planted::{self, Bug};
@@ -29,6 +29,7 @@ impl<B: Backend> Loop<B> {
         let Some(before) = self.table.link(sock).map(|link| link.input.take()) else { return };
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let (method, upgrade) = (exchange.request.method, exchange.request.websocket);
+        let may_name = exchange.answer.sendfile.is_some();
         if before.is_none() && self.backend.offered(sock) == exchange.attempt.sent_before {
             // They were on their way before anything of this request was: no answer to it, whatever they say.
             return self.lost_before_answer(key, false);
@@ -48,6 +49,7 @@ impl<B: Backend> Loop<B> {
                     self.inform(key, &input, &response);
                     input.advance(response.len);
                 }
+                Ok(Some(response)) if may_name && self.send_named(key, &input, &response) => return,
                 Ok(Some(response)) => return self.begin_answer(key, input, &response),
             }
         }
@@ -83,14 +85,6 @@ impl<B: Backend> Loop<B> {
         if response.status == 101 {
             return self.begin_tunnel(key, input, response);
         }
-        let exchange = if exchange.answer.sendfile.is_none() {
-            exchange
-        } else if self.send_named(key, &input, response) {
-            return;
-        } else {
-            let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-            exchange
-        };
         exchange.phase = Phase::Relaying;
         exchange.request.release(self.access.enabled());
         let answer = &mut exchange.answer;
@@ -100,20 +94,19 @@ impl<B: Backend> Loop<B> {
         // Whoever says that a body follows where none may come might send it all the same.
         answer.link_keeps = response.keep_alive && !response.announces_body;
         answer.link_timeout = response.keep_alive_timeout;
-        let endless;
-        let (exchange, response) = if !answer.coded.may_be() {
+        let coded;
+        let (exchange, response) = if answer.coded.is_none() {
             (exchange, response)
         } else {
-            let is_coded = self.begin_coding(key, &input, response);
+            coded = self.begin_coding(key, &input, response);
             let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-            endless = Response { framing: Framing::UntilClose, ..*response };
-            (exchange, if is_coded { &endless } else { response })
+            (exchange, &coded)
         };
         let (stream, id, edits) = (exchange.stream, exchange.request.id, exchange.answer.edits.take());
         // The size first: a length is the worker's word, and may be near 2^64.
         let whole = match exchange.answer.reader {
             Reader::Done => Some(0),
-            _ if exchange.answer.coded.is_on() => None,
+            _ if exchange.answer.coded.is_some() => None,
             Reader::Length(length) if length > COPY_BYTES as u64 => None,
             Reader::Length(length) => Some(length as usize).filter(|length| length + response.len <= input.len()),
             _ => None,
@@ -156,10 +149,8 @@ impl<B: Backend> Loop<B> {
     /// Bytes of an answer's body.
     pub fn answer_body(&mut self, key: Key, mut input: Block) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let coded = exchange.answer.coded.is_on();
-        // What is compressed comes in small pieces, so that nobody waits long for another's.
-        exchange.answer.long |= input.len() >= SMALL && !coded;
-        let stream = exchange.stream;
+        exchange.answer.long |= input.len() >= SMALL;
+        let (stream, coded) = (exchange.stream, exchange.answer.coded.is_some());
         let chunked = matches!(exchange.answer.reader, Reader::Chunked(..));
         let chunks = self.stream_takes_chunks(stream);
         let relayed = if coded {

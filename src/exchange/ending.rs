@@ -46,6 +46,7 @@ impl<B: Backend> Loop<B> {
     pub fn finish(&mut self, key: Key, ending: Ending<'_>) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let (stream, phase) = (exchange.stream, exchange.phase);
+        let ending = if exchange.answer.coded.is_some() { self.end_coding(key, ending) } else { ending };
         let cut = phase == Phase::Relaying && matches!(ending, Ending::Failed { .. });
         match ending {
             Ending::Answered { .. } => self.end_body(key, stream),
@@ -80,11 +81,9 @@ impl<B: Backend> Loop<B> {
 
     /// Writes the end of an answer's body.
     fn end_body(&mut self, key: Key, stream: Stream) {
-        if !self.stream_takes_chunks(stream) {
-            return;
-        }
-        self.end_coding(key);
-        if let Some(exchange) = self.exchanges.lookup(key) {
+        if self.stream_takes_chunks(stream)
+            && let Some(exchange) = self.exchanges.lookup(key)
+        {
             let end = last_chunk(&mut self.memory.scratch, exchange.answer.reader.trailers());
             self.send(stream.connection, end);
         }

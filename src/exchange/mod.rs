@@ -180,8 +180,8 @@ pub(crate) struct Answer {
     pub long: bool,
     /// What its route changes of it, until its head has been written.
     pub edits: Option<Rc<Edits>>,
-    /// How its body is compressed.
-    pub coded: Coded,
+    /// How its body is compressed; `None`: not at all.
+    pub coded: Option<Box<Coded>>,
     /// The files that the worker may name in its place.
     pub sendfile: Option<Arc<Site>>,
     /// What it said for the log.

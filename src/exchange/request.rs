@@ -26,9 +26,9 @@ impl<B: Backend> Loop<B> {
         else {
             return;
         };
-        let wish =
+        let coded =
             compress.as_ref().map(|settings| wish(settings, &input, request, &self.heads.fields, edits.as_ref()));
-        let edits = wish.as_ref().and_then(|(_, untagged)| untagged.as_ref()).or(edits.as_ref());
+        let edits = coded.as_ref().and_then(|coded| coded.edits()).or(edits.as_ref());
         let listener = &self.accepting.listeners[client.listener as usize];
         let certificate = self.secure.as_ref().map_or("", |secure| secure.certificate(stream.connection));
         let own = id_text(self.heads.next_id);
@@ -47,12 +47,8 @@ impl<B: Backend> Loop<B> {
         });
         let mut exchange = Exchange::new(stream, app.clone(), *series, request, head, own, &self.time);
         exchange.request.shown = self.shown(edits.is_some(), request, &forward);
-        if self.heads.seat.is_some() {
-            exchange.attempt.seat = self.heads.seat.take();
-        }
-        if let Some((wish, _)) = wish {
-            exchange.answer.coded = wish;
-        }
+        exchange.attempt.seat = self.heads.seat.take();
+        exchange.answer.coded = coded;
         if response.is_some() {
             (exchange.answer.edits, exchange.answer.sendfile) = (response.clone(), sendfile.clone());
         }

@@ -69,7 +69,8 @@ impl<B: Backend> Loop<B> {
         match &exchange.source {
             Source::Worker(link) => {
                 let left = match exchange.answer.reader {
-                    _ if exchange.answer.coded.is_on() => 0,
+                    // What is compressed comes in small pieces, so that nobody waits long for another's.
+                    _ if exchange.answer.coded.is_some() => 0,
                     Reader::Length(left) => left,
                     _ if exchange.answer.long => u64::MAX,
                     _ => 0,

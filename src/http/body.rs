@@ -38,7 +38,7 @@ pub struct Chunked {
     /// Bytes besides the data that may still come.
     overhead_left: u64,
     /// The trailer section: raw while it arrives, filtered once the body is whole.
-    trailers: Vec<u8>,
+    pub(super) trailers: Vec<u8>,
 }
 
 /// What [`Chunked::decode`] made of a piece.

@@ -45,6 +45,14 @@ impl Reader {
         }
     }
 
+    /// The same, to be changed.
+    pub fn trailers_mut(&mut self) -> Option<&mut Vec<u8>> {
+        match self {
+            Reader::Chunked(chunked, true) => Some(&mut chunked.trailers),
+            _ => None,
+        }
+    }
+
     /// Takes the next run of body bytes off `input`; `None` when nothing of the body is left in it.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Version;
+use super::fields::trim;
 use crate::buffers::block::Writer;
 use crate::config::ErrorPage;
 
@@ -22,7 +23,7 @@ pub enum Format {
 pub fn negotiate(accept: &[u8]) -> Format {
     let mut best = (Format::Text, 0);
     for range in super::fields::list_items(accept) {
-        let mut parts = range.split(|byte| *byte == b';').map(super::fields::trim);
+        let mut parts = range.split(|byte| *byte == b';').map(trim);
         let media = parts.next().unwrap_or_default();
         let weight = parts.find_map(weight).unwrap_or(1000);
         if let Some(format) = format_of(media)
@@ -49,20 +50,12 @@ fn format_of(media: &[u8]) -> Option<Format> {
     }
 }
 
-/// A `q` parameter in thousandths. A malformed one counts as 1, as if it were not there.
+/// A `q` parameter in thousandths. One that is malformed says what its number says, and 1 where it is none.
 pub(crate) fn weight(parameter: &[u8]) -> Option<u32> {
-    let ([b'q' | b'Q', b'=', number @ ..] | [b'q' | b'Q', b' ', b'=', number @ ..]) = parameter else { return None };
-    let (whole, digits) = match number {
-        [whole @ (b'0' | b'1')] => (whole, &[][..]),
-        [whole @ (b'0' | b'1'), b'.', digits @ ..] if digits.len() <= 3 => (whole, digits),
-        _ => return Some(1000),
-    };
-    if !digits.iter().all(u8::is_ascii_digit) {
-        return Some(1000);
-    }
-    let places = [100, 10, 1];
-    let fraction: u32 = digits.iter().zip(places).map(|(digit, place)| u32::from(digit - b'0') * place).sum();
-    Some((u32::from(whole - b'0') * 1000 + fraction).min(1000))
+    let [b'q' | b'Q', rest @ ..] = parameter else { return None };
+    let number = trim(trim(rest).strip_prefix(b"=")?);
+    let weight: f32 = std::str::from_utf8(number).ok().and_then(|number| number.parse().ok()).unwrap_or(1.0);
+    Some((weight.clamp(0.0, 1.0) * 1000.0).round() as u32)
 }
 
 /// An error's answer.

@@ -342,12 +342,29 @@ impl Edits {
         }
     }
 
-    /// Those, and more: fields that go and lines that come.
+    /// Those, and more: fields that go, those that were to come included, and lines that come.
     pub fn and(edits: Option<&Edits>, names: &[&str], lines: &[u8]) -> Edits {
-        let mut edits = edits.cloned().unwrap_or_else(|| Edits::of(&FieldEdits::default()));
-        edits.names.extend(names.iter().map(|name| name.as_bytes().into()));
-        edits.lines.extend_from_slice(lines);
-        edits
+        let goes = |known: &[u8]| names.iter().any(|name| name.as_bytes().eq_ignore_ascii_case(known));
+        let mut all = Edits::default();
+        if let Some(edits) = edits {
+            all.rewrite = edits.rewrite.clone();
+            all.names.clone_from(&edits.names);
+            for (name, value) in edits.set().filter(|(name, _)| !goes(name)) {
+                all.lines.extend_from_slice(&[name, b": ", value, b"\r\n"].concat());
+            }
+        }
+        all.names.extend(names.iter().map(|name| name.as_bytes().into()));
+        all.lines.extend_from_slice(lines);
+        all
+    }
+
+    /// The lines that come, as names and values.
+    pub fn set(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let lines = self.lines.split(|byte| *byte == b'\n').filter_map(|line| line.strip_suffix(b"\r"));
+        lines.filter_map(|line| {
+            let colon = memchr::memchr(b':', line)?;
+            Some((&line[..colon], line[colon + 1..].trim_ascii()))
+        })
     }
 
     /// Bytes that are added at most.

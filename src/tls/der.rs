@@ -36,11 +36,7 @@ const ATTRIBUTES: &[(u8, &str)] = &[(3, "CN"), (6, "C"), (7, "L"), (8, "ST"), (9
 
 /// Reads a certificate; `None` for what is none.
 pub fn facts(certificate: &[u8]) -> Option<Facts> {
-    let (certificate, _) = expect(certificate, SEQUENCE)?;
-    let (mut rest, _) = expect(certificate, SEQUENCE)?;
-    if let Some((_, behind)) = expect(rest, VERSION) {
-        rest = behind;
-    }
+    let mut rest = signed_part(certificate)?;
     // Serial number, signature algorithm, issuer.
     for _ in 0..3 {
         (_, _, rest) = element(rest)?;
@@ -50,29 +46,29 @@ pub fn facts(certificate: &[u8]) -> Option<Facts> {
     let not_before = time(kind, not_before)?;
     let (kind, not_after, _) = element(behind)?;
     let (subject, rest) = expect(rest, SEQUENCE)?;
-    let (_, _, mut rest) = element(rest)?;
-    let mut facts = Facts { not_before, not_after: time(kind, not_after)?, subject: name(subject), ..Facts::default() };
-    while let Some((kind, content, behind)) = element(rest) {
-        if kind == EXTENSIONS {
-            facts.names = expect(content, SEQUENCE).map(|(all, _)| alternative_names(all)).unwrap_or_default();
-        }
-        rest = behind;
-    }
-    Some(facts)
+    let (_, _, rest) = element(rest)?;
+    let names = extensions(rest).map(alternative_names).unwrap_or_default();
+    Some(Facts { names, subject: name(subject), not_before, not_after: time(kind, not_after)? })
+}
+
+/// What is signed of a certificate, behind the version.
+fn signed_part(certificate: &[u8]) -> Option<&[u8]> {
+    let (certificate, _) = expect(certificate, SEQUENCE)?;
+    let (rest, _) = expect(certificate, SEQUENCE)?;
+    Some(expect(rest, VERSION).map_or(rest, |(_, behind)| behind))
+}
+
+/// The extensions, of which `rest` has what stands before them, too.
+fn extensions(rest: &[u8]) -> Option<&[u8]> {
+    let (_, extensions) = elements(rest).find(|(tag, _)| *tag == EXTENSIONS)?;
+    expect(extensions, SEQUENCE).map(|(all, _)| all)
 }
 
 /// How a certificate is named where its renewal is suggested (RFC 9773, 4.1): the identifier of its issuer's key (RFC 5280, 4.2.1.1), and its
 /// serial number as it is encoded.
 pub fn identity(certificate: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
-    let (certificate, _) = expect(certificate, SEQUENCE)?;
-    let (mut rest, _) = expect(certificate, SEQUENCE)?;
-    if let Some((_, behind)) = expect(rest, VERSION) {
-        rest = behind;
-    }
-    let (serial, rest) = expect(rest, INTEGER)?;
-    let (_, extensions) = elements(rest).find(|(tag, _)| *tag == EXTENSIONS)?;
-    let (extensions, _) = expect(extensions, SEQUENCE)?;
-    let key = elements(extensions).find_map(|(_, extension)| {
+    let (serial, rest) = expect(signed_part(certificate)?, INTEGER)?;
+    let key = elements(extensions(rest)?).find_map(|(_, extension)| {
         let (_, rest) = expect(extension, OBJECT).filter(|(id, _)| *id == AUTHORITY_KEY)?;
         let (_, content) = elements(rest).find(|(tag, _)| *tag == OCTETS)?;
         let (content, _) = expect(content, SEQUENCE)?;
