@@ -36,6 +36,11 @@ class Row:
     script: str = ""
     fields: tuple = ()
     secure: bool = False
+    gzip: bool = False
+
+    def server(self, kind):
+        """What tells apart the servers that the rows need."""
+        return kind, self.forwarding, self.secure, self.gzip
 
 
 LOAD = [
@@ -50,6 +55,8 @@ LOAD = [
     Row("1m", "forwarded, 1 MiB answer", True, "/1m", 64, 0.85, 1.10),
     Row("post", "forwarded, POST of 16 KiB", True, "/small", 64, 0.85, 1.10, script=POST),
     Row("chunked", "forwarded, chunked 4 x 1 KiB", True, "/chunked", 64, 0.60, 0.60),
+    Row("gzip-64k", "forwarded, 64 KiB of JSON, compressed on the way", True, "/json", 64, 0.80, 0.80,
+        fields=("Accept-Encoding: gzip",), gzip=True),
     Row("file-10k", "a file of 10 KiB", FILES, "/10k", 64, 0.90, 0.90),
     Row("file-1m", "a file of 1 MiB", FILES, "/1m", 64, 0.90, 0.90),
     Row("close", "direct, one connection a request", False, "/small", 64, 0.95, 0.85, fields=("Connection: close",)),

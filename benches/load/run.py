@@ -94,9 +94,10 @@ def ours_of(options):
 def start_all(bench, chosen, ours, peers):
     """Starts each server once for direct answers and once for forwarding, as the rows need; an idle one costs nothing."""
     running = {}
-    for forwarding, secure in {(row.forwarding, row.secure) for row in chosen}:
-        for kind in [*ours, *able(peers, forwarding)]:
-            running[kind, forwarding, secure] = bench.start(kind, forwarding, secure=secure)
+    for row in chosen:
+        for kind in [*ours, *able(peers, row.forwarding)]:
+            if row.server(kind) not in running:
+                running[row.server(kind)] = bench.start(kind, row.forwarding, secure=row.secure, gzip=row.gzip)
     return running
 
 
@@ -113,12 +114,12 @@ def measure_row(bench, row, running, ours, options, failures):
     figures = {turn: [] for turn in turns}
     rates = {turn: [] for turn in turns}
     for kind in [*ours, *peers]:
-        load(bench, row, running[kind, row.forwarding, row.secure], min(0.5, options.seconds), failures)
+        load(bench, row, running[row.server(kind)], min(0.5, options.seconds), failures)
     for _ in range(options.rounds):
         order = turns[:]
         shuffled.shuffle(order)
         for turn in order:
-            server = running[turn[0], row.forwarding, row.secure]
+            server = running[row.server(turn[0])]
             figure, rate = load(bench, row, server, options.seconds, failures)
             figures[turn].append(figure)
             rates[turn].append(rate)

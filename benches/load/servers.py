@@ -41,6 +41,7 @@ http {{
     proxy_max_temp_file_size 0;
     default_type text/plain;
     {certificate}
+    {gzip}
     {upstream}
     server {{
         listen 127.0.0.1:{port} {tls} backlog=4096;
@@ -52,6 +53,16 @@ http {{
 NGINX_TLS = """ssl_certificate {0};
     ssl_certificate_key {1};
     ssl_protocols TLSv1.2 TLSv1.3;"""
+
+# nginx tries as hard as ours does by default; haproxy has one level for all.
+NGINX_GZIP = """gzip on;
+    gzip_types application/json;
+    gzip_proxied any;
+    gzip_vary on;
+    gzip_comp_level 4;"""
+HAPROXY_GZIP = """    compression algo gzip
+    compression type application/json
+"""
 
 # As people who serve files with it set it up: what is open stays open for as long as ours does.
 NGINX_FILES = """root {files};
@@ -181,11 +192,12 @@ class Bench:
         return self.workers[name]
 
     def start(self, kind, forwarding, prefix=(), master=True, stack=None, worker=None, flags=(), cores=None, routes=0,
-              log=None, secure=False):
+              log=None, secure=False, gzip=False):
         """Starts one server, which answers directly, forwards, or serves files (FILES). `kind` is "nginx", "haproxy", "ours" or "ours:BACKEND"; `prefix` goes before its command,
         as for valgrind; `master=False` makes nginx a single process. It ends with `stack` (the bench's own by default). `worker` is
         the socket of another worker than the usual one; ours gets the `flags`, takes other `cores` than the one for servers, and has so many `routes` by host and path, of which
-        the last is taken. With `log` ours writes an access log in that format to a file; `secure` ones speak TLS, with what each of them has by default."""
+        the last is taken. With `log` ours writes an access log in that format to a file; `secure` ones speak TLS, with what each of them has by default, and
+        those with `gzip` compress JSON."""
         files = self.files() if forwarding == FILES else None
         worker = worker or (self.worker() if forwarding and not files else None)
         home = os.path.join(self.home, f"{kind.replace(':', '-')}-{next(self.numbers)}")
@@ -195,7 +207,7 @@ class Bench:
         if base == "ours" and os.path.basename(self.server) == "nginx":
             base = "nginx"  # The comparison of nginx with itself, which shows what the method can resolve.
         command = {"nginx": self.nginx, "haproxy": self.haproxy, "ours": self.ours}[base](
-            home, port, worker, kind.partition(":")[2], master, self.certificate() if secure else None, files
+            home, port, worker, kind.partition(":")[2], master, self.certificate() if secure else None, files, gzip
         )
         if base == "ours":
             lines = ["--access-log", os.path.join(home, "access.log"), "--access-log-format", log] if log else ["--no-access-log"]
@@ -234,7 +246,7 @@ class Bench:
                 file.write(b"x" * size)
         return home
 
-    def nginx(self, home, port, worker, _backend, master, certificate, files):
+    def nginx(self, home, port, worker, _backend, master, certificate, files, gzip):
         configuration = os.path.join(home, "nginx.conf")
         with open(configuration, "w") as file:
             file.write(NGINX.format(
@@ -243,7 +255,7 @@ class Bench:
                 location=NGINX_FORWARD.format(fields="\n            ".join(NGINX_FIELDS[self.fields]))
                 if worker else NGINX_FILES.format(files=files) if files else f'location / {{ return 200 "{BODY}"; }}',
                 tls="ssl" if certificate else "",
-                certificate=NGINX_TLS.format(*certificate) if certificate else "",
+                certificate=NGINX_TLS.format(*certificate) if certificate else "", gzip=NGINX_GZIP if gzip else "",
             ))
         processes.need("nginx")
         # Started as root, nginx gives its worker to "nobody", who has to reach the socket in our 0700 directory.
@@ -251,9 +263,9 @@ class Bench:
         return [processes.find("nginx"), "-c", configuration, "-p", home, "-e", os.path.join(home, "error.log"),
                 *(["-g", directives] if directives else [])]
 
-    def haproxy(self, home, port, worker, _backend, _master, certificate, _files):
+    def haproxy(self, home, port, worker, _backend, _master, certificate, _files, gzip):
         configuration = os.path.join(home, "haproxy.cfg")
-        rules = HAPROXY_FORWARD if worker else HAPROXY_DIRECT
+        rules = (HAPROXY_GZIP if gzip else "") + (HAPROXY_FORWARD if worker else HAPROXY_DIRECT)
         with open(configuration, "w") as file:
             file.write(HAPROXY.format(
                 port=port, tls=f"ssl crt {certificate[2]}" if certificate else "", rules=rules.format(
@@ -264,10 +276,12 @@ class Bench:
         processes.need("haproxy")
         return [processes.find("haproxy"), "-f", configuration, "-db"]
 
-    def ours(self, home, port, _worker, backend, _master, certificate, _files):
-        tls = ["--tls-cert", certificate[0], "--tls-key", certificate[1]] if certificate else []
+    def ours(self, home, port, _worker, backend, _master, certificate, _files, gzip):
+        flags = ["--tls-cert", certificate[0], "--tls-key", certificate[1]] if certificate else []
+        if gzip:
+            flags += ["--compress", "gzip"]
         return [self.server, "--loops", "1", "--backend", backend or "auto", "--stats-interval", "0s",
-                "--run-dir", os.path.join(home, "run"), "--listen", f"127.0.0.1:{port}", *tls]
+                "--run-dir", os.path.join(home, "run"), "--listen", f"127.0.0.1:{port}", *flags]
 
     def routes(self, home, worker, routes):
         """The flags that say what ours answers: all to one app, or by routes."""

@@ -2,7 +2,7 @@
  *
  *   worker SOCKET
  *
- * GET /small 13 bytes, /64k, /1m, /chunked (4 chunks of 1 KiB); anything else is answered like /small. A request body
+ * GET /small 13 bytes, /64k, /1m, /chunked (4 chunks of 1 KiB), /json (64 KiB of records); anything else is answered like /small. A request body
  * (Content-Length, or chunked without trailers) is read and dropped before the answer. It is a yardstick and not a
  * server: it trusts what the servers under test send, and closes a connection that it does not understand.
  */
@@ -23,7 +23,7 @@
 #define DESCRIPTORS_MAX 20000
 
 struct answer { char *bytes; size_t length; };
-static struct answer small, large, huge, chunked;
+static struct answer small, large, huge, chunked, records;
 
 struct connection {
     char *input;              /* what of a head or of a chunked body has come, HEAD_MAX bytes */
@@ -66,6 +66,27 @@ static struct answer in_chunks(int count, int size) {
     return made;
 }
 
+/* A list as APIs answer with: names that come again, and values that do not. */
+static struct answer in_json(size_t size) {
+    struct answer made;
+    char *body = malloc(size), *bytes = malloc(size + 256);
+    if (!body || !bytes) fail("malloc");
+    size_t length = sprintf(body, "[");
+    uint32_t random = 1;
+    for (int id = 1; length + 256 < size; id++) {
+        random = random * 1664525 + 1013904223;
+        length += sprintf(body + length, "%s{\"id\":%d,\"name\":\"user %u\",\"email\":\"u%u@example.com\",\"active\":%s,\"balance\":%u.%02u}",
+                          id > 1 ? "," : "", id, random >> 12, random >> 8, random >> 31 ? "true" : "false", random >> 16, random % 100);
+    }
+    length += sprintf(body + length, "]");
+    int head = sprintf(bytes, "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %zu\r\n\r\n", length);
+    memcpy(bytes + head, body, length);
+    free(body);
+    made.bytes = bytes;
+    made.length = head + length;
+    return made;
+}
+
 static void drop(int fd) {
     free(connections[fd]->input);
     free(connections[fd]);
@@ -80,6 +101,7 @@ static const struct answer *choose(const char *head) {
     if (!strncmp(path, "/64k", 4)) return &large;
     if (!strncmp(path, "/1m", 3)) return &huge;
     if (!strncmp(path, "/chunked", 8)) return &chunked;
+    if (!strncmp(path, "/json", 5)) return &records;
     return &small;
 }
 
@@ -173,7 +195,7 @@ static void accept_all(int listener, int poll) {
 int main(int count, char **arguments) {
     if (count != 2) { fprintf(stderr, "usage: worker SOCKET\n"); return 64; }
     signal(SIGPIPE, SIG_IGN);
-    small = plain(13), large = plain(65536), huge = plain(1048576), chunked = in_chunks(4, 1024);
+    small = plain(13), large = plain(65536), huge = plain(1048576), chunked = in_chunks(4, 1024), records = in_json(65536);
     struct sockaddr_un address = {.sun_family = AF_UNIX};
     if (strlen(arguments[1]) >= sizeof address.sun_path) { fprintf(stderr, "the socket's path is too long\n"); return 64; }
     strcpy(address.sun_path, arguments[1]);

@@ -1,7 +1,8 @@
 //! The encoders: gzip, Brotli and Zstandard behind one surface, and how many of them a loop has.
 //!
 //! A context is large (gzip about 260 KiB, Brotli above 1 MiB, Zstandard about 1 MiB): of each coding a loop has a bounded number, and
-//! those that have served stay for the next. Where none is left, an answer leaves as it is.
+//! those that have served stay for the next. Where none is left, an answer leaves as it is. What nobody waits for is collected first, and
+//! compressed in one go: most answers then have the same context one after the other, and find it in the processor's cache.
 
 use std::cell::RefCell;
 use std::hash::RandomState;
@@ -11,6 +12,7 @@ use std::rc::Rc;
 use flate2::{Compress, Compression, FlushCompress};
 use zstd::stream::raw::{CParameter, InBuffer, Operation, OutBuffer};
 
+use crate::buffers::block::SMALL;
 use crate::config::{Coding, Compressing};
 
 /// How much the window of a stream may hold, as a power of two: half a mebibyte of Zstandard, a quarter of Brotli.
@@ -18,6 +20,9 @@ const ZSTD_WINDOW: u32 = 19;
 const BROTLI_WINDOW: u32 = 18;
 /// Room that is made for what comes out, in bytes.
 const ROOM: usize = 16 * 1024;
+
+/// What is collected of a stream at most before it is compressed, in bytes: with one receive more than that it is 64 KiB.
+const COLLECTED: usize = 64 * 1024 - SMALL;
 
 /// How many streams of each coding a loop compresses at once at most.
 const fn most(coding: Coding) -> usize {
@@ -65,8 +70,10 @@ pub enum Flush {
 pub struct Encoder {
     coding: Coding,
     level: u32,
-    /// Given back when the stream ends.
+    /// From the first byte that is compressed up to the last one.
     context: Option<Context>,
+    /// What has not been compressed yet.
+    collected: Vec<u8>,
     home: Rc<RefCell<[Of; 3]>>,
     /// Nothing was put in since the last flush.
     flushed: bool,
@@ -75,33 +82,33 @@ pub struct Encoder {
 impl Contexts {
     /// An encoder for that coding; `None`: as many as there may be are at work.
     pub fn encoder(&self, coding: Coding, settings: &Compressing) -> Option<Encoder> {
-        let mut all = self.all.borrow_mut();
-        let of = &mut all[coding as usize];
-        let level = settings.level(coding);
+        let of = &mut self.all.borrow_mut()[coding as usize];
         if of.used >= most(coding) {
             return None;
         }
-        let context = match of.idle.iter().rposition(|(other, _)| *other == level) {
-            Some(at) => of.idle.swap_remove(at).1,
+        of.used += 1;
+        let (level, home) = (settings.level(coding), self.all.clone());
+        Some(Encoder { coding, level, context: None, collected: Vec::new(), home, flushed: true })
+    }
+}
+
+impl Of {
+    fn context(&mut self, coding: Coding, level: u32) -> io::Result<Context> {
+        match self.idle.iter().rposition(|(other, _)| *other == level) {
+            Some(at) => Ok(self.idle.remove(at).1),
             None => {
                 // Routes may differ in their levels, and reloads may change them: the idle ones make room.
-                of.idle.truncate(most(coding) - of.used - 1);
-                Context::new(coding, level).ok()?
+                self.idle.truncate(most(coding) - self.used);
+                Context::new(coding, level)
             }
-        };
-        of.used += 1;
-        Some(Encoder { coding, level, context: Some(context), home: self.all.clone(), flushed: true })
+        }
     }
 }
 
 impl Drop for Encoder {
     fn drop(&mut self) {
-        let mut all = self.home.borrow_mut();
-        let of = &mut all[self.coding as usize];
-        of.used -= 1;
-        if let Some(context) = self.context.take().and_then(Context::renewed) {
-            of.idle.push((self.level, context));
-        }
+        self.give_back();
+        self.home.borrow_mut()[self.coding as usize].used -= 1;
     }
 }
 
@@ -111,18 +118,46 @@ impl Encoder {
         self.coding
     }
 
-    /// Compresses bytes; what comes out is put behind what is in `out`.
+    /// Compresses bytes; what comes out is put behind what is in `out`. After the end nothing more may come.
     ///
     /// # Errors
     /// The library has failed, most likely for want of memory: the stream cannot go on.
     pub fn encode(&mut self, input: &[u8], flush: Flush, out: &mut Vec<u8>) -> io::Result<()> {
         let flush = if flush == Flush::Now && input.is_empty() && self.flushed { Flush::No } else { flush };
         self.flushed = flush != Flush::No || (self.flushed && input.is_empty());
-        match self.context.as_mut() {
-            Some(Context::Gzip(compress)) => gzip(compress, input, flush, out),
-            Some(Context::Zstd(encoder)) => zstd(encoder, input, flush, out),
-            Some(Context::Brotli(writer)) => brotli(writer, input, flush, out),
-            None => Err(io::ErrorKind::Unsupported.into()),
+        if flush == Flush::No && self.collected.len() + input.len() <= COLLECTED {
+            self.collected.extend_from_slice(input);
+            return Ok(());
+        }
+        let collected = std::mem::take(&mut self.collected);
+        let (first, last) = if input.is_empty() { (input, &collected[..]) } else { (&collected[..], input) };
+        if !first.is_empty() {
+            self.run(first, Flush::No, out)?;
+        }
+        if !last.is_empty() || flush != Flush::No {
+            self.run(last, flush, out)?;
+        }
+        if flush == Flush::End {
+            self.give_back();
+        }
+        Ok(())
+    }
+
+    fn run(&mut self, input: &[u8], flush: Flush, out: &mut Vec<u8>) -> io::Result<()> {
+        let context = match &mut self.context {
+            Some(context) => context,
+            none => none.insert(self.home.borrow_mut()[self.coding as usize].context(self.coding, self.level)?),
+        };
+        match context {
+            Context::Gzip(compress) => gzip(compress, input, flush, out),
+            Context::Zstd(encoder) => zstd(encoder, input, flush, out),
+            Context::Brotli(writer) => brotli(writer, input, flush, out),
+        }
+    }
+
+    fn give_back(&mut self) {
+        if let Some(context) = self.context.take().and_then(Context::renewed) {
+            self.home.borrow_mut()[self.coding as usize].idle.push((self.level, context));
         }
     }
 }
@@ -343,17 +378,49 @@ mod tests {
             settings
         });
         let idle = || contexts.all.borrow()[Coding::Gzip as usize].idle.len();
+        let begun = |settings: &Compressing| {
+            let mut encoder = contexts.encoder(Coding::Gzip, settings)?;
+            encoder.encode(b"a", Flush::Now, &mut Vec::new()).unwrap();
+            Some(encoder)
+        };
         for _ in 0..3 {
             for settings in &levels {
-                assert_eq!(contexts.encoder(Coding::Gzip, settings).unwrap().level, settings.level(Coding::Gzip));
+                assert_eq!(begun(settings).unwrap().level, settings.level(Coding::Gzip));
             }
             assert_eq!(idle(), 2);
         }
         for settings in &levels {
-            let all: Vec<Encoder> = std::iter::from_fn(|| contexts.encoder(Coding::Gzip, settings)).collect();
+            let all: Vec<Encoder> = std::iter::from_fn(|| begun(settings)).collect();
             assert_eq!((all.len(), idle()), (most(Coding::Gzip), 0));
             drop(all);
             assert_eq!(idle(), most(Coding::Gzip));
         }
+    }
+
+    #[test]
+    fn what_nobody_waits_for_is_collected_and_takes_no_context_before() {
+        let contexts = Contexts::default();
+        let settings = Compressing::default();
+        let idle = || contexts.all.borrow()[Coding::Gzip as usize].idle.len();
+        let mut encoders: Vec<Encoder> = (0..8).map(|_| contexts.encoder(Coding::Gzip, &settings).unwrap()).collect();
+        let (piece, mut outs) = (bytes(SMALL, false), vec![Vec::new(); 8]);
+        for _ in 0..2 {
+            for (encoder, out) in encoders.iter_mut().zip(&mut outs) {
+                encoder.encode(&piece, Flush::No, out).unwrap();
+                assert!(out.is_empty() && encoder.context.is_none());
+            }
+        }
+        for (encoder, out) in encoders.iter_mut().zip(&mut outs) {
+            encoder.encode(b"", Flush::End, out).unwrap();
+            assert_eq!(decoded(Coding::Gzip, out), bytes(2 * SMALL, false)[..SMALL].repeat(2));
+        }
+        assert_eq!(idle(), 1, "each has had the same one");
+        drop(encoders);
+        let mut long = contexts.encoder(Coding::Gzip, &settings).unwrap();
+        for _ in 0..10 {
+            long.encode(&piece, Flush::No, &mut outs[0]).unwrap();
+            assert!(long.collected.len() + SMALL <= 64 * 1024);
+        }
+        assert!(long.context.is_some());
     }
 }
