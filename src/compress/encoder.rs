@@ -12,7 +12,6 @@ use std::rc::Rc;
 use flate2::{Compress, Compression, FlushCompress};
 use zstd::stream::raw::{CParameter, InBuffer, Operation, OutBuffer};
 
-use crate::buffers::block::SMALL;
 use crate::config::{Coding, Compressing};
 
 /// How much the window of a stream may hold, as a power of two: half a mebibyte of Zstandard, a quarter of Brotli.
@@ -22,7 +21,7 @@ const BROTLI_WINDOW: u32 = 18;
 const ROOM: usize = 16 * 1024;
 
 /// What is collected of a stream at most before it is compressed, in bytes: with one receive more than that it is 64 KiB.
-const COLLECTED: usize = 64 * 1024 - SMALL;
+const COLLECTED: usize = 46 * 1024;
 
 /// How many streams of each coding a loop compresses at once at most.
 const fn most(coding: Coding) -> usize {
@@ -403,7 +402,9 @@ mod tests {
         let settings = Compressing::default();
         let idle = || contexts.all.borrow()[Coding::Gzip as usize].idle.len();
         let mut encoders: Vec<Encoder> = (0..8).map(|_| contexts.encoder(Coding::Gzip, &settings).unwrap()).collect();
-        let (piece, mut outs) = (bytes(SMALL, false), vec![Vec::new(); 8]);
+        // As large as a receive may be.
+        const PIECE: usize = 18 * 1024;
+        let (piece, mut outs) = (bytes(PIECE, false), vec![Vec::new(); 8]);
         for _ in 0..2 {
             for (encoder, out) in encoders.iter_mut().zip(&mut outs) {
                 encoder.encode(&piece, Flush::No, out).unwrap();
@@ -412,14 +413,14 @@ mod tests {
         }
         for (encoder, out) in encoders.iter_mut().zip(&mut outs) {
             encoder.encode(b"", Flush::End, out).unwrap();
-            assert_eq!(decoded(Coding::Gzip, out), bytes(2 * SMALL, false)[..SMALL].repeat(2));
+            assert_eq!(decoded(Coding::Gzip, out), piece.repeat(2));
         }
         assert_eq!(idle(), 1, "each has had the same one");
         drop(encoders);
         let mut long = contexts.encoder(Coding::Gzip, &settings).unwrap();
         for _ in 0..10 {
             long.encode(&piece, Flush::No, &mut outs[0]).unwrap();
-            assert!(long.collected.len() + SMALL <= 64 * 1024);
+            assert!(long.collected.len() + PIECE <= 64 * 1024);
         }
         assert!(long.context.is_some());
     }
