@@ -10,8 +10,8 @@
 //! - What counts is what leaves: an answer's fields as its route changes them, a request's conditions as its route changes them.
 //! - Whether `Vary` names Accept-Encoding follows from the answer alone, never from what the client accepts: so no cache can be told
 //!   two things.
-//! - A strong entity tag gets the coding as a suffix. Where a request names a tag with the suffix that its own answer would get, the tag
-//!   without it is put beside it: so an app sees its own tags, also those that happen to end like ours.
+//! - A strong entity tag gets the coding as a suffix, and loses it again where a request asks whether it still holds and its answer would
+//!   have that coding: so an app sees its own tags. Where it matters that no tag is mistaken, the one without stands beside the other.
 //! - Nothing is compressed that is a part, was coded already, or must not be changed (`no-transform`).
 
 mod encoder;
@@ -95,7 +95,9 @@ impl Wish {
         let (mut names, mut lines) = (Vec::new(), Vec::new());
         for name in ["If-None-Match", "If-Match"] {
             let Some(tags) = leaves.joined(name).filter(|tags| tags.len() <= MOST_TAGS) else { continue };
-            if let Some(value) = with_bare(&tags, codings) {
+            // An app's own tag that ends like ours may cost a 304, but must not let a change happen or fail.
+            let beside = !is_read || name == "If-Match";
+            if let Some(value) = with_bare(&tags, codings, beside) {
                 names.push(name);
                 lines.extend_from_slice(&[name.as_bytes(), b": ", &value, b"\r\n"].concat());
             }
@@ -270,23 +272,25 @@ fn coded_tag(tag: &[u8], coding: Coding) -> Option<Vec<u8>> {
     Some([b"\"", inside, b"-", coding.name().as_bytes(), b"\""].concat())
 }
 
-/// A list of entity tags, in which the tag without its suffix stands before each strong one with one of these codings behind it; `None`
-/// where none has one.
-fn with_bare(list: &[u8], codings: &[Coding]) -> Option<Vec<u8>> {
+/// A list of entity tags in which strong ones with one of these codings behind them stand without it, and as they are `beside`;
+/// `None` where none has one.
+fn with_bare(list: &[u8], codings: &[Coding], beside: bool) -> Option<Vec<u8>> {
     let (mut value, mut found, mut rest) = (Vec::with_capacity(list.len()), false, list);
     // Quotes may not stand inside of tags, and commas may: so it is gone from quote to quote.
     while let Some(at) = memchr::memchr(b'"', rest) {
         let Some(end) = memchr::memchr(b'"', &rest[at + 1..]).map(|end| at + 1 + end) else { break };
         let inside = &rest[at + 1..end];
         let bare = |coding: &Coding| inside.strip_suffix(coding.name().as_bytes())?.strip_suffix(b"-");
+        let bare = codings.iter().find_map(bare).filter(|_| !rest[..at].ends_with(b"W/"));
         value.extend_from_slice(&rest[..at]);
-        if !rest[..at].ends_with(b"W/")
-            && let Some(bare) = codings.iter().find_map(bare)
-        {
-            value.extend_from_slice(&[b"\"", bare, b"\", "].concat());
+        if let Some(bare) = bare {
             found = true;
+            value.extend_from_slice(&[b"\"", bare, b"\""].concat());
+            value.extend_from_slice(if beside { b", " } else { b"" });
         }
-        value.extend_from_slice(&rest[at..=end]);
+        if bare.is_none() || beside {
+            value.extend_from_slice(&rest[at..=end]);
+        }
         rest = &rest[end + 1..];
     }
     value.extend_from_slice(rest);
