@@ -3,9 +3,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use production_server::config::Coding;
 use production_server::config::route::Files;
 use production_server::files::Site;
-use production_server::files::conditions::{Asked, Coding, Decision, Facts, choose, decide};
+use production_server::files::conditions::{Asked, Decision, Facts, decide};
+use production_server::http::coding::choose;
 use production_server::http::route::resolved;
 
 const NAMES: [&str; 7] = [

@@ -44,6 +44,7 @@ fuzz_target!(|bytes: &[u8]| {
                 origin: (variant & 1 != 0).then_some(&origin),
                 traces: variant & 2 != 0,
                 writes_forwarded: variant & 4 != 0,
+                client_certificate: if variant & 2 != 0 { "CN=a" } else { "" },
             }),
             keep_alive: variant & 2 != 0,
             open: variant & 4 != 0,
