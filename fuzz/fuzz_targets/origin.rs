@@ -47,7 +47,12 @@ fuzz_target!(|bytes: &[u8]| {
         https: false,
         request_id: b"id",
         start_micros: 0,
-        front: Some(Front { origin: Some(&origin), traces: false, writes_forwarded: bytes.len() % 2 == 0 }),
+        front: Some(Front {
+            origin: Some(&origin),
+            traces: false,
+            writes_forwarded: bytes.len() % 2 == 0,
+            client_certificate: "",
+        }),
         keep_alive: true,
         open: false,
         edits: None,
