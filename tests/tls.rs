@@ -23,6 +23,7 @@ on_every_backend! {
     an_end_in_order_is_said_and_a_cut_is_not
     a_reload_changes_certificates_and_sessions_go_on
     a_reload_with_a_wrong_file_changes_nothing
+    a_certificate_that_does_not_hold_keeps_no_server_from_starting_and_replaces_none_that_holds
     a_session_goes_on_over_an_upgrade
     a_request_without_tls_is_told_so
     a_handshake_that_does_not_come_costs_a_place_for_its_time_only
@@ -285,12 +286,58 @@ fn a_reload_with_a_wrong_file_changes_nothing(backend: &str) {
         (Box::new(|| std::fs::remove_file(path("a.key")).unwrap()), "a.key: it cannot be read"),
         (Box::new(|| std::fs::create_dir(path("a.key")).unwrap()), "a.key: it is a directory"),
         (Box::new(|| std::fs::write(path("a.pem"), "nonsense").unwrap()), "a.pem: there is no certificate in it"),
+        (Box::new(|| std::fs::remove_file(path("a.pem")).unwrap()), "a.pem: it cannot be read"),
     ] {
         break_it();
         server.signal("HUP");
         until("it is told", || reason.is_empty() || server.has_said(reason));
         let stream = connect(server.address, &trusting(&[&pair]), "a.test").unwrap();
         assert_eq!(shown(&stream), pair.certificate);
+    }
+}
+
+fn a_certificate_that_does_not_hold_keeps_no_server_from_starting_and_replaces_none_that_holds(backend: &str) {
+    let (folder, good) = (folder(), Pair::of(&["a.test"]));
+    let [old, older, future] =
+        [(2019, 2020), (2018, 2019), (2219, 2220)].map(|(from, until)| Pair::of_years(&["a.test"], from, until));
+    let path = |name: &str| folder.path().join(name);
+    let configure = |more: &str| {
+        let text = "listen = [{ address = \"127.0.0.1:0\" }]\ntls.cert = \"a.pem\"\ntls.key = \"a.key\"\n";
+        std::fs::write(path("server.toml"), format!("{text}{more}")).unwrap();
+    };
+    for (broken, what) in [(&old, "has expired on 2020-01-01"), (&future, "does not hold before 2219-01-01")] {
+        broken.write(folder.path(), "a");
+        configure("server.timeouts.header = \"20s\"\n");
+        let mut command = Command::new(PROGRAM);
+        command.current_dir(folder.path()).args(["-f", "server.toml"]);
+        let server = Server::start_as(command, backend, &["--respond", "hello"]);
+        until("it is told", || server.has_said("a certificate that clients are shown does not hold"));
+        assert!(server.has_said(&format!("a.pem: the certificate {what}")), "{:?}", server.lines());
+        assert_eq!(server.certificates()[0]["outdated"], format!("the certificate {what}"));
+        let refused = connect(server.address, &trusting(&[broken]), "a.test").unwrap_err();
+        assert!(matches!(refused, Error::InvalidCertificate(_)), "{refused}");
+        // What is as it was keeps nothing else from changing.
+        configure("server.timeouts.header = \"21s\"\n");
+        server.signal("HUP");
+        until("something else has changed", || server.has_said("server.timeouts.header"));
+        // Another one that does not hold changes nothing, and one that holds does.
+        let count = |words: &str| server.lines().iter().filter(|line| line.contains(words)).count();
+        older.write(folder.path(), "a");
+        server.signal("HUP");
+        until("it is refused", || count("a.pem: the certificate has expired on 2019-01-01") == 1);
+        assert_eq!(server.certificates()[0]["outdated"], format!("the certificate {what}"));
+        good.write(folder.path(), "a");
+        server.signal("HUP");
+        until("the good one is shown", || {
+            connect(server.address, &trusting(&[&good]), "a.test")
+                .is_ok_and(|stream| shown(&stream) == good.certificate)
+        });
+        assert!(server.certificates()[0]["outdated"].is_null());
+        broken.write(folder.path(), "a");
+        server.signal("HUP");
+        until("it is refused", || server.has_said("server.toml:2:13"));
+        let stream = connect(server.address, &trusting(&[&good]), "a.test").unwrap();
+        assert_eq!(shown(&stream), good.certificate);
     }
 }
 

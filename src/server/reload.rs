@@ -126,8 +126,8 @@ impl Reloader {
     /// # Errors
     /// Why nothing has changed.
     pub fn reload(&mut self, supervisor: &mut Supervisor, now: Instant) -> Result<Reloaded, String> {
-        let inputs = self.inputs.clone();
-        let (loaded, config) = in_time(move || read(&inputs))?;
+        let (inputs, shown) = (self.inputs.clone(), self.policies.shown());
+        let (loaded, config) = in_time(move || read(&inputs, &shown))?;
         let mut changes = self.changes(&loaded);
         let renewed = self.renewed(&loaded)?;
         changes.tls = renewed.iter().map(|(place, prepared)| format!("listener {}: {prepared}", place.asked)).collect();
@@ -336,10 +336,12 @@ impl Reloader {
     }
 }
 
-/// What the configuration says now, and what is to hold: the same, with the numbers of users in place of their names.
-fn read(inputs: &Inputs) -> Result<(Loaded, Config), String> {
+/// What the configuration says now, and what is to hold: the same, with the numbers of users in place of their names. A certificate that does not hold
+/// is refused, unless it is among those that are shown already: it has expired meanwhile, and keeps nothing else from changing.
+fn read(inputs: &Inputs, shown: &[(String, tls::Shown)]) -> Result<(Loaded, Config), String> {
     let loaded = inputs.load().map_err(|refusal| refusal.line)?;
-    let findings = check::apps(&loaded).into_iter().chain(check::tls(&loaded)).chain(check::files(&loaded));
+    let of_tls = check::tls(&loaded, |one| shown.iter().any(|(_, known)| known == one));
+    let findings = check::apps(&loaded).into_iter().chain(of_tls).chain(check::files(&loaded));
     let errors: Vec<_> = findings.filter(|it| it.severity == Severity::Error).collect();
     if !errors.is_empty() {
         return Err(loaded.report(&errors));

@@ -40,7 +40,7 @@ pub struct Prepared {
     table: Table,
 }
 
-/// Reads and checks all that a policy needs.
+/// Reads and checks all that a policy needs. That a certificate does not hold now is for [`Shown::outdated`] to say.
 ///
 /// # Errors
 /// The first file that is not as it should be.
