@@ -28,6 +28,8 @@ on_every_backend! {
     a_request_without_tls_is_told_so
     a_handshake_that_does_not_come_costs_a_place_for_its_time_only
     records_of_one_byte_and_endless_messages_are_bounded
+    a_hello_that_never_ends_is_cut_and_a_long_one_is_not
+    certificates_of_clients_may_be_long
     a_crowd_that_comes_at_once_is_served
     clients_show_certificates_that_nobody_can_forge
     a_laptop_needs_one_word
@@ -401,6 +403,46 @@ fn records_of_one_byte_and_endless_messages_are_bounded(backend: &str) {
     assert!(rest.len() < 100, "{rest:?}");
     until("it is counted", || server.status()["tls_failed"] == 1);
     assert_eq!(server.client().get("/").text(), "hello");
+}
+
+/// The beginning of one that says that it will have 60,000 bytes. Real ones have some 2,000.
+fn a_hello_that_never_ends_is_cut_and_a_long_one_is_not(backend: &str) {
+    let (folder, pair) = (folder(), Pair::of(&["a.test"]));
+    let server = start(backend, &flags(folder.path(), &[("a", &pair)]), &[]);
+    let body = [&[1, 0][..], &60_000_u16.to_be_bytes(), &[3, 3], &[7; 20_000]].concat();
+    let records: Vec<u8> = body
+        .chunks(10_000)
+        .flat_map(|part| [&[22, 3, 1][..], &(part.len() as u16).to_be_bytes(), part].concat())
+        .collect();
+    let mut client = Client::to(server.own);
+    client.try_send(&records);
+    let (alert, _) = client.rest();
+    assert_eq!(alert, [21, 3, 3, 0, 2, 2, 50]);
+    until("it is counted", || server.status()["tls_failed"] == 1);
+    let mut config = pair.client();
+    config.alpn_protocols = (0..60).map(|index| vec![b'a' + index; 250]).chain([b"http/1.1".to_vec()]).collect();
+    let mut stream = connect(server.address, &Arc::new(config), "a.test").unwrap();
+    ask(&mut stream, ASK, b"ok");
+}
+
+/// Two of 20,000 bytes each, where one that nobody has asked for is cut far before.
+fn certificates_of_clients_may_be_long(backend: &str) {
+    let (folder, pair) = (folder(), Pair::of(&["a.test"]));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.custom_extensions.push(rcgen::CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 1], vec![4; 20_000]));
+    let long = params.self_signed(&key).unwrap();
+    std::fs::write(folder.path().join("ca.pem"), long.pem()).unwrap();
+    let authority = format!("--tls-client-ca={}", folder.path().join("ca.pem").display());
+    let server = start(backend, &[flags(folder.path(), &[("a", &pair)]), vec![authority]].concat(), &[]);
+    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+        let mut roots = RootCertStore::empty();
+        roots.add(pair.certificate.clone()).unwrap();
+        let builder = ClientConfig::builder_with_protocol_versions(&[version]).with_root_certificates(roots);
+        let secret = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let config = builder.with_client_auth_cert(vec![long.der().clone(), long.der().clone()], secret).unwrap();
+        ask(&mut connect(server.address, &Arc::new(config), "a.test").unwrap(), ASK, b"ok");
+    }
 }
 
 fn a_crowd_that_comes_at_once_is_served(backend: &str) {

@@ -5,7 +5,7 @@
 //! loop does the cryptography of [`HANDSHAKES_A_TURN`] handshakes a turn at most: the others have theirs in the next ones, so that a crowd
 //! that comes at once does not hold those up who are there.
 //!
-//! Where bytes are: a record that has come in part lies on the heap, bounded by [`MOST_PENDING`] and charged to the budget. Plain bytes that
+//! Where bytes are: a record that has come in part lies on the heap, bounded by [`MOST_PENDING`] or [`MOST_OF_CERTIFICATES`] and charged to the budget. Plain bytes that
 //! are to be sent are in the blocks where they were lent from until the turn ends; sealed ones are the backend's, which knows where they may
 //! wait.
 //!
@@ -26,9 +26,11 @@ use super::{Loop, Task};
 
 /// Handshakes of which a loop does the cryptography in one turn: a fraction of a millisecond each.
 const HANDSHAKES_A_TURN: usize = 8;
-/// What has come of a record or of a message of a handshake, at most: one of 64 KiB, which is the most that the library takes, in full records.
-/// None that is needed has half of that.
-const MOST_PENDING: usize = 65 * 1024;
+/// What has come of a record or of a message of a handshake, at most: one of 16 KiB in full records. A ClientHello has 2 KiB with keys that
+/// quantum computers do not break, and BoringSSL takes no longer ones either.
+const MOST_PENDING: usize = 17 * 1024;
+/// The same where a client was asked for its certificate, which comes with those of its issuers: one of 64 KiB, which is the most that the library takes.
+const MOST_OF_CERTIFICATES: usize = 65 * 1024;
 
 /// The clients of a loop that speak TLS.
 #[derive(Default)]
@@ -56,6 +58,8 @@ struct Secured {
     outbox: Outbox,
     /// It has begun as it should.
     begun: bool,
+    /// Its ClientHello was answered.
+    answered: bool,
     /// Who the client is by its own certificate; empty without one.
     certificate: String,
     /// A field line for each of its answers.
@@ -208,7 +212,17 @@ impl<B: Backend> Loop<B> {
             secure.clients.resize_with(index + 1, || None);
         }
         let (pending, outbox, certificate) = (None, Outbox::default(), String::new());
-        let secured = Secured { session, pending, outbox, certificate, hsts, begun: false, ready: false, cut: false };
+        let secured = Secured {
+            session,
+            pending,
+            outbox,
+            certificate,
+            hsts,
+            begun: false,
+            answered: false,
+            ready: false,
+            cut: false,
+        };
         secure.clients[index] = Some(Box::new(secured));
         self.arm(sock, self.patience(self.apps.settings.timeouts.header));
         match input.filter(|input| !input.is_empty()) {
@@ -265,12 +279,18 @@ impl<B: Backend> Loop<B> {
         let records = input.unshared().unwrap_or_default();
         let opened = secured.session.open(records, &mut secure.opened, &mut secure.reply);
         let pending = input.slice(opened.used..input.len());
-        let too_long = pending.len() > MOST_PENDING;
+        let of_certificates = secured.answered && !secured.ready && secured.session.asks_for_certificates();
+        let most = if of_certificates { MOST_OF_CERTIFICATES } else { MOST_PENDING };
+        let too_long = opened.failure.is_none() && pending.len() > most;
+        if too_long {
+            secured.session.say_too_long(&mut secure.reply);
+        }
         if !pending.is_empty() && opened.failure.is_none() && !too_long {
             secured.pending = Some(self.memory.pool.heap(&pending));
         }
         drop(pending);
         if !secure.reply.is_empty() {
+            secured.answered = true;
             secure.handshakes += usize::from(!secured.ready);
             let reply = self.memory.scratch.write(secure.reply.len(), |out| out.put(&secure.reply));
             self.backend.send(sock, reply.into());

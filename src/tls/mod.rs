@@ -47,9 +47,13 @@ pub const OVERHEAD_BYTES: usize = 512;
 /// The first byte of whatever a TLS client begins with: the type of a record of a handshake (RFC 8446, 5.1).
 pub const HANDSHAKE: u8 = 22;
 
+/// The alert for what cannot be read, or is too long (RFC 8446, 6.2).
+const DECODE_ERROR: u8 = 50;
+
 /// One client's connection.
 pub struct Session {
     library: UnbufferedServerConnection,
+    asks_for_certificates: bool,
     #[cfg(debug_assertions)]
     stand_in: Option<stand_in::StandIn>,
 }
@@ -87,6 +91,7 @@ impl Session {
     pub fn new(policy: &Policy) -> Result<Session, Error> {
         Ok(Session {
             library: UnbufferedServerConnection::new(policy.config())?,
+            asks_for_certificates: policy.asks_for_certificates(),
             #[cfg(debug_assertions)]
             stand_in: policy.is_stand_in.then(Default::default),
         })
@@ -126,7 +131,7 @@ impl Session {
                 if let Some(alert) = alert
                     && reply.len() == before
                 {
-                    reply.extend([21, 3, 3, 0, 2, 2, alert]);
+                    reply.extend(fatal(alert));
                 }
                 if opened.failure == Some(Reason::UnknownName) {
                     name_the_alert(reply);
@@ -140,16 +145,32 @@ impl Session {
     /// the key signs nothing that the client takes; 10, unexpected_message, for what comes where it should not; 50, decode_error, for a message that is too
     /// long.
     fn unsaid(&self, error: &Error) -> Option<u8> {
-        let is_plain = self.library.is_handshaking()
-            && self.library.protocol_version() != Some(ProtocolVersion::TLSv1_3)
-            && self.library.handshake_kind() != Some(HandshakeKind::Resumed);
         match error {
-            _ if !is_plain => None,
+            _ if !self.is_plain() => None,
             Error::General(_) => Some(40),
             Error::PeerMisbehaved(_) => Some(10),
-            Error::InvalidMessage(_) => Some(50),
+            Error::InvalidMessage(_) => Some(DECODE_ERROR),
             _ => None,
         }
+    }
+
+    /// Whether an alert needs no encryption.
+    fn is_plain(&self) -> bool {
+        self.library.is_handshaking()
+            && self.library.protocol_version() != Some(ProtocolVersion::TLSv1_3)
+            && self.library.handshake_kind() != Some(HandshakeKind::Resumed)
+    }
+
+    /// Says of a message that is longer than is taken here what the library says of one that is longer than it takes.
+    pub fn say_too_long(&self, reply: &mut Vec<u8>) {
+        if self.is_plain() {
+            reply.extend(fatal(DECODE_ERROR));
+        }
+    }
+
+    /// Whether a client is to show a certificate of its own.
+    pub fn asks_for_certificates(&self) -> bool {
+        self.asks_for_certificates
     }
 
     /// Makes records of `plain` in `room`, which has [`OVERHEAD_BYTES`] more for each of [`RECORD_BYTES`]; how many bytes they have.
@@ -231,6 +252,11 @@ impl Session {
     pub fn is_resumed(&self) -> bool {
         self.library.handshake_kind() == Some(HandshakeKind::Resumed)
     }
+}
+
+/// A record of a fatal alert, in the clear.
+fn fatal(alert: u8) -> [u8; 7] {
+    [21, 3, 3, 0, 2, 2, alert]
 }
 
 /// The library says `access_denied` where no certificate is found; the alert for it is `unrecognized_name` (RFC 6066, 3). Before there is

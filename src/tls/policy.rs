@@ -192,6 +192,11 @@ impl Policy {
         &self.certificates
     }
 
+    /// Whether clients are to show certificates of their own.
+    pub(super) fn asks_for_certificates(&self) -> bool {
+        self.said.read().unwrap_or_else(PoisonError::into_inner).client_ca.is_some()
+    }
+
     /// The line that every answer gets; empty if none.
     pub fn hsts(&self) -> String {
         let said = self.said.read().unwrap_or_else(PoisonError::into_inner);
