@@ -170,11 +170,22 @@ fn what_the_library_is_silent_about_is_told(backend: &str) {
     }
     hello.extend([0, 11, 0, 2, 1, 0]);
     let message = [&[1, 0, 0, hello.len() as u8][..], &hello].concat();
+    // The same claims to be of SSL 3, and another one speaks TLS 1.3 without a share of a key.
+    let of_ssl_3 = [&message[..4], &[3, 0], &message[6..]].concat();
+    let mut without_share = [&hello[..37], &[0x13, 1], &hello[39..]].concat();
+    without_share.extend([0, 43, 0, 3, 2, 3, 4]);
+    without_share[42] += 7;
+    let without_share = [&[1, 0, 0, without_share.len() as u8][..], &without_share].concat();
+    let of_ssl_2 = [&[128, 46, 1, 3, 4, 0, 3, 0, 0, 0, 32, 0x13, 1, 0][..], &[7; 32]].concat();
     let record = |kind: u8, body: &[u8]| [&[kind, 3, 3, 0, body.len() as u8][..], body].concat();
     for (sent, alert, counter, count) in [
         ([record(22, &message[..40]), record(23, b"x")].concat(), 10, "tls_failed", 1),
         (record(22, &[1, 1, 0, 0]), 50, "tls_failed", 2),
+        (record(22, &[&[2], &message[1..]].concat()), 10, "tls_failed", 3),
         (record(22, &message), 40, "tls_nothing_in_common", 1),
+        (record(22, &of_ssl_3), 70, "tls_nothing_in_common", 2),
+        (record(22, &without_share), 109, "tls_nothing_in_common", 3),
+        (of_ssl_2, 70, "tls_plain", 1),
     ] {
         let mut client = Client::to(server.own);
         client.send(&sent);
@@ -414,13 +425,18 @@ fn a_hello_that_never_ends_is_cut_and_a_long_one_is_not(backend: &str) {
         .chunks(10_000)
         .flat_map(|part| [&[22, 3, 1][..], &(part.len() as u16).to_be_bytes(), part].concat())
         .collect();
-    let mut client = Client::to(server.own);
-    client.try_send(&records);
-    let (alert, _) = client.rest();
-    assert_eq!(alert, [21, 3, 3, 0, 2, 2, 50]);
-    until("it is counted", || server.status()["tls_failed"] == 1);
+    // One that says nothing wrong, in records of one byte, ends where six times its bytes are too many.
+    let bytes: Vec<u8> =
+        [1, 0, 60, 0, 3, 3].into_iter().chain([7; 5_000]).flat_map(|byte| [22, 3, 1, 0, 1, byte]).collect();
+    for (index, sent) in [&records[..11], &records, &bytes].into_iter().enumerate() {
+        let mut client = Client::to(server.own);
+        client.try_send(sent);
+        let (alert, _) = client.rest();
+        assert_eq!(alert, [21, 3, 3, 0, 2, 2, 50], "{index}");
+        until("it is counted", || server.status()["tls_failed"] == index + 1);
+    }
     let mut config = pair.client();
-    config.alpn_protocols = (0..60).map(|index| vec![b'a' + index; 250]).chain([b"http/1.1".to_vec()]).collect();
+    config.alpn_protocols = (0..50).map(|index| vec![b'a' + index; 250]).chain([b"http/1.1".to_vec()]).collect();
     let mut stream = connect(server.address, &Arc::new(config), "a.test").unwrap();
     ask(&mut stream, ASK, b"ok");
 }

@@ -20,15 +20,16 @@ use crate::buffers::outbox::{Outbox, Outboxes};
 use crate::http::find_present;
 use crate::mailbox::Message;
 use crate::metrics::Counter;
-use crate::tls::{HANDSHAKE, OVERHEAD_BYTES, RECORD_BYTES, Reason, Session};
+use crate::tls::{
+    HANDSHAKE, HELLO_BYTES, NOT_THIS_VERSION, OVERHEAD_BYTES, RECORD_BYTES, Reason, Session, is_hello_of_ssl_2,
+};
 
 use super::{Loop, Task};
 
 /// Handshakes of which a loop does the cryptography in one turn: a fraction of a millisecond each.
 const HANDSHAKES_A_TURN: usize = 8;
-/// What has come of a record or of a message of a handshake, at most: one of 16 KiB in full records. A ClientHello has 2 KiB with keys that
-/// quantum computers do not break, and BoringSSL takes no longer ones either.
-const MOST_PENDING: usize = 17 * 1024;
+/// What has come of a record or of a message of a handshake, at most: a ClientHello in full records.
+const MOST_PENDING: usize = HELLO_BYTES + 1024;
 /// The same where a client was asked for its certificate, which comes with those of its issuers: one of 64 KiB, which is the most that the library takes.
 const MOST_OF_CERTIFICATES: usize = 65 * 1024;
 
@@ -477,7 +478,7 @@ impl<B: Backend> Loop<B> {
         self.close_client(sock, How::Flushed);
     }
 
-    /// What has come is no TLS: HTTP is told so in its own words, anything else nothing.
+    /// What has come is no TLS: HTTP is told so in its own words, SSL 2 in its successors', anything else nothing.
     #[cold]
     fn refuse_plain(&mut self, sock: Sock, input: &[u8]) {
         self.count().tls_plain.add(1);
@@ -488,6 +489,11 @@ impl<B: Backend> Loop<B> {
         if is_http {
             return self.refuse(sock, 400, "this port speaks TLS: ask for https://");
         }
-        self.close_client(sock, How::Now);
+        if !is_hello_of_ssl_2(input) {
+            return self.close_client(sock, How::Now);
+        }
+        let alert = self.memory.scratch.write(NOT_THIS_VERSION.len(), |out| out.put(&NOT_THIS_VERSION));
+        self.backend.send(sock, alert.into());
+        self.close_client(sock, How::Flushed);
     }
 }
