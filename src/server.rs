@@ -44,6 +44,7 @@ mod inherit;
 mod loops;
 mod privileges;
 mod reload;
+mod renewal;
 mod site;
 mod unix;
 
@@ -123,7 +124,6 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     let backend = choose_backend(&config.server, &log)?;
     let run_directory = inherited.run_directory(&config.server.run_dir)?;
     show_self_signed(&config.server, &listeners, &log)?;
-    show_outdated(&listeners, &log);
     for warning in warnings.iter().chain(&inherited.warnings()) {
         log.event(Level::Warn, warning, &[]);
     }
@@ -176,7 +176,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
 }
 
 /// Reads certificates and keys, while the server still is who it was started as. One that has expired keeps no server from starting, for that would
-/// take what else it serves along, and clients with a wrong clock; [`show_outdated`] says so.
+/// take what else it serves along, and clients with a wrong clock; `renewal` says so.
 fn secure(listeners: &mut [Listening], loaded: &Loaded, settings: &Settings) -> Result<(), StartError> {
     let wrong = |message| StartError { message, code: exit::CONFIG };
     without_errors(loaded, check::tls(loaded, |_| true))?;
@@ -226,17 +226,6 @@ fn show_self_signed(settings: &Settings, listeners: &[Listening], log: &Log) -> 
     log.event(Level::Info, "a certificate was made for this run, signed by itself: for trials", &fields);
     log.print(format!("A certificate was made for this run (SHA-256 {}).\nTry it:  {trial}\n", made.fingerprint));
     Ok(())
-}
-
-/// Says which certificates no client takes.
-fn show_outdated(listeners: &[Listening], log: &Log) {
-    for listening in listeners {
-        let shown = listening.tls.as_ref().map(|policy| policy.certificates().shown());
-        for failure in shown.into_iter().flatten().filter_map(|shown| shown.outdated()) {
-            let fields: [(&str, &dyn std::fmt::Display); 2] = [("error", &failure), ("listener", &listening.address)];
-            log.event(Level::Error, "a certificate that clients are shown does not hold", &fields);
-        }
-    }
 }
 
 /// A word that a shell takes as it is.

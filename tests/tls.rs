@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, ClientConfig, ClientConnection, Error, HandshakeKind, RootCertStore, StreamOwned};
 
@@ -24,6 +25,8 @@ on_every_backend! {
     a_reload_changes_certificates_and_sessions_go_on
     a_reload_with_a_wrong_file_changes_nothing
     a_certificate_that_does_not_hold_keeps_no_server_from_starting_and_replaces_none_that_holds
+    files_that_somebody_else_renews_are_read_by_themselves
+    a_reload_changes_whose_certificates_are_accepted
     a_session_goes_on_over_an_upgrade
     a_request_without_tls_is_told_so
     a_handshake_that_does_not_come_costs_a_place_for_its_time_only
@@ -354,6 +357,47 @@ fn a_certificate_that_does_not_hold_keeps_no_server_from_starting_and_replaces_n
     }
 }
 
+/// As certbot does it: one file after the other, and nobody is told.
+fn files_that_somebody_else_renews_are_read_by_themselves(backend: &str) {
+    let (folder, old, new, other) = (folder(), Pair::of(&["a.test"]), Pair::of(&["a.test"]), Pair::of(&["a.test"]));
+    let soon = time::OffsetDateTime::now_utc().saturating_add(time::Duration::days(3));
+    let ends = Pair::made(&["b.test"], |params| params.not_after = soon);
+    let server = start(backend, &flags(folder.path(), &[("a", &old), ("b", &ends)]), &[]);
+    until("what ends soon is told", || server.has_said("a certificate ends soon"));
+    let config = trusting(&[&old, &new]);
+    let shown = || shown(&connect(server.address, &config, "a.test").unwrap());
+    assert_eq!(shown(), old.certificate);
+    new.write(folder.path(), "a");
+    until("the new one is shown", || shown() == new.certificate);
+    until("it is told", || server.has_said("certificates have changed"));
+    std::fs::write(folder.path().join("a.key"), &other.key_pem).unwrap();
+    until("what is wrong is told", || server.has_said("a.key: the key is not that of the certificate in"));
+    assert_eq!(shown(), new.certificate);
+}
+
+fn a_reload_changes_whose_certificates_are_accepted(backend: &str) {
+    let (folder, pair) = (folder(), Pair::of(&["a.test"]));
+    let [first, second] = [(); 2].map(|()| Pair::of(&[]));
+    let path = folder.path().join("ca.pem");
+    std::fs::write(&path, &first.certificate_pem).unwrap();
+    let authority = format!("--tls-client-ca={}", path.display());
+    let server = start(backend, &[flags(folder.path(), &[("a", &pair)]), vec![authority]].concat(), &[]);
+    let accepts = |client: &Pair| {
+        let mut roots = RootCertStore::empty();
+        roots.add(pair.certificate.clone()).unwrap();
+        let builder = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS12]);
+        let builder = builder.with_root_certificates(roots);
+        let key = PrivateKeyDer::from_pem_slice(client.key_pem.as_bytes()).unwrap();
+        let config = builder.with_client_auth_cert(vec![client.certificate.clone()], key).unwrap();
+        connect(server.address, &Arc::new(config), "a.test").is_ok()
+    };
+    assert_eq!((accepts(&first), accepts(&second)), (true, false));
+    std::fs::write(&path, &second.certificate_pem).unwrap();
+    server.signal("HUP");
+    until("the other is accepted", || accepts(&second));
+    assert!(!accepts(&first));
+}
+
 fn a_session_goes_on_over_an_upgrade(backend: &str) {
     let (folder, pair) = (folder(), Pair::of(&["a.test"]));
     let flags = [flags(folder.path(), &[("a", &pair)]), vec!["--respond=hello".to_owned()]].concat();
@@ -535,7 +579,6 @@ fn a_laptop_needs_one_word(backend: &str) {
     let [_, _, path, url] = words[..] else { panic!("{words:?}") };
     assert_eq!(url, format!("https://localhost:{}/", server.address.port()));
     let pem = std::fs::read(path).unwrap();
-    use rustls::pki_types::pem::PemObject;
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
     let config = Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth());

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::loops::{LATER_LINKS, LATER_LISTENERS, share_out, socket_room};
+use super::renewal::Renewal;
 use super::site::{self, Current};
 use super::unix::Owner;
 use super::{Listening, Place, descriptors, listen};
@@ -63,6 +64,7 @@ pub(super) struct Reloader {
     helpers: Helpers,
     policies: tls::Policies,
     keeper: Keeper,
+    renewal: Renewal,
 }
 
 /// All that a new configuration takes.
@@ -94,7 +96,7 @@ impl Reloader {
         let started = Arc::new(loaded);
         let keeper = Keeper::start(&config.server.acme, &policies, log);
         let sockets = listeners.iter().map(|listening| listening.sockets.len()).sum::<usize>();
-        let reloader = Reloader {
+        let mut reloader = Reloader {
             inputs,
             current: started.clone(),
             started,
@@ -110,15 +112,17 @@ impl Reloader {
             helpers: helpers.clone(),
             policies,
             keeper,
+            renewal: Renewal::none(),
         };
         reloader.show_policies();
         reloader
     }
 
     /// Tells who shows certificates now.
-    fn show_policies(&self) {
+    fn show_policies(&mut self) {
         let of = |place: &Place| Some((place.address.to_string(), place.tls.clone()?));
         self.policies.put(self.places.iter().filter_map(of).collect());
+        self.renewal.begin(&self.policies, &self.log);
     }
 
     /// Reads the configuration anew and lets it hold.

@@ -105,7 +105,10 @@ impl Policies {
             let said = policy.said();
             if said.managed.as_ref() == Some(managed) {
                 match prepare(&said) {
-                    Ok(prepared) => policy.replace(prepared),
+                    // One that says something else by now has read the files by itself.
+                    Ok(prepared) => {
+                        policy.replace_files(prepared);
+                    }
                     Err(failure) => failures.push(failure),
                 }
             }

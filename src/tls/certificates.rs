@@ -195,13 +195,15 @@ pub(super) struct Table {
     /// Only names that are known are served.
     strict: bool,
     all: Vec<Arc<CertifiedKey>>,
+    /// Those who issue clients' certificates.
+    issuers: Vec<CertificateDer<'static>>,
     pub shown: Vec<Shown>,
 }
 
 impl Table {
     /// A table of those, the first of which is the default.
-    pub fn new(loaded: Vec<Loaded>, strict: bool) -> Table {
-        let mut table = Table { strict, ..Table::default() };
+    pub fn new(loaded: Vec<Loaded>, issuers: Vec<CertificateDer<'static>>, strict: bool) -> Table {
+        let mut table = Table { issuers, strict, ..Table::default() };
         for Loaded { shown, key } in loaded {
             for name in &shown.names {
                 let (names, name) = match name.strip_prefix("*.") {
@@ -248,10 +250,11 @@ impl Certificates {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether they are the same as in a table.
+    /// Whether they, and those who issue clients', are the same as in a table.
     pub(super) fn are(&self, other: &Table) -> bool {
         let chains = |table: &Table| table.all.iter().map(|one| one.cert.clone()).collect::<Vec<_>>();
-        chains(&self.table()) == chains(other)
+        let table = self.table();
+        chains(&table) == chains(other) && table.issuers == other.issuers
     }
 
     /// Those that are shown now.

@@ -34,7 +34,8 @@ impl Pair {
         Pair::made(names, |params| (params.not_before, params.not_after) = (year(from), year(until)))
     }
 
-    fn made(names: &[&str], change: impl FnOnce(&mut rcgen::CertificateParams)) -> Pair {
+    /// One of which something is other.
+    pub fn made(names: &[&str], change: impl FnOnce(&mut rcgen::CertificateParams)) -> Pair {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = rcgen::CertificateParams::new(names).unwrap();
         change(&mut params);
