@@ -59,8 +59,6 @@ struct Secured {
     outbox: Outbox,
     /// It has begun as it should.
     begun: bool,
-    /// Its ClientHello was answered.
-    answered: bool,
     /// Who the client is by its own certificate; empty without one.
     certificate: String,
     /// A field line for each of its answers.
@@ -69,6 +67,13 @@ struct Secured {
     ready: bool,
     /// Its last answer was cut, or it has failed: it does not end in order.
     cut: bool,
+}
+
+impl Secured {
+    /// How much may have come of a record or of a message.
+    fn most_pending(&self) -> usize {
+        if self.session.awaits_certificates() { MOST_OF_CERTIFICATES } else { MOST_PENDING }
+    }
 }
 
 impl Secure {
@@ -213,17 +218,7 @@ impl<B: Backend> Loop<B> {
             secure.clients.resize_with(index + 1, || None);
         }
         let (pending, outbox, certificate) = (None, Outbox::default(), String::new());
-        let secured = Secured {
-            session,
-            pending,
-            outbox,
-            certificate,
-            hsts,
-            begun: false,
-            answered: false,
-            ready: false,
-            cut: false,
-        };
+        let secured = Secured { session, pending, outbox, certificate, hsts, begun: false, ready: false, cut: false };
         secure.clients[index] = Some(Box::new(secured));
         self.arm(sock, self.patience(self.apps.settings.timeouts.header));
         match input.filter(|input| !input.is_empty()) {
@@ -278,26 +273,22 @@ impl<B: Backend> Loop<B> {
         secure.opened.clear();
         secure.reply.clear();
         let records = input.unshared().unwrap_or_default();
-        let opened = secured.session.open(records, &mut secure.opened, &mut secure.reply);
+        let mut opened = secured.session.open(records, &mut secure.opened, &mut secure.reply);
         let pending = input.slice(opened.used..input.len());
-        let of_certificates = secured.answered && !secured.ready && secured.session.asks_for_certificates();
-        let most = if of_certificates { MOST_OF_CERTIFICATES } else { MOST_PENDING };
-        let too_long = opened.failure.is_none() && pending.len() > most;
-        if too_long {
-            secured.session.say_too_long(&mut secure.reply);
+        if opened.failure.is_none() && pending.len() > secured.most_pending() {
+            opened.failure = Some(secured.session.say_too_long(&mut secure.reply));
         }
-        if !pending.is_empty() && opened.failure.is_none() && !too_long {
+        if !pending.is_empty() && opened.failure.is_none() {
             secured.pending = Some(self.memory.pool.heap(&pending));
         }
         drop(pending);
         if !secure.reply.is_empty() {
-            secured.answered = true;
             secure.handshakes += usize::from(!secured.ready);
             let reply = self.memory.scratch.write(secure.reply.len(), |out| out.put(&secure.reply));
             self.backend.send(sock, reply.into());
         }
-        if opened.failure.is_some() || too_long {
-            self.fail_session(sock, opened.failure.unwrap_or(Reason::Malformed));
+        if let Some(reason) = opened.failure {
+            self.fail_session(sock, reason);
             return None;
         }
         if secured.pending.is_some() && !self.memory.has_reserve() {

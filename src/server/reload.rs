@@ -62,7 +62,6 @@ pub(super) struct Reloader {
     log: Log,
     metrics: Metrics,
     helpers: Helpers,
-    policies: tls::Policies,
     keeper: Keeper,
     renewal: Renewal,
 }
@@ -110,9 +109,8 @@ impl Reloader {
             log: log.clone(),
             metrics: metrics.clone(),
             helpers: helpers.clone(),
-            policies,
             keeper,
-            renewal: Renewal::none(),
+            renewal: Renewal::of(policies, log),
         };
         reloader.show_policies();
         reloader
@@ -121,8 +119,8 @@ impl Reloader {
     /// Tells who shows certificates now.
     fn show_policies(&mut self) {
         let of = |place: &Place| Some((place.address.to_string(), place.tls.clone()?));
-        self.policies.put(self.places.iter().filter_map(of).collect());
-        self.renewal.begin(&self.policies, &self.log);
+        self.renewal.policies.put(self.places.iter().filter_map(of).collect());
+        self.renewal.begin();
     }
 
     /// Reads the configuration anew and lets it hold.
@@ -130,7 +128,7 @@ impl Reloader {
     /// # Errors
     /// Why nothing has changed.
     pub fn reload(&mut self, supervisor: &mut Supervisor, now: Instant) -> Result<Reloaded, String> {
-        let (inputs, shown) = (self.inputs.clone(), self.policies.shown());
+        let (inputs, shown) = (self.inputs.clone(), self.renewal.policies.shown());
         let (loaded, config) = in_time(move || read(&inputs, &shown))?;
         let mut changes = self.changes(&loaded);
         let renewed = self.renewed(&loaded)?;

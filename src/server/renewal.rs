@@ -19,33 +19,40 @@ const LOOK: Duration = Duration::from_secs(5);
 const SOON: i64 = 7 * 86_400;
 
 /// The thread; it ends when this goes.
-pub(super) struct Renewal(Option<Sender<()>>);
+pub(super) struct Renewal {
+    /// What shows certificates.
+    pub policies: Policies,
+    log: Log,
+    end: Option<Sender<()>>,
+}
 
 /// What a file is known by: device, inode, bytes, and when anything of it changed, in nanoseconds; `None`: it is not there.
 type Stamp = Option<(u64, u64, u64, i64)>;
 
 impl Renewal {
-    /// None yet.
-    pub fn none() -> Renewal {
-        Renewal(None)
+    /// None yet, for what those show.
+    pub fn of(policies: Policies, log: &Log) -> Renewal {
+        Renewal { policies, log: log.clone(), end: None }
     }
 
     /// Begins to look, once there is anything to look at.
-    pub fn begin(&mut self, policies: &Policies, log: &Log) {
-        if self.0.is_some() || policies.shown().is_empty() {
+    pub fn begin(&mut self) {
+        if self.end.is_some() || self.policies.shown().is_empty() {
             return;
         }
         let (end, ended) = mpsc::channel();
-        let (policies, thread_log) = (policies.clone(), log.clone());
+        let (policies, log) = (self.policies.clone(), self.log.clone());
         let body = move || {
-            let mut looks = Looks::new(policies, thread_log);
+            let mut looks = Looks::new(policies, log);
             while ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Timeout) {
                 looks.look();
             }
         };
         match std::thread::Builder::new().name("certificates".to_owned()).spawn(body) {
-            Ok(_) => self.0 = Some(end),
-            Err(error) => log.event(Level::Error, "nobody looks whether certificates change", &[("error", &error)]),
+            Ok(_) => self.end = Some(end),
+            Err(error) => {
+                self.log.event(Level::Error, "nobody looks whether certificates change", &[("error", &error)])
+            }
         }
     }
 }

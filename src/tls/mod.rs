@@ -183,15 +183,16 @@ impl Session {
     }
 
     /// Says of a message that is longer than is taken here what the library says of one that is longer than it takes.
-    pub fn say_too_long(&self, reply: &mut Vec<u8>) {
+    pub fn say_too_long(&self, reply: &mut Vec<u8>) -> Reason {
         if self.is_plain() {
             reply.extend(fatal(DECODE_ERROR));
         }
+        Reason::Malformed
     }
 
-    /// Whether a client is to show a certificate of its own.
-    pub fn asks_for_certificates(&self) -> bool {
-        self.asks_for_certificates
+    /// Whether the client was asked for its certificates, and has not shown them.
+    pub fn awaits_certificates(&self) -> bool {
+        self.asks_for_certificates && self.library.is_handshaking() && self.library.protocol_version().is_some()
     }
 
     /// Makes records of `plain` in `room`, which has [`OVERHEAD_BYTES`] more for each of [`RECORD_BYTES`]; how many bytes they have.
