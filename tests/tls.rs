@@ -330,6 +330,9 @@ fn a_certificate_that_does_not_hold_keeps_no_server_from_starting_and_replaces_n
         until("it is told", || server.has_said("a certificate that clients are shown does not hold"));
         assert!(server.has_said(&format!("a.pem: the certificate {what}")), "{:?}", server.lines());
         assert_eq!(server.certificates()[0]["outdated"], format!("the certificate {what}"));
+        let status = Command::new(PROGRAM).args(["status", "--run-dir"]).arg(server.run()).output().unwrap();
+        let status = String::from_utf8_lossy(&status.stdout).into_owned();
+        assert!(status.contains(&format!("the certificate {what}  a.pem")), "{status}");
         let refused = connect(server.address, &trusting(&[broken]), "a.test").unwrap_err();
         assert!(matches!(refused, Error::InvalidCertificate(_)), "{refused}");
         // What is as it was keeps nothing else from changing.

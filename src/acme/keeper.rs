@@ -429,7 +429,8 @@ impl Host for Attempt<'_, '_> {
         if !self.planner.order_begins(tls::now()) {
             return Err(Failure::new("two certificates were demanded for these names today, and no other is"));
         }
-        self.store.keep_brakes(self.planner.brakes())?;
-        self.store.keep_order(&Order { url: url.to_owned(), key: key.to_owned() })
+        let order = Order { url: url.to_owned(), key: key.to_owned() };
+        let kept = self.store.keep_brakes(self.planner.brakes()).and_then(|()| self.store.keep_order(&order));
+        kept.inspect_err(|_| self.planner.order_withdrawn())
     }
 }

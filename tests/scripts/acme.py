@@ -418,11 +418,19 @@ def full(home, options, results):
 
 
 def fetched(home, options, results):
-    """A server that is killed when the certificate was demanded and before it has come: the next one fetches it."""
+    """A server that is killed when the certificate was demanded and before it has come: the next one fetches it. What cannot be kept is not demanded."""
     with contextlib.ExitStack() as stack:
         http_port, tls_port = processes.free_port(), processes.free_port()
         authority = Authority(stack, home, http_port, tls_port)
         server = Server(home, options, common.backends(options)[0], http_port, tls_port, authority)
+        with server.running():
+            until("the server has begun", lambda: server.brakes_file(), server.log)
+            os.mkdir(server.brakes_file().replace(".brakes.json", ".order.json.new"))
+            server.await_failure("cannot write")
+            until("it does not count", lambda: server.brakes()["orders"] == [], server.log)
+            results.add("an order that cannot be kept is not demanded, and does not count", not server.kept(".order.json"), str(server.brakes()))
+        os.rmdir(server.kept(".order.json.new")[0])
+        server.age()
         with server.running() as process:
             # In the place of the file, so that it is never there.
             until("the server has begun", lambda: server.brakes_file(), server.log)
