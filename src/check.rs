@@ -56,7 +56,7 @@ pub fn look(loaded: &Loaded) -> Vec<Problem> {
         });
     }
     found.listeners();
-    found.tls();
+    found.tls(&|_| false);
     found.accounts();
     found.places();
     found.apps();
@@ -72,10 +72,10 @@ pub fn apps(loaded: &Loaded) -> Vec<Problem> {
     found.problems
 }
 
-/// What would not work, or is odd, of certificates and keys.
-pub fn tls(loaded: &Loaded) -> Vec<Problem> {
+/// What would not work, or is odd, of certificates and keys. That a certificate does not hold now is an error, but for those that are excused.
+pub fn tls(loaded: &Loaded, is_excused: impl Fn(&tls::Shown) -> bool) -> Vec<Problem> {
     let mut found = Found { loaded, app: None, problems: Vec::new() };
-    found.tls();
+    found.tls(&is_excused);
     found.problems
 }
 
@@ -194,7 +194,7 @@ impl Found<'_> {
         }
     }
 
-    fn tls(&mut self) {
+    fn tls(&mut self, is_excused: &dyn Fn(&tls::Shown) -> bool) {
         let acme = &self.loaded.config.server.acme;
         for (has, has_other, name, other) in [
             (!acme.email.is_empty(), !acme.domains.is_empty(), "acme", "a domain (--domain, `acme.domains`)"),
@@ -229,9 +229,15 @@ impl Found<'_> {
             }
             match tls::prepare(tls) {
                 Ok(prepared) => {
-                    for soon in prepared.shown().iter().filter(|shown| shown.ends_within(SOON)) {
-                        let title = format!("the certificate ends on {}", tls::day(soon.not_after));
-                        say(Severity::Warning, &soon.path.to_string_lossy(), &title, "renew it");
+                    for shown in prepared.shown() {
+                        let path = shown.path.to_string_lossy();
+                        if let Some(failure) = shown.outdated() {
+                            let severity = if is_excused(shown) { Severity::Warning } else { Severity::Error };
+                            say(severity, &path, &format!("{path}: {}", failure.what), &failure.hint);
+                        } else if shown.ends_within(SOON) {
+                            let title = format!("the certificate ends on {}", tls::day(shown.not_after));
+                            say(Severity::Warning, &path, &title, "renew it");
+                        }
                     }
                 }
                 Err(failure) => {

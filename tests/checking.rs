@@ -164,6 +164,23 @@ fn init_writes_a_file_that_is_valid_and_never_writes_over_one() {
     }
 }
 
+/// With its line in the file. (That a server starts with it, tests of TLS show.)
+#[test]
+fn a_certificate_that_does_not_hold_is_said_with_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    for (from, until, what, hint) in [
+        (2019, 2020, "a.pem: the certificate has expired on 2020-01-01", "renew it"),
+        (2219, 2220, "a.pem: the certificate does not hold before 2219-01-01", "is the clock of this machine right?"),
+    ] {
+        Pair::of_years(&["a.test"], from, until).write(folder.path(), "a");
+        let file = "listen = [{ address = \"127.0.0.1:0\" }]\ntls.cert = \"a.pem\"\ntls.key = \"a.key\"\n";
+        let (said, code) = check(folder.path(), file);
+        assert_eq!(code, Some(78), "{said}");
+        assert!(said.contains(&format!("error: {what}\n --> production_server.toml:2:13\n")), "{said}");
+        assert!(said.contains(hint), "{said}");
+    }
+}
+
 /// On the command line, each is shown with the flag that names it.
 #[test]
 fn files_of_tls_are_said_with_their_flags() {

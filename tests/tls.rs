@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 
+use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{AlertDescription, ClientConfig, ClientConnection, Error, HandshakeKind, RootCertStore, StreamOwned};
 
@@ -23,10 +24,15 @@ on_every_backend! {
     an_end_in_order_is_said_and_a_cut_is_not
     a_reload_changes_certificates_and_sessions_go_on
     a_reload_with_a_wrong_file_changes_nothing
+    a_certificate_that_does_not_hold_keeps_no_server_from_starting_and_replaces_none_that_holds
+    files_that_somebody_else_renews_are_read_by_themselves
+    a_reload_changes_whose_certificates_are_accepted
     a_session_goes_on_over_an_upgrade
     a_request_without_tls_is_told_so
     a_handshake_that_does_not_come_costs_a_place_for_its_time_only
     records_of_one_byte_and_endless_messages_are_bounded
+    a_hello_that_never_ends_is_cut_and_a_long_one_is_not
+    certificates_of_clients_may_be_long
     a_crowd_that_comes_at_once_is_served
     clients_show_certificates_that_nobody_can_forge
     a_laptop_needs_one_word
@@ -167,11 +173,22 @@ fn what_the_library_is_silent_about_is_told(backend: &str) {
     }
     hello.extend([0, 11, 0, 2, 1, 0]);
     let message = [&[1, 0, 0, hello.len() as u8][..], &hello].concat();
+    // The same claims to be of SSL 3, and another one speaks TLS 1.3 without a share of a key.
+    let of_ssl_3 = [&message[..4], &[3, 0], &message[6..]].concat();
+    let mut without_share = [&hello[..37], &[0x13, 1], &hello[39..]].concat();
+    without_share.extend([0, 43, 0, 3, 2, 3, 4]);
+    without_share[42] += 7;
+    let without_share = [&[1, 0, 0, without_share.len() as u8][..], &without_share].concat();
+    let of_ssl_2 = [&[128, 46, 1, 3, 4, 0, 3, 0, 0, 0, 32, 0x13, 1, 0][..], &[7; 32]].concat();
     let record = |kind: u8, body: &[u8]| [&[kind, 3, 3, 0, body.len() as u8][..], body].concat();
     for (sent, alert, counter, count) in [
         ([record(22, &message[..40]), record(23, b"x")].concat(), 10, "tls_failed", 1),
         (record(22, &[1, 1, 0, 0]), 50, "tls_failed", 2),
+        (record(22, &[&[2], &message[1..]].concat()), 10, "tls_failed", 3),
         (record(22, &message), 40, "tls_nothing_in_common", 1),
+        (record(22, &of_ssl_3), 70, "tls_nothing_in_common", 2),
+        (record(22, &without_share), 109, "tls_nothing_in_common", 3),
+        (of_ssl_2, 70, "tls_plain", 1),
     ] {
         let mut client = Client::to(server.own);
         client.send(&sent);
@@ -285,6 +302,7 @@ fn a_reload_with_a_wrong_file_changes_nothing(backend: &str) {
         (Box::new(|| std::fs::remove_file(path("a.key")).unwrap()), "a.key: it cannot be read"),
         (Box::new(|| std::fs::create_dir(path("a.key")).unwrap()), "a.key: it is a directory"),
         (Box::new(|| std::fs::write(path("a.pem"), "nonsense").unwrap()), "a.pem: there is no certificate in it"),
+        (Box::new(|| std::fs::remove_file(path("a.pem")).unwrap()), "a.pem: it cannot be read"),
     ] {
         break_it();
         server.signal("HUP");
@@ -292,6 +310,95 @@ fn a_reload_with_a_wrong_file_changes_nothing(backend: &str) {
         let stream = connect(server.address, &trusting(&[&pair]), "a.test").unwrap();
         assert_eq!(shown(&stream), pair.certificate);
     }
+}
+
+fn a_certificate_that_does_not_hold_keeps_no_server_from_starting_and_replaces_none_that_holds(backend: &str) {
+    let (folder, good) = (folder(), Pair::of(&["a.test"]));
+    let [old, older, future] =
+        [(2019, 2020), (2018, 2019), (2219, 2220)].map(|(from, until)| Pair::of_years(&["a.test"], from, until));
+    let path = |name: &str| folder.path().join(name);
+    let configure = |more: &str| {
+        let text = "listen = [{ address = \"127.0.0.1:0\" }]\ntls.cert = \"a.pem\"\ntls.key = \"a.key\"\n";
+        std::fs::write(path("server.toml"), format!("{text}{more}")).unwrap();
+    };
+    for (broken, what) in [(&old, "has expired on 2020-01-01"), (&future, "does not hold before 2219-01-01")] {
+        broken.write(folder.path(), "a");
+        configure("server.timeouts.header = \"20s\"\n");
+        let mut command = Command::new(PROGRAM);
+        command.current_dir(folder.path()).args(["-f", "server.toml"]);
+        let server = Server::start_as(command, backend, &["--respond", "hello"]);
+        until("it is told", || server.has_said("a certificate that clients are shown does not hold"));
+        assert!(server.has_said(&format!("a.pem: the certificate {what}")), "{:?}", server.lines());
+        assert_eq!(server.certificates()[0]["outdated"], format!("the certificate {what}"));
+        let status = Command::new(PROGRAM).args(["status", "--run-dir"]).arg(server.run()).output().unwrap();
+        let status = String::from_utf8_lossy(&status.stdout).into_owned();
+        assert!(status.contains(&format!("the certificate {what}  a.pem")), "{status}");
+        let refused = connect(server.address, &trusting(&[broken]), "a.test").unwrap_err();
+        assert!(matches!(refused, Error::InvalidCertificate(_)), "{refused}");
+        // What is as it was keeps nothing else from changing.
+        configure("server.timeouts.header = \"21s\"\n");
+        server.signal("HUP");
+        until("something else has changed", || server.has_said("server.timeouts.header"));
+        // Another one that does not hold changes nothing, and one that holds does.
+        let count = |words: &str| server.lines().iter().filter(|line| line.contains(words)).count();
+        older.write(folder.path(), "a");
+        server.signal("HUP");
+        until("it is refused", || count("a.pem: the certificate has expired on 2019-01-01") == 1);
+        assert_eq!(server.certificates()[0]["outdated"], format!("the certificate {what}"));
+        good.write(folder.path(), "a");
+        server.signal("HUP");
+        until("the good one is shown", || {
+            connect(server.address, &trusting(&[&good]), "a.test")
+                .is_ok_and(|stream| shown(&stream) == good.certificate)
+        });
+        assert!(server.certificates()[0]["outdated"].is_null());
+        broken.write(folder.path(), "a");
+        server.signal("HUP");
+        until("it is refused", || server.has_said("server.toml:2:13"));
+        let stream = connect(server.address, &trusting(&[&good]), "a.test").unwrap();
+        assert_eq!(shown(&stream), good.certificate);
+    }
+}
+
+/// As certbot does it: one file after the other, and nobody is told.
+fn files_that_somebody_else_renews_are_read_by_themselves(backend: &str) {
+    let (folder, old, new, other) = (folder(), Pair::of(&["a.test"]), Pair::of(&["a.test"]), Pair::of(&["a.test"]));
+    let soon = time::OffsetDateTime::now_utc().saturating_add(time::Duration::days(3));
+    let ends = Pair::made(&["b.test"], |params| params.not_after = soon);
+    let server = start(backend, &flags(folder.path(), &[("a", &old), ("b", &ends)]), &[]);
+    until("what ends soon is told", || server.has_said("a certificate ends soon"));
+    let config = trusting(&[&old, &new]);
+    let shown = || shown(&connect(server.address, &config, "a.test").unwrap());
+    assert_eq!(shown(), old.certificate);
+    new.write(folder.path(), "a");
+    until("the new one is shown", || shown() == new.certificate);
+    until("it is told", || server.has_said("certificates have changed"));
+    std::fs::write(folder.path().join("a.key"), &other.key_pem).unwrap();
+    until("what is wrong is told", || server.has_said("a.key: the key is not that of the certificate in"));
+    assert_eq!(shown(), new.certificate);
+}
+
+fn a_reload_changes_whose_certificates_are_accepted(backend: &str) {
+    let (folder, pair) = (folder(), Pair::of(&["a.test"]));
+    let [first, second] = [(); 2].map(|()| Pair::of(&[]));
+    let path = folder.path().join("ca.pem");
+    std::fs::write(&path, &first.certificate_pem).unwrap();
+    let authority = format!("--tls-client-ca={}", path.display());
+    let server = start(backend, &[flags(folder.path(), &[("a", &pair)]), vec![authority]].concat(), &[]);
+    let accepts = |client: &Pair| {
+        let mut roots = RootCertStore::empty();
+        roots.add(pair.certificate.clone()).unwrap();
+        let builder = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS12]);
+        let builder = builder.with_root_certificates(roots);
+        let key = PrivateKeyDer::from_pem_slice(client.key_pem.as_bytes()).unwrap();
+        let config = builder.with_client_auth_cert(vec![client.certificate.clone()], key).unwrap();
+        connect(server.address, &Arc::new(config), "a.test").is_ok()
+    };
+    assert_eq!((accepts(&first), accepts(&second)), (true, false));
+    std::fs::write(&path, &second.certificate_pem).unwrap();
+    server.signal("HUP");
+    until("the other is accepted", || accepts(&second));
+    assert!(!accepts(&first));
 }
 
 fn a_session_goes_on_over_an_upgrade(backend: &str) {
@@ -354,6 +461,51 @@ fn records_of_one_byte_and_endless_messages_are_bounded(backend: &str) {
     assert!(rest.len() < 100, "{rest:?}");
     until("it is counted", || server.status()["tls_failed"] == 1);
     assert_eq!(server.client().get("/").text(), "hello");
+}
+
+/// The beginning of one that says that it will have 60,000 bytes. Real ones have some 2,000.
+fn a_hello_that_never_ends_is_cut_and_a_long_one_is_not(backend: &str) {
+    let (folder, pair) = (folder(), Pair::of(&["a.test"]));
+    let server = start(backend, &flags(folder.path(), &[("a", &pair)]), &[]);
+    let body = [&[1, 0][..], &60_000_u16.to_be_bytes(), &[3, 3], &[7; 20_000]].concat();
+    let records: Vec<u8> = body
+        .chunks(10_000)
+        .flat_map(|part| [&[22, 3, 1][..], &(part.len() as u16).to_be_bytes(), part].concat())
+        .collect();
+    // One that says nothing wrong, in records of one byte, ends where six times its bytes are too many.
+    let bytes: Vec<u8> =
+        [1, 0, 60, 0, 3, 3].into_iter().chain([7; 5_000]).flat_map(|byte| [22, 3, 1, 0, 1, byte]).collect();
+    for (index, sent) in [&records[..11], &records, &bytes].into_iter().enumerate() {
+        let mut client = Client::to(server.own);
+        client.try_send(sent);
+        let (alert, _) = client.rest();
+        assert_eq!(alert, [21, 3, 3, 0, 2, 2, 50], "{index}");
+        until("it is counted", || server.status()["tls_failed"] == index + 1);
+    }
+    let mut config = pair.client();
+    config.alpn_protocols = (0..50).map(|index| vec![b'a' + index; 250]).chain([b"http/1.1".to_vec()]).collect();
+    let mut stream = connect(server.address, &Arc::new(config), "a.test").unwrap();
+    ask(&mut stream, ASK, b"ok");
+}
+
+/// Two of 20,000 bytes each, where one that nobody has asked for is cut far before.
+fn certificates_of_clients_may_be_long(backend: &str) {
+    let (folder, pair) = (folder(), Pair::of(&["a.test"]));
+    let key = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    params.custom_extensions.push(rcgen::CustomExtension::from_oid_content(&[1, 3, 6, 1, 4, 1, 1], vec![4; 20_000]));
+    let long = params.self_signed(&key).unwrap();
+    std::fs::write(folder.path().join("ca.pem"), long.pem()).unwrap();
+    let authority = format!("--tls-client-ca={}", folder.path().join("ca.pem").display());
+    let server = start(backend, &[flags(folder.path(), &[("a", &pair)]), vec![authority]].concat(), &[]);
+    for version in [&rustls::version::TLS13, &rustls::version::TLS12] {
+        let mut roots = RootCertStore::empty();
+        roots.add(pair.certificate.clone()).unwrap();
+        let builder = ClientConfig::builder_with_protocol_versions(&[version]).with_root_certificates(roots);
+        let secret = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let config = builder.with_client_auth_cert(vec![long.der().clone(), long.der().clone()], secret).unwrap();
+        ask(&mut connect(server.address, &Arc::new(config), "a.test").unwrap(), ASK, b"ok");
+    }
 }
 
 fn a_crowd_that_comes_at_once_is_served(backend: &str) {
@@ -430,7 +582,6 @@ fn a_laptop_needs_one_word(backend: &str) {
     let [_, _, path, url] = words[..] else { panic!("{words:?}") };
     assert_eq!(url, format!("https://localhost:{}/", server.address.port()));
     let pem = std::fs::read(path).unwrap();
-    use rustls::pki_types::pem::PemObject;
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(&pem).unwrap()).unwrap();
     let config = Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth());

@@ -1,7 +1,8 @@
-//! The one thread that asks the authority and writes files, as the planner says. It ends with the server.
+//! The one thread that asks the authority and writes files, as the planner says. It ends when the server begins to: from then on the
+//! authority's challenges meet closed listeners, or another server, which needs the directory.
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::client::{Applicant, Client, Failure, Host, Obtained, Wanted};
@@ -24,6 +25,26 @@ const BROKEN: Duration = Duration::from_secs(60);
 const IDLE: Duration = Duration::from_secs(86_400);
 
 static REPORT: Mutex<Option<status::Acme>> = Mutex::new(None);
+static THREAD: Mutex<Thread> = Mutex::new(Thread::None);
+
+/// The thread.
+enum Thread {
+    /// It has not been needed.
+    None,
+    /// How it is told of other settings. It ends when nobody can tell it any more.
+    Told(Sender<Acme>),
+    /// There will be none.
+    Retired,
+}
+
+fn thread() -> MutexGuard<'static, Thread> {
+    THREAD.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// No certificate is looked after any more, and another process may have the directory. An attempt under way ends.
+pub fn retire() {
+    *thread() = Thread::Retired;
+}
 
 /// How the certificates of this process stand that come by themselves; `None`: there are none.
 pub fn report() -> Option<status::Acme> {
@@ -36,7 +57,6 @@ fn note(note: impl FnOnce(&mut status::Acme)) {
 
 /// Looks after certificates as long as it lives.
 pub struct Keeper {
-    told: Option<Sender<Acme>>,
     policies: Policies,
     log: Log,
 }
@@ -44,17 +64,18 @@ pub struct Keeper {
 impl Keeper {
     /// Begins to, if any are wanted, and has policies show them.
     pub fn start(acme: &Acme, policies: &Policies, log: &Log) -> Keeper {
-        let mut keeper = Keeper { told: None, policies: policies.clone(), log: log.clone() };
+        let keeper = Keeper { policies: policies.clone(), log: log.clone() };
         keeper.configure(acme);
         keeper
     }
 
     /// Goes on by other settings.
-    pub fn configure(&mut self, acme: &Acme) {
-        if let Some(told) = &self.told {
+    pub fn configure(&self, acme: &Acme) {
+        let mut thread = thread();
+        if let Thread::Told(told) = &*thread {
             // A thread that has ended has said why.
             let _ = told.send(acme.clone());
-        } else if acme.is_wanted() {
+        } else if acme.is_wanted() && matches!(*thread, Thread::None) {
             let (told, settings) = mpsc::channel();
             let (acme, policies, log) = (acme.clone(), self.policies.clone(), self.log.clone());
             let body = move || {
@@ -64,7 +85,7 @@ impl Keeper {
                 }
             };
             match std::thread::Builder::new().name("acme".to_owned()).spawn(body) {
-                Ok(_) => self.told = Some(told),
+                Ok(_) => *thread = Thread::Told(told),
                 Err(error) => {
                     self.log.event(Level::Error, "cannot start the thread of certificates", &[("error", &error)])
                 }
@@ -203,8 +224,7 @@ impl<'a> Charge<'a> {
         let fields: [(&str, &dyn std::fmt::Display); 3] =
             [("names", &names), ("authority", &self.acme.url), ("reason", &reason.word())];
         self.log.event(Level::Info, "a certificate is ordered", &fields);
-        let outcome =
-            open.store.keep_brakes(open.planner.brakes()).and_then(|()| open.obtain(&self.acme, &mut self.ears));
+        let outcome = open.attempt(&self.acme, &mut self.ears);
         if let Err(failure) = &outcome {
             open.planner.failed(tls::now(), failure.retry_after);
             open.client = None;
@@ -284,6 +304,17 @@ impl Open {
         Ok(self.client.insert(client))
     }
 
+    /// Obtains a certificate, if anything can be kept at all.
+    fn attempt(&mut self, acme: &Acme, ears: &mut Ears) -> Result<Issued, Failure> {
+        if !self.store.is_there() {
+            // Whoever has removed the directory has not taken the brakes away, which are remembered.
+            let store = Store::open(acme)?;
+            self.store = store.ok_or_else(|| Failure::new("another process has the directory"))?;
+        }
+        self.store.keep_brakes(self.planner.brakes())?;
+        self.obtain(acme, ears)
+    }
+
     /// Obtains a certificate and keeps it.
     fn obtain(&mut self, acme: &Acme, ears: &mut Ears) -> Result<Issued, Failure> {
         // The directory may say something else than it did months ago.
@@ -310,11 +341,13 @@ impl Open {
                 client.order(&wanted, &mut attempt)
             }
         };
-        let obtained = obtained.inspect_err(|failure| {
+        let obtained = obtained.map_err(|mut failure| {
             // A deactivated account is not authorized, whatever it asks for; its key cannot have another.
             if ["accountDoesNotExist", "unauthorized"].contains(&failure.kind.as_str()) {
                 store.forget_account();
+                failure.what.push_str("; the next attempt makes another account");
             }
+            failure
         })?;
         self.keep(&obtained)
     }
@@ -396,7 +429,8 @@ impl Host for Attempt<'_, '_> {
         if !self.planner.order_begins(tls::now()) {
             return Err(Failure::new("two certificates were demanded for these names today, and no other is"));
         }
-        self.store.keep_brakes(self.planner.brakes())?;
-        self.store.keep_order(&Order { url: url.to_owned(), key: key.to_owned() })
+        let order = Order { url: url.to_owned(), key: key.to_owned() };
+        let kept = self.store.keep_brakes(self.planner.brakes()).and_then(|()| self.store.keep_order(&order));
+        kept.inspect_err(|_| self.planner.order_withdrawn())
     }
 }

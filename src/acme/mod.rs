@@ -18,4 +18,4 @@ mod key;
 pub mod planner;
 mod store;
 
-pub use keeper::{Keeper, report};
+pub use keeper::{Keeper, report, retire};

@@ -230,6 +230,11 @@ impl Planner {
         may
     }
 
+    /// It was not demanded after all, for what is to be kept of it cannot be.
+    pub fn order_withdrawn(&mut self) {
+        self.brakes.orders.pop();
+    }
+
     /// The attempt has failed; `retry_after`: seconds for which the authority wants to hear of no other.
     pub fn failed(&mut self, now: i64, retry_after: Option<i64>) {
         self.brakes.tried = now;

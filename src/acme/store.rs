@@ -2,9 +2,9 @@
 //! beside what they replace, synced and renamed, so that a full disk or the end of the process leaves what was there; none but the owner
 //! may read them. One process at a time has a directory.
 
-use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{DirBuilder, File, Metadata, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -34,6 +34,9 @@ pub struct Order {
     pub key: String,
 }
 
+/// The file that a process has locked which has the directory.
+const LOCK: &str = "lock";
+
 /// See the module. For one set of names at one authority.
 pub struct Store {
     directory: PathBuf,
@@ -42,7 +45,7 @@ pub struct Store {
     base: String,
     account: String,
     /// Held as long as this lives.
-    _lock: File,
+    lock: File,
 }
 
 impl Store {
@@ -57,7 +60,7 @@ impl Store {
             .mode(0o700)
             .create(&directory)
             .map_err(|error| cannot("make", &directory, &error))?;
-        let path = directory.join("lock");
+        let path = directory.join(LOCK);
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
         let lock = lock.map_err(|error| cannot("open", &path, &error))?;
         match lock.try_lock() {
@@ -69,7 +72,14 @@ impl Store {
         names.sort();
         let base = format!("{}-{}", acme.domains.first().map_or("", String::as_str), short_hash(&names.join(",")));
         let account = format!("account-{}.json", short_hash(&acme.url));
-        Ok(Some(Store { directory, names, base, account, _lock: lock }))
+        Ok(Some(Store { directory, names, base, account, lock }))
+    }
+
+    /// Whether it still is the directory that was opened: somebody may have removed it.
+    pub fn is_there(&self) -> bool {
+        let of_file = |file: Metadata| (file.dev(), file.ino());
+        let found = std::fs::metadata(self.directory.join(LOCK)).map(of_file);
+        found.is_ok_and(|found| self.lock.metadata().map(of_file).is_ok_and(|held| held == found))
     }
 
     /// Where the certificate lies.
@@ -278,6 +288,7 @@ mod tests {
         store.keep(&obtained(&["b.example", "a.example"]), |_| Ok(())).unwrap();
         drop(store);
         let store = Store::open(&acme).unwrap().unwrap();
+        assert!(store.is_there());
         assert_eq!(store.brakes().unwrap(), *planner.brakes());
         let (again, url) = store.account().unwrap();
         assert_eq!((again.thumbprint(), url.as_deref()), (key.thumbprint(), Some("https://ca/1")));
@@ -290,6 +301,10 @@ mod tests {
             assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o777, 0o600, "{:?}", entry.path());
         }
         assert_eq!(std::fs::metadata(&acme.directory).unwrap().permissions().mode() & 0o777, 0o700);
+        std::fs::remove_dir_all(&acme.directory).unwrap();
+        assert!(!store.is_there());
+        let other = Store::open(&acme).unwrap().unwrap();
+        assert!(other.is_there() && !store.is_there());
     }
 
     #[test]

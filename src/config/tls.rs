@@ -72,6 +72,12 @@ impl Tls {
         single.chain(self.certificates.iter().map(|(cert, key)| (cert.as_path(), key.as_path())))
     }
 
+    /// All files that are read for it.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let pairs = self.pairs().flat_map(|(cert, key)| [cert, key]);
+        pairs.chain(self.client_ca.as_deref()).map(Path::to_owned).collect()
+    }
+
     fn has_files(&self) -> bool {
         !(self.certs.is_empty() && self.keys.is_empty() && self.certificates.is_empty())
     }

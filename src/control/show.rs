@@ -27,9 +27,9 @@ pub fn status(status: &Status) -> String {
     );
     for one in &status.certificates {
         let (names, expires) = (plain(&one.names.join(", ")), plain(&one.expires));
+        let holds = one.outdated.as_deref().map_or_else(|| format!("until {expires}"), plain);
         // Writing to a String cannot fail.
-        let _ =
-            writeln!(text, "certificate  {names}  on {}  until {expires}  {}", plain(&one.listener), plain(&one.file));
+        let _ = writeln!(text, "certificate  {names}  on {}  {holds}  {}", plain(&one.listener), plain(&one.file));
     }
     counted(&mut text, status);
     status.limits.iter().for_each(|one| limit(&mut text, one));

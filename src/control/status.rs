@@ -88,10 +88,14 @@ pub struct Certificate {
     pub names: Vec<String>,
     /// The file that it was read from.
     pub file: String,
-    /// Until when it holds, in seconds since 1970.
+    /// From when it holds, in seconds since 1970.
+    pub not_before: i64,
+    /// Until when.
     pub not_after: i64,
     /// The same, as a day (RFC 3339).
     pub expires: String,
+    /// Why no client takes it now; `null`: it holds.
+    pub outdated: Option<String>,
 }
 
 /// A certificate that comes by itself (ACME), and how it stands.

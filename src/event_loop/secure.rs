@@ -5,7 +5,7 @@
 //! loop does the cryptography of [`HANDSHAKES_A_TURN`] handshakes a turn at most: the others have theirs in the next ones, so that a crowd
 //! that comes at once does not hold those up who are there.
 //!
-//! Where bytes are: a record that has come in part lies on the heap, bounded by [`MOST_PENDING`] and charged to the budget. Plain bytes that
+//! Where bytes are: a record that has come in part lies on the heap, bounded by [`MOST_PENDING`] or [`MOST_OF_CERTIFICATES`] and charged to the budget. Plain bytes that
 //! are to be sent are in the blocks where they were lent from until the turn ends; sealed ones are the backend's, which knows where they may
 //! wait.
 //!
@@ -20,15 +20,18 @@ use crate::buffers::outbox::{Outbox, Outboxes};
 use crate::http::find_present;
 use crate::mailbox::Message;
 use crate::metrics::Counter;
-use crate::tls::{HANDSHAKE, OVERHEAD_BYTES, RECORD_BYTES, Reason, Session};
+use crate::tls::{
+    HANDSHAKE, HELLO_BYTES, NOT_THIS_VERSION, OVERHEAD_BYTES, RECORD_BYTES, Reason, Session, is_hello_of_ssl_2,
+};
 
 use super::{Loop, Task};
 
 /// Handshakes of which a loop does the cryptography in one turn: a fraction of a millisecond each.
 const HANDSHAKES_A_TURN: usize = 8;
-/// What has come of a record or of a message of a handshake, at most: one of 64 KiB, which is the most that the library takes, in full records.
-/// None that is needed has half of that.
-const MOST_PENDING: usize = 65 * 1024;
+/// What has come of a record or of a message of a handshake, at most: a ClientHello in full records.
+const MOST_PENDING: usize = HELLO_BYTES + 1024;
+/// The same where a client was asked for its certificate, which comes with those of its issuers: one of 64 KiB, which is the most that the library takes.
+const MOST_OF_CERTIFICATES: usize = 65 * 1024;
 
 /// The clients of a loop that speak TLS.
 #[derive(Default)]
@@ -64,6 +67,13 @@ struct Secured {
     ready: bool,
     /// Its last answer was cut, or it has failed: it does not end in order.
     cut: bool,
+}
+
+impl Secured {
+    /// How much may have come of a record or of a message.
+    fn most_pending(&self) -> usize {
+        if self.session.awaits_certificates() { MOST_OF_CERTIFICATES } else { MOST_PENDING }
+    }
 }
 
 impl Secure {
@@ -263,10 +273,12 @@ impl<B: Backend> Loop<B> {
         secure.opened.clear();
         secure.reply.clear();
         let records = input.unshared().unwrap_or_default();
-        let opened = secured.session.open(records, &mut secure.opened, &mut secure.reply);
+        let mut opened = secured.session.open(records, &mut secure.opened, &mut secure.reply);
         let pending = input.slice(opened.used..input.len());
-        let too_long = pending.len() > MOST_PENDING;
-        if !pending.is_empty() && opened.failure.is_none() && !too_long {
+        if opened.failure.is_none() && pending.len() > secured.most_pending() {
+            opened.failure = Some(secured.session.say_too_long(&mut secure.reply));
+        }
+        if !pending.is_empty() && opened.failure.is_none() {
             secured.pending = Some(self.memory.pool.heap(&pending));
         }
         drop(pending);
@@ -275,8 +287,8 @@ impl<B: Backend> Loop<B> {
             let reply = self.memory.scratch.write(secure.reply.len(), |out| out.put(&secure.reply));
             self.backend.send(sock, reply.into());
         }
-        if opened.failure.is_some() || too_long {
-            self.fail_session(sock, opened.failure.unwrap_or(Reason::Malformed));
+        if let Some(reason) = opened.failure {
+            self.fail_session(sock, reason);
             return None;
         }
         if secured.pending.is_some() && !self.memory.has_reserve() {
@@ -457,7 +469,7 @@ impl<B: Backend> Loop<B> {
         self.close_client(sock, How::Flushed);
     }
 
-    /// What has come is no TLS: HTTP is told so in its own words, anything else nothing.
+    /// What has come is no TLS: HTTP is told so in its own words, SSL 2 in its successors', anything else nothing.
     #[cold]
     fn refuse_plain(&mut self, sock: Sock, input: &[u8]) {
         self.count().tls_plain.add(1);
@@ -468,6 +480,11 @@ impl<B: Backend> Loop<B> {
         if is_http {
             return self.refuse(sock, 400, "this port speaks TLS: ask for https://");
         }
-        self.close_client(sock, How::Now);
+        if !is_hello_of_ssl_2(input) {
+            return self.close_client(sock, How::Now);
+        }
+        let alert = self.memory.scratch.write(NOT_THIS_VERSION.len(), |out| out.put(&NOT_THIS_VERSION));
+        self.backend.send(sock, alert.into());
+        self.close_client(sock, How::Flushed);
     }
 }

@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::loops::{LATER_LINKS, LATER_LISTENERS, share_out, socket_room};
+use super::renewal::Renewal;
 use super::site::{self, Current};
 use super::unix::Owner;
 use super::{Listening, Place, descriptors, listen};
@@ -61,8 +62,8 @@ pub(super) struct Reloader {
     log: Log,
     metrics: Metrics,
     helpers: Helpers,
-    policies: tls::Policies,
     keeper: Keeper,
+    renewal: Renewal,
 }
 
 /// All that a new configuration takes.
@@ -94,7 +95,7 @@ impl Reloader {
         let started = Arc::new(loaded);
         let keeper = Keeper::start(&config.server.acme, &policies, log);
         let sockets = listeners.iter().map(|listening| listening.sockets.len()).sum::<usize>();
-        let reloader = Reloader {
+        let mut reloader = Reloader {
             inputs,
             current: started.clone(),
             started,
@@ -108,17 +109,18 @@ impl Reloader {
             log: log.clone(),
             metrics: metrics.clone(),
             helpers: helpers.clone(),
-            policies,
             keeper,
+            renewal: Renewal::of(policies, log),
         };
         reloader.show_policies();
         reloader
     }
 
     /// Tells who shows certificates now.
-    fn show_policies(&self) {
+    fn show_policies(&mut self) {
         let of = |place: &Place| Some((place.address.to_string(), place.tls.clone()?));
-        self.policies.put(self.places.iter().filter_map(of).collect());
+        self.renewal.policies.put(self.places.iter().filter_map(of).collect());
+        self.renewal.begin();
     }
 
     /// Reads the configuration anew and lets it hold.
@@ -126,8 +128,8 @@ impl Reloader {
     /// # Errors
     /// Why nothing has changed.
     pub fn reload(&mut self, supervisor: &mut Supervisor, now: Instant) -> Result<Reloaded, String> {
-        let inputs = self.inputs.clone();
-        let (loaded, config) = in_time(move || read(&inputs))?;
+        let (inputs, shown) = (self.inputs.clone(), self.renewal.policies.shown());
+        let (loaded, config) = in_time(move || read(&inputs, &shown))?;
         let mut changes = self.changes(&loaded);
         let renewed = self.renewed(&loaded)?;
         changes.tls = renewed.iter().map(|(place, prepared)| format!("listener {}: {prepared}", place.asked)).collect();
@@ -336,10 +338,12 @@ impl Reloader {
     }
 }
 
-/// What the configuration says now, and what is to hold: the same, with the numbers of users in place of their names.
-fn read(inputs: &Inputs) -> Result<(Loaded, Config), String> {
+/// What the configuration says now, and what is to hold: the same, with the numbers of users in place of their names. A certificate that does not hold
+/// is refused, unless it is among those that are shown already: it has expired meanwhile, and keeps nothing else from changing.
+fn read(inputs: &Inputs, shown: &[(String, tls::Shown)]) -> Result<(Loaded, Config), String> {
     let loaded = inputs.load().map_err(|refusal| refusal.line)?;
-    let findings = check::apps(&loaded).into_iter().chain(check::tls(&loaded)).chain(check::files(&loaded));
+    let of_tls = check::tls(&loaded, |one| shown.iter().any(|(_, known)| known == one));
+    let findings = check::apps(&loaded).into_iter().chain(of_tls).chain(check::files(&loaded));
     let errors: Vec<_> = findings.filter(|it| it.severity == Severity::Error).collect();
     if !errors.is_empty() {
         return Err(loaded.report(&errors));

@@ -1,8 +1,8 @@
 //! Signals: the handlers only queue; the supervisor takes them out of the queue in its own time. Should it hang, as over a file system that
 //! does not answer, the second signal to stop is the business of a thread that does nothing else.
 //!
-//! SIGPIPE is ignored for the whole process by the standard library's start-up code; a write to a closed socket is an
-//! error and no signal.
+//! SIGPIPE is ignored for the whole process by the standard library's start-up code, and SIGXFSZ here; a write to a closed socket, or to a
+//! file that may not become larger (RLIMIT_FSIZE), is an error and no signal. Workers get all signals as they are by default.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -75,6 +75,8 @@ impl Requests {
     /// # Errors
     /// When no pipe can be made or a handler cannot be installed.
     pub fn from_signals() -> io::Result<Requests> {
+        // SAFETY: SIG_IGN is a valid disposition for this signal, and no handler of ours is replaced.
+        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
         let signals = [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU, SIGCHLD];
         let requests = Requests { delivery: deliver(&signals)?, injected: None };
         keep_last_resort(&[SIGTERM, SIGINT, SIGQUIT])?;

@@ -89,7 +89,9 @@ fn limits(metrics: &Metrics) -> Vec<status::Limit> {
 
 fn certificate((listener, shown): (String, tls::Shown)) -> status::Certificate {
     let (file, expires) = (shown.path.display().to_string(), tls::day(shown.not_after));
-    status::Certificate { listener, names: shown.names, file, not_after: shown.not_after, expires }
+    let outdated = shown.outdated().map(|failure| failure.what);
+    let tls::Shown { names, not_before, not_after, .. } = shown;
+    status::Certificate { listener, names, file, not_before, not_after, expires, outdated }
 }
 
 impl Supervisor {

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{ExitReason, Supervisor};
+use crate::acme;
 use crate::log::Level;
 use crate::mailbox::Message;
 
@@ -103,6 +104,7 @@ impl Supervisor {
 
     fn begin_last_requests(&mut self, deadline: Instant, drains: bool, now: Instant) {
         self.units.iter_mut().for_each(|unit| unit.settle(now));
+        acme::retire();
         // A copy that nobody accepts from would keep clients waiting; where another serves, it has its own.
         self.upgrades.holdings.close();
         self.stop = Some(Stop::Loops { deadline, ask_at: now, drains });

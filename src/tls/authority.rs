@@ -14,8 +14,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use super::certificates::{Failure, Loaded, Shown, certificates};
+use super::der;
 use super::policy::{Policies, prepare, provider};
-use super::{der, now};
 use crate::config::Managed;
 
 /// The protocol of a handshake that looks at a challenge's answer and at nothing else (RFC 8737, 6.2).
@@ -105,7 +105,10 @@ impl Policies {
             let said = policy.said();
             if said.managed.as_ref() == Some(managed) {
                 match prepare(&said) {
-                    Ok(prepared) => policy.replace(prepared),
+                    // One that says something else by now has read the files by itself.
+                    Ok(prepared) => {
+                        policy.replace_files(prepared);
+                    }
                     Err(failure) => failures.push(failure),
                 }
             }
@@ -119,7 +122,7 @@ pub(super) fn load(managed: &Managed, provider: &CryptoProvider) -> Result<Vec<L
     let files = std::fs::read_dir(&managed.directory).into_iter().flatten().flatten().map(|entry| entry.path());
     let files = files.filter(|path| path.extension().is_some_and(|extension| extension == EXTENSION));
     // What is broken or has ended is ordered anew by whoever looks after them.
-    let mut loaded: Vec<Loaded> = files.filter_map(|path| Loaded::read(&path, &path, provider).ok()).collect();
+    let mut loaded: Vec<Loaded> = files.filter_map(|path| Loaded::read_holding(&path, &path, provider).ok()).collect();
     loaded.retain(|one| one.shown.names.iter().any(|name| managed.names.contains(name)));
     loaded.sort_by_key(|one| std::cmp::Reverse(one.shown.not_after));
     let has = |name: &&String| !loaded.iter().any(|one| one.shown.names.contains(name));
@@ -142,8 +145,9 @@ fn temporary(names: Vec<String>, directory: &Path, provider: &CryptoProvider) ->
             made
         }
     };
-    let not_after = der::facts(&made.0).map_or(now(), |facts| facts.not_after);
-    let shown = Shown { path: directory.join("temporary"), names, not_after };
+    let facts = der::facts(&made.0).unwrap_or_default();
+    let (not_before, not_after) = (facts.not_before, facts.not_after);
+    let shown = Shown { path: directory.join("temporary"), names, not_before, not_after };
     Ok(Loaded::made(shown, certified(made, provider)?))
 }
 
@@ -179,7 +183,7 @@ pub struct Issued {
 /// # Errors
 /// What is wrong with the file.
 pub fn issued(path: &Path) -> Result<Issued, Failure> {
-    let loaded = Loaded::read(path, path, provider())?;
+    let loaded = Loaded::read_holding(path, path, provider())?;
     let chain = certificates(path)?;
     let first = chain.first().map_or(&[][..], |first| first);
     let facts = der::facts(first).unwrap_or_default();

@@ -54,11 +54,24 @@ pub struct Shown {
     pub path: PathBuf,
     /// The names that it is for.
     pub names: Vec<String>,
-    /// Until when it holds, in seconds since 1970.
+    /// From when it holds, in seconds since 1970.
+    pub not_before: i64,
+    /// Until when.
     pub not_after: i64,
 }
 
 impl Shown {
+    /// Why no client takes it now; `None`: it holds.
+    pub fn outdated(&self) -> Option<Failure> {
+        let now = now();
+        if self.not_after <= now {
+            let what = format!("the certificate has expired on {}", day(self.not_after));
+            return Some(Failure::new(&self.path, what, "renew it"));
+        }
+        let what = || format!("the certificate does not hold before {}", day(self.not_before));
+        (self.not_before > now).then(|| Failure::new(&self.path, what(), "is the clock of this machine right?"))
+    }
+
     /// Whether it ends within so many seconds.
     pub fn ends_within(&self, seconds: i64) -> bool {
         self.not_after - now() < seconds
@@ -78,7 +91,7 @@ impl Loaded {
         Loaded { shown, key: Arc::new(key) }
     }
 
-    /// Reads a pair of files.
+    /// Reads a pair of files, whose certificate need not hold any more.
     pub fn read(chain: &Path, key: &Path, provider: &CryptoProvider) -> Result<Loaded, Failure> {
         let certificates = certificates(chain)?;
         let facts = certificates.first().and_then(|first| der::facts(first));
@@ -99,19 +112,18 @@ impl Loaded {
             let hint = "the file of certificates begins with that of the server, and those of its issuers follow";
             Failure::new(key, format!("the key is not that of the certificate in {}", chain.display()), hint)
         })?;
-        let (now, not_after) = (now(), facts.not_after);
-        if not_after <= now {
-            return Err(Failure::new(chain, format!("the certificate has expired on {}", day(not_after)), "renew it"));
-        }
-        if facts.not_before > now {
-            let what = format!("the certificate does not hold before {}", day(facts.not_before));
-            return Err(Failure::new(chain, what, "is the clock of this machine right?"));
-        }
         if facts.names.is_empty() {
             let hint = "expected DNS names or addresses in its subjectAltName: clients do not look at its subject";
             return Err(Failure::new(chain, "the certificate is for no name", hint));
         }
-        Ok(Loaded::made(Shown { path: chain.to_owned(), names: facts.names, not_after }, pair))
+        let (not_before, not_after) = (facts.not_before, facts.not_after);
+        Ok(Loaded::made(Shown { path: chain.to_owned(), names: facts.names, not_before, not_after }, pair))
+    }
+
+    /// Reads a pair of files, and demands that the certificate holds now.
+    pub fn read_holding(chain: &Path, key: &Path, provider: &CryptoProvider) -> Result<Loaded, Failure> {
+        let loaded = Loaded::read(chain, key, provider)?;
+        loaded.shown.outdated().map_or(Ok(loaded), Err)
     }
 }
 
@@ -183,13 +195,15 @@ pub(super) struct Table {
     /// Only names that are known are served.
     strict: bool,
     all: Vec<Arc<CertifiedKey>>,
+    /// Those who issue clients' certificates.
+    issuers: Vec<CertificateDer<'static>>,
     pub shown: Vec<Shown>,
 }
 
 impl Table {
     /// A table of those, the first of which is the default.
-    pub fn new(loaded: Vec<Loaded>, strict: bool) -> Table {
-        let mut table = Table { strict, ..Table::default() };
+    pub fn new(loaded: Vec<Loaded>, issuers: Vec<CertificateDer<'static>>, strict: bool) -> Table {
+        let mut table = Table { issuers, strict, ..Table::default() };
         for Loaded { shown, key } in loaded {
             for name in &shown.names {
                 let (names, name) = match name.strip_prefix("*.") {
@@ -236,10 +250,11 @@ impl Certificates {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Whether they are the same as in a table.
+    /// Whether they, and those who issue clients', are the same as in a table.
     pub(super) fn are(&self, other: &Table) -> bool {
         let chains = |table: &Table| table.all.iter().map(|one| one.cert.clone()).collect::<Vec<_>>();
-        chains(&self.table()) == chains(other)
+        let table = self.table();
+        chains(&table) == chains(other) && table.issuers == other.issuers
     }
 
     /// Those that are shown now.

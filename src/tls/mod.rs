@@ -38,7 +38,7 @@ pub use tickets::{TicketKey, adopt_ticket_keys, ticket_keys};
 
 use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, UnbufferedStatus};
-use rustls::{AlertDescription, Error, HandshakeKind, ProtocolVersion};
+use rustls::{AlertDescription, Error, HandshakeKind, PeerIncompatible, ProtocolVersion};
 
 /// Plain bytes of a record, at most (RFC 8446, 5.1).
 pub const RECORD_BYTES: usize = 16 * 1024;
@@ -47,9 +47,24 @@ pub const OVERHEAD_BYTES: usize = 512;
 /// The first byte of whatever a TLS client begins with: the type of a record of a handshake (RFC 8446, 5.1).
 pub const HANDSHAKE: u8 = 22;
 
+/// A ClientHello has so many bytes at most. One with keys that quantum computers do not break has 2,000, and BoringSSL takes none of more than 16 KiB.
+pub const HELLO_BYTES: usize = 17 * 1024;
+/// Of a first record: its head, and of its message the kind, the length and the version that the client claims to be of.
+type Beginning = [u8; 11];
+const CLIENT_HELLO: u8 = 1;
+/// The alert for what comes where it should not (RFC 8446, 6.2).
+const UNEXPECTED_MESSAGE: u8 = 10;
+/// The alert for a version that is not spoken (RFC 8446, 6.2).
+const PROTOCOL_VERSION: u8 = 70;
+/// The alert for what cannot be read, or is too long (RFC 8446, 6.2).
+const DECODE_ERROR: u8 = 50;
+
 /// One client's connection.
 pub struct Session {
     library: UnbufferedServerConnection,
+    asks_for_certificates: bool,
+    /// Its beginning was looked at.
+    begun: bool,
     #[cfg(debug_assertions)]
     stand_in: Option<stand_in::StandIn>,
 }
@@ -87,6 +102,8 @@ impl Session {
     pub fn new(policy: &Policy) -> Result<Session, Error> {
         Ok(Session {
             library: UnbufferedServerConnection::new(policy.config())?,
+            asks_for_certificates: policy.asks_for_certificates(),
+            begun: false,
             #[cfg(debug_assertions)]
             stand_in: policy.is_stand_in.then(Default::default),
         })
@@ -100,7 +117,16 @@ impl Session {
             return stand_in.open(input, plain, reply);
         }
         let mut opened = Opened { used: 0, ended: false, failure: None };
-        let (mut alert, mut before) = (None, 0);
+        let (mut alert, mut better, mut before) = (None, None, 0);
+        if !self.begun
+            && let Some(beginning) = input.first_chunk()
+        {
+            self.begun = true;
+            if let Some((alert, reason)) = refusal(beginning) {
+                reply.extend(fatal(alert));
+                return Opened { failure: Some(reason), ..opened };
+            }
+        }
         loop {
             let UnbufferedStatus { discard, state } = self.library.process_tls_records(&mut input[opened.used..]);
             let mut done = false;
@@ -115,7 +141,7 @@ impl Session {
                 Ok(ConnectionState::PeerClosed) => opened.ended = true,
                 Err(error) => {
                     opened.failure = Some(Reason::of(&error));
-                    (alert, before) = (self.unsaid(&error), reply.len());
+                    (alert, better, before) = (self.unsaid(&error), better_alert(&error), reply.len());
                 }
                 // Early data is not offered.
                 Ok(_) => done = true,
@@ -126,10 +152,10 @@ impl Session {
                 if let Some(alert) = alert
                     && reply.len() == before
                 {
-                    reply.extend([21, 3, 3, 0, 2, 2, alert]);
+                    reply.extend(fatal(alert));
                 }
-                if opened.failure == Some(Reason::UnknownName) {
-                    name_the_alert(reply);
+                if let (Some(better), Some([21, 3, _, 0, 2, 2, said])) = (better, reply.last_chunk_mut::<7>()) {
+                    *said = better;
                 }
                 return opened;
             }
@@ -140,16 +166,33 @@ impl Session {
     /// the key signs nothing that the client takes; 10, unexpected_message, for what comes where it should not; 50, decode_error, for a message that is too
     /// long.
     fn unsaid(&self, error: &Error) -> Option<u8> {
-        let is_plain = self.library.is_handshaking()
-            && self.library.protocol_version() != Some(ProtocolVersion::TLSv1_3)
-            && self.library.handshake_kind() != Some(HandshakeKind::Resumed);
         match error {
-            _ if !is_plain => None,
+            _ if !self.is_plain() => None,
             Error::General(_) => Some(40),
-            Error::PeerMisbehaved(_) => Some(10),
-            Error::InvalidMessage(_) => Some(50),
+            Error::PeerMisbehaved(_) => Some(UNEXPECTED_MESSAGE),
+            Error::InvalidMessage(_) => Some(DECODE_ERROR),
             _ => None,
         }
+    }
+
+    /// Whether an alert needs no encryption.
+    fn is_plain(&self) -> bool {
+        self.library.is_handshaking()
+            && self.library.protocol_version() != Some(ProtocolVersion::TLSv1_3)
+            && self.library.handshake_kind() != Some(HandshakeKind::Resumed)
+    }
+
+    /// Says of a message that is longer than is taken here what the library says of one that is longer than it takes.
+    pub fn say_too_long(&self, reply: &mut Vec<u8>) -> Reason {
+        if self.is_plain() {
+            reply.extend(fatal(DECODE_ERROR));
+        }
+        Reason::Malformed
+    }
+
+    /// Whether the client was asked for its certificates, and has not shown them.
+    pub fn awaits_certificates(&self) -> bool {
+        self.asks_for_certificates && self.library.is_handshaking() && self.library.protocol_version().is_some()
     }
 
     /// Makes records of `plain` in `room`, which has [`OVERHEAD_BYTES`] more for each of [`RECORD_BYTES`]; how many bytes they have.
@@ -233,11 +276,44 @@ impl Session {
     }
 }
 
-/// The library says `access_denied` where no certificate is found; the alert for it is `unrecognized_name` (RFC 6066, 3). Before there is
-/// a certificate nothing is encrypted, and the alert is the last record.
-fn name_the_alert(reply: &mut [u8]) {
-    if let Some([21, 3, _, 0, 2, 2, alert]) = reply.last_chunk_mut::<7>() {
-        *alert = 112;
+/// Why a client is turned away by the first bytes that it has sent, and with which alert: the library takes longer messages, and clients that claim to be
+/// of SSL 3 or older (RFC 8446, D.5), and looks into a message before it says that it expects another.
+fn refusal(beginning: &Beginning) -> Option<(u8, Reason)> {
+    let [HANDSHAKE, _, _, record @ .., kind, first, second, third, major, minor] = *beginning else {
+        return None;
+    };
+    let is_fragment = usize::from(u16::from_be_bytes(record)) < beginning.len() - 5;
+    let length = u32::from_be_bytes([0, first, second, third]);
+    match (major, minor) {
+        _ if is_fragment => None,
+        _ if kind != CLIENT_HELLO => Some((UNEXPECTED_MESSAGE, Reason::Malformed)),
+        _ if length as usize > HELLO_BYTES => Some((DECODE_ERROR, Reason::Malformed)),
+        version if version <= (3, 0) => Some((PROTOCOL_VERSION, Reason::NothingInCommon)),
+        _ => None,
+    }
+}
+
+/// What a client is told whose version is not spoken.
+pub const NOT_THIS_VERSION: [u8; 7] = fatal(PROTOCOL_VERSION);
+
+/// Whether that is how SSL 2 begins, which is not spoken (RFC 8446, D.5): a record of two bytes' length, and a ClientHello.
+pub fn is_hello_of_ssl_2(input: &[u8]) -> bool {
+    matches!(input, [128..=255, _, CLIENT_HELLO, ..])
+}
+
+/// A record of a fatal alert, in the clear.
+const fn fatal(alert: u8) -> [u8; 7] {
+    [21, 3, 3, 0, 2, 2, alert]
+}
+
+/// The alert for an error of which the library says another: `unrecognized_name` (RFC 6066, 3) where no certificate is found, for which it says
+/// `access_denied`, and `missing_extension` (RFC 8446, 9.2) for `handshake_failure`. Before there is a certificate nothing is encrypted,
+/// and the alert is the last record.
+fn better_alert(error: &Error) -> Option<u8> {
+    match error {
+        Error::PeerIncompatible(PeerIncompatible::KeyShareExtensionRequired) => Some(109),
+        _ if Reason::of(error) == Reason::UnknownName => Some(112),
+        _ => None,
     }
 }
 

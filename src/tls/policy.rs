@@ -1,11 +1,12 @@
 //! Policies: what a listener demands of its clients and shows them. A policy lives as long as its listener; what it says is replaced while it
 //! serves, and sessions that have begun go on as they began.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use rustls::RootCertStore;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::CertificateDer;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, ServerConfig, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
@@ -40,7 +41,7 @@ pub struct Prepared {
     table: Table,
 }
 
-/// Reads and checks all that a policy needs.
+/// Reads and checks all that a policy needs. That a certificate does not hold now is for [`Shown::outdated`] to say.
 ///
 /// # Errors
 /// The first file that is not as it should be.
@@ -55,8 +56,9 @@ pub fn prepare(tls: &Tls) -> Result<Prepared, Failure> {
         loaded.extend(authority::load(managed, provider)?);
     }
     let certificates = Arc::new(Certificates::default());
-    let config = config(tls, certificates.clone())?;
-    Ok(Prepared { said: tls.clone(), config, certificates, table: Table::new(loaded, tls.strict_sni) })
+    let issuers = tls.client_ca.as_deref().map_or(Ok(Vec::new()), certificates::certificates)?;
+    let config = config(tls, &issuers, certificates.clone())?;
+    Ok(Prepared { said: tls.clone(), config, certificates, table: Table::new(loaded, issuers, tls.strict_sni) })
 }
 
 impl Prepared {
@@ -84,6 +86,20 @@ impl Policies {
         all.iter().map(|(_, policy)| policy.clone()).collect()
     }
 
+    /// The files that they are read from, but for those that an authority here has issued.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<PathBuf> = self.all().iter().flat_map(|policy| policy.said().files()).collect();
+        files.sort();
+        files.dedup();
+        files
+    }
+
+    /// Has all of them read their files again. Those with others in them, each with the address of its listener, and what it shows now or why not.
+    pub fn renew(&self) -> Vec<(String, Result<String, Failure>)> {
+        let all = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        all.into_iter().filter_map(|(address, policy)| Some((address, policy.renew()?))).collect()
+    }
+
     /// All certificates, each with the address of its listener.
     pub fn shown(&self) -> Vec<(String, Shown)> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -103,7 +119,11 @@ impl std::fmt::Display for Prepared {
     }
 }
 
-fn config(tls: &Tls, certificates: Arc<Certificates>) -> Result<ServerConfig, Failure> {
+fn config(
+    tls: &Tls,
+    issuers: &[CertificateDer<'static>],
+    certificates: Arc<Certificates>,
+) -> Result<ServerConfig, Failure> {
     let versions = match tls.min_version {
         TlsVersion::V1_2 => &[&TLS13, &TLS12][..],
         TlsVersion::V1_3 => &[&TLS13][..],
@@ -111,7 +131,7 @@ fn config(tls: &Tls, certificates: Arc<Certificates>) -> Result<ServerConfig, Fa
     let builder = ServerConfig::builder_with_provider(provider().clone()).with_protocol_versions(versions);
     let builder = builder.expect("the provider has suites of both versions");
     let builder = match &tls.client_ca {
-        Some(path) => builder.with_client_cert_verifier(verifier(path)?),
+        Some(path) => builder.with_client_cert_verifier(verifier(path, issuers)?),
         None => builder.with_no_client_auth(),
     };
     let mut config = builder.with_cert_resolver(certificates);
@@ -128,10 +148,10 @@ fn config(tls: &Tls, certificates: Arc<Certificates>) -> Result<ServerConfig, Fa
 }
 
 /// Accepts clients with a certificate that one of those in the file has issued.
-fn verifier(path: &Path) -> Result<Arc<dyn ClientCertVerifier>, Failure> {
+fn verifier(path: &Path, issuers: &[CertificateDer<'static>]) -> Result<Arc<dyn ClientCertVerifier>, Failure> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates::certificates(path)? {
-        roots.add(certificate).map_err(|error| {
+    for certificate in issuers {
+        roots.add(certificate.clone()).map_err(|error| {
             Failure::new(path, format!("a certificate in it cannot be used: {error}"), "expected those of issuers")
         })?;
     }
@@ -174,11 +194,42 @@ impl Policy {
 
     /// Has it say something else from the next session on.
     pub fn replace(&self, prepared: Prepared) {
-        let Prepared { said, mut config, table, .. } = prepared;
-        *self.said.write().unwrap_or_else(PoisonError::into_inner) = said;
+        self.replace_if(prepared, |_, _| true);
+    }
+
+    /// The same, if it says the same as before, with what is in its files now: a reload may have been faster. Whether it does.
+    pub(super) fn replace_files(&self, prepared: Prepared) -> bool {
+        self.replace_if(prepared, |said, prepared| *said == prepared.said)
+    }
+
+    fn replace_if(&self, prepared: Prepared, may: impl FnOnce(&Tls, &Prepared) -> bool) -> bool {
+        // Held to the end: who comes at the same time comes behind it.
+        let mut said = self.said.write().unwrap_or_else(PoisonError::into_inner);
+        if !may(&said, &prepared) {
+            return false;
+        }
+        let Prepared { said: says, mut config, table, .. } = prepared;
+        *said = says;
         config.cert_resolver = self.certificates.clone();
         self.certificates.put(table);
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(config);
+        true
+    }
+
+    /// Reads its files again; what it shows now, or why it does not show what is new. `None`: nothing is.
+    fn renew(&self) -> Option<Result<String, Failure>> {
+        let prepared = match prepare(&self.said()) {
+            Ok(prepared) if self.says(&prepared) => return None,
+            Ok(prepared) => prepared,
+            Err(failure) => return Some(Err(failure)),
+        };
+        let known = self.certificates.shown();
+        let new = prepared.shown().iter().filter(|shown| !known.contains(shown));
+        if let Some(failure) = new.filter_map(Shown::outdated).next() {
+            return Some(Err(failure));
+        }
+        let shown = prepared.to_string();
+        self.replace_files(prepared).then_some(Ok(shown))
     }
 
     /// Whether it says just that, with the same certificates.
@@ -190,6 +241,11 @@ impl Policy {
     /// The certificates that it shows.
     pub fn certificates(&self) -> &Arc<Certificates> {
         &self.certificates
+    }
+
+    /// Whether clients are to show certificates of their own.
+    pub(super) fn asks_for_certificates(&self) -> bool {
+        self.said.read().unwrap_or_else(PoisonError::into_inner).client_ca.is_some()
     }
 
     /// The line that every answer gets; empty if none.

@@ -42,7 +42,8 @@ pub(super) fn load(provider: &CryptoProvider) -> Result<Loaded, Failure> {
     let key = PrivateKeyDer::try_from(made.key.clone()).map_err(|error| failed(error.to_owned()))?;
     let key = provider.key_provider.load_private_key(key).map_err(|error| failed(error.to_string()))?;
     let facts = der::facts(&made.certificate).unwrap_or_default();
-    let shown = Shown { path: PathBuf::from("self-signed"), names: facts.names, not_after: facts.not_after };
+    let (not_before, not_after) = (facts.not_before, facts.not_after);
+    let shown = Shown { path: PathBuf::from("self-signed"), names: facts.names, not_before, not_after };
     Ok(Loaded::made(shown, CertifiedKey::new(vec![made.certificate.clone().into()], key)))
 }
 

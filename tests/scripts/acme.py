@@ -1,15 +1,21 @@
 #!/usr/bin/env python3
 """Certificates by ACME from pebble, the authority that others have written to test clients with.
 
-    tests/scripts/acme.py --server target/release/production_server [--only first,renewal,failing,account,restart]
+    tests/scripts/acme.py --server target/release/production_server [--only first,renewal,failing,account,restart,...]
 
-Nine of ten nonces are refused. Needs Debian's pebble, openssl and wrk; the restart waits for a minute, as a server does that had an order
-under way when it ended. Exit codes: 0 all hold, 1 something does not, 64 wrong flags.
+Nine of ten nonces are refused. Needs Debian's pebble, openssl and wrk, and root for `user`; where an attempt has failed or was cut, the next one waits for
+a minute, as the server does. What pebble does not know of suggested renewals (RFC 9773) stands in front of it. Exit codes: 0 all hold, 1 something does
+not, 64 wrong flags.
 """
 
+import base64
 import contextlib
+import http.server
 import json
 import os
+import pwd
+import resource
+import shutil
 import signal
 import socket
 import ssl
@@ -17,6 +23,7 @@ import stat
 import subprocess
 import threading
 import time
+import urllib.error
 import urllib.request
 
 import common
@@ -82,8 +89,90 @@ class Authority:
         with urllib.request.urlopen(url, timeout=5, context=self.context) as answer:
             return answer.read().decode()
 
+    def post(self, key, account, url, payload):
+        """Posts what an account signs with its key (PKCS#8) until the nonce is taken; the answer."""
+        path = os.path.join(self.home, "posted.der")
+        with open(path, "wb") as file:
+            file.write(bytes(key))
+        plain = lambda data: base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+        while True:
+            with urllib.request.urlopen(f"https://localhost:{self.port}/nonce-plz", timeout=5, context=self.context) as answer:
+                protected = {"alg": "ES256", "kid": account, "nonce": answer.headers["Replay-Nonce"], "url": url}
+            parts = [plain(json.dumps(part).encode()) for part in (protected, payload)]
+            signed = subprocess.run(["openssl", "dgst", "-sha256", "-keyform", "DER", "-sign", path], input=".".join(parts).encode(), capture_output=True, check=True).stdout
+            # A sequence of two whole numbers, of which JOSE wants 32 bytes each.
+            first = signed[4:4 + signed[3]]
+            numbers = [first, signed[6 + len(first):]]
+            raw = b"".join(int.from_bytes(number, "big").to_bytes(32, "big") for number in numbers)
+            body = json.dumps({"protected": parts[0], "payload": parts[1], "signature": plain(raw)}).encode()
+            request = urllib.request.Request(url, body, {"Content-Type": "application/jose+json"})
+            try:
+                with urllib.request.urlopen(request, timeout=5, context=self.context) as answer:
+                    return json.loads(answer.read())
+            except urllib.error.HTTPError as error:
+                problem = json.loads(error.read())
+                if not problem["type"].endswith("badNonce"):
+                    raise Trouble(f"{url}: {problem}") from error
+
     def root(self):
         return self.fetch(f"https://localhost:{self.management}/roots/0")
+
+
+class Suggesting:
+    """What stands before a pebble and suggests renewals besides (RFC 9773): of the first certificate that it is asked for at once, of others in a month."""
+
+    def __init__(self, stack, authority):
+        self.port, self.ca, self.asked, self.replaced = processes.free_port(), authority.ca, [], []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def serve(handler):
+                body = handler.rfile.read(int(handler.headers.get("Content-Length") or 0))
+                if handler.path.startswith("/renewal-info/"):
+                    return handler.answer(200, {"Content-Type": "application/json", "Retry-After": "21600"}, self.window(handler.path.rpartition("/")[2]))
+                if handler.path == "/order-plz" and body:
+                    payload = json.loads(body)["payload"]
+                    self.replaced.append(json.loads(base64.urlsafe_b64decode(payload + "=="[:-len(payload) % 4])).get("replaces"))
+                fields = {name: value for name, value in handler.headers.items() if name.lower() in ("host", "content-type", "user-agent")}
+                request = urllib.request.Request(f"https://localhost:{authority.port}{handler.path}", body or None, fields, method=handler.command)
+                try:
+                    answer = urllib.request.urlopen(request, timeout=10, context=authority.context)
+                except urllib.error.HTTPError as error:
+                    answer = error
+                with answer:
+                    text, fields = answer.read(), {name: value for name, value in answer.headers.items() if name in ("Content-Type", "Replay-Nonce", "Location", "Retry-After", "Link")}
+                if handler.path == "/dir":
+                    text = json.dumps({**json.loads(text), "renewalInfo": f"https://localhost:{self.port}/renewal-info"}).encode()
+                handler.answer(answer.status, fields, text)
+
+            do_GET = do_HEAD = do_POST = serve
+
+            def answer(handler, status, fields, text):
+                handler.send_response(status)
+                for name, value in {**fields, "Content-Length": str(len(text))}.items():
+                    handler.send_header(name, value)
+                handler.end_headers()
+                handler.wfile.write(b"" if handler.command == "HEAD" else text)
+
+            def log_message(handler, *_):
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        server.daemon_threads = True
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(os.path.join(authority.home, "cert.pem"), os.path.join(authority.home, "key.pem"))
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(server.shutdown)
+
+    def window(self, name):
+        self.asked.append(name)
+        start = time.time() + (-3600 if name == self.asked[0] else 86400 * 30)
+        word = lambda seconds: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+        return json.dumps({"suggestedWindow": {"start": word(start), "end": word(start + 1800)}}).encode()
 
 
 class Server:
@@ -95,9 +184,15 @@ class Server:
         self.http_port, self.tls_port, self.program = http_port, tls_port, os.path.abspath(options.server)
         self.state, self.run, self.log = (os.path.join(self.home, name) for name in ("state", "run", "log"))
         self.file = os.path.join(self.home, "server.toml")
+        self.configure = lambda names, user="": self.write(backend, authority, names, challenge, more, user)
+        self.configure(names)
+
+    def write(self, backend, authority, names, challenge, more, user):
+        http_port, tls_port = self.http_port, self.tls_port
         with open(self.file, "w") as file:
             file.write(f"""
 [server]
+{user}
 backend = "{backend}"
 run_dir = "{self.run}"
 stats_interval = 0
@@ -121,15 +216,20 @@ workers = 1
 """)
 
     @contextlib.contextmanager
-    def running(self):
-        with processes.running([self.program, "-f", self.file], self.log, cwd=self.home) as process:
+    def running(self, before=()):
+        with processes.running([*before, self.program, "-f", self.file], self.log, cwd=self.home) as process:
             processes.wait_until_it_answers(process, self.log, self.http_port, "/ping")
             yield process
 
+    def word(self, *words):
+        done = subprocess.run([self.program, *words, "--run-dir", self.run], capture_output=True, text=True, timeout=PATIENCE)
+        return done.stdout
+
     def status(self):
-        line = [self.program, "status", "--json", "--run-dir", self.run]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE)
-        return json.loads(done.stdout)["acme"]
+        return self.document()["acme"]
+
+    def document(self):
+        return json.loads(self.word("status", "--json"))
 
     def shown(self, name):
         """The certificate that a client is shown who asks for that name, in PEM."""
@@ -141,8 +241,11 @@ workers = 1
     def issuer(self, name):
         return openssl("x509", "-noout", "-issuer", input=self.shown(name))
 
-    def await_certificate(self, name=NAMES[0]):
-        until("a certificate has come", lambda: "Pebble" in self.issuer(name), self.log)
+    def await_certificate(self, name=NAMES[0], patience=PATIENCE):
+        until("a certificate has come", lambda: "Pebble" in self.issuer(name), self.log, patience=patience)
+
+    def await_failure(self, words):
+        return until(f"an attempt has failed with {words!r}", lambda: (now := self.status())["failed"] and words in now["last_error"] and now, self.log)
 
     def get(self, name, root, path):
         """GET over TLS by a client that verifies what it is shown."""
@@ -151,10 +254,22 @@ workers = 1
             stream.sendall(f"GET {path} HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n".encode())
             return processes.read_answer(stream)[0]
 
+    def brakes_file(self):
+        return next(os.path.join(self.state, name) for name in os.listdir(self.state) if name.endswith(".brakes.json"))
+
     def brakes(self):
-        name = next(name for name in os.listdir(self.state) if name.endswith(".brakes.json"))
-        with open(os.path.join(self.state, name)) as file:
+        with open(self.brakes_file()) as file:
             return json.load(file)
+
+    def age(self, seconds=3600, **more):
+        """Of a server that does not run: as if its last attempt were that much older."""
+        brakes = {**self.brakes(), **more}
+        brakes["tried"] -= seconds
+        with open(self.brakes_file(), "w") as file:
+            json.dump(brakes, file)
+
+    def kept(self, ending):
+        return [os.path.join(self.state, name) for name in os.listdir(self.state) if name.endswith(ending)]
 
 
 def first(home, options, results):
@@ -229,13 +344,8 @@ def failing(home, options, results):
             waits = found["next_attempt"] - time.time()
             results.add("the next attempt waits for a minute", 30 < waits <= 60 and "http-01" in found["last_error"], str(found))
             results.add("one validation was tried", len(server.brakes()["validations"]) == 1)
-        path = next(os.path.join(server.state, name) for name in os.listdir(server.state) if name.endswith(".brakes.json"))
-        brakes = server.brakes()
         # As after an hour of failures: two more, and the last attempt an hour ago.
-        brakes["validations"] *= 3
-        brakes["tried"] -= 3600
-        with open(path, "w") as file:
-            json.dump(brakes, file)
+        server.age(validations=server.brakes()["validations"] * 3)
         with server.running():
             found = until("the status tells of it", lambda: (now := server.status())["next_attempt"] and now, server.log)
             waits = found["next_attempt"] - time.time()
@@ -280,7 +390,180 @@ def restart(home, options, results):
             results.add("an order is begun anew after a restart", counted, f"{before} {after}")
 
 
-CHECKS = {check.__name__: check for check in (first, renewal, failing, account, restart)}
+def full(home, options, results):
+    """The disk is full when the certificate has come: it is fetched by the next server, and not demanded again. Then the directory goes under a running server."""
+    with contextlib.ExitStack() as stack:
+        http_port, tls_port = processes.free_port(), processes.free_port()
+        authority = Authority(stack, home, http_port, tls_port)
+        server = Server(home, options, common.backends(options)[0], http_port, tls_port, authority)
+        # Enough for what is kept before the certificate, and for the log.
+        with server.running(before=["prlimit", "--fsize=1500:unlimited"]) as process:
+            found = server.await_failure("cannot write")
+            results.add("a full disk is said with its place", server.state in found["last_error"], found["last_error"])
+            results.add("the temporary certificate is shown meanwhile", "Pebble" not in server.issuer(NAMES[0]))
+            results.add("nothing of it is left", not server.kept(".pem") and not server.kept(".new"), str(os.listdir(server.state)))
+            process.send_signal(signal.SIGKILL)
+            process.wait(PATIENCE)
+        before = server.brakes()
+        server.age(failures=0)
+        with server.running(before=["prlimit", "--fsize=1500:unlimited"]) as process:
+            server.await_failure("cannot write")
+            results.add("what is demanded once is fetched", before["orders"] == server.brakes()["orders"] and len(before["orders"]) == 1, str(server.brakes()))
+            shutil.rmtree(server.state)
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            server.await_certificate(patience=90.0)
+            results.add("a directory that was removed is made anew", server.get(NAMES[0], authority.root(), "/ping") == 200)
+            orders = server.brakes()["orders"]
+            results.add("brakes outlive it", len(orders) == 2 and orders[0] == before["orders"][0], str(orders))
+
+
+def fetched(home, options, results):
+    """A server that is killed when the certificate was demanded and before it has come: the next one fetches it. What cannot be kept is not demanded."""
+    with contextlib.ExitStack() as stack:
+        http_port, tls_port = processes.free_port(), processes.free_port()
+        authority = Authority(stack, home, http_port, tls_port)
+        server = Server(home, options, common.backends(options)[0], http_port, tls_port, authority)
+        with server.running():
+            until("the server has begun", lambda: server.brakes_file(), server.log)
+            os.mkdir(server.brakes_file().replace(".brakes.json", ".order.json.new"))
+            server.await_failure("cannot write")
+            until("it does not count", lambda: server.brakes()["orders"] == [], server.log)
+            results.add("an order that cannot be kept is not demanded, and does not count", not server.kept(".order.json"), str(server.brakes()))
+        os.rmdir(server.kept(".order.json.new")[0])
+        server.age()
+        with server.running() as process:
+            # In the place of the file, so that it is never there.
+            until("the server has begun", lambda: server.brakes_file(), server.log)
+            os.mkdir(server.brakes_file().replace(".brakes.json", ".pem.new"))
+            server.await_failure("cannot write")
+            process.send_signal(signal.SIGKILL)
+            process.wait(PATIENCE)
+        os.rmdir(server.kept(".pem.new")[0])
+        server.age()
+        with server.running():
+            server.await_certificate()
+            orders = server.brakes()["orders"]
+            results.add("a certificate that was demanded before a restart is fetched", len(orders) == 1 and not server.kept(".order.json"), str(orders))
+
+
+def deactivated(home, options, results):
+    """An account that was deactivated is forgotten, and another one made."""
+    with contextlib.ExitStack() as stack:
+        http_port, tls_port = processes.free_port(), processes.free_port()
+        authority = Authority(stack, home, http_port, tls_port)
+        server = Server(home, options, common.backends(options)[0], http_port, tls_port, authority)
+        with server.running():
+            server.await_certificate()
+        [path] = (path for path in server.kept(".json") if os.path.basename(path).startswith("account-"))
+        with open(path) as file:
+            old = json.load(file)
+        gone = authority.post(old["key"], old["url"], old["url"], {"status": "deactivated"})
+        results.add("the account is deactivated", gone["status"] == "deactivated", str(gone))
+        [os.remove(path) for path in server.kept(".pem")]
+        with server.running():
+            found = server.await_failure("")
+            results.add("that it is, is said, and what follows", "deactivated" in found["last_error"] and "another account" in found["last_error"], found["last_error"])
+        server.age()
+        with server.running():
+            server.await_certificate()
+        with open(path) as file:
+            new = json.load(file)
+        results.add("there is another account", new["url"] not in (None, old["url"]) and new["key"] != old["key"], f"{old['url']} {new['url']}")
+
+
+def reload(home, options, results):
+    """A domain comes and one goes while an order is under way."""
+    with contextlib.ExitStack() as stack:
+        http_port, tls_port = processes.free_port(), processes.free_port()
+        authority = Authority(stack, home, http_port, tls_port, slow=True)
+        server = Server(home, options, common.backends(options)[0], http_port, tls_port, authority, names=NAMES[:1])
+        process = stack.enter_context(server.running())
+        until("a validation has begun", lambda: server.brakes()["validations"], server.log)
+        for names in (NAMES, NAMES[1:]):
+            server.configure(names)
+            process.send_signal(signal.SIGHUP)
+            until("the names are others", lambda: server.status()["names"] == names, server.log)
+            until("an order for them has begun", lambda: len(server.kept(".brakes.json")) == 3 - len(names) + 1, server.log)
+        server.await_certificate(NAMES[1])
+        names = openssl("x509", "-noout", "-ext", "subjectAltName", input=server.shown(NAMES[1]))
+        results.add("the last ones that were said have a certificate", NAMES[0] not in names.replace(NAMES[1], ""), " ".join(names.split()))
+        results.add("clients get answers over it", server.get(NAMES[1], authority.root(), "/ping") == 200)
+        counted = [json.load(open(path)) for path in server.kept(".brakes.json")]
+        results.add("each order was begun once", sorted(len(one["validations"]) for one in counted) == [0, 1, 1] and sum(len(one["orders"]) for one in counted) == 1, str(counted))
+
+
+def upgrade(home, options, results):
+    """An upgrade in mid-order, while the old server is busy for a while: the new one has the directory at once, and orders after a minute."""
+    with contextlib.ExitStack() as stack:
+        http_port, tls_port = processes.free_port(), processes.free_port()
+        authority = Authority(stack, home, http_port, tls_port, slow=True)
+        server = Server(home, options, common.backends(options)[0], http_port, tls_port, authority, names=NAMES[:1])
+        with server.running() as process:
+            busy = stack.enter_context(processes.connect(http_port))
+            busy.sendall(b"POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n1")
+            until("a validation has begun", lambda: server.brakes()["validations"], server.log)
+            server.word("upgrade", "--wait")
+            pid = until("another serves", lambda: (found := server.document()["pid"]) != process.pid and found, server.log)
+            try:
+                until("it has the directory", lambda: server.status()["next_attempt"], server.log, patience=12.0)
+                results.add("the new server has the directory while the old one is busy", process.poll() is None)
+                server.await_certificate(patience=90.0)
+                found = server.brakes()
+                results.add("an upgrade in mid-order costs one validation", len(found["validations"]) == 1 and len(found["orders"]) == 1, str(found))
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            until("it has ended", lambda: not os.path.exists(f"/proc/{pid}"), server.log)
+
+
+def user(home, options, results):
+    """A server that becomes another user: what it keeps is that user's."""
+    if os.geteuid() != 0:
+        return print("        user: only root can become another", flush=True)
+    with contextlib.ExitStack() as stack:
+        http_port, tls_port = processes.free_port(), processes.free_port()
+        authority = Authority(stack, home, http_port, tls_port)
+        server = Server(home, options, common.backends(options)[0], http_port, tls_port, authority)
+        os.chmod(home, 0o755)
+        # It finds a place where it may make its run directory, and none for its state, whose parents are root's.
+        os.mkdir(server.run)
+        nobody = pwd.getpwnam("nobody")
+        os.chown(server.run, nobody.pw_uid, nobody.pw_gid)
+        server.state = os.path.join(server.home, "lib", "acme")
+        server.configure(NAMES, 'user = "nobody"')
+        with server.running() as process:
+            server.await_certificate()
+            owners = {os.stat(path).st_uid for path in (server.state, *server.kept(""))}
+            results.add("files are those of the user that it has become", owners == {nobody.pw_uid} and os.stat(f"/proc/{process.pid}").st_uid == nobody.pw_uid, str(owners))
+            before = server.shown(NAMES[0])
+        with server.running():
+            until("the same is shown after a restart", lambda: server.shown(NAMES[0]) == before, server.log)
+        # What was root's before it had a user.
+        for path in (server.state, *server.kept("")):
+            os.chown(path, 0, 0)
+        with server.running():
+            found = until("it is told", lambda: (now := server.status())["last_error"] and now, server.log)
+            results.add("a directory of somebody else's is said with its place", server.state in found["last_error"] and "belong" in found["last_error"], found["last_error"])
+
+
+def suggested(home, options, results):
+    """The authority suggests to renew at once: by its certificate's name, once."""
+    with contextlib.ExitStack() as stack:
+        http_port, tls_port = processes.free_port(), processes.free_port()
+        authority = Suggesting(stack, Authority(stack, home, http_port, tls_port))
+        server = Server(home, options, common.backends(options)[0], http_port, tls_port, authority)
+        stack.enter_context(server.running())
+        until("two certificates have come", lambda: server.status()["issued"] == 2, server.log)
+        found = until("the next order is decided by the authority", lambda: (now := server.status())["decided_by"] == "renewal_information" and now, server.log)
+        results.add("the next one is suggested for in a month", 86400 * 29 < found["next_attempt"] - time.time() < 86400 * 31, str(found))
+        results.add("it was asked once for each", len(authority.asked) == 2 and len(set(authority.asked)) == 2, str(authority.asked))
+        results.add("the order says which one it replaces", authority.asked[0] in authority.replaced and None in authority.replaced, str(authority.replaced))
+        serial = openssl("x509", "-noout", "-serial", input=server.shown(NAMES[0])).strip().partition("=")[2]
+        named = base64.urlsafe_b64decode(authority.asked[1].partition(".")[2] + "==").hex().upper()
+        results.add("it is named by its serial number", named.lstrip("0") == serial.lstrip("0"), f"{named} {serial}")
+
+
+CHECKS = {check.__name__: check for check in (first, renewal, failing, account, restart, fetched, full, deactivated, reload, upgrade, user, suggested)}
 
 
 def main(home):

@@ -5,8 +5,9 @@
 
 curl, ab, wrk, Python's http.client, requests, httpx and aiohttp, Node's http, fetch and undici: GET, HEAD, POST, 2 MB bodies both
 ways, keep-alive, chunked uploads, Expect: 100-continue, streamed answers, pipelining; Python's websockets with a worker that echoes; Go and Java,
-where they are installed, GET and POST 2 MB both ways on one connection. All of them over TLS, too, curl with both versions. Needs PyPI and npm. Exit
-codes: 0, 1 a failure, 64 wrong flags.
+where they are installed, GET and POST 2 MB both ways on one connection. All of them over TLS, too, curl with both versions. Chromium, where it is installed,
+before a server that has made its certificate itself: it trusts nobody, and then that one; GET, POST 2 MB, a WebSocket, an event stream. Needs PyPI and
+npm. Exit codes: 0, 1 a failure, 64 wrong flags.
 """
 
 import os
@@ -20,7 +21,7 @@ PYTHON = ("http.client", "requests", "httpx", "aiohttp", "websockets")
 NODE = ("http", "fetch", "undici")
 COMPILED = {"go": ["go", "run", "client.go"], "java": ["java", "Client.java"]}
 ECHO = os.path.join(common.ROOT, "examples", "websocket", "echo.py")
-CLIENTS = ("curl", "ab", "wrk", *PYTHON, *(f"node:{name}" for name in NODE), *COMPILED)
+CLIENTS = ("curl", "ab", "wrk", *PYTHON, *(f"node:{name}" for name in NODE), *COMPILED, "chromium")
 SIZE = 2_000_000
 
 
@@ -33,7 +34,7 @@ def main(home):
     for word, known in [*((client, CLIENTS) for client in chosen), *((word, ("plain", "tls")) for word in over)]:
         if word not in known:
             flags.error(f"{word!r} is none of {', '.join(known)}")
-    python = common.python_with(home, "requests", "httpx", "aiohttp", "websockets") if set(chosen) & set(PYTHON) else None
+    python = common.python_with(home, "requests", "httpx", "aiohttp", "websockets") if set(chosen) & {*PYTHON, "chromium"} else None
     modules = common.npm(home, "undici@7") if "node:undici" in chosen else None
     results = common.Results()
     trusted, key = common.certificate(home)
@@ -59,12 +60,14 @@ def main(home):
                         suite([*COMPILED[client], str(server.port)], f"{name} {client}", results, environment)
                     elif client in PYTHON and client != "websockets":
                         suite([f"{python}/python", "python_clients.py", client, str(server.port)], f"{name} {client}", results, environment)
-                    elif client != "websockets":
+                    elif client not in ("websockets", "chromium"):
                         line = ["node", "node_clients.js", client.removeprefix("node:"), str(server.port), modules or ""]
                         suite(line, f"{name} {client}", results, environment)
             if "websockets" in chosen:
                 with common.serving(home, options.server, backend, command=[f"{python}/python", ECHO], path="/", **more) as server:
                     suite([f"{python}/python", "python_clients.py", "websockets", str(server.port)], f"{name} websockets", results, environment)
+            if "chromium" in chosen and secure:
+                chromium(home, options.server, backend, f"{python}/python", results)
     return results.exit_code()
 
 
@@ -80,6 +83,21 @@ def suite(line, name, results, environment):
             ended = True
     if not ended:
         results.add(f"{name} to its end", False, output[-500:])
+
+
+def chromium(home, program, backend, python, results):
+    if not common.have("chromium"):
+        return print("        chromium is not installed", flush=True)
+    place = os.path.join(home, f"chromium-{processes.free_port()}")
+    os.mkdir(place)
+    report = os.path.join(place, "report")
+    command = [python, os.path.join(HERE, "browser.py"), "app", "{socket}", report]
+    with common.serving(home, program, backend, command=command, path="/word", flags=["--tls", "self-signed"], secure=True) as server:
+        made = os.path.join(os.path.dirname(server.log), "run", "self-signed.pem")
+        suite([python, "browser.py", "drive", str(server.port), made, report, place], f"{backend} chromium", results, os.environ)
+    with open(os.path.join(place, "net.json")) as file:
+        log = file.read()
+    results.add(f"{backend} chromium speaks TLS 1.3 with X25519MLKEM768, and resumes", '"key_exchange_group":4588' in log and '"is_resumed":true' in log)
 
 
 def curl(home, port, backend, results, trusted):

@@ -215,14 +215,16 @@ class Script:
     def __init__(self, entry):
         self.name, self.flags = entry["script"], entry.get("flags", [])
         self.certificate, self.client_ca = entry.get("certificate", "rsa"), entry.get("client_ca", False)
-        self.excepted = entry.get("except", {})
-        self.known = entry.keys() <= {"script", "flags", "certificate", "client_ca", "except"}
+        self.excepted, self.alerts = entry.get("except", {}), entry.get("alerts", {})
+        self.known = entry.keys() <= {"script", "flags", "certificate", "client_ca", "except", "alerts"}
 
     def server(self):
         return self.certificate, self.client_ca
 
-    def is_excepted(self, conversation, reason, alike):
-        return any(re.fullmatch(pattern, conversation) for pattern in self.excepted) or any(re.fullmatch(entry["said"], reason) for entry in alike)
+    def is_excepted(self, conversation, reason):
+        said = [f'Expected alert description "{expected}" does not match received "{received}"'
+                for pattern, (expected, received, _) in self.alerts.items() if re.fullmatch(pattern, conversation)]
+        return reason in said or any(re.fullmatch(pattern, conversation) for pattern in self.excepted)
 
     def run(self, options, made, port, only=()):
         """The conversations that failed, with the reason of each; and how many did not."""
@@ -260,7 +262,7 @@ def tlsfuzzer(home, options, backend, made, results):
         with ours(home, options, backend, made, *kind) as port, nginx(home, made, certificate, client_ca=client_ca) as control:
             with concurrent.futures.ThreadPoolExecutor(options.parallel) as pool:
                 chosen = [script for script in scripts if script.server() == kind]
-                for script, verdict in zip(chosen, pool.map(lambda script: judge(script, options, made, port, control, said["alike"]), chosen)):
+                for script, verdict in zip(chosen, pool.map(lambda script: judge(script, options, made, port, control), chosen)):
                     failed, excepted, alike, passed = verdict
                     detail = f"{passed} passed"
                     detail += f", {len(excepted)} excepted" if excepted else ""
@@ -269,14 +271,14 @@ def tlsfuzzer(home, options, backend, made, results):
                     results.add(f"{backend} tlsfuzzer {script.name} {' '.join(script.flags)}".rstrip(), not failed and passed > 0, detail)
 
 
-def judge(script, options, made, port, control, known):
+def judge(script, options, made, port, control):
     """What fails with the server alone, what the list excepts, what fails with nginx as well, and how many pass."""
     failed, passed = script.run(options, made, port)
-    excepted = [name for name, reason in failed.items() if script.is_excepted(name, reason, known)]
+    excepted = [name for name, reason in failed.items() if script.is_excepted(name, reason)]
     failed = {name: reason for name, reason in failed.items() if name not in excepted}
     alike = []
     if failed and "the whole of it" not in failed:
-        theirs, _ = script.run(options, made, control, only=[name for name in failed if name != "sanity"] or ["sanity"])
+        theirs, _ = script.run(options, made, control, only=list(failed))
         alike = [name for name in failed if name in theirs]
     return {name: reason for name, reason in failed.items() if name not in alike}, excepted, alike, passed
 

@@ -25,13 +25,23 @@ pub struct Pair {
 impl Pair {
     /// For these names, signed by itself.
     pub fn of(names: &[&str]) -> Pair {
+        Pair::made(names, |_| ())
+    }
+
+    /// One that held in those years alone, the last one excluded.
+    pub fn of_years(names: &[&str], from: i32, until: i32) -> Pair {
+        let year = |year| rcgen::date_time_ymd(year, 1, 1);
+        Pair::made(names, |params| (params.not_before, params.not_after) = (year(from), year(until)))
+    }
+
+    /// One of which something is other.
+    pub fn made(names: &[&str], change: impl FnOnce(&mut rcgen::CertificateParams)) -> Pair {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let made = rcgen::generate_simple_self_signed(names).unwrap();
-        Pair {
-            certificate: made.cert.der().clone(),
-            certificate_pem: made.cert.pem(),
-            key_pem: made.signing_key.serialize_pem(),
-        }
+        let mut params = rcgen::CertificateParams::new(names).unwrap();
+        change(&mut params);
+        let key = rcgen::KeyPair::generate().unwrap();
+        let made = params.self_signed(&key).unwrap();
+        Pair { certificate: made.der().clone(), certificate_pem: made.pem(), key_pem: key.serialize_pem() }
     }
 
     /// Written into a folder, as `NAME.pem` and `NAME.key`.

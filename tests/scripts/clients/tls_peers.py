@@ -195,11 +195,14 @@ def half(port):
 
 
 def long(port):
-    """All but the end of a ClientHello of 60,000 bytes."""
+    """All but the end of a ClientHello of 17,000 bytes."""
     stream = dial(port)
-    message = b"\1" + (60_000).to_bytes(3, "big") + bytes(59_000)
-    stream.sendall(b"".join(record(HANDSHAKE, message[at:at + 16_000]) for at in range(0, len(message), 16_000)))
+    stream.sendall(record(HANDSHAKE, long_hello(17_000)[:16_000]))
     return stream
+
+
+def long_hello(size):
+    return b"\1" + size.to_bytes(3, "big") + b"\3\3" + bytes(size - 2)
 
 
 def cut_record(port):
@@ -230,6 +233,7 @@ FLOODS = {
     "handshakes-1.2": lambda port, _: shaken(port, context(version=ssl.TLSVersion.TLSv1_2)),
     "one-byte": one_byte,
     "dripped": dripped,
+    "too-long": lambda port, _: told(port, record(HANDSHAKE, long_hello(60_000)[:16_000])),
     "left": lambda port, _: told(port, hello()[:100], finish=True),
     "garbage": lambda port, _: told(port, record(HANDSHAKE, os.urandom(200))),
     "plain": lambda port, _: told(port, ASK),
