@@ -94,14 +94,8 @@ impl Draft {
     }
 
     pub(super) fn by(&mut self, text: &str) -> Result<(), String> {
-        let by = match text.split_once(':') {
-            Some(("field", name)) if super::route::is_token(name) => By::Field(name.to_owned()),
-            None if text == "client_ip" => BY_ADDRESS,
-            None if text == "user" => By::User,
-            None if text == "all" => By::All,
-            _ => return Err("expected client_ip, field:NAME, user or all".to_owned()),
-        };
-        self.by = Some(by);
+        let by = whom(text).or((text == "all").then_some(By::All));
+        self.by = Some(by.ok_or("expected client_ip, field:NAME, user or all")?);
         Ok(())
     }
 
@@ -137,6 +131,16 @@ impl Draft {
         let policy = Policy { name: name.to_owned(), rate, burst, delay, by, status, dry_run, everywhere };
         whole(&policy)?;
         Ok(policy)
+    }
+}
+
+/// What clients are told apart by.
+pub(super) fn whom(text: &str) -> Option<By> {
+    match text.split_once(':') {
+        Some(("field", name)) if super::route::is_token(name) => Some(By::Field(name.to_owned())),
+        None if text == "client_ip" => Some(BY_ADDRESS),
+        None if text == "user" => Some(By::User),
+        _ => None,
     }
 }
 

@@ -330,6 +330,7 @@ pub const PLACES: &[Place] = &[
     at("answer-timeout", "apps.*.timeouts.answer", Shape::Duration, Live),
     at("max-queue", "apps.*.queue.size", Count, Live),
     at("queue-timeout-ms", "apps.*.queue.timeout", Shape::Duration, Live),
+    at("fair-queue", "apps.*.queue.fair", Word, Live),
     at("hold", "apps.*.queue.hold", Shape::Duration, Live),
     at("health-check", "apps.*.health.path", Text, Live),
     at("health-interval", "apps.*.health.interval", Shape::Duration, Live),

@@ -14,6 +14,8 @@ use crate::access::{Auth, Found, Try, User};
 use crate::apps::Guard;
 use crate::backends::{Backend, Sock};
 use crate::buffers::block::Block;
+use crate::connection::Role;
+use crate::exchange::Exchange;
 use crate::helpers::Kind;
 use crate::http::head::Request;
 use crate::http::reply::{self, Reply};
@@ -85,10 +87,9 @@ impl<B: Backend> Loop<B> {
         self.heads.identity.clear();
         self.heads.seat = None;
         let Some((guard, series)) = self.apps.routes.guard(route) else { return Gate::Open };
+        let address = self.address_of(sock);
         let Some(client) = self.table.client(sock) else { return Gate::Open };
         let pass = std::mem::take(&mut client.entrance.pass);
-        let told = self.heads.origin.trusted;
-        let address = if told { self.heads.origin.client } else { client.arrival.peer.address() };
         let stop = self.stop(sock, (&guard, address, pass), input);
         match stop.or_else(|| self.take_seat(&guard, route)) {
             None => Gate::Open,
@@ -261,15 +262,43 @@ impl<B: Backend> Loop<B> {
     }
 
     fn key(&self, policy: &Policy, limit: &Limit, address: Option<IpAddr>, input: &[u8]) -> u64 {
-        match &policy.by {
-            By::Address { v4, v6 } => limit.key(&network(address, *v4, *v6)),
-            By::All => limit.key(b""),
+        self.key_by(&policy.by, |bytes| limit.key(bytes), address, input)
+    }
+
+    fn key_by(&self, by: &By, hash: impl Fn(&[u8]) -> u64, address: Option<IpAddr>, input: &[u8]) -> u64 {
+        match by {
+            By::Address { v4, v6 } => hash(&network(address, *v4, *v6)),
+            By::All => hash(b""),
             By::Field(name) => match self.heads.fields.find_name(input, name) {
-                Some(value) => limit.key(value),
-                None => by_address(limit, address),
+                Some(value) => hash(value),
+                None => hash(&network(address, 32, 64)),
             },
-            By::User if !self.heads.identity.is_empty() => limit.key(&self.heads.identity),
-            By::User => by_address(limit, address),
+            By::User if !self.heads.identity.is_empty() => hash(&self.heads.identity),
+            By::User => hash(&network(address, 32, 64)),
+        }
+    }
+
+    /// With whom a request takes turns while it waits for a worker; `input` begins with its head.
+    #[inline(always)]
+    pub fn turn(&self, exchange: &Exchange, input: &[u8]) -> u64 {
+        match &exchange.app.settings.queue.fair {
+            None => 0,
+            Some(by) => self.turn_by(by, exchange, input),
+        }
+    }
+
+    #[cold]
+    fn turn_by(&self, by: &By, exchange: &Exchange, input: &[u8]) -> u64 {
+        let address = self.address_of(exchange.stream.connection);
+        self.key_by(by, |bytes| exchange.app.dispatch.key(bytes), address, input)
+    }
+
+    /// The address of the client whose request is looked at.
+    fn address_of(&self, sock: Sock) -> Option<IpAddr> {
+        match self.table.role(sock) {
+            _ if self.heads.origin.trusted => self.heads.origin.client,
+            Role::Client(client) => client.arrival.peer.address(),
+            _ => None,
         }
     }
 

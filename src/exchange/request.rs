@@ -45,6 +45,7 @@ impl<B: Backend> Loop<B> {
         let mut exchange = Exchange::new(stream, app.clone(), *series, request, head, own, &self.time);
         exchange.request.shown = self.shown(edits.is_some(), request, &forward);
         exchange.attempt.seat = self.heads.seat.take();
+        exchange.attempt.turn = self.turn(&exchange, &input);
         if response.is_some() {
             (exchange.answer.edits, exchange.answer.sendfile) = (response.clone(), sendfile.clone());
         }
@@ -88,7 +89,7 @@ impl<B: Backend> Loop<B> {
         let buffered = exchange.app.settings.request_buffer as u64;
         let ended = self.table.client(stream.connection).is_some_and(|client| client.ended);
         if expects && !ended {
-            if exchange.app.dispatch.queue_is_full() {
+            if exchange.app.dispatch.queue_is_full(exchange.attempt.turn) {
                 return self.fail(key, 503, super::permit::QUEUE_FULL);
             }
             if input.is_empty() {

@@ -265,10 +265,6 @@ fn a_flag_limits_every_client() {
     let server = Server::before(backend, &worker.url, &["--rate-limit", "3/h"]);
     let mut client = server.client();
     assert_eq!(statuses(&mut client, "GET / HTTP/1.1\r\nHost: a\r\n\r\n", 5), [200, 200, 200, 429, 429]);
-    let other = "127.0.0.2:0".parse::<std::net::SocketAddr>().unwrap();
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.bind(&other.into()).unwrap();
-    socket.connect(&server.address.into()).unwrap();
-    let mut other = Client::over(socket.into(), Vec::new());
+    let mut other = Client::from("127.0.0.2", &server);
     assert_eq!(statuses(&mut other, "GET / HTTP/1.1\r\nHost: a\r\n\r\n", 4), [200, 200, 200, 429]);
 }
