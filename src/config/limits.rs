@@ -63,6 +63,7 @@ pub struct Draft {
     status: u16,
     dry_run: bool,
     everywhere: bool,
+    headers: bool,
 }
 
 impl Default for Draft {
@@ -76,6 +77,7 @@ impl Default for Draft {
             status: 429,
             dry_run: false,
             everywhere: false,
+            headers: false,
         }
     }
 }
@@ -119,6 +121,10 @@ impl Draft {
         switch(text).map(|on| self.everywhere = on)
     }
 
+    pub(super) fn headers(&mut self, text: &str) -> Result<(), String> {
+        switch(text).map(|on| self.headers = on)
+    }
+
     /// The limit that is said, or what is wrong with it as a whole.
     pub(super) fn policy(&self, name: &str) -> Result<Policy, String> {
         let rate = self.rate.ok_or("expected `rate` in it, as in rate = \"300/m\"")?;
@@ -126,9 +132,9 @@ impl Draft {
             None | Some(By::Address { .. }) => By::Address { v4: self.prefix.0, v6: self.prefix.1 },
             Some(by) => by,
         };
-        let Draft { delay, status, dry_run, everywhere, .. } = *self;
+        let Draft { delay, status, dry_run, everywhere, headers, .. } = *self;
         let burst = self.burst.unwrap_or(rate.count);
-        let policy = Policy { name: name.to_owned(), rate, burst, delay, by, status, dry_run, everywhere };
+        let policy = Policy { name: name.to_owned(), rate, burst, delay, by, status, dry_run, everywhere, headers };
         whole(&policy)?;
         Ok(policy)
     }

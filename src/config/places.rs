@@ -379,6 +379,7 @@ pub const PLACES: &[Place] = &[
     }),
     route("limits.*.dry_run", Switch, DRY_RUN_HELP, "on", |draft, text| draft.limit.dry_run(text)),
     route("limits.*.everywhere", Switch, EVERYWHERE_HELP, "on", |draft, text| draft.limit.everywhere(text)),
+    route("limits.*.headers", Switch, HEADERS_HELP, "on", |draft, text| draft.limit.headers(text)),
     route("routes[].match.host", Text, HOST_HELP, "example.org", |draft, text| {
         route::host(text).map(|host| draft.matching.host = Some(host))
     }),
@@ -523,6 +524,20 @@ pub const PLACES: &[Place] = &[
         draft.access.rules.audiences.push(text.to_owned());
         Ok(())
     }),
+    route("routes[].forward_auth.app", Text, FORWARD_HELP, "accounts", |draft, text| {
+        draft.access.forward.app = text.to_owned();
+        Ok(())
+    }),
+    route("routes[].forward_auth.path", Text, "What it is asked for [default: /]", "/verify", |draft, text| {
+        route::target(text).map(|path| draft.access.forward.path = path)
+    }),
+    route("routes[].forward_auth.copy", List, COPY_HELP, "X-Auth-User", |draft, text| {
+        route::field(text).map(|name| draft.access.forward.copy.push(name))
+    }),
+    route("routes[].forward_auth.timeout", Shape::Duration, PATIENCE_HELP, "2s", |draft, text| {
+        let range = Duration::from_millis(1)..=Duration::from_secs(3600);
+        units::duration(text, range).map(|timeout| draft.access.forward.timeout = timeout)
+    }),
     route("routes[].satisfy", Word, SATISFY_HELP, "any", |draft, text| {
         units::choice(text, &[("all", false), ("any", true)]).map(|any| draft.access.any = Some(any))
     }),
@@ -576,6 +591,8 @@ const BY_HELP: &str = "What clients are told apart by: their address, a field of
 const BITS_HELP: &str = "How many bits of an address count [default: { v4 = 32, v6 = 64 }]";
 const DRY_RUN_HELP: &str = "Counts what would be refused, and refuses nothing [default: false]";
 const EVERYWHERE_HELP: &str = "It holds for all requests, and not only on routes that name it [default: false]";
+const HEADERS_HELP: &str =
+    "Answers to requests that pass say what is left, too, in `RateLimit` and `RateLimit-Policy` [default: false]";
 const FLIGHT_HELP: &str = "Requests that may be under way at once, from their heads to the end of their answers; beyond: 503. So a slow \
     page cannot have all workers";
 const BASIC_HELP: &str = "The file of those who get in with a password (htpasswd: bcrypt or argon2id), as `production_server hash-password` \
@@ -584,8 +601,12 @@ const REALM_HELP: &str = "What clients are told that the password is for [defaul
 const KEYS_HELP: &str = "The file of API keys: lines NAME:SHA256";
 const KEY_FIELD_HELP: &str = "The field that an API key comes in; in Authorization behind Bearer [default: X-Api-Key]";
 const JWT_HELP: &str = "The file with the keys that tokens are signed with: a JSON Web Key Set, or a public key in PEM";
-const SATISFY_HELP: &str =
-    "Whether address and credentials must be right, or any of both is enough: all or any [default: all]";
+const FORWARD_HELP: &str =
+    "The app that is asked about each request: 2xx lets it pass, and 401, 403 and 3xx go to the client";
+const COPY_HELP: &str = "Fields of its answer that the request's own app is given, and that clients cannot send";
+const PATIENCE_HELP: &str = "How long its answer may take, with its place in line; then 503 [default: 5s]";
+const SATISFY_HELP: &str = "Whether address, credentials and `forward_auth` must all be right, as far as they are said, or any of them is \
+    enough: all or any [default: all]";
 const ALLOW_HELP: &str = "Whose requests are taken, and of all others none: networks, addresses, loopback, unix";
 
 /// The tables, each with what it holds.
@@ -648,6 +669,10 @@ pub const TABLES: &[(&str, &str)] = &[
         "routes[].auth.jwt",
         "JSON Web Tokens in Authorization, behind Bearer; `exp` is demanded, and clocks may differ by 30 s.",
     ),
+    (
+        "routes[].forward_auth",
+        "An app that is asked about each request before it passes; a name alone stands for `app`. docs/access.md tells what it is sent.",
+    ),
     ("routes[].respond", "A fixed answer; a text alone stands for its `body`."),
     ("routes[].static", "Files; a text alone stands for `root`. docs/files.md tells how they are served."),
     (
@@ -699,6 +724,7 @@ pub const SHORT: &[(&str, &str)] = &[
     ("metrics.statsd", "metrics.statsd.address"),
     ("metrics.cloudwatch", "metrics.cloudwatch.to"),
     ("routes[].health", "routes[].health.path"),
+    ("routes[].forward_auth", "routes[].forward_auth.app"),
     ("routes[].respond", "routes[].respond.body"),
     ("routes[].redirect", "routes[].redirect.to"),
     ("routes[].static", "routes[].static.root"),
@@ -706,18 +732,8 @@ pub const SHORT: &[(&str, &str)] = &[
 ];
 
 /// What is planned or usual elsewhere and means nothing to this version: a path, or its last segment alone.
-pub const NOT_YET: &[&str] = &[
-    "http2",
-    "http3",
-    "compress",
-    "compression",
-    "forward_auth",
-    "hub",
-    "publish",
-    "include",
-    "listen[].alpn",
-    "apps.*.group",
-];
+pub const NOT_YET: &[&str] =
+    &["http2", "http3", "compress", "compression", "hub", "publish", "include", "listen[].alpn", "apps.*.group"];
 
 /// The place that is written, of all that one key has. Only for names in `keys`.
 pub fn main_of(name: &str) -> Option<&'static Place> {

@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use super::{Balance, Peers, Settings, Upstream};
-use crate::access::{Auth, Rules};
+use crate::access::{Auth, Forward, Rules};
 
 /// One route. All that is said of the request must hold for it to be taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +55,7 @@ pub struct AccessDraft {
     pub(super) key_field: Option<String>,
     pub(super) jwt: Option<String>,
     pub(super) rules: Rules,
+    pub(super) forward: Forward,
     pub(super) any: Option<bool>,
     /// What was made of all that, once the files are read.
     pub(super) read: Option<Auth>,
@@ -392,6 +393,12 @@ pub fn method(text: &str) -> Result<String, String> {
     }
     let fine = is_token(text) && text != "CONNECT";
     if fine { Ok(text.to_owned()) } else { Err("expected a method such as GET".to_owned()) }
+}
+
+/// What an app is asked for: a path, perhaps with a query.
+pub fn target(text: &str) -> Result<String, String> {
+    let fine = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+    if fine { Ok(text.to_owned()) } else { Err("expected a path such as /verify".to_owned()) }
 }
 
 /// The beginning of a path that is taken off or put on.

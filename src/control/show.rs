@@ -95,6 +95,7 @@ const TROUBLES: &[&str] = &[
     "denied",
     "auth_refused",
     "auth_busy",
+    "auth_unanswered",
     "crowded_out",
     "files_cut",
     "proxy_protocol_refused",

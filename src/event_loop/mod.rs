@@ -23,6 +23,7 @@ mod account;
 mod admission;
 mod apps;
 mod files;
+mod forward;
 mod front;
 mod gate;
 mod inside;
@@ -35,14 +36,16 @@ pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
 pub(crate) use apps::{Apps, Seat};
 pub use files::MOST_OPEN;
 pub(crate) use files::Sending;
+pub(crate) use forward::Word;
 pub(crate) use front::{Arrival, Tolds};
-pub(crate) use gate::{Entrance, Gate};
+pub(crate) use gate::{Entrance, Gate, Paid, Pass};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
 pub(crate) use routes::{Leads, LoopRoute, Route, Routes, Written};
 pub(crate) use secure::{Secure, send};
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -58,6 +61,7 @@ use crate::helpers::{Helpers, Kind};
 use crate::http::fields::Fields;
 use crate::http::head::HeadLimits;
 use crate::http::origin::Origin;
+use crate::http::route::Edits;
 use crate::limits::InFlight;
 use crate::log::{AccessLog, Log};
 use crate::mailbox::desk::Desk;
@@ -162,6 +166,12 @@ pub(crate) struct Heads {
     pub origin: Origin,
     /// The lines that tell who has sent it, where a route has found out.
     pub identity: Vec<u8>,
+    /// The lines that tell its client what is left of its limits, where these say so, each with its end.
+    pub quota: Vec<u8>,
+    /// What another app has said of it, where one is asked.
+    pub word: Option<Box<Word>>,
+    /// Who answers it, where not everybody may come in.
+    pub route: Option<Route>,
     /// Its place among those that its route may have under way.
     pub seat: Option<InFlight>,
     /// The next request's id: a random start, so that ids of two loops or two servers do not meet.
@@ -176,9 +186,23 @@ impl Heads {
             fields: Fields::default(),
             origin: Origin::default(),
             identity: Vec::new(),
+            quota: Vec::new(),
+            word: None,
+            route: None,
             seat: None,
             next_id,
         }
+    }
+}
+
+impl Heads {
+    /// What becomes of the fields of the answer to the request in hand, on a route that changes so much of it.
+    #[inline]
+    pub fn edits(&self, of_route: &Option<Rc<Edits>>) -> Option<Rc<Edits>> {
+        if self.quota.is_empty() {
+            return of_route.clone();
+        }
+        Some(Rc::new(Edits::with_lines(of_route.as_deref(), &self.quota)))
     }
 }
 

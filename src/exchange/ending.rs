@@ -46,6 +46,7 @@ impl<B: Backend> Loop<B> {
     pub fn finish(&mut self, key: Key, ending: Ending<'_>) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let (stream, phase) = (exchange.stream, exchange.phase);
+        let ending = if stream.is_question() { self.unanswered(key, ending) } else { ending };
         let cut = phase == Phase::Relaying && matches!(ending, Ending::Failed { .. });
         match ending {
             Ending::Answered { .. } => self.end_body(key, stream),

@@ -46,8 +46,8 @@ impl<B: Backend> Loop<B> {
         exchange.request.shown = self.shown(edits.is_some(), request, &forward);
         exchange.attempt.seat = self.heads.seat.take();
         exchange.attempt.turn = self.turn(&exchange, &input);
-        if response.is_some() {
-            (exchange.answer.edits, exchange.answer.sendfile) = (response.clone(), sendfile.clone());
+        if response.is_some() || !self.heads.quota.is_empty() {
+            (exchange.answer.edits, exchange.answer.sendfile) = (self.heads.edits(response), sendfile.clone());
         }
         self.become_state(stream.connection, State::Processing);
         let Some(key) = self.begin_exchange(stream, exchange, &input) else { return };

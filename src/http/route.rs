@@ -342,6 +342,13 @@ impl Edits {
         }
     }
 
+    /// Those of an answer's fields with further lines, each with its end.
+    pub fn with_lines(of: Option<&Edits>, lines: &[u8]) -> Edits {
+        let mut edits = of.cloned().unwrap_or_else(|| Edits::of(&FieldEdits::default()));
+        edits.lines.extend_from_slice(lines);
+        edits
+    }
+
     /// Bytes that are added at most.
     pub(super) fn room(&self) -> usize {
         self.lines.len() + self.rewrite.prefix.len() + 1

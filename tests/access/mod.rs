@@ -1,6 +1,7 @@
 //! Who gets in, and how often: addresses, limits, and credentials.
 
 mod credentials;
+mod forward;
 mod limits;
 
 use std::path::PathBuf;

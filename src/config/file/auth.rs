@@ -62,12 +62,19 @@ pub(super) fn read(route: &mut RouteSaid) -> Vec<Problem> {
         }
         None => {}
     }
-    let demands = said.basic.is_some() || said.keys.is_some() || said.jwt.is_some();
-    let both = demands && !(route.draft.access.allow.is_empty() && route.draft.access.deny.is_empty());
-    if said.any.is_some() && !both {
-        let label = "expected `auth`, and `allow` or `deny`, in this route: it says how they go together";
+    let shows = said.basic.is_some() || said.keys.is_some() || said.jwt.is_some();
+    let asks = route.mark("routes[].forward_auth").is_some();
+    if asks && said.forward.app.is_empty() {
+        let label = "expected `app`, as in forward_auth = { app = \"accounts\", path = \"/verify\" }";
+        wrong("forward_auth", "nothing says which app is asked".to_owned(), label.to_owned());
+    }
+    auth.forward = asks.then(|| Arc::new(said.forward.clone()));
+    let demands = shows || asks;
+    let by_address = !(route.draft.access.allow.is_empty() && route.draft.access.deny.is_empty());
+    if said.any.is_some() && usize::from(shows) + usize::from(asks) + usize::from(by_address) < 2 {
+        let label = "expected two of `auth`, `forward_auth`, and `allow` or `deny`, in this route: it says how they go together";
         wrong("satisfy", "`satisfy` has no effect here".to_owned(), label.to_owned());
-    } else if said.realm.is_some() && !demands {
+    } else if said.realm.is_some() && !shows {
         wrong("auth.realm", "`realm` has no effect here".to_owned(), "expected `basic`, `keys` or `jwt`".to_owned());
     }
     if demands && problems.is_empty() {
