@@ -8,16 +8,20 @@
 
 mod checks;
 mod keys;
+mod live;
 mod passwords;
 mod tokens;
 
 pub use checks::Checks;
 pub use keys::Keys;
+pub use live::{Live, live, wait};
 pub use passwords::{Passwords, Scheme, hash};
 pub use tokens::{ALGORITHMS, Rules, Tokens};
 
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokens::Unverified;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -113,6 +117,8 @@ pub enum Found {
     User(User),
     /// That takes a while to say.
     Slow(Try),
+    /// What would tell is not known yet.
+    Unknown,
     /// There are none.
     Nothing,
     /// They are wrong; `guessed`: as those are of somebody who tries.
@@ -193,7 +199,8 @@ impl Auth {
         if let (Some(tokens), Some(token)) = (&self.tokens, scheme(value, "bearer")) {
             return match tokens.verify(token) {
                 Ok(subject) => Found::User(User::new(&subject, "jwt")),
-                Err(guessed) => Found::Wrong { guessed },
+                Err(Unverified::NoKeys) => Found::Unknown,
+                Err(Unverified::Wrong { guessed }) => Found::Wrong { guessed },
             };
         }
         Found::Nothing

@@ -505,7 +505,11 @@ pub const PLACES: &[Place] = &[
         route::token(text).map(|name| draft.access.key_field = Some(name))
     }),
     route("routes[].auth.jwt.keys", Text, JWT_HELP, "/etc/production_server/jwks.json", |draft, text| {
-        route::file(text).map(|path| draft.access.jwt = Some(path))
+        route::file_or_url(text).map(|path| draft.access.jwt = Some(path))
+    }),
+    route("routes[].auth.jwt.refresh", Shape::Duration, REFRESH_HELP, "15m", |draft, text| {
+        let range = Duration::from_secs(1)..=Duration::from_secs(86_400);
+        units::duration(text, range).map(|refresh| draft.access.refresh = Some(refresh))
     }),
     route("routes[].auth.jwt.algorithms", List, "With which algorithms they may be signed", "RS256", |draft, text| {
         units::choice(text, crate::access::ALGORITHMS).map(|algorithm| draft.access.rules.algorithms.push(algorithm))
@@ -600,7 +604,9 @@ const BASIC_HELP: &str = "The file of those who get in with a password (htpasswd
 const REALM_HELP: &str = "What clients are told that the password is for [default: restricted]";
 const KEYS_HELP: &str = "The file of API keys: lines NAME:SHA256";
 const KEY_FIELD_HELP: &str = "The field that an API key comes in; in Authorization behind Bearer [default: X-Api-Key]";
-const JWT_HELP: &str = "The file with the keys that tokens are signed with: a JSON Web Key Set, or a public key in PEM";
+const JWT_HELP: &str =
+    "The file with the keys that tokens are signed with: a JSON Web Key Set, or a public key in PEM; or the URL of one";
+const REFRESH_HELP: &str = "How often what lies at a URL is fetched [default: 1h]";
 const FORWARD_HELP: &str =
     "The app that is asked about each request: 2xx lets it pass, and 401, 403 and 3xx go to the client";
 const COPY_HELP: &str = "Fields of its answer that the request's own app is given, and that clients cannot send";

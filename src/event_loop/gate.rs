@@ -259,6 +259,7 @@ impl<B: Backend> Loop<B> {
         let guessed = || self.guessed(guard, address, now).map(Stop::from).or_else(|| refused(true));
         let attempt = match (found, pass) {
             (Found::User(user), _) => return self.know(&user),
+            (Found::Unknown, _) => return Some(Refusal::later(NO_KEYS).into()),
             (Found::Nothing, _) => return refused(false),
             (Found::Wrong { guessed: false }, _) => return refused(true),
             (Found::Wrong { guessed: true }, _) | (Found::Slow(_), Pass::Wrong) => return guessed(),
@@ -431,6 +432,7 @@ fn by_address(limit: &Limit, address: Option<IpAddr>) -> u64 {
 /// How long a check of a password may take with its place in line.
 const PATIENCE: Duration = Duration::from_secs(20);
 const FULL: &str = "as many requests as this route takes at once are under way: try again in a moment";
+const NO_KEYS: &str = "the keys of tokens are not known yet: try again in a moment";
 const BUSY: &str = "too many passwords wait to be checked: try again in a moment";
 
 /// How many wrong credentials an address may show.

@@ -2,6 +2,7 @@
 
 mod credentials;
 mod forward;
+mod key_sets;
 mod limits;
 
 use std::path::PathBuf;

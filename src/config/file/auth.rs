@@ -3,14 +3,18 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::report::Problem;
+use super::super::route::is_url;
 use super::find;
 use super::routes::RouteSaid;
 use crate::access::{Auth, Keys, Passwords, Tokens};
 
 /// The field that API keys come in where nothing else is said.
 const KEY_FIELD: &str = "X-Api-Key";
+/// How often a set of keys is fetched where nothing else is said.
+const REFRESH: Duration = Duration::from_secs(3600);
 /// What a password is for where nothing else is said.
 const REALM: &str = "restricted";
 
@@ -44,24 +48,7 @@ pub(super) fn read(route: &mut RouteSaid) -> Vec<Problem> {
     } else if said.key_field.is_some() {
         wrong("auth.key_field", "`key_field` has no effect here".to_owned(), "expected `keys` beside it".to_owned());
     }
-    match &said.jwt {
-        Some(_) if said.rules.algorithms.is_empty() => {
-            let label =
-                "expected `algorithms` beside it, as in algorithms = [\"RS256\"]: a token must not choose its own";
-            wrong("auth.jwt", "nothing says how tokens are signed".to_owned(), label.to_owned());
-        }
-        Some(path) => {
-            match text(path).and_then(|text| Tokens::parse(&text, &said.rules).map_err(|what| (None, what))) {
-                Ok(tokens) => auth.tokens = Some(Arc::new(tokens)),
-                Err(why) => wrong("auth.jwt.keys", "the keys of tokens cannot be taken".to_owned(), shown(path, why)),
-            }
-        }
-        None if route.mark("routes[].auth.jwt").is_some() => {
-            let label = "expected `keys`, as in keys = \"/etc/production_server/jwks.json\"";
-            wrong("auth.jwt", "nothing says with which keys tokens are signed".to_owned(), label.to_owned());
-        }
-        None => {}
-    }
+    auth.tokens = tokens(route, &mut wrong).map(Arc::new);
     let shows = said.basic.is_some() || said.keys.is_some() || said.jwt.is_some();
     let asks = route.mark("routes[].forward_auth").is_some();
     if asks && said.forward.app.is_empty() {
@@ -81,6 +68,38 @@ pub(super) fn read(route: &mut RouteSaid) -> Vec<Problem> {
         route.draft.access.read = Some(auth);
     }
     problems
+}
+
+/// What tokens are verified with, if a route says so.
+fn tokens(route: &RouteSaid, wrong: &mut dyn FnMut(&str, String, String)) -> Option<Tokens> {
+    let said = &route.draft.access;
+    match &said.jwt {
+        Some(_) if said.rules.algorithms.is_empty() => {
+            let label =
+                "expected `algorithms` beside it, as in algorithms = [\"RS256\"]: a token must not choose its own";
+            wrong("auth.jwt", "nothing says how tokens are signed".to_owned(), label.to_owned());
+        }
+        Some(url) if is_url(url) => {
+            // It is fetched by somebody who can wait; `check` looks at once.
+            return Some(Tokens::at(url, &said.rules, said.refresh.unwrap_or(REFRESH)));
+        }
+        Some(_) if said.refresh.is_some() => {
+            let label = "a file is read when the server starts and when it reloads: expected a URL beside it";
+            wrong("auth.jwt.refresh", "`refresh` has no effect here".to_owned(), label.to_owned());
+        }
+        Some(path) => {
+            match text(path).and_then(|text| Tokens::parse(&text, &said.rules).map_err(|what| (None, what))) {
+                Ok(tokens) => return Some(tokens),
+                Err(why) => wrong("auth.jwt.keys", "the keys of tokens cannot be taken".to_owned(), shown(path, why)),
+            }
+        }
+        None if route.mark("routes[].auth.jwt").is_some() => {
+            let label = "expected `keys`, as in keys = \"/etc/production_server/jwks.json\"";
+            wrong("auth.jwt", "nothing says with which keys tokens are signed".to_owned(), label.to_owned());
+        }
+        None => {}
+    }
+    None
 }
 
 /// Which line of a file is wrong, if it is one, and what is.

@@ -298,6 +298,10 @@ fn access(rig: &mut Rig) {
     // Of somebody else, but for us; tests/access has what is let in.
     let answer = rig.ask("access", "GET /", "Authorization: Bearer a.b.c\r\n");
     assert!(answer.status == 401 && answer.has("WWW-Authenticate: Bearer"), "{}", answer.head);
+    rig.change(&[(&route("auth.jwt.keys"), "'http://127.0.0.1:1/jwks'"), (&route("auth.jwt.refresh"), "'1s'")]);
+    // Nobody is there, and it is not known whose token it is.
+    assert_eq!(rig.ask("access", "GET /", "Authorization: Bearer a.b.c\r\n").status, 503);
+    rig.text.set((&route("auth.jwt.refresh"), ""));
     let gone = ["keys", "algorithms", "issuer", "audience"].map(|name| route(&format!("auth.jwt.{name}")));
     gone.iter().for_each(|key| rig.text.set((key, "")));
     rig.text.set((&route("auth.realm"), ""));
