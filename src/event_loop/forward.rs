@@ -12,13 +12,14 @@
 //!
 //! It goes to the app itself and not by any route, so that it can never ask about itself.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::access::{Forward, TOLD};
 use crate::backends::{Backend, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
-use crate::connection::{State, Stream};
+use crate::connection::{Role, State, Stream, Table};
 use crate::dispatch::Outcome;
 use crate::exchange::{Ending, Exchange, Phase, Source};
 use crate::http::fields::{Fields, Kind};
@@ -62,6 +63,31 @@ impl Word {
     }
 }
 
+/// What was said of requests that wait, or is being asked about them, by their connections. Beside these, which nearly never have any.
+#[derive(Debug, Default)]
+pub(crate) struct Words {
+    all: HashMap<Sock, Word>,
+    /// When there are so many, those of connections that are gone are forgotten.
+    sweep: usize,
+}
+
+impl Words {
+    /// Takes what there is of a connection's request.
+    #[inline]
+    pub fn take(&mut self, sock: Sock) -> Option<Word> {
+        if self.all.is_empty() { None } else { self.all.remove(&sock) }
+    }
+
+    /// Keeps it.
+    pub fn put(&mut self, sock: Sock, word: Word, table: &Table) {
+        if self.all.len() >= self.sweep {
+            self.all.retain(|sock, _| matches!(table.role(*sock), Role::Client(_)));
+            self.sweep = 64.max(2 * self.all.len());
+        }
+        self.all.insert(sock, word);
+    }
+}
+
 fn is_named(line: &[u8], name: &str) -> bool {
     line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()))
         && line.get(name.len()) == Some(&b':')
@@ -99,7 +125,6 @@ impl<B: Backend> Loop<B> {
         };
         self.find_origin(sock, &question);
         let Some(client) = self.table.client(sock) else { return };
-        client.entrance.word = Some(Box::new(Word { asked: forward.clone(), lines: Vec::new() }));
         let listener = &self.accepting.listeners[client.listener as usize];
         let certificate = self.secure.as_ref().map_or("", |secure| secure.certificate(sock));
         let own = id_text(self.heads.next_id);
@@ -115,6 +140,7 @@ impl<B: Backend> Loop<B> {
         let head = self.memory.scratch.write(room, |out| {
             rewrite::request(out, &question, &request, &self.heads.fields, &told);
         });
+        self.heads.words.put(sock, Word { asked: forward.clone(), lines: Vec::new() }, &self.table);
         let stream = Stream { connection: sock, id: 1 };
         let mut exchange = Exchange::new(stream, app, series, &request, head, own, &self.time);
         exchange.attempt.turn = self.turn(&exchange, &question);
@@ -160,7 +186,7 @@ impl<B: Backend> Loop<B> {
             return self.backend.recv(link, crate::backends::Size::Small);
         }
         let Some(client) = self.table.client(sock) else { return };
-        if let Some(word) = &mut client.entrance.word {
+        if let Some(word) = self.heads.words.all.get_mut(&sock) {
             for name in &word.asked.copy {
                 for field in self.heads.fields.iter() {
                     if field.name.of(&input).eq_ignore_ascii_case(name.as_bytes()) {
@@ -230,8 +256,10 @@ impl<B: Backend> Loop<B> {
     fn answer_for_request(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.stream.id = 0;
-        let Some(client) = self.table.client(exchange.stream.connection) else { return };
-        (client.entrance.pass, client.entrance.stalled, client.entrance.word) = (Pass::Fresh, false, None);
+        let sock = exchange.stream.connection;
+        self.heads.words.take(sock);
+        let Some(client) = self.table.client(sock) else { return };
+        (client.entrance.pass, client.entrance.stalled) = (Pass::Fresh, false);
         let Some(mut input) = client.input.take() else { return };
         let Ok(Some(request)) = head::request(&input, &self.heads.limits, &mut Fields::default()) else { return };
         let head = &input[request.method_span.start as usize..request.len];

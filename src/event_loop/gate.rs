@@ -23,7 +23,7 @@ use crate::http::{Method, Version, body_len};
 use crate::limits::{By, Limit, Policy, Rate, Verdict, network, retry_after};
 use crate::mailbox::Message;
 
-use super::{Loop, Route, Shared, Task, Word, Written};
+use super::{Loop, Route, Shared, Task, Written};
 
 /// What is known of the request at the front of a client's input.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,14 +62,12 @@ impl Pass {
 }
 
 /// Whether a client may go on.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Entrance {
     /// Requests wait in its input until the outbox has drained, or for what `pass` says.
     pub stalled: bool,
     /// What is known of the request that its input begins with.
     pub pass: Pass,
-    /// What another app has said of that request.
-    pub word: Option<Box<Word>>,
     /// It counts among the connections of its address.
     pub counted: bool,
 }
@@ -95,7 +93,7 @@ impl<B: Backend> Loop<B> {
         let address = self.address_of(sock);
         let Some(client) = self.table.client(sock) else { return Gate::Open };
         let pass = std::mem::take(&mut client.entrance.pass);
-        (self.heads.word, self.heads.route) = (client.entrance.word.take(), Some(route));
+        (self.heads.word, self.heads.route) = (self.heads.words.take(sock), Some(route));
         let stop = self.stop(sock, (&guard, address, pass), input);
         let stop = stop.or_else(|| self.take_seat(&guard, route));
         if guard.tells_quota && !matches!(stop, Some(Stop::Later(..))) {
@@ -147,7 +145,9 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(sock) else { return };
         (client.input, client.body) = (Some(input), None);
         (client.entrance.pass, client.entrance.stalled) = (pass, true);
-        client.entrance.word = self.heads.word.take();
+        if let Some(word) = self.heads.word.take() {
+            self.heads.words.put(sock, word, &self.table);
+        }
         self.arm(sock, after);
         if pass == Pass::Inquires {
             self.inquire(sock);

@@ -36,7 +36,7 @@ pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
 pub(crate) use apps::{Apps, Seat};
 pub use files::MOST_OPEN;
 pub(crate) use files::Sending;
-pub(crate) use forward::Word;
+pub(crate) use forward::{Word, Words};
 pub(crate) use front::{Arrival, Tolds};
 pub(crate) use gate::{Entrance, Gate, Paid, Pass};
 pub(crate) use memory::Memory;
@@ -169,7 +169,9 @@ pub(crate) struct Heads {
     /// The lines that tell its client what is left of its limits, where these say so, each with its end.
     pub quota: Vec<u8>,
     /// What another app has said of it, where one is asked.
-    pub word: Option<Box<Word>>,
+    pub word: Option<Word>,
+    /// The same of those that wait.
+    pub words: Words,
     /// Who answers it, where not everybody may come in.
     pub route: Option<Route>,
     /// Its place among those that its route may have under way.
@@ -188,6 +190,7 @@ impl Heads {
             identity: Vec::new(),
             quota: Vec::new(),
             word: None,
+            words: Words::default(),
             route: None,
             seat: None,
             next_id,
