@@ -25,6 +25,7 @@ fn dispatch(balance: Balance, concurrency: u32, workers: u32, now: Instant) -> D
         hold: second,
         max_tunnels: 1,
         failures: 3,
+        fair: false,
     };
     let dispatch = Dispatch::new(policy, workers as usize, now);
     for number in 0..workers {
@@ -38,7 +39,7 @@ fn dispatch(balance: Balance, concurrency: u32, workers: u32, now: Instant) -> D
 }
 
 fn ask(since: Instant) -> Ask {
-    Ask { since, exclude: None, front: false, tunnel: false }
+    Ask { since, exclude: None, front: false, tunnel: false, turn: 0 }
 }
 
 fn take(dispatch: &Dispatch, now: Instant) -> Permit {

@@ -8,15 +8,20 @@
 
 mod checks;
 mod keys;
+mod live;
 mod passwords;
 mod tokens;
 
 pub use checks::Checks;
 pub use keys::Keys;
+pub use live::{Live, live, wait};
 pub use passwords::{Passwords, Scheme, hash};
 pub use tokens::{ALGORITHMS, Rules, Tokens};
 
 use std::sync::Arc;
+use std::time::Duration;
+
+use tokens::Unverified;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -27,6 +32,25 @@ pub const TOLD: &[&str] = &["X-Auth-User", "X-Auth-Method"];
 const LONGEST: usize = 16 * 1024;
 /// The longest name of a user that workers are told, in bytes.
 const LONGEST_USER: usize = 256;
+
+/// An app that is asked about a request before it passes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// Its name.
+    pub app: String,
+    /// What it is asked for: a path, perhaps with a query.
+    pub path: String,
+    /// The fields of its answer that go to the request's own app, and come from nobody else.
+    pub copy: Vec<String>,
+    /// How long it may take, with its place in line.
+    pub timeout: Duration,
+}
+
+impl Default for Forward {
+    fn default() -> Forward {
+        Forward { app: String::new(), path: "/".to_owned(), copy: Vec::new(), timeout: Duration::from_secs(5) }
+    }
+}
 
 /// What a route demands. One of the ways is enough.
 #[derive(Clone, Debug, Default)]
@@ -39,16 +63,18 @@ pub struct Auth {
     pub keys: Option<(Arc<Keys>, String)>,
     /// What tokens are signed with.
     pub tokens: Option<Arc<Tokens>>,
-    /// Whether an allowed address is enough by itself.
+    /// Who is asked about requests, besides those ways.
+    pub forward: Option<Arc<Forward>>,
+    /// Whether an allowed address is enough by itself, and so is the word of who is asked, or one of the ways.
     pub or_address: bool,
 }
 
 impl PartialEq for Auth {
     fn eq(&self, other: &Auth) -> bool {
         let said = |auth: &Auth| {
-            let Auth { realm, passwords, keys, tokens, or_address } = auth.clone();
+            let Auth { realm, passwords, keys, tokens, forward, or_address } = auth.clone();
             let texts = (passwords.map(|it| it.text.clone()), tokens.map(|it| it.text.clone()));
-            (realm, texts, keys.map(|(keys, field)| (keys.text.clone(), field)), or_address)
+            (realm, texts, keys.map(|(keys, field)| (keys.text.clone(), field)), forward, or_address)
         };
         said(self) == said(other)
     }
@@ -91,6 +117,8 @@ pub enum Found {
     User(User),
     /// That takes a while to say.
     Slow(Try),
+    /// What would tell is not known yet.
+    Unknown,
     /// There are none.
     Nothing,
     /// They are wrong; `guessed`: as those are of somebody who tries.
@@ -132,6 +160,11 @@ impl Try {
 }
 
 impl Auth {
+    /// Whether there is anything to show.
+    pub fn has_ways(&self) -> bool {
+        self.passwords.is_some() || self.keys.is_some() || self.tokens.is_some()
+    }
+
     /// Looks at what a request says. `field` gives the value of the first of its fields with that name.
     pub fn look<'a>(&self, field: impl Fn(&str) -> Option<&'a [u8]>) -> Found {
         let Some((keys, name)) = &self.keys else { return self.by_authorization(field("authorization")) };
@@ -166,7 +199,8 @@ impl Auth {
         if let (Some(tokens), Some(token)) = (&self.tokens, scheme(value, "bearer")) {
             return match tokens.verify(token) {
                 Ok(subject) => Found::User(User::new(&subject, "jwt")),
-                Err(guessed) => Found::Wrong { guessed },
+                Err(Unverified::NoKeys) => Found::Unknown,
+                Err(Unverified::Wrong { guessed }) => Found::Wrong { guessed },
             };
         }
         Found::Nothing

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-use crate::access::{self, Auth};
+use crate::access::{self, Auth, Forward};
 use crate::config::route::{Access, Files, Matching, Piece, Respond, Target};
 use crate::config::{self, Compressing, Peers, Settings};
 use crate::dispatch::{AppId, Dispatch};
@@ -99,8 +99,12 @@ pub struct Guard {
     pub auth: Option<Arc<Auth>>,
     /// What each limit allows, and who has used how much of it.
     pub limits: Vec<(Policy, Arc<Limit>)>,
+    /// Whether any of them says what is left.
+    pub tells_quota: bool,
     /// How many of its requests may be under way at once, and how many are.
     pub flight: Option<(u32, Arc<Flight>)>,
+    /// The app that is asked about requests, and what.
+    pub forward: Option<(AppId, Arc<Forward>)>,
     /// Who has shown wrong passwords.
     pub failures: Option<Arc<Limit>>,
     /// The time of limits.
@@ -109,17 +113,19 @@ pub struct Guard {
 
 impl Guard {
     /// That of a route, or of what no route takes; `None` where all get in.
-    fn new(settings: &Settings, access: &Access, label: &str, metrics: &Metrics) -> Option<Guard> {
+    fn new(settings: &Settings, access: &Access, label: &str, apps: &[App], metrics: &Metrics) -> Option<Guard> {
         let times = metrics.limits().clone();
         let holds = |policy: &&Policy| policy.everywhere || access.limits.contains(&policy.name);
         let limits = settings.limits.iter().filter(holds);
-        let limits = limits.map(|policy| (policy.clone(), times.get(&policy.name))).collect();
+        let limits: Vec<_> = limits.map(|policy| (policy.clone(), times.get(&policy.name))).collect();
         let guard = Guard {
             server: (settings.allow.clone(), settings.deny.clone()),
             route: (access.allow.clone(), access.deny.clone()),
             auth: access.auth.clone().map(Arc::new),
+            tells_quota: limits.iter().any(|(policy, _)| policy.tells()),
             limits,
             flight: access.max_in_flight.map(|most| (most, times.flight(label))),
+            forward: access.auth.as_ref().and_then(|auth| asked(auth, apps)),
             failures: access.auth.is_some().then(|| times.get(FAILURES)),
             times,
         };
@@ -145,6 +151,12 @@ impl Guard {
         let is_inside = || !deny.contains(client) && (allow.is_empty() || allow.contains(client));
         self.auth.as_ref().filter(|auth| !auth.or_address || !is_inside())
     }
+}
+
+/// The app that is asked about requests.
+fn asked(auth: &Auth, apps: &[App]) -> Option<(AppId, Arc<Forward>)> {
+    let forward = auth.forward.clone()?;
+    Some((id_of(apps.iter().find(|app| app.settings.name == forward.app)), forward))
 }
 
 /// The limit on wrong credentials, which every address has. No limit of the configuration can be called so.
@@ -185,7 +197,7 @@ impl Way {
         let mut fields = route.request_fields.clone();
         fields.remove.extend(told.iter().map(|name| (*name).to_owned()));
         let request = Edits::of_request(&fields, &route.rewrite);
-        let guard = Guard::new(settings, &route.access, &label, metrics);
+        let guard = Guard::new(settings, &route.access, &label, apps, metrics);
         let sendfile = route.sendfile.as_ref().map(site);
         let of_app = match route.to {
             Target::App(index) => apps.get(index).map(|app| &app.settings.compress),
@@ -229,9 +241,12 @@ impl Routes {
     /// Those routes, to those apps, which stand in the order of the configuration.
     pub fn new(routes: &[config::Route], settings: &Settings, apps: &[App], metrics: &Metrics) -> Routes {
         // On a route that asks nobody, too: an app may not know by which of them a request has come.
-        let told = if routes.iter().any(|route| route.access.auth.is_some()) { access::TOLD } else { &[] };
-        let ways = routes.iter().map(|route| Way::new(route, told, settings, apps, metrics)).collect();
-        let nobody = Guard::new(settings, &Access::default(), "", metrics);
+        let asks = |route: &'_ config::Route| route.access.auth.is_some();
+        let mut told = if routes.iter().any(asks) { access::TOLD.to_vec() } else { Vec::new() };
+        let forwards = routes.iter().filter_map(|route| route.access.auth.as_ref()?.forward.as_ref());
+        told.extend(forwards.flat_map(|forward| &forward.copy).map(String::as_str));
+        let ways = routes.iter().map(|route| Way::new(route, &told, settings, apps, metrics)).collect();
+        let nobody = Guard::new(settings, &Access::default(), "", apps, metrics);
         Routes { router: Router::new(routes), ways, nobody }
     }
 }

@@ -17,6 +17,7 @@ use socket2::{Domain, Socket, Type};
 use crate::config::route::Target;
 use crate::config::{App, Command, Eject, Health, ListenAddress, Loaded, LogTarget, Problem, Severity, SpeakTls};
 use crate::files;
+use crate::key_sets;
 use crate::socket_file;
 use crate::supervisor::{memory, program};
 use crate::tls;
@@ -61,6 +62,7 @@ pub fn look(loaded: &Loaded) -> Vec<Problem> {
     found.places();
     found.apps();
     found.problems.extend(files(loaded));
+    found.key_sets();
     found.memory();
     found.problems
 }
@@ -245,6 +247,23 @@ impl Found<'_> {
                     say(Severity::Error, &path, &format!("{path}: {}", failure.what), &failure.hint);
                 }
             }
+        }
+    }
+
+    /// Sets of keys that lie elsewhere: what would be found there now.
+    fn key_sets(&mut self) {
+        for (index, route) in self.loaded.config.routes.iter().enumerate() {
+            let tokens = route.access.auth.as_ref().and_then(|auth| auth.tokens.as_ref());
+            let Some(live) = tokens.and_then(|tokens| tokens.live()) else { continue };
+            let (title, severity, what) = match key_sets::fetch(&live.url) {
+                Err(what) => ("the keys of tokens cannot be fetched now", Severity::Warning, what),
+                Ok(text) => match live.take(&text) {
+                    Err(what) => ("the keys of tokens cannot be taken", Severity::Error, what),
+                    Ok(_) => continue,
+                },
+            };
+            let problem = self.loaded.problem_of_route(index, "auth.jwt.keys", title, &format!("{}: {what}", live.url));
+            self.problems.push(Problem { severity, ..problem });
         }
     }
 

@@ -7,7 +7,7 @@
 //!           └──→ reactor → event_loop, connection, exchange → mailbox → apps → dispatch
 //!                               └──→ http, tls               bytes in, bytes out: no descriptor, no clock, no thread
 //!                               └──→ backends → buffers
-//! acme: under server and supervisor, above control and tls
+//! acme, key_sets: under server and supervisor, above control and tls
 //! helpers: threads for what would block a loop; uses nothing
 //! socket_file, proc, systemd, handover: beside server, supervisor and control
 //! limits, access: under config, metrics and event_loop; no clock
@@ -40,6 +40,7 @@ pub mod helpers;
 pub mod http;
 pub mod init;
 pub(crate) mod kernel;
+pub mod key_sets;
 pub mod limits;
 pub mod listener;
 pub mod log;

@@ -88,6 +88,8 @@ pub struct Policy {
     pub dry_run: bool,
     /// Whether it holds for all requests, and not only on routes that name it.
     pub everywhere: bool,
+    /// Whether answers to requests that it lets through say what is left.
+    pub headers: bool,
 }
 
 impl Policy {
@@ -102,12 +104,18 @@ impl Policy {
             status: 429,
             dry_run: false,
             everywhere: false,
+            headers: false,
         }
     }
 
     /// The time until a whole burst has come back, in nanoseconds.
     pub fn tolerance(&self) -> u64 {
         self.rate.interval().saturating_mul(self.burst)
+    }
+
+    /// Whether clients are told what is left: of what nobody is held to they are not.
+    pub fn tells(&self) -> bool {
+        self.headers && !self.dry_run
     }
 
     /// The value of `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers).
@@ -224,6 +232,15 @@ impl Limit {
         let known = shard[row % ROWS].iter().find(|entry| entry.key == key && entry.whole_at > now);
         let whole_at = known.map_or(now, |entry| entry.whole_at).saturating_add(policy.rate.interval());
         whole_at.saturating_sub(now.saturating_add(policy.tolerance()))
+    }
+
+    /// How many more of a key could come at once, and in how many nanoseconds its allowance is whole again.
+    pub fn left(&self, key: u64, policy: &Policy, now: u64) -> (u64, u64) {
+        let row = key as usize;
+        let shard = lock(&self.shards[row / ROWS % self.shards.len()]);
+        let known = shard[row % ROWS].iter().find(|entry| entry.key == key);
+        let used = known.map_or(0, |entry| entry.whole_at.saturating_sub(now));
+        (policy.tolerance().saturating_sub(used) / policy.rate.interval(), used)
     }
 
     /// Counts what became of a request that did not just pass, for whoever asks who is busiest. `shown` names the key.

@@ -260,6 +260,8 @@ counters! {
     auth_refused,
     /// Requests refused because too many credentials waited to be checked.
     auth_busy,
+    /// Requests about which an app was asked that had no answer.
+    auth_unanswered,
     /// Connections closed because their address had as many as it may.
     crowded_out,
     /// Requests whose client left before the answer was whole.

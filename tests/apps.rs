@@ -51,6 +51,7 @@ fn dispatch(world: &World) -> Arc<Dispatch> {
         hold: long,
         max_tunnels: 8,
         failures: 3,
+        fair: false,
     };
     Arc::new(Dispatch::new(policy, 8, world.now()))
 }

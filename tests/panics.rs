@@ -146,6 +146,7 @@ impl Rig {
             hold: Duration::from_secs(60),
             max_tunnels: 8,
             failures: 3,
+            fair: false,
         };
         let dispatch = Arc::new(Dispatch::new(policy, 8, world.now()));
         let (postbox, mailbox) = mailbox(|| {});

@@ -164,7 +164,7 @@ impl Server {
 
     fn acquire(&self) -> Acquire {
         let waiter = Waiter { loop_index: 0, exchange: Key { index: 0, generation: 1 } };
-        let ask = Ask { since: Instant::now(), exclude: None, front: false, tunnel: false };
+        let ask = Ask { since: Instant::now(), exclude: None, front: false, tunnel: false, turn: 0 };
         self.dispatch.acquire(waiter, ask, Instant::now())
     }
 
@@ -287,7 +287,7 @@ fn what_a_worker_answered_last_counts_though_it_is_read_after_its_end() {
 fn an_app_that_never_gets_ready_is_given_up_with_its_last_words() {
     let server = serve(settings(&["sh", "-c", "echo no database >&2; exit 3"], 2));
     let waiter = Waiter { loop_index: 0, exchange: Key { index: 5, generation: 1 } };
-    let ask = Ask { since: Instant::now(), exclude: None, front: false, tunnel: false };
+    let ask = Ask { since: Instant::now(), exclude: None, front: false, tunnel: false, turn: 0 };
     let queued = server.dispatch.acquire(waiter, ask, Instant::now());
     assert!(matches!(queued, Acquire::Queued(_)));
     let mut server = server;

@@ -170,7 +170,7 @@ fn until_ready(dispatch: &Dispatch, count: usize) -> Vec<WorkerId> {
 fn acquire(dispatch: &Dispatch, exchange: u32) -> Acquire {
     let waiter = Waiter { loop_index: 0, exchange: Key { index: exchange, generation: 1 } };
     let now = Instant::now();
-    dispatch.acquire(waiter, Ask { since: now, exclude: None, front: false, tunnel: false }, now)
+    dispatch.acquire(waiter, Ask { since: now, exclude: None, front: false, tunnel: false, turn: 0 }, now)
 }
 
 fn permit(dispatch: &Dispatch) -> Permit {

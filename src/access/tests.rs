@@ -117,6 +117,7 @@ fn digest_of(key: &str) -> String {
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+const GUESSED: Unverified = Unverified::Wrong { guessed: true };
 const SECRET: &[u8] = b"a secret of at least thirty-two bytes";
 
 fn now() -> u64 {
@@ -155,7 +156,7 @@ fn with_kid(kid: &str) -> Header {
 #[test]
 fn tokens_are_verified_with_the_keys_and_the_algorithms_of_the_configuration_alone() {
     let tokens = Tokens::parse(&set(), &rules(&[Algorithm::HS256, Algorithm::RS256])).unwrap();
-    let verify = |token: &str| tokens.verify(token.as_bytes());
+    let verify = |token: &str| tokens.verify(token.as_bytes()).map_err(|why| why == GUESSED);
     let good = signed(&with_kid("one"), &claims());
     assert_eq!(verify(&good), Ok("anna".to_owned()));
     assert_eq!(
@@ -208,6 +209,31 @@ fn tokens_are_verified_with_the_keys_and_the_algorithms_of_the_configuration_alo
     assert_eq!(changed("exp", json!(now() - 10)), Ok("anna".to_owned()), "clocks may differ");
     assert_eq!(changed("sub", Value::Null), Ok(String::new()));
     assert_eq!(changed("more", json!("x".repeat(9000))), Err(false), "too long");
+}
+
+#[test]
+fn keys_of_a_url_hold_until_there_are_better_ones() {
+    let (url, rules) = ("http://one.example/keys", rules(&[Algorithm::HS256]));
+    let tokens = Tokens::at(url, &rules, Duration::from_secs(60));
+    let own = || super::live().into_iter().find(|live| live.url == url).unwrap();
+    let good = signed(&with_kid("one"), &claims());
+    let verify = |tokens: &Tokens, token: &str| tokens.verify(token.as_bytes());
+    assert_eq!(verify(&tokens, &good), Err(Unverified::NoKeys));
+    assert!(!own().is_known() && own().take("<html>").is_err() && !own().is_known());
+    assert_eq!(own().take(&set()), Ok(1));
+    assert_eq!(verify(&tokens, &good), Ok("anna".to_owned()));
+    assert!(!own().is_missed());
+    assert_eq!(verify(&tokens, &signed(&with_kid("new"), &claims())), Err(Unverified::Wrong { guessed: false }));
+    assert!(own().take_miss() && !own().is_missed());
+    assert!(own().take("{}").is_err());
+    assert_eq!(verify(&tokens, &good), Ok("anna".to_owned()), "what was good last holds");
+    // For another configuration with other rules, too; and once nobody names the URL, it is forgotten.
+    let again = Tokens::at(url, &rules, Duration::from_secs(1));
+    drop(tokens);
+    assert_eq!(verify(&again, &good), Ok("anna".to_owned()));
+    drop(again);
+    assert!(super::live().iter().all(|live| live.url != url));
+    assert_eq!(verify(&Tokens::at(url, &rules, Duration::from_secs(1)), &good), Err(Unverified::NoKeys));
 }
 
 #[test]

@@ -3,11 +3,14 @@
 //! Each key has the algorithms that the configuration gives it, and a token is verified with those or not at all (RFC 8725 §3.1). A key of a
 //! set that cannot be used is left out; a set without any that can is an error.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, Validation, decode, decode_header, errors::ErrorKind};
 use serde::Deserialize;
+
+use super::Live;
 
 /// What tokens may be signed with.
 pub const ALGORITHMS: &[(&str, Algorithm)] = &[
@@ -45,7 +48,7 @@ pub struct Rules {
 }
 
 /// A key.
-struct Key {
+pub(super) struct Key {
     id: Option<String>,
     key: DecodingKey,
     /// With which algorithm it is used, and what else holds.
@@ -56,12 +59,30 @@ struct Key {
 pub struct Tokens {
     /// File and rules, by which they are told from others.
     pub(super) text: String,
-    keys: Vec<Key>,
+    keys: Keys,
+}
+
+/// Where keys come from.
+enum Keys {
+    Said(Arc<Vec<Key>>),
+    Live(Arc<Live>),
+}
+
+/// Why a token is not worth anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unverified {
+    /// It is none of ours, or not for us, or not now; `guessed`: somebody may have tried.
+    Wrong {
+        /// See above.
+        guessed: bool,
+    },
+    /// The keys that would tell have not come yet.
+    NoKeys,
 }
 
 impl std::fmt::Debug for Tokens {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Tokens").field("keys", &self.keys.len()).finish_non_exhaustive()
+        formatter.debug_struct("Tokens").finish_non_exhaustive()
     }
 }
 
@@ -83,54 +104,82 @@ impl Tokens {
     /// # Errors
     /// What is wrong with it, in one line.
     pub fn parse(text: &str, rules: &Rules) -> Result<Tokens, String> {
-        let told = format!("{text}\n{rules:?}");
-        let begin = text.trim_start();
-        if begin.starts_with("-----BEGIN ") {
-            let (key, family) = pem(begin)?;
-            let rules = rules_for(family, None, None, rules);
-            if rules.is_empty() {
-                return Err("this key is for none of the `algorithms` that are allowed".to_owned());
-            }
-            return Ok(Tokens { text: told, keys: vec![Key { id: None, key, rules }] });
-        }
-        if begin.starts_with('<') {
-            return Err("this is HTML or XML: expected a set of keys in JSON, {\"keys\": […]}, or a public key in PEM"
-                .to_owned());
-        }
-        let set: Set = serde_json::from_str(text).map_err(|error| {
-            format!("expected a set of keys in JSON, {{\"keys\": […]}}, or a public key in PEM: {error}")
-        })?;
-        if set.keys.len() > MOST_KEYS {
-            return Err(format!("{} keys: expected at most {MOST_KEYS}", set.keys.len()));
-        }
-        let keys: Vec<Key> = set.keys.into_iter().filter_map(|value| key(value, rules)).collect();
-        if keys.is_empty() {
-            return Err("none of its keys can be used with the `algorithms` that are allowed".to_owned());
-        }
-        Ok(Tokens { text: told, keys })
+        let keys = Keys::Said(Arc::new(set(text, rules)?));
+        Ok(Tokens { text: format!("{text}\n{rules:?}"), keys })
     }
 
-    /// Whose token it is: its subject, which may be empty. `Err`: it is none of ours, or not for us, or not now; true where somebody may have
-    /// guessed.
-    pub(super) fn verify(&self, token: &[u8]) -> Result<String, bool> {
-        if token.len() > LONGEST {
-            return Err(false);
+    /// Those that are fetched from a URL so often.
+    pub fn at(url: &str, rules: &Rules, refresh: Duration) -> Tokens {
+        Tokens { text: format!("{url}\n{rules:?}\n{refresh:?}"), keys: Keys::Live(Live::new(url, rules, refresh)) }
+    }
+
+    /// The set that is fetched, if one is.
+    pub fn live(&self) -> Option<&Live> {
+        match &self.keys {
+            Keys::Live(live) => Some(live),
+            Keys::Said(_) => None,
         }
-        let header = decode_header(token).map_err(|_| true)?;
+    }
+
+    /// Whose token it is: its subject, which may be empty.
+    pub(super) fn verify(&self, token: &[u8]) -> Result<String, Unverified> {
+        let wrong = |guessed| Unverified::Wrong { guessed };
+        if token.len() > LONGEST {
+            return Err(wrong(false));
+        }
+        let keys = match &self.keys {
+            Keys::Said(keys) => keys.clone(),
+            Keys::Live(live) => live.keys().ok_or(Unverified::NoKeys)?,
+        };
+        let header = decode_header(token).map_err(|_| wrong(true))?;
+        let is_other = |key: &&Key| header.kid.is_some() && key.id.is_some() && header.kid != key.id;
+        if let Keys::Live(live) = &self.keys
+            && keys.iter().all(|key| is_other(&key))
+        {
+            // It may be new: whoever has it is not to be taken for somebody who guesses.
+            live.miss();
+            return Err(wrong(false));
+        }
         let mut guessed = true;
-        for key in &self.keys {
-            // A token that names its key is tried with that alone.
-            if header.kid.is_some() && key.id.is_some() && header.kid != key.id {
-                continue;
-            }
+        // A token that names its key is tried with that alone.
+        for key in keys.iter().filter(|key| !is_other(key)) {
             let Some(rules) = key.rules.iter().find(|rules| rules.algorithms[0] == header.alg) else { continue };
             match decode::<Claims>(token, &key.key, rules) {
                 Ok(token) => return Ok(token.claims.sub.unwrap_or_default()),
                 Err(error) => guessed &= matches!(error.kind(), ErrorKind::InvalidSignature),
             }
         }
-        Err(guessed)
+        Err(wrong(guessed))
     }
+}
+
+/// Reads a set of keys, or one in PEM, for those rules.
+pub(super) fn set(text: &str, rules: &Rules) -> Result<Vec<Key>, String> {
+    let begin = text.trim_start();
+    if begin.starts_with("-----BEGIN ") {
+        let (key, family) = pem(begin)?;
+        let rules = rules_for(family, None, None, rules);
+        if rules.is_empty() {
+            return Err("this key is for none of the `algorithms` that are allowed".to_owned());
+        }
+        return Ok(vec![Key { id: None, key, rules }]);
+    }
+    if begin.starts_with('<') {
+        return Err(
+            "this is HTML or XML: expected a set of keys in JSON, {\"keys\": […]}, or a public key in PEM".to_owned()
+        );
+    }
+    let set: Set = serde_json::from_str(text).map_err(|error| {
+        format!("expected a set of keys in JSON, {{\"keys\": […]}}, or a public key in PEM: {error}")
+    })?;
+    if set.keys.len() > MOST_KEYS {
+        return Err(format!("{} keys: expected at most {MOST_KEYS}", set.keys.len()));
+    }
+    let keys: Vec<Key> = set.keys.into_iter().filter_map(|value| key(value, rules)).collect();
+    if keys.is_empty() {
+        return Err("none of its keys can be used with the `algorithms` that are allowed".to_owned());
+    }
+    Ok(keys)
 }
 
 /// A key of a set, if it can be used.

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use ureq::config::ConfigBuilder;
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::typestate::AgentScope;
 
 use super::client::{Failure, Request, Response, Transport};
 use crate::tls;
@@ -44,15 +46,33 @@ impl Https {
             .root_certs(RootCerts::new_with_certs(&trusted))
             .unversioned_rustls_crypto_provider(tls::provider().clone())
             .build();
-        let agent = ureq::Agent::config_builder()
-            .tls_config(tls)
-            .https_only(true)
-            .http_status_as_error(false)
-            .timeout_global(Some(PATIENCE))
-            .user_agent(concat!("production_server/", env!("CARGO_PKG_VERSION")))
-            .build();
-        Ok(Https(agent.new_agent()))
+        Ok(Https(agent().tls_config(tls).https_only(true).build().new_agent()))
     }
+}
+
+fn agent() -> ConfigBuilder<AgentScope> {
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(PATIENCE))
+        .user_agent(concat!("production_server/", env!("CARGO_PKG_VERSION")))
+}
+
+/// The text that lies at a URL, of at most 1 MiB. Over https nobody but whom the system trusts is asked, and no redirect leads elsewhere.
+///
+/// # Errors
+/// Why it cannot be had, in one line.
+pub fn document(url: &str) -> Result<String, String> {
+    let is_plain = url.get(..5).is_some_and(|scheme| scheme.eq_ignore_ascii_case("http:"));
+    let agent =
+        if is_plain { agent().build().new_agent() } else { Https::new(None).map_err(|failure| failure.what)?.0 };
+    let failed = |error: ureq::Error| error.to_string();
+    let mut response =
+        agent.get(url).header("Accept", "application/jwk-set+json, application/json").call().map_err(failed)?;
+    if response.status() != 200 {
+        return Err(format!("it answers {}", response.status()));
+    }
+    let body = response.body_mut().with_config().limit(MOST_BYTES).read_to_vec().map_err(failed)?;
+    String::from_utf8(body).map_err(|_| "it is no text".to_owned())
 }
 
 impl Transport for Https {

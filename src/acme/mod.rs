@@ -18,4 +18,5 @@ mod key;
 pub mod planner;
 mod store;
 
+pub use https::document;
 pub use keeper::{Keeper, report, retire};

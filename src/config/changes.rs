@@ -312,6 +312,7 @@ mod tests {
         use super::super::places::Shape::{Count, Duration, Size, Switch, Text, Word};
         let text = match (place.name, place.shape) {
             ("backend", _) => "\"epoll\"",
+            ("fair-queue", _) => "\"user\"",
             ("balance", _) => "\"least\"",
             ("pin", _) => "true",
             ("trusted-proxies" | "proxy-protocol", _) => "\"unix\"",

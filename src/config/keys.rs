@@ -370,6 +370,9 @@ const WATCHDOG_HELP: &str = "Replace a worker that has said WATCHDOG=1 and then 
 
 const HOT_RELOAD_HELP: &str = "What changed files do: none, process (rolling restart) or module (reload signal)";
 
+const FAIR_HELP: &str = "Those who wait take turns, so that a client which floods waits behind itself: told apart by client_ip, \
+    field:NAME or user; off: first come, first served";
+
 const WAITING: &[Key] = &[
     key("max-queue", "N", "8192", "Requests that may wait for a worker; beyond: 503", |settings, text| {
         store(&mut settings.app.queue.size, count(text, 0..=1_000_000).map(|number| number as usize))
@@ -379,6 +382,15 @@ const WAITING: &[Key] = &[
         store(&mut settings.app.queue.timeout, milliseconds(text, HOUR))
     })
     .variables(&["RIP_QUEUE_TIMEOUT_MS"]),
+    key("fair-queue", "KEY|off", "off", FAIR_HELP, |settings, text| {
+        let fair = super::limits::whom(text);
+        if fair.is_none() && !text.eq_ignore_ascii_case("off") {
+            return Err("expected client_ip, field:NAME, user or off".to_owned());
+        }
+        settings.app.queue.fair = fair;
+        Ok(())
+    })
+    .example("client_ip"),
     key("hold", "DURATION", "10s", "How long one is held while no worker is ready; then 503", |settings, text| {
         store(&mut settings.app.queue.hold, duration(text, FROM_ZERO))
     }),

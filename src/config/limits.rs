@@ -63,6 +63,7 @@ pub struct Draft {
     status: u16,
     dry_run: bool,
     everywhere: bool,
+    headers: bool,
 }
 
 impl Default for Draft {
@@ -76,6 +77,7 @@ impl Default for Draft {
             status: 429,
             dry_run: false,
             everywhere: false,
+            headers: false,
         }
     }
 }
@@ -94,14 +96,8 @@ impl Draft {
     }
 
     pub(super) fn by(&mut self, text: &str) -> Result<(), String> {
-        let by = match text.split_once(':') {
-            Some(("field", name)) if super::route::is_token(name) => By::Field(name.to_owned()),
-            None if text == "client_ip" => BY_ADDRESS,
-            None if text == "user" => By::User,
-            None if text == "all" => By::All,
-            _ => return Err("expected client_ip, field:NAME, user or all".to_owned()),
-        };
-        self.by = Some(by);
+        let by = whom(text).or((text == "all").then_some(By::All));
+        self.by = Some(by.ok_or("expected client_ip, field:NAME, user or all")?);
         Ok(())
     }
 
@@ -125,6 +121,10 @@ impl Draft {
         switch(text).map(|on| self.everywhere = on)
     }
 
+    pub(super) fn headers(&mut self, text: &str) -> Result<(), String> {
+        switch(text).map(|on| self.headers = on)
+    }
+
     /// The limit that is said, or what is wrong with it as a whole.
     pub(super) fn policy(&self, name: &str) -> Result<Policy, String> {
         let rate = self.rate.ok_or("expected `rate` in it, as in rate = \"300/m\"")?;
@@ -132,11 +132,21 @@ impl Draft {
             None | Some(By::Address { .. }) => By::Address { v4: self.prefix.0, v6: self.prefix.1 },
             Some(by) => by,
         };
-        let Draft { delay, status, dry_run, everywhere, .. } = *self;
+        let Draft { delay, status, dry_run, everywhere, headers, .. } = *self;
         let burst = self.burst.unwrap_or(rate.count);
-        let policy = Policy { name: name.to_owned(), rate, burst, delay, by, status, dry_run, everywhere };
+        let policy = Policy { name: name.to_owned(), rate, burst, delay, by, status, dry_run, everywhere, headers };
         whole(&policy)?;
         Ok(policy)
+    }
+}
+
+/// What clients are told apart by.
+pub(super) fn whom(text: &str) -> Option<By> {
+    match text.split_once(':') {
+        Some(("field", name)) if super::route::is_token(name) => Some(By::Field(name.to_owned())),
+        None if text == "client_ip" => Some(BY_ADDRESS),
+        None if text == "user" => Some(By::User),
+        _ => None,
     }
 }
 

@@ -409,8 +409,17 @@ fn remarks(file: Option<&File>, routes: &[Route], apps: &[App]) -> Vec<Problem> 
             problems.push(warning("it has no effect".to_owned(), at.unwrap_or_else(|| said.at.clone()), label));
         }
     }
+    for said in &file.routes {
+        let asked = &said.draft.access.forward.app;
+        let own = apps.iter().any(|app| app.name == *asked && (app.respond.is_some() || app.files.is_some()));
+        if let Some(at) = said.mark("routes[].forward_auth.app").filter(|_| own) {
+            let label = "the loop answers in its place where a route is to it, and nobody where it is asked: 503";
+            problems.push(warning(format!("the app `{asked}` has no workers"), at, label));
+        }
+    }
     for (index, app) in apps.iter().enumerate() {
-        let reached = routes.iter().any(|route| route.to == Target::App(index));
+        let asks = |route: &Route| route.access.auth.as_ref()?.forward.as_ref().map(|forward| forward.app == app.name);
+        let reached = routes.iter().any(|route| route.to == Target::App(index) || asks(route) == Some(true));
         if let Some(said) = file.apps.iter().find(|said| said.name == app.name).filter(|_| !reached) {
             let title = format!("the app `{}` gets no requests", app.name);
             problems.push(warning(title, said.at.clone(), "no route is to it"));

@@ -59,7 +59,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::limits::Policy;
+use crate::limits::{By, Policy};
 
 pub use arguments::{HashPassword, Invocation, Refusal, WRONG_CONFIGURATION, WRONG_USAGE, command, read};
 pub use changes::{Changed, Changes, Fate, diff};
@@ -401,6 +401,8 @@ pub struct Queue {
     pub timeout: Duration,
     /// How long one is held while no worker is ready; zero refuses at once.
     pub hold: Duration,
+    /// By what clients are told apart that take turns in it; `None`: who comes first is served first.
+    pub fair: Option<By>,
 }
 
 /// By default no worker younger than this is replaced for the number of its requests: under load it would never get warm.
@@ -591,7 +593,7 @@ impl Default for App {
                 answer: None,
                 abandon: Duration::from_secs(5),
             },
-            queue: Queue { size: 8192, timeout: Duration::from_secs(2), hold: Duration::from_secs(10) },
+            queue: Queue { size: 8192, timeout: Duration::from_secs(2), hold: Duration::from_secs(10), fair: None },
             recycle: Recycle {
                 requests: 10_000,
                 requests_not_before: WARM,

@@ -330,6 +330,7 @@ pub const PLACES: &[Place] = &[
     at("answer-timeout", "apps.*.timeouts.answer", Shape::Duration, Live),
     at("max-queue", "apps.*.queue.size", Count, Live),
     at("queue-timeout-ms", "apps.*.queue.timeout", Shape::Duration, Live),
+    at("fair-queue", "apps.*.queue.fair", Word, Live),
     at("hold", "apps.*.queue.hold", Shape::Duration, Live),
     at("compress", "apps.*.compress.codings", List, Live),
     at("compress-min", "apps.*.compress.min", Size, Live),
@@ -385,6 +386,7 @@ pub const PLACES: &[Place] = &[
     }),
     route("limits.*.dry_run", Switch, DRY_RUN_HELP, "on", |draft, text| draft.limit.dry_run(text)),
     route("limits.*.everywhere", Switch, EVERYWHERE_HELP, "on", |draft, text| draft.limit.everywhere(text)),
+    route("limits.*.headers", Switch, HEADERS_HELP, "on", |draft, text| draft.limit.headers(text)),
     route("routes[].match.host", Text, HOST_HELP, "example.org", |draft, text| {
         route::host(text).map(|host| draft.matching.host = Some(host))
     }),
@@ -517,7 +519,11 @@ pub const PLACES: &[Place] = &[
         route::token(text).map(|name| draft.access.key_field = Some(name))
     }),
     route("routes[].auth.jwt.keys", Text, JWT_HELP, "/etc/production_server/jwks.json", |draft, text| {
-        route::file(text).map(|path| draft.access.jwt = Some(path))
+        route::file_or_url(text).map(|path| draft.access.jwt = Some(path))
+    }),
+    route("routes[].auth.jwt.refresh", Shape::Duration, REFRESH_HELP, "15m", |draft, text| {
+        let range = Duration::from_secs(1)..=Duration::from_secs(86_400);
+        units::duration(text, range).map(|refresh| draft.access.refresh = Some(refresh))
     }),
     route("routes[].auth.jwt.algorithms", List, "With which algorithms they may be signed", "RS256", |draft, text| {
         units::choice(text, crate::access::ALGORITHMS).map(|algorithm| draft.access.rules.algorithms.push(algorithm))
@@ -535,6 +541,20 @@ pub const PLACES: &[Place] = &[
     route("routes[].auth.jwt.audience", List, "For whom they have to be (`aud`)", "shop", |draft, text| {
         draft.access.rules.audiences.push(text.to_owned());
         Ok(())
+    }),
+    route("routes[].forward_auth.app", Text, FORWARD_HELP, "accounts", |draft, text| {
+        draft.access.forward.app = text.to_owned();
+        Ok(())
+    }),
+    route("routes[].forward_auth.path", Text, "What it is asked for [default: /]", "/verify", |draft, text| {
+        route::target(text).map(|path| draft.access.forward.path = path)
+    }),
+    route("routes[].forward_auth.copy", List, COPY_HELP, "X-Auth-User", |draft, text| {
+        route::field(text).map(|name| draft.access.forward.copy.push(name))
+    }),
+    route("routes[].forward_auth.timeout", Shape::Duration, PATIENCE_HELP, "2s", |draft, text| {
+        let range = Duration::from_millis(1)..=Duration::from_secs(3600);
+        units::duration(text, range).map(|timeout| draft.access.forward.timeout = timeout)
     }),
     route("routes[].satisfy", Word, SATISFY_HELP, "any", |draft, text| {
         units::choice(text, &[("all", false), ("any", true)]).map(|any| draft.access.any = Some(any))
@@ -589,6 +609,8 @@ const BY_HELP: &str = "What clients are told apart by: their address, a field of
 const BITS_HELP: &str = "How many bits of an address count [default: { v4 = 32, v6 = 64 }]";
 const DRY_RUN_HELP: &str = "Counts what would be refused, and refuses nothing [default: false]";
 const EVERYWHERE_HELP: &str = "It holds for all requests, and not only on routes that name it [default: false]";
+const HEADERS_HELP: &str =
+    "Answers to requests that pass say what is left, too, in `RateLimit` and `RateLimit-Policy` [default: false]";
 const FLIGHT_HELP: &str = "Requests that may be under way at once, from their heads to the end of their answers; beyond: 503. So a slow \
     page cannot have all workers";
 const BASIC_HELP: &str = "The file of those who get in with a password (htpasswd: bcrypt or argon2id), as `production_server hash-password` \
@@ -596,9 +618,15 @@ const BASIC_HELP: &str = "The file of those who get in with a password (htpasswd
 const REALM_HELP: &str = "What clients are told that the password is for [default: restricted]";
 const KEYS_HELP: &str = "The file of API keys: lines NAME:SHA256";
 const KEY_FIELD_HELP: &str = "The field that an API key comes in; in Authorization behind Bearer [default: X-Api-Key]";
-const JWT_HELP: &str = "The file with the keys that tokens are signed with: a JSON Web Key Set, or a public key in PEM";
-const SATISFY_HELP: &str =
-    "Whether address and credentials must be right, or any of both is enough: all or any [default: all]";
+const JWT_HELP: &str =
+    "The file with the keys that tokens are signed with: a JSON Web Key Set, or a public key in PEM; or the URL of one";
+const REFRESH_HELP: &str = "How often what lies at a URL is fetched [default: 1h]";
+const FORWARD_HELP: &str =
+    "The app that is asked about each request: 2xx lets it pass, and 401, 403 and 3xx go to the client";
+const COPY_HELP: &str = "Fields of its answer that the request's own app is given, and that clients cannot send";
+const PATIENCE_HELP: &str = "How long its answer may take, with its place in line; then 503 [default: 5s]";
+const SATISFY_HELP: &str = "Whether address, credentials and `forward_auth` must all be right, as far as they are said, or any of them is \
+    enough: all or any [default: all]";
 const ALLOW_HELP: &str = "Whose requests are taken, and of all others none: networks, addresses, loopback, unix";
 
 /// The tables, each with what it holds.
@@ -669,6 +697,10 @@ pub const TABLES: &[(&str, &str)] = &[
         "routes[].auth.jwt",
         "JSON Web Tokens in Authorization, behind Bearer; `exp` is demanded, and clocks may differ by 30 s.",
     ),
+    (
+        "routes[].forward_auth",
+        "An app that is asked about each request before it passes; a name alone stands for `app`. docs/access.md tells what it is sent.",
+    ),
     ("routes[].respond", "A fixed answer; a text alone stands for its `body`."),
     ("routes[].static", "Files; a text alone stands for `root`. docs/files.md tells how they are served."),
     (
@@ -722,6 +754,7 @@ pub const SHORT: &[(&str, &str)] = &[
     ("metrics.cloudwatch", "metrics.cloudwatch.to"),
     ("routes[].health", "routes[].health.path"),
     ("routes[].compress", "routes[].compress.codings"),
+    ("routes[].forward_auth", "routes[].forward_auth.app"),
     ("routes[].respond", "routes[].respond.body"),
     ("routes[].redirect", "routes[].redirect.to"),
     ("routes[].static", "routes[].static.root"),
@@ -730,7 +763,7 @@ pub const SHORT: &[(&str, &str)] = &[
 
 /// What is planned or usual elsewhere and means nothing to this version: a path, or its last segment alone.
 pub const NOT_YET: &[&str] =
-    &["http2", "http3", "compression", "forward_auth", "hub", "publish", "include", "listen[].alpn", "apps.*.group"];
+    &["http2", "http3", "compression", "hub", "publish", "include", "listen[].alpn", "apps.*.group"];
 
 /// The place that is written, of all that one key has. Only for names in `keys`.
 pub fn main_of(name: &str) -> Option<&'static Place> {

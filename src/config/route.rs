@@ -4,9 +4,10 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::{Balance, Compressing, Peers, Settings, Upstream};
-use crate::access::{Auth, Rules};
+use crate::access::{Auth, Forward, Rules};
 
 /// One route. All that is said of the request must hold for it to be taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +57,10 @@ pub struct AccessDraft {
     pub(super) keys: Option<String>,
     pub(super) key_field: Option<String>,
     pub(super) jwt: Option<String>,
+    /// How often what lies at a URL is fetched.
+    pub(super) refresh: Option<Duration>,
     pub(super) rules: Rules,
+    pub(super) forward: Forward,
     pub(super) any: Option<bool>,
     /// What was made of all that, once the files are read.
     pub(super) read: Option<Auth>,
@@ -397,6 +401,12 @@ pub fn method(text: &str) -> Result<String, String> {
     if fine { Ok(text.to_owned()) } else { Err("expected a method such as GET".to_owned()) }
 }
 
+/// What an app is asked for: a path, perhaps with a query.
+pub fn target(text: &str) -> Result<String, String> {
+    let fine = text.starts_with('/') && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+    if fine { Ok(text.to_owned()) } else { Err("expected a path such as /verify".to_owned()) }
+}
+
 /// The beginning of a path that is taken off or put on.
 pub fn part(text: &str) -> Result<String, String> {
     let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#".contains(&byte));
@@ -532,6 +542,24 @@ pub fn field(text: &str) -> Result<String, String> {
 pub fn file(text: &str) -> Result<String, String> {
     let fine = !text.is_empty() && !text.contains('\0');
     if fine { Ok(text.to_owned()) } else { Err("expected the path of a file".to_owned()) }
+}
+
+/// Whether something lies at a URL, and not in a file.
+pub fn is_url(text: &str) -> bool {
+    ["http://", "https://"]
+        .iter()
+        .any(|scheme| text.get(..scheme.len()).is_some_and(|at| at.eq_ignore_ascii_case(scheme)))
+}
+
+/// The path of a file, or a URL.
+pub fn file_or_url(text: &str) -> Result<String, String> {
+    let host = |text: &str| {
+        text.split_once("://").is_some_and(|(_, rest)| !rest.is_empty() && !rest.starts_with(['/', '?', ':']))
+    };
+    if is_url(text) && !(host(text) && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#')) {
+        return Err("expected the path of a file, or a URL such as https://id.example.org/jwks.json".to_owned());
+    }
+    file(text)
 }
 
 /// The name of any field.

@@ -35,14 +35,14 @@ use crate::event_loop::Loop;
 pub use crate::metrics::ConnectionState as State;
 
 impl State {
-    /// Whether a connection may go from this state to `next`. From every one it may end, and then nothing is left of it.
+    /// Whether a connection may go from this state to `next`; back to reading, once another app was asked. From every one it may end.
     pub fn may_become(self, next: State) -> bool {
         use State::*;
         matches!(
             (self, next),
             (Accepting, ReadingRequest | Closing)
                 | (ReadingRequest, Processing | WritingResponse | Closing)
-                | (Processing, WritingResponse | Closing)
+                | (Processing, WritingResponse | ReadingRequest | Closing)
                 | (WritingResponse, ReadingRequest | Closing)
         )
     }

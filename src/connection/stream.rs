@@ -31,7 +31,7 @@ use crate::event_loop::{Loop, Task};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Stream {
     pub connection: Sock,
-    /// Which of the connection's; always 0 in HTTP/1.
+    /// Which of the connection's; in HTTP/1 always 0, but for a [`Stream::is_question`].
     pub id: u32,
 }
 

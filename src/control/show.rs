@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::status::{Acme, App, Latency, Limit, Reload, ReloadState, Roll, RollState, Status, Worker};
+use super::status::{Acme, App, KeySet, Latency, Limit, Reload, ReloadState, Roll, RollState, Status, Worker};
 use crate::metrics::human_bytes;
 
 /// What stands for a value that is not known.
@@ -33,6 +33,7 @@ pub fn status(status: &Status) -> String {
     }
     counted(&mut text, status);
     status.limits.iter().for_each(|one| limit(&mut text, one));
+    status.key_sets.iter().for_each(|one| key_set(&mut text, one));
     if let Some(Reload { state: ReloadState::Failed, at, reason, .. }) = &status.reload {
         let reason = lines(reason.as_deref().unwrap_or(NONE));
         // Writing to a String cannot fail.
@@ -53,9 +54,23 @@ pub fn status(status: &Status) -> String {
     text
 }
 
+/// Now, in seconds since 1970.
+fn now() -> i64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+}
+
+fn key_set(text: &mut String, set: &KeySet) {
+    let age = set.fetched.map_or_else(|| "none yet".to_owned(), |at| span(Some((now() - at).max(0) as f64)));
+    let error = set
+        .last_error
+        .as_ref()
+        .map_or_else(String::new, |error| format!("  the last attempt has failed: {}", plain(error)));
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "keys     {}  {} of them  age {age}{error}", plain(&set.url), set.keys);
+}
+
 fn acme(text: &mut String, acme: &Acme) {
-    let now =
-        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64);
+    let now = now();
     let until = |time: i64| span(Some((time - now).max(0) as f64));
     let holds = acme.not_after.map_or_else(|| "none yet".to_owned(), |time| format!("ends in {}", until(time)));
     let (names, decided_by) = (plain(&acme.names.join(", ")), plain(&acme.decided_by));
@@ -95,6 +110,7 @@ const TROUBLES: &[&str] = &[
     "denied",
     "auth_refused",
     "auth_busy",
+    "auth_unanswered",
     "crowded_out",
     "files_cut",
     "compress_busy",

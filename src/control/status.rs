@@ -42,12 +42,28 @@ pub struct Status {
     pub certificates: Vec<Certificate>,
     /// The certificate that comes by itself; `null` where there is none.
     pub acme: Option<Acme>,
+    /// The sets of keys of tokens that are fetched.
+    pub key_sets: Vec<KeySet>,
     /// The limits on how often clients may ask.
     pub limits: Vec<Limit>,
     /// Its apps.
     pub apps: Vec<App>,
     /// What was counted of the workers of apps that are gone.
     pub departed: Lives,
+}
+
+/// A set of keys that is fetched.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeySet {
+    /// Where it lies.
+    pub url: String,
+    /// How many of its keys can be used.
+    pub keys: usize,
+    /// When what holds was fetched, in seconds since 1970; `null`: nothing holds yet.
+    pub fetched: Option<i64>,
+    /// Why it could not be fetched when that was tried last; `null` when it could.
+    pub last_error: Option<String>,
 }
 
 /// A limit, and what came of it since the server's start.
@@ -567,7 +583,7 @@ mod tests {
         #[rustfmt::skip]
         let top = vec![
             "version", "pid", "uptime_seconds", "state", "backend", "loops", "listen", "admin", "control_socket", "counters",
-            "log_lines_dropped", "reload", "upgrade", "certificates", "acme", "limits", "apps", "departed",
+            "log_lines_dropped", "reload", "upgrade", "certificates", "acme", "key_sets", "limits", "apps", "departed",
         ];
         assert_eq!(keys(&document), sorted(top));
         let app = &document["apps"][0];

@@ -10,12 +10,14 @@
 //!   ([`Dispatch::pause`]). A waiter who would rather not
 //!   have one worker waits for any other that is eligible, and takes that one when it is the last; one who wants a tunnel waits for a
 //!   worker with room for it. Neither holds up those behind it;
-//! - a slot goes to the oldest waiter whom it suits, but for two exceptions: those who rejoin stand first, and a permit that comes back
-//!   prefers its own loop's waiters to those who came up to a millisecond before them ([`Dispatch::release`]).
+//! - a slot goes to the oldest waiter whom it suits, but for these exceptions: those who rejoin stand first; a permit that comes back
+//!   prefers its own loop's waiters to those who came up to a millisecond before them ([`Dispatch::release`]), unless some take turns by
+//!   their keys ([`Ask::turn`]).
 //!
-//! `workers.rs` keeps the workers and whose turn it is, `queue.rs` the waiting line; `outcomes.rs` what the ends of requests say of a
+//! `workers.rs` keeps the workers and whose turn it is, `queue.rs` the waiting line, `fair.rs` turns by keys; `outcomes.rs` what the ends of requests say of a
 //! worker, `slots.rs` who may have fewer requests than others; `types.rs` has the words spoken here.
 
+mod fair;
 mod moves;
 mod outcomes;
 mod queue;
@@ -31,6 +33,7 @@ mod properties;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
+use std::hash::{BuildHasher, RandomState};
 use std::mem;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -103,6 +106,8 @@ pub struct Dispatch {
     board: Mutex<Board>,
     max_workers: usize,
     number: u32,
+    /// What keys are hashed with, the same for all loops.
+    secret: RandomState,
     streams: Streams,
     ring: OnceLock<Box<dyn Fn() + Send + Sync>>,
     deliver: OnceLock<Box<dyn Fn(Grant) + Send + Sync>>,
@@ -122,7 +127,7 @@ impl Dispatch {
         let permits = max_workers.saturating_mul(policy.concurrency as usize);
         let board = Board {
             workers: Workers::new(&policy, max_workers),
-            queue: Queue::new(policy.queue_size, permits.min(REJOINING)),
+            queue: Queue::new(policy.queue_size, permits.min(REJOINING), policy.fair),
             permits_out: 0,
             last_ready: now,
             last_unready: now,
@@ -137,6 +142,7 @@ impl Dispatch {
             board: Mutex::new(board),
             max_workers,
             number: DISPATCHES.fetch_add(1, Ordering::Relaxed),
+            secret: RandomState::new(),
             streams: Streams::default(),
             ring: OnceLock::new(),
             deliver: OnceLock::new(),
@@ -241,10 +247,16 @@ impl Dispatch {
         self.lock().workers.lookup(worker)?.target.clone()
     }
 
-    /// Whether a request that came now and would take any worker would be refused: none has room, and the queue is full.
-    pub fn queue_is_full(&self) -> bool {
+    /// The [`Ask::turn`] of whatever tells clients apart.
+    pub fn key(&self, bytes: &[u8]) -> u64 {
+        self.secret.hash_one(bytes).max(1)
+    }
+
+    /// Whether a request that came now and would take any worker would be refused: none has room, and the queue is full for its
+    /// [`Ask::turn`].
+    pub fn queue_is_full(&self, turn: u64) -> bool {
         let board = self.lock();
-        board.queue.is_full() && !(board.gate == Gate::Open && board.workers.any_room())
+        !(board.queue.takes(turn, false) || board.gate == Gate::Open && board.workers.any_room())
     }
 
     /// The app's event streams that hold permits.
@@ -341,7 +353,7 @@ impl Dispatch {
     /// the old ones are over. A lower limit of the queue refuses those who come, and nobody who waits. The number of requests at once
     /// belongs to the workers of a generation, and is that of the next.
     pub fn set_policy(&self, policy: Policy) {
-        let spare = Queue::spare(policy.queue_size, REJOINING);
+        let spare = Queue::spare(policy.queue_size, REJOINING, policy.fair);
         let mut board = self.lock();
         board.workers.set_policy(&policy);
         let past = board.queue.set_limit(policy.queue_size, spare);
@@ -714,10 +726,10 @@ impl Board {
         if ask.front {
             return Acquire::Queued(Ticket(self.queue.rejoin(waiter, wish, ask.since, now)));
         }
-        if self.queue.is_full() {
+        if !self.queue.takes(ask.turn, wish.tunnel) {
             return Acquire::Full;
         }
-        Acquire::Queued(Ticket(self.queue.push(waiter, wish, ask.since, now)))
+        Acquire::Queued(Ticket(self.queue.push(waiter, wish, ask.since, now, ask.turn)))
     }
 
     /// Sees to a worker that may get nothing new when one of its requests ended.

@@ -38,6 +38,7 @@ fn with_worker(concurrency: u32, now: Instant) -> (Arc<Dispatch>, WorkerId) {
         hold: Duration::from_secs(1),
         max_tunnels: 1,
         failures: 3,
+        fair: false,
     };
     let dispatch = Dispatch::new(policy, 2, now);
     let worker = dispatch.add(at_nowhere(), 1, None).expect("the table has room");
@@ -45,7 +46,7 @@ fn with_worker(concurrency: u32, now: Instant) -> (Arc<Dispatch>, WorkerId) {
 }
 
 fn ask(since: Instant) -> Ask {
-    Ask { since, exclude: None, front: false, tunnel: false }
+    Ask { since, exclude: None, front: false, tunnel: false, turn: 0 }
 }
 
 /// Grants on their way to their loops.

@@ -1,7 +1,7 @@
 //! The dispatch against a model that keeps plain lists and looks through all of them each time.
 //!
 //! Any sequence of calls must give the same answers as the model's, grant for grant and notice for notice: first come first
-//! served but for the advantage of the own loop, the choice of each balance, tunnels, the bound, the clocks. Besides, whatever the model says, no one may wait whom an eligible
+//! served but for the advantage of the own loop, turns by keys, the choice of each balance, tunnels, the bound, the clocks. Besides, whatever the model says, no one may wait whom an eligible
 //! worker has room for, and each waiter must end exactly once.
 
 use std::collections::HashMap;
@@ -14,6 +14,8 @@ use super::tests::{at_nowhere, waiter_of};
 use super::*;
 
 const QUEUE_SIZE: usize = 4;
+/// So many that several keys have several waiters.
+const FAIR_QUEUE_SIZE: usize = 12;
 const QUEUE_TIMEOUT: Duration = Duration::from_millis(200);
 const HOLD: Duration = Duration::from_millis(500);
 /// Ends a wait whatever the clocks say.
@@ -25,7 +27,7 @@ const LOOPS: u16 = 3;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Acquire { home: u16, exclude: Option<usize>, front: bool, tunnel: bool, age: u64 },
+    Acquire { home: u16, exclude: Option<usize>, front: bool, tunnel: bool, age: u64, turn: u64 },
     Release { which: usize, outcome: Outcome, home: u16 },
     TunnelEnded(usize),
     Cancel(usize),
@@ -69,8 +71,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
             prop::bool::weighted(0.2),
             prop::bool::weighted(0.3),
             moment.clone(),
+            // The first of them comes more often than the others together.
+            prop_oneof![1 => Just(0), 4 => Just(1), 3 => 2..5_u64],
         )
-            .prop_map(|(home, exclude, front, tunnel, age)| Step::Acquire { home, exclude, front, tunnel, age }),
+            .prop_map(|(home, exclude, front, tunnel, age, turn)| {
+                Step::Acquire { home, exclude, front, tunnel, age, turn }
+            }),
         12 => (any.clone(), outcome, 0..LOOPS)
             .prop_map(|(which, outcome, home)| Step::Release { which, outcome, home }),
         2 => any.clone().prop_map(Step::TunnelEnded),
@@ -122,9 +128,15 @@ struct ModelWaiter {
     since: Instant,
     came: Instant,
     front: bool,
+    turn: u64,
 }
 
 impl ModelWaiter {
+    /// Whether it stands for others, or they for it.
+    fn takes_turns(&self, fair: bool) -> bool {
+        fair && self.turn != 0 && !self.front && self.exclude.is_none()
+    }
+
     /// Whether it came up to a millisecond later than another, by the clock that orders them.
     fn nearly_as_old(&self, other: &ModelWaiter) -> bool {
         let clock = |waiter: &ModelWaiter| if self.front { waiter.since } else { waiter.came };
@@ -136,7 +148,10 @@ struct Model {
     balance: Balance,
     concurrency: u32,
     workers: Vec<ModelWorker>,
+    fair: bool,
     queue: Vec<ModelWaiter>,
+    /// Those who wait for another of their key to go, as they came.
+    behind: Vec<ModelWaiter>,
     last_ready: Instant,
     last_unready: Instant,
     failed: bool,
@@ -256,6 +271,7 @@ impl Model {
     fn hand_on(&mut self, id: WorkerId, home: Option<u16>) -> Option<(Waiter, WorkerId)> {
         let index = self.workers.iter().position(|worker| worker.id == id)?;
         let suited = |waiter: &ModelWaiter| self.suits(&self.workers[index], waiter.exclude, waiter.tunnel);
+        let home = home.filter(|_| !self.queue.iter().any(|waiter| waiter.takes_turns(self.fair)));
         let oldest = self.queue.iter().position(suited)?;
         let own = self.queue.iter().position(|waiter| Some(waiter.waiter.loop_index) == home && suited(waiter));
         let chosen = own.filter(|&own| self.queue[own].nearly_as_old(&self.queue[oldest])).unwrap_or(oldest);
@@ -264,8 +280,42 @@ impl Model {
         for other in passed_over {
             assert!(waiter.nearly_as_old(other), "{other:?} is passed over by {waiter:?}");
         }
-        let ModelWaiter { waiter, tunnel, .. } = self.queue.remove(chosen);
+        let ModelWaiter { waiter, tunnel, .. } = self.take_out(chosen, false);
         Some((waiter, self.take(index, tunnel)))
+    }
+
+    /// Takes one out of the line: the next of its key stands in its place if it has waited `in_vain`, and else at the end.
+    fn take_out(&mut self, place: usize, in_vain: bool) -> ModelWaiter {
+        let gone = self.queue.remove(place);
+        let same = |other: &ModelWaiter| other.turn == gone.turn && other.tunnel == gone.tunnel;
+        if gone.takes_turns(self.fair)
+            && let Some(next) = self.behind.iter().position(same)
+        {
+            let next = self.behind.remove(next);
+            self.queue.insert(if in_vain { place } else { self.queue.len() }, next);
+        }
+        gone
+    }
+
+    /// Takes out the one of that number among all, who has waited in vain.
+    fn give_up(&mut self, which: usize) -> ModelWaiter {
+        let place = which % (self.queue.len() + self.behind.len());
+        match place.checked_sub(self.queue.len()) {
+            Some(behind) => self.behind.remove(behind),
+            None => self.take_out(place, true),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &ModelWaiter> {
+        self.queue.iter().chain(&self.behind)
+    }
+
+    /// Whether the line takes one more with that key.
+    fn takes(&self, turn: u64, tunnel: bool) -> bool {
+        let size = if self.fair { FAIR_QUEUE_SIZE } else { QUEUE_SIZE };
+        let left = size.saturating_sub(self.all().count());
+        let same = |other: &&ModelWaiter| other.turn == turn && other.tunnel == tunnel && other.takes_turns(self.fair);
+        left > 0 && self.all().filter(same).count() < left
     }
 
     fn worker(&mut self, id: WorkerId) -> Option<&mut ModelWorker> {
@@ -353,16 +403,17 @@ struct Run {
 }
 
 impl Run {
-    fn new(balance: Balance, concurrency: u32) -> Run {
+    fn new(balance: Balance, concurrency: u32, fair: bool) -> Run {
         let now = Instant::now();
         let policy = Policy {
             balance,
             concurrency,
-            queue_size: QUEUE_SIZE,
+            queue_size: if fair { FAIR_QUEUE_SIZE } else { QUEUE_SIZE },
             queue_timeout: QUEUE_TIMEOUT,
             hold: HOLD,
             max_tunnels: MAX_TUNNELS,
             failures: FAILURES,
+            fair,
         };
         let dispatch = Dispatch::new(policy, 5, now);
         let delivered = Arc::new(Mutex::new(Vec::new()));
@@ -372,7 +423,9 @@ impl Run {
             balance,
             concurrency,
             workers: Vec::new(),
+            fair,
             queue: Vec::new(),
+            behind: Vec::new(),
             last_ready: now,
             last_unready: now,
             failed: false,
@@ -408,11 +461,11 @@ impl Run {
 
     fn step(&mut self, step: Step) {
         match step {
-            Step::Acquire { home, exclude, front, tunnel, age } => {
+            Step::Acquire { home, exclude, front, tunnel, age, turn } => {
                 let exclude = exclude.and_then(|which| self.worker_id(which));
                 // An age before the run's first moment may not be sayable.
                 let since = self.now.checked_sub(Duration::from_millis(age)).unwrap_or(self.now);
-                self.acquire(home, Ask { since, exclude, front, tunnel });
+                self.acquire(home, Ask { since, exclude, front, tunnel, turn });
             }
             Step::Release { which, outcome, home } => self.release(which, outcome, home),
             Step::TunnelEnded(which) => {
@@ -426,18 +479,20 @@ impl Run {
                 }
             }
             Step::Cancel(which) if !self.model.queue.is_empty() => {
-                let gone = self.model.queue.remove(which % self.model.queue.len());
+                let gone = self.model.give_up(which);
                 assert!(self.dispatch.cancel(gone.ticket));
                 assert!(!self.dispatch.cancel(gone.ticket), "a ticket was cancelled twice");
                 self.end(gone.waiter, End::Cancelled);
             }
             Step::Patience(which) if !self.model.queue.is_empty() => {
-                self.patience(which % self.model.queue.len());
+                self.patience(which % self.model.all().count());
             }
             Step::Add { app_generation, ours } => self.add(app_generation, ours),
             Step::Fail => {
                 let told = self.dispatch.fail();
-                let expected: Vec<_> = self.model.queue.drain(..).map(|waiter| waiter.waiter).collect();
+                let model = &mut self.model;
+                let next = || (!model.queue.is_empty()).then(|| model.take_out(0, false).waiter);
+                let expected: Vec<_> = std::iter::from_fn(next).collect();
                 assert_eq!(told, expected);
                 told.into_iter().for_each(|waiter| self.end(waiter, End::Refused));
                 self.model.failed = true;
@@ -468,7 +523,7 @@ impl Run {
     fn acquire(&mut self, home: u16, ask: Ask) {
         self.asked += 1;
         let waiter = waiter_of(home, self.asked);
-        let Ask { since, exclude, front, tunnel } = ask;
+        let Ask { since, exclude, front, tunnel, turn } = ask;
         let answer = self.dispatch.acquire(waiter, ask, self.now);
         let model = &mut self.model;
         if model.failed {
@@ -489,19 +544,27 @@ impl Run {
                 self.end(waiter, End::Refused);
             }
             (None, Acquire::Full) => {
-                assert!(!front && !hopeless && model.queue.len() >= QUEUE_SIZE);
+                assert!(!front && !hopeless && !model.takes(turn, tunnel));
                 // One who would take any worker might still be served by the one that was excluded.
-                assert_eq!(self.dispatch.queue_is_full(), model.choose(None, false).is_none());
+                let full = !model.takes(turn, false) && model.choose(None, false).is_none();
+                assert_eq!(self.dispatch.queue_is_full(turn), full);
                 self.end(waiter, End::Refused);
             }
             (None, Acquire::Queued(ticket)) => {
-                assert!(!hopeless && (front || model.queue.len() < QUEUE_SIZE), "the bound is passed");
+                assert!(!hopeless && (front || model.takes(turn, tunnel)), "the bound is passed");
                 let place = match front {
                     true => model.queue.iter().position(|other| !other.front || other.since > since),
                     false => None,
                 };
-                let waiting = ModelWaiter { waiter, ticket, exclude, tunnel, since, came: self.now, front };
-                model.queue.insert(place.unwrap_or(model.queue.len()), waiting);
+                let waiting = ModelWaiter { waiter, ticket, exclude, tunnel, since, came: self.now, front, turn };
+                let same = |other: &&ModelWaiter| {
+                    other.turn == turn && other.tunnel == tunnel && other.takes_turns(model.fair)
+                };
+                if waiting.takes_turns(model.fair) && model.all().any(|other| same(&other)) {
+                    model.behind.push(waiting);
+                } else {
+                    model.queue.insert(place.unwrap_or(model.queue.len()), waiting);
+                }
             }
             (expected, answer) => panic!("{answer:?} instead of {expected:?}"),
         }
@@ -536,7 +599,7 @@ impl Run {
 
     fn patience(&mut self, which: usize) {
         let (model, now) = (&mut self.model, self.now);
-        let waiting = &model.queue[which];
+        let waiting = model.all().nth(which).unwrap();
         let (deadline, expired) = match model.eligible() {
             0 => (waiting.since.max(model.last_unready) + HOLD, Patience::HoldExpired),
             _ => (waiting.since.max(model.last_ready) + QUEUE_TIMEOUT, Patience::QueueTimeout),
@@ -552,7 +615,7 @@ impl Run {
             answer => {
                 assert!(now >= deadline, "{answer:?} came early");
                 assert_eq!(answer, expired);
-                let gone = model.queue.remove(which);
+                let gone = model.give_up(which);
                 assert_eq!(self.dispatch.patience(gone.ticket, by, now), Patience::Granted);
                 self.end(gone.waiter, End::TimedOut);
             }
@@ -651,13 +714,13 @@ impl Run {
         assert_eq!(notices, self.model.notices);
         self.model.notices.clear();
         let model = &self.model;
-        for waiter in &model.queue {
+        for waiter in model.all() {
             let idle = model.workers.iter().find(|worker| model.suits(worker, waiter.exclude, waiter.tunnel));
             assert!(idle.is_none(), "{waiter:?} waits while there is {idle:?}");
             assert!(!self.ends.contains_key(&waiter.waiter), "{waiter:?} waits and has ended");
         }
         let snapshot = self.dispatch.snapshot();
-        assert_eq!((snapshot.queue_depth, snapshot.workers.len()), (model.queue.len(), model.workers.len()));
+        assert_eq!((snapshot.queue_depth, snapshot.workers.len()), (model.all().count(), model.workers.len()));
         for worker in &snapshot.workers {
             let expected = model.workers.iter().find(|expected| expected.id == worker.id).unwrap();
             let (got, expected) = (
@@ -698,9 +761,10 @@ proptest! {
     fn every_call_answers_as_the_model_does(
         balance in prop_oneof![3 => Just(Balance::Lifo), 1 => Just(Balance::RoundRobin), 1 => Just(Balance::Least)],
         concurrency in 1..=4_u32,
+        fair in any::<bool>(),
         steps in steps(),
     ) {
-        let mut run = Run::new(balance, concurrency);
+        let mut run = Run::new(balance, concurrency, fair);
         for app_generation in [0, 1] {
             run.step(Step::Add { app_generation, ours: true });
             run.step(Step::Ready(app_generation as usize));

@@ -3,12 +3,14 @@
 //! Nodes stand in an array that is reserved once; the free ones are chained through it. Each waiter stands in two lines threaded
 //! through the nodes: that of all loops, and that of its own loop. Requests that want a tunnel have lines of their own, for a
 //! worker full of tunnels passes over all of them, however many they are. In each line those who rejoined stand first, by
-//! their clocks, and behind them the others as they came: the oldest of all, or of one loop, is the older of two heads. All access
-//! is under the dispatch's lock.
+//! their clocks, and behind them the others as they came: the oldest of all, or of one loop, is the older of two heads. Where keys
+//! take turns (`fair.rs`), only the first of each key stands there, and in the line of all loops alone. All access is under the
+//! dispatch's lock.
 
 use std::time::{Duration, Instant};
 
 use super::Waiter;
+use super::fair::{Fair, Stood};
 use super::types::{Slot, Wish};
 use crate::buffers::slots::Key;
 use crate::planted::{self, Bug};
@@ -85,32 +87,54 @@ pub(super) struct Queue {
     limit: usize,
     /// When the last one came.
     latest: Option<Instant>,
-    /// How many have come.
+    /// How many have come, or come to their turn.
     came: u64,
+    /// Those who wait with a key; `None`: nobody does.
+    fair: Option<Fair>,
+    /// How many they are.
+    keyed: usize,
+}
+
+/// Memory for a line, to be made before the lock is taken, or to be freed once it is open.
+pub(super) struct Spare {
+    nodes: Vec<Node>,
+    fair: Option<Fair>,
 }
 
 impl Queue {
     /// A line for `limit` waiters and, beyond these, room for `rejoining` who come back with a permit's failure.
-    pub fn new(limit: usize, rejoining: usize) -> Queue {
-        let nodes = Vec::with_capacity(limit.saturating_add(rejoining));
+    pub fn new(limit: usize, rejoining: usize, fair: bool) -> Queue {
+        let Spare { nodes, fair } = Queue::spare(limit, rejoining, fair);
         let mut lines = Vec::with_capacity(2 * (1 + LOOPS));
         lines.resize(2, EMPTY);
-        Queue { nodes, free: NONE, lines, len: 0, limit, latest: None, came: 0 }
+        Queue { nodes, free: NONE, lines, len: 0, limit, latest: None, came: 0, fair, keyed: 0 }
     }
 
-    /// Memory for a line of that limit, to be made before the lock is taken; `rejoining` as in [`Queue::new`].
-    pub fn spare(limit: usize, rejoining: usize) -> Vec<Node> {
-        Vec::with_capacity(limit.saturating_add(rejoining))
+    /// Memory for a line of that limit; `rejoining` as in [`Queue::new`].
+    pub fn spare(limit: usize, rejoining: usize, fair: bool) -> Spare {
+        let nodes = Vec::with_capacity(limit.saturating_add(rejoining));
+        let fair = fair.then(|| Fair::new(limit, nodes.capacity()));
+        Spare { nodes, fair }
     }
 
-    /// Another limit holds for those who come. What is not needed of the memory goes back, to be freed once the lock is open.
-    pub fn set_limit(&mut self, limit: usize, mut spare: Vec<Node>) -> Vec<Node> {
+    /// Another limit holds for those who come, and that they take turns or do not. What is not needed of the memory goes back.
+    pub fn set_limit(&mut self, limit: usize, mut spare: Spare) -> Spare {
         self.limit = limit;
-        if spare.capacity() <= self.nodes.capacity() {
-            return spare;
+        if spare.nodes.capacity() > self.nodes.capacity() {
+            spare.nodes.append(&mut self.nodes);
+            std::mem::swap(&mut self.nodes, &mut spare.nodes);
         }
-        spare.append(&mut self.nodes);
-        std::mem::replace(&mut self.nodes, spare)
+        match (&mut self.fair, &mut spare.fair) {
+            (Some(old), Some(new)) if old.is_as_large_as(new) => {}
+            (Some(old), Some(new)) => {
+                new.take_over(old);
+                std::mem::swap(old, new);
+            }
+            // Who waits with a key does so to the end.
+            (Some(_), None) if self.keyed > 0 => {}
+            (old, new) => std::mem::swap(old, new),
+        }
+        spare
     }
 
     pub fn len(&self) -> usize {
@@ -121,22 +145,36 @@ impl Queue {
         self.len == 0
     }
 
-    pub fn is_full(&self) -> bool {
-        self.len >= self.limit
-    }
-
     /// For how many nodes memory is reserved.
     pub fn capacity(&self) -> usize {
         self.nodes.capacity()
     }
 
-    /// Puts a waiter at the end of the line.
-    pub fn push(&mut self, waiter: Waiter, wish: Wish, since: Instant, now: Instant) -> Key {
+    /// Whether there is room for one more with that key (0: without any): as many may wait with one as places are left for the others.
+    /// So one key has half of the line at most, and whoever comes with another finds a place.
+    pub fn takes(&self, turn: u64, tunnel: bool) -> bool {
+        let left = self.limit.saturating_sub(self.len);
+        left > 0 && self.fair.as_ref().is_none_or(|fair| turn == 0 || fair.waiting(keyed(turn, tunnel)) < left)
+    }
+
+    /// Puts a waiter at the end of the line, or behind those who wait with the same key (0: without any).
+    pub fn push(&mut self, waiter: Waiter, wish: Wish, since: Instant, now: Instant, turn: u64) -> Key {
         let index = self.node(waiter, wish, since, now, false);
-        for scope in [Scope::All, Scope::Loop] {
-            self.insert_before(scope, index, NONE);
-        }
         self.len += 1;
+        // One who would rather not have some worker may be passed over, and those behind it may not.
+        match &mut self.fair {
+            Some(fair) if turn != 0 && wish.exclude == Key::NONE => {
+                self.keyed += 1;
+                if fair.join(index, keyed(turn, wish.tunnel)) {
+                    self.insert_before(Scope::All, index, NONE);
+                }
+            }
+            _ => {
+                for scope in [Scope::All, Scope::Loop] {
+                    self.insert_before(scope, index, NONE);
+                }
+            }
+        }
         self.ticket(index)
     }
 
@@ -169,7 +207,7 @@ impl Queue {
         if waiting && planted::strikes(Bug::ForgottenCancel, 5) {
             self.nodes[ticket.index as usize].departed = true;
         } else if waiting {
-            self.remove(ticket.index);
+            self.take_out(ticket.index, true);
         }
         waiting
     }
@@ -189,7 +227,8 @@ impl Queue {
             let youngest = self.line(false).filter(|(_, node)| slot.suits(node.wish.exclude)).last();
             return youngest.map(|(index, _)| index).or(Some(oldest));
         }
-        let Some(home) = home else { return Some(oldest) };
+        // Turns know no loop.
+        let Some(home) = home.filter(|_| self.keyed == 0) else { return Some(oldest) };
         if self.nodes[oldest as usize].waiter.loop_index == home {
             return Some(oldest);
         }
@@ -197,11 +236,19 @@ impl Queue {
         own.or(Some(oldest))
     }
 
-    /// Takes a waiter out of the line.
+    /// Takes a waiter out of the line, whose turn it was: the next of its key stands at the end.
     #[inline]
     pub fn remove(&mut self, index: u32) -> Removed {
-        for scope in [Scope::All, Scope::Loop] {
-            self.unlink(scope, index);
+        self.take_out(index, false)
+    }
+
+    /// Takes a waiter out of the line. Where it has waited in vain, the next of its key stands in its place.
+    #[inline]
+    fn take_out(&mut self, index: u32, in_vain: bool) -> Removed {
+        if self.keyed == 0 || !self.leave_key(index, in_vain) {
+            for scope in [Scope::All, Scope::Loop] {
+                self.unlink(scope, index);
+            }
         }
         let node = &mut self.nodes[index as usize];
         debug_assert!(is_waiting(node), "a free node was taken out of the line");
@@ -212,14 +259,36 @@ impl Queue {
         Removed { waiter: node.waiter, tunnel: node.wish.tunnel, departed: node.departed }
     }
 
-    /// Those who wait, first to last: without a tunnel, or for one.
+    /// Takes a waiter away from those of its key; `false`: it has none.
+    #[cold]
+    fn leave_key(&mut self, index: u32, in_vain: bool) -> bool {
+        let stood = self.fair.as_mut().map_or(Stood::Alone, |fair| fair.leave(index));
+        if matches!(stood, Stood::Alone) {
+            return false;
+        }
+        self.keyed -= 1;
+        if let Stood::First(next) = stood {
+            let Links { next: behind, .. } = self.nodes[index as usize].links[Scope::All as usize];
+            let number = self.nodes[index as usize].number;
+            self.unlink(Scope::All, index);
+            if let Some(next) = next {
+                self.came += 1;
+                let (number, behind) = if in_vain { (number, behind) } else { (self.came, NONE) };
+                self.nodes[next as usize].number = number;
+                self.insert_before(Scope::All, next, behind);
+            }
+        }
+        true
+    }
+
+    /// Those who stand in the line, first to last: without a tunnel, or for one.
     pub fn line(&self, tunnel: bool) -> impl Iterator<Item = (u32, &Node)> {
         self.walk(line_of(Scope::All, 0, tunnel), Scope::All)
     }
 
     /// All who wait, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Node> {
-        [false, true].into_iter().flat_map(|tunnel| self.line(tunnel)).map(|(_, node)| node)
+        self.nodes.iter().filter(|node| is_waiting(node))
     }
 
     /// The older of two who wait.
@@ -244,7 +313,13 @@ impl Queue {
                 Err(fault) => return Some(fault),
             }
         }
-        if counts != [self.len; 2] {
+        let waits = |index: u32| self.nodes.get(index as usize).is_some_and(is_waiting);
+        let (keys, keyed) = match self.fair.as_ref().map_or(Ok((0, 0)), |fair| fair.count(waits)) {
+            Ok(counted) => counted,
+            Err(fault) => return Some(fault),
+        };
+        let alone = self.len - keyed.min(self.len);
+        if counts != [alone + keys, alone] || keyed != self.keyed {
             return Some("the lines hold more or fewer than the queue counts");
         }
         let waiting = self.nodes.iter().filter(|node| is_waiting(node)).count();
@@ -257,6 +332,9 @@ impl Queue {
         for (index, node) in self.walk(line, scope) {
             if !is_waiting(node) {
                 return Err("a free node stands in the queue");
+            }
+            if self.fair.as_ref().is_some_and(|fair| fair.is_behind(index)) {
+                return Err("one whose turn has not come stands in the line");
             }
             if line_of(scope, node.waiter.loop_index, node.wish.tunnel) != line {
                 return Err("a waiter stands in the line of another loop, or of other wishes");
@@ -407,6 +485,11 @@ fn line_of(scope: Scope, loop_index: u16, tunnel: bool) -> usize {
         Scope::Loop => 2 * (1 + usize::from(loop_index)),
     };
     first + usize::from(tunnel)
+}
+
+/// The key of those who take turns. Who wants a tunnel may have to wait for longer, and holds up no others of its client.
+fn keyed(turn: u64, tunnel: bool) -> u64 {
+    turn << 1 | u64::from(tunnel)
 }
 
 /// A node's generation is odd while someone waits in it.

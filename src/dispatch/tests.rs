@@ -1,5 +1,6 @@
 //! What the dispatch does, case by case.
 
+mod fair;
 mod home;
 mod policy;
 mod slots;
@@ -36,6 +37,7 @@ fn policy(balance: Balance, concurrency: u32) -> Policy {
         hold: seconds(10),
         max_tunnels: 2,
         failures: 3,
+        fair: false,
     }
 }
 
@@ -57,7 +59,7 @@ fn with_policy(policy: Policy, workers: usize) -> (Dispatch, Vec<WorkerId>, Inst
 }
 
 fn ask(since: Instant) -> Ask {
-    Ask { since, exclude: None, front: false, tunnel: false }
+    Ask { since, exclude: None, front: false, tunnel: false, turn: 0 }
 }
 
 fn grant(answer: Acquire) -> Permit {
@@ -187,11 +189,11 @@ fn the_newest_generation_goes_first_even_if_busier() {
 fn first_come_first_served_and_bounded() {
     let (dispatch, _, now) = with_ready(Balance::Lifo, 1, 1);
     let mut permit = take(&dispatch, 0, now);
-    assert!(!dispatch.queue_is_full());
+    assert!(!dispatch.queue_is_full(0));
     for number in 1..=3 {
         let _ = wait(&dispatch, number, now);
     }
-    assert!(dispatch.queue_is_full());
+    assert!(dispatch.queue_is_full(0));
     assert!(matches!(dispatch.acquire(waiter(4), ask(now), now), Acquire::Full));
     for number in 1..=3 {
         let grant = dispatch.release(permit, Outcome::Answered, now, 0).unwrap();
@@ -200,7 +202,7 @@ fn first_come_first_served_and_bounded() {
         dispatch.check_invariants();
     }
     give_back(&dispatch, [permit], now);
-    assert!(!dispatch.queue_is_full());
+    assert!(!dispatch.queue_is_full(0));
 }
 
 #[test]
@@ -231,7 +233,11 @@ fn those_who_rejoin_stand_first_by_their_clocks_and_are_never_refused() {
     }
     let second = Duration::from_secs(1);
     for (number, since) in [(4, now + second), (5, now), (6, now + 2 * second), (7, now + second)] {
-        let _ = ticket(dispatch.acquire(waiter(number), Ask { since, exclude: None, front: true, tunnel: false }, now));
+        let _ = ticket(dispatch.acquire(
+            waiter(number),
+            Ask { since, exclude: None, front: true, tunnel: false, turn: 0 },
+            now,
+        ));
         dispatch.check_invariants();
     }
     let mut order = Vec::new();
@@ -246,7 +252,7 @@ fn those_who_rejoin_stand_first_by_their_clocks_and_are_never_refused() {
 #[test]
 fn an_excluded_worker_is_passed_over_while_there_is_another() {
     let (dispatch, ids, now) = with_ready(Balance::Lifo, 1, 2);
-    let not_second = Ask { since: now, exclude: Some(ids[1]), front: false, tunnel: false };
+    let not_second = Ask { since: now, exclude: Some(ids[1]), front: false, tunnel: false, turn: 0 };
     let permit = grant(dispatch.acquire(waiter(0), not_second, now));
     assert_eq!(permit.worker(), ids[0], "the excluded one was next in turn");
     // The other one is busy: it waits for that, and does not hold up one behind it who is not so choosy.
@@ -276,7 +282,7 @@ fn waiters_take_the_worker_they_had_excluded_when_it_is_the_last() {
     for number in 10..13 {
         let _ = ticket(dispatch.acquire(
             waiter(number),
-            Ask { since: now, exclude: Some(ids[1]), front: false, tunnel: false },
+            Ask { since: now, exclude: Some(ids[1]), front: false, tunnel: false, turn: 0 },
             now,
         ));
     }

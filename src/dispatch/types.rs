@@ -167,6 +167,8 @@ pub struct Policy {
     pub max_tunnels: u32,
     /// Failures in a row of a server that something else runs, until [`Notice::Failing`] is told; 0: it never is.
     pub failures: u32,
+    /// Those who wait take turns by their keys ([`Ask::turn`]).
+    pub fair: bool,
 }
 
 /// Where a worker is, and what it is called.
@@ -231,6 +233,8 @@ pub struct Ask {
     pub front: bool,
     /// The request wants a tunnel (it asks for an upgrade): only a worker with room for one more will do.
     pub tunnel: bool,
+    /// Where [`Policy::fair`] holds, who takes turns with others while they wait ([`super::Dispatch::key`]); 0: nobody.
+    pub turn: u64,
 }
 
 /// Which workers will do for a request.

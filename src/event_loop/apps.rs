@@ -75,7 +75,7 @@ impl Apps {
     }
 
     /// What a request to that app is served with, if it is configured.
-    fn get(&self, id: AppId) -> Option<&Rc<App>> {
+    pub fn get(&self, id: AppId) -> Option<&Rc<App>> {
         self.entries.get(id.0 as usize)?.as_ref()?.current.as_ref()
     }
 
@@ -193,6 +193,9 @@ impl<B: Backend> Loop<B> {
     pub fn configure(&mut self, table: &AppTable) {
         self.apps.configure(table);
         self.apps.files.forget();
+        // Where nobody is kept out any more, nobody looks after these.
+        self.heads.identity.clear();
+        self.heads.quota.clear();
         self.heads.limits = HeadLimits::new(table.settings.max_head, table.settings.max_fields);
         self.backend.set_stall(table.settings.timeouts.write);
         // More connections may be allowed than were.

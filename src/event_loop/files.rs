@@ -181,7 +181,7 @@ impl<B: Backend> Loop<B> {
         else {
             return None;
         };
-        let (app, site, edits, series) = (app.clone(), site.clone(), edits.clone(), *series);
+        let (app, site, edits, series) = (app.clone(), site.clone(), self.heads.edits(edits), *series);
         let target = request.path.of(input);
         let path = resolved(target);
         let head = &input[..request.len];

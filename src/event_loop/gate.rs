@@ -14,6 +14,8 @@ use crate::access::{Auth, Found, Try, User};
 use crate::apps::Guard;
 use crate::backends::{Backend, Sock};
 use crate::buffers::block::Block;
+use crate::connection::Role;
+use crate::exchange::Exchange;
 use crate::helpers::Kind;
 use crate::http::head::Request;
 use crate::http::reply::{self, Reply};
@@ -39,6 +41,8 @@ pub(crate) enum Pass {
     Wrong,
     /// Nobody could check it.
     Unknown,
+    /// Another app is asked about it (`forward.rs`).
+    Inquires,
 }
 
 /// Which limits have counted a request.
@@ -53,7 +57,7 @@ pub(crate) enum Paid {
 impl Pass {
     /// Whether it is not to be read yet.
     pub fn waits(self) -> bool {
-        matches!(self, Pass::Waits(_) | Pass::Asked)
+        matches!(self, Pass::Waits(_) | Pass::Asked | Pass::Inquires)
     }
 }
 
@@ -83,14 +87,19 @@ impl<B: Backend> Loop<B> {
     #[inline(never)]
     pub fn gate(&mut self, sock: Sock, route: Route, input: &[u8], request: &Request) -> Gate {
         self.heads.identity.clear();
+        self.heads.quota.clear();
         self.heads.seat = None;
         let Some((guard, series)) = self.apps.routes.guard(route) else { return Gate::Open };
+        let address = self.address_of(sock);
         let Some(client) = self.table.client(sock) else { return Gate::Open };
         let pass = std::mem::take(&mut client.entrance.pass);
-        let told = self.heads.origin.trusted;
-        let address = if told { self.heads.origin.client } else { client.arrival.peer.address() };
+        (self.heads.word, self.heads.route) = (self.heads.words.take(sock), Some(route));
         let stop = self.stop(sock, (&guard, address, pass), input);
-        match stop.or_else(|| self.take_seat(&guard, route)) {
+        let stop = stop.or_else(|| self.take_seat(&guard, route));
+        if guard.tells_quota && !matches!(stop, Some(Stop::Later(..))) {
+            self.tell_quota(&guard, address, input);
+        }
+        match stop {
             None => Gate::Open,
             Some(Stop::Later(pass, after)) => Gate::Later(pass, after),
             Some(Stop::Refused(refusal)) => Gate::Shut(self.turn_away(input, request, series, &refusal)),
@@ -109,7 +118,7 @@ impl<B: Backend> Loop<B> {
             return Some(stop);
         }
         if let Some(auth) = guard.demands(address) {
-            let stop = self.identify(sock, auth, (guard, address, pass), input);
+            let stop = self.authenticate(sock, auth, (guard, address, pass), input);
             self.count_identified(&stop);
             if stop.is_some() {
                 return stop;
@@ -136,7 +145,13 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(sock) else { return };
         (client.input, client.body) = (Some(input), None);
         (client.entrance.pass, client.entrance.stalled) = (pass, true);
+        if let Some(word) = self.heads.word.take() {
+            self.heads.words.put(sock, word, &self.table);
+        }
         self.arm(sock, after);
+        if pass == Pass::Inquires {
+            self.inquire(sock);
+        }
     }
 
     /// The time of a request has come that was put aside.
@@ -144,6 +159,7 @@ impl<B: Backend> Loop<B> {
     pub fn waited_enough(&mut self, sock: Sock) {
         match self.table.client(sock).map(|client| client.entrance.pass) {
             Some(Pass::Waits(paid)) => self.let_pass(sock, Pass::Paid(paid)),
+            Some(Pass::Inquires) => self.heard_nothing(sock),
             // Nothing that comes later may be taken for an answer to another request.
             Some(Pass::Asked) => self.refuse(sock, 503, BUSY),
             _ => {}
@@ -165,7 +181,7 @@ impl<B: Backend> Loop<B> {
     }
 
     /// A request that was put aside can be looked at again.
-    fn let_pass(&mut self, sock: Sock, pass: Pass) {
+    pub fn let_pass(&mut self, sock: Sock, pass: Pass) {
         let Some(client) = self.table.client(sock) else { return };
         (client.entrance.pass, client.entrance.stalled) = (pass, false);
         self.work.push_back(Task::Resume(sock));
@@ -194,6 +210,43 @@ impl<B: Backend> Loop<B> {
         (longest > 0).then(|| Stop::Later(Pass::Waits(paid), Duration::from_nanos(longest)))
     }
 
+    /// Writes down what is left of the limits that say so. Of those on whom credentials name, only where these were shown.
+    #[cold]
+    fn tell_quota(&mut self, guard: &Guard, address: Option<IpAddr>, input: &[u8]) {
+        let now = guard.times.nanos(self.time.now);
+        let known = !self.heads.identity.is_empty();
+        let told = guard.limits.iter().filter(|(policy, _)| policy.tells() && (policy.by != By::User || known));
+        let told = told.map(|(policy, limit)| {
+            let (left, whole) = limit.left(self.key(policy, limit, address, input), policy, now);
+            (policy.field(), format!("\"{}\";r={left};t={}", policy.name, whole.div_ceil(1_000_000_000)))
+        });
+        let (policies, quotas): (Vec<String>, Vec<String>) = told.unzip();
+        if !policies.is_empty() {
+            let lines = format!("RateLimit-Policy: {}\r\nRateLimit: {}\r\n", policies.join(", "), quotas.join(", "));
+            self.heads.quota = lines.into_bytes();
+        }
+    }
+
+    /// Finds out whether a client may come in, by its credentials and by the word of an app that is asked.
+    #[cold]
+    fn authenticate(&mut self, sock: Sock, auth: &Auth, asker: Asker<'_>, input: &[u8]) -> Option<Stop> {
+        let Some((_, forward)) = &asker.0.forward else { return self.identify(sock, auth, asker, input) };
+        let shows = || auth.look(|name| self.heads.fields.find_name(input, name)) != Found::Nothing;
+        if auth.has_ways() && (!auth.or_address || shows()) {
+            let stop = self.identify(sock, auth, asker, input);
+            if stop.is_some() || auth.or_address {
+                return stop;
+            }
+        }
+        match self.heads.word.as_ref().filter(|word| word.is_of(forward)) {
+            Some(word) => {
+                word.tell(&mut self.heads.identity);
+                None
+            }
+            None => Some(Stop::Later(Pass::Inquires, forward.timeout)),
+        }
+    }
+
     /// Finds out who a client is, by its credentials.
     #[cold]
     fn identify(&mut self, sock: Sock, auth: &Auth, (guard, address, pass): Asker<'_>, input: &[u8]) -> Option<Stop> {
@@ -206,6 +259,7 @@ impl<B: Backend> Loop<B> {
         let guessed = || self.guessed(guard, address, now).map(Stop::from).or_else(|| refused(true));
         let attempt = match (found, pass) {
             (Found::User(user), _) => return self.know(&user),
+            (Found::Unknown, _) => return Some(Refusal::later(NO_KEYS).into()),
             (Found::Nothing, _) => return refused(false),
             (Found::Wrong { guessed: false }, _) => return refused(true),
             (Found::Wrong { guessed: true }, _) | (Found::Slow(_), Pass::Wrong) => return guessed(),
@@ -261,15 +315,43 @@ impl<B: Backend> Loop<B> {
     }
 
     fn key(&self, policy: &Policy, limit: &Limit, address: Option<IpAddr>, input: &[u8]) -> u64 {
-        match &policy.by {
-            By::Address { v4, v6 } => limit.key(&network(address, *v4, *v6)),
-            By::All => limit.key(b""),
+        self.key_by(&policy.by, |bytes| limit.key(bytes), address, input)
+    }
+
+    fn key_by(&self, by: &By, hash: impl Fn(&[u8]) -> u64, address: Option<IpAddr>, input: &[u8]) -> u64 {
+        match by {
+            By::Address { v4, v6 } => hash(&network(address, *v4, *v6)),
+            By::All => hash(b""),
             By::Field(name) => match self.heads.fields.find_name(input, name) {
-                Some(value) => limit.key(value),
-                None => by_address(limit, address),
+                Some(value) => hash(value),
+                None => hash(&network(address, 32, 64)),
             },
-            By::User if !self.heads.identity.is_empty() => limit.key(&self.heads.identity),
-            By::User => by_address(limit, address),
+            By::User if !self.heads.identity.is_empty() => hash(&self.heads.identity),
+            By::User => hash(&network(address, 32, 64)),
+        }
+    }
+
+    /// With whom a request takes turns while it waits for a worker; `input` begins with its head.
+    #[inline(always)]
+    pub fn turn(&self, exchange: &Exchange, input: &[u8]) -> u64 {
+        match &exchange.app.settings.queue.fair {
+            None => 0,
+            Some(by) => self.turn_by(by, exchange, input),
+        }
+    }
+
+    #[cold]
+    fn turn_by(&self, by: &By, exchange: &Exchange, input: &[u8]) -> u64 {
+        let address = self.address_of(exchange.stream.connection);
+        self.key_by(by, |bytes| exchange.app.dispatch.key(bytes), address, input)
+    }
+
+    /// The address of the client whose request is looked at.
+    fn address_of(&self, sock: Sock) -> Option<IpAddr> {
+        match self.table.role(sock) {
+            _ if self.heads.origin.trusted => self.heads.origin.client,
+            Role::Client(client) => client.arrival.peer.address(),
+            _ => None,
         }
     }
 
@@ -296,13 +378,18 @@ impl<B: Backend> Loop<B> {
     /// Writes the answer to a request that does not come in.
     #[cold]
     fn turn_away(&mut self, input: &[u8], request: &Request, series: u16, refusal: &Refusal) -> Written {
+        let mut lines = refusal.lines.clone().into_bytes();
+        if !refusal.limited && !self.heads.quota.is_empty() {
+            lines.extend_from_slice(b"\r\n");
+            lines.extend_from_slice(self.heads.quota.trim_ascii_end());
+        }
         let reply = Reply {
             format: reply::negotiate(request.accept.of(input)),
             keep_alive: self.keeps_alive(request),
             http10: request.version == Version::Http10,
             head_only: request.method == Method::Head,
             retry_after: refusal.retry_after,
-            lines: refusal.lines.as_bytes(),
+            lines: &lines,
             ..Reply::new(refusal.status, refusal.detail, &self.time.day.date)
         };
         self.count().requests.add(1);
@@ -345,6 +432,7 @@ fn by_address(limit: &Limit, address: Option<IpAddr>) -> u64 {
 /// How long a check of a password may take with its place in line.
 const PATIENCE: Duration = Duration::from_secs(20);
 const FULL: &str = "as many requests as this route takes at once are under way: try again in a moment";
+const NO_KEYS: &str = "the keys of tokens are not known yet: try again in a moment";
 const BUSY: &str = "too many passwords wait to be checked: try again in a moment";
 
 /// How many wrong credentials an address may show.
@@ -358,7 +446,8 @@ fn too_many(policy: &Policy, wait: u64, random: u64) -> Refusal {
     let seconds = wait.div_ceil(1_000_000_000).max(1);
     let lines = format!("\r\nRateLimit-Policy: {}\r\nRateLimit: \"{}\";r=0;t={seconds}", policy.field(), policy.name);
     let retry_after = Some(retry_after(wait, random));
-    Refusal { status: policy.status, lines, retry_after, ..Refusal::new("too many requests: slow down") }
+    let limited = true;
+    Refusal { status: policy.status, lines, retry_after, limited, ..Refusal::new("too many requests: slow down") }
 }
 
 /// Why a request does not come in.
@@ -368,6 +457,8 @@ struct Refusal {
     /// Further lines of the head, each behind a line's end.
     lines: String,
     retry_after: Option<u32>,
+    /// It tells of a limit.
+    limited: bool,
 }
 
 impl Refusal {
@@ -376,6 +467,6 @@ impl Refusal {
     }
 
     fn new(detail: &'static str) -> Refusal {
-        Refusal { status: 429, detail, lines: String::new(), retry_after: None }
+        Refusal { status: 429, detail, lines: String::new(), retry_after: None, limited: false }
     }
 }

@@ -92,7 +92,7 @@ impl<B: Backend> Loop<B> {
             Exchange::new(stream, app.clone(), *series, request, kept, id_text(self.heads.next_id), &self.time);
         (exchange.phase, exchange.request.upload) = (Phase::Relaying, Upload::Sent);
         (exchange.answer.status, exchange.source) = (direct.status(), Source::Own(direct.body().clone(), 0));
-        let date = &self.time.day.date;
+        let (date, direct) = (&self.time.day.date, direct.with_lines(&self.heads.quota));
         let piece = self.memory.scratch.write(direct.room(), |out| direct.write(out, date, version, keep_alive, true));
         let Some(key) = self.begin_exchange(stream, exchange, input) else { return };
         self.become_state(stream.connection, State::WritingResponse);

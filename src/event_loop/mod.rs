@@ -25,6 +25,7 @@ mod admission;
 mod apps;
 mod compress;
 mod files;
+mod forward;
 mod front;
 mod gate;
 mod inside;
@@ -38,14 +39,16 @@ pub(crate) use apps::{Apps, Seat};
 pub(crate) use compress::{Coded, wish};
 pub use files::MOST_OPEN;
 pub(crate) use files::Sending;
+pub(crate) use forward::{Word, Words};
 pub(crate) use front::{Arrival, Tolds};
-pub(crate) use gate::{Entrance, Gate};
+pub(crate) use gate::{Entrance, Gate, Paid, Pass};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
 pub(crate) use routes::{Leads, LoopRoute, Route, Routes, Written};
 pub(crate) use secure::{Secure, send};
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -61,6 +64,7 @@ use crate::helpers::{Helpers, Kind};
 use crate::http::fields::Fields;
 use crate::http::head::HeadLimits;
 use crate::http::origin::Origin;
+use crate::http::route::Edits;
 use crate::limits::InFlight;
 use crate::log::{AccessLog, Log};
 use crate::mailbox::desk::Desk;
@@ -165,6 +169,14 @@ pub(crate) struct Heads {
     pub origin: Origin,
     /// The lines that tell who has sent it, where a route has found out.
     pub identity: Vec<u8>,
+    /// The lines that tell its client what is left of its limits, where these say so, each with its end.
+    pub quota: Vec<u8>,
+    /// What another app has said of it, where one is asked.
+    pub word: Option<Word>,
+    /// The same of those that wait.
+    pub words: Words,
+    /// Who answers it, where not everybody may come in.
+    pub route: Option<Route>,
     /// Its place among those that its route may have under way.
     pub seat: Option<InFlight>,
     /// What has come out of an encoder, until it is sent.
@@ -181,10 +193,25 @@ impl Heads {
             fields: Fields::default(),
             origin: Origin::default(),
             identity: Vec::new(),
+            quota: Vec::new(),
+            word: None,
+            words: Words::default(),
+            route: None,
             seat: None,
             coded: Vec::new(),
             next_id,
         }
+    }
+}
+
+impl Heads {
+    /// What becomes of the fields of the answer to the request in hand, on a route that changes so much of it.
+    #[inline]
+    pub fn edits(&self, of_route: &Option<Rc<Edits>>) -> Option<Rc<Edits>> {
+        if self.quota.is_empty() {
+            return of_route.clone();
+        }
+        Some(Rc::new(Edits::and(of_route.as_deref(), &[], &self.quota)))
     }
 }
 

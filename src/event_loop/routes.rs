@@ -194,6 +194,12 @@ impl Routes {
         Some((route.guard.clone()?, route.series))
     }
 
+    /// What becomes of the fields of an answer to a request for an app, as far as its route says so.
+    pub fn response(&self, route: Route) -> Option<Rc<Edits>> {
+        let Route::App(number) = route else { return None };
+        self.get(number).response.clone()
+    }
+
     /// Whether it is worth a look if a path with its query names a document of the server's own: said of nearly every request, and so in few
     /// steps.
     #[inline]
@@ -292,6 +298,13 @@ impl<B: Backend> Loop<B> {
                 made = self.made(route, input, request)?;
                 (&made.0, made.1)
             }
+        };
+        let told;
+        let direct = if self.heads.quota.is_empty() {
+            direct
+        } else {
+            told = direct.with_lines(&self.heads.quota);
+            &told
         };
         let (status, date) = (direct.status(), &self.time.day.date);
         self.counters.of_series(series).answered_here(status);

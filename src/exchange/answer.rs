@@ -29,7 +29,7 @@ impl<B: Backend> Loop<B> {
         let Some(before) = self.table.link(sock).map(|link| link.input.take()) else { return };
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let (method, upgrade) = (exchange.request.method, exchange.request.websocket);
-        let may_name = exchange.answer.sendfile.is_some();
+        let (may_name, asks) = (exchange.answer.sendfile.is_some(), exchange.stream.is_question());
         if before.is_none() && self.backend.offered(sock) == exchange.attempt.sent_before {
             // They were on their way before anything of this request was: no answer to it, whatever they say.
             return self.lost_before_answer(key, false);
@@ -50,6 +50,7 @@ impl<B: Backend> Loop<B> {
                     input.advance(response.len);
                 }
                 Ok(Some(response)) if may_name && self.send_named(key, &input, &response) => return,
+                Ok(Some(response)) if asks => return self.begin_word(key, input, &response),
                 Ok(Some(response)) => return self.begin_answer(key, input, &response),
             }
         }
@@ -61,7 +62,7 @@ impl<B: Backend> Loop<B> {
         exchange.attempt.begun = true;
         let stream = exchange.stream;
         // A client that does not read would have a worker's flood of these held for it; none of them has to arrive.
-        if response.status != 100 && self.unsent(stream.connection) <= HIGH_MARK {
+        if response.status != 100 && !stream.is_question() && self.unsent(stream.connection) <= HIGH_MARK {
             self.stream_interim(stream, input, response);
         }
     }
@@ -76,7 +77,7 @@ impl<B: Backend> Loop<B> {
         self.finish(key, Ending::Failed { status: 502, reason, outcome: Some(Outcome::Malformed) });
     }
 
-    fn begin_answer(&mut self, key: Key, mut input: Block, response: &Response) {
+    pub fn begin_answer(&mut self, key: Key, mut input: Block, response: &Response) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         if (response.busy || response.draining) && exchange.is_whole() && !exchange.attempt.retried {
             return self.retry(key, RetryReason::Declined);

@@ -133,6 +133,8 @@ pub(crate) struct Attempt {
     pub permit: Option<Permit>,
     /// Its place among those that its route may have under way.
     pub seat: Option<InFlight>,
+    /// With whom it takes turns while it waits ([`Ask::turn`](crate::dispatch::Ask::turn)).
+    pub turn: u64,
     /// The one retry is spent.
     pub retried: bool,
     /// How many fresh connections have ended since, of which none took anything.

@@ -37,8 +37,8 @@ impl<B: Backend> Loop<B> {
             return self.refuse_unasked(key, 504, "no worker took the request in time");
         }
         let waiter = Waiter { loop_index: self.index, exchange: key };
-        let exclude = exchange.attempt.exclude;
-        let ask = Ask { since: exchange.times.asked, exclude, front, tunnel: exchange.request.websocket };
+        let (exclude, turn) = (exchange.attempt.exclude, exchange.attempt.turn);
+        let ask = Ask { since: exchange.times.asked, exclude, front, tunnel: exchange.request.websocket, turn };
         match app.dispatch.acquire(waiter, ask, now) {
             Acquire::Granted(permit) => self.start(key, permit),
             Acquire::Queued(ticket) => {

@@ -49,8 +49,9 @@ impl<B: Backend> Loop<B> {
         exchange.request.shown = self.shown(edits.is_some(), request, &forward);
         exchange.attempt.seat = self.heads.seat.take();
         exchange.answer.coded = coded;
-        if response.is_some() {
-            (exchange.answer.edits, exchange.answer.sendfile) = (response.clone(), sendfile.clone());
+        exchange.attempt.turn = self.turn(&exchange, &input);
+        if response.is_some() || !self.heads.quota.is_empty() {
+            (exchange.answer.edits, exchange.answer.sendfile) = (self.heads.edits(response), sendfile.clone());
         }
         self.become_state(stream.connection, State::Processing);
         let Some(key) = self.begin_exchange(stream, exchange, &input) else { return };
@@ -92,7 +93,7 @@ impl<B: Backend> Loop<B> {
         let buffered = exchange.app.settings.request_buffer as u64;
         let ended = self.table.client(stream.connection).is_some_and(|client| client.ended);
         if expects && !ended {
-            if exchange.app.dispatch.queue_is_full() {
+            if exchange.app.dispatch.queue_is_full(exchange.attempt.turn) {
                 return self.fail(key, 503, super::permit::QUEUE_FULL);
             }
             if input.is_empty() {

@@ -290,11 +290,16 @@ const SERVER: &[Family] = &[
     counter(
         "production_server_auth_total",
         &["result"],
-        "Requests whose credentials were asked for: `passed`, `refused`, or `busy` where too many waited to be checked.",
+        "Requests whose credentials were asked for, or about which an app was: `passed`, `refused`, `busy` where too many waited to be checked, \
+        or `unanswered` by the app.",
         |sample, points| {
             let totals = sample.metrics.total();
-            let results =
-                [("passed", totals.auth_passed), ("refused", totals.auth_refused), ("busy", totals.auth_busy)];
+            let results = [
+                ("passed", totals.auth_passed),
+                ("refused", totals.auth_refused),
+                ("busy", totals.auth_busy),
+                ("unanswered", totals.auth_unanswered),
+            ];
             results.iter().for_each(|(result, count)| points.whole(&[("result", result)], *count));
         },
     ),

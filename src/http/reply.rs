@@ -383,6 +383,14 @@ impl Direct {
         Direct { status, start: start.into_bytes().into(), body: body.into() }
     }
 
+    /// The same with further lines, each with its end.
+    #[cold]
+    pub fn with_lines(&self, lines: &[u8]) -> Direct {
+        let at = memchr::memchr(b'\n', &self.start).map_or(0, |at| at + 1);
+        let start = [&self.start[..at], lines, &self.start[at..]].concat();
+        Direct { start: start.into(), ..self.clone() }
+    }
+
     /// Its status.
     pub fn status(&self) -> u16 {
         self.status

@@ -94,6 +94,7 @@ impl Reloader {
     ) -> Reloader {
         let started = Arc::new(loaded);
         let keeper = Keeper::start(&config.server.acme, &policies, log);
+        crate::key_sets::start(log);
         let sockets = listeners.iter().map(|listening| listening.sockets.len()).sum::<usize>();
         let mut reloader = Reloader {
             inputs,
@@ -162,6 +163,7 @@ impl Reloader {
         if self.config.server.acme != plan.config.server.acme {
             self.keeper.configure(&plan.config.server.acme);
         }
+        crate::key_sets::start(&self.log);
         let table = self.table.put(plan.table);
         self.postboxes.broadcast(|| Message::Configure(table.clone()));
         for (index, setups) in (0..).zip(plan.for_loops) {

@@ -381,7 +381,7 @@ mod tests {
         /// A request's slot, if one is free.
         fn take(&self) -> Option<Permit> {
             let waiter = Waiter { loop_index: 0, exchange: self.ids[0] };
-            let ask = Ask { since: self.now, exclude: None, front: false, tunnel: false };
+            let ask = Ask { since: self.now, exclude: None, front: false, tunnel: false, turn: 0 };
             match self.dispatch.acquire(waiter, ask, self.now) {
                 Acquire::Granted(permit) => Some(permit),
                 Acquire::Queued(ticket) => {

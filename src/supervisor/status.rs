@@ -151,6 +151,7 @@ impl Supervisor {
             apps,
             limits: about.map(|about| limits(&about.metrics)).unwrap_or_default(),
             acme: crate::acme::report(),
+            key_sets: crate::key_sets::report(),
             departed: self.observed.as_ref().map(Observed::departed).unwrap_or_default(),
         }
     }

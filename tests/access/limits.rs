@@ -11,6 +11,7 @@ on_every_backend_and_tls! {
     what_is_beyond_a_limit_is_refused_and_told_when_to_come_back
     fields_tell_clients_apart_and_addresses_are_those_that_proxies_name
     who_has_to_wait_is_served_late
+    answers_say_what_is_left_where_the_limit_says_so
     a_reload_keeps_what_was_used
     addresses_that_are_not_allowed_are_refused
     an_address_has_as_many_connections_as_it_may
@@ -145,6 +146,98 @@ fn who_has_to_wait_is_served_late(backend: &str) {
     until("all have left", || site.server.status()["active_connections"] == 0);
 }
 
+const TELLING: &str = r#"
+[server]
+trusted_proxies = ["loopback"]
+
+[apps.web]
+upstream = "{worker}"
+
+[limits.all]
+rate = "4/h"
+headers = true
+everywhere = true
+
+[limits.tenant]
+rate = "60/h"
+key = "field:X-Tenant"
+headers = true
+
+[limits.silent]
+rate = "100/h"
+
+[limits.trial]
+rate = "1/h"
+dry_run = true
+headers = true
+
+[limits.person]
+rate = "10/h"
+key = "user"
+headers = true
+
+[[routes]]
+match.path = "/tenant"
+app = "web"
+limits = ["tenant", "silent", "trial"]
+response_fields.set = { X-Route = "tenant" }
+
+[[routes]]
+match.path = "/fixed"
+respond = "fixed"
+limits = "silent"
+
+[[routes]]
+match.path = "/files/*"
+static = { root = "{folder}/files", prefix = "/files" }
+
+[[routes]]
+match.path = "/moved"
+redirect = "/fixed"
+
+[[routes]]
+match.path = "/person"
+app = "web"
+limits = "person"
+auth.keys = "{folder}/keys"
+"#;
+
+fn answers_say_what_is_left_where_the_limit_says_so(backend: &str) {
+    // The SHA-256 of "secret".
+    let keys = "shop:2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b\n";
+    let site = site(backend, TELLING, &[("files/a.txt", "a file"), ("keys", keys)]);
+    let told = |tenant: &str, path: &str, more: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: {tenant}\r\n{more}\r\n");
+        let answer = Client::of(&site.server).ask(&request);
+        let fields = ["RateLimit-Policy", "RateLimit"].map(|name| answer.field(name).unwrap_or_default().to_owned());
+        (answer.status, fields[0].clone(), fields[1].clone(), answer)
+    };
+    let (status, policy, left, answer) = told("192.0.2.1", "/tenant", "X-Tenant: a\r\n");
+    assert_eq!((status, policy.as_str()), (200, "\"all\";q=4;w=3600, \"tenant\";q=60;w=3600"));
+    assert_eq!(left, "\"all\";r=3;t=900, \"tenant\";r=59;t=60");
+    assert_eq!(answer.field("X-Route"), Some("tenant"), "what the route says is said as well");
+    assert!(answer.text().contains("/tenant"), "{}", answer.text());
+    // By whatever answers: the loop with what is fixed, with a file, with another place; and where no route is.
+    let (_, policy, left, _) = told("192.0.2.1", "/fixed", "");
+    assert_eq!((policy.as_str(), &left[..9]), ("\"all\";q=4;w=3600", "\"all\";r=2"));
+    assert_eq!(&told("192.0.2.1", "/files/a.txt", "").2[..9], "\"all\";r=1");
+    assert_eq!(&told("192.0.2.1", "/moved", "").2[..9], "\"all\";r=0");
+    let (status, policy, left, _) = told("192.0.2.1", "/fixed", "");
+    assert_eq!((status, policy.as_str()), (429, "\"all\";q=4;w=3600"));
+    assert!(left.starts_with("\"all\";r=0;t=8") || left == "\"all\";r=0;t=900", "{left}");
+    // A client's own words are no part of an answer to somebody else.
+    assert_eq!(&told("192.0.2.2", "/nothing", "").2[..9], "\"all\";r=3");
+    // Credentials that were refused have used nothing of what somebody has.
+    let (status, _, left, _) = told("192.0.2.2", "/person", "");
+    assert_eq!((status, &left[..9], left.contains("person")), (401, "\"all\";r=2", false), "{left}");
+    let (status, _, left, _) = told("192.0.2.2", "/person", "X-Api-Key: secret\r\n");
+    assert_eq!((status, left.contains("\"person\";r=9;t=360")), (200, true), "{left}");
+    // What the server says of itself is not limited, and a reload takes the fields away.
+    assert_eq!(told("192.0.2.2", "/server", "").2, "");
+    assert!(site.reload("[apps.web]\nupstream = '{worker}'\n").status.success());
+    assert_eq!(told("192.0.2.2", "/tenant", "").2, "");
+}
+
 fn a_reload_keeps_what_was_used(backend: &str) {
     let site = site(backend, SITE, &[]);
     let mut client = Client::of(&site.server);
@@ -265,10 +358,6 @@ fn a_flag_limits_every_client() {
     let server = Server::before(backend, &worker.url, &["--rate-limit", "3/h"]);
     let mut client = server.client();
     assert_eq!(statuses(&mut client, "GET / HTTP/1.1\r\nHost: a\r\n\r\n", 5), [200, 200, 200, 429, 429]);
-    let other = "127.0.0.2:0".parse::<std::net::SocketAddr>().unwrap();
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.bind(&other.into()).unwrap();
-    socket.connect(&server.address.into()).unwrap();
-    let mut other = Client::over(socket.into(), Vec::new());
+    let mut other = Client::from("127.0.0.2", &server);
     assert_eq!(statuses(&mut other, "GET / HTTP/1.1\r\nHost: a\r\n\r\n", 4), [200, 200, 200, 429]);
 }

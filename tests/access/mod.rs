@@ -1,6 +1,8 @@
 //! Who gets in, and how often: addresses, limits, and credentials.
 
 mod credentials;
+mod forward;
+mod key_sets;
 mod limits;
 
 use std::path::PathBuf;

@@ -129,6 +129,7 @@ const STATUS: &[(&str, &str, &str)] = &[
     ("auth_passed", "production_server_auth_total", "result=\"passed\""),
     ("auth_refused", "production_server_auth_total", "result=\"refused\""),
     ("auth_busy", "production_server_auth_total", "result=\"busy\""),
+    ("auth_unanswered", "production_server_auth_total", "result=\"unanswered\""),
     ("crowded_out", "production_server_connections_refused_total", "reason=\"address\""),
     ("files_cut", "production_server_files_cut_total", ""),
     ("compressed_zstd", "production_server_compressed_total", "coding=\"zstd\""),

@@ -9,6 +9,8 @@ use super::*;
 
 on_every_backend! {
     who_comes_first_is_served_first,
+    a_client_that_floods_waits_behind_itself,
+    clients_that_take_turns_are_told_apart_by_what_they_say,
     ten_thousand_requests_of_two_hundred_clients_are_each_answered_once,
     a_worker_freed_on_one_loop_serves_a_waiter_of_the_other,
     two_workers_are_both_used_before_anyone_waits,
@@ -38,6 +40,71 @@ fn who_comes_first_is_served_first(backend: &str) {
     }
     let expected: Vec<String> = (0..60).map(|number| format!("/{number}")).collect();
     assert_eq!(worker.targets(), expected);
+}
+
+/// On two loops, each of which has some of the flood.
+fn a_client_that_floods_waits_behind_itself(backend: &str) {
+    let folder = folder();
+    let (worker, go) = Worker::gated(&folder.path().join("w"), "/0");
+    let flags =
+        ["--fair-queue", "client_ip", "--loops", "2", "--queue-timeout-ms", "60000", "--read-timeout-ms", "60000"];
+    let server = Server::in_front_of(backend, &[&worker], &flags);
+    let begin = |client: &mut Client, target: &str, waiting: usize| {
+        client.begin(target);
+        until("the request waits", || server.status()["queue"]["depth"] == waiting);
+    };
+    let mut first = server.client();
+    first.begin("/0");
+    until("the first is with the worker", || worker.targets().len() == 1);
+    let mut flood: Vec<Client> = (0..200).map(|_| server.client()).collect();
+    flood.iter_mut().for_each(|client| client.begin("/flood"));
+    until("all of the flood waits", || server.status()["queue"]["depth"] == 200);
+    let mut others: Vec<Client> = (0..3).map(|_| Client::from("127.0.0.2", &server)).collect();
+    for (number, client) in others.iter_mut().enumerate() {
+        begin(client, &format!("/other-{number}"), 201 + number);
+    }
+    let mut third = Client::from("127.0.0.3", &server);
+    begin(&mut third, "/third", 204);
+    // One that leaves takes nobody's place.
+    drop(others.remove(1));
+    until("it has left", || server.status()["queue"]["depth"] == 203);
+    go.send(()).unwrap();
+    assert_eq!(third.answer().text(), "/third");
+    for client in flood.iter_mut().chain(&mut others).chain([&mut first]) {
+        assert_eq!(client.answer().status, 200);
+    }
+    let order = worker.targets();
+    assert_eq!(order[..7], ["/0", "/flood", "/other-0", "/third", "/flood", "/other-2", "/flood"]);
+    assert_eq!(order.len(), 1 + 203);
+}
+
+fn clients_that_take_turns_are_told_apart_by_what_they_say(backend: &str) {
+    let folder = folder();
+    let (worker, go) = Worker::gated(&folder.path().join("w"), "/0");
+    let flags = ["--fair-queue", "field:X-Tenant", "--max-queue", "6", "--queue-timeout-ms", "60000"];
+    let server = Server::in_front_of(backend, &[&worker], &[&flags[..], &["--read-timeout-ms", "60000"]].concat());
+    let mut clients = Vec::new();
+    for (number, tenant) in ["a", "a", "a", "a", "b", "b"].iter().enumerate() {
+        let mut client = server.client();
+        client.send(format!("GET /{number}-{tenant} HTTP/1.1\r\nHost: a\r\nX-Tenant: {tenant}\r\n\r\n"));
+        match number {
+            0 => until("the first is with the worker", || worker.targets().len() == 1),
+            _ => until("the request waits", || server.status()["queue"]["depth"] == number),
+        }
+        clients.push(client);
+    }
+    // A place is left, and neither of them has it: it is for others.
+    for tenant in ["a", "b"] {
+        let request = format!("GET /more HTTP/1.1\r\nHost: a\r\nX-Tenant: {tenant}\r\n\r\n");
+        assert_eq!(server.client().ask(&request).status, 503);
+    }
+    let mut client = server.client();
+    client.begin("/nobody");
+    until("it waits", || server.status()["queue"]["depth"] == 6);
+    clients.push(client);
+    go.send(()).unwrap();
+    clients.iter_mut().for_each(|client| assert_eq!(client.answer().status, 200));
+    assert_eq!(worker.targets(), ["/0-a", "/1-a", "/4-b", "/nobody", "/2-a", "/5-b", "/3-a"]);
 }
 
 fn ten_thousand_requests_of_two_hundred_clients_are_each_answered_once(backend: &str) {

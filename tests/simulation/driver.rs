@@ -593,6 +593,7 @@ fn policy(settings: &Settings) -> Policy {
         hold: app.queue.hold,
         max_tunnels: 1000,
         failures: 3,
+        fair: false,
     }
 }
 

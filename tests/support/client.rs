@@ -80,6 +80,14 @@ impl Client {
         Client::over(TcpStream::connect_timeout(&address, DEADLINE).unwrap(), Vec::new())
     }
 
+    /// From another address of this machine, as in `127.0.0.2`.
+    pub fn from(address: &str, server: &Server) -> Client {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.bind(&SocketAddr::new(address.parse().unwrap(), 0).into()).unwrap();
+        socket.connect(&server.address.into()).unwrap();
+        Client::over(socket.into(), Vec::new())
+    }
+
     /// Goes without a goodbye.
     pub fn reset(self) {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO)).unwrap();

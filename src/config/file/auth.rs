@@ -3,14 +3,18 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::super::report::Problem;
+use super::super::route::is_url;
 use super::find;
 use super::routes::RouteSaid;
 use crate::access::{Auth, Keys, Passwords, Tokens};
 
 /// The field that API keys come in where nothing else is said.
 const KEY_FIELD: &str = "X-Api-Key";
+/// How often a set of keys is fetched where nothing else is said.
+const REFRESH: Duration = Duration::from_secs(3600);
 /// What a password is for where nothing else is said.
 const REALM: &str = "restricted";
 
@@ -44,15 +48,48 @@ pub(super) fn read(route: &mut RouteSaid) -> Vec<Problem> {
     } else if said.key_field.is_some() {
         wrong("auth.key_field", "`key_field` has no effect here".to_owned(), "expected `keys` beside it".to_owned());
     }
+    auth.tokens = tokens(route, &mut wrong).map(Arc::new);
+    let shows = said.basic.is_some() || said.keys.is_some() || said.jwt.is_some();
+    let asks = route.mark("routes[].forward_auth").is_some();
+    if asks && said.forward.app.is_empty() {
+        let label = "expected `app`, as in forward_auth = { app = \"accounts\", path = \"/verify\" }";
+        wrong("forward_auth", "nothing says which app is asked".to_owned(), label.to_owned());
+    }
+    auth.forward = asks.then(|| Arc::new(said.forward.clone()));
+    let demands = shows || asks;
+    let by_address = !(route.draft.access.allow.is_empty() && route.draft.access.deny.is_empty());
+    if said.any.is_some() && usize::from(shows) + usize::from(asks) + usize::from(by_address) < 2 {
+        let label = "expected two of `auth`, `forward_auth`, and `allow` or `deny`, in this route: it says how they go together";
+        wrong("satisfy", "`satisfy` has no effect here".to_owned(), label.to_owned());
+    } else if said.realm.is_some() && !shows {
+        wrong("auth.realm", "`realm` has no effect here".to_owned(), "expected `basic`, `keys` or `jwt`".to_owned());
+    }
+    if demands && problems.is_empty() {
+        route.draft.access.read = Some(auth);
+    }
+    problems
+}
+
+/// What tokens are verified with, if a route says so.
+fn tokens(route: &RouteSaid, wrong: &mut dyn FnMut(&str, String, String)) -> Option<Tokens> {
+    let said = &route.draft.access;
     match &said.jwt {
         Some(_) if said.rules.algorithms.is_empty() => {
             let label =
                 "expected `algorithms` beside it, as in algorithms = [\"RS256\"]: a token must not choose its own";
             wrong("auth.jwt", "nothing says how tokens are signed".to_owned(), label.to_owned());
         }
+        Some(url) if is_url(url) => {
+            // It is fetched by somebody who can wait; `check` looks at once.
+            return Some(Tokens::at(url, &said.rules, said.refresh.unwrap_or(REFRESH)));
+        }
+        Some(_) if said.refresh.is_some() => {
+            let label = "a file is read when the server starts and when it reloads: expected a URL beside it";
+            wrong("auth.jwt.refresh", "`refresh` has no effect here".to_owned(), label.to_owned());
+        }
         Some(path) => {
             match text(path).and_then(|text| Tokens::parse(&text, &said.rules).map_err(|what| (None, what))) {
-                Ok(tokens) => auth.tokens = Some(Arc::new(tokens)),
+                Ok(tokens) => return Some(tokens),
                 Err(why) => wrong("auth.jwt.keys", "the keys of tokens cannot be taken".to_owned(), shown(path, why)),
             }
         }
@@ -62,18 +99,7 @@ pub(super) fn read(route: &mut RouteSaid) -> Vec<Problem> {
         }
         None => {}
     }
-    let demands = said.basic.is_some() || said.keys.is_some() || said.jwt.is_some();
-    let both = demands && !(route.draft.access.allow.is_empty() && route.draft.access.deny.is_empty());
-    if said.any.is_some() && !both {
-        let label = "expected `auth`, and `allow` or `deny`, in this route: it says how they go together";
-        wrong("satisfy", "`satisfy` has no effect here".to_owned(), label.to_owned());
-    } else if said.realm.is_some() && !demands {
-        wrong("auth.realm", "`realm` has no effect here".to_owned(), "expected `basic`, `keys` or `jwt`".to_owned());
-    }
-    if demands && problems.is_empty() {
-        route.draft.access.read = Some(auth);
-    }
-    problems
+    None
 }
 
 /// Which line of a file is wrong, if it is one, and what is.

@@ -74,8 +74,12 @@ impl Reader<'_> {
     pub(super) fn look_at_routes(&mut self) {
         let names: Vec<String> = self.file.apps.iter().map(|app| app.name.clone()).collect();
         let mut problems = Vec::new();
-        for route in &self.file.routes {
-            let Some((name, at)) = route.draft.app.as_ref().zip(route.mark("routes[].app")) else { continue };
+        let app = |route: &RouteSaid| Some((route.draft.app.clone()?, route.mark("routes[].app")?));
+        let asked = |route: &RouteSaid| {
+            Some((route.draft.access.forward.app.clone(), route.mark("routes[].forward_auth.app")?))
+        };
+        for (name, at) in self.file.routes.iter().flat_map(|route| [app(route), asked(route)]).flatten() {
+            let name = &name;
             if names.contains(name) || (names.is_empty() && name == ONLY_APP) {
                 continue;
             }

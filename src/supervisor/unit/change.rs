@@ -46,6 +46,7 @@ pub fn policy(app: &config::App) -> Policy {
         hold: app.queue.hold,
         max_tunnels: app.max_tunnels,
         failures: app.eject.failures,
+        fair: app.queue.fair.is_some(),
     }
 }
 

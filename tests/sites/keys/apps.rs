@@ -135,6 +135,11 @@ const CASES: &[Case] = &[
         let _busy = hanging(rig, app);
         assert_eq!(rig.get(app, "/").0, 504);
     }),
+    case("queue.fair", &[ONE, PATIENT, ("queue.timeout", LONG), ("queue.size", "2")], "'client_ip'", |rig, app| {
+        let (_busy, _waits) = (hanging(rig, app), rig.begin(app, "/"));
+        until("one waits", || rig.site.app(app)["queue"]["depth"] == 1);
+        assert_eq!(rig.get(app, "/").0, 503, "the other place is for others");
+    }),
     case("queue.hold", &[("upstream", "'unix:FOLDER/nobody'"), ("queue.hold", LONG)], "'0s'", |rig, app| {
         assert_eq!(rig.get(app, "/").0, 503);
     }),

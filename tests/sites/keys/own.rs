@@ -315,12 +315,35 @@ fn access(rig: &mut Rig) {
     // Of somebody else, but for us; tests/access has what is let in.
     let answer = rig.ask("access", "GET /", "Authorization: Bearer a.b.c\r\n");
     assert!(answer.status == 401 && answer.has("WWW-Authenticate: Bearer"), "{}", answer.head);
+    rig.change(&[(&route("auth.jwt.keys"), "'http://127.0.0.1:1/jwks'"), (&route("auth.jwt.refresh"), "'1s'")]);
+    // Nobody is there, and it is not known whose token it is.
+    assert_eq!(rig.ask("access", "GET /", "Authorization: Bearer a.b.c\r\n").status, 503);
+    rig.text.set((&route("auth.jwt.refresh"), ""));
     let gone = ["keys", "algorithms", "issuer", "audience"].map(|name| route(&format!("auth.jwt.{name}")));
     gone.iter().for_each(|key| rig.text.set((key, "")));
     rig.text.set((&route("auth.realm"), ""));
+    forwarded(rig, &route);
     rig.change(&[("limits.one.rate", "'1000/s'"), (&route("limits"), "'one'")]);
     limits(rig);
     everybody(rig);
+}
+
+/// The app that is asked does what the path says that it is asked for.
+fn forwarded(rig: &mut Rig, route: &dyn Fn(&str) -> String) {
+    let keys = ["app", "path", "copy", "timeout"].map(|name| route(&format!("forward_auth.{name}")));
+    let [app, path, copy, timeout] = keys.each_ref().map(String::as_str);
+    let status = |rig: &Rig| rig.ask("access", "GET /", "").status;
+    rig.change(&[(app, "'kept'")]);
+    assert_eq!(status(rig), 200);
+    rig.change(&[(path, "'/503'")]);
+    assert_eq!(status(rig), 503);
+    rig.change(&[(path, "'/hang'"), (timeout, SHORT)]);
+    assert_eq!(status(rig), 503);
+    rig.change(&[(path, ""), (timeout, ""), (copy, "'X-Copied'")]);
+    assert_eq!(rig.ask("kept", "GET /copied", "X-Copied: mine\r\n").status, 200);
+    let seen = rig.upstreams[0].of("/copied").unwrap().bytes;
+    assert!(!String::from_utf8_lossy(&seen).contains("mine"), "nobody but who is asked says it");
+    rig.change(&[(app, ""), (copy, "")]);
 }
 
 fn limits(rig: &mut Rig) {
@@ -330,7 +353,9 @@ fn limits(rig: &mut Rig) {
     assert_eq!((who(rig, "a"), who(rig, "a"), who(rig, "b")), (200, 429, 200));
     rig.change(&[("limits.one.status", "420")]);
     assert_eq!(who(rig, "a"), 420);
-    rig.change(&[("limits.one.dry_run", "true")]);
+    rig.change(&[("limits.one.headers", "true")]);
+    assert!(rig.ask("access", "GET /", "X-Who: other\r\n").has("RateLimit: \"one\";r=0;t=1800"));
+    rig.change(&[("limits.one.dry_run", "true"), ("limits.one.headers", "")]);
     assert_eq!(who(rig, "a"), 200);
     rig.change(&[("limits.one.rate", "'3600/h'"), ("limits.one.dry_run", "false"), ("limits.one.delay", "'60s'")]);
     assert_eq!((who(rig, "c"), who(rig, "c")), (200, 200), "it waits");
