@@ -24,6 +24,7 @@ mod queue;
 mod readiness;
 mod simulation;
 mod sites;
+mod spool;
 mod supervision;
 mod support;
 mod tidy;

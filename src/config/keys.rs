@@ -568,7 +568,18 @@ const LIMITS: &[Key] = &[
             store(&mut settings.buffer_bytes, usize::try_from(bytes).map_err(|_| "expected less memory".to_owned()))
         },
     ),
+    key("spool-bytes", "SIZE", "1GiB", SPOOL_HELP, |settings, text| {
+        store(&mut settings.spool_bytes, size(text, 0..=1 << 50))
+    }),
+    key("spool-dir", "PATH", "", SPOOL_DIR_HELP, |settings, text| store(&mut settings.spool_dir, path(text).map(Some)))
+        .example("/var/spool/production_server"),
 ];
+
+const SPOOL_HELP: &str =
+    "Disk for answers that go beyond that memory, so that slow clients do not hold workers, together; 0: none";
+
+const SPOOL_DIR_HELP: &str = "Where those bytes wait, in files without a name [default: the run directory, or /var/tmp where that is in \
+    memory]";
 
 const BODY_HELP: &str =
     "Since the last byte of a request body; one below a mean rate of 1 KiB/s ends as well; then 408";

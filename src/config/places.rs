@@ -243,6 +243,8 @@ pub const PLACES: &[Place] = &[
     at("max-head", "server.max_head", Size, Live),
     at("max-fields", "server.max_fields", Count, Live),
     at("buffer-bytes", "server.buffer_bytes", Size, Restart),
+    at("spool-bytes", "server.spool_bytes", Size, Live),
+    at("spool-dir", "server.spool_dir", Text, Live),
     at("error-page", "server.error_pages", Map, Live),
     at("internal", "server.internal", Word, Live),
     at("rate-limit", "server.rate_limit", Text, Live),

@@ -240,6 +240,10 @@ impl<B: Backend> Loop<B> {
         {
             self.watch_write(sock);
         }
+        if let Some(client) = self.table.client(sock) {
+            let key = client.exchange;
+            self.client_fell_behind(key);
+        }
     }
 
     fn watch_write(&mut self, sock: Sock) {

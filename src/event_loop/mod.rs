@@ -63,6 +63,7 @@ use crate::log::{AccessLog, Log};
 use crate::mailbox::desk::Desk;
 use crate::mailbox::{Message, Postboxes};
 use crate::metrics::{Counters, OwnCounters};
+use crate::spool::Spools;
 
 /// What all loops of a server share.
 pub struct Shared {
@@ -80,6 +81,8 @@ pub struct Shared {
     pub desk: Desk,
     /// Who does for the loops what would block them.
     pub helpers: Helpers,
+    /// What all have in the spool.
+    pub spools: Spools,
     /// Writes the `/status` document.
     pub status: Box<dyn Fn() -> String + Send + Sync>,
 }

@@ -16,6 +16,7 @@ use crate::http::reader::Reader;
 use crate::log::Level;
 use crate::metrics::series::RetryReason;
 use crate::planted::{self, Bug};
+use crate::spool::Queue;
 
 use super::{Ending, Exchange, Phase};
 
@@ -154,7 +155,7 @@ impl<B: Backend> Loop<B> {
         }
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         if exchange.answer.reader.is_done() {
-            return self.finish(key, Ending::Answered { surplus: !input.is_empty() });
+            return self.answer_whole(key, !input.is_empty());
         }
         self.note_move(exchange);
         self.heard(key);
@@ -172,6 +173,10 @@ impl<B: Backend> Loop<B> {
             let pass = input.slice(relay.pass);
             input.advance(relay.consumed);
             leak_by_plan(&pass);
+            if let Some(queue) = &mut exchange.answer.spool {
+                queue.push(&pass);
+                continue;
+            }
             send(&mut self.secure, &mut self.backend, exchange.stream.connection, pass.into());
         }
         Ok(())
@@ -185,6 +190,10 @@ impl<B: Backend> Loop<B> {
             exchange.answer.bytes += data.len() as u64;
             let stream = exchange.stream;
             leak_by_plan(&data);
+            if let Some(queue) = &mut exchange.answer.spool {
+                push_run(queue, &data, chunked);
+                continue;
+            }
             self.send_run(stream.connection, data, chunked);
         }
     }
@@ -196,6 +205,16 @@ impl<B: Backend> Loop<B> {
             seat.target.moves.note(self.time.now);
         }
     }
+}
+
+/// Puts a run of a body behind what waits, as [`Loop::send_run`] would send it.
+fn push_run(queue: &mut Queue, data: &[u8], chunked: bool) {
+    if !chunked {
+        return queue.push(data);
+    }
+    queue.push(format!("{:x}\r\n", data.len()).as_bytes());
+    queue.push(data);
+    queue.push(b"\r\n");
 }
 
 fn leak_by_plan(data: &Block) {

@@ -144,7 +144,10 @@ impl<B: Backend> Loop<B> {
             (Phase::Relaying, Waits::Worker) => Some((times.heard + nanos(timeouts.read), Due::Read)),
         };
         let (Some(limit), Some(granted)) = (timeouts.answer, times.granted) else { return own };
-        let ordinary = matches!(exchange.phase, Phase::Awaiting | Phase::Relaying) && !exchange.answer.stream;
+        let answers = matches!(exchange.phase, Phase::Awaiting | Phase::Relaying);
+        // What is spooled to its end waits for its client alone.
+        let is_over = exchange.answer.spool.is_some() && exchange.link() == Key::NONE;
+        let ordinary = answers && !exchange.answer.stream && !is_over;
         let whole = ordinary.then(|| (granted + nanos(limit), Due::Answer));
         own.into_iter().chain(whole).min_by_key(|(time, _)| *time)
     }

@@ -60,6 +60,9 @@ impl<B: Backend> Loop<B> {
             Ending::Failed { outcome: None, .. } => self.leave_worker(key, true),
             Ending::Left { .. } => self.leave_worker(key, false),
         }
+        if self.exchanges.lookup(key).is_some_and(|exchange| exchange.answer.spool.is_some()) {
+            self.close_spool(key);
+        }
         if let Phase::Queued { ticket, .. } = phase {
             self.leave_queue(key, ticket);
         }

@@ -18,6 +18,7 @@
 //! | `permit` | a permit is asked for, waited for, given back; the request leaves for the worker |
 //! | `answer` | the worker's answer is read and passed on |
 //! | `source` | where an answer's bytes come from, and when more are pulled |
+//! | `spool` | answers that wait in a file for their client |
 //! | `retry` | what is done when a worker's connection fails |
 //! | `tunnel` | bytes both ways, after a 101 |
 //! | `clock` | who is waited for, until when, and what happens then |
@@ -36,6 +37,7 @@ mod permit;
 mod request;
 mod retry;
 mod source;
+mod spool;
 mod tunnel;
 
 use std::rc::Rc;
@@ -56,6 +58,7 @@ use crate::http::reader::Reader;
 use crate::http::route::Edits;
 use crate::limits::InFlight;
 use crate::log::{AccessLog, AnswerNote};
+use crate::spool::Queue;
 
 pub(crate) use clock::Pace;
 pub(crate) use ending::Ending;
@@ -167,6 +170,10 @@ pub(crate) struct Answer {
     /// What is still to come of the body.
     pub reader: Reader,
     pub hold: Hold,
+    /// What waits in a file for the client, and what comes behind it.
+    pub spool: Option<Box<Queue>>,
+    /// There was no room for that.
+    pub unspooled: bool,
     /// It stands in the list of those that stopped for lack of memory.
     pub starved: bool,
     /// An event stream or unbuffered answer: only the idle timeout applies.

@@ -1,0 +1,337 @@
+//! What waits for slow clients beyond the memory for it waits in files without a name, and holds nobody.
+
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+
+use serde_json::Value;
+
+use crate::support::{Client, PROGRAM, Server, Worker, folder, on_every_backend, pattern, through_tls, until};
+
+on_every_backend! {
+    whoever_reads_late_gets_the_whole_answer_and_holds_no_worker
+    an_answer_that_breaks_is_cut
+    whoever_leaves_gives_all_back
+    where_the_disk_is_full_the_worker_waits
+    a_disk_that_fails_is_as_one_that_is_full
+    a_stop_waits_for_what_is_spooled
+    a_crowd_that_reads_nothing_leaves_the_worker_free
+    what_is_to_arrive_bit_by_bit_is_not_spooled
+    the_access_line_tells_what_has_left
+}
+
+through_tls! {
+    whoever_reads_late_gets_the_whole_answer_and_holds_no_worker
+    an_answer_that_breaks_is_cut
+    whoever_leaves_gives_all_back
+    where_the_disk_is_full_the_worker_waits
+    a_stop_waits_for_what_is_spooled
+}
+
+const MIB: usize = 1 << 20;
+/// More than what the kernel and [`SMALL`] memory take.
+const LONG: usize = 12 * MIB;
+const SMALL: &[&str] = &["--buffer-bytes", "2MiB", "--write-timeout", "60s", "--queue-timeout-ms", "60000"];
+
+/// A worker of one request at a time that says how many answers it has given to their last byte.
+struct Source {
+    worker: Worker,
+    given: Arc<AtomicUsize>,
+}
+
+impl Source {
+    /// `/length`, `/chunked` and `/close` are the pattern of that length, framed so; the first bytes of `/broken` wait for a word to break off.
+    fn new(length: usize) -> Source {
+        let given = Arc::new(AtomicUsize::new(0));
+        let (counted, body) = (given.clone(), pattern(length));
+        let worker = Worker::new(move |incoming| {
+            while let Some((head, _)) = incoming.request() {
+                let path = head.split(' ').nth(1).unwrap_or_default().to_owned();
+                let whole = match path.as_str() {
+                    "/length" => {
+                        incoming.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len()));
+                        incoming.send(&body)
+                    }
+                    "/chunked" => {
+                        incoming.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+                        // Of all sizes, small ones and such as no block holds.
+                        let mut rest = &body[..];
+                        for size in (0..).map(|turn| [1, 100, 70_000, 1_000_003][turn % 4]) {
+                            let (piece, more) = rest.split_at(rest.len().min(size));
+                            if piece.is_empty() {
+                                break;
+                            }
+                            incoming.send(format!("{:x};a=b\r\n", piece.len()));
+                            incoming.send(piece);
+                            incoming.send("\r\n");
+                            rest = more;
+                        }
+                        incoming.send("0\r\nX-Sum: 7\r\n\r\n")
+                    }
+                    "/close" => {
+                        incoming.send("HTTP/1.1 200 OK\r\n\r\n");
+                        incoming.send(&body);
+                        incoming.finish();
+                        true
+                    }
+                    _ => {
+                        incoming.respond(b"small");
+                        continue;
+                    }
+                };
+                counted.fetch_add(usize::from(whole), Ordering::SeqCst);
+            }
+        });
+        Source { worker, given }
+    }
+
+    fn server(&self, backend: &str, flags: &[&str]) -> Server {
+        Server::before(backend, &self.worker.url, &[SMALL, flags].concat())
+    }
+
+    /// Waits until the worker has given so many answers.
+    fn gives(&self, count: usize) {
+        until("the worker has given its answers", || self.given.load(Ordering::SeqCst) == count);
+    }
+}
+
+fn counted(server: &Server, name: &str) -> u64 {
+    server.status()[name].as_u64().unwrap()
+}
+
+/// Nothing waits in the spool any more.
+fn expect_empty(server: &Server) {
+    until("the spool is empty", || counted(server, "spool_bytes") == 0);
+}
+
+fn is_empty(directory: &Path) -> bool {
+    std::fs::read_dir(directory).unwrap().next().is_none()
+}
+
+fn small(server: &Server) {
+    assert_eq!(Client::of(server).get("/small").text(), "small");
+}
+
+fn whoever_reads_late_gets_the_whole_answer_and_holds_no_worker(backend: &str) {
+    let (source, folder) = (Source::new(LONG), folder());
+    let server = source.server(backend, &["--spool-dir", folder.path().to_str().unwrap()]);
+    let body = pattern(LONG);
+    let mut readers: Vec<Client> = (0..4).map(|_| Client::of(&server)).collect();
+    let asked = ["GET /length HTTP/1.1", "GET /chunked HTTP/1.1", "GET /chunked HTTP/1.0", "GET /close HTTP/1.1"];
+    for (index, (client, line)) in readers.iter_mut().zip(asked).enumerate() {
+        client.send(format!("{line}\r\nHost: a\r\n\r\n"));
+        source.gives(index + 1);
+        small(&server);
+    }
+    assert_eq!((counted(&server, "spooled"), counted(&server, "spool_refused")), (4, 0));
+    assert!(counted(&server, "spool_bytes") > 4 * MIB as u64 && is_empty(folder.path()), "{}", server.status());
+    for (client, line) in readers.iter_mut().zip(asked) {
+        let answer = client.answer();
+        assert!(answer.whole && answer.body == body, "{line}: {} bytes", answer.body.len());
+        let trailers = if line == asked[1] { "X-Sum: 7\r\n" } else { "" };
+        assert_eq!(answer.trailers, trailers, "{line}");
+        if line == asked[2] { client.expect_end() } else { client.expect_alive() }
+    }
+    expect_empty(&server);
+    // And once more over the same connection, with another one behind it.
+    let client = &mut readers[0];
+    client.send("GET /length HTTP/1.1\r\nHost: a\r\n\r\nGET /small HTTP/1.1\r\nHost: a\r\n\r\n");
+    source.gives(5);
+    assert!(client.answer().body == body && client.answer().text() == "small");
+}
+
+/// A worker whose answers are sent as the test says, and then break off.
+fn breaking(head: &'static str) -> (Worker, Sender<Vec<u8>>) {
+    let (tell, told) = channel::<Vec<u8>>();
+    let told = Mutex::new(told);
+    let worker = Worker::new(move |incoming| {
+        if incoming.request().is_some() {
+            incoming.send(head);
+            told.lock().unwrap().iter().for_each(|piece| _ = incoming.send(piece));
+        }
+    });
+    (worker, tell)
+}
+
+fn an_answer_that_breaks_is_cut(backend: &str) {
+    let body = pattern(LONG);
+    let framed = [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 20000000\r\n\r\n", String::new()),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", format!("{:x}\r\n", LONG + 1)),
+    ];
+    for (head, line) in framed {
+        let (worker, tell) = breaking(head);
+        let server = Server::before(backend, &worker.url, SMALL);
+        let mut client = Client::of(&server);
+        client.begin("/");
+        tell.send([line.as_bytes(), &body].concat()).unwrap();
+        until("it is spooled", || counted(&server, "spool_bytes") > MIB as u64);
+        drop(tell);
+        until("it is cut", || counted(&server, "cut") == 1);
+        let answer = client.answer();
+        assert!(!answer.whole && body.starts_with(&answer.body), "{head}: {} bytes", answer.body.len());
+        expect_empty(&server);
+    }
+}
+
+fn whoever_leaves_gives_all_back(backend: &str) {
+    let source = Source::new(LONG);
+    let server = source.server(backend, &[]);
+    let mut client = Client::of(&server);
+    client.begin("/length");
+    source.gives(1);
+    until("it is spooled", || counted(&server, "spool_bytes") > MIB as u64);
+    client.reset();
+    expect_empty(&server);
+    until("it is noticed", || counted(&server, "client_gone") == 1);
+    // In the middle of the worker's answer, too.
+    let (worker, tell) = breaking("HTTP/1.1 200 OK\r\nContent-Length: 99000000\r\n\r\n");
+    let server = Server::before(backend, &worker.url, SMALL);
+    let mut client = Client::of(&server);
+    client.begin("/");
+    tell.send(pattern(LONG)).unwrap();
+    until("it is spooled", || counted(&server, "spool_bytes") > MIB as u64);
+    client.reset();
+    expect_empty(&server);
+}
+
+/// One after the other, each gets all of it: the second as soon as the first has read enough.
+fn all_are_served(server: &Server, source: &Source) {
+    let mut readers: Vec<Client> = (0..3).map(|_| Client::of(server)).collect();
+    for client in &mut readers {
+        client.begin("/length");
+    }
+    until("the spool takes no more", || counted(server, "spool_refused") > 0);
+    assert!(source.given.load(Ordering::SeqCst) < 3, "the worker is not held");
+    let body = pattern(LONG);
+    let read: Vec<_> = readers.into_iter().map(|mut client| std::thread::spawn(move || client.answer())).collect();
+    for thread in read {
+        let answer = thread.join().unwrap();
+        assert!(answer.whole && answer.body == body, "{} bytes", answer.body.len());
+    }
+    source.gives(3);
+    expect_empty(server);
+    assert!(server.has_said("is not spooled, and holds its worker"));
+}
+
+fn where_the_disk_is_full_the_worker_waits(backend: &str) {
+    let source = Source::new(LONG);
+    for limit in ["100KiB", "4MiB"] {
+        let server = source.server(backend, &["--spool-bytes", limit]);
+        source.given.store(0, Ordering::SeqCst);
+        all_are_served(&server, &source);
+        assert!(server.has_said("spool_bytes is used up"));
+    }
+    let server = source.server(backend, &["--spool-bytes", "0"]);
+    source.given.store(0, Ordering::SeqCst);
+    let mut client = Client::of(&server);
+    client.begin("/length");
+    until("it waits", || counted(&server, "paused_for_memory") > 0);
+    assert!(client.answer().body == pattern(LONG));
+    assert_eq!((counted(&server, "spooled"), counted(&server, "helper_jobs")), (0, 0));
+}
+
+fn a_disk_that_fails_is_as_one_that_is_full(backend: &str) {
+    // A directory that is gone, and files that may not become longer than a megabyte or two: EFBIG stands for ENOSPC.
+    let (source, folder) = (Source::new(LONG), folder());
+    let directory = folder.path().join("spool");
+    std::fs::create_dir(&directory).unwrap();
+    let flags = [SMALL, &["--upstream", &source.worker.url, "--spool-dir", directory.to_str().unwrap()]].concat();
+    let server = Server::start(backend, &flags);
+    std::fs::remove_dir(&directory).unwrap();
+    all_are_served(&server, &source);
+    assert!(server.has_said("No such file or directory"));
+    drop(server);
+    std::fs::create_dir(&directory).unwrap();
+    source.given.store(0, Ordering::SeqCst);
+    let mut limited = Command::new("/bin/sh");
+    limited.args(["-c", "trap '' XFSZ; ulimit -f 2048; exec \"$0\" \"$@\"", PROGRAM]);
+    let server = Server::start_as(limited, backend, &flags);
+    all_are_served(&server, &source);
+    assert!(server.has_said("File too large"));
+}
+
+fn a_stop_waits_for_what_is_spooled(backend: &str) {
+    let source = Source::new(LONG);
+    let mut server = source.server(backend, &["--shutdown", "60s"]);
+    let mut client = Client::of(&server);
+    client.begin("/length");
+    source.gives(1);
+    server.signal("TERM");
+    until("it stops", || TcpStream::connect(server.own).is_err());
+    let answer = client.answer();
+    assert!(answer.whole && answer.body == pattern(LONG));
+    assert_eq!(server.ended().code(), Some(0));
+}
+
+fn a_crowd_that_reads_nothing_leaves_the_worker_free(backend: &str) {
+    const READERS: usize = 40;
+    const BUFFER: usize = 16 * MIB;
+    let (source, body) = (Source::new(LONG), pattern(LONG));
+    let server =
+        Server::before(backend, &source.worker.url, &["--buffer-bytes", "16MiB", "--queue-timeout-ms", "60000"]);
+    small(&server);
+    let before = server.resident_bytes();
+    let mut readers: Vec<Client> = (0..READERS).map(|_| Client::of(&server)).collect();
+    for (index, client) in readers.iter_mut().enumerate() {
+        client.begin(["/length", "/chunked"][index % 2]);
+    }
+    source.gives(READERS);
+    small(&server);
+    assert!(counted(&server, "spooled") > READERS as u64 / 2, "{}", server.status());
+    assert_eq!(counted(&server, "spool_refused"), 0);
+    let got = server.peak_bytes().saturating_sub(before);
+    assert!(got < BUFFER + 16 * MIB, "{got} bytes more resident");
+    // Half of them leave, and the others read.
+    for client in readers.drain(..READERS / 2) {
+        client.reset();
+    }
+    for client in &mut readers[..8] {
+        assert!(client.answer().body == body);
+    }
+    drop(readers);
+    expect_empty(&server);
+}
+
+fn what_is_to_arrive_bit_by_bit_is_not_spooled(backend: &str) {
+    for field in ["Content-Type: text/event-stream", "X-Accel-Buffering: no"] {
+        let worker = Worker::new(move |incoming| {
+            while incoming.request().is_some() {
+                incoming.send(format!("HTTP/1.1 200 OK\r\n{field}\r\nContent-Length: {LONG}\r\n\r\n"));
+                incoming.send(pattern(LONG));
+            }
+        });
+        let server = Server::before(backend, &worker.url, SMALL);
+        let mut client = Client::of(&server);
+        client.begin("/");
+        until("it waits", || counted(&server, "paused_for_memory") > 0);
+        assert!(client.answer().body == pattern(LONG));
+        assert_eq!(counted(&server, "spooled"), 0, "{field}");
+    }
+}
+
+fn the_access_line_tells_what_has_left(backend: &str) {
+    let (source, folder) = (Source::new(LONG), folder());
+    let log = folder.path().join("access.log");
+    let server = source.server(backend, &["--access-log", log.to_str().unwrap(), "--access-log-format", "json"]);
+    let [mut whole, mut left] = [Client::of(&server), Client::of(&server)];
+    for (index, client) in [&mut whole, &mut left].into_iter().enumerate() {
+        client.begin(&format!("/{}", ["length", "chunked"][index]));
+        source.gives(index + 1);
+    }
+    left.reset();
+    assert!(whole.answer().body.len() == LONG);
+    let lines = || std::fs::read_to_string(&log).unwrap_or_default();
+    until("both lines are written", || lines().lines().count() == 2);
+    let lines: Vec<Value> = lines().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let of = |path: &str| lines.iter().find(|line| line["url.path"] == path).unwrap();
+    assert_eq!(
+        (&of("/length")["http.response.body.size"], &of("/length")["http.response.status_code"]),
+        (&LONG.into(), &200.into())
+    );
+    let bytes = of("/chunked")["http.response.body.size"].as_u64().unwrap();
+    assert!(0 < bytes && bytes < LONG as u64, "{bytes}");
+}
