@@ -24,6 +24,8 @@ use crate::metrics::InSpool;
 
 /// So many bytes that are to be written are gathered while a helper is at the ones before; beyond it, whoever brings them waits.
 pub const PIECE: usize = LARGE;
+/// Fewer are not worth a write while more may come.
+const LEAST: usize = 16 * 1024;
 /// What all pieces that are to be written may take, in bytes, in a budget that has room for it: see [`Spools::may_gather`].
 const GATHERED: usize = 32 << 20;
 /// The part of `buffer_bytes`, one in so many, that they may take in a smaller one: half of what is left to requests that wait.
@@ -55,7 +57,12 @@ impl Spools {
 
     /// Whether there is room for a piece in the files, which may take `limit` bytes.
     pub fn has_room(&self, limit: u64) -> bool {
-        self.0.used.bytes() + PIECE as u64 <= limit
+        self.has_room_for(PIECE as u64, limit)
+    }
+
+    /// Whether there is room for a queue that will have so many bytes.
+    pub fn has_room_for(&self, length: u64, limit: u64) -> bool {
+        length <= limit / SHARE && self.0.used.bytes().saturating_add(length) <= limit
     }
 
     /// Whether more may be gathered to be written.
@@ -272,6 +279,15 @@ impl Job {
     }
 }
 
+/// Which of an exchange's queues it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// That of the answer.
+    Answer,
+    /// That of the request's body.
+    Request,
+}
+
 /// What a queue gives back next.
 #[derive(Debug)]
 pub enum Front {
@@ -302,6 +318,12 @@ pub struct Queue {
     full: bool,
     /// It was said that there was no room.
     refused: bool,
+    /// What was given back may be asked for again.
+    keeps: bool,
+    /// Of such a queue: what was in memory has been given back, too.
+    given: bool,
+    /// What a helper reads now is not wanted any more.
+    stale: bool,
 }
 
 impl Queue {
@@ -317,7 +339,23 @@ impl Queue {
             reading: 0,
             full: false,
             refused: false,
+            keeps: false,
+            given: false,
+            stale: false,
         }
+    }
+
+    /// The same of one that can be read again from its begin ([`Queue::rewind`]), of which nothing is taken before all has come.
+    pub fn keeping(spools: &Spools, budget: &Arc<Budget>) -> Queue {
+        Queue { keeps: true, ..Queue::new(spools, budget) }
+    }
+
+    /// Of such a queue: it gives back all from the begin.
+    pub fn rewind(&mut self) {
+        debug_assert!(self.keeps, "it has forgotten what it gave back");
+        self.read = 0;
+        self.given = false;
+        self.stale = self.reading > 0;
     }
 
     /// Puts bytes behind the others.
@@ -325,9 +363,20 @@ impl Queue {
         self.tail.push(bytes);
     }
 
+    /// Puts a run of a body behind the others, as a chunk where the body is `chunked`.
+    pub fn push_run(&mut self, data: &[u8], chunked: bool) {
+        if !chunked {
+            return self.push(data);
+        }
+        self.push(format!("{:x}\r\n", data.len()).as_bytes());
+        self.push(data);
+        self.push(b"\r\n");
+    }
+
     /// How many bytes wait.
     pub fn len(&self) -> u64 {
-        self.written - self.read + self.writing + self.tail.len() as u64
+        let tail = if self.given { 0 } else { self.tail.len() };
+        self.written - self.read + self.writing + tail as u64
     }
 
     /// Whether none do.
@@ -347,12 +396,16 @@ impl Queue {
 
     /// Whether nothing of what waits is in the file, or on its way to it or from it.
     pub fn is_in_memory(&self) -> bool {
-        self.written == self.read && self.writing == 0 && self.reading == 0
+        let of_file = if self.keeps { self.written } else { self.written - self.read };
+        of_file == 0 && self.writing == 0 && self.reading == 0
     }
 
-    /// What a helper is to write next, if anything. There may be no room for it on the disk.
-    pub fn write(&mut self, settings: &Arc<Settings>) -> Option<Result<Job, NoRoom>> {
-        if self.writing > 0 || self.tail.is_empty() || self.full {
+    /// What a helper is to write next, if anything; a little only if that is `all`. There may be no room for it on the disk.
+    pub fn write(&mut self, settings: &Arc<Settings>, all: bool) -> Option<Result<Job, NoRoom>> {
+        if self.writing > 0 || self.tail.is_empty() || self.full || self.given {
+            return None;
+        }
+        if self.tail.len() < LEAST && !all && self.takes_more() {
             return None;
         }
         if self.is_in_memory() {
@@ -373,6 +426,14 @@ impl Queue {
         let in_file = self.written - self.read;
         if self.reading > 0 || (in_file == 0 && self.writing > 0) {
             return Front::Busy;
+        }
+        if in_file == 0 && self.keeps {
+            if self.tail.is_empty() || std::mem::replace(&mut self.given, true) {
+                return Front::Nothing;
+            }
+            let mut copy = Piece::new(&self.budget, None);
+            copy.push(&self.tail);
+            return Front::Memory(copy);
         }
         if in_file == 0 {
             return if self.tail.is_empty() { Front::Nothing } else { Front::Memory(self.take_tail()) };
@@ -407,7 +468,11 @@ impl Queue {
                 Ok(Told::Full(error))
             }
             Some(Done::Read(piece)) => {
-                self.read += std::mem::take(&mut self.reading);
+                let count = std::mem::take(&mut self.reading);
+                if std::mem::take(&mut self.stale) {
+                    return Ok(Told::Nothing);
+                }
+                self.read += count;
                 Ok(Told::Bytes(piece))
             }
             Some(Done::NotRead(error)) => Err(Some(error)),
@@ -467,8 +532,8 @@ mod tests {
 
         /// Has what waits in memory written.
         fn write(&self, queue: &mut Queue) -> Result<Told, Option<io::Error>> {
-            let job = queue.write(&self.settings).unwrap().unwrap();
-            assert!(queue.write(&self.settings).is_none(), "one piece at a time");
+            let job = queue.write(&self.settings, true).unwrap().unwrap();
+            assert!(queue.write(&self.settings, true).is_none(), "one piece at a time");
             let done = job.run();
             queue.told(Some(done))
         }
@@ -495,6 +560,7 @@ mod tests {
         let rig = Rig::new(1 << 20);
         let mut queue = rig.queue();
         queue.push(b"never in a file");
+        assert!(queue.write(&rig.settings, false).is_none(), "more may come");
         assert_eq!(take(&mut queue, 100).unwrap(), b"never in a file");
         assert_eq!(take(&mut queue, 100), None);
         for piece in [&b"one "[..], b"two ", b"three "] {
@@ -518,24 +584,55 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_can_be_read_again() {
+        let rig = Rig::new(1 << 20);
+        let mut queue = Queue::keeping(&rig.spools, &rig.budget);
+        for piece in [&b"one "[..], b"two "] {
+            queue.push(piece);
+            rig.write(&mut queue).unwrap();
+        }
+        queue.push(b"three");
+        assert!(!queue.is_in_memory());
+        for _ in 0..2 {
+            let mut all = Vec::new();
+            while let Some(bytes) = take(&mut queue, 3) {
+                all.extend(bytes);
+            }
+            assert_eq!((&all[..], queue.len()), (&b"one two three"[..], 0));
+            queue.rewind();
+            assert_eq!(queue.len(), 13);
+        }
+        // What is read while it is wound back was for somebody who is gone.
+        let Front::File(job) = queue.front(3) else { panic!("it is in the file") };
+        queue.rewind();
+        assert!(matches!(queue.front(3), Front::Busy) && matches!(queue.told(Some(job.run())), Ok(Told::Nothing)));
+        assert_eq!(take(&mut queue, 3).unwrap(), b"one");
+        // Once what was in memory has been given back it stays there.
+        while take(&mut queue, 100).is_some() {}
+        assert!(queue.write(&rig.settings, true).is_none());
+    }
+
+    #[test]
     fn what_the_disk_may_give_has_a_bound_and_each_queue_a_share_of_it() {
         let rig = Rig::new(400);
         let mut queues = [(); 5].map(|()| rig.queue());
         for (index, queue) in queues.iter_mut().enumerate() {
             queue.push(&[7; 101]);
             for first in [true, false] {
-                let NoRoom { first: told } = queue.write(&rig.settings).unwrap().unwrap_err();
+                let NoRoom { first: told } = queue.write(&rig.settings, true).unwrap().unwrap_err();
                 assert_eq!(told, first, "more than a share");
             }
             drop(queue.take_tail());
             queue.push(&[7; 100]);
-            let written = queue.write(&rig.settings).unwrap();
+            let written = queue.write(&rig.settings, true).unwrap();
             assert_eq!(written.is_ok(), index < 4, "{index}");
         }
         assert_eq!(rig.used.bytes(), 400);
         drop(queues);
         assert_eq!(rig.used.bytes(), 0);
-        assert!(!rig.spools.has_room(PIECE as u64 - 1) && rig.spools.has_room(PIECE as u64));
+        assert!(!rig.spools.has_room(SHARE * PIECE as u64 - 1) && rig.spools.has_room(SHARE * PIECE as u64));
+        assert!(rig.spools.has_room_for(100, 400) && !rig.spools.has_room_for(101, 400), "a share");
+        assert!(rig.used.add(301, 400) && !rig.spools.has_room_for(100, 400), "others have the rest");
     }
 
     #[test]
@@ -548,11 +645,11 @@ mod tests {
         Arc::get_mut(&mut rig.settings).unwrap().spool_dir = Some(gone);
         let mut other = rig.queue();
         other.push(b"first ");
-        let job = other.write(&rig.settings).unwrap().unwrap();
+        let job = other.write(&rig.settings, true).unwrap().unwrap();
         other.push(b"second");
         let Told::Full(error) = other.told(Some(job.run())).unwrap() else { panic!("it was written") };
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
-        assert!(other.write(&rig.settings).is_none() && other.is_in_memory(), "it is not tried again");
+        assert!(other.write(&rig.settings, true).is_none() && other.is_in_memory(), "it is not tried again");
         assert_eq!(take(&mut other, 100).unwrap(), b"first second");
         // One that has its file goes on with it.
         queue.push(b"too");

@@ -13,7 +13,7 @@ const MOST_LINES_OF_A_FUNCTION: usize = 70;
 /// Who waits for whom was once spread over the 42 fields of one struct: nobody could see that all cases were thought of.
 const MOST_FIELDS: usize = 15;
 /// Lines of the road of a request, `src/connection` and `src/exchange`, without tests: what it does more is to replace something.
-const MOST_LINES_OF_THE_ROAD: usize = 3160;
+const MOST_LINES_OF_THE_ROAD: usize = 3210;
 
 /// Structs with more than [`MOST_FIELDS`], each with its reason.
 const LARGE_STRUCTS: &[(&str, &str)] = &[
@@ -85,7 +85,6 @@ const LAYERS: &[(&str, &[&str])] = &[
             "dispatch",
             "event_loop",
             "files",
-            "helpers",
             "http",
             "limits",
             "mailbox",

@@ -320,6 +320,7 @@ mod tests {
             ("socket", _) => "\"tcp\"",
             ("hot-reload", _) => "\"process\"",
             ("half-close", _) => "\"serve\"",
+            ("request-buffering", _) => "\"memory\"",
             ("reload-signal", _) => "\"USR1\"",
             ("recycle-jitter", _) => "\"11%\"",
             ("give-up", _) => "\"6/60s\"",

@@ -347,10 +347,23 @@ pub struct App {
     pub files: Option<route::Files>,
     /// Bytes of a request body that are gathered before a worker is taken; beyond it the body streams.
     pub request_buffer: usize,
+    /// What becomes of bodies that are larger.
+    pub request_buffering: Buffering,
     /// Bytes of an answer held for a slow reader.
     pub response_buffer: usize,
     /// Whether a client that has sent its whole request and then ends is served rather than cancelled.
     pub serve_half_closed: bool,
+}
+
+/// Where a request's body is gathered before a worker is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Buffering {
+    /// In memory, and what is larger in the spool.
+    Disk,
+    /// In memory; what is larger streams.
+    Memory,
+    /// Nowhere: all bodies stream.
+    Off,
 }
 
 /// What the workers run.
@@ -632,6 +645,7 @@ impl Default for App {
             respond: None,
             files: None,
             request_buffer: 1024 * 1024,
+            request_buffering: Buffering::Disk,
             response_buffer: 16 * 1024 * 1024,
             serve_half_closed: false,
         }

@@ -321,6 +321,7 @@ pub const PLACES: &[Place] = &[
     at("keepalive", "apps.*.keepalive", Switch, Live),
     at("max-tunnels", "apps.*.max_tunnels", Count, Live),
     at("half-close", "apps.*.half_close", Word, Live),
+    at("request-buffering", "apps.*.request_buffering", Word, Live),
     at("upstream", "apps.*.upstream", List, Live),
     at("respond", "apps.*.respond", Text, Live),
     at("static", "apps.*.static", Text, Live),

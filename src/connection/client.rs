@@ -240,10 +240,7 @@ impl<B: Backend> Loop<B> {
         {
             self.watch_write(sock);
         }
-        if let Some(client) = self.table.client(sock) {
-            let key = client.exchange;
-            self.client_fell_behind(key);
-        }
+        self.client_fell_behind(sock);
     }
 
     fn watch_write(&mut self, sock: Sock) {

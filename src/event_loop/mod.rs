@@ -14,6 +14,8 @@
 //! | `inside` | documents about the inside of the server, and who gets them |
 //! | `memory` | where bytes are that wait, and who goes on when memory comes back |
 //! | `secure` | TLS: what clients send is taken apart, what they are sent is sealed |
+//! | `spool` | answers that wait in a file for their client |
+//! | `spooled_body` | request bodies that are gathered in a file |
 //! | `routes` | where a request goes, and what the loop itself says there |
 //!
 //! Rule: handlers never call each other in circles: what must be looked at again goes onto a list that the reactor works off after
@@ -29,6 +31,8 @@ mod inside;
 mod memory;
 mod routes;
 mod secure;
+mod spool;
+mod spooled_body;
 
 pub use admission::Admission;
 pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
@@ -41,6 +45,8 @@ pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
 pub(crate) use routes::{Leads, LoopRoute, Route, Routes, Written};
 pub(crate) use secure::{Secure, send};
+pub(crate) use spool::Unspooled;
+pub(crate) use spooled_body::SpooledBody;
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -16,7 +16,6 @@ use crate::http::reader::Reader;
 use crate::log::Level;
 use crate::metrics::series::RetryReason;
 use crate::planted::{self, Bug};
-use crate::spool::Queue;
 
 use super::{Ending, Exchange, Phase};
 
@@ -117,6 +116,7 @@ impl<B: Backend> Loop<B> {
         if endless {
             self.begin_stream(key);
         }
+        self.forget_spooled_body(key);
         self.answer_body(key, input);
     }
 
@@ -173,11 +173,10 @@ impl<B: Backend> Loop<B> {
             let pass = input.slice(relay.pass);
             input.advance(relay.consumed);
             leak_by_plan(&pass);
-            if let Some(queue) = &mut exchange.answer.spool {
-                queue.push(&pass);
-                continue;
+            match &mut exchange.answer.spool {
+                Some(queue) => queue.push(&pass),
+                None => send(&mut self.secure, &mut self.backend, exchange.stream.connection, pass.into()),
             }
-            send(&mut self.secure, &mut self.backend, exchange.stream.connection, pass.into());
         }
         Ok(())
     }
@@ -190,11 +189,10 @@ impl<B: Backend> Loop<B> {
             exchange.answer.bytes += data.len() as u64;
             let stream = exchange.stream;
             leak_by_plan(&data);
-            if let Some(queue) = &mut exchange.answer.spool {
-                push_run(queue, &data, chunked);
-                continue;
+            match &mut exchange.answer.spool {
+                Some(queue) => queue.push_run(&data, chunked),
+                None => self.send_run(stream.connection, data, chunked),
             }
-            self.send_run(stream.connection, data, chunked);
         }
     }
 
@@ -205,16 +203,6 @@ impl<B: Backend> Loop<B> {
             seat.target.moves.note(self.time.now);
         }
     }
-}
-
-/// Puts a run of a body behind what waits, as [`Loop::send_run`] would send it.
-fn push_run(queue: &mut Queue, data: &[u8], chunked: bool) {
-    if !chunked {
-        return queue.push(data);
-    }
-    queue.push(format!("{:x}\r\n", data.len()).as_bytes());
-    queue.push(data);
-    queue.push(b"\r\n");
 }
 
 fn leak_by_plan(data: &Block) {

@@ -18,7 +18,6 @@
 //! | `permit` | a permit is asked for, waited for, given back; the request leaves for the worker |
 //! | `answer` | the worker's answer is read and passed on |
 //! | `source` | where an answer's bytes come from, and when more are pulled |
-//! | `spool` | answers that wait in a file for their client |
 //! | `retry` | what is done when a worker's connection fails |
 //! | `tunnel` | bytes both ways, after a 101 |
 //! | `clock` | who is waited for, until when, and what happens then |
@@ -37,7 +36,6 @@ mod permit;
 mod request;
 mod retry;
 mod source;
-mod spool;
 mod tunnel;
 
 use std::rc::Rc;
@@ -49,7 +47,7 @@ use crate::backends::Sock;
 use crate::buffers::block::{Block, Pool};
 use crate::connection::Stream;
 use crate::dispatch::{Permit, StreamHold, Ticket, WorkerId};
-use crate::event_loop::Time;
+use crate::event_loop::{SpooledBody, Time, Unspooled};
 use crate::files::Site;
 use crate::http::Method;
 use crate::http::head;
@@ -93,7 +91,7 @@ pub(crate) enum Phase {
 pub(crate) enum Upload {
     /// It is being collected.
     Collecting,
-    /// All of it is in memory, so that the request can be sent again.
+    /// All of it is in memory, or in a file, so that the request can be sent again.
     Whole,
     /// It is too large for that and will stream, once the worker is there.
     Held,
@@ -119,6 +117,8 @@ pub(crate) struct Request {
     pub open: bool,
     /// What the body has been so far, while it is kept.
     pub body: Vec<Block>,
+    /// All of it, where it is collected in a file.
+    pub spool: Option<Box<SpooledBody>>,
     /// Its trailers, ready to be sent.
     pub trailers: Option<Block>,
     /// Bytes of the body that have come.
@@ -172,8 +172,7 @@ pub(crate) struct Answer {
     pub hold: Hold,
     /// What waits in a file for the client, and what comes behind it.
     pub spool: Option<Box<Queue>>,
-    /// There was no room for that.
-    pub unspooled: bool,
+    pub unspooled: Unspooled,
     /// It stands in the list of those that stopped for lack of memory.
     pub starved: bool,
     /// An event stream or unbuffered answer: only the idle timeout applies.
@@ -259,6 +258,7 @@ impl Exchange {
                 head: Some(head),
                 open: request.framing == Framing::Chunked,
                 body: Vec::new(),
+                spool: None,
                 trailers: None,
                 bytes: 0,
                 upload,
@@ -285,7 +285,7 @@ impl Exchange {
         self.source.link()
     }
 
-    /// Whether the whole request is in memory and no byte of an answer was seen, so that it could be sent again.
+    /// Whether the whole request is here and no byte of an answer was seen, so that it could be sent again.
     pub fn is_whole(&self) -> bool {
         self.request.upload == Upload::Whole
             && !self.attempt.begun

@@ -1,6 +1,6 @@
 //! What to do when a worker's connection fails: the retry table.
 //!
-//! At most one retry, and only while the whole request is in memory and no byte of an answer was seen:
+//! At most one retry, and only while the whole request is here and no byte of an answer was seen:
 //!
 //! | what happened | method | what is done |
 //! |---|---|---|

@@ -3,7 +3,7 @@
 //! So that a slow reader does not hold a worker, an answer is taken into memory up to `response_buffer` for one client, and up to
 //! `buffer_bytes` for all. Beyond the first, its source goes on once half of what waited has left; beyond the second, once memory
 //! comes back, whoever gave it back (`event_loop/memory.rs`), or once its own client has taken everything. Where there is a spool, an answer
-//! goes on into that instead (`spool.rs`).
+//! goes on into that instead (`event_loop/spool.rs`).
 
 use std::sync::Arc;
 

@@ -260,13 +260,13 @@ const SERVER: &[Family] = &[
     counter(
         "production_server_spooled_total",
         &[],
-        "Answers that went on into the spool because memory for slow clients was used up.",
+        "Answers that went on into the spool because memory for slow clients was used up, and request bodies that were gathered there.",
         |sample, points| total(sample, points, |totals| totals.spooled),
     ),
     counter(
         "production_server_spool_refusals_total",
         &[],
-        "Times that the spool was full, or its disk failed, so that a worker had to wait for a slow client.",
+        "Answers and request bodies for which the spool had no room, or its disk failed: their worker waits for the client.",
         |sample, points| total(sample, points, |totals| totals.spool_refused),
     ),
     gauge("production_server_spool_bytes", &[], "Bytes of the disk that the spool takes now.", |sample, points| {

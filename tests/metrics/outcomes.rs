@@ -33,6 +33,7 @@ proxy_protocol = { from = ["10.0.0.0/8"] }
 [apps.web]
 upstream = "{worker}"
 concurrency = 8
+request_buffering = "memory"
 timeouts = { read = "1s" }
 [apps.narrow]
 upstream = "{worker}"

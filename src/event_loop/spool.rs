@@ -15,15 +15,27 @@
 
 use std::fmt::Display;
 
-use crate::backends::{Backend, HIGH_MARK};
+use crate::backends::{Backend, HIGH_MARK, Sock};
 use crate::buffers::slots::Key;
-use crate::event_loop::Loop;
+use crate::exchange::{Ending, Hold, Source};
 use crate::helpers::Kind;
 use crate::log::Level;
 use crate::mailbox::Message;
-use crate::spool::{Done, Front, Job, Queue, Told};
+use crate::spool::{Done, Front, Job, Queue, Told, Way};
 
-use super::{Ending, Hold, Source};
+use super::Loop;
+
+/// Why an answer is not in the spool that would have gone on there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Unspooled {
+    /// It would not have, so far.
+    #[default]
+    No,
+    /// There was no room.
+    ForNow,
+    /// There was no room for the first of it, or the disk has failed.
+    ForGood,
+}
 
 impl<B: Backend> Loop<B> {
     /// Whether an answer that would have to wait, and for what, goes on into the spool instead.
@@ -41,11 +53,15 @@ impl<B: Backend> Loop<B> {
         if !may || !matches!(exchange.source, Source::Worker(_)) {
             return false;
         }
-        if !self.shared.spools.has_room(limit) {
-            if !std::mem::replace(&mut exchange.answer.unspooled, true) {
+        match exchange.answer.unspooled {
+            Unspooled::ForGood => return false,
+            _ if self.shared.spools.has_room(limit) => {}
+            Unspooled::ForNow => return false,
+            Unspooled::No => {
+                exchange.answer.unspooled = Unspooled::ForNow;
                 self.refuse_spool(USED_UP);
+                return false;
             }
-            return false;
         }
         exchange.answer.spool = Some(Box::new(Queue::new(&self.shared.spools, self.memory.pool.budget())));
         self.count().spooled.add(1);
@@ -53,13 +69,15 @@ impl<B: Backend> Loop<B> {
     }
 
     /// The client of an exchange does not keep up: what waits for memory need not.
-    pub fn client_fell_behind(&mut self, key: Key) {
+    pub fn client_fell_behind(&mut self, sock: Sock) {
+        let Some(key) = self.table.client(sock).map(|client| client.exchange) else { return };
         if self.exchanges.lookup(key).is_some_and(|exchange| exchange.answer.hold == Hold::Memory) {
             self.answer_drained(key);
         }
     }
 
-    fn refuse_spool(&self, reason: &str) {
+    /// There is no room in the spool for what would go there.
+    pub fn refuse_spool(&self, reason: &str) {
         self.count().spool_refused.add(1);
         let fields: [(&str, &dyn Display); 1] = [("reason", &reason)];
         let message = "what waits for a slow client is not spooled, and holds its worker";
@@ -94,7 +112,7 @@ impl<B: Backend> Loop<B> {
                     let block = self.memory.pool.heap(&piece);
                     self.send(connection, block.into());
                 }
-                Front::File(job) => return self.ask_spool(key, job),
+                Front::File(job) => return self.ask_spool(key, Way::Answer, job),
                 Front::Nothing if ended => return self.finish(key, Ending::Answered { surplus: false }),
                 Front::Nothing if !self.memory.has_room() => return,
                 Front::Nothing => {
@@ -109,11 +127,11 @@ impl<B: Backend> Loop<B> {
     fn fill_spool(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let Some(queue) = &mut exchange.answer.spool else { return };
-        let job = queue.write(&exchange.app.server);
+        let job = queue.write(&exchange.app.server, exchange.source.link() == Key::NONE);
         let in_memory = queue.is_in_memory();
         let mut waits_for_client = queue.is_full();
         match job {
-            Some(Ok(job)) => self.ask_spool(key, job),
+            Some(Ok(job)) => self.ask_spool(key, Way::Answer, job),
             Some(Err(no_room)) => {
                 waits_for_client = true;
                 if no_room.first {
@@ -146,15 +164,23 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    fn ask_spool(&mut self, key: Key, job: Job) {
-        let message = move |done| Message::Spooled(key, done);
+    /// Has a helper do what one of an exchange's queues is to have done.
+    pub fn ask_spool(&mut self, key: Key, way: Way, job: Job) {
+        let message = move |done| Message::Spooled(key, way, done);
         if !self.shared.ask_helper((self.index, &self.counters), Kind::Spools, move || job.run(), message) {
             self.fail(key, 503, UNREADABLE);
         }
     }
 
     /// A helper has written or read a piece, or could not; `None`: it has panicked.
-    pub fn spooled(&mut self, key: Key, done: Option<Done>) {
+    pub fn spooled(&mut self, key: Key, way: Way, done: Option<Done>) {
+        match way {
+            Way::Answer => self.answer_spooled(key, done),
+            Way::Request => self.body_spooled(key, done),
+        }
+    }
+
+    fn answer_spooled(&mut self, key: Key, done: Option<Done>) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let connection = exchange.stream.connection;
         let Some(queue) = &mut exchange.answer.spool else { return };
@@ -183,7 +209,7 @@ impl<B: Backend> Loop<B> {
         let (connection, ended) = (exchange.stream.connection, exchange.link() == Key::NONE);
         let Some(queue) = &mut exchange.answer.spool else { return };
         let piece = queue.take_tail();
-        exchange.answer.hold = Hold::Client;
+        (exchange.answer.hold, exchange.answer.unspooled) = (Hold::Client, Unspooled::ForGood);
         let block = self.memory.pool.heap(&piece);
         self.send(connection, block.into());
         self.close_spool(key);
@@ -203,17 +229,32 @@ impl<B: Backend> Loop<B> {
         self.pull_spool(key);
     }
 
-    /// Forgets an answer's queue. Its file is closed by a helper, which may take as long as it takes to give its blocks back.
+    /// An exchange ends: its queues go.
+    #[inline]
+    pub fn close_spools(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        if exchange.answer.spool.is_some() || exchange.request.spool.is_some() {
+            self.close_spool(key);
+            self.close_spooled_body(key);
+        }
+    }
+
+    /// Forgets an answer's queue. Its file is closed by a helper, which may take as long as giving its blocks back does.
     #[cold]
     pub fn close_spool(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let Some(queue) = exchange.answer.spool.take() else { return };
         // They have not left.
         exchange.answer.bytes = exchange.answer.bytes.saturating_sub(queue.len());
+        self.close_queue(*queue);
+    }
+
+    /// Has a queue's file closed.
+    pub fn close_queue(&self, queue: Queue) {
         let store = queue.into_store();
         self.shared.have_done(&self.counters, Kind::Spools, move || drop(store), |_| ());
     }
 }
 
-const USED_UP: &str = "spool_bytes is used up";
-const UNREADABLE: &str = "what was spooled of the answer cannot be read";
+pub(super) const USED_UP: &str = "spool_bytes is used up";
+const UNREADABLE: &str = "what was spooled cannot be read";
