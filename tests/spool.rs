@@ -289,14 +289,15 @@ fn a_crowd_that_reads_nothing_leaves_the_worker_free(backend: &str) {
     const READERS: usize = 30;
     const BUFFER: usize = 16 * MIB;
     let (source, body) = (Source::new(LONG), pattern(LONG));
-    let server =
-        Server::before(backend, &source.worker.url, &["--buffer-bytes", "16MiB", "--queue-timeout-ms", "60000"]);
+    let server = source.server(backend, &["--buffer-bytes", "16MiB"]);
     small(&server);
     let before = server.resident_bytes();
-    let mut readers: Vec<Client> = (0..READERS).map(|_| Client::of(&server)).collect();
-    for (index, client) in readers.iter_mut().enumerate() {
+    let mut readers = Vec::new();
+    for index in 0..READERS {
+        let mut client = Client::of(&server);
         client.begin(["/length", "/chunked"][index % 2]);
         source.gives(index + 1);
+        readers.push(client);
     }
     small(&server);
     assert!(counted(&server, "spooled") > READERS as u64 / 2, "{}", server.status());
@@ -542,15 +543,18 @@ fn a_crowd_of_uploads_leaves_the_worker_free(backend: &str) {
     const CROWD: usize = 30;
     const BUFFER: usize = 16 * MIB;
     let worker = judge();
-    let server = Server::before(backend, &worker.url, &["--buffer-bytes", "16MiB", "--queue-timeout-ms", "60000"]);
+    let server =
+        Server::before(backend, &worker.url, &[SMALL, &["--buffer-bytes", "16MiB", "--body-timeout", "60s"]].concat());
     small(&server);
     let before = server.resident_bytes();
     let (head, pieces) = framed("/upload", false, &pattern(LONG));
     let (last, first) = pieces.split_last().unwrap();
-    let mut crowd: Vec<Client> = (0..CROWD).map(|_| Client::of(&server)).collect();
-    for client in &mut crowd {
+    let mut crowd = Vec::new();
+    for _ in 0..CROWD {
+        let mut client = Client::of(&server);
         client.send(&head);
         first.iter().for_each(|piece| client.send(piece));
+        crowd.push(client);
     }
     let all = (CROWD * (LONG - 200_000)) as u64;
     until("all is spooled", || counted(&server, "spool_bytes") > all);
