@@ -19,6 +19,7 @@ use crate::config::{App, Command, Eject, Health, ListenAddress, Loaded, LogTarge
 use crate::files;
 use crate::key_sets;
 use crate::socket_file;
+use crate::spool;
 use crate::supervisor::{memory, program};
 use crate::tls;
 
@@ -91,6 +92,9 @@ pub fn files(loaded: &Loaded) -> Vec<Problem> {
         }
     }
     found.app = None;
+    if let Some((title, label)) = loaded.config.server.spool_dir.as_ref().and_then(|spool| unusable_spool(spool)) {
+        found.error("spool-dir", 0, &title, &label);
+    }
     for (index, page) in loaded.config.server.error_pages.iter().enumerate() {
         if let Err(what) = &page.body {
             found.error("error-page", index, &format!("the page {} cannot be read", page.path.display()), what);
@@ -120,6 +124,12 @@ fn missing_root(root: &Path) -> Option<(String, String)> {
         Err(Errno::ENOTDIR) => Some((format!("{shown} is no directory"), String::new())),
         Err(error) => Some((format!("the directory {shown} cannot be read"), error.desc().to_owned())),
     }
+}
+
+/// What is wrong with a directory that is to hold the files of the spool.
+fn unusable_spool(directory: &Path) -> Option<(String, String)> {
+    let error = spool::open(directory).err()?;
+    Some((format!("no file can be made in {}", directory.display()), error.to_string()))
 }
 
 struct Found<'a> {

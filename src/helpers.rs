@@ -5,7 +5,7 @@
 //!
 //! Rules:
 //! - The lines are bounded, one for each [`Kind`]. What finds its line full is refused at once, and never waits.
-//! - What computes never has all threads: one is left for the rest, where there are two or more.
+//! - What computes, or writes the spool, never has all threads: one is left for the rest, where there are two or more.
 //! - Every piece of work that was taken on is answered, but for those in line when the server stops: also one that panics, with `None`.
 //! - No thread runs before [`Helpers::start`], which whoever sees that something configured needs them calls.
 
@@ -23,15 +23,21 @@ pub enum Kind {
     Waits,
     /// It computes, as a password hash does.
     Computes,
+    /// It writes or reads the spool: a disk that cannot keep up holds those who write.
+    Spools,
 }
+
+/// How many kinds there are.
+const KINDS: usize = 3;
 
 impl Kind {
     /// How many may stand in its line: so many that a burst of requests for files that are not open yet finds room; and of hashes, of
-    /// which one may take a quarter of a second, no more than are worth waiting for.
+    /// which one may take a quarter of a second, no more than are worth waiting for. Who has bytes spooled asks for one piece at a time.
     pub const fn room(self) -> usize {
         match self {
             Kind::Waits => 1024,
             Kind::Computes => 32,
+            Kind::Spools => usize::MAX,
         }
     }
 }
@@ -45,18 +51,18 @@ pub struct Helpers(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     state: Mutex<State>,
-    /// Something was put in line, or a thread that computed is free again, or all is over.
+    /// Something was put in line, or a thread that others may not have is free again, or all is over.
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct State {
     /// By kind.
-    lines: [VecDeque<Job>; 2],
-    /// Whose turn it is where both lines have something.
+    lines: [VecDeque<Job>; KINDS],
+    /// Whose turn it is where several lines have something.
     turn: usize,
-    /// How many compute now.
-    computing: usize,
+    /// How many are at work that may not have all threads.
+    heavy: usize,
     threads: Vec<JoinHandle<()>>,
     stopped: bool,
 }
@@ -64,14 +70,14 @@ struct State {
 impl State {
     /// What one of the threads does next, and of which kind it is.
     fn next(&mut self) -> Option<(usize, Job)> {
-        let may_compute = self.computing < self.threads.len().saturating_sub(1).max(1);
-        let order = [self.turn, 1 - self.turn];
-        let kind = order.into_iter().find(|kind| {
-            let allowed = *kind == Kind::Waits as usize || may_compute;
+        let takes_heavy = self.heavy < self.threads.len().saturating_sub(1).max(1);
+        let mut order = (0..KINDS).map(|more| (self.turn + more) % KINDS);
+        let kind = order.find(|kind| {
+            let allowed = *kind == Kind::Waits as usize || takes_heavy;
             allowed && !self.lines[*kind].is_empty()
         })?;
-        self.turn = 1 - kind;
-        self.computing += usize::from(kind == Kind::Computes as usize);
+        self.turn = (kind + 1) % KINDS;
+        self.heavy += usize::from(kind != Kind::Waits as usize);
         Some((kind, self.lines[kind].pop_front()?))
     }
 }
@@ -94,8 +100,8 @@ impl Inner {
             // It tells of the work's own panic; what is left is one of whoever is told.
             let _ = catch_unwind(AssertUnwindSafe(job));
             state = self.lock();
-            if kind == Kind::Computes as usize {
-                state.computing -= 1;
+            if kind != Kind::Waits as usize {
+                state.heavy -= 1;
                 self.changed.notify_one();
             }
         }

@@ -9,6 +9,7 @@
 //!                               └──→ backends → buffers
 //! acme, key_sets: under server and supervisor, above control and tls
 //! helpers: threads for what would block a loop; uses nothing
+//! spool: files in which bytes wait, under mailbox, event_loop and exchange
 //! socket_file, proc, systemd, handover: beside server, supervisor and control
 //! limits, access: under config, metrics and event_loop; no clock
 //! config, metrics, log: usable by all, use none of them
@@ -51,6 +52,7 @@ pub mod proc;
 pub mod reactor;
 pub mod server;
 pub mod socket_file;
+pub mod spool;
 pub mod supervisor;
 pub mod systemd;
 pub mod tls;

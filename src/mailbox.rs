@@ -26,6 +26,7 @@ use crate::buffers::slots::Key;
 use crate::dispatch::{AppId, Grant, WorkerId};
 use crate::files::open::Look;
 use crate::listener::ListenerSetup;
+use crate::spool::{Done, Way};
 
 /// The receiver runs and will look for mail before it sleeps: nobody rings.
 const AWAKE: u8 = 0;
@@ -70,6 +71,8 @@ pub enum Message {
     Found(Box<[u8]>, Option<Look>),
     /// Bytes of a file that a loop could not read without waiting, for that exchange; `None`: nobody can read them.
     Read(Key, Option<Vec<u8>>),
+    /// What came of a piece of the spool that a helper was to write or read for that exchange; `None`: it has panicked.
+    Spooled(Key, Way, Option<Done>),
     /// Show that the loop turns: by this number, see [`crate::metrics::Counters::beat`].
     Beat(u64),
     /// Stop gracefully: finish what runs, cut what is left at the deadline.

@@ -160,6 +160,8 @@ macro_rules! counters {
             pub active_connections: u64,
             /// Tunnels (after `101 Switching Protocols`) open now.
             pub active_tunnels: u64,
+            /// Bytes of the disk that the spool takes now.
+            pub spool_bytes: u64,
             /// Client connections by state, in the order of [`ConnectionState::ALL`].
             #[serde(rename = "connection_states", serialize_with = "states_by_name")]
             pub states: [u64; 5],
@@ -206,6 +208,10 @@ counters! {
     paused_for_memory,
     /// Requests refused because `buffer_bytes` was used up.
     memory_refused,
+    /// Answers and request bodies that went on into the spool.
+    spooled,
+    /// Those that could not, or not to their end, because it was full or its disk failed.
+    spool_refused,
     /// Pieces of work that loops had for the helper threads.
     helper_jobs,
     /// Those of them that were refused because too many waited.
@@ -330,6 +336,29 @@ struct All {
     register: Register,
     /// What is remembered of clients by the limits, beside what comes of it.
     limits: Registry,
+    spool: Arc<InSpool>,
+}
+
+/// What the files of the spool take of the disk.
+#[derive(Debug, Default)]
+pub struct InSpool(AtomicU64);
+
+impl InSpool {
+    /// Bytes that they take now, or are about to.
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Takes so many more, unless they would be more than `limit` then; whether it has.
+    pub fn add(&self, more: u64, limit: u64) -> bool {
+        let added = |bytes: u64| bytes.checked_add(more).filter(|sum| *sum <= limit);
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, added).is_ok()
+    }
+
+    /// Gives so many back.
+    pub fn give_back(&self, bytes: u64) {
+        self.0.fetch_sub(bytes, Ordering::Relaxed);
+    }
 }
 
 impl Metrics {
@@ -341,6 +370,7 @@ impl Metrics {
             before: Counters::default(),
             register: Register::default(),
             limits: Registry::default(),
+            spool: Arc::default(),
         }))
     }
 
@@ -362,6 +392,11 @@ impl Metrics {
     /// The limits that are in use.
     pub fn limits(&self) -> &Registry {
         &self.0.limits
+    }
+
+    /// What the spool takes of the disk.
+    pub fn spool(&self) -> &Arc<InSpool> {
+        &self.0.spool
     }
 
     /// The number by which loops count for the app of that name: the one that it has, or a new one.
@@ -434,7 +469,7 @@ impl Metrics {
 
     /// The sum over all loops.
     pub fn total(&self) -> Totals {
-        let mut totals = Totals::default();
+        let mut totals = Totals { spool_bytes: self.0.spool.bytes(), ..Totals::default() };
         self.all().for_each(|counters| totals.add(counters));
         totals
     }

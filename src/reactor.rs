@@ -298,6 +298,10 @@ impl<B: Backend> Loop<B> {
                 self.concern(exchange);
                 self.file_read(exchange, bytes);
             }
+            Message::Spooled(exchange, way, done) => {
+                self.concern(exchange);
+                self.spooled(exchange, way, done);
+            }
             Message::Beat(number) => {
                 self.count().beat.store(number, Ordering::Release);
                 self.shared.desk.ring();

@@ -30,6 +30,7 @@ use crate::mailbox::desk::Desk;
 use crate::metrics::{self, Metrics};
 use crate::reactor::ListenerSetup;
 use crate::socket_file::SocketFile;
+use crate::spool::Spools;
 use crate::supervisor::pid_file::PidFile;
 use crate::supervisor::reload::Reload;
 use crate::supervisor::upgrade::{Held, Holdings, Succession};
@@ -167,6 +168,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
         scarcity: Default::default(),
         desk,
         helpers,
+        spools: Spools::new(metrics.spool().clone()),
         status: Box::new(status),
     });
     let loop_exit = supervisor.loop_exit();

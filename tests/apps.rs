@@ -92,6 +92,7 @@ impl Rig {
             scarcity: Default::default(),
             desk: Default::default(),
             helpers: Default::default(),
+            spools: Default::default(),
             status: Box::new(String::new),
         });
         let pool = Pool::new(64, 8, Budget::new(1 << 20));

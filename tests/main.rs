@@ -25,6 +25,7 @@ mod queue;
 mod readiness;
 mod simulation;
 mod sites;
+mod spool;
 mod supervision;
 mod support;
 mod tidy;

@@ -162,6 +162,7 @@ impl Rig {
             scarcity: Default::default(),
             desk: Default::default(),
             helpers: Default::default(),
+            spools: Default::default(),
             status: Box::new(|| panic!("the writer of the status panics")),
         });
         let pool = Pool::new(64, 8, Budget::new(1 << 20));

@@ -13,7 +13,7 @@ const MOST_LINES_OF_A_FUNCTION: usize = 70;
 /// Who waits for whom was once spread over the 42 fields of one struct: nobody could see that all cases were thought of.
 const MOST_FIELDS: usize = 15;
 /// Lines of the road of a request, `src/connection` and `src/exchange`, without tests: what it does more is to replace something.
-const MOST_LINES_OF_THE_ROAD: usize = 3175;
+const MOST_LINES_OF_THE_ROAD: usize = 3240;
 
 /// Structs with more than [`MOST_FIELDS`], each with its reason.
 const LARGE_STRUCTS: &[(&str, &str)] = &[
@@ -37,7 +37,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("limits", &[]),
     ("config", &["access", "limits"]),
     ("compress", &["http"]),
-    ("check", &["files", "key_sets", "socket_file", "supervisor", "tls"]),
+    ("check", &["files", "key_sets", "socket_file", "spool", "supervisor", "tls"]),
     ("init", &["supervisor"]),
     ("hash_password", &["access"]),
     ("metrics", &["config", "limits"]),
@@ -52,8 +52,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("files", &["buffers", "http"]),
     ("listener", &["tls"]),
     ("tls", &[]),
-    ("mailbox", &["apps", "buffers", "dispatch", "files", "listener"]),
+    ("mailbox", &["apps", "buffers", "dispatch", "files", "listener", "spool"]),
     ("helpers", &[]),
+    ("spool", &["buffers"]),
     (
         "event_loop",
         &[
@@ -72,13 +73,26 @@ const LAYERS: &[(&str, &[&str])] = &[
             "limits",
             "listener",
             "mailbox",
+            "spool",
             "tls",
         ],
     ),
     ("connection", &["apps", "backends", "buffers", "dispatch", "event_loop", "exchange", "http", "limits", "mailbox"]),
     (
         "exchange",
-        &["apps", "backends", "buffers", "connection", "dispatch", "event_loop", "files", "http", "limits", "mailbox"],
+        &[
+            "apps",
+            "backends",
+            "buffers",
+            "connection",
+            "dispatch",
+            "event_loop",
+            "files",
+            "http",
+            "limits",
+            "mailbox",
+            "spool",
+        ],
     ),
     (
         "reactor",

@@ -91,11 +91,13 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
-    fn charge(&self, bytes: usize) {
+    /// Takes so many bytes, whether they fit or not.
+    pub(crate) fn charge(&self, bytes: usize) {
         self.used.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    fn credit(&self, bytes: usize) {
+    /// Gives them back.
+    pub(crate) fn credit(&self, bytes: usize) {
         let before = self.used.fetch_sub(bytes, Ordering::Relaxed);
         debug_assert!(before >= bytes, "budget credited more than it was charged");
     }

@@ -322,6 +322,7 @@ mod tests {
             ("hot-reload", _) => "\"process\"",
             ("half-close", _) => "\"serve\"",
             ("compress-events", _) => "true",
+            ("request-buffering", _) => "\"memory\"",
             ("reload-signal", _) => "\"USR1\"",
             ("recycle-jitter", _) => "\"11%\"",
             ("give-up", _) => "\"6/60s\"",

@@ -10,7 +10,7 @@ use super::units::{
     account, choice, count, count_or_auto, duration, internal, listen, milliseconds, mode, percent, rate, ready,
     signal, size, switch, upstream, variable, worker_range,
 };
-use super::{BackendChoice, Balance, Command, HotReload, Pin, Settings, WorkerSocket, cores, places};
+use super::{BackendChoice, Balance, Buffering, Command, HotReload, Pin, Settings, WorkerSocket, cores, places};
 
 /// What all variables of the server's own begin with; the flag's name in capitals follows.
 pub const PREFIX: &str = "PRODUCTION_SERVER_";
@@ -558,6 +558,10 @@ const LIMITS: &[Key] = &[
     key("half-close", "cancel|serve", "cancel", HALF_CLOSE_HELP, |settings, text| {
         store(&mut settings.app.serve_half_closed, choice(text, &[("cancel", false), ("serve", true)]))
     }),
+    key("request-buffering", "disk|memory|off", "disk", BUFFERING_HELP, |settings, text| {
+        let choices = [("disk", Buffering::Disk), ("memory", Buffering::Memory), ("off", Buffering::Off)];
+        store(&mut settings.app.request_buffering, choice(text, &choices))
+    }),
     key("max-body", "SIZE", "64MiB", "The largest request body; beyond: 413", |settings, text| {
         store(&mut settings.max_body, size(text, 0..=1 << 40))
     }),
@@ -581,7 +585,21 @@ const LIMITS: &[Key] = &[
             store(&mut settings.buffer_bytes, usize::try_from(bytes).map_err(|_| "expected less memory".to_owned()))
         },
     ),
+    key("spool-bytes", "SIZE", "1GiB", SPOOL_HELP, |settings, text| {
+        store(&mut settings.spool_bytes, size(text, 0..=1 << 50))
+    }),
+    key("spool-dir", "PATH", "", SPOOL_DIR_HELP, |settings, text| store(&mut settings.spool_dir, path(text).map(Some)))
+        .example("/var/spool/production_server"),
 ];
+
+const BUFFERING_HELP: &str = "Where a request's body is gathered before a worker is asked for: up to 1 MiB in memory and beyond that on disk; \
+    in memory alone, so that larger ones stream; or nowhere";
+
+const SPOOL_HELP: &str =
+    "Disk for what goes beyond that memory, answers and request bodies, so that slow clients hold no worker; 0: none";
+
+const SPOOL_DIR_HELP: &str = "Where those bytes wait, in files without a name [default: the run directory, or /var/tmp where that is in \
+    memory]";
 
 const BODY_HELP: &str =
     "Since the last byte of a request body; one below a mean rate of 1 KiB/s ends as well; then 408";

@@ -158,6 +158,10 @@ pub struct Settings {
     pub upgrade_timeout: Duration,
     /// Bytes that may be held on the heap for slow clients and waiting requests together.
     pub buffer_bytes: usize,
+    /// Bytes of the disk that the spool may take; 0: there is none.
+    pub spool_bytes: u64,
+    /// Where its files are; `None`: in the run directory, or in `/var/tmp` where that is in memory.
+    pub spool_dir: Option<PathBuf>,
     /// The largest request body, in bytes.
     pub max_body: u64,
     /// The largest head of a request or of a worker's answer, in bytes, 1 KiB to 1 MiB.
@@ -347,10 +351,23 @@ pub struct App {
     pub files: Option<route::Files>,
     /// Bytes of a request body that are gathered before a worker is taken; beyond it the body streams.
     pub request_buffer: usize,
+    /// What becomes of bodies that are larger.
+    pub request_buffering: Buffering,
     /// Bytes of an answer held for a slow reader.
     pub response_buffer: usize,
     /// Whether a client that has sent its whole request and then ends is served rather than cancelled.
     pub serve_half_closed: bool,
+}
+
+/// Where a request's body is gathered before a worker is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Buffering {
+    /// In memory, and what is larger in the spool.
+    Disk,
+    /// In memory; what is larger streams.
+    Memory,
+    /// Nowhere: all bodies stream.
+    Off,
 }
 
 /// What the workers run.
@@ -557,6 +574,8 @@ impl Default for Settings {
             group: None,
             upgrade_timeout: Duration::from_secs(60),
             buffer_bytes: 256 * 1024 * 1024,
+            spool_bytes: 1 << 30,
+            spool_dir: None,
             max_body: 64 * 1024 * 1024,
             max_head: 32 * 1024,
             max_fields: 200,
@@ -633,6 +652,7 @@ impl Default for App {
             respond: None,
             files: None,
             request_buffer: 1024 * 1024,
+            request_buffering: Buffering::Disk,
             response_buffer: 16 * 1024 * 1024,
             serve_half_closed: false,
         }
@@ -660,7 +680,7 @@ impl Config {
     /// Whether anything is configured that helper threads are needed for.
     pub fn needs_helpers(&self) -> bool {
         let has_passwords = |route: &Route| route.access.auth.as_ref().is_some_and(|auth| auth.passwords.is_some());
-        self.serves_files() || self.routes.iter().any(has_passwords)
+        self.server.spool_bytes > 0 || self.serves_files() || self.routes.iter().any(has_passwords)
     }
 
     /// Whether files are served.
@@ -690,6 +710,8 @@ impl Settings {
             max_connections: 1024,
             pin: Pin::Off,
             stats_interval: Duration::ZERO,
+            // It needs helpers.
+            spool_bytes: 0,
             access_log: AccessLogSettings::new(LogTarget::Off, AccessLogFormat::Human),
             run_dir: std::env::temp_dir().join(format!("production_server-test-{}", std::process::id())),
             app: App { workers: 2, ..App::default() },

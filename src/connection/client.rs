@@ -240,6 +240,7 @@ impl<B: Backend> Loop<B> {
         {
             self.watch_write(sock);
         }
+        self.client_fell_behind(sock);
     }
 
     fn watch_write(&mut self, sock: Sock) {

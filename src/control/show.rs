@@ -106,6 +106,7 @@ const TROUBLES: &[&str] = &[
     "accept_pauses",
     "paused_for_memory",
     "memory_refused",
+    "spool_refused",
     "helper_refusals",
     "denied",
     "auth_refused",

@@ -8,7 +8,8 @@
 //! | a part of a head, pipelined requests | on the heap ([`Loop::keep_input`]) |
 //! | a request in the queue | on the heap, or refused with 503 when the budget has no room |
 //! | a request that waits for its answer, a body that comes in | in blocks while three quarters of the pool are free; else they are moved ([`Loop::make_room`]) |
-//! | an answer, a tunnel or an upload whose taker is behind while the budget is used up | not read further |
+//! | an answer whose client is behind while the budget is used up | in the spool (`event_loop/spool.rs`), or not read further |
+//! | a tunnel or an upload whose taker is behind while the budget is used up | not read further |
 //!
 //! Answers that stopped because the budget was used up go on when memory comes back, the longest waiting first and each by one
 //! receive at a time, whoever gave it back: this loop looks at the end of each turn, and tells the others.

@@ -15,6 +15,8 @@
 //! | `inside` | documents about the inside of the server, and who gets them |
 //! | `memory` | where bytes are that wait, and who goes on when memory comes back |
 //! | `secure` | TLS: what clients send is taken apart, what they are sent is sealed |
+//! | `spool` | answers that wait in a file for their client |
+//! | `spooled_body` | request bodies that are gathered in a file |
 //! | `routes` | where a request goes, and what the loop itself says there |
 //!
 //! Rule: handlers never call each other in circles: what must be looked at again goes onto a list that the reactor works off after
@@ -32,6 +34,8 @@ mod inside;
 mod memory;
 mod routes;
 mod secure;
+mod spool;
+mod spooled_body;
 
 pub use admission::Admission;
 pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
@@ -46,6 +50,8 @@ pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
 pub(crate) use routes::{Leads, LoopRoute, Route, Routes, Written};
 pub(crate) use secure::{Secure, send};
+pub(crate) use spool::Unspooled;
+pub(crate) use spooled_body::SpooledBody;
 
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -70,6 +76,7 @@ use crate::log::{AccessLog, Log};
 use crate::mailbox::desk::Desk;
 use crate::mailbox::{Message, Postboxes};
 use crate::metrics::{Counters, OwnCounters};
+use crate::spool::Spools;
 
 /// What all loops of a server share.
 pub struct Shared {
@@ -87,6 +94,8 @@ pub struct Shared {
     pub desk: Desk,
     /// Who does for the loops what would block them.
     pub helpers: Helpers,
+    /// What all have in the spool.
+    pub spools: Spools,
     /// Writes the `/status` document.
     pub status: Box<dyn Fn() -> String + Send + Sync>,
 }

@@ -126,6 +126,7 @@ impl<B: Backend> Loop<B> {
         if endless {
             self.begin_stream(key);
         }
+        self.forget_spooled_body(key);
         self.answer_body(key, input);
     }
 
@@ -166,7 +167,7 @@ impl<B: Backend> Loop<B> {
         }
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         if exchange.answer.reader.is_done() {
-            return self.finish(key, Ending::Answered { surplus: !input.is_empty() });
+            return self.answer_whole(key, !input.is_empty());
         }
         self.note_move(exchange);
         self.heard(key);
@@ -184,7 +185,10 @@ impl<B: Backend> Loop<B> {
             let pass = input.slice(relay.pass);
             input.advance(relay.consumed);
             leak_by_plan(&pass);
-            send(&mut self.secure, &mut self.backend, exchange.stream.connection, pass.into());
+            match &mut exchange.answer.spool {
+                Some(queue) => queue.push(&pass),
+                None => send(&mut self.secure, &mut self.backend, exchange.stream.connection, pass.into()),
+            }
         }
         Ok(())
     }
@@ -197,7 +201,10 @@ impl<B: Backend> Loop<B> {
             exchange.answer.bytes += data.len() as u64;
             let stream = exchange.stream;
             leak_by_plan(&data);
-            self.send_run(stream.connection, data, chunked);
+            match &mut exchange.answer.spool {
+                Some(queue) => queue.push_run(&data, chunked),
+                None => self.send_run(stream.connection, data, chunked),
+            }
         }
     }
 

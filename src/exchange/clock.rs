@@ -121,6 +121,8 @@ impl<B: Backend> Loop<B> {
             (Phase::Backlog { again, .. }, _) => Some((again, Due::Backlog)),
             (Phase::Verdict { until }, _) => Some((until, Due::Verdict)),
             (Phase::Tunnel { .. }, _) => Some((times.heard + nanos(client.idle), Due::Idle)),
+            // A disk may take its time.
+            (Phase::Collecting, _) if exchange.request.spool.as_ref().is_some_and(|body| body.stalls()) => None,
             (Phase::Collecting, _) => Some(body()),
             (_, Waits::Client) if exchange.request.upload == Upload::Streaming => Some(body()),
             (_, Waits::Client) => None,
@@ -144,7 +146,10 @@ impl<B: Backend> Loop<B> {
             (Phase::Relaying, Waits::Worker) => Some((times.heard + nanos(timeouts.read), Due::Read)),
         };
         let (Some(limit), Some(granted)) = (timeouts.answer, times.granted) else { return own };
-        let ordinary = matches!(exchange.phase, Phase::Awaiting | Phase::Relaying) && !exchange.answer.stream;
+        // What is spooled to its end waits for its client alone.
+        let is_over = exchange.answer.spool.is_some() && exchange.link() == Key::NONE;
+        let is_answer = matches!(exchange.phase, Phase::Awaiting | Phase::Relaying) && !exchange.answer.stream;
+        let ordinary = is_answer && !is_over;
         let whole = ordinary.then(|| (granted + nanos(limit), Due::Answer));
         own.into_iter().chain(whole).min_by_key(|(time, _)| *time)
     }

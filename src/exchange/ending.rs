@@ -62,6 +62,7 @@ impl<B: Backend> Loop<B> {
             Ending::Failed { outcome: None, .. } => self.leave_worker(key, true),
             Ending::Left { .. } => self.leave_worker(key, false),
         }
+        self.close_spools(key);
         if let Phase::Queued { ticket, .. } = phase {
             self.leave_queue(key, ticket);
         }
@@ -96,7 +97,7 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.times.finished.get_or_insert(now);
         let (link, timeout) = (exchange.link(), exchange.answer.link_timeout);
-        let kept = exchange.answer.link_keeps && exchange.is_uploaded() && !surplus;
+        let kept = exchange.answer.link_keeps && exchange.is_uploaded() && exchange.request.has_left() && !surplus;
         let outcome = if matches!(exchange.answer.status, 502..=504) { Outcome::Failed } else { Outcome::Answered };
         let (app, permit, most) = (&exchange.app, exchange.attempt.permit.take(), exchange.app.idle_links());
         let release = |permit| app.dispatch.release(permit, outcome, self.time.now, self.index);

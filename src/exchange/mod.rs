@@ -47,7 +47,7 @@ use crate::backends::Sock;
 use crate::buffers::block::{Block, Pool};
 use crate::connection::Stream;
 use crate::dispatch::{Permit, StreamHold, Ticket, WorkerId};
-use crate::event_loop::{Coded, Time};
+use crate::event_loop::{Coded, SpooledBody, Time, Unspooled};
 use crate::files::Site;
 use crate::http::Method;
 use crate::http::head;
@@ -56,6 +56,7 @@ use crate::http::reader::Reader;
 use crate::http::route::Edits;
 use crate::limits::InFlight;
 use crate::log::{AccessLog, AnswerNote};
+use crate::spool::Queue;
 
 pub(crate) use clock::Pace;
 pub(crate) use ending::Ending;
@@ -90,7 +91,7 @@ pub(crate) enum Phase {
 pub(crate) enum Upload {
     /// It is being collected.
     Collecting,
-    /// All of it is in memory, so that the request can be sent again.
+    /// All of it is in memory, or in a file, so that the request can be sent again.
     Whole,
     /// It is too large for that and will stream, once the worker is there.
     Held,
@@ -116,6 +117,8 @@ pub(crate) struct Request {
     pub open: bool,
     /// What the body has been so far, while it is kept.
     pub body: Vec<Block>,
+    /// All of it, where it is collected in a file.
+    pub spool: Option<Box<SpooledBody>>,
     /// Its trailers, ready to be sent.
     pub trailers: Option<Block>,
     /// Bytes of the body that have come.
@@ -169,6 +172,9 @@ pub(crate) struct Answer {
     /// What is still to come of the body.
     pub reader: Reader,
     pub hold: Hold,
+    /// What waits in a file for the client, and what comes behind it.
+    pub spool: Option<Box<Queue>>,
+    pub unspooled: Unspooled,
     /// It stands in the list of those that stopped for lack of memory.
     pub starved: bool,
     /// An event stream or unbuffered answer: only the idle timeout applies.
@@ -256,6 +262,7 @@ impl Exchange {
                 head: Some(head),
                 open: request.framing == Framing::Chunked,
                 body: Vec::new(),
+                spool: None,
                 trailers: None,
                 bytes: 0,
                 upload,
@@ -282,7 +289,7 @@ impl Exchange {
         self.source.link()
     }
 
-    /// Whether the whole request is in memory and no byte of an answer was seen, so that it could be sent again.
+    /// Whether the whole request is here and no byte of an answer was seen, so that it could be sent again.
     pub fn is_whole(&self) -> bool {
         self.request.upload == Upload::Whole
             && !self.attempt.begun

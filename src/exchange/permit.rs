@@ -263,8 +263,12 @@ impl<B: Backend> Loop<B> {
         if exchange.request.open || !exchange.request.body.is_empty() {
             self.send_body(key, sock);
         }
+        let is_spooled = self.send_spooled(key);
         if !held {
             return self.watch(connection);
+        }
+        if is_spooled {
+            return;
         }
         if let Some(exchange) = self.exchanges.lookup_mut(key) {
             exchange.request.upload = Upload::Streaming;
@@ -277,8 +281,8 @@ impl<B: Backend> Loop<B> {
     fn send_body(&mut self, key: Key, sock: Sock) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let request = &mut exchange.request;
-        let streams = request.upload == Upload::Held;
-        let chunked = request.open && (streams || request.trailers.is_some());
+        let (streams, is_spooled) = (request.upload == Upload::Held, request.spool.is_some());
+        let chunked = request.leaves_chunked();
         let trailers = request.trailers.clone();
         // What has streamed cannot be sent again; keeping it would double the memory.
         let body = if streams { std::mem::take(&mut request.body) } else { request.body.clone() };
@@ -290,7 +294,7 @@ impl<B: Backend> Loop<B> {
         for data in body {
             self.send_run(sock, data, chunked);
         }
-        if chunked && !streams {
+        if chunked && !streams && !is_spooled {
             let end = last_chunk(&mut self.memory.scratch, trailers.as_deref().unwrap_or_default());
             self.backend.send(sock, end);
         }

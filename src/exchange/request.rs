@@ -7,6 +7,7 @@
 use crate::backends::{Backend, How, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
+use crate::config::Buffering;
 use crate::connection::{State, Stream};
 use crate::event_loop::{Leads, Loop, LoopRoute, wish};
 use crate::http::Framing;
@@ -90,7 +91,8 @@ impl<B: Backend> Loop<B> {
     fn begin_body(&mut self, key: Key, framing: Framing, input: Block) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let (stream, expects) = (exchange.stream, exchange.request.expects);
-        let buffered = exchange.app.settings.request_buffer as u64;
+        let streams = exchange.app.settings.request_buffering == Buffering::Off;
+        let large = framing.length().filter(|length| *length > exchange.app.settings.request_buffer as u64);
         let ended = self.table.client(stream.connection).is_some_and(|client| client.ended);
         if expects && !ended {
             if exchange.app.dispatch.queue_is_full(exchange.attempt.turn) {
@@ -100,8 +102,8 @@ impl<B: Backend> Loop<B> {
                 self.stream_continue(stream);
             }
         }
-        if matches!(framing, Framing::Length(length) if length > buffered) && !ended {
-            // It will not fit into memory: a permit is asked for at once, and what comes waits until the worker is there.
+        if !ended && (streams || large.is_some_and(|length| !self.begin_spooled_body(key, Some(length)))) {
+            // It is not to be collected: a permit is asked for at once, and what comes waits until the worker is there.
             self.keep_input(stream.connection, input);
             return self.hold_body(key);
         }
@@ -110,7 +112,7 @@ impl<B: Backend> Loop<B> {
     }
 
     /// The rest of a body waits until its worker is there.
-    fn hold_body(&mut self, key: Key) {
+    pub fn hold_body(&mut self, key: Key) {
         if let Some(exchange) = self.exchanges.lookup_mut(key) {
             exchange.request.upload = Upload::Held;
             self.acquire(key, false);
@@ -136,6 +138,10 @@ impl<B: Backend> Loop<B> {
             return false;
         }
         if request.upload == Upload::Collecting {
+            if let Some(body) = &mut request.spool {
+                body.push(&data);
+                return true;
+            }
             self.memory.pool.append_run(&mut request.body, data);
             if request.body.last().is_some_and(|last| !last.on_heap()) {
                 self.memory.hold(key);
@@ -160,8 +166,12 @@ impl<B: Backend> Loop<B> {
             return self.continue_upload(key);
         }
         let most = exchange.app.settings.request_buffer as u64;
-        if exchange.request.bytes > most || !self.memory.has_room() {
+        let is_large = exchange.request.bytes > most || !self.memory.has_room();
+        if exchange.request.spool.is_none() && is_large && !self.begin_spooled_body(key, None) {
             return self.hold_body(key);
+        }
+        if self.collect_spooled(key) {
+            return;
         }
         self.rearm(key);
         self.stream_want(stream);
@@ -174,6 +184,7 @@ impl<B: Backend> Loop<B> {
         if exchange.request.upload == Upload::Collecting {
             exchange.request.upload = Upload::Whole;
             exchange.request.trailers = (!trailers.is_empty()).then(|| self.memory.pool.heap(trailers));
+            self.collect_spooled(key);
             return self.acquire(key, false);
         }
         let (connection, link) = (exchange.stream.connection, exchange.link());
@@ -220,11 +231,12 @@ impl<B: Backend> Loop<B> {
         if matches!(exchange.phase, Phase::Tunnel { .. }) {
             return self.continue_tunnel(key);
         }
-        if exchange.request.upload == Upload::Full {
+        if exchange.request.upload == Upload::Full && exchange.request.spool.is_none() {
             self.note_move(exchange);
             self.heard(key);
-            self.continue_upload(key);
+            return self.continue_upload(key);
         }
+        self.spooled_drained(key);
     }
 }
 

@@ -1,6 +1,6 @@
 //! What to do when a worker's connection fails: the retry table.
 //!
-//! At most one retry, and only while the whole request is in memory and no byte of an answer was seen:
+//! At most one retry, and only while the whole request is here and no byte of an answer was seen:
 //!
 //! | what happened | method | what is done |
 //! |---|---|---|
@@ -61,7 +61,7 @@ impl<B: Backend> Loop<B> {
             Phase::Relaying if side.is_none() && matches!(exchange.answer.reader, Reader::UntilClose) => {
                 // Its end is the end of the body.
                 (exchange.answer.reader, exchange.answer.link_keeps) = (Reader::Done, false);
-                self.finish(key, Ending::Answered { surplus: false });
+                self.answer_whole(key, false);
             }
             Phase::Relaying => self.fail(key, 502, "the worker's connection ended in the middle of an answer"),
             Phase::Tunnel { .. } if side.is_none() => self.tunnel_side_ended(key, false),

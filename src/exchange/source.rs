@@ -2,7 +2,8 @@
 //!
 //! So that a slow reader does not hold a worker, an answer is taken into memory up to `response_buffer` for one client, and up to
 //! `buffer_bytes` for all. Beyond the first, its source goes on once half of what waited has left; beyond the second, once memory
-//! comes back, whoever gave it back (`event_loop/memory.rs`), or once its own client has taken everything.
+//! comes back, whoever gave it back (`event_loop/memory.rs`), or once its own client has taken everything. Where there is a spool, an answer
+//! goes on into that instead (`event_loop/spool.rs`).
 
 use std::sync::Arc;
 
@@ -41,6 +42,9 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         debug_assert!(exchange.phase == Phase::Relaying, "only an answer's body is pulled");
         let (connection, was) = (exchange.stream.connection, exchange.answer.hold);
+        if exchange.answer.spool.is_some() {
+            return self.pull_spool(key);
+        }
         // Files need not be taken out of anybody's way.
         let is_file = matches!(exchange.source, Source::File(_));
         let most = if is_file { HIGH_MARK } else { exchange.app.settings.response_buffer.max(HIGH_MARK) };
@@ -52,6 +56,9 @@ impl<B: Backend> Loop<B> {
         } else {
             Hold::Not
         };
+        if hold != Hold::Not && self.begin_spool(key, hold) {
+            return self.pull_spool(key);
+        }
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.answer.hold = hold;
         if hold != Hold::Not {
@@ -67,21 +74,26 @@ impl<B: Backend> Loop<B> {
         }
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         match &exchange.source {
-            Source::Worker(link) => {
-                let left = match exchange.answer.reader {
-                    // What is compressed comes in small pieces, so that nobody waits long for another's.
-                    _ if exchange.answer.coded.is_some() => 0,
-                    Reader::Length(left) => left,
-                    _ if exchange.answer.long => u64::MAX,
-                    _ => 0,
-                };
-                let size = self.memory.size(left > SMALL as u64);
-                self.backend.recv(*link, size);
-            }
+            Source::Worker(_) => self.receive_answer(key),
             Source::Own(..) => self.pull_own(key),
             Source::File(_) => self.pull_file(key),
             Source::None => {}
         }
+    }
+
+    /// Receives more of an answer from its worker.
+    #[inline]
+    pub fn receive_answer(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let left = match exchange.answer.reader {
+            // What is compressed comes in small pieces, so that nobody waits long for another's.
+            _ if exchange.answer.coded.is_some() => 0,
+            Reader::Length(left) => left,
+            _ if exchange.answer.long => u64::MAX,
+            _ => 0,
+        };
+        let size = self.memory.size(left > SMALL as u64);
+        self.backend.recv(exchange.link(), size);
     }
 
     /// The client has taken some of what waited for it.

@@ -258,6 +258,21 @@ const SERVER: &[Family] = &[
         |sample, points| total(sample, points, |totals| totals.memory_refused),
     ),
     counter(
+        "production_server_spooled_total",
+        &[],
+        "Answers that went on into the spool because memory for slow clients was used up, and request bodies that were gathered there.",
+        |sample, points| total(sample, points, |totals| totals.spooled),
+    ),
+    counter(
+        "production_server_spool_refusals_total",
+        &[],
+        "Answers and request bodies for which the spool had no room, or its disk failed: their worker waits for the client.",
+        |sample, points| total(sample, points, |totals| totals.spool_refused),
+    ),
+    gauge("production_server_spool_bytes", &[], "Bytes of the disk that the spool takes now.", |sample, points| {
+        total(sample, points, |totals| totals.spool_bytes);
+    }),
+    counter(
         "production_server_rate_limited_total",
         &["limit", "action"],
         "Requests that met a limit: `refused`, `delayed`, or `spared` in a dry run.",

@@ -64,6 +64,8 @@ impl Scene {
             vec!["--upstream", &worker.url, "--loops", "2", "--concurrency", "8192", "--buffer-bytes", &memory];
         // Of two flags with one name the last counts.
         all.extend(["--write-timeout", "5m", "--read-timeout-ms", "300000", "--request-timeout", "5m"]);
+        // These are about the memory; tests/spool.rs is about what goes beyond it.
+        all.extend(["--spool-bytes", "0"]);
         all.extend(flags);
         let server = Server::start(backend, &all);
         server.until_ready(1);

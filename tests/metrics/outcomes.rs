@@ -33,6 +33,7 @@ proxy_protocol = { from = ["10.0.0.0/8"] }
 [apps.web]
 upstream = "{worker}"
 concurrency = 8
+request_buffering = "memory"
 timeouts = { read = "1s" }
 [apps.narrow]
 upstream = "{worker}"
@@ -406,6 +407,10 @@ const EXPECTED: &[(&str, &[(&str, u32)])] = &[
     ("production_server_accept_pauses_total", &[]),
     ("production_server_memory_pauses_total", &[]),
     ("production_server_memory_refusals_total", &[]),
+    // What waits for slow clients here fits into memory: tests/spool.rs has what does not.
+    ("production_server_spooled_total", &[]),
+    ("production_server_spool_refusals_total", &[]),
+    ("production_server_spool_bytes", &[]),
     // Everybody gets in here: tests/access has what is counted of those who do not.
     ("production_server_rate_limited_total", &[]),
     ("production_server_rate_limit_forgotten_total", &[]),

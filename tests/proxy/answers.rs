@@ -431,7 +431,7 @@ fn a_worker_on_tcp_is_as_good(backend: &str) {
             incoming.respond(&[head.as_bytes(), &body].concat());
         }
     });
-    let server = Server::before(backend, &worker.url, &[]);
+    let server = Server::before(backend, &worker.url, &["--request-buffering", "memory"]);
     let mut client = Client::of(&server);
     for _ in 0..3 {
         assert!(client.get("/over-tcp").text().starts_with("GET /over-tcp HTTP/1.1\r\nHost: test\r\n"));

@@ -20,6 +20,8 @@ on_every_backend_and_tls! {
 }
 
 const MIB: usize = 1 << 20;
+/// Large bodies are not gathered on disk, but stream: tests/spool.rs has the others.
+const STREAMS: &[&str] = &["--request-buffering", "memory"];
 
 /// Sends a POST with that body, chunked or not, while receiving the answer.
 fn post(client: &mut Client, body: &[u8], chunk: Option<usize>) -> Vec<u8> {
@@ -50,18 +52,20 @@ fn post(client: &mut Client, body: &[u8], chunk: Option<usize>) -> Vec<u8> {
 
 fn bodies_of_all_sizes_arrive_whole(backend: &str) {
     let worker = Worker::echo();
-    let server = Server::before(backend, &worker.url, &[]);
-    let mut client = Client::of(&server);
-    for size in [0, 1, 16 << 10, (16 << 10) + 1, 100_000, MIB - 1, MIB, MIB + 1, 3 * MIB] {
-        let body = pattern(size);
-        for chunk in [None, Some(64 << 10), Some(1000)] {
-            let got = post(&mut client, &body, chunk);
-            assert!(got == body, "{size} bytes, chunks of {chunk:?}: {} came back", got.len());
+    for flags in [&[], STREAMS] {
+        let server = Server::before(backend, &worker.url, flags);
+        let mut client = Client::of(&server);
+        for size in [0, 1, 16 << 10, (16 << 10) + 1, 100_000, MIB - 1, MIB, MIB + 1, 3 * MIB] {
+            let body = pattern(size);
+            for chunk in [None, Some(64 << 10), Some(1000)] {
+                let got = post(&mut client, &body, chunk);
+                assert!(got == body, "{size} bytes, chunks of {chunk:?}: {} came back", got.len());
+            }
         }
+        let got = post(&mut client, &pattern(20 * MIB), None);
+        assert!(got == pattern(20 * MIB));
+        client.expect_alive();
     }
-    let got = post(&mut client, &pattern(20 * MIB), None);
-    assert!(got == pattern(20 * MIB));
-    client.expect_alive();
 }
 
 fn large_bodies_wait_for_a_slow_worker(backend: &str) {
@@ -78,7 +82,7 @@ fn large_bodies_wait_for_a_slow_worker(backend: &str) {
     });
     for chunked in [false, true] {
         go.store(false, Ordering::SeqCst);
-        let server = Server::before(backend, &worker.url, &[]);
+        let server = Server::before(backend, &worker.url, STREAMS);
         let before = server.resident_bytes();
         let mut body = pattern(40 * MIB);
         let mut client = Client::of(&server);
@@ -125,7 +129,11 @@ fn a_held_body_takes_no_worker(backend: &str) {
 
 fn a_stalled_sender_gives_its_permit_up(backend: &str) {
     let worker = Worker::echo();
-    let server = Server::before(backend, &worker.url, &["--queue-timeout-ms", "15000", "--body-timeout", "1s"]);
+    let server = Server::before(
+        backend,
+        &worker.url,
+        &[STREAMS, &["--queue-timeout-ms", "15000", "--body-timeout", "1s"]].concat(),
+    );
     for (index, framing) in ["Content-Length: 3000000", "Transfer-Encoding: chunked"].into_iter().enumerate() {
         let mut stalled = Client::of(&server);
         stalled.send(format!("POST /stalled{index} HTTP/1.1\r\nHost: test\r\n{framing}\r\n\r\n"));
@@ -156,7 +164,7 @@ fn an_early_answer_is_passed_on(backend: &str) {
             return incoming.drain();
         }
     });
-    let server = Server::before(backend, &worker.url, &[]);
+    let server = Server::before(backend, &worker.url, STREAMS);
     for framing in ["Content-Length: 30000000", "Transfer-Encoding: chunked"] {
         let mut client = Client::of(&server);
         client.send(format!("POST /early HTTP/1.1\r\nHost: test\r\n{framing}\r\n\r\n"));
@@ -179,7 +187,7 @@ fn an_early_answer_of_a_worker_that_closes_is_passed_on(backend: &str) {
             incoming.send("HTTP/1.1 413 Too Large\r\nConnection: close\r\nContent-Length: 3\r\n\r\nno!");
         }
     });
-    let server = Server::before(backend, &worker.url, &[]);
+    let server = Server::before(backend, &worker.url, STREAMS);
     for size in [2_000_000, 30_000_000] {
         let mut client = Client::of(&server);
         client.send(format!("POST /early HTTP/1.1\r\nHost: test\r\nContent-Length: {size}\r\n\r\n"));
@@ -222,7 +230,7 @@ fn bodies_in_tiny_chunks_do_not_hold_others_up(backend: &str) {
 fn a_streamed_body_survives_an_unreachable_worker(backend: &str) {
     let gone = Worker::saying_last("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n");
     let worker = Worker::echo();
-    let flags = ["--upstream", &worker.url, "--balance", "round-robin"];
+    let flags = [STREAMS, &["--upstream", &worker.url, "--balance", "round-robin"]].concat();
     let server = Server::before(backend, &gone.url, &flags);
     let mut client = Client::of(&server);
     for _ in 0..4 {
@@ -241,7 +249,7 @@ fn a_streamed_body_survives_an_unreachable_worker(backend: &str) {
 
 fn a_client_that_leaves_in_a_streamed_body_leaves_it_incomplete(backend: &str) {
     let worker = Worker::echo();
-    let server = Server::before(backend, &worker.url, &[]);
+    let server = Server::before(backend, &worker.url, STREAMS);
     for (index, framing) in ["Content-Length: 3000000", "Transfer-Encoding: chunked"].into_iter().enumerate() {
         let mut client = Client::of(&server);
         client.send(format!("POST /left HTTP/1.1\r\nHost: test\r\n{framing}\r\n\r\n"));

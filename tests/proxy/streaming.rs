@@ -202,7 +202,7 @@ fn memory_for_slow_readers_ends_at_its_limit(backend: &str) {
     const LIMIT: usize = 16 << 20;
     let body = pattern(10 << 20);
     let worker = large_or_small(&body);
-    let flags = ["--buffer-bytes", "16MiB", "--queue-timeout-ms", "60000"];
+    let flags = ["--buffer-bytes", "16MiB", "--spool-bytes", "0", "--queue-timeout-ms", "60000"];
     let server = Server::before(backend, &worker.url, &flags);
     let before = server.resident_bytes();
     let mut slow = Vec::new();

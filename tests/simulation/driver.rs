@@ -306,6 +306,7 @@ impl Run {
             scarcity: Default::default(),
             desk: Default::default(),
             helpers: Default::default(),
+            spools: Default::default(),
             status: Box::new(String::new),
         });
         let ledger = Rc::new(RefCell::new(Ledger::new(rules(&plan, started))));

@@ -146,6 +146,7 @@ fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
         scarcity: Default::default(),
         desk: Default::default(),
         helpers: Default::default(),
+        spools: Default::default(),
         status: Box::new(String::new),
     });
     let listeners = crate::server::open_listeners(&shared.settings, &mut Default::default()).unwrap();

@@ -69,6 +69,13 @@ const CASES: &[Case] = &[
         client.finish();
         assert_eq!(client.answer().status, 200);
     }),
+    case("request_buffering", &[ONE], "'off'", |rig, app| {
+        let mut client = rig.client();
+        client.send(format!("POST /begun HTTP/1.1\r\nHost: {app}\r\nContent-Length: 10\r\n\r\n12345"));
+        until("its body streams", || rig.upstreams[0].of("/begun").is_some());
+        client.send("67890");
+        assert_eq!(client.answer().status, 200);
+    }),
     case("upstream", &[ONE], "SECOND", |rig, app| {
         assert_eq!(rig.get(app, "/second").0, 200);
         assert!(rig.upstreams[1].of("/second").is_some());

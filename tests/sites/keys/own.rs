@@ -160,6 +160,9 @@ fn server(rig: &mut Rig) {
     let timeouts = short.iter().map(|key| (key.as_str(), SHORT));
     let others = [
         ("server.timeouts.idle", "'50s'"),
+        // tests/spool.rs has what is spooled; whether a directory is of use shows at once.
+        ("server.spool_bytes", "'1MiB'"),
+        ("server.spool_dir", "'FOLDER'"),
         ("server.max_body", "'10B'"),
         ("server.max_head", "'2KiB'"),
         ("server.max_fields", "20"),
