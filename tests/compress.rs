@@ -9,6 +9,7 @@ use crate::support::{Answer, Client, Incoming, Server, Worker, folder, on_every_
 on_every_backend_and_tls! {
     every_form_of_a_body_comes_back
     long_bodies_come_back_to_slow_readers
+    what_does_not_fit_into_memory_is_compressed_before_it_is_spooled
     what_comes_in_pieces_is_not_held_back
     an_answer_that_is_cut_does_not_look_whole
     whoever_comes_when_all_encoders_are_at_work_gets_it_plain
@@ -137,6 +138,35 @@ fn long_bodies_come_back_to_slow_readers(backend: &str) {
         (0..20).for_each(|_| client.sip());
         let answer = client.answer();
         assert!(answer.whole && decoded(&answer) == text(4_000_000), "{coding}");
+    }
+}
+
+fn what_does_not_fit_into_memory_is_compressed_before_it_is_spooled(backend: &str) {
+    // Letters that shrink by little, and are others at each place.
+    let mut state = 1_u64;
+    let letters: Vec<u8> = (0..6_000_000)
+        .map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            b'a' + (state >> 60) as u8
+        })
+        .collect();
+    let sent = letters.clone();
+    let worker = Worker::new(move |incoming| {
+        while let Some((head, _)) = incoming.request() {
+            send_body(incoming, if head.contains(" /chunks") { "chunks" } else { "length" }, &sent, 50_000);
+        }
+    });
+    let server = Server::before(backend, &worker.url, &["--compress=on", "--response-buffer=64KiB"]);
+    for (number, (coding, path)) in CODINGS.into_iter().zip(["/chunks", "/length", "/chunks"]).enumerate() {
+        let mut client = Client::of(&server);
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n{}\r\n", accepting(coding)));
+        until("it is spooled, and the worker free", || {
+            let status = server.status();
+            status["spooled"].as_u64() > Some(number as u64) && status["busy"] == 0
+        });
+        let answer = client.answer();
+        assert_eq!(answer.field("content-encoding"), Some(coding));
+        assert!(answer.whole && decoded(&answer) == letters, "{coding}");
     }
 }
 

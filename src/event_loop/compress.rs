@@ -11,8 +11,6 @@ use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::compress::{Encoder, Flush, Wish, padding, true_trailers};
 use crate::config::{Coding, Compressing};
-use crate::dispatch::Outcome;
-use crate::exchange::Ending;
 use crate::http::fields::Fields;
 use crate::http::head::{Request, Response};
 use crate::http::reader::Reader;
@@ -115,36 +113,36 @@ impl<B: Backend> Loop<B> {
         encoder.encode(b"", flush, out).map_err(|_| FAILED)
     }
 
-    /// Sends what is left in the encoder of an answer that has ended. How it ends: as it did, unless the encoder has failed.
+    /// Sends what is left in the encoder of an answer that is whole; whether that was possible.
     #[cold]
-    pub fn end_coding<'a>(&mut self, key: Key, ending: Ending<'a>) -> Ending<'a> {
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return ending };
-        let Some(Coded::On(encoder)) = exchange.answer.coded.as_deref_mut() else { return ending };
-        if !matches!(ending, Ending::Answered { .. }) {
-            return ending;
-        }
-        let mut out = std::mem::take(&mut self.heads.coded);
-        let encoded = encoder.encode(b"", Flush::End, &mut out);
+    pub fn end_coding(&mut self, key: Key) -> bool {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return true };
+        let Some(Coded::On(mut encoder)) = exchange.answer.coded.take().map(|coded| *coded) else { return true };
         if let Some(trailers) = exchange.answer.reader.trailers_mut() {
             *trailers = true_trailers(trailers);
         }
+        let mut out = std::mem::take(&mut self.heads.coded);
+        let is_whole = encoder.encode(b"", Flush::End, &mut out).is_ok();
         self.send_coded(key, &mut out);
         self.heads.coded = out;
-        match encoded {
-            Ok(()) => ending,
-            Err(_) => Ending::Failed { status: FAILED.status, reason: FAILED.reason, outcome: Some(Outcome::Answered) },
-        }
+        is_whole
     }
 
     /// Sends what has come out of an encoder.
     fn send_coded(&mut self, key: Key, out: &mut Vec<u8>) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.answer.bytes += out.len() as u64;
-        let stream = exchange.stream;
+        let connection = exchange.stream.connection;
         self.counters.compress_bytes_out.add(out.len() as u64);
         for piece in out.chunks(PIECE) {
-            let block = self.memory.scratch.write(piece.len(), |room| room.put(piece));
-            self.send_run(stream.connection, block, true);
+            let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+            match &mut exchange.answer.spool {
+                Some(queue) => queue.push_run(piece, true),
+                None => {
+                    let block = self.memory.scratch.write(piece.len(), |room| room.put(piece));
+                    self.send_run(connection, block, true);
+                }
+            }
         }
         out.clear();
         // One stream that was long leaves no room behind for all times.
@@ -158,4 +156,5 @@ impl<B: Backend> Loop<B> {
     }
 }
 
-const FAILED: Refusal = Refusal { status: 502, reason: "the answer could not be compressed", section: "" };
+/// An answer whose encoder has failed.
+pub(super) const FAILED: Refusal = Refusal { status: 502, reason: "the answer could not be compressed", section: "" };

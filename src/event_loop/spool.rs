@@ -24,6 +24,7 @@ use crate::mailbox::Message;
 use crate::spool::{Done, Front, Job, Queue, Told, Way};
 
 use super::Loop;
+use super::compress::FAILED;
 
 /// Why an answer is not in the spool that would have gone on there.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -218,6 +219,9 @@ impl<B: Backend> Loop<B> {
 
     /// The worker's answer is whole; `surplus`: more bytes came behind it.
     pub fn answer_whole(&mut self, key: Key, surplus: bool) {
+        if !self.end_coding(key) {
+            return self.fail(key, FAILED.status, FAILED.reason);
+        }
         if self.exchanges.lookup(key).is_none_or(|exchange| exchange.answer.spool.is_none()) {
             return self.finish(key, Ending::Answered { surplus });
         }

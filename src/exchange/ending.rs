@@ -46,7 +46,6 @@ impl<B: Backend> Loop<B> {
     pub fn finish(&mut self, key: Key, ending: Ending<'_>) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let (stream, phase) = (exchange.stream, exchange.phase);
-        let ending = if exchange.answer.coded.is_some() { self.end_coding(key, ending) } else { ending };
         let ending = if stream.is_question() { self.unanswered(key, ending) } else { ending };
         let cut = phase == Phase::Relaying && matches!(ending, Ending::Failed { .. });
         match ending {
