@@ -144,7 +144,8 @@ impl<B: Backend> Loop<B> {
         let stream = Stream { connection: sock, id: 1 };
         let mut exchange = Exchange::new(stream, app, series, &request, head, own, &self.time);
         exchange.attempt.turn = self.turn(&exchange, &question);
-        exchange.answer.edits = self.heads.route.and_then(|route| self.apps.routes.response(route));
+        let edits = self.heads.route.and_then(|route| self.apps.routes.response(route));
+        exchange.answer.edits = self.heads.edits(&edits);
         if method == Method::Head {
             // What is said of a HEAD request has no body, should the client be told.
             exchange.request.method = method;

@@ -96,7 +96,9 @@ impl<B: Backend> Loop<B> {
         (self.heads.word, self.heads.route) = (self.heads.words.take(sock), Some(route));
         let stop = self.stop(sock, (&guard, address, pass), input);
         let stop = stop.or_else(|| self.take_seat(&guard, route));
-        if guard.tells_quota && !matches!(stop, Some(Stop::Later(..))) {
+        // Who is asked may refuse it.
+        let ends = !matches!(&stop, Some(Stop::Later(pass, _)) if *pass != Pass::Inquires);
+        if guard.tells_quota && ends {
             self.tell_quota(&guard, address, input);
         }
         match stop {

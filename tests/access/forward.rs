@@ -9,9 +9,11 @@ use crate::support::{Answer, Client, Worker, on_every_backend_and_tls, until};
 
 on_every_backend_and_tls! {
     what_passes_has_the_fields_that_were_asked_for
+    an_answer_of_any_form_lets_pass
     a_refusal_goes_to_the_client_as_it_is
     where_no_word_comes_nobody_gets_in
     a_question_ends_with_its_client
+    questions_wait_in_line_for_who_is_asked
     it_goes_together_with_the_other_checks
     a_body_waits_until_its_request_may_pass
 }
@@ -26,6 +28,15 @@ concurrency = 8
 queue.timeout = "30s"
 timeouts = { read = "30s", request = "30s" }
 
+[apps.single]
+upstream = "{accounts}"
+queue.timeout = "30s"
+timeouts = { read = "30s", request = "30s" }
+
+[limits.told]
+rate = "1000/h"
+headers = true
+
 [apps.gone]
 upstream = "unix:{folder}/nobody"
 queue.hold = "50ms"
@@ -35,11 +46,17 @@ match.path = "/app/*"
 app = "web"
 forward_auth = { app = "accounts", path = "/verify?x", copy = ["X-Auth-User", "X-Tenant"], timeout = "30s" }
 response_fields.set = { X-Route = "app" }
+limits = "told"
 
 [[routes]]
 match.path = "/short/*"
 app = "web"
 forward_auth = { app = "accounts", timeout = "50ms" }
+
+[[routes]]
+match.path = "/single/*"
+app = "web"
+forward_auth = { app = "single", timeout = "30s" }
 
 [[routes]]
 match.path = "/gone/*"
@@ -89,6 +106,14 @@ fn accounts(left: Arc<AtomicUsize>) -> Worker {
                     incoming.send("HTTP/1.1 200 OK\r\nX-Tenant: parts\r\nContent-Length: 7\r\n\r\n");
                     std::thread::yield_now();
                     incoming.send("welcome");
+                    continue;
+                }
+                "chunked" => {
+                    "200 OK\r\nX-Tenant: chunked\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nyes\r\n0\r\nX-Tenant: trailer\r\n\r\n"
+                }
+                "long" => {
+                    incoming.send("HTTP/1.1 200 OK\r\nX-Tenant: long\r\nContent-Length: 300000\r\n\r\n");
+                    incoming.send(vec![b'x'; 300_000]);
                     continue;
                 }
                 "endless" => {
@@ -181,13 +206,6 @@ fn what_passes_has_the_fields_that_were_asked_for(backend: &str) {
     {
         assert!(!question.contains(other), "{other}\n{question}");
     }
-    // An answer in parts, one that ends with its connection, hints before it; each on the same connection, and a pipeline.
-    for (path, tenant) in [("/app/parts", "parts"), ("/app/endless", "endless"), ("/app/early", "early")] {
-        let answer = get(&mut client, path, "X-Tenant: mine\r\n");
-        assert_eq!(answer.status, 200, "{path} {}", answer.head);
-        let told = answer.text();
-        assert!(told.contains(&format!("X-Tenant: {tenant}\r\nX-Auth-Method: forward\r\n")), "{told}");
-    }
     client.send("GET /app/a HTTP/1.1\r\nHost: a\r\n\r\nGET /app/b HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!((client.answer().status, client.answer().status), (200, 200));
     assert_eq!(client.ask("HEAD /app/c HTTP/1.1\r\nHost: a\r\n\r\n").status, 200);
@@ -195,7 +213,43 @@ fn what_passes_has_the_fields_that_were_asked_for(backend: &str) {
     // Nor can anybody say so on a route that asks nobody.
     let answer = get(&mut client, "/free", claims);
     assert!(answer.status == 200 && !answer.text().contains("root"), "{}", answer.text());
-    assert_eq!(asked.counted(), [7, 0, 0]);
+    assert_eq!(asked.counted(), [4, 0, 0]);
+}
+
+/// In parts, in chunks, longer than is waited for, up to the end of the connection, with hints before it.
+fn an_answer_of_any_form_lets_pass(backend: &str) {
+    let asked = asked(backend);
+    let mut client = Client::of(&asked.site.server);
+    for tenant in ["parts", "chunked", "long", "endless", "early"] {
+        for _ in 0..3 {
+            let answer = get(&mut client, &format!("/app/{tenant}"), "X-Tenant: mine\r\n");
+            assert_eq!(answer.status, 200, "{tenant} {}", answer.head);
+            let told = answer.text();
+            assert!(told.contains(&format!("X-Tenant: {tenant}\r\nX-Auth-Method: forward\r\n")), "{told}");
+            assert!(!told.contains("mine") && !told.contains("trailer"), "{told}");
+        }
+    }
+    assert_eq!(asked.counted(), [15, 0, 0]);
+}
+
+/// One at a time: who comes second waits, and is asked about once nobody is busy with what the first one has left.
+fn questions_wait_in_line_for_who_is_asked(backend: &str) {
+    let asked = asked(backend);
+    let (mut first, mut second) = (Client::of(&asked.site.server), Client::of(&asked.site.server));
+    first.begin("/single/silent");
+    until("it is asked", || asked.questions() == 1);
+    second.begin("/single/x");
+    let apps = || asked.site.server.apps();
+    let depth = || {
+        let apps = apps();
+        let single = apps.as_array().unwrap().iter().find(|app| app["name"] == "single");
+        single.unwrap()["queue"]["depth"].clone()
+    };
+    until("the second waits", || depth() == 1);
+    drop(first);
+    assert_eq!(second.answer().status, 200);
+    assert_eq!((asked.questions(), asked.left.load(Ordering::SeqCst)), (2, 1));
+    assert_eq!(asked.counted(), [1, 0, 0]);
 }
 
 fn a_refusal_goes_to_the_client_as_it_is(backend: &str) {
@@ -205,6 +259,7 @@ fn a_refusal_goes_to_the_client_as_it_is(backend: &str) {
     let mut client = Client::of(&asked.site.server);
     let answer = get(&mut client, "/app/login", "");
     assert_eq!((answer.status, answer.text().as_str()), (302, "login"));
+    assert_eq!(answer.field("RateLimit"), Some("\"told\";r=999;t=4"));
     assert_eq!(answer.field("Location"), Some("/login?next"));
     assert_eq!(answer.all("Set-Cookie"), ["a=b", "c=d"]);
     let answer = get(&mut client, "/app/who", "");
