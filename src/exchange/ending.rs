@@ -45,7 +45,7 @@ impl<B: Backend> Loop<B> {
     /// Ends an exchange. The name is dead afterwards; so may be its client's connection.
     pub fn finish(&mut self, key: Key, ending: Ending<'_>) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let (stream, phase) = (exchange.stream, exchange.phase);
+        let (stream, phase, spools) = (exchange.stream, exchange.phase, exchange.has_spools());
         let cut = phase == Phase::Relaying && matches!(ending, Ending::Failed { .. });
         match ending {
             Ending::Answered { .. } => self.end_body(key, stream),
@@ -60,7 +60,10 @@ impl<B: Backend> Loop<B> {
             Ending::Failed { outcome: None, .. } => self.leave_worker(key, true),
             Ending::Left { .. } => self.leave_worker(key, false),
         }
-        self.close_spools(key);
+        if spools {
+            self.close_spool(key);
+            self.close_spooled_body(key);
+        }
         if let Phase::Queued { ticket, .. } = phase {
             self.leave_queue(key, ticket);
         }
