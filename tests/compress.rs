@@ -156,7 +156,7 @@ fn what_does_not_fit_into_memory_is_compressed_before_it_is_spooled(backend: &st
             send_body(incoming, if head.contains(" /chunks") { "chunks" } else { "length" }, &sent, 50_000);
         }
     });
-    let server = Server::before(backend, &worker.url, &["--compress=on", "--response-buffer=64KiB"]);
+    let server = Server::before(backend, &worker.url, &["--compress=on", "--buffer-bytes=2MiB"]);
     for (number, (coding, path)) in CODINGS.into_iter().zip(["/chunks", "/length", "/chunks"]).enumerate() {
         let mut client = Client::of(&server);
         client.send(format!("GET {path} HTTP/1.1\r\nHost: test\r\n{}\r\n", accepting(coding)));

@@ -541,21 +541,25 @@ fn an_answer_may_come_before_the_upload_is_read(backend: &str) {
 
 fn a_crowd_of_uploads_leaves_the_worker_free(backend: &str) {
     const CROWD: usize = 30;
-    const BUFFER: usize = 16 * MIB;
+    const BUFFER: usize = 4 * MIB;
     let worker = judge();
     let server =
-        Server::before(backend, &worker.url, &[SMALL, &["--buffer-bytes", "16MiB", "--body-timeout", "60s"]].concat());
+        Server::before(backend, &worker.url, &[SMALL, &["--buffer-bytes", "4MiB", "--body-timeout", "60s"]].concat());
     small(&server);
     let before = server.resident_bytes();
     let (head, pieces) = framed("/upload", false, &pattern(LONG));
     let (last, first) = pieces.split_last().unwrap();
-    let mut crowd = Vec::new();
-    for _ in 0..CROWD {
-        let mut client = Client::of(&server);
-        client.send(&head);
-        first.iter().for_each(|piece| client.send(piece));
-        crowd.push(client);
-    }
+    // All at once: what is on its way to the disk has a bound, too, and they take turns.
+    let mut crowd: Vec<Client> = std::thread::scope(|scope| {
+        let send = || {
+            let mut client = Client::of(&server);
+            client.send(&head);
+            first.iter().for_each(|piece| client.send(piece));
+            client
+        };
+        let sending: Vec<_> = (0..CROWD).map(|_| scope.spawn(send)).collect();
+        sending.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
     let all = (CROWD * (LONG - 200_000)) as u64;
     until("all is spooled", || counted(&server, "spool_bytes") > all);
     small(&server);

@@ -26,6 +26,7 @@ use super::keys::{self, Key};
 use super::places::{self, Place, Shape};
 use super::report::{Problem, line_and_column, shown_path};
 use super::route::Draft;
+use super::tables;
 use super::units::show_duration;
 use super::{Settings, units};
 
@@ -534,7 +535,7 @@ impl Reader<'_> {
     fn unknown(&mut self, path: &str, shown: &str, key: &Spanned<std::borrow::Cow<'_, str>>) {
         let name = key.get_ref().as_ref();
         let full = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
-        if places::NOT_YET.iter().any(|known| *known == full || *known == name) {
+        if tables::NOT_YET.iter().any(|known| *known == full || *known == name) {
             let title = format!("`{name}` is not known to this version of production_server");
             self.wrong(Problem::error(title, key.span(), "it has no meaning yet: take it out"));
             return;

@@ -1,7 +1,7 @@
 //! The configuration: one checked [`Settings`], made of flags, shorthands, the environment, a file and defaults.
 //!
 //! - `keys`: every key once, with its flag, its environment names, its default and how its value is read;
-//! - `places`: where each key stands in the configuration file;
+//! - `places`, `tables`: where each key stands in the configuration file, and what its tables hold;
 //! - `file`: that file, from finding it to its values and problems, and `report`: how problems are shown;
 //! - `show` and `schema`: what is configured, and what may be;
 //! - `front`: what may stand in front of the server;
@@ -47,6 +47,7 @@ mod schema;
 mod shell;
 mod show;
 mod steering;
+mod tables;
 mod tls;
 mod units;
 

@@ -5,7 +5,8 @@
 use serde_json::{Map, Value, json};
 
 use super::file::expectation;
-use super::places::{self, PLACES, Place, SHORT, Shape, TABLES};
+use super::places::{self, PLACES, Place, Shape};
+use super::tables::{SHORT, TABLES};
 
 /// The schema (draft 2020-12), with an end of line.
 pub fn schema() -> String {

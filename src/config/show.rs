@@ -13,8 +13,9 @@ use super::arguments::{Given, Source};
 use super::clashes::OF_WORKERS;
 use super::file::{File, LimitSaid, RouteSaid, table_of};
 use super::load::{AppGiven, Loaded, Program};
-use super::places::{self, PLACES, Place, Shape, TABLES};
+use super::places::{self, PLACES, Place, Shape};
 use super::report::{line_and_column, shown_path};
+use super::tables::TABLES;
 
 /// What is to be shown, and how.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

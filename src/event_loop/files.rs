@@ -13,7 +13,7 @@ use crate::buffers::block::{Block, SMALL, Share};
 use crate::buffers::slots::Key;
 use crate::connection::{State, Stream};
 use crate::dispatch::Outcome as End;
-use crate::exchange::{Ending, Exchange, Hold, Phase, Source, Upload};
+use crate::exchange::{Ending, Exchange, Hold, Phase, Reuse, Source, Upload};
 use crate::files::Site;
 use crate::files::answer::{Named, Piece, Plan, Terms};
 use crate::files::conditions::Asked;
@@ -475,14 +475,14 @@ impl<B: Backend> Loop<B> {
             Framing::None => behind == 0,
             framing => framing.length() == Some(behind),
         };
-        exchange.answer.link_keeps = response.keep_alive && !response.announces_body && whole;
-        exchange.answer.link_timeout = response.keep_alive_timeout;
+        exchange.answer.reuse = Reuse::after(response);
+        exchange.answer.reuse.keeps &= whole;
         let connection = exchange.stream.connection;
         let name = site.name_of_app(value, file_system);
         self.keep_worker(key, false);
         if let Some(exchange) = self.exchanges.lookup_mut(key) {
             (exchange.phase, exchange.source) = (Phase::Asking, Source::None);
-            (exchange.request.upload, exchange.answer.link_keeps) = (Upload::Sent, false);
+            (exchange.request.upload, exchange.answer.reuse.keeps) = (Upload::Sent, false);
         }
         self.watch(connection);
         match name {

@@ -21,7 +21,7 @@ use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::connection::{Role, State, Stream, Table};
 use crate::dispatch::Outcome;
-use crate::exchange::{Ending, Exchange, Phase, Source};
+use crate::exchange::{Ending, Exchange, Phase, Reuse, Source};
 use crate::http::fields::{Fields, Kind};
 use crate::http::head::{self, Request, Response};
 use crate::http::id::id_text;
@@ -208,8 +208,7 @@ impl<B: Backend> Loop<B> {
     fn release_asked(&mut self, key: Key, mut input: Block, response: &Response) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.answer.status = response.status;
-        exchange.answer.link_keeps = response.keep_alive && !response.announces_body;
-        exchange.answer.link_timeout = response.keep_alive_timeout;
+        exchange.answer.reuse = Reuse::after(response);
         input.advance(response.len);
         let mut reader = Reader::new(response.framing);
         while let Ok(Some(_)) = reader.take(&mut input) {}

@@ -17,7 +17,7 @@ use std::fmt::Display;
 
 use crate::backends::{Backend, HIGH_MARK, Sock};
 use crate::buffers::slots::Key;
-use crate::exchange::{Ending, Hold, Source};
+use crate::exchange::{Ending, Exchange, Hold, Source};
 use crate::helpers::Kind;
 use crate::log::Level;
 use crate::mailbox::Message;
@@ -36,6 +36,14 @@ pub(crate) enum Unspooled {
     ForNow,
     /// There was no room for the first of it, or the disk has failed.
     ForGood,
+}
+
+impl Exchange {
+    /// Whether anything of it is in the spool.
+    #[inline]
+    pub fn has_spools(&self) -> bool {
+        self.answer.spool.is_some() || self.request.spool.is_some()
+    }
 }
 
 impl<B: Backend> Loop<B> {
@@ -229,18 +237,8 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.source = Source::None;
         exchange.attempt.seat = None;
-        exchange.answer.link_keeps = false;
+        exchange.answer.reuse.keeps = false;
         self.pull_spool(key);
-    }
-
-    /// An exchange ends: its queues go.
-    #[inline]
-    pub fn close_spools(&mut self, key: Key) {
-        let Some(exchange) = self.exchanges.lookup(key) else { return };
-        if exchange.answer.spool.is_some() || exchange.request.spool.is_some() {
-            self.close_spool(key);
-            self.close_spooled_body(key);
-        }
     }
 
     /// Forgets an answer's queue. Its file is closed by a helper, which may take as long as giving its blocks back does.

@@ -80,7 +80,8 @@ impl<B: Backend> Loop<B> {
         is_spooled
     }
 
-    fn gather_spooled(&mut self, key: Key) {
+    /// The same of one that is there.
+    pub fn gather_spooled(&mut self, key: Key) {
         let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let Some(body) = &mut exchange.request.spool else { return };

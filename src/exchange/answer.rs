@@ -17,7 +17,7 @@ use crate::log::Level;
 use crate::metrics::series::RetryReason;
 use crate::planted::{self, Bug};
 
-use super::{Ending, Exchange, Phase};
+use super::{Ending, Exchange, Phase, Reuse};
 
 const MALFORMED: &str = "a worker sent a malformed answer";
 /// A body up to this size that came whole with its head is copied behind it: one vector is cheaper than two.
@@ -92,9 +92,7 @@ impl<B: Backend> Loop<B> {
         answer.status = response.status;
         answer.reader = Reader::new(response.framing);
         answer.stream = response.event_stream || response.unbuffered;
-        // Whoever says that a body follows where none may come might send it all the same.
-        answer.link_keeps = response.keep_alive && !response.announces_body;
-        answer.link_timeout = response.keep_alive_timeout;
+        answer.reuse = Reuse::after(response);
         let coded;
         let (exchange, response) = if answer.coded.is_none() {
             (exchange, response)

@@ -121,8 +121,10 @@ impl<B: Backend> Loop<B> {
             (Phase::Backlog { again, .. }, _) => Some((again, Due::Backlog)),
             (Phase::Verdict { until }, _) => Some((until, Due::Verdict)),
             (Phase::Tunnel { .. }, _) => Some((times.heard + nanos(client.idle), Due::Idle)),
-            // A disk may take its time.
-            (Phase::Collecting, _) if exchange.request.spool.as_ref().is_some_and(|body| body.stalls()) => None,
+            // A disk may take its time, and others may have the memory on the way to it.
+            (Phase::Collecting, _) if exchange.request.spool.as_ref().is_some_and(|body| body.stalls()) => {
+                Some((self.time.nanos() + nanos(MEMORY_LOOK), Due::Memory))
+            }
             (Phase::Collecting, _) => Some(body()),
             (_, Waits::Client) if exchange.request.upload == Upload::Streaming => Some(body()),
             (_, Waits::Client) => None,
@@ -182,7 +184,7 @@ impl<B: Backend> Loop<B> {
         let phase = exchange.phase;
         let Some((time, due)) = self.due(exchange) else { return };
         if due == Due::Memory {
-            self.pull(key);
+            if phase == Phase::Collecting { self.gather_spooled(key) } else { self.pull(key) }
         }
         if self.time.nanos() < time {
             return self.rearm(key);

@@ -45,7 +45,7 @@ impl<B: Backend> Loop<B> {
     /// Ends an exchange. The name is dead afterwards; so may be its client's connection.
     pub fn finish(&mut self, key: Key, ending: Ending<'_>) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let (stream, phase) = (exchange.stream, exchange.phase);
+        let (stream, phase, spools) = (exchange.stream, exchange.phase, exchange.has_spools());
         let ending = if stream.is_question() { self.unanswered(key, ending) } else { ending };
         let cut = phase == Phase::Relaying && matches!(ending, Ending::Failed { .. });
         match ending {
@@ -61,7 +61,10 @@ impl<B: Backend> Loop<B> {
             Ending::Failed { outcome: None, .. } => self.leave_worker(key, true),
             Ending::Left { .. } => self.leave_worker(key, false),
         }
-        self.close_spools(key);
+        if spools {
+            self.close_spool(key);
+            self.close_spooled_body(key);
+        }
         if let Phase::Queued { ticket, .. } = phase {
             self.leave_queue(key, ticket);
         }
@@ -95,8 +98,8 @@ impl<B: Backend> Loop<B> {
         let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.times.finished.get_or_insert(now);
-        let (link, timeout) = (exchange.link(), exchange.answer.link_timeout);
-        let kept = exchange.answer.link_keeps && exchange.is_uploaded() && exchange.request.has_left() && !surplus;
+        let (link, timeout) = (exchange.link(), exchange.answer.reuse.timeout);
+        let kept = exchange.answer.reuse.keeps && exchange.is_uploaded() && exchange.request.has_left() && !surplus;
         let outcome = if matches!(exchange.answer.status, 502..=504) { Outcome::Failed } else { Outcome::Answered };
         let (app, permit, most) = (&exchange.app, exchange.attempt.permit.take(), exchange.app.idle_links());
         let release = |permit| app.dispatch.release(permit, outcome, self.time.now, self.index);

@@ -50,7 +50,7 @@ use crate::dispatch::{Permit, StreamHold, Ticket, WorkerId};
 use crate::event_loop::{Coded, SpooledBody, Time, Unspooled};
 use crate::files::Site;
 use crate::http::Method;
-use crate::http::head;
+use crate::http::head::{self, Response};
 use crate::http::id::Id;
 use crate::http::reader::Reader;
 use crate::http::route::Edits;
@@ -181,9 +181,8 @@ pub(crate) struct Answer {
     pub stream: bool,
     /// Its place among the streams that hold a permit.
     pub stream_hold: Option<StreamHold>,
-    /// The worker keeps its connection after this answer, for so many seconds when it says so.
-    pub link_keeps: bool,
-    pub link_timeout: Option<u32>,
+    /// Of the worker's connection.
+    pub reuse: Reuse,
     /// Blocks arrive full: the answer is long.
     pub long: bool,
     /// What its route changes of it, until its head has been written.
@@ -231,6 +230,20 @@ pub(crate) struct Exchange {
     pub attempt: Attempt,
     pub answer: Answer,
     pub times: Times,
+}
+
+/// Whether a worker keeps its connection after an answer, and for so many seconds when it says so.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Reuse {
+    pub keeps: bool,
+    pub timeout: Option<u32>,
+}
+
+impl Reuse {
+    pub fn after(response: &Response) -> Reuse {
+        // Whoever says that a body follows where none may come might send it all the same.
+        Reuse { keeps: response.keep_alive && !response.announces_body, timeout: response.keep_alive_timeout }
+    }
 }
 
 impl Exchange {

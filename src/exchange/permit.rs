@@ -260,10 +260,11 @@ impl<B: Backend> Loop<B> {
             self.backend.send(sock, head.clone().into());
         }
         let (connection, held) = (exchange.stream.connection, exchange.request.upload == Upload::Held);
+        let spools = exchange.request.spool.is_some();
         if exchange.request.open || !exchange.request.body.is_empty() {
             self.send_body(key, sock);
         }
-        let is_spooled = self.send_spooled(key);
+        let is_spooled = spools && self.send_spooled(key);
         if !held {
             return self.watch(connection);
         }

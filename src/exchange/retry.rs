@@ -60,7 +60,7 @@ impl<B: Backend> Loop<B> {
             Phase::Relaying if side == Some(Side::Send) => {}
             Phase::Relaying if side.is_none() && matches!(exchange.answer.reader, Reader::UntilClose) => {
                 // Its end is the end of the body.
-                (exchange.answer.reader, exchange.answer.link_keeps) = (Reader::Done, false);
+                (exchange.answer.reader, exchange.answer.reuse.keeps) = (Reader::Done, false);
                 self.answer_whole(key, false);
             }
             Phase::Relaying => self.fail(key, 502, "the worker's connection ended in the middle of an answer"),

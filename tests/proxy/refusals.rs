@@ -259,7 +259,7 @@ fn refusals_hold_however_the_bytes_arrive(backend: &str) {
 
 fn a_body_that_breaks_while_it_streams_is_visibly_incomplete(backend: &str) {
     let worker = Worker::echo();
-    let server = Server::before(backend, &worker.url, &["--max-body", "4MiB"]);
+    let server = Server::before(backend, &worker.url, &["--max-body", "4MiB", "--request-buffering", "memory"]);
     let head = "POST /broken HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n";
     let beginning = format!("200000\r\n{}\r\n", "a".repeat(0x20_0000));
     let too_much = format!("200001\r\n{}\r\n0\r\n\r\n", "b".repeat(0x20_0001));
@@ -288,7 +288,7 @@ fn a_body_that_breaks_behind_an_early_answer_ends_it(backend: &str) {
             incoming.drain();
         }
     });
-    let server = Server::before(backend, &worker.url, &[]);
+    let server = Server::before(backend, &worker.url, &["--request-buffering", "memory"]);
     let mut client = Client::of(&server);
     let beginning = format!("200000\r\n{}\r\n", "a".repeat(0x20_0000));
     client.send(format!("POST / HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n{beginning}"));

@@ -193,7 +193,7 @@ fn who_leaves_in_the_middle_of_a_body_reaches_no_worker(backend: &str) {
 fn who_leaves_in_the_middle_of_a_streamed_body_leaves_no_dirty_connection(backend: &str) {
     let folder = folder();
     let (worker, _go) = Worker::gated(&folder.path().join("w"), "/slow");
-    let server = Server::in_front_of(backend, &[&worker], &PATIENT);
+    let server = Server::in_front_of(backend, &[&worker], &[&PATIENT[..], &["--request-buffering", "memory"]].concat());
     let mut first = server.client();
     first.begin("/first");
     assert_eq!(first.answer().text(), "/first");
