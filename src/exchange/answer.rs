@@ -11,13 +11,13 @@ use crate::buffers::slots::Key;
 use crate::dispatch::Outcome;
 use crate::event_loop::{Loop, send};
 use crate::http::Refusal;
-use crate::http::head::{self, Response};
+use crate::http::head::{self, Response, Reuse};
 use crate::http::reader::Reader;
 use crate::log::Level;
 use crate::metrics::series::RetryReason;
 use crate::planted::{self, Bug};
 
-use super::{Ending, Exchange, Phase, Reuse};
+use super::{Ending, Exchange, Phase};
 
 const MALFORMED: &str = "a worker sent a malformed answer";
 /// A body up to this size that came whole with its head is copied behind it: one vector is cheaper than two.

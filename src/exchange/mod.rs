@@ -50,7 +50,7 @@ use crate::dispatch::{Permit, StreamHold, Ticket, WorkerId};
 use crate::event_loop::{Coded, SpooledBody, Time, Unspooled};
 use crate::files::Site;
 use crate::http::Method;
-use crate::http::head::{self, Response};
+use crate::http::head::{self, Reuse};
 use crate::http::id::Id;
 use crate::http::reader::Reader;
 use crate::http::route::Edits;
@@ -230,20 +230,6 @@ pub(crate) struct Exchange {
     pub attempt: Attempt,
     pub answer: Answer,
     pub times: Times,
-}
-
-/// Whether a worker keeps its connection after an answer, and for so many seconds when it says so.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Reuse {
-    pub keeps: bool,
-    pub timeout: Option<u32>,
-}
-
-impl Reuse {
-    pub fn after(response: &Response) -> Reuse {
-        // Whoever says that a body follows where none may come might send it all the same.
-        Reuse { keeps: response.keep_alive && !response.announces_body, timeout: response.keep_alive_timeout }
-    }
 }
 
 impl Exchange {

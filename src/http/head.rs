@@ -149,6 +149,23 @@ pub struct Response {
     pub(crate) line_passes: bool,
 }
 
+/// Whether a worker keeps its connection after an answer, and for so many seconds where it says so.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reuse {
+    /// It may be used again.
+    pub keeps: bool,
+    /// `Keep-Alive: timeout=N`.
+    pub timeout: Option<u32>,
+}
+
+impl Reuse {
+    /// What holds after that answer.
+    pub fn after(response: &Response) -> Reuse {
+        // Whoever says that a body follows where none may come might send it all the same.
+        Reuse { keeps: response.keep_alive && !response.announces_body, timeout: response.keep_alive_timeout }
+    }
+}
+
 /// What an answer says that is for the access log.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Logged {
