@@ -303,7 +303,12 @@ impl<B: Backend> Loop<B> {
             }
             Task::End(sock) => {
                 self.subject = sock;
-                self.client_ended(sock);
+                // Bytes of a body that wait to be read come before it, and behind them the connection's own end says it again.
+                let waits =
+                    self.table.client(sock).is_some_and(|client| client.body.is_some() && client.input.is_some());
+                if !waits {
+                    self.client_ended(sock);
+                }
             }
             Task::Resume(sock) => {
                 self.subject = sock;
