@@ -85,7 +85,9 @@ fn upload(client: &mut Client, path: &str) {
 }
 
 fn a_client_that_drips_its_upload_after_an_early_answer(backend: &str) {
-    let flags = ["-c", "64", "--request-timeout", "1s", "--read-timeout-ms", "800"];
+    // A long body streams where it is not gathered on the disk.
+    let memory = ["--request-buffering", "memory"];
+    let flags = [&["-c", "64", "--request-timeout", "1s", "--read-timeout-ms", "800"], &memory[..]].concat();
     let site = Site::open(backend, &flags);
     let mut client = site.server.client();
     client.send(format!("POST /early HTTP/1.1\r\nHost: a\r\nContent-Length: {UPLOAD}\r\n\r\n"));
