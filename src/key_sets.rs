@@ -105,8 +105,9 @@ fn refresh(url: &str, users: &[Arc<Live>], known: &mut Known, log: &Log) {
     // All of them, before it is fetched: what is missed from now on may be in what comes.
     let missed = users.iter().filter(|live| live.take_miss()).count() > 0;
     let found = fetch(url).and_then(|text| {
-        let taken: Result<Vec<usize>, String> = users.iter().map(|live| live.take(&text)).collect();
-        Ok(taken?.into_iter().max().unwrap_or(0))
+        // Each takes what is right by its own rules, whatever becomes of the others.
+        let taken: Vec<Result<usize, String>> = users.iter().map(|live| live.take(&text)).collect();
+        taken.into_iter().try_fold(0, |most, keys| Ok(most.max(keys?)))
     });
     let now = Instant::now();
     known.early = if missed { Some(now) } else { known.early };

@@ -107,6 +107,13 @@ impl Piece {
         }
         self.charged = bytes;
     }
+
+    /// It waits where it is, and is in nobody's way to the disk.
+    fn stop_gathering(&mut self) {
+        if let Some(spools) = self.gathers.take() {
+            spools.0.gathered.fetch_sub(self.charged, Ordering::Relaxed);
+        }
+    }
 }
 
 impl std::ops::Deref for Piece {
@@ -394,6 +401,11 @@ impl Queue {
         self.full
     }
 
+    /// Whether a helper reads of it.
+    pub fn is_read(&self) -> bool {
+        self.reading > 0
+    }
+
     /// Whether nothing of what waits is in the file, or on its way to it or from it.
     pub fn is_in_memory(&self) -> bool {
         let of_file = if self.keeps { self.written } else { self.written - self.read };
@@ -414,6 +426,7 @@ impl Queue {
         let count = self.tail.len() as u64;
         if !self.store.reserve(self.written + count, settings.spool_bytes) {
             let first = !std::mem::replace(&mut self.refused, true);
+            self.tail.stop_gathering();
             return Some(Err(NoRoom { first }));
         }
         self.writing = count;
@@ -463,6 +476,7 @@ impl Queue {
             }
             Some(Done::NotWritten(mut piece, error)) => {
                 piece.push(&self.tail);
+                piece.stop_gathering();
                 self.tail = piece;
                 (self.writing, self.full) = (0, true);
                 Ok(Told::Full(error))

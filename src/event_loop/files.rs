@@ -484,6 +484,7 @@ impl<B: Backend> Loop<B> {
             (exchange.phase, exchange.source) = (Phase::Asking, Source::None);
             (exchange.request.upload, exchange.answer.reuse.keeps) = (Upload::Sent, false);
         }
+        self.close_spooled_body(key);
         self.watch(connection);
         match name {
             Some(name) => {

@@ -27,7 +27,7 @@ use crate::http::head::{self, Request, Response, Reuse};
 use crate::http::id::id_text;
 use crate::http::reader::{Reader, RequestBody};
 use crate::http::rewrite::{self, Forward as Told};
-use crate::http::route::Edits;
+use crate::http::route::{Edits, is_same_to_apps};
 use crate::http::{Framing, Method};
 
 use super::{Loop, Paid, Pass};
@@ -117,7 +117,7 @@ impl<B: Backend> Loop<B> {
             request.path.of(&input),
             b"\r\n",
         ];
-        let (lines, method) = (lines.concat(), request.method);
+        let lines = lines.concat();
         let read = head::request(&question, &self.heads.limits, &mut self.heads.fields);
         let (Some(app), Ok(Some(request))) = (app, read) else {
             // A head that is at its limit may be beyond it with another path.
@@ -146,10 +146,6 @@ impl<B: Backend> Loop<B> {
         exchange.attempt.turn = self.turn(&exchange, &question);
         let edits = self.heads.route.and_then(|route| self.apps.routes.response(route));
         exchange.answer.edits = self.heads.edits(&edits);
-        if method == Method::Head {
-            // What is said of a HEAD request has no body, should the client be told.
-            exchange.request.method = method;
-        }
         self.become_state(sock, State::Processing);
         let Some(key) = self.begin_exchange(stream, exchange, &question) else { return };
         self.memory.hold(key);
@@ -158,14 +154,21 @@ impl<B: Backend> Loop<B> {
 
     /// The head of an answer to a question has come; `input` begins with it.
     pub fn begin_word(&mut self, key: Key, input: Block, response: &Response) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let may_retry = exchange.is_whole() && !exchange.attempt.retried;
         match response.status {
             // It says that it has not looked at it: another worker may.
-            _ if response.busy || response.draining => self.begin_answer(key, input, response),
+            _ if (response.busy || response.draining) && may_retry => self.begin_answer(key, input, response),
             200..=299 => self.pass_by_word(key, input, response),
             401 | 403 | 300..=303 | 305..=399 => {
                 self.count().auth_refused.add(1);
                 self.answer_for_request(key);
-                self.begin_answer(key, input, response);
+                let is_head =
+                    self.exchanges.lookup(key).is_some_and(|exchange| exchange.request.method == Method::Head);
+                let announces_body = !matches!(response.framing, Framing::None | Framing::Length(0));
+                // What is said of a HEAD request has no body.
+                let bare = Response { framing: Framing::None, announces_body, ..*response };
+                self.begin_answer(key, input, if is_head { &bare } else { response });
             }
             status => {
                 self.warn(key, "an app that is asked about requests has no answer", &status.to_string(), &[]);
@@ -261,8 +264,13 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(sock) else { return };
         (client.entrance.pass, client.entrance.stalled) = (Pass::Fresh, false);
         let Some(mut input) = client.input.take() else { return };
-        let Ok(Some(request)) = head::request(&input, &self.heads.limits, &mut Fields::default()) else { return };
+        let Ok(Some(request)) = head::request(&input, &self.heads.limits, &mut Fields::default()) else {
+            // The limits of heads have changed meanwhile: where the next request begins is not known.
+            client.http.keep_alive = false;
+            return;
+        };
         let head = &input[request.method_span.start as usize..request.len];
+        exchange.request.method = request.method;
         (exchange.request.head, exchange.request.shown) = (Some(self.memory.pool.heap(head)), None);
         input.advance(request.len);
         client.body = RequestBody::new(request.framing);
@@ -313,7 +321,7 @@ fn question(input: &[u8], request: &Request, fields: &Fields, forward: &Forward)
     for field in fields.iter().filter(|field| field.kind != Kind::Nominated) {
         let name = field.name.of(input);
         let mut own = TOLD.iter().copied().chain(forward.copy.iter().map(String::as_str)).chain(OTHER);
-        let other = own.any(|own| name.eq_ignore_ascii_case(own.as_bytes()));
+        let other = own.any(|own| is_same_to_apps(name, own.as_bytes()));
         if !other {
             text.extend_from_slice(&[name, b": ", field.value.of(input), b"\r\n"].concat());
         }

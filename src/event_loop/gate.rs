@@ -89,11 +89,11 @@ impl<B: Backend> Loop<B> {
         self.heads.identity.clear();
         self.heads.quota.clear();
         self.heads.seat = None;
-        let Some((guard, series)) = self.apps.routes.guard(route) else { return Gate::Open };
-        let address = self.address_of(sock);
         let Some(client) = self.table.client(sock) else { return Gate::Open };
         let pass = std::mem::take(&mut client.entrance.pass);
         (self.heads.word, self.heads.route) = (self.heads.words.take(sock), Some(route));
+        let Some((guard, series)) = self.apps.routes.guard(route) else { return Gate::Open };
+        let address = self.address_of(sock);
         let stop = self.stop(sock, (&guard, address, pass), input);
         let stop = stop.or_else(|| self.take_seat(&guard, route));
         // Who is asked may refuse it.
@@ -216,7 +216,7 @@ impl<B: Backend> Loop<B> {
     #[cold]
     fn tell_quota(&mut self, guard: &Guard, address: Option<IpAddr>, input: &[u8]) {
         let now = guard.times.nanos(self.time.now);
-        let known = !self.heads.identity.is_empty();
+        let known = self.heads.user().is_some();
         let told = guard.limits.iter().filter(|(policy, _)| policy.tells() && (policy.by != By::User || known));
         let told = told.map(|(policy, limit)| {
             let (left, whole) = limit.left(self.key(policy, limit, address, input), policy, now);
@@ -328,8 +328,11 @@ impl<B: Backend> Loop<B> {
                 Some(value) => hash(value),
                 None => hash(&network(address, 32, 64)),
             },
-            By::User if !self.heads.identity.is_empty() => hash(&self.heads.identity),
-            By::User => hash(&network(address, 32, 64)),
+            // Of what an app has said only who it is: the rest may be another each time.
+            By::User => match self.heads.user() {
+                Some(line) => hash(line),
+                None => hash(&network(address, 32, 64)),
+            },
         }
     }
 

@@ -58,6 +58,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::access::TOLD;
 use crate::backends::{Backend, Sock};
 use crate::buffers::slots::{Key, Slots};
 use crate::buffers::wheel::Wheel;
@@ -195,6 +196,13 @@ pub(crate) struct Heads {
 }
 
 impl Heads {
+    /// The line that says who has sent the request in hand, where that is known.
+    pub fn user(&self) -> Option<&[u8]> {
+        let is_user =
+            |line: &&[u8]| line.get(..TOLD[0].len()).is_some_and(|name| name.eq_ignore_ascii_case(TOLD[0].as_bytes()));
+        self.identity.split_inclusive(|byte| *byte == b'\n').find(is_user)
+    }
+
     pub fn new(settings: &Settings, next_id: u64) -> Heads {
         let limits = HeadLimits::new(settings.max_head, settings.max_fields);
         Heads {

@@ -238,6 +238,8 @@ impl<B: Backend> Loop<B> {
         exchange.source = Source::None;
         exchange.attempt.seat = None;
         exchange.answer.reuse.keeps = false;
+        // Nobody wants what is left of its request.
+        self.close_spooled_body(key);
         self.pull_spool(key);
     }
 

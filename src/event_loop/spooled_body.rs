@@ -33,6 +33,11 @@ impl SpooledBody {
         self.queue.push(data);
     }
 
+    /// Whether its worker waits for the disk.
+    pub fn is_read(&self) -> bool {
+        self.leaves && self.queue.is_read()
+    }
+
     /// Whether the client waits for the disk.
     pub fn stalls(&self) -> bool {
         self.stalls
@@ -218,6 +223,8 @@ impl<B: Backend> Loop<B> {
                 exchange.times.given = now;
                 let block = self.memory.pool.heap(&piece);
                 self.send_run(link, block, chunked);
+                // What the disk took is not the worker's silence.
+                self.heard(key);
             }
             Ok(Told::Full(error)) => {
                 self.refuse_spool(&error.to_string());

@@ -134,6 +134,7 @@ impl<B: Backend> Loop<B> {
             (Phase::Awaiting, Waits::Worker) if self.table.is_connecting(exchange.link()) => {
                 Some((times.heard + nanos(timeouts.connect), Due::Connect))
             }
+            (_, Waits::Worker) if exchange.request.spool.as_ref().is_some_and(|body| body.is_read()) => None,
             // It has not got the whole request yet, and shows by taking more of it that it is there.
             (Phase::Awaiting, Waits::Worker) if !exchange.is_uploaded() => {
                 Some((times.heard + nanos(timeouts.read), Due::Read))

@@ -20,6 +20,7 @@ use crate::config::Coding;
 use crate::http::date;
 
 /// How often a name is looked for anew while somebody renames directories on the way.
+#[cfg(target_os = "linux")]
 const RACES: usize = 8;
 
 /// A file that is open.

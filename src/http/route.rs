@@ -374,7 +374,7 @@ impl Edits {
 
     /// Whether a field goes.
     pub fn removes(&self, name: &[u8]) -> bool {
-        self.names.iter().any(|gone| gone.eq_ignore_ascii_case(name))
+        self.names.iter().any(|gone| is_same_to_apps(gone, name))
     }
 
     /// The lines that come.
@@ -398,6 +398,12 @@ impl Edits {
         }
         out.put(rest);
     }
+}
+
+/// Whether two names of fields are one to an app that writes them as CGI does, with `_` for each `-` (RFC 3875 §4.1.18).
+pub fn is_same_to_apps(one: &[u8], other: &[u8]) -> bool {
+    let folded = |byte: &u8| if *byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| folded(one) == folded(other))
 }
 
 #[cfg(test)]

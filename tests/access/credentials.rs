@@ -97,14 +97,15 @@ fn ask(client: &mut Client, path: &str, lines: &str) -> Answer {
 /// What the worker was told in fields whose names begin so.
 fn told(answer: &Answer, name: &str) -> Vec<String> {
     let text = answer.text();
-    let lines = text.lines().filter(|line| line.to_ascii_lowercase().starts_with(name));
+    let lines = text.lines().filter(|line| line.to_ascii_lowercase().replace('_', "-").starts_with(name));
     lines.map(str::to_owned).collect()
 }
 
 fn a_password_lets_in_and_the_worker_learns_whose(backend: &str) {
     let site = begin(backend, SITE);
     let mut client = Client::of(&site.server);
-    let forged = "X-Auth-User: root\r\nx-auth-method: jwt\r\n";
+    // Also as an app takes them that writes names as CGI does.
+    let forged = "X-Auth-User: root\r\nx-auth-method: jwt\r\nX_Auth_User: root\r\nx-auth_method: jwt\r\n";
     let answer = ask(&mut client, "/private", forged);
     assert_eq!(answer.status, 401, "{}", answer.text());
     assert_eq!(answer.field("WWW-Authenticate"), Some("Basic realm=\"the staff\", charset=\"UTF-8\""));

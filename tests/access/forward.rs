@@ -171,6 +171,7 @@ fn what_passes_has_the_fields_that_were_asked_for(backend: &str) {
     let asked = asked(backend);
     let mut client = Client::of(&asked.site.server);
     let claims = "X-Auth-User: root\r\nX-Tenant: mine\r\nX-Auth-Method: basic\r\nX-Forwarded-Method: PUT\r\n\
+                  X_Auth_User: root\r\nX_Tenant: mine\r\nX-Auth_Method: basic\r\n\
                   X-Forwarded-Uri: /else\r\n";
     let post = format!(
         "POST /app/one?q=1 HTTP/1.1\r\nHost: a.example\r\nCookie: c=1\r\nIf-None-Match: \"x\"\r\nRange: bytes=0-1\r\n\
