@@ -29,6 +29,7 @@ use crate::http::reader::{Reader, RequestBody};
 use crate::http::rewrite::{self, Forward as Told};
 use crate::http::route::{Edits, is_same_to_apps};
 use crate::http::{Framing, Method};
+use crate::metrics::series::RetryReason;
 
 use super::{Loop, Paid, Pass};
 
@@ -88,7 +89,8 @@ impl Words {
     }
 }
 
-fn is_named(line: &[u8], name: &str) -> bool {
+/// Whether a line of a head has that name.
+pub(super) fn is_named(line: &[u8], name: &str) -> bool {
     line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()))
         && line.get(name.len()) == Some(&b':')
 }
@@ -118,10 +120,11 @@ impl<B: Backend> Loop<B> {
             b"\r\n",
         ];
         let lines = lines.concat();
+        let asked_about = &input[request.method_span.start as usize..request.len];
         let read = head::request(&question, &self.heads.limits, &mut self.heads.fields);
         let (Some(app), Ok(Some(request))) = (app, read) else {
             // A head that is at its limit may be beyond it with another path.
-            return self.refuse_head(sock, (503, NO_WORD), b"", &input);
+            return self.refuse_head(sock, (503, NO_WORD), b"", asked_about);
         };
         self.find_origin(sock, &question);
         let Some(client) = self.table.client(sock) else { return };
@@ -142,8 +145,9 @@ impl<B: Backend> Loop<B> {
         });
         self.heads.words.put(sock, Word { asked: forward.clone(), lines: Vec::new() }, &self.table);
         let stream = Stream { connection: sock, id: 1 };
+        let turn = self.turn(&app, sock, &question);
         let mut exchange = Exchange::new(stream, app, series, &request, head, own, &self.time);
-        exchange.attempt.turn = self.turn(&exchange, &question);
+        exchange.attempt.turn = turn;
         let edits = self.heads.route.and_then(|route| self.apps.routes.response(route));
         exchange.answer.edits = self.heads.edits(&edits);
         self.become_state(sock, State::Processing);
@@ -153,12 +157,14 @@ impl<B: Backend> Loop<B> {
     }
 
     /// The head of an answer to a question has come; `input` begins with it.
+    #[cold]
+    #[inline(never)]
     pub fn begin_word(&mut self, key: Key, input: Block, response: &Response) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let may_retry = exchange.is_whole() && !exchange.attempt.retried;
         match response.status {
             // It says that it has not looked at it: another worker may.
-            _ if (response.busy || response.draining) && may_retry => self.begin_answer(key, input, response),
+            _ if (response.busy || response.draining) && may_retry => self.retry(key, RetryReason::Declined),
             200..=299 => self.pass_by_word(key, input, response),
             401 | 403 | 300..=303 | 305..=399 => {
                 self.count().auth_refused.add(1);

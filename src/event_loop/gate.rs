@@ -11,11 +11,10 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use crate::access::{Auth, Found, Try, User};
-use crate::apps::Guard;
+use crate::apps::{App, Guard};
 use crate::backends::{Backend, Sock};
 use crate::buffers::block::Block;
 use crate::connection::Role;
-use crate::exchange::Exchange;
 use crate::helpers::Kind;
 use crate::http::head::Request;
 use crate::http::reply::{self, Reply};
@@ -338,17 +337,17 @@ impl<B: Backend> Loop<B> {
 
     /// With whom a request takes turns while it waits for a worker; `input` begins with its head.
     #[inline(always)]
-    pub fn turn(&self, exchange: &Exchange, input: &[u8]) -> u64 {
-        match &exchange.app.settings.queue.fair {
+    pub fn turn(&self, app: &App, sock: Sock, input: &[u8]) -> u64 {
+        match &app.settings.queue.fair {
             None => 0,
-            Some(by) => self.turn_by(by, exchange, input),
+            Some(by) => self.turn_by(by, app, sock, input),
         }
     }
 
     #[cold]
-    fn turn_by(&self, by: &By, exchange: &Exchange, input: &[u8]) -> u64 {
-        let address = self.address_of(exchange.stream.connection);
-        self.key_by(by, |bytes| exchange.app.dispatch.key(bytes), address, input)
+    fn turn_by(&self, by: &By, app: &App, sock: Sock, input: &[u8]) -> u64 {
+        let address = self.address_of(sock);
+        self.key_by(by, |bytes| app.dispatch.key(bytes), address, input)
     }
 
     /// The address of the client whose request is looked at.

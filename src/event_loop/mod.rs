@@ -43,6 +43,7 @@ pub(crate) use apps::{Apps, Seat};
 pub(crate) use compress::{Coded, wish};
 pub use files::MOST_OPEN;
 pub(crate) use files::Sending;
+use forward::is_named;
 pub(crate) use forward::{Word, Words};
 pub(crate) use front::{Arrival, Tolds};
 pub(crate) use gate::{Entrance, Gate, Paid, Pass};
@@ -196,13 +197,6 @@ pub(crate) struct Heads {
 }
 
 impl Heads {
-    /// The line that says who has sent the request in hand, where that is known.
-    pub fn user(&self) -> Option<&[u8]> {
-        let is_user =
-            |line: &&[u8]| line.get(..TOLD[0].len()).is_some_and(|name| name.eq_ignore_ascii_case(TOLD[0].as_bytes()));
-        self.identity.split_inclusive(|byte| *byte == b'\n').find(is_user)
-    }
-
     pub fn new(settings: &Settings, next_id: u64) -> Heads {
         let limits = HeadLimits::new(settings.max_head, settings.max_fields);
         Heads {
@@ -219,9 +213,12 @@ impl Heads {
             next_id,
         }
     }
-}
 
-impl Heads {
+    /// The line that says who has sent the request in hand, where that is known.
+    pub fn user(&self) -> Option<&[u8]> {
+        self.identity.split_inclusive(|byte| *byte == b'\n').find(|line| is_named(line, TOLD[0]))
+    }
+
     /// What becomes of the fields of the answer to the request in hand, on a route that changes so much of it.
     #[inline]
     pub fn edits(&self, of_route: &Option<Rc<Edits>>) -> Option<Rc<Edits>> {

@@ -77,6 +77,7 @@ impl<B: Backend> Loop<B> {
         self.finish(key, Ending::Failed { status: 502, reason, outcome: Some(Outcome::Malformed) });
     }
 
+    #[inline(always)]
     pub fn begin_answer(&mut self, key: Key, mut input: Block, response: &Response) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         if (response.busy || response.draining) && exchange.is_whole() && !exchange.attempt.retried {

@@ -16,7 +16,7 @@ use crate::http::head::Request;
 use crate::http::id::id_text;
 use crate::http::rewrite::{self, Forward};
 
-use super::{Exchange, Pace, Phase, Upload};
+use super::{Answer, Attempt, Exchange, Pace, Phase, Upload};
 
 impl<B: Backend> Loop<B> {
     /// Makes an exchange of a request for the app of that route. `input` begins with its head.
@@ -46,14 +46,21 @@ impl<B: Backend> Loop<B> {
         let head = self.memory.scratch.write(room, |out| {
             rewrite::request(out, &input, request, &self.heads.fields, &forward);
         });
-        let mut exchange = Exchange::new(stream, app.clone(), *series, request, head, own, &self.time);
-        exchange.request.shown = self.shown(edits.is_some(), request, &forward);
-        exchange.attempt.seat = self.heads.seat.take();
-        exchange.answer.coded = coded;
-        exchange.attempt.turn = self.turn(&exchange, &input);
-        if response.is_some() || !self.heads.quota.is_empty() {
-            (exchange.answer.edits, exchange.answer.sendfile) = (self.heads.edits(response), sendfile.clone());
-        }
+        let (edits, sendfile) = match response.is_some() || !self.heads.quota.is_empty() {
+            true => (self.heads.edits(response), sendfile.clone()),
+            false => (None, None),
+        };
+        let shown = self.shown(forward.edits.is_some(), request, &forward);
+        let turn = self.turn(app, stream.connection, &input);
+        let seat = self.heads.seat.take();
+        let made = Exchange::new(stream, app.clone(), *series, request, head, own, &self.time);
+        // Not one field after the other: it is large, and would be moved once more.
+        let exchange = Exchange {
+            request: super::Request { shown, ..made.request },
+            attempt: Attempt { seat, turn, ..made.attempt },
+            answer: Answer { coded, edits, sendfile, ..made.answer },
+            ..made
+        };
         self.become_state(stream.connection, State::Processing);
         let Some(key) = self.begin_exchange(stream, exchange, &input) else { return };
         input.advance(request.len);
