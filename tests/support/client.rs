@@ -77,7 +77,12 @@ impl Client {
     }
 
     pub fn to(address: SocketAddr) -> Client {
-        Client::over(TcpStream::connect_timeout(&address, DEADLINE).unwrap(), Vec::new())
+        Client::reach(address).unwrap()
+    }
+
+    /// Of a server that may turn it away, as soon as it is there: the connect itself may then have failed.
+    pub fn reach(address: SocketAddr) -> std::io::Result<Client> {
+        TcpStream::connect_timeout(&address, DEADLINE).map(|stream| Client::over(stream, Vec::new()))
     }
 
     /// From another address of this machine, as in `127.0.0.2`.
