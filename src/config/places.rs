@@ -554,7 +554,7 @@ pub const PLACES: &[Place] = &[
         route::target(text).map(|path| draft.access.forward.path = path)
     }),
     route("routes[].forward_auth.copy", List, COPY_HELP, "X-Auth-User", |draft, text| {
-        route::field(text).map(|name| draft.access.forward.copy.push(name))
+        route::copied(text).map(|name| draft.access.forward.copy.push(name))
     }),
     route("routes[].forward_auth.timeout", Shape::Duration, PATIENCE_HELP, "2s", |draft, text| {
         let range = Duration::from_millis(1)..=Duration::from_secs(3600);
@@ -627,7 +627,7 @@ const JWT_HELP: &str =
 const REFRESH_HELP: &str = "How often what lies at a URL is fetched [default: 1h]";
 const FORWARD_HELP: &str =
     "The app that is asked about each request: 2xx lets it pass, and 401, 403 and 3xx go to the client";
-const COPY_HELP: &str = "Fields of its answer that the request's own app is given, and that clients cannot send";
+const COPY_HELP: &str = "Fields of its answer that the request's own app is given, and that clients can send no more: none of those that show who they are";
 const PATIENCE_HELP: &str = "How long its answer may take, with its place in line; then 503 [default: 5s]";
 const SATISFY_HELP: &str = "Whether address, credentials and `forward_auth` must all be right, as far as they are said, or any of them is \
     enough: all or any [default: all]";

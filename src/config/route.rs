@@ -525,17 +525,40 @@ const OWN_FIELDS: &[&str] = &[
     "x-request-start",
 ];
 
+const OWN: &str = "the server has its own ways with this field: expected another";
+
+/// What clients show to say who they are, in lower case.
+const CREDENTIALS: &[&str] = &["authorization", "cookie", "proxy-authorization"];
+
 /// The name of a field that a route may change.
 pub fn field(text: &str) -> Result<String, String> {
     if !is_token(text) {
         return Err("expected the name of a field, as in X-Tenant".to_owned());
     }
-    let own = OWN_FIELDS.iter().any(|own| own.eq_ignore_ascii_case(text));
-    if own {
-        Err("the server has its own ways with this field: expected another".to_owned())
+    let own = OWN_FIELDS.iter().any(|own| is_same_to_apps(own.as_bytes(), text.as_bytes()));
+    if own { Err(OWN.to_owned()) } else { Ok(text.to_owned()) }
+}
+
+/// The name of a field that comes from an app that is asked about requests, and from clients no more.
+pub fn copied(text: &str) -> Result<String, String> {
+    let name = field(text)?;
+    let is = |known: &&str| is_same_to_apps(known.as_bytes(), name.as_bytes());
+    let begins = |known: &str| name.get(..known.len()).is_some_and(|start| is_same_to_apps(known.as_bytes(), start.as_bytes()));
+    if CREDENTIALS.iter().any(|known| is(&known)) {
+        Err("clients could send this field no more, and nobody has it to judge them by: expected another".to_owned())
+    } else if begins("content-") {
+        Err("what is said of a body comes with it: expected another".to_owned())
+    } else if begins("x-forwarded-") || begins("rip-") {
+        Err(OWN.to_owned())
     } else {
-        Ok(text.to_owned())
+        Ok(name)
     }
+}
+
+/// Whether two names of fields are one to an app that writes them as CGI does, with `_` for each `-` (RFC 3875 §4.1.18).
+pub fn is_same_to_apps(one: &[u8], other: &[u8]) -> bool {
+    let folded = |byte: &u8| if *byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| folded(one) == folded(other))
 }
 
 /// The path of a file.

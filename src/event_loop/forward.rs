@@ -19,6 +19,7 @@ use crate::access::{Forward, TOLD};
 use crate::backends::{Backend, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
+use crate::config::route::is_same_to_apps;
 use crate::connection::{Role, State, Stream, Table};
 use crate::dispatch::Outcome;
 use crate::exchange::{Ending, Exchange, Phase, Source};
@@ -27,7 +28,7 @@ use crate::http::head::{self, Request, Response, Reuse};
 use crate::http::id::id_text;
 use crate::http::reader::{Reader, RequestBody};
 use crate::http::rewrite::{self, Forward as Told};
-use crate::http::route::{Edits, is_same_to_apps};
+use crate::http::route::Edits;
 use crate::http::{Framing, Method};
 use crate::metrics::series::RetryReason;
 

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::buffers::block::Writer;
-use crate::config::route::{FieldEdits, HostPattern, Matching, PathPattern, Piece, Rewrite, Route};
+use crate::config::route::{FieldEdits, HostPattern, Matching, PathPattern, Piece, Rewrite, Route, is_same_to_apps};
 
 /// The longest name of a host (RFC 1035 §2.3.4).
 const LONGEST_HOST: usize = 255;
@@ -398,12 +398,6 @@ impl Edits {
         }
         out.put(rest);
     }
-}
-
-/// Whether two names of fields are one to an app that writes them as CGI does, with `_` for each `-` (RFC 3875 §4.1.18).
-pub fn is_same_to_apps(one: &[u8], other: &[u8]) -> bool {
-    let folded = |byte: &u8| if *byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
-    one.len() == other.len() && one.iter().zip(other).all(|(one, other)| folded(one) == folded(other))
 }
 
 #[cfg(test)]
