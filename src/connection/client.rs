@@ -150,7 +150,7 @@ impl<B: Backend> Loop<B> {
         }
         let body = self.table.client(sock).and_then(|client| client.body.take());
         self.keep_input(sock, input);
-        self.body_ended(key, body.as_ref().map_or(b"", |body| body.reader.trailers()));
+        self.body_ended(key, &body.as_ref().map(|body| body.trailers()).unwrap_or_default());
     }
 
     /// Keeps the receive armed while a request is being answered, so that the client's departure is seen.

@@ -94,7 +94,7 @@ pub(crate) struct LoopRoute {
     /// The files that its app may name.
     pub sendfile: Option<Arc<Site>>,
     /// What it changes of a request.
-    pub request: Option<Edits>,
+    pub request: Option<Rc<Edits>>,
     /// What it changes of an answer.
     pub response: Option<Rc<Edits>>,
     /// How it compresses answers; `None`: not at all.
@@ -123,7 +123,7 @@ impl LoopRoute {
         LoopRoute {
             leads,
             sendfile: way.sendfile.clone(),
-            request: way.request.clone(),
+            request: way.request.clone().map(Rc::new),
             response: way.response.clone().map(Rc::new),
             compress: way.compress.clone(),
             series: way.series,

@@ -27,9 +27,10 @@ impl<B: Backend> Loop<B> {
         else {
             return;
         };
-        let coded =
-            compress.as_ref().map(|settings| wish(settings, &input, request, &self.heads.fields, edits.as_ref()));
-        let edits = coded.as_ref().and_then(|coded| coded.edits()).or(edits.as_ref());
+        client.body.iter_mut().for_each(|body| body.edits.clone_from(edits));
+        let edits = edits.as_deref();
+        let coded = compress.as_ref().map(|settings| wish(settings, &input, request, &self.heads.fields, edits));
+        let edits = coded.as_ref().and_then(|coded| coded.edits()).or(edits);
         let listener = &self.accepting.listeners[client.listener as usize];
         let certificate = self.secure.as_ref().map_or("", |secure| secure.certificate(stream.connection));
         let own = id_text(self.heads.next_id);

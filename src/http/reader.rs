@@ -1,6 +1,10 @@
 //! Readers of bodies: how much of a body is still to come, in either direction.
 
+use std::borrow::Cow;
+use std::rc::Rc;
+
 use super::body::Chunked;
+use super::route::Edits;
 use super::{Framing, Refusal};
 use crate::buffers::block::Block;
 
@@ -99,6 +103,8 @@ impl Reader {
 pub struct RequestBody {
     /// What is still to come of it.
     pub reader: Reader,
+    /// What its route changes of the request: a field that goes from the head does not come in a trailer either.
+    pub edits: Option<Rc<Edits>>,
     /// Nobody wants it: so many bytes are read and forgotten at most, for the sake of the next request.
     skip: Option<usize>,
 }
@@ -107,7 +113,15 @@ impl RequestBody {
     /// One that is framed so; `None` when nothing of it is to come.
     pub fn new(framing: Framing) -> Option<Box<RequestBody>> {
         let reader = Reader::new(framing);
-        (!reader.is_done()).then(|| Box::new(RequestBody { reader, skip: None }))
+        (!reader.is_done()).then(|| Box::new(RequestBody { reader, edits: None, skip: None }))
+    }
+
+    /// The trailers that go on, ready to be sent, of a body that has ended with some.
+    pub fn trailers(&self) -> Cow<'_, [u8]> {
+        let all = self.reader.trailers();
+        let Some(edits) = self.edits.as_ref().filter(|_| !all.is_empty()) else { return Cow::Borrowed(all) };
+        let stays = |line: &&[u8]| !edits.removes(&line[..memchr::memchr(b':', line).unwrap_or(line.len())]);
+        Cow::Owned(all.split_inclusive(|byte| *byte == b'\n').filter(stays).collect::<Vec<_>>().concat())
     }
 
     /// Takes a run of an unwanted body off `input` and forgets it; false when there was none.

@@ -214,7 +214,17 @@ fn what_passes_has_the_fields_that_were_asked_for(backend: &str) {
     // Nor can anybody say so on a route that asks nobody.
     let answer = get(&mut client, "/free", claims);
     assert!(answer.status == 200 && !answer.text().contains("root"), "{}", answer.text());
-    assert_eq!(asked.counted(), [4, 0, 0]);
+    // Nor behind a body, on either.
+    for (path, body) in [("/app/t", "3\r\nabc\r\n"), ("/free", "3\r\nabc\r\n"), ("/app/t", "")] {
+        let answer = client.ask(&format!(
+            "POST {path} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}0\r\nX-Sum: 7\r\nx-tenant: mine\r\n\
+             X-Auth-User: root\r\nX-Tenants: all\r\n\r\n"
+        ));
+        let told = answer.text();
+        assert!(told.ends_with("X-Sum: 7\r\nX-Tenants: all\r\n"), "{told}");
+        assert!(!told.contains("mine") && !told.contains("root"), "{told}");
+    }
+    assert_eq!(asked.counted(), [6, 0, 0]);
 }
 
 /// In parts, in chunks, longer than is waited for, up to the end of the connection, with hints before it.
