@@ -322,7 +322,7 @@ impl<B: Backend> Loop<B> {
         self.time.connections.arm_after(sock.index, self.patience(self.apps.settings.timeouts.idle));
         let sends_away = self.sends_away();
         let Some(client) = self.table.client(sock) else { return };
-        client.search = HeadSearch::default();
+        (client.search, client.http) = (HeadSearch::default(), Http1::NONE);
         let (waits, behind) = (client.input.is_some(), client.behind);
         let over = !waits && (client.ended || sends_away);
         if behind {

@@ -66,12 +66,13 @@ impl<B: Backend> Loop<B> {
         self.count().moved(Some(before), Some(next));
     }
 
-    /// Closes a client's connection, whose exchange has ended.
+    /// Closes a client's connection, whose exchange has ended. Of one that closes already, what is left of a whole answer is cut.
     pub fn close_client(&mut self, sock: Sock, how: How) {
         let Some(client) = self.table.client(sock) else { return };
         if client.state == State::Closing {
+            let looks_whole = client.http.ends_with_connection() && self.unsent(sock) > 0;
             if how != How::Flushed {
-                self.backend.close(sock, how);
+                self.backend.close(sock, if looks_whole { How::Reset } else { how });
             }
             return;
         }

@@ -18,7 +18,6 @@ use crate::buffers::block::{Block, SMALL};
 use crate::buffers::slots::Key;
 use crate::http::body::{CHUNK_LINE_ROOM, put_chunk_line};
 use crate::http::head::Response;
-use crate::http::http1::{BodyFraming, Http1};
 use crate::http::id::Id;
 use crate::http::reader::Reader;
 use crate::http::rewrite::{self, Answer, Rewritten};
@@ -117,7 +116,7 @@ impl<B: Backend> Loop<B> {
         let connection = stream.connection;
         let Some(client) = self.table.client(connection) else { return };
         client.exchange = Key::NONE;
-        let http = std::mem::replace(&mut client.http, Http1::NONE);
+        let http = client.http;
         if http.keep_alive {
             self.become_state(connection, State::ReadingRequest);
             self.await_request(connection);
@@ -131,21 +130,19 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// The answer has begun and cannot be completed. By its length or its chunks a cut body shows; one that ends with the
-    /// connection would look whole, and ends in a reset.
+    /// The answer has begun and cannot be completed.
     pub fn stream_abort(&mut self, stream: Stream) {
-        let framing = self.table.client(stream.connection).map(|client| client.http.framing);
-        let looks_whole = framing == Some(BodyFraming::UntilClose);
         self.cut_session(stream.connection);
-        self.stream_leave(stream, if looks_whole { How::Reset } else { How::Flushed });
+        self.stream_leave(stream, How::Flushed);
     }
 
-    /// The exchange has nothing more to say to the client, whose connection closes.
+    /// The exchange has nothing more to say to the client, whose connection closes. By its length or its chunks a cut body shows; one
+    /// that ends with the connection would look whole, and ends in a reset.
     pub fn stream_leave(&mut self, stream: Stream, how: How) {
-        if let Some(client) = self.table.client(stream.connection) {
-            client.exchange = Key::NONE;
-        }
-        self.close_client(stream.connection, how);
+        let Some(client) = self.table.client(stream.connection) else { return };
+        client.exchange = Key::NONE;
+        let looks_whole = client.http.ends_with_connection();
+        self.close_client(stream.connection, if looks_whole { How::Reset } else { how });
     }
 
     /// Has more of the request's body brought: what waits here already, or what the client sends next.

@@ -40,6 +40,11 @@ impl Http1 {
         self.version == Version::Http10
     }
 
+    /// Whether the answer in hand ends with the connection, and so looks whole where it is cut by a plain end of that.
+    pub fn ends_with_connection(self) -> bool {
+        self.framing == BodyFraming::UntilClose
+    }
+
     /// Whether the body of the answer in hand leaves in chunks.
     pub fn is_chunked(self) -> bool {
         self.framing == BodyFraming::Chunks

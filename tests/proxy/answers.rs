@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use crate::support::tls::SUFFIX;
 use crate::support::{Client, Ending, Server, Worker, on_every_backend_and_tls, pattern, text, until};
 
 on_every_backend_and_tls! {
@@ -17,6 +18,7 @@ on_every_backend_and_tls! {
     cut_bodies_never_look_whole
     broken_chunks_never_look_whole
     a_cut_answer_to_an_old_client_is_a_reset
+    what_a_stop_cuts_of_an_answer_to_an_old_client_is_a_reset
     answers_until_the_end_are_framed_anew
     chunks_are_taken_off_for_old_clients
     chunked_answers_keep_their_trailers
@@ -281,6 +283,40 @@ fn a_cut_answer_to_an_old_client_is_a_reset(backend: &str) {
     assert_eq!(client.rest().1, Ending::Reset);
     let answer = Client::of(&server).ask(GET);
     assert!(!answer.whole && answer.body == b"half of it", "{}", answer.text());
+}
+
+/// While the worker is at it, and when the whole answer waits for its client.
+fn what_a_stop_cuts_of_an_answer_to_an_old_client_is_a_reset(backend: &str) {
+    // More than the kernel takes for a client that takes little, and less than is held for one.
+    const LONG: usize = 14 << 20;
+    let given = Arc::new(AtomicBool::new(false));
+    let gives = given.clone();
+    let worker = Worker::new(move |incoming| {
+        let Some((head, _)) = incoming.request() else { return };
+        incoming.send("HTTP/1.1 200 OK\r\n\r\nbegun");
+        if head.starts_with("GET /long") {
+            gives.store(incoming.send(pattern(LONG)), Ordering::SeqCst);
+            incoming.finish();
+        }
+        incoming.drain();
+    });
+    let flags = ["--shutdown", "100ms", "--concurrency", "2", "--spool-bytes", "0"];
+    let mut server = Server::before(backend, &worker.url, &flags);
+    // What a relay takes besides would be too much.
+    let mut long = (!backend.ends_with(SUFFIX)).then(|| Client::of(&server));
+    if let Some(long) = &mut long {
+        long.read_little();
+        long.send("GET /long HTTP/1.0\r\n\r\n");
+        until("the worker has given it", || given.load(Ordering::SeqCst) && server.status()["busy"] == 0);
+    }
+    let mut begun = Client::of(&server);
+    begun.send("GET /begun HTTP/1.0\r\n\r\n");
+    begun.head().unwrap();
+    assert_eq!(begun.take(5), b"begun");
+    server.signal("TERM");
+    assert_eq!(begun.rest().1, Ending::Reset);
+    assert_eq!(server.ended().code(), Some(0));
+    assert!(long.is_none_or(|mut long| long.rest().1 == Ending::Reset));
 }
 
 fn answers_until_the_end_are_framed_anew(backend: &str) {
