@@ -494,9 +494,10 @@ impl Queue {
         }
     }
 
-    /// Its file, to be closed by a helper.
-    pub fn into_store(self) -> Arc<Store> {
-        self.store
+    /// Its file, to be closed by a helper; `None`: there is none, and no helper is about to open one.
+    pub fn into_store(self) -> Option<Arc<Store>> {
+        let is_closed = Arc::strong_count(&self.store) == 1 && self.store.file.get().is_none();
+        (!is_closed).then_some(self.store)
     }
 }
 
@@ -577,6 +578,7 @@ mod tests {
         assert!(queue.write(&rig.settings, false).is_none(), "more may come");
         assert_eq!(take(&mut queue, 100).unwrap(), b"never in a file");
         assert_eq!(take(&mut queue, 100), None);
+        assert!(rig.queue().into_store().is_none(), "there is nothing to close");
         for piece in [&b"one "[..], b"two ", b"three "] {
             queue.push(piece);
             rig.write(&mut queue).unwrap();
@@ -593,7 +595,7 @@ mod tests {
         queue.push(b"again");
         rig.write(&mut queue).unwrap();
         assert_eq!((take(&mut queue, 100).unwrap(), rig.used.bytes()), (b"again".to_vec(), 14));
-        drop(queue.into_store());
+        drop(queue.into_store().expect("it has a file"));
         assert_eq!((rig.used.bytes(), rig.budget.used(), rig.spools.0.gathered.load(Ordering::Relaxed)), (0, 0, 0));
     }
 
@@ -676,6 +678,16 @@ mod tests {
         queue.store.file.get().unwrap().set_len(0).unwrap();
         let Front::File(job) = queue.front(100) else { panic!("it is in the file") };
         assert!(queue.told(Some(job.run())).is_err(), "it is not as long as it was");
+    }
+
+    #[test]
+    fn a_file_that_a_helper_opens_is_closed_by_one() {
+        let rig = Rig::new(1 << 20);
+        let mut queue = rig.queue();
+        queue.push(b"written");
+        let job = queue.write(&rig.settings, true).unwrap().unwrap();
+        let store = queue.into_store().expect("it is about to be opened");
+        assert!(matches!(job.run(), Done::Written) && store.file.get().is_some());
     }
 
     #[test]

@@ -125,18 +125,25 @@ pub(crate) struct Rig {
     pub(crate) reactor: Reactor<Local>,
     dispatch: Arc<Dispatch>,
     pub(crate) postboxes: Postboxes,
-    metrics: Metrics,
+    pub(crate) metrics: Metrics,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) budget: Arc<Budget>,
     place: Place,
     _entered: Entered,
 }
 
 impl Rig {
     pub(crate) fn new() -> Rig {
+        Rig::with(0)
+    }
+
+    /// With so many bytes of spool.
+    pub(crate) fn with(spool_bytes: u64) -> Rig {
         let world = World::with_faults(1, Faults::NONE);
         // Time passes as the test says, and not because nothing happens.
         world.drive();
         let entered = world.enter();
-        let mut settings = Settings::for_test();
+        let mut settings = Settings { spool_bytes, ..Settings::for_test() };
         settings.app.timeouts.abandon = Duration::from_secs(60);
         let policy = Policy {
             balance: Balance::Lifo,
@@ -165,7 +172,8 @@ impl Rig {
             spools: Default::default(),
             status: Box::new(|| panic!("the writer of the status panics")),
         });
-        let pool = Pool::new(64, 8, Budget::new(1 << 20));
+        let budget = Budget::new(1 << 20);
+        let pool = Pool::new(64, 8, budget.clone());
         let options = Options {
             max_sockets: 64,
             pool: pool.clone(),
@@ -192,10 +200,10 @@ impl Rig {
             max_sockets: 64,
             first_id: 1,
             held: false,
-            shared,
+            shared: shared.clone(),
         };
         let reactor = Reactor::new(Local::new(options).unwrap(), setup).unwrap();
-        Rig { world, reactor, dispatch, postboxes, metrics, place, _entered: entered }
+        Rig { world, reactor, dispatch, postboxes, metrics, shared, budget, place, _entered: entered }
     }
 
     pub(crate) fn turns(&mut self) {

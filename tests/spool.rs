@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex};
 
+use production_server::spool::Queue;
 use serde_json::Value;
 
+use crate::panics::Rig;
 use crate::support::tls::SUFFIX;
 use crate::support::{Client, PROGRAM, Server, Worker, folder, on_every_backend, pattern, through_tls, until};
 
@@ -353,6 +355,32 @@ fn the_access_line_tells_what_has_left(backend: &str) {
     );
     let bytes = of("/chunked")["http.response.body.size"].as_u64().unwrap();
     assert!(0 < bytes && bytes < LONG as u64, "{bytes}");
+}
+
+/// Where others gather all that may be gathered for the disk, one more waits for its client as without a spool, and is not counted as spooled.
+#[test]
+fn what_would_wait_all_the_same_is_not_spooled() {
+    for taken in [true, false] {
+        let mut rig = Rig::with(1 << 30);
+        let mut others = Queue::new(&rig.shared.spools, &rig.budget);
+        if taken {
+            others.push(&[0; 64 << 10]);
+        }
+        assert_eq!(rig.shared.spools.may_gather(&rig.budget), !taken);
+        let (_, service) = rig.worker_at("/simulated/worker.sock");
+        let client = rig.client("GET /app HTTP/1.1\r\nHost: a\r\n\r\n");
+        let worker = rig.world.accept(service).unwrap();
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LONG}\r\n\r\n");
+        assert_eq!(rig.world.write(worker, head.as_bytes()).unwrap(), head.len());
+        while matches!(rig.world.write(worker, &[7; 4096]), Ok(1..)) {
+            rig.turns();
+        }
+        let counted = rig.metrics.total();
+        assert_eq!((counted.spooled, counted.paused_for_memory > 0), (u64::from(!taken), taken));
+        rig.world.close(client);
+        rig.world.close(worker);
+        rig.turns();
+    }
 }
 
 /// A worker of one request at a time that says whether a body is the pattern, and what came behind it in trailers.

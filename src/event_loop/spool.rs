@@ -62,6 +62,10 @@ impl<B: Backend> Loop<B> {
         if !may || !matches!(exchange.source, Source::Worker(_)) {
             return false;
         }
+        // It would wait for memory all the same.
+        if !self.shared.spools.may_gather(self.memory.pool.budget()) {
+            return false;
+        }
         match exchange.answer.unspooled {
             Unspooled::ForGood => return false,
             _ if self.shared.spools.has_room(limit) => {}
@@ -253,10 +257,11 @@ impl<B: Backend> Loop<B> {
         self.close_queue(*queue);
     }
 
-    /// Has a queue's file closed.
+    /// Has a queue's file closed, if it has one.
     pub fn close_queue(&self, queue: Queue) {
-        let store = queue.into_store();
-        self.shared.have_done(&self.counters, Kind::Spools, move || drop(store), |_| ());
+        if let Some(store) = queue.into_store() {
+            self.shared.have_done(&self.counters, Kind::Spools, move || drop(store), |_| ());
+        }
     }
 }
 
