@@ -318,6 +318,9 @@ pub struct Queue {
     /// From where on the file is to be read, and up to where it has been written.
     read: u64,
     written: u64,
+    /// How many bytes were ever put into it, and how many of them are data, and not the framing of chunks.
+    pushed: u64,
+    data: u64,
     /// Bytes that a helper writes or reads now.
     writing: u64,
     reading: u64,
@@ -342,6 +345,8 @@ impl Queue {
             tail: Piece::new(budget, Some(spools.clone())),
             read: 0,
             written: 0,
+            pushed: 0,
+            data: 0,
             writing: 0,
             reading: 0,
             full: false,
@@ -367,7 +372,14 @@ impl Queue {
 
     /// Puts bytes behind the others.
     pub fn push(&mut self, bytes: &[u8]) {
+        self.push_framed(bytes, bytes.len());
+    }
+
+    /// The same of bytes of which so many are data.
+    pub fn push_framed(&mut self, bytes: &[u8], data: usize) {
         self.tail.push(bytes);
+        self.pushed += bytes.len() as u64;
+        self.data += data as u64;
     }
 
     /// Puts a run of a body behind the others, as a chunk where the body is `chunked`.
@@ -375,15 +387,21 @@ impl Queue {
         if !chunked {
             return self.push(data);
         }
-        self.push(format!("{:x}\r\n", data.len()).as_bytes());
+        self.push_framed(format!("{:x}\r\n", data.len()).as_bytes(), 0);
         self.push(data);
-        self.push(b"\r\n");
+        self.push_framed(b"\r\n", 0);
     }
 
     /// How many bytes wait.
     pub fn len(&self) -> u64 {
         let tail = if self.given { 0 } else { self.tail.len() };
         self.written - self.read + self.writing + tail as u64
+    }
+
+    /// How many of them are data, as far as that can be told without another look at them: as many of a hundred as of all that ever came.
+    pub fn data(&self) -> u64 {
+        let of_all = u128::from(self.len()) * u128::from(self.data) / u128::from(self.pushed.max(1));
+        u64::try_from(of_all).unwrap_or(u64::MAX)
     }
 
     /// Whether none do.
@@ -597,6 +615,24 @@ mod tests {
         assert_eq!((take(&mut queue, 100).unwrap(), rig.used.bytes()), (b"again".to_vec(), 14));
         drop(queue.into_store().expect("it has a file"));
         assert_eq!((rig.used.bytes(), rig.budget.used(), rig.spools.0.gathered.load(Ordering::Relaxed)), (0, 0, 0));
+    }
+
+    #[test]
+    fn the_framing_of_chunks_is_no_data() {
+        let rig = Rig::new(1 << 20);
+        let mut queue = rig.queue();
+        assert_eq!(queue.data(), 0);
+        for _ in 0..100 {
+            queue.push_run(b"x", true);
+        }
+        rig.write(&mut queue).unwrap();
+        queue.push_framed(&b"1\r\nx\r\n".repeat(100), 100);
+        assert_eq!((queue.len(), queue.data()), (1200, 200));
+        take(&mut queue, 300).unwrap();
+        assert_eq!((queue.len(), queue.data()), (900, 150));
+        let mut bare = rig.queue();
+        bare.push_run(b"bare", false);
+        assert_eq!(bare.data(), 4);
     }
 
     #[test]

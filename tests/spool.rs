@@ -24,6 +24,7 @@ on_every_backend! {
     a_crowd_that_reads_nothing_leaves_the_worker_free
     what_is_to_arrive_bit_by_bit_is_not_spooled
     the_access_line_tells_what_has_left
+    the_framing_of_chunks_is_not_told_as_left
     an_upload_holds_no_worker_before_it_is_whole
     an_upload_is_sent_again_to_another_worker
     where_the_disk_takes_no_more_of_an_upload_the_rest_streams
@@ -381,6 +382,29 @@ fn what_would_wait_all_the_same_is_not_spooled() {
         rig.world.close(worker);
         rig.turns();
     }
+}
+
+fn the_framing_of_chunks_is_not_told_as_left(backend: &str) {
+    let worker = Worker::new(|incoming| {
+        if incoming.request().is_some() {
+            incoming.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+            incoming.send(b"1\r\nx\r\n".repeat(LONG / 6));
+            incoming.drain();
+        }
+    });
+    let folder = folder();
+    let log = folder.path().join("access.log");
+    let flags = ["--access-log", log.to_str().unwrap(), "--access-log-format", "json"];
+    let server = Server::before(backend, &worker.url, &[SMALL, &flags].concat());
+    let mut client = Client::of(&server);
+    client.begin("/");
+    until("it is spooled", || counted(&server, "spool_bytes") > 4 * MIB as u64);
+    client.reset();
+    let line = || std::fs::read_to_string(&log).unwrap_or_default();
+    until("the line is written", || line().ends_with('\n'));
+    let line: Value = serde_json::from_str(&line()).unwrap();
+    let bytes = line["http.response.body.size"].as_u64().unwrap();
+    assert!((1..(LONG / 6) as u64).contains(&bytes), "{bytes}");
 }
 
 /// A worker of one request at a time that says whether a body is the pattern, and what came behind it in trailers.

@@ -253,7 +253,7 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let Some(queue) = exchange.answer.spool.take() else { return };
         // They have not left.
-        exchange.answer.bytes = exchange.answer.bytes.saturating_sub(queue.len());
+        exchange.answer.bytes = exchange.answer.bytes.saturating_sub(queue.data());
         self.close_queue(*queue);
     }
 

@@ -185,7 +185,7 @@ impl<B: Backend> Loop<B> {
             input.advance(relay.consumed);
             leak_by_plan(&pass);
             match &mut exchange.answer.spool {
-                Some(queue) => queue.push(&pass),
+                Some(queue) => queue.push_framed(&pass, relay.data),
                 None => send(&mut self.secure, &mut self.backend, exchange.stream.connection, pass.into()),
             }
         }
