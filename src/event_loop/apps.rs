@@ -157,7 +157,10 @@ impl Apps {
             debug_assert!(entry.past.last().is_none_or(|past| Arc::ptr_eq(&past.dispatch, &app.dispatch)));
             entry.current = Some(Rc::new(app.clone()));
         }
+        let was_guarded = self.routes.is_guarded;
         self.routes = Routes::new(table, |id| self.get(id));
+        // Where nobody is kept out any more, what is known of requests that wait is still to be forgotten as they are read.
+        self.routes.is_guarded |= was_guarded;
         self.changing = true;
     }
 
@@ -193,9 +196,6 @@ impl<B: Backend> Loop<B> {
     pub fn configure(&mut self, table: &AppTable) {
         self.apps.configure(table);
         self.apps.files.forget();
-        // Where nobody is kept out any more, nobody looks after these.
-        self.heads.identity.clear();
-        self.heads.quota.clear();
         self.heads.limits = HeadLimits::new(table.settings.max_head, table.settings.max_fields);
         self.backend.set_stall(table.settings.timeouts.write);
         // More connections may be allowed than were.

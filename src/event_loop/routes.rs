@@ -141,7 +141,7 @@ pub(crate) struct Routes {
     all: Vec<LoopRoute>,
     /// Who gets in where no route takes a request.
     nobody: Option<Rc<Guard>>,
-    /// Whether anybody is kept out anywhere.
+    /// Whether anybody is kept out anywhere, or was before.
     pub is_guarded: bool,
     /// The length of the prefix of the server's own documents; `usize::MAX`: there are none.
     internal: usize,

@@ -16,6 +16,7 @@ on_every_backend_and_tls! {
     questions_wait_in_line_for_who_is_asked
     it_goes_together_with_the_other_checks
     a_body_waits_until_its_request_may_pass
+    what_was_said_of_a_request_is_forgotten_with_it
 }
 
 const SITE: &str = r#"
@@ -358,4 +359,32 @@ fn a_body_waits_until_its_request_may_pass(backend: &str) {
     assert_eq!(answer.status, 200);
     assert!(answer.body.ends_with(&[b'x'; 1000]) && answer.body.len() > 3 << 20);
     client.expect_alive();
+}
+
+/// A request that waits for a word, and by a reload needs none any more when it is read again: what it had passed by then is no pass for the next
+/// one, once there is a limit.
+fn what_was_said_of_a_request_is_forgotten_with_it(backend: &str) {
+    let (told, asked) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (tells, counts) = (told.clone(), asked.clone());
+    let accounts = Worker::new(move |incoming| {
+        while incoming.request().is_some() {
+            counts.fetch_add(1, Ordering::SeqCst);
+            until("it may answer", || tells.load(Ordering::SeqCst) > 0);
+            incoming.respond(b"");
+        }
+    });
+    let free = format!(
+        "[apps.web]\nupstream = '{{worker}}'\n[apps.accounts]\nupstream = '{}'\ntimeouts.read = '30s'\n[[routes]]\napp = 'web'\n",
+        accounts.url
+    );
+    let site = site(backend, &format!("{free}forward_auth = {{ app = 'accounts', timeout = '30s' }}\n"), &[]);
+    let mut client = Client::of(&site.server);
+    client.begin("/waits");
+    until("it is asked", || asked.load(Ordering::SeqCst) == 1);
+    assert!(site.reload(&free).status.success());
+    told.fetch_add(1, Ordering::SeqCst);
+    assert_eq!(client.answer().status, 200);
+    let limited = format!("[limits.all]\nrate = '1/h'\neverywhere = true\n{free}");
+    assert!(site.reload(&limited).status.success());
+    assert_eq!((client.get("/counted").status, client.get("/refused").status), (200, 429));
 }
