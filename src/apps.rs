@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicUsize;
 
 use crate::access::{self, Auth, Forward};
 use crate::config::route::{Access, Files, Matching, Piece, Respond, Target};
-use crate::config::{self, Compressing, Peers, Settings};
+use crate::config::{self, Compressing, Front, ListenAddress, Peers, Settings};
 use crate::dispatch::{AppId, Dispatch};
 use crate::files::Site;
 use crate::http::reply::Direct;
@@ -91,10 +91,10 @@ pub struct Way {
 /// Who gets in by a route, and how often.
 #[derive(Clone, Debug)]
 pub struct Guard {
-    /// Who is allowed, and who is not, of the server's clients.
-    server: (Peers, Peers),
-    /// The same of the route's.
-    route: (Peers, Peers),
+    /// Who is allowed, and who is not, by whatever route.
+    doors: Arc<Doors>,
+    /// The same by this one.
+    route: Admitted,
     /// What clients have to show; `None`: nothing.
     pub auth: Option<Arc<Auth>>,
     /// What each limit allows, and who has used how much of it.
@@ -111,15 +111,49 @@ pub struct Guard {
     pub times: Registry,
 }
 
+/// Who is allowed, and who is not.
+type Admitted = (Peers, Peers);
+
+fn admits((allow, deny): &Admitted, client: Option<IpAddr>) -> bool {
+    !deny.contains(client) && (allow.is_empty() || allow.contains(client))
+}
+
+/// Who is allowed, and who is not, whatever they ask for: by where they come in.
+#[derive(Debug)]
+struct Doors {
+    all: Admitted,
+    /// Of listeners that say so themselves, in the place of that.
+    of: Vec<(ListenAddress, Admitted)>,
+}
+
+impl Doors {
+    fn new(settings: &Settings) -> Doors {
+        let admitted = |front: &Front| (front.allow.clone(), front.deny.clone());
+        let says = |(_, front): &&(ListenAddress, Front)| front.lets_in() != settings.front.lets_in();
+        let of = settings.front_of.iter().filter(says).map(|(address, front)| (address.clone(), admitted(front)));
+        Doors { all: admitted(&settings.front), of: of.collect() }
+    }
+
+    fn at(&self, listener: &ListenAddress) -> &Admitted {
+        self.of.iter().find(|(address, _)| address == listener).map_or(&self.all, |(_, admitted)| admitted)
+    }
+}
+
 impl Guard {
     /// That of a route, or of what no route takes; `None` where all get in.
-    fn new(settings: &Settings, access: &Access, label: &str, apps: &[App], metrics: &Metrics) -> Option<Guard> {
+    fn new(
+        (settings, doors): (&Settings, &Arc<Doors>),
+        access: &Access,
+        label: &str,
+        apps: &[App],
+        metrics: &Metrics,
+    ) -> Option<Guard> {
         let times = metrics.limits().clone();
         let holds = |policy: &&Policy| policy.everywhere || access.limits.contains(&policy.name);
         let limits = settings.limits.iter().filter(holds);
         let limits: Vec<_> = limits.map(|policy| (policy.clone(), times.get(&policy.name))).collect();
         let guard = Guard {
-            server: (settings.allow.clone(), settings.deny.clone()),
+            doors: doors.clone(),
             route: (access.allow.clone(), access.deny.clone()),
             auth: access.auth.clone().map(Arc::new),
             tells_quota: limits.iter().any(|(policy, _)| policy.tells()),
@@ -129,27 +163,25 @@ impl Guard {
             failures: access.auth.is_some().then(|| times.get(FAILURES)),
             times,
         };
-        let says = |(allow, deny): &(Peers, Peers)| !allow.is_empty() || !deny.is_empty();
+        let says = |(allow, deny): &Admitted| !allow.is_empty() || !deny.is_empty();
         let is_open = guard.flight.is_none()
             && guard.limits.is_empty()
             && guard.auth.is_none()
-            && !says(&guard.server)
+            && !says(&doors.all)
+            && !doors.of.iter().any(|(_, admitted)| says(admitted))
             && !says(&guard.route);
         (!is_open).then_some(guard)
     }
 
-    /// Whether that client may come in, as far as its address goes; one on a Unix socket has none.
-    pub fn admits(&self, client: Option<IpAddr>) -> bool {
-        let passes =
-            |(allow, deny): &(Peers, Peers)| !deny.contains(client) && (allow.is_empty() || allow.contains(client));
-        passes(&self.server) && (passes(&self.route) || self.auth.as_ref().is_some_and(|auth| auth.or_address))
+    /// Whether that client may come in by that listener, as far as its address goes; one on a Unix socket has none.
+    pub fn admits(&self, listener: &ListenAddress, client: Option<IpAddr>) -> bool {
+        admits(self.doors.at(listener), client)
+            && (admits(&self.route, client) || self.auth.as_ref().is_some_and(|auth| auth.or_address))
     }
 
     /// What that client has to show, if anything.
     pub fn demands(&self, client: Option<IpAddr>) -> Option<&Arc<Auth>> {
-        let (allow, deny) = &self.route;
-        let is_inside = || !deny.contains(client) && (allow.is_empty() || allow.contains(client));
-        self.auth.as_ref().filter(|auth| !auth.or_address || !is_inside())
+        self.auth.as_ref().filter(|auth| !auth.or_address || !admits(&self.route, client))
     }
 }
 
@@ -164,7 +196,13 @@ const FAILURES: &str = "wrong credentials";
 
 impl Way {
     /// `told` are the names of fields that say who a client is, and come from nobody else.
-    fn new(route: &config::Route, told: &[&str], settings: &Settings, apps: &[App], metrics: &Metrics) -> Way {
+    fn new(
+        route: &config::Route,
+        told: &[&str],
+        server: (&Settings, &Arc<Doors>),
+        apps: &[App],
+        metrics: &Metrics,
+    ) -> Way {
         let mut fields = Cow::Borrowed(&route.response_fields);
         if route.sendfile.is_some() {
             // They are for the server alone, also where they name nothing.
@@ -197,7 +235,7 @@ impl Way {
         let mut fields = route.request_fields.clone();
         fields.remove.extend(told.iter().map(|name| (*name).to_owned()));
         let request = Edits::of_request(&fields, &route.rewrite);
-        let guard = Guard::new(settings, &route.access, &label, apps, metrics);
+        let guard = Guard::new(server, &route.access, &label, apps, metrics);
         let sendfile = route.sendfile.as_ref().map(site);
         let of_app = match route.to {
             Target::App(index) => apps.get(index).map(|app| &app.settings.compress),
@@ -245,8 +283,10 @@ impl Routes {
         let mut told = if routes.iter().any(asks) { access::TOLD.to_vec() } else { Vec::new() };
         let forwards = routes.iter().filter_map(|route| route.access.auth.as_ref()?.forward.as_ref());
         told.extend(forwards.flat_map(|forward| &forward.copy).map(String::as_str));
-        let ways = routes.iter().map(|route| Way::new(route, &told, settings, apps, metrics)).collect();
-        let nobody = Guard::new(settings, &Access::default(), "", apps, metrics);
+        let doors = Arc::new(Doors::new(settings));
+        let server = (settings, &doors);
+        let ways = routes.iter().map(|route| Way::new(route, &told, server, apps, metrics)).collect();
+        let nobody = Guard::new(server, &Access::default(), "", apps, metrics);
         Routes { router: Router::new(routes), ways, nobody }
     }
 }

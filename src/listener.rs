@@ -4,7 +4,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use crate::config::Front;
+use crate::config::{Front, ListenAddress};
 use crate::tls::Policy;
 
 /// A listener of a loop, with its socket.
@@ -12,6 +12,8 @@ use crate::tls::Policy;
 pub struct ListenerSetup {
     /// Its name in the whole process, the same in each loop; no other listener of this process has had it.
     pub id: u32,
+    /// As it is configured.
+    pub asked: ListenAddress,
     /// The socket, bound and listening.
     pub descriptor: OwnedFd,
     /// The local port that `X-Forwarded-Port` tells; 0 for a Unix socket.

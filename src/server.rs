@@ -386,8 +386,8 @@ impl Listening {
         let (count, admin) = (self.sockets.len(), self.admin);
         let own = if count <= loops { index % count..index % count + 1 } else { index..count };
         let setup = |socket: &OwnedFd| {
-            let (id, descriptor, tls, front) = (self.id, socket.try_clone()?, self.tls.clone(), front.clone());
-            Ok(ListenerSetup { id, descriptor, port, tls, admin, front })
+            let (id, asked, descriptor) = (self.id, self.asked.clone(), socket.try_clone()?);
+            Ok(ListenerSetup { id, asked, descriptor, port, tls: self.tls.clone(), admin, front: front.clone() })
         };
         self.sockets[own].iter().step_by(loops).map(setup).collect()
     }
@@ -400,7 +400,7 @@ struct Place {
     asked: ListenAddress,
     address: ListenAddress,
     admin: bool,
-    /// What stood in front of it as it was opened, which stays.
+    /// What stood in front of it as it was opened, which stays; but for whose requests are taken.
     front: Front,
     tls: Option<Arc<Policy>>,
 }

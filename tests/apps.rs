@@ -10,7 +10,7 @@ use production_server::backends::Backend;
 use production_server::backends::Options;
 use production_server::backends::simulated::{End, Entered, Faults, Place, Service, Simulated, World};
 use production_server::buffers::block::{Budget, Pool};
-use production_server::config::Settings;
+use production_server::config::{ListenAddress, Settings};
 use production_server::config::route::{HostPattern, Matching, Route};
 use production_server::dispatch::{AppId, Balance, Dispatch, Policy, Target, WorkerId};
 use production_server::event_loop::Shared;
@@ -35,6 +35,10 @@ struct Rig {
     dispatches: [Arc<Dispatch>; 2],
     metrics: Metrics,
     _entered: Entered,
+}
+
+fn asked(port: u16) -> ListenAddress {
+    ListenAddress::Tcp(([127, 0, 0, 1], port).into())
 }
 
 fn place(app: AppId) -> Place {
@@ -106,7 +110,7 @@ impl Rig {
         let listener = |app: AppId| {
             let descriptor = world.listener(place(app)).unwrap();
             let front = Default::default();
-            ListenerSetup { id: u32::from(app.0), descriptor, port: 81 + app.0, tls: None, admin: false, front }
+            ListenerSetup { id: u32::from(app.0), asked: asked(81 + app.0), descriptor, port: 81 + app.0, tls: None, admin: false, front }
         };
         let setup = Setup {
             index: 0,
@@ -356,7 +360,7 @@ fn listeners_come_and_go_between_two_turns() {
     let open = |rig: &mut Rig, port: u16| {
         let descriptor = rig.world.listener(place(port)).unwrap();
         let (id, front) = (u32::from(port), Default::default());
-        let setup = ListenerSetup { id, descriptor, port, tls: None, admin: false, front };
+        let setup = ListenerSetup { id, asked: asked(port), descriptor, port, tls: None, admin: false, front };
         rig.postboxes.post(0, Message::Listen(vec![setup]));
         rig.turns();
     };

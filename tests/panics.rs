@@ -15,7 +15,7 @@ use production_server::apps::AppTable;
 use production_server::backends::simulated::{End, Entered, Faults, Place, Service, Simulated, World};
 use production_server::backends::{Backend, Event, How, Options, Piece, Size, Sock};
 use production_server::buffers::block::{Budget, Census, Pool};
-use production_server::config::Settings;
+use production_server::config::{ListenAddress, Settings};
 use production_server::dispatch::{Balance, Dispatch, Policy, Target, WorkerId};
 use production_server::event_loop::Shared;
 use production_server::log::Log;
@@ -186,6 +186,7 @@ impl Rig {
             index: 0,
             table,
             listeners: vec![ListenerSetup {
+                asked: ListenAddress::Tcp(([127, 0, 0, 1], 80).into()),
                 id: 0,
                 descriptor: world.listener(place.clone()).unwrap(),
                 port: 80,

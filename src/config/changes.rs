@@ -46,6 +46,8 @@ pub struct Changes {
     pub access: Vec<Listener>,
     /// Listeners that stay, and that something else is to stand in front of than when they were opened: who has opened them knows.
     pub fronts: Vec<Listener>,
+    /// Listeners that stay, and that say otherwise themselves whose requests are taken.
+    pub doors: Vec<Listener>,
     /// Listeners that stay, and whose certificates or rules of TLS are others, each with what is new: who has read the files knows.
     pub tls: Vec<String>,
     /// Whether the limits are others.
@@ -76,6 +78,7 @@ impl Changes {
             "what stands in front of it (takes another process: left as it was until `production_server upgrade`)";
         lines.extend(self.fronts.iter().map(|listener| format!("listener {}: {left}", listener.address)));
         lines.extend(self.access.iter().map(|listener| format!("listener {}: mode and owner", listener.address)));
+        lines.extend(self.doors.iter().map(|listener| format!("listener {}: whose requests are taken", listener.address)));
         lines.extend(self.tls.iter().cloned());
         lines.extend(self.limits.then(|| "limits: changed".to_owned()));
         lines.extend(self.routes.then(|| "routes: changed".to_owned()));
@@ -117,6 +120,12 @@ pub fn diff(old: &Loaded, new: &Loaded) -> Changes {
     let earlier = |one: &Listener| before.iter().find(|other| other.address == one.address);
     let admits_others = |one: &&Listener| earlier(one).is_some_and(|other| one.access != other.access);
     changes.access = after.iter().filter(admits_others).cloned().collect();
+    let own = |config: &Config, one: &Listener| {
+        let front = Some(&one.front).filter(|front| front.lets_in() != config.server.front.lets_in());
+        front.map(|front| (front.allow.clone(), front.deny.clone()))
+    };
+    let opens = |one: &&Listener| earlier(one).is_some_and(|other| own(&new.config, one) != own(&old.config, other));
+    changes.doors = after.iter().filter(opens).cloned().collect();
     // Routes name apps by their index, which may be another although the app is the same.
     changes.limits = old.config.server.limits != new.config.server.limits;
     changes.routes = routes(&old.config) != routes(&new.config);
@@ -251,7 +260,7 @@ impl Config {
         server.group.clone_from(&old.group);
         let super::Tls { speak, redirect_https, .. } = old.front.tls;
         let tls = super::Tls { speak, redirect_https, ..std::mem::take(&mut server.front.tls) };
-        server.front = super::Front { tls, ..old.front.clone() };
+        server.front = super::Front { tls, ..old.front.clone() }.letting_in_as(&server.front);
     }
 }
 

@@ -76,13 +76,27 @@ pub struct Front {
     pub header_timeout: Duration,
     /// What is spoken there.
     pub tls: Tls,
+    /// Whose requests are taken; if it is nobody, all are.
+    pub allow: Peers,
+    /// Whose requests are refused.
+    pub deny: Peers,
 }
 
 impl Front {
     /// Whether a listener that has this in front of it may have the other instead without being opened anew; `unix`: on a Unix socket.
     pub fn may_become(&self, other: &Front, unix: bool) -> bool {
         let speaks = |front: &Front| (front.tls.is_spoken(unix), front.tls.redirect_https);
-        speaks(self) == speaks(other) && *self == Front { tls: self.tls.clone(), ..other.clone() }
+        speaks(self) == speaks(other) && *self == Front { tls: self.tls.clone(), ..other.clone() }.letting_in_as(self)
+    }
+
+    /// The same, but for whose requests are taken: those that the other takes.
+    pub fn letting_in_as(self, other: &Front) -> Front {
+        Front { allow: other.allow.clone(), deny: other.deny.clone(), ..self }
+    }
+
+    /// Whose requests are taken, and whose are refused.
+    pub fn lets_in(&self) -> (&Peers, &Peers) {
+        (&self.allow, &self.deny)
     }
 }
 
@@ -95,6 +109,8 @@ impl Default for Front {
             proxies: Peers::default(),
             header_timeout: Duration::from_secs(5),
             tls: Tls::default(),
+            allow: Peers::default(),
+            deny: Peers::default(),
         }
     }
 }

@@ -35,12 +35,12 @@ pub const KEYS: &[Key] = &[
         "WHOM",
         "",
         "Whose requests are taken, of all others none: networks, addresses, loopback, unix",
-        |settings, text| settings.allow.add(text),
+        |settings, text| settings.front.allow.add(text),
     )
     .many()
     .example("10.0.0.0/8"),
     key("deny", "WHOM", "", "Whose requests are refused with 403; it goes before --allow", |settings, text| {
-        settings.deny.add(text)
+        settings.front.deny.add(text)
     })
     .many()
     .example("192.0.2.0/24"),

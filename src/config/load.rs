@@ -492,6 +492,8 @@ fn fronts(all: &Front, file: &File, given: &[Given]) -> Vec<(ListenAddress, Fron
                 _ if own.clone().take(index).any(|(earlier, _, _)| earlier.name == key.name) => {}
                 "trusted-proxies" => scratch.front.trusted = Default::default(),
                 "proxy-protocol" => scratch.front.proxies = Default::default(),
+                "allow" => scratch.front.allow = Default::default(),
+                "deny" => scratch.front.deny = Default::default(),
                 // Of certificates the listener's own are all that it has.
                 "tls-cert" | "tls-key" | "tls-certificate" if !certified => {
                     certified = true;

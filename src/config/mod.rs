@@ -177,10 +177,6 @@ pub struct Settings {
     pub limits: Vec<Policy>,
     /// Connections that each client address may have open; `None`: as many as there may be at all.
     pub connections_per_ip: Option<u32>,
-    /// Whose requests are taken; if it is nobody, all are.
-    pub allow: Peers,
-    /// Whose requests are refused.
-    pub deny: Peers,
     /// What is shown in the place of the server's own errors.
     pub error_pages: Vec<ErrorPage>,
     /// Where the loop answers `/server`, `/status` and the like itself.
@@ -584,8 +580,6 @@ impl Default for Settings {
             event_log: EventLogSettings::default(),
             limits: Vec::new(),
             connections_per_ip: None,
-            allow: Peers::default(),
-            deny: Peers::default(),
             error_pages: Vec::new(),
             internal: Internal::Under(String::new()),
             app: App::default(),

@@ -202,7 +202,7 @@ pub const ADDRESS: &str = "listen[].address";
 /// What belongs to one Unix socket that is listened on.
 pub const OF_SOCKET: [&str; 3] = ["listen-mode", "listen-owner", "listen-group"];
 /// What may be said of one listener in the place of what is said of all.
-pub const OF_FRONT: [&str; 13] = [
+pub const OF_FRONT: [&str; 15] = [
     "trusted-proxies",
     "forwarded",
     "proxy-protocol",
@@ -216,6 +216,8 @@ pub const OF_FRONT: [&str; 13] = [
     "tls-client-ca",
     "tls-hsts",
     "redirect-https",
+    "allow",
+    "deny",
 ];
 
 use Reload::{Listener, Live, Restart, Roll};
@@ -299,6 +301,8 @@ pub const PLACES: &[Place] = &[
     at("tls-client-ca", "listen[].tls.client_ca", Text, Live),
     at("tls-hsts", "listen[].tls.hsts", Shape::Duration, Live),
     at("redirect-https", "listen[].redirect_https", Word, Restart),
+    at("allow", "listen[].allow", List, Live),
+    at("deny", "listen[].deny", List, Live),
     at("", COMMAND, List, Roll),
     at("directory", "apps.*.directory", Text, Roll),
     Place {

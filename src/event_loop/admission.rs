@@ -14,7 +14,7 @@ use crate::access::Checks;
 use crate::backends::{Backend, How, Peer, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::{Look, TICK, nanos};
-use crate::config::Front;
+use crate::config::{Front, ListenAddress};
 use crate::limits::Crowd;
 use crate::log::Level;
 use crate::mailbox::Message;
@@ -34,6 +34,8 @@ pub(crate) struct Listener {
     pub sock: Sock,
     /// See [`ListenerSetup::id`].
     pub id: u32,
+    /// See [`ListenerSetup::asked`].
+    pub asked: ListenAddress,
     /// The local port, for `X-Forwarded-Port`; 0 for a Unix socket.
     pub port: u16,
     /// What TLS demands there, where it is spoken.
@@ -286,7 +288,7 @@ impl<B: Backend> Loop<B> {
         if self.accepting.draining {
             return Ok(());
         }
-        for ListenerSetup { id, descriptor, port, tls, admin, front } in setups {
+        for ListenerSetup { id, asked, descriptor, port, tls, admin, front } in setups {
             let sock = self.backend.listen(descriptor)?;
             if self.accepting.paused && !admin {
                 self.backend.pause(sock);
@@ -296,7 +298,7 @@ impl<B: Backend> Loop<B> {
             if trusts {
                 self.accepting.tolds.get_or_insert_default();
             }
-            let listener = Listener { sock, id, port, tls, admin, front, plain };
+            let listener = Listener { sock, id, asked, port, tls, admin, front, plain };
             let index = self.vacant_listener();
             self.table.put(sock, Role::Listener(index as u16));
             match self.accepting.listeners.get_mut(index) {

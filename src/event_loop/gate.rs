@@ -109,7 +109,8 @@ impl<B: Backend> Loop<B> {
 
     /// What is in a request's way: its address, how many there are already, its credentials, how many that client has sent.
     fn stop(&mut self, sock: Sock, (guard, address, pass): Asker<'_>, input: &[u8]) -> Option<Stop> {
-        if !guard.admits(address) {
+        let listener = self.table.client(sock).map(|client| client.listener)?;
+        if !guard.admits(&self.accepting.listeners[listener as usize].asked, address) {
             self.count().denied.add(1);
             return Some(Refusal { status: 403, ..Refusal::new("this address is not allowed here") }.into());
         }

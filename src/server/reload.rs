@@ -237,9 +237,8 @@ impl Reloader {
             self.places.iter().cloned().partition(|place| !place.admin && closes(&place.asked));
         for place in places.iter_mut().filter(|place| !place.admin) {
             let said = loaded.config.server.front_at(&place.asked);
-            if place.may_become(said) {
-                place.front = said.clone();
-            }
+            let stays = if place.may_become(said) { said.clone() } else { place.front.clone() };
+            place.front = stays.letting_in_as(said);
         }
         let mut next = self.next;
         let (mut listening, mut again) = (Vec::new(), Vec::new());
@@ -247,9 +246,10 @@ impl Reloader {
             if let Some(other) = places.iter().find(|place| config::cannot_both_listen(asked, &place.address)) {
                 return Err(taken(asked, other));
             }
-            if let Some(place) = self.returning(asked, config.server.front_at(asked), supervisor) {
+            let front = config.server.front_at(asked);
+            if let Some(place) = self.returning(asked, front, supervisor) {
                 again.push(place.id);
-                places.push(place.clone());
+                places.push(Place { front: front.clone(), ..place.clone() });
                 continue;
             }
             let mut opened = self.open(&config, asked, supervisor)?;
@@ -294,7 +294,7 @@ impl Reloader {
 
     /// A TCP listener of that address that was to be closed, still is open, and has that in front of it. Behind port 0 each is another.
     fn returning(&self, asked: &ListenAddress, front: &Front, supervisor: &Supervisor) -> Option<&Place> {
-        let is_it = |place: &&Place| place.asked == *asked && place.address == *asked && place.front == *front;
+        let is_it = |place: &&Place| place.asked == *asked && place.address == *asked && place.front.clone().letting_in_as(front) == *front;
         let is_open = |place: &&Place| supervisor.closing().any(|held| held.id == place.id);
         self.closing
             .iter()

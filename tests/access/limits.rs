@@ -1,11 +1,12 @@
 //! Limits: how often and from where.
 
-use std::io::Read;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::site;
-use crate::support::{Client, Server, Worker, on_every_backend_and_tls, until};
+use super::{Site, site};
+use crate::support::{Client, Server, Worker, folder, on_every_backend_and_tls, until};
 
 on_every_backend_and_tls! {
     what_is_beyond_a_limit_is_refused_and_told_when_to_come_back
@@ -14,6 +15,7 @@ on_every_backend_and_tls! {
     answers_say_what_is_left_where_the_limit_says_so
     a_reload_keeps_what_was_used
     addresses_that_are_not_allowed_are_refused
+    a_listener_says_itself_whose_requests_are_taken
     an_address_has_as_many_connections_as_it_may
     a_slow_route_leaves_workers_to_the_others
 }
@@ -294,6 +296,49 @@ respond = "outside"
         assert_eq!(ask(path, address), status, "{path} {address}");
     }
     assert_eq!(site.server.status()["denied"], 4);
+}
+
+fn a_listener_says_itself_whose_requests_are_taken(backend: &str) {
+    let (folder, worker) = (folder(), Worker::echo());
+    let file = |all: &str, own: &str| {
+        format!(
+            "[server]\n{all}\n[[listen]]\naddress = '127.0.0.1:0'\n[[listen]]\naddress = 'unix:{{folder}}/door'\n{own}\n\
+             [[routes]]\nmatch.path = '/kept'\nallow = '10.0.0.0/8'\nrespond = 'kept'\n[[routes]]\nrespond = 'in'\n"
+        )
+    };
+    let (path, door) = (folder.path().join("site.toml"), folder.path().join("door"));
+    std::fs::write(&path, super::filled(&file("", ""), &worker, &folder)).unwrap();
+    let at_door = format!("unix:{}", door.display());
+    let flags = ["-f", path.to_str().unwrap(), "--listen", "127.0.0.1:0", "--listen", &at_door];
+    let site = Site { server: Server::start(backend, &flags), worker, folder };
+    let by_door = |target: &str| -> u16 {
+        let mut stream = UnixStream::connect(&door).unwrap();
+        write!(stream, "GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split(' ').nth(1).unwrap().parse().unwrap()
+    };
+    // Who comes by a Unix socket has no address.
+    for (all, own, by_address, unknown) in [
+        ("", "", 200, 200),
+        ("deny = 'loopback'", "", 403, 200),
+        ("allow = 'loopback'", "", 200, 403),
+        ("allow = 'loopback'", "allow = 'unix'", 200, 200),
+        ("allow = 'loopback'\ndeny = 'unix'", "allow = 'unix'", 200, 403),
+        ("allow = 'loopback'\ndeny = 'unix'", "allow = 'unix'\ndeny = '10.0.0.0/8'", 200, 200),
+        ("", "deny = ['10.0.0.0/8', 'unix']", 200, 403),
+        ("", "allow = '10.0.0.0/8'", 200, 403),
+    ] {
+        let told = site.reload(&file(all, own));
+        let said = String::from_utf8_lossy(&told.stdout).into_owned();
+        assert!(told.status.success(), "{}", String::from_utf8_lossy(&told.stderr));
+        let tells = said.contains(&format!("listener {at_door}: whose requests are taken"));
+        assert!(tells || own.is_empty(), "{said}");
+        let statuses = || (Client::of(&site.server).get("/").status, by_door("/"));
+        until(&format!("{all} | {own}"), || statuses() == (by_address, unknown));
+        assert_eq!((Client::of(&site.server).get("/kept").status, by_door("/kept")), (403, 403), "{all} | {own}");
+        assert_eq!(by_door("/server"), 200, "what the server says of itself is another matter");
+    }
 }
 
 fn an_address_has_as_many_connections_as_it_may(backend: &str) {

@@ -11,7 +11,7 @@ use production_server::apps::AppTable;
 use production_server::backends::simulated::{Entered, Faults, Place, Random, Simulated, Trace, World};
 use production_server::backends::{Backend, Bell, Options, Size};
 use production_server::buffers::block::{Budget, Pool};
-use production_server::config::{self, Settings};
+use production_server::config::{self, ListenAddress, Settings};
 use production_server::dispatch::{Balance, Dispatch, Policy};
 use production_server::event_loop::Shared;
 use production_server::log::Log;
@@ -552,6 +552,7 @@ fn open_loop(
         shared: Arc::clone(shared),
         table: Arc::clone(table),
         listeners: vec![ListenerSetup {
+            asked: ListenAddress::Tcp(([127, 0, 0, 1], 80).into()),
             id: 0,
             descriptor: world.listener(place.clone()).unwrap(),
             port: 80,

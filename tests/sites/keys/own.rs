@@ -384,7 +384,11 @@ fn everybody(rig: &mut Rig) {
     assert_eq!(get(rig), 403);
     rig.change(&[("server.deny", ""), ("server.allow", "'10.0.0.0/8'")]);
     assert_eq!(get(rig), 403);
-    rig.change(&[("server.allow", ""), ("server.rate_limit", "'1/h'")]);
+    rig.change(&[("server.allow", ""), ("listen[0].deny", "'127.0.0.1'")]);
+    assert_eq!(get(rig), 403);
+    rig.change(&[("listen[0].deny", ""), ("listen[0].allow", "'10.0.0.0/8'")]);
+    assert_eq!(get(rig), 403);
+    rig.change(&[("listen[0].allow", ""), ("server.rate_limit", "'1/h'")]);
     assert_eq!((get(rig), get(rig)), (200, 429));
     rig.change(&[("server.rate_limit", ""), ("server.connections_per_ip", "1")]);
     let mut first = rig.client();
