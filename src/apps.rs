@@ -208,7 +208,13 @@ impl Way {
             // They are for the server alone, also where they name nothing.
             fields.to_mut().remove.extend(["X-Sendfile", "X-Accel-Redirect"].map(str::to_owned));
         }
-        let response = Edits::of_response(&fields);
+        let app = match route.to {
+            Target::App(index) | Target::Files(_, index) => apps.get(index),
+            _ => None,
+        };
+        let of_app = app.map_or(&[][..], |app| &app.settings.error_pages);
+        let pages = [&route.error_pages, of_app].concat();
+        let response = Edits::showing(Edits::of_response(&fields), pages);
         let lines =
             response.as_ref().map_or_else(String::new, |edits| String::from_utf8_lossy(edits.lines()).into_owned());
         let to = match &route.to {
@@ -226,10 +232,6 @@ impl Way {
             Target::Respond(respond) => To::Direct(fixed(respond, response.as_ref(), &lines)),
             Target::Redirect(redirect) => To::Redirect(redirect.to.clone(), redirect.status, lines),
         };
-        let app = match route.to {
-            Target::App(index) | Target::Files(_, index) => apps.get(index).map(|app| app.count),
-            _ => None,
-        };
         let is_all = route.matching == Matching::default();
         let label = if is_all { String::new() } else { route.matching.to_string() };
         let mut fields = route.request_fields.clone();
@@ -244,7 +246,7 @@ impl Way {
         let compress = route.compress.as_ref().or(of_app);
         let compress = compress.filter(|compress| compress.codings.as_ref().is_some_and(|codings| !codings.is_empty()));
         let compress = compress.cloned().map(Arc::new);
-        Way { to, sendfile, request, response, compress, series: metrics.series(app, &label), guard }
+        Way { to, sendfile, request, response, compress, series: metrics.series(app.map(|app| app.count), &label), guard }
     }
 }
 

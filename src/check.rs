@@ -15,7 +15,7 @@ use nix::unistd::{AccessFlags, Group, User, access};
 use socket2::{Domain, Socket, Type};
 
 use crate::config::route::Target;
-use crate::config::{App, Command, Eject, Health, ListenAddress, Loaded, LogTarget, Problem, Severity, SpeakTls};
+use crate::config::{App, Command, Eject, ErrorPage, Health, ListenAddress, Loaded, LogTarget, Problem, Severity, SpeakTls};
 use crate::files;
 use crate::key_sets;
 use crate::socket_file;
@@ -86,21 +86,25 @@ pub fn tls(loaded: &Loaded, is_excused: impl Fn(&tls::Shown) -> bool) -> Vec<Pro
 pub fn files(loaded: &Loaded) -> Vec<Problem> {
     let mut found = Found { loaded, app: None, problems: Vec::new() };
     for (index, app) in loaded.config.apps.iter().enumerate() {
+        found.app = Some(index);
         if let Some((title, label)) = app.files.as_ref().and_then(|files| missing_root(&files.root)) {
-            found.app = Some(index);
             found.error("static", 0, &title, &label);
+        }
+        for (index, title, what) in unreadable(&app.error_pages) {
+            found.error("error-page", index, &title, what);
         }
     }
     found.app = None;
     if let Some((title, label)) = loaded.config.server.spool_dir.as_ref().and_then(|spool| unusable_spool(spool)) {
         found.error("spool-dir", 0, &title, &label);
     }
-    for (index, page) in loaded.config.server.error_pages.iter().enumerate() {
-        if let Err(what) = &page.body {
-            found.error("error-page", index, &format!("the page {} cannot be read", page.path.display()), what);
-        }
+    for (index, title, what) in unreadable(&loaded.config.server.error_pages) {
+        found.error("error-page", index, &title, what);
     }
     for (index, route) in loaded.config.routes.iter().enumerate() {
+        for (_, title, what) in unreadable(&route.error_pages) {
+            found.problems.push(loaded.problem_of_route(index, "error_pages", &title, what));
+        }
         let of_static = match &route.to {
             Target::Files(files, _) => Some(("static", files)),
             _ => None,
@@ -113,6 +117,14 @@ pub fn files(loaded: &Loaded) -> Vec<Problem> {
         }
     }
     found.problems
+}
+
+/// The pages that cannot be read: which they are, in words, too, and why.
+fn unreadable(pages: &[ErrorPage]) -> impl Iterator<Item = (usize, String, &str)> {
+    pages.iter().enumerate().filter_map(|(index, page)| {
+        let what = page.body.as_ref().err()?;
+        Some((index, format!("the page {} cannot be read", page.path.display()), what.as_str()))
+    })
 }
 
 /// What is wrong with a directory that files are to be served from.

@@ -5,7 +5,7 @@ use std::fmt;
 use super::arguments::{Given, Source};
 use super::load::{AppGiven, Loaded};
 use super::places::{self, Reload};
-use super::{App, Config, Listener, keys};
+use super::{App, Config, ErrorPage, Listener, keys};
 
 /// A value that is another than it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -109,9 +109,9 @@ impl fmt::Display for Changed {
 pub fn diff(old: &Loaded, new: &Loaded) -> Changes {
     let mut changes = Changes { server: values(old, &old.given, new, &new.given, None), ..Changes::default() };
     let of_pages = |changed: &Changed| changed.path == "server.error_pages";
-    if old.config.server.error_pages != new.config.server.error_pages && !changes.server.iter().any(of_pages) {
-        let (path, old, new) = ("server.error_pages".to_owned(), "as they were".to_owned(), "read anew".to_owned());
-        changes.server.push(Changed { path, class: Reload::Live, old, new });
+    if !changes.server.iter().any(of_pages) {
+        let (old, new) = (&old.config.server.error_pages, &new.config.server.error_pages);
+        changes.server.extend(changed_pages("server", old, new));
     }
     let (before, after) = (&old.config.listeners, &new.config.listeners);
     let same = |one: &Listener, all: &[Listener]| all.iter().any(|other| other.address == one.address);
@@ -181,6 +181,7 @@ fn changed_values(old: &Loaded, new: &Loaded, one: &App, other: &App) -> Vec<Cha
     let (Some(before), Some(after)) = (find(old), find(new)) else { return changed_of_route(one, other) };
     let (before, after) = (&old.apps[before], &new.apps[after]);
     let mut changed = values(old, &before.given, new, &after.given, Some(name));
+    changed.extend(changed_pages(&format!("apps.{name}"), &one.error_pages, &other.error_pages));
     let words = |app: &AppGiven| app.program.as_ref().map(|program| program.words.clone());
     if words(before) != words(after) {
         let shown = |app: &AppGiven| {
@@ -192,6 +193,20 @@ fn changed_values(old: &Loaded, new: &Loaded, one: &App, other: &App) -> Vec<Cha
         changed.push(Changed { path, class: Reload::Roll, old: shown(before), new: shown(after) });
     }
     changed
+}
+
+/// Whether a table's error pages are others: those that are named, or what their files say.
+fn changed_pages(table: &str, old: &[ErrorPage], new: &[ErrorPage]) -> Option<Changed> {
+    let shown = |pages: &[ErrorPage]| match pages {
+        [] => "unset".to_owned(),
+        pages => format!("{pages:?}"),
+    };
+    let (path, class) = (format!("{table}.error_pages"), Reload::Live);
+    let (before, after) = match (shown(old), shown(new)) {
+        (before, after) if before == after => ("as they were".to_owned(), "read anew".to_owned()),
+        others => others,
+    };
+    (old != new).then_some(Changed { path, class, old: before, new: after })
 }
 
 /// The same of what a route's own upstreams make, which is known by its name: what it can do otherwise is in no key of an app.

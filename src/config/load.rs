@@ -12,7 +12,7 @@ use super::environment::Environment;
 use super::file::{self, AppSaid, File, RouteSaid};
 use super::report::{Problem, Severity, line_and_column, report, shown_path};
 use super::route::{Access, AccessDraft, Draft, Target};
-use super::{App, Command, Config, Front, ListenAddress, Listener, Route, Settings, UnixListen, keys, places, units};
+use super::{App, Command, Config, ErrorPage, Front, ListenAddress, Listener, Route, Settings, UnixListen, keys, places, units};
 
 /// What the workers run, and where it was said.
 #[derive(Clone, Debug)]
@@ -204,7 +204,7 @@ pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Lo
     for one in &given {
         apply(&mut server, one)?;
     }
-    server.error_pages.iter_mut().for_each(|page| page.read());
+    server.error_pages = read_pages(server.error_pages);
     if let Some(file) = &file {
         server.limits.extend(file.limits.iter().filter_map(|limit| limit.policy.clone()));
         server.front_of = fronts(&server.front, file, &given);
@@ -314,7 +314,13 @@ fn configure(app: &mut AppGiven, environment: &Environment, file: Option<&File>)
         return Err(clash.refusal(file));
     }
     settings.app.directory = environment.directory(settings.app.directory.take());
+    settings.app.error_pages = read_pages(settings.error_pages);
     Ok(settings.app)
+}
+
+fn read_pages(mut pages: Vec<ErrorPage>) -> Vec<ErrorPage> {
+    pages.iter_mut().for_each(ErrorPage::read);
+    pages
 }
 
 /// The routes, and an app more for each set of upstreams that a route names itself.
@@ -343,6 +349,7 @@ fn routes_of(file: Option<&File>, apps: &mut Vec<App>) -> Vec<Route> {
                 .as_ref()
                 .map(|own| own.app.compress.clone())
                 .filter(|compress| compress.codings.is_some()),
+            error_pages: read_pages(draft.own.as_ref().map_or_else(Vec::new, |own| own.error_pages.clone())),
             access: access(draft),
         });
     }
@@ -406,7 +413,7 @@ fn remarks(file: Option<&File>, routes: &[Route], apps: &[App]) -> Vec<Problem> 
         if other.is_some() && said.draft.app.is_none() {
             let at = said.mark("routes[].health").or_else(|| said.mark("routes[].eject"));
             let label = "an earlier route says otherwise of the same upstreams, and that holds";
-            problems.push(warning("it has no effect".to_owned(), at.unwrap_or_else(|| said.at.clone()), label));
+            problems.extend(at.map(|at| warning("it has no effect".to_owned(), at, label)));
         }
     }
     for said in &file.routes {

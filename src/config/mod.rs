@@ -354,6 +354,8 @@ pub struct App {
     pub response_buffer: usize,
     /// Whether a client that has sent its whole request and then ends is served rather than cancelled.
     pub serve_half_closed: bool,
+    /// What is shown in the place of the server's own errors, before what is shown everywhere.
+    pub error_pages: Vec<ErrorPage>,
 }
 
 /// Where a request's body is gathered before a worker is asked for.
@@ -650,6 +652,7 @@ impl Default for App {
             request_buffering: Buffering::Disk,
             response_buffer: 16 * 1024 * 1024,
             serve_half_closed: false,
+            error_pages: Vec::new(),
         }
     }
 }

@@ -330,6 +330,7 @@ pub const PLACES: &[Place] = &[
     at("upstream", "apps.*.upstream", List, Live),
     at("respond", "apps.*.respond", Text, Live),
     at("static", "apps.*.static", Text, Live),
+    at("error-page", "apps.*.error_pages", Map, Live),
     at("module", "apps.*.module", Text, Roll),
     at("dump-signal", "apps.*.dump_signal", Word, Live),
     at("connect-timeout-ms", "apps.*.timeouts.connect", Shape::Duration, Live),
@@ -414,6 +415,7 @@ pub const PLACES: &[Place] = &[
     route("routes[].balance", Word, "Which of these upstreams is next", "least", |draft, text| {
         units::choice(text, keys::BALANCES).map(|balance| draft.balance = Some(balance))
     }),
+    at("error-page", "routes[].error_pages", Map, Live),
     at("compress", "routes[].compress.codings", List, Live),
     at("compress-min", "routes[].compress.min", Size, Live),
     at("compress-type", "routes[].compress.types", List, Live),

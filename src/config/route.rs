@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{Balance, Compressing, Peers, Settings, Upstream};
+use super::{Balance, Compressing, ErrorPage, Peers, Settings, Upstream};
 use crate::access::{Auth, Forward, Rules};
 
 /// One route. All that is said of the request must hold for it to be taken.
@@ -26,6 +26,8 @@ pub struct Route {
     pub response_fields: FieldEdits,
     /// How answers are compressed, where the route says so itself.
     pub compress: Option<Compressing>,
+    /// What is shown in the place of the server's own errors, before what the app and the server show.
+    pub error_pages: Vec<ErrorPage>,
     /// Who gets in.
     pub access: Access,
 }
@@ -77,6 +79,7 @@ impl Route {
             request_fields: FieldEdits::default(),
             response_fields: FieldEdits::default(),
             compress: None,
+            error_pages: Vec::new(),
             access: Access::default(),
         }
     }

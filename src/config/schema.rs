@@ -202,14 +202,16 @@ fn row(place: &Place) -> String {
         .map(|name| format!("`{name}`"))
         .collect();
     let short = key.short.map_or_else(String::new, |short| format!("`-{short}`, "));
+    let flag = match place.path.starts_with("apps.") && !key.is_of_app() {
+        true => "–".to_owned(),
+        false => format!("{short}`--{}`, {}", key.name, names.join(", ")),
+    };
     let help = key.help.split(" [default:").next().unwrap_or(key.help);
     format!(
-        "| `{}` | {} | {} | {short}`--{}`, {} | {} | {} |\n",
+        "| `{}` | {} | {} | {flag} | {} | {} |\n",
         place.last(),
         cell(&default),
         cell(&takes(place)),
-        key.name,
-        names.join(", "),
         place.reload.word(),
         cell(help)
     )

@@ -239,7 +239,7 @@ impl<B: Backend> Loop<B> {
         self.count().errors.add(1);
         self.count().of_series(OWN).ended(status);
         let reply = Reply { format: reply::negotiate(accept), ..Reply::new(status, detail, &self.time.day.date) };
-        let reply = Reply { page: self.apps.page(&reply), ..reply };
+        let reply = Reply { page: self.apps.page(&reply, None), ..reply };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
         let bytes = body_len(&piece) as u64;
         if let Some(client) = self.table.client(sock)

@@ -16,6 +16,7 @@ use crate::config::{ErrorPage, Settings};
 use crate::dispatch::{AppId, Target, WorkerId};
 use crate::http::head::HeadLimits;
 use crate::http::reply::{Format, Reply};
+use crate::http::route::Edits;
 
 use super::files::KnownFiles;
 use super::{Loop, Routes};
@@ -80,10 +81,12 @@ impl Apps {
     }
 
     /// The page that is shown in the place of an answer of our own, if there is one, and its client would not rather have something else.
+    /// Those of its route and its app, which are with what becomes of its answer, go before the server's.
     #[cold]
-    pub fn page(&self, reply: &Reply<'_>) -> Option<&ErrorPage> {
-        let pages = &self.settings.error_pages;
-        pages.iter().find(|page| page.status == reply.status && (reply.format != Format::Json || page.is_json()))
+    pub fn page<'a>(&'a self, reply: &Reply<'_>, edits: Option<&'a Edits>) -> Option<&'a ErrorPage> {
+        let fits =
+            |page: &&ErrorPage| page.status == reply.status && (reply.format != Format::Json || page.is_json());
+        edits.map_or(&[][..], Edits::pages).iter().chain(&self.settings.error_pages).find(fits)
     }
 
     /// Some app that is configured.

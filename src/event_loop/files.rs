@@ -345,7 +345,7 @@ impl<B: Backend> Loop<B> {
                     allow: METHODS,
                     ..Reply::new(status, detail, date)
                 };
-                let reply = Reply { page: self.apps.page(&reply), ..reply };
+                let reply = Reply { page: self.apps.page(&reply, edits), ..reply };
                 let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
                 let bytes = body_len(&piece) as u64;
                 return Ready { piece, status, bytes, rest: None };

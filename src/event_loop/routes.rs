@@ -58,6 +58,26 @@ pub(crate) enum Route {
     Refuse(u16, &'static str),
 }
 
+impl Route {
+    /// The number of a route that is configured.
+    fn number(self) -> Option<usize> {
+        match self {
+            Route::App(number)
+            | Route::Direct(number)
+            | Route::Long(number)
+            | Route::Redirect(number)
+            | Route::Files(number) => Some(number),
+            Route::Nobody
+            | Route::Text(_)
+            | Route::Https(_)
+            | Route::Status
+            | Route::Challenge
+            | Route::Desk(_)
+            | Route::Refuse(..) => None,
+        }
+    }
+}
+
 /// What becomes of a request on a route.
 pub(crate) enum Leads {
     /// The app gets it.
@@ -175,29 +195,17 @@ impl Routes {
 
     /// Who gets in by that answer, and by which number it is counted.
     pub fn guard(&self, route: Route) -> Option<(Rc<Guard>, u16)> {
-        let number = match route {
-            Route::App(number)
-            | Route::Direct(number)
-            | Route::Long(number)
-            | Route::Redirect(number)
-            | Route::Files(number) => number,
-            Route::Nobody => return Some((self.nobody.clone()?, OWN)),
-            // What the server says of itself has its own ways of telling who may know.
-            Route::Text(_)
-            | Route::Https(_)
-            | Route::Status
-            | Route::Challenge
-            | Route::Desk(_)
-            | Route::Refuse(..) => return None,
-        };
-        let route = self.get(number);
+        if matches!(route, Route::Nobody) {
+            return Some((self.nobody.clone()?, OWN));
+        }
+        // What the server says of itself has its own ways of telling who may know.
+        let route = self.get(route.number()?);
         Some((route.guard.clone()?, route.series))
     }
 
-    /// What becomes of the fields of an answer to a request for an app, as far as its route says so.
+    /// What becomes of an answer, as far as its route says so.
     pub fn response(&self, route: Route) -> Option<Rc<Edits>> {
-        let Route::App(number) = route else { return None };
-        self.get(number).response.clone()
+        self.get(route.number()?).response.clone()
     }
 
     /// Whether it is worth a look if a path with its query names a document of the server's own: said of nearly every request, and so in few
@@ -331,7 +339,7 @@ impl<B: Backend> Loop<B> {
             },
             _ => {
                 let reply = Reply { format: reply::negotiate(request.accept.of(input)), ..Reply::new(404, "", b"") };
-                let page = self.apps.page(&reply).map(|page| (page.media_type, page.bytes()));
+                let page = self.apps.page(&reply, None).map(|page| (page.media_type, page.bytes()));
                 let (media_type, text) = page.unwrap_or(("text/plain", NOBODY));
                 Some((Direct::with(404, &format!("Content-Type: {media_type}\r\n"), text), OWN))
             }

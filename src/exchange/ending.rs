@@ -148,7 +148,7 @@ impl<B: Backend> Loop<B> {
             request_id: Some(self.accepting.id(key, &exchange.request.id)),
             ..Reply::new(status, detail, &self.time.day.date)
         };
-        let reply = Reply { page: self.apps.page(&reply), ..reply };
+        let reply = Reply { page: self.apps.page(&reply, exchange.answer.edits.as_deref()), ..reply };
         let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
         exchange.answer.bytes += body_len(&piece) as u64;
         self.become_state(connection, State::WritingResponse);

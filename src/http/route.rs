@@ -11,8 +11,10 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
 
 use crate::buffers::block::Writer;
+use crate::config::ErrorPage;
 use crate::config::route::{FieldEdits, HostPattern, Matching, PathPattern, Piece, Rewrite, Route, is_same_to_apps};
 
 /// The longest name of a host (RFC 1035 §2.3.4).
@@ -318,6 +320,8 @@ pub struct Edits {
     lines: Vec<u8>,
     /// What becomes of a request's path.
     rewrite: Rewrite,
+    /// What is shown in the place of the server's own errors, before what is shown everywhere.
+    pages: Arc<[ErrorPage]>,
 }
 
 impl Edits {
@@ -332,13 +336,23 @@ impl Edits {
         (!fields.is_empty()).then(|| Edits::of(fields))
     }
 
+    /// Those of an answer, if there are any, and pages in the place of the server's own errors.
+    pub fn showing(edits: Option<Edits>, pages: Vec<ErrorPage>) -> Option<Edits> {
+        if pages.is_empty() { edits } else { Some(Edits { pages: pages.into(), ..edits.unwrap_or_default() }) }
+    }
+
+    /// What is shown in the place of the server's own errors.
+    pub fn pages(&self) -> &[ErrorPage] {
+        &self.pages
+    }
+
     fn of(fields: &FieldEdits) -> Edits {
         let names = fields.remove.iter().chain(fields.set.iter().map(|(name, _)| name));
         let lines: String = fields.set.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         Edits {
             names: names.map(|name| name.as_bytes().into()).collect(),
             lines: lines.into_bytes(),
-            rewrite: Rewrite::default(),
+            ..Edits::default()
         }
     }
 
@@ -347,7 +361,7 @@ impl Edits {
         let goes = |known: &[u8]| names.iter().any(|name| name.as_bytes().eq_ignore_ascii_case(known));
         let mut all = Edits::default();
         if let Some(edits) = edits {
-            all.rewrite = edits.rewrite.clone();
+            (all.rewrite, all.pages) = (edits.rewrite.clone(), edits.pages.clone());
             all.names.clone_from(&edits.names);
             for (name, value) in edits.set().filter(|(name, _)| !goes(name)) {
                 all.lines.extend_from_slice(&[name, b": ", value, b"\r\n"].concat());

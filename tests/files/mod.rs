@@ -20,6 +20,8 @@ on_every_backend_and_tls! {
     a_file_that_shrinks_is_cut
     apps_name_files
     errors_are_shown_as_pages
+    pages_of_a_route_go_before_those_of_its_app_and_these_before_the_servers
+    a_reload_says_whose_pages_are_others
     a_slow_disk_holds_up_nobody_else
     a_reload_brings_other_files_and_pages
 }
@@ -458,6 +460,84 @@ fn errors_are_shown_as_pages(backend: &str) {
     }
     let answer = Client::of(&server).get("/nobody");
     assert!(answer.field("Retry-After").is_some() && answer.field("Cache-Control") == Some("no-store"));
+}
+
+fn pages_of_a_route_go_before_those_of_its_app_and_these_before_the_servers(backend: &str) {
+    let folder = Folder::new(&[]);
+    for name in ["server", "app", "route"] {
+        folder.write(&format!("{name}.html"), name.as_bytes());
+        folder.write(&format!("{name}.json"), format!("\"{name}\"").as_bytes());
+    }
+    folder.write("keys", b"");
+    let broken = Worker::saying("nonsense\r\n\r\n");
+    let site = format!(
+        "[limits.none]\nrate = '1/h'\n[server]\nerror_pages = {{ 404 = '{{folder}}/server.html', 429 = '{{folder}}/server.html', 502 = '{{folder}}/server.json', \
+         503 = '{{folder}}/server.html', 403 = '{{folder}}/server.html' }}\n\
+         [apps.starting]\nupstream = 'unix:{{folder}}/nobody'\nqueue.hold = '0s'\n\
+         error_pages = {{ 503 = '{{folder}}/app.html', 404 = '{{folder}}/app.html' }}\n\
+         [apps.broken]\nupstream = '{}'\nerror_pages.502 = '{{folder}}/app.html'\n\
+         [apps.www]\nstatic = '{{folder}}/www'\nerror_pages.404 = '{{folder}}/app.html'\n\
+         [[routes]]\nmatch.path = '/route/starting'\napp = 'starting'\nerror_pages.503 = '{{folder}}/route.html'\n\
+         [[routes]]\nmatch.path = '/asked'\napp = 'www'\nforward_auth = 'starting'\nerror_pages.502 = '{{folder}}/route.html'\n\
+         [[routes]]\nmatch.path = '/starting'\napp = 'starting'\n\
+         [[routes]]\nmatch.path = '/broken'\napp = 'broken'\n\
+         [[routes]]\nmatch.path = '/www/*'\napp = 'www'\n\
+         [[routes]]\nmatch.path = '/files/*'\nstatic = '{{folder}}/www'\nerror_pages.404 = '{{folder}}/route.html'\n\
+         [[routes]]\nmatch.path = '/kept'\nrespond = 'in'\nallow = '10.0.0.0/8'\nerror_pages.403 = '{{folder}}/route.html'\n\
+         [[routes]]\nmatch.path = '/limited'\nrespond = 'in'\nlimits = 'none'\n",
+        broken.url
+    );
+    let server = folder.server(backend, &site);
+    assert_eq!(Client::of(&server).get("/limited").text(), "in");
+    for (target, status, text) in [
+        ("/route/starting", 503, "route"),
+        ("/starting", 503, "app"),
+        // It is the route of the request that counts, and not the app that is asked about it.
+        ("/asked", 503, "server"),
+        ("/broken", 502, "app"),
+        ("/www/x", 404, "app"),
+        ("/files/x", 404, "route"),
+        ("/kept", 403, "route"),
+        ("/limited", 429, "server"),
+        ("/elsewhere", 404, "server"),
+    ] {
+        let answer = Client::of(&server).get(target);
+        assert_eq!((answer.status, answer.text().as_str()), (status, text), "{target}");
+    }
+    // Who asks for JSON gets the first that is.
+    let answer = ask(&mut Client::of(&server), "/broken", "Accept: application/json\r\n");
+    assert_eq!((answer.status, answer.text().as_str()), (502, "\"server\""));
+}
+
+fn a_reload_says_whose_pages_are_others(backend: &str) {
+    let folder = Folder::new(&[]);
+    for name in ["one", "other"] {
+        folder.write(&format!("{name}.html"), name.as_bytes());
+    }
+    let site = "[apps.gone]\nupstream = 'unix:{folder}/nobody'\nqueue.hold = '0s'\nerror_pages.503 = '{folder}/one.html'\n\
+                [[routes]]\nmatch.path = '/route'\napp = 'gone'\nerror_pages.503 = '{folder}/other.html'\n\
+                [[routes]]\napp = 'gone'\n";
+    let server = folder.server(backend, site);
+    let run = server.run().display().to_string();
+    let reload = |site: &str| {
+        folder.write("site.toml", site.replace("{folder}", &folder.text("")).as_bytes());
+        let output = Command::new(PROGRAM).args(["reload", "--wait", "--run-dir", &run]).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned())
+    };
+    let shown = || ["/", "/route"].map(|target| Client::of(&server).get(target).text());
+    assert_eq!(shown(), ["one", "other"]);
+    folder.write("one.html", b"two");
+    let (done, said) = reload(site);
+    assert!(done && said.contains("apps.gone.error_pages: as they were -> read anew"), "{said}");
+    assert_eq!(shown(), ["two", "other"]);
+    let (done, said) = reload(&site.replace("one.html", "other.html"));
+    let told = said.lines().find(|line| line.contains("apps.gone.error_pages: [503 ")).unwrap_or_default();
+    assert!(done && told.contains("one.html] -> [503 ") && told.ends_with("other.html]"), "{said}");
+    for (from, place) in [("one.html", ":4:"), ("other.html", ":8:")] {
+        let (done, said) = reload(&site.replace(from, "missing.html"));
+        assert!(!done && said.contains("missing.html cannot be read") && said.contains(place), "{said}");
+        assert_eq!(shown(), ["other", "other"], "what held holds");
+    }
 }
 
 fn a_slow_disk_holds_up_nobody_else(backend: &str) {

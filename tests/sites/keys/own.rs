@@ -269,6 +269,13 @@ fn files(rig: &mut Rig) {
     assert_eq!((rig.get("files", "/in/d/").1.as_str(), rig.get("files", "/in/page").1.as_str()), ("home", "named"));
     assert_eq!(rig.get("files", "/in/missing.js"), (404, "gone".to_owned()));
     assert_eq!(rig.get("sendfile", "/accel").1, "named");
+    rig.change(&[
+        ("routes[31].sendfile.root", "'FOLDER/run'"),
+        ("apps.kept.error_pages", "{ 404 = 'FOLDER/files/a.txt' }"),
+    ]);
+    assert_eq!(rig.get("sendfile", "/accel"), (404, "named".to_owned()));
+    rig.change(&[("routes[31].error_pages", "{ 404 = 'FOLDER/files/d/home.txt' }")]);
+    assert_eq!(rig.get("sendfile", "/accel"), (404, "home".to_owned()));
 }
 
 /// Who gets in. All is on a route of its own, but for what is said of the whole server, which is taken back.
