@@ -246,7 +246,15 @@ impl Way {
         let compress = route.compress.as_ref().or(of_app);
         let compress = compress.filter(|compress| compress.codings.as_ref().is_some_and(|codings| !codings.is_empty()));
         let compress = compress.cloned().map(Arc::new);
-        Way { to, sendfile, request, response, compress, series: metrics.series(app.map(|app| app.count), &label), guard }
+        Way {
+            to,
+            sendfile,
+            request,
+            response,
+            compress,
+            series: metrics.series(app.map(|app| app.count), &label),
+            guard,
+        }
     }
 }
 

@@ -15,7 +15,9 @@ use nix::unistd::{AccessFlags, Group, User, access};
 use socket2::{Domain, Socket, Type};
 
 use crate::config::route::Target;
-use crate::config::{App, Command, Eject, ErrorPage, Health, ListenAddress, Loaded, LogTarget, Problem, Severity, SpeakTls};
+use crate::config::{
+    App, Command, Eject, ErrorPage, Health, ListenAddress, Loaded, LogTarget, Problem, Severity, SpeakTls,
+};
 use crate::files;
 use crate::key_sets;
 use crate::socket_file;

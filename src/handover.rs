@@ -7,6 +7,7 @@
 //! new   hello { protocol, version }
 //!   old   estate { listeners, run directory, counts, … }   and behind it the descriptors, 64 at a time, each batch with one byte
 //! new   ready                              its workers are; it has accepted nobody yet
+//!   old   limit { what clients have used of it } …, if the hello says that it is heard
 //!   old   go { counts }
 //! new   serving { what it has taken }      from here on it accepts; the old one accepts no more, and drains
 //!   old   counted { counts } …             what the old one still counts
@@ -54,11 +55,15 @@ pub enum Message {
     Hello(Hello),
     Estate(Box<Estate>),
     Ready,
+    /// [`Kept`](crate::limits::Kept), which whoever hears it is to judge.
+    Limit(serde_json::Value),
     Go(Account),
     Serving(Taken),
     Counted(Account),
     Farewell(Account),
-    Failed { reason: String },
+    Failed {
+        reason: String,
+    },
 }
 
 /// Who the successor is.
@@ -68,12 +73,15 @@ pub struct Hello {
     pub protocol: u32,
     /// Its version, for people.
     pub version: String,
+    /// Whether it hears of limits what clients have used of them.
+    #[serde(default)]
+    pub hears_limits: bool,
 }
 
 impl Hello {
     /// Of this binary.
     pub fn own() -> Hello {
-        Hello { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned() }
+        Hello { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned(), hears_limits: true }
     }
 }
 

@@ -8,18 +8,20 @@
 //!   who floods has the least, and is never forgotten.
 //! - Nothing here has a clock: the time is an argument, in nanoseconds since whenever, the same for all callers.
 //! - A limit is known by its name and outlives its [`Policy`]: a reload that changes how much is allowed forgets nobody.
-//! - Keys are hashed with a secret, so that nobody can choose a row.
+//! - Keys are hashed with a secret, so that nobody can choose a row. It goes over to the server after this one with what is remembered.
 
 mod busiest;
 mod crowd;
 mod flight;
+mod kept;
 
 pub use busiest::{Busiest, Busy};
 pub use crowd::Crowd;
 pub use flight::{Flight, InFlight};
+pub use kept::Kept;
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -149,7 +151,7 @@ type Shard = Mutex<Box<[[Entry; WAYS]]>>;
 
 /// A limit: who has used how much of it, and what came of it.
 pub struct Limit {
-    secret: RandomState,
+    secret: [AtomicU64; 2],
     shards: Box<[Shard]>,
     /// Requests that passed late.
     pub delayed: AtomicU64,
@@ -159,6 +161,8 @@ pub struct Limit {
     pub spared: AtomicU64,
     /// Keys that were forgotten before their allowance was whole.
     pub forgotten: AtomicU64,
+    /// The same four of the servers before this one.
+    before: [AtomicU64; 4],
     /// Who was refused most.
     busiest: Mutex<Busiest>,
 }
@@ -166,13 +170,15 @@ pub struct Limit {
 impl Default for Limit {
     fn default() -> Limit {
         let shard = || Mutex::new(vec![[Entry::default(); WAYS]; ROWS].into_boxed_slice());
+        let random = RandomState::new();
         Limit {
-            secret: RandomState::new(),
+            secret: [0, 1].map(|half| AtomicU64::new(random.hash_one(half))),
             shards: (0..ENTRIES / WAYS / ROWS).map(|_| shard()).collect(),
             delayed: AtomicU64::default(),
             refused: AtomicU64::default(),
             spared: AtomicU64::default(),
             forgotten: AtomicU64::default(),
+            before: Default::default(),
             busiest: Mutex::default(),
         }
     }
@@ -192,14 +198,37 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Limit {
     /// The key of whatever tells clients apart.
     pub fn key(&self, bytes: &[u8]) -> u64 {
-        self.secret.hash_one(bytes)
+        let [one, other] = self.secret.each_ref().map(|half| half.load(Ordering::Relaxed));
+        #[expect(deprecated, reason = "the standard library's other hashers tell nobody their secret")]
+        let mut hasher = std::hash::SipHasher::new_with_keys(one, other);
+        hasher.write(bytes);
+        hasher.finish()
+    }
+
+    /// Does something with the row that a key belongs to.
+    fn in_row<T>(&self, key: u64, look: impl FnOnce(&mut [Entry; WAYS]) -> T) -> T {
+        let row = key as usize;
+        look(&mut lock(&self.shards[row / ROWS % self.shards.len()])[row % ROWS])
+    }
+
+    /// Requests that passed late, that were refused, and that would have been, and keys that were forgotten; of this server and those
+    /// before it.
+    pub fn counts(&self) -> [u64; 4] {
+        let own = [&self.delayed, &self.refused, &self.spared, &self.forgotten];
+        std::array::from_fn(|at| own[at].load(Ordering::Relaxed) + self.before[at].load(Ordering::Relaxed))
+    }
+
+    /// What those before it have counted; replaces what was said before.
+    pub fn inherit(&self, counts: [u64; 4]) {
+        self.before.iter().zip(counts).for_each(|(before, count)| before.store(count, Ordering::Relaxed));
     }
 
     /// Takes one from a key's allowance, at that time.
     pub fn take(&self, key: u64, policy: &Policy, now: u64) -> Verdict {
-        let row = key as usize;
-        let mut shard = lock(&self.shards[row / ROWS % self.shards.len()]);
-        let row = &mut shard[row % ROWS];
+        self.in_row(key, |row| self.take_from(row, key, policy, now))
+    }
+
+    fn take_from(&self, row: &mut [Entry; WAYS], key: u64, policy: &Policy, now: u64) -> Verdict {
         let known = row.iter().position(|entry| entry.key == key && entry.whole_at > now);
         let place = known.unwrap_or_else(|| {
             let most_left = row.iter().enumerate().min_by_key(|(_, entry)| entry.whole_at);
@@ -225,21 +254,20 @@ impl Limit {
         if late > 0 { Verdict::Wait(late) } else { Verdict::Pass }
     }
 
+    fn whole_at(&self, key: u64) -> Option<u64> {
+        self.in_row(key, |row| row.iter().find(|entry| entry.key == key).map(|entry| entry.whole_at))
+    }
+
     /// How many nanoseconds pass until the next one of a key would be let through; 0: none.
     pub fn wait(&self, key: u64, policy: &Policy, now: u64) -> u64 {
-        let row = key as usize;
-        let shard = lock(&self.shards[row / ROWS % self.shards.len()]);
-        let known = shard[row % ROWS].iter().find(|entry| entry.key == key && entry.whole_at > now);
-        let whole_at = known.map_or(now, |entry| entry.whole_at).saturating_add(policy.rate.interval());
+        let known = self.whole_at(key).filter(|whole_at| *whole_at > now);
+        let whole_at = known.unwrap_or(now).saturating_add(policy.rate.interval());
         whole_at.saturating_sub(now.saturating_add(policy.tolerance()))
     }
 
     /// How many more of a key could come at once, and in how many nanoseconds its allowance is whole again.
     pub fn left(&self, key: u64, policy: &Policy, now: u64) -> (u64, u64) {
-        let row = key as usize;
-        let shard = lock(&self.shards[row / ROWS % self.shards.len()]);
-        let known = shard[row % ROWS].iter().find(|entry| entry.key == key);
-        let used = known.map_or(0, |entry| entry.whole_at.saturating_sub(now));
+        let used = self.whole_at(key).map_or(0, |whole_at| whole_at.saturating_sub(now));
         (policy.tolerance().saturating_sub(used) / policy.rate.interval(), used)
     }
 

@@ -10,8 +10,8 @@ use production_server::backends::Backend;
 use production_server::backends::Options;
 use production_server::backends::simulated::{End, Entered, Faults, Place, Service, Simulated, World};
 use production_server::buffers::block::{Budget, Pool};
-use production_server::config::{ListenAddress, Settings};
 use production_server::config::route::{HostPattern, Matching, Route};
+use production_server::config::{ListenAddress, Settings};
 use production_server::dispatch::{AppId, Balance, Dispatch, Policy, Target, WorkerId};
 use production_server::event_loop::Shared;
 use production_server::log::Log;
@@ -110,7 +110,15 @@ impl Rig {
         let listener = |app: AppId| {
             let descriptor = world.listener(place(app)).unwrap();
             let front = Default::default();
-            ListenerSetup { id: u32::from(app.0), asked: asked(81 + app.0), descriptor, port: 81 + app.0, tls: None, admin: false, front }
+            ListenerSetup {
+                id: u32::from(app.0),
+                asked: asked(81 + app.0),
+                descriptor,
+                port: 81 + app.0,
+                tls: None,
+                admin: false,
+                front,
+            }
         };
         let setup = Setup {
             index: 0,

@@ -78,7 +78,9 @@ impl Changes {
             "what stands in front of it (takes another process: left as it was until `production_server upgrade`)";
         lines.extend(self.fronts.iter().map(|listener| format!("listener {}: {left}", listener.address)));
         lines.extend(self.access.iter().map(|listener| format!("listener {}: mode and owner", listener.address)));
-        lines.extend(self.doors.iter().map(|listener| format!("listener {}: whose requests are taken", listener.address)));
+        lines.extend(
+            self.doors.iter().map(|listener| format!("listener {}: whose requests are taken", listener.address)),
+        );
         lines.extend(self.tls.iter().cloned());
         lines.extend(self.limits.then(|| "limits: changed".to_owned()));
         lines.extend(self.routes.then(|| "routes: changed".to_owned()));

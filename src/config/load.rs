@@ -12,7 +12,9 @@ use super::environment::Environment;
 use super::file::{self, AppSaid, File, RouteSaid};
 use super::report::{Problem, Severity, line_and_column, report, shown_path};
 use super::route::{Access, AccessDraft, Draft, Target};
-use super::{App, Command, Config, ErrorPage, Front, ListenAddress, Listener, Route, Settings, UnixListen, keys, places, units};
+use super::{
+    App, Command, Config, ErrorPage, Front, ListenAddress, Listener, Route, Settings, UnixListen, keys, places, units,
+};
 
 /// What the workers run, and where it was said.
 #[derive(Clone, Debug)]

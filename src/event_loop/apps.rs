@@ -84,8 +84,7 @@ impl Apps {
     /// Those of its route and its app, which are with what becomes of its answer, go before the server's.
     #[cold]
     pub fn page<'a>(&'a self, reply: &Reply<'_>, edits: Option<&'a Edits>) -> Option<&'a ErrorPage> {
-        let fits =
-            |page: &&ErrorPage| page.status == reply.status && (reply.format != Format::Json || page.is_json());
+        let fits = |page: &&ErrorPage| page.status == reply.status && (reply.format != Format::Json || page.is_json());
         edits.map_or(&[][..], Edits::pages).iter().chain(&self.settings.error_pages).find(fits)
     }
 

@@ -1,5 +1,8 @@
 //! How limits count, at times that the tests name.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+
 use super::*;
 
 const SECOND: u64 = 1_000_000_000;
@@ -176,4 +179,90 @@ fn a_route_has_as_many_requests_under_way_as_it_may() {
     assert_eq!((again.count(), registry.flight("/other").count()), (2, 0), "a reload forgets nobody");
     drop(seats);
     assert_eq!(again.count(), 0);
+}
+
+/// What is said of that limit.
+fn kept(registry: &Registry, name: &str, now: Instant) -> serde_json::Value {
+    serde_json::to_value(registry.keep(now).find(|kept| kept.name == name).unwrap()).unwrap()
+}
+
+#[test]
+fn what_was_used_is_used_at_the_next_server() {
+    let (old, new) = (Registry::default(), Registry::default());
+    let [before, after] = [&old, &new].map(|registry| registry.get("a"));
+    let policy = policy(60, 3);
+    let start = Instant::now();
+    let at = |registry: &Registry, seconds: u64| registry.nanos(start + Duration::from_secs(seconds));
+    // The clocks of both count from different times.
+    let ask = |registry: &Registry, limit: &Limit, who: &[u8], seconds| {
+        limit.take(limit.key(who), &policy, at(registry, seconds))
+    };
+    for _ in 0..3 {
+        assert_eq!(ask(&old, &before, b"greedy", 100), Verdict::Pass);
+    }
+    assert_eq!(ask(&old, &before, b"modest", 100), Verdict::Pass);
+    assert_eq!(ask(&old, &before, b"gone", 1), Verdict::Pass);
+    let told = kept(&old, "a", start + Duration::from_secs(100));
+    assert_eq!(
+        told["entries"].as_str().unwrap().len(),
+        44,
+        "two of sixteen bytes, and nothing of whom there is nothing to say"
+    );
+    new.restore(told.clone(), start + Duration::from_secs(1000)).unwrap();
+    assert_eq!(ask(&new, &after, b"greedy", 1000), Verdict::Refuse(SECOND));
+    assert_eq!(
+        [(); 3].map(|()| ask(&new, &after, b"modest", 1000)),
+        [Verdict::Pass, Verdict::Pass, Verdict::Refuse(SECOND)]
+    );
+    assert_eq!(ask(&new, &after, b"greedy", 1001), Verdict::Pass, "its time has come");
+    // Told again, it takes nothing back of what was used here.
+    new.restore(told, start + Duration::from_secs(1001)).unwrap();
+    assert_eq!(ask(&new, &after, b"greedy", 1001), Verdict::Refuse(SECOND));
+    // A third one learns of it by the second.
+    let third = Registry::default();
+    let last = third.get("a");
+    third.restore(kept(&new, "a", start + Duration::from_secs(1001)), start).unwrap();
+    assert_eq!(ask(&third, &last, b"greedy", 0), Verdict::Refuse(SECOND));
+}
+
+#[test]
+fn what_is_told_of_a_limit_has_a_bound_and_is_not_believed() {
+    let (old, new, now) = (Registry::default(), Registry::default(), Instant::now());
+    let [full, limit] = [&old, &new].map(|registry| registry.get("a"));
+    let policy = policy(1, 1);
+    for number in 0..12 * ENTRIES as u64 {
+        full.take(full.key(&number.to_le_bytes()), &policy, old.nanos(now));
+    }
+    let told = kept(&old, "a", now);
+    assert!(told.to_string().len() < 2 << 20);
+    let with = |name: &str, value: serde_json::Value| {
+        let mut told = told.clone();
+        told[name] = value;
+        told
+    };
+    let entries = told["entries"].as_str().unwrap();
+    let secret = |limit: &Limit| limit.key(b"who");
+    let before = secret(&limit);
+    for wrong in [
+        serde_json::json!(null),
+        serde_json::json!({ "name": "a" }),
+        with("form", 2.into()),
+        with("secret", serde_json::json!([1])),
+        with("entries", 7.into()),
+        with("entries", "no base64".into()),
+        with("entries", "AAAA".into()),
+        with("entries", STANDARD.encode(vec![7; (ENTRIES + 1) * 16]).into()),
+    ] {
+        assert!(new.restore(wrong.clone(), now).is_err(), "{wrong:.200}");
+        assert_eq!((secret(&limit), limit.left(1, &policy, 0)), (before, (1, 0)), "nothing has changed");
+    }
+    // Nobody is called so here.
+    new.restore(with("name", "b".into()), now).unwrap();
+    assert_eq!(secret(&limit), before);
+    // A time that cannot be is no longer than the limit has it.
+    let never = STANDARD.encode([7_u64.to_le_bytes(), u64::MAX.to_le_bytes()].concat());
+    new.restore(with("entries", never.into()), now).unwrap();
+    assert_eq!(limit.take(7, &policy, SECOND), Verdict::Refuse(60 * SECOND));
+    assert_eq!(limit.take(7, &policy, 61 * SECOND), Verdict::Pass);
+    assert_eq!(entries.len(), (ENTRIES * 16).div_ceil(3) * 4, "all places are taken");
 }

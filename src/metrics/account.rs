@@ -16,6 +16,8 @@ pub struct Account {
     counters: BTreeMap<String, u64>,
     apps: BTreeMap<String, AppAccount>,
     series: Vec<SeriesAccount>,
+    /// Of each limit ([`Limit::counts`](crate::limits::Limit::counts)).
+    limits: BTreeMap<String, [u64; 4]>,
     /// Of each app's workers, of those that are gone, too.
     pub lives: BTreeMap<String, Record>,
     /// Lines of the log that nobody read.
@@ -60,6 +62,7 @@ impl Metrics {
             let (statuses, took) = (self.statuses(index), self.took(index));
             account.series.push(SeriesAccount { app, route: name.route.clone(), statuses, took });
         }
+        account.limits = self.limits().all().into_iter().map(|(name, limit)| (name, limit.counts())).collect();
         account
     }
 
@@ -77,6 +80,9 @@ impl Metrics {
             }
             row.waited.set(&app.waited);
         }
+        for (name, limit) in self.limits().all() {
+            limit.inherit(account.limits.get(&name).copied().unwrap_or_default());
+        }
         for series in &account.series {
             let index = self.series(series.app.as_ref().map(|app| self.app(app)), &series.route);
             before.of_series(index).set(&series.statuses, &series.took);
@@ -86,6 +92,8 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::Ordering;
+
     use super::*;
 
     /// What is counted of the app `web` and its only series: refusals by a full queue, answers of 200, times and waits.
@@ -111,10 +119,14 @@ mod tests {
         old.of_series(series).direct.add(4);
         old.of_series(series).at_once.add(5);
         old.of_series(series).took.record(5_000_000);
+        let limit = first.limits().get("login");
+        limit.refused.store(2, Ordering::Relaxed);
         let told_by_first = told(&first);
         assert_eq!(told_by_first, (3, 2, 5, 5, 6));
 
         let second = Metrics::new(1);
+        let next = second.limits().get("login");
+        next.refused.store(3, Ordering::Relaxed);
         let (other, of_other) = (second.app("other"), second.series(Some(0), ""));
         second.of_loop(0).app(other).queue_full.add(9);
         second.of_loop(0).of_series(of_other).ended(200);
@@ -126,9 +138,11 @@ mod tests {
         let text = serde_json::to_string(&first.account()).unwrap();
         second.inherit(&serde_json::from_str(&text).unwrap());
         assert_eq!(told(&second), (6, 2, 5, 5, 6), "what was said before is replaced");
+        assert_eq!((next.counts(), second.account().limits["login"]), ([0, 5, 0, 0], [0, 5, 0, 0]));
         assert_eq!(second.latencies().count(), 5);
 
         let third = Metrics::new(1);
+        let _last = third.limits().get("login");
         third.inherit(&second.account());
         assert_eq!(told(&third), told(&second), "and goes on to the next");
         assert_eq!(third.account(), second.account());

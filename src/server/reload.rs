@@ -294,7 +294,9 @@ impl Reloader {
 
     /// A TCP listener of that address that was to be closed, still is open, and has that in front of it. Behind port 0 each is another.
     fn returning(&self, asked: &ListenAddress, front: &Front, supervisor: &Supervisor) -> Option<&Place> {
-        let is_it = |place: &&Place| place.asked == *asked && place.address == *asked && place.front.clone().letting_in_as(front) == *front;
+        let is_it = |place: &&Place| {
+            place.asked == *asked && place.address == *asked && place.front.clone().letting_in_as(front) == *front
+        };
         let is_open = |place: &&Place| supervisor.closing().any(|held| held.id == place.id);
         self.closing
             .iter()

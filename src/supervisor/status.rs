@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
+
+use serde_json::Value;
 
 use super::Supervisor;
 use super::heartbeat::Heartbeat;
@@ -16,8 +17,8 @@ use crate::config::Settings;
 use crate::control::status::{self, State, WorkerState};
 use crate::dispatch::{Snapshot, Standing, WorkerSnapshot};
 use crate::fleet::{self, Member, PlaceState, RollEnd};
-use crate::limits::{Busy, Limit};
-use crate::log::Log;
+use crate::limits::{Busy, Kept, Limit};
+use crate::log::{Level, Log};
 use crate::mailbox::desk::Desk;
 use crate::metrics::latency::{Latencies, Rates, Recent};
 use crate::metrics::lives::{Lives, Record};
@@ -76,13 +77,10 @@ impl Observed {
 }
 
 fn limits(metrics: &Metrics) -> Vec<status::Limit> {
-    let limit = |(name, limit): (String, Arc<Limit>)| status::Limit {
-        name,
-        delayed: limit.delayed.load(Ordering::Relaxed),
-        refused: limit.refused.load(Ordering::Relaxed),
-        spared: limit.spared.load(Ordering::Relaxed),
-        forgotten: limit.forgotten.load(Ordering::Relaxed),
-        busiest: limit.busiest().into_iter().map(|Busy { key, count }| status::Busy { key, count }).collect(),
+    let limit = |(name, limit): (String, Arc<Limit>)| {
+        let [delayed, refused, spared, forgotten] = limit.counts();
+        let busiest = limit.busiest().into_iter().map(|Busy { key, count }| status::Busy { key, count }).collect();
+        status::Limit { name, delayed, refused, spared, forgotten, busiest }
     };
     metrics.limits().all().into_iter().map(limit).collect()
 }
@@ -172,6 +170,21 @@ impl Supervisor {
         }
         account.log_lines_dropped = self.log_lines_dropped();
         account
+    }
+
+    /// What is remembered of clients by the limits, each for itself.
+    pub(super) fn kept_limits(&self, now: Instant) -> Vec<Kept> {
+        self.observed.as_ref().map_or_else(Vec::new, |observed| observed.about.metrics.limits().keep(now).collect())
+    }
+
+    /// What the server before this one has remembered of clients by one of its limits.
+    pub(super) fn inherit_limit(&self, told: Value, now: Instant) {
+        let Some(observed) = &self.observed else { return };
+        if let Err(what) = observed.about.metrics.limits().restore(told, now) {
+            let message = "what clients have used of a limit is not known to this server: it begins anew";
+            let fields: [(&str, &dyn std::fmt::Display); 1] = [("error", &what)];
+            self.context.log.event(Level::Warn, message, &fields);
+        }
     }
 
     /// What the servers before this one have counted; replaces what was said before.

@@ -1,11 +1,17 @@
 //! Upgrades that fail: the old server stays, and says why.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+
 use super::*;
 
 on_every_backend! {
     what_is_no_server_of_this_kind_changes_nothing,
     a_new_server_that_cannot_start_says_why,
     a_new_server_that_is_killed_changes_nothing,
+    nonsense_about_a_limit_stops_no_upgrade,
 }
 
 fn refused(line: &Line, program: &str, reason: &str) {
@@ -103,4 +109,30 @@ fn killed_changes_nothing(line: &Line, program: &[&str], before: u32) {
     assert!(upgrade["reason"].as_str().unwrap().contains("killed by signal 9"), "{upgrade}");
     until("its workers end with it", || !started.iter().any(Process::is_alive));
     assert_eq!((line.process(), line.pid_file()), (before, before));
+}
+
+/// The test is the server before this one.
+fn nonsense_about_a_limit_stops_no_upgrade(backend: &str) {
+    let folder = folder();
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    ours.set_read_timeout(Some(DEADLINE)).unwrap();
+    let mut command = Command::new(PROGRAM);
+    command.args(["--respond", "in", "--rate-limit", "1/h", "--listen", "127.0.0.1:0", "--no-access-log"]);
+    command.args(["--run-dir", &path(&folder, "run"), "--backend", backend, "--loops", "1"]);
+    command.env("PRODUCTION_SERVER_HANDOVER", "1").stdin(OwnedFd::from(theirs)).stderr(Stdio::piped());
+    let mut child = command.stdout(Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(ours.try_clone().unwrap()).lines().map(Result::unwrap);
+    let hello = lines.next().unwrap();
+    assert!(hello.contains("\"hears_limits\":true"), "{hello}");
+    ours.write_all(b"{\"estate\":{}}\n").unwrap();
+    assert_eq!(lines.next().unwrap(), "\"ready\"");
+    ours.write_all(b"{\"limit\":7}\n{\"limit\":{\"name\":\"rate-limit\",\"entries\":\"\"}}\n{\"go\":{}}\n").unwrap();
+    let serving = lines.next().unwrap();
+    assert!(serving.starts_with("{\"serving\":"), "{serving}");
+    ours.write_all(b"{\"farewell\":{}}\n").unwrap();
+    send_signal(child.id(), "TERM");
+    let mut said = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(0), "{said}");
+    assert_eq!(said.matches("what clients have used of a limit is not known to this server").count(), 2, "{said}");
 }

@@ -12,6 +12,7 @@ on_every_backend! {
     the_number_of_loops_and_listeners_may_change,
     what_is_counted_goes_on_and_the_admin_listener_with_it,
     an_admin_listener_that_comes_takes_no_public_one,
+    what_clients_have_used_of_limits_stays_used,
 }
 
 /// 64 clients that keep their connections and some that do not, over TCP: all requests of all of them are answered, counters only grow, pid
@@ -249,5 +250,38 @@ fn who_says_nothing_leaves_descriptors_for_a_roll_a_reload_and_an_upgrade() {
     assert!(!line.server.lines().iter().any(|line| line.contains("os error 24")), "{:?}", line.server.lines());
     crowd.end();
     drop((clients, silent));
+    line.stop();
+}
+
+fn what_clients_have_used_of_limits_stays_used(backend: &str) {
+    let folder = folder();
+    let file = path(&folder, "site.toml");
+    let write = |long: &str| {
+        let site = format!(
+            "[limits.{long}]\nrate = '1/h'\n[limits.short]\nrate = '1/2s'\n\
+             [[routes]]\nmatch.path = '/long'\nrespond = 'in'\nlimits = '{long}'\n\
+             [[routes]]\nmatch.path = '/short'\nrespond = 'in'\nlimits = 'short'\n"
+        );
+        fs::write(&file, site).unwrap();
+    };
+    write("long");
+    let line = Line::start_in(folder, Command::new(PROGRAM), backend, &["-f", &file]);
+    let ask = |path: &str| line.server.client().get(path).status;
+    let refused = || {
+        line.status()["limits"].as_array().unwrap().iter().find(|limit| limit["name"] == "long").unwrap()["refused"]
+            .clone()
+    };
+    assert_eq!((ask("/long"), ask("/short")), (200, 200));
+    for count in 1..=2 {
+        assert_eq!(ask("/long"), 429);
+        line.upgraded();
+        assert_eq!(ask("/long"), 429, "the next server knows it");
+        assert_eq!(refused(), 2 * count, "and counts on from there");
+        until("its time has come", || ask("/short") == 200);
+    }
+    // One of another name is another limit.
+    write("other");
+    line.upgraded();
+    assert_eq!((ask("/long"), ask("/long")), (200, 429));
     line.stop();
 }

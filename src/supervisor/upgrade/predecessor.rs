@@ -53,6 +53,7 @@ pub(super) struct Attempt {
     /// When it must serve at the latest.
     deadline: Instant,
     version: Option<String>,
+    hears_limits: bool,
     /// It has closed its end: when it did.
     closed: Option<Instant>,
 }
@@ -156,6 +157,7 @@ impl Supervisor {
             due: deadline.min(now + HELLO_PATIENCE),
             deadline,
             version: None,
+            hears_limits: false,
             closed: None,
         });
         match wait {
@@ -220,13 +222,13 @@ impl Supervisor {
     fn act_on(&mut self, attempt: &mut Attempt, message: Message, now: Instant) -> Result<(), String> {
         let lost = |error: io::Error| format!("the new server cannot be reached: {error}");
         match (attempt.phase, message) {
-            (Phase::Started, Message::Hello(Hello { protocol, version })) => {
+            (Phase::Started, Message::Hello(Hello { protocol, version, hears_limits })) => {
                 if protocol != PROTOCOL {
                     return Err(format!(
                         "the new server (version {version}) speaks version {protocol} of the handover, and this one {PROTOCOL}"
                     ));
                 }
-                attempt.version = Some(version);
+                (attempt.version, attempt.hears_limits) = (Some(version), hears_limits);
                 let (estate, descriptors) =
                     self.estate().map_err(|error| format!("what is to be handed over cannot be copied: {error}"))?;
                 (attempt.phase, attempt.due) = (Phase::Given, attempt.deadline);
@@ -236,6 +238,11 @@ impl Supervisor {
                 attempt.phase = Phase::Going;
                 // The new server pushes from where its account begins.
                 self.finish_pushes(now);
+                let limits = if attempt.hears_limits { self.kept_limits(now) } else { Vec::new() };
+                for limit in limits {
+                    let told = serde_json::to_value(limit).map_err(io::Error::from).map_err(lost)?;
+                    attempt.channel.say(&Message::Limit(told)).map_err(lost)?;
+                }
                 attempt.channel.say(&Message::Go(self.account())).map_err(lost)
             }
             (Phase::Going, Message::Serving(taken)) => {

@@ -104,6 +104,7 @@ impl Supervisor {
                 Err(error) => (None, Some(error)),
             };
             match (successor.phase, message) {
+                (Phase::Ready, Some(Message::Limit(told))) => self.inherit_limit(told, now),
                 (Phase::Ready, Some(Message::Go(account))) => self.take_over(&mut successor, Some(account), now),
                 (Phase::Serving | Phase::Main, Some(Message::Counted(account))) => {
                     self.inherit_counts(account);
