@@ -7,6 +7,7 @@
 //! - The lines are bounded, one for each [`Kind`]. What finds its line full is refused at once, and never waits.
 //! - What computes, or writes the spool, never has all threads: one is left for the rest, where there are two or more.
 //! - Every piece of work that was taken on is answered, but for those in line when the server stops: also one that panics, with `None`.
+//! - Loops have the processor before helpers: what is compressed, hashed or written for some keeps nobody else waiting.
 //! - No thread runs before [`Helpers::start`], which whoever sees that something configured needs them calls.
 
 use std::collections::VecDeque;
@@ -15,6 +16,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use crate::kernel;
 
 /// What a piece of work does most of its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +93,7 @@ impl Inner {
 
     /// What each thread does until the end.
     fn help(&self) {
+        kernel::give_way();
         let mut state = self.lock();
         while !state.stopped {
             let Some((kind, job)) = state.next() else {
@@ -175,6 +179,19 @@ mod tests {
         };
         assert!(helpers.ask(kind, work, |_| ()));
         (begins, end)
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn helpers_give_way_to_loops() {
+        let helpers = Helpers::default();
+        helpers.start(1).unwrap();
+        let (sender, receiver) = mpsc::channel();
+        assert!(helpers.ask(Kind::Waits, kernel::niceness, move |nice| sender.send(nice).unwrap()));
+        let own = kernel::niceness();
+        assert_eq!(receiver.recv_timeout(LONG), Ok(Some((own + kernel::GIVES_WAY).min(19))));
+        assert_eq!(kernel::niceness(), own, "the other threads stay as they were");
+        assert_eq!(helpers.stop(LONG), 0);
     }
 
     #[test]

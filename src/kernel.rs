@@ -36,3 +36,24 @@ pub(crate) fn read_now(file: impl AsFd, at: u64, room: &mut [std::mem::MaybeUnin
 pub(crate) fn read_now(_: impl AsFd, _: u64, _: &mut [std::mem::MaybeUninit<u8>]) -> std::io::Result<usize> {
     Err(std::io::ErrorKind::WouldBlock.into())
 }
+
+/// How much nicer a thread is that gives way: with 10, one that does not has nine times its part of a processor (sched(7)).
+#[cfg(target_os = "linux")]
+pub const GIVES_WAY: i32 = 10;
+
+/// The niceness of this thread, -20 to 19 (getpriority(2), which on Linux is about threads).
+#[cfg(target_os = "linux")]
+pub fn niceness() -> i32 {
+    // SAFETY: it takes numbers. An error, which looks like -1, can only be of a thread that is not there.
+    unsafe { libc::getpriority(libc::PRIO_PROCESS, 0) }
+}
+
+/// Has this thread give way to the others of the process where both want a processor. Elsewhere than on Linux niceness is the process', and
+/// nothing happens.
+pub fn give_way() {
+    #[cfg(target_os = "linux")]
+    // SAFETY: it takes numbers. To be nicer than before is always allowed.
+    unsafe {
+        libc::setpriority(libc::PRIO_PROCESS, 0, (niceness() + GIVES_WAY).min(19));
+    }
+}
