@@ -21,6 +21,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 import common
@@ -115,8 +116,7 @@ class Scene:
 
     def __enter__(self):
         try:
-            self.place = os.path.join(self.home, f"scene-{processes.free_port()}")
-            os.mkdir(self.place)
+            self.place = tempfile.mkdtemp(prefix="scene-", dir=self.home)
             self.socket = os.path.join(self.place, "worker.sock")
             log = os.path.join(self.place, "worker.log")
             worker = self.stack.enter_context(processes.running([self.programs["crowd_worker"], self.socket], log))
