@@ -53,7 +53,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("listener", &["tls"]),
     ("tls", &[]),
     ("mailbox", &["apps", "buffers", "dispatch", "files", "listener", "spool"]),
-    ("helpers", &[]),
+    ("helpers", &["kernel"]),
     ("spool", &["buffers"]),
     (
         "event_loop",
