@@ -548,7 +548,7 @@ pub fn copied(text: &str) -> Result<String, String> {
     let is = |known: &&str| is_same_to_apps(known.as_bytes(), name.as_bytes());
     let begins =
         |known: &str| name.get(..known.len()).is_some_and(|start| is_same_to_apps(known.as_bytes(), start.as_bytes()));
-    if CREDENTIALS.iter().any(|known| is(&known)) {
+    if CREDENTIALS.iter().any(is) {
         Err("clients could send this field no more, and nobody has it to judge them by: expected another".to_owned())
     } else if begins("content-") {
         Err("what is said of a body comes with it: expected another".to_owned())
