@@ -7,7 +7,7 @@
 //! - The lines are bounded, one for each [`Kind`]. What finds its line full is refused at once, and never waits.
 //! - What computes, or writes the spool, never has all threads: one is left for the rest, where there are two or more.
 //! - Every piece of work that was taken on is answered, but for those in line when the server stops: also one that panics, with `None`.
-//! - Loops have the processor before helpers: what is compressed, hashed or written for some keeps nobody else waiting.
+//! - Loops have the processor before helpers: what is hashed, read or written for some keeps nobody else waiting.
 //! - No thread runs before [`Helpers::start`], which whoever sees that something configured needs them calls.
 
 use std::collections::VecDeque;
