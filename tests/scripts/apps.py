@@ -229,8 +229,9 @@ def asking(stop, _seed):
 
 
 def innermost(leader):
-    """The process furthest from a worker's first one."""
-    return processes.descendants(leader)[-1][0]
+    """The process furthest from a worker's first one; None if the worker is over."""
+    family = processes.descendants(leader)
+    return family[-1][0] if family else None
 
 
 def load(server, add):
@@ -244,11 +245,12 @@ def crash(server, concurrency, add):
     with frameworks.load(server.port, asking) as outcomes:
         back = True
         for victim_of in (innermost, lambda leader: leader):
-            before = leaders(server)
             time.sleep(0.3)  # the load is under way
-            leader = random.Random(server.port).choice(sorted(before))
+            # One of the two that stay: what a roll has replaced may still be on its way out.
+            back = wait_for(lambda: len(leaders(server)) == WORKERS, 30) and back
+            leader = random.Random(server.port).choice(sorted(leaders(server)))
             # Package managers start short-lived processes of their own.
-            wait_for(lambda of=victim_of, leader=leader: killed(of(leader)), 5)
+            back = wait_for(lambda of=victim_of, leader=leader: killed(of(leader)), 5) and back
             # A manager that keeps processes of its own replaces the inner one by itself, and stays.
             back = wait_for(lambda gone=leader: len(leaders(server) - {gone}) == WORKERS or replaced_inside(gone, server), 30) and back
         time.sleep(0.3)  # and goes on with the new ones
@@ -261,11 +263,11 @@ def crash(server, concurrency, add):
 
 
 def killed(process):
-    try:
-        os.kill(process, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    return True
+    with contextlib.suppress(ProcessLookupError):
+        if process is not None:
+            os.kill(process, signal.SIGKILL)
+            return True
+    return False
 
 
 def replaced_inside(leader, server):
