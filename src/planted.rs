@@ -1,8 +1,8 @@
 //! Known faults, planted where the tests must be able to find such a one.
 //!
-//! Without the feature `planted-bugs` nothing of it is compiled: [`active`] and [`strikes`] are constants and vanish.
-//! With it, one fault sleeps in each place until `plant` wakes it for the calling thread (the simulation runs one seed
-//! on one thread, so tests may run side by side). Never for production.
+//! Of a release build nothing of it is part: [`active`] and [`strikes`] are constants there, and vanish. In a build with debug
+//! assertions, as tests have, one fault sleeps in each place until `plant` wakes it for the calling thread (the simulation runs
+//! one seed on one thread, so tests may run side by side).
 
 /// A known fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,7 +45,7 @@ pub enum Bug {
     StuckServes,
 }
 
-#[cfg(feature = "planted-bugs")]
+#[cfg(debug_assertions)]
 mod awake {
     use std::cell::Cell;
 
@@ -78,18 +78,18 @@ mod awake {
     }
 }
 
-#[cfg(feature = "planted-bugs")]
+#[cfg(debug_assertions)]
 pub use awake::{active, plant, strikes};
 
-/// Whether this fault is awake: never, in a build without the planted ones.
-#[cfg(not(feature = "planted-bugs"))]
+/// Whether this fault is awake: never, in a release build.
+#[cfg(not(debug_assertions))]
 #[inline(always)]
 pub const fn active(_bug: Bug) -> bool {
     false
 }
 
-/// Whether this fault strikes now: never, in a build without the planted ones.
-#[cfg(not(feature = "planted-bugs"))]
+/// Whether this fault strikes now: never, in a release build.
+#[cfg(not(debug_assertions))]
 #[inline(always)]
 pub const fn strikes(_bug: Bug, _one_in: u32) -> bool {
     false

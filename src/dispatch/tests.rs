@@ -584,7 +584,7 @@ fn a_permit_of_another_dispatch_is_noticed() {
     let _ = other.release(mine, Outcome::Answered, now, 0);
 }
 
-#[cfg(feature = "planted-bugs")]
+#[cfg(debug_assertions)]
 mod planted_bugs {
     use std::panic::{AssertUnwindSafe, catch_unwind};
 

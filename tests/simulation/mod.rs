@@ -141,7 +141,7 @@ fn the_same_seed_gives_the_same_run() {
 }
 
 /// Each planted bug is found within as many seeds as an ordinary test run tries, and by the rule that it breaks.
-#[cfg(feature = "planted-bugs")]
+#[cfg(debug_assertions)]
 mod planted_bugs {
     use std::any::Any;
     use std::panic::{AssertUnwindSafe, catch_unwind};
