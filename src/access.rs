@@ -74,7 +74,7 @@ impl PartialEq for Auth {
         let said = |auth: &Auth| {
             let Auth { realm, passwords, keys, tokens, forward, or_address } = auth.clone();
             let texts = (passwords.map(|it| it.text.clone()), tokens.map(|it| it.text.clone()));
-            (realm, texts, keys.map(|(keys, field)| (keys.text.clone(), field)), forward, or_address)
+            (realm, texts, keys, forward, or_address)
         };
         said(self) == said(other)
     }
@@ -231,7 +231,7 @@ fn said(text: &str) -> impl Iterator<Item = (usize, &str)> {
 }
 
 /// What stands behind the name of a scheme (RFC 9110 §11.4), if it is that one.
-fn scheme<'a>(value: &'a [u8], name: &str) -> Option<&'a [u8]> {
+pub(crate) fn scheme<'a>(value: &'a [u8], name: &str) -> Option<&'a [u8]> {
     let (word, rest) = value.split_at_checked(name.len())?;
     (word.eq_ignore_ascii_case(name.as_bytes()) && rest.first() == Some(&b' ')).then(|| rest.trim_ascii())
 }

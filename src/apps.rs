@@ -7,6 +7,7 @@ use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
+use std::time::{Duration, Instant};
 
 use crate::access::{self, Auth, Forward};
 use crate::config::route::{Access, Files, Matching, Piece, Respond, Target};
@@ -15,6 +16,7 @@ use crate::dispatch::{AppId, Dispatch};
 use crate::files::Site;
 use crate::http::reply::Direct;
 use crate::http::route::{Edits, Router};
+use crate::hub::{self, Hub};
 use crate::limits::{Flight, Limit, Policy, Registry};
 use crate::metrics::Metrics;
 
@@ -56,6 +58,51 @@ impl App {
     }
 }
 
+/// A hub, and what is said of it.
+#[derive(Debug)]
+pub struct Served {
+    /// Its topics, which outlive configurations.
+    pub hub: Arc<Hub>,
+    /// What the configuration says.
+    pub settings: config::Hub,
+    /// The app that takes part, and the path of the requests to it.
+    pub app: Option<(AppId, String)>,
+    /// The time of hubs.
+    times: hub::Registry,
+}
+
+impl Served {
+    fn new(settings: &config::Hub, apps: &[App], metrics: &Metrics) -> Served {
+        let (settings, times) = (settings.clone(), metrics.hubs().clone());
+        let app = settings.app.as_ref().and_then(|name| apps.iter().find(|app| app.settings.name == *name));
+        let app = app.map(|app| (app.id, settings.events.clone()));
+        Served { hub: times.get(kept_by(&settings)), settings, app, times }
+    }
+
+    /// From now on the hub is as is said here.
+    pub fn configure(&self) {
+        self.hub.configure(kept_by(&self.settings));
+    }
+
+    /// A time as hubs count it.
+    pub fn since(&self, now: Instant) -> Duration {
+        self.times.since(now)
+    }
+}
+
+/// What a hub is to keep.
+fn kept_by(said: &config::Hub) -> hub::Settings {
+    let history = hub::History { count: said.history_count.max(1), bytes: said.history_bytes, age: said.history_age };
+    hub::Settings {
+        topics: said.topics.iter().filter_map(|pattern| hub::Pattern::new(pattern).ok()).collect(),
+        history,
+        message: said.message,
+        most_topics: said.most_topics,
+        memory: said.memory,
+        ..hub::Settings::new(&said.name)
+    }
+}
+
 /// Where a route leads.
 #[derive(Debug)]
 pub enum To {
@@ -65,6 +112,8 @@ pub enum To {
     Direct(Direct),
     /// To files, with the app whose requests these are.
     Files(AppId, Arc<Site>),
+    /// To a hub, with an app in whose place what is published is collected.
+    Hub(AppId, Arc<Served>),
     /// To another place: the pieces of its address, the status, and lines that are set.
     Redirect(Vec<Piece>, u16, String),
 }
@@ -195,7 +244,7 @@ fn asked(auth: &Auth, apps: &[App]) -> Option<(AppId, Arc<Forward>)> {
 const FAILURES: &str = "wrong credentials";
 
 impl Way {
-    /// `told` are the names of fields that say who a client is, and come from nobody else.
+    /// `told` are the names of fields that say who a client is or what it does, and come from nobody else.
     fn new(
         route: &config::Route,
         told: &[&str],
@@ -229,6 +278,11 @@ impl Way {
                 });
                 files.map_or(To::App(id_of(app), direct), |files| To::Files(id_of(app), site(files)))
             }
+            Target::Hub(number) => match server.0.hubs.get(*number) {
+                Some(hub) => To::Hub(id_of(apps.first()), Arc::new(Served::new(hub, apps, metrics))),
+                // An index is always that of a hub.
+                None => To::Direct(Direct::with(404, "", b"")),
+            },
             Target::Respond(respond) => To::Direct(fixed(respond, response.as_ref(), &lines)),
             Target::Redirect(redirect) => To::Redirect(redirect.to.clone(), redirect.status, lines),
         };
@@ -293,6 +347,9 @@ impl Routes {
         let mut told = if routes.iter().any(asks) { access::TOLD.to_vec() } else { Vec::new() };
         let forwards = routes.iter().filter_map(|route| route.access.auth.as_ref()?.forward.as_ref());
         told.extend(forwards.flat_map(|forward| &forward.copy).map(String::as_str));
+        if settings.hubs.iter().any(|hub| hub.app.is_some()) {
+            told.extend(hub::EVENT_FIELDS);
+        }
         let doors = Arc::new(Doors::new(settings));
         let server = (settings, &doors);
         let ways = routes.iter().map(|route| Way::new(route, &told, server, apps, metrics)).collect();

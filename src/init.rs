@@ -96,6 +96,9 @@ address = \"0.0.0.0:8080\"
 # health = {{ path = \"/healthz\", interval = \"10s\" }}  # each worker is asked, and replaced when it fails three times in a row
 # recycle = {{ requests = 10_000, lifetime = \"1h\", memory = \"400MiB\" }}
 
+# [hub.hub]                               # WebSockets and event streams at /api/v1/listen: docs/hub.md
+# origins = [\"same\"]
+
 # [log]
 # access = \"/var/log/access.log\"          # or false
 # format = \"json\"

@@ -5,13 +5,14 @@
 //! ```text
 //! main → server, check, init, hash_password → supervisor, control → fleet
 //!           └──→ reactor → event_loop, connection, exchange → mailbox → apps → dispatch
-//!                               └──→ http, tls               bytes in, bytes out: no descriptor, no clock, no thread
+//!                               └──→ http, tls, websocket    bytes in, bytes out: no descriptor, no clock, no thread
 //!                               └──→ backends → buffers
 //! acme, key_sets: under server and supervisor, above control and tls
 //! helpers: threads for what would block a loop; uses nothing
 //! spool: files in which bytes wait, under mailbox, event_loop and exchange
 //! socket_file, proc, systemd, handover: beside server, supervisor and control
 //! limits, access: under config, metrics and event_loop; no clock
+//! hub: beside dispatch, over http and buffers; no clock
 //! config, metrics, log: usable by all, use none of them
 //! ```
 //!
@@ -39,6 +40,7 @@ pub mod handover;
 pub mod hash_password;
 pub mod helpers;
 pub mod http;
+pub mod hub;
 pub mod init;
 pub(crate) mod kernel;
 pub mod key_sets;
@@ -56,4 +58,5 @@ pub mod spool;
 pub mod supervisor;
 pub mod systemd;
 pub mod tls;
+pub mod websocket;
 pub mod worker;

@@ -25,6 +25,7 @@ use crate::apps::AppTable;
 use crate::buffers::slots::Key;
 use crate::dispatch::{AppId, Grant, WorkerId};
 use crate::files::open::Look;
+use crate::hub::Topic;
 use crate::listener::ListenerSetup;
 use crate::spool::{Done, Way};
 
@@ -73,6 +74,12 @@ pub enum Message {
     Read(Key, Option<Vec<u8>>),
     /// What came of a piece of the spool that a helper was to write or read for that exchange; `None`: it has panicked.
     Spooled(Key, Way, Option<Done>),
+    /// Something was published in a topic that clients of this loop listen to.
+    Published(Shared<Topic>),
+    /// An app has something to be sent to that WebSocket, as a frame.
+    Say(Key, Box<[u8]>),
+    /// Subscribers that had no turn in the last one have theirs.
+    HandOut,
     /// Show that the loop turns: by this number, see [`crate::metrics::Counters::beat`].
     Beat(u64),
     /// Stop gracefully: finish what runs, cut what is left at the deadline.

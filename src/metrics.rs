@@ -25,6 +25,7 @@ use crossbeam_utils::CachePadded;
 use serde::Serialize;
 use serde::ser::{SerializeMap, Serializer};
 
+use crate::hub;
 use crate::limits::Registry;
 
 use latency::Latencies;
@@ -132,6 +133,12 @@ macro_rules! counters {
             pub active_connections: Gauge,
             /// Tunnels (after `101 Switching Protocols`) open now.
             pub active_tunnels: Gauge,
+            /// WebSockets of hubs open now.
+            pub hub_sockets: Gauge,
+            /// Event streams of hubs open now.
+            pub hub_event_streams: Gauge,
+            /// Requests that wait for messages of hubs now.
+            pub hub_polls: Gauge,
             /// Client connections by state; see [`Counters::moved`].
             pub states: [Gauge; 5],
             /// What is counted for each app.
@@ -160,6 +167,12 @@ macro_rules! counters {
             pub active_connections: u64,
             /// Tunnels (after `101 Switching Protocols`) open now.
             pub active_tunnels: u64,
+            /// WebSockets of hubs open now.
+            pub hub_sockets: u64,
+            /// Event streams of hubs open now.
+            pub hub_event_streams: u64,
+            /// Requests that wait for messages of hubs now.
+            pub hub_polls: u64,
             /// Bytes of the disk that the spool takes now.
             pub spool_bytes: u64,
             /// Client connections by state, in the order of [`ConnectionState::ALL`].
@@ -176,6 +189,9 @@ macro_rules! counters {
                 }
                 self.active_connections += counters.active_connections.value();
                 self.active_tunnels += counters.active_tunnels.value();
+                self.hub_sockets += counters.hub_sockets.value();
+                self.hub_event_streams += counters.hub_event_streams.value();
+                self.hub_polls += counters.hub_polls.value();
                 for (total, state) in self.states.iter_mut().zip(&counters.states) {
                     *total += state.value();
                 }
@@ -270,6 +286,30 @@ counters! {
     auth_unanswered,
     /// Connections closed because their address had as many as it may.
     crowded_out,
+    /// Messages published in hubs, those that came a second time left out.
+    hub_messages,
+    /// Messages that were handed to subscribers of hubs.
+    hub_deliveries,
+    /// Times that a subscriber of a hub was told that messages are missing.
+    hub_gaps,
+    /// Events of hubs that apps were told of.
+    hub_events,
+    /// Those that had no answer, or one that refuses them.
+    hub_events_failed,
+    /// Requests to hubs refused for their origin or the lack of a key.
+    hub_refused,
+    /// WebSockets of hubs closed by their clients, or at their clients' word.
+    hub_closed,
+    /// WebSockets of hubs closed because the server ends.
+    hub_closed_restart,
+    /// WebSockets of hubs closed because what came over them breaks the rules.
+    hub_closed_protocol,
+    /// WebSockets of hubs closed because a message was too large, or too many were on their way.
+    hub_closed_size,
+    /// WebSockets of hubs closed because messages are missing.
+    hub_closed_gap,
+    /// WebSockets of hubs cut because a ping was not answered.
+    hub_closed_silent,
     /// Requests whose client left before the answer was whole.
     client_gone,
     of apps:
@@ -336,6 +376,8 @@ struct All {
     register: Register,
     /// What is remembered of clients by the limits, beside what comes of it.
     limits: Registry,
+    /// The hubs, and what is in them.
+    hubs: hub::Registry,
     spool: Arc<InSpool>,
 }
 
@@ -364,12 +406,14 @@ impl InSpool {
 impl Metrics {
     /// Counters for that many loops, all zero.
     pub fn new(loops: usize) -> Metrics {
+        let hubs = hub::Registry::new(loops);
         let loops = (0..loops).map(|_| OwnCounters::default()).collect();
         Metrics(Arc::new(All {
             loops,
             before: Counters::default(),
             register: Register::default(),
             limits: Registry::default(),
+            hubs,
             spool: Arc::default(),
         }))
     }
@@ -387,6 +431,11 @@ impl Metrics {
     /// Whatever has counted: the loops, and the servers before this one.
     fn all(&self) -> impl Iterator<Item = &Counters> {
         self.loops().chain([&self.0.before])
+    }
+
+    /// The hubs that are in use.
+    pub fn hubs(&self) -> &hub::Registry {
+        &self.0.hubs
     }
 
     /// The limits that are in use.

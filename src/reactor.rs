@@ -21,7 +21,7 @@ use crate::buffers::slots::Slots;
 use crate::buffers::wheel::Wheel;
 use crate::connection::{Role, Table};
 use crate::day::Day;
-use crate::event_loop::{Accepting, Apps, Heads, Loop, Memory, Shared, Time};
+use crate::event_loop::{Accepting, Apps, Heads, Hubs, Loop, Memory, Shared, Time};
 use crate::exchange::{Exchange, Hold, Phase};
 pub use crate::listener::ListenerSetup;
 use crate::log::{AccessLog, Level};
@@ -84,8 +84,8 @@ impl<B: Backend> Reactor<B> {
             memory: Memory::new(setup.pool),
             heads: Heads::new(&setup.table.settings, setup.first_id),
             apps: Apps::new(&setup.table),
-            subject: Sock::NONE,
             accepting: Accepting::default(),
+            hubs: Hubs::default(),
             secure: None,
             counters: setup.metrics.of_loop(setup.index as usize).clone(),
             access: setup.access,
@@ -113,7 +113,7 @@ impl<B: Backend> Reactor<B> {
 
     /// Whether the loop was told to stop and nothing is left to be done.
     pub fn is_done(&self) -> bool {
-        (self.core.accepting.is_over() || self.stopped) && self.core.table.clients() == 0
+        (self.stopped || self.core.accepting.is_over() && self.core.hubs.is_quiet()) && self.core.table.clients() == 0
     }
 
     /// One turn.
@@ -191,7 +191,7 @@ impl<B: Backend> Reactor<B> {
         while let Some(index) = self.core.time.connections.expire() {
             let sock = self.core.table.at(index);
             self.core.guarded(|core| {
-                core.subject = sock;
+                core.table.subject = sock;
                 core.expired(sock);
                 core.work_off();
             });
@@ -231,10 +231,10 @@ impl<B: Backend> Reactor<B> {
 impl<B: Backend> Loop<B> {
     /// Does a part of the turn. A panic in it costs the connection that it was about, and not the loop; then this is false.
     fn guarded(&mut self, part: impl FnOnce(&mut Loop<B>)) -> bool {
-        self.subject = Sock::NONE;
+        self.table.subject = Sock::NONE;
         let outcome = catch_unwind(AssertUnwindSafe(|| part(self)));
         if outcome.is_err() {
-            self.caught(self.subject);
+            self.caught(self.table.subject);
         }
         outcome.is_ok()
     }
@@ -254,7 +254,7 @@ impl<B: Backend> Loop<B> {
     /// The turn's events.
     fn handle_all(&mut self) {
         while let Some(event) = self.backend.next() {
-            self.subject = event.sock();
+            self.table.subject = event.sock();
             self.handle(event);
             self.work_off();
         }
@@ -286,7 +286,7 @@ impl<B: Backend> Loop<B> {
             Message::CloseIdle => drop(self.close_longest_idle()),
             Message::Memory => self.share_memory(),
             Message::Checked(sock, right) => {
-                self.subject = sock;
+                self.table.subject = sock;
                 self.checked(sock, right);
             }
             Message::Document(reply) => {
@@ -302,6 +302,12 @@ impl<B: Backend> Loop<B> {
                 self.concern(exchange);
                 self.spooled(exchange, way, done);
             }
+            Message::Published(topic) => self.published(&topic),
+            Message::Say(sock, frame) => {
+                self.table.subject = sock;
+                self.told_by_app(sock, &frame);
+            }
+            Message::HandOut => while !self.guarded(Loop::hand_out) {},
             Message::Beat(number) => {
                 self.count().beat.store(number, Ordering::Release);
                 self.shared.desk.ring();
@@ -409,7 +415,7 @@ impl<B: Backend> Loop<B> {
         let of_role: Vec<Sock> = self.table.roles().filter(|(_, role)| is_it(role)).map(|(sock, _)| sock).collect();
         for sock in of_role {
             self.guarded(|core| {
-                core.subject = sock;
+                core.table.subject = sock;
                 act(core, sock);
             });
         }

@@ -53,6 +53,7 @@ fn what_would_not_work_here_is_said_with_its_place() {
             "1:44",
             "workers start there",
         ),
+        ("hub.chat = {}\n[[routes]]\nstatic = \"nowhere\"", "there is no directory nowhere", "3:10", ""),
         ("listen = [{ address = \"unix:nowhere/a\" }]", "nowhere/a cannot be made", "1:23", "no directory nowhere"),
         ("listen = [{ address = \"unix:file\" }]", "cannot listen on unix:file", "1:23", "move it away"),
         ("listen = [{ address = \"198.51.100.7:0\" }]", "198.51.100.7:0 is not an address", "1:23", "no interface"),
@@ -112,6 +113,14 @@ fn what_is_only_odd_is_a_warning() {
         (
             format!("{listen}[[routes]]\nmatch.path = \"/a\"\n{two}\n[[routes]]\n{two}\nhealth = \"/a\""),
             "an earlier route says otherwise of the same upstreams, and that holds",
+        ),
+        (
+            format!("{listen}hub.chat = {{}}\n[[routes]]\nmatch.path = \"/api/v1/listen\"\nrespond = \"\""),
+            "the hub `chat` is served there: say another `path` of it",
+        ),
+        (
+            format!("{listen}hub.chat.path = \"/chat\"\n[[routes]]\nhub = \"chat\""),
+            "a route is to this hub, and it is served there alone",
         ),
     ] {
         let (said, code) = check(folder.path(), &file);

@@ -154,6 +154,10 @@ fn the_schema_has_every_key_and_the_ranges_of_its_setter() {
     assert_eq!(at("/properties/listen/items/required/0"), "address");
     assert_eq!(at("/properties/server/properties/max_connections/anyOf/0/minimum"), 1);
     assert_eq!(at("/properties/log/properties/access/anyOf/0/anyOf/1/const"), false);
+    let hub = "/properties/hub/additionalProperties/properties";
+    assert_eq!(at(&format!("{hub}/most_topics/anyOf/0/maximum")), 10_000_000);
+    assert_eq!(at(&format!("{hub}/history/anyOf/1/properties/count/x-reload")), "live");
+    assert_eq!(at("/properties/routes/items/oneOf/5/required/0"), "hub");
     assert_eq!(at("/additionalProperties"), false);
 }
 
@@ -161,8 +165,10 @@ fn the_schema_has_every_key_and_the_ranges_of_its_setter() {
 #[test]
 fn what_is_shown_says_the_same_again() {
     let good = folder("good");
-    let cases: [&[&str]; 5] = [
+    let cases: [&[&str]; 7] = [
         &["-f", "forms.toml"],
+        &["-f", "hub.toml"],
+        &["-f", "none", "--hub"],
         &["-f", "whole.toml"],
         &["-f", "whole.toml", "w:3", "--watch=a", "--watch=b c", "--queue-timeout-ms=250", "--hold=0"],
         &["-f", "none", "--no-access-log", "--listen=unix:/run/x", "--listen-mode=640", "--", "node", "a \"b"],

@@ -14,6 +14,7 @@ mod drain;
 mod environment;
 mod files;
 mod hot_reload;
+mod hub;
 mod listen;
 mod lives;
 mod logs;

@@ -10,9 +10,17 @@ use super::said;
 /// The API keys of a file.
 pub struct Keys {
     /// The file, by which it is told from another.
-    pub(super) text: String,
+    text: String,
     names: HashMap<[u8; 32], String>,
 }
+
+impl PartialEq for Keys {
+    fn eq(&self, other: &Keys) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for Keys {}
 
 impl std::fmt::Debug for Keys {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

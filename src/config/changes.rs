@@ -52,6 +52,8 @@ pub struct Changes {
     pub tls: Vec<String>,
     /// Whether the limits are others.
     pub limits: bool,
+    /// Whether the hubs are others.
+    pub hubs: bool,
     /// Whether the routes are others.
     pub routes: bool,
     /// What becomes of apps, by their names.
@@ -83,6 +85,7 @@ impl Changes {
         );
         lines.extend(self.tls.iter().cloned());
         lines.extend(self.limits.then(|| "limits: changed".to_owned()));
+        lines.extend(self.hubs.then(|| "hubs: changed".to_owned()));
         lines.extend(self.routes.then(|| "routes: changed".to_owned()));
         for (name, fate) in &self.apps {
             match fate {
@@ -128,8 +131,9 @@ pub fn diff(old: &Loaded, new: &Loaded) -> Changes {
     };
     let opens = |one: &&Listener| earlier(one).is_some_and(|other| own(&new.config, one) != own(&old.config, other));
     changes.doors = after.iter().filter(opens).cloned().collect();
-    // Routes name apps by their index, which may be another although the app is the same.
     changes.limits = old.config.server.limits != new.config.server.limits;
+    changes.hubs = old.config.server.hubs != new.config.server.hubs;
+    // Routes name apps and hubs by their index, which may be another although the app is the same.
     changes.routes = routes(&old.config) != routes(&new.config);
     for app in &old.config.apps {
         let fate = match new.config.apps.iter().find(|other| other.name == app.name) {
@@ -156,13 +160,16 @@ fn is_another(one: &App, other: &App) -> bool {
         || one.upstreams != other.upstreams
 }
 
-/// The routes with the names of their apps.
+/// The routes with the names of their apps and hubs.
 fn routes(config: &Config) -> Vec<(String, super::Route)> {
     let named = |route: &super::Route| {
         let mut route = route.clone();
         let name = match &mut route.to {
             super::route::Target::App(app) => {
                 config.apps.get(std::mem::take(app)).map(|app| app.name.clone()).unwrap_or_default()
+            }
+            super::route::Target::Hub(hub) => {
+                config.server.hubs.get(std::mem::take(hub)).map(|hub| hub.name.clone()).unwrap_or_default()
             }
             // The app that stands for such routes is no part of what they say.
             super::route::Target::Files(_, app) => {
@@ -467,6 +474,28 @@ mod tests {
         let moved = to("b", ["a", "b"]);
         assert_ne!(index(&before), index(&moved), "the test does what it says");
         assert!(!diff(&before, &moved).routes);
+    }
+
+    /// So is a hub; and what its file of keys says is part of it.
+    #[test]
+    fn hubs_are_compared_with_their_keys_and_named_in_routes() {
+        let folder = tempfile::tempdir().unwrap();
+        let keys = folder.path().join("keys");
+        let of = |names: [&str; 2], key: char| {
+            std::fs::write(&keys, format!("shop:{}", String::from(key).repeat(64))).unwrap();
+            let tables: String = names.iter().map(|name| format!("[hub.{name}]\npath = \"/{name}\"\n")).collect();
+            load(&format!("{tables}keys = {keys:?}\n[[routes]]\nhub = \"b\"\n"), &[])
+        };
+        let before = of(["a", "b"], '0');
+        assert!(diff(&before, &of(["a", "b"], '0')).is_empty());
+        assert_eq!(diff(&before, &of(["a", "b"], '1')).lines(), ["hubs: changed"]);
+        let moved = of(["b", "a"], '0');
+        let index = |loaded: &Loaded| loaded.config.routes.last().map(|route| format!("{:?}", route.to));
+        assert_ne!(index(&before), index(&moved), "the test does what it says");
+        let changes = diff(&before, &moved);
+        assert!(changes.hubs && !changes.routes, "the keys are another's");
+        let lines = diff(&load("", &[]), &load("", &["--hub"])).lines();
+        assert_eq!(lines, ["server.hub: unset -> true", "hubs: changed", "routes: changed"]);
     }
 
     #[test]

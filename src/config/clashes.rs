@@ -5,7 +5,7 @@ use super::file::File;
 use super::load::Program;
 use super::report::{Problem, report};
 use super::units::show_duration;
-use super::{ListenAddress, Settings, places};
+use super::{Hub, ListenAddress, Settings, hub, places};
 
 /// What does not go together, and what has part in it.
 pub(super) struct Clash<'a> {
@@ -115,6 +115,29 @@ pub fn cannot_both_listen(one: &ListenAddress, other: &ListenAddress) -> bool {
         }
         _ => one == other,
     }
+}
+
+/// Hubs that are to be served at one place: those that no route is to.
+pub(super) fn of_hubs<'a>(file: Option<&'a File>, given: &'a [Given]) -> Vec<Clash<'a>> {
+    let mut served = Vec::new();
+    let mut is_said = false;
+    for (file, one) in file.iter().flat_map(|file| file.hubs.iter().map(move |one| (file, one))) {
+        is_said |= one.name == hub::OF_FLAG;
+        let value = one.value.as_ref().filter(|_| !file.has_route_to_hub(&one.name));
+        served.extend(value.map(|value| (format!("`{}`", one.table), value.path.clone(), &one.source)));
+    }
+    let of_flag = given.iter().find(|one| one.key.name == "hub" && is_on(one) && !is_said);
+    served.extend(of_flag.map(|one| (place(one), Hub::default().path, &one.source)));
+    let mut clashes = Vec::new();
+    for (index, (name, path, source)) in served.iter().enumerate() {
+        if let Some((other, _, first)) = served[..index].iter().find(|(_, other, _)| other == path) {
+            let line = format!(
+                "{name} and {other} are both served below {path}/: expected another `path` or a route for one of them"
+            );
+            clashes.push(Clash { line, involved: vec![*source, *first] });
+        }
+    }
+    clashes
 }
 
 /// What only shows when everything is read.

@@ -5,12 +5,12 @@
 
 mod auth;
 mod find;
-mod limits;
+mod named;
 mod routes;
 mod values;
 
 pub use find::{NAME, Text, VARIABLE, find};
-pub(super) use limits::{LimitSaid, table_of};
+pub(super) use named::Named;
 pub(super) use routes::RouteSaid;
 
 use std::ops::Range;
@@ -22,6 +22,7 @@ use toml::de::{DeTable, DeValue};
 use super::arguments::{Given, Source, Spot};
 use super::clashes::cannot_both_listen;
 use super::environment::Environment;
+use super::hub::Hub;
 use super::keys::{self, Key};
 use super::places::{self, Place, Shape};
 use super::report::{Problem, line_and_column, shown_path};
@@ -29,6 +30,7 @@ use super::route::Draft;
 use super::tables;
 use super::units::show_duration;
 use super::{Settings, units};
+use crate::limits::Policy;
 
 /// The longest name of an app, in bytes: it stands in the paths of sockets.
 const LONGEST_NAME: usize = 32;
@@ -45,7 +47,9 @@ pub struct File {
     /// The addresses to listen on, and what belongs to each alone.
     pub(super) listen: Vec<Listen>,
     /// The limits.
-    pub(super) limits: Vec<LimitSaid>,
+    pub(super) limits: Vec<Named<Policy>>,
+    /// The hubs.
+    pub(super) hubs: Vec<Named<Hub>>,
     /// The routes, in their order.
     pub(super) routes: Vec<RouteSaid>,
     /// Everything that is wrong.
@@ -92,7 +96,7 @@ impl File {
             reader.file.problems.iter().map(|problem| line(&source, &problem.marks[0].0)).collect();
         reader.root(table.get_ref());
         reader.look_at_routes();
-        reader.look_at_limits();
+        reader.look_at_names();
         let mut file = reader.file;
         // Of a line that could not be read in whole, what was read of it says nothing.
         let mut seen = 0;
@@ -143,6 +147,7 @@ impl Reader<'_> {
             match (key.get_ref().as_ref(), value.get_ref()) {
                 ("apps", DeValue::Table(apps)) => self.apps(apps),
                 ("limits", DeValue::Table(limits)) => self.limits(limits),
+                ("hub", DeValue::Table(hubs)) => self.hubs(hubs),
                 ("listen", DeValue::Array(listeners)) => self.listeners(key.span(), listeners),
                 ("routes", DeValue::Array(routes)) => self.routes(routes),
                 ("routes", _) => {
@@ -163,21 +168,12 @@ impl Reader<'_> {
     }
 
     fn apps(&mut self, apps: &DeTable<'_>) {
+        const KIND: named::Kind = named::Kind { table: "apps", one: "an app", example: "web" };
         for (key, value) in entries(apps) {
-            let name = key.get_ref().as_ref();
-            let DeValue::Table(app) = value.get_ref() else {
-                let label = format!("expected the name of an app above it, as in `[apps.web]` and then `{name} = …`");
-                self.wrong(Problem::error(format!("`{name}` belongs to an app"), key.span(), label));
-                continue;
-            };
-            if !is_name(name) {
-                let label =
-                    format!("expected 1 to {LONGEST_NAME} letters, digits, `_` and `-`, a letter or digit first");
-                self.wrong(Problem::error("invalid name of an app", key.span(), label));
-            }
-            self.file.apps.push(AppSaid { name: name.to_owned(), at: key.span(), command: None, given: Vec::new() });
-            self.app = Some(self.file.apps.len() - 1);
+            let Some((name, app)) = self.named(&KIND, (key, value)) else { continue };
             let shown = format!("apps.{name}");
+            self.file.apps.push(AppSaid { name, at: key.span(), command: None, given: Vec::new() });
+            self.app = Some(self.file.apps.len() - 1);
             self.table("apps.*", &shown, app);
             self.app = None;
         }
@@ -575,7 +571,6 @@ pub(super) fn near<'a>(name: &str, names: impl Iterator<Item = &'a str>) -> Opti
 fn elsewhere(name: &str, shown: &str) -> Option<String> {
     let plain = name.replace('_', "-");
     let by_flag = |flag: &str| places::main_of(flag).filter(|_| !flag.is_empty());
-    let app = shown.strip_prefix("apps.").and_then(|rest| rest.split('.').next()).unwrap_or("web");
     let close = || {
         let flags: Vec<String> = keys::all().map(|key| key.name.replace('-', "_")).collect();
         near(name, flags.iter().map(String::as_str)).and_then(|flag| by_flag(&flag.replace('_', "-")))
@@ -589,14 +584,17 @@ fn elsewhere(name: &str, shown: &str) -> Option<String> {
     if found.iter().any(inside) {
         found.retain(inside);
     }
-    let headers: Vec<String> = found.iter().map(|place| format!("`{}`", header(place, app))).collect();
+    let headers: Vec<String> = found.iter().map(|place| format!("`{}`", header(place, shown))).collect();
     let last = found.first()?.last();
     Some(format!("did you mean `{last}` in {}?", headers.join(" or ")))
 }
 
-/// The line above a key.
-fn header(place: &Place, app: &str) -> String {
-    let table = place.path.rsplit_once('.').map_or("", |(table, _)| table).replace('*', app);
+/// The line above a key, for somebody who is in the table `shown`.
+fn header(place: &Place, shown: &str) -> String {
+    let top = place.path.split('.').next().unwrap_or_default();
+    let here = shown.strip_prefix(top).and_then(|rest| rest.strip_prefix('.')).and_then(|rest| rest.split('.').next());
+    let name = here.unwrap_or(if top == "apps" { "web" } else { "NAME" });
+    let table = place.path.rsplit_once('.').map_or("", |(table, _)| table).replace('*', name);
     match table.strip_suffix("[]") {
         Some(list) => format!("[[{list}]]"),
         None => format!("[{}]", table.replace("[]", "")),

@@ -132,6 +132,7 @@ pub const GROUPS: &[(&str, &[Key])] = &[
     ("The process", PROCESS),
     ("Deadlines and limits of the client side", LIMITS),
     ("Who gets in, and how often", super::limits::KEYS),
+    ("Real time", super::hub::KEYS),
     ("Logs and statistics", logs::LOGS),
     ("Metrics and health", super::monitoring::KEYS),
 ];

@@ -7,13 +7,14 @@ use clap::ArgMatches;
 use super::arguments::{
     Given, Invocation, Refusal, Source, WRONG_CONFIGURATION, apply, from_environment, from_flags, shorthand, win,
 };
-use super::clashes::{Clash, OF_WORKERS, contradictions, place, whole};
+use super::clashes::{Clash, OF_WORKERS, contradictions, of_hubs, place, whole};
 use super::environment::Environment;
 use super::file::{self, AppSaid, File, RouteSaid};
 use super::report::{Problem, Severity, line_and_column, report, shown_path};
-use super::route::{Access, AccessDraft, Draft, Target};
+use super::route::{Access, AccessDraft, Draft, Matching, PathPattern, Target};
 use super::{
-    App, Command, Config, ErrorPage, Front, ListenAddress, Listener, Route, Settings, UnixListen, keys, places, units,
+    App, Command, Config, ErrorPage, Front, Hub, ListenAddress, Listener, Route, Settings, UnixListen, hub, keys,
+    places, units,
 };
 
 /// What the workers run, and where it was said.
@@ -134,7 +135,9 @@ impl Loaded {
 
     /// A problem with what is said of a route, by its index, in the table of that name.
     pub fn problem_of_route(&self, route: usize, name: &str, title: &str, label: &str) -> Problem {
-        let said = self.file.as_ref().and_then(|file| file.routes.get(route));
+        // Those of hubs stand before those of the file.
+        let of_file = |file: &'_ File| route.checked_sub(self.config.routes.len().checked_sub(file.routes.len())?);
+        let said = self.file.as_ref().and_then(|file| file.routes.get(of_file(file)?));
         let at = said.and_then(|said| said.mark(&format!("routes[].{name}")));
         Problem::error(title, at.unwrap_or(0..0), label)
     }
@@ -208,14 +211,16 @@ pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Lo
     }
     server.error_pages = read_pages(server.error_pages);
     if let Some(file) = &file {
-        server.limits.extend(file.limits.iter().filter_map(|limit| limit.policy.clone()));
+        server.limits.extend(file.limits.iter().filter_map(|limit| limit.value.clone()));
+        server.hubs.retain(|hub| file.hubs.iter().all(|said| said.name != hub.name));
+        server.hubs.extend(file.hubs.iter().filter_map(|hub| hub.value.clone()));
         server.front_of = fronts(&server.front, file, &given);
     }
     super::acme::complete(&mut server, environment, given.iter().any(|one| one.key.name == "listen"));
     if !given.iter().any(|one| one.key.name == "run-dir") {
         server.run_dir = environment.run_dir(&server.listen);
     }
-    if let Some(clash) = whole(&server, &given).first() {
+    if let Some(clash) = whole(&server, &given).first().or(of_hubs(file.as_ref(), &given).first()) {
         return Err(clash.refusal(file.as_ref()));
     }
     let mut configured = Vec::new();
@@ -224,9 +229,9 @@ pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Lo
     }
     warn_of_sockets(&mut server, &given);
     let listeners = server.listen.iter().map(|address| listener(&server, address)).collect();
-    let routes = routes_of(file.as_ref(), &mut configured);
+    let routes = routes_of(file.as_ref(), &server.hubs, &mut configured);
     server.app = configured.first().cloned().unwrap_or_else(nothing);
-    let remarks = remarks(file.as_ref(), &routes, &configured);
+    let remarks = remarks(file.as_ref(), &routes, &configured, &server.hubs);
     Ok(Loaded { config: Config { server, listeners, routes, apps: configured }, given, apps, file, remarks })
 }
 
@@ -325,18 +330,22 @@ fn read_pages(mut pages: Vec<ErrorPage>) -> Vec<ErrorPage> {
     pages
 }
 
-/// The routes, and an app more for each set of upstreams that a route names itself.
-fn routes_of(file: Option<&File>, apps: &mut Vec<App>) -> Vec<Route> {
+/// The routes, those to hubs that have none of their own first, and an app more for each set of upstreams that a route names itself.
+fn routes_of(file: Option<&File>, hubs: &[Hub], apps: &mut Vec<App>) -> Vec<Route> {
     let said = file.map_or(&[][..], |file| &file.routes);
+    let without = |hub: &Hub| !file.is_some_and(|file| file.has_route_to_hub(&hub.name));
+    let numbered = hubs.iter().enumerate().filter(|(_, hub)| without(hub));
+    let mut routes: Vec<Route> = numbered.flat_map(|(number, hub)| routes_to_hub(number, hub)).collect();
     if said.is_empty() {
-        return vec![Route::all_to(0)];
+        routes.push(Route::all_to(0));
     }
-    let mut routes = Vec::new();
     for RouteSaid { draft, .. } in said {
-        let to = match (&draft.respond, &draft.redirect, &draft.files) {
+        let hub = draft.to_hub.as_ref().and_then(|name| hubs.iter().position(|hub| hub.name == *name));
+        let to = match (&draft.respond, &draft.redirect, draft.served(), hub) {
             (Some(respond), ..) => Target::Respond(respond.clone()),
-            (_, Some(redirect), _) => Target::Redirect(redirect.clone()),
-            (.., Some(files)) => Target::Files(files.clone(), files_app(apps)),
+            (_, Some(redirect), ..) => Target::Redirect(redirect.clone()),
+            (.., Some(files), _) => Target::Files(files, files_app(apps)),
+            (.., Some(hub)) => Target::Hub(hub),
             _ => Target::App(app_of(draft, apps)),
         };
         routes.push(Route {
@@ -356,6 +365,14 @@ fn routes_of(file: Option<&File>, apps: &mut Vec<App>) -> Vec<Route> {
         });
     }
     routes
+}
+
+/// What leads to a hub that no route is to.
+fn routes_to_hub(number: usize, hub: &Hub) -> [Route; hub::ENDS.len()] {
+    hub::ENDS.map(|end| {
+        let path = Some(PathPattern::Exact(format!("{}/{end}", hub.path)));
+        Route { matching: Matching { path, ..Matching::default() }, to: Target::Hub(number), ..Route::all_to(0) }
+    })
 }
 
 fn access(draft: &Draft) -> Access {
@@ -396,17 +413,30 @@ fn files_app(apps: &mut Vec<App>) -> usize {
 }
 
 /// What is odd: routes that are never taken, and apps that get nothing.
-fn remarks(file: Option<&File>, routes: &[Route], apps: &[App]) -> Vec<Problem> {
+fn remarks(file: Option<&File>, routes: &[Route], apps: &[App], hubs: &[Hub]) -> Vec<Problem> {
     let Some(file) = file.filter(|file| !file.routes.is_empty()) else { return Vec::new() };
     let mut problems = Vec::new();
     let warning =
         |title: String, at, label: &str| Problem { severity: Severity::Warning, ..Problem::error(title, at, label) };
+    let (of_hubs, routes) = routes.split_at(routes.len() - file.routes.len());
     for (index, (route, said)) in routes.iter().zip(&file.routes).enumerate() {
-        let earlier = routes[..index].iter().position(|earlier| earlier.matching.covers(&route.matching));
-        if let Some(earlier) = earlier {
+        let covers = |earlier: &&Route| earlier.matching.covers(&route.matching);
+        let never = |label: &str| {
             let at = said.mark("routes[].match").unwrap_or_else(|| said.at.clone());
-            let problem = warning("a route that is never taken".to_owned(), at, "an earlier one takes all of this");
+            warning("a route that is never taken".to_owned(), at, label)
+        };
+        if let Some(Route { to: Target::Hub(hub), .. }) = of_hubs.iter().find(covers) {
+            let name = hubs.get(*hub).map_or("", |hub| hub.name.as_str());
+            problems.push(never(&format!("the hub `{name}` is served there: say another `path` of it")));
+        } else if let Some(earlier) = routes[..index].iter().position(|earlier| covers(&earlier)) {
+            let problem = never("an earlier one takes all of this");
             problems.push(problem.and(file.routes[earlier].at.clone(), "this one"));
+        }
+    }
+    for hub in file.hubs.iter().filter(|hub| file.has_route_to_hub(&hub.name)) {
+        if let Some(at) = hub.said.mark("hub.*.path") {
+            let label = "a route is to this hub, and it is served there alone";
+            problems.push(warning("`path` has no effect here".to_owned(), at, label));
         }
     }
     for (route, said) in routes.iter().zip(&file.routes) {
@@ -447,6 +477,8 @@ impl File {
 /// What is wrong with a file: values, and what does not go together in it.
 fn problems_of(file: &File) -> Vec<Problem> {
     let mut problems = file.problems.clone();
+    let of_hubs = of_hubs(Some(file), &file.given);
+    problems.extend(of_hubs.iter().filter(|clash| clash.in_file()).map(Clash::problem));
     if !problems.is_empty() && file.given.is_empty() && file.apps.iter().all(|app| app.given.is_empty()) {
         return problems;
     }

@@ -7,6 +7,7 @@
 //! - `front`: what may stand in front of the server;
 //! - `arguments`: the command line, and its mistakes in one line;
 //! - `health`: how workers and upstreams are found to be well;
+//! - `hub`: what hubs may hold, and who may publish;
 //! - `monitoring`: what is told to those who watch the server;
 //! - `limits`: how often clients may ask;
 //! - `load`: all places together, and `clashes`: what of them does not go together;
@@ -35,6 +36,7 @@ mod error_page;
 mod file;
 mod front;
 mod health;
+pub mod hub;
 mod keys;
 pub mod limits;
 mod load;
@@ -72,6 +74,7 @@ pub use error_page::ErrorPage;
 pub use file::{File, NAME as FILE_NAME, Text};
 pub use front::{Front, Peers};
 pub use health::{Eject, Health};
+pub use hub::{Hub, Origin};
 pub use load::{Inputs, Loaded};
 pub use logging::{
     AccessLogFormat, AccessLogSettings, DEV_LOG, EventFormat, EventLogSettings, JOURNAL, Level, LogTarget, Part,
@@ -175,6 +178,8 @@ pub struct Settings {
     pub event_log: EventLogSettings,
     /// How often clients may ask, each by its name.
     pub limits: Vec<Policy>,
+    /// The hubs, each by its name.
+    pub hubs: Vec<Hub>,
     /// Connections that each client address may have open; `None`: as many as there may be at all.
     pub connections_per_ip: Option<u32>,
     /// What is shown in the place of the server's own errors.
@@ -581,6 +586,7 @@ impl Default for Settings {
             access_log: AccessLogSettings::new(LogTarget::Stdout, AccessLogFormat::Human),
             event_log: EventLogSettings::default(),
             limits: Vec::new(),
+            hubs: Vec::new(),
             connections_per_ip: None,
             error_pages: Vec::new(),
             internal: Internal::Under(String::new()),

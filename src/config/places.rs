@@ -110,9 +110,11 @@ impl Place {
         keys::all().find(|key| key.name == self.name)
     }
 
-    /// Whether it says something of a route, of the upstreams that are its own, or of a limit, whose keys are read as those of a route.
+    /// Whether it says something of a route, of the upstreams that are its own, or of a table of [`NAMED`], whose keys are read as those of a
+    /// route.
     pub fn is_of_route(&self) -> bool {
-        self.path.starts_with("routes[]") || self.path.starts_with("limits.")
+        let top = self.path.split('.').next().unwrap_or_default();
+        top == "routes[]" || NAMED.contains(&top)
     }
 
     /// Its last segment.
@@ -197,6 +199,8 @@ const fn route(
 
 /// What the workers run: an array of words, and no flag.
 pub const COMMAND: &str = "apps.*.command";
+/// What there is many of besides apps, each under a name of its own.
+pub const NAMED: [&str; 2] = ["limits", "hub"];
 /// An address to listen on.
 pub const ADDRESS: &str = "listen[].address";
 /// What belongs to one Unix socket that is listened on.
@@ -252,6 +256,7 @@ pub const PLACES: &[Place] = &[
     at("internal", "server.internal", Word, Live),
     at("rate-limit", "server.rate_limit", Text, Live),
     at("connections-per-ip", "server.connections_per_ip", Count, Live),
+    at("hub", "server.hub", Switch, Live),
     at("allow", "server.allow", List, Live),
     at("deny", "server.deny", List, Live),
     at("shutdown", "server.shutdown", Shape::Duration, Live),
@@ -382,20 +387,49 @@ pub const PLACES: &[Place] = &[
     at("hot-reload", "apps.*.hot_reload.by", Word, Live),
     at("watch", "apps.*.hot_reload.watch", List, Live),
     at("reload-signal", "apps.*.hot_reload.signal", Word, Live),
-    route("limits.*.rate", Text, "How often, in the long run", "300/m", |draft, text| draft.limit.rate(text)),
-    route("limits.*.burst", Count, BURST_HELP, "20", |draft, text| draft.limit.burst(text)),
-    route("limits.*.delay", Shape::Duration, DELAY_HELP, "2s", |draft, text| draft.limit.delay(text)),
-    route("limits.*.key", Text, BY_HELP, "field:X-Tenant", |draft, text| draft.limit.by(text)),
+    route("limits.*.rate", Text, "How often, in the long run", "300/m", |draft, text| draft.named.limit.rate(text)),
+    route("limits.*.burst", Count, BURST_HELP, "20", |draft, text| draft.named.limit.burst(text)),
+    route("limits.*.delay", Shape::Duration, DELAY_HELP, "2s", |draft, text| draft.named.limit.delay(text)),
+    route("limits.*.key", Text, BY_HELP, "field:X-Tenant", |draft, text| draft.named.limit.by(text)),
     Place {
         pair: Some(Pair { names: ["v4", "v6"], shapes: [Count, Count], joint: "/", example: "{ v4 = 24, v6 = 48 }" }),
-        ..route("limits.*.prefix", Text, BITS_HELP, "24/48", |draft, text| draft.limit.prefix(text))
+        ..route("limits.*.prefix", Text, BITS_HELP, "24/48", |draft, text| draft.named.limit.prefix(text))
     },
     route("limits.*.status", Count, "The status of a refusal [default: 429]", "503", |draft, text| {
-        draft.limit.status(text)
+        draft.named.limit.status(text)
     }),
-    route("limits.*.dry_run", Switch, DRY_RUN_HELP, "on", |draft, text| draft.limit.dry_run(text)),
-    route("limits.*.everywhere", Switch, EVERYWHERE_HELP, "on", |draft, text| draft.limit.everywhere(text)),
-    route("limits.*.headers", Switch, HEADERS_HELP, "on", |draft, text| draft.limit.headers(text)),
+    route("limits.*.dry_run", Switch, DRY_RUN_HELP, "on", |draft, text| draft.named.limit.dry_run(text)),
+    route("limits.*.everywhere", Switch, EVERYWHERE_HELP, "on", |draft, text| draft.named.limit.everywhere(text)),
+    route("limits.*.headers", Switch, HEADERS_HELP, "on", |draft, text| draft.named.limit.headers(text)),
+    route("hub.*.topics", List, TOPICS_HELP, "chat.*", |draft, text| draft.named.hub.topic(text)),
+    route("hub.*.history.count", Count, COUNT_HELP, "20", |draft, text| draft.named.hub.history_count(text)),
+    route("hub.*.history.bytes", Size, "Bytes of them [default: 1MiB]", "256KiB", |draft, text| {
+        draft.named.hub.history_bytes(text)
+    }),
+    route("hub.*.history.age", Shape::Duration, "For how long [default: 5m]", "1h", |draft, text| {
+        draft.named.hub.history_age(text)
+    }),
+    route("hub.*.memory", Size, MEMORY_HELP, "256MiB", |draft, text| draft.named.hub.memory(text)),
+    route("hub.*.most_topics", Count, MOST_TOPICS_HELP, "500", |draft, text| draft.named.hub.most_topics(text)),
+    route("hub.*.message", Size, "The most bytes of one message [default: 64KiB]", "1MiB", |draft, text| {
+        draft.named.hub.message(text)
+    }),
+    route("hub.*.topics_per_socket", Count, PER_SOCKET_HELP, "16", |draft, text| {
+        draft.named.hub.topics_per_socket(text)
+    }),
+    route("hub.*.ping", Shape::Duration, "How often a socket is pinged [default: 25s]", "50s", |draft, text| {
+        draft.named.hub.ping(text)
+    }),
+    route("hub.*.pong", Shape::Duration, PONG_HELP, "20s", |draft, text| draft.named.hub.pong(text)),
+    route("hub.*.poll", Shape::Duration, POLL_HELP, "50s", |draft, text| draft.named.hub.poll(text)),
+    route("hub.*.origins", List, ORIGINS_HELP, "https://shop.example", |draft, text| draft.named.hub.origin(text)),
+    route("hub.*.keys", Text, PUBLISHERS_HELP, "/etc/production_server/publishers", |draft, text| {
+        route::file(text).map(|path| draft.named.hub.keys = Some(path))
+    }),
+    route("hub.*.deflate", Switch, DEFLATE_HELP, "off", |draft, text| draft.named.hub.deflate(text)),
+    route("hub.*.app", Text, HUB_APP_HELP, "web", |draft, text| draft.named.hub.app(text)),
+    route("hub.*.events", Text, EVENTS_HELP, "/hub/events", |draft, text| draft.named.hub.events(text)),
+    route("hub.*.path", Text, HUB_PATH_HELP, "/bus", |draft, text| draft.named.hub.path(text)),
     route("routes[].match.host", Text, HOST_HELP, "example.org", |draft, text| {
         route::host(text).map(|host| draft.matching.host = Some(host))
     }),
@@ -407,6 +441,10 @@ pub const PLACES: &[Place] = &[
     }),
     route("routes[].app", Text, "The app that answers, by its name", "web", |draft, text| {
         draft.app = Some(text.to_owned());
+        Ok(())
+    }),
+    route("routes[].hub", Text, "The hub that answers, by its name", "chat", |draft, text| {
+        draft.to_hub = Some(text.to_owned());
         Ok(())
     }),
     route("routes[].upstreams", List, UPSTREAMS_HELP, "http://127.0.0.1:3000", |draft, text| {
@@ -454,7 +492,7 @@ pub const PLACES: &[Place] = &[
         route::part(text).map(|prefix| draft.files().prefix = prefix)
     }),
     route("routes[].static.index", List, INDEX_HELP, "index.html", |draft, text| {
-        route::index(text).map(|index| draft.index(index))
+        route::index(text).map(|index| draft.files().index.push(index))
     }),
     route("routes[].static.fallback", Text, FALLBACK_HELP, "/index.html", |draft, text| {
         route::fallback(text).map(|fallback| draft.files().fallback = Some(fallback))
@@ -621,6 +659,23 @@ const DRY_RUN_HELP: &str = "Counts what would be refused, and refuses nothing [d
 const EVERYWHERE_HELP: &str = "It holds for all requests, and not only on routes that name it [default: false]";
 const HEADERS_HELP: &str =
     "Answers to requests that pass say what is left, too, in `RateLimit` and `RateLimit-Policy` [default: false]";
+const TOPICS_HELP: &str =
+    "Which topics exist there; `*` stands for any run of characters, `/` and `.` among them [default: *]";
+const COUNT_HELP: &str = "Messages of each topic that are kept for those who come back; 0: none [default: 100]";
+const MEMORY_HELP: &str = "Memory that all its topics may take together [default: 64MiB]";
+const MOST_TOPICS_HELP: &str = "Topics that there may be at once [default: 10000]";
+const PER_SOCKET_HELP: &str = "Topics that one socket may listen to [default: 128]";
+const PONG_HELP: &str = "How long the answer to a ping may take; then the socket is closed [default: 8s]";
+const POLL_HELP: &str = "How long a long poll waits for a message [default: 25s]";
+const ORIGINS_HELP: &str = "Which pages may open sockets and publish: same (those that come from the same scheme, host and port), an origin, or * for \
+    all; programs that are no browsers send no origin [default: same]";
+const PUBLISHERS_HELP: &str =
+    "The file of the keys of those who may publish: lines NAME:SHA256; without it: whoever is on this machine";
+const DEFLATE_HELP: &str = "Compress messages for sockets that offer it (permessage-deflate) [default: true]";
+const HUB_APP_HELP: &str = "The app that takes part: what happens on sockets becomes requests to it";
+const EVENTS_HELP: &str = "The path of these requests [default: /v1/realtime]";
+const HUB_PATH_HELP: &str =
+    "Below which path `listen`, `notify` and `topics` are, where no route is to the hub [default: /api/v1]";
 const FLIGHT_HELP: &str = "Requests that may be under way at once, from their heads to the end of their answers; beyond: 503. So a slow \
     page cannot have all workers";
 const BASIC_HELP: &str = "The file of those who get in with a password (htpasswd: bcrypt or argon2id), as `production_server hash-password` \
@@ -689,7 +744,7 @@ mod tests {
         }
         assert_eq!(
             names_in(""),
-            ["server", "tls", "acme", "listen", "apps", "limits", "routes", "log", "metrics", "admin"]
+            ["server", "tls", "acme", "listen", "apps", "limits", "hub", "routes", "log", "metrics", "admin"]
         );
         assert!(NOT_YET.iter().all(|path| by_path(path).is_none() && !is_table(path)));
     }

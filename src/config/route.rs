@@ -123,6 +123,8 @@ pub enum Target {
     Respond(Respond),
     /// The loop, with another place.
     Redirect(Redirect),
+    /// A hub, by its index.
+    Hub(usize),
     /// The loop, with files; the app that stands for all such routes, by its index, has no part in it.
     Files(Files, usize),
 }
@@ -220,22 +222,29 @@ impl FieldEdits {
 pub struct Draft {
     pub(super) matching: Matching,
     pub(super) app: Option<String>,
+    pub(super) to_hub: Option<String>,
     pub(super) upstreams: Vec<Upstream>,
     pub(super) balance: Option<Balance>,
     /// What is said of its own upstreams, as keys have it.
     pub(super) own: Option<Box<Settings>>,
     pub(super) respond: Option<Respond>,
     pub(super) redirect: Option<Redirect>,
+    /// Without an index, as long as none is said.
     pub(super) files: Option<Files>,
-    /// The names of an index take the place of the one that is usual.
-    pub(super) has_index: bool,
     pub(super) sendfile: Option<Files>,
     pub(super) rewrite: Rewrite,
     pub(super) request_fields: FieldEdits,
     pub(super) response_fields: FieldEdits,
     pub(super) access: AccessDraft,
-    /// What is said of a limit, whose table is read as a route's.
+    /// What is said of something else whose table is read as a route's.
+    pub(super) named: NamedDraft,
+}
+
+/// What is said of a limit, or of a hub.
+#[derive(Debug, Default)]
+pub struct NamedDraft {
     pub(super) limit: super::limits::Draft,
+    pub(super) hub: super::hub::Draft,
 }
 
 impl Draft {
@@ -248,14 +257,16 @@ impl Draft {
     }
 
     pub(super) fn files(&mut self) -> &mut Files {
-        self.files.get_or_insert_default()
+        self.files.get_or_insert_with(|| Files { index: Vec::new(), ..Files::default() })
     }
 
-    pub(super) fn index(&mut self, name: String) {
-        if !std::mem::replace(&mut self.has_index, true) {
-            self.files().index.clear();
+    /// The files that are served, with the usual index where none is said.
+    pub(super) fn served(&self) -> Option<Files> {
+        let mut files = self.files.clone()?;
+        if files.index.is_empty() {
+            files.index = Files::default().index;
         }
-        self.files().index.push(name);
+        Some(files)
     }
 
     pub(super) fn sendfile(&mut self) -> &mut Files {

@@ -35,17 +35,11 @@ pub fn schema() -> String {
 fn top(name: &str) -> Value {
     let described = |table: &str| TABLES.iter().find(|(path, _)| *path == table).map_or("", |(_, help)| help);
     match name {
-        "apps" => json!({
+        name if name == "apps" || places::NAMED.contains(&name) => json!({
             "type": "object",
-            "description": described("apps"),
+            "description": described(name),
             "propertyNames": { "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$" },
-            "additionalProperties": table("apps.*"),
-        }),
-        "limits" => json!({
-            "type": "object",
-            "description": described("limits"),
-            "propertyNames": { "pattern": "^[A-Za-z0-9][A-Za-z0-9_-]{0,31}$" },
-            "additionalProperties": table("limits.*"),
+            "additionalProperties": table(&format!("{name}.*")),
         }),
         "listen" => {
             let mut item = table("listen[]");
@@ -54,8 +48,9 @@ fn top(name: &str) -> Value {
         }
         "routes" => {
             let mut item = table("routes[]");
-            item["oneOf"] =
-                ["app", "upstreams", "respond", "redirect", "static"].map(|name| json!({ "required": [name] })).into();
+            item["oneOf"] = ["app", "upstreams", "respond", "redirect", "static", "hub"]
+                .map(|name| json!({ "required": [name] }))
+                .into();
             json!({ "type": "array", "description": described("routes[]"), "items": item })
         }
         name => table(name),
@@ -163,7 +158,7 @@ fn help(place: &Place) -> &'static str {
 /// docs/configuration.md.
 pub fn manual() -> String {
     let mut out = String::from(INTRODUCTION);
-    for (path, help) in TABLES.iter().filter(|(path, _)| !["apps", "limits"].contains(path)) {
+    for (path, help) in TABLES.iter().filter(|(path, _)| *path != "apps" && !places::NAMED.contains(path)) {
         let header = match path.strip_suffix("[]") {
             Some(list) => format!("[[{list}]]"),
             None => format!("[{}]", path.replace('*', "NAME").replace("[]", "")),

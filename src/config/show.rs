@@ -11,7 +11,7 @@ use toml::de::DeValue;
 
 use super::arguments::{Given, Source};
 use super::clashes::OF_WORKERS;
-use super::file::{File, LimitSaid, RouteSaid, table_of};
+use super::file::{File, Named, RouteSaid};
 use super::load::{AppGiven, Loaded, Program};
 use super::places::{self, PLACES, Place, Shape};
 use super::report::{line_and_column, shown_path};
@@ -54,10 +54,10 @@ impl Loaded {
                     lines.extend(self.listeners(show));
                     self.apps.iter().for_each(|app| lines.extend(self.lines_of_app(app, show)));
                 }
-                "limits" => lines.extend(self.limits()),
-                "limits.*" => {}
+                "limits" => lines.extend(self.all_named(|file| &file.limits)),
+                "hub" => lines.extend(self.all_named(|file| &file.hubs)),
                 "routes[]" => lines.extend(self.routes()),
-                table if table.starts_with("routes[]") => {}
+                table if table.starts_with("routes[]") || table.contains(".*") => {}
                 table => lines.extend(self.lines_of(table, &server, show)),
             }
         }
@@ -76,35 +76,16 @@ impl Loaded {
         lines
     }
 
-    /// The routes as the file has them, for nothing else says any.
+    /// The routes as the file has them, for nothing else says any but those of hubs, which are shown themselves.
     fn routes(&self) -> Vec<Line> {
-        let Some(file) = &self.file else { return Vec::new() };
-        let line = |index: usize, route: &RouteSaid, (name, value): &(String, String)| Line {
-            table: format!("routes[{index}]"),
-            name: name.clone().into(),
-            value: value.clone(),
-            origin: {
-                let (line, column) = line_and_column(&file.text.text, route.at.start);
-                format!("{}:{line}:{column}", shown_path(&file.text))
-            },
-        };
-        let routes = file.routes.iter().enumerate();
-        routes.flat_map(|(index, route)| route.shown.iter().map(move |shown| line(index, route, shown))).collect()
+        let routes = self.file.iter().flat_map(|file| file.routes.iter().enumerate().map(move |route| (file, route)));
+        routes.flat_map(|(file, (index, route))| as_said(file, &format!("routes[{index}]"), route)).collect()
     }
 
-    /// The limits as the file has them; what a flag says is with the keys.
-    fn limits(&self) -> Vec<Line> {
-        let Some(file) = &self.file else { return Vec::new() };
-        let line = |limit: &LimitSaid, (name, value): &(String, String)| Line {
-            table: table_of(limit),
-            name: name.clone().into(),
-            value: value.clone(),
-            origin: {
-                let (line, column) = line_and_column(&file.text.text, limit.at.start);
-                format!("{}:{line}:{column}", shown_path(&file.text))
-            },
-        };
-        file.limits.iter().flat_map(|limit| limit.shown.iter().map(move |shown| line(limit, shown))).collect()
+    /// The tables of one kind as the file has them; what a flag says is with the keys.
+    fn all_named<T>(&self, of: fn(&File) -> &[Named<T>]) -> Vec<Line> {
+        let all = self.file.iter().flat_map(|file| of(file).iter().map(move |one| (file, one)));
+        all.flat_map(|(file, one)| as_said(file, &one.table, &one.said)).collect()
     }
 
     fn lines_of(&self, table: &str, scope: &Scope<'_>, show: Show) -> Vec<Line> {
@@ -230,6 +211,22 @@ impl Loaded {
         }
         lines
     }
+}
+
+/// What is said in a table, as the file has it; of one that says nothing, that it is there.
+fn as_said(file: &File, table: &str, said: &RouteSaid) -> Vec<Line> {
+    let (line, column) = line_and_column(&file.text.text, said.at.start);
+    let origin = format!("{}:{line}:{column}", shown_path(&file.text));
+    let line = |name: &str, value: &str| Line {
+        table: table.to_owned(),
+        name: name.to_owned().into(),
+        value: value.to_owned(),
+        origin: origin.clone(),
+    };
+    if said.shown.is_empty() {
+        return vec![line("", "")];
+    }
+    said.shown.iter().map(|(name, value)| line(name, value)).collect()
 }
 
 /// A value from elsewhere than the file, in TOML.

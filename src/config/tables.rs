@@ -48,10 +48,23 @@ pub const TABLES: &[(&str, &str)] = &[
         "One limit; docs/access.md tells how it counts. It holds on the routes that name it in `limits`, or everywhere.",
     ),
     (
+        "hub",
+        "Hubs, each under a name of its own: `[hub.chat]`. They hold WebSockets and event streams, and send them what is published to topics.",
+    ),
+    (
+        "hub.*",
+        "One hub; docs/hub.md tells what is spoken there. It is served on the routes that are to it; where there are none, below its `path`, \
+        on any host and before all routes.",
+    ),
+    (
+        "hub.*.history",
+        "What is kept of each topic for those who come back; a number alone, as in `history = 0`, stands for `count`.",
+    ),
+    (
         "routes[]",
         "Which requests go where: `[[routes]]` again for each further one; the first that matches is taken, and what none matches is \
         answered with 404. Without any, everything goes to the one app that there is. A route is to an `app`, to `upstreams`, to \
-        a fixed answer (`respond`), a `redirect` or files (`static`).",
+        a fixed answer (`respond`), a `redirect`, files (`static`) or a `hub`.",
     ),
     ("routes[].match", "Which requests the route is for: all that is said must hold; without it: all."),
     ("routes[].health", "As `[apps.NAME.health]`, for the route's own `upstreams`; a path alone stands for `path`."),
@@ -119,6 +132,7 @@ pub const SHORT: &[(&str, &str)] = &[
     ("apps.*.hot_reload", "apps.*.hot_reload.by"),
     ("apps.*.health", "apps.*.health.path"),
     ("apps.*.compress", "apps.*.compress.codings"),
+    ("hub.*.history", "hub.*.history.count"),
     ("log.access", "log.access.to"),
     ("log.events", "log.events.to"),
     ("metrics.statsd", "metrics.statsd.address"),
@@ -133,5 +147,4 @@ pub const SHORT: &[(&str, &str)] = &[
 ];
 
 /// What is planned or usual elsewhere and means nothing to this version: a path, or its last segment alone.
-pub const NOT_YET: &[&str] =
-    &["http2", "http3", "compression", "hub", "publish", "include", "listen[].alpn", "apps.*.group"];
+pub const NOT_YET: &[&str] = &["http2", "http3", "compression", "publish", "include", "listen[].alpn", "apps.*.group"];

@@ -20,15 +20,10 @@ use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
 
 use super::{State, Stream};
-use crate::event_loop::{Arrival, Entrance, Loop, Task};
+use crate::event_loop::{Arrival, Entrance, Loop, Progress, Subscriber, Task};
 
 /// Pipelined bytes kept for a client whose request is being answered; beyond this its receive stays unarmed.
 const PIPELINE_BYTES: usize = 16 * 1024;
-/// How often in a write timeout it is looked whether the peer makes progress.
-const LOOKS: u32 = 4;
-/// What counts as progress over a write timeout: so many bytes for each of its seconds, and at most [`MOST_PROGRESS`].
-const WRITE_RATE: u64 = 512;
-const MOST_PROGRESS: u64 = 16 * 1024;
 
 /// A client's connection.
 pub(crate) struct Client {
@@ -41,8 +36,8 @@ pub(crate) struct Client {
     pub behind: bool,
     /// It has sent a request.
     pub requested: bool,
-    /// Looks in a row at which the peer had made no progress.
-    pub silent_looks: u8,
+    /// Whether the peer takes what it is sent, while it is behind.
+    pub progress: Progress,
     /// The request in hand.
     pub http: Http1,
     /// Which of the loop's listeners accepted it.
@@ -56,10 +51,10 @@ pub(crate) struct Client {
     pub input: Option<Block>,
     /// How far `input` was searched for the end of a head.
     pub search: HeadSearch,
-    /// [`Backend::acknowledged`] when progress was last seen.
-    pub acknowledged: u64,
     /// The request's body, while more of it is to come.
     pub body: Option<Box<RequestBody>>,
+    /// What it has subscribed to, while that is what its request has asked for.
+    pub subscriber: Option<Box<Subscriber>>,
 }
 
 impl Client {
@@ -70,7 +65,7 @@ impl Client {
             entrance: Entrance::default(),
             behind: false,
             requested: false,
-            silent_looks: 0,
+            progress: Progress::default(),
             http: Http1::NONE,
             listener,
             admin,
@@ -78,8 +73,8 @@ impl Client {
             exchange: Key::NONE,
             input: None,
             search: HeadSearch::default(),
-            acknowledged: 0,
             body: None,
+            subscriber: None,
         }
     }
 
@@ -89,6 +84,12 @@ impl Client {
         let away = draining || (crowded && self.input.is_none());
         self.http.keep_alive &= !away && self.body.is_none();
         self.http.keep_alive
+    }
+
+    /// Whether something is under way for it, so that what comes in has to wait.
+    #[inline]
+    fn is_answered(&self) -> bool {
+        self.exchange != Key::NONE || self.subscriber.is_some()
     }
 
     /// Whether it stands between two requests, or before its first.
@@ -114,6 +115,9 @@ impl<B: Backend> Loop<B> {
             }
             State::Processing | State::WritingResponse => {
                 let (key, body) = (client.exchange, client.body.is_some());
+                if client.subscriber.is_some() {
+                    return self.subscriber_received(sock, block);
+                }
                 match self.exchanges.lookup(key).map(|exchange| exchange.phase) {
                     Some(Phase::Tunnel { .. }) => self.tunnel_to_worker(key, block),
                     Some(_) if body => self.read_body(sock, block),
@@ -174,6 +178,9 @@ impl<B: Backend> Loop<B> {
     /// What had to wait can be looked at: a body for which there is room, or the next requests.
     pub fn resume_client(&mut self, sock: Sock) {
         let Some(client) = self.table.client(sock) else { return };
+        if client.subscriber.is_some() {
+            return self.subscriber_resumed(sock);
+        }
         if client.exchange == Key::NONE || client.body.is_none() {
             return self.read_requests(sock);
         }
@@ -191,6 +198,9 @@ impl<B: Backend> Loop<B> {
         }
         if client.state == State::Accepting {
             return self.never_began(sock, true);
+        }
+        if client.subscriber.is_some() {
+            return self.close_client(sock, How::Flushed);
         }
         let (key, closes) = (client.exchange, !client.http.keep_alive);
         let Some(exchange) = self.exchanges.lookup(key) else {
@@ -215,6 +225,10 @@ impl<B: Backend> Loop<B> {
     /// The client is gone, or must go: its exchange is cancelled, its connection closed.
     pub fn client_left(&mut self, sock: Sock, how: How) {
         let Some(client) = self.table.client(sock) else { return };
+        if client.subscriber.is_some() || self.leaves_opening(sock) {
+            return self.close_client(sock, how);
+        }
+        let Some(client) = self.table.client(sock) else { return };
         let key = std::mem::replace(&mut client.exchange, Key::NONE);
         self.finish(key, Ending::Left { how });
         self.close_client(sock, how);
@@ -235,19 +249,11 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(sock) else { return };
         client.behind = true;
         // A head that is coming in has the clock, and will not have it for long.
-        if !client.entrance.pass.waits()
-            && (client.exchange != Key::NONE || client.input.is_none() || client.entrance.stalled)
+        if !client.entrance.pass.waits() && (client.is_answered() || client.input.is_none() || client.entrance.stalled)
         {
             self.watch_write(sock);
         }
         self.client_fell_behind(sock);
-    }
-
-    fn watch_write(&mut self, sock: Sock) {
-        let acknowledged = self.backend.acknowledged(sock);
-        let Some(client) = self.table.client(sock) else { return };
-        (client.acknowledged, client.silent_looks) = (acknowledged, 0);
-        self.arm(sock, self.apps.settings.timeouts.write / LOOKS);
     }
 
     /// Some of the outbox has left.
@@ -255,6 +261,9 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(sock) else { return };
         // Whether it has caught up is seen when the write clock is looked at.
         let (key, stalled) = (client.exchange, client.entrance.stalled);
+        if client.subscriber.is_some() {
+            return self.subscriber_drained(sock);
+        }
         if stalled && !self.stalls(sock) {
             self.work.push_back(Task::Resume(sock));
         }
@@ -277,8 +286,11 @@ impl<B: Backend> Loop<B> {
         }
         let caught_up = client.behind && unsent == 0;
         client.behind &= unsent > 0;
-        if client.behind && (client.input.is_none() || client.exchange != Key::NONE || client.entrance.stalled) {
+        if client.behind && (client.input.is_none() || client.is_answered() || client.entrance.stalled) {
             return self.look_at_write(sock);
+        }
+        if client.subscriber.is_some() {
+            return self.subscriber_expired(sock);
         }
         if client.exchange != Key::NONE {
             // Its exchange has timers of its own.
@@ -296,25 +308,6 @@ impl<B: Backend> Loop<B> {
             true => self.refuse(sock, 408, "the request did not arrive in time"),
             false => self.close_answered(sock),
         }
-    }
-
-    /// Looks whether the peer has acknowledged something since the last look that is worth the name, and cuts it when it has not
-    /// for the whole of the write timeout.
-    fn look_at_write(&mut self, sock: Sock) {
-        let patience = self.apps.settings.timeouts.write;
-        let worth = (patience.as_millis() as u64 * WRITE_RATE / 1000).min(MOST_PROGRESS);
-        let acknowledged = self.backend.acknowledged(sock);
-        let Some(client) = self.table.client(sock) else { return };
-        if acknowledged.saturating_sub(client.acknowledged) >= worth {
-            (client.acknowledged, client.silent_looks) = (acknowledged, 0);
-        } else {
-            client.silent_looks += 1;
-        }
-        if u32::from(client.silent_looks) < LOOKS {
-            return self.arm(sock, patience / LOOKS);
-        }
-        self.count().timeouts.add(1);
-        self.client_left(sock, How::Reset);
     }
 
     /// The next request may come: waits for it, for the next one already here, or closes.
@@ -348,6 +341,7 @@ impl<B: Backend> Loop<B> {
         match client.state {
             State::Accepting if away => self.close_client(sock, How::Now),
             State::ReadingRequest if client.input.is_none() && client.body.is_none() => self.drain_idle(sock),
+            _ if client.subscriber.is_some() => self.subscriber_drains(sock),
             _ => {}
         }
     }

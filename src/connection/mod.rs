@@ -76,6 +76,10 @@ impl<B: Backend> Loop<B> {
             }
             return;
         }
+        if client.subscriber.is_some() {
+            self.stop_subscriber(sock);
+        }
+        let Some(client) = self.table.client(sock) else { return };
         debug_assert!(client.exchange == Key::NONE, "a client was closed under its exchange");
         client.input = None;
         client.body = None;

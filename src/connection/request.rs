@@ -14,7 +14,7 @@ use crate::http::{Framing, body_len};
 use crate::metrics::series::OWN;
 
 use super::{State, Stream};
-use crate::event_loop::{Gate, Loop, Route, Written};
+use crate::event_loop::{Asked, Gate, Loop, Route, Task, Written};
 
 /// What became of a look at the input.
 enum Step {
@@ -152,6 +152,18 @@ impl<B: Backend> Loop<B> {
                 None
             }
             Route::Files(route) => self.serve_file(route, stream, &input, request),
+            Route::Hub(number) => match self.asked_of_hub(number, sock, &input, request) {
+                Asked::Answer(written) => Some(written),
+                Asked::Publish => {
+                    self.begin_publication(number, stream, input, request);
+                    return Step::Stop;
+                }
+                Asked::Listens => {
+                    self.work.push_back(Task::Resume(sock));
+                    None
+                }
+                Asked::Nothing => None,
+            },
             Route::Desk(document) => {
                 self.ask_desk(stream, &input, request, document);
                 None

@@ -30,7 +30,7 @@ use crate::event_loop::{Loop, Task};
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Stream {
     pub connection: Sock,
-    /// Which of the connection's; in HTTP/1 always 0, but for a [`Stream::is_question`].
+    /// Which of the connection's; in HTTP/1 always 0, but for [`Stream::is_own`].
     pub id: u32,
 }
 

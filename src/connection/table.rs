@@ -12,11 +12,13 @@ struct Entry {
 pub(crate) struct Table {
     entries: Vec<Entry>,
     clients: usize,
+    /// The connection that is worked on, which a panic is to cost; [`Sock::NONE`] for what concerns none.
+    pub subject: Sock,
 }
 
 impl Table {
     pub fn new(capacity: usize) -> Table {
-        Table { entries: Vec::with_capacity(capacity), clients: 0 }
+        Table { entries: Vec::with_capacity(capacity), clients: 0, subject: Sock::NONE }
     }
 
     pub fn put(&mut self, sock: Sock, role: Role) {

@@ -74,6 +74,8 @@ pub enum Command {
     Resume { app: Option<String> },
     /// To hand the work over to a new process, of another binary if one is named. With `wait` the answer comes when it serves.
     Upgrade { program: Option<PathBuf>, wait: bool },
+    /// To publish what a body says that a hub understands ([`crate::hub::wire::notify`]).
+    Notify(Vec<u8>),
     /// The events from now on: answered by [`Answer::Stream`].
     Events,
     /// A worker that this server did not start offers itself.
@@ -94,7 +96,12 @@ impl Command {
             | Command::Resume { app }
             | Command::Quit { app, .. }
             | Command::Join(Join { app, .. }) => app.as_deref(),
-            Command::Upgrade { .. } | Command::Status | Command::Drain | Command::Stop { .. } | Command::Events => None,
+            Command::Upgrade { .. }
+            | Command::Status
+            | Command::Drain
+            | Command::Stop { .. }
+            | Command::Notify(_)
+            | Command::Events => None,
         }
     }
 }

@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::{Change, Command, Join, Version};
 use crate::config::{self, MOST_WORKERS, PAUSE_DEFAULT, PAUSE_RANGE};
+use crate::hub;
 
 /// The longest name of an app or a worker, in bytes.
 const MOST_NAME: usize = 128;
@@ -59,6 +60,7 @@ const PATHS: &[(&str, &str, Reader)] = &[
     ("/stop", "POST", |body| read::<Stop>(body).map(|stop| Command::Stop { now: stop.now })),
     ("/pause", "POST", pause),
     ("/resume", "POST", |body| Ok(Command::Resume { app: read::<OfApp>(body)?.app()? })),
+    ("/notify", "POST", |body| hub::wire::notify(body).map(|_| Command::Notify(body.to_vec()))),
     (WORKER_PATH, "POST", worker),
 ];
 

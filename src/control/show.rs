@@ -6,7 +6,7 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use super::status::{Acme, App, KeySet, Latency, Limit, Reload, ReloadState, Roll, RollState, Status, Worker};
+use super::status::{Acme, App, Hub, KeySet, Latency, Limit, Reload, ReloadState, Roll, RollState, Status, Worker};
 use crate::metrics::human_bytes;
 
 /// What stands for a value that is not known.
@@ -33,6 +33,7 @@ pub fn status(status: &Status) -> String {
     }
     counted(&mut text, status);
     status.limits.iter().for_each(|one| limit(&mut text, one));
+    status.hubs.iter().for_each(|one| hub(&mut text, one));
     status.key_sets.iter().for_each(|one| key_set(&mut text, one));
     if let Some(Reload { state: ReloadState::Failed, at, reason, .. }) = &status.reload {
         let reason = lines(reason.as_deref().unwrap_or(NONE));
@@ -93,6 +94,18 @@ fn limit(text: &mut String, limit: &Limit) {
     }
 }
 
+fn hub(text: &mut String, hub: &Hub) {
+    let Hub { name, topics, subscribers, messages, memory_bytes } = hub;
+    let (subscribers, messages) = (or_none(*subscribers), or_none(*messages));
+    let memory = human_bytes(*memory_bytes as u64);
+    // Writing to a String cannot fail.
+    let _ = writeln!(
+        text,
+        "hub  {}  topics {topics}  subscribers {subscribers}  messages {messages}  {memory}",
+        plain(name)
+    );
+}
+
 /// Counters that say that something was in the way, in the order in which they are shown.
 const TROUBLES: &[&str] = &[
     "errors",
@@ -113,6 +126,12 @@ const TROUBLES: &[&str] = &[
     "auth_busy",
     "auth_unanswered",
     "crowded_out",
+    "hub_gaps",
+    "hub_refused",
+    "hub_events_failed",
+    "hub_closed_protocol",
+    "hub_closed_size",
+    "hub_closed_silent",
     "files_cut",
     "compress_busy",
     "proxy_protocol_refused",

@@ -46,6 +46,8 @@ pub struct Status {
     pub key_sets: Vec<KeySet>,
     /// The limits on how often clients may ask.
     pub limits: Vec<Limit>,
+    /// The hubs.
+    pub hubs: Vec<Hub>,
     /// Its apps.
     pub apps: Vec<App>,
     /// What was counted of the workers of apps that are gone.
@@ -82,6 +84,22 @@ pub struct Limit {
     pub forgotten: u64,
     /// Who met it most, the busiest first.
     pub busiest: Vec<Busy>,
+}
+
+/// A hub, and what is in it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Hub {
+    /// Its name.
+    pub name: String,
+    /// Topics that there are.
+    pub topics: usize,
+    /// How many listen: a client counts once for each topic. `null` where there are too many topics to be asked one by one.
+    pub subscribers: Option<u64>,
+    /// Messages that are kept; `null` likewise.
+    pub messages: Option<u64>,
+    /// Bytes that all of it takes.
+    pub memory_bytes: usize,
 }
 
 /// Who met a limit.
@@ -583,7 +601,7 @@ mod tests {
         #[rustfmt::skip]
         let top = vec![
             "version", "pid", "uptime_seconds", "state", "backend", "loops", "listen", "admin", "control_socket", "counters",
-            "log_lines_dropped", "reload", "upgrade", "certificates", "acme", "key_sets", "limits", "apps", "departed",
+            "log_lines_dropped", "reload", "upgrade", "certificates", "acme", "key_sets", "limits", "hubs", "apps", "departed",
         ];
         assert_eq!(keys(&document), sorted(top));
         let app = &document["apps"][0];

@@ -17,7 +17,7 @@ use super::Loop;
 use super::front::access_record;
 
 /// The status in the access line of a request whose client left before it was answered, as nginx has it.
-const CLIENT_LEFT: u16 = 499;
+pub(super) const CLIENT_LEFT: u16 = 499;
 
 impl<B: Backend> Loop<B> {
     /// How long an exchange waited for its first worker.

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use crate::apps::{App, AppTable};
+use crate::apps::{App, AppTable, To};
 use crate::backends::{Backend, Sock};
 use crate::buffers::slots::Key;
 use crate::compress::Contexts;
@@ -158,6 +158,11 @@ impl Apps {
             let entry = self.entries[index].get_or_insert_default();
             debug_assert!(entry.past.last().is_none_or(|past| Arc::ptr_eq(&past.dispatch, &app.dispatch)));
             entry.current = Some(Rc::new(app.clone()));
+        }
+        for way in &table.routes.ways {
+            if let To::Hub(_, served) = &way.to {
+                served.configure();
+            }
         }
         let was_guarded = self.routes.is_guarded;
         self.routes = Routes::new(table, |id| self.get(id));

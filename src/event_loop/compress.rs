@@ -150,7 +150,7 @@ impl<B: Backend> Loop<B> {
     }
 
     /// A number that nobody outside can tell beforehand.
-    fn random(&mut self) -> u64 {
+    pub(super) fn random(&mut self) -> u64 {
         self.heads.next_id = self.heads.next_id.wrapping_add(1);
         self.apps.contexts.random.hash_one(self.heads.next_id)
     }

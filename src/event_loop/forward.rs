@@ -23,7 +23,7 @@ use crate::config::route::is_same_to_apps;
 use crate::connection::{Role, State, Stream, Table};
 use crate::dispatch::Outcome;
 use crate::exchange::{Ending, Exchange, Phase, Source};
-use crate::http::fields::{Fields, Kind};
+use crate::http::fields::{Field, Fields, Kind};
 use crate::http::head::{self, Request, Response, Reuse};
 use crate::http::id::id_text;
 use crate::http::reader::{Reader, RequestBody};
@@ -97,14 +97,30 @@ pub(super) fn is_named(line: &[u8], name: &str) -> bool {
 }
 
 impl Stream {
-    /// Whether what is answered is no request of the client, but what another app is asked about one.
+    /// Whether what is answered is no request of the client, but something that the server asks because of it.
+    #[inline]
+    pub fn is_own(self) -> bool {
+        self.id != 0
+    }
+
+    /// Whether that is what another app is asked about a request.
     #[inline]
     pub fn is_question(self) -> bool {
-        self.id != 0
+        self.id == QUESTION
     }
 }
 
 impl<B: Backend> Loop<B> {
+    /// As whose stream an exchange of the server's own ends, how, and whether it is an event of a hub.
+    #[cold]
+    pub fn own_ends<'a>(&mut self, key: Key, stream: Stream, ending: Ending<'a>) -> (Stream, Ending<'a>, bool) {
+        if stream.is_question() {
+            return (stream, self.unanswered(key, ending), false);
+        }
+        let event = self.event_unanswered(key, &ending);
+        (self.exchanges.lookup(key).map_or(stream, |exchange| exchange.stream), ending, event)
+    }
+
     /// Asks about the request that a client's input begins with.
     pub fn inquire(&mut self, sock: Sock) {
         let Some(input) = self.table.client(sock).and_then(|client| client.input.clone()) else { return };
@@ -145,7 +161,7 @@ impl<B: Backend> Loop<B> {
             rewrite::request(out, &question, &request, &self.heads.fields, &told);
         });
         self.heads.words.put(sock, Word { asked: forward.clone(), lines: Vec::new() }, &self.table);
-        let stream = Stream { connection: sock, id: 1 };
+        let stream = Stream { connection: sock, id: QUESTION };
         let turn = self.turn(&app, sock, &question);
         let mut exchange = Exchange::new(stream, app, series, &request, head, own, &self.time);
         exchange.attempt.turn = turn;
@@ -157,10 +173,17 @@ impl<B: Backend> Loop<B> {
         self.acquire(key, false);
     }
 
-    /// The head of an answer to a question has come; `input` begins with it.
+    /// The head of an answer has come to something that the server itself has asked; `input` begins with it.
     #[cold]
     #[inline(never)]
-    pub fn begin_word(&mut self, key: Key, input: Block, response: &Response) {
+    pub fn own_answered(&mut self, key: Key, input: Block, response: &Response) {
+        match self.exchanges.lookup(key).is_some_and(|exchange| exchange.stream.is_event()) {
+            true => self.event_answered(key, input, response),
+            false => self.begin_word(key, input, response),
+        }
+    }
+
+    fn begin_word(&mut self, key: Key, input: Block, response: &Response) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let may_retry = exchange.is_whole() && !exchange.attempt.retried;
         match response.status {
@@ -215,7 +238,7 @@ impl<B: Backend> Loop<B> {
     }
 
     /// The worker that was asked has answered: it is free, or is left alone with the rest of its answer.
-    fn release_asked(&mut self, key: Key, mut input: Block, response: &Response) {
+    pub fn release_asked(&mut self, key: Key, mut input: Block, response: &Response) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.answer.status = response.status;
         exchange.answer.reuse = Reuse::after(response);
@@ -293,7 +316,7 @@ impl<B: Backend> Loop<B> {
 }
 
 /// Whether all of an answer is here; `input` begins with its head.
-fn is_whole(input: &Block, response: &Response) -> bool {
+pub(super) fn is_whole(input: &Block, response: &Response) -> bool {
     let mut body = input.clone();
     body.advance(response.len);
     let mut reader = Reader::new(response.framing);
@@ -304,6 +327,24 @@ fn is_whole(input: &Block, response: &Response) -> bool {
 /// What is asked about a request: its fields, but for those that are about its body, say under which conditions it is to be answered, or are
 /// the server's and the asked app's own to say.
 fn question(input: &[u8], request: &Request, fields: &Fields, forward: &Forward) -> Vec<u8> {
+    let authority = request.authority.of(input);
+    let mut text =
+        [b"GET ", forward.path.as_bytes(), b" ", request.version.name().as_bytes(), b"\r\nHost: ", authority].concat();
+    text.extend_from_slice(b"\r\n");
+    for field in fields.iter() {
+        let name = field.name.of(input);
+        let copied = forward.copy.iter().any(|own| is_same_to_apps(name, own.as_bytes()));
+        if !copied && passes_to_another(field, name) {
+            text.extend_from_slice(&[name, b": ", field.value.of(input), b"\r\n"].concat());
+        }
+    }
+    text.extend_from_slice(b"\r\n");
+    text
+}
+
+/// Whether a field of a request says something to another app that is asked about it: those about its body and about the conditions of its answer
+/// do not, nor what only this server may say.
+pub(super) fn passes_to_another(field: &Field, name: &[u8]) -> bool {
     const OTHER: [&str; 15] = [
         "host",
         "connection",
@@ -321,20 +362,11 @@ fn question(input: &[u8], request: &Request, fields: &Fields, forward: &Forward)
         "x-forwarded-method",
         "x-forwarded-uri",
     ];
-    let authority = request.authority.of(input);
-    let mut text =
-        [b"GET ", forward.path.as_bytes(), b" ", request.version.name().as_bytes(), b"\r\nHost: ", authority].concat();
-    text.extend_from_slice(b"\r\n");
-    for field in fields.iter().filter(|field| field.kind != Kind::Nominated) {
-        let name = field.name.of(input);
-        let mut own = TOLD.iter().copied().chain(forward.copy.iter().map(String::as_str)).chain(OTHER);
-        let other = own.any(|own| is_same_to_apps(name, own.as_bytes()));
-        if !other {
-            text.extend_from_slice(&[name, b": ", field.value.of(input), b"\r\n"].concat());
-        }
-    }
-    text.extend_from_slice(b"\r\n");
-    text
+    let mut own = TOLD.iter().copied().chain(OTHER);
+    field.kind != Kind::Nominated && !own.any(|own| is_same_to_apps(name, own.as_bytes()))
 }
+
+/// The number of the stream on which another app is asked about a request.
+const QUESTION: u32 = 1;
 
 const NO_WORD: &str = "it is not known whether this request may pass: try again in a moment";

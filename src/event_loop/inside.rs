@@ -7,7 +7,7 @@
 use crate::backends::{Backend, HIGH_MARK, Piece, Sock};
 use crate::buffers::block::Writer;
 use crate::buffers::slots::Key;
-use crate::connection::{State, Stream};
+use crate::connection::{Role, State, Stream};
 use crate::exchange::{Ending, Exchange, Hold, Phase, Source, Upload};
 use crate::http::fields::{list_items, trim};
 use crate::http::id::id_text;
@@ -56,8 +56,9 @@ impl<B: Backend> Loop<B> {
 
     /// Whether the inside may be told: the peer is on this machine, speaks for nobody else, and means this machine by the name that
     /// it asks for. Who comes over a Unix socket may be a proxy that says nothing of itself.
-    fn is_local(&mut self, sock: Sock, input: &[u8], request: &head::Request) -> bool {
-        let peer = self.table.client(sock).and_then(|client| client.arrival.peer.address());
+    pub(super) fn is_local(&self, sock: Sock, input: &[u8], request: &head::Request) -> bool {
+        let Role::Client(client) = self.table.role(sock) else { return false };
+        let peer = client.arrival.peer.address();
         !request.forwarded
             && peer.is_some_and(|address| address.is_loopback())
             && is_loopback_host(request.authority.of(input))

@@ -18,9 +18,10 @@ use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::backends::{Backend, Size};
-use crate::buffers::block::{Pool, SMALL, Scratch};
+use crate::buffers::block::{Block, Pool, SMALL, Scratch};
 use crate::buffers::slots::Key;
-use crate::exchange::{Hold, Phase};
+use crate::exchange::{Hold, Phase, Request};
+use crate::log::AccessLog;
 use crate::mailbox::Message;
 use crate::planted::{self, Bug};
 
@@ -103,6 +104,42 @@ impl Memory {
     /// room where something of its size was before.
     pub fn size(&self, long: bool) -> Size {
         if long && self.pool.budget().fits(self.pool.budget().limit() / 4 * 3) { Size::Large } else { Size::Small }
+    }
+}
+
+impl Request {
+    /// Forgets the request's bytes: the answer has begun.
+    pub fn release(&mut self, keep_head: bool) {
+        if !keep_head {
+            self.head = None;
+        }
+        // Asked first, because most requests have none, and dropping nothing is a call all the same.
+        if self.body.capacity() > 0 {
+            self.body = Vec::new();
+        }
+    }
+
+    /// Moves what is kept of it to the heap, as it begins to wait for longer than blocks of the pool may.
+    pub fn settle(&mut self, pool: &Pool) {
+        self.head = self.head.take().map(|head| head.settle(pool));
+        for block in &mut self.body {
+            *block = block.clone().settle(pool);
+        }
+    }
+
+    /// Keeps of its head only what its access line will show.
+    pub fn keep_for_log(&mut self, access: &AccessLog, pool: &Pool) {
+        self.head = self.head.take().map(|head| pool.heap(&access.digest(&head)));
+    }
+
+    /// What it keeps of the request's bytes.
+    pub fn blocks(&self) -> impl Iterator<Item = &Block> {
+        self.head.iter().chain(&self.body).chain(&self.trailers)
+    }
+
+    /// Whether it keeps blocks of the pool.
+    pub fn keeps_blocks(&self) -> bool {
+        self.blocks().any(|block| !block.on_heap())
     }
 }
 

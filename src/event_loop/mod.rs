@@ -12,7 +12,9 @@
 //! | `files` | files that are served: what is known of them, and their way to the client |
 //! | `front` | what stands in front of a listener: PROXY protocol headers, and whose word about a request's origin counts |
 //! | `gate` | who gets in by a route, and how often |
+//! | `hub` | hubs: who listens to which topics, and the way of messages to them |
 //! | `inside` | documents about the inside of the server, and who gets them |
+//! | `progress` | whether clients take what they are sent |
 //! | `memory` | where bytes are that wait, and who goes on when memory comes back |
 //! | `secure` | TLS: what clients send is taken apart, what they are sent is sealed |
 //! | `spool` | answers that wait in a file for their client |
@@ -30,8 +32,10 @@ mod files;
 mod forward;
 mod front;
 mod gate;
+mod hub;
 mod inside;
 mod memory;
+mod progress;
 mod routes;
 mod secure;
 mod spool;
@@ -47,8 +51,10 @@ use forward::is_named;
 pub(crate) use forward::{Word, Words};
 pub(crate) use front::{Arrival, Tolds};
 pub(crate) use gate::{Entrance, Gate, Paid, Pass};
+pub(crate) use hub::{Asked, Hubs, Subscriber};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
+pub(crate) use progress::Progress;
 pub(crate) use routes::{Leads, LoopRoute, Route, Routes, Written};
 pub(crate) use secure::{Secure, send};
 pub(crate) use spool::Unspooled;
@@ -252,9 +258,8 @@ pub(crate) struct Loop<B: Backend> {
     pub memory: Memory,
     pub heads: Heads,
     pub apps: Apps,
-    /// The connection that is worked on, which a panic is to cost; [`Key::NONE`] for what concerns none.
-    pub subject: Sock,
     pub accepting: Accepting,
+    pub hubs: Hubs,
     /// Clients that speak TLS; `None` as long as no listener does.
     pub secure: Option<Box<Secure>>,
     pub counters: OwnCounters,
@@ -275,7 +280,9 @@ impl<B: Backend> Loop<B> {
         debug_assert!(self.work.is_empty(), "work was left undone");
         for (key, exchange) in self.exchanges.iter() {
             let phase = exchange.phase;
-            let named = self.table.client(exchange.stream.connection).is_some_and(|client| client.exchange == key);
+            let connection = exchange.stream.connection;
+            let is_free = exchange.stream.is_event() && connection == Sock::NONE;
+            let named = is_free || self.table.client(connection).is_some_and(|client| client.exchange == key);
             debug_assert!(named, "the client of an exchange in {phase:?} does not know it");
             let link = exchange.link();
             let named = link == Key::NONE || self.table.link(link).is_some_and(|link| link.exchange == key);
@@ -307,7 +314,7 @@ impl<B: Backend> Loop<B> {
                 self.acquire(key, true);
             }
             Task::End(sock) => {
-                self.subject = sock;
+                self.table.subject = sock;
                 // Bytes of a body that wait to be read come before it, and behind them the connection's own end says it again.
                 let waits =
                     self.table.client(sock).is_some_and(|client| client.body.is_some() && client.input.is_some());
@@ -316,7 +323,7 @@ impl<B: Backend> Loop<B> {
                 }
             }
             Task::Resume(sock) => {
-                self.subject = sock;
+                self.table.subject = sock;
                 self.resume_client(sock);
             }
         }
@@ -324,6 +331,6 @@ impl<B: Backend> Loop<B> {
 
     /// Notes that an exchange is worked on: a panic is to cost its client.
     pub fn concern(&mut self, exchange: Key) {
-        self.subject = self.exchanges.lookup(exchange).map_or(Key::NONE, |exchange| exchange.stream.connection);
+        self.table.subject = self.exchanges.lookup(exchange).map_or(Key::NONE, |exchange| exchange.stream.connection);
     }
 }

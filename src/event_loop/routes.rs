@@ -5,9 +5,9 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::apps::{self, App, AppTable, Guard, To, Way};
+use crate::apps::{self, App, AppTable, Guard, Served, To, Way};
 use crate::backends::{Backend, Sock};
-use crate::buffers::block::{Block, SMALL, Writer};
+use crate::buffers::block::{Block, SMALL, Scratch, Writer};
 use crate::config::route::Piece;
 use crate::config::{Compressing, HTTPS, Internal, Settings};
 use crate::dispatch::AppId;
@@ -34,6 +34,27 @@ pub(crate) struct Written {
     pub bytes: u64,
 }
 
+impl Written {
+    /// That answer to a request.
+    #[inline(always)]
+    pub fn new(
+        direct: &Direct,
+        scratch: &mut Scratch,
+        date: &[u8; 29],
+        request: &Request,
+        keep_alive: bool,
+    ) -> Written {
+        let head_only = request.method == Method::Head;
+        let fill = |out: &mut Writer<'_>| direct.write(out, date, request.version, keep_alive, head_only);
+        let head_and_body = scratch.write(direct.room(), fill);
+        Written {
+            head_and_body,
+            status: direct.status(),
+            bytes: if head_only { 0 } else { direct.body().len() as u64 },
+        }
+    }
+}
+
 /// Who answers a request. Routes are named by their numbers.
 #[derive(Clone, Copy)]
 pub(crate) enum Route {
@@ -47,6 +68,8 @@ pub(crate) enum Route {
     Redirect(usize),
     /// It looks for a file.
     Files(usize),
+    /// It is one for a hub.
+    Hub(usize),
     Nobody,
     Text(&'static [u8]),
     /// That port, where TLS is spoken.
@@ -66,7 +89,8 @@ impl Route {
             | Route::Direct(number)
             | Route::Long(number)
             | Route::Redirect(number)
-            | Route::Files(number) => Some(number),
+            | Route::Files(number)
+            | Route::Hub(number) => Some(number),
             Route::Nobody
             | Route::Text(_)
             | Route::Https(_)
@@ -90,6 +114,8 @@ pub(crate) enum Leads {
     Redirect(Redirect),
     /// The loop answers it with a file, in the place of that app.
     Files(Rc<App>, Arc<Site>),
+    /// The loop answers it for a hub. What is published is collected in the place of that app.
+    Hub(Rc<App>, Arc<Served>),
     /// The app is none of those that are served.
     Nowhere,
 }
@@ -138,6 +164,7 @@ impl LoopRoute {
             },
             To::Direct(direct) => Leads::Direct(direct.clone()),
             To::Files(id, site) => app(*id).map_or(Leads::Nowhere, |app| Leads::Files(app.clone(), site.clone())),
+            To::Hub(id, served) => app(*id).map_or(Leads::Nowhere, |app| Leads::Hub(app.clone(), served.clone())),
             To::Redirect(pieces, status, lines) => Leads::Redirect(Redirect(pieces.clone(), *status, lines.clone())),
         };
         LoopRoute {
@@ -257,6 +284,7 @@ impl<B: Backend> Loop<B> {
             Leads::Direct(_) | Leads::Long(..) => Route::Direct(number),
             Leads::Redirect(_) => Route::Redirect(number),
             Leads::Files(..) => Route::Files(number),
+            Leads::Hub(..) => Route::Hub(number),
             Leads::Nowhere => Route::Nobody,
         }
     }
@@ -294,8 +322,6 @@ impl<B: Backend> Loop<B> {
     /// Writes what the loop itself says to a request, whose head `input` begins with.
     #[inline(always)]
     pub fn write_own(&mut self, route: Route, input: &[u8], request: &Request) -> Option<Written> {
-        let (version, keep_alive) = (request.version, self.keeps_alive(request));
-        let head_only = request.method == Method::Head;
         let made;
         let (direct, series) = match route {
             Route::Direct(number) => match self.apps.routes.get(number) {
@@ -314,11 +340,9 @@ impl<B: Backend> Loop<B> {
             told = direct.with_lines(&self.heads.quota);
             &told
         };
-        let (status, date) = (direct.status(), &self.time.day.date);
-        self.counters.of_series(series).answered_here(status);
-        let fill = |out: &mut Writer<'_>| direct.write(out, date, version, keep_alive, head_only);
-        let head_and_body = self.memory.scratch.write(direct.room(), fill);
-        Some(Written { head_and_body, status, bytes: if head_only { 0 } else { direct.body().len() as u64 } })
+        self.counters.of_series(series).answered_here(direct.status());
+        let keep_alive = self.keeps_alive(request);
+        Some(Written::new(direct, &mut self.memory.scratch, &self.time.day.date, request, keep_alive))
     }
 
     /// What is made for this request alone, and by which number it is counted.

@@ -340,7 +340,7 @@ impl<B: Backend> Loop<B> {
             && secure.handshakes < HANDSHAKES_A_TURN
             && let Some(sock) = secure.later.pop_front()
         {
-            self.subject = sock;
+            self.table.subject = sock;
             // Who has left meanwhile has no turn, nor has whoever has that place now.
             if self.table.client(sock).is_some()
                 && let Some(input) = secure.find(sock).and_then(|secured| secured.pending.take())
@@ -365,7 +365,7 @@ impl<B: Backend> Loop<B> {
     /// The turn ends: whatever it has left for clients becomes records.
     pub fn seal_all(&mut self) {
         while let Some(sock) = self.secure.as_mut().and_then(|secure| secure.to_seal.pop()) {
-            self.subject = sock;
+            self.table.subject = sock;
             if !self.seal(sock) {
                 self.cut_session(sock);
                 self.client_left(sock, How::Now);

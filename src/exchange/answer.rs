@@ -29,7 +29,7 @@ impl<B: Backend> Loop<B> {
         let Some(before) = self.table.link(sock).map(|link| link.input.take()) else { return };
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let (method, upgrade) = (exchange.request.method, exchange.request.websocket);
-        let (may_name, asks) = (exchange.answer.sendfile.is_some(), exchange.stream.is_question());
+        let (may_name, asks) = (exchange.answer.sendfile.is_some(), exchange.stream.is_own());
         if before.is_none() && self.backend.offered(sock) == exchange.attempt.sent_before {
             // They were on their way before anything of this request was: no answer to it, whatever they say.
             return self.lost_before_answer(key, false);
@@ -50,7 +50,7 @@ impl<B: Backend> Loop<B> {
                     input.advance(response.len);
                 }
                 Ok(Some(response)) if may_name && self.send_named(key, &input, &response) => return,
-                Ok(Some(response)) if asks => return self.begin_word(key, input, &response),
+                Ok(Some(response)) if asks => return self.own_answered(key, input, &response),
                 Ok(Some(response)) => return self.begin_answer(key, input, &response),
             }
         }
@@ -62,7 +62,7 @@ impl<B: Backend> Loop<B> {
         exchange.attempt.begun = true;
         let stream = exchange.stream;
         // A client that does not read would have a worker's flood of these held for it; none of them has to arrive.
-        if response.status != 100 && !stream.is_question() && self.unsent(stream.connection) <= HIGH_MARK {
+        if response.status != 100 && !stream.is_own() && self.unsent(stream.connection) <= HIGH_MARK {
             self.stream_interim(stream, input, response);
         }
     }

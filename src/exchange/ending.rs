@@ -46,9 +46,11 @@ impl<B: Backend> Loop<B> {
     pub fn finish(&mut self, key: Key, ending: Ending<'_>) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let (stream, phase, spools) = (exchange.stream, exchange.phase, exchange.has_spools());
-        let ending = if stream.is_question() { self.unanswered(key, ending) } else { ending };
+        let (stream, ending, event) =
+            if stream.is_own() { self.own_ends(key, stream, ending) } else { (stream, ending, false) };
         let cut = phase == Phase::Relaying && matches!(ending, Ending::Failed { .. });
         match ending {
+            _ if event => {}
             Ending::Answered { .. } => self.end_body(key, stream),
             Ending::Failed { reason, .. } if cut => self.tell_of_cut(key, reason),
             Ending::Failed { status, reason, .. } => self.send_refusal(key, status, reason),
@@ -77,6 +79,7 @@ impl<B: Backend> Loop<B> {
         }
         self.exchanges.discard(key);
         match ending {
+            _ if event => self.event_over(key, stream.connection, &ending),
             Ending::Failed { .. } if cut => self.stream_abort(stream),
             Ending::Answered { .. } | Ending::Failed { .. } => self.stream_over(stream),
             Ending::Left { how } => self.stream_leave(stream, how),

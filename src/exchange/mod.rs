@@ -44,7 +44,7 @@ use std::time::Instant;
 
 use crate::apps::App;
 use crate::backends::Sock;
-use crate::buffers::block::{Block, Pool};
+use crate::buffers::block::Block;
 use crate::connection::Stream;
 use crate::dispatch::{Permit, StreamHold, Ticket, WorkerId};
 use crate::event_loop::{Coded, SpooledBody, Time, Unspooled};
@@ -55,7 +55,7 @@ use crate::http::id::Id;
 use crate::http::reader::Reader;
 use crate::http::route::Edits;
 use crate::limits::InFlight;
-use crate::log::{AccessLog, AnswerNote};
+use crate::log::AnswerNote;
 use crate::spool::Queue;
 
 pub(crate) use clock::Pace;
@@ -299,41 +299,5 @@ impl Exchange {
     /// Whether the worker has, or will get without the client, the whole request.
     pub fn is_uploaded(&self) -> bool {
         matches!(self.request.upload, Upload::Whole | Upload::Sent)
-    }
-}
-
-impl Request {
-    /// Forgets the request's bytes: the answer has begun.
-    pub fn release(&mut self, keep_head: bool) {
-        if !keep_head {
-            self.head = None;
-        }
-        // Asked first, because most requests have none, and dropping nothing is a call all the same.
-        if self.body.capacity() > 0 {
-            self.body = Vec::new();
-        }
-    }
-
-    /// Moves what is kept of it to the heap, as it begins to wait for longer than blocks of the pool may.
-    pub fn settle(&mut self, pool: &Pool) {
-        self.head = self.head.take().map(|head| head.settle(pool));
-        for block in &mut self.body {
-            *block = block.clone().settle(pool);
-        }
-    }
-
-    /// Keeps of its head only what its access line will show.
-    pub fn keep_for_log(&mut self, access: &AccessLog, pool: &Pool) {
-        self.head = self.head.take().map(|head| pool.heap(&access.digest(&head)));
-    }
-
-    /// What it keeps of the request's bytes.
-    pub fn blocks(&self) -> impl Iterator<Item = &Block> {
-        self.head.iter().chain(&self.body).chain(&self.trailers)
-    }
-
-    /// Whether it keeps blocks of the pool.
-    pub fn keeps_blocks(&self) -> bool {
-        self.blocks().any(|block| !block.on_heap())
     }
 }

@@ -115,6 +115,14 @@ impl<B: Backend> Loop<B> {
             self.keep_input(stream.connection, input);
             return self.hold_body(key);
         }
+        self.collect_body(key, input);
+    }
+
+    /// Begins to collect a body, of which `input` is here.
+    pub fn collect_body(&mut self, key: Key, input: Block) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let stream = exchange.stream;
+        let ended = self.table.client(stream.connection).is_some_and(|client| client.ended);
         self.rearm(key);
         if input.is_empty() && !ended { self.stream_want(stream) } else { self.read_body(stream.connection, input) }
     }
@@ -122,6 +130,10 @@ impl<B: Backend> Loop<B> {
     /// The rest of a body waits until its worker is there.
     pub fn hold_body(&mut self, key: Key) {
         if let Some(exchange) = self.exchanges.lookup_mut(key) {
+            if exchange.most_of_notice().is_some() {
+                self.count().memory_refused.add(1);
+                return self.fail(key, 503, "the server has no memory left for requests that come in parts");
+            }
             exchange.request.upload = Upload::Held;
             self.acquire(key, false);
         }
@@ -137,7 +149,7 @@ impl<B: Backend> Loop<B> {
     pub fn body_came(&mut self, key: Key, data: Block) -> bool {
         let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return false };
-        let most = exchange.app.server.max_body;
+        let most = exchange.most_of_notice().unwrap_or(exchange.app.server.max_body);
         let request = &mut exchange.request;
         request.bytes += data.len() as u64;
         request.pace.moved(now);
@@ -174,8 +186,9 @@ impl<B: Backend> Loop<B> {
             return self.continue_upload(key);
         }
         let most = exchange.app.settings.request_buffer as u64;
-        let is_large = exchange.request.bytes > most || !self.memory.has_room();
-        if exchange.request.spool.is_none() && is_large && !self.begin_spooled_body(key, None) {
+        let is_notice = exchange.most_of_notice().is_some();
+        let is_large = (exchange.request.bytes > most && !is_notice) || !self.memory.has_room();
+        if exchange.request.spool.is_none() && is_large && (is_notice || !self.begin_spooled_body(key, None)) {
             return self.hold_body(key);
         }
         if self.collect_spooled(key) {
@@ -192,6 +205,9 @@ impl<B: Backend> Loop<B> {
         if exchange.request.upload == Upload::Collecting {
             exchange.request.upload = Upload::Whole;
             exchange.request.trailers = (!trailers.is_empty()).then(|| self.memory.pool.heap(trailers));
+            if exchange.most_of_notice().is_some() {
+                return self.publish(key);
+            }
             self.collect_spooled(key);
             return self.acquire(key, false);
         }

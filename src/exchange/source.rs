@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use crate::apps::Served;
 use crate::backends::{Backend, HIGH_MARK, Sock};
 use crate::buffers::block::SMALL;
 use crate::buffers::slots::Key;
@@ -27,6 +28,8 @@ pub(crate) enum Source {
     Own(Arc<[u8]>, usize),
     /// A file.
     File(Box<Sending>),
+    /// Not known before the body of the request is whole, which is published in that hub.
+    Notice(Arc<Served>),
 }
 
 impl Source {
@@ -77,7 +80,7 @@ impl<B: Backend> Loop<B> {
             Source::Worker(_) => self.receive_answer(key),
             Source::Own(..) => self.pull_own(key),
             Source::File(_) => self.pull_file(key),
-            Source::None => {}
+            Source::None | Source::Notice(_) => {}
         }
     }
 

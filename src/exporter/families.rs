@@ -44,6 +44,7 @@ const fn bungate(name: &'static str, kind: Kind, help: &'static str, read: fn(&S
 pub const ALL: &[(&str, &[Family])] = &[
     ("Requests", REQUESTS),
     ("The server", SERVER),
+    ("Hubs", HUBS),
     ("Apps and their queues", APPS),
     ("Workers and upstreams", WORKERS),
     ("The names of Bungate, with `metrics.bungate = true`", BUNGATE),
@@ -68,7 +69,7 @@ const REQUESTS: &[Family] = &[
         "http_server_request_duration_seconds",
         Kind::Histogram,
         &["app", "route"],
-        "From a request's first byte to the last of its answer. Without event streams, tunnels, and requests whose client left.",
+        "From a request's first byte to the last of its answer. Without event streams, tunnels, requests that listen to hubs, and those whose client left.",
         |sample, points| {
             each_series(sample, |app, route, index| {
                 if index != OWN {
@@ -369,6 +370,87 @@ const SERVER: &[Family] = &[
         &[],
         "Log lines dropped because nobody read them.",
         |sample, points| points.whole(&[], sample.status.log_lines_dropped),
+    ),
+];
+
+const HUBS: &[Family] = &[
+    gauge(
+        "production_server_hub_sockets",
+        &["transport"],
+        "Clients that listen to hubs now, by how: over a WebSocket, as an event stream, or for one answer.",
+        |sample, points| {
+            let totals = sample.metrics.total();
+            for (transport, count) in
+                [("websocket", totals.hub_sockets), ("events", totals.hub_event_streams), ("poll", totals.hub_polls)]
+            {
+                points.whole(&[("transport", transport)], count);
+            }
+        },
+    ),
+    counter(
+        "production_server_hub_messages_total",
+        &[],
+        "Messages published in hubs. What came a second time is not among them.",
+        |sample, points| total(sample, points, |totals| totals.hub_messages),
+    ),
+    counter(
+        "production_server_hub_deliveries_total",
+        &[],
+        "Messages handed to clients that listen, each once for each of them.",
+        |sample, points| total(sample, points, |totals| totals.hub_deliveries),
+    ),
+    counter(
+        "production_server_hub_gaps_total",
+        &[],
+        "Times that a client was told that messages are missing.",
+        |sample, points| total(sample, points, |totals| totals.hub_gaps),
+    ),
+    counter(
+        "production_server_hub_refused_total",
+        &[],
+        "Requests to hubs refused for their origin, or because they had no key.",
+        |sample, points| total(sample, points, |totals| totals.hub_refused),
+    ),
+    counter(
+        "production_server_hub_events_total",
+        &["result"],
+        "Events of sockets that apps were told of, and of these those that had no answer, or one that refuses them (failed).",
+        |sample, points| {
+            let totals = sample.metrics.total();
+            points.whole(&[("result", "told")], totals.hub_events);
+            points.whole(&[("result", "failed")], totals.hub_events_failed);
+        },
+    ),
+    counter(
+        "production_server_hub_closed_total",
+        &["reason"],
+        "WebSockets of hubs that were closed: by the client's close (client), because the server ends (restart), for what came over them \
+         (protocol), because a message was too large or too many were on their way (size), because messages are missing and the client \
+         cannot be told (gap), or because a ping was not answered (silent).",
+        |sample, points| {
+            let totals = sample.metrics.total();
+            for (reason, count) in [
+                ("client", totals.hub_closed),
+                ("restart", totals.hub_closed_restart),
+                ("protocol", totals.hub_closed_protocol),
+                ("size", totals.hub_closed_size),
+                ("gap", totals.hub_closed_gap),
+                ("silent", totals.hub_closed_silent),
+            ] {
+                points.whole(&[("reason", reason)], count);
+            }
+        },
+    ),
+    gauge("production_server_hub_topics", &["hub"], "Topics that a hub has.", |sample, points| {
+        sample.status.hubs.iter().for_each(|hub| points.whole(&[("hub", &hub.name)], hub.topics as u64));
+    }),
+    gauge(
+        "production_server_hub_memory_bytes",
+        &["hub"],
+        "What a hub's topics and messages take, with what was made of them for the wire.",
+        |sample, points| {
+            sample.status.hubs.iter().for_each(|hub| points.whole(&[("hub", &hub.name)], hub.memory_bytes as u64));
+        },
     ),
 ];
 

@@ -31,6 +31,8 @@ fn with_sample<T>(bungate: bool, read: impl FnOnce(&Sample<'_>) -> T) -> T {
     status.certificates = vec![status::Certificate { names: vec!["shop.example".to_owned()], ..Default::default() }];
     let name = "login".to_owned();
     status.limits = vec![status::Limit { name, refused: 7, ..Default::default() }];
+    let name = "chat".to_owned();
+    status.hubs = vec![status::Hub { name, topics: 3, memory_bytes: 4096, ..Default::default() }];
     status.acme = Some(status::Acme { issued: 1, next_attempt: 1_800_000_000, ..Default::default() });
     let time = LoopTime { used: Duration::from_millis(1500), busy: 0.25 };
     let sample = Sample { status: &status, metrics: &metrics, loops: vec![None, Some(time)], started: 1.5e9, bungate };
@@ -57,6 +59,8 @@ fn the_classic_text_is_as_scrapers_read_it() {
         "production_server_loop_busy_ratio{loop=\"1\"} 0.25",
         "production_server_bytes_sent_total 1234",
         "production_server_rate_limited_total{limit=\"login\",action=\"refused\"} 7",
+        "production_server_hub_topics{hub=\"chat\"} 3",
+        "production_server_hub_memory_bytes{hub=\"chat\"} 4096",
         "production_server_app_state{app=\"web\",state=\"running\"} 1",
         "production_server_app_state{app=\"web\",state=\"failed\"} 0",
         "production_server_queue_duration_seconds_bucket{app=\"web\",le=\"0.001\"} 4",
@@ -311,7 +315,7 @@ fn the_dashboard_shows_the_metrics_that_there_are() {
                 parts.iter().any(|part| word.strip_suffix(part) == Some(family.name))
             });
             let family = known.unwrap_or_else(|| panic!("{word} of the dashboard is not exported: {expression}"));
-            for label in ["app", "code", "reason", "state", "worker", "loop", "route", "le"] {
+            for label in ["app", "code", "reason", "state", "worker", "loop", "route", "transport", "hub", "le"] {
                 let by = format!("by ({label}");
                 let exists = family.labels.contains(&label) || (label == "le" && family.kind == Kind::Histogram);
                 assert!(exists || !expression.contains(&by), "{word} has no label {label}: {expression}");

@@ -427,8 +427,10 @@ fn trailer_may_pass(name: &[u8]) -> bool {
     ];
     HARMLESS.has(classify(name))
         && !name.contains(&b'_')
-        // Who somebody is, is for us to tell.
-        && !name.get(..7).is_some_and(|start| start.eq_ignore_ascii_case(b"x-auth-"))
+        // Who somebody is, and what happens on its socket, is for us to tell.
+        && !["x-auth-", "x-socket-", "sec-websocket-"].iter().any(|own| {
+            name.get(..own.len()).is_some_and(|start| start.eq_ignore_ascii_case(own.as_bytes()))
+        })
         && !FORBIDDEN.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden.as_bytes()))
 }
 
@@ -645,7 +647,8 @@ mod tests {
     fn trailers_lose_what_they_may_not_carry() {
         let forbidden = "Content-Length: 1\r\nTRANSFER-ENCODING: chunked\r\nHost: a\r\nAuthorization: b\r\nset-cookie: c\r\n\
              Connection: close\r\nX-Forwarded-For: d\r\nX_Real_IP: e\r\nContent-Type: f\r\nTrailer: g\r\nIf-Match: h\r\n\
-             X-Request-Id: i\r\nDate: j\r\nRip-Worker-Busy: 1\r\nRip-No-Log: 1\r\nRip-Mark: m\r\nCookie: k\r\nContent-Encoding: l\r\nX-Auth-User: n\r\n";
+             X-Request-Id: i\r\nDate: j\r\nRip-Worker-Busy: 1\r\nRip-No-Log: 1\r\nRip-Mark: m\r\nCookie: k\r\nContent-Encoding: l\r\nX-Auth-User: n\r\n\
+             X-Socket-Id: o\r\nSec-WebSocket-Frame: p\r\n";
         let wire = format!("0\r\nX-Sum:1\r\n{forbidden}Server-Timing: a;dur=1\r\n\r\n");
         let decoded = run(wire.as_bytes(), &[3], DECODE).unwrap();
         assert_eq!(decoded.trailers, b"X-Sum: 1\r\nServer-Timing: a;dur=1\r\n");

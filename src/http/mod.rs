@@ -22,6 +22,7 @@ pub mod id;
 mod names;
 pub mod origin;
 pub mod proxy_protocol;
+pub mod query;
 pub mod reader;
 pub mod reply;
 pub mod rewrite;

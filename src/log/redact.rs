@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::config::Redaction;
+use crate::http::query::decode;
 
 /// What stands in the place of what is hidden.
 pub const HIDDEN: &[u8] = b"[redacted]";
@@ -87,30 +88,6 @@ fn user_of(url: &[u8]) -> Range<usize> {
     let authority = &url[start..];
     let end = authority.iter().position(|byte| b"/#?".contains(byte)).unwrap_or(authority.len());
     start..start + memchr::memrchr(b'@', &authority[..end]).unwrap_or(0)
-}
-
-/// Without percent-encoding, and `+` as a space.
-fn decode(bytes: &[u8]) -> Vec<u8> {
-    let digit = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut rest = bytes;
-    while let Some((first, behind)) = rest.split_first() {
-        let encoded = match behind {
-            [high, low, ..] if *first == b'%' => digit(*high).zip(digit(*low)),
-            _ => None,
-        };
-        match encoded {
-            Some((high, low)) => {
-                out.push(high << 4 | low);
-                rest = &behind[2..];
-            }
-            None => {
-                out.push(if *first == b'+' { b' ' } else { *first });
-                rest = behind;
-            }
-        }
-    }
-    out
 }
 
 #[cfg(test)]

@@ -11,7 +11,9 @@ use super::{AppState, Hooks, Supervisor};
 use crate::config::{HotReload, signal_name};
 use crate::control::{Answer, Change, Command, CommandHandler, ControlServer};
 use crate::fleet::{Member, Name};
+use crate::hub::wire;
 use crate::log::Level;
+use crate::mailbox::Message;
 
 impl Supervisor {
     /// Lets the control socket have its turn, then tells those who wait what has come of it, and those who listen what has happened.
@@ -168,6 +170,39 @@ impl Supervisor {
         }
     }
 
+    /// Publishes in a hub: the one that is named, or the only one.
+    fn notify(&self, body: &[u8], now: Instant) -> Result<Answer, Answer> {
+        let Some(metrics) = self.observed.as_ref().map(|observed| &observed.about.metrics) else {
+            return Err(Answer::refused(503, "no hub is known here"));
+        };
+        let notice = wire::notify(body).map_err(|reason| Answer::refused(400, reason))?;
+        let hubs = metrics.hubs().all();
+        let names: Vec<String> = hubs.iter().map(|hub| hub.settings().name.clone()).collect();
+        let at = match (&notice.hub, &names[..]) {
+            (Some(name), names) => names.iter().position(|known| known == name),
+            (None, [_]) => Some(0),
+            (None, _) => None,
+        };
+        let Some(hub) = at.and_then(|at| hubs.get(at)) else {
+            let known = if names.is_empty() {
+                "there is no hub".to_owned()
+            } else {
+                format!("hub: expected one of {}", names.join(", "))
+            };
+            return Err(Answer::refused(404, known));
+        };
+        let published = hub
+            .publish(metrics.hubs().since(now), &notice.topic, notice.payload(), notice.id.as_deref())
+            .map_err(|refused| Answer::refused(422, refused.to_string()))?;
+        for topic in hub.find(&notice.topic).iter() {
+            for loop_index in published.tell.iter() {
+                self.context.postboxes.post(loop_index, Message::Published(topic.clone()));
+            }
+        }
+        let document = serde_json::from_str(&wire::published(&published));
+        Ok(Answer::Done(document.unwrap_or_default()))
+    }
+
     fn carry_out(&mut self, command: Command, hooks: &mut Hooks<'_>, now: Instant) -> Result<Answer, Answer> {
         let harmless = matches!(
             command,
@@ -214,6 +249,7 @@ impl Supervisor {
             Command::Resume { app } => self.resume(app.as_deref(), now)?,
             Command::Upgrade { program, wait } => self.upgrade(program, wait, now),
             Command::Events => Answer::Stream,
+            Command::Notify(body) => self.notify(&body, now)?,
             Command::Join(join) => {
                 let own = self.serving().find(|(_, unit)| unit.own_worker(&join).is_some()).map(|(index, _)| index);
                 let index = own.map_or_else(|| self.find_of_worker(join.app.as_deref(), &join.worker_id), Ok)?;

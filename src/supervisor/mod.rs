@@ -295,6 +295,7 @@ impl Supervisor {
             self.tell_manager(now);
             self.let_go_of_units();
             self.sample_rates(now);
+            self.sweep_hubs(now);
             self.advance_listeners(now);
             self.serve_monitors(now);
             let interval = self.context.settings().stats_interval;
@@ -354,8 +355,9 @@ impl Supervisor {
         let stop = self.stop.as_ref().map(Stop::due);
         let rates = self.observed.as_ref().map(|observed| observed.rates.due());
         let monitor = self.observed.as_ref().and_then(|observed| observed.monitor.due());
+        let hubs = self.observed.as_ref().and_then(Observed::sweep_due);
         let orphans = self.orphans.as_ref().and_then(Orphans::due);
-        let outside = [self.upgrades.due(), self.service.manager.due(), monitor].into_iter().flatten().min();
+        let outside = [self.upgrades.due(), self.service.manager.due(), monitor, hubs].into_iter().flatten().min();
         let others =
             [stop, rates, orphans, self.control_due(), self.context.guard.due(), outside, Some(self.lookout.due())];
         units.chain(others.into_iter().flatten()).min()

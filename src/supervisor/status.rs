@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -17,6 +17,7 @@ use crate::config::Settings;
 use crate::control::status::{self, State, WorkerState};
 use crate::dispatch::{Snapshot, Standing, WorkerSnapshot};
 use crate::fleet::{self, Member, PlaceState, RollEnd};
+use crate::hub::{Count, Counts, Hub};
 use crate::limits::{Busy, Kept, Limit};
 use crate::log::{Level, Log};
 use crate::mailbox::desk::Desk;
@@ -24,6 +25,9 @@ use crate::metrics::latency::{Latencies, Rates, Recent};
 use crate::metrics::lives::{Lives, Record};
 use crate::metrics::{Account, Metrics};
 use crate::tls;
+
+/// How often hubs give up what is too old.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
 
 /// What the supervisor cannot know of the server around it.
 #[derive(Clone, Debug)]
@@ -48,6 +52,8 @@ pub(super) struct Observed {
     pub reload: Option<status::Reload>,
     pub monitor: Monitor,
     pub heartbeat: Heartbeat,
+    /// When hubs were swept last.
+    swept: Instant,
     /// What was counted of the workers of apps that are gone, by the apps' names.
     pub departed: BTreeMap<String, Tally>,
     /// Lines of the log that nobody read of the servers before this one.
@@ -61,12 +67,17 @@ impl Observed {
         let monitor = Monitor::new(about.desk.clone(), &settings.metrics, settings.loops, log, Instant::now());
         let rates = Rates::after(about.started, about.metrics.total().requests, about.metrics.latencies());
         let (heartbeat, departed) = (Heartbeat::default(), BTreeMap::new());
-        Observed { rates, about, monitor, heartbeat, departed, dropped_before: 0, reload: None }
+        Observed { swept: about.started, rates, about, monitor, heartbeat, departed, dropped_before: 0, reload: None }
     }
 
     /// Requests so far, and how long they took.
     fn counted(&self) -> (u64, Latencies) {
         (self.about.metrics.total().requests, self.about.metrics.latencies())
+    }
+
+    /// When what is too old in hubs is to be given up; `None`: there is no hub.
+    pub fn sweep_due(&self) -> Option<Instant> {
+        (!self.about.metrics.hubs().all().is_empty()).then(|| self.swept + SWEEP_EVERY)
     }
 
     fn departed(&self) -> Lives {
@@ -85,6 +96,22 @@ fn limits(metrics: &Metrics) -> Vec<status::Limit> {
     metrics.limits().all().into_iter().map(limit).collect()
 }
 
+/// Topics of a hub that are asked one by one, at most: a few milliseconds of this thread.
+const TOPICS_ASKED: usize = 1 << 16;
+
+fn hub(hub: &Hub) -> status::Hub {
+    let Counts { all, memory, .. } = hub.counts(None, 0);
+    let topics = (all <= TOPICS_ASKED).then(|| hub.counts(None, TOPICS_ASKED).topics);
+    let sum = |read: fn(&Count) -> u64| topics.as_ref().map(|topics| topics.iter().map(read).sum());
+    status::Hub {
+        name: hub.settings().name.clone(),
+        topics: all,
+        subscribers: sum(|topic| u64::from(topic.subscribers)),
+        messages: sum(|topic| topic.messages as u64),
+        memory_bytes: memory,
+    }
+}
+
 fn certificate((listener, shown): (String, tls::Shown)) -> status::Certificate {
     let (file, expires) = (shown.path.display().to_string(), tls::day(shown.not_after));
     let outdated = shown.outdated().map(|failure| failure.what);
@@ -100,6 +127,15 @@ impl Supervisor {
         observed.rates.sample(now, total, latencies);
         let metrics = &observed.about.metrics;
         self.units.iter_mut().for_each(|unit| drop(unit.sample_rates(Some(metrics), now)));
+    }
+
+    /// Has hubs give up what is too old, when that is due.
+    pub(super) fn sweep_hubs(&mut self, now: Instant) {
+        let due = |observed: &&mut Observed| observed.sweep_due().is_some_and(|due| due <= now);
+        let Some(observed) = self.observed.as_mut().filter(due) else { return };
+        observed.swept = now;
+        let hubs = observed.about.metrics.hubs();
+        hubs.all().iter().for_each(|hub| hub.sweep(hubs.since(now)));
     }
 
     /// All that is known; what of it takes the system time to tell, as it was last seen.
@@ -148,6 +184,9 @@ impl Supervisor {
                 .collect(),
             apps,
             limits: about.map(|about| limits(&about.metrics)).unwrap_or_default(),
+            hubs: about
+                .map(|about| about.metrics.hubs().all().iter().map(|one| hub(one)).collect())
+                .unwrap_or_default(),
             acme: crate::acme::report(),
             key_sets: crate::key_sets::report(),
             departed: self.observed.as_ref().map(Observed::departed).unwrap_or_default(),

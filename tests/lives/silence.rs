@@ -84,12 +84,15 @@ fn beside_each_silent_peer_a_second_term_ends_the_server_at_once() {
     });
 }
 
-/// Looks at a server beside each of these, and says beside which something did not hold.
+/// Looks at a server beside each of these, and says beside which something did not hold. A machine that is busy may make one late
+/// that has a second to end; what hangs does so each time.
 fn each<'a>(peers: impl Iterator<Item = &'a Peer>, look: impl Fn(&mut Server)) {
     let fails = |peer: &&Peer| {
-        let looked =
-            std::panic::AssertUnwindSafe(|| begin(peer).into_iter().for_each(|mut it| look(&mut it.site.server)));
-        std::panic::catch_unwind(looked).is_err()
+        (0..3).all(|_| {
+            let looked =
+                std::panic::AssertUnwindSafe(|| begin(peer).into_iter().for_each(|mut it| look(&mut it.site.server)));
+            std::panic::catch_unwind(looked).is_err()
+        })
     };
     let failed: Vec<&str> = peers.filter(fails).map(|peer| peer.name).collect();
     assert!(failed.is_empty(), "beside {failed:?}");

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use super::forms::{self, OPEN, Pushed, scrape};
 use crate::support::exposition::Samples;
+use crate::support::websocket::{CLOSE, Socket};
 use crate::support::{Client, DEADLINE, PROGRAM, Server, Worker, folder, on_every_backend, until};
 
 on_every_backend! {
@@ -50,6 +51,12 @@ command = ["false"]
 workers = 1
 required = false
 restart = { base = "1ms", max = "1h", give_up = { crashes = 2, within = "60s" } }
+
+[hub.talk]
+[hub.silent]
+path = "/silent"
+ping = "50ms"
+pong = "50ms"
 
 [[routes]]
 match.path = "/narrow/*"
@@ -317,6 +324,52 @@ impl Script<'_> {
         self.until("timeouts", before + 1);
     }
 
+    /// What is said to hubs, and by them.
+    fn hubs(&self) {
+        let publish = |id: &str, more: &str| {
+            let body = format!(r#"{{"topic":"a","data":"x","id":"{id}"}}"#);
+            let length = body.len();
+            format!("POST /api/v1/notify HTTP/1.1\r\nHost: localhost\r\n{more}Content-Length: {length}\r\n\r\n{body}")
+        };
+        let open = |target: &str, more: &str| {
+            self.connections.set(self.connections.get() + 1);
+            Socket::open(self.server, target, more)
+        };
+        let told = "Sec-WebSocket-Protocol: hub.v1\r\n";
+        let (a, lost) = ("/api/v1/listen?topic=a", "/api/v1/listen?topic=a&last_event_id=0000000000001:1");
+        // Two listen to two messages, one of which came twice; one gets both and is told that others are missing, and one cannot be told.
+        let mut stream = self.send(&format!("GET {a} HTTP/1.1\r\nHost: test\r\nAccept: text/event-stream\r\n\r\n"));
+        assert!(stream.head().unwrap().starts_with("HTTP/1.1 200 "));
+        let mut socket = open(a, "");
+        self.expect(&[(&publish("1", ""), 202), (&publish("1", ""), 202), (&publish("2", ""), 202)]);
+        assert_eq!([socket.next().text(), socket.next().text()], ["x", "x"]);
+        let mut late = open(lost, told);
+        assert_eq!(
+            (0..3).map(|_| late.next().json()["type"].take()).collect::<Vec<_>>(),
+            ["gap", "message", "message"]
+        );
+        assert_eq!(open(lost, "").expect_close(), 4409);
+        // A poll has both at once, and what was missing before them.
+        self.expect(&[(&get(lost), 200)]);
+        // Two whose origin, and who, is not to publish.
+        self.expect(&[
+            (&publish("3", "Origin: https://other.example\r\n"), 403),
+            (&publish("3", "Via: 1.1 front\r\n"), 401),
+        ]);
+        for (frame, code) in [(&b"\x81\0"[..], 1002), (b"\x81\xff\0\0\0\0\x40\0\0\0\0\0\0\0", 1009)] {
+            let mut socket = open(a, "");
+            socket.client.send(frame);
+            assert_eq!(socket.expect_close(), code);
+        }
+        for mut socket in [socket, late] {
+            socket.send(CLOSE, &1000_u16.to_be_bytes());
+            assert_eq!(socket.expect_close(), 1000);
+        }
+        open("/silent/listen", "").client.rest();
+        drop(stream);
+        self.until("hub_event_streams", 0);
+    }
+
     /// Connections that do not begin as they must.
     fn turned_away(&self, folder: &Path) {
         for (name, said) in [("closed", ""), ("strict", "GET / HTTP/1.1\r\n\r\n"), ("strict", "PROXY TCP4")] {
@@ -358,6 +411,13 @@ const EXPECTED: &[(&str, &[(&str, u32)])] = &[
             (r#"route="/fixed",code="200""#, 3),
             (r#"route="/empty",code="204""#, 1),
             (r#"route="/old",code="308""#, 1),
+            // Those of hubs: five sockets, a stream and a poll, and one socket that says nothing.
+            (r#"route="/api/v1/listen",code="101""#, 5),
+            (r#"route="/api/v1/listen",code="200""#, 2),
+            (r#"route="/api/v1/notify",code="202""#, 3),
+            (r#"route="/api/v1/notify",code="401""#, 1),
+            (r#"route="/api/v1/notify",code="403""#, 1),
+            (r#"route="/silent/listen",code="101""#, 1),
             // Of the server's own, and those of no app.
             (r#"code="200""#, 3),
             (r#"code="400""#, 1),
@@ -382,6 +442,8 @@ const EXPECTED: &[(&str, &[(&str, u32)])] = &[
             (r#"app="closed",route="/closed/*""#, 1),
             // The time of what is answered in the turn in which it comes is counted for those of 200 alone.
             (r#"route="/fixed""#, 3),
+            // Without those that were refused, and whoever listens.
+            (r#"route="/api/v1/notify""#, 3),
         ],
     ),
     (
@@ -425,10 +487,28 @@ const EXPECTED: &[(&str, &[(&str, u32)])] = &[
     ("production_server_compression_busy_total", &[]),
     ("production_server_compression_in_bytes_total", &[]),
     ("production_server_compression_out_bytes_total", &[]),
+    ("production_server_hub_sockets", &[]),
+    ("production_server_hub_topics", &[(r#"hub="talk""#, 1), (r#"hub="silent""#, 1)]),
+    ("production_server_hub_messages_total", &[("", 2)]),
+    ("production_server_hub_deliveries_total", &[("", 8)]),
+    ("production_server_hub_gaps_total", &[("", 3)]),
+    ("production_server_hub_refused_total", &[("", 2)]),
+    // No app takes part: tests/hub has what is counted then.
+    ("production_server_hub_events_total", &[]),
+    (
+        "production_server_hub_closed_total",
+        &[
+            (r#"reason="client""#, 2),
+            (r#"reason="protocol""#, 1),
+            (r#"reason="size""#, 1),
+            (r#"reason="gap""#, 1),
+            (r#"reason="silent""#, 1),
+        ],
+    ),
     ("production_server_log_lines_dropped_total", &[]),
     ("production_server_panics_total", &[]),
-    // Twelve refused, nine that failed, and two answers cut.
-    ("production_server_errors_total", &[("", 23)]),
+    // Twelve refused, nine that failed, two answers cut, and two refused by a hub.
+    ("production_server_errors_total", &[("", 25)]),
     // Of a head, of a body, of a client that says nothing, of a worker, of a hold, of a stream, of a place in the line, of a reader.
     ("production_server_timeouts_total", &[("", 8)]),
     // In the line, with a worker, in the middle of an answer, and by a reset of a tunnel.
@@ -476,8 +556,8 @@ const EXPECTED: &[(&str, &[(&str, u32)])] = &[
     ("production_server_worker_starts_total", &[(r#"app="gone""#, 2)]),
     ("production_server_worker_exits_total", &[(r#"app="gone",reason="crash""#, 2)]),
     ("production_server_worker_restarts_total", &[(r#"app="gone",worker="1""#, 1)]),
-    ("bungate_requests_total", &[("", 59)]),
-    ("bungate_request_duration_seconds_count", &[("", 41)]),
+    ("bungate_requests_total", &[("", 72)]),
+    ("bungate_request_duration_seconds_count", &[("", 44)]),
     ("bungate_workers_total", &[("", 3)]),
     ("bungate_workers_crashed_total", &[("", 2)]),
     ("bungate_workers_restarts_total", &[("", 1)]),
@@ -552,6 +632,7 @@ fn counters_agree_with_what_was_done(backend: &str) {
         script.refused();
         script.failed();
         script.left();
+        script.hubs();
         script.turned_away(folder.path());
         until("all is over", || server.status()["active_connections"] == 0 && server.status()["tunnels"] == 2);
         let status = server.status();
@@ -562,7 +643,7 @@ fn counters_agree_with_what_was_done(backend: &str) {
         }
         let told = || forms::cloudwatch(Path::new(&place("metrics.json")));
         let same = |name: &str| name.to_owned();
-        until("CloudWatch's lines are there", || told().get("bungate_requests_total") == Some(&59.0));
+        until("CloudWatch's lines are there", || told().get("bungate_requests_total") == Some(&72.0));
         agree("CloudWatch", &script, &told(), same);
         let numbers = ["total_connections", "active_connections", "requests", "errors", "timeouts"];
         let numbers: Vec<u64> = numbers.iter().map(|name| status[name].as_u64().unwrap()).collect();

@@ -12,6 +12,7 @@ pub mod exposition;
 mod process;
 mod server;
 pub mod tls;
+pub mod websocket;
 mod worker;
 
 use std::process::Command;

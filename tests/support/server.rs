@@ -143,6 +143,11 @@ impl Server {
         self.document()["limits"].as_array().unwrap().clone()
     }
 
+    /// The hubs in that document.
+    pub fn hubs(&self) -> Vec<serde_json::Value> {
+        self.document()["hubs"].as_array().unwrap().clone()
+    }
+
     /// Its run directory.
     pub fn run(&self) -> &std::path::Path {
         &self.run

@@ -38,12 +38,12 @@ pub(super) fn read(route: &mut RouteSaid) -> Vec<Problem> {
         }
     }
     if let Some(path) = &said.keys {
-        match text(path).and_then(|text| Keys::parse(&text).map_err(|(line, what)| (Some(line), what))) {
+        match keys(path) {
             Ok(keys) => {
                 let field = said.key_field.clone().unwrap_or_else(|| KEY_FIELD.to_owned());
                 auth.keys = Some((Arc::new(keys), field));
             }
-            Err(why) => wrong("auth.keys", "the file of keys cannot be taken".to_owned(), shown(path, why)),
+            Err(label) => wrong("auth.keys", "the file of keys cannot be taken".to_owned(), label),
         }
     } else if said.key_field.is_some() {
         wrong("auth.key_field", "`key_field` has no effect here".to_owned(), "expected `keys` beside it".to_owned());
@@ -68,6 +68,12 @@ pub(super) fn read(route: &mut RouteSaid) -> Vec<Problem> {
         route.draft.access.read = Some(auth);
     }
     problems
+}
+
+/// The keys in a file, or what is wrong with it.
+pub(super) fn keys(path: &str) -> Result<Keys, String> {
+    let keys = text(path).and_then(|text| Keys::parse(&text).map_err(|(line, what)| (Some(line), what)));
+    keys.map_err(|why| shown(path, why))
 }
 
 /// What tokens are verified with, if a route says so.

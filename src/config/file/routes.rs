@@ -78,7 +78,11 @@ impl Reader<'_> {
         let asked = |route: &RouteSaid| {
             Some((route.draft.access.forward.app.clone(), route.mark("routes[].forward_auth.app")?))
         };
-        for (name, at) in self.file.routes.iter().flat_map(|route| [app(route), asked(route)]).flatten() {
+        let of_hub = |hub: &super::Named<crate::config::Hub>| {
+            Some((hub.value.as_ref()?.app.clone()?, hub.said.mark("hub.*.app")?))
+        };
+        let of_routes = self.file.routes.iter().flat_map(|route| [app(route), asked(route)]).flatten();
+        for (name, at) in of_routes.chain(self.file.hubs.iter().filter_map(of_hub)) {
             let name = &name;
             if names.contains(name) || (names.is_empty() && name == ONLY_APP) {
                 continue;
@@ -104,14 +108,14 @@ impl Reader<'_> {
 
 /// What a route lacks, or has too much of.
 fn incomplete(route: &RouteSaid) -> Vec<Problem> {
-    const TARGETS: [&str; 5] = ["app", "upstreams", "respond", "redirect", "static"];
+    const TARGETS: [&str; 6] = ["app", "upstreams", "respond", "redirect", "static", "hub"];
     let mark = |name: &str| route.mark(&format!("routes[].{name}"));
     let targets: Vec<(&str, Range<usize>)> =
         TARGETS.iter().filter_map(|name| mark(name).map(|at| (*name, at))).collect();
     let mut problems = Vec::new();
     match &targets[..] {
         [] => {
-            let label = "expected one of `app`, `upstreams`, `respond`, `redirect` and `static`";
+            let label = "expected one of `app`, `upstreams`, `respond`, `redirect`, `static` and `hub`";
             problems.push(Problem::error("a route that leads nowhere", route.at.clone(), label));
         }
         [(first, at), (second, other), ..] => {
@@ -121,7 +125,7 @@ fn incomplete(route: &RouteSaid) -> Vec<Problem> {
         }
         [(only, at)] => {
             for name in ["rewrite", "request_fields", "sendfile", "compress", "max_in_flight"] {
-                if let Some(changed) = mark(name).filter(|_| ["respond", "redirect", "static"].contains(only)) {
+                if let Some(changed) = mark(name).filter(|_| !["app", "upstreams"].contains(only)) {
                     let title = format!("`{name}` has no effect here");
                     let problem = Problem::error(title, changed, "it is about what goes to an app");
                     problems.push(problem.and(at.clone(), "and the loop itself answers"));

@@ -204,6 +204,95 @@ fn several_apps_and_their_routes_come_from_one_file() {
     assert_eq!(self::config("[[routes]]\nrespond = \"x\"", &["w:2"], &[]).unwrap().apps.len(), 1);
 }
 
+const HUBS: &str = "
+    [hub.news]
+    history = 5
+    [hub.chat]
+    topics = [\"chat.*\", \"${TOPIC}\"]
+    history = { count = 0, bytes = \"2MiB\", age = \"1h\" }
+    memory = \"1GiB\"
+    most_topics = 7
+    message = 9
+    topics_per_socket = 8
+    ping = \"1s\"
+    pong = \"2s\"
+    poll = \"3s\"
+    origins = [\"*\", \"http://a:81\"]
+    deflate = false
+    app = \"web\"
+    events = \"/chat/events\"
+    path = \"/chat/\"
+    [[routes]]
+    match.path = \"/news/*\"
+    hub = \"news\"
+    limits = \"slow\"
+    [[routes]]
+    respond = \"x\"
+    [limits.slow]
+    rate = \"1/s\"
+";
+
+#[test]
+fn hubs_come_from_the_file() {
+    use super::super::route::{PathPattern, Target};
+    let config = config(HUBS, &[], &[("TOPIC", "all")]).unwrap();
+    let chat = Hub {
+        name: "chat".to_owned(),
+        topics: vec!["chat.*".to_owned(), "all".to_owned()],
+        history_count: 0,
+        history_bytes: 2 << 20,
+        history_age: Duration::from_secs(3600),
+        memory: 1 << 30,
+        most_topics: 7,
+        message: 9,
+        topics_per_socket: 8,
+        ping: Duration::from_secs(1),
+        pong: Duration::from_secs(2),
+        poll: Duration::from_secs(3),
+        origins: vec![Origin::Any, Origin::Of { secure: false, host: "a".to_owned(), port: 81 }],
+        keys: None,
+        deflate: false,
+        app: Some("web".to_owned()),
+        events: "/chat/events".to_owned(),
+        path: "/chat".to_owned(),
+    };
+    let news = Hub { name: "news".to_owned(), history_count: 5, ..Hub::default() };
+    assert_eq!(config.server.hubs, [news, chat]);
+    // One that no route is to is served below its path, before all routes and on any host.
+    let shown = config.routes.iter().map(|route| (route.matching.to_string(), &route.to));
+    let (patterns, targets): (Vec<_>, Vec<_>) = shown.unzip();
+    assert_eq!(patterns, ["/chat/listen", "/chat/notify", "/chat/topics", "/news/*", "/*"]);
+    assert_eq!(targets[..4], [&Target::Hub(1), &Target::Hub(1), &Target::Hub(1), &Target::Hub(0)]);
+    assert_eq!(config.routes[0].matching.path, Some(PathPattern::Exact("/chat/listen".to_owned())));
+    assert_eq!(config.routes[3].access.limits, ["slow"]);
+    assert_eq!(config.apps.len(), 0);
+}
+
+#[test]
+fn one_hub_comes_from_a_flag_unless_the_file_has_its_name() {
+    let hubs = |file: &str, arguments: &[&str], variables: &[(&str, &str)]| -> Vec<(String, String)> {
+        let hubs = settings(file, arguments, variables).hubs;
+        hubs.into_iter().map(|hub| (hub.name, hub.path)).collect()
+    };
+    let pair = |name: &str, path: &str| (name.to_owned(), path.to_owned());
+    let on = [("PRODUCTION_SERVER_HUB", "on")];
+    for of_flag in [hubs("", &["--hub"], &[]), hubs("", &[], &on), hubs("server.hub = true", &[], &[])] {
+        assert_eq!(of_flag, [pair("hub", "/api/v1")]);
+    }
+    assert_eq!(hubs("", &[], &[]), []);
+    assert_eq!(hubs("server.hub = true", &[], &[("PRODUCTION_SERVER_HUB", "off")]), []);
+    assert_eq!(hubs("hub.hub.path = \"/x\"", &["--hub"], &[]), [pair("hub", "/x")]);
+    assert_eq!(hubs("hub.chat.path = \"/x\"", &["--hub"], &[]), [pair("hub", "/api/v1"), pair("chat", "/x")]);
+    let routes = config("", &["--hub"], &[]).unwrap().routes;
+    assert_eq!((routes.len(), routes.last()), (4, Some(&Route::all_to(0))), "all else goes to the app");
+    let refusal = config("[hub.chat]", &["--hub"], &[]).unwrap_err();
+    let said =
+        "--hub and `hub.chat` are both served below /api/v1/: expected another `path` or a route for one of them";
+    assert!(refusal.line.contains(said) && refusal.exit_code == 78, "{}", refusal.line);
+    let routed = "hub.chat = {}\n[[routes]]\nhub = \"chat\"";
+    assert_eq!(settings(routed, &["--hub"], &[]).hubs.len(), 2, "a route is to the other");
+}
+
 #[test]
 fn a_flag_of_an_app_says_nothing_where_there_are_several() {
     for (words, said) in [

@@ -6,11 +6,12 @@
 //!
 //! - `apps`: the keys of an app that hold at once; - `own`: those of the server, of routes, logs and metrics;
 //! - `others`: those that roll, that open and close listeners, and that take another process;
-//! - `secure`: those of TLS.
+//! - `secure`: those of TLS; `hubs`: those of hubs.
 //!
 //! Where no effect is demanded beyond the class and what the reload tells, the case says why.
 
 mod apps;
+mod hubs;
 mod others;
 mod own;
 mod secure;
@@ -85,7 +86,7 @@ impl Text {
 /// A key as the schema has it, without the name of an app and the number of a table.
 fn pattern(key: &str) -> String {
     let mut segments: Vec<String> = key.split('.').map(str::to_owned).collect();
-    if ["apps", "limits"].contains(&segments[0].as_str()) {
+    if ["apps", "limits", "hub"].contains(&segments[0].as_str()) {
         segments[1] = "*".to_owned();
     }
     if let Some((list, _)) = segments[0].split_once('[') {
@@ -325,6 +326,7 @@ impl Rig {
             (_, pattern) if pattern.starts_with("listen[]") || pattern.starts_with("routes[]") => {}
             ("live", pattern) if pattern.starts_with("tls.") => {}
             (_, pattern) if pattern.starts_with("limits.") => assert!(said.contains("limits: changed"), "{said}"),
+            (_, pattern) if pattern.starts_with("hub.") => assert!(said.contains("hubs: changed"), "{said}"),
             ("live", "apps.*.upstream") => assert!(said.contains("app upstream: replaced"), "{said}"),
             ("live", _) => assert!(line.is_some_and(|line| !line.ends_with(')')), "{key}: {said}"),
             ("roll", _) => assert!(line.is_some_and(|line| line.contains("workers are replaced")), "{key}: {said}"),
@@ -404,6 +406,7 @@ fn every_key_has_the_effect_of_its_class() {
     let mut rig = Rig::start(backend);
     apps::live(&mut rig);
     own::live(&mut rig);
+    hubs::live(&mut rig);
     others::rolls(&mut rig);
     others::listeners(&mut rig);
     secure::live(&mut rig);

@@ -1,0 +1,435 @@
+//! Hubs as people say them: `[hub.NAME]`, and the flag for one with all defaults. What a hub may hold, and which pages may open sockets.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::keys::{Key, POSITIVE, key};
+use super::route::{self, HostPattern, PathPattern};
+use super::units::{count, duration, size, switch};
+use crate::access::Keys;
+
+/// The hub that `--hub` makes.
+pub const OF_FLAG: &str = "hub";
+/// What is served below a hub's path.
+pub const ENDS: [&str; 3] = ["listen", "notify", "topics"];
+/// The longest name of a topic, and the longest pattern, in bytes.
+const LONGEST_TOPIC: usize = 255;
+/// The largest message that can be allowed, in bytes.
+const LARGEST_MESSAGE: u64 = 16 << 20;
+/// What memory there may be for topics, in bytes.
+const MEMORY: RangeInclusive<u64> = 1 << 20..=1 << 40;
+/// How old what is kept may get.
+const AGE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(30 * 86_400);
+
+/// The keys that say something of hubs.
+pub const KEYS: &[Key] = &[key("hub", "", "", HUB_HELP, |settings, text| {
+    let on = switch(text)?;
+    settings.hubs.retain(|hub| hub.name != OF_FLAG);
+    settings.hubs.extend(on.then(|| Hub { name: OF_FLAG.to_owned(), ..Hub::default() }));
+    Ok(())
+})
+.example("on")];
+
+const HUB_HELP: &str = "Hold WebSockets and event streams at /api/v1/listen and send them what is posted to /api/v1/notify. [hub.NAME] in the \
+    file says more";
+
+/// A hub: topics, who may publish to them, and what they may hold. Checked: every number is within its range.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hub {
+    /// Its name.
+    pub name: String,
+    /// Patterns of the topics that exist there, at least one, each of 1 to 255 bytes without white space and control characters; `*` stands
+    /// for any run of characters.
+    pub topics: Vec<String>,
+    /// How many messages of each topic are kept, 0 to 1000000; 0: none.
+    pub history_count: usize,
+    /// How many bytes of them.
+    pub history_bytes: usize,
+    /// For how long.
+    pub history_age: Duration,
+    /// Bytes that all topics together may hold; at least as many as one message may have.
+    pub memory: usize,
+    /// Topics that there may be at once, 1 to 10000000.
+    pub most_topics: usize,
+    /// The most bytes of one message, 1 to 16 MiB.
+    pub message: usize,
+    /// Topics that one socket may listen to, 1 to 100000.
+    pub topics_per_socket: usize,
+    /// How often a socket is pinged.
+    pub ping: Duration,
+    /// How long its answer may take.
+    pub pong: Duration,
+    /// How long a long poll waits.
+    pub poll: Duration,
+    /// Which pages may open sockets and publish, at least one; what comes from no page has no origin, and is not meant.
+    pub origins: Vec<Origin>,
+    /// The keys of those who may publish; `None`: whoever is on this machine may, and nobody else.
+    pub keys: Option<Arc<Keys>>,
+    /// Whether messages are compressed for sockets that offer it (permessage-deflate, RFC 7692).
+    pub deflate: bool,
+    /// The app that takes part: what happens on sockets becomes requests to it.
+    pub app: Option<String>,
+    /// The path of these requests.
+    pub events: String,
+    /// Below which path it is served where no route is to it; without a slash at its end, and empty for the root.
+    pub path: String,
+}
+
+impl Default for Hub {
+    /// One without a name.
+    fn default() -> Hub {
+        Hub {
+            name: String::new(),
+            topics: vec!["*".to_owned()],
+            history_count: 100,
+            history_bytes: 1 << 20,
+            history_age: Duration::from_secs(300),
+            memory: 64 << 20,
+            most_topics: 10_000,
+            message: 64 << 10,
+            topics_per_socket: 128,
+            ping: Duration::from_secs(25),
+            pong: Duration::from_secs(8),
+            poll: Duration::from_secs(25),
+            origins: vec![Origin::Same],
+            keys: None,
+            deflate: true,
+            app: None,
+            events: "/v1/realtime".to_owned(),
+            path: "/api/v1".to_owned(),
+        }
+    }
+}
+
+/// Which pages may open sockets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Those that come from where the socket is opened: scheme, host and port are the same.
+    Same,
+    /// All, also those that have no origin to show ("null").
+    Any,
+    /// Those of that origin.
+    Of {
+        /// Whether its scheme is https, and not http.
+        secure: bool,
+        /// Its host in lower case; an IPv6 address in its brackets.
+        host: String,
+        /// Its port.
+        port: u16,
+    },
+}
+
+impl Origin {
+    /// Reads `same`, `*`, or an origin (RFC 6454 §6.2) such as `https://shop.example:8443`.
+    pub(super) fn read(text: &str) -> Result<Origin, String> {
+        let of = |text: &str| {
+            let (secure, host, port) = parts(text.as_bytes()).filter(|_| !text.ends_with(':'))?;
+            match route::host(std::str::from_utf8(host).ok()?) {
+                Ok(HostPattern::Exact(host)) => Some(Origin::Of { secure, host, port }),
+                _ => None,
+            }
+        };
+        let found = match text {
+            "same" => Some(Origin::Same),
+            "*" => Some(Origin::Any),
+            _ => of(text),
+        };
+        found.ok_or_else(|| "expected same, *, or an origin such as https://shop.example without a path".to_owned())
+    }
+
+    /// Whether a page of that origin, as its browser says it in `Origin`, may open a socket by a request to that authority; `secure`: the
+    /// client came by https.
+    pub fn admits(&self, origin: &[u8], authority: &[u8], secure: bool) -> bool {
+        let is = |(own_secure, own_host, own_port): (bool, &[u8], u16)| {
+            parts(origin).is_some_and(|(secure, host, port)| {
+                (secure, port) == (own_secure, own_port) && host.eq_ignore_ascii_case(own_host)
+            })
+        };
+        match self {
+            Origin::Any => true,
+            Origin::Same => host_and_port(authority, secure).is_some_and(|(host, port)| is((secure, host, port))),
+            Origin::Of { secure, host, port } => is((*secure, host.as_bytes(), *port)),
+        }
+    }
+}
+
+/// Whether an origin's scheme is https, its host and its port. "null" has none of them.
+fn parts(origin: &[u8]) -> Option<(bool, &[u8], u16)> {
+    let behind = |scheme: &str| {
+        let (start, rest) = origin.split_at_checked(scheme.len())?;
+        start.eq_ignore_ascii_case(scheme.as_bytes()).then_some(rest)
+    };
+    let secure = behind("https://");
+    let (host, port) = host_and_port(secure.or_else(|| behind("http://"))?, secure.is_some())?;
+    Some((secure.is_some(), host, port))
+}
+
+/// The host of an authority, and its port or that of its scheme.
+fn host_and_port(authority: &[u8], secure: bool) -> Option<(&[u8], u16)> {
+    let find = |byte: u8| authority.iter().position(|found| *found == byte);
+    let end = if authority.starts_with(b"[") { find(b']')? + 1 } else { find(b':').unwrap_or(authority.len()) };
+    let (host, port) = authority.split_at(end);
+    let port = match port {
+        [] | [b':'] => [80, 443][usize::from(secure)],
+        [b':', digits @ ..] if digits.iter().all(u8::is_ascii_digit) => {
+            std::str::from_utf8(digits).ok()?.parse().ok()?
+        }
+        _ => return None,
+    };
+    (!host.is_empty()).then_some((host, port))
+}
+
+/// What is said of one hub.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// Without its lists, as long as they are not said.
+    hub: Hub,
+    /// The file of publishers' keys.
+    pub(super) keys: Option<String>,
+}
+
+impl Default for Draft {
+    fn default() -> Draft {
+        Draft { hub: Hub { topics: Vec::new(), origins: Vec::new(), ..Hub::default() }, keys: None }
+    }
+}
+
+impl Draft {
+    pub(super) fn topic(&mut self, text: &str) -> Result<(), String> {
+        let plain = |letter: char| !letter.is_whitespace() && !letter.is_control();
+        if text.is_empty() || text.len() > LONGEST_TOPIC || !text.chars().all(plain) {
+            return Err(format!(
+                "expected a topic or a pattern of topics, 1 to {LONGEST_TOPIC} bytes without spaces and control characters"
+            ));
+        }
+        self.hub.topics.push(text.to_owned());
+        Ok(())
+    }
+
+    pub(super) fn history_count(&mut self, text: &str) -> Result<(), String> {
+        count(text, 0..=1_000_000).map(|count| self.hub.history_count = count as usize)
+    }
+
+    pub(super) fn history_bytes(&mut self, text: &str) -> Result<(), String> {
+        bytes(text, 1..=*MEMORY.end()).map(|bytes| self.hub.history_bytes = bytes)
+    }
+
+    pub(super) fn history_age(&mut self, text: &str) -> Result<(), String> {
+        duration(text, AGE).map(|age| self.hub.history_age = age)
+    }
+
+    pub(super) fn memory(&mut self, text: &str) -> Result<(), String> {
+        bytes(text, MEMORY).map(|bytes| self.hub.memory = bytes)
+    }
+
+    pub(super) fn most_topics(&mut self, text: &str) -> Result<(), String> {
+        count(text, 1..=10_000_000).map(|count| self.hub.most_topics = count as usize)
+    }
+
+    pub(super) fn message(&mut self, text: &str) -> Result<(), String> {
+        bytes(text, 1..=LARGEST_MESSAGE).map(|bytes| self.hub.message = bytes)
+    }
+
+    pub(super) fn topics_per_socket(&mut self, text: &str) -> Result<(), String> {
+        count(text, 1..=100_000).map(|count| self.hub.topics_per_socket = count as usize)
+    }
+
+    pub(super) fn ping(&mut self, text: &str) -> Result<(), String> {
+        duration(text, POSITIVE).map(|ping| self.hub.ping = ping)
+    }
+
+    pub(super) fn pong(&mut self, text: &str) -> Result<(), String> {
+        duration(text, POSITIVE).map(|pong| self.hub.pong = pong)
+    }
+
+    pub(super) fn poll(&mut self, text: &str) -> Result<(), String> {
+        duration(text, POSITIVE).map(|poll| self.hub.poll = poll)
+    }
+
+    pub(super) fn origin(&mut self, text: &str) -> Result<(), String> {
+        Origin::read(text).map(|origin| self.hub.origins.push(origin))
+    }
+
+    pub(super) fn deflate(&mut self, text: &str) -> Result<(), String> {
+        switch(text).map(|on| self.hub.deflate = on)
+    }
+
+    pub(super) fn app(&mut self, text: &str) -> Result<(), String> {
+        if text.is_empty() {
+            return Err("expected the name of an app".to_owned());
+        }
+        self.hub.app = Some(text.to_owned());
+        Ok(())
+    }
+
+    pub(super) fn events(&mut self, text: &str) -> Result<(), String> {
+        let Ok(PathPattern::Exact(path)) = route::path(text) else {
+            return Err("expected a path such as /v1/realtime".to_owned());
+        };
+        self.hub.events = path;
+        Ok(())
+    }
+
+    pub(super) fn path(&mut self, text: &str) -> Result<(), String> {
+        let Ok(PathPattern::Exact(path)) = route::path(text) else {
+            return Err("expected a path such as /api/v1".to_owned());
+        };
+        path.trim_end_matches('/').clone_into(&mut self.hub.path);
+        Ok(())
+    }
+
+    /// The hub that is said, with those keys, or what is wrong with it as a whole.
+    pub(super) fn hub(&self, name: &str, keys: Option<Arc<Keys>>) -> Result<Hub, String> {
+        let mut hub = Hub { name: name.to_owned(), keys, ..self.hub.clone() };
+        if hub.topics.is_empty() {
+            hub.topics = Hub::default().topics;
+        }
+        if hub.origins.is_empty() {
+            hub.origins = Hub::default().origins;
+        }
+        if hub.message > hub.memory {
+            return Err("expected `memory` to have room for the largest `message`".to_owned());
+        }
+        Ok(hub)
+    }
+}
+
+fn bytes(text: &str, range: RangeInclusive<u64>) -> Result<usize, String> {
+    usize::try_from(size(text, range)?).map_err(|_| "expected less memory".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::places::PLACES;
+    use super::*;
+
+    /// What the help states as defaults, read as values, gives what [`Hub::default`] holds, and no key is without one but that which has none.
+    #[test]
+    fn the_defaults_of_the_help_are_true() {
+        let mut draft = route::Draft::default();
+        let mut without = Vec::new();
+        for place in PLACES.iter().filter(|place| place.path.starts_with("hub.")) {
+            let route = place.route.unwrap();
+            match route.help.split_once(" [default: ") {
+                Some((_, default)) => assert_eq!((route.set)(&mut draft, default.trim_end_matches(']')), Ok(())),
+                None => without.push(place.last()),
+            }
+            assert_eq!((route.set)(&mut route::Draft::default(), route.example), Ok(()), "{}", place.path);
+        }
+        assert_eq!(without, ["keys", "app"]);
+        assert_eq!(draft.named.hub.hub("", None), Ok(Hub::default()));
+        assert_eq!(Draft::default().hub("", None), Ok(Hub::default()));
+    }
+
+    #[test]
+    fn a_list_takes_the_place_of_the_default() {
+        let mut draft = Draft::default();
+        draft.topic("chat.*").unwrap();
+        draft.origin("*").unwrap();
+        let hub = draft.hub("a", None).unwrap();
+        assert_eq!((hub.topics, hub.origins), (vec!["chat.*".to_owned()], vec![Origin::Any]));
+    }
+
+    #[test]
+    fn a_hub_has_room_for_one_message() {
+        let mut draft = Draft::default();
+        draft.memory("1MiB").unwrap();
+        draft.message("1MiB").unwrap();
+        assert!(draft.hub("a", None).is_ok());
+        draft.message("1048577").unwrap();
+        assert!(draft.hub("a", None).unwrap_err().contains("`memory`"));
+    }
+
+    #[test]
+    fn topics_and_paths_are_read_as_people_write_them() {
+        let mut draft = Draft::default();
+        let longest = "ä".repeat(127) + "x";
+        for text in ["*", "chat/*", "chat.*.room-7", "ä", "a,b", longest.as_str()] {
+            assert_eq!(draft.topic(text), Ok(()), "{text}");
+        }
+        let too_long = longest.clone() + "x";
+        for text in ["", " ", "a b", "a\tb", "a\u{a0}b", "a\u{7f}", "\0", too_long.as_str()] {
+            assert!(draft.topic(text).unwrap_err().starts_with("expected a topic"), "{text}");
+        }
+        assert_eq!(draft.hub.topics.len(), 6);
+        for (text, path) in [("/api/v1", "/api/v1"), ("/bus/", "/bus"), ("/", "")] {
+            assert_eq!((draft.path(text), draft.hub.path.as_str()), (Ok(()), path));
+        }
+        for text in ["", "api", "/api/*", "/a//b", "/a/../b", "/a?b", "/a b"] {
+            assert!(draft.path(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn origins_are_read_as_browsers_write_them() {
+        let of = |secure, host: &str, port| Ok(Origin::Of { secure, host: host.to_owned(), port });
+        assert_eq!((Origin::read("same"), Origin::read("*")), (Ok(Origin::Same), Ok(Origin::Any)));
+        assert_eq!(Origin::read("https://Shop.example"), of(true, "shop.example", 443));
+        assert_eq!(Origin::read("HTTP://shop.example:8080"), of(false, "shop.example", 8080));
+        assert_eq!(Origin::read("http://[::1]:3000"), of(false, "[::1]", 3000));
+        for text in [
+            "",
+            "null",
+            "shop.example",
+            "//shop.example",
+            "ws://shop.example",
+            "https://",
+            "https://:443",
+            "https://shop.example/",
+            "https://shop.example:",
+            "https://shop.example:65536",
+            "https://shop.example:8x",
+            "https://anna@shop.example",
+            "https://*.shop.example",
+            "https://shop.example https://other.example",
+            "https://[::1",
+            "https://ä.example",
+        ] {
+            assert!(Origin::read(text).unwrap_err().starts_with("expected same"), "{text}");
+        }
+    }
+
+    #[test]
+    fn pages_are_told_apart_by_scheme_host_and_port() {
+        let named = |text: &str| Origin::read(text).unwrap();
+        for (rule, origin, authority, secure, admitted) in [
+            ("same", "https://shop.example", "shop.example", true, true),
+            ("same", "https://shop.example", "SHOP.example:443", true, true),
+            ("same", "https://Shop.Example:443", "shop.example", true, true),
+            ("same", "http://shop.example", "shop.example:80", false, true),
+            ("same", "http://localhost:3000", "localhost:3000", false, true),
+            ("same", "http://[::1]:3000", "[::1]:3000", false, true),
+            ("same", "https://shop.example", "shop.example", false, false),
+            ("same", "http://shop.example", "shop.example", true, false),
+            ("same", "https://shop.example:8443", "shop.example", true, false),
+            ("same", "https://shop.example", "shop.example:8443", true, false),
+            ("same", "https://shop.example.evil.example", "shop.example", true, false),
+            ("same", "https://evil-shop.example", "shop.example", true, false),
+            ("same", "https://shop.example@evil.example", "shop.example", true, false),
+            ("same", "https://shop.example/", "shop.example", true, false),
+            ("same", "https://shop.example https://evil.example", "shop.example", true, false),
+            ("same", "null", "shop.example", true, false),
+            ("same", "null", "null", false, false),
+            ("same", "", "", false, false),
+            ("same", "http://", "", false, false),
+            ("same", "http://:80", ":80", false, false),
+            ("same", "http://a:99999", "a:99999", false, false),
+            ("same", "http://[::1", "[::1", false, false),
+            ("https://shop.example", "https://shop.example", "api.example", false, true),
+            ("https://shop.example", "https://SHOP.example:443", "", false, true),
+            ("https://shop.example", "http://shop.example", "shop.example", true, false),
+            ("https://shop.example", "http://shop.example:443", "shop.example", true, false),
+            ("https://shop.example", "https://a.shop.example", "shop.example", true, false),
+            ("https://shop.example:8443", "https://shop.example", "shop.example", true, false),
+            ("http://[::1]:3000", "http://[::1]:3000", "a", true, true),
+            ("https://shop.example", "null", "shop.example", true, false),
+            ("*", "https://evil.example", "shop.example", true, true),
+            ("*", "null", "shop.example", true, true),
+        ] {
+            let found = named(rule).admits(origin.as_bytes(), authority.as_bytes(), secure);
+            assert_eq!(found, admitted, "{rule}: {origin} at {authority}, secure: {secure}");
+        }
+        assert!(!Origin::Same.admits(b"http://\xff", b"\xfe", false));
+    }
+}

@@ -1,0 +1,600 @@
+//! An app takes part: what happens on a socket becomes a short request to it, and its answer says what is to be done.
+//!
+//! | `Sec-WebSocket-Frame` | when | body |
+//! |---|---|---|
+//! | `open` | before the client is answered: what the app refuses, it is refused | none; the fields of the client's request |
+//! | `text`, `binary` | a message has come | the message |
+//! | `close` | the socket is gone | none; its code in `X-Socket-Close` |
+//!
+//! Each is an exchange of the socket's own connection ([`Stream::is_event`]), one at a time: meanwhile nothing more is received. The last one of a
+//! socket has no connection any more, and comes when the one before it is done.
+//!
+//! The answer is a JSON object, whose members mean what Rip's hub has them mean: `+` joins topics, `-` leaves them, `@` says to which topics or sockets the rest goes,
+//! `>` to which sockets not, `!` closes with a code; the rest is a message, which without `@` goes to the socket itself. A body of another type is a
+//! message to the socket.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::apps::Served;
+use crate::backends::{Backend, Size, Sock};
+use crate::buffers::block::Block;
+use crate::buffers::slots::Key;
+use crate::config::route::is_same_to_apps;
+use crate::connection::{State, Stream};
+use crate::dispatch::Outcome;
+use crate::exchange::{Ending, Exchange, Phase, Upload};
+use crate::http::Framing;
+use crate::http::head::{self, HeadLimits, Request, Response};
+use crate::http::id::id_text;
+use crate::http::reader::Reader;
+use crate::http::rewrite::{self, Forward};
+use crate::http::route::Edits;
+use crate::hub::{EVENT_FIELDS, From, Payload, wire};
+use crate::mailbox;
+use crate::metrics::series::RetryReason;
+use crate::websocket::{Opcode, encode};
+
+use super::listen::{No, Wish};
+use super::socket::code;
+use super::{Cursor, Loop, Subscriber, Transport};
+use crate::event_loop::Task;
+use crate::event_loop::account::CLIENT_LEFT;
+use crate::event_loop::forward::{is_whole, passes_to_another};
+use crate::log::Level;
+
+/// Bytes of an answer at most, with its head.
+const LONGEST_ANSWER: usize = 256 * 1024;
+/// Bytes that may wait for a socket before an event of another one says more to it.
+const MOST_TOLD: usize = 1024 * 1024;
+
+/// What an app is told.
+pub(super) enum Occasion {
+    Open,
+    Message { text: bool, data: Vec<u8> },
+    Close(u16),
+}
+
+/// What an app is told of each event of a socket.
+pub(super) struct Talk {
+    /// Whose socket it is for the app: what it may name in its answers.
+    pub id: SocketId,
+    /// The host that was asked for.
+    authority: Box<[u8]>,
+    /// The lines that tell who the client is.
+    identity: Box<[u8]>,
+}
+
+/// A socket, in all loops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketId {
+    loop_index: u16,
+    sock: Sock,
+}
+
+impl std::fmt::Display for SocketId {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(formatter, "{:x}-{:x}-{:x}", self.loop_index, self.sock.index, self.sock.generation)
+    }
+}
+
+impl SocketId {
+    pub fn new(loop_index: u16, sock: Sock) -> SocketId {
+        SocketId { loop_index, sock }
+    }
+
+    fn read(text: &str) -> Option<SocketId> {
+        let mut parts = text.split('-').map(|part| u32::from_str_radix(part, 16).ok());
+        let (loop_index, index, generation) = (parts.next()??, parts.next()??, parts.next()??);
+        let id = SocketId { loop_index: loop_index.try_into().ok()?, sock: Sock { index, generation } };
+        (parts.next().is_none() && id.to_string() == text).then_some(id)
+    }
+
+    /// As a number.
+    pub fn number(self) -> u128 {
+        u128::from(self.loop_index) << 64 | u128::from(self.sock.index) << 32 | u128::from(self.sock.generation)
+    }
+}
+
+/// Events that are under way, and are to be followed by something.
+#[derive(Default)]
+pub(super) struct Events {
+    /// What is done once the app has let a client in.
+    opening: HashMap<Sock, Opening>,
+    /// Those whose sockets are gone.
+    free: HashMap<Key, Free>,
+}
+
+/// A client that waits for the app's word.
+struct Opening {
+    wish: Wish,
+    talk: Talk,
+    /// The head of its request, for the access log.
+    head: Box<[u8]>,
+}
+
+/// An event whose socket is gone.
+struct Free {
+    served: Arc<Served>,
+    /// What comes after it.
+    then: Option<Exchange>,
+    /// It asks whether the client may come: where not, nothing comes after it.
+    opens: bool,
+}
+
+impl Events {
+    /// Whether no app is still to be told of sockets that are gone.
+    pub fn is_quiet(&self) -> bool {
+        self.free.is_empty()
+    }
+}
+
+impl Stream {
+    /// Whether what is answered is no request of the client, but what an app is told of its socket.
+    #[inline]
+    pub fn is_event(self) -> bool {
+        self.id == EVENT
+    }
+
+    pub(super) fn of_event(connection: Sock) -> Stream {
+        Stream { connection, id: EVENT }
+    }
+}
+
+const EVENT: u32 = 2;
+
+impl<B: Backend> Loop<B> {
+    /// Asks the app whether a client may listen, whose request `input` begins with.
+    pub(super) fn ask_to_open(
+        &mut self,
+        sock: Sock,
+        series: u16,
+        wish: Wish,
+        input: &[u8],
+        request: &Request,
+    ) -> Result<(), No> {
+        let talk = Talk {
+            id: SocketId::new(self.index, sock),
+            authority: request.authority.of(input).into(),
+            identity: self.heads.identity.as_slice().into(),
+        };
+        let mut fields =
+            format!("X-Socket-Target: {}\r\n", String::from_utf8_lossy(request.path.of(input))).into_bytes();
+        for field in self.heads.fields.iter() {
+            let name = field.name.of(input);
+            let handshake = name.get(..14).is_some_and(|start| start.eq_ignore_ascii_case(b"sec-websocket-"));
+            // What it answers is read here, and not by the client.
+            let mut own = EVENT_FIELDS.iter().chain(&["Accept-Encoding"]);
+            if passes_to_another(field, name) && !handshake && !own.any(|own| is_same_to_apps(name, own.as_bytes())) {
+                fields.extend_from_slice(&[name, b": ", field.value.of(input), b"\r\n"].concat());
+            }
+        }
+        let served = wish.served().clone();
+        let exchange = self.event(sock, &served, series, &talk, "", &Occasion::Open, &fields);
+        let Some(exchange) = exchange else { return Err(No::because(503, "the app of this hub is not there")) };
+        self.become_state(sock, State::Processing);
+        let Some(key) = self.begin_exchange(exchange.stream, exchange, input) else { return Ok(()) };
+        let head = if self.access.enabled() {
+            input[request.method_span.start as usize..request.len].into()
+        } else {
+            Box::default()
+        };
+        self.hubs.events.opening.insert(sock, Opening { wish, talk, head });
+        self.acquire(key, false);
+        Ok(())
+    }
+
+    /// Tells the app of what has happened on a socket.
+    pub(super) fn tell_app(&mut self, sock: Sock, occasion: &Occasion) {
+        let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) else { return };
+        let Some(talk) = subscriber.talk.take() else { return };
+        let (served, series) = (subscriber.served.clone(), subscriber.series);
+        let groups = subscriber.groups(&self.hubs);
+        let exchange = self.event(sock, &served, series, &talk, &groups, occasion, b"");
+        if let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) {
+            subscriber.talk = Some(talk);
+        }
+        let Some(exchange) = exchange else { return self.event_failed(sock, "the app is not there") };
+        let Some(key) = self.begin_exchange(exchange.stream, exchange, b"") else { return };
+        self.acquire(key, false);
+    }
+
+    /// A socket is about to go: an event of it that is under way goes on without it, and the app is told.
+    pub(super) fn tell_end(&mut self, sock: Sock) {
+        let Some(client) = self.table.client(sock) else { return };
+        let Some(subscriber) = &mut client.subscriber else { return };
+        let (served, series, code) = (subscriber.served.clone(), subscriber.series, subscriber.code);
+        let Some(talk) = subscriber.talk.take() else { return };
+        let groups = subscriber.groups(&self.hubs);
+        let before = std::mem::replace(&mut client.exchange, Key::NONE);
+        let close = self.event(sock, &served, series, &talk, &groups, &Occasion::Close(code), b"");
+        self.follow(before, served, close, false);
+    }
+
+    /// A client leaves while it waits for the app's word. The app that has the question may let it in, and is then told that it is gone. Whether it is so.
+    pub fn leaves_opening(&mut self, sock: Sock) -> bool {
+        if !self.hubs.events.opening.contains_key(&sock) {
+            return false;
+        }
+        let Some(key) = self.table.client(sock).map(|client| client.exchange) else { return false };
+        let asked = self.exchanges.lookup(key).filter(|exchange| exchange.phase == Phase::Awaiting);
+        let Some(series) = asked.map(|exchange| exchange.series) else { return false };
+        let Some(Opening { wish, talk, head }) = self.hubs.events.opening.remove(&sock) else { return false };
+        let served = wish.served().clone();
+        let close = self.event(sock, &served, series, &talk, "", &Occasion::Close(code::ABNORMAL), b"");
+        self.count().of_series(series).ended(CLIENT_LEFT);
+        self.log_answer(sock, &head, None, CLIENT_LEFT, 0);
+        if let Some(client) = self.table.client(sock) {
+            client.exchange = Key::NONE;
+        }
+        self.follow(key, served, close, true);
+        true
+    }
+
+    /// A socket is gone: its last event comes when the one before it is done.
+    fn follow(&mut self, before: Key, served: Arc<Served>, mut close: Option<Exchange>, opens: bool) {
+        if let Some(close) = &mut close {
+            close.stream.connection = Sock::NONE;
+        }
+        match (self.exchanges.lookup_mut(before), close) {
+            (Some(exchange), then) => {
+                exchange.stream.connection = Sock::NONE;
+                self.hubs.events.free.insert(before, Free { served, then, opens });
+            }
+            (None, Some(close)) => self.begin_last(served, close),
+            (None, None) => {}
+        }
+    }
+
+    fn begin_last(&mut self, served: Arc<Served>, close: Exchange) {
+        // Where there are as many exchanges as there may be, the app has more to do than to hear of this.
+        if let Ok(key) = self.exchanges.insert(close) {
+            self.hubs.events.free.insert(key, Free { served, then: None, opens: false });
+            self.acquire(key, false);
+        }
+    }
+
+    /// What comes after an event whose socket is gone; whose it was.
+    fn go_on_without(&mut self, key: Key, refused: bool) -> Option<Arc<Served>> {
+        let Free { served, then, opens } = self.hubs.events.free.remove(&key)?;
+        if let Some(close) = then.filter(|_| !(opens && refused)) {
+            self.begin_last(served.clone(), close);
+        }
+        Some(served)
+    }
+
+    /// An event has ended without an answer, if it was one; one that was to let a client in becomes the exchange of its request, and is answered
+    /// as that. Whether it was one of another kind.
+    pub fn event_unanswered(&mut self, key: Key, ending: &Ending<'_>) -> bool {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return false };
+        if !exchange.stream.is_event() {
+            return false;
+        }
+        let sock = exchange.stream.connection;
+        if self.hubs.events.opening.remove(&sock).is_some() {
+            exchange.stream.id = 0;
+            return false;
+        }
+        if let Ending::Failed { status, .. } = ending {
+            exchange.answer.status = *status;
+        }
+        self.count().requests.add(1);
+        self.count().hub_events_failed.add(u64::from(!matches!(ending, Ending::Left { .. })));
+        true
+    }
+
+    /// What becomes of the socket of an event that has ended so.
+    pub fn event_over(&mut self, key: Key, sock: Sock, ending: &Ending<'_>) {
+        let reason = if let Ending::Failed { reason, .. } = ending { reason } else { "" };
+        if self.go_on_without(key, false).is_some() {
+            return;
+        }
+        if let Some(client) = self.table.client(sock) {
+            client.exchange = Key::NONE;
+        }
+        self.event_failed(sock, reason);
+        self.work.push_back(Task::Resume(sock));
+    }
+
+    /// The request that tells an app of something.
+    #[allow(clippy::too_many_arguments)]
+    fn event(
+        &mut self,
+        sock: Sock,
+        served: &Served,
+        series: u16,
+        talk: &Talk,
+        groups: &str,
+        occasion: &Occasion,
+        fields: &[u8],
+    ) -> Option<Exchange> {
+        let (id, path) = served.app.as_ref()?;
+        let app = self.apps.get(*id)?.clone();
+        let (frame, media, data): (&str, &str, &[u8]) = match occasion {
+            Occasion::Open => ("open", "", b""),
+            Occasion::Message { text: true, data } => ("text", "Content-Type: text/plain; charset=utf-8\r\n", data),
+            Occasion::Message { text: false, data } => ("binary", "Content-Type: application/octet-stream\r\n", data),
+            Occasion::Close(_) => ("close", "", b""),
+        };
+        let close = match occasion {
+            Occasion::Close(code) => format!("X-Socket-Close: {code}\r\n"),
+            _ => String::new(),
+        };
+        let groups = if groups.is_empty() { String::new() } else { format!("X-Socket-Groups: {groups}\r\n") };
+        let (host, length) = (String::from_utf8_lossy(&talk.authority), data.len());
+        let mut text = format!(
+            "POST {path} HTTP/1.1\r\nHost: {host}\r\nSec-WebSocket-Frame: {frame}\r\nX-Socket-Id: {}\r\n{groups}{close}{media}Content-Length: {length}\r\n",
+            talk.id
+        )
+        .into_bytes();
+        text.extend_from_slice(fields);
+        text.extend_from_slice(b"\r\n");
+        // It is as long as the names of its topics are: what a client may send is no measure of it.
+        let limits = HeadLimits::new(2 * text.len(), self.heads.limits.fields + EVENT_FIELDS.len() + 4);
+        let request = head::request(&text, &limits, &mut self.heads.fields).ok().flatten()?;
+        self.find_origin(sock, &text);
+        let client = self.table.client(sock)?;
+        let listener = &self.accepting.listeners[client.listener as usize];
+        let certificate = self.secure.as_ref().map_or("", |secure| secure.certificate(sock));
+        let own = id_text(self.heads.next_id);
+        self.heads.next_id = self.heads.next_id.wrapping_add(1);
+        let start_micros = self.time.day.micros(self.time.connections.now_nanos());
+        let told = Forward {
+            keep_alive: app.settings.keepalive,
+            edits: Some(&Edits::default()),
+            identity: &talk.identity,
+            ..listener.forward(&client.arrival, (&self.heads.origin, certificate), &own, start_micros)
+        };
+        let room = rewrite::request_room(&request, &self.heads.fields, &told);
+        let head = self.memory.scratch.write(room, |out| {
+            rewrite::request(out, &text, &request, &self.heads.fields, &told);
+        });
+        let head = head.settle(&self.memory.pool);
+        let mut exchange = Exchange::new(Stream::of_event(sock), app, series, &request, head, own, &self.time);
+        exchange.request.upload = Upload::Whole;
+        exchange.request.bytes = length as u64;
+        if length > 0 {
+            exchange.request.body.push(self.memory.pool.heap(data));
+        }
+        self.count().hub_events.add(1);
+        Some(exchange)
+    }
+
+    /// The head of the answer to an event has come; `input` begins with it.
+    #[cold]
+    pub fn event_answered(&mut self, key: Key, input: Block, response: &Response) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        let may_retry = exchange.is_whole() && !exchange.attempt.retried;
+        if (response.busy || response.draining) && may_retry {
+            return self.retry(key, RetryReason::Declined);
+        }
+        if !is_whole(&input, response) {
+            if response.framing == Framing::UntilClose || input.len() >= LONGEST_ANSWER {
+                let reason = "the answer to an event of a hub is too long, or does not tell its length";
+                return self.finish(key, Ending::Failed { status: 502, reason, outcome: Some(Outcome::Malformed) });
+            }
+            let link = exchange.link();
+            self.heard(key);
+            if let Some(link) = self.table.link(link) {
+                link.input = Some(input.settle(&self.memory.pool));
+            }
+            return self.backend.recv(link, Size::Small);
+        }
+        let (sock, series) = (exchange.stream.connection, exchange.series);
+        let (status, body) = (response.status, body_of(&input, response));
+        let [media] = crate::http::find_lines(&input[..response.len], [b"content-type"]);
+        let media = media.to_ascii_lowercase();
+        self.release_asked(key, input, response);
+        if let Some(exchange) = self.exchanges.lookup_mut(key) {
+            exchange.answer.status = status;
+            exchange.answer.bytes = body.len() as u64;
+        }
+        let is_good = (200..300).contains(&status);
+        let served = match self.hubs.events.opening.remove(&sock) {
+            Some(Opening { wish, talk, head }) => {
+                let served = wish.served().clone();
+                let opened = self.let_in(sock, wish, series, talk, status);
+                match opened {
+                    Ok(status) => {
+                        self.count().of_series(series).answered_here(status);
+                        self.log_answer(sock, &head, None, status, 0);
+                    }
+                    Err(No(status, reason)) => {
+                        if let Some(exchange) = self.exchanges.lookup_mut(key) {
+                            exchange.stream.id = 0;
+                        }
+                        let ending = Ending::Failed { status, reason: &reason, outcome: Some(Outcome::Unused) };
+                        return self.finish(key, ending);
+                    }
+                }
+                Some(served)
+            }
+            None => self.go_on_without(key, !is_good),
+        };
+        self.count().requests.add(1);
+        self.account(key, false);
+        self.exchanges.discard(key);
+        let served = match (served, self.table.client(sock)) {
+            (served, Some(client)) => {
+                client.exchange = Key::NONE;
+                served.or_else(|| client.subscriber.as_ref().map(|subscriber| subscriber.served.clone()))
+            }
+            (served, None) => served,
+        };
+        let Some(served) = served else { return };
+        if is_good {
+            self.carry_out(sock, &served, &media, &body);
+        } else {
+            self.count().hub_events_failed.add(1);
+            self.event_failed(sock, &format!("the app has answered {status}"));
+        }
+        self.work.push_back(Task::Resume(sock));
+    }
+
+    /// Has a client listen, if that is what the app has said.
+    fn let_in(&mut self, sock: Sock, wish: Wish, series: u16, talk: Talk, status: u16) -> Result<u16, No> {
+        // It may be answered at once, or closed, and is not to take the question for an event that is under way.
+        if let Some(client) = self.table.client(sock) {
+            client.exchange = Key::NONE;
+        }
+        if (200..300).contains(&status) { self.subscribe(sock, wish, series, Some(talk)) } else { Err(refusal(status)) }
+    }
+
+    /// Tells a client that what it has said did not reach the app.
+    fn event_failed(&mut self, sock: Sock, reason: &str) {
+        let is_socket = |subscriber: &Subscriber| matches!(subscriber.transport, Transport::Socket { .. });
+        if self.table.client(sock).and_then(|client| client.subscriber.as_deref()).is_some_and(is_socket) {
+            self.say_text(sock, &wire::error(None, &reason));
+        }
+    }
+
+    /// Does what an app's answer says. `sock` may be gone.
+    fn carry_out(&mut self, sock: Sock, served: &Arc<Served>, media: &[u8], body: &[u8]) {
+        if body.is_empty() {
+            return;
+        }
+        if !media.starts_with(b"application/json") {
+            let opcode = if media.starts_with(b"text/") { Opcode::Text } else { Opcode::Binary };
+            let is_sound = opcode == Opcode::Binary || std::str::from_utf8(body).is_ok();
+            return if is_sound {
+                self.say_frame(sock, opcode, body)
+            } else {
+                self.event_failed(sock, "the app's answer is no UTF-8")
+            };
+        }
+        let Ok(Value::Object(mut said)) = serde_json::from_slice(body) else {
+            return self.event_failed(sock, "the app's answer is no object of JSON");
+        };
+        let mut names = |member: &str| names(said.remove(member));
+        let (joins, leaves, except, targets) = (names("+"), names("-"), names(">"), names("@"));
+        let close = said.remove("!");
+        let except: Vec<_> = except.unwrap_or_default().iter().filter_map(|id| SocketId::read(id)).collect();
+        for topic in joins.unwrap_or_default() {
+            self.join(sock, served, &topic);
+        }
+        for topic in leaves.unwrap_or_default() {
+            self.leave(sock, served, &topic);
+        }
+        if !said.is_empty() {
+            self.spread(sock, served, &said, targets, &except);
+        }
+        if let Some(close) = close {
+            let code = close.as_u64().or_else(|| close.get("code")?.as_u64()).and_then(|code| u16::try_from(code).ok());
+            let code = code.filter(|code| matches!(code, 1000 | 3000..=4999)).unwrap_or(1000);
+            let reason = close.get("reason").and_then(Value::as_str).unwrap_or_default().to_owned();
+            let is_socket = |subscriber: &Subscriber| matches!(subscriber.transport, Transport::Socket { .. });
+            if self.table.client(sock).and_then(|client| client.subscriber.as_deref()).is_some_and(is_socket) {
+                self.close_socket(sock, code, &reason);
+            }
+        }
+    }
+
+    /// Sends what is left of an app's answer to whom it names, or to the socket itself.
+    fn spread(
+        &mut self,
+        sock: Sock,
+        served: &Arc<Served>,
+        said: &Map<String, Value>,
+        targets: Option<Vec<String>>,
+        except: &[SocketId],
+    ) {
+        let text = serde_json::to_string(said).unwrap_or_default();
+        let Some(targets) = targets else { return self.say_frame(sock, Opcode::Text, text.as_bytes()) };
+        let except: Vec<u128> = except.iter().map(|id| id.number()).collect();
+        for target in targets {
+            if let Some(id) = SocketId::read(&target) {
+                let mut frame = Vec::with_capacity(text.len() + 10);
+                encode::frame(&mut frame, Opcode::Text, false, text.as_bytes());
+                if usize::from(id.loop_index) < self.shared.postboxes.len() && !except.contains(&id.number()) {
+                    self.shared.postboxes.post(id.loop_index, mailbox::Message::Say(id.sock, frame.into()));
+                }
+                continue;
+            }
+            let now = served.since(self.time.now);
+            match served.hub.publish_except(now, &target, Payload::Json(&text), None, &except) {
+                Ok(published) => self.published_here(served, &target, &published),
+                Err(refused) => {
+                    let fields: [(&str, &dyn std::fmt::Display); 2] = [("topic", &target), ("reason", &refused)];
+                    self.shared.log.seldom(Level::Warn, "what an app says to a hub is not published", &fields);
+                }
+            }
+        }
+    }
+
+    fn join(&mut self, sock: Sock, served: &Arc<Served>, name: &str) {
+        let now = served.since(self.time.now);
+        let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) else { return };
+        if subscriber.topic_at(&self.hubs, name).is_some()
+            || subscriber.cursors.len() >= served.settings.topics_per_socket
+        {
+            return;
+        }
+        if let Ok(subscribed) = served.hub.subscribe(now, name, self.index, From::Now) {
+            let at = subscribed.at;
+            let (topic, place) = self.hubs.add(subscribed.topic, at, sock);
+            subscriber.cursors.push(Cursor { topic, place, at });
+        }
+    }
+
+    fn leave(&mut self, sock: Sock, served: &Arc<Served>, name: &str) {
+        let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) else { return };
+        if let Some(at) = subscriber.topic_at(&self.hubs, name) {
+            let cursor = subscriber.without(at);
+            self.leave_topic(served, &cursor);
+        }
+    }
+
+    fn say_frame(&mut self, sock: Sock, opcode: Opcode, data: &[u8]) {
+        let mut frame = Vec::with_capacity(data.len() + 10);
+        encode::frame(&mut frame, opcode, false, data);
+        self.said_to(sock, &frame);
+    }
+
+    /// An app has something for a socket, which may be gone. No back-pressure reaches who says it: one that does not take it is closed.
+    pub fn told_by_app(&mut self, sock: Sock, frame: &[u8]) {
+        if self.unsent(sock) <= MOST_TOLD {
+            self.said_to(sock, frame);
+        } else if self.has_app(sock) {
+            self.close_socket(sock, code::GAP, "messages are missing: load your state anew");
+        }
+    }
+
+    /// Something is to be sent to one socket, which may be gone.
+    fn said_to(&mut self, sock: Sock, frame: &[u8]) {
+        let is_socket = |subscriber: &Subscriber| matches!(subscriber.transport, Transport::Socket { .. });
+        if self.table.client(sock).and_then(|client| client.subscriber.as_deref()).is_some_and(is_socket) {
+            self.count().hub_deliveries.add(1);
+            self.say(sock, frame);
+        }
+    }
+}
+
+/// What a client is told that the app does not let in.
+fn refusal(status: u16) -> No {
+    match status {
+        400..=499 => No::because(status, "the app does not let you in"),
+        _ => No::because(503, "the app of this hub has no answer"),
+    }
+}
+
+/// Names, as one string or as a list of such.
+fn names(said: Option<Value>) -> Option<Vec<String>> {
+    match said? {
+        Value::String(name) => Some(vec![name]),
+        Value::Array(names) => Some(names.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
+        _ => Some(Vec::new()),
+    }
+}
+
+/// The body of an answer that is here as a whole; `input` begins with its head.
+fn body_of(input: &Block, response: &Response) -> Vec<u8> {
+    let (mut rest, mut reader) = (input.clone(), Reader::new(response.framing));
+    rest.advance(response.len);
+    let mut body = Vec::new();
+    while let Ok(Some(run)) = reader.take(&mut rest) {
+        body.extend_from_slice(&run);
+    }
+    body
+}

@@ -1,0 +1,303 @@
+//! Requests to a hub: who may ask for what, a request becomes a message, and answers that are one document.
+
+use std::fmt::Write;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::access::scheme;
+use crate::apps::Served;
+use crate::backends::{Backend, Sock};
+use crate::buffers::block::{Block, Writer};
+use crate::buffers::slots::Key;
+use crate::connection::{Role, State, Stream};
+use crate::exchange::{Exchange, Phase, Source};
+use crate::http::head::Request;
+use crate::http::id::id_text;
+use crate::http::query;
+use crate::http::reply::Direct;
+use crate::http::{Framing, Method, find_lines};
+use crate::hub::{Payload, Published, Refused, wire};
+use crate::mailbox::desk;
+
+use super::events::SocketId;
+use super::listen::{No, Wish, query_of};
+use super::{Loop, Transport};
+use crate::event_loop::{Leads, LoopRoute, Written};
+
+/// Bytes of a notice beside its message: names, the id, escapes of JSON.
+const AROUND: u64 = 16 * 1024;
+
+impl Served {
+    /// Bytes that the body of a request may have which is to be published.
+    pub fn most_of_notice(&self) -> u64 {
+        self.settings.message as u64 + AROUND
+    }
+}
+
+impl Exchange {
+    /// Bytes that its body may have, where that is to be published in a hub, and no app gets it.
+    #[inline]
+    pub fn most_of_notice(&self) -> Option<u64> {
+        match &self.source {
+            Source::Notice(served) => Some(served.most_of_notice()),
+            _ => None,
+        }
+    }
+}
+
+/// Topics that are shown at once; `behind=NAME` asks for the next.
+const MOST_SHOWN: usize = 1000;
+/// Bytes of messages of a topic in one answer, at least as far as the first of them goes.
+const POLL_BYTES: usize = 256 * 1024;
+
+/// What a request asks of a hub.
+pub(crate) enum Asked {
+    /// To listen, which it does by now.
+    Listens,
+    /// To publish what its body says.
+    Publish,
+    /// Something that is answered at once.
+    Answer(Written),
+    /// Nothing: the route is gone.
+    Nothing,
+}
+
+impl<B: Backend> Loop<B> {
+    /// What a request on the route of a hub asks for. `input` begins with its head.
+    #[cold]
+    pub fn asked_of_hub(&mut self, number: usize, sock: Sock, input: &[u8], request: &Request) -> Asked {
+        let LoopRoute { leads: Leads::Hub(_, served), series, .. } = self.apps.routes.get(number) else {
+            return Asked::Nothing;
+        };
+        let (served, series) = (served.clone(), *series);
+        let asked = self.read_asked(&served, sock, input, request);
+        let asked = asked.and_then(|wish| match wish {
+            Some(wish) if served.app.is_some() => {
+                self.ask_to_open(sock, series, wish, input, request).map(|()| Some(0)).map_err(|no| self.no(&no))
+            }
+            Some(wish) => self.subscribe(sock, wish, series, None).map(Some).map_err(|no| self.no(&no)),
+            None => Ok(None),
+        });
+        match asked {
+            Ok(None) => Asked::Publish,
+            Ok(Some(0)) => Asked::Listens,
+            Ok(Some(status)) => {
+                // How long it listens is nobody's latency.
+                self.counters.of_series(series).ended(status);
+                let head = &input[request.method_span.start as usize..request.len];
+                self.log_answer(sock, head, self.heads.fields.shown_of(input), status, 0);
+                Asked::Listens
+            }
+            Err(direct) => {
+                self.counters.of_series(series).answered_here(direct.status());
+                let keep_alive = self.keeps_alive(request);
+                let date = &self.time.day.date;
+                Asked::Answer(Written::new(&direct, &mut self.memory.scratch, date, request, keep_alive))
+            }
+        }
+    }
+
+    /// What it asks for: to listen, or else to publish; or its answer.
+    fn read_asked(
+        &self,
+        served: &Arc<Served>,
+        sock: Sock,
+        input: &[u8],
+        request: &Request,
+    ) -> Result<Option<Wish>, Direct> {
+        let path = request.path_bytes(input);
+        let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        let secure = matches!(self.table.role(sock), Role::Client(client) if client.arrival.secure);
+        let authority = request.authority.of(input);
+        if let Some(origin) = self.heads.fields.find_name(input, "origin")
+            && !served.settings.origins.iter().any(|known| known.admits(origin, authority, secure))
+        {
+            self.count().hub_refused.add(1);
+            return Err(self.no(&No::because(403, "pages of this origin may not use this hub")));
+        }
+        let wants = match (name, request.method) {
+            (b"listen", Method::Get) => {
+                return self.wish(served, input, request).map(Some).map_err(|no| self.no(&no));
+            }
+            (b"notify", Method::Post) | (b"topics", Method::Get | Method::Head) => name,
+            (b"listen" | b"topics", _) => return Err(self.no(&No::because(405, "this is asked for with GET"))),
+            (b"notify", _) => return Err(self.no(&No::because(405, "this is asked for with POST"))),
+            _ => return Err(self.no(&No::because(404, "a hub has listen, notify and topics"))),
+        };
+        if !self.may_publish(sock, served, input, request) {
+            self.count().hub_refused.add(1);
+            return Err(self.no(&No::because(401, "this needs a key of the hub, or a client on this machine")));
+        }
+        let behind = query::pairs(query_of(request.path.of(input))).find(|(name, _)| *name == b"behind");
+        let behind = behind.and_then(|(_, value)| String::from_utf8(query::decode(value)).ok());
+        match wants {
+            b"notify" => Ok(None),
+            _ => Err(Direct::new(
+                "application/json",
+                wire::topics(&served.hub.counts(behind.as_deref(), MOST_SHOWN)).as_bytes(),
+            )),
+        }
+    }
+
+    /// What is said instead of what was asked for.
+    pub(super) fn no(&self, No(status, reason): &No) -> Direct {
+        let lines = match *status {
+            401 => "WWW-Authenticate: Bearer realm=\"hub\"\r\n",
+            405 if reason.ends_with("GET") => "Allow: GET\r\n",
+            405 => "Allow: POST\r\n",
+            426 => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
+            503 => "Retry-After: 1\r\n",
+            _ => "",
+        };
+        self.count().errors.add(1);
+        let body = wire::error(None, reason);
+        Direct::with(*status, &format!("Content-Type: application/json\r\n{lines}"), body.as_bytes())
+    }
+
+    /// Whether a request may publish: by a key, or from this machine.
+    fn may_publish(&self, sock: Sock, served: &Served, input: &[u8], request: &Request) -> bool {
+        let Some(keys) = &served.settings.keys else { return self.is_local(sock, input, request) };
+        let bearer = self.heads.fields.find_name(input, "authorization").and_then(|value| scheme(value, "bearer"));
+        let key = bearer.or_else(|| self.heads.fields.find_name(input, "x-api-key"));
+        key.is_some_and(|key| keys.find(key).is_some())
+    }
+
+    /// Begins to collect the body of a request that publishes it.
+    pub fn begin_publication(&mut self, number: usize, stream: Stream, mut input: Block, request: &Request) {
+        let LoopRoute { leads: Leads::Hub(app, served), series, .. } = self.apps.routes.get(number) else { return };
+        let most = served.most_of_notice();
+        let (app, served, series) = (app.clone(), served.clone(), *series);
+        let head = self.memory.pool.heap(&input[..request.len]);
+        let mut exchange = Exchange::new(stream, app, series, request, head, id_text(self.heads.next_id), &self.time);
+        exchange.source = Source::Notice(served);
+        self.become_state(stream.connection, State::Processing);
+        let Some(key) = self.begin_exchange(stream, exchange, &input) else { return };
+        input.advance(request.len);
+        match request.framing {
+            Framing::None => self.fail(key, 400, "there is nothing to publish: the request has no body"),
+            Framing::Length(length) if length > most => self.fail(key, 413, TOO_BIG),
+            _ => {
+                if request.expect_continue && input.is_empty() {
+                    self.stream_continue(stream);
+                }
+                self.collect_body(key, input);
+            }
+        }
+    }
+
+    /// The body of a request is whole, and is published.
+    pub fn publish(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let Source::Notice(served) = std::mem::take(&mut exchange.source) else { return };
+        exchange.phase = Phase::Asking;
+        let head = exchange.request.head.clone();
+        let head: &[u8] = head.as_deref().unwrap_or_default();
+        let body = exchange.request.body.iter().map(|block| &block[..]).collect::<Vec<_>>().concat();
+        exchange.request.body = Vec::new();
+        let now = served.since(self.time.now);
+        match publish(&served, now, head, &body) {
+            Ok((topic, published)) => {
+                self.published_here(&served, &topic, &published);
+                self.answer_json(key, 202, &wire::published(&published));
+            }
+            Err((status, reason)) => {
+                self.count().errors.add(1);
+                self.answer_json(key, status, &wire::error(None, &reason));
+            }
+        }
+    }
+
+    /// Answers a client that waits for the next messages, if there are any, or if it has waited long enough.
+    pub(super) fn answer_poll(&mut self, sock: Sock, waited: bool) {
+        let me = SocketId::new(self.index, sock).number();
+        let Some(client) = self.table.client(sock) else { return };
+        let Some(subscriber) = &mut client.subscriber else { return };
+        let Transport::Poll(origin) = &subscriber.transport else { return };
+        let (mut messages, mut gaps, mut count, mut missing) = (String::new(), String::new(), 0, 0);
+        let add = |list: &mut String, text: &str| {
+            let _ = write!(list, "{}{text}", if list.is_empty() { "" } else { "," });
+        };
+        for cursor in &mut subscriber.cursors {
+            let Some(local) = self.hubs.topics.get(cursor.topic as usize).and_then(Option::as_ref) else { continue };
+            self.hubs.read.clear();
+            let read = local.topic.read(cursor.at, POLL_BYTES, &mut self.hubs.read);
+            cursor.at = read.at;
+            read.gap.iter().for_each(|gap| add(&mut gaps, &wire::gap(local.topic.name(), gap)));
+            missing += u64::from(read.gap.is_some());
+            for message in self.hubs.read.iter().filter(|message| !message.is_not_for(me)) {
+                add(&mut messages, &message.envelope());
+                count += 1;
+            }
+        }
+        if count == 0 && missing == 0 && !waited {
+            return;
+        }
+        let at = subscriber.positions();
+        let document = format!("{{\"messages\":[{messages}],\"gaps\":[{gaps}],\"last_event_id\":\"{at}\"}}\n");
+        self.counters.hub_deliveries.add(count);
+        self.counters.hub_gaps.add(missing);
+        let origin = origin.as_ref().map_or_else(String::new, |origin| {
+            format!("Access-Control-Allow-Origin: {}\r\nVary: Origin\r\n", String::from_utf8_lossy(origin))
+        });
+        let lines = format!("Content-Type: application/json\r\nCache-Control: no-store\r\n{origin}");
+        let direct = Direct::with(200, &lines, document.as_bytes());
+        let keep_alive = self.decide_keep_alive(sock);
+        let Some(client) = self.table.client(sock) else { return };
+        let version = client.http.version;
+        let mut head = vec![std::mem::MaybeUninit::uninit(); direct.room()];
+        let mut out = Writer::new(&mut head);
+        direct.write(&mut out, &self.time.day.date, version, keep_alive, false);
+        let answer = self.memory.pool.heap(out.written());
+        self.stop_subscriber(sock);
+        self.send_head(sock, answer);
+        self.stream_over(Stream { connection: sock, id: 0 });
+    }
+
+    fn answer_json(&mut self, exchange: Key, status: u16, text: &str) {
+        let body = Arc::from(text.as_bytes());
+        self.document_came(desk::Reply { exchange, status, content_type: "application/json", body });
+    }
+}
+
+const TOO_BIG: &str = "the message is larger than this hub takes";
+
+fn refusal(refused: Refused) -> (u16, String) {
+    let status = match refused {
+        Refused::TooBig => 413,
+        Refused::NoSuchTopic => 404,
+        _ => 503,
+    };
+    (status, refused.to_string())
+}
+
+/// Publishes what a request says: a JSON document with topic and data, or the body itself under the topic that the query names.
+fn publish(served: &Served, now: Duration, head: &[u8], body: &[u8]) -> Result<(String, Published), (u16, String)> {
+    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let target = line.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+    let said =
+        |name: &[u8]| query::pairs(query_of(target)).find(|pair| pair.0 == name).map(|pair| query::decode(pair.1));
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).map_err(|_| (400, "the query: no UTF-8".to_owned()));
+    let (topic, id) = (said(b"topic").map(text).transpose()?, said(b"id").map(text).transpose()?);
+    let hub = &served.hub;
+    let Some(topic) = topic else {
+        let notice = wire::notify(body).map_err(|reason| (400, reason))?;
+        if notice.hub.is_some() {
+            return Err((400, "the body: hub: the path says which it is".to_owned()));
+        }
+        let published = hub.publish(now, &notice.topic, notice.payload(), notice.id.as_deref()).map_err(refusal)?;
+        return Ok((notice.topic.into_owned(), published));
+    };
+    let [content_type] = find_lines(head, [b"content-type"]);
+    let is_of =
+        |media: &str| content_type.get(..media.len()).is_some_and(|start| start.eq_ignore_ascii_case(media.as_bytes()));
+    let payload = match std::str::from_utf8(body) {
+        Ok(text) if is_of("application/json") => Payload::Json(wire::value(text).map_err(|reason| (400, reason))?),
+        Ok(text) if is_of("text/") => Payload::Text(text),
+        _ => Payload::Binary(body),
+    };
+    if id.as_ref().is_some_and(|id| !(1..=wire::LONGEST_ID).contains(&id.len())) {
+        return Err((400, format!("the query: id: expected 1 to {} bytes", wire::LONGEST_ID)));
+    }
+    let published = hub.publish(now, &topic, payload, id.as_deref()).map_err(refusal)?;
+    Ok((topic, published))
+}

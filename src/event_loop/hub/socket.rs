@@ -1,0 +1,308 @@
+//! What clients say over WebSockets, and how subscribers end: pings and deadlines, closes, the server's own end.
+//!
+//! | clock | runs | past it |
+//! |---|---|---|
+//! | `ping` | since something came of a WebSocket | it is pinged; an event stream is sent a comment |
+//! | `pong` | since the ping | it is cut |
+//! | `poll` | since the request for one answer | that has no messages |
+//! | a part of the stop | from when the server began to end | 1012, or the end of the stream |
+//!
+//! While its peer is behind, the write clock runs instead, as for every client.
+
+use std::time::Duration;
+
+use crate::backends::{Backend, HIGH_MARK, How, Sock};
+use crate::buffers::block::Block;
+use crate::buffers::slots::Key;
+use crate::connection::Stream;
+use crate::hub::wire::{self, Command};
+use crate::hub::{Gap, Topic};
+use crate::websocket::decode::{Event, Limits};
+use crate::websocket::{Opcode, encode};
+
+use super::events::Occasion;
+use super::listen::RETRY;
+use super::{Cursor, Loop, Transport, framed};
+
+/// How many subscribers are sent away in a second at the server's end, by each loop, while there is time.
+const LEAVE_A_SECOND: u64 = 2000;
+/// The part of the budget that messages of clients may take in a loop before they are whole.
+const PARTIAL_SHARE: usize = 8;
+
+/// The close codes of hubs (RFC 6455 §7.4; those from 4000 on are ours). From 4500 on a client is not to come again.
+pub(super) mod code {
+    pub const NORMAL: u16 = 1000;
+    /// Said to nobody: the connection ended without a close.
+    pub const ABNORMAL: u16 = 1006;
+    pub const RESTART: u16 = 1012;
+    pub const OVERLOAD: u16 = 1013;
+    pub const PROTOCOL: u16 = 1002;
+    pub const NOT_UTF8: u16 = 1007;
+    pub const TOO_BIG: u16 = 1009;
+    pub const UNSUPPORTED: u16 = 1003;
+    pub const GAP: u16 = 4409;
+}
+
+impl<B: Backend> Loop<B> {
+    /// Something has come from a client that listens.
+    pub fn subscriber_received(&mut self, sock: Sock, mut block: Block) {
+        let Some(client) = self.table.client(sock) else { return };
+        let Some(subscriber) = &mut client.subscriber else { return };
+        (subscriber.heard, subscriber.pinged) = (true, false);
+        let is_socket = matches!(subscriber.transport, Transport::Socket { .. });
+        if !is_socket || client.exchange != Key::NONE || client.input.is_some() {
+            // The next request, which has its turn when this one is answered; or what comes while the app has its turn, or before the client has
+            // taken what was said to it.
+            self.keep_input(sock, block);
+            return self.watch(sock);
+        }
+        if block.unshared().is_none() {
+            block = self.memory.pool.heap(&block);
+        }
+        loop {
+            let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) else {
+                return;
+            };
+            let limits = Limits { message: subscriber.served.settings.message };
+            let Transport::Socket { decoder, .. } = &mut subscriber.transport else { return };
+            let inflater = self.hubs.inflater.get_or_insert_default();
+            let bytes = block.unshared().unwrap_or_default();
+            let before = decoder.held();
+            let taken = decoder.take(bytes, &limits, inflater);
+            self.hubs.partial = self.hubs.partial + decoder.held() - before;
+            match taken {
+                Ok((count, event)) => {
+                    block.advance(count);
+                    match event {
+                        Some(event) => self.socket_said(sock, event),
+                        None if block.is_empty() => break,
+                        // A part of a message, with the next one behind it.
+                        None => continue,
+                    }
+                    if self.table.client(sock).is_some_and(|client| client.exchange != Key::NONE) {
+                        // The app has its turn first.
+                        return self.keep_input(sock, block);
+                    }
+                }
+                Err(violation) => return self.close_socket(sock, violation.code(), violation.reason()),
+            }
+        }
+        let most = self.memory.pool.budget().limit() / PARTIAL_SHARE;
+        if self.hubs.partial > most {
+            return self.close_socket(sock, code::OVERLOAD, "too many messages are on their way");
+        }
+        self.listen_on(sock);
+    }
+
+    /// Receives more, unless its peer does not take what it is sent.
+    pub(super) fn listen_on(&mut self, sock: Sock) {
+        let unsent = self.unsent(sock);
+        let Some(client) = self.table.client(sock) else { return };
+        if client.subscriber.is_none() || client.exchange != Key::NONE {
+            return;
+        }
+        if unsent > HIGH_MARK { self.backend.await_room(sock) } else { self.watch(sock) }
+    }
+
+    /// What came behind its request, if anything, can be looked at.
+    pub fn subscriber_resumed(&mut self, sock: Sock) {
+        let is_full = self.unsent(sock) > HIGH_MARK;
+        let Some(client) = self.table.client(sock) else { return };
+        let is_socket = client
+            .subscriber
+            .as_ref()
+            .is_some_and(|subscriber| matches!(subscriber.transport, Transport::Socket { .. }));
+        let may = is_socket && client.exchange == Key::NONE && !is_full;
+        match client.input.take_if(|_| may) {
+            Some(input) => self.subscriber_received(sock, input),
+            None => self.listen_on(sock),
+        }
+    }
+
+    fn socket_said(&mut self, sock: Sock, event: Event) {
+        let mut frame = Vec::new();
+        match event {
+            Event::Pong(_) => {}
+            Event::Ping(data) => {
+                encode::pong(&mut frame, &data);
+                self.say(sock, &frame);
+            }
+            Event::Close(said) => {
+                let code = said.map_or(code::NORMAL, |(code, _)| code);
+                self.close_socket(sock, code, "");
+            }
+            Event::Message { text, data } if self.has_app(sock) => {
+                self.tell_app(sock, &Occasion::Message { text, data });
+            }
+            Event::Message { text: true, data } => self.command(sock, &String::from_utf8_lossy(&data)),
+            Event::Message { text: false, .. } => {
+                self.close_socket(sock, code::UNSUPPORTED, "this hub takes no binary messages of clients");
+            }
+        }
+    }
+
+    pub(super) fn has_app(&mut self, sock: Sock) -> bool {
+        let subscriber = self.table.client(sock).and_then(|client| client.subscriber.as_ref());
+        subscriber.is_some_and(|subscriber| subscriber.talk.is_some())
+    }
+
+    /// Does what a client says over its socket.
+    fn command(&mut self, sock: Sock, text: &str) {
+        let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) else { return };
+        let served = subscriber.served.clone();
+        let answer = match wire::command(text) {
+            Err(reason) => wire::error(None, &reason),
+            Ok(Command::Subscribe { topic, .. }) if subscriber.topic_at(&self.hubs, &topic).is_some() => {
+                wire::error(Some(&topic), &"is listened to already")
+            }
+            Ok(Command::Subscribe { topic, .. }) if subscriber.cursors.len() >= served.settings.topics_per_socket => {
+                wire::error(Some(&topic), &"is one topic more than a client may listen to")
+            }
+            Ok(Command::Subscribe { topic, from }) => {
+                match served.hub.subscribe(served.since(self.time.now), &topic, self.index, from) {
+                    Err(refused) => wire::error(Some(&topic), &refused),
+                    Ok(subscribed) => {
+                        let (name, at) = (subscribed.topic.clone(), subscribed.at);
+                        let (topic, place) = self.hubs.add(subscribed.topic, at, sock);
+                        subscriber.cursors.push(Cursor { topic, place, at });
+                        let answer = wire::subscribed(name.name(), at);
+                        self.say_text(sock, &answer);
+                        if subscribed.gap.is_none_or(|gap| self.tell_gap(sock, &name, &gap)) {
+                            self.catch_up(sock);
+                        }
+                        return;
+                    }
+                }
+            }
+            Ok(Command::Unsubscribe { topic }) => match subscriber.topic_at(&self.hubs, &topic) {
+                None => wire::error(Some(&topic), &"is not listened to"),
+                Some(at) => {
+                    let cursor = subscriber.without(at);
+                    self.leave_topic(&served, &cursor);
+                    wire::unsubscribed(&topic)
+                }
+            },
+        };
+        self.say_text(sock, &answer);
+    }
+
+    pub(super) fn say_text(&mut self, sock: Sock, text: &str) {
+        let mut frame = Vec::with_capacity(text.len() + 10);
+        encode::frame(&mut frame, Opcode::Text, false, text.as_bytes());
+        self.say(sock, &frame);
+    }
+
+    /// Sends a subscriber bytes of its own.
+    pub(super) fn say(&mut self, sock: Sock, bytes: &[u8]) {
+        let block = self.memory.pool.heap(bytes);
+        self.send(sock, block.into());
+    }
+
+    /// Tells a subscriber that messages are missing; whether it goes on. Who gets bare messages has no other way to learn it than its end.
+    pub(super) fn tell_gap(&mut self, sock: Sock, topic: &Topic, gap: &Gap) -> bool {
+        self.count().hub_gaps.add(1);
+        let Some(client) = self.table.client(sock) else { return false };
+        let chunked = client.http.is_chunked();
+        let Some(subscriber) = &client.subscriber else { return false };
+        match subscriber.transport {
+            Transport::Socket { told: true, .. } => {
+                let text = wire::gap(topic.name(), gap);
+                self.say_text(sock, &text);
+            }
+            Transport::Socket { .. } => {
+                self.close_socket(sock, code::GAP, "messages are missing: load your state anew");
+                return false;
+            }
+            Transport::Events => {
+                let event = wire::gap_event(topic.name(), gap, &subscriber.positions());
+                self.say(sock, &framed(event.as_bytes(), chunked));
+            }
+            // It stands in the document.
+            Transport::Poll(_) => {}
+        }
+        true
+    }
+
+    fn count_close(&self, code: u16) {
+        let counters = self.count();
+        match code {
+            code::RESTART => counters.hub_closed_restart.add(1),
+            code::TOO_BIG | code::OVERLOAD => counters.hub_closed_size.add(1),
+            code::GAP => counters.hub_closed_gap.add(1),
+            code::ABNORMAL => counters.hub_closed_silent.add(1),
+            code::PROTOCOL | code::UNSUPPORTED | code::NOT_UTF8 => counters.hub_closed_protocol.add(1),
+            _ => counters.hub_closed.add(1),
+        }
+    }
+
+    /// Ends a WebSocket, with that code.
+    pub(super) fn close_socket(&mut self, sock: Sock, code: u16, reason: &str) {
+        self.count_close(code);
+        if let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) {
+            subscriber.code = code;
+        }
+        let mut frame = Vec::new();
+        encode::close(&mut frame, code, reason);
+        self.say(sock, &frame);
+        self.finish_sending(sock);
+        self.close_client(sock, How::Flushed);
+    }
+
+    /// A subscriber's clock has run out.
+    pub fn subscriber_expired(&mut self, sock: Sock) {
+        let Some(client) = self.table.client(sock) else { return };
+        let chunked = client.http.is_chunked();
+        let Some(subscriber) = &mut client.subscriber else { return };
+        let settings = &subscriber.served.settings;
+        let (ping, pong) = (settings.ping, settings.pong);
+        let heard = std::mem::take(&mut subscriber.heard);
+        match subscriber.transport {
+            _ if subscriber.leaves => return self.send_away(sock),
+            // Nothing is received until the app has had its turn.
+            Transport::Socket { .. } if client.exchange != Key::NONE => return self.arm(sock, ping),
+            Transport::Poll(_) => return self.answer_poll(sock, true),
+            Transport::Events => {
+                self.say(sock, &framed(wire::HEARTBEAT, chunked));
+                return self.arm(sock, ping);
+            }
+            Transport::Socket { .. } if heard => return self.arm(sock, ping),
+            Transport::Socket { .. } if subscriber.pinged => {
+                self.count_close(code::ABNORMAL);
+                return self.client_left(sock, How::Reset);
+            }
+            Transport::Socket { .. } => subscriber.pinged = true,
+        }
+        let mut frame = Vec::new();
+        encode::ping(&mut frame, b"");
+        self.say(sock, &frame);
+        self.arm(sock, pong);
+    }
+
+    /// The server ends: a subscriber is to go, not all in the same moment.
+    pub fn subscriber_drains(&mut self, sock: Sock) {
+        let subscribers = self.hubs.subscribers as u64;
+        let spread = Duration::from_millis(self.random() % (subscribers * 1000 / LEAVE_A_SECOND).max(1));
+        let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) else { return };
+        subscriber.leaves = true;
+        self.arm(sock, spread);
+    }
+
+    fn send_away(&mut self, sock: Sock) {
+        let random = self.random();
+        let Some(client) = self.table.client(sock) else { return };
+        let chunked = client.http.is_chunked();
+        let Some(subscriber) = &client.subscriber else { return };
+        match subscriber.transport {
+            Transport::Socket { .. } => self.close_socket(sock, code::RESTART, "the server restarts: come again"),
+            Transport::Poll(_) => self.answer_poll(sock, true),
+            Transport::Events => {
+                let end: &[u8] = if chunked { b"0\r\n\r\n" } else { b"" };
+                let goodbye = wire::preamble(RETRY, RETRY, random, &subscriber.positions());
+                let goodbye = [&framed(goodbye.as_bytes(), chunked), end].concat();
+                self.say(sock, &goodbye);
+                self.stop_subscriber(sock);
+                self.stream_over(Stream { connection: sock, id: 0 });
+            }
+        }
+    }
+}
