@@ -1,4 +1,4 @@
-"""A crowd: the program whose clients wait, and what it says of them. See crowd.c for the doors."""
+"""A crowd: the program whose clients wait, and what it says of them. See crowd.c for the doors; listeners.c stands in the same way."""
 
 import contextlib
 import json
@@ -53,11 +53,11 @@ class Crowd:
 
 
 @contextlib.contextmanager
-def standing(program, port, door, peers, core=None):
-    """Runs the program until the block is left."""
+def standing(program, port, *words, peers=0, core=None):
+    """Runs the program, with these words behind the port, until the block is left."""
     command = ["taskset", "-c", str(core)] if core is not None else []
     process = subprocess.Popen(
-        [*command, program, str(port), door, str(peers)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+        [*command, program, str(port), *map(str, words)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
     )
     try:
         yield Crowd(process, peers)

@@ -85,7 +85,7 @@ def crowd_rows(bench, name, ours, options, failures):
             server = bench.start(kind, True, stack=stack, worker=worker, flags=flags)
             without = windows(bench, server, options, f"{name} without, {kind}", failures)
             before = processes.resident_bytes(server.pid)
-            standing = crowd.standing(bench.compile("crowd.c"), server.port, door, peers, bench.client_core)
+            standing = crowd.standing(bench.compile("crowd.c"), server.port, door, peers, peers=peers, core=bench.client_core)
             state, placed = stack.enter_context(standing).until("good")
             if not placed:
                 failures.append(f"{name}, {kind}: only so far came the crowd: {state}")

@@ -146,7 +146,7 @@ class Scene:
         name = f"{self.backend} {self.door.name}"
         without, failed = self.windows()
         results.add(f"{name}: the fast ones without the crowd", not failed, show(without))
-        with crowd.standing(self.programs["crowd"], self.port, self.door.name, self.options.peers) as peers:
+        with crowd.standing(self.programs["crowd"], self.port, self.door.name, self.options.peers, peers=self.options.peers) as peers:
             at_worker = (lambda: self.worker_counts()[self.door.at_worker]) if self.door.at_worker else None
             state, placed = peers.until(self.door.placed, at_worker)
             if not placed:
