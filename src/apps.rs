@@ -92,7 +92,7 @@ impl Served {
 
 /// What a hub is to keep.
 fn kept_by(said: &config::Hub) -> hub::Settings {
-    let history = hub::History { count: said.history_count.max(1), bytes: said.history_bytes, age: said.history_age };
+    let history = hub::History { count: said.history_count, bytes: said.history_bytes, age: said.history_age };
     hub::Settings {
         topics: said.topics.iter().filter_map(|pattern| hub::Pattern::new(pattern).ok()).collect(),
         history,

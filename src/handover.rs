@@ -8,9 +8,11 @@
 //!   old   estate { listeners, run directory, counts, … }   and behind it the descriptors, 64 at a time, each batch with one byte
 //! new   ready                              its workers are; it has accepted nobody yet
 //!   old   limit { what clients have used of it } …, if the hello says that it is heard
+//!   old   hub { a part of what it has } …    if the hello says that it is heard; what is published from here on is the new one's to publish
 //!   old   go { counts }
 //! new   serving { what it has taken }      from here on it accepts; the old one accepts no more, and drains
 //!   old   counted { counts } …             what the old one still counts
+//!   old   notice { what an app has published there } …
 //!   old   farewell { counts }
 //! both  failed { reason }                  at any time before "serving": the old one stays
 //! ```
@@ -26,6 +28,8 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recvmsg, sendmsg};
 use serde::{Deserialize, Serialize};
@@ -42,6 +46,8 @@ pub const VARIABLE: &str = crate::config::HANDOVER;
 const BATCH: usize = 64;
 /// Descriptors in all, at most.
 const MOST_DESCRIPTORS: usize = 16 * 1024;
+/// Bytes of a hub in one message.
+const PART: usize = 256 * 1024;
 /// Bytes of a message, at most.
 const MOST_MESSAGE: usize = 16 << 20;
 /// How long the successor waits for what it inherits.
@@ -57,6 +63,9 @@ pub enum Message {
     Ready,
     /// [`Kept`](crate::limits::Kept), which whoever hears it is to judge.
     Limit(serde_json::Value),
+    Hub(HubPart),
+    /// A body that [`crate::hub::wire::notify`] understands.
+    Notice(String),
     Go(Account),
     Serving(Taken),
     Counted(Account),
@@ -76,12 +85,51 @@ pub struct Hello {
     /// Whether it hears of limits what clients have used of them.
     #[serde(default)]
     pub hears_limits: bool,
+    /// Whether it hears of hubs what is in them.
+    #[serde(default)]
+    pub hears_hubs: bool,
 }
 
 impl Hello {
     /// Of this binary.
     pub fn own() -> Hello {
-        Hello { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned(), hears_limits: true }
+        Hello {
+            protocol: PROTOCOL,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            hears_limits: true,
+            hears_hubs: true,
+        }
+    }
+}
+
+/// A part of what a hub has ([`crate::hub::Hub::snapshot`]).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HubPart {
+    /// The hub's name.
+    pub name: String,
+    /// The next bytes, in base64.
+    pub bytes: String,
+    /// No more of them come.
+    pub last: bool,
+}
+
+impl HubPart {
+    /// The parts of that.
+    pub fn of<'a>(name: &'a str, bytes: &'a [u8]) -> impl Iterator<Item = HubPart> + use<'a> {
+        let count = bytes.len().div_ceil(PART);
+        bytes.chunks(PART).enumerate().map(move |(at, part)| HubPart {
+            name: name.to_owned(),
+            bytes: STANDARD.encode(part),
+            last: at + 1 == count,
+        })
+    }
+
+    /// Puts its bytes behind those before it.
+    ///
+    /// # Errors
+    /// When they are no base64.
+    pub fn append(&self, all: &mut Vec<u8>) -> Result<(), String> {
+        STANDARD.decode_vec(&self.bytes, all).map_err(|error| error.to_string())
     }
 }
 
@@ -426,6 +474,22 @@ mod tests {
             assert_eq!(flags, FdFlag::FD_CLOEXEC.bits());
             assert_eq!(io::read_to_string(File::from(descriptor)).unwrap(), index.to_string());
         }
+    }
+
+    #[test]
+    fn what_is_in_a_hub_comes_in_parts() {
+        let bytes: Vec<u8> = (0..2 * PART + 7).map(|at| (at % 251) as u8).collect();
+        let (mut all, mut lasts) = (Vec::new(), Vec::new());
+        for part in HubPart::of("live", &bytes) {
+            let line = serde_json::to_vec(&Message::Hub(part)).unwrap();
+            let Message::Hub(part) = read(&line).unwrap() else { panic!() };
+            part.append(&mut all).unwrap();
+            lasts.push((part.name, part.last));
+        }
+        assert_eq!(all, bytes);
+        assert_eq!(lasts, [false, false, true].map(|last| ("live".to_owned(), last)));
+        let broken = HubPart { name: "live".to_owned(), bytes: "no base64".to_owned(), last: true };
+        assert!(broken.append(&mut all).is_err());
     }
 
     #[test]

@@ -13,6 +13,7 @@
 //! socket_file, proc, systemd, handover: beside server, supervisor and control
 //! limits, access: under config, metrics and event_loop; no clock
 //! hub: beside dispatch, over http and buffers; no clock
+//! bus: under server and supervisor, above hub and mailbox
 //! config, metrics, log: usable by all, use none of them
 //! ```
 //!
@@ -23,6 +24,7 @@ pub mod acme;
 pub mod apps;
 pub mod backends;
 pub mod buffers;
+pub mod bus;
 pub mod check;
 pub mod compress;
 pub mod config;

@@ -25,7 +25,7 @@ use crate::apps::AppTable;
 use crate::buffers::slots::Key;
 use crate::dispatch::{AppId, Grant, WorkerId};
 use crate::files::open::Look;
-use crate::hub::Topic;
+use crate::hub::{Hub, Topic};
 use crate::listener::ListenerSetup;
 use crate::spool::{Done, Way};
 
@@ -76,8 +76,8 @@ pub enum Message {
     Spooled(Key, Way, Option<Done>),
     /// Something was published in a topic that clients of this loop listen to.
     Published(Shared<Topic>),
-    /// An app has something to be sent to that WebSocket, as a frame.
-    Say(Key, Box<[u8]>),
+    /// An app has something to be sent to that WebSocket, as a frame: if its token is that one, and it is one of that hub.
+    Say(Key, u64, Shared<Hub>, Shared<[u8]>),
     /// Subscribers that had no turn in the last one have theirs.
     HandOut,
     /// Show that the loop turns: by this number, see [`crate::metrics::Counters::beat`].

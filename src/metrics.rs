@@ -308,8 +308,12 @@ counters! {
     hub_closed_size,
     /// WebSockets of hubs closed because messages are missing.
     hub_closed_gap,
-    /// WebSockets of hubs cut because a ping was not answered.
+    /// WebSockets of hubs cut because what waited for them was too much.
+    hub_closed_slow,
+    /// WebSockets of hubs that ended without a close, a ping unanswered.
     hub_closed_silent,
+    /// WebSockets of hubs that ended without a close otherwise.
+    hub_closed_lost,
     /// Requests whose client left before the answer was whole.
     client_gone,
     of apps:

@@ -303,17 +303,23 @@ impl<B: Backend> Loop<B> {
                 self.spooled(exchange, way, done);
             }
             Message::Published(topic) => self.published(&topic),
-            Message::Say(sock, frame) => {
+            Message::Say(sock, token, hub, frame) => {
                 self.table.subject = sock;
-                self.told_by_app(sock, &frame);
+                self.told_by_app((sock, token), &hub, frame);
             }
             Message::HandOut => while !self.guarded(Loop::hand_out) {},
             Message::Beat(number) => {
                 self.count().beat.store(number, Ordering::Release);
                 self.shared.desk.ring();
             }
-            Message::Drain { .. } => self.drain(false),
-            Message::HandOver { .. } => self.drain(true),
+            Message::Drain { deadline } => {
+                self.hubs.leave_by = Some(deadline);
+                self.drain(false);
+            }
+            Message::HandOver { deadline } => {
+                self.hubs.leave_by = Some(deadline);
+                self.drain(true);
+            }
             Message::StopNow => {
                 self.drain(false);
                 self.cut();

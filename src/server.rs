@@ -328,6 +328,7 @@ fn supervise(
             &[("loops", &ends.left)],
         );
     }
+    crate::bus::end();
     let left = shared.helpers.stop(grace(LOOP_GRACE));
     if left > 0 {
         // A disk that hangs is no failure of ours.

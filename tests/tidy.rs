@@ -47,6 +47,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("backends", &["buffers", "kernel"]),
     ("http", &["buffers"]),
     ("hub", &["buffers", "http", "websocket"]),
+    ("bus", &["control", "hub", "mailbox", "socket_file", "tls"]),
     ("day", &["http"]),
     ("dispatch", &["buffers"]),
     ("acme", &["control", "tls"]),
@@ -130,6 +131,7 @@ const LAYERS: &[(&str, &[&str])] = &[
         &[
             "acme",
             "buffers",
+            "bus",
             "control",
             "dispatch",
             "exporter",

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
 use production_server::hub::wire::{self, event_of_several};
-use production_server::hub::{Epoch, From, Hub, Payload, Position, Positions, Settings};
+use production_server::hub::{Epoch, From, Hub, Payload, Position, Positions, Settings, Tag};
 use serde::de::IgnoredAny;
 
 /// What an EventSource makes of an event: its last id, its name, its data (HTML Living Standard, 9.2.6).
@@ -49,7 +49,7 @@ fn publish(body: &[u8]) {
         }
         Payload::Binary(bytes) => assert_eq!((name.as_str(), data.len()), ("binary", bytes.len().div_ceil(3) * 4)),
     }
-    let at = Positions::new([read.at, read.at].into_iter());
+    let at = Positions::new([(Tag::of("a"), read.at), (Tag::of("b"), read.at)].into_iter());
     let (begin, tail) = event_of_several(message, &at, false);
     let whole = String::from_utf8([&begin, tail.bytes()].concat()).unwrap();
     assert_eq!(dispatched(&whole).0, at.to_string());
@@ -70,7 +70,7 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(position.to_string(), text);
     }
     if let Ok(positions) = text.parse::<Positions>() {
-        assert_eq!(positions.to_string(), text);
+        assert_eq!(positions.to_string().parse(), Ok(positions));
     }
     let hub = Hub::new(Settings { memory: 4096, ..Settings::new("fuzz") }, Epoch(1), 1);
     let restored = hub.restore(Duration::ZERO, bytes);

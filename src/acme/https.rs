@@ -1,6 +1,6 @@
 //! The transport: HTTPS to the authority, with our own cryptography, and trusting whom the system trusts unless told otherwise.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use ureq::config::ConfigBuilder;
@@ -14,14 +14,6 @@ use crate::tls;
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A response has at most so many bytes: a certificate with those of its issuers has a few thousand.
 const MOST_BYTES: u64 = 1024 * 1024;
-/// Where systems keep those whom they trust: Debian, Fedora, Alpine and the BSDs.
-const BUNDLES: [&str; 4] = [
-    "/etc/ssl/certs/ca-certificates.crt",
-    "/etc/pki/tls/certs/ca-bundle.crt",
-    "/etc/ssl/cert.pem",
-    "/usr/local/share/certs/ca-root-nss.crt",
-];
-
 /// See the module.
 pub struct Https(ureq::Agent);
 
@@ -31,11 +23,7 @@ impl Https {
     /// # Errors
     /// When nobody would be trusted.
     pub fn new(ca_file: Option<&Path>) -> Result<Https, Failure> {
-        let of_system = || {
-            let own = std::env::var_os("SSL_CERT_FILE").map(PathBuf::from);
-            own.or_else(|| BUNDLES.iter().map(PathBuf::from).find(|path| path.exists()))
-        };
-        let file = ca_file.map(Path::to_owned).or_else(of_system).ok_or_else(|| {
+        let file = ca_file.map(Path::to_owned).or_else(tls::client::bundle).ok_or_else(|| {
             Failure::new(
                 "this system has no bundle of certificates to trust: install ca-certificates, or set acme.ca_file",
             )

@@ -1,6 +1,7 @@
 //! Hubs as people say them: `[hub.NAME]`, and the flag for one with all defaults. What a hub may hold, and which pages may open sockets.
 
 use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -74,6 +75,72 @@ pub struct Hub {
     pub events: String,
     /// Below which path it is served where no route is to it; without a slash at its end, and empty for the root.
     pub path: String,
+    /// With whom it shares its messages; `None`: with nobody.
+    pub bus: Option<Bus>,
+}
+
+/// What a hub shares its messages over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Bus {
+    /// With other replicas on this machine that have the same directory, by an absolute path.
+    Directory(PathBuf),
+    /// With other machines, over Redis.
+    Redis(Remote),
+    /// With other machines, over NATS.
+    Nats(Remote),
+}
+
+/// A server that others share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remote {
+    /// Its name or address; an IPv6 address without its brackets.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// Whether TLS is spoken there.
+    pub tls: bool,
+    /// Who is to get in.
+    pub user: Option<String>,
+    /// With what.
+    pub password: Option<Secret>,
+    /// The file of those that are trusted to say who it is; `None`: whom the system trusts.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// What is shown to nobody.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("Secret")
+    }
+}
+
+/// Reads an address such as `rediss://cache.example:6380`.
+fn remote(text: &str) -> Option<(bool, Remote)> {
+    let (scheme, place) = text.split_once("://")?;
+    let (is_redis, tls, port) = match scheme {
+        "redis" => (true, false, 6379),
+        "rediss" => (true, true, 6379),
+        "nats" => (false, false, 4222),
+        "tls" => (false, true, 4222),
+        _ => return None,
+    };
+    let (host, port) = match place.rsplit_once(':') {
+        Some((host, digits)) if !host.is_empty() && !digits.ends_with(']') => {
+            (host, digits.parse().ok().filter(|port| *port != 0)?)
+        }
+        _ => (place, port),
+    };
+    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    let is_host = match bare {
+        Some(bare) => bare.parse::<std::net::Ipv6Addr>().is_ok(),
+        None => !host.is_empty() && host.bytes().all(is_plain),
+    };
+    let host = bare.unwrap_or(host).to_owned();
+    is_host.then_some((is_redis, Remote { host, port, tls, user: None, password: None, ca_file: None }))
 }
 
 impl Default for Hub {
@@ -98,6 +165,7 @@ impl Default for Hub {
             app: None,
             events: "/v1/realtime".to_owned(),
             path: "/api/v1".to_owned(),
+            bus: None,
         }
     }
 }
@@ -187,11 +255,26 @@ pub struct Draft {
     hub: Hub,
     /// The file of publishers' keys.
     pub(super) keys: Option<String>,
+    bus: BusDraft,
+}
+
+/// What is said of its bus.
+#[derive(Clone, Debug, Default)]
+struct BusDraft {
+    directory: Option<PathBuf>,
+    remote: Option<(bool, Remote)>,
+    user: Option<String>,
+    password: Option<Secret>,
+    ca_file: Option<PathBuf>,
 }
 
 impl Default for Draft {
     fn default() -> Draft {
-        Draft { hub: Hub { topics: Vec::new(), origins: Vec::new(), ..Hub::default() }, keys: None }
+        Draft {
+            hub: Hub { topics: Vec::new(), origins: Vec::new(), ..Hub::default() },
+            keys: None,
+            bus: BusDraft::default(),
+        }
     }
 }
 
@@ -279,6 +362,34 @@ impl Draft {
         Ok(())
     }
 
+    pub(super) fn bus_directory(&mut self, text: &str) -> Result<(), String> {
+        let path = Path::new(text);
+        if !path.is_absolute() {
+            return Err("expected a path that begins with /".to_owned());
+        }
+        self.bus.directory = Some(path.to_owned());
+        Ok(())
+    }
+
+    pub(super) fn bus_url(&mut self, text: &str) -> Result<(), String> {
+        let expected = "expected redis://, rediss://, nats:// or tls:// with a host and perhaps a port; the user and the password have keys of \
+            their own";
+        self.bus.remote = Some(remote(text).ok_or(expected)?);
+        Ok(())
+    }
+
+    pub(super) fn bus_user(&mut self, text: &str) -> Result<(), String> {
+        word(text).map(|user| self.bus.user = Some(user))
+    }
+
+    pub(super) fn bus_password(&mut self, text: &str) -> Result<(), String> {
+        word(text).map(|password| self.bus.password = Some(Secret(password)))
+    }
+
+    pub(super) fn bus_ca_file(&mut self, text: &str) -> Result<(), String> {
+        route::file(text).map(|path| self.bus.ca_file = Some(path.into()))
+    }
+
     /// The hub that is said, with those keys, or what is wrong with it as a whole.
     pub(super) fn hub(&self, name: &str, keys: Option<Arc<Keys>>) -> Result<Hub, String> {
         let mut hub = Hub { name: name.to_owned(), keys, ..self.hub.clone() };
@@ -288,10 +399,44 @@ impl Draft {
         if hub.origins.is_empty() {
             hub.origins = Hub::default().origins;
         }
+        hub.bus = self.bus.bus()?;
         if hub.message > hub.memory {
             return Err("expected `memory` to have room for the largest `message`".to_owned());
         }
         Ok(hub)
+    }
+}
+
+impl BusDraft {
+    fn bus(&self) -> Result<Option<Bus>, String> {
+        let BusDraft { directory, remote, user, password, ca_file } = self.clone();
+        let of_remote = user.is_some() || password.is_some() || ca_file.is_some();
+        match (directory, remote) {
+            (Some(_), Some(_)) => Err("expected one of `bus.directory` and `bus.url`".to_owned()),
+            (directory, None) if of_remote => {
+                let what = if directory.is_some() { "a directory has none of them" } else { "there is no `bus.url`" };
+                Err(format!("`user`, `password` and `ca_file` belong to a `bus.url`: {what}"))
+            }
+            (directory, None) => Ok(directory.map(Bus::Directory)),
+            (None, Some((_, remote))) if ca_file.is_some() && !remote.tls => {
+                Err("`bus.ca_file` is for rediss:// and tls://".to_owned())
+            }
+            (None, Some(_)) if user.is_some() && password.is_none() => {
+                Err("`bus.user` needs a `bus.password`".to_owned())
+            }
+            (None, Some((is_redis, remote))) => {
+                let remote = Remote { user, password, ca_file, ..remote };
+                Ok(Some(if is_redis { Bus::Redis(remote) } else { Bus::Nats(remote) }))
+            }
+        }
+    }
+}
+
+/// A value that is not empty and has no controls.
+fn word(text: &str) -> Result<String, String> {
+    match text.is_empty() || text.chars().any(char::is_control) {
+        true => Err("expected at least one character, and no controls".to_owned()),
+        false => Ok(text.to_owned()),
     }
 }
 
@@ -317,7 +462,7 @@ mod tests {
             }
             assert_eq!((route.set)(&mut route::Draft::default(), route.example), Ok(()), "{}", place.path);
         }
-        assert_eq!(without, ["keys", "app"]);
+        assert_eq!(without, ["keys", "app", "directory", "url", "user", "password", "ca_file"]);
         assert_eq!(draft.named.hub.hub("", None), Ok(Hub::default()));
         assert_eq!(Draft::default().hub("", None), Ok(Hub::default()));
     }
@@ -339,6 +484,60 @@ mod tests {
         assert!(draft.hub("a", None).is_ok());
         draft.message("1048577").unwrap();
         assert!(draft.hub("a", None).unwrap_err().contains("`memory`"));
+    }
+
+    #[test]
+    fn a_bus_is_a_directory_or_a_server() {
+        type Say = fn(&mut Draft) -> Result<(), String>;
+        let bus = |says: &[Say]| {
+            let mut draft = Draft::default();
+            says.iter().try_for_each(|say| say(&mut draft))?;
+            draft.hub("a", None).map(|hub| hub.bus)
+        };
+        assert_eq!(bus(&[]), Ok(None));
+        assert_eq!(bus(&[|it| it.bus_directory("/run/x")]), Ok(Some(Bus::Directory("/run/x".into()))));
+        let remote = |host: &str, port, tls| Remote {
+            host: host.to_owned(),
+            port,
+            tls,
+            user: None,
+            password: None,
+            ca_file: None,
+        };
+        assert_eq!(bus(&[|it| it.bus_url("redis://a")]), Ok(Some(Bus::Redis(remote("a", 6379, false)))));
+        assert_eq!(bus(&[|it| it.bus_url("rediss://[::1]:7")]), Ok(Some(Bus::Redis(remote("::1", 7, true)))));
+        assert_eq!(bus(&[|it| it.bus_url("nats://10.0.0.1")]), Ok(Some(Bus::Nats(remote("10.0.0.1", 4222, false)))));
+        let whole = bus(&[
+            |it| it.bus_url("tls://n.example:4443"),
+            |it| it.bus_user("anna"),
+            |it| it.bus_password("hunter2"),
+            |it| it.bus_ca_file("/ca.pem"),
+        ]);
+        let (user, password) = (Some("anna".to_owned()), Some(Secret("hunter2".to_owned())));
+        let ca_file = Some("/ca.pem".into());
+        let expected = Bus::Nats(Remote { user, password, ca_file, ..remote("n.example", 4443, true) });
+        assert_eq!(whole, Ok(Some(expected.clone())));
+        assert!(!format!("{expected:?}").contains("hunter2"));
+        for wrong in [
+            "",
+            "a",
+            "http://a",
+            "redis://",
+            "redis://a:0",
+            "redis://a:x",
+            "redis://u:p@a",
+            "redis://a/1",
+            "redis://[::1",
+            "redis://::1",
+        ] {
+            assert!(Draft::default().bus_url(wrong).is_err(), "{wrong}");
+        }
+        assert!(Draft::default().bus_directory("run/x").is_err());
+        assert!(bus(&[|it| it.bus_directory("/x"), |it| it.bus_url("redis://a")]).is_err());
+        assert!(bus(&[|it| it.bus_directory("/x"), |it| it.bus_user("a")]).unwrap_err().contains("directory"));
+        assert!(bus(&[|it| it.bus_password("a")]).is_err());
+        assert!(bus(&[|it| it.bus_url("redis://a"), |it| it.bus_user("a")]).is_err());
+        assert!(bus(&[|it| it.bus_url("redis://a"), |it| it.bus_ca_file("/a")]).is_err());
     }
 
     #[test]

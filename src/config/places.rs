@@ -430,6 +430,19 @@ pub const PLACES: &[Place] = &[
     route("hub.*.app", Text, HUB_APP_HELP, "web", |draft, text| draft.named.hub.app(text)),
     route("hub.*.events", Text, EVENTS_HELP, "/hub/events", |draft, text| draft.named.hub.events(text)),
     route("hub.*.path", Text, HUB_PATH_HELP, "/bus", |draft, text| draft.named.hub.path(text)),
+    route("hub.*.bus.directory", Text, BUS_DIRECTORY_HELP, "/run/production_server/bus", |draft, text| {
+        draft.named.hub.bus_directory(text)
+    }),
+    route("hub.*.bus.url", Text, BUS_URL_HELP, "rediss://redis.example:6379", |draft, text| {
+        draft.named.hub.bus_url(text)
+    }),
+    route("hub.*.bus.user", Text, "Who is to get in there", "chat", |draft, text| draft.named.hub.bus_user(text)),
+    route("hub.*.bus.password", Text, "With which password", "file:/run/secrets/redis", |draft, text| {
+        draft.named.hub.bus_password(text)
+    }),
+    route("hub.*.bus.ca_file", Text, BUS_CA_HELP, "/etc/ssl/redis-ca.pem", |draft, text| {
+        draft.named.hub.bus_ca_file(text)
+    }),
     route("routes[].match.host", Text, HOST_HELP, "example.org", |draft, text| {
         route::host(text).map(|host| draft.matching.host = Some(host))
     }),
@@ -676,6 +689,11 @@ const HUB_APP_HELP: &str = "The app that takes part: what happens on sockets bec
 const EVENTS_HELP: &str = "The path of these requests [default: /v1/realtime]";
 const HUB_PATH_HELP: &str =
     "Below which path `listen`, `notify` and `topics` are, where no route is to the hub [default: /api/v1]";
+const BUS_DIRECTORY_HELP: &str =
+    "The directory by which replicas on this machine find each other: made if it is not there, and nobody else's";
+const BUS_URL_HELP: &str = "The server over which machines share messages: Redis (redis://HOST:PORT, or rediss:// with TLS) or NATS (nats://, tls://)";
+const BUS_CA_HELP: &str =
+    "The file of the authorities that are trusted to say who that server is; without it: those that the system trusts";
 const FLIGHT_HELP: &str = "Requests that may be under way at once, from their heads to the end of their answers; beyond: 503. So a slow \
     page cannot have all workers";
 const BASIC_HELP: &str = "The file of those who get in with a password (htpasswd: bcrypt or argon2id), as `production_server hash-password` \

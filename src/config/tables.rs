@@ -61,6 +61,10 @@ pub const TABLES: &[(&str, &str)] = &[
         "What is kept of each topic for those who come back; a number alone, as in `history = 0`, stands for `count`.",
     ),
     (
+        "hub.*.bus",
+        "With whom the hub shares its messages: with other replicas on this machine (`directory`), or with other machines (`url`).",
+    ),
+    (
         "routes[]",
         "Which requests go where: `[[routes]]` again for each further one; the first that matches is taken, and what none matches is \
         answered with 404. Without any, everything goes to the one app that there is. A route is to an `app`, to `upstreams`, to \

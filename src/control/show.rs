@@ -95,13 +95,20 @@ fn limit(text: &mut String, limit: &Limit) {
 }
 
 fn hub(text: &mut String, hub: &Hub) {
-    let Hub { name, topics, subscribers, messages, memory_bytes } = hub;
+    let Hub { name, topics, subscribers, messages, memory_bytes, bus } = hub;
     let (subscribers, messages) = (or_none(*subscribers), or_none(*messages));
     let memory = human_bytes(*memory_bytes as u64);
+    let bus = bus.as_ref().map_or_else(String::new, |bus| {
+        let mut parts = vec![format!("  bus {} {}", bus.kind, bus.state)];
+        parts.extend((!bus.peers.is_empty()).then(|| format!("peers {}", plain(&bus.peers.join(", ")))));
+        parts.extend((bus.waiting > 0).then(|| format!("waiting {}", bus.waiting)));
+        parts.extend(bus.problem.as_ref().map(|problem| plain(problem).to_string()));
+        parts.join("  ")
+    });
     // Writing to a String cannot fail.
     let _ = writeln!(
         text,
-        "hub  {}  topics {topics}  subscribers {subscribers}  messages {messages}  {memory}",
+        "hub  {}  topics {topics}  subscribers {subscribers}  messages {messages}  {memory}{bus}",
         plain(name)
     );
 }
@@ -131,6 +138,7 @@ const TROUBLES: &[&str] = &[
     "hub_events_failed",
     "hub_closed_protocol",
     "hub_closed_size",
+    "hub_closed_slow",
     "hub_closed_silent",
     "files_cut",
     "compress_busy",

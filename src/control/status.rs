@@ -100,6 +100,31 @@ pub struct Hub {
     pub messages: Option<u64>,
     /// Bytes that all of it takes.
     pub memory_bytes: usize,
+    /// How it shares its messages; `null`: with nobody.
+    pub bus: Option<Bus>,
+}
+
+/// What a hub shares its messages over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Bus {
+    /// `directory`, `redis` or `nats`.
+    pub kind: String,
+    /// `leads` or `follows`; `connected`; `seeks`: whom to share with is being found; `away`: it cannot be found.
+    pub state: String,
+    /// The replicas that follow this one.
+    pub peers: Vec<String>,
+    /// Messages that wait for it.
+    pub waiting: usize,
+    /// Why it is away.
+    pub problem: Option<String>,
+}
+
+impl Bus {
+    /// Whether messages go to others.
+    pub fn is_up(&self) -> bool {
+        !matches!(self.state.as_str(), "away" | "seeks")
+    }
 }
 
 /// Who met a limit.

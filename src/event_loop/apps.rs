@@ -202,6 +202,7 @@ impl<B: Backend> Loop<B> {
     /// A new configuration takes the place of the old one.
     pub fn configure(&mut self, table: &AppTable) {
         self.apps.configure(table);
+        self.configure_hubs(table);
         self.apps.files.forget();
         self.heads.limits = HeadLimits::new(table.settings.max_head, table.settings.max_fields);
         self.backend.set_stall(table.settings.timeouts.write);

@@ -19,18 +19,21 @@ mod socket;
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Instant;
 
-use crate::apps::Served;
-use crate::backends::{Backend, HIGH_MARK, Piece, Sock};
-use crate::hub::{Message, Position, Positions, Published, Topic, wire};
+use crate::apps::{AppTable, Served, To};
+use crate::backends::{Backend, HIGH_MARK, How, Piece, Sock};
+use crate::connection::{Client, Role};
+use crate::hub::{Message, Position, Positions, Published, Tag, Topic, wire};
 use crate::mailbox;
 use crate::metrics::Gauge;
 use crate::websocket::decode::Decoder;
 use crate::websocket::deflate::{Deflater, Inflater};
 
 use super::Loop;
-use events::{Events, SocketId, Talk};
+use events::{Events, Talk};
 pub(crate) use publish::Asked;
+use socket::code;
 
 /// Subscribers that are served in one turn.
 const A_TURN: usize = 256;
@@ -39,19 +42,26 @@ const BATCH_BYTES: usize = 256 * 1024;
 /// Bytes that wait for a subscriber who is behind, at most, before it gets the next message.
 const BEHIND_MARK: usize = 16 * 1024;
 
+/// Clients that are cut at once because they take nothing.
+const CUT_AT_ONCE: usize = 8;
+
 /// A client that listens.
 pub(crate) struct Subscriber {
     served: Arc<Served>,
     transport: Transport,
     cursors: Vec<Cursor>,
-    /// How many of them, the first ones, are of the topics that it has asked for: what it may come back with tells of these. The others were joined later.
-    asked: usize,
+    /// It has asked for one topic, and listens to that and nothing else ever since: what it comes back with is the position there.
+    alone: bool,
     /// Something has come from it since its clock was looked at last.
     heard: bool,
     /// It was pinged, and has not answered.
     pinged: bool,
     /// Messages wait for its outbox to drain.
     waits: bool,
+    /// It stands in the line of those that were slow.
+    slow: bool,
+    /// How often its outbox has drained.
+    drained: u32,
     /// It is to go when its clock has run out.
     leaves: bool,
     /// By which number what is asked for it is counted.
@@ -85,6 +95,14 @@ struct Cursor {
     place: u32,
     /// The message that it has had last.
     at: Position,
+    /// What stands for the topic in what it comes back with.
+    tag: Tag,
+}
+
+impl Cursor {
+    fn new((topic, place): (u32, u32), name: &str, at: Position) -> Cursor {
+        Cursor { topic, place, at, tag: Tag::of(name) }
+    }
 }
 
 /// A topic that somebody listens to in this loop.
@@ -119,12 +137,24 @@ pub(crate) struct Hubs {
     deflater: Deflater,
     /// How many listen.
     subscribers: usize,
-    /// Bytes of clients' messages that are not whole yet.
+    /// Those that wait for their outboxes, or have, and how often those had drained when they came to this line: who does not take anything comes to
+    /// its front.
+    slow: VecDeque<(Sock, u32)>,
+    /// Bytes of clients' messages that are not whole yet, or wait for their app.
     partial: usize,
     events: Events,
+    /// When the server's end cuts those that have not left.
+    pub leave_by: Option<Instant>,
+    /// What the configuration says of each hub.
+    served: Vec<Arc<Served>>,
 }
 
 impl Hubs {
+    /// What the configuration says now of a hub; what it said last, if it says nothing of it any more.
+    fn newest(&self, served: Arc<Served>) -> Arc<Served> {
+        self.served.iter().find(|now| Arc::ptr_eq(&now.hub, &served.hub)).cloned().unwrap_or(served)
+    }
+
     /// Whether no app is still to be told of sockets that are gone.
     pub fn is_quiet(&self) -> bool {
         self.events.is_quiet()
@@ -178,7 +208,7 @@ impl Subscriber {
             (Transport::Socket { told, deflates: true, .. }, _) => (None, message.deflated_frame(*told, deflater)),
             (Transport::Socket { told: true, .. }, _) => (None, message.envelope_frame()),
             (Transport::Socket { .. }, _) => (None, message.raw_frame()),
-            _ if self.cursors.len() > 1 => {
+            _ if !self.alone => {
                 let (own, rest) = wire::event_of_several(message, &self.positions(), chunked);
                 (Some(own), rest)
             }
@@ -188,14 +218,13 @@ impl Subscriber {
     }
 
     /// Where it stands, as it may say when it comes back.
-    fn positions(&self) -> Positions {
-        Positions::new(self.cursors.iter().take(self.asked).map(|cursor| cursor.at))
+    fn positions(&self) -> String {
+        stand(&self.cursors, self.alone)
     }
 
-    /// Takes one of its cursors out, and leaves the others in their order.
-    fn without(&mut self, at: usize) -> Cursor {
-        self.asked -= usize::from(at < self.asked);
-        self.cursors.remove(at)
+    /// Which number app and hub know it by; 0 where no app does.
+    fn number(&self) -> u128 {
+        self.talk.as_ref().map_or(0, |talk| talk.id.number())
     }
 
     /// The topics that it listens to, as a list in a field.
@@ -216,6 +245,14 @@ impl Subscriber {
     }
 }
 
+/// Where whoever has those cursors stands.
+fn stand(cursors: &[Cursor], alone: bool) -> String {
+    match cursors {
+        [cursor] if alone => cursor.at.to_string(),
+        _ => Positions::new(cursors.iter().map(|cursor| (cursor.tag, cursor.at))).to_string(),
+    }
+}
+
 impl<B: Backend> Loop<B> {
     /// Something was published: the loops that have subscribers are told.
     fn published_here(&self, served: &Served, topic: &str, published: &Published) {
@@ -223,6 +260,26 @@ impl<B: Backend> Loop<B> {
         for topic in served.hub.find(topic).iter() {
             for loop_index in published.tell.iter() {
                 self.shared.postboxes.post(loop_index, mailbox::Message::Published(topic.clone()));
+            }
+        }
+    }
+
+    /// A new configuration holds for those who listen already, too.
+    pub fn configure_hubs(&mut self, table: &AppTable) {
+        let hubs = table
+            .routes
+            .ways
+            .iter()
+            .filter_map(|way| if let To::Hub(_, served) = &way.to { Some(served) } else { None });
+        self.hubs.served = hubs.cloned().collect();
+        if self.hubs.subscribers == 0 {
+            return;
+        }
+        let listens = |(sock, role)| matches!(role, &Role::Client(Client { subscriber: Some(_), .. })).then_some(sock);
+        let socks: Vec<Sock> = self.table.roles().filter_map(listens).collect();
+        for sock in socks {
+            if let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) {
+                subscriber.served = self.hubs.newest(subscriber.served.clone());
             }
         }
     }
@@ -246,7 +303,12 @@ impl<B: Backend> Loop<B> {
             && let Some(number) = self.hubs.busy.front().copied()
         {
             let loop_index = self.index;
+            let is_full = !self.memory.has_room();
             let Some(local) = self.hubs.topic(number) else { break };
+            if local.left == 0 && (is_full || local.topic.is_overrun()) {
+                self.cut_slow();
+            }
+            let Some(local) = self.hubs.topic(number) else { continue };
             if local.left == 0 {
                 local.batch.clear();
                 local.topic.heard(loop_index);
@@ -299,16 +361,18 @@ impl<B: Backend> Loop<B> {
         }
         let polls = matches!(subscriber.transport, Transport::Poll(_));
         let Some(cursor) = subscriber.cursor(number) else { return };
+        // Numbers may go on below where it stands, where another has begun to give them.
+        let is_beyond = batch.last().is_some_and(|last| last.position().offset < cursor.at.offset);
         let follows = |message: &Arc<Message>| {
             let Position { epoch, offset } = message.position();
             epoch == cursor.at.epoch && offset <= cursor.at.offset + 1
         };
-        if is_full || polls || !batch.first().is_some_and(follows) {
+        if is_full || polls || is_beyond || !batch.first().is_some_and(follows) {
             // By its own cursor, and perhaps not now.
             return self.catch_up(sock);
         }
         let had = cursor.at.offset;
-        let me = SocketId::new(self.index, sock).number();
+        let me = subscriber.number();
         let mut pieces = 0;
         for message in batch.iter().filter(|message| message.position().offset > had) {
             let Some(client) = self.table.client(sock) else { return };
@@ -338,7 +402,6 @@ impl<B: Backend> Loop<B> {
 
     /// Sends a subscriber what it has not had yet, as far as it takes it.
     fn catch_up(&mut self, sock: Sock) {
-        let me = SocketId::new(self.index, sock).number();
         let mut at = 0;
         loop {
             let is_full = self.is_full(sock);
@@ -350,6 +413,10 @@ impl<B: Backend> Loop<B> {
             }
             subscriber.waits = is_full;
             if is_full {
+                let (is_new, drained) = (!std::mem::replace(&mut subscriber.slow, true), subscriber.drained);
+                if is_new {
+                    self.line_up(sock, drained);
+                }
                 return self.backend.await_room(sock);
             }
             let Some(cursor) = subscriber.cursors.get(at) else { return };
@@ -370,7 +437,7 @@ impl<B: Backend> Loop<B> {
             let mut forms = Vec::with_capacity(self.hubs.read.len());
             for message in &self.hubs.read {
                 subscriber.cursors[at].at = message.position();
-                if message.is_not_for(me) {
+                if message.is_not_for(subscriber.number()) {
                     continue;
                 }
                 forms.push(subscriber.form(message, chunked, &mut self.hubs.deflater));
@@ -393,8 +460,48 @@ impl<B: Backend> Loop<B> {
         self.send(sock, shared);
     }
 
+    /// Puts one behind those that are slow, and takes out of their line those that are gone, now and then.
+    #[cold]
+    fn line_up(&mut self, sock: Sock, drained: u32) {
+        if self.hubs.slow.len() > 2 * self.hubs.subscribers + A_TURN {
+            let table = &mut self.table;
+            let mut is_there =
+                |sock| table.client(sock).and_then(|it| it.subscriber.as_ref()).is_some_and(|it| it.slow);
+            self.hubs.slow.retain(|(sock, _)| is_there(*sock));
+        }
+        self.hubs.slow.push_back((sock, drained));
+    }
+
+    /// Clients that take nothing have more than they may of what topics have given up, or all have of the memory for what waits: cuts some of them, those first that have taken nothing for
+    /// the longest time. Whether there were any.
+    #[cold]
+    pub(super) fn cut_slow(&mut self) -> bool {
+        let mut cut = 0;
+        for _ in 0..self.hubs.slow.len() {
+            let Some((sock, before)) = self.hubs.slow.pop_front() else { break };
+            let client = self.table.client(sock).and_then(|client| client.subscriber.as_mut());
+            let Some(subscriber) = client else { continue };
+            match (subscriber.waits, subscriber.drained) {
+                (false, _) => subscriber.slow = false,
+                (true, drained) if drained != before => self.hubs.slow.push_back((sock, drained)),
+                _ => {
+                    subscriber.code = code::SLOW;
+                    self.client_left(sock, How::Reset);
+                    cut += 1;
+                    if cut == CUT_AT_ONCE {
+                        break;
+                    }
+                }
+            }
+        }
+        cut > 0
+    }
+
     /// Its outbox has drained.
     pub fn subscriber_drained(&mut self, sock: Sock) {
+        if let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) {
+            subscriber.drained = subscriber.drained.wrapping_add(1);
+        }
         self.catch_up(sock);
         self.subscriber_resumed(sock);
     }
@@ -407,6 +514,7 @@ impl<B: Backend> Loop<B> {
         self.hubs.subscribers -= 1;
         if let Transport::Socket { decoder, .. } = &subscriber.transport {
             self.hubs.partial -= decoder.held();
+            self.count_end(subscriber.code, subscriber.pinged);
         }
         self.gauge(&subscriber.transport).decrement();
         for cursor in &subscriber.cursors {

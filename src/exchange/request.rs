@@ -130,10 +130,6 @@ impl<B: Backend> Loop<B> {
     /// The rest of a body waits until its worker is there.
     pub fn hold_body(&mut self, key: Key) {
         if let Some(exchange) = self.exchanges.lookup_mut(key) {
-            if exchange.most_of_notice().is_some() {
-                self.count().memory_refused.add(1);
-                return self.fail(key, 503, "the server has no memory left for requests that come in parts");
-            }
             exchange.request.upload = Upload::Held;
             self.acquire(key, false);
         }
@@ -185,10 +181,12 @@ impl<B: Backend> Loop<B> {
         if exchange.request.upload != Upload::Collecting {
             return self.continue_upload(key);
         }
+        if exchange.most_of_notice().is_some() {
+            return self.notice_goes_on(key);
+        }
         let most = exchange.app.settings.request_buffer as u64;
-        let is_notice = exchange.most_of_notice().is_some();
-        let is_large = (exchange.request.bytes > most && !is_notice) || !self.memory.has_room();
-        if exchange.request.spool.is_none() && is_large && (is_notice || !self.begin_spooled_body(key, None)) {
+        let is_large = exchange.request.bytes > most || !self.memory.has_room();
+        if exchange.request.spool.is_none() && is_large && !self.begin_spooled_body(key, None) {
             return self.hold_body(key);
         }
         if self.collect_spooled(key) {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Family, Kind, Points, Sample};
-use crate::control::status::{App, State, Worker, WorkerState};
+use crate::control::status::{App, Bus, State, Worker, WorkerState};
 use crate::metrics::lives::Lives;
 use crate::metrics::series::{AppCounters, OWN, RetryReason};
 use crate::metrics::{ConnectionState, Totals};
@@ -424,9 +424,10 @@ const HUBS: &[Family] = &[
     counter(
         "production_server_hub_closed_total",
         &["reason"],
-        "WebSockets of hubs that were closed: by the client's close (client), because the server ends (restart), for what came over them \
+        "WebSockets of hubs that have ended: by the client's close (client), because the server ends (restart), for what came over them \
          (protocol), because a message was too large or too many were on their way (size), because messages are missing and the client \
-         cannot be told (gap), or because a ping was not answered (silent).",
+         cannot be told (gap), because too much waited for a client that does not take it (slow), without a close and with a ping unanswered \
+         (silent), or without a close otherwise (lost).",
         |sample, points| {
             let totals = sample.metrics.total();
             for (reason, count) in [
@@ -435,7 +436,9 @@ const HUBS: &[Family] = &[
                 ("protocol", totals.hub_closed_protocol),
                 ("size", totals.hub_closed_size),
                 ("gap", totals.hub_closed_gap),
+                ("slow", totals.hub_closed_slow),
                 ("silent", totals.hub_closed_silent),
+                ("lost", totals.hub_closed_lost),
             ] {
                 points.whole(&[("reason", reason)], count);
             }
@@ -452,7 +455,28 @@ const HUBS: &[Family] = &[
             sample.status.hubs.iter().for_each(|hub| points.whole(&[("hub", &hub.name)], hub.memory_bytes as u64));
         },
     ),
+    gauge(
+        "production_server_hub_bus_up",
+        &["hub"],
+        "Whether a hub that has a bus shares its messages now: 1, or 0 while whom to share with is not found.",
+        |sample, points| of_buses(sample, points, |bus| u64::from(bus.is_up())),
+    ),
+    gauge(
+        "production_server_hub_bus_followers",
+        &["hub"],
+        "Replicas on this machine for which this one numbers a hub's messages.",
+        |sample, points| of_buses(sample, points, |bus| bus.peers.len() as u64),
+    ),
+    gauge("production_server_hub_bus_waiting", &["hub"], "Messages that wait for a hub's bus.", |sample, points| {
+        of_buses(sample, points, |bus| bus.waiting as u64)
+    }),
 ];
+
+fn of_buses(sample: &Sample<'_>, points: &mut Points, read: fn(&Bus) -> u64) {
+    for hub in &sample.status.hubs {
+        hub.bus.iter().for_each(|bus| points.whole(&[("hub", &hub.name)], read(bus)));
+    }
+}
 
 const APPS: &[Family] = &[
     gauge(

@@ -32,7 +32,9 @@ fn with_sample<T>(bungate: bool, read: impl FnOnce(&Sample<'_>) -> T) -> T {
     let name = "login".to_owned();
     status.limits = vec![status::Limit { name, refused: 7, ..Default::default() }];
     let name = "chat".to_owned();
-    status.hubs = vec![status::Hub { name, topics: 3, memory_bytes: 4096, ..Default::default() }];
+    let bus =
+        status::Bus { state: "leads".to_owned(), peers: vec!["8081".to_owned()], waiting: 2, ..Default::default() };
+    status.hubs = vec![status::Hub { name, topics: 3, memory_bytes: 4096, bus: Some(bus), ..Default::default() }];
     status.acme = Some(status::Acme { issued: 1, next_attempt: 1_800_000_000, ..Default::default() });
     let time = LoopTime { used: Duration::from_millis(1500), busy: 0.25 };
     let sample = Sample { status: &status, metrics: &metrics, loops: vec![None, Some(time)], started: 1.5e9, bungate };
@@ -61,6 +63,9 @@ fn the_classic_text_is_as_scrapers_read_it() {
         "production_server_rate_limited_total{limit=\"login\",action=\"refused\"} 7",
         "production_server_hub_topics{hub=\"chat\"} 3",
         "production_server_hub_memory_bytes{hub=\"chat\"} 4096",
+        "production_server_hub_bus_up{hub=\"chat\"} 1",
+        "production_server_hub_bus_followers{hub=\"chat\"} 1",
+        "production_server_hub_bus_waiting{hub=\"chat\"} 2",
         "production_server_app_state{app=\"web\",state=\"running\"} 1",
         "production_server_app_state{app=\"web\",state=\"failed\"} 0",
         "production_server_queue_duration_seconds_bucket{app=\"web\",le=\"0.001\"} 4",

@@ -352,6 +352,7 @@ impl Document {
         out.put(self.content_type.as_bytes());
         out.put(b"\r\nContent-Length: ");
         out.put_decimal(self.length as u64);
+        out.put(if self.status == 503 { b"\r\nRetry-After: 1".as_slice() } else { b"" });
         out.put(b"\r\nCache-Control: no-store\r\nDate: ");
         out.put(date);
         out.put(connection(client, keep_alive));

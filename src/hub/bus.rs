@@ -19,8 +19,10 @@ use serde::de::IgnoredAny;
 
 use super::known::{self, Key};
 use super::message::Draft;
-use super::{Epoch, Hub, LoopSet, Message, Payload, Position, Published, Refused, Topic, is_name, lock};
+use super::{Epoch, Hub, LoopSet, Message, Next, Payload, Position, Published, Refused, Topic, is_name, lock};
 
+/// Bytes of what apps publish that wait for the successor.
+const MOST_HANDED_ON: usize = 16 << 20;
 const MAGIC: &[u8; 4] = b"hub\x01";
 /// Offsets of others end here, so that numbering can go on behind any of them.
 const HIGHEST: u64 = u64::MAX / 2;
@@ -31,7 +33,17 @@ impl Hub {
         let mut table = self.table_to_change();
         if epoch != self.epoch() {
             table.floor = 0;
-            self.shared.set_epoch(epoch);
+            self.shared.set_epoch(epoch, Epoch::NONE);
+        }
+    }
+
+    /// The same, where nothing was lost between the two: whoever has had all so far goes on without a gap.
+    pub fn go_on_in(&self, epoch: Epoch) {
+        let mut table = self.table_to_change();
+        let before = self.epoch();
+        if epoch != before {
+            table.floor = 0;
+            self.shared.set_epoch(epoch, before);
         }
     }
 
@@ -48,6 +60,22 @@ impl Hub {
         payload: Payload<'_>,
         id: Option<&str>,
     ) -> Result<Published, Refused> {
+        self.append_next(now, topic, Next { position, first: false }, payload, id, &[])
+    }
+
+    /// The same of one that may be the first of its topic, for all but some subscribers. If there is no room for it, it is missing.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn append_next(
+        &self,
+        now: Duration,
+        topic: &str,
+        Next { position, first }: Next,
+        payload: Payload<'_>,
+        id: Option<&str>,
+        except: &[u128],
+    ) -> Result<Published, Refused> {
         let (settings, now) = (self.settings(), super::clock(now));
         if payload.bytes().len() > settings.message {
             return Err(Refused::TooBig);
@@ -55,8 +83,8 @@ impl Hub {
         if !(1..=HIGHEST).contains(&position.offset) {
             return Err(Refused::NoSuchPosition);
         }
-        let (key, draft) = (id.map(|id| known::key(topic, id)), Draft::new(payload, &[]));
-        self.with(topic, &settings, |topic, ring| {
+        let (key, draft) = (id.map(|id| known::key(topic, id)), Draft::new(payload, except));
+        self.with_floor(topic, &settings, position.offset - 1, |topic, ring| {
             if self.closed.load(Ordering::Acquire) {
                 return Err(Refused::Moved);
             }
@@ -64,10 +92,15 @@ impl Hub {
                 return Err(Refused::NoSuchPosition);
             }
             topic.expire(ring, now, &settings.history);
+            ring.goes_on_at(position.offset, first);
             let (duplicate, mut tell) = (ring.has_had(position.offset), LoopSet::default());
             if !duplicate {
                 let message = Message::new(topic.about.clone(), position, now, &draft);
-                tell = topic.add(ring, message, &settings.history)?;
+                tell = topic.add(ring, message, &settings.history).inspect_err(|_| {
+                    // The next one is behind it in any case.
+                    ring.last = ring.last.max(position.offset);
+                    ring.fresh = false;
+                })?;
             }
             if let Some(key) = key {
                 lock(&self.known).insert(key, position, now, settings.most_ids);
@@ -115,6 +148,22 @@ impl Hub {
         out
     }
 
+    /// Keeps for the successor what an app has published here since: whether there was room for it.
+    pub fn hand_on(&self, topic: &str, value: &str) -> bool {
+        let name = self.settings().name.clone();
+        let mut left = lock(&self.handed_on);
+        let room = left.iter().map(String::len).sum::<usize>() + value.len() <= MOST_HANDED_ON;
+        if room {
+            left.push(super::wire::notice(&name, topic, value));
+        }
+        room
+    }
+
+    /// All of that, as [`wire::notify`](super::wire::notify) understands it.
+    pub fn handed_on(&self) -> Vec<String> {
+        std::mem::take(&mut lock(&self.handed_on))
+    }
+
     /// No successor has taken over: messages are published here again.
     pub fn reopen(&self) {
         self.closed.store(false, Ordering::Release);
@@ -133,7 +182,7 @@ impl Hub {
         let mut told = Vec::new();
         let mut floor = image.floor;
         for known in &image.topics {
-            let restored = self.with(known.name, &settings, |topic, ring| {
+            let restored = self.with(known.name, (&settings, false), |topic, ring| {
                 topic.begin(ring, image.epoch);
                 (ring.last, ring.gone) = (known.last, known.gone);
                 let mut tell = LoopSet::default();
@@ -163,7 +212,7 @@ impl Hub {
     }
 }
 
-fn age(now: Duration, at: Duration) -> u64 {
+pub(super) fn age(now: Duration, at: Duration) -> u64 {
     u64::try_from(now.saturating_sub(at).as_micros()).unwrap_or(u64::MAX)
 }
 

@@ -1,10 +1,16 @@
 //! Where a message stands: in which epoch of its hub, and the how manieth of its topic it is. What clients keep, and say when they come back.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::str::FromStr;
+
+use aws_lc_rs::digest::{SHA256, digest};
+
+use crate::http::query;
 
 /// Digits of an epoch: 64 bits, five in each.
 const DIGITS: usize = 13;
+/// Digits of a topic's tag.
+const TAG_DIGITS: usize = 10;
 /// Crockford's base 32, in small letters.
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 /// Offsets of [`Positions`] at most: more topics than any socket may have.
@@ -24,13 +30,25 @@ impl Epoch {
     }
 }
 
+/// Writes the last bits of a number, five to a digit.
+fn write_digits(formatter: &mut fmt::Formatter<'_>, number: u64, count: usize) -> fmt::Result {
+    (0..count).rev().try_for_each(|at| formatter.write_char(char::from(ALPHABET[(number >> (5 * at) & 31) as usize])))
+}
+
+/// The number that so many digits say.
+fn read_digits(text: &str, count: usize) -> Option<u64> {
+    let digit = |number: Option<u64>, byte: u8| {
+        let digit = ALPHABET.iter().position(|known| *known == byte)? as u64;
+        let number = number?;
+        // The first of thirteen digits has one bit too many.
+        (number >> 59 == 0).then_some(number << 5 | digit)
+    };
+    text.bytes().fold(Some(0), digit).filter(|_| text.len() == count)
+}
+
 impl fmt::Display for Epoch {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = [0; DIGITS];
-        for (at, digit) in text.iter_mut().rev().enumerate() {
-            *digit = ALPHABET[(self.0 >> (5 * at) & 31) as usize];
-        }
-        formatter.write_str(&String::from_utf8_lossy(&text))
+        write_digits(formatter, self.0, DIGITS)
     }
 }
 
@@ -38,14 +56,7 @@ impl FromStr for Epoch {
     type Err = Malformed;
 
     fn from_str(text: &str) -> Result<Epoch, Malformed> {
-        let digit = |number: Option<u64>, byte: u8| {
-            let digit = ALPHABET.iter().position(|known| *known == byte)? as u64;
-            let number = number?;
-            // The first digit has one bit too many.
-            (number >> 59 == 0).then_some(number << 5 | digit)
-        };
-        let number = text.bytes().fold(Some(0), digit);
-        number.filter(|_| text.len() == DIGITS).map(Epoch).ok_or(Malformed)
+        read_digits(text, DIGITS).map(Epoch).ok_or(Malformed)
     }
 }
 
@@ -96,41 +107,51 @@ fn number(text: &str) -> Result<u64, Malformed> {
     text.parse().ok().filter(|_| is_plain).ok_or(Malformed)
 }
 
-/// Where a stream of several topics stands, in the order in which it names them: `epoch:offset,offset,…`. `-` stands for a topic that was not
-/// read in this epoch yet.
+/// What stands for a topic's name in [`Positions`]: 50 bits of its SHA-256, so that nobody finds another name that has the same by chance, and as long for
+/// long names as for short ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tag(u64);
+
+impl Tag {
+    /// That of a topic.
+    pub fn of(topic: &str) -> Tag {
+        let hash = digest(&SHA256, topic.as_bytes());
+        let number = hash.as_ref().first_chunk().map_or(0, |first| u64::from_be_bytes(*first));
+        Tag(number >> (64 - 5 * TAG_DIGITS))
+    }
+}
+
+/// Where a stream of several topics stands, in whatever order: `epoch:~tag=offset,~tag=offset,…`, each topic by its [`Tag`]. One that was not read in
+/// this epoch yet is left out. Clients may say a topic's name, percent-encoded, in the place of its tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Positions {
     epoch: Epoch,
-    offsets: Vec<Option<u64>>,
+    offsets: Vec<(Tag, u64)>,
 }
 
 impl Positions {
     /// Of cursors, one for each topic: the epoch is the last one of theirs.
-    pub fn new(cursors: impl Iterator<Item = Position> + Clone) -> Positions {
-        let epoch = cursors.clone().map(|at| at.epoch).max().unwrap_or(Epoch::NONE);
-        let offsets = cursors.map(|at| (at.epoch == epoch).then_some(at.offset)).collect();
+    pub fn new(cursors: impl Iterator<Item = (Tag, Position)> + Clone) -> Positions {
+        let epoch = cursors.clone().map(|(_, at)| at.epoch).max().unwrap_or(Epoch::NONE);
+        let offsets = cursors.filter(|(_, at)| at.epoch == epoch).map(|(tag, at)| (tag, at.offset)).collect();
         Positions { epoch, offsets }
     }
 
-    /// What a client says that comes back to so many topics, for each of them: where it was. What cannot be understood, or is about another
-    /// number of topics, is [`Position::NOWHERE`] for all, so that each has its gap.
-    pub fn of_topics(text: &str, topics: usize) -> Vec<Position> {
-        let positions = text.parse::<Positions>().ok().filter(|positions| positions.offsets.len() == topics);
-        let Some(Positions { epoch, offsets }) = positions else { return vec![Position::NOWHERE; topics] };
-        let position = |offset: u64| Position { epoch, offset };
-        offsets.into_iter().map(|offset| offset.map_or(Position::NOWHERE, position)).collect()
+    /// Where it stands in that topic. If it says nothing of it, that is [`Position::NOWHERE`], so that there is a gap.
+    pub fn of(&self, topic: &str) -> Position {
+        let tag = Tag::of(topic);
+        let known = self.offsets.iter().find(|(known, _)| *known == tag);
+        known.map_or(Position::NOWHERE, |(_, offset)| Position { epoch: self.epoch, offset: *offset })
     }
 }
 
 impl fmt::Display for Positions {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(formatter, "{}", self.epoch)?;
-        for (at, offset) in self.offsets.iter().enumerate() {
-            formatter.write_str(if at == 0 { ":" } else { "," })?;
-            match offset {
-                Some(offset) => write!(formatter, "{offset}")?,
-                None => formatter.write_str("-")?,
-            }
+        write!(formatter, "{}:", self.epoch)?;
+        for (at, (tag, offset)) in self.offsets.iter().enumerate() {
+            formatter.write_str(if at == 0 { "~" } else { ",~" })?;
+            write_digits(formatter, tag.0, TAG_DIGITS)?;
+            write!(formatter, "={offset}")?;
         }
         Ok(())
     }
@@ -141,8 +162,16 @@ impl FromStr for Positions {
 
     fn from_str(text: &str) -> Result<Positions, Malformed> {
         let (epoch, offsets) = text.split_once(':').ok_or(Malformed)?;
-        let offset = |text: &str| if text == "-" { Ok(None) } else { number(text).map(Some) };
-        let offsets: Vec<_> = offsets.split(',').take(MOST_OFFSETS + 1).map(offset).collect::<Result<_, _>>()?;
+        let one = |text: &str| {
+            let (name, offset) = text.rsplit_once('=').ok_or(Malformed)?;
+            let tag = match name.strip_prefix('~') {
+                Some(digits) => Tag(read_digits(digits, TAG_DIGITS).ok_or(Malformed)?),
+                None => Tag::of(std::str::from_utf8(&query::decode(name.as_bytes())).map_err(|_| Malformed)?),
+            };
+            Ok((tag, number(offset)?))
+        };
+        let all = offsets.split(',').take(MOST_OFFSETS + 1).filter(|text| !text.is_empty());
+        let offsets: Vec<_> = all.map(one).collect::<Result<_, _>>()?;
         if offsets.len() > MOST_OFFSETS {
             return Err(Malformed);
         }

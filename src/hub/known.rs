@@ -8,7 +8,7 @@ use aws_lc_rs::digest::{SHA256, digest};
 use super::ids::Position;
 
 /// An id in its topic: half of a SHA-256, so that nobody finds two that are the same.
-pub(super) type Key = [u8; 16];
+pub type Key = [u8; 16];
 
 /// The key of an id in a topic.
 pub(super) fn key(topic: &str, id: &str) -> Key {

@@ -5,7 +5,7 @@
 //! makes a message go.
 
 use std::fmt::Write;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -24,8 +24,9 @@ const ENVELOPE: usize = 0;
 const CHUNK: usize = 1;
 const DEFLATED: usize = 2;
 const DEFLATED_ENVELOPE: usize = 3;
-/// Bytes of the longest message that is not worth compressing.
-const SHORT: usize = 1024;
+/// Bytes of messages that are compressed: shorter ones are not worth it, and longer ones would hold a loop up for milliseconds, and all
+/// others that send the same message.
+const DEFLATED_SIZES: RangeInclusive<usize> = 1025..=256 * 1024;
 
 /// What is published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,7 +71,7 @@ impl Kind {
 pub(super) struct Draft {
     kind: Kind,
     frame: Arc<[u8]>,
-    /// Subscribers that are not to get it, by their numbers.
+    /// Subscribers that are not to get it, by their numbers, in order.
     except: Box<[u128]>,
 }
 
@@ -81,7 +82,9 @@ impl Draft {
             Payload::Binary(_) => Kind::Binary,
             Payload::Json(_) => Kind::Json,
         };
-        Draft { kind, frame: frame(kind.opcode(), payload.bytes()).into(), except: except.into() }
+        let mut except: Box<[u128]> = except.into();
+        except.sort_unstable();
+        Draft { kind, frame: frame(kind.opcode(), payload.bytes()).into(), except }
     }
 }
 
@@ -94,7 +97,7 @@ pub struct Message {
     /// The payload as one frame of WebSocket: a head of 2 to 10 bytes, and the payload.
     frame: Arc<[u8]>,
     forms: Mutex<Forms>,
-    /// Subscribers that do not get it, by their numbers.
+    /// Subscribers that do not get it, by their numbers, in order.
     except: Box<[u128]>,
 }
 
@@ -171,7 +174,8 @@ impl Message {
     /// For WebSocket with permessage-deflate and the largest window (RFC 7692): [`Message::raw_frame`] or, if `told`,
     /// [`Message::envelope_frame`], deflated where that is worth it. It is as it is where the work could not be kept: nobody does it twice.
     pub fn deflated_frame(&self, told: bool, deflater: &mut Deflater) -> Piece {
-        let deflated = (self.payload().len() > SHORT).then(|| self.deflated(told, deflater)).flatten();
+        let is_worth_it = DEFLATED_SIZES.contains(&self.payload().len());
+        let deflated = is_worth_it.then(|| self.deflated(told, deflater)).flatten();
         match deflated.filter(|form| !form.is_empty()) {
             Some(form) => Piece::shared(form),
             None if told => self.envelope_frame(),
@@ -284,8 +288,12 @@ impl Message {
     }
 
     fn take_forms(&self, forms: &mut Forms) {
-        let made = forms.made.iter_mut().filter_map(Option::take);
-        self.about.drop_form(made.map(|form| shared_bytes(form.len())).sum());
+        let mut bytes = 0;
+        for form in forms.made.iter_mut().filter_map(Option::take) {
+            bytes += shared_bytes(form.len());
+            self.about.leave(form);
+        }
+        self.about.drop_form(bytes);
     }
 
     /// What its topic is charged for it, without the forms that are made of it.
@@ -297,7 +305,7 @@ impl Message {
     /// Whether that subscriber, by its number, does not get it.
     #[inline]
     pub fn is_not_for(&self, subscriber: u128) -> bool {
-        !self.except.is_empty() && self.except.contains(&subscriber)
+        !self.except.is_empty() && self.except.binary_search(&subscriber).is_ok()
     }
 
     /// The forms that are kept.
@@ -311,6 +319,7 @@ impl Message {
         let mut forms = lock(&self.forms);
         forms.given_up = true;
         self.take_forms(&mut forms);
+        self.about.leave(self.frame.clone());
         self.about.credit(self.cost());
     }
 }

@@ -14,6 +14,7 @@
 //! - Locks are taken in this order: the table of topics, a topic, the known ids. Under them memory is taken and given back, and nothing waits.
 
 mod bus;
+mod carry;
 mod ids;
 mod known;
 mod message;
@@ -27,7 +28,9 @@ mod properties;
 #[cfg(test)]
 mod tests;
 
-pub use ids::{Epoch, From, Gap, Malformed, Position, Positions};
+pub use carry::{Answer, Carrier, Next, Notice, payload};
+pub use ids::{Epoch, From, Gap, Malformed, Position, Positions, Tag};
+pub use known::Key;
 pub use message::{Kind, Message, Payload};
 pub use names::{Pattern, is_name};
 pub use registry::Registry;
@@ -52,6 +55,8 @@ pub const EVENT_FIELDS: [&str; 5] =
 pub const MOST_LOOPS: usize = 1024;
 /// For how long forms of a message are kept: until all who listen have it. Who comes back later is one of few.
 const FORMS_FOR: Duration = Duration::from_secs(10);
+/// The part of the topics that only publishers may make.
+const PUBLISHERS_SHARE: usize = 4;
 /// Topics that one [`Hub::sweep`] looks at.
 const SWEPT: usize = 256;
 /// Topics that are looked at for one to forget when there is no room for another.
@@ -60,12 +65,22 @@ const PRESSED: usize = 256;
 /// What a hub keeps of each topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct History {
-    /// Messages, at least 1: who falls farther behind than that has a gap.
+    /// Messages: who falls farther behind than that has a gap. 0: none for those who come back, and [`LIVE`] for those who listen.
     pub count: usize,
     /// Bytes of messages, each with about 200 for itself; the newest message is kept in any case.
     pub bytes: usize,
     /// How long a message is kept, and a topic that has none and that nobody listens to.
     pub age: Duration,
+}
+
+/// By how many messages who listens may fall behind where none are kept for those who come back.
+pub const LIVE: usize = 100;
+
+impl History {
+    /// Messages of a topic at most.
+    pub(crate) fn most(&self) -> usize {
+        if self.count == 0 { LIVE } else { self.count }
+    }
 }
 
 /// What a hub is made of. See [`Settings::default`].
@@ -125,6 +140,10 @@ pub enum Refused {
     Moved,
     /// Nothing can stand there: it is of another epoch, or no offset.
     NoSuchPosition,
+    /// It is not numbered here: [`Hub::carry`] takes it to who does.
+    Carried,
+    /// Nobody has numbered it in time.
+    Away,
 }
 
 impl fmt::Display for Refused {
@@ -136,6 +155,8 @@ impl fmt::Display for Refused {
             Refused::Full => "the hub's memory is used up",
             Refused::Moved => "the hub is being handed over",
             Refused::NoSuchPosition => "there is no such position",
+            Refused::Carried => "the message goes over the bus",
+            Refused::Away => "the bus of this hub does not answer",
         })
     }
 }
@@ -268,6 +289,13 @@ pub struct Hub {
     shared: Arc<Shared>,
     /// What is published goes to a successor.
     closed: AtomicBool,
+    /// What apps have published since, until it is told.
+    handed_on: Mutex<Vec<String>>,
+    /// What is published goes over a bus.
+    carried: AtomicBool,
+    /// It did at some time, so that there are topics which were given no place.
+    was_carried: AtomicBool,
+    carrier: RwLock<Option<Arc<dyn Carrier>>>,
     /// Up to where the last sweep went.
     swept: Mutex<Option<Arc<str>>>,
     loops: usize,
@@ -302,6 +330,10 @@ impl Hub {
             known: Mutex::default(),
             shared: Arc::new(Shared::new(epoch)),
             closed: AtomicBool::new(false),
+            handed_on: Mutex::default(),
+            carried: AtomicBool::new(false),
+            was_carried: AtomicBool::new(false),
+            carrier: RwLock::default(),
             swept: Mutex::default(),
             loops,
         };
@@ -330,6 +362,21 @@ impl Hub {
         self.shared.memory.load(Ordering::Acquire) + self.shared.forms.load(Ordering::Acquire)
     }
 
+    /// Bytes that topics have given up, and that somebody has still who is slow to take them.
+    pub fn left(&self) -> usize {
+        self.shared.left()
+    }
+
+    /// Keeps in sight what is said to several clients until all have taken it.
+    pub fn lend(&self, frame: Arc<[u8]>) {
+        self.shared.leave(frame);
+    }
+
+    /// Whether clients have more than they may of what topics have given up or was lent.
+    pub fn is_overrun(&self) -> bool {
+        self.shared.is_overrun()
+    }
+
     fn table(&self) -> RwLockReadGuard<'_, Table> {
         self.table.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -338,8 +385,9 @@ impl Hub {
         self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The topic of that name, which is made if there is room for it.
-    fn topic(&self, name: &str, settings: &Settings) -> Result<Arc<Topic>, Refused> {
+    /// The topic of that name, which is made if there is room for it: numbered behind all that were forgotten, but not from above `floor`. Who only
+    /// listens leaves a quarter of the places to those who publish.
+    fn topic(&self, name: &str, settings: &Settings, listens: bool, floor: u64) -> Result<Arc<Topic>, Refused> {
         if !settings.has_topic(name) {
             return Err(Refused::NoSuchTopic);
         }
@@ -350,12 +398,13 @@ impl Hub {
         if let Some(topic) = table.topics.get(name) {
             return Ok(topic.clone());
         }
-        if table.topics.len() >= settings.most_topics && !self.forget_one(&mut table) {
+        let most = settings.most_topics - if listens { settings.most_topics / PUBLISHERS_SHARE } else { 0 };
+        if table.topics.len() >= most && !self.forget_one(&mut table) {
             return Err(Refused::TooManyTopics);
         }
         self.shared.take(Topic::base_bytes(name, self.loops))?;
         let name: Arc<str> = name.into();
-        let topic = Arc::new(Topic::new(name.clone(), self.shared.clone(), self.loops, table.floor));
+        let topic = Arc::new(Topic::new(name.clone(), self.shared.clone(), self.loops, table.floor.min(floor)));
         table.topics.insert(name, topic.clone());
         Ok(topic)
     }
@@ -364,11 +413,30 @@ impl Hub {
     fn with<T>(
         &self,
         name: &str,
+        (settings, listens): (&Settings, bool),
+        act: impl FnMut(&Arc<Topic>, &mut Ring) -> T,
+    ) -> Result<T, Refused> {
+        self.with_topic(|| self.topic(name, settings, listens, u64::MAX), act)
+    }
+
+    /// [`Hub::with`] for what another has numbered, with the floor of [`Hub::topic`].
+    fn with_floor<T>(
+        &self,
+        name: &str,
         settings: &Settings,
+        floor: u64,
+        act: impl FnMut(&Arc<Topic>, &mut Ring) -> T,
+    ) -> Result<T, Refused> {
+        self.with_topic(|| self.topic(name, settings, false, floor), act)
+    }
+
+    fn with_topic<T>(
+        &self,
+        topic: impl Fn() -> Result<Arc<Topic>, Refused>,
         mut act: impl FnMut(&Arc<Topic>, &mut Ring) -> T,
     ) -> Result<T, Refused> {
         loop {
-            let topic = self.topic(name, settings)?;
+            let topic = topic()?;
             let mut ring = topic.ring();
             // Between the two it may have been forgotten.
             if !ring.forgotten {
@@ -421,14 +489,30 @@ impl Hub {
         id: Option<&str>,
         except: &[u128],
     ) -> Result<Published, Refused> {
+        self.publish_unless((now, topic), payload, id, except, &self.carried)
+    }
+
+    /// [`Hub::publish_except`], unless that is set.
+    fn publish_unless(
+        &self,
+        (now, topic): (Duration, &str),
+        payload: Payload<'_>,
+        id: Option<&str>,
+        except: &[u128],
+        carried: &AtomicBool,
+    ) -> Result<Published, Refused> {
         let (settings, now) = (self.settings(), clock(now));
         if payload.bytes().len() > settings.message {
             return Err(Refused::TooBig);
         }
-        let (key, draft) = (id.map(|id| known::key(topic, id)), Draft::new(payload, except));
-        self.with(topic, &settings, |topic, ring| {
+        let (key, draft, floor) =
+            (id.map(|id| known::key(topic, id)), Draft::new(payload, except), self.floor_of_numbers());
+        self.with(topic, (&settings, false), |topic, ring| {
             if self.closed.load(Ordering::Acquire) {
                 return Err(Refused::Moved);
+            }
+            if carried.load(Ordering::Acquire) {
+                return Err(Refused::Carried);
             }
             let known = key.and_then(|key| lock(&self.known).get(&key, now, settings.ids_for));
             let subscribers = ring.subscribers;
@@ -436,6 +520,7 @@ impl Hub {
                 return Ok(Published { position, subscribers, duplicate: true, tell: LoopSet::default() });
             }
             topic.expire(ring, now, &settings.history);
+            ring.numbers_behind(floor);
             let position = Position { epoch: ring.epoch, offset: ring.last + 1 };
             let message = Message::new(topic.about.clone(), position, now, &draft);
             let tell = topic.add(ring, message, &settings.history)?;
@@ -455,11 +540,16 @@ impl Hub {
     /// When the hub was not made for so many loops.
     pub fn subscribe(&self, now: Duration, topic: &str, loop_index: u16, from: From) -> Result<Subscribed, Refused> {
         let (settings, now) = (self.settings(), clock(now));
-        self.with(topic, &settings, |topic, ring| {
-            topic.expire(ring, now, &settings.history);
-            let (at, gap) = ring.subscribe(loop_index, from);
-            Subscribed { topic: topic.clone(), at, gap, more: at != ring.end() }
-        })
+        // Where somebody else numbers, it may go on anywhere: at a number that no message has.
+        let floor = if self.carried.load(Ordering::Acquire) { 0 } else { u64::MAX };
+        self.with_topic(
+            || self.topic(topic, &settings, true, floor),
+            |topic, ring| {
+                topic.expire(ring, now, &settings.history);
+                let (at, gap) = ring.subscribe(loop_index, from, settings.history.count > 0);
+                Subscribed { topic: topic.clone(), at, gap, more: at != ring.end() }
+            },
+        )
     }
 
     /// One subscriber of that loop less.

@@ -32,11 +32,15 @@ impl Registry {
             return hub;
         }
         let name = settings.name.clone();
-        let seconds = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let hub = Hub::new(settings, Epoch::new(seconds.as_secs(), u64::from(seconds.subsec_nanos())), self.0.loops);
-        let hub = Arc::new(hub);
+        let hub = Arc::new(Hub::new(settings, Registry::new_epoch(), self.0.loops));
         hubs.insert(name, Arc::downgrade(&hub));
         hub
+    }
+
+    /// An epoch that begins now.
+    pub fn new_epoch() -> Epoch {
+        let time = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Epoch::new(time.as_secs(), u64::from(time.subsec_nanos()))
     }
 
     /// All hubs that are in use, by name.

@@ -208,9 +208,12 @@ fn whatever_is_asked_for_memory_is_bounded() {
     let subscribed: Vec<_> = (0..10_000)
         .filter_map(|number| hub.subscribe(Duration::ZERO, &format!("chat.{number}"), 0, From::Now).ok())
         .collect();
-    assert_eq!((subscribed.len(), hub.counts(None, 0).all), (100, 100));
+    assert_eq!((subscribed.len(), hub.counts(None, 0).all), (75, 75), "a quarter is for those who publish");
+    for number in 0..25 {
+        say(&hub, 0, &format!("chat.p{number}"), "").unwrap();
+    }
     assert_eq!(say(&hub, 0, "chat.new", "").unwrap_err(), Refused::TooManyTopics);
-    subscribed[50..].iter().for_each(|subscribed| hub.unsubscribe(&subscribed.topic, 0));
+    subscribed[25..].iter().for_each(|subscribed| hub.unsubscribe(&subscribed.topic, 0));
     assert!(
         (0..50).all(|number| say(&hub, 0, &format!("chat.new{number}"), "").is_ok()),
         "unused ones make room at once"
@@ -219,7 +222,7 @@ fn whatever_is_asked_for_memory_is_bounded() {
     // Others publish all they can.
     let mut results = Vec::new();
     for number in 0..2000 {
-        let topic = subscribed[number % 50].topic.name();
+        let topic = subscribed[number % 25].topic.name();
         results.push(say(&hub, 0, topic, &"x".repeat(60_000)).map(|_| ()));
         assert!(hub.memory() <= 1 << 20);
     }
@@ -490,22 +493,95 @@ fn positions_are_read_strictly() {
     let later = Epoch::new(1_800_000_001, 0);
     assert!(later > Epoch::new(1_800_000_000, u64::MAX) && Epoch::new(0, 1) != Epoch::new(0, 2));
 
-    let nowhere = Position::NOWHERE;
-    for (text, expected) in [
-        ("0000000000007:1,2", [at(1), at(2)]),
-        ("0000000000007:1,-", [at(1), nowhere]),
-        ("0000000000007:1", [nowhere; 2]),
-        ("0000000000007:1,2,3", [nowhere; 2]),
-        ("0000000000007:1,", [nowhere; 2]),
-        ("nonsense", [nowhere; 2]),
-    ] {
-        assert_eq!(Positions::of_topics(text, 2), expected, "{text}");
+    // Of several topics: by their tags or names, in any order.
+    let cursors = [(Tag::of("a"), at(1)), (Tag::of("ä,b"), at(u64::MAX))];
+    let text = Positions::new(cursors.into_iter()).to_string();
+    assert_eq!(text.len(), "0000000000007:~tttttttttt=1,~tttttttttt=18446744073709551615".len());
+    let read = |text: &str, topic| text.parse::<Positions>().map(|positions| positions.of(topic));
+    for text in [text.as_str(), "0000000000007:%C3%A4%2Cb=18446744073709551615,a=1"] {
+        let found = ["a", "ä,b", "c"].map(|topic| read(text, topic).unwrap());
+        assert_eq!(found, [at(1), at(u64::MAX), Position::NOWHERE], "{text}");
     }
-    let many = format!("0000000000007:{}0", "0,".repeat(1024));
-    assert_eq!(Positions::of_topics(&many, 1025), [nowhere; 1025]);
+    for text in
+        ["nonsense", "7:a=1", "0000000000007:1", "0000000000007:a=01", "0000000000007:~a=1", "0000000000007:%ff=1"]
+    {
+        assert!(text.parse::<Positions>().is_err(), "{text}");
+    }
+    let many = |count| format!("0000000000007:a=1{}", ",b=2".repeat(count));
+    assert!(read(&many(1023), "a").is_ok() && read(&many(1024), "a").is_err());
     // One that was not read in this epoch comes back to a gap.
     let old = Position { epoch: Epoch(6), offset: 9 };
-    assert_eq!(Positions::new([old, at(3)].into_iter()).to_string(), "0000000000007:-,3");
+    let text = Positions::new([(Tag::of("a"), old), (Tag::of("b"), at(3))].into_iter()).to_string();
+    assert_eq!([read(&text, "a"), read(&text, "b")], [Ok(Position::NOWHERE), Ok(at(3))]);
+}
+
+/// Where history is 0, who comes back is told that it has missed something, and who listens loses nothing that it has time for.
+#[test]
+fn without_a_history_only_who_listens_gets_what_was() {
+    let hub = hub(|settings| settings.history.count = 0);
+    let topic = hub.subscribe(Duration::ZERO, "a", 0, From::Now).unwrap().topic;
+    count_to(&hub, "a", LIVE as u64);
+    assert_eq!(read_all(&topic, at(0)).1.len(), LIVE);
+    let back = |after| {
+        let Subscribed { at, gap, .. } = hub.subscribe(Duration::ZERO, "a", 1, From::After(after)).unwrap();
+        (at, gap)
+    };
+    assert_eq!(back(at(9)), (at(100), Some(Gap { from: at(9), to: at(100) })));
+    assert_eq!(back(at(100)), (at(100), None));
+    say(&hub, 0, "a", "one more").unwrap();
+    assert_eq!(read_all(&topic, at(0)).0, Some(Gap { from: at(0), to: at(1) }));
+}
+
+#[test]
+fn who_listens_leaves_places_to_who_publishes() {
+    let hub = hub(|settings| settings.most_topics = 8);
+    let listen = |topic: &str| hub.subscribe(Duration::ZERO, topic, 0, From::Now).map(drop);
+    for number in 0..6 {
+        listen(&format!("t{number}")).unwrap();
+    }
+    assert_eq!(listen("t6").unwrap_err(), Refused::TooManyTopics);
+    listen("t5").unwrap();
+    for topic in ["p", "q"] {
+        say(&hub, 0, topic, "x").unwrap();
+        listen(topic).unwrap();
+    }
+    assert_eq!(say(&hub, 0, "r", "x").unwrap_err(), Refused::TooManyTopics);
+}
+
+/// What nobody but a slow client has any more is bounded, too: it is counted for as long as it is there.
+#[test]
+fn what_is_given_up_is_in_sight_until_nobody_has_it() {
+    let hub = hub(|settings| (settings.history.count, settings.memory) = (2, 4 << 20));
+    let topic = hub.subscribe(Duration::ZERO, "a", 0, From::Now).unwrap().topic;
+    let text = "x".repeat(60_000);
+    let mut taken: Vec<Piece> = (0..100)
+        .map(|number| {
+            say(&hub, 0, "a", &text).unwrap();
+            let mut messages = Vec::new();
+            topic.read(at(number), 0, &mut messages);
+            if number % 2 == 0 { messages[0].raw_frame() } else { messages[0].envelope_frame() }
+        })
+        .collect();
+    assert!((5_800_000..6_000_000).contains(&hub.left()), "{}", hub.left());
+    assert!(hub.is_overrun() && topic.is_overrun() && hub.memory() < 250_000, "{}", hub.memory());
+    taken.drain(..90);
+    assert!(!hub.is_overrun());
+    hub.lend("said to many".as_bytes().into());
+    taken.clear();
+    assert_eq!(hub.left(), 0);
+}
+
+#[test]
+fn what_is_very_long_is_not_compressed() {
+    let text = "a".repeat(256 * 1024 + 1);
+    let mut deflater = Deflater::default();
+    for (length, shorter) in [(1024, false), (1025, true), (256 * 1024, true), (256 * 1024 + 1, false)] {
+        let hub = hub(|settings| settings.message = 1 << 20);
+        say(&hub, 0, "a", &text[..length]).unwrap();
+        let mut messages = Vec::new();
+        hub.subscribe(Duration::ZERO, "a", 0, From::Now).unwrap().topic.read(at(0), 0, &mut messages);
+        assert_eq!(messages[0].deflated_frame(false, &mut deflater).bytes().len() < length, shorter, "{length}");
+    }
 }
 
 #[test]

@@ -29,19 +29,90 @@ pub(super) struct Shared {
     pub most_memory: AtomicUsize,
     /// In which epoch messages are numbered. A ring of another one is emptied when it is next looked at.
     epoch: AtomicU64,
+    /// Bytes that topics have given up and that clients who are slow to take them may have still, as was last seen.
+    left_bytes: AtomicUsize,
+    left: Mutex<Left>,
+    /// The epoch behind whose last message this one begins, so that nobody who has had all of it misses anything; 0: there is none.
+    behind: AtomicU64,
+    /// Behind which number rings begin in it.
+    base: AtomicU64,
 }
+
+/// What topics have given up, until nobody else has it.
+#[derive(Default)]
+struct Left {
+    frames: Vec<Arc<[u8]>>,
+    /// How many bytes there were after it was last looked through.
+    seen: usize,
+}
+
+/// What clients may have that topics have given up, as a part of the memory for topics.
+const LEFT_SHARE: usize = 2;
+/// Bytes that are given up before it is looked again whether anybody has them.
+const LOOK_AFTER: usize = 1 << 20;
 
 impl Shared {
     pub(super) fn new(epoch: Epoch) -> Shared {
-        let [memory, forms, most_memory] = [const { AtomicUsize::new(0) }; 3];
-        Shared { memory, forms, most_memory, epoch: AtomicU64::new(epoch.0) }
+        let [memory, forms, most_memory, left_bytes] = [const { AtomicUsize::new(0) }; 4];
+        Shared {
+            memory,
+            forms,
+            most_memory,
+            epoch: AtomicU64::new(epoch.0),
+            left_bytes,
+            left: Mutex::default(),
+            behind: AtomicU64::new(0),
+            base: AtomicU64::new(0),
+        }
+    }
+
+    /// A topic has given that up. It is kept in sight until nobody else has it.
+    pub(super) fn leave(&self, frame: Arc<[u8]>) {
+        if Arc::strong_count(&frame) == 1 {
+            return;
+        }
+        let mut left = lock(&self.left);
+        let bytes = self.left_bytes.load(Ordering::Relaxed) + shared_bytes(frame.len());
+        left.frames.push(frame);
+        self.left_bytes.store(bytes, Ordering::Relaxed);
+        if bytes > 2 * left.seen + LOOK_AFTER {
+            self.look_through(&mut left);
+        }
+    }
+
+    fn look_through(&self, left: &mut Left) {
+        left.frames.retain(|frame| Arc::strong_count(frame) > 1);
+        left.seen = left.frames.iter().map(|frame| shared_bytes(frame.len())).sum();
+        self.left_bytes.store(left.seen, Ordering::Relaxed);
+    }
+
+    /// Whether clients have more than they may of what topics have given up.
+    pub(super) fn is_overrun(&self) -> bool {
+        let most = self.most_memory.load(Ordering::Relaxed) / LEFT_SHARE;
+        if self.left_bytes.load(Ordering::Relaxed) > most {
+            self.look_through(&mut lock(&self.left));
+        }
+        self.left_bytes.load(Ordering::Relaxed) > most
+    }
+
+    /// Bytes that topics have given up and somebody has still.
+    pub(super) fn left(&self) -> usize {
+        self.look_through(&mut lock(&self.left));
+        self.left_bytes.load(Ordering::Relaxed)
     }
 
     pub(super) fn epoch(&self) -> Epoch {
         Epoch(self.epoch.load(Ordering::Acquire))
     }
 
-    pub(super) fn set_epoch(&self, epoch: Epoch) {
+    pub(super) fn set_base(&self, base: u64) {
+        self.base.store(base, Ordering::Release);
+    }
+
+    pub(super) fn set_epoch(&self, epoch: Epoch, behind: Epoch) {
+        self.set_base(0);
+        // Whoever sees the new epoch sees what it is behind.
+        self.behind.store(behind.0, Ordering::Release);
         self.epoch.store(epoch.0, Ordering::Release);
     }
 
@@ -94,6 +165,11 @@ impl About {
         fits
     }
 
+    /// What was made of a message, or its frame, is given up.
+    pub(super) fn leave(&self, frame: Arc<[u8]>) {
+        self.shared.leave(frame);
+    }
+
     pub(super) fn drop_form(&self, bytes: usize) {
         give_back(&self.forms, bytes);
         give_back(&self.shared.forms, bytes);
@@ -122,6 +198,10 @@ pub(super) struct Ring {
     pub last: u64,
     /// The highest offset that was given up: nothing comes back at or below it.
     pub gone: u64,
+    /// Nothing was ever numbered in it.
+    pub fresh: bool,
+    /// Places at which nobody has missed anything of what comes behind that offset.
+    same: (Vec<Position>, u64),
     listeners: Box<[Listener]>,
     pub subscribers: u32,
     /// Since when it is seen without subscribers and messages.
@@ -162,6 +242,8 @@ impl Topic {
             messages: VecDeque::new(),
             last: floor,
             gone: floor,
+            fresh: true,
+            same: (Vec::new(), floor),
             listeners: vec![Listener::default(); loops].into_boxed_slice(),
             subscribers: 0,
             idle_since: None,
@@ -190,6 +272,11 @@ impl Topic {
         &self.about.name
     }
 
+    /// Whether clients that are slow to take what they are sent have more than they may of what topics of its hub have given up.
+    pub fn is_overrun(&self) -> bool {
+        self.about.shared.is_overrun()
+    }
+
     /// Bytes of its messages, with the forms that were made of them.
     pub fn bytes(&self) -> usize {
         self.about.messages.load(Ordering::Acquire) + self.about.forms.load(Ordering::Acquire)
@@ -200,7 +287,14 @@ impl Topic {
         let mut ring = lock(&self.ring);
         let epoch = self.about.shared.epoch();
         if ring.epoch != epoch {
+            let (end, follows) = (ring.end(), ring.epoch.0 == self.about.shared.behind.load(Ordering::Acquire));
+            // Who has had nothing of it yet is where it stood before that.
+            let same = if ring.fresh { std::mem::take(&mut ring.same.0) } else { Vec::new() };
             self.begin(&mut ring, epoch);
+            if follows {
+                ring.same.0 = same;
+                ring.same.0.push(end);
+            }
         }
         ring
     }
@@ -208,7 +302,9 @@ impl Topic {
     /// Begins anew in an epoch.
     pub(super) fn begin(&self, ring: &mut Ring, epoch: Epoch) {
         self.give_up(ring, ring.messages.len());
-        (ring.epoch, ring.last, ring.gone) = (epoch, 0, 0);
+        let base = self.about.shared.base.load(Ordering::Acquire);
+        (ring.epoch, ring.last, ring.gone, ring.fresh) = (epoch, base, base, true);
+        ring.same = (Vec::new(), base);
     }
 
     /// The loop of that index is about to read, and may be told again: where the topic stands.
@@ -233,6 +329,22 @@ impl Topic {
             into.push(message.clone());
         }
         Read { at, gap, more: at.offset < ring.last }
+    }
+
+    /// Puts behind `into` what is kept behind an offset, whatever is missing between: messages of about so many bytes, at least one if there is any.
+    /// Whether there is more.
+    pub fn kept_behind(&self, offset: u64, most_bytes: usize, into: &mut Vec<Arc<Message>>) -> bool {
+        let ring = self.ring();
+        let mut left = most_bytes;
+        for (number, message) in ring.messages.range(ring.place_of(offset.saturating_add(1))..).enumerate() {
+            let size = message.size() + FORM_BYTES;
+            if number > 0 && size > left {
+                return true;
+            }
+            left = left.saturating_sub(size);
+            into.push(message.clone());
+        }
+        false
     }
 
     pub(super) fn unsubscribe(&self, loop_index: u16) {
@@ -262,7 +374,7 @@ impl Topic {
         self.about.messages.fetch_add(cost, Ordering::AcqRel);
         let place = ring.place_of(offset);
         ring.messages.insert(place, Arc::new(message));
-        ring.last = ring.last.max(offset);
+        (ring.last, ring.fresh) = (ring.last.max(offset), false);
         ring.idle_since = None;
         self.settle_slots(ring);
         let mut tell = LoopSet::default();
@@ -275,6 +387,13 @@ impl Topic {
         Ok(tell)
     }
 
+    /// Whether there is room for one more message of so many bytes, or would be made.
+    pub(super) fn has_room(&self, ring: &mut Ring, cost: usize, history: &History) -> Result<(), Refused> {
+        self.make_room(ring, cost, history)?;
+        self.about.shared.give_back(cost);
+        Ok(())
+    }
+
     /// Gives up what has to go for one more message of so many bytes, and takes those of the hub's memory.
     fn make_room(&self, ring: &mut Ring, cost: usize, history: &History) -> Result<(), Refused> {
         let memory = &self.about.shared.memory;
@@ -283,7 +402,7 @@ impl Topic {
         let (mut own, length) = (self.about.messages.load(Ordering::Acquire) + cost, ring.messages.len());
         let (mut freed, mut given) = (0, 0);
         for message in &ring.messages {
-            let too_many = length - given >= history.count.max(1) || own > history.bytes;
+            let too_many = length - given >= history.most() || own > history.bytes;
             // What nobody may have read yet stays, unless it is the topic's own bounds that it has to give way to.
             let too_much = used.saturating_sub(freed) > most && given + 1 < length;
             if !too_many && !too_much {
@@ -304,7 +423,7 @@ impl Topic {
     /// Gives up what is too old, too many or too much, but of the last two never the newest.
     pub(super) fn expire(&self, ring: &mut Ring, now: Duration, history: &History) {
         let old = ring.published_before(now.saturating_sub(history.age));
-        self.give_up(ring, old.max(ring.messages.len().saturating_sub(history.count.max(1))));
+        self.give_up(ring, old.max(ring.messages.len().saturating_sub(history.most())));
         while ring.messages.len() > 1 && self.about.messages.load(Ordering::Acquire) > history.bytes {
             self.give_up(ring, 1);
         }
@@ -346,12 +465,17 @@ impl Ring {
     }
 
     /// Where a reader begins, which is a subscriber of that loop from now on.
-    pub fn subscribe(&mut self, loop_index: u16, from: From) -> (Position, Option<Gap>) {
+    /// `keeps`: what was published before is for those who come back.
+    pub fn subscribe(&mut self, loop_index: u16, from: From, keeps: bool) -> (Position, Option<Gap>) {
         self.listeners[usize::from(loop_index)].subscribers += 1;
         self.subscribers += 1;
         self.idle_since = None;
         match from {
             From::Now => (self.end(), None),
+            From::After(position) if !keeps => {
+                let (from, to) = (position, self.end());
+                (to, (from != to).then_some(Gap { from, to }))
+            }
             From::After(position) => {
                 let (_, at, gap) = self.find(position);
                 (at, gap)
@@ -361,12 +485,39 @@ impl Ring {
 
     /// What a reader at that position gets next: the index of the message, the position before it, and what it has missed.
     fn find(&self, after: Position) -> (usize, Position, Option<Gap>) {
+        let is_same = self.same.0.contains(&after);
+        let after = if is_same { Position { epoch: self.epoch, offset: self.same.1 } } else { after };
         // All of another epoch was published after what that reader knows.
         let index = if after.epoch == self.epoch { self.place_of(after.offset.saturating_add(1)) } else { 0 };
         let before = self.messages.get(index).map_or(self.last, |message| message.position().offset - 1);
         let at = Position { epoch: self.epoch, offset: before };
         // Who comes from the future of this epoch has its gap as well, and is given nothing again.
         (index, at, (at != after).then_some(Gap { from: after, to: at }))
+    }
+
+    /// Another numbers what comes next by that offset. `first`: nothing of the topic was numbered between where it stands and there, so that whoever
+    /// stands there misses nothing.
+    pub fn goes_on_at(&mut self, offset: u64, first: bool) {
+        let (end, before) = (self.end(), offset - 1);
+        let (is_behind, is_ahead) = (end.offset < before, end.offset > before);
+        if !(first && is_behind || self.fresh && is_ahead) {
+            return;
+        }
+        if !(self.fresh && first) {
+            self.same.0.clear();
+        }
+        self.same.0.extend(first.then_some(end));
+        (self.last, self.same.1) = (before, before);
+        if self.fresh {
+            self.gone = before;
+        }
+    }
+
+    /// Is numbered here: behind that if nothing of it was numbered yet.
+    pub fn numbers_behind(&mut self, floor: u64) {
+        if self.fresh && self.last < floor {
+            self.goes_on_at(floor + 1, true);
+        }
     }
 
     /// How many of the oldest were published at that time or before it.

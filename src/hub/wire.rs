@@ -107,6 +107,16 @@ pub fn notify(body: &[u8]) -> Result<Notify<'_>, String> {
     Ok(Notify { topic: topic.unwrap_or(Cow::Borrowed(BROADCAST)), id, hub, data })
 }
 
+/// A body that [`notify`] understands: a value of JSON, as it is written, for a topic of a hub.
+pub fn notice(hub: &str, topic: &str, value: &str) -> String {
+    let mut out = String::from("{\"hub\":");
+    put_json_string(&mut out, hub);
+    out.push_str(",\"topic\":");
+    put_json_string(&mut out, topic);
+    let _ = write!(out, ",\"data\":{value}}}");
+    out
+}
+
 /// A value of JSON that is published as it is written.
 ///
 /// # Errors
@@ -221,8 +231,13 @@ pub fn gap_event(topic: &str, gap: &Gap, at: &dyn Display) -> String {
     out
 }
 
+/// From here on a client comes back to there: an event of nothing else.
+pub fn id_event(at: &dyn Display) -> String {
+    format!("id: {at}\n\n")
+}
+
 /// A message as an event of a stream of several topics, whose id says where all of them stand: its begin, and what all streams share of it.
-pub fn event_of_several(message: &Message, at: &Positions, chunked: bool) -> (Vec<u8>, Piece) {
+pub fn event_of_several(message: &Message, at: &dyn Display, chunked: bool) -> (Vec<u8>, Piece) {
     let tail = message.event_tail(chunked);
     let id = format!("id: {at}\n");
     // The tail of a chunk has the line behind it already.
@@ -245,6 +260,8 @@ pub fn encoded(name: &str) -> String {
 pub struct Listen {
     /// The topics, each once, and from where.
     pub topics: Vec<(String, From)>,
+    /// Who comes back says where it was, in other topics as well.
+    pub left_at: Option<Positions>,
 }
 
 /// What a request to listen asks for: `topic=a&topic=b` or `topic=a,b`, [`BROADCAST`] if none is named, and `last_event_id`. The field `Last-Event-ID` is
@@ -276,15 +293,15 @@ pub fn listen(query: &[u8], last_event_id: Option<&[u8]>, most_topics: usize) ->
     if topics.is_empty() {
         topics.push(BROADCAST.to_owned());
     }
-    let last = last_event_id.filter(|id| !id.is_empty()).unwrap_or(&last);
-    let from = match last {
-        [] => vec![From::Now; topics.len()],
-        last => {
-            let positions = Positions::of_topics(&String::from_utf8_lossy(last), topics.len());
-            positions.into_iter().map(From::After).collect()
-        }
-    };
-    Ok(Listen { topics: topics.into_iter().zip(from).collect() })
+    let last = String::from_utf8_lossy(last_event_id.filter(|id| !id.is_empty()).unwrap_or(&last)).into_owned();
+    // What cannot be understood says nothing of any topic, so that each has its gap.
+    let nothing = Positions::new(std::iter::empty());
+    let left_at = (!last.is_empty()).then(|| last.parse::<Positions>().unwrap_or(nothing));
+    let alone = last.parse().ok().filter(|_| topics.len() == 1);
+    let from =
+        |topic: &str| left_at.as_ref().map_or(From::Now, |at| From::After(alone.unwrap_or_else(|| at.of(topic))));
+    let topics = topics.into_iter().map(|topic| (from(&topic), topic)).map(|(from, topic)| (topic, from)).collect();
+    Ok(Listen { topics, left_at })
 }
 
 /// The document of those who ask which topics there are: of each its name, who listens, what is kept, and where it stands.

@@ -18,6 +18,7 @@ use super::unix::Owner;
 use super::{Listening, Place, descriptors, listen};
 use crate::acme::Keeper;
 use crate::apps::{App, AppTable};
+use crate::bus;
 use crate::check;
 use crate::config::{self, Changes, Config, Fate, Front, Inputs, ListenAddress, Listener, Loaded, Severity};
 use crate::dispatch::AppId;
@@ -95,6 +96,7 @@ impl Reloader {
         let started = Arc::new(loaded);
         let keeper = Keeper::start(&config.server.acme, &policies, log);
         crate::key_sets::start(log);
+        share_hubs(&config, (metrics, postboxes, log), true);
         let sockets = listeners.iter().map(|listening| listening.sockets.len()).sum::<usize>();
         let mut reloader = Reloader {
             inputs,
@@ -166,6 +168,7 @@ impl Reloader {
         crate::key_sets::start(&self.log);
         let table = self.table.put(plan.table);
         self.postboxes.broadcast(|| Message::Configure(table.clone()));
+        share_hubs(&plan.config, (&self.metrics, &self.postboxes, &self.log), false);
         for (index, setups) in (0..).zip(plan.for_loops) {
             if !setups.is_empty() {
                 self.postboxes.post(index, Message::Listen(setups));
@@ -339,6 +342,17 @@ impl Reloader {
             removed: known.apps.iter().map(|app| app.id).filter(|id| !is_in(*id, &plan.table.apps)).collect(),
         };
         (wanted, new.iter().map(|app| app.id).collect())
+    }
+}
+
+/// Has hubs share their messages as the configuration says.
+fn share_hubs(config: &Config, (metrics, postboxes, log): (&Metrics, &Postboxes, &Log), waits: bool) {
+    if let Err(error) = bus::configure(&config.server, (metrics.hubs(), postboxes, log), waits) {
+        log.event(
+            Level::Error,
+            "cannot start the thread by which hubs share messages: they do not",
+            &[("error", &error)],
+        );
     }
 }
 

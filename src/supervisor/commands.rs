@@ -11,7 +11,7 @@ use super::{AppState, Hooks, Supervisor};
 use crate::config::{HotReload, signal_name};
 use crate::control::{Answer, Change, Command, CommandHandler, ControlServer};
 use crate::fleet::{Member, Name};
-use crate::hub::wire;
+use crate::hub::{Refused, wire};
 use crate::log::Level;
 use crate::mailbox::Message;
 
@@ -171,7 +171,7 @@ impl Supervisor {
     }
 
     /// Publishes in a hub: the one that is named, or the only one.
-    fn notify(&self, body: &[u8], now: Instant) -> Result<Answer, Answer> {
+    pub(super) fn notify(&self, body: &[u8], now: Instant) -> Result<Answer, Answer> {
         let Some(metrics) = self.observed.as_ref().map(|observed| &observed.about.metrics) else {
             return Err(Answer::refused(503, "no hub is known here"));
         };
@@ -191,9 +191,17 @@ impl Supervisor {
             };
             return Err(Answer::refused(404, known));
         };
-        let published = hub
-            .publish(metrics.hubs().since(now), &notice.topic, notice.payload(), notice.id.as_deref())
-            .map_err(|refused| Answer::refused(422, refused.to_string()))?;
+        let (payload, id) = (notice.payload(), notice.id.as_deref());
+        let refuse =
+            |refused: Refused| Answer::refused(if refused == Refused::Moved { 503 } else { 422 }, refused.to_string());
+        let published = match hub.publish(metrics.hubs().since(now), &notice.topic, payload, id) {
+            Err(Refused::Carried) => {
+                // The supervisor waits for nobody.
+                hub.carry(&notice.topic, payload, id, &[], Box::new(|_| ())).map_err(refuse)?;
+                return Ok(Answer::Done(serde_json::json!({ "carried": true })));
+            }
+            published => published.map_err(refuse)?,
+        };
         for topic in hub.find(&notice.topic).iter() {
             for loop_index in published.tell.iter() {
                 self.context.postboxes.post(loop_index, Message::Published(topic.clone()));

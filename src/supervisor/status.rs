@@ -17,9 +17,10 @@ use crate::config::Settings;
 use crate::control::status::{self, State, WorkerState};
 use crate::dispatch::{Snapshot, Standing, WorkerSnapshot};
 use crate::fleet::{self, Member, PlaceState, RollEnd};
-use crate::hub::{Count, Counts, Hub};
+use crate::hub::{self, Count, Counts, Hub};
 use crate::limits::{Busy, Kept, Limit};
 use crate::log::{Level, Log};
+use crate::mailbox::Message as Mail;
 use crate::mailbox::desk::Desk;
 use crate::metrics::latency::{Latencies, Rates, Recent};
 use crate::metrics::lives::{Lives, Record};
@@ -109,6 +110,7 @@ fn hub(hub: &Hub) -> status::Hub {
         subscribers: sum(|topic| u64::from(topic.subscribers)),
         messages: sum(|topic| topic.messages as u64),
         memory_bytes: memory,
+        bus: crate::bus::report(&hub.settings().name),
     }
 }
 
@@ -223,6 +225,69 @@ impl Supervisor {
             let message = "what clients have used of a limit is not known to this server: it begins anew";
             let fields: [(&str, &dyn std::fmt::Display); 1] = [("error", &what)];
             self.context.log.event(Level::Warn, message, &fields);
+        }
+    }
+
+    /// The hubs that are this server's alone: what is in the others a new one gets from where all get it.
+    fn hubs(&self) -> Vec<Arc<Hub>> {
+        let mut hubs = self.observed.as_ref().map_or_else(Vec::new, |observed| observed.about.metrics.hubs().all());
+        hubs.retain(|hub| !hub.has_bus());
+        hubs
+    }
+
+    /// Tells what is in each hub, under its name. From then on nothing is published here.
+    pub(super) fn hand_over_hubs<E>(
+        &self,
+        now: Instant,
+        mut tell: impl FnMut(&str, &[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let Some(observed) = &self.observed else { return Ok(()) };
+        let now = observed.about.metrics.hubs().since(now);
+        self.hubs().iter().try_for_each(|hub| tell(&hub.settings().name, &hub.snapshot(now)))
+    }
+
+    /// What was in a hub of the server before this one.
+    pub(super) fn inherit_hub(&self, name: &str, bytes: &[u8], now: Instant) {
+        let Some(observed) = &self.observed else { return };
+        let Some(hub) = self.hubs().into_iter().find(|hub| hub.settings().name == name) else { return };
+        match hub.restore(observed.about.metrics.hubs().since(now), bytes) {
+            Ok(told) => {
+                for (topic, tell) in told {
+                    tell.iter().for_each(|loop_index| {
+                        self.context.postboxes.post(loop_index, Mail::Published(topic.clone()));
+                    });
+                }
+            }
+            Err(what) => {
+                let message =
+                    "what was in a hub is not known to this server: its clients are told that messages are missing";
+                let fields: [(&str, &dyn std::fmt::Display); 2] = [("hub", &name), ("error", &what)];
+                self.context.log.event(Level::Warn, message, &fields);
+            }
+        }
+    }
+
+    /// What apps have published since hubs were handed over.
+    pub(super) fn handed_on(&self) -> Vec<String> {
+        self.hubs().iter().flat_map(|hub| hub.handed_on()).collect()
+    }
+
+    /// No other server has taken over, but one may have published already: hubs begin anew.
+    pub(super) fn reopen_hubs(&self, now: Instant) {
+        for hub in self.hubs() {
+            hub.begin(hub::Registry::new_epoch());
+            hub.reopen();
+        }
+        for notice in self.handed_on() {
+            self.publish_notice(&notice, now);
+        }
+    }
+
+    /// Publishes what an app has said to another process, or before this one went on.
+    pub(super) fn publish_notice(&self, notice: &str, now: Instant) {
+        if let Err(answer) = self.notify(notice.as_bytes(), now) {
+            let message = "what an app says to a hub is not published";
+            self.context.log.seldom(Level::Warn, message, &[("reason", &format_args!("{answer:?}"))]);
         }
     }
 

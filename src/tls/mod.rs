@@ -13,6 +13,7 @@
 //! | `self_signed` | a certificate that is made here |
 //! | `authority` | answers to a certificate authority's challenges, and the certificates that it has issued |
 //! | `stand_in` | what the simulation has in the place of the cipher |
+//! | `client` | a session in which this server is the client, with a server that it shares |
 //! | `der` | the few fields of a certificate that people want to read |
 //!
 //! Rules:
@@ -21,6 +22,7 @@
 
 mod authority;
 mod certificates;
+pub mod client;
 mod der;
 mod policy;
 mod self_signed;

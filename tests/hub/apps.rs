@@ -1,19 +1,24 @@
 //! Apps that take part in a hub: they are told of what happens on sockets, and say what is to be done.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 
 use super::{event, notify, stream};
-use crate::support::websocket::{BINARY, CLOSE, Socket, TEXT, masked, request};
-use crate::support::{Server, Worker, fields, on_every_backend_and_tls, until};
+use crate::support::websocket::{BINARY, CLOSE, Frame, PING, PONG, Socket, TEXT, masked, request};
+use crate::support::{Client, Server, Worker, fields, on_every_backend_and_tls, until};
 
 on_every_backend_and_tls! {
     an_app_is_told_of_what_happens_on_sockets
     an_app_says_who_gets_what
     an_app_says_who_may_come
-    topics_that_an_app_joins_are_no_part_of_an_id
+    who_comes_back_comes_back_to_what_an_app_has_joined
+    a_topic_that_is_left_takes_nothing_from_the_others
+    an_app_reaches_sockets_of_its_own_hub_alone
+    what_is_said_to_many_is_there_once
+    a_ping_is_answered_while_the_app_has_its_turn
+    all_events_name_the_client_that_a_proxy_has_named
     one_event_of_a_socket_at_a_time
     an_app_that_fails_closes_nothing
 }
@@ -73,7 +78,7 @@ fn an_app_is_told_of_what_happens_on_sockets(backend: &str) {
     let frame = socket.next();
     assert_eq!((frame.head, &frame.data[..]), (BINARY, &[0, 255, 1][..]));
     socket.send(TEXT, b"");
-    // An empty answer says nothing, and the next one comes.
+    assert_eq!(socket.next().text(), "", "an empty text is a message");
     let long = "x".repeat(60_000);
     socket.send(TEXT, long.as_bytes());
     assert_eq!(socket.next().text(), long);
@@ -182,21 +187,169 @@ fn an_app_says_who_may_come(backend: &str) {
     assert_eq!(refused.get("/").text(), "a page", "the connection goes on");
 }
 
-/// Who comes back names the topics that it has named before, and not those that the app has it join.
-fn topics_that_an_app_joins_are_no_part_of_an_id(backend: &str) {
+/// The events of a stream up to that one, without those that only say where it is.
+fn events_until(listener: &mut Client, last: &str) -> Vec<Vec<String>> {
+    let mut all = Vec::new();
+    while all.last().is_none_or(|event: &Vec<String>| !event.iter().any(|line| line == last)) {
+        all.extend(Some(event(listener)).filter(|event| event.iter().any(|line| line.starts_with("data: "))));
+    }
+    all
+}
+
+fn datas(events: &[Vec<String>]) -> Vec<&str> {
+    let mut datas: Vec<_> = events.iter().flatten().filter_map(|line| line.strip_prefix("data: ")).collect();
+    datas.sort_unstable();
+    datas
+}
+
+/// Topics that the app has a client join are a part of what it comes back with, and said to be missing where they are not.
+fn who_comes_back_comes_back_to_what_an_app_has_joined(backend: &str) {
     let (server, _worker, _folder) = with_app(backend, "", |_, _, _| Ok((JSON, br#"{"+": ["own"]}"#.to_vec())));
     let mut listener = stream(&server, "/api/v1/listen", "");
+    // Where it is in both, though nothing has come.
+    let begin = event(&mut listener).concat();
+    assert_eq!(begin.matches('~').count(), 2, "{begin}");
     let mut publisher = server.client();
-    until("the app has it join", || notify(&mut publisher, &json!({"topic": "own", "data": 1}))["subscribers"] == 1);
-    let one = notify(&mut publisher, &json!({"data": "one"}))["id"].as_str().unwrap().to_owned();
-    notify(&mut publisher, &json!({"data": "two"}));
-    let mut last = event(&mut listener);
-    while last[1] != "data: one" {
-        last = event(&mut listener);
+    let mut say = |topic: &str, data: &str| {
+        notify(&mut publisher, &json!({"topic": topic, "data": data}))["id"].as_str().unwrap().to_owned()
+    };
+    let alone = say("broadcast", "one");
+    say("own", "own one");
+    let seen = [events_until(&mut listener, "data: own one")].concat();
+    drop(listener);
+    say("own", "own two");
+    say("broadcast", "two");
+    let back = |id: &str| stream(&server, "/api/v1/listen", &format!("Last-Event-ID: {id}\r\n"));
+    let last = seen.last().unwrap()[0].strip_prefix("id: ").unwrap();
+    let mut listener = back(last);
+    let mut got = events_until(&mut listener, "data: own two");
+    assert_eq!(datas(&got), ["own two", "two"]);
+    // A client may name the topics itself.
+    let (epoch, offset) = alone.split_once(':').unwrap();
+    got = events_until(&mut back(&format!("{epoch}:own=1,broadcast={offset}")), "data: own two");
+    assert_eq!(datas(&got), ["own two", "two"]);
+    got = events_until(&mut back(&alone), "data: own two");
+    let gaps: Vec<_> = got.iter().filter(|event| event.contains(&"event: gap".to_owned())).collect();
+    assert!(gaps.len() == 1 && gaps[0].concat().contains("\"topic\":\"own\""), "{got:?}");
+    let mut told = Socket::told(&server, "/api/v1/listen");
+    assert_eq!(told.next().json()["topic"], "own", "it is told what it listens to");
+}
+
+/// An id of several topics knows them by their names: one that was left moves no other.
+fn a_topic_that_is_left_takes_nothing_from_the_others(backend: &str) {
+    let (server, _worker, _folder) = with_app(backend, "", |_, _, _| Ok((JSON, br#"{"-": ["b"]}"#.to_vec())));
+    let target = "/api/v1/listen?topic=a,b,c,d";
+    let mut listener = stream(&server, target, "");
+    let mut publisher = server.client();
+    let mut say = |topic: &str, data: &str| drop(notify(&mut publisher, &json!({"topic": topic, "data": data})));
+    until("it has left", || server.hubs()[0]["subscribers"] == 3);
+    ["a", "d", "c"].iter().for_each(|topic| say(topic, topic));
+    let seen = events_until(&mut listener, "data: c");
+    let last = seen.last().unwrap()[0].strip_prefix("id: ").unwrap().to_owned();
+    drop(listener);
+    ["d", "c", "a"].iter().for_each(|topic| say(topic, &format!("{topic} two")));
+    let mut listener = stream(&server, target, &format!("Last-Event-ID: {last}\r\n"));
+    let got = events_until(&mut listener, "data: d two");
+    let messages: Vec<_> = got.iter().filter(|event| !event.contains(&"event: gap".to_owned())).cloned().collect();
+    assert_eq!(datas(&messages), ["a two", "c two", "d two"]);
+    assert!(
+        got.iter().flatten().all(|line| !line.contains("\"topic\":") || line.contains("\"topic\":\"b\"")),
+        "{got:?}"
+    );
+}
+
+/// An app that sends what follows the first space to the socket or topic that is named before it, and tells each socket its id.
+fn post_office(backend: &str, keys: &str) -> (Server, Worker, tempfile::TempDir) {
+    with_app(backend, keys, |frame, head, body| match frame {
+        "open" => Ok((JSON, json!({"id": fields(head, "x-socket-id")[0]}).to_string().into_bytes())),
+        "text" => {
+            let said = String::from_utf8_lossy(body).into_owned();
+            let (to, text) = said.split_once(' ').unwrap();
+            Ok((JSON, json!({"@": to.split(',').collect::<Vec<_>>(), "said": text}).to_string().into_bytes()))
+        }
+        _ => Ok((JSON, Vec::new())),
+    })
+}
+
+fn open_with_id(server: &Server, target: &str) -> (Socket, String) {
+    let mut socket = Socket::open(server, target, "");
+    let id = socket.next().json()["id"].as_str().unwrap().to_owned();
+    (socket, id)
+}
+
+fn an_app_reaches_sockets_of_its_own_hub_alone(backend: &str) {
+    let (server, _worker, _folder) = post_office(backend, "[hub.other]\napp = 'web'\npath = '/other'");
+    let (mut one, id) = open_with_id(&server, "/api/v1/listen");
+    let (mut other, other_id) = open_with_id(&server, "/other/listen");
+    let (place, token) = id.rsplit_once('-').unwrap();
+    assert_eq!(token.len(), 12);
+    let guessed = format!("{place}-{:012x}", u64::from_str_radix(token, 16).unwrap() ^ 1);
+    for (to, text) in [(&other_id, "of another hub"), (&guessed, "guessed"), (&id, "its own")] {
+        one.send(TEXT, format!("{to} {text}").as_bytes());
     }
-    assert_eq!(last[0], format!("id: {one}"));
-    let mut back = stream(&server, "/api/v1/listen", &format!("Last-Event-ID: {one}\r\n"));
-    assert_eq!(event(&mut back)[1], "data: two");
+    assert_eq!(one.next().json()["said"], "its own");
+    other.send(TEXT, format!("{other_id} its own").as_bytes());
+    assert_eq!(other.next().json()["said"], "its own");
+}
+
+fn what_is_said_to_many_is_there_once(backend: &str) {
+    let (server, _worker, _folder) = post_office(backend, "message = '1MiB'");
+    let (_deaf, id) = open_with_id(&server, "/api/v1/listen");
+    let (mut other, _) = open_with_id(&server, "/api/v1/listen");
+    let before = server.peak_bytes();
+    other.send(TEXT, format!("{} {}", vec![id.as_str(); 3000].join(","), "x".repeat(100_000)).as_bytes());
+    until("the deaf one is closed", || server.status()["hub_closed_gap"] == 1);
+    let grown = server.peak_bytes() - before;
+    assert!(grown < 30 << 20, "{grown}");
+}
+
+fn a_ping_is_answered_while_the_app_has_its_turn(backend: &str) {
+    let may = Arc::new(AtomicBool::new(false));
+    let may_answer = may.clone();
+    let (server, _worker, _folder) = with_app(backend, "", move |frame, _, body| {
+        if frame == "text" && body == b"one" {
+            until("it may answer", || may_answer.load(Ordering::SeqCst));
+        }
+        Ok((if frame == "text" { "text/plain" } else { JSON }, body.to_vec()))
+    });
+    let mut socket = Socket::open(&server, "/api/v1/listen", "");
+    let long = "x".repeat(20_000);
+    for (head, data) in [(TEXT, "one"), (PING, "a"), (TEXT, "two"), (PING, "b"), (TEXT, ""), (TEXT, &long), (PING, "c")]
+    {
+        socket.send(head, data.as_bytes());
+    }
+    let mut next = || socket.next();
+    for data in ["a", "b"] {
+        assert_eq!(next(), Frame { head: PONG, data: data.into() });
+    }
+    // What the app is to be told keeps its order, and beyond a measure nothing more is received.
+    may.store(true, Ordering::SeqCst);
+    let mut rest: Vec<_> = (0..5).map(|_| next()).collect();
+    let pong = rest.iter().position(|frame| frame.head == PONG).unwrap();
+    assert_eq!(rest.remove(pong).data, b"c");
+    assert_eq!(rest.iter().map(Frame::text).collect::<Vec<_>>(), ["one", "two", "", &long]);
+}
+
+fn all_events_name_the_client_that_a_proxy_has_named(backend: &str) {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let kept = seen.clone();
+    let (server, _worker, _folder) =
+        with_app(backend, "[server]\ntrusted_proxies = ['127.0.0.1']", move |frame, head, _| {
+            let told = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-real-ip"];
+            let told = told.map(|name| fields(head, name).concat());
+            kept.lock().unwrap().push((frame.to_owned(), told));
+            Ok((JSON, Vec::new()))
+        });
+    let lines = "X-Forwarded-For: 203.0.113.7\r\nX-Forwarded-Proto: https\r\nX-Forwarded-Host: shop.example\r\n";
+    let mut socket = Socket::open(&server, "/api/v1/listen", lines);
+    socket.send(TEXT, b"hi");
+    until("the app has it", || seen.lock().unwrap().len() == 2);
+    socket.send(CLOSE, b"");
+    until("the app is told of the end", || seen.lock().unwrap().len() == 3);
+    let seen = seen.lock().unwrap();
+    assert_eq!([&seen[0].0, &seen[1].0, &seen[2].0], ["open", "text", "close"]);
+    assert!(seen[0].1[0].starts_with("203.0.113.7"), "{seen:?}");
+    assert!(seen.iter().all(|(_, told)| *told == seen[0].1), "{seen:?}");
 }
 
 fn one_event_of_a_socket_at_a_time(backend: &str) {
@@ -226,11 +379,15 @@ fn an_app_that_fails_closes_nothing(backend: &str) {
         ("text", b"die") => Err(0),
         ("text", b"fail") => Err(500),
         ("text", b"nonsense") => Ok((JSON, b"{".to_vec())),
+        ("text", b"nothing") => Ok((JSON, Vec::new())),
+        ("text", b"long") => Ok(("text/plain", vec![b'x'; 300_000])),
+        ("text", b"too big") => Ok((JSON, json!({"@": "a", "x": "x".repeat(100_000)}).to_string().into_bytes())),
         ("text", body) => Ok(("text/plain", body.to_vec())),
         _ => Ok((JSON, b"{}".to_vec())),
     });
     let mut socket = Socket::open(&server, "/api/v1/listen", "");
-    for said in ["die", "fail", "nonsense"] {
+    socket.send(TEXT, b"nothing");
+    for said in ["die", "fail", "nonsense", "long", "too big"] {
         socket.send(TEXT, said.as_bytes());
         assert_eq!(socket.next().json()["type"], "error", "{said}");
         socket.send(TEXT, b"still there");

@@ -227,7 +227,7 @@ fn an_app_that_is_gone_takes_no_socket_with_it(backend: &str) {
             was_asked.fetch_add(1, Ordering::SeqCst);
             until("it may answer", || may_answer.load(Ordering::SeqCst));
         }
-        Ok(("text/plain", body.to_vec()))
+        Ok((if frame == "text" { "text/plain" } else { JSON }, body.to_vec()))
     });
     let mut stays = Socket::open(&server, "/api/v1/listen", "");
     let mut goes = Socket::open(&server, "/api/v1/listen", "");

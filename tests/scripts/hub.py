@@ -179,7 +179,7 @@ def autobahn(home, options, backend, over, python, secure, results):
         line = [python, "-c", RUN, f"127.0.0.1:{port}/api/v1/listen?topic=none", options.cases]
         status, output = processes.run_to_end(line, timeout=900)
         if status != 0:
-            raise Trouble(f"kosoku failed:\n{output[-1500:]}")
+            raise Trouble(f"kosoku ended with {status}:\n{output[-1500:]}")
     found = [line.split(" ", 3)[1:] for line in output.splitlines() if line.startswith("CASE ")]
     passed = collections.Counter(verdict for _, verdict, _ in found)
     for case, verdict, why in found:
@@ -390,7 +390,7 @@ def deploys(home, options, backend, results):
             try:
                 turn = 0
                 while not stop.is_set():
-                    kind = ("restart", "kill", "kill", "restart", "reload")[turn % 5]
+                    kind = ("restart", "kill", "reload", "kill", "restart")[turn % 5]
                     turn += 1
                     if kind == "restart":
                         server.command("restart", "--wait")

@@ -10,7 +10,7 @@ use crate::upgrades::{Line, path};
 
 mod apps;
 mod keys;
-mod reload;
+pub mod reload;
 
 /// A worker that says which app it is of and what it was asked. In its folder, the file `NAME.crash` lets it end as it starts; a request
 /// for `/block` is answered once there is `NAME.go`.

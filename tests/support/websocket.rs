@@ -83,8 +83,19 @@ impl Socket {
         self.send(TEXT, message.to_string().as_bytes());
     }
 
-    /// The next frame.
+    /// The next frame that is no ping; those are answered.
     pub fn next(&mut self) -> Frame {
+        loop {
+            let frame = self.next_of_all();
+            if frame.head != PING {
+                return frame;
+            }
+            self.send(PONG, &frame.data);
+        }
+    }
+
+    /// The next frame.
+    pub fn next_of_all(&mut self) -> Frame {
         let head = self.client.take(2);
         assert_eq!(head[1] & 0x80, 0, "a server masks nothing");
         let length = match head[1] {

@@ -123,7 +123,7 @@ fn nonsense_about_a_limit_stops_no_upgrade(backend: &str) {
     let mut child = command.stdout(Stdio::null()).spawn().unwrap();
     let mut lines = BufReader::new(ours.try_clone().unwrap()).lines().map(Result::unwrap);
     let hello = lines.next().unwrap();
-    assert!(hello.contains("\"hears_limits\":true"), "{hello}");
+    assert!(hello.contains("\"hears_limits\":true") && hello.contains("\"hears_hubs\":true"), "{hello}");
     ours.write_all(b"{\"estate\":{}}\n").unwrap();
     assert_eq!(lines.next().unwrap(), "\"ready\"");
     ours.write_all(b"{\"limit\":7}\n{\"limit\":{\"name\":\"rate-limit\",\"entries\":\"\"}}\n{\"go\":{}}\n").unwrap();

@@ -222,6 +222,7 @@ const HUBS: &str = "
     app = \"web\"
     events = \"/chat/events\"
     path = \"/chat/\"
+    bus = { directory = \"/run/x\" }
     [[routes]]
     match.path = \"/news/*\"
     hub = \"news\"
@@ -255,6 +256,7 @@ fn hubs_come_from_the_file() {
         app: Some("web".to_owned()),
         events: "/chat/events".to_owned(),
         path: "/chat".to_owned(),
+        bus: Some(super::super::hub::Bus::Directory("/run/x".into())),
     };
     let news = Hub { name: "news".to_owned(), history_count: 5, ..Hub::default() };
     assert_eq!(config.server.hubs, [news, chat]);

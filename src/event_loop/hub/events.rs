@@ -13,13 +13,13 @@
 //! `>` to which sockets not, `!` closes with a code; the rest is a message, which without `@` goes to the socket itself. A body of another type is a
 //! message to the socket.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
 use crate::apps::Served;
-use crate::backends::{Backend, Size, Sock};
+use crate::backends::{Backend, Piece, Size, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::config::route::is_same_to_apps;
@@ -27,19 +27,21 @@ use crate::connection::{State, Stream};
 use crate::dispatch::Outcome;
 use crate::exchange::{Ending, Exchange, Phase, Upload};
 use crate::http::Framing;
+use crate::http::fields::Kind;
 use crate::http::head::{self, HeadLimits, Request, Response};
 use crate::http::id::id_text;
 use crate::http::reader::Reader;
 use crate::http::rewrite::{self, Forward};
 use crate::http::route::Edits;
-use crate::hub::{EVENT_FIELDS, From, Payload, wire};
+use crate::hub::{EVENT_FIELDS, From, Hub, Positions, wire};
 use crate::mailbox;
 use crate::metrics::series::RetryReason;
+use crate::websocket::decode::Event;
 use crate::websocket::{Opcode, encode};
 
 use super::listen::{No, Wish};
 use super::socket::code;
-use super::{Cursor, Loop, Subscriber, Transport};
+use super::{Cursor, Loop, Subscriber, Transport, framed};
 use crate::event_loop::Task;
 use crate::event_loop::account::CLIENT_LEFT;
 use crate::event_loop::forward::{is_whole, passes_to_another};
@@ -47,6 +49,17 @@ use crate::log::Level;
 
 /// Bytes of an answer at most, with its head.
 const LONGEST_ANSWER: usize = 256 * 1024;
+/// In which fields a proxy says where a request comes from.
+const FRONT: [Kind; 8] = [
+    Kind::XForwardedFor,
+    Kind::XForwardedProto,
+    Kind::XForwardedHost,
+    Kind::XForwardedPort,
+    Kind::XForwardedScheme,
+    Kind::XForwardedOther,
+    Kind::XRealIp,
+    Kind::Forwarded,
+];
 /// Bytes that may wait for a socket before an event of another one says more to it.
 const MOST_TOLD: usize = 1024 * 1024;
 
@@ -61,40 +74,53 @@ pub(super) enum Occasion {
 pub(super) struct Talk {
     /// Whose socket it is for the app: what it may name in its answers.
     pub id: SocketId,
+    /// What the client has said while the app had its turn, and bytes of that.
+    pub waiting: VecDeque<Event>,
+    pub waiting_bytes: usize,
     /// The host that was asked for.
     authority: Box<[u8]>,
     /// The lines that tell who the client is.
     identity: Box<[u8]>,
+    /// The lines of its request in which a proxy has said where it comes from, where one may.
+    front: Box<[u8]>,
 }
 
-/// A socket, in all loops.
+/// A socket, in all loops. Nobody finds one by trying: a part of it is random.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SocketId {
     loop_index: u16,
     sock: Sock,
+    token: u64,
 }
+
+/// Bits of a socket's token.
+const TOKEN_BITS: u32 = 48;
 
 impl std::fmt::Display for SocketId {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(formatter, "{:x}-{:x}-{:x}", self.loop_index, self.sock.index, self.sock.generation)
+        let SocketId { loop_index, sock, token } = self;
+        write!(formatter, "{loop_index:x}-{:x}-{:x}-{token:012x}", sock.index, sock.generation)
     }
 }
 
 impl SocketId {
-    pub fn new(loop_index: u16, sock: Sock) -> SocketId {
-        SocketId { loop_index, sock }
+    fn new(loop_index: u16, sock: Sock, random: u64) -> SocketId {
+        SocketId { loop_index, sock, token: random >> (u64::BITS - TOKEN_BITS) }
     }
 
     fn read(text: &str) -> Option<SocketId> {
-        let mut parts = text.split('-').map(|part| u32::from_str_radix(part, 16).ok());
-        let (loop_index, index, generation) = (parts.next()??, parts.next()??, parts.next()??);
-        let id = SocketId { loop_index: loop_index.try_into().ok()?, sock: Sock { index, generation } };
-        (parts.next().is_none() && id.to_string() == text).then_some(id)
+        let mut parts = text.split('-').map(|part| u64::from_str_radix(part, 16).ok());
+        let mut next = || parts.next().flatten();
+        let (loop_index, index, generation, token) = (next()?, next()?, next()?, next()?);
+        let sock = Sock { index: index.try_into().ok()?, generation: generation.try_into().ok()? };
+        let id = SocketId { loop_index: loop_index.try_into().ok()?, sock, token };
+        (id.to_string() == text).then_some(id)
     }
 
     /// As a number.
     pub fn number(self) -> u128 {
-        u128::from(self.loop_index) << 64 | u128::from(self.sock.index) << 32 | u128::from(self.sock.generation)
+        let sock = u128::from(self.sock.index) << 32 | u128::from(self.sock.generation);
+        u128::from(self.token) << (u128::BITS - TOKEN_BITS) | u128::from(self.loop_index) << 64 | sock
     }
 }
 
@@ -155,10 +181,21 @@ impl<B: Backend> Loop<B> {
         input: &[u8],
         request: &Request,
     ) -> Result<(), No> {
+        let id = SocketId::new(self.index, sock, self.random());
+        let mut front = Vec::new();
+        for field in self.heads.fields.iter().filter(|field| FRONT.contains(&field.kind)) {
+            front.extend_from_slice(&[field.name.of(input), b": ", field.value.of(input), b"\r\n"].concat());
+        }
+        if self.accepting.tolds.is_none() {
+            front.clear();
+        }
         let talk = Talk {
-            id: SocketId::new(self.index, sock),
+            id,
+            waiting: VecDeque::new(),
+            waiting_bytes: 0,
             authority: request.authority.of(input).into(),
             identity: self.heads.identity.as_slice().into(),
+            front: front.into(),
         };
         let mut fields =
             format!("X-Socket-Target: {}\r\n", String::from_utf8_lossy(request.path.of(input))).into_bytes();
@@ -173,9 +210,11 @@ impl<B: Backend> Loop<B> {
         }
         let served = wish.served().clone();
         let exchange = self.event(sock, &served, series, &talk, "", &Occasion::Open, &fields);
-        let Some(exchange) = exchange else { return Err(No::because(503, "the app of this hub is not there")) };
+        let Some((exchange, text)) = exchange else {
+            return Err(No::because(503, "the app of this hub is not there"));
+        };
         self.become_state(sock, State::Processing);
-        let Some(key) = self.begin_exchange(exchange.stream, exchange, input) else { return Ok(()) };
+        let Some(key) = self.begin_exchange(exchange.stream, exchange, &text) else { return Ok(()) };
         let head = if self.access.enabled() {
             input[request.method_span.start as usize..request.len].into()
         } else {
@@ -196,8 +235,14 @@ impl<B: Backend> Loop<B> {
         if let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) {
             subscriber.talk = Some(talk);
         }
-        let Some(exchange) = exchange else { return self.event_failed(sock, "the app is not there") };
-        let Some(key) = self.begin_exchange(exchange.stream, exchange, b"") else { return };
+        let Some((exchange, text)) = exchange else { return self.event_failed(sock, "the app is not there") };
+        let Ok(key) = self.exchanges.insert(exchange) else {
+            return self.close_socket(sock, code::OVERLOAD, "too many requests are in progress");
+        };
+        self.keep_origin(key, &text);
+        if let Some(client) = self.table.client(sock) {
+            client.exchange = key;
+        }
         self.acquire(key, false);
     }
 
@@ -207,9 +252,11 @@ impl<B: Backend> Loop<B> {
         let Some(subscriber) = &mut client.subscriber else { return };
         let (served, series, code) = (subscriber.served.clone(), subscriber.series, subscriber.code);
         let Some(talk) = subscriber.talk.take() else { return };
+        self.hubs.partial -= talk.waiting_bytes;
         let groups = subscriber.groups(&self.hubs);
         let before = std::mem::replace(&mut client.exchange, Key::NONE);
-        let close = self.event(sock, &served, series, &talk, &groups, &Occasion::Close(code), b"");
+        let close =
+            self.event(sock, &served, series, &talk, &groups, &Occasion::Close(code), b"").map(|(close, _)| close);
         self.follow(before, served, close, false);
     }
 
@@ -224,6 +271,7 @@ impl<B: Backend> Loop<B> {
         let Some(Opening { wish, talk, head }) = self.hubs.events.opening.remove(&sock) else { return false };
         let served = wish.served().clone();
         let close = self.event(sock, &served, series, &talk, "", &Occasion::Close(code::ABNORMAL), b"");
+        let close = close.map(|(close, _)| close);
         self.count().of_series(series).ended(CLIENT_LEFT);
         self.log_answer(sock, &head, None, CLIENT_LEFT, 0);
         if let Some(client) = self.table.client(sock) {
@@ -298,7 +346,7 @@ impl<B: Backend> Loop<B> {
         self.work.push_back(Task::Resume(sock));
     }
 
-    /// The request that tells an app of something.
+    /// The request that tells an app of something, and its head as a client would have sent it.
     #[allow(clippy::too_many_arguments)]
     fn event(
         &mut self,
@@ -309,7 +357,7 @@ impl<B: Backend> Loop<B> {
         groups: &str,
         occasion: &Occasion,
         fields: &[u8],
-    ) -> Option<Exchange> {
+    ) -> Option<(Exchange, Vec<u8>)> {
         let (id, path) = served.app.as_ref()?;
         let app = self.apps.get(*id)?.clone();
         let (frame, media, data): (&str, &str, &[u8]) = match occasion {
@@ -329,7 +377,7 @@ impl<B: Backend> Loop<B> {
             talk.id
         )
         .into_bytes();
-        text.extend_from_slice(fields);
+        text.extend_from_slice(if matches!(occasion, Occasion::Open) { fields } else { &talk.front });
         text.extend_from_slice(b"\r\n");
         // It is as long as the names of its topics are: what a client may send is no measure of it.
         let limits = HeadLimits::new(2 * text.len(), self.heads.limits.fields + EVENT_FIELDS.len() + 4);
@@ -359,7 +407,7 @@ impl<B: Backend> Loop<B> {
             exchange.request.body.push(self.memory.pool.heap(data));
         }
         self.count().hub_events.add(1);
-        Some(exchange)
+        Some((exchange, text))
     }
 
     /// The head of the answer to an event has come; `input` begins with it.
@@ -392,22 +440,13 @@ impl<B: Backend> Loop<B> {
             exchange.answer.bytes = body.len() as u64;
         }
         let is_good = (200..300).contains(&status);
+        let mut left_at = None;
         let served = match self.hubs.events.opening.remove(&sock) {
-            Some(Opening { wish, talk, head }) => {
-                let served = wish.served().clone();
-                let opened = self.let_in(sock, wish, series, talk, status);
-                match opened {
-                    Ok(status) => {
-                        self.count().of_series(series).answered_here(status);
-                        self.log_answer(sock, &head, None, status, 0);
-                    }
-                    Err(No(status, reason)) => {
-                        if let Some(exchange) = self.exchanges.lookup_mut(key) {
-                            exchange.stream.id = 0;
-                        }
-                        let ending = Ending::Failed { status, reason: &reason, outcome: Some(Outcome::Unused) };
-                        return self.finish(key, ending);
-                    }
+            Some(mut opening) => {
+                left_at = opening.wish.left_at();
+                let served = opening.wish.served().clone();
+                if !self.let_in((key, sock), opening, series, status) {
+                    return;
                 }
                 Some(served)
             }
@@ -425,7 +464,7 @@ impl<B: Backend> Loop<B> {
         };
         let Some(served) = served else { return };
         if is_good {
-            self.carry_out(sock, &served, &media, &body);
+            self.carry_out(sock, &served, (status, &media), &body, left_at.as_ref());
         } else {
             self.count().hub_events_failed.add(1);
             self.event_failed(sock, &format!("the app has answered {status}"));
@@ -433,13 +472,30 @@ impl<B: Backend> Loop<B> {
         self.work.push_back(Task::Resume(sock));
     }
 
-    /// Has a client listen, if that is what the app has said.
-    fn let_in(&mut self, sock: Sock, wish: Wish, series: u16, talk: Talk, status: u16) -> Result<u16, No> {
+    /// Has a client listen, if that is what the app has said; whether it was. Else its request is answered by that exchange.
+    fn let_in(&mut self, (key, sock): (Key, Sock), opening: Opening, series: u16, status: u16) -> bool {
+        let Opening { wish, talk, head } = opening;
         // It may be answered at once, or closed, and is not to take the question for an event that is under way.
         if let Some(client) = self.table.client(sock) {
             client.exchange = Key::NONE;
         }
-        if (200..300).contains(&status) { self.subscribe(sock, wish, series, Some(talk)) } else { Err(refusal(status)) }
+        let is_good = (200..300).contains(&status);
+        let opened = if is_good { self.subscribe(sock, wish, series, Some(talk)) } else { Err(refusal(status)) };
+        match opened {
+            Ok(status) => {
+                self.count().of_series(series).answered_here(status);
+                self.log_answer(sock, &head, None, status, 0);
+                true
+            }
+            Err(No(status, reason)) => {
+                if let Some(exchange) = self.exchanges.lookup_mut(key) {
+                    exchange.stream.id = 0;
+                }
+                let ending = Ending::Failed { status, reason: &reason, outcome: Some(Outcome::Unused) };
+                self.finish(key, ending);
+                false
+            }
+        }
     }
 
     /// Tells a client that what it has said did not reach the app.
@@ -450,9 +506,18 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// Does what an app's answer says. `sock` may be gone.
-    fn carry_out(&mut self, sock: Sock, served: &Arc<Served>, media: &[u8], body: &[u8]) {
-        if body.is_empty() {
+    /// Does what an app's answer says. `sock` may be gone. `left_at`: it has come back just now, and was there.
+    fn carry_out(
+        &mut self,
+        sock: Sock,
+        served: &Arc<Served>,
+        (status, media): (u16, &[u8]),
+        body: &[u8],
+        left_at: Option<&Positions>,
+    ) {
+        // An empty answer is an empty message only where it says so: a framework's default is none.
+        let is_said = [&b"text/plain"[..], b"application/octet-stream"].iter().any(|said| media.starts_with(said));
+        if body.is_empty() && !(status == 200 && is_said) {
             return;
         }
         if !media.starts_with(b"application/json") {
@@ -472,7 +537,7 @@ impl<B: Backend> Loop<B> {
         let close = said.remove("!");
         let except: Vec<_> = except.unwrap_or_default().iter().filter_map(|id| SocketId::read(id)).collect();
         for topic in joins.unwrap_or_default() {
-            self.join(sock, served, &topic);
+            self.join(sock, served, &topic, left_at);
         }
         for topic in leaves.unwrap_or_default() {
             self.leave(sock, served, &topic);
@@ -503,27 +568,30 @@ impl<B: Backend> Loop<B> {
         let text = serde_json::to_string(said).unwrap_or_default();
         let Some(targets) = targets else { return self.say_frame(sock, Opcode::Text, text.as_bytes()) };
         let except: Vec<u128> = except.iter().map(|id| id.number()).collect();
+        // One for all: however many they are, it is there once.
+        let mut frame = Vec::with_capacity(text.len() + 10);
+        encode::frame(&mut frame, Opcode::Text, false, text.as_bytes());
+        let frame: Arc<[u8]> = frame.into();
+        served.hub.lend(frame.clone());
         for target in targets {
             if let Some(id) = SocketId::read(&target) {
-                let mut frame = Vec::with_capacity(text.len() + 10);
-                encode::frame(&mut frame, Opcode::Text, false, text.as_bytes());
                 if usize::from(id.loop_index) < self.shared.postboxes.len() && !except.contains(&id.number()) {
-                    self.shared.postboxes.post(id.loop_index, mailbox::Message::Say(id.sock, frame.into()));
+                    let said = mailbox::Message::Say(id.sock, id.token, served.hub.clone(), frame.clone());
+                    self.shared.postboxes.post(id.loop_index, said);
                 }
                 continue;
             }
-            let now = served.since(self.time.now);
-            match served.hub.publish_except(now, &target, Payload::Json(&text), None, &except) {
-                Ok(published) => self.published_here(served, &target, &published),
-                Err(refused) => {
-                    let fields: [(&str, &dyn std::fmt::Display); 2] = [("topic", &target), ("reason", &refused)];
-                    self.shared.log.seldom(Level::Warn, "what an app says to a hub is not published", &fields);
-                }
+            if let Err(refused) = self.publish_of_app(served, &target, &text, &except) {
+                let fields: [(&str, &dyn std::fmt::Display); 2] = [("topic", &target), ("reason", &refused)];
+                self.shared.log.seldom(Level::Warn, "what an app says to a hub is not published", &fields);
+                self.event_failed(sock, &format!("the app's message is not published: {refused}"));
             }
         }
     }
 
-    fn join(&mut self, sock: Sock, served: &Arc<Served>, name: &str) {
+    /// Has a subscriber listen to a topic more: from where it has left that when it comes back, else from now on. Who comes back and cannot say where it was
+    /// there is told of a gap, but for a topic that is named as the socket itself.
+    fn join(&mut self, sock: Sock, served: &Arc<Served>, name: &str, left_at: Option<&Positions>) {
         let now = served.since(self.time.now);
         let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) else { return };
         if subscriber.topic_at(&self.hubs, name).is_some()
@@ -531,42 +599,75 @@ impl<B: Backend> Loop<B> {
         {
             return;
         }
-        if let Ok(subscribed) = served.hub.subscribe(now, name, self.index, From::Now) {
-            let at = subscribed.at;
-            let (topic, place) = self.hubs.add(subscribed.topic, at, sock);
-            subscriber.cursors.push(Cursor { topic, place, at });
-        }
+        // What bears its own name has begun with it.
+        let is_new = SocketId::read(name).is_some_and(|id| id.number() == subscriber.number());
+        let from = left_at.filter(|_| !is_new).map_or(From::Now, |positions| From::After(positions.of(name)));
+        let Ok(subscribed) = served.hub.subscribe(now, name, self.index, from) else { return };
+        // What is missing is told when it reads on from there.
+        let at = subscribed.gap.map_or(subscribed.at, |gap| gap.from);
+        let cursor = Cursor::new(self.hubs.add(subscribed.topic, at, sock), name, at);
+        subscriber.cursors.push(cursor);
+        subscriber.alone = false;
+        self.tell_change(sock, &wire::subscribed(name, subscribed.at));
+        self.catch_up(sock);
     }
 
     fn leave(&mut self, sock: Sock, served: &Arc<Served>, name: &str) {
         let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) else { return };
         if let Some(at) = subscriber.topic_at(&self.hubs, name) {
-            let cursor = subscriber.without(at);
+            subscriber.alone = false;
+            let cursor = subscriber.cursors.swap_remove(at);
             self.leave_topic(served, &cursor);
+            self.tell_change(sock, &wire::unsubscribed(name));
+        }
+    }
+
+    /// Tells a client what it listens to now, so that it can say so when it comes back; as far as it can be told.
+    fn tell_change(&mut self, sock: Sock, text: &str) {
+        let Some(client) = self.table.client(sock) else { return };
+        let chunked = client.http.is_chunked();
+        let Some(subscriber) = &client.subscriber else { return };
+        match subscriber.transport {
+            Transport::Socket { told: true, .. } => self.say_text(sock, text),
+            Transport::Events => {
+                let event = wire::id_event(&subscriber.positions());
+                self.say(sock, &framed(event.as_bytes(), chunked));
+            }
+            _ => {}
         }
     }
 
     fn say_frame(&mut self, sock: Sock, opcode: Opcode, data: &[u8]) {
-        let mut frame = Vec::with_capacity(data.len() + 10);
-        encode::frame(&mut frame, opcode, false, data);
-        self.said_to(sock, &frame);
-    }
-
-    /// An app has something for a socket, which may be gone. No back-pressure reaches who says it: one that does not take it is closed.
-    pub fn told_by_app(&mut self, sock: Sock, frame: &[u8]) {
-        if self.unsent(sock) <= MOST_TOLD {
-            self.said_to(sock, frame);
-        } else if self.has_app(sock) {
-            self.close_socket(sock, code::GAP, "messages are missing: load your state anew");
+        let is_socket = |subscriber: &Subscriber| matches!(subscriber.transport, Transport::Socket { .. });
+        if self.table.client(sock).and_then(|client| client.subscriber.as_deref()).is_some_and(is_socket) {
+            let mut frame = Vec::with_capacity(data.len() + 10);
+            encode::frame(&mut frame, opcode, false, data);
+            self.count().hub_deliveries.add(1);
+            self.say(sock, &frame);
         }
     }
 
-    /// Something is to be sent to one socket, which may be gone.
-    fn said_to(&mut self, sock: Sock, frame: &[u8]) {
-        let is_socket = |subscriber: &Subscriber| matches!(subscriber.transport, Transport::Socket { .. });
-        if self.table.client(sock).and_then(|client| client.subscriber.as_deref()).is_some_and(is_socket) {
-            self.count().hub_deliveries.add(1);
-            self.say(sock, frame);
+    /// An app has something for a socket of that hub, which may be gone. No back-pressure reaches who says it: one that does not take it is closed.
+    pub fn told_by_app(&mut self, (sock, token): (Sock, u64), hub: &Arc<Hub>, frame: Arc<[u8]>) {
+        let is_meant = |subscriber: &Subscriber| {
+            let is_it = subscriber.talk.as_ref().is_some_and(|talk| talk.id.token == token);
+            is_it
+                && Arc::ptr_eq(&subscriber.served.hub, hub)
+                && matches!(subscriber.transport, Transport::Socket { .. })
+        };
+        if !self.table.client(sock).and_then(|client| client.subscriber.as_deref()).is_some_and(is_meant) {
+            return;
+        }
+        if hub.is_overrun() {
+            self.cut_slow();
+        }
+        if self.unsent(sock) > MOST_TOLD {
+            return self.close_socket(sock, code::GAP, "messages are missing: load your state anew");
+        }
+        self.count().hub_deliveries.add(1);
+        self.send(sock, Piece::shared(frame));
+        if self.is_full(sock) {
+            self.catch_up(sock);
         }
     }
 }

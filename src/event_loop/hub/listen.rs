@@ -25,7 +25,7 @@ use crate::websocket::handshake::{Handshake, Refusal, handshake, switching};
 
 use super::events::Talk;
 use super::socket::code;
-use super::{Cursor, Loop, Subscriber, Transport, framed};
+use super::{Cursor, Loop, Subscriber, Transport, framed, stand};
 use crate::apps::Served;
 
 /// The subprotocol in which messages come with their topics and ids.
@@ -46,6 +46,11 @@ pub(super) struct Wish {
 impl Wish {
     pub fn served(&self) -> &Arc<Served> {
         &self.served
+    }
+
+    /// Where it was in all topics, if it comes back.
+    pub fn left_at(&mut self) -> Option<Positions> {
+        self.listen.left_at.take()
     }
 }
 
@@ -103,6 +108,8 @@ impl<B: Backend> Loop<B> {
     /// Has a client listen, and answers it: the status.
     pub(super) fn subscribe(&mut self, sock: Sock, wish: Wish, series: u16, talk: Option<Talk>) -> Result<u16, No> {
         let Wish { served, way, listen, origin } = wish;
+        // It may have waited for the app's word while that was changed.
+        let served = self.hubs.newest(served);
         let mut begun = Vec::with_capacity(listen.topics.len());
         let now = served.since(self.time.now);
         for (name, from) in listen.topics {
@@ -120,8 +127,8 @@ impl<B: Backend> Loop<B> {
             }
         }
         let cursors = begun.into_iter().map(|(topic, at)| {
-            let (topic, place) = self.hubs.add(topic, at, sock);
-            Cursor { topic, place, at }
+            let name = topic.clone();
+            Cursor::new(self.hubs.add(topic, at, sock), name.name(), at)
         });
         let cursors: Vec<_> = cursors.collect();
         self.become_state(sock, State::WritingResponse);
@@ -136,11 +143,13 @@ impl<B: Backend> Loop<B> {
         let subscriber = Subscriber {
             served,
             transport,
-            asked: cursors.len(),
+            alone: cursors.len() == 1,
             cursors,
             heard: false,
             pinged: false,
             waits: false,
+            slow: false,
+            drained: 0,
             leaves: false,
             series,
             code: code::ABNORMAL,
@@ -190,7 +199,7 @@ impl<B: Backend> Loop<B> {
                 head.extend_from_slice(
                     &[b"Date: ", &date[..], reply::connection(client.http.version, client.http.keep_alive)].concat(),
                 );
-                let at = Positions::new(cursors.iter().map(|cursor| cursor.at));
+                let at = stand(cursors, cursors.len() == 1);
                 let begin = wire::preamble(RETRY, RETRY, self.random(), &at);
                 head.extend_from_slice(&framed(begin.as_bytes(), chunked));
                 Transport::Events

@@ -2,7 +2,6 @@
 
 use std::fmt::Write;
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::access::scheme;
 use crate::apps::Served;
@@ -17,9 +16,8 @@ use crate::http::query;
 use crate::http::reply::Direct;
 use crate::http::{Framing, Method, find_lines};
 use crate::hub::{Payload, Published, Refused, wire};
-use crate::mailbox::desk;
+use crate::mailbox::{self, desk};
 
-use super::events::SocketId;
 use super::listen::{No, Wish, query_of};
 use super::{Loop, Transport};
 use crate::event_loop::{Leads, LoopRoute, Written};
@@ -185,6 +183,18 @@ impl<B: Backend> Loop<B> {
         }
     }
 
+    /// A part of what is to be published has come, and there is more to come.
+    pub fn notice_goes_on(&mut self, key: Key) {
+        let Some(stream) = self.exchanges.lookup(key).map(|exchange| exchange.stream) else { return };
+        // Those who take nothing go before a publisher is refused for what waits for them.
+        if !self.memory.has_room() && !self.cut_slow() {
+            self.count().memory_refused.add(1);
+            return self.fail(key, 503, "the server has no memory left for requests that come in parts");
+        }
+        self.rearm(key);
+        self.stream_want(stream);
+    }
+
     /// The body of a request is whole, and is published.
     pub fn publish(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
@@ -195,10 +205,35 @@ impl<B: Backend> Loop<B> {
         let body = exchange.request.body.iter().map(|block| &block[..]).collect::<Vec<_>>().concat();
         exchange.request.body = Vec::new();
         let now = served.since(self.time.now);
-        match publish(&served, now, head, &body) {
-            Ok((topic, published)) => {
+        let answer = || {
+            let (postboxes, loop_index) = (self.shared.postboxes.clone(), self.index);
+            Box::new(move |outcome: Result<Published, Refused>| {
+                let (status, text) = told(outcome);
+                let reply = reply(key, status, &text);
+                postboxes.post(loop_index, mailbox::Message::Document(reply));
+            })
+        };
+        let publish =
+            |topic: &str, payload: Payload<'_>, id: Option<&str>| match served.hub.publish(now, topic, payload, id) {
+                Err(Refused::Carried) => served.hub.carry(topic, payload, id, &[], answer()).map(|()| None),
+                published => published.map(|published| Some((topic.to_owned(), published))),
+            };
+        match noticed(head, &body, publish) {
+            // The bus has it, and answers by mail.
+            Ok(Ok(None)) => self.count().hub_messages.add(1),
+            Ok(Ok(Some((topic, published)))) => {
                 self.published_here(&served, &topic, &published);
                 self.answer_json(key, 202, &wire::published(&published));
+            }
+            Ok(Err(refused)) => {
+                self.count().errors.add(1);
+                // Where the hub has gone to another process, who asks again is to come to that one.
+                if let Some(client) = self.exchanges.lookup(key).and_then(|it| self.table.client(it.stream.connection))
+                {
+                    client.http.keep_alive &= refused != Refused::Moved;
+                }
+                let (status, text) = told(Err(refused));
+                self.answer_json(key, status, &text);
             }
             Err((status, reason)) => {
                 self.count().errors.add(1);
@@ -207,11 +242,31 @@ impl<B: Backend> Loop<B> {
         }
     }
 
+    /// Publishes what an app says, which is JSON, to all but some subscribers.
+    pub(super) fn publish_of_app(
+        &mut self,
+        served: &Served,
+        topic: &str,
+        text: &str,
+        except: &[u128],
+    ) -> Result<(), Refused> {
+        let (now, payload) = (served.since(self.time.now), Payload::Json(text));
+        match served.hub.publish_except(now, topic, payload, None, except) {
+            Err(Refused::Carried) => {
+                self.count().hub_messages.add(1);
+                served.hub.carry(topic, payload, None, except, Box::new(|_| ()))
+            }
+            // Another process publishes it.
+            Err(Refused::Moved) if served.hub.hand_on(topic, text) => Ok(()),
+            published => published.map(|published| self.published_here(served, topic, &published)),
+        }
+    }
+
     /// Answers a client that waits for the next messages, if there are any, or if it has waited long enough.
     pub(super) fn answer_poll(&mut self, sock: Sock, waited: bool) {
-        let me = SocketId::new(self.index, sock).number();
         let Some(client) = self.table.client(sock) else { return };
         let Some(subscriber) = &mut client.subscriber else { return };
+        let me = subscriber.number();
         let Transport::Poll(origin) = &subscriber.transport else { return };
         let (mut messages, mut gaps, mut count, mut missing) = (String::new(), String::new(), 0, 0);
         let add = |list: &mut String, text: &str| {
@@ -254,38 +309,45 @@ impl<B: Backend> Loop<B> {
     }
 
     fn answer_json(&mut self, exchange: Key, status: u16, text: &str) {
-        let body = Arc::from(text.as_bytes());
-        self.document_came(desk::Reply { exchange, status, content_type: "application/json", body });
+        self.document_came(reply(exchange, status, text));
     }
+}
+
+fn reply(exchange: Key, status: u16, text: &str) -> desk::Reply {
+    desk::Reply { exchange, status, content_type: "application/json", body: Arc::from(text.as_bytes()) }
 }
 
 const TOO_BIG: &str = "the message is larger than this hub takes";
 
-fn refusal(refused: Refused) -> (u16, String) {
-    let status = match refused {
-        Refused::TooBig => 413,
-        Refused::NoSuchTopic => 404,
-        _ => 503,
+/// The status and the document for whoever has published.
+fn told(outcome: Result<Published, Refused>) -> (u16, String) {
+    let status = match &outcome {
+        Ok(_) => 202,
+        Err(Refused::TooBig) => 413,
+        Err(Refused::NoSuchTopic) => 404,
+        Err(_) => 503,
     };
-    (status, refused.to_string())
+    (status, outcome.map_or_else(|refused| wire::error(None, &refused), |published| wire::published(&published)))
 }
 
-/// Publishes what a request says: a JSON document with topic and data, or the body itself under the topic that the query names.
-fn publish(served: &Served, now: Duration, head: &[u8], body: &[u8]) -> Result<(String, Published), (u16, String)> {
+/// Has published what a request says: a JSON document with topic and data, or the body itself under the topic that the query names.
+fn noticed<T>(
+    head: &[u8],
+    body: &[u8],
+    publish: impl FnOnce(&str, Payload<'_>, Option<&str>) -> T,
+) -> Result<T, (u16, String)> {
     let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
     let target = line.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
     let said =
         |name: &[u8]| query::pairs(query_of(target)).find(|pair| pair.0 == name).map(|pair| query::decode(pair.1));
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).map_err(|_| (400, "the query: no UTF-8".to_owned()));
     let (topic, id) = (said(b"topic").map(text).transpose()?, said(b"id").map(text).transpose()?);
-    let hub = &served.hub;
     let Some(topic) = topic else {
         let notice = wire::notify(body).map_err(|reason| (400, reason))?;
         if notice.hub.is_some() {
             return Err((400, "the body: hub: the path says which it is".to_owned()));
         }
-        let published = hub.publish(now, &notice.topic, notice.payload(), notice.id.as_deref()).map_err(refusal)?;
-        return Ok((notice.topic.into_owned(), published));
+        return Ok(publish(&notice.topic, notice.payload(), notice.id.as_deref()));
     };
     let [content_type] = find_lines(head, [b"content-type"]);
     let is_of =
@@ -298,6 +360,5 @@ fn publish(served: &Served, now: Duration, head: &[u8], body: &[u8]) -> Result<(
     if id.as_ref().is_some_and(|id| !(1..=wire::LONGEST_ID).contains(&id.len())) {
         return Err((400, format!("the query: id: expected 1 to {} bytes", wire::LONGEST_ID)));
     }
-    let published = hub.publish(now, &topic, payload, id.as_deref()).map_err(refusal)?;
-    Ok((topic, published))
+    Ok(publish(&topic, payload, id.as_deref()))
 }

@@ -22,12 +22,32 @@ use crate::websocket::{Opcode, encode};
 
 use super::events::Occasion;
 use super::listen::RETRY;
-use super::{Cursor, Loop, Transport, framed};
+use super::{Cursor, Loop, Subscriber, Transport, framed};
 
 /// How many subscribers are sent away in a second at the server's end, by each loop, while there is time.
 const LEAVE_A_SECOND: u64 = 2000;
+/// Over what time so many subscribers are sent away, so that none is left when all are cut.
+fn spread(subscribers: usize, left: Duration) -> Duration {
+    Duration::from_millis(subscribers as u64 * 1000 / LEAVE_A_SECOND).min(left / 4 * 3)
+}
+
 /// The part of the budget that messages of clients may take in a loop before they are whole.
 const PARTIAL_SHARE: usize = 8;
+
+/// Bytes of messages of a client that wait for its app before nothing more is received.
+const MOST_WAITING: usize = 16 * 1024;
+
+/// What an event takes while it waits.
+pub(super) fn bytes_of(event: &Event) -> usize {
+    size_of::<Event>() + if let Event::Message { data, .. } = event { data.capacity() } else { 0 }
+}
+
+impl Subscriber {
+    /// Whether so much of it waits for its app that nothing more is received.
+    fn is_held(&self) -> bool {
+        self.talk.as_ref().is_some_and(|talk| talk.waiting_bytes >= MOST_WAITING)
+    }
+}
 
 /// The close codes of hubs (RFC 6455 §7.4; those from 4000 on are ours). From 4500 on a client is not to come again.
 pub(super) mod code {
@@ -40,6 +60,8 @@ pub(super) mod code {
     pub const NOT_UTF8: u16 = 1007;
     pub const TOO_BIG: u16 = 1009;
     pub const UNSUPPORTED: u16 = 1003;
+    /// It does not take what it is sent, and what waits for it is too much.
+    pub const SLOW: u16 = 4408;
     pub const GAP: u16 = 4409;
 }
 
@@ -50,9 +72,9 @@ impl<B: Backend> Loop<B> {
         let Some(subscriber) = &mut client.subscriber else { return };
         (subscriber.heard, subscriber.pinged) = (true, false);
         let is_socket = matches!(subscriber.transport, Transport::Socket { .. });
-        if !is_socket || client.exchange != Key::NONE || client.input.is_some() {
-            // The next request, which has its turn when this one is answered; or what comes while the app has its turn, or before the client has
-            // taken what was said to it.
+        if !is_socket || client.input.is_some() || subscriber.is_held() {
+            // The next request, which has its turn when this one is answered; or what comes while much waits for the app already, or before the
+            // client has taken what was said to it.
             self.keep_input(sock, block);
             return self.watch(sock);
         }
@@ -79,7 +101,8 @@ impl<B: Backend> Loop<B> {
                         // A part of a message, with the next one behind it.
                         None => continue,
                     }
-                    if self.table.client(sock).is_some_and(|client| client.exchange != Key::NONE) {
+                    let subscriber = self.table.client(sock).and_then(|client| client.subscriber.as_ref());
+                    if subscriber.is_some_and(|subscriber| subscriber.is_held()) {
                         // The app has its turn first.
                         return self.keep_input(sock, block);
                     }
@@ -97,36 +120,66 @@ impl<B: Backend> Loop<B> {
     /// Receives more, unless its peer does not take what it is sent.
     pub(super) fn listen_on(&mut self, sock: Sock) {
         let unsent = self.unsent(sock);
-        let Some(client) = self.table.client(sock) else { return };
-        if client.subscriber.is_none() || client.exchange != Key::NONE {
+        if self.table.client(sock).is_none_or(|client| client.subscriber.is_none()) {
             return;
         }
         if unsent > HIGH_MARK { self.backend.await_room(sock) } else { self.watch(sock) }
     }
 
-    /// What came behind its request, if anything, can be looked at.
+    /// What it has said before, and what came behind its request, if anything, can be looked at.
     pub fn subscriber_resumed(&mut self, sock: Sock) {
+        while self.unsent(sock) <= HIGH_MARK
+            && let Some(event) = self.next_waiting(sock)
+        {
+            self.act_on(sock, event);
+        }
         let is_full = self.unsent(sock) > HIGH_MARK;
         let Some(client) = self.table.client(sock) else { return };
-        let is_socket = client
-            .subscriber
-            .as_ref()
-            .is_some_and(|subscriber| matches!(subscriber.transport, Transport::Socket { .. }));
-        let may = is_socket && client.exchange == Key::NONE && !is_full;
+        let takes =
+            |subscriber: &Subscriber| matches!(subscriber.transport, Transport::Socket { .. }) && !subscriber.is_held();
+        let may = !is_full && client.subscriber.as_deref().is_some_and(takes);
         match client.input.take_if(|_| may) {
             Some(input) => self.subscriber_received(sock, input),
             None => self.listen_on(sock),
         }
     }
 
+    /// What it has said first of all that waits for its app, unless that has its turn.
+    fn next_waiting(&mut self, sock: Sock) -> Option<Event> {
+        let client = self.table.client(sock).filter(|client| client.exchange == Key::NONE)?;
+        let talk = client.subscriber.as_mut()?.talk.as_mut()?;
+        let event = talk.waiting.pop_front()?;
+        talk.waiting_bytes -= bytes_of(&event);
+        self.hubs.partial -= bytes_of(&event);
+        Some(event)
+    }
+
+    /// A client has said something. Pings are answered at once, whatever the app has to do; all else keeps its order.
     fn socket_said(&mut self, sock: Sock, event: Event) {
         let mut frame = Vec::new();
         match event {
-            Event::Pong(_) => {}
+            Event::Pong(_) => return,
             Event::Ping(data) => {
                 encode::pong(&mut frame, &data);
-                self.say(sock, &frame);
+                return self.say(sock, &frame);
             }
+            _ => {}
+        }
+        let Some(client) = self.table.client(sock) else { return };
+        let talk = client.subscriber.as_mut().and_then(|subscriber| subscriber.talk.as_mut());
+        match talk {
+            Some(talk) if client.exchange != Key::NONE || !talk.waiting.is_empty() => {
+                talk.waiting_bytes += bytes_of(&event);
+                self.hubs.partial += bytes_of(&event);
+                talk.waiting.push_back(event);
+            }
+            _ => self.act_on(sock, event),
+        }
+    }
+
+    fn act_on(&mut self, sock: Sock, event: Event) {
+        match event {
+            Event::Pong(_) | Event::Ping(_) => {}
             Event::Close(said) => {
                 let code = said.map_or(code::NORMAL, |(code, _)| code);
                 self.close_socket(sock, code, "");
@@ -159,12 +212,13 @@ impl<B: Backend> Loop<B> {
                 wire::error(Some(&topic), &"is one topic more than a client may listen to")
             }
             Ok(Command::Subscribe { topic, from }) => {
+                subscriber.alone = false;
                 match served.hub.subscribe(served.since(self.time.now), &topic, self.index, from) {
                     Err(refused) => wire::error(Some(&topic), &refused),
                     Ok(subscribed) => {
                         let (name, at) = (subscribed.topic.clone(), subscribed.at);
-                        let (topic, place) = self.hubs.add(subscribed.topic, at, sock);
-                        subscriber.cursors.push(Cursor { topic, place, at });
+                        let cursor = Cursor::new(self.hubs.add(subscribed.topic, at, sock), name.name(), at);
+                        subscriber.cursors.push(cursor);
                         let answer = wire::subscribed(name.name(), at);
                         self.say_text(sock, &answer);
                         if subscribed.gap.is_none_or(|gap| self.tell_gap(sock, &name, &gap)) {
@@ -177,7 +231,8 @@ impl<B: Backend> Loop<B> {
             Ok(Command::Unsubscribe { topic }) => match subscriber.topic_at(&self.hubs, &topic) {
                 None => wire::error(Some(&topic), &"is not listened to"),
                 Some(at) => {
-                    let cursor = subscriber.without(at);
+                    subscriber.alone = false;
+                    let cursor = subscriber.cursors.swap_remove(at);
                     self.leave_topic(&served, &cursor);
                     wire::unsubscribed(&topic)
                 }
@@ -223,13 +278,16 @@ impl<B: Backend> Loop<B> {
         true
     }
 
-    fn count_close(&self, code: u16) {
+    /// Counts the end of a WebSocket. `pinged`: it has not answered a ping.
+    pub(super) fn count_end(&self, code: u16, pinged: bool) {
         let counters = self.count();
         match code {
             code::RESTART => counters.hub_closed_restart.add(1),
             code::TOO_BIG | code::OVERLOAD => counters.hub_closed_size.add(1),
             code::GAP => counters.hub_closed_gap.add(1),
-            code::ABNORMAL => counters.hub_closed_silent.add(1),
+            code::SLOW => counters.hub_closed_slow.add(1),
+            code::ABNORMAL if pinged => counters.hub_closed_silent.add(1),
+            code::ABNORMAL => counters.hub_closed_lost.add(1),
             code::PROTOCOL | code::UNSUPPORTED | code::NOT_UTF8 => counters.hub_closed_protocol.add(1),
             _ => counters.hub_closed.add(1),
         }
@@ -237,7 +295,6 @@ impl<B: Backend> Loop<B> {
 
     /// Ends a WebSocket, with that code.
     pub(super) fn close_socket(&mut self, sock: Sock, code: u16, reason: &str) {
-        self.count_close(code);
         if let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) {
             subscriber.code = code;
         }
@@ -259,17 +316,14 @@ impl<B: Backend> Loop<B> {
         match subscriber.transport {
             _ if subscriber.leaves => return self.send_away(sock),
             // Nothing is received until the app has had its turn.
-            Transport::Socket { .. } if client.exchange != Key::NONE => return self.arm(sock, ping),
+            Transport::Socket { .. } if subscriber.is_held() => return self.arm(sock, ping),
             Transport::Poll(_) => return self.answer_poll(sock, true),
             Transport::Events => {
                 self.say(sock, &framed(wire::HEARTBEAT, chunked));
                 return self.arm(sock, ping);
             }
             Transport::Socket { .. } if heard => return self.arm(sock, ping),
-            Transport::Socket { .. } if subscriber.pinged => {
-                self.count_close(code::ABNORMAL);
-                return self.client_left(sock, How::Reset);
-            }
+            Transport::Socket { .. } if subscriber.pinged => return self.client_left(sock, How::Reset),
             Transport::Socket { .. } => subscriber.pinged = true,
         }
         let mut frame = Vec::new();
@@ -280,8 +334,9 @@ impl<B: Backend> Loop<B> {
 
     /// The server ends: a subscriber is to go, not all in the same moment.
     pub fn subscriber_drains(&mut self, sock: Sock) {
-        let subscribers = self.hubs.subscribers as u64;
-        let spread = Duration::from_millis(self.random() % (subscribers * 1000 / LEAVE_A_SECOND).max(1));
+        let left = self.hubs.leave_by.map_or(Duration::MAX, |by| by.saturating_duration_since(self.time.now));
+        let most = spread(self.hubs.subscribers, left).as_millis().max(1);
+        let spread = Duration::from_millis((u128::from(self.random()) % most) as u64);
         let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) else { return };
         subscriber.leaves = true;
         self.arm(sock, spread);
@@ -304,5 +359,19 @@ impl<B: Backend> Loop<B> {
                 self.stream_over(Stream { connection: sock, id: 0 });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_are_sent_away_before_all_are_cut() {
+        let seconds = Duration::from_secs;
+        assert_eq!(spread(1000, seconds(30)), Duration::from_millis(500));
+        assert_eq!(spread(100_000, seconds(60)), seconds(45));
+        assert_eq!(spread(100_000, Duration::MAX), seconds(50));
+        assert_eq!(spread(100_000, Duration::ZERO), Duration::ZERO);
     }
 }

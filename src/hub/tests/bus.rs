@@ -149,3 +149,43 @@ fn a_snapshot_that_contradicts_itself_is_refused() {
         assert!(refuses(change), "{what}");
     }
 }
+
+/// What an app publishes while the hub goes over is kept for the other process, in the form in which that one publishes.
+#[test]
+fn what_an_app_says_meanwhile_is_handed_on() {
+    let hub = hub(|_| ());
+    hub.snapshot(Duration::ZERO);
+    assert_eq!(say(&hub, 0, "a", "x").unwrap_err(), Refused::Moved);
+    assert!(hub.hand_on("/lobby \"1\"", r#"{"n":1.50}"#));
+    let handed = hub.handed_on();
+    let notice = super::super::wire::notify(handed[0].as_bytes()).unwrap();
+    assert_eq!((&*notice.topic, notice.hub.as_deref(), handed.len()), ("/lobby \"1\"", Some("test"), 1));
+    assert_eq!(notice.payload(), Payload::Json(r#"{"n":1.50}"#));
+    assert!(hub.handed_on().is_empty());
+    let long = format!("\"{}\"", "x".repeat(9 << 20));
+    assert!(hub.hand_on("a", &long) && !hub.hand_on("a", &long), "it has a bound");
+    hub.reopen();
+    say(&hub, 0, "a", "x").unwrap();
+}
+
+/// Where others number, a topic of which nothing is known may go on at any number, also at that of one that was forgotten.
+#[test]
+fn nobody_stands_where_a_message_may_come() {
+    for first in [true, false] {
+        let hub = hub(|_| ());
+        hub.set_carried(true);
+        hub.raise_floor(6);
+        let reader = hub.subscribe(Duration::ZERO, "a", 0, From::Now).unwrap();
+        let next = Next { position: at(6), first };
+        hub.append_next(Duration::ZERO, "a", next, Payload::Text("six"), None, &[]).unwrap();
+        let (gap, texts) = read_all(&reader.topic, reader.at);
+        assert_eq!((gap.is_none(), texts), (first, vec!["six".to_owned()]), "it comes, or is behind a gap");
+    }
+    let hub = hub(|_| ());
+    hub.set_carried(true);
+    hub.raise_floor(6);
+    let reader = hub.subscribe(Duration::ZERO, "a", 0, From::Now).unwrap();
+    hub.set_carried(false);
+    assert_eq!(say(&hub, 0, "a", "x").unwrap().position, at(7), "numbered behind all");
+    assert_eq!(read_all(&reader.topic, reader.at), (None, vec!["x".to_owned()]));
+}

@@ -118,13 +118,13 @@ fn streams_of_events_are_written_as_they_are_read() {
         "id: 0000000000007:3\nevent: gap\ndata: {\"topic\":\"a\\n\",\"from\":\"0000000000007:1\",\"to\":\"0000000000007:3\"}\n\n"
     );
     let message = message(Payload::Text("x\ny"));
-    let positions = Positions::new([at(1), at(9)].into_iter());
+    let positions = Positions::new([(Tag::of("a"), at(1)), (Tag::of("b"), at(9))].into_iter());
     let whole = |chunked| {
         let (begin, tail) = event_of_several(&message, &positions, chunked);
         String::from_utf8([&begin, tail.bytes()].concat()).unwrap()
     };
-    let event = "id: 0000000000007:1,9\ndata: x\ndata: y\n\n";
-    assert_eq!((whole(false), whole(true)), (event.to_owned(), format!("{:x}\r\n{event}\r\n", event.len())));
+    let event = format!("id: {positions}\ndata: x\ndata: y\n\n");
+    assert_eq!((whole(false), whole(true)), (event.clone(), format!("{:x}\r\n{event}\r\n", event.len())));
 }
 
 #[test]
@@ -138,7 +138,9 @@ fn queries_name_topics_and_where_they_were_left() {
         ("topic=a&last_event_id=0000000000007:5", None, vec![("a", From::After(at(5)))]),
         ("topic=a&last_event_id=0000000000007%3A5", Some("0000000000007:6"), vec![("a", From::After(at(6)))]),
         ("topic=a&last_event_id=0000000000007:5", Some(""), vec![("a", From::After(at(5)))]),
-        ("topic=a,b", Some("0000000000007:6,7"), vec![("a", From::After(at(6))), ("b", From::After(at(7)))]),
+        ("topic=a,b", Some("0000000000007:b=7,a=6"), vec![("a", From::After(at(6))), ("b", From::After(at(7)))]),
+        ("topic=a,b", Some("0000000000007:c=7,a=6"), vec![("a", From::After(at(6))), ("b", nowhere)]),
+        ("topic=a", Some("0000000000007:c=7,a=6"), vec![("a", From::After(at(6)))]),
         ("topic=a,b", Some("0000000000007:6"), vec![("a", nowhere), ("b", nowhere)]),
         ("to%70ic=%c3%a4", Some("\u{ff}"), vec![("ä", nowhere)]),
     ] {

@@ -17,7 +17,7 @@ use serde_json::json;
 
 use crate::control::Answer;
 use crate::control::status::{self, UpgradeState};
-use crate::handover::{Channel, Estate, Hello, JoinedWorker, Message, PROTOCOL, RunDir, Taken, VARIABLE};
+use crate::handover::{Channel, Estate, Hello, HubPart, JoinedWorker, Message, PROTOCOL, RunDir, Taken, VARIABLE};
 use crate::log::Level;
 use crate::supervisor::exec::Instructions;
 use crate::supervisor::{Supervisor, program};
@@ -53,7 +53,8 @@ pub(super) struct Attempt {
     /// When it must serve at the latest.
     deadline: Instant,
     version: Option<String>,
-    hears_limits: bool,
+    /// Of limits and of hubs.
+    hears: (bool, bool),
     /// It has closed its end: when it did.
     closed: Option<Instant>,
 }
@@ -157,7 +158,7 @@ impl Supervisor {
             due: deadline.min(now + HELLO_PATIENCE),
             deadline,
             version: None,
-            hears_limits: false,
+            hears: (false, false),
             closed: None,
         });
         match wait {
@@ -222,13 +223,13 @@ impl Supervisor {
     fn act_on(&mut self, attempt: &mut Attempt, message: Message, now: Instant) -> Result<(), String> {
         let lost = |error: io::Error| format!("the new server cannot be reached: {error}");
         match (attempt.phase, message) {
-            (Phase::Started, Message::Hello(Hello { protocol, version, hears_limits })) => {
+            (Phase::Started, Message::Hello(Hello { protocol, version, hears_limits, hears_hubs })) => {
                 if protocol != PROTOCOL {
                     return Err(format!(
                         "the new server (version {version}) speaks version {protocol} of the handover, and this one {PROTOCOL}"
                     ));
                 }
-                (attempt.version, attempt.hears_limits) = (Some(version), hears_limits);
+                (attempt.version, attempt.hears) = (Some(version), (hears_limits, hears_hubs));
                 let (estate, descriptors) =
                     self.estate().map_err(|error| format!("what is to be handed over cannot be copied: {error}"))?;
                 (attempt.phase, attempt.due) = (Phase::Given, attempt.deadline);
@@ -238,10 +239,16 @@ impl Supervisor {
                 attempt.phase = Phase::Going;
                 // The new server pushes from where its account begins.
                 self.finish_pushes(now);
-                let limits = if attempt.hears_limits { self.kept_limits(now) } else { Vec::new() };
+                let limits = if attempt.hears.0 { self.kept_limits(now) } else { Vec::new() };
                 for limit in limits {
                     let told = serde_json::to_value(limit).map_err(io::Error::from).map_err(lost)?;
                     attempt.channel.say(&Message::Limit(told)).map_err(lost)?;
+                }
+                if attempt.hears.1 {
+                    self.hand_over_hubs(now, |name, bytes| {
+                        HubPart::of(name, bytes).try_for_each(|part| attempt.channel.say(&Message::Hub(part)))
+                    })
+                    .map_err(lost)?;
                 }
                 attempt.channel.say(&Message::Go(self.account())).map_err(lost)
             }
@@ -322,6 +329,7 @@ impl Supervisor {
         let mut there = attempt.channel.hear().is_ok();
         if there && now >= attempt.due {
             attempt.due = now + COUNT_AGAIN;
+            self.tell_notices(&mut attempt.channel);
             there = attempt.channel.say(&Message::Counted(self.account())).is_ok();
         }
         if !there {
@@ -332,9 +340,20 @@ impl Supervisor {
         }
     }
 
+    fn tell_notices(&self, channel: &mut Channel) {
+        for notice in self.handed_on() {
+            // That it is gone is seen by what is said behind them.
+            channel.say(&Message::Notice(notice)).ok();
+        }
+    }
+
     /// The last word to the new server, when all requests are finished.
     pub(in crate::supervisor) fn say_farewell(&mut self) {
         let account = self.account();
+        if let Some(mut attempt) = self.upgrades.attempt.take_if(|attempt| attempt.is_over()) {
+            self.tell_notices(&mut attempt.channel);
+            self.upgrades.attempt = Some(attempt);
+        }
         if let Some(attempt) = self.upgrades.attempt.as_mut().filter(|attempt| attempt.is_over()) {
             // It may be gone; this server ends anyway.
             attempt.channel.say(&Message::Farewell(account)).ok();
@@ -343,6 +362,9 @@ impl Supervisor {
 
     fn upgrade_failed(&mut self, mut attempt: Attempt, reason: &str) {
         self.hold_pushes(false);
+        if attempt.phase == Phase::Going && attempt.hears.1 {
+            self.reopen_hubs(Instant::now());
+        }
         let process = attempt.child.id();
         // The child may only have started the new server, which is to know that this one has not ended.
         attempt.channel.say(&Message::Failed { reason: reason.to_owned() }).ok();

@@ -47,6 +47,8 @@ pub(super) struct Successor {
     channel: Option<Channel>,
     phase: Phase,
     takes_run_dir: bool,
+    /// What has come so far of what is in a hub.
+    hub: Vec<u8>,
 }
 
 impl Successor {
@@ -83,7 +85,8 @@ impl Supervisor {
                 ),
             }
         }
-        self.upgrades.successor = Some(Successor { channel: Some(channel), phase: Phase::Starting, takes_run_dir });
+        self.upgrades.successor =
+            Some(Successor { channel: Some(channel), phase: Phase::Starting, takes_run_dir, hub: Vec::new() });
     }
 
     pub(super) fn advance_succession(&mut self, now: Instant) {
@@ -105,6 +108,14 @@ impl Supervisor {
             };
             match (successor.phase, message) {
                 (Phase::Ready, Some(Message::Limit(told))) => self.inherit_limit(told, now),
+                (Phase::Ready, Some(Message::Hub(part))) => {
+                    // What is no base64 is no snapshot, either.
+                    part.append(&mut successor.hub).ok();
+                    if part.last {
+                        self.inherit_hub(&part.name, &std::mem::take(&mut successor.hub), now);
+                    }
+                }
+                (Phase::Serving | Phase::Main, Some(Message::Notice(notice))) => self.publish_notice(&notice, now),
                 (Phase::Ready, Some(Message::Go(account))) => self.take_over(&mut successor, Some(account), now),
                 (Phase::Serving | Phase::Main, Some(Message::Counted(account))) => {
                     self.inherit_counts(account);

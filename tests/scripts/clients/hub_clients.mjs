@@ -27,6 +27,8 @@ if (kind === 'eventsource') {
   socket.onmessage = ({ data }) => {
     if (typeof data === 'string' && data.startsWith('{"type":')) {
       const told = JSON.parse(data);
+      // The app has it join a topic.
+      if (told.type === 'subscribed') return undefined;
       return told.type === 'message' ? say(`message ${told.id} ${JSON.stringify(told.data)}`) : fail(data);
     }
     const wanted = echoes[echoed];

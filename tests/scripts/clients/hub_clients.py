@@ -13,6 +13,8 @@ def say(text):
 
 
 def message(told):
+    if told["type"] == "subscribed":  # the app has it join a topic
+        return
     if told["type"] != "message":
         raise SystemExit(f"FAIL {told}")
     say(f"message {told['id']} {json.dumps(told['data'], separators=(',', ':'))}")

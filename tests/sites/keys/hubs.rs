@@ -1,5 +1,9 @@
 //! The keys of hubs: what is said anew holds for what is asked from then on.
 
+use std::io::Read;
+use std::net::TcpListener;
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::*;
@@ -39,6 +43,7 @@ pub fn live(rig: &mut Rig) {
     sockets(rig);
     who(rig);
     takes_part(rig);
+    shares(rig);
     rig.change(&[("routes[45].match.host", "'hubbed'"), ("routes[45].hub", "'keyed'")]);
     assert_eq!((rig.ask("hubbed", "GET /any/topics", "X-Api-Key: key\r\n").status, topics(rig, "/keyed")), (200, 404));
 }
@@ -96,10 +101,10 @@ fn sockets(rig: &mut Rig) {
     let mut quiet = socket(rig);
     rig.change(&[("hub.keyed.ping", SHORT), ("hub.keyed.pong", LONG)]);
     let mut pinged = socket(rig);
-    assert_eq!(pinged.next().head, PING);
+    assert_eq!(pinged.next_of_all().head, PING);
     rig.change(&[("hub.keyed.pong", SHORT)]);
     let mut cut = socket(rig);
-    assert_eq!(cut.next().head, PING);
+    assert_eq!(cut.next_of_all().head, PING);
     cut.client.rest();
     // Who was there before is as it was, and nobody is sent away.
     assert_eq!(notify(rig, "a", 1, "").0, 202);
@@ -129,4 +134,37 @@ fn takes_part(rig: &mut Rig) {
     rig.change(&[("hub.keyed.events", "'/told'")]);
     assert!(told(rig, "/told"));
     rig.change(&[("hub.keyed.app", "")]);
+}
+
+/// With whom it is shared.
+fn shares(rig: &mut Rig) {
+    let bus = |rig: &Rig, what: &str| hub(rig)["bus"][what].as_str().unwrap_or_default().to_owned();
+    rig.change(&[("hub.keyed.bus.directory", "'FOLDER/bus'")]);
+    until("it leads", || bus(rig, "state") == "leads");
+    // Not Redis, but somebody who hears what that would be told.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let address = listener.local_addr().unwrap();
+    let told = |word: &str| {
+        until(word, || {
+            let Ok((mut peer, _)) = listener.accept() else { return false };
+            peer.set_nonblocking(false).unwrap();
+            peer.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            let mut bytes = [0; 4096];
+            let count = peer.read(&mut bytes).unwrap_or(0);
+            String::from_utf8_lossy(&bytes[..count]).contains(word)
+        });
+    };
+    rig.change(&[("hub.keyed.bus.directory", ""), ("hub.keyed.bus.url", &format!("'redis://{address}'"))]);
+    told("\r\n");
+    rig.change(&[("hub.keyed.bus.password", "'hunter2'")]);
+    told("hunter2");
+    rig.change(&[("hub.keyed.bus.user", "'anna'")]);
+    told("anna");
+    let secure = format!("'rediss://{address}'");
+    rig.change(&[("hub.keyed.bus.url", &secure), ("hub.keyed.bus.ca_file", "'FOLDER/none.pem'")]);
+    until("it lacks its file", || bus(rig, "problem").contains("none.pem"));
+    let keys = ["url", "user", "password", "ca_file"].map(|key| format!("hub.keyed.bus.{key}"));
+    rig.change(&keys.each_ref().map(|key| (key.as_str(), "")));
+    assert!(hub(rig)["bus"].is_null());
 }

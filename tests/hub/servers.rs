@@ -1,0 +1,266 @@
+//! Hubs that share their messages over Redis and NATS, which go away and come back.
+
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use super::{notify, post};
+use crate::sites::reload::free_ports;
+use crate::support::tls::localhost;
+use crate::support::websocket::Socket;
+use crate::support::{Server, on_every_backend, until};
+
+on_every_backend! {
+    machines_share_over_redis
+    redis_goes_away_and_comes_back
+    a_redis_that_has_forgotten_begins_an_epoch
+    redis_is_spoken_to_with_a_password_and_tls
+    machines_share_over_nats
+    a_wrong_password_is_told
+}
+
+/// A program that others share.
+struct Shared {
+    child: Child,
+    port: u16,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+fn free_port() -> u16 {
+    let [port] = free_ports();
+    port
+}
+
+impl Shared {
+    /// Starts it, and waits until it listens; `port` is in its arguments.
+    fn start(program: &str, port: u16, folder: &Path, arguments: &[&str]) -> Shared {
+        let mut command = Command::new(program);
+        command.args(arguments).current_dir(folder).stdout(Stdio::null()).stderr(Stdio::null());
+        let child = command.spawn().unwrap_or_else(|error| panic!("{program}, of Debian's packages: {error}"));
+        let shared = Shared { child, port };
+        until("it listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+        shared
+    }
+
+    fn redis(port: u16, folder: &Path, more: &[&str]) -> Shared {
+        let text = port.to_string();
+        Shared::start("redis-server", port, folder, &[&["--port", &text, "--bind", "127.0.0.1"], more].concat())
+    }
+
+    fn nats(port: u16, folder: &Path, more: &[&str]) -> Shared {
+        let text = port.to_string();
+        Shared::start("nats-server", port, folder, &[&["-a", "127.0.0.1", "-p", &text], more].concat())
+    }
+}
+
+/// A server whose hub has that bus.
+fn server(backend: &str, folder: &Path, name: &str, bus: &str) -> Server {
+    let file = folder.join(format!("{name}.toml"));
+    std::fs::write(&file, format!("[apps.web]\nrespond = 'hello'\n[hub.live]\nbus = {{ {bus} }}\n")).unwrap();
+    Server::start(backend, &["--config", file.to_str().unwrap()])
+}
+
+fn two(backend: &str, folder: &Path, bus: &str) -> [Server; 2] {
+    let servers = ["0", "1"].map(|name| server(backend, folder, name, bus));
+    servers.iter().for_each(is_connected);
+    servers
+}
+
+fn state(server: &Server) -> String {
+    server.hubs()[0]["bus"]["state"].as_str().unwrap_or_default().to_owned()
+}
+
+fn is_connected(server: &Server) {
+    until("it is connected", || state(server) == "connected");
+}
+
+fn data(socket: &mut Socket) -> Value {
+    let message = socket.next().json();
+    assert_eq!(message["type"], "message", "{message}");
+    message["data"].clone()
+}
+
+/// The epoch and the number at which the topic stands.
+fn topic_id(server: &Server) -> (String, String) {
+    let answer = server.client().ask("GET /api/v1/topics HTTP/1.1\r\nHost: localhost\r\n\r\n");
+    let document: Value = serde_json::from_str(&answer.text()).unwrap();
+    let (epoch, number) = document["topics"][0]["id"].as_str().unwrap().split_once(':').unwrap();
+    (epoch.to_owned(), number.to_owned())
+}
+
+fn machines_share_over_redis(backend: &str) {
+    let folder = crate::support::folder();
+    let redis = Shared::redis(free_port(), folder.path(), &["--save", ""]);
+    let bus = format!("url = 'redis://127.0.0.1:{}'", redis.port);
+    let servers = two(backend, folder.path(), &bus);
+    let mut sockets: Vec<_> = servers.iter().map(|server| Socket::told(server, "/api/v1/listen")).collect();
+    let mut publishers: Vec<_> = servers.iter().map(Server::client).collect();
+    let ids: Vec<_> = (0..40)
+        .map(|number| notify(&mut publishers[number % 2], &json!({"data": number}))["id"].as_str().unwrap().to_owned())
+        .collect();
+    for socket in &mut sockets {
+        for (number, id) in ids.iter().enumerate() {
+            let message = socket.next().json();
+            assert_eq!((&message["data"], &message["id"]), (&json!(number), &json!(id)));
+        }
+    }
+    let first = notify(&mut publishers[0], &json!({"data": "once", "id": "x"}));
+    let again = notify(&mut publishers[1], &json!({"data": "twice", "id": "x"}));
+    assert_eq!((&again["id"], &again["duplicate"]), (&first["id"], &json!(true)));
+    sockets.iter_mut().for_each(|socket| assert_eq!(data(socket), "once"));
+    // Who comes back at the other machine, or at one that has begun meanwhile, gets what was missed.
+    let late = server(backend, folder.path(), "2", &bus);
+    is_connected(&late);
+    for server in [&servers[1], &late] {
+        let mut back = Socket::told(server, &format!("/api/v1/listen?last_event_id={}", ids[37]));
+        assert_eq!([data(&mut back), data(&mut back), data(&mut back)], [json!(38), json!(39), json!("once")]);
+    }
+}
+
+fn redis_goes_away_and_comes_back(backend: &str) {
+    let folder = crate::support::folder();
+    let (port, save) = (free_port(), ["--appendonly", "yes", "--appendfsync", "always"]);
+    let redis = Shared::redis(port, folder.path(), &save);
+    let servers = two(backend, folder.path(), &format!("url = 'redis://127.0.0.1:{port}'"));
+    let mut sockets: Vec<_> = servers.iter().map(|server| Socket::told(server, "/api/v1/listen")).collect();
+    let mut publishers: Vec<_> = servers.iter().map(Server::client).collect();
+    let first = notify(&mut publishers[0], &json!({"data": "first"}))["id"].as_str().unwrap().to_owned();
+    sockets.iter_mut().for_each(|socket| assert_eq!(data(socket), "first"));
+    drop(redis);
+    until("they notice", || servers.iter().all(|server| state(server) == "away"));
+    // What is published meanwhile is delivered at once, where it is published.
+    for number in 0..20 {
+        for (at, publisher) in publishers.iter_mut().enumerate() {
+            notify(publisher, &json!({"data": format!("{at} {number}")}));
+            assert_eq!(data(&mut sockets[at]), format!("{at} {number}"));
+        }
+    }
+    let _redis = Shared::redis(port, folder.path(), &save);
+    servers.iter().for_each(is_connected);
+    // And then everywhere else, in its order, and nothing twice.
+    for (at, socket) in sockets.iter_mut().enumerate() {
+        for number in 0..20 {
+            assert_eq!(data(socket), format!("{} {number}", 1 - at));
+        }
+    }
+    notify(&mut publishers[1], &json!({"data": "last"}));
+    sockets.iter_mut().for_each(|socket| assert_eq!(data(socket), "last"));
+    // When nothing has come for a while the numbers are those of all again.
+    until("one id is everybody's", || {
+        let ids: Vec<_> = servers.iter().map(topic_id).collect();
+        ids[0].0 == ids[1].0 && ids[0].1 != ids[1].1
+    });
+    let next = notify(&mut publishers[0], &json!({"data": "next"}));
+    for socket in &mut sockets {
+        let message = socket.next().json();
+        assert_eq!((&message["data"], &message["id"]), (&json!("next"), &next["id"]));
+    }
+    // Whoever comes back from before has all of it, or is told.
+    let mut back = Socket::told(&servers[0], &format!("/api/v1/listen?last_event_id={first}"));
+    assert_eq!(back.next().json()["type"], "gap");
+}
+
+fn a_redis_that_has_forgotten_begins_an_epoch(backend: &str) {
+    let folder = crate::support::folder();
+    let port = free_port();
+    let redis = Shared::redis(port, folder.path(), &["--save", ""]);
+    let servers = two(backend, folder.path(), &format!("url = 'redis://127.0.0.1:{port}'"));
+    let mut socket = Socket::told(&servers[1], "/api/v1/listen");
+    let mut publisher = servers[0].client();
+    let before: Vec<_> = (0..5).map(|number| notify(&mut publisher, &json!({"data": number}))["id"].clone()).collect();
+    (0..5).for_each(|number| assert_eq!(data(&mut socket), number));
+    drop(redis);
+    until("they notice", || servers.iter().all(|server| state(server) != "connected"));
+    let _redis = Shared::redis(port, folder.path(), &["--save", ""]);
+    servers.iter().for_each(is_connected);
+    let after = notify(&mut publisher, &json!({"data": "new"}));
+    let epoch = |id: &Value| id.as_str().unwrap().split(':').next().unwrap().to_owned();
+    assert_ne!(epoch(&before[0]), epoch(&after["id"]));
+    let next = socket.next().json();
+    assert_eq!(
+        if next["type"] == "gap" { socket.next().json()["id"].clone() } else { next["id"].clone() },
+        after["id"]
+    );
+    let mut back = Socket::told(&servers[0], &format!("/api/v1/listen?last_event_id={}", before[3].as_str().unwrap()));
+    assert_eq!(back.next().json()["type"], "gap");
+}
+
+fn redis_is_spoken_to_with_a_password_and_tls(backend: &str) {
+    let folder = crate::support::folder();
+    let (certificate, key) = localhost().write(folder.path(), "redis");
+    let port = free_port();
+    let text = port.to_string();
+    let (certificate, key) = (certificate.to_str().unwrap(), key.to_str().unwrap());
+    let arguments = ["--port", "0", "--tls-port", &text, "--tls-cert-file", certificate, "--tls-key-file", key];
+    let access = ["--tls-auth-clients", "no", "--bind", "127.0.0.1", "--save", "", "--requirepass", "hunter2"];
+    let _redis = Shared::start("redis-server", port, folder.path(), &[&arguments[..], &access].concat());
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "hunter2\n").unwrap();
+    let secret = secret.display();
+    let bus =
+        format!("url = 'rediss://localhost:{port}', password = {{ file = '{secret}' }}, ca_file = '{certificate}'");
+    let servers = two(backend, folder.path(), &bus);
+    let mut socket = Socket::told(&servers[1], "/api/v1/listen");
+    let long = "x".repeat(60_000);
+    for number in 0..10 {
+        notify(&mut servers[0].client(), &json!({"data": format!("{number} {long}")}));
+        assert_eq!(data(&mut socket), format!("{number} {long}"));
+    }
+    // Nobody is believed whom no authority has sworn for.
+    let other =
+        server(backend, folder.path(), "other", &format!("url = 'rediss://localhost:{port}', password = 'hunter2'"));
+    until("it does not trust it", || state(&other) == "away");
+    notify(&mut other.client(), &json!({"data": "here alone"}));
+}
+
+fn machines_share_over_nats(backend: &str) {
+    let folder = crate::support::folder();
+    let port = free_port();
+    let nats = Shared::nats(port, folder.path(), &["--user", "anna", "--pass", "hunter2"]);
+    let servers =
+        two(backend, folder.path(), &format!("url = 'nats://127.0.0.1:{port}', user = 'anna', password = 'hunter2'"));
+    let mut sockets: Vec<_> = servers.iter().map(|server| Socket::told(server, "/api/v1/listen")).collect();
+    let mut publishers: Vec<_> = servers.iter().map(Server::client).collect();
+    for number in 0..40 {
+        let said = notify(&mut publishers[number % 2], &json!({"data": number, "id": number.to_string()}));
+        for (at, socket) in sockets.iter_mut().enumerate() {
+            let message = socket.next().json();
+            assert_eq!(message["data"], number);
+            assert_eq!(message["id"] == said["id"], at == number % 2, "each server numbers for itself");
+        }
+    }
+    assert_eq!(notify(&mut publishers[0], &json!({"data": 1, "id": "1"}))["duplicate"], true, "it was published there");
+    drop(nats);
+    until("they notice", || servers.iter().all(|server| state(server) == "away"));
+    notify(&mut publishers[0], &json!({"data": "here alone"}));
+    assert_eq!(data(&mut sockets[0]), "here alone");
+    let _nats = Shared::nats(port, folder.path(), &["--user", "anna", "--pass", "hunter2"]);
+    servers.iter().for_each(is_connected);
+    notify(&mut publishers[0], &json!({"data": "back"}));
+    for socket in &mut sockets {
+        assert_eq!(socket.next().json()["type"], "gap", "nobody knows what was missed");
+        assert_eq!(data(socket), "back");
+    }
+}
+
+fn a_wrong_password_is_told(backend: &str) {
+    let folder = crate::support::folder();
+    let redis = Shared::redis(free_port(), folder.path(), &["--save", "", "--requirepass", "hunter2"]);
+    let other =
+        server(backend, folder.path(), "0", &format!("url = 'redis://127.0.0.1:{}', password = 'x'", redis.port));
+    until("it is said", || other.hubs()[0]["bus"]["problem"].as_str().is_some_and(|why| why.contains("WRONGPASS")));
+    assert!(!other.lines().iter().any(|line| line.contains("hunter2")));
+    let mut publisher = other.client();
+    let mut socket = Socket::told(&other, "/api/v1/listen");
+    notify(&mut publisher, &json!({"data": "here alone"}));
+    assert_eq!(data(&mut socket), "here alone");
+    assert_eq!(post(&mut publisher, "/api/v1/notify", r#"{"topic":"a b","data":1}"#).status, 404);
+}
