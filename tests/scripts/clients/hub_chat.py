@@ -73,6 +73,8 @@ class Client:
     def read(self):
         for came in self.socket:
             told = json.loads(came)
+            if told["type"] == "subscribed":  # the app has it join the topic of its own
+                continue
             said = told.get("data", {})
             doing = " is here" if said.get("came") else " has left" if said.get("left") else f": {said.get('text')}"
             self.lines.append(f"{said.get('name')}{doing} (release {said.get('release')})")
