@@ -47,7 +47,7 @@ MESSAGES = 200
 # Prints a line for each case: its number, whether it passed, how it behaved, how it closed, and why. The cases of compression compare what they have sent, which
 # is bytes, with what came, which kosoku gives them as a string, as Python 2 did: they are given bytes.
 RUN = """
-import asyncio, pathlib, sys, kosoku
+import asyncio, os, pathlib, sys, kosoku
 from kosoku import FailureError, run_fuzzingclient
 
 file = pathlib.Path(kosoku.__file__).parent / "cases" / "case12_x_x.py"
@@ -67,6 +67,9 @@ async def main():
         print("CASE", result.case_id, f"{verdict}/{result.behavior.value}/{result.behavior_close.value}", str(result.result)[:150].replace("\\n", " "))
 
 asyncio.run(main())
+# Not by the interpreter's own end, which its threads now and then abort (SIGABRT) when all is done.
+sys.stdout.flush()
+os._exit(0)
 """
 
 # Carries connections to a port where TLS is spoken, for clients that cannot: prints its own port.
