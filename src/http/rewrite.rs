@@ -144,6 +144,8 @@ const CLAIMS: Kinds = Kinds::of(&[
     Kind::XRealIp,
     Kind::Forwarded,
 ]);
+/// In which fields a proxy says where a request comes from.
+pub const FRONT: Kinds = CLAIMS.with(Kinds::of(&[Kind::XForwardedFor]));
 const DROPPED_AND_CLAIMS: Kinds = DROPPED_FROM_REQUESTS.with(CLAIMS);
 /// Which trace a request belongs to.
 const TRACES: Kinds = Kinds::of(&[Kind::Traceparent, Kind::Tracestate]);

@@ -27,11 +27,10 @@ use crate::connection::{State, Stream};
 use crate::dispatch::Outcome;
 use crate::exchange::{Ending, Exchange, Phase, Upload};
 use crate::http::Framing;
-use crate::http::fields::Kind;
 use crate::http::head::{self, HeadLimits, Request, Response};
 use crate::http::id::id_text;
 use crate::http::reader::Reader;
-use crate::http::rewrite::{self, Forward};
+use crate::http::rewrite::{self, FRONT, Forward};
 use crate::http::route::Edits;
 use crate::hub::{EVENT_FIELDS, From, Hub, Positions, wire};
 use crate::mailbox;
@@ -49,17 +48,6 @@ use crate::log::Level;
 
 /// Bytes of an answer at most, with its head.
 const LONGEST_ANSWER: usize = 256 * 1024;
-/// In which fields a proxy says where a request comes from.
-const FRONT: [Kind; 8] = [
-    Kind::XForwardedFor,
-    Kind::XForwardedProto,
-    Kind::XForwardedHost,
-    Kind::XForwardedPort,
-    Kind::XForwardedScheme,
-    Kind::XForwardedOther,
-    Kind::XRealIp,
-    Kind::Forwarded,
-];
 /// Bytes that may wait for a socket before an event of another one says more to it.
 const MOST_TOLD: usize = 1024 * 1024;
 
@@ -183,11 +171,12 @@ impl<B: Backend> Loop<B> {
     ) -> Result<(), No> {
         let id = SocketId::new(self.index, sock, self.random());
         let mut front = Vec::new();
-        for field in self.heads.fields.iter().filter(|field| FRONT.contains(&field.kind)) {
-            front.extend_from_slice(&[field.name.of(input), b": ", field.value.of(input), b"\r\n"].concat());
-        }
-        if self.accepting.tolds.is_none() {
-            front.clear();
+        if self.accepting.tolds.is_some() {
+            for field in self.heads.fields.iter().filter(|field| FRONT.has(field.kind)) {
+                for part in [field.name.of(input), b": ", field.value.of(input), b"\r\n"] {
+                    front.extend_from_slice(part);
+                }
+            }
         }
         let talk = Talk {
             id,
