@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::apps::{JSON, with_app};
 use super::{event, hub, hub_of, notify, post, stream};
 use crate::support::websocket::{PING, PONG, Socket, TEXT, masked, request};
-use crate::support::{PROGRAM, Server, fields, on_every_backend_and_tls, until};
+use crate::support::{Client, PROGRAM, Server, Worker, fields, on_every_backend_and_tls, until};
 
 on_every_backend_and_tls! {
     a_poll_is_told_what_is_missing
@@ -188,10 +188,11 @@ fn a_deaf_stream_with_a_request_behind_it_is_cut(backend: &str) {
     until("it is cut", || server.status()["hub_event_streams"] == 0);
 }
 
-fn who_is_let_in_during_a_stop_is_sent_away(backend: &str) {
+/// A client about which its app is asked, which answers when it may.
+fn undecided(backend: &str) -> (Server, Worker, tempfile::TempDir, Client, Arc<AtomicBool>) {
     let (asked, may) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
     let (was_asked, may_answer) = (asked.clone(), may.clone());
-    let (mut server, _worker, _folder) = with_app(backend, "", move |frame, _, _| {
+    let (server, worker, folder) = with_app(backend, "", move |frame, _, _| {
         if frame == "open" {
             was_asked.store(true, Ordering::SeqCst);
             until("it may answer", || may_answer.load(Ordering::SeqCst));
@@ -201,6 +202,11 @@ fn who_is_let_in_during_a_stop_is_sent_away(backend: &str) {
     let mut client = server.client();
     client.send(request("/api/v1/listen", ""));
     until("the app is asked", || asked.load(Ordering::SeqCst));
+    (server, worker, folder, client, may)
+}
+
+fn who_is_let_in_during_a_stop_is_sent_away(backend: &str) {
+    let (mut server, _worker, _folder, mut client, may) = undecided(backend);
     server.signal("TERM");
     until("the stop has begun", || {
         server.has_said("stopping") || server.lines().iter().any(|line| line.contains("SIGTERM"))
@@ -303,18 +309,7 @@ fn many_long_topics_fit_into_an_event(backend: &str) {
 }
 
 fn who_leaves_while_the_app_decides_is_gone_for_the_app(backend: &str) {
-    let (asked, may) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-    let (was_asked, may_answer) = (asked.clone(), may.clone());
-    let (mut server, worker, _folder) = with_app(backend, "", move |frame, _, _| {
-        if frame == "open" {
-            was_asked.store(true, Ordering::SeqCst);
-            until("it may answer", || may_answer.load(Ordering::SeqCst));
-        }
-        Ok((JSON, Vec::new()))
-    });
-    let mut client = server.client();
-    client.send(request("/api/v1/listen", ""));
-    until("the app is asked", || asked.load(Ordering::SeqCst));
+    let (mut server, worker, _folder, client, may) = undecided(backend);
     client.reset();
     until("it is gone", || server.status()["active_connections"] == 0);
     may.store(true, Ordering::SeqCst);
