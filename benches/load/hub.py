@@ -119,13 +119,7 @@ def compare(bench, cache, options):
         for kind in kinds:
             results["slow"][kind] = beside_slow_ones(bench, cache, kind, options, failures)
     results["load_at_the_end"] = os.getloadavg()
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(results, file, indent=1)
-            file.write("\n")
-    for failure in failures:
-        print(f"FAILED: {failure}", file=sys.stderr)
-    return 1 if failures else 0
+    return run.conclude(results, options, failures)
 
 
 def fan_out(bench, cache, kinds, options, failures):

@@ -75,6 +75,11 @@ def compare(bench, options):
         results["access-log"] = access_log_rows(bench, ours, options, failures)
     if "instructions" in options.rows:
         results["instructions"] = instruction_rows(bench, ours, options)
+    return conclude(results, options, failures)
+
+
+def conclude(results, options, failures):
+    """Writes what was found where that was asked for, tells what has failed, and returns the exit code."""
     if options.json:
         with open(options.json, "w") as file:
             json.dump(results, file, indent=1)
