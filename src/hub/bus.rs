@@ -126,8 +126,9 @@ impl Hub {
             out.extend_from_slice(&(topic.name().len() as u16).to_le_bytes());
             out.extend_from_slice(topic.name().as_bytes());
             put_numbers(&mut out, &[ring.last, ring.gone]);
-            put_length(&mut out, ring.messages.len());
-            for message in &ring.messages {
+            let own = ring.own();
+            put_length(&mut out, own.len());
+            for message in own {
                 put_numbers(&mut out, &[message.position().offset]);
                 out.push(match message.said() {
                     Payload::Text(_) => 0,

@@ -571,6 +571,73 @@ fn what_is_given_up_is_in_sight_until_nobody_has_it() {
     assert_eq!(hub.left(), 0);
 }
 
+/// What a reader is given from a position on, reading by reading, until there is nothing more: the messages, and whether it was told of a gap.
+fn read_on(topic: &Topic, mut at: Position) -> (Vec<Position>, bool) {
+    let (mut messages, mut gap) = (Vec::new(), false);
+    loop {
+        let read = topic.read(at, 1, &mut messages);
+        (at, gap) = (read.at, gap || read.gap.is_some());
+        if !read.more {
+            return (messages.iter().map(|message| message.position()).collect(), gap);
+        }
+    }
+}
+
+#[test]
+fn what_an_epoch_follows_can_still_be_read() {
+    let hub = hub(|settings| settings.history.count = 4);
+    let topic = hub.subscribe(Duration::ZERO, "a", 0, From::Now).unwrap().topic;
+    let (first, other) = (hub.epoch(), Epoch(hub.epoch().0 + 1));
+    let of =
+        |epoch, offsets: &[u64]| offsets.iter().map(|offset| Position { epoch, offset: *offset }).collect::<Vec<_>>();
+    count_to(&hub, "a", 3);
+    hub.go_on_in(other);
+    // Who was not so far yet goes on, and who was misses nothing.
+    assert_eq!(read_on(&topic, at(1)), (of(first, &[2, 3]), false));
+    say(&hub, 0, "a", "x").unwrap();
+    assert_eq!(read_on(&topic, at(1)), ([of(first, &[2, 3]), of(other, &[1])].concat(), false));
+    assert_eq!(read_on(&topic, at(3)), (of(other, &[1]), false));
+    assert_eq!(hub.subscribe(Duration::ZERO, "a", 0, From::After(at(2))).unwrap().gap, None);
+    // They are among those that the history has room for, and go first.
+    say(&hub, 0, "a", "x").unwrap();
+    assert_eq!(read_on(&topic, at(1)), ([of(first, &[2, 3]), of(other, &[1, 2])].concat(), false));
+    assert_eq!(read_on(&topic, at(0)), ([of(first, &[2, 3]), of(other, &[1, 2])].concat(), true));
+    say(&hub, 0, "a", "x").unwrap();
+    say(&hub, 0, "a", "x").unwrap();
+    assert_eq!(read_on(&topic, at(1)), (of(other, &[1, 2, 3, 4]), true));
+    assert_eq!(hub.counts(None, 1).topics[0].messages, 4);
+    // Of the one before that nothing is left.
+    let last = Epoch(other.0 + 1);
+    hub.go_on_in(last);
+    say(&hub, 0, "a", "x").unwrap();
+    assert_eq!(
+        read_on(&topic, Position { epoch: other, offset: 3 }),
+        ([of(other, &[4]), of(last, &[1])].concat(), false)
+    );
+    hub.go_on_in(Epoch(last.0 + 1));
+    assert!(read_on(&topic, Position { epoch: other, offset: 3 }).1);
+    // Another that does not follow ends all.
+    hub.begin(Epoch(last.0 + 2));
+    assert_eq!(read_on(&topic, Position { epoch: last, offset: 0 }), (Vec::new(), true));
+    assert_eq!(hub.counts(None, 1).topics[0].messages, 0);
+}
+
+#[test]
+fn an_epoch_in_which_nothing_was_said_is_none() {
+    let hub = hub(|_| ());
+    let topic = hub.subscribe(Duration::ZERO, "a", 0, From::Now).unwrap().topic;
+    let (first, other) = (hub.epoch(), Epoch(hub.epoch().0 + 1));
+    count_to(&hub, "a", 3);
+    hub.go_on_in(other);
+    assert_eq!(topic.heard(0).epoch, other);
+    hub.go_on_in(first);
+    hub.begin_behind(1 << 56);
+    let next = Next { position: at(6), first: true };
+    hub.append_next(Duration::ZERO, "a", next, Payload::Text("x"), None, &[]).unwrap();
+    assert_eq!(read_on(&topic, at(1)), (vec![at(2), at(3), at(6)], false));
+    assert_eq!(read_on(&topic, at(3)), (vec![at(6)], false));
+}
+
 #[test]
 fn what_is_very_long_is_not_compressed() {
     let text = "a".repeat(256 * 1024 + 1);

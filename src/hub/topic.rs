@@ -6,6 +6,7 @@
 //! - A loop that was told of messages is not told again until it has [heard](Topic::heard): it says so before it reads, so that what comes
 //!   between the two is told anew.
 //! - Offsets ascend. Where some are missing, as another may have numbered them, a reading ends before the hole, and the next begins with its gap.
+//! - Where an epoch follows another without a loss, what is left of that stays before its own messages, so that who has not read it yet still may.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -193,7 +194,10 @@ struct Listener {
 /// What stands under the lock.
 pub(super) struct Ring {
     pub epoch: Epoch,
+    /// First those of the epoch that this one follows, then its own.
     pub messages: VecDeque<Arc<Message>>,
+    /// How many those are.
+    earlier: usize,
     /// The offset from which numbering goes on: that of the newest message, if there was any.
     pub last: u64,
     /// The highest offset that was given up: nothing comes back at or below it.
@@ -240,6 +244,7 @@ impl Topic {
         let ring = Ring {
             epoch: shared.epoch(),
             messages: VecDeque::new(),
+            earlier: 0,
             last: floor,
             gone: floor,
             fresh: true,
@@ -289,11 +294,15 @@ impl Topic {
         if ring.epoch != epoch {
             let (end, follows) = (ring.end(), ring.epoch.0 == self.about.shared.behind.load(Ordering::Acquire));
             // Who has had nothing of it yet is where it stood before that.
-            let same = if ring.fresh { std::mem::take(&mut ring.same.0) } else { Vec::new() };
-            self.begin(&mut ring, epoch);
+            let mut same = if ring.fresh { std::mem::take(&mut ring.same.0) } else { Vec::new() };
             if follows {
-                ring.same.0 = same;
-                ring.same.0.push(end);
+                same.push(end);
+                // Of two epochs before it nothing is kept; of one in which nothing was numbered there is nothing.
+                let passed = if ring.fresh { 0 } else { ring.earlier };
+                self.give_up(&mut ring, passed);
+                self.begin_behind(&mut ring, epoch, same);
+            } else {
+                self.begin(&mut ring, epoch);
             }
         }
         ring
@@ -302,9 +311,16 @@ impl Topic {
     /// Begins anew in an epoch.
     pub(super) fn begin(&self, ring: &mut Ring, epoch: Epoch) {
         self.give_up(ring, ring.messages.len());
+        self.begin_behind(ring, epoch, Vec::new());
+    }
+
+    /// Begins in an epoch behind what there is. At those places nobody has missed anything.
+    fn begin_behind(&self, ring: &mut Ring, epoch: Epoch, same: Vec<Position>) {
         let base = self.about.shared.base.load(Ordering::Acquire);
         (ring.epoch, ring.last, ring.gone, ring.fresh) = (epoch, base, base, true);
-        ring.same = (Vec::new(), base);
+        // Nothing was numbered in the one between, and these are of the epoch that there is again.
+        let is_again = ring.messages.back().is_some_and(|last| last.position().epoch == epoch);
+        (ring.earlier, ring.same) = (if is_again { 0 } else { ring.messages.len() }, (same, base));
     }
 
     /// The loop of that index is about to read, and may be told again: where the topic stands.
@@ -321,14 +337,15 @@ impl Topic {
         let mut left = most_bytes;
         for (number, message) in ring.messages.range(index..).enumerate() {
             let size = message.size() + FORM_BYTES;
-            if message.position().offset != at.offset + 1 || (number > 0 && size > left) {
+            let next = Position { offset: at.offset + 1, ..at };
+            if message.position() != next || (number > 0 && size > left) {
                 break;
             }
             left = left.saturating_sub(size);
             at = message.position();
             into.push(message.clone());
         }
-        Read { at, gap, more: at.offset < ring.last }
+        Read { at, gap, more: at.epoch != ring.epoch || at.offset < ring.last }
     }
 
     /// Puts behind `into` what is kept behind an offset, whatever is missing between: messages of about so many bytes, at least one if there is any.
@@ -440,7 +457,12 @@ impl Topic {
             return;
         }
         for message in ring.messages.drain(..count) {
-            ring.gone = ring.gone.max(message.position().offset);
+            // The numbers of another epoch are none of this one.
+            let is_earlier = ring.earlier > 0;
+            ring.earlier -= usize::from(is_earlier);
+            if !is_earlier {
+                ring.gone = ring.gone.max(message.position().offset);
+            }
             message.give_up();
         }
         // Whoever has had a thousand messages once does not keep room for them.
@@ -485,10 +507,20 @@ impl Ring {
 
     /// What a reader at that position gets next: the index of the message, the position before it, and what it has missed.
     fn find(&self, after: Position) -> (usize, Position, Option<Gap>) {
+        let of_its_epoch = |message: &&Arc<Message>| message.position().epoch == after.epoch;
+        if after.epoch != self.epoch && self.messages.range(..self.earlier).next().as_ref().is_some_and(of_its_epoch) {
+            let index =
+                self.messages.range(..self.earlier).take_while(|it| it.position().offset <= after.offset).count();
+            if let Some(message) = self.messages.range(..self.earlier).nth(index) {
+                let at = Position { offset: message.position().offset - 1, ..after };
+                return (index, at, (at != after).then_some(Gap { from: after, to: at }));
+            }
+        }
         let is_same = self.same.0.contains(&after);
         let after = if is_same { Position { epoch: self.epoch, offset: self.same.1 } } else { after };
         // All of another epoch was published after what that reader knows.
-        let index = if after.epoch == self.epoch { self.place_of(after.offset.saturating_add(1)) } else { 0 };
+        let is_own = after.epoch == self.epoch;
+        let index = if is_own { self.place_of(after.offset.saturating_add(1)) } else { self.earlier };
         let before = self.messages.get(index).map_or(self.last, |message| message.position().offset - 1);
         let at = Position { epoch: self.epoch, offset: before };
         // Who comes from the future of this epoch has its gap as well, and is given nothing again.
@@ -527,7 +559,13 @@ impl Ring {
 
     /// Where a message of that offset stands, or would.
     fn place_of(&self, offset: u64) -> usize {
-        self.messages.partition_point(|message| message.position().offset < offset)
+        let is_before = |at: Position| at.epoch != self.epoch || at.offset < offset;
+        self.messages.partition_point(|message| is_before(message.position()))
+    }
+
+    /// The messages of this epoch.
+    pub fn own(&self) -> impl ExactSizeIterator<Item = &Arc<Message>> {
+        self.messages.range(self.earlier..)
     }
 
     /// Whether a message of that offset is there, or was, or is too old to come.
