@@ -65,17 +65,28 @@ pub struct Served {
     pub hub: Arc<Hub>,
     /// What the configuration says.
     pub settings: config::Hub,
-    /// The app that takes part, and the path of the requests to it.
-    pub app: Option<(AppId, String)>,
+    /// The app that takes part.
+    pub app: Option<TakesPart>,
     /// The time of hubs.
     times: hub::Registry,
+}
+
+/// An app that is told of what happens on a hub's sockets.
+#[derive(Debug)]
+pub struct TakesPart {
+    /// Which.
+    pub app: AppId,
+    /// The path of the requests to it.
+    pub path: String,
+    /// How it is spoken to.
+    pub dialect: config::Dialect,
 }
 
 impl Served {
     fn new(settings: &config::Hub, apps: &[App], metrics: &Metrics) -> Served {
         let (settings, times) = (settings.clone(), metrics.hubs().clone());
         let app = settings.app.as_ref().and_then(|name| apps.iter().find(|app| app.settings.name == *name));
-        let app = app.map(|app| (app.id, settings.events.clone()));
+        let app = app.map(|app| TakesPart { app: app.id, path: settings.events.clone(), dialect: settings.dialect });
         Served { hub: times.get(kept_by(&settings)), settings, app, times }
     }
 

@@ -294,7 +294,7 @@ counters! {
     hub_gaps,
     /// Events of hubs that apps were told of.
     hub_events,
-    /// Those that had no answer, or one that refuses them.
+    /// Those that had no answer, one that refuses them, or one that cannot be read.
     hub_events_failed,
     /// Requests to hubs refused for their origin or the lack of a key.
     hub_refused,

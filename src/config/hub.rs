@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::keys::{Key, POSITIVE, key};
 use super::route::{self, HostPattern, PathPattern};
-use super::units::{count, duration, size, switch};
+use super::units::{choice, count, duration, size, switch};
 use crate::access::Keys;
 
 /// The hub that `--hub` makes.
@@ -22,6 +22,9 @@ const LARGEST_MESSAGE: u64 = 16 << 20;
 const MEMORY: RangeInclusive<u64> = 1 << 20..=1 << 40;
 /// How old what is kept may get.
 const AGE: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(30 * 86_400);
+
+/// The dialects, by their names.
+const DIALECTS: &[(&str, Dialect)] = &[("fields", Dialect::Fields), ("websocket-events", Dialect::Events)];
 
 /// The keys that say something of hubs.
 pub const KEYS: &[Key] = &[key("hub", "", "", HUB_HELP, |settings, text| {
@@ -73,10 +76,22 @@ pub struct Hub {
     pub app: Option<String>,
     /// The path of these requests.
     pub events: String,
+    /// How they say what has happened, and how the app's answers are read.
+    pub dialect: Dialect,
     /// Below which path it is served where no route is to it; without a slash at its end, and empty for the root.
     pub path: String,
     /// With whom it shares its messages; `None`: with nobody.
     pub bus: Option<Bus>,
+}
+
+/// How the app that takes part in a hub is spoken to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Dialect {
+    /// What has happened stands in fields.
+    #[default]
+    Fields,
+    /// It stands in the body, as `application/websocket-events`.
+    Events,
 }
 
 /// What a hub shares its messages over.
@@ -164,6 +179,7 @@ impl Default for Hub {
             deflate: true,
             app: None,
             events: "/v1/realtime".to_owned(),
+            dialect: Dialect::default(),
             path: "/api/v1".to_owned(),
             bus: None,
         }
@@ -352,6 +368,10 @@ impl Draft {
         };
         self.hub.events = path;
         Ok(())
+    }
+
+    pub(super) fn dialect(&mut self, text: &str) -> Result<(), String> {
+        choice(text, DIALECTS).map(|dialect| self.hub.dialect = dialect)
     }
 
     pub(super) fn path(&mut self, text: &str) -> Result<(), String> {

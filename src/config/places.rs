@@ -429,6 +429,7 @@ pub const PLACES: &[Place] = &[
     route("hub.*.deflate", Switch, DEFLATE_HELP, "off", |draft, text| draft.named.hub.deflate(text)),
     route("hub.*.app", Text, HUB_APP_HELP, "web", |draft, text| draft.named.hub.app(text)),
     route("hub.*.events", Text, EVENTS_HELP, "/hub/events", |draft, text| draft.named.hub.events(text)),
+    route("hub.*.dialect", Word, DIALECT_HELP, "websocket-events", |draft, text| draft.named.hub.dialect(text)),
     route("hub.*.path", Text, HUB_PATH_HELP, "/bus", |draft, text| draft.named.hub.path(text)),
     route("hub.*.bus.directory", Text, BUS_DIRECTORY_HELP, "/run/production_server/bus", |draft, text| {
         draft.named.hub.bus_directory(text)
@@ -687,6 +688,8 @@ const PUBLISHERS_HELP: &str =
 const DEFLATE_HELP: &str = "Compress messages for sockets that offer it (permessage-deflate) [default: true]";
 const HUB_APP_HELP: &str = "The app that takes part: what happens on sockets becomes requests to it";
 const EVENTS_HELP: &str = "The path of these requests [default: /v1/realtime]";
+const DIALECT_HELP: &str =
+    "How these requests say what has happened, and how the app's answers are read [default: fields]";
 const HUB_PATH_HELP: &str =
     "Below which path `listen`, `notify` and `topics` are, where no route is to the hub [default: /api/v1]";
 const BUS_DIRECTORY_HELP: &str =

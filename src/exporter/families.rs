@@ -414,7 +414,7 @@ const HUBS: &[Family] = &[
     counter(
         "production_server_hub_events_total",
         &["result"],
-        "Events of sockets that apps were told of, and of these those that had no answer, or one that refuses them (failed).",
+        "Events of sockets that apps were told of, and of these those that had no answer, one that refuses them, or one that cannot be read (failed).",
         |sample, points| {
             let totals = sample.metrics.total();
             points.whole(&[("result", "told")], totals.hub_events);

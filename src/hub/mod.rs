@@ -15,6 +15,7 @@
 
 mod bus;
 mod carry;
+pub mod dialect;
 mod ids;
 mod known;
 mod message;
@@ -48,8 +49,8 @@ use message::Draft;
 use topic::{Ring, Shared};
 
 /// The fields in which an app is told of what happens on sockets: they come from nobody else.
-pub const EVENT_FIELDS: [&str; 5] =
-    ["Sec-WebSocket-Frame", "X-Socket-Id", "X-Socket-Groups", "X-Socket-Close", "X-Socket-Target"];
+pub const EVENT_FIELDS: [&str; 6] =
+    ["Sec-WebSocket-Frame", "X-Socket-Id", "X-Socket-Groups", "X-Socket-Close", "X-Socket-Target", "Connection-Id"];
 
 /// Loops at most.
 pub const MOST_LOOPS: usize = 1024;

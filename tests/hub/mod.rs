@@ -4,6 +4,7 @@ mod apps;
 mod attacks;
 mod bus;
 mod crowds;
+mod pushpin;
 mod servers;
 mod upgrades;
 

@@ -221,6 +221,7 @@ const HUBS: &str = "
     deflate = false
     app = \"web\"
     events = \"/chat/events\"
+    dialect = \"websocket-events\"
     path = \"/chat/\"
     bus = { directory = \"/run/x\" }
     [[routes]]
@@ -255,6 +256,7 @@ fn hubs_come_from_the_file() {
         deflate: false,
         app: Some("web".to_owned()),
         events: "/chat/events".to_owned(),
+        dialect: super::super::hub::Dialect::Events,
         path: "/chat".to_owned(),
         bus: Some(super::super::hub::Bus::Directory("/run/x".into())),
     };

@@ -1,25 +1,20 @@
-//! An app takes part: what happens on a socket becomes a short request to it, and its answer says what is to be done.
+//! An app takes part: what happens on a socket becomes a short request to it, and its answer says what is to be done. How the two are written is a dialect's
+//! matter ([`crate::hub::dialect`]).
 //!
-//! | `Sec-WebSocket-Frame` | when | body |
-//! |---|---|---|
-//! | `open` | before the client is answered: what the app refuses, it is refused | none; the fields of the client's request |
-//! | `text`, `binary` | a message has come | the message |
-//! | `close` | the socket is gone | none; its code in `X-Socket-Close` |
+//! | event | when |
+//! |---|---|
+//! | open | before the client is answered: what the app refuses, it is refused; with the fields of the client's request |
+//! | a message | it has come |
+//! | close | the socket is gone |
 //!
 //! Each is an exchange of the socket's own connection ([`Stream::is_event`]), one at a time: meanwhile nothing more is received. The last one of a
 //! socket has no connection any more, and comes when the one before it is done.
-//!
-//! The answer is a JSON object, whose members mean what Rip's hub has them mean: `+` joins topics, `-` leaves them, `@` says to which topics or sockets the rest goes,
-//! `>` to which sockets not, `!` closes with a code; the rest is a message, which without `@` goes to the socket itself. A body of another type is a
-//! message to the socket.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
-
-use crate::apps::Served;
-use crate::backends::{Backend, Piece, Size, Sock};
+use crate::apps::{Served, TakesPart};
+use crate::backends::{Backend, How, Piece, Size, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::config::route::is_same_to_apps;
@@ -32,6 +27,7 @@ use crate::http::id::id_text;
 use crate::http::reader::Reader;
 use crate::http::rewrite::{self, FRONT, Forward};
 use crate::http::route::Edits;
+use crate::hub::dialect::{Act, Answer, Grip, Occasion};
 use crate::hub::{EVENT_FIELDS, From, Hub, Positions, wire};
 use crate::mailbox;
 use crate::metrics::series::RetryReason;
@@ -51,13 +47,6 @@ const LONGEST_ANSWER: usize = 256 * 1024;
 /// Bytes that may wait for a socket before an event of another one says more to it.
 const MOST_TOLD: usize = 1024 * 1024;
 
-/// What an app is told.
-pub(super) enum Occasion {
-    Open,
-    Message { text: bool, data: Vec<u8> },
-    Close(u16),
-}
-
 /// What an app is told of each event of a socket.
 pub(super) struct Talk {
     /// Whose socket it is for the app: what it may name in its answers.
@@ -71,6 +60,15 @@ pub(super) struct Talk {
     identity: Box<[u8]>,
     /// The lines of its request in which a proxy has said where it comes from, where one may.
     front: Box<[u8]>,
+    /// What the app has said of the socket.
+    grip: Option<Box<Grip>>,
+}
+
+impl Talk {
+    /// Whether the app is told nothing more.
+    pub fn is_over(&self) -> bool {
+        self.grip.as_ref().is_some_and(|grip| grip.detached)
+    }
 }
 
 /// A socket, in all loops. Nobody finds one by trying: a part of it is random.
@@ -185,7 +183,9 @@ impl<B: Backend> Loop<B> {
             authority: request.authority.of(input).into(),
             identity: self.heads.identity.as_slice().into(),
             front: front.into(),
+            grip: None,
         };
+        let dialect = wish.served().app.as_ref().map(|part| part.dialect).unwrap_or_default();
         let mut fields =
             format!("X-Socket-Target: {}\r\n", String::from_utf8_lossy(request.path.of(input))).into_bytes();
         for field in self.heads.fields.iter() {
@@ -193,7 +193,8 @@ impl<B: Backend> Loop<B> {
             let handshake = name.get(..14).is_some_and(|start| start.eq_ignore_ascii_case(b"sec-websocket-"));
             // What it answers is read here, and not by the client.
             let mut own = EVENT_FIELDS.iter().chain(&["Accept-Encoding"]);
-            if passes_to_another(field, name) && !handshake && !own.any(|own| is_same_to_apps(name, own.as_bytes())) {
+            let is_own = own.any(|own| is_same_to_apps(name, own.as_bytes())) || dialect.has_own(name);
+            if passes_to_another(field, name) && !handshake && !is_own {
                 fields.extend_from_slice(&[name, b": ", field.value.of(input), b"\r\n"].concat());
             }
         }
@@ -217,7 +218,7 @@ impl<B: Backend> Loop<B> {
     /// Tells the app of what has happened on a socket.
     pub(super) fn tell_app(&mut self, sock: Sock, occasion: &Occasion) {
         let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) else { return };
-        let Some(talk) = subscriber.talk.take() else { return };
+        let Some(talk) = subscriber.talk.take_if(|talk| !talk.is_over()) else { return };
         let (served, series) = (subscriber.served.clone(), subscriber.series);
         let groups = subscriber.groups(&self.hubs);
         let exchange = self.event(sock, &served, series, &talk, &groups, occasion, b"");
@@ -244,9 +245,9 @@ impl<B: Backend> Loop<B> {
         self.hubs.partial -= talk.waiting_bytes;
         let groups = subscriber.groups(&self.hubs);
         let before = std::mem::replace(&mut client.exchange, Key::NONE);
-        let close =
-            self.event(sock, &served, series, &talk, &groups, &Occasion::Close(code), b"").map(|(close, _)| close);
-        self.follow(before, served, close, false);
+        let is_told = !talk.is_over();
+        let close = is_told.then(|| self.event(sock, &served, series, &talk, &groups, &Occasion::Close(code), b""));
+        self.follow(before, served, close.flatten().map(|(close, _)| close), false);
     }
 
     /// A client leaves while it waits for the app's word. The app that has the question may let it in, and is then told that it is gone. Whether it is so.
@@ -347,29 +348,18 @@ impl<B: Backend> Loop<B> {
         occasion: &Occasion,
         fields: &[u8],
     ) -> Option<(Exchange, Vec<u8>)> {
-        let (id, path) = served.app.as_ref()?;
-        let app = self.apps.get(*id)?.clone();
-        let (frame, media, data): (&str, &str, &[u8]) = match occasion {
-            Occasion::Open => ("open", "", b""),
-            Occasion::Message { text: true, data } => ("text", "Content-Type: text/plain; charset=utf-8\r\n", data),
-            Occasion::Message { text: false, data } => ("binary", "Content-Type: application/octet-stream\r\n", data),
-            Occasion::Close(_) => ("close", "", b""),
-        };
-        let close = match occasion {
-            Occasion::Close(code) => format!("X-Socket-Close: {code}\r\n"),
-            _ => String::new(),
-        };
+        let TakesPart { app, path, dialect } = served.app.as_ref()?;
+        let app = self.apps.get(*app)?.clone();
+        let (lines, data) = dialect.event(occasion, &talk.id, talk.grip.as_deref());
         let groups = if groups.is_empty() { String::new() } else { format!("X-Socket-Groups: {groups}\r\n") };
         let (host, length) = (String::from_utf8_lossy(&talk.authority), data.len());
-        let mut text = format!(
-            "POST {path} HTTP/1.1\r\nHost: {host}\r\nSec-WebSocket-Frame: {frame}\r\nX-Socket-Id: {}\r\n{groups}{close}{media}Content-Length: {length}\r\n",
-            talk.id
-        )
-        .into_bytes();
-        text.extend_from_slice(if matches!(occasion, Occasion::Open) { fields } else { &talk.front });
-        text.extend_from_slice(b"\r\n");
-        // It is as long as the names of its topics are: what a client may send is no measure of it.
-        let limits = HeadLimits::new(2 * text.len(), self.heads.limits.fields + EVENT_FIELDS.len() + 4);
+        let begin = format!("POST {path} HTTP/1.1\r\nHost: {host}\r\n");
+        let own = format!("X-Socket-Id: {}\r\n{groups}Content-Length: {length}\r\n", talk.id);
+        let rest = if *occasion == Occasion::Open { fields } else { &talk.front };
+        let text = [begin.as_bytes(), &lines, own.as_bytes(), rest, b"\r\n"].concat();
+        // It is as long as the names of its topics are, and what its app has kept: what a client may send is no measure of it.
+        let count = memchr::memchr_iter(b'\n', &text).count();
+        let limits = HeadLimits::new(2 * text.len(), count);
         let request = head::request(&text, &limits, &mut self.heads.fields).ok().flatten()?;
         self.find_origin(sock, &text);
         let client = self.table.client(sock)?;
@@ -393,7 +383,7 @@ impl<B: Backend> Loop<B> {
         exchange.request.upload = Upload::Whole;
         exchange.request.bytes = length as u64;
         if length > 0 {
-            exchange.request.body.push(self.memory.pool.heap(data));
+            exchange.request.body.push(self.memory.pool.heap(&data));
         }
         self.count().hub_events.add(1);
         Some((exchange, text))
@@ -421,60 +411,73 @@ impl<B: Backend> Loop<B> {
         }
         let (sock, series) = (exchange.stream.connection, exchange.series);
         let (status, body) = (response.status, body_of(&input, response));
-        let [media] = crate::http::find_lines(&input[..response.len], [b"content-type"]);
-        let media = media.to_ascii_lowercase();
+        let head = input[..response.len].to_vec();
         self.release_asked(key, input, response);
         if let Some(exchange) = self.exchanges.lookup_mut(key) {
             exchange.answer.status = status;
             exchange.answer.bytes = body.len() as u64;
         }
+        let answer = Answer { status, head: &head, body: &body };
         let is_good = (200..300).contains(&status);
         let mut left_at = None;
-        let served = match self.hubs.events.opening.remove(&sock) {
+        let (served, acts) = match self.hubs.events.opening.remove(&sock) {
             Some(mut opening) => {
                 left_at = opening.wish.left_at();
                 let served = opening.wish.served().clone();
-                if !self.let_in((key, sock), opening, series, status) {
-                    return;
-                }
-                Some(served)
+                let Some(acts) = self.let_in((key, sock), opening, series, &answer) else { return };
+                (Some(served), Ok(acts))
             }
-            None => self.go_on_without(key, !is_good),
+            None => {
+                let gone = self.go_on_without(key, !is_good);
+                let subscriber = self.table.client(sock).and_then(|client| client.subscriber.as_mut());
+                let served = gone.or_else(|| subscriber.as_ref().map(|subscriber| subscriber.served.clone()));
+                let talk = subscriber.and_then(|subscriber| subscriber.talk.as_mut());
+                let mut nobody = None;
+                let grip = talk.map_or(&mut nobody, |talk| &mut talk.grip);
+                let acts = served.as_ref().map_or(Ok(Vec::new()), |served| read(served, &answer, false, grip));
+                (served, acts)
+            }
         };
         self.count().requests.add(1);
         self.account(key, false);
         self.exchanges.discard(key);
-        let served = match (served, self.table.client(sock)) {
-            (served, Some(client)) => {
-                client.exchange = Key::NONE;
-                served.or_else(|| client.subscriber.as_ref().map(|subscriber| subscriber.served.clone()))
-            }
-            (served, None) => served,
-        };
+        if let Some(client) = self.table.client(sock) {
+            client.exchange = Key::NONE;
+        }
         let Some(served) = served else { return };
-        if is_good {
-            self.carry_out(sock, &served, (status, &media), &body, left_at.as_ref());
-        } else {
-            self.count().hub_events_failed.add(1);
-            self.event_failed(sock, &format!("the app has answered {status}"));
+        match acts {
+            Ok(acts) => acts.into_iter().for_each(|act| self.carry_out(sock, &served, act, left_at.as_ref())),
+            Err(reason) => {
+                self.count().hub_events_failed.add(1);
+                self.event_failed(sock, &reason);
+            }
         }
         self.work.push_back(Task::Resume(sock));
     }
 
-    /// Has a client listen, if that is what the app has said; whether it was. Else its request is answered by that exchange.
-    fn let_in(&mut self, (key, sock): (Key, Sock), opening: Opening, series: u16, status: u16) -> bool {
-        let Opening { wish, talk, head } = opening;
+    /// Has a client listen, if that is what the app has said, and gives what else it has said. Else its request is answered by that exchange.
+    fn let_in(
+        &mut self,
+        (key, sock): (Key, Sock),
+        opening: Opening,
+        series: u16,
+        answer: &Answer<'_>,
+    ) -> Option<Vec<Act>> {
+        let Opening { wish, mut talk, head } = opening;
         // It may be answered at once, or closed, and is not to take the question for an event that is under way.
         if let Some(client) = self.table.client(sock) {
             client.exchange = Key::NONE;
         }
-        let is_good = (200..300).contains(&status);
-        let opened = if is_good { self.subscribe(sock, wish, series, Some(talk)) } else { Err(refusal(status)) };
+        let opened = match read(wish.served(), answer, true, &mut talk.grip) {
+            Ok(acts) => self.subscribe(sock, wish, series, Some(talk)).map(|status| (status, acts)),
+            Err(_) if !(200..300).contains(&answer.status) => Err(refusal(answer.status)),
+            Err(reason) => Err(No(502, reason)),
+        };
         match opened {
-            Ok(status) => {
+            Ok((status, acts)) => {
                 self.count().of_series(series).answered_here(status);
                 self.log_answer(sock, &head, None, status, 0);
-                true
+                Some(acts)
             }
             Err(No(status, reason)) => {
                 if let Some(exchange) = self.exchanges.lookup_mut(key) {
@@ -482,96 +485,68 @@ impl<B: Backend> Loop<B> {
                 }
                 let ending = Ending::Failed { status, reason: &reason, outcome: Some(Outcome::Unused) };
                 self.finish(key, ending);
-                false
+                None
             }
         }
     }
 
     /// Tells a client that what it has said did not reach the app.
     fn event_failed(&mut self, sock: Sock, reason: &str) {
-        let is_socket = |subscriber: &Subscriber| matches!(subscriber.transport, Transport::Socket { .. });
-        if self.table.client(sock).and_then(|client| client.subscriber.as_deref()).is_some_and(is_socket) {
+        if self.is_socket(sock) {
             self.say_text(sock, &wire::error(None, &reason));
         }
     }
 
-    /// Does what an app's answer says. `sock` may be gone. `left_at`: it has come back just now, and was there.
-    fn carry_out(
-        &mut self,
-        sock: Sock,
-        served: &Arc<Served>,
-        (status, media): (u16, &[u8]),
-        body: &[u8],
-        left_at: Option<&Positions>,
-    ) {
-        // An empty answer is an empty message only where it says so: a framework's default is none.
-        let is_said = [&b"text/plain"[..], b"application/octet-stream"].iter().any(|said| media.starts_with(said));
-        if body.is_empty() && !(status == 200 && is_said) {
-            return;
-        }
-        if !media.starts_with(b"application/json") {
-            let opcode = if media.starts_with(b"text/") { Opcode::Text } else { Opcode::Binary };
-            let is_sound = opcode == Opcode::Binary || std::str::from_utf8(body).is_ok();
-            return if is_sound {
-                self.say_frame(sock, opcode, body)
-            } else {
-                self.event_failed(sock, "the app's answer is no UTF-8")
-            };
-        }
-        let Ok(Value::Object(mut said)) = serde_json::from_slice(body) else {
-            return self.event_failed(sock, "the app's answer is no object of JSON");
-        };
-        let mut names = |member: &str| names(said.remove(member));
-        let (joins, leaves, except, targets) = (names("+"), names("-"), names(">"), names("@"));
-        let close = said.remove("!");
-        let except: Vec<_> = except.unwrap_or_default().iter().filter_map(|id| SocketId::read(id)).collect();
-        for topic in joins.unwrap_or_default() {
-            self.join(sock, served, &topic, left_at);
-        }
-        for topic in leaves.unwrap_or_default() {
-            self.leave(sock, served, &topic);
-        }
-        if !said.is_empty() {
-            self.spread(sock, served, &said, targets, &except);
-        }
-        if let Some(close) = close {
-            let code = close.as_u64().or_else(|| close.get("code")?.as_u64()).and_then(|code| u16::try_from(code).ok());
-            let code = code.filter(|code| matches!(code, 1000 | 3000..=4999)).unwrap_or(1000);
-            let reason = close.get("reason").and_then(Value::as_str).unwrap_or_default().to_owned();
-            let is_socket = |subscriber: &Subscriber| matches!(subscriber.transport, Transport::Socket { .. });
-            if self.table.client(sock).and_then(|client| client.subscriber.as_deref()).is_some_and(is_socket) {
-                self.close_socket(sock, code, &reason);
+    /// Does what an app's answer wants. `sock` may be gone. `left_at`: it has come back just now, and was there.
+    fn carry_out(&mut self, sock: Sock, served: &Arc<Served>, act: Act, left_at: Option<&Positions>) {
+        let is_socket = self.is_socket(sock);
+        match act {
+            Act::Join(topic) => self.join(sock, served, &topic, left_at),
+            Act::Leave(topic) => self.leave(sock, served, &topic),
+            Act::Spread { text, to, except } => self.spread(sock, served, &text, &to, &except),
+            Act::Say(opcode, data) if is_socket => {
+                let mut frame = Vec::with_capacity(data.len() + encode::MOST_OF_HEADER);
+                match opcode {
+                    Opcode::Ping => encode::ping(&mut frame, &data),
+                    Opcode::Pong => encode::pong(&mut frame, &data),
+                    _ => {
+                        encode::frame(&mut frame, opcode, false, &data);
+                        self.count().hub_deliveries.add(1);
+                    }
+                }
+                self.say(sock, &frame);
             }
+            Act::Close(code, reason) if is_socket => self.close_socket(sock, code, &reason),
+            Act::Cut if is_socket => self.client_left(sock, How::Reset),
+            // Who listens in another way has nothing of a socket; what is over was noted when it was read.
+            Act::Say(..) | Act::Close(..) | Act::Cut | Act::Detach => {}
         }
     }
 
-    /// Sends what is left of an app's answer to whom it names, or to the socket itself.
-    fn spread(
-        &mut self,
-        sock: Sock,
-        served: &Arc<Served>,
-        said: &Map<String, Value>,
-        targets: Option<Vec<String>>,
-        except: &[SocketId],
-    ) {
-        let text = serde_json::to_string(said).unwrap_or_default();
-        let Some(targets) = targets else { return self.say_frame(sock, Opcode::Text, text.as_bytes()) };
-        let except: Vec<u128> = except.iter().map(|id| id.number()).collect();
+    /// Whether it is a WebSocket that listens.
+    fn is_socket(&mut self, sock: Sock) -> bool {
+        let is_socket = |subscriber: &Subscriber| matches!(subscriber.transport, Transport::Socket { .. });
+        self.table.client(sock).and_then(|client| client.subscriber.as_deref()).is_some_and(is_socket)
+    }
+
+    /// Sends a message of an app to whom it names.
+    fn spread(&mut self, sock: Sock, served: &Arc<Served>, text: &str, to: &[String], except: &[String]) {
+        let except: Vec<u128> = except.iter().filter_map(|id| SocketId::read(id)).map(SocketId::number).collect();
         // One for all: however many they are, it is there once.
         let mut frame = Vec::with_capacity(text.len() + 10);
         encode::frame(&mut frame, Opcode::Text, false, text.as_bytes());
         let frame: Arc<[u8]> = frame.into();
         served.hub.lend(frame.clone());
-        for target in targets {
-            if let Some(id) = SocketId::read(&target) {
+        for target in to {
+            if let Some(id) = SocketId::read(target) {
                 if usize::from(id.loop_index) < self.shared.postboxes.len() && !except.contains(&id.number()) {
                     let said = mailbox::Message::Say(id.sock, id.token, served.hub.clone(), frame.clone());
                     self.shared.postboxes.post(id.loop_index, said);
                 }
                 continue;
             }
-            if let Err(refused) = self.publish_of_app(served, &target, &text, &except) {
-                let fields: [(&str, &dyn std::fmt::Display); 2] = [("topic", &target), ("reason", &refused)];
+            if let Err(refused) = self.publish_of_app(served, target, text, &except) {
+                let fields: [(&str, &dyn std::fmt::Display); 2] = [("topic", target), ("reason", &refused)];
                 self.shared.log.seldom(Level::Warn, "what an app says to a hub is not published", &fields);
                 self.event_failed(sock, &format!("the app's message is not published: {refused}"));
             }
@@ -626,16 +601,6 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    fn say_frame(&mut self, sock: Sock, opcode: Opcode, data: &[u8]) {
-        let is_socket = |subscriber: &Subscriber| matches!(subscriber.transport, Transport::Socket { .. });
-        if self.table.client(sock).and_then(|client| client.subscriber.as_deref()).is_some_and(is_socket) {
-            let mut frame = Vec::with_capacity(data.len() + 10);
-            encode::frame(&mut frame, opcode, false, data);
-            self.count().hub_deliveries.add(1);
-            self.say(sock, &frame);
-        }
-    }
-
     /// An app has something for a socket of that hub, which may be gone. No back-pressure reaches who says it: one that does not take it is closed.
     pub fn told_by_app(&mut self, (sock, token): (Sock, u64), hub: &Arc<Hub>, frame: Arc<[u8]>) {
         let is_meant = |subscriber: &Subscriber| {
@@ -669,13 +634,12 @@ fn refusal(status: u16) -> No {
     }
 }
 
-/// Names, as one string or as a list of such.
-fn names(said: Option<Value>) -> Option<Vec<String>> {
-    match said? {
-        Value::String(name) => Some(vec![name]),
-        Value::Array(names) => Some(names.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
-        _ => Some(Vec::new()),
+/// What an answer wants, if it is one that says so.
+fn read(served: &Served, answer: &Answer<'_>, opens: bool, grip: &mut Option<Box<Grip>>) -> Result<Vec<Act>, String> {
+    if !(200..300).contains(&answer.status) {
+        return Err(format!("the app has answered {}", answer.status));
     }
+    served.app.as_ref().map(|part| part.dialect).unwrap_or_default().read(answer, opens, grip)
 }
 
 /// The body of an answer that is here as a whole; `input` begins with its head.

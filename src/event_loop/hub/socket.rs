@@ -15,12 +15,12 @@ use crate::backends::{Backend, HIGH_MARK, How, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::connection::Stream;
+use crate::hub::dialect::Occasion;
 use crate::hub::wire::{self, Command};
 use crate::hub::{Gap, Topic};
 use crate::websocket::decode::{Event, Limits};
 use crate::websocket::{Opcode, encode};
 
-use super::events::Occasion;
 use super::listen::RETRY;
 use super::{Cursor, Loop, Subscriber, Transport, framed};
 

@@ -133,7 +133,11 @@ fn takes_part(rig: &mut Rig) {
     assert!(told(rig, "/v1/realtime") && !told(rig, "/told"));
     rig.change(&[("hub.keyed.events", "'/told'")]);
     assert!(told(rig, "/told"));
-    rig.change(&[("hub.keyed.app", "")]);
+    rig.change(&[("hub.keyed.dialect", "'websocket-events'")]);
+    let asked = rig.ask("localhost", &format!("GET {TOPIC}"), "");
+    assert_eq!(asked.status, 502, "an app that does not speak it lets nobody in");
+    assert!(rig.upstreams.iter().any(|it| String::from_utf8_lossy(&it.everything()).contains("OPEN\r\n")));
+    rig.change(&[("hub.keyed.dialect", "'fields'"), ("hub.keyed.app", "")]);
 }
 
 /// With whom it is shared.
