@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Compares the hub with Bun's server.publish, nchan and soketi: one topic, many WebSockets, messages of 1 KB. See benches/README.md.
 
-    benches/load/hub.py --server target/release/production_server [--sockets 10000] [--quick] [--json FILE]
+    benches/load/deliveries.py --server target/release/production_server [--sockets 10000] [--quick] [--json FILE]
 
 Exit codes: 0 done (missed targets are marked), 1 something could not be measured, or a message did not reach who reads, 64 wrong flags.
 """
