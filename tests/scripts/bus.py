@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Hubs that share their messages: nobody loses a message, nobody is closed, whatever becomes of workers, replicas and Redis.
 
-    tests/scripts/bus.py [--server target/release/production_server] [--backends epoll,io_uring] [--parts deploys,kill,redis]
+    tests/scripts/bus.py [--server target/release/production_server] [--backends epoll,io_uring] [--parts deploys,kill,redis,machines]
                          [--sockets 200] [--seconds 20] [--away 10] [--quick]
 
     deploys   two replicas with two workers each, so many sockets on `broadcast`, and 200 messages a second, by turns to either replica, while workers are
@@ -9,6 +9,8 @@
     kill      the replica that numbers is killed by -9 in the middle: clients of it come back at the other one with the last id that they have seen, and
               have all of it, or are told of a gap
     redis     two servers over Redis, which is stopped for so long (--away) and started: streams of both get every message once and in order, without a gap
+    machines  three servers over Redis, each in a network namespace of its own, as on three machines; all publish, one is cut off for so long and comes back:
+              streams of all get every message of each publisher once and in order, without a gap. Needs root
 
 `--quick`: one backend, 50 sockets, five seconds, Redis away for two. 5,000 sockets and 10 rolls: `--sockets 5000 --seconds 60`. Needs redis-server.
 Exit codes: 0, 1 something did not hold, 64 wrong flags.
@@ -16,6 +18,7 @@ Exit codes: 0, 1 something did not hold, 64 wrong flags.
 
 import collections
 import contextlib
+import ctypes
 import json
 import os
 import signal
@@ -30,17 +33,20 @@ import processes
 from hub import Crowd
 from processes import Trouble
 
+# sched.h: a namespace of networks.
+CLONE_NEWNET = 0x40000000
+
 # Publishes 200 messages a second, by turns at these ports, for so many seconds: prints how many and how long it has taken. A port that is gone is left out, and
 # what was under way is published again by its id.
 PUBLISH = """
 import http.client, json, sys, time
-ports, most = [int(port) for port in sys.argv[1].split(",")], float(sys.argv[2])
+ports, most, name = [int(port) for port in sys.argv[1].split(",")], float(sys.argv[2]), sys.argv[3]
 connections = {port: http.client.HTTPConnection("127.0.0.1", port, timeout=20) for port in ports}
 begin, count = time.monotonic(), 0
 while time.monotonic() - begin < most and count < most * 200:
     port = ports[count % len(ports)]
     try:
-        connections[port].request("POST", "/api/v1/notify", json.dumps({"data": f"message {count} of many", "id": str(count)}))
+        connections[port].request("POST", "/api/v1/notify", json.dumps({"data": f"message {count} of {name}", "id": f"{name} {count}"}))
         answer = connections[port].getresponse()
         body = answer.read()
     except OSError:
@@ -54,16 +60,36 @@ print(count, time.monotonic() - begin)
 
 
 @contextlib.contextmanager
-def two(home, options, backend, bus):
-    """Two servers whose hubs have that bus."""
+def inside(namespace):
+    """What this thread opens and starts within the block is in that network namespace."""
+    if namespace is None:
+        yield
+        return
+    with open("/proc/thread-self/ns/net") as own, open(f"/run/netns/{namespace}") as other:
+        enter(other)
+        try:
+            yield
+        finally:
+            enter(own)
+
+
+def enter(file):
+    if ctypes.CDLL(None, use_errno=True).setns(file.fileno(), CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "setns")
+
+
+@contextlib.contextmanager
+def some(home, options, backend, bus, namespaces=(None, None)):
+    """Servers whose hubs have that bus, in these network namespaces: two in the one that there is."""
     with contextlib.ExitStack() as stack:
         servers = []
-        for number in range(2):
+        for namespace in namespaces:
             file = os.path.join(home, f"{processes.free_port()}.toml")
             with open(file, "w") as out:
                 out.write(f'[hub.hub]\nhistory = {{ count = 100000, bytes = "32MiB" }}\nbus = {bus}\n')
-            server = stack.enter_context(common.serving(home, options.server, backend, flags=["-f", file]))
-            server.file = file
+            with inside(namespace):
+                server = stack.enter_context(common.serving(home, options.server, backend, flags=["-f", file]))
+            server.file, server.namespace = file, namespace
             servers.append(server)
         wait("the hubs find each other", lambda: all(state(options, server) in ("leads", "follows", "connected") for server in servers))
         yield servers
@@ -92,9 +118,10 @@ def wait(what, condition, seconds=30):
         time.sleep(0.05)
 
 
-def publishing(servers, seconds):
-    ports = ",".join(str(server.port) for server in servers)
-    return subprocess.Popen([sys.executable, "-c", PUBLISH, ports, str(seconds)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def publishing(servers, seconds, name="many"):
+    line = [sys.executable, "-c", PUBLISH, ",".join(str(server.port) for server in servers), str(seconds), name]
+    with inside(servers[0].namespace):
+        return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def published(publisher, seconds):
@@ -105,7 +132,7 @@ def published(publisher, seconds):
 
 
 def deploys(home, options, backend, results):
-    with two(home, options, backend, json.dumps(os.path.join(home, f"bus-{processes.free_port()}")).join(("{ directory = ", " }"))) as servers:
+    with some(home, options, backend, json.dumps(os.path.join(home, f"bus-{processes.free_port()}")).join(("{ directory = ", " }"))) as servers:
         crowds = [Crowd(server.port, options.sockets // 2, int(options.seconds * 200) + 200) for server in servers]
         for crowd in crowds:
             crowd.start()
@@ -159,15 +186,17 @@ def judge(results, name, crowds, count, trouble=()):
 class Reader(threading.Thread):
     """A stream of events that comes back, with its last id, wherever somebody answers."""
 
-    def __init__(self, ports):
+    def __init__(self, ports, namespace=None):
         super().__init__(daemon=True)
-        self.ports, self.last, self.had, self.gaps, self.resumed, self.over, self.wrong = list(ports), None, 0, 0, 0, False, None
+        self.ports, self.namespace, self.last, self.gaps, self.resumed, self.over, self.wrong = list(ports), namespace, None, 0, 0, False, None
+        # How many it has had of each publisher.
+        self.had = collections.Counter()
         self.ready = threading.Event()
 
     def run(self):
         while not self.over and not self.wrong:
             try:
-                with socket.create_connection(("127.0.0.1", self.ports[0]), 20) as peer:
+                with inside(self.namespace), socket.create_connection(("127.0.0.1", self.ports[0]), 20) as peer:
                     self.listen(peer)
             except OSError:
                 pass
@@ -190,17 +219,18 @@ class Reader(threading.Thread):
             elif line.startswith("data: ") and kind == "gap":
                 self.gaps += 1
             elif line.startswith("data: message "):
-                number = int(line.split()[2])
-                if number != self.had and not (self.gaps and number > self.had):
-                    self.wrong = f"message {number} behind {self.had - 1}"
+                _, _, number, _, name = line.split()
+                number, had = int(number), self.had[name]
+                if number != had and not (self.gaps and number > had):
+                    self.wrong = f"message {number} of {name} behind {had - 1}"
                     return
-                self.had = number + 1
+                self.had[name] = number + 1
             elif not line:
                 kind = "message"
 
 
 def kill(home, options, backend, results):
-    with two(home, options, backend, json.dumps(os.path.join(home, f"bus-{processes.free_port()}")).join(("{ directory = ", " }"))) as servers:
+    with some(home, options, backend, json.dumps(os.path.join(home, f"bus-{processes.free_port()}")).join(("{ directory = ", " }"))) as servers:
         leader, other = sorted(servers, key=lambda server: state(options, server) != "leads")
         readers = [Reader([leader.port, other.port] if number % 2 else [other.port, leader.port]) for number in range(min(options.sockets, 100))]
         for reader in readers:
@@ -211,7 +241,7 @@ def kill(home, options, backend, results):
         time.sleep(seconds / 2)
         os.kill(leader.pid, signal.SIGKILL)
         count, _ = published(publisher, seconds)
-        wait("all have the last one", lambda: all(reader.had == count or reader.wrong for reader in readers))
+        wait("all have the last one", lambda: all(reader.had["many"] == count or reader.wrong for reader in readers))
         for reader in readers:
             reader.over = True
         wrong = [reader.wrong for reader in readers if reader.wrong]
@@ -232,7 +262,7 @@ def redis(home, options, backend, results):
 
     process = start()
     try:
-        with two(home, options, backend, f'{{ url = "redis://127.0.0.1:{port}" }}') as servers:
+        with some(home, options, backend, f'{{ url = "redis://127.0.0.1:{port}" }}') as servers:
             seconds = options.away + options.seconds / 2
             readers = [Reader([servers[number % 2].port]) for number in range(min(options.sockets, 100))]
             for reader in readers:
@@ -247,7 +277,7 @@ def redis(home, options, backend, results):
             process = start()
             count, _ = published(publisher, seconds)
             results.add(f"{backend} redis: it is said to be away", away == "away", away)
-            wait("all have the last one", lambda: all(reader.had == count or reader.wrong for reader in readers))
+            wait("all have the last one", lambda: all(reader.had["many"] == count or reader.wrong for reader in readers))
             for reader in readers:
                 reader.over = True
             wrong, gaps = [reader.wrong for reader in readers if reader.wrong], sum(reader.gaps for reader in readers)
@@ -258,7 +288,63 @@ def redis(home, options, backend, results):
         process.wait()
 
 
-PARTS = {"deploys": deploys, "kill": kill, "redis": redis}
+@contextlib.contextmanager
+def network(count):
+    """So many network namespaces, and one more, the last: each has 10.213.0.N, and the bridge in the host's ties them together."""
+    def ip(*words):
+        done = subprocess.run(["ip", *words], capture_output=True, text=True)
+        if done.returncode != 0:
+            raise Trouble(f"ip {' '.join(words)}: {done.stderr.strip()}; it needs root, and iproute2")
+
+    mark = f"{os.getpid() % 100000}"
+    bridge, names = f"bus{mark}", [f"bus{mark}-{number}" for number in range(count + 1)]
+    try:
+        ip("link", "add", bridge, "type", "bridge")
+        ip("link", "set", bridge, "up")
+        for number, name in enumerate(names):
+            ip("netns", "add", name)
+            ip("link", "add", f"{bridge}v{number}", "type", "veth", "peer", "name", "bus0", "netns", name)
+            ip("link", "set", f"{bridge}v{number}", "master", bridge, "up")
+            ip("-n", name, "address", "add", f"10.213.0.{number + 1}/24", "dev", "bus0")
+            for device in ("bus0", "lo"):
+                ip("-n", name, "link", "set", device, "up")
+        yield names, lambda number, way: ip("link", "set", f"{bridge}v{number}", way)
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+        subprocess.run(["ip", "link", "delete", bridge], capture_output=True)
+
+
+def machines(home, options, backend, results):
+    if os.geteuid() != 0:
+        raise Trouble("--parts machines: only root makes network namespaces")
+    with network(3) as (names, link), contextlib.ExitStack() as stack:
+        with inside(names[3]):
+            line = ["redis-server", "--port", "6379", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", "", "--dir", home]
+            stack.enter_context(processes.running(line, os.path.join(home, "redis.log")))
+        servers = stack.enter_context(some(home, options, backend, '{ url = "redis://10.213.0.4" }', names[:3]))
+        readers = [Reader([server.port], server.namespace) for server in servers for _ in range(min(options.sockets, 100) // 3)]
+        for reader in readers:
+            reader.start()
+        wait("all listen", lambda: all(reader.ready.is_set() for reader in readers))
+        seconds = options.away + options.seconds / 2
+        publishers = {f"server{number}": publishing([server], seconds, f"server{number}") for number, server in enumerate(servers)}
+        time.sleep(options.seconds / 4)
+        link(2, "down")
+        time.sleep(options.away)
+        away = state(options, servers[2])
+        link(2, "up")
+        counts = {name: published(publisher, seconds)[0] for name, publisher in publishers.items()}
+        wait("all have all", lambda: all(reader.had == counts or reader.wrong for reader in readers), 60)
+        for reader in readers:
+            reader.over = True
+        wrong, gaps = [reader.wrong for reader in readers if reader.wrong], sum(reader.gaps for reader in readers)
+        results.add(f"{backend} machines: one of three is cut off", away == "away", away)
+        results.add(f"{backend} machines: {len(readers)} streams at three machines get {sum(counts.values())} messages, though one is cut off for {options.away:g} s",
+                    not wrong and not gaps, "; ".join(wrong[:3]) or f"{gaps} gaps")
+
+
+PARTS = {"deploys": deploys, "kill": kill, "redis": redis, "machines": machines}
 
 
 def main(home):
