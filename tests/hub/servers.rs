@@ -17,6 +17,8 @@ on_every_backend! {
     redis_goes_away_and_comes_back
     a_redis_that_has_forgotten_begins_an_epoch
     redis_is_spoken_to_with_a_password_and_tls
+    redis_knows_its_users
+    nats_is_spoken_to_with_tls
     machines_share_over_nats
     a_wrong_password_is_told
 }
@@ -220,6 +222,53 @@ fn redis_is_spoken_to_with_a_password_and_tls(backend: &str) {
         server(backend, folder.path(), "other", &format!("url = 'rediss://localhost:{port}', password = 'hunter2'"));
     until("it does not trust it", || state(&other) == "away");
     notify(&mut other.client(), &json!({"data": "here alone"}));
+}
+
+fn redis_knows_its_users(backend: &str) {
+    let folder = crate::support::folder();
+    let port = free_port();
+    // What the hub needs, and nothing else.
+    let hers = "anna on >hunter2 ~production_server:* &production_server:* -@all +eval +xrange +subscribe +ping +info \
+        +hget +hset +hincrby +get +set +incr +pexpire +xadd +publish +del +time";
+    let arguments = ["--save", "", "--user", "default", "off", "--user"];
+    let arguments: Vec<&str> = arguments.into_iter().chain(hers.split_whitespace()).collect();
+    let _redis = Shared::redis(port, folder.path(), &arguments);
+    let servers =
+        two(backend, folder.path(), &format!("url = 'redis://127.0.0.1:{port}', user = 'anna', password = 'hunter2'"));
+    let mut socket = Socket::told(&servers[1], "/api/v1/listen");
+    notify(&mut servers[0].client(), &json!({"data": "hello", "id": "1"}));
+    assert_eq!(data(&mut socket), "hello");
+    let bob = server(
+        backend,
+        folder.path(),
+        "bob",
+        &format!("url = 'redis://127.0.0.1:{port}', user = 'bob', password = 'x'"),
+    );
+    until("why it is away is said", || {
+        bob.hubs()[0]["bus"]["problem"].as_str().is_some_and(|it| it.contains("WRONGPASS"))
+    });
+}
+
+fn nats_is_spoken_to_with_tls(backend: &str) {
+    let folder = crate::support::folder();
+    let (certificate, key) = localhost().write(folder.path(), "nats");
+    let port = free_port();
+    let (certificate, key) = (certificate.to_str().unwrap(), key.to_str().unwrap());
+    let _nats =
+        Shared::nats(port, folder.path(), &["--tls", "--tlscert", certificate, "--tlskey", key, "--auth", "hunter2"]);
+    let url = format!("url = 'tls://localhost:{port}', password = 'hunter2'");
+    let servers = two(backend, folder.path(), &format!("{url}, ca_file = '{certificate}'"));
+    let mut socket = Socket::told(&servers[1], "/api/v1/listen");
+    let long = "x".repeat(60_000);
+    for number in 0..10 {
+        notify(&mut servers[0].client(), &json!({"data": format!("{number} {long}")}));
+        assert_eq!(data(&mut socket), format!("{number} {long}"));
+    }
+    // Nobody is believed whom no authority has sworn for.
+    let other = server(backend, folder.path(), "other", &url);
+    until("it does not trust it", || state(&other) == "away");
+    let plain = server(backend, folder.path(), "plain", &url.replace("tls://", "nats://"));
+    until("it does not speak without", || state(&plain) == "away");
 }
 
 fn machines_share_over_nats(backend: &str) {

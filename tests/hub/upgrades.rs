@@ -13,6 +13,7 @@ use crate::upgrades::{Line, path};
 
 on_every_backend! {
     who_comes_back_after_an_upgrade_has_missed_nothing,
+    a_replica_that_is_upgraded_costs_nobody_a_message,
     what_an_app_says_to_the_old_server_reaches_clients_of_the_new_one,
 }
 
@@ -39,19 +40,14 @@ fn publish(server: &Server, number: usize) {
     panic!("nobody takes {number}");
 }
 
-fn who_comes_back_after_an_upgrade_has_missed_nothing(backend: &str) {
-    const SOCKETS: usize = 1000;
-    let line = line(backend, "respond = 'hello'", "history = { count = 100000, bytes = '16MiB' }\nping = '10m'");
-    let server = &line.server;
-    let mut sockets: Vec<_> = (0..SOCKETS).map(|_| Socket::told(server, "/api/v1/listen")).collect();
-    let mut listener = stream(server, "/api/v1/listen", "");
-    (0..20).for_each(|number| publish(server, number));
-    let (old, is_over) = (line.process(), AtomicBool::new(false));
-    let count = std::thread::scope(|scope| {
+/// Publishes at one server, over and over, while the line is upgraded: how many were published there by then.
+fn publish_while_it_is_upgraded(line: &Line, at: &Server, from: usize) -> usize {
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
         let publisher = scope.spawn(|| {
-            let mut next = 20;
+            let mut next = from;
             while !is_over.load(Ordering::SeqCst) {
-                publish(server, next);
+                publish(at, next);
                 next += 1;
             }
             next
@@ -59,25 +55,42 @@ fn who_comes_back_after_an_upgrade_has_missed_nothing(backend: &str) {
         line.upgraded();
         is_over.store(true, Ordering::SeqCst);
         publisher.join().unwrap()
-    });
+    })
+}
+
+/// Reads up to that number: each once and in order. Whoever is sent away comes back with the last id; how often.
+fn read_to(socket: &mut Socket, server: &Server, count: usize) -> usize {
+    let (mut next, mut last, mut moved) = (0, String::new(), 0);
+    while next <= count {
+        let frame = socket.next();
+        if frame.head == CLOSE {
+            assert_eq!(frame.code(), 1012);
+            *socket = Socket::told(server, &format!("/api/v1/listen?last_event_id={last}"));
+            moved += 1;
+            continue;
+        }
+        let message = frame.json();
+        assert_eq!((&message["type"], &message["data"]), (&json!("message"), &json!(next)), "{message}");
+        last = message["id"].as_str().unwrap().to_owned();
+        next += 1;
+    }
+    moved
+}
+
+fn who_comes_back_after_an_upgrade_has_missed_nothing(backend: &str) {
+    const SOCKETS: usize = 1000;
+    let line = line(backend, "respond = 'hello'", "history = { count = 100000, bytes = '16MiB' }\nping = '10m'");
+    let server = &line.server;
+    let mut sockets: Vec<_> = (0..SOCKETS).map(|_| Socket::told(server, "/api/v1/listen")).collect();
+    let mut listener = stream(server, "/api/v1/listen", "");
+    (0..20).for_each(|number| publish(server, number));
+    let old = line.process();
+    let count = publish_while_it_is_upgraded(&line, server, 20);
     // A publisher who does not know whether it was heard asks the new server again.
     publish(server, count - 1);
     publish(server, count);
     for socket in &mut sockets {
-        let (mut next, mut last, mut moved) = (0, String::new(), 0);
-        while next <= count {
-            let frame = socket.next();
-            if frame.head == CLOSE {
-                assert_eq!((frame.code(), moved), (1012, 0));
-                *socket = Socket::told(server, &format!("/api/v1/listen?last_event_id={last}"));
-                moved += 1;
-                continue;
-            }
-            let message = frame.json();
-            assert_eq!((&message["type"], &message["data"]), (&json!("message"), &json!(next)), "{message}");
-            last = message["id"].as_str().unwrap().to_owned();
-            next += 1;
-        }
+        assert!(read_to(socket, server, count) <= 1);
     }
     // An event stream is told when to come again, and comes with what it has seen.
     let (mut next, mut last) = (0, String::new());
@@ -95,6 +108,35 @@ fn who_comes_back_after_an_upgrade_has_missed_nothing(backend: &str) {
     }
     assert!(!last.is_empty(), "it was sent away");
     until("the old server is gone", || Process::of(old).is_none());
+    line.stop();
+}
+
+fn a_replica_that_is_upgraded_costs_nobody_a_message(backend: &str) {
+    let folder = folder();
+    let keys =
+        format!("history = {{ count = 100000, bytes = '16MiB' }}\nbus = {{ directory = '{}' }}", path(&folder, "bus"));
+    let state = |server: &Server| server.hubs()[0]["bus"]["state"].as_str().unwrap_or_default().to_owned();
+    let line = line(backend, "respond = 'hello'", &keys);
+    until("it leads", || state(&line.server) == "leads");
+    let file = path(&folder, "other.toml");
+    std::fs::write(&file, format!("[apps.web]\nrespond = 'hello'\n[hub.live]\n{keys}\n")).unwrap();
+    let other = Server::start(backend, &["--config", &file]);
+    until("it follows", || state(&other) == "follows");
+    let servers = [&line.server, &other];
+    let mut sockets: Vec<_> =
+        (0..60).map(|number| (servers[number % 2], Socket::told(servers[number % 2], "/api/v1/listen"))).collect();
+    // First the one that numbers, then one that follows.
+    let mut next = 0;
+    for at in [&line.server, &other, &line.server] {
+        let old = line.process();
+        next = publish_while_it_is_upgraded(&line, at, next);
+        until("the old server is gone", || Process::of(old).is_none());
+    }
+    publish(&other, next);
+    for (server, socket) in &mut sockets {
+        let moved = read_to(socket, server, next);
+        assert_eq!(moved > 0, std::ptr::eq(*server, &line.server));
+    }
     line.stop();
 }
 
