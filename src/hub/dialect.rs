@@ -89,7 +89,7 @@ pub struct Grip {
 }
 
 /// An answer, as a whole.
-pub struct Answer<'a> {
+pub struct Reply<'a> {
     /// Its status, 200 to 299.
     pub status: u16,
     /// Its head, parsed before.
@@ -115,7 +115,7 @@ impl Dialect {
 
     /// What an answer wants to be done; what it says of the socket for later goes to `grip`. `opens`: it is the answer to [`Occasion::Open`], and lets
     /// the client in. An error says what is wrong with it.
-    pub fn read(self, answer: &Answer<'_>, opens: bool, grip: &mut Option<Box<Grip>>) -> Result<Vec<Act>, String> {
+    pub fn read(self, answer: &Reply<'_>, opens: bool, grip: &mut Option<Box<Grip>>) -> Result<Vec<Act>, String> {
         match self {
             Dialect::Fields => read_fields(answer),
             Dialect::Events => read_events(answer, opens, grip),
@@ -162,8 +162,8 @@ fn one(name: &str, content: &[u8]) -> Vec<u8> {
     [format!("{name} {:x}\r\n", content.len()).as_bytes(), content, b"\r\n"].concat()
 }
 
-fn read_fields(answer: &Answer<'_>) -> Result<Vec<Act>, String> {
-    let &Answer { status, head, body } = answer;
+fn read_fields(answer: &Reply<'_>) -> Result<Vec<Act>, String> {
+    let &Reply { status, head, body } = answer;
     let [media] = find_lines(head, [b"content-type"]);
     let media = media.to_ascii_lowercase();
     // An empty answer is an empty message only where it says so: a framework's default is none.
@@ -216,8 +216,8 @@ fn message(opcode: Opcode, data: &[u8]) -> Result<Act, String> {
     }
 }
 
-fn read_events(answer: &Answer<'_>, opens: bool, grip: &mut Option<Box<Grip>>) -> Result<Vec<Act>, String> {
-    let &Answer { head, body, .. } = answer;
+fn read_events(answer: &Reply<'_>, opens: bool, grip: &mut Option<Box<Grip>>) -> Result<Vec<Act>, String> {
+    let &Reply { head, body, .. } = answer;
     let [media, extensions] = find_lines(head, [b"content-type", b"sec-websocket-extensions"]);
     if !starts_with(media, MEDIA.as_bytes()) {
         // Who has nothing to say need not say of what type that is; but it has to say who may come.
@@ -369,7 +369,7 @@ mod tests {
 
     fn read(lines: &str, body: &[u8], opens: bool, grip: &mut Option<Box<Grip>>) -> Result<Vec<Act>, String> {
         let head = head(lines);
-        Dialect::Events.read(&Answer { status: 200, head: head.as_bytes(), body }, opens, grip)
+        Dialect::Events.read(&Reply { status: 200, head: head.as_bytes(), body }, opens, grip)
     }
 
     fn say(text: &str) -> Act {

@@ -86,7 +86,7 @@ def some(home, options, backend, bus, namespaces=(None, None)):
         for namespace in namespaces:
             file = os.path.join(home, f"{processes.free_port()}.toml")
             with open(file, "w") as out:
-                out.write(f'[hub.hub]\nhistory = {{ count = 100000, bytes = "32MiB" }}\nbus = {bus}\n')
+                out.write(f'[hub.hub]\nping = "10m"\nhistory = {{ count = 100000, bytes = "32MiB" }}\nbus = {bus}\n')
             with inside(namespace):
                 server = stack.enter_context(common.serving(home, options.server, backend, flags=["-f", file]))
             server.file, server.namespace = file, namespace

@@ -27,7 +27,7 @@ use crate::http::id::id_text;
 use crate::http::reader::Reader;
 use crate::http::rewrite::{self, FRONT, Forward};
 use crate::http::route::Edits;
-use crate::hub::dialect::{Act, Answer, Grip, Occasion};
+use crate::hub::dialect::{Act, Grip, Occasion, Reply};
 use crate::hub::{EVENT_FIELDS, From, Hub, Positions, wire};
 use crate::mailbox;
 use crate::metrics::series::RetryReason;
@@ -417,7 +417,7 @@ impl<B: Backend> Loop<B> {
             exchange.answer.status = status;
             exchange.answer.bytes = body.len() as u64;
         }
-        let answer = Answer { status, head: &head, body: &body };
+        let answer = Reply { status, head: &head, body: &body };
         let is_good = (200..300).contains(&status);
         let mut left_at = None;
         let (served, acts) = match self.hubs.events.opening.remove(&sock) {
@@ -461,7 +461,7 @@ impl<B: Backend> Loop<B> {
         (key, sock): (Key, Sock),
         opening: Opening,
         series: u16,
-        answer: &Answer<'_>,
+        answer: &Reply<'_>,
     ) -> Option<Vec<Act>> {
         let Opening { wish, mut talk, head } = opening;
         // It may be answered at once, or closed, and is not to take the question for an event that is under way.
@@ -635,7 +635,7 @@ fn refusal(status: u16) -> No {
 }
 
 /// What an answer wants, if it is one that says so.
-fn read(served: &Served, answer: &Answer<'_>, opens: bool, grip: &mut Option<Box<Grip>>) -> Result<Vec<Act>, String> {
+fn read(served: &Served, answer: &Reply<'_>, opens: bool, grip: &mut Option<Box<Grip>>) -> Result<Vec<Act>, String> {
     if !(200..300).contains(&answer.status) {
         return Err(format!("the app has answered {}", answer.status));
     }
