@@ -37,6 +37,45 @@ pub(crate) fn read_now(_: impl AsFd, _: u64, _: &mut [std::mem::MaybeUninit<u8>]
     Err(std::io::ErrorKind::WouldBlock.into())
 }
 
+/// Whether the kernel has all of those bytes of a file in memory, so that whoever sends them waits for no disk. False where it does not tell: before
+/// Linux 6.5, where the program neither owns the file nor may write it, and where pages are larger than 4 KiB (cachestat(2)).
+#[cfg(target_os = "linux")]
+pub(crate) fn is_in_memory(file: impl AsFd, at: u64, count: u64) -> bool {
+    use std::os::fd::AsRawFd;
+    /// Its number, the same on all machines, of which not every libc knows.
+    const CACHESTAT: libc::c_long = 451;
+    const PAGE: u64 = 4096;
+    let Some(last) = count.checked_sub(1).and_then(|more| at.checked_add(more)) else { return false };
+    let range = [at, count];
+    // In memory, dirty, being written, evicted, evicted lately.
+    let mut pages = [0_u64; 5];
+    // SAFETY: it reads a struct of two 64-bit numbers and writes one of five, and both outlive the call.
+    let told = unsafe {
+        libc::syscall(CACHESTAT, file.as_fd().as_raw_fd(), range.as_ptr(), pages.as_mut_ptr(), 0 as libc::c_uint)
+    };
+    told == 0 && pages[0] > last / PAGE - at / PAGE
+}
+
+/// Sends bytes of a file from where the kernel has them: how many, and 0 at the file's end (sendfile(2)). It waits where the socket does. Nothing tells it
+/// not to raise SIGPIPE, which a program of Rust ignores from its start.
+#[cfg(target_os = "linux")]
+pub(crate) fn send_file(socket: impl AsFd, file: impl AsFd, at: u64, count: u64) -> std::io::Result<u64> {
+    let mut at = libc::off_t::try_from(at).map_err(|_| std::io::ErrorKind::InvalidInput)?;
+    let count = usize::try_from(count).unwrap_or(usize::MAX);
+    Ok(nix::sys::sendfile::sendfile(socket, file, Some(&mut at), count)? as u64)
+}
+
+/// Nobody knows what is in memory there, and nothing is sent so.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn send_file(_: impl AsFd, _: impl AsFd, _: u64, _: u64) -> std::io::Result<u64> {
+    Err(std::io::ErrorKind::Unsupported.into())
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn is_in_memory(_: impl AsFd, _: u64, _: u64) -> bool {
+    false
+}
+
 /// How much nicer a thread is that gives way: with 10, one that does not has nine times its part of a processor (sched(7)).
 #[cfg(target_os = "linux")]
 pub const GIVES_WAY: i32 = 10;

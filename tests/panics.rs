@@ -3,6 +3,7 @@
 //! The loop runs over a simulated network. What panics is what others give it: the writer of `/status`, and the bell of the
 //! dispatch.
 
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
@@ -13,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use production_server::apps::AppTable;
 use production_server::backends::simulated::{End, Entered, Faults, Place, Service, Simulated, World};
-use production_server::backends::{Backend, Event, How, Options, Piece, Size, Sock};
+use production_server::backends::{Backend, Event, Handed, How, Options, Piece, Size, Sock};
 use production_server::buffers::block::{Budget, Census, Pool};
 use production_server::config::{ListenAddress, Settings};
 use production_server::dispatch::{Balance, Dispatch, Policy, Target, WorkerId};
@@ -81,6 +82,10 @@ impl Backend for Local {
     }
     fn send(&mut self, sock: Sock, piece: Piece) {
         self.0.send(sock, piece);
+    }
+
+    fn send_file(&mut self, sock: Sock, file: &File, at: u64, count: u64) -> Handed {
+        self.0.send_file(sock, file, at, count)
     }
     fn unsent(&self, sock: Sock) -> usize {
         self.0.unsent(sock)

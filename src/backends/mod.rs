@@ -20,6 +20,7 @@
 //!   failed or ended is still open until its owner closes it.
 //! - Events own what they carry and borrow nothing.
 
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::OwnedFd;
@@ -49,6 +50,8 @@ pub const HIGH_MARK: usize = 64 * 1024;
 /// How much of long transfers, those whose last receive filled its block or whose peer is behind, is moved in one turn and direction,
 /// in bytes: whoever wants a little never waits behind thousands that want a lot. What is left has its turn in the next ones.
 pub const BULK_BYTES: usize = 256 * 1024;
+/// Bytes of files that all of them are sent in a turn at most ([`Backend::send_file`]).
+pub const FILES_A_TURN: u64 = 4 * BULK_BYTES as u64;
 /// Connections taken from one listener in one turn at most, so that accepts never starve requests.
 pub const ACCEPT_BATCH: usize = 32;
 
@@ -132,7 +135,7 @@ pub enum Event {
         sock: Sock,
     },
     /// The kernel has taken less than it was offered: the peer is behind, and what waits for it lies on the heap, charged to the
-    /// budget. Told once until the outbox is empty again.
+    /// budget. Told once until the outbox is empty again; and of a file that is sent from where it lies.
     Full {
         /// Which socket.
         sock: Sock,
@@ -209,6 +212,17 @@ pub struct Options {
     pub accept_retry: Duration,
 }
 
+/// What has become of bytes of a file ([`Backend::send_file`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handed {
+    /// So many have left. [`Event::Drain`] follows when there is room for more, unless the sending half has failed.
+    Sent(u64),
+    /// The file has none there any more.
+    Ended,
+    /// They have to be read, and sent as pieces: they are not in memory, or this backend cannot.
+    Unable,
+}
+
 /// One loop's access to its sockets. See the module for the contract.
 pub trait Backend: Sized {
     /// Wakes this backend.
@@ -248,6 +262,10 @@ pub trait Backend: Sized {
 
     /// Queues a piece; it leaves at the end of the turn.
     fn send(&mut self, sock: Sock, piece: Piece);
+
+    /// Sends bytes of a file from where the kernel has them in memory, behind what is queued: they are not copied, and never waited for. At most
+    /// [`BULK_BYTES`] at a time, and [`FILES_A_TURN`] for all in a turn.
+    fn send_file(&mut self, sock: Sock, file: &File, at: u64, count: u64) -> Handed;
 
     /// Bytes queued that the kernel has not taken yet.
     fn unsent(&self, sock: Sock) -> usize;

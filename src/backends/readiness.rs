@@ -14,7 +14,8 @@
 //! Lists hold names, not references; a name in a list may have died, and every use looks it up.
 
 use std::collections::VecDeque;
-use std::io::{self, IoSlice};
+use std::fs::File;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,12 +32,13 @@ use self::system::Connecting;
 use super::closing::{CloseDeadlines, Step};
 use super::flags::Flagged;
 use super::shortage::{Shortage, Spare};
-use super::{BULK_BYTES, Backend, Bell, Event, How, Options, Piece, Side, Size, Sock};
-use crate::buffers::block::{self, Census, Pool, Promise, Share};
-use crate::buffers::outbox::{GATHER, Outbox, Outboxes};
+use super::{BULK_BYTES, Backend, Bell, Event, FILES_A_TURN, Handed, How, Options, Piece, Side, Size, Sock};
+use crate::buffers::block::{Census, Pool, Promise, Share};
+use crate::buffers::outbox::{Outbox, Outboxes};
 use crate::buffers::slots::Slots;
 
 mod accept;
+mod sending;
 mod socket;
 mod system;
 
@@ -87,6 +89,8 @@ pub struct Readiness {
     /// Everything that is told other than receives and accepts.
     pending: VecDeque<Event>,
     spare: Spare,
+    /// Bytes of files that may still be sent in this turn.
+    file_bytes: u64,
 }
 
 /// Wakes a [`Readiness`] from any thread.
@@ -131,6 +135,7 @@ impl Backend for Readiness {
             parked: [VecDeque::new(), VecDeque::new()],
             pending: VecDeque::new(),
             spare: Spare::new(),
+            file_bytes: 0,
         })
     }
 
@@ -226,6 +231,10 @@ impl Backend for Readiness {
         }
     }
 
+    fn send_file(&mut self, sock: Sock, file: &File, at: u64, count: u64) -> Handed {
+        self.send_from_file(sock, file, at, count)
+    }
+
     fn unsent(&self, sock: Sock) -> usize {
         self.sockets.lookup(sock).map_or(0, |socket| socket.outbox.bytes())
     }
@@ -295,6 +304,7 @@ impl Backend for Readiness {
             self.ready.append(&mut self.later);
         }
         self.turn = self.turn.wrapping_add(1);
+        self.file_bytes = FILES_A_TURN;
         self.suspend_or_resume_listeners();
         let sleep = if self.has_work() { Some(Duration::ZERO) } else { self.shorten(timeout) };
         match self.poll.poll(&mut self.events, sleep) {
@@ -388,7 +398,7 @@ impl Readiness {
     fn register_new(&mut self) {
         while let Some(sock) = self.unregistered.pop() {
             let Some(socket) = alive(&mut self.sockets, sock) else { continue };
-            let writes = socket.is(CONNECTING) || !(socket.is(WRITABLE) || socket.outbox.is_empty());
+            let writes = socket.is(CONNECTING | BEHIND) || !(socket.is(WRITABLE) || socket.outbox.is_empty());
             socket.set(if writes { REGISTERED | WATCHED } else { REGISTERED });
             let interest = system::interest(writes);
             let descriptor = system::borrow(&socket.descriptor).as_raw_fd();
@@ -527,7 +537,8 @@ impl Readiness {
                 self.end_connect(sock);
             } else if !socket.is(LISTENER) {
                 socket.set(WRITABLE);
-                if !socket.outbox.is_empty() && !socket.is(DIRTY) {
+                // What waits may also be a file, of which nothing is queued.
+                if (!socket.outbox.is_empty() || socket.is(AWAITS_ROOM)) && !socket.is(DIRTY) {
                     socket.set(DIRTY);
                     self.dirty_bulk.push_back(sock);
                 }
@@ -669,132 +680,4 @@ impl Readiness {
             self.later.push(sock);
         }
     }
-}
-
-/// Sending.
-impl Readiness {
-    fn flush_dirty(&mut self) {
-        let mut dirty = std::mem::take(&mut self.dirty);
-        for &sock in &dirty {
-            self.flush(sock);
-            debug_assert!(!self.pins_blocks(sock), "a block of the pool waits for a peer");
-        }
-        dirty.clear();
-        let mut left = BULK_BYTES;
-        while left > 0
-            && let Some(sock) = self.dirty_bulk.pop_front()
-        {
-            let before = self.sent(sock);
-            self.flush(sock);
-            left = left.saturating_sub((self.sent(sock).saturating_sub(before) as usize).max(block::SMALL));
-        }
-        // Flushing marks nothing; keep the list's memory.
-        debug_assert!(self.dirty.is_empty(), "a flush has marked a socket");
-        self.dirty = dirty;
-    }
-
-    /// Whether a peer that is behind, or not connected yet, keeps a block of the pool.
-    fn pins_blocks(&self, sock: Sock) -> bool {
-        let waits = |socket: &&Socket| socket.is(BEHIND | CONNECTING);
-        self.sockets.lookup(sock).filter(waits).is_some_and(|socket| self.outboxes.holds_blocks(&socket.outbox))
-    }
-
-    /// Sends as much as the kernel takes, then does what was to follow it.
-    #[inline]
-    fn flush(&mut self, sock: Sock) {
-        let Some(socket) = alive(&mut self.sockets, sock) else { return };
-        socket.clear(DIRTY);
-        while socket.is(WRITABLE) && !socket.outbox.is_empty() {
-            match send_some(&self.outboxes, socket) {
-                Ok((sent, tried)) => {
-                    self.outboxes.consume(&mut socket.outbox, sent);
-                    socket.sent += sent as u64;
-                    if !socket.is(WORKER) {
-                        self.taken += sent as u64;
-                    }
-                    if socket.is(AWAITS_ROOM) {
-                        socket.clear(AWAITS_ROOM);
-                        self.pending.push_back(Event::Drain { sock });
-                    }
-                    if sent < tried {
-                        socket.clear(WRITABLE);
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => socket.clear(WRITABLE),
-                Err(error) => return self.fail_send(sock, error),
-            }
-        }
-        if !socket.outbox.is_empty() {
-            return self.fall_behind(sock);
-        }
-        if socket.is(WATCHED | BEHIND | AWAITS_ROOM | FINISH | CLOSING) {
-            self.after_flush(sock);
-        }
-    }
-
-    /// The kernel takes no more for now, or is not connected yet.
-    fn fall_behind(&mut self, sock: Sock) {
-        let Some(socket) = alive(&mut self.sockets, sock) else { return };
-        if !socket.is(BEHIND | CONNECTING) {
-            socket.set(BEHIND);
-            self.outboxes.settle(&mut socket.outbox, &self.pool);
-            if socket.is(CLOSING) {
-                self.close_deadlines.await_progress(Instant::now(), sock, socket.acknowledged());
-            } else {
-                self.pending.push_back(Event::Full { sock });
-            }
-        }
-        self.watch(sock, true);
-    }
-
-    /// The outbox is empty.
-    fn after_flush(&mut self, sock: Sock) {
-        let Some(socket) = alive(&mut self.sockets, sock) else { return };
-        if socket.is(CONNECTING) {
-            return;
-        }
-        socket.clear(BEHIND);
-        if socket.is(AWAITS_ROOM) {
-            socket.clear(AWAITS_ROOM);
-            self.pending.push_back(Event::Drain { sock });
-        }
-        if socket.flags & (FINISH | SHUT) == FINISH {
-            socket.set(SHUT);
-            system::shut_write(system::borrow(&socket.descriptor));
-        }
-        if socket.is(CLOSING) {
-            return self.proceed_to_close(sock);
-        }
-        self.watch(sock, false);
-    }
-
-    /// The sending half has failed: what is queued is dropped, and an armed receive tells what is left to read.
-    fn fail_send(&mut self, sock: Sock, error: io::Error) {
-        let Some(socket) = alive(&mut self.sockets, sock) else { return };
-        self.outboxes.clear(&mut socket.outbox);
-        socket.set(SEND_FAILED);
-        socket.clear(BEHIND | AWAITS_ROOM);
-        if socket.is(CLOSING) {
-            return self.proceed_to_close(sock);
-        }
-        self.pending.push_back(Event::Fail { sock, side: Side::Send, error });
-    }
-}
-
-/// One send from the head of the outbox: how many bytes left, of how many that were offered.
-#[inline]
-fn send_some(outboxes: &Outboxes, socket: &Socket) -> io::Result<(usize, usize)> {
-    let descriptor = system::borrow(&socket.descriptor);
-    // Both shut the sending half as soon as the outbox is empty.
-    let fin_follows = socket.is(FINISH | CLOSING);
-    let mut pieces = outboxes.pieces(&socket.outbox);
-    let first = pieces.next().unwrap_or_default();
-    if first.len() == socket.outbox.bytes() {
-        return Ok((system::send(descriptor, first, fin_follows)?, first.len()));
-    }
-    let mut vectors = [IoSlice::new(&[]); GATHER];
-    let count = outboxes.gather(&socket.outbox, &mut vectors);
-    let tried = vectors[..count].iter().map(|vector| vector.len()).sum();
-    let last = fin_follows && tried == socket.outbox.bytes();
-    Ok((system::send_gathered(descriptor, &vectors[..count], last)?, tried))
 }

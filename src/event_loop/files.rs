@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use crate::backends::{Backend, HIGH_MARK, Size};
+use crate::backends::{Backend, HIGH_MARK, Handed, Size};
 use crate::buffers::block::{Block, SMALL, Share};
 use crate::buffers::slots::Key;
 use crate::connection::{State, Stream};
@@ -36,6 +36,8 @@ const MOST_NAMES: usize = 512;
 pub const MOST_OPEN: usize = 128;
 /// Bytes of a file that leave with its head at most.
 const INLINE: u64 = 15 * 1024;
+/// Bytes of a file that are sent without being read, at least: it takes a call more to know that they are in memory.
+const DIRECT: u64 = 64 * 1024;
 /// Bytes that a helper reads at a time.
 const COLD: u64 = 128 * 1024;
 /// What may be done with files.
@@ -388,6 +390,17 @@ impl<B: Backend> Loop<B> {
             if sending.asked {
                 return;
             }
+            if let Some(Piece::Bytes(range)) = sending.pieces.front()
+                && range.end - range.start >= DIRECT
+            {
+                match self.send_directly(key) {
+                    Some(true) => continue,
+                    Some(false) => return,
+                    None => {}
+                }
+            }
+            let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+            let Source::File(sending) = &mut exchange.source else { return };
             let block = match sending.pieces.front_mut() {
                 None => return self.finish(key, Ending::Answered { surplus: false }),
                 Some(Piece::Text(text)) => {
@@ -419,6 +432,29 @@ impl<B: Backend> Loop<B> {
                 return self.backend.await_room(connection);
             }
         }
+    }
+
+    /// Sends bytes of a file's next piece from where the kernel has them, if that can be done: whether there may be more at once.
+    fn send_directly(&mut self, key: Key) -> Option<bool> {
+        let connection = self.exchanges.lookup(key)?.stream.connection;
+        if self.is_secure(connection) {
+            return None;
+        }
+        let exchange = self.exchanges.lookup_mut(key)?;
+        let Source::File(sending) = &mut exchange.source else { return None };
+        let Some(Piece::Bytes(range)) = sending.pieces.front() else { return None };
+        let handed = self.backend.send_file(connection, &sending.file().file, range.start, range.end - range.start);
+        match handed {
+            Handed::Unable => return None,
+            Handed::Ended => self.cut_file(key, SHORTER),
+            Handed::Sent(0) => exchange.answer.hold = Hold::Client,
+            Handed::Sent(count) => {
+                sending.advance(count);
+                exchange.answer.bytes += count;
+                return Some(true);
+            }
+        }
+        Some(false)
     }
 
     /// Has a helper read what is not in memory.

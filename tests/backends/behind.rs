@@ -1,14 +1,17 @@
 //! Peers that are behind: what waits for them lies on the heap and costs little more than its bytes, and who fills their outboxes is
 //! told what there is to know.
 
+use std::fs::File;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use production_server::backends::{Backend, Event, HIGH_MARK, How, Options, Piece, Size, Sock};
+use production_server::backends::{
+    Backend, Event, FILES_A_TURN, HIGH_MARK, Handed, How, Options, Piece, Side, Size, Sock,
+};
 use production_server::buffers::block::{Block, Pool, Scratch, Share};
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 
 use super::rig::{DEADLINE, Rig, options, pattern, read_pattern};
 
@@ -311,5 +314,90 @@ pub fn what_accepted_sockets_took_is_counted<B: Backend>() {
         rig.expect_close(sock);
         assert_eq!(rig.backend.taken(), 1000 * round);
     }
+    rig.finish();
+}
+
+/// A file that the kernel has in memory, for it was just written.
+fn file(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file
+}
+
+/// Sends from a file: how many bytes have left. Drain follows where less was sent than was asked for.
+fn send_file<B: Backend>(rig: &mut Rig<B>, sock: Sock, file: &File, at: u64, count: u64) -> u64 {
+    match rig.send_file(sock, file, at, count) {
+        Handed::Sent(sent) => sent,
+        other => panic!("{other:?}: Linux has it in memory, and tells so from 6.5 on"),
+    }
+}
+
+pub fn a_file_leaves_from_where_it_lies<B: Backend>() {
+    let mut rig = Rig::<B>::new();
+    let (mut stream, sock) = rig.tcp_pair();
+    let bytes = pattern(0, EIGHT_MIB);
+    let (file, all) = (file(&bytes), EIGHT_MIB as u64);
+    // What is queued leaves first, and nobody reads: then there is no more room, which is told, and told again when there is.
+    rig.send(sock, b"head");
+    let mut at = send_file(&mut rig, sock, &file, 0, all);
+    if at == 0 {
+        rig.expect_drain(sock);
+    }
+    assert_eq!(rig.backend.unsent(sock), 0);
+    loop {
+        match send_file(&mut rig, sock, &file, at, all - at) {
+            0 => break,
+            sent => at += sent,
+        }
+        rig.pump();
+    }
+    assert!(0 < at && at < all, "the kernel takes no file as a whole");
+    assert_eq!(rig.backend.sent(sock), 4 + at);
+    let reader = thread::spawn(move || {
+        let mut read = vec![0; 4 + EIGHT_MIB];
+        stream.read_exact(&mut read).unwrap();
+        (stream, read)
+    });
+    rig.expect_drain(sock);
+    while at < all {
+        match send_file(&mut rig, sock, &file, at, all - at) {
+            0 => rig.expect_drain(sock),
+            sent => at += sent,
+        }
+    }
+    assert_eq!(rig.send_file(sock, &file, all, 1), Handed::Unable, "there is nothing");
+    let (stream, read) = reader.join().unwrap();
+    assert!(read.starts_with(b"head") && read[4..] == bytes);
+    drop(stream);
+    rig.forget_room(sock);
+    rig.finish();
+}
+
+pub fn files_take_turns<B: Backend>() {
+    let mut rig = Rig::<B>::new();
+    let pairs: Vec<_> = (0..8).map(|_| rig.tcp_pair()).collect();
+    let file = file(&[7; 64 * 1024]);
+    let all = pairs.iter().cycle().take(64);
+    let sent: u64 = all.map(|(_, sock)| send_file(&mut rig, *sock, &file, 0, 64 * 1024)).sum();
+    assert_eq!(sent, FILES_A_TURN, "no more leaves in a turn");
+    for (_, sock) in &pairs {
+        rig.expect_drain(*sock);
+    }
+    assert!(send_file(&mut rig, pairs[0].1, &file, 0, 64 * 1024) > 0);
+    pairs.iter().for_each(|(_, sock)| rig.forget_room(*sock));
+    rig.finish();
+}
+
+pub fn a_file_for_nobody_fails<B: Backend>() {
+    let mut rig = Rig::<B>::new();
+    let (stream, sock) = rig.tcp_pair();
+    let file = file(&[7; 4096]);
+    SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+    drop(stream);
+    let deadline = Instant::now() + DEADLINE;
+    while send_file(&mut rig, sock, &file, 0, 4096) > 0 {
+        assert!(Instant::now() < deadline, "it is never told");
+    }
+    rig.expect_fail(sock, Side::Send);
     rig.finish();
 }

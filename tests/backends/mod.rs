@@ -64,6 +64,9 @@ macro_rules! conformance {
                 what_a_peer_has_read_is_acknowledged
                 a_close_waits_for_a_peer_that_acknowledges
                 what_accepted_sockets_took_is_counted
+                a_file_leaves_from_where_it_lies
+                files_take_turns
+                a_file_for_nobody_fails
             }
             closing {
                 close_now_with_a_receive_armed

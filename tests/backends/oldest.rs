@@ -1,11 +1,12 @@
 //! io_uring as on the oldest kernel that the backend runs on, as a backend of its own.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use production_server::backends::io_uring::{IoUring, IoUringBell};
-use production_server::backends::{Backend, Event, How, Options, Piece, Size, Sock};
+use production_server::backends::{Backend, Event, Handed, How, Options, Piece, Size, Sock};
 use production_server::buffers::block::Census;
 use socket2::SockAddr;
 
@@ -53,6 +54,10 @@ impl Backend for OldestIoUring {
 
     fn send(&mut self, sock: Sock, piece: Piece) {
         self.0.send(sock, piece);
+    }
+
+    fn send_file(&mut self, sock: Sock, file: &File, at: u64, count: u64) -> Handed {
+        self.0.send_file(sock, file, at, count)
     }
 
     fn unsent(&self, sock: Sock) -> usize {

@@ -26,6 +26,7 @@ mod socket;
 mod transfer;
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -41,7 +42,7 @@ use super::BULK_BYTES;
 use super::closing::CloseDeadlines;
 use super::flags::Flagged;
 use super::shortage::{Shortage, Spare};
-use super::{Backend, Bell, Event, How, Options, Piece, Side, Size, Sock};
+use super::{Backend, Bell, Event, FILES_A_TURN, Handed, How, Options, Piece, Side, Size, Sock};
 use crate::buffers::block::{Census, Pool, Promise};
 use crate::buffers::outbox::Outboxes;
 use crate::buffers::slots::Slots;
@@ -73,6 +74,8 @@ pub struct IoUring {
     shortage: Shortage,
     /// Bytes that the kernel took from accepted sockets.
     taken: u64,
+    /// Bytes of files that may still be sent in this turn.
+    file_bytes: u64,
     spare: Spare,
     pool: Pool,
     bell: IoUringBell,
@@ -258,7 +261,12 @@ impl Backend for IoUring {
         self.begin_close(sock, how);
     }
 
+    fn send_file(&mut self, sock: Sock, file: &File, at: u64, count: u64) -> Handed {
+        self.send_from_file(sock, file, at, count)
+    }
+
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.file_bytes = FILES_A_TURN;
         self.close_overdue();
         self.shortage.expire(self.now);
         self.flush();
@@ -326,6 +334,7 @@ impl IoUring {
             close_deadlines,
             shortage: Shortage::new(options.accept_retry),
             taken: 0,
+            file_bytes: 0,
             spare: Spare::new(),
             pool: options.pool,
             bell,

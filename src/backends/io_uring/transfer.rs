@@ -3,14 +3,17 @@
 //! A send is tried without waiting. What the kernel has no room for moves out of the pool's blocks, so that a slow reader pins
 //! none, and is tried again once a poll says that there is room.
 
+use std::fs::File;
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::ptr::null_mut;
 use std::time::Instant;
 
 use ::io_uring::{cqueue, opcode, squeue, types};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
 use super::super::flags::Flagged;
-use super::super::{BULK_BYTES, Event, Piece, Side, Size, Sock};
+use super::super::{BULK_BYTES, Event, Handed, Piece, Side, Size, Sock};
 use super::groups;
 use super::messages::NO_MESSAGE;
 use super::ring::{Operation, token};
@@ -20,9 +23,20 @@ use super::socket::{
 };
 use super::{IoUring, acknowledged};
 use crate::buffers::block;
+use crate::kernel::{is_in_memory, send_file};
 
 /// Waits for the socket to become ready before the first try (`IORING_RECVSEND_POLL_FIRST`, Linux 5.19).
 const POLL_FIRST: u16 = 1;
+
+/// Makes a call that would wait as the socket does, as if the socket did not. No operation begins meanwhile; those that have begun go on as they
+/// were.
+fn without_waiting<T>(socket: &Socket, call: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>) -> io::Result<T> {
+    let descriptor = socket.descriptor();
+    fcntl(descriptor, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    let result = call(descriptor);
+    fcntl(descriptor, FcntlArg::F_SETFL(OFlag::empty()))?;
+    result
+}
 
 impl IoUring {
     /// Arms a receive, now or when the socket is connected.
@@ -217,13 +231,15 @@ impl IoUring {
         if socket.is(SENDING | POLLING | CONNECTING | SEND_FAILED) {
             return;
         }
-        if socket.is(BLOCKED) && !socket.outbox.is_empty() {
+        // What waits may also be a file, of which nothing is queued.
+        if socket.is(BLOCKED) && (!socket.outbox.is_empty() || socket.is(AWAITS_ROOM)) {
             socket.set(POLLING);
             let entry = opcode::PollAdd::new(types::Fd(socket.raw()), libc::POLLOUT as u32).build();
             // SAFETY: a poll refers to no memory.
             return unsafe { self.ring.push(entry.user_data(token(Operation::Room, sock))) };
         }
         if socket.outbox.is_empty() {
+            socket.clear(BEHIND);
             if socket.replace(AWAITS_ROOM) {
                 self.ready.push_back(Event::Drain { sock });
             }
@@ -248,6 +264,50 @@ impl IoUring {
         socket.set(SENDING);
         // SAFETY: the message is released, and the pieces are dropped, moved or shortened, only after the completion.
         unsafe { self.ring.push(entry.user_data(token(Operation::Send, sock))) };
+    }
+
+    /// See [`Backend::send_file`](super::super::Backend::send_file).
+    pub(super) fn send_from_file(&mut self, sock: Sock, file: &File, at: u64, count: u64) -> Handed {
+        let Some(socket) = self.sockets.lookup_mut(sock) else { return Handed::Sent(0) };
+        if !socket.can_send() {
+            return Handed::Sent(0);
+        }
+        let count = count.min(BULK_BYTES as u64).min(self.file_bytes);
+        if count > 0 && !is_in_memory(file, at, count) {
+            return Handed::Unable;
+        }
+        if !socket.outbox.is_empty() || socket.is(SENDING | POLLING | CONNECTING) {
+            // What is queued leaves first.
+            socket.set(AWAITS_ROOM);
+            return Handed::Sent(0);
+        }
+        if count == 0 {
+            // Others had their turns; it has its own in one of the next.
+            socket.set(AWAITS_ROOM | BEHIND);
+            self.mark_dirty(sock);
+            return Handed::Sent(0);
+        }
+        let sent = match without_waiting(socket, |descriptor| send_file(descriptor, file, at, count)) {
+            Ok(0) => return Handed::Ended,
+            Ok(sent) => sent,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+            Err(error) => {
+                let failed = self.fail_send(sock, error.raw_os_error().unwrap_or(libc::EIO));
+                self.ready.extend(failed);
+                return Handed::Sent(0);
+            }
+        };
+        socket.sent += sent;
+        self.taken += sent;
+        self.file_bytes -= sent;
+        if sent < count {
+            if !socket.is(BEHIND) {
+                self.ready.push_back(Event::Full { sock });
+            }
+            socket.set(BLOCKED | BEHIND | AWAITS_ROOM);
+            self.mark_dirty(sock);
+        }
+        Handed::Sent(sent)
     }
 
     /// The kernel has room again, or says what is wrong with the socket at the next send.

@@ -63,6 +63,8 @@ pub(super) mod flag {
     pub const PARKED: u32 = 1 << 24;
     /// The last receive filled its block: it is in the middle of a long transfer.
     pub const BULK: u32 = 1 << 25;
+    /// Bytes of a file follow what is queued.
+    pub const FOLLOWED: u32 = 1 << 26;
 }
 
 /// One socket or listener. Kept small: an idle connection is this and the kernel's part.

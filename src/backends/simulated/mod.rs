@@ -8,6 +8,7 @@
 //! different sockets in any order.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -19,7 +20,7 @@ use socket2::SockAddr;
 
 use super::closing::{CloseDeadlines, Facts, Step};
 use super::shortage::Shortage;
-use super::{ACCEPT_BATCH, Backend, Event, How, Options, Peer, Piece, Side, Size, Sock};
+use super::{ACCEPT_BATCH, Backend, Event, Handed, How, Options, Peer, Piece, Side, Size, Sock};
 use crate::buffers::block::{Block, Census, Share};
 use crate::buffers::outbox::{GATHER, Outbox, Outboxes};
 use crate::buffers::slots::{Key, Slots};
@@ -229,6 +230,10 @@ impl Backend for Simulated {
             stream.armed = Some(size);
             self.world.0.borrow_mut().activity += 1;
         }
+    }
+
+    fn send_file(&mut self, _: Sock, _: &File, _: u64, _: u64) -> Handed {
+        Handed::Unable
     }
 
     fn send(&mut self, sock: Sock, piece: Piece) {

@@ -6,7 +6,7 @@ use socket2::SockAddr;
 
 use super::*;
 use crate::apps::AppTable;
-use crate::backends::{Event, How, Piece, Size, Sock};
+use crate::backends::{Event, Handed, How, Piece, Size, Sock};
 use crate::config::{BackendChoice, Command};
 use crate::dispatch::Dispatch;
 use crate::server::serve;
@@ -108,6 +108,10 @@ impl<const FAULT: u8> Backend for Broken<FAULT> {
     fn resume(&mut self, _listener: Sock) {}
     fn recv(&mut self, _sock: Sock, _size: Size) {}
     fn send(&mut self, _sock: Sock, _piece: Piece) {}
+
+    fn send_file(&mut self, _: Sock, _: &std::fs::File, _: u64, _: u64) -> Handed {
+        Handed::Unable
+    }
     fn await_room(&mut self, _sock: Sock) {}
     fn count_blocks(&self, _census: &mut crate::buffers::block::Census) {}
     fn finish(&mut self, _sock: Sock) {}
