@@ -615,6 +615,22 @@ impl<'a> Writer<'a> {
         }
     }
 
+    /// Appends the first `len` bytes of `text`. Where there is room, all of it is copied: a number of bytes that the compiler knows takes
+    /// a few instructions and no call.
+    ///
+    /// # Panics
+    /// As [`Writer::put`].
+    #[inline]
+    pub fn put_first<const N: usize>(&mut self, text: &[u8; N], len: usize) {
+        match self.room[self.len..].first_chunk_mut::<N>() {
+            Some(room) if len <= N => {
+                room.write_copy_of_slice(text);
+                self.len += len;
+            }
+            _ => self.put(&text[..len]),
+        }
+    }
+
     /// Lets `fill` write into room for `most` bytes that are zero, and appends as many as it says.
     ///
     /// # Panics
