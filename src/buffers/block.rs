@@ -138,6 +138,8 @@ struct Group {
     free: RefCell<Vec<u32>>,
     /// How many of the free blocks a client's receive may not take.
     reserve: usize,
+    /// With fewer free ones the pool is pressed.
+    calm: usize,
 }
 
 struct Core {
@@ -260,6 +262,12 @@ impl Pool {
         self.total(size) - self.free(size)
     }
 
+    /// Whether more than a quarter of the blocks of a size is out.
+    #[inline]
+    pub fn is_pressed(&self) -> bool {
+        self.0.groups.iter().any(|group| group.free.borrow().len() < group.calm)
+    }
+
     /// Begins a check of who holds the blocks that are out.
     pub fn census(&self) -> Census {
         Census { pool: self.clone(), counted: HashSet::new() }
@@ -293,7 +301,7 @@ impl Group {
             })
             .collect();
         let free = RefCell::new((0..count as u32).rev().collect());
-        Group { _memory: memory, cores, free, reserve: count / 4 }
+        Group { _memory: memory, cores, free, reserve: count / 4, calm: count - count / 4 }
     }
 }
 
