@@ -19,15 +19,14 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mio::event::Event as Readied;
 use mio::unix::SourceFd;
-use mio::{Events, Poll, Token, Waker};
+use mio::{Poll, Token, Waker};
 use socket2::SockAddr;
 
 use self::accept::{Batch, Listener};
 use self::socket::Socket;
 use self::socket::flag::*;
-use self::system::Connecting;
+use self::system::{Connecting, Readied, Told, sock_of, token};
 use super::closing::{CloseDeadlines, Step};
 use super::flags::Flagged;
 use super::shortage::{Shortage, Spare};
@@ -47,12 +46,10 @@ const BELL: Token = Token(usize::MAX);
 /// Reads of unwanted input from one lingering socket in one turn at most.
 const DISCARDS: usize = 16;
 
-const _: () = assert!(usize::BITS == 64, "a token holds index and generation");
-
 /// The readiness backend of one loop.
 pub struct Readiness {
     poll: Poll,
-    events: Events,
+    told: Told,
     bell: ReadinessBell,
     now: Instant,
     /// Counts waits; wraps.
@@ -108,7 +105,7 @@ impl Backend for Readiness {
         let bell = ReadinessBell(Arc::new(Waker::new(poll.registry(), BELL)?));
         Ok(Readiness {
             poll,
-            events: Events::with_capacity(EVENTS),
+            told: Told::new(EVENTS),
             bell,
             now: Instant::now(),
             turn: 0,
@@ -290,23 +287,24 @@ impl Backend for Readiness {
         self.flush_dirty();
         self.register_new();
         self.unpark();
-        self.ready.drain(..std::mem::take(&mut self.cursor));
+        match std::mem::take(&mut self.cursor) {
+            read if read == self.ready.len() => self.ready.clear(),
+            read => drop(self.ready.drain(..read)),
+        }
         if !self.later.is_empty() {
             self.ready.append(&mut self.later);
         }
         self.turn = self.turn.wrapping_add(1);
         self.suspend_or_resume_listeners();
         let sleep = if self.has_work() { Some(Duration::ZERO) } else { self.shorten(timeout) };
-        match self.poll.poll(&mut self.events, sleep) {
+        match self.told.wait(&mut self.poll, sleep) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
         self.now = Instant::now();
-        let events = std::mem::replace(&mut self.events, Events::with_capacity(0));
-        for readied in events.iter() {
-            self.note_readiness(readied);
+        for index in 0..self.told.len() {
+            self.note_readiness(self.told.at(index));
         }
-        self.events = events;
         self.take_bulk();
         self.close_overdue();
         self.shortage.expire(self.now);
@@ -355,16 +353,6 @@ fn alive(sockets: &mut Slots<Socket>, sock: Sock) -> Option<&mut Socket> {
 
 fn table_is_full() -> io::Error {
     io::Error::new(io::ErrorKind::QuotaExceeded, "no entry is left in this loop's socket table")
-}
-
-#[inline]
-fn token(sock: Sock) -> Token {
-    Token(sock.index as usize | (sock.generation as usize) << 32)
-}
-
-#[inline]
-fn sock_of(token: Token) -> Sock {
-    Sock { index: token.0 as u32, generation: (token.0 >> 32) as u32 }
 }
 
 /// Opening, watching and closing.
@@ -500,16 +488,16 @@ impl Readiness {
     }
 
     /// Takes over what the kernel says of one socket.
-    fn note_readiness(&mut self, readied: &Readied) {
+    fn note_readiness(&mut self, readied: Readied) {
         if readied.token() == BELL {
             self.pending.push_back(Event::Wake);
             return;
         }
         let sock = sock_of(readied.token());
         let Some(socket) = alive(&mut self.sockets, sock) else { return };
-        let over = readied.is_read_closed() || readied.is_error();
+        let over = readied.is_over();
         if over || readied.is_readable() {
-            socket.set(if over || system::is_urgent(readied) { READABLE | ANNOUNCED } else { READABLE });
+            socket.set(if over || readied.is_urgent() { READABLE | ANNOUNCED } else { READABLE });
             if socket.is(ARMED | LINGERING) && !socket.is(QUEUED | CONNECTING) {
                 socket.set(QUEUED);
                 if socket.is(BULK) {
@@ -522,7 +510,7 @@ impl Readiness {
                 self.announced = true;
             }
         }
-        if readied.is_writable() || over || readied.is_write_closed() {
+        if readied.is_writable() || over {
             if socket.is(CONNECTING) {
                 self.end_connect(sock);
             } else if !socket.is(LISTENER) {
@@ -787,8 +775,7 @@ fn send_some(outboxes: &Outboxes, socket: &Socket) -> io::Result<(usize, usize)>
     let descriptor = system::borrow(&socket.descriptor);
     // Both shut the sending half as soon as the outbox is empty.
     let fin_follows = socket.is(FINISH | CLOSING);
-    let mut pieces = outboxes.pieces(&socket.outbox);
-    let first = pieces.next().unwrap_or_default();
+    let first = outboxes.pieces(&socket.outbox).next().unwrap_or_default();
     if first.len() == socket.outbox.bytes() {
         return Ok((system::send(descriptor, first, fin_follows)?, first.len()));
     }
