@@ -195,14 +195,7 @@ impl Backend for Readiness {
         }
         socket.set(if size == Size::Large { ARMED | LARGE } else { ARMED });
         if socket.flags & (READABLE | QUEUED) == READABLE {
-            socket.set(QUEUED);
-            if socket.is(BULK) {
-                self.ready_bulk.push_back((sock, self.pool.promise(size)));
-            } else if socket.turn == self.turn {
-                self.later.push(sock);
-            } else {
-                self.ready.push(sock);
-            }
+            self.queue_read(sock, size);
         }
     }
 
@@ -594,6 +587,20 @@ impl Readiness {
                 socket.set(ENDED);
                 Some(Event::Fail { sock, side: Side::Receive, error })
             }
+        }
+    }
+
+    /// Queues an armed receive for which there may be input already. Apart from [`Backend::recv`], which mostly has nothing to queue.
+    #[inline(never)]
+    fn queue_read(&mut self, sock: Sock, size: Size) {
+        let Some(socket) = alive(&mut self.sockets, sock) else { return };
+        socket.set(QUEUED);
+        if socket.is(BULK) {
+            self.ready_bulk.push_back((sock, self.pool.promise(size)));
+        } else if socket.turn == self.turn {
+            self.later.push(sock);
+        } else {
+            self.ready.push(sock);
         }
     }
 
