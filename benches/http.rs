@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use divan::{Bencher, black_box};
 use production_server::buffers::block::Writer;
 use production_server::http::body::Chunked;
+use production_server::http::date::Start;
 use production_server::http::fields::Fields;
 use production_server::http::head::{self, HeadLimits};
 use production_server::http::rewrite::{self, Answer, Forward, Rewritten};
@@ -44,7 +45,7 @@ const FORWARD: Forward<'_> = Forward {
     local_port: 8080,
     https: false,
     request_id: b"0123456789abcdef01234567",
-    start_micros: 1_700_000_000_012_345,
+    start: Start::new(1_700_000_000_012_345),
     front: None,
     keep_alive: true,
     open: false,

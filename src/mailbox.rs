@@ -13,12 +13,12 @@ use std::time::Instant;
 #[cfg(loom)]
 use loom::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU8, Ordering},
+    atomic::{AtomicBool, AtomicU8, Ordering, fence},
 };
 #[cfg(not(loom))]
 use std::sync::{
     Mutex, MutexGuard,
-    atomic::{AtomicBool, AtomicU8, Ordering},
+    atomic::{AtomicBool, AtomicU8, Ordering, fence},
 };
 
 use crate::apps::AppTable;
@@ -100,7 +100,7 @@ pub enum Message {
 /// What both ends share.
 struct Channel<T> {
     letters: Mutex<Vec<T>>,
-    /// Whether `letters` holds any; written under its lock. Lets an empty [`Mailbox::take`] go without the lock.
+    /// Whether `letters` holds any; written under its lock. A loop that nobody writes to looks at nothing else.
     filled: AtomicBool,
     /// [`AWAKE`], [`IDLE`] or [`NOTIFIED`].
     flag: AtomicU8,
@@ -144,6 +144,8 @@ impl<T> Postbox<T> {
         letters.push(message);
         channel.filled.store(true, Ordering::Release);
         drop(letters);
+        // The other half of the one in `may_sleep`.
+        fence(Ordering::SeqCst);
         if channel.flag.compare_exchange(IDLE, NOTIFIED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             (channel.ring)();
         }
@@ -188,9 +190,10 @@ impl<T> Mailbox<T> {
     pub fn may_sleep(&self) -> bool {
         let channel = &*self.0;
         channel.flag.store(IDLE, Ordering::Release);
-        // The lock orders this look against each post: one that pushed before is seen here, one that pushes after has
-        // the flag's new value before its eyes.
-        let empty = channel.lock().is_empty();
+        // Orders this look against each post, which has the same between what it writes and its look at the flag: one that comes before is
+        // seen here, one that comes after has the flag's new value before its eyes.
+        fence(Ordering::SeqCst);
+        let empty = !channel.filled.load(Ordering::Acquire);
         if !empty {
             channel.flag.store(AWAKE, Ordering::Release);
         }

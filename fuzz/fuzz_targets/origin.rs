@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use libfuzzer_sys::fuzz_target;
 use production_server::buffers::block::Writer;
 use production_server::config::Peers;
+use production_server::http::date::Start;
 use production_server::http::fields::{Fields, Kind};
 use production_server::http::head::{self, HeadLimits};
 use production_server::http::origin::Origin;
@@ -46,7 +47,7 @@ fuzz_target!(|bytes: &[u8]| {
         local_port: 80,
         https: false,
         request_id: b"id",
-        start_micros: 0,
+        start: Start::new(0),
         front: Some(Front {
             origin: Some(&origin),
             traces: false,

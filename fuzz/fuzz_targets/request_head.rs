@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use libfuzzer_sys::fuzz_target;
 use production_server::buffers::block::Writer;
 use production_server::config::Peers;
+use production_server::http::date::Start;
 use production_server::http::fields::{Fields, Kind};
 use production_server::http::head::{self, HeadLimits, HeadSearch};
 use production_server::http::origin::Origin;
@@ -39,7 +40,7 @@ fuzz_target!(|bytes: &[u8]| {
             local_port: 8080,
             https: false,
             request_id: b"0123456789abcdef",
-            start_micros: 1_700_000_000_123_456,
+            start: Start::new(1_700_000_000_123_456),
             front: (variant > 0).then_some(Front {
                 origin: (variant & 1 != 0).then_some(&origin),
                 traces: variant & 2 != 0,

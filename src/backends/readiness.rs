@@ -20,15 +20,14 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use mio::event::Event as Readied;
 use mio::unix::SourceFd;
-use mio::{Events, Poll, Token, Waker};
+use mio::{Poll, Token, Waker};
 use socket2::SockAddr;
 
 use self::accept::{Batch, Listener};
 use self::socket::Socket;
 use self::socket::flag::*;
-use self::system::Connecting;
+use self::system::{Connecting, Readied, Told, sock_of, token};
 use super::closing::{CloseDeadlines, Step};
 use super::flags::Flagged;
 use super::shortage::{Shortage, Spare};
@@ -49,12 +48,10 @@ const BELL: Token = Token(usize::MAX);
 /// Reads of unwanted input from one lingering socket in one turn at most.
 const DISCARDS: usize = 16;
 
-const _: () = assert!(usize::BITS == 64, "a token holds index and generation");
-
 /// The readiness backend of one loop.
 pub struct Readiness {
     poll: Poll,
-    events: Events,
+    told: Told,
     bell: ReadinessBell,
     now: Instant,
     /// Counts waits; wraps.
@@ -112,7 +109,7 @@ impl Backend for Readiness {
         let bell = ReadinessBell(Arc::new(Waker::new(poll.registry(), BELL)?));
         Ok(Readiness {
             poll,
-            events: Events::with_capacity(EVENTS),
+            told: Told::new(EVENTS),
             bell,
             now: Instant::now(),
             turn: 0,
@@ -203,14 +200,7 @@ impl Backend for Readiness {
         }
         socket.set(if size == Size::Large { ARMED | LARGE } else { ARMED });
         if socket.flags & (READABLE | QUEUED) == READABLE {
-            socket.set(QUEUED);
-            if socket.is(BULK) {
-                self.ready_bulk.push_back((sock, self.pool.promise(size)));
-            } else if socket.turn == self.turn {
-                self.later.push(sock);
-            } else {
-                self.ready.push(sock);
-            }
+            self.queue_read(sock, size);
         }
     }
 
@@ -299,7 +289,10 @@ impl Backend for Readiness {
         self.flush_dirty();
         self.register_new();
         self.unpark();
-        self.ready.drain(..std::mem::take(&mut self.cursor));
+        match std::mem::take(&mut self.cursor) {
+            read if read == self.ready.len() => self.ready.clear(),
+            read => drop(self.ready.drain(..read)),
+        }
         if !self.later.is_empty() {
             self.ready.append(&mut self.later);
         }
@@ -307,16 +300,14 @@ impl Backend for Readiness {
         self.file_bytes = FILES_A_TURN;
         self.suspend_or_resume_listeners();
         let sleep = if self.has_work() { Some(Duration::ZERO) } else { self.shorten(timeout) };
-        match self.poll.poll(&mut self.events, sleep) {
+        match self.told.wait(&mut self.poll, sleep) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
             _ => {}
         }
         self.now = Instant::now();
-        let events = std::mem::replace(&mut self.events, Events::with_capacity(0));
-        for readied in events.iter() {
-            self.note_readiness(readied);
+        for index in 0..self.told.len() {
+            self.note_readiness(self.told.at(index));
         }
-        self.events = events;
         self.take_bulk();
         self.close_overdue();
         self.shortage.expire(self.now);
@@ -365,16 +356,6 @@ fn alive(sockets: &mut Slots<Socket>, sock: Sock) -> Option<&mut Socket> {
 
 fn table_is_full() -> io::Error {
     io::Error::new(io::ErrorKind::QuotaExceeded, "no entry is left in this loop's socket table")
-}
-
-#[inline]
-fn token(sock: Sock) -> Token {
-    Token(sock.index as usize | (sock.generation as usize) << 32)
-}
-
-#[inline]
-fn sock_of(token: Token) -> Sock {
-    Sock { index: token.0 as u32, generation: (token.0 >> 32) as u32 }
 }
 
 /// Opening, watching and closing.
@@ -510,16 +491,16 @@ impl Readiness {
     }
 
     /// Takes over what the kernel says of one socket.
-    fn note_readiness(&mut self, readied: &Readied) {
+    fn note_readiness(&mut self, readied: Readied) {
         if readied.token() == BELL {
             self.pending.push_back(Event::Wake);
             return;
         }
         let sock = sock_of(readied.token());
         let Some(socket) = alive(&mut self.sockets, sock) else { return };
-        let over = readied.is_read_closed() || readied.is_error();
+        let over = readied.is_over();
         if over || readied.is_readable() {
-            socket.set(if over || system::is_urgent(readied) { READABLE | ANNOUNCED } else { READABLE });
+            socket.set(if over || readied.is_urgent() { READABLE | ANNOUNCED } else { READABLE });
             if socket.is(ARMED | LINGERING) && !socket.is(QUEUED | CONNECTING) {
                 socket.set(QUEUED);
                 if socket.is(BULK) {
@@ -532,7 +513,7 @@ impl Readiness {
                 self.announced = true;
             }
         }
-        if readied.is_writable() || over || readied.is_write_closed() {
+        if readied.is_writable() || over {
             if socket.is(CONNECTING) {
                 self.end_connect(sock);
             } else if !socket.is(LISTENER) {
@@ -617,6 +598,20 @@ impl Readiness {
                 socket.set(ENDED);
                 Some(Event::Fail { sock, side: Side::Receive, error })
             }
+        }
+    }
+
+    /// Queues an armed receive for which there may be input already. Apart from [`Backend::recv`], which mostly has nothing to queue.
+    #[inline(never)]
+    fn queue_read(&mut self, sock: Sock, size: Size) {
+        let Some(socket) = alive(&mut self.sockets, sock) else { return };
+        socket.set(QUEUED);
+        if socket.is(BULK) {
+            self.ready_bulk.push_back((sock, self.pool.promise(size)));
+        } else if socket.turn == self.turn {
+            self.later.push(sock);
+        } else {
+            self.ready.push(sock);
         }
     }
 

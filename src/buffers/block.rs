@@ -138,6 +138,8 @@ struct Group {
     free: RefCell<Vec<u32>>,
     /// How many of the free blocks a client's receive may not take.
     reserve: usize,
+    /// With fewer free ones the pool is pressed.
+    calm: usize,
 }
 
 struct Core {
@@ -260,6 +262,12 @@ impl Pool {
         self.total(size) - self.free(size)
     }
 
+    /// Whether more than a quarter of the blocks of a size is out.
+    #[inline]
+    pub fn is_pressed(&self) -> bool {
+        self.0.groups.iter().any(|group| group.free.borrow().len() < group.calm)
+    }
+
     /// Begins a check of who holds the blocks that are out.
     pub fn census(&self) -> Census {
         Census { pool: self.clone(), counted: HashSet::new() }
@@ -293,7 +301,7 @@ impl Group {
             })
             .collect();
         let free = RefCell::new((0..count as u32).rev().collect());
-        Group { _memory: memory, cores, free, reserve: count / 4 }
+        Group { _memory: memory, cores, free, reserve: count / 4, calm: count - count / 4 }
     }
 }
 
@@ -612,6 +620,22 @@ impl<'a> Writer<'a> {
                 std::ptr::copy_nonoverlapping(part.as_ptr(), place, part.len());
             }
             self.len += part.len();
+        }
+    }
+
+    /// Appends the first `len` bytes of `text`. Where there is room, all of it is copied: a number of bytes that the compiler knows takes
+    /// a few instructions and no call.
+    ///
+    /// # Panics
+    /// As [`Writer::put`].
+    #[inline]
+    pub fn put_first<const N: usize>(&mut self, text: &[u8; N], len: usize) {
+        match self.room[self.len..].first_chunk_mut::<N>() {
+            Some(room) if len <= N => {
+                room.write_copy_of_slice(text);
+                self.len += len;
+            }
+            _ => self.put(&text[..len]),
         }
     }
 

@@ -106,7 +106,28 @@ impl Wheel {
     }
 
     /// Sets the deadline of `index`, in nanoseconds since the wheel's start, replacing the one it had.
+    #[inline]
     pub fn arm_at(&mut self, index: u32, deadline: u64) {
+        let wait = self.wait(deadline);
+        match self.timers.get_mut(index as usize) {
+            // Put off, as nearly always: it is looked at in time where it lies.
+            Some(timer) if timer.next != OUTSIDE && u64::from(timer.look.wrapping_sub(self.current as u32)) <= wait => {
+                timer.due = (self.current + wait) as u32;
+            }
+            _ => self.arm_anew(index, deadline),
+        }
+    }
+
+    /// Ticks from where the wheel is to a deadline.
+    #[inline]
+    fn wait(&self, deadline: u64) -> u64 {
+        let tick = deadline.saturating_add(TICK_NANOS - 1) / TICK_NANOS;
+        tick.saturating_sub(self.current).min(FARTHEST)
+    }
+
+    /// Puts an entry where it is looked at no later than it is due.
+    #[inline(never)]
+    fn arm_anew(&mut self, index: u32, deadline: u64) {
         if self.timers.len() <= index as usize {
             self.timers.resize(index as usize + 1, IDLE);
         }
@@ -114,17 +135,10 @@ impl Wheel {
             // With nothing to be looked at, there is no way to go.
             self.current = self.current.max(self.now / TICK_NANOS);
         }
-        let wait = deadline.div_ceil(TICK_NANOS).saturating_sub(self.current).min(FARTHEST);
-        let due = self.current + wait;
-        let timer = &mut self.timers[index as usize];
-        timer.due = due as u32;
-        if timer.next != OUTSIDE {
-            if u64::from(timer.look.wrapping_sub(self.current as u32)) <= wait {
-                return;
-            }
+        if self.timers[index as usize].next != OUTSIDE {
             self.unlink(index);
         }
-        self.link(index, due);
+        self.link(index, self.current + self.wait(deadline));
     }
 
     /// Takes the deadline of `index` away, if it has one.

@@ -149,12 +149,12 @@ impl<B: Backend> Loop<B> {
         let certificate = self.secure.as_ref().map_or("", |secure| secure.certificate(sock));
         let own = id_text(self.heads.next_id);
         let id = self.heads.id(&question, &own);
-        let start_micros = self.time.day.micros(self.time.connections.now_nanos());
+        let start = self.time.day.start(self.time.nanos());
         let told = Told {
             keep_alive: app.settings.keepalive,
             edits: Some(&Edits::default()),
             identity: &lines,
-            ..listener.forward(&client.arrival, (&self.heads.origin, certificate), id, start_micros)
+            ..listener.forward(&client.arrival, (&self.heads.origin, certificate), id, start)
         };
         let room = rewrite::request_room(&request, &self.heads.fields, &told);
         let head = self.memory.scratch.write(room, |out| {

@@ -11,6 +11,7 @@ use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::connection::State;
 use crate::http::Version;
+use crate::http::date::Start;
 use crate::http::origin::Origin;
 use crate::http::proxy_protocol::{self, Header};
 use crate::http::rewrite::{self, Forward};
@@ -109,7 +110,7 @@ impl Listener {
         arrival: &Arrival,
         (origin, certificate): (&'a Origin, &'a str),
         id: &'a [u8],
-        start_micros: u64,
+        start: Start,
     ) -> Forward<'a> {
         Forward {
             peer: arrival.peer.ip,
@@ -117,7 +118,7 @@ impl Listener {
             local_port: arrival.port,
             https: arrival.secure,
             request_id: id,
-            start_micros,
+            start,
             front: if self.plain { None } else { Some(self.told(origin, certificate)) },
             keep_alive: true,
             open: false,

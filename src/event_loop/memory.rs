@@ -31,17 +31,15 @@ use super::Loop;
 /// nothing cannot have others refused.
 pub const RESERVED_SHARE: usize = 3;
 
-/// Names of holders that are looked through at once, at least.
-const LEAST_LOOK: usize = 1024;
-
 /// A loop's memory.
 pub(crate) struct Memory {
     pub pool: Pool,
     pub scratch: Scratch,
-    /// Exchanges that began to wait with blocks of the pool. Some have ended or keep none any more.
-    holders: Vec<Key>,
-    /// With so many names in that list, those that keep none any more are forgotten.
-    look_at: usize,
+    /// One bit for each exchange that began to wait with blocks of the pool, by their indices. Some have ended or keep none any more, which
+    /// does no harm: what they keep by now is moved as well.
+    holders: Vec<u64>,
+    /// There is one since these were moved last.
+    holds: bool,
     /// Exchanges whose answers stopped for lack of memory, the longest waiting first.
     starved: VecDeque<Key>,
 }
@@ -63,7 +61,7 @@ impl Scarcity {
 impl Memory {
     pub fn new(pool: Pool) -> Memory {
         let scratch = Scratch::new(pool.clone());
-        Memory { pool, scratch, holders: Vec::new(), look_at: LEAST_LOOK, starved: VecDeque::new() }
+        Memory { pool, scratch, holders: Vec::new(), holds: false, starved: VecDeque::new() }
     }
 
     /// Whether the budget has room for one more block of an answer or of an upload.
@@ -80,13 +78,12 @@ impl Memory {
     /// Notes that an exchange keeps blocks of the pool, and is about to wait.
     #[inline]
     pub fn hold(&mut self, key: Key) {
-        self.holders.push(key);
-    }
-
-    /// Whether more than a quarter of the pool's blocks is out.
-    fn is_pressed(&self) -> bool {
-        let pressed = |size| self.pool.out(size) > self.pool.total(size) / 4;
-        pressed(Size::Small) || pressed(Size::Large)
+        let (word, bit) = (key.index as usize / 64, 1 << (key.index % 64));
+        if self.holders.len() <= word {
+            self.holders.resize(word + 1, 0);
+        }
+        self.holders[word] |= bit;
+        self.holds = true;
     }
 
     /// How many answers may go on at a time while the budget has room: each may bring a block before it is known to be stuck. Without
@@ -167,24 +164,28 @@ impl<B: Backend> Loop<B> {
     /// Whether there is anything for [`Loop::make_room`] to look at.
     #[inline]
     pub fn must_make_room(&self) -> bool {
-        let memory = &self.memory;
-        let held = !memory.holders.is_empty() && (memory.is_pressed() || memory.holders.len() >= memory.look_at);
-        held || self.shared.scarcity.starved.load(Ordering::Relaxed)
+        (self.memory.holds && self.memory.pool.is_pressed()) || self.shared.scarcity.starved.load(Ordering::Relaxed)
     }
 
     /// At the end of a turn: those that wait move out of the way of a pool that is pressed, and memory that came back is shared out.
     #[cold]
     pub fn make_room(&mut self) {
-        let mut holders = std::mem::take(&mut self.memory.holders);
-        if self.memory.is_pressed() && !planted::active(Bug::WaitingBlock) {
-            holders.drain(..).for_each(|key| self.settle_request(key));
-        } else {
-            holders.retain(|key| self.exchanges.lookup(*key).is_some_and(|exchange| exchange.request.keeps_blocks()));
+        if self.memory.pool.is_pressed() && std::mem::take(&mut self.memory.holds) {
+            self.settle_holders();
         }
-        self.memory.look_at = LEAST_LOOK.max(2 * holders.len());
-        self.memory.holders = holders;
         if self.shared.scarcity.starved.load(Ordering::Relaxed) {
             self.share_memory();
+        }
+    }
+
+    fn settle_holders(&mut self) {
+        for word in 0..self.memory.holders.len() {
+            let mut bits = std::mem::take(&mut self.memory.holders[word]);
+            while bits != 0 && !planted::active(Bug::WaitingBlock) {
+                let key = self.exchanges.key_at(word as u32 * 64 + bits.trailing_zeros());
+                key.into_iter().for_each(|key| self.settle_request(key));
+                bits &= bits - 1;
+            }
         }
     }
 
@@ -201,7 +202,7 @@ impl<B: Backend> Loop<B> {
         waiting.iter().flat_map(|exchange| exchange.request.blocks()).for_each(|block| census.count(block));
         debug_assert_eq!(census.missing(), 0, "a block of the pool waits for a peer");
         debug_assert!(
-            census.counted() == sending || !self.memory.is_pressed(),
+            census.counted() == sending || !self.memory.pool.is_pressed(),
             "requests that wait keep blocks of a pool that is pressed"
         );
     }

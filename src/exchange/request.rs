@@ -35,13 +35,13 @@ impl<B: Backend> Loop<B> {
         let certificate = self.secure.as_ref().map_or("", |secure| secure.certificate(stream.connection));
         let own = id_text(self.heads.next_id);
         let id = self.heads.id(&input, &own);
-        let start_micros = self.time.day.micros(self.time.connections.now_nanos());
+        let start = self.time.day.start(self.time.nanos());
         let forward = Forward {
             keep_alive: app.settings.keepalive,
             open: request.framing == Framing::Chunked,
             edits,
             identity: &self.heads.identity,
-            ..listener.forward(&client.arrival, (&self.heads.origin, certificate), id, start_micros)
+            ..listener.forward(&client.arrival, (&self.heads.origin, certificate), id, start)
         };
         let room = rewrite::request_room(request, &self.heads.fields, &forward);
         let head = self.memory.scratch.write(room, |out| {

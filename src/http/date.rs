@@ -54,6 +54,41 @@ pub fn parse_date(text: &[u8]) -> Option<u64> {
     (civil(days) == (year, month, day)).then(|| days * 86_400 + hour * 3600 + minute * 60 + second.min(59))
 }
 
+/// A time in seconds and milliseconds since 1970-01-01, as decimal text: `1700000000.012`. There are ten digits before the point, which is
+/// enough until the year 2286.
+#[derive(Clone, Copy, Debug)]
+pub struct Start([u8; 14]);
+
+impl Start {
+    /// The time of so many microseconds since 1970-01-01.
+    pub const fn new(micros: u64) -> Start {
+        let mut text = *b"0000000000.000";
+        let (mut seconds, mut at) = (micros / 1_000_000, 10);
+        while at > 0 {
+            at -= 1;
+            text[at] += (seconds % 10) as u8;
+            seconds /= 10;
+        }
+        Start(text).with_millis(micros / 1000 % 1000)
+    }
+
+    /// So many milliseconds, of 999 at most, of the same second.
+    #[inline]
+    pub const fn with_millis(self, millis: u64) -> Start {
+        let Start(mut text) = self;
+        text[11] = b'0' + (millis / 100) as u8;
+        text[12] = b'0' + (millis / 10 % 10) as u8;
+        text[13] = b'0' + (millis % 10) as u8;
+        Start(text)
+    }
+
+    /// The text.
+    #[inline]
+    pub const fn text(&self) -> &[u8; 14] {
+        &self.0
+    }
+}
+
 fn digits(text: &[u8], most: usize) -> Option<u64> {
     let fine = (1..=most).contains(&text.len()) && text.iter().all(u8::is_ascii_digit);
     fine.then(|| text.iter().fold(0, |number, digit| number * 10 + u64::from(digit - b'0')))
@@ -121,6 +156,22 @@ mod tests {
                     day += 1;
                 }
             }
+        }
+    }
+
+    #[test]
+    fn starts_have_ten_digits_and_three() {
+        for (micros, text) in [
+            (0, "0000000000.000"),
+            (12_999, "0000000000.012"),
+            (1_700_000_000_999_999, "1700000000.999"),
+            (9_999_999_999_000_000, "9999999999.000"),
+        ] {
+            assert_eq!(std::str::from_utf8(Start::new(micros).text()), Ok(text));
+        }
+        for millis in 0..1000 {
+            let (moved, made) = (Start::new(7_000_000).with_millis(millis), Start::new(7_000_000 + millis * 1000));
+            assert_eq!(moved.text(), made.text());
         }
     }
 

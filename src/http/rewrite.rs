@@ -7,8 +7,10 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use super::date::Start;
 use super::fields::{Fields, Kind, Kinds};
 use super::head::{Form, Request, Response};
+use super::id::Id;
 use super::origin::Origin;
 use super::route::Edits;
 use super::{Framing, Method, Span, Version};
@@ -27,9 +29,8 @@ pub struct Forward<'a> {
     pub https: bool,
     /// The id of this request, whoever gave it.
     pub request_id: &'a [u8],
-    /// When the request arrived, in microseconds since 1970. Written as nginx does, `t=SECONDS.MILLISECONDS`, which every
-    /// reader of this field understands.
-    pub start_micros: u64,
+    /// When the request arrived. Written as nginx does, `t=SECONDS.MILLISECONDS`, which every reader of this field understands.
+    pub start: Start,
     /// What is known of proxies in front. `None`: nothing, so that nobody is believed but for traces, which pass.
     pub front: Option<Front<'a>>,
     /// Whether the worker's connection is kept; else `Connection: close` is added.
@@ -84,7 +85,7 @@ impl Front<'_> {
 #[derive(Clone, Copy, Debug)]
 pub struct Answer<'a> {
     /// The date now, for answers that carry none.
-    pub date: &'a [u8],
+    pub date: &'a [u8; 29],
     /// The id of this request; empty to leave it out.
     pub request_id: &'a [u8],
     /// The client's version.
@@ -113,7 +114,7 @@ pub enum Rewritten {
 }
 
 /// Our name in `Via` (RFC 9110 §7.6.3).
-const PSEUDONYM: &[u8] = b"production_server";
+const PSEUDONYM: &[u8; 17] = b"production_server";
 
 /// Fields that end here in both directions.
 const HOP_BY_HOP: Kinds = Kinds::of(&[
@@ -301,6 +302,16 @@ fn line<const N: usize>(out: &mut Writer<'_>, name: &[u8; N], value: &[u8]) {
     out.put_all([name, value, b"\r\n"]);
 }
 
+/// The request's id. Nearly always it is one of ours, of which the compiler then knows how long it is.
+#[inline]
+fn id_line(out: &mut Writer<'_>, id: &[u8]) {
+    const NAME: &[u8; 14] = b"X-Request-Id: ";
+    match <&Id>::try_from(id) {
+        Ok(own) => line(out, NAME, own),
+        Err(_) => line(out, NAME, id),
+    }
+}
+
 /// X-Forwarded-*, X-Real-IP, X-Request-*, Via.
 fn forwarded_fields(out: &mut Writer<'_>, bytes: &[u8], request: &Request, fields: &Fields, forward: &Forward<'_>) {
     let mut peer = AddressText::default();
@@ -319,7 +330,11 @@ fn forwarded_fields(out: &mut Writer<'_>, bytes: &[u8], request: &Request, field
             chain(out, origin, peer.bytes());
         }
         None if !forward.unix => {
-            out.put_all([b"X-Forwarded-For: ", peer.bytes(), b"\r\nX-Real-IP: ", peer.bytes(), b"\r\n"]);
+            out.put(b"X-Forwarded-For: ");
+            peer.put(out);
+            out.put(b"\r\nX-Real-IP: ");
+            peer.put(out);
+            out.put(b"\r\n");
         }
         None => {}
     }
@@ -339,19 +354,13 @@ fn forwarded_fields(out: &mut Writer<'_>, bytes: &[u8], request: &Request, field
         write_forwarded(out, origin, peer.bytes(), https, host);
     }
     if !forward.request_id.is_empty() {
-        line(out, b"X-Request-Id: ", forward.request_id);
+        id_line(out, forward.request_id);
     }
-    let via: &[u8] = if request.version == Version::Http10 { b"\r\nVia: 1.0 " } else { b"\r\nVia: 1.1 " };
-    if !starts {
-        return out.put_all([&via[2..], PSEUDONYM, b"\r\n"]);
+    if starts {
+        out.put_all([b"X-Request-Start: t=", forward.start.text(), b"\r\n"]);
     }
-    // As if a second had passed in 1970 that has not, for there to be digits before the point.
-    let millis = forward.start_micros / 1000;
-    let mut buffer = itoa::Buffer::new();
-    let text = buffer.format(millis.max(1000 + millis % 1000)).as_bytes();
-    let (seconds, fraction) = text.split_at(text.len() - 3);
-    let seconds = if millis < 1000 { b"0" } else { seconds };
-    out.put_all([b"X-Request-Start: t=", seconds, b".", fraction, via, PSEUDONYM, b"\r\n"]);
+    let version = if request.version == Version::Http10 { b"Via: 1.0 " } else { b"Via: 1.1 " };
+    out.put_all([version, PSEUDONYM, b"\r\n"]);
 }
 
 /// X-Forwarded-For from the client on, with the peer's address behind it, and X-Real-IP, which is the client's.
@@ -460,6 +469,12 @@ impl AddressText {
     fn bytes(&self) -> &[u8] {
         &self.text[..self.len]
     }
+
+    /// Writes it.
+    #[inline]
+    fn put(&self, out: &mut Writer<'_>) {
+        out.put_first(&self.text, self.len);
+    }
 }
 
 impl std::fmt::Write for AddressText {
@@ -488,7 +503,7 @@ pub fn response(out: &mut Writer<'_>, bytes: &[u8], response: &Response, fields:
     }
     status_and_lines(out, bytes, response, fields, dropped, answer.edits);
     if !answer.request_id.is_empty() {
-        line(out, b"X-Request-Id: ", answer.request_id);
+        id_line(out, answer.request_id);
     }
     if !fields.present().has(Kind::Date) {
         // RFC 9110 §6.6.1: the origin's own is left alone.

@@ -3,6 +3,7 @@
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::date::Start;
 use super::fields::{Fields, Kind, Kinds};
 use super::head::{self, Form, HeadLimits, HeadSearch, Request, Response};
 use super::origin::Origin;
@@ -488,7 +489,7 @@ const FORWARD: Forward<'_> = Forward {
     local_port: 8080,
     https: false,
     request_id: b"id1",
-    start_micros: 1_700_000_000_012_345,
+    start: Start::new(1_700_000_000_012_345),
     front: None,
     keep_alive: true,
     open: false,

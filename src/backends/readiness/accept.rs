@@ -11,8 +11,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use super::super::flags::Flagged;
 use super::super::{ACCEPT_BATCH, Event, Sock};
 use super::socket::flag::*;
-use super::system::{self, TELLS_AGAIN};
-use super::{Readiness, alive, table_is_full, token};
+use super::system::{self, TELLS_AGAIN, token};
+use super::{Readiness, alive, table_is_full};
 
 /// How much allowance one connection takes.
 const STEP: usize = 4;

@@ -193,8 +193,7 @@ fn send_some(outboxes: &Outboxes, socket: &Socket) -> io::Result<(usize, usize)>
     let descriptor = system::borrow(&socket.descriptor);
     // Two of them shut the sending half as soon as the outbox is empty.
     let more_follows = socket.is(FINISH | CLOSING | FOLLOWED);
-    let mut pieces = outboxes.pieces(&socket.outbox);
-    let first = pieces.next().unwrap_or_default();
+    let first = outboxes.pieces(&socket.outbox).next().unwrap_or_default();
     if first.len() == socket.outbox.bytes() {
         return Ok((system::send(descriptor, first, more_follows)?, first.len()));
     }

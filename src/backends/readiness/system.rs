@@ -1,15 +1,14 @@
-//! The system calls of the readiness backend, each in one safe function. None of them blocks, and none raises SIGPIPE.
+//! The system calls of the readiness backend, each in one safe function. None of them but the wait blocks, and none raises SIGPIPE.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use mio::event::Event as Readied;
 use mio::{Interest, Poll, Token};
 use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 
-use crate::backends::Peer;
+use crate::backends::{Peer, Sock};
 use crate::buffers::block::Block;
 
 /// Flags of every send: where the platform has no MSG_NOSIGNAL, SO_NOSIGPIPE is set on the socket.
@@ -244,6 +243,20 @@ pub(super) fn prepare_listener(listener: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+const _: () = assert!(usize::BITS == 64, "a token holds index and generation");
+
+/// The token of a socket.
+#[inline]
+pub(super) fn token(sock: Sock) -> Token {
+    Token(sock.index as usize | (sock.generation as usize) << 32)
+}
+
+/// The socket of a token.
+#[inline]
+pub(super) fn sock_of(token: Token) -> Sock {
+    Sock { index: token.0 as u32, generation: (token.0 >> 32) as u32 }
+}
+
 /// What to tell of a connection: input, urgent data where that is told apart, and room for output if wanted.
 pub(super) fn interest(writes: bool) -> Interest {
     #[cfg(target_os = "linux")]
@@ -253,15 +266,175 @@ pub(super) fn interest(writes: bool) -> Interest {
     if writes { reads | Interest::WRITABLE } else { reads }
 }
 
-/// Whether urgent data has come: a receive stops short at its mark.
 #[cfg(target_os = "linux")]
-pub(super) fn is_urgent(readied: &Readied) -> bool {
-    readied.is_priority()
+pub(super) use epoll::{Readied, Told};
+#[cfg(not(target_os = "linux"))]
+pub(super) use others::{Readied, Told};
+
+/// Waiting past mio and the C library, whose wrapper is a cancellation point as that of recv(2).
+#[cfg(target_os = "linux")]
+mod epoll {
+    use super::*;
+
+    /// What the last wait has brought.
+    pub struct Told {
+        events: Box<[libc::epoll_event]>,
+        count: usize,
+    }
+
+    /// What the kernel says of one socket.
+    #[derive(Clone, Copy)]
+    pub struct Readied(libc::epoll_event);
+
+    impl Told {
+        /// Nothing yet; a wait brings so much at most.
+        pub fn new(most: usize) -> Told {
+            Told { events: vec![libc::epoll_event { events: 0, u64: 0 }; most].into(), count: 0 }
+        }
+
+        /// Waits for something to be told, at most for `timeout`, which is rounded up to milliseconds.
+        #[inline]
+        pub fn wait(&mut self, poll: &mut Poll, timeout: Option<Duration>) -> io::Result<()> {
+            let millis = |time: Duration| {
+                time.as_secs().saturating_mul(1000).saturating_add(u64::from(time.subsec_nanos().div_ceil(1_000_000)))
+            };
+            let timeout = timeout.map_or(-1, |time| libc::c_int::try_from(millis(time)).unwrap_or(libc::c_int::MAX));
+            let (events, most) = (self.events.as_mut_ptr(), self.events.len() as libc::c_int);
+            let (mask, size) = (std::ptr::null::<libc::sigset_t>(), 8usize);
+            // SAFETY: the kernel writes `most` events at most, for which there is room; the mask is left as it is.
+            let count =
+                unsafe { libc::syscall(libc::SYS_epoll_pwait, poll.as_raw_fd(), events, most, timeout, mask, size) };
+            self.count = count.max(0) as usize;
+            if count < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        }
+
+        /// How much it was.
+        #[inline]
+        pub fn len(&self) -> usize {
+            self.count
+        }
+
+        /// That part of it.
+        #[inline]
+        pub fn at(&self, index: usize) -> Readied {
+            Readied(self.events[index])
+        }
+    }
+
+    impl Readied {
+        /// The name that it was registered with.
+        #[inline]
+        pub fn token(self) -> Token {
+            Token(self.0.u64 as usize)
+        }
+
+        #[inline]
+        fn has(self, bits: libc::c_int) -> bool {
+            self.0.events & bits as u32 != 0
+        }
+
+        /// Whether there is something to read.
+        #[inline]
+        pub fn is_readable(self) -> bool {
+            self.has(libc::EPOLLIN | libc::EPOLLPRI)
+        }
+
+        /// Whether the peer sends no more, or something has failed.
+        #[inline]
+        pub fn is_over(self) -> bool {
+            self.has(libc::EPOLLHUP | libc::EPOLLERR | libc::EPOLLRDHUP)
+        }
+
+        /// Whether urgent data has come: a receive stops short at its mark.
+        #[inline]
+        pub fn is_urgent(self) -> bool {
+            self.has(libc::EPOLLPRI)
+        }
+
+        /// Whether there is room for output.
+        #[inline]
+        pub fn is_writable(self) -> bool {
+            self.has(libc::EPOLLOUT)
+        }
+    }
 }
 
+/// Waiting through mio.
 #[cfg(not(target_os = "linux"))]
-pub(super) fn is_urgent(_readied: &Readied) -> bool {
-    false
+mod others {
+    use super::*;
+
+    /// What the last wait has brought.
+    pub struct Told {
+        events: mio::Events,
+        told: Vec<Readied>,
+    }
+
+    /// What the kernel says of one socket.
+    #[derive(Clone, Copy)]
+    pub struct Readied {
+        token: Token,
+        readable: bool,
+        over: bool,
+        writable: bool,
+    }
+
+    impl Told {
+        /// Nothing yet; a wait brings so much at most.
+        pub fn new(most: usize) -> Told {
+            Told { events: mio::Events::with_capacity(most), told: Vec::with_capacity(most) }
+        }
+
+        /// Waits for something to be told, at most for `timeout`.
+        pub fn wait(&mut self, poll: &mut Poll, timeout: Option<Duration>) -> io::Result<()> {
+            self.told.clear();
+            poll.poll(&mut self.events, timeout)?;
+            self.told.extend(self.events.iter().map(|event| Readied {
+                token: event.token(),
+                readable: event.is_readable(),
+                over: event.is_read_closed() || event.is_error(),
+                writable: event.is_writable() || event.is_write_closed(),
+            }));
+            Ok(())
+        }
+
+        /// How much it was.
+        pub fn len(&self) -> usize {
+            self.told.len()
+        }
+
+        /// That part of it.
+        pub fn at(&self, index: usize) -> Readied {
+            self.told[index]
+        }
+    }
+
+    impl Readied {
+        /// The name that it was registered with.
+        pub fn token(self) -> Token {
+            self.token
+        }
+
+        /// Whether there is something to read.
+        pub fn is_readable(self) -> bool {
+            self.readable
+        }
+
+        /// Whether the peer sends no more, or something has failed.
+        pub fn is_over(self) -> bool {
+            self.over
+        }
+
+        /// Whether urgent data has come, which is not told apart.
+        pub fn is_urgent(self) -> bool {
+            false
+        }
+
+        /// Whether there is room for output, or nobody to take it.
+        pub fn is_writable(self) -> bool {
+            self.writable
+        }
+    }
 }
 
 /// Whether a receive that came short has left nothing behind. On Linux what it may stop at was announced before.

@@ -367,12 +367,12 @@ impl<B: Backend> Loop<B> {
         let certificate = self.secure.as_ref().map_or("", |secure| secure.certificate(sock));
         let own = id_text(self.heads.next_id);
         self.heads.next_id = self.heads.next_id.wrapping_add(1);
-        let start_micros = self.time.day.micros(self.time.connections.now_nanos());
+        let start = self.time.day.start(self.time.nanos());
         let told = Forward {
             keep_alive: app.settings.keepalive,
             edits: Some(&Edits::default()),
             identity: &talk.identity,
-            ..listener.forward(&client.arrival, (&self.heads.origin, certificate), &own, start_micros)
+            ..listener.forward(&client.arrival, (&self.heads.origin, certificate), &own, start)
         };
         let room = rewrite::request_room(&request, &self.heads.fields, &told);
         let head = self.memory.scratch.write(room, |out| {
