@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use socket2::SockRef;
 
 /// What a server's backend is called in tests that reach it through TLS.
 pub const SUFFIX: &str = "+tls";
@@ -66,6 +67,9 @@ pub fn localhost() -> &'static Pair {
     PAIR.get_or_init(|| Pair::of(&["localhost"]))
 }
 
+/// Bytes that a relay lets the kernel keep on each side of it.
+const ROOM: usize = 256 * 1024;
+
 /// Where plain connections are taken, each of which becomes one with TLS to the server.
 pub struct Relay {
     pub address: SocketAddr,
@@ -86,6 +90,9 @@ impl Relay {
                     break;
                 }
                 let Ok(server) = TcpStream::connect(server) else { continue };
+                // Who takes nothing takes little here, too, and not what the kernel would have room for.
+                SockRef::from(&server).set_recv_buffer_size(ROOM).unwrap();
+                SockRef::from(&client).set_send_buffer_size(ROOM).unwrap();
                 let session =
                     ClientConnection::new(config.clone(), ServerName::try_from("localhost").unwrap()).unwrap();
                 ways.push(std::thread::spawn(move || Way { client, server, session, to_client: Vec::new() }.run()));
@@ -125,7 +132,7 @@ impl Way {
         // A reset of one side is one of the other.
         if self.relay().is_err() {
             for stream in [&self.client, &self.server] {
-                socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
+                SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
             }
         }
     }
