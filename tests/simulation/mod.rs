@@ -16,6 +16,7 @@ mod checks;
 mod clients;
 mod crowd;
 mod driver;
+mod hubs;
 mod line;
 mod peers;
 mod promises;
@@ -64,29 +65,36 @@ fn every_seed_keeps_the_rules() {
     }
 }
 
-/// Runs these seeds, as many at a time as there are processors. A run is one thread's affair, whoever else runs beside it.
 fn run_all(seeds: Range<u64>) -> (Summary, Vec<u64>) {
+    let total = Mutex::new(Summary::default());
+    let failures = run_each(seeds, |seed| {
+        let outcome = run(seed, false);
+        outcome.iter().for_each(|one| total.lock().unwrap().add(one));
+        outcome.is_some()
+    });
+    (total.into_inner().unwrap(), failures)
+}
+
+/// Runs these seeds, as many at a time as there are processors: those that fail. A run is one thread's affair, whoever else runs beside it.
+fn run_each(seeds: Range<u64>, run: impl Fn(u64) -> bool + Sync) -> Vec<u64> {
     let next = AtomicU64::new(seeds.start);
-    let results = Mutex::new((Summary::default(), Vec::new()));
+    let failures = Mutex::new(Vec::new());
     let work = || {
-        while results.lock().unwrap().1.len() < MOST_FAILURES {
+        while failures.lock().unwrap().len() < MOST_FAILURES {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= seeds.end {
                 break;
             }
-            let outcome = run(seed, false);
-            let (total, failures) = &mut *results.lock().unwrap();
-            match outcome {
-                Some(one) => total.add(&one),
-                None => failures.push(seed),
+            if !run(seed) {
+                failures.lock().unwrap().push(seed);
             }
         }
     };
     let threads = available_parallelism().map_or(1, |count| count.get());
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-    let (total, mut failures) = results.into_inner().unwrap();
+    let mut failures = failures.into_inner().unwrap();
     failures.sort_unstable();
-    (total, failures)
+    failures
 }
 
 impl Summary {
