@@ -322,7 +322,10 @@ impl Ledger {
 
     /// Whether a worker is still at a delivery.
     pub fn is_running(&self, id: RequestId, number: usize) -> bool {
-        self.requests.get(&id).and_then(|record| record.deliveries.get(number)).is_some_and(|it| it.fate == Fate::Running)
+        self.requests
+            .get(&id)
+            .and_then(|record| record.deliveries.get(number))
+            .is_some_and(|it| it.fate == Fate::Running)
     }
 
     /// How a delivery ended.

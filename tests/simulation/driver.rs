@@ -530,7 +530,11 @@ impl Run {
             let concurrency = self.plan.settings.app.concurrency;
             let wrong = before.is_some_and(|before| passed_over(&before, &self.dispatch.snapshot(), concurrency));
             assert!(!wrong, "an older generation was given a request that a newer one could have had");
-            self.hub.iter().for_each(hubs::Party::look);
+            if let Some(hub) = &self.hub {
+                hub.look();
+                #[cfg(debug_assertions)]
+                self.loops[party].reactor.check_hubs();
+            }
         } else if party < loops + self.clients.len() {
             self.clients[party - loops].step();
         } else if let (Some(hub), 1..) = (&mut self.hub, party - loops - self.clients.len()) {

@@ -72,7 +72,8 @@ impl Plan {
         };
         hub.history_count = [0, random.between(3, 6), random.between(3, 20), 100][random.below(4)];
         hub.history_bytes = [1 << 20, 60_000][random.below(2)];
-        hub.history_age = [Duration::from_secs(300), Duration::from_millis(random.between(100, 3000) as u64)][random.below(2)];
+        hub.history_age =
+            [Duration::from_secs(300), Duration::from_millis(random.between(100, 3000) as u64)][random.below(2)];
         if wild {
             hub.memory = [64 << 20, 300_000, 60_000][random.below(3)];
             hub.most_topics = [10_000, 4][random.below(2)];
@@ -93,7 +94,11 @@ impl Plan {
             app: hub.app.is_some(),
             longest: longest.min(hub.message - 100),
             rude: wild,
-            deaf: if wild { Duration::from_millis(random.between(100, 8000) as u64) } else { Duration::from_millis(1500) },
+            deaf: if wild {
+                Duration::from_millis(random.between(100, 8000) as u64)
+            } else {
+                Duration::from_millis(1500)
+            },
             stays,
         };
         let posts = publishers::Manners { count: random.between(5, 40), longest, limit: hub.message, pause };
@@ -128,7 +133,14 @@ pub struct Party {
 }
 
 impl Party {
-    pub fn new(line: &Line, ledger: &Rc<RefCell<Ledger>>, place: &Place, plan: &Plan, metrics: &Metrics, calm: bool) -> Party {
+    pub fn new(
+        line: &Line,
+        ledger: &Rc<RefCell<Ledger>>,
+        place: &Place,
+        plan: &Plan,
+        metrics: &Metrics,
+        calm: bool,
+    ) -> Party {
         let times = metrics.hubs().clone();
         let hub = times.all().pop().expect("the table has made it");
         let record = Rc::new(RefCell::new(Record::new(&hub, &plan.topics, calm)));

@@ -127,7 +127,9 @@ impl Places {
         };
         assert!(offset > from, "visit {visit} got {number} of {topic} again, or too late: {offset} behind {from}");
         if let Some((missing, other)) = record.first_for(visit, topic, to, offset - 1) {
-            panic!("visit {visit} lacks {other} of {topic}, at {missing}, before {offset}, and nobody said so: {stand:?}");
+            panic!(
+                "visit {visit} lacks {other} of {topic}, at {missing}, before {offset}, and nobody said so: {stand:?}"
+            );
         }
         *stand = Stand { place: Place::Between(offset, offset), fresh: false };
         record.counts.delivered += 1;
@@ -193,7 +195,9 @@ impl Places {
         assert_eq!(at.epoch, record.epoch(), "visit {visit}: {topic} stands in another epoch");
         assert!(at.offset >= from, "visit {visit} was at {from} of {topic}, and is told {at}");
         if let Some((missing, number)) = record.first_for(visit, topic, to, at.offset) {
-            panic!("visit {visit} is told that it stands at {at} of {topic}, and lacks {number} at {missing}: {stand:?}");
+            panic!(
+                "visit {visit} is told that it stands at {at} of {topic}, and lacks {number} at {missing}: {stand:?}"
+            );
         }
         stand.place = Place::Between(at.offset, at.offset);
     }
@@ -225,7 +229,9 @@ impl Places {
                 let is_there = from.epoch == epoch && from.offset >= low;
                 assert!(is_there, "visit {visit} is told of a gap in {topic} from {from}: {stand:?}");
                 if let Some((missing, number)) = record.first_for(visit, topic, high, from.offset) {
-                    panic!("visit {visit} lacks {number} at {missing} of {topic} before its gap from {from}: {stand:?}");
+                    panic!(
+                        "visit {visit} lacks {number} at {missing} of {topic} before its gap from {from}: {stand:?}"
+                    );
                 }
             }
         }

@@ -136,7 +136,9 @@ impl Plan {
         match line.below(12) {
             0 if manners.rude => Action::Nonsense,
             1 => Action::Ping,
-            _ if manners.app => Action::Say(if line.chance(200) { line.below(manners.longest) } else { line.below(60) }),
+            _ if manners.app => {
+                Action::Say(if line.chance(200) { line.below(manners.longest) } else { line.below(60) })
+            }
             2..5 => Action::Unsubscribe(topic()),
             5..9 => Action::Subscribe(topic(), Some(Position::NOWHERE)),
             _ => Action::Subscribe(topic(), None),
