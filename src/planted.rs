@@ -43,6 +43,26 @@ pub enum Bug {
     RecycleInRoll,
     /// A stuck worker gets requests until it is killed.
     StuckServes,
+    /// Who is about to read the oldest message of a topic that has given up others does not get it.
+    SkippedAtWrap,
+    /// Who comes back to a topic begins one message too late.
+    LateResume,
+    /// Who has missed messages is not told.
+    SilentGap,
+    /// A subscriber that goes is left in one of its topics.
+    ForgottenSubscriber,
+    /// Who gets the place of a subscriber that has left is not told of it.
+    StalePlace,
+    /// The id of a message is not known again.
+    ForgottenId,
+    /// What a client says goes to its app while that has its turn.
+    TwoEvents,
+    /// An app is not told of the end of a socket.
+    ForgottenEnd,
+    /// What was made of a message for the wire is charged for ever.
+    LeakedForm,
+    /// Who is behind gets what is not for it.
+    NotExcluded,
 }
 
 #[cfg(debug_assertions)]

@@ -222,6 +222,12 @@ impl<B: Backend> Reactor<B> {
         (queued, count(|exchange| exchange.answer.hold == Hold::Memory))
     }
 
+    /// Panics where what the loop knows of its hubs' subscribers is not true, for checks that nothing leaks.
+    #[cfg(debug_assertions)]
+    pub fn check_hubs(&mut self) {
+        self.core.check_hubs();
+    }
+
     /// The backend, for tests that drive it.
     pub fn backend(&mut self) -> &mut B {
         &mut self.core.backend

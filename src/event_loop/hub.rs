@@ -27,6 +27,7 @@ use crate::connection::{Client, Role};
 use crate::hub::{Message, Position, Positions, Published, Tag, Topic, wire};
 use crate::mailbox;
 use crate::metrics::Gauge;
+use crate::planted::{self, Bug};
 use crate::websocket::decode::Decoder;
 use crate::websocket::deflate::{Deflater, Inflater};
 
@@ -424,7 +425,7 @@ impl<B: Backend> Loop<B> {
             let topic = local.topic.clone();
             self.hubs.read.clear();
             let read = topic.read(cursor.at, BEHIND_MARK, &mut self.hubs.read);
-            if let Some(gap) = read.gap {
+            if let Some(gap) = read.gap.filter(|_| !planted::active(Bug::SilentGap)) {
                 // Told first, so that a client that comes back from there has what is behind it sent again.
                 subscriber.cursors[at].at = gap.to;
                 if !self.tell_gap(sock, &topic, &gap) {
@@ -437,7 +438,7 @@ impl<B: Backend> Loop<B> {
             let mut forms = Vec::with_capacity(self.hubs.read.len());
             for message in &self.hubs.read {
                 subscriber.cursors[at].at = message.position();
-                if message.is_not_for(subscriber.number()) {
+                if message.is_not_for(subscriber.number()) && !planted::active(Bug::NotExcluded) {
                     continue;
                 }
                 forms.push(subscriber.form(message, chunked, &mut self.hubs.deflater));
@@ -517,7 +518,8 @@ impl<B: Backend> Loop<B> {
             self.count_end(subscriber.code, subscriber.pinged);
         }
         self.gauge(&subscriber.transport).decrement();
-        for cursor in &subscriber.cursors {
+        let left = usize::from(planted::strikes(Bug::ForgottenSubscriber, 2));
+        for cursor in subscriber.cursors.iter().skip(left) {
             self.leave_topic(&subscriber.served, cursor);
         }
     }
@@ -534,13 +536,44 @@ impl<B: Backend> Loop<B> {
     fn leave_topic(&mut self, served: &Served, cursor: &Cursor) {
         let Some((topic, moved)) = self.hubs.remove(cursor.topic, cursor.place) else { return };
         served.hub.unsubscribe(&topic, self.index);
-        if let Some(moved) = moved
+        if let Some(moved) = moved.filter(|_| !planted::active(Bug::StalePlace))
             && let Some(client) = self.table.client(moved)
             && let Some(subscriber) = &mut client.subscriber
             && let Some(other) = subscriber.cursor(cursor.topic)
         {
             other.place = cursor.place;
         }
+    }
+}
+
+#[cfg(debug_assertions)]
+impl<B: Backend> Loop<B> {
+    /// What must hold between two turns, for tests: subscribers and topics know each other's places, and what clients have said and nobody has heard is
+    /// counted. Looks at all of them.
+    pub fn check_hubs(&mut self) {
+        let mut places = Vec::new();
+        for (number, local) in self.hubs.topics.iter().enumerate() {
+            let subscribers = local.iter().flat_map(|local| &local.subscribers).enumerate();
+            places.extend(subscribers.map(|(place, sock)| (*sock, number as u32, place as u32)));
+        }
+        let mut cursors = Vec::new();
+        let (mut subscribers, mut partial) = (0, 0);
+        for (sock, role) in self.table.roles() {
+            let Role::Client(Client { subscriber: Some(subscriber), .. }) = role else { continue };
+            subscribers += 1;
+            cursors.extend(subscriber.cursors.iter().map(|cursor| (sock, cursor.topic, cursor.place)));
+            partial += subscriber.talk.as_ref().map_or(0, |talk| talk.waiting_bytes);
+            partial += match &subscriber.transport {
+                Transport::Socket { decoder, .. } => decoder.held(),
+                _ => 0,
+            };
+        }
+        let in_order = |(sock, topic, place): &(Sock, u32, u32)| (*topic, *place, sock.index, sock.generation);
+        places.sort_unstable_by_key(in_order);
+        cursors.sort_unstable_by_key(in_order);
+        debug_assert!(places == cursors, "topics and subscribers do not know each other: {places:?}, {cursors:?}");
+        debug_assert_eq!(subscribers, self.hubs.subscribers, "subscribers are counted wrong");
+        debug_assert_eq!(partial, self.hubs.partial, "what clients have said is counted wrong");
     }
 }
 

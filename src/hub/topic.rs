@@ -16,6 +16,7 @@ use std::time::Duration;
 use super::ids::{Epoch, From, Gap, Position};
 use super::message::{Message, heap_bytes, shared_bytes};
 use super::{History, LoopSet, Refused, lock};
+use crate::planted::{self, Bug};
 
 /// Bytes that a message costs whoever sends it beyond its frame, when readings are measured: what its forms say besides.
 pub(super) const FORM_BYTES: usize = 64;
@@ -333,7 +334,11 @@ impl Topic {
     /// Puts behind `into` what comes after a position: messages of about so many bytes, at least one if there is any, and none behind a hole.
     pub fn read(&self, after: Position, most_bytes: usize, into: &mut Vec<Arc<Message>>) -> Read {
         let ring = self.ring();
-        let (index, mut at, gap) = ring.find(after);
+        let (mut index, mut at, gap) = ring.find(after);
+        if planted::active(Bug::SkippedAtWrap) && index == 0 && ring.gone > 0 && gap.is_none() && at.offset < ring.last
+        {
+            (index, at.offset) = (1, at.offset + 1);
+        }
         let mut left = most_bytes;
         for (number, message) in ring.messages.range(index..).enumerate() {
             let size = message.size() + FORM_BYTES;
@@ -499,7 +504,8 @@ impl Ring {
                 (to, (from != to).then_some(Gap { from, to }))
             }
             From::After(position) => {
-                let (_, at, gap) = self.find(position);
+                let (_, mut at, gap) = self.find(position);
+                at.offset += u64::from(planted::active(Bug::LateResume) && at.offset < self.last);
                 (at, gap)
             }
         }

@@ -320,6 +320,14 @@ impl Ledger {
         deliveries.any(|delivery| delivery.worker == worker && failed(delivery))
     }
 
+    /// Whether a worker is still at a delivery.
+    pub fn is_running(&self, id: RequestId, number: usize) -> bool {
+        self.requests
+            .get(&id)
+            .and_then(|record| record.deliveries.get(number))
+            .is_some_and(|it| it.fate == Fate::Running)
+    }
+
     /// How a delivery ended.
     pub fn ended(&mut self, id: RequestId, number: usize, fate: Fate) {
         let delivery = self.delivery(id, number);

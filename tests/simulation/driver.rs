@@ -22,6 +22,7 @@ use production_server::reactor::{ListenerSetup, Reactor, Setup};
 use super::checks::{Ledger, Rules};
 use super::clients::{Client, Manners};
 use super::crowd::{self, Crowd};
+use super::hubs;
 use super::line::Line;
 use super::standstill::Standstill;
 use super::supervisor::{Supervisor, passed_over};
@@ -60,6 +61,7 @@ pub struct Plan {
     pub loops: usize,
     clients: usize,
     crowd: Option<crowd::Plan>,
+    hub: Option<hubs::Plan>,
     faults: Faults,
     small_blocks: usize,
     large_blocks: usize,
@@ -96,6 +98,7 @@ impl Plan {
             // More of them than of workers in most runs, so that there is a queue.
             clients: random.between(1, 12).max(random.between(1, 12)),
             crowd: None,
+            hub: None,
             faults,
             small_blocks,
             large_blocks,
@@ -116,6 +119,22 @@ impl Plan {
             // Release builds have no cipher that is cheap enough.
             plan.secure = cfg!(debug_assertions) && seed % 3 == 1;
         }
+        plan
+    }
+
+    /// A run with a hub, beside a few ordinary clients.
+    fn with_hub(seed: u64) -> Plan {
+        let mut random = Random::new(seed ^ 0x4eed);
+        // What it does besides is that of another seed.
+        let mut plan = Plan::draw(seed.wrapping_mul(7) + 1_000_000);
+        if plan.kind == Kind::Orderly {
+            plan.kind = Kind::Calm;
+        }
+        plan.crowd = None;
+        plan.settings.front = Settings::for_test().front;
+        (plan.small_blocks, plan.large_blocks) = (64, 4);
+        (plan.loops, plan.clients) = (random.between(1, 3), random.below(4));
+        plan.hub = Some(hubs::Plan::draw(plan.kind, (&mut plan.settings, &mut plan.faults), &mut random));
         plan
     }
 
@@ -197,6 +216,7 @@ pub struct Run {
     loops: Vec<Loop>,
     clients: Vec<Client>,
     crowd: Crowd,
+    hub: Option<hubs::Party>,
     line: Line,
     standstill: Standstill,
     supervisor: Supervisor,
@@ -244,7 +264,7 @@ pub struct Summary {
 
 /// Runs one seed to its end; panics where a rule is broken.
 pub fn run(seed: u64, trace: Option<Trace>) -> Summary {
-    let mut run = Run::new(seed, trace);
+    let mut run = Run::new(seed, Plan::draw(seed), trace);
     run.serve();
     run.settle();
     run.stop();
@@ -279,9 +299,21 @@ pub fn run(seed: u64, trace: Option<Trace>) -> Summary {
     }
 }
 
+/// Runs one seed with a hub to its end; panics where a rule is broken.
+pub fn run_hub(seed: u64, trace: Option<Trace>) -> hubs::Counts {
+    let mut run = Run::new(seed, Plan::with_hub(seed), trace);
+    run.serve();
+    run.catch_up();
+    run.settle();
+    run.stop();
+    let hub = run.hub.take();
+    let metrics = run.metrics.clone();
+    run.check_that_nothing_is_left();
+    hub.map_or_else(Default::default, |hub| hub.check_that_nothing_is_left(&metrics))
+}
+
 impl Run {
-    fn new(seed: u64, trace: Option<Trace>) -> Run {
-        let plan = Plan::draw(seed);
+    fn new(seed: u64, plan: Plan, trace: Option<Trace>) -> Run {
         let world = World::with_faults(seed, plan.faults.clone());
         if let Some(trace) = trace {
             world.trace_to(trace);
@@ -297,7 +329,10 @@ impl Run {
         let deliver = postboxes.clone();
         dispatch.on_grant(Box::new(move |grant| deliver.grant(grant)));
         let metrics = Metrics::new(plan.loops);
-        let table = Arc::new(AppTable::of_one(settings.clone(), Arc::clone(&dispatch), &metrics));
+        let table = Arc::new(match &plan.hub {
+            Some(_) => hubs::Plan::table(&settings, &dispatch, &metrics),
+            None => AppTable::of_one(settings.clone(), Arc::clone(&dispatch), &metrics),
+        });
         let shared = Arc::new(Shared {
             settings,
             postboxes: postboxes.clone(),
@@ -323,7 +358,10 @@ impl Run {
         let line = Line::new(&world, plan.secure);
         let clients = (0..plan.clients).map(|_| Client::new(&line, &ledger, &place, manners)).collect();
         let crowd = Crowd::new(&line, &ledger, &place, plan.crowd.as_ref());
-        let supervisor = Supervisor::new(&world, &ledger, &plan, &dispatch, &postboxes);
+        let calm = plan.kind != Kind::Wild;
+        let hub = plan.hub.as_ref().map(|hub| hubs::Party::new(&line, &ledger, &place, hub, &metrics, calm));
+        let app = hub.as_ref().and_then(|hub| hub.app.clone());
+        let supervisor = Supervisor::new(&world, &ledger, &plan, &dispatch, &postboxes, app);
         Run {
             seed,
             plan,
@@ -332,6 +370,7 @@ impl Run {
             loops,
             clients,
             crowd,
+            hub,
             line,
             standstill: Standstill::default(),
             supervisor,
@@ -348,11 +387,25 @@ impl Run {
 
     /// Until every client is done.
     fn serve(&mut self) {
-        while self.clients.iter().any(|client| !client.is_done()) || !self.crowd.is_done() {
+        let is_done = |hub: &hubs::Party| hub.is_done();
+        while self.clients.iter().any(|client| !client.is_done())
+            || !self.crowd.is_done()
+            || !self.hub.as_ref().is_none_or(is_done)
+        {
             self.round();
             let waiting = || self.waiting();
             assert!(self.world.now() < self.started + MOST_TIME, "clients wait forever: {:#?}", waiting());
             assert!(self.rounds < MOST_ROUNDS, "the run goes in circles: {:#?}", waiting());
+        }
+    }
+
+    /// Until those who listen and stay have all that was published.
+    fn catch_up(&mut self) {
+        let deadline = self.world.now() + MOST_TIME;
+        while let Some(lacks) = self.hub.as_ref().and_then(hubs::Party::lacks) {
+            let is_time = self.world.now() < deadline && self.rounds < MOST_ROUNDS;
+            assert!(is_time, "{lacks}: {:#?}", self.waiting());
+            self.round();
         }
     }
 
@@ -371,12 +424,16 @@ impl Run {
     /// A graceful stop, then the end of everything.
     fn stop(&mut self) {
         self.supervisor.rest();
+        self.hub.iter_mut().for_each(hubs::Party::drains);
         let deadline = self.world.now() + Duration::from_secs(5);
         self.postboxes.broadcast(|| Message::Drain { deadline });
         self.world.touch();
         // Requests whose clients have left may keep their workers busy until they are abandoned.
         let abandoned = deadline + self.plan.settings.app.timeouts.abandon + Duration::from_secs(1);
-        while self.loops.iter().any(|it| !it.reactor.is_done() || it.reactor.holdings().1 > 0) {
+        let is_gone = |hub: &hubs::Party| hub.is_gone();
+        while self.loops.iter().any(|it| !it.reactor.is_done() || it.reactor.holdings().1 > 0)
+            || !self.hub.as_ref().is_none_or(is_gone)
+        {
             self.round();
             let holdings: Vec<_> = self.loops.iter().map(|it| it.reactor.holdings()).collect();
             assert!(self.world.now() <= abandoned && self.rounds < MOST_ROUNDS, "a stop does not end: {holdings:?}");
@@ -393,14 +450,16 @@ impl Run {
     /// For messages: who still waits.
     fn waiting(&self) -> Vec<String> {
         let clients = self.clients.iter().filter(|client| !client.is_done()).map(Client::state);
-        clients.chain(self.crowd.state()).collect()
+        let hub = self.hub.iter().flat_map(hubs::Party::state);
+        clients.chain(self.crowd.state()).chain(hub).collect()
     }
 
     /// Everybody moves at least once, in a random order; then time, if nobody had anything to do.
     fn round(&mut self) {
         self.rounds += 1;
         let before = self.world.activity();
-        let parties = self.loops.len() + self.clients.len() + 1 + usize::from(self.plan.crowd.is_some());
+        let of_hub = self.hub.as_ref().map_or(0, hubs::Party::len);
+        let parties = self.loops.len() + self.clients.len() + 1 + usize::from(self.plan.crowd.is_some()) + of_hub;
         // With a crowd a turn takes long, and the order of moves is less than what it is about.
         if self.plan.crowd.is_none() || self.world.chance(200) {
             for _ in 0..parties {
@@ -415,7 +474,8 @@ impl Run {
         }
         self.check_standstill();
         let now = self.world.now();
-        let others = [self.supervisor.deadline(), self.crowd.deadline()];
+        let hub = self.hub.as_ref().and_then(hubs::Party::deadline);
+        let others = [self.supervisor.deadline(), self.crowd.deadline(), hub];
         let scripts = self.clients.iter().map(Client::deadline).chain(others);
         let next = scripts.flatten().filter(|at| *at > now).min();
         self.world.note(format_args!("nobody moves at {:?}", now - self.started));
@@ -470,8 +530,15 @@ impl Run {
             let concurrency = self.plan.settings.app.concurrency;
             let wrong = before.is_some_and(|before| passed_over(&before, &self.dispatch.snapshot(), concurrency));
             assert!(!wrong, "an older generation was given a request that a newer one could have had");
+            if let Some(hub) = &self.hub {
+                hub.look();
+                #[cfg(debug_assertions)]
+                self.loops[party].reactor.check_hubs();
+            }
         } else if party < loops + self.clients.len() {
             self.clients[party - loops].step();
+        } else if let (Some(hub), 1..) = (&mut self.hub, party - loops - self.clients.len()) {
+            hub.step(party - loops - self.clients.len() - 1);
         } else if party > loops + self.clients.len() {
             self.crowd.step();
         } else {

@@ -16,6 +16,7 @@ mod checks;
 mod clients;
 mod crowd;
 mod driver;
+mod hubs;
 mod line;
 mod peers;
 mod promises;
@@ -64,29 +65,36 @@ fn every_seed_keeps_the_rules() {
     }
 }
 
-/// Runs these seeds, as many at a time as there are processors. A run is one thread's affair, whoever else runs beside it.
 fn run_all(seeds: Range<u64>) -> (Summary, Vec<u64>) {
+    let total = Mutex::new(Summary::default());
+    let failures = run_each(seeds, |seed| {
+        let outcome = run(seed, false);
+        outcome.iter().for_each(|one| total.lock().unwrap().add(one));
+        outcome.is_some()
+    });
+    (total.into_inner().unwrap(), failures)
+}
+
+/// Runs these seeds, as many at a time as there are processors: those that fail. A run is one thread's affair, whoever else runs beside it.
+fn run_each(seeds: Range<u64>, run: impl Fn(u64) -> bool + Sync) -> Vec<u64> {
     let next = AtomicU64::new(seeds.start);
-    let results = Mutex::new((Summary::default(), Vec::new()));
+    let failures = Mutex::new(Vec::new());
     let work = || {
-        while results.lock().unwrap().1.len() < MOST_FAILURES {
+        while failures.lock().unwrap().len() < MOST_FAILURES {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= seeds.end {
                 break;
             }
-            let outcome = run(seed, false);
-            let (total, failures) = &mut *results.lock().unwrap();
-            match outcome {
-                Some(one) => total.add(&one),
-                None => failures.push(seed),
+            if !run(seed) {
+                failures.lock().unwrap().push(seed);
             }
         }
     };
     let threads = available_parallelism().map_or(1, |count| count.get());
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-    let (total, mut failures) = results.into_inner().unwrap();
+    let mut failures = failures.into_inner().unwrap();
     failures.sort_unstable();
-    (total, failures)
+    failures
 }
 
 impl Summary {
@@ -151,10 +159,10 @@ mod planted_bugs {
     use super::{SEEDS, driver};
 
     /// The first seed that finds a bug and says so in one of these ways.
-    fn finder(bug: Bug, ways: &[&str]) -> Option<u64> {
+    fn finder<T>(bug: Bug, ways: &[&str], run: impl Fn(u64) -> T) -> Option<u64> {
         (0..SEEDS).find(|seed| {
             plant(Some(bug));
-            let outcome = catch_unwind(AssertUnwindSafe(|| driver::run(*seed, None)));
+            let outcome = catch_unwind(AssertUnwindSafe(|| run(*seed)));
             plant(None);
             outcome.is_err_and(|panic| ways.iter().any(|way| text(&*panic).contains(way)))
         })
@@ -166,10 +174,10 @@ mod planted_bugs {
     }
 
     macro_rules! is_found {
-        ($($name:ident: $bug:ident by $ways:expr,)*) => {
+        ($run:expr; $($name:ident: $bug:ident by $ways:expr,)*) => {
             $(#[test]
             fn $name() {
-                let seed = finder(Bug::$bug, &$ways);
+                let seed = finder(Bug::$bug, &$ways, $run);
                 println!("{:?} is found by seed {seed:?}", Bug::$bug);
                 assert!(seed.is_some(), "no seed finds {:?}", Bug::$bug);
             })*
@@ -177,6 +185,7 @@ mod planted_bugs {
     }
 
     is_found! {
+        |seed| driver::run(seed, None);
         a_lost_grant_is_found: LostGrant by [""],
         a_double_release_is_found: DoubleRelease by [""],
         a_forgotten_cancel_is_found: ForgottenCancel by [""],
@@ -195,5 +204,19 @@ mod planted_bugs {
         a_hasty_roll_is_found: HastyRoll by ["places at a time"],
         a_recycled_worker_in_a_roll_is_found: RecycleInRoll by ["recycled in the middle of a roll"],
         a_stuck_worker_with_requests_is_found: StuckServes by ["requests still go to"],
+    }
+
+    is_found! {
+        |seed| driver::run_hub(seed, None);
+        a_message_skipped_at_a_wrap_is_found: SkippedAtWrap by ["lacks", "never got"],
+        a_late_resume_is_found: LateResume by ["lacks", "never got"],
+        a_silent_gap_is_found: SilentGap by ["lacks", "before it was told of its gap", "never told of its gap"],
+        a_forgotten_subscriber_is_found: ForgottenSubscriber by ["do not know each other", "subscribers are left"],
+        a_stale_place_is_found: StalePlace by ["do not know each other"],
+        a_forgotten_id_is_found: ForgottenId by ["stands twice"],
+        two_events_at_once_are_found: TwoEvents by ["does not know it", "two events of a socket at once"],
+        a_forgotten_end_is_found: ForgottenEnd by ["never told of the end"],
+        a_leaked_form_is_found: LeakedForm by ["topics or bytes are left"],
+        a_message_to_who_is_excluded_is_found: NotExcluded by ["which is not for it"],
     }
 }

@@ -15,6 +15,7 @@ use production_server::mailbox::{Message, Postboxes};
 
 use super::checks::Ledger;
 use super::driver::{Kind, Plan, path_of};
+use super::hubs::App;
 use super::promises::Promises;
 use super::workers::{Temper, Worker};
 
@@ -73,6 +74,8 @@ struct ScriptedMachine {
     ledger: Rc<RefCell<Ledger>>,
     dispatch: Arc<Dispatch>,
     postboxes: Postboxes,
+    /// What workers answer events of sockets with.
+    app: Option<Rc<RefCell<App>>>,
     temper: Temper,
     concurrency: u32,
     /// Starts of 1000 that come to nothing.
@@ -93,6 +96,7 @@ impl Supervisor {
         plan: &Plan,
         dispatch: &Arc<Dispatch>,
         postboxes: &Postboxes,
+        app: Option<Rc<RefCell<App>>>,
     ) -> Supervisor {
         let now = world.now();
         let machine = ScriptedMachine {
@@ -100,6 +104,7 @@ impl Supervisor {
             ledger: Rc::clone(ledger),
             dispatch: Arc::clone(dispatch),
             postboxes: postboxes.clone(),
+            app,
             temper: plan.temper,
             concurrency: plan.settings.app.concurrency,
             breaks: if plan.kind == Kind::Wild { 150 } else { 0 },
@@ -411,7 +416,8 @@ impl ScriptedMachine {
         let moves = Arc::new(Moves::new(self.world.now()));
         let target = Target { address, label, unix: true, supervised: ours, number, moves };
         let id = self.dispatch.add(target, generation, limit)?;
-        let worker = Worker::new(&self.world, &self.ledger, (number, id, path), temper, self.concurrency);
+        let mut worker = Worker::new(&self.world, &self.ledger, (number, id, path), temper, self.concurrency);
+        worker.app = self.app.clone();
         self.processes.push(Process { name, ours, worker, dead: false });
         self.processes.last_mut()
     }

@@ -10,6 +10,7 @@ use production_server::backends::simulated::{End, Service, World};
 use production_server::dispatch::WorkerId;
 
 use super::checks::{Fate, Intent, Ledger, RequestId};
+use super::hubs::{App, Said};
 use super::tasks::{Pace, Task};
 use super::wire::{self, Body, Framing, Head};
 
@@ -109,6 +110,8 @@ struct Connection {
     /// The request in hand, and what it asks for.
     name: Option<(RequestId, usize)>,
     task: Option<Task>,
+    /// It is an event of a socket; its body, when all has come.
+    event: Option<Vec<u8>>,
     /// A task that is read slowly goes on then.
     read_at: Option<Instant>,
 }
@@ -124,6 +127,7 @@ impl Connection {
             ended: false,
             name: None,
             task: None,
+            event: None,
             read_at: None,
         }
     }
@@ -147,6 +151,8 @@ pub struct Worker {
     pub draining: Option<Instant>,
     /// It joined by itself: nobody learns that its process is gone.
     pub joined: bool,
+    /// What it answers events of sockets with.
+    pub app: Option<Rc<RefCell<App>>>,
     world: World,
     started: Instant,
     ledger: Rc<RefCell<Ledger>>,
@@ -172,6 +178,7 @@ impl Worker {
             path,
             draining: None,
             joined: false,
+            app: None,
             world: world.clone(),
             started: ledger.borrow().rules.started,
             ledger: Rc::clone(ledger),
@@ -254,7 +261,8 @@ impl Worker {
         match connection.state {
             State::Idle => self.lost(&[&connection.input, unread].concat(), connection.served > 0, fate),
             State::Body(id, number, _, body) => {
-                assert!(wire::is_patterned(id, &body.bytes), "request {id} came with another body");
+                let is_right = connection.event.is_some() || wire::is_patterned(id, &body.bytes);
+                assert!(is_right, "request {id} came with another body");
                 self.ledger.borrow_mut().ended(id, number, fate);
             }
             State::Answering(Answer { id, number, bytes, written, .. }) => {
@@ -373,7 +381,9 @@ impl Worker {
             Err(complaint) => panic!("worker {}: {complaint}", self.number),
         };
         let target = head.line.split(' ').nth(1).and_then(|target| target.strip_prefix("/r/"));
-        let Some(id) = target.and_then(|id| id.parse().ok()) else { panic!("an unknown request: {head:?}") };
+        let event = self.app.as_ref().and_then(|app| app.borrow_mut().request_of(&head, self.world.now()));
+        let id = target.and_then(|id| id.parse().ok()).or(event);
+        let Some(id) = id else { panic!("an unknown request: {head:?}") };
         assert_eq!(head.field("expect"), None, "worker {}: it is the server that continues", self.number);
         assert!(head.field("x-request-id").is_some() && head.field("host") == Some("simulated"), "{head:?}");
         // What the server has closed again already is no load that it has put on.
@@ -383,6 +393,10 @@ impl Worker {
         let number = self.ledger.borrow_mut().delivered(id, self.number, connection.served > 0, self.world.now());
         self.world.note(format_args!("worker {} begins {id}.{number}", self.number));
         (connection.name, connection.task) = (Some((id, number)), Task::of(&head));
+        connection.event = event.map(|_| Vec::new());
+        if let Some(app) = self.app.as_ref().filter(|_| event.is_some()) {
+            app.borrow_mut().begins(&head, (id, number), connection.end);
+        }
         (connection.close_at, connection.read_at) = (None, None);
         if connection.task.is_some_and(|task| task.reads != Pace::FULL) {
             self.ledger.borrow_mut().reads_slowly(id, number);
@@ -392,7 +406,7 @@ impl Worker {
             Err(complaint) => panic!("worker {}, request {id}: {complaint}", self.number),
         };
         let hurries = self.world.chance(self.temper.hurries) || connection.task.is_some_and(|task| task.early);
-        if hurries && framing != Framing::Length(0) {
+        if hurries && framing != Framing::Length(0) && event.is_none() {
             self.answer(connection, (id, number), &head, true);
             return true;
         }
@@ -418,7 +432,12 @@ impl Worker {
             panic!("worker {}, request {}: {complaint}", self.number, name.0);
         }
         if body.done {
-            assert!(wire::is_patterned(name.0, &body.bytes), "request {} came with another body", name.0);
+            match &mut connection.event {
+                Some(event) => *event = std::mem::take(&mut body.bytes),
+                None => {
+                    assert!(wire::is_patterned(name.0, &body.bytes), "request {} came with another body", name.0);
+                }
+            }
             self.answer(connection, name, &head, false);
             return true;
         }
@@ -461,6 +480,9 @@ impl Worker {
             )
             .into();
             Intent { status: 101, body: 0, broken: false, shortened: false }
+        } else if let (Some(body), Some(app)) = (&connection.event, &self.app) {
+            let said = app.borrow_mut().answer(head, body);
+            self.event_answer(&mut answer, said)
         } else if let Some(task) = connection.task {
             self.task_answer(&mut answer, head, &task)
         } else {
@@ -475,6 +497,28 @@ impl Worker {
         self.ledger.borrow_mut().intends(id, number, intent);
         answer.head = head_length(&answer.bytes);
         connection.state = State::Answering(answer);
+    }
+
+    /// What the app says to an event.
+    fn event_answer(&self, answer: &mut Answer, said: Said) -> Intent {
+        let (name, kind, length) = (format!("{}.{}", answer.id, answer.number), said.kind, said.body.len());
+        let mut out = format!("HTTP/1.1 {} Said\r\nX-Answer: {name}\r\nContent-Type: {kind}\r\n", said.status);
+        let body = if said.status == 204 {
+            Vec::new()
+        } else if self.world.chance(300) {
+            out += "Transfer-Encoding: chunked\r\n";
+            wire::chunked(&said.body, &[self.world.between(1, 30), self.world.between(20, 5000)], "")
+        } else {
+            out += &format!("Content-Length: {length}\r\n");
+            said.body
+        };
+        if self.world.chance(100) {
+            out += "Connection: close\r\n";
+            answer.after = After::Close;
+        }
+        answer.bytes = [out.as_bytes(), b"\r\n", &body].concat();
+        answer.piece = answer.piece.max(length / 20);
+        Intent { status: said.status, body: length, broken: false, shortened: false }
     }
 
     fn ordinary_answer(&self, answer: &mut Answer, head: &Head) -> Intent {

@@ -18,6 +18,7 @@ use crate::connection::Stream;
 use crate::hub::dialect::Occasion;
 use crate::hub::wire::{self, Command};
 use crate::hub::{Gap, Topic};
+use crate::planted::{self, Bug};
 use crate::websocket::decode::{Event, Limits};
 use crate::websocket::{Opcode, encode};
 
@@ -168,7 +169,9 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(sock) else { return };
         let talk = client.subscriber.as_mut().and_then(|subscriber| subscriber.talk.as_mut());
         match talk {
-            Some(talk) if client.exchange != Key::NONE || !talk.waiting.is_empty() => {
+            Some(talk)
+                if (client.exchange != Key::NONE || !talk.waiting.is_empty()) && !planted::active(Bug::TwoEvents) =>
+            {
                 talk.waiting_bytes += bytes_of(&event);
                 self.hubs.partial += bytes_of(&event);
                 talk.waiting.push_back(event);
