@@ -140,7 +140,7 @@ impl Publisher {
         if !live.asks && self.next_at.is_none_or(|at| at <= now) {
             self.begin(&mut live);
         }
-        if self.write(&mut live) && self.read(&mut live) && !(self.posts.is_empty() && !live.asks) {
+        if self.write(&mut live) && self.read(&mut live) && (live.asks || !self.posts.is_empty()) {
             self.live = Some(live);
         } else {
             self.end(live);
