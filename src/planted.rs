@@ -63,6 +63,14 @@ pub enum Bug {
     LeakedForm,
     /// Who is behind gets what is not for it.
     NotExcluded,
+    /// A replica that has not got a message stays in the record of those that have.
+    StaleRecord,
+    /// What was given to a leader that is gone is published again by the next.
+    PublishedAgain,
+    /// A replica that comes does not learn which ids are known.
+    UnlearnedIds,
+    /// What is kept while Redis is away is taken for published as soon as it is sent.
+    ForgottenKept,
 }
 
 #[cfg(debug_assertions)]

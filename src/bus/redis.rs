@@ -21,6 +21,7 @@ use super::resp::{self, Value};
 use super::{frames, random};
 use crate::config::Remote;
 use crate::hub::{Epoch, Hub, LoopSet, Next, Notice, Position, Published, Refused, payload};
+use crate::planted::{self, Bug};
 
 /// How long what is published waits for a Redis that is away, before it is delivered here alone.
 const GRACE: Duration = Duration::from_millis(500);
@@ -540,6 +541,9 @@ impl Peer for Redis {
         self.stage = Stage::Away;
         self.away.get_or_insert(now);
         self.line.again();
+        if planted::active(Bug::ForgottenKept) {
+            self.kept.retain(|kept| !kept.sent);
+        }
         self.kept.iter_mut().for_each(|kept| kept.sent = false);
         self.pushed = 0;
     }
@@ -618,6 +622,9 @@ impl<'a> Entry<'a> {
         Some(Entry { epoch, seq, offset, origin, request, said: frames::read_said(&text[end + 1..])? })
     }
 }
+
+#[cfg(test)]
+mod properties;
 
 #[cfg(test)]
 mod tests {

@@ -21,6 +21,7 @@ use super::frames::{self, Frame, Said};
 use super::line::{Line, Waiting};
 use super::wires::{PUMP_MARK, Recent, Wire};
 use crate::hub::{Epoch, Hub, Key, LoopSet, Message, Next, Notice, Payload, Position, Published, Topic, payload};
+use crate::planted::{self, Bug};
 
 /// Bytes that may wait for one link, beyond one message; then it is cut.
 const MOST_WAITING: usize = 1 << 20;
@@ -367,9 +368,10 @@ impl Replica {
                 self.hub.raise_floor(floor);
                 self.term = term;
             }
-            Frame::Known { key, epoch, offset, age } => {
+            Frame::Known { key, epoch, offset, age } if !planted::active(Bug::UnlearnedIds) => {
                 self.hub.learn(now, key, Position { epoch: Epoch(epoch), offset }, age);
             }
+            Frame::Known { .. } => {}
             Frame::Stands { topic, last } => self.hub.reach(topic, last),
             Frame::Synced => {
                 if let Role::Following { synced, .. } = &mut self.role {
@@ -587,7 +589,9 @@ impl Replica {
         let Some(payload) = payload(said.kind, said.payload) else { return };
         let epoch = self.hub.epoch().0;
         let numbered = |offset, first, duplicate| Frame::Numbered { request, epoch, offset, first, duplicate };
-        if let Some((_, offset)) = self.recent.by.get(&(me, request)) {
+        if let Some((_, offset)) = self.recent.by.get(&(me, request))
+            && !planted::active(Bug::PublishedAgain)
+        {
             // Under the leader before, and it has the message.
             let frame = numbered(*offset, false, false);
             self.put(link, &frame);
@@ -744,8 +748,10 @@ impl Replica {
             return;
         }
         let left = |link: &usize| self.wires.get(link).map_or(usize::MAX, Wire::left);
-        let is_in_step =
-            |(link, it): (&usize, &Follower)| (matches!(it.stage, Stage::Live) && left(link) == 0).then_some(it.me);
+        let is_in_step = |(link, it): (&usize, &Follower)| {
+            let has_all = left(link) == 0 || planted::active(Bug::StaleRecord);
+            (matches!(it.stage, Stage::Live) && has_all).then_some(it.me)
+        };
         let in_step: Vec<u64> = leading.followers.iter().filter_map(is_in_step).collect();
         let late: Vec<usize> = leading.followers.keys().copied().filter(|link| left(link) > most).collect();
         for link in late {

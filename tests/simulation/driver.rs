@@ -329,10 +329,8 @@ impl Run {
         let deliver = postboxes.clone();
         dispatch.on_grant(Box::new(move |grant| deliver.grant(grant)));
         let metrics = Metrics::new(plan.loops);
-        let table = Arc::new(match &plan.hub {
-            Some(_) => hubs::Plan::table(&settings, &dispatch, &metrics),
-            None => AppTable::of_one(settings.clone(), Arc::clone(&dispatch), &metrics),
-        });
+        let table = if plan.hub.is_some() { hubs::Plan::table } else { of_one };
+        let table = Arc::new(table(&settings, &dispatch, &metrics));
         let shared = Arc::new(Shared {
             settings,
             postboxes: postboxes.clone(),
@@ -358,8 +356,8 @@ impl Run {
         let line = Line::new(&world, plan.secure);
         let clients = (0..plan.clients).map(|_| Client::new(&line, &ledger, &place, manners)).collect();
         let crowd = Crowd::new(&line, &ledger, &place, plan.crowd.as_ref());
-        let calm = plan.kind != Kind::Wild;
-        let hub = plan.hub.as_ref().map(|hub| hubs::Party::new(&line, &ledger, &place, hub, &metrics, calm));
+        let party = |hub| hubs::Party::new(&line, &ledger, &place, hub, &metrics, plan.kind != Kind::Wild);
+        let hub = plan.hub.as_ref().map(party);
         let app = hub.as_ref().and_then(|hub| hub.app.clone());
         let supervisor = Supervisor::new(&world, &ledger, &plan, &dispatch, &postboxes, app);
         Run {
@@ -578,6 +576,10 @@ impl Run {
         self.supervisor.end();
         assert!(self.world.quiescent(), "seed {}: {} connections are left", self.seed, self.world.live());
     }
+}
+
+fn of_one(settings: &Arc<Settings>, dispatch: &Arc<Dispatch>, metrics: &Metrics) -> AppTable {
+    AppTable::of_one(settings.clone(), dispatch.clone(), metrics)
 }
 
 /// A mailbox that rings a loop's bell, which is there only later.

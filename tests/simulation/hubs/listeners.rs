@@ -102,9 +102,10 @@ impl Listener {
         self.live.is_none()
     }
 
-    /// It makes no visit more.
+    /// It makes no visit more, and takes what comes.
     pub fn rests(&mut self) {
         self.plans.clear();
+        self.live.iter_mut().for_each(|live| live.plan.deaf = None);
     }
 
     fn is_settled(&self, live: &Live) -> bool {
