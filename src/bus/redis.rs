@@ -10,7 +10,7 @@
 //!   notices nothing; who comes back from another epoch is told of a gap.
 //! - A Redis that was started anew may have lost what it had: it begins a new epoch. So does one whose stream does not reach back to what somebody has had.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,17 +44,23 @@ const NUMBERS_FOR: &[u8] = b"86400000";
 const MOST_INPUT: usize = 64 << 20;
 
 /// Says in which epoch numbers are given, behind which entry it began, and how far it has come. A new one begins where the server is another or was started anew, or is
-/// told to begin.
+/// told to begin; if it is told to skip, behind a number that no entry has. Last it says which epochs were before, in their order, each with the last entry of it that those
+/// behind follow.
 const BEGIN: &str = "local meta, stream = KEYS[1], KEYS[2]
 local run, fresh, mine, last, force = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local epoch, seq = redis.call('HGET', meta, 'epoch'), tonumber(redis.call('HGET', meta, 'seq') or '0')
+local line = redis.call('HGET', meta, 'line') or ''
 if not epoch then redis.call('DEL', stream) end
-if not epoch or redis.call('HGET', meta, 'run') ~= run or force == '1' or (mine == epoch and last > seq) then
+if not epoch or redis.call('HGET', meta, 'run') ~= run or force ~= 'no' or (mine == epoch and last > seq) then
+  local ended = seq
   if last > seq then seq = last end
+  if not epoch or mine == epoch then ended = seq end
+  if epoch or mine ~= '' then line = string.sub(line .. ' ' .. (epoch or mine) .. ':' .. ended, -400) end
+  if force == 'skip' then seq = seq + 1 end
   epoch = fresh
-  redis.call('HSET', meta, 'epoch', epoch, 'run', run, 'seq', seq, 'began', seq, 'highest', 0)
+  redis.call('HSET', meta, 'epoch', epoch, 'run', run, 'seq', seq, 'began', seq, 'highest', 0, 'line', line)
 end
-return {epoch, redis.call('HGET', meta, 'began'), tostring(seq), redis.call('TIME')[1]}";
+return {epoch, redis.call('HGET', meta, 'began'), tostring(seq), line}";
 
 /// Numbers a message.
 const PUBLISH: &str = "local meta, stream = KEYS[1], KEYS[2]
@@ -79,6 +85,15 @@ redis.call('XADD', stream, 'MAXLEN', '~', most, seq .. '-1', 'm', entry)
 redis.call('PUBLISH', channel, entry)
 if id ~= '' then redis.call('SET', id, epoch .. ':' .. offset, 'PX', ids) end
 return {'done', epoch .. ':' .. offset}";
+
+/// Whether an epoch is to begin in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Force {
+    No,
+    Yes,
+    /// Behind a number that is left out, so that all see that something is missing.
+    Skip,
+}
 
 /// What is waited for over the first connection, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,10 +147,7 @@ pub struct Redis {
     link: Link,
     /// The epoch of all, and the last entry of it that was put in; `None`: there was none yet.
     at: Option<(Epoch, u64)>,
-    /// The last entry that was heard of.
-    heard: u64,
-    /// What is read is what was before this process came.
-    is_history: bool,
+    reading: Reading,
     /// Numbers are given here.
     local: bool,
     /// When the last one was.
@@ -145,6 +157,44 @@ pub struct Redis {
     kept: VecDeque<Waiting>,
     /// How many of them are on their way.
     pushed: usize,
+    /// What is published again, for nobody knows whether it was, is put in once.
+    had: Had,
+}
+
+/// What it has to know to go on from where it is.
+#[derive(Default)]
+struct Reading {
+    /// Behind which entry the epoch began.
+    began: u64,
+    /// The last entry that was heard of.
+    heard: u64,
+    /// What is read is what was before this process came.
+    is_history: bool,
+    /// Something is missing, and nobody who listens was told so yet.
+    has_missed: bool,
+}
+
+/// The messages that were put in last, by who has published them and the how manieth of theirs.
+#[derive(Default)]
+struct Had {
+    order: VecDeque<(u64, u64)>,
+    all: HashSet<(u64, u64)>,
+}
+
+impl Had {
+    /// Whether that one comes for the first time, as far as is known.
+    fn is_first(&mut self, origin: u64, request: u64) -> bool {
+        if !self.all.insert((origin, request)) {
+            return false;
+        }
+        self.order.push_back((origin, request));
+        if self.order.len() > MOST_KEPT
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.all.remove(&oldest);
+        }
+        true
+    }
 }
 
 impl Redis {
@@ -162,13 +212,13 @@ impl Redis {
             away: Some(now),
             link: Link::default(),
             at: None,
-            heard: 0,
-            is_history: false,
+            reading: Reading::default(),
             local: false,
             numbered: now,
             line: Line::default(),
             kept: VecDeque::new(),
             pushed: 0,
+            had: Had::default(),
         }
     }
 
@@ -178,13 +228,18 @@ impl Redis {
     }
 
     /// Both connections are there, and what is needed of both is known.
-    fn begin(&mut self, force: bool, out: &mut Out) {
+    fn begin(&mut self, force: Force, out: &mut Out) {
         if !self.link.hears || self.link.run.is_empty() {
             return;
         }
         let (epoch, last) = self.at.map_or((String::new(), 0), |(epoch, last)| (epoch.to_string(), last));
         let drawn = Epoch(self.hub.epoch().0.wrapping_add(1 + (random() & 0xff_ffff))).to_string();
-        let (last, force) = (last.to_string(), if force { b"1" } else { b"0" });
+        let force: &[u8] = match force {
+            Force::No => b"no",
+            Force::Yes => b"yes",
+            Force::Skip => b"skip",
+        };
+        let last = last.to_string();
         let [meta, stream, _] = self.keys.clone();
         let run = self.link.run.clone();
         let words: [&[u8]; 10] = [
@@ -204,22 +259,29 @@ impl Redis {
     }
 
     fn has_begun(&mut self, reply: &Value<'_>, out: &mut Out) -> Option<()> {
-        let [epoch, began, seq, ..] = reply.all() else { return None };
+        let [epoch, began, seq, line] = reply.all() else { return None };
         let epoch: Epoch = std::str::from_utf8(epoch.bytes()).ok()?.parse().ok()?;
         let (began, seq) = (began.number()?, seq.number()?);
-        self.is_history = false;
+        (self.reading.is_history, self.reading.began) = (false, began);
+        let follows = |(own, last): (Epoch, u64)| {
+            let last_of = if own == epoch { Some(seq) } else { end_of(line.bytes(), own) };
+            last_of.is_some_and(|end| last <= end)
+        };
         match self.at {
-            Some((own, last)) if own == epoch && last <= seq => {}
             // All between is in the stream, and then it goes on in the other epoch.
-            Some((own, last)) if own != epoch && began >= last => {}
+            Some(at) if follows(at) => {}
+            // It has had what the server has lost, and has not had what has those numbers now: all others have missed something, too.
+            Some(_) => return self.miss(Force::Skip, out),
             // What was before this process came is nobody's gap.
-            None if self.local => self.at = Some((epoch, seq)),
+            None if self.local && !self.reading.has_missed => self.at = Some((epoch, seq)),
             _ => {
-                self.local = false;
+                (self.local, self.reading.has_missed) = (false, false);
                 self.hub.begin(epoch);
                 self.hub.begin_behind(base());
                 self.at = Some((epoch, began));
-                self.is_history = true;
+                self.reading.is_history = true;
+                // What of ours was numbered before that is not heard of any more.
+                self.again();
             }
         }
         self.fill(out);
@@ -241,23 +303,37 @@ impl Redis {
             let [_, text] = fields.all() else { return None };
             let entry = Entry::read(text.bytes())?;
             let (_, last) = self.at?;
-            if entry.seq > last + 1 && !self.is_history {
-                // The stream does not reach back so far: nobody knows what was there.
-                (self.at, self.local) = (None, false);
-                self.begin(true, out);
-                return Some(());
+            if entry.seq > last + 1 && !self.reading.is_history {
+                return self.miss(Force::Yes, out);
             }
             self.put_in(now, &entry, out);
         }
         let (_, last) = self.at?;
-        if entries.len() >= RANGE || !entries.is_empty() && self.heard > last {
+        if entries.len() >= RANGE || !entries.is_empty() && self.reading.heard > last {
             self.fill(out);
             return Some(());
         }
-        self.is_history = false;
+        if last < self.reading.began && !self.reading.is_history {
+            return self.miss(Force::Yes, out);
+        }
+        self.reading.is_history = false;
         (self.stage, self.away) = (Stage::Live, None);
         self.push(out);
         self.give_away(now, out);
+        Some(())
+    }
+
+    /// All that nobody has heard of yet is to be published again.
+    fn again(&mut self) {
+        self.line.again();
+        self.kept.iter_mut().for_each(|kept| kept.sent = false);
+        self.pushed = 0;
+    }
+
+    /// The stream does not have what comes next: nobody knows what that was.
+    fn miss(&mut self, force: Force, out: &mut Out) -> Option<()> {
+        self.begin(force, out);
+        (self.at, self.local, self.reading.has_missed) = (None, false, true);
         Some(())
     }
 
@@ -280,6 +356,14 @@ impl Redis {
             return self.push(out);
         }
         let waiting = if is_own { self.line.take(entry.request) } else { None };
+        if !self.had.is_first(entry.origin, entry.request) {
+            let position = Position { epoch: entry.epoch, offset: entry.offset };
+            if let Some(waiting) = waiting {
+                let subscribers = self.hub.subscribers(&waiting.notice.topic);
+                waiting.answer(Ok(Published { position, subscribers, duplicate: false, tell: LoopSet::default() }));
+            }
+            return;
+        }
         let Said { topic, kind, id, payload: bytes } = entry.said;
         let Some(said) = payload(kind, bytes) else { return };
         let id = Some(id).filter(|id| !id.is_empty());
@@ -292,7 +376,7 @@ impl Redis {
             self.hub.publish_carried(now, &notice)
         } else {
             let position = Position { epoch: entry.epoch, offset: entry.offset };
-            self.hub.append_next(now, topic, Next { position, first: !self.is_history }, said, id, &except)
+            self.hub.append_next(now, topic, Next { position, first: !self.reading.is_history }, said, id, &except)
         };
         if let (Ok(put), Some(topic)) = (&put, self.hub.find(topic)) {
             out.tell.push((topic, put.tell));
@@ -378,7 +462,7 @@ impl Redis {
             && let Some(kept) = self.kept.remove(at)
         {
             self.hub.credit(kept.notice.cost());
-            self.pushed -= 1;
+            self.pushed -= usize::from(kept.sent);
             self.push(out);
         }
         if let Some(waiting) = self.line.take(request) {
@@ -418,8 +502,12 @@ impl Redis {
     fn deliver_here(&mut self, now: Duration, out: &mut Out) {
         if !self.local {
             self.local = true;
-            if self.at.is_some() {
-                self.hub.go_on_in(Epoch(self.hub.epoch().0.wrapping_add(1 + (random() & 0xff_ffff))));
+            let epoch = Epoch(self.hub.epoch().0.wrapping_add(1 + (random() & 0xff_ffff)));
+            match self.at {
+                Some(_) => self.hub.go_on_in(epoch),
+                None if self.reading.has_missed => self.hub.begin(epoch),
+                // Nobody else has numbered in its own.
+                None => {}
             }
         }
         while let Some(mut waiting) = self.line.pop() {
@@ -459,14 +547,16 @@ impl Redis {
         match words[..] {
             [b"subscribe", ..] => {
                 self.link.hears = true;
-                self.begin(false, out);
+                self.begin(Force::No, out);
             }
             [b"message", _, text] => {
                 let entry = Entry::read(text).ok_or("it has an entry that no hub has made")?;
-                self.heard = self.heard.max(entry.seq);
+                self.reading.heard = self.reading.heard.max(entry.seq);
                 match (self.stage, self.at) {
                     (Stage::Live, Some((_, last))) if entry.seq == last + 1 => self.put_in(now, &entry, out),
                     (Stage::Live, Some((_, last))) if entry.seq > last => self.fill(out),
+                    // The server has lost what was there, and gives the numbers anew.
+                    (Stage::Live, Some((epoch, _))) if entry.epoch != epoch => self.begin(Force::No, out),
                     _ => {}
                 }
             }
@@ -486,7 +576,7 @@ impl Redis {
             Asked::Info => {
                 let line = value.bytes().split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"run_id:"));
                 self.link.run = line.unwrap_or(b"unknown").trim_ascii().to_vec();
-                self.begin(false, out);
+                self.begin(Force::No, out);
                 Some(())
             }
             Asked::Begin => self.has_begun(value, out),
@@ -504,7 +594,7 @@ impl Peer for Redis {
 
     fn opened(&mut self, now: Duration, out: &mut Out) {
         self.link = Link { heard_at: [now; 2], pinged: now, ..Link::default() };
-        (self.stage, self.heard) = (Stage::Asking, 0);
+        (self.stage, self.reading.heard) = (Stage::Asking, 0);
         if let Some(password) = &self.said.password {
             let user = self.said.user.as_deref().map(str::as_bytes);
             let words: Vec<&[u8]> =
@@ -540,12 +630,10 @@ impl Peer for Redis {
     fn lost(&mut self, now: Duration) {
         self.stage = Stage::Away;
         self.away.get_or_insert(now);
-        self.line.again();
         if planted::active(Bug::ForgottenKept) {
             self.kept.retain(|kept| !kept.sent);
         }
-        self.kept.iter_mut().for_each(|kept| kept.sent = false);
-        self.pushed = 0;
+        self.again();
     }
 
     fn carry(&mut self, now: Duration, notice: Notice, out: &mut Out) {
@@ -600,6 +688,13 @@ impl Peer for Redis {
 /// Behind which number topics of which nothing is known begin: nobody else says such a number.
 fn base() -> u64 {
     1 << 56 | random() >> 16
+}
+
+/// The last entry of an epoch that those behind it in a line of epochs follow.
+fn end_of(line: &[u8], epoch: Epoch) -> Option<u64> {
+    let line = std::str::from_utf8(line).ok()?;
+    let ends = line.split(' ').filter_map(|part| part.split_once(':'));
+    ends.filter(|(name, _)| name.parse() == Ok(epoch)).find_map(|(_, end)| end.parse().ok())
 }
 
 /// An entry of the stream.

@@ -169,7 +169,7 @@ pub fn stream(server: &Server, target: &str, lines: &str) -> Client {
     assert!(head.starts_with("HTTP/1.1 200 ") && head.contains("\r\nContent-Type: text/event-stream\r\n"), "{head}");
     let retry = event(&mut client);
     let wait: u64 = retry[0].strip_prefix("retry: ").unwrap().parse().unwrap();
-    assert!((1000..2000).contains(&wait), "{wait}");
+    assert!((1000..=2000).contains(&wait), "{wait}");
     client
 }
 
