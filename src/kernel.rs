@@ -38,7 +38,8 @@ pub(crate) fn read_now(_: impl AsFd, _: u64, _: &mut [std::mem::MaybeUninit<u8>]
 }
 
 /// Whether the kernel has all of those bytes of a file in memory, so that whoever sends them waits for no disk. False where it does not tell: before
-/// Linux 6.5, where the program neither owns the file nor may write it, and where pages are larger than 4 KiB (cachestat(2)).
+/// Linux 6.5, where the program neither owns the file nor may write it, and where pages are larger than 4 KiB (cachestat(2)). Pages that are still being read
+/// count for it; they come in their order, so that the last byte tells of them.
 #[cfg(target_os = "linux")]
 pub(crate) fn is_in_memory(file: impl AsFd, at: u64, count: u64) -> bool {
     use std::os::fd::AsRawFd;
@@ -53,7 +54,8 @@ pub(crate) fn is_in_memory(file: impl AsFd, at: u64, count: u64) -> bool {
     let told = unsafe {
         libc::syscall(CACHESTAT, file.as_fd().as_raw_fd(), range.as_ptr(), pages.as_mut_ptr(), 0 as libc::c_uint)
     };
-    told == 0 && pages[0] > last / PAGE - at / PAGE
+    let is_there = told == 0 && pages[0] > last / PAGE - at / PAGE;
+    is_there && matches!(read_now(file, last, &mut [std::mem::MaybeUninit::uninit()]), Ok(1))
 }
 
 /// Sends bytes of a file from where the kernel has them: how many, and 0 at the file's end (sendfile(2)). It waits where the socket does. Nothing tells it

@@ -4,7 +4,6 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -30,21 +29,6 @@ ssize_t preadv2(int descriptor, const struct iovec *vectors, int count, off_t at
     }
     ssize_t (*next)(int, const struct iovec *, int, off_t, int) = dlsym(RTLD_NEXT, "preadv2");
     return next(descriptor, vectors, count, at, flags);
-}
-
-/* cachestat(2), for which there is no function: of a file that is slow nothing is in memory. */
-long syscall(long number, ...) {
-    long given[6];
-    va_list list;
-    va_start(list, number);
-    for (int index = 0; index < 6; index++)
-        given[index] = va_arg(list, long);
-    va_end(list);
-    long (*next)(long, ...) = dlsym(RTLD_NEXT, "syscall");
-    long told = next(number, given[0], given[1], given[2], given[3], given[4], given[5]);
-    if (number == 451 && told == 0 && ends_with((int)given[0], ".slow"))
-        memset((void *)given[2], 0, 5 * sizeof(long long));
-    return told;
 }
 
 ssize_t pread64(int descriptor, void *room, size_t size, off64_t at) {
