@@ -1,9 +1,12 @@
 //! Replicas in a world without a kernel: links that hold so many bytes, a lock, and a record; by seed some are killed, stand still, come back.
 
-use std::collections::{HashMap, VecDeque};
+pub mod readers;
+
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use self::readers::{Reader, Truth};
 use super::replica::{Io, Record, Replica};
 use crate::hub::{Epoch, From, Hub, Kind, LoopSet, Notice, Payload, Position, Refused, Settings, Topic};
 
@@ -55,23 +58,6 @@ impl Io for Net {
     }
 }
 
-/// The id that a message was published with, if any.
-fn id_of(text: &str) -> &str {
-    text.split(' ').nth(1).unwrap_or_default()
-}
-
-/// Somebody who listens at a replica.
-struct Reader {
-    topic: Arc<Topic>,
-    name: &'static str,
-    at: Position,
-    /// Where it has begun.
-    from: Position,
-    /// What it has had since it was last told of a gap.
-    had: Vec<String>,
-    gaps: usize,
-}
-
 struct Node {
     replica: Replica,
     hub: Arc<Hub>,
@@ -91,7 +77,7 @@ struct World {
     published: usize,
     answers: Answers,
     /// What stands where.
-    truth: HashMap<(u64, &'static str, u64), String>,
+    truth: Truth,
 }
 
 impl World {
@@ -104,7 +90,7 @@ impl World {
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
             published: 0,
             answers: Answers::default(),
-            truth: HashMap::new(),
+            truth: Truth::new(),
         }
     }
 
@@ -129,8 +115,7 @@ impl World {
         let Some(node) = &mut self.nodes[number] else { return };
         for name in TOPICS {
             let subscribed = node.hub.subscribe(self.now, name, 0, From::Now).unwrap();
-            let (topic, at) = (subscribed.topic, subscribed.at);
-            node.readers.push(Reader { topic, name, at, from: at, had: Vec::new(), gaps: 0 });
+            node.readers.push(Reader::new(subscribed.topic, name, subscribed.at));
         }
     }
 
@@ -222,31 +207,7 @@ impl World {
     /// Readers read, and what they get is judged.
     fn read(&mut self, number: usize) {
         let Some(node) = &mut self.nodes[number] else { return };
-        for reader in &mut node.readers {
-            loop {
-                let mut messages = Vec::new();
-                let read = reader.topic.read(reader.at, usize::MAX, &mut messages);
-                if read.gap.is_some() {
-                    reader.gaps += 1;
-                    reader.had.clear();
-                }
-                for message in messages {
-                    let Position { epoch, offset } = message.position();
-                    let text = String::from_utf8(message.payload().to_vec()).unwrap();
-                    let known = self.truth.entry((epoch.0, reader.name, offset)).or_insert_with(|| text.clone());
-                    assert_eq!(*known, text, "two messages have one number");
-                    assert!(!reader.had.contains(&text), "{text} came twice");
-                    let id = id_of(&text);
-                    let again = reader.had.iter().find(|other| !id.is_empty() && id_of(other) == id);
-                    assert_eq!(again, None, "two messages have one id: {text}");
-                    reader.had.push(text);
-                }
-                reader.at = read.at;
-                if !read.more {
-                    break;
-                }
-            }
-        }
+        node.readers.iter_mut().for_each(|reader| reader.read(&mut self.truth, |_| true));
     }
 
     fn alive(&self) -> Vec<usize> {

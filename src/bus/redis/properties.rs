@@ -6,7 +6,8 @@ use std::panic::{catch_unwind, resume_unwind};
 use std::sync::Mutex;
 
 use super::*;
-use crate::hub::{From, Kind, Settings, Topic};
+use crate::bus::tests::readers::{Reader, Truth, id_of};
+use crate::hub::{From, Kind, Settings};
 
 const TOPICS: [&str; 2] = ["a", "b"];
 /// Servers of hubs.
@@ -135,15 +136,6 @@ impl Server {
     }
 }
 
-/// Somebody who listens all the time.
-struct Reader {
-    topic: Arc<Topic>,
-    name: &'static str,
-    at: Position,
-    had: Vec<String>,
-    gaps: usize,
-}
-
 struct Node {
     redis: Redis,
     hub: Arc<Hub>,
@@ -167,12 +159,7 @@ struct World {
     unknown: usize,
     /// What was published for certain.
     answers: Answers,
-    truth: HashMap<(u64, &'static str, u64), String>,
-}
-
-/// The id that a message was published with, if any.
-fn id_of(text: &str) -> &str {
-    text.split(' ').nth(1).unwrap_or_default()
+    truth: Truth,
 }
 
 /// The how manieth it was that was published.
@@ -191,7 +178,7 @@ impl World {
             published: 0,
             unknown: 0,
             answers: Answers::default(),
-            truth: HashMap::new(),
+            truth: Truth::new(),
         };
         world.server.most = 1000;
         for number in 0..NODES {
@@ -217,8 +204,7 @@ impl World {
         for node in &mut self.nodes {
             for name in TOPICS {
                 let subscribed = node.hub.subscribe(self.now, name, 0, From::Now).unwrap();
-                let (topic, at) = (subscribed.topic, subscribed.at);
-                node.readers.push(Reader { topic, name, at, had: Vec::new(), gaps: 0 });
+                node.readers.push(Reader::new(subscribed.topic, name, subscribed.at));
             }
         }
     }
@@ -310,32 +296,9 @@ impl World {
 
     /// Readers read, and what they get is judged.
     fn read(&mut self, number: usize) {
-        for reader in &mut self.nodes[number].readers {
-            loop {
-                let mut messages = Vec::new();
-                let read = reader.topic.read(reader.at, usize::MAX, &mut messages);
-                if read.gap.is_some() {
-                    reader.gaps += 1;
-                    reader.had.clear();
-                }
-                for message in messages {
-                    let Position { epoch, offset } = message.position();
-                    let text = String::from_utf8(message.payload().to_vec()).unwrap();
-                    let known = self.truth.entry((epoch.0, reader.name, offset)).or_insert_with(|| text.clone());
-                    assert_eq!(*known, text, "two messages have one number");
-                    assert!(!reader.had.contains(&text), "{text} came twice");
-                    let is_known = |had: &&String| count_of(had) > self.unknown;
-                    let is_again = |had: &&String| !id_of(&text).is_empty() && id_of(had) == id_of(&text);
-                    let again = reader.had.iter().filter(is_known).find(is_again);
-                    assert_eq!(again, None, "two messages have one id: {text}");
-                    reader.had.push(text);
-                }
-                reader.at = read.at;
-                if !read.more {
-                    break;
-                }
-            }
-        }
+        let unknown = self.unknown;
+        let readers = self.nodes[number].readers.iter_mut();
+        readers.for_each(|reader| reader.read(&mut self.truth, |had| count_of(had) > unknown));
     }
 
     fn run(&mut self, steps: usize) {
