@@ -405,7 +405,8 @@ fn a_message_is_written_for_each_way() {
     assert_eq!(message.payload(), long.as_bytes());
 }
 
-/// What is charged is what the allocator gives.
+/// What is charged is what the allocator gives, but for the rest of a free piece of memory that would be too small for
+/// a piece of its own: glibc gives those 16 bytes along (`MINSIZE` in its malloc.c).
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[test]
 fn the_account_is_what_memory_is_taken() {
@@ -430,7 +431,8 @@ fn the_account_is_what_memory_is_taken() {
     }
     let vector: Vec<u64> = Vec::with_capacity(100);
     // SAFETY: as above.
-    assert_eq!(unsafe { libc::malloc_usable_size(vector.as_ptr().cast_mut().cast()) } + 8, heap_bytes(800));
+    let taken = unsafe { libc::malloc_usable_size(vector.as_ptr().cast_mut().cast()) } + 8;
+    assert!(taken == heap_bytes(800) || taken == heap_bytes(800) + 16, "{taken}");
 }
 
 #[test]
