@@ -5,10 +5,15 @@
 
 For each door (what each peer of it does is in benches/load/crowd.c): the server with its defaults but for the deadlines, which are
 far off, before one worker that takes all of the crowd at once. 64 fast clients ask at a constant rate, half of them through the worker and half of
-them for /server, first without and then beside the crowd. Held to: no fast request fails; their p99 beside the crowd is at most
+them for /server, first without the crowd, then while it comes, then beside it. Held to: no fast request fails; their p99 beside the crowd is at most
 twice of what it was without (the medians of some windows, of which each is timed from when a request was due); the most resident memory
 of the server stays within --buffer-bytes and 64 MiB; the crowd gets whole answers when it reads on; and when it has left, connections and
 memory are given back, so that another round is as the first. Exit codes: 0, 1 a bound was missed, 64 wrong flags.
+
+A crowd costs the kernel something that no server can spare it: it asks the window of each peer that has closed it, at growing distances, for
+thousands at the same moment, and whatever runs on those processors waits meanwhile. So a second server with a worker of its own stands beside the
+first, without any crowd, and is asked as often, in turns: what its clients notice is not the first one's doing, and the bound is twice the larger
+of both.
 
 It judges by times, and so it is run by hand, on a machine that does nothing else. tests/crowds holds the same doors to what needs no
 time.
@@ -34,6 +39,8 @@ MIB = 1 << 20
 # What the program itself may take beside what it holds for others.
 MARGIN = 64 * MIB
 FAST = 64
+# What they ask for, half of them each.
+PATHS = ("/small", "/server")
 # The clocks are not what this is about: whoever waits here waits until it is told to go on.
 PATIENT = ["--header-timeout", "10m", "--body-timeout", "10m", "--write-timeout", "10m", "--read-timeout-ms", "600000",
            "--request-timeout", "10m"]
@@ -107,8 +114,46 @@ def compiled(home, name):
     return program
 
 
+class Windows:
+    """What the fast clients of one server noticed, window by window."""
+
+    def __init__(self):
+        self.figures, self.failed = {path: [] for path in PATHS}, []
+
+    def add(self, path, code, output):
+        if code != 0:
+            self.failed.append(f"{path}: {output.decode().strip() or code}")
+        with contextlib.suppress(ValueError):
+            self.figures[path].append(json.loads(output))
+
+    def medians(self):
+        never = {"p50_us": float("inf"), "p99_us": float("inf"), "max_us": float("inf")}
+        return {path: {key: statistics.median(run[key] for run in runs) for key in never} if runs else never
+                for path, runs in self.figures.items()}
+
+
+class Site:
+    """One server with its defaults, and its worker."""
+
+    def __init__(self, stack, place, programs, line):
+        self.place, self.port = place, processes.free_port()
+        self.socket, log = os.path.join(place, "worker.sock"), os.path.join(place, "worker.log")
+        worker = stack.enter_context(processes.running([programs["crowd_worker"], self.socket], log))
+        processes.wait_until_it_answers(worker, log, self.socket, "/small")
+        line = [*line, "--listen", f"127.0.0.1:{self.port}", "--run-dir", os.path.join(place, "run"), "--upstream", f"unix:{self.socket}"]
+        log = os.path.join(place, "log")
+        self.server = stack.enter_context(processes.running(line, log, cwd=place))
+        processes.wait_until_it_answers(self.server, log, self.port, "/small")
+
+    def processor_time(self):
+        """Seconds that the server has computed."""
+        with open(f"/proc/{self.server.pid}/stat") as file:
+            fields = file.read().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Scene:
-    """One server, its worker, one crowd and the fast clients."""
+    """One server with a crowd, one without, and the fast clients of each."""
 
     def __init__(self, home, programs, backend, door, options):
         self.home, self.programs, self.backend, self.door, self.options = home, programs, backend, door, options
@@ -116,12 +161,14 @@ class Scene:
 
     def __enter__(self):
         try:
-            self.place = tempfile.mkdtemp(prefix="scene-", dir=self.home)
-            self.socket = os.path.join(self.place, "worker.sock")
-            log = os.path.join(self.place, "worker.log")
-            worker = self.stack.enter_context(processes.running([self.programs["crowd_worker"], self.socket], log))
-            processes.wait_until_it_answers(worker, log, self.socket, "/small")
-            self.start()
+            peers = self.options.peers
+            # The line for workers is not what this is about: the one worker takes all of them at once.
+            line = [os.path.abspath(self.options.server), "--backend", self.backend, "--stats-interval", "0s",
+                    "-c", str(peers + 1000), "--buffer-bytes", f"{self.options.buffer_mib}MiB", *PATIENT]
+            if self.door.name == "idle":
+                line += ["--max-connections", str(peers)]
+            sites = [Site(self.stack, tempfile.mkdtemp(prefix="site-", dir=self.home), self.programs, line) for _ in range(2)]
+            self.crowded, self.control = sites
         except BaseException:
             self.stack.close()
             raise
@@ -130,32 +177,24 @@ class Scene:
     def __exit__(self, *_):
         self.stack.close()
 
-    def start(self):
-        self.port, log = processes.free_port(), os.path.join(self.place, "log")
-        peers = self.options.peers
-        # The line for workers is not what this is about: the one worker takes all of them at once.
-        line = [os.path.abspath(self.options.server), "--backend", self.backend, "--listen", f"127.0.0.1:{self.port}",
-                "--run-dir", os.path.join(self.place, "run"), "--stats-interval", "0s", "--upstream", f"unix:{self.socket}",
-                "-c", str(peers + 1000), "--buffer-bytes", f"{self.options.buffer_mib}MiB", *PATIENT]
-        if self.door.name == "idle":
-            line += ["--max-connections", str(peers)]
-        self.server = self.stack.enter_context(processes.running(line, log, cwd=self.place))
-        processes.wait_until_it_answers(self.server, log, self.port, "/small")
-
     def play(self, results):
         name = f"{self.backend} {self.door.name}"
-        without, failed = self.windows()
+        without, failed = self.windows(self.crowded)
         results.add(f"{name}: the fast ones without the crowd", not failed, show(without))
-        with crowd.standing(self.programs["crowd"], self.port, self.door.name, self.options.peers, peers=self.options.peers) as peers:
+        with crowd.standing(self.programs["crowd"], self.crowded.port, self.door.name, self.options.peers, peers=self.options.peers) as peers:
+            coming, failed = self.windows(self.crowded, number=1)
+            results.add(f"{name}: no fast request fails while it comes", not failed, str(failed or show(coming)))
             at_worker = (lambda: self.worker_counts()[self.door.at_worker]) if self.door.at_worker else None
             state, placed = peers.until(self.door.placed, at_worker)
             if not placed:
                 print(f"        only so far comes the crowd: {state}, the worker has {self.worker_counts()}", flush=True)
-            beside, failed = self.windows()
+            results.add(f"{name}: then the server rests", self.rests())
+            beside, control, failed = self.in_turns()
             results.add(f"{name}: no fast request fails beside it", not failed, str(failed or ""))
-            bound = {path: self.options.factor * without[path]["p99_us"] for path in without}
+            bound = {path: self.options.factor * max(without[path]["p99_us"], control[path]["p99_us"]) for path in without}
             slow = [path for path in bound if beside[path]["p99_us"] > bound[path]]
             results.add(f"{name}: the fast ones do not notice it", not slow and not failed, show(beside))
+            print(f"        those of the server without a crowd, in turns with them: {show(control)}", flush=True)
             now, _ = self.memory()
             self.judge_end(name, peers, placed, results)
             most, bound = self.memory()[1], self.options.buffer_mib * MIB + MARGIN
@@ -163,36 +202,53 @@ class Scene:
             results.add(f"{name}: memory keeps its bound", most <= bound, say)
         self.judge_after(name, results)
 
-    def windows(self):
-        """Medians over some windows for each path, and what failed."""
-        figures, failed = {"/small": [], "/server": []}, []
-        for _ in range(self.options.windows):
-            with contextlib.ExitStack() as stack:
-                running = {path: self.fast(stack, path) for path in figures}
-                for path, process in running.items():
-                    output, _ = process.communicate(timeout=self.options.seconds + 30)
-                    if process.returncode != 0:
-                        failed.append(f"{path}: {output.decode().strip() or process.returncode}")
-                    with contextlib.suppress(ValueError):
-                        figures[path].append(json.loads(output))
-        never = {"p50_us": float("inf"), "p99_us": float("inf"), "max_us": float("inf")}
-        return {path: {key: statistics.median(run[key] for run in runs) for key in never} if runs else never
-                for path, runs in figures.items()}, failed
+    def rests(self):
+        """Waits until whoever has come has been served as far as it lets itself be: less than a twentieth of a processor is used."""
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            before = self.crowded.processor_time()
+            time.sleep(1)
+            if self.crowded.processor_time() - before < 0.05:
+                return True
+        return False
 
-    def fast(self, stack, path):
+    def in_turns(self):
+        """What the fast clients of both servers notice beside the crowd of one, and what failed."""
+        beside, control = Windows(), Windows()
+        for _ in range(self.options.windows):
+            self.window(self.crowded, beside)
+            self.window(self.control, control)
+        return beside.medians(), control.medians(), beside.failed + control.failed
+
+    def windows(self, site, number=None):
+        """Medians over some windows for each path, and what failed."""
+        windows = Windows()
+        for _ in range(number or self.options.windows):
+            self.window(site, windows)
+        return windows.medians(), windows.failed
+
+    def window(self, site, windows):
+        """Both halves of a server's fast clients, for one window."""
+        with contextlib.ExitStack() as stack:
+            running = {path: self.fast(stack, site, path) for path in PATHS}
+            for path, process in running.items():
+                output, _ = process.communicate(timeout=self.options.seconds + 30)
+                windows.add(path, process.returncode, output)
+
+    def fast(self, stack, site, path):
         """Half of the fast clients, for one window."""
-        line = [self.programs["constant_rate"], str(self.port), path, str(self.options.rate // 2), str(self.options.seconds), str(FAST // 2)]
+        line = [self.programs["constant_rate"], str(site.port), path, str(self.options.rate // 2), str(self.options.seconds), str(FAST // 2)]
         process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
         stack.callback(processes.stop, process)
         return process
 
     def worker_counts(self):
-        _, body = processes.request(self.socket, "/count", timeout=PATIENCE)
+        _, body = processes.request(self.crowded.socket, "/count", timeout=PATIENCE)
         return json.loads(body)
 
     def memory(self):
         """The server's resident bytes, and the most that they have been."""
-        with open(f"/proc/{self.server.pid}/status") as file:
+        with open(f"/proc/{self.crowded.server.pid}/status") as file:
             lines = dict(line.split(":", 1) for line in file)
         return tuple(int(lines[key].split()[0]) * 1024 for key in ("VmRSS", "VmHWM"))
 
@@ -206,14 +262,14 @@ class Scene:
         else:
             results.add(f"{name}: all have their places", placed)
         if self.door.go == "read":
-            processes.request(self.socket, "/go", timeout=PATIENCE)
+            processes.request(self.crowded.socket, "/go", timeout=PATIENCE)
         if self.door.whole:
             peers.say("read")
             state, whole = peers.until("whole", lambda: peers.peers)
             results.add(f"{name}: all get whole answers", whole, str(state))
         peers.say("leave")
         if self.door.go == "left":
-            processes.request(self.socket, "/go", timeout=PATIENCE)
+            processes.request(self.crowded.socket, "/go", timeout=PATIENCE)
 
     def judge_after(self, name, results):
         end, left = time.monotonic() + PATIENCE, -1
@@ -222,16 +278,16 @@ class Scene:
                 left = self.connections()
             time.sleep(0.05)
         results.add(f"{name}: nothing is left of it", left == 0, f"{left} connections")
-        _, failed = self.windows()
+        _, failed = self.windows(self.crowded)
         results.add(f"{name}: after it all is as before", not failed, str(failed or ""))
 
     def connections(self):
         """Open connections of clients. Servers of before tell it on their port alone, over one more connection."""
-        control = os.path.join(self.place, "run", "control.sock")
+        control = os.path.join(self.crowded.place, "run", "control.sock")
         counters = json.loads(processes.request(control, "/status")[1]).get("counters")
         if counters:
             return counters["active_connections"]
-        return json.loads(processes.request(self.port, "/status")[1])["active_connections"] - 1
+        return json.loads(processes.request(self.crowded.port, "/status")[1])["active_connections"] - 1
 
 
 def show(figures):
