@@ -11,9 +11,8 @@ of the server stays within --buffer-bytes and 64 MiB; the crowd gets whole answe
 memory are given back, so that another round is as the first. Exit codes: 0, 1 a bound was missed, 64 wrong flags.
 
 A crowd costs the kernel something that no server can spare it: it asks the window of each peer that has closed it, at growing distances, for
-thousands at the same moment, and whatever runs on those processors waits meanwhile. So a second server with a worker of its own stands beside the
-first, without any crowd, and is asked as often, in turns: what its clients notice is not the first one's doing, and the bound is twice the larger
-of both.
+thousands at the same moment. So a second server stands beside the first, without any crowd, and the bound is twice the larger of what its
+clients notice at the same time and what the first one's noticed before (see fast.py).
 
 It judges by times, and so it is run by hand, on a machine that does nothing else. tests/crowds holds the same doors to what needs no
 time.
@@ -23,17 +22,15 @@ import contextlib
 import dataclasses
 import json
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 
 import common
 import crowd
+import fast
 import processes
 from crowd import PATIENCE
-from processes import Trouble
 
 MIB = 1 << 20
 # What the program itself may take beside what it holds for others.
@@ -94,7 +91,7 @@ def main(home):
     if not (1 <= options.seconds <= 60 and 1 <= options.windows <= 20 and 10 <= options.rate <= 100_000 and options.peers >= 1):
         flags.error("a number is out of range; see --help")
     options.peers = crowd.room(options.peers)
-    programs = {name: compiled(home, name) for name in ("crowd", "crowd_worker", "constant_rate")}
+    programs = {name: fast.program(home, name) for name in ("crowd", "crowd_worker", "constant_rate")}
     results = common.Results()
     for backend in common.backends(options):
         for name in chosen:
@@ -102,34 +99,6 @@ def main(home):
             with Scene(home, programs, backend, known[name], options) as scene:
                 scene.play(results)
     return results.exit_code()
-
-
-def compiled(home, name):
-    program = os.path.join(home, name)
-    processes.need("gcc")
-    source = os.path.join(common.ROOT, "benches", "load", f"{name}.c")
-    status, output = processes.run_to_end(["gcc", "-O2", "-Wall", "-o", program, source], timeout=60)
-    if status != 0:
-        raise Trouble(f"gcc could not compile {source}:\n{output}")
-    return program
-
-
-class Windows:
-    """What the fast clients of one server noticed, window by window."""
-
-    def __init__(self):
-        self.figures, self.failed = {path: [] for path in PATHS}, []
-
-    def add(self, path, code, output):
-        if code != 0:
-            self.failed.append(f"{path}: {output.decode().strip() or code}")
-        with contextlib.suppress(ValueError):
-            self.figures[path].append(json.loads(output))
-
-    def medians(self):
-        never = {"p50_us": float("inf"), "p99_us": float("inf"), "max_us": float("inf")}
-        return {path: {key: statistics.median(run[key] for run in runs) for key in never} if runs else never
-                for path, runs in self.figures.items()}
 
 
 class Site:
@@ -179,28 +148,33 @@ class Scene:
 
     def play(self, results):
         name = f"{self.backend} {self.door.name}"
-        without, failed = self.windows(self.crowded)
-        results.add(f"{name}: the fast ones without the crowd", not failed, show(without))
+        here, control = (self.fast(site) for site in (self.crowded, self.control))
+        without = here.windows(self.options.windows)
+        results.add(f"{name}: the fast ones without the crowd", not without.failed, str(without))
         with crowd.standing(self.programs["crowd"], self.crowded.port, self.door.name, self.options.peers, peers=self.options.peers) as peers:
-            coming, failed = self.windows(self.crowded, number=1)
-            results.add(f"{name}: no fast request fails while it comes", not failed, str(failed or show(coming)))
+            coming = here.windows(1)
+            results.add(f"{name}: no fast request fails while it comes", not coming.failed, str(coming.failed or coming))
             at_worker = (lambda: self.worker_counts()[self.door.at_worker]) if self.door.at_worker else None
             state, placed = peers.until(self.door.placed, at_worker)
             if not placed:
                 print(f"        only so far comes the crowd: {state}, the worker has {self.worker_counts()}", flush=True)
             results.add(f"{name}: then the server rests", self.rests())
-            beside, control, failed = self.in_turns()
+            beside, quiet = fast.in_turns(here, control, self.options.windows)
+            failed = beside.failed + quiet.failed
             results.add(f"{name}: no fast request fails beside it", not failed, str(failed or ""))
-            bound = {path: self.options.factor * max(without[path]["p99_us"], control[path]["p99_us"]) for path in without}
-            slow = [path for path in bound if beside[path]["p99_us"] > bound[path]]
-            results.add(f"{name}: the fast ones do not notice it", not slow and not failed, show(beside))
-            print(f"        those of the server without a crowd, in turns with them: {show(control)}", flush=True)
+            results.add(f"{name}: the fast ones do not notice it", not failed and not beside.slow(self.options.factor, without, quiet), str(beside))
+            print(f"        those of the server without a crowd, in turns with them: {quiet}", flush=True)
             now, _ = self.memory()
             self.judge_end(name, peers, placed, results)
             most, bound = self.memory()[1], self.options.buffer_mib * MIB + MARGIN
             say = f"VmRSS {now / MIB:.0f} MiB beside it, at most {most / MIB:.0f} of {bound / MIB:.0f}"
             results.add(f"{name}: memory keeps its bound", most <= bound, say)
         self.judge_after(name, results)
+
+    def fast(self, site):
+        """The fast clients of one of the two."""
+        options = self.options
+        return fast.Clients(self.programs["constant_rate"], site.port, PATHS, options.rate, FAST, options.seconds)
 
     def rests(self):
         """Waits until whoever has come has been served as far as it lets itself be: less than a twentieth of a processor is used."""
@@ -211,36 +185,6 @@ class Scene:
             if self.crowded.processor_time() - before < 0.05:
                 return True
         return False
-
-    def in_turns(self):
-        """What the fast clients of both servers notice beside the crowd of one, and what failed."""
-        beside, control = Windows(), Windows()
-        for _ in range(self.options.windows):
-            self.window(self.crowded, beside)
-            self.window(self.control, control)
-        return beside.medians(), control.medians(), beside.failed + control.failed
-
-    def windows(self, site, number=None):
-        """Medians over some windows for each path, and what failed."""
-        windows = Windows()
-        for _ in range(number or self.options.windows):
-            self.window(site, windows)
-        return windows.medians(), windows.failed
-
-    def window(self, site, windows):
-        """Both halves of a server's fast clients, for one window."""
-        with contextlib.ExitStack() as stack:
-            running = {path: self.fast(stack, site, path) for path in PATHS}
-            for path, process in running.items():
-                output, _ = process.communicate(timeout=self.options.seconds + 30)
-                windows.add(path, process.returncode, output)
-
-    def fast(self, stack, site, path):
-        """Half of the fast clients, for one window."""
-        line = [self.programs["constant_rate"], str(site.port), path, str(self.options.rate // 2), str(self.options.seconds), str(FAST // 2)]
-        process = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, start_new_session=True)
-        stack.callback(processes.stop, process)
-        return process
 
     def worker_counts(self):
         _, body = processes.request(self.crowded.socket, "/count", timeout=PATIENCE)
@@ -278,8 +222,8 @@ class Scene:
                 left = self.connections()
             time.sleep(0.05)
         results.add(f"{name}: nothing is left of it", left == 0, f"{left} connections")
-        _, failed = self.windows(self.crowded)
-        results.add(f"{name}: after it all is as before", not failed, str(failed or ""))
+        after = self.fast(self.crowded).windows(self.options.windows)
+        results.add(f"{name}: after it all is as before", not after.failed, str(after.failed or ""))
 
     def connections(self):
         """Open connections of clients. Servers of before tell it on their port alone, over one more connection."""
@@ -288,10 +232,6 @@ class Scene:
         if counters:
             return counters["active_connections"]
         return json.loads(processes.request(self.crowded.port, "/status")[1])["active_connections"] - 1
-
-
-def show(figures):
-    return "; ".join(f"{path} p50 {run['p50_us']:.0f}, p99 {run['p99_us']:.0f}, max {run['max_us']:.0f} µs" for path, run in figures.items())
 
 
 if __name__ == "__main__":
