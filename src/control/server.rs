@@ -29,8 +29,9 @@ const MOST_STREAMS: usize = 16;
 const MOST_WAITING: usize = 16;
 /// Requests of one connection that are carried out in one turn.
 const REQUESTS_A_CONNECTION: usize = 8;
-/// Requests of all connections that are carried out in one turn: the supervisor has other things to do.
-const REQUESTS_A_TURN: usize = 32;
+/// Behind this much time of a turn no further request is begun in it: the supervisor has other things to do, and a status of a large site
+/// takes long on a machine that is busy.
+const TURN: Duration = Duration::from_millis(5);
 /// How soon accepting is tried again after it failed, for want of descriptors for instance.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -151,11 +152,11 @@ impl ControlServer {
         }
         self.turned = now;
         self.accept(now);
-        let mut left = REQUESTS_A_TURN;
+        let end = Instant::now() + TURN;
         let mut next = 0;
         for index in 0..self.connections.len() {
-            if left > 0 {
-                left -= self.serve(index, left.min(REQUESTS_A_CONNECTION), handler, now);
+            if index == 0 || Instant::now() < end {
+                self.serve(index, end, handler, now);
                 next = index + 1;
             }
             self.connections[index].flush(now);
@@ -207,18 +208,20 @@ impl ControlServer {
         }
     }
 
-    /// Has up to so many requests of a connection carried out; how many there were.
-    fn serve(&mut self, index: usize, most: usize, handler: &mut dyn CommandHandler, now: Instant) -> usize {
+    /// Has some requests of a connection carried out: one, and further ones until that moment.
+    fn serve(&mut self, index: usize, end: Instant, handler: &mut dyn CommandHandler, now: Instant) {
         self.connections[index].expire(now);
-        for served in 0..most {
-            let Some(request) = self.connections[index].next_request(&mut self.fields, now) else { return served };
+        for served in 0..REQUESTS_A_CONNECTION {
+            if served > 0 && Instant::now() >= end {
+                return;
+            }
+            let Some(request) = self.connections[index].next_request(&mut self.fields, now) else { return };
             let (method, path, body) = (&request.method[..], &request.path[..], &request.body[..]);
             match requests::command(&Asked { method, path, query: request.query, body }) {
                 Ok(command) => self.carry_out(index, command, handler, now),
                 Err(fault) => self.connections[index].refuse_whole(fault.status, fault.allow, &fault.message, now),
             }
         }
-        most
     }
 
     fn carry_out(&mut self, index: usize, command: Command, handler: &mut dyn CommandHandler, now: Instant) {

@@ -129,21 +129,21 @@ fn those_that_say_nothing_make_room_for_those_that_ask() {
     assert!((&last.stream).read(&mut [0]).is_err(), "the last one is still there");
 }
 
-/// What is left over for want of time in a turn has its turn without anything new having come.
+/// What is left over for want of time in a turn has its turn without anything new having come. Here each command takes longer than a turn may.
 #[test]
-fn many_requests_on_many_connections_are_carried_out_over_several_turns() {
+fn many_requests_on_many_connections_are_carried_out_over_many_turns() {
     let rig = Rig::new();
     let mut clients: Vec<_> = (0..40).map(|_| rig.connect()).collect();
     for client in &mut clients {
-        client.send(&request("POST", "/resume", "").repeat(20));
+        client.send(&request("POST", "/pause", "").repeat(4));
     }
     for client in &mut clients {
-        for _ in 0..20 {
+        for _ in 0..4 {
             assert_eq!(client.answer().0, 200);
         }
     }
-    assert_eq!(rig.asked().len(), 800);
-    assert!(rig.turns() >= 800 / 32, "{} turns", rig.turns());
+    assert_eq!(rig.asked().len(), 160);
+    assert!(rig.turns() >= 160, "{} turns", rig.turns());
 }
 
 #[test]

@@ -16,6 +16,8 @@ use production_server::supervisor::wake::{self, Sleeper, Waker};
 use serde_json::{Value, json};
 
 pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than a turn may take.
+const LONG: Duration = Duration::from_millis(6);
 /// The ticket of everything that this handler lets wait.
 pub const TICKET: u64 = 7;
 
@@ -31,7 +33,7 @@ pub fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// Writes down what it is asked; knows one app, `web`, and one joined worker, `7`.
+/// Writes down what it is asked; knows one app, `web`, and one joined worker, `7`. A pause takes it [`LONG`].
 struct Clerk {
     asked: Arc<Mutex<Vec<Command>>>,
     status: Status,
@@ -59,6 +61,10 @@ impl CommandHandler for Clerk {
             Command::Drain => Answer::refused(409, "the server stops already"),
             Command::Stop { .. } => Answer::done("the server stops"),
             Command::Resume { .. } => Answer::Done(json!({})),
+            Command::Pause { .. } => {
+                std::thread::sleep(LONG);
+                Answer::done("it is under way")
+            }
             _ => Answer::done("it is under way"),
         }
     }
