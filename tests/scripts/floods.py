@@ -114,20 +114,9 @@ def statuses(stream, count):
     """So many answers of requests in a row; how many there are of each status."""
     told, pending = {}, b""
     for _ in range(count):
-        status, _, pending = answer(stream, pending)
+        status, _, _, pending = processes.read_answer(stream, pending)
         told[status] = told.get(status, 0) + 1
     return told
-
-
-def answer(stream, pending):
-    """The next answer: its status, its body, and what has come behind it."""
-    while b"\r\n\r\n" not in pending:
-        pending += processes.receive(stream)
-    head, pending = pending.split(b"\r\n\r\n", 1)
-    length = next(int(line.split(b":")[1]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:"))
-    while len(pending) < length:
-        pending += processes.receive(stream)
-    return int(head.split(b" ", 2)[1]), pending[:length], pending[length:]
 
 
 def resident(server):
@@ -146,7 +135,7 @@ def addresses(backend, server, _, options, results):
             begun = due = time.monotonic()
             while not over.is_set():
                 stream.sendall(line)
-                status, _, _ = answer(stream, b"")
+                status = processes.read_answer(stream)[0]
                 passed, refused = passed + (status == 200), refused + (status == 429)
                 due += 1 / (5 * RATE)
                 time.sleep(max(0, due - time.monotonic()))
@@ -198,7 +187,7 @@ def crowd(server, connections, lines):
                 count = 0
                 while not over.is_set():
                     stream.sendall(lines(number, count))
-                    status, _, _ = answer(stream, b"")
+                    status = processes.read_answer(stream)[0]
                     count += 1
                     with lock:
                         told[status] = told.get(status, 0) + 1
