@@ -5,7 +5,8 @@
 //!
 //! Rules:
 //! - The lines are bounded, one for each [`Kind`]. What finds its line full is refused at once, and never waits.
-//! - What computes, or writes the spool, never has all threads: one is left for the rest, where there are two or more.
+//! - Neither what computes nor what spools ever has all threads, where there are two or more; of both, and of what waits, one after
+//!   the other has its turn. So a flood of passwords holds up no file and no upload.
 //! - Every piece of work that was taken on is answered, but for those in line when the server stops: also one that panics, with `None`.
 //! - Loops have the processor before helpers: what is hashed, read or written for some keeps nobody else waiting.
 //! - No thread runs before [`Helpers::start`], which whoever sees that something configured needs them calls.
@@ -64,8 +65,8 @@ struct State {
     lines: [VecDeque<Job>; KINDS],
     /// Whose turn it is where several lines have something.
     turn: usize,
-    /// How many are at work that may not have all threads.
-    heavy: usize,
+    /// How many of each kind are at work.
+    busy: [usize; KINDS],
     threads: Vec<JoinHandle<()>>,
     stopped: bool,
 }
@@ -73,14 +74,14 @@ struct State {
 impl State {
     /// What one of the threads does next, and of which kind it is.
     fn next(&mut self) -> Option<(usize, Job)> {
-        let takes_heavy = self.heavy < self.threads.len().saturating_sub(1).max(1);
+        let most = self.threads.len().saturating_sub(1).max(1);
         let mut order = (0..KINDS).map(|more| (self.turn + more) % KINDS);
         let kind = order.find(|kind| {
-            let allowed = *kind == Kind::Waits as usize || takes_heavy;
+            let allowed = *kind == Kind::Waits as usize || self.busy[*kind] < most;
             allowed && !self.lines[*kind].is_empty()
         })?;
         self.turn = (kind + 1) % KINDS;
-        self.heavy += usize::from(kind != Kind::Waits as usize);
+        self.busy[kind] += 1;
         Some((kind, self.lines[kind].pop_front()?))
     }
 }
@@ -104,8 +105,9 @@ impl Inner {
             // It tells of the work's own panic; what is left is one of whoever is told.
             let _ = catch_unwind(AssertUnwindSafe(job));
             state = self.lock();
+            state.busy[kind] -= 1;
             if kind != Kind::Waits as usize {
-                state.heavy -= 1;
+                // Another of its kind may have been kept from a thread that sleeps.
                 self.changed.notify_one();
             }
         }
@@ -234,19 +236,39 @@ mod tests {
     }
 
     #[test]
-    fn what_computes_leaves_a_thread_to_the_rest() {
+    fn what_computes_or_spools_leaves_a_thread_to_the_rest() {
+        for (kind, others) in
+            [(Kind::Computes, [Kind::Waits, Kind::Spools]), (Kind::Spools, [Kind::Waits, Kind::Computes])]
+        {
+            let helpers = Helpers::default();
+            helpers.start(2).unwrap();
+            let (first_begins, first_end) = held(&helpers, kind);
+            let (second_begins, _second_end) = held(&helpers, kind);
+            first_begins.recv_timeout(LONG).unwrap();
+            for _ in 0..50 {
+                for other in others {
+                    let (begins, end) = held(&helpers, other);
+                    begins.recv_timeout(LONG).unwrap_or_else(|_| panic!("{kind:?} has all threads"));
+                    drop(end);
+                }
+            }
+            assert_eq!(second_begins.try_recv(), Err(mpsc::TryRecvError::Empty));
+            drop(first_end);
+            second_begins.recv_timeout(LONG).expect("the other has its turn once the first is done");
+        }
+    }
+
+    #[test]
+    fn where_all_threads_are_at_work_the_kinds_have_their_turns() {
         let helpers = Helpers::default();
         helpers.start(2).unwrap();
-        let (first_begins, first_end) = held(&helpers, Kind::Computes);
-        let (second_begins, _second_end) = held(&helpers, Kind::Computes);
-        first_begins.recv_timeout(LONG).unwrap();
-        for _ in 0..100 {
-            let (begins, end) = held(&helpers, Kind::Waits);
-            begins.recv_timeout(LONG).expect("hashes have all threads");
-            drop(end);
-        }
-        assert_eq!(second_begins.try_recv(), Err(mpsc::TryRecvError::Empty));
-        drop(first_end);
-        second_begins.recv_timeout(LONG).expect("the other has its turn once the first is done");
+        let (begins, _computed) = held(&helpers, Kind::Computes);
+        begins.recv_timeout(LONG).unwrap();
+        let (begins, spooled) = held(&helpers, Kind::Spools);
+        begins.recv_timeout(LONG).unwrap();
+        let (_next_begins, _next) = held(&helpers, Kind::Spools);
+        let (waits, _waited) = held(&helpers, Kind::Waits);
+        drop(spooled);
+        waits.recv_timeout(LONG).expect("what spools goes before what waits for ever");
     }
 }
