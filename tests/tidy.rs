@@ -37,7 +37,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("access", &[]),
     ("limits", &[]),
     ("config", &["access", "limits"]),
-    ("compress", &["http"]),
+    ("compress", &["buffers", "http"]),
     ("websocket", &["http"]),
     ("check", &["files", "key_sets", "socket_file", "spool", "supervisor", "tls"]),
     ("init", &["supervisor"]),

@@ -55,7 +55,7 @@ fuzz_target!(|bytes: &[u8]| {
     let varies = fields.iter().any(|field| field.name.of(&text).eq_ignore_ascii_case(b"vary"));
     assert!(answer.status == 200 && says(coding.name().as_bytes()) && (varies || says(b"Vary: Accept-Encoding")));
     let (mut coded, mut plain) = (Vec::new(), Vec::new());
-    let mut encoder = Contexts::default().encoder(coding, &settings).expect("the first one");
+    let mut encoder = Contexts::default().encoder(coding, &settings, None).expect("the first one");
     for piece in rest.chunks(usize::from(*first) + 1) {
         let flush = if piece.len() % 2 == 0 { Flush::Now } else { Flush::No };
         encoder.encode(piece, flush, &mut coded).expect("it goes in");

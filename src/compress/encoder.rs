@@ -2,7 +2,7 @@
 //!
 //! A context is large (gzip about 260 KiB, Brotli above 1 MiB, Zstandard about 1 MiB): of each coding a loop has a bounded number, and
 //! those that have served stay for the next. Where none is left, an answer leaves as it is. What nobody waits for is collected first, and
-//! compressed in one go: most answers then have the same context one after the other, and find it in the processor's cache.
+//! compressed in one go: answers of up to 64 KiB then have the same context one after the other, and find it in the processor's cache.
 
 use std::cell::RefCell;
 use std::hash::RandomState;
@@ -12,6 +12,7 @@ use std::rc::Rc;
 use flate2::{Compress, Compression, FlushCompress};
 use zstd::stream::raw::{CParameter, InBuffer, Operation, OutBuffer};
 
+use crate::buffers::block::SMALL;
 use crate::config::{Coding, Compressing};
 
 /// How much the window of a stream may hold, as a power of two: half a mebibyte of Zstandard, a quarter of Brotli.
@@ -20,8 +21,10 @@ const BROTLI_WINDOW: u32 = 18;
 /// Room that is made for what comes out, in bytes.
 const ROOM: usize = 16 * 1024;
 
-/// What is collected of a stream at most before it is compressed, in bytes: with one receive more than that it is 64 KiB.
-const COLLECTED: usize = 46 * 1024;
+/// How much of a stream is compressed in one turn at most, in bytes.
+const TURN: usize = 64 * 1024;
+/// What is collected at most of one that is longer than that, or as long as nobody knows: with one receive more it is a turn's.
+const COLLECTED: usize = TURN - SMALL;
 
 /// How many streams of each coding a loop compresses at once at most.
 const fn most(coding: Coding) -> usize {
@@ -73,21 +76,26 @@ pub struct Encoder {
     context: Option<Context>,
     /// What has not been compressed yet.
     collected: Vec<u8>,
+    /// How much of it there may be, in bytes.
+    most: usize,
     home: Rc<RefCell<[Of; 3]>>,
     /// Nothing was put in since the last flush.
     flushed: bool,
 }
 
 impl Contexts {
-    /// An encoder for that coding; `None`: as many as there may be are at work.
-    pub fn encoder(&self, coding: Coding, settings: &Compressing) -> Option<Encoder> {
+    /// An encoder for that coding, of a body that is so long, where that is known; `None`: as many as there may be are at work.
+    pub fn encoder(&self, coding: Coding, settings: &Compressing, length: Option<u64>) -> Option<Encoder> {
         let of = &mut self.all.borrow_mut()[coding as usize];
         if of.used >= most(coding) {
             return None;
         }
         of.used += 1;
         let (level, home) = (settings.level(coding), self.all.clone());
-        Some(Encoder { coding, level, context: None, collected: Vec::new(), home, flushed: true })
+        // One that a turn may take is collected up to its end, and has a context for no longer than it takes to compress it.
+        let whole = length.filter(|length| *length <= TURN as u64).map(|length| length as usize);
+        let (collected, most) = (Vec::with_capacity(whole.unwrap_or_default()), whole.unwrap_or(COLLECTED));
+        Some(Encoder { coding, level, context: None, collected, most, home, flushed: true })
     }
 }
 
@@ -124,7 +132,7 @@ impl Encoder {
     pub fn encode(&mut self, input: &[u8], flush: Flush, out: &mut Vec<u8>) -> io::Result<()> {
         let flush = if flush == Flush::Now && input.is_empty() && self.flushed { Flush::No } else { flush };
         self.flushed = flush != Flush::No || (self.flushed && input.is_empty());
-        if flush == Flush::No && self.collected.len() + input.len() <= COLLECTED {
+        if flush == Flush::No && self.collected.len() + input.len() <= self.most {
             self.collected.extend_from_slice(input);
             return Ok(());
         }
@@ -317,7 +325,7 @@ mod tests {
                 let plain = bytes(count, random);
                 for piece in [1_000_000, 65_536, 4093, 911] {
                     for flush in [Flush::No, Flush::Now] {
-                        let mut encoder = contexts.encoder(coding, &settings).unwrap();
+                        let mut encoder = contexts.encoder(coding, &settings, None).unwrap();
                         let mut out = Vec::new();
                         for piece in plain.chunks(piece) {
                             encoder.encode(piece, flush, &mut out).unwrap();
@@ -334,7 +342,7 @@ mod tests {
     fn a_flush_lets_everything_out_and_a_second_one_adds_nothing() {
         let contexts = Contexts::default();
         for coding in Coding::ALL {
-            let mut encoder = contexts.encoder(coding, &Compressing::default()).unwrap();
+            let mut encoder = contexts.encoder(coding, &Compressing::default(), None).unwrap();
             let (mut out, mut plain) = (Vec::new(), Vec::new());
             for number in 0..50 {
                 let event = format!("data: {number}\n\n");
@@ -354,15 +362,15 @@ mod tests {
         for coding in Coding::ALL {
             for _ in 0..2 {
                 let encoders: Vec<Encoder> =
-                    std::iter::from_fn(|| contexts.encoder(coding, &Compressing::default())).collect();
+                    std::iter::from_fn(|| contexts.encoder(coding, &Compressing::default(), None)).collect();
                 assert_eq!(encoders.len(), most(coding));
             }
             // One that was left in the middle of its work is as good as new.
-            let mut cut = contexts.encoder(coding, &Compressing::default()).unwrap();
+            let mut cut = contexts.encoder(coding, &Compressing::default(), None).unwrap();
             cut.encode(&bytes(100_000, true), Flush::No, &mut Vec::new()).unwrap();
             drop(cut);
             let mut out = Vec::new();
-            let mut encoder = contexts.encoder(coding, &Compressing::default()).unwrap();
+            let mut encoder = contexts.encoder(coding, &Compressing::default(), None).unwrap();
             encoder.encode(b"hello", Flush::End, &mut out).unwrap();
             assert_eq!(decoded(coding, &out), b"hello");
         }
@@ -378,7 +386,7 @@ mod tests {
         });
         let idle = || contexts.all.borrow()[Coding::Gzip as usize].idle.len();
         let begun = |settings: &Compressing| {
-            let mut encoder = contexts.encoder(Coding::Gzip, settings)?;
+            let mut encoder = contexts.encoder(Coding::Gzip, settings, None)?;
             encoder.encode(b"a", Flush::Now, &mut Vec::new()).unwrap();
             Some(encoder)
         };
@@ -401,9 +409,9 @@ mod tests {
         let contexts = Contexts::default();
         let settings = Compressing::default();
         let idle = || contexts.all.borrow()[Coding::Gzip as usize].idle.len();
-        let mut encoders: Vec<Encoder> = (0..8).map(|_| contexts.encoder(Coding::Gzip, &settings).unwrap()).collect();
-        // As large as a receive may be.
-        const PIECE: usize = 18 * 1024;
+        let mut encoders: Vec<Encoder> =
+            (0..8).map(|_| contexts.encoder(Coding::Gzip, &settings, None).unwrap()).collect();
+        const PIECE: usize = SMALL;
         let (piece, mut outs) = (bytes(PIECE, false), vec![Vec::new(); 8]);
         for _ in 0..2 {
             for (encoder, out) in encoders.iter_mut().zip(&mut outs) {
@@ -417,11 +425,28 @@ mod tests {
         }
         assert_eq!(idle(), 1, "each has had the same one");
         drop(encoders);
-        let mut long = contexts.encoder(Coding::Gzip, &settings).unwrap();
+        let mut long = contexts.encoder(Coding::Gzip, &settings, None).unwrap();
         for _ in 0..10 {
             long.encode(&piece, Flush::No, &mut outs[0]).unwrap();
-            assert!(long.collected.len() + PIECE <= 64 * 1024);
+            assert!(long.collected.len() + PIECE <= TURN);
         }
         assert!(long.context.is_some());
+    }
+
+    #[test]
+    fn one_whose_length_a_turn_may_take_has_a_context_only_at_its_end() {
+        let contexts = Contexts::default();
+        let settings = Compressing::default();
+        let begun = |length: usize| {
+            let mut encoder = contexts.encoder(Coding::Gzip, &settings, Some(length as u64)).unwrap();
+            let (plain, mut out) = (bytes(length, false), Vec::new());
+            plain.chunks(SMALL).for_each(|piece| encoder.encode(piece, Flush::No, &mut out).unwrap());
+            let has_begun = encoder.context.is_some();
+            encoder.encode(b"", Flush::End, &mut out).unwrap();
+            assert!(decoded(Coding::Gzip, &out) == plain);
+            has_begun
+        };
+        assert!(!begun(TURN));
+        assert!(begun(TURN + 1));
     }
 }

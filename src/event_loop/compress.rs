@@ -61,7 +61,7 @@ impl<B: Backend> Loop<B> {
         let jitter = u64::from(wish.settings().jitter);
         let mut encoder = None;
         if let Some(coding) = judged.coding {
-            encoder = self.apps.contexts.encoder(coding, wish.settings());
+            encoder = self.apps.contexts.encoder(coding, wish.settings(), response.framing.length());
             if encoder.is_none() {
                 // As if its client took none.
                 self.counters.compress_busy.add(1);

@@ -84,7 +84,7 @@ def backends(options):
 @contextlib.contextmanager
 def serving(home, server, backend, flags=(), command=None, workers=2, path="/ping", directory=None, environment=None, secure=False):
     """Runs the server until the block is left, in front of its built-in workers or of `command` (with {socket} in it), which starts in
-    `directory`, else in an empty one; `secure`: flags say that it speaks TLS."""
+    `directory`, else in an empty one; `secure`: flags say that it speaks TLS. `workers=None`: a file says it, app by app."""
     with contextlib.ExitStack() as stack:
         place = os.path.join(home, f"run-{processes.free_port()}")
         os.mkdir(place)
@@ -94,7 +94,7 @@ def serving(home, server, backend, flags=(), command=None, workers=2, path="/pin
         else:
             if not os.access(server, os.X_OK):
                 raise Trouble(f"--server {server}: no such program; `cargo build --release` makes it")
-            line = [os.path.abspath(server), "--backend", backend, "--listen", f"127.0.0.1:{port}", "--workers", str(workers),
+            line = [os.path.abspath(server), "--backend", backend, "--listen", f"127.0.0.1:{port}", *(["--workers", str(workers)] if workers else []),
                     "--run-dir", os.path.join(place, "run"), "--no-access-log", "--stats-interval", "0s", *flags]
             line += ["--", *command] if command else []
         process = stack.enter_context(processes.running(line, log, env=environment, cwd=directory or place))
