@@ -24,14 +24,13 @@ import re
 import signal
 import socket
 import socketserver
-import statistics
-import subprocess
 import sys
 import threading
 import time
 
 MIB = 1 << 20
 FAST = 64
+PATH = "/small"
 # How many times what it is in peace, or at the other server, p99 may be, and the time of the worker.
 P99_FACTOR, BUSY_FACTOR = 2, 3
 PATIENT = ["--write-timeout", "300s", "--body-timeout", "300s", "--max-body", "1GiB", "--buffer-bytes", "256MiB"]
@@ -168,7 +167,7 @@ def main(home):
         flags.error("a number is out of range; see --help")
     if options.server == "nginx":
         flags.error("nginx supervises nothing: there is no control")
-    programs = {source: compiled(home, source) for source in ("worker.c", "constant_rate.c")}
+    programs = {name: fast.program(home, name) for name in ("worker", "constant_rate")}
     results = common.Results()
     for backend in common.backends(options):
         print(f"\n{backend}: {options.readers} readers and {options.uploads} uploads of {options.mib} MiB")
@@ -178,20 +177,12 @@ def main(home):
     return results.exit_code()
 
 
-def compiled(home, source):
-    program = os.path.join(home, source.removesuffix(".c"))
-    status, output = processes.run_to_end(["gcc", "-O2", "-o", program, os.path.join(common.ROOT, "benches/load", source)], timeout=60)
-    if status != 0:
-        raise common.Trouble(f"gcc could not compile {source}:\n{output}")
-    return program
-
-
 class Side:
     """One of the two servers, its spool, and what the fast clients saw of it."""
 
     def __init__(self, server, place, spool, most, options, program):
-        self.server, self.place, self.spool, self.most, self.options, self.program = server, place, spool, most, options, program
-        self.failed, self.asked = 0, {"large": 0, "upload": 0}
+        self.server, self.place, self.spool, self.most, self.options = server, place, spool, most, options
+        self.clients, self.asked = fast.Clients(program, server.port, (PATH,), options.rate, FAST, 2), {"large": 0, "upload": 0}
 
     @staticmethod
     @contextlib.contextmanager
@@ -201,20 +192,12 @@ class Side:
         os.makedirs(spool)
         site = os.path.join(place, "site.toml")
         with open(site, "w") as file:
-            file.write(SITE.format(fast=programs["worker.c"], python=sys.executable, script=os.path.abspath(__file__)))
+            file.write(SITE.format(fast=programs["worker"], python=sys.executable, script=os.path.abspath(__file__)))
         most = 2 * max(options.readers + options.uploads, 4) * options.mib * MIB
         given = ["-f", site, *PATIENT, "--spool-dir", spool, "--spool-bytes", str(most)]
         with common.serving(home, options.server, backend, given, workers=None, path="/small", directory=place) as server:
             processes.wait_until_it_answers(server.process, server.log, server.port, "/ping")
-            yield Side(server, place, spool, most, options, programs["constant_rate.c"])
-
-    def window(self):
-        """p50 and p99 of the fast clients in two seconds, in microseconds."""
-        line = [self.program, str(self.server.port), "/small", str(self.options.rate), "2", str(FAST)]
-        status, output = processes.run_to_end(line, timeout=40)
-        self.failed += status != 0
-        told = json.loads(output)
-        return told["p50_us"], told["p99_us"]
+            yield Side(server, place, spool, most, options, programs["constant_rate"])
 
     def busy(self):
         """How often, and for how many seconds, its worker was busy with each kind; waits until it has told of all that were asked for."""
@@ -239,7 +222,7 @@ def play(crowded, control, options, backend, results):
     for side in (crowded, control):
         asyncio.run(side.alone())
     peace, at_first = crowded.busy(), control.busy()
-    without = [crowded.window() for _ in range(options.windows)]
+    without = crowded.clients.windows(options.windows)
     looks = Looks(crowded.server)
     before = looks.resident("VmRSS")
     digests, windows = asyncio.run(all_of_them(crowded, control, options, looks))
@@ -247,8 +230,11 @@ def play(crowded, control, options, backend, results):
     crowded.asked["upload"] += options.uploads
     wrong = sum(digest != expected for digest in digests)
     results.add(f"{backend}: bytes are equal", not wrong, f"{len(digests) - wrong} of {len(digests)}")
-    results.add(f"{backend}: fast clients are served", not crowded.failed, f"{crowded.failed} windows with failures")
-    judge_p99(without, windows, backend, results)
+    beside, quiet = windows
+    failed = without.failed + beside.failed + quiet.failed
+    results.add(f"{backend}: fast clients are served", not failed, "; ".join(failed[:3]))
+    results.add(f"{backend}: p99 of fast clients is within {P99_FACTOR} x", not beside.slow(P99_FACTOR, without, quiet), str(beside))
+    print(f"        without: {without}\n        the other server at the same time: {quiet}", flush=True)
     for kind in ("large", "upload"):
         judge_busy(kind, peace, crowded.busy(), at_first, control.busy(), backend, results)
     grown = (looks.resident("VmHWM") - before) / MIB
@@ -257,16 +243,6 @@ def play(crowded, control, options, backend, results):
     asyncio.run(killed(crowded.server, options.mib))
     left = os.listdir(crowded.spool)
     results.add(f"{backend}: no file is left", not left, " ".join(left))
-
-
-def judge_p99(without, windows, backend, results):
-    """`windows` are those beside the crowd, of both servers, the crowded one first."""
-    p50, p99 = ([round(statistics.median(window[at] for window in runs)) for runs in (without, *windows)] for at in (0, 1))
-    detail = ", ".join(f"{name} {half} / {most}" for name, half, most in zip(("without", "beside", "control beside"), p50, p99))
-    results.add(f"{backend}: p99 of fast clients is within {P99_FACTOR} x", p99[1] <= P99_FACTOR * max(p99[0], p99[2]),
-                f"p50 / p99 in µs, medians of {len(windows[0])} windows: {detail}")
-    spread = ", ".join(f"{min(run[1] for run in runs)}-{max(run[1] for run in runs)}" for runs in (without, *windows))
-    print(f"        p99 from the best window to the worst: {spread}", flush=True)
 
 
 def judge_busy(kind, peace, after, at_first, at_last, backend, results):
@@ -315,15 +291,16 @@ async def all_of_them(crowded, control, options, looks):
             await asyncio.sleep(1)
 
     async def compare():
-        windows = [], []
+        sides, count = [(side.clients, fast.Windows((PATH,))) for side in (crowded, control)], 0
         # All have come.
         await asyncio.sleep(1)
-        while not windows[0] or time.monotonic() < slow_until - 6:
-            for side, seen in zip((crowded, control), windows):
-                seen.append(await asyncio.to_thread(side.window))
-            if len(windows[0]) % 3 == 0:
+        while not count or time.monotonic() < slow_until - 6:
+            for clients, seen in sides:
+                await asyncio.to_thread(clients.window, seen)
+            count += 1
+            if count % 3 == 0:
                 await control.alone()
-        return windows
+        return [seen for _, seen in sides]
 
     watching, comparing = asyncio.create_task(watch()), asyncio.create_task(compare())
     digests = await asyncio.gather(*peers)
@@ -348,5 +325,6 @@ if __name__ == "__main__":
     else:
         sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
         import common
+        import fast
         import processes
         common.run(main)
