@@ -32,7 +32,7 @@ const OWN_ROOM: usize = 512 * 1024;
 const PARTS_OF_FREE: usize = 3;
 /// After the first line wakes the writer, it waits so long for more, so that a busy server writes in large pieces and
 /// its loops rarely have to wake anybody.
-const GATHER: Duration = Duration::from_millis(5);
+const GATHER: Duration = Duration::from_millis(25);
 /// A backlog that is worth writing at once.
 const ENOUGH: usize = 64 * 1024;
 /// A sink that fails and recovers by turns tells of it at most so often.
