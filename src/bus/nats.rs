@@ -133,6 +133,9 @@ impl Nats {
                 let length = behind.split_ascii_whitespace().next_back().and_then(|word| word.parse::<usize>().ok());
                 let length = length.filter(|length| *length <= LONGEST).ok_or("it announces a message of no length")?;
                 let Some(message) = rest.get(..length + 2) else { return Ok(None) };
+                if !message.ends_with(b"\r\n") {
+                    return Err("a message does not end where it says".to_owned());
+                }
                 if !planted::active(Bug::LateEpoch) {
                     self.hears();
                 }
@@ -439,9 +442,15 @@ mod tests {
     #[test]
     fn what_no_server_says_ends_the_connection() {
         let long = vec![b'x'; LONGEST_LINE + 1];
-        for bytes in
-            [&b"HTTP/1.1 400\r\n"[..], b"MSG a 1 99999999999\r\n", b"MSG a 1 x\r\n", b"\xff\n", b"-ERR 'no'\r\n", &long]
-        {
+        for bytes in [
+            &b"HTTP/1.1 400\r\n"[..],
+            b"MSG a 1 99999999999\r\n",
+            b"MSG a 1 x\r\n",
+            b"MSG a 1 1\r\nabc",
+            b"\xff\n",
+            b"-ERR 'no'\r\n",
+            &long,
+        ] {
             let (mut nats, mut out) = nats();
             assert!(
                 nats.received(NOW, 0, bytes, &mut out).is_err(),

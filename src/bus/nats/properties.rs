@@ -385,6 +385,9 @@ fn disturb(world: &mut World, number: usize) {
     let Some(at) = world.nodes[number].link else { return };
     let (what, steps) = (world.draw(8), world.draw(200) as u32);
     let link = &mut world.links[at];
+    if link.is_over {
+        return;
+    }
     match what {
         0 | 1 => world.cut(number),
         2 => link.still = world.now + STEP * steps,
