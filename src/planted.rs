@@ -71,6 +71,12 @@ pub enum Bug {
     UnlearnedIds,
     /// What is kept while Redis is away is taken for published as soon as it is sent.
     ForgottenKept,
+    /// What comes over a new connection to NATS before the server has taken what it was told goes into the epoch before.
+    LateEpoch,
+    /// Who hears over NATS that messages were lost does not tell.
+    UntoldLoss,
+    /// What comes over NATS and cannot be kept is passed over.
+    UntoldRefusal,
 }
 
 #[cfg(debug_assertions)]

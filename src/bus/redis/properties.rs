@@ -2,11 +2,11 @@
 //! it had, and loses connections with what is on its way over them.
 
 use std::collections::{HashMap, VecDeque};
-use std::panic::{catch_unwind, resume_unwind};
 use std::sync::Mutex;
 
 use super::*;
 use crate::bus::tests::readers::{Reader, Truth, id_of};
+use crate::bus::tests::seeds::{self, Dice};
 use crate::hub::{From, Kind, Settings};
 
 const TOPICS: [&str; 2] = ["a", "b"];
@@ -150,7 +150,7 @@ type Answers = Arc<Mutex<Vec<(&'static str, String)>>>;
 
 struct World {
     now: Duration,
-    random: u64,
+    dice: Dice,
     server: Server,
     is_away: bool,
     nodes: Vec<Node>,
@@ -171,7 +171,7 @@ impl World {
     fn new(seed: u64) -> World {
         let mut world = World {
             now: Duration::from_secs(1),
-            random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+            dice: Dice::new(seed),
             server: Server { run: 1, ..Server::default() },
             is_away: false,
             nodes: Vec::new(),
@@ -194,10 +194,7 @@ impl World {
     }
 
     fn draw(&mut self, below: usize) -> usize {
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 7;
-        self.random ^= self.random << 17;
-        (self.random >> 11) as usize % below
+        self.dice.draw(below)
     }
 
     fn listen(&mut self) {
@@ -297,8 +294,9 @@ impl World {
     /// Readers read, and what they get is judged.
     fn read(&mut self, number: usize) {
         let unknown = self.unknown;
-        let readers = self.nodes[number].readers.iter_mut();
-        readers.for_each(|reader| reader.read(&mut self.truth, |had| count_of(had) > unknown));
+        for reader in &mut self.nodes[number].readers {
+            reader.read(&mut self.truth, |had| count_of(had) > unknown);
+        }
     }
 
     fn run(&mut self, steps: usize) {
@@ -426,30 +424,14 @@ fn trouble(seed: u64) -> usize {
 /// Nothing comes twice, no number and no id is two messages, and nothing is missing in silence. `SIMULATION_SEEDS` and `SIMULATION_FIRST` say which seeds are tried.
 #[test]
 fn nothing_is_lost_in_silence_when_redis_comes_and_goes() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse().ok());
-    let (first, count) = (number("SIMULATION_FIRST").unwrap_or(1), number("SIMULATION_SEEDS").unwrap_or(100));
-    let run = |seed| {
-        catch_unwind(|| trouble(seed)).unwrap_or_else(|panic| {
-            eprintln!("SIMULATION_FIRST={seed} SIMULATION_SEEDS=1 repeats this");
-            resume_unwind(panic)
-        })
-    };
-    let told: usize = (first..first + count).map(run).sum();
-    assert!(count < 50 || (1..count as usize * 2 * NODES).contains(&told), "some are told of a gap, and some are not");
+    let told = seeds::try_all(100, trouble);
+    let (count, told) = (told.len(), told.iter().sum::<usize>());
+    assert!(count < 50 || (1..count * 2 * NODES).contains(&told), "some are told of a gap, and some are not");
 }
 
 /// The planted fault is found within 256 seeds.
 #[cfg(debug_assertions)]
 #[test]
 fn a_planted_fault_of_what_is_kept_for_redis_is_found() {
-    use crate::planted::plant;
-
-    let found = (1..=256).find(|seed| {
-        plant(Some(Bug::ForgottenKept));
-        let outcome = catch_unwind(|| trouble(*seed));
-        plant(None);
-        outcome.is_err()
-    });
-    println!("{:?} is found by seed {found:?}", Bug::ForgottenKept);
-    assert!(found.is_some(), "no seed finds {:?}", Bug::ForgottenKept);
+    seeds::find_all(&[Bug::ForgottenKept], trouble);
 }

@@ -30,14 +30,17 @@ impl Reader {
         Reader { topic, name, at: from, from, had: Vec::new(), gaps: 0 }
     }
 
-    /// Reads all there is, and judges it. `knows`: whether the id of that message was known when others were published.
-    pub fn read(&mut self, truth: &mut Truth, knows: impl Fn(&str) -> bool) {
+    /// Reads all there is, and judges it: what has come, `None` for each gap. `knows`: whether the id of that message was known when others were
+    /// published.
+    pub fn read(&mut self, truth: &mut Truth, knows: impl Fn(&str) -> bool) -> Vec<Option<String>> {
+        let mut heard = Vec::new();
         loop {
             let mut messages = Vec::new();
             let read = self.topic.read(self.at, usize::MAX, &mut messages);
             if read.gap.is_some() {
                 self.gaps += 1;
                 self.had.clear();
+                heard.push(None);
             }
             for message in messages {
                 let Position { epoch, offset } = message.position();
@@ -47,11 +50,12 @@ impl Reader {
                 assert!(!self.had.contains(&text), "{text} came twice");
                 let is_again = |had: &&String| !id_of(&text).is_empty() && id_of(had) == id_of(&text) && knows(had);
                 assert_eq!(self.had.iter().find(is_again), None, "two messages have one id: {text}");
+                heard.push(Some(text.clone()));
                 self.had.push(text);
             }
             self.at = read.at;
             if !read.more {
-                break;
+                return heard;
             }
         }
     }
