@@ -27,7 +27,6 @@ const LARGE_STRUCTS: &[(&str, &str)] = &[
     ("http/seen.rs: Seen", "flags of that pass, which live on its stack"),
     ("dispatch/workers.rs: Worker", "a row of the table behind the one mutex"),
     ("supervisor/process.rs: Process", "all that is held for one worker, and given back with it"),
-    ("backends/readiness.rs: Readiness", "known; to be taken apart when it is next worked on"),
 ];
 
 /// Each module with the modules of the crate that it may use. What is not named here may be used by all.
