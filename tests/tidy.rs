@@ -25,7 +25,6 @@ const LARGE_STRUCTS: &[(&str, &str)] = &[
     ("log/access.rs: AccessRecord", "what a line may show of a request, never changed afterwards"),
     ("http/head.rs: Request", "what one pass over a head finds, never changed afterwards"),
     ("http/seen.rs: Seen", "flags of that pass, which live on its stack"),
-    ("dispatch/workers.rs: Worker", "a row of the table behind the one mutex"),
     ("supervisor/process.rs: Process", "all that is held for one worker, and given back with it"),
 ];
 
