@@ -23,8 +23,6 @@ const LARGE_STRUCTS: &[(&str, &str)] = &[
     ("control/status.rs: Status", "a field for each member of the document"),
     ("control/status.rs: Worker", "a field for each member of the document"),
     ("log/access.rs: AccessRecord", "what a line may show of a request, never changed afterwards"),
-    ("http/head.rs: Request", "what one pass over a head finds, never changed afterwards"),
-    ("http/seen.rs: Seen", "flags of that pass, which live on its stack"),
     ("supervisor/process.rs: Process", "all that is held for one worker, and given back with it"),
 ];
 

@@ -35,7 +35,7 @@ impl<B: Backend> Loop<B> {
     /// What the access line of a request will show of the head that its worker gets, if there is to be a line and the head is not edited.
     pub fn shown(&self, edited: bool, request: &Request, forward: &Forward<'_>) -> Option<Shown> {
         let is_known = self.access.enabled() && !edited;
-        is_known.then(|| self.heads.fields.shown(request.start, rewrite::dropped(request, forward))).flatten()
+        is_known.then(|| self.heads.fields.shown(request.copy.start, rewrite::dropped(request, forward))).flatten()
     }
 
     /// Counts how an exchange ended and how long it took, and writes its access line.

@@ -133,7 +133,7 @@ impl<B: Backend> Loop<B> {
             b"X-Forwarded-Method: ",
             request.method_span.of(&input),
             b"\r\nX-Forwarded-Uri: ",
-            request.path.of(&input),
+            request.target.path.of(&input),
             b"\r\n",
         ];
         let lines = lines.concat();

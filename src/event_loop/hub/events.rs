@@ -188,7 +188,7 @@ impl<B: Backend> Loop<B> {
         };
         let dialect = wish.served().app.as_ref().map(|part| part.dialect).unwrap_or_default();
         let mut fields =
-            format!("X-Socket-Target: {}\r\n", String::from_utf8_lossy(request.path.of(input))).into_bytes();
+            format!("X-Socket-Target: {}\r\n", String::from_utf8_lossy(request.target.path.of(input))).into_bytes();
         for field in self.heads.fields.iter() {
             let name = field.name.of(input);
             let handshake = name.get(..14).is_some_and(|start| start.eq_ignore_ascii_case(b"sec-websocket-"));
