@@ -22,7 +22,6 @@ const LARGE_STRUCTS: &[(&str, &str)] = &[
     ("config/hub.rs: Hub", "a field for each setting"),
     ("control/status.rs: Status", "a field for each member of the document"),
     ("control/status.rs: Worker", "a field for each member of the document"),
-    ("log/access.rs: AccessRecord", "what a line may show of a request, never changed afterwards"),
     ("supervisor/process.rs: Process", "all that is held for one worker, and given back with it"),
 ];
 

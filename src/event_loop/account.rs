@@ -9,7 +9,7 @@ use crate::exchange::Exchange;
 use crate::http::fields::Shown;
 use crate::http::head::Request;
 use crate::http::rewrite::{self, Forward};
-use crate::log::AccessRecord;
+use crate::log::{AccessRecord, Took};
 use crate::metrics::Counter;
 use crate::metrics::series::AppCounters;
 
@@ -66,9 +66,11 @@ impl<B: Backend> Loop<B> {
         self.access.record(&AccessRecord {
             status,
             bytes: exchange.answer.bytes,
-            duration_us: (now - times.started) / 1000,
-            queue_us: times.granted.map(|_| waited.as_micros() as u64),
-            upstream_us: times.granted.map(|granted| (end - granted) / 1000),
+            took: Took {
+                duration_us: (now - times.started) / 1000,
+                queue_us: times.granted.map(|_| waited.as_micros() as u64),
+                upstream_us: times.granted.map(|granted| (end - granted) / 1000),
+            },
             app: &exchange.app.settings.name,
             note: exchange.answer.note.as_deref(),
             worker: seat.map(|seat| seat.target.number),
