@@ -22,7 +22,6 @@ const LARGE_STRUCTS: &[(&str, &str)] = &[
     ("config/hub.rs: Hub", "a field for each setting"),
     ("control/status.rs: Status", "a field for each member of the document"),
     ("control/status.rs: Worker", "a field for each member of the document"),
-    ("supervisor/process.rs: Process", "all that is held for one worker, and given back with it"),
 ];
 
 /// Each module with the modules of the crate that it may use. What is not named here may be used by all.

@@ -405,7 +405,7 @@ impl Unit {
     fn status_of_workers(&self, snapshot: &Snapshot, now: Instant) -> Vec<status::Worker> {
         // As was last seen; the next look is for the next document.
         self.processes.ask_for_memory();
-        let weight = |name| self.processes.process(name)?.held;
+        let weight = |name| self.processes.process(name)?.memory.held;
         let mut workers: Vec<status::Worker> = Vec::new();
         for member in self.fleet.members() {
             workers.push(self.status_of_member(member, snapshot, weight(member.name), now));
