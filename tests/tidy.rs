@@ -20,8 +20,6 @@ const LARGE_STRUCTS: &[(&str, &str)] = &[
     ("config/mod.rs: Settings", "a field for each setting"),
     ("config/mod.rs: App", "a field for each setting"),
     ("config/hub.rs: Hub", "a field for each setting"),
-    ("control/status.rs: Status", "a field for each member of the document"),
-    ("control/status.rs: Worker", "a field for each member of the document"),
 ];
 
 /// Each module with the modules of the crate that it may use. What is not named here may be used by all.
