@@ -85,8 +85,9 @@ pub struct TakesPart {
 impl Served {
     fn new(settings: &config::Hub, apps: &[App], metrics: &Metrics) -> Served {
         let (settings, times) = (settings.clone(), metrics.hubs().clone());
-        let app = settings.app.as_ref().and_then(|name| apps.iter().find(|app| app.settings.name == *name));
-        let app = app.map(|app| TakesPart { app: app.id, path: settings.events.clone(), dialect: settings.dialect });
+        let part = &settings.participant;
+        let app = part.app.as_ref().and_then(|name| apps.iter().find(|app| app.settings.name == *name));
+        let app = app.map(|app| TakesPart { app: app.id, path: part.path.clone(), dialect: part.dialect });
         Served { hub: times.get(kept_by(&settings)), settings, app, times }
     }
 
@@ -103,13 +104,13 @@ impl Served {
 
 /// What a hub is to keep.
 fn kept_by(said: &config::Hub) -> hub::Settings {
-    let history = hub::History { count: said.history_count, bytes: said.history_bytes, age: said.history_age };
+    let config::History { count, bytes, age } = said.history;
     hub::Settings {
         topics: said.topics.iter().filter_map(|pattern| hub::Pattern::new(pattern).ok()).collect(),
-        history,
-        message: said.message,
-        most_topics: said.most_topics,
-        memory: said.memory,
+        history: hub::History { count, bytes, age },
+        message: said.room.message,
+        most_topics: said.room.topics,
+        memory: said.room.memory,
         ..hub::Settings::new(&said.name)
     }
 }
@@ -358,7 +359,7 @@ impl Routes {
         let mut told = if routes.iter().any(asks) { access::TOLD.to_vec() } else { Vec::new() };
         let forwards = routes.iter().filter_map(|route| route.access.auth.as_ref()?.forward.as_ref());
         told.extend(forwards.flat_map(|forward| &forward.copy).map(String::as_str));
-        if settings.hubs.iter().any(|hub| hub.app.is_some()) {
+        if settings.hubs.iter().any(|hub| hub.participant.app.is_some()) {
             told.extend(hub::EVENT_FIELDS);
         }
         let doors = Arc::new(Doors::new(settings));

@@ -74,7 +74,7 @@ pub use error_page::ErrorPage;
 pub use file::{File, NAME as FILE_NAME, Text};
 pub use front::{Front, Peers};
 pub use health::{Eject, Health};
-pub use hub::{Bus, Dialect, Hub, Origin, Remote, Secret};
+pub use hub::{Bus, Dialect, History, Hub, Origin, Participant, Remote, Room, Secret};
 pub use load::{Inputs, Loaded};
 pub use logging::{
     AccessLogFormat, AccessLogSettings, DEV_LOG, EventFormat, EventLogSettings, JOURNAL, Level, LogTarget, Part,

@@ -241,26 +241,24 @@ fn hubs_come_from_the_file() {
     let chat = Hub {
         name: "chat".to_owned(),
         topics: vec!["chat.*".to_owned(), "all".to_owned()],
-        history_count: 0,
-        history_bytes: 2 << 20,
-        history_age: Duration::from_secs(3600),
-        memory: 1 << 30,
-        most_topics: 7,
-        message: 9,
-        topics_per_socket: 8,
+        history: History { count: 0, bytes: 2 << 20, age: Duration::from_secs(3600) },
+        room: Room { memory: 1 << 30, topics: 7, message: 9, topics_per_socket: 8 },
         ping: Duration::from_secs(1),
         pong: Duration::from_secs(2),
         poll: Duration::from_secs(3),
         origins: vec![Origin::Any, Origin::Of { secure: false, host: "a".to_owned(), port: 81 }],
         keys: None,
         deflate: false,
-        app: Some("web".to_owned()),
-        events: "/chat/events".to_owned(),
-        dialect: super::super::hub::Dialect::Events,
+        participant: Participant {
+            app: Some("web".to_owned()),
+            path: "/chat/events".to_owned(),
+            dialect: super::super::hub::Dialect::Events,
+        },
         path: "/chat".to_owned(),
         bus: Some(super::super::hub::Bus::Directory("/run/x".into())),
     };
-    let news = Hub { name: "news".to_owned(), history_count: 5, ..Hub::default() };
+    let history = History { count: 5, ..Hub::default().history };
+    let news = Hub { name: "news".to_owned(), history, ..Hub::default() };
     assert_eq!(config.server.hubs, [news, chat]);
     // One that no route is to is served below its path, before all routes and on any host.
     let shown = config.routes.iter().map(|route| (route.matching.to_string(), &route.to));

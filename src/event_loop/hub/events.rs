@@ -560,7 +560,7 @@ impl<B: Backend> Loop<B> {
         let now = served.since(self.time.now);
         let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) else { return };
         if subscriber.topic_at(&self.hubs, name).is_some()
-            || subscriber.cursors.len() >= served.settings.topics_per_socket
+            || subscriber.cursors.len() >= served.settings.room.topics_per_socket
         {
             return;
         }

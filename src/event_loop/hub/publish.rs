@@ -28,7 +28,7 @@ const AROUND: u64 = 16 * 1024;
 impl Served {
     /// Bytes that the body of a request may have which is to be published.
     pub fn most_of_notice(&self) -> u64 {
-        self.settings.message as u64 + AROUND
+        self.settings.room.message as u64 + AROUND
     }
 }
 
