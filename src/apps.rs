@@ -48,13 +48,13 @@ impl App {
     ) -> App {
         let count = metrics.app(&settings.name);
         let text = |text: &String| Direct::new("text/plain; charset=utf-8", text.as_bytes());
-        let direct = settings.respond.as_ref().map(text);
+        let direct = settings.instead.respond.as_ref().map(text);
         App { id, server, settings, direct, dispatch, count }
     }
 
     /// How many connections a loop keeps open to each worker for the next requests.
     pub fn idle_links(&self) -> usize {
-        if self.settings.keepalive { self.settings.concurrency as usize } else { 0 }
+        if self.settings.sharing.keepalive { self.settings.sharing.concurrency as usize } else { 0 }
     }
 }
 
@@ -273,7 +273,7 @@ impl Way {
             Target::App(index) | Target::Files(_, index) => apps.get(index),
             _ => None,
         };
-        let of_app = app.map_or(&[][..], |app| &app.settings.error_pages);
+        let of_app = app.map_or(&[][..], |app| &app.settings.answering.error_pages);
         let pages = [&route.error_pages, of_app].concat();
         let response = Edits::showing(Edits::of_response(&fields), pages);
         let lines =
@@ -282,8 +282,8 @@ impl Way {
             Target::Files(files, index) => To::Files(id_of(apps.get(*index)), site(files)),
             Target::App(index) => {
                 let app = apps.get(*index);
-                let files = app.and_then(|app| app.settings.files.as_ref());
-                let respond = app.and_then(|app| app.settings.respond.as_ref()).filter(|_| response.is_some());
+                let files = app.and_then(|app| app.settings.instead.files.as_ref());
+                let respond = app.and_then(|app| app.settings.instead.respond.as_ref()).filter(|_| response.is_some());
                 let direct = respond.map(|body| {
                     let content_type = "text/plain; charset=utf-8".to_owned();
                     fixed(&Respond { status: 200, body: body.clone(), content_type }, response.as_ref(), &lines)
@@ -306,7 +306,7 @@ impl Way {
         let guard = Guard::new(server, &route.access, &label, apps, metrics);
         let sendfile = route.sendfile.as_ref().map(site);
         let of_app = match route.to {
-            Target::App(index) => apps.get(index).map(|app| &app.settings.compress),
+            Target::App(index) => apps.get(index).map(|app| &app.settings.answering.compress),
             _ => None,
         };
         let compress = route.compress.as_ref().or(of_app);

@@ -89,10 +89,10 @@ pub fn files(loaded: &Loaded) -> Vec<Problem> {
     let mut found = Found { loaded, app: None, problems: Vec::new() };
     for (index, app) in loaded.config.apps.iter().enumerate() {
         found.app = Some(index);
-        if let Some((title, label)) = app.files.as_ref().and_then(|files| missing_root(&files.root)) {
+        if let Some((title, label)) = app.instead.files.as_ref().and_then(|files| missing_root(&files.root)) {
             found.error("static", 0, &title, &label);
         }
-        for (index, title, what) in unreadable(&app.error_pages) {
+        for (index, title, what) in unreadable(&app.answering.error_pages) {
             found.error("error-page", index, &title, what);
         }
     }
@@ -351,10 +351,10 @@ impl Found<'_> {
 
     /// What one app needs.
     fn app(&mut self, app: &App) {
-        if let Some(module) = &app.module {
+        if let Some(module) = &app.program.module {
             self.readable("module", 0, module);
         }
-        for (index, path) in app.watch.iter().enumerate() {
+        for (index, path) in app.reload.watch.iter().enumerate() {
             self.readable("watch", index, path);
         }
         self.command(app);
@@ -389,7 +389,7 @@ impl Found<'_> {
             ("eject-time", own.time != plain.time),
             ("eject-max", own.max != plain.max),
         ];
-        for (key, _) in said.into_iter().filter(|(_, is_said)| *is_said && app.upstreams.len() < 2) {
+        for (key, _) in said.into_iter().filter(|(_, is_said)| *is_said && app.instead.upstreams.len() < 2) {
             self.warning(key, 0, nothing, "only upstreams are left out, and only where there are several");
         }
     }
@@ -431,8 +431,8 @@ impl Found<'_> {
     }
 
     fn command(&mut self, app: &App) {
-        let Command::Argv(words) = &app.command else { return };
-        let directory = app.directory.as_deref();
+        let Command::Argv(words) = &app.program.command else { return };
+        let directory = app.program.directory.as_deref();
         if let Some(missing) = directory.filter(|directory| !directory.is_dir()) {
             let title = format!("there is no directory {}", missing.display());
             return self.error("directory", 0, &title, "workers start there");
@@ -460,8 +460,11 @@ impl Found<'_> {
             let title = format!("buffer_bytes may take {}, and {} are left", mebibytes(buffers), mebibytes(headroom));
             return self.warning("buffer-bytes", 0, &title, "memory may run short");
         }
-        let limited =
-            config.apps.iter().enumerate().filter_map(|(index, app)| Some((index, most(app), app.recycle.memory?)));
+        let limited = config
+            .apps
+            .iter()
+            .enumerate()
+            .filter_map(|(index, app)| Some((index, most(app), app.life.recycle.memory?)));
         let (mut all, mut workers) = (0u64, 0);
         for (index, most, each) in limited {
             all = all.saturating_add(each.saturating_mul(most));

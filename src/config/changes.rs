@@ -153,11 +153,11 @@ pub fn diff(old: &Loaded, new: &Loaded) -> Changes {
 
 /// Whether an app is not the other with changed values, but something else: its workers are upstreams, or other upstreams.
 fn is_another(one: &App, other: &App) -> bool {
-    let runs = |app: &App| app.command != super::Command::None;
+    let runs = |app: &App| app.program.command != super::Command::None;
     runs(one) != runs(other)
-        || one.respond.is_some() != other.respond.is_some()
-        || one.files.is_some() != other.files.is_some()
-        || one.upstreams != other.upstreams
+        || one.instead.respond.is_some() != other.instead.respond.is_some()
+        || one.instead.files.is_some() != other.instead.files.is_some()
+        || one.instead.upstreams != other.instead.upstreams
 }
 
 /// The routes with the names of their apps and hubs.
@@ -190,7 +190,7 @@ fn changed_values(old: &Loaded, new: &Loaded, one: &App, other: &App) -> Vec<Cha
     let (Some(before), Some(after)) = (find(old), find(new)) else { return changed_of_route(one, other) };
     let (before, after) = (&old.apps[before], &new.apps[after]);
     let mut changed = values(old, &before.given, new, &after.given, Some(name));
-    changed.extend(changed_pages(&format!("apps.{name}"), &one.error_pages, &other.error_pages));
+    changed.extend(changed_pages(&format!("apps.{name}"), &one.answering.error_pages, &other.answering.error_pages));
     let words = |app: &AppGiven| app.program.as_ref().map(|program| program.words.clone());
     if words(before) != words(after) {
         let shown = |app: &AppGiven| {

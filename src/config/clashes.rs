@@ -163,7 +163,7 @@ pub(super) fn whole<'a>(settings: &Settings, given: &'a [Given]) -> Vec<Clash<'a
         let line = format!("{}: {what}", named("listen", None));
         clashes.push(Clash { line, involved: sources(&["listen"]) });
     }
-    let (timeouts, restart) = (&settings.app.timeouts, &settings.app.restart);
+    let (timeouts, restart) = (&settings.app.timeouts, &settings.app.life.restart);
     let order = [
         (["connect-timeout-ms", "request-timeout"], timeouts.connect, timeouts.request),
         (["restart-base", "restart-max"], restart.base, restart.max),

@@ -165,18 +165,18 @@ const APP: &[Key] = &[
     .example("4")
     .variables(&["WEB_CONCURRENCY"]),
     key("concurrency", "N", "1", "Requests in flight per worker or upstream at once", |settings, text| {
-        store(&mut settings.app.concurrency, count(text, 1..=65_535).map(|number| number as u32))
+        store(&mut settings.app.sharing.concurrency, count(text, 1..=65_535).map(|number| number as u32))
     })
     .short('c'),
     key("balance", "WAY", "lifo", "Which free worker is next: lifo, round-robin or least", |settings, text| {
-        store(&mut settings.app.balance, choice(text, BALANCES))
+        store(&mut settings.app.sharing.balance, choice(text, BALANCES))
     }),
     key("ready", "WAY", "listen", "When a worker is ready: listen, http:PATH, notify or join", |settings, text| {
-        store(&mut settings.app.ready.by, ready(text))
+        store(&mut settings.app.life.ready.by, ready(text))
     })
     .example("http:/ready"),
     key("ready-timeout", "DURATION", "15s", READY_TIMEOUT_HELP, |settings, text| {
-        store(&mut settings.app.ready.timeout, duration(text, POSITIVE))
+        store(&mut settings.app.life.ready.timeout, duration(text, POSITIVE))
     }),
     key("socket", "KIND", "auto", SOCKET_HELP, |settings, text| {
         let kinds = [
@@ -185,26 +185,26 @@ const APP: &[Key] = &[
             ("inherit", WorkerSocket::Inherit),
             ("tcp", WorkerSocket::Tcp),
         ];
-        store(&mut settings.app.socket, choice(text, &kinds))
+        store(&mut settings.app.program.socket, choice(text, &kinds))
     }),
     key("directory", "PATH", "", DIRECTORY_HELP, |settings, text| {
-        store(&mut settings.app.directory, path(text).map(Some))
+        store(&mut settings.app.program.directory, path(text).map(Some))
     })
     .example("/srv/app/current"),
     key("environment", "NAME=VALUE", "", "A variable for the workers, besides the server's own", |settings, text| {
         let (name, value) = variable(text)?;
-        settings.app.environment.insert(name, value);
+        settings.app.program.environment.insert(name, value);
         Ok(())
     })
     .many()
     .example("NODE_ENV=production"),
     key("required", "on|off", "on", REQUIRED_HELP, |settings, text| store(&mut settings.app.required, switch(text))),
     key("watchdog", "DURATION", "", WATCHDOG_HELP, |settings, text| {
-        store(&mut settings.app.watchdog, duration(text, POSITIVE).map(Some))
+        store(&mut settings.app.life.watchdog, duration(text, POSITIVE).map(Some))
     })
     .example("30s"),
     key("keepalive", "on|off", "on", "Keep connections to workers; off for blocking workers", |settings, text| {
-        store(&mut settings.app.keepalive, switch(text))
+        store(&mut settings.app.sharing.keepalive, switch(text))
     }),
     key(
         "upstream",
@@ -212,8 +212,8 @@ const APP: &[Key] = &[
         "",
         "Forward to unix:PATH or http://HOST:PORT that something else runs",
         |settings, text| {
-            settings.app.upstreams.push(upstream(text)?);
-            settings.app.command = Command::None;
+            settings.app.instead.upstreams.push(upstream(text)?);
+            settings.app.program.command = Command::None;
             Ok(())
         },
     )
@@ -221,14 +221,14 @@ const APP: &[Key] = &[
     .example("unix:/run/app.sock"),
     key("static", "DIR", "", STATIC_HELP, |settings, text| {
         let root = super::route::root(text)?;
-        settings.app.command = Command::None;
-        settings.app.files = Some(super::route::Files { root, ..Default::default() });
+        settings.app.program.command = Command::None;
+        settings.app.instead.files = Some(super::route::Files { root, ..Default::default() });
         Ok(())
     })
     .example("./public"),
     key("respond", "TEXT", "", "Answer every request with TEXT from the loop itself", |settings, text| {
-        settings.app.respond = Some(text.to_owned());
-        settings.app.command = Command::None;
+        settings.app.instead.respond = Some(text.to_owned());
+        settings.app.program.command = Command::None;
         Ok(())
     })
     .example("hello"),
@@ -245,7 +245,7 @@ const APP: &[Key] = &[
 
 const LIVES: &[Key] = &[
     key("max-requests", "N|auto", "auto", MAX_REQUESTS_HELP, |settings, text| {
-        let recycle = &mut settings.app.recycle;
+        let recycle = &mut settings.app.life.recycle;
         if let Some(requests) = count_or_auto(text, 0..=1_000_000_000_000)? {
             (recycle.requests, recycle.requests_not_before) = (requests, Duration::ZERO);
         }
@@ -253,24 +253,24 @@ const LIVES: &[Key] = &[
     })
     .example("10000"),
     key("recycle-jitter", "PERCENT", "10%", "By how much that number varies between workers", |settings, text| {
-        store(&mut settings.app.recycle.jitter_percent, percent(text, 0..=100))
+        store(&mut settings.app.life.recycle.jitter_percent, percent(text, 0..=100))
     }),
     key("max-lifetime", "DURATION", "", "Replace a worker after that time", |settings, text| {
         let range = Duration::from_secs(1)..=DAY * 365;
-        store(&mut settings.app.recycle.lifetime, duration(text, range).map(Some))
+        store(&mut settings.app.life.recycle.lifetime, duration(text, range).map(Some))
     })
     .example("1h"),
     key("max-memory", "SIZE", "", "Replace a worker whose processes hold more memory (PSS)", |settings, text| {
-        store(&mut settings.app.recycle.memory, size(text, 1 << 20..=1 << 44).map(Some))
+        store(&mut settings.app.life.recycle.memory, size(text, 1 << 20..=1 << 44).map(Some))
     })
     .example("400MiB"),
     key("max-reloads", "N", "10", "Replace a worker after N hot reloads; 0: never", |settings, text| {
-        store(&mut settings.app.recycle.reloads, count(text, 0..=1_000_000))
+        store(&mut settings.app.life.recycle.reloads, count(text, 0..=1_000_000))
     })
     .variables(&["RIP_MAX_RELOADS"]),
     key("hot-reload", "WAY", "none", HOT_RELOAD_HELP, |settings, text| {
         let ways = [("none", HotReload::None), ("process", HotReload::Process), ("module", HotReload::Module)];
-        store(&mut settings.app.hot_reload, choice(text, &ways))
+        store(&mut settings.app.reload.by, choice(text, &ways))
     })
     .variables(&["RIP_HOT_RELOAD"]),
     key(
@@ -279,46 +279,47 @@ const LIVES: &[Key] = &[
         "",
         "A file or directory that hot reload watches, else those of the command",
         |settings, text| {
-            settings.app.watch.push(path(text)?);
+            settings.app.reload.watch.push(path(text)?);
             Ok(())
         },
     )
     .many()
     .example("src"),
     key("reload-signal", "SIGNAL", "HUP", "What tells a worker to load its code again", |settings, text| {
-        store(&mut settings.app.reload_signal, signal(text))
+        store(&mut settings.app.reload.signal, signal(text))
     }),
     key(
         "module",
         "PATH",
         "",
         "The built-in worker answers with the handler in this shared object",
-        |settings, text| store(&mut settings.app.module, path(text).map(Some)),
+        |settings, text| store(&mut settings.app.program.module, path(text).map(Some)),
     )
     .example("./handler.so"),
     key("drain", "DURATION", "30s", "How long a leaving worker may finish its requests", |settings, text| {
-        store(&mut settings.app.restart.drain, duration(text, FROM_ZERO))
+        store(&mut settings.app.life.restart.drain, duration(text, FROM_ZERO))
     }),
     key("start-parallel", "N|auto", "auto", START_PARALLEL_HELP, |settings, text| {
-        settings.app.restart.start_parallel = count_or_auto(text, 1..=1024)?.map_or(cores(), |count| count as usize);
+        settings.app.life.restart.start_parallel =
+            count_or_auto(text, 1..=1024)?.map_or(cores(), |count| count as usize);
         Ok(())
     })
     .example("2"),
     key("restart-parallel", "N", "1", "Workers that a rolling restart replaces at a time", |settings, text| {
-        store(&mut settings.app.restart.parallel, count(text, 1..=1024).map(|number| number as usize))
+        store(&mut settings.app.life.restart.parallel, count(text, 1..=1024).map(|number| number as usize))
     }),
     key("max-unavailable", "N", "0", "Workers that may be missing while they are replaced", |settings, text| {
-        store(&mut settings.app.restart.max_unavailable, count(text, 0..=1024).map(|number| number as usize))
+        store(&mut settings.app.life.restart.max_unavailable, count(text, 0..=1024).map(|number| number as usize))
     }),
     key(
         "restart-base",
         "DURATION",
         "1s",
         "The second delay before a crashed worker is started again, and how long one must live to reset it",
-        |settings, text| store(&mut settings.app.restart.base, duration(text, POSITIVE)),
+        |settings, text| store(&mut settings.app.life.restart.base, duration(text, POSITIVE)),
     ),
     key("restart-max", "DURATION", "30s", "The longest such delay", |settings, text| {
-        store(&mut settings.app.restart.max, duration(text, POSITIVE))
+        store(&mut settings.app.life.restart.max, duration(text, POSITIVE))
     }),
     key(
         "max-restarts",
@@ -326,20 +327,20 @@ const LIVES: &[Key] = &[
         "10",
         "Crashes within an hour before a first answer until a worker is given up",
         |settings, text| {
-            store(&mut settings.app.restart.max_restarts, count(text, 1..=1_000_000).map(|number| number as u32))
+            store(&mut settings.app.life.restart.max_restarts, count(text, 1..=1_000_000).map(|number| number as u32))
         },
     ),
     key("give-up", "N/DURATION", "5/60s", "The same, but within that time", |settings, text| {
         let (crashes, within) = rate(text, 1..=10_000, POSITIVE)?;
-        (settings.app.restart.crashes, settings.app.restart.within) = (crashes as u32, within);
+        (settings.app.life.restart.crashes, settings.app.life.restart.within) = (crashes as u32, within);
         Ok(())
     }),
     key("give-up-exit", "", "", GIVE_UP_EXIT_HELP, |settings, text| {
-        store(&mut settings.app.restart.give_up_exit, switch(text))
+        store(&mut settings.app.life.restart.give_up_exit, switch(text))
     })
     .example("on"),
     key("dump-signal", "SIGNAL", "", "Sent to a worker that is stuck, before it is killed", |settings, text| {
-        store(&mut settings.app.dump_signal, signal(text).map(Some))
+        store(&mut settings.app.life.dump_signal, signal(text).map(Some))
     })
     .example("QUIT"),
 ];
@@ -411,7 +412,7 @@ const WAITING: &[Key] = &[
     })
     .example("10m"),
     key("max-tunnels", "N", "", TUNNELS_HELP, |settings, text| {
-        store(&mut settings.app.max_tunnels, count(text, 0..=1_000_000).map(|number| number as u32))
+        store(&mut settings.app.sharing.max_tunnels, count(text, 0..=1_000_000).map(|number| number as u32))
     })
     .example("1000"),
 ];
@@ -557,11 +558,11 @@ const LIMITS: &[Key] = &[
         |settings, text| store(&mut settings.timeouts.write, duration(text, POSITIVE)),
     ),
     key("half-close", "cancel|serve", "cancel", HALF_CLOSE_HELP, |settings, text| {
-        store(&mut settings.app.serve_half_closed, choice(text, &[("cancel", false), ("serve", true)]))
+        store(&mut settings.app.answering.serve_half_closed, choice(text, &[("cancel", false), ("serve", true)]))
     }),
     key("request-buffering", "disk|memory|off", "disk", BUFFERING_HELP, |settings, text| {
         let choices = [("disk", Buffering::Disk), ("memory", Buffering::Memory), ("off", Buffering::Off)];
-        store(&mut settings.app.request_buffering, choice(text, &choices))
+        store(&mut settings.app.buffers.larger, choice(text, &choices))
     }),
     key("max-body", "SIZE", "64MiB", "The largest request body; beyond: 413", |settings, text| {
         store(&mut settings.max_body, size(text, 0..=1 << 40))

@@ -237,7 +237,10 @@ pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Lo
 
 /// What stands for an app where there is none.
 fn nothing() -> App {
-    App { command: Command::None, workers: 0, respond: Some(String::new()), ..App::default() }
+    let mut app = App { workers: 0, ..App::default() };
+    app.program.command = Command::None;
+    app.instead.respond = Some(String::new());
+    app
 }
 
 fn listener(server: &Settings, address: &ListenAddress) -> Listener {
@@ -315,13 +318,13 @@ fn configure(app: &mut AppGiven, environment: &Environment, file: Option<&File>)
         apply(&mut settings, one)?;
     }
     if let Some(program) = &app.program {
-        settings.app.command = Command::Argv(program.words.clone());
+        settings.app.program.command = Command::Argv(program.words.clone());
     }
     if let Some(clash) = whole(&settings, &app.given).first() {
         return Err(clash.refusal(file));
     }
-    settings.app.directory = environment.directory(settings.app.directory.take());
-    settings.app.error_pages = read_pages(settings.error_pages);
+    settings.app.program.directory = environment.directory(settings.app.program.directory.take());
+    settings.app.answering.error_pages = read_pages(settings.error_pages);
     Ok(settings.app)
 }
 
@@ -358,7 +361,7 @@ fn routes_of(file: Option<&File>, hubs: &[Hub], apps: &mut Vec<App>) -> Vec<Rout
             compress: draft
                 .own
                 .as_ref()
-                .map(|own| own.app.compress.clone())
+                .map(|own| own.app.answering.compress.clone())
                 .filter(|compress| compress.codings.is_some()),
             error_pages: read_pages(draft.own.as_ref().map_or_else(Vec::new, |own| own.error_pages.clone())),
             access: access(draft),
@@ -395,10 +398,11 @@ fn app_of(draft: &Draft, apps: &mut Vec<App>) -> usize {
     if let Some(index) = apps.iter().position(|app| app.name == name) {
         return index;
     }
-    let balance = draft.balance.unwrap_or(App::default().balance);
-    let (command, upstreams) = (Command::None, draft.upstreams.clone());
-    let own = draft.own.as_ref().map_or_else(App::default, |own| own.app.clone());
-    apps.push(App { name, command, upstreams, balance, ..own });
+    let mut own = draft.own.as_ref().map_or_else(App::default, |own| own.app.clone());
+    own.program.command = Command::None;
+    own.instead.upstreams.clone_from(&draft.upstreams);
+    own.sharing.balance = draft.balance.unwrap_or(App::default().sharing.balance);
+    apps.push(App { name, ..own });
     apps.len() - 1
 }
 
@@ -450,7 +454,8 @@ fn remarks(file: Option<&File>, routes: &[Route], apps: &[App], hubs: &[Hub]) ->
     }
     for said in &file.routes {
         let asked = &said.draft.access.forward.app;
-        let own = apps.iter().any(|app| app.name == *asked && (app.respond.is_some() || app.files.is_some()));
+        let own =
+            apps.iter().any(|app| app.name == *asked && (app.instead.respond.is_some() || app.instead.files.is_some()));
         if let Some(at) = said.mark("routes[].forward_auth.app").filter(|_| own) {
             let label = "the loop answers in its place where a route is to it, and nobody where it is asked: 503";
             problems.push(warning(format!("the app `{asked}` has no workers"), at, label));

@@ -49,11 +49,11 @@ fn the_defaults_of_the_help_are_true() {
 fn nothing_said_serves_the_built_in_worker_on_8080() {
     let settings = settings(&[], &[("XDG_RUNTIME_DIR", "/run/user/7")]);
     assert_eq!(settings.listen, [ListenAddress::Tcp("0.0.0.0:8080".parse().unwrap())]);
-    assert_eq!(settings.app.command, Command::BuiltIn);
+    assert_eq!(settings.app.program.command, Command::BuiltIn);
     assert!(settings.app.workers >= 2 && settings.loops >= 1);
     assert_eq!(settings.run_dir, PathBuf::from("/run/user/7/production_server-8080"));
     assert_eq!(settings.access_log.target, LogTarget::Stdout);
-    assert_eq!((settings.app.timeouts.answer, settings.app.max_tunnels), (None, u32::MAX));
+    assert_eq!((settings.app.timeouts.answer, settings.app.sharing.max_tunnels), (None, u32::MAX));
 }
 
 /// (arguments, environment, queue size): flag, shorthand, environment of our own, of others, default.
@@ -132,19 +132,19 @@ fn flags_land_where_they_belong() {
         ],
         &[],
     );
-    assert_eq!((said.app.concurrency, said.app.balance), (8, Balance::Least));
-    assert_eq!(said.app.recycle.requests, 5);
-    assert_eq!(said.app.recycle.lifetime, Some(Duration::from_secs(90)));
+    assert_eq!((said.app.sharing.concurrency, said.app.sharing.balance), (8, Balance::Least));
+    assert_eq!(said.app.life.recycle.requests, 5);
+    assert_eq!(said.app.life.recycle.lifetime, Some(Duration::from_secs(90)));
     assert_eq!((said.app.queue.hold, said.app.queue.timeout), (Duration::ZERO, Duration::from_millis(1500)));
-    assert_eq!((said.max_body, said.app.keepalive, said.internal), (10_000_000, false, Internal::Off));
-    assert_eq!((said.max_head, said.max_fields, said.app.max_tunnels), (65_536, 500, 7));
+    assert_eq!((said.max_body, said.app.sharing.keepalive, said.internal), (10_000_000, false, Internal::Off));
+    assert_eq!((said.max_head, said.max_fields, said.app.sharing.max_tunnels), (65_536, 500, 7));
     assert_eq!(said.app.timeouts.answer, Some(Duration::from_secs(600)));
-    assert!(said.app.serve_half_closed);
+    assert!(said.app.answering.serve_half_closed);
     assert_eq!((said.pin, said.shutdown, said.run_dir), (Pin::Off, Duration::from_secs(60), PathBuf::from("/r")));
     let target = LogTarget::File("/a.log".into());
     assert_eq!(said.access_log, AccessLogSettings::new(target, AccessLogFormat::Json));
     let words: Vec<OsString> = ["node", "server.js", "--listen"].map(OsString::from).into();
-    assert_eq!(said.app.command, Command::Argv(words), "what stands behind -- is the command's");
+    assert_eq!(said.app.program.command, Command::Argv(words), "what stands behind -- is the command's");
 }
 
 #[test]
@@ -164,10 +164,10 @@ fn the_access_log_follows_the_higher_place() {
 #[test]
 fn upstreams_and_texts_start_no_worker() {
     let said = settings(&["--upstream", "unix:/a.sock", "--upstream=http://h:81", "c:64"], &[("WEB_CONCURRENCY", "4")]);
-    assert_eq!(said.app.upstreams, [Upstream::Unix("/a.sock".into()), Upstream::Tcp("h".to_owned(), 81)]);
-    assert_eq!((said.app.command, said.app.concurrency), (Command::None, 64));
+    assert_eq!(said.app.instead.upstreams, [Upstream::Unix("/a.sock".into()), Upstream::Tcp("h".to_owned(), 81)]);
+    assert_eq!((said.app.program.command, said.app.sharing.concurrency), (Command::None, 64));
     let said = settings(&["--respond", "hello"], &[]);
-    assert_eq!((said.app.command, said.app.respond.as_deref()), (Command::None, Some("hello")));
+    assert_eq!((said.app.program.command, said.app.instead.respond.as_deref()), (Command::None, Some("hello")));
 }
 
 #[test]
@@ -480,7 +480,7 @@ fn bytes_that_are_no_text_are_refused_and_paths_of_commands_are_not() {
     let refusal = read(arguments(["production_server", "--run-dir"]), &environment(&[])).unwrap_err();
     assert_eq!(refusal.line, "error: --run-dir \"\u{fffd}\": expected UTF-8, as in --run-dir /run/production_server");
     let Ok(Invocation::Run(loaded)) = read(arguments(["production_server", "--"]), &environment(&[])) else { panic!() };
-    assert_eq!(loaded.config.apps[0].command, Command::Argv(vec![odd]));
+    assert_eq!(loaded.config.apps[0].program.command, Command::Argv(vec![odd]));
 }
 
 #[test]
@@ -490,11 +490,11 @@ fn limits_of_workers_are_read() {
     assert_eq!((scaled.workers, scaled.scaling), (2, Some(Scaling { min: 2, max: 8 })));
     let plain = app(&["w:2..8", "-w", "3"]);
     assert_eq!((plain.workers, plain.scaling), (3, None), "the higher place takes the range back");
-    assert_eq!(app(&["--ready", "http:/up"]).ready.by, ReadyBy::Http("/up".to_owned()));
-    assert_eq!(app(&["--dump-signal", "sigquit"]).dump_signal, Some(libc::SIGQUIT));
-    assert_eq!(app(&["--reload-signal", "10"]).reload_signal, 10);
-    assert_eq!(app(&["--watchdog", "30s"]).watchdog, Some(Duration::from_secs(30)));
-    let restart = app(&["--give-up", "3/10s"]).restart;
+    assert_eq!(app(&["--ready", "http:/up"]).life.ready.by, ReadyBy::Http("/up".to_owned()));
+    assert_eq!(app(&["--dump-signal", "sigquit"]).life.dump_signal, Some(libc::SIGQUIT));
+    assert_eq!(app(&["--reload-signal", "10"]).reload.signal, 10);
+    assert_eq!(app(&["--watchdog", "30s"]).life.watchdog, Some(Duration::from_secs(30)));
+    let restart = app(&["--give-up", "3/10s"]).life.restart;
     assert_eq!((restart.crashes, restart.within), (3, Duration::from_secs(10)));
     for (arguments, expected) in [
         (["-w", "8..2"], "MIN..MAX"),

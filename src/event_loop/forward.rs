@@ -151,7 +151,7 @@ impl<B: Backend> Loop<B> {
         let id = self.heads.id(&question, &own);
         let start = self.time.day.start(self.time.nanos());
         let told = Told {
-            keep_alive: app.settings.keepalive,
+            keep_alive: app.settings.sharing.keepalive,
             edits: Some(&Edits::default()),
             identity: &lines,
             ..listener.forward(&client.arrival, (&self.heads.origin, certificate), id, start)

@@ -268,8 +268,8 @@ pub(super) fn socket_room(table: &AppTable, listeners: usize) -> usize {
     let most = table.settings.max_connections;
     let of_app = |app: &App| {
         // Idle ones to other workers may stand open while all clients' requests are with one.
-        let idle = (app.settings.concurrency as usize).min(most).saturating_add(2);
-        let workers = crate::supervisor::unit::most_workers(&app.settings) + app.settings.upstreams.len();
+        let idle = (app.settings.sharing.concurrency as usize).min(most).saturating_add(2);
+        let workers = crate::supervisor::unit::most_workers(&app.settings) + app.settings.instead.upstreams.len();
         workers.saturating_mul(idle)
     };
     let to_workers = table.apps.iter().map(of_app).fold(most, usize::saturating_add);

@@ -143,10 +143,10 @@ impl Processes {
 
     /// New settings hold, but for how workers are started.
     pub fn configure(&mut self, app: Arc<config::App>, now: Instant) {
-        if self.app.recycle.memory != app.recycle.memory {
+        if self.app.life.recycle.memory != app.life.recycle.memory {
             let every = self.context.options.memory_interval;
             for process in &mut self.workers {
-                process.memory.watch = app.recycle.memory.map(|limit| MemoryWatch::new(limit, every, now));
+                process.memory.watch = app.life.recycle.memory.map(|limit| MemoryWatch::new(limit, every, now));
             }
         }
         self.events.configure(Arc::clone(&app));
@@ -249,11 +249,11 @@ impl Processes {
         let look_every = self.look_every();
         let app = &self.app;
         self.workers.push(Process {
-            probe: Probe::of_readiness(&app.ready.by, address, endpoint.inherited(), now)
+            probe: Probe::of_readiness(&app.life.ready.by, address, endpoint.inherited(), now)
                 .map(|probe| probe.or_at(endpoint.others().iter().cloned())),
-            channel: notify.map(|socket| Channel::new(socket, app.watchdog)),
+            channel: notify.map(|socket| Channel::new(socket, app.life.watchdog)),
             memory: Memory {
-                watch: (app.recycle.memory)
+                watch: (app.life.recycle.memory)
                     .map(|limit| MemoryWatch::new(limit, self.context.options.memory_interval, now)),
                 held: None,
             },
@@ -388,7 +388,7 @@ impl Processes {
     /// Takes in what was seen of workers, reads what they say, and asks about what is due.
     pub fn observe(&mut self, ready: &Ready, now: Instant) -> Vec<(Name, Observation)> {
         let mut seen = Vec::new();
-        let waited_for = self.app.ready.by == ReadyBy::Notify;
+        let waited_for = self.app.life.ready.by == ReadyBy::Notify;
         let look_every = self.look_every();
         self.take_sights(&mut seen, now);
         for process in &mut self.workers {
@@ -412,7 +412,7 @@ impl Processes {
     /// What a worker that is over had still said, in order: it counts, though its end was seen first. To be asked before it is reaped,
     /// while the system still knows who it was that spoke.
     pub fn last_words(&mut self, name: Name, now: Instant) -> Vec<Word> {
-        let waited_for = self.app.ready.by == ReadyBy::Notify;
+        let waited_for = self.app.life.ready.by == ReadyBy::Notify;
         let channel = self.process_mut(name).and_then(|process| process.channel.as_mut());
         let Some(Channel { socket, watchdog, status }) = channel else { return Vec::new() };
         let mut seen = Vec::new();
@@ -442,7 +442,7 @@ impl Processes {
 
     /// How often a worker is looked at that is not ready yet.
     fn look_every(&self) -> Duration {
-        (self.app.ready.timeout / LOOKS_UNTIL_READY).clamp(SHORTEST_LOOK, LONGEST_LOOK)
+        (self.app.life.ready.timeout / LOOKS_UNTIL_READY).clamp(SHORTEST_LOOK, LONGEST_LOOK)
     }
 
     /// Has the memory of all workers looked at, as `status` shows it.

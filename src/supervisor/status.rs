@@ -363,7 +363,7 @@ impl Unit {
             needed: self.is_needed(),
             generation: self.fleet.generation(),
             lives: self.processes.tally.told(),
-            workers_wanted: self.fleet.wanted() + app.upstreams.len(),
+            workers_wanted: self.fleet.wanted() + app.instead.upstreams.len(),
             workers_ready: snapshot.eligible as usize,
             workers_busy: snapshot.workers.iter().filter(|worker| is_busy(worker)).count(),
             scaling: app.scaling.map(|scaling| status::Scaling { min: scaling.min, max: scaling.max }),

@@ -74,7 +74,7 @@ fn every_key_is_read_from_the_file_as_from_its_flag() {
             (from_flag.front, from_flag.front_of) = (from_file.front.clone(), from_file.front_of.clone());
         }
         if place.path == "apps.*.error_pages" {
-            from_flag.app.error_pages = std::mem::take(&mut from_flag.error_pages);
+            from_flag.app.answering.error_pages = std::mem::take(&mut from_flag.error_pages);
         }
         from_flag.unix_listen_of.clone_from(&from_file.unix_listen_of);
         assert_eq!(format!("{from_flag:?}"), format!("{from_file:?}"), "{}", place.path);
@@ -123,15 +123,15 @@ fn the_app_is_what_the_highest_place_says() {
     let command = |words: &[&str]| Command::Argv(words.iter().map(OsString::from).collect());
     let file = "[apps.shop]\ncommand = [\"node\", \"${SCRIPT:-server.js}\"]\nworkers = 4";
     let from_file = settings(file, &[], &[("SCRIPT", "a.js")]).app;
-    assert_eq!((from_file.name.as_str(), from_file.command), ("shop", command(&["node", "a.js"])));
+    assert_eq!((from_file.name.as_str(), from_file.program.command), ("shop", command(&["node", "a.js"])));
     let said = settings(file, &["--", "ruby", "x"], &[]).app;
-    assert_eq!((said.name.as_str(), said.command, said.workers), ("shop", command(&["ruby", "x"]), 4));
+    assert_eq!((said.name.as_str(), said.program.command, said.workers), ("shop", command(&["ruby", "x"]), 4));
     let said = settings(file, &["--respond=hello"], &[]).app;
-    assert_eq!((said.command, said.respond.as_deref()), (Command::None, Some("hello")));
+    assert_eq!((said.program.command, said.instead.respond.as_deref()), (Command::None, Some("hello")));
     let said = settings("apps.web.respond = \"hello\"", &["--", "node"], &[]).app;
-    assert_eq!((said.command, said.respond), (command(&["node"]), None));
+    assert_eq!((said.program.command, said.instead.respond), (command(&["node"]), None));
     let said = settings("apps.web.upstream = \"unix:/a\"", &[], &[("PRODUCTION_SERVER_RESPOND", "x")]).app;
-    assert_eq!((said.upstreams.len(), said.respond.as_deref()), (0, Some("x")));
+    assert_eq!((said.instead.upstreams.len(), said.instead.respond.as_deref()), (0, Some("x")));
     let refusal = invocation("apps.web.respond = \"x\"", &["w:4"], &[]).unwrap_err();
     assert!(refusal.exit_code == 78 && refusal.line.contains("`apps.web.respond` and w:4"), "{}", refusal.line);
 }
@@ -170,14 +170,14 @@ const SITE: &str = "
 fn several_apps_and_their_routes_come_from_one_file() {
     use super::super::route::{HostPattern, PathPattern, Piece, Redirect, Target};
     let config = config(SITE, &["--listen=1000"], &[("A", "x")]).unwrap();
-    let apps: Vec<_> = config.apps.iter().map(|app| (app.name.as_str(), app.queue.size, app.balance)).collect();
+    let apps: Vec<_> = config.apps.iter().map(|app| (app.name.as_str(), app.queue.size, app.sharing.balance)).collect();
     let default = App::default().queue.size;
     let expected =
         [("api", 8, Balance::Lifo), ("site", 7, Balance::Lifo), ("unix:/a unix:/b least", default, Balance::Least)];
     assert_eq!(apps.len(), 3);
     assert!(expected.iter().all(|one| apps.contains(one)), "{apps:?}");
     let site = config.apps.iter().find(|app| app.name == "site").unwrap();
-    let environment: Vec<_> = site.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let environment: Vec<_> = site.program.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
     assert_eq!(environment, ["A=x", "B=2", "C=true"]);
     let to = |index: usize| match config.routes[index].to {
         Target::App(app) => config.apps[app].name.as_str(),

@@ -370,7 +370,7 @@ impl<B: Backend> Loop<B> {
         self.heads.next_id = self.heads.next_id.wrapping_add(1);
         let start = self.time.day.start(self.time.nanos());
         let told = Forward {
-            keep_alive: app.settings.keepalive,
+            keep_alive: app.settings.sharing.keepalive,
             edits: Some(&Edits::default()),
             identity: &talk.identity,
             ..listener.forward(&client.arrival, (&self.heads.origin, certificate), &own, start)

@@ -122,8 +122,8 @@ impl<const FAULT: u8> Backend for Broken<FAULT> {
 fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
     let folder = tempfile::tempdir().unwrap();
     let mut settings = Settings { loops: 3, run_dir: folder.path().join("run"), ..Settings::for_test() };
-    settings.app.respond = Some("hello".to_owned());
-    settings.app.command = Command::None;
+    settings.app.instead.respond = Some("hello".to_owned());
+    settings.app.program.command = Command::None;
     let settings = Arc::new(settings);
     let (log, captured) = Log::captured().unwrap();
     let told = log.clone();

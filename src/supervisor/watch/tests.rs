@@ -199,8 +199,8 @@ fn settings_name_what_is_watched() {
     let rig = Rig::new(&["handler.so", "run/lock", "src/a.js", "access.out"]);
     let mut settings = Settings { run_dir: rig.path("run"), ..Settings::for_test() };
     settings.access_log.target = LogTarget::File(rig.path("access.out"));
-    settings.app.module = Some(rig.path("handler.so"));
-    settings.app.watch = vec![rig.root.clone()];
+    settings.app.program.module = Some(rig.path("handler.so"));
+    settings.app.reload.watch = vec![rig.root.clone()];
     let (waker, wakes) = mpsc::channel();
     let watcher = Watcher::start(&settings.app, &settings, move || waker.send(()).unwrap_or(())).unwrap();
     assert!(watcher.summary().ends_with("handler.so (3 directories)"), "{}", watcher.summary());
