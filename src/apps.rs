@@ -190,9 +190,10 @@ struct Doors {
 impl Doors {
     fn new(settings: &Settings) -> Doors {
         let admitted = |front: &Front| (front.allow.clone(), front.deny.clone());
-        let says = |(_, front): &&(ListenAddress, Front)| front.lets_in() != settings.front.lets_in();
-        let of = settings.front_of.iter().filter(says).map(|(address, front)| (address.clone(), admitted(front)));
-        Doors { all: admitted(&settings.front), of: of.collect() }
+        let says = |(_, front): &&(ListenAddress, Front)| front.lets_in() != settings.listening.front.lets_in();
+        let of =
+            settings.listening.front_of.iter().filter(says).map(|(address, front)| (address.clone(), admitted(front)));
+        Doors { all: admitted(&settings.listening.front), of: of.collect() }
     }
 
     fn at(&self, listener: &ListenAddress) -> &Admitted {

@@ -51,7 +51,7 @@ pub fn run(loaded: &Loaded) -> u8 {
 /// Everything that would not work, or is odd.
 pub fn look(loaded: &Loaded) -> Vec<Problem> {
     let mut found = Found { loaded, app: None, problems: loaded.remarks.clone() };
-    for warning in &loaded.config.server.warnings {
+    for warning in &loaded.config.server.source.warnings {
         found.problems.push(Problem {
             severity: Severity::Warning,
             title: warning.clone(),
@@ -97,7 +97,8 @@ pub fn files(loaded: &Loaded) -> Vec<Problem> {
         }
     }
     found.app = None;
-    if let Some((title, label)) = loaded.config.server.spool_dir.as_ref().and_then(|spool| unusable_spool(spool)) {
+    if let Some((title, label)) = loaded.config.server.stores.spool_dir.as_ref().and_then(|spool| unusable_spool(spool))
+    {
         found.error("spool-dir", 0, &title, &label);
     }
     for (index, title, what) in unreadable(&loaded.config.server.error_pages) {
@@ -294,12 +295,12 @@ impl Found<'_> {
     fn accounts(&mut self) {
         let settings = &self.loaded.config.server;
         let is_name = |name: &&String| name.parse::<u32>().is_err();
-        if let Some(name) = settings.user.as_ref().filter(is_name)
+        if let Some(name) = settings.process.user.as_ref().filter(is_name)
             && !matches!(User::from_name(name), Ok(Some(_)))
         {
             self.error("user", 0, &format!("there is no user {name:?} on this machine"), "");
         }
-        if let Some(name) = settings.group.as_ref().filter(is_name)
+        if let Some(name) = settings.process.group.as_ref().filter(is_name)
             && !matches!(Group::from_name(name), Ok(Some(_)))
         {
             self.error("group", 0, &format!("there is no group {name:?} on this machine"), "");
@@ -324,11 +325,11 @@ impl Found<'_> {
     /// Files and directories that are named.
     fn places(&mut self) {
         let settings = &self.loaded.config.server;
-        self.run_directory(&settings.run_dir);
-        if let Some(path) = &settings.pid_file {
+        self.run_directory(&settings.process.run_dir);
+        if let Some(path) = &settings.process.pid_file {
             self.writable_parent("pid-file", 0, path);
         }
-        if let LogTarget::File(path) = &settings.access_log.target {
+        if let LogTarget::File(path) = &settings.logs.access.target {
             if path.is_dir() {
                 self.error("access-log", 0, "the access log is a directory", "expected a file");
             } else if path.exists() {
@@ -453,7 +454,7 @@ impl Found<'_> {
     fn memory(&mut self) {
         let config = &self.loaded.config;
         let Some(headroom) = memory::headroom() else { return };
-        let buffers = config.server.buffer_bytes as u64;
+        let buffers = config.server.stores.buffer_bytes as u64;
         let most = |app: &App| app.scaling.map_or(app.workers, |scaling| scaling.max) as u64;
         let mebibytes = |bytes: u64| format!("{} MiB", bytes >> 20);
         if buffers > headroom {

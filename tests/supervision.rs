@@ -522,7 +522,7 @@ fn stopping_waits_for_the_loops_before_it_tells_the_workers() {
 #[test]
 fn a_second_stop_is_at_once_though_the_loops_and_the_workers_do_not_listen() {
     let mut settings = settings(&["sh", "-c", "trap '' TERM; sleep 1000 & wait; sleep 1000"], 1);
-    settings.shutdown = DEADLINE * 10;
+    settings.leaving.shutdown = DEADLINE * 10;
     let mut server = serve(settings);
     server.until_logged("worker started");
     server.requester.request(Request::Stop);

@@ -238,7 +238,7 @@ const APP: &[Key] = &[
         "",
         "Where sockets and the lock lie [default: $RUNTIME_DIRECTORY, \
         $XDG_RUNTIME_DIR/production_server-PORT or /tmp/production_server-UID-PORT]",
-        |settings, text| store(&mut settings.run_dir, path(text)),
+        |settings, text| store(&mut settings.process.run_dir, path(text)),
     )
     .example("/run/production_server"),
 ];
@@ -431,35 +431,35 @@ const TUNNELS_HELP: &str =
 
 const LOOPS: &[Key] = &[
     key("listen", "ADDRESS", "0.0.0.0:8080", LISTEN_HELP, |settings, text| {
-        settings.listen.push(listen(text)?);
+        settings.listening.at.push(listen(text)?);
         Ok(())
     })
     .many()
     .variables(&["PORT"]),
     key("listen-mode", "MODE", "0666", "Permissions of Unix sockets that are listened on", |settings, text| {
-        store(&mut settings.unix_listen.mode, mode(text))
+        store(&mut settings.listening.unix.mode, mode(text))
     })
     .example("0660"),
     key("listen-owner", "USER|UID", "", "Who owns them", |settings, text| {
-        store(&mut settings.unix_listen.owner, account(text).map(Some))
+        store(&mut settings.listening.unix.owner, account(text).map(Some))
     })
     .example("www-data"),
     key("listen-group", "GROUP|GID", "", "Which group they belong to", |settings, text| {
-        store(&mut settings.unix_listen.group, account(text).map(Some))
+        store(&mut settings.listening.unix.group, account(text).map(Some))
     })
     .example("www-data"),
-    key("trusted-proxies", "WHOM", "", TRUSTED_HELP, |settings, text| settings.front.trusted.add(text))
+    key("trusted-proxies", "WHOM", "", TRUSTED_HELP, |settings, text| settings.listening.front.trusted.add(text))
         .many()
         .example("10.0.0.0/8"),
     key("forwarded", "keep|write", "keep", FORWARDED_HELP, |settings, text| {
-        store(&mut settings.front.writes_forwarded, choice(text, &[("keep", false), ("write", true)]))
+        store(&mut settings.listening.front.writes_forwarded, choice(text, &[("keep", false), ("write", true)]))
     })
     .example("write"),
-    key("proxy-protocol", "WHOM", "", PROXY_HELP, |settings, text| settings.front.proxies.add(text))
+    key("proxy-protocol", "WHOM", "", PROXY_HELP, |settings, text| settings.listening.front.proxies.add(text))
         .many()
         .example("10.0.0.0/8"),
     key("proxy-protocol-timeout", "DURATION", "5s", "How long such a header may take to come", |settings, text| {
-        store(&mut settings.front.header_timeout, duration(text, POSITIVE))
+        store(&mut settings.listening.front.header_timeout, duration(text, POSITIVE))
     })
     .example("2s"),
     key(
@@ -468,22 +468,22 @@ const LOOPS: &[Key] = &[
         "auto",
         "Event loops; auto: one per core that affinity and cgroup allow",
         |settings, text| {
-            settings.loops = count_or_auto(text, 1..=1024)?.map_or(cores(), |loops| loops as usize);
+            settings.loops.count = count_or_auto(text, 1..=1024)?.map_or(cores(), |loops| loops as usize);
             Ok(())
         },
     )
     .example("2"),
     key("backend", "BACKEND", "auto", BACKEND_HELP, |settings, text| {
-        store(&mut settings.backend, choice(text, BACKENDS))
+        store(&mut settings.loops.backend, choice(text, BACKENDS))
     }),
     key("pin", "on|off|auto", "auto", "Pin loops to cores; auto: where no workers share them", |settings, text| {
-        store(&mut settings.pin, choice(text, &[("on", Pin::On), ("off", Pin::Off), ("auto", Pin::Auto)]))
+        store(&mut settings.loops.pin, choice(text, &[("on", Pin::On), ("off", Pin::Off), ("auto", Pin::Auto)]))
     }),
     key("max-connections", "N", "10000", "Client connections open at once", |settings, text| {
-        store(&mut settings.max_connections, count(text, 1..=1_000_000).map(|number| number as usize))
+        store(&mut settings.bounds.connections, count(text, 1..=1_000_000).map(|number| number as usize))
     }),
     key("helpers", "N", "2", HELPERS_HELP, |settings, text| {
-        store(&mut settings.helpers, count(text, 1..=64).map(|number| number as usize))
+        store(&mut settings.loops.helpers, count(text, 1..=64).map(|number| number as usize))
     }),
     key("error-page", "STATUS=FILE", "", ERROR_PAGE_HELP, |settings, text| {
         settings.error_pages.push(super::error_page::error_page(text)?);
@@ -496,10 +496,10 @@ const LOOPS: &[Key] = &[
         "on|off|PREFIX",
         "on",
         "Answer /server, /status, /metrics, /livez, /readyz and /health_check, at PREFIX/server and so on, or leave them to the app",
-        |settings, text| store(&mut settings.internal, internal(text)),
+        |settings, text| store(&mut settings.telling.internal, internal(text)),
     ),
     key("shutdown", "DURATION", "5s", "How long a graceful stop may take", |settings, text| {
-        store(&mut settings.shutdown, duration(text, FROM_ZERO))
+        store(&mut settings.leaving.shutdown, duration(text, FROM_ZERO))
     }),
 ];
 
@@ -521,16 +521,18 @@ const LISTEN_HELP: &str =
     "IP:PORT, a port, unix:PATH, systemd:NAME (sockets that systemd has opened) or systemd: (all of them)";
 
 const PROCESS: &[Key] = &[
-    key("pid-file", "PATH", "", PID_FILE_HELP, |settings, text| store(&mut settings.pid_file, path(text).map(Some)))
-        .example("/run/production_server.pid"),
-    key("user", "USER|UID", "", USER_HELP, |settings, text| store(&mut settings.user, account(text).map(Some)))
+    key("pid-file", "PATH", "", PID_FILE_HELP, |settings, text| {
+        store(&mut settings.process.pid_file, path(text).map(Some))
+    })
+    .example("/run/production_server.pid"),
+    key("user", "USER|UID", "", USER_HELP, |settings, text| store(&mut settings.process.user, account(text).map(Some)))
         .example("www-data"),
     key("group", "GROUP|GID", "", "Its group [default: that user's]", |settings, text| {
-        store(&mut settings.group, account(text).map(Some))
+        store(&mut settings.process.group, account(text).map(Some))
     })
     .example("www-data"),
     key("upgrade-timeout", "DURATION", "60s", UPGRADE_HELP, |settings, text| {
-        store(&mut settings.upgrade_timeout, duration(text, POSITIVE))
+        store(&mut settings.leaving.upgrade_timeout, duration(text, POSITIVE))
     }),
 ];
 
@@ -565,17 +567,17 @@ const LIMITS: &[Key] = &[
         store(&mut settings.app.buffers.larger, choice(text, &choices))
     }),
     key("max-body", "SIZE", "64MiB", "The largest request body; beyond: 413", |settings, text| {
-        store(&mut settings.max_body, size(text, 0..=1 << 40))
+        store(&mut settings.bounds.body, size(text, 0..=1 << 40))
     }),
     key(
         "max-head",
         "SIZE",
         "32KiB",
         "The largest head of a request; beyond: 431; or of an answer: 502",
-        |settings, text| store(&mut settings.max_head, size(text, 1 << 10..=1 << 20).map(|bytes| bytes as usize)),
+        |settings, text| store(&mut settings.bounds.head, size(text, 1 << 10..=1 << 20).map(|bytes| bytes as usize)),
     ),
     key("max-fields", "N", "200", "The most field lines of such a head", |settings, text| {
-        store(&mut settings.max_fields, count(text, 10..=10_000).map(|number| number as usize))
+        store(&mut settings.bounds.fields, count(text, 10..=10_000).map(|number| number as usize))
     }),
     key(
         "buffer-bytes",
@@ -584,14 +586,19 @@ const LIMITS: &[Key] = &[
         "Memory held for slow clients and waiting requests together",
         |settings, text| {
             let bytes = size(text, 1 << 20..=1 << 40)?;
-            store(&mut settings.buffer_bytes, usize::try_from(bytes).map_err(|_| "expected less memory".to_owned()))
+            store(
+                &mut settings.stores.buffer_bytes,
+                usize::try_from(bytes).map_err(|_| "expected less memory".to_owned()),
+            )
         },
     ),
     key("spool-bytes", "SIZE", "1GiB", SPOOL_HELP, |settings, text| {
-        store(&mut settings.spool_bytes, size(text, 0..=1 << 50))
+        store(&mut settings.stores.spool_bytes, size(text, 0..=1 << 50))
     }),
-    key("spool-dir", "PATH", "", SPOOL_DIR_HELP, |settings, text| store(&mut settings.spool_dir, path(text).map(Some)))
-        .example("/var/spool/production_server"),
+    key("spool-dir", "PATH", "", SPOOL_DIR_HELP, |settings, text| {
+        store(&mut settings.stores.spool_dir, path(text).map(Some))
+    })
+    .example("/var/spool/production_server"),
 ];
 
 const BUFFERING_HELP: &str = "Where a request's body is gathered before a worker is asked for: up to 1 MiB in memory and beyond that on disk; \

@@ -159,7 +159,7 @@ impl Loaded {
             }
             None => problem.title.clone(),
         };
-        self.config.server.warnings.iter().cloned().chain(self.remarks.iter().map(remark)).collect()
+        self.config.server.source.warnings.iter().cloned().chain(self.remarks.iter().map(remark)).collect()
     }
 }
 
@@ -202,7 +202,8 @@ pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Lo
         }
     }
     in_order(&mut given);
-    let mut server = Settings { warnings, ..Settings::default() };
+    let mut server = Settings::default();
+    server.source.warnings = warnings;
     if let Some(file) = &file {
         begin(&mut server, file);
     }
@@ -214,11 +215,11 @@ pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Lo
         server.limits.extend(file.limits.iter().filter_map(|limit| limit.value.clone()));
         server.hubs.retain(|hub| file.hubs.iter().all(|said| said.name != hub.name));
         server.hubs.extend(file.hubs.iter().filter_map(|hub| hub.value.clone()));
-        server.front_of = fronts(&server.front, file, &given);
+        server.listening.front_of = fronts(&server.listening.front, file, &given);
     }
     super::acme::complete(&mut server, environment, given.iter().any(|one| one.key.name == "listen"));
     if !given.iter().any(|one| one.key.name == "run-dir") {
-        server.run_dir = environment.run_dir(&server.listen);
+        server.process.run_dir = environment.run_dir(&server.listening.at);
     }
     if let Some(clash) = whole(&server, &given).first().or(of_hubs(file.as_ref(), &given).first()) {
         return Err(clash.refusal(file.as_ref()));
@@ -228,7 +229,7 @@ pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Lo
         configured.push(configure(app, environment, file.as_ref())?);
     }
     warn_of_sockets(&mut server, &given);
-    let listeners = server.listen.iter().map(|address| listener(&server, address)).collect();
+    let listeners = server.listening.at.iter().map(|address| listener(&server, address)).collect();
     let routes = routes_of(file.as_ref(), &server.hubs, &mut configured);
     server.app = configured.first().cloned().unwrap_or_else(nothing);
     let remarks = remarks(file.as_ref(), &routes, &configured, &server.hubs);
@@ -245,18 +246,18 @@ fn nothing() -> App {
 
 fn listener(server: &Settings, address: &ListenAddress) -> Listener {
     let access = match address {
-        ListenAddress::Unix(path) => server.unix_listen_at(path).clone(),
+        ListenAddress::Unix(path) => server.listening.unix_at(path).clone(),
         ListenAddress::Tcp(_) | ListenAddress::Systemd(_) => UnixListen::default(),
     };
-    Listener { address: address.clone(), access, front: server.front_at(address).clone() }
+    Listener { address: address.clone(), access, front: server.listening.front_at(address).clone() }
 }
 
 fn warn_of_sockets(server: &mut Settings, given: &[Given]) {
-    let has_unix = server.listen.iter().any(|address| matches!(address, ListenAddress::Unix(_)));
+    let has_unix = server.listening.at.iter().any(|address| matches!(address, ListenAddress::Unix(_)));
     let unix_only = given.iter().find(|one| places::OF_SOCKET.contains(&one.key.name));
     if let Some(one) = unix_only.filter(|_| !has_unix) {
         let name = one.key.name;
-        server.warnings.push(format!("--{name} has no effect: no --listen unix:PATH is given"));
+        server.source.warnings.push(format!("--{name} has no effect: no --listen unix:PATH is given"));
     }
 }
 
@@ -529,21 +530,22 @@ fn fronts(all: &Front, file: &File, given: &[Given]) -> Vec<(ListenAddress, Fron
     let overridden = |key: &keys::Key| given.iter().any(|one| one.key.name == key.name && one.source.rank() > 0);
     let front = |listen: &file::Listen| {
         let address = units::listen(&listen.address).ok()?;
-        let mut scratch = Settings { front: all.clone(), ..Settings::default() };
+        let mut scratch = Settings::default();
+        scratch.listening.front.clone_from(all);
         let own = listen.own.iter().filter(|(key, _, _)| places::OF_FRONT.contains(&key.name) && !overridden(key));
         let mut certified = false;
         for (index, (key, value, _)) in own.clone().enumerate() {
             // A list takes the place of the one for all.
             match key.name {
                 _ if own.clone().take(index).any(|(earlier, _, _)| earlier.name == key.name) => {}
-                "trusted-proxies" => scratch.front.trusted = Default::default(),
-                "proxy-protocol" => scratch.front.proxies = Default::default(),
-                "allow" => scratch.front.allow = Default::default(),
-                "deny" => scratch.front.deny = Default::default(),
+                "trusted-proxies" => scratch.listening.front.trusted = Default::default(),
+                "proxy-protocol" => scratch.listening.front.proxies = Default::default(),
+                "allow" => scratch.listening.front.allow = Default::default(),
+                "deny" => scratch.listening.front.deny = Default::default(),
                 // Of certificates the listener's own are all that it has.
                 "tls-cert" | "tls-key" | "tls-certificate" if !certified => {
                     certified = true;
-                    let tls = &mut scratch.front.tls;
+                    let tls = &mut scratch.listening.front.tls;
                     (tls.certs, tls.keys, tls.certificates) = Default::default();
                 }
                 _ => {}
@@ -551,14 +553,14 @@ fn fronts(all: &Front, file: &File, given: &[Given]) -> Vec<(ListenAddress, Fron
             // It was read once already.
             (key.set)(&mut scratch, value).ok();
         }
-        (scratch.front != *all).then_some((address, scratch.front))
+        (scratch.listening.front != *all).then_some((address, scratch.listening.front))
     };
     file.listen.iter().filter_map(front).collect()
 }
 
 /// What a file says that is no key: what belongs to single sockets.
 fn begin(settings: &mut Settings, file: &File) {
-    settings.config = Some(file.text.path.clone());
+    settings.source.file = Some(file.text.path.clone());
     for listen in &file.listen {
         let Ok(ListenAddress::Unix(path)) = units::listen(&listen.address) else { continue };
         let mut scratch = Settings::default();
@@ -566,6 +568,6 @@ fn begin(settings: &mut Settings, file: &File) {
             // It was read once already.
             (key.set)(&mut scratch, value).ok();
         }
-        settings.unix_listen_of.insert(path, scratch.unix_listen);
+        settings.listening.unix_of.insert(path, scratch.listening.unix);
     }
 }

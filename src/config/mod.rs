@@ -121,40 +121,69 @@ pub struct Listener {
 /// What is said of the process, and of one app. Checked: every number is within its range.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where to listen; at least one. Port 0 lets the kernel choose.
-    pub listen: Vec<ListenAddress>,
-    /// What holds for every Unix socket among them that is not in `unix_listen_of`.
-    pub unix_listen: UnixListen,
+    /// Where to listen.
+    pub listening: Listening,
+    /// Certificates that come by themselves.
+    pub acme: Acme,
+    /// What runs.
+    pub loops: Loops,
+    /// The process among others.
+    pub process: Process,
+    /// How it leaves.
+    pub leaving: Leaving,
+    /// What it tells of itself.
+    pub telling: Telling,
+    /// What it holds for clients.
+    pub stores: Stores,
+    /// What clients may at most.
+    pub bounds: Bounds,
+    /// Deadlines of the client side.
+    pub timeouts: Timeouts,
+    /// The logs.
+    pub logs: Logs,
+    /// How often clients may ask, each by its name.
+    pub limits: Vec<Policy>,
+    /// The hubs, each by its name.
+    pub hubs: Vec<Hub>,
+    /// What is shown in the place of the server's own errors.
+    pub error_pages: Vec<ErrorPage>,
+    /// The app behind the loops.
+    pub app: App,
+    /// Where this comes from.
+    pub source: Provenance,
+}
+
+/// Where to listen, and who may connect.
+#[derive(Clone, Debug)]
+pub struct Listening {
+    /// At least one. Port 0 lets the kernel choose.
+    pub at: Vec<ListenAddress>,
+    /// What holds for every Unix socket among them that is not in `unix_of`.
+    pub unix: UnixListen,
     /// What holds for single ones.
-    pub unix_listen_of: BTreeMap<PathBuf, UnixListen>,
+    pub unix_of: BTreeMap<PathBuf, UnixListen>,
     /// What stands in front of those that are not in `front_of`.
     pub front: Front,
     /// What stands in front of single ones.
     pub front_of: Vec<(ListenAddress, Front)>,
-    /// Certificates that come by themselves.
-    pub acme: Acme,
+}
+
+/// The event loops, and what helps them.
+#[derive(Clone, Copy, Debug)]
+pub struct Loops {
     /// Event loops, 1 to 1024.
-    pub loops: usize,
-    /// Which backend runs the loops.
+    pub count: usize,
+    /// Which backend runs them.
     pub backend: BackendChoice,
-    /// Client connections open at once, over all loops.
-    pub max_connections: usize,
+    /// Whether they are pinned to cores.
+    pub pin: Pin,
     /// Threads for what would block a loop, 1 to 64.
     pub helpers: usize,
-    /// Whether loops are pinned to cores.
-    pub pin: Pin,
-    /// Deadlines of the client side.
-    pub timeouts: Timeouts,
-    /// How long a graceful stop may take.
-    pub shutdown: Duration,
-    /// How long a graceful stop says that the server is not ready before it closes its listeners.
-    pub pre_stop_delay: Duration,
-    /// Where the server tells about itself, and nothing else, to whoever can reach it.
-    pub admin: Vec<ListenAddress>,
-    /// Who is told what is counted.
-    pub metrics: Metrics,
-    /// How often the statistics are printed; zero turns them off, the last one at the exit too.
-    pub stats_interval: Duration,
+}
+
+/// What the process is to others on its machine.
+#[derive(Clone, Debug)]
+pub struct Process {
     /// Where sockets and the lock lie.
     pub run_dir: PathBuf,
     /// The file that holds the number of the serving process; `None`: no such file.
@@ -163,38 +192,72 @@ pub struct Settings {
     pub user: Option<String>,
     /// The group; `None`: that user's, or as it is.
     pub group: Option<String>,
+}
+
+/// How the process ends, or makes way for another.
+#[derive(Clone, Copy, Debug)]
+pub struct Leaving {
+    /// How long a graceful stop may take.
+    pub shutdown: Duration,
+    /// How long a graceful stop says that the server is not ready before it closes its listeners.
+    pub pre_stop_delay: Duration,
     /// How long a new binary may take until it has all its workers and takes over.
     pub upgrade_timeout: Duration,
+}
+
+/// What the server tells of itself, and where.
+#[derive(Clone, Debug)]
+pub struct Telling {
+    /// Where it tells about itself, and nothing else, to whoever can reach it.
+    pub admin: Vec<ListenAddress>,
+    /// Where the loop answers `/server`, `/status` and the like itself.
+    pub internal: Internal,
+    /// Who is told what is counted.
+    pub metrics: Metrics,
+    /// How often the statistics are printed; zero turns them off, the last one at the exit too.
+    pub stats_interval: Duration,
+}
+
+/// What may be held for clients.
+#[derive(Clone, Debug)]
+pub struct Stores {
     /// Bytes that may be held on the heap for slow clients and waiting requests together.
     pub buffer_bytes: usize,
     /// Bytes of the disk that the spool may take; 0: there is none.
     pub spool_bytes: u64,
     /// Where its files are; `None`: in the run directory, or in `/var/tmp` where that is in memory.
     pub spool_dir: Option<PathBuf>,
-    /// The largest request body, in bytes.
-    pub max_body: u64,
-    /// The largest head of a request or of a worker's answer, in bytes, 1 KiB to 1 MiB.
-    pub max_head: usize,
-    /// The most field lines of such a head, 10 to 10000.
-    pub max_fields: usize,
-    /// The access log.
-    pub access_log: AccessLogSettings,
-    /// Events and the lines of workers.
-    pub event_log: EventLogSettings,
-    /// How often clients may ask, each by its name.
-    pub limits: Vec<Policy>,
-    /// The hubs, each by its name.
-    pub hubs: Vec<Hub>,
+}
+
+/// What clients may at most.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounds {
+    /// Client connections open at once, over all loops.
+    pub connections: usize,
     /// Connections that each client address may have open; `None`: as many as there may be at all.
     pub connections_per_ip: Option<u32>,
-    /// What is shown in the place of the server's own errors.
-    pub error_pages: Vec<ErrorPage>,
-    /// Where the loop answers `/server`, `/status` and the like itself.
-    pub internal: Internal,
-    /// The app behind the loops.
-    pub app: App,
+    /// The largest request body, in bytes.
+    pub body: u64,
+    /// The largest head of a request or of a worker's answer, in bytes, 1 KiB to 1 MiB.
+    pub head: usize,
+    /// The most field lines of such a head, 10 to 10000.
+    pub fields: usize,
+}
+
+/// What is written down.
+#[derive(Clone, Debug)]
+pub struct Logs {
+    /// The access log.
+    pub access: AccessLogSettings,
+    /// Events and the lines of workers.
+    pub events: EventLogSettings,
+}
+
+/// Where a configuration comes from.
+#[derive(Clone, Debug, Default)]
+pub struct Provenance {
     /// The configuration file that was read.
-    pub config: Option<PathBuf>,
+    pub file: Option<PathBuf>,
     /// What is odd but no error, each one line, to be logged at the start.
     pub warnings: Vec<String>,
 }
@@ -298,51 +361,56 @@ pub struct Timeouts {
 impl Default for Settings {
     /// What holds when nothing is said, but for `run_dir`, which depends on the environment and the port.
     fn default() -> Settings {
-        let cores = cores();
         Settings {
-            listen: vec![ListenAddress::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080))],
-            unix_listen: UnixListen::default(),
-            unix_listen_of: BTreeMap::new(),
-            front: Front::default(),
-            front_of: Vec::new(),
+            listening: Listening {
+                at: vec![ListenAddress::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 8080))],
+                unix: UnixListen::default(),
+                unix_of: BTreeMap::new(),
+                front: Front::default(),
+                front_of: Vec::new(),
+            },
             acme: Acme::default(),
-            loops: cores,
-            backend: BackendChoice::Auto,
-            max_connections: 10_000,
-            helpers: 2,
-            pin: Pin::Auto,
+            loops: Loops { count: cores(), backend: BackendChoice::Auto, pin: Pin::Auto, helpers: 2 },
+            process: Process {
+                run_dir: PathBuf::from("/tmp/production_server"),
+                pid_file: None,
+                user: None,
+                group: None,
+            },
+            leaving: Leaving {
+                shutdown: Duration::from_secs(5),
+                pre_stop_delay: Duration::ZERO,
+                upgrade_timeout: Duration::from_secs(60),
+            },
+            telling: Telling {
+                admin: Vec::new(),
+                internal: Internal::Under(String::new()),
+                metrics: Metrics::default(),
+                stats_interval: Duration::from_secs(10),
+            },
+            stores: Stores { buffer_bytes: 256 * 1024 * 1024, spool_bytes: 1 << 30, spool_dir: None },
+            bounds: Bounds {
+                connections: 10_000,
+                connections_per_ip: None,
+                body: 64 * 1024 * 1024,
+                head: 32 * 1024,
+                fields: 200,
+            },
             timeouts: Timeouts {
                 header: Duration::from_secs(10),
                 body: Duration::from_secs(30),
                 idle: Duration::from_secs(60),
                 write: Duration::from_secs(30),
             },
-            shutdown: Duration::from_secs(5),
-            pre_stop_delay: Duration::ZERO,
-            admin: Vec::new(),
-            metrics: Metrics::default(),
-            stats_interval: Duration::from_secs(10),
-            run_dir: PathBuf::from("/tmp/production_server"),
-            pid_file: None,
-            user: None,
-            group: None,
-            upgrade_timeout: Duration::from_secs(60),
-            buffer_bytes: 256 * 1024 * 1024,
-            spool_bytes: 1 << 30,
-            spool_dir: None,
-            max_body: 64 * 1024 * 1024,
-            max_head: 32 * 1024,
-            max_fields: 200,
-            access_log: AccessLogSettings::new(LogTarget::Stdout, AccessLogFormat::Human),
-            event_log: EventLogSettings::default(),
+            logs: Logs {
+                access: AccessLogSettings::new(LogTarget::Stdout, AccessLogFormat::Human),
+                events: EventLogSettings::default(),
+            },
             limits: Vec::new(),
             hubs: Vec::new(),
-            connections_per_ip: None,
             error_pages: Vec::new(),
-            internal: Internal::Under(String::new()),
             app: App::default(),
-            config: None,
-            warnings: Vec::new(),
+            source: Provenance::default(),
         }
     }
 }
@@ -351,7 +419,7 @@ impl Config {
     /// Whether anything is configured that helper threads are needed for.
     pub fn needs_helpers(&self) -> bool {
         let has_passwords = |route: &Route| route.access.auth.as_ref().is_some_and(|auth| auth.passwords.is_some());
-        self.server.spool_bytes > 0 || self.serves_files() || self.routes.iter().any(has_passwords)
+        self.server.stores.spool_bytes > 0 || self.serves_files() || self.routes.iter().any(has_passwords)
     }
 
     /// Whether files are served.
@@ -361,33 +429,33 @@ impl Config {
     }
 }
 
-impl Settings {
+impl Listening {
     /// What stands in front of a listener.
     pub fn front_at(&self, address: &ListenAddress) -> &Front {
         self.front_of.iter().find(|(other, _)| other == address).map_or(&self.front, |(_, front)| front)
     }
 
     /// Who may connect to the Unix socket at a path.
-    pub fn unix_listen_at(&self, path: &Path) -> &UnixListen {
-        self.unix_listen_of.get(path).unwrap_or(&self.unix_listen)
+    pub fn unix_at(&self, path: &Path) -> &UnixListen {
+        self.unix_of.get(path).unwrap_or(&self.unix)
     }
+}
 
+impl Settings {
     /// Settings for a test: one loop on a loopback port that the kernel chooses, no access log, no statistics, and a run
     /// directory that the test replaces by its own.
     pub fn for_test() -> Settings {
-        Settings {
-            listen: vec![ListenAddress::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0))],
-            loops: 1,
-            max_connections: 1024,
-            pin: Pin::Off,
-            stats_interval: Duration::ZERO,
-            // It needs helpers.
-            spool_bytes: 0,
-            access_log: AccessLogSettings::new(LogTarget::Off, AccessLogFormat::Human),
-            run_dir: std::env::temp_dir().join(format!("production_server-test-{}", std::process::id())),
-            app: App { workers: 2, ..App::default() },
-            ..Settings::default()
-        }
+        let mut settings = Settings::default();
+        settings.listening.at = vec![ListenAddress::Tcp(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0))];
+        (settings.loops.count, settings.loops.pin) = (1, Pin::Off);
+        settings.bounds.connections = 1024;
+        settings.telling.stats_interval = Duration::ZERO;
+        // It needs helpers.
+        settings.stores.spool_bytes = 0;
+        settings.logs.access = AccessLogSettings::new(LogTarget::Off, AccessLogFormat::Human);
+        settings.process.run_dir = std::env::temp_dir().join(format!("production_server-test-{}", std::process::id()));
+        settings.app.workers = 2;
+        settings
     }
 }
 

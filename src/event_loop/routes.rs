@@ -248,7 +248,7 @@ impl Routes {
 }
 
 fn internal(settings: &Settings) -> usize {
-    match &settings.internal {
+    match &settings.telling.internal {
         Internal::Off => usize::MAX,
         Internal::Under(prefix) => prefix.len(),
     }
@@ -307,7 +307,7 @@ impl<B: Backend> Loop<B> {
                 _ => Route::Https(port),
             });
         }
-        let name = if admin { Some(path) } else { self.apps.settings.internal.name(path) };
+        let name = if admin { Some(path) } else { self.apps.settings.telling.internal.name(path) };
         let refuse = |status, reason| Some(Route::Refuse(status, reason));
         match name.and_then(|name| self.inside(sock, input, request, name)) {
             None if admin => refuse(404, "this address tells about the server and has no app"),

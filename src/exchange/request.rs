@@ -71,7 +71,7 @@ impl<B: Backend> Loop<B> {
                 self.keep_input(stream.connection, input);
                 self.acquire(key, false);
             }
-            Framing::Length(length) if length > self.apps.settings.max_body => self.fail(key, 413, TOO_LARGE),
+            Framing::Length(length) if length > self.apps.settings.bounds.body => self.fail(key, 413, TOO_LARGE),
             framing => self.begin_body(key, framing, input),
         }
     }
@@ -145,7 +145,7 @@ impl<B: Backend> Loop<B> {
     pub fn body_came(&mut self, key: Key, data: Block) -> bool {
         let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return false };
-        let most = exchange.most_of_notice().unwrap_or(exchange.app.server.max_body);
+        let most = exchange.most_of_notice().unwrap_or(exchange.app.server.bounds.body);
         let request = &mut exchange.request;
         request.bytes += data.len() as u64;
         request.pace.moved(now);

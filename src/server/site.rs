@@ -75,7 +75,7 @@ pub(super) fn is_alone(apps: &[App]) -> bool {
 
 /// How many clients so many descriptors are enough for, beside the workers of all apps and what else the server opens.
 pub(super) fn most_connections(config: &Config, descriptors: usize) -> usize {
-    let loops = config.server.loops;
+    let loops = config.server.loops.count;
     let own = |app: &crate::config::App| match app.program.command {
         Command::None => 0,
         Command::BuiltIn | Command::Argv(_) => app.scaling.map_or(app.workers, |scaling| scaling.max),
@@ -120,7 +120,7 @@ pub(super) fn status_writer(
             health: Health::of(ready, wanted, failed),
             app: names.join(", "),
             workers: wanted,
-            http_port: table.settings.listen.iter().find_map(port),
+            http_port: table.settings.listening.at.iter().find_map(port),
             uptime: started.elapsed(),
         })
     }
@@ -132,7 +132,7 @@ mod tests {
     use crate::config::{App, Route, Scaling};
 
     fn config(apps: &[App]) -> Config {
-        let server = Settings { loops: 1, ..Settings::for_test() };
+        let server = Settings::for_test();
         Config { server, listeners: Vec::new(), routes: vec![Route::all_to(0)], apps: apps.to_vec() }
     }
 

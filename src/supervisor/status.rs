@@ -65,7 +65,8 @@ impl Observed {
     /// `waker` wakes the supervisor for whoever asks.
     pub fn new(about: About, settings: &Settings, log: &Log, waker: Waker) -> Observed {
         about.desk.attend(Box::new(move || waker.wake()));
-        let monitor = Monitor::new(about.desk.clone(), &settings.metrics, settings.loops, log, Instant::now());
+        let monitor =
+            Monitor::new(about.desk.clone(), &settings.telling.metrics, settings.loops.count, log, Instant::now());
         let rates = Rates::after(about.started, about.metrics.total().requests, about.metrics.latencies());
         let (heartbeat, departed) = (Heartbeat::default(), BTreeMap::new());
         Observed { swept: about.started, rates, about, monitor, heartbeat, departed, dropped_before: 0, reload: None }
@@ -171,9 +172,9 @@ impl Supervisor {
                     }))
                 }),
                 backend: about.map_or_else(String::new, |about| about.backend.to_owned()),
-                loops: settings.loops,
-                listen: settings.listen.iter().map(ToString::to_string).collect(),
-                admin: settings.admin.iter().map(ToString::to_string).collect(),
+                loops: settings.loops.count,
+                listen: settings.listening.at.iter().map(ToString::to_string).collect(),
+                admin: settings.telling.admin.iter().map(ToString::to_string).collect(),
                 control_socket: self.context.control_path().display().to_string(),
             },
             counters: about.map(|about| counters(&about.metrics)).unwrap_or_default(),

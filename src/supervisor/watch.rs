@@ -130,8 +130,8 @@ impl Watcher {
             Command::BuiltIn | Command::None => &[],
         };
         let module: Vec<PathBuf> = app.program.module.iter().cloned().collect();
-        let mut left_out = vec![settings.run_dir.clone()];
-        if let LogTarget::File(path) = &settings.access_log.target {
+        let mut left_out = vec![settings.process.run_dir.clone()];
+        if let LogTarget::File(path) = &settings.logs.access.target {
             left_out.push(path.clone());
         }
         let here = here(app);

@@ -141,11 +141,11 @@ impl Plan {
         timeouts.idle = seconds([6, 20][random.below(2)]);
         let app = &mut settings.app;
         app.buffers.response = [1 << 16, 1 << 18, 1 << 24][random.below(3)];
-        settings.buffer_bytes = [150_000, 300_000, 600_000][random.below(3)];
+        settings.stores.buffer_bytes = [150_000, 300_000, 600_000][random.below(3)];
         if self.ample {
-            (app.buffers.response, settings.buffer_bytes) = (1 << 24, 1 << 28);
+            (app.buffers.response, settings.stores.buffer_bytes) = (1 << 24, 1 << 28);
         } else if self.calm {
-            settings.buffer_bytes = self.least_budget(faults.capacity);
+            settings.stores.buffer_bytes = self.least_budget(faults.capacity);
         }
         if self.calm {
             (app.timeouts.read, app.timeouts.request) = (seconds(2), seconds(30));

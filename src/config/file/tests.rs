@@ -24,7 +24,9 @@ fn config(file: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<
 
 /// What of it is the server's and the first app's.
 fn invocation(file: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Settings, Refusal> {
-    config(file, arguments, variables).map(|config| Settings { config: None, ..config.server })
+    let mut server = config(file, arguments, variables)?.server;
+    server.source.file = None;
+    Ok(server)
 }
 
 fn settings(file: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Settings {
@@ -62,21 +64,22 @@ fn every_key_is_read_from_the_file_as_from_its_flag() {
         );
         let mut from_flag = settings("", &flags, &[]);
         if of_socket {
-            let access = from_flag.unix_listen_at("/run/x.sock".as_ref());
-            assert_eq!(access, from_file.unix_listen_at("/run/x.sock".as_ref()), "{}", place.path);
+            let access = from_flag.listening.unix_at("/run/x.sock".as_ref());
+            assert_eq!(access, from_file.listening.unix_at("/run/x.sock".as_ref()), "{}", place.path);
             assert_ne!(access, &UnixListen::default(), "{}", place.path);
-            from_flag.unix_listen = from_file.unix_listen.clone();
+            from_flag.listening.unix = from_file.listening.unix.clone();
         }
         if place.path.starts_with("listen[]") && super::super::places::OF_FRONT.contains(&key.name) {
             let listener = ListenAddress::Unix("/run/x.sock".into());
-            assert_eq!(&from_flag.front, from_file.front_at(&listener), "{}", place.path);
-            assert_ne!(from_flag.front, from_file.front, "{}", place.path);
-            (from_flag.front, from_flag.front_of) = (from_file.front.clone(), from_file.front_of.clone());
+            assert_eq!(&from_flag.listening.front, from_file.listening.front_at(&listener), "{}", place.path);
+            assert_ne!(from_flag.listening.front, from_file.listening.front, "{}", place.path);
+            from_flag.listening.front.clone_from(&from_file.listening.front);
+            from_flag.listening.front_of.clone_from(&from_file.listening.front_of);
         }
         if place.path == "apps.*.error_pages" {
             from_flag.app.answering.error_pages = std::mem::take(&mut from_flag.error_pages);
         }
-        from_flag.unix_listen_of.clone_from(&from_file.unix_listen_of);
+        from_flag.listening.unix_of.clone_from(&from_file.listening.unix_of);
         assert_eq!(format!("{from_flag:?}"), format!("{from_file:?}"), "{}", place.path);
     }
 }
@@ -93,17 +96,17 @@ fn the_file_is_the_lowest_place_but_for_defaults() {
     assert_eq!(settings(workers, &["w:3"], &[]).app.scaling, None);
     let listen = "listen = [{ address = \"1000\" }, { address = \"1001\" }]";
     let ports = |arguments: &[&str], variables: &[(&str, &str)]| -> Vec<String> {
-        settings(listen, arguments, variables).listen.iter().map(ToString::to_string).collect()
+        settings(listen, arguments, variables).listening.at.iter().map(ToString::to_string).collect()
     };
     assert_eq!(ports(&[], &[]), ["0.0.0.0:1000", "0.0.0.0:1001"]);
     assert_eq!(ports(&[], &[("PORT", "3000")]), ["0.0.0.0:3000"]);
     assert_eq!(ports(&["http:4000"], &[("PORT", "3000")]), ["0.0.0.0:4000"]);
-    assert!(settings(listen, &[], &[("XDG_RUNTIME_DIR", "/x")]).run_dir.ends_with("production_server-1000"));
-    let target = |file: &str, arguments: &[&str]| settings(file, arguments, &[]).access_log.target;
+    assert!(settings(listen, &[], &[("XDG_RUNTIME_DIR", "/x")]).process.run_dir.ends_with("production_server-1000"));
+    let target = |file: &str, arguments: &[&str]| settings(file, arguments, &[]).logs.access.target;
     assert_eq!(target("log.access = false", &[]), LogTarget::Off);
     assert_eq!(target("log.access = false", &["--access-log=/a"]), LogTarget::File("/a".into()));
     assert_eq!(target("log.access = \"/a\"", &["--no-access-log"]), LogTarget::Off);
-    assert_eq!(settings("", &[], &[]).config, None);
+    assert_eq!(settings("", &[], &[]).source.file, None);
 }
 
 /// What is said of one log alone wins over what is said of all, in whatever order the file has them.
@@ -113,7 +116,7 @@ fn the_more_special_key_wins_wherever_it_stands_in_the_file() {
         ("log.format = \"rip\"\n", "log.access.format = \"common\"\n", "log.events.format = \"json\"\n");
     for file in [[all, access, events], [access, events, all]] {
         let settings = settings(&file.concat(), &[], &[]);
-        let formats = (settings.access_log.format, settings.event_log.format);
+        let formats = (settings.logs.access.format, settings.logs.events.format);
         assert_eq!(formats, (AccessLogFormat::Common, EventFormat::Json), "{file:?}");
     }
 }
@@ -310,7 +313,7 @@ fn a_flag_of_an_app_says_nothing_where_there_are_several() {
         );
         assert_eq!((refusal.line, refusal.exit_code), (line, 64));
     }
-    let warned = config(SITE, &[], &[("WEB_CONCURRENCY", "7")]).unwrap().server.warnings;
+    let warned = config(SITE, &[], &[("WEB_CONCURRENCY", "7")]).unwrap().server.source.warnings;
     assert_eq!(warned, ["WEB_CONCURRENCY in the environment has no effect: the configuration file has several apps"]);
 }
 
@@ -319,11 +322,11 @@ fn sockets_of_the_file_have_their_own_modes() {
     let file = "listen = [{ address = \"unix:/a\", mode = \"0600\", group = \"web\" }, { address = \"unix:/b\" }]";
     let plain = settings(file, &[], &[]);
     let group = Some("web".to_owned());
-    assert_eq!(plain.unix_listen_at("/a".as_ref()), &UnixListen { mode: 0o600, owner: None, group: group.clone() });
-    assert_eq!(plain.unix_listen_at("/b".as_ref()), &UnixListen::default());
+    assert_eq!(plain.listening.unix_at("/a".as_ref()), &UnixListen { mode: 0o600, owner: None, group: group.clone() });
+    assert_eq!(plain.listening.unix_at("/b".as_ref()), &UnixListen::default());
     let said = settings(file, &["--listen-mode=0640"], &[]);
-    assert_eq!(said.unix_listen_at("/a".as_ref()), &UnixListen { mode: 0o640, owner: None, group });
-    assert_eq!(said.unix_listen_at("/b".as_ref()).mode, 0o640);
+    assert_eq!(said.listening.unix_at("/a".as_ref()), &UnixListen { mode: 0o640, owner: None, group });
+    assert_eq!(said.listening.unix_at("/b".as_ref()).mode, 0o640);
 }
 
 #[test]

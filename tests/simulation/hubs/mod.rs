@@ -88,7 +88,7 @@ impl Plan {
             (faults.short_write, faults.short_receive) = (faults.short_write.min(100), faults.short_receive.min(100));
         }
         settings.hubs = vec![hub.clone()];
-        settings.max_connections = 1024;
+        settings.bounds.connections = 1024;
         let visits = visits::Manners {
             visits: random.between(1, 5),
             app: hub.participant.app.is_some(),
