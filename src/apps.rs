@@ -48,13 +48,13 @@ impl App {
     ) -> App {
         let count = metrics.app(&settings.name);
         let text = |text: &String| Direct::new("text/plain; charset=utf-8", text.as_bytes());
-        let direct = settings.respond.as_ref().map(text);
+        let direct = settings.instead.respond.as_ref().map(text);
         App { id, server, settings, direct, dispatch, count }
     }
 
     /// How many connections a loop keeps open to each worker for the next requests.
     pub fn idle_links(&self) -> usize {
-        if self.settings.keepalive { self.settings.concurrency as usize } else { 0 }
+        if self.settings.sharing.keepalive { self.settings.sharing.concurrency as usize } else { 0 }
     }
 }
 
@@ -85,8 +85,9 @@ pub struct TakesPart {
 impl Served {
     fn new(settings: &config::Hub, apps: &[App], metrics: &Metrics) -> Served {
         let (settings, times) = (settings.clone(), metrics.hubs().clone());
-        let app = settings.app.as_ref().and_then(|name| apps.iter().find(|app| app.settings.name == *name));
-        let app = app.map(|app| TakesPart { app: app.id, path: settings.events.clone(), dialect: settings.dialect });
+        let part = &settings.participant;
+        let app = part.app.as_ref().and_then(|name| apps.iter().find(|app| app.settings.name == *name));
+        let app = app.map(|app| TakesPart { app: app.id, path: part.path.clone(), dialect: part.dialect });
         Served { hub: times.get(kept_by(&settings)), settings, app, times }
     }
 
@@ -103,13 +104,13 @@ impl Served {
 
 /// What a hub is to keep.
 fn kept_by(said: &config::Hub) -> hub::Settings {
-    let history = hub::History { count: said.history_count, bytes: said.history_bytes, age: said.history_age };
+    let config::History { count, bytes, age } = said.history;
     hub::Settings {
         topics: said.topics.iter().filter_map(|pattern| hub::Pattern::new(pattern).ok()).collect(),
-        history,
-        message: said.message,
-        most_topics: said.most_topics,
-        memory: said.memory,
+        history: hub::History { count, bytes, age },
+        message: said.room.message,
+        most_topics: said.room.topics,
+        memory: said.room.memory,
         ..hub::Settings::new(&said.name)
     }
 }
@@ -189,9 +190,10 @@ struct Doors {
 impl Doors {
     fn new(settings: &Settings) -> Doors {
         let admitted = |front: &Front| (front.allow.clone(), front.deny.clone());
-        let says = |(_, front): &&(ListenAddress, Front)| front.lets_in() != settings.front.lets_in();
-        let of = settings.front_of.iter().filter(says).map(|(address, front)| (address.clone(), admitted(front)));
-        Doors { all: admitted(&settings.front), of: of.collect() }
+        let says = |(_, front): &&(ListenAddress, Front)| front.lets_in() != settings.listening.front.lets_in();
+        let of =
+            settings.listening.front_of.iter().filter(says).map(|(address, front)| (address.clone(), admitted(front)));
+        Doors { all: admitted(&settings.listening.front), of: of.collect() }
     }
 
     fn at(&self, listener: &ListenAddress) -> &Admitted {
@@ -272,7 +274,7 @@ impl Way {
             Target::App(index) | Target::Files(_, index) => apps.get(index),
             _ => None,
         };
-        let of_app = app.map_or(&[][..], |app| &app.settings.error_pages);
+        let of_app = app.map_or(&[][..], |app| &app.settings.answering.error_pages);
         let pages = [&route.error_pages, of_app].concat();
         let response = Edits::showing(Edits::of_response(&fields), pages);
         let lines =
@@ -281,8 +283,8 @@ impl Way {
             Target::Files(files, index) => To::Files(id_of(apps.get(*index)), site(files)),
             Target::App(index) => {
                 let app = apps.get(*index);
-                let files = app.and_then(|app| app.settings.files.as_ref());
-                let respond = app.and_then(|app| app.settings.respond.as_ref()).filter(|_| response.is_some());
+                let files = app.and_then(|app| app.settings.instead.files.as_ref());
+                let respond = app.and_then(|app| app.settings.instead.respond.as_ref()).filter(|_| response.is_some());
                 let direct = respond.map(|body| {
                     let content_type = "text/plain; charset=utf-8".to_owned();
                     fixed(&Respond { status: 200, body: body.clone(), content_type }, response.as_ref(), &lines)
@@ -305,7 +307,7 @@ impl Way {
         let guard = Guard::new(server, &route.access, &label, apps, metrics);
         let sendfile = route.sendfile.as_ref().map(site);
         let of_app = match route.to {
-            Target::App(index) => apps.get(index).map(|app| &app.settings.compress),
+            Target::App(index) => apps.get(index).map(|app| &app.settings.answering.compress),
             _ => None,
         };
         let compress = route.compress.as_ref().or(of_app);
@@ -358,7 +360,7 @@ impl Routes {
         let mut told = if routes.iter().any(asks) { access::TOLD.to_vec() } else { Vec::new() };
         let forwards = routes.iter().filter_map(|route| route.access.auth.as_ref()?.forward.as_ref());
         told.extend(forwards.flat_map(|forward| &forward.copy).map(String::as_str));
-        if settings.hubs.iter().any(|hub| hub.app.is_some()) {
+        if settings.hubs.iter().any(|hub| hub.participant.app.is_some()) {
             told.extend(hub::EVENT_FIELDS);
         }
         let doors = Arc::new(Doors::new(settings));

@@ -51,7 +51,7 @@ pub fn run(loaded: &Loaded) -> u8 {
 /// Everything that would not work, or is odd.
 pub fn look(loaded: &Loaded) -> Vec<Problem> {
     let mut found = Found { loaded, app: None, problems: loaded.remarks.clone() };
-    for warning in &loaded.config.server.warnings {
+    for warning in &loaded.config.server.source.warnings {
         found.problems.push(Problem {
             severity: Severity::Warning,
             title: warning.clone(),
@@ -89,15 +89,16 @@ pub fn files(loaded: &Loaded) -> Vec<Problem> {
     let mut found = Found { loaded, app: None, problems: Vec::new() };
     for (index, app) in loaded.config.apps.iter().enumerate() {
         found.app = Some(index);
-        if let Some((title, label)) = app.files.as_ref().and_then(|files| missing_root(&files.root)) {
+        if let Some((title, label)) = app.instead.files.as_ref().and_then(|files| missing_root(&files.root)) {
             found.error("static", 0, &title, &label);
         }
-        for (index, title, what) in unreadable(&app.error_pages) {
+        for (index, title, what) in unreadable(&app.answering.error_pages) {
             found.error("error-page", index, &title, what);
         }
     }
     found.app = None;
-    if let Some((title, label)) = loaded.config.server.spool_dir.as_ref().and_then(|spool| unusable_spool(spool)) {
+    if let Some((title, label)) = loaded.config.server.stores.spool_dir.as_ref().and_then(|spool| unusable_spool(spool))
+    {
         found.error("spool-dir", 0, &title, &label);
     }
     for (index, title, what) in unreadable(&loaded.config.server.error_pages) {
@@ -294,12 +295,12 @@ impl Found<'_> {
     fn accounts(&mut self) {
         let settings = &self.loaded.config.server;
         let is_name = |name: &&String| name.parse::<u32>().is_err();
-        if let Some(name) = settings.user.as_ref().filter(is_name)
+        if let Some(name) = settings.process.user.as_ref().filter(is_name)
             && !matches!(User::from_name(name), Ok(Some(_)))
         {
             self.error("user", 0, &format!("there is no user {name:?} on this machine"), "");
         }
-        if let Some(name) = settings.group.as_ref().filter(is_name)
+        if let Some(name) = settings.process.group.as_ref().filter(is_name)
             && !matches!(Group::from_name(name), Ok(Some(_)))
         {
             self.error("group", 0, &format!("there is no group {name:?} on this machine"), "");
@@ -324,11 +325,11 @@ impl Found<'_> {
     /// Files and directories that are named.
     fn places(&mut self) {
         let settings = &self.loaded.config.server;
-        self.run_directory(&settings.run_dir);
-        if let Some(path) = &settings.pid_file {
+        self.run_directory(&settings.process.run_dir);
+        if let Some(path) = &settings.process.pid_file {
             self.writable_parent("pid-file", 0, path);
         }
-        if let LogTarget::File(path) = &settings.access_log.target {
+        if let LogTarget::File(path) = &settings.logs.access.target {
             if path.is_dir() {
                 self.error("access-log", 0, "the access log is a directory", "expected a file");
             } else if path.exists() {
@@ -351,10 +352,10 @@ impl Found<'_> {
 
     /// What one app needs.
     fn app(&mut self, app: &App) {
-        if let Some(module) = &app.module {
+        if let Some(module) = &app.program.module {
             self.readable("module", 0, module);
         }
-        for (index, path) in app.watch.iter().enumerate() {
+        for (index, path) in app.reload.watch.iter().enumerate() {
             self.readable("watch", index, path);
         }
         self.command(app);
@@ -389,7 +390,7 @@ impl Found<'_> {
             ("eject-time", own.time != plain.time),
             ("eject-max", own.max != plain.max),
         ];
-        for (key, _) in said.into_iter().filter(|(_, is_said)| *is_said && app.upstreams.len() < 2) {
+        for (key, _) in said.into_iter().filter(|(_, is_said)| *is_said && app.instead.upstreams.len() < 2) {
             self.warning(key, 0, nothing, "only upstreams are left out, and only where there are several");
         }
     }
@@ -431,8 +432,8 @@ impl Found<'_> {
     }
 
     fn command(&mut self, app: &App) {
-        let Command::Argv(words) = &app.command else { return };
-        let directory = app.directory.as_deref();
+        let Command::Argv(words) = &app.program.command else { return };
+        let directory = app.program.directory.as_deref();
         if let Some(missing) = directory.filter(|directory| !directory.is_dir()) {
             let title = format!("there is no directory {}", missing.display());
             return self.error("directory", 0, &title, "workers start there");
@@ -453,15 +454,18 @@ impl Found<'_> {
     fn memory(&mut self) {
         let config = &self.loaded.config;
         let Some(headroom) = memory::headroom() else { return };
-        let buffers = config.server.buffer_bytes as u64;
+        let buffers = config.server.stores.buffer_bytes as u64;
         let most = |app: &App| app.scaling.map_or(app.workers, |scaling| scaling.max) as u64;
         let mebibytes = |bytes: u64| format!("{} MiB", bytes >> 20);
         if buffers > headroom {
             let title = format!("buffer_bytes may take {}, and {} are left", mebibytes(buffers), mebibytes(headroom));
             return self.warning("buffer-bytes", 0, &title, "memory may run short");
         }
-        let limited =
-            config.apps.iter().enumerate().filter_map(|(index, app)| Some((index, most(app), app.recycle.memory?)));
+        let limited = config
+            .apps
+            .iter()
+            .enumerate()
+            .filter_map(|(index, app)| Some((index, most(app), app.life.recycle.memory?)));
         let (mut all, mut workers) = (0u64, 0);
         for (index, most, each) in limited {
             all = all.saturating_add(each.saturating_mul(most));

@@ -31,7 +31,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::{Duration, Instant};
 
 pub use crate::config::Level;
-pub use access::{AccessLog, AccessRecord, AnswerNote};
+pub use access::{AccessLog, AccessRecord, AnswerNote, Took};
 pub(crate) use output::open_to_append;
 use routes::Routes;
 use sink::{Handle, Sink, Source};

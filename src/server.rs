@@ -119,20 +119,21 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     privileges::give_up(&config.server)?;
     find_files(&loaded)?;
     // Workers may start elsewhere, and are told paths in it.
-    config.server.run_dir = std::path::absolute(&config.server.run_dir).unwrap_or(config.server.run_dir);
-    (config.server.listen, config.server.admin) = places(&listeners);
+    config.server.process.run_dir =
+        std::path::absolute(&config.server.process.run_dir).unwrap_or(config.server.process.run_dir);
+    (config.server.listening.at, config.server.telling.admin) = places(&listeners);
     let log = open_log(&config.server)?;
     let backend = choose_backend(&config.server, &log)?;
-    let run_directory = inherited.run_directory(&config.server.run_dir)?;
+    let run_directory = inherited.run_directory(&config.server.process.run_dir)?;
     show_self_signed(&config.server, &listeners, &log)?;
     for warning in warnings.iter().chain(&inherited.warnings()) {
         log.event(Level::Warn, warning, &[]);
     }
     let settings = Arc::new(config.server.clone());
     let started = Instant::now();
-    let metrics = inherited.metrics(settings.loops);
+    let metrics = inherited.metrics(settings.loops.count);
     let table = Arc::new(site::table(&config, &settings, &metrics, started));
-    let (postboxes, mailboxes) = loops::post(settings.loops);
+    let (postboxes, mailboxes) = loops::post(settings.loops.count);
     let desk = Desk::default();
     let policies = Policies::default();
     let helpers = start_helpers(&config)?;
@@ -151,7 +152,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
         descriptors: original_limit,
         about: Some(about),
         holdings: holdings(&settings, listeners),
-        pid_file: settings.pid_file.as_deref().filter(|_| !held).map(write_pid_file).transpose()?,
+        pid_file: settings.process.pid_file.as_deref().filter(|_| !held).map(write_pid_file).transpose()?,
         manager: true,
         ..Default::default()
     };
@@ -205,7 +206,7 @@ fn without_errors(loaded: &Loaded, findings: Vec<Problem>) -> Result<(), StartEr
 fn start_helpers(config: &Config) -> Result<Helpers, StartError> {
     let helpers = Helpers::default();
     if config.needs_helpers() {
-        let started = helpers.start(config.server.helpers);
+        let started = helpers.start(config.server.loops.helpers);
         started.map_err(|error| refused(format!("cannot start a helper thread: {error}"), &error, exit::SYSTEM))?;
     }
     Ok(helpers)
@@ -214,7 +215,7 @@ fn start_helpers(config: &Config) -> Result<Helpers, StartError> {
 /// Puts a certificate that was made here where clients can be told to trust it, and says how.
 fn show_self_signed(settings: &Settings, listeners: &[Listening], log: &Log) -> Result<(), StartError> {
     let Some(made) = tls::self_signed() else { return Ok(()) };
-    let path = settings.run_dir.join("self-signed.pem");
+    let path = settings.process.run_dir.join("self-signed.pem");
     std::fs::write(&path, &made.pem).map_err(|error| {
         refused(format!("cannot write the certificate to {}: {error}", path.display()), &error, exit::CANNOT_CREATE)
     })?;
@@ -237,7 +238,7 @@ fn shell_word(text: &str) -> String {
 }
 
 fn open_log(settings: &Settings) -> Result<Log, StartError> {
-    Log::open(&settings.access_log, &settings.event_log)
+    Log::open(&settings.logs.access, &settings.logs.events)
         .map_err(|error| refused(format!("cannot open the log: {error}"), &error, exit::CANNOT_CREATE))
 }
 
@@ -338,7 +339,7 @@ fn supervise(
         code = exit::SOFTWARE;
     }
     let settings = table.map_or_else(|| shared.settings.clone(), |table| table.get().settings.clone());
-    if !settings.stats_interval.is_zero() {
+    if !settings.telling.stats_interval.is_zero() {
         shared.log.print(metrics::stats_box(&metrics.total()));
     }
     shared.log.flush_and_stop(grace(LOG_FLUSH));
@@ -374,7 +375,7 @@ impl Listening {
 
     /// What stands in front of it: balancers and proxies stand in front of what is public.
     fn front(&self, settings: &Settings) -> Front {
-        if self.admin { Front::default() } else { settings.front_at(&self.asked).clone() }
+        if self.admin { Front::default() } else { settings.listening.front_at(&self.asked).clone() }
     }
 
     /// The sockets of one of so many loops. There may be more of them than loops, or fewer, when they were inherited: each has at least
@@ -431,7 +432,7 @@ impl From<Listening> for Held {
 /// What is kept for a successor.
 fn holdings(settings: &Settings, listeners: Vec<Listening>) -> Holdings {
     let listeners = listeners.into_iter().map(Held::from).collect();
-    Holdings { run_dir: settings.run_dir.clone(), listeners, ..Holdings::default() }
+    Holdings { run_dir: settings.process.run_dir.clone(), listeners, ..Holdings::default() }
 }
 
 /// Where is listened, and where the admin listens.
@@ -456,10 +457,10 @@ fn open_listeners(settings: &Settings, inherited: &mut Inherited) -> Result<Vec<
     };
     // Those of the admin first: a listener may ask for whatever sockets systemd has opened beside those that are asked for by name.
     let mut listeners = Vec::new();
-    for asked in &settings.admin {
+    for asked in &settings.telling.admin {
         listeners.extend(open(asked, true)?.into_iter().map(|listening| Listening { admin: true, ..listening }));
     }
-    for asked in &settings.listen {
+    for asked in &settings.listening.at {
         listeners.extend(open(asked, false)?);
     }
     (0..).zip(&mut listeners).for_each(|(id, listening)| listening.id = id);
@@ -470,8 +471,8 @@ fn open_listeners(settings: &Settings, inherited: &mut Inherited) -> Result<Vec<
 fn listen(settings: &Settings, address: &ListenAddress, shared: bool) -> Result<Listening, StartError> {
     match address {
         ListenAddress::Tcp(address) => {
-            let all = [&settings.listen[..], &settings.admin].concat();
-            listen_tcp(*address, only_v6(*address, &all), settings.loops, shared).map_err(|error| {
+            let all = [&settings.listening.at[..], &settings.telling.admin].concat();
+            listen_tcp(*address, only_v6(*address, &all), settings.loops.count, shared).map_err(|error| {
                 let hint = match error.kind() {
                     io::ErrorKind::AddrInUse => "; another program listens there: stop it or choose another address",
                     io::ErrorKind::PermissionDenied => "; ports below 1024 need privileges",
@@ -482,7 +483,7 @@ fn listen(settings: &Settings, address: &ListenAddress, shared: bool) -> Result<
             })
         }
         ListenAddress::Unix(path) => {
-            let access = settings.unix_listen_at(path);
+            let access = settings.listening.unix_at(path);
             unix::listen(path, access.mode, unix::Owner::find(access)?)
         }
         // The inherited sockets are looked at first, and say what is missing.
@@ -587,32 +588,36 @@ fn clamp_connections(config: &mut Config) {
     let Some(descriptors) = descriptors() else { return };
     let most = site::most_connections(config, descriptors);
     let settings = &mut config.server;
-    if settings.max_connections > most {
-        settings.warnings.push(format!(
+    if settings.bounds.connections > most {
+        settings.source.warnings.push(format!(
             "max_connections is {most} and not {}: RLIMIT_NOFILE allows {descriptors} descriptors; raise it with `ulimit -n`",
-            settings.max_connections
+            settings.bounds.connections
         ));
-        settings.max_connections = most;
+        settings.bounds.connections = most;
     }
 }
 
 /// Takes what the machine has, and bounds by it what was asked for. RLIMIT_NOFILE as it was, for the workers.
 fn fit_to_machine(config: &mut Config, warnings: &mut Vec<String>) -> Option<(u64, u64)> {
     let original_limit = raise_descriptor_limit();
-    let known = config.server.warnings.len();
+    let known = config.server.source.warnings.len();
     clamp_connections(config);
     let settings = &mut config.server;
     warn_of_memory(settings);
-    warnings.extend(settings.warnings.drain(known..));
+    warnings.extend(settings.source.warnings.drain(known..));
     original_limit
 }
 
 /// Says so when what may be held for slow clients is more than there is: in a container, than its limit leaves.
 fn warn_of_memory(settings: &mut Settings) {
-    let buffers = settings.buffer_bytes as u64;
+    let buffers = settings.stores.buffer_bytes as u64;
     if let Some(left) = supervisor::memory::headroom().filter(|left| *left < buffers) {
         let warning = "buffer_bytes may take";
-        settings.warnings.push(format!("{warning} {} MiB, and {} MiB of memory are left", buffers >> 20, left >> 20));
+        settings.source.warnings.push(format!(
+            "{warning} {} MiB, and {} MiB of memory are left",
+            buffers >> 20,
+            left >> 20
+        ));
     }
 }
 
@@ -623,7 +628,7 @@ fn choose_backend(settings: &Settings, log: &Log) -> Result<BackendChoice, Start
         message: format!("the backend {name} is not compiled in; see `--backend auto`"),
         code: exit::CONFIG,
     };
-    let wants = match settings.backend {
+    let wants = match settings.loops.backend {
         BackendChoice::Auto if cfg!(backend_io_uring) && cfg!(not(backend_readiness)) => BackendChoice::IoUring,
         BackendChoice::Auto => AUTO.unwrap_or(readiness),
         choice => choice,
@@ -686,15 +691,15 @@ fn backend_name(backend: BackendChoice) -> &'static str {
 
 fn announce(shared: &Shared, backend: BackendChoice) {
     let settings = &shared.settings;
-    if let Some(path) = &settings.config {
+    if let Some(path) = &settings.source.file {
         shared.log.event(Level::Info, "configuration", &[("file", &path.display())]);
     }
-    for address in &settings.listen {
+    for address in &settings.listening.at {
         let fields: [(&str, &dyn std::fmt::Display); 3] =
-            [("address", address), ("loops", &settings.loops), ("backend", &backend_name(backend))];
+            [("address", address), ("loops", &settings.loops.count), ("backend", &backend_name(backend))];
         shared.log.event(Level::Info, "listening", &fields);
     }
-    for address in &settings.admin {
+    for address in &settings.telling.admin {
         shared.log.event(Level::Info, "listening for those who watch the server", &[("address", address)]);
     }
 }

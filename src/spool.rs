@@ -185,10 +185,10 @@ impl Drop for Store {
 
 /// Where the files are.
 fn directory(settings: &Settings) -> PathBuf {
-    match &settings.spool_dir {
+    match &settings.stores.spool_dir {
         Some(directory) => directory.clone(),
-        None if is_in_memory(&settings.run_dir) => PathBuf::from(ON_DISK),
-        None => settings.run_dir.clone(),
+        None if is_in_memory(&settings.process.run_dir) => PathBuf::from(ON_DISK),
+        None => settings.process.run_dir.clone(),
     }
 }
 
@@ -442,7 +442,7 @@ impl Queue {
             (self.read, self.written) = (0, 0);
         }
         let count = self.tail.len() as u64;
-        if !self.store.reserve(self.written + count, settings.spool_bytes) {
+        if !self.store.reserve(self.written + count, settings.stores.spool_bytes) {
             let first = !std::mem::replace(&mut self.refused, true);
             self.tail.stop_gathering();
             return Some(Err(NoRoom { first }));
@@ -554,7 +554,8 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             let used = Arc::new(InSpool::default());
             let spool_dir = Some(folder.path().to_owned());
-            let settings = Settings { spool_bytes: limit, spool_dir, ..Settings::for_test() };
+            let mut settings = Settings::for_test();
+            (settings.stores.spool_bytes, settings.stores.spool_dir) = (limit, spool_dir);
             let (spools, budget) = (Spools::new(used.clone()), Budget::new(64 << 20));
             Rig { spools, used, budget, settings: Arc::new(settings), folder }
         }
@@ -694,7 +695,7 @@ mod tests {
         queue.push(b"written ");
         rig.write(&mut queue).unwrap();
         let gone = rig.folder.path().join("gone");
-        Arc::get_mut(&mut rig.settings).unwrap().spool_dir = Some(gone);
+        Arc::get_mut(&mut rig.settings).unwrap().stores.spool_dir = Some(gone);
         let mut other = rig.queue();
         other.push(b"first ");
         let job = other.write(&rig.settings, true).unwrap().unwrap();
@@ -758,8 +759,9 @@ mod tests {
     #[test]
     fn the_run_directory_holds_the_files_where_it_is_on_a_disk() {
         let of = |run_dir: &str, spool_dir: Option<&str>| {
-            let settings =
-                Settings { run_dir: run_dir.into(), spool_dir: spool_dir.map(PathBuf::from), ..Settings::for_test() };
+            let mut settings = Settings::for_test();
+            settings.process.run_dir = run_dir.into();
+            settings.stores.spool_dir = spool_dir.map(PathBuf::from);
             directory(&settings)
         };
         assert_eq!(of("/a", Some("/b")), Path::new("/b"));

@@ -284,7 +284,7 @@ fn what_runs_keeps_the_configuration_that_it_began_with() {
     let mut rig = Rig::new();
     let services = APPS.map(|app| rig.worker(app).1);
     let mut changed = Settings::clone(&rig.settings);
-    changed.app.respond = Some("from the loop".to_owned());
+    changed.app.instead.respond = Some("from the loop".to_owned());
     changed.app.timeouts.read = Duration::from_millis(1);
     let changed = Arc::new(changed);
     let running = rig.ask(APPS[0]);

@@ -148,7 +148,8 @@ impl Rig {
         // Time passes as the test says, and not because nothing happens.
         world.drive();
         let entered = world.enter();
-        let mut settings = Settings { spool_bytes, ..Settings::for_test() };
+        let mut settings = Settings::for_test();
+        settings.stores.spool_bytes = spool_bytes;
         settings.app.timeouts.abandon = Duration::from_secs(60);
         let policy = Policy {
             balance: Balance::Lifo,

@@ -44,20 +44,21 @@ impl Worker {
     }
 
     fn built_in(change: impl FnOnce(&mut App)) -> Worker {
-        let mut app = App { command: Command::BuiltIn, ..App::default() };
+        let mut app = App::default();
         change(&mut app);
         Worker::start(app)
     }
 
     fn shell(script: &str, change: impl FnOnce(&mut App)) -> Worker {
-        let mut app = App { command: Command::Argv(["sh", "-c", script].map(Into::into).to_vec()), ..App::default() };
+        let mut app = App::default();
+        app.program.command = Command::Argv(["sh", "-c", script].map(Into::into).to_vec());
         change(&mut app);
         Worker::start(app)
     }
 
     fn probe(&self) -> Probe {
         let address = self.endpoint.address().clone();
-        Probe::of_readiness(&self.app.ready.by, address, self.endpoint.inherited(), Instant::now()).unwrap()
+        Probe::of_readiness(&self.app.life.ready.by, address, self.endpoint.inherited(), Instant::now()).unwrap()
     }
 
     /// Looks until it is ready, as the supervisor would sleep and look.
@@ -120,7 +121,7 @@ impl Drop for Worker {
 
 #[test]
 fn a_worker_that_inherits_its_socket_is_ready_when_it_accepts() {
-    let mut worker = Worker::built_in(|app| app.socket = WorkerSocket::Inherit);
+    let mut worker = Worker::built_in(|app| app.program.socket = WorkerSocket::Inherit);
     worker.until_ready();
     let environment = worker.environment();
     let id = worker.child.id().to_string();
@@ -145,7 +146,7 @@ fn a_worker_that_inherits_its_socket_is_ready_when_it_accepts() {
 
 #[test]
 fn a_worker_that_dies_before_it_accepts_was_never_ready() {
-    let mut worker = Worker::shell("read -r line; sleep 1000", |app| app.socket = WorkerSocket::Inherit);
+    let mut worker = Worker::shell("read -r line; sleep 1000", |app| app.program.socket = WorkerSocket::Inherit);
     let mut probe = worker.probe();
     for _ in 0..10 {
         assert_eq!(probe.look(probe.next()), Look::NotYet, "the kernel alone listens");
@@ -168,8 +169,9 @@ fn a_worker_on_a_port_is_asked_over_tcp() {
     let words = [PROGRAM, "--listen", "127.0.0.1:{port}", "--respond", "ok", "--no-access-log", "--run-dir"];
     let mut words: Vec<_> = words.map(Into::into).to_vec();
     words.push(run.into());
-    let mut app = App { command: Command::Argv(words), ..App::default() };
-    app.ready.by = ReadyBy::Http("/ready".to_owned());
+    let mut app = App::default();
+    app.program.command = Command::Argv(words);
+    app.life.ready.by = ReadyBy::Http("/ready".to_owned());
     let worker = Worker::start(app);
     worker.until_ready();
     assert!(worker.endpoint.port().is_some() && !worker.path().exists());
@@ -182,7 +184,7 @@ fn a_worker_on_a_port_is_asked_over_tcp() {
 
 #[test]
 fn a_worker_says_that_it_is_ready_and_that_it_leaves() {
-    let mut worker = Worker::built_in(|app| app.ready.by = ReadyBy::Notify);
+    let mut worker = Worker::built_in(|app| app.life.ready.by = ReadyBy::Notify);
     worker.until_said(&Message::Ready);
     assert!(UnixStream::connect(worker.path()).is_ok(), "it spoke the truth");
     worker.signal(libc::SIGTERM);
@@ -194,8 +196,8 @@ fn a_worker_says_that_it_is_ready_and_that_it_leaves() {
 fn the_watchdog_is_for_the_command_itself() {
     let script = "echo $$ $WATCHDOG_PID $WATCHDOG_USEC $NOTIFY_SOCKET; echo port=${PORT-none}";
     let mut worker = Worker::shell(script, |app| {
-        app.watchdog = Some(Duration::from_secs(2));
-        app.socket = WorkerSocket::Unix;
+        app.life.watchdog = Some(Duration::from_secs(2));
+        app.program.socket = WorkerSocket::Unix;
     });
     let (id, note) = (worker.child.id(), worker.directory.path().join("web.note"));
     assert_eq!(worker.output(), format!("{id} {id} 2000000 {}\nport=none\n", note.display()));

@@ -60,12 +60,12 @@ pub(crate) struct Server {
 pub(crate) fn settings(command: &[&str], workers: usize) -> Settings {
     let mut settings = Settings::for_test();
     settings.app.workers = workers;
-    settings.app.command = match command {
+    settings.app.program.command = match command {
         [] => config::Command::BuiltIn,
         words => config::Command::Argv(words.iter().map(Into::into).collect()),
     };
-    settings.app.restart.base = Duration::from_millis(1);
-    settings.app.ready.timeout = DEADLINE;
+    settings.app.life.restart.base = Duration::from_millis(1);
+    settings.app.life.ready.timeout = DEADLINE;
     settings
 }
 
@@ -305,8 +305,8 @@ fn an_app_that_never_gets_ready_is_given_up_with_its_last_words() {
 #[test]
 fn a_worker_that_has_served_enough_is_replaced_without_a_gap() {
     let mut settings = settings(&[], 1);
-    settings.app.recycle.requests = 3;
-    settings.app.recycle.requests_not_before = Duration::ZERO;
+    settings.app.life.recycle.requests = 3;
+    settings.app.life.recycle.requests_not_before = Duration::ZERO;
     let mut server = serve(settings);
     let first = server.until_ready(1)[0].id;
     let old_pid = pid_of(&server, first);
@@ -334,7 +334,7 @@ fn a_worker_that_has_served_enough_is_replaced_without_a_gap() {
 #[test]
 fn a_worker_that_holds_too_much_memory_is_replaced_without_a_gap() {
     let mut settings = settings(&[], 1);
-    settings.app.recycle.memory = Some(1024);
+    settings.app.life.recycle.memory = Some(1024);
     let server = serve(settings);
     server.until_ready(1);
     let log = eventually("it is replaced", || {
@@ -348,9 +348,9 @@ fn a_worker_that_holds_too_much_memory_is_replaced_without_a_gap() {
 #[test]
 fn a_request_in_flight_keeps_the_old_worker_until_it_ends() {
     let mut settings = settings(&[], 1);
-    settings.app.recycle.requests = 1;
-    settings.app.recycle.requests_not_before = Duration::ZERO;
-    settings.app.concurrency = 2;
+    settings.app.life.recycle.requests = 1;
+    settings.app.life.recycle.requests_not_before = Duration::ZERO;
+    settings.app.sharing.concurrency = 2;
     let server = serve(settings);
     let first = server.until_ready(1)[0].id;
     let pid = pid_of(&server, first);
@@ -372,10 +372,10 @@ fn a_request_in_flight_keeps_the_old_worker_until_it_ends() {
 #[test]
 fn a_request_that_does_not_end_is_cut_when_the_time_of_a_drain_is_over() {
     let mut settings = settings(&[], 1);
-    settings.app.recycle.requests = 1;
-    settings.app.recycle.requests_not_before = Duration::ZERO;
-    settings.app.concurrency = 2;
-    settings.app.restart.drain = Duration::from_millis(300);
+    settings.app.life.recycle.requests = 1;
+    settings.app.life.recycle.requests_not_before = Duration::ZERO;
+    settings.app.sharing.concurrency = 2;
+    settings.app.life.restart.drain = Duration::from_millis(300);
     let mut server = serve(settings);
     let first = server.until_ready(1)[0].id;
     let pid = pid_of(&server, first);
@@ -398,7 +398,7 @@ fn a_request_that_does_not_end_is_cut_when_the_time_of_a_drain_is_over() {
 #[test]
 fn a_worker_that_has_lived_long_enough_is_replaced_without_a_gap() {
     let mut settings = settings(&[], 1);
-    settings.app.recycle.lifetime = Some(Duration::from_millis(400));
+    settings.app.life.recycle.lifetime = Some(Duration::from_millis(400));
     let since = Instant::now();
     let server = serve(settings);
     let first = server.until_ready(1)[0].id;
@@ -436,7 +436,7 @@ fn without_room_for_both_a_restart_is_aborted_and_the_old_workers_serve_on() {
 #[test]
 fn without_room_for_both_the_old_worker_goes_first_if_one_may_be_missing() {
     let mut settings = settings(&[], 2);
-    settings.app.restart.max_unavailable = 1;
+    settings.app.life.restart.max_unavailable = 1;
     let server = serve_with(settings, full());
     let before: Vec<u32> = server.until_ready(2).iter().map(|worker| pid_of(&server, worker.id)).collect();
     server.requester.request(Request::Restart);
@@ -462,7 +462,7 @@ fn without_room_for_both_the_old_worker_goes_first_if_one_may_be_missing() {
 #[test]
 fn the_only_worker_s_restart_without_room_for_both_holds_who_asks_meanwhile() {
     let mut settings = settings(&[], 1);
-    settings.app.restart.max_unavailable = 1;
+    settings.app.life.restart.max_unavailable = 1;
     let mut server = serve_with(settings, full());
     let old = server.until_ready(1)[0].id;
     let pid = pid_of(&server, old);
@@ -522,7 +522,7 @@ fn stopping_waits_for_the_loops_before_it_tells_the_workers() {
 #[test]
 fn a_second_stop_is_at_once_though_the_loops_and_the_workers_do_not_listen() {
     let mut settings = settings(&["sh", "-c", "trap '' TERM; sleep 1000 & wait; sleep 1000"], 1);
-    settings.shutdown = DEADLINE * 10;
+    settings.leaving.shutdown = DEADLINE * 10;
     let mut server = serve(settings);
     server.until_logged("worker started");
     server.requester.request(Request::Stop);
@@ -562,7 +562,7 @@ fn a_worker_that_opens_another_door_is_told_which() {
     let script = "import socket,sys,time\ns=socket.socket();s.bind(('127.0.0.1',0));s.listen()\n\
                   print('port',s.getsockname()[1],file=sys.stderr,flush=True);time.sleep(1000)";
     let mut settings = settings(&[python(), "-c", script], 1);
-    settings.app.ready.timeout = Duration::from_millis(1500);
+    settings.app.life.ready.timeout = Duration::from_millis(1500);
     let server = serve(settings);
     let log = server.until_logged("did not open the Unix socket");
     let port: String = log.split("port ").nth(1).unwrap().chars().take_while(char::is_ascii_digit).collect();
@@ -575,7 +575,7 @@ fn a_worker_that_opens_another_door_is_told_which() {
 #[test]
 fn a_worker_that_refuses_connections_is_looked_at_and_replaced() {
     let mut settings = settings(&[], 1);
-    settings.app.ready.timeout = Duration::from_secs(2);
+    settings.app.life.ready.timeout = Duration::from_secs(2);
     let server = serve(settings);
     let worker = server.until_ready(1)[0].clone();
     let lose = |id| {
@@ -613,8 +613,8 @@ fn an_upstream_is_found_lost_and_found_again() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("up.sock");
     let mut settings = settings(&[], 1);
-    settings.app.command = config::Command::None;
-    settings.app.upstreams = vec![Upstream::Unix(path.clone())];
+    settings.app.program.command = config::Command::None;
+    settings.app.instead.upstreams = vec![Upstream::Unix(path.clone())];
     let server = serve(settings);
     server.until_logged("does not accept connections");
     let listener = UnixListener::bind(&path).unwrap();
@@ -631,7 +631,7 @@ fn an_upstream_is_found_lost_and_found_again() {
 #[test]
 fn a_reload_during_the_stop_starts_nothing() {
     let mut settings = settings(&[], 1);
-    settings.app.hot_reload = config::HotReload::Process;
+    settings.app.reload.by = config::HotReload::Process;
     let mut server = serve(settings);
     server.until_ready(1);
     server.requester.request(Request::Stop);

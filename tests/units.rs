@@ -51,9 +51,9 @@ fn app(name: &str, workers: usize) -> config::App {
     let mut app = Settings::for_test().app;
     app.name = name.to_owned();
     app.workers = workers;
-    app.command = config::Command::BuiltIn;
-    app.restart.base = std::time::Duration::from_millis(1);
-    app.ready.timeout = DEADLINE;
+    app.program.command = config::Command::BuiltIn;
+    app.life.restart.base = std::time::Duration::from_millis(1);
+    app.life.ready.timeout = DEADLINE;
     app
 }
 
@@ -273,8 +273,9 @@ fn what_becomes_of_one_app_leaves_the_other_alone() {
 #[test]
 fn an_app_that_crashes_fails_alone_and_one_that_is_to_end_the_server_does() {
     let (one, mut other) = (app("web", 1), app("api", 1));
-    other.command = config::Command::Argv(["sh", "-c", "echo no database >&2; exit 3"].map(Into::into).to_vec());
-    other.restart.max = DEADLINE;
+    other.program.command =
+        config::Command::Argv(["sh", "-c", "echo no database >&2; exit 3"].map(Into::into).to_vec());
+    other.life.restart.max = DEADLINE;
     let (web, api) = (dispatch(&one), dispatch(&other));
     let server = serve(vec![(WEB, one, web.clone()), (API, other, api.clone())]);
     let queued = acquire(&api, 5);
@@ -293,9 +294,10 @@ fn an_app_that_crashes_fails_alone_and_one_that_is_to_end_the_server_does() {
     assert_eq!(document["apps"][1]["state"], "failed");
     // It was never ready; the server ends for it only once that is asked for.
     let mut gives_up = app("api", 1);
-    gives_up.command = config::Command::Argv(["sh", "-c", "echo no database >&2; exit 3"].map(Into::into).to_vec());
-    gives_up.restart.give_up_exit = true;
-    gives_up.restart.max = DEADLINE;
+    gives_up.program.command =
+        config::Command::Argv(["sh", "-c", "echo no database >&2; exit 3"].map(Into::into).to_vec());
+    gives_up.life.restart.give_up_exit = true;
+    gives_up.life.restart.max = DEADLINE;
     let said = server.order(move |supervisor| {
         format!("{:?}", supervisor.change(API, Arc::new(gives_up), Instant::now()).map_err(|error| error.to_string()))
     });
@@ -356,8 +358,8 @@ fn an_app_takes_new_settings_over() {
     };
     // Live: nobody is replaced.
     settings.queue.size = 3;
-    settings.restart.crashes = 7;
-    settings.balance = config::Balance::RoundRobin;
+    settings.life.restart.crashes = 7;
+    settings.sharing.balance = config::Balance::RoundRobin;
     assert_eq!(change(&settings), "None");
     let held = [permit(&web), permit(&web)];
     assert!((10..13).all(|exchange| matches!(acquire(&web, exchange), Acquire::Queued(_))));
@@ -377,7 +379,7 @@ fn an_app_takes_new_settings_over() {
     until_ready(&web, 3);
 
     // By a roll: more requests at once, of the new workers.
-    settings.concurrency = 2;
+    settings.sharing.concurrency = 2;
     assert_eq!(change(&settings), "Some(1)");
     until("all are new", || {
         request(&web, "/ping");
@@ -393,12 +395,12 @@ fn an_app_takes_new_settings_over() {
 
     // One that cannot be is refused and changes nothing; one that does not come up is aborted, and who dies comes back as it was.
     let mut broken = settings.clone();
-    broken.command = config::Command::Argv(vec!["no-such-command-here".into()]);
+    broken.program.command = config::Command::Argv(vec!["no-such-command-here".into()]);
     assert!(change(&broken).contains("cannot run `no-such-command-here`"));
     let mut other = settings.clone();
     other.name = "shop".to_owned();
     assert!(change(&other).contains("would be another one"));
-    broken.command =
+    broken.program.command =
         config::Command::Argv([python(), "-c", "import sys; sys.exit('broken deploy')"].map(Into::into).to_vec());
     assert_eq!(change(&broken), "Some(2)");
     server.until_logged("rolling restart aborted");
@@ -452,10 +454,11 @@ fn what_a_worker_has_said_before_its_end_counts_though_its_end_is_seen_first() {
     let orders = folder.path().join("orders");
     assert!(std::process::Command::new("mkfifo").arg(&orders).status().unwrap().success());
     let mut one = app("web", 1);
-    one.command = config::Command::Argv([python(), "-c", SPEAKER, orders.to_str().unwrap()].map(Into::into).to_vec());
-    (one.ready.by, one.watchdog) = (config::ReadyBy::Notify, Some(DEADLINE));
+    one.program.command =
+        config::Command::Argv([python(), "-c", SPEAKER, orders.to_str().unwrap()].map(Into::into).to_vec());
+    (one.life.ready.by, one.life.watchdog) = (config::ReadyBy::Notify, Some(DEADLINE));
     // Where it listens is known: its word alone counts.
-    one.socket = config::WorkerSocket::Inherit;
+    one.program.socket = config::WorkerSocket::Inherit;
     let web = dispatch(&one);
     let server = serve(vec![(WEB, one, web.clone())]);
     let mut seen = Vec::new();

@@ -17,8 +17,8 @@ use crate::support::until;
 /// A supervisor in front of `http://NAME:PORT`, looked up by that function.
 fn before(port: u16, resolve: Resolve) -> Server {
     let mut settings: Settings = settings(&[], 1);
-    settings.app.command = config::Command::None;
-    settings.app.upstreams = vec![Upstream::Tcp("app.test".to_owned(), port)];
+    settings.app.program.command = config::Command::None;
+    settings.app.instead.upstreams = vec![Upstream::Tcp("app.test".to_owned(), port)];
     serve_with(settings, Options { resolve, ..options() })
 }
 

@@ -11,7 +11,8 @@
 //!   which recv(2) stops short whatever lies behind it.
 //! - An accepted socket counts as readable: its request has often come with it, and if so a whole turn is saved.
 //!
-//! Lists hold names, not references; a name in a list may have died, and every use looks it up.
+//! `accept`, `receiving` and `sending` own the lists of who accepts, who is read and who sends, and say whose turn it is. Lists hold names,
+//! not references; a name in a list may have died, and every use looks it up.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -24,19 +25,22 @@ use mio::unix::SourceFd;
 use mio::{Poll, Token, Waker};
 use socket2::SockAddr;
 
-use self::accept::{Batch, Listener};
+use self::accept::Accepting;
+use self::receiving::Reading;
+use self::sending::Sending;
 use self::socket::Socket;
 use self::socket::flag::*;
 use self::system::{Connecting, Readied, Told, sock_of, token};
 use super::closing::{CloseDeadlines, Step};
 use super::flags::Flagged;
-use super::shortage::{Shortage, Spare};
-use super::{BULK_BYTES, Backend, Bell, Event, FILES_A_TURN, Handed, How, Options, Piece, Side, Size, Sock};
-use crate::buffers::block::{Census, Pool, Promise, Share};
+use super::shortage::Spare;
+use super::{Backend, Bell, Event, Handed, How, Options, Piece, Side, Size, Sock};
+use crate::buffers::block::{Census, Pool};
 use crate::buffers::outbox::{Outbox, Outboxes};
 use crate::buffers::slots::Slots;
 
 mod accept;
+mod receiving;
 mod sending;
 mod socket;
 mod system;
@@ -45,8 +49,6 @@ mod system;
 const EVENTS: usize = 512;
 /// The bell's token: the index of no socket.
 const BELL: Token = Token(usize::MAX);
-/// Reads of unwanted input from one lingering socket in one turn at most.
-const DISCARDS: usize = 16;
 
 /// The readiness backend of one loop.
 pub struct Readiness {
@@ -54,40 +56,18 @@ pub struct Readiness {
     told: Told,
     bell: ReadinessBell,
     now: Instant,
-    /// Counts waits; wraps.
-    turn: u32,
     sockets: Slots<Socket>,
     outboxes: Outboxes,
     pool: Pool,
     close_deadlines: CloseDeadlines,
-    listeners: Vec<Listener>,
-    /// One of them has connections, or is one of which the kernel does not tell for now: they are to be looked at.
-    announced: bool,
-    /// Listeners that have connections for this turn.
-    accepting: Vec<Batch>,
-    shortage: Shortage,
-    /// Bytes that the kernel took from accepted sockets.
-    taken: u64,
+    accepting: Accepting,
+    reading: Reading,
+    sending: Sending,
     /// Opened in this turn and not registered yet.
     unregistered: Vec<Sock>,
-    /// To be flushed at the end of the turn.
-    dirty: Vec<Sock>,
-    /// The same for those whose peers were behind and that have room now: as many a turn as [`BULK_BYTES`] say.
-    dirty_bulk: VecDeque<Sock>,
-    /// To be read in this turn, those before `cursor` are done.
-    ready: Vec<Sock>,
-    cursor: usize,
-    /// To be read in the next turn.
-    later: Vec<Sock>,
-    /// To be read as [`BULK_BYTES`] say, behind all others. What they may bring is set aside meanwhile.
-    ready_bulk: VecDeque<(Sock, Promise)>,
-    /// Receives that wait for a block: clients', workers'.
-    parked: [VecDeque<Sock>; 2],
     /// Everything that is told other than receives and accepts.
     pending: VecDeque<Event>,
     spare: Spare,
-    /// Bytes of files that may still be sent in this turn.
-    file_bytes: u64,
 }
 
 /// Wakes a [`Readiness`] from any thread.
@@ -112,27 +92,16 @@ impl Backend for Readiness {
             told: Told::new(EVENTS),
             bell,
             now: Instant::now(),
-            turn: 0,
             sockets: Slots::new(options.max_sockets),
             outboxes: Outboxes::new(),
             close_deadlines: CloseDeadlines::new(&options),
             pool: options.pool,
-            listeners: Vec::new(),
-            announced: false,
-            accepting: Vec::new(),
-            shortage: Shortage::new(options.accept_retry),
-            taken: 0,
+            accepting: Accepting::new(options.accept_retry),
+            reading: Reading::default(),
+            sending: Sending::default(),
             unregistered: Vec::new(),
-            dirty: Vec::new(),
-            dirty_bulk: VecDeque::new(),
-            ready: Vec::new(),
-            cursor: 0,
-            later: Vec::new(),
-            ready_bulk: VecDeque::new(),
-            parked: [VecDeque::new(), VecDeque::new()],
             pending: VecDeque::new(),
             spare: Spare::new(),
-            file_bytes: 0,
         })
     }
 
@@ -200,7 +169,7 @@ impl Backend for Readiness {
         }
         socket.set(if size == Size::Large { ARMED | LARGE } else { ARMED });
         if socket.flags & (READABLE | QUEUED) == READABLE {
-            self.queue_read(sock, size);
+            self.reading.queue(sock, socket, size, &self.pool);
         }
     }
 
@@ -215,10 +184,7 @@ impl Backend for Readiness {
         } else {
             self.outboxes.push(&mut socket.outbox, piece);
         }
-        if !socket.is(DIRTY) {
-            socket.set(DIRTY);
-            self.dirty.push(sock);
-        }
+        self.sending.mark(sock, socket);
     }
 
     fn send_file(&mut self, sock: Sock, file: &File, at: u64, count: u64) -> Handed {
@@ -238,7 +204,7 @@ impl Backend for Readiness {
     }
 
     fn taken(&self) -> u64 {
-        self.taken
+        self.sending.taken()
     }
 
     fn await_room(&mut self, sock: Sock) {
@@ -248,7 +214,7 @@ impl Backend for Readiness {
         }
         socket.set(AWAITS_ROOM);
         if socket.outbox.is_empty() {
-            self.mark_dirty(sock);
+            self.sending.mark(sock, socket);
         }
     }
 
@@ -262,7 +228,7 @@ impl Backend for Readiness {
             return;
         }
         socket.set(FINISH);
-        self.mark_dirty(sock);
+        self.sending.mark(sock, socket);
     }
 
     fn close(&mut self, sock: Sock, how: How) {
@@ -282,23 +248,15 @@ impl Backend for Readiness {
         if socket.is(BEHIND | CONNECTING) {
             self.close_deadlines.await_progress(Instant::now(), sock, socket.acknowledged());
         }
-        self.mark_dirty(sock);
+        self.sending.mark(sock, socket);
     }
 
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.flush_dirty();
         self.register_new();
-        self.unpark();
-        match std::mem::take(&mut self.cursor) {
-            read if read == self.ready.len() => self.ready.clear(),
-            read => drop(self.ready.drain(..read)),
-        }
-        if !self.later.is_empty() {
-            self.ready.append(&mut self.later);
-        }
-        self.turn = self.turn.wrapping_add(1);
-        self.file_bytes = FILES_A_TURN;
-        self.suspend_or_resume_listeners();
+        self.reading.begin_turn(&self.pool);
+        self.sending.begin_turn();
+        self.accepting.suspend_or_resume(&mut self.sockets, &self.poll);
         let sleep = if self.has_work() { Some(Duration::ZERO) } else { self.shorten(timeout) };
         match self.told.wait(&mut self.poll, sleep) {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
@@ -308,10 +266,9 @@ impl Backend for Readiness {
         for index in 0..self.told.len() {
             self.note_readiness(self.told.at(index));
         }
-        self.take_bulk();
+        self.reading.take_bulk(&self.sockets);
         self.close_overdue();
-        self.shortage.expire(self.now);
-        self.choose_listeners();
+        self.accepting.begin_turn(&self.sockets, self.now);
         Ok(())
     }
 
@@ -323,12 +280,11 @@ impl Backend for Readiness {
                     return Some(event);
                 }
             }
-            if let Some(&sock) = self.ready.get(self.cursor) {
-                self.cursor += 1;
+            if let Some(sock) = self.reading.next() {
                 if let Some(event) = self.read(sock) {
                     return Some(event);
                 }
-            } else if !self.accepting.is_empty() {
+            } else if self.accepting.is_under_way() {
                 if let Some(event) = self.accept() {
                     return Some(event);
                 }
@@ -361,19 +317,9 @@ fn table_is_full() -> io::Error {
 /// Opening, watching and closing.
 impl Readiness {
     fn open(&mut self, descriptor: OwnedFd, flags: u32) -> Option<Sock> {
-        let turn = self.turn.wrapping_sub(1);
+        let turn = self.reading.turn_before();
         let socket = Socket { descriptor: Some(descriptor), flags, outbox: Outbox::default(), sent: 0, turn };
         self.sockets.insert(socket).ok()
-    }
-
-    /// Puts the socket into the list of those to be flushed.
-    fn mark_dirty(&mut self, sock: Sock) {
-        if let Some(socket) = self.sockets.lookup_mut(sock)
-            && !socket.is(DIRTY)
-        {
-            socket.set(DIRTY);
-            self.dirty.push(sock);
-        }
     }
 
     fn register_new(&mut self) {
@@ -421,7 +367,7 @@ impl Readiness {
                     system::shut_write(system::borrow(&socket.descriptor));
                 }
                 socket.set(LINGERING | SHUT | QUEUED);
-                self.ready.push(sock);
+                self.reading.push(sock);
                 self.close_deadlines.await_end(Instant::now(), sock);
             }
             Step::End => self.close_now(sock, false),
@@ -460,18 +406,20 @@ impl Readiness {
 /// Waiting.
 impl Readiness {
     fn has_work(&self) -> bool {
-        let bulk = !(self.ready_bulk.is_empty() && self.dirty_bulk.is_empty());
-        bulk || !self.pending.is_empty() || !self.ready.is_empty() || self.can_accept()
+        self.reading.has_work()
+            || self.sending.has_bulk()
+            || !self.pending.is_empty()
+            || self.accepting.can_accept(&self.sockets)
     }
 
     /// The caller's timeout, or the time until something of our own is due.
     fn shorten(&mut self, timeout: Option<Duration>) -> Option<Duration> {
-        if self.close_deadlines.is_empty() && self.shortage.until().is_none() {
+        if self.close_deadlines.is_empty() && self.accepting.rests_until().is_none() {
             return timeout;
         }
         let sockets = &self.sockets;
         let due = self.close_deadlines.next_due(sockets.len(), |sock| sockets.lookup(sock).is_some());
-        let due = due.into_iter().chain(self.shortage.until()).min();
+        let due = due.into_iter().chain(self.accepting.rests_until()).min();
         let own = due.map(|due| due.saturating_duration_since(self.now));
         timeout.into_iter().chain(own).min()
     }
@@ -502,15 +450,9 @@ impl Readiness {
         if over || readied.is_readable() {
             socket.set(if over || readied.is_urgent() { READABLE | ANNOUNCED } else { READABLE });
             if socket.is(ARMED | LINGERING) && !socket.is(QUEUED | CONNECTING) {
-                socket.set(QUEUED);
-                if socket.is(BULK) {
-                    let promise = self.pool.promise(if socket.is(LARGE) { Size::Large } else { Size::Small });
-                    self.ready_bulk.push_back((sock, promise));
-                } else {
-                    self.ready.push(sock);
-                }
+                self.reading.queue_readied(sock, socket, &self.pool);
             } else if socket.is(LISTENER) {
-                self.announced = true;
+                self.accepting.announce();
             }
         }
         if readied.is_writable() || over {
@@ -519,9 +461,8 @@ impl Readiness {
             } else if !socket.is(LISTENER) {
                 socket.set(WRITABLE);
                 // What waits may also be a file, of which nothing is queued.
-                if (!socket.outbox.is_empty() || socket.is(AWAITS_ROOM)) && !socket.is(DIRTY) {
-                    socket.set(DIRTY);
-                    self.dirty_bulk.push_back(sock);
+                if !socket.outbox.is_empty() || socket.is(AWAITS_ROOM) {
+                    self.sending.mark_bulk(sock, socket);
                 }
             }
         }
@@ -535,10 +476,10 @@ impl Readiness {
                 socket.set(WRITABLE);
                 if socket.flags & (ARMED | READABLE | QUEUED) == ARMED | READABLE {
                     socket.set(QUEUED);
-                    self.ready.push(sock);
+                    self.reading.push(sock);
                 }
+                self.sending.mark(sock, socket);
                 self.pending.push_back(Event::Connect { sock });
-                self.mark_dirty(sock);
             }
             Err(error) => {
                 socket.clear(CONNECTING | ARMED);
@@ -549,130 +490,6 @@ impl Readiness {
                 }
                 self.pending.push_back(Event::Fail { sock, side: Side::Connect, error });
             }
-        }
-    }
-}
-
-/// Receiving.
-impl Readiness {
-    /// The one receive of this turn, if there is something to tell.
-    #[inline]
-    fn read(&mut self, sock: Sock) -> Option<Event> {
-        let socket = alive(&mut self.sockets, sock)?;
-        socket.clear(QUEUED | PARKED);
-        if !socket.is(ARMED) {
-            if socket.is(LINGERING) {
-                self.discard(sock);
-            }
-            return None;
-        }
-        let share = if socket.is(WORKER) { Share::Worker } else { Share::Client };
-        let large = if socket.is(LARGE) { self.pool.take(Size::Large, share) } else { None };
-        let Some(mut block) = large.or_else(|| self.pool.take(Size::Small, share)) else {
-            self.park(sock, share);
-            return None;
-        };
-        match system::recv(system::borrow(&socket.descriptor), &mut block) {
-            Ok((0, _)) => {
-                socket.clear(ARMED | LARGE);
-                socket.set(ENDED);
-                Some(Event::End { sock })
-            }
-            Ok((_, full)) => {
-                if !full && !socket.is(ANNOUNCED) && system::short_is_all(&socket.descriptor) {
-                    socket.clear(READABLE);
-                }
-                socket.clear(ARMED | LARGE | BULK);
-                if full {
-                    socket.set(BULK);
-                }
-                socket.turn = self.turn;
-                Some(Event::Receive { sock, block })
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                socket.clear(READABLE | ANNOUNCED);
-                None
-            }
-            Err(error) => {
-                socket.clear(ARMED | LARGE);
-                socket.set(ENDED);
-                Some(Event::Fail { sock, side: Side::Receive, error })
-            }
-        }
-    }
-
-    /// Queues an armed receive for which there may be input already. Apart from [`Backend::recv`], which mostly has nothing to queue.
-    #[inline(never)]
-    fn queue_read(&mut self, sock: Sock, size: Size) {
-        let Some(socket) = alive(&mut self.sockets, sock) else { return };
-        socket.set(QUEUED);
-        if socket.is(BULK) {
-            self.ready_bulk.push_back((sock, self.pool.promise(size)));
-        } else if socket.turn == self.turn {
-            self.later.push(sock);
-        } else {
-            self.ready.push(sock);
-        }
-    }
-
-    /// Lets long transfers be read in this turn, the longest waiting first.
-    #[inline]
-    fn take_bulk(&mut self) {
-        let mut left = BULK_BYTES;
-        while left > 0
-            && let Some((sock, promise)) = self.ready_bulk.pop_front()
-        {
-            if alive(&mut self.sockets, sock).is_some() {
-                left = left.saturating_sub(promise.bytes());
-                self.ready.push(sock);
-            }
-        }
-    }
-
-    /// Keeps an armed receive for which no block is left.
-    fn park(&mut self, sock: Sock, share: Share) {
-        let parked = &mut self.parked[share as usize];
-        if parked.len() > 2 * self.sockets.len() {
-            // Sockets that came and went while the pool stayed empty.
-            parked.retain(|other| self.sockets.lookup(*other).is_some());
-        }
-        if let Some(socket) = self.sockets.lookup_mut(sock) {
-            socket.set(QUEUED | PARKED);
-            parked.push_back(sock);
-        }
-    }
-
-    /// Lets as many parked receives go on as there are blocks for, workers first.
-    fn unpark(&mut self) {
-        for share in [Share::Worker, Share::Client] {
-            let parked = &mut self.parked[share as usize];
-            if parked.is_empty() || self.pool.take(Size::Small, share).is_none() {
-                continue;
-            }
-            let free = self.pool.free(Size::Small).min(parked.len());
-            self.ready.extend(parked.drain(..free));
-        }
-    }
-
-    /// Reads what a lingering socket's peer still sends, until its end.
-    fn discard(&mut self, sock: Sock) {
-        for _ in 0..DISCARDS {
-            let Some(socket) = alive(&mut self.sockets, sock) else { return };
-            match system::discard(system::borrow(&socket.descriptor)) {
-                Ok(1..) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    socket.clear(READABLE);
-                    return;
-                }
-                Ok(0) | Err(_) => {
-                    socket.set(ENDED);
-                    return self.proceed_to_close(sock);
-                }
-            }
-        }
-        if let Some(socket) = self.sockets.lookup_mut(sock) {
-            socket.set(QUEUED);
-            self.later.push(sock);
         }
     }
 }

@@ -158,7 +158,7 @@ pub fn configure(
         return Ok(());
     }
     let thread = start(hubs, postboxes, log)?;
-    let port = server.listen.iter().find_map(|address| match address {
+    let port = server.listening.at.iter().find_map(|address| match address {
         ListenAddress::Tcp(address) => Some(address.port()),
         _ => None,
     });

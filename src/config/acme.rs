@@ -97,13 +97,14 @@ pub(super) fn complete(settings: &mut Settings, environment: &Environment, liste
         settings.acme.directory = absolute;
     }
     if !listens {
-        settings.listen = LISTEN.map(|address| ListenAddress::Tcp(address.into())).to_vec();
+        settings.listening.at = LISTEN.map(|address| ListenAddress::Tcp(address.into())).to_vec();
     }
     let fronts: Vec<(ListenAddress, Front)> = settings
-        .listen
+        .listening
+        .at
         .iter()
         .map(|address| {
-            let mut front = settings.front_at(address).clone();
+            let mut front = settings.listening.front_at(address).clone();
             let port = match address {
                 ListenAddress::Tcp(address) => Some(address.port()),
                 ListenAddress::Unix(_) | ListenAddress::Systemd(_) => None,
@@ -121,7 +122,7 @@ pub(super) fn complete(settings: &mut Settings, environment: &Environment, liste
             (address.clone(), front)
         })
         .collect();
-    settings.front_of = fronts;
+    settings.listening.front_of = fronts;
 }
 
 pub(super) const KEYS: &[Key] = &[
@@ -229,17 +230,23 @@ mod tests {
         let acme = Acme { email: "a@b".to_owned(), domains: vec!["a.example".to_owned()], ..Acme::default() };
         let mut settings = Settings { acme, ..Settings::default() };
         complete(&mut settings, &environment, false);
-        let said: Vec<String> = settings.listen.iter().map(ToString::to_string).collect();
+        let said: Vec<String> = settings.listening.at.iter().map(ToString::to_string).collect();
         assert_eq!(said, ["0.0.0.0:80", "0.0.0.0:443"]);
         let spoken = |settings: &Settings| -> Vec<bool> {
-            settings.listen.iter().map(|address| settings.front_at(address).tls.is_spoken(false)).collect()
+            settings
+                .listening
+                .at
+                .iter()
+                .map(|address| settings.listening.front_at(address).tls.is_spoken(false))
+                .collect()
         };
         assert_eq!(spoken(&settings), [false, true]);
-        assert_eq!(settings.front_at(&settings.listen[0]).tls.redirect_https, Some(HTTPS));
+        assert_eq!(settings.listening.front_at(&settings.listening.at[0]).tls.redirect_https, Some(HTTPS));
         assert_eq!(settings.acme.directory, PathBuf::from("/state/acme"));
         let other: ListenAddress = ListenAddress::Tcp(([127, 0, 0, 1], 8443).into());
-        let mut settings = Settings { listen: vec![other], front_of: Vec::new(), ..settings };
+        settings.listening.at = vec![other];
+        settings.listening.front_of.clear();
         complete(&mut settings, &environment, true);
-        assert_eq!((settings.listen.len(), spoken(&settings)), (1, vec![true]));
+        assert_eq!((settings.listening.at.len(), spoken(&settings)), (1, vec![true]));
     }
 }

@@ -375,7 +375,7 @@ fn wrong_shorthand(text: &str, expected: &str, example: &str) -> Refusal {
 pub(super) fn apply(settings: &mut Settings, given: &Given) -> Result<(), Refusal> {
     let key = given.key;
     if key.name == "listen" {
-        settings.listen.clear();
+        settings.listening.at.clear();
     }
     for value in &given.values {
         let read = match value.to_str() {
@@ -386,12 +386,13 @@ pub(super) fn apply(settings: &mut Settings, given: &Given) -> Result<(), Refusa
     }
     if places::OF_SOCKET.contains(&key.name) {
         // What is said for all sockets holds for those of the file, too.
-        for access in settings.unix_listen_of.values_mut() {
-            let mut scratch = Settings { unix_listen: access.clone(), ..Settings::default() };
+        for access in settings.listening.unix_of.values_mut() {
+            let mut scratch = Settings::default();
+            scratch.listening.unix.clone_from(access);
             for text in given.values.iter().filter_map(|value| value.to_str()) {
                 (key.set)(&mut scratch, text).ok();
             }
-            *access = scratch.unix_listen;
+            *access = scratch.listening.unix;
         }
     }
     Ok(())

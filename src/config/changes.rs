@@ -126,7 +126,7 @@ pub fn diff(old: &Loaded, new: &Loaded) -> Changes {
     let admits_others = |one: &&Listener| earlier(one).is_some_and(|other| one.access != other.access);
     changes.access = after.iter().filter(admits_others).cloned().collect();
     let own = |config: &Config, one: &Listener| {
-        let front = Some(&one.front).filter(|front| front.lets_in() != config.server.front.lets_in());
+        let front = Some(&one.front).filter(|front| front.lets_in() != config.server.listening.front.lets_in());
         front.map(|front| (front.allow.clone(), front.deny.clone()))
     };
     let opens = |one: &&Listener| earlier(one).is_some_and(|other| own(&new.config, one) != own(&old.config, other));
@@ -153,11 +153,11 @@ pub fn diff(old: &Loaded, new: &Loaded) -> Changes {
 
 /// Whether an app is not the other with changed values, but something else: its workers are upstreams, or other upstreams.
 fn is_another(one: &App, other: &App) -> bool {
-    let runs = |app: &App| app.command != super::Command::None;
+    let runs = |app: &App| app.program.command != super::Command::None;
     runs(one) != runs(other)
-        || one.respond.is_some() != other.respond.is_some()
-        || one.files.is_some() != other.files.is_some()
-        || one.upstreams != other.upstreams
+        || one.instead.respond.is_some() != other.instead.respond.is_some()
+        || one.instead.files.is_some() != other.instead.files.is_some()
+        || one.instead.upstreams != other.instead.upstreams
 }
 
 /// The routes with the names of their apps and hubs.
@@ -190,7 +190,7 @@ fn changed_values(old: &Loaded, new: &Loaded, one: &App, other: &App) -> Vec<Cha
     let (Some(before), Some(after)) = (find(old), find(new)) else { return changed_of_route(one, other) };
     let (before, after) = (&old.apps[before], &new.apps[after]);
     let mut changed = values(old, &before.given, new, &after.given, Some(name));
-    changed.extend(changed_pages(&format!("apps.{name}"), &one.error_pages, &other.error_pages));
+    changed.extend(changed_pages(&format!("apps.{name}"), &one.answering.error_pages, &other.answering.error_pages));
     let words = |app: &AppGiven| app.program.as_ref().map(|program| program.words.clone());
     if words(before) != words(after) {
         let shown = |app: &AppGiven| {
@@ -270,21 +270,17 @@ impl Config {
     pub fn keep_from(&mut self, old: &Config) {
         let (server, old) = (&mut self.server, &old.server);
         server.loops = old.loops;
-        server.backend = old.backend;
-        server.pin = old.pin;
-        server.max_connections = old.max_connections;
-        server.helpers = old.helpers;
-        server.buffer_bytes = old.buffer_bytes;
-        server.run_dir.clone_from(&old.run_dir);
-        server.admin.clone_from(&old.admin);
-        let (prometheus, bungate) = (server.metrics.prometheus, server.metrics.bungate);
-        server.metrics = super::Metrics { prometheus, bungate, ..old.metrics.clone() };
-        server.pid_file.clone_from(&old.pid_file);
-        server.user.clone_from(&old.user);
-        server.group.clone_from(&old.group);
-        let super::Tls { speak, redirect_https, .. } = old.front.tls;
-        let tls = super::Tls { speak, redirect_https, ..std::mem::take(&mut server.front.tls) };
-        server.front = super::Front { tls, ..old.front.clone() }.letting_in_as(&server.front);
+        server.process.clone_from(&old.process);
+        server.bounds.connections = old.bounds.connections;
+        server.stores.buffer_bytes = old.stores.buffer_bytes;
+        let (telling, old_telling) = (&mut server.telling, &old.telling);
+        telling.admin.clone_from(&old_telling.admin);
+        let (prometheus, bungate) = (telling.metrics.prometheus, telling.metrics.bungate);
+        telling.metrics = super::Metrics { prometheus, bungate, ..old_telling.metrics.clone() };
+        let (front, old_front) = (&mut server.listening.front, &old.listening.front);
+        let super::Tls { speak, redirect_https, .. } = old_front.tls;
+        let tls = super::Tls { speak, redirect_https, ..std::mem::take(&mut front.tls) };
+        *front = super::Front { tls, ..old_front.clone() }.letting_in_as(front);
     }
 }
 
@@ -402,8 +398,11 @@ mod tests {
             let (old, mut new) = (load("", &[]).config, load(&one(place, &value), &[]).config);
             assert_ne!(format!("{:?}", old.server), format!("{:?}", new.server), "{}", place.path);
             new.keep_from(&old);
-            let warnings =
-                |config: &Config| format!("{:?}", super::super::Settings { config: None, ..config.server.clone() });
+            let warnings = |config: &Config| {
+                let mut server = config.server.clone();
+                server.source.file = None;
+                format!("{server:?}")
+            };
             assert_eq!(warnings(&old), warnings(&new), "{}", place.path);
         }
     }

@@ -154,8 +154,8 @@ pub(super) fn whole<'a>(settings: &Settings, given: &'a [Given]) -> Vec<Clash<'a
     };
     let sources = |names: &[&str]| names.iter().filter_map(|name| find(name)).map(|one| &one.source).collect();
     let mut clashes = Vec::new();
-    for (index, address) in settings.listen.iter().enumerate() {
-        let what = match settings.listen[..index].iter().find(|other| cannot_both_listen(address, other)) {
+    for (index, address) in settings.listening.at.iter().enumerate() {
+        let what = match settings.listening.at[..index].iter().find(|other| cannot_both_listen(address, other)) {
             Some(other) if other == address => format!("{address} is given twice: expected different addresses"),
             Some(other) => format!("{address} and {other} clash: one of them takes what the other is to have"),
             None => continue,
@@ -163,7 +163,7 @@ pub(super) fn whole<'a>(settings: &Settings, given: &'a [Given]) -> Vec<Clash<'a
         let line = format!("{}: {what}", named("listen", None));
         clashes.push(Clash { line, involved: sources(&["listen"]) });
     }
-    let (timeouts, restart) = (&settings.app.timeouts, &settings.app.restart);
+    let (timeouts, restart) = (&settings.app.timeouts, &settings.app.life.restart);
     let order = [
         (["connect-timeout-ms", "request-timeout"], timeouts.connect, timeouts.request),
         (["restart-base", "restart-max"], restart.base, restart.max),

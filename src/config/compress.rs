@@ -145,27 +145,29 @@ fn media_type(text: &str) -> Result<String, String> {
 
 /// The keys of one app.
 pub const KEYS: &[Key] = &[
-    key("compress", "CODING", "", CODING_HELP, |settings, text| settings.app.compress.add(text)).many().example("zstd"),
+    key("compress", "CODING", "", CODING_HELP, |settings, text| settings.app.answering.compress.add(text))
+        .many()
+        .example("zstd"),
     key("compress-min", "SIZE", "512B", "Shorter answers are left as they are", |settings, text| {
-        store(&mut settings.app.compress.min, size(text, 0..=1 << 30))
+        store(&mut settings.app.answering.compress.min, size(text, 0..=1 << 30))
     }),
     key("compress-type", "TYPE", "", TYPE_HELP, |settings, text| {
-        settings.app.compress.types.push(media_type(text)?);
+        settings.app.answering.compress.types.push(media_type(text)?);
         Ok(())
     })
     .many()
     .example("text/*"),
-    key("compress-level", "CODING=N", "", LEVEL_HELP, |settings, text| settings.app.compress.set_level(text))
+    key("compress-level", "CODING=N", "", LEVEL_HELP, |settings, text| settings.app.answering.compress.set_level(text))
         .many()
         .example("gzip=6"),
     key("compress-jitter", "BYTES", "32", JITTER_HELP, |settings, text| {
-        store(&mut settings.app.compress.jitter, count(text, 0..=1024).map(|bytes| bytes as u32))
+        store(&mut settings.app.answering.compress.jitter, count(text, 0..=1024).map(|bytes| bytes as u32))
     }),
     key("compress-events", "on|off", "off", "Compress event streams, each event at once", |settings, text| {
-        store(&mut settings.app.compress.events, switch(text))
+        store(&mut settings.app.answering.compress.events, switch(text))
     }),
     key("compress-personal", "on|off", "on", PERSONAL_HELP, |settings, text| {
-        store(&mut settings.app.compress.personal, switch(text))
+        store(&mut settings.app.answering.compress.personal, switch(text))
     }),
 ];
 

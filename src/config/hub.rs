@@ -46,20 +46,10 @@ pub struct Hub {
     /// Patterns of the topics that exist there, at least one, each of 1 to 255 bytes without white space and control characters; `*` stands
     /// for any run of characters.
     pub topics: Vec<String>,
-    /// How many messages of each topic are kept, 0 to 1000000; 0: none.
-    pub history_count: usize,
-    /// How many bytes of them.
-    pub history_bytes: usize,
-    /// For how long.
-    pub history_age: Duration,
-    /// Bytes that all topics together may hold; at least as many as one message may have.
-    pub memory: usize,
-    /// Topics that there may be at once, 1 to 10000000.
-    pub most_topics: usize,
-    /// The most bytes of one message, 1 to 16 MiB.
-    pub message: usize,
-    /// Topics that one socket may listen to, 1 to 100000.
-    pub topics_per_socket: usize,
+    /// What is kept of each topic.
+    pub history: History,
+    /// What there is room for.
+    pub room: Room,
     /// How often a socket is pinged.
     pub ping: Duration,
     /// How long its answer may take.
@@ -72,16 +62,47 @@ pub struct Hub {
     pub keys: Option<Arc<Keys>>,
     /// Whether messages are compressed for sockets that offer it (permessage-deflate, RFC 7692).
     pub deflate: bool,
-    /// The app that takes part: what happens on sockets becomes requests to it.
-    pub app: Option<String>,
-    /// The path of these requests.
-    pub events: String,
-    /// How they say what has happened, and how the app's answers are read.
-    pub dialect: Dialect,
+    /// Who takes part.
+    pub participant: Participant,
     /// Below which path it is served where no route is to it; without a slash at its end, and empty for the root.
     pub path: String,
     /// With whom it shares its messages; `None`: with nobody.
     pub bus: Option<Bus>,
+}
+
+/// How much of each topic is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct History {
+    /// How many messages, 0 to 1000000; 0: none.
+    pub count: usize,
+    /// How many bytes of them.
+    pub bytes: usize,
+    /// For how long.
+    pub age: Duration,
+}
+
+/// What a hub has room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Bytes that all topics together may hold; at least as many as one message may have.
+    pub memory: usize,
+    /// Topics that there may be at once, 1 to 10000000.
+    pub topics: usize,
+    /// The most bytes of one message, 1 to 16 MiB.
+    pub message: usize,
+    /// Topics that one socket may listen to, 1 to 100000.
+    pub topics_per_socket: usize,
+}
+
+/// The app that takes part in a hub: what happens on sockets becomes requests to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Participant {
+    /// Its name; `None`: nobody takes part.
+    pub app: Option<String>,
+    /// The path of these requests.
+    pub path: String,
+    /// How they say what has happened, and how the app's answers are read.
+    pub dialect: Dialect,
 }
 
 /// How the app that takes part in a hub is spoken to.
@@ -164,22 +185,15 @@ impl Default for Hub {
         Hub {
             name: String::new(),
             topics: vec!["*".to_owned()],
-            history_count: 100,
-            history_bytes: 1 << 20,
-            history_age: Duration::from_secs(300),
-            memory: 64 << 20,
-            most_topics: 10_000,
-            message: 64 << 10,
-            topics_per_socket: 128,
+            history: History { count: 100, bytes: 1 << 20, age: Duration::from_secs(300) },
+            room: Room { memory: 64 << 20, topics: 10_000, message: 64 << 10, topics_per_socket: 128 },
             ping: Duration::from_secs(25),
             pong: Duration::from_secs(8),
             poll: Duration::from_secs(25),
             origins: vec![Origin::Same],
             keys: None,
             deflate: true,
-            app: None,
-            events: "/v1/realtime".to_owned(),
-            dialect: Dialect::default(),
+            participant: Participant { app: None, path: "/v1/realtime".to_owned(), dialect: Dialect::default() },
             path: "/api/v1".to_owned(),
             bus: None,
         }
@@ -307,31 +321,31 @@ impl Draft {
     }
 
     pub(super) fn history_count(&mut self, text: &str) -> Result<(), String> {
-        count(text, 0..=1_000_000).map(|count| self.hub.history_count = count as usize)
+        count(text, 0..=1_000_000).map(|count| self.hub.history.count = count as usize)
     }
 
     pub(super) fn history_bytes(&mut self, text: &str) -> Result<(), String> {
-        bytes(text, 1..=*MEMORY.end()).map(|bytes| self.hub.history_bytes = bytes)
+        bytes(text, 1..=*MEMORY.end()).map(|bytes| self.hub.history.bytes = bytes)
     }
 
     pub(super) fn history_age(&mut self, text: &str) -> Result<(), String> {
-        duration(text, AGE).map(|age| self.hub.history_age = age)
+        duration(text, AGE).map(|age| self.hub.history.age = age)
     }
 
     pub(super) fn memory(&mut self, text: &str) -> Result<(), String> {
-        bytes(text, MEMORY).map(|bytes| self.hub.memory = bytes)
+        bytes(text, MEMORY).map(|bytes| self.hub.room.memory = bytes)
     }
 
     pub(super) fn most_topics(&mut self, text: &str) -> Result<(), String> {
-        count(text, 1..=10_000_000).map(|count| self.hub.most_topics = count as usize)
+        count(text, 1..=10_000_000).map(|count| self.hub.room.topics = count as usize)
     }
 
     pub(super) fn message(&mut self, text: &str) -> Result<(), String> {
-        bytes(text, 1..=LARGEST_MESSAGE).map(|bytes| self.hub.message = bytes)
+        bytes(text, 1..=LARGEST_MESSAGE).map(|bytes| self.hub.room.message = bytes)
     }
 
     pub(super) fn topics_per_socket(&mut self, text: &str) -> Result<(), String> {
-        count(text, 1..=100_000).map(|count| self.hub.topics_per_socket = count as usize)
+        count(text, 1..=100_000).map(|count| self.hub.room.topics_per_socket = count as usize)
     }
 
     pub(super) fn ping(&mut self, text: &str) -> Result<(), String> {
@@ -358,7 +372,7 @@ impl Draft {
         if text.is_empty() {
             return Err("expected the name of an app".to_owned());
         }
-        self.hub.app = Some(text.to_owned());
+        self.hub.participant.app = Some(text.to_owned());
         Ok(())
     }
 
@@ -366,12 +380,12 @@ impl Draft {
         let Ok(PathPattern::Exact(path)) = route::path(text) else {
             return Err("expected a path such as /v1/realtime".to_owned());
         };
-        self.hub.events = path;
+        self.hub.participant.path = path;
         Ok(())
     }
 
     pub(super) fn dialect(&mut self, text: &str) -> Result<(), String> {
-        choice(text, DIALECTS).map(|dialect| self.hub.dialect = dialect)
+        choice(text, DIALECTS).map(|dialect| self.hub.participant.dialect = dialect)
     }
 
     pub(super) fn path(&mut self, text: &str) -> Result<(), String> {
@@ -420,7 +434,7 @@ impl Draft {
             hub.origins = Hub::default().origins;
         }
         hub.bus = self.bus.bus()?;
-        if hub.message > hub.memory {
+        if hub.room.message > hub.room.memory {
             return Err("expected `memory` to have room for the largest `message`".to_owned());
         }
         Ok(hub)

@@ -165,18 +165,18 @@ const APP: &[Key] = &[
     .example("4")
     .variables(&["WEB_CONCURRENCY"]),
     key("concurrency", "N", "1", "Requests in flight per worker or upstream at once", |settings, text| {
-        store(&mut settings.app.concurrency, count(text, 1..=65_535).map(|number| number as u32))
+        store(&mut settings.app.sharing.concurrency, count(text, 1..=65_535).map(|number| number as u32))
     })
     .short('c'),
     key("balance", "WAY", "lifo", "Which free worker is next: lifo, round-robin or least", |settings, text| {
-        store(&mut settings.app.balance, choice(text, BALANCES))
+        store(&mut settings.app.sharing.balance, choice(text, BALANCES))
     }),
     key("ready", "WAY", "listen", "When a worker is ready: listen, http:PATH, notify or join", |settings, text| {
-        store(&mut settings.app.ready.by, ready(text))
+        store(&mut settings.app.life.ready.by, ready(text))
     })
     .example("http:/ready"),
     key("ready-timeout", "DURATION", "15s", READY_TIMEOUT_HELP, |settings, text| {
-        store(&mut settings.app.ready.timeout, duration(text, POSITIVE))
+        store(&mut settings.app.life.ready.timeout, duration(text, POSITIVE))
     }),
     key("socket", "KIND", "auto", SOCKET_HELP, |settings, text| {
         let kinds = [
@@ -185,26 +185,26 @@ const APP: &[Key] = &[
             ("inherit", WorkerSocket::Inherit),
             ("tcp", WorkerSocket::Tcp),
         ];
-        store(&mut settings.app.socket, choice(text, &kinds))
+        store(&mut settings.app.program.socket, choice(text, &kinds))
     }),
     key("directory", "PATH", "", DIRECTORY_HELP, |settings, text| {
-        store(&mut settings.app.directory, path(text).map(Some))
+        store(&mut settings.app.program.directory, path(text).map(Some))
     })
     .example("/srv/app/current"),
     key("environment", "NAME=VALUE", "", "A variable for the workers, besides the server's own", |settings, text| {
         let (name, value) = variable(text)?;
-        settings.app.environment.insert(name, value);
+        settings.app.program.environment.insert(name, value);
         Ok(())
     })
     .many()
     .example("NODE_ENV=production"),
     key("required", "on|off", "on", REQUIRED_HELP, |settings, text| store(&mut settings.app.required, switch(text))),
     key("watchdog", "DURATION", "", WATCHDOG_HELP, |settings, text| {
-        store(&mut settings.app.watchdog, duration(text, POSITIVE).map(Some))
+        store(&mut settings.app.life.watchdog, duration(text, POSITIVE).map(Some))
     })
     .example("30s"),
     key("keepalive", "on|off", "on", "Keep connections to workers; off for blocking workers", |settings, text| {
-        store(&mut settings.app.keepalive, switch(text))
+        store(&mut settings.app.sharing.keepalive, switch(text))
     }),
     key(
         "upstream",
@@ -212,8 +212,8 @@ const APP: &[Key] = &[
         "",
         "Forward to unix:PATH or http://HOST:PORT that something else runs",
         |settings, text| {
-            settings.app.upstreams.push(upstream(text)?);
-            settings.app.command = Command::None;
+            settings.app.instead.upstreams.push(upstream(text)?);
+            settings.app.program.command = Command::None;
             Ok(())
         },
     )
@@ -221,14 +221,14 @@ const APP: &[Key] = &[
     .example("unix:/run/app.sock"),
     key("static", "DIR", "", STATIC_HELP, |settings, text| {
         let root = super::route::root(text)?;
-        settings.app.command = Command::None;
-        settings.app.files = Some(super::route::Files { root, ..Default::default() });
+        settings.app.program.command = Command::None;
+        settings.app.instead.files = Some(super::route::Files { root, ..Default::default() });
         Ok(())
     })
     .example("./public"),
     key("respond", "TEXT", "", "Answer every request with TEXT from the loop itself", |settings, text| {
-        settings.app.respond = Some(text.to_owned());
-        settings.app.command = Command::None;
+        settings.app.instead.respond = Some(text.to_owned());
+        settings.app.program.command = Command::None;
         Ok(())
     })
     .example("hello"),
@@ -238,14 +238,14 @@ const APP: &[Key] = &[
         "",
         "Where sockets and the lock lie [default: $RUNTIME_DIRECTORY, \
         $XDG_RUNTIME_DIR/production_server-PORT or /tmp/production_server-UID-PORT]",
-        |settings, text| store(&mut settings.run_dir, path(text)),
+        |settings, text| store(&mut settings.process.run_dir, path(text)),
     )
     .example("/run/production_server"),
 ];
 
 const LIVES: &[Key] = &[
     key("max-requests", "N|auto", "auto", MAX_REQUESTS_HELP, |settings, text| {
-        let recycle = &mut settings.app.recycle;
+        let recycle = &mut settings.app.life.recycle;
         if let Some(requests) = count_or_auto(text, 0..=1_000_000_000_000)? {
             (recycle.requests, recycle.requests_not_before) = (requests, Duration::ZERO);
         }
@@ -253,24 +253,24 @@ const LIVES: &[Key] = &[
     })
     .example("10000"),
     key("recycle-jitter", "PERCENT", "10%", "By how much that number varies between workers", |settings, text| {
-        store(&mut settings.app.recycle.jitter_percent, percent(text, 0..=100))
+        store(&mut settings.app.life.recycle.jitter_percent, percent(text, 0..=100))
     }),
     key("max-lifetime", "DURATION", "", "Replace a worker after that time", |settings, text| {
         let range = Duration::from_secs(1)..=DAY * 365;
-        store(&mut settings.app.recycle.lifetime, duration(text, range).map(Some))
+        store(&mut settings.app.life.recycle.lifetime, duration(text, range).map(Some))
     })
     .example("1h"),
     key("max-memory", "SIZE", "", "Replace a worker whose processes hold more memory (PSS)", |settings, text| {
-        store(&mut settings.app.recycle.memory, size(text, 1 << 20..=1 << 44).map(Some))
+        store(&mut settings.app.life.recycle.memory, size(text, 1 << 20..=1 << 44).map(Some))
     })
     .example("400MiB"),
     key("max-reloads", "N", "10", "Replace a worker after N hot reloads; 0: never", |settings, text| {
-        store(&mut settings.app.recycle.reloads, count(text, 0..=1_000_000))
+        store(&mut settings.app.life.recycle.reloads, count(text, 0..=1_000_000))
     })
     .variables(&["RIP_MAX_RELOADS"]),
     key("hot-reload", "WAY", "none", HOT_RELOAD_HELP, |settings, text| {
         let ways = [("none", HotReload::None), ("process", HotReload::Process), ("module", HotReload::Module)];
-        store(&mut settings.app.hot_reload, choice(text, &ways))
+        store(&mut settings.app.reload.by, choice(text, &ways))
     })
     .variables(&["RIP_HOT_RELOAD"]),
     key(
@@ -279,46 +279,47 @@ const LIVES: &[Key] = &[
         "",
         "A file or directory that hot reload watches, else those of the command",
         |settings, text| {
-            settings.app.watch.push(path(text)?);
+            settings.app.reload.watch.push(path(text)?);
             Ok(())
         },
     )
     .many()
     .example("src"),
     key("reload-signal", "SIGNAL", "HUP", "What tells a worker to load its code again", |settings, text| {
-        store(&mut settings.app.reload_signal, signal(text))
+        store(&mut settings.app.reload.signal, signal(text))
     }),
     key(
         "module",
         "PATH",
         "",
         "The built-in worker answers with the handler in this shared object",
-        |settings, text| store(&mut settings.app.module, path(text).map(Some)),
+        |settings, text| store(&mut settings.app.program.module, path(text).map(Some)),
     )
     .example("./handler.so"),
     key("drain", "DURATION", "30s", "How long a leaving worker may finish its requests", |settings, text| {
-        store(&mut settings.app.restart.drain, duration(text, FROM_ZERO))
+        store(&mut settings.app.life.restart.drain, duration(text, FROM_ZERO))
     }),
     key("start-parallel", "N|auto", "auto", START_PARALLEL_HELP, |settings, text| {
-        settings.app.restart.start_parallel = count_or_auto(text, 1..=1024)?.map_or(cores(), |count| count as usize);
+        settings.app.life.restart.start_parallel =
+            count_or_auto(text, 1..=1024)?.map_or(cores(), |count| count as usize);
         Ok(())
     })
     .example("2"),
     key("restart-parallel", "N", "1", "Workers that a rolling restart replaces at a time", |settings, text| {
-        store(&mut settings.app.restart.parallel, count(text, 1..=1024).map(|number| number as usize))
+        store(&mut settings.app.life.restart.parallel, count(text, 1..=1024).map(|number| number as usize))
     }),
     key("max-unavailable", "N", "0", "Workers that may be missing while they are replaced", |settings, text| {
-        store(&mut settings.app.restart.max_unavailable, count(text, 0..=1024).map(|number| number as usize))
+        store(&mut settings.app.life.restart.max_unavailable, count(text, 0..=1024).map(|number| number as usize))
     }),
     key(
         "restart-base",
         "DURATION",
         "1s",
         "The second delay before a crashed worker is started again, and how long one must live to reset it",
-        |settings, text| store(&mut settings.app.restart.base, duration(text, POSITIVE)),
+        |settings, text| store(&mut settings.app.life.restart.base, duration(text, POSITIVE)),
     ),
     key("restart-max", "DURATION", "30s", "The longest such delay", |settings, text| {
-        store(&mut settings.app.restart.max, duration(text, POSITIVE))
+        store(&mut settings.app.life.restart.max, duration(text, POSITIVE))
     }),
     key(
         "max-restarts",
@@ -326,20 +327,20 @@ const LIVES: &[Key] = &[
         "10",
         "Crashes within an hour before a first answer until a worker is given up",
         |settings, text| {
-            store(&mut settings.app.restart.max_restarts, count(text, 1..=1_000_000).map(|number| number as u32))
+            store(&mut settings.app.life.restart.max_restarts, count(text, 1..=1_000_000).map(|number| number as u32))
         },
     ),
     key("give-up", "N/DURATION", "5/60s", "The same, but within that time", |settings, text| {
         let (crashes, within) = rate(text, 1..=10_000, POSITIVE)?;
-        (settings.app.restart.crashes, settings.app.restart.within) = (crashes as u32, within);
+        (settings.app.life.restart.crashes, settings.app.life.restart.within) = (crashes as u32, within);
         Ok(())
     }),
     key("give-up-exit", "", "", GIVE_UP_EXIT_HELP, |settings, text| {
-        store(&mut settings.app.restart.give_up_exit, switch(text))
+        store(&mut settings.app.life.restart.give_up_exit, switch(text))
     })
     .example("on"),
     key("dump-signal", "SIGNAL", "", "Sent to a worker that is stuck, before it is killed", |settings, text| {
-        store(&mut settings.app.dump_signal, signal(text).map(Some))
+        store(&mut settings.app.life.dump_signal, signal(text).map(Some))
     })
     .example("QUIT"),
 ];
@@ -411,7 +412,7 @@ const WAITING: &[Key] = &[
     })
     .example("10m"),
     key("max-tunnels", "N", "", TUNNELS_HELP, |settings, text| {
-        store(&mut settings.app.max_tunnels, count(text, 0..=1_000_000).map(|number| number as u32))
+        store(&mut settings.app.sharing.max_tunnels, count(text, 0..=1_000_000).map(|number| number as u32))
     })
     .example("1000"),
 ];
@@ -430,35 +431,35 @@ const TUNNELS_HELP: &str =
 
 const LOOPS: &[Key] = &[
     key("listen", "ADDRESS", "0.0.0.0:8080", LISTEN_HELP, |settings, text| {
-        settings.listen.push(listen(text)?);
+        settings.listening.at.push(listen(text)?);
         Ok(())
     })
     .many()
     .variables(&["PORT"]),
     key("listen-mode", "MODE", "0666", "Permissions of Unix sockets that are listened on", |settings, text| {
-        store(&mut settings.unix_listen.mode, mode(text))
+        store(&mut settings.listening.unix.mode, mode(text))
     })
     .example("0660"),
     key("listen-owner", "USER|UID", "", "Who owns them", |settings, text| {
-        store(&mut settings.unix_listen.owner, account(text).map(Some))
+        store(&mut settings.listening.unix.owner, account(text).map(Some))
     })
     .example("www-data"),
     key("listen-group", "GROUP|GID", "", "Which group they belong to", |settings, text| {
-        store(&mut settings.unix_listen.group, account(text).map(Some))
+        store(&mut settings.listening.unix.group, account(text).map(Some))
     })
     .example("www-data"),
-    key("trusted-proxies", "WHOM", "", TRUSTED_HELP, |settings, text| settings.front.trusted.add(text))
+    key("trusted-proxies", "WHOM", "", TRUSTED_HELP, |settings, text| settings.listening.front.trusted.add(text))
         .many()
         .example("10.0.0.0/8"),
     key("forwarded", "keep|write", "keep", FORWARDED_HELP, |settings, text| {
-        store(&mut settings.front.writes_forwarded, choice(text, &[("keep", false), ("write", true)]))
+        store(&mut settings.listening.front.writes_forwarded, choice(text, &[("keep", false), ("write", true)]))
     })
     .example("write"),
-    key("proxy-protocol", "WHOM", "", PROXY_HELP, |settings, text| settings.front.proxies.add(text))
+    key("proxy-protocol", "WHOM", "", PROXY_HELP, |settings, text| settings.listening.front.proxies.add(text))
         .many()
         .example("10.0.0.0/8"),
     key("proxy-protocol-timeout", "DURATION", "5s", "How long such a header may take to come", |settings, text| {
-        store(&mut settings.front.header_timeout, duration(text, POSITIVE))
+        store(&mut settings.listening.front.header_timeout, duration(text, POSITIVE))
     })
     .example("2s"),
     key(
@@ -467,22 +468,22 @@ const LOOPS: &[Key] = &[
         "auto",
         "Event loops; auto: one per core that affinity and cgroup allow",
         |settings, text| {
-            settings.loops = count_or_auto(text, 1..=1024)?.map_or(cores(), |loops| loops as usize);
+            settings.loops.count = count_or_auto(text, 1..=1024)?.map_or(cores(), |loops| loops as usize);
             Ok(())
         },
     )
     .example("2"),
     key("backend", "BACKEND", "auto", BACKEND_HELP, |settings, text| {
-        store(&mut settings.backend, choice(text, BACKENDS))
+        store(&mut settings.loops.backend, choice(text, BACKENDS))
     }),
     key("pin", "on|off|auto", "auto", "Pin loops to cores; auto: where no workers share them", |settings, text| {
-        store(&mut settings.pin, choice(text, &[("on", Pin::On), ("off", Pin::Off), ("auto", Pin::Auto)]))
+        store(&mut settings.loops.pin, choice(text, &[("on", Pin::On), ("off", Pin::Off), ("auto", Pin::Auto)]))
     }),
     key("max-connections", "N", "10000", "Client connections open at once", |settings, text| {
-        store(&mut settings.max_connections, count(text, 1..=1_000_000).map(|number| number as usize))
+        store(&mut settings.bounds.connections, count(text, 1..=1_000_000).map(|number| number as usize))
     }),
     key("helpers", "N", "2", HELPERS_HELP, |settings, text| {
-        store(&mut settings.helpers, count(text, 1..=64).map(|number| number as usize))
+        store(&mut settings.loops.helpers, count(text, 1..=64).map(|number| number as usize))
     }),
     key("error-page", "STATUS=FILE", "", ERROR_PAGE_HELP, |settings, text| {
         settings.error_pages.push(super::error_page::error_page(text)?);
@@ -495,10 +496,10 @@ const LOOPS: &[Key] = &[
         "on|off|PREFIX",
         "on",
         "Answer /server, /status, /metrics, /livez, /readyz and /health_check, at PREFIX/server and so on, or leave them to the app",
-        |settings, text| store(&mut settings.internal, internal(text)),
+        |settings, text| store(&mut settings.telling.internal, internal(text)),
     ),
     key("shutdown", "DURATION", "5s", "How long a graceful stop may take", |settings, text| {
-        store(&mut settings.shutdown, duration(text, FROM_ZERO))
+        store(&mut settings.leaving.shutdown, duration(text, FROM_ZERO))
     }),
 ];
 
@@ -520,16 +521,18 @@ const LISTEN_HELP: &str =
     "IP:PORT, a port, unix:PATH, systemd:NAME (sockets that systemd has opened) or systemd: (all of them)";
 
 const PROCESS: &[Key] = &[
-    key("pid-file", "PATH", "", PID_FILE_HELP, |settings, text| store(&mut settings.pid_file, path(text).map(Some)))
-        .example("/run/production_server.pid"),
-    key("user", "USER|UID", "", USER_HELP, |settings, text| store(&mut settings.user, account(text).map(Some)))
+    key("pid-file", "PATH", "", PID_FILE_HELP, |settings, text| {
+        store(&mut settings.process.pid_file, path(text).map(Some))
+    })
+    .example("/run/production_server.pid"),
+    key("user", "USER|UID", "", USER_HELP, |settings, text| store(&mut settings.process.user, account(text).map(Some)))
         .example("www-data"),
     key("group", "GROUP|GID", "", "Its group [default: that user's]", |settings, text| {
-        store(&mut settings.group, account(text).map(Some))
+        store(&mut settings.process.group, account(text).map(Some))
     })
     .example("www-data"),
     key("upgrade-timeout", "DURATION", "60s", UPGRADE_HELP, |settings, text| {
-        store(&mut settings.upgrade_timeout, duration(text, POSITIVE))
+        store(&mut settings.leaving.upgrade_timeout, duration(text, POSITIVE))
     }),
 ];
 
@@ -557,24 +560,24 @@ const LIMITS: &[Key] = &[
         |settings, text| store(&mut settings.timeouts.write, duration(text, POSITIVE)),
     ),
     key("half-close", "cancel|serve", "cancel", HALF_CLOSE_HELP, |settings, text| {
-        store(&mut settings.app.serve_half_closed, choice(text, &[("cancel", false), ("serve", true)]))
+        store(&mut settings.app.answering.serve_half_closed, choice(text, &[("cancel", false), ("serve", true)]))
     }),
     key("request-buffering", "disk|memory|off", "disk", BUFFERING_HELP, |settings, text| {
         let choices = [("disk", Buffering::Disk), ("memory", Buffering::Memory), ("off", Buffering::Off)];
-        store(&mut settings.app.request_buffering, choice(text, &choices))
+        store(&mut settings.app.buffers.larger, choice(text, &choices))
     }),
     key("max-body", "SIZE", "64MiB", "The largest request body; beyond: 413", |settings, text| {
-        store(&mut settings.max_body, size(text, 0..=1 << 40))
+        store(&mut settings.bounds.body, size(text, 0..=1 << 40))
     }),
     key(
         "max-head",
         "SIZE",
         "32KiB",
         "The largest head of a request; beyond: 431; or of an answer: 502",
-        |settings, text| store(&mut settings.max_head, size(text, 1 << 10..=1 << 20).map(|bytes| bytes as usize)),
+        |settings, text| store(&mut settings.bounds.head, size(text, 1 << 10..=1 << 20).map(|bytes| bytes as usize)),
     ),
     key("max-fields", "N", "200", "The most field lines of such a head", |settings, text| {
-        store(&mut settings.max_fields, count(text, 10..=10_000).map(|number| number as usize))
+        store(&mut settings.bounds.fields, count(text, 10..=10_000).map(|number| number as usize))
     }),
     key(
         "buffer-bytes",
@@ -583,14 +586,19 @@ const LIMITS: &[Key] = &[
         "Memory held for slow clients and waiting requests together",
         |settings, text| {
             let bytes = size(text, 1 << 20..=1 << 40)?;
-            store(&mut settings.buffer_bytes, usize::try_from(bytes).map_err(|_| "expected less memory".to_owned()))
+            store(
+                &mut settings.stores.buffer_bytes,
+                usize::try_from(bytes).map_err(|_| "expected less memory".to_owned()),
+            )
         },
     ),
     key("spool-bytes", "SIZE", "1GiB", SPOOL_HELP, |settings, text| {
-        store(&mut settings.spool_bytes, size(text, 0..=1 << 50))
+        store(&mut settings.stores.spool_bytes, size(text, 0..=1 << 50))
     }),
-    key("spool-dir", "PATH", "", SPOOL_DIR_HELP, |settings, text| store(&mut settings.spool_dir, path(text).map(Some)))
-        .example("/var/spool/production_server"),
+    key("spool-dir", "PATH", "", SPOOL_DIR_HELP, |settings, text| {
+        store(&mut settings.stores.spool_dir, path(text).map(Some))
+    })
+    .example("/var/spool/production_server"),
 ];
 
 const BUFFERING_HELP: &str = "Where a request's body is gathered before a worker is asked for: up to 1 MiB in memory and beyond that on disk; \

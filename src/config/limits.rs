@@ -26,7 +26,7 @@ pub const KEYS: &[Key] = &[
     })
     .example("300/m"),
     key("connections-per-ip", "N", "", CONNECTIONS_HELP, |settings, text| {
-        settings.connections_per_ip = Some(count(text, 1..=MOST)? as u32);
+        settings.bounds.connections_per_ip = Some(count(text, 1..=MOST)? as u32);
         Ok(())
     })
     .example("100"),
@@ -35,12 +35,12 @@ pub const KEYS: &[Key] = &[
         "WHOM",
         "",
         "Whose requests are taken, of all others none: networks, addresses, loopback, unix",
-        |settings, text| settings.front.allow.add(text),
+        |settings, text| settings.listening.front.allow.add(text),
     )
     .many()
     .example("10.0.0.0/8"),
     key("deny", "WHOM", "", "Whose requests are refused with 403; it goes before --allow", |settings, text| {
-        settings.front.deny.add(text)
+        settings.listening.front.deny.add(text)
     })
     .many()
     .example("192.0.2.0/24"),

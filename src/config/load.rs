@@ -159,7 +159,7 @@ impl Loaded {
             }
             None => problem.title.clone(),
         };
-        self.config.server.warnings.iter().cloned().chain(self.remarks.iter().map(remark)).collect()
+        self.config.server.source.warnings.iter().cloned().chain(self.remarks.iter().map(remark)).collect()
     }
 }
 
@@ -202,7 +202,8 @@ pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Lo
         }
     }
     in_order(&mut given);
-    let mut server = Settings { warnings, ..Settings::default() };
+    let mut server = Settings::default();
+    server.source.warnings = warnings;
     if let Some(file) = &file {
         begin(&mut server, file);
     }
@@ -214,11 +215,11 @@ pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Lo
         server.limits.extend(file.limits.iter().filter_map(|limit| limit.value.clone()));
         server.hubs.retain(|hub| file.hubs.iter().all(|said| said.name != hub.name));
         server.hubs.extend(file.hubs.iter().filter_map(|hub| hub.value.clone()));
-        server.front_of = fronts(&server.front, file, &given);
+        server.listening.front_of = fronts(&server.listening.front, file, &given);
     }
     super::acme::complete(&mut server, environment, given.iter().any(|one| one.key.name == "listen"));
     if !given.iter().any(|one| one.key.name == "run-dir") {
-        server.run_dir = environment.run_dir(&server.listen);
+        server.process.run_dir = environment.run_dir(&server.listening.at);
     }
     if let Some(clash) = whole(&server, &given).first().or(of_hubs(file.as_ref(), &given).first()) {
         return Err(clash.refusal(file.as_ref()));
@@ -228,7 +229,7 @@ pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Lo
         configured.push(configure(app, environment, file.as_ref())?);
     }
     warn_of_sockets(&mut server, &given);
-    let listeners = server.listen.iter().map(|address| listener(&server, address)).collect();
+    let listeners = server.listening.at.iter().map(|address| listener(&server, address)).collect();
     let routes = routes_of(file.as_ref(), &server.hubs, &mut configured);
     server.app = configured.first().cloned().unwrap_or_else(nothing);
     let remarks = remarks(file.as_ref(), &routes, &configured, &server.hubs);
@@ -237,23 +238,26 @@ pub(super) fn load(matches: &ArgMatches, environment: &Environment) -> Result<Lo
 
 /// What stands for an app where there is none.
 fn nothing() -> App {
-    App { command: Command::None, workers: 0, respond: Some(String::new()), ..App::default() }
+    let mut app = App { workers: 0, ..App::default() };
+    app.program.command = Command::None;
+    app.instead.respond = Some(String::new());
+    app
 }
 
 fn listener(server: &Settings, address: &ListenAddress) -> Listener {
     let access = match address {
-        ListenAddress::Unix(path) => server.unix_listen_at(path).clone(),
+        ListenAddress::Unix(path) => server.listening.unix_at(path).clone(),
         ListenAddress::Tcp(_) | ListenAddress::Systemd(_) => UnixListen::default(),
     };
-    Listener { address: address.clone(), access, front: server.front_at(address).clone() }
+    Listener { address: address.clone(), access, front: server.listening.front_at(address).clone() }
 }
 
 fn warn_of_sockets(server: &mut Settings, given: &[Given]) {
-    let has_unix = server.listen.iter().any(|address| matches!(address, ListenAddress::Unix(_)));
+    let has_unix = server.listening.at.iter().any(|address| matches!(address, ListenAddress::Unix(_)));
     let unix_only = given.iter().find(|one| places::OF_SOCKET.contains(&one.key.name));
     if let Some(one) = unix_only.filter(|_| !has_unix) {
         let name = one.key.name;
-        server.warnings.push(format!("--{name} has no effect: no --listen unix:PATH is given"));
+        server.source.warnings.push(format!("--{name} has no effect: no --listen unix:PATH is given"));
     }
 }
 
@@ -315,13 +319,13 @@ fn configure(app: &mut AppGiven, environment: &Environment, file: Option<&File>)
         apply(&mut settings, one)?;
     }
     if let Some(program) = &app.program {
-        settings.app.command = Command::Argv(program.words.clone());
+        settings.app.program.command = Command::Argv(program.words.clone());
     }
     if let Some(clash) = whole(&settings, &app.given).first() {
         return Err(clash.refusal(file));
     }
-    settings.app.directory = environment.directory(settings.app.directory.take());
-    settings.app.error_pages = read_pages(settings.error_pages);
+    settings.app.program.directory = environment.directory(settings.app.program.directory.take());
+    settings.app.answering.error_pages = read_pages(settings.error_pages);
     Ok(settings.app)
 }
 
@@ -358,7 +362,7 @@ fn routes_of(file: Option<&File>, hubs: &[Hub], apps: &mut Vec<App>) -> Vec<Rout
             compress: draft
                 .own
                 .as_ref()
-                .map(|own| own.app.compress.clone())
+                .map(|own| own.app.answering.compress.clone())
                 .filter(|compress| compress.codings.is_some()),
             error_pages: read_pages(draft.own.as_ref().map_or_else(Vec::new, |own| own.error_pages.clone())),
             access: access(draft),
@@ -395,10 +399,11 @@ fn app_of(draft: &Draft, apps: &mut Vec<App>) -> usize {
     if let Some(index) = apps.iter().position(|app| app.name == name) {
         return index;
     }
-    let balance = draft.balance.unwrap_or(App::default().balance);
-    let (command, upstreams) = (Command::None, draft.upstreams.clone());
-    let own = draft.own.as_ref().map_or_else(App::default, |own| own.app.clone());
-    apps.push(App { name, command, upstreams, balance, ..own });
+    let mut own = draft.own.as_ref().map_or_else(App::default, |own| own.app.clone());
+    own.program.command = Command::None;
+    own.instead.upstreams.clone_from(&draft.upstreams);
+    own.sharing.balance = draft.balance.unwrap_or(App::default().sharing.balance);
+    apps.push(App { name, ..own });
     apps.len() - 1
 }
 
@@ -450,7 +455,8 @@ fn remarks(file: Option<&File>, routes: &[Route], apps: &[App], hubs: &[Hub]) ->
     }
     for said in &file.routes {
         let asked = &said.draft.access.forward.app;
-        let own = apps.iter().any(|app| app.name == *asked && (app.respond.is_some() || app.files.is_some()));
+        let own =
+            apps.iter().any(|app| app.name == *asked && (app.instead.respond.is_some() || app.instead.files.is_some()));
         if let Some(at) = said.mark("routes[].forward_auth.app").filter(|_| own) {
             let label = "the loop answers in its place where a route is to it, and nobody where it is asked: 503";
             problems.push(warning(format!("the app `{asked}` has no workers"), at, label));
@@ -524,21 +530,22 @@ fn fronts(all: &Front, file: &File, given: &[Given]) -> Vec<(ListenAddress, Fron
     let overridden = |key: &keys::Key| given.iter().any(|one| one.key.name == key.name && one.source.rank() > 0);
     let front = |listen: &file::Listen| {
         let address = units::listen(&listen.address).ok()?;
-        let mut scratch = Settings { front: all.clone(), ..Settings::default() };
+        let mut scratch = Settings::default();
+        scratch.listening.front.clone_from(all);
         let own = listen.own.iter().filter(|(key, _, _)| places::OF_FRONT.contains(&key.name) && !overridden(key));
         let mut certified = false;
         for (index, (key, value, _)) in own.clone().enumerate() {
             // A list takes the place of the one for all.
             match key.name {
                 _ if own.clone().take(index).any(|(earlier, _, _)| earlier.name == key.name) => {}
-                "trusted-proxies" => scratch.front.trusted = Default::default(),
-                "proxy-protocol" => scratch.front.proxies = Default::default(),
-                "allow" => scratch.front.allow = Default::default(),
-                "deny" => scratch.front.deny = Default::default(),
+                "trusted-proxies" => scratch.listening.front.trusted = Default::default(),
+                "proxy-protocol" => scratch.listening.front.proxies = Default::default(),
+                "allow" => scratch.listening.front.allow = Default::default(),
+                "deny" => scratch.listening.front.deny = Default::default(),
                 // Of certificates the listener's own are all that it has.
                 "tls-cert" | "tls-key" | "tls-certificate" if !certified => {
                     certified = true;
-                    let tls = &mut scratch.front.tls;
+                    let tls = &mut scratch.listening.front.tls;
                     (tls.certs, tls.keys, tls.certificates) = Default::default();
                 }
                 _ => {}
@@ -546,14 +553,14 @@ fn fronts(all: &Front, file: &File, given: &[Given]) -> Vec<(ListenAddress, Fron
             // It was read once already.
             (key.set)(&mut scratch, value).ok();
         }
-        (scratch.front != *all).then_some((address, scratch.front))
+        (scratch.listening.front != *all).then_some((address, scratch.listening.front))
     };
     file.listen.iter().filter_map(front).collect()
 }
 
 /// What a file says that is no key: what belongs to single sockets.
 fn begin(settings: &mut Settings, file: &File) {
-    settings.config = Some(file.text.path.clone());
+    settings.source.file = Some(file.text.path.clone());
     for listen in &file.listen {
         let Ok(ListenAddress::Unix(path)) = units::listen(&listen.address) else { continue };
         let mut scratch = Settings::default();
@@ -561,6 +568,6 @@ fn begin(settings: &mut Settings, file: &File) {
             // It was read once already.
             (key.set)(&mut scratch, value).ok();
         }
-        settings.unix_listen_of.insert(path, scratch.unix_listen);
+        settings.listening.unix_of.insert(path, scratch.listening.unix);
     }
 }

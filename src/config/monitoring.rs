@@ -93,20 +93,20 @@ fn statsd(text: &str) -> Result<SocketAddr, String> {
 /// The keys.
 pub const KEYS: &[Key] = &[
     key("admin", "ADDRESS", "", ADMIN_HELP, |settings, text| {
-        settings.admin.push(listen(text)?);
+        settings.telling.admin.push(listen(text)?);
         Ok(())
     })
     .many()
     .example("127.0.0.1:9090"),
     key("metrics", "on|off", "on", "Answer /metrics, for Prometheus", |settings, text| {
-        store(&mut settings.metrics.prometheus, switch(text))
+        store(&mut settings.telling.metrics.prometheus, switch(text))
     }),
     key("bungate-metrics", "", "", "Tell the metrics by Bungate's names as well", |settings, text| {
-        store(&mut settings.metrics.bungate, switch(text))
+        store(&mut settings.telling.metrics.bungate, switch(text))
     })
     .example("on"),
     key("statsd", "IP:PORT", "", "Push metrics to a StatsD server, by UDP", |settings, text| {
-        store(&mut settings.metrics.statsd, statsd(text).map(Some))
+        store(&mut settings.telling.metrics.statsd, statsd(text).map(Some))
     })
     .example("127.0.0.1:8125"),
     key(
@@ -115,24 +115,27 @@ pub const KEYS: &[Key] = &[
         "plain",
         "plain (labels are parts of the name) or datadog (tags)",
         |settings, text| {
-            store(&mut settings.metrics.statsd_form.datadog, choice(text, &[("plain", false), ("datadog", true)]))
+            store(
+                &mut settings.telling.metrics.statsd_form.datadog,
+                choice(text, &[("plain", false), ("datadog", true)]),
+            )
         },
     ),
     key("statsd-prefix", "PREFIX", "", "What stands before each name", |settings, text| {
-        store(&mut settings.metrics.statsd_form.prefix, name(text, 100))
+        store(&mut settings.telling.metrics.statsd_form.prefix, name(text, 100))
     })
     .example("site1."),
     key("statsd-tag", "NAME:VALUE", "", "A tag of every metric, in Datadog's format", |settings, text| {
-        settings.metrics.statsd_form.tags.push(tag(text)?);
+        settings.telling.metrics.statsd_form.tags.push(tag(text)?);
         Ok(())
     })
     .many()
     .example("env:prod"),
     key("statsd-interval", "DURATION", "10s", "How often metrics are pushed", |settings, text| {
-        store(&mut settings.metrics.statsd_form.interval, duration(text, POSITIVE))
+        store(&mut settings.telling.metrics.statsd_form.interval, duration(text, POSITIVE))
     }),
     key("cloudwatch", "PATH|-", "", "Write metrics in CloudWatch's embedded format; - is stdout", |settings, text| {
-        settings.metrics.cloudwatch = Some(match text {
+        settings.telling.metrics.cloudwatch = Some(match text {
             "-" => CloudWatch::Stdout,
             _ if text.is_empty() || text.contains('\0') => return Err("expected a path".to_owned()),
             _ => CloudWatch::File(PathBuf::from(text)),
@@ -141,13 +144,13 @@ pub const KEYS: &[Key] = &[
     })
     .example("-"),
     key("cloudwatch-namespace", "NAME", "production_server", "The namespace of those", |settings, text| {
-        store(&mut settings.metrics.namespace, name(text, 255))
+        store(&mut settings.telling.metrics.namespace, name(text, 255))
     }),
     key("cloudwatch-interval", "DURATION", "60s", "How often they are written", |settings, text| {
-        store(&mut settings.metrics.cloudwatch_interval, duration(text, POSITIVE))
+        store(&mut settings.telling.metrics.cloudwatch_interval, duration(text, POSITIVE))
     }),
     key("pre-stop-delay", "DURATION", "0s", PRE_STOP_HELP, |settings, text| {
-        store(&mut settings.pre_stop_delay, duration(text, FROM_ZERO))
+        store(&mut settings.leaving.pre_stop_delay, duration(text, FROM_ZERO))
     }),
 ];
 

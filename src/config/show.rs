@@ -147,7 +147,7 @@ impl Loaded {
             return None;
         }
         if place.name == "run-dir" {
-            return Some(places::quoted(&self.config.server.run_dir.to_string_lossy()));
+            return Some(places::quoted(&self.config.server.process.run_dir.to_string_lossy()));
         }
         // What the app's workers are is not to be said of an app that has none, nor where the log goes of one that goes nowhere.
         let no_workers = OF_WORKERS.contains(&place.name) && (said("upstream") || said("respond") || said("static"));

@@ -287,9 +287,9 @@ fn place(matches: &ArgMatches, environment: &Environment) -> Result<ServerPlace,
         apply(&mut settings, one)?;
     }
     if given.iter().any(|one| one.key.name == "run-dir") {
-        return Ok(ServerPlace::Directory(settings.run_dir));
+        return Ok(ServerPlace::Directory(settings.process.run_dir));
     }
-    let directory = environment.run_dir(&settings.listen);
+    let directory = environment.run_dir(&settings.listening.at);
     if said {
         Ok(ServerPlace::Directory(directory))
     } else {

@@ -35,7 +35,9 @@ fn the_command_line_is_sound() {
 /// What the help states as defaults, read as values, gives what `Settings::default` holds.
 #[test]
 fn the_defaults_of_the_help_are_true() {
-    let mut stated = Settings { listen: Vec::new(), loops: 0, ..Settings::default() };
+    let mut stated = Settings::default();
+    stated.listening.at.clear();
+    stated.loops.count = 0;
     stated.app.workers = 0;
     stated.app.queue.size = 0;
     stated.timeouts.idle = Duration::ZERO;
@@ -48,12 +50,12 @@ fn the_defaults_of_the_help_are_true() {
 #[test]
 fn nothing_said_serves_the_built_in_worker_on_8080() {
     let settings = settings(&[], &[("XDG_RUNTIME_DIR", "/run/user/7")]);
-    assert_eq!(settings.listen, [ListenAddress::Tcp("0.0.0.0:8080".parse().unwrap())]);
-    assert_eq!(settings.app.command, Command::BuiltIn);
-    assert!(settings.app.workers >= 2 && settings.loops >= 1);
-    assert_eq!(settings.run_dir, PathBuf::from("/run/user/7/production_server-8080"));
-    assert_eq!(settings.access_log.target, LogTarget::Stdout);
-    assert_eq!((settings.app.timeouts.answer, settings.app.max_tunnels), (None, u32::MAX));
+    assert_eq!(settings.listening.at, [ListenAddress::Tcp("0.0.0.0:8080".parse().unwrap())]);
+    assert_eq!(settings.app.program.command, Command::BuiltIn);
+    assert!(settings.app.workers >= 2 && settings.loops.count >= 1);
+    assert_eq!(settings.process.run_dir, PathBuf::from("/run/user/7/production_server-8080"));
+    assert_eq!(settings.logs.access.target, LogTarget::Stdout);
+    assert_eq!((settings.app.timeouts.answer, settings.app.sharing.max_tunnels), (None, u32::MAX));
 }
 
 /// (arguments, environment, queue size): flag, shorthand, environment of our own, of others, default.
@@ -76,7 +78,7 @@ fn the_higher_place_wins() {
     assert_eq!(settings(&["w:auto"], &[many]).app.workers, cores().max(2));
 
     let listening = |arguments: &[&str], variables: &[(&str, &str)]| -> Vec<String> {
-        settings(arguments, variables).listen.iter().map(ToString::to_string).collect()
+        settings(arguments, variables).listening.at.iter().map(ToString::to_string).collect()
     };
     assert_eq!(listening(&[], &[("PORT", "3000")]), ["0.0.0.0:3000"]);
     assert_eq!(listening(&["http:4000"], &[("PORT", "3000")]), ["0.0.0.0:4000"]);
@@ -132,47 +134,53 @@ fn flags_land_where_they_belong() {
         ],
         &[],
     );
-    assert_eq!((said.app.concurrency, said.app.balance), (8, Balance::Least));
-    assert_eq!(said.app.recycle.requests, 5);
-    assert_eq!(said.app.recycle.lifetime, Some(Duration::from_secs(90)));
+    assert_eq!((said.app.sharing.concurrency, said.app.sharing.balance), (8, Balance::Least));
+    assert_eq!(said.app.life.recycle.requests, 5);
+    assert_eq!(said.app.life.recycle.lifetime, Some(Duration::from_secs(90)));
     assert_eq!((said.app.queue.hold, said.app.queue.timeout), (Duration::ZERO, Duration::from_millis(1500)));
-    assert_eq!((said.max_body, said.app.keepalive, said.internal), (10_000_000, false, Internal::Off));
-    assert_eq!((said.max_head, said.max_fields, said.app.max_tunnels), (65_536, 500, 7));
+    assert_eq!(
+        (said.bounds.body, said.app.sharing.keepalive, said.telling.internal),
+        (10_000_000, false, Internal::Off)
+    );
+    assert_eq!((said.bounds.head, said.bounds.fields, said.app.sharing.max_tunnels), (65_536, 500, 7));
     assert_eq!(said.app.timeouts.answer, Some(Duration::from_secs(600)));
-    assert!(said.app.serve_half_closed);
-    assert_eq!((said.pin, said.shutdown, said.run_dir), (Pin::Off, Duration::from_secs(60), PathBuf::from("/r")));
+    assert!(said.app.answering.serve_half_closed);
+    assert_eq!(
+        (said.loops.pin, said.leaving.shutdown, said.process.run_dir),
+        (Pin::Off, Duration::from_secs(60), PathBuf::from("/r"))
+    );
     let target = LogTarget::File("/a.log".into());
-    assert_eq!(said.access_log, AccessLogSettings::new(target, AccessLogFormat::Json));
+    assert_eq!(said.logs.access, AccessLogSettings::new(target, AccessLogFormat::Json));
     let words: Vec<OsString> = ["node", "server.js", "--listen"].map(OsString::from).into();
-    assert_eq!(said.app.command, Command::Argv(words), "what stands behind -- is the command's");
+    assert_eq!(said.app.program.command, Command::Argv(words), "what stands behind -- is the command's");
 }
 
 #[test]
 fn the_access_log_follows_the_higher_place() {
-    let target = |arguments: &[&str], variables: &[(&str, &str)]| settings(arguments, variables).access_log.target;
+    let target = |arguments: &[&str], variables: &[(&str, &str)]| settings(arguments, variables).logs.access.target;
     let off = ("PRODUCTION_SERVER_NO_ACCESS_LOG", "1");
     assert_eq!(target(&[], &[off]), LogTarget::Off);
     assert_eq!(target(&["--access-log", "-"], &[off]), LogTarget::Stdout);
     assert_eq!(target(&["--no-access-log"], &[("PRODUCTION_SERVER_ACCESS_LOG", "/a")]), LogTarget::Off);
     assert_eq!(target(&[], &[("PRODUCTION_SERVER_NO_ACCESS_LOG", "off")]), LogTarget::Stdout);
     let json = settings(&["--log-format", "json"], &[]);
-    assert_eq!((json.access_log.format, json.event_log.format), (AccessLogFormat::Json, EventFormat::Json));
+    assert_eq!((json.logs.access.format, json.logs.events.format), (AccessLogFormat::Json, EventFormat::Json));
     let rip = settings(&["--json-logging"], &[]);
-    assert_eq!((rip.access_log.format, rip.event_log.format), (AccessLogFormat::Json, EventFormat::Auto));
+    assert_eq!((rip.logs.access.format, rip.logs.events.format), (AccessLogFormat::Json, EventFormat::Auto));
 }
 
 #[test]
 fn upstreams_and_texts_start_no_worker() {
     let said = settings(&["--upstream", "unix:/a.sock", "--upstream=http://h:81", "c:64"], &[("WEB_CONCURRENCY", "4")]);
-    assert_eq!(said.app.upstreams, [Upstream::Unix("/a.sock".into()), Upstream::Tcp("h".to_owned(), 81)]);
-    assert_eq!((said.app.command, said.app.concurrency), (Command::None, 64));
+    assert_eq!(said.app.instead.upstreams, [Upstream::Unix("/a.sock".into()), Upstream::Tcp("h".to_owned(), 81)]);
+    assert_eq!((said.app.program.command, said.app.sharing.concurrency), (Command::None, 64));
     let said = settings(&["--respond", "hello"], &[]);
-    assert_eq!((said.app.command, said.app.respond.as_deref()), (Command::None, Some("hello")));
+    assert_eq!((said.app.program.command, said.app.instead.respond.as_deref()), (Command::None, Some("hello")));
 }
 
 #[test]
 fn the_run_directory_follows_the_surroundings() {
-    let run_dir = |arguments: &[&str], variables: &[(&str, &str)]| settings(arguments, variables).run_dir;
+    let run_dir = |arguments: &[&str], variables: &[(&str, &str)]| settings(arguments, variables).process.run_dir;
     assert_eq!(
         run_dir(&[], &[("RUNTIME_DIRECTORY", "/run/a:/run/b"), ("XDG_RUNTIME_DIR", "/x")]),
         PathBuf::from("/run/a")
@@ -218,17 +226,17 @@ fn odd_variables_are_told_and_stop_nothing() {
         ("PRODUCTION_SERVER_PORT", "tcp://h:1"),
     ];
     let line = "PRODUCTION_SERVER_MAX_QUEU in the environment is not known and has no effect";
-    assert_eq!(settings(&[], &variables).warnings, [line]);
+    assert_eq!(settings(&[], &variables).source.warnings, [line]);
     let line = "--listen-mode has no effect: no --listen unix:PATH is given";
-    assert_eq!(settings(&["--listen-mode=0600"], &[]).warnings, [line]);
-    assert!(settings(&["--listen-mode=0600", "--listen=unix:/s"], &[]).warnings.is_empty());
+    assert_eq!(settings(&["--listen-mode=0600"], &[]).source.warnings, [line]);
+    assert!(settings(&["--listen-mode=0600", "--listen=unix:/s"], &[]).source.warnings.is_empty());
 }
 
 #[test]
 fn modes_and_owners_of_unix_sockets_are_read() {
     let said = settings(&["--listen=unix:/s", "--listen-mode=660", "--listen-owner=33", "--listen-group=web"], &[]);
     let expected = UnixListen { mode: 0o660, owner: Some("33".to_owned()), group: Some("web".to_owned()) };
-    assert_eq!(said.unix_listen, expected);
+    assert_eq!(said.listening.unix, expected);
     for (text, mode) in [("0600", 0o600), ("0o777", 0o777), ("000", 0), ("0000", 0)] {
         assert_eq!(units::mode(text), Ok(mode), "{text}");
     }
@@ -480,7 +488,7 @@ fn bytes_that_are_no_text_are_refused_and_paths_of_commands_are_not() {
     let refusal = read(arguments(["production_server", "--run-dir"]), &environment(&[])).unwrap_err();
     assert_eq!(refusal.line, "error: --run-dir \"\u{fffd}\": expected UTF-8, as in --run-dir /run/production_server");
     let Ok(Invocation::Run(loaded)) = read(arguments(["production_server", "--"]), &environment(&[])) else { panic!() };
-    assert_eq!(loaded.config.apps[0].command, Command::Argv(vec![odd]));
+    assert_eq!(loaded.config.apps[0].program.command, Command::Argv(vec![odd]));
 }
 
 #[test]
@@ -490,11 +498,11 @@ fn limits_of_workers_are_read() {
     assert_eq!((scaled.workers, scaled.scaling), (2, Some(Scaling { min: 2, max: 8 })));
     let plain = app(&["w:2..8", "-w", "3"]);
     assert_eq!((plain.workers, plain.scaling), (3, None), "the higher place takes the range back");
-    assert_eq!(app(&["--ready", "http:/up"]).ready.by, ReadyBy::Http("/up".to_owned()));
-    assert_eq!(app(&["--dump-signal", "sigquit"]).dump_signal, Some(libc::SIGQUIT));
-    assert_eq!(app(&["--reload-signal", "10"]).reload_signal, 10);
-    assert_eq!(app(&["--watchdog", "30s"]).watchdog, Some(Duration::from_secs(30)));
-    let restart = app(&["--give-up", "3/10s"]).restart;
+    assert_eq!(app(&["--ready", "http:/up"]).life.ready.by, ReadyBy::Http("/up".to_owned()));
+    assert_eq!(app(&["--dump-signal", "sigquit"]).life.dump_signal, Some(libc::SIGQUIT));
+    assert_eq!(app(&["--reload-signal", "10"]).reload.signal, 10);
+    assert_eq!(app(&["--watchdog", "30s"]).life.watchdog, Some(Duration::from_secs(30)));
+    let restart = app(&["--give-up", "3/10s"]).life.restart;
     assert_eq!((restart.crashes, restart.within), (3, Duration::from_secs(10)));
     for (arguments, expected) in [
         (["-w", "8..2"], "MIN..MAX"),

@@ -107,17 +107,17 @@ pub(super) const KEYS: &[Key] = &[
             ("off", SpeakTls::Off),
             ("self-signed", SpeakTls::SelfSigned),
         ];
-        store(&mut settings.front.tls.speak, choice(text, &ways))
+        store(&mut settings.listening.front.tls.speak, choice(text, &ways))
     })
     .example("on"),
     key("tls-cert", "FILE", "", "A certificate in PEM, followed by those of its issuers", |settings, text| {
-        settings.front.tls.certs.push(path(text)?);
+        settings.listening.front.tls.certs.push(path(text)?);
         Ok(())
     })
     .many()
     .example("/etc/ssl/example.org.pem"),
     key("tls-key", "FILE", "", "Its private key in PEM", |settings, text| {
-        settings.front.tls.keys.push(path(text)?);
+        settings.listening.front.tls.keys.push(path(text)?);
         Ok(())
     })
     .many()
@@ -125,28 +125,28 @@ pub(super) const KEYS: &[Key] = &[
     key("tls-certificate", "FILE:FILE", "", PAIR_HELP, |settings, text| {
         let pair = text.split_once(JOINT).or_else(|| text.split_once(BETWEEN));
         let (cert, key) = pair.ok_or("expected a file of certificates and one with the key, as in cert.pem:key.pem")?;
-        settings.front.tls.certificates.push((path(cert)?, path(key)?));
+        settings.listening.front.tls.certificates.push((path(cert)?, path(key)?));
         Ok(())
     })
     .many()
     .example("/etc/ssl/example.org.pem:/etc/ssl/private/example.org.key"),
     key("tls-min-version", "1.2|1.3", "1.2", "The oldest version of TLS that is spoken", |settings, text| {
         store(
-            &mut settings.front.tls.min_version,
+            &mut settings.listening.front.tls.min_version,
             choice(text, &[("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)]),
         )
     })
     .example("1.3"),
     key("tls-strict-sni", "on|off", "off", STRICT_HELP, |settings, text| {
-        store(&mut settings.front.tls.strict_sni, switch(text))
+        store(&mut settings.listening.front.tls.strict_sni, switch(text))
     })
     .example("on"),
     key("tls-client-ca", "FILE", "", CLIENT_HELP, |settings, text| {
-        store(&mut settings.front.tls.client_ca, path(text).map(Some))
+        store(&mut settings.listening.front.tls.client_ca, path(text).map(Some))
     })
     .example("/etc/ssl/clients.pem"),
     key("tls-hsts", "DURATION", "", HSTS_HELP, |settings, text| {
-        store(&mut settings.front.tls.hsts, duration(text, HSTS).map(Some))
+        store(&mut settings.listening.front.tls.hsts, duration(text, HSTS).map(Some))
     })
     .example("8760h"),
     key("redirect-https", "on|off|PORT", "off", REDIRECT_HELP, |settings, text| {
@@ -155,7 +155,7 @@ pub(super) const KEYS: &[Key] = &[
             "off" => None,
             _ => Some(count(text, 1..=65_535).map_err(|_| "expected on, off or the port where TLS is spoken")? as u16),
         };
-        settings.front.tls.redirect_https = port;
+        settings.listening.front.tls.redirect_https = port;
         Ok(())
     })
     .example("8443"),

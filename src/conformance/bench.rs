@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use signal_hook::consts::signal::{SIGCHLD, SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 use socket2::SockAddr;
 
-use crate::config::{App, Command, Conformance, ReadyBy};
+use crate::config::{self, App, Command, Conformance, ReadyBy};
 use crate::http::Refusal;
 use crate::proc;
 use crate::socket_file::leave_dead;
@@ -419,7 +419,8 @@ fn launcher(wanted: &Conformance, program: &Path) -> Result<Launcher, String> {
         [] => Command::BuiltIn,
         words => Command::Argv(words.to_vec()),
     };
-    let app = App { command, socket: wanted.socket, ..App::default() };
+    let runs = config::Program { command, socket: wanted.socket, ..config::Program::default() };
+    let app = App { program: runs, ..App::default() };
     let launcher = Launcher::new(&app, program, None, None).map_err(|message| format!("error: {message}"))?;
     launcher.ok_or_else(|| "error: there is no command".to_owned())
 }

@@ -211,7 +211,7 @@ impl<B: Backend> Loop<B> {
             // Nothing is being answered. Answers of earlier requests may still be on their way.
             return self.close_client(sock, How::Flushed);
         };
-        let serve = exchange.app.settings.serve_half_closed;
+        let serve = exchange.app.settings.answering.serve_half_closed;
         match exchange.phase {
             Phase::Tunnel { .. } => self.tunnel_side_ended(key, true),
             _ if exchange.is_uploaded() && (serve || closes) => {}

@@ -45,7 +45,7 @@ impl<B: Backend> Loop<B> {
         let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let app = exchange.app.clone();
-        let isolated = app.settings.concurrency == 1;
+        let isolated = app.settings.sharing.concurrency == 1;
         let sock = std::mem::take(&mut exchange.source).link();
         let delivered = self.backend.offered(sock) > exchange.attempt.sent_before;
         if planted::active(Bug::DirtyLink) && sock != Key::NONE {

@@ -132,7 +132,7 @@ fn request(ask: &Ask) -> (&'static str, Value) {
 /// Asks the server to stop, and comes back when its process is gone, or is still there so long after its control socket.
 fn stop(conversation: &mut Conversation, now: bool, patience: Duration, out: &mut dyn Write) -> Result<(), Trouble> {
     let status = conversation.ask("GET", "/status", None, Some(ANSWER_PATIENCE))?;
-    let process = serde_json::from_slice::<Status>(&status).map(|status| status.pid).unwrap_or(0);
+    let process = serde_json::from_slice::<Status>(&status).map(|status| status.server.pid).unwrap_or(0);
     let (path, body) = request(&Ask::Stop { now });
     let answer = conversation.ask("POST", path, Some(body), Some(ANSWER_PATIENCE))?;
     print(out, &message(&answer))?;
@@ -367,7 +367,8 @@ mod tests {
     #[test]
     fn a_server_that_does_not_end_is_no_success() {
         let stopping = |pid: u32| {
-            let status = Status { pid, ..crate::control::status::sample() };
+            let mut status = crate::control::status::sample();
+            status.server.pid = pid;
             let bodies = vec![status.to_json().to_string(), json!({ "message": "stopping" }).to_string()];
             stop(&mut answering(bodies), false, Duration::ZERO, &mut io::sink())
         };

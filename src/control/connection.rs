@@ -398,7 +398,7 @@ impl Connection {
 
     fn take_head(&mut self, head: &head::Request) -> Result<(), (u16, String)> {
         self.search = HeadSearch::new();
-        let path = head.path_bytes(&self.input).to_vec();
+        let path = head.target.path_bytes(&self.input).to_vec();
         self.form = Form {
             keep_alive: head.keep_alive,
             http10: head.version == Version::Http10,
@@ -408,7 +408,7 @@ impl Connection {
         let request = Request {
             method: head.method_span.of(&self.input).to_vec(),
             path,
-            query: head.target.of(&self.input).contains(&b'?'),
+            query: head.target.whole.of(&self.input).contains(&b'?'),
             body: Vec::new(),
         };
         self.input.drain(..head.len);

@@ -16,14 +16,14 @@ const NONE: &str = "-";
 pub fn status(status: &Status) -> String {
     let mut text = format!(
         "production_server {}  {}  pid {}  up {}  on {}  {}, {} {}\n",
-        plain(&status.version),
-        status.state.name(),
-        status.pid,
-        span(Some(status.uptime_seconds)),
-        plain(&status.listen.join(", ")),
-        plain(&status.backend),
-        status.loops,
-        if status.loops == 1 { "loop" } else { "loops" },
+        plain(&status.server.version),
+        status.server.state.name(),
+        status.server.pid,
+        span(Some(status.server.uptime_seconds)),
+        plain(&status.server.listen.join(", ")),
+        plain(&status.server.backend),
+        status.server.loops,
+        if status.server.loops == 1 { "loop" } else { "loops" },
     );
     for one in &status.certificates {
         let (names, expires) = (plain(&one.names.join(", ")), plain(&one.expires));
@@ -235,10 +235,10 @@ const COLUMNS: &[Column] = &[
         format!("{}{joined}", worker.state.name())
     }),
     ("UP", true, |worker| span(worker.uptime_seconds)),
-    ("RESTARTS", true, |worker| worker.restarts.to_string()),
-    ("REQUESTS", true, |worker| worker.requests.to_string()),
-    ("IN FLIGHT", true, |worker| worker.in_flight.to_string()),
-    ("TUNNELS", true, |worker| worker.tunnels.to_string()),
+    ("RESTARTS", true, |worker| worker.before.restarts.to_string()),
+    ("REQUESTS", true, |worker| worker.work.requests.to_string()),
+    ("IN FLIGHT", true, |worker| worker.work.in_flight.to_string()),
+    ("TUNNELS", true, |worker| worker.work.tunnels.to_string()),
     ("RELOADS", true, |worker| worker.reloads.to_string()),
     ("MEMORY", true, |worker| worker.memory_bytes.map_or_else(|| NONE.to_owned(), human_bytes)),
     ("HEALTH", false, |worker| match &worker.health {
@@ -247,7 +247,7 @@ const COLUMNS: &[Column] = &[
         Some(health) => plain(health.reason.as_deref().unwrap_or("unhealthy")),
     }),
     ("EJECTIONS", true, |worker| worker.ejections.unwrap_or(0).to_string()),
-    ("LAST EXIT", false, |worker| plain(worker.last_exit.as_deref().unwrap_or(NONE))),
+    ("LAST EXIT", false, |worker| plain(worker.before.last_exit.as_deref().unwrap_or(NONE))),
     ("SAYS", false, |worker| plain(worker.status_text.as_deref().unwrap_or(NONE))),
 ];
 
@@ -376,7 +376,7 @@ blue\u{fffd}[31m-7     -           3  running (joined)  2m 3s         2     6000
     #[test]
     fn a_server_without_workers_has_no_table_and_no_latencies() {
         let mut document = sample();
-        document.loops = 1;
+        document.server.loops = 1;
         document.counters.clear();
         let app = &mut document.apps[0];
         (app.roll, app.scaling, app.workers, app.paused) = (None, None, Vec::new(), true);

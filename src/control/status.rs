@@ -12,24 +12,9 @@ use crate::metrics::lives::Lives;
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Status {
-    /// The server's version.
-    pub version: String,
-    /// Its process.
-    pub pid: u32,
-    /// Since its start, in seconds.
-    pub uptime_seconds: f64,
-    /// What it does.
-    pub state: State,
-    /// What runs its loops: `epoll`, `kqueue` or `io_uring`.
-    pub backend: String,
-    /// Its event loops.
-    pub loops: usize,
-    /// The addresses that it listens on.
-    pub listen: Vec<String>,
-    /// Those where it tells about itself alone.
-    pub admin: Vec<String>,
-    /// The path of its control socket.
-    pub control_socket: String,
+    /// The process that serves, and where.
+    #[serde(flatten)]
+    pub server: Server,
     /// What its loops have counted since its start, by name; see [`Counters`](crate::metrics::Counters).
     pub counters: serde_json::Map<String, serde_json::Value>,
     /// Log lines dropped since its start, because nobody read them.
@@ -52,6 +37,30 @@ pub struct Status {
     pub apps: Vec<App>,
     /// What was counted of the workers of apps that are gone.
     pub departed: Lives,
+}
+
+/// The process that serves, and where it is reached. Its members are the document's own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Server {
+    /// The server's version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Since its start, in seconds.
+    pub uptime_seconds: f64,
+    /// What it does.
+    pub state: State,
+    /// What runs its loops: `epoll`, `kqueue` or `io_uring`.
+    pub backend: String,
+    /// Its event loops.
+    pub loops: usize,
+    /// The addresses that it listens on.
+    pub listen: Vec<String>,
+    /// Those where it tells about itself alone.
+    pub admin: Vec<String>,
+    /// The path of its control socket.
+    pub control_socket: String,
 }
 
 /// A set of keys that is fetched.
@@ -396,16 +405,12 @@ pub struct Worker {
     pub socket: String,
     /// Since its process was started, or since it has joined; `null` while there is none.
     pub uptime_seconds: Option<f64>,
-    /// How often its place was filled again after the process there had ended unasked.
-    pub restarts: u64,
-    /// Requests that it was given and that ran.
-    pub requests: u64,
-    /// Requests that the workers before it in its place were given and that ran.
-    pub requests_before: u64,
-    /// Those that it has now.
-    pub in_flight: u32,
-    /// Tunnels through it.
-    pub tunnels: u32,
+    /// What it was given.
+    #[serde(flatten)]
+    pub work: Work,
+    /// Those before it.
+    #[serde(flatten)]
+    pub before: Before,
     /// How often it was told to load changed code.
     pub reloads: u64,
     /// Memory of its process group (PSS); `null` when it was not measured.
@@ -414,10 +419,32 @@ pub struct Worker {
     pub health: Option<Health>,
     /// How often it was given no more requests for a while because it had failed; `null` for workers that are replaced instead.
     pub ejections: Option<u64>,
-    /// Why the process before this one in its place ended; `null` when there was none.
-    pub last_exit: Option<String>,
     /// What it says of itself (`STATUS=` of sd_notify(3)).
     pub status_text: Option<String>,
+}
+
+/// What a worker was given. The members are the worker's own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Work {
+    /// Requests that it was given and that ran.
+    pub requests: u64,
+    /// Those that it has now.
+    pub in_flight: u32,
+    /// Tunnels through it.
+    pub tunnels: u32,
+}
+
+/// What is known of those that were in a worker's place before it. The members are the worker's own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Before {
+    /// How often its place was filled again after the process there had ended unasked.
+    pub restarts: u64,
+    /// Requests that the workers before it in its place were given and that ran.
+    pub requests_before: u64,
+    /// Why the process before this one in its place ended; `null` when there was none.
+    pub last_exit: Option<String>,
 }
 
 /// How a worker or an upstream answers the health check.
@@ -529,11 +556,9 @@ pub(crate) fn sample() -> Status {
         name: "web.G3.1".to_owned(),
         socket: "/run/production_server/run-1/web.G3.1.7.sock".to_owned(),
         uptime_seconds: Some(123.4),
-        restarts: 2,
-        requests: 60_000,
-        in_flight: 1,
+        work: Work { requests: 60_000, in_flight: 1, tunnels: 0 },
+        before: Before { restarts: 2, requests_before: 0, last_exit: Some("recycle: 10000 requests".to_owned()) },
         memory_bytes: Some(26_214_400),
-        last_exit: Some("recycle: 10000 requests".to_owned()),
         ..Worker::default()
     };
     let joined = Worker {
@@ -542,7 +567,7 @@ pub(crate) fn sample() -> Status {
         joined: true,
         name: "blue\u{1b}[31m-7".to_owned(),
         status_text: Some("warm".to_owned()),
-        last_exit: None,
+        before: Before { last_exit: None, ..worker.before.clone() },
         memory_bytes: None,
         ..worker.clone()
     };
@@ -576,15 +601,17 @@ pub(crate) fn sample() -> Status {
         workers: vec![worker, joined],
     };
     Status {
-        version: "0.1.0".to_owned(),
-        pid: 4711,
-        uptime_seconds: 10_923.0,
-        state: State::Running,
-        backend: "epoll".to_owned(),
-        loops: 2,
-        listen: vec!["0.0.0.0:8080".to_owned()],
-        admin: Vec::new(),
-        control_socket: "/run/production_server/control.sock".to_owned(),
+        server: Server {
+            version: "0.1.0".to_owned(),
+            pid: 4711,
+            uptime_seconds: 10_923.0,
+            state: State::Running,
+            backend: "epoll".to_owned(),
+            loops: 2,
+            listen: vec!["0.0.0.0:8080".to_owned()],
+            admin: Vec::new(),
+            control_socket: "/run/production_server/control.sock".to_owned(),
+        },
         counters: sample_counters(),
         apps: vec![app],
         ..Status::default()
@@ -654,6 +681,6 @@ mod tests {
         assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), sample());
         let older: Status =
             serde_json::from_str(r#"{"pid":7,"state":"paused","new":1,"apps":[{"name":"web"}]}"#).unwrap();
-        assert_eq!((older.pid, older.state, older.apps[0].name.as_str()), (7, State::Paused, "web"));
+        assert_eq!((older.server.pid, older.server.state, older.apps[0].name.as_str()), (7, State::Paused, "web"));
     }
 }

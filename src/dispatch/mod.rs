@@ -14,10 +14,11 @@
 //!   prefers its own loop's waiters to those who came up to a millisecond before them ([`Dispatch::release`]), unless some take turns by
 //!   their keys ([`Ask::turn`]).
 //!
-//! `workers.rs` keeps the workers and whose turn it is, `queue.rs` the waiting line, `fair.rs` turns by keys; `outcomes.rs` what the ends of requests say of a
-//! worker, `slots.rs` who may have fewer requests than others; `types.rs` has the words spoken here.
+//! `workers.rs` keeps the workers and whose turn it is, `load.rs` what each has to do, `queue.rs` the waiting line, `fair.rs` turns by keys;
+//! `outcomes.rs` what the ends of requests say of a worker, `slots.rs` who may have fewer requests than others; `types.rs` has the words spoken here.
 
 mod fair;
+mod load;
 mod moves;
 mod outcomes;
 mod queue;
@@ -232,8 +233,7 @@ impl Dispatch {
     pub fn tunnel_ended(&self, worker: WorkerId) {
         let mut board = self.lock();
         let Some(index) = board.workers.find(worker) else { return };
-        let tunnels = &mut board.workers.at_mut(index).tunnels;
-        *tunnels = tunnels.saturating_sub(1);
+        board.workers.at_mut(index).load.end_tunnel();
         let deliver = self.deliver.get().filter(|_| !board.queue.is_empty());
         let grant = deliver.and_then(|_| self.hand_on(&mut board, index, None));
         drop(board);
@@ -282,7 +282,7 @@ impl Dispatch {
         let grants = self.retreat(worker, now, 0, |board, index| {
             let stuck = board.workers.at(index);
             let moved = stuck.target.as_ref().is_some_and(|target| target.moves.since(since));
-            if moved || stuck.answered_at.is_some_and(|at| at > since) {
+            if moved || stuck.record.answered_at.is_some_and(|at| at > since) {
                 return;
             }
             let ours = stuck.is_supervised() && matches!(stuck.standing, Standing::Ready | Standing::Unreachable);
@@ -389,7 +389,7 @@ impl Dispatch {
                 return;
             }
             board.workers.enter(index, Standing::Draining);
-            if board.workers.at(index).in_flight == 0 {
+            if board.workers.at(index).load.in_flight == 0 {
                 board.tell(index, DRAINED);
             }
         });
@@ -521,11 +521,11 @@ impl Dispatch {
                 target: Arc::clone(worker.target.as_ref()?),
                 app_generation: board.workers.app_generation(worker),
                 standing: worker.standing,
-                in_flight: worker.in_flight,
-                served: worker.served,
-                broken: worker.broken,
-                tunnels: worker.tunnels,
-                answered_at: worker.answered_at,
+                in_flight: worker.load.in_flight,
+                served: worker.record.served,
+                broken: worker.record.broken,
+                tunnels: worker.load.tunnels,
+                answered_at: worker.record.answered_at,
             })
         }));
         let (queue_depth, eligible, failed) = (board.queue.len(), board.workers.eligible(), board.failed);
@@ -580,7 +580,7 @@ impl Dispatch {
     #[inline]
     fn worker_of(&self, board: &Board, claim: Claim) -> Option<u32> {
         let index = board.workers.find(claim.worker)?;
-        (claim.is_of(self.number) && board.workers.at(index).in_flight > 0).then_some(index)
+        (claim.is_of(self.number) && board.workers.at(index).load.in_flight > 0).then_some(index)
     }
 
     /// Frees one slot of a worker and hands it on.
@@ -641,7 +641,7 @@ impl Dispatch {
             astray = false;
             board.count(index, outcome, now);
             let lost = board.workers.at(index);
-            gone = outcome == Outcome::Unreachable || (lost.in_flight == 1 && lost.is_supervised());
+            gone = outcome == Outcome::Unreachable || (lost.load.in_flight == 1 && lost.is_supervised());
             if gone && lost.standing == Standing::Ready {
                 if outcome == Outcome::Unreachable {
                     board.failed(index);
@@ -736,8 +736,8 @@ impl Board {
     #[cold]
     fn conclude(&mut self, index: u32) {
         let worker = self.workers.at(index);
-        debug_assert!(worker.standing != Standing::Ready || worker.has_less(), "an eligible worker without room");
-        if worker.in_flight > 0 || worker.standing == Standing::Ready {
+        debug_assert!(worker.standing != Standing::Ready || worker.load.has_less(), "an eligible worker without room");
+        if worker.load.in_flight > 0 || worker.standing == Standing::Ready {
             return;
         }
         if matches!(worker.standing, Standing::Draining | Standing::Dead) {
@@ -763,7 +763,7 @@ impl Board {
 
     /// What is wrong, if anything.
     fn fault(&self) -> Option<&'static str> {
-        let in_flight: u64 = self.workers.iter().map(|(_, worker)| u64::from(worker.in_flight)).sum();
+        let in_flight: u64 = self.workers.iter().map(|(_, worker)| u64::from(worker.load.in_flight)).sum();
         if in_flight != self.permits_out {
             return Some("the requests in flight are not the permits that are out");
         }

@@ -10,6 +10,30 @@ use std::time::Instant;
 use super::workers::{FAILING, RECOVERS, THRESHOLD};
 use super::{Board, Outcome, Standing};
 
+/// What became of the requests of one worker.
+pub(super) struct Record {
+    /// Requests it was given and that ran, whole or broken.
+    pub served: u64,
+    limit: u64,
+    pub broken: u64,
+    pub answered_at: Option<Instant>,
+    /// Failures since its last success.
+    pub failures: u32,
+}
+
+impl Record {
+    /// That of one which is due after so many.
+    pub fn new(limit: Option<u64>) -> Record {
+        Record { served: 0, limit: limit.unwrap_or(u64::MAX), broken: 0, answered_at: None, failures: 0 }
+    }
+
+    /// It is due after so many from now on, those counted that it had; 0: never. Whether it is at once.
+    pub fn limit(&mut self, limit: u64) -> bool {
+        self.limit = if limit == 0 { u64::MAX } else { limit };
+        self.served >= self.limit
+    }
+}
+
 impl Board {
     /// Counts a request that ended.
     #[inline]
@@ -17,17 +41,18 @@ impl Board {
         let worker = self.workers.at_mut(index);
         match outcome {
             Outcome::Unused | Outcome::Unreachable => return,
-            Outcome::Answered | Outcome::Failed | Outcome::Late => worker.answered_at = Some(now),
-            Outcome::Broken | Outcome::Malformed | Outcome::Lost => worker.broken += 1,
+            Outcome::Answered | Outcome::Failed | Outcome::Late => worker.record.answered_at = Some(now),
+            Outcome::Broken | Outcome::Malformed | Outcome::Lost => worker.record.broken += 1,
             Outcome::Tunnel => {
-                worker.tunnels += 1;
-                worker.answered_at = Some(now);
+                worker.load.tunnels += 1;
+                worker.record.answered_at = Some(now);
             }
         }
-        worker.served += 1;
+        worker.record.served += 1;
         // One that is draining or dead is being replaced already.
         let replaceable = matches!(worker.standing, Standing::Ready | Standing::Unreachable);
-        let (due, in_doubt) = (worker.served == worker.request_limit && replaceable, worker.is_in_doubt());
+        let due = worker.record.served == worker.record.limit && replaceable;
+        let in_doubt = worker.is_in_doubt();
         if due {
             self.tell(index, THRESHOLD);
         }
@@ -41,8 +66,8 @@ impl Board {
     #[cold]
     fn succeeded(&mut self, index: u32) {
         let worker = self.workers.at_mut(index);
-        worker.failures = 0;
-        if worker.on_trial() {
+        worker.record.failures = 0;
+        if worker.load.on_trial() {
             self.tell(index, RECOVERS);
         }
     }
@@ -55,9 +80,9 @@ impl Board {
         if most == 0 || worker.is_supervised() || worker.standing != Standing::Ready {
             return;
         }
-        worker.failures += 1;
-        if worker.failures >= most || worker.on_trial() {
-            worker.failures = 0;
+        worker.record.failures += 1;
+        if worker.record.failures >= most || worker.load.on_trial() {
+            worker.record.failures = 0;
             self.tell(index, FAILING);
         }
     }

@@ -1,6 +1,7 @@
 //! Who may have fewer requests at once than the others of its generation: one on trial, and one that is to be asked how it is.
 
-use super::workers::{THRESHOLD, Worker};
+use super::load::Load;
+use super::workers::THRESHOLD;
 use super::{Dispatch, Grant, Standing, WorkerId};
 
 impl Dispatch {
@@ -8,7 +9,7 @@ impl Dispatch {
     /// ([`Notice::Recovers`](super::Notice::Recovers), [`Notice::Failing`](super::Notice::Failing)). `None`: as many as the others, and no
     /// trial. Those in flight go on. The caller is to tell the grants.
     pub fn limit(&self, worker: WorkerId, most: Option<u32>) -> Vec<Grant> {
-        self.share(worker, |place| place.most = most.map_or(u32::MAX, |most| most.max(1)))
+        self.share(worker, |load| load.limit(most))
     }
 
     /// A worker is due after so many requests from now on, those counted that it had ([`Notice::Threshold`](super::Notice::Threshold)), which
@@ -17,9 +18,8 @@ impl Dispatch {
         let mut board = self.lock();
         let Some(index) = board.workers.find(worker) else { return };
         let place = board.workers.at_mut(index);
-        place.request_limit = if limit == 0 { u64::MAX } else { limit };
         let replaceable = matches!(place.standing, Standing::Ready | Standing::Unreachable);
-        if place.served >= place.request_limit && replaceable {
+        if place.record.limit(limit) && replaceable {
             board.tell(index, THRESHOLD);
         }
         self.unlock(board);
@@ -30,16 +30,16 @@ impl Dispatch {
     pub fn spare(&self, worker: WorkerId) -> Option<bool> {
         let mut board = self.lock();
         let index = board.workers.find(worker)?;
-        board.workers.share(index, |place| place.spared = true);
+        board.workers.share(index, |load| load.spared = true);
         Some(board.workers.has_spare(index))
     }
 
     /// Gives it back. The caller is to tell the grants.
     pub fn unspare(&self, worker: WorkerId) -> Vec<Grant> {
-        self.share(worker, |place| place.spared = false)
+        self.share(worker, |load| load.spared = false)
     }
 
-    fn share(&self, worker: WorkerId, change: impl FnOnce(&mut Worker)) -> Vec<Grant> {
+    fn share(&self, worker: WorkerId, change: impl FnOnce(&mut Load)) -> Vec<Grant> {
         let mut grants = self.room_for_grants();
         let mut board = self.lock();
         if let Some(index) = board.workers.find(worker) {

@@ -8,8 +8,9 @@
 
 use std::cmp::Reverse;
 use std::sync::Arc;
-use std::time::Instant;
 
+use super::load::Load;
+use super::outcomes::Record;
 use super::types::{Slot, Wish};
 use super::{Balance, Notice, Policy, Standing, Target, WorkerId};
 use crate::buffers::slots::Key;
@@ -44,34 +45,24 @@ pub(super) struct Worker {
     generation: u32,
     vacant: bool,
     pub standing: Standing,
-    pub in_flight: u32,
-    /// The list it stands in, or [`NONE`].
-    level: u32,
-    previous: u32,
-    next: u32,
-    cohort: u32,
+    link: Link,
+    pub load: Load,
+    pub record: Record,
     /// Notices that nobody has taken yet, one bit each.
     told: u8,
     /// To be forgotten once its permits are back.
     pub removed: bool,
-    /// Requests it was given and that ran, whole or broken.
-    pub served: u64,
-    pub request_limit: u64,
-    pub broken: u64,
-    pub answered_at: Option<Instant>,
-    pub tunnels: u32,
-    /// Requests for a tunnel that are in flight: each may become one.
-    upgrading: u32,
-    /// Failures since its last success.
-    pub failures: u32,
-    /// Requests that it may have at once, if fewer than its cohort's; else `u32::MAX`.
-    pub most: u32,
-    /// One of its slots is kept from requests.
-    pub spared: bool,
-    /// Requests that it may have at once just now: what follows from its cohort and from these two.
-    capacity: u32,
     /// Stays behind in a vacant place, so that nothing is freed under the lock.
     pub target: Option<Arc<Target>>,
+}
+
+/// Where a worker stands in the lists.
+struct Link {
+    cohort: u32,
+    /// The list it stands in, or [`NONE`].
+    level: u32,
+    previous: u32,
+    next: u32,
 }
 
 /// The workers of one app generation, or a vacant place for them.
@@ -128,23 +119,11 @@ impl Workers {
             generation: 0,
             vacant: true,
             standing: Standing::Dead,
-            in_flight: 0,
-            level: NONE,
-            previous: NONE,
-            next: NONE,
-            cohort: NONE,
+            link: Link { cohort: NONE, level: NONE, previous: NONE, next: NONE },
+            load: Load::new(0),
+            record: Record::new(None),
             told: 0,
             removed: false,
-            served: 0,
-            request_limit: u64::MAX,
-            broken: 0,
-            answered_at: None,
-            tunnels: 0,
-            upgrading: 0,
-            failures: 0,
-            most: u32::MAX,
-            spared: false,
-            capacity: 0,
             target: None,
         };
         Workers {
@@ -190,16 +169,16 @@ impl Workers {
     /// Requests at once of a worker.
     #[inline]
     fn concurrency_of(&self, index: u32) -> u32 {
-        self.cohorts[self.places[index as usize].cohort as usize].concurrency()
+        self.cohorts[self.places[index as usize].link.cohort as usize].concurrency()
     }
 
     /// Changes how many requests a worker may have: it is listed anew, or no more.
-    pub fn share(&mut self, index: u32, change: impl FnOnce(&mut Worker)) {
+    pub fn share(&mut self, index: u32, change: impl FnOnce(&mut Load)) {
         let concurrency = self.concurrency_of(index);
         let worker = &mut self.places[index as usize];
-        change(worker);
-        worker.capacity = concurrency.min(worker.most) - u32::from(worker.spared);
-        let (fits, listed) = (worker.has_capacity(), worker.level != NONE);
+        change(&mut worker.load);
+        worker.load.share(concurrency);
+        let (fits, listed) = (worker.load.has_capacity(), worker.link.level != NONE);
         if listed && !fits {
             self.withdraw(index);
         } else if fits && !listed && worker.standing == Standing::Ready {
@@ -209,15 +188,15 @@ impl Workers {
 
     /// Whether a slot that is kept from requests is free.
     pub fn has_spare(&self, index: u32) -> bool {
-        let worker = &self.places[index as usize];
-        worker.spared && worker.in_flight < self.concurrency_of(index)
+        let load = &self.places[index as usize].load;
+        load.spared && load.in_flight < self.concurrency_of(index)
     }
 
     /// Whether it is so by the request that has just ended.
     #[inline]
     pub fn has_spared(&self, index: u32) -> bool {
-        let worker = &self.places[index as usize];
-        worker.spared && worker.in_flight + 1 == self.concurrency_of(index)
+        let load = &self.places[index as usize].load;
+        load.spared && load.in_flight + 1 == self.concurrency_of(index)
     }
 
     /// Gives a new worker a place, and hands out what is to be freed once the lock is open.
@@ -237,14 +216,12 @@ impl Workers {
         let past = worker.target.replace(target);
         worker.vacant = false;
         worker.standing = Standing::Starting;
-        worker.cohort = cohort;
         worker.removed = false;
-        worker.request_limit = request_limit.unwrap_or(u64::MAX);
-        (worker.served, worker.broken, worker.tunnels) = (0, 0, 0);
-        worker.answered_at = None;
-        (worker.failures, worker.most, worker.spared, worker.capacity) = (0, u32::MAX, false, capacity);
-        debug_assert!(worker.in_flight == 0 && worker.level == NONE && worker.told == 0, "a vacant place is in use");
-        debug_assert!(worker.upgrading == 0, "a vacant place is in use");
+        worker.link.cohort = cohort;
+        debug_assert!(worker.load.is_none(), "a vacant place is in use");
+        worker.load = Load::new(capacity);
+        worker.record = Record::new(request_limit);
+        debug_assert!(worker.link.level == NONE && worker.told == 0, "a vacant place is in use");
         Some((self.id(index), (past, spare)))
     }
 
@@ -282,7 +259,7 @@ impl Workers {
     /// Whether the worker may be given one more request.
     #[inline]
     pub fn has_room(&self, index: u32) -> bool {
-        self.places[index as usize].level != NONE
+        self.places[index as usize].link.level != NONE
     }
 
     /// Whether any worker may be given one more request.
@@ -305,7 +282,7 @@ impl Workers {
     /// Whether a worker may have one more tunnel, counting those that may yet come of requests in flight.
     #[inline]
     fn takes_tunnel(&self, worker: &Worker) -> bool {
-        worker.tunnel_load() < self.max_tunnels
+        worker.load.tunnel_load() < self.max_tunnels
     }
 
     /// Whether a request for a tunnel has nothing to wait for: there are eligible workers, and all that would do are full of tunnels.
@@ -351,17 +328,19 @@ impl Workers {
     /// then in that one list for whose turn it is.
     #[cold]
     fn choose_for_tunnel(&self, excluded: u32) -> Option<u32> {
-        let fits = |index: u32, worker: &Worker| index != excluded && worker.level != NONE && self.takes_tunnel(worker);
-        let rank = |worker: &Worker| (Reverse(self.app_generation(worker)), worker.tunnel_load(), worker.level);
+        let fits =
+            |index: u32, worker: &Worker| index != excluded && worker.link.level != NONE && self.takes_tunnel(worker);
+        let rank =
+            |worker: &Worker| (Reverse(self.app_generation(worker)), worker.load.tunnel_load(), worker.link.level);
         let fitting = (0..).zip(&self.places).filter(|(index, worker)| fits(*index, worker)).map(|(_, worker)| worker);
         let best = fitting.min_by_key(|worker| rank(worker))?;
-        let mut index = self.cohorts[best.cohort as usize].lists[best.level as usize].head;
+        let mut index = self.cohorts[best.link.cohort as usize].lists[best.link.level as usize].head;
         while index != NONE {
             let worker = self.at(index);
-            if fits(index, worker) && worker.tunnel_load() == best.tunnel_load() {
+            if fits(index, worker) && worker.load.tunnel_load() == best.load.tunnel_load() {
                 return Some(index);
             }
-            index = worker.next;
+            index = worker.link.next;
         }
         debug_assert!(false, "a worker stands in no list");
         None
@@ -371,11 +350,11 @@ impl Workers {
     #[cold]
     fn behind(&self, head: u32) -> Option<u32> {
         let first = &self.places[head as usize];
-        if first.next != NONE {
-            return Some(first.next);
+        if first.link.next != NONE {
+            return Some(first.link.next);
         }
-        let lists = &self.cohorts[first.cohort as usize].lists;
-        lists[first.level as usize + 1..].iter().map(|list| list.head).find(|&head| head != NONE)
+        let lists = &self.cohorts[first.link.cohort as usize].lists;
+        lists[first.link.level as usize + 1..].iter().map(|list| list.head).find(|&head| head != NONE)
     }
 
     /// Some eligible worker.
@@ -387,12 +366,11 @@ impl Workers {
     #[inline]
     pub fn take(&mut self, index: u32, tunnel: bool) -> WorkerId {
         let worker = &mut self.places[index as usize];
-        debug_assert!(worker.level != NONE, "a worker without room was chosen");
-        worker.in_flight += 1;
-        worker.upgrading += u32::from(tunnel);
+        debug_assert!(worker.link.level != NONE, "a worker without room was chosen");
+        worker.load.begin(tunnel);
         let id = Key { index, generation: worker.generation };
-        let (level, cohort) = (worker.level, worker.cohort);
-        let up = if worker.has_capacity() { self.level_of(index) } else { NONE };
+        let (level, cohort) = (worker.link.level, worker.link.cohort);
+        let up = if worker.load.has_capacity() { self.level_of(index) } else { NONE };
         let emptied = self.unlink(index);
         if up != NONE {
             self.link(index, up, false);
@@ -415,15 +393,13 @@ impl Workers {
     #[inline]
     pub fn give_back(&mut self, index: u32, tunnel: bool) -> bool {
         let worker = &mut self.places[index as usize];
-        debug_assert!(worker.in_flight > 0, "a worker without requests ends one");
-        worker.in_flight -= 1;
-        worker.upgrading -= u32::from(tunnel);
+        worker.load.end(tunnel);
         if worker.standing != Standing::Ready {
             return false;
         }
-        let level = worker.in_flight;
-        let listed = worker.level != NONE;
-        if !listed && !worker.has_capacity() {
+        let level = worker.load.in_flight;
+        let listed = worker.link.level != NONE;
+        if !listed && !worker.load.has_capacity() {
             return false;
         }
         match self.balance {
@@ -451,7 +427,7 @@ impl Workers {
             }
         } else if was != Standing::Ready && standing == Standing::Ready {
             self.eligible += 1;
-            if worker.has_capacity() && worker.level == NONE {
+            if worker.load.has_capacity() && worker.link.level == NONE {
                 self.link(index, self.level_of(index), self.balance == Balance::Lifo);
             }
         }
@@ -459,7 +435,7 @@ impl Workers {
 
     /// Takes a worker out of the lists for good, though not by a new request: the lowest level is searched for.
     fn withdraw(&mut self, index: u32) {
-        let cohort = self.places[index as usize].cohort as usize;
+        let cohort = self.places[index as usize].link.cohort as usize;
         self.unlink(index);
         self.cohorts[cohort].rise();
     }
@@ -467,7 +443,7 @@ impl Workers {
     /// Ends the life of a removed worker's name once nothing of it is out any more.
     pub fn vacate(&mut self, index: u32) {
         let worker = &mut self.places[index as usize];
-        if !worker.removed || worker.in_flight > 0 {
+        if !worker.removed || worker.load.in_flight > 0 {
             return;
         }
         debug_assert!(worker.standing == Standing::Dead, "a removed worker is not dead");
@@ -475,7 +451,7 @@ impl Workers {
         if std::mem::take(&mut worker.told) != 0 {
             self.telling -= 1;
         }
-        let slot = worker.cohort;
+        let slot = worker.link.cohort;
         if self.has_room(index) {
             self.withdraw(index);
         }
@@ -515,7 +491,7 @@ impl Workers {
     }
 
     pub fn app_generation(&self, worker: &Worker) -> u32 {
-        self.cohorts[worker.cohort as usize].app_generation
+        self.cohorts[worker.link.cohort as usize].app_generation
     }
 
     /// What is wrong with the lists, if anything.
@@ -528,20 +504,20 @@ impl Workers {
             return Some("the notices are miscounted");
         }
         for (index, worker) in self.places.iter().enumerate() {
-            let fit = worker.standing == Standing::Ready && worker.has_capacity();
-            if fit != (worker.level != NONE) {
+            let fit = worker.standing == Standing::Ready && worker.load.has_capacity();
+            if fit != (worker.link.level != NONE) {
                 return Some("a worker is listed that may get nothing, or one with room is not");
             }
-            if fit && worker.level != self.level_of(index as u32) {
+            if fit && worker.link.level != self.level_of(index as u32) {
                 return Some("a worker stands in the wrong list");
             }
-            if worker.in_flight > 0 && worker.in_flight > self.concurrency_of(index as u32) {
+            if worker.load.in_flight > 0 && worker.load.in_flight > self.concurrency_of(index as u32) {
                 return Some("a worker has more requests than it may");
             }
-            if worker.upgrading > worker.in_flight {
+            if worker.load.upgrading > worker.load.in_flight {
                 return Some("more requests for tunnels are in flight than requests");
             }
-            if worker.vacant && worker.in_flight > 0 {
+            if worker.vacant && worker.load.in_flight > 0 {
                 return Some("a forgotten worker has requests");
             }
         }
@@ -562,18 +538,19 @@ impl Workers {
                 let worker = &self.places[index as usize];
                 listed += 1;
                 lowest = lowest.min(level);
-                let strayed = worker.cohort != slot || worker.level != level as u32 || worker.previous != previous;
+                let strayed =
+                    worker.link.cohort != slot || worker.link.level != level as u32 || worker.link.previous != previous;
                 if strayed || listed > self.places.len() {
                     return Some("the lists of workers disagree");
                 }
-                (previous, index) = (index, worker.next);
+                (previous, index) = (index, worker.link.next);
             }
             if list.tail != previous {
                 return Some("a list of workers has a wrong end");
             }
         }
-        let mine = || self.places.iter().filter(|worker| !worker.vacant && worker.cohort == slot);
-        if listed != mine().filter(|worker| worker.level != NONE).count() {
+        let mine = || self.places.iter().filter(|worker| !worker.vacant && worker.link.cohort == slot);
+        if listed != mine().filter(|worker| worker.link.level != NONE).count() {
             return Some("a worker with room is out of reach");
         }
         if cohort.workers as usize != mine().count() {
@@ -621,43 +598,45 @@ impl Workers {
     fn level_of(&self, index: u32) -> u32 {
         match self.balance {
             Balance::RoundRobin => 0,
-            Balance::Lifo | Balance::Least => self.places[index as usize].in_flight,
+            Balance::Lifo | Balance::Least => self.places[index as usize].load.in_flight,
         }
     }
 
     #[inline]
     fn link(&mut self, index: u32, level: u32, first: bool) {
-        let cohort = &mut self.cohorts[self.places[index as usize].cohort as usize];
+        let cohort = &mut self.cohorts[self.places[index as usize].link.cohort as usize];
         cohort.lowest = cohort.lowest.min(level);
         let list = &mut cohort.lists[level as usize];
         let (previous, next) = if first { (NONE, list.head) } else { (list.tail, NONE) };
         match previous {
             NONE => list.head = index,
-            _ => self.places[previous as usize].next = index,
+            _ => self.places[previous as usize].link.next = index,
         }
         match next {
             NONE => list.tail = index,
-            _ => self.places[next as usize].previous = index,
+            _ => self.places[next as usize].link.previous = index,
         }
         let worker = &mut self.places[index as usize];
-        debug_assert!(worker.level == NONE, "a worker is listed twice");
-        (worker.level, worker.previous, worker.next) = (level, previous, next);
+        debug_assert!(worker.link.level == NONE, "a worker is listed twice");
+        let link = &mut worker.link;
+        (link.level, link.previous, link.next) = (level, previous, next);
     }
 
     /// Takes a worker out of its list, and says whether that is empty now. The caller sees to the cohort's lowest level.
     #[inline]
     fn unlink(&mut self, index: u32) -> bool {
         let worker = &mut self.places[index as usize];
-        let (level, previous, next) = (worker.level, worker.previous, worker.next);
-        (worker.level, worker.previous, worker.next) = (NONE, NONE, NONE);
-        let list = &mut self.cohorts[worker.cohort as usize].lists[level as usize];
+        let link = &mut worker.link;
+        let (level, previous, next) = (link.level, link.previous, link.next);
+        (link.level, link.previous, link.next) = (NONE, NONE, NONE);
+        let list = &mut self.cohorts[worker.link.cohort as usize].lists[level as usize];
         match previous {
             NONE => list.head = next,
-            _ => self.places[previous as usize].next = next,
+            _ => self.places[previous as usize].link.next = next,
         }
         match next {
             NONE => list.tail = previous,
-            _ => self.places[next as usize].previous = previous,
+            _ => self.places[next as usize].link.previous = previous,
         }
         previous == NONE && next == NONE
     }
@@ -672,28 +651,6 @@ impl Worker {
     /// Whether its next success or failure counts for more than that.
     #[inline]
     pub fn is_in_doubt(&self) -> bool {
-        self.failures > 0 || self.on_trial()
-    }
-
-    #[inline]
-    fn has_capacity(&self) -> bool {
-        self.in_flight < self.capacity
-    }
-
-    /// Whether it has to show that it is well again.
-    #[inline]
-    pub fn on_trial(&self) -> bool {
-        self.most < u32::MAX
-    }
-
-    /// Whether it may have fewer requests at once than others.
-    pub fn has_less(&self) -> bool {
-        self.spared || self.on_trial()
-    }
-
-    /// Its tunnels, and those that may yet come of requests in flight.
-    #[inline]
-    fn tunnel_load(&self) -> u32 {
-        self.tunnels.saturating_add(self.upgrading)
+        self.record.failures > 0 || self.load.on_trial()
     }
 }

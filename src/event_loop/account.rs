@@ -9,7 +9,7 @@ use crate::exchange::Exchange;
 use crate::http::fields::Shown;
 use crate::http::head::Request;
 use crate::http::rewrite::{self, Forward};
-use crate::log::AccessRecord;
+use crate::log::{AccessRecord, Took};
 use crate::metrics::Counter;
 use crate::metrics::series::AppCounters;
 
@@ -35,7 +35,7 @@ impl<B: Backend> Loop<B> {
     /// What the access line of a request will show of the head that its worker gets, if there is to be a line and the head is not edited.
     pub fn shown(&self, edited: bool, request: &Request, forward: &Forward<'_>) -> Option<Shown> {
         let is_known = self.access.enabled() && !edited;
-        is_known.then(|| self.heads.fields.shown(request.start, rewrite::dropped(request, forward))).flatten()
+        is_known.then(|| self.heads.fields.shown(request.copy.start, rewrite::dropped(request, forward))).flatten()
     }
 
     /// Counts how an exchange ended and how long it took, and writes its access line.
@@ -66,9 +66,11 @@ impl<B: Backend> Loop<B> {
         self.access.record(&AccessRecord {
             status,
             bytes: exchange.answer.bytes,
-            duration_us: (now - times.started) / 1000,
-            queue_us: times.granted.map(|_| waited.as_micros() as u64),
-            upstream_us: times.granted.map(|granted| (end - granted) / 1000),
+            took: Took {
+                duration_us: (now - times.started) / 1000,
+                queue_us: times.granted.map(|_| waited.as_micros() as u64),
+                upstream_us: times.granted.map(|granted| (end - granted) / 1000),
+            },
             app: &exchange.app.settings.name,
             note: exchange.answer.note.as_deref(),
             worker: seat.map(|seat| seat.target.number),

@@ -126,7 +126,7 @@ impl<B: Backend> Loop<B> {
             return self.backend.close(sock, How::Now);
         }
         let admin = self.accepting.listeners[listener as usize].admin;
-        let limit = self.apps.settings.max_connections + if admin { ADMIN_PLACES } else { 0 };
+        let limit = self.apps.settings.bounds.connections + if admin { ADMIN_PLACES } else { 0 };
         match self.shared.admission.enter(limit) {
             Some(active) if active > limit - limit / 16 => {
                 self.make_place(active == limit);
@@ -201,7 +201,7 @@ impl<B: Backend> Loop<B> {
     /// Unix sockets have no address: neither is counted.
     #[inline]
     pub fn has_place(&mut self, sock: Sock) -> bool {
-        self.apps.settings.connections_per_ip.is_none_or(|most| self.takes_place(sock, most))
+        self.apps.settings.bounds.connections_per_ip.is_none_or(|most| self.takes_place(sock, most))
     }
 
     #[cold]
@@ -243,7 +243,7 @@ impl<B: Backend> Loop<B> {
         self.shared.admission.paused.store(true, Ordering::SeqCst);
         // A connection may have left between the count and the flag: then nobody else would wake this loop. Store and load here,
         // and count and load there, must not pass each other: hence one order for all of them.
-        if self.shared.admission.active() < self.apps.settings.max_connections {
+        if self.shared.admission.active() < self.apps.settings.bounds.connections {
             self.resume_accepting();
         }
     }
@@ -253,7 +253,7 @@ impl<B: Backend> Loop<B> {
         if self.accepting.draining && !self.accepting.handed_over {
             return;
         }
-        let limit = self.apps.settings.max_connections;
+        let limit = self.apps.settings.bounds.connections;
         while !self.accepting.waiting.is_empty() {
             if self.shared.admission.enter(limit).is_none() {
                 // Whoever leaves next is to tell.

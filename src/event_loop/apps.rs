@@ -204,7 +204,7 @@ impl<B: Backend> Loop<B> {
         self.apps.configure(table);
         self.configure_hubs(table);
         self.apps.files.forget();
-        self.heads.limits = HeadLimits::new(table.settings.max_head, table.settings.max_fields);
+        self.heads.limits = HeadLimits::new(table.settings.bounds.head, table.settings.bounds.fields);
         self.backend.set_stall(table.settings.timeouts.write);
         // More connections may be allowed than were.
         self.resume_accepting();

@@ -184,7 +184,7 @@ impl<B: Backend> Loop<B> {
             return None;
         };
         let (app, site, edits, series) = (app.clone(), site.clone(), self.heads.edits(edits), *series);
-        let target = request.path.of(input);
+        let target = request.target.path.of(input);
         let path = resolved(target);
         let head = &input[..request.len];
         let (look, name) = match (request.method, site.name(&path)) {

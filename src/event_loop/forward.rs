@@ -133,7 +133,7 @@ impl<B: Backend> Loop<B> {
             b"X-Forwarded-Method: ",
             request.method_span.of(&input),
             b"\r\nX-Forwarded-Uri: ",
-            request.path.of(&input),
+            request.target.path.of(&input),
             b"\r\n",
         ];
         let lines = lines.concat();
@@ -151,7 +151,7 @@ impl<B: Backend> Loop<B> {
         let id = self.heads.id(&question, &own);
         let start = self.time.day.start(self.time.nanos());
         let told = Told {
-            keep_alive: app.settings.keepalive,
+            keep_alive: app.settings.sharing.keepalive,
             edits: Some(&Edits::default()),
             identity: &lines,
             ..listener.forward(&client.arrival, (&self.heads.origin, certificate), id, start)

@@ -41,7 +41,7 @@ impl<B: Backend> Loop<B> {
             }
             b"/server" if query.is_empty() => return Some(Route::Text(b"ok")),
             b"/status" if query.is_empty() => Route::Status,
-            b"/metrics" if self.apps.settings.metrics.prometheus => {
+            b"/metrics" if self.apps.settings.telling.metrics.prometheus => {
                 Route::Desk(Document::Metrics { open: wants_open_metrics(request.accept.of(input)) })
             }
             b"/livez" => Route::Desk(Document::Live { verbose: verbose() }),

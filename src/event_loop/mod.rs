@@ -204,7 +204,7 @@ pub(crate) struct Heads {
 
 impl Heads {
     pub fn new(settings: &Settings, next_id: u64) -> Heads {
-        let limits = HeadLimits::new(settings.max_head, settings.max_fields);
+        let limits = HeadLimits::new(settings.bounds.head, settings.bounds.fields);
         Heads {
             limits,
             fields: Fields::default(),

@@ -128,7 +128,7 @@ impl Redirect {
     #[cold]
     pub fn answer(&self, input: &[u8], request: &Request) -> Direct {
         let Redirect(pieces, status, lines) = self;
-        let location = location(pieces, request.authority.of(input), request.path.of(input));
+        let location = location(pieces, request.authority.of(input), request.target.path.of(input));
         let location = String::from_utf8_lossy(&location);
         Direct::with(*status, &format!("Location: {location}\r\n{lines}"), b"")
     }
@@ -211,7 +211,11 @@ impl Routes {
         if self.first_takes_all {
             return Some(0);
         }
-        self.shared.router.find(request.authority.of(input), request.path.of(input), request.method_span.of(input))
+        self.shared.router.find(
+            request.authority.of(input),
+            request.target.path.of(input),
+            request.method_span.of(input),
+        )
     }
 
     /// The route of that number.
@@ -244,7 +248,7 @@ impl Routes {
 }
 
 fn internal(settings: &Settings) -> usize {
-    match &settings.internal {
+    match &settings.telling.internal {
         Internal::Off => usize::MAX,
         Internal::Under(prefix) => prefix.len(),
     }
@@ -257,7 +261,7 @@ fn https(input: &[u8], request: &Request, port: u16) -> Direct {
     let digits = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
     let host = authority.rsplit_once(':').filter(|(_, port)| digits(port)).map_or(authority.as_ref(), |(host, _)| host);
     let port = if port == HTTPS { String::new() } else { format!(":{port}") };
-    let path = String::from_utf8_lossy(request.path.of(input));
+    let path = String::from_utf8_lossy(request.target.path.of(input));
     let path = if path.starts_with('/') { path.as_ref() } else { "/" };
     Direct::with(308, &format!("Location: https://{host}{port}{path}\r\n"), b"")
 }
@@ -266,10 +270,11 @@ impl<B: Backend> Loop<B> {
     /// Who answers a request, whose head `input` begins with; `admin`: it came by an admin listener.
     #[inline(always)]
     pub fn route(&mut self, sock: Sock, admin: bool, input: &[u8], request: &Request) -> Route {
-        if tls::is_challenged() && tls::http_answer(request.path.of(input)).is_some() {
+        if tls::is_challenged() && tls::http_answer(request.target.path.of(input)).is_some() {
             return Route::Challenge;
         }
-        let own = admin || request.method == Method::Connect || self.apps.routes.may_be_inside(request.path.of(input));
+        let own =
+            admin || request.method == Method::Connect || self.apps.routes.may_be_inside(request.target.path.of(input));
         if own && let Some(route) = self.own_route(sock, admin, input, request) {
             return route;
         }
@@ -292,7 +297,7 @@ impl<B: Backend> Loop<B> {
     /// What becomes of a request that no route is asked about: for a document of the server's own, and what no app gets.
     #[cold]
     fn own_route(&mut self, sock: Sock, admin: bool, input: &[u8], request: &Request) -> Option<Route> {
-        let path = request.path.of(input);
+        let path = request.target.path.of(input);
         if admin && let Some(port) = self.redirects(sock) {
             return Some(match request.authority.of(input) {
                 b"" => Route::Refuse(
@@ -302,7 +307,7 @@ impl<B: Backend> Loop<B> {
                 _ => Route::Https(port),
             });
         }
-        let name = if admin { Some(path) } else { self.apps.settings.internal.name(path) };
+        let name = if admin { Some(path) } else { self.apps.settings.telling.internal.name(path) };
         let refuse = |status, reason| Some(Route::Refuse(status, reason));
         match name.and_then(|name| self.inside(sock, input, request, name)) {
             None if admin => refuse(404, "this address tells about the server and has no app"),
@@ -354,7 +359,7 @@ impl<B: Backend> Loop<B> {
             Route::Text(text) => own("text/plain; charset=utf-8", text),
             Route::Https(port) => Some((https(input, request, port), OWN)),
             Route::Challenge => {
-                let answer = tls::http_answer(request.path.of(input)).unwrap_or_default();
+                let answer = tls::http_answer(request.target.path.of(input)).unwrap_or_default();
                 own("application/octet-stream", answer.as_bytes())
             }
             Route::Redirect(number) => match self.apps.routes.get(number) {

@@ -50,7 +50,7 @@ impl<B: Backend> Loop<B> {
     /// Whether an answer that would have to wait, and for what, goes on into the spool instead.
     pub fn begin_spool(&mut self, key: Key, hold: Hold) -> bool {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return false };
-        let limit = exchange.app.server.spool_bytes;
+        let limit = exchange.app.server.stores.spool_bytes;
         let Some(client) = self.table.client(exchange.stream.connection) else { return false };
         // For the next turn whoever keeps up may well wait, too; and one that has begun to wait for its client goes on when that has taken half.
         let starts = if hold == Hold::Memory { client.behind } else { exchange.answer.hold != Hold::Client };

@@ -60,8 +60,8 @@ impl<B: Backend> Loop<B> {
     /// Whether a body that is larger than memory is to be collected in the spool; its length, where that is known.
     pub fn begin_spooled_body(&mut self, key: Key, length: Option<u64>) -> bool {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return false };
-        let limit = exchange.app.server.spool_bytes;
-        if limit == 0 || exchange.app.settings.request_buffering != Buffering::Disk {
+        let limit = exchange.app.server.stores.spool_bytes;
+        if limit == 0 || exchange.app.settings.buffers.larger != Buffering::Disk {
             return false;
         }
         if !self.shared.spools.has_room_for(length.unwrap_or(PIECE as u64), limit) {

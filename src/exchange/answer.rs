@@ -137,7 +137,7 @@ impl<B: Backend> Loop<B> {
         exchange.request.keep_for_log(&self.access, &self.memory.pool);
         exchange.answer.stream_hold = Some(streams.hold());
         // Says, at most once in ten seconds, that event streams hold all permits: to others the app then looks stuck.
-        let permits = app.dispatch.snapshot().eligible as usize * app.settings.concurrency as usize;
+        let permits = app.dispatch.snapshot().eligible as usize * app.settings.sharing.concurrency as usize;
         let held = streams.held();
         let second = self.time.day.micros(self.time.connections.now_nanos()) / 1_000_000;
         if held >= permits && streams.may_tell(second) {

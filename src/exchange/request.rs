@@ -37,7 +37,7 @@ impl<B: Backend> Loop<B> {
         let id = self.heads.id(&input, &own);
         let start = self.time.day.start(self.time.nanos());
         let forward = Forward {
-            keep_alive: app.settings.keepalive,
+            keep_alive: app.settings.sharing.keepalive,
             open: request.framing == Framing::Chunked,
             edits,
             identity: &self.heads.identity,
@@ -71,7 +71,7 @@ impl<B: Backend> Loop<B> {
                 self.keep_input(stream.connection, input);
                 self.acquire(key, false);
             }
-            Framing::Length(length) if length > self.apps.settings.max_body => self.fail(key, 413, TOO_LARGE),
+            Framing::Length(length) if length > self.apps.settings.bounds.body => self.fail(key, 413, TOO_LARGE),
             framing => self.begin_body(key, framing, input),
         }
     }
@@ -99,8 +99,8 @@ impl<B: Backend> Loop<B> {
     fn begin_body(&mut self, key: Key, framing: Framing, input: Block) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let (stream, expects) = (exchange.stream, exchange.request.expects);
-        let streams = exchange.app.settings.request_buffering == Buffering::Off;
-        let large = framing.length().filter(|length| *length > exchange.app.settings.request_buffer as u64);
+        let streams = exchange.app.settings.buffers.larger == Buffering::Off;
+        let large = framing.length().filter(|length| *length > exchange.app.settings.buffers.request as u64);
         let ended = self.table.client(stream.connection).is_some_and(|client| client.ended);
         if expects && !ended {
             if exchange.app.dispatch.queue_is_full(exchange.attempt.turn) {
@@ -145,7 +145,7 @@ impl<B: Backend> Loop<B> {
     pub fn body_came(&mut self, key: Key, data: Block) -> bool {
         let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return false };
-        let most = exchange.most_of_notice().unwrap_or(exchange.app.server.max_body);
+        let most = exchange.most_of_notice().unwrap_or(exchange.app.server.bounds.body);
         let request = &mut exchange.request;
         request.bytes += data.len() as u64;
         request.pace.moved(now);
@@ -184,7 +184,7 @@ impl<B: Backend> Loop<B> {
         if exchange.most_of_notice().is_some() {
             return self.notice_goes_on(key);
         }
-        let most = exchange.app.settings.request_buffer as u64;
+        let most = exchange.app.settings.buffers.request as u64;
         let is_large = exchange.request.bytes > most || !self.memory.has_room();
         if exchange.request.spool.is_none() && is_large && !self.begin_spooled_body(key, None) {
             return self.hold_body(key);

@@ -50,7 +50,7 @@ impl<B: Backend> Loop<B> {
         }
         // Files need not be taken out of anybody's way.
         let is_file = matches!(exchange.source, Source::File(_));
-        let most = if is_file { HIGH_MARK } else { exchange.app.settings.response_buffer.max(HIGH_MARK) };
+        let most = if is_file { HIGH_MARK } else { exchange.app.settings.buffers.response.max(HIGH_MARK) };
         let unsent = self.unsent(connection);
         let hold = if unsent > if was == Hold::Client { most / 2 } else { most } {
             Hold::Client

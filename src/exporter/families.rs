@@ -87,7 +87,7 @@ const SERVER: &[Family] = &[
         &["version", "backend"],
         "Always 1; which program this is, and what runs its loops.",
         |sample, points| {
-            points.whole(&[("version", &sample.status.version), ("backend", &sample.status.backend)], 1);
+            points.whole(&[("version", &sample.status.server.version), ("backend", &sample.status.server.backend)], 1);
         },
     ),
     gauge(
@@ -99,7 +99,7 @@ const SERVER: &[Family] = &[
         },
     ),
     gauge("production_server_loops", &[], "Event loops.", |sample, points| {
-        points.whole(&[], sample.status.loops as u64);
+        points.whole(&[], sample.status.server.loops as u64);
     }),
     gauge(
         "production_server_loop_busy_ratio",
@@ -608,8 +608,8 @@ const WORKERS: &[Family] = &[
         "Requests that the workers of a place were given and that may have run.",
         |sample, points| {
             places(sample, |app, place, workers| {
-                let before = workers.iter().map(|worker| worker.requests_before).max().unwrap_or(0);
-                let all = before + workers.iter().map(|worker| worker.requests).sum::<u64>();
+                let before = workers.iter().map(|worker| worker.before.requests_before).max().unwrap_or(0);
+                let all = before + workers.iter().map(|worker| worker.work.requests).sum::<u64>();
                 points.whole(&[("app", app), ("worker", place)], all);
             });
         },
@@ -618,19 +618,19 @@ const WORKERS: &[Family] = &[
         "production_server_worker_requests_in_flight",
         &["app", "worker"],
         "Requests that the workers of a place have now.",
-        |sample, points| each_place(sample, points, SUM, |worker| Some(u64::from(worker.in_flight))),
+        |sample, points| each_place(sample, points, SUM, |worker| Some(u64::from(worker.work.in_flight))),
     ),
     gauge(
         "production_server_worker_tunnels",
         &["app", "worker"],
         "Tunnels through the workers of a place now.",
-        |sample, points| each_place(sample, points, SUM, |worker| Some(u64::from(worker.tunnels))),
+        |sample, points| each_place(sample, points, SUM, |worker| Some(u64::from(worker.work.tunnels))),
     ),
     counter(
         "production_server_worker_restarts_total",
         &["app", "worker"],
         "How often a place was filled again after the process there had ended unasked.",
-        |sample, points| each_place(sample, points, MOST, |worker| Some(worker.restarts)),
+        |sample, points| each_place(sample, points, MOST, |worker| Some(worker.before.restarts)),
     ),
     gauge(
         "production_server_worker_memory_bytes",

@@ -25,7 +25,7 @@ pub fn live(turning: &[bool]) -> Vec<Check> {
 /// Whether the server is to get requests. `leaving`: it has been asked to stop, and may still listen.
 pub fn ready(sample: &Sample<'_>, leaving: bool) -> Vec<Check> {
     let status = sample.status;
-    let stops = leaving || matches!(status.state, State::Draining | State::Stopping);
+    let stops = leaving || matches!(status.server.state, State::Draining | State::Stopping);
     let mut checks =
         vec![Check { name: "listeners".to_owned(), fault: stops.then_some("the server stops"), counts: true }];
     // What is removed and still ends is not to get any.

@@ -167,8 +167,8 @@ fn add(app: &mut App, older: App) {
     // Of those in one place the one with the most counts for all.
     for worker in &mut app.workers {
         let before =
-            older.workers.iter().filter(|older| older.id == worker.id).map(|older| older.requests_before).max();
-        worker.requests_before += before.unwrap_or(0);
+            older.workers.iter().filter(|older| older.id == worker.id).map(|older| older.before.requests_before).max();
+        worker.before.requests_before += before.unwrap_or(0);
     }
     app.workers.extend(older.workers);
 }

@@ -254,7 +254,8 @@ fn an_app_and_an_older_one_of_its_name_are_told_as_one() {
     with_sample(false, |sample| {
         let mut status = sample.status.clone();
         let mut older = App { state: State::Stopping, ..status.apps[0].clone() };
-        older.workers.push(status::Worker { id: 9, requests: 7, ..older.workers[0].clone() });
+        let work = status::Work { requests: 7, ..older.workers[0].work };
+        older.workers.push(status::Worker { id: 9, work, ..older.workers[0].clone() });
         status.apps.insert(0, older);
         let of_one = text::classic(sample);
         let both = text::classic(&Sample { status: &united(status), loops: sample.loops.clone(), ..*sample });
@@ -263,7 +264,7 @@ fn an_app_and_an_older_one_of_its_name_are_told_as_one() {
             assert_eq!(found.len(), 1, "{name}: {found:?}");
             found[0].trim().parse::<u64>().unwrap()
         };
-        let before = sample.status.apps[0].workers[0].requests_before;
+        let before = sample.status.apps[0].workers[0].before.requests_before;
         for (name, expected) in [
             ("queue_depth{app=\"web\"}", 2 * value(&of_one, "production_server_queue_depth{app=\"web\"}")),
             ("queue_limit{app=\"web\"}", value(&of_one, "production_server_queue_limit{app=\"web\"}")),

@@ -72,12 +72,8 @@ pub struct Request {
     pub method: Method,
     /// The method's name.
     pub method_span: Span,
-    /// The target as it came.
-    pub target: Span,
-    /// The target's form.
-    pub form: Form,
-    /// Path and query. Of an absolute target it may lack the path, or be empty; see [`Request::path_bytes`].
-    pub path: Span,
+    /// What is asked for.
+    pub target: Target,
     /// What counts as the host: the authority of an absolute target, else the Host field's value. May be empty.
     pub authority: Span,
     /// The version.
@@ -96,15 +92,33 @@ pub struct Request {
     pub forwarded: bool,
     /// The value of Accept, empty without one. For the format of our own answers.
     pub accept: Span,
-    /// Where the request line begins.
-    pub(crate) start: u32,
-    /// Where the field lines begin.
-    pub(crate) fields_start: u32,
-    /// Whether the request line may leave as it came.
-    pub(crate) line_passes: bool,
+    /// How it is copied.
+    pub(crate) copy: Copied,
 }
 
-impl Request {
+/// What has to be known of a head to copy it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Copied {
+    /// Where the start line begins.
+    pub start: u32,
+    /// Where the field lines begin.
+    pub fields_start: u32,
+    /// Whether the start line may leave as it came.
+    pub line_passes: bool,
+}
+
+/// A request's target.
+#[derive(Clone, Copy, Debug)]
+pub struct Target {
+    /// All of it, as it came.
+    pub whole: Span,
+    /// Its form.
+    pub form: Form,
+    /// Path and query. Of an absolute target it may lack the path, or be empty; see [`Target::path_bytes`].
+    pub path: Span,
+}
+
+impl Target {
     /// The path without the query: `/` for an absolute target without one, `*` for the asterisk.
     pub fn path_bytes<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
         let path = self.path.of(bytes);
@@ -143,10 +157,8 @@ pub struct Response {
     pub draining: bool,
     /// What the access log may want of it.
     pub logged: Logged,
-    /// Where the field lines begin.
-    pub(crate) fields_start: u32,
-    /// Whether the status line may leave as it came.
-    pub(crate) line_passes: bool,
+    /// How it is copied.
+    pub(crate) copy: Copied,
 }
 
 /// Whether a worker keeps its connection after an answer, and for so many seconds where it says so.
@@ -201,10 +213,10 @@ pub fn request(bytes: &[u8], limits: &HeadLimits, fields: &mut Fields) -> Result
     }
     let mut seen = Seen::default();
     seen.request_fields(bytes, fields)?;
-    let of_target = (line.form == Form::Absolute).then_some(line.authority);
+    let of_target = (line.target.form == Form::Absolute).then_some(line.authority);
     let host = seen.host_of_request(bytes, fields, line.version, of_target)?;
-    let framing = seen.framing_of_request(line.version)?;
-    if seen.nominates {
+    let framing = seen.body.framing_of_request(line.version)?;
+    if seen.connection.nominates {
         fields.nominate(bytes)?;
     }
     let modern = line.version == Version::Http11;
@@ -213,20 +225,16 @@ pub fn request(bytes: &[u8], limits: &HeadLimits, fields: &mut Fields) -> Result
         method: line.method,
         method_span: line.method_span,
         target: line.target,
-        form: line.form,
-        path: line.path,
         authority: host,
         version: line.version,
         framing,
-        keep_alive: !seen.close && (modern || seen.keep_alive),
+        keep_alive: seen.connection.persists(line.version),
         expect_continue: seen.expect_continue && modern && framing != Framing::None,
-        websocket: seen.websocket && seen.upgrade && modern && line.method == Method::Get && framing == Framing::None,
+        websocket: seen.connection.to_websocket() && modern && line.method == Method::Get && framing == Framing::None,
         max_forwards: seen.max_forwards.filter(|_| matches!(line.method, Method::Options | Method::Trace)),
         forwarded: fields.present().meets(FORWARDED),
         accept: seen.accept,
-        start: start as u32,
-        fields_start: line.fields_start as u32,
-        line_passes: line.passes,
+        copy: Copied { start: start as u32, fields_start: line.fields_start as u32, line_passes: line.passes },
     }))
 }
 
@@ -262,21 +270,21 @@ fn answer(
     }
     let mut seen = Seen::default();
     seen.response_fields(bytes, fields)?;
-    let framing = seen.framing_of_response(line.version, line.status, to)?;
-    if line.status == 101 && !(asked_upgrade && seen.websocket && seen.upgrade) {
+    let framing = seen.body.framing_of_response(line.version, line.status, to)?;
+    if line.status == 101 && !(asked_upgrade && seen.connection.to_websocket()) {
         return Err(bad("RFC 9110 §15.2.2", "a switch of protocols that nobody asked for"));
     }
-    if seen.nominates {
+    if seen.connection.nominates {
         fields.nominate(bytes)?;
     }
-    let persists = !seen.close && (line.version == Version::Http11 || seen.keep_alive);
+    let persists = seen.connection.persists(line.version);
     Ok(Some(Response {
         len,
         status: line.status,
         status_line_reason: line.reason,
         version: line.version,
         framing,
-        announces_body: framing == Framing::None && seen.announces_body(),
+        announces_body: framing == Framing::None && seen.body.is_announced(),
         keep_alive: persists && framing != Framing::UntilClose && line.status != 101,
         keep_alive_timeout: seen.keep_alive_timeout,
         event_stream: seen.event_stream,
@@ -284,8 +292,7 @@ fn answer(
         busy: seen.busy && line.status == 503,
         draining: seen.draining && line.status == 503,
         logged: seen.logged,
-        fields_start: line.fields_start as u32,
-        line_passes: line.passes,
+        copy: Copied { start: 0, fields_start: line.fields_start as u32, line_passes: line.passes },
     }))
 }
 
@@ -337,9 +344,7 @@ fn skip_empty_lines(bytes: &[u8]) -> Result<usize, Refusal> {
 struct RequestLine {
     method: Method,
     method_span: Span,
-    target: Span,
-    form: Form,
-    path: Span,
+    target: Target,
     /// The authority of an absolute target, else empty.
     authority: Span,
     version: Version,
@@ -373,9 +378,7 @@ fn request_line(bytes: &[u8], start: usize, limits: &HeadLimits) -> Result<Optio
     Ok(Some(RequestLine {
         method,
         method_span: Span::new(start, method_end),
-        target: target_span,
-        form,
-        path,
+        target: Target { whole: target_span, form, path },
         authority,
         version,
         fields_start: start + feed + 1,
@@ -396,9 +399,7 @@ fn plain_request_line(bytes: &[u8], start: usize, limits: &HeadLimits) -> Option
     (plain && target.len() <= limits.target).then(|| RequestLine {
         method,
         method_span: Span::new(start, method_end),
-        target,
-        form: Form::Origin,
-        path: target,
+        target: Target { whole: target, form: Form::Origin, path: target },
         authority: Span::default(),
         version: Version::Http11,
         fields_start: target_end + END.len(),

@@ -43,8 +43,8 @@ fn meaning(bytes: &[u8]) -> Result<Option<String>, u16> {
     let request = head::request(bytes, &limits, &mut fields).map_err(|refusal| refusal.status)?;
     let Some(request) = request else { return Ok(None) };
     let text = |span: super::Span| String::from_utf8_lossy(span.of(bytes)).into_owned();
-    let spans = [request.method_span, request.target, request.path, request.authority].map(text);
-    let kind = (request.method, request.form, request.version, request.keep_alive, bytes.len() - request.len);
+    let spans = [request.method_span, request.target.whole, request.target.path, request.authority].map(text);
+    let kind = (request.method, request.target.form, request.version, request.keep_alive, bytes.len() - request.len);
     Ok(Some(format!("{spans:?} {kind:?}")))
 }
 

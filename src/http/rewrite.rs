@@ -173,7 +173,7 @@ pub fn dropped(request: &Request, forward: &Forward<'_>) -> Kinds {
     if forward.open {
         dropped = dropped.with(LENGTH);
     }
-    if request.form == Form::Absolute {
+    if request.target.form == Form::Absolute {
         dropped = dropped.with(Kinds::of(&[Kind::Host]));
     }
     if request.max_forwards.is_some() {
@@ -185,20 +185,20 @@ pub fn dropped(request: &Request, forward: &Forward<'_>) -> Kinds {
 /// Writes the head that a worker gets. Always HTTP/1.1, with exactly one Host.
 pub fn request(out: &mut Writer<'_>, bytes: &[u8], request: &Request, fields: &Fields, forward: &Forward<'_>) {
     let dropped = dropped(request, forward);
-    let rewritten = forward.edits.filter(|edits| edits.rewrites() && request.path.of(bytes) != b"*");
-    let line_passes = request.line_passes && rewritten.is_none();
-    let start = if line_passes { request.start } else { request.fields_start };
+    let rewritten = forward.edits.filter(|edits| edits.rewrites() && request.target.path.of(bytes) != b"*");
+    let line_passes = request.copy.line_passes && rewritten.is_none();
+    let start = if line_passes { request.copy.start } else { request.copy.fields_start };
     if !line_passes {
         request_line(out, bytes, request, rewritten);
     }
     match forward.edits {
-        None => copy_lines(out, bytes, fields, dropped, start, request.fields_start),
+        None => copy_lines(out, bytes, fields, dropped, start, request.copy.fields_start),
         Some(edits) => {
-            copy_edited(out, bytes, fields, dropped, Span { start, end: request.fields_start }, edits);
+            copy_edited(out, bytes, fields, dropped, Span { start, end: request.copy.fields_start }, edits);
             out.put(forward.identity);
         }
     }
-    if request.form == Form::Absolute || !fields.present().has(Kind::Host) {
+    if request.target.form == Form::Absolute || !fields.present().has(Kind::Host) {
         // HTTP/1.0 without Host: an empty one is what RFC 9112 §3.2 asks for, and what no worker refuses.
         line(out, b"Host: ", request.authority.of(bytes));
     }
@@ -238,7 +238,7 @@ pub fn request_end(out: &mut Writer<'_>, framing: Framing) {
 fn request_line(out: &mut Writer<'_>, bytes: &[u8], request: &Request, edits: Option<&Edits>) {
     out.put(request.method_span.of(bytes));
     out.put(b" ");
-    let path = request.path.of(bytes);
+    let path = request.target.path.of(bytes);
     match edits {
         Some(edits) => edits.write_target(out, path),
         None => {
@@ -544,15 +544,15 @@ fn status_and_lines(
     edits: Option<&Edits>,
 ) {
     let mut start = 0;
-    if !response.line_passes {
+    if !response.copy.line_passes {
         out.put(b"HTTP/1.1 ");
         out.put_decimal(u64::from(response.status));
         line(out, b" ", response.status_line_reason.of(bytes));
-        start = response.fields_start;
+        start = response.copy.fields_start;
     }
     match edits {
-        None => copy_lines(out, bytes, fields, dropped, start, response.fields_start),
-        Some(edits) => copy_edited(out, bytes, fields, dropped, Span { start, end: response.fields_start }, edits),
+        None => copy_lines(out, bytes, fields, dropped, start, response.copy.fields_start),
+        Some(edits) => copy_edited(out, bytes, fields, dropped, Span { start, end: response.copy.fields_start }, edits),
     }
 }
 

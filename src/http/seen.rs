@@ -12,15 +12,8 @@ use super::{Framing, Method, Refusal, Span, Version, bad};
 pub(super) struct Seen {
     hosts: u32,
     host: Span,
-    lengths: u32,
-    length: u64,
-    encodings: u32,
-    coding: Coding,
-    pub close: bool,
-    pub keep_alive: bool,
-    pub upgrade: bool,
-    pub websocket: bool,
-    pub nominates: bool,
+    pub body: Body,
+    pub connection: Connection,
     pub expect_continue: bool,
     pub max_forwards: Option<u32>,
     pub accept: Span,
@@ -30,6 +23,26 @@ pub(super) struct Seen {
     pub busy: bool,
     pub draining: bool,
     pub logged: Logged,
+}
+
+/// What the fields say of the body and its end.
+#[derive(Default)]
+pub(super) struct Body {
+    lengths: u32,
+    length: u64,
+    encodings: u32,
+    coding: Coding,
+}
+
+/// What they say of the connection.
+#[derive(Default)]
+pub(super) struct Connection {
+    close: bool,
+    keep_alive: bool,
+    upgrade: bool,
+    websocket: bool,
+    /// Whether it names fields that are for this connection alone.
+    pub nominates: bool,
 }
 
 /// What the Transfer-Encoding lines seen so far come to.
@@ -113,54 +126,11 @@ impl Seen {
 
     fn framing_field(&mut self, kind: Kind, value: &[u8]) -> Result<(), Refusal> {
         match kind {
-            Kind::ContentLength => {
-                self.lengths += 1;
-                self.length = content_length(value)?;
-            }
-            Kind::TransferEncoding => {
-                self.encodings += 1;
-                self.transfer_encoding(value)?;
-            }
-            Kind::Connection => self.connection(value)?,
-            Kind::Upgrade => self.websocket |= list_items(value).any(|item| item.eq_ignore_ascii_case(b"websocket")),
+            Kind::ContentLength => self.body.length(value)?,
+            Kind::TransferEncoding => self.body.transfer_encoding(value)?,
+            Kind::Connection => self.connection.options(value)?,
+            Kind::Upgrade => self.connection.upgrade_to(value),
             _ => {}
-        }
-        Ok(())
-    }
-
-    fn connection(&mut self, value: &[u8]) -> Result<(), Refusal> {
-        if same(value, b"keep-alive") {
-            self.keep_alive = true;
-            return Ok(());
-        }
-        for option in list_items(value) {
-            if !option.iter().all(|byte| is_token(*byte)) {
-                return Err(bad("RFC 9110 §7.6.1", "a connection option that is not a token"));
-            }
-            if same(option, b"close") {
-                self.close = true;
-            } else if same(option, b"keep-alive") {
-                self.keep_alive = true;
-            } else if same(option, b"upgrade") {
-                self.upgrade = true;
-            } else {
-                self.nominates = true;
-            }
-        }
-        Ok(())
-    }
-
-    fn transfer_encoding(&mut self, value: &[u8]) -> Result<(), Refusal> {
-        for item in value.split(|byte| *byte == b',').map(trim) {
-            self.coding = match (self.coding, item) {
-                (Coding::Nothing, item) if same(item, b"chunked") => Coding::Chunked,
-                (Coding::Unknown, item) if same(item, b"chunked") => Coding::UnknownChunked,
-                (Coding::Nothing | Coding::Unknown, item) if coding_is_legal(item) => Coding::Unknown,
-                (Coding::Chunked | Coding::UnknownChunked, _) => {
-                    return Err(bad("RFC 9112 §6.1", "a transfer coding behind chunked"));
-                }
-                _ => return Err(bad("RFC 9112 §6.1", "a malformed Transfer-Encoding")),
-            };
         }
         Ok(())
     }
@@ -199,9 +169,71 @@ impl Seen {
         }
         Ok(of_target.unwrap_or(self.host))
     }
+}
+
+impl Connection {
+    /// Whether it may be used again after a message of that version.
+    pub fn persists(&self, version: Version) -> bool {
+        !self.close && (version == Version::Http11 || self.keep_alive)
+    }
+
+    /// Whether a switch to WebSocket is meant, by both fields that it takes.
+    pub fn to_websocket(&self) -> bool {
+        self.websocket && self.upgrade
+    }
+
+    fn upgrade_to(&mut self, value: &[u8]) {
+        self.websocket |= list_items(value).any(|item| item.eq_ignore_ascii_case(b"websocket"));
+    }
+
+    fn options(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        if same(value, b"keep-alive") {
+            self.keep_alive = true;
+            return Ok(());
+        }
+        for option in list_items(value) {
+            if !option.iter().all(|byte| is_token(*byte)) {
+                return Err(bad("RFC 9110 §7.6.1", "a connection option that is not a token"));
+            }
+            if same(option, b"close") {
+                self.close = true;
+            } else if same(option, b"keep-alive") {
+                self.keep_alive = true;
+            } else if same(option, b"upgrade") {
+                self.upgrade = true;
+            } else {
+                self.nominates = true;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Body {
+    fn length(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        self.lengths += 1;
+        self.length = content_length(value)?;
+        Ok(())
+    }
+
+    fn transfer_encoding(&mut self, value: &[u8]) -> Result<(), Refusal> {
+        self.encodings += 1;
+        for item in value.split(|byte| *byte == b',').map(trim) {
+            self.coding = match (self.coding, item) {
+                (Coding::Nothing, item) if same(item, b"chunked") => Coding::Chunked,
+                (Coding::Unknown, item) if same(item, b"chunked") => Coding::UnknownChunked,
+                (Coding::Nothing | Coding::Unknown, item) if coding_is_legal(item) => Coding::Unknown,
+                (Coding::Chunked | Coding::UnknownChunked, _) => {
+                    return Err(bad("RFC 9112 §6.1", "a transfer coding behind chunked"));
+                }
+                _ => return Err(bad("RFC 9112 §6.1", "a malformed Transfer-Encoding")),
+            };
+        }
+        Ok(())
+    }
 
     /// Whether there is a body by what the fields say: a length above zero, or a transfer coding.
-    pub fn announces_body(&self) -> bool {
+    pub fn is_announced(&self) -> bool {
         self.length > 0 || self.encodings > 0
     }
 

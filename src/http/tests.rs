@@ -311,13 +311,13 @@ fn request_lines_in_all_forms_are_read() {
     for (line, method, form, path, authority) in cases {
         let bytes = format!("\r\n\n{line}\r\nHost: h\r\n\r\nrest").into_bytes();
         let (request, _) = accepted(&bytes);
-        assert_eq!((request.method, request.form, request.version), (method, form, Version::Http11), "{line}");
-        let texts = [request.path, request.authority].map(|span| String::from_utf8_lossy(span.of(&bytes)));
+        assert_eq!((request.method, request.target.form, request.version), (method, form, Version::Http11), "{line}");
+        let texts = [request.target.path, request.authority].map(|span| String::from_utf8_lossy(span.of(&bytes)));
         assert_eq!((&*texts[0], &*texts[1]), (path, authority), "{line}");
         assert_eq!(request.len, bytes.len() - 4);
     }
     let bytes = b"GET http://a?b HTTP/1.0\nHost:\n\n";
-    assert_eq!(accepted(bytes).0.path_bytes(bytes), b"/");
+    assert_eq!(accepted(bytes).0.target.path_bytes(bytes), b"/");
 }
 
 #[test]
@@ -731,7 +731,7 @@ fn what_is_logged_is_known_without_a_search() {
     let head = "\r\nGET /a HTTP/1.1\r\nConnection: keep-alive\r\nhost: h\r\nX-Real-IP: 1\r\nUSER-AGENT:  curl \r\nVia: 1.1 a\r\n\r\n";
     let (request, fields) = accepted(head);
     let dropped = Kinds::of(&[Kind::Connection, Kind::XRealIp]);
-    let shown = fields.shown(request.start, dropped).unwrap();
+    let shown = fields.shown(request.copy.start, dropped).unwrap();
     let rewritten = b"GET /a HTTP/1.1\r\nhost: h\r\nUSER-AGENT:  curl \r\nVia: 1.1 a\r\nX-Real-IP: 2\r\n\r\n";
     assert_eq!(shown.of(rewritten), Some([&b"h"[..], b"", b"curl"]));
     assert_eq!(fields.shown_of(head.as_bytes()).map(|[host, ..]| host), Some(&b"h"[..]));
@@ -739,5 +739,5 @@ fn what_is_logged_is_known_without_a_search() {
         assert_eq!(shown.of(other), None);
     }
     let (request, fields) = accepted("GET / HTTP/1.0\r\nUser-Agent: curl\r\n\r\n");
-    assert!(fields.shown(request.start, Kinds::default()).is_none());
+    assert!(fields.shown(request.copy.start, Kinds::default()).is_none());
 }

@@ -43,12 +43,8 @@ pub struct AccessRecord<'a> {
     pub status: u16,
     /// Bytes of the answer's body that were sent.
     pub bytes: u64,
-    /// From the first byte of the request to the last of the answer, in microseconds.
-    pub duration_us: u64,
-    /// Spent waiting for a worker, in microseconds, if a worker was asked for.
-    pub queue_us: Option<u64>,
-    /// From the worker's start on it to its last byte, in microseconds.
-    pub upstream_us: Option<u64>,
+    /// How long that took.
+    pub took: Took,
     /// The app that was asked.
     pub app: &'a str,
     /// Which worker answered.
@@ -57,6 +53,17 @@ pub struct AccessRecord<'a> {
     pub request_id: &'a [u8],
     /// What the answer said for the log.
     pub note: Option<&'a AnswerNote>,
+}
+
+/// How long a request took, and what of that time went where, in microseconds.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Took {
+    /// From the first byte of the request to the last of the answer.
+    pub duration_us: u64,
+    /// Spent waiting for a worker, if a worker was asked for.
+    pub queue_us: Option<u64>,
+    /// From the worker's start on it to its last byte.
+    pub upstream_us: Option<u64>,
 }
 
 /// What an answer says that only the log wants: kept where the format shows it, or the app asked for it.

@@ -109,7 +109,7 @@ pub fn human(out: &mut Vec<u8>, stamp: &[u8], shown: &Shown<'_>, colour: bool) {
     put_padded(out, u32::from(record.status), 3);
     out.extend_from_slice(reset.as_bytes());
     put_right(out, 11, |out| {
-        put_milliseconds(out, record.duration_us);
+        put_milliseconds(out, record.took.duration_us);
         out.extend_from_slice(b"ms");
     });
     put_right(out, 9, |out| put_short_bytes(out, record.bytes));
@@ -259,12 +259,12 @@ fn json_plain(line: &mut Piece, stamp: &[u8], shown: &Shown<'_>) {
         }
     }
     line.fixed(b"\",\"duration_ms\":");
-    line.milliseconds(record.duration_us);
-    if let Some(micros) = record.queue_us {
+    line.milliseconds(record.took.duration_us);
+    if let Some(micros) = record.took.queue_us {
         line.fixed(b",\"queue_ms\":");
         line.milliseconds(micros);
     }
-    if let Some(micros) = record.upstream_us {
+    if let Some(micros) = record.took.upstream_us {
         line.fixed(b",\"upstream_ms\":");
         line.milliseconds(micros);
     }
@@ -321,8 +321,10 @@ fn json_any(out: &mut Vec<u8>, stamp: &[u8], shown: &Shown<'_>) {
     out.extend_from_slice(b",\"client.address\":\"");
     put_address(out, record.client);
     out.extend_from_slice(b"\",\"duration_ms\":");
-    put_milliseconds(out, record.duration_us);
-    for (name, micros) in [(&b",\"queue_ms\":"[..], record.queue_us), (b",\"upstream_ms\":", record.upstream_us)] {
+    put_milliseconds(out, record.took.duration_us);
+    for (name, micros) in
+        [(&b",\"queue_ms\":"[..], record.took.queue_us), (b",\"upstream_ms\":", record.took.upstream_us)]
+    {
         if let Some(micros) = micros {
             out.extend_from_slice(name);
             put_milliseconds(out, micros);
@@ -374,7 +376,7 @@ pub fn rip(out: &mut Vec<u8>, stamp: &[u8], shown: &Shown<'_>) {
     out.push(b' ');
     out.extend_from_slice(offset);
     out.push(b' ');
-    put_scaled(out, record.duration_us as f64 / 1e6, "s");
+    put_scaled(out, record.took.duration_us as f64 / 1e6, "s");
     out.extend_from_slice(" │ ".as_bytes());
     put_padded(out, u32::from(record.status), 3);
     out.push(b' ');
@@ -460,9 +462,9 @@ pub fn rip_json(out: &mut Vec<u8>, stamp: &[u8], shown: &Shown<'_>) {
     out.extend_from_slice(b"\",\"status\":");
     put_padded(out, u32::from(record.status), 3);
     out.extend_from_slice(b",\"totalSeconds\":");
-    put_seconds(out, record.duration_us);
+    put_seconds(out, record.took.duration_us);
     out.extend_from_slice(b",\"workerSeconds\":");
-    put_seconds(out, record.upstream_us.unwrap_or(0));
+    put_seconds(out, record.took.upstream_us.unwrap_or(0));
     if let Some(note) = record.note {
         put_members(out, [(b",\"type\":\"", &note.media_type)]);
         if let Some(length) = note.length {
@@ -495,8 +497,8 @@ pub fn journal(out: &mut Vec<u8>, framing: &Framing, shown: &Shown<'_>) {
         framing.field(out, "", name, |out| put_number(out, number));
     }
     framing.field(out, "", "client.address", |out| put_address(out, record.client));
-    let times = [("duration_ms", Some(record.duration_us)), ("queue_ms", record.queue_us)];
-    for (name, micros) in times.into_iter().chain([("upstream_ms", record.upstream_us)]) {
+    let times = [("duration_ms", Some(record.took.duration_us)), ("queue_ms", record.took.queue_us)];
+    for (name, micros) in times.into_iter().chain([("upstream_ms", record.took.upstream_us)]) {
         if let Some(micros) = micros {
             framing.field(out, "", name, |out| put_milliseconds(out, micros));
         }

@@ -44,9 +44,9 @@ fn put_field(out: &mut Vec<u8>, stamp: &mut Stamp, shown: &Shown<'_>, field: Pat
         PatternField::Bytes => return put_number(out, record.bytes),
         PatternField::OneOf => return put_number(out, u64::from(shown.one_of)),
         PatternField::Worker => return put_known(out, record.worker.map(u64::from), put_number),
-        PatternField::DurationMs => return put_milliseconds(out, record.duration_us),
-        PatternField::QueueMs => return put_known(out, record.queue_us, put_milliseconds),
-        PatternField::UpstreamMs => return put_known(out, record.upstream_us, put_milliseconds),
+        PatternField::DurationMs => return put_milliseconds(out, record.took.duration_us),
+        PatternField::QueueMs => return put_known(out, record.took.queue_us, put_milliseconds),
+        PatternField::UpstreamMs => return put_known(out, record.took.upstream_us, put_milliseconds),
         PatternField::Time => {
             out.extend_from_slice(stamp.utc(second));
             put_millis_of_second(out, record.time_micros);

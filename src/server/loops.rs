@@ -100,8 +100,8 @@ impl LoopSet {
     ) -> Result<(), StartError> {
         let cannot = |error: io::Error| cannot_start(&error);
         let settings = self.shared.settings.clone();
-        let budget = Budget::new(settings.buffer_bytes);
-        let pinned = settings.pin == Pin::On || (settings.pin == Pin::Auto && is_alone(&self.table.apps));
+        let budget = Budget::new(settings.stores.buffer_bytes);
+        let pinned = settings.loops.pin == Pin::On || (settings.loops.pin == Pin::Auto && is_alone(&self.table.apps));
         let cores = if pinned { core_affinity::get_core_ids().unwrap_or_default() } else { Vec::new() };
         for (index, ((mailbox, bell), listeners)) in self.mailboxes.into_iter().zip(self.listeners).enumerate() {
             let (shared, table) = (self.shared.clone(), self.table.clone());
@@ -139,7 +139,7 @@ impl LoopSet {
 
 /// The listeners of each loop.
 pub(super) fn share_out(listeners: &[Listening], settings: &Settings) -> Result<Vec<Vec<ListenerSetup>>, StartError> {
-    let loops = settings.loops;
+    let loops = settings.loops.count;
     let of_loop = |index| -> io::Result<Vec<ListenerSetup>> {
         let setups =
             listeners.iter().map(|listening| listening.of_loop(index, loops, &Arc::new(listening.front(settings))));
@@ -265,11 +265,11 @@ pub(super) fn join(threads: Vec<Thread>, grace: Duration) -> Ends {
 
 /// Entries of a loop's table: all connections, which one loop might get, those to workers, and listeners.
 pub(super) fn socket_room(table: &AppTable, listeners: usize) -> usize {
-    let most = table.settings.max_connections;
+    let most = table.settings.bounds.connections;
     let of_app = |app: &App| {
         // Idle ones to other workers may stand open while all clients' requests are with one.
-        let idle = (app.settings.concurrency as usize).min(most).saturating_add(2);
-        let workers = crate::supervisor::unit::most_workers(&app.settings) + app.settings.upstreams.len();
+        let idle = (app.settings.sharing.concurrency as usize).min(most).saturating_add(2);
+        let workers = crate::supervisor::unit::most_workers(&app.settings) + app.settings.instead.upstreams.len();
         workers.saturating_mul(idle)
     };
     let to_workers = table.apps.iter().map(of_app).fold(most, usize::saturating_add);

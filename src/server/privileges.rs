@@ -19,8 +19,8 @@ use crate::config::Settings;
 /// # Errors
 /// With 78, when there is no such user or group; with 77, when this user may not become another.
 pub(super) fn give_up(settings: &Settings) -> Result<(), StartError> {
-    let user = settings.user.as_deref().map(find_user).transpose()?;
-    let group = settings.group.as_deref().map(find_group).transpose()?;
+    let user = settings.process.user.as_deref().map(find_user).transpose()?;
+    let group = settings.process.group.as_deref().map(find_group).transpose()?;
     let wanted = group.or_else(|| user.as_ref().and_then(|(_, named)| named.as_ref()).map(|named| named.gid));
     if wanted.is_some_and(|group| group != getegid()) || user.as_ref().is_some_and(|(number, _)| *number != geteuid()) {
         let group = wanted.unwrap_or_else(getegid);
@@ -68,7 +68,7 @@ fn take_groups(name: Option<CString>, group: Gid) -> nix::Result<()> {
 /// Who they are, for people.
 fn described(settings: &Settings) -> String {
     let part = |kind: &str, name: &Option<String>| name.as_ref().map(|name| format!("{kind} {name}"));
-    let parts = [part("user", &settings.user), part("group", &settings.group)];
+    let parts = [part("user", &settings.process.user), part("group", &settings.process.group)];
     parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 

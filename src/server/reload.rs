@@ -147,7 +147,7 @@ impl Reloader {
         let prepared = supervisor.prepare(wanted, now).map_err(|error| error.to_string())?;
         let access = Access::change(&plan.changes, &plan.config)?;
         let (log, server) = (self.log.clone(), plan.config.server.clone());
-        let logs = proc::within(READ_PATIENCE, move || log.prepare(&server.access_log, &server.event_log));
+        let logs = proc::within(READ_PATIENCE, move || log.prepare(&server.logs.access, &server.logs.events));
         match logs.and_then(|prepared| prepared) {
             Ok(prepared) => self.log.adopt(prepared),
             Err(error) => {
@@ -239,7 +239,7 @@ impl Reloader {
         let (gone, mut places): (Vec<Place>, Vec<Place>) =
             self.places.iter().cloned().partition(|place| !place.admin && closes(&place.asked));
         for place in places.iter_mut().filter(|place| !place.admin) {
-            let said = loaded.config.server.front_at(&place.asked);
+            let said = loaded.config.server.listening.front_at(&place.asked);
             let stays = if place.may_become(said) { said.clone() } else { place.front.clone() };
             place.front = stays.letting_in_as(said);
         }
@@ -249,7 +249,7 @@ impl Reloader {
             if let Some(other) = places.iter().find(|place| config::cannot_both_listen(asked, &place.address)) {
                 return Err(taken(asked, other));
             }
-            let front = config.server.front_at(asked);
+            let front = config.server.listening.front_at(asked);
             if let Some(place) = self.returning(asked, front, supervisor) {
                 again.push(place.id);
                 places.push(Place { front: front.clone(), ..place.clone() });
@@ -262,8 +262,8 @@ impl Reloader {
             listening.push(opened);
         }
         let public = || places.iter().filter(|place| !place.admin);
-        config.server.listen = public().map(|place| place.address.clone()).collect();
-        config.server.front_of = public().map(|place| (place.asked.clone(), place.front.clone())).collect();
+        config.server.listening.at = public().map(|place| place.address.clone()).collect();
+        config.server.listening.front_of = public().map(|place| (place.asked.clone(), place.front.clone())).collect();
         let server = Arc::new(config.server.clone());
         let known = self.table.get();
         let stays = |name: &str| !changes.apps.iter().any(|(other, fate)| other == name && *fate == Fate::Replaced);
@@ -281,7 +281,9 @@ impl Reloader {
             });
         }
         if config.needs_helpers() {
-            self.helpers.start(config.server.helpers).map_err(|error| format!("cannot start a thread: {error}"))?;
+            self.helpers
+                .start(config.server.loops.helpers)
+                .map_err(|error| format!("cannot start a thread: {error}"))?;
         }
         let table = Arc::new(AppTable::new(server, apps, &config.routes, &self.metrics));
         let for_loops = share_out(&listening, &config.server).map_err(|error| error.message)?;
@@ -368,7 +370,7 @@ fn read(inputs: &Inputs, shown: &[(String, tls::Shown)]) -> Result<(Loaded, Conf
     }
     let mut config = loaded.config.clone();
     let server = &mut config.server;
-    server.unix_listen_of.values_mut().chain([&mut server.unix_listen]).for_each(Owner::number);
+    server.listening.unix_of.values_mut().chain([&mut server.listening.unix]).for_each(Owner::number);
     Ok((loaded, config))
 }
 
@@ -384,7 +386,7 @@ fn in_time<T: Send + 'static>(read: impl FnOnce() -> Result<T, String> + Send + 
 
 /// Says so where the workers of more apps leave fewer descriptors to clients than there may be of them: that number stays as it is.
 fn shortage(config: &Config) -> Option<String> {
-    let (most, limit) = (config.server.max_connections, descriptors()?);
+    let (most, limit) = (config.server.bounds.connections, descriptors()?);
     let room = site::most_connections(config, limit);
     let warning = format!(
         "RLIMIT_NOFILE allows {limit} descriptors: enough for {room} connections beside the workers, and not for {most}"
@@ -409,7 +411,7 @@ impl Access {
         let mut owners = Vec::new();
         for listener in &changes.access {
             if let ListenAddress::Unix(path) = &listener.address {
-                let access = config.server.unix_listen_at(path);
+                let access = config.server.listening.unix_at(path);
                 owners.push((path, access.mode, Owner::find(access).map_err(|error| error.message)?));
             }
         }

@@ -70,18 +70,18 @@ pub(super) fn setup(app: &App) -> AppSetup {
 
 /// Whether the server starts no workers.
 pub(super) fn is_alone(apps: &[App]) -> bool {
-    apps.iter().all(|app| app.settings.command == Command::None)
+    apps.iter().all(|app| app.settings.program.command == Command::None)
 }
 
 /// How many clients so many descriptors are enough for, beside the workers of all apps and what else the server opens.
 pub(super) fn most_connections(config: &Config, descriptors: usize) -> usize {
-    let loops = config.server.loops;
-    let own = |app: &crate::config::App| match app.command {
+    let loops = config.server.loops.count;
+    let own = |app: &crate::config::App| match app.program.command {
         Command::None => 0,
         Command::BuiltIn | Command::Argv(_) => app.scaling.map_or(app.workers, |scaling| scaling.max),
     };
     let to_workers = |app: &crate::config::App| {
-        own(app).max(app.upstreams.len()).saturating_mul(app.concurrency as usize).saturating_mul(loops)
+        own(app).max(app.instead.upstreams.len()).saturating_mul(app.sharing.concurrency as usize).saturating_mul(loops)
     };
     let workers: usize = config.apps.iter().map(own).sum();
     let connections = config.apps.iter().map(to_workers).fold(0, usize::saturating_add);
@@ -107,7 +107,7 @@ pub(super) fn status_writer(
     };
     move || {
         let table = current.get();
-        let upstreams: usize = table.apps.iter().map(|app| app.settings.upstreams.len()).sum();
+        let upstreams: usize = table.apps.iter().map(|app| app.settings.instead.upstreams.len()).sum();
         let wanted = upstreams + supervised.wanted.load(std::sync::atomic::Ordering::Relaxed);
         let (mut ready, mut failed) = (0, false);
         for app in &table.apps {
@@ -120,7 +120,7 @@ pub(super) fn status_writer(
             health: Health::of(ready, wanted, failed),
             app: names.join(", "),
             workers: wanted,
-            http_port: table.settings.listen.iter().find_map(port),
+            http_port: table.settings.listening.at.iter().find_map(port),
             uptime: started.elapsed(),
         })
     }
@@ -132,7 +132,7 @@ mod tests {
     use crate::config::{App, Route, Scaling};
 
     fn config(apps: &[App]) -> Config {
-        let server = Settings { loops: 1, ..Settings::for_test() };
+        let server = Settings::for_test();
         Config { server, listeners: Vec::new(), routes: vec![Route::all_to(0)], apps: apps.to_vec() }
     }
 
@@ -150,10 +150,14 @@ mod tests {
         assert_eq!(most_connections(&one(2, scaling), 300), most_connections(&one(40, None), 300));
         let several = config(&[app(10, None), app(2, scaling), app(0, None)]);
         assert_eq!(most_connections(&several, 1024), most_connections(&one(50, None), 1024));
-        let alone = config(&[App { command: Command::None, ..app(40, None) }]);
+        let mut alone = app(40, None);
+        alone.program.command = Command::None;
+        let alone = config(&[alone]);
         assert_eq!(most_connections(&alone, 300), 300 - spare(300) - 4, "no worker is started");
-        let files = Some(crate::config::route::Files::default());
-        let files = config(&[App { command: Command::None, files, ..app(0, None) }]);
+        let mut files = app(0, None);
+        files.program.command = Command::None;
+        files.instead.files = Some(crate::config::route::Files::default());
+        let files = config(&[files]);
         assert_eq!(most_connections(&files, 1024), 1024 - spare(1024) - 4 - MOST_OPEN);
         assert_eq!(most_connections(&one(1000, None), 300), 1);
         assert!(spare(4096) >= MOST_CONNECTIONS + 64, "a full control socket leaves some for the rest");

@@ -11,8 +11,11 @@ const V6: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 fn listening(addresses: &[IpAddr]) -> (Vec<Listening>, u16) {
     for _ in 0..20 {
         let free = TcpListener::bind((addresses[0], 0)).unwrap().local_addr().unwrap().port();
-        let listen = addresses.iter().map(|ip| ListenAddress::Tcp(SocketAddr::new(*ip, free))).collect();
-        match open_listeners(&Settings { listen, ..Settings::for_test() }, &mut Inherited::default()) {
+        let listen: Vec<ListenAddress> =
+            addresses.iter().map(|ip| ListenAddress::Tcp(SocketAddr::new(*ip, free))).collect();
+        let mut settings = Settings::for_test();
+        settings.listening.at = listen;
+        match open_listeners(&settings, &mut Inherited::default()) {
             Ok(listeners) => return (listeners, free),
             // Another test may have been given that port meanwhile; but not each time.
             Err(error) => assert!(error.message.contains("in use"), "{}", error.message),
@@ -99,7 +102,8 @@ fn nobody_gets_in_before_there_is_who_accepts() {
     for round in 0..1000 {
         let address = TcpListener::bind((host, 0)).unwrap().local_addr().unwrap();
         let (stop, tries) = (AtomicBool::new(false), AtomicUsize::new(0));
-        let settings = Settings { loops: 2, ..Settings::for_test() };
+        let mut settings = Settings::for_test();
+        settings.loops.count = 2;
         std::thread::scope(|scope| {
             let ask = || {
                 let mut connected = Vec::new();

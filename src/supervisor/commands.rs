@@ -321,7 +321,7 @@ impl Unit {
     /// Changed code reaches the workers, the way that was chosen for it. Only a worker that is ready is sent the signal: before, it
     /// may not have a handler for it, and be killed. The number of the roll that does it, if one does, and a sentence.
     pub(super) fn load_again(&mut self, now: Instant) -> (Option<u64>, String) {
-        match self.app().hot_reload {
+        match self.app().reload.by {
             _ if !self.starts_workers() => (None, "the app has no workers of its own".to_owned()),
             HotReload::None => (None, "hot reload is off (--hot-reload process or module)".to_owned()),
             HotReload::Process => {
@@ -329,7 +329,7 @@ impl Unit {
                 (Some(roll), format!("rolling restart {roll} is under way"))
             }
             HotReload::Module => {
-                let signal = self.app().reload_signal;
+                let signal = self.app().reload.signal;
                 let running = self.fleet.members().iter().filter(|member| member.is_running());
                 let running: Vec<Name> = running.map(|member| member.name).collect();
                 for name in &running {

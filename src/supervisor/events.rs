@@ -191,7 +191,7 @@ impl AppEvents {
         let mut fields: Vec<(&str, &dyn Display)> = vec![("worker", label), ("pid", &pid), ("took", &took)];
         fields.extend(directory.as_ref().map(|directory| ("directory", directory as &dyn Display)));
         self.emit(Level::Info, "worker-ready", "worker ready", &fields);
-        let concurrency = self.app.concurrency;
+        let concurrency = self.app.sharing.concurrency;
         if let Some(advice) = is_first.then(|| advice::about_children(pid, concurrency)).flatten() {
             self.emit(Level::Warn, "own-pool", &advice, &[("worker", label)]);
         }
@@ -200,7 +200,7 @@ impl AppEvents {
     /// The socket did not come, while so many others were on their way, or not come back: says all that can be known.
     fn not_ready(&mut self, process: Option<&Process>, starting: Option<usize>) {
         let now = Instant::now();
-        let timeout = self.app.ready.timeout;
+        let timeout = self.app.life.ready.timeout;
         let Some(process) = process else { return };
         let listens_on = &process.work.listens_on;
         let elsewhere = match listens_on.join(", ") {
@@ -213,7 +213,7 @@ impl AppEvents {
             // Longer than it was given, for one that burned CPU.
             Some(others) => {
                 let took = timeout.max(Duration::from_secs(now.duration_since(process.born).as_secs()));
-                let mut message = process.endpoint.not_ready(&self.app.ready.by, took, reason);
+                let mut message = process.endpoint.not_ready(&self.app.life.ready.by, took, reason);
                 match others {
                     0 => {}
                     1 => message += "; 1 other was starting beside it (--start-parallel)",
@@ -246,7 +246,7 @@ impl AppEvents {
     }
 
     fn gave_up(&mut self, number: u32, next: Duration) {
-        let restart = &self.app.restart;
+        let restart = &self.app.life.restart;
         let (crashes, within) = (restart.crashes, format!("{} s", restart.within.as_secs_f32()));
         let next = format!("{} s", next.as_secs());
         let fields: [(&str, &dyn Display); 4] =

@@ -39,7 +39,8 @@ impl Unit {
             return Answer::refused(400, message);
         }
         if let Some(name) = self.own_worker(&join) {
-            if self.processes.app.ready.by == ReadyBy::Join && self.fleet.member(name).is_some_and(Member::is_starting)
+            if self.processes.app.life.ready.by == ReadyBy::Join
+                && self.fleet.member(name).is_some_and(Member::is_starting)
             {
                 self.fleet.ready(name, now, &mut self.processes);
             }

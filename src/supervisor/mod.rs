@@ -298,7 +298,7 @@ impl Supervisor {
             self.sweep_hubs(now);
             self.advance_listeners(now);
             self.serve_monitors(now);
-            let interval = self.context.settings().stats_interval;
+            let interval = self.context.settings().telling.stats_interval;
             let mut next_tick = (hooks.every.is_some() && !interval.is_zero()).then(|| last_tick + interval);
             if let Some(tick) = hooks.every.as_mut().filter(|_| next_tick.is_some_and(|due| now >= due)) {
                 tick();

@@ -204,7 +204,7 @@ impl Supervisor {
             metrics: &metrics,
             loops,
             started: unix.as_secs_f64() - now.saturating_duration_since(started).as_secs_f64(),
-            bungate: self.context.settings().metrics.bungate,
+            bungate: self.context.settings().telling.metrics.bungate,
         };
         tell(self, &sample, unix.as_millis() as u64);
     }
@@ -239,7 +239,7 @@ impl Supervisor {
     fn push(&mut self, sample: &Sample<'_>, millis: u64, which: Which, now: Instant) {
         let Some(monitor) = self.observed.as_mut().map(|observed| &mut observed.monitor) else { return };
         let (all, log) = (self.context.settings(), &self.context.log);
-        let settings = &all.metrics;
+        let settings = &all.telling.metrics;
         let wanted = |push: &&mut Push| which != Which::Due || push.next <= now;
         if let Some(push) = monitor.statsd.as_mut().filter(wanted) {
             let datagrams = push::statsd(sample, &settings.statsd_form, &mut push.before);

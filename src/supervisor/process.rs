@@ -59,33 +59,42 @@ pub struct Process {
     pub probe: Option<Probe>,
     /// Its notify socket, if it is given one.
     pub channel: Option<Channel>,
-    /// Watches its memory, if that has a limit.
-    pub memory: Option<MemoryWatch>,
+    /// Its memory.
+    pub memory: Memory,
     /// When it was spawned.
     pub born: Instant,
     /// What it writes.
     pub output: Output,
-    /// How it was told to end.
-    pub told: Told,
-    /// Since when it is over, and this has been announced.
-    pub over_since: Option<Instant>,
+    /// How it ends.
+    pub end: End,
     /// What is known of its socket's file.
     pub file: EndpointFile,
-    /// It has ended, as the system has said; it is not reaped yet.
-    pub ended: bool,
-    /// Whether its group has other members, as was last seen once it had ended.
-    pub populated: Option<bool>,
-    /// Its memory as was last seen, in bytes.
-    pub held: Option<u64>,
-    /// It has been ready.
-    pub opened: bool,
     /// What was last seen of its work, while it is not ready, and when it is looked at next.
     pub work: Work,
+}
+
+/// The memory of a worker's group.
+#[derive(Debug)]
+pub struct Memory {
+    /// Watches it, if it has a limit.
+    pub watch: Option<MemoryWatch>,
+    /// How much it was when it was last seen, in bytes.
+    pub held: Option<u64>,
+}
+
+impl Memory {
+    /// Takes in what was seen of it. Whether that is too much for too long.
+    pub fn weigh(&mut self, seen: Option<u64>, now: Instant) -> bool {
+        self.held = seen.or(self.held);
+        self.watch.as_mut().is_some_and(|watch| watch.is_asked() && watch.sample(seen, now))
+    }
 }
 
 /// What a process does that is not ready yet, as was last seen.
 #[derive(Debug)]
 pub struct Work {
+    /// The process has been ready: nothing of this is looked at any more.
+    pub opened: bool,
     /// When to look next.
     pub next: Instant,
     /// The CPU time of its group.
@@ -95,11 +104,29 @@ pub struct Work {
 }
 
 impl Work {
+    /// Nothing was seen yet.
+    pub fn new(next: Instant) -> Work {
+        Work { opened: false, next, cpu_time: None, listens_on: Vec::new() }
+    }
+
     /// Whether the group listens on that port, as was last seen.
     pub fn listens_at(&self, port: u16) -> bool {
         let suffix = format!(":{port}");
         self.listens_on.iter().any(|address| !address.starts_with("unix:") && address.ends_with(&suffix))
     }
+}
+
+/// How a process ends: how it was told to, and how far that is.
+#[derive(Debug, Default)]
+pub struct End {
+    /// How it was told to.
+    pub told: Told,
+    /// Since when it is over, and this has been announced.
+    pub over_since: Option<Instant>,
+    /// It has ended, as the system has said; it is not reaped yet.
+    pub ended: bool,
+    /// Whether its group has other members, as was last seen once it had ended.
+    pub populated: Option<bool>,
 }
 
 /// How a worker was told to end.
@@ -127,37 +154,24 @@ impl Process {
         self.child.id() as i32
     }
 
-    /// Whether it is over: it has ended, and where its group was told to, that has, too; or it was killed and does not end, for
-    /// longer than `patience`. `child`: some process has ended. The members of its group are seen by the observer.
+    /// Whether it is over; see [`End`].
     pub(super) fn is_over(&mut self, child: bool, patience: Duration, observer: &Observer, now: Instant) -> bool {
-        if let Told::Kill { at } = self.told
-            && now >= at + patience
-        {
-            return true;
-        }
-        // No process ends without a word, which is asked about once.
-        self.ended |= child && self.has_ended();
-        match &mut self.told {
-            _ if !self.ended => false,
-            Told::Nothing | Told::Kill { .. } => true,
-            Told::Term { .. } if self.populated == Some(false) => true,
-            Told::Term { look_at } if !child && now < *look_at => false,
-            Told::Term { look_at } => {
-                *look_at = now + LOOK_AGAIN;
-                observer.ask(self.child.id(), Wish { members: true, ..Wish::default() });
-                false
-            }
-        }
+        self.end.is_over(self.child.id(), child, patience, observer, now)
+    }
+
+    /// Whether it has ended, as the system says now.
+    pub fn has_ended(&self) -> bool {
+        self.end.ended || has_ended(self.child.id())
     }
 
     /// Asks about what is due: its memory where that has a limit, and while it is not ready, what it does.
     pub(super) fn ask(&mut self, observer: &Observer, every: Duration, now: Instant) {
         let mut wish = Wish::default();
-        if let Some(watch) = self.memory.as_mut().filter(|watch| watch.next() <= now) {
+        if let Some(watch) = self.memory.watch.as_mut().filter(|watch| watch.next() <= now) {
             watch.asked(now);
             wish.memory = true;
         }
-        if !self.opened && self.told == Told::Nothing && self.work.next <= now {
+        if self.is_on_its_way() && self.work.next <= now {
             self.work.next = now + every;
             wish.work = true;
         }
@@ -166,37 +180,70 @@ impl Process {
         }
     }
 
+    /// Whether it is not ready yet, and may still become so.
+    fn is_on_its_way(&self) -> bool {
+        !self.work.opened && self.end.told == Told::Nothing
+    }
+
     /// When its probe, its watchdog or a sample of its memory is due, or its end is to be looked at.
     pub fn due(&self, patience: Duration) -> Option<Instant> {
         let probe = self.probe.as_ref().map(Probe::next);
         let watchdog = self.channel.as_ref().and_then(|channel| channel.watchdog.due());
-        let memory = self.memory.as_ref().map(MemoryWatch::next);
-        let end = self.over_since.map_or_else(|| self.end_due(patience), |since| Some(since + SETTLE));
-        let work = (!self.opened && self.told == Told::Nothing).then_some(self.work.next);
+        let memory = self.memory.watch.as_ref().map(MemoryWatch::next);
+        let end = self.end.due(patience, self.born);
+        let work = self.is_on_its_way().then_some(self.work.next);
         [probe, watchdog, memory, work, end].into_iter().flatten().min()
     }
+}
 
-    /// When to look whether it has ended.
-    fn end_due(&self, patience: Duration) -> Option<Instant> {
+impl End {
+    /// Whether it is over: it has ended, and where its group was told to, that has, too; or it was killed and does not end, for
+    /// longer than `patience`. `group`: its number. `child`: some process has ended. The members of its group are seen by the observer.
+    fn is_over(&mut self, group: u32, child: bool, patience: Duration, observer: &Observer, now: Instant) -> bool {
+        if let Told::Kill { at } = self.told
+            && now >= at + patience
+        {
+            return true;
+        }
+        // No process ends without a word, which is asked about once.
+        self.ended |= child && has_ended(group);
+        match &mut self.told {
+            _ if !self.ended => false,
+            Told::Nothing | Told::Kill { .. } => true,
+            Told::Term { .. } if self.populated == Some(false) => true,
+            Told::Term { look_at } if !child && now < *look_at => false,
+            Told::Term { look_at } => {
+                *look_at = now + LOOK_AGAIN;
+                observer.ask(group, Wish { members: true, ..Wish::default() });
+                false
+            }
+        }
+    }
+
+    /// When to look whether it has ended, or after that whether its answers are read. `at_once`: some time that is over.
+    fn due(&self, patience: Duration, at_once: Instant) -> Option<Instant> {
+        if let Some(since) = self.over_since {
+            return Some(since + SETTLE);
+        }
         match self.told {
             Told::Nothing => None,
             // That nobody is left was seen behind this turn's look for those that are over.
-            Told::Term { .. } if self.populated == Some(false) => self.ended.then_some(self.born),
+            Told::Term { .. } if self.populated == Some(false) => self.ended.then_some(at_once),
             Told::Term { look_at } => self.ended.then_some(look_at),
             Told::Kill { at } => Some(at + patience),
         }
     }
+}
 
-    /// Whether it has ended. It stays a zombie, so that its number and its group's are not given to others yet.
-    pub fn has_ended(&self) -> bool {
-        let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
-        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-        // SAFETY: the structure is zeroed, which is a valid value of it, and waitid fills it in; si_pid is valid for
-        // the SIGCHLD that waitid reports, and 0 when nothing has ended.
-        unsafe {
-            libc::waitid(libc::P_PID, self.child.id() as libc::id_t, info.as_mut_ptr(), flags) == 0
-                && info.assume_init_ref().si_pid() != 0
-        }
+/// Whether a process of ours has ended. It stays a zombie, so that its number and its group's are not given to others yet.
+fn has_ended(process: u32) -> bool {
+    let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: the structure is zeroed, which is a valid value of it, and waitid fills it in; si_pid is valid for
+    // the SIGCHLD that waitid reports, and 0 when nothing has ended.
+    unsafe {
+        libc::waitid(libc::P_PID, process as libc::id_t, info.as_mut_ptr(), flags) == 0
+            && info.assume_init_ref().si_pid() != 0
     }
 }
 

@@ -26,7 +26,7 @@ use super::notify::{self, Channel, NotifySocket, Watchdog};
 use super::observer::Wish;
 use super::output::{Capture, Output};
 use super::probe::{Look, Probe};
-use super::process::{Process, SETTLE, Told, Work, exit_reason, is_clean};
+use super::process::{End, Memory, Process, SETTLE, Told, Work, exit_reason, is_clean};
 use super::removed::EndpointFile;
 use super::spawn::{Launcher, Particulars};
 use super::tally::Tally;
@@ -143,10 +143,10 @@ impl Processes {
 
     /// New settings hold, but for how workers are started.
     pub fn configure(&mut self, app: Arc<config::App>, now: Instant) {
-        if self.app.recycle.memory != app.recycle.memory {
+        if self.app.life.recycle.memory != app.life.recycle.memory {
             let every = self.context.options.memory_interval;
             for process in &mut self.workers {
-                process.memory = app.recycle.memory.map(|limit| MemoryWatch::new(limit, every, now));
+                process.memory.watch = app.life.recycle.memory.map(|limit| MemoryWatch::new(limit, every, now));
             }
         }
         self.events.configure(Arc::clone(&app));
@@ -249,10 +249,14 @@ impl Processes {
         let look_every = self.look_every();
         let app = &self.app;
         self.workers.push(Process {
-            probe: Probe::of_readiness(&app.ready.by, address, endpoint.inherited(), now)
+            probe: Probe::of_readiness(&app.life.ready.by, address, endpoint.inherited(), now)
                 .map(|probe| probe.or_at(endpoint.others().iter().cloned())),
-            channel: notify.map(|socket| Channel::new(socket, app.watchdog)),
-            memory: app.recycle.memory.map(|limit| MemoryWatch::new(limit, self.context.options.memory_interval, now)),
+            channel: notify.map(|socket| Channel::new(socket, app.life.watchdog)),
+            memory: Memory {
+                watch: (app.life.recycle.memory)
+                    .map(|limit| MemoryWatch::new(limit, self.context.options.memory_interval, now)),
+                held: None,
+            },
             name,
             id,
             number,
@@ -262,14 +266,9 @@ impl Processes {
             child,
             born: now,
             output: Output::new(stdout, stderr),
-            told: Told::Nothing,
-            over_since: None,
+            end: End::default(),
             file: EndpointFile::made_in(&self.context.run),
-            ended: false,
-            populated: None,
-            held: None,
-            opened: false,
-            work: Work { next: now + look_every, cpu_time: None, listens_on: Vec::new() },
+            work: Work::new(now + look_every),
         });
         self.context.guard.add(group);
         Ok(true)
@@ -322,22 +321,23 @@ impl Processes {
     pub fn ended(&mut self, child: bool, now: Instant) -> Vec<Name> {
         let patience = self.kill_patience;
         for process in &mut self.workers {
-            if process.over_since.is_none() && process.is_over(child, patience, &self.context.observer, now) {
-                process.over_since = Some(now);
+            if process.end.over_since.is_none() && process.is_over(child, patience, &self.context.observer, now) {
+                process.end.over_since = Some(now);
                 self.dispatch.died(process.id, now);
                 self.context.postboxes.broadcast(|| Message::Died(self.id, process.id));
                 // Whom it leaves behind goes too, while the zombie still keeps the group's number from others.
                 signal_group(process.group(), libc::SIGKILL);
             }
         }
-        let over = self.workers.iter().filter_map(|process| Some((process, process.over_since?)));
+        let over = self.workers.iter().filter_map(|process| Some((process, process.end.over_since?)));
         let over: Vec<(&Process, Instant)> = over.collect();
         if over.is_empty() {
             return Vec::new();
         }
         let known = self.dispatch.snapshot();
-        let is_read =
-            |process: &Process| !process.ended || known.worker(process.id).is_none_or(|worker| worker.in_flight == 0);
+        let is_read = |process: &Process| {
+            !process.end.ended || known.worker(process.id).is_none_or(|worker| worker.in_flight == 0)
+        };
         let due = over.into_iter().filter(|(process, since)| is_read(process) || now >= *since + SETTLE);
         due.map(|(process, _)| process.name).collect()
     }
@@ -352,11 +352,11 @@ impl Processes {
         let position = self.workers.iter().position(|process| process.name == name)?;
         let mut process = self.workers.swap_remove(position);
         let id = process.id;
-        let status = match process.ended || process.has_ended() {
+        let status = match process.has_ended() {
             true => process.child.wait(),
             false => Err(io::Error::other("it could not be killed, and is left behind")),
         };
-        let went = status.as_ref().is_ok_and(|status| status.success()) && process.told == Told::Nothing;
+        let went = status.as_ref().is_ok_and(|status| status.success()) && process.end.told == Told::Nothing;
         let before = self.reaped.take().flatten();
         self.reaped = Some(if went { Some(process.label.clone()) } else { before });
         self.left_behind |= status.is_err();
@@ -388,7 +388,7 @@ impl Processes {
     /// Takes in what was seen of workers, reads what they say, and asks about what is due.
     pub fn observe(&mut self, ready: &Ready, now: Instant) -> Vec<(Name, Observation)> {
         let mut seen = Vec::new();
-        let waited_for = self.app.ready.by == ReadyBy::Notify;
+        let waited_for = self.app.life.ready.by == ReadyBy::Notify;
         let look_every = self.look_every();
         self.take_sights(&mut seen, now);
         for process in &mut self.workers {
@@ -412,7 +412,7 @@ impl Processes {
     /// What a worker that is over had still said, in order: it counts, though its end was seen first. To be asked before it is reaped,
     /// while the system still knows who it was that spoke.
     pub fn last_words(&mut self, name: Name, now: Instant) -> Vec<Word> {
-        let waited_for = self.app.ready.by == ReadyBy::Notify;
+        let waited_for = self.app.life.ready.by == ReadyBy::Notify;
         let channel = self.process_mut(name).and_then(|process| process.channel.as_mut());
         let Some(Channel { socket, watchdog, status }) = channel else { return Vec::new() };
         let mut seen = Vec::new();
@@ -442,7 +442,7 @@ impl Processes {
 
     /// How often a worker is looked at that is not ready yet.
     fn look_every(&self) -> Duration {
-        (self.app.ready.timeout / LOOKS_UNTIL_READY).clamp(SHORTEST_LOOK, LONGEST_LOOK)
+        (self.app.life.ready.timeout / LOOKS_UNTIL_READY).clamp(SHORTEST_LOOK, LONGEST_LOOK)
     }
 
     /// Has the memory of all workers looked at, as `status` shows it.
@@ -466,14 +466,10 @@ impl Processes {
     fn take_sights(&mut self, seen: &mut Vec<(Name, Observation)>, now: Instant) {
         for process in &mut self.workers {
             let Some(sight) = self.context.observer.take(process.child.id()) else { continue };
-            process.populated = sight.populated.or(process.populated);
+            process.end.populated = sight.populated.or(process.end.populated);
             process.work.cpu_time = sight.cpu_time.or(process.work.cpu_time);
             process.work.listens_on = sight.listens_on.unwrap_or_else(|| std::mem::take(&mut process.work.listens_on));
-            if !sight.weighed {
-                continue;
-            }
-            process.held = sight.memory.or(process.held);
-            if process.memory.as_mut().is_some_and(|watch| watch.is_asked() && watch.sample(sight.memory, now)) {
+            if sight.weighed && process.memory.weigh(sight.memory, now) {
                 seen.push((process.name, Observation::Heavy(sight.memory.unwrap_or(0))));
             }
         }
@@ -483,7 +479,7 @@ impl Processes {
     pub fn has_room_beside(&self, name: Name) -> bool {
         let process = self.process(name);
         // Before it was ever weighed, its first process alone tells.
-        let held = process.and_then(|process| process.held.or_else(|| proc::resident(process.child.id())));
+        let held = process.and_then(|process| process.memory.held.or_else(|| proc::resident(process.child.id())));
         held.zip((self.context.options.headroom)()).is_none_or(|(held, free)| held <= free)
     }
 
@@ -571,7 +567,7 @@ impl Machine for Processes {
     fn open(&mut self, name: Name, now: Instant) {
         let Some(id) = self.id(name) else { return };
         if let Some(process) = self.process_mut(name)
-            && !std::mem::replace(&mut process.opened, true)
+            && !std::mem::replace(&mut process.work.opened, true)
         {
             let group = process.child.id();
             self.context.observer.ask(group, Wish { memory: true, ..Wish::default() });
@@ -612,7 +608,7 @@ impl Machine for Processes {
         let Some(process) = self.process_mut(name) else { return };
         process.probe = None;
         let (id, group) = (process.id, process.group());
-        process.told = Told::Term { look_at: now };
+        process.end.told = Told::Term { look_at: now };
         self.dispatch.drain(id, now);
         self.context.postboxes.broadcast(|| Message::Retire(self.id, id));
         // The app may be behind a shell or a package manager that ends without telling it.
@@ -626,8 +622,8 @@ impl Machine for Processes {
 
     fn kill(&mut self, name: Name) {
         if let Some(process) = self.process_mut(name) {
-            if !matches!(process.told, Told::Kill { .. }) {
-                process.told = Told::Kill { at: Instant::now() };
+            if !matches!(process.end.told, Told::Kill { .. }) {
+                process.end.told = Told::Kill { at: Instant::now() };
             }
             signal_group(process.group(), libc::SIGKILL);
             // It may have joined another group, which is not ours to kill.

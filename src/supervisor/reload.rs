@@ -166,7 +166,7 @@ impl Supervisor {
                 continue;
             }
             // Where nobody has asked for it, nothing is said of it.
-            if app.is_none() && unit.app().hot_reload == HotReload::None && hooks.reload.is_some() {
+            if app.is_none() && unit.app().reload.by == HotReload::None && hooks.reload.is_some() {
                 continue;
             }
             let (roll, line) = unit.load_again(now);

@@ -100,17 +100,17 @@ impl Launcher {
         control: Option<PathBuf>,
         descriptors: Option<(u64, u64)>,
     ) -> Result<Option<Launcher>, String> {
-        let command = match &app.command {
+        let command = match &app.program.command {
             config::Command::None => return Ok(None),
             config::Command::Argv(words) => words.clone(),
             config::Command::BuiltIn => built_in(app, program)?,
         };
-        if let Some(directory) = app.directory.as_ref().filter(|directory| !directory.is_dir()) {
+        if let Some(directory) = app.program.directory.as_ref().filter(|directory| !directory.is_dir()) {
             return Err(format!("cannot start workers in {}: there is no such directory", directory.display()));
         }
-        program::check(&command, app.directory.as_deref())?;
+        program::check(&command, app.program.directory.as_deref())?;
         let socket = socket_kind(&command, app)?;
-        if socket == WorkerSocket::Tcp && app.ready.by == ReadyBy::Join {
+        if socket == WorkerSocket::Tcp && app.life.ready.by == ReadyBy::Join {
             return Err(
                 "a worker on a TCP port has no socket to join with: expected another --ready, or no {port} and no \
                         --socket tcp"
@@ -121,11 +121,11 @@ impl Launcher {
             program: program.to_path_buf(),
             socket,
             command,
-            directory: app.directory.clone(),
-            environment: app.environment.clone(),
-            concurrency: app.concurrency.max(1),
-            watchdog: app.watchdog,
-            notify: app.ready.by == ReadyBy::Notify,
+            directory: app.program.directory.clone(),
+            environment: app.program.environment.clone(),
+            concurrency: app.sharing.concurrency.max(1),
+            watchdog: app.life.watchdog,
+            notify: app.life.ready.by == ReadyBy::Notify,
             control,
             descriptors,
             ports: Ports::default(),
@@ -225,13 +225,13 @@ impl Launcher {
 
 /// The command of the worker inside this binary.
 fn built_in(app: &App, program: &Path) -> Result<Vec<OsString>, String> {
-    if app.socket == WorkerSocket::Tcp {
+    if app.program.socket == WorkerSocket::Tcp {
         return Err(
             "the built-in worker serves on Unix sockets only: --socket tcp needs a command behind --".to_owned()
         );
     }
     let mut command = vec![program.as_os_str().to_owned(), super::BUILT_IN.into()];
-    if let Some(module) = &app.module {
+    if let Some(module) = &app.program.module {
         command.extend(["--module".into(), module.as_os_str().to_owned()]);
     }
     Ok(command)
@@ -240,8 +240,9 @@ fn built_in(app: &App, program: &Path) -> Result<Vec<OsString>, String> {
 /// What a worker listens on, as its command and the configuration say together: `{port}` asks for TCP by itself, and what is known to
 /// take a path, be it as its `PORT`, is given no port.
 fn socket_kind(command: &[OsString], app: &App) -> Result<WorkerSocket, String> {
-    let takes_path = app.command == config::Command::BuiltIn || is_node(&command[0]) || app.ready.by == ReadyBy::Join;
-    let configured = match app.socket {
+    let takes_path =
+        app.program.command == config::Command::BuiltIn || is_node(&command[0]) || app.life.ready.by == ReadyBy::Join;
+    let configured = match app.program.socket {
         WorkerSocket::Auto if takes_path => WorkerSocket::Unix,
         configured => configured,
     };
@@ -315,14 +316,16 @@ mod tests {
     /// A launcher of `sh -c SCRIPT` that is changed before it is made.
     fn launcher(script: &str, change: impl FnOnce(&mut App)) -> Result<Launcher, String> {
         let words = ["sh", "-c", script].map(OsString::from).to_vec();
-        let mut app = App { command: config::Command::Argv(words), ..App::default() };
+        let mut app = App::default();
+        app.program.command = config::Command::Argv(words);
         change(&mut app);
         Launcher::new(&app, Path::new("/bin/true"), None, None).map(|launcher| launcher.expect("there is a command"))
     }
 
     #[test]
     fn the_command_and_the_kind_of_socket_agree() {
-        let kind = |script: &str, socket| launcher(script, |app| app.socket = socket).map(|launcher| launcher.socket);
+        let kind =
+            |script: &str, socket| launcher(script, |app| app.program.socket = socket).map(|launcher| launcher.socket);
         use WorkerSocket::{Auto, Inherit, Tcp, Unix};
         for (script, configured, expected) in [
             ("x", Auto, Auto),
@@ -345,20 +348,23 @@ mod tests {
 
     #[test]
     fn a_worker_on_a_port_cannot_be_ready_by_joining() {
-        let made = |script| launcher(script, |app| app.ready.by = ReadyBy::Join);
+        let made = |script| launcher(script, |app| app.life.ready.by = ReadyBy::Join);
         assert!(made("x {port}").unwrap_err().contains("--ready"));
         assert!(made("x").is_ok());
     }
 
     #[test]
     fn the_built_in_worker_gets_its_module() {
-        let app = App { command: config::Command::BuiltIn, module: Some("a.so".into()), ..App::default() };
+        let mut app = App::default();
+        app.program.module = Some("a.so".into());
         let made = |app: &App| Launcher::new(app, Path::new("/bin/true"), None, None);
         let launcher = made(&app).unwrap().unwrap();
         assert_eq!(launcher.command, ["/bin/true", "worker", "--module", "a.so"]);
         assert_eq!(launcher.socket, WorkerSocket::Unix, "it is known to take a path");
-        assert!(made(&App { socket: WorkerSocket::Tcp, ..app.clone() }).unwrap_err().contains("--socket tcp"));
-        assert!(made(&App { command: config::Command::None, ..app }).unwrap().is_none());
+        app.program.socket = WorkerSocket::Tcp;
+        assert!(made(&app).unwrap_err().contains("--socket tcp"));
+        app.program.command = config::Command::None;
+        assert!(made(&app).unwrap().is_none());
     }
 
     /// The variables that a worker would be given, those that are taken away as `None`.
@@ -378,7 +384,7 @@ mod tests {
         let of = |launcher: &Launcher, notify| {
             environment(launcher, &launcher.endpoint(path.clone()).expect("an endpoint"), notify)
         };
-        let plain = of(&launcher("x", |app| app.socket = WorkerSocket::Unix).unwrap(), None);
+        let plain = of(&launcher("x", |app| app.program.socket = WorkerSocket::Unix).unwrap(), None);
         for (name, expected) in [
             ("SOCKET_PATH", Some(given)),
             ("WORKER_ID", Some("3")),
@@ -398,7 +404,7 @@ mod tests {
         let either = of(&launcher("x", |_| {}).unwrap(), None);
         assert!(either["PORT"].as_ref().unwrap().parse::<u16>().unwrap() > 0);
         assert_eq!(either["SOCKET_PATH"].as_deref(), Some(given));
-        let mut as_node = launcher("x", |app| app.socket = WorkerSocket::Unix).unwrap();
+        let mut as_node = launcher("x", |app| app.program.socket = WorkerSocket::Unix).unwrap();
         as_node.command = vec!["/usr/bin/node".into(), "a.js".into()];
         assert_eq!(of(&as_node, None)["PORT"].as_deref(), Some(given));
         as_node.socket = WorkerSocket::Inherit;
@@ -408,7 +414,7 @@ mod tests {
         let tcp = of(&as_node, None);
         assert!(tcp["PORT"].as_ref().unwrap().parse::<u16>().unwrap() > 0);
         assert_eq!(tcp.get("SOCKET_PATH").cloned().flatten(), None);
-        let mut speaking = launcher("x", |app| app.watchdog = Some(Duration::from_millis(1500))).unwrap();
+        let mut speaking = launcher("x", |app| app.life.watchdog = Some(Duration::from_millis(1500))).unwrap();
         speaking.control = Some("/run/control.sock".into());
         assert!(speaking.listens_to_workers());
         let speaking = of(&speaking, Some(Path::new("/run/web.note")));
@@ -440,8 +446,8 @@ mod tests {
     fn a_socket_to_speak_on_is_made_where_somebody_listens() {
         let listens = |change: fn(&mut App)| launcher("x", change).unwrap().listens_to_workers();
         assert!(!listens(|_| {}));
-        assert!(listens(|app| app.ready.by = ReadyBy::Notify));
-        assert!(listens(|app| app.watchdog = Some(Duration::from_secs(1))));
+        assert!(listens(|app| app.life.ready.by = ReadyBy::Notify));
+        assert!(listens(|app| app.life.watchdog = Some(Duration::from_secs(1))));
     }
 
     #[test]

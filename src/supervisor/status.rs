@@ -65,7 +65,8 @@ impl Observed {
     /// `waker` wakes the supervisor for whoever asks.
     pub fn new(about: About, settings: &Settings, log: &Log, waker: Waker) -> Observed {
         about.desk.attend(Box::new(move || waker.wake()));
-        let monitor = Monitor::new(about.desk.clone(), &settings.metrics, settings.loops, log, Instant::now());
+        let monitor =
+            Monitor::new(about.desk.clone(), &settings.telling.metrics, settings.loops.count, log, Instant::now());
         let rates = Rates::after(about.started, about.metrics.total().requests, about.metrics.latencies());
         let (heartbeat, departed) = (Heartbeat::default(), BTreeMap::new());
         Observed { swept: about.started, rates, about, monitor, heartbeat, departed, dropped_before: 0, reload: None }
@@ -158,22 +159,24 @@ impl Supervisor {
         let about = self.observed.as_ref().map(|observed| &observed.about);
         let settings = self.context.settings();
         status::Status {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            uptime_seconds: about.map_or(0.0, |about| now.duration_since(about.started).as_secs_f64()),
-            state: stops.unwrap_or_else(|| {
-                // What is removed says nothing of the server any more.
-                let stay = self.units.iter().zip(&apps).filter(|(unit, _)| unit.leaving.is_none());
-                state_of_all(stay.map(|(unit, app)| match app.state {
-                    State::Failed | State::Starting if !unit.is_needed() => State::Running,
-                    state => state,
-                }))
-            }),
-            backend: about.map_or_else(String::new, |about| about.backend.to_owned()),
-            loops: settings.loops,
-            listen: settings.listen.iter().map(ToString::to_string).collect(),
-            admin: settings.admin.iter().map(ToString::to_string).collect(),
-            control_socket: self.context.control_path().display().to_string(),
+            server: status::Server {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                uptime_seconds: about.map_or(0.0, |about| now.duration_since(about.started).as_secs_f64()),
+                state: stops.unwrap_or_else(|| {
+                    // What is removed says nothing of the server any more.
+                    let stay = self.units.iter().zip(&apps).filter(|(unit, _)| unit.leaving.is_none());
+                    state_of_all(stay.map(|(unit, app)| match app.state {
+                        State::Failed | State::Starting if !unit.is_needed() => State::Running,
+                        state => state,
+                    }))
+                }),
+                backend: about.map_or_else(String::new, |about| about.backend.to_owned()),
+                loops: settings.loops.count,
+                listen: settings.listening.at.iter().map(ToString::to_string).collect(),
+                admin: settings.telling.admin.iter().map(ToString::to_string).collect(),
+                control_socket: self.context.control_path().display().to_string(),
+            },
             counters: about.map(|about| counters(&about.metrics)).unwrap_or_default(),
             log_lines_dropped: self.log_lines_dropped(),
             reload: self.observed.as_ref().and_then(|observed| observed.reload.clone()),
@@ -361,7 +364,7 @@ impl Unit {
             needed: self.is_needed(),
             generation: self.fleet.generation(),
             lives: self.processes.tally.told(),
-            workers_wanted: self.fleet.wanted() + app.upstreams.len(),
+            workers_wanted: self.fleet.wanted() + app.instead.upstreams.len(),
             workers_ready: snapshot.eligible as usize,
             workers_busy: snapshot.workers.iter().filter(|worker| is_busy(worker)).count(),
             scaling: app.scaling.map(|scaling| status::Scaling { min: scaling.min, max: scaling.max }),
@@ -405,7 +408,7 @@ impl Unit {
     fn status_of_workers(&self, snapshot: &Snapshot, now: Instant) -> Vec<status::Worker> {
         // As was last seen; the next look is for the next document.
         self.processes.ask_for_memory();
-        let weight = |name| self.processes.process(name)?.held;
+        let weight = |name| self.processes.process(name)?.memory.held;
         let mut workers: Vec<status::Worker> = Vec::new();
         for member in self.fleet.members() {
             workers.push(self.status_of_member(member, snapshot, weight(member.name), now));
@@ -416,10 +419,8 @@ impl Unit {
                 continue;
             }
             let state = if place.given_up { WorkerState::Failed } else { WorkerState::Respawning };
-            let (restarts, last_exit) = (u64::from(place.restarts()), place.last_exit.clone());
-            let requests_before = self.processes.tally.requests_before(place.number);
-            let empty = status::Worker::default();
-            workers.push(status::Worker { id: place.number, state, restarts, requests_before, last_exit, ..empty });
+            let (before, empty) = (self.before(place.number), status::Worker::default());
+            workers.push(status::Worker { id: place.number, state, before, ..empty });
         }
         workers.sort_by_key(|worker| (worker.id, worker.generation));
         workers.extend(self.fleet.joined().iter().map(|joined| self.status_of_joined(joined, snapshot, now)));
@@ -428,11 +429,27 @@ impl Unit {
         workers
     }
 
+    /// Those that were in that place before.
+    fn before(&self, number: u32) -> status::Before {
+        let place = self.fleet.places().iter().find(|place| place.number == number);
+        status::Before {
+            restarts: place.map_or(0, |place| u64::from(place.restarts())),
+            requests_before: self.processes.tally.requests_before(number),
+            last_exit: place.and_then(|place| place.last_exit.clone()),
+        }
+    }
+
+    /// The same of one that is not ours, and has no place in the fleet.
+    fn before_of_others(&self, worker: Option<&WorkerSnapshot>) -> status::Before {
+        let requests_before = worker.map_or(0, |worker| self.processes.tally.requests_before(worker.target.number));
+        status::Before { requests_before, ..status::Before::default() }
+    }
+
     fn status_of_upstream(&self, worker: &WorkerSnapshot) -> status::Worker {
         let known = self.upstreams.standing(worker.id);
         status::Worker {
             id: worker.target.number,
-            requests_before: self.processes.tally.requests_before(worker.target.number),
+            before: self.before_of_others(Some(worker)),
             state: match (worker.standing, known) {
                 (_, Some((true, _))) => WorkerState::Ejected,
                 (Standing::Ready, _) => WorkerState::Running,
@@ -442,7 +459,8 @@ impl Unit {
             socket: worker.target.label.clone(),
             health: self.checks.health(worker.id),
             ejections: known.map(|(_, ejections)| ejections),
-            ..counted(Some(worker))
+            work: counted(Some(worker)),
+            ..status::Worker::default()
         }
     }
 
@@ -454,7 +472,6 @@ impl Unit {
         now: Instant,
     ) -> status::Worker {
         let process = self.processes.process(member.name);
-        let place = self.fleet.places().iter().find(|place| place.number == member.number);
         let known = process.and_then(|process| snapshot.worker(process.id));
         status::Worker {
             id: member.number,
@@ -471,17 +488,16 @@ impl Unit {
                 None => process.endpoint.to_string(),
             }),
             uptime_seconds: Some(now.duration_since(member.born).as_secs_f64()),
-            restarts: place.map_or(0, |place| u64::from(place.restarts())),
-            requests_before: self.processes.tally.requests_before(member.number),
+            work: counted(known),
+            before: self.before(member.number),
             reloads: member.reloads,
             memory_bytes,
             health: process.and_then(|process| self.checks.health(process.id)),
-            last_exit: place.and_then(|place| place.last_exit.clone()),
             status_text: process
                 .and_then(|process| process.channel.as_ref())
                 .map(|channel| channel.status.clone())
                 .filter(|text| !text.is_empty()),
-            ..counted(known)
+            ..status::Worker::default()
         }
     }
 
@@ -495,12 +511,13 @@ impl Unit {
             generation: known.map_or(0, |worker| worker.app_generation),
             state: if serves { WorkerState::Running } else { WorkerState::Starting },
             joined: true,
-            requests_before: known.map_or(0, |worker| self.processes.tally.requests_before(worker.target.number)),
+            work: counted(known),
+            before: self.before_of_others(known),
             name: joined.worker_id.clone(),
             socket: worker.map_or_else(String::new, |worker| worker.socket.display().to_string()),
             uptime_seconds: Some(now.duration_since(joined.since).as_secs_f64()),
             status_text: joined.version.as_ref().map(|version| format!("version {version}")),
-            ..counted(known)
+            ..status::Worker::default()
         }
     }
 }
@@ -519,12 +536,10 @@ fn is_busy(worker: &WorkerSnapshot) -> bool {
 }
 
 /// What the dispatch counts of a worker.
-fn counted(known: Option<&WorkerSnapshot>) -> status::Worker {
-    let Some(known) = known else { return status::Worker::default() };
-    status::Worker {
+fn counted(known: Option<&WorkerSnapshot>) -> status::Work {
+    known.map_or_else(status::Work::default, |known| status::Work {
         requests: known.served,
         in_flight: known.in_flight,
         tunnels: known.tunnels,
-        ..status::Worker::default()
-    }
+    })
 }

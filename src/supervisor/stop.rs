@@ -48,12 +48,12 @@ impl Supervisor {
             None => {
                 self.abandon_upgrade();
                 self.service.manager.stopping(now);
-                let seconds = format!("{} s", self.context.settings().shutdown.as_secs_f32());
+                let seconds = format!("{} s", self.context.settings().leaving.shutdown.as_secs_f32());
                 self.context.events.emit(Level::Info, "stop", "stopping: requests may finish", &[("within", &seconds)]);
-                self.announce_stop(self.context.settings().shutdown, false, now);
+                self.announce_stop(self.context.settings().leaving.shutdown, false, now);
             }
             Some(Stop::Announced { drains: true, .. } | Stop::Loops { drains: true, .. }) => {
-                self.finish_requests(self.context.settings().shutdown, false, now);
+                self.finish_requests(self.context.settings().leaving.shutdown, false, now);
             }
             Some(Stop::Workers { hasty: true }) => {}
             Some(_) => {
@@ -81,7 +81,7 @@ impl Supervisor {
     /// Balancers that ask whether the server is ready get time to turn away, unless there is nothing to turn away from: loops are lost, no
     /// worker was ever ready, or another server serves.
     fn announce_stop(&mut self, within: Duration, drains: bool, now: Instant) {
-        let delay = self.context.settings().pre_stop_delay;
+        let delay = self.context.settings().leaving.pre_stop_delay;
         let served = !matches!(self.exit, Some(ExitReason::LoopLost | ExitReason::NeverReady));
         if delay.is_zero() || !served || self.upgrades.is_silent() {
             return self.finish_requests(within, drains, now);
@@ -97,7 +97,7 @@ impl Supervisor {
 
     /// Another server accepts on the same sockets: requests may finish, and no client is sent away that may just be asking.
     pub(super) fn begin_handed_over_stop(&mut self, now: Instant) {
-        let deadline = now + self.context.settings().shutdown;
+        let deadline = now + self.context.settings().leaving.shutdown;
         self.begin_last_requests(deadline, true, now);
         self.context.postboxes.broadcast(|| Message::HandOver { deadline });
     }

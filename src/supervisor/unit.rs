@@ -111,7 +111,7 @@ pub fn most_workers(app: &config::App) -> usize {
 /// Workers that the dispatch's table should have room for: each place may hold a worker that serves, its
 /// replacement, and some that are on their way out or remembered until their last permit is back.
 pub fn table_size(app: &config::App) -> usize {
-    most_workers(app) * 4 + app.upstreams.len() + MOST_JOINED + 8
+    most_workers(app) * 4 + app.instead.upstreams.len() + MOST_JOINED + 8
 }
 
 /// See the module.
@@ -289,7 +289,7 @@ impl Unit {
     pub fn ends_server(&self, only: bool) -> Option<ExitReason> {
         match self.fleet.ever_ready() {
             false if only => Some(ExitReason::NeverReady),
-            _ => self.app().restart.give_up_exit.then_some(ExitReason::GaveUp),
+            _ => self.app().life.restart.give_up_exit.then_some(ExitReason::GaveUp),
         }
     }
 
@@ -334,7 +334,7 @@ impl Unit {
             queued: snapshot.queue_depth,
             oldest_wait: snapshot.oldest.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
             in_flight: in_flight(&snapshot),
-            concurrency: self.processes.app.concurrency as usize,
+            concurrency: self.processes.app.sharing.concurrency as usize,
             workers: self.fleet.wanted(),
             changing: snapshot.paused
                 || self.fleet.roll().is_some()
@@ -364,7 +364,7 @@ impl Unit {
         let message = format!(
             "requests wait for a worker while the workers use {percent} % of their CPU time: an app that works on several requests at \
              once takes more of them with -c (it is {}), any other needs more workers with -w (there are {workers})",
-            app.concurrency
+            app.sharing.concurrency
         );
         self.processes.events.emit(Level::Warn, "requests-wait", &message, &[("queued", &snapshot.queue_depth)]);
     }
@@ -373,7 +373,7 @@ impl Unit {
     fn watch_files(&mut self) {
         self.stop_watching();
         let (app, context) = (&self.processes.app, &self.processes.context);
-        if app.hot_reload == HotReload::None || self.processes.launcher().is_none() {
+        if app.reload.by == HotReload::None || self.processes.launcher().is_none() {
             return;
         }
         let ring = context.waker.clone();
@@ -538,7 +538,7 @@ fn in_flight(snapshot: &Snapshot) -> usize {
 
 /// What the fleet keeps to.
 fn rule(app: &config::App) -> fleet::Rule {
-    let (restart, recycle) = (&app.restart, &app.recycle);
+    let (restart, recycle) = (&app.life.restart, &app.life.recycle);
     fleet::Rule {
         restart: RestartRule {
             base: restart.base,
@@ -552,9 +552,9 @@ fn rule(app: &config::App) -> fleet::Rule {
         jitter_percent: recycle.jitter_percent,
         lifetime: recycle.lifetime,
         reloads: recycle.reloads,
-        ready_timeout: app.ready.timeout,
+        ready_timeout: app.life.ready.timeout,
         start_parallel: restart.start_parallel,
-        proven_after: match app.hot_reload {
+        proven_after: match app.reload.by {
             HotReload::None => PROVEN_AFTER,
             // Who edits waits for the next roll until this one is over.
             HotReload::Process | HotReload::Module => PROVEN_AFTER_EDIT,
@@ -563,7 +563,7 @@ fn rule(app: &config::App) -> fleet::Rule {
         drain: restart.drain,
         parallel: restart.parallel,
         max_unavailable: restart.max_unavailable,
-        dump_signal: app.dump_signal,
+        dump_signal: app.life.dump_signal,
         seed: u64::from(std::process::id()) << 32,
     }
 }

@@ -103,7 +103,7 @@ impl Upstreams {
         now: Instant,
     ) -> Result<Upstreams, StartError> {
         let mut all = Vec::new();
-        for (index, upstream) in app.upstreams.iter().enumerate() {
+        for (index, upstream) in app.instead.upstreams.iter().enumerate() {
             let (name, addresses) = match upstream {
                 Upstream::Unix(path) => {
                     run_directory::check_length(path)?;
@@ -283,7 +283,7 @@ impl Upstreams {
 
 /// How long those that fail are left out.
 fn rule(app: &App) -> EjectionRule {
-    EjectionRule { first: app.eject.time, longest: app.eject.max, concurrency: app.concurrency }
+    EjectionRule { first: app.eject.time, longest: app.eject.max, concurrency: app.sharing.concurrency }
 }
 
 impl Watched {

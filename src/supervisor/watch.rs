@@ -125,17 +125,17 @@ impl Watcher {
     /// # Errors
     /// When there is nothing to watch, or the system cannot watch at all.
     pub fn start(app: &App, settings: &Settings, on_change: impl Fn() + Send + 'static) -> Result<Watcher, WatchError> {
-        let command: &[OsString] = match &app.command {
+        let command: &[OsString] = match &app.program.command {
             Command::Argv(argv) => argv,
             Command::BuiltIn | Command::None => &[],
         };
-        let module: Vec<PathBuf> = app.module.iter().cloned().collect();
-        let mut left_out = vec![settings.run_dir.clone()];
-        if let LogTarget::File(path) = &settings.access_log.target {
+        let module: Vec<PathBuf> = app.program.module.iter().cloned().collect();
+        let mut left_out = vec![settings.process.run_dir.clone()];
+        if let LogTarget::File(path) = &settings.logs.access.target {
             left_out.push(path.clone());
         }
         let here = here(app);
-        let targets = Targets::find(&app.watch, command, &module, &left_out, &here);
+        let targets = Targets::find(&app.reload.watch, command, &module, &left_out, &here);
         Watcher::start_for(targets, here, on_change)
     }
 
@@ -497,7 +497,7 @@ fn look(path: &Path, touch: Touch, named: bool) -> Seen {
 
 /// Where the workers start: what the command's relative paths are relative to.
 fn here(app: &App) -> PathBuf {
-    let start = app.directory.clone().map_or_else(std::env::current_dir, Ok);
+    let start = app.program.directory.clone().map_or_else(std::env::current_dir, Ok);
     start.and_then(fs::canonicalize).unwrap_or_else(|_| PathBuf::from("/"))
 }
 

@@ -58,7 +58,7 @@ impl Question<'_> {
 
 /// Answers. False: the answer's end is the connection's end.
 pub(super) fn answer(entry: &Entry, question: &Question<'_>, out: &mut Vec<u8>) -> io::Result<bool> {
-    let target = question.request.path.of(question.head);
+    let target = question.request.target.path.of(question.head);
     let (path, query) = match memchr::memchr(b'?', target) {
         Some(mark) => (&target[..mark], &target[mark + 1..]),
         None => (target, &b""[..]),

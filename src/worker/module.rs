@@ -141,12 +141,12 @@ impl Module {
                 .iter()
                 .map(|field| Field { name: Bytes::of(field.name.of(head)), value: Bytes::of(field.value.of(head)) }),
         );
-        let target = request.path.of(head);
+        let target = request.target.path.of(head);
         let query = memchr::memchr(b'?', target).map_or(&b""[..], |mark| &target[mark + 1..]);
         let raw = RawRequest {
             method: Bytes::of(request.method_span.of(head)),
-            target: Bytes::of(request.target.of(head)),
-            path: Bytes::of(request.path_bytes(head)),
+            target: Bytes::of(request.target.whole.of(head)),
+            path: Bytes::of(request.target.path_bytes(head)),
             query: Bytes::of(query),
             fields: list.as_ptr(),
             field_count: list.len(),

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use production_server::control::status::{App, State, Status};
+use production_server::control::status::{App, Server, State, Status};
 use production_server::control::{Answer, Command, CommandHandler, ControlServer, SOCKET_NAME};
 use production_server::supervisor::wake::{self, Sleeper, Waker};
 use serde_json::{Value, json};
@@ -109,7 +109,8 @@ impl Rig {
         let socket = directory.join(SOCKET_NAME);
         let server = ControlServer::open(&socket).unwrap();
         let app = App { name: "web".to_owned(), state: State::Running, workers_wanted: 2, ..App::default() };
-        let status = Status { pid, state: State::Running, apps: vec![app], ..Status::default() };
+        let process = Server { pid, state: State::Running, ..Server::default() };
+        let status = Status { server: process, apps: vec![app], ..Status::default() };
         let asked = Arc::new(Mutex::new(Vec::new()));
         let clerk = Clerk { asked: asked.clone(), status };
         let (waker, sleeper) = wake::pair().unwrap();

@@ -140,12 +140,12 @@ impl Plan {
         (timeouts.header, timeouts.body, timeouts.write) = (seconds(5), seconds(2), seconds(4));
         timeouts.idle = seconds([6, 20][random.below(2)]);
         let app = &mut settings.app;
-        app.response_buffer = [1 << 16, 1 << 18, 1 << 24][random.below(3)];
-        settings.buffer_bytes = [150_000, 300_000, 600_000][random.below(3)];
+        app.buffers.response = [1 << 16, 1 << 18, 1 << 24][random.below(3)];
+        settings.stores.buffer_bytes = [150_000, 300_000, 600_000][random.below(3)];
         if self.ample {
-            (app.response_buffer, settings.buffer_bytes) = (1 << 24, 1 << 28);
+            (app.buffers.response, settings.stores.buffer_bytes) = (1 << 24, 1 << 28);
         } else if self.calm {
-            settings.buffer_bytes = self.least_budget(faults.capacity);
+            settings.stores.buffer_bytes = self.least_budget(faults.capacity);
         }
         if self.calm {
             (app.timeouts.read, app.timeouts.request) = (seconds(2), seconds(30));
@@ -153,7 +153,7 @@ impl Plan {
         }
         // Who keeps a worker is not to keep it from others, unless the workers' side is what may go wrong.
         if !self.ample && (self.calm || random.chance(500)) {
-            app.concurrency = self.len() as u32 + 40;
+            app.sharing.concurrency = self.len() as u32 + 40;
         }
     }
 

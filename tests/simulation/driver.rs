@@ -108,11 +108,11 @@ impl Plan {
             plan.join_crowd(&mut random);
         }
         if kind != Kind::Wild {
-            plan.temper.backlog = plan.settings.app.concurrency as usize;
+            plan.temper.backlog = plan.settings.app.sharing.concurrency as usize;
         }
         if plan.crowd.is_none() && seed % 4 == 3 {
             // Behind a balancer that names the client of each connection.
-            let front = &mut plan.settings.front;
+            let front = &mut plan.settings.listening.front;
             front.proxies.add("0.0.0.0/0, unix").unwrap();
             front.header_timeout = plan.settings.timeouts.header;
         } else {
@@ -131,7 +131,7 @@ impl Plan {
             plan.kind = Kind::Calm;
         }
         plan.crowd = None;
-        plan.settings.front = Settings::for_test().front;
+        plan.settings.listening.front = Settings::for_test().listening.front;
         (plan.small_blocks, plan.large_blocks) = (64, 4);
         (plan.loops, plan.clients) = (random.between(1, 3), random.below(4));
         plan.hub = Some(hubs::Plan::draw(plan.kind, (&mut plan.settings, &mut plan.faults), &mut random));
@@ -145,7 +145,7 @@ impl Plan {
         (self.small_blocks, self.large_blocks) = (random.between(8, 24), random.below(3));
         self.clients = self.clients.min(6);
         if let Some(most) = crowd.crowded_doors(self.kind) {
-            self.settings.max_connections = most + self.clients;
+            self.settings.bounds.connections = most + self.clients;
             self.loops = 1;
         }
         self.crowd = Some(crowd);
@@ -175,10 +175,10 @@ fn settings(kind: Kind, random: &mut Random) -> Settings {
     let mut settings = Settings::for_test();
     (settings.timeouts.idle, settings.timeouts.write) = (Duration::from_secs(6), Duration::from_secs(5));
     let app = &mut settings.app;
-    app.balance = [config::Balance::Lifo, config::Balance::RoundRobin, config::Balance::Least][random.below(3)];
-    app.concurrency = if kind == Kind::Orderly || random.chance(600) { 1 } else { random.between(2, 4) as u32 };
-    app.request_buffer = [1 << 20, 20_000, 1000][random.below(3)];
-    app.keepalive = kind == Kind::Orderly || random.chance(850);
+    app.sharing.balance = [config::Balance::Lifo, config::Balance::RoundRobin, config::Balance::Least][random.below(3)];
+    app.sharing.concurrency = if kind == Kind::Orderly || random.chance(600) { 1 } else { random.between(2, 4) as u32 };
+    app.buffers.request = [1 << 20, 20_000, 1000][random.below(3)];
+    app.sharing.keepalive = kind == Kind::Orderly || random.chance(850);
     app.queue.size = 64;
     app.queue.timeout = Duration::from_secs(60);
     app.timeouts.request = Duration::from_secs(60);
@@ -192,10 +192,10 @@ fn settings(kind: Kind, random: &mut Random) -> Settings {
         app.queue.timeout = Duration::from_millis(random.between(100, 2000) as u64);
         app.queue.hold = Duration::from_millis(random.between(100, 3000) as u64);
         app.queue.size = [64, 3, 0][random.below(3)];
-        app.response_buffer = [1 << 24, 10_000][random.below(2)];
-        app.serve_half_closed = random.chance(300);
-        settings.max_connections = [1024, 8][random.below(2)];
-        settings.buffer_bytes = [1 << 24, 200_000][random.below(2)];
+        app.buffers.response = [1 << 24, 10_000][random.below(2)];
+        app.answering.serve_half_closed = random.chance(300);
+        settings.bounds.connections = [1024, 8][random.below(2)];
+        settings.stores.buffer_bytes = [1 << 24, 200_000][random.below(2)];
     }
     settings
 }
@@ -344,14 +344,14 @@ impl Run {
         });
         let ledger = Rc::new(RefCell::new(Ledger::new(rules(&plan, started))));
         let place = Place::Tcp(([10, 0, 0, 1], 80).into());
-        let budget = Budget::new(plan.settings.buffer_bytes);
+        let budget = Budget::new(plan.settings.stores.buffer_bytes);
         let parts = mailboxes.into_iter().zip(bells).enumerate();
         let loops = parts
             .map(|(index, (mailbox, bell))| {
                 open_loop(&world, &plan, (index as u16, mailbox, bell), (&shared, &table), &metrics, &budget, &place)
             })
             .collect();
-        let proxied = !plan.settings.front.proxies.is_empty();
+        let proxied = !plan.settings.listening.front.proxies.is_empty();
         let manners = Manners { rude: plan.kind == Kind::Wild, long_body: 40_000, proxied };
         let line = Line::new(&world, plan.secure);
         let clients = (0..plan.clients).map(|_| Client::new(&line, &ledger, &place, manners)).collect();
@@ -525,7 +525,7 @@ impl Run {
                 paused == 0 || self.shared.scarcity.is_known(),
                 "{paused} answers are forgotten that wait for memory"
             );
-            let concurrency = self.plan.settings.app.concurrency;
+            let concurrency = self.plan.settings.app.sharing.concurrency;
             let wrong = before.is_some_and(|before| passed_over(&before, &self.dispatch.snapshot(), concurrency));
             assert!(!wrong, "an older generation was given a request that a newer one could have had");
             if let Some(hub) = &self.hub {
@@ -626,7 +626,7 @@ fn open_loop(
             descriptor: world.listener(place.clone()).unwrap(),
             port: 80,
             tls: policy_of_tls(plan.secure),
-            front: Arc::new(shared.settings.front.clone()),
+            front: Arc::new(shared.settings.listening.front.clone()),
             admin: false,
         }],
         mailbox,
@@ -653,12 +653,12 @@ fn policy_of_tls(_secure: bool) -> Option<Arc<production_server::tls::Policy>> {
 fn policy(settings: &Settings) -> Policy {
     let app = &settings.app;
     Policy {
-        balance: match app.balance {
+        balance: match app.sharing.balance {
             config::Balance::Lifo => Balance::Lifo,
             config::Balance::RoundRobin => Balance::RoundRobin,
             config::Balance::Least => Balance::Least,
         },
-        concurrency: app.concurrency,
+        concurrency: app.sharing.concurrency,
         queue_size: app.queue.size,
         queue_timeout: app.queue.timeout,
         hold: app.queue.hold,

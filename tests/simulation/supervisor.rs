@@ -106,7 +106,7 @@ impl Supervisor {
             postboxes: postboxes.clone(),
             app,
             temper: plan.temper,
-            concurrency: plan.settings.app.concurrency,
+            concurrency: plan.settings.app.sharing.concurrency,
             breaks: if plan.kind == Kind::Wild { 150 } else { 0 },
             processes: Vec::new(),
             tasks: Vec::new(),

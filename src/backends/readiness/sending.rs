@@ -1,21 +1,70 @@
 //! Sending: what is queued leaves at the end of the turn, and files from where the kernel has them.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, IoSlice};
 use std::time::Instant;
 
 use super::socket::Socket;
 use super::socket::flag::*;
-use super::{BULK_BYTES, Backend, Event, Handed, Readiness, Side, Sock, alive, system};
+use super::{Backend, Event, Handed, Readiness, Side, Sock, alive, system};
 use crate::backends::flags::Flagged;
+use crate::backends::{BULK_BYTES, FILES_A_TURN};
 use crate::buffers::block;
 use crate::buffers::outbox::{GATHER, Outboxes};
 use crate::kernel::{is_in_memory, send_file};
 
+/// Who has something to send, and what of it has left. All of them have [`DIRTY`] set.
+#[derive(Default)]
+pub(super) struct Sending {
+    /// To be flushed at the end of the turn.
+    dirty: Vec<Sock>,
+    /// The same for those whose peers were behind and that have room now: as many a turn as [`BULK_BYTES`] say.
+    bulk: VecDeque<Sock>,
+    /// Bytes that the kernel took from accepted sockets.
+    taken: u64,
+    /// Bytes of files that may still be sent in this turn.
+    file_bytes: u64,
+}
+
+impl Sending {
+    /// See [`Backend::taken`].
+    pub(super) fn taken(&self) -> u64 {
+        self.taken
+    }
+
+    /// Goes on to the next turn.
+    pub(super) fn begin_turn(&mut self) {
+        self.file_bytes = FILES_A_TURN;
+    }
+
+    /// Whether any has to be flushed for which nothing has to come first.
+    pub(super) fn has_bulk(&self) -> bool {
+        !self.bulk.is_empty()
+    }
+
+    /// Has the socket flushed at the end of the turn.
+    #[inline]
+    pub(super) fn mark(&mut self, sock: Sock, socket: &mut Socket) {
+        if !socket.is(DIRTY) {
+            socket.set(DIRTY);
+            self.dirty.push(sock);
+        }
+    }
+
+    /// Has it flushed in its turn among those whose peers were behind.
+    pub(super) fn mark_bulk(&mut self, sock: Sock, socket: &mut Socket) {
+        if !socket.is(DIRTY) {
+            socket.set(DIRTY);
+            self.bulk.push_back(sock);
+        }
+    }
+}
+
 impl Readiness {
     /// Flushes all that have something to send.
     pub(super) fn flush_dirty(&mut self) {
-        let mut dirty = std::mem::take(&mut self.dirty);
+        let mut dirty = std::mem::take(&mut self.sending.dirty);
         for &sock in &dirty {
             self.flush(sock);
             debug_assert!(!self.pins_blocks(sock), "a block of the pool waits for a peer");
@@ -23,15 +72,15 @@ impl Readiness {
         dirty.clear();
         let mut left = BULK_BYTES;
         while left > 0
-            && let Some(sock) = self.dirty_bulk.pop_front()
+            && let Some(sock) = self.sending.bulk.pop_front()
         {
             let before = self.sent(sock);
             self.flush(sock);
             left = left.saturating_sub((self.sent(sock).saturating_sub(before) as usize).max(block::SMALL));
         }
         // Flushing marks nothing; keep the list's memory.
-        debug_assert!(self.dirty.is_empty(), "a flush has marked a socket");
-        self.dirty = dirty;
+        debug_assert!(self.sending.dirty.is_empty(), "a flush has marked a socket");
+        self.sending.dirty = dirty;
     }
 
     /// See [`Backend::send_file`](crate::backends::Backend::send_file).
@@ -40,20 +89,17 @@ impl Readiness {
         if socket.is(SEND_FAILED | FINISH | CLOSING | LISTENER) {
             return Handed::Sent(0);
         }
-        if self.file_bytes == 0 {
+        if self.sending.file_bytes == 0 {
             // Others had their turns; it has its own in one of the next.
             socket.set(AWAITS_ROOM);
-            if !socket.is(DIRTY) {
-                socket.set(DIRTY);
-                self.dirty_bulk.push_back(sock);
-            }
+            self.sending.mark_bulk(sock, socket);
             return Handed::Sent(0);
         }
         if !socket.is(WRITABLE) {
             self.await_room_for_files(sock);
             return Handed::Sent(0);
         }
-        let count = count.min(BULK_BYTES as u64).min(self.file_bytes);
+        let count = count.min(BULK_BYTES as u64).min(self.sending.file_bytes);
         if !is_in_memory(file, at, count) {
             return Handed::Unable;
         }
@@ -72,8 +118,8 @@ impl Readiness {
             Ok(0) => Handed::Ended,
             Ok(sent) => {
                 socket.sent += sent;
-                self.taken += sent;
-                self.file_bytes -= sent;
+                self.sending.taken += sent;
+                self.sending.file_bytes -= sent;
                 if sent < count {
                     self.await_room_for_files(sock);
                 }
@@ -116,7 +162,7 @@ impl Readiness {
                     self.outboxes.consume(&mut socket.outbox, sent);
                     socket.sent += sent as u64;
                     if !socket.is(WORKER) {
-                        self.taken += sent as u64;
+                        self.sending.taken += sent as u64;
                     }
                     if socket.is(AWAITS_ROOM) {
                         socket.clear(AWAITS_ROOM);

@@ -79,7 +79,7 @@ impl Reader<'_> {
             Some((route.draft.access.forward.app.clone(), route.mark("routes[].forward_auth.app")?))
         };
         let of_hub = |hub: &super::Named<crate::config::Hub>| {
-            Some((hub.value.as_ref()?.app.clone()?, hub.said.mark("hub.*.app")?))
+            Some((hub.value.as_ref()?.participant.app.clone()?, hub.said.mark("hub.*.app")?))
         };
         let of_routes = self.file.routes.iter().flat_map(|route| [app(route), asked(route)]).flatten();
         for (name, at) in of_routes.chain(self.file.hubs.iter().filter_map(of_hub)) {

@@ -24,7 +24,9 @@ fn config(file: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<
 
 /// What of it is the server's and the first app's.
 fn invocation(file: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Settings, Refusal> {
-    config(file, arguments, variables).map(|config| Settings { config: None, ..config.server })
+    let mut server = config(file, arguments, variables)?.server;
+    server.source.file = None;
+    Ok(server)
 }
 
 fn settings(file: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Settings {
@@ -62,21 +64,22 @@ fn every_key_is_read_from_the_file_as_from_its_flag() {
         );
         let mut from_flag = settings("", &flags, &[]);
         if of_socket {
-            let access = from_flag.unix_listen_at("/run/x.sock".as_ref());
-            assert_eq!(access, from_file.unix_listen_at("/run/x.sock".as_ref()), "{}", place.path);
+            let access = from_flag.listening.unix_at("/run/x.sock".as_ref());
+            assert_eq!(access, from_file.listening.unix_at("/run/x.sock".as_ref()), "{}", place.path);
             assert_ne!(access, &UnixListen::default(), "{}", place.path);
-            from_flag.unix_listen = from_file.unix_listen.clone();
+            from_flag.listening.unix = from_file.listening.unix.clone();
         }
         if place.path.starts_with("listen[]") && super::super::places::OF_FRONT.contains(&key.name) {
             let listener = ListenAddress::Unix("/run/x.sock".into());
-            assert_eq!(&from_flag.front, from_file.front_at(&listener), "{}", place.path);
-            assert_ne!(from_flag.front, from_file.front, "{}", place.path);
-            (from_flag.front, from_flag.front_of) = (from_file.front.clone(), from_file.front_of.clone());
+            assert_eq!(&from_flag.listening.front, from_file.listening.front_at(&listener), "{}", place.path);
+            assert_ne!(from_flag.listening.front, from_file.listening.front, "{}", place.path);
+            from_flag.listening.front.clone_from(&from_file.listening.front);
+            from_flag.listening.front_of.clone_from(&from_file.listening.front_of);
         }
         if place.path == "apps.*.error_pages" {
-            from_flag.app.error_pages = std::mem::take(&mut from_flag.error_pages);
+            from_flag.app.answering.error_pages = std::mem::take(&mut from_flag.error_pages);
         }
-        from_flag.unix_listen_of.clone_from(&from_file.unix_listen_of);
+        from_flag.listening.unix_of.clone_from(&from_file.listening.unix_of);
         assert_eq!(format!("{from_flag:?}"), format!("{from_file:?}"), "{}", place.path);
     }
 }
@@ -93,17 +96,17 @@ fn the_file_is_the_lowest_place_but_for_defaults() {
     assert_eq!(settings(workers, &["w:3"], &[]).app.scaling, None);
     let listen = "listen = [{ address = \"1000\" }, { address = \"1001\" }]";
     let ports = |arguments: &[&str], variables: &[(&str, &str)]| -> Vec<String> {
-        settings(listen, arguments, variables).listen.iter().map(ToString::to_string).collect()
+        settings(listen, arguments, variables).listening.at.iter().map(ToString::to_string).collect()
     };
     assert_eq!(ports(&[], &[]), ["0.0.0.0:1000", "0.0.0.0:1001"]);
     assert_eq!(ports(&[], &[("PORT", "3000")]), ["0.0.0.0:3000"]);
     assert_eq!(ports(&["http:4000"], &[("PORT", "3000")]), ["0.0.0.0:4000"]);
-    assert!(settings(listen, &[], &[("XDG_RUNTIME_DIR", "/x")]).run_dir.ends_with("production_server-1000"));
-    let target = |file: &str, arguments: &[&str]| settings(file, arguments, &[]).access_log.target;
+    assert!(settings(listen, &[], &[("XDG_RUNTIME_DIR", "/x")]).process.run_dir.ends_with("production_server-1000"));
+    let target = |file: &str, arguments: &[&str]| settings(file, arguments, &[]).logs.access.target;
     assert_eq!(target("log.access = false", &[]), LogTarget::Off);
     assert_eq!(target("log.access = false", &["--access-log=/a"]), LogTarget::File("/a".into()));
     assert_eq!(target("log.access = \"/a\"", &["--no-access-log"]), LogTarget::Off);
-    assert_eq!(settings("", &[], &[]).config, None);
+    assert_eq!(settings("", &[], &[]).source.file, None);
 }
 
 /// What is said of one log alone wins over what is said of all, in whatever order the file has them.
@@ -113,7 +116,7 @@ fn the_more_special_key_wins_wherever_it_stands_in_the_file() {
         ("log.format = \"rip\"\n", "log.access.format = \"common\"\n", "log.events.format = \"json\"\n");
     for file in [[all, access, events], [access, events, all]] {
         let settings = settings(&file.concat(), &[], &[]);
-        let formats = (settings.access_log.format, settings.event_log.format);
+        let formats = (settings.logs.access.format, settings.logs.events.format);
         assert_eq!(formats, (AccessLogFormat::Common, EventFormat::Json), "{file:?}");
     }
 }
@@ -123,15 +126,15 @@ fn the_app_is_what_the_highest_place_says() {
     let command = |words: &[&str]| Command::Argv(words.iter().map(OsString::from).collect());
     let file = "[apps.shop]\ncommand = [\"node\", \"${SCRIPT:-server.js}\"]\nworkers = 4";
     let from_file = settings(file, &[], &[("SCRIPT", "a.js")]).app;
-    assert_eq!((from_file.name.as_str(), from_file.command), ("shop", command(&["node", "a.js"])));
+    assert_eq!((from_file.name.as_str(), from_file.program.command), ("shop", command(&["node", "a.js"])));
     let said = settings(file, &["--", "ruby", "x"], &[]).app;
-    assert_eq!((said.name.as_str(), said.command, said.workers), ("shop", command(&["ruby", "x"]), 4));
+    assert_eq!((said.name.as_str(), said.program.command, said.workers), ("shop", command(&["ruby", "x"]), 4));
     let said = settings(file, &["--respond=hello"], &[]).app;
-    assert_eq!((said.command, said.respond.as_deref()), (Command::None, Some("hello")));
+    assert_eq!((said.program.command, said.instead.respond.as_deref()), (Command::None, Some("hello")));
     let said = settings("apps.web.respond = \"hello\"", &["--", "node"], &[]).app;
-    assert_eq!((said.command, said.respond), (command(&["node"]), None));
+    assert_eq!((said.program.command, said.instead.respond), (command(&["node"]), None));
     let said = settings("apps.web.upstream = \"unix:/a\"", &[], &[("PRODUCTION_SERVER_RESPOND", "x")]).app;
-    assert_eq!((said.upstreams.len(), said.respond.as_deref()), (0, Some("x")));
+    assert_eq!((said.instead.upstreams.len(), said.instead.respond.as_deref()), (0, Some("x")));
     let refusal = invocation("apps.web.respond = \"x\"", &["w:4"], &[]).unwrap_err();
     assert!(refusal.exit_code == 78 && refusal.line.contains("`apps.web.respond` and w:4"), "{}", refusal.line);
 }
@@ -170,14 +173,14 @@ const SITE: &str = "
 fn several_apps_and_their_routes_come_from_one_file() {
     use super::super::route::{HostPattern, PathPattern, Piece, Redirect, Target};
     let config = config(SITE, &["--listen=1000"], &[("A", "x")]).unwrap();
-    let apps: Vec<_> = config.apps.iter().map(|app| (app.name.as_str(), app.queue.size, app.balance)).collect();
+    let apps: Vec<_> = config.apps.iter().map(|app| (app.name.as_str(), app.queue.size, app.sharing.balance)).collect();
     let default = App::default().queue.size;
     let expected =
         [("api", 8, Balance::Lifo), ("site", 7, Balance::Lifo), ("unix:/a unix:/b least", default, Balance::Least)];
     assert_eq!(apps.len(), 3);
     assert!(expected.iter().all(|one| apps.contains(one)), "{apps:?}");
     let site = config.apps.iter().find(|app| app.name == "site").unwrap();
-    let environment: Vec<_> = site.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let environment: Vec<_> = site.program.environment.iter().map(|(name, value)| format!("{name}={value}")).collect();
     assert_eq!(environment, ["A=x", "B=2", "C=true"]);
     let to = |index: usize| match config.routes[index].to {
         Target::App(app) => config.apps[app].name.as_str(),
@@ -241,26 +244,24 @@ fn hubs_come_from_the_file() {
     let chat = Hub {
         name: "chat".to_owned(),
         topics: vec!["chat.*".to_owned(), "all".to_owned()],
-        history_count: 0,
-        history_bytes: 2 << 20,
-        history_age: Duration::from_secs(3600),
-        memory: 1 << 30,
-        most_topics: 7,
-        message: 9,
-        topics_per_socket: 8,
+        history: History { count: 0, bytes: 2 << 20, age: Duration::from_secs(3600) },
+        room: Room { memory: 1 << 30, topics: 7, message: 9, topics_per_socket: 8 },
         ping: Duration::from_secs(1),
         pong: Duration::from_secs(2),
         poll: Duration::from_secs(3),
         origins: vec![Origin::Any, Origin::Of { secure: false, host: "a".to_owned(), port: 81 }],
         keys: None,
         deflate: false,
-        app: Some("web".to_owned()),
-        events: "/chat/events".to_owned(),
-        dialect: super::super::hub::Dialect::Events,
+        participant: Participant {
+            app: Some("web".to_owned()),
+            path: "/chat/events".to_owned(),
+            dialect: super::super::hub::Dialect::Events,
+        },
         path: "/chat".to_owned(),
         bus: Some(super::super::hub::Bus::Directory("/run/x".into())),
     };
-    let news = Hub { name: "news".to_owned(), history_count: 5, ..Hub::default() };
+    let history = History { count: 5, ..Hub::default().history };
+    let news = Hub { name: "news".to_owned(), history, ..Hub::default() };
     assert_eq!(config.server.hubs, [news, chat]);
     // One that no route is to is served below its path, before all routes and on any host.
     let shown = config.routes.iter().map(|route| (route.matching.to_string(), &route.to));
@@ -312,7 +313,7 @@ fn a_flag_of_an_app_says_nothing_where_there_are_several() {
         );
         assert_eq!((refusal.line, refusal.exit_code), (line, 64));
     }
-    let warned = config(SITE, &[], &[("WEB_CONCURRENCY", "7")]).unwrap().server.warnings;
+    let warned = config(SITE, &[], &[("WEB_CONCURRENCY", "7")]).unwrap().server.source.warnings;
     assert_eq!(warned, ["WEB_CONCURRENCY in the environment has no effect: the configuration file has several apps"]);
 }
 
@@ -321,11 +322,11 @@ fn sockets_of_the_file_have_their_own_modes() {
     let file = "listen = [{ address = \"unix:/a\", mode = \"0600\", group = \"web\" }, { address = \"unix:/b\" }]";
     let plain = settings(file, &[], &[]);
     let group = Some("web".to_owned());
-    assert_eq!(plain.unix_listen_at("/a".as_ref()), &UnixListen { mode: 0o600, owner: None, group: group.clone() });
-    assert_eq!(plain.unix_listen_at("/b".as_ref()), &UnixListen::default());
+    assert_eq!(plain.listening.unix_at("/a".as_ref()), &UnixListen { mode: 0o600, owner: None, group: group.clone() });
+    assert_eq!(plain.listening.unix_at("/b".as_ref()), &UnixListen::default());
     let said = settings(file, &["--listen-mode=0640"], &[]);
-    assert_eq!(said.unix_listen_at("/a".as_ref()), &UnixListen { mode: 0o640, owner: None, group });
-    assert_eq!(said.unix_listen_at("/b".as_ref()).mode, 0o640);
+    assert_eq!(said.listening.unix_at("/a".as_ref()), &UnixListen { mode: 0o640, owner: None, group });
+    assert_eq!(said.listening.unix_at("/b".as_ref()).mode, 0o640);
 }
 
 #[test]

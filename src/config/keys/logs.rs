@@ -8,31 +8,31 @@ use super::{FROM_ZERO, Key, Range, key, store};
 /// Of two keys the more special is read later: `log-format` before `json-logging`, and both before the format of one log alone.
 pub(super) const LOGS: &[Key] = &[
     key("access-log", "TARGET", "-", ACCESS_HELP, |settings, text| {
-        store(&mut settings.access_log.target, LogTarget::read(text))
+        store(&mut settings.logs.access.target, LogTarget::read(text))
     })
     .example("/var/log/access.log"),
     key("no-access-log", "", "", "Write no access log", |settings, text| {
         if switch(text)? {
-            settings.access_log.target = LogTarget::Off;
+            settings.logs.access.target = LogTarget::Off;
         }
         Ok(())
     })
     .example("on"),
     key("log-format", "FORMAT", "", LOG_FORMAT_HELP, |settings, text| {
         let format = AccessLogFormat::read(text)?;
-        settings.event_log.format = match format {
+        settings.logs.events.format = match format {
             AccessLogFormat::Human | AccessLogFormat::Rip => EventFormat::Human,
             AccessLogFormat::Json | AccessLogFormat::RipJson => EventFormat::Json,
             _ => EventFormat::Auto,
         };
-        settings.access_log.format = format;
+        settings.logs.access.format = format;
         Ok(())
     })
     .example("json")
     .wrong_part(wrong_in_pattern),
     key("json-logging", "", "", "Write the access log in JSON", |settings, text| {
         if switch(text)? {
-            settings.access_log.format = AccessLogFormat::Json;
+            settings.logs.access.format = AccessLogFormat::Json;
         }
         Ok(())
     })
@@ -42,35 +42,35 @@ pub(super) const LOGS: &[Key] = &[
         "FORMAT",
         "",
         "How access lines look, as --log-format says it of all [default: that of --log-format]",
-        |settings, text| store(&mut settings.access_log.format, AccessLogFormat::read(text)),
+        |settings, text| store(&mut settings.logs.access.format, AccessLogFormat::read(text)),
     )
     .example("combined")
     .wrong_part(wrong_in_pattern),
     key("redact-field", "NAME", "", "A request field that access lines do not show", |settings, text| {
-        settings.access_log.redact.fields.push(logging::field_name(text)?);
+        settings.logs.access.redact.fields.push(logging::field_name(text)?);
         Ok(())
     })
     .many()
     .example("authorization"),
     key("redact-query", "NAME", "", "A query parameter whose value access lines do not show", |settings, text| {
-        settings.access_log.redact.query.push(logging::parameter_name(text)?);
+        settings.logs.access.redact.query.push(logging::parameter_name(text)?);
         Ok(())
     })
     .many()
     .example("token"),
     key("access-log-sample", "STATUS:SHARE", "", SAMPLE_HELP, |settings, text| {
-        settings.access_log.sampling.push(Sampling::read(text)?);
+        settings.logs.access.sampling.push(Sampling::read(text)?);
         Ok(())
     })
     .many()
     .example("2xx:1/100"),
     key("event-log", "TARGET", "stderr", EVENTS_HELP, |settings, text| {
-        store(&mut settings.event_log.target, LogTarget::read(text))
+        store(&mut settings.logs.events.target, LogTarget::read(text))
     })
     .example("syslog"),
     key("event-log-format", "FORMAT", "", EVENT_FORMAT_HELP, |settings, text| {
         let formats = [("auto", EventFormat::Auto), ("human", EventFormat::Human), ("json", EventFormat::Json)];
-        store(&mut settings.event_log.format, choice(text, &formats))
+        store(&mut settings.logs.events.format, choice(text, &formats))
     })
     .example("json"),
     key(
@@ -80,12 +80,12 @@ pub(super) const LOGS: &[Key] = &[
         "The least important events that are written: info, warn or error",
         |settings, text| {
             let levels = [("info", Level::Info), ("warn", Level::Warn), ("error", Level::Error)];
-            store(&mut settings.event_log.level, choice(text, &levels))
+            store(&mut settings.logs.events.level, choice(text, &levels))
         },
     )
     .example("warn"),
     key("stats-interval", "DURATION", "10s", "How often statistics are printed; 0s: never", |settings, text| {
-        store(&mut settings.stats_interval, duration(text, FROM_ZERO))
+        store(&mut settings.telling.stats_interval, duration(text, FROM_ZERO))
     }),
 ];
 

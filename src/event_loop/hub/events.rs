@@ -188,7 +188,7 @@ impl<B: Backend> Loop<B> {
         };
         let dialect = wish.served().app.as_ref().map(|part| part.dialect).unwrap_or_default();
         let mut fields =
-            format!("X-Socket-Target: {}\r\n", String::from_utf8_lossy(request.path.of(input))).into_bytes();
+            format!("X-Socket-Target: {}\r\n", String::from_utf8_lossy(request.target.path.of(input))).into_bytes();
         for field in self.heads.fields.iter() {
             let name = field.name.of(input);
             let handshake = name.get(..14).is_some_and(|start| start.eq_ignore_ascii_case(b"sec-websocket-"));
@@ -370,7 +370,7 @@ impl<B: Backend> Loop<B> {
         self.heads.next_id = self.heads.next_id.wrapping_add(1);
         let start = self.time.day.start(self.time.nanos());
         let told = Forward {
-            keep_alive: app.settings.keepalive,
+            keep_alive: app.settings.sharing.keepalive,
             edits: Some(&Edits::default()),
             identity: &talk.identity,
             ..listener.forward(&client.arrival, (&self.heads.origin, certificate), &own, start)
@@ -560,7 +560,7 @@ impl<B: Backend> Loop<B> {
         let now = served.since(self.time.now);
         let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) else { return };
         if subscriber.topic_at(&self.hubs, name).is_some()
-            || subscriber.cursors.len() >= served.settings.topics_per_socket
+            || subscriber.cursors.len() >= served.settings.room.topics_per_socket
         {
             return;
         }

@@ -82,8 +82,9 @@ impl<B: Backend> Loop<B> {
         }
         let fields = &self.heads.fields;
         let last = fields.find_name(input, "last-event-id");
-        let listen = wire::listen(query_of(request.path.of(input)), last, served.settings.topics_per_socket)
-            .map_err(|reason| No(400, reason))?;
+        let listen =
+            wire::listen(query_of(request.target.path.of(input)), last, served.settings.room.topics_per_socket)
+                .map_err(|reason| No(400, reason))?;
         let way = match handshake(input, request, fields) {
             Ok(mut handshake) => {
                 handshake.deflate = handshake.deflate.filter(|_| served.settings.deflate);

@@ -28,7 +28,7 @@ const AROUND: u64 = 16 * 1024;
 impl Served {
     /// Bytes that the body of a request may have which is to be published.
     pub fn most_of_notice(&self) -> u64 {
-        self.settings.message as u64 + AROUND
+        self.settings.room.message as u64 + AROUND
     }
 }
 
@@ -103,7 +103,7 @@ impl<B: Backend> Loop<B> {
         input: &[u8],
         request: &Request,
     ) -> Result<Option<Wish>, Direct> {
-        let path = request.path_bytes(input);
+        let path = request.target.path_bytes(input);
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
         let secure = matches!(self.table.role(sock), Role::Client(client) if client.arrival.secure);
         let authority = request.authority.of(input);
@@ -126,7 +126,7 @@ impl<B: Backend> Loop<B> {
             self.count().hub_refused.add(1);
             return Err(self.no(&No::because(401, "this needs a key of the hub, or a client on this machine")));
         }
-        let behind = query::pairs(query_of(request.path.of(input))).find(|(name, _)| *name == b"behind");
+        let behind = query::pairs(query_of(request.target.path.of(input))).find(|(name, _)| *name == b"behind");
         let behind = behind.and_then(|(_, value)| String::from_utf8(query::decode(value)).ok());
         match wants {
             b"notify" => Ok(None),

@@ -86,7 +86,7 @@ impl<B: Backend> Loop<B> {
             let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) else {
                 return;
             };
-            let limits = Limits { message: subscriber.served.settings.message };
+            let limits = Limits { message: subscriber.served.settings.room.message };
             let Transport::Socket { decoder, .. } = &mut subscriber.transport else { return };
             let inflater = self.hubs.inflater.get_or_insert_default();
             let bytes = block.unshared().unwrap_or_default();
@@ -211,7 +211,9 @@ impl<B: Backend> Loop<B> {
             Ok(Command::Subscribe { topic, .. }) if subscriber.topic_at(&self.hubs, &topic).is_some() => {
                 wire::error(Some(&topic), &"is listened to already")
             }
-            Ok(Command::Subscribe { topic, .. }) if subscriber.cursors.len() >= served.settings.topics_per_socket => {
+            Ok(Command::Subscribe { topic, .. })
+                if subscriber.cursors.len() >= served.settings.room.topics_per_socket =>
+            {
                 wire::error(Some(&topic), &"is one topic more than a client may listen to")
             }
             Ok(Command::Subscribe { topic, from }) => {

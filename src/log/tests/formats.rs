@@ -64,7 +64,7 @@ fn each_format_is_what_its_readers_expect() {
         let shown = local(line(text, &full)).replace("LOCAL", "21/Nov/2026:03:45:56 +0000");
         assert!(page.contains(&shown) || text == "rip", "docs/logs.md has another line than {shown}");
     }
-    let own = AccessRecord { worker: None, upstream_us: None, note: None, ..full };
+    let own = AccessRecord { worker: None, took: Took { upstream_us: None, ..full.took }, note: None, ..full };
     assert!(line("rip-json", &own).contains("\"workerSeconds\":0.000000}"));
     assert!(line("json", &full).contains("\"user_agent.original\":\"curl/8\",\"mark\":\"order 7\"}"));
     assert_eq!(
@@ -81,7 +81,7 @@ fn each_format_is_what_its_readers_expect() {
     assert_eq!(
         line(
             "{referer} '{user_agent}' {query} {mark} {queue_ms} {header:x-no} {{}}",
-            &AccessRecord { target: b"/", queue_us: None, ..record() }
+            &AccessRecord { target: b"/", took: Took { queue_us: None, ..record().took }, ..record() }
         ),
         "- 'curl/8' - - - - {}\n"
     );
@@ -189,15 +189,20 @@ fn a_json_line_is_the_same_however_it_is_made() {
         AccessRecord { head: HEAD, client: v6, protocol: "HTTP/1.0", ..record() },
         AccessRecord {
             client: None,
-            queue_us: None,
-            upstream_us: None,
+            took: Took { queue_us: None, upstream_us: None, ..record().took },
             worker: None,
             app: "",
             request_id: b"",
             ..record()
         },
-        AccessRecord { duration_us: u64::MAX, bytes: u64::MAX, worker: Some(u32::MAX), status: 599, ..record() },
-        AccessRecord { target: long.as_bytes(), bytes: 0, duration_us: 0, ..record() },
+        AccessRecord {
+            took: Took { duration_us: u64::MAX, ..record().took },
+            bytes: u64::MAX,
+            worker: Some(u32::MAX),
+            status: 599,
+            ..record()
+        },
+        AccessRecord { target: long.as_bytes(), bytes: 0, took: Took { duration_us: 0, ..record().took }, ..record() },
         AccessRecord { head: head.as_bytes(), time_micros: 1_000_000_999_999, bytes: 9, ..record() },
         AccessRecord { shown: Some([b"other", b"here", b"there"]), bytes: 10, ..record() },
     ] {

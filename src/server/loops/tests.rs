@@ -121,26 +121,28 @@ impl<const FAULT: u8> Backend for Broken<FAULT> {
 /// A server of three loops over such a backend, run to its end; how that was, and what the log says.
 fn run<const FAULT: u8>() -> (Result<u8, StartError>, String) {
     let folder = tempfile::tempdir().unwrap();
-    let mut settings = Settings { loops: 3, run_dir: folder.path().join("run"), ..Settings::for_test() };
-    settings.app.respond = Some("hello".to_owned());
-    settings.app.command = Command::None;
+    let mut settings = Settings::for_test();
+    settings.loops.count = 3;
+    settings.process.run_dir = folder.path().join("run");
+    settings.app.instead.respond = Some("hello".to_owned());
+    settings.app.program.command = Command::None;
     let settings = Arc::new(settings);
     let (log, captured) = Log::captured().unwrap();
     let told = log.clone();
     let dispatch =
         Arc::new(Dispatch::new(unit::policy(&settings.app), unit::table_size(&settings.app), Instant::now()));
-    let (postboxes, mailboxes) = post(settings.loops);
+    let (postboxes, mailboxes) = post(settings.loops.count);
     let supervisor = Supervisor::start_with(
         settings.clone(),
         dispatch.clone(),
         postboxes.clone(),
         log.clone(),
-        RunDirectory::open(&settings.run_dir).unwrap(),
+        RunDirectory::open(&settings.process.run_dir).unwrap(),
         supervisor::Options { signals: false, ..Default::default() },
     )
     .unwrap();
     let loop_exit = supervisor.loop_exit();
-    let metrics = Metrics::new(settings.loops);
+    let metrics = Metrics::new(settings.loops.count);
     let table = Arc::new(AppTable::of_one(settings.clone(), dispatch, &metrics));
     let shared = Arc::new(Shared {
         settings,

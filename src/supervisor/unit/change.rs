@@ -35,16 +35,16 @@ impl Leaving {
 /// How an app's permits are dealt out.
 pub fn policy(app: &config::App) -> Policy {
     Policy {
-        balance: match app.balance {
+        balance: match app.sharing.balance {
             Balance::Lifo => dispatch::Balance::Lifo,
             Balance::RoundRobin => dispatch::Balance::RoundRobin,
             Balance::Least => dispatch::Balance::Least,
         },
-        concurrency: app.concurrency,
+        concurrency: app.sharing.concurrency,
         queue_size: app.queue.size,
         queue_timeout: app.queue.timeout,
         hold: app.queue.hold,
-        max_tunnels: app.max_tunnels,
+        max_tunnels: app.sharing.max_tunnels,
         failures: app.eject.failures,
         fair: app.queue.fair.is_some(),
     }
@@ -52,7 +52,7 @@ pub fn policy(app: &config::App) -> Policy {
 
 /// What says after how many requests a worker is replaced.
 fn of_requests(app: &config::App) -> (u64, u32) {
-    (app.recycle.requests, app.recycle.jitter_percent)
+    (app.life.recycle.requests, app.life.recycle.jitter_percent)
 }
 
 impl Unit {
@@ -72,8 +72,8 @@ impl Unit {
     /// As [`Unit::change`].
     pub fn prepare(&self, new: &config::App) -> Result<Option<Launcher>, StartError> {
         let old = &self.processes.app;
-        let runs = |app: &config::App| app.command != config::Command::None;
-        if old.name != new.name || runs(old) != runs(new) || old.upstreams != new.upstreams {
+        let runs = |app: &config::App| app.program.command != config::Command::None;
+        if old.name != new.name || runs(old) != runs(new) || old.instead.upstreams != new.instead.upstreams {
             let message = format!("the app {} would be another one: it is to be removed and added", old.name);
             return Err(StartError { message, code: 78 });
         }
@@ -92,7 +92,7 @@ impl Unit {
         }
         self.upstreams.configure(&new);
         self.checks.configure(&new.health, now);
-        if old.concurrency != new.concurrency {
+        if old.sharing.concurrency != new.sharing.concurrency {
             self.upstreams.renew(self.processes.ways(), now);
         }
         self.set_size(&old, now);
@@ -103,7 +103,7 @@ impl Unit {
             self.processes.launch_by(from, launcher, self.fleet.generation());
             roll = Some(by);
         }
-        let watches = |app: &config::App| (app.hot_reload, app.watch.clone());
+        let watches = |app: &config::App| (app.reload.by, app.reload.watch.clone());
         if starts_otherwise || watches(&old) != watches(&new) {
             self.watch_files();
         }
@@ -133,7 +133,7 @@ impl Unit {
             return;
         }
         self.settle(now);
-        self.leaving = Some(Leaving { look_at: now, deadline: Some(now + self.app().restart.drain) });
+        self.leaving = Some(Leaving { look_at: now, deadline: Some(now + self.app().life.restart.drain) });
         self.processes.events.emit(Level::Info, "app-leaving", "the app is removed: its requests may finish", &[]);
     }
 

@@ -148,7 +148,7 @@ impl Supervisor {
             Some(status::Upgrade { program: shown.clone(), pid: Some(process), ..status::Upgrade::default() });
         let fields: [(&str, &dyn std::fmt::Display); 2] = [("program", &shown), ("pid", &process)];
         self.context.events.emit(Level::Info, "upgrade-start", "a new server is started to take over", &fields);
-        let deadline = now + self.context.settings().upgrade_timeout;
+        let deadline = now + self.context.settings().leaving.upgrade_timeout;
         self.upgrades.attempt = Some(Attempt {
             ticket,
             program,
@@ -213,7 +213,7 @@ impl Supervisor {
                 Err("the new program does not say that it is a server of this kind".to_owned())
             }
             None if now >= attempt.due => {
-                let seconds = self.context.settings().upgrade_timeout.as_secs_f32();
+                let seconds = self.context.settings().leaving.upgrade_timeout.as_secs_f32();
                 Err(format!("the new server was not ready within {seconds} s (--upgrade-timeout)"))
             }
             _ => Ok(()),

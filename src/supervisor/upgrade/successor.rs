@@ -183,7 +183,7 @@ impl Supervisor {
             }
         }
         self.upgrades.holdings.take_over();
-        if let Some(path) = &self.context.settings().pid_file {
+        if let Some(path) = &self.context.settings().process.pid_file {
             match PidFile::write(path) {
                 Ok(file) => self.upgrades.pid_file = Some(file),
                 Err(error) => {

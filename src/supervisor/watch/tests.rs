@@ -197,10 +197,11 @@ fn nothing_of_a_watcher_is_left_when_it_is_dropped() {
 #[test]
 fn settings_name_what_is_watched() {
     let rig = Rig::new(&["handler.so", "run/lock", "src/a.js", "access.out"]);
-    let mut settings = Settings { run_dir: rig.path("run"), ..Settings::for_test() };
-    settings.access_log.target = LogTarget::File(rig.path("access.out"));
-    settings.app.module = Some(rig.path("handler.so"));
-    settings.app.watch = vec![rig.root.clone()];
+    let mut settings = Settings::for_test();
+    settings.process.run_dir = rig.path("run");
+    settings.logs.access.target = LogTarget::File(rig.path("access.out"));
+    settings.app.program.module = Some(rig.path("handler.so"));
+    settings.app.reload.watch = vec![rig.root.clone()];
     let (waker, wakes) = mpsc::channel();
     let watcher = Watcher::start(&settings.app, &settings, move || waker.send(()).unwrap_or(())).unwrap();
     assert!(watcher.summary().ends_with("handler.so (3 directories)"), "{}", watcher.summary());

@@ -67,32 +67,32 @@ impl Plan {
             pong: if wild { milliseconds(200, 1500) } else { Duration::from_secs(4) },
             poll: milliseconds(100, 2000),
             keys: Some(Arc::new(Keys::parse(&format!("simulated:{KEY_HASH}")).expect("a key"))),
-            topics_per_socket: 8,
+            room: config::Room { topics_per_socket: 8, ..config::Hub::default().room },
             ..config::Hub::default()
         };
-        hub.history_count = [0, random.between(3, 6), random.between(3, 20), 100][random.below(4)];
-        hub.history_bytes = [1 << 20, 60_000][random.below(2)];
-        hub.history_age =
+        hub.history.count = [0, random.between(3, 6), random.between(3, 20), 100][random.below(4)];
+        hub.history.bytes = [1 << 20, 60_000][random.below(2)];
+        hub.history.age =
             [Duration::from_secs(300), Duration::from_millis(random.between(100, 3000) as u64)][random.below(2)];
         if wild {
-            hub.memory = [64 << 20, 300_000, 60_000][random.below(3)];
-            hub.most_topics = [10_000, 4][random.below(2)];
-            hub.topics_per_socket = [8, 4][random.below(2)];
+            hub.room.memory = [64 << 20, 300_000, 60_000][random.below(3)];
+            hub.room.topics = [10_000, 4][random.below(2)];
+            hub.room.topics_per_socket = [8, 4][random.below(2)];
         }
-        hub.app = random.chance(500).then(|| settings.app.name.clone());
+        hub.participant.app = random.chance(500).then(|| settings.app.name.clone());
         let longest = [100, 3000, 24_000][random.below(3)];
-        hub.message = longest.max(2000) * 2;
+        hub.room.message = longest.max(2000) * 2;
         if longest > 100 {
             // Else a run would be about the network, and last as long.
             faults.capacity = faults.capacity.max(2 * longest);
             (faults.short_write, faults.short_receive) = (faults.short_write.min(100), faults.short_receive.min(100));
         }
         settings.hubs = vec![hub.clone()];
-        settings.max_connections = 1024;
+        settings.bounds.connections = 1024;
         let visits = visits::Manners {
             visits: random.between(1, 5),
-            app: hub.app.is_some(),
-            longest: longest.min(hub.message - 100),
+            app: hub.participant.app.is_some(),
+            longest: longest.min(hub.room.message - 100),
             rude: wild,
             deaf: if wild {
                 Duration::from_millis(random.between(100, 8000) as u64)
@@ -101,7 +101,7 @@ impl Plan {
             },
             stays,
         };
-        let posts = publishers::Manners { count: random.between(5, 40), longest, limit: hub.message, pause };
+        let posts = publishers::Manners { count: random.between(5, 40), longest, limit: hub.room.message, pause };
         let topics = ["a", "chat.1", "/lobby", "b"][..random.between(1, 4)].iter().map(|it| (*it).to_owned()).collect();
         Plan { hub, topics, listeners: random.between(2, 9), visits, publishers: random.between(1, 3), posts }
     }
@@ -144,13 +144,13 @@ impl Party {
         let times = metrics.hubs().clone();
         let hub = times.all().pop().expect("the table has made it");
         let record = Rc::new(RefCell::new(Record::new(&hub, &plan.topics, calm)));
-        let app = plan.hub.app.is_some();
+        let app = plan.hub.participant.app.is_some();
         let app = app.then(|| Rc::new(RefCell::new(App::new(line, ledger, &record, plan.posts.longest))));
         let known = publishers::Known::default();
         let listeners = (0..plan.listeners).map(|_| Listener::new(line, place, &record, &plan.visits)).collect();
         let publishers =
             (0..plan.publishers).map(|_| Publisher::new(line, place, &record, &known, &plan.posts)).collect();
-        let (world, age) = ((**line).clone(), plan.hub.history_age);
+        let (world, age) = ((**line).clone(), plan.hub.history.age);
         Party { app, record, listeners, publishers, world, times, hub, age }
     }
 
