@@ -235,7 +235,7 @@ fn all_are_served(server: &Server, source: &Source, length: usize) {
     }
     source.gives(3);
     expect_empty(server);
-    assert!(server.has_said("is not spooled, and holds its worker"));
+    server.says("is not spooled, and holds its worker");
 }
 
 fn where_the_disk_is_full_the_worker_waits(backend: &str) {
@@ -244,7 +244,7 @@ fn where_the_disk_is_full_the_worker_waits(backend: &str) {
         let server = source.server(backend, &["--spool-bytes", limit]);
         source.given.store(0, Ordering::SeqCst);
         all_are_served(&server, &source, long(backend));
-        assert!(server.has_said("spool_bytes is used up"));
+        server.says("spool_bytes is used up");
     }
     let server = source.server(backend, &["--spool-bytes", "0"]);
     source.given.store(0, Ordering::SeqCst);
@@ -264,7 +264,7 @@ fn a_disk_that_fails_is_as_one_that_is_full(backend: &str) {
     let server = Server::start(backend, &flags);
     std::fs::remove_dir(&directory).unwrap();
     all_are_served(&server, &source, LONG);
-    assert!(server.has_said("No such file or directory"));
+    server.says("No such file or directory");
     drop(server);
     std::fs::create_dir(&directory).unwrap();
     source.given.store(0, Ordering::SeqCst);
@@ -272,7 +272,7 @@ fn a_disk_that_fails_is_as_one_that_is_full(backend: &str) {
     limited.args(["-c", "trap '' XFSZ; ulimit -f 2048; exec \"$0\" \"$@\"", PROGRAM]);
     let server = Server::start_as(limited, backend, &flags);
     all_are_served(&server, &source, LONG);
-    assert!(server.has_said("File too large"));
+    server.says("File too large");
 }
 
 fn a_stop_waits_for_what_is_spooled(backend: &str) {
@@ -506,13 +506,13 @@ fn where_the_disk_takes_no_more_of_an_upload_the_rest_streams(backend: &str) {
     for (limit, chunked) in [("100KiB", true), ("100KiB", false), ("16MiB", true), ("16MiB", false)] {
         let server = Server::before(backend, &worker.url, &[SMALL, &["--spool-bytes", limit]].concat());
         upload_streams(&server, chunked);
-        assert!(server.has_said("spool_bytes is used up"));
+        server.says("spool_bytes is used up");
     }
     let mut limited = Command::new("/bin/sh");
     limited.args(["-c", "trap '' XFSZ; ulimit -f 2048; exec \"$0\" \"$@\"", PROGRAM]);
     let server = Server::start_as(limited, backend, &[SMALL, &["--upstream", &worker.url]].concat());
     upload_streams(&server, false);
-    assert!(server.has_said("File too large"));
+    server.says("File too large");
 }
 
 fn upload_streams(server: &Server, chunked: bool) {

@@ -328,7 +328,7 @@ fn a_certificate_that_does_not_hold_keeps_no_server_from_starting_and_replaces_n
         command.current_dir(folder.path()).args(["-f", "server.toml"]);
         let server = Server::start_as(command, backend, &["--respond", "hello"]);
         until("it is told", || server.has_said("a certificate that clients are shown does not hold"));
-        assert!(server.has_said(&format!("a.pem: the certificate {what}")), "{:?}", server.lines());
+        server.says(&format!("a.pem: the certificate {what}"));
         assert_eq!(server.certificates()[0]["outdated"], format!("the certificate {what}"));
         let status = Command::new(PROGRAM).args(["status", "--run-dir"]).arg(server.run()).output().unwrap();
         let status = String::from_utf8_lossy(&status.stdout).into_owned();
@@ -344,7 +344,7 @@ fn a_certificate_that_does_not_hold_keeps_no_server_from_starting_and_replaces_n
         older.write(folder.path(), "a");
         server.signal("HUP");
         until("it is refused with its place", || count("server.toml:2:13") == 1);
-        assert!(server.has_said("a.pem: the certificate has expired on 2019-01-01"));
+        server.says("a.pem: the certificate has expired on 2019-01-01");
         assert_eq!(server.certificates()[0]["outdated"], format!("the certificate {what}"));
         good.write(folder.path(), "a");
         server.signal("HUP");

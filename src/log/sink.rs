@@ -32,9 +32,12 @@ const OWN_ROOM: usize = 512 * 1024;
 const PARTS_OF_FREE: usize = 3;
 /// After the first line wakes the writer, it waits so long for more, so that a busy server writes in large pieces and
 /// its loops rarely have to wake anybody.
-const GATHER: Duration = Duration::from_millis(25);
+const GATHER: Duration = Duration::from_millis(5);
+/// How much has come until then where lines come fast, in bytes; and how much longer they are gathered there.
+const MANY: usize = 4 * 1024;
+const GATHER_MANY: Duration = Duration::from_millis(20);
 /// A backlog that is worth writing at once.
-const ENOUGH: usize = 64 * 1024;
+const ENOUGH: usize = 256 * 1024;
 /// A sink that fails and recovers by turns tells of it at most so often.
 const TOLD: Duration = Duration::from_secs(1);
 /// How long the writer waits when somebody made the descriptor non-blocking and it is full.
@@ -346,8 +349,10 @@ impl<T: Fn(&Sink, Trouble)> Writer<T> {
             state = sink.work.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.asleep = false;
-        if !state.stop && !state.reopen && state.pending.len() < ENOUGH {
-            state = sink.work.wait_timeout(state, GATHER).unwrap_or_else(PoisonError::into_inner).0;
+        for (from, time) in [(0, GATHER), (MANY, GATHER_MANY)] {
+            if !state.stop && !state.reopen && (from..ENOUGH).contains(&state.pending.len()) {
+                state = sink.work.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0;
+            }
         }
         if state.is_idle() && state.stop {
             return None;

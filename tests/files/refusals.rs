@@ -46,6 +46,6 @@ fn a_server_stops_although_the_disk_does_not_answer(backend: &str) {
     client.begin("/a.dead");
     until("a helper is busy", || server.status()["helper_jobs"] == 1);
     assert_eq!(server.stop(), Some(0));
-    assert!(server.has_said("helper threads did not stop in time"));
+    server.says("helper threads did not stop in time");
     client.rest();
 }

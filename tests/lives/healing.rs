@@ -91,7 +91,7 @@ fn a_server_that_is_to_end_when_its_app_has_failed_does(backend: &str) {
     let mut site = Site::python(backend, &[&["-w", "2", "--give-up-exit"], &HASTY[..]].concat());
     outage(&site);
     assert_eq!(site.server.ended().code(), Some(69));
-    assert!(site.server.has_said("the app has failed; the server ends (--give-up-exit)"));
+    site.server.says("the app has failed; the server ends (--give-up-exit)");
 }
 
 fn workers_that_die_after_each_answer_are_started_ever_later(backend: &str) {

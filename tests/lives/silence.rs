@@ -470,7 +470,7 @@ fn a_server_that_hangs_ends_by_the_second_term_and_its_workers_with_it() {
     });
     assert!(first.elapsed() < AT_ONCE, "{:?}", first.elapsed());
     assert_eq!(site.server.ended().code(), Some(70));
-    assert!(site.server.has_said("the server hangs and does not stop"), "{:?}", site.server.lines());
+    site.server.says("the server hangs and does not stop");
     assert_gone(&processes, Duration::from_secs(3));
     drop(holder.stdin.take());
     holder.wait().unwrap();

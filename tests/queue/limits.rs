@@ -91,7 +91,7 @@ fn a_low_limit_of_descriptors_is_kept_from_the_start(backend: &str) {
     shell.args(["-c", "ulimit -n 80; exec \"$0\" \"$@\"", PROGRAM]);
     let upstream = format!("unix:{}", worker.path.display());
     let server = Server::start_as(shell, backend, &["--upstream", &upstream]);
-    assert!(server.has_said("RLIMIT_NOFILE allows 80"), "{:?}", server.lines());
+    server.says("RLIMIT_NOFILE allows 80");
     let mut clients = ask_all(&server, 60);
     until("the first are served", || answered(&clients) > 0);
     assert_idle(&server, "connections wait for others to leave");

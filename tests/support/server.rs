@@ -113,6 +113,11 @@ impl Server {
         self.lines.lock().unwrap().iter().any(|line| line.contains(words))
     }
 
+    /// Waits until it has said that: its lines come a moment after what they tell of.
+    pub fn says(&self, words: &str) {
+        until(words, || self.has_said(words));
+    }
+
     pub fn client(&self) -> Client {
         Client::to(self.address)
     }

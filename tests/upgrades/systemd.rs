@@ -143,7 +143,7 @@ fn sockets_that_the_manager_has_opened_are_served_and_handed_over(backend: &str)
     );
     assert_eq!(line.server.address, address);
     line.until_ready(1);
-    assert!(line.server.has_said("systemd has opened the socket other, and no listener asks for it"));
+    line.server.says("systemd has opened the socket other, and no listener asks for it");
     let served = || {
         let stream = UnixStream::connect(&path).unwrap();
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
