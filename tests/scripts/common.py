@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(ROOT, "benches", "load"))
@@ -100,6 +101,17 @@ def serving(home, server, backend, flags=(), command=None, workers=2, path="/pin
         process = stack.enter_context(processes.running(line, log, env=environment, cwd=directory or place))
         processes.wait_until_it_answers(process, log, port, path, secure=secure)
         yield Running(port, process, log)
+
+
+@contextlib.contextmanager
+def site(home, server, backend, text, path="/ping"):
+    """Runs the server with a configuration file of that text until the block is left."""
+    place = tempfile.mkdtemp(prefix="site-", dir=home)
+    file = os.path.join(place, "site.toml")
+    with open(file, "w") as out:
+        out.write(text)
+    with serving(place, server, backend, ["-f", file], workers=None, path=path, directory=place) as running:
+        yield running
 
 
 def control(stack, place, port, command, workers):

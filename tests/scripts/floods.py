@@ -40,8 +40,8 @@ SITE = """
 trusted_proxies = ["loopback"]
 max_body = "64MiB"
 [limits.each]
-rate = "100/s"
-burst = 10
+rate = "{rate}/s"
+burst = {burst}
 [[routes]]
 match.path = "/limited"
 respond = "as often as you may"
@@ -74,39 +74,26 @@ def main(home):
     if not (1 <= options.windows <= 20 and 1 <= options.seconds <= 60 and 1000 <= options.addresses <= 10_000_000):
         flags.error("a number is out of range; see --help")
     options.constant_rate = fast.program(home, "constant_rate")
-    options.users = os.path.join(home, "users")
-    made(options)
+    text = SITE.format(rate=RATE, burst=BURST, users=users(home, options.server))
     results = common.Results()
     for backend in common.backends(options):
         for part in parts:
             print(f"\n{backend}: {part}", flush=True)
-            with site(home, options, backend) as one, site(home, options, backend) as other:
+            with (common.site(home, options.server, backend, text) as one, common.site(home, options.server, backend, text) as other):
                 {"addresses": addresses, "turns": turns, "passwords": passwords}[part](backend, one, other, options, results)
     return results.exit_code()
 
 
-def made(options):
-    """The file of users, with one whose hash is bcrypt's at cost 12."""
-    done = subprocess.run([options.server, "hash-password", "--bcrypt", "staff"], input="right\n", capture_output=True, text=True, timeout=60)
+def users(home, server):
+    """The path of a file of users, with one whose hash is bcrypt's at cost 12."""
+    done = subprocess.run([server, "hash-password", "--bcrypt", "staff"], input="right\n", capture_output=True, text=True, timeout=60)
     if done.returncode != 0 or "$12$" not in done.stdout:
         raise Trouble(f"hash-password made no line with bcrypt at cost 12:\n{done.stdout}{done.stderr}")
-    with open(options.users, "w") as out:
-        out.write(done.stdout)
-    os.chmod(options.users, 0o600)
-
-
-@contextlib.contextmanager
-def site(home, options, backend):
-    place = os.path.join(home, f"site-{len(os.listdir(home))}")
-    os.mkdir(place)
-    file, log, port = os.path.join(place, "site.toml"), os.path.join(place, "log"), processes.free_port()
+    file = os.path.join(home, "users")
     with open(file, "w") as out:
-        out.write(SITE.format(users=options.users))
-    line = [os.path.abspath(options.server), "-f", file, "--backend", backend, "--listen", f"127.0.0.1:{port}", "--run-dir", os.path.join(place, "run"),
-            "--no-access-log", "--stats-interval", "0s"]
-    with processes.running(line, log, cwd=place) as process:
-        processes.wait_until_it_answers(process, log, port, "/ping")
-        yield common.Running(port, process, log)
+        out.write(done.stdout)
+    os.chmod(file, 0o600)
+    return file
 
 
 def request(path, address, *fields):
@@ -121,11 +108,6 @@ def statuses(stream, count):
         status, _, _, pending = processes.read_answer(stream, pending)
         told[status] = told.get(status, 0) + 1
     return told
-
-
-def resident(server):
-    with open(f"/proc/{server.pid}/status") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmRSS:"))
 
 
 def addresses(backend, server, _, options, results):
@@ -146,7 +128,7 @@ def addresses(backend, server, _, options, results):
             honest[number] = (passed, refused, time.monotonic() - begun)
 
     flood(server, 0, 10_000)
-    before = resident(server)
+    before = processes.resident_bytes(server.pid)
     threads = [threading.Thread(target=ask, args=(number,)) for number in range(HONEST)]
     for thread in threads:
         thread.start()
@@ -158,7 +140,7 @@ def addresses(backend, server, _, options, results):
     over.set()
     for thread in threads:
         thread.join()
-    grown = resident(server) - before
+    grown = processes.resident_bytes(server.pid) - before
     results.add(f"{backend}: every address was answered", set(told) <= {200, 429} and told.get(200, 0) > 0.9 * (options.addresses - 10_000), str(told))
     results.add(f"{backend}: memory stays as it is", grown <= GROWTH, f"{grown / (1 << 20):.1f} MiB more")
     for number, (passed, refused, seconds) in enumerate(honest):

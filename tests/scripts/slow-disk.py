@@ -78,9 +78,9 @@ def main(home):
                 disk = stack.enter_context(slow_disk(place, python, options.milliseconds, "cached" if part == "spool" else part))
                 quick = os.path.join(place, "quick")
                 os.mkdir(quick)
-                server = stack.enter_context(site(place, "one", options, backend, disk, disk if part == "spool" else quick))
-                other = stack.enter_context(site(place, "other", options, backend, quick, quick))
-                {"spool": uploads}.get(part, files)(f"{backend} {part}", server, other, place, options, results)
+                texts = SITE.format(files=disk, spool=disk if part == "spool" else quick), SITE.format(files=quick, spool=quick)
+                server, other = (stack.enter_context(common.site(place, options.server, backend, text)) for text in texts)
+                {"spool": uploads}.get(part, files)(f"{backend} {part}", server, other, options, results)
     return results.exit_code()
 
 
@@ -110,22 +110,7 @@ def content(number):
     return hashlib.sha256(str(number).encode()).digest() * (FILE_BYTES // 32)
 
 
-@contextlib.contextmanager
-def site(place, name, options, backend, files, spool):
-    """A server with files there and a spool there."""
-    home = os.path.join(place, name)
-    os.mkdir(home)
-    file, log, port = os.path.join(home, "site.toml"), os.path.join(home, "log"), processes.free_port()
-    with open(file, "w") as out:
-        out.write(SITE.format(files=files, spool=spool))
-    line = [os.path.abspath(options.server), "-f", file, "--backend", backend, "--listen", f"127.0.0.1:{port}", "--run-dir", os.path.join(home, "run"),
-            "--no-access-log", "--stats-interval", "0s"]
-    with processes.running(line, log, cwd=home) as process:
-        processes.wait_until_it_answers(process, log, port, "/ping")
-        yield common.Running(port, process, log)
-
-
-def files(name, server, other, _, options, results):
+def files(name, server, other, options, results):
     """Clients that fetch files."""
     def fetch(number, count):
         which = (number * 37 + count) % FILES
@@ -135,7 +120,7 @@ def files(name, server, other, _, options, results):
     beside(name, server, other, fetch, 64, options, results)
 
 
-def uploads(name, server, other, _, options, results):
+def uploads(name, server, other, options, results):
     """Clients whose bodies go through the spool."""
     body = os.urandom(UPLOAD_BYTES)
     asked = f"POST /echo HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
