@@ -24,7 +24,7 @@ use crate::metrics::InSpool;
 
 /// So many bytes that are to be written are gathered while a helper is at the ones before; beyond it, whoever brings them waits.
 pub const PIECE: usize = LARGE;
-/// Fewer are not worth a write while more may come.
+/// Fewer are not worth a write while more may come, and are not counted among those that are to be written.
 const LEAST: usize = 16 * 1024;
 /// What all pieces that are to be written may take, in bytes, in a budget that has room for it: see [`Spools::may_gather`].
 const GATHERED: usize = 32 << 20;
@@ -65,7 +65,7 @@ impl Spools {
         length <= limit / SHARE && self.0.used.bytes().saturating_add(length) <= limit
     }
 
-    /// Whether more may be gathered to be written.
+    /// Whether more may be gathered to be written. Who may not, waits until others are written, and looks again by a timer.
     pub fn may_gather(&self, budget: &Budget) -> bool {
         let most = GATHERED.min(budget.limit() / GATHERED_SHARE);
         self.0.gathered.load(Ordering::Relaxed) + PIECE <= most
@@ -100,18 +100,23 @@ impl Piece {
     }
 
     fn charge(&mut self, bytes: usize) {
-        let more = bytes - self.charged;
-        self.budget.charge(more);
-        if let Some(spools) = &self.gathers {
-            spools.0.gathered.fetch_add(more, Ordering::Relaxed);
-        }
+        self.budget.charge(bytes - self.charged);
+        let before = self.gathered();
         self.charged = bytes;
+        if let Some(spools) = &self.gathers {
+            spools.0.gathered.fetch_add(self.gathered() - before, Ordering::Relaxed);
+        }
+    }
+
+    /// What it counts among those that are to be written.
+    fn gathered(&self) -> usize {
+        if self.charged < LEAST { 0 } else { self.charged }
     }
 
     /// It waits where it is, and is in nobody's way to the disk.
     fn stop_gathering(&mut self) {
         if let Some(spools) = self.gathers.take() {
-            spools.0.gathered.fetch_sub(self.charged, Ordering::Relaxed);
+            spools.0.gathered.fetch_sub(self.gathered(), Ordering::Relaxed);
         }
     }
 }
@@ -127,9 +132,7 @@ impl std::ops::Deref for Piece {
 impl Drop for Piece {
     fn drop(&mut self) {
         self.budget.credit(self.charged);
-        if let Some(spools) = &self.gathers {
-            spools.0.gathered.fetch_sub(self.charged, Ordering::Relaxed);
-        }
+        self.stop_gathering();
     }
 }
 
@@ -741,8 +744,15 @@ mod tests {
         assert!(!rig.queue().takes_more(), "others have all that there is");
         let most = rig.budget.limit() / GATHERED_SHARE;
         assert!(rig.budget.used() <= most && rig.budget.used() + PIECE > most);
-        drop(queues);
+        queues.pop().unwrap();
+        let mut little = rig.queue();
+        little.push(&[7; LEAST - 1]);
+        assert!(rig.queue().takes_more(), "it may never be written");
+        little.push(&[7; PIECE / 2]);
+        assert!(!rig.queue().takes_more());
+        drop((queues, little));
         assert!(rig.queue().takes_more());
+        assert_eq!(rig.spools.0.gathered.load(Ordering::Relaxed), 0);
     }
 
     #[test]

@@ -12,10 +12,14 @@ use serde_json::Value;
 
 use crate::panics::Rig;
 use crate::support::tls::SUFFIX;
-use crate::support::{Client, PROGRAM, Server, Worker, folder, on_every_backend, pattern, through_tls, until};
+use crate::support::{
+    Client, DEADLINE, PROGRAM, Server, Worker, folder, on_every_backend, pattern, through_tls, until,
+};
 
 on_every_backend! {
     whoever_reads_late_gets_the_whole_answer_and_holds_no_worker
+    many_that_read_late_hold_no_worker_though_the_disk_is_behind
+    many_uploads_go_on_as_the_disk_takes_them
     an_answer_that_breaks_is_cut
     whoever_leaves_gives_all_back
     where_the_disk_is_full_the_worker_waits
@@ -162,6 +166,49 @@ fn whoever_reads_late_gets_the_whole_answer_and_holds_no_worker(backend: &str) {
     client.send("GET /length HTTP/1.1\r\nHost: a\r\n\r\nGET /small HTTP/1.1\r\nHost: a\r\n\r\n");
     source.gives(5);
     assert!(client.answer().body == body && client.answer().text() == "small");
+}
+
+/// Together they bring more than may wait to be written: each goes on as the disk has taken what others brought.
+fn many_that_read_late_hold_no_worker_though_the_disk_is_behind(backend: &str) {
+    let source = Source::new(long(backend));
+    let server = source.server(backend, &["-c", "12"]);
+    let mut readers: Vec<Client> = (0..12).map(|_| Client::of(&server)).collect();
+    readers.iter_mut().for_each(|client| client.begin("/length"));
+    source.gives(readers.len());
+    let body = pattern(long(backend));
+    for client in &mut readers {
+        let answer = client.answer();
+        assert!(answer.whole && answer.body == body, "{} bytes", answer.body.len());
+    }
+    expect_empty(&server);
+}
+
+/// The same of what clients send.
+fn many_uploads_go_on_as_the_disk_takes_them(backend: &str) {
+    let worker = Worker::new(|incoming| {
+        while let Some((_, body)) = incoming.request() {
+            incoming.respond(body.len().to_string().as_bytes());
+        }
+    });
+    let server = Server::before(backend, &worker.url, &[SMALL, &["--loops", "2"]].concat());
+    let mut clients: Vec<Client> = (0..40).map(|_| Client::of(&server)).collect();
+    let body = pattern(LONG / 4);
+    let head = format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len());
+    std::thread::scope(|scope| {
+        for client in &mut clients {
+            scope.spawn(|| {
+                client.send(&head);
+                body.chunks(70_000).for_each(|piece| client.send(piece));
+                assert_eq!(client.answer().text(), body.len().to_string());
+            });
+        }
+    });
+    assert!(
+        counted(&server, "spooled") >= clients.len() as u64 && counted(&server, "spool_refused") == 0,
+        "{}",
+        server.status()
+    );
+    expect_empty(&server);
 }
 
 /// A worker whose answers are sent as the test says, and then break off.
@@ -358,30 +405,38 @@ fn the_access_line_tells_what_has_left(backend: &str) {
     assert!(0 < bytes && bytes < LONG as u64, "{bytes}");
 }
 
-/// Where others gather all that may be gathered for the disk, one more waits for its client as without a spool, and is not counted as spooled.
+/// Where others gather all that may be gathered for the disk, one more waits for them, and not for its client.
 #[test]
-fn what_would_wait_all_the_same_is_not_spooled() {
-    for taken in [true, false] {
-        let mut rig = Rig::with(1 << 30);
-        let mut others = Queue::new(&rig.shared.spools, &rig.budget);
-        if taken {
-            others.push(&[0; 64 << 10]);
-        }
-        assert_eq!(rig.shared.spools.may_gather(&rig.budget), !taken);
-        let (_, service) = rig.worker_at("/simulated/worker.sock");
-        let client = rig.client("GET /app HTTP/1.1\r\nHost: a\r\n\r\n");
-        let worker = rig.world.accept(service).unwrap();
-        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LONG}\r\n\r\n");
-        assert_eq!(rig.world.write(worker, head.as_bytes()).unwrap(), head.len());
-        while matches!(rig.world.write(worker, &[7; 4096]), Ok(1..)) {
+fn what_waits_for_others_to_be_written_goes_on_once_they_are() {
+    let mut rig = Rig::with(1 << 30);
+    rig.shared.helpers.start(1).unwrap();
+    let mut others = Queue::new(&rig.shared.spools, &rig.budget);
+    others.push(&[0; 64 << 10]);
+    assert!(!rig.shared.spools.may_gather(&rig.budget));
+    let (_, service) = rig.worker_at("/simulated/worker.sock");
+    let client = rig.client("GET /app HTTP/1.1\r\nHost: a\r\n\r\n");
+    let worker = rig.world.accept(service).unwrap();
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LONG}\r\n\r\n");
+    assert_eq!(rig.world.write(worker, head.as_bytes()).unwrap(), head.len());
+    let write_all = |rig: &mut Rig| {
+        let mut written = 0;
+        while let Ok(count @ 1..) = rig.world.write(worker, &[7; 4096]) {
+            written += count;
             rig.turns();
         }
-        let counted = rig.metrics.total();
-        assert_eq!((counted.spooled, counted.paused_for_memory > 0), (u64::from(!taken), taken));
-        rig.world.close(client);
-        rig.world.close(worker);
+        written
+    };
+    assert!(write_all(&mut rig) < LONG && write_all(&mut rig) == 0);
+    assert_eq!(rig.metrics.total().spooled, 1);
+    drop(others);
+    until("the worker is read from again", || {
         rig.turns();
-    }
+        write_all(&mut rig) > 0
+    });
+    assert_eq!(rig.shared.helpers.stop(DEADLINE), 0);
+    rig.world.close(client);
+    rig.world.close(worker);
+    rig.turns();
 }
 
 fn the_framing_of_chunks_is_not_told_as_left(backend: &str) {

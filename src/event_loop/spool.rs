@@ -7,6 +7,7 @@
 //!
 //! | what happens | what is done |
 //! |---|---|
+//! | others have all that may be gathered for the disk | the worker waits until they are written, and not for the client |
 //! | no room on the disk, or it fails | the worker waits for the client, as without a spool; counted, and said seldom |
 //! | the worker's answer is whole | its permit goes back at once; the exchange ends when the client has the rest |
 //! | the worker's answer breaks | it is cut at once, for the client, too |
@@ -60,10 +61,6 @@ impl<B: Backend> Loop<B> {
         // What goes on for as long as somebody listens is never held back; and who still sends is to be read from, which ends with the exchange.
         let may = limit > 0 && !exchange.answer.stream && exchange.is_uploaded();
         if !may || !matches!(exchange.source, Source::Worker(_)) {
-            return false;
-        }
-        // It would wait for memory all the same.
-        if !self.shared.spools.may_gather(self.memory.pool.budget()) {
             return false;
         }
         match exchange.answer.unspooled {
