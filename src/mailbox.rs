@@ -36,6 +36,17 @@ const IDLE: u8 = 1;
 /// The bell was rung for this sleep: nobody rings again.
 const NOTIFIED: u8 = 2;
 
+/// Connections that are to be closed in whose places others may come in, in this loop or in those that are asked after it.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// How many.
+    pub places: usize,
+    /// So many loops are still to be asked.
+    pub loops: u16,
+    /// Some were idle, but not for long enough.
+    pub fresh: bool,
+}
+
 /// What a loop is told by the others and by the supervisor.
 #[derive(Debug)]
 pub enum Message {
@@ -60,8 +71,8 @@ pub enum Message {
     /// Another process has given up accepting on the same sockets: the kernel may have told it alone of a client that still waits, so ask
     /// for clients anew.
     AcceptAnew,
-    /// The limit on connections is reached, and another loop has no idle one to close: close one.
-    CloseIdle,
+    /// The limit on connections is reached, and another loop has no idle ones to close: close some.
+    CloseIdle(Wanted),
     /// Memory has come back: answers that stopped for the lack of it may go on.
     Memory,
     /// Whether the password of the request that this connection has put aside is right; `None`: nobody knows.

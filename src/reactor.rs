@@ -128,8 +128,8 @@ impl<B: Backend> Reactor<B> {
         self.read_mail();
         self.expire();
         self.core.work_off_guarded();
-        if self.core.must_make_place() {
-            self.core.guarded(Loop::make_places);
+        if self.core.must_look_for_places() {
+            self.core.guarded(Loop::look_for_places);
         }
         if self.core.is_changing() {
             self.core.guarded(Loop::forget_apps);
@@ -166,10 +166,8 @@ impl<B: Backend> Reactor<B> {
         if !self.mailbox.may_sleep() || self.core.accepting.dismisses {
             return Some(Duration::ZERO);
         }
-        let timer = self.core.time.sleep();
-        let Some(deadline) = self.deadline else { return timer };
-        let until = deadline.saturating_duration_since(self.core.time.now);
-        Some(timer.map_or(until, |timer| timer.min(until)))
+        let until = self.deadline.map(|deadline| deadline.saturating_duration_since(self.core.time.now));
+        [self.core.time.sleep(), until, self.core.looks_for_places()].into_iter().flatten().min()
     }
 
     fn read_mail(&mut self) {
@@ -289,7 +287,7 @@ impl<B: Backend> Loop<B> {
             Message::Accept => self.resume_accepting(),
             Message::ShakeHands => while !self.guarded(Loop::shake_hands) {},
             Message::AcceptAnew => self.accept_anew(),
-            Message::CloseIdle => drop(self.close_longest_idle()),
+            Message::CloseIdle(wanted) => self.make_places(wanted),
             Message::Memory => self.share_memory(),
             Message::Checked(sock, right) => {
                 self.table.subject = sock;

@@ -133,24 +133,25 @@ pub(crate) struct Rig {
     pub(crate) metrics: Metrics,
     pub(crate) shared: Arc<Shared>,
     pub(crate) budget: Arc<Budget>,
-    place: Place,
+    pub(crate) place: Place,
     _entered: Entered,
 }
 
 impl Rig {
     pub(crate) fn new() -> Rig {
-        Rig::with(0)
+        Rig::with(|_| ())
     }
 
-    /// With so many bytes of spool.
-    pub(crate) fn with(spool_bytes: u64) -> Rig {
+    /// With settings that the test changes.
+    pub(crate) fn with(change: impl FnOnce(&mut Settings)) -> Rig {
         let world = World::with_faults(1, Faults::NONE);
         // Time passes as the test says, and not because nothing happens.
         world.drive();
         let entered = world.enter();
         let mut settings = Settings::for_test();
-        settings.stores.spool_bytes = spool_bytes;
+        settings.stores.spool_bytes = 0;
         settings.app.timeouts.abandon = Duration::from_secs(60);
+        change(&mut settings);
         let policy = Policy {
             balance: Balance::Lifo,
             concurrency: 1,

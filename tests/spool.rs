@@ -408,7 +408,7 @@ fn the_access_line_tells_what_has_left(backend: &str) {
 /// Where others gather all that may be gathered for the disk, one more waits for them, and not for its client.
 #[test]
 fn what_waits_for_others_to_be_written_goes_on_once_they_are() {
-    let mut rig = Rig::with(1 << 30);
+    let mut rig = Rig::with(|settings| settings.stores.spool_bytes = 1 << 30);
     rig.shared.helpers.start(1).unwrap();
     let mut others = Queue::new(&rig.shared.spools, &rig.budget);
     others.push(&[0; 64 << 10]);

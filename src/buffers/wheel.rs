@@ -44,6 +44,8 @@ pub enum Look {
     Pass,
     /// Not this one, and its deadline is void.
     Disarm,
+    /// Neither this one nor any that is due later.
+    Stop,
 }
 
 /// Deadlines by index.
@@ -174,9 +176,10 @@ impl Wheel {
         None
     }
 
-    /// The entry that is due first among those that `look` takes. Entries are shown in the order in which they are due, and it may
-    /// pass over [`LOOKS`] of them at most; `look` may also say that one needs its deadline no more.
-    pub fn first(&mut self, mut look: impl FnMut(u32) -> Look) -> Option<u32> {
+    /// The entry that is due first among those that `look` takes. Entries are shown in the order in which they are due, with the time at
+    /// which they are, in nanoseconds since the wheel's start, and it may pass over [`LOOKS`] of them at most; `look` may also say that one
+    /// needs its deadline no more.
+    pub fn first(&mut self, mut look: impl FnMut(u32, u64) -> Look) -> Option<u32> {
         let (mut tick, mut looks) = (self.current, 0);
         while looks < LOOKS && tick < self.current + SLOTS {
             let slot = (tick % SLOTS) as usize;
@@ -189,8 +192,9 @@ impl Wheel {
                     self.unlink(index);
                     self.link(index, due);
                 } else {
-                    match look(index) {
+                    match look(index, due * TICK_NANOS) {
                         Look::Take => return Some(index),
+                        Look::Stop => return None,
                         Look::Pass => looks += 1,
                         Look::Disarm => self.unlink(index),
                     }

@@ -2,8 +2,9 @@
 //!
 //! The limit is exact: a connection is let in by [`Admission::enter`], and one that was accepted beyond it waits, unread
 //! and bounded by what one turn accepts, until another leaves. Above fifteen sixteenths of the limit each newcomer takes the
-//! place of the connection that has been idle longest; and while somebody waits, none is kept after its answer. So idle
-//! ones never keep anybody out.
+//! place of the connection that has been idle longest, and for [`FRESH`] at least: in a burst of newcomers those who have not asked yet are
+//! not idle, and those who ask again and again are, for a moment. While somebody waits and none is idle at all, none is kept after its
+//! answer. So idle ones never keep anybody out.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,11 +14,11 @@ use std::time::Duration;
 use crate::access::Checks;
 use crate::backends::{Backend, How, Peer, Sock};
 use crate::buffers::slots::Key;
-use crate::buffers::wheel::{Look, TICK, nanos};
+use crate::buffers::wheel::{Look, nanos};
 use crate::config::{Front, ListenAddress};
 use crate::limits::Crowd;
 use crate::log::Level;
-use crate::mailbox::Message;
+use crate::mailbox::{Message, Wanted};
 use crate::tls::Policy;
 
 use super::{Arrival, Loop, Tolds};
@@ -27,6 +28,11 @@ use crate::listener::ListenerSetup;
 /// How long a request may be on its way to a process that has handed its work over: a client that keeps its connection busy asks again
 /// within this time.
 const ON_ITS_WAY: Duration = Duration::from_secs(1);
+
+/// Who has been idle for less may just be asking again, and is closed for nobody.
+const FRESH: Duration = Duration::from_millis(250);
+/// How often place is looked for while somebody waits.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// A listener of a loop. What it is stays as long as somebody is there whom it has let in.
 pub(crate) struct Listener {
@@ -90,6 +96,8 @@ pub struct Admission {
     active: AtomicUsize,
     /// How many wait, in all loops.
     waiting: AtomicUsize,
+    /// When place was looked for last, nobody was idle in any loop.
+    crowded: AtomicBool,
     /// Some loop has paused its listeners.
     paused: AtomicBool,
     /// Who they are, as far as the connections of an address are limited.
@@ -105,9 +113,10 @@ impl Admission {
         self.active.load(Ordering::SeqCst)
     }
 
-    /// Whether somebody waits.
+    /// Whether somebody waits and nobody is idle.
+    #[inline]
     pub(crate) fn is_crowded(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0
+        self.waiting.load(Ordering::Relaxed) > 0 && self.crowded.load(Ordering::Relaxed)
     }
 
     /// Lets one in, unless `limit` are: how many there are with it.
@@ -117,6 +126,15 @@ impl Admission {
             .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |active| (active < limit).then_some(active + 1));
         entered.ok().map(|before| before + 1)
     }
+}
+
+/// What there was where an idle connection was to be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Idle {
+    Closed,
+    /// All were [fresh](FRESH).
+    Fresh,
+    Nobody,
 }
 
 impl<B: Backend> Loop<B> {
@@ -129,41 +147,65 @@ impl<B: Backend> Loop<B> {
         let limit = self.apps.settings.bounds.connections + if admin { ADMIN_PLACES } else { 0 };
         match self.shared.admission.enter(limit) {
             Some(active) if active > limit - limit / 16 => {
-                self.make_place(active == limit);
+                if active == limit {
+                    self.want_places(1);
+                } else {
+                    self.close_longest_idle();
+                }
                 self.admit(sock, listener, peer);
             }
             Some(_) => self.admit(sock, listener, peer),
             None => {
                 self.accepting.waiting.push_back((sock, listener, peer));
                 self.shared.admission.waiting.fetch_add(1, Ordering::SeqCst);
-                self.make_place(true);
+                self.want_places(1);
                 self.pause_accepting();
             }
         }
     }
 
-    /// Closes an idle connection of this loop; where there is none and the limit is `reached`, another loop is to.
-    fn make_place(&mut self, reached: bool) {
-        if !self.close_longest_idle() && reached {
-            let this = self.index;
-            for other in (0..self.shared.postboxes.len() as u16).filter(|other| *other != this) {
-                self.shared.postboxes.post(other, Message::CloseIdle);
+    /// Closes so many idle connections, of other loops where this one has fewer.
+    fn want_places(&mut self, places: usize) {
+        self.accepting.tried = self.time.nanos();
+        self.make_places(Wanted { places, loops: self.shared.postboxes.len() as u16 - 1, fresh: false });
+    }
+
+    /// The same as far as this loop can; the next one does the rest.
+    pub fn make_places(&mut self, mut wanted: Wanted) {
+        while wanted.places > 0 {
+            match self.close_longest_idle() {
+                Idle::Closed => wanted.places -= 1,
+                found => {
+                    wanted.fresh |= found == Idle::Fresh;
+                    break;
+                }
             }
         }
-    }
-
-    /// Whether it is time to look once more for an idle connection in whose place somebody who waits may come in.
-    #[inline]
-    pub fn must_make_place(&self) -> bool {
-        !self.accepting.waiting.is_empty() && self.time.nanos() - self.accepting.tried >= nanos(TICK)
-    }
-
-    /// Makes place for as many as wait.
-    pub fn make_places(&mut self) {
-        self.accepting.tried = self.time.nanos();
-        for _ in 0..self.accepting.waiting.len() {
-            self.make_place(true);
+        if wanted.places > 0 && wanted.loops > 0 {
+            wanted.loops -= 1;
+            let next = (self.index + 1) % self.shared.postboxes.len() as u16;
+            self.shared.postboxes.post(next, Message::CloseIdle(wanted));
+        } else {
+            self.shared.admission.crowded.store(wanted.places > 0 && !wanted.fresh, Ordering::Relaxed);
         }
+    }
+
+    /// In how much time to look once more for idle connections in whose places those who wait may come in, if any do.
+    #[inline]
+    pub fn looks_for_places(&self) -> Option<Duration> {
+        let then = self.accepting.tried + nanos(LOOK_AGAIN);
+        (!self.accepting.waiting.is_empty()).then(|| Duration::from_nanos(then.saturating_sub(self.time.nanos())))
+    }
+
+    /// Whether it is time for that.
+    #[inline]
+    pub fn must_look_for_places(&self) -> bool {
+        self.looks_for_places().is_some_and(|time| time.is_zero())
+    }
+
+    /// Looks for them.
+    pub fn look_for_places(&mut self) {
+        self.want_places(self.accepting.waiting.len());
     }
 
     /// Whether no connection stays that has nothing to do: a stop has begun, or somebody waits.
@@ -179,22 +221,32 @@ impl<B: Backend> Loop<B> {
         if self.accepting.draining { usual.min(ON_ITS_WAY) } else { usual }
     }
 
-    /// Closes the connection of this loop that has been idle longest; whether there is one.
-    pub fn close_longest_idle(&mut self) -> bool {
+    /// Closes the connection of this loop that has been idle longest.
+    pub fn close_longest_idle(&mut self) -> Idle {
         let (table, backend) = (&mut self.table, &self.backend);
-        let idle = self.time.connections.first(|index| {
+        // Idle since then, or before.
+        let latest =
+            self.time.nanos().saturating_sub(nanos(FRESH)).saturating_add(nanos(self.apps.settings.timeouts.idle));
+        let mut found = Idle::Nobody;
+        let idle = self.time.connections.first(|index, due| {
             let sock = table.at(index);
             match table.client(sock) {
                 Some(client) if client.exchange != Key::NONE && !client.behind => Look::Disarm,
-                Some(client) if client.is_idle() && client.requested && backend.unsent(sock) == 0 => Look::Take,
+                Some(client) if client.is_idle() && client.requested && backend.unsent(sock) == 0 => {
+                    if due <= latest {
+                        return Look::Take;
+                    }
+                    found = Idle::Fresh;
+                    Look::Stop
+                }
                 _ => Look::Pass,
             }
         });
-        let Some(index) = idle else { return false };
+        let Some(index) = idle else { return found };
         let sock = self.table.at(index);
         self.count().idle_closed.add(1);
         self.close_answered(sock);
-        true
+        Idle::Closed
     }
 
     /// Whether one more connection may come from where a client has come from. Proxies that are trusted speak for many, and clients on

@@ -1,6 +1,11 @@
 //! Connections up to their limit: idle ones make room, and never are more served at once.
 
+use std::time::Duration;
+
+use production_server::backends::simulated::End;
+
 use super::*;
+use crate::panics::Rig;
 
 on_every_backend! {
     idle_connections_make_room_for_newcomers
@@ -49,4 +54,41 @@ fn no_more_than_the_limit_are_served_at_once(backend: &str) {
     assert!(most <= MOST, "{most} were served at once");
     crowd.leave();
     scene.all_is_given_back();
+}
+
+/// A burst of newcomers beyond the limit, none of whom has asked yet: who asked a moment ago is not closed for them, and who has been idle is.
+#[test]
+fn newcomers_close_nobody_who_has_just_asked() {
+    const MOST: usize = 32;
+    const ASKS: &str = "GET /server HTTP/1.1\r\nHost: a\r\n\r\n";
+    for idle in [0, MOST / 4] {
+        let mut rig = Rig::with(|settings| settings.bounds.connections = MOST);
+        let mut longest: Vec<_> = (0..idle).map(|_| rig.client(ASKS)).collect();
+        rig.world.advance(Duration::from_secs(1));
+        let busy: Vec<_> = (0..MOST / 4).map(|_| rig.client(ASKS)).collect();
+        assert!(longest.iter().chain(&busy).all(|client| rig.answer(*client).ends_with("ok")));
+        let ask = |rig: &mut Rig, clients: &[End]| -> Vec<String> {
+            clients
+                .iter()
+                .for_each(|client| assert_eq!(rig.world.write(*client, ASKS.as_bytes()).unwrap(), ASKS.len()));
+            rig.turns();
+            clients.iter().map(|client| rig.answer(*client)).collect()
+        };
+        ask(&mut rig, &busy);
+        let newcomers: Vec<_> = (0..MOST * 7 / 8).map(|_| rig.world.connect(&rig.place).unwrap()).collect();
+        rig.turns();
+        for answer in ask(&mut rig, &busy) {
+            assert!(answer.ends_with("ok") && !answer.contains("Connection: close"), "{idle}: {answer}");
+        }
+        // Those who were let in have asked, and are idle; after a while they make room for the rest.
+        let (let_in, waiting) = newcomers.split_at(newcomers.len() - MOST / 8);
+        assert!(ask(&mut rig, let_in).iter().all(|answer| answer.ends_with("ok")), "{idle}");
+        rig.world.advance(Duration::from_millis(300));
+        rig.turns();
+        assert!(ask(&mut rig, waiting).iter().all(|answer| answer.ends_with("ok")), "{idle}");
+        longest.extend(busy);
+        longest.extend(newcomers);
+        longest.into_iter().for_each(|client| drop(rig.world.close(client)));
+        rig.turns();
+    }
 }
