@@ -128,9 +128,6 @@ impl<B: Backend> Reactor<B> {
         self.read_mail();
         self.expire();
         self.core.work_off_guarded();
-        if self.core.must_look_for_places() {
-            self.core.guarded(Loop::look_for_places);
-        }
         if self.core.is_changing() {
             self.core.guarded(Loop::forget_apps);
         }
@@ -166,8 +163,10 @@ impl<B: Backend> Reactor<B> {
         if !self.mailbox.may_sleep() || self.core.accepting.dismisses {
             return Some(Duration::ZERO);
         }
-        let until = self.deadline.map(|deadline| deadline.saturating_duration_since(self.core.time.now));
-        [self.core.time.sleep(), until, self.core.looks_for_places()].into_iter().flatten().min()
+        let timer = self.core.time.sleep();
+        let Some(deadline) = self.deadline else { return timer };
+        let until = deadline.saturating_duration_since(self.core.time.now);
+        Some(timer.map_or(until, |timer| timer.min(until)))
     }
 
     fn read_mail(&mut self) {
@@ -370,6 +369,7 @@ impl<B: Backend> Loop<B> {
         match self.table.role(sock) {
             Role::Client(_) => self.client_expired(sock),
             Role::Link(_) => self.link_expired(sock),
+            Role::Listener(_) => self.look_for_places(),
             _ => {}
         }
     }

@@ -74,8 +74,6 @@ pub(crate) struct Accepting {
     handed_over: bool,
     /// Accepted beyond the limit: the socket, the listener's index, the peer.
     waiting: VecDeque<(Sock, u16, Peer)>,
-    /// When place was last made for those, in nanoseconds since the loop's start.
-    tried: u64,
 }
 
 impl Accepting {
@@ -156,6 +154,9 @@ impl<B: Backend> Loop<B> {
             }
             Some(_) => self.admit(sock, listener, peer),
             None => {
+                if self.accepting.waiting.is_empty() {
+                    self.look_again();
+                }
                 self.accepting.waiting.push_back((sock, listener, peer));
                 self.shared.admission.waiting.fetch_add(1, Ordering::SeqCst);
                 self.want_places(1);
@@ -166,7 +167,6 @@ impl<B: Backend> Loop<B> {
 
     /// Closes so many idle connections, of other loops where this one has fewer.
     fn want_places(&mut self, places: usize) {
-        self.accepting.tried = self.time.nanos();
         self.make_places(Wanted { places, loops: self.shared.postboxes.len() as u16 - 1, fresh: false });
     }
 
@@ -190,22 +190,19 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// In how much time to look once more for idle connections in whose places those who wait may come in, if any do.
-    #[inline]
-    pub fn looks_for_places(&self) -> Option<Duration> {
-        let then = self.accepting.tried + nanos(LOOK_AGAIN);
-        (!self.accepting.waiting.is_empty()).then(|| Duration::from_nanos(then.saturating_sub(self.time.nanos())))
+    /// Has [`Loop::look_for_places`] called in a while, by the timer of a listener.
+    fn look_again(&mut self) {
+        if let Some(listener) = self.accepting.listeners.iter().find(|listener| listener.sock != Sock::NONE) {
+            self.time.connections.arm_after(listener.sock.index, LOOK_AGAIN);
+        }
     }
 
-    /// Whether it is time for that.
-    #[inline]
-    pub fn must_look_for_places(&self) -> bool {
-        self.looks_for_places().is_some_and(|time| time.is_zero())
-    }
-
-    /// Looks for them.
+    /// Some have waited a while, if they still do.
     pub fn look_for_places(&mut self) {
-        self.want_places(self.accepting.waiting.len());
+        if !self.accepting.waiting.is_empty() {
+            self.look_again();
+            self.want_places(self.accepting.waiting.len());
+        }
     }
 
     /// Whether no connection stays that has nothing to do: a stop has begun, or somebody waits.
