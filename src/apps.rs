@@ -241,9 +241,11 @@ impl Guard {
             && (admits(&self.route, client) || self.auth.as_ref().is_some_and(|auth| auth.or_address))
     }
 
-    /// What that client has to show, if anything.
+    /// What that client has to show, if anything. An address is enough where it is one of those that the route names: one that nobody has
+    /// named shows nothing.
     pub fn demands(&self, client: Option<IpAddr>) -> Option<&Arc<Auth>> {
-        self.auth.as_ref().filter(|auth| !auth.or_address || !admits(&self.route, client))
+        let is_named = !self.route.0.is_empty() && admits(&self.route, client);
+        self.auth.as_ref().filter(|auth| !(auth.or_address && is_named))
     }
 }
 

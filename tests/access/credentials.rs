@@ -232,6 +232,13 @@ app = "web"
 allow = "10.0.0.0/8"
 auth.basic = "{folder}/users"
 satisfy = "any"
+
+[[routes]]
+match.path = "/not-denied"
+app = "web"
+deny = "10.0.0.0/8"
+auth.basic = "{folder}/users"
+satisfy = "any"
 "#;
     let site = begin(backend, file);
     let mut client = Client::of(&site.server);
@@ -245,6 +252,10 @@ satisfy = "any"
         ("/any", "11.0.0.1", &right, 200),
         ("/any", "11.0.0.1", &none, 401),
         ("/any", "11.0.0.1", &wrong, 401),
+        // Who is not among those that are kept out has shown nothing by that.
+        ("/not-denied", "11.0.0.1", &none, 401),
+        ("/not-denied", "11.0.0.1", &right, 200),
+        ("/not-denied", "10.0.0.1", &none, 401),
     ] {
         let answer = ask(&mut client, path, &format!("X-Forwarded-For: {address}\r\n{lines}"));
         assert_eq!(answer.status, status, "{path} {address} {lines}");

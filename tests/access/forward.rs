@@ -73,6 +73,13 @@ forward_auth = "accounts"
 satisfy = "any"
 
 [[routes]]
+match.path = "/word/*"
+app = "web"
+auth.keys = "{folder}/keys"
+forward_auth = "accounts"
+satisfy = "any"
+
+[[routes]]
 match.path = "/all/*"
 app = "web"
 auth.keys = "{folder}/keys"
@@ -335,8 +342,11 @@ fn it_goes_together_with_the_other_checks(backend: &str) {
     assert_eq!((get(&mut client, "/any/who", key).status, asked.questions()), (200, 0));
     assert_eq!((get(&mut client, "/any/who", "").status, get(&mut client, "/any/x", "").status), (401, 200));
     assert_eq!((get(&mut client, "/any/x", "X-Api-Key: guess\r\n").status, asked.questions()), (401, 2));
+    // Also where no address is named that would be enough.
+    assert_eq!((get(&mut client, "/word/who", "").status, get(&mut client, "/word/x", "").status), (401, 200));
+    assert_eq!((get(&mut client, "/word/who", key).status, asked.questions()), (200, 4));
     // With `all`, who has shown no key is not asked about.
-    assert_eq!((get(&mut client, "/all/x", "").status, asked.questions()), (401, 2));
+    assert_eq!((get(&mut client, "/all/x", "").status, asked.questions()), (401, 4));
     assert_eq!(get(&mut client, "/all/who", key).status, 401);
     let told = get(&mut client, "/all/x", key).text();
     assert!(
@@ -344,7 +354,7 @@ fn it_goes_together_with_the_other_checks(backend: &str) {
         "{told}"
     );
     assert!(!told.contains("anna"), "one user is said: {told}");
-    assert_eq!(asked.questions(), 4);
+    assert_eq!(asked.questions(), 6);
 }
 
 fn a_body_waits_until_its_request_may_pass(backend: &str) {
