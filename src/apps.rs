@@ -10,7 +10,7 @@ use std::sync::atomic::AtomicUsize;
 use std::time::{Duration, Instant};
 
 use crate::access::{self, Auth, Forward};
-use crate::config::route::{Access, Files, Matching, Piece, Respond, Target};
+use crate::config::route::{Access, Files, Matching, Piece, Respond, Target, is_same_to_apps};
 use crate::config::{self, Compressing, Front, ListenAddress, Peers, Settings};
 use crate::dispatch::{AppId, Dispatch};
 use crate::files::Site;
@@ -352,6 +352,8 @@ pub struct Routes {
     pub ways: Vec<Way>,
     /// Who gets in by none of them; `None`: all.
     pub nobody: Option<Guard>,
+    /// The fields that say who a client is or what it does, and come from nobody else.
+    told: Vec<String>,
 }
 
 impl Routes {
@@ -369,7 +371,13 @@ impl Routes {
         let server = (settings, &doors);
         let ways = routes.iter().map(|route| Way::new(route, &told, server, apps, metrics)).collect();
         let nobody = Guard::new(server, &Access::default(), "", apps, metrics);
-        Routes { router: Router::new(routes), ways, nobody }
+        let told = told.into_iter().map(str::to_owned).collect();
+        Routes { router: Router::new(routes), ways, nobody, told }
+    }
+
+    /// Whether a field of that name comes from the server or an app that it asks, and never from a client.
+    pub fn is_told(&self, name: &[u8]) -> bool {
+        self.told.iter().any(|told| is_same_to_apps(name, told.as_bytes()))
     }
 }
 

@@ -128,7 +128,8 @@ impl<B: Backend> Loop<B> {
         let Some((app, forward)) = &guard.forward else { return };
         let app = self.apps.get(*app).cloned();
         let Ok(Some(request)) = head::request(&input, &self.heads.limits, &mut self.heads.fields) else { return };
-        let question = question(&input, &request, &self.heads.fields, forward);
+        let routes = &self.apps.routes;
+        let question = question(&input, &request, &self.heads.fields, &forward.path, |name| routes.is_told(name));
         let lines = [
             b"X-Forwarded-Method: ",
             request.method_span.of(&input),
@@ -325,16 +326,15 @@ pub(super) fn is_whole(input: &Block, response: &Response) -> bool {
 }
 
 /// What is asked about a request: its fields, but for those that are about its body, say under which conditions it is to be answered, or are
-/// the server's and the asked app's own to say.
-fn question(input: &[u8], request: &Request, fields: &Fields, forward: &Forward) -> Vec<u8> {
+/// the server's and any asked app's own to say: `is_told`.
+fn question(input: &[u8], request: &Request, fields: &Fields, path: &str, is_told: impl Fn(&[u8]) -> bool) -> Vec<u8> {
     let authority = request.authority.of(input);
     let mut text =
-        [b"GET ", forward.path.as_bytes(), b" ", request.version.name().as_bytes(), b"\r\nHost: ", authority].concat();
+        [b"GET ", path.as_bytes(), b" ", request.version.name().as_bytes(), b"\r\nHost: ", authority].concat();
     text.extend_from_slice(b"\r\n");
     for field in fields.iter() {
         let name = field.name.of(input);
-        let copied = forward.copy.iter().any(|own| is_same_to_apps(name, own.as_bytes()));
-        if !copied && passes_to_another(field, name) {
+        if !is_told(name) && passes_to_another(field, name) {
             text.extend_from_slice(&[name, b": ", field.value.of(input), b"\r\n"].concat());
         }
     }

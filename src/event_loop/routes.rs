@@ -224,6 +224,11 @@ impl Routes {
         &self.all[number]
     }
 
+    /// Whether no client may say what a field of that name says, on any route.
+    pub fn is_told(&self, name: &[u8]) -> bool {
+        self.shared.is_told(name)
+    }
+
     /// Who gets in by that answer, and by which number it is counted.
     pub fn guard(&self, route: Route) -> Option<(Rc<Guard>, u16)> {
         if matches!(route, Route::Nobody) {

@@ -219,6 +219,10 @@ fn what_passes_has_the_fields_that_were_asked_for(backend: &str) {
     assert_eq!((client.answer().status, client.answer().status), (200, 200));
     assert_eq!(client.ask("HEAD /app/c HTTP/1.1\r\nHost: a\r\n\r\n").status, 200);
     client.expect_alive();
+    // Nor can anybody say so to who is asked on another route.
+    assert_eq!(get(&mut client, "/single/x", claims).status, 200);
+    let questions = String::from_utf8_lossy(&asked.accounts.everything()).into_owned();
+    assert!(questions.contains("X-Forwarded-Uri: /single/x\r\n") && !questions.contains("mine"), "{questions}");
     // Nor can anybody say so on a route that asks nobody.
     let answer = get(&mut client, "/free", claims);
     assert!(answer.status == 200 && !answer.text().contains("root"), "{}", answer.text());
@@ -232,7 +236,7 @@ fn what_passes_has_the_fields_that_were_asked_for(backend: &str) {
         assert!(told.ends_with("X-Sum: 7\r\nX-Tenants: all\r\n"), "{told}");
         assert!(!told.contains("mine") && !told.contains("root"), "{told}");
     }
-    assert_eq!(asked.counted(), [6, 0, 0]);
+    assert_eq!(asked.counted(), [7, 0, 0]);
 }
 
 /// In parts, in chunks, longer than is waited for, up to the end of the connection, with hints before it.

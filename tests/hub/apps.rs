@@ -11,6 +11,7 @@ use crate::support::{Client, Server, Worker, fields, on_every_backend_and_tls, u
 
 on_every_backend_and_tls! {
     an_app_is_told_of_what_happens_on_sockets
+    nobody_says_to_an_app_what_another_app_says_of_clients
     an_app_says_who_gets_what
     an_app_says_who_may_come
     who_comes_back_comes_back_to_what_an_app_has_joined
@@ -103,6 +104,18 @@ fn an_app_is_told_of_what_happens_on_sockets(backend: &str) {
     });
     until("nothing is left", || server.status()["active_connections"] == 0);
     assert_eq!(server.client().get("/").text(), "a page");
+}
+
+/// On a route of a hub that asks nobody, too.
+fn nobody_says_to_an_app_what_another_app_says_of_clients(backend: &str) {
+    let asks = "[[routes]]\nmatch.path = '/asks'\napp = 'web'\nforward_auth = { app = 'web', copy = ['X-Tenant'] }\n\
+                [[routes]]\nmatch.path = '/hub/*'\nhub = 'live'\n[[routes]]\napp = 'web'";
+    let (server, worker, _folder) = with_app(backend, asks, |_, _, _| Ok((JSON, br#"{"welcome": "anna"}"#.to_vec())));
+    let claims = "X-Tenant: mine\r\nX_Tenant: mine\r\nX-Auth-User: mine\r\nX-Socket-Id: mine\r\nX-Other: own\r\n";
+    let mut socket = Socket::open(&server, "/hub/listen?topic=a", claims);
+    assert_eq!(socket.next().text(), r#"{"welcome":"anna"}"#);
+    let told = String::from_utf8_lossy(&worker.everything()).into_owned();
+    assert!(told.contains("\r\nX-Other: own\r\n") && !told.contains("mine"), "{told}");
 }
 
 /// The messages of that kind that a socket gets next.

@@ -28,7 +28,7 @@ use crate::http::reader::Reader;
 use crate::http::rewrite::{self, FRONT, Forward};
 use crate::http::route::Edits;
 use crate::hub::dialect::{Act, Grip, Occasion, Reply};
-use crate::hub::{EVENT_FIELDS, From, Hub, Positions, wire};
+use crate::hub::{From, Hub, Positions, wire};
 use crate::mailbox;
 use crate::metrics::series::RetryReason;
 use crate::planted::{self, Bug};
@@ -193,8 +193,8 @@ impl<B: Backend> Loop<B> {
             let name = field.name.of(input);
             let handshake = name.get(..14).is_some_and(|start| start.eq_ignore_ascii_case(b"sec-websocket-"));
             // What it answers is read here, and not by the client.
-            let mut own = EVENT_FIELDS.iter().chain(&["Accept-Encoding"]);
-            let is_own = own.any(|own| is_same_to_apps(name, own.as_bytes())) || dialect.has_own(name);
+            let is_own = is_same_to_apps(name, b"Accept-Encoding") || dialect.has_own(name);
+            let is_own = is_own || self.apps.routes.is_told(name);
             if passes_to_another(field, name) && !handshake && !is_own {
                 fields.extend_from_slice(&[name, b": ", field.value.of(input), b"\r\n"].concat());
             }
