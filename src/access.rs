@@ -102,11 +102,23 @@ impl User {
     }
 
     fn new(name: &str, method: &'static str) -> User {
-        // Of a name that a field cannot hold, what it can.
-        let legal = |letter: &char| !letter.is_control();
-        let mut name: String = name.chars().filter(legal).collect();
-        name.truncate(name.floor_char_boundary(LONGEST_USER));
-        User { name: name.trim().to_owned(), method }
+        User { name: name.to_owned(), method }
+    }
+}
+
+/// Whether a field can hold a name as it is, so that it is nobody else's for whoever reads it.
+fn is_tellable(name: &str) -> bool {
+    name.len() <= LONGEST_USER && name.trim() == name && !name.chars().any(char::is_control)
+}
+
+/// What is wrong with the name in a file that is not one, or that a field could not hold.
+fn check_name(name: &str, what: &str) -> Result<(), String> {
+    match name {
+        "" => Err(format!("expected the name of a {what} before the colon")),
+        name if !is_tellable(name) => Err(format!(
+            "expected the name of a {what} of at most {LONGEST_USER} bytes, without control characters, and without spaces at its ends"
+        )),
+        _ => Ok(()),
     }
 }
 
@@ -198,7 +210,8 @@ impl Auth {
         }
         if let (Some(tokens), Some(token)) = (&self.tokens, scheme(value, "bearer")) {
             return match tokens.verify(token) {
-                Ok(subject) => Found::User(User::new(&subject, "jwt")),
+                Ok(subject) if is_tellable(&subject) => Found::User(User::new(&subject, "jwt")),
+                Ok(_) => Found::Wrong { guessed: false },
                 Err(Unverified::NoKeys) => Found::Unknown,
                 Err(Unverified::Wrong { guessed }) => Found::Wrong { guessed },
             };
@@ -243,7 +256,7 @@ fn pair(text: &[u8]) -> Option<(String, Vec<u8>)> {
     let password = bytes.split_off(colon + 1);
     bytes.pop();
     let user = String::from_utf8(bytes).ok()?;
-    let plain = !user.is_empty() && !user.chars().any(char::is_control) && password.len() <= passwords::LONGEST;
+    let plain = !user.is_empty() && is_tellable(&user) && password.len() <= passwords::LONGEST;
     plain.then_some((user, password))
 }
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use aws_lc_rs::digest::{SHA256, digest};
 
-use super::said;
+use super::{check_name, said};
 
 /// The API keys of a file.
 pub struct Keys {
@@ -38,9 +38,7 @@ impl Keys {
         for (number, line) in said(text) {
             let wrong = |what: &str| (number, what.to_owned());
             let (name, hex) = line.rsplit_once(':').ok_or_else(|| wrong("expected NAME:SHA256"))?;
-            if name.is_empty() || name.chars().any(char::is_control) {
-                return Err(wrong("expected the name of whoever has the key before the colon"));
-            }
+            check_name(name, "key").map_err(|what| wrong(&what))?;
             let hash = hash(hex).ok_or_else(|| {
                 wrong("expected the SHA-256 of a key, 64 hexadecimal digits, as `printf %s KEY | sha256sum` tells")
             })?;

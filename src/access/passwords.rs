@@ -8,7 +8,7 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 
-use super::{Try, User, said};
+use super::{Try, User, check_name, said};
 
 /// The longest password, in bytes.
 pub(super) const LONGEST: usize = 1024;
@@ -55,9 +55,7 @@ impl Passwords {
         for (number, line) in said(text) {
             let wrong = |what: &str| (number, what.to_owned());
             let (user, hash) = line.split_once(':').ok_or_else(|| wrong("expected USER:HASH"))?;
-            if user.is_empty() || user.chars().any(char::is_control) {
-                return Err(wrong("expected the name of a user before the colon"));
-            }
+            check_name(user, "user").map_err(|what| wrong(&what))?;
             check(hash).map_err(|what| (number, what))?;
             if usual.is_empty() {
                 hash.clone_into(&mut usual);

@@ -209,6 +209,38 @@ fn tokens_are_verified_with_the_keys_and_the_algorithms_of_the_configuration_alo
     assert_eq!(changed("exp", json!(now() - 10)), Ok("anna".to_owned()), "clocks may differ");
     assert_eq!(changed("sub", Value::Null), Ok(String::new()));
     assert_eq!(changed("more", json!("x".repeat(9000))), Err(false), "too long");
+    for critical in [&["evil"][..], &["b64"], &[]] {
+        let crit = Some(critical.iter().map(|name| (*name).to_owned()).collect());
+        let header = Header { crit, ..with_kid("one") };
+        assert_eq!(verify(&signed(&header, &claims())), Err(false), "{critical:?} is not understood");
+    }
+}
+
+#[test]
+fn a_name_is_told_as_it_is_or_not_at_all() {
+    let tokens = Some(Arc::new(Tokens::parse(&set(), &rules(&[Algorithm::HS256])).unwrap()));
+    let auth = Auth { tokens, ..Auth::default() };
+    let found = |subject: &str| {
+        let token =
+            signed(&with_kid("one"), &json!({ "sub": subject, "exp": now() + 600, "iss": "us", "aud": "shop" }));
+        look(&auth, "Authorization", format!("Bearer {token}").as_bytes())
+    };
+    let longest = "x".repeat(LONGEST_USER);
+    for name in ["admin", "the admin", "ü", &longest, ""] {
+        assert_eq!(found(name), Found::User(User { name: name.to_owned(), method: "jwt" }), "{name:?}");
+    }
+    let wrong = ["ad\0min", "admin\n", " admin", "admin ", "\u{a0}admin", "ad\u{85}min", &format!("{longest}x")];
+    for name in wrong {
+        assert_eq!(found(name), Found::Wrong { guessed: false }, "{name:?}");
+        assert!(Passwords::parse(&format!("{name}:{BCRYPT}")).is_err(), "{name:?}");
+        assert!(Keys::parse(&format!("{name}:{}", digest_of("key"))).is_err(), "{name:?}");
+    }
+    let passwords =
+        Auth { passwords: Some(Arc::new(Passwords::parse(&format!("admin:{BCRYPT}")).unwrap())), ..Auth::default() };
+    for name in wrong {
+        let found = look(&passwords, "Authorization", basic(name, "secret").as_bytes());
+        assert_eq!(found, Found::Wrong { guessed: false }, "{name:?}");
+    }
 }
 
 #[test]

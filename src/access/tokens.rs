@@ -145,6 +145,8 @@ impl Tokens {
         for key in keys.iter().filter(|key| !is_other(key)) {
             let Some(rules) = key.rules.iter().find(|rules| rules.algorithms[0] == header.alg) else { continue };
             match decode::<Claims>(token, &key.key, rules) {
+                // It asks for something that is not understood here (RFC 7515 §4.1.11).
+                Ok(token) if token.header.crit.is_some() => return Err(wrong(false)),
                 Ok(token) => return Ok(token.claims.sub.unwrap_or_default()),
                 Err(error) => guessed &= matches!(error.kind(), ErrorKind::InvalidSignature),
             }
