@@ -547,12 +547,14 @@ fn clients_show_certificates_that_nobody_can_forge(backend: &str) {
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     let worker = Worker::echo();
     let server = Server::before(backend, &worker.url, &flags);
+    // Nor can a proxy that is believed: with its own certificate it is the client of this listener.
+    let trusting = Server::before(backend, &worker.url, &[&flags[..], &["--trusted-proxies", "loopback"]].concat());
     let mut roots = RootCertStore::empty();
     roots.add(pair.certificate.clone()).unwrap();
     let builder = ClientConfig::builder().with_root_certificates(roots);
     let secret = PrivateKeyDer::try_from(client_key.serialize_der()).unwrap();
     let config = Arc::new(builder.with_client_auth_cert(vec![client.der().clone()], secret).unwrap());
-    for _ in 0..2 {
+    for server in [&server, &server, &trusting] {
         let mut stream = connect(server.address, &config, "a.test").unwrap();
         assert_eq!(stream.conn.handshake_kind(), Some(HandshakeKind::Full), "nobody is resumed without a certificate");
         let request = b"POST / HTTP/1.1\r\nHost: a\r\nX-Forwarded-Client-Cert: Subject=\"CN=root\"\r\nContent-Length: 3\r\n\r\nend";

@@ -317,6 +317,7 @@ const FORWARDED: Kinds = Kinds::of(&[
     Kind::XForwardedHost,
     Kind::XForwardedPort,
     Kind::XForwardedScheme,
+    Kind::XForwardedClientCert,
     Kind::XForwardedOther,
     Kind::XRealIp,
     Kind::Shadow,

@@ -45,6 +45,8 @@ pub enum Kind {
     XForwardedPort,
     /// `X-Forwarded-Ssl`, `-Scheme` and `-Protocol`: in other words what `X-Forwarded-Proto` says. Frameworks believe them as well.
     XForwardedScheme,
+    /// `X-Forwarded-Client-Cert`.
+    XForwardedClientCert,
     /// Any other `X-Forwarded-*`, such as `-Prefix`.
     XForwardedOther,
     /// `X-Real-IP`.
@@ -294,7 +296,7 @@ fn by_length(name: &[u8]) -> Kind {
 }
 
 impl Kind {
-    /// This kind, or `XForwardedScheme` or `XForwardedOther` for a name that nothing else knows and that begins like those.
+    /// This kind, or `XForwardedScheme`, `XForwardedClientCert` or `XForwardedOther` for a name that nothing else knows and that begins like those.
     #[inline]
     fn or_forwarded(self, name: &[u8]) -> Kind {
         match (self, name.first_chunk::<12>()) {
@@ -310,6 +312,7 @@ fn forwarded_kind(rest: &[u8]) -> Kind {
     let schemes: [&[u8]; 3] = [b"ssl", b"scheme", b"protocol"];
     match schemes.iter().any(|known| rest.eq_ignore_ascii_case(known)) {
         true => Kind::XForwardedScheme,
+        false if rest.eq_ignore_ascii_case(b"client-cert") => Kind::XForwardedClientCert,
         false => Kind::XForwardedOther,
     }
 }
@@ -366,6 +369,8 @@ mod tests {
             ("X-Forwarded-Scheme", Kind::XForwardedScheme),
             ("x-forwarded-PROTOCOL", Kind::XForwardedScheme),
             ("X-Forwarded-Prefix", Kind::XForwardedOther),
+            ("x-forwarded-client-CERT", Kind::XForwardedClientCert),
+            ("X-Forwarded-Client-Certs", Kind::XForwardedOther),
             ("X-Forwarded-Ssl-", Kind::XForwardedOther),
             ("X-Forwarded-Prefix-And-More", Kind::XForwardedOther),
             ("X_Forwarded_For", Kind::Shadow),
@@ -421,6 +426,7 @@ mod tests {
             "x-accel-buffering",
             "rip-worker-draining",
             "x-forwarded-x",
+            "x-forwarded-client-cert",
             "x-forwarded-ssl-and-much-more-than-that",
             "X-Forwarded-Scheme",
         ];

@@ -101,7 +101,13 @@ impl Origin {
         self.port = self.port.or_else(|| self.usual_port(bytes));
         let id = only(fields, Kind::XRequestId).filter(|id| head::request_id_is_legal(id.of(bytes)));
         self.request_id = id.unwrap_or_default();
-        self.passes = Kinds::of(&[Kind::XForwardedOther, Kind::XRequestStart, Kind::Traceparent, Kind::Tracestate]);
+        self.passes = Kinds::of(&[
+            Kind::XForwardedClientCert,
+            Kind::XForwardedOther,
+            Kind::XRequestStart,
+            Kind::Traceparent,
+            Kind::Tracestate,
+        ]);
         if self.https.is_some() && others().all(|other| other == self.https) {
             self.passes = self.passes.with(Kinds::of(&[Kind::XForwardedScheme]));
         }

@@ -70,6 +70,10 @@ impl Front<'_> {
         if self.writes_forwarded {
             dropped = dropped.with(Kinds::of(&[Kind::Forwarded]));
         }
+        if !self.client_certificate.is_empty() {
+            // Of who has shown it here, nobody in front knows better.
+            dropped = dropped.with(Kinds::of(&[Kind::XForwardedClientCert]));
+        }
         dropped
     }
 
@@ -141,6 +145,7 @@ const CLAIMS: Kinds = Kinds::of(&[
     Kind::XForwardedHost,
     Kind::XForwardedPort,
     Kind::XForwardedScheme,
+    Kind::XForwardedClientCert,
     Kind::XForwardedOther,
     Kind::XRealIp,
     Kind::Forwarded,
