@@ -22,7 +22,7 @@ use crate::helpers::Kind;
 use crate::http::head::{Request, Response, Reuse};
 use crate::http::id::id_text;
 use crate::http::reply::{self, Direct, Reply};
-use crate::http::route::resolved;
+use crate::http::route::{Edits, resolved};
 use crate::http::{Framing, Method, Version, body_len, find_lines};
 use crate::mailbox::Message;
 
@@ -193,7 +193,9 @@ impl<B: Backend> Loop<B> {
         };
         let outcome = match (request.method, look) {
             (Method::Options, _) => Outcome::Methods,
-            (Method::Get | Method::Head, Some(look)) => self.outcome(look, head, request.method, target),
+            (Method::Get | Method::Head, Some(look)) => {
+                self.outcome(look, head, (request.method, target), (edits.as_deref(), None))
+            }
             (Method::Get | Method::Head, None) => {
                 let kept = self.memory.pool.heap(head);
                 let mut exchange =
@@ -236,20 +238,29 @@ impl<B: Backend> Loop<B> {
     }
 
     /// What is answered to a request with that head, where that lies behind its name.
-    fn outcome(&self, look: Look, head: &[u8], method: Method, target: &[u8]) -> Outcome {
+    fn outcome(
+        &self,
+        look: Look,
+        head: &[u8],
+        (method, target): (Method, &[u8]),
+        (edits, named): (Option<&Edits>, Option<&Named>),
+    ) -> Outcome {
         match look {
             Look::File(served) => {
                 let id = id_text(self.heads.next_id.rotate_left(32));
                 let boundary = std::str::from_utf8(&id).unwrap_or("production_server");
                 let is_read = matches!(method, Method::Get | Method::Head);
-                let plan = Plan::new(&served, &Asked::read(head), (is_read, method == Method::Get), boundary);
+                let media_type = Named::media_type(named, edits, &served);
+                let reads = (is_read, method == Method::Get);
+                let plan = Plan::new(&served, &Asked::read(head), reads, (media_type, boundary));
                 match plan.status {
                     412 => Outcome::Error(412, "the file is not the one that the request is about"),
                     _ => Outcome::File(served, plan),
                 }
             }
-            Look::Directory => Outcome::Redirect(with_slash(target)),
-            Look::Missing => Outcome::Error(404, "there is no such file"),
+            // What an app names is a file.
+            Look::Directory if named.is_none() => Outcome::Redirect(with_slash(target)),
+            Look::Directory | Look::Missing => Outcome::Error(404, "there is no such file"),
             Look::Forbidden => Outcome::Error(403, "the server may not read this file"),
             Look::Unavailable => Outcome::Error(503, "the file cannot be read now"),
         }
@@ -303,7 +314,8 @@ impl<B: Backend> Loop<B> {
         let (connection, method, id) = (exchange.stream.connection, exchange.request.method, exchange.request.id);
         let (head, edits) = (exchange.request.head.clone(), exchange.answer.edits.clone());
         let head: &[u8] = head.as_deref().unwrap_or_default();
-        let outcome = self.outcome(look, head, method, &waiter.target);
+        let asked = (method, &*waiter.target);
+        let outcome = self.outcome(look, head, asked, (edits.as_deref(), waiter.named.as_ref()));
         let keep_alive = self.decide_keep_alive(connection);
         let Some(version) = self.table.client(connection).map(|client| client.http.version) else { return };
         let [accept] = find_lines(head, [b"accept"]);
@@ -326,7 +338,7 @@ impl<B: Backend> Loop<B> {
         &mut self,
         outcome: Outcome,
         cache: &str,
-        edits: Option<&crate::http::route::Edits>,
+        edits: Option<&Edits>,
         named: Option<&Named>,
         whom: &Whom<'_>,
     ) -> Ready {

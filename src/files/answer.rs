@@ -59,8 +59,8 @@ pub struct Terms<'a> {
 pub struct Named {
     /// Those that pass, each with its end.
     lines: Vec<u8>,
-    /// It has said what the file is.
-    has_type: bool,
+    /// What it has said that the file is.
+    media_type: Option<Box<[u8]>>,
     /// It has said for how long it may be kept.
     has_cache: bool,
 }
@@ -77,7 +77,11 @@ impl Named {
     /// Keeps what passes of it, with the id of the request.
     pub fn keep(input: &[u8], fields: &Fields, edits: Option<&Edits>, id: &[u8]) -> Named {
         // What is said of the body is about another one; what is between two machines ends here.
-        const OTHER: [&[u8]; 7] = [
+        const OTHER: [&[u8]; 11] = [
+            b"content-digest",
+            b"content-md5",
+            b"digest",
+            b"repr-digest",
             b"content-encoding",
             b"content-range",
             b"etag",
@@ -111,12 +115,24 @@ impl Named {
             if own || accel || OTHER.iter().any(is) || edits.is_some_and(|edits| edits.removes(name)) {
                 continue;
             }
-            named.has_type |= field.kind == Kind::ContentType;
+            if field.kind == Kind::ContentType {
+                named.media_type = Some(field.value.of(input).into());
+                continue;
+            }
             named.has_cache |= is(&&b"cache-control"[..]);
             named.line(name, field.value.of(input));
         }
         named.line(b"X-Request-Id", id);
         named
+    }
+
+    /// What a file is, where one of these has said so, or else by its name; `None`: that is to be said to nobody.
+    pub fn media_type<'a>(named: Option<&'a Named>, edits: Option<&'a Edits>, served: &Served) -> Option<&'a [u8]> {
+        let is_type = |name: &[u8]| name.eq_ignore_ascii_case(b"content-type");
+        match edits.filter(|edits| edits.removes(b"content-type")) {
+            Some(edits) => edits.set().filter(|(name, _)| is_type(name)).map(|(_, value)| value).last(),
+            None => named.and_then(|named| named.media_type.as_deref()).or(Some(served.media_type.as_bytes())),
+        }
     }
 
     fn line(&mut self, name: &[u8], value: &[u8]) {
@@ -128,8 +144,13 @@ impl Named {
 
 impl Plan {
     /// Decides what a request gets of a file. `conditional`: the request is a GET or a HEAD, of which alone conditions and parts are
-    /// looked at; `boundary`: what stands between several parts, which no file has in it.
-    pub fn new(served: &Served, asked: &Asked<'_>, (conditional, gets): (bool, bool), boundary: &str) -> Plan {
+    /// looked at; `media_type`: what each of several parts is said to be; `boundary`: what stands between them, which no file has in it.
+    pub fn new(
+        served: &Served,
+        asked: &Asked<'_>,
+        (conditional, gets): (bool, bool),
+        (media_type, boundary): (Option<&[u8]>, &str),
+    ) -> Plan {
         let there: Vec<_> = served.coded.iter().map(|(coding, file)| (*coding, file.size)).collect();
         let coding = if there.is_empty() { None } else { choose(asked.accept_encoding.as_deref(), &there) };
         let coded = coding.and_then(|coding| there.iter().position(|(other, _)| *other == coding));
@@ -156,7 +177,7 @@ impl Plan {
             }
             Decision::Parts(parts) => {
                 plan.status = 206;
-                let (before, behind) = ranges::frame(&parts, size, served.media_type, boundary);
+                let (before, behind) = ranges::frame(&parts, size, media_type, boundary);
                 for (text, part) in before.into_iter().zip(parts) {
                     plan.length += text.len() as u64 + part.end - part.start;
                     plan.pieces.extend([Piece::Text(text), Piece::Bytes(part)]);
@@ -177,7 +198,9 @@ impl Plan {
     /// Bytes that [`Plan::head`] writes at most.
     pub fn room(terms: &Terms<'_>) -> usize {
         let lines = terms.edits.map_or(0, |edits| edits.lines().len());
-        1024 + terms.cache.len() + lines + terms.named.map_or(0, |named| named.lines.len())
+        let named =
+            |named: &Named| named.lines.len() + named.media_type.as_ref().map_or(0, |media_type| media_type.len());
+        1024 + terms.cache.len() + lines + terms.named.map_or(0, named)
     }
 
     /// Writes the head.
@@ -201,8 +224,10 @@ impl Plan {
                 Some(boundary) => {
                     out.put_all([b"Content-Type: multipart/byteranges; boundary=", boundary.as_bytes(), b"\r\n"])
                 }
-                None if terms.named.is_some_and(|named| named.has_type) => {}
-                None => line(out, "Content-Type", served.media_type.as_bytes()),
+                None => {
+                    let named = terms.named.and_then(|named| named.media_type.as_deref());
+                    line(out, "Content-Type", named.unwrap_or(served.media_type.as_bytes()));
+                }
             }
             if let Some((coding, _)) = self.coded.and_then(|index| served.coded.get(index)) {
                 out.put_all([b"Content-Encoding: ", coding.name().as_bytes(), b"\r\n"]);
@@ -223,7 +248,15 @@ impl Plan {
             line(out, "Vary", b"Accept-Encoding");
         }
         out.put(terms.named.map_or(b"", |named| &named.lines));
-        out.put(terms.edits.map_or(b"", |edits| edits.lines()));
+        match terms.edits {
+            // What the route says of the file, it says of each part.
+            Some(edits) if self.boundary.is_some() => {
+                for (name, value) in edits.set().filter(|(name, _)| !name.eq_ignore_ascii_case(b"content-type")) {
+                    out.put_all([name, b": ", value, b"\r\n"]);
+                }
+            }
+            edits => out.put(edits.map_or(b"", |edits| edits.lines())),
+        }
         out.put_all([b"Date: ", terms.date]);
         out.put(connection(terms.client.0, terms.client.1));
     }
@@ -234,6 +267,7 @@ mod tests {
     use super::*;
     use crate::buffers::block::{Budget, Pool, Scratch};
     use crate::config::Coding;
+    use crate::config::route::FieldEdits;
     use crate::http::date;
 
     fn opened(size: u64, etag: &str) -> Opened {
@@ -245,7 +279,8 @@ mod tests {
         let coded = if coded { vec![(Coding::Gzip, opened(4, "\"z\""))] } else { Vec::new() };
         let served = Served { media_type: "text/plain", plain: opened(10, "\"p\""), coded };
         let head = format!("GET / HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
-        let plan = Plan::new(&served, &Asked::read(head.as_bytes()), (true, true), "B");
+        let media_type = Named::media_type(terms.named, terms.edits, &served);
+        let plan = Plan::new(&served, &Asked::read(head.as_bytes()), (true, true), (media_type, "B"));
         let mut scratch = Scratch::new(Pool::new(4, 0, Budget::new(0)));
         let bytes = scratch.write(Plan::room(terms), |out| plan.head(out, &served, terms)).to_vec();
         (String::from_utf8(bytes).unwrap(), plan.pieces.into_iter().collect())
@@ -303,5 +338,37 @@ mod tests {
             })
             .sum();
         assert!(head.contains(&format!("Content-Length: {sum}\r\n")), "{head}");
+    }
+
+    #[test]
+    fn parts_are_what_the_whole_would_be() {
+        let fields = |set: &[(&str, &str)], remove: &[&str]| FieldEdits {
+            set: set.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            remove: remove.iter().map(|name| (*name).to_owned()).collect(),
+        };
+        let set = Edits::of_response(&fields(&[("content-type", "text/x-route"), ("X-Set", "yes")], &[]));
+        let removes = Edits::of_response(&fields(&[], &["Content-Type"]));
+        let named = Named { media_type: Some(b"text/x-app"[..].into()), ..Named::default() };
+        for (edits, named, expected) in [
+            (None, None, Some("text/plain")),
+            (None, Some(&named), Some("text/x-app")),
+            (set.as_ref(), None, Some("text/x-route")),
+            (set.as_ref(), Some(&named), Some("text/x-route")),
+            (removes.as_ref(), None, None),
+        ] {
+            let terms = Terms { edits, named, ..terms() };
+            let types = |text: &str| {
+                let lines = text.lines().filter_map(|line| line.split_once(": "));
+                let types = lines.filter(|(name, _)| name.eq_ignore_ascii_case("content-type"));
+                types.map(|(_, value)| value.to_owned()).collect::<Vec<_>>()
+            };
+            let expected: Vec<String> = expected.into_iter().map(str::to_owned).collect();
+            assert_eq!(types(&answer(false, "", &terms).0), expected);
+            let (head, pieces) = answer(false, "Range: bytes=0-1,8-\r\n", &terms);
+            assert_eq!(types(&head), ["multipart/byteranges; boundary=B"]);
+            assert_eq!(head.contains("X-Set: yes\r\n"), edits.is_some() && edits == set.as_ref());
+            let Piece::Text(text) = &pieces[0] else { panic!("{pieces:?}") };
+            assert_eq!(types(&String::from_utf8_lossy(text)), expected);
+        }
     }
 }

@@ -79,15 +79,19 @@ fn overlap(parts: &[Range<u64>]) -> bool {
 }
 
 /// The frame of several parts in one body (RFC 9110 §14.6): what stands before each of them, and behind the last.
-pub fn frame(parts: &[Range<u64>], size: u64, media_type: &str, boundary: &str) -> (Vec<Box<[u8]>>, Box<[u8]>) {
+pub fn frame(
+    parts: &[Range<u64>],
+    size: u64,
+    media_type: Option<&[u8]>,
+    boundary: &str,
+) -> (Vec<Box<[u8]>>, Box<[u8]>) {
+    let media_type = media_type.map(|media_type| [b"Content-Type: ", media_type, b"\r\n"].concat()).unwrap_or_default();
     let before = |(index, part): (usize, &Range<u64>)| {
         let start = if index == 0 { "" } else { "\r\n" };
         let (first, last) = (part.start, part.end - 1);
-        format!(
-            "{start}--{boundary}\r\nContent-Type: {media_type}\r\nContent-Range: bytes {first}-{last}/{size}\r\n\r\n"
-        )
-        .into_bytes()
-        .into()
+        let begin = format!("{start}--{boundary}\r\n").into_bytes();
+        let range = format!("Content-Range: bytes {first}-{last}/{size}\r\n\r\n").into_bytes();
+        [begin, media_type.clone(), range].concat().into()
     };
     let behind = format!("\r\n--{boundary}--\r\n").into_bytes().into();
     (parts.iter().enumerate().map(before).collect(), behind)
@@ -206,12 +210,14 @@ mod tests {
 
     #[test]
     fn several_parts_are_framed() {
-        let (before, behind) = frame(&[0..2, 8..10], 10, "text/plain", "B");
+        let (before, behind) = frame(&[0..2, 8..10], 10, Some(b"text/plain"), "B");
         let whole: Vec<&[u8]> = vec![&before[0], b"ab", &before[1], b"ij", &behind];
         assert_eq!(
             String::from_utf8(whole.concat()).unwrap(),
             "--B\r\nContent-Type: text/plain\r\nContent-Range: bytes 0-1/10\r\n\r\nab\r\n--B\r\n\
              Content-Type: text/plain\r\nContent-Range: bytes 8-9/10\r\n\r\nij\r\n--B--\r\n"
         );
+        let (before, _) = frame(&[0..2, 8..10], 10, None, "B");
+        assert_eq!(String::from_utf8_lossy(&before[1]), "\r\n--B\r\nContent-Range: bytes 8-9/10\r\n\r\n");
     }
 }

@@ -19,6 +19,7 @@ on_every_backend_and_tls! {
     changes_are_seen
     a_file_that_shrinks_is_cut
     apps_name_files
+    what_an_app_names_is_all_that_is_said
     errors_are_shown_as_pages
     pages_of_a_route_go_before_those_of_its_app_and_these_before_the_servers
     a_reload_says_whose_pages_are_others
@@ -428,6 +429,37 @@ fn apps_name_files(backend: &str) {
     }
     assert!(slow.take(32 << 20) == bytes);
     assert_eq!(slow.get("/say/").text(), "plain");
+}
+
+fn what_an_app_names_is_all_that_is_said(backend: &str) {
+    let folder = Folder::new(&[("a.pdf", b"document"), ("folder/a.pdf", b"")]);
+    let worker = naming();
+    let site = format!(
+        "[apps.web]\nupstream = \"{}\"\n[[routes]]\napp = \"web\"\n\
+         sendfile = {{ root = \"{{folder}}/www\", prefix = \"/protected\" }}\n",
+        worker.url
+    );
+    let server = folder.server(backend, &site);
+    let mut client = Client::of(&server);
+    // Each part is what the whole would be, and the whole is of parts.
+    let target = "/say/X-Accel-Redirect:/protected/a.pdf&Content-Type:text/x-own";
+    let answer = ask(&mut client, target, "Range: bytes=0-1,5-6\r\n");
+    let [media_type] = answer.all("Content-Type")[..] else { panic!("{}", answer.head) };
+    assert!(answer.status == 206 && media_type.starts_with("multipart/byteranges; boundary="), "{}", answer.head);
+    assert_eq!(answer.text().matches("\r\nContent-Type: text/x-own\r\n").count(), 2, "{}", answer.text());
+    assert_eq!(answer.text().matches("Content-Type").count(), 2, "{}", answer.text());
+    // What was said of the app's own body is not true of the file.
+    let digests = "Content-Digest:sha-256=:x:&Digest:a&Repr-Digest:b&Content-MD5:c&X-Digest:d";
+    let answer = client.get(&format!("/say/X-Accel-Redirect:/protected/a.pdf&{digests}"));
+    for name in ["Content-Digest", "Digest", "Repr-Digest", "Content-MD5"] {
+        assert_eq!(answer.field(name), None, "{}", answer.head);
+    }
+    assert_eq!((answer.text().as_str(), answer.field("X-Digest")), ("document", Some("d")));
+    // Only a client is sent on to the name with its slash.
+    for _ in 0..2 {
+        let answer = client.get("/say/X-Accel-Redirect:/protected/folder");
+        assert_eq!((answer.status, answer.field("Location")), (404, None), "{}", answer.head);
+    }
 }
 
 fn errors_are_shown_as_pages(backend: &str) {
