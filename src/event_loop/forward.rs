@@ -56,10 +56,9 @@ impl Word {
     pub fn tell(&self, identity: &mut Vec<u8>) {
         let known = !identity.is_empty();
         let told = |line: &&[u8]| TOLD.iter().any(|name| is_named(line, name));
-        let lines = self.lines.split_inclusive(|byte| *byte == b'\n').filter(|line| !known || !told(line));
-        lines.for_each(|line| identity.extend_from_slice(line));
-        if !known && !identity.is_empty() && !self.lines.split_inclusive(|byte| *byte == b'\n').any(|line| told(&line))
-        {
+        let lines = || self.lines.split_inclusive(|byte| *byte == b'\n');
+        lines().filter(|line| !known || !told(line)).for_each(|line| identity.extend_from_slice(line));
+        if !known && !identity.is_empty() && !lines().any(|line| is_named(line, TOLD[1])) {
             identity.extend_from_slice(format!("{}: forward\r\n", TOLD[1]).as_bytes());
         }
     }
