@@ -115,6 +115,17 @@ impl Policy {
         self.rate.interval().saturating_mul(self.burst)
     }
 
+    /// When an allowance that is said to be whole again by then is so. What an earlier policy took from it is not more than all of this one.
+    fn stands(&self, whole_at: Option<u64>, now: u64) -> u64 {
+        let most = self.tolerance().saturating_add(self.delay.as_nanos() as u64);
+        whole_at.map_or(now, |whole_at| whole_at.min(now.saturating_add(most)))
+    }
+
+    /// By how much one is too early whose allowance is whole again by then.
+    fn late(&self, from: u64, now: u64) -> u64 {
+        from.saturating_add(self.rate.interval()).saturating_sub(now.saturating_add(self.tolerance()))
+    }
+
     /// Whether clients are told what is left: of what nobody is held to they are not.
     pub fn tells(&self) -> bool {
         self.headers && !self.dry_run
@@ -228,6 +239,15 @@ impl Limit {
         self.in_row(key, |row| self.take_from(row, key, policy, now))
     }
 
+    /// Whether there is nothing to take from a key's allowance, at that time; and then, in how many nanoseconds there is.
+    pub fn refuses(&self, key: u64, policy: &Policy, now: u64) -> Option<u64> {
+        self.in_row(key, |row| {
+            let known = row.iter().find(|entry| entry.key == key && entry.whole_at > now);
+            let late = policy.late(policy.stands(known.map(|entry| entry.whole_at), now), now);
+            (late > policy.delay.as_nanos() as u64).then_some(late)
+        })
+    }
+
     fn take_from(&self, row: &mut [Entry; WAYS], key: u64, policy: &Policy, now: u64) -> Verdict {
         let known = row.iter().position(|entry| entry.key == key && entry.whole_at > now);
         let place = known.unwrap_or_else(|| {
@@ -235,12 +255,8 @@ impl Limit {
             most_left.map_or(0, |(place, _)| place)
         });
         let entry = &mut row[place];
-        let (interval, tolerance) = (policy.rate.interval(), policy.tolerance());
-        // What an earlier policy took from it is not more than all of this one.
-        let most = now.saturating_add(tolerance.saturating_add(policy.delay.as_nanos() as u64));
-        let from = if known.is_some() { entry.whole_at.min(most) } else { now };
-        let whole_at = from.saturating_add(interval);
-        let late = whole_at.saturating_sub(now.saturating_add(tolerance));
+        let from = policy.stands(known.map(|_| entry.whole_at), now);
+        let late = policy.late(from, now);
         if late > policy.delay.as_nanos() as u64 {
             if known.is_some() {
                 entry.whole_at = from;
@@ -250,7 +266,7 @@ impl Limit {
         if known.is_none() && entry.whole_at > now {
             self.forgotten.fetch_add(1, Ordering::Relaxed);
         }
-        *entry = Entry { key, whole_at };
+        *entry = Entry { key, whole_at: from.saturating_add(policy.rate.interval()) };
         if late > 0 { Verdict::Wait(late) } else { Verdict::Pass }
     }
 

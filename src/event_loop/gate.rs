@@ -190,12 +190,21 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Has the limits count a request: the longest that any of them makes it wait, or the refusal of the first that does not let it
-    /// through; those before that one have counted it.
+    /// through; then none counts it, as far as no other loop is quicker between the question and the counting.
     fn pay(&self, guard: &Guard, address: Option<IpAddr>, input: &[u8], paid: Paid) -> Option<Stop> {
         let now = guard.times.nanos(self.time.now);
+        let limits = || guard.limits.iter().filter(|(policy, _)| (policy.by == By::User) == (paid == Paid::All));
+        if limits().count() > 1 {
+            for (policy, limit) in limits().filter(|(policy, _)| !policy.dry_run) {
+                let key = self.key(policy, limit, address, input);
+                if let Some(wait) = limit.refuses(key, policy, now) {
+                    limit.note(key, policy, Verdict::Refuse(wait), || self.shown_key(policy, address, input));
+                    return Some(too_many(policy, wait, key ^ now >> 10).into());
+                }
+            }
+        }
         let mut longest = 0;
-        for (policy, limit) in guard.limits.iter().filter(|(policy, _)| (policy.by == By::User) == (paid == Paid::All))
-        {
+        for (policy, limit) in limits() {
             let key = self.key(policy, limit, address, input);
             let verdict = limit.take(key, policy, now);
             if verdict != Verdict::Pass {

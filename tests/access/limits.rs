@@ -10,6 +10,7 @@ use crate::support::{Client, Server, Worker, folder, on_every_backend_and_tls, u
 
 on_every_backend_and_tls! {
     what_is_beyond_a_limit_is_refused_and_told_when_to_come_back
+    what_one_limit_refuses_costs_nothing_of_the_others
     fields_tell_clients_apart_and_addresses_are_those_that_proxies_name
     who_has_to_wait_is_served_late
     answers_say_what_is_left_where_the_limit_says_so
@@ -98,6 +99,24 @@ fn what_is_beyond_a_limit_is_refused_and_told_when_to_come_back(backend: &str) {
     let answer = client.ask("GET /login HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
     assert_eq!((answer.status, answer.field("Connection")), (429, Some("close")));
     client.expect_end();
+}
+
+fn what_one_limit_refuses_costs_nothing_of_the_others(backend: &str) {
+    let file = "[limits.each]\nrate = '3/h'\nkey = 'field:X-Key'\nheaders = true\n[limits.all]\nrate = '1/h'\nkey = 'all'\n\
+                [apps.web]\nrespond = 'served'\n\
+                [[routes]]\nmatch.path = '/two'\napp = 'web'\nlimits = ['each', 'all']\n\
+                [[routes]]\napp = 'web'\nlimits = 'each'\n";
+    let site = site(backend, file, &[]);
+    let mut client = Client::of(&site.server);
+    let two = "GET /two HTTP/1.1\r\nHost: a\r\nX-Key: k\r\n\r\n";
+    assert_eq!(statuses(&mut client, two, 4), [200, 429, 429, 429]);
+    let refused = client.ask(two);
+    assert_eq!(refused.field("RateLimit-Policy"), Some("\"all\";q=1;w=3600"));
+    let answer = client.ask("GET /one HTTP/1.1\r\nHost: a\r\nX-Key: k\r\n\r\n");
+    assert!(answer.status == 200 && answer.field("RateLimit").unwrap().starts_with("\"each\";r=1;"), "{}", answer.head);
+    let limits = site.server.limits();
+    let refused = |name: &str| limits.iter().find(|limit| limit["name"] == name).unwrap()["refused"].as_u64();
+    assert_eq!((refused("each"), refused("all")), (Some(0), Some(4)));
 }
 
 fn fields_tell_clients_apart_and_addresses_are_those_that_proxies_name(backend: &str) {
