@@ -602,12 +602,15 @@ fn plain_requests_are_sent_to_where_tls_is(backend: &str) {
         ("GET /server HTTP/1.1\r\nHost: [::1]\r\n\r\n", "https://[::1]:8443/server"),
         ("POST http://other.org/x HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\nabc", "https://other.org:8443/x"),
         ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", "https://a:8443/"),
+        ("GET http://other.org?x=1 HTTP/1.1\r\nHost: a\r\n\r\n", "https://other.org:8443/?x=1"),
+        ("GET http://other.org HTTP/1.1\r\nHost: a\r\n\r\n", "https://other.org:8443/"),
     ] {
         let answer = server.client().ask(request);
         assert_eq!((answer.status, answer.field("location")), (308, Some(location)), "{request}");
     }
     let mut client = server.client();
     assert_eq!(client.ask("GET / HTTP/1.0\r\n\r\n").status, 400);
+    assert_eq!(server.client().ask("GET / HTTP/1.1\r\nHost: :80\r\n\r\n").status, 400);
     let server = Server::start(backend, &["--respond", "hello", "--redirect-https", "on"]);
     let mut client = server.client();
     for _ in 0..2 {

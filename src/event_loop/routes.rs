@@ -2,6 +2,7 @@
 //! and not for each request. A server without routes has one, and finds it without a look at the request. What the loop says itself is
 //! written here, too.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use crate::files::Site;
 use crate::http::Method;
 use crate::http::head::Request;
 use crate::http::reply::{self, Direct, Reply};
-use crate::http::route::{Edits, location};
+use crate::http::route::{Edits, host_of, location};
 use crate::mailbox::desk::Document;
 use crate::metrics::series::OWN;
 use crate::tls;
@@ -25,6 +26,9 @@ use super::inside::may_be_inside;
 
 /// What is said where no route takes a request. The connection goes on, for its next request may find one.
 const NOBODY: &[u8] = b"no route takes this request\n";
+
+/// What is said where a request is to be sent on to the host that it names, and it names none.
+const HOSTLESS: &[u8] = b"this request is sent to another place, and does not say for which host it is\n";
 
 /// An answer of the loop itself, ready to be sent.
 pub(crate) struct Written {
@@ -128,7 +132,9 @@ impl Redirect {
     #[cold]
     pub fn answer(&self, input: &[u8], request: &Request) -> Direct {
         let Redirect(pieces, status, lines) = self;
-        let location = location(pieces, request.authority.of(input), request.target.path.of(input));
+        let Some(location) = location(pieces, request.authority.of(input), request.target.path.of(input)) else {
+            return Direct::with(400, "Content-Type: text/plain; charset=utf-8\r\n", HOSTLESS);
+        };
         let location = String::from_utf8_lossy(&location);
         Direct::with(*status, &format!("Location: {location}\r\n{lines}"), b"")
     }
@@ -262,12 +268,14 @@ fn internal(settings: &Settings) -> usize {
 /// Where the same is with TLS.
 #[cold]
 fn https(input: &[u8], request: &Request, port: u16) -> Direct {
-    let authority = String::from_utf8_lossy(request.authority.of(input));
-    let digits = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
-    let host = authority.rsplit_once(':').filter(|(_, port)| digits(port)).map_or(authority.as_ref(), |(host, _)| host);
+    let host = String::from_utf8_lossy(host_of(request.authority.of(input)));
     let port = if port == HTTPS { String::new() } else { format!(":{port}") };
     let path = String::from_utf8_lossy(request.target.path.of(input));
-    let path = if path.starts_with('/') { path.as_ref() } else { "/" };
+    let path = match path.as_ref() {
+        "*" => "/".into(),
+        path if path.starts_with('/') => path.into(),
+        query => Cow::Owned(format!("/{query}")),
+    };
     Direct::with(308, &format!("Location: https://{host}{port}{path}\r\n"), b"")
 }
 
@@ -304,7 +312,7 @@ impl<B: Backend> Loop<B> {
     fn own_route(&mut self, sock: Sock, admin: bool, input: &[u8], request: &Request) -> Option<Route> {
         let path = request.target.path.of(input);
         if admin && let Some(port) = self.redirects(sock) {
-            return Some(match request.authority.of(input) {
+            return Some(match host_of(request.authority.of(input)) {
                 b"" => Route::Refuse(
                     400,
                     "this port sends requests to https://, and this one does not say for which host it is",

@@ -285,14 +285,18 @@ fn host_name<'a>(authority: &[u8], room: &'a mut [u8; LONGEST_HOST]) -> &'a [u8]
 }
 
 /// A host as it came, without its port.
-fn host_of(authority: &[u8]) -> &[u8] {
+pub fn host_of(authority: &[u8]) -> &[u8] {
     let digits = authority.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
     authority[..authority.len() - digits].strip_suffix(b":").unwrap_or(authority)
 }
 
-/// The place of a redirect, for a request to that authority and target.
-pub fn location(pieces: &[Piece], authority: &[u8], target: &[u8]) -> Vec<u8> {
-    let path = before_query(target);
+/// The place of a redirect, for a request to that authority and target; `None` where it is on the host that was asked, and none was.
+pub fn location(pieces: &[Piece], authority: &[u8], target: &[u8]) -> Option<Vec<u8>> {
+    // What is asked of the whole server (RFC 9112 §3.2.4) is no path.
+    let path = match before_query(target) {
+        b"*" => b"/",
+        path => path,
+    };
     let mut out = Vec::new();
     for piece in pieces {
         match piece {
@@ -305,10 +309,13 @@ pub fn location(pieces: &[Piece], authority: &[u8], target: &[u8]) -> Vec<u8> {
             }
             Piece::Path => out.extend_from_slice(path),
             Piece::Query => out.extend_from_slice(&target[memchr::memchr(b'?', target).unwrap_or(target.len())..]),
-            Piece::Host => out.extend_from_slice(host_of(authority)),
+            Piece::Host => match host_of(authority) {
+                b"" => return None,
+                host => out.extend_from_slice(host),
+            },
         }
     }
-    out
+    Some(out)
 }
 
 /// What a route changes of a message, ready to be applied.
@@ -541,13 +548,19 @@ mod tests {
     #[test]
     fn redirects_are_filled_in() {
         let to = |text: &str, host: &str, target: &str| {
-            String::from_utf8(location(&route::location(text).unwrap(), host.as_bytes(), target.as_bytes())).unwrap()
+            let to = location(&route::location(text).unwrap(), host.as_bytes(), target.as_bytes());
+            to.map_or_else(|| "nowhere".to_owned(), |to| String::from_utf8(to).unwrap())
         };
         assert_eq!(to("https://{host}{path}{query}", "a.b:80", "/x?y=1"), "https://a.b/x?y=1");
         assert_eq!(to("https://{host}{path}{query}", "[::1]:80", "/x"), "https://[::1]/x");
         assert_eq!(to("/new{path}", "a", "/x?y"), "/new/x");
         assert_eq!(to("{path}{query}", "a", "//evil.org/?q"), "/evil.org/?q", "never to another host");
         assert_eq!(to("/{query}", "", "?q"), "/?q");
+        assert_eq!(to("https://{host}{path}{query}", "a.b", "*"), "https://a.b/", "of the whole server");
+        assert_eq!(to("{path}{query}", "a.b", "*"), "/");
+        assert_eq!(to("https://{host}{path}", "", "/x"), "nowhere");
+        assert_eq!(to("https://{host}{path}", ":80", "/x"), "nowhere");
+        assert_eq!(to("https://{host}{path}{query}", "a.b", "?q"), "https://a.b/?q");
     }
 
     #[test]

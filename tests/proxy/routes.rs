@@ -55,6 +55,10 @@ match.path = "/here"
 redirect = "/there"
 
 [[routes]]
+match.path = "/same"
+redirect = { to = "https://{host}{path}", status = 308 }
+
+[[routes]]
 match.host = "example.org"
 app = "web"
 "#;
@@ -81,6 +85,16 @@ fn the_first_route_that_matches_answers(backend: &str) {
         ask("POST /here HTTP/1.1\r\nHost: any\r\nContent-Length: 3\r\n\r\nabc").field("Location"),
         Some("/there")
     );
+    let answer = ask("OPTIONS /same HTTP/1.1\r\nHost: a.b");
+    assert_eq!((answer.status, answer.field("Location")), (308, Some("https://a.b/same")));
+    for hostless in [
+        "GET /same HTTP/1.1\r\nHost:",
+        "GET /same HTTP/1.1\r\nHost: :80",
+        "GET /same HTTP/1.0\r\nConnection: keep-alive",
+    ] {
+        let answer = ask(hostless);
+        assert_eq!((answer.status, answer.field("Location")), (400, None), "{hostless}");
+    }
     let answer = ask("GET /x HTTP/1.1\r\nHost: example.org");
     assert!(answer.status == 200 && answer.text().starts_with("GET /x HTTP/1.1\r\n"), "{}", answer.text());
     let answer = ask("GET /x HTTP/1.1\r\nHost: elsewhere\r\nAccept: application/json");
