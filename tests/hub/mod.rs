@@ -186,6 +186,20 @@ fn events_come_as_a_stream(backend: &str) {
     let mut lost = stream(&server, "/api/v1/listen", "Last-Event-ID: 0000000000001:5\r\n");
     assert_eq!(event(&mut lost)[1], "event: gap");
     assert_eq!(server.status()["hub_event_streams"], 3);
+    // As the client likes it, in as many lines as it says so.
+    for (accepts, media_type) in [
+        ("Accept: text/event-stream;q=0, application/json\r\n", "application/json"),
+        ("Accept: text/event-stream;q=0.1, application/json\r\n", "application/json"),
+        ("Accept: application/json, text/event-stream\r\n", "text/event-stream"),
+        ("Accept: application/json;q=0.5\r\nAccept: text/event-stream\r\n", "text/event-stream"),
+        ("Accept: */*\r\n", "application/json"),
+    ] {
+        let mut client = server.client();
+        let target = format!("/api/v1/listen?last_event_id={one}");
+        client.send(format!("GET {target} HTTP/1.1\r\nHost: localhost\r\n{accepts}\r\n"));
+        let head = client.head().unwrap();
+        assert!(head.contains(&format!("\r\nContent-Type: {media_type}\r\n")), "{accepts}{head}");
+    }
     // An old client has no chunks.
     let mut old = server.client();
     old.send("GET /api/v1/listen HTTP/1.0\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n");

@@ -3,7 +3,7 @@
 //! | the client asks | it gets |
 //! |---|---|
 //! | for an upgrade to `websocket` | a WebSocket; with the subprotocol `hub.v1` each message comes with its topic and id |
-//! | for `text/event-stream` | server-sent events, until it leaves |
+//! | for `text/event-stream`, and not rather for JSON | server-sent events, until it leaves |
 //! | for anything else | one JSON document, as soon as there are messages, or when it has waited for `poll` |
 //!
 //! Subscribing, and finding out where what is to be sent again begins, is one step under the topic's lock, so that nothing is published
@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::backends::{Backend, Sock};
 use crate::connection::State;
 use crate::http::Framing;
-use crate::http::fields::{list_items, trim};
+use crate::http::fields::{Kind, list_items, trim};
 use crate::http::head::Request;
 use crate::http::reply;
 use crate::hub::wire::{self, Listen};
@@ -74,6 +74,23 @@ pub(super) fn query_of(target: &[u8]) -> &[u8] {
     memchr::memchr(b'?', target).map_or(&b""[..], |at| &target[at + 1..])
 }
 
+/// Whether a client wants events rather than one document, by its Accept fields (RFC 9110 §12.5.1): it names them, and the document with no
+/// greater weight.
+fn prefers_events<'a>(accepts: impl Iterator<Item = &'a [u8]>) -> bool {
+    let (mut events, mut document) = (0, 0);
+    for range in accepts.flat_map(list_items) {
+        let mut parts = range.split(|byte| *byte == b';').map(trim);
+        let media = parts.next().unwrap_or_default();
+        let weight = parts.find_map(reply::weight).unwrap_or(1000);
+        if media.eq_ignore_ascii_case(b"text/event-stream") {
+            events = events.max(weight);
+        } else if media.eq_ignore_ascii_case(b"application/json") {
+            document = document.max(weight);
+        }
+    }
+    events > 0 && events >= document
+}
+
 impl<B: Backend> Loop<B> {
     /// Reads what a request to listen asks for. `input` begins with its head.
     pub(super) fn wish(&self, served: &Arc<Served>, input: &[u8], request: &Request) -> Result<Wish, No> {
@@ -95,11 +112,8 @@ impl<B: Backend> Loop<B> {
             }
             Err(Refusal::Malformed(reason)) => return Err(No::because(400, reason)),
             Err(Refusal::NotAnUpgrade) => {
-                let events = list_items(request.accept.of(input)).any(|range| {
-                    let media = trim(range.split(|byte| *byte == b';').next().unwrap_or_default());
-                    media.eq_ignore_ascii_case(b"text/event-stream")
-                });
-                if events { Way::Events } else { Way::Poll }
+                let accepts = fields.iter().filter(|field| field.kind == Kind::Accept);
+                if prefers_events(accepts.map(|field| field.value.of(input))) { Way::Events } else { Way::Poll }
             }
         };
         let origin = fields.find_name(input, "origin").map(<[u8]>::to_vec);
