@@ -493,6 +493,10 @@ fn who_may_do_what(backend: &str) {
     ] {
         assert_eq!(client.ask(request).status, status, "{request}");
     }
+    for (path, allowed) in [("listen", "GET"), ("topics", "GET, HEAD"), ("notify", "POST")] {
+        let answer = client.ask(&format!("DELETE /api/v1/{path} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+        assert_eq!((answer.status, answer.field("Allow")), (405, Some(allowed)), "{path}");
+    }
     for (body, status) in [
         ("", 400),
         ("{", 400),

@@ -118,7 +118,8 @@ impl<B: Backend> Loop<B> {
                 return self.wish(served, input, request).map(Some).map_err(|no| self.no(&no));
             }
             (b"notify", Method::Post) | (b"topics", Method::Get | Method::Head) => name,
-            (b"listen" | b"topics", _) => return Err(self.no(&No::because(405, "this is asked for with GET"))),
+            (b"listen", _) => return Err(self.no(&No::because(405, "this is asked for with GET"))),
+            (b"topics", _) => return Err(self.no(&No::because(405, "this is asked for with GET or HEAD"))),
             (b"notify", _) => return Err(self.no(&No::because(405, "this is asked for with POST"))),
             _ => return Err(self.no(&No::because(404, "a hub has listen, notify and topics"))),
         };
@@ -141,6 +142,7 @@ impl<B: Backend> Loop<B> {
     pub(super) fn no(&self, No(status, reason): &No) -> Direct {
         let lines = match *status {
             401 => "WWW-Authenticate: Bearer realm=\"hub\"\r\n",
+            405 if reason.ends_with("HEAD") => "Allow: GET, HEAD\r\n",
             405 if reason.ends_with("GET") => "Allow: GET\r\n",
             405 => "Allow: POST\r\n",
             426 => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
