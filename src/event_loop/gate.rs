@@ -186,7 +186,12 @@ impl<B: Backend> Loop<B> {
     pub fn let_pass(&mut self, sock: Sock, pass: Pass) {
         let Some(client) = self.table.client(sock) else { return };
         (client.entrance.pass, client.entrance.stalled) = (pass, false);
+        let behind = client.behind;
         self.work.push_back(Task::Resume(sock));
+        if behind {
+            // The wait has had the timer, and that the client is behind is not told again.
+            self.watch_write(sock);
+        }
     }
 
     /// Has the limits count a request: the longest that any of them makes it wait, or the refusal of the first that does not let it

@@ -13,6 +13,7 @@ on_every_backend_and_tls! {
     what_one_limit_refuses_costs_nothing_of_the_others
     fields_tell_clients_apart_and_addresses_are_those_that_proxies_name
     who_has_to_wait_is_served_late
+    who_waits_and_reads_nothing_is_cut
     answers_say_what_is_left_where_the_limit_says_so
     a_reload_keeps_what_was_used
     addresses_that_are_not_allowed_are_refused
@@ -165,6 +166,41 @@ fn who_has_to_wait_is_served_late(backend: &str) {
     drop(client);
     drop(clients);
     until("all have left", || site.server.status()["active_connections"] == 0);
+}
+
+/// The wait has the connection's timer, and gives it back to the clock of what was sent before.
+fn who_waits_and_reads_nothing_is_cut(backend: &str) {
+    const LONG: usize = 16 << 20;
+    let worker = Worker::new(|incoming| {
+        while let Some((head, _)) = incoming.request() {
+            let length = head.split('/').nth(1).and_then(|length| length.parse().ok()).unwrap_or(LONG);
+            incoming.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n"));
+            incoming.send(vec![b'x'; length]);
+        }
+    });
+    let folder = folder();
+    let (path, door) = (folder.path().join("site.toml"), folder.path().join("door"));
+    let file = "[limits.slow]\nrate = '1/s'\nburst = 1\ndelay = '20s'\nkey = 'field:X-Key'\n\n\
+                [apps.web]\nupstream = '{worker}'\nconcurrency = 64\n\n[[routes]]\napp = 'web'\nlimits = 'slow'\n";
+    std::fs::write(&path, super::filled(file, &worker, &folder)).unwrap();
+    let at_door = format!("unix:{}", door.display());
+    // The second answer is more than memory takes, so that its worker waits.
+    let little = ["--spool-bytes", "0", "--buffer-bytes", "8MiB", "--write-timeout", "1s"];
+    let flags = ["-f", path.to_str().unwrap(), "--listen", "127.0.0.1:0", "--listen", &at_door];
+    let server = Server::start(backend, &[&flags[..], &little].concat());
+    // One of them is a little more than what the kernel takes: the next request is read, and waits.
+    let clients: Vec<UnixStream> = (0..24)
+        .map(|number| {
+            let mut stream = UnixStream::connect(&door).unwrap();
+            let line = format!("Host: a\r\nX-Key: {number}\r\n\r\n");
+            let length = 64 * 1024 + number * 16 * 1024;
+            write!(stream, "GET /{length}/ HTTP/1.1\r\n{line}GET /long HTTP/1.1\r\n{line}").unwrap();
+            stream
+        })
+        .collect();
+    until("some have waited", || server.limits()[0]["delayed"].as_u64() > Some(0));
+    until("all are cut", || server.status()["active_connections"] == 0);
+    drop(clients);
 }
 
 const TELLING: &str = r#"
