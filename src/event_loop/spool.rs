@@ -160,7 +160,8 @@ impl<B: Backend> Loop<B> {
         }
         let hold = match queue.takes_more() {
             true => Hold::Not,
-            false if waits_for_client => Hold::Client,
+            // What waits here is taken by the client, and then this is looked at again. With nothing here it would not be.
+            false if waits_for_client && !queue.is_empty() => Hold::Client,
             false => Hold::Memory,
         };
         let was = std::mem::replace(&mut exchange.answer.hold, hold);
