@@ -8,6 +8,8 @@
 //! - A queue has at most one piece with a helper to be written, and one to be read.
 //! - What all files may take of the disk (`spool_bytes`) is reserved before it is written, and given back as they are closed; one has at
 //!   most a share of it ([`SHARE`]). A file that was read to its end is used again from its begin.
+//! - An answer has room for the first of it reserved before it is begun ([`Queue::begin`]): of many that begin in the same moment, none finds only
+//!   with bytes in hand that others have it all.
 //! - Nothing of it is left behind, however the process ends: the files have no name (O_TMPFILE of open(2)), or lose it at once.
 //! - Pieces are charged to the budget of the process while they are in memory, those to be written up to [`Spools::may_gather`].
 
@@ -32,6 +34,9 @@ const GATHERED: usize = 32 << 20;
 const GATHERED_SHARE: usize = 6;
 /// The part of `spool_bytes`, one in so many, that one queue may have.
 pub const SHARE: u64 = 4;
+/// What [`Queue::begin`] reserves, in bytes: as much as may come before the first of it is written, which is little, or almost a piece, and one
+/// more block with its framing.
+const FIRST: u64 = (2 * PIECE + LEAST) as u64;
 /// Where the files are if the run directory is in memory.
 const ON_DISK: &str = "/var/tmp";
 /// How many names are tried for a file, where each needs one for a moment.
@@ -55,12 +60,7 @@ impl Spools {
         Spools(Arc::new(Together { used, gathered: AtomicUsize::new(0) }))
     }
 
-    /// Whether there is room for a piece in the files, which may take `limit` bytes.
-    pub fn has_room(&self, limit: u64) -> bool {
-        self.has_room_for(PIECE as u64, limit)
-    }
-
-    /// Whether there is room for a queue that will have so many bytes.
+    /// Whether there is room for a queue that will have so many bytes, in files that may take `limit`.
     pub fn has_room_for(&self, length: u64, limit: u64) -> bool {
         length <= limit / SHARE && self.0.used.bytes().saturating_add(length) <= limit
     }
@@ -360,7 +360,14 @@ impl Queue {
         }
     }
 
-    /// The same of one that can be read again from its begin ([`Queue::rewind`]), of which nothing is taken before all has come.
+    /// The same with room for the first of it in the files, which may take `limit` bytes; `None`: there is not as much.
+    pub fn begin(spools: &Spools, budget: &Arc<Budget>, limit: u64) -> Option<Queue> {
+        let queue = Queue::new(spools, budget);
+        let first = FIRST.min(limit / SHARE);
+        (first >= PIECE as u64 && queue.store.reserve(first, limit)).then_some(queue)
+    }
+
+    /// One that can be read again from its begin ([`Queue::rewind`]), of which nothing is taken before all has come.
     pub fn keeping(spools: &Spools, budget: &Arc<Budget>) -> Queue {
         Queue { keeps: true, ..Queue::new(spools, budget) }
     }

@@ -439,6 +439,34 @@ fn what_waits_for_others_to_be_written_goes_on_once_they_are() {
     rig.turns();
 }
 
+/// It is tried again, though its client takes nothing and no memory comes back.
+#[test]
+fn what_found_no_room_is_spooled_once_there_is_some() {
+    const ROOM: u64 = 1 << 20;
+    let mut rig = Rig::with(|settings| settings.stores.spool_bytes = ROOM);
+    rig.shared.helpers.start(1).unwrap();
+    let begin = || Queue::begin(&rig.shared.spools, &rig.budget, ROOM);
+    let others: Vec<Queue> = std::iter::from_fn(begin).collect();
+    assert!(!others.is_empty());
+    let (_, service) = rig.worker_at("/simulated/worker.sock");
+    let client = rig.client("GET /app HTTP/1.1\r\nHost: a\r\n\r\n");
+    let worker = rig.world.accept(service).unwrap();
+    let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LONG}\r\n\r\n");
+    assert_eq!(rig.world.write(worker, head.as_bytes()).unwrap(), head.len());
+    while let Ok(1..) = rig.world.write(worker, &[7; 4096]) {
+        rig.turns();
+    }
+    assert_eq!((rig.metrics.total().spooled, rig.metrics.total().spool_refused), (0, 1));
+    drop(others);
+    // A second.
+    (0..20).for_each(|_| rig.turns());
+    assert_eq!(rig.metrics.total().spooled, 1);
+    assert_eq!(rig.shared.helpers.stop(DEADLINE), 0);
+    rig.world.close(client);
+    rig.world.close(worker);
+    rig.turns();
+}
+
 fn the_framing_of_chunks_is_not_told_as_left(backend: &str) {
     let worker = Worker::new(|incoming| {
         if incoming.request().is_some() {

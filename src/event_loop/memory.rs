@@ -25,7 +25,7 @@ use crate::log::AccessLog;
 use crate::mailbox::Message;
 use crate::planted::{self, Bug};
 
-use super::Loop;
+use super::{Loop, Unspooled};
 
 /// The part of the budget, one in so many, that answers and uploads leave to heads and waiting requests: so that readers who take
 /// nothing cannot have others refused.
@@ -143,6 +143,11 @@ impl Request {
 impl<B: Backend> Loop<B> {
     /// Notes that an answer has stopped for lack of memory.
     pub fn starve(&mut self, key: Key) {
+        let Some(exchange) = self.exchanges.lookup(key) else { return };
+        if exchange.answer.unspooled == Unspooled::ForNow {
+            // Nobody tells that the spool has room again.
+            self.rearm(key);
+        }
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         if std::mem::replace(&mut exchange.answer.starved, true) {
             return;

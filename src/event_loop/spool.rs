@@ -33,9 +33,9 @@ pub(crate) enum Unspooled {
     /// It would not have, so far.
     #[default]
     No,
-    /// There was no room.
+    /// There was no room. It is tried again as its client takes some, as memory comes back, and now and then while it waits for that.
     ForNow,
-    /// There was no room for the first of it, or the disk has failed.
+    /// There was no room for what had come of it, which is more than one may have, or the disk has failed.
     ForGood,
 }
 
@@ -63,19 +63,18 @@ impl<B: Backend> Loop<B> {
         if !may || !matches!(exchange.source, Source::Worker(_)) {
             return false;
         }
-        match exchange.answer.unspooled {
-            Unspooled::ForGood => return false,
-            _ if self.shared.spools.has_room(limit) => {}
-            Unspooled::ForNow => return false,
-            Unspooled::No => {
-                exchange.answer.unspooled = Unspooled::ForNow;
-                self.refuse_spool(USED_UP);
-                return false;
-            }
+        if exchange.answer.unspooled == Unspooled::ForGood {
+            return false;
         }
-        exchange.answer.spool = Some(Box::new(Queue::new(&self.shared.spools, self.memory.pool.budget())));
-        self.count().spooled.add(1);
-        true
+        if let Some(queue) = Queue::begin(&self.shared.spools, self.memory.pool.budget(), limit) {
+            exchange.answer.spool = Some(Box::new(queue));
+            self.count().spooled.add(1);
+            return true;
+        }
+        if std::mem::replace(&mut exchange.answer.unspooled, Unspooled::ForNow) == Unspooled::No {
+            self.refuse_spool(USED_UP);
+        }
+        false
     }
 
     /// The client of an exchange does not keep up: what waits for memory need not.

@@ -144,9 +144,30 @@ fn what_the_disk_may_give_has_a_bound_and_each_queue_a_share_of_it() {
     assert_eq!(rig.used.bytes(), 400);
     drop(queues);
     assert_eq!(rig.used.bytes(), 0);
-    assert!(!rig.spools.has_room(SHARE * PIECE as u64 - 1) && rig.spools.has_room(SHARE * PIECE as u64));
     assert!(rig.spools.has_room_for(100, 400) && !rig.spools.has_room_for(101, 400), "a share");
     assert!(rig.used.add(301, 400) && !rig.spools.has_room_for(100, 400), "others have the rest");
+}
+
+#[test]
+fn of_many_that_begin_at_once_each_has_room_for_its_first_piece() {
+    let rig = Rig::new(5 * FIRST);
+    let begin = |limit| Queue::begin(&rig.spools, &rig.budget, limit);
+    assert!(begin(SHARE * PIECE as u64 - 1).is_none(), "a share is less than a piece");
+    assert_eq!(begin(SHARE * PIECE as u64).map(|_| ()), Some(()));
+    assert_eq!(rig.used.bytes(), 0, "what was begun and left gives its room back");
+    let mut queues: Vec<Queue> = std::iter::from_fn(|| begin(5 * FIRST)).collect();
+    assert_eq!((queues.len(), rig.used.bytes()), (5, 5 * FIRST));
+    for queue in &mut queues {
+        queue.push(&[7; PIECE - 1]);
+        queue.push(&[7; PIECE]);
+        rig.write(queue).unwrap();
+        take(queue, 2 * PIECE).unwrap();
+        // And again, for the file is used from its begin.
+        queue.push(&[7; 2 * PIECE]);
+        rig.write(queue).unwrap();
+    }
+    queues.pop();
+    assert!(begin(5 * FIRST).is_some(), "one has left");
 }
 
 #[test]
