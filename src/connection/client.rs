@@ -204,8 +204,8 @@ impl<B: Backend> Loop<B> {
         }
         let (key, closes) = (client.exchange, !client.http.keep_alive);
         let Some(exchange) = self.exchanges.lookup(key) else {
-            if client.entrance.stalled && client.input.is_some() {
-                // Whole requests wait for the outbox; once it has drained they are answered, and then the connection closes.
+            if client.entrance.outlasts_end(closes) && client.input.is_some() {
+                // Whole requests wait; once it is their turn they are answered, and then the connection closes.
                 return;
             }
             // Nothing is being answered. Answers of earlier requests may still be on their way.

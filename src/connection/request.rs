@@ -33,7 +33,9 @@ impl<B: Backend> Loop<B> {
         loop {
             let Some(client) = self.table.client(sock) else { return };
             if client.state != State::ReadingRequest || client.entrance.stalled {
-                return;
+                return if client.entrance.pass.waits() {
+                    self.watch(sock)
+                };
             }
             let Some(input) = client.input.take() else { break };
             let fresh = client.body.is_none() && client.search.is_fresh();

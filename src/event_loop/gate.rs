@@ -1,8 +1,8 @@
 //! Who gets in by a route, and how often: first the address, then the limits, then the credentials, and last the limits on whom these name.
 //!
 //! What is refused is answered here, and the connection goes on, for a client that has to come again costs more than one that stays. A
-//! request that has to wait stays where it is: unread, at the front of its connection's input, which receives nothing meanwhile; when
-//! its time has come it is read again, and has paid already.
+//! request that has to wait stays where it is: unread, at the front of its connection's input, which receives little meanwhile, so that its
+//! client is seen to leave; when its time has come it is read again, and has paid already.
 //!
 //! A server on which nobody is kept out never comes here.
 
@@ -69,6 +69,15 @@ pub(crate) struct Entrance {
     pub pass: Pass,
     /// It counts among the connections of its address.
     pub counted: bool,
+    /// The request that waits for what `pass` says is answered also where its client finishes sending meanwhile.
+    pub half_closed: bool,
+}
+
+impl Entrance {
+    /// Whether what waits in its input is answered although its client has finished sending; the connection `closes` after the request in hand.
+    pub fn outlasts_end(&self, closes: bool) -> bool {
+        self.stalled && (!self.pass.waits() || self.half_closed || closes)
+    }
 }
 
 /// What becomes of a request.
@@ -144,13 +153,18 @@ impl<B: Backend> Loop<B> {
             return self.refuse(sock, 503, "the server has no memory left for requests that have to wait");
         }
         let input = input.settle(&self.memory.pool);
+        let half_closed = match self.heads.route {
+            Some(Route::App(route)) => self.apps.routes.serves_half_closed(route),
+            _ => false,
+        };
         let Some(client) = self.table.client(sock) else { return };
         (client.input, client.body) = (Some(input), None);
-        (client.entrance.pass, client.entrance.stalled) = (pass, true);
+        client.entrance = Entrance { stalled: true, pass, half_closed, ..client.entrance };
         if let Some(word) = self.heads.word.take() {
             self.heads.words.put(sock, word, &self.table);
         }
         self.arm(sock, after);
+        self.watch(sock);
         if pass == Pass::Inquires {
             self.inquire(sock);
         }

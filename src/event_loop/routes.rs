@@ -235,6 +235,11 @@ impl Routes {
         self.shared.is_told(name)
     }
 
+    /// Whether who has finished sending is answered by the app of that route all the same.
+    pub fn serves_half_closed(&self, number: usize) -> bool {
+        matches!(&self.get(number).leads, Leads::App(app) if app.settings.answering.serve_half_closed)
+    }
+
     /// Who gets in by that answer, and by which number it is counted.
     pub fn guard(&self, route: Route) -> Option<(Rc<Guard>, u16)> {
         if matches!(route, Route::Nobody) {

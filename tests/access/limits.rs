@@ -13,6 +13,7 @@ on_every_backend_and_tls! {
     what_one_limit_refuses_costs_nothing_of_the_others
     fields_tell_clients_apart_and_addresses_are_those_that_proxies_name
     who_has_to_wait_is_served_late
+    who_leaves_while_it_waits_is_not_served
     who_waits_and_reads_nothing_is_cut
     answers_say_what_is_left_where_the_limit_says_so
     a_reload_keeps_what_was_used
@@ -164,6 +165,47 @@ fn who_has_to_wait_is_served_late(backend: &str) {
     assert!([200, 429].contains(&first), "{first}");
     assert_eq!(client.answer().text(), "ok");
     drop(client);
+    drop(clients);
+    until("all have left", || site.server.status()["active_connections"] == 0);
+}
+
+/// Who finishes sending has left, unless its connection was to end with that request, or its app serves such clients; bytes behind the request
+/// that waits do not hide that.
+fn who_leaves_while_it_waits_is_not_served(backend: &str) {
+    let file = "[limits.slow]\nrate = '1/3s'\nburst = 1\ndelay = '20s'\neverywhere = true\nkey = 'field:X-Key'\n\n\
+                [apps.web]\nupstream = '{worker}'\n\n[apps.serves]\nupstream = '{worker}'\nhalf_close = 'serve'\n\n\
+                [[routes]]\nmatch.path = '/serves/*'\napp = 'serves'\n\n[[routes]]\napp = 'web'\n";
+    let site = site(backend, file, &[]);
+    let ended = [
+        ("/left", "", "", false),
+        ("/behind", "", "GET /never HTTP/1.1\r\n", false),
+        ("/closes", "Connection: close\r\n", "", true),
+        ("/serves/kept", "", "", true),
+    ];
+    let mut clients = Vec::new();
+    for (path, line, behind, served) in ended {
+        let mut client = Client::of(&site.server);
+        let request = |path: &str, line: &str| format!("GET {path} HTTP/1.1\r\nHost: a\r\nX-Key: {path}\r\n{line}\r\n");
+        // The first uses the burst up.
+        assert_eq!(client.ask(&request(path, "")).status, 200);
+        client.send(request(path, line));
+        if !behind.is_empty() {
+            until("the request waits", || {
+                let limits = site.server.limits();
+                limits[0]["delayed"].as_u64() == Some(clients.len() as u64 + 1)
+            });
+            client.send(behind);
+        }
+        client.finish();
+        clients.push((client, path, served));
+    }
+    for (client, path, served) in &mut clients {
+        assert_eq!(client.whole_answer().map(|answer| answer.status), served.then_some(200), "{path}");
+    }
+    let seen = String::from_utf8_lossy(&site.worker.everything()).into_owned();
+    for (_, path, served) in &clients {
+        assert_eq!(seen.matches(&format!("GET {path} ")).count(), 1 + usize::from(*served), "{path}");
+    }
     drop(clients);
     until("all have left", || site.server.status()["active_connections"] == 0);
 }
