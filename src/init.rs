@@ -59,13 +59,19 @@ pub fn run(directory: &Path) -> u8 {
 /// What lies in a directory: whoever says most plainly what the app is comes first.
 pub fn look(directory: &Path) -> Found {
     let ways = [procfile, django, package, rack, python, go];
-    ways.into_iter().find_map(|way| way(directory)).unwrap_or_else(|| Found {
-        why: "the built-in demo worker: no package.json, manage.py, app.py, config.ru, go.mod or Procfile is here"
-            .to_owned(),
-        command: Vec::new(),
-        notes: Vec::new(),
-        keys: Vec::new(),
-    })
+    ways.into_iter().find_map(|way| way(directory)).unwrap_or_else(|| found(nothing_known(directory), &[]))
+}
+
+/// Why it is the built-in worker: nothing that is known is here, or what is here does not say enough.
+fn nothing_known(directory: &Path) -> String {
+    let known = ["Procfile", "manage.py", "package.json", "config.ru"].into_iter().chain(OF_PYTHON).chain(["go.mod"]);
+    let here: Vec<&str> = known.filter(|name| directory.join(name).exists()).collect();
+    let why = match here[..] {
+        [] => "no package.json, manage.py, app.py, config.ru, go.mod or Procfile is here".to_owned(),
+        [name] => format!("{name} is here, and does not say how the app is started"),
+        _ => format!("{} are here, and none says how the app is started", here.join(", ")),
+    };
+    format!("the built-in demo worker: {why}")
 }
 
 /// The file.
@@ -118,7 +124,8 @@ fn read(directory: &Path, name: &str) -> Option<String> {
     path.metadata().ok().filter(std::fs::Metadata::is_file)?;
     let mut bytes = Vec::new();
     std::fs::File::open(path).ok()?.take(MOST_READ).read_to_end(&mut bytes).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
+    // Editors of Windows begin a file with U+FEFF.
+    Some(String::from_utf8_lossy(&bytes).trim_start_matches('\u{feff}').to_owned())
 }
 
 fn found(why: impl Into<String>, command: &[&str]) -> Found {
@@ -175,6 +182,10 @@ fn django(directory: &Path) -> Option<Found> {
 /// Workers that serve many requests at once.
 const MANY: &str = "concurrency = 64                         # requests at a time in each worker";
 
+/// Puma's own number of threads, where nothing else is said.
+const THREADS: &str =
+    "concurrency = 5                          # requests at a time in each worker: as many as it has threads";
+
 fn gunicorn(module: &str) -> [&str; 4] {
     ["gunicorn", "--bind", "unix:{socket}", module]
 }
@@ -191,12 +202,13 @@ fn package(directory: &Path) -> Option<Found> {
         let words: Vec<&str> = start.split_whitespace().collect();
         if is_plain(start) && matches!(words[0], "node" | "bun") {
             let notes = vec!["What `npm start` runs, without npm, so that the app itself gets signals."];
-            return Some(Found { notes, ..found("a Node app: the script start in package.json", &words) });
+            let app = found("a Node app: the script start in package.json", &words);
+            return Some(Found { notes, keys: vec![MANY], ..app });
         }
-        let runner =
-            if ["bun.lock", "bun.lockb"].iter().any(|name| directory.join(name).exists()) { "bun" } else { "npm" };
-        let notes = vec!["Behind npm or bun the app listens on $PORT; each worker gets a port of its own."];
-        let keys = vec!["socket = \"tcp\""];
+        let locks = [("bun.lock", "bun"), ("bun.lockb", "bun"), ("pnpm-lock.yaml", "pnpm"), ("yarn.lock", "yarn")];
+        let runner = locks.iter().find(|(lock, _)| directory.join(lock).exists()).map_or("npm", |(_, runner)| runner);
+        let notes = vec!["Behind a runner of scripts the app listens on $PORT; each worker gets a port of its own."];
+        let keys = vec!["socket = \"tcp\"", MANY];
         let why = "a Node app: the script start in package.json";
         return Some(Found { notes, keys, ..found(why, &[runner, "run", "start"]) });
     }
@@ -204,22 +216,26 @@ fn package(directory: &Path) -> Option<Found> {
     let usual = ["server.js", "index.js", "app.js", "server.mjs", "index.mjs"];
     let main = main.into_iter().chain(usual).find(|name| directory.join(name).is_file())?;
     let notes = vec!["For node PORT is the worker's socket, so that listen(process.env.PORT) needs no change."];
-    Some(Found { notes, ..found(format!("a Node app: package.json and {main}"), &["node", main]) })
+    let app = found(format!("a Node app: package.json and {main}"), &["node", main]);
+    Some(Found { notes, keys: vec![MANY], ..app })
 }
 
 fn rack(directory: &Path) -> Option<Found> {
     read(directory, "config.ru")?;
     let puma = ["puma", "--bind", "unix://{socket}"];
-    Some(if directory.join("Gemfile").is_file() {
+    let app = if directory.join("Gemfile").is_file() {
         found("a Rack app: config.ru and Gemfile", &[&["bundle", "exec"][..], &puma].concat())
     } else {
         found("a Rack app: config.ru", &puma)
-    })
+    };
+    Some(Found { keys: vec![THREADS], ..app })
 }
 
+/// Where an app in Python may lie.
+const OF_PYTHON: [&str; 6] = ["app.py", "main.py", "application.py", "asgi.py", "wsgi.py", "server.py"];
+
 fn python(directory: &Path) -> Option<Found> {
-    let files = ["app.py", "main.py", "application.py", "asgi.py", "wsgi.py", "server.py"];
-    files.into_iter().find_map(|file| {
+    OF_PYTHON.into_iter().find_map(|file| {
         let text = read(directory, file)?;
         let module = file.strip_suffix(".py")?;
         let made = |classes: &[&str]| text.lines().find_map(|line| variable(line, classes));
@@ -255,7 +271,8 @@ fn variable<'a>(line: &'a str, classes: &[&str]) -> Option<&'a str> {
 
 fn go(directory: &Path) -> Option<Found> {
     let text = read(directory, "go.mod")?;
-    let module = text.lines().find_map(|line| line.strip_prefix("module "))?.trim().trim_matches('"');
+    let module = text.lines().find_map(|line| line.strip_prefix("module "))?;
+    let module = module.split("//").next()?.trim().trim_matches('"');
     let last = module.rsplit('/').find(|part| !is_version(part))?;
     let plain = !last.is_empty() && last.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte));
     let program = format!("./{last}");
@@ -288,9 +305,10 @@ mod tests {
     fn each_kind_of_app_is_known_by_its_files() {
         let start = |script: &str| format!(r#"{{"scripts": {{"start": "{script}"}}}}"#);
         let (node, next) = (start("node server.js --x"), start("NODE_ENV=production next start"));
+        let marked = format!("\u{feff}{node}");
         /// Files, the command, and a word of the reason.
         type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], &'a str);
-        let cases: [Case<'_>; 16] = [
+        let cases: [Case<'_>; 20] = [
             (&[("Procfile", "worker: x\nweb: puma -C x.rb\n")], &["puma", "-C", "x.rb"], "Procfile"),
             (&[("Procfile", "web: gunicorn -b :$PORT app")], &["sh", "-c", "exec gunicorn -b :$PORT app"], "Procfile"),
             (&[("Procfile", "web: A=1 ./x && ./y")], &["sh", "-c", "A=1 ./x && ./y"], "Procfile"),
@@ -299,6 +317,9 @@ mod tests {
             (&[("package.json", &node)], &["node", "server.js", "--x"], "start"),
             (&[("package.json", &next)], &["npm", "run", "start"], "start"),
             (&[("package.json", &next), ("bun.lock", "")], &["bun", "run", "start"], "start"),
+            (&[("package.json", &next), ("pnpm-lock.yaml", "")], &["pnpm", "run", "start"], "start"),
+            (&[("package.json", &next), ("yarn.lock", "")], &["yarn", "run", "start"], "start"),
+            (&[("package.json", &marked)], &["node", "server.js", "--x"], "start"),
             (&[("package.json", r#"{"main": "lib/a.js"}"#), ("lib/a.js", "")], &["node", "lib/a.js"], "lib/a.js"),
             (&[("package.json", "{}"), ("index.js", "")], &["node", "index.js"], "index.js"),
             (&[("config.ru", "")], &["puma", "--bind", "unix://{socket}"], "Rack"),
@@ -311,6 +332,7 @@ mod tests {
             (&[("app.py", "app = flask.Flask(__name__)\n")], &gunicorn("app:app"), "WSGI"),
             (&[("wsgi.py", "x\ndef application(environ, start):\n")], &gunicorn("wsgi:application"), "WSGI"),
             (&[("go.mod", "module example.org/shop/v2\n")], &["./shop"], "Go"),
+            (&[("go.mod", "module example.org/shop // the shop\n")], &["./shop"], "Go"),
         ];
         for (files, command, why) in cases {
             let found = of(files);
@@ -320,5 +342,25 @@ mod tests {
         for nothing in [&[][..], &[("package.json", "no JSON")], &[("package.json", "{}")], &[("app.py", "x = 1")]] {
             assert!(of(nothing).command.is_empty(), "{nothing:?}");
         }
+    }
+
+    #[test]
+    fn what_is_here_and_says_too_little_is_named() {
+        let why = |files| of(files).why;
+        assert!(why(&[]).contains("no package.json, manage.py, app.py"), "{}", why(&[]));
+        let factory: &[(&str, &str)] = &[("app.py", "def create_app():\n    return Flask(__name__)\n")];
+        assert!(why(factory).ends_with("app.py is here, and does not say how the app is started"), "{}", why(factory));
+        let both = [("go.mod", "go 1.22\n"), ("package.json", "{}")];
+        assert!(why(&both).ends_with("package.json, go.mod are here, and none says how the app is started"));
+    }
+
+    #[test]
+    fn workers_that_serve_many_requests_at_once_are_given_many() {
+        let keys = |files| of(files).keys;
+        assert_eq!(keys(&[("package.json", r#"{"scripts": {"start": "node x.js"}}"#)]), [MANY]);
+        assert_eq!(keys(&[("package.json", r#"{"scripts": {"start": "next start"}}"#)]), ["socket = \"tcp\"", MANY]);
+        assert_eq!(keys(&[("package.json", "{}"), ("index.js", "")]), [MANY]);
+        assert_eq!(keys(&[("config.ru", "")]), [THREADS]);
+        assert!(keys(&[("app.py", "app = flask.Flask(__name__)\n")]).is_empty());
     }
 }
