@@ -366,6 +366,10 @@ impl Reader<'_> {
             DeValue::Table(table) if place.shape == Shape::Map => {
                 let read = |(key, value): Entry<'_, '_>| {
                     let name = key.get_ref();
+                    if name.contains('=') {
+                        self.invalid(place, shown, key.span(), "expected a name without `=`");
+                        return None;
+                    }
                     let (text, at) = self.text(place, &format!("{shown}.{name}"), value)?;
                     Some((format!("{name}={text}"), at))
                 };
