@@ -22,6 +22,7 @@ use crate::files;
 use crate::key_sets;
 use crate::socket_file;
 use crate::spool;
+use crate::supervisor::run_directory::check_room;
 use crate::supervisor::{memory, program};
 use crate::tls;
 
@@ -164,59 +165,65 @@ impl Found<'_> {
     }
 
     fn listeners(&mut self) {
-        for (index, listener) in self.loaded.config.listeners.iter().enumerate() {
-            match &listener.address {
-                ListenAddress::Tcp(address) => self.tcp(index, *address),
-                ListenAddress::Unix(path) => self.unix(index, path),
+        let public = self.loaded.config.listeners.iter().map(|listener| &listener.address).enumerate();
+        let public = public.map(|(index, address)| (("listen", index), address));
+        // What each of several admin listeners was said by is not known; all stand in one list.
+        let admin = self.loaded.config.server.telling.admin.iter().map(|address| (("admin", 0), address));
+        for (place, address) in public.chain(admin) {
+            match address {
+                ListenAddress::Tcp(address) => self.tcp(place, *address),
+                ListenAddress::Unix(path) => self.unix(place, path),
                 // Who starts the server has them, and not whoever looks.
                 ListenAddress::Systemd(_) => {}
             }
         }
     }
 
-    fn tcp(&mut self, index: usize, address: SocketAddr) {
+    fn tcp(&mut self, (key, index): (&str, usize), address: SocketAddr) {
         let Err(error) = bind(address) else { return };
         match error.kind() {
-            ErrorKind::AddrInUse => self.taken(index, &address.to_string(), holder::of_tcp(address)),
+            ErrorKind::AddrInUse => self.taken((key, index), &address.to_string(), holder::of_tcp(address)),
             ErrorKind::PermissionDenied => {
                 let label = "ports below 1024 need privileges, or net.ipv4.ip_unprivileged_port_start";
-                self.error("listen", index, &format!("this user may not listen on {address}"), label);
+                self.error(key, index, &format!("this user may not listen on {address}"), label);
             }
             ErrorKind::AddrNotAvailable => {
                 let label = "no interface of this machine has that address";
-                self.error("listen", index, &format!("{address} is not an address of this machine"), label);
+                self.error(key, index, &format!("{address} is not an address of this machine"), label);
             }
-            _ => self.error("listen", index, &format!("cannot listen on {address}"), &error.to_string()),
+            _ => self.error(key, index, &format!("cannot listen on {address}"), &error.to_string()),
         }
     }
 
-    fn unix(&mut self, index: usize, path: &Path) {
+    fn unix(&mut self, (key, index): (&str, usize), path: &Path) {
         let shown = path.display();
         match std::fs::symlink_metadata(path) {
             Ok(metadata) if !metadata.file_type().is_socket() => {
                 let label = "something that is no socket lies there: move it away";
-                self.error("listen", index, &format!("cannot listen on unix:{shown}"), label);
+                self.error(key, index, &format!("cannot listen on unix:{shown}"), label);
             }
-            Ok(_) if socket_file::answers(path) => self.taken(index, &format!("unix:{shown}"), holder::of_unix(path)),
-            _ => self.writable_parent("listen", index, path),
+            Ok(_) if socket_file::answers(path) => {
+                self.taken((key, index), &format!("unix:{shown}"), holder::of_unix(path))
+            }
+            _ => self.writable_parent(key, index, path),
         }
     }
 
     /// An address on which somebody listens. A server of this kind is probably the one that the configuration is for.
-    fn taken(&mut self, index: usize, address: &str, holder: Option<holder::Holder>) {
+    fn taken(&mut self, (key, index): (&str, usize), address: &str, holder: Option<holder::Holder>) {
         match holder {
             Some(holder) if holder.is_ours() => {
                 let label = format!("by process {}: fine if that is the one to be replaced", holder.process);
-                self.warning("listen", index, &format!("production_server listens on {address} already"), &label);
+                self.warning(key, index, &format!("production_server listens on {address} already"), &label);
             }
             Some(holder) => {
                 let label =
                     format!("by {} (process {}): stop it, or choose another address", holder.name, holder.process);
-                self.error("listen", index, &format!("{address} is in use"), &label);
+                self.error(key, index, &format!("{address} is in use"), &label);
             }
             None => {
                 let label = "another program listens there: stop it, or choose another address";
-                self.error("listen", index, &format!("{address} is in use"), label);
+                self.error(key, index, &format!("{address} is in use"), label);
             }
         }
     }
@@ -327,18 +334,26 @@ impl Found<'_> {
         let settings = &self.loaded.config.server;
         self.run_directory(&settings.process.run_dir);
         if let Some(path) = &settings.process.pid_file {
-            self.writable_parent("pid-file", 0, path);
-        }
-        if let LogTarget::File(path) = &settings.logs.access.target {
-            if path.is_dir() {
-                self.error("access-log", 0, "the access log is a directory", "expected a file");
-            } else if path.exists() {
-                if access(path, AccessFlags::W_OK).is_err() {
-                    self.error("access-log", 0, "this user may not write the access log", "");
-                }
-            } else {
-                self.writable_parent("access-log", 0, path);
+            match path.is_dir() {
+                true => self.error("pid-file", 0, "the pid file is a directory", "expected a file"),
+                false => self.writable_parent("pid-file", 0, path),
             }
+        }
+        self.log("access-log", "the access log", &settings.logs.access.target);
+        self.log("event-log", "the event log", &settings.logs.events.target);
+    }
+
+    /// A file that is written to the end of.
+    fn log(&mut self, key: &str, what: &str, target: &LogTarget) {
+        let LogTarget::File(path) = target else { return };
+        if path.is_dir() {
+            self.error(key, 0, &format!("{what} is a directory"), "expected a file");
+        } else if path.exists() {
+            if access(path, AccessFlags::W_OK).is_err() {
+                self.error(key, 0, &format!("this user may not write {what}"), "");
+            }
+        } else {
+            self.writable_parent(key, 0, path);
         }
     }
 
@@ -406,7 +421,15 @@ impl Found<'_> {
             let what = if there == path { "used" } else { "made" };
             let label = format!("this user may not write in {shown}");
             self.error("run-dir", 0, &format!("the run directory cannot be {what}"), &label);
+        } else if let Some(error) = self.lack_of_room(path) {
+            self.error("run-dir", 0, "the run directory's path is too long for sockets in it", &error);
         }
+    }
+
+    /// Why a worker's socket could not lie in that run directory.
+    fn lack_of_room(&self, run_directory: &Path) -> Option<String> {
+        let mut own = self.loaded.config.apps.iter().filter(|app| app.program.command != Command::None);
+        own.find_map(|app| check_room(run_directory, &app.name).err()).map(|error| error.to_string())
     }
 
     /// The directory in which a file is to be made.

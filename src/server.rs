@@ -118,6 +118,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     secure(&mut listeners, &loaded, &config.server)?;
     privileges::give_up(&config.server)?;
     find_files(&loaded)?;
+    find_programs(&loaded)?;
     // Workers may start elsewhere, and are told paths in it.
     config.server.process.run_dir =
         std::path::absolute(&config.server.process.run_dir).unwrap_or(config.server.process.run_dir);
@@ -190,6 +191,13 @@ fn secure(listeners: &mut [Listening], loaded: &Loaded, settings: &Settings) -> 
 /// Looks whether directories with files are there, as whom the server will look for the files in them.
 fn find_files(loaded: &Loaded) -> Result<(), StartError> {
     without_errors(loaded, check::files(loaded))
+}
+
+/// Looks whether what the file says of apps can be run, while it is known where in the file that stands. What is said elsewhere is refused as their
+/// workers are prepared, with the exit code of wrong flags.
+fn find_programs(loaded: &Loaded) -> Result<(), StartError> {
+    let in_file = check::apps(loaded).into_iter().filter(|problem| !problem.marks.is_empty());
+    without_errors(loaded, in_file.collect())
 }
 
 /// Nothing is started with what does not work.

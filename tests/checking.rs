@@ -39,11 +39,24 @@ fn what_would_not_work_here_is_said_with_its_place() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("directory")).unwrap();
     std::fs::write(folder.path().join("file"), "").unwrap();
+    let long = format!("server.run_dir = \"{}\"", "r".repeat(100));
     for (file, title, place, label) in [
         ("apps.web.command = [\"no-such-program\"]", "the command cannot be run", "1:20", "not found in PATH"),
         ("apps.web.command = [\"./file\"]", "the command cannot be run", "1:20", "not executable"),
         ("log.access = \"nowhere/access.log\"", "nowhere/access.log cannot be made", "1:14", "no directory nowhere"),
         ("log.access = \"directory\"", "the access log is a directory", "1:14", "expected a file"),
+        ("log.events = \"nowhere/events.log\"", "nowhere/events.log cannot be made", "1:14", "no directory nowhere"),
+        ("log.events = \"directory\"", "the event log is a directory", "1:14", "expected a file"),
+        ("server.pid_file = \"directory\"", "the pid file is a directory", "1:19", "expected a file"),
+        ("admin.listen = \"unix:nowhere/a\"", "nowhere/a cannot be made", "1:16", "no directory nowhere"),
+        ("admin.listen = \"198.51.100.7:0\"", "198.51.100.7:0 is not an address", "1:16", "no interface"),
+        (
+            "admin.listen = \"127.0.0.1:81\"\nlisten = [{ address = \"0.0.0.0:81\" }]",
+            "127.0.0.1:81 and the listener 0.0.0.0:81 clash",
+            "1:16",
+            "",
+        ),
+        (&long, "the run directory's path is too long", "1:18", "choose a shorter run directory"),
         ("server.run_dir = \"file/run\"", "the run directory cannot be made", "1:18", "file is no directory"),
         ("apps.web.module = \"absent.so\"", "there is no absent.so", "1:19", ""),
         ("apps.web.hot_reload = { watch = [\"absent\"] }", "there is no absent", "1:33", ""),
@@ -69,6 +82,27 @@ fn what_would_not_work_here_is_said_with_its_place() {
         assert!(said.contains(title) && said.contains(label), "{file}\n{said}");
         assert!(said.contains(&format!(" --> production_server.toml:{place}\n")) || place.is_empty(), "{file}\n{said}");
     }
+}
+
+/// As `check` says it, and not as what was given on the command line.
+#[test]
+fn a_start_says_where_in_the_file_its_program_is_wrong() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = "listen = [{ address = \"127.0.0.1:0\" }]\n[apps.web]\n";
+    for (line, title, place) in [
+        ("command = [\"no-such-program\"]", "the command cannot be run", "3:11"),
+        ("directory = \"nowhere\"\ncommand = [\"sh\"]", "there is no directory /", "3:13"),
+    ] {
+        let (checked, code) = check(folder.path(), &format!("{file}{line}\n"));
+        assert_eq!(code, Some(78));
+        let output = program(folder.path(), &["run"]);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(78), "{said}");
+        assert!(said.contains(title) && said.contains(&format!(" --> production_server.toml:{place}\n")), "{said}");
+        assert!(checked.contains(title), "{checked}");
+    }
+    let output = program(folder.path(), &["run", "-f", "none", "--listen", "127.0.0.1:0", "--", "no-such-program"]);
+    assert_eq!(output.status.code(), Some(64));
 }
 
 #[test]

@@ -163,6 +163,13 @@ pub(super) fn whole<'a>(settings: &Settings, given: &'a [Given]) -> Vec<Clash<'a
         let line = format!("{}: {what}", named("listen", None));
         clashes.push(Clash { line, involved: sources(&["listen"]) });
     }
+    let admin = settings.telling.admin.iter();
+    let both = admin.flat_map(|own| settings.listening.at.iter().map(move |public| (own, public)));
+    for (own, public) in both.filter(|(own, public)| cannot_both_listen(own, public)) {
+        let line =
+            format!("{}: {own} and the listener {public} clash: expected an address of its own", named("admin", None));
+        clashes.push(Clash { line, involved: sources(&["admin", "listen"]) });
+    }
     let (timeouts, restart) = (&settings.app.timeouts, &settings.app.life.restart);
     let order = [
         (["connect-timeout-ms", "request-timeout"], timeouts.connect, timeouts.request),

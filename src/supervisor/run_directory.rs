@@ -19,6 +19,7 @@ use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt}
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use super::LONGEST_SUFFIX;
 use crate::control::{OWN_PART, SOCKET_NAME};
 use crate::socket_file;
 
@@ -205,6 +206,15 @@ pub fn check_length(path: &Path) -> Result<(), RunDirectoryError> {
          with --run-dir"
     );
     Err(RunDirectoryError::new(73, message))
+}
+
+/// Whether the sockets of an app's workers would have paths in that run directory which the system allows.
+///
+/// # Errors
+/// As [`check_length`].
+pub fn check_room(run_directory: &Path, app: &str) -> Result<(), RunDirectoryError> {
+    let run_directory = std::path::absolute(run_directory).unwrap_or_else(|_| run_directory.to_owned());
+    check_length(&run_directory.join(format!("{PREFIX}{:0STAMP$}", 0)).join(format!("{app}{LONGEST_SUFFIX}")))
 }
 
 /// Removes the sockets of one start, with their sub-directory and, where no other server has it, the run directory.

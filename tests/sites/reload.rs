@@ -366,8 +366,8 @@ fn what_stands_in_front_of_a_listener_comes_with_it(backend: &str) {
 
 /// Two sockets that share a port share its clients, too: those of the public must not come to the admin listener, nor its own to the public.
 fn the_admin_listener_stays_and_keeps_its_address(backend: &str) {
-    let ports: [u16; 2] = free_ports();
-    let [admin, other] = ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    let ports: [u16; 3] = free_ports();
+    let [admin, other, third] = ports.map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
     let text = |admin: &SocketAddr, more: &[String]| {
         format!(
             "[server]\nloops = 2\n[admin]\nlisten = '{admin}'\n{}{HELLO}",
@@ -380,14 +380,16 @@ fn the_admin_listener_stays_and_keeps_its_address(backend: &str) {
     assert_eq!(kept.ask(ready).status, 200);
     for wanted in [admin, other] {
         for there in [admin.to_string(), format!("0.0.0.0:{}", admin.port())] {
-            site.write(&text(&wanted, &[there]));
+            site.write(&text(&wanted, std::slice::from_ref(&there)));
             let (code, said) = reload(&site, &[]);
             assert_eq!(code, Some(78), "{said}");
-            assert!(said.contains(&format!("the admin listener of this server has {admin}")), "{said}");
+            let holds = format!("the admin listener of this server has {admin}");
+            let clashes = format!("{admin} and the listener {there} clash");
+            assert!(said.contains(if wanted == admin { &clashes } else { &holds }), "{said}");
         }
     }
     // It is no listener of the file's, and no reload closes or moves it.
-    let said = reloaded(&site, &text(&other, &[other.to_string()]));
+    let said = reloaded(&site, &text(&third, &[other.to_string()]));
     assert!(said.contains("admin.listen") && said.contains("takes another process"), "{said}");
     assert_eq!(Client::to(other).get("/").text(), "hello");
     assert_eq!(site.line.status()["admin"], serde_json::json!([admin.to_string()]));
