@@ -497,6 +497,11 @@ impl Metrics {
         took
     }
 
+    /// How many requests of an app have ended.
+    pub fn ended_by_app(&self, app: u16) -> u64 {
+        self.0.register.series_of(app).into_iter().flat_map(|series| self.statuses(series).into_values()).sum()
+    }
+
     /// How long the requests of an app waited for a worker.
     pub fn waited(&self, app: u16) -> Latencies {
         let mut waited = Latencies::default();

@@ -323,7 +323,7 @@ pub struct Queue {
     pub eligible: u32,
 }
 
-/// Requests of an app.
+/// Requests of an app: those that its workers had, or that the loops have answered in its place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Requests {

@@ -31,8 +31,11 @@ impl Supervisor {
         }
         for index in 0..self.units.len() {
             let unit = &self.units[index];
+            if !self.tickets.awaits_start(unit.id()) {
+                continue;
+            }
             let serves = !unit.starts_workers() || unit.ready_workers() > 0;
-            if self.tickets.awaits_start(unit.id()) && (serves || unit.state() == AppState::Failed) {
+            if serves || unit.state() == AppState::Failed {
                 let answers = self.tickets.started(unit.id(), unit.name(), serves);
                 self.answer(answers);
             }

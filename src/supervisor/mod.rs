@@ -353,7 +353,7 @@ impl Supervisor {
     fn next_due(&self) -> Option<Instant> {
         let units = self.units.iter().filter_map(|unit| unit.due(self.stop.is_some()));
         let stop = self.stop.as_ref().map(Stop::due);
-        let rates = self.observed.as_ref().map(|observed| observed.rates.due());
+        let rates = self.observed.as_ref().map(|observed| observed.sample_due());
         let monitor = self.observed.as_ref().and_then(|observed| observed.monitor.due());
         let hubs = self.observed.as_ref().and_then(Observed::sweep_due);
         let orphans = self.orphans.as_ref().and_then(Orphans::due);

@@ -1,6 +1,6 @@
 //! The status document, filled: what the fleet, the processes, the dispatch and the counters know, at one moment.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +22,7 @@ use crate::limits::{Busy, Kept, Limit};
 use crate::log::{Level, Log};
 use crate::mailbox::Message as Mail;
 use crate::mailbox::desk::Desk;
-use crate::metrics::latency::{Latencies, Rates, Recent};
+use crate::metrics::latency::{Latencies, Rates, Recent, WINDOW};
 use crate::metrics::lives::{Lives, Record};
 use crate::metrics::{Account, Metrics};
 use crate::tls;
@@ -48,7 +48,8 @@ pub struct About {
 /// The same, with what is remembered of it.
 pub(super) struct Observed {
     pub about: About,
-    pub rates: Rates,
+    /// When the apps' rates were sampled last.
+    sampled: Instant,
     /// The last reload of the configuration.
     pub reload: Option<status::Reload>,
     pub monitor: Monitor,
@@ -67,14 +68,14 @@ impl Observed {
         about.desk.attend(Box::new(move || waker.wake()));
         let monitor =
             Monitor::new(about.desk.clone(), &settings.telling.metrics, settings.loops.count, log, Instant::now());
-        let rates = Rates::after(about.started, about.metrics.total().requests, about.metrics.latencies());
         let (heartbeat, departed) = (Heartbeat::default(), BTreeMap::new());
-        Observed { swept: about.started, rates, about, monitor, heartbeat, departed, dropped_before: 0, reload: None }
+        let (swept, sampled) = (about.started, about.started);
+        Observed { swept, sampled, about, monitor, heartbeat, departed, dropped_before: 0, reload: None }
     }
 
-    /// Requests so far, and how long they took.
-    fn counted(&self) -> (u64, Latencies) {
-        (self.about.metrics.total().requests, self.about.metrics.latencies())
+    /// When the apps' rates are to be sampled again.
+    pub fn sample_due(&self) -> Instant {
+        self.sampled + WINDOW
     }
 
     /// When what is too old in hubs is to be given up; `None`: there is no hub.
@@ -125,9 +126,8 @@ fn certificate((listener, shown): (String, tls::Shown)) -> status::Certificate {
 impl Supervisor {
     /// Keeps a sample for the rates, when it is due.
     pub(super) fn sample_rates(&mut self, now: Instant) {
-        let Some(observed) = self.observed.as_mut().filter(|observed| observed.rates.due() <= now) else { return };
-        let (total, latencies) = observed.counted();
-        observed.rates.sample(now, total, latencies);
+        let Some(observed) = self.observed.as_mut().filter(|observed| observed.sample_due() <= now) else { return };
+        observed.sampled = now;
         let metrics = &observed.about.metrics;
         self.units.iter_mut().for_each(|unit| drop(unit.sample_rates(Some(metrics), now)));
     }
@@ -148,14 +148,7 @@ impl Supervisor {
             _ => State::Stopping,
         });
         let observed = self.observed.as_ref();
-        let mut apps: Vec<status::App> = self.units.iter_mut().map(|unit| unit.status(stops, observed, now)).collect();
-        if let (Some(observed), [app]) = (&mut self.observed, &mut apps[..]) {
-            // What the loops have counted is the only app's.
-            let (total, latencies) = observed.counted();
-            let recent = observed.rates.sample(now, total, latencies);
-            app.requests = status::Requests { total, per_second: recent.per_second };
-            app.latency_ms = status::Latency::from(&recent);
-        }
+        let apps: Vec<status::App> = self.units.iter_mut().map(|unit| unit.status(stops, observed, now)).collect();
         let about = self.observed.as_ref().map(|observed| &observed.about);
         let settings = self.context.settings();
         status::Status {
@@ -302,6 +295,9 @@ impl Supervisor {
         for unit in &mut self.units {
             let record = account.lives.remove(unit.name());
             record.into_iter().for_each(|record| unit.processes.tally.inherit(record));
+            // What came before is nothing that came of late.
+            let (total, took) = unit.counted(Some(&observed.about.metrics));
+            unit.rates = Rates::after(Instant::now(), total, took);
         }
         for (name, record) in account.lives {
             observed.departed.entry(name).or_default().inherit(record);
@@ -321,11 +317,22 @@ fn state_of_all(apps: impl Iterator<Item = State>) -> State {
 }
 
 impl Unit {
-    /// Requests that the app's workers have had, and how many of them a second lately, with how long all took that were the app's.
+    /// Requests that the app's workers have had, or that the loops have answered in its place, and how many of them a second lately, with how
+    /// long all took that were the app's.
     fn sample_rates(&mut self, metrics: Option<&Metrics>, now: Instant) -> (u64, Recent) {
-        let total = self.record().places.values().sum();
-        let took = metrics.map_or_else(Latencies::default, |metrics| metrics.took_by_app(metrics.app(self.name())));
+        let (total, took) = self.counted(metrics);
         (total, self.rates.sample(now, total, took))
+    }
+
+    /// Those requests, and how long they took. They are the app's own also where it is the only one: another may come.
+    fn counted(&self, metrics: Option<&Metrics>) -> (u64, Latencies) {
+        let of_loops = metrics.filter(|_| self.is_answered_by_loops());
+        let total = match of_loops {
+            Some(metrics) => metrics.ended_by_app(metrics.app(self.name())),
+            None => self.record().places.values().sum(),
+        };
+        let took = metrics.map_or_else(Latencies::default, |metrics| metrics.took_by_app(metrics.app(self.name())));
+        (total, took)
     }
 
     /// What was counted of the app's workers, the requests of those that live included.
@@ -365,7 +372,7 @@ impl Unit {
             generation: self.fleet.generation(),
             lives: self.processes.tally.told(),
             workers_wanted: self.fleet.wanted() + app.instead.upstreams.len(),
-            workers_ready: snapshot.eligible as usize,
+            workers_ready: ready_places(snapshot),
             workers_busy: snapshot.workers.iter().filter(|worker| is_busy(worker)).count(),
             scaling: app.scaling.map(|scaling| status::Scaling { min: scaling.min, max: scaling.max }),
             paused: snapshot.paused,
@@ -528,6 +535,13 @@ fn counters(metrics: &Metrics) -> serde_json::Map<String, serde_json::Value> {
         Ok(serde_json::Value::Object(counters)) => counters,
         _ => serde_json::Map::new(),
     }
+}
+
+/// Places with a worker that takes requests, and upstreams and workers of others that do. A place that has two while one is replaced is one.
+fn ready_places(snapshot: &Snapshot) -> usize {
+    let ready = snapshot.workers.iter().filter(|worker| worker.standing == Standing::Ready);
+    let (ours, others): (Vec<_>, Vec<_>) = ready.partition(|worker| worker.target.supervised);
+    ours.into_iter().map(|worker| worker.target.number).collect::<BTreeSet<_>>().len() + others.len()
 }
 
 /// Whether a worker that takes requests, or did until it was to leave, has one.

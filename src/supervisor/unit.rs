@@ -6,6 +6,7 @@
 //! - An app may come, change and go while the server runs: `change` has what becomes of new settings, and of an app that leaves.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -128,7 +129,7 @@ pub(super) struct Unit {
     watcher: Option<Watcher>,
     reloads: ReloadLimiter,
     pub pause: Pause,
-    /// The app's own rates; not used where it is the only one, whose rates are the loops'.
+    /// The app's own rates.
     pub rates: Rates,
     /// It was added while the server ran.
     pub came_later: bool,
@@ -141,9 +142,10 @@ pub(super) struct Unit {
 }
 
 impl Unit {
-    /// Workers of ours that are ready.
+    /// Places that have a worker of ours which is ready. While one is replaced there may be two of them, and the place still is one.
     pub fn ready_workers(&self) -> usize {
-        self.fleet.members().iter().filter(|member| member.is_running()).count()
+        let running = self.fleet.members().iter().filter(|member| member.is_running());
+        running.map(|member| member.number).collect::<BTreeSet<u32>>().len()
     }
 
     /// Prepares an app. Its workers are started by its first turn.

@@ -65,7 +65,11 @@ fn two_hundred_workers_start_serve_are_replaced_and_stop() {
     let before = site.settled(COUNT);
     let rolled = std::thread::scope(|scope| {
         let rolled = scope.spawn(|| site.word(&["restart", "--wait"]));
-        site.until("the first new one serves", |app| app["workers_ready"] == COUNT + 1);
+        let run = |app: &serde_json::Value| {
+            app["workers"].as_array().unwrap().iter().filter(|worker| worker["state"] == "running").count()
+        };
+        let both = site.until("the first new one serves", |app| run(app) == COUNT + 1);
+        assert_eq!(both["workers_ready"], COUNT, "a place with two of them is one");
         // As many requests as workers: one is for the new one, whose answer ends its trial.
         let mut clients: Vec<Client> = (0..=COUNT).map(|_| site.server.client()).collect();
         clients.iter_mut().for_each(|client| client.begin("/sleep?ms=1000"));
