@@ -5,8 +5,9 @@
 
 use std::time::Instant;
 
-use super::Supervisor;
 use super::heartbeat::turning;
+use super::unit::Unit;
+use super::{AppState, Supervisor};
 use crate::systemd::Manager;
 
 /// This server as the manager's service.
@@ -50,7 +51,9 @@ impl Supervisor {
                 self.service.told_ready = true;
                 self.service.manager.ready(now);
             }
-            (None, false) => self.service.manager.wait_for_us(now),
+            // Where nothing more is to be expected, the manager's own patience ends the start.
+            (None, false) if !self.has_decided() => self.service.manager.wait_for_us(now),
+            (None, false) => {}
             (None, true) => {}
         }
         self.service.manager.status(self.line_about_us(), now);
@@ -63,10 +66,18 @@ impl Supervisor {
         }
     }
 
-    /// Whether the first requests would be answered: by workers of ours, or as far as that is nothing that this server can bring about.
+    /// Whether the first requests would be answered: by workers of ours, or as far as that is nothing that this server can bring about. An
+    /// app that has given up keeps those that serve from nobody.
     fn serves(&self) -> bool {
-        let mut waited_for = self.units.iter().filter(|unit| unit.processes.app.required);
-        waited_for.all(|unit| !unit.starts_workers() || unit.fleet.ever_ready())
+        let serves = |unit: &Unit| !unit.starts_workers() || unit.fleet.ever_ready();
+        let mut required = self.units.iter().filter(|unit| unit.processes.app.required).peekable();
+        self.has_decided() && (required.peek().is_none() || required.any(serves))
+    }
+
+    /// Whether each app that is waited for has been ready, or has given up.
+    fn has_decided(&self) -> bool {
+        let mut required = self.units.iter().filter(|unit| unit.processes.app.required);
+        required.all(|unit| !unit.starts_workers() || unit.fleet.ever_ready() || unit.state() == AppState::Failed)
     }
 
     fn line_about_us(&self) -> String {

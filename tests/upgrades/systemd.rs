@@ -10,6 +10,7 @@ use super::*;
 on_every_backend! {
     the_manager_is_told_what_happens,
     a_reload_during_the_start_does_not_end_it,
+    an_app_that_gives_up_keeps_the_others_from_nobody,
     sockets_that_the_manager_has_opened_are_served_and_handed_over,
 }
 
@@ -98,6 +99,24 @@ fn a_reload_during_the_start_does_not_end_it(backend: &str) {
     let between = &manager.heard[begins..ready];
     assert!(ready + 1 == status, "{:?}", manager.heard);
     assert!(!between.iter().any(|word| word.starts_with("RELOADING")), "{between:?}");
+    line.stop();
+}
+
+/// Both are required: what can be served is, and the manager's start does not last for ever.
+fn an_app_that_gives_up_keeps_the_others_from_nobody(backend: &str) {
+    let folder = folder();
+    let (name, file) = (folder.path().join("notify"), path(&folder, "site.toml"));
+    let bad = "command = ['sh', '-c', 'exit 3']\nrestart = { base = '1ms', max = '1ms', give_up = '2/10s' }\n";
+    let routes = "[[routes]]\nmatch = { path = '/b/*' }\napp = 'bad'\n[[routes]]\napp = 'web'\n";
+    fs::write(&file, format!("[apps.web]\nworkers = 1\n[apps.bad]\nworkers = 1\n{bad}{routes}")).unwrap();
+    let mut manager = Manager::at(&name);
+    let mut command = Command::new(PROGRAM);
+    command.env("NOTIFY_SOCKET", &name);
+    let line = Line::start_in(folder, command, backend, &["-f", &file]);
+    manager.hears(0, "READY=1");
+    let status = line.status();
+    let failed = status["apps"].as_array().unwrap().iter().find(|app| app["name"] == "bad").unwrap();
+    assert_eq!(failed["state"], "failed", "{status}");
     line.stop();
 }
 
