@@ -334,7 +334,8 @@ fn read_pages(mut pages: Vec<ErrorPage>) -> Vec<ErrorPage> {
     pages
 }
 
-/// The routes, those to hubs that have none of their own first, and an app more for each set of upstreams that a route names itself.
+/// The routes, those to hubs that have none of their own first, and an app more for each set of upstreams that a route names itself. Where
+/// there is no app at all, one stands for the routes: documents about the server, and what is published, are exchanges, and each is some app's.
 fn routes_of(file: Option<&File>, hubs: &[Hub], apps: &mut Vec<App>) -> Vec<Route> {
     let said = file.map_or(&[][..], |file| &file.routes);
     let without = |hub: &Hub| !file.is_some_and(|file| file.has_route_to_hub(&hub.name));
@@ -367,6 +368,9 @@ fn routes_of(file: Option<&File>, hubs: &[Hub], apps: &mut Vec<App>) -> Vec<Rout
             error_pages: read_pages(draft.own.as_ref().map_or_else(Vec::new, |own| own.error_pages.clone())),
             access: access(draft),
         });
+    }
+    if apps.is_empty() {
+        stand_in("own answers", apps);
     }
     routes
 }
@@ -409,11 +413,15 @@ fn app_of(draft: &Draft, apps: &mut Vec<App>) -> usize {
 
 /// The index of the app that stands for all routes to files: each request that takes its time is some app's.
 fn files_app(apps: &mut Vec<App>) -> usize {
-    const NAME: &str = "static files";
-    if let Some(index) = apps.iter().position(|app| app.name == NAME) {
+    stand_in("static files", apps)
+}
+
+/// The index of the app of that name without a program, in whose place the loops answer.
+fn stand_in(name: &str, apps: &mut Vec<App>) -> usize {
+    if let Some(index) = apps.iter().position(|app| app.name == name) {
         return index;
     }
-    apps.push(App { name: NAME.to_owned(), ..nothing() });
+    apps.push(App { name: name.to_owned(), ..nothing() });
     apps.len() - 1
 }
 
