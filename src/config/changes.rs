@@ -295,7 +295,7 @@ mod tests {
     fn load(file: &str, arguments: &[&str]) -> Loaded {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("site.toml");
-        std::fs::write(&path, file).unwrap();
+        std::fs::write(&path, if file.is_empty() { "# All defaults." } else { file }).unwrap();
         let named = [OsString::from("production_server"), "-f".into(), path.into_os_string()];
         let words = named.into_iter().chain(arguments.iter().map(OsString::from));
         match super::super::read(words, &Environment::default()) {

@@ -18,7 +18,7 @@ impl Root<'_> {
             fs::create_dir_all(root.join(folder)).unwrap();
         }
         std::os::unix::fs::symlink(PROGRAM, root.join("usr/bin/production_server")).unwrap();
-        fs::write(root.join("etc/production_server/production_server.toml"), "").unwrap();
+        fs::write(root.join("etc/production_server/production_server.toml"), "# All defaults.\n").unwrap();
         for (name, does) in [
             ("getent", ""),
             ("deb-systemd-invoke", ""),

@@ -44,6 +44,7 @@ pub fn find(named: Option<&OsString>, environment: &Environment) -> Result<Optio
         }
         let said = |what: String| format!("{by} {}: {what}", quoted(path));
         return read(Path::new(path))
+            .and_then(filled)
             .map(Some)
             .map_err(|(what, exit_code)| Refusal { line: format!("error: {}", said(what)), exit_code });
     }
@@ -58,7 +59,7 @@ pub fn find(named: Option<&OsString>, environment: &Environment) -> Result<Optio
             let what = "it lies where everybody may write, and is another user's: name it with --config if you mean it";
             return refuse(what.to_owned(), NOT_PERMITTED);
         }
-        return match read(&path) {
+        return match read(&path).and_then(filled) {
             Ok(text) => Ok(Some(text)),
             Err((what, exit_code)) => refuse(what, exit_code),
         };
@@ -128,6 +129,15 @@ pub fn read(path: &Path) -> Result<Text, (String, u8)> {
     }
 }
 
+/// A file without a word: one that is just being written, or that a full disk has cut. To take it for a file that wants all defaults
+/// would put the demo worker in a site's place. One of comments alone says that it wants them.
+fn filled(text: Text) -> Result<Text, (String, u8)> {
+    match text.text.trim_start_matches('\u{feff}').trim().is_empty() {
+        true => Err((format!("it is empty: expected a configuration, or {NONE:?} in its place"), WRONG_CONFIGURATION)),
+        false => Ok(text),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::PermissionsExt;
@@ -173,8 +183,11 @@ mod tests {
         assert_eq!(of(&file), ("it is larger than 1 MiB: expected a configuration file".to_owned(), 78));
         std::fs::write(&file, b"# \xc3\xa4\n\xc3\xa4\xff").unwrap();
         assert_eq!(of(&file), ("line 2, column 2: the byte 0xff is not UTF-8".to_owned(), 78));
-        std::fs::write(&file, "").unwrap();
-        assert_eq!(read(&file).unwrap().text, "");
+        for nothing in ["", " \n\t\n", "\u{feff}\n"] {
+            std::fs::write(&file, nothing).unwrap();
+            let refused = find(Some(&file.clone().into_os_string()), &Environment::default()).unwrap_err();
+            assert!(refused.exit_code == 78 && refused.line.contains("it is empty"), "{nothing:?}: {}", refused.line);
+        }
     }
 
     #[test]
@@ -182,7 +195,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let own = folder.path().join("production_server");
         std::fs::create_dir(&own).unwrap();
-        std::fs::write(own.join(NAME), "").unwrap();
+        std::fs::write(own.join(NAME), "# own").unwrap();
         std::fs::set_permissions(&own, PermissionsExt::from_mode(0o1777)).unwrap();
         let surroundings = environment(&[("XDG_CONFIG_HOME", folder.path())]);
         assert!(!planted(&own.join(NAME), &surroundings), "it is our own");
