@@ -413,7 +413,7 @@ impl Supervisor {
             }
             Request::ReopenLogs => {
                 self.context.log.reopen();
-                self.context.log.event(Level::Info, "SIGUSR1: logs are reopened", &[]);
+                self.context.log.event(Level::Info, "SIGUSR1: logs are being reopened", &[]);
             }
             Request::Restart => self.roll_all(now),
             Request::More => self.scale_by(1, "SIGTTIN", now),

@@ -136,6 +136,11 @@ impl Processes {
         self.launchers.of(u32::MAX)
     }
 
+    /// The generation from which on the newest settings start the workers.
+    pub fn newest_launcher(&self) -> Option<u32> {
+        self.launchers.0.last().map(|(from, _)| *from)
+    }
+
     /// From that generation on workers are started by this one; `oldest` is the oldest one that is still started.
     pub fn launch_by(&mut self, from: u32, launcher: Launcher, oldest: u32) {
         self.launchers.add(from, launcher, oldest);

@@ -145,7 +145,7 @@ impl Supervisor {
 
     fn reload_now(&mut self, app: Option<usize>, hooks: &mut Hooks<'_>, now: Instant) -> Outcome {
         self.context.log.reopen();
-        let mut done = vec!["logs are reopened".to_owned()];
+        let mut done = vec!["logs are being reopened".to_owned()];
         let mut changed = Reloaded::default();
         if let (Some(reload), None) = (&mut hooks.reload, app) {
             let outcome = reload(self, now);
@@ -163,6 +163,14 @@ impl Supervisor {
             let id = unit.id();
             let is_fresh = rolls.iter().any(|(rolled, _)| *rolled == id) || changed.added.contains(&id);
             if unit.leaving.is_some() || is_fresh || app.is_some_and(|app| app != index) {
+                continue;
+            }
+            if app.is_none()
+                && let Some(roll) = unit.catch_up(now)
+            {
+                rolls.push((id, roll));
+                let line = "workers that still have older settings are replaced";
+                done.push(if several { format!("{}: {line}", unit.name()) } else { line.to_owned() });
                 continue;
             }
             // Where nobody has asked for it, nothing is said of it.

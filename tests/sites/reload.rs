@@ -23,6 +23,11 @@ on_every_backend! {
     what_stands_in_front_of_a_listener_comes_with_it,
     the_admin_listener_stays_and_keeps_its_address,
     what_needs_another_process_is_named_and_left,
+    a_file_that_is_empty_or_gone_changes_nothing,
+    what_a_roll_that_was_given_up_was_to_bring_comes_with_the_next_reload,
+    more_workers_than_there_is_room_for_are_refused,
+    what_is_told_of_an_app_is_its_own_before_another_comes,
+    a_site_without_an_app_tells_about_itself,
     nobody_notices_many_reloads,
 }
 
@@ -397,6 +402,113 @@ fn the_admin_listener_stays_and_keeps_its_address(backend: &str) {
     assert_eq!((kept.ask(ready).status, document(admin, "/readyz").0, document(admin, "/").0), (200, 200, 404));
     drop(kept);
     site.line.stop();
+}
+
+/// A server that finds its file in the directory that it is started in, or else in the folder `own` of its user.
+fn unnamed(backend: &str, text: &str) -> Site {
+    let folder = folder();
+    let (file, own) = (path(&folder, "production_server.toml"), path(&folder, "own"));
+    fs::write(&file, text).unwrap();
+    let mut command = Command::new("sh");
+    let script = "cd \"$XDG_CONFIG_HOME/..\" && exec \"$0\" $(echo \"$@\" | sed -e 's/--listen 127.0.0.1:0//')";
+    command.env("XDG_CONFIG_HOME", &own).env_remove("PRODUCTION_SERVER_CONFIG").args(["-c", script, PROGRAM]);
+    fs::create_dir_all(format!("{own}/production_server")).unwrap();
+    Site { line: Line::start_in(folder, command, backend, &[]), file }
+}
+
+fn a_file_that_is_empty_or_gone_changes_nothing(backend: &str) {
+    let site = unnamed(backend, &[HERE, HELLO].concat());
+    let refused = |what: &str| {
+        let (code, said) = reload(&site, &[]);
+        assert!(code == Some(78) && said.contains("production_server.toml") && said.contains(what), "{code:?}: {said}");
+        assert_eq!(site.get("a.example", "/"), (200, "hello".to_owned()));
+    };
+    for nothing in ["", "\n \n"] {
+        site.write(nothing);
+        refused("it is empty");
+    }
+    fs::remove_file(&site.file).unwrap();
+    refused("the configuration file is gone");
+    let other = path(&site.line.folder, "own/production_server/production_server.toml");
+    fs::write(&other, [HERE, &HELLO.replace("hello", "other")].concat()).unwrap();
+    refused("would be read in its place, and is not");
+    reloaded(&site, &[HERE, &HELLO.replace("hello", "again")].concat());
+    assert_eq!(site.get("a.example", "/").1, "again");
+    site.line.stop();
+}
+
+fn what_a_roll_that_was_given_up_was_to_bring_comes_with_the_next_reload(backend: &str) {
+    let text = |name: &str| {
+        let base = "restart = { base = '10ms', max = '50ms' }";
+        format!("[server]\nloops = 2\n[apps.web]\ncommand = [PYTHON, '{name}', 'FOLDER']\nworkers = 2\n{base}\n")
+    };
+    let site = Site::start(backend, &text("one"));
+    site.until_ready();
+    site.tell("two.crash", true);
+    site.write(&text("two"));
+    let (code, said) = reload(&site, &["--wait"]);
+    assert_eq!(code, Some(75), "{said}");
+    assert_eq!(site.get("a.example", "/").1, "one /");
+    site.tell("two.crash", false);
+    let (code, said) = reload(&site, &["--wait"]);
+    assert!(code == Some(0) && said.contains("workers that still have older settings are replaced"), "{said}");
+    assert_eq!(site.get("a.example", "/").1, "two /");
+    let (code, said) = reload(&site, &["--wait"]);
+    assert!(code == Some(0) && !said.contains("older settings"), "{said}");
+    site.line.stop();
+}
+
+fn what_is_told_of_an_app_is_its_own_before_another_comes(backend: &str) {
+    let one = |name: &str| format!("[apps.{name}]\ncommand = [PYTHON, '{name}', 'FOLDER']\nworkers = 1\n");
+    let site = Site::start(backend, &one("web"));
+    site.until_ready();
+    let total = || site.app("web")["requests"]["total"].as_u64().unwrap();
+    (0..5).for_each(|_| assert_eq!(document(site.line.server.address, "/server").0, 200));
+    (0..2).for_each(|_| assert_eq!(site.get("a.example", "/").0, 200));
+    until("both are counted", || total() >= 2);
+    assert_eq!(total(), 2, "what the server says of itself is not the app's");
+    let routes = "[[routes]]\nmatch = { path = '/api' }\napp = 'api'\n[[routes]]\napp = 'web'\n";
+    reloaded(&site, &[&one("web"), &one("api"), routes].concat());
+    assert_eq!(total(), 2);
+    site.line.stop();
+    // And what the loops answer in an app's place.
+    let site = Site::start(backend, HELLO);
+    (0..3).for_each(|_| assert_eq!(site.get("a.example", "/").0, 200));
+    until("all are counted", || site.app("web")["requests"]["total"] == 3);
+    site.line.stop();
+}
+
+fn more_workers_than_there_is_room_for_are_refused(backend: &str) {
+    let text = |workers: &str| {
+        format!("[server]\nloops = 2\n[apps.web]\ncommand = [PYTHON, 'web', 'FOLDER']\nworkers = {workers}\n")
+    };
+    let site = Site::start(backend, &text("1"));
+    site.until_ready();
+    for workers in ["100", "{ min = 1, max = 100 }"] {
+        site.write(&text(workers));
+        let (code, said) = reload(&site, &[]);
+        assert_eq!(code, Some(78), "{said}");
+        assert!(said.contains("room for 64 workers") && said.contains("upgrade"), "{said}");
+        let app = site.app("web");
+        assert_eq!((&app["workers_wanted"], &app["scaling"]), (&1.into(), &Value::Null));
+    }
+    site.line.stop();
+}
+
+fn a_site_without_an_app_tells_about_itself(backend: &str) {
+    let [admin] = free_ports();
+    let admin = SocketAddr::from(([127, 0, 0, 1], admin));
+    let answers = "[[routes]]\nmatch = { path = '/a' }\nrespond = 'a'\n[[routes]]\nredirect = '/a'\n";
+    let hub = "[hub.chat]\n[[routes]]\nmatch = { path = '/c/*' }\nhub = 'chat'\n";
+    for routes in [answers, hub] {
+        let site = listening(backend, &format!("{HERE}[admin]\nlisten = '{admin}'\n{routes}"));
+        for name in ["/livez", "/readyz", "/health_check", "/metrics"] {
+            assert_eq!(document(admin, name).0, 200, "{name}: {routes}");
+            let here = site.client().ask(&format!("GET {name} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+            assert_eq!(here.status, 200, "{name}: {routes}");
+        }
+        site.line.stop();
+    }
 }
 
 fn what_needs_another_process_is_named_and_left(backend: &str) {

@@ -90,7 +90,7 @@ fn a_reload_during_the_start_does_not_end_it(backend: &str) {
     command.env("NOTIFY_SOCKET", &name);
     let line = Line::start_in(folder, command, backend, &["-w", "1", "--", "sh", "-c", &failing::app()]);
     line.server.signal("HUP");
-    until("it is reloaded", || line.server.has_said("SIGHUP: logs are reopened"));
+    until("it is reloaded", || line.server.has_said("SIGHUP: logs are being reopened"));
     // It tells what it does before and after.
     fs::remove_file(&slow).unwrap();
     let status = manager.hears(0, "STATUS=1 of 1 workers ready");

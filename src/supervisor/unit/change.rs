@@ -59,8 +59,8 @@ impl Unit {
     /// Takes new settings over; the number of the roll that brings them to the workers, if one does.
     ///
     /// # Errors
-    /// When it would be another app (upstreams where there were workers, or the like), or its command cannot be run. Nothing has
-    /// changed then.
+    /// When it would be another app (upstreams where there were workers, or the like), there is no room for so many workers, or its command
+    /// cannot be run. Nothing has changed then.
     pub fn change(&mut self, new: Arc<config::App>, now: Instant) -> Result<Option<u64>, StartError> {
         let launcher = self.prepare(&new)?;
         Ok(self.adopt(new, launcher, now))
@@ -75,6 +75,15 @@ impl Unit {
         let runs = |app: &config::App| app.program.command != config::Command::None;
         if old.name != new.name || runs(old) != runs(new) || old.instead.upstreams != new.instead.upstreams {
             let message = format!("the app {} would be another one: it is to be removed and added", old.name);
+            return Err(StartError { message, code: 78 });
+        }
+        let most = new.scaling.map_or(new.workers, |scaling| scaling.max);
+        if runs(new) && (old.workers, old.scaling) != (new.workers, new.scaling) && most > self.room {
+            let message = format!(
+                "this process has room for {} workers of the app {}, and not for {most}; `production_server upgrade` starts one that \
+                 has it",
+                self.room, old.name
+            );
             return Err(StartError { message, code: 78 });
         }
         if old.starts_like(new) { Ok(None) } else { launcher(new, &self.processes.context) }
@@ -108,6 +117,16 @@ impl Unit {
             self.watch_files();
         }
         roll
+    }
+
+    /// The roll that brings the newest settings to workers that have older ones: the one under way, or another where the last was given up.
+    /// `None`: they have them.
+    pub fn catch_up(&mut self, now: Instant) -> Option<u64> {
+        let newest = self.processes.newest_launcher().filter(|from| *from > self.fleet.generation())?;
+        match self.fleet.roll() {
+            Some(roll) if roll.generation >= newest => Some(roll.id),
+            _ => Some(self.fleet.restart(now, &mut self.processes)),
+        }
     }
 
     /// As many workers as are configured now, where that is another number than before, within the bounds.
