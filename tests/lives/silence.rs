@@ -365,7 +365,7 @@ fn a_pipe_as_pid_file() -> Option<Beside> {
 fn a_pipe_as_configuration() -> Option<Beside> {
     let place = folder();
     let file = place.path().join("production_server.toml");
-    fs::write(&file, "").unwrap();
+    fs::write(&file, "# Nothing but defaults.\n").unwrap();
     let site = site(&["--config", file.to_str().unwrap()]);
     site.settled(1);
     pipe_instead(&file);
@@ -449,7 +449,7 @@ fn a_server_that_hangs_ends_by_the_second_term_and_its_workers_with_it() {
     let holder = holder.args(["-c", HOLDER]).arg(&log).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut holder = holder.spawn().unwrap();
     holder.stdout.take().unwrap().read_exact(&mut [0; 5]).unwrap();
-    fs::write(&file, "").unwrap();
+    fs::write(&file, "# Nothing but defaults.\n").unwrap();
     let mut site = site(&["--config", file.to_str().unwrap()]);
     let processes = site.server.descendants();
     site.settled(1);

@@ -358,9 +358,6 @@ pub fn route_to(text: &mut Text, app: &str) {
 
 /// All by one reload, and then the effect of each.
 pub fn live(whole: &mut Rig) {
-    for folder in ["none", "by", "watch"] {
-        std::fs::create_dir_all(whole.file(folder)).unwrap();
-    }
     let keys: Vec<String> = CASES.iter().map(|case| format!("apps.{}.{}", name(case.key), case.key)).collect();
     let changes: Vec<Change<'_>> = keys.iter().zip(CASES).map(|(key, case)| (key.as_str(), case.to)).collect();
     for key in &keys {

@@ -236,6 +236,9 @@ impl Rig {
         let upstreams = [upstream(released.clone()), upstream(released.clone())];
         let folder = folder();
         std::fs::write(path(&folder, "worker.py"), include_str!("worker.py")).unwrap();
+        for watched in ["none", "by", "watch"] {
+            std::fs::create_dir(folder.path().join(watched)).unwrap();
+        }
         let mut rig_text = Text::default();
         own::begin(&mut rig_text, backend);
         apps::begin(&mut rig_text);
