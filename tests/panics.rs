@@ -214,6 +214,15 @@ impl Rig {
         Rig { world, reactor, dispatch, postboxes, metrics, shared, budget, place, _entered: entered }
     }
 
+    /// Has the loop take over settings that the test changes.
+    pub(crate) fn configure(&mut self, change: impl FnOnce(&mut Settings)) {
+        let mut settings = Settings::clone(&self.shared.settings);
+        change(&mut settings);
+        let table = AppTable::of_one(Arc::new(settings), self.dispatch.clone(), &self.metrics);
+        self.postboxes.post(0, Message::Configure(Arc::new(table)));
+        self.turns();
+    }
+
     pub(crate) fn turns(&mut self) {
         for _ in 0..TURNS {
             self.world.advance(Duration::from_millis(1));

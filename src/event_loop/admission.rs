@@ -218,6 +218,18 @@ impl<B: Backend> Loop<B> {
         if self.accepting.draining { usual.min(ON_ITS_WAY) } else { usual }
     }
 
+    /// Who is idle is so for as long as is said now, from now on, where something else was said `before`: their deadlines tell who has been
+    /// idle longest, and for how long.
+    pub fn arm_idle(&mut self, before: Duration) {
+        let idle = self.apps.settings.timeouts.idle;
+        if idle == before {
+            return;
+        }
+        let is_idle = |role: &Role| matches!(role, Role::Client(client) if client.is_idle() && client.requested);
+        let socks: Vec<Sock> = self.table.roles().filter(|(_, role)| is_idle(role)).map(|(sock, _)| sock).collect();
+        socks.into_iter().for_each(|sock| self.arm(sock, self.patience(idle)));
+    }
+
     /// Closes the connection of this loop that has been idle longest.
     pub fn close_longest_idle(&mut self) -> Idle {
         let (table, backend) = (&mut self.table, &self.backend);

@@ -201,11 +201,13 @@ impl Apps {
 impl<B: Backend> Loop<B> {
     /// A new configuration takes the place of the old one.
     pub fn configure(&mut self, table: &AppTable) {
+        let before = self.apps.settings.timeouts.idle;
         self.apps.configure(table);
         self.configure_hubs(table);
         self.apps.files.forget();
         self.heads.limits = HeadLimits::new(table.settings.bounds.head, table.settings.bounds.fields);
         self.backend.set_stall(table.settings.timeouts.write);
+        self.arm_idle(before);
         // More connections may be allowed than were.
         self.resume_accepting();
         table.taken.fetch_add(1, Ordering::Release);

@@ -56,11 +56,12 @@ fn no_more_than_the_limit_are_served_at_once(backend: &str) {
     scene.all_is_given_back();
 }
 
+const ASKS: &str = "GET /server HTTP/1.1\r\nHost: a\r\n\r\n";
+
 /// A burst of newcomers beyond the limit, none of whom has asked yet: who asked a moment ago is not closed for them, and who has been idle is.
 #[test]
 fn newcomers_close_nobody_who_has_just_asked() {
     const MOST: usize = 32;
-    const ASKS: &str = "GET /server HTTP/1.1\r\nHost: a\r\n\r\n";
     for idle in [0, MOST / 4] {
         let mut rig = Rig::with(|settings| settings.bounds.connections = MOST);
         let mut longest: Vec<_> = (0..idle).map(|_| rig.client(ASKS)).collect();
@@ -91,4 +92,31 @@ fn newcomers_close_nobody_who_has_just_asked() {
         longest.into_iter().for_each(|client| drop(rig.world.close(client)));
         rig.turns();
     }
+}
+
+/// What is said now of how long a connection may be idle holds for those who are: none is held for long, or takes a newcomer's place, for what
+/// was said when it began.
+#[test]
+fn a_shorter_time_holds_for_who_is_idle_already() {
+    const MOST: usize = 32;
+    let mut rig = Rig::with(|settings| {
+        settings.bounds.connections = MOST;
+        settings.timeouts.idle = Duration::from_secs(60);
+    });
+    let idle: Vec<_> = (0..MOST).map(|_| rig.client(ASKS)).collect();
+    assert!(idle.iter().all(|client| rig.answer(*client).ends_with("ok")));
+    rig.configure(|settings| settings.timeouts.idle = Duration::from_secs(5));
+    rig.world.advance(Duration::from_secs(1));
+    let newcomers: Vec<_> = (0..MOST / 4).map(|_| rig.world.connect(&rig.place).unwrap()).collect();
+    rig.turns();
+    for client in &newcomers {
+        assert_eq!(rig.world.write(*client, ASKS.as_bytes()).unwrap(), ASKS.len());
+        rig.turns();
+        assert!(rig.answer(*client).ends_with("ok"));
+    }
+    rig.world.advance(Duration::from_secs(6));
+    rig.turns();
+    assert_eq!(rig.reactor.holdings().0, 0, "who is idle leaves when it is said now");
+    idle.into_iter().chain(newcomers).for_each(|client| drop(rig.world.close(client)));
+    rig.turns();
 }
