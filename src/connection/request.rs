@@ -33,9 +33,10 @@ impl<B: Backend> Loop<B> {
         loop {
             let Some(client) = self.table.client(sock) else { return };
             if client.state != State::ReadingRequest || client.entrance.stalled {
-                return if client.entrance.pass.waits() {
-                    self.watch(sock)
-                };
+                if client.entrance.pass.waits() {
+                    self.watch(sock);
+                }
+                return;
             }
             let Some(input) = client.input.take() else { break };
             let fresh = client.body.is_none() && client.search.is_fresh();

@@ -9,7 +9,6 @@ use crate::buffers::block::Writer;
 use crate::buffers::slots::Key;
 use crate::connection::{Role, State, Stream};
 use crate::exchange::{Ending, Exchange, Hold, Phase, Source, Upload};
-use crate::http::fields::{list_items, trim};
 use crate::http::id::id_text;
 use crate::http::{Method, head, is_loopback_host, reply};
 use crate::mailbox::desk::{Document, Question, Reply};
@@ -163,16 +162,7 @@ fn is_verbose(query: &[u8]) -> bool {
 
 /// Whether an Accept field prefers OpenMetrics to the classic text. Prometheus sends both with weights, and a browser neither.
 fn wants_open_metrics(accept: &[u8]) -> bool {
-    let weight = |wanted: &[u8]| {
-        let found = list_items(accept).filter_map(|range| {
-            let mut parts = range.split(|byte| *byte == b';').map(trim);
-            let named = parts.next().is_some_and(|media| media.eq_ignore_ascii_case(wanted));
-            named.then(|| parts.find_map(reply::weight).unwrap_or(1000))
-        });
-        found.max().unwrap_or(0)
-    };
-    let open = weight(b"application/openmetrics-text");
-    open > 0 && open >= weight(b"text/plain")
+    reply::prefers(std::iter::once(accept), "application/openmetrics-text", "text/plain")
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! Which coding of a body a client likes best (RFC 9110 §12.5.3).
 
-use super::fields::{list_items, trim};
 use super::reply;
 use crate::config::Coding;
 
@@ -9,10 +8,7 @@ pub fn choose(accept_encoding: Option<&[u8]>, there: &[(Coding, u64)]) -> Option
     let accept = accept_encoding?;
     let weight = |name: &str| {
         let mut any = None;
-        for item in list_items(accept) {
-            let mut parts = item.split(|byte| *byte == b';').map(trim);
-            let coding = parts.next().unwrap_or_default();
-            let weight = parts.find_map(reply::weight).unwrap_or(1000);
+        for (coding, weight) in reply::weighted(accept) {
             // `x-gzip` is the same as `gzip` (RFC 9110 §8.4.1.3).
             if coding.eq_ignore_ascii_case(name.as_bytes())
                 || (name == "gzip" && coding.eq_ignore_ascii_case(b"x-gzip"))
@@ -28,10 +24,8 @@ pub fn choose(accept_encoding: Option<&[u8]>, there: &[(Coding, u64)]) -> Option
     let liked = there.iter().filter_map(|(coding, size)| Some((*coding, *size, weight(coding.name())?)));
     let best = liked.filter(|(_, _, weight)| *weight > 0).min_by_key(|(_, size, weight)| (1000 - weight, *size))?;
     // The file as it is need not be named to be accepted; where it is, it may be liked more.
-    let as_it_is = list_items(accept)
-        .find(|item| item.len() >= 8 && item[..8].eq_ignore_ascii_case(b"identity"))
-        .map(|item| item.split(|byte| *byte == b';').map(trim).find_map(reply::weight).unwrap_or(1000));
-    (best.2 >= as_it_is.unwrap_or(0)).then_some(best.0)
+    let as_it_is = reply::weighted(accept).find(|(coding, _)| coding.eq_ignore_ascii_case(b"identity"));
+    (best.2 >= as_it_is.map_or(0, |(_, weight)| weight)).then_some(best.0)
 }
 
 #[cfg(test)]

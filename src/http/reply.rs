@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Version;
-use super::fields::trim;
+use super::fields::{list_items, trim};
 use crate::buffers::block::Writer;
 use crate::config::ErrorPage;
 
@@ -22,10 +22,7 @@ pub enum Format {
 /// of two equal ones. Ranges like `*/*` name nothing, so that curl and clients without the field get text.
 pub fn negotiate(accept: &[u8]) -> Format {
     let mut best = (Format::Text, 0);
-    for range in super::fields::list_items(accept) {
-        let mut parts = range.split(|byte| *byte == b';').map(trim);
-        let media = parts.next().unwrap_or_default();
-        let weight = parts.find_map(weight).unwrap_or(1000);
+    for (media, weight) in weighted(accept) {
         if let Some(format) = format_of(media)
             && weight > best.1
         {
@@ -50,8 +47,29 @@ fn format_of(media: &[u8]) -> Option<Format> {
     }
 }
 
+/// Whether Accept fields name a media type, and no `other` with a greater weight.
+pub(crate) fn prefers<'a>(accepts: impl Iterator<Item = &'a [u8]>, media: &str, other: &str) -> bool {
+    let (mut liked, mut least) = (0, 0);
+    for (range, weight) in accepts.flat_map(weighted) {
+        if range.eq_ignore_ascii_case(media.as_bytes()) {
+            liked = liked.max(weight);
+        } else if range.eq_ignore_ascii_case(other.as_bytes()) {
+            least = least.max(weight);
+        }
+    }
+    liked > 0 && liked >= least
+}
+
+/// What the items of a list name, each with its weight in thousandths (RFC 9110 §12.4.2).
+pub(crate) fn weighted(list: &[u8]) -> impl Iterator<Item = (&[u8], u32)> {
+    list_items(list).map(|item| {
+        let mut parts = item.split(|byte| *byte == b';').map(trim);
+        (parts.next().unwrap_or_default(), parts.find_map(weight).unwrap_or(1000))
+    })
+}
+
 /// A `q` parameter in thousandths. One that is malformed says what its number says, and 1 where it is none.
-pub(crate) fn weight(parameter: &[u8]) -> Option<u32> {
+fn weight(parameter: &[u8]) -> Option<u32> {
     let [b'q' | b'Q', rest @ ..] = parameter else { return None };
     let number = trim(trim(rest).strip_prefix(b"=")?);
     let weight: f32 = std::str::from_utf8(number).ok().and_then(|number| number.parse().ok()).unwrap_or(1.0);

@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::backends::{Backend, Sock};
 use crate::connection::State;
 use crate::http::Framing;
-use crate::http::fields::{Kind, list_items, trim};
+use crate::http::fields::Kind;
 use crate::http::head::Request;
 use crate::http::reply;
 use crate::hub::wire::{self, Listen};
@@ -74,23 +74,6 @@ pub(super) fn query_of(target: &[u8]) -> &[u8] {
     memchr::memchr(b'?', target).map_or(&b""[..], |at| &target[at + 1..])
 }
 
-/// Whether a client wants events rather than one document, by its Accept fields (RFC 9110 §12.5.1): it names them, and the document with no
-/// greater weight.
-fn prefers_events<'a>(accepts: impl Iterator<Item = &'a [u8]>) -> bool {
-    let (mut events, mut document) = (0, 0);
-    for range in accepts.flat_map(list_items) {
-        let mut parts = range.split(|byte| *byte == b';').map(trim);
-        let media = parts.next().unwrap_or_default();
-        let weight = parts.find_map(reply::weight).unwrap_or(1000);
-        if media.eq_ignore_ascii_case(b"text/event-stream") {
-            events = events.max(weight);
-        } else if media.eq_ignore_ascii_case(b"application/json") {
-            document = document.max(weight);
-        }
-    }
-    events > 0 && events >= document
-}
-
 impl<B: Backend> Loop<B> {
     /// Reads what a request to listen asks for. `input` begins with its head.
     pub(super) fn wish(&self, served: &Arc<Served>, input: &[u8], request: &Request) -> Result<Wish, No> {
@@ -113,7 +96,9 @@ impl<B: Backend> Loop<B> {
             Err(Refusal::Malformed(reason)) => return Err(No::because(400, reason)),
             Err(Refusal::NotAnUpgrade) => {
                 let accepts = fields.iter().filter(|field| field.kind == Kind::Accept);
-                if prefers_events(accepts.map(|field| field.value.of(input))) { Way::Events } else { Way::Poll }
+                let accepts = accepts.map(|field| field.value.of(input));
+                let events = reply::prefers(accepts, "text/event-stream", "application/json");
+                if events { Way::Events } else { Way::Poll }
             }
         };
         let origin = fields.find_name(input, "origin").map(<[u8]>::to_vec);

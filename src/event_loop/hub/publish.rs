@@ -60,6 +60,9 @@ pub(crate) enum Asked {
     Nothing,
 }
 
+/// What a 405 says, with the methods behind it.
+const ASKED_WITH: &str = "this is asked for with ";
+
 impl<B: Backend> Loop<B> {
     /// What a request on the route of a hub asks for. `input` begins with its head.
     #[cold]
@@ -118,9 +121,9 @@ impl<B: Backend> Loop<B> {
                 return self.wish(served, input, request).map(Some).map_err(|no| self.no(&no));
             }
             (b"notify", Method::Post) | (b"topics", Method::Get | Method::Head) => name,
-            (b"listen", _) => return Err(self.no(&No::because(405, "this is asked for with GET"))),
-            (b"topics", _) => return Err(self.no(&No::because(405, "this is asked for with GET or HEAD"))),
-            (b"notify", _) => return Err(self.no(&No::because(405, "this is asked for with POST"))),
+            (b"listen", _) => return Err(self.no(&No(405, format!("{ASKED_WITH}GET")))),
+            (b"topics", _) => return Err(self.no(&No(405, format!("{ASKED_WITH}GET, HEAD")))),
+            (b"notify", _) => return Err(self.no(&No(405, format!("{ASKED_WITH}POST")))),
             _ => return Err(self.no(&No::because(404, "a hub has listen, notify and topics"))),
         };
         if !self.may_publish(sock, served, input, request) {
@@ -142,9 +145,7 @@ impl<B: Backend> Loop<B> {
     pub(super) fn no(&self, No(status, reason): &No) -> Direct {
         let lines = match *status {
             401 => "WWW-Authenticate: Bearer realm=\"hub\"\r\n",
-            405 if reason.ends_with("HEAD") => "Allow: GET, HEAD\r\n",
-            405 if reason.ends_with("GET") => "Allow: GET\r\n",
-            405 => "Allow: POST\r\n",
+            405 => &format!("Allow: {}\r\n", reason.trim_start_matches(ASKED_WITH)),
             426 => "Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n",
             503 => "Retry-After: 1\r\n",
             _ => "",
