@@ -147,6 +147,10 @@ pub struct Estate {
     pub lives: (u64, u64),
     /// Workers that have joined by themselves.
     pub joined: Vec<JoinedWorker>,
+    /// Apps that are not required, and have no worker that is ready.
+    pub down: Vec<String>,
+    /// The configuration file, where there is one.
+    pub configuration: Option<PathBuf>,
     /// What TLS tickets are sealed with.
     pub ticket_keys: Vec<TicketKey>,
 }

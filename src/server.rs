@@ -10,6 +10,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
@@ -112,7 +113,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     let mut warnings = loaded.warnings();
     let mut config = loaded.config.clone();
     // Before anything else is opened: systemd's sockets are known by their numbers.
-    let mut inherited = Inherited::take(predecessor.as_mut())?;
+    let mut inherited = Inherited::take(predecessor.as_mut(), &loaded)?;
     let original_limit = fit_to_machine(&mut config, &mut warnings);
     let mut listeners = open_listeners(&config.server, &mut inherited)?;
     secure(&mut listeners, &loaded, &config.server)?;
@@ -147,12 +148,12 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     };
     let loop_listeners = loops::share_out(&listeners, &settings)?;
     let shared = (&postboxes, &log, &metrics, &helpers);
+    let (held, configuration) = (predecessor.is_some(), loaded.path().map(Path::to_owned));
     let reloader = Reloader::new(loaded, inputs, config, table.clone(), &listeners, shared, policies);
-    let held = predecessor.is_some();
     let options = supervisor::Options {
         descriptors: original_limit,
         about: Some(about),
-        holdings: holdings(&settings, listeners),
+        holdings: holdings(&settings, listeners, configuration),
         pid_file: settings.process.pid_file.as_deref().filter(|_| !held).map(write_pid_file).transpose()?,
         manager: true,
         ..Default::default()
@@ -438,9 +439,9 @@ impl From<Listening> for Held {
 }
 
 /// What is kept for a successor.
-fn holdings(settings: &Settings, listeners: Vec<Listening>) -> Holdings {
+fn holdings(settings: &Settings, listeners: Vec<Listening>, configuration: Option<PathBuf>) -> Holdings {
     let listeners = listeners.into_iter().map(Held::from).collect();
-    Holdings { run_dir: settings.process.run_dir.clone(), listeners, ..Holdings::default() }
+    Holdings { run_dir: settings.process.run_dir.clone(), configuration, listeners, ..Holdings::default() }
 }
 
 /// Where is listened, and where the admin listens.
@@ -449,7 +450,7 @@ fn places(listeners: &[Listening]) -> (Vec<ListenAddress>, Vec<ListenAddress>) {
     (of(false).collect(), of(true).collect())
 }
 
-fn write_pid_file(path: &std::path::Path) -> Result<PidFile, StartError> {
+fn write_pid_file(path: &Path) -> Result<PidFile, StartError> {
     let cannot = |error: io::Error| {
         let message = format!("cannot write the pid file {}: {error}", path.display());
         refused(message, &error, exit::CANNOT_CREATE)

@@ -1,6 +1,7 @@
 //! All places together: flags, shorthands, the environment and the file become one [`Loaded`], or are refused.
 
 use std::ffi::OsString;
+use std::path::Path;
 
 use clap::ArgMatches;
 
@@ -70,6 +71,27 @@ pub struct Loaded {
 }
 
 impl Loaded {
+    /// Where the configuration file is, if there is one.
+    pub fn path(&self) -> Option<&Path> {
+        self.file.as_ref().map(|file| file.text.path.as_path())
+    }
+
+    /// Looks whether that file, which was read before, is still the one. A file that was found in its usual place and is gone now was not meant to be
+    /// one that says nothing: whoever replaces it may have taken it away for a moment. Nor does one from the next usual place say what this server is
+    /// to be.
+    ///
+    /// # Errors
+    /// A line that says so.
+    pub fn is_of(&self, before: Option<&Path>) -> Result<(), String> {
+        let (Some(before), found) = (before, self.path()) else { return Ok(()) };
+        let instead = match found {
+            Some(found) if found == before => return Ok(()),
+            Some(found) => format!("; {} would be read in its place, and is not", found.display()),
+            None => String::new(),
+        };
+        Err(format!("error: {}: the configuration file is gone{instead}", before.display()))
+    }
+
     /// A problem with the value of a key, shown where it was said. `index` is that of the value where there are many; the name is
     /// that of a flag, or `command`; `app` is the one that it belongs to.
     pub fn problem(

@@ -10,7 +10,7 @@ use std::path::Path;
 use socket2::Socket;
 
 use super::{Listening, StartError, exit};
-use crate::config::ListenAddress;
+use crate::config::{ListenAddress, Loaded};
 use crate::handover::{Channel, Estate, JoinedWorker, Listener, RunDir};
 use crate::metrics::{Account, Metrics};
 use crate::socket_file::SocketFile;
@@ -29,14 +29,15 @@ pub(super) struct Inherited {
     account: Account,
     lives: (u64, u64),
     joined: Vec<JoinedWorker>,
+    down: Vec<String>,
 }
 
 impl Inherited {
     /// What this process was given at its start.
     ///
     /// # Errors
-    /// When the handover breaks, or descriptors are not what they should be.
-    pub fn take(predecessor: Option<&mut Channel>) -> Result<Inherited, StartError> {
+    /// When the handover breaks, descriptors are not what they should be, or the configuration file of the server before it is gone.
+    pub fn take(predecessor: Option<&mut Channel>, loaded: &Loaded) -> Result<Inherited, StartError> {
         match predecessor {
             None => {
                 let sockets = systemd::take_sockets(&|name| std::env::var_os(name));
@@ -47,6 +48,8 @@ impl Inherited {
                 let estate = channel.inherit();
                 let (estate, descriptors) =
                     estate.map_err(|message| StartError { message, code: exit::CANNOT_CREATE })?;
+                let there = loaded.is_of(estate.configuration.as_deref());
+                there.map_err(|message| StartError { message, code: exit::CONFIG })?;
                 Ok(Inherited::of(estate, descriptors))
             }
         }
@@ -61,8 +64,8 @@ impl Inherited {
         };
         let listeners = estate.listeners.into_iter().map(&mut with_sockets).collect();
         tls::adopt_ticket_keys(estate.ticket_keys);
-        let (account, lives, joined) = (estate.account, estate.lives, estate.joined);
-        Inherited { listeners, run_dir, account, lives, joined, ..Inherited::default() }
+        let Estate { account, lives, joined, down, .. } = estate;
+        Inherited { listeners, run_dir, account, lives, joined, down, ..Inherited::default() }
     }
 
     /// The listeners that are there already for an address, and are for those who watch the server if `admin` says so; `None`: it is to be
@@ -154,8 +157,8 @@ impl Inherited {
 
     /// In whose place this server is.
     pub fn succession(self, channel: Channel) -> Succession {
-        let Inherited { took_run_dir: takes_run_dir, account, lives, joined, .. } = self;
-        Succession { channel, takes_run_dir, account, lives, joined }
+        let Inherited { took_run_dir: takes_run_dir, account, lives, joined, down, .. } = self;
+        Succession { channel, takes_run_dir, account, lives, joined, down }
     }
 }
 

@@ -133,7 +133,7 @@ impl Reloader {
     pub fn reload(&mut self, supervisor: &mut Supervisor, now: Instant) -> Result<Reloaded, String> {
         let (inputs, shown) = (self.inputs.clone(), self.renewal.policies.shown());
         let (loaded, config) = in_time(move || read(&inputs, &shown))?;
-        is_still_there(&self.current, &loaded)?;
+        loaded.is_of(self.current.path())?;
         let mut changes = self.changes(&loaded);
         let renewed = self.renewed(&loaded)?;
         changes.tls = renewed.iter().map(|(place, prepared)| format!("listener {}: {prepared}", place.asked)).collect();
@@ -183,6 +183,7 @@ impl Reloader {
         self.closing.retain(|place| supervisor.closing().any(|held| held.id == place.id));
         (self.config, self.places, self.next) = (plan.config, plan.places, plan.next);
         self.current = Arc::new(plan.loaded);
+        supervisor.is_configured_by(self.current.path());
         self.show_policies();
         self.await_loops(&table);
         Ok(Reloaded { lines: plan.changes.lines(), rolls, added })
@@ -373,19 +374,6 @@ fn read(inputs: &Inputs, shown: &[(String, tls::Shown)]) -> Result<(Loaded, Conf
     let server = &mut config.server;
     server.listening.unix_of.values_mut().chain([&mut server.listening.unix]).for_each(Owner::number);
     Ok((loaded, config))
-}
-
-/// A file that was found in its usual place and is gone now was not meant to be one that says nothing: whoever replaces it may have taken it away
-/// for a moment. Nor does one from the next usual place say what this server is to be.
-fn is_still_there(before: &Loaded, now: &Loaded) -> Result<(), String> {
-    let path = |loaded: &Loaded| loaded.file.as_ref().map(|file| file.text.path.clone());
-    let (Some(before), found) = (path(before), path(now)) else { return Ok(()) };
-    let instead = match found {
-        Some(found) if found == before => return Ok(()),
-        Some(found) => format!("; {} would be read in its place, and is not", found.display()),
-        None => String::new(),
-    };
-    Err(format!("error: {}: the configuration file is gone{instead}", before.display()))
 }
 
 /// Has something read on a thread of its own: the supervisor waits a moment for it, and goes on.

@@ -3,6 +3,7 @@
 //! Everything that can fail is done by [`Supervisor::prepare`], which changes nothing; [`Supervisor::apply`] cannot fail. What is told to
 //! the loops beside it is the caller's.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -101,6 +102,11 @@ impl Supervisor {
     pub fn hold(&mut self, listeners: Vec<Held>, again: &[u32]) {
         self.upgrades.holdings.listeners.extend(listeners);
         self.upgrades.holdings.revive(again);
+    }
+
+    /// From now on a successor must find that configuration file.
+    pub fn is_configured_by(&mut self, path: Option<&Path>) {
+        self.upgrades.holdings.configuration = path.map(Path::to_owned);
     }
 
     /// Listeners that are to be closed and still have their sockets.

@@ -279,6 +279,11 @@ impl Unit {
         self.app().required && !(self.came_later && self.state() == AppState::Starting)
     }
 
+    /// Whether it has no worker that is ready, and the server serves without it.
+    pub fn is_down(&self) -> bool {
+        !self.app().required && self.starts_workers() && self.ready_workers() == 0
+    }
+
     /// What the app's state is to the server's: whether one that is not needed serves, is nothing to it.
     pub fn state_for_server(&self) -> AppState {
         match self.state() {

@@ -432,6 +432,8 @@ fn a_file_that_is_empty_or_gone_changes_nothing(backend: &str) {
     let other = path(&site.line.folder, "own/production_server/production_server.toml");
     fs::write(&other, [HERE, &HELLO.replace("hello", "other")].concat()).unwrap();
     refused("would be read in its place, and is not");
+    let (code, said) = site.line.word(&["upgrade", "--wait"]);
+    assert!(code == Some(75) && said.contains("the configuration file is gone"), "{code:?}: {said}");
     reloaded(&site, &[HERE, &HELLO.replace("hello", "again")].concat());
     assert_eq!(site.get("a.example", "/").1, "again");
     site.line.stop();

@@ -11,6 +11,7 @@ on_every_backend! {
     what_is_no_server_of_this_kind_changes_nothing,
     a_new_server_that_cannot_start_says_why,
     a_new_server_that_is_killed_changes_nothing,
+    an_app_that_was_down_and_is_not_required_stops_no_upgrade,
     nonsense_about_a_limit_stops_no_upgrade,
 }
 
@@ -62,6 +63,25 @@ fn a_new_server_that_cannot_start_says_why(backend: &str) {
     let other = line.script("taken", &format!("exec {PROGRAM} --listen {} \"$@\"", "192.0.2.1:1"));
     refused(&line, &other, "the new server cannot start: cannot listen on 192.0.2.1:1");
     crowd.end();
+    line.stop();
+}
+
+/// An app that is not required, and had no worker that was ready, is none that a new server is waited for.
+fn an_app_that_was_down_and_is_not_required_stops_no_upgrade(backend: &str) {
+    let folder = folder();
+    let file = path(&folder, "site.toml");
+    let down = "required = false\ncommand = ['sh', '-c', 'exit 3']\nrestart = { give_up = '1/60s' }\n";
+    let routes = "[[routes]]\nmatch = { path = '/b/*' }\napp = 'down'\n[[routes]]\napp = 'web'\n";
+    fs::write(&file, format!("[apps.web]\nworkers = 1\n[apps.down]\nworkers = 1\n{down}{routes}")).unwrap();
+    let line = Line::start_in(folder, Command::new(PROGRAM), backend, &["-f", &file]);
+    let app = |name: &str| {
+        let status = line.status();
+        status["apps"].as_array().unwrap().iter().find(|app| app["name"] == name).unwrap().clone()
+    };
+    until("the one is ready", || app("web")["workers_ready"] == 1);
+    until("the other has given up", || app("down")["state"] == "failed");
+    line.upgraded();
+    assert_eq!(app("web")["workers_ready"], 1);
     line.stop();
 }
 

@@ -36,6 +36,8 @@ pub struct Held {
 pub struct Holdings {
     /// The run directory as it is configured, absolute.
     pub run_dir: PathBuf,
+    /// The configuration file, where there is one.
+    pub configuration: Option<PathBuf>,
     /// The listeners.
     pub listeners: Vec<Held>,
     /// Those that are not configured any more, until nobody waits in their backlog.

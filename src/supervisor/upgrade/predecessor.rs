@@ -289,6 +289,8 @@ impl Supervisor {
             account: self.account(),
             lives: self.context.status.lives(),
             joined,
+            down: self.units.iter().filter(|unit| unit.is_down()).map(|unit| unit.name().to_owned()).collect(),
+            configuration: self.upgrades.holdings.configuration.clone(),
             ticket_keys: crate::tls::ticket_keys(),
         };
         Ok((estate, descriptors))

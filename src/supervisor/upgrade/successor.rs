@@ -13,6 +13,7 @@ use crate::mailbox::Message as Mail;
 use crate::metrics::Account;
 use crate::supervisor::Supervisor;
 use crate::supervisor::pid_file::PidFile;
+use crate::supervisor::unit::Unit;
 
 /// What a server is given that takes the place of another.
 #[derive(Debug)]
@@ -27,6 +28,8 @@ pub struct Succession {
     pub lives: (u64, u64),
     /// Workers that had joined there.
     pub joined: Vec<JoinedWorker>,
+    /// Apps that were down there, and are waited for by nobody.
+    pub down: Vec<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +50,7 @@ pub(super) struct Successor {
     channel: Option<Channel>,
     phase: Phase,
     takes_run_dir: bool,
+    down: Vec<String>,
     /// What has come so far of what is in a hub.
     hub: Vec<u8>,
 }
@@ -65,7 +69,7 @@ impl Supervisor {
     /// Makes this server one that takes over. To be called before it runs.
     pub fn succeed(&mut self, succession: Succession) {
         let now = Instant::now();
-        let Succession { channel, takes_run_dir, account, lives, joined } = succession;
+        let Succession { channel, takes_run_dir, account, lives, joined, down } = succession;
         self.hold_pushes(true);
         self.inherit_counts(account);
         self.context.status.add_lives(lives);
@@ -85,13 +89,13 @@ impl Supervisor {
                 ),
             }
         }
-        self.upgrades.successor =
-            Some(Successor { channel: Some(channel), phase: Phase::Starting, takes_run_dir, hub: Vec::new() });
+        let (channel, phase) = (Some(channel), Phase::Starting);
+        self.upgrades.successor = Some(Successor { channel, phase, takes_run_dir, down, hub: Vec::new() });
     }
 
     pub(super) fn advance_succession(&mut self, now: Instant) {
         let Some(mut successor) = self.upgrades.successor.take() else { return };
-        if successor.phase == Phase::Starting && self.stop.is_none() && self.has_all_workers() {
+        if successor.phase == Phase::Starting && self.stop.is_none() && self.has_all_workers(&successor.down) {
             successor.phase = Phase::Ready;
             if let Some(channel) = &mut successor.channel {
                 // That it is gone is heard below.
@@ -213,8 +217,12 @@ impl Supervisor {
         }
     }
 
-    /// Whether each place of each app has a worker that is ready. What somebody else runs is not waited for.
-    fn has_all_workers(&self) -> bool {
-        self.units.iter().all(|unit| !unit.starts_workers() || unit.ready_workers() >= unit.fleet.wanted())
+    /// Whether each place of each app has a worker that is ready. What somebody else runs is not waited for, nor what was down before and is not
+    /// required.
+    fn has_all_workers(&self, down: &[String]) -> bool {
+        let is_waited_for = |unit: &&Unit| {
+            unit.starts_workers() && (unit.app().required || !down.iter().any(|name| name == unit.name()))
+        };
+        self.units.iter().filter(is_waited_for).all(|unit| unit.ready_workers() >= unit.fleet.wanted())
     }
 }
