@@ -122,7 +122,7 @@ impl<B: Backend> Loop<B> {
     }
 
     #[inline(always)]
-    fn take_request(&mut self, sock: Sock, mut input: Block, request: &Request) -> Step {
+    fn take_request(&mut self, sock: Sock, input: Block, request: &Request) -> Step {
         self.find_origin(sock, &input);
         let Some(client) = self.table.client(sock) else { return Step::Stop };
         client.search = Default::default();
@@ -178,12 +178,10 @@ impl<B: Backend> Loop<B> {
             }
             route => self.write_own(route, &input, request),
         };
-        if let Some(written) = written {
-            return self.answer_here(sock, input, request, written);
+        match written {
+            Some(written) => self.answer_here(sock, input, request, written),
+            None => Step::Stop,
         }
-        input.advance(request.len);
-        self.keep_input(sock, input);
-        Step::Stop
     }
 
     /// Whether the connection goes on after an answer of the loop itself.

@@ -178,7 +178,7 @@ impl KnownFiles {
 
 impl<B: Backend> Loop<B> {
     /// Answers with a file, or begins to look for it. `input` begins with the request's head.
-    pub fn serve_file(&mut self, route: usize, stream: Stream, input: &[u8], request: &Request) -> Option<Written> {
+    pub fn serve_file(&mut self, route: usize, stream: Stream, input: &Block, request: &Request) -> Option<Written> {
         let LoopRoute { leads: Leads::Files(app, site), response: edits, series, .. } = self.apps.routes.get(route)
         else {
             return None;
@@ -202,6 +202,7 @@ impl<B: Backend> Loop<B> {
                     Exchange::new(stream, app, series, request, kept, id_text(self.heads.next_id), &self.time);
                 (exchange.phase, exchange.request.upload) = (Phase::Asking, Upload::Sent);
                 exchange.answer.edits = edits;
+                self.keep_rest(stream.connection, input, request);
                 self.become_state(stream.connection, State::Processing);
                 let exchange = self.begin_exchange(stream, exchange, input)?;
                 self.watch(stream.connection);
@@ -223,6 +224,7 @@ impl<B: Backend> Loop<B> {
             self.counters.of_series(series).answered_here(ready.status);
             return Some(Written { head_and_body: ready.piece, status: ready.status, bytes: ready.bytes });
         };
+        self.keep_rest(stream.connection, input, request);
         self.decide_keep_alive(stream.connection);
         let kept = self.memory.pool.heap(head);
         let mut exchange = Exchange::new(stream, app, series, request, kept, id_text(self.heads.next_id), &self.time);

@@ -5,7 +5,7 @@
 //! without a worker, which waits until its document comes by mail, and then is fed by it as by any source of our own.
 
 use crate::backends::{Backend, HIGH_MARK, Piece, Sock};
-use crate::buffers::block::Writer;
+use crate::buffers::block::{Block, Writer};
 use crate::buffers::slots::Key;
 use crate::connection::{Role, State, Stream};
 use crate::exchange::{Ending, Exchange, Hold, Phase, Source, Upload};
@@ -63,8 +63,13 @@ impl<B: Backend> Loop<B> {
             && is_loopback_host(request.authority.of(input))
     }
 
+    /// Keeps what is behind a request, before the request becomes an exchange: its answer may be over at once, and then the next one is looked for.
+    pub fn keep_rest(&mut self, sock: Sock, input: &Block, request: &head::Request) {
+        self.keep_input(sock, input.slice(request.len..input.len()));
+    }
+
     /// Asks the desk. `input` begins with the request's head.
-    pub fn ask_desk(&mut self, stream: Stream, input: &[u8], request: &head::Request, document: Document) {
+    pub fn ask_desk(&mut self, stream: Stream, input: &Block, request: &head::Request, document: Document) {
         // No app has a part in it, but each exchange is some app's.
         let Some(app) = self.apps.any().cloned() else {
             let (refusal, head) =
@@ -75,6 +80,7 @@ impl<B: Backend> Loop<B> {
         let mut exchange = Exchange::new(stream, app, OWN, request, kept, id_text(self.heads.next_id), &self.time);
         // It waits for nobody of the dispatch, and nothing but its document or its client's end moves it.
         (exchange.phase, exchange.request.upload) = (Phase::Asking, Upload::Sent);
+        self.keep_rest(stream.connection, input, request);
         self.become_state(stream.connection, State::Processing);
         let Some(exchange) = self.begin_exchange(stream, exchange, input) else { return };
         self.watch(stream.connection);
@@ -82,7 +88,8 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Answers with a long text of our own, which is handed out as the client takes it. `input` begins with the request's head.
-    pub fn respond(&mut self, route: usize, stream: Stream, input: &[u8], request: &head::Request) {
+    pub fn respond(&mut self, route: usize, stream: Stream, input: &Block, request: &head::Request) {
+        self.keep_rest(stream.connection, input, request);
         let keep_alive = self.decide_keep_alive(stream.connection);
         let LoopRoute { leads: Leads::Long(app, direct), series, .. } = self.apps.routes.get(route) else { return };
         let Some(client) = self.table.client(stream.connection) else { return };

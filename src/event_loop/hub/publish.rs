@@ -66,12 +66,15 @@ const ASKED_WITH: &str = "this is asked for with ";
 impl<B: Backend> Loop<B> {
     /// What a request on the route of a hub asks for. `input` begins with its head.
     #[cold]
-    pub fn asked_of_hub(&mut self, number: usize, sock: Sock, input: &[u8], request: &Request) -> Asked {
+    pub fn asked_of_hub(&mut self, number: usize, sock: Sock, input: &Block, request: &Request) -> Asked {
         let LoopRoute { leads: Leads::Hub(_, served), series, .. } = self.apps.routes.get(number) else {
             return Asked::Nothing;
         };
         let (served, series) = (served.clone(), *series);
         let asked = self.read_asked(&served, sock, input, request);
+        if let Ok(Some(_)) = asked {
+            self.keep_rest(sock, input, request);
+        }
         let asked = asked.and_then(|wish| match wish {
             Some(wish) if served.app.is_some() => {
                 self.ask_to_open(sock, series, wish, input, request).map(|()| Some(0)).map_err(|no| self.no(&no))
@@ -175,7 +178,10 @@ impl<B: Backend> Loop<B> {
         let Some(key) = self.begin_exchange(stream, exchange, &input) else { return };
         input.advance(request.len);
         match request.framing {
-            Framing::None => self.fail(key, 400, "there is nothing to publish: the request has no body"),
+            Framing::None => {
+                self.keep_input(stream.connection, input);
+                self.fail(key, 400, "there is nothing to publish: the request has no body");
+            }
             Framing::Length(length) if length > most => self.fail(key, 413, TOO_BIG),
             _ => {
                 if request.expect_continue && input.is_empty() {
