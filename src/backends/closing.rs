@@ -5,7 +5,7 @@
 //!   FLUSHING ── all is sent, input may come ──▶ LINGERING ── the peer has ended ──▶ closed
 //!      │ └───── all is sent, no input is expected ──────────────────────────────────▶ closed
 //!      │                                            └───── the linger time is over ─▶ closed
-//!      └─ nothing was acknowledged for the stall time ──────────────────────────────▶ closed with a reset
+//!      └─ nothing worth the name was acknowledged for the stall time ───────────────▶ closed with a reset
 //! ```
 //!
 //! Decisions only: no descriptor and no clock. A backend says what it knows of the socket and does the [`Step`] that follows, again
@@ -14,7 +14,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use super::{How, Options, Sock};
+use super::{How, Options, Progress, Sock};
 
 /// What a backend knows of a socket that is being closed.
 #[derive(Clone, Copy)]
@@ -62,8 +62,8 @@ impl Facts {
     }
 }
 
-/// The closes that peers hold up, each with the end of its wait. All of a kind wait equally long, so that each queue is in the order
-/// of the ends.
+/// The closes that peers hold up, each with the end of its wait, or the next look at it. All of a kind wait equally long, so that each queue is in
+/// the order of the ends.
 pub(super) struct CloseDeadlines {
     stall: Duration,
     linger: Duration,
@@ -75,8 +75,8 @@ pub(super) struct CloseDeadlines {
 struct Deadline {
     ends_at: Instant,
     sock: Sock,
-    /// What the peer had acknowledged when the wait began.
-    acknowledged: u64,
+    /// Of one that flushes.
+    progress: Progress,
 }
 
 impl CloseDeadlines {
@@ -93,26 +93,28 @@ impl CloseDeadlines {
     /// Gives the peer of a close the stall time to acknowledge more than that. For when it is seen to be behind: a close whose bytes
     /// the kernel takes at once costs nothing here.
     pub(super) fn await_progress(&mut self, now: Instant, sock: Sock, acknowledged: u64) {
-        self.flushing.push_back(Deadline { ends_at: now + self.stall, sock, acknowledged });
+        self.look_again(now, sock, Progress::since(acknowledged));
+    }
+
+    fn look_again(&mut self, now: Instant, sock: Sock, progress: Progress) {
+        self.flushing.push_back(Deadline { ends_at: now + Progress::interval(self.stall), sock, progress });
     }
 
     /// Gives the peer of a close the linger time to end.
     pub(super) fn await_end(&mut self, now: Instant, sock: Sock) {
-        self.lingering.push_back(Deadline { ends_at: now + self.linger, sock, acknowledged: 0 });
+        self.lingering.push_back(Deadline { ends_at: now + self.linger, sock, progress: Progress::default() });
     }
 
     /// The next close that was held up for too long, and how it is to be closed now. `progress` says what the peer of a close that
     /// still flushes has acknowledged, and `None` of any other.
     pub(super) fn overdue(&mut self, now: Instant, progress: impl Fn(Sock) -> Option<u64>) -> Option<(Sock, How)> {
-        while let Some(deadline) = self.flushing.pop_front_if(|first| first.ends_at <= now) {
-            match progress(deadline.sock) {
-                Some(acknowledged) if acknowledged > deadline.acknowledged => {
-                    self.await_progress(now, deadline.sock, acknowledged);
-                }
+        while let Some(mut deadline) = self.flushing.pop_front_if(|first| first.ends_at <= now) {
+            let Some(acknowledged) = progress(deadline.sock) else { continue };
+            if deadline.progress.is_over(acknowledged, self.stall) {
                 // What is cut should not look whole.
-                Some(_) => return Some((deadline.sock, How::Reset)),
-                None => {}
+                return Some((deadline.sock, How::Reset));
             }
+            self.look_again(now, deadline.sock, deadline.progress);
         }
         let deadline = self.lingering.pop_front_if(|first| first.ends_at <= now)?;
         Some((deadline.sock, How::Now))
@@ -178,12 +180,17 @@ mod tests {
         deadlines.await_progress(start, sock(2), 10);
         deadlines.await_end(start, sock(3));
         assert_eq!(deadlines.next_due(9, |_| true), Some(start + linger));
-        let progress = |of: Sock| if of == sock(1) { Some(11) } else { Some(10) };
+        let progress = |of: Sock| if of == sock(1) { Some(10 + 5 * 512) } else { Some(9 + 5 * 512) };
         assert_eq!(deadlines.overdue(start, progress), None);
-        assert_eq!(deadlines.overdue(start + linger, progress), Some((sock(3), How::Now)));
+        for quarter in 1..4 {
+            let over = if quarter == 1 { Some((sock(3), How::Now)) } else { None };
+            assert_eq!(deadlines.overdue(start + quarter * stall / 4, progress), over);
+        }
         assert_eq!(deadlines.overdue(start + stall, progress), Some((sock(2), How::Reset)));
         assert_eq!(deadlines.overdue(start + stall, progress), None);
-        assert_eq!(deadlines.next_due(9, |_| true), Some(start + 2 * stall), "the first has made progress");
+        assert_eq!(deadlines.next_due(9, |_| true), Some(start + stall * 5 / 4), "the first has made progress");
+        assert_eq!(deadlines.overdue(start + stall * 5 / 4, progress), Some((sock(1), How::Reset)), "once");
+        deadlines.await_progress(start, sock(1), 10);
         assert_eq!(deadlines.overdue(start + 2 * stall, |_| None), None, "it does not flush any more");
         for index in 0..100 {
             deadlines.await_end(start, sock(index));

@@ -31,11 +31,13 @@ use socket2::SockAddr;
 pub use crate::buffers::block::Size;
 use crate::buffers::block::{Block, Census, Pool};
 pub use crate::buffers::outbox::Piece;
+pub(crate) use progress::Progress;
 
 mod closing;
 mod flags;
 #[cfg(backend_io_uring)]
 pub mod io_uring;
+mod progress;
 #[cfg(backend_readiness)]
 pub mod readiness;
 mod shortage;
@@ -269,6 +271,9 @@ pub trait Backend: Sized {
 
     /// Bytes queued that the kernel has not taken yet.
     fn unsent(&self, sock: Sock) -> usize;
+
+    /// Whether the peer has not taken all that it was offered since [`Event::Full`] has told so: what is queued, or bytes of a file.
+    fn is_behind(&self, sock: Sock) -> bool;
 
     /// Bytes that the kernel has taken since the socket was opened, as far as is known here.
     fn sent(&self, sock: Sock) -> u64;

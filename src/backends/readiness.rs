@@ -195,6 +195,10 @@ impl Backend for Readiness {
         self.sockets.lookup(sock).map_or(0, |socket| socket.outbox.bytes())
     }
 
+    fn is_behind(&self, sock: Sock) -> bool {
+        self.sockets.lookup(sock).is_some_and(|socket| socket.is(BEHIND))
+    }
+
     fn sent(&self, sock: Sock) -> u64 {
         self.sockets.lookup(sock).filter(|socket| !socket.is(CLOSED)).map_or(0, |socket| socket.sent)
     }

@@ -556,7 +556,7 @@ const LIMITS: &[Key] = &[
         "write-timeout",
         "DURATION",
         "30s",
-        "Since the client last acknowledged something of an answer",
+        "A client is cut that for so long has acknowledged less of an answer than 512 bytes a second, or than 16 KiB where that is less",
         |settings, text| store(&mut settings.timeouts.write, duration(text, POSITIVE)),
     ),
     key("half-close", "cancel|serve", "cancel", HALF_CLOSE_HELP, |settings, text| {
@@ -616,7 +616,7 @@ const BODY_HELP: &str =
 const IDLE_HELP: &str = "Between two requests, and for quiet event streams and tunnels";
 
 const HALF_CLOSE_HELP: &str = "What a client gets that ends its side while its request runs, as one does that has left: \
-    nothing, or its answer; one that said Connection: close is always served";
+    nothing, or its answer; one whose last request said Connection: close is always served";
 
 #[cfg(all(backend_readiness, target_os = "linux", backend_io_uring))]
 const BACKENDS: &[(&str, BackendChoice)] =

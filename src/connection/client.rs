@@ -11,16 +11,16 @@
 
 use std::time::Duration;
 
-use crate::backends::{Backend, HIGH_MARK, How, Side, Size, Sock};
+use crate::backends::{Backend, HIGH_MARK, How, Progress, Side, Size, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
-use crate::exchange::{Ending, Phase};
+use crate::exchange::{Ending, Phase, Upload};
 use crate::http::head::HeadSearch;
 use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
 
 use super::{State, Stream};
-use crate::event_loop::{Arrival, Entrance, Loop, Progress, Subscriber, Task};
+use crate::event_loop::{Arrival, Entrance, Loop, Subscriber, Task};
 
 /// Pipelined bytes kept for a client whose request is being answered; beyond this its receive stays unarmed.
 const PIPELINE_BYTES: usize = 16 * 1024;
@@ -88,7 +88,7 @@ impl Client {
 
     /// Whether something is under way for it, so that what comes in has to wait.
     #[inline]
-    fn is_answered(&self) -> bool {
+    pub fn is_answered(&self) -> bool {
         self.exchange != Key::NONE || self.subscriber.is_some()
     }
 
@@ -182,7 +182,11 @@ impl<B: Backend> Loop<B> {
             return self.subscriber_resumed(sock);
         }
         if client.exchange == Key::NONE || client.body.is_none() {
-            return self.read_requests(sock);
+            self.read_requests(sock);
+            let begins = self.table.client(sock).is_some_and(|client| client.ended && client.exchange != Key::NONE);
+            return if begins {
+                self.heed_end(sock)
+            };
         }
         match client.input.take() {
             Some(input) => self.read_body(sock, input),
@@ -199,22 +203,30 @@ impl<B: Backend> Loop<B> {
         if client.state == State::Accepting {
             return self.never_began(sock, true);
         }
+        self.heed_end(sock);
+    }
+
+    /// Whether a client that has finished sending wants what it has asked for: the last of its requests is to say so.
+    fn heed_end(&mut self, sock: Sock) {
+        let Some(client) = self.table.client(sock) else { return };
         if client.subscriber.is_some() {
             return self.close_client(sock, How::Flushed);
         }
-        let (key, closes) = (client.exchange, !client.http.keep_alive);
+        let (key, closes, waits) = (client.exchange, !client.http.keep_alive, client.input.is_some());
+        let more = waits && client.body.is_none();
         let Some(exchange) = self.exchanges.lookup(key) else {
-            if client.entrance.outlasts_end(closes) && client.input.is_some() {
-                // Whole requests wait; once it is their turn they are answered, and then the connection closes.
-                return;
+            if client.entrance.outlasts_end(closes) && waits {
+                // Once it is their turn whole requests are answered, and then the connection closes.
+                return self.work.push_back(Task::Resume(sock));
             }
             // Nothing is being answered. Answers of earlier requests may still be on their way.
             return self.close_client(sock, How::Flushed);
         };
-        let serve = exchange.app.settings.answering.serve_half_closed;
+        let wants = closes || more || exchange.app.settings.answering.serve_half_closed;
         match exchange.phase {
             Phase::Tunnel { .. } => self.tunnel_side_ended(key, true),
-            _ if exchange.is_uploaded() && (serve || closes) => {}
+            // Whether all of a body is here that waits for its worker, is seen when it is read.
+            _ if (exchange.is_uploaded() || exchange.request.upload == Upload::Held) && wants => {}
             _ => {
                 self.count().client_gone.add(1);
                 self.client_left(sock, How::Flushed);
@@ -244,18 +256,6 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// The peer has not taken all that it was offered: from now on it is watched.
-    pub fn client_full(&mut self, sock: Sock) {
-        let Some(client) = self.table.client(sock) else { return };
-        client.behind = true;
-        // A head that is coming in has the clock, and will not have it for long.
-        if !client.entrance.pass.waits() && (client.is_answered() || client.input.is_none() || client.entrance.stalled)
-        {
-            self.watch_write(sock);
-        }
-        self.client_fell_behind(sock);
-    }
-
     /// Some of the outbox has left.
     pub fn client_drained(&mut self, sock: Sock) {
         let Some(client) = self.table.client(sock) else { return };
@@ -274,7 +274,7 @@ impl<B: Backend> Loop<B> {
 
     /// The client's deadline has passed: which one it was depends on what it is doing.
     pub fn client_expired(&mut self, sock: Sock) {
-        let unsent = self.unsent(sock);
+        let is_behind = self.unsent(sock) > 0 || self.backend.is_behind(sock);
         let Some(client) = self.table.client(sock) else { return };
         match client.state {
             State::Closing => return,
@@ -284,8 +284,8 @@ impl<B: Backend> Loop<B> {
         if client.entrance.pass.waits() {
             return self.waited_enough(sock);
         }
-        let caught_up = client.behind && unsent == 0;
-        client.behind &= unsent > 0;
+        let caught_up = client.behind && !is_behind;
+        client.behind &= is_behind;
         if client.behind && (client.input.is_none() || client.is_answered() || client.entrance.stalled) {
             return self.look_at_write(sock);
         }

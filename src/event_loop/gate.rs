@@ -76,7 +76,7 @@ pub(crate) struct Entrance {
 impl Entrance {
     /// Whether what waits in its input is answered although its client has finished sending; the connection `closes` after the request in hand.
     pub fn outlasts_end(&self, closes: bool) -> bool {
-        self.stalled && (!self.pass.waits() || self.half_closed || closes)
+        !self.pass.waits() || self.half_closed || closes
     }
 }
 

@@ -54,7 +54,6 @@ pub(crate) use gate::{Entrance, Gate, Paid, Pass};
 pub(crate) use hub::{Asked, Hubs, Subscriber};
 pub(crate) use memory::Memory;
 pub use memory::{RESERVED_SHARE, Scarcity};
-pub(crate) use progress::Progress;
 pub(crate) use routes::{Leads, LoopRoute, Route, Routes, Written};
 pub(crate) use secure::{Secure, send};
 pub(crate) use spool::Unspooled;

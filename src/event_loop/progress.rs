@@ -1,48 +1,38 @@
 //! Whether a client's peer takes what it is sent: the clock that runs while it is behind.
 
-use crate::backends::{Backend, How, Sock};
+use crate::backends::{Backend, How, Progress, Sock};
 
 use super::Loop;
 
-/// How often in a write timeout it is looked whether the peer makes progress.
-const LOOKS: u32 = 4;
-/// What counts as progress over a write timeout: so many bytes for each of its seconds, and at most [`MOST_PROGRESS`].
-const WRITE_RATE: u128 = 512;
-const MOST_PROGRESS: u128 = 16 * 1024;
-
-/// What was seen of it.
-#[derive(Default)]
-pub(crate) struct Progress {
-    /// The low half of [`Backend::acknowledged`] when progress was last seen: a connection that waits is to be small.
-    acknowledged: u32,
-    /// Looks in a row at which the peer had made no progress.
-    silent_looks: u8,
-}
-
 impl<B: Backend> Loop<B> {
+    /// The peer has not taken all that it was offered: from now on it is watched.
+    pub fn client_full(&mut self, sock: Sock) {
+        let Some(client) = self.table.client(sock) else { return };
+        client.behind = true;
+        // A head that is coming in has the clock, and will not have it for long.
+        if !client.entrance.pass.waits() && (client.is_answered() || client.input.is_none() || client.entrance.stalled)
+        {
+            self.watch_write(sock);
+        }
+        self.client_fell_behind(sock);
+    }
+
     /// Begins to look whether the peer makes progress.
     pub fn watch_write(&mut self, sock: Sock) {
-        let acknowledged = self.backend.acknowledged(sock) as u32;
+        let progress = Progress::since(self.backend.acknowledged(sock));
         let Some(client) = self.table.client(sock) else { return };
-        client.progress = Progress { acknowledged, silent_looks: 0 };
-        self.arm(sock, self.apps.settings.timeouts.write / LOOKS);
+        client.progress = progress;
+        self.arm(sock, Progress::interval(self.apps.settings.timeouts.write));
     }
 
     /// Looks whether the peer has acknowledged something since the last look that is worth the name, and cuts it when it has not
     /// for the whole of the write timeout.
     pub fn look_at_write(&mut self, sock: Sock) {
         let patience = self.apps.settings.timeouts.write;
-        let worth = (patience.as_millis() * WRITE_RATE / 1000).min(MOST_PROGRESS) as u32;
-        let acknowledged = self.backend.acknowledged(sock) as u32;
+        let acknowledged = self.backend.acknowledged(sock);
         let Some(client) = self.table.client(sock) else { return };
-        let progress = &mut client.progress;
-        if acknowledged.wrapping_sub(progress.acknowledged) >= worth {
-            *progress = Progress { acknowledged, silent_looks: 0 };
-        } else {
-            progress.silent_looks += 1;
-        }
-        if u32::from(progress.silent_looks) < LOOKS {
-            return self.arm(sock, patience / LOOKS);
+        if !client.progress.is_over(acknowledged, patience) {
+            return self.arm(sock, Progress::interval(patience));
         }
         self.count().timeouts.add(1);
         self.client_left(sock, How::Reset);

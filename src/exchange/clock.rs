@@ -6,7 +6,7 @@
 //! | | `--request-timeout` since it has had the request | 504; without a byte for as long, the worker is stuck |
 //! | the worker, in its answer | `--read-timeout-ms` without a byte | the answer is cut; the worker may finish |
 //! | the worker, in an event stream or a tunnel | `--idle-timeout` without a byte | it ends; nobody is to blame |
-//! | the client, for its body | `--body-timeout` without a byte, and the mean rate [`BODY_RATE`] | 408 |
+//! | the client, for its body | `--body-timeout` without a byte, and the mean rate [`BODY_RATE`]; and no byte of an early answer either | 408 |
 //! | the client, to take its answer | the connection's own (`--write-timeout`) | it is cut |
 //! | nobody | the queue's, the hold's; none while we lack memory | 503, 504 |
 //!
@@ -97,7 +97,7 @@ impl Exchange {
             Phase::Tunnel { .. } => Waits::Worker,
             Phase::Awaiting | Phase::Relaying => match self.answer.hold {
                 // A worker that has not got the whole request may well wait for the rest of it.
-                _ if self.request.upload == Upload::Streaming => Waits::Client,
+                Hold::Not if self.request.upload == Upload::Streaming => Waits::Client,
                 Hold::Client | Hold::Memory if planted::active(Bug::BlamingClock) => Waits::Worker,
                 Hold::Client => Waits::Client,
                 Hold::Memory => Waits::Nobody,
@@ -115,6 +115,10 @@ impl<B: Backend> Loop<B> {
         let timeouts = &exchange.app.settings.timeouts;
         let client = &exchange.app.server.timeouts;
         let body = || (exchange.request.pace.deadline(client.body, exchange.request.bytes), Due::Body);
+        let quiet = || match exchange.answer.stream {
+            true => (times.heard + nanos(client.idle), Due::Idle),
+            false => (times.heard + nanos(timeouts.read), Due::Read),
+        };
         let own = match (exchange.phase, exchange.waits()) {
             (Phase::Asking, _) => None,
             (Phase::Queued { look, .. }, _) => Some((look, Due::Queue)),
@@ -126,8 +130,10 @@ impl<B: Backend> Loop<B> {
                 Some((self.time.nanos() + nanos(MEMORY_LOOK), Due::Memory))
             }
             (Phase::Collecting, _) => Some(body()),
-            (_, Waits::Client) if exchange.request.upload == Upload::Streaming => Some(body()),
-            (_, Waits::Client) => None,
+            (_, Waits::Client) if exchange.answer.hold != Hold::Not => None,
+            // While an early answer flows, nobody waits for the rest of its request.
+            (Phase::Relaying, Waits::Client) => Some((body().0.max(quiet().0), Due::Body)),
+            (_, Waits::Client) => Some(body()),
             // A disk may take its time.
             (Phase::Relaying, Waits::Nobody) if exchange.answer.hold == Hold::Not => None,
             (_, Waits::Nobody) => Some((self.time.nanos() + nanos(MEMORY_LOOK), Due::Memory)),
@@ -143,10 +149,7 @@ impl<B: Backend> Loop<B> {
                 let (read, request) = (times.heard + nanos(timeouts.read), times.given + nanos(timeouts.request));
                 Some(if read < request { (read, Due::Read) } else { (request, Due::Request) })
             }
-            (Phase::Relaying, Waits::Worker) if exchange.answer.stream => {
-                Some((times.heard + nanos(client.idle), Due::Idle))
-            }
-            (Phase::Relaying, Waits::Worker) => Some((times.heard + nanos(timeouts.read), Due::Read)),
+            (Phase::Relaying, Waits::Worker) => Some(quiet()),
         };
         let (Some(limit), Some(granted)) = (timeouts.answer, times.granted) else { return own };
         // What is spooled to its end waits for its client alone.

@@ -64,6 +64,10 @@ impl Backend for OldestIoUring {
         self.0.unsent(sock)
     }
 
+    fn is_behind(&self, sock: Sock) -> bool {
+        self.0.is_behind(sock)
+    }
+
     fn sent(&self, sock: Sock) -> u64 {
         self.0.sent(sock)
     }

@@ -13,6 +13,8 @@ on_every_backend_and_tls! {
     conditions_and_ranges_are_answered
     large_files_are_whole
     a_slow_reader_costs_little_memory
+    who_reads_nothing_of_a_file_is_cut
+    what_waits_behind_a_file_is_answered
     siblings_that_were_compressed_are_chosen
     routes_say_how_files_are_served
     nothing_outside_and_nothing_hidden_is_served
@@ -206,6 +208,52 @@ fn a_slow_reader_costs_little_memory(backend: &str) {
     assert!(more < 32 << 20, "16 readers cost {more} bytes");
     // Those who read on get on.
     assert!(slow.iter_mut().all(|client| client.take(4 << 20).iter().all(|byte| *byte == 0)));
+}
+
+/// Of which the kernel takes what it has room for, and nothing waits in the server.
+fn who_reads_nothing_of_a_file_is_cut(backend: &str) {
+    let folder = Folder::new(&[]);
+    std::fs::File::create(folder.path("www/sparse")).unwrap().set_len(64 << 20).unwrap();
+    let server = Server::start(backend, &["--static", &folder.text("www"), "--write-timeout", "400ms"]);
+    for fields in ["", "Range: bytes=1-50000000\r\n", "Connection: close\r\n"] {
+        let mut client = Client::of(&server);
+        client.send(format!("GET /sparse HTTP/1.1\r\nHost: a\r\n{fields}\r\n"));
+        assert!(client.head().unwrap().starts_with("HTTP/1.1 20"));
+        until("who reads nothing is cut", || server.status()["active_connections"] == 0);
+    }
+    // Who has stopped in the middle as well; and who has taken all goes on.
+    let mut client = Client::of(&server);
+    client.begin("/sparse");
+    client.head().unwrap();
+    client.take(8 << 20);
+    until("who has stopped is cut", || server.status()["active_connections"] == 0);
+    let mut client = Client::of(&server);
+    for _ in 0..2 {
+        assert_eq!(ask(&mut client, "/sparse", "Range: bytes=0-9999999\r\n").body.len(), 10_000_000);
+    }
+}
+
+/// Whether its answer is over at once or not.
+fn what_waits_behind_a_file_is_answered(backend: &str) {
+    let folder = Folder::new(&[]);
+    for size in [100, 15_361, 20_000, 70_000, 1_000_000] {
+        folder.write(&format!("www/{size}"), &vec![b'x'; size]);
+    }
+    let text =
+        format!("[apps.text]\nrespond = '{}'\n[[routes]]\nmatch.path = '/text'\napp = 'text'\n", "x".repeat(20_000));
+    let server = folder.server(backend, &(text + "[[routes]]\nstatic = { root = '{folder}/www' }\n"));
+    for target in ["/100", "/15361", "/20000", "/70000", "/1000000", "/text", "/missing", "/livez"] {
+        let known = Client::of(&server).get(target);
+        let get = |fields: &str| format!("GET {target} HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
+        let mut client = Client::of(&server);
+        client.send(get("") + &get("") + &get("Connection: close\r\n"));
+        client.finish();
+        for _ in 0..3 {
+            let answer = client.answer();
+            assert_eq!((answer.status, answer.body.len()), (known.status, known.body.len()), "{target}");
+        }
+        client.expect_end();
+    }
 }
 
 fn siblings_that_were_compressed_are_chosen(backend: &str) {

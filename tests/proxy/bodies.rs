@@ -13,6 +13,7 @@ on_every_backend_and_tls! {
     a_held_body_takes_no_worker
     a_stalled_sender_gives_its_permit_up
     an_early_answer_is_passed_on
+    an_early_answer_that_flows_waits_for_no_body
     an_early_answer_of_a_worker_that_closes_is_passed_on
     bodies_in_tiny_chunks_do_not_hold_others_up
     a_streamed_body_survives_an_unreachable_worker
@@ -179,6 +180,22 @@ fn an_early_answer_is_passed_on(backend: &str) {
         client.expect_end();
         assert_eq!(Client::of(&server).get("/next").text(), "fine");
     }
+}
+
+fn an_early_answer_that_flows_waits_for_no_body(backend: &str) {
+    let worker = Worker::new(|incoming| {
+        incoming.head();
+        incoming.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n");
+        for _ in 0..10 {
+            std::thread::sleep(Duration::from_millis(100));
+            incoming.send("x");
+        }
+    });
+    let server = Server::before(backend, &worker.url, &["--request-buffering", "off", "--body-timeout", "300ms"]);
+    let mut client = Client::of(&server);
+    client.send("POST /early HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhalf");
+    let answer = client.answer();
+    assert_eq!((answer.status, answer.text().as_str()), (200, "xxxxxxxxxx"));
 }
 
 fn an_early_answer_of_a_worker_that_closes_is_passed_on(backend: &str) {

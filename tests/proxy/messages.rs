@@ -333,6 +333,7 @@ fn half_closed_clients_that_said_close_are_served(backend: &str) {
         "GET /slow HTTP/1.0\r\n\r\n",
         "GET /server HTTP/1.1\r\nHost: test\r\n\r\n",
         "GET /server HTTP/1.1\r\nHost: test\r\n\r\nGET /server HTTP/1.1\r\nHost: test\r\n\r\n",
+        "GET /slow HTTP/1.1\r\nHost: test\r\n\r\nGET /slow HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n",
     ] {
         let mut client = Client::of(&server);
         client.send(request);

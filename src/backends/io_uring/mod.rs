@@ -52,8 +52,8 @@ use groups::{GROUPS, Group};
 use messages::Messages;
 use ring::{KernelVersion, Operation, Ring, bare_token, parse, token};
 use socket::{
-    AWAITS_ROOM, CLOSING, CONNECTING, FINISH, FLUSHED, GONE, LINGERING, LISTENER, PARKED, SEND_FAILED, SENDING, Socket,
-    Started, UNCONNECTED, WANTED, WORKER,
+    AWAITS_ROOM, BEHIND, CLOSING, CONNECTING, FINISH, FLUSHED, GONE, LINGERING, LISTENER, PARKED, SEND_FAILED, SENDING,
+    Socket, Started, UNCONNECTED, WANTED, WORKER,
 };
 
 /// How long leaving waits for the kernel to let go of everything. It takes microseconds; beyond this the memory that the
@@ -216,6 +216,10 @@ impl Backend for IoUring {
 
     fn unsent(&self, sock: Sock) -> usize {
         self.sockets.lookup(sock).map_or(0, |socket| socket.outbox.bytes())
+    }
+
+    fn is_behind(&self, sock: Sock) -> bool {
+        self.sockets.lookup(sock).is_some_and(|socket| socket.is(BEHIND))
     }
 
     fn sent(&self, sock: Sock) -> u64 {

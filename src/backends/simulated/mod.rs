@@ -253,6 +253,10 @@ impl Backend for Simulated {
         self.stream(sock).map_or(0, |stream| stream.outbox.bytes())
     }
 
+    fn is_behind(&self, sock: Sock) -> bool {
+        self.stream(sock).is_some_and(|stream| stream.behind)
+    }
+
     fn sent(&self, sock: Sock) -> u64 {
         self.stream(sock).map_or(0, |stream| stream.sent)
     }

@@ -79,6 +79,10 @@ impl<const FAULT: u8> Backend for Broken<FAULT> {
         0
     }
 
+    fn is_behind(&self, _sock: Sock) -> bool {
+        false
+    }
+
     fn sent(&self, _sock: Sock) -> u64 {
         0
     }
