@@ -5,7 +5,7 @@ use std::fmt;
 use super::arguments::{Given, Source};
 use super::load::{AppGiven, Loaded};
 use super::places::{self, Reload};
-use super::{App, Config, ErrorPage, Listener, keys};
+use super::{App, Config, Listener, keys};
 
 /// A value that is another than it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub struct Changed {
     pub path: String,
     /// When it takes effect.
     pub class: Reload,
-    /// What held, as the file or the command line wrote it.
+    /// What held, as the file or the command line wrote it: what `${VARIABLE}` and files for secrets stand for is not told.
     pub old: String,
     /// What is to hold.
     pub new: String,
@@ -116,7 +116,8 @@ pub fn diff(old: &Loaded, new: &Loaded) -> Changes {
     let of_pages = |changed: &Changed| changed.path == "server.error_pages";
     if !changes.server.iter().any(of_pages) {
         let (old, new) = (&old.config.server.error_pages, &new.config.server.error_pages);
-        changes.server.extend(changed_pages("server", old, new));
+        // What is named is as it was, or it would be another value.
+        changes.server.extend((old != new).then(|| changed_pages("server", None)));
     }
     let (before, after) = (&old.config.listeners, &new.config.listeners);
     let same = |one: &Listener, all: &[Listener]| all.iter().any(|other| other.address == one.address);
@@ -187,45 +188,48 @@ fn routes(config: &Config) -> Vec<(String, super::Route)> {
 fn changed_values(old: &Loaded, new: &Loaded, one: &App, other: &App) -> Vec<Changed> {
     let name = one.name.as_str();
     let find = |loaded: &'_ Loaded| loaded.apps.iter().position(|app| app.name == name);
-    let (Some(before), Some(after)) = (find(old), find(new)) else { return changed_of_route(one, other) };
+    let (Some(before), Some(after)) = (find(old), find(new)) else { return changed_of_route(old, new, one, other) };
     let (before, after) = (&old.apps[before], &new.apps[after]);
     let mut changed = values(old, &before.given, new, &after.given, Some(name));
-    changed.extend(changed_pages(&format!("apps.{name}"), &one.answering.error_pages, &other.answering.error_pages));
+    if one.answering.error_pages != other.answering.error_pages {
+        let shown = |loaded: &Loaded, app: &AppGiven| {
+            let given = app.given.iter().find(|given| given.key.name == "error-page");
+            let written = given.zip(places::by_path("apps.*.error_pages")).map(|(given, at)| loaded.written(at, given));
+            written.unwrap_or_else(|| "unset".to_owned())
+        };
+        let (before, after) = (shown(old, before), shown(new, after));
+        changed.push(changed_pages(&format!("apps.{name}"), Some((before, after)).filter(|(old, new)| old != new)));
+    }
     let words = |app: &AppGiven| app.program.as_ref().map(|program| program.words.clone());
     if words(before) != words(after) {
-        let shown = |app: &AppGiven| {
-            let words = app.program.iter().flat_map(|program| &program.words);
-            let words: Vec<String> = words.map(|word| places::quoted(&word.to_string_lossy())).collect();
-            if words.is_empty() { "the built-in worker".to_owned() } else { format!("[{}]", words.join(", ")) }
+        let shown = |loaded: &Loaded, app: &AppGiven| {
+            let command = app.program.as_ref().map(|program| loaded.written_command(program));
+            command.unwrap_or_else(|| "the built-in worker".to_owned())
         };
         let path = places::COMMAND.replace('*', name);
-        changed.push(Changed { path, class: Reload::Roll, old: shown(before), new: shown(after) });
+        changed.push(Changed { path, class: Reload::Roll, old: shown(old, before), new: shown(new, after) });
     }
     changed
 }
 
-/// Whether a table's error pages are others: those that are named, or what their files say.
-fn changed_pages(table: &str, old: &[ErrorPage], new: &[ErrorPage]) -> Option<Changed> {
-    let shown = |pages: &[ErrorPage]| match pages {
-        [] => "unset".to_owned(),
-        pages => format!("{pages:?}"),
-    };
-    let (path, class) = (format!("{table}.error_pages"), Reload::Live);
-    let (before, after) = match (shown(old), shown(new)) {
-        (before, after) if before == after => ("as they were".to_owned(), "read anew".to_owned()),
-        others => others,
-    };
-    (old != new).then_some(Changed { path, class, old: before, new: after })
+/// That a table's error pages are others: those that are named, as they are written, or what their files say.
+fn changed_pages(table: &str, named: Option<(String, String)>) -> Changed {
+    let (old, new) = named.unwrap_or_else(|| ("as they were".to_owned(), "read anew".to_owned()));
+    Changed { path: format!("{table}.error_pages"), class: Reload::Live, old, new }
 }
 
 /// The same of what a route's own upstreams make, which is known by its name: what it can do otherwise is in no key of an app.
-fn changed_of_route(one: &App, other: &App) -> Vec<Changed> {
-    let health = |app: &App| app.health.to_string();
-    let eject = |app: &App| app.eject.to_string();
-    let both = [("health", health(one), health(other)), ("eject", eject(one), eject(other))];
-    let changed = both.into_iter().filter(|(_, old, new)| old != new);
-    let path = |table| format!("routes to {}: {table}", one.name);
-    changed.map(|(table, old, new)| Changed { path: path(table), class: Reload::Live, old, new }).collect()
+fn changed_of_route(old: &Loaded, new: &Loaded, one: &App, other: &App) -> Vec<Changed> {
+    let both = [("health", one.health != other.health), ("eject", one.eject != other.eject)];
+    let written =
+        |loaded: &Loaded, table| loaded.written_of_route(&one.name, table).unwrap_or_else(|| "unset".to_owned());
+    let changed = both.into_iter().filter(|(_, is_other)| *is_other).map(|(table, _)| Changed {
+        path: format!("routes to {}: {table}", one.name),
+        class: Reload::Live,
+        old: written(old, table),
+        new: written(new, table),
+    });
+    changed.collect()
 }
 
 /// The values of keys that are others.
@@ -417,7 +421,7 @@ mod tests {
         let new = load(
             "listen = [{ address = \"unix:/a\", mode = \"0600\" }, { address = \"1001\" }]\n[[routes]]\nmatch.path = \"/y\"\nrespond = \"x\"\n\
              [[routes]]\napp = \"web\"\n[apps.web]\nqueue.size = 6\nenvironment = { SECRET = \"${HOME:-hush!}\" }\n\
-             command = [\"node\"]\n[server]\nloops = 7\nshutdown = \"1s\"",
+             command = [\"node\",\n \"--password=${HOME:-hush}\"]\nerror_pages.404 = \"${HOME:-hush}.html\"\n[server]\nloops = 7\nshutdown = \"1s\"",
             &[],
         );
         let changes = diff(&old, &new);
@@ -434,7 +438,8 @@ mod tests {
                 "apps.web.environment: { SECRET = \"${HOME:-hush}\" } -> { SECRET = \"${HOME:-hush!}\" } \
                  (its workers are replaced)",
                 "apps.web.queue.size: 5 -> 6",
-                "apps.web.command: the built-in worker -> [\"node\"] (its workers are replaced)",
+                "apps.web.error_pages: unset -> { 404 = \"${HOME:-hush}.html\" }",
+                "apps.web.command: the built-in worker -> [\"node\", \"--password=${HOME:-hush}\"] (its workers are replaced)",
             ]
         );
         assert_eq!(changes.left().count(), 1);
@@ -519,8 +524,8 @@ mod tests {
         assert_eq!(
             diff(&before, &after).lines(),
             [
-                "routes to http://127.0.0.1:1 http://127.0.0.1:2: health: /up every 1s within 5s, 3 fail, 2 pass, 204-204 -> \
-                 /up every 2s within 5s, 3 fail, 2 pass, 204-204"
+                "routes to http://127.0.0.1:1 http://127.0.0.1:2: health: { path = \"/up\", interval = \"1s\", status = \"204\" } -> \
+                 { path = \"/up\", interval = \"2s\", status = \"204\" }"
             ]
         );
         assert!(diff(&after, &after).is_empty());

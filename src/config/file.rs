@@ -11,7 +11,7 @@ mod values;
 
 pub use find::{NAME, Text, VARIABLE, find};
 pub(super) use named::Named;
-pub(super) use routes::RouteSaid;
+pub(super) use routes::{RouteSaid, inline};
 
 use std::ops::Range;
 use std::time::Duration;
@@ -410,10 +410,10 @@ impl Reader<'_> {
         let at = value.span();
         let read = match (value.get_ref(), place.shape) {
             (DeValue::String(text), _) => match text.strip_prefix(values::FILE) {
-                Some(path) => values::expand(path, self.environment).and_then(|path| values::contents(&path)),
-                None => values::expand(text, self.environment),
+                Some(path) => self.contents(path, &at),
+                None => self.expand(text, &at),
             },
-            (DeValue::Table(table), _) if is_reference(table) => self.reference(table),
+            (DeValue::Table(table), _) if is_reference(table) => self.reference(table, &at),
             (DeValue::Boolean(on), Switch | Word) => Ok(if *on { "on" } else { "off" }.to_owned()),
             (DeValue::Boolean(on), Map) => Ok(on.to_string()),
             (DeValue::Boolean(false), TextOrFalse) => return Some(("-".to_owned(), at)),
@@ -442,11 +442,23 @@ impl Reader<'_> {
         }
     }
 
+    /// A string of the value at that place with its variables put in, which no report is to print.
+    fn expand(&mut self, text: &str, at: &Range<usize>) -> Result<String, String> {
+        let own = &mut self.file.text;
+        values::expand(text, self.environment, |value, written| own.hide(at, value, written))
+    }
+
+    /// What the file at that path says, which no report is to print either.
+    fn contents(&mut self, path: &str, at: &Range<usize>) -> Result<String, String> {
+        let text = values::contents(&self.expand(path, at)?)?;
+        self.file.text.hide(at, &text, &format!("{}{path}", values::FILE));
+        Ok(text)
+    }
+
     /// What `{ file = "PATH" }` stands for.
-    fn reference(&self, table: &DeTable<'_>) -> Result<String, String> {
+    fn reference(&mut self, table: &DeTable<'_>, at: &Range<usize>) -> Result<String, String> {
         let path = table.values().next().and_then(|value| value.get_ref().as_str());
-        let path = path.ok_or("expected `file` to be the path of a file")?;
-        values::contents(&values::expand(path, self.environment)?)
+        self.contents(path.ok_or("expected `file` to be the path of a file")?, at)
     }
 
     /// Two keys that make one value.
@@ -463,7 +475,7 @@ impl Reader<'_> {
                 continue;
             };
             texts[index] = match (value.get_ref(), pair.shapes[index]) {
-                (DeValue::String(text), _) => values::expand(text, self.environment).ok(),
+                (DeValue::String(text), _) => self.expand(text, &at).ok(),
                 (DeValue::Integer(number), Shape::Count) => Some(number.to_string()),
                 _ => None,
             };
@@ -508,7 +520,7 @@ impl Reader<'_> {
         let mut words = Vec::new();
         for item in items.iter() {
             let read = match item.get_ref() {
-                DeValue::String(text) => values::expand(text, self.environment),
+                DeValue::String(text) => self.expand(text, &item.span()),
                 other => Err(format!("expected a string, found {}", kind(other))),
             };
             match read {

@@ -1,11 +1,10 @@
 //! How it is found out whether workers and upstreams are well, and when an upstream is left out. The settings, and their keys.
 
-use std::fmt;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::keys::{Key, POSITIVE, key, store};
-use super::units::{count, duration, show_duration};
+use super::units::{count, duration};
 
 /// Active health checks: a GET of a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,24 +33,6 @@ impl Default for Health {
             healthy: 2,
             status: 200..=399,
         }
-    }
-}
-
-impl fmt::Display for Health {
-    /// In one line, for the difference of two configurations.
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Some(path) = &self.path else { return formatter.write_str("none") };
-        let (interval, timeout) = (show_duration(self.interval), show_duration(self.timeout));
-        let (unhealthy, healthy, first, last) = (self.unhealthy, self.healthy, self.status.start(), self.status.end());
-        write!(formatter, "{path} every {interval} within {timeout}, {unhealthy} fail, {healthy} pass, {first}-{last}")
-    }
-}
-
-impl fmt::Display for Eject {
-    /// In one line, for the difference of two configurations.
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (time, max) = (show_duration(self.time), show_duration(self.max));
-        write!(formatter, "after {} for {time} to {max}", self.failures)
     }
 }
 

@@ -177,7 +177,8 @@ impl Loaded {
         let remark = |problem: &Problem| match problem.marks.first() {
             Some((at, label)) => {
                 let (line, column) = line_and_column(&text.text, at.start);
-                format!("{}:{line}:{column}: {}: {label}", shown_path(text), problem.title)
+                let said = text.as_written(&format!("{}: {label}", problem.title), &problem.marks);
+                format!("{}:{line}:{column}: {said}", shown_path(text))
             }
             None => problem.title.clone(),
         };

@@ -1,4 +1,5 @@
-//! What is wrong with a configuration file, shown as a compiler would: the lines, carets below them, and what would be right.
+//! What is wrong with a configuration file, shown as a compiler would: the lines, carets below them, and what would be right. What variables and
+//! files for secrets stand for is not printed.
 
 use std::ops::Range;
 
@@ -87,6 +88,7 @@ fn one(file: &Text, problem: &Problem) -> String {
         Severity::Error => Level::ERROR,
         Severity::Warning => Level::WARNING,
     };
+    let shown = |said: &str| shown(&file.as_written(said, &problem.marks));
     let title = level.primary_title(shown(&problem.title));
     let mut group = if problem.marks.is_empty() {
         Group::with_title(title)

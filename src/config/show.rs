@@ -11,10 +11,11 @@ use toml::de::DeValue;
 
 use super::arguments::{Given, Source};
 use super::clashes::OF_WORKERS;
-use super::file::{File, Named, RouteSaid};
+use super::file::{File, Named, RouteSaid, inline};
 use super::load::{AppGiven, Loaded, Program};
 use super::places::{self, PLACES, Place, Shape};
 use super::report::{line_and_column, shown_path};
+use super::route::{Route, Target};
 use super::tables::TABLES;
 
 /// What is to be shown, and how.
@@ -106,8 +107,7 @@ impl Loaded {
     fn said(&self, place: &'static Place, scope: &Scope<'_>) -> Option<(String, String)> {
         if place.path == places::COMMAND {
             let program = scope.program?;
-            let words = program.words.iter().map(|word| places::quoted(&word.to_string_lossy()));
-            let value = self.raw(&program.source).unwrap_or_else(|| array(words));
+            let value = self.raw(&program.source).unwrap_or_else(|| words_of(program));
             return Some((value, origin(&program.source)));
         }
         let given = scope.given.iter().find(|given| given.key.name == place.name)?;
@@ -127,6 +127,26 @@ impl Loaded {
     /// A value as it was written, in the file or elsewhere.
     pub(super) fn written(&self, place: &Place, given: &Given) -> String {
         self.raw(&given.source).or_else(|| written(place, given)).unwrap_or_default()
+    }
+
+    /// A command as it was written, in one line.
+    pub(super) fn written_command(&self, program: &Program) -> String {
+        let Some(raw) = self.raw(&program.source) else { return words_of(program) };
+        DeValue::parse(&raw).map_or_else(|_| raw.clone(), |words| inline(words.get_ref()))
+    }
+
+    /// What the route that makes the app of that name says in a table, as it is written.
+    pub(super) fn written_of_route(&self, app: &str, table: &str) -> Option<String> {
+        let file = self.file.as_ref()?;
+        // Those of hubs stand before those of the file.
+        let own = self.config.routes.len().checked_sub(file.routes.len())?;
+        let is_to = |route: &Route| match route.to {
+            Target::App(index) => self.config.apps.get(index).is_some_and(|one| one.name == app),
+            _ => false,
+        };
+        let mut routes = self.config.routes[own..].iter().zip(&file.routes);
+        let (_, said) = routes.find(|(route, said)| is_to(route) && said.draft.app.is_none())?;
+        said.shown.iter().find(|(name, _)| name == table).map(|(_, value)| value.clone())
     }
 
     /// A value as it stands in the file.
@@ -246,6 +266,10 @@ fn written(place: &Place, given: &Given) -> Option<String> {
         Shape::Switch => Some(texts.last().is_some_and(|text| super::units::switch(text) == Ok(true)).to_string()),
         _ => texts.last().map(|text| place.write(text)),
     }
+}
+
+fn words_of(program: &Program) -> String {
+    array(program.words.iter().map(|word| places::quoted(&word.to_string_lossy())))
 }
 
 fn array(items: impl Iterator<Item = String>) -> String {

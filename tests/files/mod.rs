@@ -611,8 +611,8 @@ fn a_reload_says_whose_pages_are_others(backend: &str) {
     assert!(done && said.contains("apps.gone.error_pages: as they were -> read anew"), "{said}");
     assert_eq!(shown(), ["two", "other"]);
     let (done, said) = reload(&site.replace("one.html", "other.html"));
-    let told = said.lines().find(|line| line.contains("apps.gone.error_pages: [503 ")).unwrap_or_default();
-    assert!(done && told.contains("one.html] -> [503 ") && told.ends_with("other.html]"), "{said}");
+    let told = said.lines().find(|line| line.contains("apps.gone.error_pages: { 503 = ")).unwrap_or_default();
+    assert!(done && told.contains("one.html\" } -> { 503 = ") && told.ends_with("other.html\" }"), "{said}");
     for (from, place) in [("one.html", ":4:"), ("other.html", ":8:")] {
         let (done, said) = reload(&site.replace(from, "missing.html"));
         assert!(!done && said.contains("missing.html cannot be read") && said.contains(place), "{said}");

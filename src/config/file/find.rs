@@ -1,8 +1,10 @@
 //! Where the configuration file lies, and its text, read so that nothing that is named by mistake can block or fill the memory.
 
+use std::cmp::Reverse;
 use std::ffi::OsString;
 use std::fs::{Metadata, OpenOptions};
 use std::io::{ErrorKind, Read};
+use std::ops::Range;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -21,6 +23,8 @@ pub const NAME: &str = "production_server.toml";
 pub const NONE: &str = "none";
 /// The largest file that is read, in bytes.
 pub const LARGEST: u64 = 1 << 20;
+/// The shortest value that is hidden, in bytes: what is shorter is no secret, and stands in other words.
+const LEAST_HIDDEN: usize = 4;
 
 /// The text of a file and where it came from.
 #[derive(Clone, Debug, Default)]
@@ -29,6 +33,46 @@ pub struct Text {
     pub path: PathBuf,
     /// What it says.
     pub text: String,
+    /// What it does not say itself.
+    hidden: Vec<Hidden>,
+}
+
+/// Something that came into a value from elsewhere, which may be a secret.
+#[derive(Clone, Debug)]
+struct Hidden {
+    /// Where the value stands, in bytes of the text.
+    at: Range<usize>,
+    value: String,
+    /// How the file has it: `${VARIABLE}`, or `file:PATH`.
+    written: String,
+}
+
+impl Text {
+    /// The text of a file.
+    pub fn new(path: PathBuf, text: String) -> Text {
+        Text { path, text, hidden: Vec::new() }
+    }
+
+    /// Keeps that the value at that place has something in it that is not to be printed.
+    pub(super) fn hide(&mut self, at: &Range<usize>, value: &str, written: &str) {
+        if value.len() >= LEAST_HIDDEN {
+            self.hidden.push(Hidden { at: at.clone(), value: value.to_owned(), written: written.to_owned() });
+        }
+    }
+
+    /// What is said of some places, with what came into their values from elsewhere as the file writes it.
+    pub fn as_written(&self, said: &str, places: &[(Range<usize>, String)]) -> String {
+        let is_meant = |hidden: &&Hidden| {
+            places.iter().any(|(place, _)| place.start < hidden.at.end && hidden.at.start < place.end)
+        };
+        let mut hidden: Vec<&Hidden> = self.hidden.iter().filter(is_meant).collect();
+        // Of two the shorter one may be a part of the other.
+        hidden.sort_by_key(|hidden| Reverse(hidden.value.len()));
+        hidden.iter().fold(said.to_owned(), |said, hidden| {
+            let quoted = hidden.value.escape_debug().to_string();
+            said.replace(&hidden.value, &hidden.written).replace(&quoted, &hidden.written)
+        })
+    }
 }
 
 /// The file that holds: the one that is named, else the first that is there. `None`: there is none, or none is wanted.
@@ -116,7 +160,7 @@ pub fn read(path: &Path) -> Result<Text, (String, u8)> {
         return Err(("it is larger than 1 MiB: expected a configuration file".to_owned(), WRONG_CONFIGURATION));
     }
     match String::from_utf8(bytes) {
-        Ok(text) => Ok(Text { path: path.to_owned(), text }),
+        Ok(text) => Ok(Text::new(path.to_owned(), text)),
         Err(error) => {
             let fine = &error.as_bytes()[..error.utf8_error().valid_up_to()];
             let line = fine.iter().filter(|byte| **byte == b'\n').count() + 1;

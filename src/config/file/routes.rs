@@ -157,7 +157,7 @@ fn incomplete(route: &RouteSaid) -> Vec<Problem> {
 }
 
 /// A value in one line, as TOML writes it: what variables and files stand for stays unsaid.
-pub(super) fn inline(value: &DeValue<'_>) -> String {
+pub(in super::super) fn inline(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => places::quoted(text),
         DeValue::Integer(number) => number.to_string(),

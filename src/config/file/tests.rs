@@ -85,6 +85,32 @@ fn every_key_is_read_from_the_file_as_from_its_flag() {
 }
 
 #[test]
+fn no_report_prints_what_came_from_elsewhere() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("secret");
+    std::fs::write(&path, "hush, all\n").unwrap();
+    let environment: Environment = [("SECRET", "hush \"all\""), ("LONGER", "hush \"all\" the more"), ("ONE", "1")]
+        .into_iter()
+        .map(|(name, value)| (OsString::from(name), OsString::from(value)))
+        .collect();
+    let of_file = format!("file:{}", path.display());
+    for (line, said) in [
+        ("log.access.format = \"{${SECRET}}\"", "not {${SECRET}}"),
+        ("routes = [{ app = \"${SECRET}\" }]", "there is no app `${SECRET}`"),
+        ("routes = [{ app = \"${LONGER}\" }]", "there is no app `${LONGER}`"),
+        ("routes = [{ app = \"${ONE}\" }]", "there is no app `1`"),
+        ("routes = [{ app = \"web\", limits = [\"FILE\"] }]", "there is no limit `FILE`"),
+        ("routes = [{ app = \"web\", auth = { basic = \"/no/${SECRET}\" } }]", "/no/${SECRET}: there is no such file"),
+        ("hub.a.bus.url = \"nowhere://${SECRET}\"", ""),
+    ] {
+        let line = line.replace("FILE", &of_file);
+        let report = File::parse(Text::new("secret.toml".into(), line.clone()), &environment).complaints();
+        assert!(!report.is_empty() && !report.contains("hush"), "{line}\n{report}");
+        assert!(report.contains(&said.replace("FILE", &of_file)), "{line}\n{report}");
+    }
+}
+
+#[test]
 fn the_file_is_the_lowest_place_but_for_defaults() {
     let file = "apps.web.queue.size = 40";
     let (rip, own) = (("RIP_MAX_QUEUE", "30"), ("PRODUCTION_SERVER_MAX_QUEUE", "20"));
@@ -381,7 +407,7 @@ fn broken_files_are_refused_without_a_panic() {
         let start = boundary((place * text.len() as f64) as usize);
         let end = boundary(start + length).max(start);
         let broken = format!("{}{}{}", &text[..start], PIECES[piece], &text[end..]);
-        let file = File::parse(Text { path: "broken.toml".into(), text: broken.clone() }, &Environment::default());
+        let file = File::parse(Text::new("broken.toml".into(), broken.clone()), &Environment::default());
         let report = file.complaints();
         assert!(!report.contains(|letter: char| letter.is_control() && letter != '\n'), "{broken:?}\n{report:?}");
         for problem in &file.problems {

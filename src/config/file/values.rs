@@ -12,11 +12,12 @@ const LARGEST_VALUE: usize = 64 * 1024;
 /// What a string begins with that names a file.
 pub const FILE: &str = "file:";
 
-/// A string of the file with its variables put in. `${NAME:-text}` has the text where NAME is not set, and `$${` is `${`.
+/// A string of the file with its variables put in. `${NAME:-text}` has the text where NAME is not set, and `$${` is `${`. `put_in` gets each
+/// value that came from elsewhere, and how it is written.
 ///
 /// # Errors
 /// The variable that is not set, or what is wrong with the braces.
-pub fn expand(text: &str, environment: &Environment) -> Result<String, String> {
+pub fn expand(text: &str, environment: &Environment, mut put_in: impl FnMut(&str, &str)) -> Result<String, String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find("${") {
@@ -38,7 +39,10 @@ pub fn expand(text: &str, environment: &Environment) -> Result<String, String> {
             return Err("expected the name of a variable between `${` and `}`, as in ${HOME}".to_owned());
         }
         match (environment.value(name).map(|value| value.to_str()), default) {
-            (Some(Some(value)), _) => out.push_str(value),
+            (Some(Some(value)), _) => {
+                put_in(value, &rest[at..at + 2 + end + 1]);
+                out.push_str(value);
+            }
             (Some(None), _) => return Err(format!("{name} in the environment is not UTF-8")),
             (None, Some(default)) => out.push_str(default),
             (None, None) => return Err(format!("{name} is not set in the environment")),
@@ -84,7 +88,7 @@ mod tests {
             ("$${A} costs $$5", "${A} costs $$5"),
             ("ä${A}ö", "ä1ö"),
         ] {
-            assert_eq!(expand(text, &environment).as_deref(), Ok(expected), "{text}");
+            assert_eq!(expand(text, &environment, |_, _| ()).as_deref(), Ok(expected), "{text}");
         }
         for (text, error) in [
             ("${X}", "X is not set"),
@@ -95,7 +99,7 @@ mod tests {
             ("${A B}", "the name of a variable"),
             ("${${A}}", "the name of a variable"),
         ] {
-            assert!(expand(text, &environment).unwrap_err().contains(error), "{text}");
+            assert!(expand(text, &environment, |_, _| ()).unwrap_err().contains(error), "{text}");
         }
     }
 
