@@ -28,11 +28,13 @@ pub(crate) struct Arrival {
     pub port: u16,
     /// It came over TLS: to this server, or to the one in front, as a header says.
     pub secure: bool,
+    /// A header says that it is somebody's who came through a balancer, whoever that is.
+    pub proxied: bool,
 }
 
 impl Arrival {
     pub fn new(peer: Peer, port: u16) -> Arrival {
-        Arrival { peer, port, secure: false }
+        Arrival { peer, port, secure: false, proxied: false }
     }
 }
 
@@ -221,6 +223,7 @@ impl<B: Backend> Loop<B> {
     fn take_proxy_header(&mut self, sock: Sock, header: &Header) {
         let Some(client) = self.table.client(sock) else { return };
         client.arrival.secure = header.tls;
+        client.arrival.proxied = !header.own;
         if let Some([(ip, port), (_, target)]) = header.addresses {
             client.arrival.peer = Peer { ip: ip.to_canonical(), port, unix: false };
             client.arrival.port = target;

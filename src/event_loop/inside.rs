@@ -53,12 +53,13 @@ impl<B: Backend> Loop<B> {
         (attended && (admin || self.is_local(sock, input, request))).then_some(inside)
     }
 
-    /// Whether the inside may be told: the peer is on this machine, speaks for nobody else, and means this machine by the name that
-    /// it asks for. Who comes over a Unix socket may be a proxy that says nothing of itself.
+    /// Whether the inside may be told: the peer is on this machine, speaks for nobody else, in the request or in a PROXY protocol
+    /// header before it, and means this machine by the name that it asks for. Who comes over a Unix socket may be a proxy that says nothing of itself.
     pub(super) fn is_local(&self, sock: Sock, input: &[u8], request: &head::Request) -> bool {
         let Role::Client(client) = self.table.role(sock) else { return false };
         let peer = client.arrival.peer.address();
         !request.forwarded
+            && !client.arrival.proxied
             && peer.is_some_and(|address| address.is_loopback())
             && is_loopback_host(request.authority.of(input))
     }

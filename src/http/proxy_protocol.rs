@@ -10,7 +10,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 pub struct Header {
     /// Its bytes; those behind it are the client's.
     pub len: usize,
-    /// The client's address and port, and those that it connected to. `None`: the connection is the balancer's own (LOCAL), or it
+    /// Whether the connection is the balancer's own (LOCAL): it carries nobody else's requests.
+    pub own: bool,
+    /// The client's address and port, and those that it connected to. `None`: the connection is the balancer's own, or it
     /// does not know the addresses (UNKNOWN, UNSPEC), or they are paths of Unix sockets; those of the socket hold then.
     pub addresses: Option<[(IpAddr, u16); 2]>,
     /// Whether the balancer says that the client came over TLS.
@@ -64,7 +66,7 @@ fn line(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
         return if bytes.len() < LONGEST_LINE { Ok(None) } else { Err(Malformed) };
     };
     let text = window.get(6..end).and_then(|text| std::str::from_utf8(text).ok()).ok_or(Malformed)?;
-    let header = Header { len: end + 2, addresses: None, tls: false };
+    let header = Header { len: end + 2, own: false, addresses: None, tls: false };
     if text == "UNKNOWN" || text.starts_with("UNKNOWN ") {
         return Ok(Some(header));
     }
@@ -99,8 +101,8 @@ fn binary(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
         return Err(Malformed);
     }
     let Some(rest) = rest.get(..behind) else { return Ok(None) };
-    let header = Header { len: FIXED + behind, addresses: None, tls: false };
     let own = command == 0x20;
+    let header = Header { len: FIXED + behind, own, addresses: None, tls: false };
     let room = match family >> 4 {
         1 => 12,
         2 => 36,

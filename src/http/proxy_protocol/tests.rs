@@ -50,7 +50,7 @@ fn the_line_of_version_1() {
         ("PROXY UNKNOWN ffff:f...f:ffff ffff:f...f:ffff 65535 65535\r\n", None),
     ] {
         let header = accepted(text.as_bytes());
-        assert_eq!((header.addresses, header.tls), (addresses, false), "{text}");
+        assert_eq!((header.addresses, header.own, header.tls), (addresses, false, false), "{text}");
     }
     let longest = format!("PROXY UNKNOWN {}\r\n", "x".repeat(LONGEST_LINE - 16));
     assert_eq!(accepted(longest.as_bytes()).len, LONGEST_LINE);
@@ -98,9 +98,11 @@ fn the_header_of_version_2() {
         (0x21, 0x00, b"odd"),
         (0x21, 0x31, &[0; 216]),
     ] {
-        assert_eq!(accepted(&v2(command, family, rest)).addresses, None, "{command:x} {family:x}");
+        let header = accepted(&v2(command, family, rest));
+        assert_eq!((header.addresses, header.own), (None, command == 0x20), "{command:x} {family:x}");
     }
-    assert_eq!(accepted(&v2(0x20, 0x11, &inet(b"")[16..])).addresses, None, "the balancer's own");
+    let header = accepted(&v2(0x20, 0x11, &inet(b"")[16..]));
+    assert_eq!((header.addresses, header.own), (None, true), "the balancer's own");
     for (header, what) in [
         (v2(0x11, 0x11, &[0; 12]), "version 1 in binary"),
         (v2(0x22, 0x11, &[0; 12]), "no such command"),
