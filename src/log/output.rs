@@ -29,7 +29,7 @@ impl Output {
 
     /// A socket that is looked for when the first message is sent, and again whenever it was away.
     pub fn datagrams(to: SyslogAddress) -> Output {
-        Output::Datagrams(Datagrams { to, socket: None })
+        Output::Datagrams(Datagrams { to, socket: None, late: None, stale: false })
     }
 
     /// The writer's stream.
@@ -50,6 +50,24 @@ impl Output {
         }
         Ok(())
     }
+
+    /// Whether nothing stands in what it writes to, as in a file that was made anew.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Output::File(_, file) if file.metadata().is_ok_and(|metadata| metadata.len() == 0))
+    }
+
+    /// Whether there is nobody to write to until somebody is looked for again.
+    pub fn is_away(&self) -> bool {
+        matches!(self, Output::Datagrams(Datagrams { socket: None, .. }))
+    }
+
+    /// What was told, while a message was sent, of an earlier one that did not arrive.
+    pub fn take_late(&mut self) -> Option<io::Error> {
+        match self {
+            Output::Datagrams(datagrams) => datagrams.late.take(),
+            _ => None,
+        }
+    }
 }
 
 /// Opens a file to be written to at its end, or a named pipe, without waiting for somebody who reads from it.
@@ -68,6 +86,10 @@ pub fn open_to_append(path: &Path) -> io::Result<File> {
 pub struct Datagrams {
     to: SyslogAddress,
     socket: Option<Socket>,
+    /// What the kernel told of an earlier message.
+    late: Option<io::Error>,
+    /// The receiver may be elsewhere by now, and is looked for again behind this batch.
+    stale: bool,
 }
 
 enum Socket {
@@ -116,14 +138,23 @@ impl Write for Datagrams {
             self.socket = Some(self.connect()?);
         }
         let mut sent = self.send(message);
-        // A receiver that was started anew has another socket at the same path.
-        if sent.as_ref().is_err_and(is_gone) && !fresh && matches!(self.socket, Some(Socket::Unix(_))) {
-            self.socket = Some(self.connect()?);
-            sent = self.send(message);
+        match (&self.socket, sent) {
+            // A receiver that was started anew has another socket at the same path.
+            (Some(Socket::Unix(_)), Err(error)) if is_gone(&error) && !fresh => {
+                self.socket = None;
+                self.socket = Some(self.connect()?);
+                sent = self.send(message);
+            }
+            // An earlier message was sent back, and this one was not sent (udp(7)); whoever is there now takes it.
+            (Some(Socket::Udp(_)), Err(error)) if is_gone(&error) => {
+                sent = self.send(message);
+                (self.late, self.stale) = (Some(error), true);
+            }
+            (_, first) => sent = first,
         }
         match sent {
             Ok(()) => Ok(LENGTH + message.len()),
-            Err(error) if is_gone(&error) => {
+            Err(error) if is_gone(&error) && !self.stale => {
                 self.socket = None;
                 // Not a pipe's end, which is for ever.
                 Err(if error.kind() == ErrorKind::BrokenPipe { ErrorKind::NotConnected.into() } else { error })
@@ -133,6 +164,11 @@ impl Write for Datagrams {
     }
 
     fn flush(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.stale)
+            && let Some(Socket::Udp(socket)) = self.socket.take()
+        {
+            self.late = socket.take_error()?;
+        }
         Ok(())
     }
 }

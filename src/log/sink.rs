@@ -8,7 +8,8 @@
 //! - The writer takes the whole backlog at once and writes without the lock; two buffers change places, so that nothing
 //!   is allocated once they have grown.
 //! - A sink that closed (EPIPE) stays closed: its lines are counted as dropped and the process goes on.
-//! - What fails is tried again with the next batch, and told once in a while: a full disk, a syslog that is away.
+//! - What fails is tried again with the next batch, and told once in a while: a full disk, a syslog that is away. A line that was written in
+//!   part is lost and ended, so that the next one is whole; of messages only the one that fails is lost, while there is somebody to send to.
 //! - The writer ends when the last handle of its sink is gone and all is written.
 //! - Each sink has a writer of its own, so that a blocked stdout does not hold up what goes to stderr.
 
@@ -20,7 +21,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::framing::Framing;
+use super::framing::{Framing, first};
 use super::output::Output;
 
 /// Bytes that may wait for one sink: some seconds of access lines at full load, and nothing that memory would notice.
@@ -127,6 +128,7 @@ impl Sink {
             sink: Arc::clone(&sink),
             output,
             batch: Vec::new(),
+            torn: false,
             failing: false,
             failed: None,
             said: None,
@@ -296,6 +298,8 @@ struct Writer<T> {
     sink: Arc<Sink>,
     output: Output,
     batch: Vec<u8>,
+    /// The last line that was written has no end.
+    torn: bool,
     failing: bool,
     /// When it was told last that writing failed, and that lines were dropped.
     failed: Option<Instant>,
@@ -365,10 +369,19 @@ impl<T: Fn(&Sink, Trouble)> Writer<T> {
 
     /// Writes the batch; answers whether all of it was taken.
     fn write(&mut self) -> bool {
-        let mut written = 0;
+        let (mut written, mut whole) = (0, true);
         while written < self.batch.len() {
-            let error = match self.output.stream().write(&self.batch[written..]) {
+            let outcome = match self.torn {
+                true => self.output.stream().write(b"\n"),
+                false => self.output.stream().write(&self.batch[written..]),
+            };
+            if let Some(error) = self.output.take_late() {
+                whole = false;
+                self.lose(1, error);
+            }
+            let error = match outcome {
                 Ok(0) => ErrorKind::WriteZero.into(),
+                Ok(_) if std::mem::take(&mut self.torn) => continue,
                 Ok(count) => {
                     written += count;
                     self.sink.lock().in_flight = self.batch.len() - written;
@@ -380,20 +393,32 @@ impl<T: Fn(&Sink, Trouble)> Writer<T> {
                 ErrorKind::Interrupted => {}
                 ErrorKind::WouldBlock => thread::sleep(FULL_RETRY),
                 _ => {
-                    self.fail(written, error);
-                    return false;
+                    whole = false;
+                    written += self.fail(written, error);
                 }
             }
         }
         // Line-buffered or compressing outputs of a caller's own.
         let _ = self.output.stream().flush();
-        self.failing = false;
-        true
+        self.failing = !whole;
+        whole
     }
 
-    /// Counts what of the batch is lost and says so once.
-    fn fail(&mut self, written: usize, error: io::Error) {
-        let mut lines = self.sink.framing.count(&self.batch[written..]);
+    /// What of the batch behind `written` is lost by an error, which is counted and said once: of messages one, where there is somebody to send the
+    /// next one to, and else all of it. Answers its bytes.
+    fn fail(&mut self, written: usize, error: io::Error) -> usize {
+        let rest = &self.batch[written..];
+        let one = first(rest).filter(|_| self.sink.framing.is_datagrams() && !self.output.is_away());
+        let lost = one.map_or(rest.len(), |(_, behind)| rest.len() - behind.len());
+        let lines = self.sink.framing.count(&rest[..lost]);
+        self.torn |=
+            !self.sink.framing.is_datagrams() && self.batch[..written].last().is_some_and(|last| *last != b'\n');
+        self.lose(lines, error);
+        lost
+    }
+
+    /// Counts lines that are lost by an error, and says so once.
+    fn lose(&mut self, mut lines: u64, error: io::Error) {
         let closed = error.kind() == ErrorKind::BrokenPipe;
         {
             let mut state = self.sink.lock();
@@ -415,6 +440,7 @@ impl<T: Fn(&Sink, Trouble)> Writer<T> {
         if let Err(error) = self.output.reopen() {
             (self.tell)(&self.sink, Trouble::NotReopened(error));
         }
+        self.torn &= !self.output.is_empty();
     }
 }
 

@@ -126,6 +126,43 @@ fn a_syslog_that_is_away_holds_nobody_up_and_its_lines_are_counted() {
     );
 }
 
+/// That nobody was there is told with the next message (udp(7)), which is sent all the same, and what is behind it.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_syslog_over_udp_that_was_away_misses_no_more_than_that() {
+    // An address of its own, whose ports nobody else takes meanwhile.
+    let socket = UdpSocket::bind("127.0.0.77:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    let target = LogTarget::Syslog(SyslogAddress::Udp(address.ip().to_string(), address.port()));
+    let (log, events) = log_to(target, AccessLogFormat::Human);
+    let mut bytes = vec![0; 1024];
+    let mut next = |socket: &UdpSocket| {
+        socket.set_read_timeout(Some(LONG)).unwrap();
+        let length = socket.recv(&mut bytes).unwrap();
+        String::from_utf8(bytes[..length].to_vec()).unwrap()
+    };
+    say(&log, b"/1");
+    assert!(next(&socket).contains("GET /1 "));
+    drop(socket);
+    say(&log, b"/2");
+    assert!(log.flush(LONG));
+    let socket = UdpSocket::bind(address).unwrap();
+    let mut access = log.access_log();
+    for number in 0..50 {
+        access.record(&AccessRecord { target: format!("/{number}").as_bytes(), ..record() });
+    }
+    access.flush();
+    for number in 0..50 {
+        assert!(next(&socket).contains(&format!("GET /{number} ")));
+    }
+    say(&log, b"/3");
+    assert!(next(&socket).contains("GET /3 "));
+    assert!(log.flush(LONG));
+    assert_eq!(log.dropped(), 1, "{}", events.text());
+    assert_eq!(events.text().matches("cannot write the log").count(), 1, "{}", events.text());
+    assert_eq!(events.text().matches("log lines were dropped").count(), 1, "{}", events.text());
+}
+
 #[test]
 fn the_journal_gets_fields() {
     let directory = tempfile::tempdir().unwrap();
@@ -199,6 +236,53 @@ fn a_full_disk_costs_its_lines_and_nothing_else() {
     assert!(std::fs::read_to_string(&link).unwrap().contains("/kept"));
     assert_eq!(log.dropped(), 1);
     assert!(events.text().contains(" lines=1\n"), "{}", events.text());
+}
+
+/// A disk with room for so many bytes.
+#[derive(Clone, Default)]
+struct Disk {
+    room: Arc<std::sync::atomic::AtomicUsize>,
+    text: Captured,
+}
+
+impl Write for Disk {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let length = self.room.load(Ordering::Relaxed).min(bytes.len());
+        if length == 0 {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.room.fetch_sub(length, Ordering::Relaxed);
+        self.text.write_all(&bytes[..length])?;
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_line_that_a_full_disk_has_torn_is_lost_alone() {
+    let (disk, nowhere) = (Disk::default(), || Box::new(io::sink()));
+    let access = Some((Box::new(disk.clone()) as Box<dyn Write + Send>, AccessLogFormat::read("{target}").unwrap()));
+    let log = Log::to_writers(nowhere(), nowhere(), access, EventFormat::Human).unwrap();
+    let write = |room: usize, targets: &[&str]| {
+        disk.room.store(room, Ordering::Relaxed);
+        let mut access = log.access_log();
+        for target in targets {
+            access.record(&AccessRecord { target: target.as_bytes(), ..record() });
+        }
+        access.flush();
+        assert!(log.flush(LONG));
+    };
+    write(10, &["/first", "/torn", "/lost"]);
+    write(0, &["/lost"]);
+    write(1, &["/lost"]);
+    write(100, &["/second"]);
+    write(7, &["/third"]);
+    write(100, &["/fourth"]);
+    assert_eq!(disk.text.text(), "/first\n/to\n/second\n/third\n/fourth\n");
+    assert_eq!(log.dropped(), 4, "each that is not whole");
 }
 
 #[cfg(target_os = "linux")]
