@@ -1,7 +1,7 @@
 //! `production_server check`: whether what is said on the command line, in the environment and in the file would work on this machine.
 //!
 //! What cannot be read never comes here; this looks at what it means. Nothing is started, made or removed: addresses are bound for a
-//! moment, and never listened on.
+//! moment, and never listened on. What the server does as another user (`server.user`) is looked at as that user.
 
 mod holder;
 
@@ -16,13 +16,14 @@ use socket2::{Domain, Socket, Type};
 
 use crate::config::route::Target;
 use crate::config::{
-    App, Command, Eject, ErrorPage, Health, ListenAddress, Loaded, LogTarget, Problem, Severity, SpeakTls,
+    App, CloudWatch, Command, Eject, ErrorPage, Health, ListenAddress, Loaded, LogTarget, Problem, Settings, Severity,
+    SpeakTls,
 };
 use crate::files;
 use crate::key_sets;
 use crate::socket_file;
 use crate::spool;
-use crate::supervisor::run_directory::check_room;
+use crate::supervisor::run_directory::{self, check_room};
 use crate::supervisor::{memory, program};
 use crate::tls;
 
@@ -32,9 +33,10 @@ const SOON: i64 = 7 * 86_400;
 /// Exit code for an invalid configuration (EX_CONFIG of sysexits(3)).
 const INVALID: u8 = 78;
 
-/// Looks, and says on stderr what is wrong. The exit code: 0, or 78 when something would not work.
-pub fn run(loaded: &Loaded) -> u8 {
-    let problems = look(loaded);
+/// Looks, and says on stderr what is wrong. The exit code: 0, or 78 when something would not work. `become_user` makes this process whom the server
+/// will be, for good.
+pub fn run(loaded: &Loaded, become_user: impl FnOnce(&Settings) -> Result<(), String>) -> u8 {
+    let problems = look(loaded, become_user);
     let report = loaded.report(&problems);
     // There is no other place to say it.
     let _ = std::io::stderr().write_all(report.as_bytes());
@@ -50,8 +52,8 @@ pub fn run(loaded: &Loaded) -> u8 {
 }
 
 /// Everything that would not work, or is odd.
-pub fn look(loaded: &Loaded) -> Vec<Problem> {
-    let mut found = Found { loaded, app: None, problems: loaded.remarks.clone() };
+fn look(loaded: &Loaded, become_user: impl FnOnce(&Settings) -> Result<(), String>) -> Vec<Problem> {
+    let mut found = Found { problems: loaded.remarks.clone(), ..Found::of(loaded) };
     for warning in &loaded.config.server.source.warnings {
         found.problems.push(Problem {
             severity: Severity::Warning,
@@ -62,7 +64,10 @@ pub fn look(loaded: &Loaded) -> Vec<Problem> {
     }
     found.listeners();
     found.tls(&|_| false);
-    found.accounts();
+    // As the server, which opens its listeners and reads certificates first.
+    if found.accounts() {
+        found.become_user(become_user);
+    }
     found.places();
     found.apps();
     found.problems.extend(files(loaded));
@@ -73,21 +78,21 @@ pub fn look(loaded: &Loaded) -> Vec<Problem> {
 
 /// What would not work, or is odd, of the apps alone.
 pub fn apps(loaded: &Loaded) -> Vec<Problem> {
-    let mut found = Found { loaded, app: None, problems: Vec::new() };
+    let mut found = Found::of(loaded);
     found.apps();
     found.problems
 }
 
 /// What would not work, or is odd, of certificates and keys. That a certificate does not hold now is an error, but for those that are excused.
 pub fn tls(loaded: &Loaded, is_excused: impl Fn(&tls::Shown) -> bool) -> Vec<Problem> {
-    let mut found = Found { loaded, app: None, problems: Vec::new() };
+    let mut found = Found::of(loaded);
     found.tls(&is_excused);
     found.problems
 }
 
 /// Directories with files, and error pages, that are not there or that this user may not read.
 pub fn files(loaded: &Loaded) -> Vec<Problem> {
-    let mut found = Found { loaded, app: None, problems: Vec::new() };
+    let mut found = Found::of(loaded);
     for (index, app) in loaded.config.apps.iter().enumerate() {
         found.app = Some(index);
         if let Some((title, label)) = app.instead.files.as_ref().and_then(|files| missing_root(&files.root)) {
@@ -152,10 +157,28 @@ struct Found<'a> {
     loaded: &'a Loaded,
     /// The app that is looked at.
     app: Option<usize>,
+    /// Who looks, for people.
+    user: String,
     problems: Vec<Problem>,
 }
 
 impl Found<'_> {
+    fn of(loaded: &Loaded) -> Found<'_> {
+        Found { loaded, app: None, user: "this user".to_owned(), problems: Vec::new() }
+    }
+
+    /// From here on it is looked as the server will be, if this user may become that one.
+    fn become_user(&mut self, become_user: impl FnOnce(&Settings) -> Result<(), String>) {
+        let settings = &self.loaded.config.server;
+        let user = settings.process.user.as_ref().map(|name| ("user", format!("the user {name}")));
+        let group = settings.process.group.as_ref().map(|name| ("group", format!("the group {name}")));
+        let Some((key, whom)) = user.or(group) else { return };
+        match become_user(settings) {
+            Ok(()) => self.user = whom,
+            Err(what) => self.warning(key, 0, &what, "what follows is looked at as this user"),
+        }
+    }
+
     fn error(&mut self, key: &str, index: usize, title: &str, label: &str) {
         self.problems.push(self.loaded.problem(Severity::Error, self.app, (key, index), title, label));
     }
@@ -299,8 +322,9 @@ impl Found<'_> {
         }
     }
 
-    fn accounts(&mut self) {
-        let settings = &self.loaded.config.server;
+    /// Looks whether users and groups are there; answers whether all are.
+    fn accounts(&mut self) -> bool {
+        let (known, settings) = (self.problems.len(), &self.loaded.config.server);
         let is_name = |name: &&String| name.parse::<u32>().is_err();
         if let Some(name) = settings.process.user.as_ref().filter(is_name)
             && !matches!(User::from_name(name), Ok(Some(_)))
@@ -327,6 +351,7 @@ impl Found<'_> {
                 self.error("listen-group", 0, &format!("there is no group {name:?} on this machine"), "");
             }
         }
+        self.problems.len() == known
     }
 
     /// Files and directories that are named.
@@ -339,18 +364,24 @@ impl Found<'_> {
                 false => self.writable_parent("pid-file", 0, path),
             }
         }
-        self.log("access-log", "the access log", &settings.logs.access.target);
-        self.log("event-log", "the event log", &settings.logs.events.target);
+        if let LogTarget::File(path) = &settings.logs.access.target {
+            self.appended("access-log", "the access log", path);
+        }
+        if let LogTarget::File(path) = &settings.logs.events.target {
+            self.appended("event-log", "the event log", path);
+        }
+        if let Some(CloudWatch::File(path)) = &settings.telling.metrics.cloudwatch {
+            self.appended("cloudwatch", "the file of metrics", path);
+        }
     }
 
     /// A file that is written to the end of.
-    fn log(&mut self, key: &str, what: &str, target: &LogTarget) {
-        let LogTarget::File(path) = target else { return };
+    fn appended(&mut self, key: &str, what: &str, path: &Path) {
         if path.is_dir() {
             self.error(key, 0, &format!("{what} is a directory"), "expected a file");
         } else if path.exists() {
             if access(path, AccessFlags::W_OK).is_err() {
-                self.error(key, 0, &format!("this user may not write {what}"), "");
+                self.error(key, 0, &format!("{} may not write {what}", self.user), "");
             }
         } else {
             self.writable_parent(key, 0, path);
@@ -419,8 +450,10 @@ impl Found<'_> {
             self.error("run-dir", 0, "the run directory cannot be made", &format!("{shown} is no directory"));
         } else if access(there, AccessFlags::W_OK | AccessFlags::X_OK).is_err() {
             let what = if there == path { "used" } else { "made" };
-            let label = format!("this user may not write in {shown}");
+            let label = format!("{} may not write in {shown}", self.user);
             self.error("run-dir", 0, &format!("the run directory cannot be {what}"), &label);
+        } else if let Some(error) = run_directory::look(there).err().filter(|_| there == path) {
+            self.error("run-dir", 0, "the run directory cannot be used", &error.to_string());
         } else if let Some(error) = self.lack_of_room(path) {
             self.error("run-dir", 0, "the run directory's path is too long for sockets in it", &error);
         }
@@ -436,21 +469,30 @@ impl Found<'_> {
     fn writable_parent(&mut self, key: &str, index: usize, path: &Path) {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let (title, shown) = (format!("{} cannot be made", path.display()), parent.display());
-        if !parent.exists() {
-            self.error(key, index, &title, &format!("there is no directory {shown}"));
+        if let Err(error) = parent.metadata() {
+            let label = match error.kind() {
+                ErrorKind::NotFound => format!("there is no directory {shown}"),
+                _ => format!("{} may not look at {shown}: {error}", self.user),
+            };
+            self.error(key, index, &title, &label);
         } else if !parent.is_dir() {
             self.error(key, index, &title, &format!("{shown} is no directory"));
         } else if access(parent, AccessFlags::W_OK | AccessFlags::X_OK).is_err() {
-            self.error(key, index, &title, &format!("this user may not write in {shown}"));
+            self.error(key, index, &title, &format!("{} may not write in {shown}", self.user));
         }
     }
 
     fn readable(&mut self, key: &str, index: usize, path: &Path) {
         let shown = path.display();
-        if !path.exists() {
-            self.error(key, index, &format!("there is no {shown}"), "");
-        } else if access(path, AccessFlags::R_OK).is_err() {
-            self.error(key, index, &format!("{shown} cannot be read"), "this user may not read it");
+        match path.metadata() {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                self.error(key, index, &format!("there is no {shown}"), "");
+            }
+            Ok(_) if access(path, AccessFlags::R_OK).is_ok() => {}
+            _ => {
+                let label = format!("{} may not read it", self.user);
+                self.error(key, index, &format!("{shown} cannot be read"), &label);
+            }
         }
     }
 
@@ -459,6 +501,10 @@ impl Found<'_> {
         let directory = app.program.directory.as_deref();
         if let Some(missing) = directory.filter(|directory| !directory.is_dir()) {
             let title = format!("there is no directory {}", missing.display());
+            return self.error("directory", 0, &title, "workers start there");
+        }
+        if let Some(closed) = directory.filter(|directory| access(*directory, AccessFlags::X_OK).is_err()) {
+            let title = format!("{} may not be in the directory {}", self.user, closed.display());
             return self.error("directory", 0, &title, "workers start there");
         }
         if let Err(what) = program::check(words, directory) {

@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     let inputs = Inputs { arguments: std::env::args_os().collect(), environment: Environment::of_process() };
     match config::read(inputs.arguments.clone(), &inputs.environment) {
         Ok(Invocation::Run(loaded)) => ExitCode::from(server::run(*loaded, inputs, Channel::of_this_process())),
-        Ok(Invocation::Check(loaded)) => ExitCode::from(check::run(&loaded)),
+        Ok(Invocation::Check(loaded)) => ExitCode::from(check::run(&loaded, server::become_user)),
         Ok(Invocation::Show(loaded, show)) => print(loaded.show(show).as_bytes()),
         Ok(Invocation::Schema) => print(config::schema().as_bytes()),
         Ok(Invocation::Text(text)) => print(&text),

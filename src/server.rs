@@ -20,12 +20,14 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::backends::Backend;
 use crate::check;
-use crate::config::{BackendChoice, Config, Front, Inputs, ListenAddress, Loaded, Problem, Settings, Severity};
+use crate::config::{
+    BackendChoice, CloudWatch, Config, Front, Inputs, ListenAddress, Loaded, Problem, Settings, Severity,
+};
 use crate::event_loop::Shared;
 use crate::handover::Channel;
 use crate::helpers::Helpers;
 use crate::listener::refuse_newcomers;
-use crate::log::{Level, Log};
+use crate::log::{Level, Log, open_to_append};
 use crate::mailbox::Message;
 use crate::mailbox::desk::Desk;
 use crate::metrics::{self, Metrics};
@@ -247,8 +249,23 @@ fn shell_word(text: &str) -> String {
 }
 
 fn open_log(settings: &Settings) -> Result<Log, StartError> {
+    if let Some(CloudWatch::File(path)) = &settings.telling.metrics.cloudwatch {
+        // It is opened again each time that something is written.
+        open_to_append(path).map_err(|error| {
+            let message = format!("cannot write metrics for CloudWatch to {}: {error}", path.display());
+            refused(message, &error, exit::CANNOT_CREATE)
+        })?;
+    }
     Log::open(&settings.logs.access, &settings.logs.events)
         .map_err(|error| refused(format!("cannot open the log: {error}"), &error, exit::CANNOT_CREATE))
+}
+
+/// Becomes whom the server would become, for good: who looks at what it would find looks as that user.
+///
+/// # Errors
+/// Why that cannot be.
+pub fn become_user(settings: &Settings) -> Result<(), String> {
+    privileges::become_user(settings).map_err(|error| error.message)
 }
 
 /// [`serve`] with the loops of that backend.

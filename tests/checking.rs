@@ -47,6 +47,8 @@ fn what_would_not_work_here_is_said_with_its_place() {
         ("log.access = \"directory\"", "the access log is a directory", "1:14", "expected a file"),
         ("log.events = \"nowhere/events.log\"", "nowhere/events.log cannot be made", "1:14", "no directory nowhere"),
         ("log.events = \"directory\"", "the event log is a directory", "1:14", "expected a file"),
+        ("metrics.cloudwatch.to = \"nowhere/a\"", "nowhere/a cannot be made", "1:25", "no directory nowhere"),
+        ("metrics.cloudwatch.to = \"directory\"", "the file of metrics is a directory", "1:25", "expected a file"),
         ("server.pid_file = \"directory\"", "the pid file is a directory", "1:19", "expected a file"),
         ("admin.listen = \"unix:nowhere/a\"", "nowhere/a cannot be made", "1:16", "no directory nowhere"),
         ("admin.listen = \"198.51.100.7:0\"", "198.51.100.7:0 is not an address", "1:16", "no interface"),
@@ -81,6 +83,66 @@ fn what_would_not_work_here_is_said_with_its_place() {
         assert_eq!(code, Some(78), "{file}\n{said}");
         assert!(said.contains(title) && said.contains(label), "{file}\n{said}");
         assert!(said.contains(&format!(" --> production_server.toml:{place}\n")) || place.is_empty(), "{file}\n{said}");
+    }
+}
+
+/// What the server does as the user that it becomes is looked at as that user.
+#[test]
+fn what_another_user_would_not_reach_is_said() {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mode = |path: &str, mode| {
+        std::fs::set_permissions(folder.path().join(path), std::fs::Permissions::from_mode(mode)).unwrap();
+    };
+    for name in ["closed", "closed/inside", "mine", "own"] {
+        std::fs::create_dir(folder.path().join(name)).unwrap();
+    }
+    std::fs::write(folder.path().join("closed/program"), "#!/bin/sh\n").unwrap();
+    for (path, bits) in [("", 0o755), ("closed/program", 0o755), ("closed", 0o700), ("own", 0o700), ("mine", 0o700)] {
+        mode(path, bits);
+    }
+    let nobody = nix::unistd::User::from_name("nobody").unwrap().expect("a user named nobody");
+    chown(folder.path().join("own"), Some(nobody.uid.as_raw()), None).unwrap();
+    let listen = "listen = [{ address = \"127.0.0.1:0\" }]\n";
+    for (line, title) in [
+        ("log.access = \"closed/a\"", "the user nobody may not write in closed"),
+        ("log.events = \"closed/inside/a\"", "the user nobody may not look at closed/inside"),
+        ("server.pid_file = \"closed/a\"", "the user nobody may not write in closed"),
+        ("metrics.cloudwatch.to = \"closed/a\"", "the user nobody may not write in closed"),
+        ("server.spool_dir = \"closed\"", "no file can be made in closed"),
+        ("apps.web.static = \"closed\"", "the directory closed cannot be read"),
+        ("apps.web.command = [\"./closed/program\"]", "the command cannot be run"),
+        ("apps.web = { command = [\"sh\"], directory = \"closed\" }", "may not be in the directory"),
+        ("apps.web.module = \"closed/program\"", "closed/program cannot be read"),
+        ("server.run_dir = \"closed/run\"", "the run directory cannot be made"),
+        ("server.run_dir = \"mine\"", "the run directory cannot be used"),
+    ] {
+        let of =
+            |run: &str| if line.contains("run_dir") { String::new() } else { format!("server.run_dir = \"{run}\"\n") };
+        let (said, code) = check(folder.path(), &format!("{listen}{}{line}\n", of("mine")));
+        assert_eq!((said.as_str(), code), ("", Some(0)), "{line}");
+        let (said, code) = check(folder.path(), &format!("server.user = \"nobody\"\n{listen}{}{line}\n", of("own")));
+        assert_eq!(code, Some(78), "{line}\n{said}");
+        assert!(said.contains(title) && said.contains("1 error"), "{line}\n{said}");
+    }
+    let (said, code) = check(folder.path(), &format!("server = {{ user = \"nobody\", run_dir = \"own\" }}\n{listen}"));
+    assert_eq!((said.as_str(), code), ("", Some(0)));
+}
+
+/// Metrics that nobody would ever see are told as the log is that cannot be opened.
+#[test]
+fn a_start_needs_the_file_of_metrics() {
+    let folder = tempfile::tempdir().unwrap();
+    for path in ["nowhere/a", "."] {
+        let file = format!("listen = [{{ address = \"127.0.0.1:0\" }}]\nmetrics.cloudwatch.to = \"{path}\"\n");
+        assert_eq!(check(folder.path(), &file).1, Some(78), "{path}");
+        let output = program(folder.path(), &["run"]);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(73), "{said}");
+        assert!(said.contains(&format!("cannot write metrics for CloudWatch to {path}: ")), "{said}");
     }
 }
 

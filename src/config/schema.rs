@@ -253,7 +253,7 @@ higher place replaces the whole. A command behind `--`, `--upstream`, `--respond
 - `{ file = \"PATH\" }` in the place of a value, or `\"file:PATH\"`, is what that file says without the end of its last line: for secrets.
 - Relative paths start in the directory where the server is started, as those of flags do.
 
-`production_server check` looks at everything and starts nothing (exit code 0 or 78), `config show --effective --origin` tells what holds and why, `config schema`
+`production_server check` looks at everything, as the user that the server becomes, and starts nothing (exit code 0 or 78), `config show --effective --origin` tells what holds and why, `config schema`
 prints a JSON Schema for editors, and `init` writes a first file.
 
 `production_server reload` and SIGHUP read the file anew: whole or not at all. The column `reload` says what a changed key does then: `live` holds from the next

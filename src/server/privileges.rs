@@ -19,29 +19,52 @@ use crate::config::Settings;
 /// # Errors
 /// With 78, when there is no such user or group; with 77, when this user may not become another.
 pub(super) fn give_up(settings: &Settings) -> Result<(), StartError> {
-    let user = settings.process.user.as_deref().map(find_user).transpose()?;
-    let group = settings.process.group.as_deref().map(find_group).transpose()?;
-    let wanted = group.or_else(|| user.as_ref().and_then(|(_, named)| named.as_ref()).map(|named| named.gid));
-    if wanted.is_some_and(|group| group != getegid()) || user.as_ref().is_some_and(|(number, _)| *number != geteuid()) {
-        let group = wanted.unwrap_or_else(getegid);
-        let name = user
-            .as_ref()
-            .and_then(|(_, named)| named.as_ref())
-            .and_then(|named| CString::new(named.name.as_str()).ok());
+    let Some(other) = Other::of(settings)? else { return Ok(()) };
+    if settings.acme.is_wanted() {
+        give_state(&settings.acme.directory, other.user, other.group);
+    }
+    other.become_it(settings)
+}
+
+/// The same, without anything being made.
+///
+/// # Errors
+/// As [`give_up`].
+pub(super) fn become_user(settings: &Settings) -> Result<(), StartError> {
+    Other::of(settings)?.map_or(Ok(()), |other| other.become_it(settings))
+}
+
+/// Somebody else than this process is.
+struct Other {
+    /// `None`: the user stays.
+    user: Option<Uid>,
+    name: Option<CString>,
+    group: Gid,
+}
+
+impl Other {
+    /// Who is configured, unless it is who this process is.
+    fn of(settings: &Settings) -> Result<Option<Other>, StartError> {
+        let user = settings.process.user.as_deref().map(find_user).transpose()?;
+        let group = settings.process.group.as_deref().map(find_group).transpose()?;
+        let (user, named) = user.map_or((None, None), |(number, named)| (Some(number), named));
+        let wanted = group.or(named.as_ref().map(|named| named.gid));
+        let is_other = wanted.is_some_and(|group| group != getegid()) || user.is_some_and(|number| number != geteuid());
+        let name = named.and_then(|named| CString::new(named.name).ok());
+        Ok(is_other.then(|| Other { user, name, group: wanted.unwrap_or_else(getegid) }))
+    }
+
+    fn become_it(self, settings: &Settings) -> Result<(), StartError> {
         // The further groups go with the user that had them.
-        let further = if user.is_some() { take_groups(name, group) } else { Ok(()) };
-        let number = user.as_ref().map(|(number, _)| *number);
-        if settings.acme.is_wanted() {
-            give_state(&settings.acme.directory, number, group);
-        }
-        let become_it = further.and_then(|()| setgid(group)).and_then(|()| number.map_or(Ok(()), setuid));
+        let further = if self.user.is_some() { take_groups(self.name, self.group) } else { Ok(()) };
+        let become_it = further.and_then(|()| setgid(self.group)).and_then(|()| self.user.map_or(Ok(()), setuid));
         become_it.map_err(|error| StartError {
             message: format!("cannot run as {}: {error}; only root may", described(settings)),
             code: exit::PERMISSION,
         })?;
         stay_readable();
+        Ok(())
     }
-    Ok(())
 }
 
 /// Makes the directory of accounts and certificates, which it will have to write to, where there is none. Where that fails, it is said by

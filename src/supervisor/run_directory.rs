@@ -217,6 +217,15 @@ pub fn check_room(run_directory: &Path, app: &str) -> Result<(), RunDirectoryErr
     check_length(&run_directory.join(format!("{PREFIX}{:0STAMP$}", 0)).join(format!("{app}{LONGEST_SUFFIX}")))
 }
 
+/// Whether a directory that is there may be the run directory of this user.
+///
+/// # Errors
+/// See [`RunDirectoryError::code`].
+pub fn look(path: &Path) -> Result<(), RunDirectoryError> {
+    let own = path.join(OWN_PART);
+    if check(path)? == Access::Shared && own.exists() { check_own(&own) } else { Ok(()) }
+}
+
 /// Removes the sockets of one start, with their sub-directory and, where no other server has it, the run directory.
 pub fn remove_sockets(directory: &Path) {
     remove_marked_sockets(directory);
