@@ -3,13 +3,17 @@
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::support::{Client, PROGRAM, Server, Worker, folder, on_every_backend, until};
 
 on_every_backend! {
     what_an_app_says_for_the_log_stays_here
     a_log_that_nobody_reads_holds_no_request_up
+    the_time_of_a_line_is_when_its_request_came
 }
 
 fn lines(path: &Path) -> Vec<serde_json::Value> {
@@ -45,6 +49,36 @@ fn what_an_app_says_for_the_log_stays_here(backend: &str) {
     let found: Vec<_> = lines.iter().map(|line| (line["url.path"].as_str().unwrap(), line["mark"].as_str())).collect();
     assert_eq!(found, [("/marked", Some("order 7\"")), ("/stream", Some("s")), ("/plain", None)]);
     assert_eq!(lines[2]["url.query"], "token=[redacted]");
+}
+
+fn the_time_of_a_line_is_when_its_request_came(backend: &str) {
+    let let_go = Arc::new(AtomicBool::new(false));
+    let worker = {
+        let let_go = let_go.clone();
+        Worker::new(move |incoming| {
+            while let Some((head, _)) = incoming.request() {
+                until("the request is let go", || !head.starts_with("GET /held ") || let_go.load(Ordering::Relaxed));
+                incoming.respond(b"ok");
+            }
+        })
+    };
+    let folder = folder();
+    let log = folder.path().join("access.log");
+    let server = Server::before(backend, &worker.url, &["--access-log", log.to_str().unwrap(), "--concurrency", "2"]);
+    let mut held = Client::of(&server);
+    held.begin("/held");
+    until("it is with the worker", || worker.of("/held").is_some());
+    assert_eq!(Client::of(&server).get("/other").status, 200);
+    // The times of lines have milliseconds.
+    let answered = Instant::now();
+    until("the clock goes on", || answered.elapsed() > Duration::from_millis(5));
+    let_go.store(true, Ordering::Relaxed);
+    assert_eq!(held.answer().status, 200);
+    until("the lines are written", || lines(&log).len() >= 2);
+    let times: Vec<_> =
+        lines(&log).iter().map(|line| (line["url.path"].to_string(), line["time"].to_string())).collect();
+    assert_eq!((times[0].0.as_str(), times[1].0.as_str()), ("\"/other\"", "\"/held\""));
+    assert!(times[1].1 <= times[0].1, "{times:?}");
 }
 
 fn a_log_that_nobody_reads_holds_no_request_up(backend: &str) {

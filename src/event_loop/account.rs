@@ -61,13 +61,14 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(exchange.stream.connection) else { return };
         let head: &[u8] = exchange.request.head.as_deref().unwrap_or_default();
         let times = &exchange.times;
+        let duration_us = (now - times.started) / 1000;
         let end = times.finished.unwrap_or(now);
         let seat = exchange.attempt.worker.and_then(|worker| self.apps.seat(exchange.app.id, worker));
         self.access.record(&AccessRecord {
             status,
             bytes: exchange.answer.bytes,
             took: Took {
-                duration_us: (now - times.started) / 1000,
+                duration_us,
                 queue_us: times.granted.map(|_| waited.as_micros() as u64),
                 upstream_us: times.granted.map(|granted| (end - granted) / 1000),
             },
@@ -80,7 +81,7 @@ impl<B: Backend> Loop<B> {
                 head,
                 client.http.version,
                 self.accepting.client(key, &client.arrival),
-                self.time.day.micros(now),
+                self.time.day.micros(now).saturating_sub(duration_us),
             )
         });
     }

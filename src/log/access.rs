@@ -302,14 +302,19 @@ impl AccessLog {
         let record = &record;
         let shown = Shown { record, target, host, referer, user_agent, authorization, one_of };
         let second = record.time_micros / 1_000_000;
+        // When the answer ended: nginx' time is when it writes a line, as that of a message is when it was made (RFC 5424 §6.2.3).
+        let ended = record.time_micros.saturating_add(record.took.duration_us);
         let out = &mut self.buffer;
-        let heading =
-            Heading { severity: Severity::Info, kind: "access", time_micros: record.time_micros, worker: None };
-        let start = look.framing.begin(out, &heading);
+        let heading = Heading { severity: Severity::Info, kind: "access", time_micros: ended, worker: None };
+        let start = look.framing.head(out, &heading);
+        if matches!(look.framing, Framing::Journal) {
+            lines::journal_head(out, &look.framing, &shown);
+        }
+        look.framing.text(out);
         let text = out.len();
         match &look.format {
             AccessLogFormat::Human => lines::human(out, self.stamp.clock(second), &shown, look.colour),
-            AccessLogFormat::Combined => lines::combined(out, self.stamp.local(second), &shown),
+            AccessLogFormat::Combined => lines::combined(out, self.stamp.local(ended / 1_000_000), &shown),
             AccessLogFormat::Common => lines::common(out, self.stamp.local(second), &shown),
             AccessLogFormat::Json => lines::json(out, &mut self.piece, self.stamp.utc(second), &shown),
             AccessLogFormat::Rip => lines::rip(out, self.stamp.rip(second), &shown),
@@ -330,7 +335,7 @@ impl AccessLog {
             }
         }
         if matches!(look.framing, Framing::Journal) {
-            lines::journal(out, &look.framing, &shown);
+            lines::journal_texts(out, &look.framing, &shown);
         }
         look.framing.end(out, start);
     }

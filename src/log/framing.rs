@@ -70,6 +70,20 @@ impl Framing {
 
     /// Begins a message. Its text follows, then [`Framing::end`], which gets what this returns.
     pub fn begin(&self, out: &mut Vec<u8>, heading: &Heading<'_>) -> usize {
+        let start = self.head(out, heading);
+        self.text(out);
+        start
+    }
+
+    /// Begins the text of a message, behind its head and the fields that are never to be cut.
+    pub fn text(&self, out: &mut Vec<u8>) {
+        if matches!(self, Framing::Journal) {
+            out.extend_from_slice(b"\nMESSAGE=");
+        }
+    }
+
+    /// Begins a message; fields may follow, then [`Framing::text`].
+    pub fn head(&self, out: &mut Vec<u8>, heading: &Heading<'_>) -> usize {
         let start = out.len();
         match self {
             Framing::Lines => {}
@@ -111,13 +125,12 @@ impl Framing {
                         put_number(out, u64::from(number));
                     }
                 }
-                out.extend_from_slice(b"\nMESSAGE=");
             }
         }
         start
     }
 
-    /// Adds a field of the journal behind the text; nothing elsewhere. `name` is made capital, its dots underscores; `put` appends the value,
+    /// Adds a field of the journal before or behind the text; nothing elsewhere. Of what stands behind, the end is cut where a message is too long. `name` is made capital, its dots underscores; `put` appends the value,
     /// without line feeds.
     pub fn field(&self, out: &mut Vec<u8>, prefix: &str, name: &str, put: impl FnOnce(&mut Vec<u8>)) {
         if !matches!(self, Framing::Journal) {

@@ -83,6 +83,9 @@ fn put_offset(out: &mut Vec<u8>, offset: i32) {
 
 const OFFSET: usize = 5;
 
+/// The most bytes of a method, an id or a name among the fields of the journal that are never cut, before they are escaped.
+const LONGEST_WORD: usize = 1024;
+
 /// `.123`
 pub fn put_millis_of_second(out: &mut Vec<u8>, micros: u64) {
     let millis = (micros / 1000 % 1000) as u32;
@@ -281,12 +284,37 @@ fn json_plain(line: &mut Piece, stamp: &[u8], shown: &Shown<'_>) {
     member(line, b",\"request.id\":\"", record.request_id);
     member(line, b",\"app\":\"", record.app.as_bytes());
     member(line, b",\"url.query\":\"", query);
-    member(line, b",\"server.address\":\"", shown.host);
+    let (host, port) = host_and_port(shown.host);
+    member(line, b",\"server.address\":\"", host);
+    if let Some(port) = port {
+        line.fixed(b",\"server.port\":");
+        line.number(u64::from(port));
+    }
     member(line, b",\"network.protocol.version\":\"", version(record).as_bytes());
     member(line, b",\"http.request.header.referer\":\"", shown.referer);
     member(line, b",\"user_agent.original\":\"", shown.user_agent);
     member(line, b",\"mark\":\"", shown.mark());
     line.fixed(b"}");
+}
+
+/// What a Host field says: the name or address, that of IPv6 without its brackets, and the port. What is no such pair is a name.
+#[inline]
+fn host_and_port(host: &[u8]) -> (&[u8], Option<u16>) {
+    let Some(colon) = memchr::memrchr(b':', host) else { return (host, None) };
+    if let [b'[', inside @ .., b']'] = host {
+        return (inside, None);
+    }
+    let (name, number) = (&host[..colon], &host[colon + 1..]);
+    let port = number.iter().try_fold(0, |port: u16, digit| {
+        let digit = digit.checked_sub(b'0').filter(|digit| *digit < 10)?;
+        port.checked_mul(10)?.checked_add(u16::from(digit))
+    });
+    let port = port.map(|port| Some(port).filter(|_| !number.is_empty()));
+    match (name, port) {
+        ([b'[', inside @ .., b']'], Some(port)) => (inside, port),
+        (name, Some(port)) if !name.contains(&b':') => (name, port),
+        _ => (host, None),
+    }
 }
 
 #[inline]
@@ -340,13 +368,23 @@ fn json_any(out: &mut Vec<u8>, stamp: &[u8], shown: &Shown<'_>) {
         out.extend_from_slice(b",\"one_of\":");
         put_number(out, u64::from(shown.one_of));
     }
+    let (host, port) = host_and_port(shown.host);
     put_members(
         out,
         [
             (b",\"request.id\":\"", record.request_id),
             (b",\"app\":\"", record.app.as_bytes()),
             (b",\"url.query\":\"", query),
-            (b",\"server.address\":\"", shown.host),
+            (b",\"server.address\":\"", host),
+        ],
+    );
+    if let Some(port) = port {
+        out.extend_from_slice(b",\"server.port\":");
+        put_number(out, u64::from(port));
+    }
+    put_members(
+        out,
+        [
             (b",\"network.protocol.version\":\"", version(record).as_bytes()),
             (b",\"http.request.header.referer\":\"", shown.referer),
             (b",\"user_agent.original\":\"", shown.user_agent),
@@ -476,20 +514,16 @@ pub fn rip_json(out: &mut Vec<u8>, stamp: &[u8], shown: &Shown<'_>) {
     out.push(b'}');
 }
 
-/// The fields of a journal's entry beside its message: OpenTelemetry's names in capitals.
-pub fn journal(out: &mut Vec<u8>, framing: &Framing, shown: &Shown<'_>) {
+/// The fields of a journal's entry before its message: OpenTelemetry's names in capitals. Nothing of them is as long as a client likes.
+pub fn journal_head(out: &mut Vec<u8>, framing: &Framing, shown: &Shown<'_>) {
     let record = shown.record;
-    let (path, query) = shown.path_and_query();
-    let texts: [(&str, &[u8]); 6] = [
-        ("http.request.method", record.method),
-        ("url.path", path),
-        ("url.query", query),
-        ("request.id", record.request_id),
-        ("app", record.app.as_bytes()),
-        ("mark", shown.mark()),
-    ];
-    for (name, value) in texts.into_iter().filter(|(_, value)| !value.is_empty()) {
-        framing.field(out, "", name, |out| put_escaped(out, value));
+    let words: [(&str, &[u8]); 3] =
+        [("app", record.app.as_bytes()), ("http.request.method", record.method), ("request.id", record.request_id)];
+    for (name, value) in words {
+        let value = &value[..value.len().min(LONGEST_WORD)];
+        if !value.is_empty() {
+            framing.field(out, "", name, |out| put_escaped(out, value));
+        }
     }
     let worker = record.worker.map(|worker| ("worker.id", u64::from(worker)));
     let status = [("http.response.status_code", u64::from(record.status)), ("http.response.body.size", record.bytes)];
@@ -502,6 +536,17 @@ pub fn journal(out: &mut Vec<u8>, framing: &Framing, shown: &Shown<'_>) {
         if let Some(micros) = micros {
             framing.field(out, "", name, |out| put_milliseconds(out, micros));
         }
+    }
+}
+
+/// Those behind it, the longest last.
+pub fn journal_texts(out: &mut Vec<u8>, framing: &Framing, shown: &Shown<'_>) {
+    let (path, query) = shown.path_and_query();
+    for (name, value) in [("mark", shown.mark()), ("url.path", path), ("url.query", query)] {
+        if value.is_empty() {
+            continue;
+        }
+        framing.field(out, "", name, |out| put_escaped(out, value));
     }
 }
 
@@ -588,6 +633,27 @@ mod tests {
             (5.0, "B", "5.0 B"),
         ] {
             assert_eq!(text(|out| put_scaled(out, value, unit)), shown, "{value}");
+        }
+    }
+
+    #[test]
+    fn a_host_is_a_name_and_a_port() {
+        for (host, name, port) in [
+            ("Ex.org:80", "Ex.org", Some(80)),
+            ("ex.org", "ex.org", None),
+            ("ex.org:", "ex.org", None),
+            ("[::1]:8080", "::1", Some(8080)),
+            ("[::1]", "::1", None),
+            ("[::1]:x", "[::1]:x", None),
+            ("192.0.2.1:0080", "192.0.2.1", Some(80)),
+            ("ex.org:65536", "ex.org:65536", None),
+            ("ex.org:+1", "ex.org:+1", None),
+            ("::1", "::1", None),
+            ("[redacted]", "[redacted]", None),
+            (":80", "", Some(80)),
+            ("", "", None),
+        ] {
+            assert_eq!(host_and_port(host.as_bytes()), (name.as_bytes(), port), "{host}");
         }
     }
 

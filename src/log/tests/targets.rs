@@ -70,7 +70,7 @@ fn syslog_gets_a_message_for_each_line() {
         ("30", "production_server", me.as_str(), "access"),
         "{message}"
     );
-    assert_eq!(found[1], "2026-11-21T03:45:56.123456Z");
+    assert_eq!(found[1], "2026-11-21T03:45:56.124690Z", "when it ended");
     assert!(found[6].ends_with("GET /x 192.0.2.7 #2"), "{message}");
     let events = EventLogSettings { target, ..EventLogSettings::default() };
     log.configure(&settings(LogTarget::Off, AccessLogFormat::Human), &events).unwrap();
@@ -161,6 +161,30 @@ fn a_syslog_over_udp_that_was_away_misses_no_more_than_that() {
     assert_eq!(log.dropped(), 1, "{}", events.text());
     assert_eq!(events.text().matches("cannot write the log").count(), 1, "{}", events.text());
     assert_eq!(events.text().matches("log lines were dropped").count(), 1, "{}", events.text());
+}
+
+/// A client chooses how long its target is, and has no say in whether its status and its address are known.
+#[test]
+fn a_long_request_costs_an_entry_of_the_journal_none_but_texts() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let socket = listen(&path);
+    for format in ["human", "combined", "json"] {
+        let (log, _) = log_to(LogTarget::Journald(path.clone()), AccessLogFormat::read(format).unwrap());
+        let long = [b'"'; 15_000];
+        let mut access = log.access_log();
+        access.record(&AccessRecord { target: &long, method: &long, request_id: b"abc", ..record() });
+        access.flush();
+        let message = next(&socket);
+        assert!(message.len() <= 64 * 1024 + 1 && message.ends_with('\n'), "{format}: {}", message.len());
+        let lines: Vec<&str> = message.lines().collect();
+        for line in
+            ["HTTP_RESPONSE_STATUS_CODE=200", "CLIENT_ADDRESS=192.0.2.7", "REQUEST_ID=abc", "APP=web", "WORKER_ID=2"]
+        {
+            assert!(lines.contains(&line), "{format}: {line}");
+        }
+        assert!(lines.iter().any(|line| line.starts_with("MESSAGE=")), "{format}");
+    }
 }
 
 #[test]
