@@ -152,6 +152,9 @@ fn the_schema_has_every_key_and_the_ranges_of_its_setter() {
     assert_eq!(at(&format!("{app}/balance/anyOf/0/enum")), &serde_json::json!(["lifo", "round-robin", "least"]));
     assert_eq!(at(&format!("{app}/ready/anyOf/1/properties/timeout/default")), "15s");
     assert_eq!(at("/properties/listen/items/required/0"), "address");
+    // In whatever case, as the server reads them.
+    let sizes = at("/properties/server/properties/max_body/anyOf/0/pattern").as_str().unwrap();
+    assert!(sizes.contains("|[tT]|[tT][iI][bB]|[tT][bB])?|"), "{sizes}");
     assert_eq!(at("/properties/server/properties/max_connections/anyOf/0/minimum"), 1);
     assert_eq!(at("/properties/log/properties/access/anyOf/0/anyOf/1/const"), false);
     let hub = "/properties/hub/additionalProperties/properties";

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 use super::file::expectation;
 use super::places::{self, PLACES, Place, Shape};
 use super::tables::{SHORT, TABLES};
+use super::units::SIZE_UNITS;
 
 /// The schema (draft 2020-12), with an end of line.
 pub fn schema() -> String {
@@ -80,7 +81,9 @@ fn value(place: &Place) -> Value {
         Shape::Switch => vec![json!({ "type": "boolean" }), json!({ "enum": ["on", "off"] })],
         Shape::Count => vec![number(place), text],
         Shape::Duration => vec![json!({ "type": "string", "pattern": DURATION }), json!({ "const": 0 })],
-        Shape::Size => vec![json!({ "type": "string", "pattern": SIZE }), json!({ "type": "integer", "minimum": 0 })],
+        Shape::Size => {
+            vec![json!({ "type": "string", "pattern": size_pattern() }), json!({ "type": "integer", "minimum": 0 })]
+        }
         Shape::List if place.pair.is_some() => {
             let pair = json!({ "type": "object" });
             vec![text.clone(), json!({ "type": "array", "items": { "anyOf": [text, pair] }, "minItems": 1 })]
@@ -116,7 +119,14 @@ fn value(place: &Place) -> Value {
 
 /// With a variable in it any string may be right, so that patterns have a way for them.
 const DURATION: &str = r"^([0-9.]+ *(ms|s|m|min|h)|0|.*\$\{.*|file:.*)$";
-const SIZE: &str = r"^([0-9.]+ *([kKmMgG]([iI]?[bB])?|[bB])?|.*\$\{.*|file:.*)$";
+
+/// What a size may be.
+fn size_pattern() -> String {
+    let any_case =
+        |unit: &str| unit.chars().map(|letter| format!("[{letter}{}]", letter.to_ascii_uppercase())).collect();
+    let units: Vec<String> = SIZE_UNITS.iter().map(|(unit, _)| any_case(unit)).collect();
+    format!(r"^([0-9.]+ *({})?|.*\$\{{.*|file:.*)$", units.join("|"))
+}
 
 /// The range of a whole number.
 fn number(place: &Place) -> Value {

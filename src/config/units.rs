@@ -169,6 +169,23 @@ pub fn show_duration(duration: Duration) -> String {
     if milliseconds == 0 { "0s".to_owned() } else { format!("{milliseconds}ms") }
 }
 
+/// The units of sizes, in any case, and their bytes.
+pub const SIZE_UNITS: [(&str, u64); 13] = [
+    ("b", 1),
+    ("k", 1 << 10),
+    ("kib", 1 << 10),
+    ("kb", 1000),
+    ("m", 1 << 20),
+    ("mib", 1 << 20),
+    ("mb", 1_000_000),
+    ("g", 1 << 30),
+    ("gib", 1 << 30),
+    ("gb", 1_000_000_000),
+    ("t", 1 << 40),
+    ("tib", 1 << 40),
+    ("tb", 1_000_000_000_000),
+];
+
 /// A size in bytes: `64KiB`, `1MiB`, `10MB`, or a plain number of bytes, within a range.
 pub fn size(text: &str, range: RangeInclusive<u64>) -> Result<u64, String> {
     let expected = || {
@@ -180,18 +197,9 @@ pub fn size(text: &str, range: RangeInclusive<u64>) -> Result<u64, String> {
     };
     let split = text.find(|character: char| !character.is_ascii_digit() && character != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
-    let scale: u64 = match unit.trim_start().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "kib" | "k" => 1 << 10,
-        "mib" | "m" => 1 << 20,
-        "gib" | "g" => 1 << 30,
-        "tib" | "t" => 1 << 40,
-        "kb" => 1000,
-        "mb" => 1_000_000,
-        "gb" => 1_000_000_000,
-        "tb" => 1_000_000_000_000,
-        _ => return Err(expected()),
-    };
+    let unit = unit.trim_start();
+    let known = SIZE_UNITS.iter().find(|(known, _)| unit.eq_ignore_ascii_case(known));
+    let scale = if unit.is_empty() { 1 } else { known.ok_or_else(expected)?.1 };
     let bytes = match number.parse::<u64>() {
         Ok(number) => number.checked_mul(scale).ok_or_else(expected)?,
         Err(_) => {
