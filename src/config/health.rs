@@ -93,7 +93,7 @@ pub(super) const KEYS: &[Key] = &[
 ];
 
 const CHECK_HELP: &str = "A path that each worker or upstream is asked for now and then; a worker that fails is replaced, an \
-    upstream gets no requests until it passes";
+    upstream gets no requests until it passes, unless none does";
 
 const INTERVAL_HELP: &str = "From the end of one such check to the next, a little longer by chance";
 
