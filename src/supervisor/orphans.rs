@@ -138,8 +138,33 @@ fn children() -> Vec<u32> {
 }
 
 fn command(process: u32) -> String {
-    let line = fs::read(Path::new("/proc").join(process.to_string()).join("cmdline")).unwrap_or_default();
-    let words: Vec<String> =
-        line.split(|byte| *byte == 0).take(4).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-    words.join(" ").trim_end().to_owned()
+    shown(&fs::read(Path::new("/proc").join(process.to_string()).join("cmdline")).unwrap_or_default())
+}
+
+/// A program and, where it comes first, what it is to run; options and what stands behind them may be secrets. `line` is as in proc_pid_cmdline(5).
+fn shown(line: &[u8]) -> String {
+    let mut words = line.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+    let program = words.next().unwrap_or_default().into_owned();
+    match words.next().filter(|word| !word.is_empty() && !word.starts_with('-')) {
+        Some(first) => format!("{program} {first}"),
+        None => program,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_command_no_options_are_told() {
+        for (line, told) in [
+            (&b"node\0server.js\0--password=secret\0"[..], "node server.js"),
+            (b"./app\0--password\0secret\0", "./app"),
+            (b"sh\0-c\0exec secret\0", "sh"),
+            (b"nginx: worker process\0\0\0", "nginx: worker process"),
+            (b"", ""),
+        ] {
+            assert_eq!(shown(line), told);
+        }
+    }
 }
