@@ -145,6 +145,8 @@ pub struct Way {
     pub compress: Option<Arc<Compressing>>,
     /// By which number the loops count for its requests ([`Metrics::series`]).
     pub series: u16,
+    /// Whose these requests are, as access lines say it; `None`: no app's.
+    pub app: Option<Arc<str>>,
     /// Who gets in; `None`: all.
     pub guard: Option<Guard>,
 }
@@ -322,6 +324,7 @@ impl Way {
             response,
             compress,
             series: metrics.series(app.map(|app| app.count), &label),
+            app: app.map(|app| app.settings.name.as_str().into()),
             guard,
         }
     }

@@ -14,6 +14,7 @@ on_every_backend! {
     what_an_app_says_for_the_log_stays_here
     a_log_that_nobody_reads_holds_no_request_up
     the_time_of_a_line_is_when_its_request_came
+    the_app_of_a_line_is_the_one_that_the_request_is_counted_for
 }
 
 fn lines(path: &Path) -> Vec<serde_json::Value> {
@@ -113,4 +114,73 @@ fn a_log_that_nobody_reads_holds_no_request_up(backend: &str) {
     let written = reader.join().unwrap();
     assert!((1..sent).contains(&written), "{written} of {sent}");
     until("it is said how many were lost", || server.has_said("log lines were dropped"));
+}
+
+const SITE: &str = r#"
+[server]
+timeouts = { header = "300ms" }
+[apps.first]
+upstream = "WORKER"
+[apps.second]
+upstream = "WORKER"
+[hub.talk]
+[[routes]]
+match.path = "/first"
+app = "first"
+[[routes]]
+match.path = "/files/*"
+static = { root = "FOLDER", prefix = "/files" }
+[[routes]]
+match.path = "/denied"
+app = "second"
+deny = ["127.0.0.1"]
+[[routes]]
+match.path = "/fixed"
+respond = "fixed"
+[[routes]]
+app = "second"
+"#;
+
+/// Whoever answers it: the app, the loop in the place of one, or the server for itself.
+fn the_app_of_a_line_is_the_one_that_the_request_is_counted_for(backend: &str) {
+    let (folder, worker) = (folder(), Worker::saying("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"));
+    let place = |name: &str| folder.path().join(name).display().to_string();
+    let site = SITE.replace("WORKER", &worker.url).replace("FOLDER", folder.path().to_str().unwrap());
+    std::fs::write(place("site.toml"), site).unwrap();
+    std::fs::write(place("file"), "x".repeat(100)).unwrap();
+    let log = folder.path().join("access.log");
+    let server = Server::start(backend, &["-f", &place("site.toml"), "--access-log", log.to_str().unwrap()]);
+    let asked = [
+        ("GET /livez", "", 200, ""),
+        ("GET /server", "", 200, ""),
+        ("POST /api/v1/notify?topic=a", "Content-Length: 1\r\n", 202, ""),
+        ("GET /first", "", 200, "first"),
+        ("GET /other", "", 200, "second"),
+        ("GET /files/file", "", 200, "static files"),
+        ("GET /files/file", "Range: bytes=0-1\r\n", 206, "static files"),
+        ("GET /files/file", "If-Modified-Since: Fri, 01 Jan 2100 00:00:00 GMT\r\n", 304, "static files"),
+        ("GET /denied", "", 403, "second"),
+        ("GET /fixed", "", 200, ""),
+    ];
+    for (request, fields, status, _) in asked {
+        let body = if fields.starts_with("Content-Length") { "x" } else { "" };
+        let mut client = server.client();
+        client.send(format!("{request} HTTP/1.1\r\nHost: localhost\r\n{fields}\r\n{body}"));
+        assert_eq!(client.answer().status, status, "{request}");
+    }
+    let mut late = server.client();
+    late.send("GET /late HT");
+    assert_eq!(late.answer().status, 408);
+    until("the lines are written", || lines(&log).len() > asked.len());
+    let lines = lines(&log);
+    for ((request, _, status, app), line) in asked.iter().zip(&lines) {
+        assert_eq!(line["http.response.status_code"], *status, "{request}: {line}");
+        assert_eq!(line["app"].as_str().unwrap_or_default(), *app, "{request}: {line}");
+    }
+    let line = &lines[asked.len()];
+    assert_eq!(
+        (&line["http.response.status_code"], line["duration_ms"].as_f64()),
+        (&408.into(), Some(300.0)),
+        "{line}"
+    );
 }

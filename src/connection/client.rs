@@ -305,7 +305,7 @@ impl<B: Backend> Loop<B> {
         match started {
             // Its request is answered: a second answer would be taken for that of the next one.
             _ if skips => self.close_client(sock, How::Flushed),
-            true => self.refuse(sock, 408, "the request did not arrive in time"),
+            true => self.refuse_late(sock),
             false => self.close_answered(sock),
         }
     }

@@ -4,17 +4,17 @@
 //! Pipelined requests that the loop answers itself are all read in one go, and their answers leave in one gathered write. A
 //! refusal closes the connection, and nothing behind it is ever read as a request.
 
+use std::time::Duration;
+
 use crate::backends::{Backend, How, Sock};
 use crate::buffers::block::Block;
+use crate::http::Framing;
 use crate::http::head::{self, Request};
 use crate::http::http1::Http1;
 use crate::http::reader::RequestBody;
-use crate::http::reply::{self, Reply};
-use crate::http::{Framing, body_len};
-use crate::metrics::series::OWN;
 
 use super::{State, Stream};
-use crate::event_loop::{Asked, Gate, Loop, Route, Task, Written};
+use crate::event_loop::{Answered, Asked, Gate, Loop, Route, Task, Written};
 
 /// What became of a look at the input.
 enum Step {
@@ -137,7 +137,7 @@ impl<B: Backend> Loop<B> {
         if self.apps.routes.is_guarded {
             match self.gate(sock, route, &input, request) {
                 Gate::Open => {}
-                Gate::Shut(written) => return self.answer_here(sock, input, request, written),
+                Gate::Shut(written) => return self.answer_here(sock, route, input, request, written),
                 Gate::Later(pass, after) => {
                     self.put_aside(sock, input, pass, after);
                     return Step::Stop;
@@ -179,7 +179,7 @@ impl<B: Backend> Loop<B> {
             route => self.write_own(route, &input, request),
         };
         match written {
-            Some(written) => self.answer_here(sock, input, request, written),
+            Some(written) => self.answer_here(sock, route, input, request, written),
             None => Step::Stop,
         }
     }
@@ -192,12 +192,14 @@ impl<B: Backend> Loop<B> {
 
     /// Sends an answer of the loop itself: then the next request, once the body of this one is out of the way.
     #[inline(always)]
-    fn answer_here(&mut self, sock: Sock, mut input: Block, request: &Request, written: Written) -> Step {
+    fn answer_here(&mut self, sock: Sock, route: Route, mut input: Block, request: &Request, written: Written) -> Step {
         self.become_state(sock, State::WritingResponse);
         self.send_head(sock, written.head_and_body);
         if self.access.enabled() {
             let head = &input[request.method_span.start as usize..request.len];
-            self.log_answer(sock, head, self.heads.fields.shown_of(&input), written.status, written.bytes);
+            let Written { status, bytes, .. } = written;
+            let answered = Answered { series: self.apps.routes.series(route), status, bytes, after: Duration::ZERO };
+            self.log_answer(sock, head, self.heads.fields.shown_of(&input), &answered);
         }
         input.advance(request.len);
         if !self.keeps_alive(request) {
@@ -239,29 +241,5 @@ impl<B: Backend> Loop<B> {
                 }
             }
         }
-    }
-
-    /// Answers with an error and closes, lingering, so that a client that is still sending reads the refusal.
-    pub fn refuse(&mut self, sock: Sock, status: u16, detail: &str) {
-        self.count().requests.add(1);
-        self.refuse_head(sock, (status, detail), b"", b"");
-    }
-
-    /// [`Loop::refuse`] of a request that was understood: it stands in the access log with its head.
-    pub fn refuse_head(&mut self, sock: Sock, (status, detail): (u16, &str), accept: &[u8], head: &[u8]) {
-        self.count().errors.add(1);
-        self.count().of_series(OWN).ended(status);
-        let reply = Reply { format: reply::negotiate(accept), ..Reply::new(status, detail, &self.time.day.date) };
-        let reply = Reply { page: self.apps.page(&reply, None), ..reply };
-        let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
-        let bytes = body_len(&piece) as u64;
-        if let Some(client) = self.table.client(sock)
-            && client.state == State::ReadingRequest
-        {
-            self.become_state(sock, State::WritingResponse);
-        }
-        self.send_head(sock, piece);
-        self.log_answer(sock, head, None, status, bytes);
-        self.close_client(sock, How::Flushed);
     }
 }

@@ -16,6 +16,18 @@ use crate::metrics::series::AppCounters;
 use super::Loop;
 use super::front::access_record;
 
+/// What became of a request that no exchange carries.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Answered {
+    /// By which number it is counted.
+    pub series: u16,
+    pub status: u16,
+    /// Of the body.
+    pub bytes: u64,
+    /// Since its first byte; zero where it was answered in the turn in which that came.
+    pub after: Duration,
+}
+
 /// The status in the access line of a request whose client left before it was answered, as nginx has it.
 pub(super) const CLIENT_LEFT: u16 = 499;
 
@@ -72,7 +84,7 @@ impl<B: Backend> Loop<B> {
                 queue_us: times.granted.map(|_| waited.as_micros() as u64),
                 upstream_us: times.granted.map(|granted| (end - granted) / 1000),
             },
-            app: &exchange.app.settings.name,
+            app: self.apps.shown_app(exchange.series),
             note: exchange.answer.note.as_deref(),
             worker: seat.map(|seat| seat.target.number),
             request_id: self.accepting.id(key, &exchange.request.id),
@@ -88,14 +100,22 @@ impl<B: Backend> Loop<B> {
 
     /// Writes the access line of a request that no exchange carries. `head` is empty where none was understood; `shown` is what of it the
     /// line shows, where that is known.
-    pub fn log_answer(&mut self, sock: Sock, head: &[u8], shown: Option<[&[u8]; 3]>, status: u16, bytes: u64) {
+    pub fn log_answer(&mut self, sock: Sock, head: &[u8], shown: Option<[&[u8]; 3]>, answered: &Answered) {
         if self.access.enabled()
             && let Some(client) = self.table.client(sock)
         {
             let told = self.heads.origin.trusted && !head.is_empty();
             let address = if told { self.heads.origin.client } else { client.arrival.peer.address() };
-            let record = access_record(head, client.http.version, address, self.time.day.micros(self.time.nanos()));
-            self.access.record(&AccessRecord { status, bytes, shown, ..record });
+            let began = self.time.nanos().saturating_sub(nanos(answered.after));
+            let record = access_record(head, client.http.version, address, self.time.day.micros(began));
+            self.access.record(&AccessRecord {
+                status: answered.status,
+                bytes: answered.bytes,
+                took: Took { duration_us: answered.after.as_micros() as u64, ..Took::default() },
+                app: self.apps.shown_app(answered.series),
+                shown,
+                ..record
+            });
         }
     }
 }

@@ -31,6 +31,8 @@ pub(crate) struct Apps {
     pub files: KnownFiles,
     /// What compresses answers.
     pub contexts: Contexts,
+    /// Whose requests are counted by each series, as access lines say it, of series of earlier configurations, too.
+    shown: Vec<Option<Arc<str>>>,
     /// By their ids.
     entries: Vec<Option<Entry>>,
     /// Exchanges that have ended while a grant was on its way to them, each with its app, to whose dispatch it goes back.
@@ -67,6 +69,7 @@ impl Apps {
             settings,
             files: KnownFiles::default(),
             contexts: Contexts::default(),
+            shown: Vec::new(),
             entries: Vec::new(),
             late: Vec::new(),
             changing: false,
@@ -86,6 +89,12 @@ impl Apps {
     pub fn page<'a>(&'a self, reply: &Reply<'_>, edits: Option<&'a Edits>) -> Option<&'a ErrorPage> {
         let fits = |page: &&ErrorPage| page.status == reply.status && (reply.format != Format::Json || page.is_json());
         edits.map_or(&[][..], Edits::pages).iter().chain(&self.settings.error_pages).find(fits)
+    }
+
+    /// The name of the app whose requests that series counts, for their access lines; empty where they are no app's.
+    #[inline]
+    pub fn shown_app(&self, series: u16) -> &str {
+        self.shown.get(usize::from(series)).and_then(Option::as_deref).unwrap_or_default()
     }
 
     /// Some app that is configured.
@@ -163,6 +172,12 @@ impl Apps {
             if let To::Hub(_, served) = &way.to {
                 served.configure();
             }
+            let series = usize::from(way.series);
+            if self.shown.len() <= series {
+                self.shown.resize(series + 1, None);
+            }
+            // A series is of one app for ever.
+            self.shown[series] = self.shown[series].take().or_else(|| way.app.clone());
         }
         let was_guarded = self.routes.is_guarded;
         self.routes = Routes::new(table, |id| self.get(id));

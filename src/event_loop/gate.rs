@@ -426,6 +426,7 @@ impl<B: Backend> Loop<B> {
             ..Reply::new(refusal.status, refusal.detail, &self.time.day.date)
         };
         self.count().requests.add(1);
+        self.count().errors.add(1);
         let edits = self.heads.route.and_then(|route| self.apps.routes.response(route));
         let reply = Reply { page: self.apps.page(&reply, edits.as_deref()), ..reply };
         let head_and_body = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));

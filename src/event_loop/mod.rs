@@ -41,6 +41,7 @@ mod secure;
 mod spool;
 mod spooled_body;
 
+pub(crate) use account::Answered;
 pub use admission::Admission;
 pub(crate) use admission::{ADMIN_PLACES, Accepting, Listener};
 pub(crate) use apps::{Apps, Seat};

@@ -5,23 +5,27 @@
 use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::apps::{self, App, AppTable, Guard, Served, To, Way};
-use crate::backends::{Backend, Sock};
+use crate::backends::{Backend, How, Sock};
 use crate::buffers::block::{Block, SMALL, Scratch, Writer};
+use crate::buffers::wheel::nanos;
 use crate::config::route::Piece;
 use crate::config::{Compressing, HTTPS, Internal, Settings};
+use crate::connection::State;
 use crate::dispatch::AppId;
 use crate::files::Site;
-use crate::http::Method;
 use crate::http::head::Request;
 use crate::http::reply::{self, Direct, Reply};
 use crate::http::route::{Edits, host_of, location};
+use crate::http::{Method, body_len};
 use crate::mailbox::desk::Document;
 use crate::metrics::series::OWN;
 use crate::tls;
 
 use super::Loop;
+use super::account::Answered;
 use super::inside::may_be_inside;
 
 /// What is said where no route takes a request. The connection goes on, for its next request may find one.
@@ -250,6 +254,11 @@ impl Routes {
         Some((route.guard.clone()?, route.series))
     }
 
+    /// By which number a request is counted that the loop answers itself.
+    pub fn series(&self, route: Route) -> u16 {
+        route.number().map_or(OWN, |number| self.get(number).series)
+    }
+
     /// What becomes of an answer, as far as its route says so.
     pub fn response(&self, route: Route) -> Option<Rc<Edits>> {
         self.get(route.number()?).response.clone()
@@ -391,5 +400,49 @@ impl<B: Backend> Loop<B> {
                 Some((Direct::with(404, &format!("Content-Type: {media_type}\r\n"), text), OWN))
             }
         }
+    }
+
+    /// Answers with an error and closes, lingering, so that a client that is still sending reads the refusal.
+    pub fn refuse(&mut self, sock: Sock, status: u16, detail: &str) {
+        self.count().requests.add(1);
+        self.refuse_head(sock, (status, detail), b"", b"");
+    }
+
+    /// [`Loop::refuse`] of a request that was understood: it stands in the access log with its head.
+    pub fn refuse_head(&mut self, sock: Sock, refusal: (u16, &str), accept: &[u8], head: &[u8]) {
+        self.refuse_after(sock, refusal, Duration::ZERO, (accept, head));
+    }
+
+    /// [`Loop::refuse`] of a head that did not come to its end: that clock runs from its first byte on.
+    #[cold]
+    pub fn refuse_late(&mut self, sock: Sock) {
+        self.count().requests.add(1);
+        let (refusal, after) = ((408, "the request did not arrive in time"), self.apps.settings.timeouts.header);
+        self.refuse_after(sock, refusal, after, (b"", b""));
+    }
+
+    fn refuse_after(
+        &mut self,
+        sock: Sock,
+        (status, detail): (u16, &str),
+        after: Duration,
+        (accept, head): (&[u8], &[u8]),
+    ) {
+        self.count().errors.add(1);
+        let series = self.count().of_series(OWN);
+        series.ended(status);
+        series.took.record(nanos(after));
+        let reply = Reply { format: reply::negotiate(accept), ..Reply::new(status, detail, &self.time.day.date) };
+        let reply = Reply { page: self.apps.page(&reply, None), ..reply };
+        let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
+        let bytes = body_len(&piece) as u64;
+        if let Some(client) = self.table.client(sock)
+            && client.state == State::ReadingRequest
+        {
+            self.become_state(sock, State::WritingResponse);
+        }
+        self.send_head(sock, piece);
+        self.log_answer(sock, head, None, &Answered { series: OWN, status, bytes, after });
+        self.close_client(sock, How::Flushed);
     }
 }

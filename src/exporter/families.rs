@@ -69,7 +69,7 @@ const REQUESTS: &[Family] = &[
         "http_server_request_duration_seconds",
         Kind::Histogram,
         &["app", "route"],
-        "From a request's first byte to the last of its answer. Without event streams, tunnels, requests that listen to hubs, and those whose client left.",
+        "From a request's first byte to the last of its answer. Without event streams, tunnels, requests that listen to hubs, those whose client left, and those that no app got and no route answered.",
         |sample, points| {
             each_series(sample, |app, route, index| {
                 if index != OWN {

@@ -139,6 +139,8 @@ pub struct SeriesCounters {
     statuses: [Counter; STATUSES],
     /// Requests that the loop answered with 200 in the turn in which it read them: one number says all of them.
     pub direct: Counter,
+    /// The same with any other status, which are counted by their statuses as well.
+    direct_others: Counter,
     /// Requests that got a worker without waiting.
     pub at_once: Counter,
     /// How long requests took, but for event streams, tunnels, and those whose client left.
@@ -150,6 +152,7 @@ impl Default for SeriesCounters {
         SeriesCounters {
             statuses: [const { Counter::new() }; STATUSES],
             direct: Counter::new(),
+            direct_others: Counter::new(),
             at_once: Counter::new(),
             took: Histogram::default(),
         }
@@ -166,7 +169,11 @@ impl SeriesCounters {
     /// The loop has answered a request itself, in the turn in which it read it.
     #[inline]
     pub fn answered_here(&self, status: u16) {
-        if status == 200 { self.direct.add(1) } else { self.ended(status) }
+        if status == 200 {
+            return self.direct.add(1);
+        }
+        self.ended(status);
+        self.direct_others.add(1);
     }
 
     /// How many requests ended with each status, where any did.
@@ -182,7 +189,7 @@ impl SeriesCounters {
     /// Adds how long its requests took.
     pub fn add_took(&self, sum: &mut Latencies) {
         sum.add(&self.took);
-        sum.add_at_once(self.direct.value());
+        sum.add_at_once(self.direct.value() + self.direct_others.value());
     }
 
     /// Counts on from there. Only the owner's thread may call it.
@@ -285,6 +292,20 @@ mod tests {
         let names = register.names();
         assert_eq!((names.apps.len(), names.apps[MOST_APPS - 1].as_str()), (MOST_APPS, "others"));
         assert_eq!(names.series[2], SeriesName { app: Some(web), route: "/api/*".to_owned() });
+    }
+
+    #[test]
+    fn whatever_the_loop_answers_at_once_has_its_status_and_no_time() {
+        let row = SeriesCounters::default();
+        [200, 200, 204, 403, 503].into_iter().for_each(|status| row.answered_here(status));
+        // One that listens, and one that took a while.
+        row.ended(101);
+        row.ended(502);
+        row.took.record(7_000_000);
+        assert_eq!(row.statuses().collect::<Vec<_>>(), [(101, 1), (200, 2), (204, 1), (403, 1), (502, 1), (503, 1)]);
+        let mut took = Latencies::default();
+        row.add_took(&mut took);
+        assert_eq!((took.count(), took.at_most()[0]), (6, 5));
     }
 
     #[test]

@@ -392,7 +392,8 @@ respond = "outside"
     ] {
         assert_eq!(ask(path, address), status, "{path} {address}");
     }
-    assert_eq!(site.server.status()["denied"], 4);
+    let status = site.server.status();
+    assert_eq!((&status["denied"], &status["errors"]), (&4.into(), &4.into()));
 }
 
 fn a_listener_says_itself_whose_requests_are_taken(backend: &str) {

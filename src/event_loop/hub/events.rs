@@ -39,7 +39,7 @@ use super::listen::{No, Wish};
 use super::socket::code;
 use super::{Cursor, Loop, Subscriber, Transport, framed};
 use crate::event_loop::Task;
-use crate::event_loop::account::CLIENT_LEFT;
+use crate::event_loop::account::{Answered, CLIENT_LEFT};
 use crate::event_loop::forward::{is_whole, passes_to_another};
 use crate::log::Level;
 
@@ -264,7 +264,7 @@ impl<B: Backend> Loop<B> {
         let close = self.event(sock, &served, series, &talk, "", &Occasion::Close(code::ABNORMAL), b"");
         let close = close.map(|(close, _)| close);
         self.count().of_series(series).ended(CLIENT_LEFT);
-        self.log_answer(sock, &head, None, CLIENT_LEFT, 0);
+        self.log_answer(sock, &head, None, &Answered { series, status: CLIENT_LEFT, ..Answered::default() });
         if let Some(client) = self.table.client(sock) {
             client.exchange = Key::NONE;
         }
@@ -476,8 +476,9 @@ impl<B: Backend> Loop<B> {
         };
         match opened {
             Ok((status, acts)) => {
-                self.count().of_series(series).answered_here(status);
-                self.log_answer(sock, &head, None, status, 0);
+                // How long it listens is nobody's latency.
+                self.count().of_series(series).ended(status);
+                self.log_answer(sock, &head, None, &Answered { series, status, ..Answered::default() });
                 Some(acts)
             }
             Err(No(status, reason)) => {

@@ -20,7 +20,7 @@ use crate::mailbox::{self, desk};
 
 use super::listen::{No, Wish, query_of};
 use super::{Loop, Transport};
-use crate::event_loop::{Leads, LoopRoute, Written};
+use crate::event_loop::{Answered, Leads, LoopRoute, Written};
 
 /// Bytes of a notice beside its message: names, the id, escapes of JSON.
 const AROUND: u64 = 16 * 1024;
@@ -89,7 +89,8 @@ impl<B: Backend> Loop<B> {
                 // How long it listens is nobody's latency.
                 self.counters.of_series(series).ended(status);
                 let head = &input[request.method_span.start as usize..request.len];
-                self.log_answer(sock, head, self.heads.fields.shown_of(input), status, 0);
+                let answered = Answered { series, status, ..Answered::default() };
+                self.log_answer(sock, head, self.heads.fields.shown_of(input), &answered);
                 Asked::Listens
             }
             Err(direct) => {
