@@ -439,10 +439,12 @@ pub struct Work {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Before {
-    /// How often its place was filled again after the process there had ended unasked.
+    /// How often its place was filled again, for whatever reason.
     pub restarts: u64,
     /// Requests that the workers before it in its place were given and that ran.
     pub requests_before: u64,
+    /// Health checks that have failed there, this worker's included.
+    pub failed_checks: u64,
     /// Why the process before this one in its place ended; `null` when there was none.
     pub last_exit: Option<String>,
 }
@@ -453,7 +455,7 @@ pub struct Before {
 pub struct Health {
     /// Whether it is well: it has not failed as often in a row as is too often.
     pub healthy: bool,
-    /// Checks that failed since it is asked.
+    /// Checks that it has failed since it is asked.
     pub failures: u64,
     /// What was wrong the last time; `null` when nothing was.
     pub reason: Option<String>,
@@ -545,6 +547,11 @@ impl Status {
     }
 }
 
+#[cfg(test)]
+fn sample_before() -> Before {
+    Before { restarts: 2, failed_checks: 3, last_exit: Some("recycle: 10000 requests".to_owned()), ..Before::default() }
+}
+
 /// A document with something of everything, for tests.
 #[cfg(test)]
 pub(crate) fn sample() -> Status {
@@ -557,7 +564,7 @@ pub(crate) fn sample() -> Status {
         socket: "/run/production_server/run-1/web.G3.1.7.sock".to_owned(),
         uptime_seconds: Some(123.4),
         work: Work { requests: 60_000, in_flight: 1, tunnels: 0 },
-        before: Before { restarts: 2, requests_before: 0, last_exit: Some("recycle: 10000 requests".to_owned()) },
+        before: sample_before(),
         memory_bytes: Some(26_214_400),
         ..Worker::default()
     };
@@ -669,7 +676,7 @@ mod tests {
         #[rustfmt::skip]
         let of_worker = vec![
             "id", "pid", "generation", "state", "joined", "name", "socket", "uptime_seconds", "restarts", "requests", "requests_before", "in_flight",
-            "tunnels", "reloads", "memory_bytes", "health", "ejections", "last_exit", "status_text",
+            "tunnels", "reloads", "memory_bytes", "health", "failed_checks", "ejections", "last_exit", "status_text",
         ];
         assert_eq!(keys(&app["workers"][0]), sorted(of_worker));
         assert!(app["workers"][1]["pid"].is_null());

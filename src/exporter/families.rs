@@ -629,7 +629,7 @@ const WORKERS: &[Family] = &[
     counter(
         "production_server_worker_restarts_total",
         &["app", "worker"],
-        "How often a place was filled again after the process there had ended unasked.",
+        "How often a place was filled again, for whatever reason.",
         |sample, points| each_place(sample, points, MOST, |worker| Some(worker.before.restarts)),
     ),
     gauge(
@@ -650,13 +650,18 @@ const WORKERS: &[Family] = &[
         "production_server_worker_health_check_failures_total",
         &["app", "worker"],
         "Health checks that the worker of a place, or an upstream, has failed.",
-        |sample, points| each_place(sample, points, SUM, |worker| Some(worker.health.as_ref()?.failures)),
+        |sample, points| {
+            each_place(sample, points, MOST, |worker| {
+                let failed = worker.before.failed_checks;
+                (worker.health.is_some() || failed > 0).then_some(failed)
+            });
+        },
     ),
     counter(
         "production_server_upstream_ejections_total",
         &["app", "worker"],
         "How often an upstream got no requests for a while because it had failed too often.",
-        |sample, points| each_place(sample, points, SUM, |worker| worker.ejections),
+        |sample, points| each_place(sample, points, MOST, |worker| worker.ejections),
     ),
 ];
 

@@ -24,7 +24,7 @@ mod tests;
 
 use std::time::Duration;
 
-use crate::control::status::{App, Status};
+use crate::control::status::{App, Status, Worker};
 use crate::metrics::Metrics;
 use crate::metrics::latency::Latencies;
 
@@ -166,9 +166,13 @@ fn add(app: &mut App, older: App) {
     app.lives.add(&older.lives);
     // Of those in one place the one with the most counts for all.
     for worker in &mut app.workers {
-        let before =
-            older.workers.iter().filter(|older| older.id == worker.id).map(|older| older.before.requests_before).max();
-        worker.before.requests_before += before.unwrap_or(0);
+        let in_its_place = || older.workers.iter().filter(|older| older.id == worker.id);
+        let most = |read: fn(&Worker) -> u64| in_its_place().map(read).max().unwrap_or(0);
+        worker.before.requests_before += most(|older| older.before.requests_before);
+        worker.before.restarts += most(|older| older.before.restarts);
+        worker.before.failed_checks += most(|older| older.before.failed_checks);
+        let ejections = most(|older| older.ejections.unwrap_or(0));
+        worker.ejections = worker.ejections.map(|own| own + ejections);
     }
     app.workers.extend(older.workers);
 }

@@ -27,6 +27,12 @@ pub struct Record {
     pub lives: Lives,
     /// Requests by the number of the place whose workers had them.
     pub places: BTreeMap<u32, u64>,
+    /// How often each place was filled again.
+    pub restarts: BTreeMap<u32, u64>,
+    /// Health checks that the workers of each place have failed.
+    pub failed_checks: BTreeMap<u32, u64>,
+    /// How often the upstream of each place was left out for failing.
+    pub ejections: BTreeMap<u32, u64>,
 }
 
 impl Lives {
@@ -43,6 +49,14 @@ impl Record {
     /// Adds what was counted elsewhere.
     pub fn add(&mut self, other: &Record) {
         self.lives.add(&other.lives);
-        other.places.iter().for_each(|(place, count)| *self.places.entry(*place).or_default() += count);
+        let both = [
+            (&mut self.places, &other.places),
+            (&mut self.restarts, &other.restarts),
+            (&mut self.failed_checks, &other.failed_checks),
+            (&mut self.ejections, &other.ejections),
+        ];
+        for (own, other) in both {
+            other.iter().for_each(|(place, count)| *own.entry(*place).or_default() += count);
+        }
     }
 }

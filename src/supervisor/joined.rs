@@ -126,7 +126,9 @@ impl Unit {
         }
         let worker = self.processes.joined.swap_remove(position);
         self.processes.context.postboxes.broadcast(|| Message::Retire(self.processes.id, worker.id));
+        let served = self.processes.served(worker.id);
         self.processes.dispatch.remove(worker.id, now);
+        self.processes.keep_served(served);
         true
     }
 }

@@ -518,8 +518,13 @@ impl Supervisor {
 
     /// Forgets apps that have left, and tells those who wait for them.
     fn let_go_of_units(&mut self) {
-        let Some(position) = self.units.iter().position(Unit::has_left) else { return };
-        let mut unit = self.units.remove(position);
+        while let Some(position) = self.units.iter().position(Unit::has_left) {
+            let unit = self.units.remove(position);
+            self.let_go_of(unit);
+        }
+    }
+
+    fn let_go_of(&mut self, mut unit: Unit) {
         unit.processes.events.emit(Level::Info, "app-removed", "the app is gone", &[]);
         let other = self.units.iter_mut().find(|other| other.name() == unit.name());
         if let Some(other) = other {

@@ -196,6 +196,19 @@ impl Processes {
         ours.or_else(|| self.joined.iter().find(|worker| worker.id == id).map(|worker| worker.name))
     }
 
+    /// The place of a worker that the dispatch knows, and the requests that it was given there and that ran.
+    pub fn served(&self, id: WorkerId) -> Option<(u32, u64)> {
+        let known = self.dispatch.snapshot();
+        known.worker(id).map(|worker| (worker.target.number, worker.served))
+    }
+
+    /// Those stay counted when the worker is forgotten.
+    pub fn keep_served(&mut self, served: Option<(u32, u64)>) {
+        if let Some((place, requests)) = served {
+            self.tally.served(place, requests);
+        }
+    }
+
     /// Sends a signal to a worker's first process alone: what it started may not know it.
     pub fn signal_leader(&self, name: Name, signal: i32) {
         if let Some(process) = self.process(name) {

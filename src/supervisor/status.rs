@@ -339,7 +339,9 @@ impl Unit {
     fn record(&self) -> Record {
         let mut record = self.processes.tally.all();
         // Those of workers that are gone are in it, though the dispatch may remember them for a while.
-        let is_there = |worker: &WorkerSnapshot| self.processes.name(worker.id).is_some() || !worker.target.supervised;
+        let is_there = |worker: &WorkerSnapshot| {
+            self.processes.name(worker.id).is_some() || self.upstreams.known().any(|id| id == worker.id)
+        };
         for worker in self.processes.dispatch.snapshot().workers.iter().filter(|worker| is_there(worker)) {
             *record.places.entry(worker.target.number).or_default() += worker.served;
         }
@@ -431,7 +433,7 @@ impl Unit {
         }
         workers.sort_by_key(|worker| (worker.id, worker.generation));
         workers.extend(self.fleet.joined().iter().map(|joined| self.status_of_joined(joined, snapshot, now)));
-        let upstream = |worker: &&WorkerSnapshot| self.processes.name(worker.id).is_none() && !worker.target.supervised;
+        let upstream = |worker: &&WorkerSnapshot| self.upstreams.known().any(|id| id == worker.id);
         workers.extend(snapshot.workers.iter().filter(upstream).map(|worker| self.status_of_upstream(worker)));
         workers
     }
@@ -440,32 +442,36 @@ impl Unit {
     fn before(&self, number: u32) -> status::Before {
         let place = self.fleet.places().iter().find(|place| place.number == number);
         status::Before {
-            restarts: place.map_or(0, |place| u64::from(place.restarts())),
+            restarts: self.processes.tally.restarts(number),
             requests_before: self.processes.tally.requests_before(number),
+            failed_checks: self.processes.tally.failed_checks(number),
             last_exit: place.and_then(|place| place.last_exit.clone()),
         }
     }
 
     /// The same of one that is not ours, and has no place in the fleet.
     fn before_of_others(&self, worker: Option<&WorkerSnapshot>) -> status::Before {
-        let requests_before = worker.map_or(0, |worker| self.processes.tally.requests_before(worker.target.number));
-        status::Before { requests_before, ..status::Before::default() }
+        worker.map_or_else(status::Before::default, |worker| status::Before {
+            requests_before: self.processes.tally.requests_before(worker.target.number),
+            failed_checks: self.processes.tally.failed_checks(worker.target.number),
+            ..status::Before::default()
+        })
     }
 
     fn status_of_upstream(&self, worker: &WorkerSnapshot) -> status::Worker {
-        let known = self.upstreams.standing(worker.id);
+        let ejected = self.upstreams.is_ejected(worker.id);
         status::Worker {
             id: worker.target.number,
             before: self.before_of_others(Some(worker)),
-            state: match (worker.standing, known) {
-                (_, Some((true, _))) => WorkerState::Ejected,
+            state: match (worker.standing, ejected) {
+                (_, Some(true)) => WorkerState::Ejected,
                 (Standing::Ready, _) => WorkerState::Running,
                 _ => WorkerState::Starting,
             },
             name: worker.target.label.clone(),
             socket: worker.target.label.clone(),
             health: self.checks.health(worker.id),
-            ejections: known.map(|(_, ejections)| ejections),
+            ejections: Some(self.processes.tally.ejections(worker.target.number)),
             work: counted(Some(worker)),
             ..status::Worker::default()
         }

@@ -1,4 +1,6 @@
-//! What is counted of workers' lives: starts, ends by reason, and the requests of those that are gone.
+//! What is counted of workers' lives: starts, ends by reason, and by place what is to be told on of those that are gone: it only grows.
+
+use std::collections::BTreeMap;
 
 use crate::fleet::Ending;
 use crate::metrics::lives::{Lives, Record};
@@ -36,7 +38,9 @@ impl Tally {
     /// A worker was started in that place.
     pub fn started(&mut self, place: u32) {
         self.own.lives.starts += 1;
-        self.own.lives.replaced += u64::from(self.own.places.contains_key(&place));
+        let again = u64::from(self.own.places.contains_key(&place));
+        self.own.lives.replaced += again;
+        *self.own.restarts.entry(place).or_default() += again;
         self.own.places.entry(place).or_default();
     }
 
@@ -44,7 +48,22 @@ impl Tally {
     pub fn ended(&mut self, place: u32, ending: Option<Ending>, crash: bool, requests: u64) {
         *self.own.lives.exits.entry(reason(ending, crash).to_owned()).or_default() += 1;
         self.own.lives.crashes += u64::from(crash);
+        self.served(place, requests);
+    }
+
+    /// One that had that place is forgotten, and had requests that ran.
+    pub fn served(&mut self, place: u32, requests: u64) {
         *self.own.places.entry(place).or_default() += requests;
+    }
+
+    /// The worker or the upstream of that place has failed a health check.
+    pub fn failed_check(&mut self, place: u32) {
+        *self.own.failed_checks.entry(place).or_default() += 1;
+    }
+
+    /// The upstream of that place is left out for failing.
+    pub fn ejected(&mut self, place: u32) {
+        *self.own.ejections.entry(place).or_default() += 1;
     }
 
     /// What the servers before this one have counted; replaces what was said before.
@@ -76,7 +95,26 @@ impl Tally {
 
     /// The requests of those that have left a place.
     pub fn requests_before(&self, place: u32) -> u64 {
-        [&self.own, &self.before].iter().filter_map(|record| record.places.get(&place)).sum()
+        self.of_place(place, |record| &record.places)
+    }
+
+    /// How often a place was filled again.
+    pub fn restarts(&self, place: u32) -> u64 {
+        self.of_place(place, |record| &record.restarts)
+    }
+
+    /// Health checks that have failed there.
+    pub fn failed_checks(&self, place: u32) -> u64 {
+        self.of_place(place, |record| &record.failed_checks)
+    }
+
+    /// How often the upstream there was left out for failing.
+    pub fn ejections(&self, place: u32) -> u64 {
+        self.of_place(place, |record| &record.ejections)
+    }
+
+    fn of_place(&self, place: u32, counts: fn(&Record) -> &BTreeMap<u32, u64>) -> u64 {
+        [&self.own, &self.before].into_iter().filter_map(|record| counts(record).get(&place)).sum()
     }
 }
 
@@ -120,11 +158,14 @@ mod tests {
         let told = tally.told();
         assert_eq!((told.starts, told.replaced, told.crashes), (6, 4, 1));
         assert_eq!((tally.requests_before(1), tally.requests_before(2), tally.requests_before(3)), (50, 1, 0));
+        assert_eq!((tally.restarts(1), tally.restarts(2), tally.restarts(3)), (4, 0, 0));
         let exits = told.exits;
         assert_eq!(exits.len(), REASONS.len());
         assert_eq!(exits.values().sum::<u64>(), 6);
         assert_eq!((exits["crash"], exits["exit"], exits["health"], exits["memory"]), (1, 1, 1, 0));
 
+        (0..2).for_each(|_| tally.failed_check(1));
+        tally.ejected(2);
         let mut next = Tally::default();
         next.inherit(tally.all());
         next.started(1);
@@ -133,12 +174,15 @@ mod tests {
         let told = next.told();
         assert_eq!((told.starts, told.replaced, told.crashes, told.exits["deploy"]), (7, 4, 1, 2));
         assert_eq!((next.requests_before(1), next.requests_before(2)), (57, 1));
+        next.failed_check(1);
+        assert_eq!((next.restarts(1), next.failed_checks(1), next.ejections(2)), (4, 3, 1));
 
         // One of the same name goes on from where it is, and what the server before this one says last replaces what it said.
         let mut again = Tally::default();
         again.started(1);
         again.add(&next);
         assert_eq!((again.told().starts, again.requests_before(1)), (8, 57));
+        assert_eq!((again.restarts(1), again.failed_checks(1), again.ejections(2)), (4, 3, 1));
         again.inherit(tally.all());
         assert_eq!((again.told().starts, again.requests_before(1)), (8, 57));
     }

@@ -472,7 +472,12 @@ impl Unit {
         let Some(name) = self.processes.name(id) else {
             match notice {
                 Notice::Unreachable(id) => self.upstreams.unreachable(id, now),
-                Notice::Drained(id) => self.upstreams.drained(id, &self.processes.dispatch, now),
+                Notice::Drained(id) => {
+                    let served = self.processes.served(id);
+                    if self.upstreams.drained(id, &self.processes.dispatch, now) {
+                        self.processes.keep_served(served);
+                    }
+                }
                 Notice::Failing(id) => self.upstreams.failing(id, now),
                 Notice::Recovers(id) => self.upstreams.recovers(id, now),
                 _ => {}

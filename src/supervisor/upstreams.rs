@@ -50,6 +50,11 @@ pub(super) struct Listeners<'a> {
     pub log: &'a Log,
 }
 
+/// The number of an upstream among the workers' places, by its index.
+pub(super) fn place_of(index: usize) -> u32 {
+    index as u32 + 1
+}
+
 /// One upstream and what is known of it.
 struct Watched {
     label: String,
@@ -114,7 +119,7 @@ impl Upstreams {
                     Err(_) => (Some((host.clone(), *port)), Vec::new()),
                 },
             };
-            let (label, number) = (upstream.to_string(), index as u32 + 1);
+            let (label, number) = (upstream.to_string(), place_of(index));
             let search = Some(Search::new(now));
             let mut upstream = Watched { label, number, name, addresses, at: None, search, said: false };
             if let (None, [address]) = (&upstream.name, &upstream.addresses[..]) {
@@ -179,9 +184,14 @@ impl Upstreams {
         self.index(id).into_iter().for_each(|index| self.ejection.recovers(index, now));
     }
 
-    /// Whether an upstream is left out, and how often it was for failing; `None`: it is none.
-    pub fn standing(&self, id: WorkerId) -> Option<(bool, u64)> {
-        self.index(id).map(|index| (self.ejection.is_ejected(index), self.ejection.ejections(index)))
+    /// Whether an upstream is left out; `None`: it is none.
+    pub fn is_ejected(&self, id: WorkerId) -> Option<bool> {
+        self.index(id).map(|index| self.ejection.is_ejected(index))
+    }
+
+    /// All that the dispatch knows, those that have moved included.
+    pub fn known(&self) -> impl Iterator<Item = WorkerId> {
+        self.all.iter().filter_map(Watched::id).chain(self.leaving.iter().copied())
     }
 
     /// Has the dispatch give requests to those that are to get some. `well`: whether one passes its checks, as far as it is asked.
@@ -217,12 +227,12 @@ impl Upstreams {
         told.collect()
     }
 
-    /// A worker that drains has no request left; it may be an upstream that has moved.
-    pub fn drained(&mut self, id: WorkerId, dispatch: &Dispatch, now: Instant) {
-        if let Some(index) = self.leaving.iter().position(|leaving| *leaving == id) {
-            self.leaving.swap_remove(index);
-            dispatch.remove(id, now);
-        }
+    /// A worker that drains has no request left; it may be an upstream that has moved, and is forgotten then. Whether it is so.
+    pub fn drained(&mut self, id: WorkerId, dispatch: &Dispatch, now: Instant) -> bool {
+        let Some(index) = self.leaving.iter().position(|leaving| *leaving == id) else { return false };
+        self.leaving.swap_remove(index);
+        dispatch.remove(id, now);
+        true
     }
 
     /// The app's permits are dealt out otherwise: each upstream goes on as another worker, of a later generation.

@@ -59,6 +59,9 @@ fn a_worker_that_fails_its_health_checks_is_replaced_and_no_request_is_lost(back
     for line in ["worker_exits_total{app=\"web\",reason=\"health\"} 1", "worker_healthy{app=\"web\",worker=\"1\"} 1"] {
         assert!(metrics.contains(line), "{line}: {metrics}");
     }
+    let failures = "production_server_worker_health_check_failures_total{app=\"web\",worker=\"1\"}";
+    let failed = crate::support::exposition::read(&metrics, false)[failures];
+    assert!(failed >= 3.0, "{failed}: those of the one before count on");
 }
 
 fn a_worker_from_which_nothing_comes_gets_no_requests_and_is_killed(backend: &str) {

@@ -5,6 +5,30 @@ use super::*;
 on_every_backend! {
     signals_add_and_take_workers_within_bounds,
     a_busy_worker_that_is_one_too_many_finishes_its_request_first,
+    what_is_counted_of_a_place_is_still_known_when_it_comes_again,
+}
+
+fn what_is_counted_of_a_place_is_still_known_when_it_comes_again(backend: &str) {
+    let site = Site::python(backend, &["-w", "2", "--restart-base", "10ms"]);
+    let before = site.settled(2);
+    let restarts = |app: &Value| {
+        let workers = app["workers"].as_array().unwrap();
+        workers.iter().map(|worker| worker["restarts"].as_u64().unwrap()).collect::<Vec<_>>()
+    };
+    before.iter().for_each(|pid| crate::support::send_signal(*pid, "KILL"));
+    let is_new = |app: &Value| {
+        let pid = |worker: &Value| worker["pid"].as_u64().map(|pid| pid as u32);
+        app["workers"].as_array().unwrap().iter().all(|it| pid(it).is_some_and(|pid| !before.contains(&pid)))
+    };
+    site.until("both are filled again", |app| is_new(app) && restarts(app) == [1, 1]);
+    site.settled(2);
+    assert_eq!(site.word(&["scale", "1"]).0, Some(0));
+    site.until("one place is gone", |app| restarts(app) == [1]);
+    assert_eq!(site.word(&["scale", "2"]).0, Some(0));
+    site.settled(2);
+    let mut told = restarts(&site.app());
+    told.sort_unstable();
+    assert_eq!(told, [1, 2]);
 }
 
 fn signals_add_and_take_workers_within_bounds(backend: &str) {

@@ -19,6 +19,7 @@ on_every_backend! {
     apps_come_change_and_go,
     an_app_may_be_replaced_by_another,
     what_is_told_of_an_app_goes_on_when_it_comes_again,
+    an_upstream_that_is_added_leaves_what_is_counted_of_the_others,
     an_app_that_comes_or_goes_leaves_the_server_ready,
     what_stands_in_front_of_a_listener_comes_with_it,
     the_admin_listener_stays_and_keeps_its_address,
@@ -299,6 +300,28 @@ fn what_is_told_of_an_app_goes_on_when_it_comes_again(backend: &str) {
     assert_eq!(busy.answer().text(), "web /block");
     until("the old one has gone", || web() == 1);
     assert_eq!(scrape(), [2.0, 1.0]);
+    site.line.stop();
+}
+
+/// To the server it is another app then.
+fn an_upstream_that_is_added_leaves_what_is_counted_of_the_others(backend: &str) {
+    let workers = [Worker::echo(), Worker::echo()];
+    let text = |upstreams: &[String]| format!("[apps.web]\nupstream = {upstreams:?}\nconcurrency = 100\n");
+    let urls = [workers[0].url.clone(), workers[1].url.clone()];
+    let site = Site::start(backend, &text(&urls[..1]));
+    site.until_ready();
+    (0..3).for_each(|_| assert_eq!(site.get("a", "/x").0, 200));
+    let counted = || {
+        let (status, text) = document(site.line.server.address, "/metrics");
+        assert_eq!(status, 200);
+        exposition::read(&text, false)["production_server_worker_requests_total{app=\"web\",worker=\"1\"}"]
+    };
+    assert_eq!(counted(), 3.0);
+    let said = reloaded(&site, &text(&urls));
+    assert!(said.contains("app web: replaced"), "{said}");
+    assert_eq!(counted(), 3.0);
+    until("the old one has gone", || site.line.status()["apps"].as_array().unwrap().len() == 1);
+    assert_eq!(counted(), 3.0);
     site.line.stop();
 }
 

@@ -173,7 +173,9 @@ impl Unit {
         for name in joined {
             self.remove_joined(name, now);
         }
+        let served: Vec<_> = self.upstreams.known().map(|id| self.processes.served(id)).collect();
         self.upstreams.end(self.processes.ways(), now);
+        served.into_iter().for_each(|served| self.processes.keep_served(served));
     }
 
     /// Whether nothing of the app is left.

@@ -8,6 +8,7 @@ use crate::dispatch::WorkerId;
 use crate::fleet::{Ending, Member, Name, Told};
 use crate::log::Level;
 use crate::supervisor::checks::{Finding, Illness};
+use crate::supervisor::upstreams::place_of;
 
 impl Unit {
     /// Goes on with the checks, and does what they ask for.
@@ -23,6 +24,9 @@ impl Unit {
         }
         self.upstreams.admit(|id| self.checks.is_healthy(id), self.processes.ways(), now);
         for (told, upstream) in self.upstreams.take_told() {
+            if let Told::Ejected(index, _) = told {
+                self.processes.tally.ejected(place_of(index));
+            }
             self.tell_of_upstream(told, upstream.as_deref());
         }
     }
@@ -44,6 +48,11 @@ impl Unit {
     }
 
     fn act_on_finding(&mut self, finding: &Finding, now: Instant) {
+        if !finding.passed
+            && let Some(target) = self.processes.dispatch.target(finding.id)
+        {
+            self.processes.tally.failed_check(target.number);
+        }
         let Some(name) = self.processes.name(finding.id) else { return };
         if finding.passed {
             self.fleet.checked(name, Ok(()), now, &mut self.processes);
