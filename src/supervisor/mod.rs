@@ -86,6 +86,8 @@ const LONGEST_SUFFIX: &str = ".G99999.9999.9999999.sock";
 const LEAST_ROOM: usize = 64;
 /// Workers that may join by themselves.
 const MOST_JOINED: usize = 64;
+/// How long what is pushed last may take to leave, as where the file for it does not answer.
+const LAST_PUSH: Duration = Duration::from_secs(2);
 /// Bytes read from a worker's pipe at once.
 const READ_BUFFER: usize = 16 * 1024;
 
@@ -315,6 +317,7 @@ impl Supervisor {
 
     fn finish(mut self) -> ExitReason {
         self.say_farewell();
+        self.end_pushes(if self.context.status.is_hasty() { stop::HASTY_GRACE } else { LAST_PUSH });
         // Before the run directory goes: one with a socket in it would stay.
         drop(self.control.take());
         debug_assert!(self.units.iter().all(|unit| unit.processes.workers.is_empty()), "a worker process is left");

@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::Supervisor;
@@ -36,6 +36,8 @@ pub(super) struct Monitor {
     loops: Vec<Busy>,
     statsd: Option<Push>,
     cloudwatch: Option<Push>,
+    /// When the server started, in seconds since 1970, as the clock said when that was asked.
+    started: f64,
     /// Whether metrics are pushed: not while a server before or behind this one does it.
     pushing: bool,
 }
@@ -52,8 +54,15 @@ struct Push {
     interval: Duration,
     next: Instant,
     before: push::Before,
-    /// Where texts go; `None`: to stdout.
-    sender: Option<SyncSender<Vec<String>>>,
+    /// Who takes texts away; `None`: they go to stdout.
+    carrier: Option<Carrier>,
+}
+
+/// A thread that takes texts away.
+struct Carrier {
+    line: SyncSender<Vec<String>>,
+    /// Says that the thread has ended, by ending itself.
+    ended: Receiver<()>,
 }
 
 /// What is pushed.
@@ -67,11 +76,11 @@ enum Which {
 }
 
 impl Monitor {
-    /// Opens what is to be pushed to. What cannot be is said, and left out.
-    pub fn new(desk: Desk, settings: &config::Metrics, loops: usize, log: &Log, now: Instant) -> Monitor {
-        let opened = |what: &str, sender: io::Result<Option<SyncSender<Vec<String>>>>, interval: Duration| match sender
-        {
-            Ok(sender) => Some(Push { interval, next: now + interval, before: push::Before::default(), sender }),
+    /// Opens what is to be pushed to. What cannot be is said, and left out. The server has been there since `started`.
+    pub fn new(desk: Desk, settings: &config::Metrics, loops: usize, log: &Log, started: Instant) -> Monitor {
+        let now = Instant::now();
+        let opened = |what: &str, carrier: io::Result<Option<Carrier>>, interval: Duration| match carrier {
+            Ok(carrier) => Some(Push { interval, next: now + interval, before: push::Before::default(), carrier }),
             Err(error) => {
                 log.event(Level::Error, format_args!("metrics cannot be pushed to {what}: {error}"), &[]);
                 None
@@ -87,7 +96,8 @@ impl Monitor {
             }
         });
         let loops = vec![Busy::default(); loops];
-        Monitor { desk, waiting: Vec::new(), loops, statsd, cloudwatch, pushing: true }
+        let started = since_1970().as_secs_f64() - now.saturating_duration_since(started).as_secs_f64();
+        Monitor { desk, waiting: Vec::new(), loops, statsd, cloudwatch, started, pushing: true }
     }
 
     /// When it is to be looked at, whatever happens.
@@ -181,6 +191,19 @@ impl Supervisor {
         self.hold_pushes(true);
     }
 
+    /// Pushes what has come since the last time, waits until that has left, or has had its time, and then pushes nothing more: this
+    /// server ends. Where another pushes it does so from where the account of this one ends.
+    pub(super) fn end_pushes(&mut self, patience: Duration) {
+        if self.observed.as_ref().is_some_and(|observed| observed.monitor.pushing) {
+            self.finish_pushes(Instant::now());
+        }
+        let Some(monitor) = self.observed.as_mut().map(|observed| &mut observed.monitor) else { return };
+        let end = Instant::now() + patience;
+        for push in [monitor.statsd.take(), monitor.cloudwatch.take()].into_iter().flatten() {
+            push.carrier.into_iter().for_each(|carrier| carrier.finish(end));
+        }
+    }
+
     /// Whether another server pushes in the place of this one.
     pub(super) fn hold_pushes(&mut self, held: bool) {
         self.observed.iter_mut().for_each(|observed| observed.monitor.pushing = !held);
@@ -195,15 +218,16 @@ impl Supervisor {
     /// One look at all that is known, and what is told of it; with the time in milliseconds since 1970.
     fn look(&mut self, now: Instant, tell: impl FnOnce(&mut Supervisor, &Sample<'_>, u64)) {
         let Some(observed) = &mut self.observed else { return };
-        let (started, metrics) = (observed.about.started, observed.about.metrics.clone());
-        let loops = observed.monitor.loop_times(&metrics, started, now);
+        let (about, started) = (&observed.about, observed.monitor.started);
+        let metrics = about.metrics.clone();
+        let loops = observed.monitor.loop_times(&metrics, about.started, now);
         let status = united(self.status_document(now));
-        let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let unix = since_1970();
         let sample = Sample {
             status: &status,
             metrics: &metrics,
             loops,
-            started: unix.as_secs_f64() - now.saturating_duration_since(started).as_secs_f64(),
+            started,
             bungate: self.context.settings().telling.metrics.bungate,
         };
         tell(self, &sample, unix.as_millis() as u64);
@@ -260,11 +284,11 @@ impl Supervisor {
 impl Push {
     fn send(&mut self, texts: Vec<String>, which: Which, log: &Log, now: Instant) {
         self.next = now + self.interval;
-        match &self.sender {
+        match &self.carrier {
             _ if which == Which::Unsent => {}
             None => texts.into_iter().for_each(|text| log.print(text)),
-            Some(sender) => {
-                if sender.try_send(texts).is_err() {
+            Some(carrier) => {
+                if carrier.line.try_send(texts).is_err() {
                     log.seldom(Level::Warn, "metrics were not pushed: those before them are not sent yet", &[]);
                 }
             }
@@ -272,8 +296,21 @@ impl Push {
     }
 }
 
+impl Carrier {
+    /// Has it end when it has taken all away that waits, and waits for that until then.
+    fn finish(self, end: Instant) {
+        drop(self.line);
+        // Nothing is ever said there: either way there is nothing left to wait for.
+        let _ = self.ended.recv_timeout(end.saturating_duration_since(Instant::now()));
+    }
+}
+
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+}
+
 /// A thread that sends texts as datagrams. What nobody takes is lost, as is the way of UDP.
-fn datagrams(address: SocketAddr) -> io::Result<SyncSender<Vec<String>>> {
+fn datagrams(address: SocketAddr) -> io::Result<Carrier> {
     let local: SocketAddr = match address {
         SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
         SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
@@ -289,7 +326,7 @@ fn datagrams(address: SocketAddr) -> io::Result<SyncSender<Vec<String>>> {
 }
 
 /// A thread that appends texts to a file, which is opened for each: somebody may have moved it away.
-fn appended(path: &Path) -> io::Result<SyncSender<Vec<String>>> {
+fn appended(path: &Path) -> io::Result<Carrier> {
     let path = path.to_path_buf();
     let open = move || open_to_append(&path);
     open()?;
@@ -299,19 +336,33 @@ fn appended(path: &Path) -> io::Result<SyncSender<Vec<String>>> {
     })
 }
 
-fn carrier(name: &str, carry: impl Fn(&str) + Send + 'static) -> io::Result<SyncSender<Vec<String>>> {
-    let (sender, receiver) = sync_channel::<Vec<String>>(MOST_PUSHES);
+fn carrier(name: &str, carry: impl Fn(&str) + Send + 'static) -> io::Result<Carrier> {
+    let (line, receiver) = sync_channel::<Vec<String>>(MOST_PUSHES);
+    let (ends, ended) = channel();
     std::thread::Builder::new().name(format!("push {name}")).spawn(move || {
         for texts in receiver {
             texts.iter().for_each(|text| carry(text));
         }
+        drop(ends);
     })?;
-    Ok(sender)
+    Ok(Carrier { line, ended })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_pushed_last_has_left_when_its_carrier_has_ended() {
+        let listener = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let carrier = datagrams(listener.local_addr().unwrap()).unwrap();
+        carrier.line.try_send(vec!["a:1|c".to_owned(), "b:2|c".to_owned()]).unwrap();
+        carrier.finish(Instant::now() + Duration::from_secs(30));
+        listener.set_nonblocking(true).unwrap();
+        let mut buffer = [0; 16];
+        let mut next = || listener.recv(&mut buffer).map(|length| buffer[..length].to_vec()).unwrap();
+        assert_eq!((next(), next()), (b"a:1|c".to_vec(), b"b:2|c".to_vec()));
+    }
 
     #[test]
     fn a_loop_is_as_busy_as_its_cpu_time_says() {

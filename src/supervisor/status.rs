@@ -67,7 +67,7 @@ impl Observed {
     pub fn new(about: About, settings: &Settings, log: &Log, waker: Waker) -> Observed {
         about.desk.attend(Box::new(move || waker.wake()));
         let monitor =
-            Monitor::new(about.desk.clone(), &settings.telling.metrics, settings.loops.count, log, Instant::now());
+            Monitor::new(about.desk.clone(), &settings.telling.metrics, settings.loops.count, log, about.started);
         let (heartbeat, departed) = (Heartbeat::default(), BTreeMap::new());
         let (swept, sampled) = (about.started, about.started);
         Observed { swept, sampled, about, monitor, heartbeat, departed, dropped_before: 0, reload: None }

@@ -1,8 +1,9 @@
 //! What the server counts agrees with what was done to it, in every form; and the checks that balancers ask for.
 
 use std::net::SocketAddr;
+use std::path::Path;
 
-use crate::support::{Client, Server, Worker, on_every_backend, until};
+use crate::support::{Client, Server, Worker, exposition, folder, on_every_backend, until};
 
 mod forms;
 mod outcomes;
@@ -10,6 +11,7 @@ mod outcomes;
 on_every_backend! {
     the_documents_are_for_this_machine_and_the_admin_listener_for_all
     readiness_fails_first_at_a_stop
+    what_came_since_the_last_interval_is_pushed_at_a_stop
 }
 
 /// The address of the admin listener, as the server says it.
@@ -89,4 +91,34 @@ fn readiness_fails_first_at_a_stop(backend: &str) {
     until("it says that it leaves", || get(server.address, "/readyz").0 == 503);
     server.signal("TERM");
     assert_eq!(server.ended().code(), Some(0));
+}
+
+fn what_came_since_the_last_interval_is_pushed_at_a_stop(backend: &str) {
+    let mut pushed = forms::Pushed::new();
+    let folder = folder();
+    let file = folder.path().join("metrics.json");
+    #[rustfmt::skip]
+    let flags = [
+        "--respond", "ok", "--statsd", &pushed.address, "--statsd-interval", "1h",
+        "--cloudwatch", file.to_str().unwrap(), "--cloudwatch-interval", "1h",
+    ];
+    let mut server = Server::start(backend, &flags);
+    let mut client = server.client();
+    (0..7).for_each(|_| assert_eq!(client.get("/x").status, 200));
+    let started = || {
+        let text = get(server.address, "/metrics").1;
+        exposition::read(&text, false)["production_server_start_time_seconds"].to_bits()
+    };
+    assert_eq!(started(), started(), "it has started once");
+    assert!(std::fs::read_to_string(&file).unwrap_or_default().is_empty());
+    server.signal("TERM");
+    assert_eq!(server.ended().code(), Some(0));
+    let name = "http_server_requests_total{app=\"web\",code=\"200\"}";
+    let dotted = forms::dotted(name);
+    let end = std::time::Instant::now() + crate::support::DEADLINE;
+    while !pushed.sums.contains_key(&dotted) {
+        pushed.take(end, |sums| vec![format!("{sums:?}")]);
+    }
+    assert_eq!(pushed.sums[&dotted], 7.0);
+    assert_eq!(forms::cloudwatch(Path::new(&file))[name], 7.0);
 }
