@@ -5,7 +5,7 @@
 //! <https://docs.datadoghq.com/developers/dogstatsd/datagram_shell/>,
 //! <https://docs.aws.amazon.com/AmazonCloudWatch/latest/monitoring/CloudWatch_Embedded_Metric_Format_Specification.html>.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value as Json, json};
 
@@ -81,12 +81,14 @@ impl Before {
 /// Datagrams for a StatsD server. Counters that have not grown are left out.
 pub fn statsd(sample: &Sample<'_>, form: &Statsd, before: &mut Before) -> Vec<String> {
     let mut datagrams = vec![String::new()];
-    for (family, points) in collect(sample) {
-        for number in before.numbers(family, &points) {
+    let families = collect(sample);
+    let alike = if form.datadog { Alike::default() } else { Alike::of(sample, &families) };
+    for (family, points) in &families {
+        for number in before.numbers(family, points) {
             if number.grew && number.value == 0.0 {
                 continue;
             }
-            let line = statsd_line(&number, form);
+            let line = statsd_line(&number, form, &alike);
             let last = datagrams.len() - 1;
             if !datagrams[last].is_empty() && datagrams[last].len() + line.len() + 1 > DATAGRAM {
                 datagrams.push(line);
@@ -103,12 +105,58 @@ pub fn statsd(sample: &Sample<'_>, form: &Statsd, before: &mut Before) -> Vec<St
     datagrams
 }
 
-fn statsd_line(number: &Number<'_>, form: &Statsd) -> String {
+/// Parts of names that several values of a label would have.
+#[derive(Default)]
+struct Alike(BTreeSet<(&'static str, String)>);
+
+impl Alike {
+    /// Among the values of these points, and the names of all apps and routes: what a route is called does not change because another one
+    /// gets its first request.
+    fn of(sample: &Sample<'_>, families: &[(&'static Family, Vec<Point>)]) -> Alike {
+        let names = sample.metrics.names();
+        let apps = names.apps.iter().map(|app| ("app", app));
+        let routes = names.series.iter().map(|series| ("route", &series.route));
+        let labels = families.iter().flat_map(|(_, points)| points).flat_map(|point| &point.labels);
+        let values: BTreeSet<(&'static str, &str)> = labels
+            .map(|(label, value)| (*label, value))
+            .chain(apps)
+            .chain(routes)
+            .map(|(label, value)| (label, value.as_str()))
+            .collect();
+        let (mut seen, mut alike) = (BTreeSet::new(), BTreeSet::new());
+        for (label, value) in values {
+            let part = (label, plain(value));
+            if !seen.insert(part.clone()) {
+                alike.insert(part);
+            }
+        }
+        Alike(alike)
+    }
+
+    /// The part of a name that stands for a value: where it would be another's too, with a checksum of the value behind it.
+    fn part(&self, label: &'static str, value: &str) -> String {
+        let plain = plain(value);
+        let key = (label, plain);
+        if self.0.contains(&key) { format!("{}-{:08x}", key.1, checksum(value)) } else { key.1 }
+    }
+}
+
+/// A label's value with the letters that may stand in a name of StatsD.
+fn plain(value: &str) -> String {
+    value.replace(|letter: char| !letter.is_ascii_alphanumeric() && letter != '-', "_")
+}
+
+/// FNV-1a of 32 bits (<http://www.isthe.com/chongo/tech/comp/fnv/>): the same in each version and on each machine.
+fn checksum(value: &str) -> u32 {
+    value.bytes().fold(0x811c_9dc5, |sum, byte| (sum ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+fn statsd_line(number: &Number<'_>, form: &Statsd, alike: &Alike) -> String {
     let mut name = format!("{}{}", form.prefix, number.family.name);
     if !form.datadog {
-        for (_, value) in number.labels {
+        for (label, value) in number.labels {
             name.push('.');
-            name.push_str(&value.replace(|letter: char| !letter.is_ascii_alphanumeric() && letter != '-', "_"));
+            name.push_str(&alike.part(label, value));
         }
     }
     if !number.part.is_empty() {

@@ -159,6 +159,30 @@ fn statsd_gets_what_came_since_the_last_time() {
 }
 
 #[test]
+fn routes_whose_names_would_be_the_same_have_names_of_their_own() {
+    let metrics = Metrics::new(1);
+    let web = metrics.app("web");
+    let [dot, line, other] = ["/x.y", "/x_y", "/z"].map(|route| metrics.series(Some(web), route));
+    let names = || {
+        let status = status::sample();
+        let sample = Sample { status: &status, metrics: &metrics, loops: Vec::new(), started: 0.0, bungate: false };
+        let form = Statsd { datadog: false, prefix: String::new(), tags: Vec::new(), interval: Duration::ZERO };
+        let told = push::statsd(&sample, &form, &mut push::Before::default()).join("\n");
+        let of_requests = told.lines().filter_map(|line| line.strip_prefix("http_server_requests_total.web."));
+        of_requests.map(|line| line.split(".200:").next().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    // Also before the other of two has had a request.
+    let counters = metrics.of_loop(0);
+    [dot, other].iter().for_each(|series| counters.of_series(*series).ended(200));
+    let before = names();
+    assert_eq!(before, ["_x_y-74ec16b7", "_z"]);
+    counters.of_series(line).ended(200);
+    let after = names();
+    assert_eq!((&after[0], &after[2], after.len()), (&before[0], &before[1], 3));
+    assert!(after[1].starts_with("_x_y-") && after[1] != after[0], "{after:?}");
+}
+
+#[test]
 fn cloudwatch_gets_one_document_for_each_set_of_labels() {
     let mut before = push::Before::default();
     let lines = with_sample(false, |sample| push::cloudwatch(sample, "site", 1_700_000_000_123, &mut before));
