@@ -104,6 +104,8 @@ pub enum Message {
         /// When the rest is cut.
         deadline: Instant,
     },
+    /// No loop has anything left to drain: who watches the server is let in no more.
+    CloseAdmin,
     /// Stop at once.
     StopNow,
 }

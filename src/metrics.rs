@@ -18,7 +18,7 @@ pub use account::Account;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam_utils::CachePadded;
@@ -147,6 +147,8 @@ macro_rules! counters {
             pub series: AllSeries,
             /// The number of the last beat that it has answered (`Message::Beat`).
             pub beat: AtomicU64,
+            /// It has no client left in a stop but those who watch the server.
+            pub drained: AtomicBool,
             /// The clock of its thread's CPU time, for clock_gettime(3); 0: not known.
             pub clock: AtomicI64,
         }

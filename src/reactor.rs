@@ -17,9 +17,9 @@ use std::time::{Duration, Instant};
 use crate::apps::AppTable;
 use crate::backends::{Backend, Event, How, Sock};
 use crate::buffers::block::Pool;
-use crate::buffers::slots::Slots;
+use crate::buffers::slots::{Key, Slots};
 use crate::buffers::wheel::Wheel;
-use crate::connection::{Role, Table};
+use crate::connection::{Client, Role, State, Table};
 use crate::day::Day;
 use crate::event_loop::{Accepting, Apps, Heads, Hubs, Loop, Memory, Shared, Time};
 use crate::exchange::{Exchange, Hold, Phase};
@@ -113,7 +113,7 @@ impl<B: Backend> Reactor<B> {
 
     /// Whether the loop was told to stop and nothing is left to be done.
     pub fn is_done(&self) -> bool {
-        (self.stopped || self.core.accepting.is_over() && self.core.hubs.is_quiet()) && self.core.table.clients() == 0
+        (self.stopped || self.core.has_drained() && self.core.accepting.is_over()) && self.core.table.clients() == 0
     }
 
     /// One turn.
@@ -323,6 +323,7 @@ impl<B: Backend> Loop<B> {
                 self.hubs.leave_by = Some(deadline);
                 self.drain(true);
             }
+            Message::CloseAdmin => self.close_admin(),
             Message::StopNow => {
                 self.drain(false);
                 self.cut();
@@ -407,9 +408,26 @@ impl<B: Backend> Loop<B> {
         }
     }
 
+    /// The drain is over in all loops: those who watched it are let in no more, and who of them has not asked yet is closed.
+    fn close_admin(&mut self) {
+        if self.accepting.close_admin(&mut self.backend) {
+            let admin: Vec<bool> = self.accepting.listeners.iter().map(|listener| listener.admin).collect();
+            let waits = |client: &Client| {
+                admin[usize::from(client.listener)]
+                    && client.exchange == Key::NONE
+                    && matches!(client.state, State::Accepting | State::ReadingRequest)
+            };
+            self.each(
+                |role| matches!(role, Role::Client(client) if waits(client)),
+                |core, sock| core.close_client(sock, How::Now),
+            );
+        }
+    }
+
     /// The stop's deadline: what is left is cut.
     fn cut(&mut self) {
         self.refuse_waiting();
+        self.close_admin();
         self.each(|role| matches!(role, Role::Client(_)), |core, sock| core.client_left(sock, How::Now));
         self.each(
             |role| matches!(role, Role::Link(_)),

@@ -67,6 +67,8 @@ pub(crate) struct Accepting {
     paused: bool,
     /// A graceful stop has begun.
     pub draining: bool,
+    /// In that stop those who watch the server are let in until there is nothing left to be seen ([`Message::CloseAdmin`]).
+    watched: bool,
     /// It has begun in this turn: who is idle after the next one's events is closed. A request that came while this turn was under way, before
     /// the word to stop, is still to be read.
     pub dismisses: bool,
@@ -80,6 +82,26 @@ impl Accepting {
     /// Whether nobody is to be let in any more: the listeners have ended, and nobody whom they had accepted waits.
     pub fn is_over(&self) -> bool {
         self.draining && self.waiting.is_empty() && self.listeners.iter().all(|listener| listener.sock == Sock::NONE)
+    }
+
+    /// Whether a client came by a listener for those who watch the server.
+    fn is_watcher(&self, client: &Client) -> bool {
+        self.listeners[client.listener as usize].admin
+    }
+
+    /// Whether only those who watch may still come.
+    fn is_closed(&self) -> bool {
+        let closed = |listener: &Listener| listener.sock == Sock::NONE || (listener.admin && self.watched);
+        self.draining && self.waiting.is_empty() && self.listeners.iter().all(closed)
+    }
+
+    /// Closes the listeners for those who watch that a stop has left open; whether it has.
+    pub fn close_admin(&mut self, backend: &mut impl Backend) -> bool {
+        let watched = std::mem::take(&mut self.watched);
+        if watched {
+            self.listeners.iter().filter(|listener| listener.admin).for_each(|it| backend.close(it.sock, How::Now));
+        }
+        watched
     }
 
     /// The backend is done with a listener.
@@ -138,10 +160,11 @@ pub(crate) enum Idle {
 impl<B: Backend> Loop<B> {
     /// A connection was accepted.
     pub fn accepted(&mut self, listener: u16, sock: Sock, peer: Peer) {
-        if self.accepting.draining && !self.accepting.handed_over {
+        let admin = self.accepting.listeners[listener as usize].admin;
+        let drains = self.accepting.draining && !self.accepting.handed_over;
+        if drains && !(admin && self.accepting.watched) {
             return self.backend.close(sock, How::Now);
         }
-        let admin = self.accepting.listeners[listener as usize].admin;
         let limit = self.apps.settings.bounds.connections + if admin { ADMIN_PLACES } else { 0 };
         match self.shared.admission.enter(limit) {
             Some(active) if active > limit - limit / 16 => {
@@ -153,6 +176,8 @@ impl<B: Backend> Loop<B> {
                 self.admit(sock, listener, peer);
             }
             Some(_) => self.admit(sock, listener, peer),
+            // Nobody who waits is let in any more.
+            None if drains => self.backend.close(sock, How::Now),
             None => {
                 if self.accepting.waiting.is_empty() {
                     self.look_again();
@@ -412,18 +437,39 @@ impl<B: Backend> Loop<B> {
     }
 
     /// A graceful stop begins: no new connections, idle ones close, busy ones after their answer. `handed_over`: another process
-    /// accepts on the same sockets.
+    /// accepts on the same sockets. Else those who watch the server can see it drain, as long as somebody is there to say that this is over.
     pub fn stop_accepting(&mut self, handed_over: bool) {
         (self.accepting.draining, self.accepting.handed_over) = (true, handed_over);
         self.accepting.dismisses = true;
+        let open = |listener: &Listener| listener.admin && listener.sock != Sock::NONE;
+        let watched = !handed_over && self.shared.desk.is_attended() && self.accepting.listeners.iter().any(open);
+        self.accepting.watched = watched;
         // Their names die, their ports are still told to workers for requests that come until the end.
-        for listener in &self.accepting.listeners {
+        for listener in self.accepting.listeners.iter().filter(|listener| !(listener.admin && watched)) {
             // Who was accepted before the handover is served.
             self.backend.close(listener.sock, if handed_over { How::Flushed } else { How::Now });
         }
         if !handed_over {
             self.refuse_waiting();
         }
+    }
+
+    /// Whether a stop has come so far that only those are left who watch the server; and says so to the supervisor.
+    #[inline]
+    pub fn has_drained(&self) -> bool {
+        self.accepting.draining && self.is_drained()
+    }
+
+    #[cold]
+    fn is_drained(&self) -> bool {
+        let is_other = |role: &Role| matches!(role, Role::Client(client) if !self.accepting.is_watcher(client));
+        let only_watchers = || self.accepting.watched && !self.table.roles().any(|(_, role)| is_other(role));
+        let drained =
+            self.accepting.is_closed() && self.hubs.is_quiet() && (self.table.clients() == 0 || only_watchers());
+        if drained {
+            self.counters.drained.store(true, Ordering::Release);
+        }
+        drained
     }
 
     /// Closes those who were accepted beyond the limit.

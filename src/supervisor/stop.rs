@@ -1,11 +1,13 @@
 //! The end: loops drain first, then the workers are told to stop, then the rest is killed. Every step has its deadline.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::{ExitReason, Supervisor};
 use crate::acme;
 use crate::log::Level;
 use crate::mailbox::Message;
+use crate::metrics::Counters;
 
 /// How often the loops are asked whether they have ended.
 const ASK_AGAIN: Duration = Duration::from_millis(10);
@@ -25,7 +27,8 @@ pub(super) enum Stop {
     /// The server says that it is not ready, and serves on until then (`--pre-stop-delay`).
     Announced { until: Instant, within: Duration, drains: bool },
     /// The loops finish what runs. `drains`: nobody has asked for the server's end yet, and whoever does so first is no second one.
-    Loops { deadline: Instant, ask_at: Instant, drains: bool },
+    /// `watched`: those who watch the server can still see that.
+    Loops { deadline: Instant, ask_at: Instant, drains: bool, watched: bool },
     /// The workers were sent TERM; KILL follows each by its own timer.
     Workers { hasty: bool },
 }
@@ -107,7 +110,7 @@ impl Supervisor {
         acme::retire();
         // A copy that nobody accepts from would keep clients waiting; where another serves, it has its own.
         self.upgrades.holdings.close();
-        self.stop = Some(Stop::Loops { deadline, ask_at: now, drains });
+        self.stop = Some(Stop::Loops { deadline, ask_at: now, drains, watched: true });
     }
 
     /// A loop that ends unasked leaves connections, permits and its listeners' backlog behind: the server stops as gracefully as
@@ -126,6 +129,7 @@ impl Supervisor {
 
     /// Takes the next step if it is time. True: all is over.
     pub(super) fn advance_stop(&mut self, loops_done: &mut dyn FnMut() -> bool, now: Instant) -> bool {
+        let drained = self.have_loops_drained();
         match &mut self.stop {
             None => false,
             Some(Stop::Announced { until, within, drains }) => {
@@ -135,8 +139,11 @@ impl Supervisor {
                 }
                 false
             }
-            Some(Stop::Loops { deadline, ask_at, .. }) => {
+            Some(Stop::Loops { deadline, ask_at, watched, .. }) => {
                 *ask_at = now + ASK_AGAIN;
+                if drained && std::mem::take(watched) {
+                    self.context.postboxes.broadcast(|| Message::CloseAdmin);
+                }
                 let deadline = *deadline;
                 if loops_done() || now >= deadline + CUT_PATIENCE {
                     let grace = deadline.saturating_duration_since(now).max(LEAST_GRACE);
@@ -148,6 +155,13 @@ impl Supervisor {
             // The loops have been told twice over what to do; who drives them joins their threads after this.
             Some(Stop::Workers { .. }) => self.has_no_process() && self.guard_has_left(now),
         }
+    }
+
+    /// Whether no loop has a client left but those who watch the server, or one is gone, and would never say so.
+    fn have_loops_drained(&self) -> bool {
+        let drained = |counters: &Counters| counters.drained.load(Ordering::Acquire);
+        let metrics = self.observed.as_ref().map(|observed| &observed.about.metrics);
+        self.loop_exit.was_reported() || metrics.is_none_or(|metrics| metrics.loops().all(drained))
     }
 
     fn has_no_process(&self) -> bool {

@@ -2,8 +2,10 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::process::Command;
+use std::sync::{Mutex, mpsc};
 
-use crate::support::{Client, Server, Worker, exposition, folder, on_every_backend, until};
+use crate::support::{Client, PROGRAM, Server, Worker, exposition, folder, on_every_backend, until};
 
 mod forms;
 mod outcomes;
@@ -11,6 +13,7 @@ mod outcomes;
 on_every_backend! {
     the_documents_are_for_this_machine_and_the_admin_listener_for_all
     readiness_fails_first_at_a_stop
+    who_watches_is_answered_until_the_drain_is_over
     what_came_since_the_last_interval_is_pushed_at_a_stop
 }
 
@@ -91,6 +94,48 @@ fn readiness_fails_first_at_a_stop(backend: &str) {
     until("it says that it leaves", || get(server.address, "/readyz").0 == 503);
     server.signal("TERM");
     assert_eq!(server.ended().code(), Some(0));
+}
+
+/// They see it from begin to end, and nobody of them holds it up, whatever they do or leave.
+fn who_watches_is_answered_until_the_drain_is_over(backend: &str) {
+    let (go, gate) = mpsc::channel::<()>();
+    let gate = Mutex::new(gate);
+    let worker = Worker::new(move |incoming| {
+        while incoming.request().is_some() {
+            gate.lock().unwrap().recv().ok();
+            incoming.respond(b"done");
+        }
+    });
+    let flags = ["--admin", "127.0.0.1:0", "--loops", "2", "--header-timeout", "10m"];
+    let mut server = Server::before(backend, &worker.url, &flags);
+    server.until_ready(1);
+    let admin = admin(&server);
+    let mut busy = server.client();
+    busy.begin("/slow");
+    until("it is busy", || server.status()["busy"] == 1);
+    // Without a deadline of its own.
+    let mut drain = Command::new(PROGRAM).arg("drain").arg("--run-dir").arg(server.run()).spawn().unwrap();
+    until("it says that it leaves", || get(admin, "/readyz").0 == 503);
+    for _ in 0..8 {
+        assert_eq!(get(admin, "/readyz"), (503, "[-] listeners: the server stops\nfailed\n".to_owned()));
+        assert_eq!(get(admin, "/livez").0, 200);
+    }
+    let (status, text) = get(admin, "/metrics");
+    assert_eq!(status, 200);
+    assert_eq!(
+        exposition::read(&text, false)["production_server_worker_requests_in_flight{app=\"web\",worker=\"1\"}"],
+        1.0
+    );
+    let (mut silent, mut half) = (Client::to(admin), Client::to(admin));
+    half.send("GET /live");
+    assert_eq!(get(admin, "/livez").0, 200);
+    go.send(()).unwrap();
+    assert_eq!(busy.answer().text(), "done");
+    assert_eq!(server.ended().code(), Some(0));
+    assert!(drain.wait().unwrap().success());
+    silent.rest();
+    half.rest();
+    assert!(Client::reach(admin).is_err());
 }
 
 fn what_came_since_the_last_interval_is_pushed_at_a_stop(backend: &str) {
