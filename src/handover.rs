@@ -13,6 +13,7 @@
 //! new   serving { what it has taken }      from here on it accepts; the old one accepts no more, and drains
 //!   old   counted { counts } …             what the old one still counts
 //!   old   notice { what an app has published there } …
+//! new   handed_over                      if the estate says that it is heard: it has a successor itself, which serves by now
 //!   old   farewell { counts }
 //! both  failed { reason }                  at any time before "serving": the old one stays
 //! ```
@@ -69,6 +70,7 @@ pub enum Message {
     Go(Account),
     Serving(Taken),
     Counted(Account),
+    HandedOver,
     Farewell(Account),
     Failed {
         reason: String,
@@ -153,6 +155,8 @@ pub struct Estate {
     pub configuration: Option<PathBuf>,
     /// What TLS tickets are sealed with.
     pub ticket_keys: Vec<TicketKey>,
+    /// Whether it is heard that the successor has handed over in its turn.
+    pub hears_of_next: bool,
 }
 
 /// A locked run directory.

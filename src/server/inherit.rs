@@ -30,6 +30,7 @@ pub(super) struct Inherited {
     lives: (u64, u64),
     joined: Vec<JoinedWorker>,
     down: Vec<String>,
+    hears_of_next: bool,
 }
 
 impl Inherited {
@@ -64,8 +65,8 @@ impl Inherited {
         };
         let listeners = estate.listeners.into_iter().map(&mut with_sockets).collect();
         tls::adopt_ticket_keys(estate.ticket_keys);
-        let Estate { account, lives, joined, down, .. } = estate;
-        Inherited { listeners, run_dir, account, lives, joined, down, ..Inherited::default() }
+        let Estate { account, lives, joined, down, hears_of_next, .. } = estate;
+        Inherited { listeners, run_dir, account, lives, joined, down, hears_of_next, ..Inherited::default() }
     }
 
     /// The listeners that are there already for an address, and are for those who watch the server if `admin` says so; `None`: it is to be
@@ -157,8 +158,8 @@ impl Inherited {
 
     /// In whose place this server is.
     pub fn succession(self, channel: Channel) -> Succession {
-        let Inherited { took_run_dir: takes_run_dir, account, lives, joined, down, .. } = self;
-        Succession { channel, takes_run_dir, account, lives, joined, down }
+        let Inherited { took_run_dir: takes_run_dir, account, lives, joined, down, hears_of_next, .. } = self;
+        Succession { channel, takes_run_dir, account, lives, joined, down, hears_of_next }
     }
 }
 

@@ -324,7 +324,7 @@ impl Supervisor {
         let owned = self.owned();
         if let Some(orphans) = &mut self.orphans {
             let patience = if self.context.status.is_hasty() { stop::HASTY_GRACE } else { orphans::GRACE };
-            orphans.end(&owned, patience);
+            orphans.end(&owned, self.upgrades.is_handed_over(), patience);
         }
         self.context.status.enter(AppState::Stopped);
         let exit = self.exit.unwrap_or(ExitReason::Stopped);

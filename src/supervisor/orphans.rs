@@ -4,7 +4,9 @@
 //! Rules:
 //! - Whatever ends here is reaped; workers and the guard are not touched, they have owners of their own.
 //! - Whose it is, is known by its environment: the socket or port that its worker was given belongs to one life of one worker. It lives
-//!   as long as that worker does: then come TERM and KILL. What carries no such mark is left alone until the server ends.
+//!   as long as that worker does: then come TERM and KILL. What carries no such mark is left alone until the server ends; and for good
+//!   where another one serves in its place: it may be that one, whose own parent has ended.
+//! - A mark that this process carries itself, since a worker has started it, is not one of its workers'.
 
 use std::collections::HashMap;
 use std::fs;
@@ -57,8 +59,11 @@ struct Orphan {
 }
 
 /// See the module.
-#[derive(Default)]
-pub struct Orphans(HashMap<u32, Orphan>);
+pub struct Orphans {
+    known: HashMap<u32, Orphan>,
+    /// What this process carries, and all have that it starts which are no workers.
+    own: Option<Mark>,
+}
 
 impl Orphans {
     /// Has what workers leave behind come to this process, where the kernel can.
@@ -68,22 +73,21 @@ impl Orphans {
         unsafe {
             libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1 as libc::c_ulong, 0, 0, 0);
         }
-        Orphans::default()
+        Orphans { known: HashMap::new(), own: Mark::of(std::process::id()) }
     }
 
     /// Reaps those that have ended, and tells those to end whose worker has; which ones, with the first words of their commands. `owned`
     /// are the children that others wait for.
     pub fn look(&mut self, owned: &[u32], lives: impl Fn(&Mark) -> bool, now: Instant) -> Vec<(u32, String)> {
         let children: Vec<u32> = children().into_iter().filter(|child| !owned.contains(child)).collect();
-        self.0.retain(|process, _| children.contains(process));
+        self.known.retain(|process, _| children.contains(process));
         let mut told = Vec::new();
         for process in children {
             if reap(process) {
-                self.0.remove(&process);
+                self.known.remove(&process);
                 continue;
             }
-            let mark = || proc::within(PATIENCE, move || Mark::of(process)).ok().flatten();
-            let orphan = self.0.entry(process).or_insert_with(|| Orphan { mark: mark(), kill_at: None });
+            let orphan = self.orphan(process);
             match orphan.kill_at {
                 Some(at) if now >= at => {
                     signal_process(process as i32, libc::SIGKILL);
@@ -102,15 +106,26 @@ impl Orphans {
 
     /// When one of them is to be killed.
     pub fn due(&self) -> Option<Instant> {
-        self.0.values().filter_map(|orphan| orphan.kill_at).min()
+        self.known.values().filter_map(|orphan| orphan.kill_at).min()
     }
 
-    /// The server ends: so does all that has come to it, and what comes to it by that, unless it does not end within `patience`.
-    pub fn end(&mut self, owned: &[u32], patience: Duration) {
+    /// What is known of one.
+    fn orphan(&mut self, process: u32) -> &mut Orphan {
+        let Orphans { known, own } = self;
+        known.entry(process).or_insert_with(|| {
+            let mark = proc::within(PATIENCE, move || Mark::of(process)).ok().flatten();
+            Orphan { mark: mark.filter(|mark| own.as_ref() != Some(mark)), kill_at: None }
+        })
+    }
+
+    /// The server ends: so does all that has come to it, and what comes to it by that, unless it does not end within `patience`. Where it
+    /// `is_replaced` by another server, only what its workers have left does.
+    pub fn end(&mut self, owned: &[u32], is_replaced: bool, patience: Duration) {
         let deadline = Instant::now() + patience;
         loop {
-            let left: Vec<u32> =
-                children().into_iter().filter(|child| !owned.contains(child) && !reap(*child)).collect();
+            let mut left = children();
+            left.retain(|child| !owned.contains(child) && !reap(*child));
+            left.retain(|child| !is_replaced || self.orphan(*child).mark.is_some());
             if left.is_empty() || Instant::now() > deadline {
                 return;
             }

@@ -50,6 +50,7 @@ impl Supervisor {
         match self.stop {
             None => {
                 self.abandon_upgrade();
+                self.fail_succession("it was told to stop");
                 self.service.manager.stopping(now);
                 let seconds = format!("{} s", self.context.settings().leaving.shutdown.as_secs_f32());
                 self.context.events.emit(Level::Info, "stop", "stopping: requests may finish", &[("within", &seconds)]);
@@ -76,6 +77,7 @@ impl Supervisor {
     /// Requests may finish, however long they take; then the server ends.
     pub(super) fn begin_drain(&mut self, now: Instant) {
         self.abandon_upgrade();
+        self.fail_succession("it was told to stop");
         self.service.manager.stopping(now);
         self.context.events.emit(Level::Info, "drain", "draining: the server ends when its last request has", &[]);
         self.announce_stop(NO_DEADLINE, true, now);
@@ -150,10 +152,10 @@ impl Supervisor {
                     self.units.iter_mut().for_each(|unit| unit.fleet.stop(grace, now, &mut unit.processes));
                     self.stop = Some(Stop::Workers { hasty: false });
                 }
-                self.has_no_process() && loops_done() && self.guard_has_left(now)
+                self.may_end() && loops_done() && self.guard_has_left(now)
             }
             // The loops have been told twice over what to do; who drives them joins their threads after this.
-            Some(Stop::Workers { .. }) => self.has_no_process() && self.guard_has_left(now),
+            Some(Stop::Workers { .. }) => self.may_end() && self.guard_has_left(now),
         }
     }
 
@@ -164,8 +166,10 @@ impl Supervisor {
         self.loop_exit.was_reported() || metrics.is_none_or(|metrics| metrics.loops().all(drained))
     }
 
-    fn has_no_process(&self) -> bool {
-        self.units.iter().all(|unit| unit.processes.workers.is_empty())
+    /// No worker is left, and nobody has anything to tell to another server by way of this one.
+    fn may_end(&self) -> bool {
+        let passes_on = self.upgrades.passes_on() && !self.context.status.is_hasty();
+        self.units.iter().all(|unit| unit.processes.workers.is_empty()) && !passes_on
     }
 
     /// The last step: the guard leaves, unless some process is left to it that could not be killed.

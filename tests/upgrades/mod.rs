@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::support::{Client, DEADLINE, PROGRAM, Process, Server, folder, on_every_backend, send_signal, until};
 
+mod chains;
 mod failing;
 mod handing;
 mod package;

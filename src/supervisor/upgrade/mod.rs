@@ -7,6 +7,8 @@
 //!   it was: the attempt is ended, and why it failed is told.
 //! - The new server accepts nobody, and touches nothing that is the old one's, before it is told to go.
 //! - Workers, guard and orphans stay with the server that has started them.
+//! - A server that has handed over stays until the one before it has ended, and passes on what it hears from it. So each is the parent of
+//!   the next for as long as it lives, and nothing is lost that is counted or published behind it.
 
 use std::time::Instant;
 
@@ -60,6 +62,21 @@ impl Upgrades {
     /// Whether the service manager is another's to talk to: that of the server before this one, still.
     pub fn is_silent(&self) -> bool {
         self.successor.as_ref().is_some_and(|successor| !successor.is_main())
+    }
+
+    /// Whether the server before this one still has something to tell to the one after it.
+    pub fn passes_on(&self) -> bool {
+        self.is_handed_over() && self.successor.as_ref().is_some_and(Successor::is_told)
+    }
+
+    /// What an app has published at the server before this one: whether it is the next one's to publish.
+    fn pass_on(&mut self, notice: &str) -> bool {
+        self.attempt.as_mut().is_some_and(|attempt| attempt.takes(notice))
+    }
+
+    /// Tells the server before this one that the one after it serves.
+    fn tell_of_next(&mut self) {
+        self.successor.iter_mut().for_each(Successor::tell_of_next);
     }
 
     /// What poll(2) is to wait for.

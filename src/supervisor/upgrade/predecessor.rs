@@ -57,11 +57,24 @@ pub(super) struct Attempt {
     hears: (bool, bool),
     /// It has closed its end: when it did.
     closed: Option<Instant>,
+    /// It has a successor itself, which serves.
+    has_next: bool,
+    /// What the server before this one has told of its apps, since hubs were handed over.
+    notices: Vec<String>,
 }
 
 impl Attempt {
     pub fn is_over(&self) -> bool {
         self.phase == Phase::Over
+    }
+
+    /// What an app has published at the server before this one: whether it is the new one's to publish, which then is told.
+    pub fn takes(&mut self, notice: &str) -> bool {
+        let takes = self.hears.1 && matches!(self.phase, Phase::Going | Phase::Over);
+        if takes {
+            self.notices.push(notice.to_owned());
+        }
+        takes
     }
 
     pub fn entry(&self) -> Option<libc::pollfd> {
@@ -160,6 +173,8 @@ impl Supervisor {
             version: None,
             hears: (false, false),
             closed: None,
+            has_next: false,
+            notices: Vec::new(),
         });
         match wait {
             true => Answer::Wait(ticket),
@@ -292,6 +307,7 @@ impl Supervisor {
             down: self.units.iter().filter(|unit| unit.is_down()).map(|unit| unit.name().to_owned()).collect(),
             configuration: self.upgrades.holdings.configuration.clone(),
             ticket_keys: crate::tls::ticket_keys(),
+            hears_of_next: true,
         };
         Ok((estate, descriptors))
     }
@@ -321,6 +337,7 @@ impl Supervisor {
         );
         self.upgrades.answers.push((attempt.ticket, Answer::Done(json!({ "message": message, "pid": process }))));
         self.begin_handed_over_stop(now);
+        self.upgrades.tell_of_next();
         self.tell_counts(attempt, now);
     }
 
@@ -328,24 +345,34 @@ impl Supervisor {
         if attempt.closed.is_some() {
             return;
         }
-        let mut there = attempt.channel.hear().is_ok();
+        let mut there = loop {
+            match attempt.channel.hear() {
+                Ok(Some(message)) => attempt.has_next |= message == Message::HandedOver,
+                heard => break heard.is_ok(),
+            }
+        };
         if there && now >= attempt.due {
             attempt.due = now + COUNT_AGAIN;
-            self.tell_notices(&mut attempt.channel);
+            self.tell_notices(attempt);
             there = attempt.channel.say(&Message::Counted(self.account())).is_ok();
         }
-        if !there {
-            attempt.closed = Some(now);
-            let process = attempt.child.id();
-            let message = "the new server has ended while this one finished its requests; nobody serves";
-            self.context.events.emit(Level::Error, "upgrade-lost", message, &[("pid", &process)]);
+        if there {
+            return;
         }
+        attempt.closed = Some(now);
+        let process = attempt.child.id();
+        if attempt.has_next {
+            let message = "the new server has ended before this one; the one after it serves, and does not hear what this one still counts";
+            return self.context.log.event(Level::Warn, message, &[("pid", &process)]);
+        }
+        let message = "the new server has ended while this one finished its requests; nobody serves";
+        self.context.events.emit(Level::Error, "upgrade-lost", message, &[("pid", &process)]);
     }
 
-    fn tell_notices(&self, channel: &mut Channel) {
-        for notice in self.handed_on() {
+    fn tell_notices(&self, attempt: &mut Attempt) {
+        for notice in self.handed_on().into_iter().chain(std::mem::take(&mut attempt.notices)) {
             // That it is gone is seen by what is said behind them.
-            channel.say(&Message::Notice(notice)).ok();
+            attempt.channel.say(&Message::Notice(notice)).ok();
         }
     }
 
@@ -353,19 +380,19 @@ impl Supervisor {
     pub(in crate::supervisor) fn say_farewell(&mut self) {
         let account = self.account();
         if let Some(mut attempt) = self.upgrades.attempt.take_if(|attempt| attempt.is_over()) {
-            self.tell_notices(&mut attempt.channel);
-            self.upgrades.attempt = Some(attempt);
-        }
-        if let Some(attempt) = self.upgrades.attempt.as_mut().filter(|attempt| attempt.is_over()) {
+            self.tell_notices(&mut attempt);
             // It may be gone; this server ends anyway.
             attempt.channel.say(&Message::Farewell(account)).ok();
+            self.upgrades.attempt = Some(attempt);
         }
     }
 
     fn upgrade_failed(&mut self, mut attempt: Attempt, reason: &str) {
         self.hold_pushes(false);
         if attempt.phase == Phase::Going && attempt.hears.1 {
-            self.reopen_hubs(Instant::now());
+            let now = Instant::now();
+            self.reopen_hubs(now);
+            attempt.notices.iter().for_each(|notice| self.publish_notice(notice, now));
         }
         let process = attempt.child.id();
         // The child may only have started the new server, which is to know that this one has not ended.

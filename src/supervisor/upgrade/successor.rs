@@ -30,6 +30,8 @@ pub struct Succession {
     pub joined: Vec<JoinedWorker>,
     /// Apps that were down there, and are waited for by nobody.
     pub down: Vec<String>,
+    /// Whether it hears that this server has handed over in its turn.
+    pub hears_of_next: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +53,7 @@ pub(super) struct Successor {
     phase: Phase,
     takes_run_dir: bool,
     down: Vec<String>,
+    hears_of_next: bool,
     /// What has come so far of what is in a hub.
     hub: Vec<u8>,
 }
@@ -58,6 +61,18 @@ pub(super) struct Successor {
 impl Successor {
     pub fn is_main(&self) -> bool {
         self.phase == Phase::Main
+    }
+
+    /// Whether the server before this one still tells what it counts.
+    pub fn is_told(&self) -> bool {
+        self.channel.is_some()
+    }
+
+    pub fn tell_of_next(&mut self) {
+        if let Some(channel) = self.channel.as_mut().filter(|_| self.hears_of_next) {
+            // That it is gone is heard.
+            channel.say(&Message::HandedOver).ok();
+        }
     }
 
     pub fn entry(&self) -> Option<libc::pollfd> {
@@ -69,7 +84,7 @@ impl Supervisor {
     /// Makes this server one that takes over. To be called before it runs.
     pub fn succeed(&mut self, succession: Succession) {
         let now = Instant::now();
-        let Succession { channel, takes_run_dir, account, lives, joined, down } = succession;
+        let Succession { channel, takes_run_dir, account, lives, joined, down, hears_of_next } = succession;
         self.hold_pushes(true);
         self.inherit_counts(account);
         self.context.status.add_lives(lives);
@@ -90,7 +105,8 @@ impl Supervisor {
             }
         }
         let (channel, phase) = (Some(channel), Phase::Starting);
-        self.upgrades.successor = Some(Successor { channel, phase, takes_run_dir, down, hub: Vec::new() });
+        let hub = Vec::new();
+        self.upgrades.successor = Some(Successor { channel, phase, takes_run_dir, down, hears_of_next, hub });
     }
 
     pub(super) fn advance_succession(&mut self, now: Instant) {
@@ -119,16 +135,20 @@ impl Supervisor {
                         self.inherit_hub(&part.name, &std::mem::take(&mut successor.hub), now);
                     }
                 }
-                (Phase::Serving | Phase::Main, Some(Message::Notice(notice))) => self.publish_notice(&notice, now),
+                (Phase::Serving | Phase::Main, Some(Message::Notice(notice))) => {
+                    if !self.upgrades.pass_on(&notice) {
+                        self.publish_notice(&notice, now);
+                    }
+                }
                 (Phase::Ready, Some(Message::Go(account))) => self.take_over(&mut successor, Some(account), now),
                 (Phase::Serving | Phase::Main, Some(Message::Counted(account))) => {
                     self.inherit_counts(account);
                     successor.phase = Phase::Main;
-                    self.context.postboxes.broadcast(|| Mail::AcceptAnew);
+                    self.accept_anew();
                 }
                 (Phase::Serving | Phase::Main, Some(Message::Farewell(account))) => {
                     self.inherit_counts(account);
-                    self.context.postboxes.broadcast(|| Mail::AcceptAnew);
+                    self.accept_anew();
                     (successor.phase, successor.channel) = (Phase::Main, None);
                     self.context.events.emit(Level::Info, "upgrade-over", "the server before this one has ended", &[]);
                 }
@@ -142,6 +162,13 @@ impl Supervisor {
         self.upgrades.successor = Some(successor);
     }
 
+    /// Whoever waits in a backlog may have been told to the server before this one alone, which accepts no more.
+    fn accept_anew(&self) {
+        if !self.upgrades.is_handed_over() {
+            self.context.postboxes.broadcast(|| Mail::AcceptAnew);
+        }
+    }
+
     /// The server before this one is gone without a farewell, or does not go on with the handover.
     fn predecessor_lost(&mut self, successor: &mut Successor, is_gone: bool, why: &str, now: Instant) {
         let channel = successor.channel.take();
@@ -150,7 +177,7 @@ impl Supervisor {
             Phase::Serving | Phase::Main => {
                 let message = "the server before this one has ended before its requests were finished";
                 self.context.events.emit(Level::Warn, "upgrade-over", message, &fields);
-                self.context.postboxes.broadcast(|| Mail::AcceptAnew);
+                self.accept_anew();
             }
             Phase::Starting | Phase::Ready if is_gone => {
                 let message = "the server before this one has ended without a word; this one takes over";
