@@ -27,7 +27,7 @@ use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -157,6 +157,8 @@ pub struct Estate {
     pub ticket_keys: Vec<TicketKey>,
     /// Whether it is heard that the successor has handed over in its turn.
     pub hears_of_next: bool,
+    /// The process group of the predecessor, where the successor has one of its own until it is the server.
+    pub process_group: Option<i32>,
 }
 
 /// A locked run directory.
@@ -334,6 +336,24 @@ impl Channel {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Waits until nobody has the other end any more, for so long at most. What is still said goes unheard.
+    pub fn await_end(&mut self, patience: Duration) {
+        self.stream.set_nonblocking(false).ok();
+        let deadline = Instant::now() + patience;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || self.stream.set_read_timeout(Some(left)).is_err() {
+                break;
+            }
+            match (&self.stream).read(&mut [0; 4096]) {
+                Ok(count) if count > 0 => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                _ => break,
+            }
+        }
+        self.stream.set_nonblocking(true).ok();
     }
 
     /// The successor's first step: it says who it is and waits for what it inherits. Blocks, for seconds at most.

@@ -68,9 +68,14 @@ impl SocketFile {
         &self.path
     }
 
+    /// Whether it lies there still, and nothing else.
+    pub fn is_there(&self) -> bool {
+        fs::symlink_metadata(&self.path).is_ok_and(|metadata| identity(&metadata) == self.identity)
+    }
+
     /// Removes it, unless something else lies there by now.
     pub fn remove(&self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|metadata| identity(&metadata) == self.identity) {
+        if self.is_there() {
             // Gone already is as good.
             fs::remove_file(&self.path).ok();
         }

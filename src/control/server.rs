@@ -58,6 +58,11 @@ impl ControlServer {
     /// path is too long for a socket, and what the system says otherwise.
     pub fn open(path: &Path) -> io::Result<ControlServer> {
         clear(path)?;
+        ControlServer::put(path)
+    }
+
+    /// Listens at a path, in the place of whatever lies there.
+    fn put(path: &Path) -> io::Result<ControlServer> {
         // Bound beside its place, protected, and only then put there: at no time anybody else may connect.
         let fresh = path.with_extension("new");
         clear(&fresh)?;
@@ -109,11 +114,36 @@ impl ControlServer {
         if self.closed || file.path().exists() {
             return Ok(false);
         }
-        let mut fresh = ControlServer::open(file.path())?;
+        self.become_one(ControlServer::open(file.path())?);
+        Ok(true)
+    }
+
+    /// Listens anew where it did, if another server that is gone by now has put its socket there; connections stay.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn take_back(&mut self, now: Instant) -> io::Result<()> {
+        let file = self.link.as_ref().unwrap_or(&self.file);
+        if self.closed || file.is_there() {
+            return Ok(());
+        }
+        let path = file.path().to_owned();
+        if let Some(mut link) = self.link.take() {
+            // It has its first name still, and what is to come under the second one is the same file.
+            link.give_away();
+            return self.move_to(&path);
+        }
+        // Who has connected to it before is heard.
+        self.accept(now);
+        self.become_one(ControlServer::put(&path)?);
+        Ok(())
+    }
+
+    /// Listens where a fresh one does, and nowhere else.
+    fn become_one(&mut self, mut fresh: ControlServer) {
         std::mem::swap(&mut self.listener, &mut fresh.listener);
         std::mem::swap(&mut self.file, &mut fresh.file);
         self.link = None;
-        Ok(true)
     }
 
     /// Where it listens.

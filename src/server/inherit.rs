@@ -31,6 +31,7 @@ pub(super) struct Inherited {
     joined: Vec<JoinedWorker>,
     down: Vec<String>,
     hears_of_next: bool,
+    group: Option<i32>,
 }
 
 impl Inherited {
@@ -65,8 +66,8 @@ impl Inherited {
         };
         let listeners = estate.listeners.into_iter().map(&mut with_sockets).collect();
         tls::adopt_ticket_keys(estate.ticket_keys);
-        let Estate { account, lives, joined, down, hears_of_next, .. } = estate;
-        Inherited { listeners, run_dir, account, lives, joined, down, hears_of_next, ..Inherited::default() }
+        let Estate { account, lives, joined, down, hears_of_next, process_group: group, .. } = estate;
+        Inherited { listeners, run_dir, account, lives, joined, down, hears_of_next, group, ..Inherited::default() }
     }
 
     /// The listeners that are there already for an address, and are for those who watch the server if `admin` says so; `None`: it is to be
@@ -158,8 +159,8 @@ impl Inherited {
 
     /// In whose place this server is.
     pub fn succession(self, channel: Channel) -> Succession {
-        let Inherited { took_run_dir: takes_run_dir, account, lives, joined, down, hears_of_next, .. } = self;
-        Succession { channel, takes_run_dir, account, lives, joined, down, hears_of_next }
+        let Inherited { took_run_dir: takes_run_dir, account, lives, joined, down, hears_of_next, group, .. } = self;
+        Succession { channel, takes_run_dir, account, lives, joined, down, hears_of_next, group }
     }
 }
 

@@ -20,22 +20,38 @@ impl PidFile {
     /// # Errors
     /// When the file cannot be written.
     pub fn write(path: &Path) -> io::Result<PidFile> {
-        let mut fresh = path.as_os_str().to_owned();
-        fresh.push(format!(".{}", std::process::id()));
-        let fresh = PathBuf::from(fresh);
-        fs::remove_file(&fresh).ok();
-        let mut file = File::options().write(true).create_new(true).open(&fresh)?;
-        let written = writeln!(file, "{}", std::process::id()).and_then(|()| fs::rename(&fresh, path));
-        if written.is_err() {
-            fs::remove_file(&fresh).ok();
-        }
-        written.map(|()| PidFile(path.to_owned()))
+        place(path).map(|()| PidFile(path.to_owned()))
     }
+
+    /// Writes it anew where it holds another's number, or is gone.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn take_back(&self) -> io::Result<()> {
+        if self.is_ours() { Ok(()) } else { place(&self.0) }
+    }
+
+    fn is_ours(&self) -> bool {
+        read(&self.0).unwrap_or_default().trim() == std::process::id().to_string()
+    }
+}
+
+fn place(path: &Path) -> io::Result<()> {
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(format!(".{}", std::process::id()));
+    let fresh = PathBuf::from(fresh);
+    fs::remove_file(&fresh).ok();
+    let mut file = File::options().write(true).create_new(true).open(&fresh)?;
+    let written = writeln!(file, "{}", std::process::id()).and_then(|()| fs::rename(&fresh, path));
+    if written.is_err() {
+        fs::remove_file(&fresh).ok();
+    }
+    written
 }
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        if read(&self.0).unwrap_or_default().trim() == std::process::id().to_string() {
+        if self.is_ours() {
             fs::remove_file(&self.0).ok();
         }
     }
@@ -62,6 +78,9 @@ mod tests {
         drop(file);
         assert!(!path.exists());
         let file = PidFile::write(&path).unwrap();
+        fs::write(&path, "1\n").unwrap();
+        file.take_back().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
         fs::write(&path, "1\n").unwrap();
         drop(file);
         assert!(path.exists(), "another's was removed");

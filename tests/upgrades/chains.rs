@@ -22,6 +22,8 @@ fn chain(backend: &str) -> Chain {
     assert_eq!(client.get("/ping").status, 200);
     client.send("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nha");
     let servers = [line.process(), line.upgraded(), line.upgraded()];
+    let group = |process: u32| Process::of(process).map(|process| process.group);
+    until("it is in the group of the one before it", || group(servers[2]) == group(servers[0]));
     Chain { line, client, servers }
 }
 

@@ -13,6 +13,7 @@ on_every_backend! {
     a_new_server_that_is_killed_changes_nothing,
     an_app_that_was_down_and_is_not_required_stops_no_upgrade,
     nonsense_about_a_limit_stops_no_upgrade,
+    what_a_new_server_has_taken_is_taken_back,
 }
 
 fn refused(line: &Line, program: &str, reason: &str) {
@@ -31,7 +32,11 @@ fn what_is_no_server_of_this_kind_changes_nothing(backend: &str) {
     let hello = |protocol: u32| format!(r#"printf '{{"hello":{{"protocol":{protocol},"version":"9.9"}}}}\n' >&0"#);
     for (name, text, reason) in [
         ("exits", "exit 1".to_owned(), "exited with code 1 before it was ready"),
-        ("sleeps", "sleep 1000".to_owned(), "does not say that it is a server of this kind"),
+        (
+            "sleeps",
+            format!("sleep 1000 & echo $! > {}; wait", path(&line.folder, "inner")),
+            "does not say that it is a server of this kind",
+        ),
         ("babbles", "echo nonsense >&0; exec sleep 1000".to_owned(), "cannot be understood"),
         (
             "newer",
@@ -47,6 +52,8 @@ fn what_is_no_server_of_this_kind_changes_nothing(backend: &str) {
         assert_eq!((&upgrade["state"], &upgrade["program"]), (&"failed".into(), &program.as_str().into()));
         assert!(upgrade["reason"].as_str().unwrap().contains(reason), "{upgrade}");
     }
+    let inner: u32 = fs::read_to_string(line.folder.path().join("inner")).unwrap().trim().parse().unwrap();
+    until("what was started is ended", || Process::of(inner).is_none());
     refused(&line, &path(&line.folder, "nothing"), "there is no such file");
     line.server.says("the upgrade has failed; this server serves on");
     crowd.end();
@@ -129,6 +136,53 @@ fn killed_changes_nothing(line: &Line, program: &[&str], before: u32) {
     assert!(upgrade["reason"].as_str().unwrap().contains("killed by signal 9"), "{upgrade}");
     until("its workers end with it", || !started.iter().any(Process::is_alive));
     assert_eq!((line.process(), line.pid_file()), (before, before));
+}
+
+/// What becomes of one that has put a control socket and a number of its own in the places of the old server's, and does not say that it serves.
+fn what_a_new_server_has_taken_is_taken_back(backend: &str) {
+    let line = Line::start(backend, &["-w", "1", "--upgrade-timeout", "5s"]);
+    line.until_ready(1);
+    // The second server has a control socket of two names.
+    for _ in 0..2 {
+        for (end, reason) in [
+            ("os.kill(os.getpid(), 9)", "was killed by signal 9"),
+            ("time.sleep(1000)", "was not ready within 5 s (--upgrade-timeout)"),
+        ] {
+            refused(&line, &taker(&line, end), reason);
+            let taken = fs::read_to_string(line.folder.path().join("taken")).unwrap();
+            assert_eq!(taken, "both");
+            fs::remove_file(line.folder.path().join("taken")).unwrap();
+        }
+        let (code, said) = line.word(&["reload"]);
+        assert_eq!(code, Some(0), "{said}");
+        line.upgraded();
+    }
+    line.stop();
+}
+
+/// A program that is told to go, takes all that a server takes then, and comes to that end.
+fn taker(line: &Line, end: &str) -> String {
+    let code = format!(
+        r#"
+import os, socket, sys, time
+channel = socket.socket(fileno=os.dup(0))
+channel.sendall(b'{{"hello":{{"protocol":1,"version":"9.9"}}}}\n"ready"\n')
+said = b''
+while b'"go"' not in said:
+    said += channel.recv(65536) or sys.exit(1)
+os.chdir(sys.argv[1])
+taken = socket.socket(socket.AF_UNIX)
+taken.bind('run/taken')
+taken.listen()
+os.rename('run/taken', 'run/control.sock')
+open('pid', 'w').write('1')
+open('taken', 'w').write('both')
+{end}
+"#
+    );
+    let file = path(&line.folder, "taker.py");
+    fs::write(&file, code).unwrap();
+    line.script("taker", &format!("exec {} {file} {}", crate::support::python(), line.folder.path().display()))
 }
 
 /// The test is the server before this one.

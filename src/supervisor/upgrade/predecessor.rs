@@ -20,13 +20,16 @@ use crate::control::status::{self, UpgradeState};
 use crate::handover::{Channel, Estate, Hello, HubPart, JoinedWorker, Message, PROTOCOL, RunDir, Taken, VARIABLE};
 use crate::log::Level;
 use crate::supervisor::exec::Instructions;
-use crate::supervisor::{Supervisor, program};
+use crate::supervisor::pid_file::PidFile;
+use crate::supervisor::{Supervisor, guard, program};
 use crate::systemd::LISTEN_VARIABLES;
 
 /// How long a program may take to say that it is a successor: one that is no server of this kind never will.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a new server that has closed its end may take to end, so that its exit code is known.
 const EXIT_PATIENCE: Duration = Duration::from_millis(500);
+/// How long one that is killed may take to end where it may have taken what is this server's.
+const END_PATIENCE: Duration = Duration::from_secs(1);
 /// How often it is told what this server still counts.
 const COUNT_AGAIN: Duration = Duration::from_millis(100);
 /// Tickets of those who wait for an upgrade, apart from those of rolling restarts.
@@ -68,6 +71,10 @@ impl Attempt {
         self.phase == Phase::Over
     }
 
+    pub fn is_going(&self) -> bool {
+        self.phase == Phase::Going
+    }
+
     /// What an app has published at the server before this one: whether it is the new one's to publish, which then is told.
     pub fn takes(&mut self, notice: &str) -> bool {
         let takes = self.hears.1 && matches!(self.phase, Phase::Going | Phase::Over);
@@ -75,6 +82,13 @@ impl Attempt {
             self.notices.push(notice.to_owned());
         }
         takes
+    }
+
+    /// Ends it, and what it has started: a program between may have started the new server. Its workers end with that one: they are its
+    /// guard's, and what escapes that comes to this process.
+    fn kill(&mut self) {
+        guard::signal_group(self.child.id() as i32, libc::SIGKILL);
+        self.child.kill().ok();
     }
 
     pub fn entry(&self) -> Option<libc::pollfd> {
@@ -101,7 +115,8 @@ fn started_as() -> PathBuf {
     found.or_else(|| std::env::current_exe().ok()).unwrap_or(word)
 }
 
-/// Starts it as this process was started, with what it inherits as its standard input.
+/// Starts it as this process was started, with what it inherits as its standard input; in a process group of its own, so that all can be ended
+/// that it starts before it takes over.
 fn spawn(
     shim: &Path,
     program: &Path,
@@ -121,7 +136,7 @@ fn spawn(
     for name in LISTEN_VARIABLES {
         command.env_remove(name);
     }
-    command.env(VARIABLE, PROTOCOL.to_string()).stdin(Stdio::from(stdin)).spawn()
+    command.env(VARIABLE, PROTOCOL.to_string()).stdin(Stdio::from(stdin)).process_group(0).spawn()
 }
 
 impl Supervisor {
@@ -308,6 +323,8 @@ impl Supervisor {
             configuration: self.upgrades.holdings.configuration.clone(),
             ticket_keys: crate::tls::ticket_keys(),
             hears_of_next: true,
+            // SAFETY: it has no arguments and cannot fail.
+            process_group: Some(unsafe { libc::getpgrp() }),
         };
         Ok((estate, descriptors))
     }
@@ -387,18 +404,37 @@ impl Supervisor {
         }
     }
 
-    fn upgrade_failed(&mut self, mut attempt: Attempt, reason: &str) {
-        self.hold_pushes(false);
-        if attempt.phase == Phase::Going && attempt.hears.1 {
-            let now = Instant::now();
+    /// The new server was told to go, and has ended without a word that it serves: what it may have taken by then is this server's again.
+    fn take_back(&mut self, attempt: &mut Attempt) {
+        // What still runs of it takes nothing any more.
+        attempt.channel.await_end(END_PATIENCE);
+        let now = Instant::now();
+        self.context.run.take_over();
+        let control = self.control.as_mut().map_or(Ok(()), |control| control.take_back(now));
+        let pid_file = self.upgrades.pid_file.as_ref().map_or(Ok(()), PidFile::take_back);
+        for (outcome, message) in [
+            (control, "the control socket cannot be put back in its place"),
+            (pid_file, "the pid file cannot be written anew"),
+        ] {
+            if let Err(error) = outcome {
+                self.context.log.event(Level::Error, message, &[("error", &error)]);
+            }
+        }
+        if attempt.hears.1 {
             self.reopen_hubs(now);
             attempt.notices.iter().for_each(|notice| self.publish_notice(notice, now));
         }
+    }
+
+    fn upgrade_failed(&mut self, mut attempt: Attempt, reason: &str) {
+        self.hold_pushes(false);
         let process = attempt.child.id();
         // The child may only have started the new server, which is to know that this one has not ended.
         attempt.channel.say(&Message::Failed { reason: reason.to_owned() }).ok();
-        // Its workers end with it: they are its guard's, and what escapes that comes to this process.
-        attempt.child.kill().ok();
+        attempt.kill();
+        if attempt.is_going() {
+            self.take_back(&mut attempt);
+        }
         // From now on it is reaped as any stray child is.
         self.upgrades.children.retain(|other| *other != process);
         if let Some(last) = &mut self.upgrades.last {

@@ -32,6 +32,8 @@ pub struct Succession {
     pub down: Vec<String>,
     /// Whether it hears that this server has handed over in its turn.
     pub hears_of_next: bool,
+    /// Its process group, where this process was given another.
+    pub group: Option<i32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +56,8 @@ pub(super) struct Successor {
     takes_run_dir: bool,
     down: Vec<String>,
     hears_of_next: bool,
+    /// To be joined.
+    group: Option<i32>,
     /// What has come so far of what is in a hub.
     hub: Vec<u8>,
 }
@@ -61,6 +65,16 @@ pub(super) struct Successor {
 impl Successor {
     pub fn is_main(&self) -> bool {
         self.phase == Phase::Main
+    }
+
+    /// It is the server, and the one before it kills it no more: it goes where that one is, so that it hears what that one would of a terminal,
+    /// or of whoever has started it.
+    fn become_main(&mut self) {
+        self.phase = Phase::Main;
+        if let Some(group) = self.group.take() {
+            // SAFETY: plain numbers. A group that is gone, or another session's, is refused, and it stays where it is.
+            unsafe { libc::setpgid(0, group) };
+        }
     }
 
     /// Whether the server before this one still tells what it counts.
@@ -84,7 +98,7 @@ impl Supervisor {
     /// Makes this server one that takes over. To be called before it runs.
     pub fn succeed(&mut self, succession: Succession) {
         let now = Instant::now();
-        let Succession { channel, takes_run_dir, account, lives, joined, down, hears_of_next } = succession;
+        let Succession { channel, takes_run_dir, account, lives, joined, down, hears_of_next, group } = succession;
         self.hold_pushes(true);
         self.inherit_counts(account);
         self.context.status.add_lives(lives);
@@ -106,7 +120,7 @@ impl Supervisor {
         }
         let (channel, phase) = (Some(channel), Phase::Starting);
         let hub = Vec::new();
-        self.upgrades.successor = Some(Successor { channel, phase, takes_run_dir, down, hears_of_next, hub });
+        self.upgrades.successor = Some(Successor { channel, phase, takes_run_dir, down, hears_of_next, group, hub });
     }
 
     pub(super) fn advance_succession(&mut self, now: Instant) {
@@ -143,13 +157,14 @@ impl Supervisor {
                 (Phase::Ready, Some(Message::Go(account))) => self.take_over(&mut successor, Some(account), now),
                 (Phase::Serving | Phase::Main, Some(Message::Counted(account))) => {
                     self.inherit_counts(account);
-                    successor.phase = Phase::Main;
+                    successor.become_main();
                     self.accept_anew();
                 }
                 (Phase::Serving | Phase::Main, Some(Message::Farewell(account))) => {
                     self.inherit_counts(account);
                     self.accept_anew();
-                    (successor.phase, successor.channel) = (Phase::Main, None);
+                    successor.become_main();
+                    successor.channel = None;
                     self.context.events.emit(Level::Info, "upgrade-over", "the server before this one has ended", &[]);
                 }
                 (_, message) => {
@@ -195,7 +210,7 @@ impl Supervisor {
                 return;
             }
         }
-        successor.phase = Phase::Main;
+        successor.become_main();
     }
 
     /// From here on this server serves.
