@@ -8,6 +8,7 @@
 //!   old   estate { listeners, run directory, counts, … }   and behind it the descriptors, 64 at a time, each batch with one byte
 //! new   ready                              its workers are; it has accepted nobody yet
 //!   old   limit { what clients have used of it } …, if the hello says that it is heard
+//!   old   changed { since the estate }       if the hello says that it is heard
 //!   old   hub { a part of what it has } …    if the hello says that it is heard; what is published from here on is the new one's to publish
 //!   old   go { counts }
 //! new   serving { what it has taken }      from here on it accepts; the old one accepts no more, and drains
@@ -64,6 +65,7 @@ pub enum Message {
     Ready,
     /// [`Kept`](crate::limits::Kept), which whoever hears it is to judge.
     Limit(serde_json::Value),
+    Changed(Changed),
     Hub(HubPart),
     /// A body that [`crate::hub::wire::notify`] understands.
     Notice(String),
@@ -78,7 +80,7 @@ pub enum Message {
 }
 
 /// Who the successor is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
     /// The protocol that it speaks.
     pub protocol: u32,
@@ -90,6 +92,9 @@ pub struct Hello {
     /// Whether it hears of hubs what is in them.
     #[serde(default)]
     pub hears_hubs: bool,
+    /// Whether it hears what of the estate has changed meanwhile.
+    #[serde(default)]
+    pub hears_changes: bool,
 }
 
 impl Hello {
@@ -100,6 +105,7 @@ impl Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             hears_limits: true,
             hears_hubs: true,
+            hears_changes: true,
         }
     }
 }
@@ -159,6 +165,16 @@ pub struct Estate {
     pub hears_of_next: bool,
     /// The process group of the predecessor, where the successor has one of its own until it is the server.
     pub process_group: Option<i32>,
+}
+
+/// What may change while the successor starts: all of it, as it is now.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Changed {
+    /// As in the estate.
+    pub joined: Vec<JoinedWorker>,
+    /// As in the estate.
+    pub ticket_keys: Vec<TicketKey>,
 }
 
 /// A locked run directory.

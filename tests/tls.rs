@@ -12,7 +12,7 @@ use rustls::{AlertDescription, ClientConfig, ClientConnection, Error, HandshakeK
 
 use crate::support::tls::{Pair, SUFFIX};
 use crate::support::{Client, DEADLINE, PROGRAM, Server, Worker, folder, on_every_backend, pattern, until};
-use crate::upgrades::Line;
+use crate::upgrades::{Line, meanwhile};
 
 on_every_backend! {
     the_name_that_is_asked_for_chooses_the_certificate
@@ -28,6 +28,7 @@ on_every_backend! {
     files_that_somebody_else_renews_are_read_by_themselves
     a_reload_changes_whose_certificates_are_accepted
     a_session_goes_on_over_an_upgrade
+    a_session_that_began_during_an_upgrade_goes_on
     a_request_without_tls_is_told_so
     a_handshake_that_does_not_come_costs_a_place_for_its_time_only
     records_of_one_byte_and_endless_messages_are_bounded
@@ -410,6 +411,22 @@ fn a_session_goes_on_over_an_upgrade(backend: &str) {
     let config = trusting(&[&pair]);
     ask(&mut connect(line.server.address, &config, "a.test").unwrap(), ASK, b"ok");
     line.upgraded();
+    let mut again = connect(line.server.address, &config, "a.test").unwrap();
+    assert_eq!(again.conn.handshake_kind(), Some(HandshakeKind::Resumed));
+    ask(&mut again, ASK, b"ok");
+}
+
+/// The first client comes while the new server starts, which was told before what tickets are sealed with.
+fn a_session_that_began_during_an_upgrade_goes_on(backend: &str) {
+    let (folder, pair) = (folder(), Pair::of(&["a.test"]));
+    let flags = [&flags(folder.path(), &[("a", &pair)])[..], &meanwhile::slow_app()].concat();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let line = Line::start_in(folder, Command::new(PROGRAM), backend, &flags);
+    line.until_ready(1);
+    let config = trusting(&[&pair]);
+    let new = meanwhile::starts(&line);
+    ask(&mut connect(line.server.address, &config, "a.test").unwrap(), ASK, b"ok");
+    meanwhile::takes_over(&line, new);
     let mut again = connect(line.server.address, &config, "a.test").unwrap();
     assert_eq!(again.conn.handshake_kind(), Some(HandshakeKind::Resumed));
     ask(&mut again, ASK, b"ok");

@@ -149,6 +149,9 @@ impl Supervisor {
 
     fn pause(&mut self, app: Option<&str>, max: Duration, now: Instant) -> Result<Answer, Answer> {
         let asked = self.find(app)?;
+        if self.upgrades.is_under_way() {
+            return Err(Answer::refused(409, "the server is being handed over: pause when that is done"));
+        }
         for (index, unit) in self.units.iter_mut().enumerate() {
             if unit.leaving.is_none() && asked.is_none_or(|asked| asked == index) {
                 unit.pause(now + max);
@@ -170,6 +173,14 @@ impl Supervisor {
         match (app, known.next(), known.next()) {
             (None, Some(index), None) => Ok(index),
             _ => self.find_one(app),
+        }
+    }
+
+    /// The same for a worker that this server has not started: the new server does not hear of it any more that takes over at any moment.
+    fn find_of_stranger(&self, app: Option<&str>, worker_id: &str) -> Result<usize, Answer> {
+        match self.upgrades.is_going() {
+            true => Err(Answer::refused(503, "another server takes over at this moment: tell that one")),
+            false => self.find_of_worker(app, worker_id),
         }
     }
 
@@ -263,7 +274,7 @@ impl Supervisor {
             Command::Notify(body) => self.notify(&body, now)?,
             Command::Join(join) => {
                 let own = self.serving().find(|(_, unit)| unit.own_worker(&join).is_some()).map(|(index, _)| index);
-                let index = own.map_or_else(|| self.find_of_worker(join.app.as_deref(), &join.worker_id), Ok)?;
+                let index = own.map_or_else(|| self.find_of_stranger(join.app.as_deref(), &join.worker_id), Ok)?;
                 let unit = &mut self.units[index];
                 if unit.is_answered_by_loops() {
                     return Err(Answer::refused(
@@ -274,7 +285,9 @@ impl Supervisor {
                 unit.join(join, now)
             }
             Command::Quit { worker_id, app } => {
-                let index = self.find_of_worker(app.as_deref(), &worker_id)?;
+                let own = self.find_of_worker(app.as_deref(), &worker_id)?;
+                let is_own = !self.units[own].is_joined(&worker_id);
+                let index = if is_own { own } else { self.find_of_stranger(app.as_deref(), &worker_id)? };
                 self.units[index].quit(&worker_id, now)
             }
         })

@@ -95,6 +95,11 @@ impl Unit {
         self.joined(worker_id).is_some() || self.processes.workers.iter().any(ours)
     }
 
+    /// Whether a worker of that id has joined.
+    pub(super) fn is_joined(&self, worker_id: &str) -> bool {
+        self.joined(worker_id).is_some()
+    }
+
     fn joined(&self, worker_id: &str) -> Option<Name> {
         self.fleet.joined().iter().find(|joined| joined.worker_id == worker_id).map(|joined| joined.name)
     }

@@ -92,7 +92,11 @@ impl Ticketer {
     fn adopt(&self, others: Vec<TicketKey>) {
         let fits = |key: &TicketKey| key.name.len() == NAME_BYTES && key.secret.len() == SECRET_BYTES;
         let mut keys = self.keys();
-        keys.extend(others.into_iter().filter(fits));
+        for other in others.into_iter().filter(fits) {
+            if keys.iter().all(|key| key.name != other.name) {
+                keys.push_back(other);
+            }
+        }
         keys.make_contiguous().sort_by_key(|key| std::cmp::Reverse(key.born));
     }
 }
@@ -123,7 +127,10 @@ pub(super) fn ticketer() -> &'static Arc<Ticketer> {
 
 /// The keys of this process, for its successor.
 pub fn ticket_keys() -> Vec<TicketKey> {
-    ticketer().keys().iter().cloned().collect()
+    let ticketer = ticketer();
+    // One that seals from now on is among them: whichever of both gives a ticket, the other opens it.
+    let _ = ticketer.sealing(now());
+    ticketer.keys().iter().cloned().collect()
 }
 
 /// Takes over the keys of a predecessor.
@@ -161,6 +168,7 @@ mod tests {
         assert_eq!(new.open_at(6, &ticket), None);
         let said = serde_json::to_string(&old.keys().iter().cloned().collect::<Vec<_>>()).unwrap();
         new.adopt(serde_json::from_str(&said).unwrap());
+        new.adopt(old.keys().iter().cloned().collect());
         new.adopt(vec![TicketKey { name: vec![1], secret: vec![2], born: 9 }]);
         assert_eq!(new.open_at(6, &ticket).unwrap(), b"session");
         assert_eq!(new.keys().len(), 1, "what is no key is none");

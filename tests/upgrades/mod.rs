@@ -16,6 +16,7 @@ use crate::support::{Client, DEADLINE, PROGRAM, Process, Server, folder, on_ever
 mod chains;
 mod failing;
 mod handing;
+pub(crate) mod meanwhile;
 mod package;
 mod privileges;
 mod systemd;
@@ -57,7 +58,7 @@ impl Line {
         self.status()["pid"].as_u64().unwrap() as u32
     }
 
-    fn until_ready(&self, count: usize) {
+    pub fn until_ready(&self, count: usize) {
         until("the workers are ready", || self.status()["apps"][0]["workers_ready"] == count);
     }
 

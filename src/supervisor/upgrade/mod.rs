@@ -64,6 +64,11 @@ impl Upgrades {
         self.successor.as_ref().is_some_and(|successor| !successor.is_main())
     }
 
+    /// Whether the new server may take over at any moment: what is changed here from now on, it does not hear of.
+    pub fn is_going(&self) -> bool {
+        self.attempt.as_ref().is_some_and(Attempt::is_going)
+    }
+
     /// Whether the server before this one still has something to tell to the one after it.
     pub fn passes_on(&self) -> bool {
         self.is_handed_over() && self.successor.as_ref().is_some_and(Successor::is_told)

@@ -17,12 +17,15 @@ use serde_json::json;
 
 use crate::control::Answer;
 use crate::control::status::{self, UpgradeState};
-use crate::handover::{Channel, Estate, Hello, HubPart, JoinedWorker, Message, PROTOCOL, RunDir, Taken, VARIABLE};
+use crate::handover::{
+    Changed, Channel, Estate, Hello, HubPart, JoinedWorker, Message, PROTOCOL, RunDir, Taken, VARIABLE,
+};
 use crate::log::Level;
 use crate::supervisor::exec::Instructions;
 use crate::supervisor::pid_file::PidFile;
 use crate::supervisor::{Supervisor, guard, program};
 use crate::systemd::LISTEN_VARIABLES;
+use crate::tls;
 
 /// How long a program may take to say that it is a successor: one that is no server of this kind never will.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
@@ -55,9 +58,8 @@ pub(super) struct Attempt {
     due: Instant,
     /// When it must serve at the latest.
     deadline: Instant,
-    version: Option<String>,
-    /// Of limits and of hubs.
-    hears: (bool, bool),
+    /// What it has said of itself.
+    hello: Option<Hello>,
     /// It has closed its end: when it did.
     closed: Option<Instant>,
     /// It has a successor itself, which serves.
@@ -71,13 +73,21 @@ impl Attempt {
         self.phase == Phase::Over
     }
 
+    fn hears(&self, what: fn(&Hello) -> bool) -> bool {
+        self.hello.as_ref().is_some_and(what)
+    }
+
+    fn version(&self) -> Option<String> {
+        self.hello.as_ref().map(|hello| hello.version.clone())
+    }
+
     pub fn is_going(&self) -> bool {
         self.phase == Phase::Going
     }
 
     /// What an app has published at the server before this one: whether it is the new one's to publish, which then is told.
     pub fn takes(&mut self, notice: &str) -> bool {
-        let takes = self.hears.1 && matches!(self.phase, Phase::Going | Phase::Over);
+        let takes = self.hears(|hello| hello.hears_hubs) && matches!(self.phase, Phase::Going | Phase::Over);
         if takes {
             self.notices.push(notice.to_owned());
         }
@@ -185,8 +195,7 @@ impl Supervisor {
             phase: Phase::Started,
             due: deadline.min(now + HELLO_PATIENCE),
             deadline,
-            version: None,
-            hears: (false, false),
+            hello: None,
             closed: None,
             has_next: false,
             notices: Vec::new(),
@@ -253,13 +262,14 @@ impl Supervisor {
     fn act_on(&mut self, attempt: &mut Attempt, message: Message, now: Instant) -> Result<(), String> {
         let lost = |error: io::Error| format!("the new server cannot be reached: {error}");
         match (attempt.phase, message) {
-            (Phase::Started, Message::Hello(Hello { protocol, version, hears_limits, hears_hubs })) => {
-                if protocol != PROTOCOL {
+            (Phase::Started, Message::Hello(hello)) => {
+                let Hello { protocol, version, .. } = &hello;
+                if *protocol != PROTOCOL {
                     return Err(format!(
                         "the new server (version {version}) speaks version {protocol} of the handover, and this one {PROTOCOL}"
                     ));
                 }
-                (attempt.version, attempt.hears) = (Some(version), (hears_limits, hears_hubs));
+                attempt.hello = Some(hello);
                 let (estate, descriptors) =
                     self.estate().map_err(|error| format!("what is to be handed over cannot be copied: {error}"))?;
                 (attempt.phase, attempt.due) = (Phase::Given, attempt.deadline);
@@ -269,12 +279,16 @@ impl Supervisor {
                 attempt.phase = Phase::Going;
                 // The new server pushes from where its account begins.
                 self.finish_pushes(now);
-                let limits = if attempt.hears.0 { self.kept_limits(now) } else { Vec::new() };
-                for limit in limits {
+                let hears_limits = attempt.hears(|hello| hello.hears_limits);
+                for limit in if hears_limits { self.kept_limits(now) } else { Vec::new() } {
                     let told = serde_json::to_value(limit).map_err(io::Error::from).map_err(lost)?;
                     attempt.channel.say(&Message::Limit(told)).map_err(lost)?;
                 }
-                if attempt.hears.1 {
+                if attempt.hears(|hello| hello.hears_changes) {
+                    let changed = Changed { joined: self.joined_workers(), ticket_keys: tls::ticket_keys() };
+                    attempt.channel.say(&Message::Changed(changed)).map_err(lost)?;
+                }
+                if attempt.hears(|hello| hello.hears_hubs) {
                     self.hand_over_hubs(now, |name, bytes| {
                         HubPart::of(name, bytes).try_for_each(|part| attempt.channel.say(&Message::Hub(part)))
                     })
@@ -300,6 +314,24 @@ impl Supervisor {
         let (listeners, sockets) = self.upgrades.holdings.copies()?;
         descriptors.extend(sockets);
         let (configured, path) = (self.upgrades.holdings.run_dir.clone(), self.context.run.path().to_owned());
+        let estate = Estate {
+            run_dir: Some(RunDir { configured, path }),
+            listeners,
+            account: self.account(),
+            lives: self.context.status.lives(),
+            joined: self.joined_workers(),
+            down: self.units.iter().filter(|unit| unit.is_down()).map(|unit| unit.name().to_owned()).collect(),
+            configuration: self.upgrades.holdings.configuration.clone(),
+            ticket_keys: tls::ticket_keys(),
+            hears_of_next: true,
+            // SAFETY: it has no arguments and cannot fail.
+            process_group: Some(unsafe { libc::getpgrp() }),
+        };
+        Ok((estate, descriptors))
+    }
+
+    /// The workers that have joined, each as it would join again.
+    pub(super) fn joined_workers(&self) -> Vec<JoinedWorker> {
         let mut joined = Vec::new();
         for unit in self.units.iter().filter(|unit| unit.leaving.is_none()) {
             for worker in &unit.processes.joined {
@@ -313,20 +345,7 @@ impl Supervisor {
                 });
             }
         }
-        let estate = Estate {
-            run_dir: Some(RunDir { configured, path }),
-            listeners,
-            account: self.account(),
-            lives: self.context.status.lives(),
-            joined,
-            down: self.units.iter().filter(|unit| unit.is_down()).map(|unit| unit.name().to_owned()).collect(),
-            configuration: self.upgrades.holdings.configuration.clone(),
-            ticket_keys: crate::tls::ticket_keys(),
-            hears_of_next: true,
-            // SAFETY: it has no arguments and cannot fail.
-            process_group: Some(unsafe { libc::getpgrp() }),
-        };
-        Ok((estate, descriptors))
+        joined
     }
 
     /// The new server serves. From here on there is no way back.
@@ -339,10 +358,10 @@ impl Supervisor {
         }
         self.upgrades.holdings.give_away(&taken.listeners);
         (attempt.phase, attempt.due) = (Phase::Over, now);
-        let version = attempt.version.clone().unwrap_or_default();
+        let version = attempt.version().unwrap_or_default();
         let shown = attempt.program.display().to_string();
         if let Some(last) = &mut self.upgrades.last {
-            (last.state, last.version) = (UpgradeState::Done, attempt.version.clone());
+            (last.state, last.version) = (UpgradeState::Done, attempt.version());
         }
         let fields: [(&str, &dyn std::fmt::Display); 3] =
             [("program", &shown), ("pid", &process), ("version", &version)];
@@ -420,7 +439,7 @@ impl Supervisor {
                 self.context.log.event(Level::Error, message, &[("error", &error)]);
             }
         }
-        if attempt.hears.1 {
+        if attempt.hears(|hello| hello.hears_hubs) {
             self.reopen_hubs(now);
             attempt.notices.iter().for_each(|notice| self.publish_notice(notice, now));
         }
@@ -438,7 +457,7 @@ impl Supervisor {
         // From now on it is reaped as any stray child is.
         self.upgrades.children.retain(|other| *other != process);
         if let Some(last) = &mut self.upgrades.last {
-            (last.state, last.version) = (UpgradeState::Failed, attempt.version.take());
+            (last.state, last.version) = (UpgradeState::Failed, attempt.version());
             last.reason = Some(reason.to_owned());
         }
         let shown = attempt.program.display().to_string();

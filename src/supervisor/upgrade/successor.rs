@@ -6,14 +6,17 @@
 use std::io;
 use std::time::Instant;
 
+use serde_json::Value;
+
 use crate::control;
-use crate::handover::{Channel, JoinedWorker, Message, Taken};
+use crate::handover::{Changed, Channel, JoinedWorker, Message, Taken};
 use crate::log::Level;
 use crate::mailbox::Message as Mail;
 use crate::metrics::Account;
 use crate::supervisor::Supervisor;
 use crate::supervisor::pid_file::PidFile;
 use crate::supervisor::unit::Unit;
+use crate::tls;
 
 /// What a server is given that takes the place of another.
 #[derive(Debug)]
@@ -102,25 +105,42 @@ impl Supervisor {
         self.hold_pushes(true);
         self.inherit_counts(account);
         self.context.status.add_lives(lives);
-        for worker in joined {
-            match control::join_of(worker.join.to_string().as_bytes()) {
-                // Whether it is still there, the join finds out.
-                Ok(join) => {
-                    let app = join.app.clone();
-                    if let Some(unit) = self.units.iter_mut().find(|unit| app.as_deref() == Some(unit.name())) {
-                        unit.join(join, now);
-                    }
-                }
-                Err(message) => self.context.log.event(
-                    Level::Warn,
-                    format_args!("a worker that had joined the server before this one is left out: {message}"),
-                    &[],
-                ),
-            }
-        }
+        joined.iter().for_each(|worker| self.inherit_joined(worker, now));
         let (channel, phase) = (Some(channel), Phase::Starting);
         let hub = Vec::new();
         self.upgrades.successor = Some(Successor { channel, phase, takes_run_dir, down, hears_of_next, group, hub });
+    }
+
+    fn inherit_joined(&mut self, worker: &JoinedWorker, now: Instant) {
+        match control::join_of(worker.join.to_string().as_bytes()) {
+            // Whether it is still there, the join finds out.
+            Ok(join) => {
+                let app = join.app.clone();
+                if let Some(unit) = self.units.iter_mut().find(|unit| app.as_deref() == Some(unit.name())) {
+                    unit.join(join, now);
+                }
+            }
+            Err(message) => self.context.log.event(
+                Level::Warn,
+                format_args!("a worker that had joined the server before this one is left out: {message}"),
+                &[],
+            ),
+        }
+    }
+
+    /// What has changed at the server before this one while this one started.
+    fn inherit_changes(&mut self, changed: Changed, now: Instant) {
+        let Changed { joined, ticket_keys } = changed;
+        tls::adopt_ticket_keys(ticket_keys);
+        let known = self.joined_workers();
+        let name_of = |worker: &JoinedWorker| (worker.join["app"].clone(), worker.join["workerId"].clone());
+        let stays = |name: &(Value, Value)| joined.iter().any(|worker| name_of(worker) == *name);
+        // One that has joined anew elsewhere takes its own place.
+        for (app, worker) in known.iter().map(name_of).filter(|name| !stays(name)) {
+            let unit = self.units.iter_mut().find(|unit| app.as_str() == Some(unit.name()));
+            unit.zip(worker.as_str()).into_iter().for_each(|(unit, worker)| drop(unit.quit(worker, now)));
+        }
+        joined.iter().filter(|worker| !known.contains(worker)).for_each(|worker| self.inherit_joined(worker, now));
     }
 
     pub(super) fn advance_succession(&mut self, now: Instant) {
@@ -142,6 +162,7 @@ impl Supervisor {
             };
             match (successor.phase, message) {
                 (Phase::Ready, Some(Message::Limit(told))) => self.inherit_limit(told, now),
+                (Phase::Ready, Some(Message::Changed(changed))) => self.inherit_changes(changed, now),
                 (Phase::Ready, Some(Message::Hub(part))) => {
                     // What is no base64 is no snapshot, either.
                     part.append(&mut successor.hub).ok();
