@@ -38,7 +38,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::metrics::Account;
 use crate::socket_file::Identity;
-use crate::tls::TicketKey;
+use crate::tls::{HandedOver, TicketKey};
 
 /// The protocol that this server speaks.
 pub const PROTOCOL: u32 = 1;
@@ -161,6 +161,8 @@ pub struct Estate {
     pub configuration: Option<PathBuf>,
     /// What TLS tickets are sealed with.
     pub ticket_keys: Vec<TicketKey>,
+    /// The certificate that was made at the start, signed by itself.
+    pub self_signed: Option<HandedOver>,
     /// Whether it is heard that the successor has handed over in its turn.
     pub hears_of_next: bool,
     /// The process group of the predecessor, where the successor has one of its own until it is the server.

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
+use crate::acme;
 use crate::backends::Backend;
 use crate::check;
 use crate::config::{
@@ -129,7 +130,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     let log = open_log(&config.server)?;
     let backend = choose_backend(&config.server, &log)?;
     let run_directory = inherited.run_directory(&config.server.process.run_dir)?;
-    show_self_signed(&config.server, &listeners, &log)?;
+    let show = self_signed_shown(&config.server, &listeners, &log);
     for warning in warnings.iter().chain(&inherited.warnings()) {
         log.event(Level::Warn, warning, &[]);
     }
@@ -138,8 +139,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     let metrics = inherited.metrics(settings.loops.count);
     let table = Arc::new(site::table(&config, &settings, &metrics, started));
     let (postboxes, mailboxes) = loops::post(settings.loops.count);
-    let desk = Desk::default();
-    let policies = Policies::default();
+    let (desk, policies) = (Desk::default(), Policies::default());
     let helpers = start_helpers(&config)?;
     let about = About {
         backend: backend_name(backend),
@@ -151,6 +151,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     let loop_listeners = loops::share_out(&listeners, &settings)?;
     let shared = (&postboxes, &log, &metrics, &helpers);
     let (held, configuration) = (predecessor.is_some(), loaded.path().map(Path::to_owned));
+    let begin = begin(held, show, &log)?;
     let reloader = Reloader::new(loaded, inputs, config, table.clone(), &listeners, shared, policies);
     let options = supervisor::Options {
         descriptors: original_limit,
@@ -178,7 +179,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     });
     let loop_exit = supervisor.loop_exit();
     let loops = LoopSet { shared, table, metrics, listeners: loop_listeners, held, mailboxes, loop_exit };
-    let succeed = || predecessor.take().map(|channel| inherited.succession(channel));
+    let succeed = || predecessor.take().map(|channel| inherited.succession(channel, begin));
     serve_on(backend, loops, supervisor, reloader, succeed)
 }
 
@@ -223,23 +224,51 @@ fn start_helpers(config: &Config) -> Result<Helpers, StartError> {
     Ok(helpers)
 }
 
-/// Puts a certificate that was made here where clients can be told to trust it, and says how.
-fn show_self_signed(settings: &Settings, listeners: &[Listening], log: &Log) -> Result<(), StartError> {
-    let Some(made) = tls::self_signed() else { return Ok(()) };
-    let path = settings.process.run_dir.join("self-signed.pem");
-    std::fs::write(&path, &made.pem).map_err(|error| {
-        refused(format!("cannot write the certificate to {}: {error}", path.display()), &error, exit::CANNOT_CREATE)
-    })?;
+/// Puts a certificate that was made at the start where clients can be told to trust it, and says how.
+fn self_signed_shown(
+    settings: &Settings,
+    listeners: &[Listening],
+    log: &Log,
+) -> impl Fn() -> Result<(), StartError> + use<> {
+    let (path, log) = (settings.process.run_dir.join("self-signed.pem"), log.clone());
     let port = |listening: &Listening| match listening.address {
         ListenAddress::Tcp(address) if listening.tls.is_some() => Some(address.port()),
         _ => None,
     };
     let port = listeners.iter().find_map(port).unwrap_or_default();
-    let trial = format!("curl --cacert {} https://localhost:{port}/", shell_word(&path.display().to_string()));
-    let fields: [(&str, &dyn std::fmt::Display); 2] = [("sha256", &made.fingerprint), ("try", &trial)];
-    log.event(Level::Info, "a certificate was made for this run, signed by itself: for trials", &fields);
-    log.print(format!("A certificate was made for this run (SHA-256 {}).\nTry it:  {trial}\n", made.fingerprint));
-    Ok(())
+    move || {
+        let Some(made) = tls::self_signed() else { return Ok(()) };
+        if made.is_inherited && std::fs::read(&path).is_ok_and(|there| there == made.pem.as_bytes()) {
+            return Ok(());
+        }
+        std::fs::write(&path, &made.pem).map_err(|error| {
+            refused(format!("cannot write the certificate to {}: {error}", path.display()), &error, exit::CANNOT_CREATE)
+        })?;
+        let trial = format!("curl --cacert {} https://localhost:{port}/", shell_word(&path.display().to_string()));
+        let fields: [(&str, &dyn std::fmt::Display); 2] = [("sha256", &made.fingerprint), ("try", &trial)];
+        log.event(Level::Info, "a certificate was made for this run, signed by itself: for trials", &fields);
+        log.print(format!("A certificate was made for this run (SHA-256 {}).\nTry it:  {trial}\n", made.fingerprint));
+        Ok(())
+    }
+}
+
+/// What a successor leaves to the server before it until it has taken over; any other server, which is not `held`, does it now.
+fn begin(
+    held: bool,
+    show: impl Fn() -> Result<(), StartError> + 'static,
+    log: &Log,
+) -> Result<Box<dyn FnOnce()>, StartError> {
+    if !held {
+        return show().map(|()| Box::new(|| ()) as Box<dyn FnOnce()>);
+    }
+    acme::hold();
+    let log = log.clone();
+    Ok(Box::new(move || {
+        acme::begin();
+        if let Err(error) = show() {
+            log.event(Level::Error, error.message, &[]);
+        }
+    }))
 }
 
 /// A word that a shell takes as it is.

@@ -31,6 +31,8 @@ static THREAD: Mutex<Thread> = Mutex::new(Thread::None);
 enum Thread {
     /// It has not been needed.
     None,
+    /// Another server still looks after certificates; who is to, and by which settings, from when this one has taken over.
+    Held(Option<(Keeper, Acme)>),
     /// How it is told of other settings. It ends when nobody can tell it any more.
     Told(Sender<Acme>),
     /// There will be none.
@@ -46,6 +48,21 @@ pub fn retire() {
     *thread() = Thread::Retired;
 }
 
+/// None is started before [`begin`] says so: another server has not handed over yet.
+pub fn hold() {
+    *thread() = Thread::Held(None);
+}
+
+/// This server has taken over: certificates that are wanted are looked after from now on.
+pub fn begin() {
+    let held = std::mem::replace(&mut *thread(), Thread::None);
+    match held {
+        Thread::Held(Some((keeper, acme))) => keeper.configure(&acme),
+        Thread::Held(None) => {}
+        other => *thread() = other,
+    }
+}
+
 /// How the certificates of this process stand that come by themselves; `None`: there are none.
 pub fn report() -> Option<status::Acme> {
     REPORT.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -56,13 +73,14 @@ fn note(note: impl FnOnce(&mut status::Acme)) {
 }
 
 /// Looks after certificates as long as it lives.
+#[derive(Clone)]
 pub struct Keeper {
     policies: Policies,
     log: Log,
 }
 
 impl Keeper {
-    /// Begins to, if any are wanted, and has policies show them.
+    /// Begins to, if any are wanted, and has policies show them; not before [`begin`], where that is awaited.
     pub fn start(acme: &Acme, policies: &Policies, log: &Log) -> Keeper {
         let keeper = Keeper { policies: policies.clone(), log: log.clone() };
         keeper.configure(acme);
@@ -75,6 +93,8 @@ impl Keeper {
         if let Thread::Told(told) = &*thread {
             // A thread that has ended has said why.
             let _ = told.send(acme.clone());
+        } else if let Thread::Held(held) = &mut *thread {
+            *held = Some((self.clone(), acme.clone()));
         } else if acme.is_wanted() && matches!(*thread, Thread::None) {
             let (told, settings) = mpsc::channel();
             let (acme, policies, log) = (acme.clone(), self.policies.clone(), self.log.clone());

@@ -19,4 +19,4 @@ pub mod planner;
 mod store;
 
 pub use https::document;
-pub use keeper::{Keeper, report, retire};
+pub use keeper::{Keeper, begin, hold, report, retire};

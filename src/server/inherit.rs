@@ -66,6 +66,7 @@ impl Inherited {
         };
         let listeners = estate.listeners.into_iter().map(&mut with_sockets).collect();
         tls::adopt_ticket_keys(estate.ticket_keys);
+        estate.self_signed.into_iter().for_each(tls::adopt_self_signed);
         let Estate { account, lives, joined, down, hears_of_next, process_group: group, .. } = estate;
         Inherited { listeners, run_dir, account, lives, joined, down, hears_of_next, group, ..Inherited::default() }
     }
@@ -157,10 +158,10 @@ impl Inherited {
         self.systemd.iter().map(line).collect()
     }
 
-    /// In whose place this server is.
-    pub fn succession(self, channel: Channel) -> Succession {
+    /// In whose place this server is, and what it does when it has taken over.
+    pub fn succession(self, channel: Channel, begin: Box<dyn FnOnce()>) -> Succession {
         let Inherited { took_run_dir: takes_run_dir, account, lives, joined, down, hears_of_next, group, .. } = self;
-        Succession { channel, takes_run_dir, account, lives, joined, down, hears_of_next, group }
+        Succession { channel, takes_run_dir, account, lives, joined, down, hears_of_next, group, begin }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What is asked of the old server, or happens there, while the new one starts.
 
+use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
 
 use serde_json::json;
@@ -10,6 +11,8 @@ use super::*;
 on_every_backend! {
     a_pause_has_to_wait,
     workers_that_join_and_quit_are_known_to_the_new_server,
+    a_certificate_signed_by_itself_stays,
+    no_certificate_is_ordered_before_it_takes_over,
 }
 
 /// A new server is started, whose workers are not ready before [`takes_over`]: its process.
@@ -94,4 +97,53 @@ fn tell(run: &Path, target: &str, body: &Value) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     answer
+}
+
+/// Whoever was told to trust it need not be told again, whatever comes of the upgrade.
+fn a_certificate_signed_by_itself_stays(backend: &str) {
+    let line = start(backend, &["--tls", "self-signed"]);
+    let pem = || fs::read_to_string(line.run().join("self-signed.pem")).unwrap();
+    let made = pem();
+    let new = starts(&line);
+    assert_eq!(pem(), made);
+    send_signal(new, "KILL");
+    until("it is told", || line.status()["upgrade"]["state"] == "failed");
+    assert_eq!(pem(), made);
+    let new = starts(&line);
+    takes_over(&line, new);
+    assert_eq!(pem(), made);
+    let lines = line.server.lines();
+    assert_eq!(
+        lines.iter().filter(|line| line.contains("a certificate was made for this run")).count(),
+        1,
+        "{lines:?}"
+    );
+    assert_eq!(line.word(&["stop"]).0, Some(0));
+    // What is left is the certificate, in its directory.
+    until("all processes are gone", || line.processes().is_empty());
+}
+
+/// The test is the authority, which the old server does not know of.
+fn no_certificate_is_ordered_before_it_takes_over(backend: &str) {
+    let authority = TcpListener::bind("127.0.0.1:0").unwrap();
+    authority.set_nonblocking(true).unwrap();
+    let folder = folder();
+    let (file, state) = (path(&folder, "site.toml"), path(&folder, "acme"));
+    fs::write(&file, "# Nothing but defaults.\n").unwrap();
+    let app = slow_app();
+    let flags = [&["-f", file.as_str()][..], &app.each_ref().map(String::as_str)].concat();
+    let line = Line::start_in(folder, Command::new(PROGRAM), backend, &flags);
+    line.until_ready(1);
+    let url = format!("https://{}/directory", authority.local_addr().unwrap());
+    let wanted = format!(
+        "[acme]\ndomains = ['a.example']\nemail = 'a@a.example'\nurl = '{url}'\n\
+         directory = '{state}'\n"
+    );
+    fs::write(&file, wanted).unwrap();
+    let new = starts(&line);
+    assert!(authority.accept().is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));
+    takes_over(&line, new);
+    until("it asks for one", || authority.accept().is_ok());
+    drop(authority);
+    line.stop();
 }

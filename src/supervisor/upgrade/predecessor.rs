@@ -323,6 +323,7 @@ impl Supervisor {
             down: self.units.iter().filter(|unit| unit.is_down()).map(|unit| unit.name().to_owned()).collect(),
             configuration: self.upgrades.holdings.configuration.clone(),
             ticket_keys: tls::ticket_keys(),
+            self_signed: tls::hand_over_self_signed(),
             hears_of_next: true,
             // SAFETY: it has no arguments and cannot fail.
             process_group: Some(unsafe { libc::getpgrp() }),

@@ -19,7 +19,6 @@ use crate::supervisor::unit::Unit;
 use crate::tls;
 
 /// What a server is given that takes the place of another.
-#[derive(Debug)]
 pub struct Succession {
     /// To the server before it.
     pub channel: Channel,
@@ -37,6 +36,8 @@ pub struct Succession {
     pub hears_of_next: bool,
     /// Its process group, where this process was given another.
     pub group: Option<i32>,
+    /// What else begins when it has taken over.
+    pub begin: Box<dyn FnOnce()>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +62,8 @@ pub(super) struct Successor {
     hears_of_next: bool,
     /// To be joined.
     group: Option<i32>,
+    /// What begins when it is the main process; `None`: it is.
+    begin: Option<Box<dyn FnOnce()>>,
     /// What has come so far of what is in a hub.
     hub: Vec<u8>,
 }
@@ -74,6 +77,7 @@ impl Successor {
     /// or of whoever has started it.
     fn become_main(&mut self) {
         self.phase = Phase::Main;
+        self.begin.take().into_iter().for_each(|begin| begin());
         if let Some(group) = self.group.take() {
             // SAFETY: plain numbers. A group that is gone, or another session's, is refused, and it stays where it is.
             unsafe { libc::setpgid(0, group) };
@@ -101,14 +105,16 @@ impl Supervisor {
     /// Makes this server one that takes over. To be called before it runs.
     pub fn succeed(&mut self, succession: Succession) {
         let now = Instant::now();
-        let Succession { channel, takes_run_dir, account, lives, joined, down, hears_of_next, group } = succession;
+        let Succession { channel, takes_run_dir, account, lives, joined, down, hears_of_next, group, begin } =
+            succession;
         self.hold_pushes(true);
         self.inherit_counts(account);
         self.context.status.add_lives(lives);
         joined.iter().for_each(|worker| self.inherit_joined(worker, now));
         let (channel, phase) = (Some(channel), Phase::Starting);
-        let hub = Vec::new();
-        self.upgrades.successor = Some(Successor { channel, phase, takes_run_dir, down, hears_of_next, group, hub });
+        let (begin, hub) = (Some(begin), Vec::new());
+        self.upgrades.successor =
+            Some(Successor { channel, phase, takes_run_dir, down, hears_of_next, group, begin, hub });
     }
 
     fn inherit_joined(&mut self, worker: &JoinedWorker, now: Instant) {
