@@ -31,8 +31,26 @@ const KEY_IDENTIFIER: u8 = 0x80;
 const AUTHORITY_KEY: &[u8] = &[0x55, 0x1d, 0x23];
 /// id-ce-subjectAltName, 2.5.29.17.
 const ALTERNATIVE_NAMES: &[u8] = &[0x55, 0x1d, 0x11];
-/// The attributes that RFC 4514 has short names for, and the address, under id-at (2.5.4).
-const ATTRIBUTES: &[(u8, &str)] = &[(3, "CN"), (6, "C"), (7, "L"), (8, "ST"), (9, "STREET"), (10, "O"), (11, "OU")];
+/// The attributes that RFC 4514, 3, has short names for: those under id-at (2.5.4), and two of 0.9.2342.19200300.100.1.
+const ATTRIBUTES: &[(&[u8], &str)] = &[
+    (&[0x55, 4, 3], "CN"),
+    (&[0x55, 4, 6], "C"),
+    (&[0x55, 4, 7], "L"),
+    (&[0x55, 4, 8], "ST"),
+    (&[0x55, 4, 9], "STREET"),
+    (&[0x55, 4, 10], "O"),
+    (&[0x55, 4, 11], "OU"),
+    (&[0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 1, 25], "DC"),
+    (&[0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 1, 1], "UID"),
+];
+const UTF8_STRING: u8 = 0x0c;
+const NUMERIC_STRING: u8 = 0x12;
+const PRINTABLE_STRING: u8 = 0x13;
+const TELETEX_STRING: u8 = 0x14;
+const IA5_STRING: u8 = 0x16;
+const VISIBLE_STRING: u8 = 0x1a;
+const UNIVERSAL_STRING: u8 = 0x1c;
+const BMP_STRING: u8 = 0x1e;
 
 /// Reads a certificate; `None` for what is none.
 pub fn facts(certificate: &[u8]) -> Option<Facts> {
@@ -129,6 +147,13 @@ fn elements(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
     })
 }
 
+/// The same, if all of it can be read.
+fn all(bytes: &[u8]) -> Option<Vec<(u8, &[u8])>> {
+    let found: Vec<_> = elements(bytes).collect();
+    let last = found.last().map_or(bytes.as_ptr_range().start, |(_, content)| content.as_ptr_range().end);
+    (last == bytes.as_ptr_range().end).then_some(found)
+}
+
 /// Seconds since 1970. RFC 5280 has both forms end with seconds and Z, and years of two digits from 50 on in the last century.
 fn time(tag: u8, text: &[u8]) -> Option<i64> {
     let digits: Vec<i64> =
@@ -176,22 +201,77 @@ fn alternative_name((tag, name): (u8, &[u8])) -> Option<String> {
     }
 }
 
-/// A distinguished name as RFC 4514 writes it.
+/// A distinguished name as RFC 4514 writes it. Whom it names is told by all of its parts together: none is left out, and a name of which one
+/// cannot be read is written as its bytes.
 fn name(parts: &[u8]) -> String {
-    let part = |(_, part): (u8, &[u8])| {
-        let (attribute, _) = expect(part, SEQUENCE)?;
-        let (object, value) = expect(attribute, OBJECT)?;
-        let (_, value, _) = element(value)?;
-        let short = match object {
-            [0x55, 0x04, number] => ATTRIBUTES.iter().find(|(known, _)| known == number).map(|(_, short)| *short),
-            _ => None,
-        };
-        Some(format!("{}={}", short?, escaped(&String::from_utf8_lossy(value))))
+    let read = || {
+        let mut parts = all(parts)?.into_iter().map(relative_name).collect::<Option<Vec<_>>>()?;
+        parts.reverse();
+        Some(parts.join(","))
     };
-    let sets = elements(parts).filter(|(tag, _)| *tag == SET);
-    let mut parts: Vec<String> = sets.filter_map(part).collect();
-    parts.reverse();
-    parts.join(",")
+    read().unwrap_or_else(|| hexadecimal(parts))
+}
+
+/// The attributes of one part, which may be several.
+fn relative_name((tag, part): (u8, &[u8])) -> Option<String> {
+    let attributes = all(part).filter(|all| tag == SET && !all.is_empty())?;
+    let written: Option<Vec<String>> = attributes.into_iter().map(attribute).collect();
+    Some(written?.join("+"))
+}
+
+fn attribute((tag, attribute): (u8, &[u8])) -> Option<String> {
+    let (kind, value) = expect(attribute, OBJECT).filter(|_| tag == SEQUENCE)?;
+    let (tag, content, _) = element(value).filter(|(_, _, behind)| behind.is_empty())?;
+    let short = ATTRIBUTES.iter().find(|(known, _)| *known == kind).map(|(_, short)| *short);
+    // RFC 4514, 2.4: the value of one without a short name, and one that is no text, is written as it is encoded.
+    match short {
+        Some(short) => {
+            let value = text(tag, content).map_or_else(|| hexadecimal(value), |text| escaped(&text));
+            Some(format!("{short}={value}"))
+        }
+        None => Some(format!("{}={}", dotted(kind)?, hexadecimal(value))),
+    }
+}
+
+/// The text of a value; `None`: it is of another type, or has what is no letter of its type.
+fn text(tag: u8, value: &[u8]) -> Option<String> {
+    let units = value.chunks(2).map(|unit| <[u8; 2]>::try_from(unit).ok().map(u16::from_be_bytes));
+    let letters = value.chunks(4).map(|letter| <[u8; 4]>::try_from(letter).ok().map(u32::from_be_bytes));
+    match tag {
+        UTF8_STRING | NUMERIC_STRING | PRINTABLE_STRING | IA5_STRING | VISIBLE_STRING => {
+            String::from_utf8(value.to_vec()).ok()
+        }
+        // Its letters beyond ASCII are read in different ways.
+        TELETEX_STRING => String::from_utf8(value.to_vec()).ok().filter(|text| text.is_ascii()),
+        BMP_STRING => String::from_utf16(&units.collect::<Option<Vec<_>>>()?).ok(),
+        UNIVERSAL_STRING => letters.map(|letter| char::from_u32(letter?)).collect(),
+        _ => None,
+    }
+}
+
+/// An object identifier in numbers (X.690, 8.19): seven bits a byte, the last byte of each number below 128, the first two numbers in one.
+fn dotted(object: &[u8]) -> Option<String> {
+    let (mut numbers, mut number) = (Vec::new(), 0_u64);
+    for byte in object {
+        // None begins with zeros, or is that large.
+        if (number == 0 && *byte == 0x80) || number > u64::MAX >> 7 {
+            return None;
+        }
+        number = number << 7 | u64::from(byte & 0x7f);
+        if *byte < 0x80 {
+            numbers.push(std::mem::take(&mut number));
+        }
+    }
+    let (first, rest) = numbers.split_first().filter(|_| object.last().is_some_and(|last| *last < 0x80))?;
+    let arc = (first / 40).min(2);
+    let mut written = format!("{arc}.{}", first - arc * 40);
+    rest.iter().for_each(|number| written.push_str(&format!(".{number}")));
+    Some(written)
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("#{digits}")
 }
 
 /// A value that stands for itself: special characters get a backslash, and what cannot stand in a header field becomes its number.
@@ -264,6 +344,66 @@ mod tests {
         let alone = rcgen::generate_simple_self_signed(vec!["a.example".to_owned()]).unwrap();
         assert_eq!(identity(alone.cert.der()), None);
         assert_eq!(identity(b"0"), None);
+    }
+
+    /// An element of at most 127 bytes.
+    fn der(tag: u8, content: &[u8]) -> Vec<u8> {
+        [&[tag, content.len() as u8], content].concat()
+    }
+
+    fn of(kind: &[u8], tag: u8, value: &[u8]) -> Vec<u8> {
+        der(SEQUENCE, &[der(OBJECT, kind), der(tag, value)].concat())
+    }
+
+    /// The name of those parts, each of which has those attributes.
+    fn named(parts: &[&[Vec<u8>]]) -> String {
+        name(&parts.iter().flat_map(|part| der(SET, &part.concat())).collect::<Vec<u8>>())
+    }
+
+    #[test]
+    fn names_have_all_their_parts() {
+        let [cn, o, ou] = [3, 10, 11].map(|number| [0x55, 4, number]);
+        let domain = |number| [0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 1, number];
+        let (dc, uid) = (domain(25), domain(1));
+        let email = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 9, 1];
+        let alice = of(&cn, UTF8_STRING, b"alice");
+        for (parts, written) in [
+            (
+                &[&[of(&dc, IA5_STRING, b"com")][..], &[of(&dc, IA5_STRING, b"example")], &[alice.clone()]][..],
+                "CN=alice,DC=example,DC=com",
+            ),
+            (&[&[of(&o, PRINTABLE_STRING, b"Ex")], &[of(&uid, UTF8_STRING, b"alice")]], "UID=alice,O=Ex"),
+            (&[&[alice.clone()], &[of(&email, IA5_STRING, b"a@x")]], "1.2.840.113549.1.9.1=#1603614078,CN=alice"),
+            (&[&[alice.clone()], &[of(&[0x55, 4, 5], PRINTABLE_STRING, b"42")]], "2.5.4.5=#13023432,CN=alice"),
+            (&[&[of(&o, UTF8_STRING, b"Ex")], &[alice.clone(), of(&ou, UTF8_STRING, b"ops")]], "CN=alice+OU=ops,O=Ex"),
+            (&[&[of(&cn, UTF8_STRING, b"#1")], &[of(&o, OCTETS, b"1")]], "O=#040131,CN=\\#1"),
+            (&[&[of(&cn, BMP_STRING, b"\0a\0,")], &[of(&cn, UNIVERSAL_STRING, b"\0\0\0b")]], "CN=b,CN=a\\,"),
+            (&[&[of(&cn, TELETEX_STRING, b"ab")], &[of(&cn, TELETEX_STRING, b"\xe9")]], "CN=#1401e9,CN=ab"),
+            (&[&[of(&cn, UTF8_STRING, b"\xff")], &[of(&cn, BMP_STRING, b"\0")]], "CN=#1e0100,CN=#0c01ff"),
+            (&[&[of(&[0x88, 0x37, 0x7f], UTF8_STRING, b"")]], "2.999.127=#0c00"),
+            (&[], ""),
+        ] {
+            assert_eq!(named(parts), written);
+        }
+    }
+
+    #[test]
+    fn a_name_that_cannot_be_read_is_not_another_one() {
+        let cn = of(&[0x55, 4, 3], UTF8_STRING, b"alice");
+        let good = der(SET, &cn);
+        for rest in [
+            &b"\x31"[..],
+            b"\x31\x00",
+            b"\x30\x00",
+            b"\x31\x02\x30\x00",
+            b"\x31\x09\x30\x07\x06\x03\x55\x04\x83\x0c\x00",
+            b"\x31\x0a\x30\x08\x06\x03\x55\x04\x03\x0c\x00\x00",
+            b"\x31\x0a\x30\x08\x06\x04\x55\x04\x80\x03\x0c\x00",
+        ] {
+            let whole = [&good, rest].concat();
+            assert_eq!(name(&whole), hexadecimal(&whole), "{rest:02x?}");
+        }
+        assert_eq!(dotted(&[0x2a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]), None);
     }
 
     #[test]
