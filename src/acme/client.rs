@@ -53,6 +53,8 @@ pub struct Failure {
     pub what: String,
     /// The type of the authority's problem document without `urn:ietf:params:acme:error:`; may be empty.
     pub kind: String,
+    /// The status of the authority's response; 0: there was none, or it was no error.
+    pub status: u16,
     /// For so many seconds the authority wants to hear of nothing more.
     pub retry_after: Option<i64>,
 }
@@ -61,6 +63,21 @@ impl Failure {
     /// A failure without a problem document.
     pub fn new(what: impl Into<String>) -> Failure {
         Failure { what: what.into(), ..Failure::default() }
+    }
+
+    /// Whether the authority says that the account may do nothing: a deactivated one is not authorized, whatever it asks for.
+    pub fn is_of_the_account(&self) -> bool {
+        ["accountDoesNotExist", "unauthorized"].contains(&self.kind.as_str())
+    }
+
+    /// Whether what was asked for is not there, or not for this account, and never will be.
+    fn is_for_good(&self) -> bool {
+        [404, 410].contains(&self.status) || self.kind == "malformed" || self.is_of_the_account()
+    }
+
+    /// Whether the authority has refused what it was asked for, and not only for now.
+    fn is_refusal(&self) -> bool {
+        self.status >= 400 && ![429, 503].contains(&self.status) && self.kind != "rateLimited"
     }
 }
 
@@ -83,6 +100,8 @@ pub trait Host {
     /// # Errors
     /// When brakes forbid it.
     fn order_begins(&mut self, url: &str, key: &str) -> Result<(), Failure>;
+    /// The authority issues nothing for the key of the order that began last.
+    fn key_refused(&mut self);
 }
 
 /// What an order is for.
@@ -178,18 +197,18 @@ impl<T: Transport> Client<T> {
         if let Some(profile) = wanted.profile {
             payload["profile"] = profile.into();
         }
-        let mut response = match wanted.replaces.filter(|_| self.suggests()) {
-            Some(replaces) => {
-                let mut payload = payload.clone();
-                payload["replaces"] = replaces.into();
-                self.post(&url, Some(&payload))
-            }
-            None => self.post(&url, Some(&payload)),
+        let replacing = wanted.replaces.filter(|_| self.suggests()).map(|replaces| {
+            let mut payload = payload.clone();
+            payload["replaces"] = replaces.into();
+            self.post(&url, Some(&payload))
+        });
+        // It may be that certificate which is refused, as one that another account has ordered (RFC 9773, 5), and in any words: only what is
+        // said of an order that replaces none is said of the account.
+        let response = match replacing {
+            Some(Err(failure)) if failure.is_refusal() => self.post(&url, Some(&payload))?,
+            Some(response) => response?,
+            None => self.post(&url, Some(&payload))?,
         };
-        if matches!(&response, Err(failure) if failure.kind == "alreadyReplaced") {
-            response = self.post(&url, Some(&payload));
-        }
-        let response = response?;
         let order_url =
             response.location.clone().ok_or_else(|| Failure::new("the authority does not say where the order is"))?;
         let order = document(&url, &response)?;
@@ -209,7 +228,7 @@ impl<T: Transport> Client<T> {
     /// Goes on with an order that was begun before with that key; `None`: nothing can be made of it any more.
     ///
     /// # Errors
-    /// When the authority refuses.
+    /// When the authority refuses, or was not reached. The order may still be there.
     pub fn resume(
         &mut self,
         url: &str,
@@ -220,8 +239,8 @@ impl<T: Transport> Client<T> {
         let Ok(key) = rcgen::KeyPair::from_pem(key) else { return Ok(None) };
         let order = match self.post(url, None) {
             Ok(response) => document(url, &response)?,
-            Err(failure) if failure.kind.is_empty() => return Err(failure),
-            Err(_) => return Ok(None),
+            Err(failure) if failure.is_for_good() => return Ok(None),
+            Err(failure) => return Err(failure),
         };
         match order["status"].as_str() {
             Some("ready" | "processing" | "valid") => self.finalize(url, &order, names, &key, host).map(Some),
@@ -246,7 +265,12 @@ impl<T: Transport> Client<T> {
                 .and_then(|made| made)
                 .map_err(|error| Failure::new(format!("no request can be made: {error}")))?;
             let finalize = order["finalize"].as_str().unwrap_or_default();
-            self.post(finalize, Some(&json!({ "csr": base64(request.der()) })))?;
+            self.post(finalize, Some(&json!({ "csr": base64(request.der()) }))).inspect_err(|failure| {
+                // The order stays, and so would the answer to that key.
+                if ["badCSR", "badPublicKey"].contains(&failure.kind.as_str()) {
+                    host.key_refused();
+                }
+            })?;
         }
         let order = self.settled(url, &["ready", "processing"], host)?;
         let Some(certificate) = order["certificate"].as_str().filter(|_| order["status"] == "valid") else {
@@ -372,7 +396,8 @@ fn document(url: &str, response: &Response) -> Result<Value, Failure> {
 fn problem(url: &str, response: &Response) -> Failure {
     let found: Value = serde_json::from_slice(&response.body).unwrap_or_default();
     let failure = problem_of(&found, &format!("{url}: status {}", response.status));
-    Failure { kind: kind_of(&found).to_owned(), retry_after: response.retry_after, ..failure }
+    let (status, retry_after) = (response.status, response.retry_after);
+    Failure { kind: kind_of(&found).to_owned(), status, retry_after, ..failure }
 }
 
 fn kind_of(found: &Value) -> &str {

@@ -362,8 +362,8 @@ impl Open {
             }
         };
         let obtained = obtained.map_err(|mut failure| {
-            // A deactivated account is not authorized, whatever it asks for; its key cannot have another.
-            if ["accountDoesNotExist", "unauthorized"].contains(&failure.kind.as_str()) {
+            // Its key cannot have another.
+            if failure.is_of_the_account() {
                 store.forget_account();
                 failure.what.push_str("; the next attempt makes another account");
             }
@@ -452,5 +452,9 @@ impl Host for Attempt<'_, '_> {
         let order = Order { url: url.to_owned(), key: key.to_owned() };
         let kept = self.store.keep_brakes(self.planner.brakes()).and_then(|()| self.store.keep_order(&order));
         kept.inspect_err(|_| self.planner.order_withdrawn())
+    }
+
+    fn key_refused(&mut self) {
+        self.store.forget_order();
     }
 }

@@ -57,7 +57,13 @@ impl Transport for Fake {
         }
         if let Some(index) = authority.problems.iter().position(|(end, _)| path.ends_with(end)) {
             let (_, kind) = authority.problems.remove(index);
-            return Ok(answer(400, problem_document(kind)));
+            let status = match kind {
+                "rateLimited" => 429,
+                "serverInternal" => 503,
+                "unauthorized" => 403,
+                _ => 400,
+            };
+            return Ok(answer(status, problem_document(kind)));
         }
         Ok(authority.answer(path, &payload))
     }
@@ -122,6 +128,7 @@ impl Authority {
 struct Witness {
     calls: Vec<String>,
     refuses_order: bool,
+    refused_keys: usize,
 }
 
 impl Host for Witness {
@@ -143,6 +150,10 @@ impl Host for Witness {
         assert!(key.contains("PRIVATE KEY"));
         self.calls.push(format!("order {url}"));
         if self.refuses_order { Err(Failure::new("brakes")) } else { Ok(()) }
+    }
+
+    fn key_refused(&mut self) {
+        self.refused_keys += 1;
     }
 }
 
@@ -222,9 +233,29 @@ fn an_order_that_was_begun_is_gone_on_with_where_something_is_left_of_it() {
     let mut resume = |url: &str| client.resume(url, &key, &names(), &mut Witness::default());
     let obtained = resume("https://ca/order/1").unwrap().unwrap();
     assert_eq!((obtained.chain.as_str(), &obtained.key), ("CHAIN", &key));
-    fake.0.borrow_mut().problems = vec![("/order/1", "malformed")];
-    assert!(resume("https://ca/order/1").unwrap().is_none(), "the authority knows nothing of it");
+    for kind in ["malformed", "unauthorized", "accountDoesNotExist"] {
+        fake.0.borrow_mut().problems = vec![("/order/1", kind)];
+        assert!(resume("https://ca/order/1").unwrap().is_none(), "the authority knows nothing of it: {kind}");
+    }
+    for kind in ["serverInternal", "rateLimited", "compound"] {
+        fake.0.borrow_mut().problems = vec![("/order/1", kind)];
+        let failure = resume("https://ca/order/1").unwrap_err();
+        assert_eq!((failure.kind.as_str(), failure.retry_after), (kind, Some(0)), "it may still be there");
+    }
     assert!(resume("https://elsewhere/1").is_err(), "not reached: it may still be there");
+}
+
+#[test]
+fn a_key_that_is_refused_is_told() {
+    let fake = Fake::default();
+    let mut client = client(&fake);
+    client.account(&APPLICANT).unwrap();
+    for (kind, told) in [("badCSR", 1), ("badPublicKey", 1), ("serverInternal", 0)] {
+        fake.0.borrow_mut().problems = vec![("/finalize", kind)];
+        let mut host = Witness::default();
+        assert_eq!(client.order(&wanted(&names()), &mut host).unwrap_err().kind, kind);
+        assert_eq!(host.refused_keys, told, "{kind}");
+    }
 }
 
 #[test]
@@ -238,12 +269,41 @@ fn windows_of_renewals_are_read_and_a_replaced_certificate_is_named() {
     assert_eq!(client.renewal("aki.serial").unwrap_err().kind, "malformed");
     client.order(&wanted(&names()), &mut Witness::default()).unwrap();
     let authority = fake.0.borrow();
-    let orders = authority.posted.iter().filter(|(path, _, _)| path == "/new-order");
-    let replaces: Vec<&Value> = orders.map(|(_, _, payload)| &payload["replaces"]).collect();
-    assert_eq!(replaces, [&Value::from("aki.serial"), &Value::Null], "once more, without it");
+    assert_eq!(replaced(&authority), [&Value::from("aki.serial"), &Value::Null], "once more, without it");
     drop(authority);
     fake.0.borrow_mut().window = Some(("yesterday", "tomorrow"));
     assert!(client.renewal("aki.serial").unwrap_err().what.contains("no window in it that can be read"));
+}
+
+/// What the orders were to replace.
+fn replaced(authority: &Authority) -> Vec<&Value> {
+    let orders = authority.posted.iter().filter(|(path, _, _)| path == "/new-order");
+    orders.map(|(_, _, payload)| &payload["replaces"]).collect()
+}
+
+/// The certificate may be of an account that is gone (RFC 9773, 5): that says nothing of the one that orders.
+#[test]
+fn a_refusal_to_replace_is_judged_by_an_order_that_replaces_nothing() {
+    let fake = Fake::default();
+    fake.0.borrow_mut().window = Some(("2027-01-02T04:00:00Z", "2027-01-03T04:00:00Z"));
+    let mut client = client(&fake);
+    client.account(&APPLICANT).unwrap();
+    for (refused, kind, orders) in [
+        (&["unauthorized"][..], "", 2),
+        (&["malformed"], "", 2),
+        (&["unauthorized", "unauthorized"], "unauthorized", 2),
+        (&["malformed", "rejectedIdentifier"], "rejectedIdentifier", 2),
+        (&["rateLimited"], "rateLimited", 1),
+        (&["serverInternal"], "serverInternal", 1),
+    ] {
+        fake.0.borrow_mut().posted.clear();
+        fake.0.borrow_mut().problems = refused.iter().map(|kind| ("/new-order", *kind)).collect();
+        let outcome = client.order(&wanted(&names()), &mut Witness::default());
+        assert_eq!(outcome.err().map_or(String::new(), |failure| failure.kind), kind, "{refused:?}");
+        let authority = fake.0.borrow();
+        let all = [Value::from("aki.serial"), Value::Null];
+        assert_eq!(replaced(&authority), all[..orders].iter().collect::<Vec<_>>(), "{refused:?}");
+    }
 }
 
 #[test]
