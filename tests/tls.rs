@@ -26,6 +26,7 @@ on_every_backend! {
     a_reload_with_a_wrong_file_changes_nothing
     a_certificate_that_does_not_hold_keeps_no_server_from_starting_and_replaces_none_that_holds
     files_that_somebody_else_renews_are_read_by_themselves
+    a_renewed_certificate_whose_time_has_not_come_is_shown_once_it_has
     a_reload_changes_whose_certificates_are_accepted
     a_session_goes_on_over_an_upgrade
     a_session_that_began_during_an_upgrade_goes_on
@@ -378,6 +379,29 @@ fn files_that_somebody_else_renews_are_read_by_themselves(backend: &str) {
     std::fs::write(folder.path().join("a.key"), &other.key_pem).unwrap();
     until("what is wrong is told", || server.has_said("a.key: the key is not that of the certificate in"));
     assert_eq!(shown(), new.certificate);
+    // What is wrong with one pair keeps no other from being renewed.
+    let renewed = Pair::of(&["b.test"]);
+    renewed.write(folder.path(), "b");
+    let config = trusting(&[&ends, &renewed]);
+    until("the other is shown", || {
+        crate::tls::shown(&connect(server.address, &config, "b.test").unwrap()) == renewed.certificate
+    });
+    assert_eq!(shown(), new.certificate);
+}
+
+/// Nothing of the files changes when the time of their certificate comes.
+fn a_renewed_certificate_whose_time_has_not_come_is_shown_once_it_has(backend: &str) {
+    let (folder, old) = (folder(), Pair::of(&["a.test"]));
+    let server = start(backend, &flags(folder.path(), &[("a", &old)]), &[]);
+    let begins = time::OffsetDateTime::now_utc().saturating_add(time::Duration::seconds(20));
+    let new = Pair::made(&["a.test"], |params| params.not_before = begins);
+    new.write(folder.path(), "a");
+    until("it is told", || server.has_said("a.pem: the certificate does not hold before"));
+    let config = trusting(&[&old, &new]);
+    let shown = || connect(server.address, &config, "a.test").map(|stream| shown(&stream));
+    assert_eq!(shown().unwrap(), old.certificate);
+    until("its time has come", || shown().is_ok_and(|shown| shown == new.certificate));
+    assert_eq!(server.lines().iter().filter(|line| line.contains("does not hold before")).count(), 1);
 }
 
 fn a_reload_changes_whose_certificates_are_accepted(backend: &str) {

@@ -2,16 +2,16 @@
 //! certificates end. It ends with the server.
 //!
 //! Files are replaced one after the other: what has changed is read once it has stayed as it is from one look to the next. What is wrong with
-//! it changes nothing, and is said once.
+//! it changes nothing, is said once, and is looked at again until it is right: its time may come, or somebody may allow it to be read.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::time::Duration;
 
 use crate::log::{Level, Log};
-use crate::tls::{Policies, Shown};
+use crate::tls::{Failure, Policies, Shown};
 
 /// How often is looked.
 const LOOK: Duration = Duration::from_secs(5);
@@ -63,6 +63,8 @@ struct Looks {
     /// The files when they were read, and at the last look.
     read: Vec<(PathBuf, Stamp)>,
     last: Vec<(PathBuf, Stamp)>,
+    /// What was wrong when they were read, each with the address of a listener.
+    wrong: HashSet<(String, Failure)>,
     /// What was said of certificates.
     said: HashMap<(String, PathBuf), End>,
 }
@@ -80,32 +82,41 @@ impl Looks {
     /// The server has just read the files.
     fn new(policies: Policies, log: Log) -> Looks {
         let read = stamps(&policies);
-        let mut looks = Looks { policies, log, last: read.clone(), read, said: HashMap::new() };
+        let mut looks = Looks { policies, log, last: read.clone(), read, wrong: HashSet::new(), said: HashMap::new() };
         looks.tell_ends();
         looks
     }
 
     fn look(&mut self) {
         let now = stamps(&self.policies);
-        if now != self.read && now == self.last {
-            for (listener, outcome) in self.policies.renew() {
-                match outcome {
-                    Ok(what) => {
-                        let fields: [(&str, &dyn std::fmt::Display); 2] = [("listener", &listener), ("shown", &what)];
-                        self.log.event(Level::Info, "certificates have changed", &fields);
-                    }
-                    Err(failure) => {
-                        let fields: [(&str, &dyn std::fmt::Display); 2] =
-                            [("listener", &listener), ("error", &failure)];
-                        let message = "certificates have changed and cannot be used: the old ones are shown on";
-                        self.log.event(Level::Error, message, &fields);
-                    }
-                }
-            }
+        let is_shown = now == self.read && self.wrong.is_empty();
+        if !is_shown && now == self.last {
+            self.renew();
             self.read.clone_from(&now);
         }
         self.last = now;
         self.tell_ends();
+    }
+
+    /// Has listeners show what is new, and says what they do and what keeps them from it.
+    fn renew(&mut self) {
+        let mut wrong = HashSet::new();
+        for (listener, renewed) in self.policies.renew() {
+            if let Some(what) = renewed.shown {
+                let fields: [(&str, &dyn std::fmt::Display); 2] = [("listener", &listener), ("shown", &what)];
+                self.log.event(Level::Info, "certificates have changed", &fields);
+            }
+            for failure in renewed.failures {
+                let one = (listener.clone(), failure);
+                if !self.wrong.contains(&one) {
+                    let fields: [(&str, &dyn std::fmt::Display); 2] = [("listener", &one.0), ("error", &one.1)];
+                    let message = "certificates have changed and cannot be used: the old ones are shown on";
+                    self.log.event(Level::Error, message, &fields);
+                }
+                wrong.insert(one);
+            }
+        }
+        self.wrong = wrong;
     }
 
     /// Says of which certificates the end has come nearer.

@@ -15,7 +15,7 @@ use rustls::sign::CertifiedKey;
 
 use super::certificates::{Failure, Loaded, Shown, certificates};
 use super::der;
-use super::policy::{Policies, prepare, provider};
+use super::policy::{Policies, provider};
 use crate::config::Managed;
 
 /// The protocol of a handshake that looks at a challenge's answer and at nothing else (RFC 8737, 6.2).
@@ -98,31 +98,33 @@ pub(super) fn tls_answer(asked: &str) -> Option<Arc<CertifiedKey>> {
 }
 
 impl Policies {
-    /// Has all of them show what there is now for those names. What could not be read of one stays as it is.
+    /// Has all of them show what there is now for those names, and says why one cannot. What is wrong with other files of theirs keeps none of
+    /// it back, and is for whoever looks after them to say.
     pub fn reread(&self, managed: &Managed) -> Vec<Failure> {
         let mut failures = Vec::new();
         for policy in self.all() {
             let said = policy.said();
             if said.managed.as_ref() == Some(managed) {
-                match prepare(&said) {
-                    // One that says something else by now has read the files by itself.
-                    Ok(prepared) => {
-                        policy.replace_files(prepared);
-                    }
-                    Err(failure) => failures.push(failure),
-                }
+                let files = said.files();
+                failures.extend(policy.renew().failures.into_iter().filter(|failure| !files.contains(&failure.path)));
             }
         }
         failures
     }
 }
 
-/// The certificates of those names that there are, the one that ends last first, and a temporary one for names that have none.
-pub(super) fn load(managed: &Managed, provider: &CryptoProvider) -> Result<Vec<Loaded>, Failure> {
+/// The certificates of those names that there are, the one that ends last first, and a temporary one for names that have none. Of those that are shown already, `known`, no file needs to be readable.
+pub(super) fn load(managed: &Managed, known: &[Loaded], provider: &CryptoProvider) -> Result<Vec<Loaded>, Failure> {
     let files = std::fs::read_dir(&managed.directory).into_iter().flatten().flatten().map(|entry| entry.path());
     let files = files.filter(|path| path.extension().is_some_and(|extension| extension == EXTENSION));
     // What is broken or has ended is ordered anew by whoever looks after them.
     let mut loaded: Vec<Loaded> = files.filter_map(|path| Loaded::read_holding(&path, &path, provider).ok()).collect();
+    // Unless it was removed: what cannot be read now, for whatever reason, is still good.
+    let kept = known.iter().filter(|one| one.shown.path.parent() == Some(&managed.directory));
+    let kept = kept.filter(|one| one.shown.path.extension().is_some_and(|extension| extension == EXTENSION));
+    let kept = kept.filter(|one| !loaded.iter().any(|new| new.shown.path == one.shown.path));
+    let kept = kept.filter(|one| one.shown.outdated().is_none() && !matches!(one.shown.path.try_exists(), Ok(false)));
+    loaded.extend(kept.cloned().collect::<Vec<_>>());
     loaded.retain(|one| one.shown.names.iter().any(|name| managed.names.contains(name)));
     loaded.sort_by_key(|one| std::cmp::Reverse(one.shown.not_after));
     let has = |name: &&String| !loaded.iter().any(|one| one.shown.names.contains(name));
@@ -193,7 +195,21 @@ pub fn issued(path: &Path) -> Result<Issued, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::prepare;
     use super::*;
+
+    fn pem(kind: &str, bytes: &[u8]) -> String {
+        use base64::Engine;
+        let text = base64::engine::general_purpose::STANDARD.encode(bytes);
+        format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n")
+    }
+
+    /// Writes a certificate for those names and its key into one file; the certificate.
+    fn write(file: &Path, names: &[String]) -> CertificateDer<'static> {
+        let (certificate, key) = make(names, Vec::new()).unwrap();
+        std::fs::write(file, pem("CERTIFICATE", &certificate) + &pem("PRIVATE KEY", &key)).unwrap();
+        certificate
+    }
 
     #[test]
     fn answers_are_given_to_their_tokens_while_they_are_pending() {
@@ -217,27 +233,26 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let names = vec!["one.example".to_owned(), "two.example".to_owned()];
         let managed = Managed { directory: directory.path().to_owned(), names: names.clone() };
-        let shown =
-            |managed: &Managed| load(managed, provider()).unwrap().into_iter().map(|one| one.shown).collect::<Vec<_>>();
+        let load = |managed: &Managed| load(managed, &[], provider()).unwrap();
+        let shown = |managed: &Managed| load(managed).into_iter().map(|one| one.shown).collect::<Vec<_>>();
         assert_eq!(shown(&managed)[0].names, names);
         let tls = crate::config::Tls { managed: Some(managed.clone()), ..Default::default() };
         let policy = Arc::new(super::super::Policy::new(prepare(&tls).unwrap()));
         assert!(policy.says(&prepare(&tls).unwrap()), "a reload changes nothing");
         let policies = Policies::default();
         policies.put(vec![("127.0.0.1:443".to_owned(), policy.clone())]);
-        let (certificate, key) = make(&names[..1], Vec::new()).unwrap();
-        let pem = |kind: &str, bytes: &[u8]| {
-            use base64::Engine;
-            let text = base64::engine::general_purpose::STANDARD.encode(bytes);
-            format!("-----BEGIN {kind}-----\n{text}\n-----END {kind}-----\n")
-        };
         let file = directory.path().join("one.pem");
-        std::fs::write(&file, pem("CERTIFICATE", &certificate) + &pem("PRIVATE KEY", &key)).unwrap();
+        let certificate = write(&file, &names[..1]);
         assert_eq!(issued(&file).unwrap().names, names[..1]);
         assert_eq!(policies.reread(&managed), []);
         let shown = policy.certificates().shown();
         assert_eq!(shown.iter().map(|one| one.names.clone()).collect::<Vec<_>>(), [&names[..1], &names[1..]]);
         std::fs::write(&file, pem("CERTIFICATE", &certificate)).unwrap();
         assert!(issued(&file).is_err());
+        assert_eq!(policies.reread(&managed), []);
+        assert_eq!(policy.certificates().shown(), shown, "it is shown on, for it holds");
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(policies.reread(&managed), []);
+        assert_eq!(policy.certificates().shown()[0].names, names, "it was taken away");
     }
 }

@@ -24,7 +24,7 @@ use super::{authority, der};
 const MOST_BYTES: u64 = 1024 * 1024;
 
 /// What is wrong with a file that a policy needs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Failure {
     /// The file.
     pub path: PathBuf,
@@ -79,10 +79,10 @@ impl Shown {
 }
 
 /// A certificate with its chain and its key, ready to be shown.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Loaded {
     pub shown: Shown,
-    key: Arc<CertifiedKey>,
+    pub key: Arc<CertifiedKey>,
 }
 
 impl Loaded {
@@ -255,6 +255,18 @@ impl Certificates {
         let chains = |table: &Table| table.all.iter().map(|one| one.cert.clone()).collect::<Vec<_>>();
         let table = self.table();
         chains(&table) == chains(other) && table.issuers == other.issuers
+    }
+
+    /// Those that are shown now, each ready to be shown on.
+    pub(super) fn loaded(&self) -> Vec<Loaded> {
+        let table = self.table();
+        let both = table.shown.iter().zip(&table.all);
+        both.map(|(shown, key)| Loaded { shown: shown.clone(), key: key.clone() }).collect()
+    }
+
+    /// Those who issue clients' certificates.
+    pub(super) fn issuers(&self) -> Vec<CertificateDer<'static>> {
+        self.table().issuers.clone()
     }
 
     /// Those that are shown now.

@@ -34,7 +34,7 @@ pub(crate) use certificates::now;
 pub use certificates::{Certificates, Shown, authorities, day};
 pub use der::seconds;
 pub(crate) use policy::provider;
-pub use policy::{Failure, Policies, Policy, Prepared, prepare, seed};
+pub use policy::{Failure, Policies, Policy, Prepared, Renewed, prepare, seed};
 pub use self_signed::{HandedOver, SelfSigned, adopt_self_signed, hand_over_self_signed, self_signed};
 pub use tickets::{TicketKey, adopt_ticket_keys, ticket_keys};
 

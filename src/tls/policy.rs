@@ -27,6 +27,8 @@ pub struct Policy {
     said: RwLock<Tls>,
     config: RwLock<Arc<ServerConfig>>,
     certificates: Arc<Certificates>,
+    /// Held by whoever reads its files again: what was read first is shown first.
+    renewing: Mutex<()>,
     /// Its sessions have no cipher.
     #[cfg(debug_assertions)]
     pub(super) is_stand_in: bool,
@@ -46,17 +48,58 @@ pub struct Prepared {
 /// # Errors
 /// The first file that is not as it should be.
 pub fn prepare(tls: &Tls) -> Result<Prepared, Failure> {
+    let loaded = tls.pairs().map(|(chain, key)| Loaded::read(chain, key, provider())).collect::<Result<Vec<_>, _>>()?;
+    let issuers = tls.client_ca.as_deref().map_or(Ok(Vec::new()), certificates::certificates)?;
+    with_all(tls, loaded, issuers, &[])
+}
+
+/// The same for files that somebody has replaced while they are shown, each pair by itself: in the place of what cannot be read, or does not
+/// hold, stands what is known, and what is wrong with it goes to `failures`.
+fn prepare_again(tls: &Tls, known: &Certificates, failures: &mut Vec<Failure>) -> Result<Prepared, Failure> {
+    let shown = known.loaded();
+    let mut loaded = Vec::new();
+    for (chain, key) in tls.pairs() {
+        let old = shown.iter().find(|old| old.shown.path == chain);
+        let read = Loaded::read(chain, key, provider()).and_then(|new| match new.shown.outdated() {
+            // That one which is shown has ended is said elsewhere.
+            Some(failure) if old.is_none_or(|old| old.shown != new.shown) => Err(failure),
+            _ => Ok(new),
+        });
+        match (read, old) {
+            (Ok(new), _) => loaded.push(new),
+            (Err(failure), Some(old)) => {
+                loaded.push(old.clone());
+                failures.push(failure);
+            }
+            (Err(failure), None) => return Err(failure),
+        }
+    }
+    let read = |path: &Path| {
+        let issuers = certificates::certificates(path)?;
+        verifier(path, &issuers).map(|_| issuers)
+    };
+    let issuers = tls.client_ca.as_deref().map_or(Ok(Vec::new()), read).unwrap_or_else(|failure| {
+        failures.push(failure);
+        known.issuers()
+    });
+    with_all(tls, loaded, issuers, &shown)
+}
+
+/// A policy with what was read of its files, and what else it shows; `known`: what it shows until then.
+fn with_all(
+    tls: &Tls,
+    mut loaded: Vec<Loaded>,
+    issuers: Vec<CertificateDer<'static>>,
+    known: &[Loaded],
+) -> Result<Prepared, Failure> {
     let provider = provider();
-    let mut loaded =
-        tls.pairs().map(|(chain, key)| Loaded::read(chain, key, provider)).collect::<Result<Vec<_>, _>>()?;
     if tls.speak == SpeakTls::SelfSigned {
         loaded.push(self_signed::load(provider)?);
     }
     if let Some(managed) = &tls.managed {
-        loaded.extend(authority::load(managed, provider)?);
+        loaded.extend(authority::load(managed, known, provider)?);
     }
     let certificates = Arc::new(Certificates::default());
-    let issuers = tls.client_ca.as_deref().map_or(Ok(Vec::new()), certificates::certificates)?;
     let config = config(tls, &issuers, certificates.clone())?;
     Ok(Prepared { said: tls.clone(), config, certificates, table: Table::new(loaded, issuers, tls.strict_sni) })
 }
@@ -74,6 +117,15 @@ pub struct Policies(Arc<Mutex<Vec<OfListener>>>);
 
 /// The address of a listener, and its policy.
 type OfListener = (String, Arc<Policy>);
+
+/// What has become of files that were read again.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Renewed {
+    /// What is shown now, if that is something new.
+    pub shown: Option<String>,
+    /// What is wrong with files in whose place the old ones are shown on.
+    pub failures: Vec<Failure>,
+}
 
 impl Policies {
     /// Listeners have come or gone: those that there are, each with its address.
@@ -94,10 +146,10 @@ impl Policies {
         files
     }
 
-    /// Has all of them read their files again. Those with others in them, each with the address of its listener, and what it shows now or why not.
-    pub fn renew(&self) -> Vec<(String, Result<String, Failure>)> {
+    /// Has all of them read their files again, each with the address of its listener.
+    pub fn renew(&self) -> Vec<(String, Renewed)> {
         let all = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        all.into_iter().filter_map(|(address, policy)| Some((address, policy.renew()?))).collect()
+        all.into_iter().map(|(address, policy)| (address, policy.renew())).collect()
     }
 
     /// All certificates, each with the address of its listener.
@@ -180,6 +232,7 @@ impl Policy {
             said: RwLock::new(said),
             config: RwLock::new(Arc::new(config)),
             certificates,
+            renewing: Mutex::default(),
             #[cfg(debug_assertions)]
             is_stand_in: false,
         }
@@ -198,7 +251,7 @@ impl Policy {
     }
 
     /// The same, if it says the same as before, with what is in its files now: a reload may have been faster. Whether it does.
-    pub(super) fn replace_files(&self, prepared: Prepared) -> bool {
+    fn replace_files(&self, prepared: Prepared) -> bool {
         self.replace_if(prepared, |said, prepared| *said == prepared.said)
     }
 
@@ -216,20 +269,20 @@ impl Policy {
         true
     }
 
-    /// Reads its files again; what it shows now, or why it does not show what is new. `None`: nothing is.
-    fn renew(&self) -> Option<Result<String, Failure>> {
-        let prepared = match prepare(&self.said()) {
-            Ok(prepared) if self.says(&prepared) => return None,
-            Ok(prepared) => prepared,
-            Err(failure) => return Some(Err(failure)),
-        };
-        let known = self.certificates.shown();
-        let new = prepared.shown().iter().filter(|shown| !known.contains(shown));
-        if let Some(failure) = new.filter_map(Shown::outdated).next() {
-            return Some(Err(failure));
+    /// Reads its files again, and shows what is new in them and holds.
+    pub(super) fn renew(&self) -> Renewed {
+        let _alone = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut renewed = Renewed::default();
+        match prepare_again(&self.said(), &self.certificates, &mut renewed.failures) {
+            Ok(prepared) if self.says(&prepared) => {}
+            Ok(prepared) => {
+                let shown = prepared.to_string();
+                // One that says something else by now has read the files by itself.
+                renewed.shown = self.replace_files(prepared).then_some(shown);
+            }
+            Err(failure) => renewed.failures.push(failure),
         }
-        let shown = prepared.to_string();
-        self.replace_files(prepared).then_some(Ok(shown))
+        renewed
     }
 
     /// Whether it says just that, with the same certificates.
@@ -269,5 +322,92 @@ impl Policy {
         let mut challenged = ServerConfig::clone(&config);
         challenged.alpn_protocols.push(authority::PROTOCOL.to_vec());
         Arc::new(challenged)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DAY: i64 = 86_400;
+
+    /// Files of certificates in a directory, and a policy that shows them.
+    struct Files {
+        place: tempfile::TempDir,
+        policy: Policy,
+    }
+
+    impl Files {
+        /// Of certificates for those names, each of which begins with the name of its files.
+        fn of(names: &[&str]) -> Files {
+            let place = tempfile::tempdir().unwrap();
+            names.iter().for_each(|name| write(place.path(), name, (-DAY, DAY)));
+            let pair = |name: &&str| {
+                let [certificate, key] = ["pem", "key"].map(|end| place.path().join(format!("{name}.{end}")));
+                (certificate, key)
+            };
+            let tls = Tls { certificates: names.iter().map(pair).collect(), ..Tls::default() };
+            let policy = Policy::new(prepare(&tls).unwrap());
+            Files { place, policy }
+        }
+
+        fn shown(&self) -> Vec<Vec<u8>> {
+            self.policy.certificates.loaded().iter().map(|one| one.key.cert[0].to_vec()).collect()
+        }
+    }
+
+    /// Writes one for `NAME.example` which holds from and until so many seconds from now.
+    fn write(place: &Path, name: &str, (from, until): (i64, i64)) {
+        let time = |seconds| time::OffsetDateTime::now_utc().saturating_add(time::Duration::seconds(seconds));
+        let mut params = rcgen::CertificateParams::new(vec![format!("{name}.example")]).unwrap();
+        (params.not_before, params.not_after) = (time(from), time(until));
+        let key = rcgen::KeyPair::generate().unwrap();
+        std::fs::write(place.join(format!("{name}.pem")), params.self_signed(&key).unwrap().pem()).unwrap();
+        std::fs::write(place.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+
+    #[test]
+    fn each_pair_is_renewed_by_itself() {
+        let files = Files::of(&["a", "b"]);
+        assert_eq!(files.policy.renew(), Renewed::default());
+        let before = files.shown();
+        std::fs::remove_file(files.place.path().join("a.pem")).unwrap();
+        write(files.place.path(), "b", (-DAY, 2 * DAY));
+        let renewed = files.policy.renew();
+        assert!(renewed.shown.unwrap().contains("b.example until"), "b is new");
+        assert!(renewed.failures[0].path.ends_with("a.pem") && renewed.failures.len() == 1);
+        let now = files.shown();
+        assert_eq!((now.len(), &now[0] == &before[0], &now[1] == &before[1]), (2, true, false));
+        let again = files.policy.renew();
+        assert_eq!((again.shown, again.failures), (None, renewed.failures), "it is wrong still");
+        assert!(prepare(&files.policy.said()).is_err(), "a reload takes all or nothing");
+        write(files.place.path(), "a", (-DAY, DAY));
+        assert_eq!(files.policy.renew().failures, []);
+        assert_ne!(files.shown()[0], before[0]);
+    }
+
+    #[test]
+    fn one_that_does_not_hold_takes_nobodys_place() {
+        let files = Files::of(&["a"]);
+        let before = files.shown();
+        for span in [(DAY, 2 * DAY), (-2 * DAY, -DAY)] {
+            write(files.place.path(), "a", span);
+            let Renewed { shown, failures } = files.policy.renew();
+            assert_eq!((shown, failures.len(), files.shown() == before), (None, 1, true), "{span:?}");
+        }
+    }
+
+    #[test]
+    fn those_who_issue_clients_certificates_stay_while_their_file_is_broken() {
+        let files = Files::of(&["a", "ca"]);
+        let path = files.place.path().join("ca.pem");
+        let tls = Tls { client_ca: Some(path.clone()), ..files.policy.said() };
+        files.policy.replace(prepare(&tls).unwrap());
+        let known = files.policy.certificates.issuers();
+        std::fs::write(&path, "-----BEGIN CERTIFICATE-----\nMA==\n-----END CERTIFICATE-----\n").unwrap();
+        write(files.place.path(), "a", (-DAY, 2 * DAY));
+        let Renewed { shown, failures } = files.policy.renew();
+        assert!(shown.is_some() && failures.iter().all(|failure| failure.path == path), "{failures:?}");
+        assert_eq!(files.policy.certificates.issuers(), known);
     }
 }
