@@ -9,7 +9,7 @@ use super::client::{Applicant, Client, Failure, Host, Obtained, Wanted};
 use super::https::Https;
 use super::key::base64;
 use super::planner::{Planner, Reason, Span, Step};
-use super::store::{Order, Store};
+use super::store::{Account, Order, Store};
 use crate::config::{Acme, Challenge};
 use crate::control::status;
 use crate::log::{Level, Log};
@@ -317,8 +317,8 @@ impl Open {
         let client = match self.client.take() {
             Some(client) => client,
             None => {
-                let (key, account) = self.store.account()?;
-                Client::new(Https::new(acme.ca_file.as_deref())?, &acme.url, key, account)?
+                let Account { key, url, .. } = self.store.account()?;
+                Client::new(Https::new(acme.ca_file.as_deref())?, &acme.url, key, url)?
             }
         };
         Ok(self.client.insert(client))
@@ -339,13 +339,13 @@ impl Open {
     fn obtain(&mut self, acme: &Acme, ears: &mut Ears) -> Result<Issued, Failure> {
         // The directory may say something else than it did months ago.
         self.client = None;
-        self.register(acme)?;
+        let account = self.register(acme)?;
         let replaces = self.held.as_ref().and_then(identity);
         let Open { store, planner, client, .. } = self;
         let Some(client) = client else { return Err(Failure::new("there is no connection to the authority")) };
-        let mut attempt = Attempt { store, planner, ears, challenge: acme.challenge };
-        let resumed = match attempt.store.order() {
-            Some(Order { url, key }) => client.resume(&url, &key, &acme.domains, &mut attempt)?,
+        let mut attempt = Attempt { store, planner, ears, challenge: acme.challenge, account };
+        let resumed = match attempt.store.order(&attempt.account) {
+            Some(Order { url, key, .. }) => client.resume(&url, &key, &acme.domains, &mut attempt)?,
             None => None,
         };
         let obtained = match resumed {
@@ -372,8 +372,8 @@ impl Open {
         self.keep(&obtained)
     }
 
-    /// Makes sure that there is an account.
-    fn register(&mut self, acme: &Acme) -> Result<(), Failure> {
+    /// Makes sure that there is an account; its URL.
+    fn register(&mut self, acme: &Acme) -> Result<String, Failure> {
         let secret = match &acme.eab_key_file {
             Some(path) => Some(std::fs::read_to_string(path).map_err(|error| {
                 Failure::new(format!("cannot read the key of the external account {}: {error}", path.display()))
@@ -381,12 +381,13 @@ impl Open {
             None => None,
         };
         let applicant = Applicant { email: &acme.email, external: acme.eab_kid.as_deref().zip(secret.as_deref()) };
-        let account = self.client(acme)?.account(&applicant)?;
-        let (key, known) = self.store.account()?;
-        if known.as_ref() != Some(&account) {
-            self.store.keep_account(&key, Some(account))?;
+        let url = self.client(acme)?.account(&applicant)?;
+        let known = self.store.account()?;
+        if known.url.as_ref() != Some(&url) {
+            let email = Some(acme.email.clone());
+            self.store.keep_account(&Account { url: Some(url.clone()), email, ..known })?;
         }
-        Ok(())
+        Ok(url)
     }
 
     fn keep(&mut self, obtained: &Obtained) -> Result<Issued, Failure> {
@@ -416,6 +417,8 @@ struct Attempt<'a, 'b> {
     planner: &'a mut Planner,
     ears: &'a mut Ears<'b>,
     challenge: Challenge,
+    /// Where the account is.
+    account: String,
 }
 
 impl Host for Attempt<'_, '_> {
@@ -449,7 +452,7 @@ impl Host for Attempt<'_, '_> {
         if !self.planner.order_begins(tls::now()) {
             return Err(Failure::new("two certificates were demanded for these names today, and no other is"));
         }
-        let order = Order { url: url.to_owned(), key: key.to_owned() };
+        let order = Order { url: url.to_owned(), key: key.to_owned(), account: self.account.clone() };
         let kept = self.store.keep_brakes(self.planner.brakes()).and_then(|()| self.store.keep_order(&order));
         kept.inspect_err(|_| self.planner.order_withdrawn())
     }

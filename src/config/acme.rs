@@ -81,7 +81,7 @@ impl Acme {
 
     /// The certificates as listeners show them.
     pub fn managed(&self) -> Managed {
-        Managed { directory: self.directory.clone(), names: self.domains.clone() }
+        Managed { directory: self.directory.clone(), names: self.domains.clone(), authority: self.url.clone() }
     }
 }
 

@@ -39,6 +39,8 @@ pub struct Managed {
     pub directory: PathBuf,
     /// The names that they are for.
     pub names: Vec<String>,
+    /// The URL of the authority's directory. Those of others serve until there is one of it.
+    pub authority: String,
 }
 
 /// Whether TLS is spoken.

@@ -113,7 +113,36 @@ impl Policies {
     }
 }
 
-/// The certificates of those names that there are, the one that ends last first, and a temporary one for names that have none. Of those that are shown already, `known`, no file needs to be readable.
+/// What the names of files begin with that belong to those names at the authority with that URL, whatever the order of the names is.
+pub fn base(names: &[String], authority: &str) -> String {
+    let names = sorted(names);
+    // There is no longer one on most file systems than of 255 bytes, with what stands behind it.
+    let first: String = names.first().copied().unwrap_or_default().chars().take(200).collect();
+    format!("{first}-{}-{}", short_hash(&names.join(",")), short_hash(authority))
+}
+
+/// What they began with in versions for which the authority did not matter: with any of the names.
+pub fn earlier_bases(names: &[String]) -> Vec<String> {
+    let names = sorted(names);
+    let hash = short_hash(&names.join(","));
+    names.iter().map(|name| format!("{name}-{hash}")).collect()
+}
+
+fn sorted(names: &[String]) -> Vec<&str> {
+    let mut names: Vec<&str> = names.iter().map(String::as_str).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
+/// What tells names of files apart: eight digits.
+pub fn short_hash(text: &str) -> String {
+    let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
+    hash.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The certificates of those names that there are, and a temporary one for names that have none: those of the authority first, as long as they
+/// hold, then those of others, and of each the one that ends last. Of those that are shown already, `known`, no file needs to be readable.
 pub(super) fn load(managed: &Managed, known: &[Loaded], provider: &CryptoProvider) -> Result<Vec<Loaded>, Failure> {
     let files = std::fs::read_dir(&managed.directory).into_iter().flatten().flatten().map(|entry| entry.path());
     let files = files.filter(|path| path.extension().is_some_and(|extension| extension == EXTENSION));
@@ -126,7 +155,10 @@ pub(super) fn load(managed: &Managed, known: &[Loaded], provider: &CryptoProvide
     let kept = kept.filter(|one| one.shown.outdated().is_none() && !matches!(one.shown.path.try_exists(), Ok(false)));
     loaded.extend(kept.cloned().collect::<Vec<_>>());
     loaded.retain(|one| one.shown.names.iter().any(|name| managed.names.contains(name)));
-    loaded.sort_by_key(|one| std::cmp::Reverse(one.shown.not_after));
+    let end = format!("-{}", short_hash(&managed.authority));
+    let is_of_the_authority =
+        |path: &Path| path.file_stem().and_then(|stem| stem.to_str()).is_some_and(|stem| stem.ends_with(&end));
+    loaded.sort_by_key(|one| std::cmp::Reverse((is_of_the_authority(&one.shown.path), one.shown.not_after)));
     let has = |name: &&String| !loaded.iter().any(|one| one.shown.names.contains(name));
     let missing: Vec<String> = managed.names.iter().filter(has).cloned().collect();
     if !missing.is_empty() {
@@ -232,7 +264,8 @@ mod tests {
     fn names_without_a_certificate_have_a_temporary_one_which_stays_the_same() {
         let directory = tempfile::tempdir().unwrap();
         let names = vec!["one.example".to_owned(), "two.example".to_owned()];
-        let managed = Managed { directory: directory.path().to_owned(), names: names.clone() };
+        let managed =
+            Managed { directory: directory.path().to_owned(), names: names.clone(), authority: String::new() };
         let load = |managed: &Managed| load(managed, &[], provider()).unwrap();
         let shown = |managed: &Managed| load(managed).into_iter().map(|one| one.shown).collect::<Vec<_>>();
         assert_eq!(shown(&managed)[0].names, names);
@@ -254,5 +287,32 @@ mod tests {
         std::fs::remove_file(&file).unwrap();
         assert_eq!(policies.reread(&managed), []);
         assert_eq!(policy.certificates().shown()[0].names, names, "it was taken away");
+    }
+
+    #[test]
+    fn certificates_of_the_authority_come_before_others_which_serve_until_they_come() {
+        let directory = tempfile::tempdir().unwrap();
+        let names = vec!["b.example".to_owned(), "a.example".to_owned()];
+        let managed = |authority: &str| Managed {
+            directory: directory.path().to_owned(),
+            names: names.clone(),
+            authority: authority.to_owned(),
+        };
+        let file = |authority: &str| directory.path().join(format!("{}.{EXTENSION}", base(&names, authority)));
+        let shown = |authority: &str| load(&managed(authority), &[], provider()).unwrap().remove(0).shown.path;
+        let earlier = directory.path().join(format!("{}.{EXTENSION}", earlier_bases(&names)[1]));
+        write(&earlier, &names);
+        assert_eq!((shown("https://first/"), shown("https://second/")), (earlier.clone(), earlier));
+        write(&file("https://first/"), &names);
+        assert_eq!(shown("https://first/"), file("https://first/"));
+        write(&file("https://second/"), &names);
+        assert_eq!(
+            (shown("https://first/"), shown("https://second/")),
+            (file("https://first/"), file("https://second/"))
+        );
+        let others: Vec<String> = names.iter().rev().cloned().collect();
+        assert_eq!(base(&others, "x"), base(&names, "x"));
+        assert_ne!(base(&names[..1], "x"), base(&names, "x"));
+        assert_eq!(earlier_bases(&others), earlier_bases(&names));
     }
 }

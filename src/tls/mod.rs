@@ -29,7 +29,10 @@ mod self_signed;
 pub mod stand_in;
 mod tickets;
 
-pub use authority::{EXTENSION, Issued, answer_http, answer_tls, http_answer, is_challenged, issued, withdraw};
+pub use authority::{
+    EXTENSION, Issued, answer_http, answer_tls, base, earlier_bases, http_answer, is_challenged, issued, short_hash,
+    withdraw,
+};
 pub(crate) use certificates::now;
 pub use certificates::{Certificates, Shown, authorities, day};
 pub use der::seconds;
