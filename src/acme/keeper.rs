@@ -19,6 +19,10 @@ use crate::tls::{self, Issued, Policies};
 const LOOK: i64 = 600;
 /// How soon it is tried again where another process has the directory, as one that is about to end after an upgrade.
 const BUSY: Duration = Duration::from_secs(5);
+/// After so long it is told: whoever ends after an upgrade has given the directory up by then.
+const SUCCESSION: i64 = 60;
+/// How often it is told.
+const REMINDER: i64 = 86_400;
 /// How soon where the directory cannot be used.
 const BROKEN: Duration = Duration::from_secs(60);
 /// Without anything to look after.
@@ -121,6 +125,25 @@ struct Charge<'a> {
     policies: &'a Policies,
     log: &'a Log,
     open: Option<Open>,
+    busy: Busy,
+}
+
+/// Another process has the directory.
+#[derive(Default)]
+struct Busy {
+    /// When that is told.
+    tell_at: Option<i64>,
+}
+
+impl Busy {
+    /// Whether it is to be told now.
+    fn tells(&mut self, now: i64) -> bool {
+        let is_due = *self.tell_at.get_or_insert(now + SUCCESSION) <= now;
+        if is_due {
+            self.tell_at = Some(now + REMINDER);
+        }
+        is_due
+    }
 }
 
 /// Hears of other settings, and of the end.
@@ -165,7 +188,7 @@ impl<'a> Charge<'a> {
             ..report().unwrap_or_default()
         };
         *REPORT.lock().unwrap_or_else(PoisonError::into_inner) = acme.is_wanted().then_some(report);
-        Charge { acme, ears: Ears { settings, heard: None }, policies, log, open: None }
+        Charge { acme, ears: Ears { settings, heard: None }, policies, log, open: None, busy: Busy::default() }
     }
 
     /// Until there are other settings, which it gives back, or the server ends.
@@ -187,7 +210,7 @@ impl<'a> Charge<'a> {
             return match self.take_directory() {
                 Ok(true) => Duration::ZERO,
                 Ok(false) => {
-                    note(|report| report.last_error = Some("another process has the directory".to_owned()));
+                    self.tell_busy();
                     BUSY
                 }
                 Err(failure) => {
@@ -221,7 +244,18 @@ impl<'a> Charge<'a> {
             report.last_error = None;
         });
         self.open = Some(Open { store, planner, held, client: None });
+        self.busy = Busy::default();
         Ok(true)
+    }
+
+    fn tell_busy(&mut self) {
+        let directory = self.acme.directory.display();
+        note(|report| report.last_error = Some(format!("another process has the directory {directory}")));
+        if self.busy.tells(tls::now()) {
+            let hint = "two servers need a directory each: set acme.directory";
+            let fields: [(&str, &dyn std::fmt::Display); 2] = [("directory", &directory), ("hint", &hint)];
+            self.log.event(Level::Warn, "no certificate can come: another process has the directory", &fields);
+        }
     }
 
     fn show(&self) {
@@ -459,5 +493,17 @@ impl Host for Attempt<'_, '_> {
 
     fn key_refused(&mut self) {
         self.store.forget_order();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_that_another_process_has_is_told_once_a_day_and_not_to_a_successor() {
+        let mut busy = Busy::default();
+        let told: Vec<i64> = (0..200_000).step_by(5).filter(|now| busy.tells(*now)).collect();
+        assert_eq!(told, [SUCCESSION, SUCCESSION + REMINDER, SUCCESSION + 2 * REMINDER]);
     }
 }
