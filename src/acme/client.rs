@@ -169,7 +169,7 @@ impl<T: Transport> Client<T> {
             return Ok(account.clone());
         }
         let url = self.endpoint("newAccount")?;
-        let mut payload = json!({ "termsOfServiceAgreed": true, "contact": [format!("mailto:{}", applicant.email)] });
+        let mut payload = json!({ "termsOfServiceAgreed": true, "contact": contact(applicant.email) });
         if let Some((name, secret)) = applicant.external {
             payload["externalAccountBinding"] = self
                 .key
@@ -184,6 +184,15 @@ impl<T: Transport> Client<T> {
             response.location.ok_or_else(|| Failure::new("the authority does not say where the account is"))?;
         self.account = Some(account.clone());
         Ok(account)
+    }
+
+    /// Tells the authority whom it is to write to from now on (RFC 8555, 7.3.2), where there is an account.
+    ///
+    /// # Errors
+    /// When the authority refuses.
+    pub fn change_contact(&mut self, email: &str) -> Result<(), Failure> {
+        let Some(account) = self.account.clone() else { return Ok(()) };
+        self.post(&account, Some(&json!({ "contact": contact(email) }))).map(drop)
     }
 
     /// Orders a certificate and waits for it.
@@ -398,6 +407,10 @@ fn problem(url: &str, response: &Response) -> Failure {
     let failure = problem_of(&found, &format!("{url}: status {}", response.status));
     let (status, retry_after) = (response.status, response.retry_after);
     Failure { kind: kind_of(&found).to_owned(), status, retry_after, ..failure }
+}
+
+fn contact(email: &str) -> Value {
+    json!([format!("mailto:{email}")])
 }
 
 fn kind_of(found: &Value) -> &str {

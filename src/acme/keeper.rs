@@ -23,6 +23,8 @@ const BUSY: Duration = Duration::from_secs(5);
 const SUCCESSION: i64 = 60;
 /// How often it is told.
 const REMINDER: i64 = 86_400;
+/// How soon the authority is told of an address again that it has not taken.
+const AGAIN: i64 = 3600;
 /// How soon where the directory cannot be used.
 const BROKEN: Duration = Duration::from_secs(60);
 /// Without anything to look after.
@@ -173,6 +175,8 @@ struct Open {
     planner: Planner,
     held: Option<Issued>,
     client: Option<Client<Https>>,
+    /// Before when the authority is told of no other address.
+    tell_at: i64,
 }
 
 fn span(issued: &Issued) -> Span {
@@ -224,6 +228,7 @@ impl<'a> Charge<'a> {
         match open.planner.next(now) {
             Step::Order(reason) => self.attempt(reason),
             Step::PollAri => self.ask_when(),
+            Step::Wait(_) if open.knows_another_address(&self.acme, now) => self.tell_address(),
             Step::Wait(until) => {
                 self.tell_outlook();
                 return Duration::from_secs((until - now).clamp(1, LOOK).unsigned_abs());
@@ -243,7 +248,7 @@ impl<'a> Charge<'a> {
             report.not_after = held.as_ref().map(|held| held.not_after);
             report.last_error = None;
         });
-        self.open = Some(Open { store, planner, held, client: None });
+        self.open = Some(Open { store, planner, held, client: None, tell_at: i64::MIN });
         self.busy = Busy::default();
         Ok(true)
     }
@@ -255,6 +260,18 @@ impl<'a> Charge<'a> {
             let hint = "two servers need a directory each: set acme.directory";
             let fields: [(&str, &dyn std::fmt::Display); 2] = [("directory", &directory), ("hint", &hint)];
             self.log.event(Level::Warn, "no certificate can come: another process has the directory", &fields);
+        }
+    }
+
+    /// Tells the authority whom it is to write to.
+    fn tell_address(&mut self) {
+        let Some(open) = &mut self.open else { return };
+        if let Err(failure) = open.tell_address(&self.acme) {
+            let wait = failure.retry_after.unwrap_or(AGAIN).max(AGAIN);
+            open.tell_at = tls::now().saturating_add(wait);
+            open.client = None;
+            let fields: [(&str, &dyn std::fmt::Display); 2] = [("address", &self.acme.email), ("error", &failure.what)];
+            self.log.event(Level::Warn, "the authority does not take the address that it is to write to", &fields);
         }
     }
 
@@ -422,6 +439,19 @@ impl Open {
             self.store.keep_account(&Account { url: Some(url.clone()), email, ..known })?;
         }
         Ok(url)
+    }
+
+    /// Whether the authority is to be told of another address now.
+    fn knows_another_address(&self, acme: &Acme, now: i64) -> bool {
+        // What cannot be read of the account, the next attempt says.
+        let known = if self.tell_at <= now { self.store.known_account().ok().flatten() } else { None };
+        known.is_some_and(|known| known.url.is_some() && known.email.as_ref() != Some(&acme.email))
+    }
+
+    fn tell_address(&mut self, acme: &Acme) -> Result<(), Failure> {
+        self.client(acme)?.change_contact(&acme.email)?;
+        let account = self.store.account()?;
+        self.store.keep_account(&Account { email: Some(acme.email.clone()), ..account })
     }
 
     fn keep(&mut self, obtained: &Obtained) -> Result<Issued, Failure> {

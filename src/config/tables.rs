@@ -121,7 +121,7 @@ pub const TABLES: &[(&str, &str)] = &[
     ),
     (
         "acme.eab",
-        "The account at the authority that the one here is bound to (external account binding), where it demands one.",
+        "The account at the authority that the one here is bound to (external account binding), where it demands one. It is told when the account here is made: a change is for the next one.",
     ),
     ("admin", "Where the server tells about itself to whoever can reach it."),
 ];

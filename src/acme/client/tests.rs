@@ -88,6 +88,7 @@ impl Authority {
                 answer(200, directory)
             }
             "/nonce" => Response { status: 204, nonce: Some("first".to_owned()), ..Response::default() },
+            "/account/1" => answer(200, json!({})),
             "/account" => Response { location: Some("https://ca/account/1".to_owned()), ..answer(201, json!({})) },
             "/new-order" => Response { location: Some("https://ca/order/1".to_owned()), ..answer(201, order) },
             "/order/1" => answer(200, order),
@@ -256,6 +257,20 @@ fn a_key_that_is_refused_is_told() {
         assert_eq!(client.order(&wanted(&names()), &mut host).unwrap_err().kind, kind);
         assert_eq!(host.refused_keys, told, "{kind}");
     }
+}
+
+#[test]
+fn the_authority_is_told_of_another_address() {
+    let fake = Fake::default();
+    let mut client = client(&fake);
+    client.change_contact("nobody@example.org").unwrap();
+    assert!(fake.0.borrow().posted.is_empty(), "there is no account");
+    client.account(&APPLICANT).unwrap();
+    client.change_contact("other@example.org").unwrap();
+    let authority = fake.0.borrow();
+    let (path, protected, payload) = &authority.posted[1];
+    assert_eq!((path.as_str(), &protected["kid"]), ("/account/1", &"https://ca/account/1".into()));
+    assert_eq!(*payload, json!({ "contact": ["mailto:other@example.org"] }));
 }
 
 #[test]
