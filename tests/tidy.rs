@@ -35,7 +35,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("bus", &["control", "hub", "mailbox", "socket_file", "tls"]),
     ("day", &["http"]),
     ("dispatch", &["buffers"]),
-    ("acme", &["control", "tls"]),
+    ("acme", &["control", "http", "tls"]),
     ("key_sets", &["access", "acme", "control"]),
     ("apps", &["access", "dispatch", "files", "http", "hub", "limits"]),
     ("files", &["buffers", "http"]),

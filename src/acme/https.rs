@@ -8,6 +8,7 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::typestate::AgentScope;
 
 use super::client::{Failure, Request, Response, Transport};
+use crate::http::date;
 use crate::tls;
 
 /// How long a request may take with its response.
@@ -73,9 +74,34 @@ impl Transport for Https {
         let mut response = sent.map_err(failed)?;
         let field = |name: &str| Some(response.headers().get(name)?.to_str().ok()?.trim().to_owned());
         let (nonce, location) = (field("Replay-Nonce"), field("Location"));
-        let retry_after = field("Retry-After").and_then(|text| text.parse().ok());
+        let retry_after = field("Retry-After").and_then(|text| retry_after(&text, tls::now()));
         let status = response.status().as_u16();
         let body = response.body_mut().with_config().limit(MOST_BYTES).read_to_vec().map_err(failed)?;
         Ok(Response { status, nonce, location, retry_after, body })
+    }
+}
+
+/// The seconds that a `Retry-After` says, or that are left until the date which it says (RFC 9110, 10.2.3).
+fn retry_after(text: &str, now: i64) -> Option<i64> {
+    let at = || date::parse_date(text.as_bytes()).and_then(|at| i64::try_from(at).ok());
+    text.parse().ok().or_else(|| at().map(|at| at.saturating_sub(now).max(0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_to_be_waited_for_is_said_in_seconds_or_as_a_date() {
+        let now = 784_111_777;
+        for (text, seconds) in [
+            ("120", Some(120)),
+            ("Sun, 06 Nov 1994 10:49:37 GMT", Some(7200)),
+            ("Sun, 06 Nov 1994 06:49:37 GMT", Some(0)),
+            ("soon", None),
+            ("", None),
+        ] {
+            assert_eq!(retry_after(text, now), seconds, "{text}");
+        }
     }
 }
