@@ -181,6 +181,11 @@ fn what_the_library_is_silent_about_is_told(backend: &str) {
     without_share.extend([0, 43, 0, 3, 2, 3, 4]);
     without_share[42] += 7;
     let without_share = [&[1, 0, 0, without_share.len() as u8][..], &without_share].concat();
+    // Two that cannot say which signatures they take: of TLS 1.1, and of TLS 1.2.
+    let mut without_signatures = [&hello[..51], &hello[59..]].concat();
+    without_signatures[42] -= 8;
+    let without_signatures = [&[1, 0, 0, without_signatures.len() as u8][..], &without_signatures].concat();
+    let of_tls_1_1 = [&without_signatures[..4], &[3, 2], &without_signatures[6..]].concat();
     let of_ssl_2 = [&[128, 46, 1, 3, 4, 0, 3, 0, 0, 0, 32, 0x13, 1, 0][..], &[7; 32]].concat();
     let record = |kind: u8, body: &[u8]| [&[kind, 3, 3, 0, body.len() as u8][..], body].concat();
     for (sent, alert, counter, count) in [
@@ -190,6 +195,8 @@ fn what_the_library_is_silent_about_is_told(backend: &str) {
         (record(22, &message), 40, "tls_nothing_in_common", 1),
         (record(22, &of_ssl_3), 70, "tls_nothing_in_common", 2),
         (record(22, &without_share), 109, "tls_nothing_in_common", 3),
+        (record(22, &of_tls_1_1), 70, "tls_nothing_in_common", 4),
+        (record(22, &without_signatures), 40, "tls_nothing_in_common", 5),
         (of_ssl_2, 70, "tls_plain", 1),
     ] {
         let mut client = Client::to(server.own);

@@ -70,6 +70,8 @@ pub struct Session {
     asks_for_certificates: bool,
     /// Its beginning was looked at.
     begun: bool,
+    /// It claims to be of TLS 1.0 or 1.1, which is not asked of one that says its versions besides (RFC 8446, 4.2.1).
+    claims_to_be_old: bool,
     #[cfg(debug_assertions)]
     stand_in: Option<stand_in::StandIn>,
 }
@@ -109,6 +111,7 @@ impl Session {
             library: UnbufferedServerConnection::new(policy.config())?,
             asks_for_certificates: policy.asks_for_certificates(),
             begun: false,
+            claims_to_be_old: false,
             #[cfg(debug_assertions)]
             stand_in: policy.is_stand_in.then(Default::default),
         })
@@ -127,6 +130,7 @@ impl Session {
             && let Some(beginning) = input.first_chunk()
         {
             self.begun = true;
+            self.claims_to_be_old = claims_to_be_old(beginning);
             if let Some((alert, reason)) = refusal(beginning) {
                 reply.extend(fatal(alert));
                 return Opened { failure: Some(reason), ..opened };
@@ -146,7 +150,7 @@ impl Session {
                 Ok(ConnectionState::PeerClosed) => opened.ended = true,
                 Err(error) => {
                     opened.failure = Some(Reason::of(&error));
-                    (alert, better, before) = (self.unsaid(&error), better_alert(&error), reply.len());
+                    (alert, better, before) = (self.unsaid(&error), self.better_alert(&error), reply.len());
                 }
                 // Early data is not offered.
                 Ok(_) => done = true,
@@ -176,6 +180,22 @@ impl Session {
             Error::General(_) => Some(40),
             Error::PeerMisbehaved(_) => Some(UNEXPECTED_MESSAGE),
             Error::InvalidMessage(_) => Some(DECODE_ERROR),
+            _ => None,
+        }
+    }
+
+    /// The alert for an error of which the library says another: `unrecognized_name` (RFC 6066, 3) where no certificate is found, for which it says
+    /// `access_denied`, `missing_extension` (RFC 8446, 9.2) for `handshake_failure`, and `protocol_version` for that where an old client lacks what its
+    /// version has not had. Before there is a certificate nothing is encrypted, and the alert is the last record.
+    fn better_alert(&self, error: &Error) -> Option<u8> {
+        match error {
+            Error::PeerIncompatible(PeerIncompatible::KeyShareExtensionRequired) => Some(109),
+            Error::PeerIncompatible(PeerIncompatible::SignatureAlgorithmsExtensionRequired)
+                if self.claims_to_be_old =>
+            {
+                Some(PROTOCOL_VERSION)
+            }
+            _ if Reason::of(error) == Reason::UnknownName => Some(112),
             _ => None,
         }
     }
@@ -298,6 +318,11 @@ fn refusal(beginning: &Beginning) -> Option<(u8, Reason)> {
     }
 }
 
+/// Whether that is how a client begins which knows nothing newer than TLS 1.1, or says so.
+fn claims_to_be_old(beginning: &Beginning) -> bool {
+    matches!(beginning, [.., 3, 1 | 2])
+}
+
 /// What a client is told whose version is not spoken.
 pub const NOT_THIS_VERSION: [u8; 7] = fatal(PROTOCOL_VERSION);
 
@@ -309,17 +334,6 @@ pub fn is_hello_of_ssl_2(input: &[u8]) -> bool {
 /// A record of a fatal alert, in the clear.
 const fn fatal(alert: u8) -> [u8; 7] {
     [21, 3, 3, 0, 2, 2, alert]
-}
-
-/// The alert for an error of which the library says another: `unrecognized_name` (RFC 6066, 3) where no certificate is found, for which it says
-/// `access_denied`, and `missing_extension` (RFC 8446, 9.2) for `handshake_failure`. Before there is a certificate nothing is encrypted,
-/// and the alert is the last record.
-fn better_alert(error: &Error) -> Option<u8> {
-    match error {
-        Error::PeerIncompatible(PeerIncompatible::KeyShareExtensionRequired) => Some(109),
-        _ if Reason::of(error) == Reason::UnknownName => Some(112),
-        _ => None,
-    }
 }
 
 /// Has something written behind what is in `out`, with as much room as it asks for.
