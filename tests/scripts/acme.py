@@ -600,7 +600,32 @@ def suggested(home, options, results):
         results.add("it is named by its serial number", named.lstrip("0") == serial.lstrip("0"), f"{named} {serial}")
 
 
-CHECKS = {check.__name__: check for check in (first, renewal, failing, account, restart, fetched, full, deactivated, reload, upgrade, user, suggested)}
+def switched(home, options, results):
+    """Another authority is configured: the certificate of the first is shown until that of the second has come, and by it again at once. The names in another order are the same."""
+    with contextlib.ExitStack() as stack:
+        http_port, tls_port = processes.free_port(), processes.free_port()
+        first, second = (Authority(stack, home, http_port, tls_port) for _ in range(2))
+        backend = common.backends(options)[0]
+        server = Server(home, options, backend, http_port, tls_port, first)
+        process = stack.enter_context(server.running())
+        server.await_certificate()
+        before = server.shown(NAMES[0])
+
+        def turn_to(authority, names):
+            server.write(backend, authority, names, "http-01", "", "")
+            process.send_signal(signal.SIGHUP)
+            until("the authority is another", lambda: str(authority.port) in (now := server.status())["authority"] and now["names"] == names and now["next_attempt"], server.log)
+
+        turn_to(second, NAMES)
+        until("the other's certificate is shown", lambda: server.shown(NAMES[0]) != before, server.log)
+        results.add("the other authority's certificate is shown", server.get(NAMES[0], second.root(), "/ping") == 200)
+        turn_to(first, NAMES[::-1])
+        until("the first one is shown again", lambda: server.shown(NAMES[0]) == before, server.log)
+        until("the next order is months away", lambda: server.status()["next_attempt"] > time.time() + 86400 * 60, server.log)
+        results.add("what is held is not ordered anew, in whatever order the names are", server.status()["issued"] == 2, str(server.status()))
+
+
+CHECKS = {check.__name__: check for check in (first, renewal, failing, account, restart, fetched, full, deactivated, reload, upgrade, user, suggested, switched)}
 
 
 def main(home):
