@@ -366,16 +366,16 @@ mod tests {
         let domain = |number| [0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 1, number];
         let (dc, uid) = (domain(25), domain(1));
         let email = [0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 1, 9, 1];
-        let alice = of(&cn, UTF8_STRING, b"alice");
+        let alice = || of(&cn, UTF8_STRING, b"alice");
         for (parts, written) in [
             (
-                &[&[of(&dc, IA5_STRING, b"com")][..], &[of(&dc, IA5_STRING, b"example")], &[alice.clone()]][..],
+                &[&[of(&dc, IA5_STRING, b"com")][..], &[of(&dc, IA5_STRING, b"example")], &[alice()]][..],
                 "CN=alice,DC=example,DC=com",
             ),
             (&[&[of(&o, PRINTABLE_STRING, b"Ex")], &[of(&uid, UTF8_STRING, b"alice")]], "UID=alice,O=Ex"),
-            (&[&[alice.clone()], &[of(&email, IA5_STRING, b"a@x")]], "1.2.840.113549.1.9.1=#1603614078,CN=alice"),
-            (&[&[alice.clone()], &[of(&[0x55, 4, 5], PRINTABLE_STRING, b"42")]], "2.5.4.5=#13023432,CN=alice"),
-            (&[&[of(&o, UTF8_STRING, b"Ex")], &[alice.clone(), of(&ou, UTF8_STRING, b"ops")]], "CN=alice+OU=ops,O=Ex"),
+            (&[&[alice()], &[of(&email, IA5_STRING, b"a@x")]], "1.2.840.113549.1.9.1=#1603614078,CN=alice"),
+            (&[&[alice()], &[of(&[0x55, 4, 5], PRINTABLE_STRING, b"42")]], "2.5.4.5=#13023432,CN=alice"),
+            (&[&[of(&o, UTF8_STRING, b"Ex")], &[alice(), of(&ou, UTF8_STRING, b"ops")]], "CN=alice+OU=ops,O=Ex"),
             (&[&[of(&cn, UTF8_STRING, b"#1")], &[of(&o, OCTETS, b"1")]], "O=#040131,CN=\\#1"),
             (&[&[of(&cn, BMP_STRING, b"\0a\0,")], &[of(&cn, UNIVERSAL_STRING, b"\0\0\0b")]], "CN=b,CN=a\\,"),
             (&[&[of(&cn, TELETEX_STRING, b"ab")], &[of(&cn, TELETEX_STRING, b"\xe9")]], "CN=#1401e9,CN=ab"),

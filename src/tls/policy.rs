@@ -377,7 +377,7 @@ mod tests {
         assert!(renewed.shown.unwrap().contains("b.example until"), "b is new");
         assert!(renewed.failures[0].path.ends_with("a.pem") && renewed.failures.len() == 1);
         let now = files.shown();
-        assert_eq!((now.len(), &now[0] == &before[0], &now[1] == &before[1]), (2, true, false));
+        assert_eq!((now.len(), now[0] == before[0], now[1] == before[1]), (2, true, false));
         let again = files.policy.renew();
         assert_eq!((again.shown, again.failures), (None, renewed.failures), "it is wrong still");
         assert!(prepare(&files.policy.said()).is_err(), "a reload takes all or nothing");
