@@ -154,11 +154,17 @@ pub(super) fn load(managed: &Managed, known: &[Loaded], provider: &CryptoProvide
     let kept = kept.filter(|one| !loaded.iter().any(|new| new.shown.path == one.shown.path));
     let kept = kept.filter(|one| one.shown.outdated().is_none() && !matches!(one.shown.path.try_exists(), Ok(false)));
     loaded.extend(kept.cloned().collect::<Vec<_>>());
-    loaded.retain(|one| one.shown.names.iter().any(|name| managed.names.contains(name)));
     let end = format!("-{}", short_hash(&managed.authority));
     let is_of_the_authority =
         |path: &Path| path.file_stem().and_then(|stem| stem.to_str()).is_some_and(|stem| stem.ends_with(&end));
     loaded.sort_by_key(|one| std::cmp::Reverse((is_of_the_authority(&one.shown.path), one.shown.not_after)));
+    // Nobody is shown a second one for a name, and its end is nothing that anybody needs to hear of.
+    let mut covered: Vec<String> = Vec::new();
+    loaded.retain(|one| {
+        let adds = one.shown.names.iter().any(|name| managed.names.contains(name) && !covered.contains(name));
+        covered.extend(one.shown.names.iter().cloned());
+        adds
+    });
     let has = |name: &&String| !loaded.iter().any(|one| one.shown.names.contains(name));
     let missing: Vec<String> = managed.names.iter().filter(has).cloned().collect();
     if !missing.is_empty() {
@@ -299,7 +305,11 @@ mod tests {
             authority: authority.to_owned(),
         };
         let file = |authority: &str| directory.path().join(format!("{}.{EXTENSION}", base(&names, authority)));
-        let shown = |authority: &str| load(&managed(authority), &[], provider()).unwrap().remove(0).shown.path;
+        let shown = |authority: &str| {
+            let mut loaded = load(&managed(authority), &[], provider()).unwrap();
+            assert_eq!(loaded.len(), 1, "no name needs two");
+            loaded.remove(0).shown.path
+        };
         let earlier = directory.path().join(format!("{}.{EXTENSION}", earlier_bases(&names)[1]));
         write(&earlier, &names);
         assert_eq!((shown("https://first/"), shown("https://second/")), (earlier.clone(), earlier));
