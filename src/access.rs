@@ -12,7 +12,7 @@ mod live;
 mod passwords;
 mod tokens;
 
-pub use checks::Checks;
+pub use checks::{Asked, Checked, Checks};
 pub use keys::Keys;
 pub use live::{Live, live, wait};
 pub use passwords::{Passwords, Scheme, hash};

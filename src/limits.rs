@@ -270,15 +270,19 @@ impl Limit {
         if late > 0 { Verdict::Wait(late) } else { Verdict::Pass }
     }
 
-    fn whole_at(&self, key: u64) -> Option<u64> {
-        self.in_row(key, |row| row.iter().find(|entry| entry.key == key).map(|entry| entry.whole_at))
+    /// Gives one back that was taken from a key's allowance.
+    pub fn give_back(&self, key: u64, policy: &Policy) {
+        self.in_row(key, |row| {
+            // Beside it may lie what says nothing any more.
+            let entries = row.iter_mut().filter(|entry| entry.key == key);
+            if let Some(entry) = entries.max_by_key(|entry| entry.whole_at) {
+                entry.whole_at = entry.whole_at.saturating_sub(policy.rate.interval());
+            }
+        });
     }
 
-    /// How many nanoseconds pass until the next one of a key would be let through; 0: none.
-    pub fn wait(&self, key: u64, policy: &Policy, now: u64) -> u64 {
-        let known = self.whole_at(key).filter(|whole_at| *whole_at > now);
-        let whole_at = known.unwrap_or(now).saturating_add(policy.rate.interval());
-        whole_at.saturating_sub(now.saturating_add(policy.tolerance()))
+    fn whole_at(&self, key: u64) -> Option<u64> {
+        self.in_row(key, |row| row.iter().filter(|entry| entry.key == key).map(|entry| entry.whole_at).max())
     }
 
     /// How many more of a key could come at once, and in how many nanoseconds its allowance is whole again.

@@ -21,6 +21,7 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU8, Ordering, fence},
 };
 
+use crate::access::Checked;
 use crate::apps::AppTable;
 use crate::buffers::slots::Key;
 use crate::dispatch::{AppId, Grant, WorkerId};
@@ -75,8 +76,8 @@ pub enum Message {
     CloseIdle(Wanted),
     /// Memory has come back: answers that stopped for the lack of it may go on.
     Memory,
-    /// Whether the password of the request that this connection has put aside is right; `None`: nobody knows.
-    Checked(Key, Option<bool>),
+    /// What has come of the check of the password of the request that this connection has put aside.
+    Checked(Key, Checked),
     /// The document that an exchange of this loop has asked for.
     Document(desk::Reply),
     /// What lies behind a name that was asked about, by its key; `None`: it could not be found out.

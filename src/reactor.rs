@@ -288,9 +288,9 @@ impl<B: Backend> Loop<B> {
             Message::AcceptAnew => self.accept_anew(),
             Message::CloseIdle(wanted) => self.make_places(wanted),
             Message::Memory => self.share_memory(),
-            Message::Checked(sock, right) => {
+            Message::Checked(sock, said) => {
                 self.table.subject = sock;
-                self.checked(sock, right);
+                self.checked(sock, said);
             }
             Message::Document(reply) => {
                 self.concern(reply.exchange);

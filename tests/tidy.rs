@@ -41,7 +41,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("files", &["buffers", "http"]),
     ("listener", &["tls"]),
     ("tls", &[]),
-    ("mailbox", &["apps", "buffers", "dispatch", "files", "hub", "listener", "spool"]),
+    ("mailbox", &["access", "apps", "buffers", "dispatch", "files", "hub", "listener", "spool"]),
     ("helpers", &["kernel"]),
     ("spool", &["buffers"]),
     (

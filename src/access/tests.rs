@@ -1,5 +1,6 @@
 //! Credentials of every kind, the right ones and those that somebody would send who has none.
 
+use std::cell::Cell;
 use std::time::SystemTime;
 
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -326,28 +327,68 @@ fn a_try_is_checked_once_and_remembered_for_a_while_if_it_was_right() {
     let Found::Slow(attempt) = look(&auth, "Authorization", basic("anna", "secret").as_bytes()) else { panic!() };
     let Found::Slow(other) = look(&auth, "Authorization", basic("anna", "secre").as_bytes()) else { panic!() };
     let checks = Checks::default();
-    assert!(checks.ask(&attempt, 1) && !checks.ask(&attempt, 2) && checks.ask(&other, 3));
-    assert_eq!(checks.done(&other, false, 0), [3]);
-    assert!(!checks.knows(&other, 0) && !checks.knows(&attempt, 0));
-    assert_eq!(checks.done(&attempt, true, 0), [1, 2]);
-    assert!(checks.knows(&attempt, 299_000_000_000) && !checks.knows(&attempt, 301_000_000_000));
-    assert!(checks.ask(&attempt, 4), "nobody is at it any more");
+    let ask = |attempt: &Try, who| checks.ask(attempt, 1, who, || None);
+    let done = |attempt: &Try, right| checks.done(attempt, 1, Some(right), 0, || ());
+    assert_eq!([ask(&attempt, 1), ask(&attempt, 2), ask(&other, 3)], [Asked::Check, Asked::Wait, Asked::Check]);
+    assert_eq!(done(&other, false), [(3, Checked::Wrong)]);
+    assert!(!checks.knows(&other, 1, 0) && !checks.knows(&attempt, 1, 0));
+    assert_eq!(done(&attempt, true), [(1, Checked::Again), (2, Checked::Again)]);
+    assert!(checks.knows(&attempt, 1, 299_000_000_000) && !checks.knows(&attempt, 1, 301_000_000_000));
+    assert!(!checks.knows(&attempt, 2, 0), "elsewhere it is a guess as good as any");
+    assert_eq!(ask(&attempt, 4), Asked::Check, "nobody is at it any more");
     let changed = self::auth(&format!("anna:{}", BCRYPT.replace("$2y$", "$2b$")));
     let Found::Slow(later) = look(&changed, "Authorization", basic("anna", "secret").as_bytes()) else { panic!() };
-    assert!(!checks.knows(&later, 1), "another hash is another try");
+    assert!(!checks.knows(&later, 1, 1), "another hash is another try");
     let Found::Slow(gone) =
         look(&self::auth(&format!("bert:{BCRYPT}")), "Authorization", basic("anna", "secret").as_bytes())
     else {
         panic!()
     };
-    assert!(!checks.knows(&gone, 1), "nobody is called so any more");
+    assert!(!checks.knows(&gone, 1, 1), "nobody is called so any more");
     // However many are right, no more than so many are remembered.
     for number in 0..5000 {
         let name = format!("{number}");
         let Found::Slow(attempt) = look(&auth, "Authorization", basic("anna", &name).as_bytes()) else { panic!() };
-        checks.done(&attempt, true, 0);
+        done(&attempt, true);
     }
     assert_eq!(checks.remembered(), 4096);
+}
+
+#[test]
+fn tries_beyond_the_allowance_are_held_as_long_as_others_of_that_place_are_checked() {
+    let auth = auth(&format!("anna:{BCRYPT}"));
+    let attempt = |password: &str| {
+        let Found::Slow(attempt) = look(&auth, "Authorization", basic("anna", password).as_bytes()) else { panic!() };
+        attempt
+    };
+    let (checks, left) = (Checks::default(), Cell::new(2));
+    let ask = |password: &str, from: u64| {
+        let take = || match left.get() {
+            0 => Some(7),
+            some => {
+                left.set(some - 1);
+                None
+            }
+        };
+        checks.ask(&attempt(password), from, password.to_owned(), take)
+    };
+    let done = |password: &str, right| {
+        let told = checks.done(&attempt(password), 1, right, 0, || left.set(left.get() + 1));
+        told.into_iter().map(|(who, said)| format!("{who} {said:?}")).collect::<Vec<_>>().join(", ")
+    };
+    let asked = [ask("a", 1), ask("b", 1), ask("b", 1), ask("c", 1), ask("d", 1)];
+    assert_eq!(asked, [Asked::Check, Asked::Check, Asked::Wait, Asked::Wait, Asked::Wait]);
+    assert_eq!(ask("c", 2), Asked::Refused(7), "none of that place is under way");
+    assert_eq!(done("a", Some(true)), "a Again, c Again, d Again");
+    assert_eq!([ask("c", 1), ask("d", 1)], [Asked::Check, Asked::Wait]);
+    // A wrong one leaves no place, but may be the last.
+    assert_eq!(done("b", Some(false)), "b Wrong, b Wrong");
+    assert_eq!(done("c", Some(false)), "c Wrong, d Again");
+    assert_eq!(ask("d", 1), Asked::Refused(7));
+    left.set(1);
+    assert_eq!([ask("d", 1), ask("e", 1)], [Asked::Check, Asked::Wait]);
+    assert_eq!(done("d", None), "d Unknown, e Again", "what was not checked costs nothing");
+    assert_eq!(left.get(), 1);
 }
 
 proptest! {

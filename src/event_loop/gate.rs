@@ -8,9 +8,10 @@
 
 use std::net::IpAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::access::{Auth, Found, Try, User};
+use crate::access::{Asked, Auth, Checked, Found, Try, User};
 use crate::apps::{App, Guard};
 use crate::backends::{Backend, Sock};
 use crate::buffers::block::Block;
@@ -34,7 +35,7 @@ pub(crate) enum Pass {
     Waits(Paid),
     /// The limits on clients that nobody knows yet have counted it, or all have.
     Paid(Paid),
-    /// Somebody checks its password.
+    /// Somebody checks its password, or others first that come from the same address.
     Asked,
     /// That password is wrong.
     Wrong,
@@ -182,15 +183,15 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// It is known whether a password is right, as far as it will be.
-    pub fn checked(&mut self, sock: Sock, right: Option<bool>) {
+    /// It is known whether a password is right, as far as it will be, or there may be place for its check.
+    pub fn checked(&mut self, sock: Sock, said: Checked) {
         if self.table.client(sock).is_some_and(|client| client.entrance.pass == Pass::Asked) {
             self.let_pass(
                 sock,
-                match right {
-                    Some(true) => Pass::Paid(Paid::Some),
-                    Some(false) => Pass::Wrong,
-                    None => Pass::Unknown,
+                match said {
+                    Checked::Again => Pass::Paid(Paid::Some),
+                    Checked::Wrong => Pass::Wrong,
+                    Checked::Unknown => Pass::Unknown,
                 },
             );
         }
@@ -292,22 +293,27 @@ impl<B: Backend> Loop<B> {
             (Found::Unknown, _) => return Some(Refusal::later(NO_KEYS).into()),
             (Found::Nothing, _) => return refused(false),
             (Found::Wrong { guessed: false }, _) => return refused(true),
-            (Found::Wrong { guessed: true }, _) | (Found::Slow(_), Pass::Wrong) => return guessed(),
+            (Found::Wrong { guessed: true }, _) => return guessed(),
+            // It has been counted before it was checked.
+            (Found::Slow(_), Pass::Wrong) => return refused(true),
             (Found::Slow(_), Pass::Unknown) => return Some(Refusal::later(BUSY).into()),
             (Found::Slow(attempt), _) => attempt,
         };
+        // There is one wherever credentials are demanded.
+        let Some(limit) = &guard.failures else { return Some(Refusal::later(BUSY).into()) };
         let checks = &self.shared.admission.checks;
-        if checks.knows(&attempt, now) {
+        let from = by_address(limit, address);
+        if checks.knows(&attempt, from, now) {
             return self.know(&attempt.user);
         }
-        if let Some(limit) = &guard.failures {
-            let wait = limit.wait(by_address(limit, address), &guessing(), now);
-            if wait > 0 {
-                return Some(too_many(&guessing(), wait, now >> 10).into());
-            }
-        }
-        if checks.ask(&attempt, (self.index, sock)) && !self.have_checked(attempt.clone(), guard) {
-            tell_checked(&self.shared, &attempt, None, now);
+        let take = || match limit.take(from, &guessing(), now) {
+            Verdict::Refuse(wait) => Some(wait),
+            Verdict::Pass | Verdict::Wait(_) => None,
+        };
+        match checks.ask(&attempt, from, (self.index, sock), take) {
+            Asked::Refused(wait) => return Some(self.too_often(limit, address, wait, now).into()),
+            Asked::Check => self.have_checked(attempt, limit, from, guard),
+            Asked::Wait => {}
         }
         Some(Stop::Later(Pass::Asked, PATIENCE))
     }
@@ -317,21 +323,28 @@ impl<B: Backend> Loop<B> {
         None
     }
 
-    /// Has a helper compare a password with its hash; whether there is room for that.
-    fn have_checked(&self, attempt: Try, guard: &Guard) -> bool {
+    /// Has a helper compare a password with its hash, or says that there is no room for that.
+    fn have_checked(&self, attempt: Try, limit: &Arc<Limit>, from: u64, guard: &Guard) {
         let (shared, times, asked) = (self.shared.clone(), guard.times.clone(), attempt.clone());
-        let tell = move |right| tell_checked(&shared, &attempt, right, times.nanos(Instant::now()));
-        self.shared.have_done(self.count(), Kind::Computes, move || asked.is_right(), tell)
+        let (own, kept) = (attempt.clone(), limit.clone());
+        let tell = move |right| tell_checked(&shared, (&own, &kept, from), right, times.nanos(Instant::now()));
+        if !self.shared.have_done(self.count(), Kind::Computes, move || asked.is_right(), tell) {
+            tell_checked(&self.shared, (&attempt, limit, from), None, guard.times.nanos(self.time.now));
+        }
     }
 
     /// Counts wrong credentials; what is said to an address that has shown too many.
     fn guessed(&self, guard: &Guard, address: Option<IpAddr>, now: u64) -> Option<Refusal> {
         let limit = guard.failures.as_ref()?;
+        let Verdict::Refuse(wait) = limit.take(by_address(limit, address), &guessing(), now) else { return None };
+        Some(self.too_often(limit, address, wait, now))
+    }
+
+    /// What is said to an address that has shown too many wrong credentials, and may show the next in so many nanoseconds.
+    fn too_often(&self, limit: &Limit, address: Option<IpAddr>, wait: u64, now: u64) -> Refusal {
         let (policy, key) = (guessing(), by_address(limit, address));
-        let verdict = limit.take(key, &policy, now);
-        let Verdict::Refuse(wait) = verdict else { return None };
-        limit.note(key, &policy, verdict, || self.shown_key(&policy, address, b""));
-        Some(too_many(&policy, wait, key ^ now >> 10))
+        limit.note(key, &policy, Verdict::Refuse(wait), || self.shown_key(&policy, address, b""));
+        too_many(&policy, wait, key ^ now >> 10)
     }
 
     fn count_identified(&self, stop: &Option<Stop>) {
@@ -452,10 +465,12 @@ impl From<Refusal> for Stop {
     }
 }
 
-/// Tells all who wait for what comes of a try, in whatever loop.
-fn tell_checked(shared: &Shared, attempt: &Try, right: Option<bool>, now: u64) {
-    for (index, sock) in shared.admission.checks.done(attempt, right == Some(true), now) {
-        shared.postboxes.post(index, Message::Checked(sock, right));
+/// Tells all who wait for what comes of a try from there, in whatever loop. What it has taken from the allowance of wrong ones is given back unless
+/// it was wrong.
+fn tell_checked(shared: &Shared, (attempt, limit, from): (&Try, &Limit, u64), right: Option<bool>, now: u64) {
+    let give_back = || limit.give_back(from, &guessing());
+    for ((index, sock), said) in shared.admission.checks.done(attempt, from, right, now, give_back) {
+        shared.postboxes.post(index, Message::Checked(sock, said));
     }
 }
 

@@ -21,12 +21,32 @@ fn a_burst_passes_and_then_the_rate() {
     let (limit, policy) = (Limit::default(), policy(300, 10));
     assert_eq!(passes(&limit, 1, &policy, std::iter::repeat_n(SECOND, 50)), 10);
     assert_eq!(limit.take(1, &policy, SECOND), Verdict::Refuse(SECOND / 5));
-    assert_eq!((limit.wait(1, &policy, SECOND), limit.wait(2, &policy, SECOND)), (SECOND / 5, 0));
+    assert_eq!((limit.refuses(1, &policy, SECOND), limit.refuses(2, &policy, SECOND)), (Some(SECOND / 5), None));
     // One each 200 ms, whoever else is refused meanwhile.
     assert_eq!(passes(&limit, 1, &policy, (1..=600_000).map(|at| SECOND + at * 100_000)), 300);
     assert_eq!(limit.take(2, &policy, SECOND), Verdict::Pass, "another key has its own allowance");
     // After a rest the whole burst is there again, and no more.
     assert_eq!(passes(&limit, 1, &policy, std::iter::repeat_n(1000 * SECOND, 50)), 10);
+}
+
+#[test]
+fn what_is_given_back_may_be_taken_again() {
+    let (limit, policy) = (Limit::default(), policy(6, 2));
+    assert_eq!(passes(&limit, 1, &policy, std::iter::repeat_n(SECOND, 3)), 2);
+    limit.give_back(1, &policy);
+    assert_eq!(passes(&limit, 1, &policy, std::iter::repeat_n(SECOND, 3)), 1);
+    // Nothing is had of what nobody remembers, and nobody has more than a burst.
+    (0..5).for_each(|_| limit.give_back(2, &policy));
+    assert_eq!(passes(&limit, 2, &policy, std::iter::repeat_n(SECOND, 3)), 2);
+    (0..5).for_each(|_| limit.give_back(1, &policy));
+    assert_eq!(passes(&limit, 1, &policy, std::iter::repeat_n(SECOND, 3)), 2);
+    // Whatever was known of it at other times.
+    for round in 1..9 {
+        let now = round * 100 * SECOND;
+        assert_eq!(passes(&limit, 1, &policy, std::iter::repeat_n(now, 3)), 2);
+        limit.give_back(1, &policy);
+        assert_eq!(passes(&limit, 1, &policy, std::iter::repeat_n(now, 3)), 1, "{round}");
+    }
 }
 
 #[test]

@@ -271,6 +271,8 @@ mod slow {
         who_guesses_has_to_wait_and_who_knows_does_not
         equal_tries_are_checked_once_and_a_full_line_says_so
         a_broken_file_changes_nothing_and_says_where
+        guesses_that_come_at_once_are_no_more_than_others
+        many_who_know_get_in_at_once
     }
 
     fn who_guesses_has_to_wait_and_who_knows_does_not(backend: &str) {
@@ -295,6 +297,39 @@ mod slow {
 
     fn equal_tries_are_checked_once_and_a_full_line_says_so(backend: &str) {
         // Dear enough that a line forms.
+    /// What is answered to those who show these lines, all from one address and all at once.
+    fn at_once(site: &crate::access::Site, lines: &[String]) -> Vec<u16> {
+        let mut clients: Vec<Client> = lines.iter().map(|_| Client::of(&site.server)).collect();
+        site.server.signal("STOP");
+        until("it stands still", || site.server.is_stopped());
+        for (client, lines) in clients.iter_mut().zip(lines) {
+            client.send(format!("GET /private HTTP/1.1\r\nHost: a\r\n{lines}\r\n"));
+        }
+        site.server.signal("CONT");
+        clients.iter_mut().map(|client| client.answer().status).collect()
+    }
+
+    fn guesses_that_come_at_once_are_no_more_than_others(backend: &str) {
+        let site = begin(backend, SITE);
+        let guesses: Vec<String> = (0..40).map(|guess| basic("anna", &format!("guess {guess}"))).collect();
+        let statuses = at_once(&site, &guesses);
+        let of = |status: u16| statuses.iter().filter(|known| **known == status).count();
+        assert_eq!((of(401), of(429)), (10, 30), "{statuses:?}");
+        assert_eq!(site.server.status()["helper_jobs"], 10, "beyond the limit nothing is compared");
+        let mut client = Client::of(&site.server);
+        assert_eq!(ask(&mut client, "/private", &basic("anna", "secret")).status, 429, "the right one is none better");
+    }
+
+    fn many_who_know_get_in_at_once(backend: &str) {
+        let site = begin(backend, SITE);
+        let users: String = (0..40).map(|user| USERS.replace("anna", &format!("user-{user}"))).collect();
+        std::fs::write(site.folder.path().join("users"), users).unwrap();
+        assert!(site.reload(SITE).status.success());
+        let right: Vec<String> = (0..40).map(|user| basic(&format!("user-{user}"), "secret")).collect();
+        assert_eq!(at_once(&site, &right), [200; 40]);
+        assert_eq!(site.server.status()["helper_jobs"], 40);
+    }
+
         let users = "anna:$2y$05$NCjOOhHvCXFew8kW.NeWFu342vatsrjqSkr3aDxxzeIg4Y.5t.fEy\n";
         let file = format!("[server]\ntrusted_proxies = ['loopback']\n{SITE}");
         let site = begin(backend, &file);
@@ -302,7 +337,8 @@ mod slow {
         assert!(site.reload(&file).status.success());
         let mut clients: Vec<Client> = (0..60).map(|_| Client::of(&site.server)).collect();
         let mut send = |client: usize, password: &str| {
-            let lines = format!("X-Forwarded-For: 192.0.2.{client}\r\n{}", basic("anna", password));
+            let address = if client < 10 { 0 } else { client };
+            let lines = format!("X-Forwarded-For: 192.0.2.{address}\r\n{}", basic("anna", password));
             clients[client].send(format!("GET /private HTTP/1.1\r\nHost: a\r\n{lines}\r\n"));
         };
         // All are there at once when it goes on.
