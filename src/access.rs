@@ -14,7 +14,7 @@ mod tokens;
 
 pub use checks::{Asked, Checked, Checks};
 pub use keys::Keys;
-pub use live::{Live, live, wait};
+pub use live::{Live, live, ring, wait};
 pub use passwords::{Passwords, Scheme, hash};
 pub use tokens::{ALGORITHMS, Rules, Tokens};
 

@@ -41,7 +41,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn ring() {
+/// Has whoever is in [`wait`] look now.
+pub fn ring() {
     lock(&ALL).rung = true;
     BELL.notify_all();
 }

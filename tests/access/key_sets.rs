@@ -1,5 +1,6 @@
 //! Keys of tokens that lie at a URL.
 
+use std::net::TcpListener;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -15,6 +16,7 @@ use crate::support::{Client, PROGRAM, Server, Worker, folder, on_every_backend, 
 on_every_backend! {
     keys_are_fetched_and_new_ones_are_found
     what_was_good_last_holds
+    a_host_that_does_not_answer_holds_up_no_other
 }
 
 const HTML: &str = "<!doctype html><title>Sign in</title>";
@@ -138,6 +140,28 @@ fn what_was_good_last_holds(backend: &str) {
     assert_eq!((ask(&site.server, "one"), &shown["keys"]), (200, &1.into()), "{shown}");
     let said = |words: &str| site.server.lines().iter().filter(|line| line.contains(words)).count();
     assert_eq!((said("cannot be fetched;"), said("can be fetched again")), (2, 1), "each is said once");
+}
+
+fn a_host_that_does_not_answer_holds_up_no_other(backend: &str) {
+    let (silent, authority) = (TcpListener::bind("127.0.0.1:0").unwrap(), Authority::new(&set(&["one"])));
+    let other = r#"
+[[routes]]
+match.path = "/silent"
+app = "web"
+auth.jwt = { keys = "http://{silent}/jwks.json", algorithms = ["HS256"] }
+"#;
+    let (address, url) = (silent.local_addr().unwrap().to_string(), authority.url());
+    let file = file(&url, "1s").replace("\n[[routes]]", &format!("{other}\n[[routes]]").replace("{silent}", &address));
+    let site = site(backend, &file, &[]);
+    let held = silent.accept().unwrap();
+    until("the keys have come", || ask(&site.server, "one") == 200);
+    let before = authority.asked();
+    until("they come again and again", || authority.asked() > before + 1);
+    authority.says(&set(&["two"]));
+    until("the new one is found", || ask(&site.server, "two") == 200);
+    let request = format!("GET /silent HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {}\r\n\r\n", token("two"));
+    assert_eq!(Client::of(&site.server).ask(&request).status, 503, "it is waited for");
+    drop(held);
 }
 
 #[test]
