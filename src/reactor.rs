@@ -73,6 +73,7 @@ impl<B: Backend> Reactor<B> {
             day: Day::new(0),
             connections: Wheel::new(now, setup.max_sockets),
             exchanges: Wheel::new(now, setup.max_sockets),
+            files: u64::MAX,
         };
         let mut core = Loop {
             backend,
@@ -198,6 +199,9 @@ impl<B: Backend> Reactor<B> {
                 core.exchange_expired(index);
                 core.work_off();
             });
+        }
+        if self.core.time.files <= self.core.time.nanos() {
+            self.core.guarded(Loop::let_go_of_files);
         }
         if self.deadline.is_some_and(|deadline| deadline <= self.core.time.now) {
             self.deadline = None;

@@ -1,7 +1,7 @@
 //! Files that are served, as a loop does it: what is known of them, and their way to the client.
 //!
 //! What lies behind a name is found out by a helper, and known for [`FRESH`]: so a file that is asked for often costs the loop no call
-//! but the one that reads it. A loop reads only what the kernel has in memory; the rest is read by a helper. A small file leaves with its head,
+//! but the one that reads it. Within as much again it is let go of, so that a file that is removed does not keep its disk. A loop reads only what the kernel has in memory; the rest is read by a helper. A small file leaves with its head,
 //! and its request needs no exchange; who has to wait for a helper, or gets more, has one.
 
 use std::collections::{HashMap, VecDeque};
@@ -156,13 +156,35 @@ impl KnownFiles {
         self.names.values().filter_map(|known| known.look.as_ref()).map(of).sum()
     }
 
+    /// Forgets what is not fresh any more: what was known.
+    fn forget_stale(&mut self, now: u64) -> Vec<Look> {
+        let mut gone = Vec::new();
+        self.names.retain(|_, known| {
+            let is_fresh = now.saturating_sub(known.at) < FRESH;
+            if !is_fresh {
+                gone.extend(known.look.take());
+            }
+            is_fresh || !known.waiting.is_empty()
+        });
+        gone
+    }
+
+    /// Forgets that nothing could be found out of a name.
+    fn forget_failure(&mut self, key: &[u8]) {
+        match self.names.get_mut(key) {
+            Some(known) if known.waiting.is_empty() => drop(self.names.remove(key)),
+            Some(known) => known.look = None,
+            None => {}
+        }
+    }
+
     /// Makes place for one more name: those go that are not fresh any more, and if there are none, the oldest.
     fn make_place(&mut self, now: u64) {
         let is_full = |files: &KnownFiles| files.names.len() >= MOST_NAMES || files.open() >= MOST_OPEN;
         if !is_full(self) {
             return;
         }
-        self.names.retain(|_, known| !known.waiting.is_empty() || now.saturating_sub(known.at) < FRESH);
+        self.forget_stale(now);
         while is_full(self) {
             let idle = self.names.iter().filter(|(_, known)| known.waiting.is_empty());
             let Some(oldest) = idle.min_by_key(|(_, known)| known.at).map(|(key, _)| key.clone()) else { return };
@@ -294,10 +316,29 @@ impl<B: Backend> Loop<B> {
     pub fn found(&mut self, key: &[u8], look: Option<Look>) {
         let now = self.time.nanos();
         let Some(known) = self.apps.files.names.get_mut(key) else { return };
-        (known.look, known.at) = (Some(look.unwrap_or(Look::Unavailable)), now);
+        let look = look.unwrap_or(Look::Unavailable);
+        let has_failed = matches!(look, Look::Unavailable);
+        (known.look, known.at) = (Some(look), now);
+        self.time.files = self.time.files.min(now + FRESH);
         for waiter in std::mem::take(&mut known.waiting) {
             self.concern(waiter.exchange);
             self.go_on_with_file(waiter);
+        }
+        if has_failed {
+            // Whoever comes next may find a descriptor, or the root where it was.
+            self.apps.files.forget_failure(key);
+        }
+    }
+
+    /// Lets go of the files that are not believed any more; the next look is due while there are others.
+    #[cold]
+    pub fn let_go_of_files(&mut self) {
+        let now = self.time.nanos();
+        let gone = self.apps.files.forget_stale(now);
+        self.time.files = if self.apps.files.names.is_empty() { u64::MAX } else { now + FRESH };
+        if gone.iter().any(|look| matches!(look, Look::File(_))) {
+            // To close the last descriptor of a file that is removed is to free its disk, which may take its time.
+            self.shared.helpers.ask(Kind::Waits, move || drop(gone), |_| ());
         }
     }
 
@@ -598,9 +639,33 @@ mod tests {
             let newest = (2 * MOST_NAMES as u64 - 1).to_le_bytes();
             assert!(files.names.contains_key(&newest[..]), "the oldest go first");
             assert_eq!(files.names.len(), most);
-            files.make_place(FRESH * 10);
+            assert_eq!(files.forget_stale(FRESH + 600).len(), 601 - (2 * MOST_NAMES - most).min(601));
+            files.forget_stale(FRESH * 10);
             assert!(files.names.is_empty(), "what is not fresh goes");
         }
+    }
+
+    #[test]
+    fn a_failure_is_not_known_and_who_waits_is_not_forgotten() {
+        let mut files = KnownFiles::default();
+        let site = Arc::new(Site::new(&Files::default()));
+        let waiter = || Waiter {
+            exchange: Key::NONE,
+            site: site.clone(),
+            name: b"/".as_slice().into(),
+            target: Box::default(),
+            named: None,
+        };
+        let known = |look| Known { look: Some(look), at: 0, waiting: Vec::new() };
+        files.names.insert(b"idle".as_slice().into(), known(Look::Unavailable));
+        files.names.insert(b"asked".as_slice().into(), Known { waiting: vec![waiter()], ..known(Look::Unavailable) });
+        ["idle", "asked", "missing"].iter().for_each(|name| files.forget_failure(name.as_bytes()));
+        let left = &files.names[b"asked".as_slice()];
+        assert!(files.names.len() == 1 && left.look.is_none() && left.waiting.len() == 1);
+        // Not even what it was: another may be waited for while the old one is open.
+        files.names.insert(b"asked".as_slice().into(), Known { waiting: vec![waiter()], ..known(Look::Missing) });
+        assert_eq!(files.forget_stale(FRESH).len(), 1);
+        assert!(files.names[b"asked".as_slice()].look.is_none());
     }
 
     #[test]

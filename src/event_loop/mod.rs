@@ -146,6 +146,8 @@ pub(crate) struct Time {
     pub connections: Wheel,
     /// Deadlines of exchanges, by entry. Never taken away, but found void.
     pub exchanges: Wheel,
+    /// When to let go of files that are open for whoever asks next, in nanoseconds as [`Time::nanos`] has them; [`u64::MAX`]: none are.
+    pub files: u64,
 }
 
 impl Time {
@@ -161,7 +163,7 @@ impl Time {
     /// How long the loop may sleep before something is due.
     #[inline]
     pub fn sleep(&self) -> Option<Duration> {
-        let until = self.connections.looks_at().min(self.exchanges.looks_at());
+        let until = self.connections.looks_at().min(self.exchanges.looks_at()).min(self.files);
         (until < u64::MAX).then(|| Duration::from_nanos(until.saturating_sub(self.nanos())))
     }
 

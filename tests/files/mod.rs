@@ -19,6 +19,8 @@ on_every_backend_and_tls! {
     routes_say_how_files_are_served
     nothing_outside_and_nothing_hidden_is_served
     changes_are_seen
+    files_that_nobody_asks_for_are_closed
+    a_failure_is_over_when_its_cause_is
     a_file_that_shrinks_is_cut
     apps_name_files
     what_an_app_names_is_all_that_is_said
@@ -399,6 +401,34 @@ fn changes_are_seen(backend: &str) {
 
 fn a_file_that_shrinks_is_cut(backend: &str) {
     let folder = Folder::new(&[]);
+fn files_that_nobody_asks_for_are_closed(backend: &str) {
+    let names: Vec<String> = (0..20).map(|number| format!("{number}.txt")).collect();
+    let files: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"bytes"[..])).collect();
+    let folder = Folder::new(&files);
+    let server = folder.served(backend);
+    let mut client = Client::of(&server);
+    assert_eq!(client.get("/missing").status, 404);
+    let before = server.descriptors();
+    for name in &names {
+        assert_eq!(client.get(&format!("/{name}")).text(), "bytes");
+    }
+    assert!(server.descriptors() > before, "they are open for whoever comes next");
+    until("they are closed, though nobody asks for anything", || server.descriptors() <= before);
+    assert_eq!(client.get("/0.txt").text(), "bytes");
+}
+
+fn a_failure_is_over_when_its_cause_is(backend: &str) {
+    let folder = Folder::new(&[("a.txt", b"there")]);
+    let server = folder.served(backend);
+    let mut client = Client::of(&server);
+    for _ in 0..3 {
+        std::fs::rename(folder.path("www"), folder.path("away")).unwrap();
+        until("the root is missed", || client.get("/a.txt").status == 503);
+        std::fs::rename(folder.path("away"), folder.path("www")).unwrap();
+        assert_eq!(client.get("/a.txt").text(), "there");
+    }
+}
+
     let file = std::fs::File::create(folder.path("www/a.bin")).unwrap();
     file.set_len(256 << 20).unwrap();
     let server = folder.served(backend);
