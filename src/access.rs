@@ -30,6 +30,8 @@ use base64::engine::general_purpose::STANDARD;
 pub const TOLD: &[&str] = &["X-Auth-User", "X-Auth-Method"];
 /// The longest value of a field with credentials, in bytes.
 const LONGEST: usize = 16 * 1024;
+/// What lines begin with that say nothing.
+const REMARK: char = '#';
 /// The longest name of a user that workers are told, in bytes.
 const LONGEST_USER: usize = 256;
 
@@ -111,10 +113,22 @@ fn is_tellable(name: &str) -> bool {
     name.len() <= LONGEST_USER && name.trim() == name && !name.chars().any(char::is_control)
 }
 
-/// What is wrong with the name in a file that is not one, or that a field could not hold.
+/// Whether a line of a file of users may begin with that name, and a colon behind it.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_user(name: &str) -> Result<(), String> {
+    check_name(name, "user")?;
+    if name.contains(':') { Err("expected the name of a user without colons".to_owned()) } else { Ok(()) }
+}
+
+/// What is wrong with the name in a file that is not one, that would make its line a remark, or that a field could not hold.
 fn check_name(name: &str, what: &str) -> Result<(), String> {
     match name {
         "" => Err(format!("expected the name of a {what} before the colon")),
+        name if name.starts_with(REMARK) => {
+            Err(format!("expected the name of a {what} that does not begin with {REMARK}, as remarks do"))
+        }
         name if !is_tellable(name) => Err(format!(
             "expected the name of a {what} of at most {LONGEST_USER} bytes, without control characters, and without spaces at its ends"
         )),
@@ -240,7 +254,7 @@ impl Auth {
 /// The lines of a file that say something, each with its number from 1: not those that are empty or begin with `#`.
 fn said(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let lines = (1..).zip(text.lines().map(str::trim_end));
-    lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+    lines.filter(|(_, line)| !line.is_empty() && !line.starts_with(REMARK))
 }
 
 /// What stands behind the name of a scheme (RFC 9110 §11.4), if it is that one.

@@ -3,8 +3,12 @@
 
 use std::io::{BufRead, IsTerminal, Read, Write};
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
 
 use crate::access::{Scheme, hash};
 use crate::config::HashPassword;
@@ -71,26 +75,59 @@ fn line() -> Result<String, Wrong> {
     Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
-/// The terminal does not show what is typed, as long as this lives.
-struct Silence(Option<Termios>);
+/// What ends or stops the process while it asks.
+const SIGNALS: [i32; 5] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGTSTP];
+
+/// How the terminal was; `None`: it is so.
+type Before = Arc<Mutex<Option<Termios>>>;
+
+/// The terminal does not show what is typed, as long as this lives, and the process neither ends nor stands still by a signal.
+struct Silence(Before);
 
 impl Silence {
     fn new() -> Silence {
-        let stdin = std::io::stdin();
-        let before = tcgetattr(&stdin).ok();
-        if let Some(mut silent) = before.clone() {
-            silent.local_flags.remove(LocalFlags::ECHO);
-            // A terminal that shows it is better than no password.
-            let _ = tcsetattr(&stdin, SetArg::TCSAFLUSH, &silent);
+        let before = Arc::new(Mutex::new(tcgetattr(std::io::stdin()).ok()));
+        // Before it is silent: no signal may come in between.
+        if let Ok(signals) = Signals::new(SIGNALS) {
+            let before = before.clone();
+            std::thread::spawn(move || heed(signals, &before));
         }
+        silence(&lock(&before));
         Silence(before)
     }
 }
 
 impl Drop for Silence {
     fn drop(&mut self) {
-        if let Some(before) = &self.0 {
-            let _ = tcsetattr(std::io::stdin(), SetArg::TCSAFLUSH, before);
-        }
+        show(&lock(&self.0).take());
+    }
+}
+
+/// Does what signals say, but with a terminal that shows what is typed; and goes on as it was where the process is told to go on.
+fn heed(mut signals: Signals, before: &Before) {
+    for signal in signals.forever() {
+        let before = lock(before);
+        show(&before);
+        // Nothing is to be done where it cannot be done.
+        let _ = emulate_default_handler(signal);
+        silence(&before);
+    }
+}
+
+fn lock(before: &Before) -> MutexGuard<'_, Option<Termios>> {
+    before.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn silence(before: &Option<Termios>) {
+    if let Some(mut silent) = before.clone() {
+        silent.local_flags.remove(LocalFlags::ECHO);
+        // A terminal that shows it is better than no password.
+        let _ = tcsetattr(std::io::stdin(), SetArg::TCSAFLUSH, &silent);
+    }
+}
+
+fn show(before: &Option<Termios>) {
+    if let Some(before) = before {
+        let _ = tcsetattr(std::io::stdin(), SetArg::TCSAFLUSH, before);
     }
 }

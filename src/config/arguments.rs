@@ -212,10 +212,7 @@ pub struct HashPassword {
 }
 
 fn hash_password() -> clap::Command {
-    let user = |text: &str| {
-        let plain = !text.is_empty() && !text.contains(':') && !text.chars().any(char::is_control);
-        if plain { Ok(text.to_owned()) } else { Err("expected a name without colons and control characters") }
-    };
+    let user = |text: &str| crate::access::check_user(text).map(|()| text.to_owned());
     let bcrypt = Arg::new("bcrypt").long("bcrypt").action(ArgAction::SetTrue);
     clap::Command::new("hash-password")
         .about("Make a line for a file of users: the password is asked for, or read from standard input")

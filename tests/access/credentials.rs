@@ -1,16 +1,18 @@
 //! Credentials: passwords, API keys, tokens, and what workers are told of them.
 
 use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::SystemTime;
 
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
+use nix::sys::termios::{LocalFlags, tcgetattr};
 use serde_json::{Value, json};
 
 use super::site;
-use crate::support::{Answer, Client, PROGRAM, on_every_backend, on_every_backend_and_tls, until};
+use crate::support::{Answer, Client, PROGRAM, on_every_backend, on_every_backend_and_tls, send_signal, until};
 
 on_every_backend_and_tls! {
     a_password_lets_in_and_the_worker_learns_whose
@@ -269,10 +271,10 @@ mod slow {
 
     on_every_backend! {
         who_guesses_has_to_wait_and_who_knows_does_not
-        equal_tries_are_checked_once_and_a_full_line_says_so
-        a_broken_file_changes_nothing_and_says_where
         guesses_that_come_at_once_are_no_more_than_others
         many_who_know_get_in_at_once
+        equal_tries_are_checked_once_and_a_full_line_says_so
+        a_broken_file_changes_nothing_and_says_where
     }
 
     fn who_guesses_has_to_wait_and_who_knows_does_not(backend: &str) {
@@ -295,8 +297,6 @@ mod slow {
         assert_eq!(jobs, Some(12), "beyond the limit nothing is computed");
     }
 
-    fn equal_tries_are_checked_once_and_a_full_line_says_so(backend: &str) {
-        // Dear enough that a line forms.
     /// What is answered to those who show these lines, all from one address and all at once.
     fn at_once(site: &crate::access::Site, lines: &[String]) -> Vec<u16> {
         let mut clients: Vec<Client> = lines.iter().map(|_| Client::of(&site.server)).collect();
@@ -330,6 +330,8 @@ mod slow {
         assert_eq!(site.server.status()["helper_jobs"], 40);
     }
 
+    fn equal_tries_are_checked_once_and_a_full_line_says_so(backend: &str) {
+        // Dear enough that a line forms.
         let users = "anna:$2y$05$NCjOOhHvCXFew8kW.NeWFu342vatsrjqSkr3aDxxzeIg4Y.5t.fEy\n";
         let file = format!("[server]\ntrusted_proxies = ['loopback']\n{SITE}");
         let site = begin(backend, &file);
@@ -409,5 +411,44 @@ fn a_line_for_the_file_of_users_is_made_from_standard_input() {
     assert!(read.is_ok(), "{read:?}");
     let (code, _, said) = run(&["anna"], "\n");
     assert!(code == Some(65) && said.contains("expected a password"), "{said}");
-    assert_eq!(run(&["a:b"], "secret").0, Some(64));
+    // What would be no line of the file, or none of that user, is not made.
+    let long = "n".repeat(257);
+    for (name, reason) in [
+        ("a:b", "without colons"),
+        ("#a", "does not begin with #"),
+        (" a", "without spaces at its ends"),
+        ("a ", "without spaces at its ends"),
+        ("a\tb", "without control characters"),
+        (&long, "at most 256 bytes"),
+        ("", "expected the name of a user"),
+    ] {
+        let (code, line, said) = run(&[name], "secret");
+        assert!(code == Some(64) && line.is_empty() && said.contains(reason), "{name:?}: {code:?} {line} {said}");
+    }
+    for name in ["é", "a b", "a#", &long[1..]] {
+        let (code, line, said) = run(&[name], "secret");
+        let read = production_server::access::Passwords::parse(&line);
+        assert!(code == Some(0) && read.is_ok(), "{name}: {code:?} {said} {read:?}");
+    }
+}
+
+#[test]
+fn a_terminal_shows_what_is_typed_again_whatever_ends_the_prompt() {
+    let signals = [("INT", libc::SIGINT), ("TERM", libc::SIGTERM), ("HUP", libc::SIGHUP), ("QUIT", libc::SIGQUIT)];
+    for (signal, number) in signals {
+        let terminal = nix::pty::openpty(None, None).unwrap();
+        let shows = || tcgetattr(&terminal.slave).unwrap().local_flags.contains(LocalFlags::ECHO);
+        assert!(shows());
+        let mut child = Command::new(PROGRAM)
+            .args(["hash-password", "anna"])
+            .stdin(terminal.slave.try_clone().unwrap())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        until("it asks", || !shows());
+        send_signal(child.id(), signal);
+        assert_eq!(child.wait().unwrap().signal(), Some(number), "it ends as others do");
+        assert!(shows(), "{signal}");
+    }
 }
