@@ -143,16 +143,14 @@ impl<B: Backend> Loop<B> {
 
     /// A run of the request's body; whether the exchange goes on.
     pub fn body_came(&mut self, key: Key, data: Block) -> bool {
-        let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return false };
-        let most = exchange.most_of_notice().unwrap_or(exchange.app.server.bounds.body);
-        let request = &mut exchange.request;
-        request.bytes += data.len() as u64;
-        request.pace.moved(now);
-        if request.bytes > most {
+        exchange.request.bytes += data.len() as u64;
+        exchange.request.pace.moved(self.time.nanos());
+        if exchange.request.bytes > exchange.most_of_body() {
             self.fail(key, 413, TOO_LARGE);
             return false;
         }
+        let request = &mut exchange.request;
         if request.upload == Upload::Collecting {
             if let Some(body) = &mut request.spool {
                 body.push(&data);
@@ -172,11 +170,14 @@ impl<B: Backend> Loop<B> {
     /// All of the body that was here has been taken, and there is more to come.
     pub fn body_goes_on(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let stream = exchange.stream;
-        if self.table.client(stream.connection).is_some_and(|client| client.ended) {
+        let (stream, client) = (exchange.stream, self.table.client(exchange.stream.connection));
+        if client.as_ref().is_some_and(|client| client.ended) {
             // What is here was all there will be, and the end is not told a second time.
             self.count().client_gone.add(1);
             return self.client_left(stream.connection, How::Flushed);
+        }
+        if exchange.announces_too_much(client.as_deref()) {
+            return self.fail(key, 413, TOO_LARGE);
         }
         if exchange.request.upload != Upload::Collecting {
             return self.continue_upload(key);

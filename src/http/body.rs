@@ -128,6 +128,11 @@ impl Chunked {
         self.state == State::Done
     }
 
+    /// Bytes of the chunk in hand that are still to come.
+    pub fn announced(&self) -> u64 {
+        if self.state == State::Data { self.left } else { 0 }
+    }
+
     /// Decodes until the input ends, the body ends, or a second run of data begins.
     ///
     /// # Errors

@@ -41,6 +41,15 @@ impl Reader {
         matches!(self, Reader::Done | Reader::Chunked(_, true))
     }
 
+    /// Bytes that are sure to come: of a body with its length all, of one in chunks those of the chunk that has begun.
+    pub fn announced(&self) -> u64 {
+        match self {
+            Reader::Length(left) => *left,
+            Reader::Chunked(chunked, _) => chunked.announced(),
+            Reader::Done | Reader::UntilClose => 0,
+        }
+    }
+
     /// The trailers of a body that ended with some, ready to be sent.
     pub fn trailers(&self) -> &[u8] {
         match self {

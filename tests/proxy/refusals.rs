@@ -178,6 +178,10 @@ fn heads_that_are_too_large_are_refused(backend: &str) {
         (413, post("Content-Length: 4194305\r\n", "")),
         (413, post("Content-Length: 9223372036854775807\r\n", "")),
         (413, post("Content-Length: 4194305\r\nExpect: 100-continue\r\n", "")),
+        // A chunk that says how large it is need not come.
+        (413, post("Transfer-Encoding: chunked\r\n", "400001\r\n")),
+        (413, post("Transfer-Encoding: chunked\r\n", "7fffffffffffffff;a=b\r\n")),
+        (413, post("Transfer-Encoding: chunked\r\n", "2\r\nab\r\n3fffff\r\n")),
     ];
     // A field that does not end is refused long before its sender has finished.
     cases.push((431, format!("GET / HTTP/1.1\r\nHost: test\r\nX: {}", "v".repeat(100_000))));
@@ -263,8 +267,9 @@ fn a_body_that_breaks_while_it_streams_is_visibly_incomplete(backend: &str) {
     let head = "POST /broken HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n";
     let beginning = format!("200000\r\n{}\r\n", "a".repeat(0x20_0000));
     let too_much = format!("200001\r\n{}\r\n0\r\n\r\n", "b".repeat(0x20_0001));
+    let announced = "7fffffffffffffff\r\n";
     for (index, (status, end)) in
-        [(400, "4\r\nabcdX\r\n0\r\n\r\n"), (400, "x"), (413, &too_much)].into_iter().enumerate()
+        [(400, "4\r\nabcdX\r\n0\r\n\r\n"), (400, "x"), (413, &too_much), (413, announced)].into_iter().enumerate()
     {
         let mut client = Client::of(&server);
         client.send(format!("{head}{beginning}"));

@@ -8,7 +8,7 @@ use crate::apps::Served;
 use crate::backends::{Backend, Sock};
 use crate::buffers::block::{Block, Writer};
 use crate::buffers::slots::Key;
-use crate::connection::{Role, State, Stream};
+use crate::connection::{Client, Role, State, Stream};
 use crate::exchange::{Exchange, Phase, Source};
 use crate::http::head::Request;
 use crate::http::id::id_text;
@@ -40,6 +40,18 @@ impl Exchange {
             Source::Notice(served) => Some(served.most_of_notice()),
             _ => None,
         }
+    }
+
+    /// Bytes that its body may have.
+    #[inline]
+    pub fn most_of_body(&self) -> u64 {
+        self.most_of_notice().unwrap_or(self.app.server.bounds.body)
+    }
+
+    /// Whether its client has announced more than that.
+    pub(crate) fn announces_too_much(&self, client: Option<&Client>) -> bool {
+        let left = self.most_of_body().saturating_sub(self.request.bytes);
+        client.and_then(|client| client.body.as_ref()).is_some_and(|body| body.reader.announced() > left)
     }
 }
 
