@@ -63,11 +63,30 @@ impl Hub {
         self.append_next(now, topic, Next { position, first: false }, payload, id, &[])
     }
 
-    /// The same of one that may be the first of its topic, for all but some subscribers. If there is no room for it, it is missing.
+    /// The same of one that may be the first of its topic, for all but some subscribers. If it is refused, it is missing, which those are told who listen.
     ///
     /// # Errors
     /// As there.
     pub fn append_next(
+        &self,
+        now: Duration,
+        topic: &str,
+        next: Next,
+        payload: Payload<'_>,
+        id: Option<&str>,
+        except: &[u128],
+    ) -> Result<Published, Refused> {
+        let put = self.put_next(now, topic, next, payload, id, except);
+        let Position { epoch, offset } = next.position;
+        // What comes while a successor takes over is that one's.
+        let is_missing = put.is_err_and(|refused| refused != Refused::Moved);
+        if is_missing && epoch == self.epoch() && (1..=HIGHEST).contains(&offset) {
+            self.reach(topic, offset);
+        }
+        put
+    }
+
+    fn put_next(
         &self,
         now: Duration,
         topic: &str,

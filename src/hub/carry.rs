@@ -12,6 +12,9 @@ use super::known::{self, Key};
 use super::message::{Draft, Message};
 use super::{Hub, Kind, Payload, Position, Published, Refused, Topic, lock};
 
+/// By how many messages of a topic another server may be ahead, so that who comes from there is believed to have had what has not come here yet.
+const MOST_AHEAD: u64 = 1000;
+
 /// What is told to whoever has published.
 pub type Answer = Box<dyn FnOnce(Result<Published, Refused>) + Send>;
 
@@ -84,12 +87,14 @@ pub struct Next {
 impl Hub {
     /// From now on, until [`Hub::carry_no_more`], messages go over that bus.
     pub fn carry_by(&self, carrier: Arc<dyn Carrier>) {
+        self.shared.set_ahead(MOST_AHEAD);
         *self.carrier.write().unwrap_or_else(PoisonError::into_inner) = Some(carrier);
         self.set_carried(true);
     }
 
     /// There is no bus any more: messages are numbered here.
     pub fn carry_no_more(&self) {
+        self.shared.set_ahead(0);
         *self.carrier.write().unwrap_or_else(PoisonError::into_inner) = None;
         self.set_carried(false);
     }
@@ -211,10 +216,19 @@ impl Hub {
         self.raise_floor(base);
     }
 
+    /// The next message of a topic cannot be put in: it is missing for those who listen.
+    pub fn pass_over(&self, topic: &str) {
+        if let Some(topic) = self.find(topic) {
+            self.reach(topic.name(), topic.last() + 1);
+        }
+    }
+
     /// A topic has come as far as that, in this epoch, whether its messages are here or not.
     pub fn reach(&self, topic: &str, last: u64) {
         let settings = self.settings();
-        let reached = self.with_floor(topic, &settings, last, |_, ring| {
+        // Somebody may listen to one that is there and that may not be there any more.
+        let known = || self.find(topic).map_or_else(|| self.topic(topic, &settings, false, last), Ok);
+        let reached = self.with_topic(known, |_, ring| {
             if ring.fresh && ring.last > last {
                 ring.goes_on_at(last + 1, false);
             }

@@ -222,6 +222,8 @@ pub struct Subscribed {
     pub at: Position,
     /// What it has missed before.
     pub gap: Option<Gap>,
+    /// Where the topic stands, whatever the subscriber has said.
+    pub end: Position,
     /// Whether there is something to read already.
     pub more: bool,
 }
@@ -547,8 +549,10 @@ impl Hub {
             || self.topic(topic, &settings, true, floor),
             |topic, ring| {
                 topic.expire(ring, now, &settings.history);
-                let (at, gap) = ring.subscribe(loop_index, from, settings.history.count > 0);
-                Subscribed { topic: topic.clone(), at, gap, more: at != ring.end() }
+                let (at, gap) = ring.subscribe(loop_index, from, settings.history.count > 0, self.shared.ahead());
+                let end = ring.end();
+                let more = at.epoch != end.epoch || at.offset < end.offset;
+                Subscribed { topic: topic.clone(), at, gap, end, more }
             },
         )
     }

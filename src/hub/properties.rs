@@ -339,7 +339,7 @@ impl World {
             // Who only listens leaves one to those who publish.
             Err(Refused::TooManyTopics) => self.check_crowded(&name, settings().most_topics - 1),
             Err(refused) => self.check_refused(refused, &name, 0, &known),
-            Ok(Subscribed { topic, at, gap, more }) => {
+            Ok(Subscribed { topic, at, gap, end, more }) => {
                 self.check_kept(&topic, &known, 1.min(known.len()));
                 let expected = match from {
                     From::Now => (topic.ring().end(), None),
@@ -349,7 +349,7 @@ impl World {
                     }
                 };
                 assert_eq!((at, gap), expected);
-                assert_eq!(more, at != topic.ring().end());
+                assert_eq!((end, more), (topic.ring().end(), at != end));
                 self.subscribers.push(Subscriber { topic, home, at });
             }
         }

@@ -38,6 +38,8 @@ pub(super) struct Shared {
     behind: AtomicU64,
     /// Behind which number rings begin in it.
     base: AtomicU64,
+    /// How far beyond its end of a topic somebody may be who comes from another server that numbers the same.
+    ahead: AtomicU64,
 }
 
 /// What topics have given up, until nobody else has it.
@@ -65,6 +67,7 @@ impl Shared {
             left: Mutex::default(),
             behind: AtomicU64::new(0),
             base: AtomicU64::new(0),
+            ahead: AtomicU64::new(0),
         }
     }
 
@@ -109,6 +112,14 @@ impl Shared {
 
     pub(super) fn set_base(&self, base: u64) {
         self.base.store(base, Ordering::Release);
+    }
+
+    pub(super) fn set_ahead(&self, most: u64) {
+        self.ahead.store(most, Ordering::Release);
+    }
+
+    pub(super) fn ahead(&self) -> u64 {
+        self.ahead.load(Ordering::Acquire)
     }
 
     pub(super) fn set_epoch(&self, epoch: Epoch, behind: Epoch) {
@@ -207,6 +218,8 @@ pub(super) struct Ring {
     pub fresh: bool,
     /// Places at which nobody has missed anything of what comes behind that offset.
     same: (Vec<Position>, u64),
+    /// Up to which offset somebody may stand beyond the end who has had nothing of what comes: it was thought that numbers would go on behind that.
+    placed: u64,
     listeners: Box<[Listener]>,
     pub subscribers: u32,
     /// Since when it is seen without subscribers and messages.
@@ -250,6 +263,7 @@ impl Topic {
             gone: floor,
             fresh: true,
             same: (Vec::new(), floor),
+            placed: 0,
             listeners: vec![Listener::default(); loops].into_boxed_slice(),
             subscribers: 0,
             idle_since: None,
@@ -318,7 +332,7 @@ impl Topic {
     /// Begins in an epoch behind what there is. At those places nobody has missed anything.
     fn begin_behind(&self, ring: &mut Ring, epoch: Epoch, same: Vec<Position>) {
         let base = self.about.shared.base.load(Ordering::Acquire);
-        (ring.epoch, ring.last, ring.gone, ring.fresh) = (epoch, base, base, true);
+        (ring.epoch, ring.last, ring.gone, ring.fresh, ring.placed) = (epoch, base, base, true, 0);
         // Nothing was numbered in the one between, and these are of the epoch that there is again.
         let is_again = ring.messages.back().is_some_and(|last| last.position().epoch == epoch);
         (ring.earlier, ring.same) = (if is_again { 0 } else { ring.messages.len() }, (same, base));
@@ -334,7 +348,7 @@ impl Topic {
     /// Puts behind `into` what comes after a position: messages of about so many bytes, at least one if there is any, and none behind a hole.
     pub fn read(&self, after: Position, most_bytes: usize, into: &mut Vec<Arc<Message>>) -> Read {
         let ring = self.ring();
-        let (mut index, mut at, gap) = ring.find(after);
+        let (mut index, mut at, gap) = ring.find(after, self.about.shared.ahead());
         if planted::active(Bug::SkippedAtWrap) && index == 0 && ring.gone > 0 && gap.is_none() && at.offset < ring.last
         {
             (index, at.offset) = (1, at.offset + 1);
@@ -492,27 +506,33 @@ impl Ring {
     }
 
     /// Where a reader begins, which is a subscriber of that loop from now on.
-    /// `keeps`: what was published before is for those who come back.
-    pub fn subscribe(&mut self, loop_index: u16, from: From, keeps: bool) -> (Position, Option<Gap>) {
+    /// `keeps`: what was published before is for those who come back. `ahead`: see [`Ring::is_ahead`].
+    pub fn subscribe(&mut self, loop_index: u16, from: From, keeps: bool, ahead: u64) -> (Position, Option<Gap>) {
         self.listeners[usize::from(loop_index)].subscribers += 1;
         self.subscribers += 1;
         self.idle_since = None;
         match from {
             From::Now => (self.end(), None),
-            From::After(position) if !keeps => {
+            From::After(position) if !keeps && !self.is_ahead(position, ahead) => {
                 let (from, to) = (position, self.end());
                 (to, (from != to).then_some(Gap { from, to }))
             }
             From::After(position) => {
-                let (_, mut at, gap) = self.find(position);
+                let (_, mut at, gap) = self.find(position, ahead);
                 at.offset += u64::from(planted::active(Bug::LateResume) && at.offset < self.last);
                 (at, gap)
             }
         }
     }
 
-    /// What a reader at that position gets next: the index of the message, the position before it, and what it has missed.
-    fn find(&self, after: Position) -> (usize, Position, Option<Gap>) {
+    /// Whether somebody has had there, at another server, what comes here in a moment: up to so many messages. What it has had is passed by when it comes.
+    fn is_ahead(&self, at: Position, most: u64) -> bool {
+        let beyond = at.offset.saturating_sub(self.last);
+        at.epoch == self.epoch && !self.fresh && at.offset > self.placed && (1..=most).contains(&beyond)
+    }
+
+    /// What a reader at that position gets next: the index of the message, the position before it, and what it has missed. `ahead`: see [`Ring::is_ahead`].
+    fn find(&self, after: Position, ahead: u64) -> (usize, Position, Option<Gap>) {
         let of_its_epoch = |message: &&Arc<Message>| message.position().epoch == after.epoch;
         if after.epoch != self.epoch && self.messages.range(..self.earlier).next().as_ref().is_some_and(of_its_epoch) {
             let index =
@@ -524,6 +544,9 @@ impl Ring {
         }
         let is_same = self.same.0.contains(&after);
         let after = if is_same { Position { epoch: self.epoch, offset: self.same.1 } } else { after };
+        if self.is_ahead(after, ahead) {
+            return (self.messages.len(), after, None);
+        }
         // All of another epoch was published after what that reader knows.
         let is_own = after.epoch == self.epoch;
         let index = if is_own { self.place_of(after.offset.saturating_add(1)) } else { self.earlier };
@@ -545,6 +568,7 @@ impl Ring {
             self.same.0.clear();
         }
         self.same.0.extend(first.then_some(end));
+        self.placed = if is_ahead { self.placed.max(end.offset) } else { self.placed };
         (self.last, self.same.1) = (before, before);
         if self.fresh {
             self.gone = before;

@@ -117,18 +117,18 @@ impl<B: Backend> Loop<B> {
                 Ok(subscribed) => {
                     // What is missing is told when it reads on from there.
                     let at = subscribed.gap.map_or(subscribed.at, |gap| gap.from);
-                    begun.push((subscribed.topic, at));
+                    begun.push((subscribed.topic, subscribed.end, at));
                 }
                 Err(refused) => {
-                    begun.iter().for_each(|(topic, _)| served.hub.unsubscribe(topic, self.index));
+                    begun.iter().for_each(|(topic, ..)| served.hub.unsubscribe(topic, self.index));
                     let status = if refused == Refused::NoSuchTopic { 404 } else { 503 };
                     return Err(No(status, refused.to_string()));
                 }
             }
         }
-        let cursors = begun.into_iter().map(|(topic, at)| {
+        let cursors = begun.into_iter().map(|(topic, end, at)| {
             let name = topic.clone();
-            Cursor::new(self.hubs.add(topic, at, sock), name.name(), at)
+            Cursor::new(self.hubs.add(topic, end, sock), name.name(), at)
         });
         let cursors: Vec<_> = cursors.collect();
         self.become_state(sock, State::WritingResponse);

@@ -189,3 +189,89 @@ fn nobody_stands_where_a_message_may_come() {
     assert_eq!(say(&hub, 0, "a", "x").unwrap().position, at(7), "numbered behind all");
     assert_eq!(read_all(&reader.topic, reader.at), (None, vec!["x".to_owned()]));
 }
+
+/// A bus that takes nothing.
+struct Nobody;
+
+impl Carrier for Nobody {
+    fn carry(&self, _: Notice) -> Result<(), Refused> {
+        Err(Refused::Full)
+    }
+}
+
+#[test]
+fn who_was_at_a_server_that_is_ahead_misses_nothing_and_has_nothing_twice() {
+    let hub = hub(|_| ());
+    let come = |from: Position| hub.subscribe(Duration::ZERO, "a", 0, From::After(from)).unwrap();
+    for offset in 1..=5 {
+        put(&hub, "a", offset).unwrap();
+    }
+    let gap = |from: u64, to: u64| Some(Gap { from: at(from), to: at(to) });
+    assert_eq!(come(at(7)).gap, gap(7, 5), "without a bus nobody is ahead");
+    hub.carry_by(Arc::new(Nobody));
+    let ahead = come(at(7));
+    assert_eq!((ahead.at, ahead.gap, ahead.end, ahead.more), (at(7), None, at(5), false));
+    let read = |after: Position| {
+        let mut messages = Vec::new();
+        let read = ahead.topic.read(after, usize::MAX, &mut messages);
+        (read.at, read.gap, messages.len())
+    };
+    for offset in 6..=7 {
+        assert_eq!(read(at(7)), (at(7), None, 0));
+        put(&hub, "a", offset).unwrap();
+    }
+    assert_eq!(read(at(7)), (at(7), None, 0));
+    put(&hub, "a", 8).unwrap();
+    assert_eq!(read(at(7)), (at(8), None, 1));
+    for far in [at(2000), at(u64::MAX), Position { epoch: Epoch(8), offset: 9 }] {
+        assert_eq!(come(far).gap, Some(Gap { from: far, to: at(if far.epoch == EPOCH { 8 } else { 0 }) }), "{far}");
+    }
+    hub.carry_no_more();
+    assert_eq!(come(at(9)).gap, gap(9, 8));
+}
+
+/// Who listens before anything is numbered stands where numbers were thought to go on, and has had nothing of what comes below that.
+#[test]
+fn who_was_placed_too_far_is_not_ahead() {
+    let hub = hub(|_| ());
+    hub.carry_by(Arc::new(Nobody));
+    hub.begin_behind(10);
+    hub.set_carried(false);
+    let placed = hub.subscribe(Duration::ZERO, "a", 0, From::Now).unwrap();
+    assert_eq!(placed.at, at(10));
+    put(&hub, "a", 8).unwrap();
+    assert_eq!(read_all(&placed.topic, placed.at), (Some(Gap { from: at(10), to: at(8) }), vec![]));
+}
+
+#[test]
+fn what_is_refused_that_another_has_numbered_is_missing_for_those_who_listen() {
+    let hub = hub(|settings| settings.message = 10);
+    let topic = hub.subscribe(Duration::ZERO, "a", 0, From::Now).unwrap().topic;
+    let next = |offset: u64, text: &str| {
+        let next = Next { position: at(offset), first: true };
+        hub.append_next(Duration::ZERO, "a", next, Payload::Text(text), None, &[]).map(|put| put.position)
+    };
+    let gap = |from: u64, to: u64| Some(Gap { from: at(from), to: at(to) });
+    assert_eq!(next(1, "1"), Ok(at(1)));
+    assert_eq!(next(2, "longer than that"), Err(Refused::TooBig));
+    assert_eq!(next(3, "3"), Ok(at(3)));
+    assert_eq!(read_all(&topic, at(1)), (gap(1, 2), vec!["3".to_owned()]));
+    // A topic that is there, and that the settings have not.
+    let with = |pattern: &str| {
+        let settings = hub.settings();
+        let topics = vec![Pattern::new(pattern).unwrap()];
+        hub.configure(Settings { topics, ..(*settings).clone() });
+    };
+    with("b");
+    assert_eq!(next(4, "4"), Err(Refused::NoSuchTopic));
+    with("*");
+    // And a number that is nobody's is no gap, if nothing is between.
+    assert_eq!(next(6, "6"), Ok(at(6)));
+    assert_eq!(read_all(&topic, at(3)), (gap(3, 5), vec!["6".to_owned()]));
+    assert_eq!(next(9, "9"), Ok(at(9)));
+    assert_eq!(read_all(&topic, at(6)), (None, vec!["9".to_owned()]));
+    hub.pass_over("a");
+    hub.pass_over("nobody's");
+    assert_eq!(next(11, "11"), Ok(at(11)));
+    assert_eq!(read_all(&topic, at(9)), (gap(9, 10), vec!["11".to_owned()]));
+}
