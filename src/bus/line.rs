@@ -47,6 +47,11 @@ impl Line {
         self.all.get_mut(at)
     }
 
+    /// Whether one was not given away yet.
+    pub fn has_unsent(&self) -> bool {
+        self.all.back().is_some_and(|waiting| !waiting.sent)
+    }
+
     /// Takes one out.
     pub fn take(&mut self, request: u64) -> Option<Waiting> {
         let at = self.all.binary_search_by_key(&request, |waiting| waiting.request).ok()?;

@@ -195,11 +195,8 @@ impl Nats {
         let Some(Said { topic, kind, id, payload }) = said else { return };
         let (id, answer) = (Some(id).filter(|id| !id.is_empty()).map(Box::from), Box::new(|_| ()));
         let notice = Notice { topic: topic.into(), kind, payload: payload.into(), id, except: Box::default(), answer };
-        if self.number(now, &notice, out).is_err()
-            && !planted::active(Bug::UntoldRefusal)
-            && let Some(topic) = self.hub.find(topic)
-        {
-            self.hub.reach(topic.name(), topic.last() + 1);
+        if self.number(now, &notice, out).is_err() && !planted::active(Bug::UntoldRefusal) {
+            self.hub.pass_over(topic);
         }
     }
 
@@ -301,6 +298,10 @@ impl Peer for Nats {
     fn tick(&mut self, now: Duration, out: &mut Out) -> Result<(), String> {
         if !self.is_open {
             return Ok(());
+        }
+        if out.left[0] > 0 {
+            // While it has not taken all that was said to it, it cannot answer.
+            self.heard_at = now;
         }
         if now >= self.heard_at + SILENCE {
             return Err("it does not answer".to_owned());

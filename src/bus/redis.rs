@@ -10,7 +10,7 @@
 //!   notices nothing; who comes back from another epoch is told of a gap.
 //! - A Redis that was started anew may have lost what it had: it begins a new epoch. So does one whose stream does not reach back to what somebody has had.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,10 +18,13 @@ use super::frames::Said;
 use super::line::{Line, Waiting};
 use super::remote::{Out, Peer};
 use super::resp::{self, Value};
+use super::wires::PUMP_MARK;
 use super::{frames, random};
 use crate::config::Remote;
 use crate::hub::{Epoch, Hub, LoopSet, Next, Notice, Position, Published, Refused, payload};
 use crate::planted::{self, Bug};
+use entries::{Entry, Had, end_of};
+use scripts::{BEGIN, PUBLISH, READ};
 
 /// How long what is published waits for a Redis that is away, before it is delivered here alone.
 const GRACE: Duration = Duration::from_millis(500);
@@ -32,59 +35,19 @@ const PING: Duration = Duration::from_secs(1);
 const SILENCE: Duration = Duration::from_secs(3);
 /// Entries of the stream at least that are kept.
 const STREAM: usize = 10_000;
-/// Entries that are asked for at once.
+/// Entries that are asked for at once, at most, and after how many bytes of them no more come.
 const RANGE: usize = 100;
+const RANGE_BYTES: usize = 16 << 20;
 /// Kept messages that are on their way at once.
 const WINDOW: usize = 128;
+/// Bytes of them: with one more of the longest, less than Redis lets wait for who hears them (`client-output-buffer-limit pubsub`, 32 MiB).
+const WINDOW_BYTES: usize = 8 << 20;
 /// Messages that are kept at most.
 const MOST_KEPT: usize = 8192;
 /// How long a topic's numbers are known after its last message, in milliseconds.
 const NUMBERS_FOR: &[u8] = b"86400000";
-/// Bytes of replies that are not whole, at most.
+/// Bytes of a reply that is not whole, at most: a range of entries ends with the one that makes it [`RANGE_BYTES`].
 const MOST_INPUT: usize = 64 << 20;
-
-/// Says in which epoch numbers are given, behind which entry it began, and how far it has come. A new one begins where the server is another or was started anew, or is
-/// told to begin; if it is told to skip, behind a number that no entry has. Last it says which epochs were before, in their order, each with the last entry of it that those
-/// behind follow.
-const BEGIN: &str = "local meta, stream = KEYS[1], KEYS[2]
-local run, fresh, mine, last, force = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
-local epoch, seq = redis.call('HGET', meta, 'epoch'), tonumber(redis.call('HGET', meta, 'seq') or '0')
-local line = redis.call('HGET', meta, 'line') or ''
-if not epoch then redis.call('DEL', stream) end
-if not epoch or redis.call('HGET', meta, 'run') ~= run or force ~= 'no' or (mine == epoch and last > seq) then
-  local ended = seq
-  if last > seq then seq = last end
-  if not epoch or mine == epoch then ended = seq end
-  if epoch or mine ~= '' then line = string.sub(line .. ' ' .. (epoch or mine) .. ':' .. ended, -400) end
-  if force == 'skip' then seq = seq + 1 end
-  epoch = fresh
-  redis.call('HSET', meta, 'epoch', epoch, 'run', run, 'seq', seq, 'began', seq, 'highest', 0, 'line', line)
-end
-return {epoch, redis.call('HGET', meta, 'began'), tostring(seq), line}";
-
-/// Numbers a message.
-const PUBLISH: &str = "local meta, stream = KEYS[1], KEYS[2]
-local topic, id, body, me, request, most, numbers, ids, channel = unpack(ARGV)
-local epoch = redis.call('HGET', meta, 'epoch')
-if not epoch then return {'gone', ''} end
-if id ~= '' then
-  local known = redis.call('GET', id)
-  if known then return {'known', known} end
-end
-local key = meta .. ':' .. epoch .. ':' .. topic
-local offset, highest = redis.call('INCR', key), tonumber(redis.call('HGET', meta, 'highest') or '0')
-if offset == 1 and highest > 0 then
-  offset = highest + 1
-  redis.call('SET', key, offset)
-end
-redis.call('PEXPIRE', key, numbers)
-if offset > highest then redis.call('HSET', meta, 'highest', offset) end
-local seq, time = redis.call('HINCRBY', meta, 'seq', 1), redis.call('TIME')[1]
-local entry = table.concat({epoch, seq, offset, me, request, time}, ' ') .. '\\n' .. body
-redis.call('XADD', stream, 'MAXLEN', '~', most, seq .. '-1', 'm', entry)
-redis.call('PUBLISH', channel, entry)
-if id ~= '' then redis.call('SET', id, epoch .. ':' .. offset, 'PX', ids) end
-return {'done', epoch .. ':' .. offset}";
 
 /// Whether an epoch is to begin in any case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -172,29 +135,6 @@ struct Reading {
     is_history: bool,
     /// Something is missing, and nobody who listens was told so yet.
     has_missed: bool,
-}
-
-/// The messages that were put in last, by who has published them and the how manieth of theirs.
-#[derive(Default)]
-struct Had {
-    order: VecDeque<(u64, u64)>,
-    all: HashSet<(u64, u64)>,
-}
-
-impl Had {
-    /// Whether that one comes for the first time, as far as is known.
-    fn is_first(&mut self, origin: u64, request: u64) -> bool {
-        if !self.all.insert((origin, request)) {
-            return false;
-        }
-        self.order.push_back((origin, request));
-        if self.order.len() > MOST_KEPT
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.all.remove(&oldest);
-        }
-        true
-    }
 }
 
 impl Redis {
@@ -291,16 +231,19 @@ impl Redis {
     /// Asks for what comes behind the last entry.
     fn fill(&mut self, out: &mut Out) {
         let after = format!("({}-1", self.at.map_or(0, |(_, last)| last));
-        let (stream, count) = (self.keys[1].clone(), RANGE.to_string());
+        let (stream, count, bytes) = (self.keys[1].clone(), RANGE.to_string(), RANGE_BYTES.to_string());
+        let words: [&[u8]; 7] =
+            [b"EVAL", READ.as_bytes(), b"1", &stream, after.as_bytes(), count.as_bytes(), bytes.as_bytes()];
         self.stage = Stage::Filling;
-        self.ask(Asked::Range, &[b"XRANGE", &stream, after.as_bytes(), b"+", b"COUNT", count.as_bytes()], out);
+        self.ask(Asked::Range, &words, out);
     }
 
     fn has_filled(&mut self, now: Duration, reply: &Value<'_>, out: &mut Out) -> Option<()> {
-        let entries = reply.all();
+        let (entries, mut bytes) = (reply.all(), 0);
         for entry in entries {
             let [_, fields] = entry.all() else { return None };
             let [_, text] = fields.all() else { return None };
+            bytes += text.bytes().len();
             let entry = Entry::read(text.bytes())?;
             let (_, last) = self.at?;
             if entry.seq > last + 1 && !self.reading.is_history {
@@ -309,7 +252,8 @@ impl Redis {
             self.put_in(now, &entry, out);
         }
         let (_, last) = self.at?;
-        if entries.len() >= RANGE || !entries.is_empty() && self.reading.heard > last {
+        let is_cut = entries.len() >= RANGE || bytes >= RANGE_BYTES;
+        if is_cut || !entries.is_empty() && self.reading.heard > last {
             self.fill(out);
             return Some(());
         }
@@ -373,7 +317,8 @@ impl Redis {
             let answer = Box::new(|_| ());
             let notice =
                 Notice { topic: topic.into(), kind, payload: bytes.into(), id: id.map(Box::from), except, answer };
-            self.hub.publish_carried(now, &notice)
+            // What is refused here, others have.
+            self.hub.publish_carried(now, &notice).inspect_err(|_| self.hub.pass_over(topic))
         } else {
             let position = Position { epoch: entry.epoch, offset: entry.offset };
             self.hub.append_next(now, topic, Next { position, first: !self.reading.is_history }, said, id, &except)
@@ -386,14 +331,20 @@ impl Redis {
         }
     }
 
-    /// Publishes what was kept, some at a time; then the hub goes on in the epoch of all.
+    /// Publishes what was kept, as much at a time as the server takes; then the hub goes on in the epoch of all.
     fn push(&mut self, out: &mut Out) {
         if self.stage != Stage::Live || !self.local && self.kept.is_empty() {
             return;
         }
         let mut kept = std::mem::take(&mut self.kept);
-        for waiting in kept.iter_mut().filter(|waiting| !waiting.sent).take(WINDOW.saturating_sub(self.pushed)) {
+        let mut bytes: usize = kept.iter().filter(|waiting| waiting.sent).map(|waiting| waiting.notice.cost()).sum();
+        for waiting in kept.iter_mut().filter(|waiting| !waiting.sent) {
+            let is_much = bytes >= WINDOW_BYTES || out.waiting(0) >= PUMP_MARK;
+            if self.pushed >= WINDOW || self.pushed > 0 && is_much {
+                break;
+            }
             waiting.sent = true;
+            bytes += waiting.notice.cost();
             self.pushed += 1;
             self.publish(waiting.request, &waiting.notice, out);
         }
@@ -474,6 +425,7 @@ impl Redis {
 
     fn give_away(&mut self, now: Duration, out: &mut Out) {
         while self.stage == Stage::Live
+            && out.waiting(0) < PUMP_MARK
             && let Some(waiting) = self.line.unsent()
         {
             waiting.sent = true;
@@ -658,6 +610,11 @@ impl Peer for Redis {
         if self.stage == Stage::Away {
             return Ok(());
         }
+        self.push(out);
+        self.give_away(now, out);
+        // While it has not taken all that was said to it, it cannot answer.
+        let asked = self.link.heard_at.iter_mut().zip(out.left);
+        asked.filter(|(_, left)| *left > 0).for_each(|(heard, _)| *heard = now);
         if self.link.heard_at.iter().any(|heard| now >= *heard + SILENCE) {
             return Err("it does not answer".to_owned());
         }
@@ -676,6 +633,10 @@ impl Peer for Redis {
         [grace, ping, joins, self.line.due()].into_iter().flatten().min()
     }
 
+    fn has_more(&self) -> bool {
+        self.stage == Stage::Live && self.line.has_unsent()
+    }
+
     fn is_up(&self) -> bool {
         self.stage == Stage::Live && self.kept.is_empty()
     }
@@ -690,33 +651,8 @@ fn base() -> u64 {
     1 << 56 | random() >> 16
 }
 
-/// The last entry of an epoch that those behind it in a line of epochs follow.
-fn end_of(line: &[u8], epoch: Epoch) -> Option<u64> {
-    let line = std::str::from_utf8(line).ok()?;
-    let ends = line.split(' ').filter_map(|part| part.split_once(':'));
-    ends.filter(|(name, _)| name.parse() == Ok(epoch)).find_map(|(_, end)| end.parse().ok())
-}
-
-/// An entry of the stream.
-struct Entry<'a> {
-    epoch: Epoch,
-    seq: u64,
-    offset: u64,
-    origin: u64,
-    request: u64,
-    said: Said<'a>,
-}
-
-impl<'a> Entry<'a> {
-    fn read(text: &'a [u8]) -> Option<Entry<'a>> {
-        let end = memchr::memchr(b'\n', text)?;
-        let mut words = std::str::from_utf8(&text[..end]).ok()?.split(' ');
-        let epoch = words.next()?.parse().ok()?;
-        let mut number = || words.next()?.parse::<u64>().ok();
-        let (seq, offset, origin, request) = (number()?, number()?, number()?, number()?);
-        Some(Entry { epoch, seq, offset, origin, request, said: frames::read_said(&text[end + 1..])? })
-    }
-}
+mod entries;
+mod scripts;
 
 #[cfg(test)]
 mod properties;
@@ -747,19 +683,6 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_is_read_as_the_script_writes_it() {
-        let said = Said { topic: "a", kind: crate::hub::Kind::Json, id: "", payload: b"{}" };
-        let head = format!("{} 7 8 9 10 1700000000\n", Epoch(5));
-        let text = [head.as_bytes(), &frames::said(&said)].concat();
-        let entry = Entry::read(&text).unwrap();
-        assert_eq!((entry.epoch, entry.seq, entry.offset, entry.origin, entry.request), (Epoch(5), 7, 8, 9, 10));
-        assert_eq!(entry.said, said);
-        for short in 0..text.len() {
-            assert!(Entry::read(&text[..short]).is_none(), "{short}");
-        }
-    }
-
-    #[test]
     fn what_no_redis_says_ends_the_connection() {
         for (connection, bytes) in [
             (0, &b"+OK\r\n+OK\r\n"[..]),
@@ -776,6 +699,45 @@ mod tests {
         let (mut redis, mut out) = (redis(), Out::default());
         redis.opened(NOW, &mut out);
         assert!(redis.tick(NOW + SILENCE, &mut out).is_err(), "it says nothing");
+    }
+
+    #[test]
+    fn what_was_kept_leaves_as_it_is_taken() {
+        let (mut redis, mut out) = (redis(), Out::default());
+        (0..4).for_each(|_| redis.carry(NOW, notice(&"x".repeat(PUMP_MARK / 2)), &mut out));
+        redis.tick(NOW + GRACE, &mut out).unwrap();
+        assert_eq!(redis.kept.len(), 4);
+        redis.stage = Stage::Live;
+        for (left, pushed, why) in [
+            (PUMP_MARK, 1, "one in any case"),
+            (PUMP_MARK, 1, "it is on its way"),
+            (0, 3, "as many as are taken"),
+            (0, 4, "the rest"),
+        ] {
+            let mut out = Out { left: [left, 0], ..Out::default() };
+            redis.push(&mut out);
+            assert_eq!(redis.pushed, pushed, "{why}");
+        }
+    }
+
+    #[test]
+    fn what_is_refused_here_is_missing_whoever_numbers() {
+        for local in [false, true] {
+            let (mut redis, mut out) = (redis(), Out::default());
+            let listener = redis.hub.subscribe(NOW, "a", 0, crate::hub::From::Now).unwrap();
+            (redis.at, redis.local) = (Some((Epoch(7), 0)), local);
+            let long = "x".repeat(redis.hub.settings().message + 1);
+            for (seq, text) in [(1, "1"), (2, &long), (3, "3")] {
+                let said = Said { topic: "a", kind: crate::hub::Kind::Text, id: "", payload: text.as_bytes() };
+                let entry = Entry { epoch: Epoch(7), seq, offset: seq, origin: 1, request: seq, said };
+                redis.put_in(NOW, &entry, &mut out);
+            }
+            let mut messages = Vec::new();
+            let read = listener.topic.read(listener.at, usize::MAX, &mut messages);
+            assert_eq!((read.at.offset, read.gap, messages.len()), (1, None, 1), "{local}");
+            let read = listener.topic.read(read.at, usize::MAX, &mut messages);
+            assert_eq!((read.gap.map(|gap| gap.to.offset), messages.len()), (Some(2), 2), "{local}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use mio::{Interest, Token};
 
+use super::wires::PUMP_MARK;
 use super::{Order, Turn, next_token};
 use crate::config;
 use crate::hub::{LoopSet, Notice, Topic};
@@ -23,16 +24,27 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const RETRY: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)];
 /// Bytes of the line with which a server of NATS begins, at most.
 const GREETING: usize = 64 << 10;
-/// Bytes that may wait to be sent: a server that takes no more of them is away.
-const MOST_WAITING: usize = 32 << 20;
+/// How long a server may take nothing of what waits to be sent.
+const STALLED: Duration = Duration::from_secs(3);
+/// Bytes that may wait to be sent, whoever says them: four of the longest messages.
+const MOST_WAITING: usize = 64 << 20;
 
 /// What a peer has to be done.
 #[derive(Debug, Default)]
 pub struct Out {
     /// Bytes for each connection.
     pub bytes: [Vec<u8>; 2],
+    /// How many bytes wait for each already.
+    pub left: [usize; 2],
     /// Loops that are to be told.
     pub tell: Vec<(Arc<Topic>, LoopSet)>,
+}
+
+impl Out {
+    /// Bytes that wait for a connection.
+    pub fn waiting(&self, connection: usize) -> usize {
+        self.left[connection] + self.bytes[connection].len()
+    }
 }
 
 /// What is spoken with a server: sans-IO.
@@ -57,6 +69,10 @@ pub trait Peer: Send {
     fn tick(&mut self, now: Duration, out: &mut Out) -> Result<(), String>;
     /// When something is due.
     fn due(&self) -> Option<Duration>;
+    /// Whether it has more for its first connection, as soon as less waits there.
+    fn has_more(&self) -> bool {
+        false
+    }
     /// Whether what is published goes to others.
     fn is_up(&self) -> bool;
     /// How many messages wait.
@@ -76,6 +92,8 @@ struct Connection {
     tls: Option<Client>,
     output: Vec<u8>,
     taken: usize,
+    /// When something was taken last of what waits, or waits since.
+    moved: Instant,
 }
 
 /// See the module.
@@ -111,12 +129,14 @@ impl Remote {
 
     /// When something is due.
     pub fn due(&self, turn: &Turn<'_>) -> Option<Duration> {
-        if !self.unread.is_empty() {
+        let takes_more = self.connections.first().is_some_and(|first| first.left() < PUMP_MARK);
+        if !self.unread.is_empty() || takes_more && self.peer.has_more() {
             return Some(Duration::ZERO);
         }
-        let retry = self.retry.map(|at| at.saturating_duration_since(turn.instant));
+        let stalls = self.connections.iter().filter(|it| it.left() > 0).map(|it| it.moved + STALLED);
+        let instants = stalls.chain(self.retry).map(|at| at.saturating_duration_since(turn.instant));
         let due = self.peer.due().map(|due| due.saturating_sub(turn.now));
-        retry.into_iter().chain(due).min()
+        instants.chain(due).min()
     }
 
     /// Does what is due.
@@ -127,6 +147,9 @@ impl Remote {
         if self.retry.is_some_and(|at| at <= turn.instant) {
             self.retry = None;
             self.connect();
+        }
+        if self.connections.iter().any(|it| it.left() > 0 && turn.instant >= it.moved + STALLED) {
+            self.fail(turn, "it takes nothing any more".to_owned());
         }
         let mut done = Ok(());
         self.with_peer(turn, |peer, now, out| done = peer.tick(now, out));
@@ -186,16 +209,14 @@ impl Remote {
     fn with_peer(&mut self, turn: &Turn<'_>, act: impl FnOnce(&mut dyn Peer, Duration, &mut Out)) {
         let was_up = self.peer.is_up();
         let mut out = Out::default();
+        self.connections.iter().zip(&mut out.left).for_each(|(connection, left)| *left = connection.left());
         act(&mut *self.peer, turn.now, &mut out);
         for (topic, loops) in out.tell {
             loops.iter().for_each(|loop_index| self.postboxes.post(loop_index, Message::Published(topic.clone())));
         }
         for (at, bytes) in out.bytes.iter().enumerate().filter(|(_, bytes)| !bytes.is_empty()) {
             if let Some(connection) = self.connections.get_mut(at) {
-                match &mut connection.tls {
-                    Some(tls) => tls.seal(bytes, &mut connection.output),
-                    None => connection.output.extend_from_slice(bytes),
-                }
+                connection.put(turn.instant, bytes);
                 self.flush(turn, at);
             }
         }
@@ -207,7 +228,7 @@ impl Remote {
 
     fn flush(&mut self, turn: &Turn<'_>, at: usize) {
         let Some(connection) = self.connections.get_mut(at) else { return };
-        if let Err(error) = connection.flush() {
+        if let Err(error) = connection.flush(turn.instant) {
             self.fail(turn, error.to_string());
         }
     }
@@ -234,8 +255,8 @@ impl Remote {
             Some(tls) => {
                 let opened = tls.open(bytes, &mut plain);
                 // What a handshake has to say, and why it ends.
-                tls.seal(&[], &mut connection.output);
-                connection.flush().ok();
+                connection.put(turn.instant, &[]);
+                connection.flush(turn.instant).ok();
                 opened
             }
             None => {
@@ -283,15 +304,30 @@ impl Connection {
         let mut socket = mio::net::TcpStream::from_std(socket);
         let token = next_token();
         turn.registry.register(&mut socket, Token(token), Interest::READABLE | Interest::WRITABLE)?;
-        let mut connection = Connection { socket, token, tls, output: Vec::new(), taken: 0 };
-        if let Some(tls) = &mut connection.tls {
-            tls.seal(&[], &mut connection.output);
-        }
-        connection.flush()?;
+        let mut connection = Connection { socket, token, tls, output: Vec::new(), taken: 0, moved: turn.instant };
+        connection.put(turn.instant, &[]);
+        connection.flush(turn.instant)?;
         Ok(connection)
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    /// Bytes that wait to be sent.
+    fn left(&self) -> usize {
+        self.output.len() - self.taken
+    }
+
+    /// Puts bytes behind what waits, and what TLS has to say for itself.
+    fn put(&mut self, now: Instant, bytes: &[u8]) {
+        if self.left() == 0 {
+            self.moved = now;
+        }
+        match &mut self.tls {
+            Some(tls) => tls.seal(bytes, &mut self.output),
+            None => self.output.extend_from_slice(bytes),
+        }
+    }
+
+    fn flush(&mut self, now: Instant) -> io::Result<()> {
+        let before = self.taken;
         while self.taken < self.output.len() {
             match self.socket.write(&self.output[self.taken..]) {
                 Ok(count) => self.taken += count,
@@ -300,9 +336,16 @@ impl Connection {
                 Err(error) => return Err(error),
             }
         }
-        self.output.drain(..std::mem::take(&mut self.taken));
-        if self.output.len() > MOST_WAITING {
-            return Err(io::Error::new(ErrorKind::TimedOut, "it takes nothing any more"));
+        if self.taken > before {
+            self.moved = now;
+        }
+        // What waits is moved to the front seldom: it may be long.
+        if self.taken >= self.left() {
+            self.output.drain(..std::mem::take(&mut self.taken));
+            self.output.shrink_to(PUMP_MARK.max(2 * self.output.len()));
+        }
+        if self.left() > MOST_WAITING {
+            return Err(io::Error::new(ErrorKind::TimedOut, "it takes less than is published"));
         }
         Ok(())
     }

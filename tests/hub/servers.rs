@@ -15,6 +15,8 @@ use crate::support::{Server, on_every_backend, until};
 on_every_backend! {
     machines_share_over_redis
     redis_goes_away_and_comes_back
+    redis_is_given_and_gives_what_is_long
+    what_one_machine_does_not_take_is_said_there
     a_redis_that_has_forgotten_begins_an_epoch
     redis_is_spoken_to_with_a_password_and_tls
     redis_knows_its_users
@@ -65,8 +67,12 @@ impl Shared {
 
 /// A server whose hub has that bus.
 fn server(backend: &str, folder: &Path, name: &str, bus: &str) -> Server {
+    server_with(backend, folder, name, &format!("bus = {{ {bus} }}"))
+}
+
+fn server_with(backend: &str, folder: &Path, name: &str, keys: &str) -> Server {
     let file = folder.join(format!("{name}.toml"));
-    std::fs::write(&file, format!("[apps.web]\nrespond = 'hello'\n[hub.live]\nbus = {{ {bus} }}\n")).unwrap();
+    std::fs::write(&file, format!("[apps.web]\nrespond = 'hello'\n[hub.live]\n{keys}\n")).unwrap();
     Server::start(backend, &["--config", file.to_str().unwrap()])
 }
 
@@ -168,6 +174,41 @@ fn redis_goes_away_and_comes_back(backend: &str) {
     // Whoever comes back from before has all of it, or is told.
     let mut back = Socket::told(&servers[0], &format!("/api/v1/listen?last_event_id={first}"));
     assert_eq!(back.next().json()["type"], "gap");
+}
+
+/// More bytes are kept while Redis is away than may wait for a connection, and there are more of them then than a reply may have.
+fn redis_is_given_and_gives_what_is_long(backend: &str) {
+    let folder = crate::support::folder();
+    let (port, files) = (free_port(), folder.path());
+    let keys = format!("message = '16MiB'\nmemory = '512MiB'\nbus = {{ url = 'redis://127.0.0.1:{port}' }}");
+    let first = server_with(backend, files, "0", &keys);
+    let long = "x".repeat(12_000_000);
+    let publish = || assert_eq!(post(&mut first.client(), "/api/v1/notify?topic=long", &long).status, 202);
+    (0..4).for_each(|_| publish());
+    let _redis = Shared::redis(port, files, &["--save", ""]);
+    is_connected(&first);
+    (0..2).for_each(|_| publish());
+    let second = server_with(backend, files, "1", &keys);
+    is_connected(&second);
+    let mut socket = Socket::told(&second, "/api/v1/listen?topic=long");
+    notify(&mut first.client(), &json!({"topic": "long", "data": "short"}));
+    assert_eq!(data(&mut socket), "short");
+}
+
+fn what_one_machine_does_not_take_is_said_there(backend: &str) {
+    let folder = crate::support::folder();
+    let redis = Shared::redis(free_port(), folder.path(), &["--save", ""]);
+    let bus = format!("url = 'redis://127.0.0.1:{}'", redis.port);
+    let large = server(backend, folder.path(), "0", &bus);
+    let small = server_with(backend, folder.path(), "1", &format!("message = '2KiB'\nbus = {{ {bus} }}"));
+    [&large, &small].into_iter().for_each(is_connected);
+    let mut socket = Socket::told(&small, "/api/v1/listen");
+    let mut publisher = large.client();
+    let ids = ["1", &"x".repeat(10_000), "3"].map(|text| notify(&mut publisher, &json!({"data": text}))["id"].clone());
+    assert_eq!(data(&mut socket), "1");
+    let gap = socket.next().json();
+    assert_eq!((&gap["type"], &gap["from"], &gap["to"]), (&json!("gap"), &ids[0], &ids[1]));
+    assert_eq!(data(&mut socket), "3");
 }
 
 fn a_redis_that_has_forgotten_begins_an_epoch(backend: &str) {

@@ -60,10 +60,17 @@ impl Server {
             }
             [b"EVAL", script, b"2", _, _, rest @ ..] if *script == BEGIN.as_bytes() => self.begin(rest, out),
             [b"EVAL", script, b"2", _, _, rest @ ..] if *script == PUBLISH.as_bytes() => self.publish(rest, out),
-            [b"XRANGE", _, after, b"+", b"COUNT", count] => {
+            [b"EVAL", script, b"1", _, after, count, bytes] if *script == READ.as_bytes() => {
                 let after = number(after.strip_prefix(b"(").and_then(|it| it.strip_suffix(b"-1")).unwrap());
+                let mut left = number(bytes) as usize;
+                let mut fits = |entry: &[u8]| {
+                    let room = left > 0;
+                    left = left.saturating_sub(entry.len());
+                    room
+                };
                 let entries = self.stream.iter().filter(|(seq, _)| *seq > after);
-                let entries: Vec<_> = entries.take(number(count) as usize).collect();
+                let entries: Vec<_> =
+                    entries.take(number(count) as usize).take_while(|(_, entry)| fits(entry)).collect();
                 out.extend_from_slice(format!("*{}\r\n", entries.len()).as_bytes());
                 for (seq, entry) in entries {
                     out.extend_from_slice(b"*2\r\n");
