@@ -26,6 +26,10 @@ use crate::socket_file::SocketFile;
 const RETRY: Duration = Duration::from_millis(20);
 /// The same where something is wrong with the directory.
 const RETRY_WITH_PROBLEM: Duration = Duration::from_secs(1);
+/// The same at most where links end as soon as they are made.
+const LONGEST_RETRY: Duration = Duration::from_secs(1);
+/// How long a link has to have lasted that the next one is made at once.
+const LASTED: Duration = Duration::from_secs(1);
 /// Bytes of a record.
 const RECORD_BYTES: usize = 4096;
 /// Bytes that a socket is asked to hold.
@@ -53,6 +57,10 @@ pub struct Directory {
     sockets: Sockets,
     /// When the leader is looked for next.
     look_at: Instant,
+    /// Since when there is a link to it.
+    followed: Option<Instant>,
+    /// How long it is waited before the next one is made, if that one does not last.
+    wait: Duration,
     /// Sockets that were not read to their end.
     unread: Vec<usize>,
     /// What keeps it from taking part.
@@ -108,7 +116,8 @@ impl Directory {
     pub fn new(path: &Path, hub: &str, replica: Replica, postboxes: Postboxes) -> Directory {
         let sockets = Sockets { links: HashMap::new(), lock: None, listener: None, postboxes };
         let (path, hub) = (path.to_owned(), hub.to_owned());
-        Directory { path, hub, replica, sockets, look_at: Instant::now(), unread: Vec::new(), problem: None }
+        let (look_at, unread) = (Instant::now(), Vec::new());
+        Directory { path, hub, replica, sockets, look_at, followed: None, wait: RETRY, unread, problem: None }
     }
 
     /// The replica.
@@ -152,6 +161,11 @@ impl Directory {
         for token in std::mem::take(&mut self.unread) {
             self.read(turn, token);
         }
+        if self.replica.seeks()
+            && let Some(since) = self.followed.take()
+        {
+            self.left_alone(turn, since);
+        }
         if self.replica.seeks() && turn.instant >= self.look_at {
             self.look_at = turn.instant + RETRY;
             let before = self.problem.take();
@@ -179,22 +193,18 @@ impl Directory {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Ok(0) | Err(_) => {
                     self.sockets.links.remove(&token);
-                    let seeks = self.replica.seeks();
-                    self.replica.closed(turn.now, token, &mut self.sockets);
-                    if self.replica.seeks() && !seeks {
-                        // At once: nothing is published meanwhile.
-                        self.look_at = turn.instant;
-                        turn.log.event(
-                            Level::Info,
-                            "the replica that numbers a hub's messages is gone",
-                            &[("hub", &self.hub)],
-                        );
-                    }
-                    return;
+                    return self.replica.closed(turn.now, token, &mut self.sockets);
                 }
             }
         }
         self.unread.push(token);
+    }
+
+    /// The link to the leader has ended, which there was since then.
+    fn left_alone(&mut self, turn: &Turn<'_>, since: Instant) {
+        let (pause, next) = pause(turn.instant.saturating_duration_since(since), self.wait);
+        (self.look_at, self.wait) = (turn.instant + pause, next);
+        turn.log.event(Level::Info, "the replica that numbers a hub's messages is gone", &[("hub", &self.hub)]);
     }
 
     fn accept(&mut self, turn: &Turn<'_>) {
@@ -234,6 +244,7 @@ impl Directory {
         if is_own(&socket) {
             prepare(socket, token, turn.registry, &mut self.sockets)?;
             self.replica.follow(token, &mut self.sockets);
+            self.followed = Some(turn.instant);
             turn.log.event(Level::Info, "another replica numbers a hub's messages", &[("hub", &self.hub)]);
         }
         Ok(())
@@ -254,6 +265,15 @@ impl Directory {
         self.replica.lead(turn.now, &record, &mut self.sockets);
         turn.log.event(Level::Info, "this replica numbers a hub's messages", &[("hub", &self.hub)]);
         Ok(())
+    }
+}
+
+/// How long it is waited until another link is made, where the last one has lasted so long, and how long after that one, if that does not last.
+fn pause(lasted: Duration, wait: Duration) -> (Duration, Duration) {
+    match lasted >= LASTED {
+        // At once: nothing is published meanwhile.
+        true => (Duration::ZERO, RETRY),
+        false => (wait, (2 * wait).min(LONGEST_RETRY)),
     }
 }
 
@@ -328,6 +348,20 @@ mod tests {
         for wrong in ["", "\n\n", "2 1 2 3", "1 1 2", "1 1 2 x", "1 1 2 3 11111111111111111"] {
             assert_eq!(read(wrong), Record::default(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_leader_that_cuts_whoever_comes_is_not_asked_all_the_time() {
+        let mut wait = RETRY;
+        let pauses: Vec<_> = (0..10)
+            .map(|_| {
+                let (now, next) = pause(Duration::ZERO, wait);
+                wait = next;
+                now
+            })
+            .collect();
+        assert!(pauses.is_sorted() && pauses[0] == RETRY && pauses[9] == LONGEST_RETRY, "{pauses:?}");
+        assert_eq!(pause(LASTED, wait), (Duration::ZERO, RETRY));
     }
 
     #[test]

@@ -3,10 +3,11 @@
 //! A frame is its length in four bytes, its kind in one, and what that kind has; all numbers little-endian, names with two bytes of length in
 //! front, and what is published takes the rest.
 
+use crate::config::hub::LARGEST_MESSAGE;
 use crate::hub::{Key, Kind, Refused};
 
-/// What a frame has beside what is published, at most: two names and a few numbers.
-pub const AROUND: usize = 1024;
+/// Bytes of a frame at most: the longest message that any replica may take, whatever this one takes, with two names and a few numbers.
+pub const MOST: usize = LARGEST_MESSAGE as usize + 1024;
 
 /// One frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

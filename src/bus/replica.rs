@@ -23,7 +23,7 @@ use super::wires::{PUMP_MARK, Recent, Wire};
 use crate::hub::{Epoch, Hub, Key, LoopSet, Message, Next, Notice, Payload, Position, Published, Topic, payload};
 use crate::planted::{self, Bug};
 
-/// Bytes that may wait for one link, beyond one message; then it is cut.
+/// Bytes that may wait for one link, beyond two messages; then it is cut.
 const MOST_WAITING: usize = 1 << 20;
 /// How long a new leader waits for those that were in step.
 const GRACE: Duration = Duration::from_millis(500);
@@ -281,10 +281,9 @@ impl Replica {
         let Some(wire) = self.wires.get_mut(&link) else { return };
         let mut input = std::mem::take(&mut wire.input);
         input.extend_from_slice(bytes);
-        let most = self.hub.settings().message + frames::AROUND;
         let mut at = 0;
         while self.wires.contains_key(&link) {
-            let understood = match frames::take(&input[at..], most) {
+            let understood = match frames::take(&input[at..], frames::MOST) {
                 Ok(None) => break,
                 Ok(Some((frame, length))) => {
                     at += length;
@@ -398,7 +397,7 @@ impl Replica {
         let id = Some(said.id).filter(|id| !id.is_empty());
         let at = now.saturating_sub(Duration::from_micros(age));
         self.recent.put(origin, request, said.topic, offset);
-        // What there is no room for is missing, and whoever reads is told so.
+        // What there is no room for, or is too long here, is missing, and whoever reads is told so.
         if let Ok(published) = self.hub.append_next(at, said.topic, Next { position, first }, payload, id, &[])
             && let Some(topic) = self.hub.find(said.topic)
         {
@@ -675,7 +674,7 @@ impl Replica {
                     let said = Said { topic, kind: *kind, id: id.as_deref().unwrap_or_default(), payload };
                     let frame = Frame::Publish { request: waiting.request, said };
                     if let Some(wire) = self.wires.get_mut(&link) {
-                        frames::put(&mut wire.output, &frame);
+                        wire.put(&frame);
                     }
                     self.flush(link, io);
                 }
@@ -730,7 +729,7 @@ impl Replica {
 
     fn put(&mut self, link: usize, frame: &Frame<'_>) {
         if let Some(wire) = self.wires.get_mut(&link) {
-            frames::put(&mut wire.output, frame);
+            wire.put(frame);
         }
     }
 
@@ -742,7 +741,6 @@ impl Replica {
 
     /// Has the record say who is in step, and cuts who is too far behind.
     fn record(&mut self, io: &mut impl Io) {
-        let most = MOST_WAITING + 2 * self.hub.settings().message;
         let Role::Leading(leading) = &mut self.role else { return };
         if leading.until.is_some() {
             return;
@@ -753,7 +751,9 @@ impl Replica {
             (matches!(it.stage, Stage::Live) && has_all).then_some(it.me)
         };
         let in_step: Vec<u64> = leading.followers.iter().filter_map(is_in_step).collect();
-        let late: Vec<usize> = leading.followers.keys().copied().filter(|link| left(link) > most).collect();
+        // Two of the longest messages that it was given, whether they are longer than one may be by now or not.
+        let most = |link: &usize| MOST_WAITING + 2 * self.wires.get(link).map_or(0, |wire| wire.longest);
+        let late: Vec<usize> = leading.followers.keys().copied().filter(|link| left(link) > most(link)).collect();
         for link in late {
             leading.followers.remove(&link);
             self.wires.remove(&link);

@@ -2,6 +2,8 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use super::frames::{self, Frame};
+
 /// Bytes that wait for a link before more of what was is put behind them.
 pub const PUMP_MARK: usize = 128 << 10;
 /// Numbers of others that are remembered, so that nothing is numbered twice that was given to two leaders.
@@ -14,6 +16,8 @@ pub struct Wire {
     pub input: Vec<u8>,
     /// Frames that wait.
     pub output: Vec<u8>,
+    /// Bytes of the longest frame that was put there.
+    pub longest: usize,
     /// So much of them the kernel has.
     taken: usize,
 }
@@ -48,6 +52,13 @@ impl Recent {
 }
 
 impl Wire {
+    /// Puts a frame behind those that wait.
+    pub fn put(&mut self, frame: &Frame<'_>) {
+        let before = self.output.len();
+        frames::put(&mut self.output, frame);
+        self.longest = self.longest.max(self.output.len() - before);
+    }
+
     /// Bytes that the kernel has not taken.
     pub fn left(&self) -> usize {
         self.output.len() - self.taken

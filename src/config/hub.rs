@@ -17,7 +17,7 @@ pub const ENDS: [&str; 3] = ["listen", "notify", "topics"];
 /// The longest name of a topic, and the longest pattern, in bytes.
 const LONGEST_TOPIC: usize = 255;
 /// The largest message that can be allowed, in bytes.
-const LARGEST_MESSAGE: u64 = 16 << 20;
+pub const LARGEST_MESSAGE: u64 = 16 << 20;
 /// What memory there may be for topics, in bytes.
 const MEMORY: RangeInclusive<u64> = 1 << 20..=1 << 40;
 /// How old what is kept may get.

@@ -18,13 +18,18 @@ on_every_backend! {
     a_frozen_leader_is_said_to_be_away
     a_reload_takes_a_bus_away_and_gives_one
     a_directory_of_others_is_not_used
+    replicas_that_take_messages_of_different_lengths_go_on
 }
 
 /// A server whose hub shares its messages in that directory.
 fn replica(backend: &str, folder: &Path, name: &str) -> Server {
+    replica_with(backend, folder, name, "")
+}
+
+fn replica_with(backend: &str, folder: &Path, name: &str, keys: &str) -> Server {
     let file = folder.join(format!("{name}.toml"));
     let text = format!(
-        "[apps.web]\nrespond = 'hello'\n[hub.live]\nbus = {{ directory = '{}' }}\n",
+        "[apps.web]\nrespond = 'hello'\n[hub.live]\n{keys}\nbus = {{ directory = '{}' }}\n",
         folder.join("bus").display()
     );
     std::fs::write(&file, text).unwrap();
@@ -296,4 +301,34 @@ fn a_directory_of_others_is_not_used(backend: &str) {
     std::fs::set_permissions(&bus, std::fs::Permissions::from_mode(0o700)).unwrap();
     until("it is used then", || state(&server) == "leads");
     notify(&mut server.client(), &json!({"data": 1}));
+}
+
+fn replicas_that_take_messages_of_different_lengths_go_on(backend: &str) {
+    let long = json!({"data": "x".repeat(100_000)}).to_string();
+    for (most_of_leader, most_of_follower) in [("256KiB", "64KiB"), ("64KiB", "256KiB")] {
+        let folder = crate::support::folder();
+        let leader = replica_with(backend, folder.path(), "0", &format!("message = '{most_of_leader}'"));
+        until("it leads", || state(&leader) == "leads");
+        let mut publisher = leader.client();
+        let is_taken = most_of_leader == "256KiB";
+        // What there is already is longer than who joins takes.
+        assert_eq!(post(&mut leader.client(), "/api/v1/notify", &long).status, if is_taken { 202 } else { 413 });
+        let follower = replica_with(backend, folder.path(), "1", &format!("message = '{most_of_follower}'"));
+        until("it follows", || state(&follower) == "follows");
+        let mut socket = Socket::told(&follower, "/api/v1/listen");
+        let mut other = follower.client();
+        notify(&mut publisher, &json!({"data": 1}));
+        assert_eq!(data(&mut socket), 1);
+        // One connection for each: it ends where the request is refused by its length.
+        let (at, status) = if is_taken { (&leader, 202) } else { (&follower, 413) };
+        assert_eq!(post(&mut at.client(), "/api/v1/notify", &long).status, status);
+        notify(&mut other, &json!({"data": 2}));
+        if is_taken {
+            assert_eq!(socket.next().json()["type"], "gap");
+        }
+        assert_eq!(data(&mut socket), 2);
+        notify(&mut publisher, &json!({"data": 3}));
+        assert_eq!(data(&mut socket), 3);
+        assert_eq!((state(&leader), state(&follower)), ("leads".to_owned(), "follows".to_owned()));
+    }
 }
