@@ -11,9 +11,11 @@
 use std::borrow::Cow;
 use std::fmt::Display;
 
-use serde::Deserialize;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
+use super::message::put_json_string;
 use crate::config::Dialect;
 use crate::http::find_lines;
 use crate::websocket::Opcode;
@@ -175,16 +177,22 @@ fn read_fields(answer: &Reply<'_>) -> Result<Vec<Act>, String> {
         let opcode = if media.starts_with(b"text/") { Opcode::Text } else { Opcode::Binary };
         return Ok(vec![message(opcode, body)?]);
     }
-    let Ok(Value::Object(mut said)) = serde_json::from_slice(body) else {
+    let Ok(Members(said)) = serde_json::from_slice(body) else {
         return Err("the app's answer is no object of JSON".to_owned());
     };
-    let mut names = |member: &str| names(said.remove(member));
+    let (orders, said): (Vec<_>, Vec<_>) = said.into_iter().partition(|(name, _)| ORDERS.contains(&name.as_str()));
+    // Of several the last one.
+    let order = |member: &str| {
+        let (_, value) = orders.iter().rfind(|(name, _)| name == member)?;
+        Some(serde_json::from_str::<Value>(value.get()).unwrap_or_default())
+    };
+    let names = |member: &str| names(order(member));
     let (joins, leaves, except, to) = (names("+"), names("-"), names(">"), names("@"));
-    let close = said.remove("!");
+    let close = order("!");
     let mut acts: Vec<Act> = joins.unwrap_or_default().into_iter().map(Act::Join).collect();
     acts.extend(leaves.unwrap_or_default().into_iter().map(Act::Leave));
     if !said.is_empty() {
-        let text = serde_json::to_string(&said).unwrap_or_default();
+        let text = object(&said);
         acts.push(match to {
             None => Act::Say(Opcode::Text, text.into_bytes()),
             Some(to) => Act::Spread { text, to, except: except.unwrap_or_default() },
@@ -197,6 +205,51 @@ fn read_fields(answer: &Reply<'_>) -> Result<Vec<Act>, String> {
         acts.push(Act::Close(code, reason));
     }
     Ok(acts)
+}
+
+/// The members of an answer that say what is to be done; all others are a message.
+const ORDERS: [&str; 5] = ["+", "-", ">", "@", "!"];
+
+/// The members of an object, in their order, each value as it is written: what an app says reaches clients as it has said it.
+struct Members<'a>(Vec<(String, &'a RawValue)>);
+
+impl<'de> Deserialize<'de> for Members<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Members<'de>, D::Error> {
+        struct OfObject;
+
+        impl<'de> Visitor<'de> for OfObject {
+            type Value = Members<'de>;
+
+            fn expecting(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                formatter.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members<'de>, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+
+        deserializer.deserialize_map(OfObject)
+    }
+}
+
+/// An object of such members.
+fn object(members: &[(String, &RawValue)]) -> String {
+    let mut text = String::from("{");
+    for (name, value) in members {
+        if text.len() > 1 {
+            text.push(',');
+        }
+        put_json_string(&mut text, name);
+        text.push(':');
+        text.push_str(value.get());
+    }
+    text.push('}');
+    text
 }
 
 /// Names, as one string or as a list of such.
@@ -328,7 +381,7 @@ fn of_app(opcode: Opcode, content: &[u8], prefix: Option<&[u8]>) -> Result<Optio
 }
 
 /// A control message; those that are not known are not meant for us.
-#[derive(Deserialize)]
+#[derive(serde::Deserialize)]
 struct Control {
     r#type: String,
     #[serde(default)]
@@ -396,6 +449,35 @@ mod tests {
         assert_eq!(told(&Occasion::Close(1006), None).1, b"DISCONNECT\r\n");
         let kept = Grip { meta: vec![(b"User".as_slice().into(), b"anna".as_slice().into())], ..Grip::default() };
         assert_eq!(told(&text(true, b"x"), Some(&kept)).0, format!("{lines}Meta-User: anna\r\n"));
+    }
+
+    #[test]
+    fn what_an_app_says_in_json_is_said_as_it_is_written() {
+        let answer = |body: &str| {
+            let head = head("Content-Type: application/json; charset=utf-8\r\n");
+            Dialect::Fields.read(&Reply { status: 200, head: head.as_bytes(), body: body.as_bytes() }, false, &mut None)
+        };
+        let deep = format!(r#"{{"a":{}{}}}"#, "[".repeat(1000), "]".repeat(1000));
+        for same in [
+            r#"{"n":12345678901234567890123,"f":0.10000000000000000001,"e":1e400,"z":1.0}"#,
+            r#"{"b":2,"a":{"d" : 1, "c":"\u00e9"}}"#,
+            r#"{"a\"b":null}"#,
+            &deep,
+        ] {
+            assert_eq!(answer(same), Ok(vec![say(same)]));
+        }
+        let text = r#"{"n":1e400,"a":1}"#.to_owned();
+        let spread = Act::Spread { text, to: vec!["x".to_owned()], except: vec!["1".to_owned(), "2".to_owned()] };
+        let acts =
+            vec![Act::Join("b".to_owned()), Act::Leave("c".to_owned()), spread, Act::Close(3999, "no".to_owned())];
+        let body =
+            r#"{"n":1e400, "+":"a","+":"b","-":["c",5],"@":"x", ">":["1","2"],"a":1,"!":{"code":3999,"reason":"no"}}"#;
+        assert_eq!(answer(body), Ok(acts));
+        assert_eq!(answer(r#"{"!":1e400}"#), Ok(vec![Act::Close(NORMAL, String::new())]));
+        for wrong in ["", " ", "[]", "1", "{", r#"{"a":1}x"#, r#"{"a":}"#, r#"{"a":NaN}"#, "{\"a\":\"\n\"}"] {
+            let said = answer(wrong);
+            assert!(said.is_err() || wrong.is_empty() && said == Ok(vec![]), "{wrong:?}: {said:?}");
+        }
     }
 
     #[test]
