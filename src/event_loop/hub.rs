@@ -165,7 +165,7 @@ impl Hubs {
         self.topics.get_mut(number as usize)?.as_deref_mut()
     }
 
-    /// Adds a subscriber to a topic: the topic's number, and the subscriber's place.
+    /// Adds a subscriber to a topic, which stands there: the topic's number, and the subscriber's place.
     fn add(&mut self, topic: Arc<Topic>, at: Position, sock: Sock) -> (u32, u32) {
         let place = Arc::as_ptr(&topic);
         let number = self.numbers.get(&place).copied().unwrap_or_else(|| {
@@ -279,8 +279,13 @@ impl<B: Backend> Loop<B> {
         let listens = |(sock, role)| matches!(role, &Role::Client(Client { subscriber: Some(_), .. })).then_some(sock);
         let socks: Vec<Sock> = self.table.roles().filter_map(listens).collect();
         for sock in socks {
-            if let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) {
-                subscriber.served = self.hubs.newest(subscriber.served.clone());
+            let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) else {
+                continue;
+            };
+            subscriber.served = self.hubs.newest(subscriber.served.clone());
+            if subscriber.served.app.is_some() && subscriber.talk.is_none() {
+                // It came before the app took part, and is to come again, so that the app is asked.
+                self.subscriber_drains(sock);
             }
         }
     }

@@ -22,6 +22,7 @@ on_every_backend_and_tls! {
     all_events_name_the_client_that_a_proxy_has_named
     one_event_of_a_socket_at_a_time
     an_app_that_fails_closes_nothing
+    a_topic_that_is_not_joined_is_said
 }
 
 /// An app that answers each event by a script: what the event was, its head and its body, to the content type and the body of the answer, or
@@ -409,4 +410,26 @@ fn an_app_that_fails_closes_nothing(backend: &str) {
     drop(worker);
     notify(&mut server.client(), &json!({"data": "topics go on"}));
     assert_eq!(socket.next().text(), "topics go on");
+}
+
+fn a_topic_that_is_not_joined_is_said(backend: &str) {
+    let keys = "topics = ['chat.*', 'broadcast']\ntopics_per_socket = 2";
+    let (server, _worker, _folder) = with_app(backend, keys, |frame, _, body| match frame {
+        "text" => Ok((JSON, json!({"+": String::from_utf8_lossy(body)}).to_string().into_bytes())),
+        _ => Ok((JSON, b"{}".to_vec())),
+    });
+    let mut socket = Socket::told(&server, "/api/v1/listen");
+    for (name, kind, reason) in [
+        ("lobby", "error", "there is no such topic"),
+        ("chat.1", "subscribed", ""),
+        ("chat.1", "", ""),
+        ("chat.2", "error", "one topic more"),
+    ] {
+        socket.send(TEXT, name.as_bytes());
+        if !kind.is_empty() {
+            let said = socket.next().json();
+            assert_eq!(said["type"], kind, "{said}");
+            assert!(said["reason"].as_str().unwrap_or_default().contains(reason), "{said}");
+        }
+    }
 }

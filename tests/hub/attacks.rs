@@ -12,6 +12,8 @@ use crate::support::{Client, PROGRAM, Server, Worker, fields, on_every_backend_a
 
 on_every_backend_and_tls! {
     a_poll_is_told_what_is_missing
+    who_says_an_id_of_the_future_makes_nobody_deaf
+    an_app_that_is_added_is_asked_of_all
     a_poll_that_is_answered_at_once_leaves_nothing
     a_stream_comes_back_to_behind_its_gap
     nobody_forges_what_happens_on_sockets
@@ -255,6 +257,45 @@ fn an_app_that_is_gone_takes_no_socket_with_it(backend: &str) {
     until("it is gone", || server.status()["hub_sockets"] == 1);
     assert_eq!(server.client().get("/").text(), "other");
     assert_eq!(server.status()["panics"], 0);
+}
+
+fn who_says_an_id_of_the_future_makes_nobody_deaf(backend: &str) {
+    let server = hub(backend, &["--loops", "1"]);
+    let mut publisher = server.client();
+    let first = notify(&mut publisher, &json!({"data": "first"}))["id"].as_str().unwrap().to_owned();
+    let (epoch, _) = first.split_once(':').unwrap();
+    let mut ahead = Socket::told(&server, &format!("/api/v1/listen?last_event_id={epoch}:2"));
+    assert_eq!(ahead.next().json()["type"], "gap");
+    let mut others = [Socket::told(&server, "/api/v1/listen"), Socket::told(&server, "/api/v1/listen")];
+    notify(&mut publisher, &json!({"data": "next"}));
+    others.iter_mut().chain([&mut ahead]).for_each(|socket| assert_eq!(socket.next().json()["data"], "next"));
+}
+
+fn an_app_that_is_added_is_asked_of_all(backend: &str) {
+    let (server, worker, folder) = with_app(backend, "", |frame, _, body| match frame {
+        "text" => Ok(("text/plain", body.to_vec())),
+        _ => Ok((JSON, b"{}".to_vec())),
+    });
+    let say = |keys: &str| {
+        let text = format!("[apps.web]\nupstream = ['{}']\n[hub.live]\n{keys}\n", worker.url);
+        std::fs::write(folder.path().join("hub.toml"), text).unwrap();
+        reload(&server);
+    };
+    let mut asked = Socket::told(&server, "/api/v1/listen");
+    say("");
+    asked.say(&json!({"subscribe": "news"}));
+    assert_eq!(asked.next().json()["type"], "subscribed");
+    let mut unasked = Socket::told(&server, "/api/v1/listen");
+    let mut events = stream(&server, "/api/v1/listen", "");
+    say("app = 'web'");
+    assert_eq!(unasked.expect_close(), 1012);
+    assert!(event(&mut events)[0].starts_with("retry: "), "it is told when to come again");
+    assert_eq!(events.line().as_deref(), Some("0"));
+    let mut back = Socket::told(&server, "/api/v1/listen");
+    for socket in [&mut asked, &mut back] {
+        socket.send(TEXT, br#"{"subscribe":"a"}"#);
+        assert_eq!(socket.next().text(), r#"{"subscribe":"a"}"#, "the app has it");
+    }
 }
 
 fn topics_that_nobody_uses_make_place(backend: &str) {

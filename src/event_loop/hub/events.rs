@@ -560,22 +560,35 @@ impl<B: Backend> Loop<B> {
     fn join(&mut self, sock: Sock, served: &Arc<Served>, name: &str, left_at: Option<&Positions>) {
         let now = served.since(self.time.now);
         let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) else { return };
-        if subscriber.topic_at(&self.hubs, name).is_some()
-            || subscriber.cursors.len() >= served.settings.room.topics_per_socket
-        {
+        if subscriber.topic_at(&self.hubs, name).is_some() {
             return;
+        }
+        if subscriber.cursors.len() >= served.settings.room.topics_per_socket {
+            return self.not_joined(sock, name, &"it is one topic more than a client may listen to");
         }
         // What bears its own name has begun with it.
         let is_new = SocketId::read(name).is_some_and(|id| id.number() == subscriber.number());
         let from = left_at.filter(|_| !is_new).map_or(From::Now, |positions| From::After(positions.of(name)));
-        let Ok(subscribed) = served.hub.subscribe(now, name, self.index, from) else { return };
+        let subscribed = match served.hub.subscribe(now, name, self.index, from) {
+            Ok(subscribed) => subscribed,
+            Err(refused) => return self.not_joined(sock, name, &refused),
+        };
         // What is missing is told when it reads on from there.
         let at = subscribed.gap.map_or(subscribed.at, |gap| gap.from);
-        let cursor = Cursor::new(self.hubs.add(subscribed.topic, at, sock), name, at);
+        let cursor = Cursor::new(self.hubs.add(subscribed.topic, subscribed.end, sock), name, at);
         subscriber.cursors.push(cursor);
         subscriber.alone = false;
         self.tell_change(sock, &wire::subscribed(name, subscribed.at));
         self.catch_up(sock);
+    }
+
+    /// A socket does not listen to what its app has said.
+    fn not_joined(&mut self, sock: Sock, name: &str, reason: &dyn std::fmt::Display) {
+        let fields: [(&str, &dyn std::fmt::Display); 2] = [("topic", &name), ("reason", reason)];
+        self.shared.log.seldom(Level::Warn, "a topic that an app has a client join is not joined", &fields);
+        if self.is_socket(sock) {
+            self.say_text(sock, &wire::error(Some(name), &format!("the app's topic is not joined: {reason}")));
+        }
     }
 
     fn leave(&mut self, sock: Sock, served: &Arc<Served>, name: &str) {

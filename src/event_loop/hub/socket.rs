@@ -35,6 +35,9 @@ fn spread(subscribers: usize, left: Duration) -> Duration {
 /// The part of the budget that messages of clients may take in a loop before they are whole.
 const PARTIAL_SHARE: usize = 8;
 
+/// Why a socket is closed that is welcome as soon as it comes again.
+const COME_AGAIN: &str = "the server restarts: come again";
+
 /// Bytes of messages of a client that wait for its app before nothing more is received.
 const MOST_WAITING: usize = 16 * 1024;
 
@@ -188,7 +191,12 @@ impl<B: Backend> Loop<B> {
                 self.close_socket(sock, code, "");
             }
             Event::Message { text, data } if self.has_app(sock) => {
-                self.tell_app(sock, &Occasion::Message { text, data });
+                if self.is_asked(sock) {
+                    self.tell_app(sock, &Occasion::Message { text, data });
+                } else {
+                    // It was to go in a moment.
+                    self.close_socket(sock, code::RESTART, COME_AGAIN);
+                }
             }
             Event::Message { text: true, data } => self.command(sock, &String::from_utf8_lossy(&data)),
             Event::Message { text: false, .. } => {
@@ -197,7 +205,14 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    pub(super) fn has_app(&mut self, sock: Sock) -> bool {
+    /// Whether an app takes part in its hub now.
+    fn has_app(&mut self, sock: Sock) -> bool {
+        let subscriber = self.table.client(sock).and_then(|client| client.subscriber.as_ref());
+        subscriber.is_some_and(|subscriber| subscriber.served.app.is_some())
+    }
+
+    /// Whether an app has let it in.
+    fn is_asked(&mut self, sock: Sock) -> bool {
         let subscriber = self.table.client(sock).and_then(|client| client.subscriber.as_ref());
         subscriber.is_some_and(|subscriber| subscriber.talk.is_some())
     }
@@ -222,7 +237,8 @@ impl<B: Backend> Loop<B> {
                     Err(refused) => wire::error(Some(&topic), &refused),
                     Ok(subscribed) => {
                         let (name, at) = (subscribed.topic.clone(), subscribed.at);
-                        let cursor = Cursor::new(self.hubs.add(subscribed.topic, at, sock), name.name(), at);
+                        let place = self.hubs.add(subscribed.topic, subscribed.end, sock);
+                        let cursor = Cursor::new(place, name.name(), at);
                         subscriber.cursors.push(cursor);
                         let answer = wire::subscribed(name.name(), at);
                         self.say_text(sock, &answer);
@@ -337,7 +353,7 @@ impl<B: Backend> Loop<B> {
         self.arm(sock, pong);
     }
 
-    /// The server ends: a subscriber is to go, not all in the same moment.
+    /// The server ends, or an app takes part from now on: a subscriber is to go, not all in the same moment.
     pub fn subscriber_drains(&mut self, sock: Sock) {
         let left = self.hubs.leave_by.map_or(Duration::MAX, |by| by.saturating_duration_since(self.time.now));
         let most = spread(self.hubs.subscribers, left).as_millis().max(1);
@@ -353,7 +369,7 @@ impl<B: Backend> Loop<B> {
         let chunked = client.http.is_chunked();
         let Some(subscriber) = &client.subscriber else { return };
         match subscriber.transport {
-            Transport::Socket { .. } => self.close_socket(sock, code::RESTART, "the server restarts: come again"),
+            Transport::Socket { .. } => self.close_socket(sock, code::RESTART, COME_AGAIN),
             Transport::Poll(_) => self.answer_poll(sock, true),
             Transport::Events => {
                 let end: &[u8] = if chunked { b"0\r\n\r\n" } else { b"" };
