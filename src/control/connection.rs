@@ -149,9 +149,10 @@ impl Connection {
         idle.then_some(self.since)
     }
 
-    /// Since when it is open, if not a byte has ever come from it.
-    pub fn silent_since(&self) -> Option<Instant> {
-        (self.state == State::Open && self.served == 0 && !self.begun).then_some(self.since)
+    /// Since when a request is waited for that is not whole: from its first byte on, or since it was accepted, if not a byte has ever come.
+    pub fn unwhole_since(&self) -> Option<Instant> {
+        let waits = self.begun || self.served == 0;
+        (self.state == State::Open && waits && !self.unread && self.is_flushed() && !self.held).then_some(self.since)
     }
 
     /// Closes without a word.

@@ -18,10 +18,10 @@ use crate::http::head::HeadLimits;
 use crate::log;
 use crate::socket_file::{SocketFile, clear};
 
-/// Connections at once. Further ones wait in the listener's backlog until one closes, which takes a slow peer five seconds at most, and one
-/// that says nothing [`SILENCE`]. The server keeps descriptors for so many.
+/// Connections at once. Further ones wait in the listener's backlog until one closes, or makes room: one that is idle does so at once, and
+/// one whose request is not whole behind [`SILENCE`]. The server keeps descriptors for so many.
 pub const MOST_CONNECTIONS: usize = 64;
-/// For how long a connection may say nothing at all while others wait to be accepted.
+/// For how long a connection may say nothing at all, or only a part of a request, while others wait to be accepted.
 const SILENCE: Duration = Duration::from_millis(100);
 /// Readers of events at once.
 const MOST_STREAMS: usize = 16;
@@ -169,8 +169,8 @@ impl ControlServer {
         }
         // Whether somebody waits to be accepted is seen only when there is room.
         let full = self.connections.len() >= MOST_CONNECTIONS && !self.has_room(self.turned);
-        let silent = self.connections.iter().filter(|_| full).filter_map(Connection::silent_since).min();
-        let room = silent.map(|since| since + SILENCE);
+        let unwhole = self.connections.iter().filter(|_| full).filter_map(Connection::unwhole_since).min();
+        let room = unwhole.map(|since| since + SILENCE);
         self.connections.iter().filter_map(Connection::due).chain(self.accept_again).chain(room).min()
     }
 
@@ -327,10 +327,11 @@ impl Drop for ControlServer {
     }
 }
 
-/// Since when a connection has nothing to do, if it makes room for others: it is between two requests, or it has said nothing for too long.
+/// Since when a connection has nothing to do, if it makes room for others: it is between two requests, or its request is not whole for too
+/// long.
 fn gives_way_since(connection: &Connection, now: Instant) -> Option<Instant> {
-    let silent = connection.silent_since().filter(|since| now >= *since + SILENCE);
-    connection.idle_since().or(silent)
+    let unwhole = connection.unwhole_since().filter(|since| now >= *since + SILENCE);
+    connection.idle_since().or(unwhole)
 }
 
 fn nonblocking(stream: UnixStream) -> io::Result<UnixStream> {
