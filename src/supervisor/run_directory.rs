@@ -5,7 +5,9 @@
 //!   and by a marker in it, a file of the name [`MARKER`].
 //! - Nobody else may write where the sockets lie, since they could put one of theirs in a worker's place. In a directory that the
 //!   operator has made for more users than this one, the server keeps to a sub-directory of its own ([`OWN_PART`]).
-//! - The lock is flock(2) on a file in it, which the kernel takes back however the server ends. Sockets that an earlier server left are
+//! - The lock is flock(2) on a file in it that has nothing but this process's number in it. Where no server of ours has made the directory,
+//!   a file of that name with anything else in it is somebody's: the directory is refused, and it stays as it is. The kernel
+//!   takes the lock back however the server ends. Sockets that an earlier server left are
 //!   removed only where a connect to them is refused at once: what answers, or might, is somebody's.
 
 use std::cell::{Cell, RefCell};
@@ -359,6 +361,33 @@ fn has_name(lock: &File, directory: &Path) -> bool {
     held.is_some() && fs::metadata(directory.join(LOCK_NAME)).map(inode).ok() == held
 }
 
+/// Whether a file may be the lock of a server of ours: it has nothing but the number of a process in it, as ours have from their first moment.
+fn is_signed(mut file: &File) -> bool {
+    let mut text = String::new();
+    let read = file.rewind().and_then(|()| file.take(32).read_to_string(&mut text));
+    let number = text.strip_suffix('\n').unwrap_or_default();
+    read.is_ok() && !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
+}
+
+/// Makes a lock that is signed from its first moment, if none is there.
+fn make_lock(path: &Path) -> io::Result<()> {
+    let fresh = path.with_extension(std::process::id().to_string());
+    fs::remove_file(&fresh).ok();
+    let signed = |path: &Path| {
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        sign(&file)
+    };
+    let linked = signed(&fresh).and_then(|()| fs::hard_link(&fresh, path));
+    fs::remove_file(&fresh).ok();
+    let there = |error: &io::Error| error.kind() == io::ErrorKind::AlreadyExists;
+    match linked {
+        Err(error) if there(&error) => Ok(()),
+        // A file system without hard links.
+        Err(_) => signed(path).or_else(|error| if there(&error) { Ok(()) } else { Err(error) }),
+        Ok(()) => Ok(()),
+    }
+}
+
 /// Locks a directory that is made if need be: whoever had it last may be removing it.
 fn lock_made(directory: &Path) -> Result<File, RunDirectoryError> {
     let attempt = || {
@@ -380,9 +409,20 @@ fn lock_made(directory: &Path) -> Result<File, RunDirectoryError> {
 fn lock(directory: &Path) -> Result<File, RunDirectoryError> {
     let path = directory.join(LOCK_NAME);
     let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    options.read(true).write(true).custom_flags(libc::O_NOFOLLOW);
     loop {
-        let mut file = options.open(&path).map_err(|error| cannot("open the lock in", directory, &error))?;
+        let opened = make_lock(&path).and_then(|()| options.open(&path));
+        let mut file = match opened {
+            // Whoever had it has just removed it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && directory.is_dir() => continue,
+            opened => opened.map_err(|error| cannot("open the lock in", directory, &error))?,
+        };
+        if !is_marked(directory) && !is_signed(&file) {
+            let name = path.display();
+            let message =
+                format!("{name} is no lock of a production_server's: choose another directory with --run-dir");
+            return Err(RunDirectoryError::new(73, message));
+        }
         // SAFETY: flock takes plain numbers; the descriptor is open.
         if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
             return Err(taken(directory, &mut file));
@@ -397,9 +437,10 @@ fn lock(directory: &Path) -> Result<File, RunDirectoryError> {
 
 /// Writes down whose lock it is.
 fn sign(mut lock: &File) -> io::Result<()> {
+    let text = format!("{}\n", std::process::id());
     lock.rewind()?;
-    lock.set_len(0)?;
-    lock.write_all(format!("{}\n", std::process::id()).as_bytes())
+    lock.write_all(text.as_bytes())?;
+    lock.set_len(text.len() as u64)
 }
 
 fn taken(directory: &Path, file: &mut File) -> RunDirectoryError {
@@ -608,6 +649,25 @@ mod tests {
             }
             whole();
         }
+    }
+
+    #[test]
+    fn a_lock_of_somebody_else_s_is_refused_and_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let lock = root.path().join(LOCK_NAME);
+        for theirs in ["", "pid 4711 of another program\n", "4711"] {
+            fs::write(&lock, theirs).unwrap();
+            let refused = RunDirectory::open(root.path()).unwrap_err();
+            assert!(refused.code() == 73 && refused.to_string().contains("--run-dir"), "{refused}");
+            assert_eq!(fs::read_to_string(&lock).unwrap(), theirs);
+        }
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1, "nothing was left beside it");
+        // One that an earlier server has left is taken, and removed at the end.
+        fs::write(&lock, "4711\n").unwrap();
+        let directory = RunDirectory::open(root.path()).unwrap();
+        assert_eq!(fs::read_to_string(&lock).unwrap(), format!("{}\n", std::process::id()));
+        drop(directory);
+        assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
     }
 
     /// Somebody else was there first, with a link or a directory that is too open.
