@@ -94,9 +94,11 @@ impl Orphans {
                     orphan.kill_at = Some(now + GRACE);
                 }
                 None if orphan.mark.as_ref().is_some_and(|mark| !lives(mark)) => {
+                    // First: one that has ended has no command line.
+                    let command = proc::within(PATIENCE, move || command(process)).unwrap_or_default();
                     signal_process(process as i32, libc::SIGTERM);
                     orphan.kill_at = Some(now + GRACE);
-                    told.push((process, proc::within(PATIENCE, move || command(process)).unwrap_or_default()));
+                    told.push((process, command));
                 }
                 _ => {}
             }
@@ -152,8 +154,13 @@ fn children() -> Vec<u32> {
         .collect()
 }
 
+/// Its program, and what that is to run where it comes first; of one that has no command left, as one that has ended, the name of its program.
 fn command(process: u32) -> String {
-    shown(&fs::read(Path::new("/proc").join(process.to_string()).join("cmdline")).unwrap_or_default())
+    let of = |name: &str| fs::read(Path::new("/proc").join(process.to_string()).join(name)).unwrap_or_default();
+    match shown(&of("cmdline")) {
+        told if told.is_empty() => String::from_utf8_lossy(&of("comm")).trim_end().to_owned(),
+        told => told,
+    }
 }
 
 /// A program and, where it comes first, what it is to run; options and what stands behind them may be secrets. `line` is as in proc_pid_cmdline(5).
@@ -167,7 +174,10 @@ fn shown(line: &[u8]) -> String {
 }
 
 #[cfg(test)]
+#[cfg(target_os = "linux")]
 mod tests {
+    use std::process::{Command, Stdio};
+
     use super::*;
 
     #[test]
@@ -181,5 +191,21 @@ mod tests {
         ] {
             assert_eq!(shown(line), told);
         }
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_named_as_well() {
+        let mut child = Command::new("cat").arg("-u").stdin(Stdio::piped()).spawn().unwrap();
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let until = |expected: &str| {
+            while command(child.id()) != expected {
+                assert!(Instant::now() < deadline, "{:?} is not {expected:?}", command(child.id()));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        until("cat");
+        signal_process(child.id() as i32, libc::SIGTERM);
+        until("cat");
+        child.wait().unwrap();
     }
 }
