@@ -12,6 +12,8 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use nix::fcntl::AT_FDCWD;
+use nix::sys::stat::{FchmodatFlags, Mode, fchmodat};
 use serde::{Deserialize, Serialize};
 
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -31,6 +33,16 @@ pub struct Identity {
     inode: u64,
     /// Nanoseconds since 1970.
     born: Option<u64>,
+}
+
+/// Takes the right to connect from all but this user, where a socket lies at that path itself: where somebody has put a link there, what
+/// it leads to is none of ours.
+pub fn close_to_others(path: &Path) {
+    if fs::symlink_metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket()) {
+        let (mode, flag) = (Mode::S_IRUSR | Mode::S_IWUSR, FchmodatFlags::NoFollowSymlink);
+        // Where the system cannot do it without following, the directory alone has to do.
+        fchmodat(AT_FDCWD, path, mode, flag).ok();
+    }
 }
 
 impl SocketFile {
@@ -137,6 +149,22 @@ mod tests {
     use std::os::unix::net::{UnixDatagram, UnixListener};
 
     use super::*;
+
+    #[test]
+    fn a_socket_is_closed_to_others_and_nothing_that_a_link_leads_to() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        let mode = |name: &str| fs::metadata(place(name)).unwrap().mode() & 0o777;
+        let _sockets = ["own", "shared"].map(|name| UnixListener::bind(place(name)).unwrap());
+        fs::write(place("file"), "").unwrap();
+        for name in ["own", "shared", "file"] {
+            fs::set_permissions(place(name), fs::Permissions::from_mode(0o666)).unwrap();
+        }
+        symlink(place("shared"), place("link")).unwrap();
+        ["own", "link", "file"].iter().for_each(|name| close_to_others(&place(name)));
+        assert_eq!((mode("own"), mode("shared"), mode("file")), (0o600, 0o666, 0o666));
+    }
 
     #[test]
     fn only_what_nobody_listens_on_is_cleared_away() {

@@ -10,9 +10,7 @@
 //!   is judged.
 
 use std::fmt::Display;
-use std::fs;
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -39,6 +37,7 @@ use crate::fleet::{Ending, Event, Exit, Machine, Name, Start, Started, Word};
 use crate::log::{Level, Stream, WorkerName};
 use crate::mailbox::Message;
 use crate::proc;
+use crate::socket_file;
 
 /// How long a process may take to end after KILL. One that is frozen, or in the middle of a system call that cannot be interrupted, takes
 /// for ever; its place is filled again.
@@ -592,7 +591,7 @@ impl Machine for Processes {
         }
         if let Some(path) = self.process(name).and_then(|process| process.endpoint.path()) {
             // The directory is closed to others already; this is the second lock on the door.
-            fs::set_permissions(path, fs::Permissions::from_mode(0o600)).ok();
+            socket_file::close_to_others(path);
         }
         for grant in self.dispatch.ready(id, now) {
             self.context.postboxes.grant(grant);
