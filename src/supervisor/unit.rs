@@ -385,10 +385,7 @@ impl Unit {
         }
         let ring = context.waker.clone();
         match Watcher::start(app, &context.settings(), move || ring.wake()) {
-            Ok(watcher) => {
-                context.log.event(Level::Info, "hot reload: watching", &[("files", &watcher.summary())]);
-                self.watcher = Some(watcher);
-            }
+            Ok(watcher) => self.watcher = Some(watcher),
             Err(error) => context.log.event(Level::Warn, format_args!("hot reload is off: {error}"), &[]),
         }
     }
@@ -414,6 +411,9 @@ impl Unit {
     /// Changed files reach the workers.
     fn look_at_files(&mut self, now: Instant) {
         let Some(watcher) = &self.watcher else { return };
+        if let Some(files) = watcher.take_summary() {
+            self.processes.context.log.event(Level::Info, "hot reload: watching", &[("files", &files)]);
+        }
         if let Some(trouble) = watcher.take_trouble() {
             self.processes.context.log.event(Level::Warn, trouble, &[]);
         }

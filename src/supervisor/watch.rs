@@ -3,7 +3,7 @@
 //!
 //! - `targets`: which files and directories, and what is left out.
 //!
-//! A thread of its own gathers what happens to the files into bursts: an editor, a build or a `git checkout` touches many
+//! A thread of its own looks through the directories, however long that takes, and gathers what happens to the files into bursts: an editor, a build or a `git checkout` touches many
 //! files many times, and that is one change. It ends [`QUIET`] after the last event, and [`LONGEST`] after the first one at the
 //! latest. Only then the files are looked at: what came and went within the burst, and what was only read, is no change.
 //!
@@ -106,6 +106,7 @@ impl std::error::Error for WatchError {}
 struct Report {
     changes: Option<Changes>,
     trouble: Option<String>,
+    summary: Option<String>,
 }
 
 /// Watches until it is dropped; then its threads have ended.
@@ -114,13 +115,12 @@ pub struct Watcher {
     report: Arc<Mutex<Report>>,
     inbox: Option<SyncSender<Message>>,
     thread: Option<JoinHandle<()>>,
-    summary: String,
 }
 
 impl Watcher {
     /// Watches what the settings name: `watch`, else the files of the app's command; the module in any case. The run
-    /// directory and the access log are left out. When this returns, changes are seen; `on_change` is called from the
-    /// watcher's thread whenever there is something to take.
+    /// directory and the access log are left out. Changes are seen from now on, those that are made before all is watched by the
+    /// files' times; `on_change` is called from the watcher's thread whenever there is something to take.
     ///
     /// # Errors
     /// When there is nothing to watch, or the system cannot watch at all.
@@ -154,7 +154,7 @@ impl Watcher {
         let notify = notify::recommended_watcher(forward(inbox.clone(), Arc::clone(&lost)))
             .map_err(|error| WatchError(format!("hot reload: cannot watch files: {}", instances(&error))))?;
         let report = Arc::new(Mutex::new(Report::default()));
-        let mut observer = Observer {
+        let observer = Observer {
             notify,
             targets,
             plan: Plan::default(),
@@ -163,14 +163,13 @@ impl Watcher {
             lost,
             here,
             said: BTreeSet::new(),
+            changed_since: Some(SystemTime::now()),
             report: Arc::clone(&report),
             on_change: Box::new(on_change),
         };
-        observer.scan(None);
-        let summary = observer.summary();
         let thread = std::thread::Builder::new().name("watch".to_owned()).spawn(move || observer.run(&messages));
         let thread = thread.map_err(|error| WatchError(format!("hot reload: cannot start a thread: {error}")))?;
-        Ok(Watcher { report, inbox: Some(inbox), thread: Some(thread), summary })
+        Ok(Watcher { report, inbox: Some(inbox), thread: Some(thread) })
     }
 
     /// What has changed since the last call.
@@ -183,9 +182,9 @@ impl Watcher {
         self.report().trouble.take()
     }
 
-    /// What is watched, for the log: `server.js, src (12 directories)`.
-    pub fn summary(&self) -> &str {
-        &self.summary
+    /// What is watched, for the log, once it is: `server.js, src (12 directories)`.
+    pub fn take_summary(&self) -> Option<String> {
+        self.report().summary.take()
     }
 
     fn report(&self) -> MutexGuard<'_, Report> {
@@ -288,12 +287,15 @@ struct Observer {
     here: PathBuf,
     /// The troubles that were told.
     said: BTreeSet<&'static str>,
+    /// Of what is found, only what has changed since then is news; `None`: all is.
+    changed_since: Option<SystemTime>,
     report: Arc<Mutex<Report>>,
     on_change: Box<dyn Fn() + Send>,
 }
 
 impl Observer {
     fn run(mut self, messages: &Receiver<Message>) {
+        self.begin();
         loop {
             let now = Instant::now();
             let received = match self.burst.due() {
@@ -310,6 +312,21 @@ impl Observer {
         // notify's own thread ends some time after this; its last act is to drop its end of the channel.
         drop(self.notify);
         while messages.recv().is_ok() {}
+    }
+
+    /// Puts all under watch.
+    fn begin(&mut self) {
+        let mut changes = Changes::default();
+        self.scan(Some(&mut changes));
+        self.changed_since = None;
+        let summary = self.summary();
+        let mut report = self.report();
+        report.summary = Some(summary);
+        if !changes.is_empty() {
+            report.changes.get_or_insert_default().merge(changes);
+        }
+        drop(report);
+        (self.on_change)();
     }
 
     fn note(&mut self, event: notify::Result<notify::Event>, now: Instant) {
@@ -407,7 +424,11 @@ impl Observer {
             if !entry.file_type().is_ok_and(|kind| kind.is_file()) || !self.plan.counts(&path) {
                 continue;
             }
-            if let Some(changes) = changes.as_deref_mut() {
+            // What is from the future says nothing.
+            let now = SystemTime::now();
+            let is_new = |since, at: SystemTime| (since..=now).contains(&at);
+            let is_news = |since| entry.metadata().and_then(|it| it.modified()).is_ok_and(|at| is_new(since, at));
+            if let Some(changes) = changes.as_deref_mut().filter(|_| self.changed_since.is_none_or(is_news)) {
                 changes.add(self.shown(&path));
             }
             if FILES_ONE_BY_ONE && !self.watched.contains(&path) {

@@ -35,7 +35,8 @@ impl Rig {
         let (waker, wakes) = mpsc::channel();
         self.wakes = wakes;
         let wake = move || waker.send(()).unwrap_or(());
-        self.watcher = Some(Watcher::start_for(targets, self.root.clone(), wake).unwrap());
+        let watcher = self.watcher.insert(Watcher::start_for(targets, self.root.clone(), wake).unwrap());
+        until_watched(watcher, &self.wakes);
         self
     }
 
@@ -68,6 +69,50 @@ impl Rig {
                 missing.remove(&name);
             }
         }
+    }
+}
+
+/// All is watched; what it is.
+fn until_watched(watcher: &Watcher, wakes: &mpsc::Receiver<()>) -> String {
+    loop {
+        wakes.recv_timeout(PATIENCE).expect("all is watched");
+        if let Some(summary) = watcher.take_summary() {
+            return summary;
+        }
+    }
+}
+
+/// The look through a large tree takes its time, and nobody waits for it.
+#[test]
+fn what_changes_before_all_is_watched_is_seen_and_what_had_changed_before_is_not() {
+    let rig = Rig::new(&["old.js", "new.js", "future.js"]);
+    for (name, ago) in [("old.js", 60), ("new.js", 10), ("future.js", -60)] {
+        let seconds = Duration::from_secs(i32::unsigned_abs(ago).into());
+        let time = if ago > 0 { SystemTime::now() - seconds } else { SystemTime::now() + seconds };
+        fs::File::options().write(true).open(rig.path(name)).unwrap().set_modified(time).unwrap();
+    }
+    let targets = Targets::find(&[PathBuf::from(".")], &[], &[], &[], &rig.root);
+    let mut observer = observer(&rig, targets);
+    observer.changed_since = Some(SystemTime::now() - Duration::from_secs(30));
+    observer.begin();
+    let changes = observer.report().changes.take().unwrap();
+    assert_eq!((changes.paths, changes.more), (vec![PathBuf::from("new.js")], 0));
+}
+
+fn observer(rig: &Rig, targets: Targets) -> Observer {
+    let (inbox, _messages) = sync_channel(1);
+    Observer {
+        notify: notify::recommended_watcher(forward(inbox, Arc::default())).unwrap(),
+        targets,
+        plan: Plan::default(),
+        watched: BTreeSet::new(),
+        burst: Burst::default(),
+        lost: Arc::default(),
+        here: rig.root.clone(),
+        said: BTreeSet::new(),
+        changed_since: None,
+        report: Arc::default(),
+        on_change: Box::new(|| ()),
     }
 }
 
@@ -204,7 +249,8 @@ fn settings_name_what_is_watched() {
     settings.app.reload.watch = vec![rig.root.clone()];
     let (waker, wakes) = mpsc::channel();
     let watcher = Watcher::start(&settings.app, &settings, move || waker.send(()).unwrap_or(())).unwrap();
-    assert!(watcher.summary().ends_with("handler.so (3 directories)"), "{}", watcher.summary());
+    let summary = until_watched(&watcher, &wakes);
+    assert!(summary.ends_with("handler.so (3 directories)"), "{summary}");
     let mut rig = Rig { watcher: Some(watcher), wakes, ..rig };
     rig.write("run/x", "ours");
     rig.write("access.out", "ours");
@@ -238,19 +284,7 @@ fn a_burst_ends_when_it_is_quiet_or_after_its_longest_time() {
 fn a_limit_of_the_system_is_named_with_its_setting() {
     let limit = notify::Error::new(notify::ErrorKind::MaxFilesWatch);
     let rig = Rig::new(&["src/a.js"]);
-    let (inbox, _messages) = sync_channel(1);
-    let mut observer = Observer {
-        notify: notify::recommended_watcher(forward(inbox, Arc::default())).unwrap(),
-        targets: Targets::default(),
-        plan: Plan::default(),
-        watched: BTreeSet::new(),
-        burst: Burst::default(),
-        lost: Arc::default(),
-        here: rig.root.clone(),
-        said: BTreeSet::new(),
-        report: Arc::default(),
-        on_change: Box::new(|| ()),
-    };
+    let mut observer = observer(&rig, Targets::default());
     observer.trouble(&limit);
     let line = observer.report().trouble.take().unwrap();
     assert!(line.contains("fs.inotify.max_user_watches") || cfg!(not(target_os = "linux")), "{line}");
