@@ -32,6 +32,11 @@ impl Moves {
         }
     }
 
+    /// Whether the worker was ever heard from.
+    pub fn ever(&self) -> bool {
+        self.last.load(Ordering::Relaxed) != 0
+    }
+
     /// Whether the worker was heard from after this moment.
     pub fn since(&self, moment: Instant) -> bool {
         self.last.load(Ordering::Relaxed) > self.nanoseconds(moment)

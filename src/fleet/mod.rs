@@ -51,6 +51,8 @@ pub use words::Word;
 pub const TERM_GRACE: Duration = Duration::from_secs(5);
 /// From the dump signal to KILL for a worker that is stuck: time to write where it stands.
 pub const DUMP_GRACE: Duration = Duration::from_secs(1);
+/// For what ends with the server's stop at the latest.
+const NO_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// How often a replacement on trial is looked at.
 const TRIAL_LOOK: Duration = Duration::from_millis(20);
 /// When a worker cannot be started for lack of room in the dispatch's table.
@@ -587,6 +589,27 @@ impl Fleet {
         self.leaves_for_good(name, now, machine);
     }
 
+    /// The first process of a worker that was ready has ended as if it had been told to, which nobody here did, and it has left others in
+    /// its group, as shells and package managers do: those may still be at work. So it is as if it had been told to: it gets no more
+    /// requests, finishes what it has, and then all of it is told to stop. Its place is filled at once if it has shown that it serves;
+    /// else, and while a roll depends on it, it is judged when all have ended.
+    pub fn forsaken(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
+        // Where the server stops, it says how long requests may take.
+        let within = if self.course == Course::Serve { self.rule.drain } else { NO_DEADLINE };
+        let tried = self.member(name).is_some_and(|member| self.roll().is_some_and(|roll| roll.tries(member)));
+        let proven = !tried && self.is_proven(name, now, machine);
+        let Some(member) = self.member_mut(name).filter(|member| member.is_active() && !member.is_starting()) else {
+            return;
+        };
+        member.phase = Phase::Draining { deadline: now + within };
+        let member = member.clone();
+        machine.drain(name, now);
+        if proven {
+            self.prove(name, now);
+            self.vacated(&member, now, machine);
+        }
+    }
+
     fn leaves_for_good(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
         let Some(member) = self.member(name).filter(|member| member.is_active()).cloned() else { return };
         self.leave(name, Ending::Leaving, now, machine);
@@ -618,9 +641,14 @@ impl Fleet {
         }
     }
 
-    /// A worker has no request left.
+    /// A worker has no request left. One that was forsaken while the server stops has until the stop's own end.
     pub fn drained(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
-        let draining = |index: &usize| matches!(self.members[*index].phase, Phase::Draining { .. });
+        let stops = self.course != Course::Serve;
+        let waits = |member: &Member| stops && member.ending.is_none() && !member.leaves;
+        let draining = |index: &usize| {
+            let member = &self.members[*index];
+            matches!(member.phase, Phase::Draining { .. }) && !waits(member)
+        };
         if let Some(index) = self.position(name).filter(draining) {
             self.terminate(index, TERM_GRACE, now, machine);
         }

@@ -21,6 +21,8 @@ use crate::fleet::{Event, RollEnd, RollReport};
 use crate::log::{Level, Log};
 use crate::proc;
 
+const IN_BACKGROUND: &str = "the command went into the background: run it in the foreground, e.g. with --nodaemon";
+
 /// Where events go. Clones are the same.
 #[derive(Clone)]
 pub(super) struct Events {
@@ -72,9 +74,8 @@ impl Events {
         let fields: [(&str, &dyn Display); 2] = [("pid", &pid), ("command", &command)];
         match went {
             Some(label) => {
-                let message = "the command went into the background: run it in the foreground, e.g. with --nodaemon";
                 let fields = [&[("worker", &label as &dyn Display)], &fields[..]].concat();
-                self.emit(Level::Error, "worker-in-background", message, &fields);
+                self.emit(Level::Error, "worker-in-background", IN_BACKGROUND, &fields);
             }
             None => {
                 let message = "a process that had left its worker is ended with it";
@@ -128,6 +129,19 @@ impl AppEvents {
         self.emit(level, "worker-exit", "worker ended", &fields);
     }
 
+    /// A worker's first process had ended with code 0 by itself, and left others in its group, which are ended with it.
+    pub fn left_others(&mut self, process: &Process) {
+        let message = if process.work.opened {
+            "the command has ended with code 0 and left others at work, which are ended with it: if it went into the background, \
+             run it in the foreground, e.g. with --nodaemon"
+        } else {
+            IN_BACKGROUND
+        };
+        let pid = process.child.id();
+        let fields: [(&str, &dyn Display); 2] = [("worker", &process.label), ("pid", &pid)];
+        self.emit(Level::Error, "worker-in-background", message, &fields);
+    }
+
     /// What the fleet tells. `process`: the worker that it is about, if it is about one that lives.
     pub fn of_fleet(&mut self, event: Event, process: Option<&Process>) {
         match event {
@@ -148,7 +162,7 @@ impl AppEvents {
                 let next = format!("{:.1} s", delay.as_secs_f32());
                 let fields: [(&str, &dyn Display); 4] =
                     [("worker", &number), ("ends", &ends), ("within", &within), ("next_in", &next)];
-                let message = "a worker answers and ends again and again; it is started later each time";
+                let message = "workers get ready and end again and again; the next is started later each time";
                 self.emit(Level::Error, "worker-looping", message, &fields);
             }
             Event::GaveUp(number, next) => self.gave_up(number, next),

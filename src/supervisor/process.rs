@@ -123,10 +123,38 @@ pub struct End {
     pub told: Told,
     /// Since when it is over, and this has been announced.
     pub over_since: Option<Instant>,
-    /// It has ended, as the system has said; it is not reaped yet.
-    pub ended: bool,
+    /// How it has ended, as the system has said; it is not reaped yet.
+    pub ended: Option<Ended>,
     /// Whether its group has other members, as was last seen once it had ended.
     pub populated: Option<bool>,
+    /// When to look for them again.
+    look_at: Option<Instant>,
+    /// It had, when it had ended.
+    had_others: bool,
+    /// It has ended by itself and has left others, and the fleet knows.
+    forsaken: bool,
+    /// A request had waited for it when it was over, and not a byte had ever come from it.
+    pub owed: bool,
+}
+
+/// How the first process of a worker has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ended {
+    /// When that was seen.
+    at: Instant,
+    way: Way,
+    /// Nobody here had told it to.
+    by_itself: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// With code 0.
+    Zero,
+    /// By TERM.
+    Term,
+    /// In another way.
+    Other,
 }
 
 /// How a worker was told to end.
@@ -137,10 +165,7 @@ pub enum Told {
     Nothing,
     /// By TERM, and so was its whole group: whoever is in it has the time until KILL, also when the first process has gone before, as
     /// shells and package managers do.
-    Term {
-        /// When to look whether anybody is left.
-        look_at: Instant,
-    },
+    Term,
     /// By KILL, then.
     Kill {
         /// When.
@@ -156,12 +181,21 @@ impl Process {
 
     /// Whether it is over; see [`End`].
     pub(super) fn is_over(&mut self, child: bool, patience: Duration, observer: &Observer, now: Instant) -> bool {
-        self.end.is_over(self.child.id(), child, patience, observer, now)
+        let group = Group { number: self.child.id(), was_ready: self.work.opened };
+        self.end.is_over(group, child, patience, observer, now)
     }
 
     /// Whether it has ended, as the system says now.
     pub fn has_ended(&self) -> bool {
-        self.end.ended || has_ended(self.child.id())
+        self.end.ended.is_some() || way_of(self.child.id()).is_some()
+    }
+
+    /// Whether it has ended by itself and left others in its group that may still be at work. True once.
+    pub fn is_forsaken(&mut self, now: Instant) -> bool {
+        let due = self.end.forsaken_at(self.work.opened).is_some_and(|at| at <= now);
+        let is_new = due && !self.end.forsaken;
+        self.end.forsaken |= is_new;
+        is_new
     }
 
     /// Asks about what is due: its memory where that has a limit, and while it is not ready, what it does.
@@ -190,61 +224,114 @@ impl Process {
         let probe = self.probe.as_ref().map(Probe::next);
         let watchdog = self.channel.as_ref().and_then(|channel| channel.watchdog.due());
         let memory = self.memory.watch.as_ref().map(MemoryWatch::next);
-        let end = self.end.due(patience, self.born);
+        let end = self.end.due(patience, self.work.opened, self.born);
         let work = self.is_on_its_way().then_some(self.work.next);
         [probe, watchdog, memory, work, end].into_iter().flatten().min()
     }
 }
 
+/// A worker's process group.
+struct Group {
+    /// Its number, which is that of its first process.
+    number: u32,
+    /// The worker has been ready.
+    was_ready: bool,
+}
+
 impl End {
     /// Whether it is over: it has ended, and where its group was told to, that has, too; or it was killed and does not end, for
-    /// longer than `patience`. `group`: its number. `child`: some process has ended. The members of its group are seen by the observer.
-    fn is_over(&mut self, group: u32, child: bool, patience: Duration, observer: &Observer, now: Instant) -> bool {
+    /// longer than `patience`. `child`: some process has ended. The members of its group are seen by the observer.
+    fn is_over(&mut self, group: Group, child: bool, patience: Duration, observer: &Observer, now: Instant) -> bool {
         if let Told::Kill { at } = self.told
             && now >= at + patience
         {
             return true;
         }
         // No process ends without a word, which is asked about once.
-        self.ended |= child && has_ended(group);
-        match &mut self.told {
-            _ if !self.ended => false,
-            Told::Nothing | Told::Kill { .. } => true,
-            Told::Term { .. } if self.populated == Some(false) => true,
-            Told::Term { look_at } if !child && now < *look_at => false,
-            Told::Term { look_at } => {
-                *look_at = now + LOOK_AGAIN;
-                observer.ask(group, Wish { members: true, ..Wish::default() });
-                false
-            }
+        if self.ended.is_none() && child {
+            let by_itself = self.told == Told::Nothing;
+            self.ended = way_of(group.number).map(|way| Ended { at: now, way, by_itself });
+        }
+        let Some(ended) = self.ended else { return false };
+        self.had_others |= self.populated == Some(true);
+        let waits = match self.told {
+            Told::Kill { .. } => false,
+            Told::Term => true,
+            // One that was never ready has served nobody: what is left of it is only to be known.
+            Told::Nothing if !group.was_ready => ended.way == Way::Zero && now < ended.at + SETTLE,
+            Told::Nothing => ended.way != Way::Other,
+        };
+        if !waits || self.populated == Some(false) || (self.populated.is_some() && !self.may_serve(group.was_ready)) {
+            return true;
+        }
+        if child || self.look_at.is_none_or(|at| now >= at) {
+            self.look_at = Some(now + LOOK_AGAIN);
+            observer.ask(group.number, Wish { members: true, ..Wish::default() });
+        }
+        false
+    }
+
+    /// Whether what is left of its group may still serve, or is to have time for its end.
+    fn may_serve(&self, was_ready: bool) -> bool {
+        was_ready || self.told == Told::Term
+    }
+
+    /// When the fleet is to know that the first process has ended by itself and others are left, if it is: when they were seen, or
+    /// nothing is seen of them for too long.
+    fn forsaken_at(&self, was_ready: bool) -> Option<Instant> {
+        let ended = self.ended.filter(|ended| was_ready && ended.way != Way::Other && !self.forsaken)?;
+        if self.told != Told::Nothing || self.over_since.is_some() {
+            return None;
+        }
+        match self.populated {
+            Some(true) => Some(ended.at),
+            Some(false) => None,
+            None => Some(ended.at + SETTLE),
         }
     }
 
+    /// Whether it has ended with code 0, though nobody here had told it to; and whether it had left others in its group then.
+    pub fn went(&self) -> Option<bool> {
+        let went = self.ended.is_some_and(|ended| ended.by_itself && ended.way == Way::Zero);
+        went.then_some(self.had_others)
+    }
+
     /// When to look whether it has ended, or after that whether its answers are read. `at_once`: some time that is over.
-    fn due(&self, patience: Duration, at_once: Instant) -> Option<Instant> {
+    fn due(&self, patience: Duration, was_ready: bool, at_once: Instant) -> Option<Instant> {
         if let Some(since) = self.over_since {
             return Some(since + SETTLE);
         }
-        match self.told {
-            Told::Nothing => None,
+        if let Told::Kill { at } = self.told {
+            return Some(at + patience);
+        }
+        self.ended?;
+        match self.populated {
             // That nobody is left was seen behind this turn's look for those that are over.
-            Told::Term { .. } if self.populated == Some(false) => self.ended.then_some(at_once),
-            Told::Term { look_at } => self.ended.then_some(look_at),
-            Told::Kill { at } => Some(at + patience),
+            Some(false) => Some(at_once),
+            Some(true) if !self.may_serve(was_ready) => Some(at_once),
+            _ => self.look_at.into_iter().chain(self.forsaken_at(was_ready)).min(),
         }
     }
 }
 
-/// Whether a process of ours has ended. It stays a zombie, so that its number and its group's are not given to others yet.
-fn has_ended(process: u32) -> bool {
+/// How a process of ours has ended, if it has. It stays a zombie, so that its number and its group's are not given to others yet.
+fn way_of(process: u32) -> Option<Way> {
     let mut info = std::mem::MaybeUninit::<libc::siginfo_t>::zeroed();
     let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-    // SAFETY: the structure is zeroed, which is a valid value of it, and waitid fills it in; si_pid is valid for
-    // the SIGCHLD that waitid reports, and 0 when nothing has ended.
-    unsafe {
-        libc::waitid(libc::P_PID, process as libc::id_t, info.as_mut_ptr(), flags) == 0
-            && info.assume_init_ref().si_pid() != 0
-    }
+    // SAFETY: the structure is zeroed, which is a valid value of it, and waitid fills it in; si_pid and si_status are valid for
+    // the SIGCHLD that waitid reports, and si_pid is 0 when nothing has ended.
+    let (pid, code, status) = unsafe {
+        if libc::waitid(libc::P_PID, process as libc::id_t, info.as_mut_ptr(), flags) != 0 {
+            return None;
+        }
+        let info = info.assume_init_ref();
+        (info.si_pid(), info.si_code, info.si_status())
+    };
+    (pid != 0).then_some(match (code, status) {
+        (libc::CLD_EXITED, 0) => Way::Zero,
+        (libc::CLD_KILLED, libc::SIGTERM) => Way::Term,
+        _ => Way::Other,
+    })
 }
 
 #[cfg(test)]

@@ -15,7 +15,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::READ_BUFFER;
 use super::events::{AppEvents, WorkerExit};
 use super::guard::signal_group;
 use super::joined::JoinedWorker;
@@ -31,8 +30,9 @@ use super::tally::Tally;
 use super::unit::Context;
 use super::upstreams::Listeners;
 use super::wake::{self, Ready};
+use super::{AppState, READ_BUFFER};
 use crate::config::{self, ReadyBy};
-use crate::dispatch::{AppId, Dispatch, Moves, Target, WorkerId};
+use crate::dispatch::{AppId, Dispatch, Moves, Target, WorkerId, WorkerSnapshot};
 use crate::fleet::{Ending, Event, Exit, Machine, Name, Start, Started, Word};
 use crate::log::{Level, Stream, WorkerName};
 use crate::mailbox::Message;
@@ -340,6 +340,7 @@ impl Processes {
         for process in &mut self.workers {
             if process.end.over_since.is_none() && process.is_over(child, patience, &self.context.observer, now) {
                 process.end.over_since = Some(now);
+                process.end.owed = self.dispatch.snapshot().worker(process.id).is_some_and(owes);
                 self.dispatch.died(process.id, now);
                 self.context.postboxes.broadcast(|| Message::Died(self.id, process.id));
                 // Whom it leaves behind goes too, while the zombie still keeps the group's number from others.
@@ -353,10 +354,16 @@ impl Processes {
         }
         let known = self.dispatch.snapshot();
         let is_read = |process: &Process| {
-            !process.end.ended || known.worker(process.id).is_none_or(|worker| worker.in_flight == 0)
+            process.end.ended.is_none() || known.worker(process.id).is_none_or(|worker| worker.in_flight == 0)
         };
         let due = over.into_iter().filter(|(process, since)| is_read(process) || now >= *since + SETTLE);
         due.map(|(process, _)| process.name).collect()
+    }
+
+    /// Those that have ended by themselves and left others in their groups, which may still be at work. Each is told once.
+    pub fn forsaken(&mut self, now: Instant) -> Vec<Name> {
+        let left = self.workers.iter_mut().filter_map(|process| process.is_forsaken(now).then_some(process.name));
+        left.collect()
     }
 
     /// When a process is to be looked at again.
@@ -373,9 +380,9 @@ impl Processes {
             true => process.child.wait(),
             false => Err(io::Error::other("it could not be killed, and is left behind")),
         };
-        let went = status.as_ref().is_ok_and(|status| status.success()) && process.end.told == Told::Nothing;
+        let went = process.end.went();
         let before = self.reaped.take().flatten();
-        self.reaped = Some(if went { Some(process.label.clone()) } else { before });
+        self.reaped = Some(went.map(|_| process.label.clone()).or(before));
         self.left_behind |= status.is_err();
         if status.is_ok() {
             self.context.guard.remove(process.child.id());
@@ -399,6 +406,11 @@ impl Processes {
         };
         let exit = WorkerExit { status: status.ok(), reason: &reason, planned: !is_crash, served };
         self.events.exited(&process, &exit, now);
+        // Who goes into the background does so while it starts. A worker that ends later may well leave helpers.
+        let is_young = now.duration_since(process.born) <= self.app.life.ready.timeout;
+        if went == Some(true) && is_young && self.context.status.state() != AppState::Stopping {
+            self.events.left_others(&process);
+        }
         Some(Exit { answered, clean, how, last_lines: process.output.last_lines.joined() })
     }
 
@@ -538,6 +550,11 @@ impl Processes {
     }
 }
 
+/// Whether a request waits for a worker from which not a byte has ever come.
+fn owes(worker: &WorkerSnapshot) -> bool {
+    worker.in_flight > 0 && worker.answered_at.is_none() && !worker.target.moves.ever()
+}
+
 /// What a worker's message is to the fleet.
 fn heard(
     message: notify::Message,
@@ -625,7 +642,7 @@ impl Machine for Processes {
         let Some(process) = self.process_mut(name) else { return };
         process.probe = None;
         let (id, group) = (process.id, process.group());
-        process.end.told = Told::Term { look_at: now };
+        process.end.told = Told::Term;
         self.dispatch.drain(id, now);
         self.context.postboxes.broadcast(|| Message::Retire(self.id, id));
         // The app may be behind a shell or a package manager that ends without telling it.

@@ -253,7 +253,11 @@ impl Unit {
 
     /// Waits for the processes that have ended; `child`: one of this process's children has.
     pub fn reap(&mut self, child: bool, now: Instant) {
-        for name in self.processes.ended(child, now) {
+        let over = self.processes.ended(child, now);
+        for name in self.processes.forsaken(now) {
+            self.fleet.forsaken(name, now, &mut self.processes);
+        }
+        for name in over {
             let words = self.processes.last_words(name, now);
             self.fleet.last_words(name, &words, now, &mut self.processes);
             let member = self.fleet.member(name);

@@ -4,13 +4,15 @@ use super::*;
 
 on_every_backend! {
     an_app_behind_a_shell_is_told_to_end_and_has_its_time,
+    an_app_whose_shell_somebody_else_has_ended_finishes_what_it_has,
+    an_app_behind_a_shell_finishes_when_all_are_told_at_once,
     a_command_that_goes_into_the_background_is_named_and_ended,
     what_has_left_its_worker_ends_with_it,
     orphans_are_waited_for,
 }
 
 /// Serves its process id. On TERM it makes FOLDER/told-PID, and ends once FOLDER/go is there, with FOLDER/ended-PID. FOLDER/pid-PID is
-/// there from the start. Each further word of its command line is run in a session of its own.
+/// there from the start. A request for /hold makes FOLDER/asked-PID and is answered once FOLDER/answer is there. Each further word of its command line is run in a session of its own.
 const APP: &str = r#"
 import http.server, os, signal, socketserver, subprocess, sys, threading, time
 folder, commands = sys.argv[1], sys.argv[2:]
@@ -30,6 +32,9 @@ for command in commands:
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
+        if self.path == "/hold":
+            make(f"asked-{os.getpid()}")
+            while not os.path.exists(os.path.join(folder, "answer")): time.sleep(0.005)
         body = str(os.getpid()).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
@@ -80,12 +85,65 @@ fn an_app_behind_a_shell_is_told_to_end_and_has_its_time(backend: &str) {
     assert_ne!(site.pid(), app);
 }
 
+/// A request that the app behind the shell works on; its answer waits for the file `answer`.
+fn held(site: &Site, app: u32) -> Client {
+    let running = site.begin("/hold");
+    until("the app is asked", || site.named("asked-") == [app]);
+    running
+}
+
+fn an_app_whose_shell_somebody_else_has_ended_finishes_what_it_has(backend: &str) {
+    let site = shell(backend, &["-w", "1", "-c", "4"], "APP; true");
+    let shell = site.settled(1)[0];
+    let app = site.pid();
+    let mut running = held(&site, app);
+    crate::support::send_signal(shell, "TERM");
+    // The one whose shell has gone is shown as well, for as long as it is at work.
+    site.until("another serves", |document| {
+        let workers = document["workers"].as_array().unwrap();
+        workers.len() == 2 && workers.iter().any(|worker| worker["state"] == "running" && worker["pid"] != shell)
+    });
+    assert!(lives(app) && site.named("told-").is_empty() && site.pid() != app);
+    site.make("answer");
+    let answer = running.answer();
+    assert_eq!((answer.status, answer.text()), (200, app.to_string()));
+    until("the app is told", || site.named("told-") == [app]);
+    assert!(lives(app));
+    site.make("go");
+    until("it has ended by itself", || site.named("ended-") == [app]);
+    assert_eq!(site.events("worker-exit", 1)[0]["reason"], "TERM from outside");
+}
+
+/// As systemd does with `KillMode=control-group`.
+fn an_app_behind_a_shell_finishes_when_all_are_told_at_once(backend: &str) {
+    let mut site = shell(backend, &["-w", "1", "-c", "4", "--shutdown", "30s"], "APP; true");
+    let shell = site.settled(1)[0];
+    let app = site.pid();
+    let mut running = held(&site, app);
+    for process in [shell, app] {
+        crate::support::send_signal(process, "TERM");
+    }
+    site.server.signal("TERM");
+    until("the server stops", || site.server.has_said("stopping: requests may finish"));
+    until("the shell has ended", || !lives(shell));
+    site.make("answer");
+    assert_eq!(running.answer().status, 200);
+    site.make("go");
+    assert_eq!(site.server.ended().code(), Some(0));
+    assert!(site.named("ended-").contains(&app), "it was killed");
+}
+
 fn a_command_that_goes_into_the_background_is_named_and_ended(backend: &str) {
     let flags = ["-w", "1", "--restart-base", "10ms", "--give-up", "2/60s"];
-    let site = shell(backend, &flags, "setsid APP & while ! ls FOLDER/pid-* >/dev/null 2>&1; do sleep 0.01; done");
-    until("the daemon is named", || site.server.has_said("--nodaemon"));
-    site.make("go");
-    until("the daemons have ended", || !site.named("pid-").is_empty() && !site.named("pid-").into_iter().any(lives));
+    for setsid in ["setsid ", ""] {
+        let line = format!("{setsid}APP & while ! ls FOLDER/pid-* >/dev/null 2>&1; do sleep 0.01; done");
+        let site = shell(backend, &flags, &line);
+        until("the daemon is named", || site.server.has_said("--nodaemon"));
+        site.make("go");
+        until("the daemons have ended", || {
+            !site.named("pid-").is_empty() && !site.named("pid-").into_iter().any(lives)
+        });
+    }
 }
 
 fn what_has_left_its_worker_ends_with_it(backend: &str) {
