@@ -9,7 +9,7 @@
 //! - One mechanism replaces workers, whatever the reason (requests, lifetime, memory, reloads, deploy): a worker is marked as
 //!   due, and [`Fleet::tick`] replaces those that are, as many at a time as the reason allows.
 //! - A **roll** marks all places, in turn. Its first replacement is on trial: until it has answered a request, or was ready for
-//!   a while, the old generation stays as it is; if it fails, the roll is aborted and nothing was lost.
+//!   a while and owes no answer, the old generation stays as it is; if it fails, the roll is aborted and nothing was lost.
 //! - A worker that leaves is drained first, then told to stop (TERM), then killed. Each step has its deadline.
 //!
 //! `place.rs` has places and members, `replace.rs` what fills and replaces them, `revive.rs` what brings
@@ -43,7 +43,7 @@ pub use place::{Member, Phase, Place, PlaceState};
 pub use policy::{Decision, End, Jitter, RestartPolicy, RestartRule};
 pub use release::Release;
 use revive::Revival;
-pub use roll::{Roll, RollEnd, RollReport};
+pub use roll::{Left, Roll, RollEnd, RollReport};
 pub use scale::{Load, SAMPLE, Scaler};
 pub use words::Word;
 
@@ -253,6 +253,8 @@ pub trait Machine {
     fn fits_beside(&mut self, name: Name) -> bool;
     /// Whether it has answered a request.
     fn has_answered(&mut self, name: Name) -> bool;
+    /// Whether a request waits for it, and not a byte has ever come from it.
+    fn owes(&mut self, name: Name) -> bool;
     /// The one among them whose last answer is the longest ago.
     fn coldest(&mut self, among: &[Name]) -> Option<Name>;
     /// The app has failed: requests are refused at once.
@@ -268,6 +270,8 @@ pub trait Machine {
 pub struct Exit {
     /// Whether it had answered anything.
     pub answered: bool,
+    /// Whether a request had waited for it, and not a byte had ever come from it.
+    pub owed: bool,
     /// Whether it ended as a worker does that is told to: with code 0, or by TERM.
     pub clean: bool,
     /// What is to be said about it: code or signal, if it was not asked to end.
@@ -440,9 +444,9 @@ impl Fleet {
             return members.min();
         }
         let expiries = self.members.iter().filter_map(Member::expires);
-        let places = self.places.iter().filter(|_| self.may_start()).filter_map(|place| self.wish(place));
-        let places = places.map(|wish| wish.at);
-        let attempt = self.attempt().filter(|_| self.may_start()).map(|(at, _)| at);
+        let wish = |place: &Place| self.wish(place).filter(|wish| self.may_have(place.number, wish));
+        let places = self.places.iter().filter_map(wish).map(|wish| wish.at);
+        let attempt = self.attempt().filter(|_| self.may_start(false)).map(|(at, _)| at);
         members.chain(expiries).chain(places).chain(attempt).chain(self.look_at).min()
     }
 

@@ -60,8 +60,10 @@ pub struct Member {
     pub reloads: u64,
     /// The limit of its own that it has reached, if it has, and when it is replaced for it at the earliest.
     pub(super) due: Option<(Ending, Instant)>,
-    /// It has passed a health check.
-    pub(super) passed: bool,
+    /// What is known of whether it serves.
+    pub(super) trust: Trust,
+    /// It was started beside one that serves, or because it was its place's turn in a roll: nobody's place waits for it.
+    pub(super) beside: bool,
     /// It has said that it leaves, before it was known that it serves.
     pub(super) leaves: bool,
     /// Why it was told to end.
@@ -140,6 +142,17 @@ impl Member {
             Phase::Running | Phase::Killed => None,
         }
     }
+}
+
+/// What is known of whether a worker serves, beside what it has answered.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Trust {
+    /// It has passed a health check.
+    pub passed: bool,
+    /// It has let a request time out, and had answered none.
+    pub late: bool,
+    /// When it was last seen to owe an answer, while something depended on whether it serves.
+    pub owed_at: Option<Instant>,
 }
 
 /// The life cycle of a worker as `status` shows it.

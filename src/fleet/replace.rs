@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::planted::{self, Bug};
 
-use super::place::{Member, Phase, Place};
+use super::place::{Member, Phase, Place, Trust};
 use super::policy::{Decision, End};
 use super::roll::Roll;
 use super::{Course, Ending, Event, Exit, Fleet, MEMORY_RETRY, Machine, Name, ROOM_RETRY, Start, Started};
@@ -69,9 +69,22 @@ impl Fleet {
         self.members.iter().filter(|member| member.is_starting()).count()
     }
 
-    /// Whether one more may be on its way: those that start at once take the machine from each other, until none is ready in time.
-    pub(super) fn may_start(&self) -> bool {
-        self.starting() < self.rule.start_parallel.max(1)
+    /// Whether one more may be on its way: those that start at once take the machine from each other, until none is ready in time. A
+    /// place that nobody fills waits for no replacement, which may hang: one start is always free for such places. `beside`: it is for
+    /// another purpose ([`Fleet::is_beside`]).
+    pub(super) fn may_start(&self, beside: bool) -> bool {
+        let others = || self.members.iter().filter(|member| member.is_starting());
+        others().count() < self.rule.start_parallel.max(1) || !beside && others().all(|member| member.beside)
+    }
+
+    /// Whether what a place wishes for may start now.
+    pub(super) fn may_have(&self, number: u32, wish: &Wish) -> bool {
+        self.may_start(self.is_beside(number, wish.instead_of.is_some()))
+    }
+
+    /// Whether a start for a place brings no worker back that is missing: it replaces one, or a roll brings it.
+    fn is_beside(&self, number: u32, replaces: bool) -> bool {
+        replaces || self.is_in_turn(number)
     }
 
     /// Whether a replacement for that reason may be started now. A roll counts its own, and all others wait for its end, and for
@@ -93,15 +106,14 @@ impl Fleet {
         let mut waiting: Vec<(Instant, u32)> = wishes.chain(self.attempt().filter(|(at, _)| *at <= now)).collect();
         waiting.sort_unstable();
         for (_, number) in waiting {
-            if !self.may_start() {
-                return;
-            }
             if self.attempt().is_some_and(|attempt| attempt.1 == number) {
-                self.start(number, now, machine);
+                if self.may_start(false) {
+                    self.start(number, now, machine);
+                }
                 continue;
             }
             let wish = self.place(number).and_then(|place| self.wish(place)).filter(|wish| wish.at <= now);
-            match wish.map(|wish| wish.instead_of) {
+            match wish.filter(|wish| self.may_have(number, wish)).map(|wish| wish.instead_of) {
                 Some(None) => self.start(number, now, machine),
                 Some(Some((name, ending))) => self.start_replacement(number, name, ending, now, machine),
                 None => {}
@@ -114,8 +126,9 @@ impl Fleet {
         let requests = self.rule.requests;
         let name = self.next_name();
         let deadline = now + self.rule.ready_timeout;
+        let in_turn = self.is_in_turn(number);
         let Some(place) = self.place_mut(number) else { return };
-        let limit = place.limit(requests);
+        let (limit, beside) = (place.limit(requests), in_turn || place.serving.is_some());
         match machine.start(Start { name, number, generation, limit }) {
             Started::Yes => {
                 place.starts += 1;
@@ -130,7 +143,8 @@ impl Fleet {
                     limit,
                     reloads: 0,
                     due: None,
-                    passed: false,
+                    trust: Trust::default(),
+                    beside,
                     leaves: false,
                     ending: None,
                     expires: None,
@@ -185,7 +199,8 @@ impl Fleet {
     pub(super) fn filled(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
         let Some(member) = self.member(name) else { return };
         let (number, born) = (member.number, member.born);
-        let waits = |roll: &Roll| roll.tries(member) || self.rule.checked && !member.passed && roll.brings(member);
+        let waits =
+            |roll: &Roll| roll.tries(member) || self.rule.checked && !member.trust.passed && roll.brings(member);
         let (rolls, on_trial) = (self.roll.is_some(), self.roll().is_some_and(waits));
         let Some(place) = self.place_mut(number) else { return };
         place.short_of_memory = false;
@@ -222,7 +237,7 @@ impl Fleet {
         }
         place.release(member.name);
         let filled = place.serving.is_some();
-        if exit.answered || self.was_ready_long(member, now) {
+        if self.has_served(member, exit, now) {
             self.bring_back(member.number, now);
         }
         if member.ending.is_some_and(Ending::is_planned) {
@@ -237,19 +252,27 @@ impl Fleet {
         }
     }
 
-    /// Whether a worker has shown that it serves: it has answered, or was ready for long enough. The one measure of it, for what
-    /// crashes count, for the trial of a roll, and for those that leave.
+    /// Whether a worker has shown that it serves: it has answered, or was ready for long enough and owes nobody an answer. The one
+    /// measure of it, for what crashes count, for the trial of a roll, and for those that leave.
     pub(super) fn is_proven(&self, name: Name, now: Instant, machine: &mut impl Machine) -> bool {
-        self.member(name).is_some_and(|member| self.was_ready_long(member, now)) || machine.has_answered(name)
+        let aged = self.member(name).is_some_and(|member| self.was_ready_long(member, now));
+        aged && !machine.owes(name) || machine.has_answered(name)
     }
 
+    /// The same of one that has ended.
+    fn has_served(&self, member: &Member, exit: &Exit, now: Instant) -> bool {
+        exit.answered || !exit.owed && self.was_ready_long(member, now)
+    }
+
+    /// Age says nothing of one that has only let requests wait, and begins anew when it owes no answer any more.
     fn was_ready_long(&self, member: &Member, now: Instant) -> bool {
-        member.ready_at.is_some_and(|at| at + self.rule.proven_after <= now)
+        let from = member.ready_at.map(|at| at.max(member.trust.owed_at.unwrap_or(at)));
+        !member.trust.late && from.is_some_and(|from| from + self.rule.proven_after <= now)
     }
 
     fn end_of(&self, member: &Member, exit: &Exit, now: Instant) -> End {
         match member.ending {
-            _ if exit.answered || self.was_ready_long(member, now) => self.end_of_proven(member, now),
+            _ if self.has_served(member, exit, now) => self.end_of_proven(member, now),
             None if exit.clean && member.ready_at.is_some() => End::Short,
             _ => End::Crash,
         }

@@ -73,7 +73,10 @@ impl Fleet {
         let tried = self.members.iter().filter(|member| member.is_running() && self.is_tried(member));
         let tried: Vec<Name> = tried.map(|member| member.name).collect();
         for name in &tried {
-            if self.is_proven(*name, now, machine) || self.member(*name).is_some_and(|member| member.passed) {
+            if machine.owes(*name) {
+                self.member_mut(*name).into_iter().for_each(|member| member.trust.owed_at = Some(now));
+            }
+            if self.is_proven(*name, now, machine) || self.member(*name).is_some_and(|member| member.trust.passed) {
                 self.prove(*name, now);
             }
         }
@@ -90,7 +93,7 @@ impl Fleet {
     pub(super) fn prove(&mut self, name: Name, now: Instant) {
         let Some(member) = self.position(name).map(|index| &self.members[index]) else { return };
         let number = member.number;
-        let is_well = !self.rule.checked || member.passed;
+        let is_well = !self.rule.checked || member.trust.passed;
         if let Some(roll) = self.roll.as_mut().filter(|roll| is_well && roll.tries(member)) {
             roll.proven = true;
             self.generation = roll.generation;

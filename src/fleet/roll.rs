@@ -7,7 +7,7 @@ use crate::planted::{self, Bug};
 
 use super::place::Member;
 use super::policy::End;
-use super::{Ending, Event, Fleet, Machine, Name};
+use super::{Course, Ending, Event, Fleet, Machine, Name};
 
 /// A rolling restart under way.
 #[derive(Debug)]
@@ -70,6 +70,31 @@ pub struct RollReport {
     pub total: usize,
     /// How it ended.
     pub end: RollEnd,
+    /// Who was left to serve then.
+    pub left: Left,
+}
+
+/// Who serves when a roll has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// Workers of older generations.
+    pub old: usize,
+    /// Workers that it has brought.
+    pub new: usize,
+    /// The server stops, or takes the app away.
+    pub ends: bool,
+}
+
+impl std::fmt::Display for Left {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.old, self.new) {
+            _ if self.ends => formatter.write_str("its workers answer the last requests"),
+            (0, 0) => formatter.write_str("no worker serves"),
+            (_, 0) => formatter.write_str("the old workers serve on"),
+            (0, _) => formatter.write_str("the new workers serve on"),
+            (old, new) => write!(formatter, "two versions serve on: {new} new and {old} old workers"),
+        }
+    }
 }
 
 impl Fleet {
@@ -172,9 +197,14 @@ impl Fleet {
 
     fn end_roll(&mut self, end: RollEnd, now: Instant, machine: &mut impl Machine) {
         let Some(roll) = self.roll.take() else { return };
-        let report = RollReport { id: roll.id, generation: roll.generation, done: roll.done, total: roll.total, end };
+        let Roll { id, generation, done, total, .. } = roll;
+        let serves = |member: &&Member| member.is_active() && !member.is_starting();
+        let new = self.members.iter().filter(serves).filter(|member| member.generation == generation).count();
+        let old = self.members.iter().filter(serves).count() - new;
+        let left = Left { old, new, ends: self.course != Course::Serve };
+        let report = RollReport { id, generation, done, total, end, left };
         if report.end == RollEnd::Done {
-            self.generation = roll.generation;
+            self.generation = generation;
         }
         self.last_roll = Some(report.clone());
         machine.say(Event::RollEnded(report));
@@ -214,7 +244,7 @@ impl Fleet {
         let Some(roll) = self.roll.as_ref().filter(|roll| roll.proven) else { return };
         for number in roll.doing.clone() {
             let next = self.place(number).and_then(|place| place.next).and_then(|next| self.member(next));
-            let is_well = |next: &Member| next.is_running() && (next.passed || !self.rule.checked);
+            let is_well = |next: &Member| next.is_running() && (next.trust.passed || !self.rule.checked);
             if next.is_some_and(is_well) {
                 self.take_over(number, now, machine);
             }
@@ -227,14 +257,26 @@ impl Fleet {
         let brought = self.roll.as_ref().map(|roll| roll.generation);
         let Some(member) = self.member_mut(name) else { return };
         match outcome {
-            Ok(()) if !member.passed => {
-                member.passed = true;
+            Ok(()) if !member.trust.passed => {
+                member.trust.passed = true;
                 self.look_at = None;
             }
-            Err(reason) if !member.passed && brought == Some(member.generation) => {
+            Err(reason) if !member.trust.passed && brought == Some(member.generation) => {
                 self.abort_roll(reason, "", now, machine)
             }
             _ => {}
+        }
+    }
+
+    /// A worker let a request time out. If it has answered none yet, its age does not show any more that it serves; and if a roll depends on
+    /// it, that ends, for others of its kind would do the same. `last_lines`: what it has said on stderr.
+    pub fn timed_out(&mut self, name: Name, last_lines: &str, now: Instant, machine: &mut impl Machine) {
+        let answered = machine.has_answered(name);
+        let Some(member) = self.member_mut(name) else { return };
+        member.trust.late |= !answered;
+        let tried = self.member(name).is_some_and(|member| self.roll().is_some_and(|roll| roll.tries(member)));
+        if tried {
+            self.abort_roll("a request to the new worker has timed out", last_lines, now, machine);
         }
     }
 

@@ -7,6 +7,7 @@ use super::*;
 mod crashes;
 mod edges;
 mod starts;
+mod trials;
 
 /// What the machine was asked for, in words.
 #[derive(Default)]
@@ -19,6 +20,8 @@ struct Paper {
     killed: BTreeSet<Name>,
     signals: Vec<(Name, i32)>,
     answered: BTreeSet<Name>,
+    /// They have a request and have never said a byte.
+    owing: BTreeSet<Name>,
     drained: Vec<Name>,
     failed: bool,
     no_memory: bool,
@@ -77,6 +80,10 @@ impl Machine for Paper {
 
     fn has_answered(&mut self, name: Name) -> bool {
         self.answered.contains(&name)
+    }
+
+    fn owes(&mut self, name: Name) -> bool {
+        self.owing.contains(&name)
     }
 
     fn coldest(&mut self, among: &[Name]) -> Option<Name> {
@@ -184,14 +191,15 @@ impl Scene {
     }
 
     fn exit(&mut self, name: Name, answered: bool) -> Option<Ending> {
-        let exit =
-            Exit { answered, clean: false, how: "exit: code 1".to_owned(), last_lines: "no database".to_owned() };
-        self.end(name, &exit)
+        let (how, last_lines) = ("exit: code 1".to_owned(), "no database".to_owned());
+        let owed = self.paper.owing.contains(&name);
+        self.end(name, &Exit { answered, owed, clean: false, how, last_lines })
     }
 
     /// It ends by itself with code 0, or by another's TERM.
     fn exit_cleanly(&mut self, name: Name, answered: bool) -> Option<Ending> {
-        self.end(name, &Exit { answered, clean: true, how: "exit: code 0".to_owned(), last_lines: String::new() })
+        let (how, last_lines) = ("exit: code 0".to_owned(), String::new());
+        self.end(name, &Exit { answered, owed: false, clean: true, how, last_lines })
     }
 
     fn end(&mut self, name: Name, exit: &Exit) -> Option<Ending> {

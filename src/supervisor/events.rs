@@ -253,7 +253,8 @@ impl AppEvents {
                 if !last_lines.is_empty() {
                     fields.push(("last_stderr", last_lines));
                 }
-                self.emit(Level::Error, "roll-abort", "rolling restart aborted; the old workers serve on", &fields);
+                let message = format!("rolling restart aborted; {}", report.left);
+                self.emit(Level::Error, "roll-abort", &message, &fields);
             }
         }
         self.ended_rolls.push(report);

@@ -411,7 +411,7 @@ impl Processes {
         if went == Some(true) && is_young && self.context.status.state() != AppState::Stopping {
             self.events.left_others(&process);
         }
-        Some(Exit { answered, clean, how, last_lines: process.output.last_lines.joined() })
+        Some(Exit { answered, owed: process.end.owed, clean, how, last_lines: process.output.last_lines.joined() })
     }
 
     /// Takes in what was seen of workers, reads what they say, and asks about what is due.
@@ -679,6 +679,11 @@ impl Machine for Processes {
     fn has_answered(&mut self, name: Name) -> bool {
         let snapshot = self.dispatch.snapshot();
         self.id(name).and_then(|id| snapshot.worker(id)).is_some_and(|worker| worker.answered_at.is_some())
+    }
+
+    fn owes(&mut self, name: Name) -> bool {
+        let snapshot = self.dispatch.snapshot();
+        self.id(name).and_then(|id| snapshot.worker(id)).is_some_and(owes)
     }
 
     fn coldest(&mut self, among: &[Name]) -> Option<Name> {

@@ -95,7 +95,7 @@ impl Tickets {
 
 impl Outcome {
     fn of(app: &str, report: &RollReport) -> Outcome {
-        let RollReport { id, generation, done, total, end } = report;
+        let RollReport { id, generation, done, total, end, left } = report;
         let (message, done) = match end {
             RollEnd::Done => {
                 (format!("rolling restart {id} is done: {done} of {total} workers are new"), Some((*id, *generation)))
@@ -103,7 +103,7 @@ impl Outcome {
             RollEnd::Aborted { reason, last_lines } => {
                 let said =
                     if last_lines.is_empty() { String::new() } else { format!("; its last words: {last_lines}") };
-                (format!("rolling restart {id} was aborted, the old workers serve on: {reason}{said}"), None)
+                (format!("rolling restart {id} was aborted, {left}: {reason}{said}"), None)
             }
         };
         Outcome { app: app.to_owned(), message, done }
@@ -133,9 +133,10 @@ fn answer(preface: Option<String>, outcomes: &[Outcome]) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::Left;
 
     fn report(id: u64, end: RollEnd) -> RollReport {
-        RollReport { id, generation: 2, done: 1, total: 1, end }
+        RollReport { id, generation: 2, done: 1, total: 1, end, left: Left { old: 1, ..Left::default() } }
     }
 
     #[test]

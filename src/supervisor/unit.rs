@@ -505,6 +505,8 @@ impl Unit {
                 let label = self.processes.dispatch.target(id).map(|target| target.label.clone()).unwrap_or_default();
                 let message = "a request to this worker has timed out";
                 self.processes.context.log.event(Level::Warn, message, &[("worker", &label)]);
+                let last = self.processes.process(name).map(|process| process.output.last_lines.joined());
+                self.fleet.timed_out(name, &last.unwrap_or_default(), now, &mut self.processes);
             }
             Notice::Stuck(_) => {
                 let time = self.app().timeouts.request;

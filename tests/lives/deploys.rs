@@ -5,6 +5,7 @@ use super::*;
 
 on_every_backend! {
     a_version_that_never_gets_ready_is_withdrawn_and_the_old_one_serves_throughout,
+    a_version_that_takes_requests_and_never_answers_is_withdrawn,
     a_restart_that_is_asked_for_again_is_joined_or_followed_by_one_more,
     a_server_that_is_told_to_stop_in_the_middle_finishes_its_requests_and_leaves_nothing,
     a_server_that_is_killed_in_the_middle_leaves_no_process,
@@ -33,6 +34,24 @@ fn a_version_that_never_gets_ready_is_withdrawn_and_the_old_one_serves_throughou
     std::fs::remove_file(site.folder.path().join("broken")).unwrap();
     assert_eq!(site.word(&["restart", "--wait"]).0, Some(0));
     assert!(site.settled(2).iter().all(|pid| !before.contains(pid)));
+}
+
+fn a_version_that_takes_requests_and_never_answers_is_withdrawn(backend: &str) {
+    let site = Site::python(backend, &["-w", "2", "--read-timeout-ms", "500", "--request-timeout", "1s"]);
+    let before = site.settled(2);
+    site.make("mute");
+    site.server.signal("USR2");
+    let mut roll = Value::Null;
+    until("the restart to end", || {
+        // The first that is answered with 504 ends it.
+        asked(&mut site.server.client(), "/pid").ok();
+        roll = site.app()["roll"].take();
+        roll["state"] == "aborted" || roll["state"] == "done"
+    });
+    assert_eq!((&roll["state"], &roll["replaced"]), (&"aborted".into(), &0.into()), "{roll}");
+    assert!(roll["reason"].as_str().unwrap().contains("a request to the new worker has timed out"), "{roll}");
+    assert_eq!(site.settled(2), before);
+    assert!(before.contains(&site.pid()));
 }
 
 fn a_restart_that_is_asked_for_again_is_joined_or_followed_by_one_more(backend: &str) {

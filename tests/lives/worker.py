@@ -8,7 +8,7 @@
 
 On USR1 it writes where it stands. With FOLDER/broken it does not start, with FOLDER/absent it ends at once; with FOLDER/slow it does not start
 until FOLDER/go exists, and with FOLDER/heavy not before it has burned 0.3 s of CPU. A request that is under way when TERM comes is not waited for:
-that is the server's part. With FOLDER/patient TERM only closes the socket, and the worker ends when its last connection has; with FOLDER/plain
+that is the server's part. One that is started with FOLDER/mute takes requests and never answers. With FOLDER/patient TERM only closes the socket, and the worker ends when its last connection has; with FOLDER/plain
 TERM does what it does by default.
 """
 
@@ -50,6 +50,8 @@ def serve(connection):
         request, pending = pending.split(b"\r\n\r\n", 1)
         path = request.split(b" ", 2)[1].decode()
         body = str(os.getpid()).encode()
+        if mute:
+            threading.Event().wait()
         if path.startswith("/hold/"):
             wait_for(path[len("/hold/"):])
         if path.startswith("/begun/"):
@@ -95,6 +97,7 @@ def end(*_):
 served = []
 closed = threading.Event()
 spinning = threading.Event()
+mute = there("mute")
 signal.signal(signal.SIGUSR1, lambda *_: say("dumped by"))
 if not there("plain"):
     signal.signal(signal.SIGTERM, end)

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use production_server::backends::simulated::World;
-use production_server::dispatch::{AppId, Dispatch, Moves, Notice, Snapshot, Standing, Target, WorkerId};
+use production_server::dispatch::{
+    AppId, Dispatch, Moves, Notice, Snapshot, Standing, Target, WorkerId, WorkerSnapshot,
+};
 use production_server::fleet::{
     Ending, Event, Exit, Fleet, Joined, Machine, Member, Name, RestartRule, RollEnd, Rule, Start, Started, Version,
 };
@@ -285,6 +287,7 @@ impl Supervisor {
             Notice::Unreachable(_) => self.fleet.unreachable(name, now, &mut self.machine),
             Notice::Threshold(_) => self.fleet.replace(name, Ending::Requests(0)),
             Notice::Drained(_) => self.fleet.drained(name, now, &mut self.machine),
+            Notice::Suspect(_) if ours => self.fleet.timed_out(name, "", now, &mut self.machine),
             Notice::Stuck(_) if ours => {
                 self.fleet.stuck(name, Ending::Deadline(Duration::ZERO), now, &mut self.machine);
             }
@@ -422,11 +425,18 @@ impl ScriptedMachine {
         self.processes.last_mut()
     }
 
+    fn owes_by(&self, id: WorkerId) -> bool {
+        let snapshot = self.dispatch.snapshot();
+        let waited_for = |worker: &WorkerSnapshot| worker.in_flight > 0 && worker.answered_at.is_none();
+        snapshot.worker(id).is_some_and(|worker| waited_for(worker) && !worker.target.moves.ever())
+    }
+
     /// As the supervisor does it: the word of the death first.
     fn reap(&mut self, name: Name, now: Instant) -> Option<Exit> {
         let position = self.processes.iter().position(|process| process.name == name)?;
         let process = self.processes.swap_remove(position);
         let id = process.worker.id;
+        let owed = self.owes_by(id);
         if process.ours {
             self.dispatch.died(id, now);
             self.postboxes.broadcast(|| Message::Died(AppId::default(), id));
@@ -434,7 +444,7 @@ impl ScriptedMachine {
         let answered = self.dispatch.snapshot().worker(id).is_some_and(|worker| worker.answered_at.is_some());
         self.postboxes.broadcast(|| Message::Retire(AppId::default(), id));
         self.dispatch.remove(id, now);
-        Some(Exit { answered, clean: false, how: "crash".to_owned(), last_lines: String::new() })
+        Some(Exit { answered, owed, clean: false, how: "crash".to_owned(), last_lines: String::new() })
     }
 }
 
@@ -521,6 +531,10 @@ impl Machine for ScriptedMachine {
 
     fn has_answered(&mut self, name: Name) -> bool {
         self.answered(name)
+    }
+
+    fn owes(&mut self, name: Name) -> bool {
+        self.id(name).is_some_and(|id| self.owes_by(id))
     }
 
     fn coldest(&mut self, among: &[Name]) -> Option<Name> {
