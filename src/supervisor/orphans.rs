@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_process_that_has_ended_is_named_as_well() {
-        let mut child = Command::new("cat").arg("-u").stdin(Stdio::piped()).spawn().unwrap();
+        let mut child = Command::new("cat").arg("/dev/stdin").stdin(Stdio::piped()).spawn().unwrap();
         let deadline = Instant::now() + Duration::from_secs(20);
         let until = |expected: &str| {
             while command(child.id()) != expected {
@@ -203,7 +203,7 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(1));
             }
         };
-        until("cat");
+        until("cat /dev/stdin");
         signal_process(child.id() as i32, libc::SIGTERM);
         until("cat");
         child.wait().unwrap();
