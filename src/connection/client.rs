@@ -213,7 +213,7 @@ impl<B: Backend> Loop<B> {
             return self.close_client(sock, How::Flushed);
         }
         let (key, closes, waits) = (client.exchange, !client.http.keep_alive, client.input.is_some());
-        let more = waits && client.body.is_none();
+        let more = waits && client.body.is_none() && !client.entrance.pass.waits();
         let Some(exchange) = self.exchanges.lookup(key) else {
             if client.entrance.outlasts_end(closes) && waits {
                 // Once it is their turn whole requests are answered, and then the connection closes.

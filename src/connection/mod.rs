@@ -90,10 +90,10 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Closes a connection whose last request is answered. With a receive armed the backend expects no more input, and spares
-    /// the linger, unless bytes are here that nobody has read, or a drain ends a connection whose client reads an answer that
-    /// promised to go on, and may have begun its next request.
+    /// the linger, unless bytes are here that nobody has read, or a client that still reads may send some: one that begins its next request behind
+    /// an answer that promised to go on, as a drain ends the connection, or the word of TLS that it has finished.
     pub fn close_answered(&mut self, sock: Sock) {
-        let may_go_on = (self.accepting.draining || self.sends_away()) && self.unsent(sock) > 0;
+        let may_go_on = (self.accepting.draining || self.sends_away() || self.is_secure(sock)) && self.unsent(sock) > 0;
         let Some(client) = self.table.client(sock) else { return };
         if client.input.is_none() && client.body.is_none() && !may_go_on {
             self.backend.recv(sock, Size::Small);
