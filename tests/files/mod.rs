@@ -251,7 +251,10 @@ fn what_waits_behind_a_file_is_answered(backend: &str) {
         let get = |fields: &str| format!("GET {target} HTTP/1.1\r\nHost: a\r\n{fields}\r\n");
         let mut client = Client::of(&server);
         client.send(get("") + &get("") + &get("Connection: close\r\n"));
-        client.finish();
+        // Over TLS there is a word for it, which may come when the connection is closed already.
+        if !backend.contains("tls") {
+            client.finish();
+        }
         for _ in 0..3 {
             let answer = client.answer();
             assert_eq!((answer.status, answer.body.len()), (known.status, known.body.len()), "{target}");

@@ -450,8 +450,8 @@ const EXPECTED: &[(&str, &[(&str, u32)])] = &[
     (
         "production_server_queue_duration_seconds_count",
         &[
-            // All but those refused before a worker was asked for: 400, 408 and one 413.
-            (r#"app="web""#, 32),
+            // All but those refused before a worker was asked for: 400, 408 and both 413.
+            (r#"app="web""#, 31),
             // Who was refused at once did not wait.
             (r#"app="narrow""#, 3),
             (r#"app="absent""#, 1),
@@ -550,7 +550,7 @@ const EXPECTED: &[(&str, &[(&str, u32)])] = &[
         "production_server_worker_requests_total",
         // As many as asked for a worker, and that whose connection was lost once more: it may have run. Neither was one that was
         // declined nor one that was not taken.
-        &[(r#"app="web",worker="1""#, 33), (r#"app="narrow",worker="1""#, 1)],
+        &[(r#"app="web",worker="1""#, 32), (r#"app="narrow",worker="1""#, 1)],
     ),
     ("production_server_worker_requests_in_flight", &[]),
     ("production_server_worker_tunnels", &[]),
