@@ -12,7 +12,7 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     }
     let environment: Environment = [("HOME".into(), "/root".into())].into_iter().collect();
-    let text = Text { path: "fuzzed.toml".into(), text: text.to_owned() };
+    let text = Text::new("fuzzed.toml".into(), text.to_owned());
     let file = File::parse(text.clone(), &environment);
     for problem in &file.problems {
         let (place, _) = problem.marks.first().expect("a problem without a place");
