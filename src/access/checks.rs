@@ -8,8 +8,8 @@
 //! come all at once are no more than those that come one after the other. Where nothing is left, but may be when those under way are done, a try
 //! is held until then.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -53,7 +53,7 @@ pub enum Checked {
 struct UnderWay<W> {
     count: usize,
     /// Whose tries are held until some of them are done.
-    held: Vec<W>,
+    held: VecDeque<W>,
 }
 
 /// All tries of a server. `W` names who waits.
@@ -126,11 +126,11 @@ impl<W> Checks<W> {
         match (take(), under_way.get_mut(&from)) {
             (None, _) => {
                 place.insert(vec![who]);
-                under_way.entry(from).or_insert_with(|| UnderWay { count: 0, held: Vec::new() }).count += 1;
+                under_way.entry(from).or_insert_with(|| UnderWay { count: 0, held: VecDeque::new() }).count += 1;
                 Asked::Check
             }
             (Some(_), Some(others)) => {
-                others.held.push(who);
+                others.held.push_back(who);
                 Asked::Wait
             }
             (Some(wait), None) => Asked::Refused(wait),
@@ -165,9 +165,9 @@ impl<W> Checks<W> {
         if let Entry::Occupied(mut others) = state.under_way.entry(from) {
             let UnderWay { count, held } = others.get_mut();
             *count -= 1;
-            if *count == 0 || right != Some(false) {
-                told.extend(std::mem::take(held).into_iter().map(|who| (who, Checked::Again)));
-            }
+            // There is room for one more, or nobody left who would tell the others.
+            let room = if *count == 0 { held.len() } else { usize::from(right != Some(false)).min(held.len()) };
+            told.extend(held.drain(..room).map(|who| (who, Checked::Again)));
             if *count == 0 {
                 others.remove();
             }
