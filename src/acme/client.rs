@@ -77,7 +77,7 @@ impl Failure {
 
     /// Whether the authority has refused what it was asked for, and not only for now.
     fn is_refusal(&self) -> bool {
-        self.status >= 400 && ![429, 503].contains(&self.status) && self.kind != "rateLimited"
+        (400..500).contains(&self.status) && self.status != 429 && self.kind != "rateLimited"
     }
 }
 

@@ -61,11 +61,13 @@ pub fn hold() {
 
 /// This server has taken over: certificates that are wanted are looked after from now on.
 pub fn begin() {
-    let held = std::mem::replace(&mut *thread(), Thread::None);
-    match held {
-        Thread::Held(Some((keeper, acme))) => keeper.configure(&acme),
-        Thread::Held(None) => {}
-        other => *thread() = other,
+    let mut thread = thread();
+    let Thread::Held(held) = &mut *thread else { return };
+    let held = held.take();
+    *thread = Thread::None;
+    drop(thread);
+    if let Some((keeper, acme)) = held {
+        keeper.configure(&acme);
     }
 }
 

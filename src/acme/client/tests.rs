@@ -59,7 +59,7 @@ impl Transport for Fake {
             let (_, kind) = authority.problems.remove(index);
             let status = match kind {
                 "rateLimited" => 429,
-                "serverInternal" => 503,
+                "serverInternal" => 500,
                 "unauthorized" => 403,
                 _ => 400,
             };
