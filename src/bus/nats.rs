@@ -195,8 +195,10 @@ impl Nats {
         let Some(Said { topic, kind, id, payload }) = said else { return };
         let (id, answer) = (Some(id).filter(|id| !id.is_empty()).map(Box::from), Box::new(|_| ()));
         let notice = Notice { topic: topic.into(), kind, payload: payload.into(), id, except: Box::default(), answer };
-        if self.number(now, &notice, out).is_err() && !planted::active(Bug::UntoldRefusal) {
-            self.hub.pass_over(topic);
+        if let Err(why) = self.number(now, &notice, out)
+            && !planted::active(Bug::UntoldRefusal)
+        {
+            self.hub.pass_over(topic, why);
         }
     }
 

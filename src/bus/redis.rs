@@ -318,7 +318,7 @@ impl Redis {
             let notice =
                 Notice { topic: topic.into(), kind, payload: bytes.into(), id: id.map(Box::from), except, answer };
             // What is refused here, others have.
-            self.hub.publish_carried(now, &notice).inspect_err(|_| self.hub.pass_over(topic))
+            self.hub.publish_carried(now, &notice).inspect_err(|why| self.hub.pass_over(topic, *why))
         } else {
             let position = Position { epoch: entry.epoch, offset: entry.offset };
             self.hub.append_next(now, topic, Next { position, first: !self.reading.is_history }, said, id, &except)
@@ -337,7 +337,8 @@ impl Redis {
             return;
         }
         let mut kept = std::mem::take(&mut self.kept);
-        let mut bytes: usize = kept.iter().filter(|waiting| waiting.sent).map(|waiting| waiting.notice.cost()).sum();
+        let mut bytes: usize =
+            kept.iter().take_while(|waiting| waiting.sent).map(|waiting| waiting.notice.cost()).sum();
         for waiting in kept.iter_mut().filter(|waiting| !waiting.sent) {
             let is_much = bytes >= WINDOW_BYTES || out.waiting(0) >= PUMP_MARK;
             if self.pushed >= WINDOW || self.pushed > 0 && is_much {

@@ -283,7 +283,7 @@ impl<B: Backend> Loop<B> {
                 continue;
             };
             subscriber.served = self.hubs.newest(subscriber.served.clone());
-            if subscriber.served.app.is_some() && subscriber.talk.is_none() {
+            if subscriber.served.app.is_some() && subscriber.talk.is_none() && !subscriber.leaves {
                 // It came before the app took part, and is to come again, so that the app is asked.
                 self.subscriber_drains(sock);
             }

@@ -216,9 +216,10 @@ impl Hub {
         self.raise_floor(base);
     }
 
-    /// The next message of a topic cannot be put in: it is missing for those who listen.
-    pub fn pass_over(&self, topic: &str) {
-        if let Some(topic) = self.find(topic) {
+    /// The next message of a topic cannot be put in, for that reason: it is missing for those who listen. What comes while a successor takes over is
+    /// that one's.
+    pub fn pass_over(&self, topic: &str, why: Refused) {
+        if let Some(topic) = self.find(topic).filter(|_| why != Refused::Moved) {
             self.reach(topic.name(), topic.last() + 1);
         }
     }

@@ -191,6 +191,9 @@ fn redis_is_given_and_gives_what_is_long(backend: &str) {
     let second = server_with(backend, files, "1", &keys);
     is_connected(&second);
     let mut socket = Socket::told(&second, "/api/v1/listen?topic=long");
+    publish();
+    let bytes = socket.next().json()["binary"].as_str().map(str::len);
+    assert_eq!(bytes, Some(16_000_000), "what is long comes whole, in base64");
     notify(&mut first.client(), &json!({"topic": "long", "data": "short"}));
     assert_eq!(data(&mut socket), "short");
 }

@@ -270,8 +270,8 @@ fn what_is_refused_that_another_has_numbered_is_missing_for_those_who_listen() {
     assert_eq!(read_all(&topic, at(3)), (gap(3, 5), vec!["6".to_owned()]));
     assert_eq!(next(9, "9"), Ok(at(9)));
     assert_eq!(read_all(&topic, at(6)), (None, vec!["9".to_owned()]));
-    hub.pass_over("a");
-    hub.pass_over("nobody's");
+    hub.pass_over("a", Refused::TooBig);
+    hub.pass_over("nobody's", Refused::TooBig);
     assert_eq!(next(11, "11"), Ok(at(11)));
     assert_eq!(read_all(&topic, at(9)), (gap(9, 10), vec!["11".to_owned()]));
 }
