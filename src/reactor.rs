@@ -114,7 +114,7 @@ impl<B: Backend> Reactor<B> {
 
     /// Whether the loop was told to stop and nothing is left to be done.
     pub fn is_done(&self) -> bool {
-        (self.stopped || self.core.has_drained() && self.core.accepting.is_over()) && self.core.table.clients() == 0
+        (self.stopped || self.core.has_ended()) && self.core.table.clients() == 0
     }
 
     /// One turn.
@@ -143,6 +143,7 @@ impl<B: Backend> Reactor<B> {
         }
         self.core.count_taken();
         self.core.access.flush();
+        self.core.note_drained();
         self.core.memory.scratch.rewind();
         #[cfg(debug_assertions)]
         self.core.check_invariants();

@@ -79,20 +79,16 @@ pub(crate) struct Accepting {
 }
 
 impl Accepting {
-    /// Whether nobody is to be let in any more: the listeners have ended, and nobody whom they had accepted waits.
-    pub fn is_over(&self) -> bool {
-        self.draining && self.waiting.is_empty() && self.listeners.iter().all(|listener| listener.sock == Sock::NONE)
+    /// Whether nobody is to be let in any more, `but_watchers` or not: the listeners have ended, and nobody whom they had accepted waits.
+    pub fn is_over(&self, but_watchers: bool) -> bool {
+        let is_closed =
+            |listener: &Listener| listener.sock == Sock::NONE || (but_watchers && listener.admin && self.watched);
+        self.draining && self.waiting.is_empty() && self.listeners.iter().all(is_closed)
     }
 
     /// Whether a client came by a listener for those who watch the server.
     fn is_watcher(&self, client: &Client) -> bool {
         self.listeners[client.listener as usize].admin
-    }
-
-    /// Whether only those who watch may still come.
-    fn is_closed(&self) -> bool {
-        let closed = |listener: &Listener| listener.sock == Sock::NONE || (listener.admin && self.watched);
-        self.draining && self.waiting.is_empty() && self.listeners.iter().all(closed)
     }
 
     /// Closes the listeners for those who watch that a stop has left open; whether it has.
@@ -454,22 +450,25 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// Whether a stop has come so far that only those are left who watch the server; and says so to the supervisor.
+    /// Whether a stop lets nobody in any more, and nobody is owed a word by hubs.
     #[inline]
-    pub fn has_drained(&self) -> bool {
-        self.accepting.draining && self.is_drained()
+    pub fn has_ended(&self) -> bool {
+        self.accepting.is_over(false) && self.hubs.is_quiet()
+    }
+
+    /// Tells the supervisor once a stop has come so far that only those are left who watch the server.
+    #[inline]
+    pub fn note_drained(&self) {
+        if self.accepting.draining && !self.counters.drained.load(Ordering::Relaxed) && self.is_drained() {
+            self.counters.drained.store(true, Ordering::Release);
+        }
     }
 
     #[cold]
     fn is_drained(&self) -> bool {
         let is_other = |role: &Role| matches!(role, Role::Client(client) if !self.accepting.is_watcher(client));
         let only_watchers = || self.accepting.watched && !self.table.roles().any(|(_, role)| is_other(role));
-        let drained =
-            self.accepting.is_closed() && self.hubs.is_quiet() && (self.table.clients() == 0 || only_watchers());
-        if drained {
-            self.counters.drained.store(true, Ordering::Release);
-        }
-        drained
+        self.accepting.is_over(true) && self.hubs.is_quiet() && (self.table.clients() == 0 || only_watchers())
     }
 
     /// Closes those who were accepted beyond the limit.

@@ -52,7 +52,7 @@ pub const TERM_GRACE: Duration = Duration::from_secs(5);
 /// From the dump signal to KILL for a worker that is stuck: time to write where it stands.
 pub const DUMP_GRACE: Duration = Duration::from_secs(1);
 /// For what ends with the server's stop at the latest.
-const NO_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+pub const NO_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// How often a replacement on trial is looked at.
 const TRIAL_LOOK: Duration = Duration::from_millis(20);
 /// When a worker cannot be started for lack of room in the dispatch's table.
@@ -600,7 +600,7 @@ impl Fleet {
     pub fn forsaken(&mut self, name: Name, now: Instant, machine: &mut impl Machine) {
         // Where the server stops, it says how long requests may take.
         let within = if self.course == Course::Serve { self.rule.drain } else { NO_DEADLINE };
-        let tried = self.member(name).is_some_and(|member| self.roll().is_some_and(|roll| roll.tries(member)));
+        let tried = self.member(name).is_some_and(|member| self.is_on_trial(member));
         let proven = !tried && self.is_proven(name, now, machine);
         let Some(member) = self.member_mut(name).filter(|member| member.is_active() && !member.is_starting()) else {
             return;

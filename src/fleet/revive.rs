@@ -86,7 +86,7 @@ impl Fleet {
 
     fn is_tried(&self, member: &Member) -> bool {
         let given_up = || self.place(member.number).is_some_and(|place| place.given_up && place.holds(member.name));
-        self.roll().is_some_and(|roll| roll.tries(member)) || given_up()
+        self.is_on_trial(member) || given_up()
     }
 
     /// A worker has shown that it serves: if it was on trial, the roll goes on, and so does what was given up.

@@ -274,10 +274,14 @@ impl Fleet {
         let answered = machine.has_answered(name);
         let Some(member) = self.member_mut(name) else { return };
         member.trust.late |= !answered;
-        let tried = self.member(name).is_some_and(|member| self.roll().is_some_and(|roll| roll.tries(member)));
-        if tried {
+        if self.member(name).is_some_and(|member| self.is_on_trial(member)) {
             self.abort_roll("a request to the new worker has timed out", last_lines, now, machine);
         }
+    }
+
+    /// Whether the roll under way depends on it.
+    pub(super) fn is_on_trial(&self, member: &Member) -> bool {
+        self.roll.as_ref().is_some_and(|roll| roll.tries(member))
     }
 
     /// What a worker that is started now for a place belongs to.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::{ExitReason, Supervisor};
 use crate::acme;
+use crate::fleet::NO_DEADLINE;
 use crate::log::Level;
 use crate::mailbox::Message;
 use crate::metrics::Counters;
@@ -17,9 +18,6 @@ const CUT_PATIENCE: Duration = Duration::from_millis(250);
 const LEAST_GRACE: Duration = Duration::from_secs(1);
 /// From TERM to KILL when the server is to stop at once.
 pub(super) const HASTY_GRACE: Duration = Duration::from_millis(200);
-
-/// A drain has no end of its own: a stop, or the last request, ends it.
-const NO_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Where the stop stands.
 #[derive(Debug)]
@@ -80,6 +78,7 @@ impl Supervisor {
         self.fail_succession("it was told to stop");
         self.service.manager.stopping(now);
         self.context.events.emit(Level::Info, "drain", "draining: the server ends when its last request has", &[]);
+        // It has no end of its own: a stop, or the last request, ends it.
         self.announce_stop(NO_DEADLINE, true, now);
     }
 
@@ -125,13 +124,14 @@ impl Supervisor {
                 &[],
             );
             self.exit = Some(ExitReason::LoopLost);
+            self.fail_succession("an event loop has ended although nobody asked it to");
             self.begin_stop(now);
         }
     }
 
     /// Takes the next step if it is time. True: all is over.
     pub(super) fn advance_stop(&mut self, loops_done: &mut dyn FnMut() -> bool, now: Instant) -> bool {
-        let drained = self.have_loops_drained();
+        let drained = matches!(self.stop, Some(Stop::Loops { watched: true, .. })) && self.have_loops_drained();
         match &mut self.stop {
             None => false,
             Some(Stop::Announced { until, within, drains }) => {
