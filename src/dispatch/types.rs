@@ -302,6 +302,13 @@ pub struct WorkerSnapshot {
     pub answered_at: Option<Instant>,
 }
 
+impl WorkerSnapshot {
+    /// Whether a request waits for it, from which not a byte has ever come.
+    pub fn owes(&self) -> bool {
+        self.in_flight > 0 && self.answered_at.is_none() && !self.target.moves.ever()
+    }
+}
+
 impl Snapshot {
     /// One of the workers.
     pub fn worker(&self, id: WorkerId) -> Option<&WorkerSnapshot> {

@@ -340,7 +340,7 @@ impl Processes {
         for process in &mut self.workers {
             if process.end.over_since.is_none() && process.is_over(child, patience, &self.context.observer, now) {
                 process.end.over_since = Some(now);
-                process.end.owed = self.dispatch.snapshot().worker(process.id).is_some_and(owes);
+                process.end.owed = self.dispatch.snapshot().worker(process.id).is_some_and(WorkerSnapshot::owes);
                 self.dispatch.died(process.id, now);
                 self.context.postboxes.broadcast(|| Message::Died(self.id, process.id));
                 // Whom it leaves behind goes too, while the zombie still keeps the group's number from others.
@@ -550,11 +550,6 @@ impl Processes {
     }
 }
 
-/// Whether a request waits for a worker from which not a byte has ever come.
-fn owes(worker: &WorkerSnapshot) -> bool {
-    worker.in_flight > 0 && worker.answered_at.is_none() && !worker.target.moves.ever()
-}
-
 /// What a worker's message is to the fleet.
 fn heard(
     message: notify::Message,
@@ -683,7 +678,7 @@ impl Machine for Processes {
 
     fn owes(&mut self, name: Name) -> bool {
         let snapshot = self.dispatch.snapshot();
-        self.id(name).and_then(|id| snapshot.worker(id)).is_some_and(owes)
+        self.id(name).and_then(|id| snapshot.worker(id)).is_some_and(WorkerSnapshot::owes)
     }
 
     fn coldest(&mut self, among: &[Name]) -> Option<Name> {

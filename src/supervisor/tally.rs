@@ -38,10 +38,10 @@ impl Tally {
     /// A worker was started in that place.
     pub fn started(&mut self, place: u32) {
         self.own.lives.starts += 1;
-        let again = u64::from(self.own.places.contains_key(&place));
+        // Of requests there may be some of a worker that has joined, whose number is no place's.
+        let again = u64::from(self.own.restarts.contains_key(&place));
         self.own.lives.replaced += again;
         *self.own.restarts.entry(place).or_default() += again;
-        self.own.places.entry(place).or_default();
     }
 
     /// A worker has ended that had that place, and requests that ran.

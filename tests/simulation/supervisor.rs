@@ -426,9 +426,7 @@ impl ScriptedMachine {
     }
 
     fn owes_by(&self, id: WorkerId) -> bool {
-        let snapshot = self.dispatch.snapshot();
-        let waited_for = |worker: &WorkerSnapshot| worker.in_flight > 0 && worker.answered_at.is_none();
-        snapshot.worker(id).is_some_and(|worker| waited_for(worker) && !worker.target.moves.ever())
+        self.dispatch.snapshot().worker(id).is_some_and(WorkerSnapshot::owes)
     }
 
     /// As the supervisor does it: the word of the death first.
