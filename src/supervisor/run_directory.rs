@@ -369,13 +369,14 @@ fn is_signed(mut file: &File) -> bool {
     read.is_ok() && !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// Makes a lock that is signed from its first moment, if none is there.
+/// Makes a lock that is signed from its first moment, where there are hard links, if none is there.
 fn make_lock(path: &Path) -> io::Result<()> {
     let fresh = path.with_extension(std::process::id().to_string());
     fs::remove_file(&fresh).ok();
     let signed = |path: &Path| {
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-        sign(&file)
+        // On a full disk one that is not signed would be nobody's for good.
+        sign(&file).inspect_err(|_| drop(fs::remove_file(path)))
     };
     let linked = signed(&fresh).and_then(|()| fs::hard_link(&fresh, path));
     fs::remove_file(&fresh).ok();
@@ -411,10 +412,13 @@ fn lock(directory: &Path) -> Result<File, RunDirectoryError> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).custom_flags(libc::O_NOFOLLOW);
     loop {
-        let opened = make_lock(&path).and_then(|()| options.open(&path));
-        let mut file = match opened {
-            // Whoever had it has just removed it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && directory.is_dir() => continue,
+        let is_missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound && directory.is_dir();
+        let mut file = match options.open(&path) {
+            Err(error) if is_missing(&error) => match make_lock(&path) {
+                // Whoever had the directory may have just removed it.
+                Err(error) if !is_missing(&error) => return Err(cannot("open the lock in", directory, &error)),
+                _ => continue,
+            },
             opened => opened.map_err(|error| cannot("open the lock in", directory, &error))?,
         };
         if !is_marked(directory) && !is_signed(&file) {
