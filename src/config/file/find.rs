@@ -69,8 +69,10 @@ impl Text {
         // Of two the shorter one may be a part of the other.
         hidden.sort_by_key(|hidden| Reverse(hidden.value.len()));
         hidden.iter().fold(said.to_owned(), |said, hidden| {
-            let quoted = hidden.value.escape_debug().to_string();
-            said.replace(&hidden.value, &hidden.written).replace(&quoted, &hidden.written)
+            // As it is, and as it is quoted: between marks of its own, `'` stands as it is.
+            let (escaped, quoted) = (hidden.value.escape_debug().to_string(), format!("{:?}", hidden.value));
+            let forms = [&hidden.value[..], &escaped, &quoted[1..quoted.len() - 1]];
+            forms.iter().fold(said, |said, form| said.replace(form, &hidden.written))
         })
     }
 }

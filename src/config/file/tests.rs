@@ -89,7 +89,7 @@ fn no_report_prints_what_came_from_elsewhere() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("secret");
     std::fs::write(&path, "hush, all\n").unwrap();
-    let environment: Environment = [("SECRET", "hush \"all\""), ("LONGER", "hush \"all\" the more"), ("ONE", "1")]
+    let environment: Environment = [("SECRET", "hush's \"all\""), ("LONGER", "hush's \"all\" the more"), ("ONE", "1")]
         .into_iter()
         .map(|(name, value)| (OsString::from(name), OsString::from(value)))
         .collect();
