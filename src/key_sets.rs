@@ -104,8 +104,11 @@ fn look(known: &mut BTreeMap<String, Known>, results: &Results, log: &Log) -> Du
     let came = std::mem::take(&mut *results.lock().unwrap_or_else(PoisonError::into_inner));
     for (url, outcome) in came {
         if let Some(one) = known.get_mut(&url) {
-            let users = users.get(&url).map(Vec::as_slice).unwrap_or_default();
-            settle(&url, users, one, outcome, log);
+            match users.get(&url) {
+                Some(users) => settle(&url, users, one, outcome, log),
+                // Nobody names it any more.
+                None => one.under_way = None,
+            }
         }
     }
     known.retain(|url, one| users.contains_key(url) || one.under_way.is_some());

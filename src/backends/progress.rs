@@ -31,7 +31,7 @@ impl Progress {
 
     /// A look: whether the peer has acknowledged nothing worth the name for the whole of the write timeout.
     pub fn is_over(&mut self, acknowledged: u64, patience: Duration) -> bool {
-        let worth = (patience.as_millis() * WRITE_RATE / 1000).min(MOST_PROGRESS) as u32;
+        let worth = (patience.as_millis() * WRITE_RATE / 1000).clamp(1, MOST_PROGRESS) as u32;
         if (acknowledged as u32).wrapping_sub(self.acknowledged) >= worth {
             *self = Progress::since(acknowledged);
         } else {

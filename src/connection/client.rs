@@ -183,7 +183,7 @@ impl<B: Backend> Loop<B> {
         }
         if client.exchange == Key::NONE || client.body.is_none() {
             self.read_requests(sock);
-            let begins = self.table.client(sock).is_some_and(|client| client.ended && client.exchange != Key::NONE);
+            let begins = self.table.client(sock).is_some_and(|client| client.ended && client.is_answered());
             return if begins {
                 self.heed_end(sock)
             };

@@ -400,6 +400,10 @@ impl<T: Fn(&Sink, Trouble)> Writer<T> {
         }
         // Line-buffered or compressing outputs of a caller's own.
         let _ = self.output.stream().flush();
+        if let Some(error) = self.output.take_late() {
+            whole = false;
+            self.lose(1, error);
+        }
         self.failing = !whole;
         whole
     }

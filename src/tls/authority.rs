@@ -14,7 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use super::certificates::{Failure, Loaded, Shown, certificates};
-use super::der;
+use super::der::{self, hex};
 use super::policy::{Policies, provider};
 use crate::config::Managed;
 
@@ -138,7 +138,7 @@ fn sorted(names: &[String]) -> Vec<&str> {
 /// What tells names of files apart: eight digits.
 pub fn short_hash(text: &str) -> String {
     let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, text.as_bytes());
-    hash.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.as_ref()[..4])
 }
 
 /// The certificates of those names that there are, and a temporary one for names that have none: those of the authority first, as long as they

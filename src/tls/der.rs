@@ -270,8 +270,12 @@ fn dotted(object: &[u8]) -> Option<String> {
 }
 
 fn hexadecimal(bytes: &[u8]) -> String {
-    let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("#{digits}")
+    format!("#{}", hex(bytes))
+}
+
+/// Two digits for each byte.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// A value that stands for itself: special characters get a backslash, and what cannot stand in a header field becomes its number.

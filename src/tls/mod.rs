@@ -284,7 +284,7 @@ impl Session {
     pub fn client(&self) -> Option<String> {
         let certificate = self.library.peer_certificates()?.first()?;
         let hash = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
-        let hash: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        let hash = der::hex(hash.as_ref());
         let subject = der::facts(certificate).unwrap_or_default().subject;
         let subject = subject.replace('\\', "\\\\").replace('"', "\\\"");
         Some(format!("Hash={hash};Subject=\"{subject}\""))
