@@ -185,8 +185,8 @@ fn an_early_answer_is_passed_on(backend: &str) {
 fn an_early_answer_that_flows_waits_for_no_body(backend: &str) {
     let worker = Worker::new(|incoming| {
         incoming.head();
-        incoming.send("HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n");
-        for _ in 0..10 {
+        incoming.send("HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n");
+        for _ in 0..7 {
             std::thread::sleep(Duration::from_millis(100));
             incoming.send("x");
         }
@@ -195,7 +195,7 @@ fn an_early_answer_that_flows_waits_for_no_body(backend: &str) {
     let mut client = Client::of(&server);
     client.send("POST /early HTTP/1.1\r\nHost: test\r\nContent-Length: 10\r\n\r\nhalf");
     let answer = client.answer();
-    assert_eq!((answer.status, answer.text().as_str()), (200, "xxxxxxxxxx"));
+    assert_eq!((answer.status, answer.text().as_str()), (200, "xxxxxxx"));
 }
 
 fn an_early_answer_of_a_worker_that_closes_is_passed_on(backend: &str) {

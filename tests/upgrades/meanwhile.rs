@@ -111,6 +111,8 @@ fn a_certificate_signed_by_itself_stays(backend: &str) {
     assert_eq!(pem(), made);
     let new = starts(&line);
     takes_over(&line, new);
+    // By then it has shown its own.
+    line.server.says("the server before this one has ended");
     assert_eq!(pem(), made);
     let lines = line.server.lines();
     assert_eq!(
