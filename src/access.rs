@@ -193,21 +193,19 @@ impl Auth {
 
     /// Looks at what a request says. `field` gives the value of the first of its fields with that name.
     pub fn look<'a>(&self, field: impl Fn(&str) -> Option<&'a [u8]>) -> Found {
-        let Some((keys, name)) = &self.keys else { return self.by_authorization(field("authorization")) };
-        match field(name) {
-            Some(value) if value.len() <= LONGEST => {
-                let bearer = name.eq_ignore_ascii_case("authorization").then(|| scheme(value, "bearer")).flatten();
-                match (keys.find(bearer.unwrap_or(value)), name.eq_ignore_ascii_case("authorization")) {
-                    (Some(user), _) => Found::User(User::new(user, "key")),
-                    // Another of the ways may be meant.
-                    (None, true) if self.passwords.is_some() || self.tokens.is_some() => {
-                        self.by_authorization(Some(value))
-                    }
-                    (None, _) => Found::Wrong { guessed: true },
-                }
-            }
-            Some(_) => Found::Wrong { guessed: false },
-            None => self.by_authorization(field("authorization")),
+        let others = || self.by_authorization(field("authorization"));
+        let Some((keys, name)) = &self.keys else { return others() };
+        let Some(value) = field(name) else { return others() };
+        let (fits, is_shared) = (value.len() <= LONGEST, name.eq_ignore_ascii_case("authorization"));
+        let key = scheme(value, "bearer").filter(|_| is_shared).unwrap_or(value);
+        if let Some(user) = Some(key).filter(|_| fits).and_then(|key| keys.find(key)) {
+            return Found::User(User::new(user, "key"));
+        }
+        // One of the ways is enough; and what is right of one makes no guess of what is wrong of another.
+        match others() {
+            Found::Nothing => Found::Wrong { guessed: fits },
+            Found::Wrong { guessed } => Found::Wrong { guessed: guessed || (fits && !is_shared) },
+            found => found,
         }
     }
 

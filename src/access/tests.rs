@@ -90,6 +90,40 @@ fn a_file_of_hashes_is_read_whole_or_says_which_line_is_wrong() {
     }
 }
 
+/// Each of the ways is enough, whatever is shown of the other; and of two that are wrong one is a guess.
+#[test]
+fn a_key_and_a_password_stand_beside_each_other() {
+    let keys = Arc::new(Keys::parse(&format!("shop:{}\n", digest_of("key"))).unwrap());
+    for name in ["X-Api-Key", "Authorization"] {
+        let auth = Auth { keys: Some((keys.clone(), name.to_owned())), ..auth(&format!("anna:{BCRYPT}")) };
+        let found = |key: Option<&str>, credentials: Option<&str>| {
+            auth.look(|asked| {
+                let value = if asked.eq_ignore_ascii_case("authorization") { credentials } else { key };
+                value.map(str::as_bytes)
+            })
+        };
+        let shop = Found::User(User { name: "shop".to_owned(), method: "key" });
+        let right = basic("anna", "secret");
+        if name == "Authorization" {
+            assert_eq!(found(None, Some("Bearer key")), shop);
+            assert_eq!(found(None, Some("Bearer other")), Found::Wrong { guessed: true });
+            assert!(matches!(found(None, Some(&right)), Found::Slow(attempt) if attempt.is_right()));
+            assert_eq!(found(None, Some("Basic x")), Found::Wrong { guessed: false });
+            continue;
+        }
+        assert_eq!(found(Some("key"), Some(&basic("anna", "wrong"))), shop);
+        for key in ["other", "", &"x".repeat(LONGEST + 1)] {
+            let other = found(Some(key), Some(&right));
+            assert!(matches!(other, Found::Slow(attempt) if attempt.is_right()), "{} bytes", key.len());
+        }
+        assert!(matches!(found(Some("other"), Some(&basic("anna", "wrong"))), Found::Slow(_)));
+        assert_eq!(found(Some("other"), Some("Basic x")), Found::Wrong { guessed: true });
+        assert_eq!(found(Some("other"), Some("Bearer x")), Found::Wrong { guessed: true });
+        assert_eq!(found(Some("other"), None), Found::Wrong { guessed: true });
+        assert_eq!(found(None, None), Found::Nothing);
+    }
+}
+
 #[test]
 fn keys_are_known_by_their_hashes() {
     // printf %s key-one | sha256sum
@@ -106,6 +140,7 @@ fn keys_are_known_by_their_hashes() {
     assert_eq!(look(&auth, "authorization", b"Bearer key-two"), Found::Nothing);
     let bearer = Auth { keys: auth.keys.clone().map(|(keys, _)| (keys, "Authorization".to_owned())), ..auth };
     assert_eq!(look(&bearer, "authorization", b"bearer key-two"), Found::User(user));
+    assert_eq!(look(&bearer, "authorization", b"bearer key-three"), Found::Wrong { guessed: true });
     for (text, line) in
         [("", 1), ("a", 1), (":00", 1), ("a:abc", 1), (&format!("a:{one}0"), 1), (&format!("a:{real}\nb:{real}"), 2)]
     {

@@ -59,6 +59,11 @@ app = "web"
 auth.keys = "{folder}/keys"
 
 [[routes]]
+match.path = "/either"
+app = "web"
+auth = { keys = "{folder}/keys", basic = "{folder}/users" }
+
+[[routes]]
 match.path = "/tokens"
 app = "web"
 auth.jwt = { keys = "{folder}/jwks", algorithms = ["HS256", "ES256"], audience = "shop", issuer = "us" }
@@ -174,6 +179,16 @@ fn keys_and_tokens_let_in(backend: &str) {
     for lines in ["", "X-API-Key: other\r\n", "Authorization: Bearer key-of-shop\r\n"] {
         assert_eq!(ask(&mut client, "/keys", lines).status, 401, "{lines}");
     }
+    // One that is right is enough, and none that is wrong beside it is a guess.
+    for _ in 0..12 {
+        let both = |key: &str, password: &str| format!("X-API-Key: {key}\r\n{}", basic("anna", password));
+        for (lines, method) in [(both("other", "secret"), "basic"), (both("key-of-shop", "wrong"), "key")] {
+            let answer = ask(&mut client, "/either", &lines);
+            let told = told(&answer, "x-auth-method");
+            assert_eq!((answer.status, told), (200, vec![format!("X-Auth-Method: {method}")]), "{lines}");
+        }
+    }
+    assert_eq!(ask(&mut client, "/either", &format!("X-API-Key: other\r\n{}", basic("anna", "wrong"))).status, 401);
     let header = Header { kid: Some("one".to_owned()), ..Header::new(Algorithm::HS256) };
     let good = token(&header, &[]);
     let bearer = |token: &str| format!("Authorization: Bearer {token}\r\n");
