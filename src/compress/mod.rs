@@ -97,7 +97,7 @@ impl Wish {
             let Some(tags) = leaves.joined(name).filter(|tags| tags.len() <= MOST_TAGS) else { continue };
             // An app's own tag that ends like ours may cost a 304, but must not let a change happen or fail.
             let beside = !is_read || name == "If-Match";
-            if let Some(value) = with_bare(&tags, codings, beside) {
+            if let Some(value) = with_bare(&tags, codings, beside, name == "If-None-Match") {
                 names.push(name);
                 lines.extend_from_slice(&[name.as_bytes(), b": ", &value, b"\r\n"].concat());
             }
@@ -272,21 +272,26 @@ fn coded_tag(tag: &[u8], coding: Coding) -> Option<Vec<u8>> {
     Some([b"\"", inside, b"-", coding.name().as_bytes(), b"\""].concat())
 }
 
-/// A list of entity tags in which strong ones with one of these codings behind them stand without it, and as they are `beside`;
-/// `None` where none has one.
-fn with_bare(list: &[u8], codings: &[Coding], beside: bool) -> Option<Vec<u8>> {
+/// A list of entity tags in which those with one of these codings behind them stand without it, and as they are `beside`; `None` where none
+/// has one. `weakly`: weak ones, too, for somebody in between may have made them so, and they are compared without that (RFC 9110 §13.1.2).
+fn with_bare(list: &[u8], codings: &[Coding], beside: bool, weakly: bool) -> Option<Vec<u8>> {
     let (mut value, mut found, mut rest) = (Vec::with_capacity(list.len()), false, list);
     // Quotes may not stand inside of tags, and commas may: so it is gone from quote to quote.
     while let Some(at) = memchr::memchr(b'"', rest) {
         let Some(end) = memchr::memchr(b'"', &rest[at + 1..]).map(|end| at + 1 + end) else { break };
         let inside = &rest[at + 1..end];
         let bare = |coding: &Coding| inside.strip_suffix(coding.name().as_bytes())?.strip_suffix(b"-");
-        let bare = codings.iter().find_map(bare).filter(|_| !rest[..at].ends_with(b"W/"));
+        let is_weak = rest[..at].ends_with(b"W/");
+        let bare = codings.iter().find_map(bare).filter(|_| weakly || !is_weak);
         value.extend_from_slice(&rest[..at]);
         if let Some(bare) = bare {
             found = true;
             value.extend_from_slice(&[b"\"", bare, b"\""].concat());
-            value.extend_from_slice(if beside { b", " } else { b"" });
+            value.extend_from_slice(match (beside, is_weak) {
+                (false, _) => b"",
+                (true, false) => b", ",
+                (true, true) => b", W/",
+            });
         }
         if bare.is_none() || beside {
             value.extend_from_slice(&rest[at..=end]);
