@@ -125,6 +125,11 @@ impl Wish {
                 names.push("ETag");
                 lines.extend_from_slice(&line);
             }
+        } else if response.status == 206 {
+            // Nothing becomes of it; but whoever keeps it must know when it is a part of what a request asks for (RFC 9110 §15.3.7).
+            if !self.whole_is_worth_it(&head) {
+                return Judged::default();
+            }
         } else if !self.is_worth_it(response, &head) {
             return Judged::default();
         } else if let Some(chosen) = self.coding {
@@ -181,7 +186,28 @@ impl Wish {
             && is_long
             && (!response.event_stream || self.settings.events)
             && self.has_type(head.values("content-type").next().unwrap_or_default())
-            && !head.has(&["content-encoding", "content-range"])
+            && !head.has(&["content-range"])
+            && self.may_be_coded(head)
+    }
+
+    /// Whether that of which an answer has a part, or several, is one of those.
+    fn whole_is_worth_it(&self, head: &Head<'_>) -> bool {
+        let length = |range: &[u8]| std::str::from_utf8(range).ok()?.rsplit_once('/')?.1.trim().parse().ok();
+        let is_long = head
+            .values("content-range")
+            .next()
+            .and_then(length)
+            .is_none_or(|length: u64| length >= self.settings.min.max(1));
+        let media_type = head.values("content-type").next().unwrap_or_default();
+        // Of what several parts are, nobody says anything here.
+        let has_type =
+            self.has_type(media_type) || media_type.to_ascii_lowercase().starts_with(b"multipart/byteranges");
+        is_long && has_type && self.may_be_coded(head)
+    }
+
+    /// Whether nothing that is said of an answer keeps it from being compressed.
+    fn may_be_coded(&self, head: &Head<'_>) -> bool {
+        !head.has(&["content-encoding"])
             && !head.lists("cache-control", b"no-transform")
             && (self.settings.personal || !head.has(&["set-cookie"]))
     }

@@ -104,10 +104,6 @@ fn what_is_not_worth_it_or_must_not_be_changed_is_left_alone() {
         ("200 OK\r\nContent-Type: TEXT/HTML\r\n", true),
         ("404 Not Found\r\nContent-Type: text/html\r\nContent-Length: 5000\r\n", true),
         ("500 Oh\r\nContent-Type: text/html\r\nContent-Length: 5000\r\n", true),
-        (
-            "206 Partial Content\r\nContent-Type: text/html\r\nContent-Length: 5000\r\nContent-Range: bytes 0-4999/9999\r\n",
-            false,
-        ),
         ("416 Range\r\nContent-Type: text/html\r\nContent-Length: 5000\r\nContent-Range: bytes */9999\r\n", false),
         ("204 No Content\r\nContent-Type: text/html\r\n", false),
         ("200 OK\r\nContent-Type: image/png\r\nContent-Length: 5000\r\n", false),
@@ -123,6 +119,24 @@ fn what_is_not_worth_it_or_must_not_be_changed_is_left_alone() {
         let (coding, lines) = judged(&wish, Method::Get, answer);
         assert_eq!(coding.is_some(), expected, "{answer}");
         assert_eq!(lines.contains("Vary"), expected, "{answer}");
+    }
+}
+
+#[test]
+fn a_part_varies_where_the_whole_does() {
+    let (wish, _) = wish(&settings(|_| ()), GET, ALL);
+    for (fields, expected) in [
+        ("Content-Type: text/html\r\nContent-Range: bytes 0-4999/9999\r\n", VARY),
+        ("Content-Type: text/html\r\nContent-Range: bytes 0-99/9999\r\n", VARY),
+        ("Content-Type: text/html\r\nContent-Range: bytes 0-99/*\r\n", VARY),
+        ("Content-Type: multipart/byteranges; boundary=a\r\n", VARY),
+        ("Content-Type: text/html\r\nContent-Range: bytes 0-99/511\r\n", ""),
+        ("Content-Type: image/png\r\nContent-Range: bytes 0-4999/9999\r\n", ""),
+        ("Content-Type: text/html\r\nContent-Range: bytes 0-9/9999\r\nContent-Encoding: gzip\r\n", ""),
+        ("Content-Type: text/html\r\nContent-Range: bytes 0-9/9999\r\nVary: Accept-Encoding\r\n", ""),
+    ] {
+        let answer = format!("206 Partial Content\r\n{fields}ETag: \"a\"\r\nContent-Length: 10\r\n");
+        assert_eq!(judged(&wish, Method::Get, &answer), (None, expected.to_owned()), "{fields}");
     }
 }
 
@@ -339,7 +353,9 @@ fn the_decision_is_the_one_of_the_table() {
         }
         let is_worth_it = shrinks && is_long && has_body && may_change;
         let mut changes = String::new();
-        if is_worth_it || status == 304 {
+        // What it is a part of is of no known length.
+        let is_part_of_such = status == 206 && shrinks && may_change;
+        if is_worth_it || status == 304 || is_part_of_such {
             changes += VARY;
         }
         if let Some(coding) = best.filter(|_| is_worth_it) {
