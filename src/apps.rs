@@ -283,8 +283,9 @@ impl Way {
         let response = Edits::showing(Edits::of_response(&fields), pages);
         let lines =
             response.as_ref().map_or_else(String::new, |edits| String::from_utf8_lossy(edits.lines()).into_owned());
+        let is_private = route.access.is_for_some() || !server.0.listening.front.allow.is_empty();
         let to = match &route.to {
-            Target::Files(files, index) => To::Files(id_of(apps.get(*index)), site(files)),
+            Target::Files(files, index) => To::Files(id_of(apps.get(*index)), site(files, is_private)),
             Target::App(index) => {
                 let app = apps.get(*index);
                 let files = app.and_then(|app| app.settings.instead.files.as_ref());
@@ -293,7 +294,7 @@ impl Way {
                     let content_type = "text/plain; charset=utf-8".to_owned();
                     fixed(&Respond { status: 200, body: body.clone(), content_type }, response.as_ref(), &lines)
                 });
-                files.map_or(To::App(id_of(app), direct), |files| To::Files(id_of(app), site(files)))
+                files.map_or(To::App(id_of(app), direct), |files| To::Files(id_of(app), site(files, is_private)))
             }
             Target::Hub(number) => match server.0.hubs.get(*number) {
                 Some(hub) => To::Hub(id_of(apps.first()), Arc::new(Served::new(hub, apps, metrics))),
@@ -309,7 +310,7 @@ impl Way {
         fields.remove.extend(told.iter().map(|name| (*name).to_owned()));
         let request = Edits::of_request(&fields, &route.rewrite);
         let guard = Guard::new(server, &route.access, &label, apps, metrics);
-        let sendfile = route.sendfile.as_ref().map(site);
+        let sendfile = route.sendfile.as_ref().map(|files| site(files, is_private));
         let of_app = match route.to {
             Target::App(index) => apps.get(index).map(|app| &app.settings.answering.compress),
             _ => None,
@@ -335,8 +336,9 @@ fn id_of(app: Option<&App>) -> AppId {
     app.map_or(AppId(u16::MAX), |app| app.id)
 }
 
-fn site(files: &Files) -> Arc<Site> {
-    Arc::new(Site::new(files))
+/// A place with files; `is_private`: not everybody may have them.
+fn site(files: &Files, is_private: bool) -> Arc<Site> {
+    Arc::new(if is_private { Site::private(files) } else { Site::new(files) })
 }
 
 /// A fixed answer with the fields that its route gives it.

@@ -47,6 +47,13 @@ pub struct Access {
     pub auth: Option<Auth>,
 }
 
+impl Access {
+    /// Whether it names who gets in, by addresses or by what they show.
+    pub fn is_for_some(&self) -> bool {
+        self.auth.is_some() || !self.allow.is_empty()
+    }
+}
+
 /// What is said of who gets in by a route.
 #[derive(Clone, Debug, Default)]
 pub struct AccessDraft {

@@ -39,13 +39,20 @@ pub struct Site {
     pub number: u32,
     /// What is configured of it.
     pub files: Files,
+    /// Not everybody may have what lies here, so that nobody keeps it for others.
+    is_private: bool,
 }
 
 impl Site {
     /// The place of those files.
     pub fn new(files: &Files) -> Site {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        Site { number: NEXT.fetch_add(1, Ordering::Relaxed), files: files.clone() }
+        Site { number: NEXT.fetch_add(1, Ordering::Relaxed), files: files.clone(), is_private: false }
+    }
+
+    /// The same where not everybody may have what lies there.
+    pub fn private(files: &Files) -> Site {
+        Site { is_private: true, ..Site::new(files) }
     }
 
     /// What a path, which routes were compared with, names here: beginning with a slash, and ending with one where it is a directory's;
@@ -81,7 +88,11 @@ impl Site {
     /// What `Cache-Control` says of that name; empty for nothing.
     pub fn cache(&self, name: &[u8]) -> &str {
         let forever = self.files.immutable.iter().any(|pattern| matches(pattern.as_bytes(), name));
-        if forever { "public, max-age=31536000, immutable" } else { &self.files.cache }
+        match (forever, self.is_private) {
+            (true, false) => "public, max-age=31536000, immutable",
+            (true, true) => "private, max-age=31536000, immutable",
+            (false, _) => &self.files.cache,
+        }
     }
 }
 
@@ -302,8 +313,10 @@ mod tests {
             assert_eq!(matches(pattern.as_bytes(), name.as_bytes()), expected, "{pattern} {name}");
         }
         let immutable = vec!["/assets/*".to_owned()];
-        let site = Site::new(&Files { immutable, cache: "no-cache".to_owned(), ..Files::default() });
-        assert_eq!(site.cache(b"/assets/x"), "public, max-age=31536000, immutable");
-        assert_eq!(site.cache(b"/x"), "no-cache");
+        let files = Files { immutable, cache: "no-cache".to_owned(), ..Files::default() };
+        for (site, whose) in [(Site::new(&files), "public"), (Site::private(&files), "private")] {
+            assert_eq!(site.cache(b"/assets/x"), format!("{whose}, max-age=31536000, immutable"));
+            assert_eq!(site.cache(b"/x"), "no-cache");
+        }
     }
 }

@@ -45,7 +45,7 @@ limits = "each"
 
 [[routes]]
 match.path = "/files/*"
-static = { root = "{folder}/files", prefix = "/files" }
+static = { root = "{folder}/files", prefix = "/files", immutable = ["/plan*"] }
 auth.basic = "{folder}/users"
 
 [[routes]]
@@ -147,8 +147,10 @@ fn a_password_lets_in_and_the_worker_learns_whose(backend: &str) {
         assert_eq!(ask(&mut client, path, "").status, 401, "{path}");
         assert_eq!(ask(&mut client, path, &right).text(), "for the staff", "{path}");
     }
+    let answer = ask(&mut client, "/files/plan.txt", &right);
+    assert_eq!(answer.field("Cache-Control"), Some("private, max-age=31536000, immutable"), "it is not for everybody");
     let counted = site.server.status();
-    assert_eq!((counted["auth_passed"].as_u64(), counted["auth_refused"].as_u64()), (Some(7), Some(11)));
+    assert_eq!((counted["auth_passed"].as_u64(), counted["auth_refused"].as_u64()), (Some(8), Some(11)));
     // One of them is for the file.
     assert_eq!(counted["helper_jobs"], 6, "what was right is remembered");
     // A client that has gone meanwhile leaves nothing behind.
