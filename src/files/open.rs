@@ -30,7 +30,8 @@ pub struct Opened {
     pub file: File,
     /// Its bytes, when it was opened.
     pub size: u64,
-    /// Its entity tag, strong, with its quotes: of its change's time, its size and its number in the file system.
+    /// Its entity tag, strong, with its quotes: of the times of its last change, that which may be set and that which may not, its size, and its
+    /// number in the file system. A file that is made anew may have the number, the size and the set time of the one before it.
     pub etag: Box<[u8]>,
     /// When it was last changed, in seconds since 1970, and never later than when it was opened.
     pub modified: u64,
@@ -137,7 +138,9 @@ fn open(root: &OwnedFd, name: &[u8]) -> nix::Result<Option<Opened>> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
     let modified = u64::try_from(metadata.mtime()).unwrap_or(0).min(now);
     let (size, number) = (metadata.len(), metadata.ino());
-    let etag = format!("\"{:x}.{:x}-{size:x}-{number:x}\"", metadata.mtime(), metadata.mtime_nsec());
+    let set = (metadata.mtime(), metadata.mtime_nsec());
+    let changed = (metadata.ctime(), metadata.ctime_nsec());
+    let etag = format!("\"{:x}.{:x}-{:x}.{:x}-{size:x}-{number:x}\"", set.0, set.1, changed.0, changed.1);
     Ok(Some(Opened { file, size, etag: etag.into_bytes().into(), modified, date: date(modified) }))
 }
 
@@ -291,5 +294,28 @@ mod tests {
         assert!(matches!(look(&gone, b"/"), Look::Unavailable));
         assert_eq!(read(&home.plain.file, 1, 2).unwrap(), b"ls");
         assert_eq!(read(&home.plain.file, 2, 100).unwrap(), b"se");
+    }
+
+    /// Of the same size, at the same place, and with the time of the one before it.
+    #[test]
+    fn a_file_that_was_given_another_ones_time_has_a_tag_of_its_own() {
+        let folder = folder();
+        let path = folder.path().join("root/index.html");
+        let site = Site::new(&Files { root: folder.path().join("root"), ..Files::default() });
+        let tag = || {
+            let Look::File(found) = look(&site, b"/index.html") else { panic!("it is there") };
+            found.plain.etag.clone()
+        };
+        let time = std::fs::metadata(&path).unwrap().modified().unwrap();
+        let (before, changed) = (tag(), std::fs::metadata(&path).unwrap());
+        // The clock of file systems goes in steps.
+        while (changed.ctime(), changed.ctime_nsec()) == {
+            let now = std::fs::metadata(&path).unwrap();
+            (now.ctime(), now.ctime_nsec())
+        } {
+            std::fs::write(&path, "emoh").unwrap();
+            std::fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
+        }
+        assert_ne!(tag(), before);
     }
 }
