@@ -255,7 +255,7 @@ fn whoever_comes_when_all_encoders_are_at_work_gets_it_plain(backend: &str) {
             incoming.send("3\r\nabc\r\n0\r\n\r\n");
         }
     });
-    let server = Server::before(backend, &worker.url, &["--compress=br", "--concurrency=100"]);
+    let server = Server::before(backend, &worker.url, &["--compress=on", "--concurrency=100"]);
     let held: Vec<Client> = (0..16)
         .map(|_| {
             let mut client = Client::of(&server);
@@ -269,6 +269,14 @@ fn whoever_comes_when_all_encoders_are_at_work_gets_it_plain(backend: &str) {
     assert_eq!((answer.field("content-encoding"), answer.text().as_str()), (None, "abc"));
     assert_eq!(answer.field("vary"), Some("Accept-Encoding"));
     assert_eq!(server.status()["compress_busy"], 1);
+    // Whoever takes another coding gets that.
+    for (accepts, coding) in
+        [("br, gzip;q=0.5", Some("gzip")), ("br, zstd;q=0.2, gzip;q=0", Some("zstd")), ("br, *;q=0", None)]
+    {
+        let answer = ask(&mut client, "/", &accepting(accepts));
+        assert_eq!((answer.field("content-encoding"), decoded(&answer)), (coding, b"abc".to_vec()), "{accepts}");
+    }
+    assert_eq!(server.status()["compress_busy"], 2);
     drop(held);
     until("an encoder is free again", || {
         ask(&mut client, "/", &accepting("br")).field("content-encoding") == Some("br")

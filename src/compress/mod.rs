@@ -55,6 +55,8 @@ pub struct Wish {
     settings: Arc<Compressing>,
     /// What its client gets where the answer is worth it.
     coding: Option<Coding>,
+    /// What it accepts.
+    accepts: Option<Vec<u8>>,
     /// Only the head is asked for.
     of_head: bool,
     /// The entity tags that its client has, as it named them.
@@ -81,13 +83,12 @@ impl Wish {
         fields: &Fields,
         edits: Option<&Edits>,
     ) -> Wish {
-        let offered: Vec<(Coding, u64)> =
-            settings.codings.iter().flatten().zip(0..).map(|(coding, place)| (*coding, place)).collect();
         let came = Head { input, fields, edits: None };
         let bars = request.version == Version::Http10
             || came.lists("cache-control", b"no-transform")
             || (!settings.personal && came.has(&["authorization", "cookie"]));
-        let coding = if bars { None } else { choose(came.joined("accept-encoding").as_deref(), &offered) };
+        let accepts = came.joined("accept-encoding").filter(|_| !bars);
+        let coding = choose(accepts.as_deref(), &offered(settings, &[]));
         let is_read = matches!(request.method, Method::Get | Method::Head);
         // What only reads has one representation; what changes something may name whichever its client has seen.
         let codings = if is_read { coding.as_slice() } else { settings.codings.as_deref().unwrap_or_default() };
@@ -107,7 +108,7 @@ impl Wish {
         }
         let edits = (!names.is_empty()).then(|| Edits::and(edits, &names, &lines));
         let of_head = request.method == Method::Head;
-        Wish { settings: settings.clone(), coding, of_head, known: known.into(), edits }
+        Wish { settings: settings.clone(), coding, accepts, of_head, known: known.into(), edits }
     }
 
     /// What becomes of the request's fields, where that is not what its route says.
@@ -146,9 +147,10 @@ impl Wish {
         Judged { coding, edits: changes.then(|| Edits::and(edits, &names, &lines)) }
     }
 
-    /// The same, of a client that takes no coding.
-    pub fn refused(self) -> Wish {
-        Wish { coding: None, ..self }
+    /// The same, of a client that takes none of these codings.
+    #[cold]
+    pub fn without(self, codings: &[Coding]) -> Wish {
+        Wish { coding: choose(self.accepts.as_deref(), &offered(&self.settings, codings)), ..self }
     }
 
     /// The line of the tag in a 304, where it is not the app's: the tag of what the client has. Where it has named none, nobody knows whether what it
@@ -230,6 +232,12 @@ impl Wish {
             self.settings.types.iter().any(|known| is(known))
         }
     }
+}
+
+/// The codings that a route has besides those, each with its place.
+fn offered(settings: &Compressing, besides: &[Coding]) -> Vec<(Coding, u64)> {
+    let codings = settings.codings.iter().flatten().copied().zip(0..);
+    codings.filter(|(coding, _)| !besides.contains(coding)).collect()
 }
 
 /// A line of so many bytes in its value, so that the length of a head says nothing exact of the body behind it.

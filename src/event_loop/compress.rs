@@ -55,18 +55,23 @@ impl<B: Backend> Loop<B> {
     #[cold]
     pub fn begin_coding(&mut self, key: Key, input: &[u8], response: &Response) -> Response {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return *response };
-        let Some(Coded::Wish(wish)) = exchange.answer.coded.take().map(|coded| *coded) else { return *response };
+        let Some(Coded::Wish(mut wish)) = exchange.answer.coded.take().map(|coded| *coded) else { return *response };
         let edits = exchange.answer.edits.take();
-        let mut judged = wish.judge(input, response, &self.heads.fields, edits.as_deref());
         let jitter = u64::from(wish.settings().jitter);
-        let mut encoder = None;
-        if let Some(coding) = judged.coding {
-            encoder = self.apps.contexts.encoder(coding, wish.settings(), response.framing.length());
-            if encoder.is_none() {
-                // As if its client took none.
-                self.counters.compress_busy.add(1);
-                judged = wish.refused().judge(input, response, &self.heads.fields, edits.as_deref());
+        let mut busy = Vec::new();
+        let (judged, encoder) = loop {
+            let judged = wish.judge(input, response, &self.heads.fields, edits.as_deref());
+            let Some(coding) = judged.coding else { break (judged, None) };
+            let encoder = self.apps.contexts.encoder(coding, wish.settings(), response.framing.length());
+            if encoder.is_some() {
+                break (judged, encoder);
             }
+            // As if its client did not take that one.
+            busy.push(coding);
+            wish = wish.without(&busy);
+        };
+        if encoder.is_none() && !busy.is_empty() {
+            self.counters.compress_busy.add(1);
         }
         let mut edits = judged.edits.map(Into::into).or(edits);
         if let Some(encoder) = &encoder {
